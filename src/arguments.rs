@@ -14,6 +14,8 @@ use clap::builder::{BoolishValueParser, ValueParser};
 use clap::{Arg, ArgAction, Command};
 use reel_train::options::names;
 
+use crate::fail::bad_usage;
+
 /// Joins an option and a negative number that follows it: `--fps -1e-6` becomes `--fps=-1e-6`. The parser would take
 /// the number for an option. Nothing is changed after `--`.
 pub fn join_negative_numbers(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -35,6 +37,20 @@ pub fn join_negative_numbers(words: impl Iterator<Item = OsString>) -> Vec<OsStr
         }
     }
     joined
+}
+
+/// Refuses words that are not UTF-8. Results in JSON, records of runs and files of messages name paths as text, so a
+/// path of other bytes could not be written there.
+pub fn refuse_other_encodings(words: &[OsString]) -> anyhow::Result<()> {
+    let Some(at) = words.iter().position(|word| word.to_str().is_none()) else { return Ok(()) };
+    let text = words[at].to_string_lossy();
+    let option = match (text.split_once('='), at.checked_sub(1).and_then(|before| words[before].to_str())) {
+        (Some((option, _)), _) if option.starts_with("--") => option.to_string(),
+        (_, Some(before)) if before.starts_with("--") && !before.contains('=') => before.to_string(),
+        _ => format!("argument {at}"),
+    };
+    let bytes = words[at].as_encoded_bytes().escape_ascii().to_string();
+    Err(bad_usage(&option, format!("is {bytes}, which is not UTF-8"), "rename the file or folder"))
 }
 
 /// Returns the parser with these changes.
@@ -284,6 +300,21 @@ mod tests {
         ] {
             assert_eq!(joined(line), wanted);
         }
+    }
+
+    #[test]
+    fn a_word_that_is_not_utf8_is_refused_by_the_name_of_its_option() {
+        use std::os::unix::ffi::OsStringExt;
+        let refused = |words: &[&[u8]]| {
+            let words: Vec<OsString> = words.iter().map(|word| OsString::from_vec(word.to_vec())).collect();
+            refuse_other_encodings(&words).map_err(|e| e.to_string())
+        };
+        let text = "is k\\xff, which is not UTF-8; rename the file or folder";
+        assert_eq!(refused(&[b"reel", b"init", b"--out", b"k\xff"]), Err(format!("--out: {text}")));
+        assert_eq!(refused(&[b"reel", b"report", b"k\xff"]), Err(format!("argument 2: {text}")));
+        let joined = refused(&[b"reel", b"init", b"--out=k\xff"]).unwrap_err();
+        assert!(joined.starts_with("--out: is --out=k\\xff, which is not UTF-8"), "{joined}");
+        assert_eq!(refused(&[b"reel", "ü".as_bytes()]), Ok(()));
     }
 
     #[test]

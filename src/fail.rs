@@ -5,11 +5,13 @@ use std::io::{self, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use reel_diagnostic::{Diagnostic, escape_controls, panic_is_caught, redact_urls};
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
+use reel_model::ModelError;
 use reel_train::TrainError;
 use reel_train::options::names;
 
@@ -76,6 +78,7 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
         }
     }
     let wrong_options = e.is::<UsageError>()
+        || e.downcast_ref::<ModelError>().is_some_and(ModelError::is_usage_error)
         || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
         || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
         || e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error);
@@ -86,9 +89,8 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
 /// 0.
 pub fn print_usage_error(e: &clap::Error, parser: &Command) -> ExitCode {
     if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        // Ignore a failure to print: it only means that the reader has closed the pipe.
-        let _ = e.print();
-        return ExitCode::SUCCESS;
+        let printed = e.print().context("stdout: cannot be written; check where it is redirected to");
+        return ExitCode::from(print_error_and_exit_code(printed, false));
     }
     if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let _ = e.print();
@@ -145,6 +147,37 @@ fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item = Str
             Some(ContextValue::Strings(missing)) => Some(missing_arguments_line(missing, &path)),
             _ => None,
         },
+        ErrorKind::ArgumentConflict if !argument.is_empty() => {
+            let other = match e.get(ContextKind::PriorArg) {
+                Some(ContextValue::String(other)) => option_name(other).to_string(),
+                Some(ContextValue::Strings(others)) => {
+                    others.iter().map(|other| option_name(other)).collect::<Vec<_>>().join(", ")
+                }
+                _ => return joined_paragraphs(e),
+            };
+            let name = option_name(argument);
+            Some(match other == name {
+                true => format!("{name}: is given more than once; give it once"),
+                false => format!("{name}: cannot be used with {other}; remove one of them"),
+            })
+        }
+        ErrorKind::WrongNumberOfValues | ErrorKind::TooFewValues => {
+            let number = |kind| match e.get(kind) {
+                Some(ContextValue::Number(number)) => *number,
+                _ => 0,
+            };
+            let least = number(ContextKind::ExpectedNumValues).max(number(ContextKind::MinValues));
+            let given = number(ContextKind::ActualNumValues);
+            let name = option_name(argument);
+            Some(format!("{name}: has {given} of {least} values; give {least} after it (see '{path} --help')"))
+        }
+        ErrorKind::TooManyValues => {
+            Some(format!("{}: has the value {value:?}, and takes none; remove it", option_name(argument)))
+        }
+        ErrorKind::MissingSubcommand => {
+            let names: Vec<&str> = command.get_subcommands().map(Command::get_name).filter(|n| *n != "help").collect();
+            Some(format!("{path}: needs the name of a command; give one of {}", names.join(", ")))
+        }
         ErrorKind::ValueValidation => {
             let reason = std::error::Error::source(e).map(ToString::to_string).unwrap_or_default();
             let (what, help) = invalid_value_text(number_kind_of(command, option_name(argument)), value, &reason);
@@ -242,7 +275,9 @@ fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (S
             let range = range.replace("..=", " to ");
             // A range without an end is printed with the largest number of its type.
             let ends = ["..".to_string(), format!("..{}", i64::MAX), format!(" to {}", u32::MAX)];
-            let help = match ends.iter().find_map(|end| range.strip_suffix(end)) {
+            let largest = range.rsplit_once(['.', ' ']).and_then(|(_, end)| end.parse::<f64>().ok());
+            let is_above = number.zip(largest).is_some_and(|(number, largest)| number > largest);
+            let help = match ends.iter().find_map(|end| range.strip_suffix(end)).filter(|_| !is_above) {
                 Some(least) => format!("give {least} or more"),
                 None => format!("give {range}"),
             };

@@ -50,6 +50,11 @@ impl FramesArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let profile = self.media.profile(MediaProfile::Qwen)?;
         match (&self.video, self.total_frames, self.video_fps) {
+            (None, Some(_), Some(_)) if self.out.is_some() => Err(bad_usage(
+                "--out",
+                "is for the frames of a video, and none is given",
+                "give --video FILE, or remove it",
+            )),
             (None, Some(total), Some(fps)) => {
                 // This form shows the rules of qwen-vl-utils for any limits, so the limits are not checked beforehand.
                 let overrides = self.media.unchecked_overrides();

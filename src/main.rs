@@ -72,6 +72,9 @@ fn main() -> ExitCode {
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());
+    if let Err(e) = arguments::refuse_other_encodings(&words) {
+        return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
+    }
     let parsed = cli::command().try_get_matches_from(words).and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
     let (mut cli, matches) = match parsed {
         Ok(parsed) => parsed,

@@ -105,6 +105,9 @@ impl ModelFlags {
 /// Returns the folder of a MODEL argument: a path, or a Hugging Face id, which is looked up in the hub cache and
 /// downloaded if it is not there.
 pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
+    if model.is_empty() {
+        return Err(bad_usage("--model", "is empty", "give a model folder, or a Hugging Face model id"));
+    }
     if is_adapter_folder(Path::new(model)) {
         return Err(failed(
             model,
@@ -162,8 +165,9 @@ impl MessageFlags {
         match &self.messages {
             Some(_) => self.encode(model, adapter, common),
             None => {
-                // The user typed the file or the address, so no flag is needed to read it.
-                let access = MediaAccess { remote: RemoteMedia::Public, confined_to: None };
+                // The user typed the file or the address, so no flag is needed to read it; but --confine-media holds.
+                let root = self.media_root.as_deref().unwrap_or(Path::new(""));
+                let access = MediaAccess { remote: RemoteMedia::Public, ..self.access.media_access(root) };
                 self.encode_conversation(model, adapter, access, common, || {
                     Ok((question.conversation(self.media_root.as_deref()), RequestSettings::default()))
                 })

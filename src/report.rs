@@ -74,6 +74,7 @@ impl ReportArgs {
             ("--against", self.against.is_some(), "give training runs one after the other"),
             ("--benchmark", self.benchmark.is_some(), "remove it"),
             ("--media-root", self.media_root.is_some(), "remove it"),
+            ("--frames-mib", self.page.is_given(), "remove it"),
         ];
         if let Some((option, _, help)) = options.into_iter().find(|(_, given, _)| *given) {
             return Err(bad_usage(option, "has an effect for folders of reel eval only", help));

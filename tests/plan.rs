@@ -46,8 +46,8 @@ fn launches_of_a_7b_step(checkpointing: &str, forward: f64, most: f64) {
     for name in ["sum_squares", "clip", "adamw_bf16_moments_bf16"] {
         assert_eq!(launches(&|op| op == name), 1.0, "{name}");
     }
-    // Only gradients that few rows are added to begin with zeros: of the embeddings, and in the last layer, which goes on
-    // with the learned rows, of the residual and of attention.
+    // Only gradients that few rows are added to begin with zeros: of the embeddings, and in the last layer, which goes
+    // on with the learned rows, of the residual and of attention.
     assert_eq!(launches(&|op| op.starts_with("fill")), 3.0);
     assert_eq!(launches(&|op| op.starts_with("accumulate")), 0.0);
     // The decoder's 28 layers and the 32 blocks of the vision tower rotate queries and keys in one launch in each

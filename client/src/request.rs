@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-/// Bound of the tokens that a chat template adds: its own texts, and the marks around each message.
-const TEMPLATE_TOKENS: u64 = 64;
-const MESSAGE_TOKENS: u64 = 16;
+/// Bound of the tokens that a chat template adds: its own texts, and the marks around each of the messages.
+pub const fn template_tokens(messages: u64) -> u64 {
+    64 + 16 * messages
+}
+
 /// Bytes of a token on average, for the token rate limit.
 const BYTES_PER_TOKEN: u64 = 4;
 
@@ -63,7 +65,7 @@ impl PromptSize {
     }
 
     fn fixed(&self, image_tokens: u32) -> u64 {
-        TEMPLATE_TOKENS + self.messages * MESSAGE_TOKENS + self.images * u64::from(image_tokens)
+        template_tokens(self.messages) + self.images * u64::from(image_tokens)
     }
 }
 

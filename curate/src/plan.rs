@@ -1,13 +1,13 @@
 //! What a stage would send: the number of its requests, and the most that they can cost if each is answered at once.
 
-use reel_client::Prices;
+use reel_client::{Prices, template_tokens};
 use serde::Serialize;
 
 use crate::curation::Curation;
 use crate::recipe::StageName;
 
-/// The tokens that a chat template adds to a request at most.
-const TEMPLATE_TOKENS: u64 = 96;
+/// Messages of a request: the system's and the user's.
+const MESSAGES: u64 = 2;
 
 /// The requests of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -41,7 +41,7 @@ pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_
             (_, true) => (u64::from(options.frames.max_frames), 24 * u64::from(options.frames.max_frames)),
             (_, false) => (1, 0),
         };
-        let texts = (text + prompt.system.len()) as u64 + time_lines + TEMPLATE_TOKENS;
+        let texts = (text + prompt.system.len()) as u64 + time_lines + template_tokens(MESSAGES);
         prompt_tokens += texts + frames * u64::from(image_tokens) + before;
     }
     let completion_tokens = tasks.len() as u64 * u64::from(prompt.max_tokens);

@@ -26,6 +26,9 @@ pub enum ModelError {
     /// Prepared inputs (`--inputs`) contradict each other or the model.
     #[error(transparent)]
     Inputs(Diagnostic),
+    /// An option of the command line has a value that does not fit the others.
+    #[error(transparent)]
+    Option(Diagnostic),
     /// A hub id could not be resolved.
     #[error(transparent)]
     Hub(Diagnostic),
@@ -62,9 +65,15 @@ constructors! {
     messages => Messages,
     inputs => Inputs,
     hub => Hub,
+    option => Option,
 }
 
 impl ModelError {
+    /// Whether the command line is wrong.
+    pub fn is_usage_error(&self) -> bool {
+        matches!(self, Self::Option(_))
+    }
+
     /// An [`ModelError::Io`] for a file or folder that could not be read.
     pub(crate) fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
         Self::Io(Diagnostic::cannot_read(path, &source))
@@ -79,7 +88,8 @@ impl ModelError {
     /// ([`Diagnostic::at`]).
     pub fn into_diagnostic(self) -> Diagnostic {
         match self {
-            Self::Config(d)
+            Self::Option(d)
+            | Self::Config(d)
             | Self::Weights(d)
             | Self::Tokenizer(d)
             | Self::Template(d)

@@ -49,8 +49,9 @@ pub struct BenchArgs {
     /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed
     /// seed). B is faster or slower if three conditions hold: an exact two-sided permutation test of the rank sums of
     /// the round times has p < 0.01, the interval does not contain 1, and the medians differ by more than 1 %.
-    /// Otherwise: no difference. At least five rounds each are needed. All rounds of one run share the state of the
-    /// machine (clocks, temperature), for which the test cannot correct: for small differences compare several runs.
+    /// Otherwise: no difference. With fewer than five rounds each, or 7 and 4, the test cannot reach that level. All
+    /// rounds of one run share the state of the machine (clocks, temperature), for which the test cannot correct: for
+    /// small differences compare several runs.
     #[arg(long, value_names = ["A.json", "B.json"], num_args = 2)]
     compare: Option<Vec<PathBuf>>,
 }
@@ -81,6 +82,22 @@ enum What {
     /// `planned_peak_bytes` is the peak memory that `reel plan` gives.
     Train(TrainArgs),
     /// One kernel, the kernels of a folder, matrix products, or the output layer, on cpu or cuda
+    ///
+    /// Each is timed by itself, at the size of `reel kernels list` or at your own.
+    ///
+    /// NAME is a kernel of `reel kernels list`, or a folder of kernels; `matmul` for the products of a linear layer,
+    /// forward and both gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …); `linear_log_prob_fused` or
+    /// `linear_log_prob_products` for the output layer with log-probabilities as training runs it, forward and
+    /// backward, by the fused kernel that stores no logits or by tiled matrix products.
+    ///
+    /// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context,
+    /// heads, kv_heads, head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two
+    /// backends tokens, hidden, vocab; log_prob rows, vocab; skinny batch, n, k; adamw count. attention also has seqs
+    /// (the tokens are divided into sequences of equal length) and prefix (1: each sequence but the first sees the
+    /// first one).
+    ///
+    /// On cuda, if NVIDIA's ncu is installed, the last column names the counter that explains the time: of DRAM, L2,
+    /// L1, the arithmetic units and the issue slots the one that was busiest, by its share of the highest rate.
     Op(OpArgs),
     /// A running server with OpenAI's API: requests/s, tokens/s and latency under load
     ///
@@ -220,20 +237,6 @@ struct TrainArgs {
     optim: Optim,
 }
 
-/// Time a kernel, a matrix product or an op by itself, at the size of `reel kernels list` or at your own.
-///
-/// NAME is a kernel of `reel kernels list`, or a folder of kernels; `matmul` for the products of a linear layer,
-/// forward and both gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …); `linear_log_prob_fused` or
-/// `linear_log_prob_products` for the output layer with log-probabilities as training runs it, forward and backward, by
-/// the fused kernel that stores no logits or by tiled matrix products.
-///
-/// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context,
-/// heads, kv_heads, head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two
-/// backends tokens, hidden, vocab; log_prob rows, vocab; skinny batch, n, k; adamw count. attention also has seqs (the
-/// tokens are divided into sequences of equal length) and prefix (1: each sequence but the first sees the first one).
-///
-/// On cuda, if NVIDIA's ncu is installed, the last column names the counter that explains the time: of DRAM, L2, L1,
-/// the arithmetic units and the issue slots the one that was busiest, by its share of the highest rate.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -415,8 +418,8 @@ fn frame_size(text: &str) -> Result<(u16, u16), String> {
 }
 
 fn size(text: &str) -> Result<(String, u64), String> {
-    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE, such as tokens=4096")?;
-    let value = value.parse().map_err(|_| format!("{value:?} is not a whole number"))?;
+    let (key, value) = text.split_once('=').ok_or("give KEY=NUMBER, such as tokens=4096")?;
+    let value = value.parse().map_err(|_| format!("give a whole number after {key}=, such as {key}=4096"))?;
     Ok((key.to_string(), value))
 }
 

@@ -29,12 +29,20 @@ const ROUNDING: f64 = 1e-6;
 /// Options for the frames in the page of an evaluation.
 #[derive(Args, Clone, Debug)]
 pub struct PageFlags {
-    /// Maximum MiB of frames in the page (report.html), those of wrong answers first; 0 leaves them out
-    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u64).range(0..=1024))]
-    frames_mib: u64,
+    /// Maximum MiB of frames in the page (report.html), those of wrong answers first; 0 leaves them out [default: 16]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(0..=1024))]
+    frames_mib: Option<u64>,
 }
 
+/// MiB of frames in a page without `--frames-mib`.
+const DEFAULT_FRAMES_MIB: u64 = 16;
+
 impl PageFlags {
+    /// Whether one of these options is given.
+    pub fn is_given(&self) -> bool {
+        self.frames_mib.is_some()
+    }
+
     /// Where the frames come from. `media_root` replaces the folder that the settings of the run record.
     pub fn frame_source(
         &self,
@@ -47,7 +55,8 @@ impl PageFlags {
         let decoders = threads.clamp(1, MAX_DECODERS);
         decoder.threads = (threads / decoders).max(1);
         let media_root = media_root.map(Path::to_path_buf);
-        Ok(FrameSource { media_root, decoder, threads: decoders, max_bytes: (self.frames_mib as usize) << 20 })
+        let frames_mib = self.frames_mib.unwrap_or(DEFAULT_FRAMES_MIB);
+        Ok(FrameSource { media_root, decoder, threads: decoders, max_bytes: (frames_mib as usize) << 20 })
     }
 }
 

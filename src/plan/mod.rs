@@ -142,6 +142,9 @@ impl PlanArgs {
 impl Sizes {
     fn machine(&self, common: &CommonOptions) -> Result<MachineSpec> {
         match &self.gpu {
+            Some(_) if common.device.as_deref().is_some_and(|device| !device.starts_with("cuda")) => {
+                Err(bad_usage("--gpu", "is another machine than --device names", "give one of the two"))
+            }
             Some(name) => Ok(MachineSpec::gpu_by_name(name)?),
             None => match common.device()? {
                 common::DeviceName::Cpu => Ok(MachineSpec::this_cpu(common.threads()?)),
@@ -251,6 +254,13 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let model = Some(options.model.as_str());
         let (config, files, name) = sizes.config(model, common)?;
         let (plan, rows) = match sizes.tokens {
+            Some(_) if !options.data.as_os_str().is_empty() => {
+                return Err(bad_usage(
+                    "--tokens",
+                    "is the size of every row, and --data has rows",
+                    "give one of the two",
+                ));
+            }
             Some(tokens) => {
                 let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
                 let patches = sizes.vision_patches;
@@ -343,8 +353,16 @@ impl PlanGenerateArgs {
         let dtype = self.sizes.dtype(common);
         let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
         let tokens = self.sizes.prompt_tokens()?;
+        let positions = config.text.max_position_embeddings;
+        if tokens > positions {
+            let what = format!("is {tokens}, more than the model's {positions} positions");
+            return Err(bad_usage("--tokens", what, "lower it"));
+        }
         // Device `dry` runs one forward pass per token.
-        refuse_new_tokens(self.max_new_tokens, &config)?;
+        let new_tokens = self.max_new_tokens;
+        if new_tokens > 0 {
+            refuse_new_tokens(new_tokens, &config)?;
+        }
         generate::refuse_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
@@ -356,25 +374,22 @@ impl PlanGenerateArgs {
             Ok(device.profiler().totals()?)
         };
         let prefill = count(1)?;
-        let mut decode = count(self.max_new_tokens)?;
+        let mut decode = count(new_tokens)?;
         plan::subtract_costs(&mut decode, &prefill);
         // The first token of a completion comes from the prompt. Step i of the others reads the keys of the prompt and
         // of i tokens.
-        let (steps, prompt) = (self.max_new_tokens as f64 - 1.0, tokens as f64);
+        let (steps, prompt) = (new_tokens.max(1) as f64 - 1.0, tokens as f64);
         let keys = self.n as f64 * steps * (prompt + (steps + 1.0) / 2.0);
         count_keys(&mut decode, &config.text, dtype, keys);
         Ok(DryRunCounts {
             command: "generate",
-            subject: format!(
-                "{name}, a prompt of {tokens} tokens, {} completions of {} tokens",
-                self.n, self.max_new_tokens
-            ),
+            subject: format!("{name}, a prompt of {tokens} tokens, {} completions of {} tokens", self.n, new_tokens),
             dtype,
             memory: device.memory(),
             phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
             units: 1,
             unit: "call",
-            tokens: (tokens + self.n * self.max_new_tokens) as u64,
+            tokens: (tokens + self.n * new_tokens) as u64,
             checkpoint: None,
         })
     }

@@ -44,7 +44,8 @@ impl KernelFolder {
     /// Returns the documentation at the head of `mod.rs`: what the kernels compute.
     pub fn documentation(&self) -> String {
         let lines = self.module.lines().map_while(|l| l.strip_prefix("//!"));
-        lines.map(|l| l.strip_prefix(' ').unwrap_or(l)).collect::<Vec<_>>().join("\n")
+        let text = lines.map(|l| l.strip_prefix(' ').unwrap_or(l)).collect::<Vec<_>>().join("\n");
+        without_links(&text)
     }
 
     /// Returns an example call of each kernel of the folder.
@@ -65,6 +66,11 @@ impl KernelFolder {
             if sizes.has_given_sizes() { sizes.to_text().into() } else { size.into() }
         }))
     }
+}
+
+/// Replaces rustdoc's links, such as [`crate::rms_norm`], by the names of the items.
+fn without_links(text: &str) -> String {
+    text.replace("[`crate::", "`").replace("[`", "`").replace("`]", "`")
 }
 
 fn kernel_calls(calls: LabeledLaunches, size: impl Fn(&'static str) -> Cow<'static, str>) -> Vec<ExampleCall> {

@@ -14,12 +14,12 @@
 //! H100, which is summed as 2 runs (16 runs if there are at most 512 columns, one beyond 4096). The sums of the blocks
 //! are added in eight interleaved sums (sum i adds the blocks i, i + 8, …), which are then added up.
 //!
-//! Numerics: T(x · rstd), the sum, y and dx each round to T once. In between all is f32. Sums are of runs of up to
-//! 256 terms, of which 132 are added up. The mean is accurate to 2 units in the last place (`div.full.f32`), the root
-//! to 2^−22.9 (`rsqrt.approx.f32`). In the backward kernel, `g`, its products with x, `rstd³ · mean`, and both
-//! products and the difference of dx round once each, dw once per row. The error of a root applies to its whole row,
-//! and dx is the rest of g after its part along x is subtracted. Tolerance as a multiple of the error of one
-//! rounding: f32 12, dw 10, bf16 2.5.
+//! Numerics: T(x · rstd), the sum, y and dx each round to T once. In between all is f32. A
+//! column sum of dw adds up to 256 rows per CUDA block, then the sums of up to 132 blocks. The mean is accurate to 2
+//! units in the last place (`div.full.f32`), the root to 2^−22.9 (`rsqrt.approx.f32`). In the backward kernel, `g`, its
+//! products with x, `rstd³ · mean`, and both products and the difference of dx round once each, dw once per row. The
+//! error of a root applies to its whole row, and dx is the rest of g after its part along x is subtracted. Tolerance as
+//! a multiple of the error of one rounding: f32 12, dw 10, bf16 2.5.
 //!
 //! Memory-bound: one read and one write of `rows · cols` forward, two reads and a write backward. In CUDA a thread
 //! keeps 16 columns in registers. For columns beyond 8192, x and dy are read twice, dw passes through the workspace

@@ -90,12 +90,13 @@ fn count_outside_the_limits_is_reported_as_given() {
         (MediaProfile::Qwen, 40, with(42), "is 42, but must be between 2 and 40"),
         (MediaProfile::Qwen, 3, with(3), "is 3, which is rounded to 4, but must be between 2 and 3"),
         (MediaProfile::Uniform16, 40, with(-1), "is -1, but must be between 1 and"),
-        (MediaProfile::Qwen, 1, MediaOverrides::default(), "is 0, but must be between 2 and 1"),
     ];
     for (profile, total, overrides, what) in cases {
         let error = select_frames(total, 25.0, profile, &overrides).unwrap_err().to_string();
         assert!(error.starts_with(&format!("nframes: {what}")), "{error}");
     }
+    let short = select_frames(1, 25.0, MediaProfile::Qwen, &MediaOverrides::default()).unwrap_err().to_string();
+    assert!(short.starts_with("video: has too few frames to choose from: 1, and at least 2 are needed; "), "{short}");
 }
 
 #[test]

@@ -78,8 +78,16 @@ struct Hub {
 impl Hub {
     fn from_environment() -> Self {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let path = |name: &str| variable(name).map(PathBuf::from);
-        let home = || path("HOME").unwrap_or_else(|| PathBuf::from("."));
+        let home = || variable("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
+        // Hugging Face's own library expands ~, too.
+        let path = |name: &str| {
+            variable(name).map(|value| {
+                match value.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+                    Some(rest) => home().join(rest.trim_start_matches('/')),
+                    None => PathBuf::from(value),
+                }
+            })
+        };
         let hub_home = || {
             let cache = || path("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache")).join("huggingface");
             path("HF_HOME").unwrap_or_else(cache)

@@ -58,12 +58,7 @@ pub(crate) const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
-    let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
-    if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
-        let what =
-            format!("{vocab} is too small for this preset's tokenizer, whose ids go up to {}", tokenizer.end - 1);
-        return Err(ModelError::config("--vocab", what, format!("use at least {}", tokenizer.end)));
-    }
+    let config = config_json(options, &tokenizer)?;
     let parsed = ModelConfig::parse(&out.join("config.json").display().to_string(), &config.to_string())?;
     let tensors: Vec<TensorSpec> =
         expected_tensors(&parsed).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
@@ -75,8 +70,7 @@ pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
 /// Writes the model folder of [`init`] without its weights, which is enough to read and encode training data.
 pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
-    let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
-    let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
+    let config = config_json(options, &tokenizer)?;
     make_empty(out)?;
     small_files(&config, &tokenizer)
         .into_iter()
@@ -86,8 +80,7 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
 /// The config that [`init`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
-    let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
-    let config = options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end);
+    let config = config_json(options, &tokenizer)?;
     ModelConfig::parse("--preset", &config.to_string())
 }
 
@@ -125,6 +118,20 @@ fn make_empty(out: &Path) -> Result<()> {
             Err(ModelError::config(out.display().to_string(), "is not empty", help))
         }
     }
+}
+
+/// The content of config.json.
+///
+/// # Errors
+/// The vocabulary is smaller than that of the tokenizer.
+fn config_json(options: &InitOptions, tokenizer: &SmallTokenizer) -> Result<Value> {
+    let dtype = options.dtype.unwrap_or(options.preset.default_dtype());
+    if let Some(vocab) = options.vocab.filter(|&vocab| vocab < tokenizer.end as usize) {
+        let what =
+            format!("{vocab} is too small for this preset's tokenizer, whose ids go up to {}", tokenizer.end - 1);
+        return Err(ModelError::option("--vocab", what, format!("use at least {}", tokenizer.end)));
+    }
+    Ok(options.preset.config_json(options.layers, options.vocab, dtype, &tokenizer.added, tokenizer.end))
 }
 
 fn small_files(config: &Value, tokenizer: &SmallTokenizer) -> Vec<(&'static str, String)> {

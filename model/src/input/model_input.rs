@@ -241,6 +241,11 @@ impl ModelInput {
             frame_indices: file.ints("frame_indices")?.map_or(Vec::new(), |(_, values)| values),
             ..Self::default()
         };
+        if let Some(seconds) = tokens.second_per_grid_ts.iter().find(|seconds| !(0.0..f32::INFINITY).contains(*seconds))
+        {
+            let what = format!("has {seconds}, expected seconds of 0 or more");
+            return Err(ModelError::inputs(format!("{location}: second_per_grid_ts"), what, HELP));
+        }
         match file.ints("position_ids")? {
             None => tokens.compute_positions(config, &location)?,
             Some((shape, positions)) => tokens.set_positions(&file, &shape, &positions)?,

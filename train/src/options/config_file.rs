@@ -1,11 +1,13 @@
 //! `--config FILE`: a file with any options of a command, under the names of their flags, in TOML, YAML or JSON. Flags
 //! on the command line override it.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::Path;
 
 use reel_diagnostic::input;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::names;
@@ -206,17 +208,51 @@ fn toml_options(path: &str, text: &str) -> Result<Options> {
         let line = e.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         not_of_format(path, Some(line), "TOML", e.message(), "write one option per line: name = value")
     })?;
-    let json = |value: toml::Value| serde_json::to_value(value).map_err(|e| defect(path, e.to_string()));
-    table.into_iter().map(|(key, value)| Ok((key, json(value)?))).collect()
+    // JSON has no such numbers: they would become null, which stands for an option that is not set.
+    let is_finite = |value: &toml::Value| value.as_float().is_none_or(f64::is_finite);
+    let json = |key: &str, value: toml::Value| {
+        let all_finite = is_finite(&value) && value.as_array().is_none_or(|values| values.iter().all(is_finite));
+        match all_finite {
+            true => serde_json::to_value(value).map_err(|e| defect(path, e.to_string())),
+            false => Err(TrainError::option(format!("{path}: {key}"), format!("is {value}"), "give a finite number")),
+        }
+    };
+    table.into_iter().map(|(key, value)| Ok((key.clone(), json(&key, value)?))).collect()
 }
 
 fn json_options(path: &str, text: &str) -> Result<Options> {
     let error =
         |line, what: &str| not_of_format(path, line, "a JSON object of options", what, "write {\"name\": value, …}");
-    match serde_json::from_str(text) {
-        Ok(Value::Object(map)) => Ok(map.into_iter().collect()),
-        Ok(_) => Err(error(None, "it has another value")),
-        Err(e) => Err(error(Some(e.line()), &e.to_string())),
+    let ObjectEntries(options) = serde_json::from_str(text).map_err(|e| error(Some(e.line()), &e.to_string()))?;
+    let mut keys = BTreeSet::new();
+    match options.iter().find(|(key, _)| !keys.insert(key)) {
+        None => Ok(options),
+        Some((key, _)) => Err(TrainError::option(format!("{path}: {key}"), "is given twice", "remove one of the two")),
+    }
+}
+
+/// The entries of a JSON object in their order, those with the same key too.
+struct ObjectEntries(Options);
+
+impl<'de> Deserialize<'de> for ObjectEntries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = ObjectEntries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<ObjectEntries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(ObjectEntries(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
     }
 }
 
@@ -261,6 +297,20 @@ mod tests {
         assert_eq!((o.learning_rate, o.max_steps, o.labels, o.no_shuffle), (0.5, Some(9), Some(LabelRule::Text), true));
         assert_eq!(o.data, Path::new("d.jsonl"));
         assert_eq!(merged(text, &[]).unwrap().learning_rate, 0.25);
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_and_repeated_keys_are_refused() {
+        for value in ["nan", "inf", "-inf", "+nan"] {
+            let error = parse(&format!("max-grad-norm = {value}")).unwrap_err().to_string();
+            assert!(
+                error.starts_with("c.toml: max-grad-norm: is ") && error.ends_with("give a finite number"),
+                "{error}"
+            );
+        }
+        assert!(parse("reward-weights = [1.0, inf]").is_err());
+        let repeated = ConfigFile::parse("c.json", Format::Json, r#"{"max_steps": 1, "max_steps": 2}"#);
+        assert_eq!(repeated.unwrap_err().to_string(), "c.json: max_steps: is given twice; remove one of the two");
     }
 
     #[test]
