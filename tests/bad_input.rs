@@ -331,6 +331,8 @@ fn media_of_other_networks_and_folders_are_refused() {
     fs::remove_file(dir.join("p.safetensors")).expect("removed");
     for outside in ["../b.png", "link.png", "/etc/hostname"] {
         preprocess_image(&s, outside, &confined).refused(1, &["lies outside of media", "--media-root"]);
+        let typed = ["generate", "--model", "tiny", "--prompt", "x", "--image", outside];
+        run_in(s.dir.path(), [&typed[..], &confined].concat()).refused(1, &["lies outside of media", "--media-root"]);
     }
     run_in(dir, ["score", "--model", "org/none", "--messages", "m.json", "--out", "s.safetensors"])
         .refused(1, &["org/none", "HF_HUB_OFFLINE"]);

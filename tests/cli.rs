@@ -46,6 +46,65 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     assert_eq!(run(["resize", "--height", "1", "--width", "56", "--height", "28"]).ok(), "56 x 84\n");
 }
 
+/// The parser's own errors have the form of all others: option, what is wrong, what to do.
+#[test]
+fn errors_of_the_parser_name_the_option() {
+    for (command, message) in [
+        (
+            "score --model m --messages a --inputs b --out c",
+            "--messages: cannot be used with --inputs; remove one of them",
+        ),
+        ("bench --compare a.json", "--compare: has 1 of 2 values; give 2 after it (see 'reel bench --help')"),
+        ("resize --height 1 --width 1 --quiet=1", "--quiet: has the value \"1\", and takes none; remove it"),
+        ("generate --model m --prompt x --top-k 4294967296", "--top-k: is 4294967296; give 0 to 4294967295"),
+        ("generate --model m --prompt x --top-k -1", "--top-k: is -1; give 0 or more"),
+        (
+            "bench op attention --size tokens=x",
+            "--size: is \"tokens=x\"; give a whole number after tokens=, such as tokens=4096",
+        ),
+        ("generate --model= --prompt x", "--model: is empty; give a model folder, or a Hugging Face model id"),
+        (
+            "plan sft --preset tiny --tokens 9 --data d --gpu h100",
+            "--tokens: is the size of every row, and --data has rows",
+        ),
+        ("plan sft --preset tiny --tokens 9 --device cpu --gpu h100", "--gpu: is another machine than --device names"),
+        (
+            "plan generate --preset tiny --tokens 1000000",
+            "--tokens: is 1000000, more than the model's 128000 positions",
+        ),
+        ("plan sft --preset 3b --vocab 1000 --tokens 9", "--vocab: 1000 is too small for this preset's tokenizer"),
+        ("frames --total-frames 9 --video-fps 5 --out f", "--out: is for the frames of a video, and none is given"),
+        ("frames --total-frames 1 --video-fps 5", "--video: has too few frames to choose from: 1, and at least 2"),
+    ] {
+        let got = run(command.split(' '));
+        assert!(got.stderr.starts_with(&format!("error: {message}")), "{command}: {}", got.stderr);
+        got.refused(2, &[]);
+    }
+    let plan = run("plan generate --preset tiny --tokens 9 --max-new-tokens 0 --gpu h100 --json".split(' ')).json();
+    assert_eq!(plan["tokens"], 9.0);
+}
+
+/// A path of other bytes than UTF-8 is refused before anything is read or written.
+#[test]
+fn paths_that_are_not_utf8_are_refused() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = reel();
+    command.current_dir(&folder).args(["init", "--preset", "tiny", "--json", "--out"]);
+    command.arg(std::ffi::OsStr::from_bytes(b"k\xff"));
+    let got = support::finished_run(command.output().expect("the binary starts"));
+    got.refused(2, &["--out: is k\\xff, which is not UTF-8; rename the file or folder"]);
+    assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 0);
+}
+
+/// A help text that cannot be written is an error.
+#[test]
+fn help_needs_a_stdout_that_takes_it() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let got = reel().arg("--help").stdout(full).stderr(Stdio::piped()).output().expect("the binary starts");
+    support::finished_run(got).refused(1, &["stdout: cannot be written"]);
+}
+
 #[test]
 fn errors_of_unavailable_devices_name_alternatives() {
     let folder = tempfile::tempdir().expect("a folder");
