@@ -108,7 +108,7 @@ impl Weight {
         dense.into_iter().chain(packed.into_iter().flatten())
     }
 
-    /// `x · weightᵀ + bias`, with the output of an adapter.
+    /// `x · weightᵀ + bias`, with the output of an adapter: x `[.., K]`, weight `[N, K]`, bias `[N]`, result `[.., N]`.
     pub(crate) fn linear(&self, cx: &Cx, x: &Tensor, bias: Option<&Tensor>, adapter: Option<&Lora>) -> Result<Tensor> {
         Ok(match (self, adapter) {
             (Weight::Dense(w), None) => ops::linear(cx, x, w, bias)?,
@@ -159,8 +159,8 @@ impl Weight {
         })
     }
 
-    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` of a decode step; `None` if the two weights are stored in different
-    /// ways. Has no backward rule.
+    /// `silu(norm(x) · gateᵀ) · (norm(x) · upᵀ)` `[R, N]` of a decode step, x `[R, K]`; `None` if the two weights are
+    /// stored in different ways. Has no backward rule.
     pub(crate) fn swiglu_skinny(
         cx: &Cx,
         x: &Tensor,
@@ -175,7 +175,7 @@ impl Weight {
         })
     }
 
-    /// Logits `x · weightᵀ` in f32, for a decode step if `skinny`. Has no backward rule.
+    /// Logits `x · weightᵀ` `[R, V]` in f32, for a decode step if `skinny`. Has no backward rule.
     pub(crate) fn logits(&self, cx: &Cx, x: &Tensor, skinny: bool) -> Result<Tensor> {
         Ok(match self {
             Weight::Dense(w) if skinny => ops::skinny_logits(cx, x, w)?,

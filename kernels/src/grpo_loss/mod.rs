@@ -2,7 +2,7 @@
 //! 2503.20783; GSPO, arXiv 2507.18071), from log-probabilities, with their gradient.
 //!
 //! ```text
-//! for completion i with advantage A, over its first counted[i] tokens t:
+//! for completion i with advantage A, over its first counted[i] tokens t, the learned ones:
 //!     d[t] = log_prob[t] - old[t]            (0 without `old`; at sequence level, the mean of d over these tokens)
 //!     r    = e^d                             the importance ratio
 //!     x    = clip(reference[t] - log_prob[t], -kl_limit, kl_limit)
@@ -10,9 +10,9 @@
 //! loss = Σ_i weight[i] Σ_t l[t]
 //! ```
 //!
-//! The caller's weights choose the mean. With n_i learned tokens in completion i, M completions per micro-batch
-//! and C micro-batches per step: grpo `1 / (n_i M C)`, bnpo `1 / (Σ n C)`, dr_grpo `1 / (M L C)` with L the maximum
-//! completion length, dapo `1 / Σ n` over the whole step.
+//! The caller's weights choose the mean. With n_i learned tokens in completion i, C completions per micro-batch and M
+//! micro-batches per step: grpo `1 / (n_i C M)`, bnpo `1 / (Σ n M)`, dr_grpo `1 / (L C M)` with L the maximum
+//! completion length, dapo `1 / Σ n` over the whole step (`LossWeights` in `train/src/step/grpo.rs`).
 //!
 //! Gradient: `d_log_prob[t] = weight[i] (−r A [not clipped] − beta (e^x − 1) [|x| < kl_limit])`. `old` and
 //! `reference` are constants, and the formula is the same at both levels; the gradient is 0 for tokens that are not

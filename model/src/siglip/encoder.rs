@@ -28,6 +28,7 @@ impl LayerNorm {
         Ok(LayerNorm { weight: vector("weight")?, bias: vector("bias")?, eps: config.eps })
     }
 
+    /// The norm of each row of x `[rows, C]`.
     pub(super) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         Ok(ops::layer_norm(cx, x, &self.weight, &self.bias, self.eps)?)
     }
@@ -49,6 +50,7 @@ impl Mlp {
         })
     }
 
+    /// x `[rows, C]` to `[rows, C]`.
     pub(super) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         let wide = self.fc1.forward(cx, x)?;
         self.fc2.forward(cx, &ops::gelu_tanh(cx, &wide)?)

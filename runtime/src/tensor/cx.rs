@@ -108,14 +108,8 @@ impl Cx {
         output: Tensor,
         backward: impl FnOnce(&mut BackwardContext<'_>) -> Result<()> + 'static,
     ) -> Tensor {
-        match &self.tape {
-            Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
-                let output = output.needing_grad();
-                tape.push(name, inputs, &[&output], backward);
-                output
-            }
-            _ => output,
-        }
+        let [output] = self.record_all(name, inputs, [output], backward);
+        output
     }
 
     /// [`Cx::record`] for an op with two outputs, each of which may or may not get a gradient
@@ -127,14 +121,7 @@ impl Cx {
         (a, b): (Tensor, Tensor),
         backward: impl FnOnce(&mut BackwardContext<'_>) -> Result<()> + 'static,
     ) -> (Tensor, Tensor) {
-        match &self.tape {
-            Some(tape) if inputs.iter().any(|t| t.needs_grad()) => {
-                let (a, b) = (a.needing_grad(), b.needing_grad());
-                tape.push(name, inputs, &[&a, &b], backward);
-                (a, b)
-            }
-            _ => (a, b),
-        }
+        self.record_all(name, inputs, [a, b], backward).into()
     }
 
     /// [`Cx::record`] for an op with any number of outputs, each of which may or may not get a gradient

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// `silu(gate) * up`, elementwise.
+/// `silu(gate) * up`, elementwise. The result has the shape and dtype of gate and up, which are alike.
 pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let _op = in_op("swiglu");
     want_alike("swiglu", ("gate", "up"), gate, up)?;
@@ -41,13 +41,14 @@ pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(cx.computed_again("swiglu", y, move |cx| swiglu(cx, &gate, &up)))
 }
 
-/// Exact GELU, `x Φ(x)`, computed with the error function.
+/// Exact GELU, `x Φ(x)`, computed with the error function; elementwise, for x of any shape.
 pub fn gelu(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     let _op = in_op("gelu");
     gelu_form("gelu", cx, x, gelu_kernel::fwd, gelu_kernel::bwd)
 }
 
-/// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as SigLIP uses it.
+/// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as SigLIP uses it; elementwise, for x
+/// of any shape.
 pub fn gelu_tanh(cx: &Cx, x: &Tensor) -> Result<Tensor> {
     let _op = in_op("gelu_tanh");
     gelu_form("gelu_tanh", cx, x, gelu_kernel::tanh_fwd, gelu_kernel::tanh_bwd)

@@ -293,7 +293,8 @@ fn swiglu_linear_with(
     }))
 }
 
-/// `x · wᵀ` with a result of dtype `out`, for example f32 logits of bf16 rows. Has no backward rule.
+/// `x · wᵀ`, for x `[.., K]` and w `[N, K]`, with a result `[.., N]` of dtype `out`, for example f32 logits of bf16
+/// rows. Has no backward rule.
 ///
 /// # Errors
 /// The same as [`linear`].

@@ -173,7 +173,8 @@ pub(super) fn results_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>
     Ok([f(a)?, f(b)?, f(c)?])
 }
 
-/// [`skinny_linear`] with a LoRA adapter. On the CPU it equals [`lora_linear`] followed by the residual addition.
+/// [`skinny_linear`], of the same shapes, with a LoRA adapter. On the CPU it equals [`lora_linear`] followed by the
+/// residual addition.
 pub fn skinny_lora_linear(
     cx: &Cx,
     x: &Tensor,
