@@ -166,7 +166,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let last = summary.last.as_ref();
         if self.common.json {
             return output::print_json(&serde_json::json!({
-                "out": self.options.out, "steps": summary.steps, "resumed_after": summary.resumed_after,
+                "out": self.options.out, "steps": summary.steps, "planned_steps": summary.planned_steps, "resumed_after": summary.resumed_after,
                 "skipped": summary.skipped, "skipped_by_cause": summary.skipped_by_cause, "last": last,
             }));
         }
@@ -179,7 +179,11 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 format!(", {n} rows skipped ({causes}see {out}/skipped.jsonl)")
             }
         };
-        output::print_line(format!("{out}: {} steps{loss}{skipped}", summary.steps))
+        let steps = match (summary.steps, summary.planned_steps) {
+            (done, planned) if done < planned => format!("{done} of {planned} planned steps: the data ended"),
+            (done, _) => format!("{done} steps"),
+        };
+        output::print_line(format!("{out}: {steps}{loss}{skipped}"))
     }
 
     /// Prints the result of `--check-data`; an error (exit code 1) if rows cannot be used.

@@ -73,6 +73,7 @@ impl Diagnostic {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "free space on that disk, or choose another folder"
             }
+            io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f), or choose another folder",
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 "choose a folder that this user may write"
             }
@@ -160,6 +161,7 @@ fn io_cause(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file or folder".to_string(),
         io::ErrorKind::StorageFull => "the disk is full".to_string(),
+        io::ErrorKind::FileTooLarge => "it would be larger than the limit on file sizes".to_string(),
         io::ErrorKind::PermissionDenied => "permission denied".to_string(),
         io::ErrorKind::IsADirectory => "it is a folder".to_string(),
         io::ErrorKind::AlreadyExists => "a file of this name exists".to_string(),
@@ -196,6 +198,11 @@ mod tests {
         assert_eq!(missing.to_string(), "a/b: cannot be read: there is no such file or folder; check the path");
         let full = Diagnostic::cannot_write("c", &io::Error::from(io::ErrorKind::StorageFull));
         assert_eq!(full.what, "cannot be written: the disk is full");
+        let limit = Diagnostic::cannot_write("d", &io::Error::from(io::ErrorKind::FileTooLarge)).to_string();
+        assert!(
+            limit.contains("larger than the limit on file sizes; raise the limit on file sizes (ulimit"),
+            "{limit}"
+        );
     }
 
     #[test]

@@ -35,6 +35,14 @@ pub enum ModelError {
     /// A file could not be read or written.
     #[error(transparent)]
     Io(Diagnostic),
+    /// A file could not be written because the disk is full, or because the file would exceed the limit on file sizes.
+    #[error("{diagnostic}")]
+    NoRoom {
+        /// The file, what is wrong, and what to do.
+        diagnostic: Diagnostic,
+        /// Which of the two it is: `StorageFull`, `QuotaExceeded` or `FileTooLarge`.
+        kind: io::ErrorKind,
+    },
     /// An image or a video could not be decoded, or the limits for it contradict each other.
     #[error(transparent)]
     Media(#[from] reel_media::MediaError),
@@ -79,9 +87,15 @@ impl ModelError {
         Self::Io(Diagnostic::cannot_read(path, &source))
     }
 
-    /// An [`ModelError::Io`] for a file or folder that could not be written.
+    /// An [`ModelError::Io`] or [`ModelError::NoRoom`] for a file or folder that could not be written.
     pub(crate) fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
-        Self::Io(Diagnostic::cannot_write(path, &source))
+        let diagnostic = Diagnostic::cannot_write(path, &source);
+        match source.kind() {
+            kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) => {
+                Self::NoRoom { diagnostic, kind }
+            }
+            _ => Self::Io(diagnostic),
+        }
     }
 
     /// The error's location, problem and help as separate fields, so that a caller can add context
@@ -96,7 +110,8 @@ impl ModelError {
             | Self::Messages(d)
             | Self::Inputs(d)
             | Self::Hub(d)
-            | Self::Io(d) => d,
+            | Self::Io(d)
+            | Self::NoRoom { diagnostic: d, .. } => d,
             Self::Media(e) => e.diagnostic().clone(),
             Self::Runtime(e) => Diagnostic::new("", e.to_string(), ""),
         }

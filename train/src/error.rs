@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
+use reel_model::ModelError;
 
 use crate::reporting::metrics::SkipCause;
 use crate::run_folder::checkpoint;
@@ -41,9 +42,18 @@ pub enum TrainError {
     /// A file could not be read or written.
     #[error("{0}")]
     Io(Diagnostic),
-    /// A file could not be written because the disk is full.
+    /// A file could not be written because the disk is full, or because the file would exceed the limit on file sizes.
+    #[error("{diagnostic}")]
+    NoRoom {
+        /// The file, what is wrong, and what to do.
+        diagnostic: Diagnostic,
+        /// Which of the two it is: `StorageFull`, `QuotaExceeded` or `FileTooLarge`.
+        kind: io::ErrorKind,
+    },
+    /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that
+    /// is not there any more.
     #[error("{0}")]
-    DiskFull(Diagnostic),
+    MediaUnavailable(Diagnostic),
     /// The loss or the gradient norm is NaN or infinite.
     #[error("{0}")]
     NotFinite(Diagnostic),
@@ -103,21 +113,78 @@ impl TrainError {
     pub fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_write(path, &source);
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull(diagnostic),
+            kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) => {
+                Self::NoRoom { diagnostic, kind }
+            }
             _ => Self::Io(diagnostic),
+        }
+    }
+
+    /// The error of a model folder or adapter folder that could not be written.
+    pub(crate) fn cannot_save(e: ModelError) -> Self {
+        match e {
+            ModelError::NoRoom { diagnostic, kind } => Self::NoRoom { diagnostic, kind },
+            other => Self::Model(other),
+        }
+    }
+
+    /// The error of a thread for the work `what` that could not be started.
+    pub(crate) fn cannot_start_thread(what: &str, e: &io::Error) -> Self {
+        let help = "raise the limit on processes and threads (ulimit -u), or end other processes";
+        Self::output(what, format!("a thread cannot be started: {e}"), help)
+    }
+
+    /// Replaces the path `from` by `to` in the location of an error about a file.
+    pub(crate) fn with_path_renamed(mut self, from: &Path, to: &Path) -> Self {
+        let (Self::NoRoom { diagnostic, .. }
+        | Self::Io(diagnostic)
+        | Self::Output(diagnostic)
+        | Self::Model(ModelError::Io(diagnostic))) = &mut self
+        else {
+            return self;
+        };
+        diagnostic.location = diagnostic.location.replace(&from.display().to_string(), &to.display().to_string());
+        self
+    }
+
+    /// What the user can do before a file that had no room is written again.
+    pub(crate) fn help_against_no_room(kind: io::ErrorKind) -> &'static str {
+        match kind {
+            io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f)",
+            _ => "free space on that disk",
         }
     }
 
     /// Says after a full disk how the run in `out` continues, which depends on whether it has a checkpoint. Other
     /// errors stay as they are.
     pub(crate) fn with_help_to_continue(self, out: &Path) -> Self {
-        let Self::DiskFull(diagnostic) = self else { return self };
+        let Self::NoRoom { diagnostic, kind } = self else { return self };
         let has_checkpoint = checkpoint::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
-        Self::DiskFull(diagnostic.with_help(match (has_checkpoint, out.join(RUN_FILE).exists()) {
-            (true, _) => "free space on that disk, then resume with --resume-from-checkpoint last",
-            (false, true) => "free space on that disk, then start the run again with --overwrite",
-            (false, false) => "free space on that disk, then start the run again",
-        }))
+        let then = match (has_checkpoint, out.join(RUN_FILE).exists()) {
+            (true, _) => "resume with --resume-from-checkpoint last",
+            (false, true) => "start the run again with --overwrite",
+            (false, false) => "start the run again",
+        };
+        let help = format!("{}, then {then}", Self::help_against_no_room(kind));
+        Self::NoRoom { diagnostic: diagnostic.with_help(help), kind }
+    }
+
+    /// Says that the run continues from its newest checkpoint, after an error of a row, of the data or of media.
+    /// `strict` tells whether the run was one that stops at the first unusable row. Other errors stay as they are.
+    pub(crate) fn with_help_to_resume(mut self, strict: bool) -> Self {
+        let row = matches!(self, Self::Row(_) | Self::TooLong(_) | Self::Media { .. } | Self::Data(_));
+        if let Self::Row(diagnostic)
+        | Self::TooLong(diagnostic)
+        | Self::Media { diagnostic, .. }
+        | Self::Data(diagnostic)
+        | Self::MediaUnavailable(diagnostic) = &mut self
+        {
+            diagnostic.help += match strict && row {
+                true => "; then resume with --resume-from-checkpoint last, without --strict to skip such rows",
+                false => "; then resume with --resume-from-checkpoint last",
+            };
+        }
+        self
     }
 
     /// Why a row with this error is skipped.
@@ -175,6 +242,11 @@ mod tests {
         std::fs::create_dir_all(out.join("checkpoint-2/training")).unwrap();
         std::fs::write(out.join("checkpoint-2/training/state.json"), "{}").unwrap();
         assert!(full().ends_with("then resume with --resume-from-checkpoint last"), "{}", full());
+        let limit = said(io::ErrorKind::FileTooLarge);
+        assert!(
+            limit
+                .ends_with("raise the limit on file sizes (ulimit -f), then resume with --resume-from-checkpoint last")
+        );
         assert!(!said(io::ErrorKind::PermissionDenied).contains("resume"));
     }
 }

@@ -14,7 +14,7 @@ use reel_model::input::ModelInput;
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::save::TensorSpec;
+use reel_model::save::{SmallFiles, TensorSpec};
 use reel_runtime::{DType, Device, SimOptions};
 
 /// A model folder with bf16 weights, which the skinny GEMM kernels of decode steps need.
@@ -58,10 +58,10 @@ pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &Te
     };
     let tensors: Vec<TensorSpec> = spec.target_layers(&base.config).unwrap().iter().flat_map(spec_of).collect();
     let dir = tempfile::tempdir().unwrap();
-    let (source, naming) = (folder(), TensorNaming::Classic);
+    let (small_files, naming) = (SmallFiles::read(&folder()).unwrap(), TensorNaming::Classic);
     lora::save(
         dir.path(),
-        AdapterFolder { spec: &spec, base: "base", source: &source, naming },
+        AdapterFolder { spec: &spec, base: "base", small_files: &small_files, naming },
         &tensors,
         |spec, to| {
             let salt = spec.name.bytes().fold(seed, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));

@@ -16,9 +16,7 @@ use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::hub;
-use crate::save::{
-    TensorSpec, copy_tokenizer_and_processor_files, is_same_folder, write_atomically, write_tensor_file,
-};
+use crate::save::{SmallFiles, TensorSpec, write_tensor_file_and, write_unfinished};
 use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
@@ -185,15 +183,15 @@ pub struct AdapterFolder<'a> {
     pub spec: &'a LoraSpec,
     /// The value of `base_model_name_or_path`: an absolute path or a hub id.
     pub base: &'a str,
-    /// The folder of the base model, whose tokenizer and templates are copied.
-    pub source: &'a Path,
+    /// The base model's tokenizer and templates.
+    pub small_files: &'a SmallFiles,
     /// The naming scheme of the base model.
     pub naming: TensorNaming,
 }
 
 /// Writes an adapter folder as PEFT and TRL do: config and matrices of the adapter, and copies of the base model's
 /// tokenizer and processor files. `tensors` have parameter names (`LAYER.lora_A.weight`); `fill` writes the bytes of
-/// one tensor and is called once per tensor, in order.
+/// one tensor and is called once per tensor, in order. All files get their final names together at the end.
 pub fn save(
     out: &Path,
     folder: AdapterFolder,
@@ -201,13 +199,9 @@ pub fn save(
     fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
-    if !is_same_folder(folder.source, out) {
-        copy_tokenizer_and_processor_files(folder.source, out)?;
-    }
-    write_atomically(
-        &out.join(ADAPTER_CONFIG_FILE),
-        format!("{:#}\n", adapter_config_json(folder.spec, folder.base)).as_bytes(),
-    )?;
+    let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
+    let config = format!("{:#}\n", adapter_config_json(folder.spec, folder.base));
+    files.push(write_unfinished(&out.join(ADAPTER_CONFIG_FILE), config.as_bytes())?);
     let rename = |name: &str| format!("{PREFIX}{}", folder.naming.from_classic_name(name));
-    write_tensor_file(&out.join(ADAPTER_WEIGHTS_FILE), rename, tensors, fill)
+    write_tensor_file_and(files, &out.join(ADAPTER_WEIGHTS_FILE), rename, tensors, fill)
 }

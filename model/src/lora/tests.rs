@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, TensorNaming};
 use crate::input::ModelInput;
 use crate::linear_weight::Quantization;
 use crate::qwen2_5_vl::ForwardOptions;
-use crate::save::{TensorSpec, write_tensor_file};
+use crate::save::{SmallFiles, TensorSpec, write_tensor_file_and};
 use crate::weights::widen_to_f32;
 
 fn golden(name: &str) -> PathBuf {
@@ -292,7 +292,8 @@ fn saved_adapter_reads_back_equal() {
             TensorSpec { name: format!("{name}.{part}.weight"), dtype: crate::checkpoint::StoredDType::F32, shape }
         };
         let tensors: Vec<TensorSpec> = names.iter().flat_map(|n| [matrix(n, "lora_A"), matrix(n, "lora_B")]).collect();
-        let folder = AdapterFolder { spec: &spec, base: "/models/base", source: &base(), naming };
+        let small_files = SmallFiles::read(&base()).unwrap();
+        let folder = AdapterFolder { spec: &spec, base: "/models/base", small_files: &small_files, naming };
         save(dir.path(), folder, &tensors, |spec, to| {
             let (layer, part) = spec.name.strip_suffix(".weight").unwrap().rsplit_once('.').unwrap();
             let pair = adapter.matrices(layer).unwrap().unwrap();
@@ -371,7 +372,7 @@ fn rejects_adapters_of_other_models() {
     assert!(error.contains("the file is cut off; "), "{error}");
     let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
         let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::StoredDType::F32, shape }];
-        write_tensor_file(&folder.join(ADAPTER_WEIGHTS_FILE), str::to_string, &tensors, |spec, to| {
+        write_tensor_file_and(Vec::new(), &folder.join(ADAPTER_WEIGHTS_FILE), str::to_string, &tensors, |spec, to| {
             to.write_all(&value.to_le_bytes().repeat(spec.shape.iter().product()))
         })
         .unwrap();
@@ -420,7 +421,7 @@ fn rejects_a_merge_outside_the_dtype_range() {
         .into_iter()
         .map(|(name, shape)| TensorSpec { name, dtype: crate::checkpoint::StoredDType::F16, shape })
         .collect();
-    write_tensor_file(&base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
+    write_tensor_file_and(Vec::new(), &base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
         let view = files.tensor(&spec.name).unwrap();
         let wide = widen_to_f32(view.dtype, view.bytes).unwrap();
         wide.iter().try_for_each(|&x| to.write_all(&half::f16::from_f32(x).to_le_bytes()))

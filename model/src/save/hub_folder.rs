@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use serde_json::{Map, Value, json};
@@ -31,11 +31,57 @@ const COMPANIONS: [&str; 12] = [
     "merges.txt",
 ];
 
-/// The source of a model folder's small files, and the naming scheme and dtype of its weights.
+/// The small files of a model folder (config, tokenizer, templates) in memory. A training run reads them before its
+/// first step, so that a save does not depend on the folder any more.
+#[derive(Debug, Clone)]
+pub struct SmallFiles {
+    /// The folder that they were read from.
+    folder: PathBuf,
+    config: Value,
+    /// Name and content of the other files.
+    others: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl SmallFiles {
+    /// Reads the small files of the model folder `folder`.
+    ///
+    /// # Errors
+    /// A file cannot be read, is not a regular file, or is too long; config.json is missing or is not JSON.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let companion =
+            |&name: &&'static str| Some(read_companion(folder, name).transpose()?.map(|bytes| (name, bytes)));
+        let others = COMPANIONS.iter().filter_map(companion);
+        Ok(Self { folder: folder.to_path_buf(), config: read_config(folder)?, others: others.collect::<Result<_>>()? })
+    }
+
+    /// Writes the files of tokenizer, templates and processor settings into `out` under temporary names. If `out` is
+    /// the folder that they were read from, nothing is written.
+    pub(crate) fn write_tokenizer_and_processor_files(&self, out: &Path) -> Result<Vec<FinishedFile>> {
+        if is_same_folder(&self.folder, out) {
+            return Ok(Vec::new());
+        }
+        self.others.iter().map(|(name, bytes)| write_unfinished(&out.join(name), bytes)).collect()
+    }
+
+    /// The text of config.json for weights of type `dtype`, which it states under the key that the source uses
+    /// (`dtype` or `torch_dtype`).
+    fn config_text(&self, dtype: StoredDType) -> String {
+        let mut root = self.config.clone();
+        set_dtype(&mut root, dtype);
+        for part in ["text_config", "vision_config"] {
+            if let Some(part) = root.get_mut(part) {
+                set_dtype(part, dtype);
+            }
+        }
+        format!("{root:#}\n")
+    }
+}
+
+/// The small files of a model folder, and the naming scheme and dtype of its weights.
 #[derive(Debug, Clone, Copy)]
 pub struct HubFolder<'a> {
-    /// The folder that config, tokenizer and templates are copied from.
-    pub source: &'a Path,
+    /// Config, tokenizer and templates.
+    pub small_files: &'a SmallFiles,
     /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::naming`] returns that of a
     /// source folder.
     pub naming: TensorNaming,
@@ -43,7 +89,8 @@ pub struct HubFolder<'a> {
     pub dtype: StoredDType,
 }
 
-/// Writes a model folder: small files first, weights last.
+/// Writes a model folder. All files get their final names together at the end, so that a full disk leaves no small files
+/// without weights.
 ///
 /// `fill` writes the bytes of one tensor; it is called once per tensor, in the order of `tensors`.
 pub fn write_hub_folder(
@@ -53,34 +100,14 @@ pub fn write_hub_folder(
     fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
-    if !is_same_folder(folder.source, out) {
-        copy_tokenizer_and_processor_files(folder.source, out)?;
-    }
-    copy_config(folder, out)?;
-    write_weights(out, folder.naming, tensors, MAX_SHARD_BYTES, fill)
+    let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
+    let config = folder.small_files.config_text(folder.dtype);
+    files.push(write_unfinished(&out.join("config.json"), config.as_bytes())?);
+    write_weights_and(files, out, folder.naming, tensors, MAX_SHARD_BYTES, fill)
 }
 
 pub(crate) fn is_same_folder(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
-}
-
-/// Copies the files of tokenizer, templates and processor settings that `source` has.
-pub(crate) fn copy_tokenizer_and_processor_files(source: &Path, out: &Path) -> Result<()> {
-    for name in COMPANIONS {
-        if let Some(bytes) = read_companion(source, name)? {
-            write_atomically(&out.join(name), &bytes)?;
-        }
-    }
-    Ok(())
-}
-
-/// Checks that the files that [`write_hub_folder`] copies from a model folder can be read. A training command calls it
-/// before the first step, so that no file makes the first save fail, after hours.
-///
-/// # Errors
-/// A file cannot be read, is not a regular file, or is too long; the error names it.
-pub fn check_files_to_copy(source: &Path) -> Result<()> {
-    COMPANIONS.iter().try_for_each(|name| read_companion(source, name).map(drop))
 }
 
 fn read_companion(source: &Path, name: &str) -> Result<Option<Vec<u8>>> {
@@ -91,25 +118,16 @@ fn read_companion(source: &Path, name: &str) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Copies config.json. Its dtype becomes that of the weights, under the key that the source uses (`dtype` or
-/// `torch_dtype`).
-fn copy_config(folder: HubFolder, out: &Path) -> Result<()> {
-    let path = folder.source.join("config.json");
+fn read_config(folder: &Path) -> Result<Value> {
+    let path = folder.join("config.json");
     let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| ModelError::cannot_read(&path, e))?;
-    let mut root: Value = serde_json::from_str(&text).map_err(|e| {
+    serde_json::from_str(&text).map_err(|e| {
         ModelError::config(
             path.display().to_string(),
             format!("is not JSON ({e})"),
             "copy or download config.json again",
         )
-    })?;
-    set_dtype(&mut root, folder.dtype);
-    for part in ["text_config", "vision_config"] {
-        if let Some(part) = root.get_mut(part) {
-            set_dtype(part, folder.dtype);
-        }
-    }
-    write_atomically(&out.join("config.json"), format!("{root:#}\n").as_bytes())
+    })
 }
 
 fn set_dtype(object: &mut Value, dtype: StoredDType) {
@@ -122,9 +140,14 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
 
 /// Writes a small file under a temporary name and renames it when it is complete.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_unfinished(path, bytes)?.rename_to_final_name()
+}
+
+/// Writes a small file under a temporary name.
+pub(crate) fn write_unfinished(path: &Path, bytes: &[u8]) -> Result<FinishedFile> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| file.write_error(e))?;
-    file.commit()
+    file.finish()
 }
 
 /// Writes `model.safetensors`, or several shards with an index. A shard has at most `shard_bytes`, unless it is a
@@ -135,11 +158,22 @@ pub fn write_weights(
     naming: TensorNaming,
     tensors: &[TensorSpec],
     shard_bytes: u64,
+    fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    write_weights_and(Vec::new(), out, naming, tensors, shard_bytes, fill)
+}
+
+/// Writes the weights as [`write_weights`] does. `files` get their final names together with them.
+fn write_weights_and(
+    mut files: Vec<FinishedFile>,
+    out: &Path,
+    naming: TensorNaming,
+    tensors: &[TensorSpec],
+    shard_bytes: u64,
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     let shards = cut(tensors, shard_bytes);
     let mut names = Vec::with_capacity(shards.len() + 1);
-    let mut files = Vec::with_capacity(shards.len() + 1);
     let mut map = Map::new();
     for (i, shard) in shards.iter().enumerate() {
         let name = match shards.len() {
@@ -163,14 +197,17 @@ pub fn write_weights(
     remove_others(out, &names)
 }
 
-/// Writes a safetensors file of `tensors` under a temporary name. `rename` gives each tensor its name in the file.
-pub(crate) fn write_tensor_file(
+/// Writes a safetensors file of `tensors`. `files` get their final names together with it. `rename` gives each tensor
+/// its name in the file.
+pub(crate) fn write_tensor_file_and(
+    mut files: Vec<FinishedFile>,
     path: &Path,
     rename: impl Fn(&str) -> String,
     tensors: &[TensorSpec],
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
-    write_shard(path, rename, tensors, &mut fill)?.rename_to_final_name()
+    files.push(write_shard(path, rename, tensors, &mut fill)?);
+    files.into_iter().try_for_each(FinishedFile::rename_to_final_name)
 }
 
 fn write_shard(

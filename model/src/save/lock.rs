@@ -27,7 +27,7 @@ const WAIT_FOR_ID: Duration = Duration::from_millis(10);
 pub struct FileLock {
     path: PathBuf,
     /// The locked file; closing it releases the lock.
-    _file: File,
+    file: File,
     _unfinished: TemporaryPaths,
 }
 
@@ -128,7 +128,7 @@ impl FileLock {
             }
             write_holder(&file).map_err(LockError::Io)?;
             let unfinished = TemporaryPaths::new([path.to_path_buf()]);
-            return Ok(Self { path: path.to_path_buf(), _file: file, _unfinished: unfinished });
+            return Ok(Self { path: path.to_path_buf(), file, _unfinished: unfinished });
         }
         Err(LockError::InUse(holder))
     }
@@ -137,8 +137,10 @@ impl FileLock {
 impl Drop for FileLock {
     fn drop(&mut self) {
         // The file is removed before the lock is released. A destructor can only ignore errors; a file that stays is
-        // no obstacle for the next lock.
-        let _ = fs::remove_file(&self.path);
+        // no obstacle for the next lock. If another file has the name now, it can be the lock of another process.
+        if is_file_at(&self.file, &self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -162,6 +164,14 @@ impl FolderLock {
             }
         }
         Err(LockError::InUse(LockHolder::default()))
+    }
+}
+
+impl FolderLock {
+    /// Whether the folder still contains the locked file. It does not if the folder was removed or replaced; then
+    /// nothing that is written to the folder's path is protected.
+    pub fn still_protects_folder(&self) -> bool {
+        self.lock.as_ref().is_some_and(|lock| is_file_at(&lock.file, &lock.path))
     }
 }
 
@@ -240,6 +250,20 @@ mod tests {
         fs::write(out.join("file"), "x").unwrap();
         drop(second);
         assert_eq!(fs::read_dir(&out).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn lock_of_a_replaced_folder_is_noticed_and_leaves_the_new_folder_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let lock = FolderLock::acquire(&out).unwrap();
+        assert!(lock.still_protects_folder());
+        fs::remove_dir_all(&out).unwrap();
+        assert!(!lock.still_protects_folder());
+        let second = FolderLock::acquire(&out).unwrap();
+        assert!(!lock.still_protects_folder() && second.still_protects_folder());
+        drop(lock);
+        assert!(second.still_protects_folder(), "the first lock removed the file of the second");
     }
 
     #[test]

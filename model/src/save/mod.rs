@@ -13,7 +13,7 @@ mod tests;
 
 pub(crate) use atomic::TemporaryPaths;
 pub use atomic::{AtomicFile, remove_unfinished_files};
-pub use hub_folder::{HubFolder, MAX_SHARD_BYTES, check_files_to_copy, write_hub_folder, write_weights};
-pub(crate) use hub_folder::{copy_tokenizer_and_processor_files, is_same_folder, write_atomically, write_tensor_file};
+pub use hub_folder::{HubFolder, MAX_SHARD_BYTES, SmallFiles, write_hub_folder, write_weights};
+pub(crate) use hub_folder::{write_atomically, write_tensor_file_and, write_unfinished};
 pub use lock::{FOLDER_LOCK_FILE, FileLock, FolderLock, LockError, LockHolder};
 pub use tensors::{StoredTensor, TensorSpec, write_safetensors};

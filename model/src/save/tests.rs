@@ -37,7 +37,8 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
     let source = source();
     for naming in [TensorNaming::Classic, TensorNaming::Nested] {
         let out = tempfile::tempdir().unwrap();
-        let folder = HubFolder { source: source.path(), naming, dtype: StoredDType::F32 };
+        let small_files = SmallFiles::read(source.path()).unwrap();
+        let folder = HubFolder { small_files: &small_files, naming, dtype: StoredDType::F32 };
         write_hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
         assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);
         let config = ModelConfig::open(out.path()).unwrap();
@@ -51,6 +52,23 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
             assert_eq!(checkpoint.tensor_with_shape(&spec.name, &spec.shape).unwrap().bytes, want);
         }
     }
+}
+
+/// A full disk leaves no config without weights, and the small files are those that were read, whatever became of their
+/// folder since.
+#[test]
+fn small_files_get_their_names_together_with_the_weights() {
+    let source = source();
+    let small_files = SmallFiles::read(source.path()).unwrap();
+    drop(source);
+    let folder = HubFolder { small_files: &small_files, naming: TensorNaming::Classic, dtype: StoredDType::F32 };
+    let out = tempfile::tempdir().unwrap();
+    let full = |_: &TensorSpec, _: &mut dyn Write| Err(io::Error::from(io::ErrorKind::StorageFull));
+    let e = write_hub_folder(out.path(), folder, &specs(StoredDType::F32), full).unwrap_err();
+    assert!(matches!(e, ModelError::NoRoom { kind: io::ErrorKind::StorageFull, .. }), "{e:?}");
+    assert_eq!(names(out.path()), [""; 0]);
+    write_hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
+    assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);
 }
 
 #[test]

@@ -108,7 +108,7 @@ fn scan_all_rows<S: SampleSource>(
         journal.finish(&skipped)?;
     }
     match skipped.last() {
-        Some(last) if lengths.is_empty() => Err(no_usable_row_error(&source.location(last.row).0, &last.reason)),
+        Some(last) if lengths.is_empty() => Err(no_usable_row_error(&source.location(last.row).0, &last.reason, false)),
         _ => Ok((Lengths { rows: source.row_count(), tokens: lengths }, skipped)),
     }
 }
@@ -140,11 +140,12 @@ pub(crate) fn check_token_count(
     Err(TrainError::too_long(location(), what, format!("raise {flag}, or remove the row")))
 }
 
-/// The error of a data file without a usable row. `reason` is the error of the row at `location`.
-pub(crate) fn no_usable_row_error(location: &str, reason: &str) -> TrainError {
+/// The error of a data file without a usable row. `reason` is the error of the row at `location`; `used` tells whether
+/// rows were used before.
+pub(crate) fn no_usable_row_error(location: &str, reason: &str, used: bool) -> TrainError {
     TrainError::data(
         location,
-        "no row of the file can be used",
+        if used { "no usable row is left" } else { "no row of the file can be used" },
         format!("fix the rows; this one has the error: {reason}"),
     )
 }

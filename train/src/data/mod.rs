@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod labels;
 pub mod length;
 mod media_columns;
+pub mod media_files;
 pub mod mixture;
 pub mod order;
 pub mod quarantine;

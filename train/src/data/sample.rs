@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::data::dataset::{DataFile, Dataset};
 use crate::data::feed::SampleSource;
 use crate::data::labels::{TokenLabeler, Vocabulary};
+use crate::data::media_files::MediaFiles;
 use crate::data::mixture::Mixture;
 use crate::options::Recipe;
 use crate::reporting::metrics::SkipCause;
@@ -54,6 +55,8 @@ pub struct SftSource {
     pub parity: Recipe,
     /// The samples made so far, for later epochs.
     pub kept: SampleCache,
+    /// The media files read so far.
+    pub files: MediaFiles,
 }
 
 /// Maximum bytes of all cached samples (256 MiB). If all samples fit, media are decoded only in the first epoch.
@@ -128,7 +131,9 @@ impl SampleSource for SftSource {
         }
         let location = self.data.location(row);
         let conversation = self.conversation(row)?;
-        let tokens = tokenize_conversation(&self.bundle, &conversation, false, &self.media, &location)?;
+        let tokens = self.files.load(&conversation, &self.media_root, || {
+            tokenize_conversation(&self.bundle, &conversation, false, &self.media, &location)
+        })?;
         let targets = self.labels.next_token_targets(&tokens.input_ids, &self.bundle.tokenizer);
         if targets.iter().all(|&t| t < 0) {
             return Err(TrainError::row(

@@ -82,9 +82,16 @@ impl EndpointRun<'_> {
         let (answered, answers) = channel();
         let queued = Mutex::new(queued);
         let result = thread::scope(|scope| {
+            let mut started = 0;
             for _ in 0..self.concurrency.max(1) {
                 let (queued, answered) = (&queued, answered.clone());
-                scope.spawn(move || self.answer_requests(queued, &answered));
+                let work = move || self.answer_requests(queued, &answered);
+                match thread::Builder::new().name("requests".into()).spawn_scoped(scope, work) {
+                    Ok(_) => started += 1,
+                    // Fewer requests are in flight.
+                    Err(_) if started > 0 => break,
+                    Err(e) => return Err(TrainError::cannot_start_thread("requests", &e)),
+                }
             }
             drop(answered);
             let mut loop_ = AskingLoop::new(self, to_send, &answers, &file);

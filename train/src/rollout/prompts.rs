@@ -13,6 +13,7 @@ use super::group::EndTokens;
 use super::scorer;
 use crate::data::dataset::{DataFile, Dataset};
 use crate::data::feed::SampleSource;
+use crate::data::media_files::MediaFiles;
 use crate::data::mixture::Mixture;
 use crate::data::rows::PromptContent;
 use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
@@ -54,6 +55,8 @@ pub struct PromptSource {
     bundle: Arc<ModelFolder>,
     media: MediaOptions,
     media_root: PathBuf,
+    /// The media files read so far.
+    files: MediaFiles,
     parity: Recipe,
     /// Whether the options name a reward command or a reward URL.
     custom_reward: bool,
@@ -80,6 +83,7 @@ impl PromptSource {
             bundle,
             media: MediaOptions { second_per_grid, ..setup.media.clone() },
             media_root: options.media_root(),
+            files: MediaFiles::default(),
             parity: options.parity,
             custom_reward: options.has_custom_reward(),
             given,
@@ -134,13 +138,12 @@ impl PromptSource {
         let location = self.data.location(row);
         let (content, columns) = self.content_and_columns(row)?;
         let tokens = match &content {
-            PromptContent::Chat(messages) => tokenize_conversation(
-                &self.bundle,
-                &self.conversation(&location, messages)?,
-                true,
-                &self.media,
-                &location,
-            )?,
+            PromptContent::Chat(messages) => {
+                let conversation = self.conversation(&location, messages)?;
+                self.files.load(&conversation, &self.media_root, || {
+                    tokenize_conversation(&self.bundle, &conversation, true, &self.media, &location)
+                })?
+            }
             PromptContent::Text(text) => {
                 tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), &location)?
             }

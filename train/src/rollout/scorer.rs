@@ -13,10 +13,10 @@ use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
 
 use super::worker::Rollout;
-use crate::Result;
 use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
 use crate::run::{DeviceLender, error_if_stopped};
+use crate::{Result, TrainError};
 
 /// How long a step waits for custom rewards before other work begins. Fast rewards gain nothing from it: on a machine
 /// with few cores, their program and the threads of this process would hold each other up.
@@ -132,7 +132,11 @@ impl<'a> CompletionScorer<'a> {
         let (done, scored) = match is_slow {
             false => (Ok(()), finish()),
             true => thread::scope(|scope| {
-                let waiting = scope.spawn(finish);
+                let waiting = thread::Builder::new().name("rewards".into()).spawn_scoped(scope, finish);
+                let waiting = match waiting {
+                    Ok(waiting) => waiting,
+                    Err(e) => return (Err(TrainError::cannot_start_thread("rewards", &e)), Vec::new()),
+                };
                 let done = meanwhile();
                 (done, lender.during(|| waiting.join()).unwrap_or_else(|panic| resume_unwind(panic)))
             }),

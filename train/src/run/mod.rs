@@ -20,11 +20,12 @@ use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
 use reel_model::input::MediaOptions;
+use reel_model::save::FolderLock;
 use reel_runtime::device::MatmulLibrary;
 use reel_runtime::{DType, Device};
 use serde_json::Value;
 
-use crate::data::feed::SampleSource;
+use crate::data::feed::{SampleSource, is_row_error};
 use crate::data::order::RowOrder;
 use crate::options::TrainingOptions;
 use crate::reporting::metrics::{self, JsonlLog, SkipCause, SkippedRow, StepMetrics};
@@ -92,8 +93,10 @@ impl<O> Copy for RunSetup<'_, O> {}
 /// The result of a training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunSummary {
-    /// Number of steps of the whole run, earlier processes included.
+    /// Number of finished steps of the whole run, earlier processes included.
     pub steps: u64,
+    /// Planned number of steps of the whole run. Fewer are finished if the data ended early, because rows were skipped.
+    pub planned_steps: u64,
     /// The step of the checkpoint that this process resumed from; 0 for a fresh run.
     pub resumed_after: u64,
     /// Metrics of the last step, if this process did any step.
@@ -116,14 +119,15 @@ pub(crate) fn error_if_stopped(stop: &AtomicBool) -> Result<()> {
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
     let out = &setup.options.out;
-    let _lock = output::lock(out)?;
-    train::<W>(setup).map_err(|e| e.with_help_to_continue(out))
+    let lock = Arc::new(output::lock(out)?);
+    train::<W>(setup, &lock).map_err(|e| e.with_help_to_continue(out))
 }
 
-fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
+fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
     let start = output::find_run_start(setup.options)?;
     let rows = Arc::new(W::open_rows(setup)?);
     let mut run = Run::<W>::begin(setup, start, rows)?;
+    run.lock = Some(lock.clone());
     let done = run.steps();
     run.progress.finish();
     let done = done.and_then(|()| run.finish_folder());
@@ -137,7 +141,8 @@ fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSu
         return Err(e);
     }
     Ok(RunSummary {
-        steps: run.state.steps,
+        steps: run.state.step,
+        planned_steps: run.state.steps,
         resumed_after: run.resumed_after,
         last: run.last.clone(),
         skipped: run.state.position.skipped.len(),
@@ -222,6 +227,8 @@ struct Run<'a, W: TrainLoop<'a>> {
     writer: CheckpointWriter,
     /// What run.json says about the matrix-product library and its chosen algorithms.
     products: Option<MatmulLibrary>,
+    /// The lock on OUT; `None` in a replay.
+    lock: Option<Arc<FolderLock>>,
     /// The latest rollouts that were not reported yet. A step that is not reported may have sampled them.
     preview: Option<RolloutPreview>,
     /// What the run replaces in OUT, until its first step is done. The last field: the files of the run are closed
@@ -234,11 +241,15 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         match self.steps_and_evaluations() {
             Ok(()) => {}
             Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
-            // If a custom reward fails, the finished steps are saved before the run ends.
-            Err(e @ TrainError::Reward(_)) => {
+            // If a custom reward fails, or a row cannot be used, the finished steps are saved before the run ends.
+            Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || is_row_error(&e) => {
                 self.save()?;
                 self.writer.wait()?;
-                return Err(e);
+                let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
+                return Err(match saved.contains_key(&self.state.step) {
+                    true => e.with_help_to_resume(self.setup.options.strict),
+                    false => e,
+                });
             }
             Err(e) => return Err(e),
         }
@@ -261,8 +272,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Writes the trained model after the last step.
     fn finish_folder(&mut self) -> Result<()> {
         self.writer.wait()?;
+        self.check_out_is_the_same()?;
         self.previous.remove()?;
-        TrainedWeights::capture(&self.trainer, self.base.clone(), false)?.write(&self.setup.options.out)?;
+        TrainedWeights::capture(&self.trainer, self.base.clone()).write(&self.setup.options.out)?;
         later_skipped::remove(&self.setup.options.out)
     }
 
@@ -329,6 +341,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Writes a checkpoint of the last finished step unless it has one. If host memory has room for a copy of weights
     /// and optimizer state, a background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
+        self.check_out_is_the_same()?;
         if self.saved == Some(self.state.step) {
             return Ok(());
         }
@@ -350,9 +363,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let bytes = checkpoint::checkpoint_bytes(&self.trainer);
         let copy = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes);
         let (base, state) = (self.base.clone(), self.state.clone());
-        let snapshot =
-            CheckpointSnapshot::capture(&self.trainer, base, state.clone(), self.train_loop.resume_files()?, copy)?
-                .with_logs(logs);
+        let files = self.train_loop.resume_files()?;
+        let mut snapshot = CheckpointSnapshot::capture(&self.trainer, base, state.clone(), files).with_logs(logs);
+        let copied = copy && snapshot.copy_tensors()?;
         self.saved = Some(state.step);
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
         let job = move || {
@@ -361,7 +374,21 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             best::write_trainer_state(&out, best, state.step, state.steps)?;
             checkpoint::remove_old_checkpoints(&out, keep, best.map(|best| best.step))
         };
-        if copy { self.writer.start(job) } else { job() }
+        if copied { self.writer.start(job) } else { job() }
+    }
+
+    /// Checks that OUT is still the folder that the run has locked and keeps its logs in.
+    fn check_out_is_the_same(&self) -> Result<()> {
+        if self.lock.as_ref().is_none_or(|lock| lock.still_protects_folder()) {
+            return Ok(());
+        }
+        let location = format!("--out {}", self.setup.options.out.display());
+        let what = format!("was removed or replaced during the run, after step {} at the latest", self.state.step);
+        Err(TrainError::output(
+            location,
+            what,
+            "put the folder back and resume, or start the run again in another --out",
+        ))
     }
 
     /// Updates run.json if the device has chosen new matrix-product algorithms, which it does for each new shape.

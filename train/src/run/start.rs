@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use reel_model::save::SmallFiles;
+
 use super::record::run_json;
 use super::validate::{count_steps_and_unusable_rows, unusable_rows};
 use super::{Run, RunSetup, TrainLoop, decoding_threads, difference_in_bits, row_order};
@@ -43,7 +45,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let (mut trainer, files) =
             Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
         files.check_values()?;
-        reel_model::save::check_files_to_copy(setup.model)?;
+        // Read before the first step, so that no file of the model makes a save fail hours later.
+        let small_files = Arc::new(SmallFiles::read(setup.model)?);
         if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
             // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
             let logged = recorded.last.as_ref().map(|last| &last.hash);
@@ -118,11 +121,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             train_loop,
             setup: *setup,
             rows,
-            base: BaseModel {
-                folder: setup.model.to_path_buf(),
-                files: Arc::new(files),
-                name: base_name(&options.model),
-            },
+            base: BaseModel { small_files, files: Arc::new(files), name: base_name(&options.model) },
             writer: CheckpointWriter::default(),
             resumed_after: state.step,
             saved: Some(state.step),
@@ -139,6 +138,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             reporters,
             progress,
             preview: None,
+            lock: None,
             previous,
         })
     }

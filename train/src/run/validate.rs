@@ -55,7 +55,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     found.sort_by_key(|bad| bad.row);
     match found.first() {
         Some(first) if found.len() == rows.row_count() => {
-            Err(length::no_usable_row_error(&rows.location(first.row).0, &first.reason))
+            Err(length::no_usable_row_error(&rows.location(first.row).0, &first.reason, false))
         }
         _ => Ok(found),
     }

@@ -90,6 +90,8 @@ pub struct MicroBatchFeed<S: SampleSource> {
     batching: MicroBatchOptions,
     slot: u64,
     bad: BTreeSet<usize>,
+    /// Whether a row was used so far, in this process or, if the feed continues, before.
+    used: bool,
     /// Rows that are skipped without being tried when the feed comes to them, by row number.
     expected: BTreeMap<usize, SkippedRow>,
 }
@@ -107,7 +109,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         let bad: BTreeSet<usize> = from.skipped.iter().copied().collect();
         let positions = from.slot..batching.end.unwrap_or(u64::MAX);
         let ahead = Prefetcher::new(source, order, &bad, positions, threads, window);
-        Self { ahead, batching, slot: from.slot, bad, expected: BTreeMap::new() }
+        Self { ahead, batching, slot: from.slot, bad, used: from.slot > 0, expected: BTreeMap::new() }
     }
 
     /// Skips these rows, with the reasons that an earlier process of the run found, when the feed comes to them.
@@ -136,6 +138,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
                         self.ahead.put_back(slot, sample);
                         break;
                     }
+                    self.used = true;
                     batch.rows.push(row);
                     batch.samples.push(sample);
                 }
@@ -178,7 +181,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     fn skip(&mut self, skipped: SkippedRow) -> Result<SkippedRow> {
         self.bad.insert(skipped.row);
         match self.bad.len() >= self.ahead.row_count() {
-            true => Err(length::no_usable_row_error(&self.ahead.location(skipped.row).0, &skipped.reason)),
+            true => Err(length::no_usable_row_error(&self.ahead.location(skipped.row).0, &skipped.reason, self.used)),
             false => Ok(skipped),
         }
     }

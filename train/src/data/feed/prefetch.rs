@@ -1,8 +1,10 @@
 //! Prepares rows on background threads, a few rows ahead of the consumer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use super::{SampleSource, is_row_error};
@@ -32,6 +34,8 @@ struct PrefetchState<T> {
     ready: BTreeMap<u64, Result<T>>,
     bad: BTreeSet<usize>,
     closed: bool,
+    /// Why no thread could be started.
+    not_started: Option<io::Error>,
 }
 
 impl<S: SampleSource> Prefetcher<S> {
@@ -45,8 +49,29 @@ impl<S: SampleSource> Prefetcher<S> {
         threads: usize,
         window: usize,
     ) -> Self {
+        let spawn = |work| Builder::new().name("rows".into()).spawn(work).map(drop);
+        Self::with_spawn(source, order, bad, positions, threads, window, spawn)
+    }
+
+    /// [`Self::new`] with the function that starts a thread.
+    fn with_spawn(
+        source: Arc<S>,
+        order: RowOrder,
+        bad: &BTreeSet<usize>,
+        positions: Range<u64>,
+        threads: usize,
+        window: usize,
+        spawn: impl Fn(Box<dyn FnOnce() + Send>) -> io::Result<()>,
+    ) -> Self {
         let from = positions.start;
-        let state = PrefetchState { at: from, next: from, ready: BTreeMap::new(), bad: bad.clone(), closed: false };
+        let state = PrefetchState {
+            at: from,
+            next: from,
+            ready: BTreeMap::new(),
+            bad: bad.clone(),
+            closed: false,
+            not_started: None,
+        };
         let shared = Arc::new(Shared {
             source,
             window: window.max(1) as u64,
@@ -54,11 +79,17 @@ impl<S: SampleSource> Prefetcher<S> {
             state: Mutex::new(state),
             changed: Condvar::new(),
         });
+        let mut started = 0;
         for _ in 0..threads.max(1) {
             // The threads are not joined when the prefetcher is dropped: a thread that decodes a media file could block
             // until the decoding timeout.
-            let (shared, order) = (shared.clone(), order.clone());
-            std::thread::spawn(move || shared.run_worker(order));
+            let (worker, order) = (shared.clone(), order.clone());
+            match spawn(Box::new(move || worker.run_worker(order))) {
+                Ok(()) => started += 1,
+                // Fewer threads give the same samples.
+                Err(_) if started > 0 => break,
+                Err(e) => shared.lock().not_started = Some(e),
+            }
         }
         Self { shared, order }
     }
@@ -102,6 +133,9 @@ impl<S: SampleSource> Prefetcher<S> {
         loop {
             if let Some(result) = state.ready.remove(&slot) {
                 return Some(result);
+            }
+            if let Some(reason) = &state.not_started {
+                return Some(Err(TrainError::cannot_start_thread("rows", reason)));
             }
             if state.closed {
                 let (location, _) = self.location(self.order.clone().row_at(slot));
@@ -178,5 +212,35 @@ impl<S: SampleSource> Drop for Prefetcher<S> {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::tests::{DataSource, rows_of_ones};
+    use super::*;
+
+    /// Threads that cannot be started are an error if there are none, and are no error if there is one.
+    #[test]
+    fn threads_that_cannot_be_started_are_an_error() {
+        for allowed in [0, 1] {
+            let started = AtomicUsize::new(0);
+            let spawn = |work| match started.fetch_add(1, Ordering::SeqCst) < allowed {
+                true => Builder::new().spawn(work).map(drop),
+                false => Err(io::Error::from_raw_os_error(11)),
+            };
+            let source: Arc<DataSource> = Arc::new(rows_of_ones(2));
+            let order = RowOrder::file_order(2);
+            let ahead = Prefetcher::with_spawn(source, order, &BTreeSet::new(), 0..2, 3, 2, spawn);
+            match ahead.get(0) {
+                Ok(sample) => assert_eq!((allowed, sample), (1, (0, 1))),
+                Err(e) => {
+                    assert!(allowed == 0 && e.to_string().contains("rows: a thread cannot be started: "), "{e}");
+                    assert!(!is_row_error(&e));
+                }
+            }
+        }
     }
 }

@@ -1,9 +1,15 @@
 use super::*;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use proptest::prelude::*;
 
 /// A data source with one row per element: its token count, or `None` for an unusable row. A sample is the pair (row
 /// number, token count).
-struct DataSource(Vec<Option<usize>>);
+pub(super) struct DataSource(Vec<Option<usize>>);
+
+pub(super) fn rows_of_ones(rows: usize) -> DataSource {
+    DataSource(vec![Some(1); rows])
+}
 
 impl SampleSource for DataSource {
     type Sample = (usize, usize);
@@ -95,6 +101,36 @@ fn strict_run_and_data_without_usable_rows_fail() {
     let e =
         feed(&[None, None], RowOrder::file_order(2), PLAIN, &DataPosition::default()).next_micro_batch().unwrap_err();
     assert!(e.to_string().contains("no row of the file can be used"), "{e}");
+}
+
+/// If rows were used before, the message does not say that none can be used.
+#[test]
+fn data_whose_last_usable_row_fails_says_that_none_is_left() {
+    struct OnlyOnce(AtomicBool);
+    impl SampleSource for OnlyOnce {
+        type Sample = usize;
+        fn row_count(&self) -> usize {
+            1
+        }
+        fn sample(&self, _: usize) -> Result<usize> {
+            match self.0.swap(false, Ordering::SeqCst) {
+                true => Ok(1),
+                false => Err(TrainError::row("d:1", "is broken", "fix it")),
+            }
+        }
+        fn token_count(sample: &usize) -> usize {
+            *sample
+        }
+        fn location(&self, _: usize) -> (String, usize) {
+            ("d:1".into(), 1)
+        }
+    }
+    let source = Arc::new(OnlyOnce(AtomicBool::new(true)));
+    let one = MicroBatchOptions { rows: 1, ..PLAIN };
+    let mut feed = MicroBatchFeed::new(source, RowOrder::file_order(1), one, &DataPosition::default(), 1, 1);
+    assert_eq!(feed.next_micro_batch().unwrap().unwrap().rows, [0]);
+    let e = feed.next_micro_batch().unwrap_err().to_string();
+    assert!(e.contains("no usable row is left") && e.contains("is broken"), "{e}");
 }
 
 proptest! {

@@ -10,6 +10,7 @@ use reel_model::input::{MediaOptions, ModelFolder, SecondPerGrid};
 use crate::data::dataset::Dataset;
 use crate::data::feed::{MicroBatchFeed, MicroBatchOptions};
 use crate::data::labels::TokenLabeler;
+use crate::data::media_files::MediaFiles;
 use crate::data::sample::{SampleCache, SftSource};
 use crate::options::{Recipe, SftOptions};
 use crate::run::replay::{self, ReplayReport};
@@ -120,6 +121,7 @@ pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
         media_root: options.media_root(),
         parity: options.parity,
         kept: SampleCache::default(),
+        files: MediaFiles::default(),
     })
 }
 

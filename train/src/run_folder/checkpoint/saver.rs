@@ -19,13 +19,7 @@ impl CheckpointWriter {
     pub fn start(&mut self, job: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         self.wait()?;
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(job);
-        self.0 = Some(spawned.map_err(|e| {
-            TrainError::output(
-                "checkpoint",
-                format!("cannot start a thread to write it: {e}"),
-                "raise the limit on threads",
-            )
-        })?);
+        self.0 = Some(spawned.map_err(|e| TrainError::cannot_start_thread("checkpoint", &e))?);
         Ok(())
     }
 

@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
 use reel_model::config::ModelConfig;
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
-use reel_model::save::{HubFolder, TensorSpec, write_hub_folder};
+use reel_model::save::{HubFolder, SmallFiles, TensorSpec, write_hub_folder};
 use reel_model::weights::widen_to_f32;
 use reel_runtime::{DType, Tensor};
 use serde_json::{Map, Value, json};
@@ -29,17 +29,22 @@ use crate::{Result, TrainError};
 /// (config, tokenizer).
 #[derive(Clone, Debug)]
 pub struct BaseModel {
-    /// The model folder that the run started from.
-    pub folder: PathBuf,
+    /// Config, tokenizer and templates of the model folder that the run started from.
+    pub small_files: Arc<SmallFiles>,
     /// The weight files of that folder.
     pub files: Arc<Checkpoint>,
     /// The base model's name as an adapter's config states it: an absolute path, or a Hugging Face id.
     pub name: String,
 }
 
+/// Whether this process can allocate so many bytes. An allocation that fails in any other place ends the process.
+pub(super) fn has_memory_for(bytes: usize) -> bool {
+    Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
+}
+
 /// The bytes of a tensor without padding, or the tensor to read them from.
 #[derive(Debug)]
-enum TensorBytes {
+pub(super) enum TensorBytes {
     /// Copied bytes.
     Copy(Vec<u8>),
     /// The tensor, whose bytes are read when the checkpoint is written.
@@ -47,8 +52,14 @@ enum TensorBytes {
 }
 
 impl TensorBytes {
-    fn capture(t: &Tensor, copy: bool) -> Result<Self> {
-        Ok(if copy { Self::Copy(t.read_unpadded_bytes()?) } else { Self::Tensor(t.clone()) })
+    /// Copies the bytes of `t`. Returns `None` if `has_memory_for` says that there is no memory for them.
+    fn copy(t: &Tensor, has_memory_for: &dyn Fn(usize) -> bool) -> Result<Option<Self>> {
+        // A padded tensor is read as a whole first.
+        let padded = if t.bytes() == t.unpadded_bytes() { 0 } else { t.bytes() };
+        match has_memory_for(t.unpadded_bytes().saturating_add(padded)) {
+            true => Ok(Some(Self::Copy(t.read_unpadded_bytes()?))),
+            false => Ok(None),
+        }
     }
 
     fn write(&self, to: &mut dyn Write) -> io::Result<()> {
@@ -60,9 +71,9 @@ impl TensorBytes {
 }
 
 #[derive(Debug)]
-struct StoredTensor {
+pub(super) struct StoredTensor {
     shape: Vec<usize>,
-    held: TensorBytes,
+    pub(super) held: TensorBytes,
 }
 
 /// Bytes of the trained weights and the optimizer state of `t`: the memory that a copy for a checkpoint takes.
@@ -85,25 +96,20 @@ pub struct TrainedWeights {
 }
 
 impl TrainedWeights {
-    /// Captures the weights of `t`. With `copy` their bytes are copied; without it, [`Self::write`] must be called
-    /// before the next step changes the weights.
-    ///
-    /// # Errors
-    /// The device cannot read its memory.
-    pub fn capture(t: &Trainer, origin: BaseModel, copy: bool) -> Result<Self> {
+    /// Captures the weights of `t` without copying them: [`Self::write`] must be called before the next step changes
+    /// them.
+    pub fn capture(t: &Trainer, origin: BaseModel) -> Self {
         let stored = |(name, weights, _): (&str, &Tensor, _)| {
-            Ok((
-                name.to_string(),
-                StoredTensor { shape: weights.unpadded_shape().to_vec(), held: TensorBytes::capture(weights, copy)? },
-            ))
+            let shape = weights.unpadded_shape().to_vec();
+            (name.to_string(), StoredTensor { shape, held: TensorBytes::Tensor(weights.clone()) })
         };
-        Ok(Self {
+        Self {
             dtype: if t.dtype == DType::BF16 { StoredDType::Bf16 } else { StoredDType::F32 },
             config: t.model.config.clone(),
             lora: t.hyperparameters.lora.clone(),
-            trained: t.optimizer.parameter_states().map(stored).collect::<Result<_>>()?,
+            trained: t.optimizer.parameter_states().map(stored).collect(),
             origin,
-        })
+        }
     }
 
     /// Writes a model folder in the dtype of training; with LoRA an adapter folder.
@@ -121,8 +127,8 @@ impl TrainedWeights {
             Some(weights) => weights.held.write(to),
             None => write_untrained(&origin.files, spec, to),
         };
-        let about = HubFolder { source: &origin.folder, naming: origin.files.naming(), dtype: *dtype };
-        Ok(write_hub_folder(folder, about, &tensors, fill)?)
+        let about = HubFolder { small_files: &origin.small_files, naming: origin.files.naming(), dtype: *dtype };
+        write_hub_folder(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
     }
 
     fn write_adapter(&self, folder: &Path, spec: &LoraSpec) -> Result<()> {
@@ -133,12 +139,13 @@ impl TrainedWeights {
             shape: t.shape.clone(),
         };
         let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
-        let about = AdapterFolder { spec, base: &origin.name, source: &origin.folder, naming: origin.files.naming() };
+        let (small_files, naming) = (&*origin.small_files, origin.files.naming());
+        let about = AdapterFolder { spec, base: &origin.name, small_files, naming };
         let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
         let fill = |spec: &TensorSpec, to: &mut dyn Write| {
             trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?.held.write(to)
         };
-        Ok(lora::save(folder, about, &tensors, fill)?)
+        lora::save(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
     }
 }
 
@@ -182,25 +189,16 @@ pub struct CheckpointSnapshot {
 }
 
 impl CheckpointSnapshot {
-    /// Captures the run after step `state.step`. With `copy` the tensors are copied; without it, [`Self::write`] must
-    /// be called before the next step.
-    ///
-    /// # Errors
-    /// The device cannot read its memory.
-    pub fn capture(
-        t: &Trainer,
-        origin: BaseModel,
-        mut state: RunState,
-        files: Vec<(&'static str, Vec<u8>)>,
-        copy: bool,
-    ) -> Result<Self> {
+    /// Captures the run after step `state.step` without copying its tensors: [`Self::write`] must be called before the
+    /// next step, unless [`Self::copy_tensors`] copies them.
+    pub fn capture(t: &Trainer, origin: BaseModel, mut state: RunState, files: Vec<(&'static str, Vec<u8>)>) -> Self {
         let mut all: Vec<_> =
             t.optimizer.parameter_states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
         all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
         let kept = |(name, dtype, tensor): (String, &'static str, &Tensor)| {
             let shape = tensor.unpadded_shape().to_vec();
-            let stored = StoredTensor { shape, held: TensorBytes::capture(tensor, copy)? };
-            Ok(OptimizerTensor { name, dtype, bytes: tensor.unpadded_bytes(), stored })
+            let stored = StoredTensor { shape, held: TensorBytes::Tensor(tensor.clone()) };
+            OptimizerTensor { name, dtype, bytes: tensor.unpadded_bytes(), stored }
         };
         state.parameter_steps = t
             .optimizer
@@ -208,9 +206,34 @@ impl CheckpointSnapshot {
             .filter(|(_, _, s)| s.steps != state.step)
             .map(|(name, _, s)| (name.to_string(), s.steps))
             .collect();
-        let optimizer = all.into_iter().map(kept).collect::<Result<_>>()?;
-        let weights = TrainedWeights::capture(t, origin, copy)?;
-        Ok(Self { weights, optimizer, state, files, logs: LogDigests::new() })
+        let optimizer = all.into_iter().map(kept).collect();
+        let weights = TrainedWeights::capture(t, origin);
+        Self { weights, optimizer, state, files, logs: LogDigests::new() }
+    }
+
+    /// Copies the tensors, so that [`Self::write`] can be called while further steps change them. If there is not
+    /// enough memory, returns false and leaves no copy.
+    ///
+    /// # Errors
+    /// The device cannot read its memory.
+    pub fn copy_tensors(&mut self) -> Result<bool> {
+        self.copy_tensors_if(&has_memory_for)
+    }
+
+    pub(super) fn copy_tensors_if(&mut self, has_memory_for: &dyn Fn(usize) -> bool) -> Result<bool> {
+        let mut copies = Vec::new();
+        for stored in self.stored_tensors() {
+            let TensorBytes::Tensor(tensor) = &stored.held else { continue };
+            let Some(copy) = TensorBytes::copy(tensor, has_memory_for)? else { return Ok(false) };
+            copies.push(copy);
+        }
+        let tensors = self.stored_tensors().filter(|stored| matches!(stored.held, TensorBytes::Tensor(_)));
+        tensors.zip(copies).for_each(|(stored, copy)| stored.held = copy);
+        Ok(true)
+    }
+
+    pub(super) fn stored_tensors(&mut self) -> impl Iterator<Item = &mut StoredTensor> {
+        self.weights.trained.values_mut().chain(self.optimizer.iter_mut().map(|tensor| &mut tensor.stored))
     }
 
     /// Adds what the logs in OUT hold after the step, which a resume compares.
@@ -226,7 +249,13 @@ impl CheckpointSnapshot {
     pub fn write(&self, out: &Path) -> Result<()> {
         let step = self.state.step;
         let target = out.join(checkpoint_folder_name(step));
-        let draft = FolderDraft::begin(out, &format!(".{PREFIX}{step}.part"))?;
+        let name = format!(".{PREFIX}{step}.part");
+        // Errors name the final path, because the user does not know the hidden one.
+        self.write_draft(out, &name, &target).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
+    }
+
+    fn write_draft(&self, out: &Path, name: &str, target: &Path) -> Result<()> {
+        let draft = FolderDraft::begin(out, name)?;
         self.weights.write(&draft.0)?;
         let training = draft.0.join("training");
         fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
@@ -239,7 +268,7 @@ impl CheckpointSnapshot {
             write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;
         }
         digests::write(&draft.0, self.logs.clone())?;
-        draft.publish(&target)
+        draft.publish(target)
     }
 
     fn write_optimizer(&self, path: &Path) -> io::Result<()> {

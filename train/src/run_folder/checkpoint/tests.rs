@@ -2,8 +2,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
+use reel_diagnostic::Diagnostic;
+use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
+use reel_model::save::SmallFiles;
 use reel_runtime::Device;
 
 use super::*;
@@ -18,7 +21,8 @@ fn trainer(dtype: DType) -> (Trainer, BaseModel) {
     let hyperparameters = Hyperparameters::new(&RunOptions::default(), 1);
     let (trainer, files) = Trainer::open(&Device::cpu(1), &config, &folder, dtype, hyperparameters).unwrap();
     let files: Arc<Checkpoint> = Arc::new(files);
-    (trainer, BaseModel { folder, files, name: "base".into() })
+    let small_files = Arc::new(SmallFiles::read(&folder).unwrap());
+    (trainer, BaseModel { small_files, files, name: "base".into() })
 }
 
 fn state(step: u64) -> RunState {
@@ -34,9 +38,10 @@ fn copied_snapshot_is_independent_of_later_steps() {
         let (now, later) = (dir.path().join("now"), dir.path().join("later"));
         let (trainer, origin) = trainer(dtype);
         let files = || vec![("training/set.json", b"{}".to_vec())];
-        CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files(), false).unwrap().write(&now).unwrap();
-        let copy = CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files(), true).unwrap();
-        let live = CheckpointSnapshot::capture(&trainer, origin, state(4), files(), false).unwrap();
+        CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files()).write(&now).unwrap();
+        let mut copy = CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files());
+        assert!(copy.copy_tensors().unwrap());
+        let live = CheckpointSnapshot::capture(&trainer, origin, state(4), files());
         for (_, weights, state) in trainer.optimizer.parameter_states() {
             [weights, &state.m].into_iter().for_each(|t| t.write(&vec![1u8; t.bytes()]).unwrap());
         }
@@ -101,4 +106,42 @@ fn failed_job_is_reported_by_the_next_call() {
     assert!(dead.wait().unwrap_err().to_string().contains("panicked"));
     let device = Device::cpu(1);
     assert!(host_memory_has_room_for(&device, 0) && !host_memory_has_room_for(&device, u64::MAX));
+}
+
+/// Without memory for a copy, the checkpoint can still be written from the tensors themselves.
+#[test]
+fn snapshot_without_memory_for_a_copy_is_written_from_the_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    let (trainer, origin) = trainer(DType::F32);
+    let (want, got) = (dir.path().join("want"), dir.path().join("got"));
+    let mut snapshot = CheckpointSnapshot::capture(&trainer, origin, state(3), Vec::new());
+    snapshot.write(&want).unwrap();
+    let left = std::cell::Cell::new(5_usize);
+    let scarce = |_| left.replace(left.get().saturating_sub(1)) > 0;
+    assert!(!snapshot.copy_tensors_if(&scarce).unwrap());
+    assert!(snapshot.stored_tensors().all(|stored| matches!(stored.held, snapshot::TensorBytes::Tensor(_))));
+    snapshot.write(&got).unwrap();
+    assert_same_files(&want, &got);
+    assert!(!snapshot::has_memory_for(usize::MAX));
+}
+
+/// An error of a checkpoint names its final path, not the hidden one that it is written under.
+#[test]
+fn errors_name_the_final_path_of_a_checkpoint() {
+    let (draft, target) = (Path::new("out/.checkpoint-6.part"), Path::new("out/checkpoint-6"));
+    let full = ModelError::NoRoom {
+        diagnostic: Diagnostic::cannot_write(draft.join("model.safetensors"), &io::ErrorKind::StorageFull.into()),
+        kind: io::ErrorKind::StorageFull,
+    };
+    let e = TrainError::cannot_save(full).with_path_renamed(draft, target);
+    assert!(
+        matches!(e, TrainError::NoRoom { .. }) && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
+    );
+    // The whole way: the draft's folder cannot be created.
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let (trainer, origin) = trainer(DType::F32);
+    let snapshot = CheckpointSnapshot::capture(&trainer, origin, state(6), Vec::new());
+    let e = snapshot.write(&dir.path().join("file")).unwrap_err().to_string();
+    assert!(e.contains("file/checkpoint-6: cannot be written") && !e.contains(".part"), "{e}");
 }

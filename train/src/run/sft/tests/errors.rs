@@ -39,6 +39,8 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
     // The run has two epochs of three rows. The unusable row is skipped in both, so four of the six rows are left,
     // one step each.
     assert_eq!((metrics(&out).len(), done.skipped), (4, 1));
+    // The data ended before the planned number of steps.
+    assert_eq!((done.steps, done.planned_steps), (4, 6));
     let skipped_rows = skipped(&out);
     assert_eq!((skipped_rows.len(), skipped_rows[0].row, skipped_rows[0].line), (1, 1, 2));
     assert!(
@@ -48,6 +50,10 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
 
     let e = message(&on_rows(dir.path(), &rows).with(|o| (o.strict, o.overwrite) = (true, true)));
     assert!(e.contains("rows.jsonl:2: ") && e.contains("none.png"), "{e}");
+    // The step before that row is saved, and the run can go on without it.
+    assert!(e.ends_with("; then resume with --resume-from-checkpoint last, without --strict to skip such rows"), "{e}");
+    let resumed = on_rows(dir.path(), &rows).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
+    assert_eq!((resumed.resumed_after, resumed.steps, resumed.skipped), (1, 4, 1));
     let checked = on_rows(dir.path(), &rows).with(|o| (o.check_data, o.max_steps, o.overwrite) = (true, None, true));
     assert_eq!(checked.run().unwrap().steps, 2);
     assert_eq!(skipped(&out), skipped_rows);

@@ -73,6 +73,9 @@ fn earlier_run_stays_until_the_first_step_is_done() {
     assert!(e.contains("none.png"), "{e}");
     assert_eq!(metrics(&out).len(), 1);
     let has = |name: &str| out.join(name).exists();
-    assert!(has("notes.txt") && !has("model.safetensors") && !has("checkpoint-1") && !has("checkpoint-2"));
+    assert!(has("notes.txt") && !has("model.safetensors") && !has("checkpoint-2"));
+    let saved = out.join("checkpoint-1/training/state.json");
+    let state: Value = serde_json::from_slice(&fs::read(saved).unwrap()).unwrap();
+    assert!(state["steps"] == 2 && state["position"]["slot"] == 1, "the new run saved its step: {state}");
     assert!(!has(".previous-run") && !has(".previous-run.part"));
 }

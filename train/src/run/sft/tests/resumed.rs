@@ -216,6 +216,8 @@ fn checkpoint_of_another_run_is_refused() {
     let message = |case: Case| case.run().unwrap_err().to_string();
     let e = message(case(&out).with(resume).with(|o| o.learning_rate = 1.0));
     assert!(e.starts_with("--learning-rate: is 1.0, but was 0.001 in "), "{e}");
+    let e = message(Case { max_pixels: Some(3136), ..case(&out).with(resume) });
+    assert!(e.starts_with("--max-pixels: is 3136, but was not given in "), "{e}");
     let e = message(Case { seed: 5, ..case(&out).with(resume) });
     assert!(e.starts_with("--seed: is 5, but was 0 in "), "{e}");
     let e = message(case(&out).with(resume).with(|o| o.model = golden("model_b").display().to_string()));
