@@ -286,17 +286,16 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
     })?;
     let damaged =
         |what: String, help: &str| TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help));
-    let run: Value = serde_json::from_slice(&text)
-        .map_err(|e| damaged(format!("is not JSON: {e}"), "give the output folder of a run"))?;
+    let restore = "restore it from a copy, or remove it: a resume works without it, a replay does not";
+    // A folder with the log of steps is that of a run.
+    let help = if out.join(METRICS_FILE).exists() { restore } else { "give the output folder of a run" };
+    let run: Value = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not JSON: {e}"), help))?;
     if !run.is_object() {
-        return Err(damaged("is not a JSON object".into(), "give the output folder of a run"));
+        return Err(damaged("is not a JSON object".into(), help));
     }
     match digests::has_its_own_digest(&run) {
         true => Ok(run),
-        false => Err(damaged(
-            "is damaged: it is not what the run wrote".into(),
-            "restore it from a copy, or remove it: a resume works without it, a replay does not",
-        )),
+        false => Err(damaged("is damaged: it is not what the run wrote".into(), restore)),
     }
 }
 
@@ -381,6 +380,10 @@ mod tests {
             let e = read_run_json(dir.path()).unwrap_err().to_string();
             assert!(e.contains("run.json: is not ") && e.ends_with("; give the output folder of a run"), "{e}");
         }
+        // In the folder of a run, it was cut short.
+        fs::write(dir.path().join(METRICS_FILE), "").unwrap();
+        let e = read_run_json(dir.path()).unwrap_err().to_string();
+        assert!(e.contains("run.json: is not JSON") && e.contains("; restore it from a copy, or remove it: "), "{e}");
     }
 
     #[test]

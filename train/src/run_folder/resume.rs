@@ -250,9 +250,19 @@ pub fn resumed_run_state<O: TrainingOptions>(
         return Err(refuse("--resume-from-checkpoint", &format!("belongs to a run of {was}, not of {}:", O::COMMAND)));
     }
     if let Some(name) = different.first() {
-        let value = |options: &Map<String, Value>| options.get(*name).map_or("absent".to_string(), Value::to_string);
+        let (mut name, mut values) = (*name, [now.get(*name), then.get(*name)]);
+        // The media options are one object; the error names the option in it.
+        if let [Some(Value::Object(now)), Some(Value::Object(then))] = values
+            && let Some(key) = now.keys().chain(then.keys()).find(|key| now.get(*key) != then.get(*key))
+        {
+            (name, values) = (key, [now.get(key), then.get(key)]);
+        }
+        let text = |value: Option<&Value>| match value {
+            None | Some(Value::Null) => "not given".to_string(),
+            Some(value) => value.to_string(),
+        };
         let flag = format!("--{}", name.replace('_', "-"));
-        return Err(refuse(&flag, &format!("is {}, but was {} in", value(&now), value(&then))));
+        return Err(refuse(&flag, &format!("is {}, but was {} in", text(values[0]), text(values[1]))));
     }
     if other_length {
         state.steps = measure_steps()?;
