@@ -420,7 +420,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// Writes a text file, which appears when it is complete.
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    let mut draft = AtomicFile::create(path).map_err(|e| CurateError::Io(e.into_diagnostic()))?;
+    let mut draft = AtomicFile::create(path).map_err(CurateError::cannot_save)?;
     draft.write_all(text.as_bytes()).map_err(|e| CurateError::cannot_write(path, &e))?;
-    draft.commit().map_err(|e| CurateError::Io(e.into_diagnostic()))
+    draft.commit().map_err(CurateError::cannot_save)
 }

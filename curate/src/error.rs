@@ -1,10 +1,12 @@
 //! The error type of this crate. Each variant names the location, what is wrong there, and what to do.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use reel_data::DataError;
 use reel_diagnostic::Diagnostic;
 use reel_media::MediaError;
+use reel_model::ModelError;
 
 /// Why a curation cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,44 @@ impl CurateError {
     }
 
     pub(crate) fn cannot_write(path: &Path, e: &std::io::Error) -> Self {
-        Self::Io(Diagnostic::cannot_write(path, e))
+        Self::cannot_write_as(Diagnostic::cannot_write(path, e), e.kind())
+    }
+
+    /// The error of a file that is written under a temporary name first.
+    pub(crate) fn cannot_save(e: ModelError) -> Self {
+        match e {
+            ModelError::NoRoom { diagnostic, kind } => Self::cannot_write_as(diagnostic, kind),
+            other => Self::Io(other.into_diagnostic()),
+        }
+    }
+
+    fn cannot_write_as(diagnostic: Diagnostic, kind: ErrorKind) -> Self {
+        let before = match kind {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free space on that disk",
+            ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f)",
+            _ => return Self::Io(diagnostic),
+        };
+        Self::Io(diagnostic.with_help(format!("{before}, then run reel curate again with --resume")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn full_disk_says_how_the_curation_continues() {
+        let full = || io::Error::from(ErrorKind::StorageFull);
+        let path = Path::new("out/reason.parquet");
+        let saved = ModelError::NoRoom { diagnostic: Diagnostic::cannot_write(path, &full()), kind: full().kind() };
+        for e in [CurateError::cannot_write(path, &full()), CurateError::cannot_save(saved)] {
+            let want = "out/reason.parquet: cannot be written: the disk is full; free space on that disk, then run reel \
+                        curate again with --resume";
+            assert_eq!(e.to_string(), want);
+        }
+        let denied = CurateError::cannot_write(path, &ErrorKind::PermissionDenied.into()).to_string();
+        assert!(!denied.contains("--resume"), "{denied}");
     }
 }

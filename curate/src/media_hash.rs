@@ -85,12 +85,12 @@ impl MediaHashes {
         let path = out.join(MEDIA_HASHES_FILE);
         let mut hashes: Vec<&KnownHash> = self.0.values().collect();
         hashes.sort_by(|a, b| a.path.cmp(&b.path));
-        let mut draft = AtomicFile::create(&path).map_err(|e| CurateError::Io(e.into_diagnostic()))?;
+        let mut draft = AtomicFile::create(&path).map_err(CurateError::cannot_save)?;
         for hash in hashes {
             let line = serde_json::to_string(hash).map_err(|e| CurateError::cannot_write(&path, &e.into()))?;
             writeln!(draft, "{line}").map_err(|e| CurateError::cannot_write(&path, &e))?;
         }
-        draft.commit().map_err(|e| CurateError::Io(e.into_diagnostic()))
+        draft.commit().map_err(CurateError::cannot_save)
     }
 }
 

@@ -127,12 +127,12 @@ impl StageTable {
     fn open_for_append(&self, content: &Content) -> Result<File> {
         let failed = |e| CurateError::cannot_write(&self.path, &e);
         if content.bytes == 0 && !content.records.is_empty() {
-            let mut draft = AtomicFile::create(&self.path).map_err(|e| CurateError::Io(e.into_diagnostic()))?;
+            let mut draft = AtomicFile::create(&self.path).map_err(CurateError::cannot_save)?;
             for record in content.sorted() {
                 let line = serde_json::to_string(record).map_err(|e| failed(e.into()))? + "\n";
                 draft.write_all(line.as_bytes()).map_err(failed)?;
             }
-            draft.commit().map_err(|e| CurateError::Io(e.into_diagnostic()))?;
+            draft.commit().map_err(CurateError::cannot_save)?;
             return OpenOptions::new().append(true).open(&self.path).map_err(failed);
         }
         let file = OpenOptions::new().append(true).create(true).open(&self.path).map_err(failed)?;
@@ -165,12 +165,12 @@ impl StageTable {
 /// Writes rows of JSON as a Parquet file, which appears when it is complete. `lines` is not empty.
 pub(crate) fn write_parquet(path: &Path, lines: &[String]) -> Result<()> {
     let table = Table::parse(path, lines.join("\n"))?;
-    let mut draft = AtomicFile::create(path).map_err(|e| CurateError::Io(e.into_diagnostic()))?;
+    let mut draft = AtomicFile::create(path).map_err(CurateError::cannot_save)?;
     reel_data::write_parquet(&table, &mut draft).map_err(|e| match e {
         reel_data::WriteError::Row(e) => CurateError::Data(e),
         reel_data::WriteError::Io(e) => CurateError::cannot_write(path, &e),
     })?;
-    draft.commit().map_err(|e| CurateError::Io(e.into_diagnostic()))
+    draft.commit().map_err(CurateError::cannot_save)
 }
 
 impl Content {

@@ -8,6 +8,7 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{Field, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use reel_diagnostic::{catch_panic, one_line};
@@ -109,7 +110,14 @@ fn batch(
 fn caught<T>(call: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, WriteError> {
     let failed = |reason: &str| WriteError::Io(io::Error::other(one_line(reason)));
     match catch_panic(call) {
-        Ok(result) => result.map_err(|e| failed(&e.to_string())),
+        Ok(result) => result.map_err(|e| match e {
+            // An error of the file below keeps its kind, such as a full disk.
+            ParquetError::External(source) => match source.downcast::<io::Error>() {
+                Ok(e) => WriteError::Io(*e),
+                Err(source) => failed(&source.to_string()),
+            },
+            other => failed(&other.to_string()),
+        }),
         Err(panic) => Err(failed(&panic)),
     }
 }

@@ -76,6 +76,22 @@ fn nothing_is_overwritten_and_failures_leave_no_file() {
     assert_eq!(files(), before);
 }
 
+/// A full disk is an error of that kind, whatever the writer of the format makes of it.
+#[test]
+fn full_disk_keeps_its_kind() {
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let e = write_parquet(&table(&[json!({"a": 1})]), &mut Full).unwrap_err();
+    assert!(matches!(&e, WriteError::Io(e) if e.kind() == std::io::ErrorKind::StorageFull), "{e:?}");
+}
+
 /// Any JSON value.
 fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
