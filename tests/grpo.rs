@@ -32,6 +32,42 @@ fn golden_grpo_steps_match_the_reference() {
     }
 }
 
+/// If the media folder is gone for a while, no row is skipped: the run saves its steps and ends, and can be resumed.
+#[test]
+fn outage_of_the_media_folder_loses_no_row() {
+    let folder = training_folder();
+    let at = folder.path();
+    fs::create_dir(at.join("media")).expect("a folder");
+    let image = golden("grpo/grpo_clip_iter2/media/b.png");
+    let row = |i: usize| {
+        fs::copy(&image, at.join(format!("media/{i}.png"))).expect("copied");
+        let content = json!([{"type": "image", "image": format!("media/{i}.png")}, {"type": "text", "text": "Which?"}]);
+        json!({"prompt": [{"role": "user", "content": content}], "solution": "<answer>1</answer>",
+               "problem_type": "numerical"})
+        .to_string()
+    };
+    fs::write(at.join("rows.jsonl"), (0..24).map(row).collect::<Vec<_>>().join("\n")).expect("rows");
+    // The reward command takes the folder away in the first step.
+    let rewards = "[ -e taken ] || { touch taken; mv media gone; }; while read -r line; do echo ${#line}; done";
+    let train = |more: &[&str]| {
+        let mut arguments =
+            grpo("out", &[&["--max-steps", "24", "--save-steps", "100", "--media-root", "."], more].concat());
+        let command = arguments.iter().position(|a| a == "--reward-command").expect("the option");
+        arguments[command + 1] = rewards.into();
+        run_in(at, arguments)
+    };
+    let resume = ["--resume-from-checkpoint", "last"];
+    let words =
+        "and now there is no such file; make the media available again; then resume with --resume-from-checkpoint last";
+    train(&[]).refused(1, &[words]);
+    let done = read_metrics(&at.join("out")).len();
+    assert!((1..24).contains(&done), "{done}");
+    fs::rename(at.join("gone"), at.join("media")).expect("renamed");
+    train(&resume).ok();
+    assert_eq!(read_metrics(&at.join("out")).len(), 24);
+    assert_eq!(fs::read_to_string(at.join("out/skipped.jsonl")).expect("skipped.jsonl"), "");
+}
+
 #[test]
 fn repeatedly_killed_run_equals_uninterrupted_run() {
     let folder = training_folder();

@@ -227,3 +227,53 @@ fn failed_write_leaves_no_incomplete_files() {
     let left = file_names_in(&w.path().join("out"));
     assert!(!left.iter().any(|n| n == "model.safetensors" || n.starts_with("checkpoint-")), "{left:?}");
 }
+
+/// The run ends with an error if its output folder is not there any more, instead of writing a part of its files.
+#[test]
+fn removed_output_folder_ends_the_run() {
+    let w = training_folder(9);
+    let out = w.path().join("out");
+    let child = start_long(w.path(), "out");
+    wait_for_steps(&out, 5);
+    fs::rename(&out, w.path().join("elsewhere")).expect("renamed");
+    let done = support::finished_run(child.wait_with_output().expect("it ends"));
+    let last = done.stderr.lines().last().unwrap_or_default();
+    assert!(done.code == Some(1) && last.starts_with("error: --out out: was removed or replaced"), "{}", done.stderr);
+    assert!(!out.join("model.safetensors").exists());
+}
+
+/// After its start, a run does not need the small files of the model folder any more.
+#[test]
+fn run_outlives_the_folder_of_its_model() {
+    let w = training_folder(9);
+    let child = start_long(w.path(), "out");
+    wait_for_steps(&w.path().join("out"), 5);
+    fs::remove_dir_all(w.path().join("tiny")).expect("removed");
+    support::finished_run(child.wait_with_output().expect("it ends")).ok();
+    let names = file_names_in(&w.path().join("out"));
+    for name in ["config.json", "tokenizer.json", "model.safetensors", "checkpoint-400"] {
+        assert!(names.iter().any(|n| n == name), "no {name} in {names:?}");
+    }
+}
+
+/// A file that exceeds the limit on file sizes is named by its final path, and the message says how to go on.
+#[test]
+fn checkpoint_above_the_limit_on_file_sizes_says_how_to_go_on() {
+    const OPTIONS: &str = "sft --model tiny --data rows.jsonl --out out --learning-rate 1e-3 --save-steps 1 --quiet";
+    let w = training_folder(3);
+    let weights = fs::metadata(w.path().join("tiny/model.safetensors")).expect("weights").len();
+    let program = reel().get_program().to_os_string();
+    let limited = |more: &[&str]| {
+        let mut command = Command::new("bash");
+        command.args(["-c", "ulimit -f \"$0\"; exec \"$@\""]).arg((weights / 1024 / 2).to_string()).arg(&program);
+        command.args(OPTIONS.split(' ')).args(more).env("CUDA_VISIBLE_DEVICES", "");
+        support::finished_run(command.current_dir(w.path()).output().expect("bash starts"))
+    };
+    let words = "out/checkpoint-1/model.safetensors: cannot be written: it would be larger than the limit on file sizes; \
+                 raise the limit on file sizes (ulimit -f), then start the run again with --overwrite";
+    limited(&["--max-steps", "2"]).refused(1, &[words]);
+    sft(w.path(), "out", &["--max-steps", "1", "--save-steps", "1", "--overwrite"]).ok();
+    let resume = ["--max-steps", "2", "--resume-from-checkpoint", "last"];
+    let done = limited(&resume);
+    assert!(done.stderr.contains("then resume with --resume-from-checkpoint last"), "{}", done.stderr);
+}

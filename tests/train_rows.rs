@@ -70,7 +70,10 @@ fn rows_without_their_media_are_skipped_or_stop_a_strict_run() {
         skipped.lines().count() == 1 && skipped.contains("gone.mp4") && skipped.contains("\"cause\":\"media\""),
         "{skipped}"
     );
-    let said = sft(w.path(), "out", &["--no-shuffle", "--num-train-epochs", "1", "--overwrite"]);
+    let one_row_a_step =
+        ["--no-shuffle", "--num-train-epochs", "1", "--gradient-accumulation-steps", "1", "--overwrite"];
+    let said = sft(w.path(), "out", &one_row_a_step);
+    assert!(said.ok().contains("out: 3 of 4 planned steps: the data ended, last loss "), "{}", said.stdout);
     assert!(said.ok().contains("1 rows skipped (1 unreadable media, see out/skipped.jsonl)"), "{}", said.stdout);
     sft(w.path(), "strict", &["--no-shuffle", "--strict", "--quiet"]).refused(1, &["gone.mp4"]);
 }
