@@ -5,16 +5,18 @@
 //!
 //! [`note!`] prints a line about the work to stderr; [`input`] opens the files that a user names; [`escape_controls`]
 //! makes text of unknown origin safe to print; [`catch_panic`] turns a panic in a library that reads such files into an
-//! error.
+//! error; [`shortage_help`] and [`start_shortage_help`] say which limit of the machine an error names.
 
 pub mod input;
 mod notes;
 mod panics;
 mod printable;
+mod shortage;
 
 pub use notes::print_note;
 pub use panics::{catch_panic, panic_is_caught};
 pub use printable::{escape_controls, escape_controls_in_json};
+pub use shortage::{shortage_help, start_shortage_help};
 
 mod redact;
 
@@ -54,7 +56,7 @@ impl Diagnostic {
             io::ErrorKind::PermissionDenied => "make it readable for this user",
             io::ErrorKind::InvalidData => "save the file as UTF-8",
             _ if is_link_loop(error) => LOOP_HELP,
-            _ => "check the file and the disk it is on",
+            _ => shortage_help(error).unwrap_or("check the file and the disk it is on"),
         };
         Self::new(path.as_ref().display().to_string(), format!("cannot be read: {}", io_cause(error)), help)
     }
@@ -80,7 +82,7 @@ impl Diagnostic {
             io::ErrorKind::IsADirectory => "give the name of a file",
             io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => "choose another name",
             _ if is_link_loop(error) => LOOP_HELP,
-            _ => "check the folder and the disk it is on",
+            _ => shortage_help(error).unwrap_or("check the folder and the disk it is on"),
         };
         Self::new(path.display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
     }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, shortage_help, start_shortage_help};
 
 /// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, MediaError>;
@@ -30,7 +30,8 @@ pub enum MediaError {
     /// chat message. The location in the diagnostic is the setting's name.
     #[error("{0}")]
     Setting(Diagnostic),
-    /// The worker process that decodes files cannot be started.
+    /// No file is at fault: the worker process that decodes files cannot be started or fails, or this machine lacks
+    /// threads, open files or memory. The next file would fail, too.
     #[error("{0}")]
     Worker(Diagnostic),
 }
@@ -51,17 +52,23 @@ impl MediaError {
         Self::Setting(Diagnostic::new(name, what, help))
     }
 
+    /// A [`MediaError::File`], or a [`MediaError::Worker`] if the error says what this machine lacks.
     pub(crate) fn cannot_read(path: &Path, error: &std::io::Error) -> Self {
-        Self::File(Diagnostic::cannot_read(path, error))
+        let diagnostic = Diagnostic::cannot_read(path, error);
+        if shortage_help(error).is_some() { Self::Worker(diagnostic) } else { Self::File(diagnostic) }
     }
 
     pub(crate) fn cannot_start_worker(program: &Path, error: &std::io::Error) -> Self {
         let what = format!("cannot be started as the process that decodes media: {error}");
-        Self::Worker(Diagnostic::new(
-            program.display().to_string(),
-            what,
-            "check that the program exists and may be executed",
-        ))
+        let help = start_shortage_help(error).unwrap_or("check that the program exists and may be executed");
+        Self::Worker(Diagnostic::new(program.display().to_string(), what, help))
+    }
+
+    /// The `operation` on a file needs threads or other means of this machine, which cannot be had.
+    pub(crate) fn cannot_start_threads(path: &Path, operation: &str, error: &std::io::Error) -> Self {
+        let what = format!("{operation} failed because threads cannot be created: {error}");
+        let help = start_shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
+        Self::Worker(Diagnostic::new(path.display().to_string(), what, help))
     }
 
     /// Location, problem and help of this error.

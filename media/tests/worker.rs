@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use reel_media::MediaError;
 use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
@@ -20,6 +21,11 @@ fn main() -> ExitCode {
         Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
         Some("__play") => return worker::serve_jobs(|| play(&args[2])),
         Some("__not-a-server") => return not_a_server(),
+        Some("__few-processes") => {
+            forbid_threads();
+            return worker::worker_main();
+        }
+        Some("__caller-without-threads") => return caller_without_threads(Path::new(&args[2])),
         Some("__abort-first") => return worker::serve_jobs(|| abort_first(&args[2])),
         Some("__decode-and-wait") => {
             let _ = player("real worker on a pipe", Duration::from_secs(60)).probe(Path::new(&args[2]));
@@ -29,7 +35,7 @@ fn main() -> ExitCode {
         Some("--list") => return ExitCode::SUCCESS,
         _ => {}
     }
-    let tests: [(&str, fn()); 14] = [
+    let tests: [(&str, fn()); 15] = [
         ("worker_frames_equal_in_process_frames", worker_frames_equal_in_process_frames),
         ("resized_frames_equal_torch_bicubic", resized_frames_equal_torch_bicubic),
         ("worker_errors_reach_the_caller", worker_errors_reach_the_caller),
@@ -37,6 +43,7 @@ fn main() -> ExitCode {
         ("pipes_and_devices_are_refused_before_a_worker_starts", pipes_and_devices_are_refused_before_a_worker_starts),
         ("crash_is_reported_with_signal_or_exit_code", crash_is_reported_with_signal_or_exit_code),
         ("failed_worker_is_replaced_once", failed_worker_is_replaced_once),
+        ("lack_of_threads_is_never_blamed_on_the_file", lack_of_threads_is_never_blamed_on_the_file),
         ("invalid_reply_is_refused", invalid_reply_is_refused),
         ("memory_limit_is_enforced", memory_limit_is_enforced),
         ("lack_of_memory_is_never_blamed_on_the_file", lack_of_memory_is_never_blamed_on_the_file),
@@ -102,9 +109,36 @@ fn play(part: &str) -> u8 {
         }
         "abort" => std::process::abort(),
         "panic" => panic!("a bug"),
+        "decoder panics" => println!("{{\"Panicked\":\"index out of bounds\"}}"),
+        "no threads" => {
+            forbid_threads();
+            return worker::run_job();
+        }
         _ => return 77,
     }
     0
+}
+
+/// Sets the limit of processes and threads so that this process cannot create another one. The limit does not apply to
+/// root, so this process becomes another user.
+#[allow(unsafe_code)]
+fn forbid_threads() {
+    let one = rustix::process::Rlimit { current: Some(1), maximum: Some(1) };
+    rustix::process::setrlimit(rustix::process::Resource::Nproc, one).unwrap();
+    if rustix::process::getuid().is_root() {
+        // SAFETY: the function takes a number and changes no memory of this process.
+        assert_eq!(unsafe { libc::setuid(54_321) }, 0);
+    }
+}
+
+/// Prints the error of a caller that can create no threads although its server is running.
+fn caller_without_threads(video: &Path) -> ExitCode {
+    let decoder = DecodeWorker::new(me());
+    decoder.probe(video).unwrap();
+    forbid_threads();
+    let error = decoder.probe(video).unwrap_err();
+    println!("{}: {error}", if matches!(error, MediaError::Worker(_)) { "worker" } else { "another error" });
+    ExitCode::SUCCESS
 }
 
 /// Answers as the real worker does, but opens the pipe that the variable [`PIPE`] names instead of the requested file,
@@ -218,6 +252,14 @@ fn crash_is_reported_with_signal_or_exit_code() {
         &["exited with code 3", "a message of its own"],
     );
     one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 101"]);
+    // The exit code of a worker without a reply says nothing about the file, but a panic of the decoder does.
+    for part in ["panic", "exit 3", "unknown"] {
+        let error = player(part, wait).probe(&clip("vp9.webm")).unwrap_err();
+        assert!(matches!(error, MediaError::Worker(_)), "{error}");
+    }
+    let error = player("decoder panics", wait).probe(&clip("vp9.webm")).unwrap_err();
+    assert!(matches!(error, MediaError::File(_)), "{error}");
+    one_line(error, &["vp9.webm", "panicked (index out of bounds)", "may be damaged"]);
     let not_a_server = DecodeWorker { args: vec!["__not-a-server".to_owned()], ..DecodeWorker::new(me()) };
     let failed = not_a_server.probe(&clip("vp9.webm")).unwrap_err();
     one_line(failed, &["vp9.webm", "exited with code 127", "libavcodec.so"]);
@@ -238,9 +280,32 @@ fn failed_worker_is_replaced_once() {
     }
     let late = player("sleep", Duration::from_millis(300)).probe(&clip("vp9.webm")).unwrap_err();
     one_line(late, &["vp9.webm", "timed out after 0.3 s, twice"]);
-    // An exit code is the worker's own word: a second worker would say the same.
-    let failed = player("exit 3", Duration::from_secs(20)).probe(&clip("vp9.webm")).unwrap_err().to_string();
-    assert!(!failed.contains("twice"), "{failed}");
+}
+
+/// A limit of processes and threads that stops the worker, its server or the caller is an error of the machine.
+fn lack_of_threads_is_never_blamed_on_the_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let path = folder.path().join("noise.avi");
+    let (n, height, width) = (40, 368, 640);
+    let data: Vec<u8> = (0..n * height * width * 3).map(|i| (i as u64 * i as u64 / 7919) as u8).collect();
+    let frames = FrameView::new(&data, n, height, width).unwrap();
+    encode_video(&path, frames, &VideoEncodingOptions::new(VideoCodec::Mpeg4, (25, 1))).unwrap();
+    let o = MediaOverrides { nframes: Some(40), ..Default::default() };
+    let decoder = DecodeWorker { threads: 4, ..player("no threads", Duration::from_secs(60)) };
+    let server = DecodeWorker { args: vec!["__few-processes".to_owned()], ..decoder.clone() };
+    for (error, part) in [
+        (decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err(), "ulimit -u"),
+        (decoder.decode_resized(&path, MediaProfile::Qwen, &o).unwrap_err(), "ulimit -u"),
+        (server.probe(&path).unwrap_err(), "check the limits of processes"),
+    ] {
+        assert!(matches!(error, MediaError::Worker(_)), "{error}");
+        one_line(error, &[part, "Resource temporarily unavailable"]);
+    }
+    let caller = Command::new(me()).arg("__caller-without-threads").arg(&path).output().unwrap();
+    let said = String::from_utf8(caller.stdout).unwrap();
+    assert!(said.starts_with("worker: ") && said.contains("ulimit -u"), "{said}");
 }
 
 fn invalid_reply_is_refused() {

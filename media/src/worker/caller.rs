@@ -27,6 +27,9 @@ pub const DEFAULT_DECODE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Default memory limit for one video, in MiB.
 pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
 
+/// The pause before a second attempt if this machine had no threads, processes or open files left.
+const RESTART_PAUSE: Duration = Duration::from_millis(50);
+
 /// Decodes videos, each one in its own worker process.
 #[derive(Clone, Debug)]
 pub struct DecodeWorker {
@@ -123,9 +126,10 @@ impl DecodeWorker {
 
     /// Runs one job in a worker. Returns the worker's reply and the shared memory that holds the frames.
     ///
-    /// If the worker is killed or misses its deadline, a new worker tries the job once more. On a busy machine such a
-    /// failure can be an accident (the kernel killed the process for lack of memory, a disk was slow). Without a second
-    /// attempt, a run would lose the row.
+    /// If the worker is killed, fails without a reply, cannot be started or misses its deadline, a new worker tries the
+    /// job once more. On a busy machine such a failure can be an accident (the kernel killed the process for lack of
+    /// memory, a disk was slow, there were too many threads for a moment). Without a second attempt, a run would lose
+    /// the row, or end.
     fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
         // FFmpeg would wait for a pipe's writer or read a device without end, until the deadline.
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
@@ -133,6 +137,10 @@ impl DecodeWorker {
         }
         match self.run_once(path, job) {
             Err(MediaError::Timeout(_) | MediaError::Killed(_)) => self.run_once(path, job).map_err(tried_twice),
+            Err(MediaError::Worker(_)) => {
+                std::thread::sleep(RESTART_PAUSE);
+                self.run_once(path, job).map_err(tried_twice)
+            }
             result => result,
         }
     }
@@ -155,6 +163,7 @@ impl DecodeWorker {
         let reply = process::run_worker(&command, path, memory.try_clone().map_err(cannot_start)?)?;
         match serde_json::from_slice(&reply) {
             Ok(WorkerReply::Failed(failure)) => Err(failure.into_error(path)),
+            Ok(WorkerReply::Panicked(message)) => Err(process::decoder_panicked(path, &message)),
             Ok(WorkerReply::OutOfMemory) => Err(process::memory_limit_exceeded(path, self.memory_mib)),
             Ok(reply) => Ok((reply, memory)),
             Err(_) => Err(invalid_reply(path)),

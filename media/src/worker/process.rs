@@ -8,7 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use reel_diagnostic::Diagnostic;
@@ -50,24 +51,27 @@ pub(super) fn run_worker(command: &WorkerCommand<'_>, path: &Path, memory: File)
     let cannot_start = |e: std::io::Error| MediaError::cannot_start_worker(command.exe, &e);
     let (reply, reply_end) = std::io::pipe().map_err(cannot_start)?;
     let (stderr, stderr_end) = std::io::pipe().map_err(cannot_start)?;
+    let reply = read_pipe(reply, MAX_REPLY_BYTES).map_err(cannot_start)?;
+    let stderr = read_pipe(stderr, MAX_STDERR_BYTES).map_err(cannot_start)?;
     let mut server =
         Server::give_job(command, [memory.as_fd(), reply_end.as_fd(), stderr_end.as_fd()]).map_err(cannot_start)?;
     // The worker has its own copies of these files. A reader sees the end of a pipe only after all copies of the
     // pipe's write end are closed.
     drop((memory, reply_end, stderr_end));
-    let reply = read_pipe(reply, MAX_REPLY_BYTES);
-    let stderr = read_pipe(stderr, MAX_STDERR_BYTES);
     let reply = reply.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     let end = match reply {
         Ok(_) => server.wait_for_job(deadline),
-        Err(_) => None,
+        Err(RecvTimeoutError::Timeout) => None,
+        Err(RecvTimeoutError::Disconnected) => {
+            return Err(cannot_start(std::io::Error::other("the thread that reads its reply has panicked")));
+        }
     };
-    let (status, stderr) = match end {
+    let (failed, status, stderr) = match end {
         Some(JobEnd::Worker(status)) => {
             server.wait_for_next_job(command);
-            (status, stderr.recv_timeout(STDERR_GRACE).ok())
+            ("worker", status, stderr.recv_timeout(STDERR_GRACE).ok())
         }
-        Some(JobEnd::Server(status)) => (status, server.stderr()),
+        Some(JobEnd::Server(status)) => ("worker's server", status, server.stderr()),
         None => {
             drop(server);
             return Err(MediaError::Timeout(Diagnostic::new(
@@ -79,23 +83,25 @@ pub(super) fn run_worker(command: &WorkerCommand<'_>, path: &Path, memory: File)
     };
     match reply {
         Ok(reply) if matches!(end, Some(JobEnd::Worker(_))) && status.success() => Ok(reply),
-        _ => Err(worker_failed(command, path, status, &String::from_utf8_lossy(&stderr.unwrap_or_default()))),
+        _ => {
+            let stderr = stderr.unwrap_or_default();
+            Err(worker_failed(command, path, failed, status, &String::from_utf8_lossy(&stderr)))
+        }
     }
 }
 
-/// Reads a pipe to its end on another thread; bytes beyond `max_bytes` are discarded.
-fn read_pipe(mut pipe: impl Read + Send + 'static, max_bytes: u64) -> mpsc::Receiver<Vec<u8>> {
+/// Reads a pipe to its end on another thread; bytes beyond `max_bytes` are discarded. Fails if the thread cannot be
+/// created.
+fn read_pipe(mut pipe: impl Read + Send + 'static, max_bytes: u64) -> std::io::Result<mpsc::Receiver<Vec<u8>>> {
     let (send, receive) = mpsc::channel();
-    // If the thread cannot be created, the channel's sender is dropped, and the receiver gets an error instead of
-    // bytes.
-    let _ = std::thread::Builder::new().name("decoder pipe".to_owned()).spawn(move || {
+    std::thread::Builder::new().name("decoder pipe".to_owned()).spawn(move || {
         let mut bytes = Vec::new();
         if pipe.by_ref().take(max_bytes).read_to_end(&mut bytes).is_ok() {
             let _ = std::io::copy(&mut pipe, &mut std::io::sink());
         }
         let _ = send.send(bytes);
-    });
-    receive
+    })?;
+    Ok(receive)
 }
 
 /// How a job ended: the worker exited, or the server exited before it reported that the worker had. Holds the exit
@@ -180,7 +186,7 @@ impl Server {
 
     /// Returns what the server, which has exited, wrote to its standard error.
     fn stderr(&mut self) -> Option<Vec<u8>> {
-        read_pipe(self.process.stderr.take()?, MAX_STDERR_BYTES).recv_timeout(STDERR_GRACE).ok()
+        read_pipe(self.process.stderr.take()?, MAX_STDERR_BYTES).ok()?.recv_timeout(STDERR_GRACE).ok()
     }
 
     /// Waits for the server to exit; `None` if it is still running at the deadline.
@@ -213,8 +219,16 @@ impl Drop for Server {
     }
 }
 
-/// Describes the failure of a job: its worker or its server exited with `status`.
-fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, stderr: &str) -> MediaError {
+/// Describes the failure of a job: `failed`, its worker or its server, exited with `status`. A signal may come from a
+/// damaged file ([`MediaError::Killed`]). An exit code does not ([`MediaError::Worker`]): a worker that has met a
+/// damaged file replies so and exits with 0, even if its decoder panicked.
+fn worker_failed(
+    command: &WorkerCommand<'_>,
+    path: &Path,
+    failed: &str,
+    status: ExitStatus,
+    stderr: &str,
+) -> MediaError {
     let out_of_memory = stderr.contains("memory allocation of") || stderr.contains("capacity overflow");
     if out_of_memory {
         return memory_limit_exceeded(path, command.memory_mib);
@@ -227,12 +241,24 @@ fn worker_failed(command: &WorkerCommand<'_>, path: &Path, status: ExitStatus, s
     let first_line: String =
         stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("").chars().take(200).collect();
     let detail = if first_line.is_empty() { first_line } else { format!(" ({first_line})") };
-    let diagnostic = Diagnostic::new(
-        path.display().to_string(),
-        format!("the decoding worker {how}{detail}"),
-        "the file may be damaged: leave it out, or convert it",
-    );
-    if status.signal().is_some() { MediaError::Killed(diagnostic) } else { MediaError::File(diagnostic) }
+    let what = format!("the decoding {failed} {how}{detail}");
+    let diagnostic = |help| Diagnostic::new(path.display().to_string(), what, help);
+    match status.signal() {
+        Some(9 | 15) => MediaError::Killed(diagnostic(
+            "another program or the kernel ended it: see that the machine has free memory, or leave the file out",
+        )),
+        Some(_) => MediaError::Killed(diagnostic("the file may be damaged: leave it out, or convert it")),
+        None => MediaError::Worker(diagnostic(
+            "check the limits of processes, threads, memory and open files (ulimit -a, and those of the container)",
+        )),
+    }
+}
+
+/// The error for a job whose decoder panicked.
+pub(super) fn decoder_panicked(path: &Path, message: &str) -> MediaError {
+    let message: String = message.lines().next().unwrap_or("").chars().take(200).collect();
+    let what = format!("the decoder panicked ({message})");
+    MediaError::file_error(path, what, "the file may be damaged: leave it out, or convert it")
 }
 
 /// The error for a job that failed because its worker had too little memory.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use reel_diagnostic::Diagnostic;
 use serde::{Deserialize, Serialize};
 
 use crate::MediaError;
@@ -37,39 +38,50 @@ pub(super) enum WorkerReply {
     Failed(WorkerFailure),
     /// The job failed, and the worker had come so close to its memory limit that this is the likely cause.
     OutOfMemory,
+    /// The decoder panicked, with this message. Its threads had been created, so the likely cause is the file.
+    Panicked(String),
 }
 
 /// A [`MediaError`] as the worker sends it: without the path, which the caller knows.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct WorkerFailure {
-    /// Name of the setting, if the error is a [`MediaError::Setting`].
-    setting: Option<String>,
-    /// Whether the error is a [`MediaError::Memory`].
-    out_of_memory: bool,
+    kind: FailureKind,
     what: String,
     help: String,
 }
 
+/// The variant of the [`MediaError`].
+#[derive(Debug, Serialize, Deserialize)]
+enum FailureKind {
+    File,
+    Memory,
+    Worker,
+    /// With the name of the setting.
+    Setting(String),
+}
+
 impl From<MediaError> for WorkerFailure {
     fn from(error: MediaError) -> Self {
-        match error {
-            MediaError::Setting(d) => {
-                Self { setting: Some(d.location), out_of_memory: false, what: d.what, help: d.help }
-            }
-            MediaError::Memory(d) => Self { setting: None, out_of_memory: true, what: d.what, help: d.help },
-            MediaError::File(d) | MediaError::Timeout(d) | MediaError::Killed(d) | MediaError::Worker(d) => {
-                Self { setting: None, out_of_memory: false, what: d.what, help: d.help }
-            }
-        }
+        let Diagnostic { location, what, help } = error.diagnostic().clone();
+        let kind = match error {
+            MediaError::Setting(_) => FailureKind::Setting(location),
+            MediaError::Memory(_) => FailureKind::Memory,
+            MediaError::Worker(_) => FailureKind::Worker,
+            MediaError::File(_) | MediaError::Timeout(_) | MediaError::Killed(_) => FailureKind::File,
+        };
+        Self { kind, what, help }
     }
 }
 
 impl WorkerFailure {
     pub(super) fn into_error(self, path: &Path) -> MediaError {
-        match self.setting {
-            Some(setting) => MediaError::setting_error(setting, self.what, self.help),
-            None if self.out_of_memory => MediaError::memory_error(path, self.what, self.help),
-            None => MediaError::file_error(path, self.what, self.help),
+        match self.kind {
+            FailureKind::Setting(setting) => MediaError::setting_error(setting, self.what, self.help),
+            FailureKind::Memory => MediaError::memory_error(path, self.what, self.help),
+            FailureKind::Worker => {
+                MediaError::Worker(Diagnostic::new(path.display().to_string(), self.what, self.help))
+            }
+            FailureKind::File => MediaError::file_error(path, self.what, self.help),
         }
     }
 }

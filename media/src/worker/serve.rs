@@ -1,20 +1,23 @@
 //! The server's side: receives jobs and forks a worker for each job. The worker decodes the video.
 
+use std::any::Any;
+use std::error::Error;
 use std::fs::File;
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
 
 use memmap2::MmapMut;
+use reel_diagnostic::Diagnostic;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, pidfd_open, waitpid};
 
 use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_from_bytes};
-use crate::video::{DecodeLimits, DecodeRequest, check_file, decode_into, probe};
+use crate::video::{DecodeLimits, DecodeRequest, DecodedFrameSize, check_file, decode_into, probe};
 use crate::{MediaError, Result};
 
 /// The `main` function of a worker server. Standard input is the socket to the caller. Call this function before the
@@ -174,23 +177,49 @@ fn decode_requested_video() -> std::io::Result<()> {
 }
 
 /// Does the requested job. If it fails near the memory limit, the reply says so and drops the error of the job, which
-/// would blame the file: with too little memory FFmpeg may lose frames, find damaged data, or end the file early, and
-/// Rust panics if it cannot create a thread.
+/// would blame the file: with too little memory FFmpeg may lose frames, find damaged data, or end the file early.
 fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> WorkerReply {
     let limits = DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes };
     let job = || match request.job {
         WorkerJob::Probe => probe(path).map(WorkerReply::Probed),
         WorkerJob::Decode { profile, overrides, size } => {
+            if matches!(size, DecodedFrameSize::Resized) {
+                create_resize_threads(path)?;
+            }
             let request = DecodeRequest { path, profile, overrides, size, limits };
             decode_into(&request, |bytes| map_output(path, memory, bytes)).map(|(video, _)| WorkerReply::Decoded(video))
         }
     };
-    match catch_unwind(AssertUnwindSafe(job)) {
+    to_reply(catch_unwind(AssertUnwindSafe(job)))
+}
+
+/// The reply of a job that ended, failed or panicked.
+fn to_reply(ended: std::thread::Result<Result<WorkerReply>>) -> WorkerReply {
+    match ended {
         Ok(Ok(reply)) => reply,
-        Ok(Err(MediaError::File(_))) | Err(_) if is_near_memory_limit() => WorkerReply::OutOfMemory,
+        Ok(Err(MediaError::File(_) | MediaError::Worker(_))) | Err(_) if is_near_memory_limit() => {
+            WorkerReply::OutOfMemory
+        }
         Ok(Err(e)) => WorkerReply::Failed(e.into()),
-        Err(panic) => resume_unwind(panic),
+        Err(panic) => match panic_message(&*panic) {
+            "capacity overflow" => WorkerReply::OutOfMemory,
+            message => WorkerReply::Panicked(message.to_owned()),
+        },
     }
+}
+
+/// Creates the threads of the resize, which would panic later if they cannot be created: a panic while decoding is
+/// blamed on the file.
+fn create_resize_threads(path: &Path) -> Result<()> {
+    let created = rayon::ThreadPoolBuilder::new().build_global();
+    // Rayon's error has the operating system's one as its source only. Another error says that the threads exist.
+    let cause = created.as_ref().err().and_then(|e| e.source()?.downcast_ref::<std::io::Error>());
+    cause.map_or(Ok(()), |e| Err(MediaError::cannot_start_threads(path, "resizing its frames", e)))
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }
 
 /// How close to its limit the address space must have come for [`is_near_memory_limit`]. The largest allocations whose
@@ -217,7 +246,7 @@ fn map_output(path: &Path, memory: &File, bytes: usize) -> Result<MmapMut> {
         }
         _ => {
             let what = format!("shared memory for its frames cannot be allocated: {e}");
-            MediaError::file_error(path, what, "free memory, or take fewer frames")
+            MediaError::Worker(Diagnostic::new(path.display().to_string(), what, "free memory, or take fewer frames"))
         }
     };
     // Setting the length to 0 first discards the request in the memory, so all bytes are zero until a frame is
@@ -248,4 +277,20 @@ fn address_space_bytes() -> std::io::Result<u64> {
     let pages = text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
     let pages = pages.ok_or_else(|| std::io::Error::other("/proc/self/statm cannot be parsed"))?;
     Ok(pages * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_decoder_is_a_reply() {
+        let panicked = |message: &'static str| to_reply(Err(Box::new(message)));
+        assert!(matches!(panicked("an index"), WorkerReply::Panicked(message) if message == "an index"));
+        assert!(matches!(panicked("capacity overflow"), WorkerReply::OutOfMemory));
+        let shortage = std::io::Error::from_raw_os_error(libc::EAGAIN);
+        let failed = to_reply(Ok(Err(MediaError::cannot_start_threads(Path::new("a.mp4"), "decoding", &shortage))));
+        let WorkerReply::Failed(failure) = failed else { panic!("another reply: {failed:?}") };
+        assert!(matches!(failure.into_error(Path::new("a.mp4")), MediaError::Worker(_)));
+    }
 }

@@ -14,6 +14,10 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
     };
     match error {
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => out_of_memory(path, operation),
+        // Decoders report so that a thread cannot be created.
+        ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EAGAIN => {
+            MediaError::cannot_start_threads(path, operation, &std::io::Error::from_raw_os_error(errno))
+        }
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EINVAL => failed("FFmpeg finds no video in it"),
         ffmpeg::Error::Other { errno } => MediaError::cannot_read(path, &std::io::Error::from_raw_os_error(errno)),
         ffmpeg::Error::InvalidData => failed("the data are damaged, truncated or not a video"),

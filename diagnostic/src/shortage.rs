@@ -1,0 +1,65 @@
+//! Errors of the operating system that say what this machine lacks (open files, processes and threads, memory): what to
+//! do about them is the same for every file and program.
+
+use std::io;
+
+use crate::Diagnostic;
+
+const ENOMEM: i32 = 12;
+const EAGAIN: i32 = 11;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
+/// What to do about an error that is not the fault of the file or program: this process or this machine has no open
+/// file or no memory left. `None` for other errors.
+pub fn shortage_help(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error()? {
+        EMFILE => Some("raise the limit of open files (ulimit -n)"),
+        ENFILE => Some("close other programs, or raise the machine's limit of open files (sysctl fs.file-max)"),
+        ENOMEM => Some("free memory"),
+        _ => None,
+    }
+}
+
+/// What to do if starting a process or a thread failed for want of something: the cases of [`shortage_help`], and the
+/// limit of processes and threads. `None` for other errors.
+pub fn start_shortage_help(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error()? {
+        EAGAIN => Some(
+            "raise the limit of processes and threads (ulimit -u, or the pids limit of the container), or end other \
+             programs",
+        ),
+        _ => shortage_help(error),
+    }
+}
+
+impl Diagnostic {
+    /// A thread that could not be created. `purpose` says what for.
+    pub fn cannot_start_thread(purpose: &str, error: &io::Error) -> Self {
+        let help = start_shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
+        Self::new(purpose, format!("its thread cannot be created: {error}"), help)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_names_the_limit_that_is_too_low() {
+        let error = io::Error::from_raw_os_error;
+        for (code, limit) in [(EMFILE, "ulimit -n"), (ENFILE, "fs.file-max"), (ENOMEM, "free memory")] {
+            let read = Diagnostic::cannot_read("a", &error(code));
+            let written = Diagnostic::cannot_write("/", &error(code));
+            let thread = Diagnostic::cannot_start_thread("the server", &error(code));
+            for help in [read.help, written.help, thread.help] {
+                assert!(help.contains(limit), "{code}: {help}");
+            }
+        }
+        let thread = Diagnostic::cannot_start_thread("the server", &error(EAGAIN));
+        assert!(thread.to_string().starts_with("the server: its thread cannot be created: "), "{thread}");
+        assert!(thread.help.contains("ulimit -u") && thread.help.contains("pids limit"), "{thread}");
+        // Reading a file does not start a thread.
+        assert_eq!(shortage_help(&error(EAGAIN)), None);
+    }
+}
