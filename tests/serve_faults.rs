@@ -201,6 +201,33 @@ fn a_signal_ends_the_server_although_clients_read_nothing_or_send_slowly() {
     drop((unread, idle, header, body));
 }
 
+/// The time limits of requests are those of a running server: 30 s.
+#[test]
+fn a_signal_ends_incomplete_requests_within_seconds_and_answers_complete_ones() {
+    let server = Server::start(&[]);
+    let connect = |bytes: &str| {
+        let mut stream = server.connect();
+        stream.write_all(bytes.as_bytes()).unwrap();
+        stream
+    };
+    let header = connect("POST / HTTP/1.1\r\nX-A: ");
+    let body = connect(&format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{"));
+    let mut used = connect("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    used.read_exact(&mut [0; 12]).unwrap();
+    used.write_all(b"GET /hea").unwrap();
+    let mut running = server.connect();
+    let long = json!({"messages": question("x"), "max_tokens": 4000, "temperature": 0}).to_string();
+    write_request(&mut running, "POST", CHAT, "", &long);
+    std::thread::sleep(Duration::from_millis(500));
+    support::send_signal(server.child.id(), "-TERM");
+    for mut stream in [header, body, used] {
+        closed_within(&mut stream, Duration::from_secs(15));
+    }
+    assert_eq!(read_reply(&mut running).ok()["usage"]["completion_tokens"], 4000);
+    let mut server = server;
+    assert_eq!(wait(&mut server.child), Some(0));
+}
+
 #[test]
 fn a_signal_under_load_answers_what_runs_and_refuses_what_comes() {
     let server = Server::start(&["--batch-size", "4"]);

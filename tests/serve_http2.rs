@@ -508,6 +508,20 @@ fn a_signal_ends_the_server_although_clients_do_nothing() {
     drop((idle, slow));
 }
 
+/// The time limits of requests are those of a running server: 30 s.
+#[test]
+fn a_signal_ends_incomplete_requests_within_seconds() {
+    let mut server = Server::start(&[]);
+    let headers = header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", CHAT)]);
+    let body = raw(&server, &frame(1, 4, 1, &headers));
+    std::thread::sleep(Duration::from_millis(300));
+    support::send_signal(server.child.id(), "-TERM");
+    let begun = Instant::now();
+    assert_eq!(wait(&mut server.child), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    drop(body);
+}
+
 #[test]
 fn open_streams_are_limited() {
     let server = Server::start(&["--max-connections", "16"]);

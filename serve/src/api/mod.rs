@@ -27,6 +27,7 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use reel_diagnostic::Diagnostic;
 use reel_engine::EngineError;
+use reel_media::MediaError;
 use reel_model::ModelError;
 use serde_json::json;
 
@@ -164,10 +165,23 @@ pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     }
 }
 
-/// The error of a request that cannot be encoded. A failure of the device is not the request's fault.
+/// The error of a request that cannot be encoded. A failure of the device is not the request's fault, and neither is
+/// one of the process that decodes its media: the same request may succeed later.
 pub(crate) fn wrong_request(e: ModelError) -> ApiError {
-    if matches!(e, ModelError::Runtime(_)) {
-        return ApiError::internal(e.to_string());
+    match e {
+        ModelError::Runtime(e) => return ApiError::internal(e.to_string()),
+        ModelError::Media(e @ MediaError::Worker(_)) => {
+            // The client need not know what this machine lacks, but its owner must.
+            reel_diagnostic::note!("error: {e}");
+            return ApiError::busy("this server cannot run the process that decodes media now; try again later");
+        }
+        // A decoder that crashes was killed by a signal, too, so the file is named.
+        ModelError::Media(e @ MediaError::Killed(_)) => {
+            let Diagnostic { location, what, .. } = e.diagnostic().clone();
+            let help = "try again later; if it fails again, the file may be damaged";
+            return ApiError::busy(&Diagnostic::new(location, what, help).to_string());
+        }
+        _ => {}
     }
     let diagnostic = e.into_diagnostic();
     let param = diagnostic.location.strip_prefix(LOCATION).map(|field| field.trim_start_matches(": ").to_string());
@@ -176,7 +190,7 @@ pub(crate) fn wrong_request(e: ModelError) -> ApiError {
 
 /// The error of messages that cannot be encoded: `param` is their field, and the location says which message it is.
 pub(crate) fn wrong_messages(e: ModelError) -> ApiError {
-    if matches!(e, ModelError::Runtime(_)) {
+    if matches!(e, ModelError::Runtime(_) | ModelError::Media(MediaError::Worker(_) | MediaError::Killed(_))) {
         return wrong_request(e);
     }
     let mut diagnostic = e.into_diagnostic();
@@ -190,4 +204,24 @@ pub(crate) fn wrong_messages(e: ModelError) -> ApiError {
 /// Seconds since the start of 1970.
 pub(crate) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_the_decoding_process_are_retryable() {
+        let diagnostic = || Diagnostic::new("a.mp4", "failed", "the file may be damaged: leave it out, or convert it");
+        for (error, status, words) in [
+            (MediaError::Worker(diagnostic()), 503, "try again later"),
+            (MediaError::Killed(diagnostic()), 503, "a.mp4: failed; try again later"),
+            (MediaError::File(diagnostic()), 400, "a.mp4: failed; the file may be damaged"),
+            (MediaError::Timeout(diagnostic()), 400, "a.mp4: failed"),
+            (MediaError::Memory(diagnostic()), 400, "a.mp4: failed"),
+        ] {
+            let error = wrong_messages(error.into());
+            assert!(error.status.as_u16() == status && error.message.contains(words), "{error:?}");
+        }
+    }
 }

@@ -4,14 +4,16 @@
 //! accept:   at most `connections` at a time; further clients wait in the system's listen backlog
 //! protocol: HTTP/2 if TLS has chosen it, or if a connection without TLS begins with its preface; else HTTP/1.1
 //! serve:    TLS handshake and request header within `read_timeout`; writes by `limited_stream.rs`; bodies by `body.rs`
-//! stop:     idle connections are closed, and busy ones after their present answer; new clients get one answer,
-//!           which is status 503, until the last of the old connections is closed
+//! stop:     idle connections are closed, those with an incomplete request a second later (`stopping.rs`), and busy ones
+//!           after their present answer; new clients get one answer, which is status 503, until the last of the old
+//!           connections is closed
 //! ```
 
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -27,6 +29,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use super::limited_stream::LimitedStream;
+use super::stopping::{AnswerBody, COMPLETION_GRACE, Progress, ReceivedBody};
 use super::{ConnectionLimits, Tls, http2, tls};
 
 /// Maximum bytes of a request's header, and of an answer that waits for the client. Each of thousands of connections
@@ -157,9 +160,12 @@ impl Server {
         keep_alive: bool,
     ) {
         let router = TowerToHyperService::new(self.router.clone());
+        let (progress, write_waits) = (Progress::default(), stream.is_waiting());
         let service = service_fn(|mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
-            router.call(request)
+            let answer = router.call(request.map(|body| ReceivedBody::new(body, progress.clone())));
+            let progress = progress.clone();
+            async move { answer.await.map(|answer| answer.map(|body| AnswerBody::new(body, progress))) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -173,6 +179,10 @@ impl Server {
             _ = connection.as_mut() => return,
             _ = stop.changed() => connection.as_mut().graceful_shutdown(),
         }
-        let _ = connection.await;
+        let _ = timeout(COMPLETION_GRACE, connection.as_mut()).await;
+        // The rest of an answer may wait for a slow client, which the stream limits.
+        if progress.is_answering() || write_waits.load(Ordering::Relaxed) {
+            let _ = connection.await;
+        }
     }
 }

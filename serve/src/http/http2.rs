@@ -5,7 +5,8 @@
 //!     a request:        start its task: header → body (`body.rs`) → answer, as the client's flow control allows
 //!     RST_STREAM:       its task ends, which drops the request
 //!     no open stream for `read_timeout`, or the server stops:
-//!                       send GOAWAY; streams that are open go on; then close
+//!                       send GOAWAY; streams that are open go on, but those whose request is still incomplete after a
+//!                       second (`stopping.rs`) are reset; then close
 //! ```
 //!
 //! PING, SETTINGS and unfinished headers do not count as use of a connection. The crate h2 ends connections that flood
@@ -36,6 +37,7 @@ use super::ConnectionLimits;
 use super::connections::{MAX_BUFFER_BYTES, Peer, Server};
 use super::limited_stream::LimitedStream;
 use super::stall::StallBudget;
+use super::stopping::{Progress, ReceivedBody};
 
 /// The first bytes of a client that knows that the server speaks HTTP/2.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -74,6 +76,8 @@ impl Server {
     ) {
         let ConnectionLimits { read_timeout, write_timeout, .. } = self.limits;
         let write_waits = stream.is_waiting();
+        // A receiver that has not seen the stop.
+        let stop_of_requests = stop.clone();
         let handshake = tokio::select! {
             handshake = timeout(read_timeout, builder().handshake::<_, Bytes>(stream)) => handshake,
             _ = stop.changed() => return,
@@ -91,11 +95,11 @@ impl Server {
                     let Some(Ok((request, mut respond))) = accepted else { return };
                     match self.streams.clone().try_acquire_owned() {
                         Ok(permit) => drop(tasks.spawn({
-                            let router = self.router.clone();
+                            let (router, stop) = (self.router.clone(), stop_of_requests.clone());
                             async move {
                                 let _permit = permit;
                                 // An error means that the client has reset the stream, or reads nothing.
-                                let _ = answer(router, request, respond, peer, write_timeout).await;
+                                let _ = answer(router, request, respond, peer, write_timeout, stop).await;
                             }
                         })),
                         // Clients may send such a request again.
@@ -128,21 +132,29 @@ impl Server {
 /// Answers one request.
 ///
 /// # Errors
-/// The client has reset the stream or is gone, or takes nothing of the answer for `write_timeout`.
+/// The client has reset the stream or is gone, takes nothing of the answer for `write_timeout`, or has not sent the whole
+/// request soon after the server stopped.
 async fn answer(
     router: Router,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     peer: Peer,
     write_timeout: Duration,
+    stop: watch::Receiver<()>,
 ) -> Result<(), h2::Error> {
+    let progress = Progress::default();
     let length = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let mut request = request.map(|stream| RequestStream { stream, missing: length });
+    let mut request =
+        request.map(|stream| ReceivedBody::new(RequestStream { stream, missing: length }, progress.clone()));
     request.extensions_mut().insert(peer);
     let service = TowerToHyperService::new(router);
     let Ok(response) = tokio::select! {
         response = service.call(request) => response,
         reset = poll_fn(|cx| respond.poll_reset(cx)) => return Err(reset?.into()),
+        () = progress.given_up(stop) => {
+            respond.send_reset(Reason::CANCEL);
+            return Err(Reason::CANCEL.into());
+        }
     };
     let (mut head, mut body) = response.into_parts();
     let date = HeaderValue::from_str(&httpdate::fmt_http_date(SystemTime::now()));

@@ -7,6 +7,7 @@ mod descriptors;
 mod http2;
 mod limited_stream;
 mod stall;
+mod stopping;
 mod tls;
 
 pub(crate) use access_log::{AccessLog, RequestLog, observe_request, random_number};

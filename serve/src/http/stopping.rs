@@ -1,0 +1,110 @@
+//! Which requests a stopping server still answers: those that are complete. A client that has sent a part of a header
+//! or of a body when the server stops has [`COMPLETION_GRACE`] to send the rest; then the server gives it up.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// How long a stopping server waits for the rest of a request.
+pub(super) const COMPLETION_GRACE: Duration = Duration::from_secs(1);
+
+/// Whether a request has been received completely and its answer is not complete yet.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress(Arc<AtomicBool>);
+
+impl Progress {
+    pub(super) fn is_answering(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request as complete. This is also true if it is answered before all of its body has come.
+    pub(super) fn set_answering(&self, is_answering: bool) {
+        self.0.store(is_answering, Ordering::Relaxed);
+    }
+
+    /// Ends once the server has stopped and the request is still incomplete after [`COMPLETION_GRACE`].
+    pub(super) async fn given_up(&self, mut stop: watch::Receiver<()>) {
+        // An error says that the server is gone, and so does its end.
+        let _ = stop.changed().await;
+        sleep(COMPLETION_GRACE).await;
+        if self.is_answering() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// The body of a request, whose end makes the request complete.
+pub(super) struct ReceivedBody<B> {
+    body: B,
+    progress: Progress,
+}
+
+impl<B: Body> ReceivedBody<B> {
+    pub(super) fn new(body: B, progress: Progress) -> Self {
+        progress.set_answering(body.is_end_stream());
+        Self { body, progress }
+    }
+}
+
+impl<B: Body + Unpin> Body for ReceivedBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.progress.set_answering(true);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of an answer; when it is dropped, the answer is complete.
+pub(super) struct AnswerBody<B> {
+    body: B,
+    progress: Progress,
+}
+
+impl<B> AnswerBody<B> {
+    pub(super) fn new(body: B, progress: Progress) -> Self {
+        progress.set_answering(true);
+        Self { body, progress }
+    }
+}
+
+impl<B> Drop for AnswerBody<B> {
+    fn drop(&mut self) {
+        self.progress.set_answering(false);
+    }
+}
+
+impl<B: Body + Unpin> Body for AnswerBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
