@@ -105,8 +105,9 @@ impl EndpointFlags {
         self.price.is_some()
     }
 
-    /// A client of the server at `url`, which `option` names, for the model `model`.
-    pub fn client(&self, option: &str, url: &str, model: Option<&str>) -> Result<ChatClient> {
+    /// A client of the server at `url`, which `option` names, for the model `model`. If it is not `quiet`, it prints
+    /// how long the server asks it to wait.
+    pub fn client(&self, option: &str, url: &str, model: Option<&str>, quiet: bool) -> Result<ChatClient> {
         let options = ClientOptions {
             api_key: self.api_key()?,
             model: model.map(String::from),
@@ -118,6 +119,7 @@ impl EndpointFlags {
             prices: self.prices()?,
             budget: Arc::new(Budget::new(self.max_cost)),
             image_tokens: self.image_tokens,
+            prints_waits: !quiet,
             ..ClientOptions::new(url)
         };
         reel_client::check_http_url(url).map_err(|(what, help)| bad_usage(option, what, help))?;

@@ -83,6 +83,22 @@ fn a_server_gives_the_answers_of_the_model_that_it_serves() {
 }
 
 #[test]
+fn a_wait_that_the_server_asks_for_is_printed() {
+    let folder = folder_with_questions(1);
+    for (out, quiet) in [("said", false), ("quiet", true)] {
+        let server = ChatEndpoint::start(|_, attempt| match attempt {
+            0 => Reply::Status(429, "retry-after: 2\r\n", ""),
+            _ => Reply::text("<answer>B</answer>"),
+        });
+        let shown = if quiet { EVAL.len() } else { EVAL.len() - 1 };
+        let args = [&EVAL[..shown], &["--endpoint", &server.url, "--endpoint-model", "m", "--out", out]].concat();
+        let run = run_in(folder.path(), args);
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        assert_eq!(run.stderr.contains("asks to wait 2 s (Retry-After)"), !quiet, "{}", run.stderr);
+    }
+}
+
+#[test]
 fn frames_and_settings_are_in_the_requests() {
     let folder = folder_with_questions(2);
     let at = folder.path();

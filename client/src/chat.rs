@@ -6,7 +6,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, redact_urls};
 use serde_json::Value;
 use ureq::Agent;
 
@@ -29,6 +29,8 @@ const MAX_UNREACHED: u32 = 3;
 /// After this many failed requests in a row, whatever the reasons, the run cannot go on: more of them cost time and
 /// money.
 const MAX_FAILED: u32 = 100;
+/// The shortest wait that a server asks for and that is printed.
+const MIN_PRINTED_WAIT: Duration = Duration::from_secs(2);
 
 /// The answer to a request.
 #[derive(Clone, Debug, PartialEq)]
@@ -259,7 +261,13 @@ impl ChatClient {
             }
             match wait {
                 // All requests of this client wait, not only this one.
-                Some(wait) if !wait.is_zero() => self.pace.pause(wait),
+                Some(wait) if !wait.is_zero() => {
+                    let is_longer = self.pace.pause(wait);
+                    if is_longer && self.options.prints_waits && wait >= MIN_PRINTED_WAIT {
+                        let (url, seconds) = (&self.options.url, wait.as_secs_f64().ceil());
+                        reel_diagnostic::note!("{}: asks to wait {seconds} s (Retry-After)", redact_urls(url));
+                    }
+                }
                 _ if sleep(back_off(self.options.first_wait, running.attempts), stop) => {}
                 _ => return Err(self.stopped(&running)),
             }

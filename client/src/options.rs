@@ -48,11 +48,13 @@ pub struct ClientOptions {
     /// Upper bound of the tokens that the server counts for one image. The cost that is reserved for a request depends
     /// on it.
     pub image_tokens: u32,
+    /// Whether a line on stderr says so if the server asks to wait for two seconds or more.
+    pub prints_waits: bool,
 }
 
 impl ClientOptions {
     /// The options for a server at `url` with the defaults: 10 minutes for an attempt, 5 attempts, 1 second before the
-    /// second one, no rate limits, no prices, no cap, and 1500 tokens for an image.
+    /// second one, no rate limits, no prices, no cap, 1500 tokens for an image, and no line about waits.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -66,6 +68,7 @@ impl ClientOptions {
             prices: Prices::default(),
             budget: Arc::new(Budget::new(None)),
             image_tokens: 1500,
+            prints_waits: false,
         }
     }
 }

@@ -97,11 +97,15 @@ impl Pace {
         }
     }
 
-    /// Sends no attempt for this time: the server has asked for it.
-    pub fn pause(&self, duration: Duration) {
-        let until = Instant::now().checked_add(duration);
+    /// Sends no attempt for this time: the server has asked for it. Returns whether this is at least a second longer
+    /// than all pauses so far, which requests that run at the same time ask for, too.
+    pub fn pause(&self, duration: Duration) -> bool {
+        let now = Instant::now();
+        let until = now.checked_add(duration);
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = limits.paused_until.unwrap_or(now).max(now);
         limits.paused_until = limits.paused_until.max(until);
+        until.is_some_and(|until| until.saturating_duration_since(before) >= Duration::from_secs(1))
     }
 }
 

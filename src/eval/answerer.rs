@@ -51,7 +51,8 @@ impl<'c> Answerer<'c> {
                 Ok(Self::Model(Box::new(predictor)))
             }
             (None, Some(url)) => {
-                let client = options.server.client("--endpoint", url, options.endpoint_model.as_deref())?;
+                let quiet = common.quiet || common.json;
+                let client = options.server.client("--endpoint", url, options.endpoint_model.as_deref(), quiet)?;
                 options.server.concurrency()?;
                 let model = model_name(&client)?;
                 Ok(Self::Server(Box::new(Server { client, url: url.clone(), model, options, common })))

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+use reel_diagnostic::Diagnostic;
 use reel_kernels::catalogue::find_kernel_folder;
 use reel_kernels::compile::check::{CheckResult, CheckedFunction, check_machine_code};
 use reel_kernels::compile::ptxas::FunctionResources;
@@ -155,7 +156,9 @@ pub fn compile_all(
         compiled
     };
     let mut done: Vec<CompiledSource> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..common.threads()?.min(jobs.len())).map(|_| scope.spawn(work)).collect();
+        let start = |_| thread::Builder::new().spawn_scoped(scope, work);
+        let threads = (0..common.threads()?.min(jobs.len())).map(start).collect::<std::io::Result<Vec<_>>>();
+        let threads = threads.map_err(|e| Diagnostic::cannot_start_thread("compiling the kernels", &e))?;
         let lists = threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
         anyhow::Ok(lists.flatten().collect())
     })?;

@@ -18,6 +18,10 @@ const FLAG: &str = "--reward-url";
 /// Maximum length of a response in bytes.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
+/// How often a batch is sent if the time runs out: a process or a machine that was stopped for a while (SIGSTOP, a
+/// suspended laptop) has lost a connection that was in order.
+const ATTEMPTS: u32 = 2;
+
 /// How long after the deadline the caller still waits for the request thread, which ends its request at the deadline
 /// and then sends the result.
 const THREAD_GRACE: Duration = Duration::from_secs(10);
@@ -35,6 +39,8 @@ struct Batch {
     rows: usize,
     /// When the thread with the request must have ended.
     deadline: Instant,
+    /// Whether the deadline has passed once: this process may have been stopped at that time.
+    is_extended: bool,
     response: mpsc::Receiver<Result<String>>,
 }
 
@@ -59,12 +65,12 @@ impl HttpReward {
         let (client, body) = (self.client.clone(), json!({"rows": rows}).to_string());
         thread::Builder::new()
             .name("custom reward".into())
-            .spawn(move || drop(sender.send(client.post(&body))))
+            .spawn(move || drop(sender.send(client.post_twice(&body))))
             .map_err(|e| {
                 self.client.error(format!("cannot be requested: {e}"), "free some memory, or end other processes")
             })?;
-        let deadline = Instant::now() + self.client.timeout + THREAD_GRACE;
-        self.batch = Some(Batch { rows: rows.len(), deadline, response });
+        let deadline = self.client.thread_deadline();
+        self.batch = Some(Batch { rows: rows.len(), deadline, is_extended: false, response });
         Ok(())
     }
 
@@ -78,6 +84,10 @@ impl HttpReward {
             Err(NoMessageReason::Timeout) if end < batch.deadline => {
                 self.batch = Some(batch);
                 return None;
+            }
+            Err(NoMessageReason::Timeout) if !batch.is_extended => {
+                self.batch = Some(Batch { deadline: client.thread_deadline(), is_extended: true, ..batch });
+                return self.wait(until, stop);
             }
             Err(NoMessageReason::Stopped) => Err(client.error(STOPPED_PROBLEM, STOPPED_HELP)),
             Err(NoMessageReason::Timeout | NoMessageReason::Disconnected) => Err(client.timed_out()),
@@ -102,14 +112,41 @@ impl Client {
     }
 
     fn timed_out(&self) -> RewardError {
-        let what = format!("timed out after {}", format_seconds(self.timeout));
+        let what = format!("timed out after {}, twice", format_seconds(self.timeout));
         self.error(what, "check that the server runs, raise --reward-timeout, or make the server faster")
     }
 
-    fn post(&self, body: &str) -> Result<String> {
+    /// When a thread that is started now must have ended all attempts.
+    fn thread_deadline(&self) -> Instant {
+        Instant::now() + self.timeout * ATTEMPTS + THREAD_GRACE
+    }
+
+    /// Sends a batch, and once more if the time runs out.
+    fn post_twice(&self, body: &str) -> Result<String> {
+        for _ in 1..ATTEMPTS {
+            if let Some(result) = self.post(body) {
+                return result;
+            }
+        }
+        self.post(body).unwrap_or_else(|| Err(self.timed_out()))
+    }
+
+    /// Sends a batch; `None` if the time has run out.
+    fn post(&self, body: &str) -> Option<Result<String>> {
+        match self.post_or_fail(body) {
+            Err(PostFailure::Timeout) => None,
+            Err(PostFailure::Other(e)) => Some(Err(e)),
+            Ok(text) => Some(Ok(text)),
+        }
+    }
+
+    fn post_or_fail(&self, body: &str) -> Result<String, PostFailure> {
         let failed = |e: ureq::Error| match e {
-            ureq::Error::Timeout(_) => self.timed_out(),
-            e => self.error(format!("cannot be reached ({e})"), "check the URL, and that the server runs"),
+            ureq::Error::Timeout(_) => PostFailure::Timeout,
+            e => {
+                let what = format!("cannot be reached ({e})");
+                PostFailure::Other(self.error(what, "check the URL, and that the server runs"))
+            }
         };
         let request = self.agent.post(&self.url).header("content-type", "application/json");
         let mut response = request.send(body).map_err(failed)?;
@@ -118,7 +155,8 @@ impl Client {
         if status != 200 {
             let body = text.map(|text| shorten_for_message(&text)).unwrap_or_default();
             let detail = if body.is_empty() { body } else { format!(" ({body})") };
-            return Err(self.error(format!("replied with status {status}{detail}"), "check the log of the server"));
+            let what = format!("replied with status {status}{detail}");
+            return Err(PostFailure::Other(self.error(what, "check the log of the server")));
         }
         text.map_err(failed)
     }
@@ -126,6 +164,11 @@ impl Client {
     fn error(&self, what: impl std::fmt::Display, help: &str) -> RewardError {
         custom_reward_error(FLAG, &self.url, what, help)
     }
+}
+
+enum PostFailure {
+    Timeout,
+    Other(RewardError),
 }
 
 #[cfg(test)]
@@ -241,6 +284,20 @@ mod tests {
         drop(listener);
         let e = CustomReward::from_url(&url, LONG).unwrap().score(&rows(1)).unwrap_err().to_string();
         assert!(e.contains("cannot be reached"), "{e}");
+    }
+
+    #[test]
+    fn a_batch_whose_time_ran_out_is_sent_once_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/reward", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let streams: Vec<TcpStream> = listener.incoming().take(2).map(Result::unwrap).collect();
+            let asked = request(&streams[1]);
+            assert_eq!(asked["rows"].as_array().unwrap().len(), 2);
+            (&streams[1]).write_all(response(200, "{\"rewards\": [1, 2]}").as_bytes()).unwrap();
+        });
+        let mut own = CustomReward::from_url(&url, Duration::from_secs(1)).unwrap();
+        assert_eq!(own.score(&rows(2)).unwrap(), [1.0, 2.0]);
     }
 
     #[test]

@@ -31,6 +31,9 @@ const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
 /// Time that the program has to exit after its input is closed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
+/// How often a wait for a reward checks whether the process has exited. A child of the process may hold its output open.
+const EXIT_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
 /// Time to wait for the rest of standard error after the process has exited.
 const STDERR_GRACE: Duration = Duration::from_millis(500);
 
@@ -262,15 +265,27 @@ impl Running {
     /// Reads one reward per row, until `until` at most, if it is given. Returns whether the batch has all of them.
     fn receive(&mut self, batch: &mut Batch, until: Option<Instant>, stop: &AtomicBool) -> Result<bool, BatchFailure> {
         let end = until.unwrap_or(batch.deadline).min(batch.deadline);
+        // When the process was first seen to have exited; its output may still be in the pipe.
+        let mut exited_at = None;
         while batch.rewards.len() < batch.rows {
             let index = batch.rewards.len();
-            let line = match self.pipes.next_line(end, stop) {
+            let next_check = end.min(Instant::now() + EXIT_CHECK_INTERVAL);
+            let line = match self.pipes.next_line(next_check, stop) {
                 Ok(line) => line,
+                Err(NoMessageReason::Timeout) if next_check < end => {
+                    if self.wait(Instant::now()).is_some()
+                        && exited_at.get_or_insert_with(Instant::now).elapsed() >= EXIT_GRACE
+                    {
+                        return Err(BatchFailure::Ended(index));
+                    }
+                    continue;
+                }
                 Err(NoMessageReason::Timeout) if end < batch.deadline => return Ok(false),
                 Err(NoMessageReason::Timeout) => return Err(BatchFailure::Timeout(index)),
                 Err(NoMessageReason::Disconnected) => return Err(BatchFailure::Ended(index)),
                 Err(NoMessageReason::Stopped) => return Err(BatchFailure::Stopped),
             };
+            exited_at = None;
             let reward = line.and_then(|line| reward_of_line(&line));
             batch.rewards.push(reward.map_err(|why| BatchFailure::BadLine(index, why))?);
         }

@@ -116,6 +116,14 @@ fn exit_is_reported_with_last_line_of_stderr() {
 }
 
 #[test]
+fn exit_is_noticed_although_a_child_holds_the_output() {
+    let begun = Instant::now();
+    let e = error_of("sleep 60 & exit 3");
+    assert!(e.contains("exited with code 3 after 0 of 3 rewards"), "{e}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "the timeout is 30 s: {:?}", begun.elapsed());
+}
+
+#[test]
 fn extra_lines_are_detected() {
     // The program writes two lines per row. On a busy machine only the next batch may notice the extra lines.
     let mut twice = command_reward("while read -r line; do echo 1; echo 1; done");

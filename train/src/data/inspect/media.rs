@@ -78,7 +78,7 @@ impl MediaInspector<'_> {
             Ok(fact) => Ok(Ok(fact)),
             Err(e @ ModelError::Media(MediaError::Worker(_))) => Err(TrainError::Model(e)),
             Err(e) => {
-                let missing = part_paths(part).into_iter().find(|path| !path.exists());
+                let missing = part_paths(part).into_iter().find(|path| is_missing(path));
                 let diagnostic = match missing {
                     Some(path) => Diagnostic::new(
                         path.display().to_string(),
@@ -163,6 +163,12 @@ fn fault(diagnostic: Diagnostic) -> MediaFault {
 }
 
 /// The files of an image or a video.
+/// Whether nothing has this name. A file that cannot be reached for another reason, such as symbolic links that lead in
+/// a circle, is not missing.
+fn is_missing(path: &Path) -> bool {
+    std::fs::metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+}
+
 fn part_paths(part: &ContentPart) -> Vec<&Path> {
     let sources: Vec<&MediaSource> = match part {
         ContentPart::Text(_) => Vec::new(),
