@@ -32,8 +32,8 @@ pub fn failed(location: impl Display, what: impl Display, help: impl Display) ->
     Diagnostic::new(location.to_string(), what.to_string(), help.to_string()).into()
 }
 
-/// Installs a panic hook that reports a panic in one line with its source location, as a defect of reel. It prints
-/// nothing about a panic that becomes an error ([`reel_diagnostic::catch_panic`]).
+/// Installs a panic hook that reports a panic in one line: as a defect of reel with its source location, or as a lack
+/// of threads. It prints nothing about a panic that becomes an error ([`reel_diagnostic::catch_panic`]).
 pub fn report_panics_in_one_line() {
     std::panic::set_hook(Box::new(|info| {
         if panic_is_caught() {
@@ -44,12 +44,21 @@ pub fn report_panics_in_one_line() {
         let what = text.or(payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
         let location = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
         // A closed stderr (`2>&1 | head`) must not cause a second panic, which would abort the process.
-        let _ = writeln!(
-            io::stderr(),
-            "error: internal: {} (at {location}); this is a defect of reel, please report it with the command",
-            one_line(what)
-        );
+        let _ = writeln!(io::stderr(), "error: {}", describe_panic(what, &location));
     }));
+}
+
+/// The error of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created; that is no defect of
+/// reel, and the message is all that a panic hook gets.
+fn describe_panic(what: &str, location: &str) -> String {
+    const EAGAIN: i32 = 11;
+    let contains = |texts: &[&str]| texts.iter().any(|text| what.contains(text));
+    let is_of_thread = contains(&["failed to spawn thread", "ThreadPoolBuildError", "OS can't spawn worker thread"]);
+    if is_of_thread && contains(&["Os { code: 11,", "(os error 11)"]) {
+        let error = io::Error::from_raw_os_error(EAGAIN);
+        return Diagnostic::cannot_start_thread("this command", &error).to_string();
+    }
+    format!("internal: {} (at {location}); this is a defect of reel, please report it with the command", one_line(what))
 }
 
 /// The exit code of a process that has done its work.
@@ -380,6 +389,22 @@ mod tests {
         let wanted =
             "error: engine: its thread has panicked; requests were answered with errors; start the server again";
         assert_eq!(error, wanted);
+    }
+
+    #[test]
+    fn a_lack_of_threads_is_no_defect() {
+        let os = "Os { code: 11, kind: WouldBlock, message: \"Resource temporarily unavailable\" }";
+        for text in [
+            format!("failed to spawn thread: {os}"),
+            format!("The global thread pool has not been initialized.: ThreadPoolBuildError {{ kind: IOError({os}) }}"),
+            "OS can't spawn worker thread: Resource temporarily unavailable (os error 11)".to_string(),
+        ] {
+            let said = describe_panic(&text, "a.rs:1");
+            assert!(said.starts_with("this command: its thread cannot be created: "), "{said}");
+            assert!(said.contains("ulimit -u") && !said.contains("defect"), "{said}");
+        }
+        let said = describe_panic("failed to spawn thread: Os { code: 1, kind: PermissionDenied }", "a.rs:1");
+        assert!(said.starts_with("internal: failed to spawn thread") && said.contains("(at a.rs:1)"), "{said}");
     }
 
     #[test]
