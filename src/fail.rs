@@ -48,7 +48,7 @@ pub fn report_panics_in_one_line() {
     }));
 }
 
-/// The error of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created; that is no defect of
+/// The error of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created. That is no fault of
 /// reel, and the message is all that a panic hook gets.
 fn describe_panic(what: &str, location: &str) -> String {
     const EAGAIN: i32 = 11;

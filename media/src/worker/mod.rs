@@ -22,9 +22,9 @@
 //! use several servers. The kernel kills a worker when its server exits. A server exits when the caller exits, because
 //! the socket is then closed.
 //!
-//! If a worker is killed, misses the deadline or fails without a reply, a new worker tries to decode the video once more.
-//! A worker that has met a damaged file replies so, even if its decoder panicked. A failure without a reply, or for want
-//! of threads, processes or open files, is [`crate::MediaError::Worker`], which is never the file's fault.
+//! If a worker is killed, misses the deadline or fails without a reply, a new worker tries to decode it once more.
+//! A worker that has met a damaged file replies so, even if its decoder panicked. A failure without a reply, or for
+//! lack of threads, processes or open files, is [`crate::MediaError::Worker`], which is never the file's fault.
 //!
 //! A server has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
 

@@ -4,7 +4,7 @@
 //! accept:   at most `connections` at a time; further clients wait in the system's listen backlog
 //! protocol: HTTP/2 if TLS has chosen it, or if a connection without TLS begins with its preface; else HTTP/1.1
 //! serve:    TLS handshake and request header within `read_timeout`; writes by `limited_stream.rs`; bodies by `body.rs`
-//! stop:     idle connections are closed, those with an incomplete request a second later (`stopping.rs`), and busy ones
+//! stop:     idle connections are closed, those with an incomplete request a second later (`stopping.rs`), busy ones
 //!           after their present answer; new clients get one answer, which is status 503, until the last of the old
 //!           connections is closed
 //! ```

@@ -132,7 +132,7 @@ impl Server {
 /// Answers one request.
 ///
 /// # Errors
-/// The client has reset the stream or is gone, takes nothing of the answer for `write_timeout`, or has not sent the whole
+/// The client has reset the stream or is gone, takes nothing of the answer for `write_timeout`, or has not sent its
 /// request soon after the server stopped.
 async fn answer(
     router: Router,

@@ -31,7 +31,7 @@ const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
 /// Time that the program has to exit after its input is closed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// How often a wait for a reward checks whether the process has exited. A child of the process may hold its output open.
+/// How often a wait for a reward checks whether the process has exited. A child of it may hold its output open.
 const EXIT_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Time to wait for the rest of standard error after the process has exited.
