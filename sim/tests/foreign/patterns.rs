@@ -354,3 +354,21 @@ fn loads_ahead_of_a_branch_count_only_where_the_value_is_used() {
     let also = variable_of_one_warp("selp.b32 %r2, %r1, 7, %p1; st.global.u32 [%d2], %r1;");
     assert_eq!(also.kinds()[0], "race");
 }
+
+/// The last threads leave early. `early` is what they execute: they return themselves, or meet the others at the `ret`.
+#[test]
+fn threads_that_only_return_need_no_barrier() {
+    let case = |early: &str| {
+        let body = format!(
+            ".reg .b32 %r<2>; .reg .b64 %d<2>; .reg .pred %p;
+            ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mad.wide.u32 %d1, %r0, 4, %d0; setp.ge.u32 %p, %r0, 40;
+            @%p bra EARLY;
+            bar.sync 0; st.global.u32 [%d1], 1; {early} st.global.u32 [%d1], 2; END: ret;"
+        );
+        Case::new("sm_80", 64, &body)
+    };
+    assert_eq!(case("ret; EARLY:").kinds(), [""; 0]);
+    assert_eq!(case("bra END; EARLY:").kinds(), [""; 0]);
+    // Threads that skip the barrier and go on with work are reported.
+    assert_eq!(case("EARLY:").kinds(), ["barrier"]);
+}

@@ -2,8 +2,10 @@
 //! (join) or at an instruction that needs several lanes together (gathering); such a wait is completed or given up.
 
 use super::warp_turn::Interpreter;
-use crate::exec::state::warp::{FragmentState, Warp};
+use crate::exec::state::warp::{FragmentState, Warp, WarpFragment};
 use crate::finding::FindingKind;
+use crate::program::FunctionCode;
+use crate::program::op::Op;
 
 impl Interpreter<'_> {
     /// Completes the joins and gatherings at which lanes of the warp wait for each other, or gives them up if the
@@ -20,6 +22,10 @@ impl Interpreter<'_> {
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }
+        // Lanes that wait for the others only to exit together exit first, as they would at a `ret` of their own.
+        if self.let_lanes_exit(warp) {
+            return true;
+        }
         // A gathering waits for lanes that cannot arrive: these lanes wait at a reconvergence point after the
         // gathering, or gather at another instruction.
         let whole = |state| matches!(state, FragmentState::Gather { same_instruction: true, .. });
@@ -30,7 +36,19 @@ impl Interpreter<'_> {
             fragment.gathered = true;
             return true;
         }
-        warp.give_up_reconvergence()
+        warp.give_up_reconvergence(|_| true)
+    }
+
+    /// Makes fragments ready that wait at a reconvergence point behind which the kernel ends. Returns whether there
+    /// were any.
+    fn let_lanes_exit(&mut self, warp: &mut Warp) -> bool {
+        let functions = &self.grid.context.kernel.functions;
+        let exits = |warp: &Warp, f: &WarpFragment| {
+            let frame = warp.frames[f.frame as usize].as_ref();
+            frame.is_some_and(|frame| ends_kernel(&functions[frame.function as usize], f.pc, frame.parent.is_none()))
+        };
+        let leaving: Vec<u32> = warp.fragments.iter().filter(|f| exits(warp, f)).map(|f| f.mask).collect();
+        warp.give_up_reconvergence(|f| leaving.contains(&f.mask))
     }
 
     fn report_divergence(&mut self, warp: &mut Warp, i: usize) {
@@ -54,4 +72,20 @@ impl Interpreter<'_> {
             )
         });
     }
+}
+
+/// Returns whether lanes at instruction `pc` of a function do nothing but end the kernel. `is_kernel` says whether a
+/// `ret` of the function ends it.
+fn ends_kernel(code: &FunctionCode, mut pc: u32, is_kernel: bool) -> bool {
+    // Unguarded branches can form a cycle, which has no end.
+    for _ in 0..code.instrs.len() {
+        let Some(instruction) = code.instrs.get(pc as usize).filter(|i| i.guard.is_none()) else { return false };
+        match instruction.op {
+            Op::Exit => return true,
+            Op::Ret => return is_kernel,
+            Op::Branch { target } => pc = target,
+            _ => return false,
+        }
+    }
+    false
 }

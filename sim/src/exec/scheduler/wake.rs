@@ -114,7 +114,7 @@ impl Scheduler {
     pub(super) fn give_up_reconvergence(&mut self, grid: &mut GridState) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.slot_count() {
-            any |= self.wake_warps(grid, slot, Warp::give_up_reconvergence);
+            any |= self.wake_warps(grid, slot, |warp| warp.give_up_reconvergence(|_| true));
         }
         any
     }

@@ -350,11 +350,11 @@ impl Warp {
         });
     }
 
-    /// Makes fragments that wait at a reconvergence point ready, although lanes are missing; returns whether there
-    /// were any.
-    pub fn give_up_reconvergence(&mut self) -> bool {
-        let waiting: Vec<usize> =
-            (0..self.fragments.len()).filter(|&i| self.fragments[i].state == FragmentState::AtJoin).collect();
+    /// Makes those fragments that `which` selects among the ones that wait at a reconvergence point ready, although
+    /// lanes are missing; returns whether there were any.
+    pub fn give_up_reconvergence(&mut self, which: impl Fn(&WarpFragment) -> bool) -> bool {
+        let gives_up = |f: &WarpFragment| f.state == FragmentState::AtJoin && which(f);
+        let waiting: Vec<usize> = (0..self.fragments.len()).filter(|&i| gives_up(&self.fragments[i])).collect();
         for &i in &waiting {
             let f = self.fragments[i];
             let j = &mut self.joins[f.join as usize];
