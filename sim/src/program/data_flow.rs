@@ -193,10 +193,87 @@ fn cas_reads(function: &Function, moves: &[Move]) -> Vec<bool> {
             let [Operand::Register(to), from] = &i.operands[..] else { continue };
             *found |= sources.contains(to)
                 && bits_of_opcode(i) == bits_of_opcode(cas)
-                && addresses.origin(from).is_some_and(|from| addresses.origin(address) == Some(from));
+                && addresses.origin(from).is_some_and(|from| addresses.origin(address) == Some(from))
+                && is_only_a_guess(function, moves, cas, *to);
         }
     }
     found
+}
+
+/// Whether the value that a load reads into `guess` affects nothing but the compare-and-swap `cas` and its loop:
+///
+/// - no branch depends on the value, except on its comparison with the result of the compare-and-swap;
+/// - the loaded register itself is only used to compute the new value. The loop's variable, to which the result of a
+///   failed compare-and-swap is assigned, may have other uses: after the loop it holds the value that was swapped.
+fn is_only_a_guess(function: &Function, moves: &[Move], cas: &Instruction, guess: u32) -> bool {
+    let closure = |start: u32| {
+        let mut all: HashSet<u32> = [start].into();
+        loop {
+            let before = all.len();
+            all.extend(moves.iter().filter(|(_, from)| all.contains(from)).map(|(to, _)| *to).collect::<Vec<_>>());
+            if all.len() == before {
+                return all;
+            }
+        }
+    };
+    let results = match cas.operands.first() {
+        Some(Operand::Register(result)) => closure(*result),
+        _ => HashSet::new(),
+    };
+    // The registers whose value depends on the load: `derived` in any way, `direct` without the loop's variable.
+    let (mut derived, mut direct): (HashSet<u32>, HashSet<u32>) = ([guess].into(), HashSet::new());
+    direct.extend((!results.contains(&guess)).then_some(guess));
+    loop {
+        let before = derived.len() + direct.len();
+        for i in function.body.iter().filter(|i| !std::ptr::eq(*i, cas)) {
+            let (written, read) = registers_with_predicates(i);
+            if is_comparison_with_result(i, &results, &derived) {
+                continue;
+            }
+            if read.iter().any(|r| derived.contains(r)) {
+                derived.extend(&written);
+            }
+            if read.iter().any(|r| direct.contains(r)) {
+                direct.extend(written.iter().filter(|r| !results.contains(r)));
+            }
+        }
+        if derived.len() + direct.len() == before {
+            break;
+        }
+    }
+    let escapes = |i: &Instruction| {
+        let guarded = i.guard.is_some_and(|(guard, _)| derived.contains(&guard));
+        let has_effect = destination_count(i) == 0 || i.opcode.starts_with("atom.") || i.opcode.starts_with("call");
+        let (_, read) = registers_with_predicates(i);
+        let mut addresses = Vec::new();
+        i.operands.iter().for_each(|o| collect_registers(function, o, &mut Vec::new(), &mut addresses));
+        let used = has_effect && read.iter().any(|r| direct.contains(r));
+        guarded || used && !std::ptr::eq(i, cas) || addresses.iter().any(|r| direct.contains(r))
+    };
+    !function.body.iter().any(escapes)
+}
+
+/// Whether an instruction compares the result of a compare-and-swap with a value that depends on its expected value.
+fn is_comparison_with_result(i: &Instruction, results: &HashSet<u32>, derived: &HashSet<u32>) -> bool {
+    let (_, read) = registers_with_predicates(i);
+    i.opcode.starts_with("setp.") && read.iter().any(|r| results.contains(r) && !derived.contains(r))
+}
+
+/// Returns the registers that an instruction writes and those that it reads, without those of addresses and of its
+/// guard.
+fn registers_with_predicates(i: &Instruction) -> (Vec<u32>, Vec<u32>) {
+    fn collect(operand: &Operand, out: &mut Vec<u32>) {
+        match operand {
+            Operand::Register(r) | Operand::Not(r) => out.push(*r),
+            Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|o| collect(o, out)),
+            Operand::Pair(a, b) => [a, b].into_iter().for_each(|o| collect(o, out)),
+            _ => {}
+        }
+    }
+    let (mut written, mut read, count) = (Vec::new(), Vec::new(), destination_count(i));
+    i.operands[..count].iter().for_each(|o| collect(o, &mut written));
+    i.operands[count..].iter().for_each(|o| collect(o, &mut read));
+    (written, read)
 }
 
 /// Returns the number of bits of the type in which an opcode ends.
@@ -289,7 +366,7 @@ mod tests {
     fn flow(body: &str) -> DataFlow {
         let text = format!(
             ".version 8.0\n.target sm_80\n.address_size 64\n.entry k(.param .u64 p) {{ .reg .b32 %r<9>; .reg .b64 %d<9>;
-            .reg .pred %p; {body} ret; }}"
+            .reg .pred %p, %q; {body} ret; }}"
         );
         analyse(&crate::ptx::parse(&text).unwrap().functions[0])
     }
@@ -351,6 +428,15 @@ mod tests {
         assert!(!element("ld.global.cg.b32 %r0, [%d0+8];", "%d6"));
         // Two instructions write %d4, so its origin is unknown.
         assert!(!element("ld.global.cg.b32 %r0, [%d3+8];", "%d4"));
+        // The loop's variable may have other uses, the loaded value itself and its comparisons may not.
+        let with = |load: &str, after: &str| flow(&format!("{} {after}", body(load))).cas_reads[1];
+        let load = "ld.global.u32 %r0, [%d1];";
+        assert!(with(load, "st.global.u32 [%d2], %r2;"));
+        assert!(!with(load, "st.global.u32 [%d2], %r0;"));
+        assert!(!with(load, "add.u32 %r7, %r0, 1; st.global.u32 [%d2], %r7;"));
+        assert!(!with("ld.global.u32 %r0, [%d1]; setp.gt.u32 %p, %r0, 9; @%p bra AGAIN;", ""));
+        assert!(!with("ld.global.u32 %r0, [%d1];", "setp.gt.u32 %p, %r2, 9; @%p bra AGAIN;"));
+        assert!(with("ld.global.u32 %r0, [%d1];", "setp.gt.u32 %q, %r2, 9; selp.b32 %r3, 1, 2, %q;"));
         for other in [
             "ld.global.u32 %r0, [%d1+4];",
             "ld.global.u32 %r0, [%d2];",
