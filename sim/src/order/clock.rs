@@ -365,6 +365,27 @@ pub struct VectorClock {
     /// executed `wgmma.fence` after the loads or now stores as a whole (`stmatrix`). `None` if there are no such
     /// epochs.
     completed_loads: Option<ClockEpochs>,
+    /// The epochs whose accesses to shared memory happen before this point although `seen` may be lower: a fence
+    /// with `.sync_restrict` passed them on. `None` if there are none.
+    shared_accesses: Option<ClockEpochs>,
+    /// The epochs whose writes of tensor maps an acquire fence of the tensormap proxy makes visible although `seen`
+    /// may be lower: a release fence of that proxy passed them on. `None` if there are none.
+    released_maps: Option<ClockEpochs>,
+    /// For each tensor map (by the address of its acquire fence), in ascending order, the epochs whose writes of the
+    /// map are visible to the tensormap proxy.
+    visible_maps: Vec<(u64, ClockEpochs)>,
+}
+
+/// The accesses that a memory fence orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FenceCoverage {
+    /// All accesses.
+    All,
+    /// Accesses to shared memory (`.sync_restrict`).
+    Shared,
+    /// Writes of tensor maps, for later accesses through the tensormap proxy
+    /// (`fence.proxy.tensormap::generic`, `tensormap.cp_fenceproxy`).
+    TensorMaps,
 }
 
 impl VectorClock {
@@ -377,7 +398,59 @@ impl VectorClock {
             fenced: [None, None],
             fenced_inits: None,
             completed_loads: None,
+            shared_accesses: None,
+            released_maps: None,
+            visible_maps: Vec::new(),
         }
+    }
+
+    /// Returns the part of this clock that a fence with the coverage `covers` passes on to other threads.
+    pub(super) fn limited_to(self, covers: FenceCoverage) -> VectorClock {
+        let joined = |part: Option<ClockEpochs>| {
+            let mut all = self.seen.clone();
+            part.iter().for_each(|part| all.join(self.block, part, self.block));
+            Some(all)
+        };
+        let empty = VectorClock::empty(self.block);
+        match covers {
+            FenceCoverage::All => self,
+            FenceCoverage::Shared => {
+                let shared_accesses = joined(self.shared_accesses);
+                let [fenced, _] = self.fenced;
+                let (fenced_inits, completed_loads) = (self.fenced_inits, self.completed_loads);
+                VectorClock { shared_accesses, fenced: [fenced, None], fenced_inits, completed_loads, ..empty }
+            }
+            FenceCoverage::TensorMaps => {
+                let released_maps = joined(self.released_maps);
+                VectorClock { released_maps, visible_maps: self.visible_maps, ..empty }
+            }
+        }
+    }
+
+    /// Executes `fence.proxy.tensormap::generic.acquire` for the tensor map at `address`: makes all writes of this map
+    /// in this clock, and those that a release fence of the tensormap proxy passed on, visible to that proxy.
+    pub(super) fn make_map_visible(&mut self, address: u64) {
+        let mut visible = self.seen.clone();
+        self.released_maps.iter().for_each(|maps| visible.join(self.block, maps, self.block));
+        self.join_visible_map(address, &visible, self.block);
+    }
+
+    fn join_visible_map(&mut self, address: u64, visible: &ClockEpochs, block: u32) {
+        match self.visible_maps.binary_search_by_key(&address, |map| map.0) {
+            Ok(at) => self.visible_maps[at].1.join(self.block, visible, block),
+            Err(at) => {
+                let mut mine = ClockEpochs::default();
+                mine.join(self.block, visible, block);
+                self.visible_maps.insert(at, (address, mine));
+            }
+        }
+    }
+
+    /// Returns the lanes of warp `key` whose writes up to `epoch` of the tensor map at `address` are visible to the
+    /// tensormap proxy.
+    pub(super) fn lanes_visible_to_tensormap_proxy(&self, address: u64, key: OwnerKey, epoch: u32) -> u32 {
+        let map = self.visible_maps.iter().find(|map| map.0 == address);
+        map.map_or(0, |map| map.1.lanes_ordered_before_clock(self.block, key, epoch))
     }
 
     /// Returns true if `agent`'s accesses up to `epoch` happen before the point in time for which this clock stands.
@@ -414,13 +487,29 @@ impl VectorClock {
     /// Sets each epoch to the maximum of both clocks. `other` may be the clock of another block.
     pub fn join(&mut self, other: &VectorClock) {
         self.seen.join(self.block, &other.seen, other.block);
-        let mine = self.fenced.iter_mut().chain([&mut self.fenced_inits, &mut self.completed_loads]);
-        let theirs = other.fenced.iter().chain([&other.fenced_inits, &other.completed_loads]);
-        for (mine, theirs) in mine.zip(theirs) {
+        let [shared, global] = &mut self.fenced;
+        let mine = [
+            shared,
+            global,
+            &mut self.fenced_inits,
+            &mut self.completed_loads,
+            &mut self.shared_accesses,
+            &mut self.released_maps,
+        ];
+        for (mine, theirs) in mine.into_iter().zip(other.optional_epochs()) {
             if let Some(theirs) = theirs {
                 mine.get_or_insert_with(ClockEpochs::default).join(self.block, theirs, other.block);
             }
         }
+        for (address, visible) in &other.visible_maps {
+            self.join_visible_map(*address, visible, other.block);
+        }
+    }
+
+    /// Returns the epochs of this clock besides `seen` and the visible tensor maps.
+    fn optional_epochs(&self) -> [&Option<ClockEpochs>; 6] {
+        let [shared, global] = &self.fenced;
+        [shared, global, &self.fenced_inits, &self.completed_loads, &self.shared_accesses, &self.released_maps]
     }
 
     /// Executes `fence.proxy.async`: makes all writes in this clock visible to the async proxy in the given state
@@ -431,12 +520,28 @@ impl VectorClock {
                 *fenced = Some(self.seen.clone());
             }
         }
+        if let (true, [Some(fenced), _], Some(accesses)) = (shared, &mut self.fenced, &self.shared_accesses) {
+            fenced.join(self.block, accesses, self.block);
+        }
     }
 
     /// Returns the mask of the lanes of warp `key` whose epoch is at least `epoch`.
     #[inline(always)]
     pub(super) fn lanes_ordered_before_clock(&self, key: OwnerKey, epoch: u32) -> u32 {
         self.seen.lanes_ordered_before_clock(self.block, key, epoch)
+    }
+
+    /// Returns the mask of the lanes of warp `key` whose accesses to `space` up to `epoch` happen before the point of
+    /// this clock.
+    #[inline(always)]
+    pub(super) fn lanes_ordered_in_space(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
+        let lanes = self.lanes_ordered_before_clock(key, epoch);
+        match &self.shared_accesses {
+            Some(accesses) if space == MemorySpace::Shared => {
+                lanes | accesses.lanes_ordered_before_clock(self.block, key, epoch)
+            }
+            _ => lanes,
+        }
     }
 
     pub(super) fn lanes_visible_to_async_proxy(&self, space: MemorySpace, key: OwnerKey, epoch: u32) -> u32 {
@@ -463,15 +568,15 @@ impl VectorClock {
 
     /// Returns true if both clocks are the same object. Equal clocks in different objects count as different.
     pub(super) fn is_same_object(&self, other: &VectorClock) -> bool {
-        let same_fenced = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
+        let same_epochs = |a: &Option<ClockEpochs>, b: &Option<ClockEpochs>| match (a, b) {
             (Some(a), Some(b)) => a.is_same_object(b),
             (None, None) => true,
             _ => false,
         };
         self.block == other.block
             && self.seen.is_same_object(&other.seen)
-            && self.fenced.iter().zip(&other.fenced).all(|(a, b)| same_fenced(a, b))
-            && same_fenced(&self.fenced_inits, &other.fenced_inits)
-            && same_fenced(&self.completed_loads, &other.completed_loads)
+            && self.optional_epochs().into_iter().zip(other.optional_epochs()).all(|(a, b)| same_epochs(a, b))
+            && self.visible_maps.len() == other.visible_maps.len()
+            && self.visible_maps.iter().zip(&other.visible_maps).all(|(a, b)| a.0 == b.0 && a.1.is_same_object(&b.1))
     }
 }

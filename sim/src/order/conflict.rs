@@ -44,6 +44,9 @@ pub enum ConflictKind {
     /// An access through the async proxy to bytes whose generic write is ordered before it but was not made visible
     /// by `fence.proxy.async`.
     Proxy,
+    /// A tensor copy reads a tensor map in global memory whose generic write is ordered before it but was not made
+    /// visible by `fence.proxy.tensormap::generic.acquire`.
+    TensorMapProxy,
     /// A write through the async proxy to bytes that were read through the generic proxy: the read is ordered before
     /// the write, but no proxy fence lies between them.
     ProxyRead,

@@ -38,12 +38,12 @@ mod transition_cache;
 mod warp;
 mod wgmma_operand;
 
-pub use clock::VectorClock;
+pub use clock::{FenceCoverage, VectorClock};
 pub use conflict::{AccessKind, CheckContext, Conflict, ConflictKind, EarlierAccess};
 pub use ops::{AsyncOpId, AsyncOpKind, AsyncOps};
 pub use shadow::ShadowMemory;
 pub use sync::{MemorySemantics, SyncLocations};
-pub use warp::{FenceHandoff, WarpClocks};
+pub use warp::{FenceHandoff, MemoryFence, WarpClocks};
 pub use wgmma_operand::OperandWriters;
 
 /// Maximum number of blocks: block indices in an [`Agent`] are below this.

@@ -149,25 +149,32 @@ impl AsyncOps {
         self.all[op.0 as usize].add(Observation { lanes: u32::MAX, key, epoch, by });
     }
 
-    /// Returns the lanes whose shares of operation `key` are known to be complete to a thread with the vector clock
-    /// `clock`.
-    pub(super) fn lanes_ordered_before_clock(&self, key: OwnerKey, clock: &VectorClock) -> u32 {
-        self.known(key, |key, epoch| clock.lanes_ordered_before_clock(key, epoch))
+    /// Returns the lanes whose shares of operation `key`, which accesses `space`, are known to be complete to a thread
+    /// with the vector clock `clock`.
+    pub(super) fn lanes_ordered_before_clock(&self, key: OwnerKey, clock: &VectorClock, space: MemorySpace) -> u32 {
+        self.known(key, |key, epoch| clock.lanes_ordered_in_space(space, key, epoch))
     }
 
-    /// Returns the lanes whose shares of operation `key` are known to be complete to `lane` of `warp`: through its
-    /// vector clock `clock`, or because the lane itself observed the completion.
+    /// Returns the lanes whose shares of operation `key`, which accesses `space`, are known to be complete to `lane` of
+    /// `warp`: through its vector clock `clock`, or because the lane itself observed the completion.
     pub(super) fn lanes_known_complete_to(
         &self,
         key: OwnerKey,
         warp: &WarpClocks,
         lane: u32,
         clock: &VectorClock,
+        space: MemorySpace,
     ) -> u32 {
         self.known(key, |key, epoch| {
             let own = if key == warp.key() && warp.epoch() >= epoch { 1 << lane } else { 0 };
-            clock.lanes_ordered_before_clock(key, epoch) | own
+            clock.lanes_ordered_in_space(space, key, epoch) | own
         })
+    }
+
+    /// Returns the lanes whose shares of operation `key` wrote the tensor map at `address` and are visible to the
+    /// tensormap proxy for a thread with the vector clock `clock`.
+    pub(super) fn lanes_visible_to_tensormap_proxy(&self, key: OwnerKey, clock: &VectorClock, address: u64) -> u32 {
+        self.known(key, |key, epoch| clock.lanes_visible_to_tensormap_proxy(address, key, epoch))
     }
 
     /// Returns true if a lane of warp `waiter` itself observed that a share of operation `key` is complete.

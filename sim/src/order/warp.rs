@@ -1,7 +1,7 @@
 //! The vector clocks of a warp's lanes, the warp's epoch, its fences, and the clocks that its strong reads have
 //! observed but no fence has acquired yet.
 
-use super::{AccessStrength, Agent, LANES, OwnerKey, VectorClock};
+use super::{AccessStrength, Agent, FenceCoverage, LANES, OwnerKey, VectorClock};
 
 /// Lanes of a warp that share a clock.
 #[derive(Clone, Debug)]
@@ -10,11 +10,33 @@ struct Part {
     clock: VectorClock,
 }
 
-/// A memory fence that lanes executed: their later strong writes release the clock that they had at the fence.
+/// A memory fence: `fence.acq_rel`, `fence.acquire`, `fence.release`, `fence.sc`, `membar`, or a fence of the tensormap
+/// proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryFence {
+    /// The threads that the fence can synchronise with.
+    pub scope: AccessStrength,
+    /// Whether the fence acquires what earlier strong reads of its thread observed.
+    pub acquires: bool,
+    /// Whether later strong writes of its thread release the accesses before the fence.
+    pub releases: bool,
+    /// The accesses that the fence orders.
+    pub covers: FenceCoverage,
+}
+
+impl MemoryFence {
+    /// Returns a fence that acquires and releases all accesses (`fence.acq_rel`).
+    pub fn acq_rel(scope: AccessStrength) -> MemoryFence {
+        MemoryFence { scope, acquires: true, releases: true, covers: FenceCoverage::All }
+    }
+}
+
+/// A releasing fence that lanes executed: their later strong writes release the clock that they had at the fence.
 #[derive(Clone, Debug)]
 struct Fence {
     mask: u32,
     scope: AccessStrength,
+    covers: FenceCoverage,
     clock: VectorClock,
     epoch: u32,
 }
@@ -133,7 +155,7 @@ impl WarpClocks {
 
     /// Iterates over the groups of lanes that share a clock: disjoint masks that together cover all 32 lanes.
     #[inline(always)]
-    pub(super) fn lane_groups_with_clocks(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
+    pub fn lane_groups_with_clocks(&self) -> impl Iterator<Item = (u32, &VectorClock)> {
         self.parts.iter().map(|part| (part.mask, &part.clock))
     }
 
@@ -157,18 +179,15 @@ impl WarpClocks {
         clock
     }
 
-    /// Relaxed arrival of `lanes` at a cluster barrier: returns the clock that threads acquire from it, or `None` if
-    /// they acquire nothing. A relaxed arrival passes on only what a fence of the arriving thread before it covers:
-    /// all accesses before a memory fence of cluster scope or wider, mbarrier initialisations before
+    /// Relaxed arrival of `lanes` at a cluster barrier or an mbarrier: returns the clock that threads acquire from it,
+    /// or `None` if they acquire nothing. A relaxed arrival passes on only what a fence of the arriving thread before
+    /// it covers: the accesses before a memory fence of at least `scope`, mbarrier initialisations before
     /// `fence.mbarrier_init`.
-    pub fn release_fenced(&self, lanes: u32) -> Option<VectorClock> {
+    pub fn release_fenced(&self, lanes: u32, scope: AccessStrength) -> Option<VectorClock> {
         let mut released: Option<VectorClock> = None;
-        let reaches = |fence: &&Fence| fence.mask & lanes != 0 && fence.scope >= AccessStrength::Cluster;
+        let reaches = |fence: &&Fence| fence.mask & lanes != 0 && fence.scope >= scope;
         for fence in self.fences.iter().filter(reaches) {
-            let mut clock = fence.clock.clone();
-            if fence.epoch > 0 {
-                self.add_own(&mut clock, fence.mask & lanes, fence.epoch);
-            }
+            let clock = self.clock_of_fence(fence, lanes);
             match &mut released {
                 Some(all) => all.join(&clock),
                 none => *none = Some(clock),
@@ -196,6 +215,15 @@ impl WarpClocks {
             left &= !same;
             clock.raise_fenced_inits(self.key, self.widen_to_all_lanes(same), epoch);
         }
+    }
+
+    /// Returns the clock that strong writes of `lanes` release because of `fence`.
+    fn clock_of_fence(&self, fence: &Fence, lanes: u32) -> VectorClock {
+        let mut clock = fence.clock.clone();
+        if fence.epoch > 0 {
+            self.add_own(&mut clock, fence.mask & lanes, fence.epoch);
+        }
+        clock.limited_to(fence.covers)
     }
 
     /// Adds to `clock` the accesses of `lanes` up to `epoch`, and which of their writes are visible to the async
@@ -258,11 +286,7 @@ impl WarpClocks {
     pub fn fence_handoff(&self, lanes: u32) -> FenceHandoff {
         let mut handoff = FenceHandoff::default();
         for fence in self.fences.iter().filter(|fence| fence.mask & lanes != 0) {
-            let mut clock = fence.clock.clone();
-            if fence.epoch > 0 {
-                self.add_own(&mut clock, fence.mask & lanes, fence.epoch);
-            }
-            join_scoped(&mut handoff.fences, fence.scope, &clock);
+            join_scoped(&mut handoff.fences, fence.scope, &self.clock_of_fence(fence, lanes));
         }
         for pending in self.pending.iter().filter(|pending| pending.mask & lanes != 0) {
             join_scoped(&mut handoff.observed, pending.scope, &pending.clock);
@@ -278,7 +302,10 @@ impl WarpClocks {
             // Epoch 0 marks a fence that other threads passed on: it does not cover the lanes' own accesses.
             match self.fences.iter_mut().find(|f| f.epoch == 0 && f.mask == lanes && f.scope == *scope) {
                 Some(fence) => fence.clock.join(clock),
-                None => self.fences.push(Fence { mask: lanes, scope: *scope, clock: clock.clone(), epoch: 0 }),
+                None => {
+                    let (scope, covers, clock) = (*scope, FenceCoverage::All, clock.clone());
+                    self.fences.push(Fence { mask: lanes, scope, covers, clock, epoch: 0 });
+                }
             }
         }
         for (scope, clock) in &handoff.observed {
@@ -336,26 +363,54 @@ impl WarpClocks {
         clocks
     }
 
-    /// Executes `fence.acq_rel`, `fence.sc` or `membar` of `lanes` at `scope`: acquires the clocks that their strong
-    /// reads observed; their next strong writes release the present clock.
-    pub fn fence(&mut self, lanes: u32, scope: AccessStrength) {
+    /// Executes a memory fence of `lanes`: an acquiring fence acquires the clocks that their strong reads observed;
+    /// after a releasing fence their next strong writes release the present clock.
+    pub fn fence(&mut self, lanes: u32, fence: MemoryFence) {
         let lanes = self.widen_to_all_lanes(lanes);
+        if fence.acquires {
+            self.acquire_observed(lanes, fence);
+        }
+        if fence.releases {
+            let replaced = |old: &Fence| {
+                old.scope <= fence.scope && (fence.covers == FenceCoverage::All || fence.covers == old.covers)
+            };
+            self.fences.iter_mut().filter(|old| replaced(old)).for_each(|old| old.mask &= !lanes);
+            self.fences.retain(|old| old.mask != 0);
+            for part in self.parts.iter().filter(|part| part.mask & lanes != 0) {
+                let (mask, clock) = (part.mask & lanes, part.clock.clone());
+                self.fences.push(Fence { mask, scope: fence.scope, covers: fence.covers, clock, epoch: self.epoch });
+            }
+        }
+        self.epoch += 1;
+    }
+
+    /// Makes `lanes` acquire, by an acquiring fence, the clocks that their strong reads observed. A fence that orders
+    /// only some accesses leaves the clocks to later fences.
+    fn acquire_observed(&mut self, lanes: u32, fence: MemoryFence) {
         for pending in std::mem::take(&mut self.pending) {
-            let reached = if pending.scope <= scope { pending.mask & lanes } else { 0 };
+            let reached = if pending.scope <= fence.scope { pending.mask & lanes } else { 0 };
             if reached != 0 {
-                self.acquire(reached, &pending.clock);
+                self.acquire(reached, &pending.clock.clone().limited_to(fence.covers));
             }
-            if pending.mask & !reached != 0 {
-                self.pending.push(Pending { mask: pending.mask & !reached, ..pending });
+            let left = if fence.covers == FenceCoverage::All { pending.mask & !reached } else { pending.mask };
+            if left != 0 {
+                self.pending.push(Pending { mask: left, ..pending });
             }
         }
-        for fence in self.fences.iter_mut().filter(|fence| fence.scope <= scope) {
-            fence.mask &= !lanes;
-        }
-        self.fences.retain(|fence| fence.mask != 0);
-        for part in self.parts.iter().filter(|part| part.mask & lanes != 0) {
-            let (mask, clock) = (part.mask & lanes, part.clock.clone());
-            self.fences.push(Fence { mask, scope, clock, epoch: self.epoch });
+    }
+
+    /// Executes `fence.proxy.tensormap::generic.acquire` of `lanes` for the tensor map at `address`: makes all writes
+    /// of the map that happen before this point, and those that a release fence of the tensormap proxy passed on,
+    /// visible to tensor copies.
+    pub fn acquire_tensor_map(&mut self, lanes: u32, address: u64, scope: AccessStrength) {
+        let covers = FenceCoverage::TensorMaps;
+        self.acquire_observed(lanes, MemoryFence { scope, acquires: true, releases: false, covers });
+        for lane in (0..LANES as u32).filter(|lane| lanes >> lane & 1 != 0) {
+            let mut clock = self.clock(lane).clone();
+            self.add_own(&mut clock, 1 << lane, self.epoch);
+            clock.make_map_visible(address);
+            let visible = clock.limited_to(covers);
+            self.change(1 << lane, |mine| mine.join(&visible));
         }
         self.epoch += 1;
     }
@@ -369,18 +424,11 @@ impl WarpClocks {
     /// each fence.
     pub(super) fn fence_clocks(&self, lane: u32) -> Vec<(AccessStrength, VectorClock)> {
         let of_lane = self.fences.iter().filter(|fence| fence.mask >> lane & 1 != 0);
-        let whole = |fence: &Fence| {
-            let mut clock = fence.clock.clone();
-            if fence.epoch > 0 {
-                self.add_own(&mut clock, 1 << lane, fence.epoch);
-            }
-            (fence.scope, clock)
-        };
-        of_lane.map(whole).collect()
+        of_lane.map(|fence| (fence.scope, self.clock_of_fence(fence, 1 << lane))).collect()
     }
 
     /// Records that `lane` observed `clock` by a strong read; a later fence of at least `scope` acquires it.
-    pub(super) fn record_observed_clock(&mut self, lane: u32, scope: AccessStrength, clock: &VectorClock) {
+    pub fn record_observed_clock(&mut self, lane: u32, scope: AccessStrength, clock: &VectorClock) {
         match self.pending.iter_mut().find(|pending| pending.scope == scope && pending.clock.is_same_object(clock)) {
             Some(pending) => pending.mask |= 1 << lane,
             None => self.pending.push(Pending { mask: 1 << lane, scope, clock: clock.clone() }),

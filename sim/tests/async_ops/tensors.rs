@@ -1,7 +1,10 @@
 //! Compares tensor copies with the geometry that the arguments of `cuTensorMapEncodeTiled` describe.
 
 use super::common::*;
+use reel_sim::exec::LaunchConfig;
+use reel_sim::finding::FindingKind;
 use reel_sim::memory::SimMemory;
+use reel_sim::program::Program;
 use reel_sim::tensor_map::{DataType, Swizzle, TensorMap};
 
 const FILE: &str = "tensor";
@@ -101,30 +104,51 @@ fn tensor_stores_and_reductions() {
     }
 }
 
+/// Allocates the buffers of kernel `replaced_0` and returns its launch.
+fn launch_of_replaced_map(memory: &mut SimMemory) -> LaunchConfig {
+    let other = memory.alloc(le_bytes(&distinct_words(64)));
+    let map = TensorMap::tiled(DataType::U32, other, &[16, 4], &[64], &[16, 4], Swizzle::None).expect("a good map");
+    let made = memory.alloc_uninitialized(128);
+    let input = memory.alloc(le_bytes(&distinct_words(64).iter().map(|w| w ^ 1).collect::<Vec<u32>>()));
+    let output = memory.alloc_uninitialized(256);
+    let flag = memory.alloc(vec![0; 4]);
+    let params = Params::default()
+        .append_aligned(128, &blob(&map))
+        .append_u64(made)
+        .append_u64(input)
+        .append_u64(output)
+        .append_u64(flag);
+    launch_config(2, 32, params)
+}
+
 #[test]
 fn tensor_maps_changed_on_the_device() {
-    let setup = |memory: &mut SimMemory| {
-        let other = memory.alloc(le_bytes(&distinct_words(64)));
-        let map = TensorMap::tiled(DataType::U32, other, &[16, 4], &[64], &[16, 4], Swizzle::None).expect("a good map");
-        let made = memory.alloc_uninitialized(128);
-        let input = memory.alloc(le_bytes(&distinct_words(64).iter().map(|w| w ^ 1).collect::<Vec<u32>>()));
-        let output = memory.alloc_uninitialized(256);
-        let flag = memory.alloc(vec![0; 4]);
-        let params = Params::default()
-            .append_aligned(128, &blob(&map))
-            .append_u64(made)
-            .append_u64(input)
-            .append_u64(output)
-            .append_u64(flag);
-        launch_config(2, 32, params)
-    };
-    assert_no_finding(FILE, "replaced_0", &setup, &|memory| {
+    assert_no_finding(FILE, "replaced_0", &launch_of_replaced_map, &|memory| {
         // The kernel changes the map to another tensor with only three rows, so the fourth row of the box is outside
         // of the tensor and is loaded as zeros.
         let want: Vec<u32> =
             distinct_words(64).iter().enumerate().map(|(i, w)| if i < 48 { w ^ 1 } else { 0 }).collect();
         assert_eq!(buffer_words(memory, 3), want);
     });
+}
+
+#[test]
+fn a_tensor_map_that_the_device_changed_needs_a_fence_of_its_proxy() {
+    let text = program_text(FILE);
+    let kinds = |text: &str| {
+        let program = Program::parse(text).expect("the changed corpus parses");
+        let (outcome, _) = run_once(&program, "replaced_0", &early_deadlock_options(), &launch_of_replaced_map);
+        outcome.findings.into_list().iter().map(|f| f.kind).collect::<Vec<_>>()
+    };
+    let acquire = "fence.proxy.tensormap::generic.acquire.gpu [%rd3], 128;";
+    assert_eq!(kinds(&text), []);
+    assert_eq!(kinds(&text.replace(acquire, "")), [FindingKind::AsyncProxy]);
+    assert_eq!(kinds(&text.replace(acquire, "fence.proxy.async;")), [FindingKind::AsyncProxy]);
+    assert_eq!(kinds(&text.replace(acquire, &acquire.replace("%rd3", "%rd3+128"))), [FindingKind::AsyncProxy]);
+    // Both fences of the tensormap proxy together order the map, but a relaxed flag without them does not.
+    let relaxed = text.replace("st.release.gpu.global.u32", "st.relaxed.gpu.global.u32");
+    let relaxed = relaxed.replace("ld.acquire.gpu.global.u32", "ld.relaxed.gpu.global.u32");
+    assert_eq!(kinds(&relaxed.replace(acquire, "")), [FindingKind::Race]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod atomics;
 mod copies;
+mod fences;
 mod found;
 mod found_libraries;
 mod groups;
@@ -11,6 +12,7 @@ mod operands;
 mod partial_tiles;
 mod patterns;
 mod registers;
+mod same_value;
 
 use reel_sim::check::{CheckPlan, check_kernel};
 use reel_sim::exec::{ExecOptions, LaunchConfig};

@@ -249,7 +249,7 @@ fn check_lanes(
     size: u32,
 ) {
     let pc = cx.pc;
-    memory.check_shadow(cx, group.location, access, 0, |shadow, warp, order, found| {
+    memory.check_shadow(cx, group.location, access, None, |shadow, warp, order, found| {
         shadow.check_cp_async(access, op, warp, group.lanes, &group.offsets, size, pc, order, found);
     });
 }

@@ -5,9 +5,10 @@ use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid::GridState;
 use crate::exec::launch::CompletionTiming;
 use crate::exec::memory_system::MemorySystem;
+use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address};
 use crate::exec::state::copies::{CompletionSignal, InFlightOperation};
 use crate::exec::state::location::LaneGroup;
-use crate::exec::state::mbarrier::MbarrierLocation;
+use crate::exec::state::mbarrier::{ArrivalClocks, MbarrierLocation};
 use crate::matrix::Lanes;
 use crate::matrix::wgmma::{SharedOperand, WgmmaTiles};
 use crate::program::op::Fence;
@@ -82,7 +83,7 @@ impl AsyncEngine {
                     ops.iter()
                         .for_each(|&(op, lanes)| memory.ops.mark_shares_observed(op, lanes, o.agent, o.phase + 1));
                 }
-                self.count_arrivals(grid, at, lanes.count_ones(), None, site);
+                self.count_arrivals(grid, at, lanes.count_ones(), ArrivalClocks::default(), site);
             }
         }
     }
@@ -116,13 +117,34 @@ impl AsyncEngine {
         true
     }
 
-    pub fn execute_fence(&mut self, cx: &mut InstructionContext, fence: Fence) -> NextAction {
-        let (mask, order) = (cx.mask, &mut cx.warp.order);
+    pub fn execute_fence(&mut self, cx: &mut InstructionContext, fence: &Fence) -> NextAction {
+        let mask = cx.mask;
+        let order = &mut cx.warp.order;
         match fence {
-            Fence::Memory { scope } => order.fence(mask, scope),
-            Fence::ProxyAsync { shared, global } => order.fence_proxy(mask, shared, global),
+            Fence::Memory(fence) => order.fence(mask, *fence),
+            Fence::ProxyAsync { shared, global } => order.fence_proxy(mask, *shared, *global),
+            // The proxy fence comes after the acquire or before the release that the instruction contains.
+            Fence::ProxyAsyncShared(fence) if fence.acquires => {
+                order.fence(mask, *fence);
+                order.fence_proxy(mask, true, false);
+            }
+            Fence::ProxyAsyncShared(fence) => {
+                order.fence_proxy(mask, true, false);
+                order.fence(mask, *fence);
+            }
+            Fence::AcquireTensorMap { addr, scope } => {
+                let undefined = lanes_with_undefined_address(cx.regs(), addr);
+                cx.drop_lanes_with_undefined_address(undefined);
+                let addresses = lane_addresses(cx.regs(), addr);
+                let mut left = cx.mask;
+                while left != 0 {
+                    let address = addresses[left.trailing_zeros() as usize];
+                    let same = lanes_where(left, |l| addresses[l] == address);
+                    left &= !same;
+                    cx.warp.order.acquire_tensor_map(same, address, *scope);
+                }
+            }
             Fence::MbarrierInit => order.fence_mbarrier_inits(mask),
-            Fence::TensorMap => order.fence_proxy(mask, true, true),
             Fence::Other => {}
         }
         NextAction::Next

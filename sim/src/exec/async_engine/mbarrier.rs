@@ -7,10 +7,10 @@ use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::grid::GridState;
 use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address, set_predicate};
-use crate::exec::state::mbarrier::{MbarrierLocation, MbarrierObject, join_clock};
+use crate::exec::state::mbarrier::{ArrivalClocks, MbarrierLocation, MbarrierObject};
 use crate::exec::state::warp::FragmentState;
 use crate::finding::{FindingKind, FindingSite};
-use crate::order::{AccessKind, Agent, VectorClock};
+use crate::order::{AccessKind, AccessStrength, Agent, VectorClock};
 use crate::program::op::{Mbarrier, MbarrierOperationKind};
 
 /// Largest count of arrivals, and of bytes, that one mbarrier phase can expect.
@@ -125,7 +125,10 @@ impl AsyncEngine {
             // Lanes that arrive in the same phase of an mbarrier release their accesses together, with one vector
             // clock. Lanes whose arrival comes after the phase is complete belong to the next one.
             let clock = match &released {
-                _ if !m.ordered => None,
+                // An arrival at `.cta` scope orders nothing with another block.
+                _ if at.slot != cx.warp.slot && m.scope < AccessStrength::Cluster => None,
+                // A relaxed arrival passes on what an earlier fence of its thread covers.
+                _ if !m.ordered => cx.warp.order.release_fenced(1 << lane, scope_of_arrival(cx, at)),
                 Some((to, clock)) if *to == at => Some(clock.clone()),
                 _ => {
                     let pending = cx.grid.blocks.mbarrier(at).map_or(1, |object| object.pending);
@@ -148,7 +151,11 @@ impl AsyncEngine {
                 }
                 set_state(cx, token);
             }
-            let completed = self.count_arrivals(cx.grid, at, count, clock, site);
+            let clocks = match clock {
+                clock if at.slot == cx.warp.slot => ArrivalClocks { own_block: clock, other_blocks: None },
+                clock => ArrivalClocks { own_block: None, other_blocks: clock },
+            };
+            let completed = self.count_arrivals(cx.grid, at, count, clocks, site);
             if completed {
                 released = None;
             }
@@ -213,11 +220,9 @@ impl AsyncEngine {
             let over = if parity { phase as u64 & 1 != operands[l] & 1 } else { phase != operands[l] as u32 };
             if over {
                 done |= same;
-                if m.ordered && phase > 0 {
+                if phase > 0 {
                     let (agent, released) = (object.agent, object.released.clone());
-                    let mut clock = released.unwrap_or_else(|| VectorClock::empty(cx.block().index));
-                    clock.raise_epoch(agent, phase);
-                    cx.warp.order.acquire(same, &clock);
+                    acquire_phase(cx, m, same, (agent, phase), released);
                 }
             } else {
                 blocked = Some((at, phase));
@@ -240,22 +245,20 @@ impl AsyncEngine {
         NextAction::Next
     }
 
-    /// Counts `count` arrivals and joins `clock`, the vector clock of the arriving threads, into the phase. Returns
+    /// Counts `count` arrivals and joins `clocks`, the vector clocks of the arriving threads, into the phase. Returns
     /// whether this completed the phase.
     pub(super) fn count_arrivals(
         &mut self,
         grid: &mut GridState,
         at: MbarrierLocation,
         count: u32,
-        clock: Option<VectorClock>,
+        clocks: ArrivalClocks,
         site: FindingSite,
     ) -> bool {
         let Some(object) = grid.blocks.mbarrier(at) else { return false };
         let (pending, expected) = (object.pending, object.expected);
         object.pending = pending.saturating_sub(count);
-        if let Some(clock) = clock {
-            join_clock(&mut object.clock, clock);
-        }
+        object.arrived.join(clocks);
         if count > pending {
             let memory = Some(("shared", at.address as u64));
             grid.reporter.report_with_details(FindingKind::Mbarrier, site, None, memory, || {
@@ -299,6 +302,36 @@ impl AsyncEngine {
     }
 }
 
+/// Returns the smallest scope that contains the block of the executing thread and the block of the mbarrier.
+fn scope_of_arrival(cx: &InstructionContext, at: MbarrierLocation) -> AccessStrength {
+    if at.slot == cx.warp.slot { AccessStrength::Cta } else { AccessStrength::Cluster }
+}
+
+/// Makes `lanes` acquire the arrivals of the phases that a successful wait found complete, and the operations that
+/// completed them: at once, or for a relaxed wait at a later fence. `agent` is the mbarrier and the number of its
+/// complete phases.
+fn acquire_phase(
+    cx: &mut InstructionContext,
+    m: &Mbarrier,
+    lanes: u32,
+    (agent, phases): (Agent, u32),
+    released: ArrivalClocks,
+) {
+    let mut own_block = released.own_block.unwrap_or_else(|| VectorClock::empty(cx.block().index));
+    own_block.raise_epoch(agent, phases);
+    let other_blocks = released.other_blocks.filter(|_| m.scope >= AccessStrength::Cluster);
+    let order = &mut cx.warp.order;
+    if m.ordered {
+        order.acquire(lanes, &own_block);
+        other_blocks.iter().for_each(|clock| order.acquire(lanes, clock));
+        return;
+    }
+    for lane in lanes_in_mask(lanes) {
+        order.record_observed_clock(lane, AccessStrength::Cta, &own_block);
+        other_blocks.iter().for_each(|clock| order.record_observed_clock(lane, AccessStrength::Cluster, clock));
+    }
+}
+
 /// Executes `mbarrier.init` in one lane.
 fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u32, at: MbarrierLocation, count: u32) {
     let address = ("shared", at.address as u64);
@@ -330,8 +363,8 @@ fn mbarrier_init(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
         pending_bytes: 0,
         phase: 0,
         agent,
-        clock: None,
-        released: None,
+        arrived: ArrivalClocks::default(),
+        released: ArrivalClocks::default(),
         init,
         last_copy: None,
     };

@@ -223,6 +223,9 @@ fn tensor_map_at(cx: &mut InstructionContext, memory: &mut MemorySystem, lane: u
         _ => {
             let found = memory.locate_bytes(cx, lane, AddressWindow::Generic, address, 128);
             found.map(|(at, offset)| {
+                if memory.is_writable(at) {
+                    memory.check_tensor_map_read(cx, lane, at, (offset, 128), address);
+                }
                 memory.location_bytes(&cx.grid.blocks, at)[offset as usize..offset as usize + 128].to_vec()
             })
         }

@@ -5,7 +5,7 @@ use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::lane_addresses;
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
-use crate::order::{AccessKind, AccessStrength};
+use crate::order::{AccessKind, AccessStrength, FenceCoverage, MemoryFence};
 use crate::program::op::{AddressOperand, AddressWindow};
 use crate::tensor_map::{self, EncodedMap, MapField};
 
@@ -56,12 +56,14 @@ pub fn tensormap_replace(cx: &mut InstructionContext, memory: &mut MemorySystem,
     NextAction::Next
 }
 
-/// Executes `tensormap.cp_fenceproxy`: copies a map from shared to global memory and releases it to the tensor proxy.
+/// Executes `tensormap.cp_fenceproxy`: copies a map from shared to global memory and releases it to the
+/// tensormap proxy.
 pub fn tensormap_cp_fenceproxy(
     cx: &mut InstructionContext,
     memory: &mut MemorySystem,
     dst: &AddressOperand,
     src: &AddressOperand,
+    scope: AccessStrength,
 ) -> NextAction {
     if !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;
@@ -77,8 +79,8 @@ pub fn tensormap_cp_fenceproxy(
     let bytes = memory.location_bytes(&cx.grid.blocks, source)[source_offset as usize..][..MAP_BYTES].to_vec();
     let data = memory.location_bytes_mut(&mut cx.grid.blocks, target);
     data[target_offset as usize..][..MAP_BYTES].copy_from_slice(&bytes);
-    cx.warp.order.fence_proxy(mask, true, true);
-    cx.warp.order.fence(mask, AccessStrength::Gpu);
+    let covers = FenceCoverage::TensorMaps;
+    cx.warp.order.fence(mask, MemoryFence { scope, acquires: false, releases: true, covers });
     cx.grid.count_memory_or_barrier_change();
     NextAction::Next
 }
@@ -94,6 +96,6 @@ fn check_map_access(
     for part in (0..MAP_BYTES as u64).step_by(16) {
         let (lanes, offsets) = (1 << lane, [offset + part; 32]);
         let group = LaneGroup { location, lanes, offsets, consecutive: false };
-        memory.check_lane_accesses(cx, access, &group, 16, AccessStrength::Weak, 0);
+        memory.check_lane_accesses(cx, access, &group, 16, AccessStrength::Weak);
     }
 }

@@ -173,7 +173,7 @@ impl AsyncEngine {
                 runs.extend_from_slice(self.operand_runs.get(operand).map_or(&[], Vec::as_slice));
             }
         }
-        memory.check_shadow(cx, MemoryLocation::Shared(slot), AccessKind::Read, 0, |shadow, warp, order, found| {
+        memory.check_shadow(cx, MemoryLocation::Shared(slot), AccessKind::Read, None, |shadow, warp, order, found| {
             if known {
                 shadow.check_against_operand_writers(&writers, op, warp, lane, pc, order, found);
             } else {

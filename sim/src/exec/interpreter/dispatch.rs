@@ -60,7 +60,7 @@ impl Interpreter<'_> {
             Op::Barrier(b) => block_barrier::execute_block_barrier(cx, b),
             Op::ClusterArrive { release, aligned } => cluster_barrier::cluster_arrive(cx, *release, *aligned),
             Op::ClusterWait { aligned } => cluster_barrier::cluster_wait(cx, *aligned),
-            Op::Fence(f) => engine.execute_fence(cx, *f),
+            Op::Fence(f) => engine.execute_fence(cx, f),
             Op::Mbarrier(m) => engine.mbarrier(cx, memory, m),
             Op::CpAsync(c) => engine.cp_async(cx, memory, c),
             Op::CpAsyncCommit => cp_async_commit(cx),
@@ -76,7 +76,7 @@ impl Interpreter<'_> {
                 let (window, ordinal, value, wide) = (*window, *ordinal, *value, *wide);
                 tensormap_replace(cx, memory, &TensorMapReplace { map: addr, window, field, ordinal, value, wide })
             }
-            Op::TensorMapCopyFence { dst, src } => tensormap_cp_fenceproxy(cx, memory, dst, src),
+            Op::TensorMapCopyFence { dst, src, scope } => tensormap_cp_fenceproxy(cx, memory, dst, src, *scope),
             Op::MatrixTransfer(t) => memory.matrix_transfer(cx, t),
             Op::MovMatrix { dst, src } => matrix::movmatrix(cx, *dst, *src),
             Op::Mma(m) => matrix::mma(cx, m),

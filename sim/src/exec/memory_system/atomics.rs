@@ -53,7 +53,7 @@ impl MemorySystem {
         if a.op == AtomicOp::Exch {
             self.mark_exchanged_unwritten(cx, a, group, bytes);
         }
-        self.check_lane_accesses(cx, AccessKind::Atomic, group, bytes, a.scope, 0);
+        self.check_lane_accesses(cx, AccessKind::Atomic, group, bytes, a.scope);
         self.check_mbarrier_overwrite(cx, group, bytes);
         let semantics = a.semantics.unwrap_or(MemorySemantics::Relaxed);
         let observes = !self.sync_vars.is_empty();

@@ -1,6 +1,8 @@
 //! Race checks: compares each access with shadow memory and passes conflicts to the reporter; makes strong accesses
 //! acquire and release vector clocks.
 
+use super::load::access_strength;
+use super::registers::lanes_that_change_nothing;
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_in_mask};
 use crate::exec::reporter::conflicts::MemoryConflict;
@@ -17,15 +19,16 @@ use crate::order::{
 use crate::program::op::{LoadStore, Op};
 
 impl MemorySystem {
-    /// Runs `check` on the shadow memory of a location and reports the conflicts that it finds. `same_value` is the
-    /// mask of lanes whose store does not change memory. Does nothing in runs with `count_only`.
+    /// Runs `check` on the shadow memory of a location and reports the conflicts that it finds. `store` describes the
+    /// access if it is a store whose conflicts with stores of equal values are harmless; the store must not have
+    /// changed memory yet. Does nothing in runs with `count_only`.
     #[inline(always)]
     pub fn check_shadow(
         &mut self,
         cx: &mut InstructionContext,
         location: MemoryLocation,
         access: AccessKind,
-        same_value: u32,
+        store: Option<(&LaneGroup, &LoadStore)>,
         check: impl FnOnce(&mut ShadowMemory, &WarpClocks, &CheckContext, &mut Vec<Conflict>),
     ) {
         if cx.grid.context.options.count_only {
@@ -38,6 +41,7 @@ impl MemorySystem {
             check(shadow, &cx.warp.order, &order, &mut found);
         }
         if !found.is_empty() {
+            let same_value = store.map_or(0, |(group, t)| self.lanes_with_same_value(cx, group, t));
             self.report_conflicts(cx, location, access, &found, same_value);
         }
         self.conflicts = found;
@@ -51,12 +55,30 @@ impl MemorySystem {
         group: &LaneGroup,
         bytes: u32,
         strength: AccessStrength,
-        same_value: u32,
     ) {
         let pc = cx.pc;
-        self.check_shadow(cx, group.location, access, same_value, |shadow, warp, order, found| {
+        self.check_shadow(cx, group.location, access, None, |shadow, warp, order, found| {
             shadow.check_access(access, warp, group.lanes, &group.offsets, bytes, strength, pc, order, found);
         });
+    }
+
+    /// Checks a store of each lane of `group` for races, before it changes memory.
+    pub fn check_store(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore, bytes: u32) {
+        let (pc, strength) = (cx.pc, access_strength(t));
+        self.check_shadow(cx, group.location, AccessKind::Write, Some((group, t)), |shadow, warp, order, found| {
+            let offsets = &group.offsets;
+            shadow.check_access(AccessKind::Write, warp, group.lanes, offsets, bytes, strength, pc, order, found);
+        });
+    }
+
+    /// Returns the lanes of a store that store the value which their bytes already hold, in the order in which the
+    /// shadow memory checks the lanes: the lanes that share a clock together.
+    #[cold]
+    fn lanes_with_same_value(&self, cx: &InstructionContext, group: &LaneGroup, t: &LoadStore) -> u32 {
+        let data = self.location_bytes(&cx.grid.blocks, group.location);
+        let parts = cx.warp.order.lane_groups_with_clocks();
+        let order = parts.flat_map(|(mask, _)| lanes_in_mask(mask & group.lanes));
+        lanes_that_change_nothing(data, group, t, cx.warp.regs(cx.fragment.frame), order)
     }
 
     /// Checks an access of asynchronous operation `op`, which `lane` issued, to the byte ranges `runs` (offset,
@@ -74,8 +96,24 @@ impl MemorySystem {
         }
         let pc = cx.pc;
         let access = if write.is_some() { AccessKind::Write } else { AccessKind::Read };
-        self.check_shadow(cx, location, access, 0, |shadow, warp, order, found| {
+        self.check_shadow(cx, location, access, None, |shadow, warp, order, found| {
             shadow.check_async_ranges(runs, op, warp, lane, write, pc, order, found);
+        });
+    }
+
+    /// Checks that a tensor copy of `lane` may read the tensor map of `bytes` bytes at `offset` of `location`: its writes
+    /// are ordered before the copy and visible to the tensormap proxy. `address` is the map's address.
+    pub fn check_tensor_map_read(
+        &mut self,
+        cx: &mut InstructionContext,
+        lane: u32,
+        location: MemoryLocation,
+        (offset, bytes): (u64, u64),
+        address: u64,
+    ) {
+        let pc = cx.pc;
+        self.check_shadow(cx, location, AccessKind::Read, None, |shadow, warp, order, found| {
+            shadow.check_tensor_map_read(warp, lane, (offset, bytes), address, pc, order, found);
         });
     }
 

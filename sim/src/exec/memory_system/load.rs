@@ -48,7 +48,7 @@ impl MemorySystem {
                         wanted => self.find_unwritten_bytes(cx, &checked, bytes, wanted),
                     };
                     if checked.lanes != 0 {
-                        self.check_lane_accesses(cx, AccessKind::Read, &checked, bytes, access_strength(t), 0);
+                        self.check_lane_accesses(cx, AccessKind::Read, &checked, bytes, access_strength(t));
                     }
                     let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));

@@ -65,7 +65,7 @@ impl MemorySystem {
         ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
         for group in groups {
             self.count_traffic(cx.grid.reporter.counts(cx.pc), group, 16, true);
-            self.check_lane_accesses(cx, AccessKind::Write, group, 16, AccessStrength::Weak, 0);
+            self.check_lane_accesses(cx, AccessKind::Write, group, 16, AccessStrength::Weak);
             self.check_mbarrier_overwrite(cx, group, 16);
             let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
             for lane in lanes_in_mask(group.lanes).map(|lane| lane as usize) {
@@ -80,7 +80,7 @@ impl MemorySystem {
         let mut unwritten = Vec::new();
         for group in groups {
             self.count_traffic(cx.grid.reporter.counts(pc), group, 16, false);
-            self.check_shadow(cx, group.location, AccessKind::Read, 0, |shadow, warp, order, found| {
+            self.check_shadow(cx, group.location, AccessKind::Read, None, |shadow, warp, order, found| {
                 shadow.check_matrix_row_reads(warp, group.lanes, &group.offsets, pc, order, found);
             });
             let data = self.location_bytes(&cx.grid.blocks, group.location);
@@ -126,7 +126,7 @@ impl MemorySystem {
             cx,
             MemoryLocation::Shared(own),
             AccessKind::Read,
-            0,
+            None,
             #[inline(always)]
             |shadow, warp, order, found| {
                 shadow.check_matrix_row_reads(warp, lanes, &offsets.map(u64::from), pc, order, found);

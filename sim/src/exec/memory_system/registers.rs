@@ -4,6 +4,7 @@ use crate::exec::context::lanes_in_mask;
 use crate::exec::state::location::LaneGroup;
 use crate::program::op::LoadStore;
 use crate::regs::Registers;
+use std::collections::HashMap;
 
 /// Reads one element of a load and extends it, with its sign or with zeros, to the width of a register. Bytes beyond
 /// the end of `data` count as zero.
@@ -95,27 +96,19 @@ pub fn load_registers(data: &[u8], group: &LaneGroup, t: &LoadStore, regs: &mut 
     }
 }
 
-/// What a store did to memory.
-pub struct StoreEffect {
-    /// Mask of the lanes whose store did not change memory.
-    pub unchanged_lanes: u32,
-    /// Whether any byte of memory changed.
-    pub memory_changed: bool,
-}
-
-/// Stores the registers of a group's lanes to memory.
+/// Stores the registers of a group's lanes to memory. Returns whether any byte of memory changed.
 #[inline]
-pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: &Registers) -> StoreEffect {
+pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: &Registers) -> bool {
     let width = t.width as usize;
-    let mut differs = 0u32;
+    let mut changed = false;
     for (n, slot) in t.regs.iter().flatten().enumerate() {
         let mut left = group.lanes;
         if width == 4 && t.register_rows == 1 && group.consecutive {
             let (from, step) = (group.offsets[0] as usize, 4 * t.regs.len());
             let row = &regs.rows[*slot as usize].0;
-            for (lane, bytes) in data[from..from + 32 * step].chunks_exact_mut(step).enumerate() {
-                let (new, old) = (row[lane].to_le_bytes(), &mut bytes[4 * n..4 * n + 4]);
-                differs |= u32::from(*old != new) << lane;
+            for (value, bytes) in row.iter().zip(data[from..from + 32 * step].chunks_exact_mut(step)) {
+                let (new, old) = (value.to_le_bytes(), &mut bytes[4 * n..4 * n + 4]);
+                changed |= *old != new;
                 old.copy_from_slice(&new);
             }
         } else if width == 4 && t.register_rows == 1 {
@@ -126,7 +119,7 @@ pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: 
                 let at = group.offsets[lane] as usize + 4 * n;
                 let new = row[lane].to_le_bytes();
                 let old = &mut data[at..at + 4];
-                differs |= u32::from(old != new) << lane;
+                changed |= old != new;
                 old.copy_from_slice(&new);
             }
         } else {
@@ -136,10 +129,37 @@ pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: 
                 let at = group.offsets[lane] as usize + width * n;
                 let new = lane_value(regs, *slot, t.register_rows, lane).to_le_bytes();
                 let old = &mut data[at..at + width];
-                differs |= u32::from(old != &new[..width]) << lane;
+                changed |= old != &new[..width];
                 old.copy_from_slice(&new[..width]);
             }
         }
     }
-    StoreEffect { unchanged_lanes: group.lanes & !differs, memory_changed: differs != 0 }
+    changed
+}
+
+/// Returns the lanes that store the values that their bytes already hold: those in `data`, or those that other lanes of
+/// the same instruction stored before. `order` lists the lanes in the order in which they store.
+pub fn lanes_that_change_nothing(
+    data: &[u8],
+    group: &LaneGroup,
+    t: &LoadStore,
+    regs: &Registers,
+    order: impl Iterator<Item = u32>,
+) -> u32 {
+    let width = t.width as usize;
+    let mut stored: HashMap<usize, u8> = HashMap::new();
+    let mut unchanged = 0;
+    for lane in order {
+        let mut same = true;
+        for (n, slot) in t.regs.iter().flatten().enumerate() {
+            let from = group.offsets[lane as usize] as usize + width * n;
+            let value = lane_value(regs, *slot, t.register_rows, lane as usize).to_le_bytes();
+            for (at, new) in (from..).zip(&value[..width]) {
+                same &= *stored.get(&at).unwrap_or(&data[at]) == *new;
+                stored.insert(at, *new);
+            }
+        }
+        unchanged |= u32::from(same) << lane;
+    }
+    unchanged
 }

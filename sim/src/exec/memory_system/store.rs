@@ -1,6 +1,5 @@
 //! `st`: stores of a warp.
 
-use super::load::access_strength;
 use super::locate::AccessRequest;
 use super::registers::{lane_value, store_registers};
 use super::system::MemorySystem;
@@ -11,7 +10,6 @@ use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::exec::state::warp::CallFrame;
 use crate::finding::FindingKind;
 use crate::layout;
-use crate::order::AccessKind;
 use crate::program::op::{AddressWindow, LoadStore};
 use crate::regs::{Registers, UnwrittenSource};
 
@@ -69,13 +67,12 @@ impl MemorySystem {
             0 => Vec::new(),
             bytes_of_word => self.find_unwritten_bytes(cx, group, bytes, bytes_of_word),
         };
+        self.check_mbarrier_overwrite(cx, group, bytes);
+        self.check_store(cx, group, t, bytes);
         let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
-        let stored = store_registers(data, group, t, cx.warp.regs(cx.fragment.frame));
-        if stored.memory_changed {
+        if store_registers(data, group, t, cx.warp.regs(cx.fragment.frame)) {
             cx.record_memory_change();
         }
-        self.check_mbarrier_overwrite(cx, group, bytes);
-        self.check_lane_accesses(cx, AccessKind::Write, group, bytes, access_strength(t), stored.unchanged_lanes);
         for (lane, unwritten) in kept {
             self.mark_bytes_unwritten(cx, group.location, group.offsets[lane as usize], unwritten);
         }
@@ -83,7 +80,7 @@ impl MemorySystem {
     }
 
     /// Returns whether kernels may write to a location.
-    pub(super) fn is_writable(&self, location: MemoryLocation) -> bool {
+    pub fn is_writable(&self, location: MemoryLocation) -> bool {
         match location {
             MemoryLocation::Global(index) => self.buffers.buffer(index).writable,
             MemoryLocation::Shared(_) => true,

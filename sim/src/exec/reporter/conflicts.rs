@@ -45,7 +45,9 @@ impl Reporter<'_> {
             ConflictKind::Uninitialized => Some((FindingKind::Uninitialized, None)),
             ConflictKind::Race { .. } => Some((FindingKind::Race, Some(c.earlier.1))),
             ConflictKind::NotWaited(op) => Some((FindingKind::AsyncNotWaited, Some(ops.pc(op)))),
-            ConflictKind::ProxyRead | ConflictKind::Proxy => Some((FindingKind::AsyncProxy, Some(c.earlier.1))),
+            ConflictKind::ProxyRead | ConflictKind::Proxy | ConflictKind::TensorMapProxy => {
+                Some((FindingKind::AsyncProxy, Some(c.earlier.1)))
+            }
         };
         let Some((kind, other)) = cause else {
             self.note_conflict(m);
@@ -71,6 +73,12 @@ impl Reporter<'_> {
                 let operation = operation_name(ops.kind(op));
                 format!(
                     "{access} of {space} memory at {address:#x} while the {operation} of line {line} may still use it: this thread has not waited for it"
+                )
+            }
+            ConflictKind::TensorMapProxy => {
+                let thread = thread();
+                format!(
+                    "a tensor copy reads the tensor map in {space} memory at {address:#x} that {thread} wrote at line {line}, without fence.proxy.tensormap::generic.acquire in between"
                 )
             }
             ConflictKind::ProxyRead => {

@@ -17,10 +17,10 @@ pub struct MbarrierObject {
     pub phase: u32,
     /// The virtual agent that stands for this mbarrier in vector clocks.
     pub agent: Agent,
-    /// Joined vector clocks of the threads that arrived in the current phase.
-    pub clock: Option<VectorClock>,
-    /// Joined vector clocks of all complete phases.
-    pub released: Option<VectorClock>,
+    /// Vector clocks of the threads that arrived in the current phase.
+    pub arrived: ArrivalClocks,
+    /// Vector clocks of the threads that arrived in all complete phases.
+    pub released: ArrivalClocks,
     /// The thread that initialised the mbarrier, and that thread's epoch in vector clocks at the time.
     pub init: (Agent, u32),
     /// The thread and the instruction of the copy that last delivered bytes.
@@ -49,10 +49,26 @@ impl MbarrierObject {
         }
         self.phase += 1;
         self.pending = self.expected;
-        if let Some(clock) = self.clock.take() {
-            join_clock(&mut self.released, clock);
-        }
+        self.released.join(std::mem::take(&mut self.arrived));
         true
+    }
+}
+
+/// Joined vector clocks of the threads that arrived at an mbarrier. A wait at `.cta` scope acquires only those of the
+/// mbarrier's own block.
+#[derive(Clone, Debug, Default)]
+pub struct ArrivalClocks {
+    /// Arrivals of threads of the mbarrier's block.
+    pub own_block: Option<VectorClock>,
+    /// Arrivals of threads of other blocks, at `.cluster` scope.
+    pub other_blocks: Option<VectorClock>,
+}
+
+impl ArrivalClocks {
+    /// Adds the clocks of `other`.
+    pub fn join(&mut self, other: ArrivalClocks) {
+        other.own_block.into_iter().for_each(|clock| join_clock(&mut self.own_block, clock));
+        other.other_blocks.into_iter().for_each(|clock| join_clock(&mut self.other_blocks, clock));
     }
 }
 

@@ -5,6 +5,7 @@ use crate::exec::grid::GridState;
 use crate::exec::state::mbarrier::join_clock;
 use crate::exec::state::warp::FragmentState;
 use crate::finding::FindingKind;
+use crate::order::AccessStrength;
 
 /// Executes `barrier.cluster.arrive`. With `release`, the threads that wait at the barrier see the writes that the
 /// executing threads made before; without it (`.relaxed`), they see only what an earlier fence covers.
@@ -15,7 +16,7 @@ pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool)
     cx.fragment.gathered = false;
     let mask = cx.mask;
     let order = &mut cx.warp.order;
-    let clock = if release { Some(order.release(mask)) } else { order.release_fenced(mask) };
+    let clock = if release { Some(order.release(mask)) } else { order.release_fenced(mask, AccessStrength::Cluster) };
     let cluster_barrier_slot = cx.block().cluster_barrier_slot();
     let Some(owner) = cx.grid.blocks.get_mut(cluster_barrier_slot) else { return NextAction::Next };
     let barrier = &mut owner.cluster_barrier;

@@ -74,6 +74,17 @@ fn answer_index(answers: &[OrderedLanes; 2], key: OwnerKey, stamp: AccessStamp) 
     answers.iter().position(|answer| answer.key == key && answer.stamp == stamp)
 }
 
+/// The proxy (method of access) of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proxy {
+    Generic,
+    Async,
+    /// The tensormap proxy: tensor copies read the tensor map at `address`, the address of its first byte.
+    TensorMap {
+        address: u64,
+    },
+}
+
 /// One access, made by lanes that share a vector clock, while it is checked against shadow cells.
 pub(super) struct AccessCheck<'a> {
     space: MemorySpace,
@@ -84,8 +95,8 @@ pub(super) struct AccessCheck<'a> {
     key: OwnerKey,
     stamp: AccessStamp,
     pc: u32,
-    /// Whether the access goes through the async proxy.
-    is_async: bool,
+    /// The proxy through which the access goes.
+    proxy: Proxy,
     /// Whether the access is weak and goes through the generic proxy.
     is_plain: bool,
     /// The last two cached answers about writers and the last two about readers, latest first.
@@ -118,6 +129,7 @@ impl<'a> AccessCheck<'a> {
         pc: u32,
     ) -> Self {
         let is_async = key >= FIRST_OP_KEY && cx.ops.kind(AsyncOpId::from_key(key)).is_async_proxy();
+        let proxy = if is_async { Proxy::Async } else { Proxy::Generic };
         let is_plain = !is_async && stamp.strength() == AccessStrength::Weak;
         let (writer_answers, reader_answers) = ([OrderedLanes::NONE; 2], [OrderedLanes::NONE; 2]);
         let (ordered_lists, pushed, fault) = ([0; 2], (0, ShadowCell::NEVER_ACCESSED.last_reads_record(), 0), None);
@@ -131,7 +143,7 @@ impl<'a> AccessCheck<'a> {
             key,
             stamp,
             pc,
-            is_async,
+            proxy,
             is_plain,
             writer_answers,
             reader_answers,
@@ -142,6 +154,17 @@ impl<'a> AccessCheck<'a> {
             unordered_readers: (NO_AGENT, AccessStamp(u32::MAX)),
             fault,
         }
+    }
+
+    /// Makes this the check of a read of the tensor map at `address` through the tensormap proxy.
+    pub(super) fn through_tensormap_proxy(self, address: u64) -> Self {
+        AccessCheck { proxy: Proxy::TensorMap { address }, is_plain: false, ..self }
+    }
+
+    /// Whether the access goes through the async proxy.
+    #[inline(always)]
+    fn is_async(&self) -> bool {
+        self.proxy == Proxy::Async
     }
 
     /// Checks and records that `lane` accesses the shadow cell at `offset`. Uses cached answers; without them it
@@ -188,7 +211,7 @@ impl<'a> AccessCheck<'a> {
         let last_ordered_write = (self.last_ordered_write.key, self.last_ordered_write.stamp)
             == (cell.writer >> 5, cell.write)
             && self.last_ordered_write.mask >> (cell.writer & 31) & 1 != 0;
-        let in_order = self.is_async
+        let in_order = self.is_async()
             && (cell.writer == NO_AGENT || last_ordered_write)
             && self.is_list_cached_as_ordered(cell.older);
         let weak = self.stamp.strength() == AccessStrength::Weak;
@@ -231,7 +254,7 @@ impl<'a> AccessCheck<'a> {
         lists: &mut AccessLists,
     ) {
         let write_known =
-            self.is_writer_cached_as_ordered(cell) || !self.is_async && self.is_writer_ordered(cell, lane);
+            self.is_writer_cached_as_ordered(cell) || !self.is_async() && self.is_writer_ordered(cell, lane);
         if !(write_known && (self.is_list_cached_as_ordered(cell.older) || self.has_no_write(cell.older, lists))) {
             self.check_cell_slow(false, cell, offset, lane, lists);
         } else if cell.reader != self.key && !self.are_readers_cached_as_ordered(cell) {
@@ -272,7 +295,7 @@ impl<'a> AccessCheck<'a> {
         // A read without a proxy fence is reported only once, so the result of this check must not be cached.
         let fenced = !writes
             || old.reader >= FIRST_OP_KEY
-            || !self.is_async
+            || !self.is_async()
             || self.is_visible_to_async_proxy(&old.last_reads_record(), lane);
         same && fenced
     }
@@ -367,7 +390,7 @@ impl<'a> AccessCheck<'a> {
     ) -> Option<ConflictWithoutLane> {
         let mut fault = None;
         let write_known = self.is_writer_ordered(cell, lane);
-        if cell.writer != NO_AGENT && (self.is_async || !write_known) {
+        if cell.writer != NO_AGENT && (self.proxy != Proxy::Generic || !write_known) {
             fault = self.find_write_conflict(cell, lane, offset, false, false);
         }
         if !self.has_no_write(cell.older, lists) && fault.is_none() {
@@ -402,14 +425,15 @@ impl<'a> AccessCheck<'a> {
             fault = self.find_list_conflict(cell.older, lane, offset, true, lists);
         }
         let write_known = self.is_writer_ordered(cell, lane);
-        if cell.writer != NO_AGENT && fault.is_none() && (self.is_async || !write_known) {
+        if cell.writer != NO_AGENT && fault.is_none() && (self.proxy != Proxy::Generic || !write_known) {
             let unread = cell.reader == NO_AGENT && !lists.has_read(cell.older);
             fault = self.find_write_conflict(cell, lane, offset, true, unread);
         }
         let unfenced = |check: &Self| {
             cell.reader < FIRST_OP_KEY && !check.is_visible_to_async_proxy(&cell.last_reads_record(), lane)
         };
-        if self.is_async && fault.is_none() && (cell.reader, cell.read) != self.last_unfenced_reader && unfenced(self) {
+        if self.is_async() && fault.is_none() && (cell.reader, cell.read) != self.last_unfenced_reader && unfenced(self)
+        {
             self.last_unfenced_reader = (cell.reader, cell.read);
             let earlier = (Agent(cell.reader << 5 | cell.readers.trailing_zeros() & 31), cell.read_pc);
             fault = Some(ConflictWithoutLane {
@@ -509,10 +533,12 @@ impl<'a> AccessCheck<'a> {
     /// was just assembled is slow.
     #[inline(always)]
     fn push_new(&mut self, list: ListId, entry: &AccessRecord, lists: &mut AccessLists) -> ListId {
-        let (ops, clock) = (self.cx.ops, self.clock);
+        let (ops, clock, space) = (self.cx.ops, self.clock, self.space);
         let below = if list != 0 && entry.key >= FIRST_OP_KEY && !entry.write {
             lists.without_newest(list, |old| {
-                old.key >= FIRST_OP_KEY && !old.write && ops.lanes_ordered_before_clock(old.key, clock) == u32::MAX
+                old.key >= FIRST_OP_KEY
+                    && !old.write
+                    && ops.lanes_ordered_before_clock(old.key, clock, space) == u32::MAX
             })
         } else {
             list
@@ -553,9 +579,9 @@ impl<'a> AccessCheck<'a> {
         let known = if key >= NO_AGENT >> 5 {
             u32::MAX
         } else if key < FIRST_OP_KEY {
-            self.clock.lanes_ordered_before_clock(key, stamp.epoch())
+            self.clock.lanes_ordered_in_space(self.space, key, stamp.epoch())
         } else {
-            self.cx.ops.lanes_ordered_before_clock(key, self.clock)
+            self.cx.ops.lanes_ordered_before_clock(key, self.clock, self.space)
         };
         OrderedLanes { key, stamp, known }
     }
@@ -565,9 +591,9 @@ impl<'a> AccessCheck<'a> {
     pub(super) fn is_ordered_for_lane(&self, key: OwnerKey, stamp: AccessStamp, mask: u32, lane: u32) -> bool {
         let own = if key == self.key || key == self.warp.key() { 1 << lane } else { 0 };
         let known = if key < FIRST_OP_KEY {
-            self.clock.lanes_ordered_before_clock(key, stamp.epoch())
+            self.clock.lanes_ordered_in_space(self.space, key, stamp.epoch())
         } else {
-            self.cx.ops.lanes_known_complete_to(key, self.warp, lane, self.clock)
+            self.cx.ops.lanes_known_complete_to(key, self.warp, lane, self.clock, self.space)
         };
         mask & !(known | own) == 0
     }

@@ -4,7 +4,7 @@ use super::super::access_lists::{AccessLists, AccessRecord, ListId};
 use super::super::cell::ShadowCell;
 use super::super::conflict::{ConflictKind, EarlierAccess};
 use super::super::{AccessStrength, Agent, AsyncOpId, AsyncOpKind, FIRST_OP_KEY, LANES};
-use super::{AccessCheck, ConflictWithoutLane};
+use super::{AccessCheck, ConflictWithoutLane, Proxy};
 
 impl AccessCheck<'_> {
     /// Returns the conflict of `lane`'s access with the last write of a shadow cell, by the rules of
@@ -36,7 +36,9 @@ impl AccessCheck<'_> {
     ///    access, the two accesses are not morally strong, and `old` is no load that `wgmma.fence` or `stmatrix` has
     ///    completed;
     /// 2. otherwise `Proxy`, if the access goes through the async proxy and no proxy fence follows the generic write
-    ///    `old`.
+    ///    `old`;
+    /// 3. `TensorMapProxy` in the same case, if the access reads a tensor map. A write that is visible to the tensormap
+    ///    proxy is no conflict, because the fences of this proxy also order the write before the read.
     #[cold]
     pub(in crate::order) fn find_conflict(
         &self,
@@ -67,6 +69,11 @@ impl AccessCheck<'_> {
                 && !self.is_ordered_for_lane(old.key, old.stamp, 1 << other, lane)
                 && !is_completed_load(*other)
         };
+        if let Proxy::TensorMap { address } = self.proxy
+            && self.is_visible_to_tensormap_proxy(old, address)
+        {
+            return None;
+        }
         if !self.is_ordered_for_lane(old.key, old.stamp, old.mask, lane)
             && let Some(other) = (0..LANES as u32).find(unknown)
         {
@@ -81,10 +88,22 @@ impl AccessCheck<'_> {
             let kind = if of_op { ConflictKind::NotWaited(op) } else { ConflictKind::Race { two_stores } };
             return fault(kind, other);
         }
-        if self.is_async && old.write && !self.is_visible_to_async_proxy(old, lane) {
+        if self.is_async() && old.write && !self.is_visible_to_async_proxy(old, lane) {
             return fault(ConflictKind::Proxy, old.mask.trailing_zeros());
         }
+        if old.write && matches!(self.proxy, Proxy::TensorMap { .. }) {
+            return fault(ConflictKind::TensorMapProxy, old.mask.trailing_zeros());
+        }
         None
+    }
+
+    fn is_visible_to_tensormap_proxy(&self, old: &AccessRecord, address: u64) -> bool {
+        let visible = if old.key < FIRST_OP_KEY {
+            self.clock.lanes_visible_to_tensormap_proxy(address, old.key, old.stamp.epoch())
+        } else {
+            self.cx.ops.lanes_visible_to_tensormap_proxy(old.key, self.clock, address)
+        };
+        old.mask & !visible == 0
     }
 
     /// Returns true if both accesses are strong and each one's scope includes the other's thread (morally strong).
@@ -97,7 +116,7 @@ impl AccessCheck<'_> {
         let ops = self.cx.ops;
         let through_async = of_op && ops.kind(AsyncOpId::from_key(old.key)).is_async_proxy();
         let block = if of_op { ops.issuer(AsyncOpId::from_key(old.key)).block() } else { old.key >> 6 };
-        through_async == self.is_async && mine.min(theirs) >= self.cx.clusters.common_scope(block, self.warp.block())
+        through_async == self.is_async() && mine.min(theirs) >= self.cx.clusters.common_scope(block, self.warp.block())
     }
 
     pub(super) fn is_visible_to_async_proxy(&self, old: &AccessRecord, lane: u32) -> bool {
@@ -134,7 +153,7 @@ impl AccessCheck<'_> {
         for old in lists.accesses(list).filter(|old| writes || old.write) {
             let known = self.find_ordered_lanes(old.key, old.stamp).known;
             wholly_known &= known == u32::MAX;
-            if known == u32::MAX && !(self.is_async && old.write) {
+            if known == u32::MAX && !(self.proxy != Proxy::Generic && old.write) {
                 continue;
             }
             let old = AccessRecord { mask: old.mask.rotate_left(old.stamp.mask_rotation(offset)), ..*old };
@@ -143,7 +162,7 @@ impl AccessCheck<'_> {
             }
         }
         // The async proxy also needs earlier writes to be visible, so a list with writes is not cached as ordered.
-        if writes && wholly_known && !(self.is_async && lists.has_write(list)) {
+        if writes && wholly_known && !(self.proxy != Proxy::Generic && lists.has_write(list)) {
             self.cache_ordered_list(list);
         }
         None

@@ -14,8 +14,8 @@
 use super::access_check::{AccessCheck, ConflictWithoutLane};
 use super::access_lists::AccessLists;
 use super::cell::{
-    CHUNK_BYTES, CellChunk, InitializedBytes, LOG2_CHUNK_BYTES, ShadowCell, chunk_without_row_cells,
-    for_each_byte_mask, get_or_create_chunk,
+    CHUNK_BYTES, CellChunk, InitializedBytes, LOG2_CHUNK_BYTES, LOG2_MAX_BYTES_PER_LANE, ShadowCell,
+    chunk_without_row_cells, for_each_byte_mask, get_or_create_chunk,
 };
 use super::conflict::{AccessKind, CheckContext, Conflict};
 use super::lane_cache::LaneCache;
@@ -103,6 +103,33 @@ impl ShadowMemory {
         let stamp = AccessStamp::new(warp.epoch(), bytes.trailing_zeros(), access == AccessKind::Atomic, strength);
         let lanes = LaneAccess { warp, lanes, offsets, bytes, key: warp.key(), stamp, pc };
         self.check_lanes_as(access, &lanes, cx, out);
+    }
+
+    /// Checks and records that a tensor copy of `lane` reads, through the tensormap proxy, the tensor map of `bytes`
+    /// bytes at `offset`, whose address is `address`.
+    #[expect(clippy::too_many_arguments, reason = "each argument is a separate property of the access")]
+    pub fn check_tensor_map_read(
+        &mut self,
+        warp: &WarpClocks,
+        lane: u32,
+        (offset, bytes): (u64, u64),
+        address: u64,
+        pc: u32,
+        cx: &CheckContext,
+        out: &mut Vec<Conflict>,
+    ) {
+        let stamp = AccessStamp::new(warp.epoch(), LOG2_MAX_BYTES_PER_LANE, false, AccessStrength::Weak);
+        self.collect_unused_lists();
+        let clock = warp.clock(lane);
+        for part in (offset..offset + bytes).step_by(1 << LOG2_MAX_BYTES_PER_LANE) {
+            let offsets = &[part; LANES];
+            let access = LaneAccess { warp, lanes: 1 << lane, offsets, bytes: 16, key: warp.key(), stamp, pc };
+            let check = AccessCheck::new(self.space, warp, clock, cx, warp.key(), stamp, pc);
+            let mut check = check.through_tensormap_proxy(address);
+            self.check_lanes::<true, false>(&access, 1 << lane, &mut check, out, |check, cell, offset, lane, lists| {
+                check.check_cell::<false>(cell, offset, lane, lists);
+            });
+        }
     }
 
     /// Checks and records the accesses of a `cp.async`, in which each lane in `lanes` accesses `bytes` bytes at its

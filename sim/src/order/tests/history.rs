@@ -205,7 +205,7 @@ impl World {
 
     fn fence(&mut self, w: usize, lanes: u32, n: [u8; 4]) {
         let scope = SCOPES[n[0] as usize % 3];
-        self.warps[w].fence(lanes, scope);
+        self.warps[w].fence(lanes, MemoryFence::acq_rel(scope));
         for lane in Self::each(lanes) {
             let thread = Self::thread(w, lane);
             let node = self.graph.add_thread_event(thread, &[]);
@@ -408,7 +408,7 @@ impl World {
                 ConflictKind::Uninitialized => "uninitialized",
                 ConflictKind::Race { .. } => "race",
                 ConflictKind::NotWaited(_) => "not waited",
-                ConflictKind::Proxy | ConflictKind::ProxyRead => "proxy",
+                ConflictKind::Proxy | ConflictKind::ProxyRead | ConflictKind::TensorMapProxy => "proxy",
             });
             let agrees = kind.map_or(kinds.is_empty(), |kind| kinds.contains(kind));
             let past: Vec<&RecordedAccess> =

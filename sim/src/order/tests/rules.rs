@@ -326,14 +326,14 @@ fn release_and_acquire_patterns_order_accesses() {
         |sem, scope| move |v: &mut SyncLocations, w: &mut WarpClocks| v.on_strong_read(8, w, 0, sem, scope, &CLUSTERS);
     let fenced_put = |fence, scope| {
         move |v: &mut SyncLocations, w: &mut WarpClocks| {
-            w.fence(1, fence);
+            w.fence(1, MemoryFence::acq_rel(fence));
             v.on_strong_write(8, w, 0, Relaxed, scope, false, &CLUSTERS);
         }
     };
     let get_fenced = |scope, fence| {
         move |v: &mut SyncLocations, w: &mut WarpClocks| {
             v.on_strong_read(8, w, 0, Relaxed, scope, &CLUSTERS);
-            w.fence(1, fence);
+            w.fence(1, MemoryFence::acq_rel(fence));
         }
     };
     assert!(passed(4, put(Release, Gpu), get(Acquire, Gpu)));
@@ -351,7 +351,7 @@ fn release_and_acquire_patterns_order_accesses() {
     assert!(!passed(4, fenced_put(Gpu, Gpu), get_fenced(Gpu, Cta)));
     assert!(!passed(4, fenced_put(Gpu, Cta), get_fenced(Gpu, Gpu)));
     let late = |v: &mut SyncLocations, w: &mut WarpClocks| {
-        w.fence(1, Gpu);
+        w.fence(1, MemoryFence::acq_rel(Gpu));
         v.on_strong_read(8, w, 0, Relaxed, Gpu, &CLUSTERS);
     };
     assert!(!passed(4, fenced_put(Gpu, Gpu), late), "a fence before the read acquires nothing");

@@ -132,7 +132,12 @@ impl Decoder<'_> {
         if has("cp_fenceproxy") {
             let (dst, _) = self.o.address_operand(nth(o, 0)?, AddressWindow::Global)?;
             let (src, _) = self.o.address_operand(nth(o, 1)?, AddressWindow::Shared)?;
-            return Ok(Op::TensorMapCopyFence { dst, src });
+            let scope = match parts {
+                p if p.contains(&"cta") => AccessStrength::Cta,
+                p if p.contains(&"cluster") => AccessStrength::Cluster,
+                _ => AccessStrength::Gpu,
+            };
+            return Ok(Op::TensorMapCopyFence { dst, src, scope });
         }
         Ok(Op::Unsupported(instruction.opcode.as_str().into()))
     }

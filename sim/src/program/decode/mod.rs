@@ -164,7 +164,7 @@ impl Decoder<'_> {
             "mov" if self.flow.copies[self.index] => self.decode_copy_of_register(instruction),
             "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" => self.decode_warp_op(instruction, &parts),
             "bar" | "barrier" => self.decode_barrier(instruction, &parts),
-            "membar" | "fence" => Self::decode_fence(&parts),
+            "membar" | "fence" => self.decode_fence(instruction, &parts),
             "mbarrier" => self.decode_mbarrier(instruction, &parts),
             "cp" => self.decode_cp_async(instruction, &parts),
             "tensormap" => self.decode_tensormap(instruction, &parts),

@@ -1,7 +1,7 @@
 //! Decoding of barriers, fences and mbarriers.
 
 use super::{Decoded, Decoder, nth};
-use crate::order::AccessStrength;
+use crate::order::{AccessStrength, FenceCoverage, MemoryFence};
 use crate::program::op::*;
 use crate::ptx::ast::{Instruction, Operand, Type};
 
@@ -47,29 +47,41 @@ impl Decoder<'_> {
         Ok(Op::Barrier(Box::new(Barrier { id, count, kind, aligned })))
     }
 
-    pub(super) fn decode_fence(parts: &[&str]) -> Decoded {
+    pub(super) fn decode_fence(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
         let has = |p: &str| parts.contains(&p);
         if has("mbarrier_init") {
             return Ok(Op::Fence(Fence::MbarrierInit));
-        }
-        if parts.iter().any(|p| p.starts_with("tensormap")) {
-            return Ok(Op::Fence(Fence::TensorMap));
-        }
-        if has("proxy") {
-            if !has("async") && !parts.iter().any(|p| p.starts_with("async")) {
-                return Ok(Op::Fence(Fence::Other));
-            }
-            let shared = parts.iter().any(|p| p.starts_with("shared"));
-            let global = has("global");
-            let both = !shared && !global;
-            return Ok(Op::Fence(Fence::ProxyAsync { shared: shared || both, global: global || both }));
         }
         let scope = match parts {
             p if p.contains(&"cta") => AccessStrength::Cta,
             p if p.contains(&"cluster") => AccessStrength::Cluster,
             _ => AccessStrength::Gpu,
         };
-        Ok(Op::Fence(Fence::Memory { scope }))
+        let is_tensor_map = parts.iter().any(|p| p.starts_with("tensormap"));
+        if is_tensor_map && has("acquire") {
+            let (addr, _) = self.o.address_operand(nth(&instruction.operands, 0)?, AddressWindow::Generic)?;
+            return Ok(Op::Fence(Fence::AcquireTensorMap { addr, scope }));
+        }
+        let covers = match parts {
+            _ if is_tensor_map => FenceCoverage::TensorMaps,
+            p if p.iter().any(|p| p.starts_with("sync_restrict")) => FenceCoverage::Shared,
+            _ => FenceCoverage::All,
+        };
+        let (acquires, releases) = (!has("release"), !has("acquire"));
+        let fence = MemoryFence { scope, acquires, releases, covers };
+        if has("proxy") && !is_tensor_map {
+            if !parts.iter().any(|p| p.starts_with("async")) {
+                return Ok(Op::Fence(Fence::Other));
+            }
+            if covers == FenceCoverage::Shared {
+                return Ok(Op::Fence(Fence::ProxyAsyncShared(fence)));
+            }
+            let shared = parts.iter().any(|p| p.starts_with("shared"));
+            let global = has("global");
+            let both = !shared && !global;
+            return Ok(Op::Fence(Fence::ProxyAsync { shared: shared || both, global: global || both }));
+        }
+        Ok(Op::Fence(Fence::Memory(fence)))
     }
 
     pub(super) fn decode_mbarrier(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
@@ -77,7 +89,9 @@ impl Decoder<'_> {
         let o = &instruction.operands;
         let named = self.window(parts)?;
         let ordered = !has("relaxed");
-        let scope = if has("cluster") { AccessStrength::Cluster } else { AccessStrength::Cta };
+        // Without `.scope` the PTX ISA assumes `.cta`. Public kernels (CUTLASS), however, arrive at mbarriers of other
+        // blocks and wait for such arrivals without a scope, so only an explicit `.cta` is taken literally.
+        let scope = if has("cta") { AccessStrength::Cta } else { AccessStrength::Cluster };
         let b32 = Type::B32;
         let (kind, address) = if has("init") {
             (MbarrierOperationKind::Init { count: self.o.source_slot(nth(o, 1)?, b32)? }, 0)

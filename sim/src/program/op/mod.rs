@@ -21,6 +21,7 @@ pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierOperationKind};
 pub use warp::{ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 
 use crate::alu::{AluOp, OperandSlots};
+use crate::order::AccessStrength;
 use crate::regs::Slot;
 use crate::tensor_map::Reduction;
 
@@ -146,6 +147,7 @@ pub enum Op {
     TensorMapCopyFence {
         dst: AddressOperand,
         src: AddressOperand,
+        scope: AccessStrength,
     },
     MatrixTransfer(Box<MatrixTransfer>),
     MovMatrix {

@@ -1,7 +1,7 @@
 //! Operands of barriers, mbarriers and fences.
 
 use super::{AddressOperand, AddressWindow};
-use crate::order::AccessStrength;
+use crate::order::{AccessStrength, MemoryFence};
 use crate::regs::Slot;
 
 /// A block barrier (`barrier`, `bar`).
@@ -52,7 +52,7 @@ pub struct Mbarrier {
     pub kind: MbarrierOperationKind,
     /// True for `.release`/`.acquire` (the default), false for `.relaxed`.
     pub ordered: bool,
-    /// Scope of the ordering.
+    /// Scope of the ordering. An instruction without a scope counts as `.cluster`.
     pub scope: AccessStrength,
 }
 
@@ -95,17 +95,20 @@ pub enum MbarrierOperationKind {
 }
 
 /// The kinds of fences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub enum Fence {
-    /// `membar`, `fence.acq_rel`, `fence.sc`
-    Memory { scope: AccessStrength },
+    /// `membar`, `fence.acq_rel`, `fence.acquire`, `fence.release`, `fence.sc`, and the release fence of the tensormap
+    /// proxy.
+    Memory(MemoryFence),
     /// `fence.proxy.async` of shared and/or global memory.
     ProxyAsync { shared: bool, global: bool },
+    /// `fence.proxy.async::generic` with `.sync_restrict`: a proxy fence of shared memory with an acquire or release.
+    ProxyAsyncShared(MemoryFence),
+    /// `fence.proxy.tensormap::generic.acquire` of the tensor map at `addr`.
+    AcquireTensorMap { addr: AddressOperand, scope: AccessStrength },
     /// `fence.mbarrier_init`
     MbarrierInit,
     /// `fence.proxy.alias` and other fences whose ordering the simulator does not model.
     Other,
-    /// `fence.proxy.tensormap::generic.acquire` and `.release`.
-    TensorMap,
 }
