@@ -83,6 +83,10 @@ impl<'a> GridState<'a> {
     /// the value may come from shared memory that nothing has written.
     #[cold]
     pub fn report_undefined(&mut self, warp: &Warp, lane: u32, pc: u32, message: impl FnOnce() -> String) {
+        // The result of an instruction that the simulator does not support is undefined, which is no defect.
+        if self.reporter.findings().contains_kind(FindingKind::Unsupported) {
+            return;
+        }
         let site = self.finding_site(warp.slot, warp.index, lane, pc);
         match warp.unwritten_load(lane) {
             None => self.reporter.report(FindingKind::Uninitialized, site, message),

@@ -11,6 +11,7 @@ mod limits;
 mod operands;
 mod partial_tiles;
 mod patterns;
+mod refused;
 mod registers;
 mod same_value;
 

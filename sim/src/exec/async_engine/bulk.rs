@@ -2,9 +2,10 @@
 
 use super::effects::apply_copy_effect;
 use super::engine::{AsyncEngine, completes_at_issue};
+use super::mbarrier_access::locate_mbarrier;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::grid::GridState;
-use crate::exec::memory_system::MemorySystem;
+use crate::exec::memory_system::{AccessRequest, MemorySystem};
 use crate::exec::operands::{lane_addresses, lanes_with_undefined_address, lanes_with_undefined_register};
 use crate::exec::state::copies::{
     BulkGroup, BulkStore, ByteRangeCopy, CompletionSignal, CopyEffect, InFlightOperation,
@@ -96,7 +97,11 @@ impl AsyncEngine {
             }
             match b.kind {
                 BulkCopyKind::Prefetch | BulkCopyKind::TensorPrefetch => {}
-                BulkCopyKind::Load | BulkCopyKind::SharedToShared => self.bulk_load(cx, memory, b, &request),
+                BulkCopyKind::Load | BulkCopyKind::SharedToShared => {
+                    if self.bulk_load(cx, memory, b, &request).is_none() {
+                        self.signal_refused_load(cx, memory, &request, request.size);
+                    }
+                }
                 BulkCopyKind::TensorLoad => self.tensor_load(cx, memory, &request),
                 BulkCopyKind::Store => self.bulk_store(cx, memory, b, &request),
                 BulkCopyKind::TensorStore => self.tensor_store(cx, memory, b, &request),
@@ -108,13 +113,20 @@ impl AsyncEngine {
     }
 
     /// Issues a bulk copy to shared memory, of one block or of several (multicast).
-    fn bulk_load(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, b: &BulkCopy, r: &BulkRequest) {
+    /// Returns `None` if the copy was reported and not issued.
+    fn bulk_load(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        b: &BulkCopy,
+        r: &BulkRequest,
+    ) -> Option<()> {
         if !check_alignment(cx, r) {
-            return;
+            return None;
         }
         let (lane, bytes) = (r.lane, r.size as u64);
-        let Some(source) = memory.locate_bytes(cx, lane, b.src_window, r.from, bytes) else { return };
-        let Some(mbarriers) = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.ranks) else { return };
+        let source = memory.locate_bytes(cx, lane, b.src_window, r.from, bytes)?;
+        let mbarriers = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.ranks)?;
         let (kind, strength) = match b.reduce {
             Some(_) => (AsyncOpKind::Reduce, AccessStrength::Gpu),
             None => (AsyncOpKind::BulkCopy, AccessStrength::Weak),
@@ -127,14 +139,37 @@ impl AsyncEngine {
         let mut pieces = Vec::new();
         for rank in &r.ranks {
             let to = shared_address_in_block(r.to, *rank);
-            let target = memory.locate_bytes(cx, lane, AddressWindow::SharedCluster, to, bytes);
-            let Some((location, offset)) = target else { return };
+            let (location, offset) = memory.locate_bytes(cx, lane, AddressWindow::SharedCluster, to, bytes)?;
             memory.check_async_runs(cx, (op, lane), location, &[(offset, bytes)], Some(strength));
             pieces.push(ByteRangeCopy { to: location, to_offset: offset, from: Some(source), bytes: r.size });
         }
         let effect = CopyEffect { pieces, reduce: typed_reduction(b), ..CopyEffect::default() };
         let signal = CompletionSignal::CompleteTx(mbarriers.into_iter().map(|at| (at, r.size)).collect());
         self.start_operation(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
+        Some(())
+    }
+
+    /// Signals the bytes of a load that was reported and not issued, so that its mbarrier's phase completes: threads that
+    /// wait for it are not another defect. Marks the destination as written for the same reason.
+    pub(super) fn signal_refused_load(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        r: &BulkRequest,
+        bytes: u32,
+    ) {
+        let Some(address) = r.mbarrier else { return };
+        let blocks = cx.block().cluster.len().max(1) as u32;
+        let mut signalled = Vec::new();
+        for rank in r.ranks.iter().filter(|rank| rank.is_none_or(|rank| rank < blocks)) {
+            let address = shared_address_in_block(address, *rank);
+            let at = locate_mbarrier(cx, r.lane, AddressWindow::SharedCluster, address);
+            signalled.extend(at.filter(|&at| cx.grid.blocks.mbarrier(at).is_some()).map(|at| (at, bytes)));
+        }
+        let (window, lanes, bytes) = (AddressWindow::Shared, 1 << r.lane, bytes.into());
+        memory.mark_refused_stores_initialized(cx, &AccessRequest { window, addresses: &[r.to; 32], lanes, bytes });
+        let (effect, signal) = (CopyEffect::default(), CompletionSignal::CompleteTx(signalled));
+        self.start_operation(cx.grid, memory, InFlightOperation { op: None, effect, signal });
     }
 
     /// Issues a bulk copy from shared to global memory.

@@ -34,9 +34,24 @@ struct BoxCopy<'b> {
 impl AsyncEngine {
     /// Issues a tensor load to the shared memory of one block or of several (multicast).
     pub(super) fn tensor_load(&mut self, cx: &mut InstructionContext, memory: &mut MemorySystem, r: &BulkRequest) {
+        let Some(map) = tensor_map_at(cx, memory, r.lane, r.from) else { return };
+        if self.issue_tensor_load(cx, memory, r, map).is_none()
+            && let Ok(copy) = map.box_copy_at(&r.coordinates, 0)
+        {
+            self.signal_refused_load(cx, memory, r, copy.bytes());
+        }
+    }
+
+    /// Issues a tensor load by the tensor map `map`. Returns `None` if the load was reported and not issued.
+    fn issue_tensor_load(
+        &mut self,
+        cx: &mut InstructionContext,
+        memory: &mut MemorySystem,
+        r: &BulkRequest,
+        map: TensorMap,
+    ) -> Option<()> {
         let lane = r.lane;
-        let Some(map) = tensor_map_at(cx, memory, lane, r.from) else { return };
-        let Some(mbarriers) = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.ranks) else { return };
+        let mbarriers = self.mbarriers_of_copy(cx, memory, lane, r.mbarrier, &r.ranks)?;
         let op = memory.ops.start(AsyncOpKind::TensorCopy, &cx.warp.order, 1 << lane, cx.pc);
         let mut boxes = Vec::with_capacity(r.ranks.len());
         let mut bytes = 0;
@@ -53,7 +68,7 @@ impl AsyncEngine {
                 repeats_store: false,
                 strength: AccessStrength::Weak,
             };
-            let Some((MemoryLocation::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return };
+            let Some((MemoryLocation::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return None };
             let shared = layout::split_shared_address(shared as u32).offset;
             boxes.push(TensorBoxLoad { map, coordinates: r.coordinates.clone(), shared, slot });
             bytes = n;
@@ -61,6 +76,7 @@ impl AsyncEngine {
         let signal = CompletionSignal::CompleteTx(mbarriers.into_iter().map(|at| (at, bytes)).collect());
         let effect = CopyEffect { boxes, ..CopyEffect::default() };
         self.start_operation(cx.grid, memory, InFlightOperation { op: Some(op), effect, signal });
+        Some(())
     }
 
     /// Issues a tensor store or tensor reduction from shared to global memory.

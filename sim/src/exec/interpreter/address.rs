@@ -1,8 +1,9 @@
 //! Instructions on addresses: `cvta`, `isspacep`, `mapa`, `getctarank`, `alloca`.
 
 use super::control::exit;
-use crate::exec::context::{InstructionContext, NextAction};
+use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::limits::MAX_LOCAL_BYTES;
+use crate::exec::memory_system::MemorySystem;
 use crate::exec::operands::{lanes_where, mark_undefined_lanes, set_predicate};
 use crate::finding::FindingKind;
 use crate::layout;
@@ -38,7 +39,12 @@ pub fn cvta(
 }
 
 /// Executes `isspacep`: sets a predicate to whether a generic address lies in a state space.
-pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: AddressWindow) -> NextAction {
+pub fn isspacep(
+    cx: &mut InstructionContext,
+    memory: &MemorySystem,
+    (dst, src): (u32, u32),
+    window: AddressWindow,
+) -> NextAction {
     let (rank, mask) = (cx.block().rank, cx.mask);
     let addresses = cx.regs().get64(src);
     let inside = |l: usize| {
@@ -48,6 +54,12 @@ pub fn isspacep(cx: &mut InstructionContext, dst: u32, src: u32, window: Address
             AddressWindow::SharedCluster => found == AddressWindow::Shared,
             AddressWindow::Shared => found == AddressWindow::Shared && own(),
             AddressWindow::FrameParam => found == AddressWindow::KernelParam,
+            AddressWindow::Const => memory.is_constant_address(addresses[l]),
+            // The window of kernel parameters lies within that of global memory, the one of constants does not.
+            AddressWindow::Global => {
+                found == AddressWindow::KernelParam
+                    || found == AddressWindow::Global && !memory.is_constant_address(addresses[l])
+            }
             window => found == window,
         }
     };
@@ -79,9 +91,14 @@ pub fn getctarank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -
     NextAction::Next
 }
 
-/// Executes `alloca`: allocates bytes on the stack of local memory.
+/// Executes `alloca`: allocates bytes on the stack of local memory. Each lane gets as many bytes as the lane with the
+/// largest size.
 pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> NextAction {
-    let bytes = cx.regs().get64(size)[cx.first_lane() as usize];
+    let (sizes, undefined) = (cx.regs().get64(size), cx.regs().undefined[size as usize] & cx.mask);
+    if undefined != 0 {
+        cx.report_undefined(undefined.trailing_zeros(), || "the size of alloca is an undefined register".into());
+    }
+    let bytes = lanes_in_mask(cx.mask & !undefined).map(|lane| sizes[lane as usize]).max().unwrap_or(0);
     if bytes.saturating_add(u64::from(cx.warp.local_top)) > u64::from(MAX_LOCAL_BYTES) {
         cx.report(FindingKind::OutOfBounds, cx.first_lane(), || {
             format!(

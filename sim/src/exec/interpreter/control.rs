@@ -16,6 +16,10 @@ use crate::program::op::{Call, CallArgument, CallTarget, Op};
 /// reconverge at instruction `reconverge`.
 pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], reconverge: Option<u32>) -> NextAction {
     let values = cx.regs().get(index);
+    let undefined = cx.regs().undefined[index as usize] & cx.mask;
+    if undefined != 0 {
+        cx.report_undefined(undefined.trailing_zeros(), || "brx.idx depends on an undefined register".into());
+    }
     let here = cx.fragment.pc;
     let mut left = cx.mask;
     let mut groups: Vec<(u32, u32)> = Vec::new();

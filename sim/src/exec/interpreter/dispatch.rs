@@ -52,7 +52,7 @@ impl Interpreter<'_> {
             }
             Op::ReadSpecial { dst, which } => special::read_special_register(cx, *dst, *which),
             Op::Cvta { dst, src, wide, window, to } => address::cvta(cx, (*dst, *src), *wide, *window, *to),
-            Op::Isspacep { dst, src, window } => address::isspacep(cx, *dst, *src, *window),
+            Op::Isspacep { dst, src, window } => address::isspacep(cx, memory, (*dst, *src), *window),
             Op::Mapa { dst, src, rank, wide, generic } => address::mapa(cx, (*dst, *src), *rank, *wide, *generic),
             Op::GetCtaRank { dst, src, wide } => address::getctarank(cx, *dst, *src, *wide),
             Op::Alloca { dst, size } => address::alloca(cx, *dst, *size),

@@ -7,6 +7,7 @@ use super::unwritten::set_registers_unwritten;
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lane_addresses, lanes_where, lanes_with_undefined_address};
 use crate::exec::state::location::LaneGroup;
+use crate::finding::FindingKind;
 use crate::layout;
 use crate::order::{AccessKind, AccessStrength};
 use crate::program::op::{AddressWindow, LoadStore};
@@ -97,8 +98,57 @@ pub(super) fn access_strength(t: &LoadStore) -> AccessStrength {
     if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
 }
 
+/// Returns the lanes of `lanes` whose load or store of parameters is aligned and lies within the `size` bytes of
+/// parameters, which begin at address `base`. Reports the other lanes.
+pub(super) fn lanes_within_params(
+    cx: &mut InstructionContext,
+    t: &LoadStore,
+    at: &[u64; 32],
+    base: u64,
+    lanes: u32,
+    size: usize,
+) -> u32 {
+    let bytes = u64::from(t.width) * t.regs.len() as u64;
+    let is_good = |lane: usize| {
+        let offset = at[lane].wrapping_sub(base);
+        offset & (bytes - 1) == 0 && offset.checked_add(bytes).is_some_and(|end| end <= size as u64)
+    };
+    let bad = lanes & !lanes_where(lanes, is_good);
+    if bad != 0 {
+        report_bad_params(cx, bytes, at, base, bad, size);
+    }
+    lanes & !bad
+}
+
+#[cold]
+fn report_bad_params(cx: &mut InstructionContext, bytes: u64, at: &[u64; 32], base: u64, bad: u32, size: usize) {
+    for lane in lanes_in_mask(bad) {
+        let (address, offset) = (at[lane as usize], at[lane as usize].wrapping_sub(base));
+        if offset % bytes != 0 {
+            cx.report_access(FindingKind::Misaligned, lane, ("param", address), || {
+                format!(
+                    "access of {bytes} bytes at offset {offset} of the parameters, which is not a multiple of {bytes}"
+                )
+            });
+        } else {
+            cx.report_access(FindingKind::OutOfBounds, lane, ("param", address), || {
+                let offset = offset as i64;
+                format!("access of {bytes} bytes at offset {offset} of the parameters, which have {size} bytes")
+            });
+        }
+    }
+}
+
 /// Loads from the kernel's parameters. `base` is the address of the first parameter in the instruction's state space.
 fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: u64, lanes: u32) {
+    let good = lanes_within_params(cx, t, at, base, lanes, cx.grid.context.launch.params.len());
+    if good != lanes {
+        zero_registers(cx.regs_mut(), t, lanes & !good);
+    }
+    if good == 0 {
+        return;
+    }
+    let lanes = good;
     let params = &cx.grid.context.launch.params;
     let regs = cx.warp.regs_mut(cx.fragment.frame);
     for (n, slot) in t.regs.iter().enumerate() {
@@ -119,9 +169,13 @@ fn load_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], base: 
 /// Loads from the `.param` space of the function, which holds the function's arguments. A register whose bytes all
 /// hold copies of unwritten memory is undefined.
 fn load_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) {
-    let mask = cx.mask;
+    let stride = cx.warp.frame(cx.fragment.frame).params.len() / 32;
+    let mask = lanes_within_params(cx, t, at, 0, cx.mask, stride);
+    let bad = cx.mask & !mask;
+    if bad != 0 {
+        zero_registers(cx.regs_mut(), t, bad);
+    }
     let frame = cx.warp.frame(cx.fragment.frame);
-    let stride = frame.params.len() / 32;
     for (n, slot) in t.regs.iter().enumerate() {
         let Some(slot) = slot else { continue };
         let values = std::array::from_fn(|l| {

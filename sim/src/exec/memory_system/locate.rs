@@ -268,7 +268,7 @@ impl MemorySystem {
     /// Marks the bytes of misaligned stores, which are not executed, as written: the store was reported, so a later
     /// read of these bytes is not another defect.
     #[cold]
-    pub(super) fn mark_refused_stores_initialized(&mut self, cx: &mut InstructionContext, request: &AccessRequest) {
+    pub fn mark_refused_stores_initialized(&mut self, cx: &mut InstructionContext, request: &AccessRequest) {
         let bytes = request.bytes;
         for lane in lanes_in_mask(request.lanes) {
             let address = request.addresses[lane as usize];

@@ -1,5 +1,6 @@
 //! `st`: stores of a warp.
 
+use super::load::lanes_within_params;
 use super::locate::AccessRequest;
 use super::registers::{lane_value, store_registers};
 use super::system::MemorySystem;
@@ -87,6 +88,11 @@ impl MemorySystem {
         }
     }
 
+    /// Returns whether a generic address lies in a variable in constant memory.
+    pub fn is_constant_address(&self, address: u64) -> bool {
+        self.buffers.buffer_index(address).is_some_and(|index| !self.buffers.buffer(index).writable)
+    }
+
     /// Executes a generic store in lanes whose address lies in local memory or in the kernel's parameters.
     fn store_elsewhere(&mut self, cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32], lanes: u32) {
         let local = lanes_where(lanes, |l| layout::state_space_of(at[l]) == Some(AddressWindow::Local));
@@ -101,11 +107,11 @@ impl MemorySystem {
     }
 }
 
-/// Stores arguments of a call to the `.param` space of the function. Bytes out of bounds are ignored.
+/// Stores arguments of a call to the `.param` space of the function.
 fn store_frame_param(cx: &mut InstructionContext, t: &LoadStore, at: &[u64; 32]) {
-    let (mask, pc) = (cx.mask, cx.pc);
+    let (stride, width) = (cx.warp.frame(cx.fragment.frame).params.len() / 32, t.width as usize);
+    let (mask, pc) = (lanes_within_params(cx, t, at, 0, cx.mask, stride), cx.pc);
     let frame = cx.warp.frame(cx.fragment.frame);
-    let (stride, width) = (frame.params.len() / 32, t.width as usize);
     for (n, slot) in t.regs.iter().flatten().enumerate() {
         for lane in lanes_in_mask(mask).map(|lane| lane as usize) {
             let value = lane_value(&frame.regs, *slot, t.register_rows, lane).to_le_bytes();

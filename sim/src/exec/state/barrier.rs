@@ -12,6 +12,8 @@ pub struct BlockBarrier {
     pub arrived: u32,
     /// The thread count that the barrier instruction gave; `None`: all live threads of the block.
     pub expected: Option<u32>,
+    /// Whether the first arriving thread executed a reduction (`bar.red`).
+    pub reduces: bool,
     /// Mask of the lanes that have arrived, by the index of their warp.
     pub lanes: BTreeMap<u32, u32>,
     /// The barrier instruction that lanes of a warp have executed first, by the index of the warp.

@@ -40,9 +40,17 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
     let context = cx.grid.context;
     let reporter = &mut cx.grid.reporter;
     let barrier = &mut cx.grid.blocks[cx.warp.slot].barriers[id as usize];
+    let reduces = !matches!(b.kind, BarrierKind::Sync | BarrierKind::Arrive);
     if barrier.arrived == 0 {
         barrier.expected = count;
         barrier.pc = pc;
+        barrier.reduces = reduces;
+    } else if barrier.reduces != reduces {
+        reporter.report_with_details(FindingKind::Barrier, site, Some(barrier.pc), None, || {
+            let name = |reduces| if reduces { "a reduction (bar.red)" } else { "bar.sync or bar.arrive" };
+            let (here, there) = (name(reduces), name(!reduces));
+            format!("barrier {id} is used by {here} here and by {there} of other threads at the same time")
+        });
     } else if barrier.expected != count {
         let name = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
         let (here, there) = (name(count), name(barrier.expected));
