@@ -55,11 +55,8 @@ pub fn isspacep(
             AddressWindow::Shared => found == AddressWindow::Shared && own(),
             AddressWindow::FrameParam => found == AddressWindow::KernelParam,
             AddressWindow::Const => memory.is_constant_address(addresses[l]),
-            // The window of kernel parameters lies within that of global memory, the one of constants does not.
-            AddressWindow::Global => {
-                found == AddressWindow::KernelParam
-                    || found == AddressWindow::Global && !memory.is_constant_address(addresses[l])
-            }
+            // The window of kernel parameters lies within that of global memory.
+            AddressWindow::Global => matches!(found, AddressWindow::Global | AddressWindow::KernelParam),
             window => found == window,
         }
     };
