@@ -299,6 +299,7 @@ fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (S
             Ok(_) => (format!("is {value}, which is out of range"), "give a number nearer to 0".into()),
             Err(_) => (format!("is {value:?}, which is not a whole number"), "give a whole number".into()),
         },
+        (Some(NumberKind::Float), None) if number.is_some() => (format!("is {value}"), reason.to_string()),
         (Some(NumberKind::Float), None) => {
             (format!("is {value:?}, which is not a number"), "give a number, such as 0.5 or 1e-6".into())
         }

@@ -322,7 +322,7 @@ fn ops_are_timed_at_given_sizes() {
         ("attention", "heads=5", ["heads", "kv_heads"]),
         ("rope", "tokens=3", ["tokens", "rope"]),
         ("matmul", "m=1 m=2", ["--size m", "twice"]),
-        ("matmul", "m", ["--size", "KEY=VALUE"]),
+        ("matmul", "m", ["--size", "KEY=NUMBER"]),
         ("matmul", "m=-1", ["--size", "whole number"]),
         ("matmul_up", "m=1", ["matmul_up", "matmul"]),
     ] {

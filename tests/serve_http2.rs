@@ -465,8 +465,9 @@ fn a_signal_lets_streams_end_and_closes_idle_connections() {
     block_on(async {
         let mut client = Client::connect(&server).await;
         let mut requests = Vec::new();
+        // They take seconds, in which a client can connect.
         for _ in 0..12 {
-            requests.push(client.chat(&long_request(600)).await);
+            requests.push(client.chat(&long_request(2000)).await);
         }
         // A request with a header of its answer runs or waits.
         let mut answers = Vec::new();

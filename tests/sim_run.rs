@@ -327,6 +327,10 @@ fn rejects_wrong_command_lines() {
     run(&format!("{shift} --block 64 --cluster 2 --arg buf:u32:64")).refused(2, &["--cluster"]);
     run(&format!("{shift} --block 64 --arch sm_70 --arg buf:u32:64")).refused(2, &["--arch", "sm_70"]);
     run("k.ptx --grid 1,2,3,4 --block 1").refused(2, &["--grid"]);
+    run(&format!("{shift}048577 --block 64 --arg buf:u32:64"))
+        .refused(2, &["--grid: 1048577 blocks are more than the 1048576 that can be simulated; give fewer blocks"]);
+    run(&format!("{shift} --block 64 --arg buf:u32:64 --max-seconds 0"))
+        .refused(2, &["--max-seconds: is 0; give a positive number of seconds"]);
     run("k.ptx --grid 1 --block 1 --interleavings 0").refused(2, &["--interleavings"]);
     run("bad.ptx --grid 1 --block 1").refused(1, &["bad.ptx"]);
     run("empty.ptx --grid 1 --block 1").refused(2, &["empty.ptx", "no kernel"]);

@@ -124,5 +124,8 @@ fn video_in_memory_equals_video_file(case: &Path) {
     let data = video(MediaSource::Data(format!("data:video/mp4;base64,{base64}"))).unwrap();
     assert_eq!(data, video(MediaSource::Path(path)).unwrap());
     let error = video(MediaSource::Data("data:video/mp4;base64,AAAA".to_string())).unwrap_err().to_string();
-    assert!(error.starts_with("data: URI: ") && !error.contains(&*std::env::temp_dir().to_string_lossy()), "{error}");
+    assert!(
+        error.starts_with("p: data: URI: ") && !error.contains(&*std::env::temp_dir().to_string_lossy()),
+        "{error}"
+    );
 }

@@ -41,6 +41,9 @@ impl SimCase {
             LaunchError::Invalid { what, problem } => {
                 bad_usage(&format!("--{what}"), problem, "the CUDA driver would reject this launch too")
             }
+            LaunchError::NotSimulated { what, problem } => {
+                bad_usage(&format!("--{what}"), problem, "give fewer blocks")
+            }
             LaunchError::Unsupported { problem } => failed(&self.file, problem, "use less local memory"),
             LaunchError::Memory { what, bytes, limit } => {
                 let what = format!("{what} take {bytes} bytes, but the limit is {} MiB", limit >> 20);

@@ -36,6 +36,12 @@ fn language_standard(text: &str) -> Result<String, String> {
 }
 
 impl CompilerOptions {
+    /// The options of nvcc that limit the registers of a thread, which ptxas takes too.
+    pub fn register_options(&self) -> Vec<String> {
+        let limits = |option: &&String| option.trim_start_matches('-').starts_with("maxrregcount=");
+        self.nvcc_arg.iter().filter(limits).cloned().collect()
+    }
+
     /// Returns the file's text if it is PTX; else compiles it for the architecture and returns the compiler's PTX.
     pub fn ptx(&self, file: &Path, architecture: Option<&str>) -> Result<String> {
         let bytes = output::read_file(file)?;

@@ -49,10 +49,11 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     }
 }
 
-/// Removes the types of integer literals in template arguments, because demanglers write these types in different ways:
+/// Removes spaces after commas, and the types of integer literals in template arguments, because demanglers write these types in different ways:
 /// `k<8u>`, `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
 fn without_literal_types(name: &str) -> String {
-    let mut text = name.to_string();
+    // Demanglers write a space after a comma, and people may not.
+    let mut text = name.replace(", ", ",");
     for ty in ["unsigned int", "unsigned long", "unsigned long long", "long", "long long", "unsigned short", "short"] {
         text = text.replace(&format!("({ty})"), "");
     }
@@ -193,6 +194,7 @@ mod tests {
         for (wanted, found) in [
             ("fold<int, 8u, true>", 0),
             ("fold<int, 8, true>", 0),
+            ("fold<int,8,true>", 0),
             ("fold<int, (unsigned int)80, true>(int*)", 1),
             ("fold<int, 80u", 1),
             ("9ul", 2),
@@ -200,7 +202,7 @@ mod tests {
         ] {
             assert_eq!(find(&symbols, wanted), Ok(symbols[found]), "{wanted}");
         }
-        assert_eq!(without_literal_types("a8u<x1l, -3ul, 7l>(k<2u>*)"), "a8u<x1l, -3, 7>(k<2>*)");
+        assert_eq!(without_literal_types("a8u<x1l, -3ul, 7l>(k<2u>*)"), "a8u<x1l,-3,7>(k<2>*)");
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl SimRunArgs {
             seed: common.seed(),
             count_only: self.count_only,
             strict_proxy: self.strict_proxy,
-            registers: registers(&ptx, &kernel),
+            registers: registers(&ptx, &kernel, &self.compiler.register_options()),
             patience: PATIENCE,
             limits: self.limits.limits_from_now(),
             ..ExecOptions::default()
@@ -245,12 +245,12 @@ impl SimRunArgs {
 /// default, so that a kernel that polls for ever ends within seconds.
 const PATIENCE: u64 = 10_000_000;
 
-/// Returns the registers per thread that ptxas assigns, for kernels with `setmaxnreg`, whose rules depend on them.
+/// Returns the registers per thread that ptxas assigns with these options, for kernels with `setmaxnreg`, whose rules depend on them.
 /// `None` if the kernel has none or ptxas is not installed.
-fn registers(ptx: &str, kernel: &Kernel) -> Option<u32> {
+fn registers(ptx: &str, kernel: &Kernel, options: &[String]) -> Option<u32> {
     let uses_setmaxnreg =
         kernel.functions.iter().flat_map(|code| &code.instrs).any(|i| matches!(i.op, Op::SetMaxNReg { .. }));
-    if uses_setmaxnreg { compile::registers_of_kernel(ptx, &kernel.name) } else { None }
+    if uses_setmaxnreg { compile::registers_of_kernel(ptx, &kernel.name, options) } else { None }
 }
 
 /// Returns the number in an architecture name: 90 for `sm_90a`.

@@ -77,9 +77,9 @@ pub fn compile_user_file(
     }
 }
 
-/// Returns the registers per thread that ptxas assigns to the kernel `symbol` of PTX; `None` if ptxas is not installed
-/// or does not assemble the PTX.
-pub fn registers_of_kernel(ptx: &str, symbol: &str) -> Option<u32> {
+/// Returns the registers per thread that ptxas, called with `options`, assigns to the kernel `symbol` of PTX; `None` if
+/// ptxas is not installed or does not assemble the PTX.
+pub fn registers_of_kernel(ptx: &str, symbol: &str, options: &[String]) -> Option<u32> {
     let ptxas = Toolkit::from_environment().program("ptxas")?;
     let target = ptx
         .lines()
@@ -90,6 +90,7 @@ pub fn registers_of_kernel(ptx: &str, symbol: &str) -> Option<u32> {
     let mut command = Command::new(ptxas);
     command
         .arg("-v")
+        .args(options)
         .arg(format!("-arch={}", target.trim()))
         .arg("-o")
         .arg(scratch.path().join("out.cubin"))
@@ -265,8 +266,8 @@ mod tests {
         assert!(compile_user_file(&path, "sm_80", &old).unwrap_err().to_string().contains("too old"));
         // ptxas reports registers if it is installed.
         if Toolkit::from_environment().program("ptxas").is_some() {
-            assert!(registers_of_kernel(&built.ptx, "_Z1kPi").is_some_and(|n| (4..64).contains(&n)));
-            assert_eq!(registers_of_kernel("no PTX", "_Z1kPi"), None);
+            assert!(registers_of_kernel(&built.ptx, "_Z1kPi", &[]).is_some_and(|n| (4..64).contains(&n)));
+            assert_eq!(registers_of_kernel("no PTX", "_Z1kPi", &[]), None);
         }
     }
 

@@ -12,7 +12,7 @@ const MAX_SCANS: usize = 500;
 ///
 /// # Errors
 /// The file is damaged, cut off, too large, or has samples of more than 8 bits or other than 1, 3 or 4 components.
-pub fn decode(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
+pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
     let name = file.name;
     let refuse = |error: JpegError| {
         let (what, help) = match error {
@@ -25,7 +25,7 @@ pub fn decode(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
         MediaError::file_error(name, format!("{what} ({error})"), help)
     };
     let limits = DecodeLimits { max_scans: MAX_SCANS, max_memory: Some(MAX_DECODER_BYTES), ..DecodeLimits::default() };
-    let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(refuse)?;
+    let mut decoder = Decoder::new_with_limits(file.bytes, limits).map_err(refuse)?;
     let frame = decoder.header();
     check_size(u32::from(frame.height), u32::from(frame.width), file)?;
     if frame.precision != 8 {

@@ -95,12 +95,12 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     };
     let cursor = Cursor::new(bytes);
     let format = ::image::guess_format(bytes).map_err(|_| unknown())?;
-    let file = ImageFile { bytes: bytes.len(), format, name };
+    let file = ImageFile { bytes, format, name };
     match format {
-        ImageFormat::Jpeg => jpeg::decode(bytes, file),
+        ImageFormat::Jpeg => jpeg::decode(file),
         ImageFormat::Png => pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), file),
         ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, file),
-        ImageFormat::Gif => gif(bytes, file),
+        ImageFormat::Gif => gif(file),
         ImageFormat::Bmp => pixels(BmpDecoder::new(cursor), true, file),
         ImageFormat::Tiff => pixels(TiffDecoder::new(cursor), true, file),
         _ => Err(unknown()),
@@ -110,7 +110,7 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
 /// The file of an image: its length, format, and name for error messages.
 #[derive(Clone, Copy)]
 struct ImageFile<'a> {
-    bytes: usize,
+    bytes: &'a [u8],
     format: ImageFormat,
     name: &'a str,
 }
@@ -122,14 +122,14 @@ impl ImageFile<'_> {
         /// Images up to this size are always tried.
         const SMALL: u64 = 1 << 24;
         let pixels_per_byte = match self.format {
-            // An image of one colour has codes of 0 bits.
-            ImageFormat::WebP => return true,
-            // White lines take almost no data.
-            ImageFormat::Tiff => 1 << 17,
+            // In lossless WebP, an image of one colour has codes of 0 bits.
+            ImageFormat::WebP if self.bytes.get(12..16) == Some(b"VP8L") => return true,
+            // One colour, or white lines, take almost no data.
+            ImageFormat::WebP | ImageFormat::Tiff => 1 << 17,
             // Deflate shortens to a 1032nd, and a byte holds eight black and white pixels; the others shorten less.
             _ => 8 * 1032,
         };
-        pixels <= SMALL || pixels <= (self.bytes as u64).saturating_mul(pixels_per_byte)
+        pixels <= SMALL || pixels <= (self.bytes.len() as u64).saturating_mul(pixels_per_byte)
     }
 }
 
@@ -205,7 +205,7 @@ fn divide_by_255(value: u32) -> u8 {
 
 /// Decodes the first frame of a GIF. Outside of the frame, Pillow fills the canvas with the transparent colour, or
 /// with colour 0 where there is none.
-fn gif(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
+fn gif(file: ImageFile<'_>) -> Result<RgbImage> {
     let name = file.name;
     let refuse = |error: gif::DecodingError| {
         MediaError::file_error(name, format!("is damaged or cut off ({error})"), "save or download it again")
@@ -213,7 +213,7 @@ fn gif(bytes: &[u8], file: ImageFile<'_>) -> Result<RgbImage> {
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::Indexed);
     options.set_memory_limit(gif::MemoryLimit::Bytes(GIF_FRAME_BYTES));
-    let mut decoder = options.read_info(bytes).map_err(refuse)?;
+    let mut decoder = options.read_info(file.bytes).map_err(refuse)?;
     check_size(u32::from(decoder.height()), u32::from(decoder.width()), file)?;
     let (mut height, mut width) = (usize::from(decoder.height()), usize::from(decoder.width()));
     let global = decoder.global_palette().map(<[u8]>::to_vec);
@@ -252,7 +252,7 @@ fn check_size(height: u32, width: u32, file: ImageFile<'_>) -> Result<()> {
         return Err(MediaError::file_error(name, what, "make it smaller"));
     }
     if !file.can_hold(u64::from(height) * u64::from(width)) {
-        let what = format!("is damaged or cut off: {} bytes cannot hold {height} x {width} pixels", file.bytes);
+        let what = format!("is damaged or cut off: {} bytes cannot hold {height} x {width} pixels", file.bytes.len());
         return Err(MediaError::file_error(name, what, "save or download it again"));
     }
     Ok(())

@@ -89,8 +89,8 @@ pub struct HubFolder<'a> {
     pub dtype: StoredDType,
 }
 
-/// Writes a model folder. All files get their final names together at the end, so that a full disk leaves no small files
-/// without weights.
+/// Writes a model folder. All files get their final names together at the end, so that a full disk leaves no small
+/// files without weights.
 ///
 /// `fill` writes the bytes of one tensor; it is called once per tensor, in the order of `tensors`.
 pub fn write_hub_folder(

@@ -45,7 +45,7 @@ pub fn run_with_dependent_launch(
     let end = first_block + blocks(secondary);
     if end > MAX_BLOCKS {
         let problem = format!("{end} blocks in both grids are more than the {MAX_BLOCKS} that can be simulated");
-        return Err(LaunchError::Invalid { what: "grid", problem });
+        return Err(LaunchError::NotSimulated { what: "grid", problem });
     }
     let mut late = Machine::new(secondary, std::mem::take(memory), options, first_block);
     late.interpreter.grid.primary_runs = true;

@@ -114,6 +114,14 @@ pub enum LaunchError {
         /// The value of the argument and the limit that it violates.
         problem: String,
     },
+    /// A GPU may run the launch, but the simulator cannot.
+    #[error("{what}: {problem}")]
+    NotSimulated {
+        /// The argument of the launch: `grid`.
+        what: &'static str,
+        /// The value of the argument and the limit of the simulator.
+        problem: String,
+    },
     /// The kernel cannot run on any GPU.
     #[error("{problem}")]
     Unsupported {
@@ -151,7 +159,8 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
     }
     let max_blocks = crate::order::MAX_BLOCKS;
     if blocks > max_blocks as u64 {
-        return invalid("grid", format!("{blocks} blocks are more than the {max_blocks} that can be simulated"));
+        let problem = format!("{blocks} blocks are more than the {max_blocks} that can be simulated");
+        return Err(LaunchError::NotSimulated { what: "grid", problem });
     }
     if let Some(required) = kernel.required_threads
         && required.map(|n| n.max(1)) != launch.block

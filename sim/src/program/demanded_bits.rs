@@ -11,7 +11,10 @@
 //! A bit of a register is demanded if an instruction uses it, or writes a register with it of which the corresponding
 //! bit is demanded. The analysis starts with the bits that instructions use and follows copies, conversions, masks,
 //! shifts and sums backwards until nothing is added. It does not follow the order of instructions: a register counts
-//! by all of its uses in the function.
+//! by all of its uses in the function. A register that one `mov` sets to a constant counts as that constant.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
 
 use super::data_flow::{is_load, is_store};
 use super::uses::{collect_registers, destination_count};
@@ -23,8 +26,9 @@ pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
     let mut demanded = vec![0u64; function.registers.len()];
     let mut is_read = vec![false; function.registers.len()];
     let mut rules = Vec::new();
+    let constants = constant_registers(function);
     for i in &function.body {
-        for (register, used) in sources(function, i) {
+        for (register, used) in sources(function, &with_constants(i, &constants)) {
             is_read[register as usize] = true;
             match used {
                 Used::Bits(bits) => demanded[register as usize] |= bits,
@@ -51,6 +55,43 @@ pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
     function.body.iter().map(|i| bytes_of_load(i, bits_of).unwrap_or(u32::MAX)).collect()
 }
 
+/// Returns the values of the registers that only one instruction writes, an unconditional `mov` of an integer.
+fn constant_registers(function: &Function) -> HashMap<RegisterIndex, i64> {
+    let (mut writes, mut constants) = (HashMap::<RegisterIndex, u32>::new(), HashMap::new());
+    for i in &function.body {
+        let mut written = Vec::new();
+        let destinations = &i.operands[..destination_count(i)];
+        destinations.iter().for_each(|o| collect_registers(function, o, &mut written, &mut Vec::new()));
+        written.iter().for_each(|&register| *writes.entry(register).or_default() += 1);
+        if let ([Operand::Register(register), Operand::Integer(value)], None) = (&i.operands[..], &i.guard)
+            && i.opcode.starts_with("mov.")
+        {
+            constants.insert(*register, *value);
+        }
+    }
+    constants.retain(|register, _| writes.get(register) == Some(&1));
+    constants
+}
+
+/// The instruction with constants in place of the registers that hold them.
+fn with_constants<'a>(i: &'a Instruction, constants: &HashMap<RegisterIndex, i64>) -> Cow<'a, Instruction> {
+    let sources = destination_count(i)..i.operands.len();
+    let constant = |operand: &Operand| match operand {
+        Operand::Register(register) => constants.get(register).copied(),
+        _ => None,
+    };
+    if !i.operands[sources.clone()].iter().any(|operand| constant(operand).is_some()) {
+        return Cow::Borrowed(i);
+    }
+    let mut resolved = i.clone();
+    for operand in &mut resolved.operands[sources] {
+        if let Some(value) = constant(operand) {
+            *operand = Operand::Integer(value);
+        }
+    }
+    Cow::Owned(resolved)
+}
+
 /// How an instruction uses a register that it reads.
 enum Used {
     /// It uses these bits, whatever becomes of its results.
@@ -72,19 +113,22 @@ struct Rule {
     sign: u32,
     /// Whether a bit of the result depends on all lower bits of the source, as in a sum.
     carries: bool,
+    /// Bits of the result each of which depends on all of the same bits of the source, as in one number of a pair.
+    together: u64,
 }
 
 impl Rule {
     /// Each bit of `moved` is the same bit of the source.
     fn same(result: RegisterIndex, moved: u64) -> Rule {
-        Rule { result, moved, left: 0, extended: 0, sign: 0, carries: false }
+        Rule { result, moved, left: 0, extended: 0, sign: 0, carries: false, together: 0 }
     }
 
     fn bits_of_source(&self, demanded: u64) -> u64 {
         let moved = demanded & self.moved;
         let moved = if self.left >= 0 { moved << self.left } else { moved >> -self.left };
         let lower = if self.carries { low(u64::BITS - moved.leading_zeros()) } else { 0 };
-        moved | lower | u64::from(demanded & self.extended != 0) << self.sign
+        let together = if demanded & self.together != 0 { self.together } else { 0 };
+        moved | lower | together | u64::from(demanded & self.extended != 0) << self.sign
     }
 }
 
@@ -169,6 +213,13 @@ fn rules(function: &Function, i: &Instruction) -> Option<Vec<(RegisterIndex, Use
         }
         (["add" | "sub", _], [_, _]) | (["mul", "lo", _], [_, _]) | (["mad", "lo", _], [_, _, _]) if is_integer => {
             each(&i.operands[1..], Rule { carries: true, ..all })
+        }
+        (["add" | "sub" | "mul" | "fma" | "min" | "max" | "neg" | "abs", ..], operands)
+            if parts.last()?.ends_with("f16x2") =>
+        {
+            let half = |bits| Rule { together: bits, ..Rule::same(result, 0) };
+            let registers = operands.iter().filter_map(|o| if let Operand::Register(r) = o { Some(*r) } else { None });
+            registers.map(|r| (r, Used::Through(vec![half(0xffff), half(0xffff_0000)]))).collect()
         }
         (["shl", _], [value, Operand::Integer(_)]) => {
             let by = constant(2)?.min(bits);
@@ -313,6 +364,13 @@ mod tests {
             ("cvt.u32.u64 %r0, %d1; prmt.b32 %r1, %r0, %r2, 29524; st.u16 [%d0], %r1;", 0),
             ("cvt.u32.u64 %r0, %d1; prmt.b32 %r1, %r2, %r0, 29524; st.u16 [%d0], %r1;", 0b11),
             ("cvt.u32.u64 %r0, %d1; shfl.sync.down.b32 %r1|%p, %r0, 1, 31, -1; st.u8 [%d0], %r1;", 0b1),
+            ("mov.u32 %r3, 29524; cvt.u32.u64 %r0, %d1; prmt.b32 %r1, %r2, %r0, %r3; st.u16 [%d0], %r1;", 0b11),
+            ("mov.b64 %d3, -256; and.b64 %d2, %d1, %d3; st.u64 [%d0], %d2;", 0b1111_1110),
+            ("cvt.u32.u64 %r0, %d1; add.rn.f16x2 %r1, %r0, %r2; st.u8 [%d0], %r1;", 0b11),
+            (
+                "cvt.u32.u64 %r0, %d1; fma.rn.bf16x2 %r1, %r0, %r2, %r2; shr.u32 %r3, %r1, 16; st.u16 [%d0], %r3;",
+                0b1100,
+            ),
             ("LOOP: shr.u64 %d1, %d1, 8; st.u8 [%d0], %d1; bra LOOP;", 0b1111_1111),
         ];
         for (uses, bytes) in loads {
@@ -328,6 +386,7 @@ mod tests {
             "st.u64 [%d0], %d1;",
             "st.u8 [%d1], 0;",
             "setp.eq.u64 %p, %d1, 0;",
+            "mov.b64 %d3, -256; @%p mov.b64 %d3, -1; and.b64 %d2, %d1, %d3; st.u64 [%d0], %d2;",
             "st.u8 [%d0], %d1; add.u64 %d2, %d1, 1; st.u64 [%d0], %d2;",
             "and.b64 %d2, %d1, %d3; st.u64 [%d0], %d2;",
             "shr.u64 %d2, %d1, %r0; st.u8 [%d0], %d2;",

@@ -25,9 +25,9 @@ impl Cursor<'_> {
         self.conditional(MAX_DEPTH)
     }
 
-    /// Parses a literal with signs or an expression in parentheses, as may follow `+` in an address.
-    pub fn parse_literal_or_parenthesis(&mut self) -> Result<Literal> {
-        self.unary(MAX_DEPTH)
+    /// Parses a term of a sum: literals, names and parentheses, with `*`, `/` and `%` between them.
+    pub fn parse_term(&mut self) -> Result<Literal> {
+        self.binary(LEVELS.len() - 1, MAX_DEPTH)
     }
 
     /// Parses a constant expression that must be an integer.

@@ -146,7 +146,7 @@ impl<'a> Parser<'a> {
                 _ => return Ok(offset),
             };
             self.cursor.consume_character();
-            let term = self.cursor.parse_literal_or_parenthesis()?;
+            let term = self.cursor.parse_term()?;
             let term = self.cursor.as_integer(term)?;
             offset = offset.wrapping_add(if negative { term.wrapping_neg() } else { term });
         }

@@ -170,7 +170,7 @@ fn registers_of_nested_scopes_shadow() {
 #[test]
 fn scoped_variables_get_unique_names() {
     let text = ".global .u32 g;\n.entry k() { .shared .u32 g; .local .align 16 .b8 depot[28]; .reg .u64 %a;\n\
-                { .param .b64 p0; st.param.b64 [p0+0], %a; }\n{ .param .b64 p0; st.param.b64 [p0], %a; mov.u64 %a, g+4; } mov.u64 %a, depot; }";
+                { .param .b64 p0; st.param.b64 [p0+0], %a; }\n{ .param .b64 p0; st.param.b64 [p0], %a; mov.u64 %a, g+2*3-2; } mov.u64 %a, depot; }";
     let module = module(text);
     let f = &module.functions[0];
     let names: std::collections::HashSet<_> = f.variables.iter().map(|v| &v.name).collect();

@@ -149,8 +149,8 @@ impl AsyncEngine {
         Some(())
     }
 
-    /// Signals the bytes of a load that was reported and not issued, so that its mbarrier's phase completes: threads that
-    /// wait for it are not another defect. Marks the destination as written for the same reason.
+    /// Signals the bytes of a load that was reported and not issued, so that its mbarrier's phase completes: threads
+    /// that wait for it are not another defect. Marks the destination as written for the same reason.
     pub(super) fn signal_refused_load(
         &mut self,
         cx: &mut InstructionContext,

@@ -101,8 +101,8 @@ impl MemorySystem {
         });
     }
 
-    /// Checks that a tensor copy of `lane` may read the tensor map of `bytes` bytes at `offset` of `location`: its writes
-    /// are ordered before the copy and visible to the tensormap proxy. `address` is the map's address.
+    /// Checks that a tensor copy of `lane` may read the tensor map of `bytes` bytes at `offset` of `location`: its
+    /// writes are ordered before the copy and visible to the tensormap proxy. `address` is the map's address.
     pub fn check_tensor_map_read(
         &mut self,
         cx: &mut InstructionContext,
