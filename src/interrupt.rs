@@ -7,8 +7,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use reel_media::encode::remove_unfinished_videos;
-use reel_model::save::remove_unfinished_files;
+use reel_diagnostic::remove_unfinished_files;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
@@ -41,7 +40,6 @@ fn on_signal(signal: i32) {
     }
     ENDING.store(true, Ordering::SeqCst);
     remove_unfinished_files();
-    remove_unfinished_videos();
     if begun.is_none() {
         // A panic of `eprintln!`, because nobody reads stderr any more, would end this thread before the process.
         let _ =

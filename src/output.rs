@@ -18,9 +18,9 @@ fn write_line(text: &str) -> Result<()> {
     writeln!(io::stdout().lock(), "{text}").context("stdout: cannot be written; check where it is redirected to")
 }
 
-/// Prints a text of somebody else, such as a model's answer, on stdout without a line break and flushes. A terminal
-/// would obey control characters, so they are escaped there, except newline and tab; a file or pipe gets the text as it
-/// is.
+/// Prints a text, such as a model's answer, on stdout without a line break, and flushes. On a terminal, control
+/// characters except newline and tab are escaped, because the terminal would obey them. A file or pipe gets the text
+/// unchanged.
 pub fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     let shown = if out.is_terminal() { escape_controls(text) } else { Cow::Borrowed(text) };

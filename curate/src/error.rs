@@ -1,10 +1,9 @@
 //! The error type of this crate. Each variant names the location, what is wrong there, and what to do.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use reel_data::DataError;
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, no_room_help};
 use reel_media::MediaError;
 use reel_model::ModelError;
 
@@ -47,30 +46,29 @@ impl CurateError {
     }
 
     pub(crate) fn cannot_write(path: &Path, e: &std::io::Error) -> Self {
-        Self::cannot_write_as(Diagnostic::cannot_write(path, e), e.kind())
+        let diagnostic = Diagnostic::cannot_write(path, e);
+        match no_room_help(e.kind()) {
+            Some(remedy) => Self::no_room(diagnostic, remedy),
+            None => Self::Io(diagnostic),
+        }
     }
 
     /// The error of a file that is written under a temporary name first.
     pub(crate) fn cannot_save(e: ModelError) -> Self {
         match e {
-            ModelError::NoRoom { diagnostic, kind } => Self::cannot_write_as(diagnostic, kind),
+            ModelError::NoRoom { diagnostic, remedy } => Self::no_room(diagnostic, remedy),
             other => Self::Io(other.into_diagnostic()),
         }
     }
 
-    fn cannot_write_as(diagnostic: Diagnostic, kind: ErrorKind) -> Self {
-        let before = match kind {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free space on that disk",
-            ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f)",
-            _ => return Self::Io(diagnostic),
-        };
-        Self::Io(diagnostic.with_help(format!("{before}, then run reel curate again with --resume")))
+    fn no_room(diagnostic: Diagnostic, remedy: &str) -> Self {
+        Self::Io(diagnostic.with_help(format!("{remedy}, then run reel curate again with --resume")))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::io::{self, ErrorKind};
 
     use super::*;
 
@@ -78,7 +76,8 @@ mod tests {
     fn full_disk_says_how_the_curation_continues() {
         let full = || io::Error::from(ErrorKind::StorageFull);
         let path = Path::new("out/reason.parquet");
-        let saved = ModelError::NoRoom { diagnostic: Diagnostic::cannot_write(path, &full()), kind: full().kind() };
+        let diagnostic = Diagnostic::cannot_write(path, &full());
+        let saved = ModelError::NoRoom { diagnostic, remedy: "free space on that disk" };
         for e in [CurateError::cannot_write(path, &full()), CurateError::cannot_save(saved)] {
             let want = "out/reason.parquet: cannot be written: the disk is full; free space on that disk, then run reel \
                         curate again with --resume";

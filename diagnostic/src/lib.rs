@@ -5,18 +5,21 @@
 //!
 //! [`note!`] prints a line about the work to stderr; [`input`] opens the files that a user names; [`escape_controls`]
 //! makes text of unknown origin safe to print; [`catch_panic`] turns a panic in a library that reads such files into an
-//! error; [`shortage_help`] and [`start_shortage_help`] say which limit of the machine an error names.
+//! error; [`shortage_help`], [`start_shortage_help`] and [`no_room_help`] say which limit of the machine an error
+//! names; [`TemporaryPaths`] registers files that a signal must not leave behind.
 
 pub mod input;
 mod notes;
 mod panics;
 mod printable;
 mod shortage;
+mod unfinished;
 
 pub use notes::print_note;
 pub use panics::{catch_panic, panic_is_caught};
 pub use printable::{escape_controls, escape_controls_in_json};
-pub use shortage::{shortage_help, start_shortage_help};
+pub use shortage::{no_room_help, shortage_help, start_shortage_help};
+pub use unfinished::{TemporaryPaths, remove_unfinished_files};
 
 mod redact;
 
@@ -71,11 +74,11 @@ impl Diagnostic {
         // "File exists" for a path that cannot be followed: the true cause is why it cannot.
         let not_followed = std::fs::metadata(path).err().filter(|_| error.kind() == io::ErrorKind::AlreadyExists);
         let error = not_followed.as_ref().unwrap_or(error);
+        if let Some(help) = no_room_help(error.kind()) {
+            let what = format!("cannot be written: {}", io_cause(error));
+            return Self::new(path.display().to_string(), what, format!("{help}, or choose another folder"));
+        }
         let help = match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                "free space on that disk, or choose another folder"
-            }
-            io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f), or choose another folder",
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 "choose a folder that this user may write"
             }

@@ -1,5 +1,5 @@
-//! Errors of the operating system that say what this machine lacks (open files, processes and threads, memory): what to
-//! do about them is the same for every file and program.
+//! Errors of the operating system that say what this machine lacks (open files, processes and threads, memory, space):
+//! what to do about them is the same for every file and program.
 
 use std::io;
 
@@ -30,6 +30,16 @@ pub fn start_shortage_help(error: &io::Error) -> Option<&'static str> {
              programs",
         ),
         _ => shortage_help(error),
+    }
+}
+
+/// What to do if a file could not be written because the disk is full, or because the file would exceed the limit on
+/// file sizes. `None` for other errors.
+pub fn no_room_help(kind: io::ErrorKind) -> Option<&'static str> {
+    match kind {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some("free space on that disk"),
+        io::ErrorKind::FileTooLarge => Some("raise the limit on file sizes (ulimit -f)"),
+        _ => None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, no_room_help};
 
 /// An error of this crate: in a model folder, a conversation, or the computation of hidden states.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +40,8 @@ pub enum ModelError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// Which of the two it is: `StorageFull`, `QuotaExceeded` or `FileTooLarge`.
-        kind: io::ErrorKind,
+        /// What makes room ([`no_room_help`]).
+        remedy: &'static str,
     },
     /// An image or a video could not be decoded, or the limits for it contradict each other.
     #[error(transparent)]
@@ -90,11 +90,9 @@ impl ModelError {
     /// An [`ModelError::Io`] or [`ModelError::NoRoom`] for a file or folder that could not be written.
     pub(crate) fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_write(path, &source);
-        match source.kind() {
-            kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) => {
-                Self::NoRoom { diagnostic, kind }
-            }
-            _ => Self::Io(diagnostic),
+        match no_room_help(source.kind()) {
+            Some(remedy) => Self::NoRoom { diagnostic, remedy },
+            None => Self::Io(diagnostic),
         }
     }
 

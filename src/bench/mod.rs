@@ -49,9 +49,9 @@ pub struct BenchArgs {
     /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed
     /// seed). B is faster or slower if three conditions hold: an exact two-sided permutation test of the rank sums of
     /// the round times has p < 0.01, the interval does not contain 1, and the medians differ by more than 1 %.
-    /// Otherwise: no difference. With fewer than five rounds each, or 7 and 4, the test cannot reach that level. All
-    /// rounds of one run share the state of the machine (clocks, temperature), for which the test cannot correct: for
-    /// small differences compare several runs.
+    /// Otherwise: no difference. Five rounds each are enough to reach that level, or four and six; four each are not.
+    /// All rounds of one run share the state of the machine (clocks, temperature), for which the test cannot correct:
+    /// for small differences compare several runs.
     #[arg(long, value_names = ["A.json", "B.json"], num_args = 2)]
     compare: Option<Vec<PathBuf>>,
 }

@@ -359,10 +359,7 @@ impl PlanGenerateArgs {
             return Err(bad_usage("--tokens", what, "lower it"));
         }
         // Device `dry` runs one forward pass per token.
-        let new_tokens = self.max_new_tokens;
-        if new_tokens > 0 {
-            refuse_new_tokens(new_tokens, &config)?;
-        }
+        refuse_new_tokens(self.max_new_tokens, &config)?;
         generate::refuse_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
         let device = self.sizes.device(common)?;
@@ -374,22 +371,25 @@ impl PlanGenerateArgs {
             Ok(device.profiler().totals()?)
         };
         let prefill = count(1)?;
-        let mut decode = count(new_tokens)?;
+        let mut decode = count(self.max_new_tokens)?;
         plan::subtract_costs(&mut decode, &prefill);
         // The first token of a completion comes from the prompt. Step i of the others reads the keys of the prompt and
         // of i tokens.
-        let (steps, prompt) = (new_tokens.max(1) as f64 - 1.0, tokens as f64);
+        let (steps, prompt) = (self.max_new_tokens as f64 - 1.0, tokens as f64);
         let keys = self.n as f64 * steps * (prompt + (steps + 1.0) / 2.0);
         count_keys(&mut decode, &config.text, dtype, keys);
         Ok(DryRunCounts {
             command: "generate",
-            subject: format!("{name}, a prompt of {tokens} tokens, {} completions of {} tokens", self.n, new_tokens),
+            subject: format!(
+                "{name}, a prompt of {tokens} tokens, {} completions of {} tokens",
+                self.n, self.max_new_tokens
+            ),
             dtype,
             memory: device.memory(),
             phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
             units: 1,
             unit: "call",
-            tokens: (tokens + self.n * new_tokens) as u64,
+            tokens: (tokens + self.n * self.max_new_tokens) as u64,
             checkpoint: None,
         })
     }

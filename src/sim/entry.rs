@@ -49,10 +49,9 @@ fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     }
 }
 
-/// Removes spaces after commas, and the types of integer literals in template arguments, because demanglers write these types in different ways:
-/// `k<8u>`, `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
+/// Removes spaces after commas and the types of integer literals in template arguments, because demanglers and people
+/// write both in different ways: `k<8u>`, `k<8ul>` and `k<(unsigned int)8>` become `k<8>`.
 fn without_literal_types(name: &str) -> String {
-    // Demanglers write a space after a comma, and people may not.
     let mut text = name.replace(", ", ",");
     for ty in ["unsigned int", "unsigned long", "unsigned long long", "long", "long long", "unsigned short", "short"] {
         text = text.replace(&format!("({ty})"), "");

@@ -245,8 +245,8 @@ impl SimRunArgs {
 /// default, so that a kernel that polls for ever ends within seconds.
 const PATIENCE: u64 = 10_000_000;
 
-/// Returns the registers per thread that ptxas assigns with these options, for kernels with `setmaxnreg`, whose rules depend on them.
-/// `None` if the kernel has none or ptxas is not installed.
+/// Returns the registers per thread that ptxas assigns with these options, for kernels with `setmaxnreg`, whose rules
+/// depend on them. `None` if the kernel has none or ptxas is not installed.
 fn registers(ptx: &str, kernel: &Kernel, options: &[String]) -> Option<u32> {
     let uses_setmaxnreg =
         kernel.functions.iter().flat_map(|code| &code.instrs).any(|i| matches!(i.op, Op::SetMaxNReg { .. }));

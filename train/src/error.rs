@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, no_room_help};
 use reel_model::ModelError;
 
 use crate::reporting::metrics::SkipCause;
@@ -47,8 +47,8 @@ pub enum TrainError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// Which of the two it is: `StorageFull`, `QuotaExceeded` or `FileTooLarge`.
-        kind: io::ErrorKind,
+        /// What makes room ([`no_room_help`]).
+        remedy: &'static str,
     },
     /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that
     /// is not there any more.
@@ -112,26 +112,23 @@ impl TrainError {
     /// The error of a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_write(path, &source);
-        match source.kind() {
-            kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) => {
-                Self::NoRoom { diagnostic, kind }
-            }
-            _ => Self::Io(diagnostic),
+        match no_room_help(source.kind()) {
+            Some(remedy) => Self::NoRoom { diagnostic, remedy },
+            None => Self::Io(diagnostic),
         }
     }
 
     /// The error of a model folder or adapter folder that could not be written.
     pub(crate) fn cannot_save(e: ModelError) -> Self {
         match e {
-            ModelError::NoRoom { diagnostic, kind } => Self::NoRoom { diagnostic, kind },
+            ModelError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
             other => Self::Model(other),
         }
     }
 
     /// The error of a thread for the work `what` that could not be started.
     pub(crate) fn cannot_start_thread(what: &str, e: &io::Error) -> Self {
-        let help = "raise the limit on processes and threads (ulimit -u), or end other processes";
-        Self::output(what, format!("a thread cannot be started: {e}"), help)
+        Self::Output(Diagnostic::cannot_start_thread(what, e))
     }
 
     /// Replaces the path `from` by `to` in the location of an error about a file.
@@ -147,26 +144,17 @@ impl TrainError {
         self
     }
 
-    /// What the user can do before a file that had no room is written again.
-    pub(crate) fn help_against_no_room(kind: io::ErrorKind) -> &'static str {
-        match kind {
-            io::ErrorKind::FileTooLarge => "raise the limit on file sizes (ulimit -f)",
-            _ => "free space on that disk",
-        }
-    }
-
     /// Says after a full disk how the run in `out` continues, which depends on whether it has a checkpoint. Other
     /// errors stay as they are.
     pub(crate) fn with_help_to_continue(self, out: &Path) -> Self {
-        let Self::NoRoom { diagnostic, kind } = self else { return self };
+        let Self::NoRoom { diagnostic, remedy } = self else { return self };
         let has_checkpoint = checkpoint::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
         let then = match (has_checkpoint, out.join(RUN_FILE).exists()) {
             (true, _) => "resume with --resume-from-checkpoint last",
             (false, true) => "start the run again with --overwrite",
             (false, false) => "start the run again",
         };
-        let help = format!("{}, then {then}", Self::help_against_no_room(kind));
-        Self::NoRoom { diagnostic: diagnostic.with_help(help), kind }
+        Self::NoRoom { diagnostic: diagnostic.with_help(format!("{remedy}, then {then}")), remedy }
     }
 
     /// Says that the run continues from its newest checkpoint, after an error of a row, of the data or of media.

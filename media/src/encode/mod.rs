@@ -4,13 +4,11 @@ mod encoding;
 #[cfg(feature = "ffmpeg")]
 mod write;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use encoding::{VideoCodec, VideoEncodingOptions};
 
-use reel_diagnostic::Diagnostic;
+use reel_diagnostic::{Diagnostic, TemporaryPaths};
 
 use crate::frames::FrameView;
 use crate::{MediaError, Result, libraries};
@@ -26,7 +24,7 @@ pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncoding
     libraries::load_for(path)?;
     check(frames, encoding)?;
     let temporary = temporary_path(path)?;
-    let _unfinished = Unfinished::new(&temporary);
+    let _unfinished = TemporaryPaths::new([temporary.clone()]);
     let written = encode_to_file(path, &temporary, frames, encoding);
     let renamed = written.and_then(|()| {
         std::fs::rename(&temporary, path).map_err(|e| MediaError::File(Diagnostic::cannot_write(path, &e)))
@@ -36,38 +34,6 @@ pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncoding
         let _ = std::fs::remove_file(&temporary);
     }
     renamed
-}
-
-/// The temporary files of the videos that are being written.
-static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes the temporary files of all videos that are being written. To be called when a signal ends the program,
-/// because destructors do not run then.
-pub fn remove_unfinished_videos() {
-    for path in unfinished().iter() {
-        // Removing fails if the file was not created yet. The program is ending anyway.
-        let _ = std::fs::remove_file(path);
-    }
-}
-
-/// A temporary file in [`UNFINISHED`]; dropping this value takes it out.
-struct Unfinished<'a>(&'a Path);
-
-impl<'a> Unfinished<'a> {
-    fn new(path: &'a Path) -> Self {
-        unfinished().insert(path.to_path_buf());
-        Self(path)
-    }
-}
-
-impl Drop for Unfinished<'_> {
-    fn drop(&mut self) {
-        unfinished().remove(self.0);
-    }
 }
 
 fn check(frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
@@ -125,24 +91,4 @@ fn encode_to_file(
     _encoding: &VideoEncodingOptions,
 ) -> Result<()> {
     Err(crate::video::no_ffmpeg_error(path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interrupt_removes_temporary_files_only() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.mp4");
-        let temporary = temporary_path(&path).unwrap();
-        let entry = Unfinished::new(&temporary);
-        for file in [&path, &temporary] {
-            std::fs::write(file, "").unwrap();
-        }
-        remove_unfinished_videos();
-        assert!(path.exists() && !temporary.exists());
-        drop(entry);
-        assert!(!unfinished().contains(&temporary));
-    }
 }

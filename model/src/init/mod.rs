@@ -15,14 +15,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use reel_diagnostic::TemporaryPaths;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{StoredDType, TensorNaming, expected_tensors};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{
-    FOLDER_LOCK_FILE, FolderLock, MAX_SHARD_BYTES, TemporaryPaths, TensorSpec, write_atomically, write_weights,
-};
+use crate::save::{FOLDER_LOCK_FILE, FolderLock, MAX_SHARD_BYTES, TensorSpec, write_atomically, write_weights};
 
 pub(crate) use bpe::{SmallTokenizer, train_small_tokenizer};
 pub use presets::Preset;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
+use reel_diagnostic::TemporaryPaths;
 use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
 
 use super::Adapter;
@@ -13,7 +14,7 @@ use super::folder::LoraMatrices;
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{MAX_SHARD_BYTES, TemporaryPaths, TensorSpec, write_weights};
+use crate::save::{MAX_SHARD_BYTES, TensorSpec, write_weights};
 use crate::weights::widen_to_f32;
 
 /// The result of a merge.

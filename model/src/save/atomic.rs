@@ -1,53 +1,12 @@
 //! Atomic file writes: a file gets its final name only when it is complete.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use reel_diagnostic::TemporaryPaths;
 
 use crate::error::{ModelError, Result};
-
-/// The paths of files and folders that are not complete yet; they are removed if the program is interrupted.
-static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes all incomplete files, the folders that are then empty, and unfinished hidden folders (`.….part`) with
-/// their contents. To be called when a signal ends the program, because destructors do not run then.
-pub fn remove_unfinished_files() {
-    // In reverse order of paths, so that the files of a folder are removed before the folder. Errors are ignored,
-    // because the program is ending.
-    for path in unfinished().iter().rev() {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let hidden = name.starts_with('.') && name.ends_with(".part");
-        let folder = || if hidden { fs::remove_dir_all(path) } else { fs::remove_dir(path) };
-        let _ = fs::remove_file(path).or_else(|_| folder());
-    }
-}
-
-/// Paths that are removed if the program is interrupted; dropping this value unregisters them.
-#[derive(Debug)]
-pub(crate) struct TemporaryPaths(Vec<PathBuf>);
-
-impl TemporaryPaths {
-    pub(crate) fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        let paths: Vec<PathBuf> = paths.into_iter().collect();
-        unfinished().extend(paths.iter().cloned());
-        Self(paths)
-    }
-}
-
-impl Drop for TemporaryPaths {
-    fn drop(&mut self) {
-        let mut all = unfinished();
-        self.0.iter().for_each(|path| {
-            all.remove(path);
-        });
-    }
-}
 
 /// A file that is written under a temporary name; [`AtomicFile::commit`] renames it to its final name. If it is
 /// dropped before, it is removed. A device, a pipe or a standard stream is written directly, because renaming would

@@ -5,8 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::TemporaryPaths;
 use crate::error::ModelError;
+use reel_diagnostic::TemporaryPaths;
 
 /// The file in a folder that a process locks while it writes the folder. Its text is the id of that process and the
 /// name of its machine.

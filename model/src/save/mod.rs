@@ -11,8 +11,7 @@ mod tensors;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use atomic::TemporaryPaths;
-pub use atomic::{AtomicFile, remove_unfinished_files};
+pub use atomic::AtomicFile;
 pub use hub_folder::{HubFolder, MAX_SHARD_BYTES, SmallFiles, write_hub_folder, write_weights};
 pub(crate) use hub_folder::{write_atomically, write_tensor_file_and, write_unfinished};
 pub use lock::{FOLDER_LOCK_FILE, FileLock, FolderLock, LockError, LockHolder};

@@ -446,9 +446,9 @@ fn error_of(line: &[u8]) -> Option<String> {
 
 fn write_error(file: &Path, e: std::io::Error) -> TrainError {
     match TrainError::cannot_write(file, e) {
-        TrainError::NoRoom { diagnostic, kind } => {
-            let help = format!("{}, then continue with --resume", TrainError::help_against_no_room(kind));
-            TrainError::NoRoom { diagnostic: diagnostic.with_help(help), kind }
+        TrainError::NoRoom { diagnostic, remedy } => {
+            let help = format!("{remedy}, then continue with --resume");
+            TrainError::NoRoom { diagnostic: diagnostic.with_help(help), remedy }
         }
         other => other,
     }

@@ -38,6 +38,13 @@ struct PrefetchState<T> {
     not_started: Option<io::Error>,
 }
 
+/// Starts threads until one cannot be started. Returns that error if there is no thread: fewer give the same samples.
+fn error_without_threads(mut starts: impl Iterator<Item = io::Result<()>>) -> Option<io::Error> {
+    let first = starts.next()?;
+    let _ = first.is_ok() && starts.all(|start| start.is_ok());
+    first.err()
+}
+
 impl<S: SampleSource> Prefetcher<S> {
     /// Prepares the rows at the positions `positions` of `order`, on `threads` background threads, at most `window`
     /// rows ahead of the consumer. The rows in `bad` are not prepared.
@@ -48,20 +55,6 @@ impl<S: SampleSource> Prefetcher<S> {
         positions: Range<u64>,
         threads: usize,
         window: usize,
-    ) -> Self {
-        let spawn = |work| Builder::new().name("rows".into()).spawn(work).map(drop);
-        Self::with_spawn(source, order, bad, positions, threads, window, spawn)
-    }
-
-    /// [`Self::new`] with the function that starts a thread.
-    fn with_spawn(
-        source: Arc<S>,
-        order: RowOrder,
-        bad: &BTreeSet<usize>,
-        positions: Range<u64>,
-        threads: usize,
-        window: usize,
-        spawn: impl Fn(Box<dyn FnOnce() + Send>) -> io::Result<()>,
     ) -> Self {
         let from = positions.start;
         let state = PrefetchState {
@@ -79,18 +72,13 @@ impl<S: SampleSource> Prefetcher<S> {
             state: Mutex::new(state),
             changed: Condvar::new(),
         });
-        let mut started = 0;
-        for _ in 0..threads.max(1) {
-            // The threads are not joined when the prefetcher is dropped: a thread that decodes a media file could block
-            // until the decoding timeout.
+        // The threads are not joined when the prefetcher is dropped: a thread that decodes a media file could block
+        // until the decoding timeout.
+        let start = |_| {
             let (worker, order) = (shared.clone(), order.clone());
-            match spawn(Box::new(move || worker.run_worker(order))) {
-                Ok(()) => started += 1,
-                // Fewer threads give the same samples.
-                Err(_) if started > 0 => break,
-                Err(e) => shared.lock().not_started = Some(e),
-            }
-        }
+            Builder::new().name("rows".into()).spawn(move || worker.run_worker(order)).map(drop)
+        };
+        shared.lock().not_started = error_without_threads((0..threads.max(1)).map(start));
         Self { shared, order }
     }
 
@@ -217,30 +205,31 @@ impl<S: SampleSource> Drop for Prefetcher<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::cell::Cell;
 
-    use super::super::tests::{DataSource, rows_of_ones};
+    use super::super::tests::rows_of_ones;
     use super::*;
 
-    /// Threads that cannot be started are an error if there are none, and are no error if there is one.
     #[test]
-    fn threads_that_cannot_be_started_are_an_error() {
-        for allowed in [0, 1] {
-            let started = AtomicUsize::new(0);
-            let spawn = |work| match started.fetch_add(1, Ordering::SeqCst) < allowed {
-                true => Builder::new().spawn(work).map(drop),
-                false => Err(io::Error::from_raw_os_error(11)),
+    fn threads_are_started_until_one_fails_and_none_is_an_error() {
+        for (allowed, tried) in [(0, 1), (1, 2), (2, 3), (3, 3)] {
+            let starts = Cell::new(0);
+            let start = |_| {
+                starts.set(starts.get() + 1);
+                if starts.get() <= allowed { Ok(()) } else { Err(io::Error::from_raw_os_error(11)) }
             };
-            let source: Arc<DataSource> = Arc::new(rows_of_ones(2));
-            let order = RowOrder::file_order(2);
-            let ahead = Prefetcher::with_spawn(source, order, &BTreeSet::new(), 0..2, 3, 2, spawn);
-            match ahead.get(0) {
-                Ok(sample) => assert_eq!((allowed, sample), (1, (0, 1))),
-                Err(e) => {
-                    assert!(allowed == 0 && e.to_string().contains("rows: a thread cannot be started: "), "{e}");
-                    assert!(!is_row_error(&e));
-                }
-            }
+            let error = error_without_threads((0..3).map(start));
+            assert_eq!((starts.get(), error.is_some()), (tried, allowed == 0), "{allowed}");
         }
+    }
+
+    #[test]
+    fn a_prefetcher_without_threads_returns_their_error() {
+        let source = Arc::new(rows_of_ones(2));
+        let ahead = Prefetcher::new(source, RowOrder::file_order(2), &BTreeSet::new(), 0..0, 1, 2);
+        ahead.shared.lock().not_started = Some(io::Error::from_raw_os_error(11));
+        let e = ahead.get(0).unwrap_err();
+        assert!(e.to_string().starts_with("rows: its thread cannot be created: "), "{e}");
+        assert!(!is_row_error(&e));
     }
 }

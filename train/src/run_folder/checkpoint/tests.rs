@@ -131,7 +131,7 @@ fn errors_name_the_final_path_of_a_checkpoint() {
     let (draft, target) = (Path::new("out/.checkpoint-6.part"), Path::new("out/checkpoint-6"));
     let full = ModelError::NoRoom {
         diagnostic: Diagnostic::cannot_write(draft.join("model.safetensors"), &io::ErrorKind::StorageFull.into()),
-        kind: io::ErrorKind::StorageFull,
+        remedy: "free space on that disk",
     };
     let e = TrainError::cannot_save(full).with_path_renamed(draft, target);
     assert!(

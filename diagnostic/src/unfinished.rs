@@ -1,0 +1,70 @@
+//! Files and folders that are not complete yet. Their writers register them, so that a program that a signal ends leaves
+//! none behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The paths of files and folders that are not complete yet; they are removed if the program is interrupted.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes all incomplete files, the folders that are then empty, and unfinished hidden folders (`.….part`) with
+/// their contents. To be called when a signal ends the program, because destructors do not run then.
+pub fn remove_unfinished_files() {
+    // In reverse order of paths, so that the files of a folder are removed before the folder. Errors are ignored,
+    // because the program is ending.
+    for path in unfinished().iter().rev() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let hidden = name.starts_with('.') && name.ends_with(".part");
+        let folder = || if hidden { fs::remove_dir_all(path) } else { fs::remove_dir(path) };
+        let _ = fs::remove_file(path).or_else(|_| folder());
+    }
+}
+
+/// Paths that are removed if the program is interrupted; dropping this value unregisters them.
+#[derive(Debug)]
+pub struct TemporaryPaths(Vec<PathBuf>);
+
+impl TemporaryPaths {
+    /// Registers these paths, which need not exist yet.
+    pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let paths: Vec<PathBuf> = paths.into_iter().collect();
+        unfinished().extend(paths.iter().cloned());
+        Self(paths)
+    }
+}
+
+impl Drop for TemporaryPaths {
+    fn drop(&mut self) {
+        let mut all = unfinished();
+        self.0.iter().for_each(|path| {
+            all.remove(path);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registered_paths_are_removed_and_others_stay() {
+        let folder = std::env::temp_dir().join(format!("reel-unfinished-{}", std::process::id()));
+        let (hidden, made, kept) = (folder.join(".a.part"), folder.join("made"), folder.join("kept"));
+        [&hidden, &made].into_iter().for_each(|path| fs::create_dir_all(path).unwrap());
+        let files = [hidden.join("x"), made.join("y"), folder.join("z"), kept.clone()];
+        files.iter().for_each(|file| fs::write(file, "").unwrap());
+        drop(TemporaryPaths::new([kept.clone()]));
+        let paths = TemporaryPaths::new([hidden.clone(), made.clone(), files[1].clone(), files[2].clone()]);
+        remove_unfinished_files();
+        let left: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [kept]);
+        drop(paths);
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
