@@ -193,6 +193,7 @@ fn a_video_is_asked_about_in_the_browser() {
     std::fs::write(&broken, "no video either").unwrap();
     page.choose_files("#file", &[&broken]);
     page.wait("document.querySelector('.attached .error')?.textContent.length > 10");
+    page.wait("!document.querySelector('.attached video')");
     page.click(".attached .head button");
     page.wait("!document.querySelector('.attached .medium')");
     // A pasted image.

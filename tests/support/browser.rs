@@ -154,12 +154,24 @@ impl Browser {
         }
     }
 
-    /// Clicks in the middle of an element.
+    /// Clicks in the middle of an element, once it stands at the same place in two frames of the page.
     #[track_caller]
     pub fn click(&mut self, selector: &str) {
-        let middle = "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]";
-        let find = format!("const e = document.querySelector({}); e.scrollIntoViewIfNeeded();", json!(selector));
-        let place = self.eval(&format!("(() => {{ {find} {middle} }})()"));
+        let selector = json!(selector);
+        let place = self.eval(&format!(
+            "(async () => {{
+                let middle = null;
+                for (let before = 'none'; String(middle) !== before;) {{
+                    before = String(middle);
+                    await new Promise((next) => requestAnimationFrame(next));
+                    const element = document.querySelector({selector});
+                    element.scrollIntoViewIfNeeded();
+                    const box = element.getBoundingClientRect();
+                    middle = [box.x + box.width / 2, box.y + box.height / 2];
+                }}
+                return middle;
+            }})()"
+        ));
         for kind in ["mousePressed", "mouseReleased"] {
             let click = json!({"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1});
             self.call("Input.dispatchMouseEvent", click);

@@ -59,6 +59,8 @@ export class Medium {
   constructor(facts, blob, seen) {
     Object.assign(this, { facts, blob, seen, error: null, waiting: null, abort: null });
     this.source = blob ? URL.createObjectURL(blob) : null;
+    // Made once: a card that is drawn anew neither stops the player nor brings back one that cannot play.
+    this.player = player(this);
     this.onChange = () => {};
   }
 
@@ -112,9 +114,10 @@ function facts(medium) {
   return `${frames}${seen.width} × ${seen.height} px · ${grid} · ${grouped(seen.vision_tokens)} tokens`;
 }
 
-/** The player or the image itself, and its video. A video that the browser cannot play is left out; its frames are
+/** The player or the image itself, and its video. Both are removed if the browser cannot play the video; its frames are
  * there. */
-function player({ facts: { kind, name, type }, source }) {
+function player(medium) {
+  const { facts: { kind, name, type }, source } = medium;
   if (!source) return {};
   if (kind === 'image' || type === 'image/gif') {
     return { element: make('div', { className: 'player' }, make('img', { src: source, alt: name })) };
@@ -127,7 +130,10 @@ function player({ facts: { kind, name, type }, source }) {
   for (const event of ['play', 'pause']) video.addEventListener(event, symbol);
   symbol();
   const element = make('div', { className: 'player' }, video, button);
-  video.addEventListener('error', () => element.remove());
+  video.addEventListener('error', () => {
+    element.remove();
+    medium.player = {};
+  });
   return { element, video };
 }
 
@@ -158,7 +164,7 @@ export function mediumCard(medium, onRemove = null) {
   const { facts: file } = medium;
   const title = make('b', { textContent: file.name, title: file.name });
   const keys = Object.entries(file.keys).map(([key, value]) => `${key} ${value}`).join(', ');
-  const { element, video } = player(medium);
+  const { element, video } = medium.player;
   const head = make('div', { className: 'head' }, title, make('small', { textContent: bytes(file.size) }));
   if (onRemove) {
     const button = make('button', { type: 'button', className: 'icon', 'aria-label': `Remove ${file.name}` });
