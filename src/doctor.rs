@@ -76,6 +76,7 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
         simd::Isa::Avx512 => "AVX-512",
         simd::Isa::Avx512Bf16 => "AVX-512 with bf16 dot products",
         simd::Isa::Amx => "AVX-512, and AMX for bf16 products",
+        simd::Isa::AmxF32 => "AVX-512, and AMX for products",
     };
     let (name, default) = (simd::isa().name(), simd::default_isa());
     let isa = match simd::requested_isa() {

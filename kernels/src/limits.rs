@@ -20,16 +20,19 @@ const STEPS: usize = 1_000_000;
 const TILE_STEPS: usize = 100_000;
 /// Operations of a step of that loop: four tiles of 16 × 16 sums, 32 multiply-adds each.
 const TILE_OPERATIONS: usize = 4 * 16 * 16 * 32 * 2;
+/// Products of bf16 parts that one f32 product on tiles takes.
+const TILE_PRODUCTS_OF_F32: usize = 6;
 /// Bytes of the smallest page of memory.
 const PAGE: usize = 4096;
 
 /// Measures the floating-point operations per second of all threads together; a multiply-add counts as two
-/// operations. For bf16 it times the unit that multiplies bf16 matrices: the tiles of AMX or the bf16 dot product of
-/// AVX-512; without both, f32 multiply-adds.
+/// operations. It times the unit that multiplies matrices of this dtype: for bf16 the tiles of AMX or the bf16 dot
+/// product of AVX-512; for f32, and without both, f32 multiply-adds, or the tiles of AMX if they multiply f32, too.
 pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     let bf16 = dtype == DType::BF16;
     let operations = match isa() {
-        Isa::Amx if bf16 => TILE_STEPS * TILE_OPERATIONS,
+        Isa::Amx | Isa::AmxF32 if bf16 => TILE_STEPS * TILE_OPERATIONS,
+        Isa::AmxF32 => TILE_STEPS * TILE_OPERATIONS / TILE_PRODUCTS_OF_F32,
         Isa::Avx512Bf16 if bf16 => STEPS * CHAINS * 16 * 4,
         Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => STEPS * CHAINS * 16 * 2,
         Isa::Avx2 => STEPS * CHAINS * 8 * 2,
@@ -177,6 +180,7 @@ fn chains(bf16: bool, seed: f32) -> f32 {
     unsafe {
         match isa() {
             Isa::Amx if bf16 => x86::run_amx_tiles(seed, TILE_STEPS),
+            Isa::AmxF32 => x86::run_amx_tiles(seed, TILE_STEPS),
             Isa::Avx512Bf16 if bf16 => x86::run_avx512_bf16_dot_products(seed),
             Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => x86::run_avx512_multiply_adds(seed),
             Isa::Avx2 => x86::run_avx2_multiply_adds(seed),

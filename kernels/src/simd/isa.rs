@@ -5,7 +5,7 @@
 //!
 //! | machine | default |
 //! |---|---|
-//! | AMX with bf16, which the system permits | `amx` |
+//! | AMX with bf16, which the system permits | `amx`; `amx-f32` on request, it was not measured yet |
 //! | AVX-512 with bf16 dot products, on a processor of `SLOW_DOT_PRODUCTS` | `avx512` |
 //! | AVX-512 with bf16 dot products, on other processors | `avx512-bf16` |
 //! | AVX-512 without them; AVX2 with FMA; neither | `avx512`; `avx2`; `plain` |
@@ -37,11 +37,13 @@ pub enum Isa {
     Avx512Bf16,
     /// [`Isa::Avx512Bf16`], and the tiles of AMX for products of two bf16 matrices.
     Amx,
+    /// [`Isa::Amx`], and the tiles for products with f32 matrices as well, which are split into bf16 parts.
+    AmxF32,
 }
 
 impl Isa {
     /// All instruction sets, from the least to the best. A machine that has one of them has all before it.
-    pub const ALL: [Isa; 5] = [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 6] = [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx, Isa::AmxF32];
 
     /// The name in [`ISA_VARIABLE`], `run.json` and `reel doctor`.
     pub fn name(self) -> &'static str {
@@ -51,6 +53,7 @@ impl Isa {
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Amx => "amx",
+            Isa::AmxF32 => "amx-f32",
         }
     }
 
@@ -59,7 +62,7 @@ impl Isa {
         match self {
             Isa::Plain | Isa::Avx2 | Isa::Avx512 => "f32 multiply-adds of widened bf16",
             Isa::Avx512Bf16 => "bf16 dot products (vdpbf16ps)",
-            Isa::Amx => "AMX tiles (tdpbf16ps)",
+            Isa::Amx | Isa::AmxF32 => "AMX tiles (tdpbf16ps)",
         }
     }
 }
@@ -129,6 +132,9 @@ fn choose(best: Isa, no_amx: Option<&str>, intel: Option<(u32, u32)>) -> Default
                 best.name()
             ),
         },
+        (Isa::AmxF32, _) => {
+            DefaultIsa { isa: Isa::Amx, reason: format!("{} was not measured on any processor yet", best.name()) }
+        }
         _ => DefaultIsa { isa: best, reason: format!("the best of this machine{no_amx}") },
     }
 }
@@ -148,7 +154,7 @@ fn parse_isa(name: &str, best: Isa) -> Result<Option<Isa>, String> {
     match Isa::ALL.into_iter().find(|isa| isa.name() == name) {
         None => Err(format!("is {name:?}, which is not the name of an instruction set")),
         Some(isa) if isa > best => {
-            let why = amx_support().err().filter(|_| isa == Isa::Amx).map_or(String::new(), |why| format!(" ({why})"));
+            let why = amx_support().err().filter(|_| isa >= Isa::Amx).map_or(String::new(), |why| format!(" ({why})"));
             Err(format!("is {name}, which this machine does not have{why}; its best is {}", best.name()))
         }
         Some(isa) => Ok(Some(isa)),
@@ -175,7 +181,7 @@ fn detect() -> Isa {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512dq");
     match (avx2, avx512, is_x86_feature_detected!("avx512bf16")) {
-        (_, true, true) if amx_support().is_ok() => Isa::Amx,
+        (_, true, true) if amx_support().is_ok() => Isa::AmxF32,
         (_, true, true) => Isa::Avx512Bf16,
         (_, true, false) => Isa::Avx512,
         (true, _, _) => Isa::Avx2,
@@ -238,7 +244,7 @@ mod tests {
         assert!(refused.starts_with("is amx, which this machine does not have"), "{refused}");
         assert!(amx_support().err().is_none_or(|why| refused.contains(&format!(" ({why}); "))), "{refused}");
         assert!(best_isa() >= isa() && best_isa() >= default_isa().isa);
-        assert_eq!(best_isa() == Isa::Amx, amx_support().is_ok());
+        assert_eq!(best_isa() == Isa::AmxF32, amx_support().is_ok());
     }
 
     #[test]
@@ -247,7 +253,7 @@ mod tests {
         let zen4 = None;
         for (intel, best, default) in [
             (zen4, Isa::Avx512Bf16, Isa::Avx512Bf16),
-            (Some((6, 0x8f)), Isa::Amx, Isa::Amx),
+            (Some((6, 0x8f)), Isa::AmxF32, Isa::Amx),
             (Some((6, 0x8f)), Isa::Avx512Bf16, Isa::Avx512),
             (Some((6, 0xcf)), Isa::Avx512Bf16, Isa::Avx512),
             (Some((6, 0xad)), Isa::Avx512Bf16, Isa::Avx512),
@@ -258,10 +264,11 @@ mod tests {
             (Some((6, 0x8f)), Isa::Avx2, Isa::Avx2),
             (None, Isa::Plain, Isa::Plain),
         ] {
-            let no_amx = (best != Isa::Amx).then_some("the processor lacks it");
+            let no_amx = (best < Isa::Amx).then_some("the processor lacks it");
             let got = choose(best, no_amx, intel);
             assert_eq!(got.isa, default, "{intel:?} {best:?}: {got:?}");
-            assert_eq!(got.reason.contains("slower than f32"), default != best, "{got:?}");
+            let is_slower = default != best && best < Isa::Amx;
+            assert_eq!(got.reason.contains("slower than f32"), is_slower, "{got:?}");
             assert_eq!(got.reason.contains("no AMX: the processor lacks it"), no_amx.is_some() && best >= Isa::Avx512);
         }
     }

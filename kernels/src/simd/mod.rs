@@ -34,7 +34,10 @@ macro_rules! simd_fn {
                 fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 #[allow(unsafe_code)]
                 match $crate::simd::isa() {
-                    $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 | $crate::simd::Isa::Amx => {
+                    $crate::simd::Isa::Avx512
+                    | $crate::simd::Isa::Avx512Bf16
+                    | $crate::simd::Isa::Amx
+                    | $crate::simd::Isa::AmxF32 => {
                         // SAFETY: `isa` found these features on this machine.
                         return unsafe { avx512($($arg),*) };
                     }

@@ -12,8 +12,8 @@
 //! k in order, each with one fused instruction. Then it is multiplied by the scale, bias and (if requested) the old C
 //! are added, and it is rounded once to C's dtype. A unit is one k in f32 arithmetic, or two neighbouring k with the
 //! bf16 dot product (bf16 × bf16 where the processor has it). The order depends on nothing else: not on tile, thread
-//! or block of k (a partial sum that is stored and continued is the same f32). Products of two bf16 matrices on the
-//! tiles of AMX have another order and code of their own (`amx`).
+//! or block of k (a partial sum that is stored and continued is the same f32). Products on the tiles of
+//! AMX have another order and code of their own (`amx`).
 //!
 //! **Data.** A unit has 4 bytes in either arithmetic. A step of the inner loop loads `nr` lanes of B and multiplies
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
@@ -279,7 +279,7 @@ pub unsafe fn arrange(p: &WeightGroups, team: &Team) {
 pub(super) unsafe fn arrange_on(isa: Isa, p: &WeightGroups, team: &Team) {
     let pack = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => avx512::F32.pack,
+        Isa::AmxF32 | Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => avx512::F32.pack,
         _ => groups::pack_words,
     };
     let unit = if p.dtype == DType::F32 { Unit::F32 } else { Unit::Pair };
@@ -296,6 +296,9 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the operands are valid as `Matmul` documents, and the machine has AMX.
         Isa::Amx if both_bf16 => return unsafe { amx::run(p, team, &amx::Blocking::USUAL) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the operands are valid as `Matmul` documents, and the machine has AMX.
+        Isa::AmxF32 => return unsafe { amx::run(p, team, &amx::Blocking::USUAL) },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if both_bf16 => (&avx512::BF16, true),
         #[cfg(target_arch = "x86_64")]

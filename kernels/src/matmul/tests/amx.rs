@@ -17,15 +17,16 @@ fn any_blocking() -> impl Strategy<Value = Blocking> {
     })
 }
 
-fn any_bf16_case() -> impl Strategy<Value = Case> {
+/// Products of bf16, of f32, or of both.
+fn any_case_on_tiles() -> impl Strategy<Value = Case> {
     let size = |most: usize| prop_oneof![1..=4usize, 1..=most];
-    let of_storage = (any::<[bool; 2]>(), any::<bool>(), any::<bool>(), any::<bool>(), 0..3usize);
+    let of_storage = (any::<[bool; 2]>(), any::<bool>(), any::<bool>(), any::<[bool; 3]>(), 0..3usize);
     ((size(200), size(150), size(150)), of_storage).prop_map(
-        |((m, n, k), (transposed, bias, accumulate, f32, scale))| Case {
+        |((m, n, k), (transposed, bias, accumulate, is_f32, scale))| Case {
             m,
             n,
             k,
-            dtypes: [BF16, BF16, if f32 { F32 } else { BF16 }],
+            dtypes: is_f32.map(|is_f32| if is_f32 { F32 } else { BF16 }),
             transposed,
             bias,
             accumulate,
@@ -39,7 +40,7 @@ proptest! {
 
     #[test]
     fn no_bit_depends_on_the_sizes_of_blocks(
-        c in any_bf16_case(),
+        c in any_case_on_tiles(),
         blocking in any_blocking(),
         threads in 1..4usize,
         seed in 0..1000u64,
@@ -49,6 +50,25 @@ proptest! {
         let usual = blocked(&c, &x, &Blocking::USUAL, 1);
         let got = blocked(&c, &x, &blocking, threads);
         same(&format!("{c:?} {blocking:?}"), &usual, &got).map_err(TestCaseError::fail)?;
+    }
+
+    /// The parts of an f32 lose no bit.
+    #[test]
+    fn a_product_with_ones_gives_an_f32_exactly(
+        x in prop::collection::vec((any::<bool>(), -103..=126i32, 0..1u32 << 23), 1..100),
+        transposed in any::<[bool; 2]>(),
+        first_is_a in any::<bool>(),
+    ) {
+        prop_assume!(amx_works());
+        let x: Vec<f32> = x.into_iter().map(|(negative, exponent, significand)| {
+            f32::from_bits(u32::from(negative) << 31 | ((exponent + 127) as u32) << 23 | significand)
+        }).collect();
+        let (m, n) = if first_is_a { (x.len(), 1) } else { (1, x.len()) };
+        let c = Case { m, n, k: 1, dtypes: [F32; 3], transposed, bias: false, accumulate: false, scale: 1.0 };
+        let (ones, none) = (vec![1.0; 1], vec![0.0; x.len()]);
+        let (a, b) = if first_is_a { (&x, &ones) } else { (&ones, &x) };
+        let got = product(Isa::AmxF32, &c, a, b, &vec![0.0; n], &none, 1);
+        same(&format!("{c:?}"), &x, &got).map_err(TestCaseError::fail)?;
     }
 }
 
@@ -64,8 +84,10 @@ fn shapes_of_the_vision_tower_are_computed_by_tiles() {
     {
         for transposed in [[false, false], [false, true], [true, true]] {
             let dtypes = [BF16, BF16, if i % 2 == 0 { BF16 } else { F32 }];
-            let c = Case { m, n, k, dtypes, transposed, bias: i % 2 == 0, accumulate: i % 2 == 1, scale: 1.0 };
-            check(Isa::Amx, &c, 3 + i as u64).unwrap();
+            for (isa, dtypes) in [(Isa::Amx, dtypes), (Isa::AmxF32, [F32; 3])] {
+                let c = Case { m, n, k, dtypes, transposed, bias: i % 2 == 0, accumulate: i % 2 == 1, scale: 1.0 };
+                check(isa, &c, 3 + i as u64).unwrap();
+            }
         }
     }
 }
@@ -76,21 +98,15 @@ fn large_products_on_tiles_cross_every_block() {
         return println!("skipped: the processor has no AVX-512");
     }
     // More rows than a task multiplies with a panel before the next one, two blocks of k, several panels.
-    for transposed in [[false, false], [true, true]] {
-        let c = Case {
-            m: 530,
-            n: 70,
-            k: 600,
-            dtypes: [BF16, BF16, F32],
-            transposed,
-            bias: true,
-            accumulate: true,
-            scale: 0.7,
-        };
+    for (transposed, dtypes) in [[false, false], [true, true]]
+        .into_iter()
+        .flat_map(|stored| [(stored, [BF16, BF16, F32]), (stored, [F32, F32, F32])])
+    {
+        let c = Case { m: 530, n: 70, k: 600, dtypes, transposed, bias: true, accumulate: true, scale: 0.7 };
         let x = inputs(&c, 1);
-        let whole = product(Isa::Amx, &c, &x.a, &x.b, &x.bias, &x.old, 2);
+        let whole = product(Isa::AmxF32, &c, &x.a, &x.b, &x.bias, &x.old, 2);
         for at in (0..c.m * c.n).step_by(1911) {
-            let got = alone(Isa::Amx, &c, &x, at / c.n, at % c.n);
+            let got = alone(Isa::AmxF32, &c, &x, at / c.n, at % c.n);
             same(&format!("{c:?}, element {at} alone"), &whole[at..=at], &[got]).unwrap();
         }
     }
@@ -195,13 +211,19 @@ fn nothing_beyond_the_operands_is_accessed() {
     }
     for (m, n, k) in [(1, 1, 1), (1, 33, 31), (17, 32, 33), (33, 47, 65), (40, 64, 1025)] {
         for transposed in [[false, false], [false, true], [true, false], [true, true]] {
-            for c_dtype in [F32, BF16] {
-                let mut arrays = [m * k * 2, n * k * 2, n * c_dtype.size(), m * n * c_dtype.size()].map(Guarded::new);
+            for (dtypes, c_dtype) in [([BF16; 2], F32), ([BF16; 2], BF16), ([F32; 2], F32), ([F32, BF16], F32)] {
+                let sizes = dtypes.map(DType::size);
+                let mut arrays =
+                    [m * k * sizes[0], n * k * sizes[1], n * c_dtype.size(), m * n * c_dtype.size()].map(Guarded::new);
                 let one = half::bf16::ONE.to_bits().to_le_bytes();
-                for operand in &mut arrays[..2] {
-                    operand.bytes().chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&one));
+                for (operand, dtype) in arrays.iter_mut().zip(dtypes) {
+                    match dtype {
+                        F32 => operand.bytes().chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&1f32.to_le_bytes())),
+                        _ => operand.bytes().chunks_exact_mut(2).for_each(|x| x.copy_from_slice(&one)),
+                    }
                 }
-                let operand = |i: usize| Operand { addr: arrays[i].addr(), dtype: BF16, transposed: transposed[i] };
+                let operand =
+                    |i: usize| Operand { addr: arrays[i].addr(), dtype: dtypes[i], transposed: transposed[i] };
                 let p = Matmul {
                     m,
                     n,

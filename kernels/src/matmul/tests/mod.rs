@@ -56,7 +56,7 @@ struct Case {
 const SCALES: [f32; 3] = [1.0, 0.7, -16.0];
 
 fn isas() -> Vec<Isa> {
-    Isa::ALL.into_iter().filter(|&isa| isa <= best_isa() || isa == Isa::Amx && amx_works()).collect()
+    Isa::ALL.into_iter().filter(|&isa| isa <= best_isa() || isa >= Isa::Amx && amx_works()).collect()
 }
 
 /// Whether the instructions of AMX can be executed, by the processor or by the emulator.
@@ -305,7 +305,7 @@ fn no_bit_depends_on_the_company() {
     for isa in isas() {
         for (i, (m, n, k)) in test_cases_m_n_k().into_iter().enumerate() {
             // Each instruction takes microseconds on the emulator, and every case is computed 26 times.
-            if isa == Isa::Amx && k > 4000 {
+            if isa >= Isa::Amx && k > 4000 {
                 continue;
             }
             for dtypes in &COMBINATIONS[..SUMS] {
@@ -337,13 +337,20 @@ fn nan_infinity_and_negative_zero() {
             let (want, _) = expected(&c, &x);
             for threads in [1, 2] {
                 let got = product(isa, &c, &x.a, &x.b, &x.bias, &x.old, threads);
-                check_close(&format!("{isa:?} {c:?}"), &got, &want, 4e-3, f64::MAX).unwrap();
                 assert!(
                     got[n..2 * n].iter().all(|x| x.is_nan()),
                     "{isa:?}: a NaN in A must make its whole row of C NaN"
                 );
                 assert!(got[2 * n + 3].is_nan(), "{isa:?}: infinity times zero must be NaN");
                 assert_eq!(got[4 * n + 3], 0.0, "{isa:?}");
+                if isa == Isa::AmxF32 && dtypes[..2].contains(&F32) {
+                    // Parts of an f32 may be 0, and infinity times them is NaN.
+                    for (got, want) in got.iter().zip(&want) {
+                        assert_eq!(got.is_finite(), want.is_finite(), "{isa:?}: {got}, want {want}");
+                    }
+                    continue;
+                }
+                check_close(&format!("{isa:?} {c:?}"), &got, &want, 4e-3, f64::MAX).unwrap();
                 // An int8 may be 0, which gives another NaN in the row with the infinity.
                 let nans = if int8 { want.iter().filter(|x| x.is_nan()).count() } else { n + 2 };
                 assert_eq!(got.iter().filter(|x| x.is_nan()).count(), nans, "{isa:?}: number of NaN elements in C");

@@ -162,14 +162,14 @@ pub trait VectorCode {
 pub unsafe fn dispatch<W: VectorCode>(isa: Isa, work: W) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx if W::DTYPE == DType::BF16 => {
+        Isa::Amx | Isa::AmxF32 if W::DTYPE == DType::BF16 => {
             let _tiles = Tiles::configure();
             enter_amx(work);
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if W::DTYPE == DType::BF16 => enter_avx512_bf16(work),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => enter_avx512(work),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx | Isa::AmxF32 => enter_avx512(work),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => enter_avx2(work),
         _ => work.run::<PlainVector>(),

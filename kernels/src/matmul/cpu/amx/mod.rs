@@ -1,4 +1,4 @@
-//! Products of two bf16 matrices on the tiles of AMX ([`crate::simd::amx`]): blocks of 32 × 32 sums in four tiles.
+//! Products on the tiles of AMX ([`crate::simd::amx`]): blocks of 32 × 32 sums in four tiles.
 //!
 //! `tdpbf16ps` multiplies a tile of *rows* (16 rows of 32 elements along k) with a tile of *pairs* (16 columns; each
 //! row of the tile has one pair of neighbouring k of every column). Rows are what lies in memory if k is the last
@@ -17,10 +17,24 @@
 //!     store tiles 0..3; after the last block of k:  C = round(scale * sums + bias (+ old C))
 //! ```
 //!
-//! **Order.** k is taken in steps of 32 from 0 on, with one `tdpbf16ps` each; zeros complete the last step. Each step
-//! adds one f32 to the sum: its products over even k plus those over odd k. A product of bf16 numbers commutes, and a
-//! partial sum that is stored and continued is the same f32, so the order depends on k alone: not on m, on which
-//! operand has the rows, on tile, block or thread. It is another order than that of the other instruction sets.
+//! **f32.** An f32 operand is split while it is packed: it is the sum of three bf16 [`PARTS`], high, middle and low,
+//! exactly. Two of them multiply with six `tdpbf16ps` a step, f32 and bf16 with three:
+//!
+//! ```text
+//! a · b = high·low + high·middle + middle·middle + middle·high + high·high + low·high     # part of a · part of b
+//! ```
+//!
+//! The products that are left out, of a middle and a low part or of two low parts, are at most some 2^-24 of `a · b`,
+//! as much as one rounding to f32. So a sum is as close to the exact one as a sum of f32 multiply-adds. By the rates of
+//! single instructions (`simd/isa.rs`), six `tdpbf16ps` take 0.4 of the time of the multiply-adds that they replace.
+//! Two limits: a part below 2^-126 counts as zero (numbers below 2^-103 may lose bits), and an infinite element, or one
+//! that rounds to infinity in bf16 (from 3.39e38 on), gives NaN or infinity.
+//!
+//! **Order.** k is taken in steps of 32 from 0 on, with one `tdpbf16ps` each for every product of parts; zeros complete
+//! the last step. Each adds one f32 to the sum: its products over even k plus those over odd k. A product of bf16
+//! numbers commutes, and a partial sum that is stored and continued is the same f32, so the order depends on k alone:
+//! not on m, on which operand has the rows, on tile, block or thread. It is another order than that of the other
+//! instruction sets.
 //!
 //! **Cost.** A step of a block loads 4 KiB for 65 536 operations. 32 rows of a block of k fill 32 KiB, which stay in
 //! the first-level cache while 512 rows of A (512 KiB per block of k) stream from the second. With up to 32 rows of A,
@@ -29,6 +43,7 @@
 //! cache and one to the first at half the distance keep memory busier than plain loads do, on large pages.
 //! A is packed so that a tile is 1 KiB without gaps: rows that are a multiple of 4 KiB apart would compete for the same
 //! few sets of the caches. B's rows are copied block by block if they are so far apart.
+//! With two f32 operands, a step loads 14 KiB for 393 216 operations of bf16, which are 65 536 of f32.
 
 mod pack;
 mod panel;
@@ -48,7 +63,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 use std::ptr::null;
 use thin::STRIP;
-use tiles::{Prefetch, TileCall, multiply, multiply_groups};
+use tiles::{Prefetch, TileCall};
 
 /// Rows of a tile, and columns of a tile of sums.
 const SIDE: usize = 16;
@@ -58,6 +73,8 @@ const BLOCK: usize = 2 * SIDE;
 const STEP: usize = 32;
 /// Words (4 bytes) of a tile.
 const TILE: usize = 256;
+/// Parts of an f32 operand. A bf16 or int8 operand has one.
+const PARTS: usize = 3;
 /// Words of the four tiles of sums.
 const SUMS: usize = 4 * TILE;
 /// Maximum number of panels (32 columns of C) of a task.
@@ -66,7 +83,7 @@ const MAX_PANELS: usize = 8;
 /// Sizes of blocks. No bit of a result depends on them.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::matmul) struct Blocking {
-    /// Maximum number of steps along k of a block.
+    /// Maximum number of steps along k of a block; of half as many if B has [`PARTS`].
     pub(in crate::matmul) steps: usize,
     /// Maximum number of blocks of 32 rows of A that are multiplied with a panel of B before the next panel.
     pub(in crate::matmul) row_blocks: usize,
@@ -84,7 +101,12 @@ impl Blocking {
         Blocking { steps: 16, row_blocks: 16, panels: MAX_PANELS, packed_words: super::PACKED_A / 4, thin: true };
 }
 
-/// Computes the product of two bf16 operands.
+/// The number of tiles that hold 16 rows or columns of an operand for one step.
+fn parts(unit: Unit) -> usize {
+    if matches!(unit, Unit::F32 | Unit::GroupedF32) { PARTS } else { 1 }
+}
+
+/// Computes the product.
 ///
 /// # Safety
 /// The process may use AMX, or the emulator of the tests is installed, and the processor has AVX-512 F, BW and VL; the
@@ -112,7 +134,9 @@ struct Product<'a, T> {
     /// Steps of 32 elements along k.
     steps: usize,
     a: Source,
+    a_parts: usize,
     b: Source,
+    b_parts: usize,
     c: OutputArray<T>,
     bias: &'a [T],
     /// The scales of an int8 B; else empty.
@@ -129,10 +153,12 @@ impl<'a, T: Element> Product<'a, T> {
             base: x.addr.0 as *const u8,
             unit: match (x.dtype, grouped) {
                 (DType::I8, _) => Unit::Int8Pair,
+                (DType::F32, true) => Unit::GroupedF32,
+                (DType::F32, false) => Unit::F32,
                 (_, true) => Unit::GroupedPair,
                 _ => Unit::Pair,
             },
-            // Groups have pairs as well.
+            // Groups have pairs as well, or become pairs.
             transposed: x.transposed || x.dtype == DType::I8 || grouped,
             rows,
             k: p.k,
@@ -144,21 +170,43 @@ impl<'a, T: Element> Product<'a, T> {
         let b_scale = unsafe { slice_at(p.b_scale, if p.b_scale.is_null() { 0 } else { p.n }) };
         let (a, b) = (source(&p.a, p.m, false), source(&p.b, p.n, p.b_grouped));
         let (accumulate, scale, steps) = (p.accumulate, p.scale, p.k.div_ceil(STEP));
-        Product { m: p.m, n: p.n, k: p.k, steps, a, b, c, bias, b_scale, accumulate, scale, team, blocking }
+        let (a_parts, b_parts) = (parts(a.unit), parts(b.unit));
+        Product {
+            m: p.m,
+            n: p.n,
+            k: p.k,
+            steps,
+            a,
+            a_parts,
+            b,
+            b_parts,
+            c,
+            bias,
+            b_scale,
+            accumulate,
+            scale,
+            team,
+            blocking,
+        }
     }
 
     /// Words of 32 packed rows of A.
     fn words_per_row_block(&self) -> usize {
-        2 * self.steps * TILE
+        2 * self.steps * self.a_parts * TILE
     }
 
-    /// Whether B's pairs are packed block by block: it is stored `[k, n]`, or as int8.
+    /// Steps along k of a block, at most.
+    fn steps_of_block(&self) -> usize {
+        if self.b_parts == 1 { self.blocking.steps } else { self.blocking.steps.div_ceil(2) }
+    }
+
+    /// Whether B's pairs are packed block by block: it is stored `[k, n]`, as int8, or in groups of f32.
     fn packs_pairs(&self) -> bool {
         self.b.transposed && self.b.unit != Unit::GroupedPair
     }
 
     unsafe fn run(&self, scratch: &mut Scratch) {
-        if self.m <= BLOCK && !self.packs_pairs() && self.blocking.thin {
+        if self.m <= BLOCK && !self.packs_pairs() && self.a_parts * self.b_parts == 1 && self.blocking.thin {
             // SAFETY: the operands are valid as `Matmul` documents; A has few enough rows, and B is read in place.
             return unsafe { if self.b.transposed { self.thin_groups(scratch) } else { self.thin_rows(scratch) } };
         }
@@ -186,7 +234,7 @@ impl<'a, T: Element> Product<'a, T> {
         let (panels, threads) = (self.n.div_ceil(BLOCK), self.team.threads());
         let columns = panels.div_ceil(self.blocking.panels).next_multiple_of(threads).min(panels);
         // Partial sums of a task have to fit into its second-level cache; without them a task may have all rows.
-        let least = if self.steps <= self.blocking.steps { 1 } else { row_blocks.div_ceil(self.blocking.row_blocks) };
+        let least = if self.steps <= self.steps_of_block() { 1 } else { row_blocks.div_ceil(self.blocking.row_blocks) };
         let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(columns) };
         let parts = least.max(wanted).min(row_blocks);
         self.team.run(columns * parts, |task| {
@@ -210,9 +258,9 @@ impl<'a, T: Element> Product<'a, T> {
     ) {
         // SAFETY: the process may use AMX.
         let _tiles = unsafe { Tiles::configure() };
-        let blocks = self.steps.div_ceil(self.blocking.steps).max(1);
+        let blocks = self.steps.div_ceil(self.steps_of_block()).max(1);
         let step = self.steps.div_ceil(blocks);
-        let panel_words = 2 * step * TILE;
+        let panel_words = 2 * step * self.b_parts * TILE;
         let stored = if blocks == 1 { 1 } else { row_blocks.len() * panels.len() };
         let b = scratch.words(panels.len() * panel_words + stored * SUMS);
         // SAFETY: `b` has room for the packed panels and the sums.
@@ -244,8 +292,9 @@ impl<'a, T: Element> Product<'a, T> {
                         // SAFETY: the offsets lie inside packed A and inside the sums.
                         unsafe {
                             let sums = sums.add(at * SUMS);
-                            let a = a.at(row_block * self.words_per_row_block()).add(first * TILE).cast::<u8>();
-                            let tiles = [a.cast_const(), a.add(self.steps * TILE * 4).cast_const()];
+                            let a = a.at(row_block * self.words_per_row_block());
+                            let tiles = [a, a.add(self.steps * self.a_parts * TILE)]
+                                .map(|tile| tile.add(first * self.a_parts * TILE).cast::<u8>().cast_const());
                             let lines = lines_of(row_block - sharing.start, sharing.len());
                             let prefetch = self.prefetch(next, lines);
                             self.multiply(&ready[i], tiles, sums, block > 0, prefetch);
@@ -261,12 +310,15 @@ impl<'a, T: Element> Product<'a, T> {
 
     /// Adds the products of one panel with 32 packed rows of A to the sums, or stores them if `add` is false.
     unsafe fn multiply(&self, panel: &Panel, a: [*const u8; 2], sums: *mut f32, add: bool, prefetch: Prefetch) {
-        let a_tail =
-            if panel.tail.is_null() { [null(); 2] } else { a.map(|tile| tile.wrapping_add(panel.steps * 1024)) };
+        let a_tail = if panel.tail.is_null() {
+            [null(); 2]
+        } else {
+            a.map(|tile| tile.wrapping_add(panel.steps * self.a_parts * 1024))
+        };
         let mut call = TileCall {
             rows: a,
             row_stride: 64,
-            row_step: 1024,
+            row_step: self.a_parts * 1024,
             pairs: panel.tiles,
             steps: panel.steps,
             tail_rows: a_tail,
@@ -278,17 +330,25 @@ impl<'a, T: Element> Product<'a, T> {
         if !self.b.transposed {
             (call.rows, call.pairs) = (panel.tiles, a);
             (call.tail_rows, call.tail_pairs) = (panel.tail_tiles(), a_tail);
-            if panel.place == Place::Rows {
-                (call.row_stride, call.row_step) = (self.row_bytes(), 64);
-            }
+            (call.row_stride, call.row_step) =
+                if panel.place == Place::Rows { (self.row_bytes(), 64) } else { (64, self.b_parts * 1024) };
         }
+        let multiply = match (panel.place == Place::Group, self.a_parts, self.b_parts, self.b.transposed) {
+            (false, 1, 1, _) => tiles::multiply,
+            (true, 1, ..) => tiles::multiply_groups,
+            (true, ..) => tiles::multiply_f32_rows_and_groups,
+            (false, 1, _, false) | (false, _, 1, true) => tiles::multiply_f32_rows,
+            (false, 1, _, true) | (false, _, 1, false) => tiles::multiply_f32_pairs,
+            (false, _, _, true) => tiles::multiply_f32_a_is_rows,
+            (false, _, _, false) => tiles::multiply_f32_a_is_pairs,
+        };
         // SAFETY: the tiles exist for all steps, the sums are four tiles, and the tiles of this thread are configured.
-        unsafe { if panel.place == Place::Group { multiply_groups(&call) } else { multiply(&call) } }
+        unsafe { multiply(&call) }
     }
 
     /// Bytes of a row of B that lies along k.
     fn row_bytes(&self) -> usize {
-        2 * self.k
+        self.b.unit.element() * self.k
     }
 
     /// Whether 32 rows of B that lie along k have their elements of one k in one or two sets of the first-level cache
@@ -302,7 +362,7 @@ impl<'a, T: Element> Product<'a, T> {
     unsafe fn pack_a(&self, row: usize, rows: usize, dst: *mut u32) {
         // SAFETY: the rows exist, and `dst` has room for two rows of tiles.
         unsafe {
-            let halves = [dst, dst.add(self.steps * TILE)];
+            let halves = [dst, dst.add(self.steps * self.a_parts * TILE)];
             match (self.b.transposed, self.a.transposed) {
                 (true, true) => pack_transposed_rows(&self.a, row, rows, self.steps, halves),
                 (false, true) => pack_pairs(&self.a, row..row + rows, 0..self.steps, halves),

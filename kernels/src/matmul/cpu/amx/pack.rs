@@ -1,52 +1,252 @@
-//! Packing of bf16 operands into tiles, and vectors of elements of C.
+//! Packing of operands into tiles, of f32 in parts, and vectors of elements of C.
 #![allow(unsafe_code)]
 
-use super::super::avx512::{load_some, pack, transpose};
-use super::super::{Part, Source, Unit};
-use super::{SIDE, STEP, TILE};
+use super::super::avx512::transpose;
+use super::super::{Source, Unit, groups};
+use super::{PARTS, SIDE, STEP, TILE, parts};
 use crate::{DType, Element};
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Copies some steps of up to 16 rows of an operand that lies along k into tiles, one after the other. Missing rows and
-/// elements are 0.
+/// Copies some steps of up to 16 rows of an operand that lies along k into tiles, one step after the other and of each
+/// step one part after the other. Missing rows and elements are 0.
 ///
 /// # Safety
-/// The operand is not transposed; the rows exist; `dst` has room for a tile of each step.
-#[target_feature(enable = "avx512f,avx512bw")]
+/// The operand is not transposed; the rows exist; `dst` has room for the tiles of all parts of each step.
 pub(super) unsafe fn copy_rows(source: &Source, row: usize, rows: usize, steps: Range<usize>, dst: *mut u32) {
-    let stride = 2 * source.k;
-    for (i, step) in steps.enumerate() {
-        let at = source.base.wrapping_add(row * stride + step * 64);
-        // SAFETY: the rows exist, and bytes up to the end of a row are read.
-        let lines = unsafe { load_some(at, stride, rows, stride - step * 64) };
-        for (x, line) in lines.into_iter().enumerate() {
-            // SAFETY: `dst` has room for tile `i`.
-            unsafe { _mm512_storeu_si512(dst.add(i * TILE + x * SIDE).cast(), line) };
+    // SAFETY: the conditions of this function.
+    unsafe {
+        match parts(source.unit) {
+            1 => copy_rows_of::<1, false>(source, row, rows, steps, dst),
+            _ => copy_rows_of::<PARTS, false>(source, row, rows, steps, dst),
         }
     }
 }
 
-/// Reads 32 columns of two neighbouring k of an operand that is stored `[k, rows]`, and returns them as pairs: the
-/// first 16 columns, and the others. `mask` selects the columns that exist; k beyond the end are 0.
+/// Packs all steps of up to 16 rows of an operand that lies along k as tiles of pairs, in the order of [`copy_rows`].
+/// Missing rows and elements are 0.
 ///
 /// # Safety
-/// The columns that the mask selects exist from `column` on.
+/// The conditions of [`copy_rows`], for `steps` steps from 0 on.
+pub(super) unsafe fn pack_rows_as_pairs(source: &Source, row: usize, rows: usize, steps: usize, dst: *mut u32) {
+    // SAFETY: the conditions of this function.
+    unsafe {
+        match parts(source.unit) {
+            1 => copy_rows_of::<1, true>(source, row, rows, 0..steps, dst),
+            _ => copy_rows_of::<PARTS, true>(source, row, rows, 0..steps, dst),
+        }
+    }
+}
+
+/// Packs some steps of up to 32 rows of an operand that is stored `[k, rows]`, or in groups of f32, as tiles of pairs:
+/// 16 rows to each of two arrays, in the order of [`copy_rows`]. Missing rows and elements are 0.
+///
+/// # Safety
+/// The rows exist; each of `dst` has room for the tiles of all parts of each step.
+pub(super) unsafe fn pack_pairs(source: &Source, rows: Range<usize>, steps: Range<usize>, dst: [*mut u32; 2]) {
+    // SAFETY: the conditions of this function.
+    unsafe {
+        match parts(source.unit) {
+            1 => pack_columns_of::<1, false>(source, rows, steps, dst),
+            _ => pack_columns_of::<PARTS, false>(source, rows, steps, dst),
+        }
+    }
+}
+
+/// Packs all steps of up to 32 rows of an operand that is stored `[k, rows]` as tiles of rows: 16 rows to each of two
+/// arrays, in the order of [`copy_rows`]. Missing rows and elements are 0.
+///
+/// # Safety
+/// The conditions of [`pack_pairs`], for `steps` steps from 0 on.
+pub(super) unsafe fn pack_transposed_rows(source: &Source, row: usize, rows: usize, steps: usize, dst: [*mut u32; 2]) {
+    let rows = row..row + rows;
+    // SAFETY: the conditions of this function.
+    unsafe {
+        match parts(source.unit) {
+            1 => pack_columns_of::<1, true>(source, rows, 0..steps, dst),
+            _ => pack_columns_of::<PARTS, true>(source, rows, 0..steps, dst),
+        }
+    }
+}
+
+/// [`copy_rows`], or if `TRANSPOSED` [`pack_rows_as_pairs`]: a tile of pairs is the transpose of a tile of rows.
+///
+/// # Safety
+/// The conditions of [`copy_rows`]; `P` is the number of parts of the operand.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn copy_rows_of<const P: usize, const TRANSPOSED: bool>(
+    source: &Source,
+    row: usize,
+    rows: usize,
+    steps: Range<usize>,
+    dst: *mut u32,
+) {
+    let stride = source.unit.element() * source.k;
+    for (i, step) in steps.enumerate() {
+        let at = source.base.wrapping_add(row * stride + step * STEP * source.unit.element());
+        // SAFETY: `dst` has room for the tiles of this step.
+        let tiles = unsafe { dst.add(i * P * TILE) };
+        for x in 0..SIDE {
+            let mut line = [_mm512_setzero_si512(); P];
+            if x < rows {
+                // SAFETY: the row exists, and elements up to its end are read.
+                line = unsafe { load_along_k::<P>(at.wrapping_add(x * stride), source.k - step * STEP) };
+            }
+            // SAFETY: `dst` has room for these tiles.
+            unsafe { store_line(line, tiles.add(x * SIDE)) };
+        }
+        if TRANSPOSED {
+            // SAFETY: the tiles that have been written.
+            unsafe { transpose_tiles::<P>(tiles) };
+        }
+    }
+}
+
+/// [`pack_pairs`], or if `TRANSPOSED` [`pack_transposed_rows`].
+///
+/// # Safety
+/// The conditions of [`pack_pairs`]; `P` is the number of parts of the operand.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn pack_columns_of<const P: usize, const TRANSPOSED: bool>(
+    source: &Source,
+    rows: Range<usize>,
+    steps: Range<usize>,
+    dst: [*mut u32; 2],
+) {
+    let mask = ((1u64 << rows.len()) - 1) as u32;
+    for (i, step) in steps.enumerate() {
+        // SAFETY: each of `dst` has room for the tiles of this step.
+        let tiles = dst.map(|dst| unsafe { dst.add(i * P * TILE) });
+        for x in 0..SIDE {
+            // SAFETY: the mask selects rows that exist; each of `dst` has room for these tiles.
+            unsafe {
+                let [low, high] = load_pairs::<P>(source, rows.start, mask, step * STEP + 2 * x);
+                store_line(low, tiles[0].add(x * SIDE));
+                store_line(high, tiles[1].add(x * SIDE));
+            }
+        }
+        if TRANSPOSED {
+            for tiles in tiles {
+                // SAFETY: the tiles that have been written.
+                unsafe { transpose_tiles::<P>(tiles) };
+            }
+        }
+    }
+}
+
+/// Stores a line of each part to the tiles of the parts.
+///
+/// # Safety
+/// The line exists in `P` tiles that follow one another; `at` is its place in the first.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn store_line<const P: usize>(line: [__m512i; P], at: *mut u32) {
+    for (part, line) in line.into_iter().enumerate() {
+        // SAFETY: the line exists in this tile.
+        unsafe { _mm512_storeu_si512(at.add(part * TILE).cast(), line) };
+    }
+}
+
+/// Transposes the words of `P` tiles that follow one another.
+///
+/// # Safety
+/// The tiles exist.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn transpose_tiles<const P: usize>(tiles: *mut u32) {
+    for part in 0..P {
+        let mut lines = [_mm512_setzero_si512(); SIDE];
+        for (x, line) in lines.iter_mut().enumerate() {
+            // SAFETY: inside the tile.
+            *line = unsafe { _mm512_loadu_si512(tiles.add(part * TILE + x * SIDE).cast()) };
+        }
+        for (x, line) in transpose(lines).into_iter().enumerate() {
+            // SAFETY: inside the tile.
+            unsafe { _mm512_storeu_si512(tiles.add(part * TILE + x * SIDE).cast(), line) };
+        }
+    }
+}
+
+/// Reads up to 32 neighbouring elements of a row, and returns each of their parts as 32 bf16. Beyond the `left`
+/// elements that the row still has they are 0.
+///
+/// # Safety
+/// `left` elements are readable from `at` on, f32 if `P` is [`PARTS`], else bf16.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn load_pairs(source: &Source, column: usize, mask: u32, k: usize) -> [__m512i; 2] {
-    let line = |k: usize| {
-        let mask = if k < source.k { mask } else { 0 };
-        // SAFETY: the mask selects columns that exist, of a k that exists.
-        unsafe { _mm512_maskz_loadu_epi16(mask, source.base.wrapping_add((k * source.rows + column) * 2).cast()) }
+unsafe fn load_along_k<const P: usize>(at: *const u8, left: usize) -> [__m512i; P] {
+    let mask = if left >= STEP { !0 } else { (1u32 << left) - 1 };
+    let mut line = [_mm512_setzero_si512(); P];
+    if P == 1 {
+        // SAFETY: the mask selects elements that are readable.
+        line[0] = unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) };
+        return line;
+    }
+    // SAFETY: the mask selects elements that are readable.
+    let (low, high) = unsafe {
+        (
+            _mm512_maskz_loadu_ps(mask as u16, at.cast()),
+            _mm512_maskz_loadu_ps((mask >> SIDE) as u16, at.wrapping_add(64).cast()),
+        )
     };
-    let (even, odd) = (line(k), line(k + 1));
-    // 16-bit element i of the pairs: of `even` (0 to 31) or `odd` (32 to 63).
-    let low: [u16; 32] = const { pair_indexes(0) };
-    let high: [u16; 32] = const { pair_indexes(16) };
+    let upper_halves: [u16; 32] = const {
+        let mut indexes = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            indexes[i] = 2 * i as u16 + 1;
+            i += 1;
+        }
+        indexes
+    };
     // SAFETY: 64 bytes as 64 bytes.
-    let (low, high) = unsafe { (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())) };
-    [_mm512_permutex2var_epi16(even, low, odd), _mm512_permutex2var_epi16(even, high, odd)]
+    let upper_halves = unsafe { _mm512_loadu_si512(upper_halves.as_ptr().cast()) };
+    for ((line, low), high) in line.iter_mut().zip(split(low)).zip(split(high)) {
+        *line = _mm512_permutex2var_epi16(low, upper_halves, high);
+    }
+    line
+}
+
+/// Reads 32 columns of two neighbouring k of an operand that is stored `[k, rows]` or in groups of f32, and returns
+/// each of their parts as pairs: the first 16 columns, and the others. `mask` selects the columns that exist; k beyond
+/// the end are 0.
+///
+/// # Safety
+/// The columns that the mask selects exist from `column` on; `P` is the number of parts of the operand.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+unsafe fn load_pairs<const P: usize>(source: &Source, column: usize, mask: u32, k: usize) -> [[__m512i; P]; 2] {
+    let mut halves = [[_mm512_setzero_si512(); P]; 2];
+    let mask = |k: usize| if k < source.k { mask } else { 0 };
+    if P == 1 {
+        let line = |k: usize| {
+            let at = source.base.wrapping_add((k * source.rows + column) * 2);
+            // SAFETY: the mask selects columns that exist, of a k that exists.
+            unsafe { _mm512_maskz_loadu_epi16(mask(k), at.cast()) }
+        };
+        let (even, odd) = (line(k), line(k + 1));
+        // 16-bit element i of the pairs: of `even` (0 to 31) or `odd` (32 to 63).
+        let low: [u16; 32] = const { pair_indexes(0) };
+        let high: [u16; 32] = const { pair_indexes(16) };
+        // SAFETY: 64 bytes as 64 bytes.
+        let (low, high) =
+            unsafe { (_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())) };
+        halves[0][0] = _mm512_permutex2var_epi16(even, low, odd);
+        halves[1][0] = _mm512_permutex2var_epi16(even, high, odd);
+        return halves;
+    }
+    for (i, half) in halves.iter_mut().enumerate() {
+        let line = |k: usize| {
+            let at = match source.unit {
+                Unit::GroupedF32 => groups::line_at(source, column, k).cast::<f32>(),
+                _ => source.base.cast::<f32>().wrapping_add(k * source.rows + column),
+            };
+            // SAFETY: the mask selects columns that exist, of a k that exists.
+            unsafe { _mm512_maskz_loadu_ps((mask(k) >> (i * SIDE)) as u16, at.wrapping_add(i * SIDE)) }
+        };
+        for ((pair, even), odd) in half.iter_mut().zip(split(line(k))).zip(split(line(k + 1))) {
+            *pair = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(even), odd);
+        }
+    }
+    halves
 }
 
 /// Where the 32 halves of 16 pairs come from, whose first column is `first`.
@@ -60,60 +260,22 @@ const fn pair_indexes(first: u16) -> [u16; 32] {
     indexes
 }
 
-/// Packs some steps of up to 32 rows of an operand that is stored `[k, rows]` as tiles of pairs: 16 rows to each of two
-/// arrays. Missing rows and elements are 0.
-///
-/// # Safety
-/// The operand is transposed; the rows exist; each of `dst` has room for a tile of each step.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn pack_pairs(source: &Source, rows: Range<usize>, steps: Range<usize>, dst: [*mut u32; 2]) {
-    let mask = ((1u64 << rows.len()) - 1) as u32;
-    for (i, pair) in (steps.start * SIDE..steps.end * SIDE).enumerate() {
-        // SAFETY: the mask selects rows that exist; each of `dst` has room for this pair.
-        unsafe {
-            let halves = load_pairs(source, rows.start, mask, 2 * pair);
-            for (half, dst) in halves.into_iter().zip(dst) {
-                _mm512_storeu_si512(dst.add(i * SIDE).cast(), half);
-            }
-        }
-    }
-}
-
-/// Packs all steps of up to 32 rows of an operand that is stored `[k, rows]` as tiles of rows: 16 rows to each of two
-/// arrays. Missing rows and elements are 0.
-///
-/// # Safety
-/// The conditions of [`pack_pairs`], for `steps` steps from 0 on.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn pack_transposed_rows(source: &Source, row: usize, rows: usize, steps: usize, dst: [*mut u32; 2]) {
-    let mask = ((1u64 << rows) - 1) as u32;
-    for step in 0..steps {
-        let mut columns = [[_mm512_setzero_si512(); SIDE]; 2];
-        for x in 0..SIDE {
-            // SAFETY: the mask selects rows that exist.
-            [columns[0][x], columns[1][x]] = unsafe { load_pairs(source, row, mask, step * STEP + 2 * x) };
-        }
-        for (columns, dst) in columns.into_iter().zip(dst) {
-            for (x, line) in transpose(columns).into_iter().enumerate() {
-                // SAFETY: `dst` has room for this tile.
-                unsafe { _mm512_storeu_si512(dst.add(step * TILE + x * SIDE).cast(), line) };
-            }
-        }
-    }
-}
-
-/// Packs all steps of up to 16 rows of an operand that lies along k as tiles of pairs, one after the other. Missing
-/// rows and elements are 0.
-///
-/// # Safety
-/// The operand is not transposed; the rows exist; `dst` has room for `steps` tiles, which are all steps of the operand.
-pub(super) unsafe fn pack_rows_as_pairs(source: &Source, row: usize, rows: usize, steps: usize, dst: *mut u32) {
-    let units = Unit::Pair.count(source.k);
-    // SAFETY: the rows exist, and `dst` has room for `steps * TILE` words.
-    unsafe {
-        pack(source, Part { row, rows, unit: 0, units }, SIDE, dst);
-        dst.add(units * SIDE).write_bytes(0, steps * TILE - units * SIDE);
-    }
+/// Splits 16 f32 into bf16 parts, each in the upper half of its lane: `x` rounded to bf16, the rest rounded to bf16,
+/// and what then remains, which is a bf16. Each part has 8 bits of significand, so their sum is exactly `x`. A part
+/// rounds half away from zero; an `x` that rounds to infinity has parts that are not finite, and a NaN has a part that
+/// is NaN.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn split(x: __m512) -> [__m512i; PARTS] {
+    let rounded = |x: __m512| {
+        let sum = _mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000));
+        _mm512_and_si512(sum, _mm512_set1_epi32(0xffff_0000_u32 as i32))
+    };
+    let high = rounded(x);
+    let rest = _mm512_sub_ps(x, _mm512_castsi512_ps(high));
+    let middle = rounded(rest);
+    let low = _mm512_sub_ps(rest, _mm512_castsi512_ps(middle));
+    [high, middle, _mm512_castps_si512(low)]
 }
 
 /// Loads up to 16 elements, widened to f32.

@@ -48,10 +48,10 @@ impl Panel {
 
 impl<T: Element> Product<'_, T> {
     /// Makes a panel of B ready for some steps along k: packs pairs, or finds rows or lines, copying what lies in place
-    /// only in part. `dst` has room for two tiles: of each step, or of one step if B may stay in place.
+    /// only in part. `dst` has room for two tiles of each part: of each step, or of one step if B may stay in place.
     pub(super) unsafe fn prepare(&self, panel: usize, steps: Range<usize>, copied: bool, dst: *mut u32) -> Panel {
         let (row, rows) = (panel * BLOCK, BLOCK.min(self.n - panel * BLOCK));
-        let halves = [dst, dst.wrapping_add(steps.len() * TILE)];
+        let halves = [dst, dst.wrapping_add(steps.len() * self.b_parts * TILE)];
         let packed = |halves: [*mut u32; 2], steps: usize| Panel {
             tiles: halves.map(|half| half.cast::<u8>().cast_const()),
             place: Place::Packed,
@@ -76,7 +76,7 @@ impl<T: Element> Product<'_, T> {
             unsafe { pack_pairs(&self.b, row..row + rows, steps.clone(), halves) };
             return packed(halves, steps.len());
         }
-        if rows < BLOCK || copied {
+        if rows < BLOCK || copied || self.b_parts > 1 {
             for (first, half) in (0..rows).step_by(SIDE).zip(halves) {
                 // SAFETY: the rows exist, and `dst` has room for them.
                 unsafe { copy_rows(&self.b, row + first, SIDE.min(rows - first), steps.clone(), half) };
@@ -119,24 +119,28 @@ impl<T: Element> Product<'_, T> {
 
     /// What to prefetch while a block of rows of A is multiplied: some of the 32 lines of a panel of B that each step
     /// along k has, beginning with a step. In a panel of rows the lines of a step are those of 32 columns of C; else,
-    /// of 32 k.
+    /// of 32 k. With f32 there are twice as many; processors with AMX fetch the neighbour of a line as well.
     pub(super) fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
         // The processor prefetches the neighbouring lines of int8 while they are packed.
         if panel * BLOCK >= self.n || self.b.unit == Unit::Int8Pair {
             return Prefetch::NONE;
         }
-        if self.b.unit == Unit::GroupedPair {
-            let at = groups::line_at(&self.b, panel * BLOCK, step * SIDE).cast::<u8>();
-            let (at, advance) = (at.wrapping_add(64 * lines.start), 64 * BLOCK);
-            return Prefetch { at, stride: 64, lines: lines.len(), advance, ..Prefetch::NONE };
+        if matches!(self.b.unit, Unit::GroupedPair | Unit::GroupedF32) {
+            // 16 units of a step are 32 lines: one for 16 columns.
+            let units = self.b.unit.count(STEP);
+            let more = units / SIDE;
+            let at = groups::line_at(&self.b, panel * BLOCK, step * units).cast::<u8>();
+            let at = at.wrapping_add(64 * more * lines.start);
+            return Prefetch { at, stride: 64, lines: more * lines.len(), advance: 128 * units, ..Prefetch::NONE };
         }
+        let element = self.b.unit.element();
         let (row, column, stride) = if self.b.transposed {
-            (step * STEP + lines.start, panel * BLOCK, 2 * self.n)
+            (step * STEP + lines.start, panel * BLOCK, element * self.n)
         } else {
             (panel * BLOCK + lines.start, step * STEP, self.row_bytes())
         };
-        let at = self.b.base.wrapping_add(row * stride + column * 2);
-        let advance = if self.b.transposed { STEP * stride } else { 2 * STEP };
+        let at = self.b.base.wrapping_add(row * stride + column * element);
+        let advance = if self.b.transposed { STEP * stride } else { element * STEP };
         Prefetch { at, stride, lines: lines.len(), advance, ..Prefetch::NONE }
     }
 }

@@ -29,12 +29,12 @@ impl Prefetch {
 #[repr(C)]
 pub(super) struct TileCall {
     /// The first of the two tiles of rows, 16 rows that are `row_stride` bytes apart, and the second. A step later,
-    /// they are `row_step` bytes further.
+    /// they are `row_step` bytes further. With several parts, those of a step follow one another: high, middle, low.
     pub(super) rows: [*const u8; 2],
     pub(super) row_stride: usize,
     pub(super) row_step: usize,
-    /// The two tiles of pairs. Packed, their rows are 64 bytes apart, and a step later they are 1024 bytes further; in
-    /// groups, 128 and 2048.
+    /// The two tiles of pairs. Packed, their rows are 64 bytes apart, and a step later they are 1024 bytes further, with
+    /// three parts 3072; in groups, 128 and 2048.
     pub(super) pairs: [*const u8; 2],
     pub(super) steps: usize,
     /// The tiles of an incomplete last step, completed with zeros. Rows are 64 bytes apart, or 128 for pairs in groups.
@@ -85,6 +85,119 @@ macro_rules! tiles_of_first_rows {
         tileloadd tmm7, [{p1} + {line}*1]
         tdpbf16ps tmm1, tmm4, tmm7
         "
+    };
+}
+
+/// Loads one part of both tiles of rows; the parts are at bytes 0 (high), 1024 (middle) and 2048 (low).
+macro_rules! load_rows {
+    ($part:literal) => {
+        concat!(
+            "\ntileloadd tmm4, [{r0} + {stride}*1 + ",
+            $part,
+            "]",
+            "\ntileloadd tmm5, [{r1} + {stride}*1 + ",
+            $part,
+            "]\n",
+        )
+    };
+}
+
+/// Loads one part of both tiles of pairs.
+macro_rules! load_pairs {
+    ($part:literal) => {
+        concat!(
+            "\ntileloadd tmm6, [{p0} + {line}*1 + ",
+            $part,
+            "]",
+            "\ntileloadd tmm7, [{p1} + {line}*1 + ",
+            $part,
+            "]\n",
+        )
+    };
+}
+
+/// Adds the products of the loaded tiles to four tiles of sums.
+macro_rules! products {
+    () => {
+        "
+        tdpbf16ps tmm0, tmm4, tmm6
+        tdpbf16ps tmm1, tmm4, tmm7
+        tdpbf16ps tmm2, tmm5, tmm6
+        tdpbf16ps tmm3, tmm5, tmm7
+        "
+    };
+}
+
+/// One step of four tiles of sums; A, in three parts, is the rows, B the pairs. The order of the products is that of
+/// [`super`].
+macro_rules! six_products_a_is_rows {
+    () => {
+        concat!(
+            load_rows!(0),
+            load_pairs!(2048),
+            products!(),
+            load_pairs!(1024),
+            products!(),
+            load_rows!(1024),
+            products!(),
+            load_pairs!(0),
+            products!(),
+            load_rows!(0),
+            products!(),
+            load_rows!(2048),
+            products!(),
+        )
+    };
+}
+
+/// The same where A is the pairs and B the rows.
+macro_rules! six_products_a_is_pairs {
+    () => {
+        concat!(
+            load_pairs!(0),
+            load_rows!(2048),
+            products!(),
+            load_rows!(1024),
+            products!(),
+            load_pairs!(1024),
+            products!(),
+            load_rows!(0),
+            products!(),
+            load_pairs!(0),
+            products!(),
+            load_pairs!(2048),
+            products!(),
+        )
+    };
+}
+
+/// One step of four tiles of sums; the rows have three parts, the pairs one.
+macro_rules! three_parts_of_rows {
+    () => {
+        concat!(
+            load_pairs!(0),
+            load_rows!(2048),
+            products!(),
+            load_rows!(1024),
+            products!(),
+            load_rows!(0),
+            products!(),
+        )
+    };
+}
+
+/// One step of four tiles of sums; the rows have one part, the pairs three.
+macro_rules! three_parts_of_pairs {
+    () => {
+        concat!(
+            load_rows!(0),
+            load_pairs!(2048),
+            products!(),
+            load_pairs!(1024),
+            products!(),
+            load_pairs!(0),
+            products!(),
+        )
     };
 }
 
@@ -238,10 +351,10 @@ macro_rules! tile_function {
     };
 }
 
-/// Defines functions for packed pairs.
+/// Defines functions for packed pairs: of one part, or of three.
 macro_rules! functions_of_packed_pairs {
-    ($($name:ident, $step:ident, $prefetch:literal;)*) => {
-        $(tile_function!($name, $step, line: 64, pair_step: 1024, prefetch: prefetch_lines!($prefetch));)*
+    ($($name:ident, $step:ident, $pair_step:literal, $prefetch:literal;)*) => {
+        $(tile_function!($name, $step, line: 64, pair_step: $pair_step, prefetch: prefetch_lines!($prefetch));)*
     };
 }
 
@@ -254,14 +367,20 @@ macro_rules! functions_of_groups {
 
 functions_of_packed_pairs! {
     // With many rows of A, what follows goes to the second-level cache.
-    multiply, four_tiles, "prefetcht1";
+    multiply, four_tiles, 1024, "prefetcht1";
     // With 17 to 32 rows of A, or up to 16, what follows goes to the first-level cache.
-    thin_two, four_tiles, "prefetcht0";
-    thin_one, tiles_of_first_pairs, "prefetcht0";
+    thin_two, four_tiles, 1024, "prefetcht0";
+    thin_one, tiles_of_first_pairs, 1024, "prefetcht0";
+    // Two f32 operands, or an f32 and a bf16 operand.
+    multiply_f32_a_is_rows, six_products_a_is_rows, 3072, "prefetcht1";
+    multiply_f32_a_is_pairs, six_products_a_is_pairs, 3072, "prefetcht1";
+    multiply_f32_rows, three_parts_of_rows, 1024, "prefetcht1";
+    multiply_f32_pairs, three_parts_of_pairs, 3072, "prefetcht1";
 }
 
 functions_of_groups! {
     multiply_groups, four_tiles, prefetch_lines!("prefetcht1");
+    multiply_f32_rows_and_groups, three_parts_of_rows, prefetch_lines!("prefetcht1");
     // 17 to 32 rows of A, or up to 16.
     thin_groups_two, four_tiles, prefetch_stream!();
     thin_groups_one, tiles_of_first_rows, prefetch_stream!();
