@@ -95,7 +95,13 @@ pub struct DefaultIsa {
 
 /// The default instruction set of this machine.
 pub fn default_isa() -> DefaultIsa {
-    choose(best_isa(), amx_support().err(), intel_family_and_model())
+    #[cfg_attr(not(feature = "emulate-amx"), allow(unused_mut, reason = "changed only with the feature"))]
+    let mut default = choose(best_isa(), amx_support().err(), intel_family_and_model());
+    #[cfg(all(feature = "emulate-amx", target_arch = "x86_64"))]
+    if super::amx::support().is_err() {
+        default.reason += "; AMX is emulated, thousands of times slower";
+    }
+    default
 }
 
 /// Intel processors on which products with the bf16 dot product of AVX-512 are slower than with f32 multiply-adds.
@@ -164,6 +170,10 @@ fn parse_isa(name: &str, best: Isa) -> Result<Option<Isa>, String> {
 /// Whether this process may use AMX with bf16; else why not. The first call asks the system for permission.
 #[cfg(target_arch = "x86_64")]
 fn amx_support() -> Result<(), &'static str> {
+    #[cfg(all(feature = "emulate-amx", target_os = "linux"))]
+    if super::amx_emulator::install() {
+        return Ok(());
+    }
     super::amx::support()
 }
 

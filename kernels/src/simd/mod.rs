@@ -4,7 +4,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
-#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+#[cfg(all(any(test, feature = "emulate-amx"), target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx_emulator;
 mod isa;
 

@@ -1,4 +1,5 @@
 //! Emulates AMX for tests on a processor without it: a handler of SIGILL that executes the instruction in software.
+//! With the feature `emulate-amx` a whole program runs so.
 //!
 //! ```text
 //! code of reel executes, say, `tdpbf16ps tmm0, tmm4, tmm6`     # the bytes that ship
@@ -285,14 +286,14 @@ fn decode(code: &[u8], rip: usize, registers: &Registers) -> Option<(Instruction
 }
 
 /// Makes instructions of AMX work in this process: by the processor, or else by the emulator. Returns false if neither
-/// is possible, because the processor lacks AVX-512.
+/// is possible, because the processor lacks AVX-512 BF16.
 pub(crate) fn install() -> bool {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     *INSTALLED.get_or_init(|| {
         if super::amx::support().is_ok() {
             return true;
         }
-        if super::best_isa() < super::Isa::Avx512Bf16 {
+        if !is_x86_feature_detected!("avx512bf16") {
             return false;
         }
         // SAFETY: an all-zero `sigaction` is valid; the handler has the signature that SA_SIGINFO asks for.
