@@ -23,7 +23,8 @@ impl AccessRecord {
     pub(super) fn subsumes(&self, old: &AccessRecord) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         let same_block = self.key < FIRST_OP_KEY && old.key < FIRST_OP_KEY && self.key >> 6 == old.key >> 6;
-        (self.write || !old.write) && (mine == AccessStrength::Weak || mine <= theirs && same_block)
+        let same_width = self.stamp.wide() == old.stamp.wide();
+        (self.write || !old.write) && (mine == AccessStrength::Weak || mine <= theirs && same_block && same_width)
     }
 
     fn hash(&self, list: ListId) -> u64 {
@@ -59,8 +60,9 @@ struct Node {
     depth: u32,
     has_write: bool,
     has_read: bool,
-    /// Whether all accesses in the list are strong at `.gpu` scope and made by threads.
-    all_strong_at_gpu: bool,
+    /// The width code of the accesses, if all accesses in the list have the same width, are strong at `.gpu` scope and
+    /// were made by threads.
+    strong_at_gpu: Option<u8>,
     /// Whether the accesses in the list were made by threads of more than one block.
     across_blocks: bool,
 }
@@ -125,9 +127,10 @@ impl AccessLists {
         list != 0 && self.nodes[list as usize - 1].has_read
     }
 
-    /// Returns true if all accesses in the list are strong at `.gpu` scope and made by threads.
-    pub(super) fn all_strong_at_gpu(&self, list: ListId) -> bool {
-        list == 0 || self.nodes[list as usize - 1].all_strong_at_gpu
+    /// Returns true if all accesses in the list are morally strong with a thread's access of width code `wide` that is
+    /// strong at `.gpu` scope: they are strong at this scope, too, were made by threads and have the same width.
+    pub(super) fn are_all_morally_strong_with(&self, list: ListId, wide: u32) -> bool {
+        list == 0 || self.nodes[list as usize - 1].strong_at_gpu == Some(wide as u8)
     }
 
     /// Adds `entry`, whose mask is rotated, to the front of a list and drops the accesses that it replaces. Returns
@@ -201,6 +204,7 @@ impl AccessLists {
         let below = list.checked_sub(1).map(|at| self.nodes[at as usize]);
         let below = below.filter(|node| node.depth < MAX_DEPTH);
         let gpu = entry.stamp.strength() == AccessStrength::Gpu && entry.key < FIRST_OP_KEY;
+        let strong_at_gpu = gpu.then_some(entry.stamp.wide() as u8);
         self.nodes.push(Node {
             entry,
             next: if below.is_some() { list } else { 0 },
@@ -208,7 +212,7 @@ impl AccessLists {
             has_write: entry.write || below.is_some_and(|node| node.has_write),
             has_read: !entry.write || below.is_some_and(|node| node.has_read),
             across_blocks: below.is_some_and(|node| node.across_blocks || node.entry.key >> 6 != entry.key >> 6),
-            all_strong_at_gpu: gpu && below.is_none_or(|node| node.all_strong_at_gpu),
+            strong_at_gpu: strong_at_gpu.filter(|_| below.is_none_or(|node| node.strong_at_gpu == strong_at_gpu)),
         });
         self.nodes.len() as ListId
     }

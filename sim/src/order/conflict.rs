@@ -38,6 +38,9 @@ pub enum ConflictKind {
         /// Whether both are plain stores and no thread read the bytes in between; storing equal values is harmless
         /// then.
         two_stores: bool,
+        /// Whether both accesses are strong at a common scope and race only because they overlap in part: their sizes
+        /// differ.
+        mixed_sizes: bool,
     },
     /// The accessing thread has not observed the completion of this asynchronous operation.
     NotWaited(AsyncOpId),

@@ -40,3 +40,45 @@ fn exchange_clears_memory_that_nothing_has_written() {
     assert_eq!(kinds(exchange, &format!("{barrier} {read}"), barrier), [""; 0]);
     assert_eq!(kinds(exchange, read, barrier), ["race"]);
 }
+
+/// Thread 0 executes `first`, thread 32 of another warp `second`, without synchronisation.
+fn unordered(first: &str, second: &str) -> Case {
+    let body = format!(
+        ".reg .b32 %r<6>; .reg .b64 %d<6>; .reg .b16 %h; .reg .pred %p<2>;
+        ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x; mov.u64 %d1, 1; mov.u32 %r1, 1; mov.u32 %r2, 2; mov.b16 %h, 0;
+        setp.eq.u32 %p0, %r0, 0; setp.eq.u32 %p1, %r0, 32;
+        @%p0 {first}
+        @%p1 {second}
+        ret;"
+    );
+    Case::new("sm_90", 64, &body)
+}
+
+#[test]
+fn unordered_strong_accesses_of_different_sizes_race() {
+    let whole = "red.global.add.u64 [%d0], %d1;";
+    for part in [
+        "red.global.add.u32 [%d0], %r1;",
+        "red.global.add.u32 [%d0+4], %r1;",
+        "ld.relaxed.gpu.global.u32 %r3, [%d0];",
+        "st.volatile.global.u32 [%d0+4], %r1;",
+        "atom.global.cas.b16 %h, [%d0], %h, %h;",
+    ] {
+        for case in [unordered(whole, part), unordered(part, whole)] {
+            let report = case.run();
+            let [race] = &report.findings.concat()[..] else { panic!("{part} {:?}", report.findings) };
+            assert_eq!(race.kind.name(), "race", "{part}");
+            assert!(race.message.contains("race if their sizes differ"), "{}", race.message);
+        }
+    }
+    for same in ["ld.relaxed.gpu.global.u64 %d2, [%d0];", "red.global.add.u32 [%d0+8], %r1;"] {
+        assert_eq!(unordered(whole, same).kinds(), [""; 0], "{same}");
+    }
+    // A vector counts as its elements, and a packed type as its halves.
+    let vector = "st.relaxed.gpu.global.v2.u32 [%d0], {%r1, %r2};";
+    assert_eq!(unordered(vector, "ld.relaxed.gpu.global.u32 %r3, [%d0+4];").kinds(), [""; 0]);
+    assert_eq!(unordered(vector, "ld.relaxed.gpu.global.u64 %d2, [%d0];").kinds(), ["race"]);
+    let packed = "red.global.add.noftz.f16x2 [%d0], %r1;";
+    assert_eq!(unordered(packed, "red.global.add.noftz.f16 [%d0+2], %h;").kinds(), [""; 0]);
+    assert_eq!(unordered(packed, "ld.relaxed.gpu.global.u32 %r3, [%d0];").kinds(), ["race"]);
+}

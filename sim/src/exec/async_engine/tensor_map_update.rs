@@ -1,7 +1,7 @@
 //! Instructions that change tensor maps: `tensormap.replace`, and the fence that copies a map to global memory.
 
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
-use crate::exec::memory_system::MemorySystem;
+use crate::exec::memory_system::{AccessSize, MemorySystem};
 use crate::exec::operands::lane_addresses;
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::finding::FindingKind;
@@ -96,6 +96,6 @@ fn check_map_access(
     for part in (0..MAP_BYTES as u64).step_by(16) {
         let (lanes, offsets) = (1 << lane, [offset + part; 32]);
         let group = LaneGroup { location, lanes, offsets, consecutive: false };
-        memory.check_lane_accesses(cx, access, &group, 16, AccessStrength::Weak);
+        memory.check_lane_accesses(cx, access, &group, AccessSize::whole(16), AccessStrength::Weak);
     }
 }

@@ -1,5 +1,6 @@
 //! `atom` and `red`: each lane reads, combines and writes in one indivisible step.
 
+use super::check::AccessSize;
 use super::combine::{atomic_result, flush_subnormal};
 use super::locate::AccessRequest;
 use super::system::MemorySystem;
@@ -53,7 +54,8 @@ impl MemorySystem {
         if a.op == AtomicOp::Exch {
             self.mark_exchanged_unwritten(cx, a, group, bytes);
         }
-        self.check_lane_accesses(cx, AccessKind::Atomic, group, bytes, a.scope);
+        let size = AccessSize { bytes, element: a.ty.element_size() };
+        self.check_lane_accesses(cx, AccessKind::Atomic, group, size, a.scope);
         self.check_mbarrier_overwrite(cx, group, bytes);
         let semantics = a.semantics.unwrap_or(MemorySemantics::Relaxed);
         let observes = !self.sync_vars.is_empty();

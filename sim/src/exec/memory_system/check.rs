@@ -47,27 +47,30 @@ impl MemorySystem {
         self.conflicts = found;
     }
 
-    /// Checks an access of `bytes` bytes by each lane of `group` for races.
+    /// Checks an access of `size` bytes by each lane of `group` for races.
     pub fn check_lane_accesses(
         &mut self,
         cx: &mut InstructionContext,
         access: AccessKind,
         group: &LaneGroup,
-        bytes: u32,
+        size: AccessSize,
         strength: AccessStrength,
     ) {
         let pc = cx.pc;
         self.check_shadow(cx, group.location, access, None, |shadow, warp, order, found| {
-            shadow.check_access(access, warp, group.lanes, &group.offsets, bytes, strength, pc, order, found);
+            size.for_each_access(strength, &group.offsets, |offsets, bytes| {
+                shadow.check_access(access, warp, group.lanes, offsets, bytes, strength, pc, order, found);
+            });
         });
     }
 
     /// Checks a store of each lane of `group` for races, before it changes memory.
-    pub fn check_store(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore, bytes: u32) {
-        let (pc, strength) = (cx.pc, access_strength(t));
-        self.check_shadow(cx, group.location, AccessKind::Write, Some((group, t)), |shadow, warp, order, found| {
-            let offsets = &group.offsets;
-            shadow.check_access(AccessKind::Write, warp, group.lanes, offsets, bytes, strength, pc, order, found);
+    pub fn check_store(&mut self, cx: &mut InstructionContext, group: &LaneGroup, t: &LoadStore) {
+        let (pc, strength, access) = (cx.pc, access_strength(t), AccessKind::Write);
+        self.check_shadow(cx, group.location, access, Some((group, t)), |shadow, warp, order, found| {
+            AccessSize::of(t).for_each_access(strength, &group.offsets, |offsets, bytes| {
+                shadow.check_access(access, warp, group.lanes, offsets, bytes, strength, pc, order, found);
+            });
         });
     }
 
@@ -252,6 +255,42 @@ impl MemorySystem {
             MemoryLocation::Shared(slot) => {
                 let block = cx.grid.blocks.get(slot).map_or(cx.warp.order.block(), |block| block.index);
                 1 << 63 | (block as u64) << 32 | offset
+            }
+        }
+    }
+}
+
+/// The size of a lane's access: all its bytes, and the bytes of one element of its vector or packed type.
+#[derive(Clone, Copy, Debug)]
+pub struct AccessSize {
+    /// Bytes of the whole access.
+    pub bytes: u32,
+    /// Bytes of one element.
+    pub element: u32,
+}
+
+impl AccessSize {
+    /// Returns the size of an access of one element.
+    pub fn whole(bytes: u32) -> AccessSize {
+        AccessSize { bytes, element: bytes }
+    }
+
+    /// Returns the size of a load or store.
+    #[inline(always)]
+    pub fn of(t: &LoadStore) -> AccessSize {
+        let element = t.width as u32;
+        AccessSize { bytes: element * t.regs.len() as u32, element }
+    }
+
+    /// Calls `check` with the offsets and the size of each access that the memory model distinguishes: for a strong
+    /// access to a vector or packed type one per element, else one for all bytes. Only for strong accesses does the
+    /// size matter.
+    #[inline(always)]
+    fn for_each_access(self, strength: AccessStrength, offsets: &[u64; 32], mut check: impl FnMut(&[u64; 32], u32)) {
+        check(offsets, if strength == AccessStrength::Weak { self.bytes } else { self.element });
+        if strength != AccessStrength::Weak {
+            for start in (self.element..self.bytes).step_by(self.element as usize) {
+                check(&offsets.map(|offset| offset + u64::from(start)), self.element);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! `ld`: loads of a warp.
 
+use super::check::AccessSize;
 use super::locate::AccessRequest;
 use super::registers::{load_registers, read_element, set_register_lanes, zero_registers};
 use super::system::MemorySystem;
@@ -49,7 +50,7 @@ impl MemorySystem {
                         wanted => self.find_unwritten_bytes(cx, &checked, bytes, wanted),
                     };
                     if checked.lanes != 0 {
-                        self.check_lane_accesses(cx, AccessKind::Read, &checked, bytes, access_strength(t));
+                        self.check_lane_accesses(cx, AccessKind::Read, &checked, AccessSize::of(t), access_strength(t));
                     }
                     let data = self.location_bytes(&cx.grid.blocks, group.location);
                     load_registers(data, group, t, cx.warp.regs_mut(cx.fragment.frame));

@@ -1,5 +1,6 @@
 //! `ldmatrix` and `stmatrix`: 8 × 8 matrices between shared memory and the registers of a warp.
 
+use super::check::AccessSize;
 use super::locate::AccessRequest;
 use super::system::MemorySystem;
 use crate::counters;
@@ -65,7 +66,7 @@ impl MemorySystem {
         ldmatrix::store(&values, t.trans, &mut bytes[..rows]);
         for group in groups {
             self.count_traffic(cx.grid.reporter.counts(cx.pc), group, 16, true);
-            self.check_lane_accesses(cx, AccessKind::Write, group, 16, AccessStrength::Weak);
+            self.check_lane_accesses(cx, AccessKind::Write, group, AccessSize::whole(16), AccessStrength::Weak);
             self.check_mbarrier_overwrite(cx, group, 16);
             let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
             for lane in lanes_in_mask(group.lanes).map(|lane| lane as usize) {

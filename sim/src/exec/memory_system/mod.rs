@@ -25,6 +25,7 @@ mod system;
 mod unwritten;
 mod wmma;
 
+pub use check::AccessSize;
 pub use locate::AccessRequest;
 pub use system::MemorySystem;
 pub use unwritten::copy_register;

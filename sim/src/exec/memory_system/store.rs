@@ -69,7 +69,7 @@ impl MemorySystem {
             bytes_of_word => self.find_unwritten_bytes(cx, group, bytes, bytes_of_word),
         };
         self.check_mbarrier_overwrite(cx, group, bytes);
-        self.check_store(cx, group, t, bytes);
+        self.check_store(cx, group, t);
         let data = self.location_bytes_mut(&mut cx.grid.blocks, group.location);
         if store_registers(data, group, t, cx.warp.regs(cx.fragment.frame)) {
             cx.record_memory_change();

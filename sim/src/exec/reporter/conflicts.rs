@@ -34,7 +34,7 @@ impl Reporter<'_> {
         let c = m.conflict;
         let (site, space, address, memory) = (m.site, m.space, m.address, Some((m.space, m.address)));
         let harmless_race = match c.kind {
-            ConflictKind::Race { two_stores } => m.after_exit || m.same_value && two_stores,
+            ConflictKind::Race { two_stores, .. } => m.after_exit || m.same_value && two_stores,
             _ => false,
         };
         // Repeated conflicts are counted without a message, because a missing barrier causes a conflict at every
@@ -63,10 +63,14 @@ impl Reporter<'_> {
             ConflictKind::Uninitialized => {
                 format!("{access} of {space} memory at {address:#x} that no thread has written")
             }
-            ConflictKind::Race { .. } => {
+            ConflictKind::Race { mixed_sizes, .. } => {
                 let (earlier, thread) = (earlier_access_name(c.earlier_kind), thread());
+                let reason = match mixed_sizes {
+                    true => "; atomic, relaxed and volatile accesses race if their sizes differ",
+                    false => "",
+                };
                 format!(
-                    "{access} of {space} memory at {address:#x} is not ordered after the {earlier} of {thread} at line {line}"
+                    "{access} of {space} memory at {address:#x} is not ordered after the {earlier} of {thread} at line {line}{reason}"
                 )
             }
             ConflictKind::NotWaited(op) => {

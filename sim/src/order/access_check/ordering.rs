@@ -77,7 +77,8 @@ impl AccessCheck<'_> {
         if !self.is_ordered_for_lane(old.key, old.stamp, old.mask, lane)
             && let Some(other) = (0..LANES as u32).find(unknown)
         {
-            if self.is_morally_strong(old) {
+            let strong = self.are_strong_at_common_scope(old);
+            if strong && self.overlaps_completely(old) {
                 return None;
             }
             let two_stores = writes
@@ -85,7 +86,11 @@ impl AccessCheck<'_> {
                 && earlier_kind == EarlierAccess::Write
                 && !self.stamp.atomic()
                 && self.key < FIRST_OP_KEY;
-            let kind = if of_op { ConflictKind::NotWaited(op) } else { ConflictKind::Race { two_stores } };
+            let kind = if of_op {
+                ConflictKind::NotWaited(op)
+            } else {
+                ConflictKind::Race { two_stores, mixed_sizes: strong }
+            };
             return fault(kind, other);
         }
         if self.is_async() && old.write && !self.is_visible_to_async_proxy(old, lane) {
@@ -106,8 +111,9 @@ impl AccessCheck<'_> {
         old.mask & !visible == 0
     }
 
-    /// Returns true if both accesses are strong and each one's scope includes the other's thread (morally strong).
-    pub(super) fn is_morally_strong(&self, old: &AccessRecord) -> bool {
+    /// Returns true if both accesses are morally strong, or would be if they overlapped completely: both are strong, and
+    /// each one's scope includes the other's thread.
+    fn are_strong_at_common_scope(&self, old: &AccessRecord) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         if mine.min(theirs) == AccessStrength::Weak {
             return false;
@@ -117,6 +123,13 @@ impl AccessCheck<'_> {
         let through_async = of_op && ops.kind(AsyncOpId::from_key(old.key)).is_async_proxy();
         let block = if of_op { ops.issuer(AsyncOpId::from_key(old.key)).block() } else { old.key >> 6 };
         through_async == self.is_async() && mine.min(theirs) >= self.cx.clusters.common_scope(block, self.warp.block())
+    }
+
+    /// Returns true if the access covers the same bytes as `old`, which it overlaps. Strong accesses that overlap only
+    /// in part are not morally strong. The elements of a bulk reduction are of unknown width; they count as covering
+    /// the same bytes.
+    fn overlaps_completely(&self, old: &AccessRecord) -> bool {
+        self.key >= FIRST_OP_KEY || old.key >= FIRST_OP_KEY || self.stamp.wide() == old.stamp.wide()
     }
 
     pub(super) fn is_visible_to_async_proxy(&self, old: &AccessRecord, lane: u32) -> bool {
@@ -146,7 +159,10 @@ impl AccessCheck<'_> {
         writes: bool,
         lists: &AccessLists,
     ) -> Option<ConflictWithoutLane> {
-        if self.stamp.strength() == AccessStrength::Gpu && self.key < FIRST_OP_KEY && lists.all_strong_at_gpu(list) {
+        if self.stamp.strength() == AccessStrength::Gpu
+            && self.key < FIRST_OP_KEY
+            && lists.are_all_morally_strong_with(list, self.stamp.wide())
+        {
             return None;
         }
         let mut wholly_known = true;

@@ -341,7 +341,11 @@ impl World {
         if access == AccessKind::Atomic {
             strength = strength.max(AccessStrength::Cta);
         }
-        let bytes = [4, 4, 4, 2, 1, 8, 16][n[2] as usize % 7];
+        // Strong accesses mostly have one size, because those of different sizes race.
+        let bytes = match strength {
+            AccessStrength::Weak => [4, 4, 4, 2, 1, 8, 16][n[2] as usize % 7],
+            _ => [4, 8][usize::from(n[2] >= 245)],
+        };
         let n = if self.mix == 4 { [n[0], n[1], n[2], n[3] % 4] } else { n };
         let stride = [0, bytes, bytes, 4][n[3] as usize % 4];
         let mut offsets = [0; 32];
@@ -447,7 +451,8 @@ impl World {
             Some(end) => self.ends.get(&end).cloned().unwrap_or_default(),
         };
         if !seen.iter().any(|&node| self.graph.happens_before(node, mine.node)) {
-            let exempt = strong && through_async(mine) == through_async(old);
+            let same_bytes = mine.op.is_some() || old.op.is_some() || mine.bytes == old.bytes;
+            let exempt = strong && same_bytes && through_async(mine) == through_async(old);
             return (!exempt).then_some(if old.op.is_some() { "not waited" } else { "race" });
         }
         let fenced = |&node: &EventId| self.graph.is_proxy_fence_between(node, mine.node, self.space as usize);

@@ -5,7 +5,7 @@ use crate::order::*;
 
 const CLUSTERS: ClusterLayout = ClusterLayout { grid: [4, 1, 1], cluster: [2, 1, 1] };
 const ALL: u32 = u32::MAX;
-const RACE: ConflictKind = ConflictKind::Race { two_stores: false };
+const RACE: ConflictKind = ConflictKind::Race { two_stores: false, mixed_sizes: false };
 
 /// Two warps of each of four blocks, and the shadow memory of one allocation.
 struct RuleTest {
@@ -143,7 +143,7 @@ fn reports_reads_of_uninitialised_bytes() {
 #[test]
 fn marks_races_between_two_stores_unless_read_in_between() {
     let mut s = RuleTest::new(true);
-    let two = Some(ConflictKind::Race { two_stores: true });
+    let two = Some(ConflictKind::Race { two_stores: true, mixed_sizes: false });
     assert_eq!((s.write(0, 0, 0), s.write(0, 1, 0)), (None, two));
     assert_eq!((s.write(0, 0, 4), s.read(0, 0, 4), s.write(0, 1, 4)), (None, None, Some(RACE)));
     assert_eq!((s.atomic(0, 0, 8, AccessStrength::Gpu), s.write(0, 1, 8)), (None, Some(RACE)));
@@ -371,6 +371,33 @@ fn release_survives_atomics_and_ends_at_a_store() {
         vars.on_strong_read(8, &mut s.warps[3], 0, MemorySemantics::Acquire, AccessStrength::Gpu, &CLUSTERS);
         assert_eq!(s.read(3, 0, 0), Some(RACE));
     }
+}
+
+#[test]
+fn strong_accesses_race_unless_they_cover_the_same_bytes() {
+    use AccessKind::{Atomic, Read, Write};
+    let mixed = Some(ConflictKind::Race { two_stores: false, mixed_sizes: true });
+    let gpu = AccessStrength::Gpu;
+    for (first, second, offset) in [(Atomic, Atomic, 0), (Write, Read, 4), (Read, Write, 4), (Atomic, Read, 0)] {
+        let mut s = RuleTest::new(true);
+        assert_eq!(s.access(first, 0, 0, 0, 8, gpu), None);
+        assert_eq!(s.access(second, 4, 0, offset, 4, gpu), mixed, "{first:?} {second:?}");
+        // Accesses beside these bytes, of the same size, and of an ordered thread are no races.
+        assert_eq!(s.access(Atomic, 6, 0, 8, 4, gpu), None);
+        assert_eq!(s.access(Atomic, 2, 0, 8, 4, gpu), None);
+        assert_eq!(s.access(Atomic, 4, 0, offset, 4, gpu).is_some(), true, "the 8-byte access is still remembered");
+    }
+    let mut s = RuleTest::new(true);
+    assert_eq!(s.access(Atomic, 0, 0, 0, 8, gpu), None);
+    s.meet(0);
+    assert_eq!(s.access(Atomic, 1, 0, 0, 4, gpu), None);
+    // The ordered access of 4 bytes does not hide that of 8 bytes, with which other threads race.
+    assert_eq!(s.access(Atomic, 4, 0, 0, 4, gpu), mixed);
+    assert_eq!(s.access(Atomic, 6, 0, 0, 8, gpu), mixed);
+    // Reads of different sizes are no conflict.
+    let mut s = RuleTest::new(true);
+    assert_eq!(s.access(Read, 0, 0, 0, 8, gpu), None);
+    assert_eq!(s.access(Read, 4, 0, 0, 4, gpu), None);
 }
 
 #[test]

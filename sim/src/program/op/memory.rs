@@ -134,7 +134,7 @@ pub enum AtomicType {
 }
 
 impl AtomicType {
-    /// Returns the bytes of one element.
+    /// Returns the bytes that one register holds.
     pub fn size(self) -> u32 {
         match self {
             AtomicType::B16 | AtomicType::F16 | AtomicType::BF16 => 2,
@@ -156,6 +156,14 @@ pub struct Atomic {
     pub op: AtomicOp,
     /// The operand type.
     pub ty: AtomicType,
+
+    /// Returns the bytes of one element: of each half of a packed type, else of the whole register.
+    pub fn element_size(self) -> u32 {
+        match self {
+            AtomicType::F16x2 | AtomicType::BF16x2 => 2,
+            _ => self.size(),
+        }
+    }
     /// First register-file row of each register that receives an old value, one per element; empty for `red`.
     pub dst: Vec<Option<Slot>>,
     /// The operand, one register per element; for `cas` the value to compare with.
