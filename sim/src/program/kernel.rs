@@ -2,6 +2,7 @@
 
 use super::decode::decode_function;
 use super::symbols::{SymbolAddresses, function_address, place_shared_variables};
+use super::target::Target;
 use super::{Kernel, Program, ProgramError};
 use crate::ptx::ast::{Module, Operand};
 use std::collections::HashMap;
@@ -9,7 +10,8 @@ use std::collections::HashMap;
 /// Decodes the kernel `name` and every function that it may call.
 ///
 /// # Errors
-/// Returns [`ProgramError::NoKernel`] if the module does not define the kernel.
+/// Returns [`ProgramError::NoKernel`] if the module does not define the kernel, and [`ProgramError::Target`] if an
+/// instruction needs a later architecture than the module's target.
 pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, ProgramError> {
     let module = &program.module;
     let entry = module.functions.iter().position(|f| f.kernel && !f.declaration && f.name == name);
@@ -37,7 +39,7 @@ pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, Pro
         offset += p.size;
     }
     let shared = place_shared_variables(module, &reached, &mut layout);
-    let target = module.target.trim_start_matches("sm_").trim_end_matches(['a', 'f']).parse().unwrap_or(80);
+    let target = Target::of_module(module);
     let mut kernel = Kernel {
         name: name.into(),
         functions: Vec::new(),
@@ -54,10 +56,11 @@ pub(super) fn decode_kernel(program: &Program, name: &str) -> Result<Kernel, Pro
         cluster: function.cluster,
         max_registers: function.max_registers,
         unknown: Vec::new(),
-        target,
+        target: target.architecture,
     };
     let mut first = 0;
     for &index in &reached {
+        target.check_instructions(&module.functions[index])?;
         let mut code = decode_function(program, index, &reached, &layout, &mut kernel.unknown)?;
         code.first = first;
         first += code.instrs.len() as u32;

@@ -13,6 +13,7 @@ mod operands;
 mod rows;
 mod speculation;
 mod symbols;
+mod target;
 pub mod uses;
 mod volatile;
 
@@ -20,6 +21,7 @@ use crate::ptx::ast::{Module, ParseError, SourceLocation};
 use crate::regs::{RegisterRow, Slot};
 use op::DecodedInstruction;
 
+pub use target::Target;
 /// A parsed PTX module with addresses for its variables.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -185,6 +187,18 @@ pub enum ProgramError {
         kernels: String,
     },
     /// An operand does not fit its instruction.
+    /// An instruction needs a later GPU architecture than the module's `.target`.
+    #[error("line {line}: {what} needs {needed}, but the module's .target is {target}")]
+    Target {
+        /// Line in the PTX text.
+        line: u32,
+        /// The instruction or special register.
+        what: String,
+        /// The first target that has it.
+        needed: Target,
+        /// The module's target.
+        target: Target,
+    },
     #[error("line {line}: {what}")]
     Operand {
         /// Line in the PTX text.

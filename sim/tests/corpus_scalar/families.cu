@@ -64,8 +64,8 @@ extern "C" __global__ void atomics(unsigned* m) {
     do { expect = seen; seen = atomicCAS(h, expect, static_cast<unsigned short>(expect + 1)); } while (seen != expect);
     unsigned packed = 0x3c003800u;
     asm volatile("red.global.add.noftz.f16x2 [%0], %1;" :: "l"(m + 18), "r"(packed) : "memory");
-    packed = 0x3f803f00u;
-    asm volatile("{ .reg .b32 o; atom.global.add.noftz.bf16x2 o, [%0], %1; }" :: "l"(m + 19), "r"(packed) : "memory");
+    packed = 0x3800u;
+    asm volatile("{ .reg .b16 o, h; cvt.u16.u32 h, %1; atom.global.add.noftz.f16 o, [%0], h; }" :: "l"(m + 19), "r"(packed) : "memory");
     atomicExch(m + 20, 77u);
     float tiny = __uint_as_float(3u);
     atomicAdd(reinterpret_cast<float*>(m + 21), tiny);
@@ -81,7 +81,7 @@ extern "C" __global__ void atomics(unsigned* m) {
 //@ launch: grid=1 block=32 args=buf:16:zeros,buf:64:zeros architecture=sm_90a
 extern "C" __global__ void hopper(unsigned* m, unsigned* out) {
     float one = 1.0f, two = 2.0f;
-    asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" :: "l"(m), "f"(one), "f"(two) : "memory");
+    asm volatile("red.global.add.v2.f32 [%0], {%1, %2}; red.global.add.noftz.bf16x2 [%0+48], %3;" :: "l"(m), "f"(one), "f"(two), "r"(0x3f803f00u) : "memory");
     asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %1, %1};" :: "l"(m + 4), "f"(one), "f"(two) : "memory");
     unsigned leader, elected;
     asm volatile("{ .reg .pred p; elect.sync %0|p, 0xffffffff; selp.u32 %1, 1, 0, p; }" : "=r"(leader), "=r"(elected));

@@ -82,10 +82,10 @@ fn atomics() {
         15 => (63i64 << 33 >> 32) as u32,
         16 => 5,
         17 => 64,
-        // Packed pairs (f16x2, then bf16x2): 1 is added 64 times to the upper half, 0.5 to the lower half. 64 and 32
-        // are 0x5400 and 0x5000 in f16, 0x4280 and 0x4200 in bf16.
+        // A pair of f16: 1 is added 64 times to the upper half, 0.5 to the lower half; then a single f16, to which 0.5
+        // is added. 64 and 32 are 0x5400 and 0x5000 in f16.
         18 => 0x5400_5000,
-        19 => 0x4280_4200,
+        19 => 0x5000,
         20 => 77,
         // Atomic float additions flush subnormal numbers to zero in global memory, but not in shared memory.
         21 => 0,
@@ -100,7 +100,8 @@ fn hopper() {
     check_every_run("families", "hopper", |ran| {
         let m = ran.buffer_words(0);
         assert_eq!(m[..8], [f(32.0), f(64.0), 0, 0, f(32.0), f(64.0), f(32.0), f(32.0)]);
-        assert_eq!(m[8..12], [5, 0, 5, 0]);
+        // 32 times 1 in the upper half and 0.5 in the lower half, in bf16.
+        assert_eq!(m[8..13], [5, 0, 5, 0, 0x4200_4180]);
         let expected: Vec<u32> = (0..32).map(|t| if t == 0 { 10 } else { 0 }).collect();
         assert_eq!(ran.buffer_words(1)[..32], expected);
     });
