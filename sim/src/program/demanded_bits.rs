@@ -11,18 +11,21 @@
 //! A bit of a register is demanded if an instruction uses it, or writes a register with it of which the corresponding
 //! bit is demanded. The analysis starts with the bits that instructions use and follows copies, conversions, masks,
 //! shifts and sums backwards until nothing is added. It does not follow the order of instructions: a register counts
-//! by all of its uses in the function. A register that one `mov` sets to a constant counts as that constant.
+//! by all of its uses in the function, after [`with_separate_values`] has given values that are replaced within a basic
+//! block registers of their own. A register that one `mov` sets to a constant counts as that constant.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::data_flow::{is_load, is_store};
 use super::uses::{collect_registers, destination_count};
+use super::values::with_separate_values;
 use crate::ptx::ast::{Function, Instruction, Operand, RegisterIndex, Type};
 
 /// Returns, for each load instruction, the mask of the bytes that can change what the function does; all bits are set
 /// for every other instruction, and for a register that nothing reads.
 pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
+    let function = &*with_separate_values(function);
     let mut demanded = vec![0u64; function.registers.len()];
     let mut is_read = vec![false; function.registers.len()];
     let mut rules = Vec::new();
@@ -372,6 +375,12 @@ mod tests {
                 0b1100,
             ),
             ("LOOP: shr.u64 %d1, %d1, 8; st.u8 [%d0], %d1; bra LOOP;", 0b1111_1111),
+            // The destination is also a source.
+            ("cvt.u32.u64 %r0, %d1; prmt.b32 %r0, %r0, %r2, 0x4340; st.u32 [%d0], %r0;", 0b1001),
+            ("and.b64 %d1, %d1, 255; st.u64 [%d0], %d1;", 0b1),
+            ("shr.u64 %d1, %d1, 56; st.u64 [%d1], 0;", 0b1000_0000),
+            ("st.u8 [%d0], %d1; @%p and.b64 %d1, %d1, 255; mov.b64 %d1, 0; st.u64 [%d0], %d1;", 0b1),
+            ("@%p bra NEXT; NEXT: and.b64 %d1, %d1, 255; st.u8 [%d0], %d1; mov.b64 %d1, 0;", 0b1),
         ];
         for (uses, bytes) in loads {
             let found = used(&format!("ld.u64 %d1, [%d0]; {uses}"));
@@ -388,6 +397,9 @@ mod tests {
             "setp.eq.u64 %p, %d1, 0;",
             "mov.b64 %d3, -256; @%p mov.b64 %d3, -1; and.b64 %d2, %d1, %d3; st.u64 [%d0], %d2;",
             "st.u8 [%d0], %d1; add.u64 %d2, %d1, 1; st.u64 [%d0], %d2;",
+            // A thread may skip the instruction that replaces the value.
+            "@%p and.b64 %d1, %d1, 255; st.u64 [%d0], %d1;",
+            "@%p bra NEXT; and.b64 %d1, %d1, 255; NEXT: st.u64 [%d0], %d1;",
             "and.b64 %d2, %d1, %d3; st.u64 [%d0], %d2;",
             "shr.u64 %d2, %d1, %r0; st.u8 [%d0], %d2;",
             "mul.hi.u64 %d2, %d1, 3; st.u8 [%d0], %d2;",

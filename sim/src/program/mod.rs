@@ -15,6 +15,7 @@ mod speculation;
 mod symbols;
 mod target;
 pub mod uses;
+mod values;
 mod volatile;
 
 use crate::ptx::ast::{Module, ParseError, SourceLocation};

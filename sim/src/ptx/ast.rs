@@ -304,7 +304,7 @@ pub struct ParseError {
 }
 
 /// Returns true for `bra` and `brx`.
-pub(super) fn is_branch(opcode: &str) -> bool {
+pub(crate) fn is_branch(opcode: &str) -> bool {
     let base = opcode.split('.').next();
     matches!(base, Some("bra" | "brx"))
 }
