@@ -20,6 +20,8 @@ pub struct Allocation {
     pub shadow: ShadowMemory,
     /// Whether kernels may write to the buffer.
     pub writable: bool,
+    /// The name for messages: that of a module's variable, or the one that [`SimMemory::name_buffer`] gave.
+    name: Option<Box<str>>,
 }
 
 /// Why the host cannot read bytes of a buffer.
@@ -117,16 +119,23 @@ impl SimMemory {
     }
 
     /// Adds a buffer for a constant or a variable of a PTX module.
-    pub(crate) fn map_variable(&mut self, base: u64, data: Vec<u8>, constant: bool) {
+    pub(crate) fn map_variable(&mut self, base: u64, data: Vec<u8>, constant: bool, name: &str) {
         self.insert(base, data, true);
         if let Some(a) = self.buffer_index(base).and_then(|i| self.allocations.get_mut(i)) {
-            a.writable = !constant;
+            (a.writable, a.name) = (!constant, Some(name.into()));
+        }
+    }
+
+    /// Gives the buffer at `base` a name for messages.
+    pub fn name_buffer(&mut self, base: u64, name: &str) {
+        if let Some(a) = self.buffer_index(base).and_then(|i| self.allocations.get_mut(i)) {
+            a.name = Some(name.into());
         }
     }
 
     fn insert(&mut self, base: u64, data: Vec<u8>, initialized: bool) {
         let shadow = ShadowMemory::new(MemorySpace::Global, data.len() as u64, initialized);
-        self.put(Allocation { base, data, shadow, writable: true });
+        self.put(Allocation { base, data, shadow, writable: true, name: None });
     }
 
     fn put(&mut self, allocation: Allocation) {
@@ -230,16 +239,27 @@ impl SimMemory {
             None => "there is no buffer".into(),
             Some(a) => {
                 let end = a.base + a.data.len() as u64;
-                let (n, len) = (self.allocations.iter().position(|b| b.base == a.base).unwrap_or(0), a.data.len());
+                let (name, len) = (self.displayed_name(a), a.data.len());
                 if address >= end && address - end < BUFFER_GAP_BYTES {
-                    format!("{} bytes past the end of buffer {n}, which has {len} bytes", address - end)
+                    format!("{} bytes past the end of {name}, which has {len} bytes", address - end)
                 } else if address < a.base && a.base - address < BUFFER_GAP_BYTES {
-                    format!("{} bytes before buffer {n}, which has {len} bytes", a.base - address)
+                    format!("{} bytes before {name}, which has {len} bytes", a.base - address)
                 } else {
                     "no buffer is near".into()
                 }
             }
         }
+    }
+
+    /// Returns the name of the buffer with this index for messages. A buffer without a name has a number, which counts
+    /// the buffers and not the variables of modules.
+    pub(crate) fn displayed_buffer_name(&self, index: usize) -> String {
+        self.displayed_name(&self.allocations[index])
+    }
+
+    fn displayed_name(&self, buffer: &Allocation) -> String {
+        let buffers = self.allocations.iter().filter(|a| a.base >= layout::HEAP_BASE && a.base < buffer.base);
+        buffer.name.as_ref().map_or_else(|| format!("buffer {}", buffers.count()), |name| name.to_string())
     }
 }
 
@@ -270,7 +290,7 @@ mod tests {
         assert_eq!(part.iter().map(|a| a.base).collect::<Vec<_>>(), [at[0], at[2]]);
         assert_eq!(memory.iter().map(|a| a.base).collect::<Vec<_>>(), [at[1], at[3]]);
         assert!(part.write(at[2], &[9]));
-        part.map_variable(layout::MODULE_BASE, vec![1], false);
+        part.map_variable(layout::MODULE_BASE, vec![1], false, "variable");
         memory.merge(part);
         assert_eq!(memory.iter().map(|a| a.base).collect::<Vec<_>>(), at);
         assert_eq!(memory.buffer_bytes(at[2]).unwrap()[..2], [9, 2]);

@@ -125,6 +125,7 @@ pub fn check_interleavings<E: Send>(
                 return;
             }
             let mut own = memory.clone();
+            plan.buffers.iter().for_each(|buffer| own.name_buffer(buffer.address, &buffer.name));
             let outcome = run(&mut own, &options_of(plan, i));
             if outcome.as_ref().is_ok_and(|launches| launches.iter().any(|launch| launch.stopped.is_some())) {
                 last.fetch_min(i, Ordering::Relaxed);

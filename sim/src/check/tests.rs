@@ -144,3 +144,20 @@ fn invalid_launch_is_an_error() {
     let e = check_kernel(&double, &kernel, &launch(1, 2000, &[0]), &SimMemory::new(), &plan(4, 2, 0)).unwrap_err();
     assert!(e.to_string().starts_with("block: "), "{e}");
 }
+
+#[test]
+fn findings_name_the_buffers_of_the_plan() {
+    let program = program(DOUBLE);
+    let kernel = program.kernel("double").unwrap();
+    let mut memory = SimMemory::new();
+    memory.alloc(vec![0; 64]);
+    let x = memory.alloc(vec![0; 64]);
+    let message = |buffers: Vec<NamedBuffer>| {
+        let plan = CheckPlan { buffers, ..plan(1, 1, 0) };
+        let report = check_kernel(&program, &kernel, &launch(1, 32, &[x]), &memory, &plan).unwrap();
+        report.findings[0][0].message.clone()
+    };
+    let named = vec![NamedBuffer { address: x, name: "arg0".into(), dtype: ElementType::F32 }];
+    assert!(message(named).contains("past the end of arg0, which has 64 bytes"));
+    assert!(message(Vec::new()).contains("past the end of buffer 1, which has 64 bytes"));
+}

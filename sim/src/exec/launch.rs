@@ -212,7 +212,7 @@ pub(super) fn map_global_variables(program: &Program, memory: &mut SimMemory) {
         if memory.buffer_index(v.address).is_none() && v.size > 0 {
             let mut bytes = vec![0; v.size as usize];
             bytes[..v.init.len()].copy_from_slice(&v.init);
-            memory.map_variable(v.address, bytes, v.constant);
+            memory.map_variable(v.address, bytes, v.constant, &v.name);
         }
     }
 }

@@ -92,7 +92,7 @@ pub struct Finding {
     pub block: [u32; 3],
     /// Coordinates of the thread of the first occurrence in its block.
     pub thread: [u32; 3],
-    /// The state space of the address: `global`, `shared` or `local`.
+    /// The state space of the address: `global`, `const`, `shared`, `local` or `param`.
     pub space: Option<&'static str>,
     /// The address that the first occurrence accessed, in its state space.
     pub address: Option<u64>,

@@ -277,10 +277,10 @@ impl<'a> OperandResolver<'a> {
                     return Ok((AddressOperand { base, wide: true, offset }, AddressWindow::Local));
                 }
                 let (address, found) = self.locate(name).ok_or_else(|| self.error(format!("{name}: not declared")))?;
-                let found = if window == AddressWindow::SharedCluster && found == AddressWindow::Shared {
-                    window
-                } else {
-                    found
+                let found = match (window, found) {
+                    (AddressWindow::SharedCluster, AddressWindow::Shared) => window,
+                    (AddressWindow::Const, AddressWindow::Global) => window,
+                    _ => found,
                 };
                 Ok((AddressOperand { base: None, wide: true, offset: address + offset }, found))
             }

@@ -45,10 +45,7 @@ impl MemorySystem {
     fn atomic_group(&mut self, cx: &mut InstructionContext, a: &Atomic, group: &LaneGroup, bytes: u32) {
         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, true);
         if !self.is_writable(group.location) {
-            let lane = group.lanes.trailing_zeros();
-            cx.report(FindingKind::OutOfBounds, lane, || {
-                "an atomic operation on constant memory, which is read-only".into()
-            });
+            self.report_write_to_constant(cx, group, "an atomic operation");
             return;
         }
         if a.op == AtomicOp::Exch {

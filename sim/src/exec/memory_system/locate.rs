@@ -70,12 +70,13 @@ impl MemorySystem {
     ) {
         let (addresses, bytes) = (request.addresses, request.bytes);
         let first = addresses[left.trailing_zeros() as usize];
+        let space = if request.window == AddressWindow::Const { "const" } else { "global" };
         let Some(index) = self.find_buffer_index(first) else {
             let lane = left.trailing_zeros();
             *left &= *left - 1;
             let near = self.buffers.describe_nearest_buffer(first);
-            cx.report_access(FindingKind::OutOfBounds, lane, ("global", first), || {
-                format!("access of {bytes} bytes at global address {first:#x}: {near}")
+            cx.report_access(FindingKind::OutOfBounds, lane, (space, first), || {
+                format!("access of {bytes} bytes at {space} address {first:#x}: {near}")
             });
             return;
         };
@@ -109,7 +110,8 @@ impl MemorySystem {
             group.offsets[lane as usize] = offset;
         }
         if bad != 0 {
-            report_bad_lanes(cx, request, bad, "global", (base, len));
+            let owner = self.buffers.displayed_buffer_name(index);
+            report_bad_lanes(cx, request, bad, (space, &owner), (base, len));
         }
         if group.lanes != 0 {
             groups.push(group);
@@ -199,7 +201,7 @@ impl MemorySystem {
             bad |= 1 << lane;
         }
         if bad != 0 {
-            report_bad_lanes(cx, request, bad, "shared", (window_base + start, len));
+            report_bad_lanes(cx, request, bad, ("shared", "the block's shared memory"), (window_base + start, len));
         }
         if group.lanes != 0 {
             groups.push(group);
@@ -292,14 +294,14 @@ impl MemorySystem {
     }
 }
 
-/// Reports lanes whose access is misaligned or reaches beyond its location, which has `len` bytes and begins at
-/// `base`.
+/// Reports lanes whose access is misaligned or reaches beyond its location in the state space `space`, which is called
+/// `name`, has `len` bytes and begins at `base`.
 #[cold]
 fn report_bad_lanes(
     cx: &mut InstructionContext,
     request: &AccessRequest,
     bad: u32,
-    space: &'static str,
+    (space, name): (&'static str, &str),
     (base, len): (u64, u64),
 ) {
     let bytes = request.bytes;
@@ -312,10 +314,9 @@ fn report_bad_lanes(
         } else {
             let offset = address.wrapping_sub(base) as i64;
             let inside = (0..len as i64 - bytes as i64 + 1).contains(&offset);
-            let problem = match space {
-                _ if inside => "no shared variable lies there".to_string(),
-                "global" => format!("the buffer has {len} bytes"),
-                _ => format!("the block's shared memory has {len} bytes"),
+            let problem = match inside {
+                true => "no shared variable lies there".to_string(),
+                false => format!("{name} has {len} bytes"),
             };
             cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
                 format!("{space} memory access of {bytes} bytes at offset {offset}: {problem}")

@@ -60,8 +60,7 @@ impl MemorySystem {
     fn store_group(&mut self, cx: &mut InstructionContext, t: &LoadStore, group: &LaneGroup, bytes: u32) {
         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, true);
         if !self.is_writable(group.location) {
-            let lane = group.lanes.trailing_zeros();
-            cx.report(FindingKind::OutOfBounds, lane, || "a store to constant memory, which is read-only".into());
+            self.report_write_to_constant(cx, group, "a store");
             return;
         }
         let kept = match t.kept_bytes {
@@ -86,6 +85,17 @@ impl MemorySystem {
             MemoryLocation::Global(index) => self.buffers.buffer(index).writable,
             MemoryLocation::Shared(_) => true,
         }
+    }
+
+    /// Reports that a lane of `group` writes to a read-only buffer; `access` names the access.
+    pub(super) fn report_write_to_constant(&self, cx: &mut InstructionContext, group: &LaneGroup, access: &str) {
+        let MemoryLocation::Global(index) = group.location else { return };
+        let lane = group.lanes.trailing_zeros();
+        let address = self.buffers.buffer(index).base + group.offsets[lane as usize];
+        cx.report_access(FindingKind::OutOfBounds, lane, ("const", address), || {
+            let name = self.buffers.displayed_buffer_name(index);
+            format!("{access} to {name}, which is read-only")
+        });
     }
 
     /// Returns whether a generic address lies in a variable in constant memory.
