@@ -234,12 +234,21 @@ impl Findings {
         self.list.iter().any(|f| f.kind == kind)
     }
 
-    /// Returns the findings in the order of their lines, one for each cause. Drops a load of unwritten bytes at a
-    /// line that also has a race: in another interleaving the racing store comes first, so both have one cause.
+    /// Returns the findings in the order of their lines, one for each cause. Drops two consequences of unordered
+    /// accesses, because in another interleaving the access comes first, and both have one cause: a load of unwritten
+    /// bytes at a line that also has a race, and the use of an mbarrier that does not exist (whose other instruction is
+    /// the use itself) at a line whose use of an mbarrier is not ordered after the initialisation.
     pub fn into_list(self) -> Vec<Finding> {
         let races = self.by_cause.keys().filter(|(kind, ..)| *kind == FindingKind::Race);
         let raced: HashSet<u32> = races.flat_map(|&(_, a, b)| [a, b]).collect();
-        let mut list = merge_by_gap(self.list, &self.gaps);
+        let of_mbarrier = || self.by_cause.iter().filter(|((kind, ..), _)| *kind == FindingKind::Mbarrier);
+        let unordered = of_mbarrier().filter(|((_, a, b), _)| a != b && *b != u32::MAX);
+        let unordered: HashSet<u32> = unordered.map(|(_, &at)| self.list[at].line).collect();
+        let early: HashSet<usize> =
+            of_mbarrier().filter(|((_, a, b), _)| a == b && unordered.contains(a)).map(|(_, &at)| at).collect();
+        let kept = self.list.into_iter().zip(self.gaps).enumerate().filter(|(at, _)| !early.contains(at));
+        let (list, gaps): (Vec<Finding>, Vec<Option<Gap>>) = kept.map(|(_, finding)| finding).unzip();
+        let mut list = merge_by_gap(list, &gaps);
         list.retain(|f| f.kind != FindingKind::Uninitialized || f.address.is_none() || !raced.contains(&f.line));
         list.sort_by_key(|f| (f.line, f.kind));
         list

@@ -21,8 +21,8 @@ mod volatile;
 use crate::ptx::ast::{Module, ParseError, SourceLocation};
 use crate::regs::{RegisterRow, Slot};
 use op::DecodedInstruction;
-
 pub use target::Target;
+
 /// A parsed PTX module with addresses for its variables.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -187,7 +187,6 @@ pub enum ProgramError {
         /// The names of the module's kernels.
         kernels: String,
     },
-    /// An operand does not fit its instruction.
     /// An instruction needs a later GPU architecture than the module's `.target`.
     #[error("line {line}: {what} needs {needed}, but the module's .target is {target}")]
     Target {
@@ -200,6 +199,7 @@ pub enum ProgramError {
         /// The module's target.
         target: Target,
     },
+    /// An operand does not fit its instruction.
     #[error("line {line}: {what}")]
     Operand {
         /// Line in the PTX text.

@@ -75,7 +75,9 @@ pub fn check_mbarrier_use(
 ) -> bool {
     let address = at.address;
     if cx.grid.blocks.mbarrier(at).is_none() {
-        cx.report_access(FindingKind::Mbarrier, lane, ("shared", address as u64), || {
+        // With the use itself as the other instruction, the finding gives way to one that names the initialisation.
+        let (site, memory) = (cx.finding_site(lane), Some(("shared", address as u64)));
+        cx.grid.reporter.report_with_details(FindingKind::Mbarrier, site, Some(cx.pc), memory, || {
             format!("an mbarrier at {address:#x} is {verb} before mbarrier.init or after mbarrier.inval")
         });
         return false;
