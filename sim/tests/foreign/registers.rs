@@ -50,3 +50,19 @@ fn setmaxnreg_is_checked_against_the_register_count_of_ptxas() {
     assert_eq!(declared(inc), [""; 0]);
     assert_eq!(declared("inc.sync.aligned.u32 224"), ["setmaxnreg"]);
 }
+
+#[test]
+fn the_warps_of_a_warpgroup_synchronise_between_two_setmaxnreg() {
+    let twice = |between: &str| {
+        let body = format!(
+            ".reg .b32 %r<2>; .shared .b64 bar; setmaxnreg.dec.sync.aligned.u32 40; {between}
+            setmaxnreg.inc.sync.aligned.u32 64; ret;"
+        );
+        let case = Case::new("sm_90a", 128, &body);
+        case.replace("(.param .u64 p) {", "(.param .u64 p) .maxntid 128, 1, 1 .maxnreg 128 {").kinds()
+    };
+    assert_eq!(twice("bar.sync 0;"), [""; 0]);
+    assert_eq!(twice("bar.sync 1, 128;"), [""; 0]);
+    assert_eq!(twice(""), ["setmaxnreg"]);
+    assert_eq!(twice("bar.warp.sync -1;"), ["setmaxnreg"]);
+}

@@ -252,7 +252,8 @@ pub fn wgmma_commit(cx: &mut InstructionContext) -> NextAction {
 pub fn report_missing_warps(grid: &mut GridState, block_slot: u32) {
     let Some(block) = grid.blocks.get_mut(block_slot) else { return };
     let warpgroups = std::mem::take(&mut block.warpgroups);
-    let lists: Vec<Vec<u32>> = block.warps.iter().flatten().map(|w| w.setmaxnreg.clone()).collect();
+    let lists: Vec<Vec<u32>> =
+        block.warps.iter().flatten().map(|w| w.setmaxnreg.iter().map(|s| s.pc).collect()).collect();
     for (group, here) in warpgroups.into_iter().enumerate() {
         for p in here.products.iter().filter(|p| p.issued != ALL_WARPS) {
             let (issued, missing): (Vec<usize>, Vec<usize>) =

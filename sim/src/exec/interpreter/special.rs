@@ -4,7 +4,7 @@ use crate::exec::context::{InstructionContext, NextAction};
 use crate::exec::grid_context::GridContext;
 use crate::exec::operands::set_predicate;
 use crate::exec::state::block::Block;
-use crate::exec::state::warp::FragmentState;
+use crate::exec::state::warp::{ExecutedSetmaxnreg, FragmentState, Warp};
 use crate::finding::FindingKind;
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::program::ConstantSpecialRegister;
@@ -93,6 +93,7 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
         });
         return NextAction::Next;
     }
+    report_unsynchronised_setmaxnreg(cx);
     // Warps whose register count is unknown count as holding none, so that only a wait that no register count could
     // end is reported.
     let known = cx.warp.max_registers;
@@ -128,7 +129,30 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
         block.register_pool = block.register_pool.saturating_sub(count * 32);
     }
     cx.warp.max_registers = Some(count);
-    cx.warp.setmaxnreg.push(cx.pc);
+    cx.warp.setmaxnreg.push(ExecutedSetmaxnreg { pc: cx.pc, epoch: cx.warp.order.epoch() });
     cx.grid.count_memory_or_barrier_change();
     NextAction::Next
+}
+
+/// Reports a second or later `setmaxnreg` before which the warps of the warpgroup have not synchronised: the previous
+/// one of every other warp must happen before it.
+fn report_unsynchronised_setmaxnreg(cx: &mut InstructionContext) {
+    let Some(previous) = cx.warp.setmaxnreg.len().checked_sub(1) else { return };
+    if cx.grid.context.options.count_only {
+        return;
+    }
+    let first = cx.warp.index as usize / 4 * 4;
+    let others = cx.block().warps.iter().skip(first).take(4).flatten().filter(|warp| warp.live != 0);
+    let is_ordered = |other: &Warp| {
+        other.setmaxnreg.get(previous).is_some_and(|executed| {
+            let clocks = || cx.warp.order.lane_groups_with_clocks();
+            (0..32).any(|lane| clocks().any(|(_, clock)| clock.includes(other.order.agent(lane), executed.epoch)))
+        })
+    };
+    if !others.into_iter().all(|other| is_ordered(other)) {
+        let line = cx.grid.context.source_line(cx.warp.setmaxnreg[previous].pc);
+        cx.report(FindingKind::Setmaxnreg, cx.first_lane(), || {
+            format!("setmaxnreg follows the one at line {line}, but the four warps have not synchronised in between")
+        });
+    }
 }

@@ -115,6 +115,15 @@ pub struct ReconvergencePoint {
     pub parent: u32,
 }
 
+/// A `setmaxnreg` that a warp has executed.
+#[derive(Clone, Copy, Debug)]
+pub struct ExecutedSetmaxnreg {
+    /// Index of the instruction in the kernel.
+    pub pc: u32,
+    /// The warp's epoch in vector clocks.
+    pub epoch: u32,
+}
+
 /// A warp of a resident block.
 #[derive(Debug)]
 pub struct Warp {
@@ -147,8 +156,8 @@ pub struct Warp {
     /// Number of registers per thread: the number at the start of the kernel, or as `setmaxnreg` set it. `None` while
     /// it is unknown.
     pub max_registers: Option<u32>,
-    /// Indices of the `setmaxnreg` instructions that the warp has executed, in order.
-    pub setmaxnreg: Vec<u32>,
+    /// The `setmaxnreg` instructions that the warp has executed, in order.
+    pub setmaxnreg: Vec<ExecutedSetmaxnreg>,
     /// For each lane, the last load of shared memory that nothing has written: the origin of undefined registers. Empty
     /// if no lane has executed such a load.
     pub unwritten_loads: Vec<Option<UnwrittenSource>>,
