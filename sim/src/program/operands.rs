@@ -306,9 +306,10 @@ impl<'a> OperandResolver<'a> {
         self.layout.functions.get(name).map(|&a| (a as i64, AddressWindow::Global))
     }
 
-    /// Returns the offset and size of a `.param` variable of this function.
+    /// Returns the offset and size of a parameter or `.param` variable of this function.
     pub fn param_offset_and_size(&self, name: &str) -> Option<(u32, u32)> {
-        self.param_offsets.get(name).copied()
+        let of_kernel = || self.layout.params.get(name).filter(|_| self.function.kernel);
+        self.param_offsets.get(name).or_else(of_kernel).copied()
     }
 
     fn local(&mut self, offset: i64) -> Slot {

@@ -99,8 +99,9 @@ pub(super) fn access_strength(t: &LoadStore) -> AccessStrength {
     if t.semantics.is_some() { t.scope } else { AccessStrength::Weak }
 }
 
-/// Returns the lanes of `lanes` whose load or store of parameters is aligned and lies within the `size` bytes of
-/// parameters, which begin at address `base`. Reports the other lanes.
+/// Returns the lanes of `lanes` whose load or store of parameters is aligned and lies within the parameter that the
+/// instruction names, or else within the `size` bytes of all parameters, which begin at address `base`. Reports the
+/// other lanes.
 pub(super) fn lanes_within_params(
     cx: &mut InstructionContext,
     t: &LoadStore,
@@ -110,19 +111,31 @@ pub(super) fn lanes_within_params(
     size: usize,
 ) -> u32 {
     let bytes = u64::from(t.width) * t.regs.len() as u64;
+    let named = t.param.as_ref().map(|param| (u64::from(param.offset), u64::from(param.size)));
+    let (start, size) = named.unwrap_or((0, size as u64));
     let is_good = |lane: usize| {
         let offset = at[lane].wrapping_sub(base);
-        offset & (bytes - 1) == 0 && offset.checked_add(bytes).is_some_and(|end| end <= size as u64)
+        let end = offset.wrapping_sub(start).checked_add(bytes);
+        offset & (bytes - 1) == 0 && end.is_some_and(|end| end <= size)
     };
     let bad = lanes & !lanes_where(lanes, is_good);
     if bad != 0 {
-        report_bad_params(cx, bytes, at, base, bad, size);
+        report_bad_params(cx, t, at, base, bad, (start, size));
     }
     lanes & !bad
 }
 
+/// Reports lanes whose access of parameters is misaligned, or outside the `size` bytes from offset `start` on.
 #[cold]
-fn report_bad_params(cx: &mut InstructionContext, bytes: u64, at: &[u64; 32], base: u64, bad: u32, size: usize) {
+fn report_bad_params(
+    cx: &mut InstructionContext,
+    t: &LoadStore,
+    at: &[u64; 32],
+    base: u64,
+    bad: u32,
+    (start, size): (u64, u64),
+) {
+    let bytes = u64::from(t.width) * t.regs.len() as u64;
     for lane in lanes_in_mask(bad) {
         let (address, offset) = (at[lane as usize], at[lane as usize].wrapping_sub(base));
         if offset % bytes != 0 {
@@ -133,8 +146,12 @@ fn report_bad_params(cx: &mut InstructionContext, bytes: u64, at: &[u64; 32], ba
             });
         } else {
             cx.report_access(FindingKind::OutOfBounds, lane, ("param", address), || {
-                let offset = offset as i64;
-                format!("access of {bytes} bytes at offset {offset} of the parameters, which have {size} bytes")
+                let offset = offset.wrapping_sub(start) as i64;
+                let (owner, verb) = match &t.param {
+                    Some(param) => (format!("parameter {}", param.name), "has"),
+                    None => ("the parameters".into(), "have"),
+                };
+                format!("access of {bytes} bytes at offset {offset} of {owner}, which {verb} {size} bytes")
             });
         }
     }

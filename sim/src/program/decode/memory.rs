@@ -57,6 +57,7 @@ impl Decoder<'_> {
         let transfer = LoadStore {
             window,
             addr,
+            param: self.named_param(&operands[address]),
             width: (ty.bits() / 8) as u8,
             signed: ty.is_signed(),
             regs,
@@ -74,6 +75,14 @@ impl Decoder<'_> {
                 .map(|&(predicate, negated)| (self.o.first_row_or_predicate_index(predicate), negated)),
         };
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
+    }
+
+    /// Returns the parameter that an address operand names. A parameter without a size, which takes the variable
+    /// arguments of a function, bounds nothing.
+    fn named_param(&self, address: &Operand) -> Option<Box<NamedParam>> {
+        let (Operand::Address(AddressBase::Symbol(name), _) | Operand::Symbol(name, _)) = address else { return None };
+        let (offset, size) = self.o.param_offset_and_size(name).filter(|(_, size)| *size > 0)?;
+        Some(Box::new(NamedParam { name: name.as_str().into(), offset, size }))
     }
 
     /// Decodes a `mov` between registers whose value comes from memory and goes to memory.

@@ -83,6 +83,7 @@ impl Decoder<'_> {
             fragment.element_bits()
         };
         let transfer = |slot: u32| LoadStore {
+            param: None,
             window,
             addr: AddressOperand { base: Some(at), wide: true, offset: 0 },
             width: (bits / 8) as u8,

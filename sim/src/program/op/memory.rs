@@ -15,6 +15,17 @@ pub struct AddressOperand {
     pub offset: i64,
 }
 
+/// A parameter of a kernel or function, or a `.param` variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedParam {
+    /// Its name in the PTX.
+    pub name: Box<str>,
+    /// Offset of its first byte in the parameter space.
+    pub offset: u32,
+    /// Its size in bytes.
+    pub size: u32,
+}
+
 /// A load or store (`ld`, `st`).
 #[derive(Clone, Debug)]
 pub struct LoadStore {
@@ -22,6 +33,8 @@ pub struct LoadStore {
     pub window: AddressWindow,
     /// The address of the first element.
     pub addr: AddressOperand,
+    /// The parameter or `.param` variable that the address names; the access must lie inside it.
+    pub param: Option<Box<NamedParam>>,
     /// Bytes of one element: 1, 2, 4, 8 or 16.
     pub width: u8,
     /// True if a load sign-extends the element to the width of its register.
@@ -143,6 +156,14 @@ impl AtomicType {
             _ => 4,
         }
     }
+
+    /// Returns the bytes of one element: of each half of a packed type, else of the whole register.
+    pub fn element_size(self) -> u32 {
+        match self {
+            AtomicType::F16x2 | AtomicType::BF16x2 => 2,
+            _ => self.size(),
+        }
+    }
 }
 
 /// An atomic operation (`atom`, `red`).
@@ -156,14 +177,6 @@ pub struct Atomic {
     pub op: AtomicOp,
     /// The operand type.
     pub ty: AtomicType,
-
-    /// Returns the bytes of one element: of each half of a packed type, else of the whole register.
-    pub fn element_size(self) -> u32 {
-        match self {
-            AtomicType::F16x2 | AtomicType::BF16x2 => 2,
-            _ => self.size(),
-        }
-    }
     /// First register-file row of each register that receives an old value, one per element; empty for `red`.
     pub dst: Vec<Option<Slot>>,
     /// The operand, one register per element; for `cas` the value to compare with.

@@ -16,7 +16,7 @@ pub use class::InstructionClass;
 pub use control::{Call, CallArgument, CallTarget, VaryingSpecialRegister};
 pub use copies::{BulkCopy, BulkCopyKind, BulkReduction, CpAsync};
 pub use matrix::{MatrixTransfer, Mma, Wgmma, Wmma, WmmaTransfer};
-pub use memory::{AddressOperand, AddressWindow, Atomic, AtomicOp, AtomicType, LoadStore};
+pub use memory::{AddressOperand, AddressWindow, Atomic, AtomicOp, AtomicType, LoadStore, NamedParam};
 pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierOperationKind};
 pub use warp::{ShuffleMode, VoteMode, WarpOp, WarpOpKind};
 
