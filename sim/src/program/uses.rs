@@ -87,7 +87,7 @@ pub(super) fn destination_count(i: &Instruction) -> usize {
     let count = match base {
         "st" | "red" | "stmatrix" | "bra" | "brx" | "barrier" | "membar" | "fence" | "cp" | "wgmma" | "prefetch"
         | "prefetchu" | "exit" | "ret" | "trap" | "nanosleep" | "griddepcontrol" | "setmaxnreg" | "tensormap"
-        | "discard" | "applypriority" => 0,
+        | "discard" | "applypriority" | "stackrestore" => 0,
         "wmma" => usize::from(!i.opcode.starts_with("wmma.store")),
         "bar" => usize::from(i.opcode.contains(".red")),
         "call" => usize::from(matches!(i.operands.first(), Some(Operand::List(_)))),

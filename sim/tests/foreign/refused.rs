@@ -82,3 +82,111 @@ fn results_of_unsupported_instructions_are_no_further_finding() {
     let body = "vadd.s32.s32.s32 %r1, %r0, %r0; st.global.u32 [%d0], %r1;";
     assert_eq!(kinds(body), ["unsupported"]);
 }
+
+/// A kernel with parameters of 8 and 16 bytes, and a function with two parameters of 4 bytes.
+fn parameters(load: &str, in_function: &str) -> Case {
+    let functions = format!(
+        ".func (.param .b32 out) f(.param .b32 a, .param .b32 b) {{ .reg .b32 %x; {in_function} st.param.b32 [out], %x;
+        ret; }}\n.visible"
+    );
+    let body = format!(
+        ".reg .b32 %r<4>; .reg .b64 %d<2>; {load}
+        {{ .param .b32 x; .param .b32 y; .param .b32 z; st.param.b32 [x], 1; st.param.b32 [y], 2;
+        call.uni (z), f, (x, y); ld.param.b32 %r1, [z]; }} ret;"
+    );
+    Case::new("sm_80", 32, &body)
+        .replace(".visible", &functions)
+        .replace("(.param .u64 p)", "(.param .u64 p, .param .align 8 .b8 q[16])")
+}
+
+#[test]
+fn accesses_outside_of_the_named_parameter_are_reported() {
+    let with_parameters = |load: &str, in_function: &str| {
+        let case = parameters(load, in_function);
+        Case { buffers: vec![vec![0; 64]; 3], ..case }.run()
+    };
+    let (load, inside) = ("ld.param.u32 %r0, [q+12];", "ld.param.u32 %x, [b];");
+    assert!(with_parameters(load, inside).has_no_findings());
+    for (load, in_function, message) in [
+        ("ld.param.u32 %r0, [q-4];", inside, "access of 4 bytes at offset -4 of parameter q, which has 16 bytes"),
+        ("ld.param.u64 %d0, [p+8];", inside, "access of 8 bytes at offset 8 of parameter p, which has 8 bytes"),
+        (load, "ld.param.u32 %x, [b-4];", "access of 4 bytes at offset -4 of parameter b, which has 4 bytes"),
+        (load, "ld.param.u32 %x, [a+4];", "access of 4 bytes at offset 4 of parameter a, which has 4 bytes"),
+    ] {
+        let findings = with_parameters(load, in_function).findings.concat();
+        assert_eq!(findings.iter().map(|f| &f.message[..]).collect::<Vec<_>>(), [message]);
+    }
+}
+
+#[test]
+fn findings_in_constant_memory_name_the_variable() {
+    let case = |access: &str| {
+        let body = format!(
+            ".reg .b32 %r<3>; .reg .b64 %d<4>; ld.param.u64 %d0, [p]; mov.u64 %d1, table; cvta.const.u64 %d2, %d1;
+            {access} ret;"
+        );
+        Case::new("sm_80", 1, &body).replace(".visible", ".global .u32 other;\n.const .u32 table[4];\n.visible")
+    };
+    for (access, space, message) in [
+        ("ld.const.u32 %r0, [table+16];", "const", "0 bytes past the end of table, which has 16 bytes"),
+        ("ld.const.u32 %r0, [%d1-4];", "const", "4 bytes before table, which has 16 bytes"),
+        ("ld.const.v2.u32 {%r0, %r1}, [%d1+4];", "const", "which is not a multiple of 8"),
+        ("st.u32 [%d2], 1;", "const", "a store to table, which is read-only"),
+        ("red.add.u32 [%d2], 1;", "const", "an atomic operation to table, which is read-only"),
+        ("ld.global.u32 %r0, [other+4];", "global", "0 bytes past the end of other, which has 4 bytes"),
+        ("ld.global.u32 %r0, [%d0+1024];", "global", "0 bytes past the end of buffer 0, which has 1024 bytes"),
+    ] {
+        let findings = case(access).run().findings.concat();
+        let [finding] = &findings[..] else { panic!("{access}: {findings:?}") };
+        assert_eq!(finding.space, Some(space), "{access}");
+        assert!(finding.message.contains(message), "{access}: {}", finding.message);
+    }
+}
+
+#[test]
+fn the_stack_is_restored() {
+    // More iterations than local memory has room for without stackrestore.
+    let body = |between: &str| {
+        format!(
+            "mov.u32 %r1, 0; AGAIN: stacksave.u64 %d1; mov.u64 %d2, 4096; alloca.u64 %d3, %d2; st.local.u32 [%d3], %r0;
+            ld.local.u32 %r2, [%d3]; setp.ne.u32 %p0, %r2, %r0; @%p0 trap; {between}
+            add.u32 %r1, %r1, 1; setp.lt.u32 %p1, %r1, 300; @%p1 bra AGAIN;"
+        )
+    };
+    assert_eq!(kinds(&body("stackrestore.u64 %d1;")), [""; 0]);
+    assert_eq!(kinds(&body("")), ["out-of-bounds"]);
+    assert_eq!(kinds(&body("add.u64 %d1, %d1, 8192; stackrestore.u64 %d1;")), ["out-of-bounds"]);
+    assert_eq!(kinds("stacksave.u32 %r1; stackrestore.u32 %r1; st.local.u32 [%r1], %r0;"), ["out-of-bounds"]);
+    assert_eq!(kinds("stackrestore.u32 %r1;"), ["uninitialized"]);
+}
+
+#[test]
+fn a_kernel_outside_of_device_graphs_reads_zero_as_the_graph() {
+    assert_eq!(kinds("mov.u64 %d1, %current_graph_exec; setp.ne.u64 %p0, %d1, 0; @%p0 trap;"), [""; 0]);
+}
+
+#[test]
+fn an_mbarrier_that_is_used_before_its_initialisation_is_one_finding_per_use() {
+    let case = |synchronise: &str| {
+        Case::new(
+            "sm_80",
+            64,
+            &format!(
+                ".reg .b32 %r<2>; .reg .b64 %d; .reg .pred %p<2>; .shared .b64 bar; mov.u32 %r0, %tid.x;
+                setp.ne.u32 %p0, %r0, 0;
+                @!%p0 mbarrier.init.shared.b64 [bar], 64;
+                {synchronise}
+                mbarrier.arrive.shared.b64 %d, [bar];
+                WAIT: mbarrier.test_wait.shared.b64 %p1, [bar], %d;
+                @!%p1 bra WAIT;
+                ret;"
+            ),
+        )
+    };
+    assert_eq!(case("bar.sync 0;").kinds(), [""; 0]);
+    let mut lines: Vec<u32> = case("").run().findings.concat().iter().map(|f| f.line).collect();
+    let found = lines.len();
+    lines.dedup();
+    assert_eq!(lines.len(), found, "{:?}", case("").run().findings);
+    assert!(lines.contains(&9), "{lines:?}");
+}

@@ -108,3 +108,38 @@ pub fn alloca(cx: &mut InstructionContext, dst: u32, size: u32) -> NextAction {
     cx.set_register64(dst, &[base as u64; 32]);
     NextAction::Next
 }
+
+/// Executes `stacksave`: returns the number of bytes of local memory that are in use, which is the same in all lanes.
+pub fn stacksave(cx: &mut InstructionContext, dst: u32, wide: bool) -> NextAction {
+    let top = cx.warp.local_top;
+    if wide {
+        cx.set_register64(dst, &[u64::from(top); 32]);
+    } else {
+        cx.set_register(dst, &[top; 32]);
+    }
+    NextAction::Next
+}
+
+/// Executes `stackrestore`: frees what `alloca` has allocated since the `stacksave`. If some lanes of the warp are
+/// elsewhere, whose allocations may be among these bytes, nothing is freed before the function returns.
+pub fn stackrestore(cx: &mut InstructionContext, src: u32, wide: bool) -> NextAction {
+    let regs = cx.regs();
+    let saved: [u64; 32] = if wide { regs.get64(src) } else { regs.get(src).map(u64::from) };
+    let undefined = regs.undefined[src as usize] & cx.mask;
+    if undefined != 0 {
+        cx.report_undefined(undefined.trailing_zeros(), || "stackrestore from an undefined register".into());
+        return NextAction::Next;
+    }
+    let (top, frame) = (cx.warp.local_top, cx.warp.frame(cx.fragment.frame));
+    let variables = cx.grid.context.kernel.functions[frame.function as usize].local_bytes;
+    let allowed = u64::from(frame.local_base + variables)..=u64::from(top);
+    if let Some(lane) = lanes_in_mask(cx.mask).find(|&lane| !allowed.contains(&saved[lane as usize])) {
+        cx.report(FindingKind::OutOfBounds, lane, || {
+            format!("stackrestore to {:#x}, which no stacksave of this function returned", saved[lane as usize])
+        });
+    } else if cx.mask == cx.warp.live {
+        let largest = lanes_in_mask(cx.mask).map(|lane| saved[lane as usize] as u32).max();
+        cx.warp.local_top = largest.unwrap_or(top);
+    }
+    NextAction::Next
+}

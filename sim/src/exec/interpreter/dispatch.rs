@@ -56,6 +56,8 @@ impl Interpreter<'_> {
             Op::Mapa { dst, src, rank, wide, generic } => address::mapa(cx, (*dst, *src), *rank, *wide, *generic),
             Op::GetCtaRank { dst, src, wide } => address::getctarank(cx, *dst, *src, *wide),
             Op::Alloca { dst, size } => address::alloca(cx, *dst, *size),
+            Op::StackSave { dst, wide } => address::stacksave(cx, *dst, *wide),
+            Op::StackRestore { src, wide } => address::stackrestore(cx, *src, *wide),
             Op::Warp(w) => warp_exchange::execute_warp_exchange(cx, w),
             Op::Barrier(b) => block_barrier::execute_block_barrier(cx, b),
             Op::ClusterArrive { release, aligned } => cluster_barrier::cluster_arrive(cx, *release, *aligned),

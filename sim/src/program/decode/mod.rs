@@ -185,6 +185,15 @@ impl Decoder<'_> {
                 dst: self.o.register_slot(nth(&instruction.operands, 0)?)?,
                 size: self.o.source_slot(nth(&instruction.operands, 1)?, Type::B64)?,
             }),
+            "stacksave" => {
+                let dst = self.o.register_slot(nth(&instruction.operands, 0)?)?;
+                Ok(Op::StackSave { dst, wide: has("u64") })
+            }
+            "stackrestore" => {
+                let wide = has("u64");
+                let ty = if wide { Type::B64 } else { Type::B32 };
+                Ok(Op::StackRestore { src: self.o.source_slot(nth(&instruction.operands, 0)?, ty)?, wide })
+            }
             _ => self.alu(instruction),
         }
     }

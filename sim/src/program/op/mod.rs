@@ -173,6 +173,14 @@ pub enum Op {
         dst: Slot,
         size: Slot,
     },
+    StackSave {
+        dst: Slot,
+        wide: bool,
+    },
+    StackRestore {
+        src: Slot,
+        wide: bool,
+    },
     /// An instruction that the simulator does not support; it is reported when it is executed.
     Unsupported(Box<str>),
 }
