@@ -1,6 +1,10 @@
 //! Times the race detector: one checked access of a warp, and one block barrier. `cargo bench -p reel-sim --bench
 //! order`.
 
+#[path = "../src/order/tests/block_barrier.rs"]
+mod block_barrier;
+
+use block_barrier::barrier;
 use reel_sim::order::*;
 use std::hint::black_box;
 use std::time::Instant;
@@ -158,22 +162,4 @@ fn main() {
         warps[1].acquire(1, &clock);
         meet(&mut warps);
     });
-}
-
-/// Executes a barrier. Each participant is a warp, the mask of its lanes that arrive, and the mask of its lanes that
-/// wait. The arriving lanes of all warps release; the waiting lanes acquire all that was released.
-fn barrier(participants: &mut [(&mut WarpClocks, u32, u32)]) {
-    let mut released: Option<VectorClock> = None;
-    for (warp, lanes, _) in participants.iter_mut() {
-        let clock = warp.release(*lanes);
-        match &mut released {
-            Some(all) => all.join(&clock),
-            none => *none = Some(clock),
-        }
-    }
-    for (warp, _, waiting) in participants.iter_mut() {
-        if let Some(all) = released.as_ref().filter(|_| *waiting != 0) {
-            warp.acquire(*waiting, all);
-        }
-    }
 }
