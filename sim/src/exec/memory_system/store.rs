@@ -87,12 +87,15 @@ impl MemorySystem {
         }
     }
 
-    /// Reports that a lane of `group` writes to a read-only buffer; `access` names the access.
+    /// Reports that a lane of `group` writes to a `.const` variable or to a buffer that the host has made read-only;
+    /// `access` names the access.
     pub(super) fn report_write_to_constant(&self, cx: &mut InstructionContext, group: &LaneGroup, access: &str) {
         let MemoryLocation::Global(index) = group.location else { return };
         let lane = group.lanes.trailing_zeros();
-        let address = self.buffers.buffer(index).base + group.offsets[lane as usize];
-        cx.report_access(FindingKind::OutOfBounds, lane, ("const", address), || {
+        let base = self.buffers.buffer(index).base;
+        let (space, address) =
+            (if base < layout::HEAP_BASE { "const" } else { "global" }, base + group.offsets[lane as usize]);
+        cx.report_access(FindingKind::OutOfBounds, lane, (space, address), || {
             let name = self.buffers.displayed_buffer_name(index);
             format!("{access} to {name}, which is read-only")
         });

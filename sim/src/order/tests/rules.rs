@@ -385,7 +385,7 @@ fn strong_accesses_race_unless_they_cover_the_same_bytes() {
         // Accesses beside these bytes, of the same size, and of an ordered thread are no races.
         assert_eq!(s.access(Atomic, 6, 0, 8, 4, gpu), None);
         assert_eq!(s.access(Atomic, 2, 0, 8, 4, gpu), None);
-        assert_eq!(s.access(Atomic, 4, 0, offset, 4, gpu).is_some(), true, "the 8-byte access is still remembered");
+        assert!(s.access(Atomic, 4, 0, offset, 4, gpu).is_some(), "the 8-byte access is still remembered");
     }
     let mut s = RuleTest::new(true);
     assert_eq!(s.access(Atomic, 0, 0, 0, 8, gpu), None);
