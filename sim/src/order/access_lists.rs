@@ -61,11 +61,14 @@ struct Node {
     has_write: bool,
     has_read: bool,
     /// The width code of the accesses, if all accesses in the list have the same width, are strong at `.gpu` scope and
-    /// were made by threads.
-    strong_at_gpu: Option<u8>,
+    /// were made by threads; else [`NOT_ALL_STRONG`]. One byte, so that a node has 32 bytes.
+    strong_width: u8,
     /// Whether the accesses in the list were made by threads of more than one block.
     across_blocks: bool,
 }
+
+/// Value of [`Node::strong_width`] for every other list; no width code.
+const NOT_ALL_STRONG: u8 = u8::MAX;
 
 /// Id of a list: the index of its first node plus one, or 0 for the empty list.
 pub(super) type ListId = u32;
@@ -130,7 +133,7 @@ impl AccessLists {
     /// Returns true if all accesses in the list are morally strong with a thread's access of width code `wide` that is
     /// strong at `.gpu` scope: they are strong at this scope, too, were made by threads and have the same width.
     pub(super) fn are_all_morally_strong_with(&self, list: ListId, wide: u32) -> bool {
-        list == 0 || self.nodes[list as usize - 1].strong_at_gpu == Some(wide as u8)
+        list == 0 || self.nodes[list as usize - 1].strong_width == wide as u8
     }
 
     /// Adds `entry`, whose mask is rotated, to the front of a list and drops the accesses that it replaces. Returns
@@ -204,7 +207,7 @@ impl AccessLists {
         let below = list.checked_sub(1).map(|at| self.nodes[at as usize]);
         let below = below.filter(|node| node.depth < MAX_DEPTH);
         let gpu = entry.stamp.strength() == AccessStrength::Gpu && entry.key < FIRST_OP_KEY;
-        let strong_at_gpu = gpu.then_some(entry.stamp.wide() as u8);
+        let width = if gpu { entry.stamp.wide() as u8 } else { NOT_ALL_STRONG };
         self.nodes.push(Node {
             entry,
             next: if below.is_some() { list } else { 0 },
@@ -212,7 +215,7 @@ impl AccessLists {
             has_write: entry.write || below.is_some_and(|node| node.has_write),
             has_read: !entry.write || below.is_some_and(|node| node.has_read),
             across_blocks: below.is_some_and(|node| node.across_blocks || node.entry.key >> 6 != entry.key >> 6),
-            strong_at_gpu: strong_at_gpu.filter(|_| below.is_none_or(|node| node.strong_at_gpu == strong_at_gpu)),
+            strong_width: below.map_or(width, |node| if node.strong_width == width { width } else { NOT_ALL_STRONG }),
         });
         self.nodes.len() as ListId
     }
