@@ -343,6 +343,12 @@ fn dtype_of(kernel: &str) -> Option<&'static str> {
     ["f32", "bf16"].into_iter().find(|t| kernel.ends_with(&format!("_{t}")))
 }
 
+/// The trace in the file t.json of a folder.
+fn read_trace(folder: &Path) -> Value {
+    let text = fs::read_to_string(folder.join("t.json")).expect("the trace");
+    serde_json::from_str(&text).expect("JSON")
+}
+
 /// The events of a trace whose key `ph` (the event type) has this value: X for complete events, C for counters, M for
 /// metadata.
 fn phase<'a>(events: &'a [Value], ph: &str) -> Vec<&'a Value> {
@@ -355,8 +361,7 @@ fn trace_has_spans_launches_and_memory() {
     tiny_model(dir.path());
     let args = ["generate", "--model", "tiny", "--prompt", "x", "--max-new-tokens", "3", "--trace", "t.json"];
     run_in(dir.path(), args).ok();
-    let text = fs::read_to_string(dir.path().join("t.json")).expect("the trace");
-    let trace: Value = serde_json::from_str(&text).expect("JSON");
+    let trace = read_trace(dir.path());
     let events = trace["traceEvents"].as_array().expect("events");
     for name in ["preprocess", "load", "prefill", "decode", "matmul_fwd", "sample"] {
         assert!(events.iter().any(|e| e["name"] == name && e["dur"].as_f64() >= Some(0.0)), "no {name}");
@@ -432,8 +437,7 @@ fn trace_of_training_names_ops_layers_and_directions() {
     let args = "sft --model tiny --data rows.json --out out --max-steps 1 --gradient-accumulation-steps 1 --quiet \
                 --gradient-checkpointing full --trace t.json";
     run_in(dir.path(), args.split(' ')).ok();
-    let trace: Value =
-        serde_json::from_str(&fs::read_to_string(dir.path().join("t.json")).expect("the trace")).expect("JSON");
+    let trace = read_trace(dir.path());
     let events = trace["traceEvents"].as_array().expect("events");
     let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
     check_flows(events, &launches);
@@ -463,8 +467,7 @@ fn trace_of_bench_has_the_profiled_round_only() {
     let args =
         ["bench", "prefill", "--model", "tiny", "--tokens", "16", "--rounds", "3", "--json", "--trace", "t.json"];
     let got = run_in(dir.path(), args).json();
-    let trace: Value =
-        serde_json::from_str(&fs::read_to_string(dir.path().join("t.json")).expect("the trace")).expect("JSON");
+    let trace = read_trace(dir.path());
     let events = trace["traceEvents"].as_array().expect("events");
     assert_eq!(events.iter().filter(|e| e["name"] == "profiled round").count(), 1);
     for op in got["ops"].as_array().expect("ops") {
@@ -474,4 +477,56 @@ fn trace_of_bench_has_the_profiled_round_only() {
     let (traced, printed) =
         (number(&trace, "/otherData/ceilings/bytes"), number(&got, "/roofline/gigabytes_per_second") * 1e9);
     assert!((traced / printed - 1.0).abs() < 1e-12, "{traced} {printed}");
+}
+
+#[test]
+fn trace_of_bench_op_has_each_timed_run() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, sizes) in [
+        ("swiglu", ["tokens=9", "intermediate=65", ""]),
+        ("matmul_dw_bf16", ["m=24", "n=40", "k=56"]),
+        ("linear_log_prob_fused", ["tokens=40", "hidden=64", "vocab=300"]),
+    ] {
+        let sizes = sizes.iter().filter(|size| !size.is_empty()).flat_map(|size| ["--size", size]);
+        let args = ["bench", "op", name, "--device", "cpu", "--runs", "3", "--json", "--trace", "t.json"];
+        let got = run_in(dir.path(), args.into_iter().chain(sizes)).json();
+        let trace = read_trace(dir.path());
+        let events = trace["traceEvents"].as_array().expect("events");
+        let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
+        check_flows(events, &launches);
+        for kernel in got["kernels"].as_array().expect("kernels") {
+            let runs: Vec<&&Value> = launches.iter().filter(|e| e["name"] == kernel["kernel"]).collect();
+            let mut seconds: Vec<f64> = runs.iter().map(|e| number(e, "/dur") / 1e6).collect();
+            seconds.sort_by(f64::total_cmp);
+            let printed = kernel["samples"].as_array().expect("samples").iter().filter_map(Value::as_f64);
+            assert!(printed.clone().count() == 3 && seconds.len() == 3, "{kernel} {runs:?}");
+            assert!(seconds.iter().zip(printed).all(|(traced, printed)| (traced - printed).abs() < 1e-8), "{kernel}");
+            for run in runs {
+                assert_eq!((&run["args"]["flops"], &run["args"]["size"]), (&kernel["flops"], &kernel["size"]));
+                assert!((0.0..=1.0).contains(&number(run, "/args/share_of_ceiling")), "{run}");
+            }
+        }
+        assert_eq!(
+            (&trace["otherData"]["device"], &trace["otherData"]["ceilings"]),
+            (&got["device"], &got["ceilings"])
+        );
+    }
+    // The page of kernels reads the trace.
+    run_in(dir.path(), ["kernels", "report", "--times", "t.json", "--out", "k.html"]).ok();
+}
+
+/// The head of the table comes with its first row.
+#[test]
+fn a_failing_bench_op_prints_nothing_on_stdout() {
+    let bench = |args: &[&str]| run([&["bench", "op"], args].concat());
+    for (code, args) in [
+        (1, &["linear_log_prob_fused", "--size", "tokens=2000000000", "--device", "cpu"][..]),
+        (1, &["adamw", "--size", "count=900000000000", "--device", "cpu"]),
+        (1, &["adamw", "--size", "count=900000000000", "--device", "cpu", "--json"]),
+        (1, &["swiglu", "--device", "cuda"]),
+        (2, &["no_such_kernel", "--device", "cpu"]),
+    ] {
+        let got = bench(args);
+        assert_eq!(got.refused(code, &[]).stdout, "", "{args:?}");
+    }
 }

@@ -13,16 +13,43 @@ use crate::large_pages::LargeArray;
 use crate::launch::{KernelLaunch, ParamField};
 use crate::matmul::Matmul;
 use crate::{Addr, DType, Team, adamw, linear_log_prob, matmul, paged_attention};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// One timed run of a call.
+#[derive(Clone, Copy, Debug)]
+pub struct TimedRun {
+    /// When the run began, on the host's clock.
+    pub start: Instant,
+    /// Duration in seconds.
+    pub seconds: f64,
+}
+
+impl TimedRun {
+    /// A run of this duration that has ended now. On a GPU it has ended before the host noticed it, so the start is late
+    /// by about 10 microseconds.
+    pub fn ending_now(seconds: f64) -> TimedRun {
+        let now = Instant::now();
+        TimedRun { start: now.checked_sub(Duration::from_secs_f64(seconds)).unwrap_or(now), seconds }
+    }
+}
 
 /// The measured times of one call.
 #[derive(Clone, Debug)]
 pub struct RunTimes {
     /// Seconds of each run with cold caches, shortest first.
     pub seconds: Vec<f64>,
+    /// The runs in the order in which they ran.
+    pub runs: Vec<TimedRun>,
 }
 
 impl RunTimes {
+    /// The times of these runs, which are in the order in which they ran.
+    pub fn new(runs: Vec<TimedRun>) -> RunTimes {
+        let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        RunTimes { seconds, runs }
+    }
+
     /// The shortest time in seconds.
     pub fn least_seconds(&self) -> f64 {
         self.seconds.first().copied().unwrap_or(f64::NAN)
@@ -47,24 +74,21 @@ pub fn time_call_on_gpu(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result
         Ok::<u64, CudaError>(at)
     })?;
     // SAFETY: every operand has a buffer of the GPU that covers it, see `sized`.
-    let seconds = each_run(gpu, runs, || unsafe { gpu.launch(example.launch.kernel, &params) })?;
-    Ok(RunTimes { seconds })
+    each_run(gpu, runs, || unsafe { gpu.launch(example.launch.kernel, &params) })
 }
 
-/// Times `runs` calls of `enqueue` after two warm-up calls and returns their seconds, shortest first. Caches are
-/// overwritten before each call.
-fn each_run(gpu: &Gpu, runs: usize, mut enqueue: impl FnMut() -> Result<(), CudaError>) -> Result<Vec<f64>, CudaError> {
+/// Times `runs` calls of `enqueue` after two warm-up calls. Caches are overwritten before each call.
+fn each_run(gpu: &Gpu, runs: usize, mut enqueue: impl FnMut() -> Result<(), CudaError>) -> Result<RunTimes, CudaError> {
     let flush = gpu.alloc(FLUSH)?;
-    let mut seconds = Vec::new();
+    let mut timed = Vec::new();
     for run in 0..runs + 2 {
         gpu.fill(&flush, run as u8)?;
-        let time = gpu.time_seconds(&mut enqueue)?;
+        let seconds = gpu.time_seconds(&mut enqueue)?;
         if run >= 2 {
-            seconds.push(time);
+            timed.push(TimedRun::ending_now(seconds));
         }
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds)
+    Ok(RunTimes::new(timed))
 }
 
 /// Returns the bytes of the matrices a, b and c of a product.
@@ -90,7 +114,7 @@ pub fn time_product_on_gpu(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: u
     let product = at(product, [a.address(), b.address(), c.address()]);
     // SAFETY: operands and workspace are buffers of the GPU with the product's sizes.
     let run = || unsafe { blas.product(&product, workspace.address(), gpu.stream()) };
-    Ok(RunTimes { seconds: each_run(gpu, runs, run)? })
+    each_run(gpu, runs, run)
 }
 
 /// An upper bound on the bytes that [`time_product_on_gpu`] and [`time_product_on_cpu`] allocate.
@@ -104,7 +128,7 @@ pub fn time_product_on_cpu(team: &Team, product: &Matmul, runs: usize) -> RunTim
     let mut buffers = of_product(product).map(|bytes| numbers_on_cpu(&tile, bytes));
     let product = at(product, buffers.each_mut().map(|b| b.as_mut_ptr() as u64));
     // SAFETY: the buffers have the product's sizes, and nothing else uses them.
-    RunTimes { seconds: each_run_on_cpu(runs, || unsafe { matmul::cpu::run(&product, team) }) }
+    each_run_on_cpu(runs, || unsafe { matmul::cpu::run(&product, team) })
 }
 
 /// An upper bound on the bytes that [`time_call_on_gpu`] and [`time_call_on_cpu`] allocate for a call.
@@ -134,25 +158,24 @@ pub fn time_call_on_cpu(team: &Team, example: &ExampleCall, runs: usize) -> RunT
     });
     let Ok(params) = placed;
     // SAFETY: every operand has a buffer that covers it, see `sized`, and nothing else uses them.
-    RunTimes { seconds: each_run_on_cpu(runs, || unsafe { (example.launch.kernel.cpu)(&params, team) }) }
+    each_run_on_cpu(runs, || unsafe { (example.launch.kernel.cpu)(&params, team) })
 }
 
-/// Times `runs` calls of `work` after one warm-up call and returns their seconds, shortest first. Caches are
-/// overwritten before each call.
-fn each_run_on_cpu(runs: usize, mut work: impl FnMut()) -> Vec<f64> {
+/// Times `runs` calls of `work` after one warm-up call. Caches are overwritten before each call.
+fn each_run_on_cpu(runs: usize, mut work: impl FnMut()) -> RunTimes {
     let mut flush = LargeArray::zeroed(FLUSH).expect("the system has 256 MiB for a measurement");
-    let mut seconds = Vec::new();
+    let mut timed = Vec::new();
     for run in 0..runs + 1 {
         flush.fill(std::hint::black_box(run as u8));
         std::hint::black_box(&*flush);
-        let begun = Instant::now();
+        let start = Instant::now();
         work();
+        let seconds = start.elapsed().as_secs_f64();
         if run > 0 {
-            seconds.push(begun.elapsed().as_secs_f64());
+            timed.push(TimedRun { start, seconds });
         }
     }
-    seconds.sort_by(f64::total_cmp);
-    seconds
+    RunTimes::new(timed)
 }
 
 /// Host memory of `bytes` bytes, filled with normally distributed numbers.
@@ -386,7 +409,11 @@ mod tests {
         let team = Team::new(2);
         for example in folder.examples() {
             let timed = time_call_on_cpu(&team, &example, 3);
-            assert_eq!(timed.seconds.len(), 3);
+            assert_eq!((timed.seconds.len(), timed.runs.len()), (3, 3));
+            let is_disjoint = |two: &[TimedRun]| {
+                two[0].start + Duration::from_secs_f64(two[0].seconds) <= two[1].start + Duration::from_nanos(1)
+            };
+            assert!(timed.runs.windows(2).all(is_disjoint));
             assert!(timed.least_seconds() > 0.0 && timed.least_seconds() <= timed.median_seconds());
             assert!(max_allocated_bytes(&example) > FLUSH as f64);
         }

@@ -1,7 +1,7 @@
 //! Times the output layer with log-probabilities as training runs it, forward and backward, with either of its two
 //! backends.
 
-use reel_kernels::bench::RunTimes;
+use reel_kernels::bench::{RunTimes, TimedRun};
 use reel_kernels::catalogue::{SizeError, Sizes, find_kernel_folder};
 use reel_kernels::elementwise::{self, FillParams};
 use reel_kernels::{Cost, DType};
@@ -119,6 +119,7 @@ pub fn time_lm_head(
                 Some(ops::linear_log_prob_with_backends(&cx, &hidden, &weight, &targets, 1.0, [backend, backend])?);
             Ok::<(), MeasureError>(())
         })?;
+        let forward_run = TimedRun::ending_now(forward_seconds);
         let Some(log_probs) = log_probs else { continue };
         let sum = ops::weighted_sum(&cx, &log_probs, &ones)?;
         if !sum.to_f32()?.iter().all(|x| x.is_finite()) {
@@ -128,24 +129,21 @@ pub fn time_lm_head(
         overwrite(run as f32)?;
         let backward_seconds = device.time_launches(|| cx.backward(&sum, 1.0, &mut grads))?;
         if run >= 2 {
-            forward.push(forward_seconds);
-            backward.push(backward_seconds);
+            forward.push(forward_run);
+            backward.push(TimedRun::ending_now(backward_seconds));
         }
     }
     let Cost { flops, bytes } = shape.forward[usize::from(dtype == DType::BF16)];
     // Costs beyond the forward pass's: the backward pass does twice its operations, and it also writes the gradient
     // of the hidden states, in their dtype, and that of the weight, in f32.
     let backward_cost = Cost { flops: 2.0 * flops, bytes: bytes + ((rows * dtype.size() + vocab * 4) * width) as f64 };
-    let row = |direction: usize, cost, mut seconds: Vec<f64>| {
-        seconds.sort_by(f64::total_cmp);
-        TimedKernel {
-            kernel: kernel_name(backend, direction, dtype),
-            variant: None,
-            size: shape.size.clone(),
-            dtype,
-            cost,
-            timed: RunTimes { seconds },
-        }
+    let row = |direction: usize, cost, runs: Vec<TimedRun>| TimedKernel {
+        kernel: kernel_name(backend, direction, dtype),
+        variant: None,
+        size: shape.size.clone(),
+        dtype,
+        cost,
+        timed: RunTimes::new(runs),
     };
     Ok(vec![row(0, Cost { flops, bytes }, forward), row(1, backward_cost, backward)])
 }

@@ -9,6 +9,9 @@
 //! memory                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 //! ```
 //!
+//! Kernels that are timed by themselves (`reel bench op`) do not pass through a device's profiler. Each timed run is
+//! one launch of the trace, with a call at the same time on the host's track.
+//!
 //! Source: "Trace Event Format", Google: complete events (`X`), flow events (`s`, `f`), counters (`C`) and metadata
 //! (`M`).
 
@@ -27,6 +30,7 @@ use reel_runtime::device::{
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceilings;
+use crate::timing::TimedKernel;
 use crate::{MeasureError, Result};
 
 /// Thread id of the launches in the trace file. A viewer shows each thread id as a track.
@@ -59,6 +63,18 @@ struct Log {
     /// The device whose launches are recorded, and the dtype of activations.
     device: Option<(Device, DType)>,
     ceilings: Option<Ceilings>,
+    /// The launches of [`record_timed_kernels`].
+    timed: Option<TimedLaunches>,
+}
+
+/// The runs of kernels that were timed by themselves.
+struct TimedLaunches {
+    /// Name of the device that ran them.
+    device: &'static str,
+    /// Name of the GPU or CPU.
+    machine: String,
+    /// Each run as the call on the host and the launch.
+    calls: Vec<(Slice, Slice)>,
 }
 
 static LOG: Mutex<Option<Log>> = Mutex::new(None);
@@ -71,7 +87,8 @@ fn log() -> MutexGuard<'static, Option<Log>> {
 pub fn start_trace(to: &Path) {
     // The thread that starts the trace gets its number before the threads that it starts, and is shown above them.
     host_thread_number();
-    *log() = Some(Log { to: to.to_path_buf(), begun: Instant::now(), spans: Vec::new(), device: None, ceilings: None });
+    let (to, begun) = (to.to_path_buf(), Instant::now());
+    *log() = Some(Log { to, begun, spans: Vec::new(), device: None, ceilings: None, timed: None });
 }
 
 /// Runs `work` and records its time as a named span of the trace.
@@ -107,6 +124,35 @@ pub fn set_ceilings(ceilings: Ceilings) {
     }
 }
 
+/// Records each run of kernels that were timed by themselves as a launch, if a trace was started. `machine` is the name
+/// of the GPU or CPU; `roofline_share` is the least possible time of a kernel divided by its median time.
+pub fn record_timed_kernels(
+    device: &'static str,
+    machine: &str,
+    kernels: &[TimedKernel],
+    roofline_share: impl Fn(&TimedKernel) -> f64,
+) {
+    if let Some(log) = log().as_mut() {
+        let track = host_track(host_thread_number());
+        let mut calls = Vec::new();
+        for kernel in kernels {
+            let variant = kernel.variant.map(|variant| format!(" {variant}")).unwrap_or_default();
+            let name = format!("{}{variant}", kernel.kernel);
+            let roofline_seconds = roofline_share(kernel) * kernel.timed.median_seconds();
+            for run in &kernel.timed.runs {
+                let args = json!({
+                    "flops": kernel.cost.flops, "bytes": kernel.cost.bytes,
+                    "share_of_ceiling": (roofline_seconds / run.seconds).min(1.0), "size": kernel.size,
+                });
+                let call = log.slice(&name, track, run.start, run.seconds, json!({}));
+                calls.push((call, log.slice(&name, LAUNCHES, run.start, run.seconds, args)));
+            }
+        }
+        calls.sort_by(|(_, a), (_, b)| a.start.total_cmp(&b.start));
+        log.timed = Some(TimedLaunches { device, machine: machine.to_string(), calls });
+    }
+}
+
 /// Writes the trace, if [`start_trace`] was called: the file is complete or absent.
 ///
 /// # Errors
@@ -134,7 +180,14 @@ impl Log {
     fn document(self) -> Result<Value> {
         let mut events = vec![named("process_name", FIRST_HOST, "reel")];
         let mut about = json!({"version": env!("CARGO_PKG_VERSION")});
-        let (mut host, mut flows, mut launched, mut memory) = (self.spans.clone(), Vec::new(), Vec::new(), Vec::new());
+        let (mut calls, mut memory) = (Vec::new(), Vec::new());
+        if let Some(timed) = &self.timed {
+            events.push(named("thread_name", LAUNCHES, &format!("launches on {}", timed.device)));
+            calls.clone_from(&timed.calls);
+            about["device"] = json!(timed.device);
+            about["machine"] = json!(timed.machine);
+            about["ceilings"] = json!(self.ceilings);
+        }
         if let Some((device, dtype)) = &self.device {
             let profile = device.profiler();
             profile.record_timeline(false);
@@ -146,18 +199,21 @@ impl Log {
                 None => Some(Ceilings::measure(device)?),
             };
             events.push(named("thread_name", LAUNCHES, &format!("launches on {}", device.name())));
-            for (id, e) in launches.iter().enumerate() {
+            calls.extend(launches.iter().map(|e| {
                 let call = self.slice(&op_name(e), host_track(e.host.thread), e.host.start, e.host.seconds, json!({}));
-                let launch = self.slice(e.name, LAUNCHES, e.start, e.seconds, args(e, ceilings.as_ref(), *dtype));
-                flows.extend(flow(id, &call, &launch));
-                host.push(call);
-                launched.push(launch);
-            }
+                (call, self.slice(e.name, LAUNCHES, e.start, e.seconds, args(e, ceilings.as_ref(), *dtype)))
+            }));
             memory = self.counters(&profile.memory_samples());
             about["device"] = json!(device.name());
             about["machine"] = json!(device.hardware().name);
             about["dtype"] = json!(dtype.name());
             about["ceilings"] = json!(ceilings);
+        }
+        let (mut host, mut flows, mut launched) = (self.spans.clone(), Vec::new(), Vec::new());
+        for (id, (call, launch)) in calls.into_iter().enumerate() {
+            flows.extend(flow(id, &call, &launch));
+            host.push(call);
+            launched.push(launch);
         }
         let host = nested(host);
         let mut tracks: Vec<u64> = host.iter().map(|slice| slice.track).chain([FIRST_HOST]).collect();

@@ -18,7 +18,7 @@ use reel_measure::rollout::{self, RolloutShape};
 use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use reel_measure::train::{self, TrainShape};
-use reel_measure::{compare, page};
+use reel_measure::{compare, page, trace};
 use reel_media::patches::PatchProcessor;
 use reel_model::config::{ModelConfig, PreprocessorConfig};
 use reel_runtime::Device;
@@ -454,7 +454,8 @@ impl OpArgs {
         let (device, timing_device) = match common.device()? {
             common::DeviceName::Cpu => (model::open_device(common)?, TimingDevice::Cpu(common.threads()?)),
             common::DeviceName::Cuda(number) => {
-                (model::open_device(common)?, TimingDevice::for_gpu(open_gpu(&format!("cuda:{number}"))?))
+                let gpu = open_gpu(&format!("cuda:{number}"), "choose --device cpu")?;
+                (model::open_device(common)?, TimingDevice::for_gpu(gpu))
             }
             _ => return Err(bad_usage("--device", "kernels can be timed only on cpu and cuda", "use one of them")),
         };
@@ -462,9 +463,6 @@ impl OpArgs {
         let runs = self.runs as usize;
         let timers = op_timers(&self.name, &sizes, dtype, runs, self.variants, &device, &timing_device)?;
         let mut ceilings = Ceilings::measure(&device)?;
-        if !common.json {
-            output::print_line(format!("{}  of roofline", TimedKernel::table_header()))?;
-        }
         let sampler = ClockSampler::start_on_gpu_of(&device, Duration::from_millis(20));
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for timer in timers {
@@ -473,6 +471,10 @@ impl OpArgs {
                     for row in timed {
                         ceilings = raised_ceilings(&row, ceilings);
                         if !common.json {
+                            // The head comes with the first row, so that a failing command prints nothing on stdout.
+                            if rows.is_empty() {
+                                output::print_line(format!("{}  of roofline", TimedKernel::table_header()))?;
+                            }
                             let share = 100.0 * roofline_share(&row, &ceilings);
                             let variant = row.variant.map(|v| format!("  {v}")).unwrap_or_default();
                             output::print_line(format!("{}  {share:5.1} %{variant}", row.table_row()))?;
@@ -484,6 +486,13 @@ impl OpArgs {
             }
         }
         let clocks = sampler.map(ClockSampler::stop);
+        if let Some(first) = problems.first().filter(|_| rows.is_empty()) {
+            return Err(anyhow::anyhow!("{first}"));
+        }
+        trace::set_ceilings(ceilings);
+        trace::record_timed_kernels(device.name(), &device.hardware().name, &rows, |row| {
+            roofline_share(row, &ceilings)
+        });
         let counters = if device.is_async() && !self.no_counters { self.counters(common) } else { Vec::new() };
         if common.json {
             let products = timing_device.matmul_library_json().unwrap_or_else(|| rounds::matmul_library_json(&device));
@@ -504,10 +513,9 @@ impl OpArgs {
                 output::print_line(clocks.summary_line())?;
             }
         }
-        match problems.split_first() {
+        match problems.first() {
             None => Ok(()),
-            Some((first, _)) if rows.is_empty() => Err(anyhow::anyhow!("{first}")),
-            Some((first, _)) => Err(failed(&self.name, first, "the kernels without an error were timed")),
+            Some(first) => Err(failed(&self.name, first, "the kernels without an error were timed")),
         }
     }
 

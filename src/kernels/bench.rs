@@ -6,6 +6,7 @@ use reel_kernels::bench::shortest_copy_seconds;
 use reel_kernels::catalogue::ExampleCall;
 use reel_measure::catalogue::{example_calls_with_folders, find_example_calls};
 use reel_measure::timing::{TimedKernel, TimingDevice};
+use reel_measure::trace;
 use serde_json::{Value, json};
 
 use super::open_gpu;
@@ -36,20 +37,18 @@ impl KernelsBenchArgs {
             let help = "use --device cuda; `reel bench op` times kernels on the CPU";
             return Err(bad_usage("--device", format!("{name}: this command times kernels on a GPU only"), help));
         }
-        let gpu = open_gpu(name)?;
-        let mut bandwidth = 2.0 * COPY as f64 / shortest_copy_seconds(&gpu, COPY, 10)?;
         let examples: Vec<ExampleCall> = match &self.kernel {
             Some(name) => find_example_calls(name)?.into_iter().map(|(_, e)| e).collect(),
             None => example_calls_with_folders().map(|(_, e)| e).collect(),
         };
-        if !common.json {
-            output::print_line(format!(
-                "{}: measured memory bandwidth {:.0} GB/s (a copy; bytes read plus bytes written)",
-                gpu.name(),
-                bandwidth * 1e-9
-            ))?;
-            output::print_line(format!("{}  of the bandwidth", TimedKernel::table_header()))?;
-        }
+        let gpu = open_gpu(name, "time kernels on the CPU with `reel bench op NAME --device cpu`")?;
+        let mut bandwidth = 2.0 * COPY as f64 / shortest_copy_seconds(&gpu, COPY, 10)?;
+        let head = format!(
+            "{}: measured memory bandwidth {:.0} GB/s (a copy; bytes read plus bytes written)\n{}  of the bandwidth",
+            gpu.name(),
+            bandwidth * 1e-9,
+            TimedKernel::table_header()
+        );
         let (name, sm) = (gpu.name().to_string(), gpu.sm_name());
         let timing_device = TimingDevice::for_gpu(gpu);
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
@@ -60,6 +59,10 @@ impl KernelsBenchArgs {
                     let rate = row.cost.bytes / row.timed.median_seconds();
                     bandwidth = bandwidth.max(rate);
                     if !common.json {
+                        // The head comes with the first row, so that a failing command prints nothing on stdout.
+                        if rows.is_empty() {
+                            output::print_line(&head)?;
+                        }
                         let share = rate / bandwidth;
                         output::print_line(format!("{}  {:5.1} %", row.table_row(), 100.0 * share))?;
                     }
@@ -68,7 +71,10 @@ impl KernelsBenchArgs {
                 Err(e) => problems.push(format!("{}: {e}", example.launch.kernel.name)),
             }
         }
-        if common.json {
+        trace::record_timed_kernels("cuda", &name, &rows, |row| {
+            (row.cost.bytes / bandwidth / row.timed.median_seconds()).min(1.0)
+        });
+        if common.json && !rows.is_empty() {
             let kernels: Vec<Value> = rows.iter().map(TimedKernel::json).collect();
             output::print_json(&json!({
                 "gpu": name, "arch": sm, "bytes_per_second": bandwidth, "runs": self.runs, "kernels": kernels,
@@ -77,6 +83,7 @@ impl KernelsBenchArgs {
         }
         match problems.into_iter().next() {
             None => Ok(()),
+            Some(first) if rows.is_empty() => Err(anyhow::anyhow!("{first}")),
             Some(first) => Err(failed("kernels", first, "the kernels without an error were timed")),
         }
     }

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use reel_kernels::cuda::Gpu;
 
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::{bad_usage, failed};
 
 /// List, show, check and time the CPU and CUDA kernels.
 #[derive(Args, Debug)]
@@ -54,8 +54,9 @@ impl KernelsArgs {
     }
 }
 
-/// Opens the GPU that `cuda` or `cuda:N` names.
-pub fn open_gpu(name: &str) -> Result<Gpu> {
+/// Opens the GPU that `cuda` or `cuda:N` names. If there is none, the error also advises `alternative`, which completes
+/// "install the driver, or ...".
+pub fn open_gpu(name: &str, alternative: &str) -> Result<Gpu> {
     let number = match name.strip_prefix("cuda:") {
         None => 0,
         Some(n) => match n.parse() {
@@ -63,5 +64,8 @@ pub fn open_gpu(name: &str) -> Result<Gpu> {
             Err(_) => return Err(bad_usage("--device", format!("{name}: no such device"), "use cuda or cuda:N")),
         },
     };
-    Ok(Gpu::open(number)?)
+    Gpu::open(number).map_err(|e| match e.missing_gpu() {
+        Some((what, remedy)) => failed("cuda", what, format!("{remedy}, or {alternative}")),
+        None => e.into(),
+    })
 }

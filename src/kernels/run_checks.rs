@@ -29,7 +29,13 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator:
             compile::check_nvrtc()?;
             CheckDevice::Sim
         }
-        Some(name) if name == "cuda" || name.starts_with("cuda:") => CheckDevice::Gpu(Rc::new(open_gpu(name)?)),
+        Some(name) if name == "cuda" || name.starts_with("cuda:") => {
+            let alternative = match compare_with_simulator {
+                true => "check without --compare on --device sim",
+                false => "choose --device cpu or --device sim",
+            };
+            CheckDevice::Gpu(Rc::new(open_gpu(name, alternative)?))
+        }
         other => {
             let name = other.unwrap_or_default();
             return Err(bad_usage(

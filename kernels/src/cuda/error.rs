@@ -7,14 +7,10 @@ use crate::launch::TensorMapError;
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CudaError {
     /// No driver is installed on this machine.
-    #[error("cuda: no NVIDIA driver (libcuda.so.1); install it, or choose --device cpu or --device sim")]
+    #[error("{}", self.with_other_device())]
     NoDriver,
     /// The driver is too old to load the kernels' machine code.
-    #[error(
-        "cuda: the driver supports CUDA {}; update the driver to {} or newer, or choose --device cpu or --device sim",
-        version(*.has),
-        version(*.needs)
-    )]
+    #[error("{}", self.with_other_device())]
     OldDriver {
         /// The newest CUDA version that the driver supports, times 1000.
         has: u32,
@@ -22,7 +18,7 @@ pub enum CudaError {
         needs: u32,
     },
     /// The machine has no GPU with this index: (index, number of GPUs).
-    #[error("cuda: there is no GPU {0} ({1} found); choose another GPU, or --device cpu or --device sim")]
+    #[error("{}", self.with_other_device())]
     NoGpu(usize, usize),
     /// The GPU is out of memory.
     #[error("cuda: out of memory: no room for {bytes} bytes")]
@@ -65,6 +61,30 @@ pub enum CudaError {
     /// A kernel does not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),
+}
+
+impl CudaError {
+    /// If the GPU cannot be opened: what is wrong, and how to get one. The printed message also names the devices `cpu`
+    /// and `sim`, which not every command takes.
+    pub fn missing_gpu(&self) -> Option<(String, String)> {
+        match self {
+            Self::NoDriver => Some(("no NVIDIA driver (libcuda.so.1)".into(), "install it".into())),
+            Self::OldDriver { has, needs } => Some((
+                format!("the driver supports CUDA {}", version(*has)),
+                format!("update the driver to {} or newer", version(*needs)),
+            )),
+            Self::NoGpu(number, count) => {
+                Some((format!("there is no GPU {number} ({count} found)"), "choose another GPU".into()))
+            }
+            _ => None,
+        }
+    }
+
+    /// The message of an error of [`CudaError::missing_gpu`].
+    fn with_other_device(&self) -> String {
+        let (what, remedy) = self.missing_gpu().unwrap_or_default();
+        format!("cuda: {what}; {remedy}, or choose --device cpu or --device sim")
+    }
 }
 
 /// Returns a CUDA version number as text: `13.0` for 13000.
