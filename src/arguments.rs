@@ -15,6 +15,7 @@ use clap::{Arg, ArgAction, Command};
 use reel_train::options::names;
 
 use crate::fail::bad_usage;
+use crate::init;
 
 /// Joins an option and a negative number that follows it: `--fps -1e-6` becomes `--fps=-1e-6`. The parser would take
 /// the number for an option. Nothing is changed after `--`.
@@ -75,7 +76,11 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
         adapt_argument(argument, is_option)
     });
     for argument in common.iter().filter(|argument| !is_option(argument.get_id().as_str())) {
-        command = command.arg(argument.clone().hide(!has_effect(argument.get_id().as_str(), path)));
+        let argument = argument.clone().hide(!has_effect(argument.get_id().as_str(), path));
+        command = command.arg(match own_help(argument.get_id().as_str(), path) {
+            Some(help) => argument.help(help),
+            None => argument,
+        });
     }
     command.mut_subcommands(|inner| {
         let path = format!("{path} {}", inner.get_name());
@@ -140,6 +145,15 @@ fn with_optional_value(switch: Arg) -> Arg {
         .default_missing_value("true")
         .hide_default_value(true)
         .hide_possible_values(true)
+}
+
+/// The help text of the common option `option` at the subcommand `path`, if it has another meaning or default there.
+fn own_help(option: &str, path: &str) -> Option<String> {
+    match (option, path) {
+        ("dtype", "init") => Some(init::dtype_help()),
+        ("dtype", "bench op") => Some("Time only kernels of this data type [default: all kernels of that name]".into()),
+        _ => None,
+    }
 }
 
 /// Returns true if the common option `option` changes what the subcommand `path` does.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_model::checkpoint;
+use reel_model::checkpoint::StoredDType;
 use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
 
 use crate::common::{CommonOptions, DtypeName};
@@ -13,6 +13,9 @@ use crate::output;
 
 /// The preset of the SigLIP model that computes the semantic reward; all other presets are Qwen2.5-VL models.
 const SIGLIP_TINY: &str = "siglip-tiny";
+
+/// The dtype of the weights of [`SIGLIP_TINY`] without `--dtype`.
+const SIGLIP_DTYPE: StoredDType = StoredDType::F32;
 
 /// Maximum number of decoder layers, and of rows of the embedding table. Larger numbers are mistakes, and would fill
 /// the memory with names of tensors.
@@ -64,11 +67,22 @@ impl ModelSizeFlags {
 }
 
 /// Converts `--dtype` to the dtype of weight files; `None` without `--dtype`.
-fn stored(common: &CommonOptions) -> Option<checkpoint::StoredDType> {
+fn stored(common: &CommonOptions) -> Option<StoredDType> {
     common.dtype.map(|d| match d {
-        DtypeName::F32 => checkpoint::StoredDType::F32,
-        DtypeName::Bf16 => checkpoint::StoredDType::Bf16,
+        DtypeName::F32 => StoredDType::F32,
+        DtypeName::Bf16 => StoredDType::Bf16,
     })
+}
+
+/// The help text of `--dtype`. Its default is the preset's, whatever the device.
+pub fn dtype_help() -> String {
+    let presets = Preset::ALL.map(|preset| (preset.name(), preset.default_dtype()));
+    let of = |wanted: StoredDType| {
+        let all = presets.into_iter().chain([(SIGLIP_TINY, SIGLIP_DTYPE)]);
+        all.filter(|(_, dtype)| *dtype == wanted).map(|(name, _)| name).collect::<Vec<_>>().join(" and ")
+    };
+    let (f32, bf16) = (of(StoredDType::F32), of(StoredDType::Bf16));
+    format!("Data type of the weights [default: f32 for {f32}, bf16 for {bf16}]")
 }
 
 impl InitArgs {
@@ -88,7 +102,7 @@ impl InitArgs {
                 ));
             }
         }
-        Ok(init_siglip(stored(common).unwrap_or(checkpoint::StoredDType::F32), common.seed(), &self.out)?)
+        Ok(init_siglip(stored(common).unwrap_or(SIGLIP_DTYPE), common.seed(), &self.out)?)
     }
 
     pub fn run(&self, common: &CommonOptions) -> Result<()> {

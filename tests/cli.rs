@@ -119,6 +119,34 @@ fn errors_of_unavailable_devices_name_alternatives() {
     generate("dry").refused(2, &["--device", "reel plan"]);
     generate("tpu").refused(2, &["--device", "tpu"]);
     generate("cpu").ok();
+    // A command that takes fewer devices advises only these.
+    let kernels = |words: &[&str]| run([words, &["--device", "cuda"]].concat());
+    let advice = |words: &[&str], advised: &str, other: &str| {
+        let got = kernels(words);
+        assert!(!got.refused(1, &["cuda: ", advised]).stderr.contains(other), "{}", got.stderr);
+    };
+    advice(&["kernels", "bench"], "reel bench op NAME --device cpu", "--device sim");
+    advice(&["bench", "op", "swiglu"], "choose --device cpu", "--device sim");
+    advice(&["kernels", "check", "--compare"], "without --compare on --device sim", "--device cpu");
+    kernels(&["kernels", "check"]).refused(1, &["choose --device cpu or --device sim"]);
+    // Without --device, `kernels bench` wants a GPU as well.
+    run(["kernels", "bench"]).refused(1, &["reel bench op NAME --device cpu"]);
+}
+
+/// The default of --dtype in the help text is what the command does.
+#[test]
+fn help_of_init_has_the_dtypes_of_the_presets() {
+    let help = run(["init", "--help"]).ok().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("[default: f32 for tiny and siglip-tiny, bf16 for 3b and 7b]"), "{help}");
+    assert!(!help.contains("bf16 on cuda"), "{help}");
+    let folder = tempfile::tempdir().expect("a folder");
+    for (preset, dtype) in [("tiny", "float32"), ("siglip-tiny", "float32")] {
+        run_in(folder.path(), ["init", "--preset", preset, "--out", preset]).ok();
+        let config = std::fs::read_to_string(folder.path().join(preset).join("config.json")).expect("config.json");
+        assert!(config.contains(&format!("\"{dtype}\"")), "{preset}: {config}");
+    }
+    let help = run(["bench", "op", "--help"]);
+    assert!(help.ok().contains("Time only kernels of this data type"), "{}", help.stdout);
 }
 
 #[test]

@@ -22,16 +22,23 @@ pub enum Preset {
 const FIRST_ADDED: u32 = 151_643;
 
 impl Preset {
+    /// All presets.
+    pub const ALL: [Preset; 3] = [Preset::Tiny, Preset::B3, Preset::B7];
+
+    /// The preset's name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Preset::Tiny => "tiny",
+            Preset::B3 => "3b",
+            Preset::B7 => "7b",
+        }
+    }
+
     /// Parses a preset name of the command line: `tiny`, `3b` or `7b`.
     pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "tiny" => Ok(Preset::Tiny),
-            "3b" => Ok(Preset::B3),
-            "7b" => Ok(Preset::B7),
-            other => {
-                Err(ModelError::config("--preset", format!("there is no preset `{other}`"), "choose tiny, 3b or 7b"))
-            }
-        }
+        Preset::ALL.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
+            ModelError::config("--preset", format!("there is no preset `{name}`"), "choose tiny, 3b or 7b")
+        })
     }
 
     /// The default dtype of the weights.
