@@ -12,6 +12,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::http::read_request;
 use support::{FinishedRun, reel, run, run_in, tiny_model};
 
 /// A request as the scripted server has received it.
@@ -34,37 +35,16 @@ fn scripted(answer: impl Fn(&Received, &mut TcpStream) + Send + Sync + 'static) 
             std::thread::spawn(move || {
                 let mut stream = stream.unwrap();
                 stream.set_nodelay(true).unwrap();
-                let Some((head, body)) = read_request(&stream) else { return };
-                if head.starts_with("GET /v1/models ") {
+                let Ok(Some(request)) = read_request(&mut BufReader::new(&stream)) else { return };
+                if request.is("GET", "/v1/models") {
                     return plain(&mut stream, "200 OK", &json!({"data": [{"id": "scripted"}]}).to_string());
                 }
-                let body = serde_json::from_slice(&body).unwrap();
-                answer(&Received { number: next.fetch_add(1, Ordering::SeqCst), head, body }, &mut stream);
+                let (number, body) = (next.fetch_add(1, Ordering::SeqCst), request.json());
+                answer(&Received { number, head: request.head, body }, &mut stream);
             });
         }
     });
     format!("http://{address}")
-}
-
-fn read_request(stream: &TcpStream) -> Option<(String, Vec<u8>)> {
-    let mut reader = BufReader::new(stream);
-    let (mut head, mut length) = (String::new(), 0);
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-        head.push_str(&line);
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).ok()?;
-    Some((head, body))
 }
 
 /// Sends an answer that is not streamed.

@@ -1,13 +1,15 @@
 //! An endpoint with OpenAI's chat API whose answers, and whose ways to fail, a test decides request by request.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
-use std::io::{BufRead, BufReader, Read, Result, Write};
+use std::io::{BufReader, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use super::support::http::read_request;
 
 /// Tokens that each answer states in its usage.
 pub const PROMPT_TOKENS: u64 = 100;
@@ -80,13 +82,13 @@ impl ChatEndpoint {
 /// Answers the requests of a connection, of which a client may send several.
 fn serve(mut stream: TcpStream, log: &Mutex<Vec<Value>>, decide: &dyn Fn(&Value, usize) -> Reply) -> Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
-    while let Some((first, body)) = read_request(&mut reader)? {
-        if first.starts_with("GET /v1/models ") {
+    while let Some(request) = read_request(&mut reader)? {
+        if request.is("GET", "/v1/models") {
             send(&mut stream, 200, "", &json!({"data": [{"id": "scripted"}]}).to_string())?;
             continue;
         }
-        assert!(first.starts_with("POST /v1/chat/completions "), "{first}");
-        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert!(request.is("POST", "/v1/chat/completions"), "{}", request.head);
+        let body = request.json();
         let before = {
             let mut log = log.lock().unwrap();
             let before = log.iter().filter(|other| **other == body).count();
@@ -115,28 +117,6 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Value>>, decide: &dyn Fn(&Value,
         }
     }
     Ok(())
-}
-
-/// The first line and the body of the next request, if there is one.
-fn read_request(reader: &mut BufReader<TcpStream>) -> Result<Option<(String, Vec<u8>)>> {
-    let mut first = String::new();
-    if reader.read_line(&mut first)? == 0 {
-        return Ok(None);
-    }
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        if line.trim().is_empty() {
-            break;
-        }
-        if let Some((_, value)) = line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
-            length = value.trim().parse().unwrap();
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body)?;
-    Ok(Some((first, body)))
 }
 
 fn completion(text: &str) -> String {

@@ -1,6 +1,8 @@
 //! Runs the built binary and checks its output.
 #![allow(dead_code, reason = "no test program uses all of this module")]
 
+pub mod http;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;

@@ -1,7 +1,7 @@
 //! A server whose chat completions a test writes piece by piece. It forwards all other requests to a real `reel serve`,
 //! so that the page, its policy and the previews are the real ones.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::serving::{agent, reply};
+use super::support::http::read_request;
 
 /// Time in which the page sends or ends a request.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -89,15 +90,16 @@ fn answer(
     script: &Mutex<Receiver<Step>>,
     seen: &Sender<Seen>,
 ) -> std::io::Result<()> {
-    let (first, body) = read_request(&stream)?;
-    let mut words = first.split(' ');
+    let Some(request) = read_request(&mut BufReader::new(&stream))? else { return Ok(()) };
+    let mut words = request.head.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if path == "/v1/chat/completions" {
-        let _ = seen.send(Seen::Chat(serde_json::from_str(&body).unwrap()));
+        let _ = seen.send(Seen::Chat(request.json()));
         return stream_answer(&mut stream, &script.lock().unwrap(), seen);
     }
     let url = format!("{real}{path}");
-    let forwarded = reply(if method == "POST" { agent().post(url).send(&body) } else { agent().get(url).call() });
+    let forwarded =
+        reply(if method == "POST" { agent().post(url).send(&request.body[..]) } else { agent().get(url).call() });
     let mut head = format!("HTTP/1.1 {} Forwarded\r\nConnection: close\r\n", forwarded.status);
     for name in ["content-type", "content-security-policy"] {
         head += &format!("{name}: {}\r\n", forwarded.header(name));
@@ -105,27 +107,6 @@ fn answer(
     head += &format!("Content-Length: {}\r\n\r\n", forwarded.body.len());
     stream.write_all(head.as_bytes())?;
     stream.write_all(forwarded.body.as_bytes())
-}
-
-/// The first line and the body of a request.
-fn read_request(stream: &TcpStream) -> std::io::Result<(String, String)> {
-    let mut reader = BufReader::new(stream);
-    let mut first = String::new();
-    reader.read_line(&mut first)?;
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        if line.trim().is_empty() {
-            break;
-        }
-        if let Some((_, value)) = line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
-            length = value.trim().parse().unwrap();
-        }
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body)?;
-    Ok((first, String::from_utf8(body).unwrap()))
 }
 
 /// Streams an answer as the script says.
