@@ -37,7 +37,7 @@ pub use kept_rows::KeptRows;
 pub use prompt_log_probs::PromptTokenLogProbs;
 pub use request::{
     Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, PromptInput,
-    StepOutput, TokenEvent, TokenLogProbs,
+    StepOutput, TokenEvent, TokenLogProbs, TooLong, new_tokens_within_positions,
 };
 pub use sampler::SamplingParams;
 pub use stats::EngineStats;

@@ -57,6 +57,36 @@ impl From<Arc<ModelInput>> for PromptInput<'_> {
     }
 }
 
+/// Why a prompt and its answer do not fit into the model's positions (`max_position_embeddings`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooLong {
+    /// The prompt leaves no position for an answer.
+    Prompt,
+    /// More new tokens are asked for than the prompt leaves positions.
+    NewTokens {
+        /// The positions that the prompt leaves.
+        left: usize,
+    },
+}
+
+/// The maximum number of new tokens after a prompt: as many as are asked for, else `default_tokens` or as many as the
+/// prompt leaves of the model's positions. A model is not trained beyond its positions, so its text there has no use.
+///
+/// # Errors
+/// The prompt leaves no position, or fewer than are asked for.
+pub fn new_tokens_within_positions(
+    positions: usize,
+    prompt_tokens: usize,
+    asked: Option<usize>,
+    default_tokens: usize,
+) -> std::result::Result<usize, TooLong> {
+    match (positions.saturating_sub(prompt_tokens), asked) {
+        (0, _) => Err(TooLong::Prompt),
+        (left, Some(asked)) if asked > left => Err(TooLong::NewTokens { left }),
+        (left, asked) => Ok(asked.unwrap_or(default_tokens).min(left)),
+    }
+}
+
 /// A prompt with its sampling parameters and limits.
 #[derive(Debug)]
 pub struct GenerationRequest<'r> {

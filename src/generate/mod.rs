@@ -48,7 +48,7 @@ pub struct GenerateArgs {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Sampling options")]
 pub struct SamplingFlags {
-    /// Maximum number of tokens to generate [default: 1024]
+    /// Maximum number of tokens to generate [default: 1024, or as many as the prompt leaves of the model's positions]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
     /// Sampling temperature; 0 is greedy decoding [default: generation_config.json, else greedy]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use reel_engine::{
     Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, PromptTokenLogProbs, TokenLogProbs,
-    TokenText, completion_text,
+    TokenText, TooLong, completion_text, new_tokens_within_positions,
 };
 use reel_measure::trace;
 use reel_model::input::encode::ModelFolder;
@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::{GenerateArgs, refuse_completion_count};
 use crate::common::CommonOptions;
-use crate::fail::failed;
+use crate::fail::{bad_usage, failed};
 use crate::model::LoadedModel;
 use crate::prompt::EncodedPrompt;
 use crate::{interrupt, output};
@@ -43,16 +43,8 @@ impl GenerateArgs {
         let settings = self.sampling.settings(&prompt.settings, common.seed);
         let n = self.n.or(settings.n).unwrap_or(1);
         refuse_completion_count(n)?;
-        let settings = RequestSettings { n: Some(n), ..settings };
-        let (tokens, positions) = (prompt.tokens.len(), prompt.bundle.config.text.max_position_embeddings);
-        if tokens > positions {
-            let what = format!("has {tokens} tokens, more than the model's {positions} positions");
-            return Err(failed(
-                "the prompt",
-                what,
-                "shorten it, or take fewer frames or pixels (--nframes, --max-pixels)",
-            ));
-        }
+        let max_new_tokens = Some(self.new_tokens(&prompt, settings.max_new_tokens)?);
+        let settings = RequestSettings { n: Some(n), max_new_tokens, ..settings };
         let (config, quantization) = (&prompt.bundle.config, self.quantize.quantization());
         let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), config, quantization, common)?;
         let mut printer = Printer::new(&prompt.bundle, &settings.stop, n == 1 && !common.json);
@@ -81,6 +73,29 @@ impl GenerateArgs {
             );
         }
         Ok(())
+    }
+}
+
+impl GenerateArgs {
+    /// The maximum number of new tokens: `asked`, else the default, as far as the model has positions after the prompt.
+    fn new_tokens(&self, prompt: &EncodedPrompt, asked: Option<usize>) -> Result<usize> {
+        let (tokens, positions) = (prompt.tokens.len(), prompt.bundle.config.text.max_position_embeddings);
+        new_tokens_within_positions(positions, tokens, asked, MAX_NEW_TOKENS).map_err(|e| match e {
+            TooLong::Prompt => failed(
+                "the prompt",
+                format!("has {tokens} tokens, which leave no answer in the model's {positions} positions"),
+                "shorten it, or take fewer frames or pixels (--nframes, --max-pixels)",
+            ),
+            TooLong::NewTokens { left } => {
+                let number = asked.unwrap_or_default();
+                let what = format!("is {number}, and the prompt has {tokens} of the model's {positions} positions");
+                let help = format!("give at most {left}, or shorten the prompt");
+                match self.sampling.max_new_tokens {
+                    Some(_) => bad_usage("--max-new-tokens", what, help),
+                    None => failed("max_tokens", what, help),
+                }
+            }
+        })
     }
 }
 

@@ -13,7 +13,10 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use reel_engine::{Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams};
+use reel_engine::{
+    Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams, TooLong,
+    new_tokens_within_positions,
+};
 use reel_model::input::ModelInput;
 use reel_model::input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
@@ -176,19 +179,22 @@ fn new_tokens(
     default_tokens: usize,
 ) -> Result<usize, ApiError> {
     let positions = shared.positions();
-    let left = positions.saturating_sub(prompt_tokens);
-    let too_long = |message: String| Err(ApiError::too_long(message, form.prompt_field()));
-    match asked {
-        _ if left == 0 => too_long(format!(
-            "the prompt has {prompt_tokens} tokens, and the model has {positions} positions for prompt and answer; \
-             shorten the prompt, or take fewer frames or pixels"
-        )),
-        Some((field, asked)) if asked > left => too_long(format!(
-            "the prompt has {prompt_tokens} tokens, and {asked} more are asked for, but the model has {positions} \
-             positions; shorten the prompt, or lower {field} to {left}"
-        )),
-        asked => Ok(asked.map_or(default_tokens, |(_, number)| number).min(left)),
-    }
+    let (field, number) = asked.unzip();
+    new_tokens_within_positions(positions, prompt_tokens, number, default_tokens).map_err(|e| {
+        let message = match e {
+            TooLong::Prompt => format!(
+                "the prompt has {prompt_tokens} tokens, and the model has {positions} positions for prompt and answer; \
+                 shorten the prompt, or take fewer frames or pixels"
+            ),
+            TooLong::NewTokens { left } => format!(
+                "the prompt has {prompt_tokens} tokens, and {} more are asked for, but the model has {positions} \
+                 positions; shorten the prompt, or lower {} to {left}",
+                number.unwrap_or_default(),
+                field.unwrap_or_default()
+            ),
+        };
+        ApiError::too_long(message, form.prompt_field())
+    })
 }
 
 /// Waits for all completions of a request; returns them in the order of the choices.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use reel_diagnostic::Diagnostic;
 use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
-    TokenText, completion_text,
+    TokenText, completion_text, new_tokens_within_positions,
 };
 use reel_model::input::ModelInput;
 use serde::Serialize;
@@ -29,7 +30,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub struct SamplingSettings {
     /// Sampling parameters. Their seed is not used: each row has its own seed.
     pub params: SamplingParams,
-    /// Maximum number of tokens of a completion.
+    /// Maximum number of tokens of a completion. It ends earlier where the model's positions end.
     pub max_new_tokens: usize,
     /// Number of completions of each row.
     pub n: usize,
@@ -157,19 +158,30 @@ impl PredictionRun<'_> {
         Prefetcher::new(self.prompts.clone(), order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
     }
 
-    fn request(&self, prompt: Arc<ModelInput>, row: usize, stop: Option<&TokenText>) -> GenerationRequest<'static> {
+    /// The request of a row; an error if its prompt leaves no position for an answer.
+    fn request(
+        &self,
+        prompt: Arc<ModelInput>,
+        row: usize,
+        stop: Option<&TokenText>,
+    ) -> Result<GenerationRequest<'static>, Diagnostic> {
         let SamplingSettings { params, max_new_tokens, n, stop: strings } = &self.sampling;
+        let (tokens, positions) = (prompt.len(), self.prompts.bundle().config.text.max_position_embeddings);
+        let max_new_tokens = new_tokens_within_positions(positions, tokens, None, *max_new_tokens).map_err(|_| {
+            let what = format!("has {tokens} tokens, which leave no answer in the model's {positions} positions");
+            Diagnostic::new("prompt", what, "shorten it, or take fewer frames or pixels")
+        })?;
         let stop_condition = || match stop {
             None => StopCondition::none(),
             Some(text) => StopCondition::with_strings(strings, Box::new(text.clone())),
         };
-        GenerationRequest {
+        Ok(GenerationRequest {
             sampling: SamplingParams { seed: self.prompts.rows().seed(row), ..*params },
-            max_new_tokens: *max_new_tokens,
+            max_new_tokens,
             eos_token_ids: self.prompts.bundle().stop_token_ids().to_vec(),
             stop_conditions: (0..*n).map(|_| stop_condition()).collect(),
             ..GenerationRequest::new(prompt)
-        }
+        })
     }
 }
 
@@ -238,7 +250,7 @@ impl RowsInProgress<'_, '_> {
     /// Adds a row to the batch, or writes a line with its error.
     fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, file: &mut PredictionFile) -> Result<()> {
         let request = self.run.request(prompt.clone(), row, self.stop_strings.as_ref());
-        match self.batch.add(row, request) {
+        match request.map_err(EngineError::Request).and_then(|request| self.batch.add(row, request)) {
             Ok(()) => {
                 self.unfinished.insert(row, UnfinishedRow { prompt, completions: Vec::new() });
                 Ok(())
