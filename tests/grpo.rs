@@ -10,12 +10,16 @@ mod tensors;
 mod training;
 
 use std::fs;
+use std::io::{BufReader, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use grpo_run::{grpo, training_folder};
 use serde_json::{Value, json};
+use support::http::read_request;
 use support::{check_page, golden, metrics_without_times, read_metrics, reel, run, run_in};
 
 /// The options that continue the run in `out` after a kill: from its last checkpoint, or again if it has none yet.
@@ -196,23 +200,19 @@ fn run_killed_in_its_first_step_leaves_the_earlier_run() {
     run_in(at, grpo("out", &["--max-steps", "3", "--resume-from-checkpoint", "last"])).ok();
 }
 
-/// A reward server that gives each completion the length of its JSON row; returns its host and port.
-fn reward_server() -> std::net::SocketAddr {
-    use std::io::{BufRead, BufReader, Read, Write};
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+/// A reward server that gives each completion the length of its JSON row; returns its host and port. It does not answer
+/// a request with a number (from 0) for which `hangs` is true.
+fn reward_server(hangs: impl Fn(usize) -> bool + Send + 'static) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let mut reader = BufReader::new(&stream);
-            let (mut length, mut line) = (0, String::new());
-            while reader.read_line(&mut line).is_ok() && !line.trim().is_empty() {
-                let lower = line.to_lowercase();
-                length = lower.strip_prefix("content-length:").map_or(length, |n| n.trim().parse().expect("a number"));
-                line.clear();
+        let mut kept_open = Vec::new();
+        for (number, stream) in listener.incoming().flatten().enumerate() {
+            let asked = read_request(&mut BufReader::new(&stream)).expect("a request").expect("a request").json();
+            if hangs(number) {
+                kept_open.push(stream);
+                continue;
             }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).expect("a body");
-            let asked: Value = serde_json::from_slice(&body).expect("JSON");
             let rewards: Vec<usize> =
                 asked["rows"].as_array().expect("rows").iter().map(|row| row.to_string().len()).collect();
             let text = json!({"rewards": rewards}).to_string();
@@ -250,7 +250,7 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
     let prompt = json!([{"role": "user", "content": [image]}]);
     let row = json!({"prompt": prompt, "solution": "<answer>1</answer>", "problem_type": "numerical"});
     fs::write(at.join("rows.jsonl"), format!("{row}\n{rows}")).expect("rows");
-    let url = format!("http://user:SECRET@{}/reward?key=SECRET", reward_server());
+    let url = format!("http://user:SECRET@{}/reward?key=SECRET", reward_server(|_| false));
     let given = ["--reward-url", &url, "--report-to", "tensorboard,wandb", "--max-steps", "2", "--no-shuffle"];
     let args = grpo("out", &given).into_iter().filter(|arg| arg != "--quiet");
     let command = "while read -r line; do echo ${#line}; done # https://user:SECRET@host/?token=SECRET";
@@ -292,6 +292,35 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
     let args = args.into_iter().map(|arg| if arg.starts_with("while") { own.into() } else { arg });
     let env = reel().current_dir(at).args(args).envs([("OTHER", "x"), ("NAMED", "named")]).output().expect("it runs");
     support::finished_run(env).ok();
+}
+
+/// A server that hangs ends the run after the time limit. If the run itself was stopped meanwhile (Ctrl-Z), its time
+/// limit says nothing about the server, and the batch is sent again.
+#[test]
+fn reward_url_is_asked_again_only_if_the_run_was_stopped() {
+    let folder = training_folder();
+    let (asked, requests) = channel();
+    let address = reward_server(move |number| {
+        asked.send(()).expect("the test waits");
+        number == 0
+    });
+    let url = format!("http://{address}/reward");
+    let mut args = grpo("out", &["--max-steps", "1", "--reward-timeout", "1"]);
+    let command = args.iter().position(|arg| arg == "--reward-command").expect("the option");
+    args.splice(command..command + 2, ["--reward-url".to_string(), url]);
+    let mut child = reel().current_dir(&folder).args(args).stderr(Stdio::piped()).spawn().expect("it starts");
+    requests.recv_timeout(Duration::from_secs(60)).expect("the first request");
+    support::send_signal(child.id(), "-STOP");
+    std::thread::sleep(Duration::from_millis(3500));
+    assert!(child.try_wait().expect("a child").is_none());
+    support::send_signal(child.id(), "-CONT");
+    support::finished_run(child.wait_with_output().expect("it ends")).ok();
+    assert_eq!(requests.try_iter().count(), 1, "the batch is sent once more");
+
+    let address = reward_server(|_| true);
+    let mut args = grpo("hung", &["--max-steps", "1", "--reward-timeout", "0.5"]);
+    args.splice(command..command + 2, ["--reward-url".to_string(), format!("http://{address}/reward")]);
+    run_in(folder.path(), args).refused(1, &["--reward-url", "timed out after 0.5 s; check that the server runs"]);
 }
 
 #[test]

@@ -18,13 +18,9 @@ const FLAG: &str = "--reward-url";
 /// Maximum length of a response in bytes.
 const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// How often a batch is sent if the time runs out: a process or a machine that was stopped for a while (SIGSTOP, a
-/// suspended laptop) has lost a connection that was in order.
-const ATTEMPTS: u32 = 2;
-
-/// How long after the deadline the caller still waits for the request thread, which ends its request at the deadline
-/// and then sends the result.
-const THREAD_GRACE: Duration = Duration::from_secs(10);
+/// A request that ends so much after its time limit was not slow: this process was stopped (SIGSTOP, Ctrl-Z), and the
+/// reply may have come meanwhile.
+const STOPPED_FOR: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct HttpReward {
@@ -37,10 +33,7 @@ pub(super) struct HttpReward {
 #[derive(Debug)]
 struct Batch {
     rows: usize,
-    /// When the thread with the request must have ended.
-    deadline: Instant,
-    /// Whether the deadline has passed once: this process may have been stopped at that time.
-    is_extended: bool,
+    /// Gets the text of the response from the thread with the request, which ends it at its time limit.
     response: mpsc::Receiver<Result<String>>,
 }
 
@@ -59,38 +52,32 @@ impl HttpReward {
         Ok(Self { client, batch: None })
     }
 
-    /// Sends a batch of rows, on another thread, so that a stop can end the wait. That thread ends at its deadline.
+    /// Sends a batch of rows, on another thread, so that a stop can end the wait.
     pub(super) fn begin(&mut self, rows: &[Value]) -> Result<()> {
         let (sender, response) = mpsc::sync_channel(1);
         let (client, body) = (self.client.clone(), json!({"rows": rows}).to_string());
         thread::Builder::new()
             .name("custom reward".into())
-            .spawn(move || drop(sender.send(client.post_twice(&body))))
+            .spawn(move || drop(sender.send(client.post(&body))))
             .map_err(|e| {
                 self.client.error(format!("cannot be requested: {e}"), "free some memory, or end other processes")
             })?;
-        let deadline = self.client.thread_deadline();
-        self.batch = Some(Batch { rows: rows.len(), deadline, is_extended: false, response });
+        self.batch = Some(Batch { rows: rows.len(), response });
         Ok(())
     }
 
     /// Waits for the rewards of the batch, until `until` at most, if it is given; `None` if they are not there by then.
     pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         let batch = self.batch.take()?;
-        let end = until.unwrap_or(batch.deadline).min(batch.deadline);
         let client = &self.client;
-        Some(match receive_until(&batch.response, end, stop) {
+        Some(match receive_until(&batch.response, until, stop) {
             Ok(response) => response.and_then(|text| client.rewards(&text, batch.rows)),
-            Err(NoMessageReason::Timeout) if end < batch.deadline => {
+            Err(NoMessageReason::Timeout) => {
                 self.batch = Some(batch);
                 return None;
             }
-            Err(NoMessageReason::Timeout) if !batch.is_extended => {
-                self.batch = Some(Batch { deadline: client.thread_deadline(), is_extended: true, ..batch });
-                return self.wait(until, stop);
-            }
             Err(NoMessageReason::Stopped) => Err(client.error(STOPPED_PROBLEM, STOPPED_HELP)),
-            Err(NoMessageReason::Timeout | NoMessageReason::Disconnected) => Err(client.timed_out()),
+            Err(NoMessageReason::Disconnected) => Err(client.timed_out()),
         })
     }
 }
@@ -112,35 +99,25 @@ impl Client {
     }
 
     fn timed_out(&self) -> RewardError {
-        let what = format!("timed out after {}, twice", format_seconds(self.timeout));
+        let what = format!("timed out after {}", format_seconds(self.timeout));
         self.error(what, "check that the server runs, raise --reward-timeout, or make the server faster")
     }
 
-    /// When a thread that is started now must have ended all attempts.
-    fn thread_deadline(&self) -> Instant {
-        Instant::now() + self.timeout * ATTEMPTS + THREAD_GRACE
-    }
-
-    /// Sends a batch, and once more if the time runs out.
-    fn post_twice(&self, body: &str) -> Result<String> {
-        for _ in 1..ATTEMPTS {
-            if let Some(result) = self.post(body) {
-                return result;
+    /// Sends a batch and reads the response. A batch whose time has run out is not sent again, unless this process was
+    /// stopped meanwhile.
+    fn post(&self, body: &str) -> Result<String> {
+        loop {
+            let begun = Instant::now();
+            match self.post_once(body) {
+                Ok(text) => return Ok(text),
+                Err(PostFailure::Timeout) if begun.elapsed() > self.timeout + STOPPED_FOR => {}
+                Err(PostFailure::Timeout) => return Err(self.timed_out()),
+                Err(PostFailure::Other(e)) => return Err(e),
             }
         }
-        self.post(body).unwrap_or_else(|| Err(self.timed_out()))
     }
 
-    /// Sends a batch; `None` if the time has run out.
-    fn post(&self, body: &str) -> Option<Result<String>> {
-        match self.post_or_fail(body) {
-            Err(PostFailure::Timeout) => None,
-            Err(PostFailure::Other(e)) => Some(Err(e)),
-            Ok(text) => Some(Ok(text)),
-        }
-    }
-
-    fn post_or_fail(&self, body: &str) -> Result<String, PostFailure> {
+    fn post_once(&self, body: &str) -> Result<String, PostFailure> {
         let failed = |e: ureq::Error| match e {
             ureq::Error::Timeout(_) => PostFailure::Timeout,
             e => {
@@ -286,18 +263,18 @@ mod tests {
         assert!(e.contains("cannot be reached"), "{e}");
     }
 
+    /// A server that hangs is asked once, and the wait takes the time limit once.
     #[test]
-    fn a_batch_whose_time_ran_out_is_sent_once_more() {
+    fn a_batch_whose_time_ran_out_is_not_sent_again() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/reward", listener.local_addr().unwrap());
-        std::thread::spawn(move || {
-            let streams: Vec<TcpStream> = listener.incoming().take(2).map(Result::unwrap).collect();
-            let asked = request(&streams[1]);
-            assert_eq!(asked["rows"].as_array().unwrap().len(), 2);
-            (&streams[1]).write_all(response(200, "{\"rewards\": [1, 2]}").as_bytes()).unwrap();
-        });
-        let mut own = CustomReward::from_url(&url, Duration::from_secs(1)).unwrap();
-        assert_eq!(own.score(&rows(2)).unwrap(), [1.0, 2.0]);
+        let (limit, begun) = (Duration::from_millis(700), Instant::now());
+        let e = CustomReward::from_url(&url, limit).unwrap().score(&rows(2)).unwrap_err().to_string();
+        let took = begun.elapsed();
+        assert!(e.contains("timed out after 0.7 s; check that the server runs"), "{e}");
+        assert!(took >= limit && took < 2 * limit, "{took:?}");
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(listener.incoming().take_while(Result::is_ok).count(), 1);
     }
 
     #[test]

@@ -19,10 +19,15 @@ pub(super) const STOPPED_PROBLEM: &str = "was stopped before it gave its rewards
 /// What the user can do after [`STOPPED_PROBLEM`].
 pub(super) const STOPPED_HELP: &str = "start the run again";
 
-/// Receives the next message, unless the deadline passes or `stop` is set first.
-pub(super) fn receive_until<T>(from: &Receiver<T>, deadline: Instant, stop: &AtomicBool) -> Result<T, NoMessageReason> {
+/// Receives the next message, unless the deadline passes or `stop` is set first. Without a deadline it waits as long as
+/// there is a sender.
+pub(super) fn receive_until<T>(
+    from: &Receiver<T>,
+    deadline: Option<Instant>,
+    stop: &AtomicBool,
+) -> Result<T, NoMessageReason> {
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
         match from.recv_timeout(left.min(STOP_CHECK_INTERVAL)) {
             Ok(message) => return Ok(message),
             Err(RecvTimeoutError::Disconnected) => return Err(NoMessageReason::Disconnected),

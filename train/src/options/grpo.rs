@@ -120,7 +120,7 @@ pub struct GrpoOptions {
     /// gives it only these [default: it gets the whole environment]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub reward_env: Option<Vec<String>>,
-    /// Time limit in seconds for scoring the completions of one step with custom rewards
+    /// Time limit in seconds for scoring the completions of one step with custom rewards; the run ends if it is exceeded
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
     /// Weights of the rewards in the sum, NAME=WEIGHT,…: accuracy, format, temporal, semantic, length, command, url
