@@ -379,6 +379,22 @@ fn cap_on_cost_is_never_exceeded() {
 }
 
 #[test]
+fn a_wait_that_the_server_asks_for_is_printed() {
+    for quiet in [&[][..], &["--quiet"]] {
+        let folder = list(1);
+        let asks_to_wait = AtomicBool::new(true);
+        let endpoint = ChatEndpoint::start(move |body, _| match asks_to_wait.swap(false, Ordering::SeqCst) {
+            true => Reply::Status(429, "retry-after: 2\r\n", ""),
+            false => Reply::Text(good(asked(body))),
+        });
+        let run = Curation { folder: folder.path(), url: &endpoint.url }.run(quiet);
+        run.ok();
+        let line = format!("{}: asks to wait 2 s (Retry-After)\n", endpoint.url);
+        assert_eq!(run.stderr.matches(&line).count(), usize::from(quiet.is_empty()), "{}", run.stderr);
+    }
+}
+
+#[test]
 fn bad_input_is_named_in_one_line_before_money_is_spent() {
     let folder = list(3);
     let endpoint = ChatEndpoint::start(|body, _| Reply::Text(good(asked(body))));

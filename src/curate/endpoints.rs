@@ -164,6 +164,7 @@ impl EndpointFlags {
     }
 
     /// Connects to the model of a stage behind a URL. For a local model, `place` still is where the options name it.
+    /// If it is not `quiet`, it prints how long the server asks it to wait.
     pub fn connect(
         &self,
         stage: StageName,
@@ -171,6 +172,7 @@ impl EndpointFlags {
         url: &str,
         budget: &Arc<Budget>,
         stop: &AtomicBool,
+        quiet: bool,
     ) -> Result<Endpoint> {
         let is_local = matches!(place, ModelPlace::Local(_));
         let seconds = Duration::from_secs_f64;
@@ -185,6 +187,7 @@ impl EndpointFlags {
             prices: self.prices(stage, place),
             budget: Arc::clone(budget),
             image_tokens: self.image_tokens(stage),
+            prints_waits: !quiet,
             ..ClientOptions::new(url)
         };
         let client = ChatClient::new(options).map_err(|e| of_client(stage, e))?;

@@ -66,7 +66,7 @@ impl Run<'_> {
         for (stage, place) in &needed {
             let name = match place {
                 ModelPlace::Url(url) => {
-                    let endpoint = endpoints.connect(*stage, place, url, &self.budget, &stop)?;
+                    let endpoint = endpoints.connect(*stage, place, url, &self.budget, &stop, self.common.quiet)?;
                     let name = endpoint.name().to_string();
                     connected.insert(*stage, endpoint);
                     name
@@ -89,7 +89,8 @@ impl Run<'_> {
                 },
                 ModelPlace::Local(model) => {
                     let server = LocalServer::start(model, endpoints.concurrency(), &self.flags.worker, self.common)?;
-                    let endpoint = endpoints.connect(*stage, place, &server.url, &self.budget, &stop)?;
+                    let endpoint =
+                        endpoints.connect(*stage, place, &server.url, &self.budget, &stop, self.common.quiet)?;
                     self.run_stage(*stage, &endpoint, model, pending)?
                 }
             };
