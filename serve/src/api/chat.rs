@@ -13,7 +13,7 @@ use super::answer::{CallRules, Form};
 use super::fields::{Fields, wrong_field};
 use super::queue::{Checked, refuse_if_stopping};
 use super::{ApiError, encode};
-use crate::http::{RequestLog, read_body};
+use crate::http::RequestLog;
 use crate::server::Shared;
 
 /// `POST /v1/chat/completions`
@@ -23,8 +23,7 @@ pub(crate) async fn complete(
     body: Body,
 ) -> Result<Response, ApiError> {
     refuse_if_stopping(&shared)?;
-    let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, body)?;
+    let mut fields = Fields::read(&shared, body).await?;
     let Some(messages) = fields.take_any("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };

@@ -16,7 +16,7 @@ use super::answer::Form;
 use super::fields::{Fields, wrong_field};
 use super::queue::{Checked, refuse_if_stopping};
 use super::{ApiError, encode};
-use crate::http::{RequestLog, read_body};
+use crate::http::RequestLog;
 use crate::server::Shared;
 
 /// Maximum number of new tokens of a request that does not say, as in OpenAI's API.
@@ -71,8 +71,7 @@ pub(crate) async fn complete(
     body: Body,
 ) -> Result<Response, ApiError> {
     refuse_if_stopping(&shared)?;
-    let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, body)?;
+    let mut fields = Fields::read(&shared, body).await?;
     let wanted = "a text, a list of texts, a list of token ids, or a list of such lists";
     let Some(prompts) = fields.take::<Prompts>("prompt", wanted)? else {
         return Err(wrong_field("prompt", "is missing", &format!("give {wanted}")));

@@ -1,6 +1,7 @@
 //! The fields of a request's body. What no endpoint takes out is a sampling field, and is checked and refused in one
 //! place, [`Fields::into_settings`].
 
+use axum::body::Body;
 use reel_diagnostic::Diagnostic;
 use reel_model::input::request::{ChatRequest, RequestSettings};
 use reel_model::input::tools::ToolRequest;
@@ -11,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::block_in_place;
 
 use super::{ApiError, LOCATION, models, wrong_request};
-use crate::http::RequestBody;
+use crate::http::{RequestBody, read_body};
 use crate::server::Shared;
 
 /// Bodies above this size are parsed on a thread of their own.
@@ -68,19 +69,19 @@ struct StreamOptions {
 }
 
 impl Fields {
-    /// Parses a body, which must be a JSON object. A field that is null counts as absent.
+    /// Reads and parses a body, which must be a JSON object. A field that is null counts as absent.
     ///
     /// # Errors
-    /// The body is no JSON object; its `model` is not one of this server.
-    pub(crate) fn parse(shared: &Shared, body: RequestBody) -> Result<Self, ApiError> {
-        let mut fields = Self::of_object(body)?;
+    /// The body cannot be read; it is no JSON object; its `model` is not one of this server.
+    pub(crate) async fn read(shared: &Shared, body: Body) -> Result<Self, ApiError> {
+        let mut fields = Self::of_object(read_body(&shared.bodies, body).await?)?;
         let name = fields.take::<String>("model", "the name of a model")?;
         let model = name.unwrap_or_else(|| shared.model.name.clone());
         models::adapter_of(shared, &model)?;
         Ok(Self { model, ..fields })
     }
 
-    /// Parses a body as [`Fields::parse`] does, whose field `model` is not the name of a model.
+    /// Parses a body as [`Fields::read`] does, whose field `model` is not the name of a model.
     ///
     /// # Errors
     /// The body is no JSON object.

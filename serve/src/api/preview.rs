@@ -27,7 +27,6 @@ use super::fields::{Fields, wrong_field};
 use super::queue::refuse_if_stopping;
 use super::{ApiError, encode};
 use crate::ServedModel;
-use crate::http::read_body;
 use crate::server::Shared;
 
 /// Maximum width and height of a thumbnail in pixels.
@@ -40,8 +39,7 @@ const MAX_ALL_THUMBNAILS: usize = 512;
 /// `POST /v1/preview`
 pub(crate) async fn preview(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
     refuse_if_stopping(&shared)?;
-    let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, body)?;
+    let mut fields = Fields::read(&shared, body).await?;
     let Some(messages) = fields.take_any("messages") else {
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };

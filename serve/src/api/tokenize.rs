@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::fields::{Fields, wrong_field};
 use super::{ApiError, encode};
-use crate::http::read_body;
 use crate::server::Shared;
 
 /// The answer of `/tokenize`.
@@ -27,8 +26,7 @@ pub(crate) struct Tokens {
 /// `POST /tokenize`: the tokens of a text, or of chat messages. Messages with media have one token for each vision
 /// token, as `usage.prompt_tokens` counts them.
 pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Tokens>, ApiError> {
-    let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, body)?;
+    let mut fields = Fields::read(&shared, body).await?;
     let memory = fields.take_memory();
     let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
     let tools = fields.take_tools()?;
@@ -58,8 +56,7 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
 
 /// `POST /detokenize`: the text of tokens, special tokens included.
 pub(crate) async fn detokenize(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
-    let body = read_body(&shared.bodies, body).await?;
-    let mut fields = Fields::parse(&shared, body)?;
+    let mut fields = Fields::read(&shared, body).await?;
     let memory = fields.take_memory();
     let Some(ids) = fields.take::<Vec<TokenId>>("tokens", "a list of token ids")? else {
         return Err(wrong_field("tokens", "is missing", "give a list of token ids"));
