@@ -108,7 +108,10 @@ fn rejects_an_extra_pad_token(case: &Path) {
     );
     conversation.messages.extend(question.messages);
     let error = said(&conversation).unwrap_err().to_string();
-    assert!(error.contains("the prompt has 2 <|video_pad|> tokens but the messages have 1 videos"), "{error}");
+    assert!(
+        error.contains("has the token <|video_pad|> in its text, so the prompt has 2 of them for 1 video(s)"),
+        "{error}"
+    );
 }
 
 fn video_in_memory_equals_video_file(case: &Path) {

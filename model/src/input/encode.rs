@@ -136,7 +136,7 @@ pub struct LoadedMedia {
 pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
     let text = folder.template.render(conversation, !conversation.ends_with_assistant())?;
     let media = load_media(folder, conversation, options)?;
-    encode_prompt(folder, &text, media, &conversation.location)
+    encode_prompt(folder, &text, media, PromptOrigin::Conversation(conversation))
 }
 
 /// Loads and resizes all images and videos of a conversation, in order.
@@ -177,12 +177,68 @@ pub fn load_media_with(
     Ok(media)
 }
 
+/// Where a rendered prompt comes from, for the location of error messages.
+#[derive(Clone, Copy, Debug)]
+pub enum PromptOrigin<'a> {
+    /// A text with this name.
+    Text(&'a str),
+    /// The messages of a conversation.
+    Conversation(&'a Conversation),
+}
+
+impl PromptOrigin<'_> {
+    fn location(&self) -> &str {
+        match self {
+            PromptOrigin::Text(name) => name,
+            PromptOrigin::Conversation(conversation) => &conversation.location,
+        }
+    }
+
+    /// The location of the text that contains `token`; `None` if the chat template has written it.
+    fn location_of_typed(&self, token: &str) -> Option<String> {
+        match self {
+            PromptOrigin::Text(name) => Some((*name).to_string()),
+            PromptOrigin::Conversation(conversation) => conversation.location_of_text(token),
+        }
+    }
+}
+
+/// Refuses a prompt with tokens that stand for images or videos of which it has none: they have probably been lost. The
+/// model would take the tokens for text.
+///
+/// # Errors
+/// The prompt has such a token.
+pub fn refuse_pads_without_media(folder: &ModelFolder, input: &ModelInput, origin: PromptOrigin<'_>) -> Result<()> {
+    let tokens = &folder.config.tokens;
+    for (kind, pad, grids) in
+        [("image", tokens.image, &input.image_grid_thw), ("video", tokens.video, &input.video_grid_thw)]
+    {
+        if grids.is_empty() && input.input_ids.contains(&pad) {
+            let token = pad_token(kind);
+            let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
+            let what = format!("has the token {token}, and there is no {kind} for it");
+            return Err(ModelError::messages(location, what, "remove this token"));
+        }
+    }
+    Ok(())
+}
+
+/// The token that stands for an image or a video.
+fn pad_token(kind: &str) -> String {
+    format!("<|{kind}_pad|>")
+}
+
 /// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes
 /// the positions.
 ///
-/// `location` names the prompt in error messages. If there are no images, image pad tokens in the prompt are text and
+/// If there are no images, image pad tokens in the prompt are text and
 /// not repeated, as in transformers; the same holds for videos.
-pub fn encode_prompt(folder: &ModelFolder, text: &str, media: LoadedMedia, location: &str) -> Result<ModelInput> {
+pub fn encode_prompt(
+    folder: &ModelFolder,
+    text: &str,
+    media: LoadedMedia,
+    origin: PromptOrigin<'_>,
+) -> Result<ModelInput> {
     let tokens = &folder.config.tokens;
     let mut ids = folder.tokenizer.encode(text)?;
     let unit = folder.config.vision.patches_per_vision_token();
@@ -192,14 +248,14 @@ pub fn encode_prompt(folder: &ModelFolder, text: &str, media: LoadedMedia, locat
     {
         // Beside media of the other kind, M-RoPE needs a grid for each pad that follows <|vision_start|>.
         if grids.is_empty() && has_media && ids.windows(2).any(|pair| pair == [tokens.vision_start, pad]) {
-            let what = format!(
-                "a text has <|vision_start|><|{kind}_pad|> beside other media, and the messages have no {kind}"
-            );
-            return Err(ModelError::messages(location, what, format!("remove `<|{kind}_pad|>` from the texts")));
+            let token = pad_token(kind);
+            let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
+            let what = format!("has <|vision_start|>{token} beside other media, and there is no {kind} for it");
+            return Err(ModelError::messages(location, what, format!("remove {token} from the text")));
         }
         if !grids.is_empty() {
             let counts: Vec<usize> = grids.iter().map(|grid| grid.iter().product::<usize>() / unit).collect();
-            ids = expand(ids, pad, &counts, kind, location)?;
+            ids = expand(ids, pad, &counts, kind, origin)?;
         }
     }
     let mut made = ModelInput {
@@ -211,20 +267,32 @@ pub fn encode_prompt(folder: &ModelFolder, text: &str, media: LoadedMedia, locat
         frame_indices: media.frame_indices,
         ..ModelInput::default()
     };
-    made.compute_positions(&folder.config, location)?;
+    made.compute_positions(&folder.config, origin.location())?;
     Ok(made)
 }
 
 /// Replaces the i-th `pad` token by `counts[i]` copies of it.
-fn expand(ids: Vec<TokenId>, pad: TokenId, counts: &[usize], kind: &str, location: &str) -> Result<Vec<TokenId>> {
+fn expand(
+    ids: Vec<TokenId>,
+    pad: TokenId,
+    counts: &[usize],
+    kind: &str,
+    origin: PromptOrigin<'_>,
+) -> Result<Vec<TokenId>> {
     let pads = ids.iter().filter(|&&id| id == pad).count();
     if pads != counts.len() {
-        let what =
-            format!("the prompt has {pads} <|{kind}_pad|> tokens but the messages have {} {kind}s", counts.len());
-        let help = format!(
-            "remove `<|{kind}_pad|>` from the texts, or use a chat template that writes it once for each {kind}"
-        );
-        return Err(ModelError::messages(location, what, help));
+        let token = pad_token(kind);
+        let numbers = format!("the prompt has {pads} of them for {} {kind}(s)", counts.len());
+        return Err(match origin.location_of_typed(&token) {
+            Some(location) => {
+                let what = format!("has the token {token} in its text, so {numbers}");
+                ModelError::messages(location, what, "remove it from the text")
+            }
+            None => {
+                let what = format!("the chat template does not write one {token} for each {kind}: {numbers}");
+                ModelError::messages(origin.location(), what, "use the chat template of the published model")
+            }
+        });
     }
     let mut counts = counts.iter();
     let mut expanded = Vec::with_capacity(ids.len() + counts.clone().sum::<usize>());
@@ -410,18 +478,67 @@ mod tests {
         init(&options, folder.path()).unwrap();
         let folder = ModelFolder::open(folder.path()).unwrap();
         let typed = "<|vision_start|><|image_pad|><|vision_end|><|video_pad|>";
-        let input = encode_prompt(&folder, typed, LoadedMedia::default(), "m").unwrap();
+        let input = encode_prompt(&folder, typed, LoadedMedia::default(), PromptOrigin::Text("m")).unwrap();
         let tokens = &folder.config.tokens;
         assert_eq!((input.len(), input.input_ids[1], input.input_ids[3]), (4, tokens.image, tokens.video));
         assert_eq!(input.position_ids, [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
         input.check(&folder.config, "m").unwrap();
 
         let with_image = || LoadedMedia { image_grid_thw: vec![[1, 4, 4]], ..LoadedMedia::default() };
-        let beside = encode_prompt(&folder, typed, with_image(), "m").unwrap();
+        let beside = encode_prompt(&folder, typed, with_image(), PromptOrigin::Text("m")).unwrap();
         assert_eq!(beside.input_ids.iter().filter(|&&id| id == tokens.image).count(), 4);
         let typed = format!("{typed}<|vision_start|><|video_pad|>");
-        let error = encode_prompt(&folder, &typed, with_image(), "m").unwrap_err().to_string();
-        assert!(error.starts_with("m: a text has <|vision_start|><|video_pad|>"), "{error}");
-        assert!(error.ends_with("remove `<|video_pad|>` from the texts"), "{error}");
+        let error = encode_prompt(&folder, &typed, with_image(), PromptOrigin::Text("m")).unwrap_err().to_string();
+        assert!(error.starts_with("m: has <|vision_start|><|video_pad|> beside other media"), "{error}");
+        assert!(error.ends_with("remove <|video_pad|> from the text"), "{error}");
+    }
+
+    #[test]
+    fn errors_of_typed_pads_name_the_part_of_the_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: 1 };
+        init(&options, dir.path()).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let with_image = || LoadedMedia { image_grid_thw: vec![[1, 4, 4]], ..LoadedMedia::default() };
+        let image = serde_json::json!({"type": "image", "image": "a.png"});
+        let text = |text: &str| serde_json::json!({"type": "text", "text": text});
+        let error = |contents: &[serde_json::Value], media: LoadedMedia| {
+            let messages: serde_json::Value =
+                contents.iter().map(|content| serde_json::json!({"role": "user", "content": content})).collect();
+            let conversation = Conversation::from_json("m", &messages, Path::new("")).unwrap();
+            let origin = PromptOrigin::Conversation(&conversation);
+            let rendered = folder.template.render(&conversation, true).unwrap();
+            let encoded = encode_prompt(&folder, &rendered, media, origin);
+            encoded.and_then(|input| refuse_pads_without_media(&folder, &input, origin)).unwrap_err().to_string()
+        };
+        let picture = serde_json::json!([image, text("?")]);
+        for (contents, media, want) in [
+            (
+                vec![picture.clone(), "a <|image_pad|>".into()],
+                with_image(),
+                "m: message 1: has the token <|image_pad|> in its text, so the prompt has 2 of them for 1 image(s); remove \
+                 it from the text",
+            ),
+            (
+                vec![serde_json::json!([image, text("<|vision_start|><|video_pad|>")])],
+                with_image(),
+                "m: message 0, part 1: has <|vision_start|><|video_pad|> beside other media, and there is no video for it; \
+                 remove <|video_pad|> from the text",
+            ),
+            (
+                vec!["x".into(), serde_json::json!([text("x"), text("<|video_pad|>")])],
+                LoadedMedia::default(),
+                "m: message 1, part 1: has the token <|video_pad|>, and there is no video for it; remove this token",
+            ),
+            // No text has the token: the media do not fit the template.
+            (
+                vec![picture.clone(), picture],
+                with_image(),
+                "m: the chat template does not write one <|image_pad|> for each image: the prompt has 2 of them for 1 \
+                 image(s); use the chat template of the published model",
+            ),
+        ] {
+            assert_eq!(error(&contents, media), want);
+        }
     }
 }

@@ -174,6 +174,19 @@ impl Conversation {
         self.messages.iter().flat_map(Message::content_parts).filter(|part| !matches!(part, ContentPart::Text(_)))
     }
 
+    /// The location of the first message, or part of a message, whose text contains `words`.
+    pub fn location_of_text(&self, words: &str) -> Option<String> {
+        self.messages.iter().enumerate().find_map(|(i, message)| {
+            let location = format!("{}: message {i}", self.location);
+            if matches!(&message.content, MessageContent::Text(text) if text.contains(words)) {
+                return Some(location);
+            }
+            let is_found = |part: &ContentPart| matches!(part, ContentPart::Text(text) if text.contains(words));
+            let index = message.content_parts().iter().position(is_found)?;
+            Some(format!("{location}, part {index}"))
+        })
+    }
+
     /// The messages as JSON for the chat template.
     pub fn to_template_value(&self) -> Value {
         self.messages.iter().map(Message::to_template_value).collect()

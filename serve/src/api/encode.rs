@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use reel_model::TokenId;
 use reel_model::input::ModelInput;
-use reel_model::input::encode::{LoadedMedia, encode_prompt, load_media};
+use reel_model::input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
 use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoSource};
+use reel_model::{ModelError, TokenId};
 use serde_json::Value;
 
 use super::fields::wrong_field;
@@ -29,8 +29,7 @@ pub(crate) fn messages(
     }
     let encoded = encode_conversation(shared, &conversation, add_generation_prompt);
     // Clients need not know where on this machine the folder of the media is.
-    let hide = |e: ApiError| secret_folders(&root).iter().fold(e, |e, folder| e.hide(folder, "MEDIA_ROOT"));
-    refuse_pads_without_media(shared, "messages", encoded.map_err(hide)?)
+    encoded.map_err(|e| secret_folders(&root).iter().fold(e, |e, folder| e.hide(folder, "MEDIA_ROOT")))
 }
 
 /// The absolute names of a folder. A relative name such as `.` tells nothing, and is part of other words.
@@ -49,14 +48,18 @@ fn encode_conversation(
     let text = folder.template.render(conversation, add).map_err(wrong_messages)?;
     refuse_long_text(shared, &text, "messages")?;
     let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_messages)?;
-    encode_prompt(folder, &text, media, LOCATION).map_err(wrong_messages)
+    let origin = PromptOrigin::Conversation(conversation);
+    let input = encode_prompt(folder, &text, media, origin).map_err(wrong_messages)?;
+    refuse_pads_without_media(folder, &input, origin).map_err(wrong_messages)?;
+    Ok(input)
 }
 
 /// Encodes a text as it is, without a chat template.
 pub(crate) fn text(shared: &Shared, text: &str) -> Result<ModelInput, ApiError> {
     refuse_long_text(shared, text, "prompt")?;
-    let input = encode_prompt(&shared.model.folder, text, LoadedMedia::default(), LOCATION).map_err(wrong_request)?;
-    refuse_pads_without_media(shared, "prompt", input)
+    let (folder, origin) = (&shared.model.folder, PromptOrigin::Text(LOCATION));
+    let input = encode_prompt(folder, text, LoadedMedia::default(), origin).map_err(wrong_request)?;
+    refuse_pads(shared, "prompt", input)
 }
 
 /// Refuses a text that cannot fit into the model's positions, however it is tokenized: tokenizing many MiB takes time
@@ -79,21 +82,17 @@ fn refuse_long_text(shared: &Shared, text: &str, field: &str) -> Result<(), ApiE
 /// The input of given ids. `field` has them.
 pub(crate) fn ids(shared: &Shared, field: &str, ids: Vec<TokenId>) -> Result<ModelInput, ApiError> {
     shared.check_ids(field, &ids)?;
-    refuse_pads_without_media(shared, field, ModelInput::from_text_tokens(ids))
+    refuse_pads(shared, field, ModelInput::from_text_tokens(ids))
 }
 
-/// Refuses tokens that stand for images or videos in a prompt that has none: the client has probably lost its media.
-/// The model itself would take them for text.
-fn refuse_pads_without_media(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
-    let tokens = &shared.model.folder.config.tokens;
-    let kinds = [(tokens.image, &input.image_grid_thw), (tokens.video, &input.video_grid_thw)];
-    match kinds.iter().any(|(pad, grids)| grids.is_empty() && input.input_ids.contains(pad)) {
-        false => Ok(input),
-        true => {
-            let what = "has tokens that stand for an image or a video, and none is given";
-            Err(wrong_field(field, what, "remove <|image_pad|> and <|video_pad|> from the texts"))
-        }
-    }
+/// Refuses tokens that stand for images or videos in the prompt of a field that has no media.
+fn refuse_pads(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
+    let refused = refuse_pads_without_media(&shared.model.folder, &input, PromptOrigin::Text(field));
+    let as_field = |e: ModelError| {
+        let diagnostic = e.into_diagnostic();
+        wrong_field(field, &diagnostic.what, &diagnostic.help)
+    };
+    refused.map(|()| input).map_err(as_field)
 }
 
 /// Encodes messages on a blocking thread, as [`on_blocking_thread`]. The number of those with images and videos that

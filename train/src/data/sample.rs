@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use reel_media::MediaError;
 use reel_model::ModelError;
 use reel_model::batch::Sequence;
-use reel_model::input::encode::{LoadedMedia, encode_prompt, load_media};
+use reel_model::input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
 use reel_model::input::tokenizer::Tokenizer;
 use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput};
 use serde_json::Value;
@@ -167,7 +167,7 @@ pub(crate) fn tokenize_conversation(
 ) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, generation_prompt).map_err(|e| to_row_error(location, e))?;
     let media = load_media(bundle, conversation, media).map_err(|e| to_row_error(location, e))?;
-    tokenize_text_with_media(bundle, &text, media, location)
+    encode_row(bundle, &text, media, PromptOrigin::Conversation(conversation)).map_err(|e| to_row_error(location, e))
 }
 
 /// Makes model inputs of a rendered text and its loaded media. An error names the row at `location`, and the run can
@@ -178,20 +178,17 @@ pub(crate) fn tokenize_text_with_media(
     media: LoadedMedia,
     location: &str,
 ) -> Result<ModelInput> {
-    let tokens = encode_prompt(bundle, text, media, location).map_err(|e| to_row_error(location, e))?;
-    let special = &bundle.config.tokens;
-    for (pad, grids) in [(special.image, &tokens.image_grid_thw), (special.video, &tokens.video_grid_thw)] {
-        // `encode_prompt` has checked the pad tokens only of those kinds of media that the row has. Pad tokens of the
-        // other kinds must not occur.
-        if grids.is_empty() && tokens.input_ids.contains(&pad) {
-            let token = bundle.tokenizer.decode(&[pad], false);
-            return Err(TrainError::row(
-                location,
-                format!("has {token} in a text, but no media for it"),
-                "remove it from the text, or remove the row",
-            ));
-        }
-    }
+    encode_row(bundle, text, media, PromptOrigin::Text(location)).map_err(|e| to_row_error(location, e))
+}
+
+fn encode_row(
+    bundle: &ModelFolder,
+    text: &str,
+    media: LoadedMedia,
+    origin: PromptOrigin<'_>,
+) -> Result<ModelInput, ModelError> {
+    let tokens = encode_prompt(bundle, text, media, origin)?;
+    refuse_pads_without_media(bundle, &tokens, origin)?;
     Ok(tokens)
 }
 

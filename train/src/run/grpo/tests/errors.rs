@@ -23,14 +23,14 @@ fn rows_that_cannot_be_scored_are_skipped() {
         (GOOD.replace("prompt", "messages"), "rows.jsonl:2: has complete `messages`"),
         (GOOD.replace("\"<answer>4</answer>\"", "4"), "rows.jsonl:2: solution: is not a string"),
         ("{".into(), "rows.jsonl:2: is not JSON"),
-        (GOOD.replace("2 + 2?", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, but no media"),
+        (GOOD.replace("2 + 2?", "<|image_pad|>"), "rows.jsonl:2: message 0: has the token <|image_pad|>, and there is no image for it"),
         (GOOD.replace("\"2 + 2?\"", "[{\"type\": \"image\"}]"), "rows.jsonl:2: message 0, part 0: is an image part"),
         (
             GOOD.replace(
                 "\"2 + 2?\"",
                 r#"[{"type": "video", "video": ["media/b.png", "media/b.png"]}, {"type": "text", "text": "<|video_pad|>"}]"#,
             ),
-            "rows.jsonl:2: the prompt has 2 <|video_pad|> tokens",
+            "rows.jsonl:2: message 0, part 1: has the token <|video_pad|> in its text",
         ),
     ] {
         let dir = tempfile::tempdir().unwrap();

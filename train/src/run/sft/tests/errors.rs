@@ -64,8 +64,14 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
 #[test]
 fn rows_without_a_valid_sample_are_skipped() {
     for (row, want) in [
-        (GOOD.replace("Hello", "<|image_pad|>"), "rows.jsonl:2: has <|image_pad|> in a text, but no media for it"),
-        (PICTURE.replace("A dog.", "<|image_pad|>"), "rows.jsonl:2: the prompt has 2 <|image_pad|> tokens"),
+        (
+            GOOD.replace("Hello", "<|image_pad|>"),
+            "rows.jsonl:2: message 0: has the token <|image_pad|>, and there is no image for it",
+        ),
+        (
+            PICTURE.replace("A dog.", "<|image_pad|>"),
+            "rows.jsonl:2: message 1: has the token <|image_pad|> in its text",
+        ),
         (
             PICTURE.replace("\"image\": \"media/a.png\"", "\"x\": 1"),
             "rows.jsonl:2: message 0, part 0: is an image part",
