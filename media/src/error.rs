@@ -14,9 +14,12 @@ pub const DATA_URI: &str = "data: URI";
 /// What can go wrong between a media file and its frames or patches.
 #[derive(Debug, thiserror::Error)]
 pub enum MediaError {
-    /// A file cannot be read, or its content is not usable.
+    /// The content of a file is not usable. Reading it again would not help.
     #[error("{0}")]
     File(Diagnostic),
+    /// A file cannot be read: there is none, the system reports an error, or it changed meanwhile.
+    #[error("{0}")]
+    Unreadable(Diagnostic),
     /// Decoding a file took longer than the time limit.
     #[error("{0}")]
     Timeout(Diagnostic),
@@ -52,10 +55,10 @@ impl MediaError {
         Self::Setting(Diagnostic::new(name, what, help))
     }
 
-    /// A [`MediaError::File`], or a [`MediaError::Worker`] if the error says what this machine lacks.
+    /// A [`MediaError::Unreadable`], or a [`MediaError::Worker`] if the error says what this machine lacks.
     pub(crate) fn cannot_read(path: &Path, error: &std::io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_read(path, error);
-        if shortage_help(error).is_some() { Self::Worker(diagnostic) } else { Self::File(diagnostic) }
+        if shortage_help(error).is_some() { Self::Worker(diagnostic) } else { Self::Unreadable(diagnostic) }
     }
 
     pub(crate) fn cannot_start_worker(program: &Path, error: &std::io::Error) -> Self {
@@ -75,6 +78,7 @@ impl MediaError {
     pub fn diagnostic(&self) -> &Diagnostic {
         match self {
             Self::File(diagnostic)
+            | Self::Unreadable(diagnostic)
             | Self::Timeout(diagnostic)
             | Self::Memory(diagnostic)
             | Self::Killed(diagnostic)
@@ -115,6 +119,7 @@ impl MediaError {
 
     fn with_location(mut self, change: impl FnOnce(&str) -> String) -> Self {
         let (Self::File(diagnostic)
+        | Self::Unreadable(diagnostic)
         | Self::Timeout(diagnostic)
         | Self::Memory(diagnostic)
         | Self::Killed(diagnostic)

@@ -32,6 +32,8 @@ pub enum TrainError {
         diagnostic: Diagnostic,
         /// Why it cannot be loaded.
         cause: SkipCause,
+        /// Whether the file was read, so that its content is at fault.
+        was_read: bool,
     },
     /// The output folder, a checkpoint or a log cannot be used as requested.
     #[error("{0}")]

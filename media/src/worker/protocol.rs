@@ -54,6 +54,7 @@ pub(super) struct WorkerFailure {
 #[derive(Debug, Serialize, Deserialize)]
 enum FailureKind {
     File,
+    Unreadable,
     Memory,
     Worker,
     /// With the name of the setting.
@@ -67,6 +68,7 @@ impl From<MediaError> for WorkerFailure {
             MediaError::Setting(_) => FailureKind::Setting(location),
             MediaError::Memory(_) => FailureKind::Memory,
             MediaError::Worker(_) => FailureKind::Worker,
+            MediaError::Unreadable(_) => FailureKind::Unreadable,
             MediaError::File(_) | MediaError::Timeout(_) | MediaError::Killed(_) => FailureKind::File,
         };
         Self { kind, what, help }
@@ -75,12 +77,12 @@ impl From<MediaError> for WorkerFailure {
 
 impl WorkerFailure {
     pub(super) fn into_error(self, path: &Path) -> MediaError {
+        let location = || path.display().to_string();
         match self.kind {
             FailureKind::Setting(setting) => MediaError::setting_error(setting, self.what, self.help),
             FailureKind::Memory => MediaError::memory_error(path, self.what, self.help),
-            FailureKind::Worker => {
-                MediaError::Worker(Diagnostic::new(path.display().to_string(), self.what, self.help))
-            }
+            FailureKind::Worker => MediaError::Worker(Diagnostic::new(location(), self.what, self.help)),
+            FailureKind::Unreadable => MediaError::Unreadable(Diagnostic::new(location(), self.what, self.help)),
             FailureKind::File => MediaError::file_error(path, self.what, self.help),
         }
     }

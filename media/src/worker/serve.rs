@@ -197,7 +197,9 @@ fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> Worke
 fn to_reply(ended: std::thread::Result<Result<WorkerReply>>) -> WorkerReply {
     match ended {
         Ok(Ok(reply)) => reply,
-        Ok(Err(MediaError::File(_) | MediaError::Worker(_))) | Err(_) if is_near_memory_limit() => {
+        Ok(Err(MediaError::File(_) | MediaError::Unreadable(_) | MediaError::Worker(_))) | Err(_)
+            if is_near_memory_limit() =>
+        {
             WorkerReply::OutOfMemory
         }
         Ok(Err(e)) => WorkerReply::Failed(e.into()),

@@ -36,19 +36,18 @@ struct ReadFiles {
 
 impl MediaFiles {
     /// Calls `load`, which loads the media of `conversation`. If it fails because of a file, the conversation's local
-    /// files are looked at. If all of them can be read, an outage may have ended meanwhile, and `load` is called once
-    /// more. `root` is the folder that relative paths refer to.
+    /// files are looked at. If all of them can be read, but the error was that one cannot, an outage has ended meanwhile,
+    /// and `load` is called once more. `root` is the folder that relative paths refer to.
     ///
     /// # Errors
     /// The error of `load`, which concerns the row; [`TrainError::MediaUnavailable`] if the reason lies elsewhere.
     pub(crate) fn load<T>(&self, conversation: &Conversation, root: &Path, load: impl Fn() -> Result<T>) -> Result<T> {
-        let is_about_a_file = |e: &TrainError| matches!(e, TrainError::Media { cause: SkipCause::Media, .. });
         let mut result = load();
-        if result.as_ref().is_err_and(is_about_a_file) {
+        if let Err(TrainError::Media { cause: SkipCause::Media, was_read, .. }) = result {
             let paths = local_files(conversation);
-            if self.check(&paths, root)? && !paths.is_empty() {
+            if self.check(&paths, root)? && !paths.is_empty() && !was_read {
                 result = load();
-                if result.as_ref().is_err_and(is_about_a_file) {
+                if matches!(result, Err(TrainError::Media { cause: SkipCause::Media, .. })) {
                     self.check(&paths, root)?;
                 }
             }
@@ -152,15 +151,16 @@ mod tests {
         Conversation::from_json("rows.jsonl:1", &messages, root).unwrap()
     }
 
-    fn row_error<T>() -> Result<T> {
-        let diagnostic = Diagnostic::new("rows.jsonl:1: a.png", "cannot be read", "fix the file, or remove the row");
-        Err(TrainError::Media { diagnostic, cause: SkipCause::Media })
+    fn row_error<T>(was_read: bool) -> Result<T> {
+        let what = if was_read { "is damaged" } else { "cannot be read" };
+        let diagnostic = Diagnostic::new("rows.jsonl:1: a.png", what, "fix the file, or remove the row");
+        Err(TrainError::Media { diagnostic, cause: SkipCause::Media, was_read })
     }
 
     /// A load that fails if the file is missing.
     fn load(files: &MediaFiles, root: &Path, file: &str) -> Result<()> {
         let path = root.join(file);
-        files.load(&conversation(root, file), root, || if path.exists() { Ok(()) } else { row_error() })
+        files.load(&conversation(root, file), root, || if path.exists() { Ok(()) } else { row_error(false) })
     }
 
     #[test]
@@ -210,22 +210,28 @@ mod tests {
         assert!(files.check_failed(path, root, io::Error::from_raw_os_error(2)).is_ok());
     }
 
-    /// A failure that is over when the files are looked at is tried once more; a damaged file stays an error.
+    /// A file that could not be read is loaded once more if it can be read now; a damaged one is decoded once.
     #[test]
-    fn readable_files_are_loaded_once_more() {
+    fn only_files_that_could_not_be_read_are_loaded_once_more() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.png"), "").unwrap();
         let (files, conversation) = (MediaFiles::default(), conversation(dir.path(), "a.png"));
         let calls = Cell::new(0);
-        let load = |succeeds_at: usize| {
+        let load = |succeeds_at: usize, was_read: bool| {
             calls.set(0);
             files.load(&conversation, dir.path(), || {
                 calls.set(calls.get() + 1);
-                if calls.get() == succeeds_at { Ok(()) } else { row_error() }
+                if calls.get() == succeeds_at { Ok(()) } else { row_error(was_read) }
             })
         };
-        assert!(load(2).is_ok());
-        assert!(matches!(load(9), Err(TrainError::Media { .. })));
+        assert!(load(2, false).is_ok());
+        assert!(matches!(load(9, false), Err(TrainError::Media { .. })));
         assert_eq!(calls.get(), 2);
+        assert!(matches!(load(2, true), Err(TrainError::Media { .. })));
+        assert_eq!(calls.get(), 1);
+        // A damaged file that has become unreadable is an outage as well.
+        let (missing, root) = (self::conversation(dir.path(), "gone/a.png"), dir.path().join("gone"));
+        let e = files.load(&missing, &root, || row_error::<()>(true));
+        assert!(matches!(e, Err(TrainError::MediaUnavailable(_))), "{e:?}");
     }
 }

@@ -198,6 +198,7 @@ pub(crate) fn to_row_error(location: &str, e: ModelError) -> TrainError {
     if matches!(e, ModelError::Media(MediaError::Worker(_))) {
         return e.into();
     }
+    let was_read = matches!(e, ModelError::Media(MediaError::File(_)));
     let cause = match &e {
         ModelError::Media(MediaError::Timeout(_)) => Some(SkipCause::DecoderTimeout),
         ModelError::Media(MediaError::Killed(_)) => Some(SkipCause::DecoderKilled),
@@ -213,7 +214,7 @@ pub(crate) fn to_row_error(location: &str, e: ModelError) -> TrainError {
         diagnostic = diagnostic.at(location);
     }
     match cause {
-        Some(cause) => TrainError::Media { diagnostic, cause },
+        Some(cause) => TrainError::Media { diagnostic, cause, was_read },
         None => TrainError::Row(diagnostic),
     }
 }

@@ -106,6 +106,9 @@ impl VideoFile {
         // A file is cut off if its index lists more frames than the packets that could be read.
         truncated |= video.packets.len() < index_entries(&input, stream) || is_truncated(path);
         if truncated {
+            if let Some(e) = read_error(&input) {
+                return Err(MediaError::cannot_read(path, &e));
+            }
             return Err(MediaError::file_error(
                 path,
                 format!(
@@ -158,6 +161,16 @@ impl VideoFile {
             }
         }
         Ok(())
+    }
+}
+
+/// The error that the system reported when the file was read, if it did. Demuxers take it for the end of the file.
+fn read_error(input: &Input) -> Option<std::io::Error> {
+    // SAFETY: the context is open; its `pb` is null, or valid as long as the context is open.
+    let code = unsafe { (*input.as_ptr()).pb.as_ref() }.map_or(0, |io| io.error);
+    match ffmpeg::Error::from(code) {
+        ffmpeg::Error::Other { errno } if code < 0 => Some(std::io::Error::from_raw_os_error(errno)),
+        _ => None,
     }
 }
 

@@ -7,6 +7,7 @@ use ffmpeg_next as ffmpeg;
 
 use ffmpeg::ffi;
 use ffmpeg::format::context::Input;
+use reel_diagnostic::Diagnostic;
 
 use super::demux::{PacketInfo, VideoFile, open_container_and_stream, packet_info};
 use crate::{MediaError, Result};
@@ -123,5 +124,6 @@ impl Reader {
 }
 
 fn file_changed(path: &Path) -> MediaError {
-    MediaError::file_error(path, "changed while it was read", "try again, and do not change the file meanwhile")
+    let (what, help) = ("changed while it was read", "try again, and do not change the file meanwhile");
+    MediaError::Unreadable(Diagnostic::new(path.display().to_string(), what, help))
 }

@@ -151,7 +151,7 @@ impl MediaInspector<'_> {
 }
 
 fn media_error(diagnostic: Diagnostic) -> ModelError {
-    MediaError::File(diagnostic).into()
+    MediaError::Unreadable(diagnostic).into()
 }
 
 fn fact(source: &MediaSource) -> MediaFact {
