@@ -189,7 +189,7 @@ fn answers_stay_within_the_positions_of_the_model() {
     generate(&rows).ok();
     let line = fs::read_to_string(dir.join("p.jsonl")).expect("predictions");
     let line: Value = serde_json::from_str(&line).expect("a line of JSON");
-    assert_eq!((&line["output"], &line["finish_reason"]), (&answer["text"], &json!("length")));
+    assert_eq!((&line["output"], &line["generation"]["finish_reason"]), (&answer["text"], &json!("length")));
     s.set_positions(tokens);
     let what = format!("has {tokens} tokens, which leave no answer in the model's {tokens} positions");
     generate(&prompt).refused(1, &[&format!("the prompt: {what}")]);
