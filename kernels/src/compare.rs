@@ -1,37 +1,81 @@
-//! Comparisons of results with f64 formulas: [`check_close`] by relative L2 distance and largest difference,
-//! [`check_rounded`] by the error that the kernel's documented roundings make. Both first compare NaN and infinities.
+//! Comparisons of results with f64 formulas. All first compare NaN and infinities.
+//!
+//! | function | limits |
+//! |---|---|
+//! | [`check_within`] | the difference of each element, by a bound of its own |
+//! | [`check_close`] | the relative L2 distance, and the difference of each element |
+//! | [`check_rounded`] | the relative L2 distance, by the error that the kernel's documented roundings make |
+//!
+//! A bound of an element is derived from the arithmetic: [`f32_sum_error`] gives that of an f32 sum, [`rounding_error`]
+//! that of storing a result.
 
 use crate::{DType, Element};
 use half::bf16;
 
+/// Largest relative error of rounding to f32, half a unit in the last place.
+pub const F32_ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
+
+/// Returns the largest relative error of rounding to an element type: 2^-8 in bf16, 2^-24 in f32.
+pub fn rounding_error(dtype: DType) -> f64 {
+    if dtype == DType::BF16 { 1.0 / 256.0 } else { F32_ROUNDING }
+}
+
+/// Returns a bound of the error of an f32 sum of `terms` products, added in any order. `magnitude` is the sum of the
+/// absolute values of the products: the formula of the sum, applied to absolute values, gives it.
+///
+/// Each addition rounds a partial sum, by at most u = 2^-24 of `magnitude`, so `terms` u `magnitude` is never exceeded.
+/// Roundings go up and down, so their sum grows with the square root of their number: 6 √terms u `magnitude` is
+/// exceeded with a probability below 2 terms e^-18 (Higham and Mary, A New Approach to Probabilistic Rounding Error
+/// Analysis, 2019, theorem 3.1). The bound is the smaller of both, and four further roundings: those of a product, of
+/// factors that were computed before, and of a scale.
+///
+/// A tensor core truncates its sums, which may lose 2 u instead of u; a check of such a kernel doubles the bound.
+pub fn f32_sum_error(terms: usize, magnitude: f64) -> f64 {
+    let terms = terms as f64;
+    F32_ROUNDING * (terms.min(6.0 * terms.sqrt()) + 4.0) * magnitude
+}
+
 /// Checks `got` against `want`: values that are not finite must be equal, the relative L2 distance at most `rel_l2`,
-/// and the largest difference at most `max_abs`.
+/// and the difference of element `i` at most `bound(i)`.
+///
+/// In a large array an L2 distance hides a wrong element, so both limits are required.
 ///
 /// # Errors
 /// The first element that differs, with both values, or the bound that was exceeded and by how much.
-pub fn check_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) -> Result<(), String> {
-    check_non_finite(name, got, want)?;
-    let (mut diff2, mut want2, mut worst, mut at) = (0.0, 0.0, 0.0, 0);
-    for (i, (&g, &w)) in got.iter().zip(want).enumerate().filter(|(_, (g, _))| g.is_finite()) {
-        let d = (g as f64 - w).abs();
-        diff2 += d * d;
-        want2 += w * w;
-        if d > worst {
-            (worst, at) = (d, i);
-        }
-    }
-    let rel = if want2 > 0.0 { (diff2 / want2).sqrt() } else { diff2.sqrt() };
+pub fn check_close(
+    name: &str,
+    got: &[f32],
+    want: &[f64],
+    rel_l2: f64,
+    bound: impl Fn(usize) -> f64,
+) -> Result<(), String> {
+    check_within(name, got, want, bound)?;
+    let finite = || got.iter().zip(want).map(|(&g, &w)| (g as f64, w)).enumerate().filter(|(_, (g, _))| g.is_finite());
+    let diff = finite().map(|(_, (g, w))| (g - w).powi(2)).sum::<f64>().sqrt();
+    let size = finite().map(|(_, (_, w))| w * w).sum::<f64>().sqrt();
+    let rel = if size > 0.0 { diff / size } else { diff };
     if !(rel <= rel_l2) {
+        let off = |(_, (g, w)): &(usize, (f64, f64))| (g - w).abs();
+        let (at, (got, want)) = finite().max_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or_default();
         return Err(format!(
-            "{name}: relative L2 distance {rel:.3e} exceeds {rel_l2:.1e}; worst at index {at}: {}, want {}",
-            got[at], want[at]
+            "{name}: relative L2 distance {rel:.3e} exceeds {rel_l2:.1e}; worst at index {at}: {got}, want {want}"
         ));
     }
-    if !(worst <= max_abs) {
-        return Err(format!(
-            "{name}[{at}]: {}, want {}, off by {worst:.3e}, more than {max_abs:.1e}",
-            got[at], want[at]
-        ));
+    Ok(())
+}
+
+/// Checks `got` against `want`: values that are not finite must be equal, and the difference of element `i` at most
+/// `bound(i)`.
+///
+/// # Errors
+/// The first element that differs by more than its bound, with both values and the bound.
+pub fn check_within(name: &str, got: &[f32], want: &[f64], bound: impl Fn(usize) -> f64) -> Result<(), String> {
+    check_non_finite(name, got, want)?;
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate().filter(|(_, (g, _))| g.is_finite()) {
+        let (off, bound) = ((g as f64 - w).abs(), bound(i));
+        if !(off <= bound) {
+            return Err(format!("{name}[{i}]: {g}, want {w}, off by {off:.3e}, more than {bound:.1e}"));
+        }
     }
     Ok(())
 }
@@ -135,28 +179,65 @@ pub fn assert_rounded(
 /// # Panics
 /// If the two differ by more than allowed.
 #[track_caller]
-pub fn assert_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, max_abs: f64) {
-    if let Err(e) = check_close(name, got, want, rel_l2, max_abs) {
+pub fn assert_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, bound: impl Fn(usize) -> f64) {
+    if let Err(e) = check_close(name, got, want, rel_l2, bound) {
+        panic!("{e}");
+    }
+}
+
+/// Asserts [`check_within`].
+///
+/// # Panics
+/// If an element differs by more than its bound.
+#[track_caller]
+pub fn assert_within(name: &str, got: &[f32], want: &[f64], bound: impl Fn(usize) -> f64) {
+    if let Err(e) = check_within(name, got, want, bound) {
         panic!("{e}");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded};
+    use super::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, check_close, check_rounded, check_within, f32_sum_error};
     use crate::DType::{BF16, F32};
+    use crate::checks::normal_numbers;
 
     #[test]
     fn close_rejects_nan_infinity_and_large_differences() {
-        let want = [1.0, 2.0, 3.0];
-        assert!(check_close("x", &[1.0, 2.0, 3.0], &want, 0.0, 0.0).is_ok());
-        assert!(check_close("x", &[1.0, 2.0], &want, 1.0, 1.0).is_err());
-        assert!(check_close("x", &[1.0, f32::NAN, 3.0], &want, 1e9, 1e9).is_err());
-        assert!(check_close("x", &[1.0, f32::INFINITY, 3.0], &want, 1e9, 1e9).is_err());
-        assert!(check_close("x", &[1.0, 2.1, 3.0], &want, 1e-3, 1.0).is_err());
-        assert!(check_close("x", &[1.0, 2.1, 3.0], &want, 1.0, 1e-3).is_err());
-        assert!(check_close("x", &[f32::NAN], &[f64::NAN], 0.0, 0.0).is_ok());
-        assert!(check_close("x", &[f32::INFINITY], &[f64::NEG_INFINITY], 1.0, 1.0).is_err());
+        let (want, all) = ([1.0, 2.0, 3.0], f64::MAX);
+        let of = |got: &[f32], rel_l2, bound: f64| check_close("x", got, &want, rel_l2, |_| bound);
+        assert!(of(&[1.0, 2.0, 3.0], 0.0, 0.0).is_ok());
+        assert!(of(&[1.0, 2.0], all, all).is_err());
+        assert!(of(&[1.0, f32::NAN, 3.0], all, all).is_err());
+        assert!(of(&[1.0, f32::INFINITY, 3.0], all, all).is_err());
+        assert!(of(&[1.0, 2.1, 3.0], 1e-3, 1.0).unwrap_err().contains("worst at index 1"));
+        assert!(of(&[1.0, 2.1, 3.0], 1.0, 1e-3).unwrap_err().starts_with("x[1]: 2.1, want 2"));
+        assert!(check_close("x", &[f32::NAN], &[f64::NAN], 0.0, |_| 0.0).is_ok());
+        assert!(check_close("x", &[f32::INFINITY], &[f64::NEG_INFINITY], all, |_| all).is_err());
+        // A bound that is NaN allows nothing.
+        assert!(of(&[1.0, 2.1, 3.0], 1.0, f64::NAN).is_err());
+        // One wrong element of many: the L2 distance is small.
+        let (mut got, want) = (vec![1.0; 1_000_000], vec![1.0; 1_000_000]);
+        got[7] = 1.5;
+        assert!(check_close("x", &got, &want, 1e-3, |_| 1e-3).unwrap_err().starts_with("x[7]"));
+    }
+
+    #[test]
+    fn the_bound_of_a_sum_holds_and_is_small() {
+        for n in [1usize, 2, 30, 1000, 20_000] {
+            let (mut got, mut want, mut bounds) = (vec![], vec![], vec![]);
+            for seed in 0..30 {
+                let (x, y) = (normal_numbers(n, 2 * seed, 1.0), normal_numbers(n, 2 * seed + 1, 1.0));
+                got.push(x.iter().zip(&y).fold(0.0f32, |sum, (x, y)| sum + x * y));
+                let exact = || x.iter().zip(&y).map(|(x, y)| *x as f64 * *y as f64);
+                want.push(exact().sum::<f64>());
+                bounds.push(f32_sum_error(n, exact().map(f64::abs).sum()));
+            }
+            check_within("sum", &got, &want, |i| bounds[i]).unwrap();
+            // A sum of n terms is about as large as √n of them.
+            assert!(bounds.iter().all(|bound| *bound < 0.01 * (n as f64).sqrt()), "{n} terms: {bounds:?}");
+        }
+        assert_eq!(f32_sum_error(0, 1.0), 4.0 * F32_ROUNDING);
     }
 
     #[test]

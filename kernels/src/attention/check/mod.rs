@@ -2,10 +2,11 @@
 
 mod cuda;
 
-use super::{BwdParams, FwdParams, PackedBatch, bwd, fwd, test_shapes, wide_tile_test_shapes, workspace_bytes};
+use super::{BwdParams, FwdParams, PackedBatch, bwd, formula, fwd, test_shapes, wide_tile_test_shapes, workspace_bytes};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::simd::{Isa, isa};
+use crate::compare::{F32_ROUNDING, f32_sum_error};
 use crate::{Addr, DType, Launch};
 use bytemuck::Zeroable;
 use cuda::{
@@ -32,6 +33,19 @@ struct Given {
     v: TestArray,
     d_o: TestArray,
     scale: f32,
+}
+
+/// Returns bounds of the errors of `lse`, the log-sum-exp of each query row. The error of the largest score shifts it;
+/// that of the sum over the keys is relative, and the logarithm makes it absolute. Tensor cores truncate sums, so both
+/// bounds are doubled.
+fn lse_bounds(case: &PackedBatch, [q, k]: [&[f64]; 2], scale: f64, lse: &[f64]) -> Vec<f64> {
+    let d = case.head_dim;
+    let bound = |(row, keys): (usize, Vec<usize>)| {
+        let size = |&key: &usize| (0..d).map(|c| (q[row * d + c] * k[key + c]).abs()).sum::<f64>();
+        let score = scale * keys.iter().map(size).fold(0.0, f64::max);
+        2.0 * (f32_sum_error(d, score) + f32_sum_error(keys.len(), 1.0) + F32_ROUNDING * lse[row].abs())
+    };
+    formula::rows(case).map(bound).collect()
 }
 
 impl Given {

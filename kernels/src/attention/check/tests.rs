@@ -3,7 +3,7 @@ use crate::Team;
 use crate::attention::check::cuda::{output_and_gradient_tolerances, with_fourfold_query_and_key_errors};
 use crate::attention::formula::Roundings;
 use crate::attention::{cpu, formula};
-use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, rounding_error};
 use crate::simd::{Isa, best_isa};
 use half::bf16;
 use proptest::prelude::*;
@@ -101,6 +101,7 @@ fn equals_the_formula_on_every_instruction_set() {
             let given = Given::new(&case, dtype);
             let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
             let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
+            let lse_bounds = lse_bounds(&case, [&q, &k], scale, &want_lse);
             let rounding_factor =
                 if dtype == F32 { output_and_gradient_tolerances(&case)[0] } else { DEFAULT_ROUNDING_FACTOR };
             for isa in supported_instruction_sets() {
@@ -109,7 +110,7 @@ fn equals_the_formula_on_every_instruction_set() {
                 given.fwd_on(isa, dtype, 2, &o, lse.addr());
                 let name = format!("attention {dtype} {isa:?} {case:?}");
                 assert_rounded(&name, dtype, &o.values(), &with, &want, rounding_factor);
-                assert_close(&format!("{name} lse"), &lse.values(), &want_lse, 1e-6, f64::MAX);
+                assert_close(&format!("{name} lse"), &lse.values(), &want_lse, 1e-6, |i| lse_bounds[i]);
             }
         }
     }
@@ -142,7 +143,9 @@ fn the_chain_rule_equals_differences() {
                 })
                 .collect();
             let got: Vec<f32> = got.iter().map(|&x| x as f32).collect();
-            assert_close(&format!("gradient {which}, causal {causal}"), &got, &want, 1e-6, f64::MAX);
+            // The rounding of `got` to f32, and the error of the differences.
+            let bound = |i: usize| 1e-7 * want[i].abs() + 1e-8;
+            assert_close(&format!("gradient {which}, causal {causal}"), &got, &want, 1e-6, bound);
         }
     }
 }
@@ -165,6 +168,7 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
             let rounding_factor =
                 if dtype == F32 { output_and_gradient_tolerances(&case)[1] } else { DEFAULT_ROUNDING_FACTOR };
             let want_exact = formula::bwd(&case, [&q, &k, &v], &exact, &given.d_o.to_f64(), scale);
+            let bounds = error_bounds(dtype, &case, [&q, &k, &v], &given.d_o.to_f64(), scale);
             for isa in supported_instruction_sets() {
                 let roundings = roundings(isa, dtype, case.head_dim);
                 let with =
@@ -176,7 +180,7 @@ fn gradient_equals_the_formula_on_every_instruction_set() {
                 for (i, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
                     let (name, got) = (format!("{name} {dtype} {isa:?} {case:?}"), got[i].values());
                     assert_rounded(&name, dtype, &got, &with[i], &want[i], rounding_factor);
-                    assert_close(&name, &got, &want_exact[i], tol_exact, f64::MAX);
+                    assert_close(&name, &got, &want_exact[i], tol_exact, |at| bounds[2 + i][at]);
                 }
             }
         }
@@ -223,16 +227,24 @@ fn bits_do_not_depend_on_threads() {
 
 const OUTPUTS: [&str; 5] = ["o", "lse", "dq", "dk", "dv"];
 
-/// Returns, for each element of o, lse, dq, dk and dv, an upper bound of the error of f32 arithmetic, to first order
-/// and for any order of summation. A sum of n products a b, computed in any order, is off by at most n u sum |a b|
+/// Returns, for each element of o, lse, dq, dk and dv of arrays of `dtype`, an upper bound of the error of f32
+/// arithmetic, to first order and for any order of summation. In bf16 the factors of products (probabilities and
+/// gradients of scores) and the results may be rounded to bf16 as well. A sum of n products a b, computed in any order, is off by at most n u sum |a b|
 /// with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
 ///
 /// A fixed relative tolerance does not fit every case: where the softmax is saturated, gradients are small
 /// differences of large numbers.
-fn f32_error_bounds(case: &PackedBatch, [q, k, v]: [&[f64]; 3], d_o: &[f64], scale: f64) -> [Vec<f64>; 5] {
+fn error_bounds(
+    dtype: DType,
+    case: &PackedBatch,
+    [q, k, v]: [&[f64]; 3],
+    d_o: &[f64],
+    scale: f64,
+) -> [Vec<f64>; 5] {
     const U: f64 = 1.1 / (1u64 << 24) as f64;
     /// Some numbers below f32's smallest normal number, 1.2e-38, become 0.
     const UNDERFLOW: f64 = 1e-36;
+    let stored = if dtype == BF16 { 2.0 * rounding_error(BF16) } else { 0.0 };
     let d = case.head_dim;
     let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
     let dot_abs = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| (x * y).abs()).sum() };
@@ -252,7 +264,7 @@ fn f32_error_bounds(case: &PackedBatch, [q, k, v]: [&[f64]; 3], d_o: &[f64], sca
         let p: Vec<f64> = keys.iter().map(|&b| (scale * dot(q, &k[b..b + d]) - lse[row]).exp()).collect();
         let p_off: Vec<f64> = p.iter().zip(&score_off).map(|(p, s)| p * (s + lse_off + 8.0 * U) + UNDERFLOW).collect();
         for (j, &b) in keys.iter().enumerate() {
-            (0..d).for_each(|c| bounds[0][a + c] += (p_off[j] + keys_u * p[j]) * v[b + c].abs() + UNDERFLOW);
+            (0..d).for_each(|c| bounds[0][a + c] += (p_off[j] + (keys_u + stored) * p[j]) * v[b + c].abs() + UNDERFLOW);
         }
         let delta_off = dot_abs(d_o, &bounds[0][a..a + d]) + head * dot_abs(d_o, o);
         for (j, &b) in keys.iter().enumerate() {
@@ -261,9 +273,9 @@ fn f32_error_bounds(case: &PackedBatch, [q, k, v]: [&[f64]; 3], d_o: &[f64], sca
             let ds = scale * p[j] * slope;
             let ds_off = scale * (p_off[j] * slope + p[j] * slope_off) + UNDERFLOW;
             for c in 0..d {
-                bounds[2][a + c] += (ds_off + keys_u * ds) * k[b + c].abs() + UNDERFLOW;
-                bounds[3][b + c] += (ds_off + queries_u * ds) * q[c].abs() + UNDERFLOW;
-                bounds[4][b + c] += (p_off[j] + queries_u * p[j]) * d_o[c].abs() + UNDERFLOW;
+                bounds[2][a + c] += (ds_off + (keys_u + stored) * ds) * k[b + c].abs() + UNDERFLOW;
+                bounds[3][b + c] += (ds_off + (queries_u + stored) * ds) * q[c].abs() + UNDERFLOW;
+                bounds[4][b + c] += (p_off[j] + (queries_u + stored) * p[j]) * d_o[c].abs() + UNDERFLOW;
             }
         }
     }
@@ -280,7 +292,7 @@ proptest! {
         let d_o = given.d_o.to_f64();
         let (o, lse) = formula::fwd(&case, &q, &k, &v, scale);
         let [dq, dk, dv] = formula::bwd(&case, [&q, &k, &v], &o, &d_o, scale);
-        let bounds = f32_error_bounds(&case, [&q, &k, &v], &d_o, scale);
+        let bounds = error_bounds(F32, &case, [&q, &k, &v], &d_o, scale);
         let got = given.everything(F32, threads);
         for (name, ((got, want), bound)) in OUTPUTS.iter().zip(got.iter().zip([o, lse, dq, dk, dv]).zip(bounds)) {
             for (i, ((&got, want), bound)) in got.iter().zip(want).zip(bound).enumerate() {
