@@ -11,7 +11,7 @@ use super::{Run, RunSetup, TrainLoop, decoding_threads, difference_in_bits, row_
 use crate::data::feed::{MicroBatchFeed, SampleSource};
 use crate::data::order::RowOrder;
 use crate::options::BestMetric;
-use crate::reporting::metrics::SkippedRow;
+use crate::reporting::metrics::{JsonlLog, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 use crate::run_folder::best;
@@ -48,24 +48,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         // Read before the first step, so that no file of the model makes a save fail hours later.
         let small_files = Arc::new(SmallFiles::read(setup.model)?);
         if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
-            // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
-            let logged = recorded.last.as_ref().map(|last| &last.hash);
-            let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(logged);
-            let now = trainer.weights_fingerprint()?;
-            if hash.is_some_and(|hash| now != *hash) {
-                let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
-                return Err(digests::damaged(folder, "", &what));
-            }
-            checkpoint::load_optimizer_state(folder, &mut trainer, &state)?;
+            restore_optimizer_state(folder, &mut trainer, &state, recorded.last.as_ref())?;
         }
-        let batching = W::batching(options, order.rows_per_pass());
-        let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
         let later_skipped = match start.checkpoint() {
             Some(_) if !options.strict => later_skipped::read(home, &state.position.skipped)?,
             _ => Vec::new(),
         };
-        let feed = MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window);
-        let feed = feed.skip_when_reached(later_skipped.clone());
+        let feed = Self::feed(options, &rows, order, &state).skip_when_reached(later_skipped.clone());
         let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
         if let Some(server) = setup.server {
             server.start(&trainer.model, state.step)?;
@@ -86,33 +75,15 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let hashes = TensorHashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
         let run = run_json(setup, &state, &lengths);
         output::write_run_json(&options.out, &run)?;
-        let evaluations = match start.checkpoint() {
-            None if setup.evaluator.is_none() => None,
-            Some(_) if setup.evaluator.is_none() && !home.join(EVALUATIONS_FILE).exists() => None,
-            from => Some(evaluations::open(&options.out, home, from.map(|_| state.step))?),
-        };
-        let lacks_evaluation = setup.evaluator.is_some()
-            && options.evaluation.is_due(state.step, state.steps)
-            && state.evaluated != Some(state.step);
-        let unreported = recorded.and_then(|recorded| recorded.last).filter(|_| lacks_evaluation);
+        let evaluations = Self::evaluation_log(setup, &start, state.step)?;
+        let unreported = recorded.and_then(|recorded| recorded.last).filter(|_| Self::lacks_evaluation(setup, &state));
         let reported = state.step - u64::from(unreported.is_some());
         let reporters = Reporters::begin(options, home, reported, &run)?;
         best::write_trainer_state(&options.out, state.rewards.best.as_ref(), state.step, state.steps)?;
         let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
         if let RunStart::From(folder) = &start {
-            let (step, steps, folder) = (state.step, state.steps, folder.display());
-            progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
-            if step == steps {
-                progress.print_line("no step is left: only the trained model is written");
-            }
-            if digests.is_none() {
-                progress.print_line(&format!(
-                    "warning: {folder} was written by an earlier version of reel: only its weights are checked"
-                ));
-            }
-            if let Some(warning) = earlier_run.and_then(|run| difference_in_bits(&run, setup.device)) {
-                progress.print_line(&format!("warning: {warning}"));
-            }
+            let difference = earlier_run.and_then(|run| difference_in_bits(&run, setup.device));
+            print_resumption(&progress, folder, &state, digests.is_some(), difference);
         }
         if let Some(folder) = reporters.wandb_folder() {
             progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
@@ -141,6 +112,37 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             lock: None,
             previous,
         })
+    }
+
+    /// The micro-batches from the position of `state` in the data on, whose samples threads load ahead.
+    fn feed(
+        options: &W::Options,
+        rows: &Arc<W::DataSource>,
+        order: RowOrder,
+        state: &RunState,
+    ) -> MicroBatchFeed<W::DataSource> {
+        let batching = W::batching(options, order.rows_per_pass());
+        let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
+        MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window)
+    }
+
+    /// Opens the log of evaluations, with the lines up to `step` if the run resumes. `None` if the run evaluates
+    /// nothing and has never done so.
+    fn evaluation_log(setup: &RunSetup<'a, W::Options>, start: &RunStart, step: u64) -> Result<Option<JsonlLog>> {
+        let out = &setup.options.out;
+        let home = start.run_folder(out);
+        let is_resumed = start.checkpoint().is_some();
+        if setup.evaluator.is_none() && !(is_resumed && home.join(EVALUATIONS_FILE).exists()) {
+            return Ok(None);
+        }
+        evaluations::open(out, home, is_resumed.then_some(step)).map(Some)
+    }
+
+    /// Whether the last step before the checkpoint is yet to be evaluated. It is reported after that.
+    fn lacks_evaluation(setup: &RunSetup<'a, W::Options>, state: &RunState) -> bool {
+        setup.evaluator.is_some()
+            && setup.options.evaluation.is_due(state.step, state.steps)
+            && state.evaluated != Some(state.step)
     }
 
     /// The state of the run before the first step of this process. For a fresh run, also the rows that are known to
@@ -185,6 +187,51 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             state.rewards.best = None;
         }
         Ok((state, Vec::new()))
+    }
+}
+
+/// Loads the state of the optimizer from a checkpoint, after a check that the trainer has the weights of the checkpoint.
+/// `last` is the last step in the run's log of metrics.
+///
+/// # Errors
+/// The weights are not those that the run had after its step `state.step`; the optimizer's file cannot be read.
+fn restore_optimizer_state(
+    folder: &Path,
+    trainer: &mut Trainer,
+    state: &RunState,
+    last: Option<&StepMetrics>,
+) -> Result<()> {
+    // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
+    let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(last.map(|last| &last.hash));
+    let now = trainer.weights_fingerprint()?;
+    if hash.is_some_and(|hash| now != *hash) {
+        let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
+        return Err(digests::damaged(folder, "", &what));
+    }
+    checkpoint::load_optimizer_state(folder, trainer, state)
+}
+
+/// Prints where a run resumes, and what differs from the run that wrote the checkpoint. `difference` says why its bits
+/// may differ.
+fn print_resumption(
+    progress: &Progress,
+    folder: &Path,
+    state: &RunState,
+    has_digests: bool,
+    difference: Option<String>,
+) {
+    let (step, steps, folder) = (state.step, state.steps, folder.display());
+    progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
+    if step == steps {
+        progress.print_line("no step is left: only the trained model is written");
+    }
+    if !has_digests {
+        progress.print_line(&format!(
+            "warning: {folder} was written by an earlier version of reel: only its weights are checked"
+        ));
+    }
+    if let Some(warning) = difference {
+        progress.print_line(&format!("warning: {warning}"));
     }
 }
 
