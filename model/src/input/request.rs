@@ -142,93 +142,114 @@ impl RequestSettings {
     fn from_body(location: &str, body: &Map<String, Value>, continues_answer: bool) -> Result<Self> {
         let mut settings = Self::default();
         for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
-            let wrong = |wanted: &str| {
-                ModelError::messages(format!("{location}: {name}"), format!("is {value}"), format!("give {wanted}"))
-            };
-            let real = |range: &str, is_in_range: fn(f32) -> bool| {
-                let number = value.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && is_in_range(*x));
-                number.ok_or_else(|| wrong(range))
-            };
-            let whole = || value.as_u64().ok_or_else(|| wrong("a whole number that is not negative"));
-            let truth = || value.as_bool().ok_or_else(|| wrong("true or false"));
-            let count = || whole().and_then(|n| usize::try_from(n).map_err(|_| wrong("a smaller number")));
-            match name.as_str() {
-                "temperature" => settings.temperature = Some(real("a number that is 0 or more", |x| x >= 0.0)?),
-                "top_p" => settings.top_p = Some(real("a number above 0, up to 1", |x| x > 0.0 && x <= 1.0)?),
-                // vLLM's -1 stands for all tokens, as 0 does.
-                "top_k" if value.as_i64() == Some(-1) => settings.top_k = Some(0),
-                "top_k" => {
-                    settings.top_k =
-                        Some(whole().and_then(|k| u32::try_from(k).map_err(|_| wrong("a smaller number")))?);
-                }
-                "min_p" => settings.min_p = Some(real("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?),
-                "presence_penalty" => settings.presence_penalty = Some(real(PENALTY, is_penalty)?),
-                "frequency_penalty" => settings.frequency_penalty = Some(real(PENALTY, is_penalty)?),
-                "repetition_penalty" => {
-                    let is_possible = |x: f32| (1e-3..=1e3).contains(&x);
-                    settings.repetition_penalty = Some(real("a number from 0.001 to 1000", is_possible)?);
-                }
-                // max_completion_tokens replaces the older name max_tokens.
-                "max_completion_tokens" => settings.max_new_tokens = Some(count()?),
-                "max_tokens" if body.get("max_completion_tokens").is_some_and(|other| !other.is_null()) => {}
-                "max_tokens" => settings.max_new_tokens = Some(count()?),
-                "n" => {
-                    let n = count()?;
-                    let is_possible = (1..=MAX_COMPLETIONS).contains(&n);
-                    settings.n =
-                        Some(is_possible.then_some(n).ok_or_else(|| wrong(&format!("1 to {MAX_COMPLETIONS}")))?);
-                }
-                "seed" => settings.seed = Some(whole()?),
-                "stop" => {
-                    settings.stop =
-                        stop_strings(value).ok_or_else(|| wrong("a text or a list of texts, none of them empty"))?
-                }
-                "stop_token_ids" => {
-                    settings.stop_token_ids = token_ids(value).ok_or_else(|| wrong("a list of token ids"))?
-                }
-                "ignore_eos" => settings.ignore_eos = truth()?,
-                "min_tokens" => settings.min_new_tokens = count()?,
-                "logit_bias" => {
-                    let help = "an object that maps token ids to numbers from -100 to 100";
-                    settings.logit_bias = logit_bias(value).ok_or_else(|| wrong(help))?
-                }
-                "logprobs" if truth()? => settings.top_log_probs = Some(top_log_probs(location, body)?),
-                "logprobs" => {}
-                "top_logprobs" if value.as_u64() == Some(0) || body.get("logprobs") == Some(&Value::Bool(true)) => {}
-                "top_logprobs" => {
-                    let help = "set logprobs to true, or remove it";
-                    return Err(ModelError::messages(format!("{location}: {name}"), "needs logprobs", help));
-                }
-                "prompt_logprobs" => {
-                    let help = format!("0 to {MAX_TOP_LOG_PROBS}");
-                    let number = value.as_u64().map(|n| n as usize).filter(|&n| n <= MAX_TOP_LOG_PROBS);
-                    settings.prompt_log_probs = Some(number.ok_or_else(|| wrong(&help))?);
-                }
-                "response_format" | "structured_outputs" | "guided_json" | "guided_regex" | "guided_choice"
-                | "guided_grammar" => {
-                    let grammar = grammar(name, value).ok_or_else(|| wrong(GRAMMAR_HELP))?;
-                    if grammar.is_some() && settings.grammar.is_some() {
-                        let what = "is a second rule for the answer's form";
-                        return Err(ModelError::messages(format!("{location}: {name}"), what, "give one"));
-                    }
-                    settings.grammar = settings.grammar.or(grammar);
-                }
-                "priority" => {
-                    let priority = value.as_i64().and_then(|n| i32::try_from(n).ok());
-                    settings.priority = priority.ok_or_else(|| wrong("a whole number"))?;
-                }
-                // These fields do not change the answer. The field `model` is ignored: --model names the model.
-                "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier"
-                | "safety_identifier" | "prompt_cache_key" => {}
-                name if ToolRequest::FIELDS.contains(&name) => {}
-                _ if has_no_effect(name, value, continues_answer) => {}
-                _ => {
-                    let what = "is a field of the request that reel does not support";
-                    return Err(ModelError::messages(format!("{location}: {name}"), what, "remove it"));
-                }
-            }
+            settings.read(&Field { location, name, value }, body, continues_answer)?;
         }
         Ok(settings)
+    }
+
+    /// Reads one field of the request `body`.
+    fn read(&mut self, field: &Field, body: &Map<String, Value>, continues_answer: bool) -> Result<()> {
+        let value = field.value;
+        match field.name {
+            "temperature" => self.temperature = Some(field.real("a number that is 0 or more", |x| x >= 0.0)?),
+            "top_p" => self.top_p = Some(field.real("a number above 0, up to 1", |x| x > 0.0 && x <= 1.0)?),
+            // vLLM's -1 stands for all tokens, as 0 does.
+            "top_k" if value.as_i64() == Some(-1) => self.top_k = Some(0),
+            "top_k" => self.top_k = Some(field.whole_of()?),
+            "min_p" => self.min_p = Some(field.real("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?),
+            "presence_penalty" => self.presence_penalty = Some(field.real(PENALTY, is_penalty)?),
+            "frequency_penalty" => self.frequency_penalty = Some(field.real(PENALTY, is_penalty)?),
+            "repetition_penalty" => {
+                let is_possible = |x: f32| (1e-3..=1e3).contains(&x);
+                self.repetition_penalty = Some(field.real("a number from 0.001 to 1000", is_possible)?);
+            }
+            // max_completion_tokens replaces the older name max_tokens.
+            "max_completion_tokens" => self.max_new_tokens = Some(field.whole_of()?),
+            "max_tokens" if body.get("max_completion_tokens").is_some_and(|other| !other.is_null()) => {}
+            "max_tokens" => self.max_new_tokens = Some(field.whole_of()?),
+            "n" => {
+                let n = field.whole_of()?;
+                let is_possible = (1..=MAX_COMPLETIONS).contains(&n);
+                self.n = Some(is_possible.then_some(n).ok_or_else(|| field.wrong(&format!("1 to {MAX_COMPLETIONS}")))?);
+            }
+            "seed" => self.seed = Some(field.whole_of()?),
+            "stop" => self.stop = field.parsed("a text or a list of texts, none of them empty", stop_strings)?,
+            "stop_token_ids" => self.stop_token_ids = field.parsed("a list of token ids", token_ids)?,
+            "ignore_eos" => self.ignore_eos = field.truth()?,
+            "min_tokens" => self.min_new_tokens = field.whole_of()?,
+            "logit_bias" => {
+                let wanted = "an object that maps token ids to numbers from -100 to 100";
+                self.logit_bias = field.parsed(wanted, logit_bias)?;
+            }
+            "logprobs" if field.truth()? => self.top_log_probs = Some(top_log_probs(field.location, body)?),
+            "logprobs" => {}
+            "top_logprobs" if value.as_u64() == Some(0) || body.get("logprobs") == Some(&Value::Bool(true)) => {}
+            "top_logprobs" => return Err(field.refused("needs logprobs", "set logprobs to true, or remove it")),
+            "prompt_logprobs" => self.prompt_log_probs = Some(field.top_count()?),
+            "response_format" | "structured_outputs" | "guided_json" | "guided_regex" | "guided_choice"
+            | "guided_grammar" => {
+                let grammar = field.parsed(GRAMMAR_HELP, |value| grammar(field.name, value))?;
+                if grammar.is_some() && self.grammar.is_some() {
+                    return Err(field.refused("is a second rule for the answer's form", "give one"));
+                }
+                self.grammar = self.grammar.take().or(grammar);
+            }
+            "priority" => {
+                let number = |value: &Value| value.as_i64().and_then(|n| i32::try_from(n).ok());
+                self.priority = field.parsed("a whole number", number)?;
+            }
+            // These fields do not change the answer. The field `model` is ignored: --model names the model.
+            "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier"
+            | "safety_identifier" | "prompt_cache_key" => {}
+            name if ToolRequest::FIELDS.contains(&name) => {}
+            name if has_no_effect(name, value, continues_answer) => {}
+            _ => return Err(field.refused("is a field of the request that reel does not support", "remove it")),
+        }
+        Ok(())
+    }
+}
+
+/// A field of a request. Its methods return its value, or an error that names the field.
+struct Field<'a> {
+    /// Names the request.
+    location: &'a str,
+    name: &'a str,
+    value: &'a Value,
+}
+
+impl Field<'_> {
+    fn refused(&self, what: &str, help: &str) -> ModelError {
+        ModelError::messages(format!("{}: {}", self.location, self.name), what, help)
+    }
+
+    /// The error of a value that is not what `wanted` says.
+    fn wrong(&self, wanted: &str) -> ModelError {
+        self.refused(&format!("is {}", self.value), &format!("give {wanted}"))
+    }
+
+    /// The value as `parse` reads it; `wanted` says what it returns a value for.
+    fn parsed<T>(&self, wanted: &str, parse: impl FnOnce(&Value) -> Option<T>) -> Result<T> {
+        parse(self.value).ok_or_else(|| self.wrong(wanted))
+    }
+
+    fn real(&self, range: &str, is_in_range: fn(f32) -> bool) -> Result<f32> {
+        self.parsed(range, |value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && is_in_range(*x)))
+    }
+
+    fn truth(&self) -> Result<bool> {
+        self.parsed("true or false", Value::as_bool)
+    }
+
+    /// A whole number of the type T.
+    fn whole_of<T: TryFrom<u64>>(&self) -> Result<T> {
+        let number = self.parsed("a whole number that is not negative", Value::as_u64)?;
+        T::try_from(number).map_err(|_| self.wrong("a smaller number"))
+    }
+
+    /// A number of most likely tokens.
+    fn top_count(&self) -> Result<usize> {
+        let number = |value: &Value| value.as_u64().map(|n| n as usize).filter(|&n| n <= MAX_TOP_LOG_PROBS);
+        self.parsed(&format!("0 to {MAX_TOP_LOG_PROBS}"), number)
     }
 }
 
@@ -265,10 +286,7 @@ fn logit_bias(value: &Value) -> Option<Vec<(TokenId, f32)>> {
 fn top_log_probs(location: &str, body: &Map<String, Value>) -> Result<usize> {
     match body.get("top_logprobs") {
         None | Some(Value::Null) => Ok(0),
-        Some(value) => value.as_u64().map(|n| n as usize).filter(|&n| n <= MAX_TOP_LOG_PROBS).ok_or_else(|| {
-            let help = format!("give 0 to {MAX_TOP_LOG_PROBS}");
-            ModelError::messages(format!("{location}: top_logprobs"), format!("is {value}"), help)
-        }),
+        Some(value) => Field { location, name: "top_logprobs", value }.top_count(),
     }
 }
 
