@@ -1,9 +1,17 @@
 //! The kernels of `reel`: hand-written CUDA, the same computation for the CPU, and the checks that compare the two.
 //!
-//! Each kernel has a folder: formula, shapes and limits (`mod.rs`), the definition in f64 (`formula.rs`), the code of
-//! device `cpu` (`cpu.rs` or `cpu/`), the code of a GPU and of the simulator (`sm80.cu`, `*.cuh`), the checks that
-//! compare them (`check.rs` or `check/`) and example calls (`examples.rs`). `kernel_folder!` in its `mod.rs` registers
-//! all of it ([`folder`]); only the list below names the folder once more.
+//! Each kernel has a folder, and `kernel_folder!` in its `mod.rs` registers all of it ([`folder`]); only the list below
+//! names the folder once more. A subject of several files is a folder (`cpu/`, `check/`).
+//!
+//! - What does it compute, on which shapes, how exactly, and what bounds its speed? The head of `mod.rs`; `reel kernels
+//!   show SYMBOL` prints it.
+//! - How many bytes and operations does a launch have? [`Cost`], in the functions of `mod.rs` that return a [`Launch`].
+//! - What is right? `formula.rs`, in f64.
+//! - Where is the code? `cpu.rs` for device `cpu`; `sm80.cu` and `*.cuh` for GPUs and the simulator.
+//! - Where are the tests? `check.rs`: a check is a test `FOLDER::check::cpu::NAME` and another
+//!   `FOLDER::check::sim::NAME`. `check/tests.rs` has tests of one device. [`compare`] has the comparisons with the
+//!   formula.
+//! - Which sizes do models call it with? `examples.rs`.
 //!
 //! A kernel is called through a [`launch::Launch`]: plain data that a device executes. Nothing in this crate owns
 //! device memory, except [`cuda`]. Read [`launch`] next, then `rms_norm` as an example of a folder.

@@ -9,9 +9,9 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
     let mut picks = RandomChoices::new(1);
     for case in 0..if runs_cuda_code() { 12 } else { 60 } {
         let rows = if case == 0 { 0 } else { picks.integer_between(1, 300) };
-        let (max_blocks, page) = (picks.integer_between(1, 5), picks.one_of(&[16usize, 64, 256]));
+        let (max_blocks, page_tokens) = (picks.integer_between(1, 5), picks.one_of(&[16usize, 64, 256]));
         let cols = if case % 3 == 0 { 0 } else { picks.integer_between(1, 40) };
-        let most = max_blocks * page;
+        let most = max_blocks * page_tokens;
         let before: Vec<RowState> = (0..rows)
             .map(|_| {
                 let kv_limit = picks.integer_between(1, most + 1);
@@ -34,13 +34,13 @@ fn rows_move_on_as_the_formula_says_and_others_stay() {
             .collect();
         let chosen: Vec<i32> = (0..rows).map(|_| picks.integer_between(0, 1001) as i32 - 1).collect();
         let want: Vec<RowState> =
-            before.iter().zip(&chosen).map(|(r, &c)| state_after_token(r, c.into(), page as i64)).collect();
-        assert_eq!(launched(&before, &chosen, max_blocks, page, cols), want, "case {case}");
+            before.iter().zip(&chosen).map(|(r, &c)| state_after_token(r, c.into(), page_tokens as i64)).collect();
+        assert_eq!(launched(&before, &chosen, max_blocks, page_tokens, cols), want, "case {case}");
     }
 }
 
 /// Launches the kernel on `rows` and returns their states after the launch.
-fn launched(rows: &[RowState], chosen: &[i32], max_blocks: usize, page: usize, cols: usize) -> Vec<RowState> {
+fn launched(rows: &[RowState], chosen: &[i32], max_blocks: usize, page_tokens: usize, cols: usize) -> Vec<RowState> {
     let of = |f: &dyn Fn(&RowState) -> i64| -> Vec<i32> { rows.iter().map(|r| f(r) as i32).collect() };
     let (mut ids, mut positions, mut kv_lens) = (of(&|r| r.id), of(&|r| r.position), of(&|r| r.kv_len));
     let (mut slots, mut draws) = (of(&|r| r.slot), of(&|r| r.draw));
@@ -61,7 +61,7 @@ fn launched(rows: &[RowState], chosen: &[i32], max_blocks: usize, page: usize, c
         history_lens: some(addr_mut(&mut lens)),
         rows: rows.len() as u32,
         max_blocks: max_blocks as u32,
-        page: page as u32,
+        page_tokens: page_tokens as u32,
         history_cols: cols as u32,
     };
     run(&advance(&params), 2);

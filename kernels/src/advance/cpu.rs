@@ -8,8 +8,8 @@ use crate::{Addr, Team};
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn advance(p: &Params, _: &Team) {
-    let (rows, max_blocks, page, cols) =
-        (p.rows as usize, p.max_blocks as usize, p.page as usize, p.history_cols as usize);
+    let (rows, max_blocks, page_tokens, cols) =
+        (p.rows as usize, p.max_blocks as usize, p.page_tokens as usize, p.history_cols as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let read = |addr: Addr, len: usize| unsafe { slice_at::<i32>(addr, len) };
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
@@ -40,13 +40,13 @@ pub unsafe fn advance(p: &Params, _: &Team) {
         }
         let key = keys as usize;
         assert!(
-            key < max_blocks * page,
-            "row {r} has {key} keys, which exceed {max_blocks} cache blocks of {page} tokens"
+            key < max_blocks * page_tokens,
+            "row {r} has {key} keys, which exceed {max_blocks} cache blocks of {page_tokens} tokens"
         );
         ids[r] = id;
         positions[r] += 1;
         draws[r] += 1;
         kv_lens[r] = keys + 1;
-        slots[r] = tables[r * max_blocks + key / page] * page as i32 + (key % page) as i32;
+        slots[r] = tables[r * max_blocks + key / page_tokens] * page_tokens as i32 + (key % page_tokens) as i32;
     }
 }

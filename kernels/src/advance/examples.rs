@@ -7,7 +7,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let p = advance::Params {
         rows: BATCH_SIZE,
         max_blocks: SEQUENCE_LEN / 64,
-        page: 64,
+        page_tokens: 64,
         history_cols: SEQUENCE_LEN,
         ..placeholder_params()
     };
@@ -34,7 +34,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
             history_lens: column(0),
             rows: TRAFFIC_ROWS,
             max_blocks: 1,
-            page: 16,
+            page_tokens: 16,
             history_cols,
         }));
     }

@@ -16,7 +16,7 @@ pub struct RowState {
 }
 
 /// Returns the state of `row` after the token `chosen` was sampled for it.
-pub fn state_after_token(row: &RowState, chosen: i64, page: i64) -> RowState {
+pub fn state_after_token(row: &RowState, chosen: i64, page_tokens: i64) -> RowState {
     let mut next = row.clone();
     if row.kv_len <= 0 {
         return next;
@@ -29,6 +29,6 @@ pub fn state_after_token(row: &RowState, chosen: i64, page: i64) -> RowState {
         return RowState { kv_len: 0, slot: -1, ..next };
     }
     let key = row.kv_len;
-    let slot = row.pages[(key / page) as usize] * page + key % page;
+    let slot = row.pages[(key / page_tokens) as usize] * page_tokens + key % page_tokens;
     RowState { id: chosen, position: row.position + 1, kv_len: key + 1, draw: row.draw + 1, slot, ..next }
 }

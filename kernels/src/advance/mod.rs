@@ -7,12 +7,14 @@
 //!         kv_lens[r] = 0, slots[r] = -1                       // the row ends
 //!     else:
 //!         ids[r] = chosen[r]; positions[r] += 1; draws[r] += 1; kv_lens[r] += 1
-//!         slots[r] = block_tables[r, n / page] * page + n % page   // where the next step writes key n
+//!         page     = block_tables[r, n / page_tokens]
+//!         slots[r] = page * page_tokens + n % page_tokens     // where the next step writes key n
 //! ```
 //!
-//! So the host can enqueue a step before it has read the tokens of the previous step. A row that has ended costs
-//! almost nothing: [`crate::rope_kv_write`] skips slot −1, and [`crate::paged_attention`] skips sequences without keys.
-//! Rows not in use keep their state. All numbers are exact integers. Bound: latency; a few words per row.
+//! So the host can enqueue a step before it has read the tokens of the previous step. A row that has ended costs almost
+//! nothing: [`crate::rope_kv_write`] skips slot −1, and [`crate::paged_attention`] skips sequences without keys. Rows
+//! not in use keep their state. A page is a block of the KV cache. All numbers are exact integers. Bound: latency; a
+//! few words per row.
 
 pub(crate) mod check;
 mod cpu;
@@ -33,7 +35,7 @@ params! {
         pub positions: Addr,
         /// i32 `[rows]`, updated: keys that each row attends to in the next step; 0: the row is not in use.
         pub kv_lens: Addr,
-        /// i32 `[rows]`: maximum number of keys of each row, at most `max_blocks * page`.
+        /// i32 `[rows]`: maximum number of keys of each row, at most `max_blocks * page_tokens`.
         pub kv_limits: Addr,
         /// i32 `[rows, max_blocks]`: the cache blocks of each row, enough for its maximum number of keys.
         pub block_tables: Addr,
@@ -50,7 +52,7 @@ params! {
         /// Elements of a row of `block_tables`.
         pub max_blocks: u32,
         /// Tokens per cache block.
-        pub page: u32,
+        pub page_tokens: u32,
         /// Maximum history length; 0: no history is kept.
         pub history_cols: u32,
     }

@@ -31,10 +31,10 @@ extern "C" __global__ void __launch_bounds__(128) advance(const __grid_constant_
     return;
   }
   const u32 key = keys;
-  const int block = global<const int>(p.block_tables)[static_cast<u64>(r) * p.max_blocks + key / p.page];
+  const int block = global<const int>(p.block_tables)[static_cast<u64>(r) * p.max_blocks + key / p.page_tokens];
   global<int>(p.ids)[r] = id;
   global<int>(p.positions)[r] += 1;
   global<int>(p.draws)[r] += 1;
   kv_lens[r] = keys + 1;
-  slots[r] = block * static_cast<int>(p.page) + static_cast<int>(key % p.page);
+  slots[r] = block * static_cast<int>(p.page_tokens) + static_cast<int>(key % p.page_tokens);
 }

@@ -1,9 +1,11 @@
 //! Copies blocks of a key cache and a value cache: gives a sequence its own copy of a shared block before it writes
-//! to it.
+//! to it. For each `i` and both caches: `cache[pairs[i, 1], .. copied] = cache[pairs[i, 0], .. copied]`.
 //!
-//! The first `copied` units of block `pairs[i, 0]` are copied to block `pairs[i, 1]`, in both caches; the rest of a
-//! block need not be initialised. No block is written twice, and no written block is read. Blocks are contiguous and
-//! their size is a multiple of 16 bytes. Numerics: bits are copied. Bound: memory, each byte read and written once.
+//! Shapes: caches `[blocks, units]` in units of 16 bytes, pairs i32 `[count, 2]`. The rest of a block, from unit
+//! `copied` on, is not copied and need not be initialised. No block is written twice, and no written block is read.
+//!
+//! Numerics: bits are copied. Memory-bound: each byte is read and written once, `64 · count · copied` bytes for both
+//! caches together.
 
 pub(crate) mod check;
 mod cpu;

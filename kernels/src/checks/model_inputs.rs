@@ -107,9 +107,9 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
     };
     let swiglu = skinny::Params { w2, scale2: scale, norm, n: columns[1], ..linear };
     // Two heads of queries, one of keys and one of values.
-    let (head_dim, page) = (columns[2] / 4, 64);
+    let (head_dim, page_tokens) = (columns[2] / 4, 64);
     let [cos, sin] = [(); 2].map(|()| arrays.f32(m * head_dim / 2));
-    let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(page * head_dim, 2));
+    let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(page_tokens * head_dim, 2));
     let qkv = skinny::QkvParams {
         x,
         norm,
@@ -134,7 +134,7 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
         kv_heads: 1,
         head_dim,
         pages: 1,
-        page,
+        page_tokens,
         eps: 1e-6,
     };
     [
@@ -243,7 +243,7 @@ fn inputs_of_the_model_paged_attention() {
             max_blocks: blocks,
             scale: 0.05,
             max_kv_len: keys,
-            page: 64,
+            page_tokens: 64,
             reserved: 0,
         };
         p.workspace = arrays.elements(paged_attention::workspace_bytes(DType::BF16, &p), 1);

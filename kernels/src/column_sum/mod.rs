@@ -5,6 +5,9 @@
 //! Order of summation on the CPU: rows in order within blocks of [`ROWS_PER_PARTIAL_SUM`], then blocks in order. In
 //! CUDA, partial sum i of [`ROWS_PER_PARTIAL_SUM`] partial sums takes the rows i, i + [`ROWS_PER_PARTIAL_SUM`], …; then
 //! the partial sums are added. The bits of a column depend on that column alone.
+//!
+//! Numerics: f32 sums, one rounding for each row and each partial sum. Memory-bound: each matrix is read once, one
+//! operation per element; a sum is written, and read before if it accumulates.
 
 pub(crate) mod check;
 mod cpu;

@@ -1,8 +1,18 @@
-//! Element-wise operations: add, accumulate, cast, fill, multiply by a scalar in device memory, copy.
+//! Element-wise operations on arrays `[count]`. Bytes are those that an operation must move per element, with `T` the
+//! size of an element in bytes:
 //!
-//! All arrays are `[count]`; outputs may not overlap inputs. Numerics: arithmetic in f32, one operation and one
-//! rounding at the store. Casts round to nearest, ties to even; f16 (IEEE binary16) is read but never written.
-//! Memory-bound.
+//! | function | formula | element types | bytes |
+//! |---|---|---|---|
+//! | [`add`] | `y = a + b` | f32, bf16 | `3 T` |
+//! | [`accumulate`] | `dst += src` | f32 or bf16, each to its own type or bf16 to f32 | `T(src) + 2 T(dst)` |
+//! | [`cast`] | `dst = src` | f32 to bf16, bf16 to f32 | 6 |
+//! | [`cast_f16`] | `dst = src` | f16 (IEEE binary16) to f32 or bf16; f16 is never written | `2 + T(dst)` |
+//! | [`fill`] | `dst = value` | f32, bf16 | `T` |
+//! | [`mul_scalar`] | `y = x · scalar[0]`, the scalar in device memory | f32 | 8 |
+//! | [`copy`] | `dst = src`, as bytes | any | `2 T` |
+//!
+//! Outputs may not overlap inputs. Numerics: arithmetic in f32, one operation and one rounding at the store, to
+//! nearest, ties to even. Memory-bound: at most one operation per element.
 
 pub(crate) mod check;
 mod cpu;

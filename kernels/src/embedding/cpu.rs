@@ -26,18 +26,18 @@ fn row_of(id: i32, vocab: usize) -> Option<usize> {
     usize::try_from(id).ok().filter(|&id| id < vocab)
 }
 
-/// Returns one vision slot per token, or an empty slice if the launch has no vision slots (null address).
+/// Returns the vision index, or an empty slice if the launch has none (null address).
 ///
 /// # Safety
 /// The address is null or covers one i32 per token.
-unsafe fn slots_of<'a>(slots: Addr, tokens: usize) -> &'a [i32] {
+unsafe fn vision_index_of<'a>(vision_index: Addr, tokens: usize) -> &'a [i32] {
     // SAFETY: the address is null (then no elements are read) or covers one i32 per token.
-    unsafe { slice_at::<i32>(slots, if slots.is_null() { 0 } else { tokens }) }
+    unsafe { slice_at::<i32>(vision_index, if vision_index.is_null() { 0 } else { tokens }) }
 }
 
 /// Returns the index of the vision row that replaces token `t`, or `None` if the token takes its table row.
-fn slot_of(slots: &[i32], t: usize) -> Option<usize> {
-    slots.get(t).and_then(|&slot| usize::try_from(slot).ok())
+fn vision_row_of(vision_index: &[i32], t: usize) -> Option<usize> {
+    vision_index.get(t).and_then(|&vision_row| usize::try_from(vision_row).ok())
 }
 
 /// # Safety
@@ -47,8 +47,8 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (table, ids) = unsafe { (slice_at::<W>(p.table, vocab * hidden), slice_at::<i32>(p.ids, tokens)) };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
-    let slots = unsafe { slots_of(p.slots, tokens) };
-    let placed = if slots.is_empty() { 0 } else { p.placed as usize };
+    let vision_index = unsafe { vision_index_of(p.vision_index, tokens) };
+    let placed = if vision_index.is_empty() { 0 } else { p.placed as usize };
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let (vision, y) =
         unsafe { (slice_at::<T>(p.vision, placed * hidden), OutputArray::<T>::new(p.y, tokens * hidden)) };
@@ -57,8 +57,10 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
         for (t, &id) in (start..).zip(&ids[start..(start + TOKENS).min(tokens)]) {
             // SAFETY: tokens' rows do not overlap.
             let y = unsafe { y.part(t * hidden, hidden) };
-            match (slot_of(slots, t), row_of(id, vocab)) {
-                (Some(slot), _) if slot < placed => y.copy_from_slice(&vision[slot * hidden..][..hidden]),
+            match (vision_row_of(vision_index, t), row_of(id, vocab)) {
+                (Some(vision_row), _) if vision_row < placed => {
+                    y.copy_from_slice(&vision[vision_row * hidden..][..hidden])
+                }
                 (None, Some(row)) => widen_row(&table[row * hidden..][..hidden], y),
                 _ => y.fill(T::from_f32(0.0)),
             }
@@ -67,20 +69,20 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
 }
 
 /// # Safety
-/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents, and no slot occurs
+/// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents, and no vision row occurs
 /// twice.
 pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let (tokens, hidden, vocab) = (p.tokens as usize, p.hidden as usize, p.vocab as usize);
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
     let (ids, dy) = unsafe { (slice_at::<i32>(p.ids, tokens), slice_at::<T>(p.dy, tokens * hidden)) };
     // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
-    let slots = unsafe { slots_of(p.slots, tokens) };
+    let vision_index = unsafe { vision_index_of(p.vision_index, tokens) };
     if !p.dw.is_null() {
         // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
         let dw = unsafe { OutputArray::<f32>::new(p.dw, vocab * hidden) };
         team.run(hidden.div_ceil(COLUMNS), |task| {
             let (start, len) = (task * COLUMNS, COLUMNS.min(hidden - task * COLUMNS));
-            for (t, &id) in ids.iter().enumerate().filter(|(t, _)| slot_of(slots, *t).is_none()) {
+            for (t, &id) in ids.iter().enumerate().filter(|(t, _)| vision_row_of(vision_index, *t).is_none()) {
                 if let Some(row) = row_of(id, vocab) {
                     // SAFETY: the column ranges of two tasks do not overlap.
                     add_to_sums(&dy[t * hidden + start..][..len], unsafe { dw.part(row * hidden + start, len) });
@@ -94,9 +96,9 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
         let d_vision = unsafe { OutputArray::<T>::new(p.d_vision, placed * hidden) };
         team.run(tokens.div_ceil(TOKENS), |task| {
             for t in (task * TOKENS..tokens).take(TOKENS) {
-                if let Some(slot) = slot_of(slots, t).filter(|&slot| slot < placed) {
-                    // SAFETY: slots are unique, so rows do not overlap.
-                    let d_vision = unsafe { d_vision.part(slot * hidden, hidden) };
+                if let Some(vision_row) = vision_row_of(vision_index, t).filter(|&vision_row| vision_row < placed) {
+                    // SAFETY: vision rows are unique, so rows do not overlap.
+                    let d_vision = unsafe { d_vision.part(vision_row * hidden, hidden) };
                     d_vision.copy_from_slice(&dy[t * hidden..][..hidden]);
                 }
             }

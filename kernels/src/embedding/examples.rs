@@ -9,14 +9,14 @@ use crate::{Addr, embedding};
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd = embedding::FwdParams {
         vision: Addr::NULL,
-        slots: Addr::NULL,
+        vision_index: Addr::NULL,
         tokens: SEQUENCE_LEN,
         hidden: HIDDEN_SIZE,
         vocab: VOCAB_SIZE,
         ..placeholder_params()
     };
     let bwd = embedding::BwdParams {
-        slots: Addr::NULL,
+        vision_index: Addr::NULL,
         d_vision: Addr::NULL,
         tokens: SEQUENCE_LEN,
         hidden: HIDDEN_SIZE,

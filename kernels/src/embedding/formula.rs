@@ -19,15 +19,16 @@ pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     sum
 }
 
-/// Returns `text`, the output of [`fwd`], in which each token with a slot has row `slots[t]` of `vision` instead.
-pub fn fwd_with_vision(text: &[f64], vision: &[f64], slots: &[i32], hidden: usize) -> Vec<f64> {
+/// Returns `text`, the output of [`fwd`], in which row `vision_index[t]` of `vision` replaces that of each token whose
+/// index is not negative.
+pub fn fwd_with_vision(text: &[f64], vision: &[f64], vision_index: &[i32], hidden: usize) -> Vec<f64> {
     let rows = (vision.len() / hidden.max(1)) as i32;
-    let element = |t: usize, c: usize| match slots[t] {
-        slot if slot < 0 => text[t * hidden + c],
-        slot if slot < rows => vision[slot as usize * hidden + c],
+    let element = |t: usize, c: usize| match vision_index[t] {
+        vision_row if vision_row < 0 => text[t * hidden + c],
+        vision_row if vision_row < rows => vision[vision_row as usize * hidden + c],
         _ => 0.0,
     };
-    (0..slots.len()).flat_map(|t| (0..hidden).map(move |c| (t, c))).map(|(t, c)| element(t, c)).collect()
+    (0..vision_index.len()).flat_map(|t| (0..hidden).map(move |c| (t, c))).map(|(t, c)| element(t, c)).collect()
 }
 
 /// [`bwd`] with each addition rounded to f32; the tokens are added in order.

@@ -1,13 +1,13 @@
 //! Embedding: `y[t] = table[ids[t]]`, and the gradient of the table, `dw[ids[t]] += dy[t]`, adding tokens in order.
 //!
-//! With slots, pad tokens take rows of the vision tower's output: where `slots[t] ≥ 0`, `y[t] = vision[slots[t]]`; in
-//! the backward pass such a token adds nothing to dw, and `d_vision[slots[t]] = dy[t]`.
+//! With a vision index, pad tokens take rows of the vision tower's output: where `r = vision_index[t] ≥ 0`, `y[t] =
+//! vision[r]`; in the backward pass such a token adds nothing to dw, and `d_vision[r] = dy[t]`.
 //!
-//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and slots i32 `[tokens]`, vision and
+//! Shapes: table W `[vocab, hidden]`, y and dy T `[tokens, hidden]`, ids and vision_index i32 `[tokens]`, vision and
 //! d_vision T `[placed, hidden]`, dw f32 `[vocab, hidden]`; W and T f32 or bf16 (f32 to bf16 rounds to nearest even).
-//! Each slot occurs once; rows of d_vision that no slot names are not written. An id outside `0..vocab`, or a slot
-//! beyond `placed`, gives a row of zeros and no gradient; callers check ids beforehand. Outputs must not overlap
-//! inputs.
+//! Each vision row occurs once; rows of d_vision that no token names are not written. An id outside `0..vocab`, or a
+//! vision row beyond `placed`, gives a row of zeros and no gradient; callers check ids beforehand. Outputs must not
+//! overlap inputs.
 //!
 //! Numerics: the gradient is added in f32, with one rounding per token. For ten tokens with the same id the error may
 //! be 4 times that of one rounding.
@@ -36,11 +36,11 @@ params! {
         pub ids: Addr,
         /// f32 or bf16 `[tokens, hidden]`, written.
         pub y: Addr,
-        /// `[placed, hidden]` of the type of `y`: output rows of the vision tower; not read if `slots` is null.
+        /// `[placed, hidden]` of the type of `y`: output rows of the vision tower; not read if `vision_index` is null.
         pub vision: Addr,
         /// i32 `[tokens]`: index of the vision row that replaces each token; negative: the token takes its table row;
         /// null: all tokens take their table rows.
-        pub slots: Addr,
+        pub vision_index: Addr,
         /// Tokens.
         pub tokens: u32,
         /// Elements of a row.
@@ -61,9 +61,9 @@ params! {
         pub dy: Addr,
         /// f32 `[vocab, hidden]`, added to; null if the table is frozen.
         pub dw: Addr,
-        /// i32 `[tokens]`, the slots given to the forward kernel; null: none.
-        pub slots: Addr,
-        /// `[placed, hidden]` of the type of `dy`: gradient of the vision rows. Only rows that a slot names are
+        /// i32 `[tokens]`, the vision index given to the forward kernel; null: none.
+        pub vision_index: Addr,
+        /// `[placed, hidden]` of the type of `dy`: gradient of the vision rows. Only rows that a token names are
         /// written; null: the gradient is not computed.
         pub d_vision: Addr,
         /// Tokens.
@@ -109,9 +109,12 @@ pub fn fwd(table: DType, out: DType, params: &FwdParams) -> Launch {
         other => panic!("embedding: the table must be f32 or bf16, not {other}"),
     };
     let n = params.tokens as f64 * params.hidden as f64;
-    let indices = if params.slots.is_null() { 4.0 } else { 8.0 };
-    let placed =
-        if params.slots.is_null() { 0.0 } else { (params.placed.min(params.tokens) as f64) * params.hidden as f64 };
+    let indices = if params.vision_index.is_null() { 4.0 } else { 8.0 };
+    let placed = if params.vision_index.is_null() {
+        0.0
+    } else {
+        (params.placed.min(params.tokens) as f64) * params.hidden as f64
+    };
     let read = (n - placed) * table.size() as f64 + placed * out.size() as f64;
     let bytes = read + n * out.size() as f64 + indices * params.tokens as f64;
     Launch::kernel(kernel, params, Cost { flops: 0.0, bytes })
@@ -120,10 +123,10 @@ pub fn fwd(table: DType, out: DType, params: &FwdParams) -> Launch {
 /// Launches the backward kernel; `dtype` is that of dy, F32 or BF16.
 pub fn bwd(dtype: DType, params: &BwdParams) -> Launch {
     let (tokens, hidden, size) = (params.tokens as f64, params.hidden as f64, dtype.size() as f64);
-    let placed = if params.slots.is_null() { 0.0 } else { params.placed.min(params.tokens) as f64 };
+    let placed = if params.vision_index.is_null() { 0.0 } else { params.placed.min(params.tokens) as f64 };
     let added = if params.dw.is_null() { 0.0 } else { tokens - placed };
     let copied = if params.d_vision.is_null() { 0.0 } else { placed };
-    let indices = if params.slots.is_null() { 4.0 } else { 8.0 };
+    let indices = if params.vision_index.is_null() { 4.0 } else { 8.0 };
     let bytes = (added * (size + 8.0) + copied * 2.0 * size) * hidden + indices * tokens;
     let cost = Cost { flops: added * hidden, bytes };
     Launch::kernel(kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16), params, cost)

@@ -1,12 +1,12 @@
 // Embedding: y[t] = T(table[ids[t]]), and its gradient dw[ids[t]] += dy[t], adding tokens in order.
 //
-// A token with a vision slot: y[t] = vision[slots[t]]; no gradient for dw; d_vision[slots[t]] = dy[t].
+// A token with a vision row r = vision_index[t] >= 0: y[t] = vision[r]; no gradient for dw; d_vision[r] = dy[t].
 //
 // Shapes and limits: mod.rs; hidden < 2^31. Numerics: fwd rounds f32 to bf16 once, otherwise copies bits; bwd adds in
 // f32, one token after the other to the old value of dw. An id outside the vocabulary gives zeros and no gradient.
 //
 // fwd, grid of rows.cuh: up to 256 threads per row. bwd, one block per OWN tokens and strip of STRIP columns:
-//   copy dy of the block's tokens that have a slot to d_vision; such a token has no id below
+//   copy dy of the block's tokens that have a vision row to d_vision; such a token has no id below
 //   compare all tokens' ids with the block's: which occur among earlier tokens, which among later ones
 //   for each of the block's tokens whose id does not occur earlier (else the earlier token's block adds it):
 //     id does not occur later: dw += dy
@@ -58,11 +58,11 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
   if (t >= p.tokens) return;
   const bool vector = p.hidden % 8 == 0 && aligned16(p.table, p.y);
   T* y = global<T>(p.y) + t * p.hidden;
-  const int slot = p.slots == 0 ? -1 : global<const int>(p.slots)[t];
-  if (slot >= 0) {
-    if (static_cast<u32>(slot) < p.placed) {
+  const int vision_row = p.vision_index == 0 ? -1 : global<const int>(p.vision_index)[t];
+  if (vision_row >= 0) {
+    if (static_cast<u32>(vision_row) < p.placed) {
       const bool vector = p.hidden % VECTOR<T> == 0 && aligned16(p.vision, p.y);
-      move_row(global<const T>(p.vision) + static_cast<u64>(slot) * p.hidden, y, p.hidden, vector);
+      move_row(global<const T>(p.vision) + static_cast<u64>(vision_row) * p.hidden, y, p.hidden, vector);
     } else {
       clear_row(y, p.hidden, vector);
     }
@@ -85,7 +85,7 @@ constexpr u32 STRIP = TILE * V;
 
 // Shared memory of a backward block.
 struct Shared {
-  int id[OWN], slot[OWN];
+  int id[OWN], vision_row[OWN];
   // One word per warp. Bit k: the id of the block's token k also occurs among the earlier (later) tokens that the
   // warp compared it with.
   u32 earlier[TILE / 32], later[TILE / 32];
@@ -93,35 +93,35 @@ struct Shared {
   u32 list[TILE];
 };
 
-__device__ __forceinline__ int slot_of(const BwdParams& p, u32 t) {
-  return p.slots == 0 ? -1 : global<const int>(p.slots)[t];
+__device__ __forceinline__ int vision_row_of(const BwdParams& p, u32 t) {
+  return p.vision_index == 0 ? -1 : global<const int>(p.vision_index)[t];
 }
 // Returns the row of dw that token t is added to, or -1 if it adds nothing.
 __device__ __forceinline__ int id_of(const BwdParams& p, u32 t) {
   const int id = global<const int>(p.ids)[t];
-  return slot_of(p, t) >= 0 ? -1 : id;
+  return vision_row_of(p, t) >= 0 ? -1 : id;
 }
 
-// Sets `id` and `slot` of the block's tokens; tokens past the last one get -1.
+// Sets `id` and `vision_row` of the block's tokens; tokens past the last one get -1.
 __device__ __forceinline__ void find_tokens(const BwdParams& p, u32 first, Shared& shared) {
   if (threadIdx.x < OWN) {
     const u32 t = first + threadIdx.x;
     shared.id[threadIdx.x] = t < p.tokens ? id_of(p, t) : -1;
-    shared.slot[threadIdx.x] = t < p.tokens ? slot_of(p, t) : -1;
+    shared.vision_row[threadIdx.x] = t < p.tokens ? vision_row_of(p, t) : -1;
   }
   __syncthreads();
 }
 
-// Copies dy of the block's tokens that have a vision slot to d_vision.
+// Copies dy of the block's tokens that have a vision row to d_vision.
 template <class T>
 __device__ __forceinline__ void copy_placed(const BwdParams& p, u32 first, u32 column, bool vector, const Shared& shared) {
 #pragma unroll 2
   for (u32 k = 0; k < OWN; ++k) {
-    const int slot = shared.slot[k];
-    if (slot < 0 || static_cast<u32>(slot) >= p.placed) continue;
+    const int vision_row = shared.vision_row[k];
+    if (vision_row < 0 || static_cast<u32>(vision_row) >= p.placed) continue;
     float x[V];
     load_elements(global<const T>(p.dy) + static_cast<u64>(first + k) * p.hidden, column, p.hidden, vector, x);
-    store_elements(global<T>(p.d_vision) + static_cast<u64>(slot) * p.hidden, column, p.hidden, vector, x);
+    store_elements(global<T>(p.d_vision) + static_cast<u64>(vision_row) * p.hidden, column, p.hidden, vector, x);
   }
 }
 
@@ -196,7 +196,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   const u32 first = blockIdx.x / strips * OWN, column = blockIdx.x % strips * STRIP + threadIdx.x * V;
   const bool vector = p.hidden % V == 0 && aligned16(p.dy, p.dw, p.d_vision);
   find_tokens(p, first, shared);
-  if (p.d_vision != 0 && p.slots != 0) copy_placed<T>(p, first, column, vector, shared);
+  if (p.d_vision != 0 && p.vision_index != 0) copy_placed<T>(p, first, column, vector, shared);
   if (p.dw == 0) return;
   find_repeats(p, first, shared);
   const u32 earlier = any_warp(shared.earlier), later = any_warp(shared.later);

@@ -143,8 +143,8 @@ fn loss_and_gradient_equal_the_formula() {
                     want.push(weight * (at(lp[t] + h) - at(lp[t] - h)) / (2.0 * h));
                     moved[t] = lp[t];
                 }
-                // The kernel's roundings of the two terms, that of the reference as large as an exponential, and the error
-                // of the differences, in f64.
+                // The kernel's roundings of the two terms, that of the reference as large as an exponential, and the
+                // error of the differences, in f64.
                 let terms = 4.0 * weight * (a.abs() + o.beta);
                 let bound = |t: usize| 16.0 * F32_ROUNDING * (terms + want[t].abs()) + 1e-9 * weight;
                 assert_close(

@@ -9,7 +9,8 @@
 //! processor has them and they are faster, see [`crate::simd`]: pairs of k, denormals as zero), then scale, bias, the
 //! old C, and one rounding at the store. The order of summation over k depends on k alone: not on m, n, the element's
 //! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
-//! m, by reading B from memory for small m.
+//! m, `2 · m · n · k` operations, by reading B from memory for small m. The tests are in `tests/`: there are no kernels
+//! in CUDA that checks would compare with the formula.
 //!
 //! On the CPU a B of f32 or bf16 may be stored in groups of [`GROUP_ROWS`] rows, `[n / 32][k][32]` or `[n / 32][k /
 //! 2][32][2]`, which [`WeightGroups`] arranges: the layout that the tile functions read, so that

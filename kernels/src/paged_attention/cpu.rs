@@ -25,10 +25,10 @@ pub unsafe fn fwd<T: Element>(p: &Params, team: &Team) {
 pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
     let (heads, kv_heads, d) = (p.heads as usize, p.kv_heads as usize, p.head_dim as usize);
     let (tokens, seqs, max_blocks) = (p.tokens as usize, p.seqs as usize, p.max_blocks as usize);
-    let page = p.page as usize;
+    let page_tokens = p.page_tokens as usize;
     assert!(
-        page.is_power_of_two() && (16..=256).contains(&page),
-        "a page of the KV cache has {page} tokens; the number must be a power of two from 16 to 256"
+        page_tokens.is_power_of_two() && (16..=256).contains(&page_tokens),
+        "a page of the KV cache has {page_tokens} tokens; the number must be a power of two from 16 to 256"
     );
     // SAFETY: cu_seqlens has `[seqs + 1]` i32, kv_lens `[seqs]`, block_tables `[seqs, max_blocks]`.
     let (cu, kv_lens, tables) = unsafe {
@@ -59,10 +59,10 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             "cu_seqlens says that sequence {seq} has the tokens {first}..{end}, but there are {tokens} tokens"
         );
         assert!(
-            end - first <= keys && keys <= max_blocks * page,
+            end - first <= keys && keys <= max_blocks * page_tokens,
             "kv_lens[{seq}] is {keys}, outside {} to {}",
             end - first,
-            max_blocks * page
+            max_blocks * page_tokens
         );
         let head = first * heads + kv_head * (heads / kv_heads);
         SequenceArrays {
@@ -73,7 +73,7 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &Params, team: &Team) {
             v: (p.v_cache.0 as *const T).wrapping_add(kv_head * d),
             key_stride: kv_heads * d,
             prefix: (0, 0),
-            table: Some((&tables[seq * max_blocks..][..max_blocks], page)),
+            table: Some((&tables[seq * max_blocks..][..max_blocks], page_tokens)),
             queries: end - first,
             keys,
             causal: true,

@@ -31,7 +31,7 @@ struct SegmentPages {
   int first;  // first key of a block, counted from the segment's first key
 
   __device__ __forceinline__ SegmentPages(const Params& p, const KeyRange& range, int block)
-      : page(0), shift(31 - __clz(p.page)), first(0) {
+      : page(0), shift(31 - __clz(p.page_tokens)), first(0) {
     find(p, range, block);
   }
   // Finds the pages of the segment that begins with key block `block`.

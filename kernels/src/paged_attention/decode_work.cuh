@@ -105,7 +105,7 @@ __device__ __forceinline__ void find_work(const Params& p, u32 item, SharedWork&
     TokenKeys other = {0, -1};
     if (lane < window && first + lane < static_cast<int>(p.tokens)) other = keys_of_token(p, first + lane);
     u32 same = __ballot_sync(ALL, other.keys > end);
-    const int shift = 31 - __clz(p.page), entries = SEGMENT >> shift;
+    const int shift = 31 - __clz(p.page_tokens), entries = SEGMENT >> shift;
     const int* tables = global<const int>(p.block_tables) + segment * entries + lane;
     int page[MAX_TOGETHER], own_page = 0;
     if (lane < entries) own_page = tables[static_cast<u64>(own.seq) * p.max_blocks];

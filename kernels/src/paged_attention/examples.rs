@@ -20,7 +20,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         max_blocks: context.div_ceil(64),
         scale: 1.0 / (head_dim as f32).sqrt(),
         max_kv_len: context,
-        page: 64,
+        page_tokens: 64,
         ..placeholder_params()
     };
     let workspace = |t| if paged_attention::workspace_bytes(t, &p) > 0 { PLACEHOLDER_ADDRESS } else { Addr::NULL };

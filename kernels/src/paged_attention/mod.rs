@@ -1,11 +1,15 @@
 //! Causal attention of new tokens over keys and values in a paged KV cache: prefill, chunked prefill and decode.
 //!
-//! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, including those of the
-//! new tokens (which [`crate::rope_kv_write`] has written). Key `j` is in slot `j % page` of page `block_tables[n, j /
-//! page]`. New token `i` of `m` sees the keys `0 ..= kv_len - m + i`. Formula and order of summation are those of
-//! [`crate::attention`]. A sequence without keys is padding: it has at most one new token, whose output is zero.
+//! A page is what the engine calls a block of the KV cache: the keys and values of `page_tokens` consecutive tokens. In
+//! this folder a block is a block of threads or 64 keys.
 //!
-//! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page, kv_heads, head_dim]`, all f32 or all bf16;
+//! Sequence `n` has the new tokens `cu_seqlens[n] .. cu_seqlens[n + 1]` and `kv_lens[n]` keys, including those of the
+//! new tokens (which [`crate::rope_kv_write`] has written). Key `j` is in row `j % page_tokens` of page
+//! `block_tables[n, j / page_tokens]`. New token `i` of `m` sees the keys `0 ..= kv_len - m + i`. Formula and order of
+//! summation are those of [`crate::attention`]. A sequence without keys is padding: it has at most one new token, whose
+//! output is zero.
+//!
+//! Shapes: q, o `[tokens, heads, head_dim]`, caches `[pages, page_tokens, kv_heads, head_dim]`, all f32 or all bf16;
 //! head_dim up to 256 in CUDA.
 //!
 //! # Segments
@@ -30,7 +34,7 @@
 //! any page size agree bit for bit on one device, and on device `cpu` also with the packed forward pass, which is the
 //! same code. Device `cpu` computes in f32 between load and store. CUDA does too for f32 (2^x by `ex2.approx`); for
 //! bf16 the probabilities are rounded to bf16 for the product with V, while their sum takes the unrounded values.
-//! Tolerance as a multiple of one rounding error: f32 60, bf16 2.5. Cache slots that no sequence has reached are
+//! Tolerance as a multiple of one rounding error: f32 60, bf16 2.5. Rows of pages that no sequence has reached are
 //! never read.
 //!
 //! # Bound
@@ -59,9 +63,9 @@ params! {
     pub struct Params {
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
-        /// `[pages, page, kv_heads, head_dim]`
+        /// `[pages, page_tokens, kv_heads, head_dim]`
         pub k_cache: Addr,
-        /// `[pages, page, kv_heads, head_dim]`
+        /// `[pages, page_tokens, kv_heads, head_dim]`
         pub v_cache: Addr,
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
@@ -99,7 +103,7 @@ params! {
         /// The largest of `kv_lens`.
         pub max_kv_len: u32,
         /// Tokens per page: 16, 32, 64, 128 or 256.
-        pub page: u32,
+        pub page_tokens: u32,
         /// 0
         pub reserved: u32,
     }

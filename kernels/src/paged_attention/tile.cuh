@@ -102,9 +102,9 @@ struct Slots {
 };
 __device__ __forceinline__ Slots find_slots(const Params& p, const KeyRange& t, int start) {
   const int* table = global<const int>(p.block_tables) + static_cast<u64>(t.seq) * p.max_blocks;
-  const int shift = 31 - __clz(p.page);
+  const int shift = 31 - __clz(p.page_tokens);
   auto slot = [&](int key) -> u32 {
-    return key < t.keys ? (static_cast<u32>(table[key >> shift]) << shift) + (key & (p.page - 1)) : 0;
+    return key < t.keys ? (static_cast<u32>(table[key >> shift]) << shift) + (key & (p.page_tokens - 1)) : 0;
   };
   const int key = start + threadIdx.x % 32;
   return {slot(key), slot(key + 32)};

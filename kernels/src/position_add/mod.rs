@@ -1,9 +1,10 @@
 //! Adds learned position embeddings to the patches of images (SigLIP): `y[r] = T(x[r] + pos[r mod positions])`. Their
 //! gradient is `d_pos[i] += Σ dy[r]` over the rows `r ≡ i (mod positions)`, ascending; the gradient of x is dy.
 //!
-//! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may
-//! be x. Numerics: the sum rounds to T once; d_pos is summed in f32, then added to its old value. A row's result and
-//! the order of a sum do not depend on the grid. Memory-bound: each element once.
+//! Shapes: x, y, dy T `[rows, cols]`, pos T `[positions, cols]`, d_pos f32 `[positions, cols]`; T f32 or bf16. y may be
+//! x. Numerics: the sum rounds to T once; d_pos is summed in f32, then added to its old value. A row's result and the
+//! order of a sum do not depend on the grid. Memory-bound: forward x and y move once and pos is read from L2 for all
+//! but the first image; backward dy is read once, and d_pos read and written once.
 
 pub(crate) mod check;
 mod cpu;

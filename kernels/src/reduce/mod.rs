@@ -1,10 +1,17 @@
 //! Sums to one number: a weighted sum, sums of squares of tensors, and from those the norm of a gradient and the
 //! factor that clips it.
 //!
+//! - [`weighted_sum`]: `out = Σ x · w`, f32 `[n]` to f32 `[1]`; 8 bytes and 2 operations per element
+//! - [`sum_squares`]: `partials[i] = Σ x²` over chunk `i`, f32 arrays to f64 `[chunks]`; 4 bytes and 2 operations per
+//!   element
+//! - [`clip`]: `norm = √Σ partials`, `factor = min(1, max_norm / (norm + 1e-6))`, as torch's `clip_grad_norm_` has it;
+//!   f64 `[chunks]` to f32 `[2]`
+//!
 //! One launch of `sum_squares` writes a partial sum for each chunk of 64 Ki elements of all arrays of a table
 //! (`launch/table.rs`); the chunks of an array that is left out have the sum 0. `clip` adds the partial sums in order
 //! (in CUDA, thread i of 1024 first adds the partial sums i, i + 1024, …). A NaN or infinity in any element gives a NaN
-//! or infinite norm. Numerics: f64, rounded to f32 once; the order depends on the length alone. Memory-bound.
+//! or infinite norm. Numerics: f64, rounded to f32 once; the order depends on the length alone. Memory-bound; `clip`
+//! and the weighted sum have one block of threads, so one multiprocessor's bandwidth bounds them.
 
 pub(crate) mod check;
 mod cpu;

@@ -14,10 +14,10 @@
 //! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in
 //! f32 or bf16, with the given distances between tokens; y may be x if the distances are equal. Numerics: the angle is
 //! reduced in f64, so cosine and sine are within one unit in the last place of f32 at any position; the rotation is
-//! f32, two products and their sum, with one rounding at the store.
-//! Memory-bound. In CUDA a thread rotates up to ten heads with a cosine and a sine that it reads once. The table has
-//! one thread for each frequency and eight tokens; its threads read each position again from L1: 13 bytes per
-//! element, 8 of them written.
+//! f32, two products and their sum, with one rounding at the store. Memory-bound: the rotation reads and writes each
+//! element once. In CUDA a thread rotates up to ten heads with a cosine and a sine that it reads once. The table has
+//! one thread for each frequency and eight tokens; its threads read each position again from L1: 13 bytes per element,
+//! 8 of them written.
 
 pub(crate) mod check;
 pub(crate) mod cpu;

@@ -17,9 +17,9 @@ const PER_TASK: usize = 1 << 13;
 pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let (tokens, d, half) = (p.tokens as usize, p.head_dim as usize, p.head_dim as usize / 2);
     let (query, row) = (p.heads as usize * d, p.kv_heads as usize * d);
-    let page = p.page as usize;
-    assert!(page.is_power_of_two() && (16..=256).contains(&page), "a page of {page} tokens");
-    let cached = p.pages as usize * page * row;
+    let page_tokens = p.page_tokens as usize;
+    assert!(page_tokens.is_power_of_two() && (16..=256).contains(&page_tokens), "a page of {page_tokens} tokens");
+    let cached = p.pages as usize * page_tokens * row;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (k, v, slots) = unsafe {
         (slice_at::<T>(p.k, tokens * row), slice_at::<T>(p.v, tokens * row), slice_at::<i32>(p.slots, tokens))

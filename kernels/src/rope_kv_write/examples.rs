@@ -14,7 +14,7 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
         kv_heads: KV_HEADS,
         head_dim: HEAD_DIM,
         pages: SEQUENCE_LEN / 64,
-        page: 64,
+        page_tokens: 64,
         ..placeholder_params()
     };
     FLOAT_DTYPES.map(|t| ("8192 tokens, 28 query and 4 key heads of 128 elements", rope_kv_write::write(t, &p))).into()
@@ -42,7 +42,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
         kv_heads,
         head_dim,
         pages: 4,
-        page: 64,
+        page_tokens: 64,
     };
     allow_one_tenth_more(FLOAT_DTYPES.map(|t| rope_kv_write::write(t, &p)))
 }

@@ -3,12 +3,13 @@
 //! - `q[t, h] = rotate(q[t, h], angles[t])`, in place
 //! - `k_cache[slots[t]] = rotate(k[t], angles[t])`, `v_cache[slots[t]] = v[t]`
 //!
-//! The rotation is [`crate::rope`], bit for bit. Token `t` goes to row `slots[t] % page` of cache block `slots[t] /
-//! page`; no two tokens share a slot. A token with a negative slot is padding, whose key and value are not written.
+//! The rotation is [`crate::rope`], bit for bit. A slot is the place of one token in the cache: token `t` goes to row
+//! `slots[t] % page_tokens` of page `slots[t] / page_tokens`; no two tokens share a slot. A token with a negative slot
+//! is padding, whose key and value are not written.
 //!
-//! Shapes: q `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page, kv_heads,
-//! head_dim]`, all f32 or all bf16; cos, sin f32 `[tokens, head_dim / 2]`; a cache block ("page") has 16, 32, 64, 128
-//! or 256 tokens, as [`crate::paged_attention`] reads them.
+//! Shapes: q `[tokens, heads, head_dim]`, k, v `[tokens, kv_heads, head_dim]`, caches `[pages, page_tokens, kv_heads,
+//! head_dim]`, all f32 or all bf16; cos, sin f32 `[tokens, head_dim / 2]`; slots i32 `[tokens]`. A page (a block of the
+//! KV cache, see [`crate::paged_attention`]) has 16, 32, 64, 128 or 256 tokens.
 //! Numerics: the rotation in f32, rounded once; bits of v are copied. Memory-bound: each element is read and written
 //! once.
 
@@ -34,11 +35,11 @@ params! {
         pub cos: Addr,
         /// f32 `[tokens, head_dim / 2]`
         pub sin: Addr,
-        /// `[pages, page, kv_heads, head_dim]`, written at the tokens' slots.
+        /// `[pages, page_tokens, kv_heads, head_dim]`, written at the tokens' slots.
         pub k_cache: Addr,
-        /// `[pages, page, kv_heads, head_dim]`, written at the tokens' slots.
+        /// `[pages, page_tokens, kv_heads, head_dim]`, written at the tokens' slots.
         pub v_cache: Addr,
-        /// i32 `[tokens]`: the slot of each token, `cache block * page + row of the block`. Slots are different and
+        /// i32 `[tokens]`: the slot of each token, `page * page_tokens + row of the page`. Slots are different and
         /// within the cache. The key and value of a token with a negative slot are not written.
         pub slots: Addr,
         /// New tokens.
@@ -52,7 +53,7 @@ params! {
         /// Pages of the cache.
         pub pages: u32,
         /// Tokens of a cache block: 16, 32, 64, 128 or 256.
-        pub page: u32,
+        pub page_tokens: u32,
     }
 }
 

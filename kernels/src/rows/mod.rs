@@ -4,7 +4,7 @@
 //! Shapes: x and dst `[n, cols]`, y and src `[m, cols]`, index i32 `[m]`; for scatter the indices are unique. On device
 //! `cpu` dst may be some columns of a wider array. Any element type of 2 or 4 bytes; bits are copied. An index outside
 //! `0..n` gathers a row of zeros and scatters nothing; callers check indices before. Outputs may not overlap inputs.
-//! Memory-bound.
+//! Memory-bound: each moved row is read and written once, and its index read once.
 
 pub(crate) mod check;
 mod cpu;

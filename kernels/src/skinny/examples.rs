@@ -39,7 +39,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
             kv_heads: KV_HEADS,
             head_dim: HEAD_DIM,
             pages: m.div_ceil(64),
-            page: 64,
+            page_tokens: 64,
             ..placeholder_params()
         };
         skinny::qkv(t, weight, &p)

@@ -106,14 +106,14 @@ params! {
         pub cos: Addr,
         /// f32 `[m, head_dim / 2]`
         pub sin: Addr,
-        /// i32 `[m]`: the slot of each row in the caches, `cache block * page + row of the block`. Slots are different
+        /// i32 `[m]`: the slot of each row in the caches, `page * page_tokens + row of the page`. Slots are different
         /// and within the cache. The key and value of a row with a negative slot are not written.
         pub slots: Addr,
         /// f32 or bf16 `[m, heads, head_dim]`, written.
         pub q: Addr,
-        /// `[pages, page, kv_heads, head_dim]`, written at the slots of the rows.
+        /// `[pages, page_tokens, kv_heads, head_dim]`, written at the slots of the rows.
         pub k_cache: Addr,
-        /// `[pages, page, kv_heads, head_dim]`, written at the slots of the rows.
+        /// `[pages, page_tokens, kv_heads, head_dim]`, written at the slots of the rows.
         pub v_cache: Addr,
         /// Rows of x: new tokens.
         pub m: u32,
@@ -128,7 +128,7 @@ params! {
         /// Pages of the cache.
         pub pages: u32,
         /// Tokens of a cache block: 16, 32, 64, 128 or 256.
-        pub page: u32,
+        pub page_tokens: u32,
         /// The norm adds it to the mean square.
         pub eps: f32,
     }
@@ -165,7 +165,7 @@ impl QkvParams {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             pages: self.pages,
-            page: self.page,
+            page_tokens: self.page_tokens,
         }
     }
 }

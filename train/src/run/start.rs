@@ -190,8 +190,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     }
 }
 
-/// Loads the state of the optimizer from a checkpoint, after a check that the trainer has the weights of the checkpoint.
-/// `last` is the last step in the run's log of metrics.
+/// Loads the state of the optimizer from a checkpoint, after a check that the trainer has the weights of the
+/// checkpoint. `last` is the last step in the run's log of metrics.
 ///
 /// # Errors
 /// The weights are not those that the run had after its step `state.step`; the optimizer's file cannot be read.

@@ -138,8 +138,8 @@ fn equals_the_formula_over_steps() {
         // behind the weight itself.
         let change: Vec<f32> = weights.f32.iter().zip(&start).map(|(w, s)| w - s).collect();
         let want: Vec<f64> = part(0).iter().zip(&start).map(|(w, s)| w - *s as f64).collect();
-        // Each of the five steps rounds w twice, after the decay and after the update, and computes an update of at most
-        // about lr with some roundings.
+        // Each of the five steps rounds w twice, after the decay and after the update, and computes an update of at
+        // most about lr with some roundings.
         let bound = |i: usize| 10.0 * F32_ROUNDING * (f64::from(start[i].abs()) + 16.0 * SCALARS.lr);
         assert_close("change of w", &change, &want, 1e-4, bound);
     }

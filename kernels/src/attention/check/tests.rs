@@ -229,18 +229,13 @@ const OUTPUTS: [&str; 5] = ["o", "lse", "dq", "dk", "dv"];
 
 /// Returns, for each element of o, lse, dq, dk and dv of arrays of `dtype`, an upper bound of the error of f32
 /// arithmetic, to first order and for any order of summation. In bf16 the factors of products (probabilities and
-/// gradients of scores) and the results may be rounded to bf16 as well. A sum of n products a b, computed in any order, is off by at most n u sum |a b|
-/// with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+/// gradients of scores) and the results may be rounded to bf16 as well. A sum of n products a b, computed in any order,
+/// is off by at most n u sum |a b| with u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, section
+/// 3.1).
 ///
 /// A fixed relative tolerance does not fit every case: where the softmax is saturated, gradients are small
 /// differences of large numbers.
-fn error_bounds(
-    dtype: DType,
-    case: &PackedBatch,
-    [q, k, v]: [&[f64]; 3],
-    d_o: &[f64],
-    scale: f64,
-) -> [Vec<f64>; 5] {
+fn error_bounds(dtype: DType, case: &PackedBatch, [q, k, v]: [&[f64]; 3], d_o: &[f64], scale: f64) -> [Vec<f64>; 5] {
     const U: f64 = 1.1 / (1u64 << 24) as f64;
     /// Some numbers below f32's smallest normal number, 1.2e-38, become 0.
     const UNDERFLOW: f64 = 1e-36;

@@ -27,7 +27,7 @@ pub struct SequenceArrays<'a, T> {
     /// Number of keys of the prefix, which come before the sequence's own, and the number of elements from `k` to the
     /// prefix's first key. It is the same from `v` to its first value.
     pub prefix: (usize, isize),
-    /// Block table of a paged KV cache, and the number of tokens of its pages, a power of two and a multiple of
+    /// Block table of a paged KV cache, and the number of tokens of a page, a power of two and a multiple of
     /// [`LANES`](super::vector::LANES). `None` if the keys are contiguous.
     pub table: Option<(&'a [i32], usize)>,
     /// Number of new tokens.

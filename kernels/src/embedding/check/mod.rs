@@ -71,22 +71,23 @@ fn adds_gradients_to_rows() {
     }
 }
 
-/// Returns each token's vision slot (the vision row that replaces the token), and the number of vision rows. Two
-/// tokens in three have a slot, the others -1. The slots descend, and one of them is out of range.
-fn slots(tokens: usize) -> (Vec<i32>, usize) {
-    let mut slots: Vec<i32> = (0..tokens as i32).map(|t| if t % 3 == 1 { -1 } else { tokens as i32 - 1 - t }).collect();
+/// Returns a vision index (for each token the vision row that replaces it, or -1), and the number of vision rows. Two
+/// tokens in three have a vision row. The rows descend, and one of them is out of range.
+fn vision_index(tokens: usize) -> (Vec<i32>, usize) {
+    let mut vision_index: Vec<i32> =
+        (0..tokens as i32).map(|t| if t % 3 == 1 { -1 } else { tokens as i32 - 1 - t }).collect();
     let rows = tokens + 2;
     if tokens > 3 {
-        slots[2] = rows as i32;
+        vision_index[2] = rows as i32;
     }
-    (slots, rows)
+    (vision_index, rows)
 }
 
 fn places_rows_of_vision() {
     for (tokens, hidden, vocab) in test_cases_tokens_hidden_vocab() {
         for (from, to) in [(F32, F32), (F32, BF16), (BF16, F32), (BF16, BF16)] {
             let (table, ids) = (TestArray::new(from, &normal_numbers(vocab * hidden, 1, 1.0)), ids(tokens, vocab));
-            let (slots, placed) = slots(tokens);
+            let (vision_index, placed) = vision_index(tokens);
             let vision = TestArray::new(to, &normal_numbers(placed * hidden, 2, 1.0));
             let y = TestArray::output(to, tokens * hidden);
             let params = FwdParams {
@@ -94,7 +95,7 @@ fn places_rows_of_vision() {
                 ids: addr(&ids),
                 y: y.addr(),
                 vision: vision.addr(),
-                slots: addr(&slots),
+                vision_index: addr(&vision_index),
                 tokens: tokens as u32,
                 hidden: hidden as u32,
                 vocab: vocab as u32,
@@ -102,8 +103,10 @@ fn places_rows_of_vision() {
             };
             run(&fwd(from, to, &params), 2);
             let text = formula::fwd(&table.to_f64(), &ids, hidden);
-            let want: Vec<f32> =
-                formula::fwd_with_vision(&text, &vision.to_f64(), &slots, hidden).iter().map(|&x| x as f32).collect();
+            let want: Vec<f32> = formula::fwd_with_vision(&text, &vision.to_f64(), &vision_index, hidden)
+                .iter()
+                .map(|&x| x as f32)
+                .collect();
             assert_eq!(y.values(), TestArray::new(to, &want).values(), "{from} to {to}, {tokens} of {vocab}");
         }
     }
@@ -113,7 +116,7 @@ fn places_rows_of_vision() {
 fn backward(
     dtype: DType,
     ids: &[i32],
-    slots: &[i32],
+    vision_index: &[i32],
     dy: &TestArray,
     dw: &mut [f32],
     hidden: usize,
@@ -125,7 +128,7 @@ fn backward(
         ids: addr(ids),
         dy: dy.addr(),
         dw: if want[0] { addr_mut(dw) } else { Addr::NULL },
-        slots: addr(slots),
+        vision_index: addr(vision_index),
         d_vision: if want[1] { d_vision.addr() } else { Addr::NULL },
         tokens: ids.len() as u32,
         hidden: hidden as u32,
@@ -140,11 +143,12 @@ fn gradients_of_placed_rows_go_to_vision() {
     for (tokens, hidden, vocab) in test_cases_tokens_hidden_vocab() {
         for dtype in [F32, BF16] {
             let (dy, ids) = (TestArray::new(dtype, &normal_numbers(tokens * hidden, 1, 1.0)), ids(tokens, vocab));
-            let (slots, _) = slots(tokens);
+            let (vision_index, _) = vision_index(tokens);
             let before = normal_numbers(vocab * hidden, 2, 1.0);
             let mut dw = before.clone();
-            let d_vision = backward(dtype, &ids, &slots, &dy, &mut dw, hidden, [true, true]);
-            let text: Vec<i32> = ids.iter().zip(&slots).map(|(&id, &slot)| if slot < 0 { id } else { -1 }).collect();
+            let d_vision = backward(dtype, &ids, &vision_index, &dy, &mut dw, hidden, [true, true]);
+            let text: Vec<i32> =
+                ids.iter().zip(&vision_index).map(|(&id, &vision_row)| if vision_row < 0 { id } else { -1 }).collect();
             let initial = TestArray::new(F32, &before).to_f64();
             let want = formula::bwd(&text, &dy.to_f64(), &initial, hidden);
             let magnitudes = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
@@ -153,16 +157,16 @@ fn gradients_of_placed_rows_go_to_vision() {
             let bound = |i: usize| f32_sum_error(count(i / hidden), terms[i]);
             assert_close(&format!("dw {dtype} {tokens} of {vocab}"), &dw, &want, 1e-6, bound);
             let mut want = vec![7.0; d_vision.values().len()];
-            for (dy, &slot) in dy.values().chunks_exact(hidden).zip(&slots) {
-                if slot >= 0 && slot < tokens as i32 + 2 {
-                    want[slot as usize * hidden..][..hidden].copy_from_slice(dy);
+            for (dy, &vision_row) in dy.values().chunks_exact(hidden).zip(&vision_index) {
+                if vision_row >= 0 && vision_row < tokens as i32 + 2 {
+                    want[vision_row as usize * hidden..][..hidden].copy_from_slice(dy);
                 }
             }
             assert_eq!(d_vision.values(), want, "{dtype} {tokens} of {vocab}");
             let mut again = before.clone();
-            backward(dtype, &ids, &slots, &dy, &mut again, hidden, [true, false]);
+            backward(dtype, &ids, &vision_index, &dy, &mut again, hidden, [true, false]);
             assert_eq!(again, dw);
-            let alone = backward(dtype, &ids, &slots, &dy, &mut again, hidden, [false, true]);
+            let alone = backward(dtype, &ids, &vision_index, &dy, &mut again, hidden, [false, true]);
             assert_eq!((again, alone.values()), (dw, d_vision.values()));
         }
     }

@@ -14,14 +14,7 @@ checks!(
 
 /// Asserts that `got` is close enough to `want`: in bf16 within the default tolerance for roundings, in f32 within
 /// the relative L2 distance `tol`. Element `i` may be off by `bound(i)` and the rounding of the store.
-fn assert_normalised(
-    name: &str,
-    dtype: DType,
-    got: &[f32],
-    want: &[f64],
-    tol: f64,
-    bound: impl Fn(usize) -> f64,
-) {
+fn assert_normalised(name: &str, dtype: DType, got: &[f32], want: &[f64], tol: f64, bound: impl Fn(usize) -> f64) {
     let bound = |i: usize| bound(i) + rounding_error(dtype) * want[i].abs();
     if dtype == F32 {
         return assert_close(name, got, want, tol, bound);
@@ -88,8 +81,7 @@ fn gradient_equals_the_formula() {
             let rows_of = |d: &TestArray| d.to_f64().chunks_exact(cols).map(<[f64]>::to_vec).collect::<Vec<_>>();
             let want: Vec<f64> =
                 rows_of(&x).iter().zip(&rows_of(&dy)).flat_map(|(x, dy)| formula::bwd(x, dy)).collect();
-            let bounds: Vec<f64> =
-                rows_of(&x).iter().zip(&rows_of(&dy)).flat_map(|(x, dy)| dx_bounds(x, dy)).collect();
+            let bounds: Vec<f64> = rows_of(&x).iter().zip(&rows_of(&dy)).flat_map(|(x, dy)| dx_bounds(x, dy)).collect();
             assert_normalised(&format!("dx {dtype} {rows}x{cols}"), dtype, &dx, &want, 1e-5, |i| bounds[i]);
         }
     }

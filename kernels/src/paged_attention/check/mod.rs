@@ -177,7 +177,7 @@ fn paged_with_shared_pages(
         workspace: Addr::NULL,
         // Without counters the kernel for prefill computes decode, too.
         counters: if seed % 7 == 2 { Addr::NULL } else { addr_mut(&mut counters) },
-        page: page as u32,
+        page_tokens: page as u32,
         reserved: 0,
     };
     if runs_cuda_code() {

@@ -170,7 +170,7 @@ fn traffic_ratio(seqs: usize, keys: usize, kv_heads: usize, shared: bool, with_w
         max_blocks: pages as u32,
         scale: 0.1,
         max_kv_len: keys as u32,
-        page: page as u32,
+        page_tokens: page as u32,
         ..bytemuck::Zeroable::zeroed()
     };
     let parts = TestArray::output(F32, bytes_of_parts(&params) / 4);

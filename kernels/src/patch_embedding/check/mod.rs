@@ -2,7 +2,9 @@ use super::formula::FrameInput;
 use super::{DwParams, FwdParams, Pixels, dw, fwd, test_cases_frame_shape_embed};
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
-use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error};
+use crate::compare::{
+    DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
+};
 use crate::{Addr, DType, Element, patches};
 
 checks!(
@@ -137,9 +139,8 @@ fn the_gradient_equals_the_formula() {
             let want: Vec<f64> = own.iter().zip(&before).map(|(d, &before)| d + before as f64).collect();
             let terms = FrameInput { round: rounded_magnitude(dtype), ..input }
                 .weight_gradient(&magnitudes(&dy.to_f64()), embed);
-            let bound = |i: usize| {
-                TRUNCATION * f32_sum_error(pixels.patch_count() + 1, terms[i] + f64::from(before[i].abs()))
-            };
+            let bound =
+                |i: usize| TRUNCATION * f32_sum_error(pixels.patch_count() + 1, terms[i] + f64::from(before[i].abs()));
             assert_close(&format!("dw {dtype} {shape:?} {embed}"), &sum, &want, tol, bound);
             if pixels.patch_count() > 0 {
                 assert_close(&format!("dw alone {dtype} {shape:?} {embed}"), &alone, &own, tol, bound);

@@ -94,7 +94,8 @@ fn gradient_bounds(
 ) -> [Vec<f64>; 2] {
     let (x, w, dy) = (x.to_f64(), w.to_f64(), dy.to_f64());
     let (cols, rstds) = (w.len(), rstd.iter().map(|&r| r as f64).collect::<Vec<f64>>());
-    let gather = |x: &[f64]| -> Vec<f64> { index.iter().flat_map(|&i| x[i as usize * cols..][..cols].to_vec()).collect() };
+    let gather =
+        |x: &[f64]| -> Vec<f64> { index.iter().flat_map(|&i| x[i as usize * cols..][..cols].to_vec()).collect() };
     let gathered = gather(&x);
     let bounds = dx_bounds(dtype, [&gathered, &w, &dy], &rstds, &gather(want_dx));
     let mut of_dx = vec![f64::NAN; x.len()];

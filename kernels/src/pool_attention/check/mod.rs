@@ -147,9 +147,8 @@ impl Probabilities {
         let lse_bound = largest + f32_sum_error(n, 1.0) + 2.0 * F32_ROUNDING * lse.abs();
         let p: Vec<f64> = scores.iter().map(|s| (s - lse).exp()).collect();
         // The errors of the exponent, of its roundings, and of the exponential (two units in the last place).
-        let relative = |j: usize| {
-            score_bounds[j] + lse_bound + F32_ROUNDING * (2.0 * (scores[j].abs() + lse.abs()) + 8.0)
-        };
+        let relative =
+            |j: usize| score_bounds[j] + lse_bound + F32_ROUNDING * (2.0 * (scores[j].abs() + lse.abs()) + 8.0);
         let p_bounds = (0..n).map(|j| p[j] * relative(j)).collect();
         Probabilities { p, p_bounds, lse_bound }
     }
@@ -168,9 +167,9 @@ fn forward_bounds(head: &HeadOperands) -> (Vec<f64>, f64) {
     let (d, of) = (head.q.len(), Probabilities::new(head));
     let bound = |c: usize| {
         let column = || head.v.iter().skip(c).step_by(d).map(|v| v.abs());
-        let (off, size) = column().zip(of.p.iter().zip(&of.p_bounds)).fold((0.0, 0.0), |(off, size), (v, (p, p_bound))| {
-            (off + p_bound * v, size + p * v)
-        });
+        let (off, size) = column()
+            .zip(of.p.iter().zip(&of.p_bounds))
+            .fold((0.0, 0.0), |(off, size), (v, (p, p_bound))| (off + p_bound * v, size + p * v));
         off + f32_sum_error(of.p.len(), size)
     };
     ((0..d).map(bound).collect(), of.lse_bound)
@@ -187,8 +186,7 @@ fn backward_bounds(head: &HeadOperands, o: &[f64], d_o: &[f64], delta: f64) -> [
         let slope = (dot(d_o, v) - delta).abs();
         let slope_bound = f32_sum_error(d, dot_magnitude(d_o, v)) + f32_sum_error(d, dot_magnitude(d_o, o));
         let ds = head.scale * of.p[j] * slope;
-        let ds_bound =
-            head.scale * (of.p_bounds[j] * slope + of.p[j] * slope_bound) + 4.0 * F32_ROUNDING * ds;
+        let ds_bound = head.scale * (of.p_bounds[j] * slope + of.p[j] * slope_bound) + 4.0 * F32_ROUNDING * ds;
         for c in 0..d {
             dq[c] += ds_bound * k[c].abs();
             dq_size[c] += ds * k[c].abs();
@@ -245,10 +243,9 @@ fn gradients_equal_differences_of_the_formula() {
                 let gradients = formula::gradients_of_q_k_v(&operands, d_o, delta);
                 let bounds = backward_bounds(&operands, &o, d_o, delta);
                 let first = given.cu_seqlens[image] as usize;
-                let all = [(gradients, &mut dq, &mut dk, &mut dv)]
-                    .into_iter()
-                    .chain([(bounds, &mut dq_bounds, &mut dk_bounds, &mut dv_bounds)]);
-                for ([of_q, of_k, of_v], dq, dk, dv) in all {
+                for ([of_q, of_k, of_v], dq, dk, dv) in
+                    [(gradients, &mut dq, &mut dk, &mut dv), (bounds, &mut dq_bounds, &mut dk_bounds, &mut dv_bounds)]
+                {
                     dq[head * d..].iter_mut().zip(&of_q).for_each(|(sum, q)| *sum += q);
                     for (t, (k, v)) in of_k.chunks_exact(d).zip(of_v.chunks_exact(d)).enumerate() {
                         let at = (first + t) * row + head * d;

@@ -60,28 +60,22 @@ fn assert_rows(
 /// roundings.
 pub(crate) const MAX_ERROR_F32: f64 = 1e-6;
 
-/// Returns bounds of the errors of dx. Its two terms, `rstd · w · dy` and `x · rstd³ · mean(w · dy · x)`, may cancel, so
-/// the bound depends on their sizes. Each has the error of rstd and the roundings of its products; the mean has the
+/// Returns bounds of the errors of dx. Its two terms, `rstd · w · dy` and `x · rstd³ · mean(w · dy · x)`, may cancel,
+/// so the bound depends on their sizes. Each has the error of rstd and the roundings of its products; the mean has the
 /// error of a sum over the row; dx is rounded once when it is stored.
 pub(crate) fn dx_bounds(dtype: DType, [x, w, dy]: [&[f64]; 3], rstds: &[f64], dx: &[f64]) -> Vec<f64> {
-    let cols = w.len();
-    let size = |i: usize| (dy[i] * w[i % cols] * x[i]).abs();
-    (0..dx.len())
-        .map(|i| i / cols)
-        .scan((usize::MAX, 0.0), |(row, mean), next| {
-            if *row != next {
-                (*row, *mean) = (next, (next * cols..(next + 1) * cols).map(size).sum::<f64>() / cols as f64);
-            }
-            Some(*mean)
-        })
-        .enumerate()
-        .map(|(i, mean)| {
-            let r = rstds[i / cols];
-            let along = x[i].abs() * r * r * r;
-            let terms = (r * w[i % cols] * dy[i]).abs() + along * mean;
-            16.0 * F32_ROUNDING * terms + along * f32_sum_error(cols, mean) + rounding_error(dtype) * dx[i].abs()
-        })
-        .collect()
+    let (cols, mut bounds) = (w.len(), Vec::new());
+    for (row, dx) in dx.chunks_exact(cols).enumerate() {
+        let (r, x, dy) = (rstds[row], &x[row * cols..], &dy[row * cols..]);
+        let mean = (0..cols).map(|c| (w[c] * dy[c] * x[c]).abs()).sum::<f64>() / cols as f64;
+        for (c, dx) in dx.iter().enumerate() {
+            let along = x[c].abs() * r.powi(3);
+            let terms = (r * w[c] * dy[c]).abs() + along * mean;
+            let of_sum = along * f32_sum_error(cols, mean);
+            bounds.push(16.0 * F32_ROUNDING * terms + of_sum + rounding_error(dtype) * dx.abs());
+        }
+    }
+    bounds
 }
 
 /// Asserts that y and rstd equal the formula's for the rows of x.

@@ -76,7 +76,7 @@ impl Case {
             kv_heads: self.shape.kv_heads as u32,
             head_dim: self.shape.head_dim as u32,
             pages: self.pages as u32,
-            page: self.page as u32,
+            page_tokens: self.page as u32,
         }
     }
 }

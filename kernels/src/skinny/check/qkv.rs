@@ -98,7 +98,7 @@ impl QkvCase {
             kv_heads: keys,
             head_dim,
             pages: self.m.div_ceil(PAGE) as u32,
-            page: PAGE as u32,
+            page_tokens: PAGE as u32,
             eps: 1e-6,
         }
     }

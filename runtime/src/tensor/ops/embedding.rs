@@ -48,11 +48,11 @@ fn lookup(
     };
     want_dtype(op, "ids", ids, DType::I32)?;
     let rows = placed.map_or(0, |(vision, _)| vision.shape().first().copied().unwrap_or(0));
-    if let Some((vision, slots)) = placed {
+    if let Some((vision, vision_index)) = placed {
         want_shape(op, "vision", vision, &[rows, hidden], "[M, H], H as in the table")?;
         want_dtype(op, "vision", vision, cx.dtype())?;
-        want_shape(op, "vision_index", slots, &[tokens], "one index for each token id")?;
-        want_dtype(op, "vision_index", slots, DType::I32)?;
+        want_shape(op, "vision_index", vision_index, &[tokens], "one index for each token id")?;
+        want_dtype(op, "vision_index", vision_index, DType::I32)?;
     }
     let (vocab, hidden, count, rows) = (size(op, vocab)?, size(op, hidden)?, size(op, tokens)?, size(op, rows)?);
     let y = cx.empty(&[tokens, hidden as usize], cx.dtype())?;
@@ -62,7 +62,7 @@ fn lookup(
         ids: ids.addr(),
         y: y.addr(),
         vision: at(placed.map(|p| p.0)),
-        slots: at(placed.map(|p| p.1)),
+        vision_index: at(placed.map(|p| p.1)),
         tokens: count,
         hidden,
         vocab,
@@ -70,7 +70,7 @@ fn lookup(
     };
     cx.launch(&kernel::fwd(table.dtype(), y.dtype(), &p))?;
     let (kt, ids) = (table.clone(), ids.clone());
-    let placed = placed.map(|(vision, slots)| (vision.clone(), slots.clone()));
+    let placed = placed.map(|(vision, vision_index)| (vision.clone(), vision_index.clone()));
     let vision = placed.as_ref().map(|(vision, _)| vision.clone());
     let inputs: Vec<&Tensor> = std::iter::once(table).chain(&vision).collect();
     Ok(cx.record(op, &inputs, y, move |bw| {
@@ -87,7 +87,7 @@ fn lookup(
             ids: ids.addr(),
             dy: dy.addr(),
             dw: dw.as_ref().map_or(Addr::NULL, Tensor::addr),
-            slots: placed.as_ref().map_or(Addr::NULL, |(_, slots)| slots.addr()),
+            vision_index: placed.as_ref().map_or(Addr::NULL, |(_, vision_index)| vision_index.addr()),
             d_vision: d_vision.as_ref().map_or(Addr::NULL, Tensor::addr),
             tokens: count,
             hidden,

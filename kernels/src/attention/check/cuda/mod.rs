@@ -155,7 +155,7 @@ pub(super) fn paged_and_packed_kernels_give_the_same_bits() {
             max_blocks: pages as u32,
             scale: given.scale,
             max_kv_len: len as u32,
-            page: 64,
+            page_tokens: 64,
             reserved: 0,
         };
         run_once(&paged_attention::fwd(dtype, &p, given.query_key_pair_count(), len as f64));

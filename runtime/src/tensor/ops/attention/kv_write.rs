@@ -126,7 +126,7 @@ impl KvDestination<'_> {
             kv_heads: size(op, kv_heads)?,
             head_dim: size(op, head_dim)?,
             pages: size(op, blocks)?,
-            page: BLOCK_TOKENS as u32,
+            page_tokens: BLOCK_TOKENS as u32,
             eps: of_q.eps,
         })
     }
@@ -172,7 +172,7 @@ pub fn rotate_and_cache(cx: &Cx, q: Tensor, (k, v): (&Tensor, &Tensor), to: KvDe
         kv_heads: size(OP, kv_heads)?,
         head_dim: size(OP, d)?,
         pages: size(OP, blocks)?,
-        page: BLOCK_TOKENS as u32,
+        page_tokens: BLOCK_TOKENS as u32,
     };
     cx.launch(&rope_kv_write::write(k.dtype(), &p))?;
     Ok(q)

@@ -24,6 +24,7 @@ use super::{size, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
+use crate::tensor::tape::BackwardContext;
 use crate::tensor::{Tensor, format_shape};
 
 mod kv_write;
@@ -225,8 +226,6 @@ fn attention_unless_known(
             (cx.empty(q.shape(), dtype)?, lse)
         }
     };
-    let scale = 1.0 / (d as f32).sqrt();
-    let pairs = seqs.pairs(causal);
     let p = packed::FwdParams {
         q: q.addr(),
         k: k.addr(),
@@ -241,23 +240,41 @@ fn attention_unless_known(
         kv_heads: size(OP, kv_heads)?,
         head_dim: size(OP, d)?,
         causal: causal as u32,
-        scale,
+        scale: 1.0 / (d as f32).sqrt(),
         max_seqlen: size(OP, seqs.max_len())?,
     };
     if !is_known {
-        cx.launch(&packed::fwd(dtype, &p, pairs))?;
+        cx.launch(&packed::fwd(dtype, &p, seqs.pairs(causal)))?;
     }
-    let (kq, kk, kv, ko, seqs) = (q.clone(), k.clone(), v.clone(), o.clone(), seqs.clone());
+    let kept = KeptInputs { q: q.clone(), k: k.clone(), v: v.clone(), o: o.clone(), seqs: seqs.clone(), forward: p };
     Ok(cx.record(OP, &[q, k, v], o, move |bw| {
         let d_o = bw.take_dy();
-        let Some(lse) = &lse else { return Ok(()) };
-        let (dq, dk, dv) = (bw.empty_like(&kq)?, bw.empty_like(&kk)?, bw.empty_like(&kv)?);
-        let delta = bw.empty(&[tokens, n_heads], DType::F32, MemoryCategory::Workspace)?;
+        lse.as_ref().map_or(Ok(()), |lse| kept.backward(bw, &d_o, lse))
+    }))
+}
+
+/// What the backward rule of [`attention`] reads besides the gradient of o and the log-sum-exp.
+struct KeptInputs {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    seqs: CuSeqlens,
+    /// The parameters of the forward launch.
+    forward: packed::FwdParams,
+}
+
+impl KeptInputs {
+    /// Adds the gradients of q, k and v.
+    fn backward(&self, bw: &mut BackwardContext, d_o: &Tensor, lse: &Tensor) -> Result<()> {
+        let (dtype, forward) = (self.q.dtype(), &self.forward);
+        let (dq, dk, dv) = (bw.empty_like(&self.q)?, bw.empty_like(&self.k)?, bw.empty_like(&self.v)?);
+        let delta = bw.empty(lse.shape(), DType::F32, MemoryCategory::Workspace)?;
         let p = packed::BwdParams {
-            q: kq.addr(),
-            k: kk.addr(),
-            v: kv.addr(),
-            o: ko.addr(),
+            q: self.q.addr(),
+            k: self.k.addr(),
+            v: self.v.addr(),
+            o: self.o.addr(),
             lse: lse.addr(),
             d_o: d_o.addr(),
             dq: dq.addr(),
@@ -265,16 +282,16 @@ fn attention_unless_known(
             dv: dv.addr(),
             delta: delta.addr(),
             workspace: Addr::NULL,
-            cu_seqlens: seqs.device.addr(),
-            prefix: seqs.prefix_addr(),
-            tokens: p.tokens,
-            seqs: p.seqs,
-            heads: p.heads,
-            kv_heads: p.kv_heads,
-            head_dim: p.head_dim,
-            causal: p.causal,
-            scale,
-            max_seqlen: p.max_seqlen,
+            cu_seqlens: self.seqs.device.addr(),
+            prefix: self.seqs.prefix_addr(),
+            tokens: forward.tokens,
+            seqs: forward.seqs,
+            heads: forward.heads,
+            kv_heads: forward.kv_heads,
+            head_dim: forward.head_dim,
+            causal: forward.causal,
+            scale: forward.scale,
+            max_seqlen: forward.max_seqlen,
         };
         // The CPU kernel sums over all keys of a query in one task and needs no workspace.
         let bytes = if bw.device().kernels() == Kernels::Cpu { 0 } else { packed::workspace_bytes(dtype, &p) };
@@ -283,11 +300,11 @@ fn attention_unless_known(
             bytes => Some(bw.empty(&[bytes / 4], DType::F32, MemoryCategory::Workspace)?),
         };
         let p = packed::BwdParams { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
-        bw.launch(&packed::bwd(dtype, &p, pairs))?;
-        bw.add(&kq, dq)?;
-        bw.add(&kk, dk)?;
-        bw.add(&kv, dv)
-    }))
+        bw.launch(&packed::bwd(dtype, &p, self.seqs.pairs(forward.causal == 1)))?;
+        bw.add(&self.q, dq)?;
+        bw.add(&self.k, dk)?;
+        bw.add(&self.v, dv)
+    }
 }
 
 /// The tokens of one sequence in a forward pass, and the cache blocks for its keys and values.
@@ -301,8 +318,8 @@ pub struct SequencePages<'a> {
     pub blocks: &'a [i32],
 }
 
-/// The block tables of a forward pass with the KV cache: the cache blocks of each sequence, and the cache slot of each
-/// new token.
+/// The block tables of a forward pass with the KV cache: the cache blocks ("pages" to the kernels) of each sequence,
+/// and the cache slot of each new token.
 #[derive(Clone, Debug)]
 pub struct KvPages {
     new: CuSeqlens,
@@ -331,7 +348,7 @@ impl KvPages {
             let need = (past + new).div_ceil(BLOCK_TOKENS);
             let Some(used) = blocks.get(..need) else {
                 return Err(shape_error(
-                    "kv pages",
+                    "block tables",
                     format!("got {} cache blocks for {} tokens, {need} are needed", blocks.len(), past + new),
                 ));
             };
@@ -454,7 +471,7 @@ fn paged_attention_into(
         max_kv_len: size(OP, pages.kv_lens.iter().copied().max().unwrap_or(0))?,
         workspace: Addr::NULL,
         counters: pages.counters.as_ref().map_or(Addr::NULL, Tensor::addr),
-        page: BLOCK_TOKENS as u32,
+        page_tokens: BLOCK_TOKENS as u32,
         reserved: 0,
     };
     // The CPU kernel allocates its own workspace per thread.

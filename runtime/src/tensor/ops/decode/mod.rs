@@ -263,7 +263,7 @@ impl DecodeRows {
             history_lens: of(|h| &h.1),
             rows: size(OP, self.rows())?,
             max_blocks: size(OP, self.max_blocks())?,
-            page: BLOCK_TOKENS as u32,
+            page_tokens: BLOCK_TOKENS as u32,
             history_cols: size(OP, self.max_history())?,
         };
         cx.launch(&kernel::advance(&params))
