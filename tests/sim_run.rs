@@ -312,7 +312,10 @@ fn buffer_of_a_tensor_map_need_not_be_a_parameter() {
 #[test]
 fn rejects_wrong_command_lines() {
     let two = format!("{HEAD}{SAXPY}{SHIFT}");
-    let dir = folder(&[("k.ptx", two), ("bad.ptx", "not PTX".into()), ("empty.ptx", HEAD.into())]);
+    let head = HEAD.trim().replace("sm_90a", "sm_80");
+    let later = format!("{head}\n.visible .entry k() {{\nbarrier.cluster.arrive;\nret;\n}}\n");
+    let files = [("k.ptx", two), ("bad.ptx", "not PTX".into()), ("empty.ptx", HEAD.into()), ("later.ptx", later)];
+    let dir = folder(&files);
     let run = |line: &str| sim(dir.path(), line);
     let shift = "k.ptx --entry shift --grid 1";
     run("k.ptx --grid 1 --block 1")
@@ -333,6 +336,10 @@ fn rejects_wrong_command_lines() {
         .refused(2, &["--max-seconds: is 0; give a positive number of seconds"]);
     run("k.ptx --grid 1 --block 1 --interleavings 0").refused(2, &["--interleavings"]);
     run("bad.ptx --grid 1 --block 1").refused(1, &["bad.ptx"]);
+    run("later.ptx --grid 1 --block 1").refused(
+        1,
+        &["later.ptx: line 5: barrier.cluster.arrive needs sm_90", "compile it for sm_90 or later (--arch)"],
+    );
     run("empty.ptx --grid 1 --block 1").refused(2, &["empty.ptx", "no kernel"]);
     run("none.ptx --grid 1 --block 1").refused(1, &["none.ptx", "no such file"]);
     run("/dev/zero --grid 1 --block 1").refused(1, &["/dev/zero", "regular file"]);

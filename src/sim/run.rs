@@ -8,7 +8,7 @@ use reel_kernels::compile;
 use reel_sim::check::CheckReport;
 use reel_sim::exec::{ExecOptions, GpuSpec, LaunchConfig};
 use reel_sim::program::op::Op;
-use reel_sim::program::{Kernel, Program};
+use reel_sim::program::{Kernel, Program, ProgramError};
 
 use super::args::{self, KernelArgument};
 use super::bind::bind_arguments;
@@ -183,10 +183,16 @@ impl SimRunArgs {
     pub fn prepare_case(&self, common: &CommonOptions) -> Result<SimCase> {
         let arguments = self.arguments()?;
         let (ptx, location) = (self.compiler.ptx(&self.file, self.arch.as_deref())?, self.displayed_path());
-        let help = "give complete PTX, as nvcc or NVRTC writes it";
-        let program = Program::parse(&ptx).map_err(|e| failed(&location, e, help))?;
+        let refused = |e: ProgramError| {
+            let help = match &e {
+                ProgramError::Target { needed, .. } => format!("compile it for {needed} or later (--arch)"),
+                _ => "give complete PTX, as nvcc or NVRTC writes it".to_string(),
+            };
+            failed(&location, e, help)
+        };
+        let program = Program::parse(&ptx).map_err(refused)?;
         let symbol = entry::select_kernel_symbol(self.entry.as_deref(), &program.kernel_names(), &location)?;
-        let kernel = program.kernel(symbol).map_err(|e| failed(&location, e, help))?;
+        let kernel = program.kernel(symbol).map_err(refused)?;
         let options = ExecOptions {
             gpu: self.gpu(&program)?,
             seed: common.seed(),
