@@ -54,8 +54,10 @@ impl KernelsArgs {
     }
 }
 
-/// Opens the GPU that `cuda` or `cuda:N` names. If there is none, the error also advises `alternative`, which completes
-/// "install the driver, or ...".
+/// Opens the GPU that `cuda` or `cuda:N` names.
+///
+/// # Errors
+/// There is no such GPU. If the driver or every GPU is missing, the help ends with "or `alternative`".
 pub fn open_gpu(name: &str, alternative: &str) -> Result<Gpu> {
     let number = match name.strip_prefix("cuda:") {
         None => 0,

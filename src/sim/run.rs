@@ -185,7 +185,7 @@ impl SimRunArgs {
         let (ptx, location) = (self.compiler.ptx(&self.file, self.arch.as_deref())?, self.displayed_path());
         let refused = |e: ProgramError| {
             let help = match &e {
-                ProgramError::Target { needed, .. } => format!("compile it for {needed} or later (--arch)"),
+                ProgramError::Target { needed, .. } => format!("compile it for {needed}"),
                 _ => "give complete PTX, as nvcc or NVRTC writes it".to_string(),
             };
             failed(&location, e, help)

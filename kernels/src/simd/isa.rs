@@ -97,8 +97,8 @@ pub struct DefaultIsa {
 pub fn default_isa() -> DefaultIsa {
     #[cfg_attr(not(feature = "emulate-amx"), allow(unused_mut, reason = "changed only with the feature"))]
     let mut default = choose(best_isa(), amx_support().err(), intel_family_and_model());
-    #[cfg(all(feature = "emulate-amx", target_arch = "x86_64"))]
-    if super::amx::support().is_err() {
+    #[cfg(all(feature = "emulate-amx", target_arch = "x86_64", target_os = "linux"))]
+    if default.isa >= Isa::Amx && super::amx::support().is_err() {
         default.reason += "; AMX is emulated, thousands of times slower";
     }
     default

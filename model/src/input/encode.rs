@@ -231,8 +231,8 @@ fn pad_token(kind: &str) -> String {
 /// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes
 /// the positions.
 ///
-/// If there are no images, image pad tokens in the prompt are text and
-/// not repeated, as in transformers; the same holds for videos.
+/// If there are no images, image pad tokens in the prompt are text and not repeated, as in transformers; the same holds
+/// for videos.
 pub fn encode_prompt(
     folder: &ModelFolder,
     text: &str,

@@ -45,7 +45,9 @@ proptest! {
         threads in 1..4usize,
         seed in 0..1000u64,
     ) {
-        prop_assume!(amx_works());
+        if !amx_works() {
+            return Ok(());
+        }
         let x = inputs(&c, seed);
         let usual = blocked(&c, &x, &Blocking::USUAL, 1);
         let got = blocked(&c, &x, &blocking, threads);
@@ -59,7 +61,9 @@ proptest! {
         transposed in any::<[bool; 2]>(),
         first_is_a in any::<bool>(),
     ) {
-        prop_assume!(amx_works());
+        if !amx_works() {
+            return Ok(());
+        }
         let x: Vec<f32> = x.into_iter().map(|(negative, exponent, significand)| {
             f32::from_bits(u32::from(negative) << 31 | ((exponent + 127) as u32) << 23 | significand)
         }).collect();

@@ -116,7 +116,9 @@ proptest! {
         columns in 1..=16usize,
         pairs in 1..=16usize,
     ) {
-        prop_assume!(install());
+        if !install() {
+            return Ok(());
+        }
         let ([c_tile, a_tile, b_tile], [a, b, c]) = random_tiles(seed);
         let mut state = TileState::RELEASED;
         let mut sizes = [Size { rows, row_bytes: 4 * columns }; 8];

@@ -128,76 +128,68 @@ macro_rules! products {
     };
 }
 
-/// One step of four tiles of sums; A, in three parts, is the rows, B the pairs. The order of the products is that of
-/// [`super`].
-macro_rules! six_products_a_is_rows {
-    () => {
+/// The products of three parts of both operands, in the order of [`super`], given what loads a part of A and of B. Each
+/// product after the first loads one part anew.
+macro_rules! six_products {
+    ($load_a:ident, $load_b:ident) => {
         concat!(
-            load_rows!(0),
-            load_pairs!(2048),
+            $load_a!(0),
+            $load_b!(2048),
             products!(),
-            load_pairs!(1024),
+            $load_b!(1024),
             products!(),
-            load_rows!(1024),
+            $load_a!(1024),
             products!(),
-            load_pairs!(0),
+            $load_b!(0),
             products!(),
-            load_rows!(0),
+            $load_a!(0),
             products!(),
-            load_rows!(2048),
+            $load_a!(2048),
             products!(),
         )
+    };
+}
+
+/// The products of an operand in one part with one in three parts, given what loads a part of each.
+macro_rules! three_products {
+    ($load_whole:ident, $load_parts:ident) => {
+        concat!(
+            $load_whole!(0),
+            $load_parts!(2048),
+            products!(),
+            $load_parts!(1024),
+            products!(),
+            $load_parts!(0),
+            products!(),
+        )
+    };
+}
+
+/// One step of four tiles of sums; A, in three parts, is the rows, B the pairs.
+macro_rules! six_products_a_is_rows {
+    () => {
+        six_products!(load_rows, load_pairs)
     };
 }
 
 /// The same where A is the pairs and B the rows.
 macro_rules! six_products_a_is_pairs {
     () => {
-        concat!(
-            load_pairs!(0),
-            load_rows!(2048),
-            products!(),
-            load_rows!(1024),
-            products!(),
-            load_pairs!(1024),
-            products!(),
-            load_rows!(0),
-            products!(),
-            load_pairs!(0),
-            products!(),
-            load_pairs!(2048),
-            products!(),
-        )
+        six_products!(load_pairs, load_rows)
     };
 }
 
 /// One step of four tiles of sums; the rows have three parts, the pairs one.
 macro_rules! three_parts_of_rows {
     () => {
-        concat!(
-            load_pairs!(0),
-            load_rows!(2048),
-            products!(),
-            load_rows!(1024),
-            products!(),
-            load_rows!(0),
-            products!(),
-        )
+        three_products!(load_pairs, load_rows)
     };
 }
 
 /// One step of four tiles of sums; the rows have one part, the pairs three.
 macro_rules! three_parts_of_pairs {
     () => {
-        concat!(
-            load_rows!(0),
-            load_pairs!(2048),
-            products!(),
-            load_pairs!(1024),
-            products!(),
-            load_pairs!(0),
-            products!(),
-        )
+        three_products!(load_rows, load_pairs)
     };
 }
 
