@@ -5,7 +5,7 @@
 //!
 //! | machine | default |
 //! |---|---|
-//! | AMX with bf16, which the system permits | `amx`; `amx-f32` on request, it was not measured yet |
+//! | AMX with bf16, which the system permits | `amx-f32` |
 //! | AVX-512 with bf16 dot products, on a processor of `SLOW_DOT_PRODUCTS` | `avx512` |
 //! | AVX-512 with bf16 dot products, on other processors | `avx512-bf16` |
 //! | AVX-512 without them; AVX2 with FMA; neither | `avx512`; `avx2`; `plain` |
@@ -138,9 +138,6 @@ fn choose(best: Isa, no_amx: Option<&str>, intel: Option<(u32, u32)>) -> Default
                 best.name()
             ),
         },
-        (Isa::AmxF32, _) => {
-            DefaultIsa { isa: Isa::Amx, reason: format!("{} was not measured on any processor yet", best.name()) }
-        }
         _ => DefaultIsa { isa: best, reason: format!("the best of this machine{no_amx}") },
     }
 }
@@ -263,7 +260,7 @@ mod tests {
         let zen4 = None;
         for (intel, best, default) in [
             (zen4, Isa::Avx512Bf16, Isa::Avx512Bf16),
-            (Some((6, 0x8f)), Isa::AmxF32, Isa::Amx),
+            (Some((6, 0x8f)), Isa::AmxF32, Isa::AmxF32),
             (Some((6, 0x8f)), Isa::Avx512Bf16, Isa::Avx512),
             (Some((6, 0xcf)), Isa::Avx512Bf16, Isa::Avx512),
             (Some((6, 0xad)), Isa::Avx512Bf16, Isa::Avx512),

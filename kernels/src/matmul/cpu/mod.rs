@@ -66,6 +66,10 @@ const OWN_TILES: usize = 4;
 const OWN_BYTES: usize = 1 << 20;
 /// Maximum number of bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
+/// The least k of products with an f32 operand that tiles of AMX compute if the instruction set is [`Isa::AmxF32`]. The
+/// weights of a shorter k are mostly in the caches, where splitting them takes longer than multiply-adds with few rows
+/// of A do. k alone decides, so that the order of a sum depends on nothing else.
+pub(super) const LEAST_K_ON_TILES: usize = 512;
 /// If A has fewer units than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
@@ -294,15 +298,14 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
     let both_bf16 = p.a.dtype == DType::BF16 && p.b.dtype != DType::F32;
     let (code, pairs): (&Code, bool) = match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the operands are valid as `Matmul` documents, and the machine has AMX.
-        Isa::Amx if both_bf16 => return unsafe { amx::run(p, team, &amx::Blocking::USUAL) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the operands are valid as `Matmul` documents, and the machine has AMX.
-        Isa::AmxF32 => return unsafe { amx::run(p, team, &amx::Blocking::USUAL) },
+        Isa::Amx | Isa::AmxF32 if both_bf16 || isa == Isa::AmxF32 && p.k >= LEAST_K_ON_TILES => {
+            // SAFETY: the operands are valid as `Matmul` documents, and the machine has AMX.
+            return unsafe { amx::run(p, team, amx::Blocking::usual(p)) };
+        }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if both_bf16 => (&avx512::BF16, true),
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => (&avx512::F32, false),
+        Isa::AmxF32 | Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => (&avx512::F32, false),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => (&avx2::F32, false),
         _ => (&portable::PLAIN, false),

@@ -4,10 +4,12 @@
 use super::*;
 use crate::matmul::cpu::amx::{self, Blocking};
 
-/// Runs a product with given sizes of blocks.
-fn blocked(c: &Case, x: &Inputs, blocking: &Blocking, threads: usize) -> Vec<f32> {
+/// Runs a product on tiles, with given sizes of blocks or the usual ones.
+fn blocked(c: &Case, x: &Inputs, blocking: Option<&Blocking>, threads: usize) -> Vec<f32> {
     // SAFETY: the arrays live and have the shapes of the case; the callers have installed the emulator.
-    with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| unsafe { amx::run(p, &Team::new(threads), blocking) })
+    with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| unsafe {
+        amx::run(p, &Team::new(threads), blocking.unwrap_or_else(|| Blocking::usual(p)));
+    })
 }
 
 fn any_blocking() -> impl Strategy<Value = Blocking> {
@@ -49,8 +51,8 @@ proptest! {
             return Ok(());
         }
         let x = inputs(&c, seed);
-        let usual = blocked(&c, &x, &Blocking::USUAL, 1);
-        let got = blocked(&c, &x, &blocking, threads);
+        let usual = blocked(&c, &x, None, 1);
+        let got = blocked(&c, &x, Some(&blocking), threads);
         same(&format!("{c:?} {blocking:?}"), &usual, &got).map_err(TestCaseError::fail)?;
     }
 
@@ -91,6 +93,30 @@ fn shapes_of_the_vision_tower_are_computed_by_tiles() {
             for (isa, dtypes) in [(Isa::Amx, dtypes), (Isa::AmxF32, [F32; 3])] {
                 let c = Case { m, n, k, dtypes, transposed, bias: i % 2 == 0, accumulate: i % 2 == 1, scale: 1.0 };
                 check(isa, &c, 3 + i as u64).unwrap();
+            }
+        }
+    }
+}
+
+/// k alone decides what computes a product with an f32 operand: never the number of rows, which would give a row other
+/// bits in a batch than alone.
+#[test]
+fn tiles_multiply_f32_from_a_certain_k_on() {
+    if !amx_works() {
+        return println!("skipped: the processor has no AVX-512");
+    }
+    for dtypes in [[F32; 3], [F32, BF16, F32], [BF16, F32, BF16]] {
+        for (k, on_tiles) in [(cpu::LEAST_K_ON_TILES - 1, false), (cpu::LEAST_K_ON_TILES, true)] {
+            for m in [1, 40] {
+                let c = Case { m, n: 35, k, dtypes, transposed: [false; 2], bias: true, accumulate: false, scale: 1.0 };
+                let x = inputs(&c, 5);
+                // SAFETY: the arrays live and have the shapes of the case; the emulator is installed.
+                let chosen = with_arrays(&c, &x.a, &x.b, &x.bias, &x.old, |p| unsafe {
+                    cpu::run_on(Isa::AmxF32, p, &Team::new(2));
+                });
+                let isa = if on_tiles { Isa::AmxF32 } else { Isa::Amx };
+                let want = product(isa, &c, &x.a, &x.b, &x.bias, &x.old, 2);
+                same(&format!("{c:?}"), &want, &chosen).unwrap();
             }
         }
     }
@@ -200,7 +226,7 @@ fn nothing_beyond_groups_is_accessed() {
                 scale: 1.0,
             };
             // SAFETY: the arrays have the sizes of the product; `isas` returns instruction sets that work here.
-            unsafe { cpu::run_on(isa, &p, &Team::new(2)) };
+            unsafe { run_with(isa, &p, 2) };
             let got = arrays[2].bytes().chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
             assert!(got.eq(std::iter::repeat_n(k as f32, m * n)), "{isa:?} {m} {n} {k} {a_dtype} {b_dtype}");
         }
@@ -243,7 +269,7 @@ fn nothing_beyond_the_operands_is_accessed() {
                     scale: 1.0,
                 };
                 // SAFETY: the arrays have the sizes of the product; the emulator is installed.
-                unsafe { amx::run(&p, &Team::new(2), &Blocking::USUAL) };
+                unsafe { amx::run(&p, &Team::new(2), Blocking::usual(&p)) };
                 let k_rounded = <half::bf16 as crate::Element>::from_f32(k as f32).to_f32();
                 let (bytes, want) = (arrays[3].bytes(), if c_dtype == F32 { k as f32 } else { k_rounded });
                 let got: Vec<f32> = match c_dtype {

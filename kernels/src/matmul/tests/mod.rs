@@ -71,12 +71,30 @@ fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
+/// Runs a product with the code of an instruction set. Of `amx-f32` it is always that of the tiles, which are otherwise
+/// used from some k on.
+///
+/// # Safety
+/// The conditions of [`cpu::run_on`].
+#[allow(unsafe_code)]
+unsafe fn run_with(isa: Isa, p: &Matmul, threads: usize) {
+    let team = Team::new(threads);
+    // SAFETY: the conditions of this function.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::AmxF32 => cpu::amx::run(p, &team, cpu::amx::Blocking::usual(p)),
+            _ => cpu::run_on(isa, p, &team),
+        }
+    }
+}
+
 /// Runs the product of a test case on A `[m, k]`, B `[n, k]`, the bias and the old C, and returns C.
 #[allow(unsafe_code)]
 fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], threads: usize) -> Vec<f32> {
     // SAFETY: `with_arrays` passes arrays that live and have the shapes of the case; `isas` returns instruction sets
     // that work on this machine only.
-    with_arrays(c, a, b, bias, old, |p| unsafe { cpu::run_on(isa, p, &Team::new(threads)) })
+    with_arrays(c, a, b, bias, old, |p| unsafe { run_with(isa, p, threads) })
 }
 
 /// The elements of a matrix `[n, k]` of this dtype in groups.
@@ -95,7 +113,7 @@ fn product_of_groups(isa: Isa, c: &Case, x: &Inputs, threads: usize) -> Vec<f32>
     with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| {
         let b = Operand { addr: groups.addr(), transposed: false, ..p.b };
         // SAFETY: the conditions of `product`; the groups hold B.
-        unsafe { cpu::run_on(isa, &Matmul { b, b_grouped: true, ..*p }, &Team::new(threads)) }
+        unsafe { run_with(isa, &Matmul { b, b_grouped: true, ..*p }, threads) }
     })
 }
 

@@ -47,6 +47,7 @@
 
 mod pack;
 mod panel;
+mod split;
 mod thin;
 mod tiles;
 
@@ -78,12 +79,12 @@ const PARTS: usize = 3;
 /// Words of the four tiles of sums.
 const SUMS: usize = 4 * TILE;
 /// Maximum number of panels (32 columns of C) of a task.
-const MAX_PANELS: usize = 8;
+const MAX_PANELS: usize = 14;
 
 /// Sizes of blocks. No bit of a result depends on them.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::matmul) struct Blocking {
-    /// Maximum number of steps along k of a block; of half as many if B has [`PARTS`].
+    /// Maximum number of steps along k of a block.
     pub(in crate::matmul) steps: usize,
     /// Maximum number of blocks of 32 rows of A that are multiplied with a panel of B before the next panel.
     pub(in crate::matmul) row_blocks: usize,
@@ -96,9 +97,16 @@ pub(in crate::matmul) struct Blocking {
 }
 
 impl Blocking {
-    /// The sizes for caches of 48 KiB and 2 MiB per core.
-    pub(in crate::matmul) const USUAL: Blocking =
-        Blocking { steps: 16, row_blocks: 16, panels: MAX_PANELS, packed_words: super::PACKED_A / 4, thin: true };
+    /// The sizes for products of two bf16 operands, and caches of 48 KiB and 2 MiB per core.
+    const OF_BF16: Blocking =
+        Blocking { steps: 8, row_blocks: 16, panels: 8, packed_words: super::PACKED_A / 4, thin: true };
+    /// The sizes for products with an f32 operand, whose tiles take three times as many bytes.
+    const OF_F32: Blocking = Blocking { steps: 4, row_blocks: 8, panels: MAX_PANELS, ..Self::OF_BF16 };
+
+    /// The sizes for a product.
+    pub(in crate::matmul) fn usual(p: &Matmul) -> &'static Blocking {
+        if p.a.dtype == DType::F32 || p.b.dtype == DType::F32 { &Self::OF_F32 } else { &Self::OF_BF16 }
+    }
 }
 
 /// The number of tiles that hold 16 rows or columns of an operand for one step.
@@ -195,20 +203,22 @@ impl<'a, T: Element> Product<'a, T> {
         2 * self.steps * self.a_parts * TILE
     }
 
-    /// Steps along k of a block, at most.
-    fn steps_of_block(&self) -> usize {
-        if self.b_parts == 1 { self.blocking.steps } else { self.blocking.steps.div_ceil(2) }
-    }
-
     /// Whether B's pairs are packed block by block: it is stored `[k, n]`, as int8, or in groups of f32.
     fn packs_pairs(&self) -> bool {
         self.b.transposed && self.b.unit != Unit::GroupedPair
     }
 
     unsafe fn run(&self, scratch: &mut Scratch) {
-        if self.m <= BLOCK && !self.packs_pairs() && self.a_parts * self.b_parts == 1 && self.blocking.thin {
-            // SAFETY: the operands are valid as `Matmul` documents; A has few enough rows, and B is read in place.
-            return unsafe { if self.b.transposed { self.thin_groups(scratch) } else { self.thin_rows(scratch) } };
+        if self.m <= BLOCK && self.k > 0 && self.blocking.thin {
+            // SAFETY: the operands are valid as `Matmul` documents; A has few enough rows, and B has these units.
+            unsafe {
+                match (self.b.unit, self.b.transposed) {
+                    (Unit::GroupedPair, _) => return self.thin_groups(),
+                    (Unit::GroupedF32, _) if self.a_parts > 1 => return self.thin_f32_groups(),
+                    (Unit::Pair, false) => return self.thin_rows(scratch),
+                    _ => {}
+                }
+            }
         }
         let row_blocks = (self.blocking.packed_words / self.words_per_row_block().max(1)).max(4);
         for row in (0..self.m).step_by(row_blocks * BLOCK) {
@@ -234,7 +244,7 @@ impl<'a, T: Element> Product<'a, T> {
         let (panels, threads) = (self.n.div_ceil(BLOCK), self.team.threads());
         let columns = panels.div_ceil(self.blocking.panels).next_multiple_of(threads).min(panels);
         // Partial sums of a task have to fit into its second-level cache; without them a task may have all rows.
-        let least = if self.steps <= self.steps_of_block() { 1 } else { row_blocks.div_ceil(self.blocking.row_blocks) };
+        let least = if self.steps <= self.blocking.steps { 1 } else { row_blocks.div_ceil(self.blocking.row_blocks) };
         let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(columns) };
         let parts = least.max(wanted).min(row_blocks);
         self.team.run(columns * parts, |task| {
@@ -258,7 +268,7 @@ impl<'a, T: Element> Product<'a, T> {
     ) {
         // SAFETY: the process may use AMX.
         let _tiles = unsafe { Tiles::configure() };
-        let blocks = self.steps.div_ceil(self.steps_of_block()).max(1);
+        let blocks = self.steps.div_ceil(self.blocking.steps).max(1);
         let step = self.steps.div_ceil(blocks);
         let panel_words = 2 * step * self.b_parts * TILE;
         let stored = if blocks == 1 { 1 } else { row_blocks.len() * panels.len() };
@@ -267,6 +277,8 @@ impl<'a, T: Element> Product<'a, T> {
         let sums = unsafe { b.add(panels.len() * panel_words).cast::<f32>() };
         let copied = self.competing_rows() && row_blocks.len() >= 4;
         let mut ready = [Panel::NONE; MAX_PANELS];
+        // The operand that takes fewer bytes per task streams from the second-level cache; see the module's text.
+        let by_rows = self.a_parts * self.b_parts > 1;
         for block in 0..blocks {
             let first = block * step;
             let (count, last) = (step.min(self.steps - first), block + 1 == blocks);
@@ -276,31 +288,35 @@ impl<'a, T: Element> Product<'a, T> {
             }
             for part in row_blocks.clone().step_by(self.blocking.row_blocks) {
                 let part = part..row_blocks.end.min(part + self.blocking.row_blocks);
-                for (i, panel) in panels.clone().enumerate() {
+                for pair in 0..part.len() * panels.len() {
+                    let (row_block, i) = if by_rows {
+                        (part.start + pair / panels.len(), pair % panels.len())
+                    } else {
+                        (part.start + pair % part.len(), pair / part.len())
+                    };
+                    let panel = panels.start + i;
                     // The panel and the step that are prefetched meanwhile, and the blocks of rows that share the
                     // lines.
-                    let next = match (self.packs_pairs(), last, panel + 1 < panels.end) {
+                    let next = match (by_rows || self.packs_pairs(), last, panel + 1 < panels.end) {
                         (true, false, _) => (panel, first + count),
                         (true, true, _) => (panel + panels.len(), 0),
                         (false, _, true) => (panel + 1, first),
                         (false, false, false) => (panels.start, first + count),
                         (false, true, false) => (panels.end, 0),
                     };
-                    let sharing = if self.packs_pairs() { &row_blocks } else { &part };
-                    for row_block in part.clone() {
-                        let at = if blocks == 1 { 0 } else { (row_block - row_blocks.start) * panels.len() + i };
-                        // SAFETY: the offsets lie inside packed A and inside the sums.
-                        unsafe {
-                            let sums = sums.add(at * SUMS);
-                            let a = a.at(row_block * self.words_per_row_block());
-                            let tiles = [a, a.add(self.steps * self.a_parts * TILE)]
-                                .map(|tile| tile.add(first * self.a_parts * TILE).cast::<u8>().cast_const());
-                            let lines = lines_of(row_block - sharing.start, sharing.len());
-                            let prefetch = self.prefetch(next, lines);
-                            self.multiply(&ready[i], tiles, sums, block > 0, prefetch);
-                            if last {
-                                self.finish(sums, first_row + row_block * BLOCK, panel * BLOCK, None);
-                            }
+                    let sharing = if by_rows || self.packs_pairs() { &row_blocks } else { &part };
+                    let at = if blocks == 1 { 0 } else { (row_block - row_blocks.start) * panels.len() + i };
+                    // SAFETY: the offsets lie inside packed A and inside the sums.
+                    unsafe {
+                        let sums = sums.add(at * SUMS);
+                        let a = a.at(row_block * self.words_per_row_block());
+                        let tiles = [a, a.add(self.steps * self.a_parts * TILE)]
+                            .map(|tile| tile.add(first * self.a_parts * TILE).cast::<u8>().cast_const());
+                        let lines = lines_of(row_block - sharing.start, sharing.len());
+                        let prefetch = self.prefetch(next, lines);
+                        self.multiply(&ready[i], tiles, sums, block > 0, prefetch);
+                        if last {
+                            self.finish(sums, first_row + row_block * BLOCK, panel * BLOCK, None);
                         }
                     }
                 }

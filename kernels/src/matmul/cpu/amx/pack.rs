@@ -86,14 +86,12 @@ unsafe fn copy_rows_of<const P: usize, const TRANSPOSED: bool>(
         let at = source.base.wrapping_add(row * stride + step * STEP * source.unit.element());
         // SAFETY: `dst` has room for the tiles of this step.
         let tiles = unsafe { dst.add(i * P * TILE) };
-        for x in 0..SIDE {
-            let mut line = [_mm512_setzero_si512(); P];
-            if x < rows {
-                // SAFETY: the row exists, and elements up to its end are read.
-                line = unsafe { load_along_k::<P>(at.wrapping_add(x * stride), source.k - step * STEP) };
+        for x in 0..rows {
+            // SAFETY: the row exists, and elements up to its end are read; `dst` has room for these tiles.
+            unsafe {
+                let line = load_along_k::<P>(at.wrapping_add(x * stride), source.k - step * STEP);
+                store_line(line, tiles.add(x * SIDE));
             }
-            // SAFETY: `dst` has room for these tiles.
-            unsafe { store_line(line, tiles.add(x * SIDE)) };
         }
         if TRANSPOSED {
             // SAFETY: the tiles that have been written.

@@ -126,12 +126,12 @@ impl<T: Element> Product<'_, T> {
             return Prefetch::NONE;
         }
         if matches!(self.b.unit, Unit::GroupedPair | Unit::GroupedF32) {
-            // 16 units of a step are 32 lines: one for 16 columns.
+            // 16 units of bf16 are 32 lines, and 32 units of f32 are 32 times two.
             let units = self.b.unit.count(STEP);
-            let more = units / SIDE;
+            let stride = 4 * units;
             let at = groups::line_at(&self.b, panel * BLOCK, step * units).cast::<u8>();
-            let at = at.wrapping_add(64 * more * lines.start);
-            return Prefetch { at, stride: 64, lines: more * lines.len(), advance: 128 * units, ..Prefetch::NONE };
+            let at = at.wrapping_add(stride * lines.start);
+            return Prefetch { at, stride, lines: lines.len(), advance: 128 * units, ..Prefetch::NONE };
         }
         let element = self.b.unit.element();
         let (row, column, stride) = if self.b.transposed {

@@ -4,10 +4,14 @@
 
 use super::pack::copy_rows;
 use super::panel::Panel;
-use super::tiles::{Prefetch, TileCall, thin_groups_one, thin_groups_two, thin_one, thin_two};
-use super::{BLOCK, Product, SIDE, STEP, SUMS, TILE};
+use super::split::{BUFFER, SplitCall, split_one, split_two};
+use super::tiles::{
+    Prefetch, TileCall, thin_f32_and_groups_one, thin_f32_and_groups_two, thin_f32_pairs_one, thin_f32_pairs_two,
+    thin_groups_one, thin_groups_two, thin_one, thin_two,
+};
+use super::{BLOCK, PARTS, Product, SIDE, STEP, SUMS, TILE};
 use crate::Element;
-use crate::matmul::cpu::{Packed, Scratch, TASK, THIN_BYTES, runs};
+use crate::matmul::cpu::{Packed, Scratch, TASK, THIN_BYTES, groups, runs};
 use crate::simd::amx::{TileShape, Tiles};
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -32,10 +36,8 @@ struct RowsInTiles {
     row_step: usize,
     /// The tiles of an incomplete last step, else null.
     tail: [*const u8; 2],
+    parts: usize,
 }
-
-// SAFETY: the rows are only read while the product runs.
-unsafe impl Sync for RowsInTiles {}
 
 impl RowsInTiles {
     /// Multiplies them with all lines of a group of B. The lines that follow are prefetched.
@@ -57,7 +59,14 @@ impl RowsInTiles {
             prefetch: Prefetch::NONE,
         };
         // SAFETY: the conditions of this function.
-        unsafe { if both { thin_groups_two(&call) } else { thin_groups_one(&call) } }
+        unsafe {
+            match (self.parts, both) {
+                (1, true) => thin_groups_two(&call),
+                (1, false) => thin_groups_one(&call),
+                (_, true) => thin_f32_and_groups_two(&call),
+                (_, false) => thin_f32_and_groups_one(&call),
+            }
+        }
     }
 }
 
@@ -72,7 +81,8 @@ impl<T: Element> Product<'_, T> {
         let runs = runs(panels, (THIN_BYTES / panel_bytes.max(1)).max(1), self.team.threads());
         self.team.run(runs, |run| {
             // SAFETY: `a` holds two rows of tiles.
-            let tiles = unsafe { [a.at(0), a.at(self.steps * TILE)].map(|tile| tile.cast::<u8>().cast_const()) };
+            let tiles =
+                unsafe { [a.at(0), a.at(self.steps * self.a_parts * TILE)].map(|tile| tile.cast::<u8>().cast_const()) };
             TASK.with_borrow_mut(|scratch| {
                 let dst = scratch.words(2 * self.blocking.steps * TILE + SUMS);
                 // SAFETY: the process may use AMX; `dst` has room for a block of a panel and for the sums.
@@ -117,13 +127,20 @@ impl<T: Element> Product<'_, T> {
             pairs: a,
             steps: ready.steps,
             tail_rows: ready.tail_tiles(),
-            tail_pairs: a.map(|tile| tile.wrapping_add(ready.steps * 1024)),
+            tail_pairs: a.map(|tile| tile.wrapping_add(ready.steps * self.a_parts * 1024)),
             sums,
             add: 0,
             prefetch,
         };
         // SAFETY: the tiles exist for all steps, the sums are four tiles, and the tiles of this thread are configured.
-        unsafe { if self.m > SIDE { thin_two(&call) } else { thin_one(&call) } }
+        unsafe {
+            match (self.a_parts, self.m > SIDE) {
+                (1, true) => thin_two(&call),
+                (1, false) => thin_one(&call),
+                (_, true) => thin_f32_pairs_two(&call),
+                (_, false) => thin_f32_pairs_one(&call),
+            }
+        }
     }
 
     /// Multiplies all of k of a last, incomplete panel of B with up to 32 packed rows of A.
@@ -133,64 +150,115 @@ impl<T: Element> Product<'_, T> {
             // SAFETY: the panel and the steps exist, and `dst` has room for them.
             unsafe {
                 let ready = self.prepare(panel, steps, false, dst);
-                let a = a.map(|tile| tile.wrapping_add(first * TILE * 4));
+                let a = a.map(|tile| tile.wrapping_add(first * self.a_parts * TILE * 4));
                 self.multiply(&ready, a, sums, first > 0, Prefetch::NONE);
             }
         }
     }
 
-    /// Computes a product with up to 32 rows of A and groups of B. B is read once; each task reads some of its groups.
-    /// Rows of A that lie along k stay in place, with tiles of as many rows as there are.
-    pub(super) unsafe fn thin_groups(&self, scratch: &mut Scratch) {
-        let in_place = !self.a.transposed;
+    /// Computes a product with up to 32 rows of A and groups of bf16. B is read once; each task reads some of its groups.
+    /// Rows of bf16 that lie along k stay in place, with tiles of as many rows as there are; each task packs others: what
+    /// another thread has written takes longer to read.
+    pub(super) unsafe fn thin_groups(&self) {
+        let in_place = !self.a.transposed && self.a_parts == 1;
         let (full, stride) = (self.k / STEP, 2 * self.k);
-        let words = if in_place { 2 * TILE } else { self.words_per_row_block() };
-        let packed = Packed(scratch.words(words));
-        let (mut rows, row_stride, row_step) = match in_place {
-            true => ([self.a.base, self.a.base.wrapping_add(SIDE * stride)], stride, 64),
-            false => {
-                // SAFETY: `packed` has room for 32 rows.
-                unsafe { self.pack_a(0, self.m, packed.at(0)) };
-                // SAFETY: `packed` holds two rows of tiles.
-                (unsafe { [packed.at(0), packed.at(self.steps * TILE)] }.map(|x| x.cast::<u8>().cast_const()), 64, 1024)
-            }
-        };
-        let mut tail_rows = [null(); 2];
-        if full < self.steps {
-            tail_rows = rows.map(|tile| tile.wrapping_add(full * 1024));
-            if in_place {
-                for (i, first) in (0..self.m).step_by(SIDE).enumerate() {
-                    // SAFETY: the rows exist, and `packed` has room for two tiles.
-                    unsafe {
-                        let dst = packed.at(i * TILE);
-                        copy_rows(&self.a, first, SIDE.min(self.m - first), full..self.steps, dst);
-                        tail_rows[i] = dst.cast::<u8>().cast_const();
-                    }
+        let a_words = if in_place { 2 * TILE } else { self.words_per_row_block() };
+        let task = |dst: *mut u32| {
+            // SAFETY: `dst` has room for packed A, or for two tiles.
+            let a =
+                unsafe { if in_place { self.rows_in_place(full, stride, dst) } else { self.packed_rows(full, dst) } };
+            move |column, sums| {
+                // SAFETY: `dst` has room for a step of a group behind A, `sums` for four tiles; the tiles have the shape
+                // of the rows.
+                unsafe {
+                    a.multiply(&self.lines_in_place(column, 0..self.steps, dst.add(a_words)), sums, self.m > SIDE)
                 }
             }
+        };
+        // SAFETY: the operands are valid as `Matmul` documents, and B is in groups.
+        unsafe { self.each_group(a_words + 2 * TILE, task) }
+    }
+
+    /// Rows of A that lie along k as tiles with `full` whole steps. An incomplete last step is copied to `dst`.
+    unsafe fn rows_in_place(&self, full: usize, stride: usize, dst: *mut u32) -> RowsInTiles {
+        let second = if self.m > SIDE { SIDE } else { 0 };
+        let mut tail = [null(); 2];
+        if full < self.steps {
+            for (i, first) in (0..self.m).step_by(SIDE).enumerate() {
+                // SAFETY: the rows exist, and `dst` has room for two tiles.
+                unsafe { copy_rows(&self.a, first, SIDE.min(self.m - first), full..self.steps, dst.add(i * TILE)) };
+            }
+            tail = [0, second / SIDE].map(|i| dst.wrapping_add(i * TILE).cast::<u8>().cast_const());
         }
-        if self.m <= SIDE {
-            // The second tile is not used.
-            (rows[1], tail_rows[1]) = (rows[0], tail_rows[0]);
-        }
-        let a = RowsInTiles { rows, row_stride, row_step, tail: tail_rows };
+        let rows = [self.a.base, self.a.base.wrapping_add(second * stride)];
+        RowsInTiles { rows, row_stride: stride, row_step: 64, tail, parts: 1 }
+    }
+
+    /// Packs up to 32 rows of A to `dst`.
+    unsafe fn packed_rows(&self, full: usize, dst: *mut u32) -> RowsInTiles {
+        // SAFETY: `dst` has room for 32 rows.
+        unsafe { self.pack_a(0, self.m, dst) };
+        let rows = [0, self.steps * self.a_parts * TILE].map(|word| dst.wrapping_add(word).cast::<u8>().cast_const());
+        let row_step = self.a_parts * 1024;
+        let tail = if full < self.steps { rows.map(|tile| tile.wrapping_add(full * row_step)) } else { [null(); 2] };
+        RowsInTiles { rows, row_stride: 64, row_step, tail, parts: self.a_parts }
+    }
+
+    /// Computes a product with up to 32 rows of f32 and groups of f32. B is read once; each task reads some of its groups
+    /// and splits them step by step. It also splits A: what another thread has written takes longer to read.
+    pub(super) unsafe fn thin_f32_groups(&self) {
+        let a_words = self.words_per_row_block();
+        let full = self.k / STEP;
+        let rest = (self.k - full * STEP) * BLOCK;
+        let task = |dst: *mut u32| {
+            // SAFETY: `dst` has room for 32 rows.
+            unsafe { self.pack_a(0, self.m, dst) };
+            move |column, sums| {
+                let lines = groups::line_at(&self.b, column, 0).cast::<f32>();
+                // SAFETY: `dst` has room for two rows of tiles, for the buffers, and for a step of lines, which the group
+                // has in part; the tiles have the shape of the rows.
+                unsafe {
+                    let rows = [dst, dst.add(self.steps * PARTS * TILE)].map(|tile| tile.cast::<u8>().cast_const());
+                    let buffer = dst.add(a_words);
+                    let mut call = SplitCall { rows, lines, steps: self.steps, tail: null(), buffer, sums };
+                    if rest > 0 {
+                        let tail = buffer.add(BUFFER).cast::<f32>();
+                        tail.copy_from_nonoverlapping(lines.add(full * STEP * BLOCK), rest);
+                        tail.add(rest).write_bytes(0, STEP * BLOCK - rest);
+                        *(if full == 0 { &mut call.lines } else { &mut call.tail }) = tail;
+                    }
+                    if self.m > SIDE { split_two(&call) } else { split_one(&call) }
+                }
+            }
+        };
+        // SAFETY: the operands are valid as `Matmul` documents, and B is in groups.
+        unsafe { self.each_group(a_words + BUFFER + STEP * BLOCK, task) }
+    }
+
+    /// Computes the sums of every group of B, on all threads, and stores C. `task` gets `words` words for a task and
+    /// returns what computes the sums of the group that begins with a column, on tiles of the shape of A's rows.
+    ///
+    /// # Safety
+    /// The operands are valid as `Matmul` documents; B is in groups.
+    unsafe fn each_group<F: FnMut(usize, *mut f32)>(&self, words: usize, task: impl Fn(*mut u32) -> F + Sync) {
         let groups = self.n.div_ceil(BLOCK);
-        let runs = runs(groups, (THIN_BYTES / (self.steps * 2048).max(1)).max(1), self.team.threads());
+        let group_bytes = self.b.unit.element() * self.k * BLOCK;
+        let runs = runs(groups, (THIN_BYTES / group_bytes.max(1)).max(1), self.team.threads());
         let shape = TileShape::with_rows(self.m);
-        let past_caches = 2 * self.n * self.k >= STREAM;
+        let past_caches = self.b.unit.element() * self.n * self.k >= STREAM;
         self.team.run(runs, |run| {
             TASK.with_borrow_mut(|scratch| {
-                let dst = scratch.words(2 * TILE + SUMS + BLOCK * STRIP);
+                let dst = scratch.words(words + SUMS + BLOCK * STRIP);
                 let last = (run + 1) * groups / runs;
-                // SAFETY: the process may use AMX; `dst` has room for a step of a group, the sums and a strip of C.
+                // SAFETY: the process may use AMX; `dst` has room for these words, the sums and a strip of C.
                 unsafe {
-                    let (sums, strip) = (dst.add(2 * TILE).cast::<f32>(), dst.add(2 * TILE + SUMS).cast::<T>());
+                    let (sums, strip) = (dst.add(words).cast::<f32>(), dst.add(words + SUMS).cast::<T>());
                     let _amx = Tiles::configure_as(&shape);
+                    let mut multiply = task(dst);
                     for first in (run * groups / runs..last).step_by(STRIP / BLOCK) {
                         let columns = first * BLOCK..self.n.min(last.min(first + STRIP / BLOCK) * BLOCK);
                         for column in columns.clone().step_by(BLOCK) {
-                            let lines = self.lines_in_place(column, 0..self.steps, dst);
-                            a.multiply(&lines, sums, self.m > SIDE);
+                            multiply(column, sums);
                             let at = (!self.accumulate).then(|| strip.add(column - columns.start));
                             self.finish(sums, 0, column, at);
                         }

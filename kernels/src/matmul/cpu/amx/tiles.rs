@@ -186,6 +186,42 @@ macro_rules! three_parts_of_rows {
     };
 }
 
+/// One step of tiles 0 and 1 of the sums, those of rows 0; the rows have three parts, the pairs one.
+macro_rules! three_parts_of_first_rows {
+    () => {
+        concat!(load_pairs!(0), parts_of_first_rows!(2048), parts_of_first_rows!(1024), parts_of_first_rows!(0),)
+    };
+}
+
+/// One step of tiles 0 and 2 of the sums, those of pairs 0; the rows have one part, the pairs three.
+macro_rules! three_parts_of_first_pairs {
+    () => {
+        concat!(load_rows!(0), parts_of_first_pairs!(2048), parts_of_first_pairs!(1024), parts_of_first_pairs!(0),)
+    };
+}
+
+/// Loads one part of pairs 0, and adds its products with the loaded rows to tiles 0 and 2 of the sums.
+macro_rules! parts_of_first_pairs {
+    ($part:literal) => {
+        concat!(
+            "\ntileloadd tmm6, [{p0} + {line}*1 + ",
+            $part,
+            "]\ntdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm2, tmm5, tmm6\n",
+        )
+    };
+}
+
+/// Loads one part of rows 0, and adds its products with the loaded pairs to tiles 0 and 1 of the sums.
+macro_rules! parts_of_first_rows {
+    ($part:literal) => {
+        concat!(
+            "\ntileloadd tmm4, [{r0} + {stride}*1 + ",
+            $part,
+            "]\ntdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\n",
+        )
+    };
+}
+
 /// One step of four tiles of sums; the rows have one part, the pairs three.
 macro_rules! three_parts_of_pairs {
     () => {
@@ -195,7 +231,7 @@ macro_rules! three_parts_of_pairs {
 
 /// Prefetches what [`TileCall::prefetch`] says.
 macro_rules! prefetch_lines {
-    ($instruction:literal) => {
+    ($($instruction:literal at $byte:literal)*) => {
         concat!(
             "
             mov {lines}, qword ptr [{call} + {ahead_lines}]
@@ -208,9 +244,8 @@ macro_rules! prefetch_lines {
             mov {x}, {ahead}
             6:
             ",
-            $instruction,
-            " byte ptr [{x}]
-            add {x}, qword ptr [{call} + {ahead_stride}]
+            $($instruction, " byte ptr [{x} + ", $byte, "]\n",)*
+            "add {x}, qword ptr [{call} + {ahead_stride}]
             dec {lines}
             jnz 6b
             add {ahead}, qword ptr [{call} + {ahead_advance}]
@@ -345,8 +380,8 @@ macro_rules! tile_function {
 
 /// Defines functions for packed pairs: of one part, or of three.
 macro_rules! functions_of_packed_pairs {
-    ($($name:ident, $step:ident, $pair_step:literal, $prefetch:literal;)*) => {
-        $(tile_function!($name, $step, line: 64, pair_step: $pair_step, prefetch: prefetch_lines!($prefetch));)*
+    ($($name:ident, $step:ident, $pair_step:literal, $($prefetch:literal at $byte:literal)*;)*) => {
+        $(tile_function!($name, $step, line: 64, pair_step: $pair_step, prefetch: prefetch_lines!($($prefetch at $byte)*));)*
     };
 }
 
@@ -359,21 +394,25 @@ macro_rules! functions_of_groups {
 
 functions_of_packed_pairs! {
     // With many rows of A, what follows goes to the second-level cache.
-    multiply, four_tiles, 1024, "prefetcht1";
+    multiply, four_tiles, 1024, "prefetcht1" at 0;
     // With 17 to 32 rows of A, or up to 16, what follows goes to the first-level cache.
-    thin_two, four_tiles, 1024, "prefetcht0";
-    thin_one, tiles_of_first_pairs, 1024, "prefetcht0";
+    thin_two, four_tiles, 1024, "prefetcht0" at 0;
+    thin_one, tiles_of_first_pairs, 1024, "prefetcht0" at 0;
+    thin_f32_pairs_two, three_parts_of_pairs, 3072, "prefetcht0" at 0;
+    thin_f32_pairs_one, three_parts_of_first_pairs, 3072, "prefetcht0" at 0;
     // Two f32 operands, or an f32 and a bf16 operand.
-    multiply_f32_a_is_rows, six_products_a_is_rows, 3072, "prefetcht1";
-    multiply_f32_a_is_pairs, six_products_a_is_pairs, 3072, "prefetcht1";
-    multiply_f32_rows, three_parts_of_rows, 1024, "prefetcht1";
-    multiply_f32_pairs, three_parts_of_pairs, 3072, "prefetcht1";
+    multiply_f32_a_is_rows, six_products_a_is_rows, 3072, "prefetcht1" at 0 "prefetcht1" at 64;
+    multiply_f32_a_is_pairs, six_products_a_is_pairs, 3072, "prefetcht1" at 0 "prefetcht1" at 64;
+    multiply_f32_rows, three_parts_of_rows, 1024, "prefetcht1" at 0;
+    multiply_f32_pairs, three_parts_of_pairs, 3072, "prefetcht1" at 0;
 }
 
 functions_of_groups! {
-    multiply_groups, four_tiles, prefetch_lines!("prefetcht1");
-    multiply_f32_rows_and_groups, three_parts_of_rows, prefetch_lines!("prefetcht1");
+    multiply_groups, four_tiles, prefetch_lines!("prefetcht1" at 0);
+    multiply_f32_rows_and_groups, three_parts_of_rows, prefetch_lines!("prefetcht1" at 0);
     // 17 to 32 rows of A, or up to 16.
     thin_groups_two, four_tiles, prefetch_stream!();
     thin_groups_one, tiles_of_first_rows, prefetch_stream!();
+    thin_f32_and_groups_two, three_parts_of_rows, prefetch_stream!();
+    thin_f32_and_groups_one, three_parts_of_first_rows, prefetch_stream!();
 }

@@ -1,0 +1,306 @@
+//! The inner loop of a product of up to 32 rows of f32 with a group of f32: while the tiles multiply one step along k,
+//! the vector unit splits the next one into its [`PARTS`](super::PARTS), so that B is read once and never stored whole.
+//!
+//! ```text
+//! split step 0 into buffer 0
+//! for each step s but the last:  six products of buffer s mod 2, between the 16 lines of step s + 1, which go to the other
+//! six products of the last step
+//! ```
+//!
+//! **Cost.** A line of 2 k and 32 columns takes 36 vector instructions, two per cycle; a step has 16 such lines, which
+//! take longer than its 12 or 24 products of tiles.
+#![allow(unsafe_code)]
+
+use std::arch::asm;
+use std::mem::offset_of;
+
+/// Words of the two buffers of split steps: two tiles of three parts each.
+pub(super) const BUFFER: usize = 2 * STEP_BYTES / 4;
+/// Bytes of a split step.
+const STEP_BYTES: usize = 6144;
+
+/// The operands of a block of up to 32 rows and 32 columns of sums.
+#[repr(C)]
+pub(super) struct SplitCall {
+    /// Up to 16 packed rows of A in their three parts, and the rows from 16 on: a step later they are 3072 bytes further.
+    pub(super) rows: [*const u8; 2],
+    /// The first of the lines of B: 32 f32 of one k. A step has 32 lines.
+    pub(super) lines: *const f32,
+    /// Steps, at least 1.
+    pub(super) steps: usize,
+    /// The lines of the last step, completed with zeros, or null if they follow the others.
+    pub(super) tail: *const f32,
+    /// [`BUFFER`] words, at a multiple of 64 bytes.
+    pub(super) buffer: *mut u32,
+    /// Tiles of rows 0 and columns 0, rows 0 and columns 1, rows 1 and columns 0, rows 1 and columns 1.
+    pub(super) sums: *mut f32,
+}
+
+/// Splits line `$x` of a step: two k of 32 columns at `{$from}`, with pairs to `{$to}`. Prefetches what follows in the
+/// stream of lines: from 1.5 KiB on to the first-level cache, and from 3 KiB on to the second.
+macro_rules! split_line {
+    ($from:literal, $to:literal, $x:literal) => {
+        concat!(
+            split_line!(@load $from, $x, "0", "0"),
+            split_line!(@load $from, $x, "64", "1"),
+            split_line!(@load $from, $x, "128", "2"),
+            split_line!(@load $from, $x, "192", "3"),
+            split_line!(@pairs $to, $x, "0", "0", "2"),
+            split_line!(@pairs $to, $x, "3072", "1", "3"),
+        )
+    };
+    (@load $from:literal, $x:literal, $byte:literal, $to:literal) => {
+        concat!(
+            "vmovups zmm", $to, ", zmmword ptr [{", $from, "} + 256*", $x, " + ", $byte, "]\n",
+            "prefetcht1 byte ptr [{", $from, "} + 256*", $x, " + 3072 + ", $byte, "]\n",
+            "prefetcht0 byte ptr [{", $from, "} + 256*", $x, " + 1536 + ", $byte, "]\n",
+        )
+    };
+    // 16 columns of an even k and of the odd one after it.
+    (@pairs $to:literal, $x:literal, $byte:literal, $even:literal, $odd:literal) => {
+        concat!(
+            split_line!(@part $to, $x, $byte, "0", $even, $odd),
+            split_line!(@part $to, $x, $byte, "1024", $even, $odd),
+            "vpsrld zmm", $even, ", zmm", $even, ", 16\n",
+            "vmovdqu16 zmm", $even, "{{k1}}, zmm", $odd, "\n",
+            "vmovups zmmword ptr [{", $to, "} + 64*", $x, " + 2048 + ", $byte, "], zmm", $even, "\n",
+        )
+    };
+    // Both rounded to bf16 and stored as pairs; what remains stays in the registers.
+    (@part $to:literal, $x:literal, $byte:literal, $part:literal, $even:literal, $odd:literal) => {
+        concat!(
+            "vpaddd zmm4, zmm", $even, ", zmm31\n",
+            "vpaddd zmm5, zmm", $odd, ", zmm31\n",
+            "vpandd zmm6, zmm4, zmm30\n",
+            "vpandd zmm7, zmm5, zmm30\n",
+            "vpsrld zmm4, zmm4, 16\n",
+            "vsubps zmm", $even, ", zmm", $even, ", zmm6\n",
+            "vsubps zmm", $odd, ", zmm", $odd, ", zmm7\n",
+            "vmovdqu16 zmm4{{k1}}, zmm7\n",
+            "vmovups zmmword ptr [{", $to, "} + 64*", $x, " + ", $part, " + ", $byte, "], zmm4\n",
+        )
+    };
+}
+
+/// Loads a part of the columns: two tiles of pairs.
+macro_rules! load_columns {
+    ($part:literal) => {
+        concat!(
+            "tileloadd tmm6, [{now} + {line}*1 + ",
+            $part,
+            "]\n",
+            "tileloadd tmm7, [{now} + {line}*1 + 3072 + ",
+            $part,
+            "]\n",
+        )
+    };
+}
+
+/// Loads a part of up to 16 rows.
+macro_rules! load_one {
+    ($part:literal) => {
+        concat!("tileloadd tmm4, [{r0} + {line}*1 + ", $part, "]\n")
+    };
+}
+
+/// Loads a part of up to 32 rows.
+macro_rules! load_two {
+    ($part:literal) => {
+        concat!(load_one!($part), "tileloadd tmm5, [{r1} + {line}*1 + ", $part, "]\n")
+    };
+}
+
+/// The products of up to 16 rows.
+macro_rules! multiply_one {
+    () => {
+        "
+        tdpbf16ps tmm0, tmm4, tmm6
+        tdpbf16ps tmm1, tmm4, tmm7
+        "
+    };
+}
+
+/// The products of up to 32 rows.
+macro_rules! multiply_two {
+    () => {
+        concat!(
+            multiply_one!(),
+            "
+        tdpbf16ps tmm2, tmm5, tmm6
+        tdpbf16ps tmm3, tmm5, tmm7
+        "
+        )
+    };
+}
+
+/// Six products of parts in the order of [`super`], with up to 16 lines of the next step between them.
+macro_rules! step {
+    ($load:ident, $multiply:ident, $line:ident) => {
+        concat!(
+            $line!("0"),
+            $line!("1"),
+            $line!("2"),
+            $line!("3"),
+            $line!("4"),
+            $load!("0"),
+            load_columns!("2048"),
+            $multiply!(),
+            $line!("5"),
+            $line!("6"),
+            load_columns!("1024"),
+            $multiply!(),
+            $line!("7"),
+            $line!("8"),
+            $load!("1024"),
+            $multiply!(),
+            $line!("9"),
+            $line!("10"),
+            load_columns!("0"),
+            $multiply!(),
+            $line!("11"),
+            $line!("12"),
+            $load!("0"),
+            $multiply!(),
+            $line!("13"),
+            $line!("14"),
+            $load!("2048"),
+            $multiply!(),
+            $line!("15"),
+        )
+    };
+}
+
+/// A line of the next step.
+macro_rules! next_line {
+    ($x:literal) => {
+        split_line!("lines", "next", $x)
+    };
+}
+
+/// No line: after the last step.
+macro_rules! no_line {
+    ($x:literal) => {
+        ""
+    };
+}
+
+macro_rules! split_function {
+    ($name:ident, $load:ident, $multiply:ident, $store:expr) => {
+        /// # Safety
+        /// The tiles of this thread have the shape of the rows; the rows and the lines of all steps are readable; the
+        /// buffer and the sums are writable.
+        pub(super) unsafe fn $name(call: &SplitCall) {
+            // SAFETY: the instructions access the operands of the call and change no register that is not named. A
+            // prefetch may name any address.
+            unsafe {
+                asm!(
+                    "mov {line}, 64",
+                    "mov {x:e}, 0x8000",
+                    "vpbroadcastd zmm31, {x:e}",
+                    "mov {x:e}, 0xffff0000",
+                    "vpbroadcastd zmm30, {x:e}",
+                    "mov {x:e}, 0xaaaaaaaa",
+                    "kmovd k1, {x:e}",
+                    "mov {r0}, qword ptr [{call} + {rows}]",
+                    "mov {r1}, qword ptr [{call} + {rows} + 8]",
+                    "mov {lines}, qword ptr [{call} + {lines_at}]",
+                    "mov {left}, qword ptr [{call} + {steps}]",
+                    "mov {now}, qword ptr [{call} + {buffer}]",
+                    "lea {next}, [{now} + {step_bytes}]",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    // The first step, line by line.
+                    "mov {x}, 16",
+                    "2:",
+                    split_line!("lines", "now", "0"),
+                    "add {lines}, 256",
+                    "add {now}, 64",
+                    "dec {x}",
+                    "jnz 2b",
+                    "sub {now}, 1024",
+                    "dec {left}",
+                    "jz 4f",
+                    "3:",
+                    // The last step may have lines of its own.
+                    "cmp {left}, 1",
+                    "jne 5f",
+                    "mov {x}, qword ptr [{call} + {tail}]",
+                    "test {x}, {x}",
+                    "cmovnz {lines}, {x}",
+                    "5:",
+                    step!($load, $multiply, next_line),
+                    "xchg {now}, {next}",
+                    "add {lines}, 4096",
+                    "add {r0}, 3072",
+                    "add {r1}, 3072",
+                    "dec {left}",
+                    "jnz 3b",
+                    "4:",
+                    step!($load, $multiply, no_line),
+                    "mov {x}, qword ptr [{call} + {sums}]",
+                    $store,
+                    "vzeroupper",
+                    call = in(reg) std::ptr::from_ref(call),
+                    rows = const offset_of!(SplitCall, rows),
+                    lines_at = const offset_of!(SplitCall, lines),
+                    steps = const offset_of!(SplitCall, steps),
+                    tail = const offset_of!(SplitCall, tail),
+                    buffer = const offset_of!(SplitCall, buffer),
+                    sums = const offset_of!(SplitCall, sums),
+                    step_bytes = const STEP_BYTES,
+                    line = out(reg) _,
+                    r0 = out(reg) _,
+                    r1 = out(reg) _,
+                    lines = out(reg) _,
+                    left = out(reg) _,
+                    now = out(reg) _,
+                    next = out(reg) _,
+                    x = out(reg) _,
+                    out("k1") _,
+                    out("zmm0") _,
+                    out("zmm1") _,
+                    out("zmm2") _,
+                    out("zmm3") _,
+                    out("zmm4") _,
+                    out("zmm5") _,
+                    out("zmm6") _,
+                    out("zmm7") _,
+                    out("zmm30") _,
+                    out("zmm31") _,
+                    out("tmm0") _,
+                    out("tmm1") _,
+                    out("tmm2") _,
+                    out("tmm3") _,
+                    out("tmm4") _,
+                    out("tmm5") _,
+                    out("tmm6") _,
+                    out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+split_function!(
+    split_one,
+    load_one,
+    multiply_one,
+    "
+    tilestored [{x} + {line}*1], tmm0
+    tilestored [{x} + {line}*1 + 1024], tmm1
+    "
+);
+split_function!(
+    split_two,
+    load_two,
+    multiply_two,
+    "
+    tilestored [{x} + {line}*1], tmm0
+    tilestored [{x} + {line}*1 + 1024], tmm1
+    tilestored [{x} + {line}*1 + 2048], tmm2
+    tilestored [{x} + {line}*1 + 3072], tmm3
+    "
+);
