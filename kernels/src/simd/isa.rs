@@ -37,7 +37,8 @@ pub enum Isa {
     Avx512Bf16,
     /// [`Isa::Avx512Bf16`], and the tiles of AMX for products of two bf16 matrices.
     Amx,
-    /// [`Isa::Amx`], and the tiles for products with f32 matrices as well, which are split into bf16 parts.
+    /// [`Isa::Amx`], and the tiles for products with f32 matrices as well, which are split into bf16 parts, if k is at
+    /// least 512.
     AmxF32,
 }
 

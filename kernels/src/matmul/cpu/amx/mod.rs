@@ -11,7 +11,7 @@
 //! B is in groups (forward): like B [k, n], but bf16 is not packed: a line of a group has 32 pairs of one k;
 //!                           a block of int8 is widened while it is packed
 //!
-//! for each block of k (512 elements), panel of 32 columns of C, and 32 rows of C:      # a task has up to 8 panels
+//! for each block of k, panel of 32 columns of C, and 32 rows of C:       # sizes and order of the loops: Blocking
 //!     tiles 0..3 = 0, or the sums of the block of k before
 //!     for each 32 elements of k:  load tiles 4, 5 (rows) and 6, 7 (pairs); four tdpbf16ps
 //!     store tiles 0..3; after the last block of k:  C = round(scale * sums + bias (+ old C))
@@ -26,7 +26,9 @@
 //!
 //! The products that are left out, of a middle and a low part or of two low parts, are at most some 2^-24 of `a · b`,
 //! as much as one rounding to f32. So a sum is as close to the exact one as a sum of f32 multiply-adds. By the rates of
-//! single instructions (`simd/isa.rs`), six `tdpbf16ps` take 0.4 of the time of the multiply-adds that they replace.
+//! single instructions (`simd/isa.rs`), six `tdpbf16ps` take 0.4 of the time of the multiply-adds that they replace;
+//! products of 512 rows take half the time (benches/results/intel-xeon/2026-11-26-amx-f32.json). Products with a k below
+//! `LEAST_K_ON_TILES` use multiply-adds.
 //! Two limits: a part below 2^-126 counts as zero (numbers below 2^-103 may lose bits), and an infinite element, or one
 //! that rounds to infinity in bf16 (from 3.39e38 on), gives NaN or infinity.
 //!
@@ -36,14 +38,20 @@
 //! not on m, on which operand has the rows, on tile, block or thread. It is another order than that of the other
 //! instruction sets.
 //!
-//! **Cost.** A step of a block loads 4 KiB for 65 536 operations. 32 rows of a block of k fill 32 KiB, which stay in
-//! the first-level cache while 512 rows of A (512 KiB per block of k) stream from the second. With up to 32 rows of A,
-//! all of k is one block, and B is read from memory once, with prefetching: the arithmetic of 32 rows takes less time
-//! than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a prefetch to the second-level
-//! cache and one to the first at half the distance keep memory busier than plain loads do, on large pages.
+//! **Cost.** A step of a block loads 4 KiB for 65 536 operations, with two f32 operands 14 KiB for six times as many of
+//! bf16. One operand stays in the first-level cache while the other streams from the second. With bf16, 32 rows of a
+//! block of k of B take 16 KiB and stay for 512 rows of A. With f32, the tiles of four steps of an operand take 24 KiB,
+//! and 32 rows of A stay for 14 panels of B. The other half of the first-level cache is for the sums: with blocks of
+//! twice the steps their stores miss it, and a step of two f32 operands takes 180 ns instead of 150 (130 by
+//! arithmetic alone). Rows that all threads read come from the third-level cache, at 26 GB/s, so a task has all panels
+//! whose sums fit into the second.
+//!
+//! With up to 32 rows of A, all of k is one block, and B is read from memory once, with prefetching: the arithmetic of 32
+//! rows takes less time than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a prefetch to
+//! the second-level cache and one to the first at half the distance keep memory busier than plain loads do, on large
+//! pages. Groups of f32 are split while the tiles multiply (`split`).
 //! A is packed so that a tile is 1 KiB without gaps: rows that are a multiple of 4 KiB apart would compete for the same
 //! few sets of the caches. B's rows are copied block by block if they are so far apart.
-//! With two f32 operands, a step loads 14 KiB for 393 216 operations of bf16, which are 65 536 of f32.
 
 mod pack;
 mod panel;
@@ -215,7 +223,7 @@ impl<'a, T: Element> Product<'a, T> {
                 match (self.b.unit, self.b.transposed) {
                     (Unit::GroupedPair, _) => return self.thin_groups(),
                     (Unit::GroupedF32, _) if self.a_parts > 1 => return self.thin_f32_groups(),
-                    (Unit::Pair, false) => return self.thin_rows(scratch),
+                    (Unit::Pair | Unit::F32, false) => return self.thin_rows(scratch),
                     _ => {}
                 }
             }
@@ -277,7 +285,7 @@ impl<'a, T: Element> Product<'a, T> {
         let sums = unsafe { b.add(panels.len() * panel_words).cast::<f32>() };
         let copied = self.competing_rows() && row_blocks.len() >= 4;
         let mut ready = [Panel::NONE; MAX_PANELS];
-        // The operand that takes fewer bytes per task streams from the second-level cache; see the module's text.
+        // With f32, A stays in the first-level cache, else B; see the module's text.
         let by_rows = self.a_parts * self.b_parts > 1;
         for block in 0..blocks {
             let first = block * step;

@@ -20,6 +20,9 @@ use std::ptr::null;
 /// Steps that a product with few rows of A prefetches ahead in rows of B.
 const AHEAD: usize = 6;
 
+/// Steps that a product with few rows of A prefetches ahead in rows of f32, which it copies: two blocks.
+const AHEAD_OF_COPY: usize = 4;
+
 /// Columns of C that a product with few rows of A and groups of B finishes before it stores them. The stream of B has
 /// pushed C out of the near caches, so an ordinary store first reads its line, in the place of a line of B
 /// (benches/results/intel-xeon/2026-11-25-amx-decode.json).
@@ -84,13 +87,14 @@ impl<T: Element> Product<'_, T> {
             let tiles =
                 unsafe { [a.at(0), a.at(self.steps * self.a_parts * TILE)].map(|tile| tile.cast::<u8>().cast_const()) };
             TASK.with_borrow_mut(|scratch| {
-                let dst = scratch.words(2 * self.blocking.steps * TILE + SUMS);
+                let words = 2 * self.blocking.steps * self.b_parts * TILE;
+                let dst = scratch.words(words + SUMS);
                 // SAFETY: the process may use AMX; `dst` has room for a block of a panel and for the sums.
                 unsafe {
-                    let sums = dst.add(2 * self.blocking.steps * TILE).cast::<f32>();
+                    let sums = dst.add(words).cast::<f32>();
                     let _amx = Tiles::configure();
                     for panel in run * panels / runs..(run + 1) * panels / runs {
-                        if self.n - panel * BLOCK >= BLOCK {
+                        if self.n - panel * BLOCK >= BLOCK && self.b_parts == 1 {
                             self.thin_in_place(panel, tiles, dst, sums);
                         } else {
                             self.thin_copied(panel, tiles, dst, sums);
@@ -143,15 +147,22 @@ impl<T: Element> Product<'_, T> {
         }
     }
 
-    /// Multiplies all of k of a last, incomplete panel of B with up to 32 packed rows of A.
+    /// Multiplies all of k of a panel of B, which is copied block by block, with up to 32 packed rows of A: an incomplete
+    /// panel, or one of f32, of which the blocks that follow are prefetched.
     unsafe fn thin_copied(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
         for first in (0..self.steps.max(1)).step_by(self.blocking.steps) {
             let steps = first..self.steps.min(first + self.blocking.steps);
+            let coming = first + AHEAD_OF_COPY;
+            let prefetch = match self.b_parts {
+                1 => Prefetch::NONE,
+                _ if coming < self.steps => self.prefetch((panel, coming), 0..BLOCK),
+                _ => self.prefetch((panel + 1, coming - self.steps), 0..BLOCK),
+            };
             // SAFETY: the panel and the steps exist, and `dst` has room for them.
             unsafe {
                 let ready = self.prepare(panel, steps, false, dst);
                 let a = a.map(|tile| tile.wrapping_add(first * self.a_parts * TILE * 4));
-                self.multiply(&ready, a, sums, first > 0, Prefetch::NONE);
+                self.multiply(&ready, a, sums, first > 0, prefetch);
             }
         }
     }
