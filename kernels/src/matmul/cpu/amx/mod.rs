@@ -94,7 +94,8 @@ const MAX_PANELS: usize = 14;
 pub(in crate::matmul) struct Blocking {
     /// Maximum number of steps along k of a block.
     pub(in crate::matmul) steps: usize,
-    /// Maximum number of blocks of 32 rows of A that are multiplied with a panel of B before the next panel.
+    /// Maximum number of blocks of 32 rows of A of a task that stores partial sums, and of those that a panel of B stays
+    /// in the first-level cache for.
     pub(in crate::matmul) row_blocks: usize,
     /// Maximum number of panels of a task, at most [`MAX_PANELS`].
     pub(in crate::matmul) panels: usize,
