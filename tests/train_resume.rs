@@ -136,11 +136,11 @@ fn instruction_set_is_recorded_and_compared() {
             assert!(said.contains("warning: ") && said.contains("REEL_CPU=plain selects the run's"), "{said}");
         }
     }
-    run("sse9", &["doctor"]).refused(2, &["REEL_CPU: is \"sse9\"", "plain, avx2, avx512, avx512-bf16, amx"]);
+    run("sse9", &["doctor"]).refused(2, &["REEL_CPU: is \"sse9\"", "plain, avx2, avx512, avx512-bf16, amx, amx-f32"]);
     assert!(doctor.stdout.contains("bf16 products") && doctor.stdout.contains("f32 multiply-adds of widened bf16"));
     // AMX: used by default where the machine has it, else refused with a reason.
     let by_default = run("", &["doctor"]);
-    if by_default.ok().contains("amx: AVX-512, and AMX for bf16 products; the best of this machine") {
+    if by_default.ok().contains("amx-f32: AVX-512, and AMX for products; the best of this machine") {
         assert!(run("amx", &["doctor"]).ok().contains("AMX tiles (tdpbf16ps)"));
     } else {
         run("amx", &["doctor"]).refused(2, &["REEL_CPU: is amx, which this machine does not have (", "its best is"]);

@@ -264,6 +264,16 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
     unsafe { run_on(isa(), p, team) }
 }
 
+/// Computes a product of the simulated GPU: [`run`], but f32 with multiply-adds alone, as the simulated kernels compute
+/// it. Some of them have to give the bits of a product (`patch_embedding`), or of one that is filled up with zeros.
+///
+/// # Safety
+/// The conditions of [`run`].
+pub unsafe fn run_simulated(p: &Matmul, team: &Team) {
+    // SAFETY: the conditions of this function; a machine has all instruction sets before its own.
+    unsafe { run_on(isa().min(Isa::Amx), p, team) }
+}
+
 /// Whether products read a B of f32 or bf16 in groups of rows faster than one that is stored row by row. The portable
 /// code packs both.
 pub fn reads_groups_faster() -> bool {

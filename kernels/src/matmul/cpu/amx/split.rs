@@ -133,7 +133,8 @@ macro_rules! multiply_two {
     };
 }
 
-/// Six products of parts in the order of [`super`], with up to 16 lines of the next step between them.
+/// Six products of parts in the order of [`super`], with up to 16 lines of the next step between them. The first tiles are
+/// loaded after a few lines, when the stores of the step before have reached the cache.
 macro_rules! step {
     ($load:ident, $multiply:ident, $line:ident) => {
         concat!(
