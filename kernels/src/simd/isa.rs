@@ -1,7 +1,8 @@
 //! Instruction sets: which ones this machine has, and which one device `cpu` uses.
 //!
 //! The choice is made once per process and holds for every product of it, because two instruction sets add up a sum in
-//! different orders: a choice per shape would give a row other bits in a large batch than in a small one.
+//! different orders: a choice by the number of rows would give a row other bits in a large batch than in a small one.
+//! Within `amx-f32`, k decides between tiles and multiply-adds; a row has the same k in every batch.
 //!
 //! | machine | default |
 //! |---|---|
