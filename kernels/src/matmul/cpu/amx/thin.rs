@@ -20,7 +20,7 @@ use std::ptr::null;
 /// Steps that a product with few rows of A prefetches ahead in rows of B.
 const AHEAD: usize = 6;
 
-/// Steps that a product with few rows of A prefetches ahead in rows of f32, which it copies: two blocks.
+/// Steps that a product with few rows of A prefetches ahead in rows of f32, which it copies: a block.
 const AHEAD_OF_COPY: usize = 4;
 
 /// Columns of C that a product with few rows of A and groups of B finishes before it stores them. The stream of B has
@@ -39,6 +39,7 @@ struct RowsInTiles {
     row_step: usize,
     /// The tiles of an incomplete last step, else null.
     tail: [*const u8; 2],
+    /// 1, or [`PARTS`] of f32.
     parts: usize,
 }
 
