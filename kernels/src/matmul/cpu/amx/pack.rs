@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 /// Copies some steps of up to 16 rows of an operand that lies along k into tiles, one step after the other and of each
-/// step one part after the other. Missing rows and elements are 0.
+/// step one part after the other. Missing elements are 0; missing rows of a tile keep what they have.
 ///
 /// # Safety
 /// The operand is not transposed; the rows exist; `dst` has room for the tiles of all parts of each step.
@@ -24,7 +24,7 @@ pub(super) unsafe fn copy_rows(source: &Source, row: usize, rows: usize, steps: 
 }
 
 /// Packs all steps of up to 16 rows of an operand that lies along k as tiles of pairs, in the order of [`copy_rows`].
-/// Missing rows and elements are 0.
+/// Missing elements are 0; the columns of missing rows have no meaning.
 ///
 /// # Safety
 /// The conditions of [`copy_rows`], for `steps` steps from 0 on.
