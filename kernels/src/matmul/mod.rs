@@ -6,9 +6,9 @@
 //! n]`; that of its weight is `A = dy` stored `[k, m]`, `B = x` stored `[k, n]`.
 //!
 //! Numerics on the CPU: products and sums in f32 (bf16 × bf16 uses the tiles of AMX or the bf16 dot product where the
-//! processor has them and they are faster, see [`crate::simd`]: pairs of k, denormals as zero; with AMX, f32 of a k from
-//! 512 on is split into bf16 parts for the tiles, where an infinity may give NaN), then scale, bias, the old C, and one rounding at
-//! the store. The order of summation over k depends on k alone: not on m, n, the element's
+//! processor has them and they are faster, see [`crate::simd`]: pairs of k, denormals as zero; with AMX, f32 of a k
+//! from 512 on is split into bf16 parts for the tiles, where an infinity may give NaN), then scale, bias, the old C,
+//! and one rounding at the store. The order of summation over k depends on k alone: not on m, n, the element's
 //! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
 //! m, `2 · m · n · k` operations, by reading B from memory for small m. The tests are in `tests/`: there are no kernels
 //! in CUDA that checks would compare with the formula.

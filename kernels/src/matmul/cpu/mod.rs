@@ -68,7 +68,8 @@ const OWN_BYTES: usize = 1 << 20;
 const PACKED_A: usize = 16 << 20;
 /// The least k of products with an f32 operand that tiles of AMX compute if the instruction set is [`Isa::AmxF32`]. The
 /// weights of a shorter k are mostly in the caches, where splitting them takes longer than multiply-adds with few rows
-/// of A do. k alone decides, so that the order of a sum depends on nothing else.
+/// of A do (benches/results/intel-xeon/2026-11-26-amx-f32.json, products with one copy of B). k alone decides, so that
+/// the order of a sum depends on nothing else.
 pub(super) const LEAST_K_ON_TILES: usize = 512;
 /// If A has fewer units than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;

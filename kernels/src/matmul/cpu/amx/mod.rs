@@ -27,7 +27,7 @@
 //! The products that are left out, of a middle and a low part or of two low parts, are at most some 2^-24 of `a · b`,
 //! as much as one rounding to f32. So a sum is as close to the exact one as a sum of f32 multiply-adds. By the rates of
 //! single instructions (`simd/isa.rs`), six `tdpbf16ps` take 0.4 of the time of the multiply-adds that they replace;
-//! products of 512 rows take half the time (benches/results/intel-xeon/2026-11-26-amx-f32.json). Products with a k below
+//! products of 512 rows take 0.49 to 0.64 (benches/results/intel-xeon/2026-11-26-amx-f32.json). Products with a k below
 //! `LEAST_K_ON_TILES` use multiply-adds.
 //! Two limits: a part below 2^-126 counts as zero (numbers below 2^-103 may lose bits), and an infinite element, or one
 //! that rounds to infinity in bf16 (from 3.39e38 on), gives NaN or infinity.
@@ -42,16 +42,15 @@
 //! bf16. One operand stays in the first-level cache while the other streams from the second. With bf16, 32 rows of a
 //! block of k of B take 16 KiB and stay for 512 rows of A. With f32, the tiles of four steps of an operand take 24 KiB,
 //! and 32 rows of A stay for 14 panels of B. The other half of the first-level cache is for the sums: with blocks of
-//! twice the steps their stores miss it, and a step of two f32 operands takes 180 ns instead of 150 (130 by
-//! arithmetic alone). Rows that all threads read come from the third-level cache, at 26 GB/s, so a task has all panels
-//! whose sums fit into the second.
+//! twice the steps their stores miss it. Rows that all threads read come from the third-level cache, so a task has all
+//! panels whose sums fit into the second.
 //!
-//! With up to 32 rows of A, all of k is one block, and B is read from memory once, with prefetching: the arithmetic of 32
-//! rows takes less time than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a prefetch to
-//! the second-level cache and one to the first at half the distance keep memory busier than plain loads do, on large
-//! pages. Groups of f32 are split while the tiles multiply (`split`).
-//! A is packed so that a tile is 1 KiB without gaps: rows that are a multiple of 4 KiB apart would compete for the same
-//! few sets of the caches. B's rows are copied block by block if they are so far apart.
+//! With up to 32 rows of A, all of k is one block, and B is read from memory once, with prefetching: the arithmetic of
+//! 32 rows takes less time than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a
+//! prefetch to the second-level cache and one to the first at half the distance keep memory busier than plain loads do,
+//! on large pages. Groups of f32 are split while the tiles multiply (`split`). A is packed so that a tile is 1 KiB
+//! without gaps: rows that are a multiple of 4 KiB apart would compete for the same few sets of the caches. B's rows
+//! are copied block by block if they are so far apart.
 
 mod pack;
 mod panel;
@@ -94,8 +93,8 @@ const MAX_PANELS: usize = 14;
 pub(in crate::matmul) struct Blocking {
     /// Maximum number of steps along k of a block.
     pub(in crate::matmul) steps: usize,
-    /// Maximum number of blocks of 32 rows of A of a task that stores partial sums, and of those that a panel of B stays
-    /// in the first-level cache for.
+    /// Maximum number of blocks of 32 rows of A of a task that stores partial sums, and of those that a panel of B
+    /// stays in the first-level cache for.
     pub(in crate::matmul) row_blocks: usize,
     /// Maximum number of panels of a task, at most [`MAX_PANELS`].
     pub(in crate::matmul) panels: usize,
@@ -288,6 +287,8 @@ impl<'a, T: Element> Product<'a, T> {
         let mut ready = [Panel::NONE; MAX_PANELS];
         // With f32, A stays in the first-level cache, else B; see the module's text.
         let by_rows = self.a_parts * self.b_parts > 1;
+        // What streams, or is packed block by block, is needed again only with the next block of k.
+        let ahead_is_next_block = by_rows || self.packs_pairs();
         for block in 0..blocks {
             let first = block * step;
             let (count, last) = (step.min(self.steps - first), block + 1 == blocks);
@@ -306,14 +307,14 @@ impl<'a, T: Element> Product<'a, T> {
                     let panel = panels.start + i;
                     // The panel and the step that are prefetched meanwhile, and the blocks of rows that share the
                     // lines.
-                    let next = match (by_rows || self.packs_pairs(), last, panel + 1 < panels.end) {
+                    let next = match (ahead_is_next_block, last, panel + 1 < panels.end) {
                         (true, false, _) => (panel, first + count),
                         (true, true, _) => (panel + panels.len(), 0),
                         (false, _, true) => (panel + 1, first),
                         (false, false, false) => (panels.start, first + count),
                         (false, true, false) => (panels.end, 0),
                     };
-                    let sharing = if by_rows || self.packs_pairs() { &row_blocks } else { &part };
+                    let sharing = if ahead_is_next_block { &row_blocks } else { &part };
                     let at = if blocks == 1 { 0 } else { (row_block - row_blocks.start) * panels.len() + i };
                     // SAFETY: the offsets lie inside packed A and inside the sums.
                     unsafe {

@@ -148,8 +148,8 @@ impl<T: Element> Product<'_, T> {
         }
     }
 
-    /// Multiplies all of k of a panel of B, which is copied block by block, with up to 32 packed rows of A: an incomplete
-    /// panel, or one of f32, of which the blocks that follow are prefetched.
+    /// Multiplies all of k of a panel of B, which is copied block by block, with up to 32 packed rows of A: an
+    /// incomplete panel, or one of f32, of which the blocks that follow are prefetched.
     unsafe fn thin_copied(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
         for first in (0..self.steps.max(1)).step_by(self.blocking.steps) {
             let steps = first..self.steps.min(first + self.blocking.steps);
@@ -168,9 +168,9 @@ impl<T: Element> Product<'_, T> {
         }
     }
 
-    /// Computes a product with up to 32 rows of A and groups of bf16. B is read once; each task reads some of its groups.
-    /// Rows of bf16 that lie along k stay in place, with tiles of as many rows as there are; each task packs others: what
-    /// another thread has written takes longer to read.
+    /// Computes a product with up to 32 rows of A and groups of bf16. B is read once; each task reads some of its
+    /// groups. Rows of bf16 that lie along k stay in place, with tiles of as many rows as there are; each task packs
+    /// others: what another thread has written takes longer to read.
     pub(super) unsafe fn thin_groups(&self) {
         let in_place = !self.a.transposed && self.a_parts == 1;
         let (full, stride) = (self.k / STEP, 2 * self.k);
@@ -180,8 +180,8 @@ impl<T: Element> Product<'_, T> {
             let a =
                 unsafe { if in_place { self.rows_in_place(full, stride, dst) } else { self.packed_rows(full, dst) } };
             move |column, sums| {
-                // SAFETY: `dst` has room for a step of a group behind A, `sums` for four tiles; the tiles have the shape
-                // of the rows.
+                // SAFETY: `dst` has room for a step of a group behind A, `sums` for four tiles; the tiles have the
+                // shape of the rows.
                 unsafe {
                     a.multiply(&self.lines_in_place(column, 0..self.steps, dst.add(a_words)), sums, self.m > SIDE)
                 }
@@ -216,8 +216,8 @@ impl<T: Element> Product<'_, T> {
         RowsInTiles { rows, row_stride: 64, row_step, tail, parts: self.a_parts }
     }
 
-    /// Computes a product with up to 32 rows of f32 and groups of f32. B is read once; each task reads some of its groups
-    /// and splits them step by step. It also splits A: what another thread has written takes longer to read.
+    /// Computes a product with up to 32 rows of f32 and groups of f32. B is read once; each task reads some of its
+    /// groups and splits them step by step. It also splits A: what another thread has written takes longer to read.
     pub(super) unsafe fn thin_f32_groups(&self) {
         let a_words = self.words_per_row_block();
         let full = self.k / STEP;
@@ -227,8 +227,8 @@ impl<T: Element> Product<'_, T> {
             unsafe { self.pack_a(0, self.m, dst) };
             move |column, sums| {
                 let lines = groups::line_at(&self.b, column, 0).cast::<f32>();
-                // SAFETY: `dst` has room for two rows of tiles, for the buffers, and for a step of lines, which the group
-                // has in part; the tiles have the shape of the rows.
+                // SAFETY: `dst` has room for two rows of tiles, for the buffers, and for a step of lines, which the
+                // group has in part; the tiles have the shape of the rows.
                 unsafe {
                     let rows = [dst, dst.add(self.steps * PARTS * TILE)].map(|tile| tile.cast::<u8>().cast_const());
                     let buffer = dst.add(a_words);

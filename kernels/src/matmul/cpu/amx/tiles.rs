@@ -33,8 +33,8 @@ pub(super) struct TileCall {
     pub(super) rows: [*const u8; 2],
     pub(super) row_stride: usize,
     pub(super) row_step: usize,
-    /// The two tiles of pairs. Packed, their rows are 64 bytes apart, and a step later they are 1024 bytes further, with
-    /// three parts 3072; in groups, 128 and 2048.
+    /// The two tiles of pairs. Packed, their rows are 64 bytes apart, and a step later they are 1024 bytes further,
+    /// with three parts 3072; in groups, 128 and 2048.
     pub(super) pairs: [*const u8; 2],
     pub(super) steps: usize,
     /// The tiles of an incomplete last step, completed with zeros. Rows are 64 bytes apart, or 128 for pairs in groups.
@@ -229,9 +229,9 @@ macro_rules! three_parts_of_pairs {
     };
 }
 
-/// Prefetches what [`TileCall::prefetch`] says.
+/// Prefetches what [`TileCall::prefetch`] says: of each line, the cache lines at these bytes from it.
 macro_rules! prefetch_lines {
-    ($($instruction:literal at $byte:literal)*) => {
+    ($instruction:literal, $($byte:literal)*) => {
         concat!(
             "
             mov {lines}, qword ptr [{call} + {ahead_lines}]
@@ -380,8 +380,8 @@ macro_rules! tile_function {
 
 /// Defines functions for packed pairs: of one part, or of three.
 macro_rules! functions_of_packed_pairs {
-    ($($name:ident, $step:ident, $pair_step:literal, $($prefetch:literal at $byte:literal)*;)*) => {
-        $(tile_function!($name, $step, line: 64, pair_step: $pair_step, prefetch: prefetch_lines!($($prefetch at $byte)*));)*
+    ($($name:ident, $step:ident, $pair_step:literal, $prefetch:expr;)*) => {
+        $(tile_function!($name, $step, line: 64, pair_step: $pair_step, prefetch: $prefetch);)*
     };
 }
 
@@ -394,22 +394,22 @@ macro_rules! functions_of_groups {
 
 functions_of_packed_pairs! {
     // With many rows of A, what follows goes to the second-level cache.
-    multiply, four_tiles, 1024, "prefetcht1" at 0;
+    multiply, four_tiles, 1024, prefetch_lines!("prefetcht1", 0);
     // With 17 to 32 rows of A, or up to 16, what follows goes to the first-level cache.
-    thin_two, four_tiles, 1024, "prefetcht0" at 0;
-    thin_one, tiles_of_first_pairs, 1024, "prefetcht0" at 0;
-    thin_f32_pairs_two, three_parts_of_pairs, 3072, "prefetcht0" at 0;
-    thin_f32_pairs_one, three_parts_of_first_pairs, 3072, "prefetcht0" at 0;
+    thin_two, four_tiles, 1024, prefetch_lines!("prefetcht0", 0);
+    thin_one, tiles_of_first_pairs, 1024, prefetch_lines!("prefetcht0", 0);
+    thin_f32_pairs_two, three_parts_of_pairs, 3072, prefetch_lines!("prefetcht0", 0);
+    thin_f32_pairs_one, three_parts_of_first_pairs, 3072, prefetch_lines!("prefetcht0", 0);
     // Two f32 operands, or an f32 and a bf16 operand.
-    multiply_f32_a_is_rows, six_products_a_is_rows, 3072, "prefetcht1" at 0 "prefetcht1" at 64;
-    multiply_f32_a_is_pairs, six_products_a_is_pairs, 3072, "prefetcht1" at 0 "prefetcht1" at 64;
-    multiply_f32_rows, three_parts_of_rows, 1024, "prefetcht1" at 0;
-    multiply_f32_pairs, three_parts_of_pairs, 3072, "prefetcht1" at 0;
+    multiply_f32_a_is_rows, six_products_a_is_rows, 3072, prefetch_lines!("prefetcht1", 0 64);
+    multiply_f32_a_is_pairs, six_products_a_is_pairs, 3072, prefetch_lines!("prefetcht1", 0 64);
+    multiply_f32_rows, three_parts_of_rows, 1024, prefetch_lines!("prefetcht1", 0);
+    multiply_f32_pairs, three_parts_of_pairs, 3072, prefetch_lines!("prefetcht1", 0);
 }
 
 functions_of_groups! {
-    multiply_groups, four_tiles, prefetch_lines!("prefetcht1" at 0);
-    multiply_f32_rows_and_groups, three_parts_of_rows, prefetch_lines!("prefetcht1" at 0);
+    multiply_groups, four_tiles, prefetch_lines!("prefetcht1", 0);
+    multiply_f32_rows_and_groups, three_parts_of_rows, prefetch_lines!("prefetcht1", 0);
     // 17 to 32 rows of A, or up to 16.
     thin_groups_two, four_tiles, prefetch_stream!();
     thin_groups_one, tiles_of_first_rows, prefetch_stream!();
