@@ -12,14 +12,19 @@
 //! capture, and no other tensor gets this memory. A value that changes between replays must be in device memory, not
 //! in a launch's parameters.
 
+mod shared;
+
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use reel_kernels::{Cost, Launch};
 
+pub(super) use self::shared::Phase;
+pub use self::shared::SharedStep;
 use super::origin::{LaunchOrigin, current_origin, with_origin};
 use super::{Device, MemoryCategory};
 use crate::error::{Result, RuntimeError};
@@ -78,19 +83,38 @@ pub(super) struct GraphMemory {
     /// Unique in the process; for debug output.
     id: u64,
     device: Device,
+    /// The memory of the same step for all rows, if the graph computes some of them.
+    of_all_rows: Option<AllRows>,
     blocks: Mutex<GraphBlocks>,
+}
+
+/// The memory of a step for all rows, as that of some of them sees it.
+struct AllRows {
+    memory: Arc<GraphMemory>,
+    /// The rows of the part, and the number of all rows.
+    part: Range<usize>,
+    rows: usize,
 }
 
 #[derive(Default)]
 struct GraphBlocks {
-    all: Vec<(u64, usize, MemoryCategory)>,
+    all: Vec<Block>,
     free: HashMap<usize, Vec<u64>>,
 }
 
+/// A block of memory; that of a part is not owned if it lies in the memory of all rows.
+struct Block {
+    at: u64,
+    bytes: usize,
+    category: MemoryCategory,
+    is_owned: bool,
+}
+
 impl GraphMemory {
-    fn new(device: &Device) -> GraphMemory {
+    fn new(device: &Device, of_all_rows: Option<AllRows>) -> GraphMemory {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        GraphMemory { id: NEXT.fetch_add(1, Ordering::Relaxed), device: device.clone(), blocks: Mutex::default() }
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        GraphMemory { id, device: device.clone(), of_all_rows, blocks: Mutex::default() }
     }
 
     fn blocks(&self) -> MutexGuard<'_, GraphBlocks> {
@@ -98,7 +122,7 @@ impl GraphMemory {
     }
 
     fn bytes(&self) -> usize {
-        self.blocks().all.iter().map(|b| b.1).sum()
+        self.blocks().all.iter().filter(|block| block.is_owned).map(|block| block.bytes).sum()
     }
 
     /// Takes the last freed block of this size, if there is one.
@@ -106,8 +130,19 @@ impl GraphMemory {
         self.blocks().free.get_mut(&bytes)?.pop()
     }
 
-    fn add_block(&self, at: u64, bytes: usize, category: MemoryCategory) {
-        self.blocks().all.push((at, bytes, category));
+    /// Allocates a block. In a part, it is the part's rows of the block that the step for all rows allocated as the
+    /// same one, so that the rows of all parts are neighbours; a block whose size does not follow from the number of
+    /// rows is the part's own. `None` if the device is out of memory.
+    fn add_block(&self, bytes: usize, category: MemoryCategory) -> Option<u64> {
+        let index = self.blocks().all.len();
+        if let Some(at) = self.of_all_rows.as_ref().and_then(|all| all.block(index, bytes)) {
+            self.blocks().all.push(Block { at, bytes, category, is_owned: false });
+            return Some(at);
+        }
+        let at = self.device.0.backend.alloc(bytes)?;
+        self.device.0.memory.add(category, bytes);
+        self.blocks().all.push(Block { at, bytes, category, is_owned: true });
+        Some(at)
     }
 
     /// Frees a block: later allocations of the same capture may take it.
@@ -124,10 +159,20 @@ impl std::fmt::Debug for GraphMemory {
 
 impl Drop for GraphMemory {
     fn drop(&mut self) {
-        for (at, bytes, category) in std::mem::take(&mut self.blocks().all) {
-            self.device.0.memory.subtract(category, bytes);
-            self.device.0.backend.free(at, bytes);
+        for block in std::mem::take(&mut self.blocks().all).into_iter().filter(|block| block.is_owned) {
+            self.device.0.memory.subtract(block.category, block.bytes);
+            self.device.0.backend.free(block.at, block.bytes);
         }
+    }
+}
+
+impl AllRows {
+    /// The address of the part's rows of block `index`, if `bytes` is the size of these rows.
+    fn block(&self, index: usize, bytes: usize) -> Option<u64> {
+        let blocks = self.memory.blocks();
+        let block = blocks.all.get(index)?;
+        let fits = block.bytes.is_multiple_of(self.rows) && bytes == block.bytes / self.rows * self.part.len();
+        fits.then(|| block.at + (block.bytes / self.rows * self.part.start) as u64)
     }
 }
 
@@ -169,7 +214,32 @@ impl Device {
         keep: impl Any + Send + Sync,
         f: impl Fn() -> std::result::Result<(), E>,
     ) -> std::result::Result<CapturedGraph, E> {
-        let memory = Arc::new(GraphMemory::new(self));
+        self.capture_in(GraphMemory::new(self, None), keep, f)
+    }
+
+    /// Captures the launches of `f`, which computes the rows `part` of the `rows` rows of a step that `whole` computes:
+    /// [`Self::capture`], but what the rows need in device memory is part of the memory of `whole`.
+    ///
+    /// # Errors
+    /// Those of [`Self::capture`].
+    pub(super) fn capture_part<E: From<RuntimeError>>(
+        &self,
+        whole: &CapturedGraph,
+        (part, rows): (Range<usize>, usize),
+        keep: impl Any + Send + Sync,
+        f: impl Fn() -> std::result::Result<(), E>,
+    ) -> std::result::Result<CapturedGraph, E> {
+        let all = AllRows { memory: whole.memory.clone(), part, rows };
+        self.capture_in(GraphMemory::new(self, Some(all)), keep, f)
+    }
+
+    fn capture_in<E: From<RuntimeError>>(
+        &self,
+        memory: GraphMemory,
+        keep: impl Any + Send + Sync,
+        f: impl Fn() -> std::result::Result<(), E>,
+    ) -> std::result::Result<CapturedGraph, E> {
+        let memory = Arc::new(memory);
         let first = self.pass(&memory, false)?;
         f()?;
         first.end();
@@ -208,20 +278,6 @@ impl Device {
                 self.launch(launch)
             }),
         }
-    }
-
-    /// Replays several captured graphs, none of which uses memory that another one writes. On `cpu`, each thread
-    /// replays a whole graph; other devices replay the graphs one after the other.
-    ///
-    /// # Errors
-    /// A graph belongs to another device; a launch fails.
-    pub fn replay_parallel(&self, graphs: &[CapturedGraph]) -> Result<()> {
-        let can_run_parallel = graphs.iter().all(|r| Arc::ptr_eq(&self.0, &r.memory.device.0) && r.native.is_none());
-        if !can_run_parallel || graphs.len() < 2 || self.0.profile.is_collecting() {
-            return graphs.iter().try_for_each(|r| self.replay(r));
-        }
-        let lists: Vec<&[Launch]> = graphs.iter().map(|r| &r.launches[..]).collect();
-        self.0.backend.launch_parallel(&lists)
     }
 
     fn current_capture(&self) -> MutexGuard<'_, Option<CaptureState>> {
@@ -263,10 +319,8 @@ impl Device {
             );
             return Some(Err(RuntimeError::Device(what)));
         }
-        let Some(at) = self.0.backend.alloc(bytes) else { return Some(Err(self.out_of_memory(bytes, category))) };
-        self.0.memory.add(category, bytes);
-        memory.add_block(at, bytes, category);
-        Some(Ok((at, memory)))
+        let at = memory.add_block(bytes, category).ok_or_else(|| self.out_of_memory(bytes, category));
+        Some(at.map(|at| (at, memory)))
     }
 
     /// Adds a launch to the capture in progress. Returns false if there is no capture, so the launch must run.

@@ -84,26 +84,6 @@ fn replay_reads_current_memory_and_does_not_share_its_own() {
 }
 
 #[test]
-fn parallel_replay_equals_replay_one_by_one() {
-    for (d, _) in devices() {
-        let lane = |i: usize| (numbers(&d, &[i as f32; 3]), numbers(&d, &[0.5; 3]), numbers(&d, &[0.0; 3]));
-        let lanes: Vec<_> = (0..3).map(lane).collect();
-        let record = |(a, b, y): &(Tensor, Tensor, Tensor)| {
-            d.capture((a.clone(), b.clone(), y.clone()), || sums(&d, a, b, y, 4)).unwrap()
-        };
-        let graphs: Vec<CapturedGraph> = lanes.iter().map(record).collect();
-        assert!(graphs[0].cost().bytes > 0.0);
-        for step in 0..50 {
-            lanes.iter().enumerate().for_each(|(i, l)| l.0.write(&[(step * i) as f32; 3]).unwrap());
-            d.replay_parallel(&graphs).unwrap();
-            for (i, (_, _, y)) in lanes.iter().enumerate() {
-                assert_eq!(y.to_f32().unwrap(), [(step * i) as f32 + 2.5; 3], "{d:?}");
-            }
-        }
-    }
-}
-
-#[test]
 fn launch_parameters_keep_their_captured_values() {
     for (d, _) in devices() {
         let (y, value) = (numbers(&d, &[0.0; 3]), std::cell::Cell::new(2.0));

@@ -9,12 +9,13 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Mutex;
 
 use reel_kernels::launch::run_on_cpu;
+use reel_kernels::matmul::cpu::run_columns;
 use reel_kernels::{Launch, Team};
 
 use self::kept_blocks::KeptBlocks;
 #[cfg(target_os = "linux")]
 use self::slabs::Slabs;
-use super::{Backend, Hardware, Kernels};
+use super::{Backend, Hardware, Kernels, Phase};
 use crate::error::Result;
 
 const ALIGN: usize = 64;
@@ -150,14 +151,22 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    /// Each thread runs one of the launch lists from start to end: a launch inside a task of the thread team runs on
-    /// the thread of that task only.
-    fn launch_parallel(&self, lists: &[&[Launch]]) -> Result<()> {
-        self.team.run(lists.len(), |i| {
-            for launch in lists[i] {
-                // SAFETY: addresses come from live tensors, as in `launch`; no list uses memory that another list
-                // writes.
-                unsafe { run_on_cpu(launch, &self.team) };
+    /// A thread computes a part of each phase: a launch inside a task of the thread team runs on the thread of that
+    /// task only.
+    fn launch_phases(&self, phases: &[Phase], parts: usize) -> Result<()> {
+        self.team.run_phases(phases.len(), parts, |phase, part| match &phases[phase] {
+            Phase::Rows(lists) => {
+                for launch in &lists[part] {
+                    // SAFETY: addresses come from live tensors, as in `launch`; no part uses memory that another one
+                    // writes.
+                    unsafe { run_on_cpu(launch, &self.team) };
+                }
+            }
+            Phase::Columns(products) => {
+                for p in products {
+                    // SAFETY: the same; the parts write other columns.
+                    unsafe { run_columns(p, p.columns_of_part(part, parts), &self.team) };
+                }
             }
         });
         Ok(())
