@@ -6,6 +6,7 @@
 
 use super::vector::{LANES, Vector, VectorCode};
 use crate::DType;
+use crate::simd::row_steps::{RowSteps, hide_address};
 
 /// What the 32-bit words of the operands of a [`SmallProduct`] are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +129,7 @@ unsafe fn panel<V: Vector, const PAIRS: bool, const C: usize>(p: &SmallProduct, 
 unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: &SmallProduct, row: usize, col: usize) {
     let per_word = if PAIRS { 2 } else { 1 };
     let mut sums = [[V::splat(0.0); C]; R];
-    let mut a = p.a.add(row * p.a_row);
+    let (mut a, rows) = (p.a.add(row * p.a_row), RowSteps::new(p.a_row));
     let mut b = p.b.add(col * LANES);
     let limit = |r: usize| p.length(row + r);
     let common = limit(0) / per_word;
@@ -138,13 +139,13 @@ unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: 
             line[c] = V::load(b.add(c * LANES));
         }
         for r in 0..R {
-            let x = V::splat(a.add(r * p.a_row).read());
+            let x = V::splat(a.add(rows.row(r)).read());
             for c in 0..C {
                 sums[r][c] = multiply_add::<V, PAIRS>(x, line[c], sums[r][c]);
             }
         }
-        a = a.add(p.a_inner);
-        b = b.add(p.b_row);
+        a = hide_address(a.wrapping_add(p.a_inner));
+        b = b.wrapping_add(p.b_row);
     }
     // Beyond the length of the first row of this group, only the sums of later rows continue.
     for k in common..limit(R - 1).div_ceil(per_word) {
@@ -153,7 +154,7 @@ unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: 
             if left == 0 {
                 continue;
             }
-            let x = V::splat(a.add(r * p.a_row).read());
+            let x = V::splat(a.add(rows.row(r)).read());
             for c in 0..C {
                 let mut line = V::load(b.add(c * LANES));
                 if left < per_word {
@@ -162,8 +163,8 @@ unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: 
                 sums[r][c] = multiply_add::<V, PAIRS>(x, line, sums[r][c]);
             }
         }
-        a = a.add(p.a_inner);
-        b = b.add(p.b_row);
+        a = hide_address(a.wrapping_add(p.a_inner));
+        b = b.wrapping_add(p.b_row);
     }
     for r in 0..R {
         let to = p.c.add((row + r) * p.c_row + col * LANES);

@@ -5,6 +5,7 @@ use super::{
     Ahead, Code, Direct, DirectTiles, Part, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit, groups,
     int8, thin_rows_of_b,
 };
+use crate::simd::row_steps::{RowSteps, hide_address};
 use std::arch::x86_64::*;
 
 /// The instances of a tile function for 1 to 12 rows of A.
@@ -78,19 +79,35 @@ macro_rules! step {
     }};
 }
 
-/// The index of the 32-bit word that holds unit `u` of row `i` of A. A is packed as `[units][MR]`, or its rows or its
-/// columns are `stride` words apart.
+/// The index of the 32-bit word that holds unit `u` of row `i` of A, counted from a unit. A is packed as `[units][MR]`,
+/// or its columns are `$steps` words apart, or its rows are at these [`RowSteps`].
 macro_rules! word_of_a {
     ($u:ident, $i:ident) => {
         $u * MR + $i
     };
-    ($u:ident, $i:ident, $stride:ident rows) => {
-        $u + $i * $stride
+    ($u:ident, $i:ident, $steps:ident rows) => {
+        $steps.row($i) + $u
     };
-    ($u:ident, $i:ident, $stride:ident columns) => {
-        $u * $stride + $i
+    ($u:ident, $i:ident, $steps:ident columns) => {
+        $u * $steps + $i
     };
 }
+
+/// Words from one unit of A to the next, and what [`word_of_a!`] needs.
+macro_rules! steps_of_a {
+    () => {
+        (MR, ())
+    };
+    ($stride:ident rows) => {
+        (1, RowSteps::new($stride))
+    };
+    ($stride:ident columns) => {
+        ($stride, $stride)
+    };
+}
+
+/// Units of a step of the loop in a tile function, for which it prefetches one line.
+const UNITS_PER_LINE: usize = 4;
 
 macro_rules! tile {
     ($name:ident, $features:literal, $step:ident $(, $stride:ident $order:ident)?) => {
@@ -100,9 +117,9 @@ macro_rules! tile {
         #[target_feature(enable = $features)]
         unsafe fn $name<const MR: usize>(
             units: usize,
-            a: *const u32,
+            mut a: *const u32,
             $($stride: usize,)?
-            b: *const u32,
+            mut b: *const u32,
             to: Sums,
             ahead: &mut Ahead,
         ) {
@@ -115,22 +132,37 @@ macro_rules! tile {
                     }
                 }
             }
-            for u in 0..units {
-                if u % 4 == 0 {
-                    ahead.prefetch_line();
-                }
-                // SAFETY: `u` is below `units`, and `b` holds `units` units.
-                let b = unsafe {
-                    let b = b.add(u * 32);
-                    [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())]
-                };
-                for i in 0..MR {
-                    // SAFETY: `u` is below `units` and `i` below MR, the number of rows of `a`.
-                    let a = unsafe { *a.add(word_of_a!(u, i $(, $stride $order)?)) };
-                    for j in 0..2 {
-                        sums[i][j] = step!($step, sums[i][j], b[j], a);
+            let (unit_words, _steps) = steps_of_a!($($stride $order)?);
+            // Adds the products of unit `u` from `a` and `b` on.
+            macro_rules! add_unit {
+                ($u:ident) => {
+                    // SAFETY: `a` and `b` hold the unit, and `i` is below MR, the number of rows of `a`.
+                    let b = unsafe {
+                        let b = b.add($u * 32);
+                        [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(16).cast())]
+                    };
+                    for i in 0..MR {
+                        // SAFETY: the same.
+                        let a = unsafe { *a.add(word_of_a!($u, i $(, _steps $order)?)) };
+                        for j in 0..2 {
+                            sums[i][j] = step!($step, sums[i][j], b[j], a);
+                        }
                     }
+                };
+            }
+            for _ in 0..units / UNITS_PER_LINE {
+                ahead.prefetch_line();
+                for u in 0..UNITS_PER_LINE {
+                    add_unit!(u);
                 }
+                a = hide_address(a.wrapping_add(UNITS_PER_LINE * unit_words));
+                b = b.wrapping_add(32 * UNITS_PER_LINE);
+            }
+            if !units.is_multiple_of(UNITS_PER_LINE) {
+                ahead.prefetch_line();
+            }
+            for u in 0..units % UNITS_PER_LINE {
+                add_unit!(u);
             }
             for i in 0..MR {
                 for j in 0..2 {
