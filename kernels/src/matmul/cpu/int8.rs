@@ -84,6 +84,7 @@ impl Groups {
 pub(super) mod avx512 {
     use super::*;
     use std::arch::x86_64::*;
+    use std::ops::Range;
 
     /// f32 multiply-adds.
     pub(in super::super) static THIN_F32: Thin = thin_of(12, thin_f32);
@@ -139,6 +140,43 @@ pub(super) mod avx512 {
                 };
                 // SAFETY: `dst` has room for `[part.units][width]`.
                 unsafe { _mm512_storeu_si512(dst.add(u * width + lane).cast(), words) };
+            }
+        }
+    }
+
+    /// Packs some pairs of 32 rows, from row `row` on, as two blocks `[pairs][16]` for the halves of the rows. Pairs
+    /// beyond the end of k and rows that are not stored are 0. Prefetches the pairs that follow, or near the end of k
+    /// those of the next 32 rows: the loop is faster than memory.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 F and BW; the operand is int8; `row` begins a group; both blocks have room.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(in super::super) unsafe fn pack_panel(source: &Source, row: usize, pairs: Range<usize>, halves: [*mut u32; 2]) {
+        let groups = Groups { base: group_at(source, row, 0), k: source.k };
+        let whole = pairs.start..pairs.end.min(source.k / 2).max(pairs.start);
+        for (g, half) in halves.into_iter().enumerate() {
+            if !is_stored(source, row + g * INT8_GROUP) {
+                // SAFETY: the block has room for all pairs.
+                unsafe { half.write_bytes(0, pairs.len() * INT8_GROUP) };
+                continue;
+            }
+            // SAFETY: pair `pair` is within `pairs`.
+            let store = |pair: usize, words| unsafe {
+                _mm512_storeu_si512(half.add((pair - pairs.start) * INT8_GROUP).cast(), words)
+            };
+            for pair in whole.clone() {
+                let at = groups.at(g, 2 * pair);
+                if pair.is_multiple_of(LINE / 2) {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(groups.ahead(2, 2 * pair)).cast());
+                }
+                // SAFETY: the group is stored and has both elements.
+                store(pair, unsafe { widen_pair(at, true) });
+            }
+            for pair in whole.end..pairs.end {
+                let has_first = 2 * pair < source.k;
+                // SAFETY: the group is stored; the first element is read only if it exists.
+                let last = || unsafe { widen_pair(groups.at(g, 2 * pair), false) };
+                store(pair, if has_first { last() } else { _mm512_setzero_si512() });
             }
         }
     }

@@ -225,6 +225,7 @@ impl<'a, T: Element> Product<'a, T> {
                 match (self.b.unit, self.b.transposed) {
                     (Unit::GroupedPair, _) => return self.thin_groups(),
                     (Unit::GroupedF32, _) if self.a_parts > 1 => return self.thin_f32_groups(),
+                    (Unit::Int8Pair, _) => return self.thin_int8(),
                     (Unit::Pair | Unit::F32, false) => return self.thin_rows(scratch),
                     _ => {}
                 }

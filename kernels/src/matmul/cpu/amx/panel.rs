@@ -5,7 +5,7 @@ use super::pack::{copy_rows, pack_pairs};
 use super::tiles::Prefetch;
 use super::{BLOCK, Product, SIDE, STEP, TILE};
 use crate::Element;
-use crate::matmul::cpu::{Part, Unit, groups, int8};
+use crate::matmul::cpu::{Unit, groups, int8};
 use std::ops::Range;
 use std::ptr::null;
 
@@ -63,12 +63,8 @@ impl<T: Element> Product<'_, T> {
             return unsafe { self.lines_in_place(row, steps, dst) };
         }
         if self.b.unit == Unit::Int8Pair {
-            for (i, half) in halves.into_iter().enumerate() {
-                let part =
-                    Part { row: row + i * SIDE, rows: SIDE, unit: steps.start * SIDE, units: steps.len() * SIDE };
-                // SAFETY: `dst` has room for both halves.
-                unsafe { int8::avx512::pack(&self.b, part, SIDE, half) };
-            }
+            // SAFETY: `dst` has room for both halves.
+            unsafe { int8::avx512::pack_panel(&self.b, row, steps.start * SIDE..steps.end * SIDE, halves) };
             return packed(halves, steps.len());
         }
         if self.b.transposed {

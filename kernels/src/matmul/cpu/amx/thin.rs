@@ -23,6 +23,10 @@ const AHEAD: usize = 6;
 /// Steps that a product with few rows of A prefetches ahead in rows of f32, which it copies: a block.
 const AHEAD_OF_COPY: usize = 4;
 
+/// Steps of a panel of int8 that a product with few rows of A widens at a time: 4 KiB, which stay in the first-level
+/// cache.
+const WIDENED_STEPS: usize = 2;
+
 /// Columns of C that a product with few rows of A and groups of B finishes before it stores them. The stream of B has
 /// pushed C out of the near caches, so an ordinary store first reads its line, in the place of a line of B
 /// (benches/results/intel-xeon/2026-11-25-amx-decode.json).
@@ -245,6 +249,31 @@ impl<T: Element> Product<'_, T> {
         };
         // SAFETY: the operands are valid as `Matmul` documents, and B is in groups.
         unsafe { self.each_group(a_words + BUFFER + STEP * BLOCK, task) }
+    }
+
+    /// Computes a product with up to 32 rows of A and groups of int8. B is read once; each task reads some of its groups
+    /// and widens them block by block. It also packs A: what another thread has written takes longer to read.
+    pub(super) unsafe fn thin_int8(&self) {
+        let a_words = self.words_per_row_block();
+        let task = |dst: *mut u32| {
+            // SAFETY: `dst` has room for 32 rows.
+            unsafe { self.pack_a(0, self.m, dst) };
+            move |column: usize, sums| {
+                for first in (0..self.steps).step_by(WIDENED_STEPS) {
+                    let steps = first..self.steps.min(first + WIDENED_STEPS);
+                    // SAFETY: `dst` has room for two rows of tiles and for a block of B, whose panel has these steps;
+                    // the tiles have the shape of the rows.
+                    unsafe {
+                        let a = [0, self.steps].map(|step| dst.add((step + first) * self.a_parts * TILE));
+                        let ready = self.prepare(column / BLOCK, steps, false, dst.add(a_words));
+                        let a = a.map(|tile| tile.cast::<u8>().cast_const());
+                        self.multiply(&ready, a, sums, first > 0, Prefetch::NONE);
+                    }
+                }
+            }
+        };
+        // SAFETY: the operands are valid as `Matmul` documents, and B is in groups.
+        unsafe { self.each_group(a_words + 2 * WIDENED_STEPS * TILE, task) }
     }
 
     /// Computes the sums of every group of B, on all threads, and stores C. `task` gets `words` words for a task and
