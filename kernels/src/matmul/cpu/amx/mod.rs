@@ -48,9 +48,9 @@
 //! With up to 32 rows of A, all of k is one block, and B is read from memory once, with prefetching: the arithmetic of
 //! 32 rows takes less time than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a
 //! prefetch to the second-level cache and one to the first at half the distance keep memory busier than plain loads do,
-//! on large pages. Groups of f32 are split while the tiles multiply (`split`). A is packed so that a tile is 1 KiB
-//! without gaps: rows that are a multiple of 4 KiB apart would compete for the same few sets of the caches. B's rows
-//! are copied block by block if they are so far apart.
+//! on large pages. Groups of f32 are split while the tiles multiply (`split`); int8 is widened two steps at a time. A
+//! is packed so that a tile is 1 KiB without gaps: rows that are a multiple of 4 KiB apart would compete for the same
+//! few sets of the caches. B's rows are copied block by block if they are so far apart.
 
 mod pack;
 mod panel;
