@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::{Alone, Team, pause};
 
-/// Number of times that a thread checks a part that nobody has begun before it computes the part itself. The checks take
-/// some hundred microseconds in all, much longer than it takes another thread that runs to begin.
+/// Maximum number of checks of a part that no thread has begun. The checks take some hundred microseconds in all, much
+/// longer than a thread that runs needs to begin its part. The thread that checks then computes the part itself.
 const PATIENCE: usize = 2_000;
 
 /// A part of each phase.
@@ -34,7 +34,7 @@ impl Part {
         self.progress.load(Ordering::Acquire) >= 2 * (phase + 1)
     }
 
-    /// Runs `task` if nobody has begun phase `phase` of the part. Returns whether it did.
+    /// Runs `task`, unless a thread has begun phase `phase` of the part already. Returns whether `task` ran.
     fn compute(&self, phase: usize, task: impl FnOnce()) -> bool {
         let (begin, running) = (2 * phase, 2 * phase + 1);
         if self.progress.load(Ordering::Relaxed) != begin

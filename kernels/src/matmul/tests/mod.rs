@@ -122,7 +122,7 @@ fn with_groups(c: &Case, x: &Inputs, run: impl FnOnce(&Matmul)) -> Vec<f32> {
     })
 }
 
-/// Runs a product in parts by columns, on threads that each compute one; none where there are fewer groups of columns.
+/// Runs a product in `parts` parts, each of some of its columns; with few groups of columns some parts are empty.
 #[allow(unsafe_code)]
 fn run_in_parts(isa: Isa, p: &Matmul, parts: usize) {
     let team = Team::new(parts);
@@ -265,7 +265,7 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
         let got = product_of_groups(isa, c, &x, threads);
         same(&format!("{isa:?} {c:?} with B in groups, {threads} threads"), &whole, &got)?;
     }
-    // AMX has code of its own for each k; `run_on` chooses by k, so `whole` is computed like the parts.
+    // `run_on` chooses the unit by k, as `run_columns_on` does; `run_with` does not.
     for parts in 1..4 {
         let in_parts = |p: &Matmul| run_in_parts(isa, p, parts);
         #[allow(unsafe_code)]
