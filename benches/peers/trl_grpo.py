@@ -8,8 +8,9 @@ Needs trl 0.23.0, transformers 4.56.2, torch 2.7.1, datasets and safetensors in 
 Both sides: the same user messages with the model's chat template, prompts of about 100 tokens, one prompt per step, 8 completions of exactly 64 tokens, loss type grpo, beta 0.04,
 learning rate 1e-6, temperature 1, top-p 0.95, f32, all cores. The reward is the number of distinct characters. The model has about a
 million random parameters (hidden 128, 4 layers, 4 heads, 2 KV heads, intermediate 384, vocabulary 490); for TRL it is a Qwen2ForCausalLM
-of the same shape. TRL runs with and without gradient checkpointing, and the faster one is compared. Each round runs all three; the result
-is the median of the ratios of the rounds. The first steps of a run do not count. Memory is the maximum resident set size.
+of the same shape. TRL runs with and without gradient checkpointing, and the faster one is compared. reel runs before, between and after
+these two, and the median of all its steps counts: a round takes a minute, in which the speed of a virtual machine may change. The result is
+the median of the ratios of the rounds. The first steps of a run do not count. Memory is the maximum resident set size.
 
 With --before the peer is an earlier build of reel, which runs in turn with the other one.
 """
@@ -150,6 +151,12 @@ def per_minute(run):
     return 60 / statistics.median(run["seconds"][WARM:])
 
 
+def together(runs):
+    """Several runs as one; the first steps of each do not count."""
+    seconds = [s for run in runs for s in run["seconds"][WARM:]]
+    return runs[0] | {"seconds": runs[0]["seconds"][:WARM] + seconds, "rss": max(run["rss"] for run in runs)}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--reel", required=True)
@@ -177,7 +184,12 @@ def main():
                 row = {f"{name}_steps_per_minute": per_minute(run_reel(os.path.abspath(program), model, 3 * a.steps)) for name, program in (("before", a.before), ("reel", reel))}
                 rounds.append(row | {"peer": "before", "speed": row["reel_steps_per_minute"] / row["before_steps_per_minute"]})
                 continue
-            runs = {"trl": run_trl(model, a.steps, False), "trl_checkpointing": run_trl(model, a.steps, True), "reel": run_reel(reel, model, 3 * a.steps)}
+            own = [run_reel(reel, model, a.steps)]
+            runs = {}
+            for name, checkpointing in (("trl", False), ("trl_checkpointing", True)):
+                runs[name] = run_trl(model, a.steps, checkpointing)
+                own.append(run_reel(reel, model, a.steps))
+            runs["reel"] = together(own)
             row = {f"{name}_steps_per_minute": per_minute(run) for name, run in runs.items()}
             row |= {f"{name}_resident_mib": run["rss"] / 2**20 for name, run in runs.items()}
             row["handover_nanoseconds"] = handover_nanoseconds(reel, model)
