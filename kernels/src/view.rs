@@ -36,6 +36,11 @@ impl<T> OutputArray<T> {
         OutputArray { base: addr.0 as *mut T, len }
     }
 
+    /// Number of elements.
+    pub fn element_count(&self) -> usize {
+        self.len
+    }
+
     /// Returns the address of the elements `start .. start + len`, for code that writes some of them.
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::simd::add_to_sums;
+use crate::simd::{add_to_sums, prefetch};
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Element, Team, simd_fn};
 
@@ -55,6 +55,7 @@ pub unsafe fn fwd<W: Element, T: Element>(p: &FwdParams, team: &Team) {
     team.run(tokens.div_ceil(TOKENS), |task| {
         let start = task * TOKENS;
         for (t, &id) in (start..).zip(&ids[start..(start + TOKENS).min(tokens)]) {
+            prefetch::write_row_ahead(&y, t, hidden);
             // SAFETY: tokens' rows do not overlap.
             let y = unsafe { y.part(t * hidden, hidden) };
             match (vision_row_of(vision_index, t), row_of(id, vocab)) {

@@ -3,6 +3,7 @@
 
 use super::{BYTES_PER_CHUNK, ByteRange, Params, SUMS_PER_CHUNK};
 use crate::launch::Chunk;
+use crate::simd::prefetch;
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
@@ -24,6 +25,7 @@ simd_fn! {
         let (groups, words) = words.as_chunks::<LANES>();
         let mut at = before;
         for group in groups {
+            prefetch::read_ahead(group);
             for i in 0..LANES {
                 lanes[i] = lanes[i].wrapping_add(mixed(u64::from_le_bytes(group[i]), at + 1 + i as u64));
             }

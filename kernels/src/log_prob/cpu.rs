@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::simd::{LANES, exp};
+use crate::simd::{LANES, exp, prefetch};
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
@@ -240,6 +240,8 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     let d_logits = unsafe { OutputArray::<T>::new(p.d_logits, rows * columns) };
     let scale = p.inv_temperature;
     team.run(rows, |r| {
+        prefetch::read_row_ahead(logits, r, columns);
+        prefetch::write_row_ahead(&d_logits, r, columns);
         let logits = &logits[r * columns..][..columns];
         // SAFETY: rows do not overlap.
         let dx = unsafe { d_logits.part(r * columns, columns) };

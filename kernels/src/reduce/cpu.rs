@@ -4,6 +4,7 @@
 
 use super::{ClipParams, ELEMENTS_PER_CHUNK, SumSquaresParams, WeightedSumParams};
 use crate::launch::{ArrayEntry, Chunk};
+use crate::simd::prefetch;
 use crate::view::{OutputArray, slice_at};
 use crate::{Team, simd_fn};
 
@@ -35,6 +36,7 @@ simd_fn! {
         let mut lanes = [0.0f64; LANES];
         let (x, rest) = x.as_chunks::<LANES>();
         for x in x {
+            prefetch::read_ahead(x);
             for i in 0..LANES {
                 let x = x[i] as f64;
                 lanes[i] += x * x;

@@ -4,7 +4,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::norm_rows::{self, OptionalRowOutput};
-use crate::simd::{LANES, sum_lanes};
+use crate::simd::{LANES, prefetch, sum_lanes};
 use crate::view::{OutputArray, slice_at};
 use crate::{Addr, Element, Team, simd_fn};
 
@@ -113,6 +113,10 @@ pub unsafe fn fwd_gathered<T: Element>(p: &FwdParams, index: Addr, team: &Team) 
     // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
     let rstds = unsafe { OptionalRowOutput::new(p.rstd, rows) };
     norm_rows::for_each_row(team, rows, cols, |row| {
+        if index.is_empty() {
+            prefetch::read_row_ahead(x, row, cols);
+        }
+        prefetch::write_row_ahead(&y, row, cols);
         let x = &x[source_row(index, row) * cols..][..cols];
         // SAFETY: rows do not overlap.
         let rstd = normalise_row(x, w, p.eps, unsafe { y.part(row * cols, cols) });
@@ -138,6 +142,10 @@ pub unsafe fn add_fwd<T: Element>(p: &FwdParams, team: &Team) {
     let rstds = unsafe { OptionalRowOutput::new(p.rstd, rows) };
     norm_rows::for_each_row(team, rows, cols, |row| {
         let at = row * cols..(row + 1) * cols;
+        prefetch::read_row_ahead(first, row, cols);
+        prefetch::read_row_ahead(second, row, cols);
+        prefetch::write_row_ahead(&sum, row, cols);
+        prefetch::write_row_ahead(&y, row, cols);
         // SAFETY: rows do not overlap.
         let (sum, y) = unsafe { (sum.part(at.start, cols), y.part(at.start, cols)) };
         if !first.is_empty() {
@@ -205,6 +213,11 @@ unsafe fn bwd_rows<T: Element>(
     // SAFETY: `index` is null (then no elements are read) or covers `rows` elements.
     let index = unsafe { slice_at::<i32>(index, if index.is_null() { 0 } else { rows }) };
     let each = |row: usize, dw: &mut [f32]| {
+        if index.is_empty() {
+            prefetch::read_row_ahead(x, row, cols);
+            prefetch::write_row_ahead(&dx, row, cols);
+        }
+        prefetch::read_row_ahead(dy, row, cols);
         let from = source_row(index, row) * cols;
         let (x, dy, rstd) = (&x[from..][..cols], &dy[row * cols..][..cols], rstd[row]);
         let along_x = rstd * rstd * rstd * (dot3(x, dy, w) / cols as f32);

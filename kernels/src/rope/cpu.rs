@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{ApplyParams, Part, TableParams};
+use crate::simd::prefetch;
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
@@ -110,6 +111,7 @@ pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
     let per_task = (PER_TASK / per_token).max(1);
     team.run(tokens.div_ceil(per_task), |task| {
         for t in task * per_task..tokens.min((task + 1) * per_task) {
+            parts.iter().for_each(|part| part.prefetch_after(t));
             for (i, part) in parts.iter().enumerate().filter(|(_, part)| part.width > 0) {
                 // SAFETY: tokens and parts do not overlap.
                 let y = unsafe { part.copied_token(t) };
@@ -141,6 +143,12 @@ impl<T: Element> PartView<'_, T> {
         let x = unsafe { slice_at::<T>(part.x, if part.x == part.y { 0 } else { len(x_stride) }) };
         // SAFETY: `part` covers the rows of all tokens.
         PartView { x, y: unsafe { OutputArray::<T>::new(part.y, len(y_stride)) }, x_stride, y_stride, width }
+    }
+
+    /// Prefetches a token after `t`.
+    fn prefetch_after(&self, t: usize) {
+        prefetch::read_part_ahead(self.x, t, self.x_stride, self.width);
+        prefetch::write_part_ahead(&self.y, t, self.y_stride, self.width);
     }
 
     /// Copies token `t` from x to y and returns it.

@@ -7,6 +7,7 @@ pub(crate) mod amx;
 #[cfg(all(any(test, feature = "emulate-amx"), target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx_emulator;
 mod isa;
+pub(crate) mod prefetch;
 pub(crate) mod row_steps;
 
 #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::simd::exp;
+use crate::simd::{LANES, exp, prefetch};
 use crate::view::{OutputArray, slice_at};
 use crate::{Element, Team, simd_fn};
 
@@ -11,20 +11,49 @@ const BLOCK: usize = 4096;
 
 simd_fn! {
     fn fwd_block<T: Element>(gate: &[T], up: &[T], y: &mut [T]) {
-        for ((g, u), y) in gate.iter().zip(up).zip(y) {
+        let value = |g: &T, u: &T| {
             let g = g.to_f32();
-            *y = T::from_f32(g / (1.0 + exp(-g)) * u.to_f32());
+            T::from_f32(g / (1.0 + exp(-g)) * u.to_f32())
+        };
+        let ((gate, gate_rest), (up, up_rest)) = (gate.as_chunks::<LANES>(), up.as_chunks::<LANES>());
+        let (y, y_rest) = y.as_chunks_mut::<LANES>();
+        for ((g, u), y) in gate.iter().zip(up).zip(y) {
+            prefetch::read_ahead(g);
+            prefetch::read_ahead(u);
+            prefetch::write_ahead(y);
+            for i in 0..LANES {
+                y[i] = value(&g[i], &u[i]);
+            }
+        }
+        for ((g, u), y) in gate_rest.iter().zip(up_rest).zip(y_rest) {
+            *y = value(g, u);
         }
     }
 }
 
 simd_fn! {
     fn bwd_block<T: Element>(gate: &[T], up: &[T], dy: &[T], d_gate: &mut [T], d_up: &mut [T]) {
-        for ((((g, u), dy), d_gate), d_up) in gate.iter().zip(up).zip(dy).zip(d_gate).zip(d_up) {
+        let gradients = |g: &T, u: &T, dy: &T| {
             let (g, dy) = (g.to_f32(), dy.to_f32());
             let s = 1.0 / (1.0 + exp(-g));
-            *d_gate = T::from_f32(dy * u.to_f32() * s * (1.0 + g * (1.0 - s)));
-            *d_up = T::from_f32(dy * g * s);
+            (T::from_f32(dy * u.to_f32() * s * (1.0 + g * (1.0 - s))), T::from_f32(dy * g * s))
+        };
+        let ((gate, gate_rest), (up, up_rest)) = (gate.as_chunks::<LANES>(), up.as_chunks::<LANES>());
+        let (dy, dy_rest) = dy.as_chunks::<LANES>();
+        let ((d_gate, d_gate_rest), (d_up, d_up_rest)) = (d_gate.as_chunks_mut::<LANES>(), d_up.as_chunks_mut::<LANES>());
+        for ((((g, u), dy), d_gate), d_up) in gate.iter().zip(up).zip(dy).zip(d_gate).zip(d_up) {
+            prefetch::read_ahead(g);
+            prefetch::read_ahead(u);
+            prefetch::read_ahead(dy);
+            prefetch::write_ahead(d_gate);
+            prefetch::write_ahead(d_up);
+            for i in 0..LANES {
+                (d_gate[i], d_up[i]) = gradients(&g[i], &u[i], &dy[i]);
+            }
+        }
+        let rest = gate_rest.iter().zip(up_rest).zip(dy_rest).zip(d_gate_rest).zip(d_up_rest);
+        for ((((g, u), dy), d_gate), d_up) in rest {
+            (*d_gate, *d_up) = gradients(g, u, dy);
         }
     }
 }

@@ -38,7 +38,7 @@ mod store;
 mod thin;
 
 use super::{GROUP_ROWS, Matmul, Operand, WeightGroups};
-use crate::simd::{Isa, isa};
+use crate::simd::{Isa, isa, prefetch};
 use crate::view::{OutputArray, slice_at};
 use crate::{DType, Element, Team};
 use ahead::Ahead;
@@ -254,6 +254,15 @@ impl Packed {
         // SAFETY: `offset` lies inside the array.
         unsafe { self.0.add(offset) }
     }
+}
+
+/// Whether a tile of C is prefetched while the one before it is computed. On Intel, stores to lines that are in no cache
+/// held products with a short k up: 512 × 490 × 128 took 0.37 ms instead of 0.22. An AMD EPYC (Zen 4) gained nothing.
+fn prefetches_c() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return crate::simd::is_intel();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Computes the product with the best instruction set of this machine.
@@ -557,6 +566,11 @@ impl<'a, T: Element> Product<'a, T> {
                     let at = if blocks == 1 { 0 } else { (t * panels.len() + i) * area };
                     let (first_row, columns) = (row + tile * mr, panel * nr..self.n.min((panel + 1) * nr));
                     let in_c = self.sums_in_c(first_row, tile_rows, &columns, nr);
+                    if let Some(c) = in_c.filter(|_| prefetches_c() && block == 0 && tile + 1 < tiles.end) {
+                        for r in mr..mr + mr.min(rows - (tile + 1) * mr) {
+                            prefetch::write_lines(c.wrapping_add(r * self.c_stride).cast(), nr * 4);
+                        }
+                    }
                     // SAFETY: `at` lies inside the sums; the code has a tile function for each number of rows up to
                     // `mr`.
                     let acc = unsafe {

@@ -85,6 +85,8 @@ const TILE: usize = 256;
 const PARTS: usize = 3;
 /// Words of the four tiles of sums.
 const SUMS: usize = 4 * TILE;
+/// Words of a packed A that does not fit into a second-level cache of 2 MiB.
+const LARGE_A: usize = 512 << 10;
 /// Maximum number of panels (32 columns of C) of a task.
 const MAX_PANELS: usize = 14;
 
@@ -253,11 +255,15 @@ impl<'a, T: Element> Product<'a, T> {
             self.team.run(row_blocks, pack);
         }
         let (panels, threads) = (self.n.div_ceil(BLOCK), self.team.threads());
-        let columns = panels.div_ceil(self.blocking.panels).next_multiple_of(threads).min(panels);
+        let least_columns = panels.div_ceil(self.blocking.panels);
+        // Threads that share the columns all read the whole packed A. If that is too large for a second-level cache, each
+        // has rows of its own instead, which it has packed itself, and packs all of a B that is not larger than A.
+        let has_own_rows = row_blocks * words > LARGE_A && self.m >= self.n && row_blocks >= 2 * threads;
+        let columns = if has_own_rows { least_columns } else { least_columns.next_multiple_of(threads).min(panels) };
         // Partial sums of a task have to fit into its second-level cache; without them a task may have all rows.
         let least = if self.steps <= self.blocking.steps { 1 } else { row_blocks.div_ceil(self.blocking.row_blocks) };
         let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(columns) };
-        let parts = least.max(wanted).min(row_blocks);
+        let parts = least.max(wanted).next_multiple_of(if has_own_rows { threads } else { 1 }).min(row_blocks);
         self.team.run(columns * parts, |task| {
             let (part, column) = (task / columns, task % columns);
             let row_blocks = part * row_blocks / parts..(part + 1) * row_blocks / parts;
