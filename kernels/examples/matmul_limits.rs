@@ -7,6 +7,7 @@
 //! product bf16 bf16 bf16 512 4864 896 24 10     dtypes of A, B and C; m, n, k; copies of B, used in turn; calls
 //!                                               (bf16t, f32t: stored transposed; f32g, bf16g: B in groups; i8: B
 //!                                               with scales)
+//! product … 24 10 cold                          the same with as many copies of C as of B, used in turn
 //! limit f32 | limit bf16                        time of 1e9 operations on registers, on all threads
 //! read                                          time to read 1e9 bytes from memory
 //! handover                                      time until a thread reads what another one has written
@@ -32,10 +33,15 @@ fn main() -> Result<(), String> {
                 continue;
             }
             ["product", a, b, c, ref sizes @ ..] => {
+                let (sizes, cold_c) = match sizes {
+                    [sizes @ .., "cold"] => (sizes, true),
+                    sizes => (sizes, false),
+                };
                 let sizes = sizes.iter().map(|s| number(s)).collect::<Result<Vec<_>, _>>()?;
                 let [m, n, k, copies, calls] = sizes[..] else {
                     return Err(format!("{line}: needs five numbers: m, n, k, copies, calls"));
                 };
+                let copies = [copies, if cold_c { copies } else { 1 }];
                 product([dtype(a)?, dtype(b)?, dtype(c)?], [m, n, k], copies, calls, &team)?
             }
             ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
@@ -107,7 +113,7 @@ fn array(bytes: usize) -> Result<MmapMut, String> {
 fn product(
     dtypes: [(DType, Stored); 3],
     [m, n, k]: [usize; 3],
-    copies: usize,
+    [copies, copies_of_c]: [usize; 2],
     calls: usize,
     team: &Team,
 ) -> Result<Vec<f64>, String> {
@@ -116,7 +122,7 @@ fn product(
     let elements_of_b = n.next_multiple_of(GROUP_ROWS) * k.next_multiple_of(2);
     let b = (0..copies).map(|_| array(elements_of_b * dtypes[1].0.size())).collect::<Result<Vec<_>, _>>()?;
     let scales = array(n * 4)?;
-    let c = array(m * n * dtypes[2].0.size())?;
+    let c = (0..copies_of_c).map(|_| array(m * n * dtypes[2].0.size())).collect::<Result<Vec<_>, _>>()?;
     let call = |i: usize| {
         let operand =
             |x: &MmapMut, (dtype, stored)| Operand { addr: addr(x), dtype, transposed: stored == Stored::Transposed };
@@ -128,7 +134,7 @@ fn product(
             b: operand(&b[i % copies], dtypes[1]),
             b_scale: if dtypes[1].0 == DType::I8 { addr(&scales) } else { Addr::NULL },
             b_grouped: dtypes[1].1 == Stored::Groups,
-            c: addr(&c),
+            c: addr(&c[i % copies_of_c]),
             c_dtype: dtypes[2].0,
             bias: Addr::NULL,
             accumulate: false,

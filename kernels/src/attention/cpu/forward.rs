@@ -466,7 +466,7 @@ unsafe fn softmax<V: Vector, const PAIRS: bool>(
         row_maxes[r] = if now > before { now } else { before };
     }
     let mut alpha = [0.0; ROWS];
-    for r in (0..ROWS).step_by(LANES) {
+    for r in (0..limits.len()).step_by(LANES) {
         let x = V::load(state.row_max.add(row + r)).sub(V::load(row_maxes.as_ptr().add(r)));
         x.exp().store(alpha.as_mut_ptr().add(r));
     }
