@@ -257,7 +257,8 @@ impl Packed {
 }
 
 /// Whether a tile of C is prefetched while the one before it is computed. On Intel, stores to lines that are in no cache
-/// held products with a short k up: 512 × 490 × 128 took 0.37 ms instead of 0.22. An AMD EPYC (Zen 4) gained nothing.
+/// held products with a short k up: 512 × 490 × 128 took 0.38 ms instead of 0.23; with C in a cache they take 3 % longer
+/// now (benches/results/intel-xeon/2026-11-27-cold-memory.json). An AMD EPYC (Zen 4) gained nothing.
 fn prefetches_c() -> bool {
     #[cfg(target_arch = "x86_64")]
     return crate::simd::is_intel();
