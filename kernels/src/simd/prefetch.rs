@@ -5,7 +5,7 @@
 use crate::view::OutputArray;
 
 /// Distance in bytes of prefetches into the second-level cache, which has more requests for memory under way than the
-/// first: some 48 instead of 16 on Intel.
+/// first: on Intel some 48 instead of 16 (Golden Cove).
 const FAR: usize = 4096;
 /// Distance in bytes of prefetches into the first-level cache.
 const NEAR: usize = 1024;
@@ -70,19 +70,6 @@ pub(crate) fn write_lines(at: *const u8, bytes: usize) {
     lines(at, bytes, write);
 }
 
-/// Loads the line at `at`, which may be any address, into the second-level cache.
-#[inline(always)]
-pub(crate) fn read_later(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has this instruction; it does nothing for addresses that are not mapped.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 /// Calls `prefetch` for each line of `bytes` bytes from `at` on.
 #[inline(always)]
 fn lines(at: *const u8, bytes: usize, prefetch: impl Fn(*const u8)) {
@@ -96,13 +83,25 @@ fn lines(at: *const u8, bytes: usize, prefetch: impl Fn(*const u8)) {
 #[inline(always)]
 fn read(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has this instruction; it does nothing for addresses that are not mapped.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
+    load::<{ std::arch::x86_64::_MM_HINT_T0 }>(at);
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
+}
+
+/// Loads the line at `at`, which may be any address, into the second-level cache.
+#[inline(always)]
+pub(crate) fn read_later(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    load::<{ std::arch::x86_64::_MM_HINT_T1 }>(at);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn load<const HINT: i32>(at: *const u8) {
+    // SAFETY: every x86-64 processor has this instruction; it does nothing for addresses that are not mapped.
+    unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(at.cast()) };
 }
 
 /// Loads the line at `at`, which may be any address, as the only copy of all cores, so that a store need not wait.
@@ -139,9 +138,9 @@ mod tests {
         }
     }
 
-    /// Rows beyond the end are left out, and no address is accessed.
+    /// A wrong bound would panic.
     #[test]
-    fn rows_beyond_the_end_are_left_out() {
+    fn the_end_of_an_array_may_be_near() {
         let (x, mut y) = (vec![1.0f32; SMALL], vec![0.0f32; SMALL]);
         // SAFETY: the only user of `y`.
         let view: OutputArray<f32> = unsafe { OutputArray::new(crate::Addr(y.as_mut_ptr() as u64), y.len()) };

@@ -2,6 +2,7 @@
 
 use super::{Part, Source, Unit, int8};
 use crate::matmul::INT8_GROUP;
+use crate::simd::prefetch;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -51,14 +52,9 @@ impl Ahead {
     /// Prefetches the next line into the second-level cache, if one is left.
     #[inline(always)]
     pub(super) fn prefetch_line(&mut self) {
-        let Some(line) = self.next_line() else { return };
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: every x86-64 processor has this instruction; it does nothing for addresses that are not mapped.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.cast())
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
+        if let Some(line) = self.next_line() {
+            prefetch::read_later(line);
+        }
     }
 
     #[inline(always)]

@@ -13,9 +13,10 @@ fn blocked(c: &Case, x: &Inputs, blocking: Option<&Blocking>, threads: usize) ->
 }
 
 fn any_blocking() -> impl Strategy<Value = Blocking> {
-    (1..4usize, 1..3usize, 1..4usize, any::<bool>()).prop_map(|(steps, row_blocks, panels, thin)| {
+    (1..4usize, 1..3usize, 1..4usize, any::<[bool; 2]>()).prop_map(|(steps, row_blocks, panels, [own_rows, thin])| {
         // One word is the least: A is then packed in groups of 128 rows.
-        Blocking { steps, row_blocks, panels, packed_words: 1, thin }
+        let shared_words = if own_rows { 0 } else { usize::MAX };
+        Blocking { steps, row_blocks, panels, packed_words: 1, shared_words, thin }
     })
 }
 

@@ -85,8 +85,6 @@ const TILE: usize = 256;
 const PARTS: usize = 3;
 /// Words of the four tiles of sums.
 const SUMS: usize = 4 * TILE;
-/// Words of a packed A that does not fit into a second-level cache of 2 MiB.
-const LARGE_A: usize = 512 << 10;
 /// Maximum number of panels (32 columns of C) of a task.
 const MAX_PANELS: usize = 14;
 
@@ -102,14 +100,23 @@ pub(in crate::matmul) struct Blocking {
     pub(in crate::matmul) panels: usize,
     /// Maximum number of words of A that are packed at a time, if these are at least 128 rows.
     pub(in crate::matmul) packed_words: usize,
+    /// Maximum number of words of a packed A that all threads read.
+    pub(in crate::matmul) shared_words: usize,
     /// Whether a product with up to 32 rows of A has code of its own.
     pub(in crate::matmul) thin: bool,
 }
 
 impl Blocking {
     /// The sizes for products of two bf16 operands, and caches of 48 KiB and 2 MiB per core.
-    const OF_BF16: Blocking =
-        Blocking { steps: 8, row_blocks: 16, panels: 8, packed_words: super::PACKED_A / 4, thin: true };
+    const OF_BF16: Blocking = Blocking {
+        steps: 8,
+        row_blocks: 16,
+        panels: 8,
+        packed_words: super::PACKED_A / 4,
+        // A second-level cache.
+        shared_words: 512 << 10,
+        thin: true,
+    };
     /// The sizes for products with an f32 operand, whose tiles take three times as many bytes.
     const OF_F32: Blocking = Blocking { steps: 4, row_blocks: 8, panels: MAX_PANELS, ..Self::OF_BF16 };
 
@@ -258,7 +265,8 @@ impl<'a, T: Element> Product<'a, T> {
         let least_columns = panels.div_ceil(self.blocking.panels);
         // Threads that share the columns all read the whole packed A. If that is too large for a second-level cache, each
         // has rows of its own instead, which it has packed itself, and packs all of a B that is not larger than A.
-        let has_own_rows = row_blocks * words > LARGE_A && self.m >= self.n && row_blocks >= 2 * threads;
+        let has_own_rows =
+            row_blocks * words > self.blocking.shared_words && self.m >= self.n && row_blocks >= 2 * threads;
         let columns = if has_own_rows { least_columns } else { least_columns.next_multiple_of(threads).min(panels) };
         // Partial sums of a task have to fit into its second-level cache; without them a task may have all rows.
         let least = if self.steps <= self.blocking.steps { 1 } else { row_blocks.div_ceil(self.blocking.row_blocks) };
