@@ -23,9 +23,10 @@ fn file_of(tensors: &[(String, Vec<usize>)], dtype: StoredDType) -> Vec<u8> {
 }
 
 fn with_header(header: &str, data: usize) -> Vec<u8> {
-    let padded = format!("{header:<width$}", width = header.len().next_multiple_of(8));
+    let mut padded = header.as_bytes().to_vec();
+    padded.resize(header.len().next_multiple_of(8), b' ');
     let mut bytes = (padded.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(padded.as_bytes());
+    bytes.extend(padded);
     bytes.resize(bytes.len() + data, 0);
     bytes
 }

@@ -8,7 +8,7 @@ use reel_diagnostic::input;
 use serde_json::{Map, Value, json};
 
 use super::atomic::{AtomicFile, FinishedFile};
-use super::tensors::{HeaderEntry, TensorSpec, write_header};
+use super::tensors::{HeaderEntry, TensorSpec, write_safetensors_header};
 use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::error::{ModelError, Result};
 
@@ -216,17 +216,15 @@ fn write_shard(
     shard: &[TensorSpec],
     fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<FinishedFile> {
-    let lines: Vec<HeaderEntry> = shard
-        .iter()
-        .map(|t| HeaderEntry {
-            name: rename(&t.name),
-            dtype: t.dtype.safetensors_name(),
-            shape: t.shape.clone(),
-            bytes: t.bytes(),
-        })
-        .collect();
+    let names: Vec<String> = shard.iter().map(|t| rename(&t.name)).collect();
+    let entries = names.iter().zip(shard).map(|(name, t)| HeaderEntry {
+        name,
+        dtype: t.dtype.safetensors_name(),
+        shape: &t.shape,
+        bytes: t.bytes(),
+    });
     let mut file = AtomicFile::create(path)?;
-    write_header(&mut file, &lines).map_err(|e| file.write_error(e))?;
+    write_safetensors_header(&mut file, entries).map_err(|e| file.write_error(e))?;
     for tensor in shard {
         let mut counted = Counted { inner: &mut file, left: tensor.bytes() };
         let filled = fill(tensor, &mut counted).and_then(|()| counted.check());

@@ -15,4 +15,4 @@ pub use atomic::AtomicFile;
 pub use hub_folder::{HubFolder, MAX_SHARD_BYTES, SmallFiles, write_hub_folder, write_weights};
 pub(crate) use hub_folder::{write_atomically, write_tensor_file_and, write_unfinished};
 pub use lock::{FOLDER_LOCK_FILE, FileLock, FolderLock, LockError, LockHolder};
-pub use tensors::{StoredTensor, TensorSpec, write_safetensors};
+pub use tensors::{HeaderEntry, StoredTensor, TensorSpec, write_safetensors, write_safetensors_header};

@@ -10,6 +10,7 @@ mod sft;
 
 use clap::ValueEnum;
 pub use reel_rewards::Recipe;
+use reel_runtime::Checkpointing;
 use reel_runtime::optim::MomentFormat;
 use serde::{Deserialize, Serialize};
 
@@ -82,14 +83,12 @@ pub enum GradientCheckpointing {
     Full,
 }
 
-impl GradientCheckpointing {
-    /// The settings among which this one chooses, the fastest first.
-    pub fn alternatives(self) -> &'static [Self] {
-        match self {
-            Self::Auto => &[Self::None, Self::Selective, Self::Full],
-            Self::None => &[Self::None],
-            Self::Selective => &[Self::Selective],
-            Self::Full => &[Self::Full],
+impl From<Checkpointing> for GradientCheckpointing {
+    fn from(chosen: Checkpointing) -> Self {
+        match chosen {
+            Checkpointing::None => Self::None,
+            Checkpointing::Selective => Self::Selective,
+            Checkpointing::Full => Self::Full,
         }
     }
 }
