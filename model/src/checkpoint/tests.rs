@@ -161,6 +161,12 @@ fn rejects_shards_that_contradict_the_index() {
         let error = open(&[("a.safetensors", a.clone()), (name, text.as_bytes().to_vec())]);
         assert!(error.contains(expected), "{error}");
     }
+    // Two models in one folder: transformers reads the file, vLLM the index.
+    let (listed, single) = (index(json!({"model.norm.weight": "a.safetensors"})), "model.safetensors");
+    let two = open(&[("a.safetensors", a.clone()), (single, a.clone()), (name, listed)]);
+    assert!(two.contains("model.safetensors: is beside model.safetensors.index.json, which does not list it"), "{two}");
+    let own = folder_with(&[(single, a.clone()), (name, index(json!({"model.norm.weight": single})))]);
+    assert!(Checkpoint::open(own.path()).is_ok());
     assert!(open(&[("config.json", b"{}".to_vec())]).contains("has no *.safetensors"));
     assert!(open(&[("pytorch_model.bin", b"x".to_vec())]).contains("another format"));
     let loose = folder_with(&[("weights-1.safetensors", a.clone()), ("adapter_model.safetensors", a)]);

@@ -9,6 +9,7 @@ mod run;
 mod sft;
 
 use clap::ValueEnum;
+use reel_model::save::FolderFormat;
 pub use reel_rewards::Recipe;
 use reel_runtime::Checkpointing;
 use reel_runtime::optim::MomentFormat;
@@ -31,6 +32,29 @@ pub enum LabelRule {
     Text,
     /// All tokens but padding and image tokens, as in the code of VideoRFT and Video-R1
     Videorft,
+}
+
+/// The version of transformers whose layout a written model folder has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum FolderFormatName {
+    /// config.json with the text keys at its top level, preprocessor_config.json, chat_template.json
+    #[value(name = "transformers-4")]
+    #[serde(rename = "transformers-4")]
+    Transformers4,
+    /// config.json with text_config and rope_parameters, processor_config.json, chat_template.jinja
+    #[value(name = "transformers-5")]
+    #[serde(rename = "transformers-5")]
+    Transformers5,
+}
+
+impl FolderFormatName {
+    /// The format of this name.
+    pub fn format(self) -> FolderFormat {
+        match self {
+            Self::Transformers4 => FolderFormat::Transformers4,
+            Self::Transformers5 => FolderFormat::Transformers5,
+        }
+    }
 }
 
 /// The learning-rate schedule.
