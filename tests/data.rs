@@ -204,7 +204,9 @@ fn rows_of_easyr1_and_chats_without_answers_are_prompts() {
     // The check says what each command says.
     let check = |more: &[&str]| run_in(dir, [&["data", "check", "rows.jsonl"][..], more].concat());
     let both = check(&[]);
-    assert!(both.ok().contains("reel grpo can use 2 of 2 rows") && both.stdout.contains("reel sft can use 0 of 2 rows"));
+    assert!(
+        both.ok().contains("reel grpo can use 2 of 2 rows") && both.stdout.contains("reel sft can use 0 of 2 rows")
+    );
     check(&["--for", "grpo"]).ok();
     let words = ["2 of 2 rows cannot be used by reel sft", "rows.jsonl:1: has a prompt without an answer to learn"];
     check(&["--for", "sft"]).refused(1, &words);

@@ -74,7 +74,11 @@ fn layout_of_version_5_equals_flat_layout() {
 #[test]
 fn values_that_contradict_each_other_are_refused_by_name() {
     for (path, value, expected) in [
-        ("rope_theta", json!(5e5), "config.json: rope_theta: is 500000.0, but text_config.rope_parameters.rope_theta is 1000000.0"),
+        (
+            "rope_theta",
+            json!(5e5),
+            "config.json: rope_theta: is 500000.0, but text_config.rope_parameters.rope_theta is 1000000.0",
+        ),
         ("text_config.rope_theta", json!(5e5), "text_config.rope_theta: is 500000.0, but"),
         ("rope_scaling", json!({"mrope_section": [4, 2, 2]}), "rope_scaling.mrope_section: is [4, 2, 2], but"),
         ("hidden_size", json!(128), "config.json: hidden_size: is 128, but text_config.hidden_size is 64"),

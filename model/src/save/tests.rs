@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::checkpoint::{Checkpoint, StoredDType, TensorNaming, expected_tensors};
-use crate::config::{ModelConfig, PreprocessorConfig};
 use crate::config::tests::{flat_config_json, tiny_config};
+use crate::config::{ModelConfig, PreprocessorConfig};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
@@ -154,11 +154,17 @@ fn folders_are_written_in_both_formats() {
     let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(source.path().join(name)).unwrap()).unwrap() };
     let root = read("config.json");
     assert_eq!(root["text_config"]["rope_parameters"]["rope_theta"], 1e6);
-    assert_eq!((&root["dtype"], &root["hidden_size"], &root["torch_dtype"]), (&json!("bfloat16"), &json!(null), &json!(null)));
+    assert_eq!(
+        (&root["dtype"], &root["hidden_size"], &root["torch_dtype"]),
+        (&json!("bfloat16"), &json!(null), &json!(null))
+    );
     assert_eq!(read("processor_config.json")["video_processor"]["patch_size"], 14);
     // The template for tools is another one, and stays.
     let tokenizer = read("tokenizer_config.json");
-    assert_eq!((&tokenizer["chat_template"], &tokenizer["extra_special_tokens"][0]), (&json!(tools), &json!("<|im_end|>")));
+    assert_eq!(
+        (&tokenizer["chat_template"], &tokenizer["extra_special_tokens"][0]),
+        (&json!(tools), &json!("<|im_end|>"))
+    );
     assert_eq!((ModelConfig::open(source.path()).unwrap(), preprocessor(source.path())), (config, settings));
     SmallFiles::rewrite(source.path(), FolderFormat::Transformers4).unwrap();
     for name in ["preprocessor_config.json", "chat_template.json", "tokenizer_config.json"] {

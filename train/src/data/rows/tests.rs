@@ -255,7 +255,8 @@ fn answer(text: &str) -> Value {
 /// The rows of TRL, ms-swift and LLaMA-Factory, with the chats that these train on.
 #[test]
 fn rows_of_other_programs_become_chats() {
-    let image = json!({"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]});
+    let image =
+        json!({"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]});
     let history = json!([user("q"), answer("a"), user("?"), answer("!")]);
     for (given, messages, learned) in [
         (json!({"prompt": [user("?")], "completion": [answer("!")]}), json!([user("?"), answer("!")]), &[true][..]),
@@ -359,7 +360,10 @@ fn rows_that_contradict_themselves_are_refused() {
         (json!({"instruction": "?", "output": "!", "audios": ["a.wav"]}), "audios"),
         (json!({"query": "Find <bbox>", "response": "!", "objects": {"bbox": [[1, 2, 3, 4]]}}), "objects"),
         // An image that stands in the messages as another file.
-        (json!({"messages": [{"role": "user", "content": [{"type": "image", "image": "b.png"}]}], "images": ["a.png"]}), "images"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image", "image": "b.png"}]}], "images": ["a.png"]}),
+            "images",
+        ),
     ] {
         assert_eq!(row(given.clone()).map_err(|e| e.location), Err(location.to_string()), "{given}");
     }
@@ -386,7 +390,10 @@ fn json_texts_are_read_and_parts_as_text_are_refused() {
     for (given, location) in [
         (json!({"messages": [user(&parts), answer("!")]}), "messages[0].content"),
         (json!({"prompt": [user(&parts)], "completion": [answer("!")]}), "prompt[0].content"),
-        (json!({"conversations": [{"from": "human", "value": parts}, {"from": "gpt", "value": "!"}]}), "conversations[0].content"),
+        (
+            json!({"conversations": [{"from": "human", "value": parts}, {"from": "gpt", "value": "!"}]}),
+            "conversations[0].content",
+        ),
         (json!({"messages": "not JSON"}), "messages"),
         (json!({"messages": [messages[0], "not JSON"]}), "messages[1]"),
     ] {
