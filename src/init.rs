@@ -6,6 +6,8 @@ use anyhow::Result;
 use clap::Args;
 use reel_model::checkpoint::StoredDType;
 use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
+use reel_model::save::SmallFiles;
+use reel_train::options::FolderFormatName;
 
 use crate::common::{CommonOptions, DtypeName};
 use crate::fail::bad_usage;
@@ -34,6 +36,9 @@ pub struct InitArgs {
     /// Model folder to create
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Version of transformers whose layout config.json, chat template and processor files get
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = FolderFormatName::Transformers4)]
+    folder_format: FolderFormatName,
 }
 
 /// Options for the size of a model. With them, `reel plan` needs no model folder.
@@ -91,13 +96,23 @@ impl InitArgs {
         if preset != SIGLIP_TINY {
             let help = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
             Preset::parse(preset).map_err(|_| bad_usage("--preset", format!("there is no preset `{preset}`"), help))?;
-            return Ok(init(&self.shape.options(common)?, &self.out)?);
+            let report = init(&self.shape.options(common)?, &self.out)?;
+            if self.folder_format != FolderFormatName::Transformers4 {
+                SmallFiles::rewrite(&self.out, self.folder_format.format())?;
+            }
+            return Ok(report);
         }
-        for (flag, given) in [("--layers", self.shape.layers), ("--vocab", self.shape.vocab)] {
-            if given.is_some() {
+        let format = self.folder_format != FolderFormatName::Transformers4;
+        let given = [
+            ("--layers", self.shape.layers.is_some()),
+            ("--vocab", self.shape.vocab.is_some()),
+            ("--folder-format", format),
+        ];
+        for (flag, is_given) in given {
+            if is_given {
                 return Err(bad_usage(
                     flag,
-                    format!("the preset {SIGLIP_TINY} has a fixed size, which this flag cannot change"),
+                    format!("the preset {SIGLIP_TINY} has a fixed size and layout, which this flag cannot change"),
                     "leave the flag out",
                 ));
             }

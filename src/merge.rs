@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_model::lora;
 use reel_runtime::Device;
+use reel_train::options::FolderFormatName;
 use serde_json::json;
 
 use crate::common::CommonOptions;
@@ -33,6 +34,10 @@ pub struct MergeArgs {
     /// training run (run.json)
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Version of transformers whose layout config.json, chat template and processor files get [default: as in the base
+    /// model]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    folder_format: Option<FolderFormatName>,
 }
 
 impl MergeArgs {
@@ -41,8 +46,9 @@ impl MergeArgs {
         // `generate`, `score` and `eval` read the frame and pixel settings of the adapter's training in its run.json.
         let trained = TrainingMediaSettings::find(&self.adapter).map(|settings| settings.file);
         let more_files: Vec<&Path> = trained.iter().map(PathBuf::as_path).collect();
+        let format = self.folder_format.map(FolderFormatName::format);
         let device = Device::cpu(common.threads()?);
-        let merged = lora::merge(&base, &self.adapter, &self.out, &more_files, &device)?;
+        let merged = lora::merge(&base, &self.adapter, &self.out, &more_files, format, &device)?;
         if common.json {
             return output::print_json(&json!({"out": self.out, "layers": merged.layers, "bytes": merged.bytes}));
         }

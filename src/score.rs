@@ -12,7 +12,7 @@ use reel_model::input::ModelInput;
 use reel_model::input::window::GridThw;
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::ForwardOptions;
-use reel_model::save::AtomicFile;
+use reel_model::save::{AtomicFile, HeaderEntry, write_safetensors_header};
 use reel_runtime::{Tensor, ops};
 
 use crate::common::CommonOptions;
@@ -141,28 +141,19 @@ struct TensorWriter<'a> {
 
 impl<'a> TensorWriter<'a> {
     fn begin(to: &'a Path, entries: &[(&str, Vec<usize>)]) -> Result<Self> {
-        let mut header = serde_json::Map::new();
-        let mut at = 0;
-        for (name, shape) in entries {
-            let end = at + shape.iter().product::<usize>() * 4;
-            let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [at, end]});
-            header.insert((*name).to_string(), entry);
-            at = end;
-        }
-        let mut header = serde_json::to_vec(&header)?;
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let mut file = Self { to, file: AtomicFile::create(to)? };
-        file.bytes(&(header.len() as u64).to_le_bytes())?;
-        file.bytes(&header)?;
-        Ok(file)
+        let entries = entries.iter().map(|(name, shape)| HeaderEntry {
+            name,
+            dtype: "F32",
+            shape,
+            bytes: shape.iter().product::<usize>() as u64 * 4,
+        });
+        let mut file = AtomicFile::create(to)?;
+        write_safetensors_header(&mut file, entries).map_err(|e| output::cannot_write(to, e))?;
+        Ok(Self { to, file })
     }
 
     fn add(&mut self, values: &[f32]) -> Result<()> {
-        self.bytes(bytemuck::cast_slice(values))
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| output::cannot_write(self.to, e))
+        self.file.write_all(bytemuck::cast_slice(values)).map_err(|e| output::cannot_write(self.to, e))
     }
 
     fn commit(self) -> Result<()> {

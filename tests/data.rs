@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{golden, run_in, tiny_model};
+use support::{FinishedRun, golden, read_metrics, run_in, tiny_model};
 
 const CHAT: &str = r#"{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}"#;
 
@@ -132,4 +132,112 @@ fn training_and_generation_read_every_format() {
     generate("set@train,a.jsonl", "p.jsonl").ok();
     assert_eq!(fs::read_to_string(dir.join("p.jsonl")).expect("predictions").lines().count(), 4);
     generate("set:1,a.jsonl:1", "q.jsonl").refused(2, &["--data", "each row once"]);
+}
+
+/// Files of the library `datasets` whose message contents have the type JSON, or null for every key that a part lacks.
+#[test]
+fn parts_of_datasets_files_keep_their_images() {
+    let folder = folder();
+    let dir = folder.path();
+    let model = tiny_model(dir).display().to_string();
+    fs::copy(golden("pixels/00_png_rgb.png"), dir.join("a.png")).expect("copied");
+    for (name, media) in [
+        ("mixed_parts.parquet", 1),
+        ("mixed_parts.arrow", 1),
+        ("nullkeys.parquet", 1),
+        ("list_of_json.parquet", 0),
+        ("json_messages.arrow", 0),
+    ] {
+        let file = golden("data/json").join(name).display().to_string();
+        let got = run_in(dir, ["data", "check", "--model", &model, "--media-root", ".", &file, "--json"]).json();
+        assert_eq!((&got["media_files"], &got["unusable_rows"]), (&json!(media), &json!(0)), "{name}: {got}");
+    }
+}
+
+fn sft(dir: &Path, data: &str, out: &str) -> FinishedRun {
+    run_in(dir, ["sft", "--model", "tiny", "--data", data, "--out", out, "--max-steps", "1", "--no-shuffle", "--quiet"])
+}
+
+/// Rows of TRL, ms-swift and LLaMA-Factory train as the same chats in `messages`, to the same bits.
+#[test]
+fn rows_of_other_programs_train_as_their_chats() {
+    let folder = folder();
+    let dir = folder.path();
+    tiny_model(dir);
+    let pairs = [("What color is the sky?", "Blue."), ("And grass?", "Green.")];
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    let rows = |row: &dyn Fn(&str, &str) -> Value| pairs.map(|(q, a)| row(q, a).to_string()).join("\n");
+    let chat = |q: &str, a: &str| json!({"messages": [message("user", q), message("assistant", a)]});
+    write(dir, "chat.jsonl", rows(&chat));
+    let trl = |q: &str, a: &str| json!({"prompt": [message("user", q)], "completion": [message("assistant", a)]});
+    write(dir, "trl.jsonl", rows(&trl));
+    write(dir, "swift.jsonl", rows(&|q, a| json!({"query": q, "response": a})));
+    write(dir, "alpaca.jsonl", rows(&|q, a| json!({"instruction": q, "input": "", "output": a})));
+    let hash = |name: &str| {
+        sft(dir, &format!("{name}.jsonl"), name).ok();
+        read_metrics(&dir.join(name))[0]["hash"].clone()
+    };
+    let wanted = hash("chat");
+    assert!(["trl", "swift", "alpaca"].into_iter().all(|name| hash(name) == wanted));
+    // Texts are used without the chat template, as in TRL: the prompt, the completion and its end token.
+    write(dir, "texts.jsonl", rows(&|q, a| json!({"prompt": q, "completion": a})));
+    sft(dir, "texts.jsonl", "texts").ok();
+    let step = &read_metrics(&dir.join("texts"))[0];
+    assert!(step["tokens"].as_u64() < read_metrics(&dir.join("chat"))[0]["tokens"].as_u64(), "{step}");
+}
+
+/// Rows of EasyR1 and ms-swift's chats up to the answer are prompts of GRPO.
+#[test]
+fn rows_of_easyr1_and_chats_without_answers_are_prompts() {
+    let folder = folder();
+    let dir = folder.path();
+    tiny_model(dir);
+    fs::copy(golden("pixels/00_png_rgb.png"), dir.join("a.png")).expect("copied");
+    let easyr1 = json!({"problem": "<image>Find x.", "answer": "3", "images": ["a.png"]});
+    // A solution without a problem_type is for a reward of the user's own.
+    let chat = json!({"messages": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>"});
+    write(dir, "rows.jsonl", format!("{easyr1}\n{chat}\n"));
+    let own = ["--reward-command", "while read -r line; do echo 1; done"];
+    let fixed = "grpo --model tiny --data rows.jsonl --out out --max-steps 1 --num-generations 2 --quiet --strict \
+                 --per-device-train-batch-size 4 --gradient-accumulation-steps 1 --max-completion-length 2";
+    run_in(dir, fixed.split_whitespace().chain(own)).ok();
+    // The check says what each command says.
+    let check = |more: &[&str]| run_in(dir, [&["data", "check", "rows.jsonl"][..], more].concat());
+    let both = check(&[]);
+    assert!(both.ok().contains("reel grpo can use 2 of 2 rows") && both.stdout.contains("reel sft can use 0 of 2 rows"));
+    check(&["--for", "grpo"]).ok();
+    let words = ["2 of 2 rows cannot be used by reel sft", "rows.jsonl:1: has a prompt without an answer to learn"];
+    check(&["--for", "sft"]).refused(1, &words);
+    write(dir, "rows.jsonl", CHAT);
+    check(&["--for", "sft"]).ok();
+    check(&["--for", "grpo"]).refused(1, &["rows.jsonl:1: ends with an answer of the assistant"]);
+    // A list with all rows on one line names the row.
+    write(dir, "list.json", format!("[{CHAT}, {}]", CHAT.replace("2 + 2", "<image>")));
+    run_in(dir, ["data", "check", "list.json"]).refused(1, &["list.json: row 2: messages[0].content"]);
+}
+
+#[test]
+fn a_video_may_be_the_folder_of_its_frames() {
+    let folder = folder();
+    let dir = folder.path();
+    let model = tiny_model(dir).display().to_string();
+    let frame = |name: &str, from: &str| {
+        fs::create_dir_all(dir.join("clip")).expect("created");
+        fs::copy(golden("pixels").join(from), dir.join("clip").join(name)).expect("copied");
+    };
+    ["f1.png", "f2.png", "f10.png"].into_iter().for_each(|name| frame(name, "00_png_rgb.png"));
+    let row = |video: Value| {
+        json!({"messages": [{"role": "user", "content": "<video>What?"}, {"role": "assistant", "content": "A"}],
+            "videos": [video]})
+        .to_string()
+    };
+    write(dir, "folder.jsonl", row(json!("clip")));
+    write(dir, "list.jsonl", row(json!(["clip/f1.png", "clip/f2.png", "clip/f10.png"])));
+    let check = |name: &str| run_in(dir, ["data", "check", "--model", &model, name, "--json"]);
+    assert_eq!(check("folder.jsonl").json()["tokens"], check("list.jsonl").json()["tokens"]);
+    run_in(dir, ["data", "check", "--no-decode", "folder.jsonl"]).ok();
+    frame("f11.png", "01_png_rgb.png");
+    check("folder.jsonl").refused(1, &["clip/f11.png: has ", "pixels, but the first frame of the folder has"]);
+    fs::write(dir.join("clip/times.txt"), "0").expect("written");
+    check("folder.jsonl").refused(1, &["clip: is a folder with `times.txt`"]);
 }

@@ -1,9 +1,13 @@
 //! The model cases of `tests/golden/model`: the binary's outputs agree with those of transformers and do not depend
 //! on the number of threads or the batch.
 
+#[path = "support/server.rs"]
+mod server;
 mod support;
 #[path = "support/tensors.rs"]
 mod tensors;
+#[path = "model/wide.rs"]
+mod wide;
 
 use std::path::{Path, PathBuf};
 

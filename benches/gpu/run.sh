@@ -8,13 +8,14 @@ export OUT=${OUT:-$PWD/results} XDG_CACHE_HOME=${XDG_CACHE_HOME:-/tmp/reel-cache
 export REEL_TEST_BIN=$PWD/reel REEL_TEST_GOLDEN=$PWD/golden
 models=${MODELS:-/tmp/reel-models} device=${DEVICE:-cuda} python=${PYTHON:-python3}
 raw=${RAW:-/tmp/reel-raw}
-phases=(machine relay check step kernels products models training profile tune counters sanitizer seeds compare)
+phases=(machine init relay check step kernels products models training profile tune counters sanitizer seeds compare)
 
 help() {
     cat <<'TEXT'
 ./run.sh all            runs every phase, the riskiest first, until SECONDS_LEFT are over; called again, it goes on where it stopped
 ./run.sh PHASE...       runs these phases only, in the same way:
   machine     describe the machine; exit at once if the device cannot be used
+  init        make a model of the published size 3b with random weights, which later phases use
   relay       run the backward pass of attention alone, 20 seconds each: its blocks wait for each other
   check       compare every kernel with its formula, in parallel, seed 0
   step        run golden models and training steps through the whole device
@@ -36,7 +37,8 @@ FRESH=1 repeats all.
 
 Environment: OUT, MODELS (model folder), RAW (scratch folder), RESUME (raw.tar.gz of an earlier call on another machine), PRESETS ("7b
 3b"), REEL_CUDA (an installation of CUDA 13; by default the packages of python3), JOBS (parallel processes, 7), SECONDS_LEFT (limit of
-this call, 560), PYTHON (for the peers and the table, python3). To try the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny.
+this call, 560), PYTHON (for the peers and the table, python3). To try the script without a GPU: DEVICE=cpu TINY=1 PRESETS=tiny; with
+ONE=1 it runs the first item of each phase only.
 TEXT
 }
 
@@ -86,6 +88,7 @@ item() {
     local name=$1 file=$2 limit=$3 begun=$SECONDS rc left=$((until - SECONDS)) said
     shift 3
     grep -qF "{\"item\":\"$name\"," "$raw/status.jsonl" && return 0
+    [ -z "${ONE:-}" ] || ! grep -qF "\"phase\":\"$phase\"" "$raw/status.jsonl" || return 0
     if [ "$left" -lt 5 ] || [ "$((3 * left))" -lt "$limit" ]; then
         undone+=("$name")
         return 0
@@ -252,6 +255,8 @@ run_machine() {
     item "machine" machine.txt 20 bash -c describe
     item "device" device.json 60 ./reel bench op swiglu --size tokens=1 --size intermediate=1 --device "$device" --dtype bf16 --runs 1 --no-counters --json
 }
+
+run_init() { if [ -n "${TINY:-}" ]; then make_models tiny; else make_models 3b; fi; }
 
 run_relay() {
     local tokens

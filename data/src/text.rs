@@ -17,6 +17,8 @@ pub(crate) struct TextRows {
     path: PathBuf,
     text: String,
     rows: Vec<RowPosition>,
+    /// Whether several rows of a list begin on one line, so that a line does not tell which row is meant.
+    rows_share_lines: bool,
 }
 
 /// The byte range and line number of a row in the text of a data file.
@@ -73,7 +75,8 @@ impl TextRows {
         if rows.is_empty() {
             return Err(DataError::data(path.display().to_string(), "has no rows", LISTS));
         }
-        Ok(Self { path: path.to_path_buf(), text, rows })
+        let rows_share_lines = rows.windows(2).any(|pair| pair[0].line == pair[1].line);
+        Ok(Self { path: path.to_path_buf(), text, rows, rows_share_lines })
     }
 
     /// Number of rows; never 0.
@@ -105,14 +108,18 @@ impl TextRows {
         }
     }
 
-    /// `FILE:LINE` of row `index`, for messages.
+    /// `FILE:LINE` of row `index`, for messages; `FILE: row N` in a list with several rows on one line.
     pub fn location(&self, index: usize) -> String {
-        format!("{}:{}", self.path.display(), self.line_number(index))
+        let number = self.line_number(index);
+        match self.rows_share_lines {
+            true => format!("{}: row {number}", self.path.display()),
+            false => format!("{}:{number}", self.path.display()),
+        }
     }
 
-    /// The line of row `index`, counted from 1.
+    /// The line of row `index`, or the number of the row in a list with several rows on one line; counted from 1.
     pub fn line_number(&self, index: usize) -> usize {
-        self.rows[index].line
+        if self.rows_share_lines { index + 1 } else { self.rows[index].line }
     }
 
     /// Fingerprint of the file's text, by which a resumed run recognises its data.
@@ -122,7 +129,7 @@ impl TextRows {
 }
 
 /// Finds a whole number in a JSON text that the parser would round, because it fits neither in an i64 nor in a u64.
-fn whole_number_beyond_64_bits(text: &str) -> Option<&str> {
+pub(crate) fn whole_number_beyond_64_bits(text: &str) -> Option<&str> {
     let bytes = text.as_bytes();
     let mut at = 0;
     while at < bytes.len() {

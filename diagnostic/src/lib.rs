@@ -15,7 +15,7 @@ mod printable;
 mod shortage;
 mod unfinished;
 
-pub use notes::print_note;
+pub use notes::{note_once, print_note};
 pub use panics::{catch_panic, panic_is_caught};
 pub use printable::{escape_controls, escape_controls_in_json};
 pub use shortage::{no_room_help, shortage_help, start_shortage_help};

@@ -1,7 +1,9 @@
 //! Lines on stderr about work in progress.
 
+use std::collections::BTreeSet;
 use std::fmt::Arguments;
 use std::io::Write;
+use std::sync::{Mutex, PoisonError};
 
 /// Prints a line to stderr, with the arguments of `format!`. If nobody can read it, because the pipe is closed or the
 /// disk of the log is full, the line is lost and the work goes on; `eprintln!` would end it by a panic.
@@ -17,4 +19,14 @@ pub fn print_note(text: Arguments) {
     // One write, so that lines of several processes do not mix.
     let line = format!("{text}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// Prints a line to stderr, once in a process however often it is called with this text: commands read the files of a
+/// model folder more than once.
+pub fn note_once(text: String) {
+    static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let is_new = PRINTED.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone());
+    if is_new {
+        print_note(format_args!("note: {text}"));
+    }
 }

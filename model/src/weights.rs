@@ -148,8 +148,12 @@ impl WeightLoader<'_> {
                 self.read(files.tensor_with_shape(name, file_shape)?, name, shape, trained, copied || trained)?
             }
             WeightSource::Uninitialised(dtype) => {
-                let dtype = self.kept_dtype(dtype, shape, trained).unwrap_or(self.dtype);
-                Tensor::empty(self.device, shape, dtype, MemoryCategory::Weights)?
+                let kept = self.kept_dtype(dtype, shape, trained);
+                let t = Tensor::empty(self.device, shape, kept.unwrap_or(self.dtype), MemoryCategory::Weights)?;
+                if kept.is_some() && !copied && !trained {
+                    self.device.count_as_mapped(t.bytes());
+                }
+                t
             }
         };
         Ok(if trained { t.into_parameter(name)? } else { t })

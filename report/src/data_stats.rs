@@ -115,6 +115,7 @@ mod tests {
         let stats = DataStats {
             rows: 3,
             unusable_rows: 1,
+            commands: Vec::new(),
             layouts: [("messages".to_string(), 2)].into(),
             columns: vec![("source".to_string(), [("<script>".to_string(), 2)].into())],
             media_files: 2,

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_train::data::inspect::{DataStats, ProblemKind};
+use reel_train::data::inspect::{DataStats, ProblemKind, TrainingCommand};
 use serde_json::{Value, json};
 
 use super::InspectFlags;
@@ -13,9 +13,9 @@ use crate::output;
 /// Find the rows of a data file that cannot be used.
 ///
 /// Parses every row as training does, and opens its images and videos as training does, in a worker process with a
-/// time limit. Rows with wrong fields, or with media that are missing or cannot be decoded, are unusable: the exit code
-/// is 1. Rows without an answer and rows that are equal to an earlier one are listed too. Media with an http address
-/// are not opened.
+/// time limit. Rows that neither reel sft nor reel grpo can use (with --for: the named one) have wrong fields, or media
+/// that are missing or cannot be decoded: the exit code is 1. Rows without an answer and rows that are equal to an
+/// earlier one are listed too. Media with an http address are not opened.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -25,6 +25,9 @@ Example:
 pub struct CheckArgs {
     #[command(flatten)]
     inspect: InspectFlags,
+    /// Command that the rows are for: sft or grpo. Says what that command would say [default: both]
+    #[arg(long = "for", value_name = "COMMAND", value_enum, hide_possible_values = true)]
+    command: Option<TrainingCommand>,
     /// Number of rows that are named for each kind of problem; all are counted
     #[arg(long, value_name = "N", default_value_t = 5)]
     show: usize,
@@ -32,7 +35,7 @@ pub struct CheckArgs {
 
 impl CheckArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let stats = self.inspect.inspect(common)?;
+        let stats = self.inspect.inspect(common, self.command)?;
         if common.json {
             output::print_json(&self.json(&stats)?)?;
         } else {
@@ -41,8 +44,9 @@ impl CheckArgs {
         match stats.problems.iter().find(|problem| problem.kind.is_unusable()) {
             None => Ok(()),
             Some(first) => {
+                let by = self.command.map_or(String::new(), |command| format!(" by {}", command.name()));
                 let what = format!(
-                    "{} of {} rows cannot be used; the first: {}",
+                    "{} of {} rows cannot be used{by}; the first: {}",
                     stats.unusable_rows, stats.rows, first.message
                 );
                 Err(failed(self.inspect.data().display(), what, "correct or remove these rows"))
@@ -74,6 +78,12 @@ impl CheckArgs {
             layouts.join(", "),
             stats.media_files
         ))?;
+        for used in &stats.commands {
+            output::print_line(format!("{} can use {} of {} rows", used.command.name(), used.usable_rows, stats.rows))?;
+            if let Some(message) = &used.first_refusal {
+                output::print_line(format!("  {message}"))?;
+            }
+        }
         for (kind, count) in &stats.problem_counts {
             output::print_line(format!("{}: {count} rows", kind.name()))?;
             for problem in self.first(stats, *kind) {

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use reel_media::profile::MediaProfile;
 use reel_model::input::encode::{MediaOptions, ModelFolder};
 use reel_train::data::dataset::Dataset;
-use reel_train::data::inspect::{DataStats, Inspection};
+use reel_train::data::inspect::{DataStats, Inspection, TrainingCommand};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
@@ -83,8 +83,8 @@ impl InspectFlags {
         self.data.iter().map(|path| path.as_os_str()).collect::<Vec<_>>().join(OsStr::new(",")).into()
     }
 
-    /// Looks at all rows.
-    fn inspect(&self, common: &CommonOptions) -> Result<DataStats> {
+    /// Looks at all rows: whether `command`, or without it any command, can use them.
+    fn inspect(&self, common: &CommonOptions, command: Option<TrainingCommand>) -> Result<DataStats> {
         let data = self.data();
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&data));
@@ -102,6 +102,7 @@ impl InspectFlags {
         let data = Dataset::open(&data)?;
         let inspection = Inspection {
             media_root: &media_root,
+            command,
             recipe: self.parity,
             media: &media,
             decodes: !self.no_decode,

@@ -51,7 +51,7 @@ pub(super) fn line(name: &str, unit: &str, d: &Distribution) -> String {
 
 impl StatsArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
-        let stats = self.inspect.inspect(common)?;
+        let stats = self.inspect.inspect(common, None)?;
         if let Some(page) = &self.html {
             let title = self.inspect.data().display().to_string();
             output::write_file(page, data_stats_page_html(&title, &stats).as_bytes())?;

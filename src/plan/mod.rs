@@ -18,10 +18,9 @@ use reel_model::init::{init_without_weights, preset_config};
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, Kernels};
-use reel_train::options::{RunOptions, TrainingOptions};
+use reel_train::options::{GradientCheckpointing, RunOptions, TrainingOptions};
 use reel_train::plan::{self, PhaseCosts, RowShape};
 use reel_train::run::RunSetup;
-use reel_train::step::checkpointing::usable_share;
 use serde::de::DeserializeOwned;
 use serve::PlanServeArgs;
 use std::ops::DerefMut;
@@ -166,13 +165,13 @@ impl Sizes {
         self.tokens.ok_or_else(|| bad_usage("--tokens", "is missing", "give the number of tokens of the prompt"))
     }
 
-    /// Opens device `dry` with the kernels that the planned machine would run.
+    /// Opens device `dry` with the kernels that the planned machine would run, and with its free memory.
     fn device(&self, common: &CommonOptions) -> Result<Device> {
-        let cpu = self.gpu.is_none() && common.device()? == common::DeviceName::Cpu;
-        Ok(match cpu {
-            true => Device::dry(Kernels::Cpu),
-            false => Device::dry_with_capability(Kernels::Cuda, self.machine(common)?.compute_capability),
-        })
+        if self.gpu.is_none() && common.device()? == common::DeviceName::Cpu {
+            return Ok(Device::dry_machine(Kernels::Cpu, 0, Device::cpu(1).free_bytes()));
+        }
+        let machine = self.machine(common)?;
+        Ok(Device::dry_machine(Kernels::Cuda, machine.compute_capability, machine.memory.map(|bytes| bytes as u64)))
     }
 
     /// Creates a temporary model folder of the preset, without weights, if `wanted`; else returns `None`.
@@ -231,24 +230,7 @@ type WithShape<O> =
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
     fn count(&self, common: &CommonOptions) -> Result<DryRunCounts> {
-        let setting = self.resolved.options.gradient_checkpointing;
-        let (kernels, memory) = (self.sizes.device(common)?.kernels(), self.sizes.machine(common)?.memory);
-        let mut last = None;
-        for &alternative in setting.alternatives() {
-            let mut options = self.resolved.options.clone();
-            options.gradient_checkpointing = alternative;
-            let counted = self.count_with(&options, common)?;
-            let limit = memory.map_or(0.0, |memory| memory * usable_share(kernels));
-            let fits = counted.memory.peak as f64 <= limit;
-            last = Some(counted);
-            if fits {
-                break;
-            }
-        }
-        last.ok_or_else(|| failed("plan", "there is no kind of gradient checkpointing", "report this as a defect"))
-    }
-
-    fn count_with(&self, options: &O, common: &CommonOptions) -> Result<DryRunCounts> {
+        let options = &self.resolved.options;
         let Self { resolved, sizes, rows, .. } = self;
         let dtype = sizes.dtype(common);
         let model = Some(options.model.as_str());
@@ -311,7 +293,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             command: O::COMMAND,
             subject: format!(
                 "{name}, {rows}, micro-batch size {}, gradient checkpointing {}",
-                options.per_device_train_batch_size, options.gradient_checkpointing
+                options.per_device_train_batch_size,
+                plan.checkpointing.map_or(options.gradient_checkpointing, GradientCheckpointing::from)
             ),
             dtype,
             memory: plan.memory,

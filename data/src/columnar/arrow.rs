@@ -114,7 +114,7 @@ impl ArrowDecoder {
             write_text(&mut rows.text, field.name());
             rows.text.push(b':');
             let text = &mut rows.text;
-            let written = catch_panic(|| write_value(text, array as &dyn Array, row));
+            let written = catch_panic(|| write_value(text, field, array as &dyn Array, row));
             let written = written.unwrap_or_else(|_| Err("is damaged".to_string()));
             let location = || format!("{}: {}", row_location(&self.path, index), field.name());
             written.map_err(|what| DataError::data(location(), what, AGAIN))?;

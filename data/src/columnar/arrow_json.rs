@@ -12,6 +12,7 @@
 //! | map | object; a key that is not text is written as text |
 //! | binary | text in base64 |
 //! | image or video | the bytes as a `data:` URI, else the path, else `null` |
+//! | JSON (text of the extension type `arrow.json`), at any depth | the value that the text is |
 //!
 //! An image or a video is a struct with the fields `bytes` (binary) and `path` (text), as Hugging Face stores it.
 //! Columns of other types are refused by their name when the file is opened ([`check_type`]).
@@ -21,12 +22,16 @@ use std::fmt::Write;
 use arrow_array::cast::AsArray;
 use arrow_array::types::*;
 use arrow_array::{Array, ArrayRef, ArrowPrimitiveType};
-use arrow_schema::{DataType, Fields, TimeUnit};
+use arrow_schema::{DataType, Field, Fields, TimeUnit};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta};
 
 use super::media_type::media_type;
+use crate::text::whole_number_beyond_64_bits;
+
+/// The extension type of a text that is a JSON value. The reader of Parquet gives it to the logical type JSON too.
+const JSON: &str = "arrow.json";
 
 /// The most levels of nested values.
 const MAX_DEPTH: usize = 64;
@@ -99,17 +104,42 @@ pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
-/// Appends the value of `array` at `row` as JSON. The type of `array` has passed [`check_type`].
+/// Appends the value of `array` at `row` as JSON. `field` is the array's column in the schema: its type has passed
+/// [`check_type`], and its metadata say which texts in it are JSON.
 ///
 /// # Errors
-/// Why the value has no JSON form: a date that is out of range, or a map with a repeated key.
-pub(crate) fn write_value(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<(), String> {
+/// Why the value has no JSON form: a date that is out of range, a map with a repeated key, or a text that is marked as
+/// JSON and is not.
+pub(crate) fn write_value(out: &mut Vec<u8>, field: &Field, array: &dyn Array, row: usize) -> Result<(), String> {
+    match field.extension_type_name() == Some(JSON) {
+        true => write_json_text(out, array, row),
+        false => write_typed(out, field.data_type(), array, row),
+    }
+}
+
+/// Appends a text that is a JSON value.
+fn write_json_text(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<(), String> {
+    let mut text = Vec::new();
+    write_typed(&mut text, array.data_type(), array, row)?;
+    let text: Option<String> =
+        serde_json::from_slice(&text).map_err(|_| format!("is JSON, but has the type {}", array.data_type()))?;
+    let text = text.as_deref().unwrap_or("null").trim();
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| format!("is not JSON: {e}"))?;
+    if let Some(number) = whole_number_beyond_64_bits(text) {
+        let shown: String = number.chars().take(40).collect();
+        return Err(format!("has the whole number {shown}, which does not fit in 64 bits"));
+    }
+    out.extend(text.as_bytes());
+    Ok(())
+}
+
+fn write_typed(out: &mut Vec<u8>, data_type: &DataType, array: &dyn Array, row: usize) -> Result<(), String> {
     use DataType as T;
     if array.is_null(row) {
         out.extend(b"null");
         return Ok(());
     }
-    match array.data_type() {
+    match data_type {
         T::Null => out.extend(b"null"),
         T::Boolean => out.extend(if array.as_boolean().value(row) { &b"true"[..] } else { b"false" }),
         T::Int8 => integer(out, value::<Int8Type>(array, row)),
@@ -137,15 +167,16 @@ pub(crate) fn write_value(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> R
             let text = time_text(array, row).ok_or_else(|| format!("is a {} out of range", array.data_type()))?;
             write_text(out, &text);
         }
-        T::List(_) => list(out, &array.as_list::<i32>().value(row))?,
-        T::LargeList(_) => list(out, &array.as_list::<i64>().value(row))?,
-        T::FixedSizeList(..) => list(out, &array.as_fixed_size_list().value(row))?,
+        T::List(items) => list(out, items, &array.as_list::<i32>().value(row))?,
+        T::LargeList(items) => list(out, items, &array.as_list::<i64>().value(row))?,
+        T::FixedSizeList(items, _) => list(out, items, &array.as_fixed_size_list().value(row))?,
         T::Struct(fields) => structure(out, fields, array.as_struct().columns(), row)?,
-        T::Map(..) => map(out, array.as_map().value(row).columns())?,
-        T::Dictionary(..) => {
+        T::Map(entries, _) => map(out, entries, array.as_map().value(row).columns())?,
+        T::Dictionary(_, values) => {
             let dictionary = array.as_any_dictionary();
             let key = dictionary_key(dictionary.keys(), row).filter(|key| *key < dictionary.values().len());
-            write_value(out, dictionary.values(), key.ok_or("has a key that its dictionary lacks")?)?;
+            let key = key.ok_or("has a key that its dictionary lacks")?;
+            write_typed(out, values, dictionary.values(), key)?;
         }
         other => return Err(format!("has the type {other}, which is not supported")),
     }
@@ -189,13 +220,13 @@ fn bytes_at(array: &dyn Array, row: usize) -> &[u8] {
     }
 }
 
-fn list(out: &mut Vec<u8>, values: &ArrayRef) -> Result<(), String> {
+fn list(out: &mut Vec<u8>, items: &Field, values: &ArrayRef) -> Result<(), String> {
     out.push(b'[');
     for i in 0..values.len() {
         if i > 0 {
             out.push(b',');
         }
-        write_value(out, values, i)?;
+        write_value(out, items, values, i)?;
     }
     out.push(b']');
     Ok(())
@@ -210,7 +241,7 @@ fn structure(out: &mut Vec<u8>, fields: &Fields, columns: &[ArrayRef], row: usiz
             out.push(b'"');
             return Ok(());
         }
-        return write_value(out, &columns[path], row);
+        return write_value(out, &fields[path], &columns[path], row);
     }
     out.push(b'{');
     for (i, (field, column)) in fields.iter().zip(columns).enumerate() {
@@ -219,19 +250,21 @@ fn structure(out: &mut Vec<u8>, fields: &Fields, columns: &[ArrayRef], row: usiz
         }
         write_text(out, field.name());
         out.push(b':');
-        write_value(out, column, row)?;
+        write_value(out, field, column, row)?;
     }
     out.push(b'}');
     Ok(())
 }
 
-fn map(out: &mut Vec<u8>, entries: &[ArrayRef]) -> Result<(), String> {
-    let [keys, values] = entries else { return Err("is a map without keys and values".into()) };
+fn map(out: &mut Vec<u8>, entries: &Field, columns: &[ArrayRef]) -> Result<(), String> {
+    let (DataType::Struct(fields), [keys, values]) = (entries.data_type(), columns) else {
+        return Err("is a map without keys and values".into());
+    };
     let mut seen = std::collections::BTreeSet::new();
     out.push(b'{');
     for i in 0..keys.len() {
         let mut key = Vec::new();
-        write_value(&mut key, keys, i)?;
+        write_typed(&mut key, keys.data_type(), keys, i)?;
         // A JSON text begins with a quote if and only if it is a string.
         if !key.starts_with(b"\"") {
             let text = String::from_utf8_lossy(&key).into_owned();
@@ -243,7 +276,7 @@ fn map(out: &mut Vec<u8>, entries: &[ArrayRef]) -> Result<(), String> {
         }
         out.extend(&key);
         out.push(b':');
-        write_value(out, values, i)?;
+        write_value(out, &fields[1], values, i)?;
         if !seen.insert(key) {
             return Err("is a map in which a key occurs twice".into());
         }

@@ -108,7 +108,8 @@ impl Table {
         }
     }
 
-    /// Where row `index` is, for messages: `FILE:LINE`; in a Parquet or Arrow file `FILE: row N`.
+    /// Where row `index` is, for messages: `FILE:LINE`; `FILE: row N` in a Parquet or Arrow file, or in a JSON list
+    /// with several rows on one line.
     pub fn location(&self, index: usize) -> String {
         match self.file(index) {
             (FileRows::Text(rows), row) => rows.location(row),
@@ -116,7 +117,7 @@ impl Table {
         }
     }
 
-    /// The line of row `index` in its file, or the number of the row in a Parquet or Arrow file, counted from 1.
+    /// The number in [`Self::location`]: the line of row `index` in its file, or the number of the row, counted from 1.
     pub fn line_number(&self, index: usize) -> usize {
         match self.file(index) {
             (FileRows::Text(rows), row) => rows.line_number(row),

@@ -1,3 +1,10 @@
+use std::collections::HashMap;
+
+use arrow_array::{Array, ArrayRef, ListArray, RecordBatch, StringArray, StructArray};
+use arrow_buffer::OffsetBuffer;
+use arrow_ipc::writer::StreamWriter;
+use arrow_schema::{DataType, Field, Fields, Schema};
+use parquet::arrow::ArrowWriter;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -16,6 +23,9 @@ fn rows_have_line_numbers() {
     let d = parse(&format!(" [\n{ROW},\n\n{ROW}\n]\n")).unwrap();
     assert_eq!((d.len(), d.line_number(0), d.line_number(1)), (2, 2, 4));
     assert_eq!(d.location(1), "d.jsonl:4");
+    // Rows that share a line have numbers.
+    let d = parse(&format!("[{ROW},\n{ROW}, {ROW}]")).unwrap();
+    assert_eq!((d.line_number(2), d.location(2)), (3, "d.jsonl: row 3".into()));
 }
 
 #[test]
@@ -63,6 +73,81 @@ proptest! {
         for (i, row) in rows.iter().enumerate() {
             prop_assert_eq!(&list.value(i).unwrap(), row);
             prop_assert_eq!(&lines.value(i).unwrap(), row);
+        }
+    }
+}
+
+/// A field of texts that are JSON.
+fn json_field(name: &str) -> Field {
+    let keys = [("ARROW:extension:name", "arrow.json"), ("ARROW:extension:metadata", "")];
+    let metadata = keys.map(|(key, value)| (key.to_string(), value.to_string()));
+    Field::new(name, DataType::Utf8, true).with_metadata(HashMap::from(metadata))
+}
+
+/// Opens a column of lists of structs with a text and a JSON text, as Parquet and as Arrow.
+fn open_lists(contents: &[Option<&str>]) -> [Result<Table>; 2] {
+    let fields = Fields::from(vec![Field::new("role", DataType::Utf8, true), json_field("content")]);
+    let roles: StringArray = contents.iter().map(|_| Some("\"user\"")).collect();
+    let texts: StringArray = contents.iter().copied().collect();
+    let messages = StructArray::new(fields.clone(), vec![Arc::new(roles) as ArrayRef, Arc::new(texts)], None);
+    let item = Arc::new(Field::new("item", DataType::Struct(fields), true));
+    let one_list = OffsetBuffer::from_lengths([contents.len()]);
+    let lists = ListArray::new(item, one_list, Arc::new(messages), None);
+    let schema = Arc::new(Schema::new(vec![Field::new("messages", lists.data_type().clone(), true)]));
+    let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(lists)]).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [parquet, arrow] = ["d.parquet", "d.arrow"].map(|name| dir.path().join(name));
+    let mut writer = ArrowWriter::try_new(std::fs::File::create(&parquet).unwrap(), schema.clone(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let mut writer = StreamWriter::try_new(std::fs::File::create(&arrow).unwrap(), &schema).unwrap();
+    writer.write(&batch).unwrap();
+    writer.finish().unwrap();
+    [parquet, arrow].map(|path| Table::open_in_this_process(&path))
+}
+
+#[test]
+fn json_inside_of_lists_and_structs_is_read_as_its_value() {
+    let contents = [Some(r#""a""#), Some(r#" [{"type": "text", "text": "\"b\""}] "#), None, Some("null"), Some("7")];
+    let values = [json!("a"), json!([{"type": "text", "text": "\"b\""}]), json!(null), json!(null), json!(7)];
+    for table in open_lists(&contents) {
+        let messages = table.unwrap().value(0).unwrap()["messages"].clone();
+        // A text that is not marked as JSON stays a text.
+        let want: Vec<Value> = values.iter().map(|value| json!({"role": "\"user\"", "content": value})).collect();
+        assert_eq!(messages, Value::Array(want));
+    }
+    for (bad, what) in [("a", "is not JSON: "), ("[184467440737095516160]", "which does not fit in 64 bits")] {
+        for table in open_lists(&[Some("1"), Some(bad)]) {
+            let error = table.unwrap_err().to_string();
+            assert!(error.contains(": row 1: messages: ") && error.contains(what), "{error}");
+        }
+    }
+}
+
+/// Files that the library `datasets` wrote, whose contents are sometimes texts and sometimes parts.
+#[test]
+fn json_of_datasets_is_read_as_its_value() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/json");
+    let message = |role: &str, content: Value| json!({"role": role, "content": content});
+    let parts = json!([{"type": "image", "image": "a.png"}, {"type": "text", "text": "What color?"}]);
+    let mixed = [
+        json!([message("user", parts), message("assistant", json!("Green."))]),
+        json!([message("user", json!("Say hi")), message("assistant", json!("Hi."))]),
+    ];
+    let text = |text: &str| json!([{"type": "text", "text": text}]);
+    let lists = [
+        json!([message("user", json!("Hi")), message("assistant", text("Yes"))]),
+        json!([message("user", text("Bye")), message("assistant", json!("No"))]),
+    ];
+    for (name, rows) in [
+        ("mixed_parts.parquet", &mixed),
+        ("mixed_parts.arrow", &mixed),
+        ("list_of_json.parquet", &lists),
+        ("json_messages.arrow", &lists),
+    ] {
+        let table = Table::open_in_this_process(&golden.join(name)).unwrap();
+        for (i, messages) in rows.iter().enumerate() {
+            assert_eq!(&table.value(i).unwrap()["messages"], messages, "{name}");
         }
     }
 }

@@ -10,6 +10,7 @@ use reel_model::input::messages::{Conversation, MediaSource};
 use reel_model::input::request::ChatRequest;
 use reel_train::data::dataset::Dataset;
 use reel_train::data::quarantine::{ScanJournal, journal_path, read_quarantine_list};
+use reel_train::data::rows::SupervisedRow;
 use reel_train::options::{Recipe, TrainingOptions};
 use reel_train::{GrpoOptions, SftOptions, config_file::ConfigFile};
 use serde_json::{Value, json};
@@ -212,6 +213,11 @@ pub const ROWS: Target = Target {
             json!({"prompt": [turn("user", json!([{"type": "image"}, {"type": "text", "text": "?"}]))], "images": ["a.png"], "solution": "x"}),
             json!({"conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a"}], "system": "s", "image": "a.png"}),
             json!({"prompt": "2 + 2?", "solution": "4"}),
+            json!({"prompt": "2 + 2 =", "completion": " 4"}),
+            json!({"prompt": [turn("user", json!("?"))], "completion": [turn("assistant", json!("!"))]}),
+            json!({"query": "<image>?", "response": "a", "history": [["q", "a"]], "images": ["a.png"]}),
+            json!({"instruction": "Add.", "input": "2, 2", "output": "4", "system": "s"}),
+            json!({"problem": "<image>?", "answer": "3", "images": ["a.png"]}),
             json!({
                 "problem": "Which?", "data_type": "video", "problem_type": "multiple choice", "options": ["A. x", "B. y"],
                 "process": "<think>t</think>", "solution": "<answer>A</answer>", "path": "./d/a.mp4", "problem_id": 3,
@@ -233,7 +239,10 @@ pub const ROWS: Target = Target {
                     continue;
                 };
                 for recipe in [Recipe::Paper, Recipe::VideoR1] {
-                    let chat = value_of(row.supervised_messages(recipe))?.map(Value::Array);
+                    let chat = match value_of(row.supervised(recipe))? {
+                        Some(SupervisedRow::Chat { messages, .. }) => Some(Value::Array(messages)),
+                        Some(SupervisedRow::Text { .. }) | None => None,
+                    };
                     let prompt = value_of(row.prompt_and_columns(recipe))?.map(|(content, _)| content.into_json());
                     for messages in [chat, prompt].into_iter().flatten() {
                         accepted(Conversation::from_json(&rows.location(index), &messages, Path::new("/root")))?;

@@ -38,6 +38,16 @@ pub fn completion_sums(
     sums
 }
 
+/// Returns on which smooth piece of the loss token `t` lies: whether its ratio is below or above the range, and its log
+/// ratio to the reference below or above the limits. The loss has no derivative where two pieces meet.
+pub fn piece(options: &LossOptions, log_prob: &[f64], old: &[f64], reference: &[f64], t: usize) -> [bool; 4] {
+    let d = |t: usize| log_prob[t] - old[t];
+    let mean = || (0..log_prob.len()).map(d).sum::<f64>() / log_prob.len() as f64;
+    let ratio = if options.sequence_level { mean() } else { d(t) }.exp();
+    let x = reference[t] - log_prob[t];
+    [ratio < options.range.0, ratio > options.range.1, x < -options.kl_limit, x > options.kl_limit]
+}
+
 /// Returns the gradient of the loss in [`completion_sums`] with respect to `log_prob`, by the chain rule; `old` and
 /// `reference` are constants.
 pub fn gradient(options: &LossOptions, log_prob: &[f64], old: &[f64], reference: &[f64], advantage: f64) -> Vec<f64> {

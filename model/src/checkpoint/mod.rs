@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use reel_diagnostic::note_once;
 use reel_runtime::device::MappedFile;
 
 use crate::config::ModelConfig;
@@ -140,11 +141,12 @@ pub struct Checkpoint {
     is_copied: bool,
 }
 
+const LM_HEAD: &str = "lm_head.weight";
 const COPY_AGAIN: &str = "copy or download the file again";
 
 impl Checkpoint {
-    /// Maps and validates the weight files of a folder: `model.safetensors`, or the shards of
-    /// `model.safetensors.index.json`, or all `*.safetensors` files.
+    /// Maps and validates the weight files of a folder: the shards of `model.safetensors.index.json`, or
+    /// `model.safetensors`, or all `*.safetensors` files.
     pub fn open(folder: &Path) -> Result<Self> {
         let listing = shards::find_weight_files(folder)?;
         let mut checkpoint = Self {
@@ -267,9 +269,22 @@ impl Checkpoint {
     }
 
     /// Checks the files against a config: every tensor of the model must exist with its shape, and there must be no
-    /// other tensor.
+    /// other tensor. With tied embeddings there may be an output layer, which is not used; a note names it if it differs
+    /// from the embedding table.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
-        self.check_tensor_list(&expected_tensors(config), |name| config.tie_word_embeddings && name == "lm_head.weight")
+        let is_tied = config.tie_word_embeddings;
+        self.check_tensor_list(&expected_tensors(config), |name| is_tied && name == LM_HEAD)?;
+        if let (true, Some(head), Some(table)) =
+            (is_tied, self.tensor(LM_HEAD), self.tensor("model.embed_tokens.weight"))
+            && (head.dtype, head.bytes) != (table.dtype, table.bytes)
+        {
+            let file = head.file.path().display();
+            note_once(format!(
+                "{file}: {LM_HEAD} is not used, although it differs from the embedding table: config.json has \
+                 tie_word_embeddings = true"
+            ));
+        }
+        Ok(())
     }
 
     /// Checks that every weight is finite. Training with a NaN weight gives a NaN loss in the first step, which would

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use reel_diagnostic::input;
+use reel_diagnostic::{input, note_once};
 use serde_json::Value;
 
 use super::COPY_AGAIN;
@@ -17,18 +17,48 @@ pub(super) struct WeightFiles {
     pub(super) indexed_tensors: Vec<(String, PathBuf)>,
 }
 
-/// Finds the weight files of a folder: `model.safetensors` takes precedence, as in transformers; then the shards of
-/// the index; then all `*.safetensors` files.
+/// Finds the weight files of a folder: the shards of the index, or `model.safetensors`, or all `*.safetensors` files. A
+/// note names other files of weights that are not used.
+///
+/// # Errors
+/// There is no such file; or there is an index, and a `model.safetensors` that it does not list: transformers reads the
+/// one, vLLM the other, and which of them has the wanted weights is not known.
 pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
     let single = folder.join("model.safetensors");
-    if single.exists() {
-        return Ok(WeightFiles { files: vec![single], indexed_tensors: Vec::new() });
-    }
     let index = folder.join("model.safetensors.index.json");
-    if index.exists() {
-        return from_index(folder, &index);
+    let found = match (index.exists(), single.exists()) {
+        (true, has_single) => {
+            let found = from_index(folder, &index)?;
+            if has_single && !found.files.contains(&single) {
+                let what = "is beside model.safetensors.index.json, which does not list it, so there are two models";
+                let help = "remove the one that does not belong to this model";
+                return Err(ModelError::weights(single.display().to_string(), what, help));
+            }
+            found
+        }
+        (false, true) => WeightFiles { files: vec![single], indexed_tensors: Vec::new() },
+        (false, false) => return any(folder),
+    };
+    let unused = |name: &String| name.starts_with("model") || name.starts_with("consolidated");
+    let used = |name: &String| found.files.contains(&folder.join(name));
+    for name in safetensors_names(folder)?.into_iter().filter(|name| unused(name) && !used(name)) {
+        note_once(format!("{}: is not used: the weights are those of other files", folder.join(name).display()));
     }
-    any(folder)
+    Ok(found)
+}
+
+/// The names of the files in a folder that end in `.safetensors`, sorted.
+fn safetensors_names(folder: &Path) -> Result<Vec<String>> {
+    let cannot_read = |e| ModelError::cannot_read(folder, e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(cannot_read)? {
+        let name = entry.map_err(cannot_read)?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".safetensors") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn from_index(folder: &Path, index: &Path) -> Result<WeightFiles> {

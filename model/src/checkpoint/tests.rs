@@ -23,9 +23,10 @@ fn file_of(tensors: &[(String, Vec<usize>)], dtype: StoredDType) -> Vec<u8> {
 }
 
 fn with_header(header: &str, data: usize) -> Vec<u8> {
-    let padded = format!("{header:<width$}", width = header.len().next_multiple_of(8));
+    let mut padded = header.as_bytes().to_vec();
+    padded.resize(header.len().next_multiple_of(8), b' ');
     let mut bytes = (padded.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(padded.as_bytes());
+    bytes.extend(padded);
     bytes.resize(bytes.len() + data, 0);
     bytes
 }
@@ -160,6 +161,12 @@ fn rejects_shards_that_contradict_the_index() {
         let error = open(&[("a.safetensors", a.clone()), (name, text.as_bytes().to_vec())]);
         assert!(error.contains(expected), "{error}");
     }
+    // Two models in one folder: transformers reads the file, vLLM the index.
+    let (listed, single) = (index(json!({"model.norm.weight": "a.safetensors"})), "model.safetensors");
+    let two = open(&[("a.safetensors", a.clone()), (single, a.clone()), (name, listed)]);
+    assert!(two.contains("model.safetensors: is beside model.safetensors.index.json, which does not list it"), "{two}");
+    let own = folder_with(&[(single, a.clone()), (name, index(json!({"model.norm.weight": single})))]);
+    assert!(Checkpoint::open(own.path()).is_ok());
     assert!(open(&[("config.json", b"{}".to_vec())]).contains("has no *.safetensors"));
     assert!(open(&[("pytorch_model.bin", b"x".to_vec())]).contains("another format"));
     let loose = folder_with(&[("weights-1.safetensors", a.clone()), ("adapter_model.safetensors", a)]);

@@ -36,7 +36,25 @@ impl JsonFields {
 
     /// An error about the value of `key`, with `help` as advice.
     pub(crate) fn error_with_help(&self, key: &str, what: impl Into<String>, help: &str) -> ModelError {
-        ModelError::config(format!("{}: {}{key}", self.file, self.path), what, help)
+        ModelError::config(format!("{}: {}", self.file, self.path_of(key)), what, help)
+    }
+
+    /// A sentence about the value of `key`, for a note.
+    pub(crate) fn error_text(&self, key: &str, what: &str) -> String {
+        format!("{}: {} {what}", self.file, self.path_of(key))
+    }
+
+    /// The path of a key from the top of the file, such as `text_config.dtype`.
+    pub(crate) fn path_of(&self, key: &str) -> String {
+        format!("{}{key}", self.path)
+    }
+
+    /// The file and the path of this object, for messages.
+    pub(crate) fn location(&self) -> String {
+        match self.path.strip_suffix('.') {
+            Some(path) => format!("{}: {path}", self.file),
+            None => self.file.clone(),
+        }
     }
 
     /// The value of a key; `None` if it is absent or null.

@@ -1,19 +1,21 @@
 //! The config files of a model folder: `config.json`, `generation_config.json`, `preprocessor_config.json`.
 //!
-//! Accepts the files of transformers 4.49 to 4.57: text keys at the top level or in `text_config`, `torch_dtype` or
-//! `dtype`, and vision keys left out where they equal the defaults of `Qwen2_5_VLVisionConfig`. Unsupported values are
-//! rejected here, so the rest of the program does not check them again.
+//! Accepts the files of transformers 4.49 to 5: text keys at the top level or in `text_config`, `torch_dtype` or
+//! `dtype`, `rope_theta` and `rope_scaling` or `rope_parameters`, and vision keys left out where they equal the defaults
+//! of `Qwen2_5_VLVisionConfig`. Unsupported values, and values that contradict each other, are rejected here, so the
+//! rest of the program does not check them again.
 
 mod difference;
 pub(crate) mod fields;
 mod generation;
 mod preprocessor;
+mod rope;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::path::Path;
 
-use reel_diagnostic::input;
+use reel_diagnostic::{input, note_once};
 
 use crate::checkpoint::StoredDType;
 use crate::error::{ModelError, Result};
@@ -166,6 +168,7 @@ impl ModelConfig {
             None => fields.opt_bool("tie_word_embeddings")?.unwrap_or(false),
         };
         let dtype = dtype(&root, fields)?;
+        check_levels(&root, fields)?;
         Ok(Self { text, vision, tokens, tie_word_embeddings, dtype })
     }
 }
@@ -222,6 +225,7 @@ fn text_config(fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
     }
     check_act(fields)?;
     check_sliding_window(fields, num_hidden_layers)?;
+    let (rope_theta, mrope_section) = rope::theta_and_section(fields, root, head_dim)?;
     Ok(TextConfig {
         vocab_size: fields.positive_int("vocab_size")?,
         hidden_size,
@@ -231,8 +235,8 @@ fn text_config(fields: &JsonFields, root: &JsonFields) -> Result<TextConfig> {
         num_key_value_heads,
         head_dim,
         rms_norm_eps: fields.positive_f64("rms_norm_eps")?,
-        rope_theta: fields.positive_f64("rope_theta")?,
-        mrope_section: mrope_section(if fields.has_key("rope_scaling") { fields } else { root }, head_dim)?,
+        rope_theta,
+        mrope_section,
         max_position_embeddings: fields.opt_positive_int("max_position_embeddings")?.unwrap_or(32768),
     })
 }
@@ -271,30 +275,25 @@ fn check_sliding_window(fields: &JsonFields, layers: usize) -> Result<()> {
     Ok(())
 }
 
-/// Reads `rope_scaling.mrope_section`. Its `type` and `rope_type` must be `mrope` or `default`, which both mean
-/// M-RoPE for this model.
-fn mrope_section(fields: &JsonFields, head_dim: usize) -> Result<[usize; 3]> {
-    let Some(scaling) = fields.opt_object("rope_scaling")? else {
-        return Err(fields.error("rope_scaling", "is missing; it must contain mrope_section"));
-    };
-    for key in ["type", "rope_type"] {
-        if let Some(kind) = scaling.opt_str(key)?
-            && kind != "mrope"
-            && kind != "default"
+/// Rejects a config with `text_config` and a different size at the top level: one of the two is of another model.
+fn check_levels(root: &JsonFields, text: &JsonFields) -> Result<()> {
+    const SIZES: [&str; 7] = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "rms_norm_eps",
+    ];
+    for key in SIZES {
+        if let (Some(outer), Some(inner)) = (root.value(key), text.value(key))
+            && outer.as_f64() != inner.as_f64()
         {
-            return Err(scaling.error(key, format!("is `{kind}`; only mrope and default are supported")));
+            return Err(root.error(key, format!("is {outer}, but {} is {inner}", text.path_of(key))));
         }
     }
-    let parts = scaling.int_list("mrope_section")?;
-    let Ok(section) = <[usize; 3]>::try_from(parts.as_slice()) else {
-        return Err(scaling.error("mrope_section", format!("has {} numbers, not 3 (time, height, width)", parts.len())));
-    };
-    let sum: usize = section.iter().sum();
-    if sum != head_dim / 2 {
-        return Err(scaling
-            .error("mrope_section", format!("sums to {sum}; the sum must be {}, half of head_dim", head_dim / 2)));
-    }
-    Ok(section)
+    Ok(())
 }
 
 /// Reads `vision_config`. An absent key gets its default value in transformers' `Qwen2_5_VLVisionConfig`, because
@@ -315,6 +314,7 @@ fn vision_config(fields: &JsonFields) -> Result<VisionConfig> {
         return Err(fields.error("num_heads", what));
     }
     check_act(fields)?;
+    rope::check_vision(fields)?;
     for key in ["in_channels", "in_chans"] {
         let channels = or(key, 3)?;
         if channels != 3 {
@@ -390,19 +390,30 @@ fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<
     })
 }
 
+/// The dtype that the config states. transformers writes it at up to two levels; the outer one counts, and a different
+/// inner one is named in a note: the weights have the dtype that they are stored in, whatever the config says.
 fn dtype(root: &JsonFields, text: &JsonFields) -> Result<Option<StoredDType>> {
+    let mut stated: Option<(String, StoredDType)> = None;
     for (fields, key) in [(root, "dtype"), (root, "torch_dtype"), (text, "dtype"), (text, "torch_dtype")] {
-        match fields.opt_str(key)? {
-            None => {}
-            Some("float32") => return Ok(Some(StoredDType::F32)),
-            Some("bfloat16") => return Ok(Some(StoredDType::Bf16)),
-            Some("float16") => return Ok(Some(StoredDType::F16)),
+        let found = match fields.opt_str(key)? {
+            None => continue,
+            Some("float32") => StoredDType::F32,
+            Some("bfloat16") => StoredDType::Bf16,
+            Some("float16") => StoredDType::F16,
             Some(other) => {
                 return Err(
                     fields.error(key, format!("is `{other}`; only float32, bfloat16 and float16 are supported"))
                 );
             }
+        };
+        match &stated {
+            Some((first, dtype)) if *dtype != found => {
+                let (outer, inner) = (dtype.torch_dtype_name(), found.torch_dtype_name());
+                note_once(format!("{}, but {first} is {outer}", fields.error_text(key, &format!("is {inner}"))));
+            }
+            Some(_) => {}
+            None => stated = Some((fields.path_of(key), found)),
         }
     }
-    Ok(None)
+    Ok(stated.map(|(_, dtype)| dtype))
 }

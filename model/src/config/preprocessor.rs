@@ -1,4 +1,4 @@
-//! `preprocessor_config.json`: how the image processor resizes and normalises images and frames.
+//! `preprocessor_config.json` or `processor_config.json`: how the image processor resizes and normalises images and frames.
 
 use std::path::Path;
 
@@ -50,25 +50,70 @@ const MIN_STD: f32 = 1e-3;
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
 impl PreprocessorConfig {
-    /// Reads `preprocessor_config.json` of a model folder and checks it against the vision tower. Without the file,
-    /// the defaults apply.
+    /// Reads the settings of a model folder and checks them against the vision tower. transformers 5 has them under
+    /// `image_processor` in `processor_config.json`, earlier versions in `preprocessor_config.json`. Without either, the
+    /// defaults apply. The settings of the video processor (`video_processor`, or `video_preprocessor_config.json`) must
+    /// agree with them, as this program processes images and frames in one way; its limits of sizes and frames are those
+    /// of a profile (`--profile`) instead.
+    ///
+    /// # Errors
+    /// A file cannot be read, has an unsupported value, or contradicts another one.
     pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self> {
-        let path = folder.join("preprocessor_config.json");
-        let file = path.display().to_string();
-        let found = match input::read_text(&path, input::MAX_CONFIG_BYTES) {
-            Ok(text) => Self::parse(&file, &text)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
-            Err(e) => return Err(ModelError::cannot_read(&path, e)),
-        };
-        found.check_fits(&file, &config.vision)?;
+        let processor = read_fields(&folder.join("processor_config.json"))?;
+        let nested = |key: &str| processor.as_ref().map_or(Ok(None), |fields| fields.opt_object(key));
+        let images = [nested("image_processor")?, read_fields(&folder.join("preprocessor_config.json"))?];
+        let mut found: Option<(String, Self)> = None;
+        for fields in images.into_iter().flatten() {
+            let (location, own) = (fields.location(), Self::from_fields(&fields)?);
+            match &found {
+                Some((first, settings)) => own.check_equals(&location, first, settings)?,
+                None => found = Some((location, own)),
+            }
+        }
+        let default = || (folder.join("preprocessor_config.json").display().to_string(), Self::default());
+        let (location, found) = found.unwrap_or_else(default);
+        found.check_fits(&location, &config.vision)?;
+        let videos = [nested("video_processor")?, read_fields(&folder.join("video_preprocessor_config.json"))?];
+        for fields in videos.into_iter().flatten() {
+            let own = Self::from_fields(&fields)?;
+            let own = Self { min_pixels: found.min_pixels, max_pixels: found.max_pixels, ..own };
+            own.check_equals(&fields.location(), &location, &found)?;
+        }
         Ok(found)
     }
 
     /// Parses the text of a preprocessor_config.json; `file` names its source in error messages.
     pub fn parse(file: &str, text: &str) -> Result<Self> {
-        let fields = JsonFields::parse(file, text, HELP)?;
+        Self::from_fields(&JsonFields::parse(file, text, HELP)?)
+    }
+
+    /// Checks that two files of a folder have the same settings.
+    fn check_equals(&self, location: &str, first: &str, settings: &Self) -> Result<()> {
+        let pair = |key: &'static str, own: &dyn std::fmt::Debug, other: &dyn std::fmt::Debug| {
+            (key, format!("{own:?}"), format!("{other:?}"))
+        };
+        let pairs = [
+            pair("min_pixels", &self.min_pixels, &settings.min_pixels),
+            pair("max_pixels", &self.max_pixels, &settings.max_pixels),
+            pair("image_mean", &self.image_mean, &settings.image_mean),
+            pair("image_std", &self.image_std, &settings.image_std),
+            pair("patch_size", &self.patch_size, &settings.patch_size),
+            pair("temporal_patch_size", &self.temporal_patch_size, &settings.temporal_patch_size),
+            pair("merge_size", &self.merge_size, &settings.merge_size),
+        ];
+        match pairs.into_iter().find(|(_, own, other)| own != other) {
+            Some((key, own, other)) => {
+                let what = format!("is {own}, but {other} in {first}");
+                let help = "remove the file that does not belong to this model, or correct it";
+                Err(ModelError::config(format!("{location}: {key}"), what, help))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn from_fields(fields: &JsonFields) -> Result<Self> {
         let default = Self::default();
-        check_steps(&fields)?;
+        check_steps(fields)?;
         let size = fields.opt_object("size")?;
         let edge = |key: &str, edge: &str, default: u64| -> Result<u64> {
             if let Some(pixels) = fields.opt_positive_int(key)? {
@@ -86,14 +131,14 @@ impl PreprocessorConfig {
         if min_pixels > MAX_MIN_PIXELS {
             return Err(fields.error("min_pixels", format!("is {min_pixels}, above the limit of {MAX_MIN_PIXELS}")));
         }
-        let image_std = triple(&fields, "image_std", default.image_std)?;
+        let image_std = triple(fields, "image_std", default.image_std)?;
         if image_std.iter().any(|&x| x < MIN_STD) {
             return Err(fields.error("image_std", format!("must be at least {MIN_STD} for every channel")));
         }
         Ok(Self {
             min_pixels,
             max_pixels,
-            image_mean: triple(&fields, "image_mean", default.image_mean)?,
+            image_mean: triple(fields, "image_mean", default.image_mean)?,
             image_std,
             patch_size: fields.opt_positive_int("patch_size")?.unwrap_or(default.patch_size),
             temporal_patch_size: fields.opt_positive_int("temporal_patch_size")?.unwrap_or(default.temporal_patch_size),
@@ -135,6 +180,15 @@ fn check_steps(fields: &JsonFields) -> Result<()> {
         return Err(fields.error("rescale_factor", format!("is {factor}; only 1/255 is supported")));
     }
     Ok(())
+}
+
+/// The fields of a file; `None` if there is no such file.
+fn read_fields(path: &Path) -> Result<Option<JsonFields>> {
+    match input::read_text(path, input::MAX_CONFIG_BYTES) {
+        Ok(text) => JsonFields::parse(&path.display().to_string(), &text, HELP).map(Some),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(ModelError::cannot_read(path, e)),
+    }
 }
 
 fn triple(fields: &JsonFields, key: &str, default: [f32; 3]) -> Result<[f32; 3]> {

@@ -53,6 +53,96 @@ fn nested_layout_equals_flat_layout() {
     assert_eq!(nested.text.head_dim, 16);
 }
 
+/// The [`flat_config_json`] config as transformers 5 writes it.
+fn version_5() -> Value {
+    let mut root = nested();
+    root["dtype"] = json!("bfloat16");
+    let text = root["text_config"].as_object_mut().unwrap();
+    let (theta, mut rope) = (text.remove("rope_theta").unwrap(), text.remove("rope_scaling").unwrap());
+    rope["rope_theta"] = theta;
+    text.insert("rope_parameters".into(), rope);
+    root["vision_config"]["rope_parameters"] = json!({"rope_theta": 10000.0, "rope_type": "axial"});
+    root
+}
+
+#[test]
+fn layout_of_version_5_equals_flat_layout() {
+    assert_eq!(ModelConfig::parse("config.json", &version_5().to_string()).unwrap(), tiny_config());
+}
+
+/// Values at two levels of one file that cannot both be right.
+#[test]
+fn values_that_contradict_each_other_are_refused_by_name() {
+    for (path, value, expected) in [
+        ("rope_theta", json!(5e5), "config.json: rope_theta: is 500000.0, but text_config.rope_parameters.rope_theta is 1000000.0"),
+        ("text_config.rope_theta", json!(5e5), "text_config.rope_theta: is 500000.0, but"),
+        ("rope_scaling", json!({"mrope_section": [4, 2, 2]}), "rope_scaling.mrope_section: is [4, 2, 2], but"),
+        ("hidden_size", json!(128), "config.json: hidden_size: is 128, but text_config.hidden_size is 64"),
+        ("vision_config.rope_parameters.rope_theta", json!(5e5), "rope_theta: is 500000; only 10000"),
+        ("text_config.rope_parameters.mrope_section", json!(null), "rope_parameters.mrope_section: is missing"),
+    ] {
+        let text = change(version_5(), path, Some(value)).to_string();
+        let error = ModelConfig::parse("config.json", &text).expect_err(path).to_string();
+        assert!(error.contains(expected), "{path}: {error}");
+    }
+    // The outer dtype counts; a note names the inner one.
+    let text = change(version_5(), "dtype", Some(json!("float32"))).to_string();
+    assert_eq!(ModelConfig::parse("config.json", &text).unwrap().dtype, Some(StoredDType::F32));
+}
+
+/// The settings of the processors in the files of both versions.
+#[test]
+fn processor_files_of_version_5_are_read_and_must_agree() {
+    let image = json!({"size": {"shortest_edge": 3136, "longest_edge": 50176}, "patch_size": 14, "merge_size": 2});
+    let joint = |image: &Value, video: Value| json!({"image_processor": image, "video_processor": video}).to_string();
+    let open = |files: &[(&str, String)]| {
+        let folder = tempfile::tempdir().unwrap();
+        files.iter().for_each(|(name, text)| std::fs::write(folder.path().join(name), text).unwrap());
+        PreprocessorConfig::open(folder.path(), &tiny_config()).map_err(|e| e.to_string())
+    };
+    let videos = json!({"size": {"shortest_edge": 100352, "longest_edge": 602112}, "max_frames": 768});
+    let found = open(&[("processor_config.json", joint(&image, videos.clone()))]).unwrap();
+    assert_eq!((found.min_pixels, found.max_pixels), (3136, 50176));
+    // A file of version 4 may say the same, in its own way.
+    let same = json!({"min_pixels": 3136, "max_pixels": 50176}).to_string();
+    let both = [("processor_config.json", joint(&image, videos)), ("preprocessor_config.json", same.clone())];
+    assert_eq!(open(&both).unwrap(), found);
+    for (files, expected) in [
+        (
+            vec![
+                ("processor_config.json", joint(&image, json!({}))),
+                ("preprocessor_config.json", json!({"max_pixels": 9}).to_string()),
+            ],
+            "preprocessor_config.json: min_pixels: ",
+        ),
+        (
+            vec![
+                ("processor_config.json", joint(&image, json!({}))),
+                ("preprocessor_config.json", json!({"min_pixels": 3136, "max_pixels": 5000}).to_string()),
+            ],
+            "preprocessor_config.json: max_pixels: is 5000, but 50176 in ",
+        ),
+        (
+            vec![("processor_config.json", joint(&image, json!({"image_mean": [0.5, 0.5, 0.5]})))],
+            "processor_config.json: video_processor: image_mean: is ",
+        ),
+        (
+            vec![
+                ("preprocessor_config.json", same.clone()),
+                ("video_preprocessor_config.json", json!({"patch_size": 16}).to_string()),
+            ],
+            "video_preprocessor_config.json: patch_size: is 16, but 14 in ",
+        ),
+        (
+            vec![("processor_config.json", joint(&json!({"patch_size": 16}), json!({})))],
+            "processor_config.json: image_processor: patch_size: is 16, but the vision tower",
+        ),
+    ] {
+        let error = open(&files).unwrap_err();
+        assert!(error.contains(expected) && error.contains("; "), "{error}");
+    }
+}
+
 #[test]
 fn absent_vision_keys_have_defaults_of_transformers() {
     let mut root = flat_config_json();

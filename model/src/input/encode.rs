@@ -24,6 +24,7 @@ use tempfile::NamedTempFile;
 
 use super::chat::ChatTemplate;
 use super::fetch::{self, MediaAccess};
+use super::frame_folder::{self, frames_in_folder};
 use super::media_frames::MediaFrames;
 use super::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
 use super::model_input::ModelInput;
@@ -334,12 +335,17 @@ struct LoadedVideo {
 fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
     let keys = options.limits(video.overrides);
     match &video.source {
-        VideoSource::Frames(frames) => frame_list(frames, video, keys, options, processor),
+        VideoSource::Frames(frames) => frame_list(frames, &video.location, keys, options, processor, false),
         VideoSource::File(source) => {
             // The worker reads files, so other sources become temporary files, which live until it has finished.
             let temporary = match source {
                 MediaSource::Path(path) => {
-                    return video_file(&options.access.allowed_path(path)?, keys, options, processor);
+                    let path = options.access.allowed_path(path)?;
+                    if !path.is_dir() {
+                        return video_file(&path, keys, options, processor);
+                    }
+                    let frames: Vec<_> = frames_in_folder(&path)?.into_iter().map(MediaSource::Path).collect();
+                    return frame_list(&frames, &video.location, keys, options, processor, true);
                 }
                 MediaSource::Url(url) => {
                     options.access.download(url, fetch::MAX_VIDEO_BYTES, options.decoder.timeout)?
@@ -352,24 +358,29 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
     }
 }
 
-/// Loads a video that is given as a list of images. The size limits for images apply to each of them.
+/// Loads a video that is given as a list of images. The size limits for images apply to each of them. Those of a folder
+/// must have one size.
 fn frame_list(
     frames: &[MediaSource],
-    video: &VideoPart,
+    location: &str,
     keys: MediaOverrides,
     options: &MediaOptions,
     processor: &PatchProcessor,
+    is_folder: bool,
 ) -> Result<LoadedVideo> {
     let sample_fps = keys.fps.unwrap_or(2.0);
     if !(sample_fps > 0.0 && sample_fps.is_finite()) {
         let what = format!("is {sample_fps}, expected a number above 0");
         return Err(ModelError::messages(
-            format!("{}: fps", video.location),
+            format!("{location}: fps"),
             what,
             "give the frame rate of the list, in frames per second",
         ));
     }
     let images = frames.iter().map(|frame| open_image(frame, options)).collect::<Result<Vec<RgbImage>>>()?;
+    if is_folder {
+        frame_folder::check_sizes(frames, images.iter().map(|image| (image.height, image.width)))?;
+    }
     let limits = ImagePixelLimits::new(options.profile, &keys);
     let name = frames.first().map(MediaSource::path_or_address).unwrap_or_default();
     let frames = patches::resize_image_list(&images, &limits, processor, &name)?;

@@ -75,7 +75,7 @@ pub struct ImagePart {
 /// A video, and how it is sampled and resized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoPart {
-    /// The video file, or the images that are its frames.
+    /// The video file, the folder of its frames, or the images that are its frames.
     pub source: VideoSource,
     /// The limits that the keys of this content part set, such as `fps` or `max_pixels`.
     pub overrides: MediaOverrides,
@@ -83,10 +83,10 @@ pub struct VideoPart {
     pub location: String,
 }
 
-/// A video as a file, or as a list of images that are its frames.
+/// A video as a file or folder, or as a list of images that are its frames.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VideoSource {
-    /// A video file.
+    /// A video file, or a folder of images that are the frames ([`super::frame_folder`]).
     File(MediaSource),
     /// A list of images that are the frames; at least one.
     Frames(Vec<MediaSource>),

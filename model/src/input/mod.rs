@@ -5,6 +5,7 @@
 pub mod chat;
 pub mod encode;
 pub mod fetch;
+pub mod frame_folder;
 pub mod media_frames;
 pub mod messages;
 pub mod model_input;

@@ -14,7 +14,7 @@ use super::folder::LoraMatrices;
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::save::{MAX_SHARD_BYTES, TensorSpec, write_weights};
+use crate::save::{FolderFormat, MAX_SHARD_BYTES, SmallFiles, TensorSpec, write_weights};
 use crate::weights::widen_to_f32;
 
 /// The result of a merge.
@@ -28,11 +28,19 @@ pub struct MergeReport {
 
 /// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must be new or empty.
 /// Weights keep dtype and name. The other files of `base` are copied, but not its sub-folders; then `more_files`, which
-/// replace files of the same name. The folder has a temporary name until it is complete.
+/// replace files of the same name. With a `format` the small files are brought into it. The folder has a temporary name
+/// until it is complete.
 ///
 /// # Errors
 /// An adapter that does not belong to the model; a folder that cannot be read or written.
-pub fn merge(base: &Path, adapter: &Path, out: &Path, more_files: &[&Path], device: &Device) -> Result<MergeReport> {
+pub fn merge(
+    base: &Path,
+    adapter: &Path,
+    out: &Path,
+    more_files: &[&Path],
+    format: Option<FolderFormat>,
+    device: &Device,
+) -> Result<MergeReport> {
     let adapter = Adapter::open(adapter)?;
     let config = ModelConfig::open(base)?;
     let files = Checkpoint::open(base)?;
@@ -41,6 +49,9 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, more_files: &[&Path], devi
     let draft = Draft::begin(out)?;
     copy_others(base, &draft.path)?;
     more_files.iter().try_for_each(|file| copy_into(file, &draft.path))?;
+    if let Some(format) = format {
+        SmallFiles::rewrite(&draft.path, format)?;
+    }
     let specs: Vec<TensorSpec> = files
         .tensor_names()
         .filter_map(|name| files.tensor(name).map(|view| (name, view)))

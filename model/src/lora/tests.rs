@@ -101,7 +101,7 @@ fn merged_model_equals_adapted_model() {
     for name in PEFTS {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("merged");
-        let merged = merge(&base(), &golden("lora").join(name), &out, &[], &device).unwrap();
+        let merged = merge(&base(), &golden("lora").join(name), &out, &[], None, &device).unwrap();
         assert_eq!(merged.layers, Adapter::open(&golden("lora").join(name)).unwrap().adapted_layers().count());
         let off = off(&logits(&device, &open(&device, &out)), &logits(&device, &with_peft(&device, name, false)));
         // Merged weights are rounded and summed in another order than base and adapter apart, so the logits differ
@@ -116,7 +116,7 @@ fn merged_model_equals_adapted_model() {
         }
         assert_eq!(fs::read_dir(&out).unwrap().count(), fs::read_dir(base()).unwrap().count());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        let again = merge(&base(), &golden("lora").join(name), &out, &[], &device).unwrap_err().to_string();
+        let again = merge(&base(), &golden("lora").join(name), &out, &[], None, &device).unwrap_err().to_string();
         assert!(again.contains("merged: is not empty; "), "{again}");
     }
 }
@@ -328,7 +328,7 @@ fn merge_error(change: impl FnOnce(&mut Value, &Path)) -> String {
     change(&mut config, &folder);
     fs::write(&path, config.to_string()).unwrap();
     let out = dir.path().join("out");
-    let error = merge(&base(), &folder, &out, &[], &Device::cpu(1)).unwrap_err().to_string();
+    let error = merge(&base(), &folder, &out, &[], None, &Device::cpu(1)).unwrap_err().to_string();
     assert!(!out.exists() && fs::read_dir(dir.path()).unwrap().count() == 1, "files are left over: {error}");
     assert!(!error.contains('\n') && error.contains("; "), "{error}");
     error
@@ -429,12 +429,12 @@ fn rejects_a_merge_outside_the_dtype_range() {
     .unwrap();
     let adapter = copy(dir.path());
     let device = Device::cpu(1);
-    merge(&base_f16, &adapter, &dir.path().join("fits"), &[], &device).unwrap();
+    merge(&base_f16, &adapter, &dir.path().join("fits"), &[], None, &device).unwrap();
     let path = adapter.join(ADAPTER_CONFIG_FILE);
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     config["lora_alpha"] = json!(1e9);
     fs::write(&path, config.to_string()).unwrap();
-    let error = merge(&base_f16, &adapter, &dir.path().join("out"), &[], &device).unwrap_err().to_string();
+    let error = merge(&base_f16, &adapter, &dir.path().join("out"), &[], None, &device).unwrap_err().to_string();
     assert!(error.contains(": has a value outside the range of F16 after the merge; "), "{error}");
     assert!(!dir.path().join("out").exists());
 }

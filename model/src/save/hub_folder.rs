@@ -8,7 +8,8 @@ use reel_diagnostic::input;
 use serde_json::{Map, Value, json};
 
 use super::atomic::{AtomicFile, FinishedFile};
-use super::tensors::{HeaderEntry, TensorSpec, write_header};
+use super::folder_format::{Companions, FolderFormat, convert};
+use super::tensors::{HeaderEntry, TensorSpec, write_safetensors_header};
 use crate::checkpoint::{StoredDType, TensorNaming};
 use crate::error::{ModelError, Result};
 
@@ -38,8 +39,8 @@ pub struct SmallFiles {
     /// The folder that they were read from.
     folder: PathBuf,
     config: Value,
-    /// Name and content of the other files.
-    others: Vec<(&'static str, Vec<u8>)>,
+    /// The other files.
+    others: Companions,
 }
 
 impl SmallFiles {
@@ -52,6 +53,39 @@ impl SmallFiles {
             |&name: &&'static str| Some(read_companion(folder, name).transpose()?.map(|bytes| (name, bytes)));
         let others = COMPANIONS.iter().filter_map(companion);
         Ok(Self { folder: folder.to_path_buf(), config: read_config(folder)?, others: others.collect::<Result<_>>()? })
+    }
+
+    /// The content of a file beside config.json.
+    #[cfg(test)]
+    pub(super) fn file(&self, name: &str) -> Option<&[u8]> {
+        self.others.get(name).map(Vec::as_slice)
+    }
+
+    /// The files as this version of transformers writes them.
+    ///
+    /// # Errors
+    /// A file is not a JSON object.
+    pub fn in_format(mut self, format: FolderFormat) -> Result<Self> {
+        convert(format, &self.folder, &mut self.config, &mut self.others)?;
+        Ok(self)
+    }
+
+    /// Brings the small files of a folder that this program has just written into a format.
+    ///
+    /// # Errors
+    /// A file cannot be read or written, or is not a JSON object.
+    pub fn rewrite(folder: &Path, format: FolderFormat) -> Result<()> {
+        let files = Self::read(folder)?.in_format(format)?;
+        write_atomically(&folder.join("config.json"), format!("{:#}\n", files.config).as_bytes())?;
+        for name in COMPANIONS {
+            let path = folder.join(name);
+            match files.others.get(name) {
+                Some(bytes) => write_atomically(&path, bytes)?,
+                None if path.exists() => fs::remove_file(&path).map_err(|e| ModelError::cannot_write(&path, e))?,
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     /// Writes the files of tokenizer, templates and processor settings into `out` under temporary names. If `out` is
@@ -216,17 +250,15 @@ fn write_shard(
     shard: &[TensorSpec],
     fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<FinishedFile> {
-    let lines: Vec<HeaderEntry> = shard
-        .iter()
-        .map(|t| HeaderEntry {
-            name: rename(&t.name),
-            dtype: t.dtype.safetensors_name(),
-            shape: t.shape.clone(),
-            bytes: t.bytes(),
-        })
-        .collect();
+    let names: Vec<String> = shard.iter().map(|t| rename(&t.name)).collect();
+    let entries = names.iter().zip(shard).map(|(name, t)| HeaderEntry {
+        name,
+        dtype: t.dtype.safetensors_name(),
+        shape: &t.shape,
+        bytes: t.bytes(),
+    });
     let mut file = AtomicFile::create(path)?;
-    write_header(&mut file, &lines).map_err(|e| file.write_error(e))?;
+    write_safetensors_header(&mut file, entries).map_err(|e| file.write_error(e))?;
     for tensor in shard {
         let mut counted = Counted { inner: &mut file, left: tensor.bytes() };
         let filled = fill(tensor, &mut counted).and_then(|()| counted.check());

@@ -5,6 +5,7 @@
 //! writes a whole folder locks it first ([`FolderLock`]).
 
 mod atomic;
+mod folder_format;
 mod hub_folder;
 mod lock;
 mod tensors;
@@ -12,7 +13,8 @@ mod tensors;
 mod tests;
 
 pub use atomic::AtomicFile;
+pub use folder_format::FolderFormat;
 pub use hub_folder::{HubFolder, MAX_SHARD_BYTES, SmallFiles, write_hub_folder, write_weights};
 pub(crate) use hub_folder::{write_atomically, write_tensor_file_and, write_unfinished};
 pub use lock::{FOLDER_LOCK_FILE, FileLock, FolderLock, LockError, LockHolder};
-pub use tensors::{StoredTensor, TensorSpec, write_safetensors};
+pub use tensors::{HeaderEntry, StoredTensor, TensorSpec, write_safetensors, write_safetensors_header};

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::checkpoint::{Checkpoint, StoredDType, TensorNaming, expected_tensors};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, PreprocessorConfig};
 use crate::config::tests::{flat_config_json, tiny_config};
+use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -129,4 +130,42 @@ fn full_device_error_is_one_line() {
         error,
         "out/model.safetensors: cannot be written: the disk is full; free space on that disk, or choose another folder"
     );
+}
+
+/// The small files in the layout of transformers 5 say the same, and brought back they are those of before.
+#[test]
+fn folders_are_written_in_both_formats() {
+    let source = source();
+    let write = |name: &str, value: Value| fs::write(source.path().join(name), value.to_string()).unwrap();
+    write("preprocessor_config.json", json!({"min_pixels": 3136, "max_pixels": 50176, "patch_size": 14}));
+    write("chat_template.json", json!({"chat_template": "{{ messages }}"}));
+    let tools = "{{ tools }}";
+    write("tokenizer_config.json", json!({"chat_template": tools, "additional_special_tokens": ["<|im_end|>"]}));
+    let before = SmallFiles::read(source.path()).unwrap();
+    let (config, preprocessor) = (ModelConfig::open(source.path()).unwrap(), |folder: &Path| {
+        PreprocessorConfig::open(folder, &tiny_config()).unwrap()
+    });
+    let settings = preprocessor(source.path());
+    SmallFiles::rewrite(source.path(), FolderFormat::Transformers5).unwrap();
+    assert_eq!(
+        names(source.path()),
+        ["chat_template.jinja", "config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
+    );
+    let read = |name: &str| -> Value { serde_json::from_slice(&fs::read(source.path().join(name)).unwrap()).unwrap() };
+    let root = read("config.json");
+    assert_eq!(root["text_config"]["rope_parameters"]["rope_theta"], 1e6);
+    assert_eq!((&root["dtype"], &root["hidden_size"], &root["torch_dtype"]), (&json!("bfloat16"), &json!(null), &json!(null)));
+    assert_eq!(read("processor_config.json")["video_processor"]["patch_size"], 14);
+    // The template for tools is another one, and stays.
+    let tokenizer = read("tokenizer_config.json");
+    assert_eq!((&tokenizer["chat_template"], &tokenizer["extra_special_tokens"][0]), (&json!(tools), &json!("<|im_end|>")));
+    assert_eq!((ModelConfig::open(source.path()).unwrap(), preprocessor(source.path())), (config, settings));
+    SmallFiles::rewrite(source.path(), FolderFormat::Transformers4).unwrap();
+    for name in ["preprocessor_config.json", "chat_template.json", "tokenizer_config.json"] {
+        let (now, then) = (read(name), serde_json::from_slice::<Value>(before.file(name).unwrap()).unwrap());
+        for (key, value) in then.as_object().unwrap() {
+            assert_eq!(&now[key], value, "{name}: {key}");
+        }
+    }
+    assert_eq!((&read("config.json")["hidden_size"], &read("config.json")["text_config"]), (&json!(64), &json!(null)));
 }

@@ -19,6 +19,7 @@ mod planned_launches;
 mod profiler;
 mod sim;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -219,6 +220,10 @@ struct Inner {
     memory: MemoryCounters,
     profile: ProfileData,
     capture: Mutex<Option<CaptureState>>,
+    /// On device `dry`: the memory of the planned machine that is free before anything is allocated.
+    memory_limit: Option<u64>,
+    /// On device `dry`: bytes of weights that the planned machine reads in place from their files.
+    mapped_bytes: AtomicU64,
 }
 
 /// A handle to a device. Clones refer to the same device.
@@ -233,11 +238,17 @@ impl std::fmt::Debug for Device {
 
 impl Device {
     fn new(backend: impl Backend + 'static) -> Device {
+        Device::with_memory_limit(backend, None)
+    }
+
+    fn with_memory_limit(backend: impl Backend + 'static, memory_limit: Option<u64>) -> Device {
         Device(Arc::new(Inner {
             backend: Box::new(backend),
             memory: MemoryCounters::default(),
             profile: ProfileData::default(),
             capture: Mutex::default(),
+            memory_limit,
+            mapped_bytes: AtomicU64::new(0),
         }))
     }
 
@@ -253,14 +264,20 @@ impl Device {
         Device::dry_with_capability(kernels, if kernels == Kernels::Cpu { 0 } else { 90 })
     }
 
-    /// A [`Self::dry`] device with the kernels and the compute capability of this device.
+    /// A [`Self::dry`] device with the kernels, the compute capability and the memory limit of this device.
     pub fn dry_like(&self) -> Device {
-        Device::dry_with_capability(self.kernels(), self.compute_capability())
+        Device::dry_machine(self.kernels(), self.compute_capability(), self.0.memory_limit)
     }
 
     /// A [`Self::dry`] device for a GPU of this compute capability, for example 80; 0 for the CPU.
     pub fn dry_with_capability(kernels: Kernels, compute_capability: u32) -> Device {
-        let device = Device::new(dry::Dry::new(kernels, compute_capability));
+        Device::dry_machine(kernels, compute_capability, None)
+    }
+
+    /// A [`Self::dry`] device for a machine of this compute capability, on which `free_bytes` bytes can be allocated.
+    /// What a run decides by free memory is decided as on that machine. The device does not refuse larger allocations.
+    pub fn dry_machine(kernels: Kernels, compute_capability: u32, free_bytes: Option<u64>) -> Device {
+        let device = Device::with_memory_limit(dry::Dry::new(kernels, compute_capability), free_bytes);
         device.profiler().collect_totals(true);
         device.profiler().plan_launches(compute_capability);
         device
@@ -459,7 +476,18 @@ impl Device {
     /// The bytes of device memory that can still be allocated, unless other processes take them; `None` if that is
     /// unknown.
     pub fn free_bytes(&self) -> Option<u64> {
-        self.0.backend.free_bytes()
+        let Some(limit) = self.0.memory_limit else { return self.0.backend.free_bytes() };
+        let allocated = self.memory().current as u64 - self.0.mapped_bytes.load(Ordering::Relaxed);
+        Some(limit.saturating_sub(allocated))
+    }
+
+    /// Tells device `dry` that `bytes` of the allocated weights are read in place from their files on the planned
+    /// machine, which needs no free memory for them. No effect on other devices, and on planned GPUs, which copy all
+    /// weights.
+    pub fn count_as_mapped(&self, bytes: usize) {
+        if self.0.memory_limit.is_some() && self.kernels() == Kernels::Cpu {
+            self.0.mapped_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
     }
 
     /// Bytes of device memory in use, now and at the peak, by category.

@@ -52,18 +52,38 @@ impl TokenLabeler {
         Ok(Self { rule, im_start: None, im_end: None, hidden })
     }
 
-    /// Next-token targets: `targets[t]` is token t + 1 if it is learned, else -1. The last position has no next token.
-    pub fn next_token_targets(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Vec<i32> {
-        let learned: Vec<bool> = match self.rule {
-            LabelRule::Assistant => self.assistant(ids, vocabulary),
-            LabelRule::Text | LabelRule::Videorft => ids.iter().map(|id| !self.hidden.contains(id)).collect(),
-        };
-        (0..ids.len()).map(|t| if t + 1 < ids.len() && learned[t + 1] { ids[t + 1] as i32 } else { -1 }).collect()
+    /// The next-token targets of a conversation: `targets[t]` is token t + 1 if it is learned, else -1. The last
+    /// position has no next token. The rule `assistant` learns the n-th answer if `answers[n]` is true or absent.
+    pub fn next_token_targets(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> Vec<i32> {
+        match self.rule {
+            LabelRule::Assistant => targets(ids, &self.assistant(ids, answers, vocabulary)),
+            LabelRule::Text | LabelRule::Videorft => targets(ids, &self.not_hidden(ids)),
+        }
     }
 
-    /// Marks the tokens after each `<|im_start|>assistant\n` up to and including the next `<|im_end|>`.
-    fn assistant(&self, ids: &[u32], vocabulary: &impl Vocabulary) -> Vec<bool> {
+    /// The next-token targets of a text of which the first `prompt_len` tokens are given. The rule `assistant` does not
+    /// learn these.
+    pub fn completion_targets(&self, ids: &[u32], prompt_len: usize) -> Vec<i32> {
+        match self.rule {
+            LabelRule::Assistant => targets(ids, &(0..ids.len()).map(|t| t >= prompt_len).collect::<Vec<_>>()),
+            LabelRule::Text | LabelRule::Videorft => targets(ids, &self.not_hidden(ids)),
+        }
+    }
+
+    /// Whether the rule learns only some answers of a conversation if it is told to.
+    pub fn selects_answers(&self) -> bool {
+        self.rule == LabelRule::Assistant
+    }
+
+    fn not_hidden(&self, ids: &[u32]) -> Vec<bool> {
+        ids.iter().map(|id| !self.hidden.contains(id)).collect()
+    }
+
+    /// Marks the tokens after each `<|im_start|>assistant\n` up to and including the next `<|im_end|>`, but not those
+    /// of the n-th answer if `answers[n]` is false.
+    fn assistant(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> Vec<bool> {
         let mut learned = vec![false; ids.len()];
+        let mut answers = answers.iter();
         let mut at = 0;
         while at < ids.len() {
             if Some(ids[at]) != self.im_start {
@@ -73,8 +93,9 @@ impl TokenLabeler {
             at += 1;
             let Some(header) = self.header(&ids[at..], vocabulary) else { continue };
             at += header;
+            let is_learned = answers.next().is_none_or(|answer| *answer);
             while at < ids.len() {
-                learned[at] = true;
+                learned[at] = is_learned;
                 at += 1;
                 if Some(ids[at - 1]) == self.im_end {
                     break;
@@ -98,6 +119,10 @@ impl TokenLabeler {
         }
         None
     }
+}
+
+fn targets(ids: &[u32], learned: &[bool]) -> Vec<i32> {
+    (0..ids.len()).map(|t| if t + 1 < ids.len() && learned[t + 1] { ids[t + 1] as i32 } else { -1 }).collect()
 }
 
 #[cfg(test)]
@@ -150,7 +175,7 @@ mod tests {
 
     /// Decodes the learned tokens, with `.` for each token that is not learned.
     fn learned(rule: LabelRule, ids: &[u32]) -> String {
-        let targets = TokenLabeler::new(rule, &Bytes).unwrap().next_token_targets(ids, &Bytes);
+        let targets = TokenLabeler::new(rule, &Bytes).unwrap().next_token_targets(ids, &[], &Bytes);
         assert_eq!(targets.len(), ids.len());
         targets.iter().map(|&t| if t < 0 { ".".to_string() } else { Bytes.text(&[t as u32]) }).collect()
     }
@@ -160,6 +185,19 @@ mod tests {
         let text = "{user\nhi}\n{assistant\nyo}\n{user\nx}\n{assistant\nz}\n";
         let want = format!("{}yo<|im_end|>{}z<|im_end|>..", ".".repeat(20), ".".repeat(21));
         assert_eq!(learned(LabelRule::Assistant, &ids(text)), want);
+    }
+
+    #[test]
+    fn answers_and_prompts_that_are_given_are_not_learned() {
+        let (rule, text) = (|rule| TokenLabeler::new(rule, &Bytes).unwrap(), ids("{assistant\na}{assistant\nb}"));
+        let learned =
+            |targets: Vec<i32>| targets.iter().filter(|t| **t >= 0).map(|&t| Bytes.text(&[t as u32])).collect();
+        let second: String = learned(rule(LabelRule::Assistant).next_token_targets(&text, &[false, true], &Bytes));
+        assert_eq!(second, "b<|im_end|>");
+        let completion: String = learned(rule(LabelRule::Assistant).completion_targets(&ids("abc}"), 2));
+        assert_eq!(completion, "c<|im_end|>");
+        let all: String = learned(rule(LabelRule::Text).completion_targets(&ids("abc}"), 2));
+        assert_eq!(all, "bc<|im_end|>");
     }
 
     #[test]
@@ -219,7 +257,7 @@ mod tests {
         #[test]
         fn target_is_always_the_next_token(row in prop::collection::vec(prop_oneof![0u32..257, 300u32..308], 0..40)) {
             for rule in [LabelRule::Assistant, LabelRule::Text, LabelRule::Videorft] {
-                let targets = TokenLabeler::new(rule, &Bytes).unwrap().next_token_targets(&row, &Bytes);
+                let targets = TokenLabeler::new(rule, &Bytes).unwrap().next_token_targets(&row, &[], &Bytes);
                 for (t, &target) in targets.iter().enumerate() {
                     prop_assert!(target == -1 || target as u32 == row[t + 1]);
                 }

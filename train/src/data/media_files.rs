@@ -114,7 +114,14 @@ fn path_hash(path: &Path) -> u64 {
     hasher.finish()
 }
 
+/// Reads a file, or all files of the folder of a video's frames.
 fn read_through(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return fs::read_dir(path)?.try_for_each(|entry| {
+            let path = entry?.path();
+            if path.is_dir() { Ok(()) } else { read_through(&path) }
+        });
+    }
     io::copy(&mut input::open_regular_file(path)?, &mut io::sink()).map(drop)
 }
 

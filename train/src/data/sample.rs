@@ -17,6 +17,7 @@ use crate::data::feed::SampleSource;
 use crate::data::labels::{TokenLabeler, Vocabulary};
 use crate::data::media_files::MediaFiles;
 use crate::data::mixture::Mixture;
+use crate::data::rows::SupervisedRow;
 use crate::options::Recipe;
 use crate::reporting::metrics::SkipCause;
 use crate::run::DataSource;
@@ -90,13 +91,44 @@ impl SampleCache {
     }
 }
 
+/// The end of a turn, which TRL adds to a completion that is a text.
+const END: &str = "<|im_end|>";
+
 impl SftSource {
-    /// Parses the conversation of a row.
-    fn conversation(&self, row: usize) -> Result<Conversation> {
-        let messages = self.data.add_location_to_error(row, self.data.row(row)?.supervised_messages(self.parity))?;
-        let location = self.data.location(row);
-        Conversation::from_json(&location, &Value::Array(messages), &self.media_root)
-            .map_err(|e| to_row_error(&location, e))
+    /// Parses the fields of a row.
+    fn row(&self, row: usize) -> Result<SupervisedRow> {
+        self.data.add_location_to_error(row, self.data.row(row)?.supervised(self.parity))
+    }
+
+    fn conversation(&self, location: &str, messages: Vec<Value>) -> Result<Conversation> {
+        Conversation::from_json(location, &Value::Array(messages), &self.media_root)
+            .map_err(|e| to_row_error(location, e))
+    }
+
+    /// Tokens and targets of a conversation.
+    fn chat(&self, location: &str, messages: Vec<Value>, learned: &[bool]) -> Result<Sample> {
+        if learned.contains(&false) && !self.labels.selects_answers() {
+            let what = "has an answer that is not to be learned (of a `prompt`, or with `loss` or `weight`)";
+            return Err(TrainError::row(location, what, "use --labels assistant, which leaves it out"));
+        }
+        let conversation = self.conversation(location, messages)?;
+        let tokens = self.files.load(&conversation, &self.media_root, || {
+            tokenize_conversation(&self.bundle, &conversation, false, &self.media, location)
+        })?;
+        let targets = self.labels.next_token_targets(&tokens.input_ids, learned, &self.bundle.tokenizer);
+        Ok(Sample { tokens, targets })
+    }
+
+    /// Tokens and targets of two texts that follow each other. The second one ends with `<|im_end|>`.
+    fn text(&self, location: &str, prompt: &str, completion: &str) -> Result<Sample> {
+        let end = if completion.ends_with(END) { "" } else { END };
+        let text = |text: &str| tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), location);
+        let tokens = text(&format!("{prompt}{completion}{end}"))?;
+        // A token can have the end of the prompt and the start of the completion; it is learned.
+        let given = text(prompt)?.input_ids;
+        let prompt_len = tokens.input_ids.iter().zip(&given).take_while(|(both, prompt)| both == prompt).count();
+        let targets = self.labels.completion_targets(&tokens.input_ids, prompt_len);
+        Ok(Sample { tokens, targets })
     }
 }
 
@@ -114,7 +146,10 @@ impl DataSource for SftSource {
     }
 
     fn validate_row(&self, row: usize) -> Result<()> {
-        self.conversation(row).map(drop)
+        match self.row(row)? {
+            SupervisedRow::Chat { messages, .. } => self.conversation(&self.data.location(row), messages).map(drop),
+            SupervisedRow::Text { .. } => Ok(()),
+        }
     }
 }
 
@@ -130,19 +165,13 @@ impl SampleSource for SftSource {
             return Ok(sample);
         }
         let location = self.data.location(row);
-        let conversation = self.conversation(row)?;
-        let tokens = self.files.load(&conversation, &self.media_root, || {
-            tokenize_conversation(&self.bundle, &conversation, false, &self.media, &location)
-        })?;
-        let targets = self.labels.next_token_targets(&tokens.input_ids, &self.bundle.tokenizer);
-        if targets.iter().all(|&t| t < 0) {
-            return Err(TrainError::row(
-                location,
-                "has no token to learn",
-                "add an assistant's answer, or choose other --labels",
-            ));
+        let sample = match self.row(row)? {
+            SupervisedRow::Chat { messages, learned } => self.chat(&location, messages, &learned)?,
+            SupervisedRow::Text { prompt, completion } => self.text(&location, &prompt, &completion)?,
+        };
+        if sample.targets.iter().all(|&t| t < 0) {
+            return Err(nothing_to_learn(location));
         }
-        let sample = Sample { tokens, targets };
         self.kept.keep(row, &sample);
         Ok(sample)
     }
@@ -154,6 +183,11 @@ impl SampleSource for SftSource {
     fn location(&self, row: usize) -> (String, usize) {
         (self.data.location(row), self.data.line_number(row))
     }
+}
+
+/// The error of a row of which no token is learned.
+pub(crate) fn nothing_to_learn(location: String) -> TrainError {
+    TrainError::row(location, "has no token to learn", "add an assistant's answer, or choose other --labels")
 }
 
 /// Makes model inputs of a conversation: renders its text with the chat template and loads its media. An error names

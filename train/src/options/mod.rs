@@ -9,7 +9,9 @@ mod run;
 mod sft;
 
 use clap::ValueEnum;
+use reel_model::save::FolderFormat;
 pub use reel_rewards::Recipe;
+use reel_runtime::Checkpointing;
 use reel_runtime::optim::MomentFormat;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +32,29 @@ pub enum LabelRule {
     Text,
     /// All tokens but padding and image tokens, as in the code of VideoRFT and Video-R1
     Videorft,
+}
+
+/// The version of transformers whose layout a written model folder has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub enum FolderFormatName {
+    /// config.json with the text keys at its top level, preprocessor_config.json, chat_template.json
+    #[value(name = "transformers-4")]
+    #[serde(rename = "transformers-4")]
+    Transformers4,
+    /// config.json with text_config and rope_parameters, processor_config.json, chat_template.jinja
+    #[value(name = "transformers-5")]
+    #[serde(rename = "transformers-5")]
+    Transformers5,
+}
+
+impl FolderFormatName {
+    /// The format of this name.
+    pub fn format(self) -> FolderFormat {
+        match self {
+            Self::Transformers4 => FolderFormat::Transformers4,
+            Self::Transformers5 => FolderFormat::Transformers5,
+        }
+    }
 }
 
 /// The learning-rate schedule.
@@ -82,14 +107,12 @@ pub enum GradientCheckpointing {
     Full,
 }
 
-impl GradientCheckpointing {
-    /// The settings among which this one chooses, the fastest first.
-    pub fn alternatives(self) -> &'static [Self] {
-        match self {
-            Self::Auto => &[Self::None, Self::Selective, Self::Full],
-            Self::None => &[Self::None],
-            Self::Selective => &[Self::Selective],
-            Self::Full => &[Self::Full],
+impl From<Checkpointing> for GradientCheckpointing {
+    fn from(chosen: Checkpointing) -> Self {
+        match chosen {
+            Checkpointing::None => Self::None,
+            Checkpointing::Selective => Self::Selective,
+            Checkpointing::Full => Self::Full,
         }
     }
 }

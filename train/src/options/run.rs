@@ -8,7 +8,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{EvaluationOptions, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, check, range};
+use super::{
+    EvaluationOptions, FolderFormatName, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, check, range,
+};
 use crate::Result;
 use crate::data::quarantine::QUARANTINE_FILE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
@@ -158,6 +160,10 @@ pub struct RunOptions {
     /// Keep only the N newest checkpoints
     #[arg(long, value_name = "N")]
     pub save_total_limit: Option<usize>,
+    /// Version of transformers whose layout the trained model and its checkpoints get: config.json, chat template and
+    /// processor files [default: as in --model]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub folder_format: Option<FolderFormatName>,
     /// Print and report metrics every N steps; metrics.jsonl has every step
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub logging_steps: u64,

@@ -20,7 +20,7 @@ use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::device::LaunchEvent;
-use reel_runtime::{Cx, DType, Device, MemoryUse, OpTotals};
+use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryUse, OpTotals};
 
 use crate::data::feed::{DataPosition, MicroBatchFeed};
 use crate::data::length;
@@ -46,6 +46,9 @@ pub struct Plan {
     pub steps: u64,
     /// Tokens of the planned steps.
     pub tokens: u64,
+    /// What the last micro-batch computes again; with `--gradient-checkpointing auto`, as the memory limit of the device
+    /// decides.
+    pub checkpointing: Option<Checkpointing>,
     /// Bytes of the weights and optimizer state in a checkpoint: its size on disk, and the host memory that its copy
     /// takes while it is written in the background.
     pub checkpoint: u64,
@@ -287,7 +290,14 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
     }
     let mut phases = PhaseCosts::default();
     phases.add_costs("step", &device.profiler().totals()?);
-    Ok(Plan { memory: device.memory(), phases, steps: done, tokens, checkpoint: checkpoint_bytes(trainer) })
+    Ok(Plan {
+        memory: device.memory(),
+        phases,
+        steps: done,
+        tokens,
+        checkpointing: trainer.last_checkpointing(),
+        checkpoint: checkpoint_bytes(trainer),
+    })
 }
 
 #[cfg(test)]

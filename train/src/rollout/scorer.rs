@@ -78,7 +78,7 @@ impl<'a> CompletionScorer<'a> {
             let (solution, problem_type) = solution_and_type(&r.prompt.columns);
             let group = rewards::ScoringGroup {
                 problem_type: problem_type.and_then(|name| ProblemType::parse(name).ok()),
-                solution: solution.map(String::from),
+                solution: solution.filter(|_| problem_type.is_some()).map(String::from),
                 completions: r.texts.clone(),
                 lengths: r.completions.iter().map(|c| c.ids.len()).collect(),
                 shuffled: (!r.shuffled_texts.is_empty()).then(|| r.shuffled_texts.clone()),
@@ -170,8 +170,12 @@ fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<&str
     (text("solution"), text("problem_type"))
 }
 
-/// Checks that a row has the columns that its rewards need. If `custom` rewards are given, a solution is not needed.
+/// Checks that a row has the columns that its rewards need. If `custom` rewards are given, a solution is not needed, and
+/// one without a `problem_type` (as in rows of TRL and ms-swift) is for these rewards alone.
 pub(crate) fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
+    if custom && columns.get("problem_type").is_none_or(Value::is_null) {
+        return Ok(());
+    }
     for name in ["solution", "problem_type"] {
         if columns.get(name).is_some_and(|value| !value.is_string() && !value.is_null()) {
             return Err(Diagnostic::new(name, "is not a string", "write it as a JSON string"));

@@ -46,7 +46,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
         files.check_values()?;
         // Read before the first step, so that no file of the model makes a save fail hours later.
-        let small_files = Arc::new(SmallFiles::read(setup.model)?);
+        let small_files = SmallFiles::read(setup.model)?;
+        let small_files = Arc::new(match options.folder_format {
+            Some(name) => small_files.in_format(name.format())?,
+            None => small_files,
+        });
         if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
             restore_optimizer_state(folder, &mut trainer, &state, recorded.last.as_ref())?;
         }

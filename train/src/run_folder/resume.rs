@@ -97,13 +97,14 @@ pub struct RunState {
 
 /// Options that a resumed run may change. Either they do not influence the resulting weights, or they are paths and
 /// the fingerprint of the file is compared instead.
-const NOT_COMPARED: [&str; 30] = [
+const NOT_COMPARED: [&str; 31] = [
     "model",
     "data",
     "media_root",
     "out",
     "save_steps",
     "save_total_limit",
+    "folder_format",
     "logging_steps",
     "report_to",
     "run_name",

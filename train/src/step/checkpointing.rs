@@ -17,7 +17,7 @@ use crate::options::GradientCheckpointing;
 
 /// The share of the memory that a run may fill. On a CPU, the media workers and the copy of a checkpoint that is being
 /// written need the rest; on a GPU, the driver and the libraries do, and memory between allocated blocks is lost.
-pub fn usable_share(kernels: Kernels) -> f64 {
+fn usable_share(kernels: Kernels) -> f64 {
     match kernels {
         Kernels::Cpu => 0.5,
         Kernels::Cuda => 0.94,

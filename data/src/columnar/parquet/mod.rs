@@ -14,14 +14,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
 use arrow_array::{Array, RecordBatch};
-use arrow_schema::{DataType, Field};
+use arrow_schema::Field;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
 };
-use parquet::basic::LogicalType;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::PageIndexPolicy;
 use reel_diagnostic::{catch_panic, input, one_line};
@@ -53,8 +51,6 @@ struct Column {
     name: String,
     /// Whether the column has bytes and therefore stays in the file.
     in_file: bool,
-    /// Whether the texts of the column are JSON values (the logical type JSON).
-    is_json: bool,
     /// Whether a row with null does not have the column.
     null_is_absent: bool,
 }
@@ -182,7 +178,7 @@ impl ParquetDecoder {
         let start = rows.text.len();
         rows.text.push(b'{');
         for (&column, array) in kept.iter().zip(batch.columns()) {
-            let Column { name, is_json, null_is_absent, .. } = &self.columns[column];
+            let Column { name, null_is_absent, .. } = &self.columns[column];
             if *null_is_absent && array.is_null(row) {
                 continue;
             }
@@ -192,15 +188,17 @@ impl ParquetDecoder {
             write_text(&mut rows.text, name);
             rows.text.push(b':');
             let text = &mut rows.text;
-            let written = without_panic(|| match is_json {
-                true => write_json_text(text, array, row),
-                false => write_value(text, array, row),
-            });
+            let written = without_panic(|| write_value(text, self.field(column), array, row));
             written.map_err(|what| self.column_error(index, column, what))?;
         }
         rows.text.push(b'}');
         rows.end_row();
         Ok(())
+    }
+
+    /// A column in the schema. A text in it whose logical type is JSON has Arrow's mark for JSON.
+    fn field(&self, column: usize) -> &Field {
+        self.metadata.schema().field(column)
     }
 
     fn builder(&self, group: usize, columns: &[usize]) -> ParquetRecordBatchReaderBuilder<SharedFile> {
@@ -239,7 +237,7 @@ impl ParquetDecoder {
             text.push(if i == 0 { b'{' } else { b',' });
             write_text(&mut text, &self.columns[column].name);
             text.push(b':');
-            let written = without_panic(|| write_value(&mut text, array, 0));
+            let written = without_panic(|| write_value(&mut text, self.field(column), array, 0));
             written.map_err(|what| self.column_error(index, column, what))?;
         }
         text.push(b'}');
@@ -250,17 +248,6 @@ impl ParquetDecoder {
 /// How messages name a row group, counted from 1.
 fn group_name(group: usize) -> String {
     format!("row group {}", group + 1)
-}
-
-/// Appends a text that is a JSON value.
-fn write_json_text(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<(), String> {
-    let text = match array.is_null(row) {
-        true => "null",
-        false => array.as_string_opt::<i32>().ok_or("is JSON, but not text")?.value(row),
-    };
-    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| format!("is not JSON: {e}"))?;
-    out.extend(text.trim().as_bytes());
-    Ok(())
 }
 
 /// The columns that the file's metadata lists under [`OPTIONAL_COLUMNS`].
@@ -279,9 +266,8 @@ pub(super) fn has_magic(start: &[u8]) -> bool {
 fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     let fields = metadata.schema().fields();
     let optional = optional_columns(metadata);
-    let root = metadata.parquet_schema().root_schema().get_fields();
     let mut names = BTreeSet::new();
-    let column = |(index, field): (usize, &Arc<Field>)| {
+    let column = |field: &Arc<Field>| {
         let error = |what: String, help: &str| {
             let location = format!("{}: column {}", path.display(), field.name());
             Err(DataError::data(location, what, help))
@@ -292,16 +278,13 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
         if let Err(unsupported) = arrow_json::check_type(field.data_type()) {
             return error(format!("has the type {unsupported}, which is not supported"), "write it as text or numbers");
         }
-        let data_type: &DataType = field.data_type();
-        let logical_type = root.get(index).and_then(|column| column.get_basic_info().logical_type_ref());
         Ok(Column {
             name: field.name().clone(),
-            in_file: arrow_json::has_binary(data_type),
-            is_json: *data_type == DataType::Utf8 && matches!(logical_type, Some(LogicalType::Json)),
+            in_file: arrow_json::has_binary(field.data_type()),
             null_is_absent: optional.contains(field.name()),
         })
     };
-    let columns = fields.iter().enumerate().map(column).collect::<Result<Vec<_>>>()?;
+    let columns = fields.iter().map(column).collect::<Result<Vec<_>>>()?;
     match columns.is_empty() {
         true => Err(DataError::data(path.display().to_string(), "has no columns", "give a file with columns")),
         false => Ok(columns),

@@ -8,6 +8,7 @@ use reel_media::MediaError;
 use reel_model::ModelError;
 use reel_model::input::encode::MediaOptions;
 use reel_model::input::fetch::decode_data_uri;
+use reel_model::input::frame_folder::{check_sizes, frames_in_folder};
 use reel_model::input::messages::{ContentPart, MediaSource, VideoSource};
 use serde::Serialize;
 
@@ -65,8 +66,8 @@ impl MediaInspector<'_> {
             ContentPart::Image(image) => self.image(&image.source),
             ContentPart::Video(video) => match &video.source {
                 VideoSource::Frames(frames) => {
-                    let looked: Result<Vec<MediaFact>, ModelError> = frames.iter().map(|f| self.image(f)).collect();
-                    looked.map(|all| MediaFact { name: format!("{} frames", all.len()), ..all[0].clone() })
+                    let name = format!("{} frames", frames.len());
+                    self.frames(frames).map(|facts| MediaFact { name, ..facts[0].clone() })
                 }
                 VideoSource::File(source) => {
                     let overrides = self.options.overrides.or_fallback(video.overrides);
@@ -90,6 +91,11 @@ impl MediaInspector<'_> {
                 Ok(Err(MediaFault { is_missing: missing.is_some(), diagnostic }))
             }
         }
+    }
+
+    /// Looks at the frames of a video.
+    fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaFact>, ModelError> {
+        frames.iter().map(|frame| self.image(frame)).collect()
     }
 
     fn image(&self, source: &MediaSource) -> Result<MediaFact, ModelError> {
@@ -128,7 +134,16 @@ impl MediaInspector<'_> {
             })
         };
         match source {
-            MediaSource::Path(path) => look(&self.options.access.allowed_path(path)?),
+            MediaSource::Path(path) => {
+                let path = self.options.access.allowed_path(path)?;
+                if !path.is_dir() {
+                    return look(&path);
+                }
+                let frames: Vec<_> = frames_in_folder(&path)?.into_iter().map(MediaSource::Path).collect();
+                let facts = self.frames(&frames)?;
+                check_sizes(&frames, facts.iter().filter_map(|fact| fact.size))?;
+                Ok(MediaFact { name: source.path_or_address(), ..facts[0].clone() })
+            }
             MediaSource::Url(_) => Ok(fact(source)),
             MediaSource::Data(uri) => {
                 let folder = std::env::temp_dir();

@@ -7,6 +7,7 @@ mod stats;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use clap::ValueEnum;
 use rayon::prelude::*;
 use reel_data::fingerprint::bytes_fingerprint;
 use reel_model::input::encode::{MediaOptions, ModelFolder};
@@ -15,14 +16,37 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::data::dataset::Dataset;
-use crate::data::rows::{DataRow, PromptContent};
-use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
+use crate::data::rows::layouts::Layout;
+use crate::data::rows::{DataRow, PromptContent, SupervisedRow};
+use crate::data::sample::{nothing_to_learn, to_row_error, tokenize_conversation, tokenize_text_with_media};
 use crate::options::Recipe;
+use crate::rollout::scorer::check_reward_columns;
 use crate::{Result, TrainError};
-use reel_prompts::QuestionTemplate;
 
 pub use media::{MediaFact, MediaInspector};
-pub use stats::{DataStats, Distribution};
+pub use stats::{CommandUse, DataStats, Distribution};
+
+/// A command that trains on rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainingCommand {
+    /// `reel sft`.
+    Sft,
+    /// `reel grpo`.
+    Grpo,
+}
+
+impl TrainingCommand {
+    const ALL: [Self; 2] = [Self::Sft, Self::Grpo];
+
+    /// How the command is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "reel sft",
+            Self::Grpo => "reel grpo",
+        }
+    }
+}
 
 /// What is wrong with a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -81,6 +105,8 @@ pub struct RowProblem {
 pub struct Inspection<'a> {
     /// The folder that media paths are relative to.
     pub media_root: &'a Path,
+    /// The command that the rows are for. Without it a row is usable if any command can use it.
+    pub command: Option<TrainingCommand>,
     /// Whose prompt templates to use.
     pub recipe: Recipe,
     /// Frame and pixel limits, and the decoder.
@@ -98,11 +124,30 @@ pub(super) struct RowFacts {
     layout: Option<&'static str>,
     /// The columns that are counted: `data_type`, `problem_type`, `source`.
     labels: Vec<(&'static str, String)>,
-    conversation: Option<Conversation>,
+    content: Option<RowContent>,
+    /// The commands that cannot use the row, with the reason.
+    refusals: Vec<(TrainingCommand, String)>,
     /// Number of tokens, vision tokens included.
     tokens: Option<usize>,
     problems: Vec<(ProblemKind, TrainError)>,
     hash: String,
+}
+
+/// What a command makes tokens of.
+#[derive(Debug)]
+enum RowContent {
+    Conversation(Conversation),
+    /// A text that is used without the chat template.
+    Text(String),
+}
+
+impl RowContent {
+    fn conversation(&self) -> Option<&Conversation> {
+        match self {
+            Self::Conversation(conversation) => Some(conversation),
+            Self::Text(_) => None,
+        }
+    }
 }
 
 /// Columns whose values are counted.
@@ -135,7 +180,12 @@ impl Inspection<'_> {
                 }
             }
         }
-        Ok(DataStats::new(data, &rows, media))
+        Ok(DataStats::new(data, &rows, media, self.commands()))
+    }
+
+    /// The commands whose use of the rows is looked at.
+    fn commands(&self) -> &[TrainingCommand] {
+        self.command.as_ref().map_or(&TrainingCommand::ALL, std::slice::from_ref)
     }
 
     /// Parses the fields of a row as training would.
@@ -156,36 +206,68 @@ impl Inspection<'_> {
         match data.add_location_to_error(row, DataRow::parse(value)) {
             Err(e) => facts.problems.push(malformed(e)),
             Ok(parsed) => {
-                facts.layout = Some(layout(&columns));
-                if !has_answer(&parsed, &columns) {
-                    let help = "add the answer, or use the row for reel generate only";
-                    let e = TrainError::row(data.location(row), "has no answer", help);
-                    facts.problems.push((ProblemKind::NoAnswer, e));
+                facts.layout = Layout::of(&columns).map(Layout::field);
+                let mut refusals = Vec::new();
+                for &command in self.commands() {
+                    match self.content(command, data, row, &parsed) {
+                        Ok(content) => drop(facts.content.get_or_insert(content)),
+                        Err(e) => refusals.push((command, usable_row_error(e)?)),
+                    }
                 }
-                match self.conversation(data, row, &parsed) {
-                    Ok(conversation) => facts.conversation = conversation,
-                    Err(e) => facts.problems.push(malformed(usable_row_error(e)?)),
+                facts.refusals = refusals.iter().map(|(command, e)| (*command, e.to_string())).collect();
+                match (&facts.content, refusals.into_iter().next()) {
+                    (None, Some((_, e))) => facts.problems.push(malformed(e)),
+                    _ => facts.problems.extend(self.missing_answer(data, row, &parsed, &columns)),
                 }
             }
         }
         Ok(facts)
     }
 
-    /// The whole conversation of a row, or its prompt; `None` for a prompt that is a text.
-    fn conversation(&self, data: &Dataset, row: usize, parsed: &DataRow) -> Result<Option<Conversation>> {
-        let messages = match parsed {
-            DataRow::Chat(messages) => messages.clone(),
-            DataRow::Problem { problem, .. } if problem.process.is_some() => {
-                data.add_location_to_error(row, parsed.supervised_messages(self.recipe))?
-            }
-            other => match data.add_location_to_error(row, other.prompt_and_columns(self.recipe))?.0 {
-                PromptContent::Chat(messages) => messages,
-                PromptContent::Text(_) => return Ok(None),
-            },
-        };
+    /// What a command makes tokens of: the conversation that is learned, or the prompt of completions.
+    ///
+    /// # Errors
+    /// The reason why the command does not use the row.
+    fn content(&self, command: TrainingCommand, data: &Dataset, row: usize, parsed: &DataRow) -> Result<RowContent> {
         let location = data.location(row);
+        let messages = match command {
+            TrainingCommand::Sft => match data.add_location_to_error(row, parsed.supervised(self.recipe))? {
+                SupervisedRow::Chat { learned, .. } if !learned.contains(&true) => {
+                    return Err(nothing_to_learn(location));
+                }
+                SupervisedRow::Chat { messages, .. } => messages,
+                SupervisedRow::Text { prompt, completion } => return Ok(RowContent::Text(prompt + &completion)),
+            },
+            TrainingCommand::Grpo => {
+                let (content, columns) = data.add_location_to_error(row, parsed.prompt_and_columns(self.recipe))?;
+                data.add_location_to_error(row, check_reward_columns(&columns, true))?;
+                match content {
+                    PromptContent::Chat(messages) => messages,
+                    PromptContent::Text(text) => return Ok(RowContent::Text(text)),
+                }
+            }
+        };
         let read = Conversation::from_json(&location, &Value::Array(messages), self.media_root);
-        read.map(Some).map_err(|e| to_row_error(&location, e))
+        read.map(RowContent::Conversation).map_err(|e| to_row_error(&location, e))
+    }
+
+    /// The problem of a row without an answer. For `reel grpo` it is what the command says without a reward of the
+    /// user's own.
+    fn missing_answer(
+        &self,
+        data: &Dataset,
+        row: usize,
+        parsed: &DataRow,
+        columns: &Map<String, Value>,
+    ) -> Option<(ProblemKind, TrainError)> {
+        let missing = match self.command {
+            Some(TrainingCommand::Grpo) => data.add_location_to_error(row, check_reward_columns(columns, false)).err(),
+            _ => (!has_answer(parsed, columns)).then(|| {
+                let help = "add the answer, score the row by a reward of your own, or use it for reel generate only";
+                TrainError::row(data.location(row), "has no answer", help)
+            }),
+        };
+        missing.map(|e| (ProblemKind::NoAnswer, e))
     }
 
     /// Looks at the images and videos of all rows, each file once.
@@ -195,7 +277,8 @@ impl Inspection<'_> {
         let mut index_of: HashMap<String, usize> = HashMap::new();
         let mut uses: Vec<(usize, usize, String)> = Vec::new();
         for (row, facts) in rows.iter().enumerate() {
-            for part in facts.conversation.iter().flat_map(Conversation::media_parts) {
+            let conversation = facts.content.as_ref().and_then(RowContent::conversation);
+            for part in conversation.into_iter().flat_map(Conversation::media_parts) {
                 let (key, location) = media::key_and_location(part);
                 let index = *index_of.entry(key).or_insert_with(|| {
                     parts.push(part);
@@ -223,25 +306,14 @@ impl Inspection<'_> {
             return None;
         }
         let location = data.location(row);
-        Some(match &facts.conversation {
-            Some(conversation) => {
+        let tokens = match facts.content.as_ref()? {
+            RowContent::Conversation(conversation) => {
                 let generation_prompt = !conversation.ends_with_assistant();
                 tokenize_conversation(bundle, conversation, generation_prompt, self.media, &location)
-                    .map(|tokens| tokens.len())
             }
-            None => self.text_tokens(bundle, data, row, &location),
-        })
-    }
-
-    fn text_tokens(&self, bundle: &ModelFolder, data: &Dataset, row: usize, location: &str) -> Result<usize> {
-        let parsed = data.row(row)?;
-        let content = parsed.generation_prompt(self.recipe, QuestionTemplate::Training);
-        match data.add_location_to_error(row, content)? {
-            PromptContent::Text(text) => {
-                tokenize_text_with_media(bundle, &text, Default::default(), location).map(|tokens| tokens.len())
-            }
-            PromptContent::Chat(_) => Ok(0),
-        }
+            RowContent::Text(text) => tokenize_text_with_media(bundle, text, Default::default(), &location),
+        };
+        Some(tokens.map(|tokens| tokens.len()))
     }
 }
 
@@ -250,21 +322,18 @@ fn usable_row_error(e: TrainError) -> Result<TrainError> {
     if crate::data::feed::is_row_error(&e) { Ok(e) } else { Err(e) }
 }
 
-/// The field that names the layout of a row.
-fn layout(columns: &Map<String, Value>) -> &'static str {
-    ["messages", "conversations", "prompt"].into_iter().find(|name| columns.contains_key(*name)).unwrap_or("problem")
-}
-
-/// Whether a row has an answer: of a chat the last message, of a prompt or a problem the column `solution` or `answer`.
+/// Whether a row has an answer: of a chat the last message, or else the column `solution` or `answer`.
 fn has_answer(row: &DataRow, columns: &Map<String, Value>) -> bool {
     let is_text = |name: &str| match columns.get(name) {
         None | Some(Value::Null) => false,
         Some(Value::String(text)) => !text.trim().is_empty(),
         Some(_) => true,
     };
+    let is_last = |messages: &[Value]| messages.last().is_some_and(|message| message["role"] == "assistant");
     match row {
-        DataRow::Chat(messages) => messages.last().is_some_and(|message| message["role"] == "assistant"),
-        DataRow::Prompt { .. } | DataRow::Problem { .. } => is_text("solution") || is_text("answer"),
+        DataRow::Completion { .. } => true,
+        DataRow::Chat { messages, .. } if is_last(messages) => true,
+        _ => is_text("solution") || is_text("answer"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Counts, MediaFact, ProblemKind, RowFacts, RowProblem};
+use super::{Counts, MediaFact, ProblemKind, RowFacts, RowProblem, TrainingCommand};
 use crate::data::dataset::Dataset;
 
 /// What the rows of a data file hold.
@@ -12,6 +12,8 @@ pub struct DataStats {
     pub rows: usize,
     /// Number of rows that cannot be used.
     pub unusable_rows: usize,
+    /// How many of the rows each command can use.
+    pub commands: Vec<CommandUse>,
     /// Rows by layout, named by its main field.
     pub layouts: Counts,
     /// Rows by the values of the columns `data_type`, `problem_type` and `source`.
@@ -31,6 +33,17 @@ pub struct DataStats {
     /// All problems, in the order of kinds and rows.
     #[serde(skip)]
     pub problems: Vec<RowProblem>,
+}
+
+/// How many rows a command can use.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CommandUse {
+    /// The command.
+    pub command: TrainingCommand,
+    /// Number of rows that it can use.
+    pub usable_rows: usize,
+    /// Why it cannot use the first row that it refuses and another command accepts.
+    pub first_refusal: Option<String>,
 }
 
 /// The values of a number over rows or files.
@@ -86,7 +99,7 @@ impl Distribution {
 }
 
 impl DataStats {
-    pub(super) fn new(data: &Dataset, rows: &[RowFacts], media: Vec<MediaFact>) -> Self {
+    pub(super) fn new(data: &Dataset, rows: &[RowFacts], media: Vec<MediaFact>, commands: &[TrainingCommand]) -> Self {
         let mut layouts = Counts::new();
         let mut columns: Vec<(String, Counts)> = Vec::new();
         let mut problems: Vec<RowProblem> = Vec::new();
@@ -107,6 +120,14 @@ impl DataStats {
         }
         problems.sort_by_key(|problem| (problem.kind, problem.row));
         let unusable = |facts: &&RowFacts| facts.problems.iter().any(|(kind, _)| kind.is_unusable());
+        let command_use = |&command: &TrainingCommand| {
+            let usable_rows: Vec<&RowFacts> = rows.iter().filter(|facts| !unusable(facts)).collect();
+            let refusal =
+                |facts: &RowFacts| facts.refusals.iter().find(|(by, _)| *by == command).map(|(_, why)| why.clone());
+            let refused: Vec<String> = usable_rows.iter().filter_map(|facts| refusal(facts)).collect();
+            let usable_rows = usable_rows.len() - refused.len();
+            CommandUse { command, usable_rows, first_refusal: refused.into_iter().next() }
+        };
         let count = |kind: ProblemKind| {
             let has = |facts: &&RowFacts| facts.problems.iter().any(|(own, _)| *own == kind);
             (kind, rows.iter().filter(has).count())
@@ -114,6 +135,7 @@ impl DataStats {
         Self {
             rows: data.len(),
             unusable_rows: rows.iter().filter(unusable).count(),
+            commands: commands.iter().map(command_use).collect(),
             layouts,
             columns,
             media_files: media.len(),

@@ -7,8 +7,9 @@
 //!                                            {"type": "text", "text": "What happens?"}]}, …]}
 //! ```
 //! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file (TRL).
-//! The n-th place of a kind gets the n-th file of that kind. A row whose files and places do not agree is refused, and
-//! so is a row with media in a column that nothing reads: training on such a row would ignore its media.
+//! The n-th place of a kind gets the n-th file of that kind. Without any place, the files stand before the text of the
+//! first message of the user, as in TRL and ms-swift. A row whose files and places do not agree is refused, and so is a
+//! row with media in a column that nothing reads: training on such a row would ignore its media.
 
 use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
@@ -53,10 +54,13 @@ impl Kind {
             Self::Image => &["image", "image_url", "input_image"],
             Self::Video => &["video", "video_url"],
         };
+        part.get("type").and_then(Value::as_str).is_some_and(|kind| kinds.contains(&kind)) && !self.has_file(part)
+    }
+
+    /// Whether a part has a file of this kind.
+    fn has_file(self, part: &Value) -> bool {
         let has = |key: &str| part.get(key).is_some_and(|value| !value.is_null());
-        part.get("type").and_then(Value::as_str).is_some_and(|kind| kinds.contains(&kind))
-            && !has(self.key())
-            && !has(&format!("{}_url", self.key()))
+        has(self.key()) || has(&format!("{}_url", self.key()))
     }
 }
 
@@ -71,10 +75,11 @@ struct Files {
 /// the messages stay as they are.
 pub(super) fn insert_media(
     field: &str,
-    messages: Vec<Value>,
+    mut messages: Vec<Value>,
     columns: &Map<String, Value>,
 ) -> Result<Vec<Value>, Diagnostic> {
     let files = [read_files(Kind::Image, columns)?, read_files(Kind::Video, columns)?];
+    add_places(&mut messages, &files);
     for files in &files {
         check_counts(field, &messages, files)?;
     }
@@ -169,6 +174,26 @@ fn media_part(kind: Kind, location: &str, value: &Value) -> Result<Map<String, V
     part.insert("type".to_string(), json!(kind.key()));
     part.insert(kind.key().to_string(), source);
     Ok(part)
+}
+
+/// Adds the places of the files of a row that marks none, before the text of the first message of the user. A row with
+/// files of both kinds must mark them: their order is not known.
+fn add_places(messages: &mut [Value], files: &[Files; 2]) {
+    let mut given = files.iter().filter(|files| !files.parts.is_empty());
+    let (Some(files), None) = (given.next(), given.next()) else { return };
+    let is_marked = |message: &Value| {
+        count_places(message, files.kind) > 0 || parts(message).iter().any(|part| files.kind.has_file(part))
+    };
+    if messages.iter().any(is_marked) {
+        return;
+    }
+    let Some(first) = messages.iter_mut().find(|message| message["role"] == "user") else { return };
+    let content = match first["content"].take() {
+        Value::Array(parts) => parts,
+        text => vec![json!({"type": "text", "text": text})],
+    };
+    let places = files.parts.iter().map(|_| json!({"type": files.kind.key()}));
+    first["content"] = places.chain(content).collect();
 }
 
 /// Checks that there are as many places as files of this kind.

@@ -37,6 +37,9 @@ fn marks_are_replaced_in_order() {
         (json!("<video>What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!("<video>\nWhat?"), json!({"video": "a.mp4"}), json!([video("a.mp4"), text("\nWhat?")])),
         (json!("<image>"), json!({"image": ["a.png"], "videos": []}), json!([image("a.png")])),
+        // Without any place.
+        (json!("What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
+        (json!([text("?")]), json!({"images": ["a", "b"]}), json!([image("a"), image("b"), text("?")])),
         (
             json!("Is <image> in <video> or <image>?"),
             json!({"images": ["a.png", "b.png"], "videos": ["c.mp4"], "video": null}),
@@ -70,7 +73,16 @@ fn marks_are_replaced_in_order() {
 #[test]
 fn media_and_places_that_do_not_agree_are_refused() {
     for (given, others, want) in [
-        (json!("What?"), json!({"videos": ["a.mp4"]}), "videos: has 1 video file(s), but the messages have 0 place(s)"),
+        (
+            json!("What?"),
+            json!({"videos": ["a.mp4"], "image": "a.png"}),
+            "image: has 1 image file(s), but the messages have 0 place(s)",
+        ),
+        (
+            json!([image("a.png"), text("?")]),
+            json!({"images": ["b.png"]}),
+            "images: has 1 image file(s), but the messages have 0 place(s)",
+        ),
         (
             json!("<video>?"),
             json!({"videos": ["a", "b"]}),

@@ -237,8 +237,14 @@ impl<'a> Counter<'a> {
 
     fn plan(self, dtype: DType) -> Result<Plan> {
         let Self { trainer, phases, steps, tokens, options, longest, .. } = self;
-        let plan =
-            Plan { memory: trainer.device.memory(), phases, steps, tokens, checkpoint: checkpoint_bytes(&trainer) };
+        let plan = Plan {
+            memory: trainer.device.memory(),
+            phases,
+            steps,
+            tokens,
+            checkpointing: trainer.last_checkpointing(),
+            checkpoint: checkpoint_bytes(&trainer),
+        };
         with_evaluation(plan, options, &trainer.model, longest.as_ref(), &trainer.device, dtype)
     }
 }

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
 use reel_model::config::ModelConfig;
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
-use reel_model::save::{HubFolder, SmallFiles, TensorSpec, write_hub_folder};
+use reel_model::save::{HeaderEntry, HubFolder, SmallFiles, TensorSpec, write_hub_folder, write_safetensors_header};
 use reel_model::weights::widen_to_f32;
 use reel_runtime::{DType, Tensor};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::{
     FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors, write_synced, write_synced_with_mode,
@@ -272,17 +272,14 @@ impl CheckpointSnapshot {
     }
 
     fn write_optimizer(&self, path: &Path) -> io::Result<()> {
-        let (mut header, mut at) = (Map::new(), 0);
-        for OptimizerTensor { name, dtype, bytes, stored } in &self.optimizer {
-            let entry = json!({"dtype": dtype, "shape": stored.shape, "data_offsets": [at, at + bytes]});
-            header.insert(name.clone(), entry);
-            at += bytes;
-        }
-        let text = Value::Object(header).to_string();
-        let width = text.len().next_multiple_of(8);
+        let entries = self.optimizer.iter().map(|t| HeaderEntry {
+            name: &t.name,
+            dtype: t.dtype,
+            shape: &t.stored.shape,
+            bytes: t.bytes as u64,
+        });
         let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        file.write_all(&(width as u64).to_le_bytes())?;
-        write!(file, "{text:<width$}")?;
+        write_safetensors_header(&mut file, entries)?;
         self.optimizer.iter().try_for_each(|kept| kept.stored.held.write(&mut file))?;
         file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     }

@@ -20,7 +20,10 @@ fn rows_that_cannot_be_scored_are_skipped() {
         (GOOD.replace("<answer>4<", "<answer>nan<"), "rows.jsonl:2: solution: `nan` is NaN, but the problem_type is numerical"),
         (GOOD.replace("numerical", "essay"), "rows.jsonl:2: problem_type: is `essay`, for which there is no accuracy rule"),
         (GOOD.replace("problem_type", "kind"), "rows.jsonl:2: problem_type: is missing"),
-        (GOOD.replace("prompt", "messages"), "rows.jsonl:2: has complete `messages`"),
+        (
+            r#"{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}"#.into(),
+            "rows.jsonl:2: ends with an answer of the assistant",
+        ),
         (GOOD.replace("\"<answer>4</answer>\"", "4"), "rows.jsonl:2: solution: is not a string"),
         ("{".into(), "rows.jsonl:2: is not JSON"),
         (GOOD.replace("2 + 2?", "<|image_pad|>"), "rows.jsonl:2: message 0: has the token <|image_pad|>, and there is no image for it"),

@@ -152,8 +152,8 @@ fn resumed_run_keeps_rows_that_failed_by_accident() {
 fn malformed_rows_are_skipped_or_stop_a_strict_run() {
     for (row, want) in [
         ("{", "rows.jsonl:2: is not JSON"),
-        (r#"{"problem": "x"}"#, "rows.jsonl:2: data_type: is missing"),
-        (r#"{"prompt": [{"role": "user", "content": "x"}]}"#, "rows.jsonl:2: has a `prompt` without an answer"),
+        (r#"{"problem": "x", "path": "a.mp4"}"#, "rows.jsonl:2: data_type: is missing"),
+        (r#"{"prompt": [{"role": "user", "content": "x"}]}"#, "rows.jsonl:2: has a prompt without an answer"),
         (r#"{"messages": [{"role": "user", "content": [{"type": "sound", "sound": "x"}]}]}"#, "rows.jsonl:2: "),
     ] {
         let dir = tempfile::tempdir().unwrap();
