@@ -149,8 +149,7 @@ impl MessageFlags {
         let root = self.media_root.as_deref().unwrap_or(own_folder);
         self.encode_conversation(model, adapter, self.access.media_access(root), common, || {
             let request = read_chat_request(path)?;
-            let conversation = Conversation::from_json(&request.location, &request.messages, root)?;
-            Ok((conversation.with_tools(request.tools.definitions), request.settings))
+            Ok((request.conversation(root)?, request.settings))
         })
     }
 

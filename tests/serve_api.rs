@@ -144,6 +144,94 @@ fn usage_comes_at_the_end_or_with_each_chunk() {
 }
 
 #[test]
+fn requests_are_read_as_vllms_and_openais_clients_send_them() {
+    let server = Server::start(&[]);
+    let send = |path: &str, body: &Value| server.send("POST", path, "", &body.to_string());
+    let chat = |fields: Value| {
+        let mut body = json!({"messages": question("Hi"), "max_tokens": 40, "temperature": 1.5});
+        fields.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        body
+    };
+    let text = |fields: Value| server.chat(&chat(fields)).ok()["choices"][0]["message"]["content"].clone();
+    // A seed of -1 is none; other negative ones are seeds.
+    assert_ne!(text(json!({"seed": -1})), text(json!({"seed": -1})));
+    assert_eq!(text(json!({"seed": -2})), text(json!({"seed": -2})));
+    send("/v1/completions", &json!({"prompt": "x", "seed": -1, "max_tokens": 1})).ok();
+    // The variables of the chat template.
+    let count = |content: Value, variables: Value| {
+        let body = json!({"messages": [{"role": "user", "content": content}], "chat_template_kwargs": variables});
+        send("/tokenize", &body).ok()["count"].as_u64().unwrap()
+    };
+    let grey = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==";
+    let image =
+        json!([{"type": "input_image", "image_url": grey, "detail": "auto"}, {"type": "input_text", "text": "?"}]);
+    let plain = count(image.clone(), json!({}));
+    assert_eq!(count(image.clone(), json!({"enable_thinking": false})), plain);
+    assert!(count(image, json!({"add_vision_id": true})) > plain);
+    let error = server.chat(&chat(json!({"chat_template_kwargs": {"enable_thinking": true}}))).error(400);
+    assert_eq!(error["param"], "chat_template_kwargs.enable_thinking", "{error}");
+    // A rule that cannot be compiled.
+    for (rule, param) in
+        [(json!({"guided_json": {"$ref": "#"}}), "guided_json"), (json!({"guided_regex": "[a-"}), "guided_regex")]
+    {
+        let error = server.chat(&chat(rule)).error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(error["param"] == param && message.len() < 400 && message.lines().count() == 1, "{message}");
+        assert!(!message.contains("NoExtension") && !message.contains("non-verbose"), "{message}");
+    }
+    // Each token has an event, also if it has no text.
+    let end = send("/tokenize", &json!({"prompt": "<|im_end|>"})).ok()["tokens"][0].to_string();
+    for (path, prompt) in [("/v1/chat/completions", "messages"), ("/v1/completions", "prompt")] {
+        let prompted = if prompt == "prompt" { json!("x") } else { question("x") };
+        let silent = json!({prompt: prompted, "temperature": 0, "max_tokens": 6, "stream": true, "ignore_eos": true,
+            "logit_bias": {end.as_str(): 100}});
+        let chunks = chunks(&send(path, &silent));
+        let is_token = |chunk: &&Value| {
+            let choice = &chunk["choices"][0];
+            choice["finish_reason"].is_null() && choice["delta"]["role"].is_null()
+        };
+        assert_eq!(chunks.iter().filter(is_token).count(), 6, "{chunks:?}");
+    }
+}
+
+#[test]
+fn reasoning_is_a_field_of_its_own_if_the_request_asks_for_it() {
+    let server = Server::start(&[]);
+    let answer = "<think>a </think> b</think>\nc";
+    let tools = json!([{"type": "function", "function": {"name": "now"}}]);
+    let call = "<think>x</think><tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+    let ask = |answer: &str, fields: Value| {
+        let mut body = json!({"messages": question("Hi"), "max_tokens": 200, "guided_choice": [answer]});
+        fields.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        let whole = server.chat(&body).ok()["choices"][0]["message"].clone();
+        body["stream"] = json!(true);
+        let mut joined = [None::<String>, None, None];
+        for chunk in chunks(&server.chat(&body)) {
+            for (name, joined) in ["content", "reasoning", "reasoning_content"].into_iter().zip(&mut joined) {
+                if let Some(more) = chunk["choices"][0]["delta"][name].as_str() {
+                    joined.get_or_insert_default().push_str(more);
+                }
+            }
+        }
+        for (name, joined) in ["content", "reasoning", "reasoning_content"].into_iter().zip(joined) {
+            assert_eq!(whole[name], json!(joined), "{name}: {body}");
+        }
+        whole
+    };
+    assert_eq!(ask(answer, json!({})), json!({"role": "assistant", "content": answer}));
+    let split = |content: Value, reasoning: Value| json!({"role": "assistant", "content": content, "reasoning": reasoning, "reasoning_content": reasoning});
+    let shown = || json!({"include_reasoning": true});
+    assert_eq!(ask(answer, shown()), split(json!(" b</think>\nc"), json!("a ")));
+    assert_eq!(ask("<think>a", shown()), split(Value::Null, json!("a")));
+    assert_eq!(ask("a", shown()), split(json!("a"), Value::Null));
+    let left_out = ask(answer, json!({"include_reasoning": false}));
+    assert_eq!(left_out, json!({"role": "assistant", "content": " b</think>\nc"}));
+    let called = ask(call, json!({"include_reasoning": true, "tools": tools}));
+    assert_eq!((&called["reasoning"], &called["tool_calls"][0]["function"]["name"]), (&json!("x"), &json!("now")));
+    assert!(called["content"].is_null(), "{called}");
+}
+
+#[test]
 fn tokens_of_texts_and_messages_and_back() {
     let server = Server::start(&[]);
     let post = |path: &str, body: Value| server.send("POST", path, "", &body.to_string());

@@ -235,3 +235,73 @@ fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
     server.chat(&video(&data_uri("video/mp4", &animated_gif(64, 8)))).ok();
     server.answers();
 }
+
+#[test]
+fn frames_and_fields_of_vllms_clients_are_read() {
+    let server = Server::start(&[]);
+    let dog = base64(&std::fs::read(support::golden("model/two_images_sharded/media/dog.png")).unwrap());
+    let body = |part: &Value, fields: &Value| {
+        let text = json!({"type": "input_text", "text": "What?"});
+        let mut body = json!({"messages": [{"role": "user", "content": [part, text]}]});
+        fields.as_object().unwrap().iter().for_each(|(key, value)| body[key] = value.clone());
+        body
+    };
+    let preview = |part: &Value, fields: Value| {
+        let seen = server.send("POST", "/v1/preview", "", &body(part, &fields).to_string()).ok();
+        (seen["media"][0]["grid_thw"].clone(), seen["media"][0]["timestamps"].clone(), seen["prompt_tokens"].clone())
+    };
+    let joined =
+        json!({"type": "video_url", "video_url": {"url": format!("data:video/jpeg;base64,{dog},{dog},{dog},{dog}")}});
+    let frame = format!("data:image/png;base64,{dog}");
+    let list = |keys: Value| {
+        let mut part = json!({"type": "video", "video": [frame, frame, frame, frame]});
+        keys.as_object().unwrap().iter().for_each(|(key, value)| part[key] = value.clone());
+        part
+    };
+    // The same frames in vLLM's and in Qwen's form, with the same limits in three places.
+    let limits = json!({"fps": 4, "min_pixels": 12544, "max_pixels": 50176});
+    let wanted = preview(&list(limits.clone()), json!({}));
+    assert_eq!((&wanted.0[0], &wanted.1), (&json!(2), &json!([0.0, 0.25, 0.5, 0.75])));
+    assert_eq!(preview(&joined, json!({"mm_processor_kwargs": limits})), wanted);
+    let as_returned = json!({"fps": [4.0], "do_sample_frames": false,
+        "size": {"shortest_edge": 12544, "longest_edge": 50176}});
+    assert_eq!(preview(&joined, json!({"mm_processor_kwargs": as_returned})), wanted);
+    let mut inside = joined.clone();
+    limits.as_object().unwrap().iter().for_each(|(key, value)| inside["video_url"][key] = value.clone());
+    assert_eq!(preview(&inside, json!({})), wanted);
+    assert_ne!(preview(&joined, json!({})).2, wanted.2);
+    // The other endpoints take the same fields.
+    let mut chat = body(&joined, &json!({"mm_processor_kwargs": limits}));
+    assert_eq!(server.send("POST", "/tokenize", "", &chat.to_string()).ok()["count"], wanted.2);
+    chat["max_tokens"] = json!(1);
+    assert_eq!(server.chat(&chat).ok()["usage"]["prompt_tokens"], wanted.2);
+    // A video file: its number of frames, or at most so many at a rate.
+    let file = json!({"type": "video_url", "video_url": {"url": data_uri("video/mp4", &animated_gif(64, 8))}});
+    let frames = |fields: Value| preview(&file, fields).1.as_array().unwrap().len();
+    let of_video = |settings: Value| json!({"media_io_kwargs": {"video": settings}});
+    assert_eq!(frames(json!({})), 4);
+    assert_eq!(frames(of_video(json!({"num_frames": 2}))), 2);
+    assert_eq!(frames(of_video(json!({"num_frames": 32}))), 8);
+    assert_eq!(frames(of_video(json!({"num_frames": 6, "fps": 100}))), 6);
+    assert_eq!(frames(json!({"mm_processor_kwargs": {"num_frames": 6}})), 6);
+    // What contradicts or is not read is refused.
+    let mut misspelled = joined.clone();
+    misspelled["video_url"]["fpss"] = json!(4);
+    let with_rate = list(json!({"fps": 2}));
+    for (part, fields, param, words) in [
+        (&misspelled, json!({}), "messages", "message 0, part 0: video_url: fpss: is not a key that is read"),
+        (&inside, json!({"mm_processor_kwargs": {"fps": 2}}), "messages", "fps: is 4, and 2 for all media"),
+        (&with_rate, json!({"mm_processor_kwargs": {"fps": [4]}}), "messages", "fps: is 2, and 4 for all media"),
+        (&joined, json!({"mm_processor_kwargs": {"fps": [4, 4]}}), "mm_processor_kwargs.fps", "has 2 numbers"),
+        (&joined, json!({"mm_processor_kwargs": {"crop": 1}}), "mm_processor_kwargs.crop", "is not a setting"),
+        (&joined, json!({"mm_processor_kwargs": {"max_pixels": "x"}}), "mm_processor_kwargs", "is not a number"),
+        (&joined, of_video(json!({"num_frames": 2})), "messages", "is a list of 4 frames"),
+    ] {
+        let error = server.chat(&body(part, &fields)).error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(error["param"] == param && message.contains(words) && message.lines().count() == 1, "{error}");
+    }
+    let empty = json!({"type": "video_url", "video_url": {"url": format!("data:video/jpeg;base64,{dog},,{dog}")}});
+    let error = server.chat(&body(&empty, &json!({}))).error(400);
+    assert!(error["message"].as_str().unwrap().contains("message 0, part 0"), "{error}");
+}

@@ -52,6 +52,8 @@ impl GrammarCompiler {
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(vocab as u32, end), &words)));
         let mut factory = ParserFactory::new_simple(&env).map_err(|e| refused(e.to_string(), "report this"))?;
         factory.quiet();
+        // Errors are for users of a model; verbose ones have the whole state of the parser.
+        factory.limits_mut().verbose_errors = false;
         Ok(GrammarCompiler { factory, end_token_ids, mask_words: vocab.div_ceil(32) })
     }
 
@@ -154,14 +156,13 @@ impl Grammar {
     /// # Errors
     /// Computing the tokens that may follow takes too long.
     pub(crate) fn accept(&mut self, id: TokenId) -> Result<()> {
-        let too_hard = |e: String| refused(one_line(&e), "use a simpler grammar");
-        self.matcher.consume_token(id).map_err(|e| too_hard(e.to_string()))?;
+        self.matcher.consume_token(id).map_err(|e| stopped(&e.to_string()))?;
         self.update_mask()
     }
 
     fn update_mask(&mut self) -> Result<()> {
         let mask = self.matcher.compute_mask_or_eos();
-        let mask: SimpleVob = mask.map_err(|e| refused(one_line(&e.to_string()), "use a simpler grammar"))?;
+        let mask: SimpleVob = mask.map_err(|e| stopped(&e.to_string()))?;
         self.allowed.clear();
         self.allowed.extend_from_slice(&mask.as_slice()[..self.mask_words.min(mask.as_slice().len())]);
         self.allowed.resize(self.mask_words, 0);
@@ -189,8 +190,21 @@ fn refused(what: String, help: &str) -> EngineError {
     EngineError::Request(Diagnostic::new("grammar", what, help))
 }
 
-/// The first lines of an error of the crate, which may quote the grammar at length.
+/// The error of a grammar whose next tokens cannot be computed.
+fn stopped(text: &str) -> EngineError {
+    match one_line(text) {
+        // The crate's names for a state from which no token leads on.
+        line if ["NoExtension", "NoExtensionBias"].contains(&line.as_str()) => {
+            refused("no text satisfies it".into(), "correct the grammar; a schema may refer to itself without end")
+        }
+        line => refused(line, "use a simpler grammar"),
+    }
+}
+
+/// The beginning of an error of the crate, which may quote the grammar at length. A mark at its end says that the state
+/// of the parser is left out.
 fn one_line(text: &str) -> String {
+    let text = text.trim_end().trim_end_matches("<non-verbose/>");
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     line.char_indices().nth(300).map_or(line.clone(), |(end, _)| format!("{} ...", &line[..end]))
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! data: {"choices": [{"delta": {"role": "assistant"}}]}      a part of the answer, without a token
 //! data: {"choices": [{"delta": {"content": "Hel"}}]}         a token event: the first one ends the time to first token
+//! data: {"choices": [{"delta": {"content": ""}}]}            a token event, too: the token holds a part of a character
 //! data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}
 //! data: {"choices": [], "usage": {"completion_tokens": 17}}
 //! data: [DONE]
@@ -76,15 +77,14 @@ struct Usage {
 }
 
 impl Choice {
-    /// Whether the event was sent because of a token. A token can have no text: it may hold part of a character.
+    /// Whether the event was sent because of a token. A token can have no text, as it may hold part of a character or
+    /// be a special one; an event without text that only names the role, or the finish reason, is none.
     fn is_token(&self) -> bool {
         let filled = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
-        let Some(delta) = &self.delta else {
-            return filled(&self.text) || (self.text.is_some() && self.finish_reason.is_none());
-        };
+        let is_last = self.finish_reason.is_some();
+        let Some(delta) = &self.delta else { return filled(&self.text) || !is_last };
         let has_text = filled(&delta.content) || filled(&delta.reasoning_content) || filled(&delta.reasoning);
-        let is_empty_token = delta.content.is_some() && delta.role.is_none() && self.finish_reason.is_none();
-        has_text || delta.tool_calls.is_some() || is_empty_token
+        has_text || delta.tool_calls.is_some() || (delta.role.is_none() && !is_last)
     }
 }
 
@@ -207,6 +207,7 @@ mod tests {
     const ROLE: &str = r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
     const TEXT: &str = r#"{"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}],"usage":null}"#;
     const EMPTY: &str = r#"{"choices":[{"index":0,"delta":{"content":""}}]}"#;
+    const NO_CONTENT: &str = r#"{"choices":[{"index":0,"delta":{},"finish_reason":null}]}"#;
     const END: &str = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}"#;
     const USAGE: &str = r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}}"#;
 
@@ -233,7 +234,10 @@ mod tests {
         // Without usage, token events are counted; without [DONE], the finish reason ends the answer.
         let answer = read(&[ROLE, TEXT, TEXT, END]).unwrap();
         assert_eq!((answer.prompt_tokens, answer.output_tokens, answer.has_usage), (None, 2, false));
-        // An answer without text.
+        // Tokens without text.
+        let answer = read(&[ROLE, EMPTY, NO_CONTENT, EMPTY, END, "[DONE]"]).unwrap();
+        assert_eq!((answer.output_tokens, answer.gaps), (3, vec![1.0, 1.0]));
+        // An answer without tokens.
         let answer = read(&[ROLE, END, "[DONE]"]).unwrap();
         assert_eq!((answer.time_to_first_token, answer.latency, answer.output_tokens), (1.0, 2.0, 0));
         assert_eq!(answer.time_per_output_token(), None);

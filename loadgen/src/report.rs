@@ -226,6 +226,11 @@ impl LoadReport {
                 notes.push(format!("{} ended before {asked} tokens; --ignore-eos asks for all", requests(n)));
             }
         }
+        let gaps = self.answers.iter().map(|answer| answer.gaps.len()).sum::<usize>();
+        let expected = self.answers.iter().map(|a| a.output_tokens.saturating_sub(a.completions)).sum::<u64>();
+        if gaps == 0 && expected > 0 {
+            notes.push("no inter-token latency: the server sent no two events with tokens for one completion".into());
+        }
         match self.answers_without_usage() {
             0 => {}
             n => {
@@ -327,6 +332,10 @@ mod tests {
     fn without_answers_and_without_usage_figures_are_unknown_and_not_zero() {
         let none = LoadReport::new(&settings(), "m".into(), 1.0, 1, vec![failed(FailureKind::Connect, "refused")]);
         assert!(none.json()["mean_ttft_ms"].is_null() && none.table().contains("no sample"));
+        let mut whole = answer(1.0, 2.0, 4).unwrap();
+        whole.gaps.clear();
+        let report = LoadReport::new(&settings(), "m".into(), 1.0, 1, vec![Ok(whole)]);
+        assert!(report.notes().concat().contains("no inter-token latency: the server sent"), "{:?}", report.notes());
         let mut uncounted = answer(1.0, 2.0, 4).unwrap();
         (uncounted.prompt_tokens, uncounted.has_usage) = (None, false);
         let report = LoadReport::new(&settings(), "m".into(), 1.0, 1, vec![Ok(uncounted), answer(1.0, 2.0, 4)]);

@@ -163,6 +163,17 @@ pub struct MediaOverrides {
     pub video_end: Option<f64>,
 }
 
+/// A limit that two [`MediaOverrides`] set to different values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitConflict {
+    /// The name of the limit.
+    pub key: &'static str,
+    /// Its value in the first one.
+    pub own: String,
+    /// Its value in the second one.
+    pub other: String,
+}
+
 impl MediaOverrides {
     /// Takes each limit from `self`, or from `fallback` where `self` has `None` (`self` holds flags, which win over
     /// message keys). If `self` has `nframes` or `fps`, both are taken from `self`, because the two cannot be
@@ -182,6 +193,36 @@ impl MediaOverrides {
             video_start: self.video_start.or(fallback.video_start),
             video_end: self.video_end.or(fallback.video_end),
         }
+    }
+
+    /// The limits of both.
+    ///
+    /// # Errors
+    /// Both have a limit, with different values.
+    pub fn union(self, other: Self) -> std::result::Result<Self, LimitConflict> {
+        fn one<T: Copy + PartialEq + std::fmt::Display>(
+            key: &'static str,
+            own: Option<T>,
+            other: Option<T>,
+        ) -> std::result::Result<Option<T>, LimitConflict> {
+            match (own, other) {
+                (Some(a), Some(b)) if a != b => Err(LimitConflict { key, own: a.to_string(), other: b.to_string() }),
+                _ => Ok(own.or(other)),
+            }
+        }
+        Ok(Self {
+            nframes: one("nframes", self.nframes, other.nframes)?,
+            fps: one("fps", self.fps, other.fps)?,
+            min_frames: one("min_frames", self.min_frames, other.min_frames)?,
+            max_frames: one("max_frames", self.max_frames, other.max_frames)?,
+            min_pixels: one("min_pixels", self.min_pixels, other.min_pixels)?,
+            max_pixels: one("max_pixels", self.max_pixels, other.max_pixels)?,
+            total_pixels: one("total_pixels", self.total_pixels, other.total_pixels)?,
+            resized_height: one("resized_height", self.resized_height, other.resized_height)?,
+            resized_width: one("resized_width", self.resized_width, other.resized_width)?,
+            video_start: one("video_start", self.video_start, other.video_start)?,
+            video_end: one("video_end", self.video_end, other.video_end)?,
+        })
     }
 
     /// Checks overrides that hold for every image and video of a command, before the first one is read.

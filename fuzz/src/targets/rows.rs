@@ -120,15 +120,17 @@ pub const MESSAGES: Target = Target {
         with_tools["tools"] =
             json!([{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]);
         with_tools["tool_choice"] = json!({"type": "function", "function": {"name": "f"}});
-        let seeds = [conversation(), body, with_tools];
+        let mut with_media = body.clone();
+        with_media["mm_processor_kwargs"] = json!({"size": {"longest_edge": 100352}, "do_resize": true});
+        with_media["media_io_kwargs"] = json!({"video": {"num_frames": 8}});
+        with_media["chat_template_kwargs"] = json!({"add_vision_id": true});
+        let seeds = [conversation(), body, with_tools, with_media];
         Ok(seeds.iter().map(|seed| Seed::new(Kind::Json, seed.to_string())).collect())
     },
     open: || {
         Ok(Box::new(|input| {
             let Some(request) = value_of(ChatRequest::parse("m.json", input))? else { return Ok(false) };
-            let read = value_of(Conversation::from_json("m.json", &request.messages, Path::new("/root")))?;
-            let Some(conversation) = read else { return Ok(false) };
-            let conversation = conversation.with_tools(request.tools.definitions);
+            let Some(conversation) = value_of(request.conversation(Path::new("/root")))? else { return Ok(false) };
             let is_answered = conversation.check_tool_results().is_ok();
             std::hint::black_box((conversation.media_parts().count(), conversation.to_template_value(), is_answered));
             Ok(true)

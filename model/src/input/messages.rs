@@ -3,7 +3,8 @@
 //!
 //! `image_url` and `video_url` become `image` and `video`. Relative paths are resolved against the folder of the
 //! messages file (or `--media-root`). The keys of qwen-vl-utils (`fps`, `max_pixels`, …) become [`MediaOverrides`].
-//! Other keys of a message are kept for the chat template.
+//! Other keys of a message are kept for the chat template. [`super::prompt_fields`] reads the fields of a request that
+//! hold for all messages.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use reel_media::profile::MediaOverrides;
 use serde_json::{Map, Value, json};
 
 use super::fetch::without_secrets;
+use super::part_keys::address;
 use super::tool_messages::read_tool_calls;
 use crate::error::{ModelError, Result};
 
@@ -24,6 +26,8 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// The tools that the model may call, as JSON for the chat template.
     pub tools: Vec<Value>,
+    /// Further variables of the chat template, by name.
+    pub template_variables: Map<String, Value>,
 }
 
 /// One message of a conversation.
@@ -126,6 +130,9 @@ impl MediaSource {
 }
 
 const SHAPE: &str = "give a list of messages, each {\"role\": …, \"content\": text or list of parts}";
+/// The types of content parts that are texts; the last two are those of OpenAI's Responses API.
+pub const TEXT_TYPES: [&str; 3] = ["text", "input_text", "output_text"];
+
 const PART: &str = "give parts like {\"type\": \"text\", \"text\": …}, {\"type\": \"image\", \"image\": path}, {\"type\": \"video\", \"video\": path}";
 
 impl Conversation {
@@ -154,14 +161,24 @@ impl Conversation {
             .iter()
             .enumerate()
             .map(|(i, message)| read_message(&format!("{location}: message {i}"), message, root));
-        Ok(Self { location: location.to_string(), messages: messages.collect::<Result<_>>()?, tools: Vec::new() })
+        Ok(Self {
+            location: location.to_string(),
+            messages: messages.collect::<Result<_>>()?,
+            tools: Vec::new(),
+            template_variables: Map::new(),
+        })
     }
 
     /// A conversation of one user message with images, videos and a text, as `--video V --prompt TEXT` gives it.
     pub fn from_user_message(parts: Vec<ContentPart>, text: &str) -> Self {
         let parts = parts.into_iter().chain([ContentPart::Text(text.to_string())]).collect();
         let message = Message { role: "user".to_string(), content: MessageContent::Parts(parts), others: Map::new() };
-        Self { location: "--prompt".to_string(), messages: vec![message], tools: Vec::new() }
+        Self {
+            location: "--prompt".to_string(),
+            messages: vec![message],
+            tools: Vec::new(),
+            template_variables: Map::new(),
+        }
     }
 
     /// Whether the last message is from the assistant; then no generation prompt is added.
@@ -262,7 +279,7 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Text,
     Image,
     Video,
@@ -278,26 +295,20 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
             _ => Err(ModelError::messages(location, "is a text part without a `text`", PART)),
         },
         Kind::Image => {
-            let source = match address(map, ["image", "image_url"]) {
+            let (address, limits) = address(location, map, ["image", "image_url"])?;
+            let source = match address {
                 Some(Value::String(text)) if !text.is_empty() => MediaSource::parse(text, root),
                 Some(_) => {
                     return Err(ModelError::messages(location, "has an `image` that is not a path or address", PART));
                 }
                 None => return Err(ModelError::messages(location, "is an image part without an `image`", PART)),
             };
-            Ok(ContentPart::Image(ImagePart {
-                source,
-                overrides: overrides(location, map)?,
-                location: location.to_string(),
-            }))
+            Ok(ContentPart::Image(ImagePart { source, overrides: limits, location: location.to_string() }))
         }
         Kind::Video => {
-            let source = video_source(location, map, root)?;
-            Ok(ContentPart::Video(VideoPart {
-                source,
-                overrides: overrides(location, map)?,
-                location: location.to_string(),
-            }))
+            let (address, limits) = address(location, map, ["video", "video_url"])?;
+            let source = video_source(location, address, root)?;
+            Ok(ContentPart::Video(VideoPart { source, overrides: limits, location: location.to_string() }))
         }
     }
 }
@@ -308,11 +319,11 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
 /// # Errors
 /// An unknown type; an image or video that the kind does not use. Qwen's chat template and qwen-vl-utils go by the keys
 /// and ignore a `type` of `text`; here such a part is refused, because its text or its image would be lost.
-fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
+pub(super) fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     let has = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
     let (image, video) = (["image", "image_url"].into_iter().find(has), ["video", "video_url"].into_iter().find(has));
     let kind = match map.get("type").and_then(Value::as_str) {
-        Some("text") => Kind::Text,
+        Some(kind) if TEXT_TYPES.contains(&kind) => Kind::Text,
         Some("image" | "image_url" | "input_image") => Kind::Image,
         Some("video" | "video_url") => Kind::Video,
         Some(other) => {
@@ -339,16 +350,12 @@ fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     }
 }
 
-/// The path, address or list under Qwen's key (`image`, `video`) or OpenAI's key (`image_url`, `video_url`). An
-/// object `{"url": …}` stands for its `url`.
-fn address<'a>(map: &'a Map<String, Value>, [own, openai]: [&str; 2]) -> Option<&'a Value> {
-    let value = [own, openai].into_iter().filter_map(|key| map.get(key)).find(|value| !value.is_null())?;
-    Some(value.get("url").unwrap_or(value))
-}
-
-fn video_source(location: &str, map: &Map<String, Value>, root: &Path) -> Result<VideoSource> {
-    match address(map, ["video", "video_url"]) {
-        Some(Value::String(text)) if !text.is_empty() => Ok(VideoSource::File(MediaSource::parse(text, root))),
+fn video_source(location: &str, address: Option<&Value>, root: &Path) -> Result<VideoSource> {
+    match address {
+        Some(Value::String(text)) if !text.is_empty() => Ok(match frames_of_uri(text) {
+            Some(frames) => VideoSource::Frames(frames),
+            None => VideoSource::File(MediaSource::parse(text, root)),
+        }),
         Some(Value::Array(frames)) if !frames.is_empty() => {
             let frame = |value: &Value| match value.as_str() {
                 Some(text) if !text.is_empty() => Ok(MediaSource::parse(text, root)),
@@ -368,48 +375,15 @@ fn video_source(location: &str, map: &Map<String, Value>, root: &Path) -> Result
     }
 }
 
-/// Reads the keys of qwen-vl-utils in a content part. A key whose value is null counts as absent.
-fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
-    let number = |key: &str| match map.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
-            Some(x) => Ok(Some(x)),
-            None => Err(ModelError::messages(
-                format!("{location}: {key}"),
-                "is not a number",
-                "give a number, or remove the key",
-            )),
-        },
-    };
-    let whole = |key: &str| match number(key)? {
-        Some(x) if x.fract() != 0.0 || x.abs() > 2f64.powi(53) => Err(ModelError::messages(
-            format!("{location}: {key}"),
-            format!("is {x}, not a whole number"),
-            "give a whole number, or remove the key",
-        )),
-        x => Ok(x.map(|x| x as i64)),
-    };
-    let size = |key: &str| match whole(key)? {
-        Some(x) if x < 1 => Err(ModelError::messages(
-            format!("{location}: {key}"),
-            format!("is {x}, expected at least 1"),
-            "give a number of pixels, or remove the key",
-        )),
-        x => Ok(x.map(|x| x as u64)),
-    };
-    Ok(MediaOverrides {
-        nframes: whole("nframes")?,
-        fps: number("fps")?,
-        min_frames: whole("min_frames")?,
-        max_frames: whole("max_frames")?,
-        min_pixels: size("min_pixels")?,
-        max_pixels: size("max_pixels")?,
-        total_pixels: size("total_pixels")?,
-        resized_height: size("resized_height")?,
-        resized_width: size("resized_width")?,
-        video_start: number("video_start")?,
-        video_end: number("video_end")?,
-    })
+/// The frames of `data:video/jpeg;base64,FRAME,FRAME,…`, vLLM's form of a list of JPEG images: each as a URI of its
+/// own. `None` for another address.
+fn frames_of_uri(text: &str) -> Option<Vec<MediaSource>> {
+    let (head, frames) = text.split_once(',')?;
+    let head = head.to_ascii_lowercase();
+    let kind = head.strip_prefix("data:video/jpeg")?.strip_suffix(";base64")?;
+    let is_list = kind.is_empty() || kind.starts_with(';');
+    let frame = |frame: &str| MediaSource::Data(format!("data:image/jpeg;base64,{frame}"));
+    is_list.then(|| frames.split(',').map(frame).collect())
 }
 
 #[cfg(test)]
@@ -446,6 +420,27 @@ mod tests {
         assert_eq!((image.overrides.min_pixels, image.overrides.fps), (Some(3136), None));
         let ContentPart::Video(video) = parts[1] else { panic!("expected the video second") };
         assert_eq!(video.overrides, MediaOverrides { fps: Some(1.5), ..MediaOverrides::default() });
+    }
+
+    #[test]
+    fn frames_in_one_uri_are_a_list_of_images() {
+        let sources = |url: &str, keys: Value| {
+            let mut address = json!({"url": url});
+            keys.as_object().unwrap().iter().for_each(|(key, value)| address[key] = value.clone());
+            let messages = json!([{"role": "user", "content": [{"type": "video_url", "video_url": address}]}]);
+            let read = read(messages).unwrap();
+            let ContentPart::Video(video) = read.media_parts().next().unwrap() else { panic!("no video") };
+            (video.source.clone(), video.overrides)
+        };
+        let frame = |text: &str| MediaSource::Data(format!("data:image/jpeg;base64,{text}"));
+        for head in ["data:video/jpeg;base64", "DATA:Video/JPEG;charset=x;base64"] {
+            let (source, limits) = sources(&format!("{head},/9j/,iVBO,"), json!({"fps": 3, "nframes": null}));
+            assert_eq!(source, VideoSource::Frames(vec![frame("/9j/"), frame("iVBO"), frame("")]));
+            assert_eq!(limits, MediaOverrides { fps: Some(3.0), ..MediaOverrides::default() });
+        }
+        for whole in ["data:video/mp4;base64,AA,BB", "data:video/jpeg,AA,BB", "data:video/jpegx;base64,AA"] {
+            assert_eq!(sources(whole, json!({})).0, VideoSource::File(MediaSource::Data(whole.to_string())));
+        }
     }
 
     #[test]
@@ -486,11 +481,20 @@ mod tests {
             (user(json!({"type": "image"})), "part 0: is an image part without"),
             (user(json!({"type": "image", "image": 3})), "part 0: has an `image`"),
             (user(json!({"type": "image", "image": ""})), "part 0: has an `image`"),
-            (user(json!({"type": "image_url", "image_url": {"href": "x"}})), "part 0: has an `image`"),
+            (user(json!({"type": "image_url", "image_url": {"href": "x"}})), "part 0: image_url: href: is not a key"),
+            (user(json!({"type": "image_url", "image_url": {}})), "part 0: has an `image`"),
+            (user(json!({"type": "image_url", "image_url": {"url": "x", "fps": 2}})), "image_url: fps: is not a key"),
+            (user(json!({"type": "image_url", "image_url": {"url": "x", "detail": "max"}})), "detail: is \"max\""),
+            (
+                user(json!({"type": "video_url", "video_url": {"url": "x", "fps": 2}, "fps": 1})),
+                "part 0: video_url: fps: is 2, and 1 in the part itself; give it in one place",
+            ),
+            (user(json!({"type": "image", "image": "x", "image_url": "y"})), "has both `image` and `image_url`"),
             (user(json!({"type": "video"})), "part 0: is a video part without"),
             (user(json!({"type": "video", "video": []})), "part 0: has an empty list"),
             (user(json!({"type": "video", "video": ["a.png", 3]})), "part 0: has a list of frames"),
-            (user(json!({"type": "video", "video": {"a": 1}})), "part 0: has a `video`"),
+            (user(json!({"type": "video", "video": {"a": 1}})), "part 0: video: a: is not a key"),
+            (user(json!({"type": "video", "video": 3})), "part 0: has a `video`"),
             (user(json!({"type": "video", "video": "v", "fps": "two"})), "part 0: fps: is not a number"),
             (user(json!({"type": "video", "video": "v", "nframes": 2.5})), "part 0: nframes: is 2.5"),
             (user(json!({"type": "image", "image": "v", "min_pixels": -4})), "part 0: min_pixels: is -4"),

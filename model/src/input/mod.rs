@@ -10,6 +10,8 @@ pub mod media_frames;
 pub mod messages;
 pub mod model_input;
 pub mod mrope;
+mod part_keys;
+pub mod prompt_fields;
 pub mod request;
 pub mod tokenizer;
 mod tool_messages;

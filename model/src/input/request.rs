@@ -1,8 +1,12 @@
 //! Parses what a messages file may hold: a JSON list of chat messages, or the whole body of an OpenAI chat request with
 //! its sampling fields.
 
+use std::path::Path;
+
 use serde_json::{Map, Value, json};
 
+use super::messages::Conversation;
+use super::prompt_fields::PromptFields;
 use super::tools::ToolRequest;
 use crate::TokenId;
 use crate::error::{ModelError, Result};
@@ -21,6 +25,8 @@ pub struct ChatRequest {
     pub settings: RequestSettings,
     /// The tools that the model may call; none if the file is a list.
     pub tools: ToolRequest,
+    /// The other fields that change the prompt; none if the file is a list.
+    pub prompt: PromptFields,
 }
 
 /// The fields of an OpenAI or vLLM chat request that decide how its answers are sampled.
@@ -118,8 +124,8 @@ impl ChatRequest {
         })?;
         let location = location.to_string();
         let Value::Object(mut body) = value else {
-            let (settings, tools) = Default::default();
-            return Ok(Self { location, messages: value, settings, tools });
+            let (settings, tools, prompt) = Default::default();
+            return Ok(Self { location, messages: value, settings, tools, prompt });
         };
         let Some(messages) = body.remove("messages") else {
             let help = "give a JSON list of messages, or a request {\"messages\": [...]}";
@@ -129,7 +135,17 @@ impl ChatRequest {
         let mut settings = RequestSettings::from_body(&location, &body, ends_with_assistant(&messages))?;
         let tools = ToolRequest::from_body(&location, &body)?;
         settings.grammar = tools.grammar(&location, settings.grammar.take())?;
-        Ok(Self { location, messages, settings, tools })
+        let prompt = PromptFields::from_body(&location, &body)?;
+        Ok(Self { location, messages, settings, tools, prompt })
+    }
+
+    /// Reads the messages. Relative paths in them are resolved against `root`.
+    ///
+    /// # Errors
+    /// As [`Conversation::from_request`].
+    pub fn conversation(&self, root: &Path) -> Result<Conversation> {
+        let tools = self.tools.definitions.clone();
+        Conversation::from_request(&self.location, &self.messages, root, tools, self.prompt.clone())
     }
 }
 
@@ -172,7 +188,12 @@ impl RequestSettings {
                 let is_possible = (1..=MAX_COMPLETIONS).contains(&n);
                 self.n = Some(is_possible.then_some(n).ok_or_else(|| field.wrong(&format!("1 to {MAX_COMPLETIONS}")))?);
             }
-            "seed" => self.seed = Some(field.whole_of()?),
+            // vLLM's -1 stands for no seed. OpenAI's API has other negative seeds.
+            "seed" if value.as_i64() == Some(-1) => {}
+            "seed" => {
+                let seed = |value: &Value| value.as_u64().or(value.as_i64().map(i64::cast_unsigned));
+                self.seed = Some(field.parsed("a whole number of 64 bits", seed)?);
+            }
             "stop" => self.stop = field.parsed("a text or a list of texts, none of them empty", stop_strings)?,
             "stop_token_ids" => self.stop_token_ids = field.parsed("a list of token ids", token_ids)?,
             "ignore_eos" => self.ignore_eos = field.truth()?,
@@ -201,7 +222,9 @@ impl RequestSettings {
             // These fields do not change the answer. The field `model` is ignored: --model names the model.
             "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier"
             | "safety_identifier" | "prompt_cache_key" => {}
-            name if ToolRequest::FIELDS.contains(&name) => {}
+            // A server's answer may have the reasoning in a field of its own.
+            "include_reasoning" => drop(field.truth()?),
+            name if ToolRequest::FIELDS.contains(&name) || PromptFields::FIELDS.contains(&name) => {}
             name if has_no_effect(name, value, continues_answer) => {}
             _ => return Err(field.refused("is a field of the request that reel does not support", "remove it")),
         }
@@ -348,7 +371,9 @@ fn has_no_effect(name: &str, value: &Value, continues_answer: bool) -> bool {
         "best_of" => value.as_u64() == Some(1),
         "length_penalty" => value.as_f64() == Some(1.0),
         "functions" | "bad_words" => value.as_array().is_some_and(Vec::is_empty),
-        "chat_template_kwargs" => value.as_object().is_some_and(Map::is_empty),
+        // Only special tokens in the text would be spaced.
+        "spaces_between_special_tokens" => value.is_boolean(),
+        "return_token_ids" | "return_tokens_as_token_ids" => *value == Value::Bool(false),
         "modalities" => *value == json!(["text"]),
         "function_call" => value.as_str() == Some("none"),
         _ => false,
@@ -427,11 +452,23 @@ mod tests {
     }
 
     #[test]
+    fn seeds_have_64_bits_and_minus_one_is_none() {
+        for (seed, wanted) in
+            [(json!(-1), None), (json!(0), Some(0)), (json!(u64::MAX), Some(u64::MAX)), (json!(-2), Some(u64::MAX - 1))]
+        {
+            let body = json!({"messages": [], "seed": seed});
+            assert_eq!(read(&body.to_string()).unwrap().settings.seed, wanted, "{body}");
+        }
+    }
+
+    #[test]
     fn fields_that_are_not_supported_may_have_values_without_effect() {
         let fields = json!({
             "best_of": 1, "add_generation_prompt": true, "continue_final_message": false, "skip_special_tokens": true,
             "include_stop_str_in_output": false, "add_special_tokens": false, "use_beam_search": false,
-            "length_penalty": 1.0, "bad_words": [], "chat_template_kwargs": {}, "modalities": ["text"],
+            "length_penalty": 1.0, "bad_words": [], "chat_template_kwargs": {}, "modalities": ["text"], "seed": -1,
+            "include_reasoning": true, "spaces_between_special_tokens": true, "return_token_ids": false,
+            "return_tokens_as_token_ids": false,
             "function_call": "none", "functions": [], "echo": false, "safety_identifier": "a", "prompt_cache_key": "b",
         });
         let with_messages = |messages: Value, fields: &Value| {
@@ -495,7 +532,11 @@ mod tests {
             ("use_beam_search", json!(true)),
             ("length_penalty", json!(0.8)),
             ("bad_words", json!(["x"])),
-            ("chat_template_kwargs", json!({"enable_thinking": false})),
+            ("chat_template_kwargs", json!([1])),
+            ("include_reasoning", json!("yes")),
+            ("seed", json!(1.5)),
+            ("seed", json!("1")),
+            ("return_token_ids", json!(true)),
             ("modalities", json!(["text", "audio"])),
             ("function_call", json!("auto")),
         ] {

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::chat::python_json;
 use super::messages::{ContentPart, Conversation, Message, MessageContent};
 use super::tools::is_function_name;
 use crate::error::{ModelError, Result};
@@ -69,6 +70,13 @@ fn read_call(location: &str, call: &mut Value) -> Result<()> {
     Ok(())
 }
 
+/// A call that [`read_call`] has read, as Qwen2.5's template writes it after the text of a message.
+fn call_text(call: &Value) -> String {
+    let function = call.get("function").unwrap_or(call);
+    let arguments = python_json(&function["arguments"]);
+    format!("\n<tool_call>\n{{\"name\": {}, \"arguments\": {arguments}}}\n</tool_call>", function["name"])
+}
+
 impl Message {
     /// The tool calls of the message.
     fn tool_calls(&self) -> &[Value] {
@@ -82,10 +90,27 @@ impl Conversation {
         Self { tools, ..self }
     }
 
-    /// Whether only a chat template that knows tools can render the conversation.
-    pub(super) fn needs_tools_template(&self) -> bool {
-        let has_calls = |message: &Message| message.role == "tool" || !message.tool_calls().is_empty();
-        !self.tools.is_empty() || self.messages.iter().any(has_calls)
+    /// Whether a message has calls.
+    pub(super) fn has_calls(&self) -> bool {
+        self.messages.iter().any(|message| !message.tool_calls().is_empty())
+    }
+
+    /// The conversation with the calls of each message at the end of its content, as the model writes them, for a chat
+    /// template that does not write calls.
+    pub(super) fn with_calls_as_text(&self) -> Self {
+        let mut conversation = self.clone();
+        for message in &mut conversation.messages {
+            let calls: String = message.tool_calls().iter().map(call_text).collect();
+            if calls.is_empty() {
+                continue;
+            }
+            match &mut message.content {
+                MessageContent::Text(text) if text.is_empty() => *text = calls.trim_start().to_string(),
+                MessageContent::Text(text) => text.push_str(&calls),
+                MessageContent::Parts(parts) => parts.push(ContentPart::Text(calls)),
+            }
+        }
+        conversation
     }
 
     /// Checks, as OpenAI's API does, that each call has an id and each result belongs to a call of the last message of
@@ -171,15 +196,31 @@ mod tests {
             let conversation = read(assistant(json!([call("1", arguments)]))).unwrap();
             let wanted = json!([{"role": "assistant", "content": "", "tool_calls": [call("1", expected)]}]);
             assert_eq!(conversation.to_template_value(), wanted);
-            assert!(conversation.needs_tools_template());
         }
         // The form of transformers' examples, and messages without calls.
         let bare = read(assistant(json!([{"name": "f", "arguments": "{\"a\": 1}"}]))).unwrap();
         assert_eq!(bare.to_template_value()[0]["tool_calls"], json!([{"name": "f", "arguments": {"a": 1}}]));
-        for calls in [json!([]), Value::Null] {
-            let plain = read(json!([{"role": "assistant", "content": "x", "tool_calls": calls}])).unwrap();
-            assert!(!plain.needs_tools_template());
+    }
+
+    #[test]
+    fn calls_can_stand_in_the_content() {
+        let calls = json!([call("1", json!({"b": 1, "a": ["é"]})), {"name": "g"}]);
+        let first = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": [\"é\"]}}\n</tool_call>";
+        let both = format!("{first}\n<tool_call>\n{{\"name\": \"g\", \"arguments\": {{}}}}\n</tool_call>");
+        for (content, wanted) in [
+            (Value::Null, json!(both)),
+            (json!("x"), json!(format!("x\n{both}"))),
+            (
+                json!([{"type": "text", "text": "x"}]),
+                json!([{"type": "text", "text": "x"}, {"type": "text", "text": format!("\n{both}")}]),
+            ),
+        ] {
+            let messages = json!([{"role": "assistant", "content": content, "tool_calls": calls}]);
+            let written = read(messages).unwrap().with_calls_as_text().to_template_value();
+            assert_eq!(written[0]["content"], wanted);
         }
+        let plain = read(json!([{"role": "assistant", "content": "x", "tool_calls": []}])).unwrap();
+        assert_eq!(plain.with_calls_as_text(), plain);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::StreamFields;
 use super::prompt_log_probs;
+use super::reasoning::split_reasoning;
 use super::tool_calls::{Piece, ToolCallParser};
 use crate::http::random_number;
 
@@ -99,6 +100,9 @@ pub(crate) struct Answer {
     pub(crate) stop: Vec<String>,
     /// `None` if an answer is text only.
     pub(crate) calls: Option<CallRules>,
+    /// Whether the reasoning of an answer is a field of its own (true), is left out (false), or stays in its text
+    /// (`None`).
+    pub(crate) include_reasoning: Option<bool>,
     pub(crate) stream: StreamFields,
     /// Whether the log-probabilities of the prompt's tokens are part of the answer.
     pub(crate) prompt_log_probs: bool,
@@ -153,15 +157,30 @@ impl Answer {
         object
     }
 
-    /// The message of a text, with the calls in it.
+    /// The message of a text, with its reasoning and the calls in it. As in vLLM, an answer of reasoning only has no
+    /// content. Older clients read the reasoning as `reasoning_content`.
     fn message(&self, text: String) -> Value {
+        let Some(is_shown) = self.include_reasoning else { return self.message_with_calls(text) };
+        let (reasoning, text) = split_reasoning(&text);
+        let mut message = self.message_with_calls(text);
+        if self.calls.is_none() && message["content"] == "" {
+            message["content"] = Value::Null;
+        }
+        if is_shown {
+            (message["reasoning"], message["reasoning_content"]) = (json!(reasoning), json!(reasoning));
+        }
+        message
+    }
+
+    fn message_with_calls(&self, text: String) -> Value {
         let Some(rules) = self.calls else { return json!({"role": "assistant", "content": text}) };
         let mut parser = ToolCallParser::new(rules.one_call);
         let pieces = parser.push(&text).into_iter().chain(parser.finish());
         let (mut content, mut calls) = (None, Vec::<(String, String)>::new());
         for piece in pieces {
             match piece {
-                Piece::Text(text) => content.get_or_insert_with(String::new).push_str(&text),
+                // The reasoning is not part of the text any more.
+                Piece::Text(text) | Piece::Reasoning(text) => content.get_or_insert_with(String::new).push_str(&text),
                 Piece::Call { name, .. } => calls.push((name, String::new())),
                 Piece::Arguments { index, text } => calls[index].1.push_str(&text),
             }
@@ -222,8 +241,7 @@ impl Answer {
 
     /// The first chunk of a choice, which names the role; the API for texts has none.
     pub(crate) fn first_chunk(&self, index: usize) -> Option<Value> {
-        // An answer of calls has no text.
-        let content = if self.calls.is_some() { Value::Null } else { json!("") };
+        let content = if self.may_have_no_text() { Value::Null } else { json!("") };
         match self.form {
             Form::Chat => {
                 Some(self.chunk(index, json!({"role": "assistant", "content": content}), Value::Null, None, 0))
@@ -232,14 +250,20 @@ impl Answer {
         }
     }
 
-    /// A piece of an answer; `None` is only for log-probabilities. `tokens` is the number of tokens that were generated
+    /// Whether an answer can be without a text, rather than have an empty one: it may be calls or reasoning.
+    fn may_have_no_text(&self) -> bool {
+        self.calls.is_some() || self.include_reasoning.is_some()
+    }
+
+    /// A piece of an answer; `None` is a token that adds none. `tokens` is the number of tokens that were generated
     /// so far, of all choices.
     pub(crate) fn piece_chunk(&self, index: usize, piece: Option<Piece>, log_probs: Value, tokens: usize) -> Value {
         let call = |call: Value| json!({"tool_calls": [call]});
         let content = match (self.form, piece) {
-            (Form::Chat, None) if self.calls.is_some() => json!({}),
+            (Form::Chat, None) if self.may_have_no_text() => json!({}),
             (Form::Chat, None) => json!({"content": ""}),
             (Form::Chat, Some(Piece::Text(text))) => json!({"content": text}),
+            (Form::Chat, Some(Piece::Reasoning(text))) => json!({"reasoning": text, "reasoning_content": text}),
             (Form::Text, Some(Piece::Text(text))) => json!(text),
             (Form::Text, _) => json!(""),
             (Form::Chat, Some(Piece::Call { index, name })) => {

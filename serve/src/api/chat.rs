@@ -29,17 +29,19 @@ pub(crate) async fn complete(
     };
     let (model, memory, stream) = (fields.take_model(), fields.take_memory(), fields.take_stream()?);
     let (add_generation_prompt, names) = (fields.take_generation_prompt()?, fields.given_names());
-    let (settings, tools) = fields.into_chat_settings()?;
+    let reasoning = fields.take_reasoning()?;
+    let (settings, tools, prompt_fields) = fields.into_chat_settings()?;
     if settings.max_new_tokens == Some(0) {
         return Err(wrong_field(names.max_tokens, "is 0", "give 1 or more"));
     }
     let rules = CallRules { one_call: tools.one_call, is_named: matches!(tools.choice, ToolChoice::Function(_)) };
     let calls = tools.has_calls().then_some(rules);
-    let checked = Checked::new(&shared, Form::Chat, model, stream, (settings, names), 1)?.with_calls(calls);
+    let checked = Checked::new(&shared, Form::Chat, model, stream, (settings, names), 1)?;
+    let checked = checked.with_calls(calls).with_reasoning(reasoning);
     let prompt = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         // The memory of the messages is free once the prompt is encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
-        encode::messages(shared, &messages, tools.definitions, add_generation_prompt)
+        encode::messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)
     });
     let prompt = prompt.await?;
     checked.answer(&shared, log, vec![prompt], shared.limits.new_tokens).await

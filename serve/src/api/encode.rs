@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use reel_model::input::ModelInput;
 use reel_model::input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
-use reel_model::input::messages::{ContentPart, Conversation, MediaSource, VideoSource};
+use reel_model::input::messages::{ContentPart, Conversation, MediaSource, TEXT_TYPES, VideoSource};
+use reel_model::input::prompt_fields::PromptFields;
 use reel_model::{ModelError, TokenId};
 use serde_json::Value;
 
@@ -13,16 +14,17 @@ use super::fields::wrong_field;
 use super::{ApiError, LOCATION, wrong_messages, wrong_request};
 use crate::server::Shared;
 
-/// Encodes chat messages with the tools that the model may call. `add_generation_prompt`: `None` adds it unless the
-/// last message is the assistant's.
+/// Encodes chat messages with the tools that the model may call and the other fields that change the prompt.
+/// `add_generation_prompt`: `None` adds it unless the last message is the assistant's.
 pub(crate) fn messages(
     shared: &Shared,
     messages: &Value,
     tools: Vec<Value>,
+    fields: PromptFields,
     add_generation_prompt: Option<bool>,
 ) -> Result<ModelInput, ApiError> {
     let root = shared.media.root.clone().unwrap_or_default();
-    let conversation = Conversation::from_json(LOCATION, messages, &root).map_err(wrong_messages)?.with_tools(tools);
+    let conversation = Conversation::from_request(LOCATION, messages, &root, tools, fields).map_err(wrong_messages)?;
     conversation.check_tool_results().map_err(wrong_messages)?;
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
@@ -118,7 +120,7 @@ pub(crate) async fn messages_on_blocking_thread<T: Send + 'static>(
 /// Whether a part of a message is something else than text.
 fn may_have_media(messages: &Value) -> bool {
     let parts = messages.as_array().into_iter().flatten().filter_map(|message| message["content"].as_array());
-    parts.flatten().any(|part| part["type"] != "text")
+    parts.flatten().any(|part| part["type"].as_str().is_none_or(|kind| !TEXT_TYPES.contains(&kind)))
 }
 
 /// Runs `encode` on a blocking thread.
@@ -163,7 +165,7 @@ mod tests {
         let of = |content: Value| may_have_media(&serde_json::json!([{"role": "user", "content": content}]));
         assert!(
             !of("text".into())
-                && !of(serde_json::json!([{"type": "text", "text": "x"}]))
+                && !of(serde_json::json!([{"type": "text", "text": "x"}, {"type": "input_text", "text": "x"}]))
                 && !may_have_media(&Value::Null)
         );
         for part in ["image", "image_url", "video", "video_url", "unknown"] {

@@ -3,6 +3,7 @@
 
 use axum::body::Body;
 use reel_diagnostic::Diagnostic;
+use reel_model::input::prompt_fields::PromptFields;
 use reel_model::input::request::{ChatRequest, RequestSettings};
 use reel_model::input::tools::ToolRequest;
 use serde::Deserialize;
@@ -169,24 +170,41 @@ impl Fields {
         Ok(request.definitions)
     }
 
-    /// Reads the sampling fields of a request without tools, which must be all that is left.
+    /// Takes out the other fields that change the prompt of messages, for an endpoint that only encodes them.
+    ///
+    /// # Errors
+    /// They are wrong.
+    pub(crate) fn take_prompt_fields(&mut self) -> Result<PromptFields, ApiError> {
+        let taken = PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_any(name)?)));
+        PromptFields::from_body(LOCATION, &taken.collect()).map_err(wrong_request)
+    }
+
+    /// Takes out `include_reasoning`: whether the reasoning of an answer is a field of its own (true), is left out
+    /// (false), or stays in its text (`None`).
+    pub(crate) fn take_reasoning(&mut self) -> Result<Option<bool>, ApiError> {
+        self.take("include_reasoning", "true or false")
+    }
+
+    /// Reads the sampling fields of a request without messages, which must be all that is left.
     ///
     /// # Errors
     /// As [`Fields::into_chat_settings`].
     pub(crate) fn into_settings(self) -> Result<RequestSettings, ApiError> {
-        let (settings, tools) = self.into_chat_settings()?;
-        match tools.definitions.is_empty() {
-            true => Ok(settings),
-            false => Err(wrong_field("tools", "is not a field of this request", "use /v1/chat/completions")),
+        let of_chats = PromptFields::FIELDS.into_iter().chain(["tools", "include_reasoning"]);
+        let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+        let given = |name: &&str| self.fields.get(*name).is_some_and(|value| !is_empty(value));
+        match of_chats.into_iter().find(given) {
+            Some(name) => Err(wrong_field(name, "is not a field of this request", "use /v1/chat/completions")),
+            None => Ok(self.into_chat_settings()?.0),
         }
     }
 
-    /// Reads the sampling fields and those of tools, which must be all that is left. A field that reel does not support
-    /// is refused, unless its value has no effect.
+    /// Reads the sampling fields, those of tools and the others that change the prompt, which must be all that is left.
+    /// A field that reel does not support is refused, unless its value has no effect.
     ///
     /// # Errors
     /// A field is unknown or not supported, or its value has the wrong type or is out of range.
-    pub(crate) fn into_chat_settings(mut self) -> Result<(RequestSettings, ToolRequest), ApiError> {
+    pub(crate) fn into_chat_settings(mut self) -> Result<(RequestSettings, ToolRequest, PromptFields), ApiError> {
         if let Some(n) = self.fields.get("n")
             && n.as_u64().is_none_or(|n| !(1..=MAX_COMPLETIONS as u64).contains(&n))
         {
@@ -197,8 +215,8 @@ impl Fields {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
         }
         let request = ChatRequest::parse(LOCATION, Value::Object(self.fields).to_string().as_bytes());
-        let ChatRequest { settings, tools, .. } = request.map_err(wrong_request)?;
-        Ok((settings, tools))
+        let ChatRequest { settings, tools, prompt, .. } = request.map_err(wrong_request)?;
+        Ok((settings, tools, prompt))
     }
 
     /// Refuses every field that is left.
@@ -303,6 +321,21 @@ mod tests {
             assert!(fields.fields.is_empty());
         }
         assert!(fields(json!({"continue_final_message": true})).take_generation_prompt().is_err());
+    }
+
+    #[test]
+    fn fields_of_messages_are_refused_without_messages() {
+        for (name, value) in [
+            ("tools", json!([{"type": "function", "function": {"name": "f"}}])),
+            ("mm_processor_kwargs", json!({"fps": 1})),
+            ("media_io_kwargs", json!({})),
+            ("chat_template_kwargs", json!({"x": 1})),
+            ("include_reasoning", json!(true)),
+        ] {
+            let e = fields(json!({name: value})).into_settings().unwrap_err();
+            assert!(e.message().starts_with(&format!("request: {name}: is not a field of this request; ")), "{e:?}");
+        }
+        assert!(fields(json!({"tools": []})).into_settings().is_ok());
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) mod page;
 pub(crate) mod preview;
 mod prompt_log_probs;
 mod queue;
+mod reasoning;
 mod stream;
 pub(crate) mod tokenize;
 mod tool_calls;
@@ -184,21 +185,27 @@ pub(crate) fn wrong_request(e: ModelError) -> ApiError {
         _ => {}
     }
     let diagnostic = e.into_diagnostic();
-    let param = diagnostic.location.strip_prefix(LOCATION).map(|field| field.trim_start_matches(": ").to_string());
-    ApiError::bad_request(diagnostic.to_string(), param.filter(|field| !field.is_empty()))
+    ApiError::bad_request(diagnostic.to_string(), field_of(&diagnostic.location))
 }
 
-/// The error of messages that cannot be encoded: `param` is their field, and the location says which message it is.
+/// The field of a request that a location names: `tools[0]` of `request: tools[0]: name`.
+fn field_of(location: &str) -> Option<String> {
+    let path = location.strip_prefix(LOCATION)?.strip_prefix(": ")?;
+    path.split(": ").next().map(String::from)
+}
+
+/// The error of messages that cannot be encoded: `param` is their field, and the location says which message it is, or
+/// which other field of the request.
 pub(crate) fn wrong_messages(e: ModelError) -> ApiError {
     if matches!(e, ModelError::Runtime(_) | ModelError::Media(MediaError::Worker(_) | MediaError::Killed(_))) {
         return wrong_request(e);
     }
     let mut diagnostic = e.into_diagnostic();
-    let is_located = diagnostic.location.starts_with(LOCATION);
     if diagnostic.location == LOCATION {
         diagnostic.location = format!("{LOCATION}: messages");
     }
-    ApiError::bad_request(diagnostic.to_string(), is_located.then(|| "messages".into()))
+    let of_messages = |field: String| if field.starts_with("message") { "messages".into() } else { field };
+    ApiError::bad_request(diagnostic.to_string(), field_of(&diagnostic.location).map(of_messages))
 }
 
 /// Seconds since the start of 1970.

@@ -47,12 +47,12 @@ pub(crate) async fn preview(State(shared): State<Arc<Shared>>, body: Body) -> Re
     // Checks the fields that do not change what the model sees; tools do.
     fields.take_stream()?;
     let add_generation_prompt = fields.take_generation_prompt()?;
-    let (_, tools) = fields.into_chat_settings()?;
+    let (_, tools, prompt_fields) = fields.into_chat_settings()?;
     // A preview counts as a request while it is encoded.
     let permit = shared.request_permits(1)?;
     let described = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         let (_memory, _permit): (_, _) = (memory, permit);
-        let input = encode::messages(shared, &messages, tools.definitions, add_generation_prompt)?;
+        let input = encode::messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)?;
         describe(&shared.model, &input)
     });
     described.await

@@ -39,6 +39,7 @@ pub(crate) struct Checked {
     settings: RequestSettings,
     names: GivenNames,
     calls: Option<CallRules>,
+    include_reasoning: Option<bool>,
     begun: Instant,
     permit: OwnedSemaphorePermit,
 }
@@ -70,12 +71,19 @@ impl Checked {
         let sampling = SamplingParams::from_settings(&settings, &shared.model.folder.generation);
         sampling.validate().map_err(|e| ApiError::bad_request(e.to_string(), None))?;
         let begun = Instant::now();
-        Ok(Self { form, model, stream, settings, names, calls: None, begun, permit: shared.request_permits(prompts)? })
+        let (calls, include_reasoning, permit) = (None, None, shared.request_permits(prompts)?);
+        Ok(Self { form, model, stream, settings, names, calls, include_reasoning, begun, permit })
     }
 
     /// The same request; with rules, calls of tools are found in its answers.
     pub(crate) fn with_calls(self, calls: Option<CallRules>) -> Self {
         Self { calls, ..self }
+    }
+
+    /// The same request, whose answers have their reasoning in a field of its own (true), without it (false), or in
+    /// their text (`None`).
+    pub(crate) fn with_reasoning(self, include_reasoning: Option<bool>) -> Self {
+        Self { include_reasoning, ..self }
     }
 
     /// Puts the encoded prompts into the engine's queue, and answers with their completions. A request without a limit
@@ -87,7 +95,7 @@ impl Checked {
         prompts: Vec<ModelInput>,
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
-        let Self { form, model, stream, mut settings, names, calls, begun, permit } = self;
+        let Self { form, model, stream, mut settings, names, calls, include_reasoning, begun, permit } = self;
         let grammar = match settings.grammar.take() {
             Some(spec) => {
                 Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
@@ -121,6 +129,7 @@ impl Checked {
             prompt_log_probs: settings.prompt_log_probs.is_some(),
             stop: settings.stop,
             calls,
+            include_reasoning,
             stream,
         };
         let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, form.prompt_field(), permit);

@@ -20,6 +20,7 @@ use tokio_stream::Stream;
 
 use super::answer::{Answer, TextOffsets};
 use super::events::{ChoiceEvent, RequestEvents};
+use super::reasoning::{Added, ReasoningParser};
 use super::tool_calls::{Piece, ToolCallParser};
 use crate::ServedModel;
 use crate::server::Shared;
@@ -37,6 +38,7 @@ pub(crate) fn stream(
 ) -> Response {
     let choice = |_| StreamedChoice {
         text: Some(CompletionStream::new(shared.text.clone(), &answer.stop)),
+        reasoning: answer.include_reasoning.map(|is_shown| (ReasoningParser::default(), is_shown)),
         calls: answer.calls.map(|rules| ToolCallParser::new(rules.one_call)),
         log_probs: Vec::new(),
         offsets: TextOffsets::default(),
@@ -55,9 +57,11 @@ pub(crate) fn stream(
 struct StreamedChoice {
     /// `None` once the choice is finished.
     text: Option<CompletionStream<TokenText>>,
+    /// Finds the reasoning, which is part of the answer or left out; `None` if it stays in the text.
+    reasoning: Option<(ReasoningParser, bool)>,
     /// `None` if the answer is text only.
     calls: Option<ToolCallParser>,
-    /// The log-probabilities of tokens whose text is not sent yet.
+    /// The log-probabilities of tokens whose event is not made yet.
     log_probs: Vec<(TokenId, TokenLogProbs)>,
     /// Has counted the tokens whose log-probabilities are sent.
     offsets: TextOffsets,
@@ -66,17 +70,35 @@ struct StreamedChoice {
 impl StreamedChoice {
     /// What a text adds to the answer.
     fn push(&mut self, text: String) -> Vec<Piece> {
-        match &mut self.calls {
-            Some(parser) => parser.push(&text),
-            None if text.is_empty() => Vec::new(),
-            None => vec![Piece::Text(text)],
+        match &mut self.reasoning {
+            Some((parser, _)) => {
+                let added = parser.push(&text);
+                self.add(added)
+            }
+            None => self.add(Added { text, ..Added::default() }),
         }
+    }
+
+    /// The pieces of a reasoning and of the text after it.
+    fn add(&mut self, Added { reasoning, text }: Added) -> Vec<Piece> {
+        let is_shown = self.reasoning.as_ref().is_some_and(|(_, is_shown)| *is_shown) && !reasoning.is_empty();
+        let mut pieces: Vec<Piece> = is_shown.then_some(Piece::Reasoning(reasoning)).into_iter().collect();
+        match &mut self.calls {
+            Some(parser) => pieces.extend(parser.push(&text)),
+            None if text.is_empty() => {}
+            None => pieces.push(Piece::Text(text)),
+        }
+        pieces
     }
 
     /// Ends the choice. Returns what was held back.
     fn finish(&mut self) -> Vec<Piece> {
         let rest = self.text.take().map_or(String::new(), CompletionStream::finish);
         let mut pieces = self.push(rest);
+        if let Some((parser, _)) = &mut self.reasoning {
+            let added = parser.finish();
+            pieces.extend(self.add(added));
+        }
         if let Some(parser) = &mut self.calls {
             pieces.extend(parser.finish());
             // An empty answer is an empty text.
@@ -135,20 +157,20 @@ impl AnswerStream {
                 let state = &mut choices[choice];
                 state.log_probs.extend(log_probs.map(|log_probs| (id, log_probs)));
                 let text = state.text.as_mut().map_or(String::new(), |text| text.push(id));
-                for piece in state.push(text) {
-                    let log_probs = state.take_log_probs(answer, model);
-                    ready.push_back(answer.piece_chunk(choice, Some(piece), log_probs, *tokens).to_string());
-                }
-            }
-            ChoiceEvent::Finished { choice, completion } => {
-                let state = &mut choices[choice];
-                let mut pieces: Vec<Option<Piece>> = state.finish().into_iter().map(Some).collect();
-                if pieces.is_empty() && !state.log_probs.is_empty() {
+                let mut pieces: Vec<Option<Piece>> = state.push(text).into_iter().map(Some).collect();
+                if pieces.is_empty() {
+                    // As in vLLM, each token has an event, whose time clients measure.
                     pieces.push(None);
                 }
                 for piece in pieces {
                     let log_probs = state.take_log_probs(answer, model);
                     ready.push_back(answer.piece_chunk(choice, piece, log_probs, *tokens).to_string());
+                }
+            }
+            ChoiceEvent::Finished { choice, completion } => {
+                let state = &mut choices[choice];
+                for piece in state.finish() {
+                    ready.push_back(answer.piece_chunk(choice, Some(piece), Value::Null, *tokens).to_string());
                 }
                 let has_calls = state.calls.as_ref().is_some_and(ToolCallParser::has_calls);
                 let reason = completion.finish_reason;

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use reel_model::TokenId;
 use reel_model::input::ModelInput;
+use reel_model::input::prompt_fields::PromptFields;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -29,7 +30,7 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
     let mut fields = Fields::read(&shared, body).await?;
     let memory = fields.take_memory();
     let (prompt, messages) = (fields.take::<String>("prompt", "a text")?, fields.take_any("messages"));
-    let tools = fields.take_tools()?;
+    let (tools, prompt_fields) = (fields.take_tools()?, fields.take_prompt_fields()?);
     let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
     let add_generation_prompt = fields.take_generation_prompt()?;
     // The tokenizers of Qwen2.5-VL add no special tokens, so both values give the same.
@@ -41,9 +42,13 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
     let tokens = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
         let (_memory, _permit) = (memory, permit);
         let input: ModelInput = match (prompt, Some(messages).filter(|messages| !messages.is_null())) {
-            (Some(text), None) if tools.is_empty() => encode::text(shared, &text)?,
-            (None, Some(messages)) => encode::messages(shared, &messages, tools, add_generation_prompt)?,
-            (Some(_), None) => return Err(wrong_field("tools", "need `messages`", "remove them")),
+            (Some(_), None) if !tools.is_empty() => return Err(wrong_field("tools", "need `messages`", "remove them")),
+            (Some(_), None) if prompt_fields != PromptFields::default() => {
+                let what = format!("(or {}) needs `messages`", PromptFields::FIELDS[1..].join(", "));
+                return Err(wrong_field(PromptFields::FIELDS[0], &what, "remove it"));
+            }
+            (Some(text), None) => encode::text(shared, &text)?,
+            (None, Some(messages)) => encode::messages(shared, &messages, tools, prompt_fields, add_generation_prompt)?,
             _ => return Err(wrong_field("prompt", "or `messages` is needed", "give one of them")),
         };
         let tokens = input.input_ids;

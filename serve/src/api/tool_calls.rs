@@ -23,6 +23,8 @@ const MAX_NAME_BYTES: usize = 256;
 pub(crate) enum Piece {
     /// Text outside of calls.
     Text(String),
+    /// The reasoning before the text; [`super::reasoning`] finds it.
+    Reasoning(String),
     /// The begin of a call of the function `name`.
     Call { index: usize, name: String },
     /// The next piece of the arguments of a call.
@@ -358,6 +360,7 @@ mod tests {
         for piece in pieces {
             match piece {
                 Piece::Text(text) => parsed.0 += &text,
+                Piece::Reasoning(text) => panic!("{text:?} is not found here"),
                 Piece::Call { index, name } => {
                     assert_eq!(index, parsed.1.len());
                     parsed.1.push((name, String::new()));

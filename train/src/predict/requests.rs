@@ -30,8 +30,8 @@ pub enum VideoForm {
     /// An `image_url` for each frame, as JPEG. Every server with vision reads it, but a model sees images, not a video.
     #[default]
     Images,
-    /// One `video_url` with all frames, as JPEG: `data:video/jpeg;base64,FRAME,FRAME,…`, which vLLM reads. It has no
-    /// times, so the server assumes a frame rate.
+    /// One `video_url` with all frames, as JPEG: `data:video/jpeg;base64,FRAME,FRAME,…`, which vLLM and `reel serve`
+    /// read. It has no times, so the server assumes a frame rate.
     Vllm,
     /// Qwen's `{"type": "video", "video": [FRAME, …], "fps": …}` with PNG frames, which `reel serve` reads: the same
     /// pixels and times as without a server.

@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{limits, python};
@@ -38,6 +39,17 @@ const MAX_ERROR_CHARS: usize = 300;
 /// The stack of a thread that compiles or renders a template whose nesting is not known. Dropping a value that is
 /// nested as deep as the limit of steps allows needs about 200 MB of it.
 const STACK_BYTES: usize = 256 << 20;
+
+/// What a template renders.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct RenderInput {
+    pub(super) messages: Value,
+    /// Null if there are none.
+    pub(super) tools: Value,
+    pub(super) add_generation_prompt: bool,
+    /// Further variables. Those of the other fields win over them, and they win over the special tokens.
+    pub(super) variables: Map<String, Value>,
+}
 
 /// A compiled chat template, and the special tokens that it can use by name.
 #[derive(Debug)]
@@ -68,17 +80,14 @@ impl CompiledTemplate {
         Ok(Self { environment: environment.map_err(|what| format!("cannot be compiled: {what}"))?, tokens, is_trusted })
     }
 
-    /// Renders messages to a prompt. `tools` is null if there are none. The error says what is wrong.
-    pub(super) fn render(
-        &self,
-        messages: &Value,
-        tools: &Value,
-        add_generation_prompt: bool,
-    ) -> Result<String, String> {
+    /// Renders a prompt. The error says what is wrong.
+    pub(super) fn render(&self, input: &RenderInput) -> Result<String, String> {
+        let RenderInput { messages, tools, add_generation_prompt, variables } = input;
         let mut context = self.tokens.clone();
+        context.extend(variables.clone());
         context.insert("messages".to_string(), messages.clone());
         context.insert("tools".to_string(), tools.clone());
-        context.insert("add_generation_prompt".to_string(), Value::Bool(add_generation_prompt));
+        context.insert("add_generation_prompt".to_string(), Value::Bool(*add_generation_prompt));
         context.insert("documents".to_string(), Value::Null);
         let count = |value: &Value| value.as_array().map_or(0, Vec::len) as u64;
         let steps = STEPS + STEPS_PER_MESSAGE * (count(messages) + count(tools));

@@ -27,7 +27,7 @@ use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::engine::CompiledTemplate;
+use super::engine::{CompiledTemplate, RenderInput};
 use super::limits;
 
 /// The hidden command line argument that makes the program a template worker.
@@ -76,13 +76,6 @@ pub(super) struct Setup {
     pub(super) tokens: Map<String, Value>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Request {
-    messages: Value,
-    tools: Value,
-    add_generation_prompt: bool,
-}
-
 /// Renders a template in worker processes, one after the other.
 #[derive(Debug)]
 pub(super) struct IsolatedTemplate {
@@ -116,14 +109,8 @@ impl IsolatedTemplate {
         Ok(Self { program, setup, state: Mutex::new(State { worker: Some(worker), failures: 0 }) })
     }
 
-    /// Renders messages to a prompt. `tools` is null if there are none. The error says what is wrong.
-    pub(super) fn render(
-        &self,
-        messages: &Value,
-        tools: &Value,
-        add_generation_prompt: bool,
-    ) -> Result<String, String> {
-        let request = Request { messages: messages.clone(), tools: tools.clone(), add_generation_prompt };
+    /// Renders a prompt. The error says what is wrong.
+    pub(super) fn render(&self, input: &RenderInput) -> Result<String, String> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.failures >= MAX_FAILURES {
             return Err(format!("cannot render messages: it exceeded the limits {MAX_FAILURES} times in a row"));
@@ -135,7 +122,7 @@ impl IsolatedTemplate {
             };
             let asked = worker.map(|mut worker| {
                 let is_new = worker.rendered == 0;
-                let reply = worker.ask(&request);
+                let reply = worker.ask(input);
                 (worker, is_new, reply)
             });
             match asked {
@@ -202,8 +189,8 @@ impl Worker {
         Ok(worker)
     }
 
-    fn ask(&mut self, request: &Request) -> Result<String, Failure> {
-        let reply = self.exchange(request);
+    fn ask(&mut self, input: &RenderInput) -> Result<String, Failure> {
+        let reply = self.exchange(input);
         self.rendered += 1;
         reply
     }
@@ -271,8 +258,8 @@ fn serve() -> std::io::Result<()> {
         Err(what) => return reply(&Err(&what)),
     };
     reply(&Ok(""))?;
-    while let Some(request) = read_message::<Request>(&mut input)? {
-        let text = template.render(&request.messages, &request.tools, request.add_generation_prompt);
+    while let Some(asked) = read_message::<RenderInput>(&mut input)? {
+        let text = template.render(&asked);
         reply(&text.as_deref().map_err(String::as_str))?;
     }
     Ok(())

@@ -38,6 +38,17 @@ pub(super) fn to_json(
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// `json.dumps(value, ensure_ascii=False)`.
+pub(in crate::input) fn python_json(value: &serde_json::Value) -> String {
+    let [item_separator, key_separator] = [", ", ": "].map(String::from);
+    let style =
+        PythonJson { item_separator, key_separator, indent: None, ensure_ascii: false, level: 0, has_items: false };
+    let mut bytes = Vec::new();
+    // Writing a JSON value to memory never fails.
+    let _ = value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, style));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn refused(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"))
 }

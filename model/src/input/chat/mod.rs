@@ -21,10 +21,12 @@ use reel_diagnostic::input;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use self::engine::CompiledTemplate;
+use self::engine::{CompiledTemplate, RenderInput};
 use self::isolation::{IsolatedTemplate, Setup};
 use super::messages::Conversation;
 use crate::error::{ModelError, Result};
+
+pub(super) use self::json::python_json;
 
 pub use self::isolation::{TEMPLATE_WORKER_ARGUMENT, render_in_worker_process, worker_main};
 
@@ -66,6 +68,7 @@ struct Source {
 struct Template {
     renderer: Renderer,
     location: String,
+    text: String,
 }
 
 /// Where a template is rendered.
@@ -76,7 +79,7 @@ enum Renderer {
 }
 
 const HELP: &str = "use the chat template that was published with these weights";
-const NO_TOOLS: &str = "has no chat template that mentions `tools`, and the conversation has tools or calls of tools";
+const NO_TOOLS: &str = "has no chat template that mentions `tools`, and the conversation has tools";
 const NO_TOOLS_HELP: &str = "add the tokenizer_config.json that was published with these weights, or remove the tools";
 
 /// The SHA-256 digests of the templates that were published with Qwen2.5-VL (chat_template.json and
@@ -113,10 +116,10 @@ impl ChatTemplate {
         let own = templates.tool_use.iter().find(|source| source.location == main.location);
         let tools = match own {
             Some(source) => other(source),
-            None if mentions_tools(&main.text) => ToolsTemplate::Main,
+            None if mentions(&main.text, "tools") => ToolsTemplate::Main,
             None => {
                 let mut others = templates.tool_use.iter().chain(&templates.default);
-                others.find(|source| mentions_tools(&source.text)).map_or(ToolsTemplate::Missing, other)
+                others.find(|source| mentions(&source.text, "tools")).map_or(ToolsTemplate::Missing, other)
             }
         };
         Ok(Self { main: main.clone().compile()?, tools })
@@ -125,36 +128,42 @@ impl ChatTemplate {
     /// Compiles a template. `location` names its source in error messages; `tokens` are the special tokens that the
     /// template can use by name (`eos_token`, …).
     pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
-        let tools = if mentions_tools(&text) { ToolsTemplate::Main } else { ToolsTemplate::Missing };
+        let tools = if mentions(&text, "tools") { ToolsTemplate::Main } else { ToolsTemplate::Missing };
         Ok(Self { main: Source { location: location.to_string(), text, tokens }.compile()?, tools })
     }
 
     /// Renders a conversation to a prompt, with one pad token for each image or video.
     ///
+    /// Without tools, the template of all other conversations also writes the messages with results of tools, as
+    /// transformers does. Calls that it does not write stand in the content of their message.
+    ///
     /// # Errors
-    /// The conversation has tools or tool calls, and no template knows them; the template refuses the messages.
+    /// The conversation has tools, and no template knows them; it has a variable that the template does not use; the
+    /// template refuses the messages.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
-        let tools = match &conversation.tools[..] {
-            [] => Value::Null,
-            tools => Value::from(tools),
-        };
-        let messages = || conversation.to_template_value();
-        if !conversation.needs_tools_template() {
-            return self.main.render(&messages(), &tools, add_generation_prompt);
-        }
-        match &self.tools {
-            ToolsTemplate::Main => self.main.render(&messages(), &tools, add_generation_prompt),
-            ToolsTemplate::Other(lazy) => {
-                let messages = conversation.to_text_template_value(IMAGE_TEXT, VIDEO_TEXT);
-                lazy.compiled()?.render(&messages, &tools, add_generation_prompt)
+        let main = &self.main;
+        let (template, tools, messages) = match (&conversation.tools[..], &self.tools) {
+            ([], _) if conversation.has_calls() && !mentions(&main.text, "tool_calls") => {
+                (main, Value::Null, conversation.with_calls_as_text().to_template_value())
             }
-            ToolsTemplate::Missing => Err(ModelError::template(&self.main.location, NO_TOOLS, NO_TOOLS_HELP)),
-        }
+            ([], _) => (main, Value::Null, conversation.to_template_value()),
+            (tools, ToolsTemplate::Main) => (main, Value::from(tools), conversation.to_template_value()),
+            (tools, ToolsTemplate::Other(lazy)) => {
+                let messages = conversation.to_text_template_value(IMAGE_TEXT, VIDEO_TEXT);
+                (lazy.compiled()?, Value::from(tools), messages)
+            }
+            (_, ToolsTemplate::Missing) => {
+                return Err(ModelError::template(&main.location, NO_TOOLS, NO_TOOLS_HELP));
+            }
+        };
+        let variables = template.used_variables(conversation)?;
+        template.render(&RenderInput { messages, tools, add_generation_prompt, variables })
     }
 
     /// Renders messages given as JSON to a prompt.
     pub fn render_json(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
-        self.main.render(messages, &Value::Null, add_generation_prompt)
+        let (tools, variables) = (Value::Null, Map::new());
+        self.main.render(&RenderInput { messages: messages.clone(), tools, add_generation_prompt, variables })
     }
 }
 
@@ -216,32 +225,48 @@ impl Source {
     fn compile(self) -> Result<Template> {
         let Source { location, text, tokens } = self;
         let refused = |what: String| ModelError::template(&location, what, HELP);
-        let is_trusted = is_known(&text);
+        let (is_trusted, own_text) = (is_known(&text), text.clone());
         let renderer = match isolation::worker_program() {
             Some(program) if !is_trusted => {
                 Renderer::InWorker(IsolatedTemplate::compile(program, Setup { text, tokens }).map_err(refused)?)
             }
             _ => Renderer::InThisProcess(CompiledTemplate::compile(&text, tokens, is_trusted).map_err(refused)?),
         };
-        Ok(Template { renderer, location })
+        Ok(Template { renderer, location, text: own_text })
     }
 }
 
 impl Template {
-    /// Renders messages to a prompt. `tools` is null if there are none.
-    fn render(&self, messages: &Value, tools: &Value, add_generation_prompt: bool) -> Result<String> {
+    /// The variables of a conversation that the template uses.
+    ///
+    /// # Errors
+    /// The template does not use one of them, and it is not false, which a variable that is not there stands for.
+    fn used_variables(&self, conversation: &Conversation) -> Result<Map<String, Value>> {
+        let mut variables = conversation.template_variables.clone();
+        variables.retain(|name, value| *value != Value::Bool(false) || mentions(&self.text, name));
+        match variables.keys().find(|name| !mentions(&self.text, name)) {
+            None => Ok(variables),
+            Some(name) => {
+                let location = format!("{}: chat_template_kwargs.{name}", conversation.location);
+                let what = "is not a variable of the model's chat template";
+                Err(ModelError::messages(location, what, "remove it"))
+            }
+        }
+    }
+
+    fn render(&self, input: &RenderInput) -> Result<String> {
         let prompt = match &self.renderer {
-            Renderer::InThisProcess(template) => template.render(messages, tools, add_generation_prompt),
-            Renderer::InWorker(template) => template.render(messages, tools, add_generation_prompt),
+            Renderer::InThisProcess(template) => template.render(input),
+            Renderer::InWorker(template) => template.render(input),
         };
         prompt.map_err(|what| ModelError::template(&self.location, what, "change the messages or the template"))
     }
 }
 
-/// Whether a template uses the variable `tools`.
-fn mentions_tools(text: &str) -> bool {
+/// Whether a template uses the variable `name`.
+fn mentions(text: &str, name: &str) -> bool {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
-    text.match_indices("tools").any(|(at, word)| {
+    text.match_indices(name).any(|(at, word)| {
         let (before, after) = (&text[..at], &text[at + word.len()..]);
         !before.ends_with(is_name) && !after.starts_with(is_name)
     })

@@ -218,17 +218,18 @@ fn conversations_with_tools_have_a_template_that_knows_them() {
     let render = |conversation: &Conversation| ChatTemplate::open(folder.path()).unwrap().render(conversation, false);
     let asked = || render(&with_tool(image.clone())).unwrap();
     let result = json!([{"role": "tool", "content": "42"}]);
-    put("chat_template.json", r#"{"chat_template": "media {{ messages[0].content is string }} no_tools"}"#);
-    for refused in [with_tool(image.clone()), Conversation::from_json("m", &result, Path::new("")).unwrap()] {
-        let error = render(&refused).unwrap_err().to_string();
-        assert!(error.contains("chat_template.json: has no chat template that mentions `tools`"), "{error}");
-    }
+    let without_tools = |messages: &Value| Conversation::from_json("m", messages, Path::new("")).unwrap();
+    put("chat_template.json", r#"{"chat_template": "media {{ messages[0].content }} no_tools"}"#);
+    let error = render(&with_tool(image.clone())).unwrap_err().to_string();
+    assert!(error.contains("chat_template.json: has no chat template that mentions `tools`"), "{error}");
     put("tokenizer_config.json", r#"{"chat_template": "{{ tools | tojson }} {{ messages[0].content }}"}"#);
     let tool = r#"[{"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": "é"}}}]"#;
     assert_eq!(asked(), format!("{tool} {IMAGE_TEXT}?"));
-    // Other conversations have the first template, those with results of tools this one.
-    assert_eq!(render(&Conversation::from_json("m", &image, Path::new("")).unwrap()).unwrap(), "media False no_tools");
-    assert_eq!(render(&Conversation::from_json("m", &result, Path::new("")).unwrap()).unwrap(), "null 42");
+    // Other conversations have the first template, those with calls and results of tools, too.
+    assert_eq!(render(&without_tools(&result)).unwrap(), "media 42 no_tools");
+    let call = json!([{"role": "assistant", "content": null, "tool_calls": [{"name": "f", "arguments": {"a": 1}}]}]);
+    let written = "media <tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call> no_tools";
+    assert_eq!(render(&without_tools(&call)).unwrap(), written);
     // A template that is wrong is found when it is needed.
     put("tokenizer_config.json", r#"{"chat_template": "{% tools %}"}"#);
     let error = render(&with_tool(image.clone())).unwrap_err().to_string();
@@ -239,6 +240,21 @@ fn conversations_with_tools_have_a_template_that_knows_them() {
     let named = r#"{"chat_template": {"default": "{{ tools }}", "tool_use": "use {{ messages[0].content }}"}}"#;
     put("chat_template.json", named);
     assert_eq!(asked(), format!("use {IMAGE_TEXT}?"));
+}
+
+#[test]
+fn a_request_sets_the_variables_that_its_template_uses() {
+    let template = ChatTemplate::parse("t", "{{ style }} {{ eos_token }}".to_string(), Map::new()).unwrap();
+    let render = |variables: Value| {
+        let conversation = Conversation::from_json("m", &json!([{"role": "user", "content": "x"}]), Path::new(""));
+        let template_variables = variables.as_object().unwrap().clone();
+        template.render(&Conversation { template_variables, ..conversation.unwrap() }, true).map_err(|e| e.to_string())
+    };
+    assert_eq!(render(json!({"style": "a", "eos_token": "E"})).unwrap(), "a E");
+    // A variable that is not there is false.
+    assert_eq!(render(json!({"style": false, "enable_thinking": false})).unwrap(), "False ");
+    let error = render(json!({"styl": "a"})).unwrap_err();
+    assert_eq!(error, "m: chat_template_kwargs.styl: is not a variable of the model's chat template; remove it");
 }
 
 #[test]

@@ -1,0 +1,125 @@
+//! Finds the reasoning of an answer: the text between `<think>` and `</think>` at its beginning.
+//!
+//! ```text
+//! <think>It rolls to the left.</think><answer>left</answer>
+//!        reasoning                    text
+//! ```
+//! White space before the first tag is dropped. An answer without that tag is text; one that ends before the second tag
+//! is reasoning. The parts do not depend on how the answer is split into pieces.
+
+const BEGIN: &str = "<think>";
+const END: &str = "</think>";
+
+/// The state of an answer that is read.
+#[derive(Debug, Default)]
+pub(crate) struct ReasoningParser {
+    state: State,
+    has_reasoning: bool,
+    /// What was read and may be a part of a tag.
+    held: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Before the first tag.
+    #[default]
+    Begin,
+    Reasoning,
+    Text,
+}
+
+/// What a piece of an answer adds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Added {
+    pub(crate) reasoning: String,
+    pub(crate) text: String,
+}
+
+impl ReasoningParser {
+    /// Reads a piece of an answer.
+    pub(crate) fn push(&mut self, piece: &str) -> Added {
+        let mut added = Added::default();
+        self.held.push_str(piece);
+        if self.state == State::Begin {
+            let begun = self.held.trim_start();
+            if let Some(rest) = begun.strip_prefix(BEGIN) {
+                (self.state, self.held) = (State::Reasoning, rest.to_string());
+                self.has_reasoning = true;
+            } else if BEGIN.starts_with(begun) {
+                return added;
+            } else {
+                self.state = State::Text;
+            }
+        }
+        if self.state == State::Reasoning {
+            match self.held.split_once(END) {
+                Some((reasoning, rest)) => {
+                    added.reasoning = reasoning.to_string();
+                    (self.state, self.held) = (State::Text, rest.to_string());
+                }
+                None => {
+                    // The end of the text that may begin the second tag is held back.
+                    let is_begun = |&at: &usize| self.held.is_char_boundary(at) && END.starts_with(&self.held[at..]);
+                    let first = self.held.len().saturating_sub(END.len() - 1);
+                    let at = (first..self.held.len()).find(is_begun).unwrap_or(self.held.len());
+                    let held = self.held.split_off(at);
+                    added.reasoning = std::mem::replace(&mut self.held, held);
+                }
+            }
+        }
+        if self.state == State::Text {
+            added.text = std::mem::take(&mut self.held);
+        }
+        added
+    }
+
+    /// Ends the answer. Returns what was held back.
+    pub(crate) fn finish(&mut self) -> Added {
+        let held = std::mem::take(&mut self.held);
+        match self.state {
+            State::Reasoning => Added { reasoning: held, ..Added::default() },
+            State::Begin | State::Text => Added { text: held, ..Added::default() },
+        }
+    }
+}
+
+/// The reasoning of a whole answer, if it has one, and the text after it.
+pub(crate) fn split_reasoning(answer: &str) -> (Option<String>, String) {
+    let mut parser = ReasoningParser::default();
+    let (first, last) = (parser.push(answer), parser.finish());
+    (parser.has_reasoning.then_some(first.reasoning + &last.reasoning), first.text + &last.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasoning_and_text_do_not_depend_on_the_pieces() {
+        for (answer, reasoning, text) in [
+            ("<think>a b</think><answer>c</answer>", Some("a b"), "<answer>c</answer>"),
+            (" \n<think>\na\n</think>\n\nc", Some("\na\n"), "\n\nc"),
+            ("<think></think>", Some(""), ""),
+            ("<think>x </thin </think>c", Some("x </thin "), "c"),
+            ("<think>é</é</think></think>", Some("é</é"), "</think>"),
+            ("<think>open </thi", Some("open </thi"), ""),
+            ("<thin", None, "<thin"),
+            ("<thinking>a</think>", None, "<thinking>a</think>"),
+            ("a<think>b</think>", None, "a<think>b</think>"),
+            (" ", None, " "),
+            ("", None, ""),
+        ] {
+            assert_eq!(split_reasoning(answer), (reasoning.map(String::from), text.to_string()), "{answer:?}");
+            let mut parser = ReasoningParser::default();
+            let mut joined = Added::default();
+            let pieces: Vec<String> = answer.chars().map(String::from).collect();
+            let parts: Vec<Added> = pieces.iter().map(|piece| parser.push(piece)).collect();
+            for part in parts.into_iter().chain([parser.finish()]) {
+                joined.reasoning += &part.reasoning;
+                joined.text += &part.text;
+            }
+            let wanted = Added { reasoning: reasoning.unwrap_or_default().to_string(), text: text.to_string() };
+            assert_eq!(joined, wanted, "{answer:?}");
+        }
+    }
+}
