@@ -2,7 +2,6 @@
 //! them must make progress, whatever the blocks that wait do in their loops.
 
 use super::harness::{Case, words};
-use reel_sim::exec::ExecOptions;
 
 /// Each block of 64 threads publishes its number plus 1 in `part` and adds 1 to `count`; `poll` waits until `count` is the
 /// number of blocks, `%r2`. Then each block writes its successor's number to `out`. In `poll`, `%d0` is the address of
@@ -61,23 +60,27 @@ fn assert_ends(blocks: u32, case: &Case) {
 
 #[test]
 fn blocks_that_poll_with_block_barriers_let_later_blocks_start() {
-    for poll in [EXCHANGE, VOTE, ATOMIC] {
+    for poll in [EXCHANGE, ATOMIC] {
         assert_ends(4, &case(4, poll));
     }
+    // Simulating acquires takes long, so few threads vote.
+    assert_ends(4, &Case { threads: 8, ..case(4, VOTE) });
     let counting = case(4, COUNTING).replace(".shared .u32 seen;", ".shared .u32 seen; .shared .u32 turns;");
     assert_ends(4, &counting.replace("@%p0 bra LOOP;\n", "@%p0 bra LOOP; st.shared.u32 [turns], 0;\n"));
 }
 
 #[test]
 fn a_whole_grid_that_fits_the_gpu_may_wait_for_its_last_block() {
-    let many = Case { options: ExecOptions { seed: 3, ..ExecOptions::default() }, ..case(132, VOTE) };
-    assert_ends(132, &many);
+    // A multiprocessor holds 32 blocks.
+    let mut many = case(32, EXCHANGE);
+    many.options.gpu.multiprocessors = 1;
+    assert_ends(32, &many);
 }
 
 /// A grid that does not fit on the GPU ends in a deadlock there, too.
 #[test]
 fn blocks_that_wait_for_more_blocks_than_the_gpu_holds_are_a_deadlock() {
-    // Each block takes all threads' room of a multiprocessor but for some, and the GPU has two of them.
+    // A multiprocessor holds two of these blocks, and the GPU has two multiprocessors.
     let mut large = Case { threads: 1024, ..case(6, EXCHANGE) };
     large.options.gpu.multiprocessors = 2;
     large.options.limits.idle_steps = 2_000_000;
