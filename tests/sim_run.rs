@@ -524,3 +524,126 @@ fn compiler_options_reach_the_compiler() {
     sim(dir.path(), &line.replace("c++20", "c++99")).refused(2, &["c++17"]);
     sim(dir.path(), &line.replace("-DMORE=2", "")).refused(1, &["k.cu:5", "MORE"]);
 }
+
+#[test]
+fn arguments_of_another_kind_are_refused() {
+    // The types of SAXPY are in its symbol, those of `plain` only in the PTX.
+    let plain =
+        ".visible .entry plain(.param .u64 px, .param .u32 n, .param .f64 a, .param .align 4 .b8 s[12]) { ret; }";
+    let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}\n{plain}"))]);
+    let run = |line: &str| sim(dir.path(), &format!("k.ptx --grid 1 --block 32 {line}"));
+    let saxpy = |a: &str, n: &str| run(&format!("--entry saxpy --arg buf:f32:32 --arg buf:f32:32 --arg {a} --arg {n}"));
+    saxpy("f32:2", "u32:32").ok();
+    saxpy("f32:2", "i32:32").ok();
+    saxpy("f32:2", "f32:4096").refused(
+        2,
+        &[
+            "--arg f32:4096: is a floating-point number, but parameter 3 (pn: unsigned int, .u32) of kernel saxpy(float \
+             const*, float*, float, unsigned int); write i32:4096 or u32:4096",
+        ],
+    );
+    saxpy("f32:2", "f32:0.5").refused(2, &["--arg f32:0.5", "pn", "write i32:VALUE or u32:VALUE"]);
+    saxpy("i32:2", "u32:32").refused(2, &["--arg i32:2: is an integer", "pa: float, .f32", "; write f32:2"]);
+    saxpy("f64:2", "u32:32").refused(2, &["--arg f64:2", "another type", "; write f32:2"]);
+    saxpy("buf:f32:1", "u32:32").refused(2, &["--arg buf:f32:1: is a pointer", "pa", "; write f32:VALUE"]);
+    saxpy("f32:2", "u64:32").refused(2, &["--arg u64:32: has 8 bytes", "pn", "has 4; write i32:32 or u32:32"]);
+    let plain = |x: &str, n: &str, a: &str| {
+        run(&format!("--entry plain --arg {x} --arg {n} --arg {a} --arg struct:u32=1,f32=2,u32=3"))
+    };
+    plain("buf:f32:4", "u32:1", "f64:1").ok();
+    plain("u64:0", "i32:1", "f64:1").ok();
+    plain("f64:0", "u32:1", "f64:1").refused(2, &["--arg f64:0", "parameter 0 (px: .u64) of kernel plain", "buf:TYPE"]);
+    plain("buf:f32:4", "f32:1", "f64:1").refused(2, &["--arg f32:1", "parameter 1 (n: .u32)", "write i32:1 or u32:1"]);
+    plain("buf:f32:4", "u32:1", "u64:1").refused(2, &["--arg u64:1", "parameter 2 (a: .f64)", "write f64:1"]);
+}
+
+/// A PTX file with a statement of `braces.txt` in kernel `k`.
+fn with_statement(statement: &str) -> String {
+    format!(
+        ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 a) {{
+        .reg .pred %p<8>; .reg .b16 %h<8>; .reg .b32 %r<16>; .reg .b64 %d<16>; .reg .f32 %f<16>; .reg .f64 %e<8>;
+        .reg .v2 .b32 %v; .shared .align 128 .b8 sm[1024];\n{statement}\nret; }}\n"
+    )
+}
+
+/// The simulator's own test takes the verdicts of the list as given.
+#[test]
+fn the_list_of_operands_in_braces_agrees_with_ptxas() {
+    let takes = |statement: &str| compile::registers_of_kernel(&with_statement(statement), "k", &[]).is_some();
+    if !takes("mov.u32 %r1, 0;") {
+        eprintln!("skipped: ptxas is not installed");
+        return;
+    }
+    for form in include_str!("../sim/tests/foreign/braces.txt").lines() {
+        let (verdict, statement) = form.split_once(' ').unwrap();
+        if verdict == "unstable" {
+            continue;
+        }
+        assert_eq!(takes(statement), verdict == "accepted", "{statement}");
+    }
+}
+
+const POLLING: &str = include_str!("../sim/tests/foreign/polling.cu");
+
+#[test]
+fn blocks_that_poll_together_are_no_deadlock() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let dir = folder(&[("poll.cu", POLLING.into())]);
+    for kernel in ["exchange", "vote"] {
+        let buffers = "--arg buf:i32:1:zeros --arg buf:f32:4:zeros --arg buf:f32:4:zeros --arg i32:4";
+        let line =
+            format!("poll.cu --entry {kernel} --grid 4 --block 64 {buffers} --interleavings 4 --out o.safetensors");
+        sim(dir.path(), &line).ok();
+        assert_eq!(stored(dir.path(), "o.safetensors", "arg2"), [2.0, 3.0, 4.0, 1.0], "{kernel}");
+    }
+}
+
+/// In the block of rank 1, the leading byte offset of the descriptor contains the rank; an H200 reads two rows further in
+/// columns 64 to 127.
+#[test]
+fn a_descriptor_with_a_rank_is_reported() {
+    let text = include_str!("../sim/tests/corpus_async/rank_in_shared_address.ptx");
+    let dir = folder(&[("rank.ptx", text.into())]);
+    let run = |entry: &str| {
+        let buffers = "--arg buf:f32:16384:uninit --arg buf:u32:4:zeros --out o.safetensors --interleavings 2";
+        sim(dir.path(), &format!("rank.ptx --entry {entry} --grid 2 --block 128 --cluster 2 {buffers}"))
+    };
+    let wrong = || {
+        let got = stored(dir.path(), "o.safetensors", "arg0");
+        let bad = |i: &usize| got[*i] != ((i / 128 % 16 * 128 + i % 128) % 251) as f64;
+        (0..16384).filter(bad).map(|i| (i / 8192, i % 128 / 64)).collect::<std::collections::BTreeSet<_>>()
+    };
+    run("right").ok();
+    assert!(wrong().is_empty());
+    let got = run("wrong");
+    assert_eq!(got.code, Some(1));
+    assert!(
+        got.stdout.contains("encode the address in the wgmma descriptor as (address & 0x3ffff) >> 4"),
+        "{}",
+        got.stdout
+    );
+    assert_eq!(wrong(), [(1, 1)].into());
+    assert_eq!(stored(dir.path(), "o.safetensors", "arg1"), [1024.0, 0.0, 16778240.0, 1.0]);
+}
+
+/// PTX takes barriers with equal numbers for one; CUDA does not.
+#[test]
+fn a_barrier_in_divergent_warps_is_a_note_for_cuda() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let text = |condition: &str| {
+        format!(
+            "__global__ void k(int* x, int n) {{\n  __shared__ int s[64];\n  s[threadIdx.x] = n;\n  if ({condition}) {{\n    \
+             __syncthreads();\n    x[threadIdx.x] = s[63 - threadIdx.x];\n  }} else {{\n    __syncthreads();\n    \
+             x[threadIdx.x] = s[63 - threadIdx.x] + 1;\n  }}\n}}\n"
+        )
+    };
+    let dir = folder(&[("warp.cu", text("threadIdx.x < 32")), ("all.cu", text("n < 32"))]);
+    let notes = |file: &str| {
+        let line = format!("{file} --grid 1 --block 64 --arg buf:i32:64 --arg i32:7 --json");
+        sim(dir.path(), &line).json()["notes"].to_string()
+    };
+    let got = notes("warp.cu");
+    assert!(got.contains("line 5: warps of one block") && got.contains("(others at line 8)"), "{got}");
+    assert_eq!(got.matches("__syncthreads()").count(), 2, "{got}");
+    assert_eq!(notes("all.cu"), "[]");
+}

@@ -36,13 +36,14 @@ pub const WINDOW_BYTES: u64 = 1 << 32;
 /// variable has address 0.
 pub const FIRST_SHARED_ADDRESS: u32 = 1024;
 /// Position of the block number in a shared address. The bits below are the offset in a block; the bits from here on
-/// are the block's rank in its cluster plus 1, or 0 for the thread's own block.
+/// are the block's rank in its cluster. As on Hopper, this is also so for the addresses of a block's own variables: the
+/// window of `.shared::cta` is part of the window of `.shared::cluster`.
 pub const CLUSTER_RANK_SHIFT: u32 = 24;
 
 /// Returns the shared address by which any block of the cluster names `shared_address` in the block of rank
 /// `block_rank`.
 pub fn shared_address_in_cluster(shared_address: u32, block_rank: u32) -> u32 {
-    shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1) | (block_rank + 1) << CLUSTER_RANK_SHIFT
+    shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1) | block_rank << CLUSTER_RANK_SHIFT
 }
 
 /// The block and the byte that a shared address names.
@@ -53,10 +54,20 @@ pub struct SharedAddressParts {
     pub offset: u32,
 }
 
-/// Splits a shared address into the block that it names and the offset in that block.
-pub fn split_shared_address(shared_address: u32) -> SharedAddressParts {
-    let rank = (shared_address >> CLUSTER_RANK_SHIFT).checked_sub(1);
+/// Splits a shared address into the block that it names and the offset in that block. `own_rank` is the rank of the
+/// thread's own block.
+pub fn split_shared_address(shared_address: u32, own_rank: u32) -> SharedAddressParts {
+    let rank = Some(shared_address >> CLUSTER_RANK_SHIFT).filter(|&rank| rank != own_rank);
     SharedAddressParts { rank, offset: shared_address & ((1 << CLUSTER_RANK_SHIFT) - 1) }
+}
+
+/// Describes an access with `.shared` or `.shared::cta` in the block of rank `own_rank` to an address that names the
+/// block of rank `other`: on an H200 an illegal instruction.
+pub fn describe_foreign_cta_address(shared_address: u32, other: u32, own_rank: u32) -> String {
+    format!(
+        "the shared address {shared_address:#x} names the block of rank {other} (bits 24 and above), but .shared::cta \
+         accesses only the own block, which has rank {own_rank}: use .shared::cluster, or keep the rank in the address"
+    )
 }
 
 /// Returns the state space into which a generic address points; `None` is global memory.

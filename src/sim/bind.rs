@@ -12,6 +12,7 @@ use reel_sim::value::ElementType;
 use safetensors::{Dtype, SafeTensors};
 
 use super::args::{BufferFill, BufferIndex, BufferSpec, KernelArgument, TensorMapArgument};
+use super::parameters::KernelParameter;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
@@ -34,6 +35,7 @@ const MAP_ALIGN: usize = 64;
 /// Their buffers may have `max_bytes` bytes together.
 pub fn bind_arguments(
     kernel: &Kernel,
+    parameters: &[KernelParameter],
     arguments: &[(String, KernelArgument)],
     seed: u64,
     max_bytes: u64,
@@ -53,6 +55,9 @@ pub fn bind_arguments(
             what,
             "give one --arg per parameter, in order; more arguments must be buffers of tensor maps",
         ));
+    }
+    for ((text, argument), parameter) in arguments.iter().zip(parameters) {
+        parameter.check_kind(text, argument)?;
     }
     let bytes: u64 = arguments.iter().map(|(_, argument)| argument.buffer_bytes()).sum();
     if bytes > max_bytes {
@@ -74,15 +79,15 @@ pub fn bind_arguments(
             _ => {}
         }
     }
-    for (n, ((text, argument), &(offset, size))) in arguments.iter().zip(&kernel.params).enumerate() {
+    let places = kernel.params.iter().zip(parameters);
+    for (n, ((text, argument), (&(offset, size), parameter))) in arguments.iter().zip(places).enumerate() {
         let location = format!("--arg {text}");
         let mut bytes = bound.bytes_of(&location, &format!("arg{n}"), argument)?;
         if let (KernelArgument::TensorMap(_), 8) = (argument, size) {
             bytes = bound.memory.alloc(bytes).to_le_bytes().to_vec();
         }
         if bytes.len() != size as usize {
-            let what = format!("has {} bytes, but parameter {n} of kernel {} has {size}", bytes.len(), kernel.name);
-            return Err(bad_usage(&location, what, "give an argument of its type"));
+            return Err(parameter.refuse_size(text, bytes.len()));
         }
         bound.params[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
     }

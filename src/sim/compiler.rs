@@ -27,6 +27,13 @@ pub struct CompilerOptions {
     nvcc_arg: Vec<String>,
 }
 
+/// The PTX of a user's file.
+pub struct UserModule {
+    pub ptx: String,
+    /// Whether the file is CUDA C++, from which the PTX was compiled.
+    pub cuda_source: bool,
+}
+
 fn language_standard(text: &str) -> Result<String, String> {
     let name = text.strip_prefix("td=").unwrap_or(text);
     match name.strip_prefix("c++") {
@@ -43,7 +50,7 @@ impl CompilerOptions {
     }
 
     /// Returns the file's text if it is PTX; else compiles it for the architecture and returns the compiler's PTX.
-    pub fn ptx(&self, file: &Path, architecture: Option<&str>) -> Result<String> {
+    pub fn module(&self, file: &Path, architecture: Option<&str>) -> Result<UserModule> {
         let bytes = output::read_file(file)?;
         let text = String::from_utf8_lossy(&bytes);
         let is_ptx = match file.extension().and_then(|e| e.to_str()) {
@@ -52,7 +59,7 @@ impl CompilerOptions {
             _ => text.lines().any(|line| line.trim_start().starts_with(".version")),
         };
         if is_ptx {
-            return Ok(text.into_owned());
+            return Ok(UserModule { ptx: text.into_owned(), cuda_source: false });
         }
         let options = UserCompilerOptions {
             include: &self.include,
@@ -62,7 +69,7 @@ impl CompilerOptions {
             stand_ins: HEADER_NAMES_AND_TEXTS,
         };
         compile::compile_user_file(file, architecture.unwrap_or("sm_90a"), &options)
-            .map(|built| built.ptx)
+            .map(|built| UserModule { ptx: built.ptx, cuda_source: true })
             .map_err(compiler_error)
     }
 }

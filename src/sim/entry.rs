@@ -115,6 +115,20 @@ pub fn signature(symbol: &str) -> String {
     text.strip_prefix("void ").map_or(text.clone(), str::to_string)
 }
 
+/// Returns the types of the parameters in a signature; `None` if it has none, as the name of a C function.
+pub fn parameter_types(signature: &str) -> Option<Vec<String>> {
+    let parameters = |rest: &str| rest.starts_with('(') && !rest.starts_with("(anonymous namespace)");
+    let start = top_level(signature, parameters).next()? + 1;
+    let list = signature[start..].strip_suffix(')')?;
+    let mut types = Vec::new();
+    let mut from = 0;
+    for at in top_level(list, |rest| rest.starts_with(',')).chain([list.len()]) {
+        types.push(list[from..at].trim().to_string());
+        from = (at + 1).min(list.len());
+    }
+    Some(types.into_iter().filter(|ty| !ty.is_empty()).collect())
+}
+
 /// Returns all names by which `--entry` can select the kernel `symbol`.
 fn names(symbol: &str) -> Vec<String> {
     let signature = signature(symbol);
@@ -176,6 +190,15 @@ mod tests {
         assert!(find(&[], "k").unwrap_err().contains("no kernel"));
         assert!(select_kernel_symbol(None, &symbols, "f.cu").unwrap_err().to_string().contains("4 kernels"));
         assert_eq!(select_kernel_symbol(None, &symbols[..1], "f.cu").unwrap(), "scale");
+    }
+
+    #[test]
+    fn parameter_types_are_those_of_the_source() {
+        let of = |symbol: &str| parameter_types(&signature(symbol));
+        assert_eq!(of("_Z5saxpyPKfPffj").unwrap(), ["float const*", "float*", "float", "unsigned int"]);
+        assert_eq!(of("_ZN3lib6reduceILi4EfEEvPKT0_PS1_").unwrap(), ["float const*", "float*"]);
+        assert_eq!(of("_Z1kv").unwrap(), [""; 0]);
+        assert_eq!(of("saxpy"), None);
     }
 
     #[test]

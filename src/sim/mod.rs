@@ -8,6 +8,7 @@ mod entry;
 mod limits;
 mod mutants;
 mod page;
+mod parameters;
 mod quote;
 mod run;
 mod show;

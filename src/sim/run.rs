@@ -13,8 +13,9 @@ use reel_sim::program::{Kernel, Program, ProgramError};
 use super::args::{self, KernelArgument};
 use super::bind::bind_arguments;
 use super::case::SimCase;
-use super::compiler::CompilerOptions;
+use super::compiler::{CompilerOptions, UserModule};
 use super::limits::LimitOptions;
+use super::parameters::kernel_parameters;
 use super::quote::SourceQuotes;
 use super::{entry, page, show};
 use crate::common::CommonOptions;
@@ -182,7 +183,8 @@ impl SimRunArgs {
     /// Compiles the file, allocates the arguments and describes the launch.
     pub fn prepare_case(&self, common: &CommonOptions) -> Result<SimCase> {
         let arguments = self.arguments()?;
-        let (ptx, location) = (self.compiler.ptx(&self.file, self.arch.as_deref())?, self.displayed_path());
+        let UserModule { ptx, cuda_source } = self.compiler.module(&self.file, self.arch.as_deref())?;
+        let location = self.displayed_path();
         let refused = |e: ProgramError| {
             let help = match &e {
                 ProgramError::Target { needed, .. } => format!("compile it for {needed}"),
@@ -198,12 +200,14 @@ impl SimRunArgs {
             seed: common.seed(),
             count_only: self.count_only,
             strict_proxy: self.strict_proxy,
+            cuda_source,
             registers: registers(&ptx, &kernel, &self.compiler.register_options()),
             patience: PATIENCE,
             limits: self.limits.limits_from_now(),
             ..ExecOptions::default()
         };
-        let bound = bind_arguments(&kernel, &arguments, common.seed(), self.limits.memory_bytes())?;
+        let parameters = kernel_parameters(&program, &kernel);
+        let bound = bind_arguments(&kernel, &parameters, &arguments, common.seed(), self.limits.memory_bytes())?;
         let launch = LaunchConfig {
             grid: self.grid.0,
             block: self.block.0,

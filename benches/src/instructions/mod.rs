@@ -14,6 +14,7 @@ pub mod table;
 pub mod wgmma;
 
 use format::OperandFormat;
+use reel_sim::finding::FindingKind;
 
 /// The name of the only kernel in every generated PTX module.
 pub const KERNEL_NAME: &str = "t";
@@ -42,6 +43,9 @@ pub struct InstructionCase {
     pub magnitudes: Option<Vec<u8>>,
     /// Allowed difference between the sums of simulator and GPU, relative to the sum of magnitudes.
     pub tolerance: f64,
+    /// The kind of the findings that the simulator must have, if the case executes a defect; the results are compared
+    /// nevertheless.
+    pub finding: Option<FindingKind>,
 }
 
 impl InstructionCase {

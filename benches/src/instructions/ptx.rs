@@ -6,7 +6,7 @@ use reel_sim::exec::SeededRng;
 use std::fmt::Write;
 
 /// The first lines of every module.
-pub const MODULE_HEADER: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
+const MODULE_HEADER: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 
 /// Returns the name of the case for one text of an expanded pattern and its operand formats.
 pub fn case_name(text: &str, formats: &str) -> String {
@@ -29,9 +29,15 @@ pub fn case_from_formats(
     lanes: usize,
 ) -> InstructionCase {
     let lanes = if sources.len() == 1 { 8 * lanes } else { lanes };
+    let lanes = lanes.next_multiple_of(cluster_blocks(text) * THREADS_PER_BLOCK);
     let input = random_inputs(&name, &sources, lanes);
     let ptx = module(&statements(text, results.len(), sources.len()), &results, &sources, lanes);
-    InstructionCase { name, ptx, lanes, sources, results, input, magnitudes: None, tolerance: 0.0 }
+    InstructionCase { name, ptx, lanes, sources, results, input, magnitudes: None, tolerance: 0.0, finding: None }
+}
+
+/// Returns the number of blocks per cluster of a text's kernel.
+fn cluster_blocks(text: &str) -> usize {
+    if text.contains("$c,") || text.contains("$c;") { 2 } else { 1 }
 }
 
 /// Returns the PTX statements for one text of an expanded pattern: appends the operands if the text is a single
@@ -79,10 +85,16 @@ fn register(format: OperandFormat) -> &'static str {
     }
 }
 
+/// Returns the text of a module up to the body of its kernel, which has clusters of `cluster` blocks.
+pub fn entry(cluster: usize) -> String {
+    let parameters = ".param .u64 in, .param .u64 out, .param .u64 scratch";
+    let cluster = if cluster > 1 { format!(" .reqnctapercluster {cluster}, 1, 1") } else { String::new() };
+    format!("{MODULE_HEADER}.visible .entry {KERNEL_NAME}({parameters}){cluster} {{\n")
+}
+
 fn module(statements: &str, results: &[OperandFormat], sources: &[OperandFormat], lanes: usize) -> String {
-    let mut p = format!(
-        "{MODULE_HEADER}.visible .entry {KERNEL_NAME}(.param .u64 in, .param .u64 out, .param .u64 scratch) {{\n"
-    );
+    let cluster = cluster_blocks(statements);
+    let mut p = entry(cluster);
     let mut line = |text: String| writeln!(p, "    {text}").expect("a string takes all");
     for (letter, formats) in [("a", sources), ("d", results)] {
         for (k, &format) in formats.iter().enumerate() {
@@ -95,6 +107,9 @@ fn module(statements: &str, results: &[OperandFormat], sources: &[OperandFormat]
     line("mad.wide.u32 %in, %i, 8, %in; mad.wide.u32 %out, %i, 8, %out;".into());
     if statements.contains("$g") {
         line("ld.param.u64 %g, [scratch]; mad.wide.u32 %g, %i, 16, %g;".into());
+    }
+    if cluster > 1 {
+        line(".reg .b32 %c; mov.u32 %c, %cluster_ctarank;".into());
     }
     if statements.contains("$s") || statements.contains("$w") {
         line(format!(".shared .align 128 .b8 sm[{}];", 16 * THREADS_PER_BLOCK));

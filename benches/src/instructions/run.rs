@@ -11,7 +11,7 @@ use reel_sim::program::Program;
 const SCRATCH: usize = 16;
 
 /// Runs a case on the simulator and returns its output. The error says why the module cannot run, or lists the
-/// simulator's findings, for example races.
+/// simulator's findings, for example races, if the case does not expect them.
 pub fn simulate(case: &InstructionCase, input: &[u8]) -> Result<Vec<u8>, String> {
     let program = Program::parse(&case.ptx).map_err(|e| e.to_string())?;
     let kernel = program.kernel(KERNEL_NAME).map_err(|e| e.to_string())?;
@@ -31,9 +31,12 @@ pub fn simulate(case: &InstructionCase, input: &[u8]) -> Result<Vec<u8>, String>
     let outcome =
         exec::run(&program, &kernel, &launch, &mut memory, &ExecOptions::default()).map_err(|e| e.to_string())?;
     let findings = outcome.findings.into_list();
-    if !findings.is_empty() {
+    let expected =
+        findings.iter().all(|f| Some(f.kind) == case.finding) && findings.is_empty() == case.finding.is_none();
+    if !expected {
         let all: Vec<String> = findings.iter().map(|f| format!("{}: {}", f.kind.name(), f.message)).collect();
-        return Err(all.join("; "));
+        let missing = if findings.is_empty() { "the expected finding is missing" } else { "" };
+        return Err(format!("{missing}{}", all.join("; ")));
     }
     Ok(memory.buffer_bytes(addresses[1]).expect("the output is allocated").to_vec())
 }

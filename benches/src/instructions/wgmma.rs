@@ -5,8 +5,9 @@
 
 use super::format::{ElementRange, F16, F32, MatrixElementFormat, OperandFormat, random_matrix_elements};
 use super::products::{clear_bits_in_each_word, element_from_ptx, sum_tolerance};
-use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK, ptx};
+use super::{InstructionCase, THREADS_PER_BLOCK, ptx};
 use reel_sim::exec::SeededRng;
+use reel_sim::finding::FindingKind;
 use reel_sim::matrix::wgmma::Descriptor;
 use reel_sim::tensor_map::Swizzle;
 use std::fmt::Write;
@@ -33,6 +34,22 @@ struct Product {
     /// Offset of the operands' addresses in bytes, within the first row of a swizzle pattern.
     start: u32,
     span: ElementRange,
+    /// Blocks per cluster.
+    cluster: u32,
+    /// How the operands' addresses, which contain the block's rank in the cluster, become part of the descriptors.
+    encoding: AddressEncoding,
+}
+
+/// How a shared address becomes part of a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum AddressEncoding {
+    /// `(address & 0x3ffff) >> 4`, as PTX prescribes.
+    Masked,
+    /// `address >> 4`, combined with the other fields by `or`: bits of the block's rank are set in the leading byte
+    /// offset.
+    Or,
+    /// `address >> 4`, combined with the other fields by `add`: the rank is added to the leading byte offset.
+    Add,
 }
 
 const PLAIN: Product = Product {
@@ -47,6 +64,8 @@ const PLAIN: Product = Product {
     adds: true,
     start: 0,
     span: ElementRange::Small,
+    cluster: 1,
+    encoding: AddressEncoding::Masked,
 };
 
 /// Returns all cases of `wgmma`.
@@ -77,7 +96,41 @@ pub fn wgmma_cases(lanes: usize) -> Vec<InstructionCase> {
     for (swizzle, start) in [(Swizzle::B64, 32), (Swizzle::B128, 32), (Swizzle::B128, 64), (Swizzle::B128, 96)] {
         all.push(Product { swizzle, start, ..PLAIN });
     }
-    all.iter().map(|p| p.case(lanes.min(8 * THREADS_PER_BLOCK))).collect()
+    all.extend(cluster_products());
+    all.iter()
+        .map(|p| p.case(lanes.min(8 * THREADS_PER_BLOCK).next_multiple_of(p.cluster as usize * THREADS_PER_BLOCK)))
+        .collect()
+}
+
+/// Returns products in clusters, with descriptors of addresses that contain the block's rank. The sizes are such that
+/// all addresses lie in shared memory even if the rank is part of the leading byte offset.
+fn cluster_products() -> Vec<Product> {
+    let mut all = Vec::new();
+    for swizzle in [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128] {
+        all.push(Product { swizzle, cluster: 2, transposed: [true, true], ..PLAIN });
+        for encoding in [AddressEncoding::Or, AddressEncoding::Add] {
+            for transposed in [[false, false], [true, false], [false, true], [true, true]] {
+                all.push(Product { swizzle, transposed, cluster: 2, encoding, ..PLAIN });
+            }
+            // In a cluster of eight, the ranks also have bits that the leading byte offset has.
+            all.push(Product { swizzle, transposed: [true, true], cluster: 8, encoding, ..PLAIN });
+            all.push(Product {
+                swizzle,
+                n: 128,
+                transposed: [false, true],
+                from_registers: true,
+                cluster: 4,
+                encoding,
+                ..PLAIN
+            });
+        }
+        for (sum, a, b) in [("f32", "tf32", "tf32"), ("f32", "e4m3", "e5m2"), ("s32", "s8", "u8")] {
+            all.push(Product { swizzle, sum, a, b, cluster: 2, encoding: AddressEncoding::Add, ..PLAIN });
+        }
+    }
+    all.push(Product { n: 256, transposed: [false, true], cluster: 4, encoding: AddressEncoding::Add, ..PLAIN });
+    all.push(Product { n: 24, transposed: [true, true], cluster: 2, encoding: AddressEncoding::Add, ..PLAIN });
+    all
 }
 
 /// Types of D, A and B that are tested in addition to those of [`PLAIN`] (f32, bf16 and bf16).
@@ -121,7 +174,19 @@ impl Product {
         if self.start > 0 {
             name += &format!(" start {}", self.start);
         }
+        if self.cluster > 1 {
+            name += &format!(" cluster {} {:?}", self.cluster, self.encoding);
+        }
         format!("{name} {:?}", self.span)
+    }
+
+    /// Returns true if the rank of a block is part of a leading byte offset that the instruction uses.
+    fn reads_rank(&self) -> bool {
+        let uses = |which: usize| match self.swizzle.span_bytes() {
+            None => true,
+            Some(span) => self.transposed[which] && 2 * [64, self.n][which] > span,
+        };
+        self.encoding != AddressEncoding::Masked && (uses(1) || !self.from_registers && uses(0))
     }
 
     /// Returns the shared-memory descriptor of A (0) or B (1), with start address 0.
@@ -153,6 +218,7 @@ impl Product {
             input,
             magnitudes: (self.span == ElementRange::Moderate).then_some(magnitudes),
             tolerance: sum_tolerance(a, sum),
+            finding: self.reads_rank().then_some(FindingKind::Wgmma),
         }
     }
 
@@ -185,10 +251,7 @@ impl Product {
             let names: Vec<String> = (0..count).map(|k| format!("%{letter}{k}")).collect();
             format!("{{{}}}", names.join(", "))
         };
-        let mut p = format!(
-            "{}.visible .entry {KERNEL_NAME}(.param .u64 in, .param .u64 out, .param .u64 scratch) {{\n",
-            ptx::MODULE_HEADER
-        );
+        let mut p = ptx::entry(self.cluster as usize);
         let mut line = |text: String| writeln!(p, "    {text}").expect("a string takes all");
         line(format!(".shared .align 1024 .b8 sm[{SHARED_BYTES}];"));
         line(format!(
@@ -210,8 +273,13 @@ impl Product {
         (0..count).for_each(|k| line(format!("ld.global.b32 %d{k}, [%in+{}];", 8 * k * lanes)));
         (0..registers).for_each(|k| line(format!("ld.global.b32 %a{k}, [%in+{}];", 8 * (count + k) * lanes)));
         for (which, (letter, offset)) in [('a', 0), ('b', B)].into_iter().enumerate() {
-            line(format!("add.u32 %i, %s, {}; shr.u32 %i, %i, 4; cvt.u64.u32 %d{letter}, %i;", offset + self.start));
-            line(format!("or.b64 %d{letter}, %d{letter}, {:#x};", self.descriptor(which)));
+            line(format!("add.u32 %i, %s, {};", offset + self.start));
+            if self.encoding == AddressEncoding::Masked {
+                line("and.b32 %i, %i, 0x3ffff;".into());
+            }
+            line(format!("shr.u32 %i, %i, 4; cvt.u64.u32 %d{letter}, %i;"));
+            let combine = if self.encoding == AddressEncoding::Add { "add.s64" } else { "or.b64" };
+            line(format!("{combine} %d{letter}, %d{letter}, {:#x};", self.descriptor(which)));
         }
         line(format!("setp.eq.u32 %p, 0, {};", u32::from(!self.adds)));
         line("wgmma.fence.sync.aligned;".into());

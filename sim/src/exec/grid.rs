@@ -5,6 +5,7 @@ use super::grid_context::GridContext;
 use super::reporter::Reporter;
 use super::rng::SeededRng;
 use super::state::block::BlockTable;
+use super::state::location::{LaneGroup, MemoryLocation};
 use super::state::warp::Warp;
 use crate::finding::{FindingKind, FindingSite};
 use crate::regs::UnwrittenSource;
@@ -19,6 +20,8 @@ pub struct ProgressCounters {
     /// Number of executed instructions that are typical of waiting loops: strong loads (volatile, relaxed, acquire),
     /// atomics, `nanosleep`, mbarrier tests that are false.
     pub waits: u64,
+    /// Number of those strong loads and atomics that access global memory, by which blocks wait for each other.
+    pub global_polls: u64,
     /// Number of instructions that count as executed while warps slept (`nanosleep`, a false mbarrier test).
     pub slept: u64,
     /// Number of steps so far, as [`super::limits::RunLimits::idle_steps`] counts them.
@@ -35,6 +38,12 @@ impl ProgressCounters {
     /// The instructions that were executed or slept through.
     pub fn elapsed(&self) -> u64 {
         self.executed + self.slept
+    }
+
+    /// Counts a strong load or an atomic that accesses the memory of `groups`.
+    pub fn count_strong_access(&mut self, groups: &[LaneGroup]) {
+        self.waits += 1;
+        self.global_polls += u64::from(groups.iter().any(|group| matches!(group.location, MemoryLocation::Global(_))));
     }
 
     /// Counts an instruction that waits: it stands for as many instructions as a sleep of about 200 ns takes.

@@ -61,6 +61,9 @@ pub struct ExecOptions {
     /// generic proxy before, without a proxy fence in between, or completes on an mbarrier without a fence after its
     /// initialisation.
     pub strict_proxy: bool,
+    /// Whether the module was compiled from CUDA source, so that the CUDA programming guide applies where its rules are
+    /// stricter than those of PTX.
+    pub cuda_source: bool,
     /// Registers per thread as ptxas reports them, which limit the number of resident blocks; `None` if unknown.
     pub registers: Option<u32>,
     /// Warp instructions without any change in memory after which the run counts as a deadlock. An instruction that
@@ -80,6 +83,7 @@ impl Default for ExecOptions {
             completion: CompletionTiming::Latest,
             count_only: false,
             strict_proxy: false,
+            cuda_source: false,
             registers: None,
             patience: 50_000_000,
             until_finding: false,

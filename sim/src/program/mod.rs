@@ -127,6 +127,12 @@ pub enum PerWarpValue {
         which: ConstantSpecialRegister,
         wide: bool,
     },
+    /// The address of a `.shared` variable, to which the rank of the block in its cluster is added.
+    Shared {
+        slot: Slot,
+        address: u32,
+        wide: bool,
+    },
     /// The address of a `.local` variable: the base of the call frame's local memory plus `offset`.
     Local {
         slot: Slot,

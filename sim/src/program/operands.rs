@@ -22,6 +22,7 @@ pub struct OperandResolver<'a> {
     constant_predicates: HashMap<bool, u32>,
     fixed: HashMap<(ConstantSpecialRegister, bool), Slot>,
     locals: HashMap<i64, Slot>,
+    shared: HashMap<(i64, bool), Slot>,
     local_offsets: HashMap<String, u32>,
     param_offsets: HashMap<String, (u32, u32)>,
     line: u32,
@@ -52,6 +53,7 @@ impl<'a> OperandResolver<'a> {
             constant_predicates: HashMap::new(),
             fixed: HashMap::new(),
             locals: HashMap::new(),
+            shared: HashMap::new(),
             local_offsets: HashMap::new(),
             param_offsets: HashMap::new(),
             line: 0,
@@ -277,6 +279,13 @@ impl<'a> OperandResolver<'a> {
                     return Ok((AddressOperand { base, wide: true, offset }, AddressWindow::Local));
                 }
                 let (address, found) = self.locate(name).ok_or_else(|| self.error(format!("{name}: not declared")))?;
+                if found == AddressWindow::Shared {
+                    let window = if window == AddressWindow::SharedCluster { window } else { found };
+                    return Ok((
+                        AddressOperand { base: Some(self.shared(address, false)), wide: false, offset },
+                        window,
+                    ));
+                }
                 let found = match (window, found) {
                     (AddressWindow::SharedCluster, AddressWindow::Shared) => window,
                     (AddressWindow::Const, AddressWindow::Global) => window,
@@ -312,6 +321,17 @@ impl<'a> OperandResolver<'a> {
         self.param_offsets.get(name).or_else(of_kernel).copied()
     }
 
+    /// Returns the first register-file row of the address of a shared variable.
+    fn shared(&mut self, address: i64, wide: bool) -> Slot {
+        if let Some(&slot) = self.shared.get(&(address, wide)) {
+            return slot;
+        }
+        let slot = self.constant_row(if wide { 2 } else { 1 });
+        self.code.per_warp_values.push(PerWarpValue::Shared { slot, address: address as u32, wide });
+        self.shared.insert((address, wide), slot);
+        slot
+    }
+
     fn local(&mut self, offset: i64) -> Slot {
         if let Some(&slot) = self.locals.get(&offset) {
             return slot;
@@ -327,6 +347,7 @@ impl<'a> OperandResolver<'a> {
             return Ok(self.local(at as i64 + offset));
         }
         match self.locate(name) {
+            Some((address, AddressWindow::Shared)) => Ok(self.shared(address + offset, rows == 2)),
             Some((address, _)) => Ok(self.constant_slot((address + offset) as u64 as u128, rows)),
             None => Err(self.error(format!("{name}: not declared"))),
         }
@@ -349,7 +370,7 @@ impl<'a> OperandResolver<'a> {
             }
             "reserved_smem_offset_1" => {
                 if let Some(&at) = self.layout.shared.get(GROUP_SCRATCH_NAME) {
-                    return Ok(self.constant_slot(at as u128, rows));
+                    return Ok(self.shared(i64::from(at), rows == 2));
                 }
             }
             _ => {}

@@ -160,6 +160,8 @@ pub struct Param {
     pub size: u32,
     /// Alignment in bytes.
     pub align: u32,
+    /// The type; `None` for an array or vector.
+    pub ty: Option<Type>,
     /// The register of a `.reg` parameter; `None` for a `.param` parameter.
     pub register: Option<RegisterIndex>,
 }

@@ -264,7 +264,7 @@ impl<'a> Parser<'a> {
         let opcode = self.cursor.parse_rest_of_opcode(head);
         let operands = match is_call(&opcode) {
             true => self.call_operands(line)?,
-            false => self.operands(is_branch(&opcode), line)?,
+            false => self.operands(&opcode, line)?,
         };
         let location = self.line_info.current_location_index();
         let used_bytes = self.used_bytes.take();
@@ -272,7 +272,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn operands(&mut self, branch: bool, line: u32) -> Result<Vec<Operand>> {
+    fn operands(&mut self, opcode: &str, line: u32) -> Result<Vec<Operand>> {
+        let branch = is_branch(opcode);
         let mut operands = Vec::new();
         if !branch && self.cursor.eat(b';') {
             return Ok(operands);
@@ -300,6 +301,7 @@ impl<'a> Parser<'a> {
             }
             _ => return Err(self.cursor.expected_error("`,` or `;`")),
         }
+        self.unwrap_single_elements(opcode, &mut operands);
         match operands.last() {
             Some(Operand::Symbol(..)) => Ok(operands),
             _ if branch => Err(ParseError { line, what: "the branch has no label".to_owned() }),
@@ -352,5 +354,37 @@ impl<'a> Parser<'a> {
         }
         self.cursor.expect(b';')?;
         Ok(operands)
+    }
+
+    /// Replaces `{%r1}`, a vector of one element, by the element where ptxas takes one for the other: as the data of a
+    /// load or store without `.v2`, `.v4` or `.v8`, and on one side of a `mov` of an untyped size. Triton writes all its
+    /// scalar loads and stores so. In other places such a vector stays one, and the instruction is refused.
+    fn unwrap_single_elements(&self, opcode: &str, operands: &mut [Operand]) {
+        let mut parts = opcode.split('.');
+        let base = parts.next().unwrap_or_default();
+        let untyped_bits = match opcode.rsplit('.').next() {
+            Some("b16") => 16,
+            Some("b32") => 32,
+            Some("b64") => 64,
+            Some("b128") => 128,
+            _ => 0,
+        };
+        let data = match (base, &operands[..]) {
+            ("ld" | "ldu", [Operand::Vector(_), ..]) => 0,
+            ("st", [_, Operand::Vector(_), ..]) => 1,
+            ("mov", [Operand::Vector(_), Operand::Vector(_)]) => return,
+            ("mov", [Operand::Vector(_), _]) if untyped_bits > 0 => 0,
+            ("mov", [_, Operand::Vector(_)]) if untyped_bits > 0 => 1,
+            _ => return,
+        };
+        let Operand::Vector(elements) = &operands[data] else { return };
+        let fits = match &elements[..] {
+            [Operand::Register(r)] => base != "mov" || self.function.registers[*r as usize].ty.bits() == untyped_bits,
+            [element] => *element != Operand::Sink,
+            _ => false,
+        };
+        if fits && !parts.any(|part| matches!(part, "v2" | "v4" | "v8")) {
+            operands[data] = elements[0].clone();
+        }
     }
 }

@@ -38,7 +38,15 @@ impl<'a> Parser<'a> {
     fn single(&mut self, depth: u32) -> Result<(Operand, UndeclaredName<'a>)> {
         let depth = depth.checked_sub(1).ok_or_else(|| self.cursor.error("operands nest too deeply"))?;
         let operand = match self.cursor.peek() {
-            b'{' => Operand::Vector(self.parse_operand_sequence(b'{', b'}', depth)?),
+            b'{' => {
+                let elements = self.parse_operand_sequence(b'{', b'}', depth)?;
+                if elements.iter().any(|element| matches!(element, Operand::Vector(_))) {
+                    return Err(self
+                        .cursor
+                        .error("an element of `{…}` must be a register or a constant, not a vector"));
+                }
+                Operand::Vector(elements)
+            }
             b'[' => self.address(depth)?,
             b'!' if self.negates_register() => {
                 self.cursor.expect(b'!')?;

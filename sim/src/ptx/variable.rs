@@ -203,6 +203,7 @@ impl<'a> Parser<'a> {
             name: declared.name.to_owned(),
             size,
             align: declarator.align(),
+            ty: (declared.dimensions.is_empty() && declarator.vector <= 1).then_some(declarator.ty),
             // 0 is a placeholder for the register's index, which is assigned when the function's registers are
             // declared.
             register: in_register.then_some(0),

@@ -8,5 +8,6 @@ mod dependents;
 mod gemm;
 mod mbarriers;
 mod mma;
+mod ranks;
 mod tensors;
 mod wgmmas;

@@ -1,6 +1,8 @@
 //! Kernels as other projects write them, reduced to small PTX. Each of them once revealed an error of the simulator.
 
 mod atomics;
+mod braces;
+mod cluster_addresses;
 mod copies;
 mod fences;
 mod found;
@@ -11,6 +13,7 @@ mod limits;
 mod operands;
 mod partial_tiles;
 mod patterns;
+mod polling;
 mod refused;
 mod registers;
 mod same_value;

@@ -4,8 +4,10 @@
 //! letter each ([`OperandFormat::from_letter`](super::format::OperandFormat::from_letter)). An opcode is followed by
 //! its operands in order. In statements `$d0` is a destination, `$a0` a source; `$t0` to `$t3` are 32-bit registers,
 //! `$u0` to `$u3` 64-bit registers and `$q0` to `$q3` predicates; `$g` is the address of the lane's 16 bytes in
-//! global memory, `$s` that in shared memory, and `$w` the first address of the warp in shared memory.
+//! global memory, `$s` that in shared memory, and `$w` the first address of the warp in shared memory. With `$c`, the
+//! block's rank, the kernel has clusters of two blocks.
 
+mod cluster;
 mod compare;
 mod convert;
 mod float;
@@ -29,6 +31,7 @@ pub fn instruction_patterns() -> impl Iterator<Item = PatternAndFormats> {
         convert::INSTRUCTION_PATTERNS,
         warp::INSTRUCTION_PATTERNS,
         memory::INSTRUCTION_PATTERNS,
+        cluster::INSTRUCTION_PATTERNS,
     ];
     all.into_iter().flatten().copied()
 }

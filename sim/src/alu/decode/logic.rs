@@ -6,6 +6,7 @@ use crate::alu::logic::{self, PredicateLogic};
 use crate::alu::moves::VectorMove;
 use crate::alu::op::{Op, OutOfLineOp};
 use crate::alu::scalar::{ScalarFlags, ScalarFunction, type_flags};
+use crate::ptx::ast::Operand;
 use crate::ptx::ast::Type::{B8, B16, B32, B64, Pred, S16, S32, S64, U16, U32, U64};
 
 impl InstructionForm<'_> {
@@ -20,6 +21,9 @@ impl InstructionForm<'_> {
             _ => Op::OutOfLine(OutOfLineOp::Mov128),
         };
         if (dst, src) == (1, 1) {
+            if f.operands.iter().any(|operand| matches!(operand, Operand::Vector(_))) {
+                return None;
+            }
             return f.build_if_complete(copy, &[ty], &[ty]);
         }
         if dst != 1 && src != 1 {

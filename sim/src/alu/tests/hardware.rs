@@ -32,6 +32,12 @@ fn results_match_an_h200() {
         ("cvt.rm.ftz.f16.f32", &[0x8000_002a], 0x8001),
         ("cvt.rp.ftz.f16.f32", &[0x7_8ad2], 1),
         ("cvt.rp.ftz.sat.f16.f32", &[0x6ce], 1),
+        // `cvt` from f64 follows the same rule as arithmetic: 2^-126 · (1 − 2^-24) has 24 bits, so it stays tiny.
+        ("cvt.rn.ftz.f32.f64", &[0x380f_ffff_e000_0000], 0),
+        ("cvt.rn.ftz.sat.f32.f64", &[0x380f_ffff_e000_0000], 0),
+        ("cvt.rm.ftz.f32.f64", &[0xb80f_ffff_e000_0000], 0x8000_0000),
+        ("cvt.rp.ftz.f32.f64", &[0x380f_ffff_e000_0000], 0),
+        ("cvt.rp.ftz.sat.f32.f64", &[0x380f_ffff_e000_0000], 0),
         // `.rna` truncates a NaN instead of making it canonical.
         ("cvt.rna.tf32.f32", &[0xff80_0001], 0xff80_0000),
         ("cvt.rna.satfinite.tf32.f32", &[0x7f80_0001], 0x7f7f_e000),
@@ -54,6 +60,22 @@ fn results_that_round_up_to_the_smallest_normal_number_are_kept() {
     assert_eq!(result("fma.rz.ftz.f32", &[a, b, c]), 0);
     assert_eq!(result("fma.rm.ftz.f32", &[a, b, c]), 0);
     assert_eq!(result("fma.rn.ftz.sat.f32", &[a, b, c]), 0x80_0000);
+    // The same for conversions: 2^-126 · (1 − 2^-26), and half way to the next number of 24 bits, where the even one is
+    // the smallest normal number.
+    for (bits, nearest) in
+        [(0x380f_ffff_f800_0000u64, 0x80_0000), (0x380f_ffff_f000_0000, 0x80_0000), (0x380f_ffff_efff_ffff, 0)]
+    {
+        assert_eq!(result("cvt.rn.ftz.f32.f64", &[bits]), nearest, "{bits:#x}");
+        assert_eq!(result("cvt.rp.ftz.f32.f64", &[bits]), 0x80_0000, "{bits:#x}");
+        assert_eq!(result("cvt.rm.ftz.f32.f64", &[bits | 1 << 63]), 0x8080_0000, "{bits:#x}");
+        assert_eq!(result("cvt.rz.ftz.f32.f64", &[bits]), 0);
+        assert_eq!(result("cvt.rm.ftz.f32.f64", &[bits]), 0);
+        assert_eq!(
+            result("cvt.rn.f32.f64", &[bits]),
+            0x80_0000,
+            "without .ftz the result is rounded as a subnormal number"
+        );
+    }
 }
 
 #[test]

@@ -29,12 +29,19 @@ pub fn locate_mbarrier(
         }
         _ => address,
     } as u32;
-    let SharedAddressParts { rank, offset } = layout::split_shared_address(shared);
+    let SharedAddressParts { rank, offset } = layout::split_shared_address(shared, cx.block().rank);
     let slot = match rank {
         None => Some(cx.warp.slot),
         Some(r) => cx.block().cluster.get(r as usize).copied(),
     };
-    let rank = rank.unwrap_or(0);
+    let own_rank = cx.block().rank;
+    if let (AddressWindow::Shared, Some(_), Some(other)) = (window, slot, rank) {
+        cx.report_access(FindingKind::OutOfBounds, lane, ("shared", shared as u64), || {
+            layout::describe_foreign_cta_address(shared, other, own_rank)
+        });
+        return None;
+    }
+    let rank = rank.unwrap_or(own_rank);
     let Some(slot) = slot else {
         cx.report_access(FindingKind::OutOfBounds, lane, ("shared", shared as u64), || {
             format!("the mbarrier address names the block of rank {rank}, but the cluster has no such block")

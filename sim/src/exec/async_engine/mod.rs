@@ -25,6 +25,7 @@
 mod block_end;
 mod bulk;
 mod cp_async;
+mod descriptor_rank;
 mod effects;
 mod engine;
 mod mbarrier;

@@ -69,7 +69,7 @@ impl AsyncEngine {
                 strength: AccessStrength::Weak,
             };
             let Some((MemoryLocation::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return None };
-            let shared = layout::split_shared_address(shared as u32).offset;
+            let shared = layout::split_shared_address(shared as u32, 0).offset;
             boxes.push(TensorBoxLoad { map, coordinates: r.coordinates.clone(), shared, slot });
             bytes = n;
         }
@@ -118,7 +118,7 @@ impl AsyncEngine {
         let copy =
             BoxCopy { map: &map, coordinates, shared, lane, reading, writing, load: false, repeats_store, strength };
         let Some((location, base, _)) = self.check_box(cx, memory, &copy) else { return };
-        let start = layout::split_shared_address(r.from as u32).offset;
+        let start = layout::split_shared_address(r.from as u32, 0).offset;
         let pieces = store_pieces(memory, &copy, start, location, base);
         let effect = CopyEffect { pieces, reduce, ..CopyEffect::default() };
         add_bulk_store(cx, memory, lane, (reading, writing), effect);
@@ -132,7 +132,7 @@ impl AsyncEngine {
         memory: &mut MemorySystem,
         b: &BoxCopy,
     ) -> Option<(MemoryLocation, u64, u32)> {
-        let offset = layout::split_shared_address(b.shared as u32).offset;
+        let offset = layout::split_shared_address(b.shared as u32, 0).offset;
         let copy = match b.map.box_copy_at(b.coordinates, offset) {
             Ok(copy) => copy,
             Err(e) => {

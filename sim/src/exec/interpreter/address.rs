@@ -49,7 +49,7 @@ pub fn isspacep(
     let addresses = cx.regs().get64(src);
     let inside = |l: usize| {
         let found = layout::state_space_of(addresses[l]).unwrap_or(AddressWindow::Global);
-        let own = || layout::split_shared_address(addresses[l] as u32).rank.is_none_or(|r| r == rank);
+        let own = || layout::split_shared_address(addresses[l] as u32, rank).rank.is_none();
         match window {
             AddressWindow::SharedCluster => found == AddressWindow::Shared,
             AddressWindow::Shared => found == AddressWindow::Shared && own(),
@@ -84,7 +84,7 @@ pub fn mapa(cx: &mut InstructionContext, (dst, src): (u32, u32), rank: u32, wide
 pub fn getctarank(cx: &mut InstructionContext, dst: u32, src: u32, wide: bool) -> NextAction {
     let (rank, regs) = (cx.block().rank, cx.regs());
     let addresses: [u32; 32] = if wide { regs.get64(src).map(|a| a as u32) } else { regs.get(src) };
-    cx.set_register(dst, &addresses.map(|a| layout::split_shared_address(a).rank.unwrap_or(rank)));
+    cx.set_register(dst, &addresses.map(|a| layout::split_shared_address(a, rank).rank.unwrap_or(rank)));
     NextAction::Next
 }
 

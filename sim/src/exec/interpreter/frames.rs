@@ -37,6 +37,14 @@ pub fn enter_function(
                     regs.set(slot, &values, u32::MAX);
                 }
             }
+            PerWarpValue::Shared { slot, address, wide } => {
+                let address = crate::layout::shared_address_in_cluster(address, block.rank);
+                if wide {
+                    regs.set64(slot, &[u64::from(address); 32], u32::MAX);
+                } else {
+                    regs.set(slot, &[address; 32], u32::MAX);
+                }
+            }
             PerWarpValue::Local { slot, offset } => {
                 regs.set64(slot, &[(local_base + offset) as u64; 32], u32::MAX);
             }

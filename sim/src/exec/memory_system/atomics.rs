@@ -20,7 +20,6 @@ impl MemorySystem {
         let undefined = lanes_with_undefined_address(regs, &a.addr);
         let undefined_data = lanes_with_undefined_register(regs, a.a.iter().chain(&a.b)) & wanted;
         cx.drop_lanes_with_undefined_address(undefined);
-        cx.grid.progress.waits += 1;
         if undefined_data & cx.mask != 0 {
             cx.report_undefined((undefined_data & cx.mask).trailing_zeros(), || {
                 "an atomic operation with an undefined operand register".into()
@@ -30,6 +29,7 @@ impl MemorySystem {
         let mut groups = Vec::new();
         let request = AccessRequest { window: a.window, addresses: &at, lanes: cx.mask, bytes: bytes as u64 };
         let elsewhere = self.locate_lanes(cx, request, &mut groups);
+        cx.grid.progress.count_strong_access(&groups);
         a.dst.iter().flatten().for_each(|&d| cx.regs_mut().undefined[d as usize] &= !wanted);
         if elsewhere != 0 {
             cx.report(FindingKind::OutOfBounds, elsewhere.trailing_zeros(), || {

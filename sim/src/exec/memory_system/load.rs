@@ -36,7 +36,9 @@ impl MemorySystem {
                 if located != wanted {
                     zero_registers(cx.regs_mut(), t, wanted & !located);
                 }
-                cx.grid.progress.waits += t.semantics.is_some() as u64;
+                if t.semantics.is_some() {
+                    cx.grid.progress.count_strong_access(&groups);
+                }
                 for group in &groups {
                     if window != AddressWindow::Const {
                         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, false);

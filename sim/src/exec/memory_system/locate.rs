@@ -131,7 +131,9 @@ impl MemorySystem {
         let (addresses, bytes) = (request.addresses, request.bytes);
         let lane = left.trailing_zeros();
         let first = addresses[lane as usize].wrapping_sub(window_base) as u32;
-        let rank = layout::split_shared_address(first).rank;
+        let own_rank = cx.block().rank;
+        let own_bits = u64::from(own_rank << layout::CLUSTER_RANK_SHIFT);
+        let rank = layout::split_shared_address(first, own_rank).rank;
         let slot = match rank {
             None => Some(cx.warp.slot),
             Some(r) => cx.block().cluster.get(r as usize).copied(),
@@ -146,6 +148,13 @@ impl MemorySystem {
             });
             return;
         };
+        if let (AddressWindow::Shared, Some(other)) = (request.window, rank) {
+            *left &= *left - 1;
+            cx.report_access(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
+                layout::describe_foreign_cta_address(first, other, own_rank)
+            });
+            return;
+        }
         if slot != cx.warp.slot && target.ended {
             cx.report_access(FindingKind::OutOfBounds, lane, ("shared", first as u64), || {
                 format!("access to the shared memory of the block of rank {}, which has exited", rank.unwrap_or(0))
@@ -162,9 +171,11 @@ impl MemorySystem {
         let location = MemoryLocation::Shared(slot);
         let mut variable = (1, 0);
         if *left == u32::MAX && rank.is_none() {
-            variable = variable_at((first as u64).wrapping_sub(start));
+            variable = variable_at((first as u64).wrapping_sub(start + own_bits));
             let range = (variable.0, variable.1.min(len));
-            if let Some(group) = LaneGroup::from_all_lanes(location, addresses, window_base + start, range, bytes) {
+            if let Some(group) =
+                LaneGroup::from_all_lanes(location, addresses, window_base + own_bits + start, range, bytes)
+            {
                 *left = 0;
                 groups.push(group);
                 return;
@@ -178,7 +189,7 @@ impl MemorySystem {
             all &= all - 1;
             let address = addresses[lane as usize].wrapping_sub(window_base);
             if address >> 32 == 0 {
-                let SharedAddressParts { rank: r, offset } = layout::split_shared_address(address as u32);
+                let SharedAddressParts { rank: r, offset } = layout::split_shared_address(address as u32, own_rank);
                 if r != rank {
                     continue;
                 }
@@ -201,7 +212,13 @@ impl MemorySystem {
             bad |= 1 << lane;
         }
         if bad != 0 {
-            report_bad_lanes(cx, request, bad, ("shared", "the block's shared memory"), (window_base + start, len));
+            report_bad_lanes(
+                cx,
+                request,
+                bad,
+                ("shared", "the block's shared memory"),
+                (window_base + own_bits + start, len),
+            );
         }
         if group.lanes != 0 {
             groups.push(group);
@@ -278,7 +295,9 @@ impl MemorySystem {
             let window = if generic { layout::state_space_of(address) } else { Some(request.window) };
             let (base, len, shadow) = if window == Some(AddressWindow::Shared) {
                 let block = cx.block_mut();
-                let base = layout::FIRST_SHARED_ADDRESS as u64 + if generic { layout::SHARED_BASE } else { 0 };
+                let own_bits = u64::from(block.rank << layout::CLUSTER_RANK_SHIFT);
+                let base =
+                    layout::FIRST_SHARED_ADDRESS as u64 + own_bits + if generic { layout::SHARED_BASE } else { 0 };
                 (base, block.shared.len() as u64, &mut block.shadow)
             } else if let Some(index) = self.buffers.buffer_index(address) {
                 let buffer = self.buffers.buffer_mut(index);

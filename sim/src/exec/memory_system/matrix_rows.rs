@@ -111,7 +111,8 @@ impl MemorySystem {
         else {
             return false;
         };
-        let plus = (t.addr.offset as u32).wrapping_sub(layout::FIRST_SHARED_ADDRESS);
+        let own_bits = cx.block().rank << layout::CLUSTER_RANK_SHIFT;
+        let plus = (t.addr.offset as u32).wrapping_sub(layout::FIRST_SHARED_ADDRESS + own_bits);
         let offsets = regs.rows[base as usize].0.map(|a| a.wrapping_add(plus));
         let end = (cx.block().shared.len() as u32).saturating_sub(15);
         if !offsets[..rows].iter().fold(true, |good, &o| good & (o < end) & (o % 16 == 0)) {
@@ -173,7 +174,8 @@ fn own_rows(cx: &InstructionContext, request: &AccessRequest) -> Option<LaneGrou
     }
     let end = (cx.block().shared.len() as u64).saturating_sub(15);
     let (lanes, location) = (request.lanes, MemoryLocation::Shared(cx.warp.slot));
-    let offsets = request.addresses.map(|a| a.wrapping_sub(layout::FIRST_SHARED_ADDRESS as u64));
+    let first = layout::FIRST_SHARED_ADDRESS + (cx.block().rank << layout::CLUSTER_RANK_SHIFT);
+    let offsets = request.addresses.map(|a| a.wrapping_sub(first as u64));
     let good = (0..32).all(|l| lanes >> l & 1 == 0 || offsets[l] < end && offsets[l].is_multiple_of(16));
     good.then_some(LaneGroup { location, lanes, offsets, consecutive: false })
 }

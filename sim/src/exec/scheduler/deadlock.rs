@@ -90,13 +90,8 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
         StuckCause::Resource(kind, site, cause) => (kind, site, cause),
         StuckCause::Unknown => (FindingKind::Deadlock, site, String::new()),
     };
-    let total: u64 = grid.context.launch.grid.iter().map(|&n| n as u64).product();
-    let rest = total - grid.reporter.counters.blocks;
+    let rest = describe_blocks_not_started(grid);
     grid.reporter.report(kind, site, || {
-        let rest = match rest {
-            0 => String::new(),
-            n => format!("; {n} more blocks of the grid cannot become resident until a block ends"),
-        };
         let waits: Vec<String> = groups.iter().take(MAX_LISTED).map(WaitGroup::describe).collect();
         let more = match groups.len().saturating_sub(MAX_LISTED) {
             0 => String::new(),
@@ -104,6 +99,15 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
         };
         format!("{cause}no thread can continue: {}{more}{rest}", waits.join("; "))
     });
+}
+
+/// Returns the end of a message, which says how many blocks of the grid have not started; empty if all have.
+pub(super) fn describe_blocks_not_started(grid: &GridState) -> String {
+    let total: u64 = grid.context.launch.grid.iter().map(|&n| n as u64).product();
+    match total - grid.reporter.counters.blocks {
+        0 => String::new(),
+        n => format!("; {n} more blocks of the grid cannot become resident until a block ends"),
+    }
 }
 
 /// Iterates over all fragments of the resident blocks.

@@ -1,6 +1,7 @@
 //! Watches the limits of a run: steps without progress, time, and memory.
 
 use super::clock_advance::ClockAdvance;
+use super::deadlock::describe_blocks_not_started;
 use crate::exec::grid::GridState;
 use crate::exec::limits::{EarlyStop, RunLimits, StopCause};
 use crate::exec::state::warp::Warp;
@@ -38,6 +39,8 @@ pub(super) struct LimitWatch {
     /// Executions of each instruction at the last scan.
     executed: Vec<u64>,
     clocks: ClockAdvance,
+    /// Whether the last scan found no progress.
+    idle: bool,
 }
 
 impl LimitWatch {
@@ -50,6 +53,7 @@ impl LimitWatch {
             achieved: Achievements::default(),
             executed: Vec::new(),
             clocks: ClockAdvance::default(),
+            idle: false,
         }
     }
 
@@ -69,6 +73,11 @@ impl LimitWatch {
         steps - self.scanned_at > self.limits.idle_steps / SCANS && self.scan(grid, steps)
     }
 
+    /// Returns true once after each scan that found no progress.
+    pub(super) fn take_idle_scan(&mut self) -> bool {
+        std::mem::take(&mut self.idle)
+    }
+
     /// Looks for progress since the last scan; reports a loop without an end if there was none for too long.
     fn scan(&mut self, grid: &mut GridState, steps: u64) -> bool {
         let counters = &grid.reporter.counters;
@@ -85,6 +94,7 @@ impl LimitWatch {
             self.progress_at = steps;
             self.clocks.restart(&grid.progress);
         } else {
+            self.idle = true;
             self.clocks.advance(&mut grid.progress);
         }
         let idle = steps - self.progress_at;
@@ -130,7 +140,7 @@ fn busiest_site(grid: &GridState) -> Option<(FindingSite, u32)> {
 /// Reports that the warps repeat the instructions `pcs` and nothing else.
 fn report_endless_loop(grid: &mut GridState, pcs: &[u32], steps: u64) {
     let Some((site, _)) = busiest_site(grid) else { return };
-    let context = grid.context;
+    let (context, waiting) = (grid.context, describe_blocks_not_started(grid));
     let lines = pcs.iter().map(|&pc| source_line(context.program, context.kernel, pc));
     let (own, other): (BTreeSet<_>, BTreeSet<_>) = lines.map(|l| (l.file, l.line)).partition(|l| l.0.is_none());
     // Lines of headers are listed only if the loop has no line of the main file.
@@ -145,7 +155,7 @@ fn report_endless_loop(grid: &mut GridState, pcs: &[u32], steps: u64) {
         let lines = if lines.len() == 1 { "line" } else { "lines" };
         format!(
             "a loop without an end: in {steps} steps the warps only repeated the instructions of {lines} {}{more}, and \
-             no thread ended (if the loop ends, raise the limit)",
+             no thread ended{waiting} (if the loop ends, raise the limit)",
             listed.join(", ")
         )
     });

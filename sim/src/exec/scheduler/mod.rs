@@ -9,6 +9,7 @@
 //!     pick a ready warp at random and run it for a random number of instructions (its turn)
 //!     settle its block: complete barriers, wake waiting warps, free blocks that have ended
 //!     nothing has changed for long?  wake everything that might continue; at last report a deadlock
+//!     blocks only poll global memory, or repeat the same instructions?  start further clusters
 //! ```
 //!
 //! Every choice comes from the seeded generator of the grid, so a seed always gives the same interleaving.
@@ -41,6 +42,10 @@ const COMPUTE_PATIENCE: u64 = 40;
 /// memory. It is much larger than [`INSTRUCTIONS_BEFORE_WAKING_ALL`]: in a long loop without stores, every further
 /// block would postpone the end of the running ones.
 const COMPUTE_INSTRUCTIONS_BEFORE_NEXT_BLOCK: u64 = 1_000_000;
+
+/// If no thread exits during this number of warp instructions and the blocks poll global memory, further blocks start:
+/// the polling ones may wait for them. Barriers and other changes to memory in their loops do not matter.
+const POLLING_INSTRUCTIONS_BEFORE_NEXT_BLOCK: u64 = 100_000;
 
 /// The warps that can run, and the blocks that are to start.
 #[derive(Debug)]
@@ -79,6 +84,21 @@ struct ProgressMarks {
     wake_all: u64,
     /// Value of `elapsed` when blocks last started because nothing changed.
     block_start: u64,
+    /// The counters when a thread last exited, or when the scheduler last looked for blocks that poll global memory.
+    polling: ProgressCounters,
+}
+
+impl ProgressMarks {
+    /// Whether no thread has exited for long and the running blocks poll global memory.
+    fn blocks_poll(&mut self, progress: &ProgressCounters) -> bool {
+        let (exited, elapsed) = (progress.exits != self.polling.exits, progress.elapsed() - self.polling.elapsed());
+        if !exited && elapsed <= POLLING_INSTRUCTIONS_BEFORE_NEXT_BLOCK {
+            return false;
+        }
+        let polls = progress.global_polls - self.polling.global_polls;
+        self.polling = *progress;
+        !exited && polls > elapsed / 1000
+    }
 }
 
 impl Scheduler {
@@ -108,8 +128,8 @@ impl Scheduler {
     pub fn run(&mut self, interpreter: &mut Interpreter) {
         let options = interpreter.grid.context.options;
         let cluster_blocks = interpreter.grid.context.cluster_blocks();
-        let ProgressMarks { changes, elapsed_at_change, .. } = self.marks;
-        self.marks = ProgressMarks { changes, elapsed_at_change, ..ProgressMarks::default() };
+        let ProgressMarks { changes, elapsed_at_change, polling, .. } = self.marks;
+        self.marks = ProgressMarks { changes, elapsed_at_change, polling, ..ProgressMarks::default() };
         // Average number of instructions per turn of a warp. It depends on the seed, because long turns reveal other
         // defects than short ones.
         let turn = match options.seed % 4 {
@@ -168,6 +188,10 @@ impl Scheduler {
                 self.stuck = true;
                 return;
             }
+            let progress = interpreter.grid.progress;
+            if self.watch.take_idle_scan() || self.marks.blocks_poll(&progress) {
+                self.start_further_clusters(&mut interpreter.grid);
+            }
         }
     }
 
@@ -219,12 +243,16 @@ impl Scheduler {
         self.wake_spinning_loops(&mut interpreter.grid);
         self.give_up_reconvergence(&mut interpreter.grid);
         self.complete_operation(interpreter);
-        if !starts_blocks {
-            return;
+        if starts_blocks {
+            self.start_further_clusters(&mut interpreter.grid);
         }
-        let cluster_blocks = interpreter.grid.context.cluster_blocks();
+    }
+
+    /// Starts as many clusters as run and one more, if the GPU has room for them.
+    fn start_further_clusters(&mut self, grid: &mut GridState) {
+        let cluster_blocks = grid.context.cluster_blocks();
         for _ in 0..=self.live_blocks / cluster_blocks {
-            if !self.has_room(cluster_blocks) || !self.start_cluster(&mut interpreter.grid) {
+            if !self.has_room(cluster_blocks) || !self.start_cluster(grid) {
                 break;
             }
         }

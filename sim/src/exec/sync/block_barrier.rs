@@ -65,6 +65,19 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
         });
     }
     *lanes |= mask;
+    // PTX identifies a barrier by its number, CUDA by the call of `__syncthreads()`, which is barrier 0 of all threads.
+    if context.options.cuda_source && id == 0 && count.is_none() && barrier.pc != pc {
+        let (first, second) = (pc.min(barrier.pc), pc.max(barrier.pc));
+        let line = context.source_line(second);
+        reporter.add_note(
+            first,
+            &format!(
+                "warps of one block wait for each other at different calls of __syncthreads() (others at line {line}): \
+                 PTX takes them for one barrier, but the CUDA programming guide allows __syncthreads() in conditional \
+                 code only if the condition is equal for all threads of the block"
+            ),
+        );
+    }
     let first_pc = *barrier.first_pcs.entry(cx.warp.index).or_insert(pc);
     if first_pc != pc {
         let other = context.source_line(first_pc);

@@ -155,6 +155,20 @@ impl SharedOperand {
         Ok(Self { descriptor, mn_major, extent })
     }
 
+    /// Returns the leading dimension byte offset.
+    pub fn leading_byte_offset(&self) -> u32 {
+        self.descriptor.leading
+    }
+
+    /// Returns true if the instruction's addresses depend on the leading dimension byte offset.
+    pub fn reads_leading_offset(&self) -> bool {
+        match (self.descriptor.swizzle.span_bytes(), self.mn_major) {
+            (Some(_), false) => false,
+            (Some(span), true) => 2 * self.extent > span,
+            (None, _) => true,
+        }
+    }
+
     /// Returns true if elements are contiguous along m or n.
     pub fn is_mn_major(&self) -> bool {
         self.mn_major

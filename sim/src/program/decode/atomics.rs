@@ -3,7 +3,7 @@
 use super::{Decoded, Decoder, nth};
 use crate::order::MemorySemantics;
 use crate::program::op::*;
-use crate::ptx::ast::{Instruction, Operand, Type};
+use crate::ptx::ast::{Instruction, Type};
 
 impl Decoder<'_> {
     pub(super) fn decode_atomic(&mut self, instruction: &Instruction, parts: &[&str]) -> Decoded {
@@ -47,18 +47,15 @@ impl Decoder<'_> {
             AtomicType::F64 => Type::F64,
             _ => register_type,
         };
-        let elements = |o: &Operand| match o {
-            Operand::Vector(list) => list.clone(),
-            one => vec![one.clone()],
-        };
         let mut dst = Vec::new();
         if is_atom {
-            for o in elements(nth(&instruction.operands, 0)?) {
+            for o in self.data_elements(nth(&instruction.operands, 0)?, parts)? {
                 dst.push(self.o.destination_slot(&o)?);
             }
         }
         let mut a = Vec::new();
-        for o in elements(instruction.operands.get(at + 1).ok_or_else(|| self.o.error("an operand is missing"))?) {
+        let data = instruction.operands.get(at + 1).ok_or_else(|| self.o.error("an operand is missing"))?;
+        for o in self.data_elements(data, parts)? {
             a.push(self.o.source_slot(&o, value_type)?);
         }
         let b = match (op, instruction.operands.get(at + 2)) {

@@ -77,10 +77,7 @@ impl Decoder<'_> {
         }
         let (addr, _) = self.o.address_operand(nth(o, 0)?, AddressWindow::SharedCluster)?;
         let (mbarrier, _) = self.o.address_operand(nth(o, 2)?, AddressWindow::SharedCluster)?;
-        let list: Vec<Operand> = match nth(o, 1)? {
-            Operand::Vector(list) => list.clone(),
-            one => vec![one.clone()],
-        };
+        let list = self.data_elements(nth(o, 1)?, parts)?;
         let mut regs = Vec::new();
         for x in &list {
             regs.push(self.o.source_slot(x, ty)?);

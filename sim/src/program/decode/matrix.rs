@@ -1,6 +1,6 @@
 //! Decoding of `ldmatrix`, `stmatrix`, `mma` and `wgmma`; `wmma` is in [`super::wmma`].
 
-use super::{Decoded, Decoder, flatten, nth};
+use super::{Decoded, Decoder, nth};
 use crate::matrix::mma::{AccumulatorFormat, ElementFormat, MmaOp, MmaRegisters};
 use crate::matrix::wgmma::WgmmaOp;
 use crate::program::op::*;
@@ -15,9 +15,7 @@ impl Decoder<'_> {
         let (address, data) = if store { (0, 1) } else { (1, 0) };
         let window = self.window(parts)?;
         let (addr, window) = self.o.address_operand(nth(&instruction.operands, address)?, window)?;
-        let mut flat = Vec::new();
-        flatten(std::slice::from_ref(nth(&instruction.operands, data)?), &mut flat);
-        let regs = flat.iter().map(|o| self.o.source_slot(o, Type::B32)).collect::<Result<_, _>>()?;
+        let regs = self.row_list(nth(&instruction.operands, data)?, Type::B32)?;
         let trans = parts.contains(&"trans");
         Ok(Op::MatrixTransfer(Box::new(MatrixTransfer { store, addr, window, trans, regs })))
     }

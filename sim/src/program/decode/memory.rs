@@ -1,6 +1,7 @@
 //! Decoding of loads, stores, prefetches and address conversions.
 
 use super::{Decoded, Decoder, nth};
+use crate::program::ProgramError;
 use crate::program::op::*;
 use crate::program::rows::register_row_count;
 use crate::ptx::ast::{AddressBase, Instruction, Operand, Type};
@@ -30,13 +31,9 @@ impl Decoder<'_> {
         {
             window = AddressWindow::KernelParam;
         }
-        let list: Vec<Operand> = match nth(operands, data)? {
-            Operand::Vector(list) => list.clone(),
-            one => vec![one.clone()],
-        };
-        let vector = parts.iter().any(|p| matches!(*p, "v2" | "v4" | "v8"));
-        if vector != matches!(operands[data], Operand::Vector(_)) {
-            return Err(self.o.error("only opcodes with .v2, .v4 or .v8 take a vector operand, and they need one"));
+        let list = self.data_elements(nth(operands, data)?, parts)?;
+        if !store && list == [Operand::Sink] {
+            return Err(self.o.error("only an element of a vector may be _"));
         }
         let mut regs = Vec::new();
         let mut register_rows = register_row_count(ty);
@@ -75,6 +72,24 @@ impl Decoder<'_> {
                 .map(|&(predicate, negated)| (self.o.first_row_or_predicate_index(predicate), negated)),
         };
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
+    }
+
+    /// Returns the elements of the data operand of a load, store or atomic: as many as `.v2`, `.v4` or `.v8` says, or a
+    /// single one that is not in braces.
+    pub(super) fn data_elements(&self, data: &Operand, parts: &[&str]) -> Result<Vec<Operand>, ProgramError> {
+        let width = parts.iter().find_map(|part| match *part {
+            "v2" => Some(2),
+            "v4" => Some(4),
+            "v8" => Some(8),
+            _ => None,
+        });
+        match (data, width) {
+            (Operand::Vector(list), Some(width)) if list.len() == width => Ok(list.clone()),
+            (Operand::Vector(_), None) | (_, Some(_)) => Err(self
+                .o
+                .error("a vector operand needs .v2, .v4 or .v8 with its number of elements, and these need one")),
+            (one, None) => Ok(vec![one.clone()]),
+        }
     }
 
     /// Returns the parameter that an address operand names. A parameter without a size, which takes the variable

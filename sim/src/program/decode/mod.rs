@@ -203,6 +203,10 @@ impl Decoder<'_> {
         else {
             return Ok(Op::Unsupported(instruction.opcode.as_str().into()));
         };
+        let in_braces = |o: &Operand| matches!(o, Operand::Vector(_));
+        if !instruction.opcode.starts_with("mov.") && instruction.operands.iter().any(in_braces) {
+            return Err(self.o.error("the instruction takes no operand in braces"));
+        }
         let mut slots = alu::OperandSlots::default();
         let mut flat = Vec::new();
         let (dst, src) = instruction.operands.split_at(1);
@@ -290,10 +294,13 @@ impl Decoder<'_> {
         (semantics, scope)
     }
 
+    /// Returns the first register-file row of each register of a matrix fragment, which is in braces even if it has only
+    /// one register.
     pub(in crate::program) fn row_list(&mut self, operand: &Operand, ty: Type) -> Result<Vec<u32>, ProgramError> {
-        let mut flat = Vec::new();
-        flatten(std::slice::from_ref(operand), &mut flat);
-        flat.iter().map(|o| self.o.source_slot(o, ty)).collect()
+        let Operand::Vector(list) = operand else {
+            return Err(self.o.error("the registers of a matrix must be in braces"));
+        };
+        list.iter().map(|o| self.o.source_slot(o, ty)).collect()
     }
 }
 

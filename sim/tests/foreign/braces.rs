@@ -1,0 +1,60 @@
+//! Operands in braces, `{%r1}`: the simulator takes the forms that ptxas 13.0 takes and no others. `braces.txt` lists them
+//! with ptxas's verdict, which a test of `reel sim run` compares with ptxas if it is installed. ptxas takes a form that is
+//! `unstable` in most runs and crashes in some.
+
+use super::harness::{Case, words};
+use reel_sim::program::Program;
+use reel_sim::program::op::Op;
+
+const FORMS: &str = include_str!("braces.txt");
+
+/// The declarations for the statements of the list.
+const DECLARATIONS: &str = ".reg .pred %p<8>; .reg .b16 %h<8>; .reg .b32 %r<16>; .reg .b64 %d<16>; .reg .f32 %f<16>;
+    .reg .f64 %e<8>; .reg .v2 .b32 %v; .shared .align 128 .b8 sm[1024];";
+
+/// Whether the simulator can execute an instruction: the error of the parser or of the decoder if not.
+fn decoded(statement: &str) -> Result<(), String> {
+    let text = format!(
+        ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 a) {{ {DECLARATIONS}\n{statement}\nret; }}\n"
+    );
+    let program = Program::parse(&text).map_err(|e| e.to_string())?;
+    let kernel = program.kernel("k").map_err(|e| e.to_string())?;
+    match &kernel.functions[0].instrs[0].op {
+        Op::Unsupported(what) => Err(what.to_string()),
+        _ => Ok(()),
+    }
+}
+
+#[test]
+fn operands_in_braces_are_those_that_ptxas_takes() {
+    for form in FORMS.lines() {
+        let (verdict, statement) = form.split_once(' ').unwrap();
+        match (verdict, decoded(statement)) {
+            ("accepted" | "unstable", result) => assert_eq!(result, Ok(()), "{statement}"),
+            ("refused", Ok(())) => panic!("{statement} is accepted"),
+            ("refused", Err(message)) => assert!(!message.is_empty(), "{statement}"),
+            other => panic!("{form}: {other:?}"),
+        }
+    }
+}
+
+/// Loads and stores as Triton writes them, with a predicate before each.
+#[test]
+fn scalar_loads_and_stores_in_braces_copy() {
+    let text = "
+        .reg .pred %p<2>; .reg .b32 %r<4>; .reg .b64 %rd<6>;
+        ld.param.b64 %rd1, [p]; mov.u32 %r1, %tid.x; mul.wide.u32 %rd3, %r1, 4; add.s64 %rd4, %rd1, %rd3;
+        setp.lt.u32 %p1, %r1, 20;
+        mov.u32 %r2, 0x0;
+        @%p1 ld.global.b32 { %r2 }, [ %rd4 + 0 ];
+        mov.b32 { %r3 }, %r2;
+        @%p1 st.global.b32 [ %rd4 + 512 ], { %r3 };
+        ret;";
+    let mut buffer = words(1..33);
+    buffer.resize(1024, 0);
+    let report = Case { buffers: vec![buffer], ..Case::new("sm_80", 32, text) }.run();
+    assert_eq!(report.findings.concat(), []);
+    let base = report.memory.iter().next().unwrap().base;
+    let after = &report.memory.buffer_bytes(base).unwrap()[512..640];
+    assert_eq!(after, words((1..33).map(|i| if i <= 20 { i } else { 0 })));
+}

@@ -1,0 +1,146 @@
+//! The types of a kernel's parameters, as far as its C++ symbol and its PTX show them, and whether an argument fits.
+
+use anyhow::Result;
+use reel_sim::program::{Kernel, Program};
+use reel_sim::ptx::ast::Type;
+use reel_sim::value::ElementType;
+
+use super::args::KernelArgument;
+use super::entry;
+use crate::fail::bad_usage;
+
+/// What a parameter takes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum ParameterClass {
+    Integer,
+    Float(ElementType),
+    Pointer,
+    /// A 64-bit integer of PTX, which may be a pointer in the source.
+    IntegerOrPointer,
+    /// A struct, an array, or a type that does not show.
+    Other,
+}
+
+/// A parameter of a kernel.
+#[derive(Debug)]
+pub struct KernelParameter {
+    index: usize,
+    /// The kernel as messages name it.
+    kernel: String,
+    /// The name in the PTX.
+    name: String,
+    /// The types in the source, if the symbol contains it, and in the PTX.
+    types: String,
+    class: ParameterClass,
+    bytes: usize,
+}
+
+/// Returns the parameters of a kernel in order.
+pub fn kernel_parameters(program: &Program, kernel: &Kernel) -> Vec<KernelParameter> {
+    let functions = &program.module.functions;
+    let function = functions.iter().find(|f| f.kernel && !f.declaration && f.name == kernel.name);
+    let declared = function.map_or(&[][..], |f| &f.params);
+    let signature = entry::signature(&kernel.name);
+    // The symbol of a function without C linkage has the types of the source.
+    let sources = entry::parameter_types(&signature).filter(|types| types.len() == declared.len());
+    let one = |(index, p): (usize, &reel_sim::ptx::ast::Param)| {
+        let source = sources.as_ref().map(|types| types[index].as_str());
+        let ptx = p.ty.map(|ty| format!(".{ty:?}").to_lowercase());
+        let array = || format!("{} bytes", p.size);
+        let types = [source.map(str::to_string), ptx].into_iter().flatten().collect::<Vec<_>>().join(", ");
+        KernelParameter {
+            index,
+            kernel: signature.clone(),
+            name: p.name.clone(),
+            types: if types.is_empty() { array() } else { types },
+            class: source.and_then(class_of_source_type).unwrap_or_else(|| class_of_ptx_type(p.ty)),
+            bytes: p.size as usize,
+        }
+    };
+    declared.iter().enumerate().map(one).collect()
+}
+
+/// Returns what a parameter of this C++ type takes; `None` for structs and type names of the program.
+fn class_of_source_type(name: &str) -> Option<ParameterClass> {
+    Some(match name {
+        _ if name.ends_with(['*', '&']) => ParameterClass::Pointer,
+        "bool" | "char" | "signed char" | "unsigned char" | "short" | "unsigned short" | "int" | "unsigned int"
+        | "long" | "unsigned long" | "long long" | "unsigned long long" => ParameterClass::Integer,
+        "float" => ParameterClass::Float(ElementType::F32),
+        "double" => ParameterClass::Float(ElementType::F64),
+        "__half" => ParameterClass::Float(ElementType::F16),
+        "__nv_bfloat16" => ParameterClass::Float(ElementType::Bf16),
+        _ => return None,
+    })
+}
+
+/// Returns what a parameter of this PTX type takes; `None` stands for an array.
+fn class_of_ptx_type(ty: Option<Type>) -> ParameterClass {
+    match ty {
+        Some(Type::U64 | Type::S64) => ParameterClass::IntegerOrPointer,
+        Some(Type::U8 | Type::S8 | Type::U16 | Type::S16 | Type::U32 | Type::S32) => ParameterClass::Integer,
+        Some(Type::F32) => ParameterClass::Float(ElementType::F32),
+        Some(Type::F64) => ParameterClass::Float(ElementType::F64),
+        Some(Type::F16) => ParameterClass::Float(ElementType::F16),
+        _ => ParameterClass::Other,
+    }
+}
+
+fn is_float(dtype: ElementType) -> bool {
+    use ElementType::{Bf16, E4m3, F16, F32, F64};
+    matches!(dtype, F16 | Bf16 | F32 | F64 | E4m3)
+}
+
+impl KernelParameter {
+    /// Checks that an argument is of the parameter's kind. `text` is the argument as it was given.
+    ///
+    /// # Errors
+    /// A number of another kind, such as an f32 for an integer, or a buffer for a number.
+    pub fn check_kind(&self, text: &str, argument: &KernelArgument) -> Result<()> {
+        use ParameterClass::{Float, Integer, IntegerOrPointer, Pointer};
+        let given = match (argument, self.class) {
+            (KernelArgument::Scalar(dtype, _), Integer | IntegerOrPointer | Pointer) if is_float(*dtype) => {
+                "is a floating-point number"
+            }
+            (KernelArgument::Scalar(dtype, _), Float(of)) if *dtype != of => match is_float(*dtype) {
+                true => "is a floating-point number of another type",
+                false => "is an integer",
+            },
+            (KernelArgument::Buffer(_), Integer | Float(_)) => "is a pointer",
+            _ => return Ok(()),
+        };
+        Err(bad_usage(&format!("--arg {text}"), format!("{given}, but {}", self.describe()), self.help(text)))
+    }
+
+    /// Refuses an argument that has `given` bytes instead of the parameter's.
+    pub fn refuse_size(&self, text: &str, given: usize) -> anyhow::Error {
+        let what = format!("has {given} bytes, but {} has {}", self.describe(), self.bytes);
+        bad_usage(&format!("--arg {text}"), what, self.help(text))
+    }
+
+    fn describe(&self) -> String {
+        format!("parameter {} ({}: {}) of kernel {}", self.index, self.name, self.types, self.kernel)
+    }
+
+    /// Says what to write for the parameter: with the given number, if it fits.
+    fn help(&self, text: &str) -> String {
+        let value = text.split_once(':').map_or("", |(_, value)| value);
+        let bits = 8 * self.bytes;
+        let integers = || {
+            let value = if value.parse::<i64>().is_ok() { value } else { "VALUE" };
+            format!("i{bits}:{value} or u{bits}:{value}")
+        };
+        match self.class {
+            ParameterClass::Integer => format!("write {}", integers()),
+            ParameterClass::Float(dtype) => {
+                let value = if value.parse::<f64>().is_ok() { value } else { "VALUE" };
+                format!("write {}:{value}", dtype.name())
+            }
+            ParameterClass::Pointer => "write buf:TYPE:COUNT:FILL".to_string(),
+            ParameterClass::IntegerOrPointer => {
+                format!("write buf:TYPE:COUNT:FILL for a pointer, {} for a number", integers())
+            }
+            ParameterClass::Other => format!("give an argument of {} bytes, such as struct:…", self.bytes),
+        }
+    }
+}
