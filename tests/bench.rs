@@ -261,6 +261,37 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     bench(&["--tokens", "1"]).refused(2, &["--tokens"]);
 }
 
+/// A decode step reads the weights and the keys that exist, not as many as the block tables have room for.
+#[test]
+fn bytes_of_a_decode_step_are_those_of_the_weights_and_of_the_keys() {
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    let text = fs::read_to_string(dir.path().join("tiny/config.json")).expect("a config");
+    let config: Value = serde_json::from_str(&text).expect("JSON");
+    let size = |key: &str| number(&config, key);
+    let (layers, hidden, heads) = (size("/num_hidden_layers"), size("/hidden_size"), size("/num_attention_heads"));
+    let (kv_heads, d) = (size("/num_key_value_heads"), hidden / heads);
+    let matrices = hidden * d * 2.0 * (heads + kv_heads) + 3.0 * hidden * size("/intermediate_size");
+    let (batch, steps) = (2.0, 3.0);
+    let weights = steps * 4.0 * (layers * matrices + hidden * size("/vocab_size"));
+    for context in [5.0, 70.0, 300.0] {
+        let (context_text, tokens, batch_text) = (context.to_string(), steps.to_string(), batch.to_string());
+        let args = ["bench", "decode", "--model", "tiny", "--dtype", "f32", "--rounds", "1", "--json", "--context"];
+        let more = [&context_text, "--tokens", &tokens, "--batch", &batch_text];
+        let got = run_in(dir.path(), args.iter().copied().chain(more)).json();
+        let ops = got["ops"].as_array().expect("ops");
+        let attention = ops.iter().find(|op| op["op"] == "paged_attention_fwd_f32").expect("attention");
+        // Two steps warm up, so the first one that is profiled reads the keys of the context, of its own token and of
+        // two more.
+        let keys = batch * (1..=3).map(|step| context + 2.0 + f64::from(step)).sum::<f64>();
+        let queries = batch * steps;
+        assert_eq!(number(attention, "/bytes"), 4.0 * layers * 2.0 * d * (queries * heads + keys * kv_heads));
+        assert_eq!(number(attention, "/flops"), 4.0 * layers * d * heads * keys);
+        let others = number(&got, "/bytes") - number(attention, "/bytes");
+        assert!((weights..1.25 * weights).contains(&others), "{others} bytes, of which {weights} are weights");
+    }
+}
+
 #[test]
 fn kernels_are_timed_on_the_cpu() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -278,6 +309,9 @@ fn kernels_are_timed_on_the_cpu() {
     assert_eq!(same["verdicts"].as_array().map(Vec::len), Some(kernels.len()));
     bench("no_such_kernel").refused(2, &["no_such_kernel", "grpo_loss"]);
     run(["bench", "op", "grpo_loss", "--device", "sim"]).refused(2, &["--device"]);
+    // The command of which ncu counts the launches: it times nothing but the op, and prints nothing.
+    let only = run(["bench", "op", "grpo_loss", "--device", "cpu", "--runs", "1", "--launch-only"]);
+    assert_eq!((only.ok(), only.stderr.as_str()), ("", ""));
 }
 
 #[test]

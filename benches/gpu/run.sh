@@ -201,7 +201,7 @@ bench_model() {
 peer_model() {
     local name=$1 preset=$2
     shift 2
-    with_model "$preset" "$name" qwen.jsonl 150 "$python" peers/qwen.py "$models/$preset" --device "$device" --dtype bf16 --attention sdpa --rounds 3 "$@"
+    with_model "$preset" "$name" qwen.jsonl "${LIMIT:-150}" "$python" peers/qwen.py "$models/$preset" --device "$device" --dtype bf16 --attention sdpa --rounds 3 "$@"
 }
 
 # Measures the seconds of a process that generates one token, with weight files in the page cache (`warm`) or not
@@ -260,7 +260,8 @@ run_init() { if [ -n "${TINY:-}" ]; then make_models tiny; else make_models 3b; 
 
 run_relay() {
     local tokens
-    for tokens in 1024 8192; do
+    # Up to 4096 tokens, dq has a stage of its own.
+    for tokens in 8192 16384; do
         LIMIT=20 op "relay: attention backward, $tokens tokens" attention_bwd_bf16 "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:64
     done
     # On a CPU no check launches this kernel alone.
@@ -333,6 +334,7 @@ run_models() {
         bench_model "prefill $preset, $prompt tokens" "$preset" prefill --tokens "$prompt" --rounds 5
         bench_model "rollout $preset, 8 completions" "$preset" rollout --context "$context" --tokens "$made" --batch 8 --rounds 3
         peer_model "peers: decode and prefill $preset" "$preset" --what decode,prefill --context "$context" --prompt-tokens "$prompt" --tokens "$made"
+        LIMIT=300 peer_model "peers: compiled decode $preset" "$preset" --what compiled --context "$context" --tokens "$made"
     done
     preset=$(presets) preset=${preset%% *}
     for batch in 8 64; do

@@ -96,7 +96,8 @@ def model_rows():
         what = f"{m['op']} {preset}, {m['tokens']} tokens, context {m['context']}, batch {m['batch']}"
         aim = {"decode": {"7b": ">= 210, 70 % of copies", "3b": ">= 485, 70 % of copies"}.get(preset, "70 % of copies")}.get(m["op"], "")
         row(what, m["tokens_per_second"], "tokens/s", theirs, ratio, aim, best["peer"] if best else "")
-        row("  of what this machine allows", 100 * m["roofline"]["share"], "%")
+        share = m["roofline"]["share"]  # None: an op is counted wrong.
+        row("  of what this machine allows", share and 100 * share, "%")
         if m["op"] == "train":
             mfu = m["mfu"] and 100 * m["mfu"]
             row(f"  MFU, recompute: {m['recompute']}, {m['optim']}"[:52], mfu, "%", best and best["mfu"] and 100 * best["mfu"], None, ">= 40 %")

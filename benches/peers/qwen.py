@@ -1,6 +1,6 @@
 """Measures transformers' Qwen2.5-VL for comparison with `reel bench`: prefill, decode and a fine-tuning step.
 
-    python3 benches/peers/qwen.py MODEL [--what prefill,decode,train] [--device cuda|cpu] [--dtype bf16|f32]
+    python3 benches/peers/qwen.py MODEL [--what prefill,decode,compiled,train] [--device cuda|cpu] [--dtype bf16|f32]
                                   [--attention sdpa,flash_attention_2] [--load] [--prompt-tokens 4096] [--context 1024]
                                   [--tokens 64] [--train-tokens 8192] [--batch 1] [--rounds 5]
 
@@ -10,7 +10,8 @@ line has `absent` or `error`; the exit status is still 0.
 
 Rounds are as in `reel bench`: the same token ids, one warm-up round, then median, minimum and maximum. Prefill ends with the logits of
 the last position. Decoding samples at temperature 1 from the whole vocabulary and starts with CONTEXT keys in the cache: once eager with
-a growing cache, once with a static cache and `torch.compile`, which captures CUDA graphs. A fine-tuning step uses gradient checkpointing,
+a growing cache (`decode`), once with a static cache and `torch.compile`, which captures CUDA graphs (`compiled`; compiling takes minutes,
+so `run.sh` gives it a process and a time limit of its own). A fine-tuning step uses gradient checkpointing,
 holds weights, gradients and moments in bf16, and uses fused AdamW: fewer bytes than the step of `reel`, which keeps exact f32 master
 weights and f32 gradients.
 """
@@ -30,7 +31,7 @@ torch, transformers = need("torch", "transformers")
 def arguments():
     p = argparse.ArgumentParser(description="Times of transformers' Qwen2.5-VL.")
     p.add_argument("model")
-    p.add_argument("--what", default="prefill,decode,train")
+    p.add_argument("--what", default="prefill,decode,compiled,train")
     p.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     p.add_argument("--dtype", default="bf16", choices=["bf16", "f32"])
     p.add_argument("--attention", default="sdpa,flash_attention_2")
@@ -205,7 +206,10 @@ class Bench:
         if args.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         seconds = self.clock.runs(step, args.rounds, warm=1, flush=False)
-        table = 0 if self.text.tie_word_embeddings else self.text.vocab_size * self.text.hidden_size
+        # A table of embeddings that is no output layer multiplies nothing. The key `tie_word_embeddings` is in another config in each
+        # version of transformers.
+        embeddings = model.get_input_embeddings().weight
+        table = 0 if model.lm_head.weight is embeddings else embeddings.numel()
         matrices = [p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "visual" not in name]
         weights = sum(matrices) - table
         width, layers = self.text.hidden_size, self.text.num_hidden_layers
@@ -238,7 +242,8 @@ def main():
             continue
         work = {
             "prefill": [bench.prefill],
-            "decode": [lambda: bench.decode(False), lambda: bench.decode(True)],
+            "decode": [lambda: bench.decode(False)],
+            "compiled": [lambda: bench.decode(True)],
             "train": [bench.train],
         }
         for what in args.what.split(","):

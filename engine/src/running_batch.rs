@@ -389,6 +389,7 @@ impl RunningBatch {
             }
         };
         graphs.run(batch_size, |first, slots| state.slice(first, slots), |slice| slice.launch(cx))?;
+        state.rows.row_range(0, batch_size)?.count_step();
         PendingStep::download(&state.sampled.row_range(0, batch_size)?)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A variant is another plan of the same kernel: other tile shapes, stages or splits, with results within the same
 //! tolerance. `reel bench op NAME --variants` times the variants at a size (`./run.sh tune` of the GPU bundle, at the
-//! sizes that matter); [`TABLE`] has what was chosen, and plans read nothing else.
+//! sizes that matter); [`TABLE`] has what was chosen by these times, and plans read nothing else.
 
 use crate::launch::Kernel;
 use crate::skinny::Scheme;
@@ -17,11 +17,16 @@ pub struct Choices {
     /// blocks of threads with 128 keys for two multiprocessors. Tiles of 128 keys read the queries and pass on the sums
     /// of dq half as often.
     pub attention_bwd_wide_blocks_per_2_multiprocessors: u64,
-    /// Products of a few rows: how blocks divide them and copy the weight to shared memory.
-    pub skinny_scheme: Scheme,
-    /// Products of a few rows: blocks of 32 columns instead of 16 if there are at least this many blocks of 32 for four
-    /// multiprocessors; first with up to 16 rows, then with more, which each block reads again.
-    pub skinny_wide_blocks_per_4_multiprocessors: [u64; 2],
+    /// Backward pass of attention on tensor cores: `dq` in a stage of its own for calls of up to this many tokens, if a
+    /// sequence has more than 64. With few tokens, few blocks pass on the sums of dq, one after the other.
+    pub attention_bwd_separate_dq_max_tokens: u32,
+    /// Products of a few rows: how blocks divide them and copy the weight to shared memory; first with up to
+    /// [`FEW_ROWS`] rows, then with more.
+    pub skinny_schemes: [Scheme; 2],
+    /// As `skinny_schemes`, for the projections to queries, keys and values with their norm.
+    pub skinny_qkv_schemes: [Scheme; 2],
+    /// Products of a few rows: when blocks have 32 columns instead of 16.
+    pub skinny_wide_blocks: WideBlocks,
     /// Products with a bf16 weight: maximum number of rows for the kernels of [`crate::skinny`]; cuBLASLt computes
     /// those of more rows. `reel bench op` times `skinny` and `matmul` at a size.
     pub skinny_max_rows: usize,
@@ -36,17 +41,46 @@ pub struct Choices {
     pub log_prob_by_products: bool,
 }
 
-/// The choices by architecture, ascending. No variant has been timed on a GPU yet; the numbers follow from counting:
-/// with 1.5 blocks of attention per multiprocessor every one is busy, and two blocks of a product of a few rows are
-/// resident, which with up to 64 rows read a weight once. Clusters of blocks read x up to twenty times less often. With
-/// 64 rows of 3584 elements, blocks that normalise them themselves execute twice the instructions of blocks that do
-/// not. `lm_head_backend` says why products compute log-probabilities.
+/// Rows of a product up to which the first of two choices holds.
+pub const FEW_ROWS: u32 = 16;
+
+/// Products of a few rows have blocks of 32 columns instead of 16 if there are at least this many blocks of 32 for four
+/// multiprocessors; first with up to [`FEW_ROWS`] rows, then with more, which each block reads again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WideBlocks {
+    /// With bf16 x and a bf16 weight.
+    pub bf16: [u64; 2],
+    /// With bf16 x and an int8 weight.
+    pub int8: [u64; 2],
+    /// With f32 x.
+    pub f32: [u64; 2],
+}
+
+/// The choices by architecture, ascending.
+///
+/// Those of compute capability 8.0 follow from counting: with 1.5 blocks of attention per multiprocessor every one is
+/// busy, and two blocks of a product of a few rows are resident, which with up to 64 rows read a weight once.
+///
+/// Those of 9.0 follow the times of an H200 (`benches/results/h200/2026-11-27-kernels.json` and
+/// `2026-11-27-models.json`):
+///
+/// - Up to 4096 tokens of one sequence, attention with dq in a stage of its own takes 1 / 1.32 to 1 / 1.41 of the time;
+///   with 8192 tokens, or in windows of 64, it takes longer.
+/// - A decode step of a 7B model takes 6.5 ms by blocks of columns and 8.1 by clusters with one row, 8.5 and 9.0 with
+///   eight, but 36.9 and 16.3 with 64. Its projections with their norm, of 4608 columns, are faster by clusters with
+///   any of these numbers of rows: 29.5 and 37.5 µs with one, 28.9 and 46.2 with eight.
+/// - With one row and a bf16 weight of 3584 or 18944 rows, blocks of 16 columns are faster; the output layer was
+///   measured with 32 only. With an int8 weight, blocks of 32 columns are faster.
+///
+/// `lm_head_backend` says why products compute log-probabilities.
 pub const TABLE: [Choices; 2] = [
     Choices {
         sm: 80,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
-        skinny_scheme: Scheme::Units,
-        skinny_wide_blocks_per_4_multiprocessors: [8, 3],
+        attention_bwd_separate_dq_max_tokens: 0,
+        skinny_schemes: [Scheme::Units; 2],
+        skinny_qkv_schemes: [Scheme::Units; 2],
+        skinny_wide_blocks: WideBlocks { bf16: [8, 3], int8: [8, 3], f32: [8, 3] },
         skinny_max_rows: 64,
         skinny_norm_max_rows: 16,
         logits_max_rows: 64,
@@ -55,8 +89,10 @@ pub const TABLE: [Choices; 2] = [
     Choices {
         sm: 90,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
-        skinny_scheme: Scheme::Clusters,
-        skinny_wide_blocks_per_4_multiprocessors: [8, 3],
+        attention_bwd_separate_dq_max_tokens: 4096,
+        skinny_schemes: [Scheme::Units, Scheme::Clusters],
+        skinny_qkv_schemes: [Scheme::Clusters; 2],
+        skinny_wide_blocks: WideBlocks { bf16: [24, 3], int8: [3, 3], f32: [8, 3] },
         skinny_max_rows: 64,
         skinny_norm_max_rows: 64,
         logits_max_rows: 64,
@@ -157,6 +193,14 @@ pub fn variants_of(kernel: &'static Kernel) -> impl Iterator<Item = &'static Var
     VARIANTS.iter().filter(move |v| std::ptr::eq(v.of, kernel))
 }
 
+impl Choices {
+    /// The scheme of a product of `rows` rows; `qkv`: of projections to queries, keys and values.
+    pub fn skinny_scheme(&self, rows: u32, qkv: bool) -> Scheme {
+        let [few, many] = if qkv { self.skinny_qkv_schemes } else { self.skinny_schemes };
+        if rows > FEW_ROWS { many } else { few }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +234,41 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_h100_plans_what_was_fastest_on_an_h200() {
+        let skinny = |name: &str, batch: usize, n: usize| {
+            let sizes = [("batch", batch), ("n", n), ("k", 3584)].map(|(name, size)| (name.to_string(), size as u64));
+            let examples = skinny::FOLDER.examples_with_sizes(&Sizes::new(sizes).unwrap()).unwrap();
+            let launch = &examples.iter().find(|e| e.launch.kernel.name == name).unwrap().launch;
+            (launch.kernel.plan)(&launch.params, &Arch::H100)[0].symbol
+        };
+        for rows in [1, 8, 16] {
+            assert_eq!(skinny("skinny_linear_bf16", rows, 3584), "skinny_linear_bf16");
+            assert_eq!(skinny("skinny_linear_bf16", rows, 18944), "skinny_linear_bf16");
+            assert_eq!(skinny("skinny_linear_int8_bf16", rows, 3584), "skinny_linear_int8_bf16_wide");
+            assert_eq!(skinny("skinny_swiglu_bf16", rows, 18944), "skinny_swiglu_bf16");
+            assert_eq!(skinny("skinny_logits_bf16", rows, 18944), "skinny_logits_bf16_wide");
+            assert_eq!(skinny("skinny_qkv_bf16", rows, 18944), "skinny_qkv_bf16_cluster");
+        }
+        for name in ["skinny_linear_bf16", "skinny_swiglu_bf16", "skinny_logits_bf16", "skinny_qkv_bf16"] {
+            assert_eq!(skinny(name, 64, 18944), format!("{name}_cluster"));
+        }
+        let attention = |sizes: &[(&str, u64)]| {
+            let sizes = Sizes::new(sizes.iter().map(|(name, size)| (name.to_string(), *size))).unwrap();
+            let examples = attention::FOLDER.examples_with_sizes(&sizes).unwrap();
+            let launch = &examples.iter().find(|e| e.launch.kernel.name == "attention_bwd_bf16").unwrap().launch;
+            (launch.kernel.plan)(&launch.params, &Arch::H100)[1].symbol
+        };
+        for tokens in [1024, 2048, 4096] {
+            assert_eq!(attention(&[("tokens", tokens)]), "attention_bwd_bf16_dkv_128");
+        }
+        for tokens in [8192, 16384] {
+            assert_eq!(attention(&[("tokens", tokens)]), "attention_bwd_bf16_all_128");
+        }
+        let vision = [("tokens", 2048), ("head_dim", 80), ("heads", 16), ("kv_heads", 16), ("causal", 0), ("seqs", 32)];
+        assert_eq!(attention(&vision), "attention_bwd_bf16_all_80_by_64");
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! No share of a ceiling exceeds 100 %: a launch that is faster than the measured ceilings allow raises them
-//! ([`Ceilings::raised_to`]), because it shows that they were measured too low.
+//! ([`Ceilings::raised_to`]), because it shows that they were measured too low. The ceilings of a GPU never exceed its
+//! data sheet: a launch that seems faster than that has a wrong count ([`crate::machine::PublishedLimits`]).
 
 use std::collections::BTreeMap;
 
@@ -185,6 +186,13 @@ impl Ceilings {
         let is_exceeded = floor_seconds > measured_seconds && measured_seconds > 0.0;
         let factor = if is_exceeded { floor_seconds / measured_seconds } else { 1.0 };
         Self { f32: self.f32 * factor, bf16: self.bf16 * factor, ..self }.with_bandwidth_times(factor)
+    }
+
+    /// These ceilings, none of them above that of `limits`.
+    #[must_use]
+    pub fn at_most(self, limits: &Ceilings) -> Self {
+        let Self { f32, bf16, bytes, .. } = self;
+        Self { f32: f32.min(limits.f32), bf16: bf16.min(limits.bf16), bytes: bytes.min(limits.bytes), ..self }
     }
 
     /// These ceilings with `factor` times the bandwidth of memory and caches, if that is more.

@@ -1,6 +1,8 @@
 //! Machines to plan for: GPUs by their data sheets, and the CPU of this machine.
 
 use reel_kernels::cuda::{Driver, Nvidia};
+use reel_kernels::{Cost, DType};
+use reel_runtime::{Device, OpTotals};
 
 use crate::ceilings::Ceilings;
 use crate::error::{Result, bad_option};
@@ -21,7 +23,7 @@ pub struct MachineSpec {
 }
 
 /// The data sheet of a GPU: dense rates (without sparsity) in TFLOP/s, bf16 with f32 sums and f32 without tensor cores;
-/// bandwidth in TB/s; memory in GB.
+/// bandwidth in TB/s; memory in GB; L2 cache in MB.
 ///
 /// The memory of the H200 is what its driver reports, which is more than the 141 GB of the data sheet.
 struct DataSheet {
@@ -31,6 +33,7 @@ struct DataSheet {
     f32: f64,
     bandwidth: f64,
     memory: f64,
+    l2: f64,
     model: &'static str,
 }
 
@@ -44,6 +47,7 @@ const DATA_SHEETS: [DataSheet; 5] = [
         bandwidth: 4.8,
         // 143771 MiB, as the driver reports it.
         memory: 150.75482,
+        l2: 50.0,
         model: "H200 SXM",
     },
     DataSheet {
@@ -53,6 +57,7 @@ const DATA_SHEETS: [DataSheet; 5] = [
         f32: 66.9,
         bandwidth: 3.35,
         memory: 80.0,
+        l2: 50.0,
         model: "H100 SXM",
     },
     DataSheet {
@@ -62,6 +67,7 @@ const DATA_SHEETS: [DataSheet; 5] = [
         f32: 19.5,
         bandwidth: 2.039,
         memory: 80.0,
+        l2: 40.0,
         model: "A100 SXM 80 GB",
     },
     DataSheet {
@@ -71,6 +77,7 @@ const DATA_SHEETS: [DataSheet; 5] = [
         f32: 91.6,
         bandwidth: 0.864,
         memory: 48.0,
+        l2: 96.0,
         model: "L40S",
     },
     DataSheet {
@@ -80,6 +87,7 @@ const DATA_SHEETS: [DataSheet; 5] = [
         f32: 82.6,
         bandwidth: 1.008,
         memory: 24.0,
+        l2: 72.0,
         model: "GeForce RTX 4090",
     },
 ];
@@ -99,6 +107,38 @@ pub(crate) fn data_sheet_name(full_name: &str) -> Option<&'static str> {
 /// the table.
 pub fn dense_bf16_flops_per_second(full_name: &str) -> Option<f64> {
     data_sheet(full_name).map(|s| s.bf16 * 1e12)
+}
+
+/// What the data sheet of a GPU says is impossible.
+#[derive(Clone, Copy, Debug)]
+pub struct PublishedLimits {
+    /// The rates of the data sheet.
+    pub rates: Ceilings,
+    /// Size of the L2 cache in bytes. As many bytes of each launch may be there already, left by the launch before.
+    l2_bytes: f64,
+}
+
+impl PublishedLimits {
+    /// The limits of the GPU that `device` is; `None` for a CPU and for a GPU that is not in the table.
+    pub fn of_device(device: &Device) -> Option<Self> {
+        if device.is_async() { Self::of_gpu(&device.hardware().name) } else { None }
+    }
+
+    /// The limits of a GPU by its full name; `None` if it is not in the table.
+    pub fn of_gpu(full_name: &str) -> Option<Self> {
+        let s = data_sheet(full_name)?;
+        let rates = Ceilings { f32: s.f32 * 1e12, bf16: s.bf16 * 1e12, bytes: s.bandwidth * 1e12, cache: None };
+        Some(Self { rates, l2_bytes: s.l2 * 1e6 })
+    }
+
+    /// Whether the launches of the kernel `name` took less time than the data sheet allows for their operations and for
+    /// the bytes that L2 cannot have held. Then these are counted wrong.
+    pub fn exceeded_by(&self, name: &str, totals: &OpTotals, dtype: DType) -> bool {
+        let Cost { flops, bytes } = totals.cost;
+        let beyond_l2 = (bytes - self.l2_bytes * totals.launches as f64).max(0.0);
+        let cost = Cost { flops, bytes: beyond_l2 };
+        totals.seconds > 0.0 && self.rates.roofline_seconds(name, cost, dtype) > totals.seconds
+    }
 }
 
 /// The share of the data sheet's rate that large matrix products reach: 790 of 989.4 TFLOP/s on H200. The other GPUs
@@ -182,5 +222,23 @@ mod tests {
         assert_eq!(dense_bf16_flops_per_second("NVIDIA H200"), Some(989.4e12));
         assert_eq!(dense_bf16_flops_per_second("NVIDIA GeForce RTX 4090"), Some(165.2e12));
         assert_eq!(dense_bf16_flops_per_second("AMD EPYC 7763"), None);
+        assert!(PublishedLimits::of_gpu("AMD EPYC 7763").is_none());
+    }
+
+    #[test]
+    fn launches_that_are_faster_than_the_data_sheet_are_counted_wrong() {
+        let h200 = PublishedLimits::of_gpu("NVIDIA H200").unwrap();
+        let took = |launches: u64, cost: Cost, seconds: f64| {
+            let totals = OpTotals { launches, cost, seconds, ..OpTotals::default() };
+            h200.exceeded_by("paged_attention_fwd_bf16", &totals, DType::BF16)
+        };
+        let bytes = |bytes: f64| Cost { flops: 0.0, bytes };
+        // Attention of a decode step of 64 sequences as the record of 2026-11-27 counted it, at 5 186 GB/s, and the
+        // keys that there were.
+        assert!(took(448, bytes(448.0 * 1074.66e6), 0.092_827));
+        assert!(!took(448, bytes(448.0 * 537.8e6), 0.092_827));
+        // L2 may have held 50 MB of each launch.
+        assert!(!took(10, bytes(10.0 * 45e6), 10.0 * 5e-6) && took(1, bytes(450e6), 50e-6));
+        assert!(took(1, Cost { flops: 1e12, bytes: 0.0 }, 1e-3) && !took(1, Cost { flops: 9e11, bytes: 0.0 }, 1e-3));
     }
 }

@@ -6,6 +6,7 @@ use reel_runtime::{Device, OpTotals};
 
 use crate::ceilings::Ceilings;
 use crate::error::{MeasureError, Result, bad_option};
+use crate::machine::PublishedLimits;
 use crate::timing::{TimedKernel, TimingDevice};
 use crate::{catalogue, lm_head};
 
@@ -81,15 +82,19 @@ pub fn roofline_seconds(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
 }
 
 /// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows, never
-/// more.
-pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
-    (roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds()).min(1.0)
+/// more. `None` if it was faster than the GPU's data sheet allows: then its operations or bytes are counted wrong.
+pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> Option<f64> {
+    // Only a data sheet keeps `raised_ceilings` from allowing the measured time.
+    let share = roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds();
+    (share <= 1.0 + 1e-9).then(|| share.min(1.0))
 }
 
-/// The ceilings, raised as far as the timed call shows that they were measured too low.
-pub fn raised_ceilings(kernel: &TimedKernel, ceilings: Ceilings) -> Ceilings {
+/// The ceilings, raised as far as the timed call shows that they were measured too low, but not above `limits`.
+pub fn raised_ceilings(kernel: &TimedKernel, ceilings: Ceilings, limits: Option<&PublishedLimits>) -> Ceilings {
     let from_memory = Ceilings { cache: None, ..ceilings };
     let (cost, seconds) = (kernel.cost, kernel.timed.median_seconds());
     let totals = OpTotals { launches: 1, cost, seconds, ..OpTotals::default() };
-    Ceilings { cache: ceilings.cache, ..from_memory.raised_to(kernel.kernel, &totals, kernel.dtype) }
+    let raised = from_memory.raised_to(kernel.kernel, &totals, kernel.dtype);
+    let raised = limits.map_or(raised, |limits| raised.at_most(&limits.rates));
+    Ceilings { cache: ceilings.cache, ..raised }
 }

@@ -8,6 +8,7 @@ use reel_runtime::OpTotals;
 use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
+use crate::machine::PublishedLimits;
 
 /// All launches of one op in a round, with their total time and work.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,12 +27,16 @@ pub struct OpTime {
     pub bytes: f64,
     /// Least seconds on this machine.
     pub floor: f64,
+    /// Whether the op was faster than the GPU's data sheet allows: then its operations or bytes are counted wrong.
+    pub is_miscounted: bool,
 }
 
-/// The time of each op of a round, longest first. `seconds` is the length of the round.
+/// The time of each op of a round, longest first. `seconds` is the length of the round; `limits` are those of the GPU's
+/// data sheet.
 pub fn op_times(
     totals: &BTreeMap<&'static str, OpTotals>,
     ceilings: &Ceilings,
+    limits: Option<&PublishedLimits>,
     dtype: DType,
     seconds: f64,
 ) -> Vec<OpTime> {
@@ -43,6 +48,7 @@ pub fn op_times(
         flops: t.cost.flops,
         bytes: t.cost.bytes,
         floor: ceilings.roofline_seconds_of_launches(op, t, dtype),
+        is_miscounted: limits.is_some_and(|limits| limits.exceeded_by(op, t, dtype)),
     };
     let mut rows: Vec<OpTime> = totals.iter().map(row).collect();
     rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
@@ -60,9 +66,10 @@ impl OpTime {
         self.bytes / self.seconds
     }
 
-    /// Least possible time divided by the measured time: 1 if the op is as fast as the roofline allows, never more.
-    pub fn roofline_share(&self) -> f64 {
-        (self.floor / self.seconds).min(1.0)
+    /// Least possible time divided by the measured time: 1 if the op is as fast as the roofline allows, never more;
+    /// `None` if its operations or bytes are counted wrong.
+    pub fn roofline_share(&self) -> Option<f64> {
+        (!self.is_miscounted).then(|| (self.floor / self.seconds).min(1.0))
     }
 
     /// This row as `reel bench --json` prints it.
@@ -71,8 +78,14 @@ impl OpTime {
             "op": self.op, "launches": self.launches, "seconds": self.seconds, "share_of_step": self.share,
             "flops": self.flops, "bytes": self.bytes, "gflops_per_second": self.flops_per_second() / 1e9,
             "gigabytes_per_second": self.bytes_per_second() / 1e9, "floor_seconds": self.floor, "share_of_floor": self.roofline_share(),
+            "is_miscounted": self.is_miscounted,
         })
     }
+}
+
+/// A share of the roofline as text; `None`: the operations or bytes are counted wrong.
+pub fn share_text(share: Option<f64>) -> String {
+    share.map_or_else(|| "wrong count".to_string(), |share| format!("{:.1} %", 100.0 * share))
 }
 
 /// The ops as a table of text. Its last line is the share of the round in which no launch ran.
@@ -85,14 +98,14 @@ pub fn op_table(rows: &[OpTime]) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "  {:34} {:>8} {:>11.3} {:>6.1} % {:>10.1} {:>8.1}  {:>5.1} %",
+            "  {:34} {:>8} {:>11.3} {:>6.1} % {:>10.1} {:>8.1}  {:>7}",
             r.op,
             r.launches,
             r.seconds * 1e3,
             100.0 * r.share,
             r.flops_per_second() / 1e9,
             r.bytes_per_second() / 1e9,
-            100.0 * r.roofline_share()
+            share_text(r.roofline_share())
         );
     }
     let rest = 1.0 - rows.iter().map(|r| r.share).sum::<f64>();
@@ -118,14 +131,30 @@ mod tests {
             ("matmul_fwd", op(4e9, 1e6, 2.0)),
             ("linear_log_prob_fwd_bf16", op(2e9, 1e6, 1.0)),
         ]);
-        let rows = op_times(&totals, &ceilings, DType::BF16, 4.0);
+        let rows = op_times(&totals, &ceilings, None, DType::BF16, 4.0);
         assert_eq!(
             rows.iter().map(|r| r.op).collect::<Vec<_>>(),
             ["matmul_fwd", "linear_log_prob_fwd_bf16", "add_bf16"]
         );
         assert_eq!(rows.iter().map(|r| r.share).collect::<Vec<_>>(), [0.5, 0.25, 0.02]);
         // With these ceilings, the rate of bf16 products limits matrix kernels and memory limits all others.
-        assert_eq!(rows.iter().map(OpTime::roofline_share).collect::<Vec<_>>(), [0.5, 0.5, 0.5]);
+        assert_eq!(rows.iter().map(OpTime::roofline_share).collect::<Vec<_>>(), [Some(0.5); 3]);
         assert_eq!((rows[0].flops_per_second(), rows[2].bytes_per_second()), (2e9, 5e7));
+    }
+
+    #[test]
+    fn an_op_that_is_faster_than_the_data_sheet_has_no_share() {
+        let limits = PublishedLimits::of_gpu("NVIDIA H200").unwrap();
+        let op = |bytes: f64| OpTotals {
+            launches: 1,
+            cost: Cost { flops: 0.0, bytes },
+            seconds: 1.0,
+            ..OpTotals::default()
+        };
+        let totals = BTreeMap::from([("add_bf16", op(5.186e12)), ("mul_bf16", op(4.8e12))]);
+        let rows = op_times(&totals, &limits.rates, Some(&limits), DType::BF16, 2.0);
+        assert_eq!(rows.iter().map(OpTime::roofline_share).collect::<Vec<_>>(), [None, Some(1.0)]);
+        assert!(op_table(&rows).contains("wrong count"));
+        assert!(rows[0].json()["share_of_floor"].is_null() && rows[0].json()["is_miscounted"] == true);
     }
 }

@@ -8,7 +8,7 @@ use reel_report::html::{Page, escape_html};
 use reel_report::table::Table;
 
 use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};
-use crate::ops::OpTime;
+use crate::ops::{OpTime, share_text};
 use crate::parts::PartTime;
 use crate::roofline_page::{KernelPoint, roofline_chart, roofline_point};
 use crate::rounds::{MeasuredRounds, result_headline};
@@ -105,7 +105,7 @@ fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
             format!("{:.1}", row.flops_per_second() / 1e9),
             format!("{:.1}", row.bytes_per_second() / 1e9),
             format!("{:.3}", row.floor * 1e3),
-            format!("{:.1} %", 100.0 * row.roofline_share()),
+            share_text(row.roofline_share()),
         ];
         table.row_with(&format!(" id=\"{}\"", escape_html(row.op)), cells);
     }
@@ -180,7 +180,16 @@ mod tests {
     #[test]
     fn page_has_ops_clocks_and_memory() {
         let begun = Instant::now();
-        let row = |op, seconds| OpTime { op, launches: 3, seconds, share: seconds, flops: 1e9, bytes: 1e6, floor: 0.1 };
+        let row = |op, seconds| OpTime {
+            op,
+            launches: 3,
+            seconds,
+            share: seconds,
+            flops: 1e9,
+            bytes: 1e6,
+            floor: 0.1,
+            is_miscounted: false,
+        };
         let sample = |ms, weights, activations| MemorySample {
             at: begun + Duration::from_millis(ms),
             bytes: [weights, 0, 0, activations, 0, 0, 0],

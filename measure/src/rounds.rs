@@ -17,6 +17,7 @@ use serde_json::{Map, Value, json};
 
 use crate::ceilings::{self, Ceilings, RooflineFloor};
 use crate::clocks::{ClockSampler, ClockSummary};
+use crate::machine::PublishedLimits;
 use crate::ops::{self, OpTime};
 use crate::parts::{self, PartTime};
 use crate::{Result, stats, trace};
@@ -64,6 +65,7 @@ pub fn time_rounds(
     let profile = device.profiler();
     // Only the profiled round appears in a trace: recording would slow down the timed rounds.
     profile.record_timeline(false);
+    let limits = PublishedLimits::of_device(device);
     let ceilings = Ceilings::measure(device)?;
     device.reset_peak();
     round()?;
@@ -85,7 +87,7 @@ pub fn time_rounds(
     profile.record_timeline(false);
     let (totals, events) = (profile.totals()?, profile.launch_events()?);
     let fastest = stats::min_median_max(&samples)[0];
-    let ceilings = ceilings_of_round(ceilings, &totals, dtype, fastest);
+    let ceilings = ceilings_of_round(ceilings, limits.as_ref(), &totals, dtype, fastest);
     trace::set_ceilings(ceilings);
     let begun = events.first().map_or_else(Instant::now, |e| e.start);
     let end = |e: &LaunchEvent| Some(e.start + Duration::try_from_secs_f64(e.seconds).ok()?);
@@ -93,7 +95,7 @@ pub fn time_rounds(
     Ok(MeasuredRounds {
         samples,
         handovers,
-        ops: ops::op_times(&totals, &ceilings, dtype, profiled),
+        ops: ops::op_times(&totals, &ceilings, limits.as_ref(), dtype, profiled),
         parts: parts::part_times(&events, &ceilings, dtype),
         profiled,
         launches: (begun, ended - begun),
@@ -106,16 +108,18 @@ pub fn time_rounds(
 }
 
 /// Raises the ceilings as far as the profiled launches or the fastest round, in seconds, show that they were measured
-/// too low.
+/// too low, but not above the data sheet.
 fn ceilings_of_round(
     measured: Ceilings,
+    limits: Option<&PublishedLimits>,
     totals: &BTreeMap<&'static str, OpTotals>,
     dtype: DType,
     fastest: f64,
 ) -> Ceilings {
     let raise = |ceilings: Ceilings, (name, t): (&&'static str, &OpTotals)| ceilings.raised_to(name, t, dtype);
     let raised = totals.iter().fold(measured, raise);
-    raised.raised_to_measured_round(raised.roofline_floor_of_profile(totals, dtype).seconds, fastest)
+    let raised = raised.raised_to_measured_round(raised.roofline_floor_of_profile(totals, dtype).seconds, fastest);
+    limits.map_or(raised, |limits| raised.at_most(&limits.rates))
 }
 
 /// Which op, model, device and sizes were measured.
@@ -140,6 +144,13 @@ impl MeasuredRounds {
     /// The share of the profiled round's time during which a launch ran, 0 to 1.
     pub fn device_busy_share(&self) -> f64 {
         self.ops.iter().map(|o| o.share).sum()
+    }
+
+    /// The least possible time of a round divided by the time `seconds` that one took, at most 1; `None` if an op of
+    /// the round is counted wrong.
+    fn roofline_share(&self, seconds: f64) -> Option<f64> {
+        let is_miscounted = self.ops.iter().any(|op| op.is_miscounted);
+        (!is_miscounted).then(|| (self.floor.seconds / seconds).min(1.0))
     }
 
     /// The result as `reel bench --json` prints it; `more` has additional keys.
@@ -168,7 +179,7 @@ impl MeasuredRounds {
             "flops": self.floor.flops,
             "bytes": self.floor.bytes,
             "roofline": {
-                "share": (self.floor.seconds / median).min(1.0),
+                "share": self.roofline_share(median),
                 "seconds": self.floor.seconds,
                 "gflops_f32": self.ceilings.f32 / 1e9,
                 "gflops_bf16": self.ceilings.bf16 / 1e9,
@@ -214,14 +225,14 @@ pub fn result_headline(result: &Value) -> String {
             format!(", {least:.0} to {most:.0} ns from core to core")
         }
     };
+    let share = ops::share_text(result["roofline"]["share"].as_f64());
     format!(
-        "{}: {:.1} tokens/s ({:.1} to {:.1} over {} rounds){mfu}{busy}, {:.0} % of the roofline of {:.0} GFLOP/s ({}) and {:.1} GB/s{cache}{handover}",
+        "{}: {:.1} tokens/s ({:.1} to {:.1} over {} rounds){mfu}{busy}, {share} of the roofline of {:.0} GFLOP/s ({}) and {:.1} GB/s{cache}{handover}",
         result["op"].as_str().unwrap_or_default(),
         number("/tokens_per_second"),
         number("/min"),
         number("/max"),
         result["n"],
-        100.0 * number("/roofline/share"),
         number(if result["dtype"] == "bf16" { "/roofline/gflops_bf16" } else { "/roofline/gflops_f32" }),
         result["dtype"].as_str().unwrap_or_default(),
         number("/roofline/gigabytes_per_second"),

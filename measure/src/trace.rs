@@ -125,12 +125,13 @@ pub fn set_ceilings(ceilings: Ceilings) {
 }
 
 /// Records each run of kernels that were timed by themselves as a launch, if a trace was started. `machine` is the name
-/// of the GPU or CPU; `roofline_share` is the least possible time of a kernel divided by its median time.
+/// of the GPU or CPU; `roofline_share` is the least possible time of a kernel divided by its median time, `None` if its
+/// operations or bytes are counted wrong.
 pub fn record_timed_kernels(
     device: &'static str,
     machine: &str,
     kernels: &[TimedKernel],
-    roofline_share: impl Fn(&TimedKernel) -> f64,
+    roofline_share: impl Fn(&TimedKernel) -> Option<f64>,
 ) {
     if let Some(log) = log().as_mut() {
         let track = host_track(host_thread_number());
@@ -138,11 +139,11 @@ pub fn record_timed_kernels(
         for kernel in kernels {
             let variant = kernel.variant.map(|variant| format!(" {variant}")).unwrap_or_default();
             let name = format!("{}{variant}", kernel.kernel);
-            let roofline_seconds = roofline_share(kernel) * kernel.timed.median_seconds();
+            let roofline_seconds = roofline_share(kernel).map(|share| share * kernel.timed.median_seconds());
             for run in &kernel.timed.runs {
                 let args = json!({
                     "flops": kernel.cost.flops, "bytes": kernel.cost.bytes,
-                    "share_of_ceiling": (roofline_seconds / run.seconds).min(1.0), "size": kernel.size,
+                    "share_of_ceiling": roofline_seconds.map(|least| (least / run.seconds).min(1.0)), "size": kernel.size,
                 });
                 let call = log.slice(&name, track, run.start, run.seconds, json!({}));
                 calls.push((call, log.slice(&name, LAUNCHES, run.start, run.seconds, args)));

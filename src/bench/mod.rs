@@ -13,7 +13,9 @@ use reel_kernels::catalogue::Sizes;
 use reel_measure::ceilings::Ceilings;
 use reel_measure::clocks::{ClockSampler, ClockSummary};
 use reel_measure::counters::{self, KernelCounters};
+use reel_measure::machine::PublishedLimits;
 use reel_measure::op::{op_timers, raised_ceilings, roofline_seconds, roofline_share, unknown_size_error};
+use reel_measure::ops::share_text;
 use reel_measure::rollout::{self, RolloutShape};
 use reel_measure::rounds::{self, BenchSubject, MeasuredRounds, hardware_json};
 use reel_measure::timing::{TimedKernel, TimingDevice};
@@ -257,6 +259,10 @@ struct OpArgs {
     /// On cuda: do not read the GPU's counters, which takes a second process with NVIDIA's ncu
     #[arg(long)]
     no_counters: bool,
+    /// Only launch the op: neither measure ceilings nor print anything. `ncu` runs this command, and counts every
+    /// launch
+    #[arg(long, hide = true)]
+    launch_only: bool,
 }
 
 impl PrefillArgs {
@@ -462,6 +468,10 @@ impl OpArgs {
         let dtype = common.dtype.map(common::DtypeName::to_dtype);
         let runs = self.runs as usize;
         let timers = op_timers(&self.name, &sizes, dtype, runs, self.variants, &device, &timing_device)?;
+        if self.launch_only {
+            return timers.into_iter().try_for_each(|timer| Ok(timer().map(drop)?));
+        }
+        let limits = PublishedLimits::of_device(&device);
         let mut ceilings = Ceilings::measure(&device)?;
         let sampler = ClockSampler::start_on_gpu_of(&device, Duration::from_millis(20));
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
@@ -469,15 +479,15 @@ impl OpArgs {
             match timer() {
                 Ok(timed) => {
                     for row in timed {
-                        ceilings = raised_ceilings(&row, ceilings);
+                        ceilings = raised_ceilings(&row, ceilings, limits.as_ref());
                         if !common.json {
                             // The head comes with the first row, so that a failing command prints nothing on stdout.
                             if rows.is_empty() {
                                 output::print_line(format!("{}  of roofline", TimedKernel::table_header()))?;
                             }
-                            let share = 100.0 * roofline_share(&row, &ceilings);
+                            let share = share_text(roofline_share(&row, &ceilings));
                             let variant = row.variant.map(|v| format!("  {v}")).unwrap_or_default();
-                            output::print_line(format!("{}  {share:5.1} %{variant}", row.table_row()))?;
+                            output::print_line(format!("{}  {share:>7}{variant}", row.table_row()))?;
                         }
                         rows.push(row);
                     }
@@ -529,7 +539,7 @@ impl OpArgs {
             return Vec::new();
         };
         let mut arguments: Vec<String> =
-            ["bench", "op", &self.name, "--runs", "1", "--no-counters"].map(String::from).into();
+            ["bench", "op", &self.name, "--runs", "1", "--launch-only"].map(String::from).into();
         arguments.extend(self.sizes.iter().flat_map(|(key, value)| ["--size".into(), format!("{key}={value}")]));
         arguments.extend(self.variants.then(|| "--variants".to_string()));
         arguments.extend(common.device.iter().flat_map(|device| ["--device".into(), device.clone()]));

@@ -5,6 +5,8 @@ use clap::Args;
 use reel_kernels::bench::shortest_copy_seconds;
 use reel_kernels::catalogue::ExampleCall;
 use reel_measure::catalogue::{example_calls_with_folders, find_example_calls};
+use reel_measure::machine::PublishedLimits;
+use reel_measure::ops::share_text;
 use reel_measure::timing::{TimedKernel, TimingDevice};
 use reel_measure::trace;
 use serde_json::{Value, json};
@@ -50,30 +52,31 @@ impl KernelsBenchArgs {
             TimedKernel::table_header()
         );
         let (name, sm) = (gpu.name().to_string(), gpu.sm_name());
+        let most = PublishedLimits::of_gpu(&name).map_or(f64::INFINITY, |limits| limits.rates.bytes);
+        let rate = |row: &TimedKernel| row.cost.bytes / row.timed.median_seconds();
+        // No share: the kernel seems faster than the data sheet, so its bytes are counted wrong.
+        let share = |row: &TimedKernel, bandwidth: f64| (rate(row) <= bandwidth).then(|| rate(row) / bandwidth);
         let timing_device = TimingDevice::for_gpu(gpu);
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
         for example in &examples {
             match timing_device.time_kernel(example, self.runs as usize) {
                 Ok(row) => {
                     // A kernel that moves bytes faster than the copy shows that the bandwidth was measured too low.
-                    let rate = row.cost.bytes / row.timed.median_seconds();
-                    bandwidth = bandwidth.max(rate);
+                    bandwidth = bandwidth.max(rate(&row)).min(most);
                     if !common.json {
                         // The head comes with the first row, so that a failing command prints nothing on stdout.
                         if rows.is_empty() {
                             output::print_line(&head)?;
                         }
-                        let share = rate / bandwidth;
-                        output::print_line(format!("{}  {:5.1} %", row.table_row(), 100.0 * share))?;
+                        let share = share_text(share(&row, bandwidth));
+                        output::print_line(format!("{}  {share:>7}", row.table_row()))?;
                     }
                     rows.push(row);
                 }
                 Err(e) => problems.push(format!("{}: {e}", example.launch.kernel.name)),
             }
         }
-        trace::record_timed_kernels("cuda", &name, &rows, |row| {
-            (row.cost.bytes / bandwidth / row.timed.median_seconds()).min(1.0)
-        });
+        trace::record_timed_kernels("cuda", &name, &rows, |row| share(row, bandwidth));
         if common.json && !rows.is_empty() {
             let kernels: Vec<Value> = rows.iter().map(TimedKernel::json).collect();
             output::print_json(&json!({

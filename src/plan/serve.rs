@@ -12,14 +12,15 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use clap::Args;
 use reel_engine::Engine;
+use reel_model::config::TextConfig;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, Device};
-use reel_train::plan::{PhaseCosts, RowShape};
+use reel_runtime::{Cx, DType, Device};
+use reel_train::plan::{OpCosts, PhaseCosts, RowShape};
 use serde_json::json;
 
 use super::table::{self, DryRunCounts, Wording, duration};
-use super::{Sizes, count_keys, refuse_new_tokens, request};
+use super::{Sizes, refuse_new_tokens, request};
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 use crate::model::QuantizeFlag;
@@ -156,6 +157,23 @@ impl PlanServeArgs {
             checkpoint: None,
         };
         Ok((counts, ServingPlan { batch, kv_bytes, blocks, sequences, decoding }))
+    }
+}
+
+/// Makes the attention of a decode step, which was counted at the begin of the answers, count `keys` keys of all
+/// sequences together.
+fn count_keys(decode: &mut OpCosts, text: &TextConfig, dtype: DType, keys: f64) {
+    let layers = text.num_hidden_layers as f64;
+    let (flops_per_key, bytes_per_key) = (
+        4.0 * layers * (text.num_attention_heads * text.head_dim) as f64,
+        2.0 * layers * (text.num_key_value_heads * text.head_dim * dtype.size()) as f64,
+    );
+    for totals in decode.iter_mut().filter(|(op, _)| op.starts_with("paged_attention")).map(|(_, totals)| totals) {
+        let counted = totals.cost.flops / flops_per_key;
+        let before = totals.cost;
+        totals.cost.flops = keys * flops_per_key;
+        totals.cost.bytes -= (counted - keys) * bytes_per_key;
+        totals.planned.scale(totals.cost.flops / before.flops, totals.cost.bytes / before.bytes);
     }
 }
 

@@ -119,7 +119,7 @@ pub fn ceilings_json(machine: &MachineSpec) -> Value {
     let record = record_of_gpu(&machine.name);
     json!({
         "flops_f32": machine.ceilings.f32, "flops_bf16": machine.ceilings.bf16, "bytes_per_second": machine.ceilings.bytes,
-        "source": machine.source, "record": record.map(|r| &r.record),
+        "source": machine.source, "records": record.map(|r| &r.records),
         "model": record.map(|r| json!({
             "streaming_share": r.streaming_share(&machine.ceilings), "memory_latency": kernel_model::MEMORY_LATENCY,
             "launch_gap": kernel_model::LAUNCH_GAP, "l2_bytes_per_second": kernel_model::L2_BANDWIDTH,
@@ -255,7 +255,8 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     let all: f64 = lines.iter().map(|l| l.price.seconds).sum();
     let percent = |wanted: &dyn Fn(&Price) -> bool| {
         let some: f64 = lines.iter().filter(|l| wanted(&l.price)).map(|l| l.price.seconds).sum();
-        100.0 * some / all
+        // An empty sum is -0.
+        (100.0 * some / all).abs()
     };
     let by_record = |p: &Price, changed: bool| {
         p.basis == Basis::Record && p.recorded.as_ref().is_some_and(|r| r.changed || r.similar.is_some()) == changed
@@ -266,7 +267,7 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
          of the bandwidth (the share of plain copies in that record), {:.0} ns of latency, {:.1} us per launch",
         percent(&|p| by_record(p, false)),
         machine.name,
-        record.record,
+        record.records.join(", "),
         percent(&|p| by_record(p, true)),
         percent(&|p| p.basis == Basis::Model),
         100.0 * record.streaming_share(&machine.ceilings),

@@ -56,8 +56,9 @@
 //! # Bound
 //! Multiply-adds in f32 (f32, and bf16 on a CPU without a unit for it) or matrix products of bf16: per pair of query
 //! and key `4 * head_dim` operations forward and `10 * head_dim` backward. On tensor cores the backward pass needs that
-//! few only with a workspace and without prefixes, otherwise `14 * head_dim`. With the workspace the sums of `dq`
-//! pass from key tile to key tile (128 or 64 keys) through L2, 8 bytes per element each time.
+//! few only with a workspace, without prefixes and with many tokens ([`crate::tuning`]), otherwise `14 * head_dim`.
+//! With the workspace the sums of `dq` pass from key tile to key tile (128 or 64 keys) through L2, 8 bytes per element
+//! each time.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
@@ -328,8 +329,8 @@ pub fn test_shapes() -> Vec<PackedBatch> {
     ]
 }
 
-/// Batches whose gradients the tensor-core kernels compute by tiles of 128 keys: with many sequences, most of them
-/// empty, the plan of the backward pass counts enough blocks to choose these tiles.
+/// Batches whose gradients the checks compute by tiles of 128 keys, too: with many sequences, most of them empty, the
+/// plan counts many blocks.
 pub fn wide_tile_test_shapes() -> Vec<PackedBatch> {
     let many = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| PackedBatch {
         lengths: [&[0; 120], lengths, &[0; 90]].concat(),

@@ -107,11 +107,20 @@ pub enum KeyTiles {
 
 /// Plans the launches of kernel `attention_bwd_bf16`.
 pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
-    // Wide tiles need a sequence of more than 64 tokens, and must keep every multiprocessor busy.
+    let choices = tuning::choices(arch);
+    // In sequences of up to 64 tokens no sum of dq is passed on, and no tile is wide.
+    if p.max_seqlen as u64 <= ROWS {
+        return bwd_bf16_with(p, arch, KeyTiles::Narrow);
+    }
+    // Wide tiles must keep every multiprocessor busy.
     let blocks = slots(p.tokens, p.seqs, p.max_seqlen, WIDE) * p.kv_heads as u64;
-    let least = tuning::choices(arch).attention_bwd_wide_blocks_per_2_multiprocessors;
-    let wide = p.max_seqlen as u64 > ROWS && 2 * blocks >= least * arch.multiprocessors as u64;
-    bwd_bf16_with(p, arch, if wide { KeyTiles::Wide } else { KeyTiles::Narrow })
+    let wide = 2 * blocks >= choices.attention_bwd_wide_blocks_per_2_multiprocessors * arch.multiprocessors as u64;
+    let tiles = match () {
+        () if p.tokens <= choices.attention_bwd_separate_dq_max_tokens => KeyTiles::SeparateDq,
+        () if wide => KeyTiles::Wide,
+        () => KeyTiles::Narrow,
+    };
+    bwd_bf16_with(p, arch, tiles)
 }
 
 /// Plans the launches of kernel `attention_bwd_bf16` with the given tiles, or with the nearest that the call and the

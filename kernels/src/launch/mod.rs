@@ -6,11 +6,13 @@
 //! CUDA source and plan. A plan turns a call into the CUDA launches ([`Stage`]) for a GPU.
 
 mod params;
+mod row_keys;
 mod source;
 mod stage;
 mod table;
 
 pub use params::{Addr, CType, ParamField, Params, TensorMapSlot};
+pub use row_keys::{CostOfKeys, RowKeys};
 pub use source::Source;
 pub use stage::{Arch, Stage, TensorMapError};
 pub use table::{AddressTable, ArrayEntry, Chunk, chunks};
@@ -92,8 +94,11 @@ pub struct KernelLaunch {
     pub kernel: &'static Kernel,
     /// The kernel's parameter struct as bytes.
     pub params: Box<[u8]>,
-    /// The floating-point operations and bytes of memory traffic that the call needs at least.
+    /// The floating-point operations and bytes of memory traffic that the call needs at least; with `keys`, if its rows
+    /// have as many keys as they may have.
     pub cost: Cost,
+    /// What the keys of its rows add to `cost`, if their number changes while the launch is captured.
+    pub keys: Option<CostOfKeys>,
     /// The operands that are tables of further operands: the names of their parameters, and their contents.
     pub tables: Vec<(&'static str, AddressTable)>,
 }
@@ -139,7 +144,7 @@ impl Launch {
         tables: Vec<(&'static str, AddressTable)>,
     ) -> Launch {
         debug_assert_eq!(kernel.params_size, size_of::<P>(), "{}", kernel.name);
-        Launch::Kernel(KernelLaunch { kernel, params: bytemuck::bytes_of(params).into(), cost, tables })
+        Launch::Kernel(KernelLaunch { kernel, params: bytemuck::bytes_of(params).into(), cost, keys: None, tables })
     }
 
     /// The name of the launched kernel or matrix product in profiles.
@@ -161,8 +166,19 @@ impl Launch {
         }
     }
 
-    /// The floating-point operations and bytes of memory traffic that the launch needs at least.
+    /// The floating-point operations and bytes of memory traffic that the launch needs at least, with the keys that its
+    /// rows have now.
     pub fn cost(&self) -> Cost {
+        let unused = match self {
+            Launch::Kernel(KernelLaunch { keys: Some(keys), .. }) => keys.unused(),
+            _ => Cost::default(),
+        };
+        let Cost { flops, bytes } = self.max_cost();
+        Cost { flops: flops - unused.flops, bytes: bytes - unused.bytes }
+    }
+
+    /// [`Self::cost`] with as many keys as its rows may have.
+    pub fn max_cost(&self) -> Cost {
         match self {
             Launch::Kernel(k) => k.cost,
             Launch::Matmul(m) => m.cost(),

@@ -48,7 +48,7 @@ mod cpu;
 mod examples;
 
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
+use crate::launch::{CostOfKeys, RowKeys, kernel_for_dtype};
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 /// Tokens per page of the KV caches that the engine allocates; also the number of keys that the CUDA and CPU kernels
@@ -272,6 +272,19 @@ pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
     let bytes = 2.0 * (params.tokens as f64 * heads + keys * kv_heads) * d * dtype.size() as f64;
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
+}
+
+/// Makes the launch of a decode step, in which each sequence has one new token. `rows` count the keys of the sequences,
+/// which have at most `max_keys` each; the cost follows them when the launch is captured.
+pub fn decode(dtype: DType, params: &Params, max_keys: usize, rows: RowKeys) -> Launch {
+    let max_keys = params.seqs as f64 * max_keys as f64;
+    let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
+    let of_one = Cost { flops: 4.0 * d * heads, bytes: 2.0 * kv_heads * d * dtype.size() as f64 };
+    let mut launch = fwd(dtype, params, max_keys, max_keys);
+    if let Launch::Kernel(launch) = &mut launch {
+        launch.keys = Some(CostOfKeys { rows, max_keys, of_one });
+    }
+    launch
 }
 
 /// Returns two numbers: the (new token, key) pairs that one head computes, and the keys of all sequences. A sequence

@@ -1,7 +1,7 @@
 //! Plans the products whose sums are divided among the blocks of clusters (`cluster.cuh`, compute capability 9.0).
 
 use super::{Fixed, NORM_BYTES, Operands, Operation, Scheme, Symbols, WARPS};
-use crate::{Arch, Stage, tuning};
+use crate::{Arch, Stage};
 
 /// Blocks of a cluster.
 const BLOCKS: u32 = 8;
@@ -23,7 +23,7 @@ pub(super) fn stage(
     operands: Operands,
     fixed: Fixed,
 ) -> Option<Stage> {
-    let wants = fixed.scheme.unwrap_or(tuning::choices(arch).skinny_scheme) == Scheme::Clusters;
+    let wants = op.scheme(arch, fixed) == Scheme::Clusters;
     let aligned = [op.x, op.norm].iter().all(|a| a.0.is_multiple_of(16)) && op.has_aligned_weights(operands);
     let symbol = symbols.cluster.filter(|_| wants && aligned && arch.clusters_of_8 > 0 && op.m > 0 && units > 0)?;
     let clusters = arch.clusters_of_8.min(units);

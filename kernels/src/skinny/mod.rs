@@ -25,10 +25,10 @@
 //! Memory-bound by reading the weight. [`Scheme`] names the ways to divide a product among blocks, which have the same
 //! bits; the table of [`crate::tuning`] chooses between them, and between blocks of 16 and 32 columns.
 //!
-//! - Clusters (`cluster.cuh`), bf16 x on compute capability 9.0: eight blocks divide the sums over k of up to 320 rows
-//!   of the weights, and x is read once for each of these steps, with a norm once more. For a 7B model on an H100 that
-//!   adds 0.4 % to the bytes of the weight with one row, 6 % with 16, and 20 to 25 % with 64 (41 % with a norm and few
-//!   columns).
+//! - Clusters (`cluster.cuh`), bf16 x of more than 16 rows, and `qkv` with any number, on compute capability 9.0: eight
+//!   blocks divide the sums over k of up to 320 rows of the weights, and x is read once for each of these steps, with a
+//!   norm once more. For a 7B model on an H100 that adds 0.4 % to the bytes of the weight with one row, 6 % with 16,
+//!   and 20 to 25 % with 64 (41 % with a norm and few columns).
 //! - Blocks (`sm80.cu`), all else: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a
 //!   GPU with little shared memory, neighbouring blocks read the same part of the weight, all but one from L2. Every
 //!   block of 16 columns of y (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as
@@ -42,7 +42,8 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, rope_kv_write, tuning};
+use crate::tuning::{self, WideBlocks};
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, rope_kv_write};
 use bytemuck::Zeroable;
 
 params! {
@@ -208,13 +209,15 @@ struct Operands {
     max_rows: u32,
     /// Bytes of an element of the weight.
     weight_bytes: u64,
+    /// When blocks have twice as many columns.
+    wide_blocks: fn(&WideBlocks) -> [u64; 2],
 }
 
-const BF16: Operands = Operands { x_units: 1, max_rows: 64, weight_bytes: 2 };
-const BF16_LOGITS: Operands = Operands { x_units: 1, max_rows: 32, weight_bytes: 2 };
-const F32: Operands = Operands { x_units: 2, max_rows: 16, weight_bytes: 2 };
-const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32, weight_bytes: 1 };
-const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16, weight_bytes: 1 };
+const BF16: Operands = Operands { x_units: 1, max_rows: 64, weight_bytes: 2, wide_blocks: |w| w.bf16 };
+const BF16_LOGITS: Operands = Operands { max_rows: 32, ..BF16 };
+const F32: Operands = Operands { x_units: 2, max_rows: 16, weight_bytes: 2, wide_blocks: |w| w.f32 };
+const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32, weight_bytes: 1, wide_blocks: |w| w.int8 };
+const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16, weight_bytes: 1, wide_blocks: |w| w.f32 };
 
 /// The symbols of a kernel with one number of tiles of 8 weight rows a block.
 #[derive(Clone, Copy)]
@@ -328,9 +331,16 @@ struct Operation<'a> {
     k: u32,
     norm: Addr,
     weights: &'a [Addr],
+    /// Whether these are the projections to queries, keys and values.
+    qkv: bool,
 }
 
 impl Operation<'_> {
+    /// How blocks divide the product.
+    fn scheme(&self, arch: &Arch, fixed: Fixed) -> Scheme {
+        fixed.scheme.unwrap_or_else(|| tuning::choices(arch).skinny_scheme(self.m, self.qkv))
+    }
+
     /// Whether 16-byte units of the weights are aligned and whole.
     fn has_aligned_weights(&self, operands: Operands) -> bool {
         let whole = (u64::from(self.k) * operands.weight_bytes).is_multiple_of(16);
@@ -351,7 +361,7 @@ fn stage(
     if op.m == 0 || column_blocks == 0 {
         return Vec::new();
     }
-    let wants_bulk = fixed.scheme.unwrap_or(tuning::choices(arch).skinny_scheme) == Scheme::Bulk;
+    let wants_bulk = op.scheme(arch, fixed) == Scheme::Bulk;
     let bulk = symbols.bulk.filter(|_| wants_bulk && op.has_aligned_weights(operands) && arch.sm >= 90);
     let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
     let units = |rows: u32| rows / 8 * operands.x_units;
@@ -394,7 +404,7 @@ fn stage(
 /// Plans the blocks of all heads. A block of 16 columns has 8 of each half of a head.
 fn qkv_geometry(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
     let units = (p.heads + 2 * p.kv_heads) * (p.head_dim / 2).div_ceil(8);
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v] };
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v], qkv: true };
     if let Some(stage) = cluster::stage(&op, arch, symbols, [units, 2], operands, fixed) {
         return vec![stage];
     }
@@ -402,20 +412,20 @@ fn qkv_geometry(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: Operands
 }
 
 /// Plans the blocks of one product or of swiglu. If there are two symbols, the second one has blocks of twice as many
-/// columns. It is used if its grid still fills the GPU ([`tuning::Choices`]); with more than 16 rows, which each block
-/// reads again, a smaller grid is enough.
+/// columns. It is used if its grid still fills the GPU ([`WideBlocks`]); with more than 16 rows, which each block reads
+/// again, a smaller grid is enough.
 fn geometry(p: &Params, arch: &Arch, symbols: &[Symbols], operands: Operands, fixed: Fixed) -> Vec<Stage> {
     // Only swiglu has two weights, and it has no wide blocks.
     let weights = if symbols.len() == 1 { 2 } else { 1 };
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2] };
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2], qkv: false };
     if let Some(stage) = cluster::stage(&op, arch, symbols[0], [p.n.div_ceil(8), weights], operands, fixed) {
         return vec![stage];
     }
     let narrow_blocks = p.n.div_ceil(COLUMNS);
     let &[narrow, wide] = symbols else { return stage(&op, arch, symbols[0], narrow_blocks, operands, fixed) };
     let wide_blocks = p.n.div_ceil(2 * COLUMNS);
-    let [few, many] = tuning::choices(arch).skinny_wide_blocks_per_4_multiprocessors;
-    let enough = if p.m > 16 { many } else { few };
+    let [few, many] = (operands.wide_blocks)(&tuning::choices(arch).skinny_wide_blocks);
+    let enough = if p.m > tuning::FEW_ROWS { many } else { few };
     let fills = 4 * u64::from(wide_blocks) >= enough * u64::from(arch.multiprocessors);
     if fixed.wide.unwrap_or(fills) {
         stage(&op, arch, wide, wide_blocks, operands, fixed)

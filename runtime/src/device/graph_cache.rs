@@ -109,7 +109,7 @@ impl GraphCache {
         let state = slice(0, rows)?;
         let whole = self.device.capture(state.clone(), || launch(&state))?;
         let threads = if self.device.kernels() == Kernels::Cpu { self.device.threads().min(rows) } else { 1 };
-        let (cost, launches) = (whole.cost(), whole.launch_count() as f64);
+        let (cost, launches) = (whole.max_cost(), whole.launch_count() as f64);
         if threads < 2 || cost.flops > SPLIT_MAX_FLOPS * launches || cost.bytes > SPLIT_MAX_BYTES * launches {
             return Ok(Step::Whole(whole));
         }

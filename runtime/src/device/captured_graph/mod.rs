@@ -53,9 +53,10 @@ impl CapturedGraph {
         self.launches.len()
     }
 
-    /// The operations and bytes of one replay, from the cost functions of its kernels.
-    pub fn cost(&self) -> Cost {
-        let sum = |f: fn(&Cost) -> f64| self.launches.iter().map(|launch| f(&launch.cost())).sum();
+    /// The operations and bytes of one replay, from the cost functions of its kernels, with as many keys as the rows
+    /// may have.
+    pub fn max_cost(&self) -> Cost {
+        let sum = |f: fn(&Cost) -> f64| self.launches.iter().map(|launch| f(&launch.max_cost())).sum();
         Cost { flops: sum(|c| c.flops), bytes: sum(|c| c.bytes) }
     }
 

@@ -1,8 +1,8 @@
 use super::*;
-use crate::attention::{BwdParams, FwdParams};
+use crate::Arch;
+use crate::attention::FwdParams;
 use crate::checks::{normal_numbers, on_sim, simulated_stages};
 use crate::simulate::{self, SimulatedStage};
-use crate::{Arch, Launch};
 use reel_sim::exec::ExecOptions;
 use reel_sim::memory::SimMemory;
 

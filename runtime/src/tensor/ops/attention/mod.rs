@@ -17,6 +17,7 @@
 
 use std::sync::Arc;
 
+use reel_kernels::launch::RowKeys;
 use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::{Addr, DType, attention as packed, paged_attention as paged};
 
@@ -329,6 +330,8 @@ pub struct KvPages {
     slots: Tensor,          // i32 [new tokens]
     // i32 [new tokens, counters_per_token] zeros, by which a decode step merges segments of keys in one launch.
     counters: Option<Tensor>,
+    // The keys of the rows of a decode step; `kv_lens` has as many as each may have.
+    row_keys: Option<RowKeys>,
 }
 
 impl KvPages {
@@ -366,16 +369,18 @@ impl KvPages {
             tables: Tensor::from_i32(device, &[sequences.len(), width], &tables)?,
             slots: Tensor::from_i32(device, &[slots.len()], &slots)?,
             counters: None,
+            row_keys: None,
             kv_lens,
         })
     }
 
     /// The block tables of a decode step, in which each of `R` rows (sequences) has one new token. Its three tensors
     /// are already in device memory: `lens` i32 `[R]`, `tables` i32 `[R, width]`, and `slots` i32 `[R]`. `max_keys`
-    /// is the maximum number of keys of a row. `counters` are those of [`super::DecodeRows::keep_attention_counters`].
+    /// is the maximum number of keys of a row, and `keys` counts them. `counters` are those of
+    /// [`super::DecodeRows::keep_attention_counters`].
     pub(super) fn for_decode_rows(
         rows: &CuSeqlens,
-        max_keys: usize,
+        (max_keys, keys): (usize, &RowKeys),
         [lens, tables, slots]: [&Tensor; 3],
         counters: Option<&Tensor>,
     ) -> KvPages {
@@ -386,6 +391,7 @@ impl KvPages {
             tables: tables.clone(),
             slots: slots.clone(),
             counters: counters.cloned(),
+            row_keys: Some(keys.clone()),
         }
     }
 }
@@ -481,8 +487,14 @@ fn paged_attention_into(
         bytes => Some(Tensor::empty(cx.device(), &[bytes / 4], DType::F32, MemoryCategory::Workspace)?),
     };
     let p = paged::Params { workspace: workspace.as_ref().map_or(Addr::NULL, Tensor::addr), ..p };
-    let (pairs, keys) = paged::query_key_pairs_and_keys(pages.new.lengths().zip(pages.kv_lens.iter().copied()));
-    cx.launch(&paged::fwd(q.dtype(), &p, pairs, keys))?;
+    cx.launch(&match &pages.row_keys {
+        Some(rows) => paged::decode(q.dtype(), &p, p.max_kv_len as usize, rows.clone()),
+        None => {
+            let sequences = pages.new.lengths().zip(pages.kv_lens.iter().copied());
+            let (pairs, keys) = paged::query_key_pairs_and_keys(sequences);
+            paged::fwd(q.dtype(), &p, pairs, keys)
+        }
+    })?;
     Ok(o)
 }
 

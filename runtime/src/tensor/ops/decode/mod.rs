@@ -2,6 +2,7 @@
 //! (token, position, length, block table) is updated there, so the host can enqueue a step, or replay it as a
 //! captured graph, before it has read the tokens of the previous step.
 
+use reel_kernels::launch::RowKeys;
 use reel_kernels::paged_attention::{BLOCK_TOKENS, counters_per_token};
 use reel_kernels::{Addr, DType, advance as kernel};
 
@@ -52,6 +53,7 @@ pub struct DecodeRows {
     adapters: Option<Tensor>,          // i32 [R]
     counters: Option<Tensor>,          // i32 [R, counters_per_token]
     seqs: CuSeqlens,
+    keys: RowKeys, // as `kv_lens`, on the host
 }
 
 impl DecodeRows {
@@ -71,6 +73,7 @@ impl DecodeRows {
             adapters: None,
             counters: None,
             seqs: CuSeqlens::from_lengths(device, &vec![1; rows])?,
+            keys: RowKeys::new(rows),
         })
     }
 
@@ -147,15 +150,15 @@ impl DecodeRows {
             counters: self.counters.as_ref().map(part).transpose()?,
             // Every row has one new token.
             seqs: self.seqs.first_sequences(rows)?,
+            keys: self.keys.range(first, rows),
         })
     }
 
-    /// The block tables of the rows. The cost estimates of launches that use these tables assume that every row has
-    /// the maximum number of keys.
+    /// The block tables of the rows. The costs of launches that use these tables follow the rows' numbers of keys.
     pub fn kv_pages(&self) -> KvPages {
         let max_keys = self.max_blocks() * BLOCK_TOKENS;
         let rows = [&self.kv_lens, &self.tables, &self.slots];
-        KvPages::for_decode_rows(&self.seqs, max_keys, rows, self.counters.as_ref())
+        KvPages::for_decode_rows(&self.seqs, (max_keys, &self.keys), rows, self.counters.as_ref())
     }
 
     /// Assigns sequences to the rows from `first` on. Takes effect after the launches made so far.
@@ -207,6 +210,7 @@ impl DecodeRows {
         if let Some(adapters) = &self.adapters {
             write(adapters, &|s| s.adapter)?;
         }
+        self.keys.range(first, n).assign(slots.iter().map(|s| (s.keys, s.limit)));
         if let Some((tokens, lens)) = &self.history {
             write(lens, &|s| s.history.len() as i32)?;
             tokens.rows(first, n)?.write(&history)?;
@@ -236,7 +240,14 @@ impl DecodeRows {
     /// A range beyond the last row.
     pub fn clear(&self, first: usize, rows: usize) -> Result<()> {
         self.kv_lens.rows(first, rows)?.write(&vec![0i32; rows])?;
+        self.keys.range(first, rows).assign(std::iter::repeat_n((0, 0), rows));
         self.slots.rows(first, rows)?.write(&vec![-1i32; rows])
+    }
+
+    /// Counts a step over these rows that was enqueued with [`Self::advance`], directly or as part of a captured graph:
+    /// the costs of the next step's launches have its number of keys.
+    pub fn count_step(&self) {
+        self.keys.advance();
     }
 
     /// Ends a step: appends the sampled tokens `chosen` (i32 `[R]`) to the rows that have a sequence, see
