@@ -26,6 +26,8 @@ pub struct OpTime {
     pub bytes: f64,
     /// Least seconds on this machine.
     pub floor: f64,
+    /// Whether the operations need more time than the bytes.
+    pub is_bound_by_arithmetic: bool,
 }
 
 /// The time of each op of a round, longest first. `seconds` is the length of the round.
@@ -43,6 +45,7 @@ pub fn op_times(
         flops: t.cost.flops,
         bytes: t.cost.bytes,
         floor: ceilings.roofline_seconds_of_launches(op, t, dtype),
+        is_bound_by_arithmetic: ceilings.is_bound_by_arithmetic(op, t, dtype),
     };
     let mut rows: Vec<OpTime> = totals.iter().map(row).collect();
     rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
