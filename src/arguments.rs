@@ -5,6 +5,7 @@
 //! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, and no unknown
 //!   option.
 //! - A switch of a training command may have a value, as in TRL: `--temporal true`.
+//! - An option that takes one value is refused if it is given twice; a switch without a value may be repeated.
 //! - `--help` of a subcommand lists those common options that have an effect there. All are accepted everywhere.
 
 use std::any::TypeId;
@@ -54,6 +55,25 @@ pub fn refuse_other_encodings(words: &[OsString]) -> anyhow::Result<()> {
     Err(bad_usage(&option, format!("is {value}, which is not UTF-8"), "rename the file or folder"))
 }
 
+/// Refuses an option of several commands, such as `--seed`, that is given twice. Before and after the name of a
+/// subcommand, the parser takes it for two options and would keep one of the values.
+pub fn refuse_repeated_common_options(words: &[OsString], root: &Command) -> anyhow::Result<()> {
+    let texts = words.iter().skip(1).take_while(|word| *word != "--").filter_map(|word| word.to_str());
+    let given: Vec<&str> = texts.filter_map(|word| word.strip_prefix("--")?.split('=').next()).collect();
+    let commands = std::iter::once(root).chain(root.get_subcommands());
+    let common =
+        commands.flat_map(Command::get_arguments).filter(|a| a.is_global_set() && a.get_action().takes_values());
+    for option in common {
+        let aliases = option.get_all_aliases().unwrap_or_default();
+        let is_option = |word: &&&str| option.get_long() == Some(**word) || aliases.contains(*word);
+        if given.iter().filter(is_option).count() > 1 {
+            let name = format!("--{}", option.get_long().unwrap_or_default());
+            return Err(bad_usage(&name, "is given more than once", "give it once"));
+        }
+    }
+    Ok(())
+}
+
 /// Returns the parser with these changes.
 pub fn adapt(root: Command) -> Command {
     let common: Vec<Arg> = root.get_arguments().filter(|a| a.is_global_set()).cloned().collect();
@@ -101,6 +121,10 @@ fn adapt_argument(argument: Arg, is_option: impl Fn(&str) -> bool) -> Arg {
     aliases.retain(|alias| own.as_ref().is_some_and(|own| own != alias));
     let argument = argument.aliases(aliases);
     match argument.get_action() {
+        ArgAction::SetTrue => {
+            let id = argument.get_id().clone();
+            argument.overrides_with(id)
+        }
         ArgAction::Set if argument.get_value_parser().type_id() == TypeId::of::<bool>() => {
             argument.value_parser(BoolishValueParser::new()).hide_possible_values(true)
         }
@@ -265,6 +289,54 @@ mod tests {
             let m =
                 parse(&format!("reel grpo {value} --packing_not_given").replace(" --packing_not_given", "")).unwrap();
             assert_eq!(m.subcommand_matches("grpo").unwrap().get_flag("temporal"), wanted, "{value}");
+        }
+    }
+
+    /// Every option of every command that takes one value is refused if it is given twice, and the message names it.
+    /// Switches may be repeated.
+    #[test]
+    fn options_given_twice_are_refused() {
+        use clap::error::{ContextKind, ContextValue, ErrorKind};
+        fn check(command: &Command, checked: &mut usize) {
+            for argument in command.get_arguments().filter(|a| a.get_long().is_some()) {
+                let (long, action) = (argument.get_long().unwrap(), argument.get_action());
+                let value = match argument.get_possible_values().first() {
+                    Some(value) => value.get_name().to_string(),
+                    None => "1".into(),
+                };
+                let word = if action.takes_values() { format!("--{long}={value}") } else { format!("--{long}") };
+                let parsed = command.clone().try_get_matches_from(["reel", &word, &word]);
+                let name = |e: &clap::Error| match e.get(ContextKind::InvalidArg) {
+                    Some(ContextValue::String(name)) => name.starts_with(&format!("--{long}")),
+                    _ => false,
+                };
+                let is_twice = parsed.is_err_and(|e| e.kind() == ErrorKind::ArgumentConflict && name(&e));
+                // The parser of some values refuses the value before it sees the second one.
+                let fits = !matches!(command.clone().try_get_matches_from(["reel", &word]),
+                    Err(e) if matches!(e.kind(), ErrorKind::ValueValidation | ErrorKind::WrongNumberOfValues));
+                if fits {
+                    assert_eq!(is_twice, matches!(action, ArgAction::Set), "{} --{long}", command.get_name());
+                    *checked += usize::from(is_twice);
+                }
+            }
+            command.get_subcommands().for_each(|inner| check(inner, checked));
+        }
+        let mut checked = 0;
+        check(&cli::command(), &mut checked);
+        assert!(checked > 150, "{checked}");
+        let refused = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            refuse_repeated_common_options(&words, &cli::command()).err().map(|e| e.to_string())
+        };
+        for line in
+            ["reel --seed 1 sft --out o --seed 2", "reel --json --seed=1 sft --seed=1", "reel sft --seed 1 --seed 2"]
+        {
+            assert_eq!(refused(line).as_deref(), Some("--seed: is given more than once; give it once"), "{line}");
+        }
+        for line in
+            ["reel --seed 1 sft --out o", "reel --json sft --json", "reel sft --seed 1", "reel --seed 1 sft -- --seed"]
+        {
+            assert_eq!(refused(line), None, "{line}");
         }
     }
 

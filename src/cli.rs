@@ -19,7 +19,7 @@ const STYLES: Styles = Styles::styled()
 /// Fine-tune (SFT, GRPO), run and evaluate Qwen2.5-VL on video, straight from safetensors.
 #[derive(Parser, Debug)]
 #[command(name = "reel", version, styles = STYLES, max_term_width = 110, subcommand_required = true)]
-#[command(arg_required_else_help = true, args_override_self = true, disable_help_subcommand = true)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true)]
 #[command(after_help = "\
 `reel COMMAND --help` and `reel help COMMAND` list every option.
 

@@ -75,7 +75,11 @@ fn main() -> ExitCode {
     if let Err(e) = arguments::refuse_other_encodings(&words) {
         return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
     }
-    let parsed = cli::command().try_get_matches_from(words).and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
+    let parser = cli::command();
+    if let Err(e) = arguments::refuse_repeated_common_options(&words, &parser) {
+        return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
+    }
+    let parsed = parser.try_get_matches_from(words).and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
     let (mut cli, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => return fail::print_usage_error(&e, &cli::command()),

@@ -24,7 +24,7 @@ const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
 const WRITES_FOLDER: [&str; 7] = ["curate", "demo", "grpo", "init", "man", "merge", "sft"];
 
 /// Options and arguments that name files or folders to read.
-const INPUTS: [&str; 28] = [
+const INPUTS: [&str; 29] = [
     "videos",
     "model",
     "adapter",
@@ -53,6 +53,7 @@ const INPUTS: [&str; 28] = [
     "api_key_file",
     "tls_cert",
     "tls_key",
+    "with",
 ];
 
 /// Files and folders that a training command writes into its output folder, beside weights and checkpoints.

@@ -41,7 +41,7 @@ pub struct ReportArgs {
     /// Folder of a second evaluation of the same questions, whose scores and answers are shown beside those of OUT
     #[arg(long, value_name = "OTHER", help_heading = "Options for evaluations")]
     against: Option<PathBuf>,
-    /// Benchmarks, or task files [default: the built-in benchmarks that the folder has]
+    /// Benchmarks, or task files [default: the benchmarks that the folder has]
     #[arg(long, value_name = "NAME", help_heading = "Options for evaluations")]
     benchmark: Option<String>,
     /// Folder that the paths of videos are relative to [default: that of the run]

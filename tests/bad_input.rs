@@ -30,7 +30,7 @@ fn invalid_inputs_files_are_refused() {
 fn assert_video_refused(file: &Path, more: &[&str], words: &[&str]) {
     let dir = tempfile::tempdir().expect("a folder");
     let (video, out) = (file.display().to_string(), dir.path().join("f.safetensors").display().to_string());
-    run([&["frames", "--video", &video, "--out", &out][..], more].concat()).refused(1, words);
+    run(support::with_options(&["frames", "--video", &video, "--out", &out], more)).refused(1, words);
     assert!(file_names_in(dir.path()).is_empty(), "left behind: {:?}", file_names_in(dir.path()));
 }
 
@@ -140,7 +140,7 @@ fn preprocess_image(s: &Workspace, image: &str, more: &[&str]) -> FinishedRun {
     let body = json!([{"role": "user", "content": [{"type": "image", "image": image}]}]);
     fs::write(s.dir.path().join("m.json"), body.to_string()).expect("written");
     let args = ["preprocess", "--model", "tiny", "--messages", "m.json", "--out", "p.safetensors"];
-    run_in(s.dir.path(), [&args[..], more].concat())
+    run_in(s.dir.path(), support::with_options(&args, more))
 }
 
 #[test]

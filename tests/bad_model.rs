@@ -173,7 +173,7 @@ fn answers_stay_within_the_positions_of_the_model() {
     let body = |max_tokens: Value| json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": max_tokens});
     fs::write(dir.join("m.json"), body(json!(4)).to_string()).expect("written");
     fs::write(dir.join("rows.jsonl"), json!({"prompt": [{"role": "user", "content": "x"}]}).to_string()).expect("rows");
-    let generate = |more: &[&str]| run_in(dir, [&["generate", "--model", "tiny", "--json"], more].concat());
+    let generate = |more: &[&str]| run_in(dir, support::with_options(&["generate", "--model", "tiny", "--json"], more));
     let prompt = ["--prompt", "x"];
     let tokens = generate(&[&prompt[..], &["--max-new-tokens", "1"]].concat()).json()["prompt_tokens"].clone();
     let tokens = tokens.as_u64().expect("a number") as usize;

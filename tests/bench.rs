@@ -42,7 +42,7 @@ fn prefill_with_a_video_counts_its_tokens_and_runs_the_vision_tower() {
     tiny_model(dir.path());
     let bench = |more: &[&str]| {
         let args = ["bench", "prefill", "--model", "tiny", "--tokens", "16", "--rounds", "1", "--batch", "2"];
-        run_in(dir.path(), [&args[..], more].concat())
+        run_in(dir.path(), support::with_options(&args, more))
     };
     let got = bench(&["--frames", "3", "--frame-size", "56x84", "--json"]).json();
     // Three frames are two pairs; a pair of 4 x 6 patches becomes 2 x 3 tokens. Two tokens mark the video's ends.
@@ -63,7 +63,7 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
     tiny_model(dir.path());
     let bench = |op: &str, more: &[&str]| {
         let args = ["bench", op, "--model", "tiny", "--tokens", "16", "--rounds", "3", "--json"];
-        run_in(dir.path(), [&args[..], more].concat())
+        run_in(dir.path(), support::with_options(&args, more))
     };
     for (op, dtype) in [("prefill", "f32"), ("prefill", "bf16"), ("decode", "f32"), ("decode", "bf16")] {
         let got = bench(op, &["--batch", "2", "--dtype", dtype, "--html", "page.html"]).json();
@@ -129,7 +129,7 @@ fn rollout_results_have_parts_and_can_be_compared() {
     tiny_model(dir.path());
     let bench = |more: &[&str]| {
         let args = ["bench", "rollout", "--model", "tiny", "--rounds", "2", "--json"];
-        run_in(dir.path(), [&args[..], more].concat())
+        run_in(dir.path(), support::with_options(&args, more))
     };
     for dtype in ["f32", "bf16"] {
         let sizes = ["--tokens", "12", "--context", "40", "--batch", "3"];
@@ -206,13 +206,44 @@ fn compare_says_which_result_is_faster() {
     compare("a.json", "bad.json").refused(1, &["bad.json", "samples"]);
 }
 
+/// A program that takes twice as long as this one in each turn is slower; a program that fails is named.
+#[test]
+fn programs_are_compared_by_turns_of_processes() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a folder");
+    tiny_model(dir.path());
+    let program = |name: &str, script: &str| {
+        let file = dir.path().join(name);
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("executable");
+    };
+    program("slow", "echo \"$@\" >>calls; echo '{\"op\": \"decode\", \"samples\": [9e3, 8e3, 9e3]}'");
+    program("broken", "echo 'error: no model' >&2; exit 1");
+    let bench = |more: &str| {
+        let line = format!("bench decode --model tiny --context 1 --tokens 1 --rounds 1 {more}");
+        run_in(dir.path(), line.split(' '))
+    };
+    let got = bench("--with ./slow --turns 10 --json --quiet").json();
+    assert_eq!((&got["turns"], &got["b"], &got["level"]), (&json!(10), &json!("./slow"), &json!(0.002)));
+    let verdict = &got["verdicts"][0];
+    assert_eq!((&verdict["name"], &verdict["verdict"]), (&json!("decode"), &json!("slower")));
+    assert_eq!((verdict["a"].as_array().map(Vec::len), &verdict["b"][9]), (Some(10), &json!(9e3)));
+    let calls = fs::read_to_string(dir.path().join("calls")).expect("the calls");
+    let words = "bench decode --model tiny --context 1 --tokens 1 --rounds 1 --json --quiet --json";
+    assert!(calls.lines().count() == 10 && calls.lines().all(|line| line == words), "{calls}");
+    bench("--with ./broken").refused(1, &["./broken: failed", "no model"]);
+    bench("--with ./slow --turns 9").refused(2, &["--turns: is 9", "10 to 100"]);
+    bench("--with ./slow --html x.html").refused(2, &["--html: cannot be used with --with"]);
+    bench("--turns 10").refused(2, &["--with"]);
+}
+
 #[test]
 fn train_results_have_parts_planned_memory_and_mfu() {
     let dir = tempfile::tempdir().expect("a folder");
     tiny_model(dir.path());
     let bench = |more: &[&str]| {
         let args = ["bench", "train", "--model", "tiny", "--tokens", "24", "--batch", "2", "--rounds", "2", "--json"];
-        run_in(dir.path(), [&args[..], more].concat())
+        run_in(dir.path(), support::with_options(&args, more))
     };
     let got = bench(&["--gradient-checkpointing", "full"]).json();
     assert_eq!(

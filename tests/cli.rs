@@ -42,8 +42,15 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     for train in ["sft", "grpo"] {
         run([train, "--model", "m", "--data", "d", "--out", "o", "--quantize", "int8"]).refused(2, &["--quantize"]);
     }
-    // If an option is given twice, the last value wins.
-    assert_eq!(run(["resize", "--height", "1", "--width", "56", "--height", "28"]).ok(), "56 x 84\n");
+    for twice in [
+        &["resize", "--height", "1", "--width", "56", "--height", "28"][..],
+        &["--seed", "1", "resize", "--height", "1", "--width", "56", "--seed", "2"],
+        &["grpo", "--model", "m", "--data", "d", "--out", "o", "--max-steps", "1", "--max_steps=1"],
+    ] {
+        let option = twice.iter().rev().nth(usize::from(!twice[twice.len() - 1].contains('='))).expect("an option");
+        let name = option.split('=').next().unwrap_or_default().replace('_', "-");
+        run(twice).refused(2, &[&format!("{name}: is given more than once; give it once")]);
+    }
 }
 
 /// The parser's own errors have the form of all others: option, what is wrong, what to do.
@@ -340,6 +347,7 @@ fn why_not_run(command: &str, line: &str) -> Option<&'static str> {
         "bench serve" => Some("needs a running server; tests/bench_serve.rs starts one"),
         "kernels pack" => Some("compiles every kernel for every architecture, which takes minutes"),
         "kernels report" => Some("compiles every kernel; tests/kernels.rs runs it"),
+        _ if line.contains(" --with ") => Some("runs 32 processes; tests/bench.rs runs fewer"),
         _ if line.contains("--device cuda") => Some("needs an NVIDIA GPU"),
         "kernels check" if !compiles && !line.contains("--device cpu") => Some("needs NVRTC"),
         _ => None,

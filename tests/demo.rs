@@ -43,7 +43,7 @@ fn check_curation(out: &Path) {
 #[test]
 fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let dir = tempfile::tempdir().expect("a folder");
-    let demo = |more: &[&str]| run_in(dir.path(), [&["demo"][..], more].concat());
+    let demo = |more: &[&str]| run_in(dir.path(), support::with_options(&["demo"], more));
     let printed = demo(&["--steps", "2", "--held-out", "48", "--quiet"]);
     assert!(printed.ok().contains("after T-GRPO") && printed.stdout.contains("demo/report.html"), "{}", printed.stdout);
     assert!(printed.stderr.is_empty(), "{}", printed.stderr);

@@ -57,7 +57,7 @@ const EVAL: [&str; 12] = [
 fn a_run_its_parts_and_its_folder_give_one_page() {
     let folder = folder_with_benchmark();
     let at = folder.path();
-    let eval = |more: &[&str]| run_in(at, EVAL.iter().chain(more)).code;
+    let eval = |more: &[&str]| run_in(at, support::with_options(&EVAL, more)).code;
     assert_eq!(eval(&["--out", "whole"]), Some(1), "a row without its video is an error of the run");
     let page = |run: &str| fs::read(at.join(run).join("report.html")).expect("a page");
     let whole = page("whole");

@@ -142,7 +142,7 @@ fn batches_threads_parts_and_order_change_no_answer() {
     run_in(at, [&args[..], &["whole"]].concat());
     let whole = fs::read(at.join("whole/videoholmes.jsonl")).expect("answers");
     for more in [&["one", "--batch-size", "1"][..], &["threads", "--threads", "3", "--batch-size", "5"]] {
-        run_in(at, [&args[..], more].concat());
+        run_in(at, support::with_options(&args, more));
         assert!(fs::read(at.join(more[0]).join("videoholmes.jsonl")).expect("answers") == whole, "{more:?}");
     }
     for part in ["2/3", "0/3", "1/3"] {
@@ -238,7 +238,7 @@ fn runs_are_compared_row_by_row() {
     let at = folder.path();
     for (out, seed) in [("a", "1"), ("b", "2")] {
         let more = ["--text-only", "--temperature", "1", "--top-p", "1", "--quiet", "--seed", seed, "--out", out];
-        run_in(at, EVAL.iter().chain(&more)).ok();
+        run_in(at, support::with_options(&EVAL, &more)).ok();
     }
     let compared = run_in(at, ["eval", "compare", "a", "b", "--out", "c.json"]);
     assert!(compared.ok().contains("McNemar p = "), "{}", compared.stdout);
@@ -309,7 +309,7 @@ fn frames_of_folders_are_selected() {
     ];
     for (more, first, last, fps) in [(&["--out", "whole"][..], 1, 40, 0.3), (&["--out", "part", "--clips"], 7, 16, 1.2)]
     {
-        run_in(at, args.iter().chain(more)).ok();
+        run_in(at, support::with_options(&args, more)).ok();
         let row = lines(&at.join(more[1]).join("mvbench.jsonl")).remove(0);
         let part = &row["prompt"][0]["content"][0];
         let shown = part["video"].as_array().expect("frames");
@@ -361,6 +361,17 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
         (&row["solution"], &read(&at.join("r/mine.json"))["task_version"]),
         (&json!("<answer>B</answer>"), &json!(3))
     );
+    // The folder has the task file, by which other commands find the task.
+    let again = [&args[..7], &["--out", "s", "--max-new-tokens", "3", "--seed", "5"]].concat();
+    run_in(at, again).ok();
+    fs::rename(at.join("mine.toml"), at.join("moved.toml")).expect("renamed");
+    let compared = |pair: [&str; 2]| run_in(at, ["eval", "compare", pair[0], pair[1], "--json"]).json();
+    assert_eq!(compared(["r", "s"])[0]["benchmark"], "mine");
+    assert_eq!(compared(["r/mine.jsonl", "s/mine.jsonl"]), compared(["r", "s"]));
+    // A task file of this name that the run has not written is kept.
+    fs::write(at.join("mine.toml"), "mine = 1").expect("written");
+    let beside = ["eval", "--model", "tiny", "--benchmark", "moved.toml", "--data", ".", "--out", ".", "--text-only"];
+    run_in(at, beside).refused(1, &["mine.toml: is there", "--overwrite"]);
     let printed = run_in(at, ["eval", "tasks", "mmvu"]);
     assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 7);
 }

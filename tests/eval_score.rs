@@ -50,7 +50,7 @@ fn score(text: impl AsRef<[u8]>, more: &[&str]) -> FinishedRun {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("p.jsonl"), text).expect("written");
     let args = ["eval", "--score-only", "--benchmark", "mmvu", "--predictions", "p.jsonl", "--out", "f.json"];
-    let got = run_in(folder.path(), args.iter().chain(more));
+    let got = run_in(folder.path(), support::with_options(&args, more));
     let left = file_names_in(folder.path());
     assert_eq!(left.len(), if got.code == Some(0) { 2 } else { 1 }, "{left:?}");
     got
@@ -133,7 +133,7 @@ fn generated_predictions_are_scored_for_every_benchmark() {
     write_lines(&at.join("rows.jsonl"), &rows);
     let generate = ["generate", "--model", "tiny", "--data", "rows.jsonl", "--media-root", "media", "--nframes", "4"];
     let more = ["--max-new-tokens", "6", "--temperature", "1", "--out", "all.jsonl", "--json"];
-    let done = run_in(at, generate.iter().chain(&more));
+    let done = run_in(at, support::with_options(&generate, &more));
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     let last = done.stderr.lines().last().unwrap_or_default();
     assert!(last.starts_with("error: all.jsonl: 1 of 13 rows have an error") && last.contains("lost.mp4"), "{last}");
@@ -222,7 +222,8 @@ fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
         let kept = fs::read(at.join("p.jsonl.partial")).expect("the lines so far");
         assert!(kept.iter().filter(|&&b| b == b'\n').count() >= lines && whole.starts_with(&kept));
     }
-    let refused = |more: &[&str], words: &[&str]| run_in(at, GENERATE.iter().chain(more)).refused(2, words).code;
+    let refused =
+        |more: &[&str], words: &[&str]| run_in(at, support::with_options(&GENERATE, more)).refused(2, words).code;
     refused(&["--resume", "--seed", "1"], &["--seed: is 1, but it was 0"]);
     refused(&["--resume", "--top-p", "0.5"], &["--top-p: is 0.5"]);
     refused(&["--resume", "--profile", "videorft-eval"], &["--profile: is \"videorft-eval\""]);

@@ -53,9 +53,13 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// The words of a command line, parts divided by spaces.
+/// The words of a command line, parts divided by spaces. Options of a part replace those of the parts before it.
 fn words(parts: &[&str]) -> Vec<String> {
-    parts.iter().flat_map(|part| part.split(' ')).filter(|word| !word.is_empty()).map(String::from).collect()
+    let mut all: Vec<&str> = Vec::new();
+    for part in parts {
+        all = support::with_options(&all, &part.split_whitespace().collect::<Vec<_>>());
+    }
+    all.into_iter().map(String::from).collect()
 }
 
 const SFT: &str = "sft --model tiny --data rows.jsonl --max-steps 6 --gradient-accumulation-steps 1 --learning-rate 1e-3 \
@@ -92,7 +96,7 @@ fn assert_equals_reel_eval(at: &Path, out: &str, step: u64, more: &str) {
     );
     run_in(at, words(&[&args])).ok();
     let during = at.join(format!("{out}/eval/step-{step}"));
-    assert_eq!(file_names_in(&during), ["mine.json", "mine.jsonl", "mine.jsonl.run.json"]);
+    assert_eq!(file_names_in(&during), ["mine.json", "mine.jsonl", "mine.jsonl.run.json", "mine.toml"]);
     let [a, b] = [&during, &at.join(&alone)].map(|run| fs::read(run.join("mine.jsonl")).expect("answers"));
     assert!(a == b, "{out}, step {step}: {}", String::from_utf8_lossy(&a));
     let [mut a, mut b] = [&during, &at.join(&alone)].map(|run| read(&run.join("mine.json")));
@@ -107,8 +111,7 @@ fn assert_equals_reel_eval(at: &Path, out: &str, step: u64, more: &str) {
     assert_eq!(line["benchmarks"]["mine"]["score"], a["overall"]);
     assert_eq!(line["benchmarks"]["mine"]["ci95"], a["overall_ci95"]);
     // The folder is one of an evaluation: it is compared and shown as those of `reel eval`.
-    let compared =
-        run_in(at, ["eval", "compare", &format!("{out}/eval/step-{step}"), &alone, "--benchmark", "mine.toml"]);
+    let compared = run_in(at, ["eval", "compare", &format!("{out}/eval/step-{step}"), &alone]);
     assert!(
         compared.ok().contains("only A right 0, only B right 0") && compared.stderr.is_empty(),
         "{}",

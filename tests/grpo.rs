@@ -54,8 +54,10 @@ fn outage_of_the_media_folder_loses_no_row() {
     // The reward command takes the folder away in the first step.
     let rewards = "[ -e taken ] || { touch taken; mv media gone; }; while read -r line; do echo ${#line}; done";
     let train = |more: &[&str]| {
-        let mut arguments =
-            grpo("out", &[&["--max-steps", "24", "--save-steps", "100", "--media-root", "."], more].concat());
+        let mut arguments = grpo(
+            "out",
+            &support::with_options(&["--max-steps", "24", "--save-steps", "100", "--media-root", "."], more),
+        );
         let command = arguments.iter().position(|a| a == "--reward-command").expect("the option");
         arguments[command + 1] = rewards.into();
         run_in(at, arguments)
@@ -463,6 +465,37 @@ fn replay_repeats_steps_with_dynamic_sampling() {
     }
 }
 
+/// The rewards of several commands are summed with their weights, as TRL does with a list of functions; the metrics have
+/// the mean of each. A resumed run and a replay run the same commands.
+#[test]
+fn several_reward_commands_are_summed() {
+    let folder = training_folder();
+    let at = folder.path();
+    let run = |steps: &str, second: &str, rest: &[&str]| {
+        let mut args = grpo(
+            "out",
+            &support::with_options(&["--max-steps", steps, "--reward-weights", "0.5,-3", "--save-steps", "1"], rest),
+        );
+        args.extend(["--reward-command".to_string(), second.to_string()]);
+        run_in(at, args)
+    };
+    let second = "while read -r line; do echo 2; done";
+    run("2", second, &[]).ok();
+    let resume = ["--resume-from-checkpoint", "last"];
+    run("3", "while read -r line; do echo 3; done", &resume).refused(2, &["--reward-command: is [", "echo 2"]);
+    run("3", second, &resume).ok();
+    let lines = read_metrics(&at.join("out"));
+    assert_eq!(lines.len(), 3);
+    for line in &lines {
+        let of = |name: &str| line[name].as_f64().unwrap_or_else(|| panic!("no {name} in {line}"));
+        let [one, two] = ["rewards/command_1", "rewards/command_2"].map(of);
+        let rest = of("rewards/accuracy") + of("rewards/format");
+        assert!(one > 50.0 && two == 2.0, "{line}");
+        assert!((of("reward") - (rest + 0.5 * one - 3.0 * two)).abs() < 1e-3, "{line}");
+    }
+    assert!(run_in(at, ["replay", "out", "--step", "3"]).ok().contains("gives the same bits"));
+}
+
 #[test]
 fn replay_follows_changed_run_lengths() {
     let folder = training_folder();
@@ -570,7 +603,7 @@ fn plan_and_run_agree_on_peak_bytes() {
     let row = json!({"prompt": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>", "problem_type": "numerical"});
     fs::write(at.join("rows.jsonl"), row.to_string()).expect("rows");
     for more in [&[][..], &["--beta", "0", "--optim", "adamw-bf16", "--dtype", "bf16"], &["--lora-r", "2"]] {
-        let more = [&["--min-completion-length", "8", "--max-steps", "2", "--overwrite"], more].concat();
+        let more = support::with_options(&["--min-completion-length", "8", "--max-steps", "2", "--overwrite"], more);
         run_in(at, grpo("out", &more)).ok();
         let ran = metrics_without_times(&at.join("out")).last().expect("a step")["peak_bytes"].clone();
         let planned = [&["plan".to_string()][..], &grpo("out", &more)].concat();

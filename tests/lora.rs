@@ -81,7 +81,7 @@ fn adapter_is_trained_used_and_merged() {
     // A resumed run gives the same bits as an uninterrupted one.
     let part = |steps: &str, more: &[&str]| {
         let args = ["--lora-r", "4", "--max-steps", steps, "--gradient-accumulation-steps", "1"];
-        p.sft("parts", &[&args[..], more].concat()).ok().len()
+        p.sft("parts", &support::with_options(&args, more)).ok().len()
     };
     part("2", &[]);
     part("4", &["--resume-from-checkpoint", "last"]);
@@ -176,7 +176,7 @@ fn invalid_input_gives_one_line_errors() {
     let file = p.path("file");
     fs::write(&file, "x").expect("a file");
     run(["merge", "--model", &base, "--adapter", &golden, "--out", &file]).refused(1, &["file: is a file"]);
-    let ask = |more: &[&str]| run([&["generate", "--prompt", "x", "--max-new-tokens", "1"], more].concat());
+    let ask = |more: &[&str]| run(support::with_options(&["generate", "--prompt", "x", "--max-new-tokens", "1"], more));
     ask(&["--model", &golden, "--adapter", &golden]).refused(2, &["--model: is an adapter itself"]);
     let moved = p.path("moved");
     fs::create_dir(&moved).expect("a folder");

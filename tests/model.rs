@@ -41,7 +41,7 @@ impl Case {
     fn score(&self, more: &[&str]) -> PathBuf {
         let out = self.out.path().join("score.safetensors");
         let (model, to) = (self.path("model"), out.display().to_string());
-        run([&["score", "--model", &model, "--out", &to][..], more].concat()).ok();
+        run(support::with_options(&["score", "--model", &model, "--out", &to], more)).ok();
         out
     }
 }
@@ -211,14 +211,15 @@ fn int8_completions_do_not_depend_on_threads_or_batch() {
             "--temperature",
             "0",
         ];
-        run([&base[..], more].concat()).ok();
+        run(support::with_options(&base, more)).ok();
         let text = std::fs::read_to_string(out).expect("predictions");
         let output = |line: &str| serde_json::from_str::<Value>(line).expect("JSON")["output"].clone();
         text.lines().map(output).collect::<Vec<_>>()
     };
     for dtype in ["f32", "bf16"] {
         let int8 = ["--quantize", "int8", "--dtype", dtype];
-        let of = |name: &str, more: &[&str]| predictions(&format!("{dtype}-{name}"), &[&int8[..], more].concat());
+        let of =
+            |name: &str, more: &[&str]| predictions(&format!("{dtype}-{name}"), &support::with_options(&int8, more));
         let want = of("1", &["--threads", "1", "--batch-size", "1"]);
         assert!(want.len() == 5 && want.iter().all(|output| output.is_string()), "{want:?}");
         assert_eq!(want, of("2", &["--threads", "2"]));
@@ -267,7 +268,8 @@ fn messages_may_be_stdin_or_a_request_body() {
     );
     std::fs::write(at.join("m.json"), messages).expect("written");
     std::fs::write(at.join("body.json"), &body).expect("written");
-    let generate = |more: &[&str]| run_in(at, [&["generate", "--model", "tiny", "--json"][..], more].concat()).json();
+    let generate =
+        |more: &[&str]| run_in(at, support::with_options(&["generate", "--model", "tiny", "--json"], more)).json();
     let ids = |result: &serde_json::Value| result["token_ids"].clone();
     let by_flags =
         generate(&["--messages", "m.json", "--temperature", "0.8", "--seed", "5", "--max-new-tokens", "6", "--n", "2"]);

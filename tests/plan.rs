@@ -23,6 +23,31 @@ fn plan_and_run_agree_on_peak_bytes() {
     }
 }
 
+/// A plan with fewer rows than a micro-batch is to have says what it counts: what the run computes.
+#[test]
+fn plan_says_that_the_data_has_too_few_rows() {
+    let w = training_folder(6);
+    let plan = |command: &str, more: &str| {
+        let line = format!("plan {command} --model tiny --data rows.jsonl --device cpu --json {more}");
+        run_in(w.path(), line.split(' ')).json()
+    };
+    let peak = |plan: &Value| plan["peak_bytes"].as_f64().expect("a number");
+    let [few, six, repeated] = [
+        "--per-device-train-batch-size 64 --num-train-epochs 1",
+        "--per-device-train-batch-size 6 --num-train-epochs 1",
+        "--per-device-train-batch-size 64 --max-steps 1",
+    ]
+    .map(|more| plan("sft", more));
+    let words = "; the run has only 6 rows for a micro-batch of 64";
+    assert!(few["subject"].as_str().expect("a text").contains(words), "{few}");
+    assert_eq!(peak(&few), peak(&six));
+    for whole in [&six, &repeated] {
+        assert!(!whole["subject"].as_str().expect("a text").contains("only"), "{whole}");
+    }
+    // Without a number of epochs, a run repeats its rows until the micro-batch is full.
+    assert!(peak(&repeated) > peak(&six));
+}
+
 /// Counts the launches of one training step of the 7B model on a GPU, with all weights trained. A third of the 5549
 /// launches that a step once had is 1849.
 #[test]

@@ -44,7 +44,7 @@ fn trained_folders_carry_their_frame_settings() {
     fs::write(w.path().join("m.json"), messages).expect("written");
     let frames = |model: &str, more: &[&str]| {
         let args = ["preprocess", "--model", model, "--messages", "m.json", "--out", "p.safetensors"];
-        let got = run_in(w.path(), [&args[..], more].concat());
+        let got = run_in(w.path(), support::with_options(&args, more));
         got.ok();
         let tensors = tensors::read_tensors(&w.path().join("p.safetensors"));
         (tensors["frame_indices"].shape[0], got.stderr)

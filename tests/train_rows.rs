@@ -121,7 +121,10 @@ fn check_data_lists_unusable_rows_and_a_run_skips_them() {
     let good = [about("video", "good.mp4"), about("image", "good.png")].concat();
     fs::write(at.join("rows.jsonl"), format!("{text}{bad_rows}{good}")).expect("written");
     let check = |more: &[&str]| {
-        run_in(at, [&["sft", "--model", "tiny", "--data", "rows.jsonl", "--check-data", "--quiet"][..], more].concat())
+        run_in(
+            at,
+            support::with_options(&["sft", "--model", "tiny", "--data", "rows.jsonl", "--check-data", "--quiet"], more),
+        )
     };
     check(&[]).refused(2, &["--quarantine", "is missing"]);
     check(&["--quarantine", "q.jsonl"]).refused(1, &["rows.jsonl: 9 of 13 rows cannot be used", "q.jsonl"]);

@@ -119,7 +119,7 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
 impl Pair<'_> {
     /// Whether each run is right; `None` for a row whose score may be between 0 and 1.
     fn right(&self) -> Option<[bool; 2]> {
-        (!self.row.is_regression()).then(|| self.scores.map(|score| score == 1.0))
+        (!self.row.has_partial_score()).then(|| self.scores.map(|score| score == 1.0))
     }
 }
 

@@ -12,8 +12,8 @@ pub enum Extraction {
     /// compared as it is
     #[default]
     Tags,
-    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, or the one option whose text occurs in
-    /// whole words, and the first number of a text
+    /// Also the letter in texts such as `(B)`, `B. red`, `The answer is B`, `\boxed{B}`, or the one option whose text
+    /// occurs in whole words, and the number in `\boxed{}` or the first number of a text
     Lenient,
 }
 
@@ -36,7 +36,8 @@ impl Extraction {
                 letter(conclusion(tagged, output), options).unwrap_or(whole)
             }
             (Self::Lenient, Some(ProblemType::Numerical | ProblemType::Regression)) => {
-                first_number(conclusion(tagged, output)).unwrap_or(whole)
+                let text = conclusion(tagged, output);
+                boxed(text).and_then(first_number).or_else(|| first_number(text)).unwrap_or(whole)
             }
             (Self::Lenient, _) => whole,
         }
@@ -51,13 +52,15 @@ fn conclusion<'o>(tagged: &'o str, output: &'o str) -> &'o str {
     }
 }
 
-/// The letter of the option that a text names: at its beginning (`B`, `(B)`, `B. red`), or after the last `answer is`
-/// or `answer:`, or as the only option whose text occurs in whole words.
+/// The letter of the option that a text names: in its last `\boxed{}`, else at its beginning (`B`, `(B)`, `B. red`), or
+/// after the last `answer is` or `answer:`, or as the only option whose text occurs in whole words. Letters that are
+/// listed (`\boxed{A, B}`, `Both A and B`), lower-case letters and an option's text in a box do not count as a letter.
 fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
     const PHRASES: [&str; 4] = ["answer is", "answer:", "option is", "choice is"];
     let lower = text.to_ascii_lowercase();
     let after = PHRASES.iter().filter_map(|phrase| Some(lower.rfind(phrase)? + phrase.len())).max();
-    leading_letter(text).or_else(|| leading_letter(&text[after?..])).or_else(|| {
+    let in_box = boxed(text).and_then(|text| leading_letter(text).filter(|_| !text.contains(',')));
+    in_box.or_else(|| leading_letter(text)).or_else(|| leading_letter(&text[after?..])).or_else(|| {
         let mut named = options.iter().filter_map(|option| {
             let (letter, words) = option.split_once(['.', ')', ':'])?;
             let words = words.trim().trim_end_matches('.').to_ascii_lowercase();
@@ -65,6 +68,32 @@ fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
         });
         named.next().filter(|_| named.next().is_none())
     })
+}
+
+/// The text in the last `\boxed{…}`, the form in which models that are trained on mathematics answer; without a command
+/// around it, such as `\text{…}`. A box that is not closed, as in an answer that was cut off, does not count.
+fn boxed(text: &str) -> Option<&str> {
+    const BOX: &str = "\\boxed{";
+    let mut inner = &text[text.rfind(BOX)? + BOX.len()..];
+    let mut depth = 1;
+    let end = inner.char_indices().find_map(|(at, c)| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        (depth == 0).then_some(at)
+    })?;
+    inner = inner[..end].trim();
+    while let Some(command) = inner.strip_prefix('\\') {
+        let Some((_, argument)) = command.split_once('{').filter(|(name, _)| name.chars().all(|c| c.is_alphabetic()))
+        else {
+            break;
+        };
+        let Some(argument) = argument.strip_suffix('}') else { break };
+        inner = argument.trim();
+    }
+    Some(inner)
 }
 
 /// Whether a text has these words, and not as a part of longer ones: `up` is not in `group`.
@@ -114,6 +143,16 @@ mod tests {
             ("<think>It may be A.</think>\nAnswer: (C)", "C"),
             ("The answer is A. Wait, the final answer is C.", "C"),
             ("It shows a blue car.", "B"),
+            ("\\boxed{B}", "B"),
+            ("A is wrong. $\\boxed{\\text{(C)}}$", "C"),
+            ("The answer is \\boxed{\\mathbf{\\text{B. a blue car}}}.", "B"),
+            ("\\boxed{A}, no: \\boxed{B}", "B"),
+            ("<answer>\\boxed{C}</answer>", "C"),
+            ("<think>\\boxed{A}</think> B", "B"),
+            ("\\boxed{a blue car}", "B"),
+            ("\\boxed{A, B}", "\\boxed{A, B}"),
+            ("\\boxed{AB}", "\\boxed{AB}"),
+            ("\\boxed{B", "\\boxed{B"),
             ("It shows a blue car, not a red car.", "It shows a blue car, not a red car."),
             ("It shows blue cars: a blue card.", "It shows blue cars: a blue card."),
             ("A man walks", "A man walks"),
@@ -130,6 +169,9 @@ mod tests {
             ("12m long", "12"),
             ("1,000 or so", "1,000"),
             ("none", "none"),
+            ("3 + 4 = \\boxed{7.0}", "7.0"),
+            ("It is \\boxed{\\text{12 m}}", "12"),
+            ("3 + 4 is \\boxed{many}", "3"),
         ] {
             assert_eq!(Extraction::Lenient.answer(output, Some(ProblemType::Regression), &[]), want, "{output}");
         }

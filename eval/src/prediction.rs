@@ -4,8 +4,8 @@
 
 use reel_diagnostic::Diagnostic;
 use reel_rewards::{
-    ProblemType, check_solution, extract_answer, multiple_choice_accuracy, numerical_accuracy, parse_json_object,
-    parse_number, text_field,
+    ProblemType, check_solution, extract_answer, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy,
+    ocr_accuracy, parse_json_object, parse_number, text_field,
 };
 use serde_json::Value;
 
@@ -75,14 +75,12 @@ impl Prediction {
         })
     }
 
-    /// Checks that the row's solution can be compared with outputs, see [`reel_rewards::check_solution`]. Kinds of
-    /// problem that do not occur in the benchmarks have no rule.
+    /// Checks that the row's solution can be compared with outputs, see [`reel_rewards::check_solution`].
     ///
     /// # Errors
     /// Those of [`reel_rewards::check_solution`].
     pub fn check_solution(&self) -> Result<(), Diagnostic> {
-        let is_scored = !matches!(self.problem_type, Some(ProblemType::Ocr | ProblemType::FreeForm));
-        check_solution(self.problem_type.filter(|_| is_scored), &self.solution)
+        check_solution(self.problem_type, &self.solution)
     }
 
     /// Whether this is a regression problem, which is scored by the relative error of the answer.
@@ -90,13 +88,18 @@ impl Prediction {
         self.problem_type == Some(ProblemType::Regression)
     }
 
+    /// Whether the score may be between 0 and 1: the problem is not answered by one right text or number.
+    pub fn has_partial_score(&self) -> bool {
+        matches!(self.problem_type, Some(ProblemType::Regression | ProblemType::Ocr | ProblemType::FreeForm))
+    }
+
     /// The answer in the output, as it is compared with the solution.
     pub fn answer(&self, extraction: Extraction) -> &str {
         extraction.answer(&self.output, self.problem_type, &self.options)
     }
 
-    /// The score from 0 to 1. Kinds of problem that do not occur in the benchmarks score 0. A row with an `error`
-    /// scores 0, too.
+    /// The score from 0 to 1. OCR and free-form problems, which do not occur in the built-in benchmarks, score as in
+    /// training ([`reel_rewards::accuracy_reward`]). An unknown kind of problem and a row with an `error` score 0.
     pub fn score(&self, extraction: Extraction) -> f32 {
         if self.error.is_some() {
             return 0.0;
@@ -106,7 +109,9 @@ impl Prediction {
             Some(ProblemType::MultipleChoice) => multiple_choice_accuracy(answer, truth) as f32,
             Some(ProblemType::Numerical) => numerical_accuracy(answer, truth) as f32,
             Some(ProblemType::Regression) => mean_relative_accuracy(answer, truth),
-            Some(ProblemType::Ocr | ProblemType::FreeForm) | None => 0.0,
+            Some(ProblemType::Ocr) => ocr_accuracy(answer, truth) as f32,
+            Some(ProblemType::FreeForm) => free_form_accuracy(answer, truth) as f32,
+            None => 0.0,
         }
     }
 }
@@ -147,7 +152,14 @@ mod tests {
         }
         assert_eq!(score("multiple choice", "", ""), 1.0);
         assert_eq!(score("numerical", "39.56", "39.559"), 1.0);
-        assert_eq!(score("free-form", "B", "B") + score("OCR", "B", "B") + score("essay", "B", "B"), 0.0);
+        assert_eq!([score("free-form", "a red", "a red"), score("OCR", "a red", "a red")], [1.0, 1.0]);
+        assert_eq!(
+            [score("free-form", "green", "red"), score("OCR", "green", "red"), score("essay", "B", "B")],
+            [0.0; 3]
+        );
+        // ROUGE-1 and ROUGE-L are 1/2, ROUGE-2 is 0; one of two words is wrong.
+        assert!((score("free-form", "a car", "a dog") - 1.0 / 3.0).abs() < 1e-6);
+        assert_eq!(score("OCR", "a car", "a dog"), 0.5);
     }
 
     #[test]
@@ -160,9 +172,8 @@ mod tests {
         for solution in ["5", "<answer></answer>", "<answer>nan</answer>", "<answer>five</answer>"] {
             assert_eq!(fault("regression", solution).as_deref(), Some("solution"), "{solution}");
         }
-        for kind in ["OCR", "free-form", "essay"] {
-            assert_eq!(fault(kind, "<answer>B</answer>").as_deref(), Some("problem_type"), "{kind}");
-        }
+        assert_eq!(fault("essay", "<answer>B</answer>").as_deref(), Some("problem_type"));
+        assert_eq!(fault("OCR", "<answer>B</answer>").or(fault("free-form", "<answer>B</answer>")), None);
     }
 
     #[test]
@@ -215,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn score_is_always_in_0_1(kind in "multiple choice|numerical|regression|OCR", output in "\\PC{0,12}|-?[0-9.,]{0,6}", truth in "-?[0-9.,]{0,6}|nan|inf") {
+        fn score_is_always_in_0_1(kind in "multiple choice|numerical|regression|OCR|free-form", output in "\\PC{0,12}|-?[0-9.,]{0,6}", truth in "-?[0-9.,]{0,6}|nan|inf") {
             prop_assert!((0.0..=1.0).contains(&score(&kind, &output, &truth)));
         }
 

@@ -166,6 +166,12 @@ impl Ceilings {
         Self { cache: None, ..*self }.roofline_seconds(name, cost, dtype)
     }
 
+    /// Whether the operations of these launches of the kernel `name` need more time than their bytes. `dtype` is the
+    /// dtype of activations.
+    pub fn is_bound_by_arithmetic(&self, name: &str, totals: &OpTotals, dtype: DType) -> bool {
+        totals.cost.flops / self.flops_per_second(name, dtype) > self.seconds_to_move_bytes_of(totals)
+    }
+
     /// These ceilings, raised as far as they do not allow that the launches of the kernel `name` took
     /// `totals.seconds` only.
     #[must_use]
@@ -222,8 +228,8 @@ pub(crate) fn uses_bf16_rate(name: &str, dtype: DType) -> bool {
     dtype == DType::BF16 && MATRIX_KERNELS.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// The `i`-th pseudorandom_number number, from -1 to 1. Source: splitmix64, Steele, Lea and Flood, "Fast splittable
-/// pseudorandom_number number generators".
+/// The `i`-th pseudorandom number, from -1 to 1. Source: splitmix64, Steele, Lea and Flood, "Fast splittable pseudorandom
+/// number generators".
 pub fn pseudorandom_number(i: u64) -> f32 {
     let z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

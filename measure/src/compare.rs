@@ -15,10 +15,10 @@ use crate::stats::{self, TimeDifference};
 const CLOCK_TOLERANCE: f64 = 0.02;
 
 /// The times of all rounds, in seconds, of a whole measurement or of one kernel in it.
-struct Samples {
-    name: String,
+pub(crate) struct Samples {
+    pub(crate) name: String,
     /// Seconds of each round.
-    seconds: Vec<f64>,
+    pub(crate) seconds: Vec<f64>,
 }
 
 /// The comparison of two results of `reel bench`.
@@ -75,7 +75,7 @@ impl ResultComparison {
         };
         let verdicts: Vec<Value> = self.verdicts.iter().map(verdict).collect();
         json!({
-            "op": self.before["op"], "level": stats::SIGNIFICANCE_LEVEL, "verdicts": verdicts, "differs": self.differs,
+            "op": self.before["op"], "processes": 1, "level": stats::SIGNIFICANCE_LEVEL, "verdicts": verdicts, "differs": self.differs,
             "moved": self.moved.iter().map(OpChange::json).collect::<Vec<_>>(), "a": self.before, "b": self.after,
         })
     }
@@ -86,6 +86,7 @@ impl ResultComparison {
         let verdicts = self.verdicts.iter().map(|(difference, a, b)| verdict_line(difference, a, b));
         let mut lines: Vec<String> = verdicts.collect();
         lines.extend(self.differs.iter().map(|what| format!("measured under different conditions: {what}")));
+        lines.push("one process each, and processes of one program differ, too: --with compares programs".to_string());
         for m in self.moved.iter().take(MAX_OP_CHANGES) {
             let [a, b] = m.seconds.map(milliseconds);
             let mut line = String::new();
@@ -158,7 +159,7 @@ fn verdict_line(d: &TimeDifference, a: &Samples, b: &Samples) -> String {
     )
 }
 
-fn milliseconds(seconds: f64) -> String {
+pub(crate) fn milliseconds(seconds: f64) -> String {
     format!("{:.3} ms", seconds * 1e3)
 }
 
@@ -174,7 +175,7 @@ fn not_a_result(path: &Path, what: &str) -> MeasureError {
 
 /// Reads the round times from a result: those of each kernel if it timed kernels, else those of the whole
 /// measurement.
-fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
+pub(crate) fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
     let one = |name: &Value, value: &Value| {
         let seconds: Option<Vec<f64>> = value["samples"].as_array().and_then(|s| s.iter().map(Value::as_f64).collect());
         let seconds = seconds.filter(|s| !s.is_empty() && s.iter().all(|&x| x > 0.0 && x.is_finite()));

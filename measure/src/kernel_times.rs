@@ -37,6 +37,8 @@ pub(crate) struct KernelTime {
 pub(crate) struct KernelTimes {
     /// The GPU or CPU that ran the kernels.
     pub machine: Option<String>,
+    /// Whether a CPU ran the kernels.
+    pub is_of_cpu: bool,
     /// The ceilings that were measured on that machine.
     pub ceilings: Option<Ceilings>,
     pub kernels: Vec<KernelTime>,
@@ -69,7 +71,9 @@ impl KernelTimes {
         }
         let names = ["/gpu", "/machine/name", "/otherData/machine"];
         let machine = names.iter().find_map(|key| value.pointer(key)?.as_str());
-        Ok(KernelTimes { machine: machine.map(str::to_string), ceilings: ceilings(&value), kernels })
+        let is_of_cpu =
+            ["/device", "/otherData/device"].iter().any(|key| value.pointer(key).is_some_and(|d| d == "cpu"));
+        Ok(KernelTimes { machine: machine.map(str::to_string), is_of_cpu, ceilings: ceilings(&value), kernels })
     }
 }
 
@@ -148,7 +152,7 @@ mod tests {
     #[test]
     fn results_of_all_kinds_are_read() {
         let bench = json!({
-            "machine": {"name": "cpu x"},
+            "machine": {"name": "cpu x"}, "device": "cpu",
             "roofline": {
                 "gflops_f32": 2.0, "gflops_bf16": 4.0, "gigabytes_per_second": 8.0,
                 "cache": {"bytes": 100.0, "gigabytes_per_second": 9.0},
@@ -159,6 +163,7 @@ mod tests {
         });
         let times = read(&bench).unwrap();
         let cache = Some(CacheCeiling { capacity: 100.0, bytes: 9e9 });
+        assert!(times.is_of_cpu);
         assert_eq!(times.ceilings, Some(Ceilings { f32: 2e9, bf16: 4e9, bytes: 8e9, cache }));
         let add = &times.kernels[0];
         assert_eq!((times.machine.as_deref(), add.launches, add.cost), (Some("cpu x"), 3, Some((7.0, 8.0))));
@@ -167,9 +172,10 @@ mod tests {
         let launch = |us: f64| json!({"ph": "X", "name": "add_f32", "dur": us, "args": args});
         let span = json!({"ph": "X", "name": "decode", "dur": 9.0, "args": {}});
         let ceilings = json!({"f32": 1.0, "bf16": 2.0, "bytes": 3.0, "cache": null});
-        let about = json!({"machine": "cpu y", "ceilings": ceilings});
+        let about = json!({"machine": "cpu y", "device": "cpu", "ceilings": ceilings});
         let trace = json!({"traceEvents": [launch(2e6), span, launch(4e6)], "otherData": about});
         let times = read(&trace).unwrap();
+        assert!(times.is_of_cpu);
         let sums = KernelTime {
             kernel: "add_f32".into(),
             size: String::new(),
@@ -184,6 +190,7 @@ mod tests {
         let times = read(&single).unwrap();
         let add = &times.kernels[0];
         assert_eq!((times.machine.as_deref(), add.cost, add.launches), (Some("NVIDIA H200"), None, 1));
+        assert!(!times.is_of_cpu);
     }
 
     #[test]

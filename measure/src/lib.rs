@@ -5,7 +5,7 @@
 //! part ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the data sheets of
 //! GPUs, [`pricing`] predicts times by what was measured on a GPU, or by the model of [`kernel_model`]. [`timing`]
 //! times single kernels, [`counters`] reads the GPU's counters for them. [`compare`] tests whether two results differ
-//! by more than chance. [`page`] and [`roofline_page`] write results as HTML. [`trace`] records where the time of any
+//! by more than chance, [`turns`] whether two programs do. [`page`] and [`roofline_page`] write results as HTML. [`trace`] records where the time of any
 //! command went.
 
 pub mod cache;
@@ -31,5 +31,6 @@ pub mod stats;
 pub mod timing;
 pub mod trace;
 pub mod train;
+pub mod turns;
 
 pub use error::{MeasureError, Result};

@@ -29,6 +29,8 @@ pub struct OpTime {
     pub floor: f64,
     /// Whether the op was faster than the GPU's data sheet allows: then its operations or bytes are counted wrong.
     pub is_miscounted: bool,
+    /// Whether the operations need more time than the bytes.
+    pub is_bound_by_arithmetic: bool,
 }
 
 /// The time of each op of a round, longest first. `seconds` is the length of the round; `limits` are those of the GPU's
@@ -49,6 +51,7 @@ pub fn op_times(
         bytes: t.cost.bytes,
         floor: ceilings.roofline_seconds_of_launches(op, t, dtype),
         is_miscounted: limits.is_some_and(|limits| limits.exceeded_by(op, t, dtype)),
+        is_bound_by_arithmetic: ceilings.is_bound_by_arithmetic(op, t, dtype),
     };
     let mut rows: Vec<OpTime> = totals.iter().map(row).collect();
     rows.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));

@@ -70,8 +70,9 @@ fn add_ops(page: &mut Page, measured: &MeasuredRounds) {
     page.add(&format!("<h2>Time of {:.3} ms by op</h2>\n", seconds * 1e3));
     page.add("<p>The larger a dot, the more time its op loses. The lost time also sorts the table.</p>\n");
     let point = |row: &&OpTime| {
-        let time = KernelPoint { flops: row.flops, bytes: row.bytes, floor: row.floor, seconds: Some(row.seconds) };
-        roofline_point(row.op, ceilings, time)
+        let OpTime { flops, bytes, floor, is_bound_by_arithmetic, .. } = **row;
+        let time = KernelPoint { flops, bytes, floor, seconds: Some(row.seconds), is_bound_by_arithmetic };
+        roofline_point(row.op, time)
     };
     page.add_chart(&roofline_chart("roofline", ceilings, rows.iter().map(point).collect()));
     let columns = [
@@ -189,6 +190,7 @@ mod tests {
             bytes: 1e6,
             floor: 0.1,
             is_miscounted: false,
+            is_bound_by_arithmetic: true,
         };
         let sample = |ms, weights, activations| MemorySample {
             at: begun + Duration::from_millis(ms),

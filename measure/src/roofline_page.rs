@@ -32,6 +32,8 @@ struct PageRow {
     bytes: f64,
     /// Least seconds on the machine.
     floor: f64,
+    /// Whether the operations need more time than the bytes.
+    is_bound_by_arithmetic: bool,
     /// Measured seconds.
     seconds: Option<f64>,
     /// Registers per thread of the kernel's first launch on sm_90a; `None` if the kernel was not compiled.
@@ -55,6 +57,16 @@ pub struct RooflinePage {
     pub kernel_count: usize,
 }
 
+/// Whether the page that [`roofline_page`] would return for these arguments is that of a GPU, and so has what the
+/// compiler says about the CUDA kernels.
+///
+/// # Errors
+/// The file of times cannot be read, or has no times of kernels.
+pub fn is_page_of_gpu(gpu: Option<&str>, times: Option<&Path>) -> Result<bool> {
+    let times = times.filter(|_| gpu.is_none()).map(KernelTimes::read).transpose()?;
+    Ok(times.is_none_or(|times| !times.is_of_cpu))
+}
+
 /// Returns the page of kernels on the roofline of a machine.
 ///
 /// `times` is a file with the times of a run's kernels: the JSON of `reel kernels bench`, of `reel bench`, or a trace.
@@ -67,17 +79,19 @@ pub struct RooflinePage {
 pub fn roofline_page(gpu: Option<&str>, times: Option<&Path>) -> Result<RooflinePage> {
     let times = times.map(KernelTimes::read).transpose()?;
     let machine = machine(gpu, times.as_ref())?;
+    let is_of_gpu = gpu.is_some() || times.as_ref().is_none_or(|times| !times.is_of_cpu);
     let catalogue: Vec<PageRow> =
-        example_calls_with_folders().map(|example| catalogue_row(&machine, example)).collect();
+        example_calls_with_folders().map(|example| catalogue_row(&machine, is_of_gpu, example)).collect();
     let Some(times) = times else {
-        return Ok(RooflinePage { kernel_count: catalogue.len(), html: render(&machine, catalogue, Vec::new()) });
+        let kernel_count = catalogue.len();
+        return Ok(RooflinePage { kernel_count, html: render(&machine, is_of_gpu, catalogue, Vec::new()) });
     };
     let own_floors = gpu.is_none() && times.ceilings.is_some();
     let measured: Vec<PageRow> =
         times.kernels.iter().map(|time| measured_row(&machine, &catalogue, time, own_floors)).collect();
     let others: Vec<PageRow> =
         catalogue.into_iter().filter(|row| measured.iter().all(|m| m.kernel != row.kernel)).collect();
-    Ok(RooflinePage { kernel_count: measured.len(), html: render(&machine, measured, others) })
+    Ok(RooflinePage { kernel_count: measured.len(), html: render(&machine, is_of_gpu, measured, others) })
 }
 
 /// The machine whose roofline the page shows.
@@ -98,12 +112,20 @@ fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec
     }
 }
 
-/// Returns the row of a kernel at its example size in the catalogue, without a measured time.
-fn catalogue_row(machine: &MachineSpec, (_, example): (&'static KernelFolder, ExampleCall)) -> PageRow {
+/// Returns the row of a kernel at its example size in the catalogue, without a measured time. Only on the page of a GPU
+/// does it have what the CUDA compiler says.
+fn catalogue_row(
+    machine: &MachineSpec,
+    is_of_gpu: bool,
+    (_, example): (&'static KernelFolder, ExampleCall),
+) -> PageRow {
     let (kernel, cost) = (example.launch.kernel, example.launch.cost);
     let dtype = dtype_of_kernel(kernel.name).unwrap_or(DType::F32);
     let stage = (kernel.plan)(&example.launch.params, &Arch::H100).into_iter().next();
-    let report = compile::compile_to_cubin(kernel.source, "sm_90a").ok().map(|c| c.report);
+    let compiled = || compile::compile_to_cubin(kernel.source, "sm_90a").ok();
+    let report = is_of_gpu.then(compiled).flatten().map(|c| c.report);
+    let from_memory = Ceilings { cache: None, ..machine.ceilings };
+    let totals = OpTotals { launches: 1, cost, ..OpTotals::default() };
     let resources = stage.as_ref().and_then(|s| report.as_ref()?.resources_of_function(s.symbol).cloned());
     PageRow {
         kernel: kernel.name.to_string(),
@@ -111,7 +133,8 @@ fn catalogue_row(machine: &MachineSpec, (_, example): (&'static KernelFolder, Ex
         launches: 1,
         flops: cost.flops,
         bytes: cost.bytes,
-        floor: machine.ceilings.roofline_seconds_from_memory(kernel.name, cost, dtype),
+        floor: from_memory.roofline_seconds_of_launches(kernel.name, &totals, dtype),
+        is_bound_by_arithmetic: from_memory.is_bound_by_arithmetic(kernel.name, &totals, dtype),
         seconds: None,
         registers: resources.as_ref().map(|r| r.registers),
         shared: resources.map(|r| r.shared + stage.map_or(0, |s| s.shared)),
@@ -127,6 +150,9 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
     let (launches, cost, seconds) = (time.launches, Cost { flops, bytes }, time.seconds);
     let totals = OpTotals { launches, cost, seconds, ..OpTotals::default() };
     let floor = machine.ceilings.roofline_seconds_of_launches(&time.kernel, &totals, dtype);
+    // A kernel with a size was timed alone, with overwritten caches.
+    let cache = machine.ceilings.cache.filter(|_| time.size.is_empty());
+    let ceilings = Ceilings { cache, ..machine.ceilings };
     let catalogue_size = known.map(|row| row.size.clone()).filter(|_| time.cost.is_none()).unwrap_or_default();
     PageRow {
         kernel: time.kernel.clone(),
@@ -135,14 +161,16 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
         flops,
         bytes,
         floor: time.floor.filter(|_| own_floors).unwrap_or(floor),
+        is_bound_by_arithmetic: ceilings.is_bound_by_arithmetic(&time.kernel, &totals, dtype),
         seconds: Some(time.seconds),
         registers: known.and_then(|row| row.registers),
         shared: known.and_then(|row| row.shared),
     }
 }
 
-/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a closed list.
-fn render(machine: &MachineSpec, mut rows: Vec<PageRow>, others: Vec<PageRow>) -> String {
+/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a closed list. The page of a GPU has
+/// the registers and the shared memory of the CUDA kernels.
+fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others: Vec<PageRow>) -> String {
     let is_measured = rows.iter().any(|row| row.seconds.is_some());
     let order = |row: &PageRow| row.lost().unwrap_or(row.floor);
     rows.sort_by(|a, b| order(b).total_cmp(&order(a)).then_with(|| a.kernel.cmp(&b.kernel)));
@@ -162,21 +190,21 @@ fn render(machine: &MachineSpec, mut rows: Vec<PageRow>, others: Vec<PageRow>) -
         escape_html(&machine.source)
     ));
     let points = rows.iter().map(|row| {
-        let time = KernelPoint { flops: row.flops, bytes: row.bytes, floor: row.floor, seconds: row.seconds };
-        roofline_point(&row.kernel, &machine.ceilings, time)
+        let PageRow { flops, bytes, floor, seconds, is_bound_by_arithmetic, .. } = *row;
+        roofline_point(&row.kernel, KernelPoint { flops, bytes, floor, seconds, is_bound_by_arithmetic })
     });
     page.add_chart(&roofline_chart(&machine.name.to_uppercase(), &machine.ceilings, points.collect()));
-    page.add_table(&table(&rows, is_measured));
+    page.add_table(&table(&rows, is_measured, is_of_gpu));
     if !others.is_empty() {
         let summary = format!("{} kernels that the run does not have, with modelled times", others.len());
         page.add(&format!("<details><summary>{summary}</summary>\n"));
-        page.add_table(&table(&others, false));
+        page.add_table(&table(&others, false, is_of_gpu));
         page.add("</details>\n");
     }
     page.into_html()
 }
 
-fn table(rows: &[PageRow], is_measured: bool) -> Table {
+fn table(rows: &[PageRow], is_measured: bool, is_of_gpu: bool) -> Table {
     let microseconds = |seconds: Option<f64>| seconds.map_or("–".to_string(), |s| format!("{:.1}", s * 1e6));
     let whole = |count: Option<u32>| count.map_or("–".to_string(), |n| n.to_string());
     // A row that sums up launches of several sizes has no size.
@@ -188,7 +216,10 @@ fn table(rows: &[PageRow], is_measured: bool) -> Table {
     if is_measured {
         columns.extend(["launches", "lost, µs", "measured, µs", "of roofline"]);
     }
-    columns.extend(["least possible, µs", "operations", "bytes", "FLOP/B", "registers", "shared, B"]);
+    columns.extend(["least possible, µs", "operations", "bytes", "FLOP/B"]);
+    if is_of_gpu {
+        columns.extend(["registers", "shared, B"]);
+    }
     let mut table = Table::new(&columns).with_text_columns(1 + usize::from(has_sizes));
     for row in rows {
         let mut cells = vec![escape_html(&row.kernel)];
@@ -204,9 +235,10 @@ fn table(rows: &[PageRow], is_measured: bool) -> Table {
             with_prefix(row.flops),
             with_prefix(row.bytes),
             if row.bytes > 0.0 { format!("{:.2}", row.flops / row.bytes) } else { "–".into() },
-            whole(row.registers),
-            whole(row.shared),
         ]);
+        if is_of_gpu {
+            cells.extend([whole(row.registers), whole(row.shared)]);
+        }
         table.row_with(&format!(" id=\"{}\"", escape_html(&row.kernel)), cells);
     }
     table
@@ -230,15 +262,16 @@ pub(crate) struct KernelPoint {
     pub floor: f64,
     /// Measured seconds; `None` for a modelled kernel, which stands at its least time.
     pub seconds: Option<f64>,
+    /// Whether the operations need more time than the bytes.
+    pub is_bound_by_arithmetic: bool,
 }
 
 /// Returns the dot of a kernel on a roofline. Its row in the page's table has the kernel's name as its id.
-pub(crate) fn roofline_point(kernel: &str, ceilings: &Ceilings, time: KernelPoint) -> RooflinePoint {
-    let KernelPoint { flops, bytes, floor, seconds } = time;
+pub(crate) fn roofline_point(kernel: &str, time: KernelPoint) -> RooflinePoint {
+    let KernelPoint { flops, bytes, floor, seconds, is_bound_by_arithmetic } = time;
     let took = seconds.unwrap_or(floor);
     // The axis is logarithmic, so a kernel without arithmetic is drawn at `NO_ARITHMETIC` operations per byte.
     let operations = if flops > 0.0 { flops } else { bytes * NO_ARITHMETIC };
-    let is_arithmetic = [ceilings.f32, ceilings.bf16].iter().any(|r| (flops / r - floor).abs() <= 1e-6 * floor);
     let rates = format!("{:.3} TFLOP/s, {:.0} GB/s", flops / took / 1e12, bytes / took / 1e9);
     let text = match seconds {
         Some(seconds) => format!(
@@ -255,7 +288,7 @@ pub(crate) fn roofline_point(kernel: &str, ceilings: &Ceilings, time: KernelPoin
         id: kernel.to_string(),
         intensity: operations / bytes,
         flops_per_second: operations / took,
-        is_bound_by_arithmetic: Some(is_arithmetic),
+        is_bound_by_arithmetic: Some(is_bound_by_arithmetic),
         lost_seconds: (took - floor).max(0.0),
     }
 }
@@ -290,6 +323,7 @@ mod tests {
             flops,
             bytes: 1e6,
             floor: 1e-6,
+            is_bound_by_arithmetic: flops > 0.0,
             seconds,
             registers: Some(32),
             shared: None,
@@ -300,7 +334,7 @@ mod tests {
     fn page_sorts_the_kernels_of_the_run_by_lost_time() {
         let machine = MachineSpec::gpu_by_name("h200").unwrap();
         let measured = vec![row("small", 1e9, Some(2e-6)), row("large", 0.0, Some(9e-6)), row("fast", 1e9, Some(1e-6))];
-        let html = render(&machine, measured, vec![row("unused", 1e9, None)]);
+        let html = render(&machine, true, measured.clone(), vec![row("unused", 1e9, None)]);
         let place = |text: &str| html.find(text).unwrap_or_else(|| panic!("no {text}"));
         let order = ["id=\"large\"", "id=\"small\"", "id=\"fast\"", "<details>", "id=\"unused\"", "</details>"];
         assert!(order.windows(2).all(|two| place(two[0]) < place(two[1])), "{html}");
@@ -309,12 +343,15 @@ mod tests {
         }
         assert_eq!(html.matches("\"weight\"").count(), 3, "the chart has other kernels than those of the run");
         assert!(!html.contains("NaN") && !html.contains("\"src="));
+        assert!(html.contains(">registers<"));
+        // A processor has no registers of CUDA kernels.
+        assert!(!render(&machine, false, measured.clone(), measured).contains(">registers<"));
     }
 
     #[test]
     fn page_without_a_run_shows_modelled_times() {
         let machine = MachineSpec::gpu_by_name("a100").unwrap();
-        let html = render(&machine, vec![row("one", 1e9, None), row("two", 1e9, None)], Vec::new());
+        let html = render(&machine, true, vec![row("one", 1e9, None), row("two", 1e9, None)], Vec::new());
         assert!(html.contains("modelled times, not measured") && !html.contains("<details>"));
         assert!(!html.contains("lost, µs") && html.matches("data-label=\"least possible, µs\"").count() == 2);
     }
@@ -322,7 +359,8 @@ mod tests {
     #[test]
     fn ceilings_of_the_file_are_used_unless_a_gpu_is_named() {
         let ceilings = Ceilings { f32: 1e9, bf16: 2e9, bytes: 1e9, cache: None };
-        let times = KernelTimes { machine: Some("NVIDIA H100 80GB".into()), ceilings: None, kernels: Vec::new() };
+        let machine_name = Some("NVIDIA H100 80GB".into());
+        let times = KernelTimes { machine: machine_name, is_of_cpu: false, ceilings: None, kernels: Vec::new() };
         assert_eq!(machine(None, Some(&times)).unwrap().name, "h100");
         let times = KernelTimes { ceilings: Some(ceilings), ..times };
         assert_eq!(machine(None, Some(&times)).unwrap().ceilings, ceilings);
@@ -340,5 +378,9 @@ mod tests {
         let spec = machine(None, Some(&times)).unwrap();
         assert_eq!(measured_row(&spec, &[], &time, true).lost(), Some(0.25));
         assert_eq!(measured_row(&spec, &[], &time, false).floor, 1.0);
+        // 1 s of arithmetic and 1 ms of memory traffic, whatever least time the file states.
+        assert!(measured_row(&spec, &[], &time, true).is_bound_by_arithmetic);
+        let of_bytes = KernelTime { cost: Some((1e6, 1e9)), ..time };
+        assert!(!measured_row(&spec, &[], &of_bytes, true).is_bound_by_arithmetic);
     }
 }

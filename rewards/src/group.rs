@@ -207,9 +207,11 @@ mod tests {
 
     #[test]
     fn custom_rewards_turn_length_off_and_need_no_solution() {
-        let custom = vec![("command".to_string(), vec![3.0, 0.0, -1.0])];
-        let rules =
-            RewardRules { weights: RewardWeights::parse("command=0.5,format=0").unwrap(), ..RewardRules::default() };
+        let (custom, names) = (vec![("command".to_string(), vec![3.0, 0.0, -1.0])], ["command".to_string()]);
+        let rules = RewardRules {
+            weights: RewardWeights::parse("command=0.5,format=0", &names).unwrap(),
+            ..RewardRules::default()
+        };
         let with_solution = ScoringGroup { custom: custom.clone(), ..group_of_three() }.score(&rules);
         assert_eq!((with_solution.length.len(), with_solution.reward), (0, vec![2.5, 0.0, 0.5]));
         let without = ScoringGroup { custom, solution: None, ..group_of_three() }.score(&rules);

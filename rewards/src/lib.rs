@@ -29,7 +29,7 @@ mod temporal;
 mod torch_stats;
 mod weights;
 
-pub use accuracy::{accuracy_reward, multiple_choice_accuracy, numerical_accuracy};
+pub use accuracy::{accuracy_reward, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy, ocr_accuracy};
 pub use advantage::{ScaleRewards, group_advantages};
 pub use answer::extract_answer;
 pub use custom::{BASIC_ENVIRONMENT, CustomReward};

@@ -2,6 +2,7 @@
 //! server, and compares two results.
 
 mod serve;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -42,18 +43,22 @@ Example:
   reel init --preset tiny --out tiny
   reel bench prefill --model tiny --tokens 128 --json > a.json
   reel bench prefill --model tiny --tokens 128 --threads 1 --json > b.json
-  reel bench --compare a.json b.json")]
+  reel bench --compare a.json b.json
+  cp \"$(command -v reel)\" other-build
+  reel bench prefill --model tiny --tokens 64 --with ./other-build")]
 pub struct BenchArgs {
     #[command(subcommand)]
     what: Option<What>,
+    #[command(flatten)]
+    turns: turns::TurnsArgs,
     /// Instead of measuring: say whether result B is faster than result A
     ///
     /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed
     /// seed). B is faster or slower if three conditions hold: an exact two-sided permutation test of the rank sums of
     /// the round times has p < 0.01, the interval does not contain 1, and the medians differ by more than 1 %.
     /// Otherwise: no difference. Five rounds each are enough to reach that level, or four and six; four each are not.
-    /// All rounds of one run share the state of the machine (clocks, temperature), for which the test cannot correct:
-    /// for small differences compare several runs.
+    /// All rounds of one process share its state, for which the test cannot correct: two processes of one program may
+    /// differ as well. To compare programs, use --with, which runs several processes of each.
     #[arg(long, value_names = ["A.json", "B.json"], num_args = 2)]
     compare: Option<Vec<PathBuf>>,
 }
@@ -110,6 +115,17 @@ enum What {
 
 impl BenchArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        if let (None, Some(what)) = (&self.compare, &self.what) {
+            if matches!(what, What::Serve(_)) && self.turns.is_given() {
+                let what = "compares programs that measure themselves; bench serve measures a server";
+                return Err(bad_usage("--with", what, "leave it out"));
+            }
+            if self.turns.run(common)? {
+                return Ok(());
+            }
+        } else if self.turns.is_given() {
+            return Err(bad_usage("--with", "needs a measurement", "name prefill, decode, rollout, train or op"));
+        }
         match (&self.compare, &self.what) {
             (Some(files), None) => compare_files(common, &files[0], &files[1]),
             (None, Some(What::Prefill(c))) => c.run(common),

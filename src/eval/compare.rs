@@ -29,7 +29,7 @@ pub struct CompareArgs {
     /// Folder of run B, or its predictions of one benchmark
     #[arg(value_name = "B")]
     b: PathBuf,
-    /// Benchmarks, or task files [default: the built-in benchmarks that run A has]
+    /// Benchmarks, or task files [default: the benchmarks that run A has]
     #[arg(long, value_name = "NAME")]
     benchmark: Option<String>,
     /// How the answer is found in an output: tags or lenient

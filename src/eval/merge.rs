@@ -33,7 +33,7 @@ pub struct MergeArgs {
     /// Folder with the parts
     #[arg(value_name = "OUT")]
     folder: PathBuf,
-    /// Benchmarks, or task files [default: the built-in benchmarks that the folder has]
+    /// Benchmarks, or task files [default: the benchmarks that the folder has]
     #[arg(long, value_name = "NAME")]
     benchmark: Option<String>,
     /// How the answer is found in an output: tags or lenient

@@ -5,6 +5,7 @@
 //! | `OUT/NAME.jsonl` | each question with the model's answer |
 //! | `OUT/NAME.jsonl.run.json` | the settings of the run |
 //! | `OUT/NAME.json` | scores with 95 % intervals, and the settings (`protocol`) |
+//! | `OUT/NAME.toml` | the task file, if NAME is not built in |
 //! | `OUT/results.json` | the scores of all benchmarks in lm-evaluation-harness's schema |
 //! | `OUT/report.html` | the page (`page.rs`) |
 
@@ -81,6 +82,21 @@ pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: b
     result["protocol"] = protocol.clone();
     write_json(&out.join(format!("{}.json", task.name)), &result)?;
     Ok(Scored { report, protocol })
+}
+
+/// Writes `OUT/NAME.toml`, the file of a task that is not built in, so that later commands find the task of the answers.
+/// Refuses to replace another file of this name, unless `overwrite` is true.
+pub fn write_own_task(task: &Task, out: &Path, overwrite: bool) -> Result<()> {
+    let Some(text) = &task.own_text else { return Ok(()) };
+    let file = out.join(format!("{}.toml", task.name));
+    match std::fs::read(&file) {
+        Ok(old) if old == text.as_bytes() => Ok(()),
+        Ok(_) if !overwrite => {
+            let help = "give another --out, or --overwrite to replace it";
+            Err(failed(file.display(), "is there, and is not the task file that --benchmark names", help))
+        }
+        _ => output::write_file(&file, text.as_bytes()),
+    }
 }
 
 /// Number of tokens that were generated for the rows of a predictions file.
@@ -177,24 +193,39 @@ pub fn error_if_rows_failed(scored: &[Scored], out: &Path) -> Result<()> {
     }
 }
 
-/// The task of a run in the folder `out`: that of `--benchmark`, else the built-in one that the settings name.
+/// The tasks of a run in the folder `out`: those of `--benchmark`, else those whose answers are there. A task that is not
+/// built in is read from `OUT/NAME.toml`, which the run wrote, or from the file that `--benchmark` names.
 pub fn tasks_in(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
-    if let Some(names) = benchmark {
-        return Ok(Task::from_names(names)?);
-    }
     let entries = std::fs::read_dir(out).map_err(|e| output::cannot_read(out, e))?;
-    let names: Vec<String> = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    let has_run = |task: &Task| {
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let has_answers = |task: &str| {
         let of_task = |name: &String| {
-            name.strip_prefix(&task.name).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".jsonl"))
+            name.strip_prefix(task).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".jsonl"))
         };
         names.iter().any(of_task)
     };
-    let found: Vec<Task> = Task::built_in().into_iter().filter(has_run).collect();
+    let own = names.iter().filter(|name| name.strip_suffix(".toml").is_some_and(has_answers));
+    let built_in = Task::built_in();
+    let is_built_in = |name: &str| built_in.iter().any(|task| task.name == name);
+    if let Some(given) = benchmark {
+        // A name that is neither built in nor a file is that of a task file in the folder.
+        let file = |name: &str| out.join(format!("{name}.toml"));
+        let of_folder = |name: &&str| !name.ends_with(".toml") && !is_built_in(name) && file(name).exists();
+        return match Some(given.trim()).filter(of_folder) {
+            Some(name) => Ok(vec![Task::open(&file(name))?]),
+            None => Ok(Task::from_names(given)?),
+        };
+    }
+    let mut found: Vec<Task> = built_in.iter().filter(|task| has_answers(&task.name)).cloned().collect();
+    for name in own.filter(|name| !is_built_in(name.trim_end_matches(".toml"))) {
+        found.push(Task::open(&out.join(name))?);
+    }
     match found.is_empty() {
         true => Err(failed(
             out.display(),
-            "has no predictions of a built-in benchmark",
+            "has no predictions of a benchmark",
             "give a folder that reel eval wrote, or --benchmark",
         )),
         false => Ok(found),

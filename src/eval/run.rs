@@ -57,6 +57,7 @@ pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOption
         refuse_data_in_outputs(benchmark, out)?;
         describe(benchmark, common);
     }
+    benchmarks.iter().try_for_each(|benchmark| results::write_own_task(&benchmark.task, out, options.overwrite))?;
     let mut answerer = Answerer::open(options, common)?;
     let mut scored = Vec::new();
     for benchmark in &benchmarks {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_kernels::FOLDERS;
 use reel_measure::machine::MachineSpec;
-use reel_measure::roofline_page::{RooflinePage, roofline_page};
+use reel_measure::roofline_page::{RooflinePage, is_page_of_gpu, roofline_page};
 
 use super::check::compile_all;
 use crate::common::CommonOptions;
@@ -40,10 +40,13 @@ impl KernelsReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         // An unknown GPU is refused before the kernels are compiled.
         self.gpu.as_deref().map(MachineSpec::gpu_by_name).transpose()?;
-        // Compile all kernels in parallel beforehand: the page asks for their register counts one by one, and would
-        // compile one after the other. Without NVRTC the page has no register counts.
-        compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
-        let RooflinePage { html, kernel_count: kernels } = roofline_page(self.gpu.as_deref(), self.times.as_deref())?;
+        let (gpu, times) = (self.gpu.as_deref(), self.times.as_deref());
+        if is_page_of_gpu(gpu, times)? {
+            // Compile all kernels in parallel beforehand: the page asks for their register counts one by one, and would
+            // compile one after the other. Without NVRTC the page has no register counts.
+            compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
+        }
+        let RooflinePage { html, kernel_count: kernels } = roofline_page(gpu, times)?;
         output::write_file(&self.out, html.as_bytes())?;
         match common.json {
             true => output::print_json(&serde_json::json!({"out": self.out, "kernels": kernels})),

@@ -18,7 +18,7 @@ use reel_model::init::{init_without_weights, preset_config};
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, Kernels};
-use reel_train::options::{GradientCheckpointing, RunOptions, TrainingOptions};
+use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use reel_train::plan::{self, PhaseCosts, RowShape};
 use reel_train::run::RunSetup;
 use serde::de::DeserializeOwned;
@@ -222,6 +222,10 @@ struct Counting<'a, O> {
     sizes: &'a Sizes,
     /// The word for training examples in the command's output: `rows` or `prompts`.
     rows: &'static str,
+    /// What has `wanted` of them: `micro-batch` or `step`.
+    unit: &'static str,
+    /// How many of them the options ask for; `None` with packing.
+    wanted: fn(&O) -> Option<usize>,
     plan_rows_of_one_size: WithShape<O>,
     plan_run_on_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
 }
@@ -290,10 +294,17 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 format!("run reel {} --check-data to see why", O::COMMAND),
             ));
         }
+        let few = match (self.wanted)(options).filter(|wanted| plan.rows < *wanted) {
+            None => String::new(),
+            Some(wanted) => format!(
+                "; the run has only {} {} for a {} of {wanted}, so it computes these together, as planned here",
+                plan.rows, self.rows, self.unit
+            ),
+        };
         Ok(DryRunCounts {
             command: O::COMMAND,
             subject: format!(
-                "{name}, {rows}, micro-batch size {}, gradient checkpointing {}",
+                "{name}, {rows}, micro-batch size {}, gradient checkpointing {}{few}",
                 options.per_device_train_batch_size,
                 plan.checkpointing.map_or(options.gradient_checkpointing, GradientCheckpointing::from)
             ),
@@ -312,7 +323,10 @@ impl PlanSftArgs {
     fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<DryRunCounts> {
         let resolved = &self.sft.resolved(common, matches)?;
         let (plan_rows_of_one_size, plan_run_on_data) = (plan::plan_rows_of_one_size, plan::plan_run_on_data);
-        Counting { resolved, sizes: &self.sizes, rows: "rows", plan_rows_of_one_size, plan_run_on_data }.count(common)
+        let wanted = |o: &SftOptions| (!o.packing).then_some(o.per_device_train_batch_size);
+        let (rows, unit) = ("rows", "micro-batch");
+        Counting { resolved, sizes: &self.sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data }
+            .count(common)
     }
 }
 
@@ -321,8 +335,10 @@ impl PlanGrpoArgs {
         let resolved = &self.grpo.resolved(common, matches)?;
         let (plan_rows_of_one_size, plan_run_on_data) =
             (plan::grpo::plan_rows_of_one_size, plan::grpo::plan_run_on_data);
+        let wanted = |o: &GrpoOptions| Some(o.groups_per_step());
+        let (rows, unit) = ("prompts", "step");
         let mut counted =
-            Counting { resolved, sizes: &self.sizes, rows: "prompts", plan_rows_of_one_size, plan_run_on_data }
+            Counting { resolved, sizes: &self.sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data }
                 .count(common)?;
         let o = &resolved.options;
         let shuffled = if o.temporal { ", and half as many more with shuffled frames" } else { "" };

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::support::tiny_model;
+use crate::support::{tiny_model, with_options};
 
 /// A temporary folder with a tiny model and text rows.
 pub fn training_folder() -> tempfile::TempDir {
@@ -20,11 +20,13 @@ pub fn training_folder() -> tempfile::TempDir {
     folder
 }
 
-/// The arguments of a run that rewards each completion by the length of its JSON line.
+/// The arguments of a run that rewards each completion by the length of its JSON line. Options of `more` replace others
+/// of the same name.
 pub fn grpo(out: &str, more: &[&str]) -> Vec<String> {
     let own =
         ["grpo", "--model", "tiny", "--out", out, "--reward-command", "while read -r line; do echo ${#line}; done"];
     let fixed = "--data rows.jsonl --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 8 \
                  --learning-rate 1e-3 --threads 1 --quiet";
-    own.into_iter().chain(fixed.split(' ')).chain(more.iter().copied()).map(str::to_string).collect()
+    let args: Vec<&str> = own.into_iter().chain(fixed.split_whitespace()).collect();
+    with_options(&args, more).into_iter().map(str::to_string).collect()
 }

@@ -52,6 +52,24 @@ pub fn run_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<
     finished_run(reel().current_dir(folder).args(args).output().expect("the binary starts"))
 }
 
+/// The words of a command line, with the options of `more` in place of those of the same name in `args`: the program
+/// refuses an option that is given twice. An option is a word that begins with `--`; its value, if any, is the next one.
+pub fn with_options<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    let mut words = Vec::new();
+    let mut at = 0;
+    while at < args.len() {
+        let is_option = args[at].starts_with("--");
+        let has_value = is_option && args.get(at + 1).is_some_and(|value| !value.starts_with("--"));
+        let end = at + 1 + usize::from(has_value);
+        if !(is_option && more.contains(&args[at])) {
+            words.extend(&args[at..end]);
+        }
+        at = end;
+    }
+    words.extend(more);
+    words
+}
+
 /// Exit code and output of a process that has ended.
 pub fn finished_run(out: Output) -> FinishedRun {
     FinishedRun {

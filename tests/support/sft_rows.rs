@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::support::{FinishedRun, file_names_in, golden, metrics_without_times, run_in, tiny_model};
+use super::support::{FinishedRun, file_names_in, golden, metrics_without_times, run_in, tiny_model, with_options};
 
 /// A temporary folder with a tiny model and text rows.
 pub fn training_folder(rows: usize) -> tempfile::TempDir {
@@ -20,13 +20,10 @@ pub fn training_folder(rows: usize) -> tempfile::TempDir {
     folder
 }
 
-/// Runs `reel sft` in this folder on `rows.jsonl` with more options.
+/// Runs `reel sft` in this folder on `rows.jsonl` with more options, which replace others of the same name.
 pub fn sft(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
-    run_in(
-        folder,
-        [&["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"][..], more]
-            .concat(),
-    )
+    let args = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"];
+    run_in(folder, with_options(&args, more))
 }
 
 /// A row with a question about a video or an image.

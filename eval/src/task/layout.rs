@@ -85,7 +85,7 @@ pub struct RowRules {
     pub id: Option<Template>,
     /// The question.
     pub question: Option<Template>,
-    /// The kind of problem: `multiple choice`, `numerical`, `regression`.
+    /// The kind of problem: `multiple choice`, `numerical`, `regression`, `OCR`, `free-form`.
     pub kind: Option<Template>,
     /// Texts that are removed from the question.
     pub remove: Option<Vec<String>>,

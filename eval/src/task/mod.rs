@@ -56,6 +56,9 @@ pub struct Task {
     /// Published scores.
     #[serde(default)]
     pub published: Vec<PublishedScore>,
+    /// The text of the file, for a task that is not built in.
+    #[serde(skip)]
+    pub own_text: Option<String>,
 }
 
 /// The words around a question.
@@ -175,7 +178,8 @@ impl Task {
     pub fn open(path: &Path) -> Result<Self> {
         let text = input::read_text(path, input::MAX_CONFIG_BYTES)
             .map_err(|e| EvalError::Task(Diagnostic::cannot_read(path, &e)))?;
-        Self::parse(&path.display().to_string(), &text)
+        let task = Self::parse(&path.display().to_string(), &text)?;
+        Ok(Self { own_text: Some(text), ..task })
     }
 
     /// Parses the text of a task file; `location` names it in error messages.

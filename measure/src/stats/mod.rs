@@ -153,14 +153,18 @@ fn interval(a: &[f64], b: &[f64]) -> [f64; 2] {
     if swapped { [1.0 / high, 1.0 / low] } else { [low, high] }
 }
 
-/// Returns the next pseudorandom_number number of splitmix64 (Steele, Lea and Flood, "Fast splittable
-/// pseudorandom_number number generators").
+/// Returns the next pseudorandom number of splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// generators").
 fn splitmix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
+
+mod turns;
+
+pub use turns::{MIN_TURNS, TURN_LEVEL, compare_turns};
 
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,11 @@ mod ocr;
 mod porter;
 mod regression;
 
+pub use free_form::free_form_accuracy;
 pub use multiple_choice::multiple_choice_accuracy;
 pub use numerical::numerical_accuracy;
+pub use ocr::ocr_accuracy;
 
-use free_form::free_form_accuracy;
-use ocr::ocr_accuracy;
 use regression::regression_accuracy;
 
 use crate::ProblemType;

@@ -1,4 +1,4 @@
-//! Custom rewards of the user: a shell command that keeps running (`--reward-command`), or an HTTP server
+//! Custom rewards of the user: shell commands that keep running (`--reward-command`), or an HTTP server
 //! (`--reward-url`).
 //!
 //! A row is a JSON object with `prompt`, `completion`, `completion_ids` (token ids) and every column of the data row,
@@ -42,7 +42,10 @@ pub const BASIC_ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "SHELL", "LANG
 
 /// A custom reward, by command or HTTP.
 #[derive(Debug)]
-pub struct CustomReward(Source);
+pub struct CustomReward {
+    name: String,
+    source: Source,
+}
 
 #[derive(Debug)]
 enum Source {
@@ -56,14 +59,15 @@ impl CustomReward {
     /// # Errors
     /// The command is empty or contains a zero byte.
     pub fn from_command(command_line: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self(Source::Command(command::CommandReward::new(command_line, timeout)?)))
+        let command = command::CommandReward::new(command_line, timeout)?;
+        Ok(Self { name: "command".into(), source: Source::Command(command) })
     }
 
     /// The command gets only these variables of this process's environment, and those of [`BASIC_ENVIRONMENT`]. Without
     /// this call it gets the whole environment. A server is not started by this process, so it has no effect there.
     #[must_use]
     pub fn with_environment(mut self, names: Vec<String>) -> Self {
-        if let Source::Command(command) = &mut self.0 {
+        if let Source::Command(command) = &mut self.source {
             command.set_environment(names);
         }
         self
@@ -74,15 +78,19 @@ impl CustomReward {
     /// # Errors
     /// `url` is not a valid `http:` or `https:` URL.
     pub fn from_url(url: &str, timeout: Duration) -> Result<Self> {
-        Ok(Self(Source::Http(http::HttpReward::new(url, timeout)?)))
+        Ok(Self { name: "url".into(), source: Source::Http(http::HttpReward::new(url, timeout)?) })
     }
 
-    /// The name of this reward in `--reward-weights` and metrics: `command` or `url`.
-    pub fn name(&self) -> &'static str {
-        match &self.0 {
-            Source::Command(_) => "command",
-            Source::Http(_) => "url",
-        }
+    /// Gives this reward another name, so that several commands can be told apart.
+    #[must_use]
+    pub fn with_name(mut self, name: String) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// The name of this reward in `--reward-weights` and metrics: `command` or `url` unless it was given another one.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Scores a batch of rows (JSON objects). Each reward has an absolute value of at most 1e18. For an empty batch
@@ -111,7 +119,7 @@ impl CustomReward {
     /// # Errors
     /// The command cannot be started or has ended; an invalid row.
     pub fn begin(&mut self, rows: &[Value]) -> Result<()> {
-        match &mut self.0 {
+        match &mut self.source {
             Source::Command(command) => command.begin(rows),
             Source::Http(http) => http.begin(rows),
         }
@@ -136,7 +144,7 @@ impl CustomReward {
     }
 
     fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
-        match &mut self.0 {
+        match &mut self.source {
             Source::Command(command) => command.wait(until, stop),
             Source::Http(http) => http.wait(until, stop),
         }

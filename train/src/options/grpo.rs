@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ValueEnum};
 use reel_rewards::{RewardWeights, ScaleRewards};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{RunOptions, TrainingOptions, check, range, run};
 use crate::Result;
@@ -110,9 +110,11 @@ pub struct GrpoOptions {
     /// frames
     #[arg(long, value_name = "DIR")]
     pub siglip: Option<PathBuf>,
-    /// Custom reward: a command that reads and writes JSON lines (see `examples/rewards.py`)
+    /// Custom reward: a command that reads and writes JSON lines (see `examples/rewards.py`); given several times, the
+    /// rewards are summed with --reward-weights
     #[arg(long, value_name = "CMD")]
-    pub reward_command: Option<String>,
+    #[serde(with = "text_or_list")]
+    pub reward_command: Vec<String>,
     /// Custom reward: a URL that scores completions
     #[arg(long, value_name = "URL")]
     pub reward_url: Option<String>,
@@ -123,9 +125,11 @@ pub struct GrpoOptions {
     /// Time limit in seconds for scoring the completions of one step with custom rewards; the run ends if it is exceeded
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
-    /// Weights of the rewards in the sum, NAME=WEIGHT,…: accuracy, format, temporal, semantic, length, command, url
+    /// Weights of the rewards in the sum: NAME=WEIGHT,… for accuracy, format, temporal, semantic, length, command (of
+    /// several: command_1, command_2, …) and url; or, as in TRL, one number per --reward-command and --reward-url
     /// [default: 1 each]
     #[arg(long, value_name = "NAME=W,…")]
+    #[serde(deserialize_with = "numbers_or_text")]
     pub reward_weights: Option<String>,
     /// Length reward of correct answers of 320 to 512 tokens [default: true; false with custom rewards]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
@@ -148,6 +152,49 @@ pub struct GrpoOptions {
 
 run::extends_run_options!(GrpoOptions);
 
+/// Writes no text as null and a single one as text, as `run.json` had it when there could be only one. Reads these and
+/// lists.
+mod text_or_list {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "not a text or a list of texts")]
+    enum Texts {
+        One(String),
+        List(Vec<String>),
+    }
+
+    pub fn serialize<S: Serializer>(texts: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+        match texts {
+            [] => serializer.serialize_none(),
+            [one] => one.serialize(serializer),
+            list => list.serialize(serializer),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+        Ok(match Option::deserialize(deserializer)? {
+            None => Vec::new(),
+            Some(Texts::One(text)) => vec![text],
+            Some(Texts::List(list)) => list,
+        })
+    }
+}
+
+/// Reads a text, or a list of numbers as configuration files of TRL have it, which becomes `1,0.5`.
+fn numbers_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "not a text or a list of numbers")]
+    enum Weights {
+        Text(String),
+        Numbers(Vec<f64>),
+    }
+    Ok(Option::deserialize(deserializer)?.map(|weights| match weights {
+        Weights::Text(text) => text,
+        Weights::Numbers(list) => list.iter().map(f64::to_string).collect::<Vec<_>>().join(","),
+    }))
+}
+
 impl GrpoOptions {
     /// Prompts per step, each with a group of completions.
     pub fn groups_per_step(&self) -> usize {
@@ -162,16 +209,27 @@ impl GrpoOptions {
     /// The weight of each reward; that of the length reward is 0 with `--len-control false`.
     ///
     /// # Errors
-    /// A name that is not a reward or is given twice, or a weight that is not a number.
+    /// A name that is not a reward or is given twice, a weight that is not a number, or another count of numbers than
+    /// of custom rewards.
     pub fn reward_weights(&self) -> Result<RewardWeights> {
-        let no_length = (self.len_control == Some(false)).then_some("length=0");
-        let items: Vec<&str> = self.reward_weights.as_deref().into_iter().chain(no_length).collect();
-        if items.is_empty() { Ok(RewardWeights::default()) } else { Ok(RewardWeights::parse(&items.join(","))?) }
+        let given = self.reward_weights.as_deref().map(|text| RewardWeights::parse(text, &self.custom_reward_names()));
+        let weights = given.transpose()?.unwrap_or_default();
+        Ok(if self.len_control == Some(false) { weights.without_length()? } else { weights })
     }
 
     /// Whether the user gives a reward command or URL.
     pub fn has_custom_reward(&self) -> bool {
-        self.reward_command.is_some() || self.reward_url.is_some()
+        !self.reward_command.is_empty() || self.reward_url.is_some()
+    }
+
+    /// The names of the custom rewards in the order of their weights: the commands, then the URL. A single command is
+    /// `command`; several are `command_1`, `command_2` and so on.
+    pub fn custom_reward_names(&self) -> Vec<String> {
+        let commands = match self.reward_command.len() {
+            1 => vec!["command".to_string()],
+            n => (1..=n).map(|i| format!("command_{i}")).collect(),
+        };
+        commands.into_iter().chain(self.reward_url.iter().map(|_| "url".to_string())).collect()
     }
 
     /// The environment variables that the reward command gets besides the basic ones; `None`: all.
@@ -224,7 +282,7 @@ impl TrainingOptions for GrpoOptions {
             "give names of environment variables, or none",
         )?;
         check(
-            self.reward_env.is_none() || self.reward_command.is_some(),
+            self.reward_env.is_none() || !self.reward_command.is_empty(),
             "--reward-env",
             "is for --reward-command, which is not given".into(),
             "give --reward-command too, or leave it out",
@@ -305,6 +363,40 @@ mod tests {
         assert_eq!(length(&["--len-control", "true"]), 1.0);
         assert_eq!(length(&["--len-control", "false"]), 0.0);
         assert_eq!(length(&["--len-control", "false", "--reward-weights", "format=0.5"]), 0.0);
+    }
+
+    #[test]
+    fn weights_without_names_are_those_of_the_custom_rewards() {
+        let two = ["--reward-command", "a", "--reward-command", "b"];
+        let weights = |args: &[&str], names: [&str; 3]| {
+            let weights = parse(&[&two[..], args].concat()).reward_weights().unwrap();
+            names.map(|name| weights.weight(name))
+        };
+        let names = ["accuracy", "command_1", "command_2"];
+        assert_eq!(weights(&[], names), [1.0; 3]);
+        assert_eq!(weights(&["--reward-weights", "0.5,-2"], names), [1.0, 0.5, -2.0]);
+        assert_eq!(weights(&["--reward-weights", "command_2=3"], names), [1.0, 1.0, 3.0]);
+        let with_url = ["--reward-url", "http://x", "--reward-weights", "1,2,3", "--len-control", "false"];
+        assert_eq!(weights(&with_url, ["url", "length", "command_2"]), [3.0, 0.0, 2.0]);
+        for text in ["1", "1,2,3", "command=1", "1,x"] {
+            let e = parse(&[&two[..], &["--reward-weights", text]].concat()).validate_values().unwrap_err();
+            assert!(e.is_usage_error() && e.to_string().starts_with("--reward-weights: "), "{text}: {e}");
+        }
+    }
+
+    /// `run.json` and configuration files name no, one or several reward commands; a run that an earlier version wrote
+    /// has null or a text.
+    #[test]
+    fn reward_commands_are_null_a_text_or_a_list() {
+        for (value, commands) in [("null", &[][..]), ("\"a, b\"", &["a, b"]), ("[\"a\",\"b\"]", &["a", "b"])] {
+            let text = format!("{{\"reward_command\":{value},\"reward_weights\":[1.0,0.5]}}");
+            let o: GrpoOptions = serde_json::from_str(&text).unwrap();
+            assert_eq!(
+                (&o.reward_command[..], o.reward_weights.as_deref()),
+                (&commands.iter().map(ToString::to_string).collect::<Vec<_>>()[..], Some("1,0.5"))
+            );
+            assert_eq!(serde_json::to_value(&o).unwrap()["reward_command"].to_string(), value);
+        }
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub struct Plan {
     pub steps: u64,
     /// Tokens of the planned steps.
     pub tokens: u64,
+    /// The most rows that a planned micro-batch has, or for `grpo` prompts of a planned step. Fewer than the options ask
+    /// for if the data has no more.
+    pub rows: usize,
     /// What the last micro-batch computes again; with `--gradient-checkpointing auto`, as the memory limit of the device
     /// decides.
     pub checkpointing: Option<Checkpointing>,
@@ -232,7 +235,8 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
         Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
         None => u64::MAX,
     };
-    batching.end = batching.end.map(|end| end.min(MAX_ROWS));
+    // At least one whole micro-batch: its size decides about the memory.
+    batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let config = samples.bundle.config.clone();
     let mut feed = MicroBatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
     let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
@@ -282,7 +286,12 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
     let device = trainer.device.clone();
     device.profiler().clear();
     device.reset_peak();
-    let (mut done, mut tokens) = (0, 0);
+    let (mut done, mut tokens, mut rows) = (0, 0, 0);
+    let mut next = || -> Result<Option<Vec<Sample>>> {
+        let batch = next()?;
+        rows = batch.as_ref().map_or(rows, |batch| batch.len().max(rows));
+        Ok(batch)
+    };
     while done < steps {
         let Some(result) = step(trainer, done + 1, &mut next)? else { break };
         done += 1;
@@ -295,6 +304,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         phases,
         steps: done,
         tokens,
+        rows,
         checkpointing: trainer.last_checkpointing(),
         checkpoint: checkpoint_bytes(trainer),
     })

@@ -35,7 +35,7 @@ pub(crate) struct CompletionScorer<'a> {
 
 /// The values of one custom reward, by group and completion.
 struct CustomScores {
-    name: &'static str,
+    name: String,
     by_group: Vec<Vec<f32>>,
 }
 
@@ -50,16 +50,20 @@ impl<'a> CompletionScorer<'a> {
         lender: DeviceLender<'a>,
     ) -> Result<Self> {
         let timeout = Duration::from_secs_f64(options.reward_timeout);
-        let command = options.reward_command.as_deref().map(|shell| CustomReward::from_command(shell, timeout));
-        let command = command.transpose()?.map(|command| match options.reward_environment() {
-            Some(names) => command.with_environment(names),
-            None => command,
+        let commands = options.reward_command.iter().map(|shell| {
+            let command = CustomReward::from_command(shell, timeout)?;
+            Ok(match options.reward_environment() {
+                Some(names) => command.with_environment(names),
+                None => command,
+            })
         });
-        let url = options.reward_url.as_deref().map(|url| CustomReward::from_url(url, timeout)).transpose()?;
+        let url = options.reward_url.iter().map(|url| CustomReward::from_url(url, timeout));
+        let named = commands.chain(url).zip(options.custom_reward_names());
+        let custom = named.map(|(reward, name)| Ok(reward?.with_name(name))).collect::<Result<_, RewardError>>()?;
         let rules =
             RewardRules { recipe: options.parity, weights: options.reward_weights()?, scale: options.scale_rewards };
         let siglip = options.siglip.as_deref().map(|dir| SiglipScorer::open(device, dir, dtype)).transpose()?;
-        Ok(Self { stop, rules, custom: command.into_iter().chain(url).collect(), siglip, lender })
+        Ok(Self { stop, rules, custom, siglip, lender })
     }
 
     /// Scores the completions of `rollouts`. Custom rewards compute outside of this process: `meanwhile` is called
@@ -83,7 +87,7 @@ impl<'a> CompletionScorer<'a> {
                 lengths: r.completions.iter().map(|c| c.ids.len()).collect(),
                 shuffled: (!r.shuffled_texts.is_empty()).then(|| r.shuffled_texts.clone()),
                 semantic: semantic[i].clone(),
-                custom: custom.iter().map(|own| (own.name.to_string(), own.by_group[i].clone())).collect(),
+                custom: custom.iter().map(|own| (own.name.clone(), own.by_group[i].clone())).collect(),
             };
             group.score(&self.rules)
         };
@@ -146,7 +150,7 @@ impl<'a> CompletionScorer<'a> {
             let flat = flat.or_else(|e| error_if_stopped(stop).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
-            Ok(CustomScores { name: reward.name(), by_group })
+            Ok(CustomScores { name: reward.name().to_string(), by_group })
         };
         done.and(self.custom.iter().zip(scored).map(scores).collect())
     }

@@ -258,7 +258,7 @@ pub fn has_final_model(out: &Path, folder: &Path) -> Result<bool> {
 /// Whether a run's options hold a command of the user, which may contain secrets. Files with them are readable by the
 /// user alone.
 pub(crate) fn holds_commands(options: &Value) -> bool {
-    options.get("reward_command").is_some_and(Value::is_string)
+    options.get("reward_command").is_some_and(|command| !command.is_null())
 }
 
 /// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.
@@ -391,14 +391,14 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let mode = || fs::metadata(dir.path().join(RUN_FILE)).unwrap().permissions().mode() & 0o077;
-        let run = |command: Option<&str>| serde_json::json!({"options": {"reward_command": command}});
-        write_run_json(dir.path(), &run(None)).unwrap();
+        let run = |command: Value| serde_json::json!({"options": {"reward_command": command}});
+        write_run_json(dir.path(), &run(Value::Null)).unwrap();
         let plain = mode();
-        for _ in 0..2 {
-            write_run_json(dir.path(), &run(Some("curl -H 'Authorization: x'"))).unwrap();
+        for command in [serde_json::json!("curl -H 'Authorization: x'"), serde_json::json!(["a", "b"])] {
+            write_run_json(dir.path(), &run(command)).unwrap();
             assert_eq!(mode(), 0);
         }
-        write_run_json(dir.path(), &run(None)).unwrap();
+        write_run_json(dir.path(), &run(Value::Null)).unwrap();
         assert_eq!(mode(), plain);
         assert_eq!(read_run_json(dir.path()).unwrap()["options"]["reward_command"], Value::Null);
     }

@@ -75,7 +75,8 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let mut batching = GrpoLoop::batching(options, order.rows_per_pass());
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
     let sets = options.requested_step_count().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
-    batching.end = batching.end.map(|end| end.min(MAX_ROWS));
+    // At least one whole step.
+    batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let position = DataPosition { slot: 0, skipped };
     let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
     let device = setup.device.dry_like();
@@ -103,6 +104,8 @@ struct Counter<'a> {
     phases: PhaseCosts,
     steps: u64,
     tokens: u64,
+    /// The most prompts of a step so far.
+    rows: usize,
     /// The longest prompt so far.
     longest: Option<ModelInput>,
 }
@@ -151,12 +154,14 @@ impl<'a> Counter<'a> {
             phases: PhaseCosts::default(),
             steps: 0,
             tokens: 0,
+            rows: 0,
             longest: None,
         })
     }
 
     /// Adds the costs of sampling a rollout set and of the training steps on it.
     fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
+        self.rows = self.rows.max(prompts.len());
         super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &prompt.tokens));
         let mut products = None;
         let groups = match &self.sampler {
@@ -236,12 +241,13 @@ impl<'a> Counter<'a> {
     }
 
     fn plan(self, dtype: DType) -> Result<Plan> {
-        let Self { trainer, phases, steps, tokens, options, longest, .. } = self;
+        let Self { trainer, phases, steps, tokens, rows, options, longest, .. } = self;
         let plan = Plan {
             memory: trainer.device.memory(),
             phases,
             steps,
             tokens,
+            rows,
             checkpointing: trainer.last_checkpointing(),
             checkpoint: checkpoint_bytes(&trainer),
         };

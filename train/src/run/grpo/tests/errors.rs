@@ -53,7 +53,7 @@ fn rows_that_cannot_be_scored_are_skipped() {
     let command_line = r#"while read -r x; do case $x in *'"completion_ids":['*) echo 1;; *) exit 1;; esac; done"#;
     let dir = tempfile::tempdir().unwrap();
     let own = case(dir.path(), "out", &GOOD.replace("solution", "solutions"));
-    own.with(|o| (o.reward_command, o.max_steps) = (Some(command_line.into()), Some(1))).run().unwrap();
+    own.with(|o| (o.reward_command, o.max_steps) = (vec![command_line.into()], Some(1))).run().unwrap();
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let e = message(&case(dir.path(), "out", GOOD).with(|o| {
-            (o.reward_command, o.reward_timeout) = (Some(command.into()), 0.3);
+            (o.reward_command, o.reward_timeout) = (vec![command.into()], 0.3);
         }));
         assert!(e.contains(want), "{command}: {e}");
     }
@@ -121,7 +121,7 @@ fn failed_reward_program_ends_the_run_with_a_checkpoint() {
     // The reward command scores eight completions, which is two batches, then exits.
     let command = "i=0; while [ $i -lt 8 ] && read -r x; do echo ${#x}; i=$((i+1)); done";
     let failing =
-        case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (Some(command.into()), 100));
+        case(dir.path(), "out", GOOD).with(|o| (o.reward_command, o.save_steps) = (vec![command.into()], 100));
     let e = message(&failing);
     assert!(e.contains("--reward-command"), "{e}");
     let saved = checkpoint::checkpoints_by_step(&dir.path().join("out")).unwrap();

@@ -16,7 +16,7 @@ fn forward_products(dir: &Path, change: impl FnOnce(&mut GrpoOptions)) -> usize 
     let row = live::rows().lines().next().unwrap().to_string();
     let case = case(dir, "out", &row).with(|o| {
         (o.max_steps, o.temporal, o.save_steps, o.overwrite) = (Some(2), false, 0, true);
-        o.reward_command = Some(REWARD.into());
+        o.reward_command = vec![REWARD.into()];
         change(o);
     });
     case.device.profiler().record_timeline(true);
@@ -74,7 +74,7 @@ proptest! {
                 (o.gradient_accumulation_steps, o.max_steps) = (micro_batches, Some(2));
                 (o.max_completion_length, o.min_completion_length) = (lengths.0.max(lengths.1), lengths.1);
                 (o.mask_truncated_completions, o.temporal, o.lora_r) = (mask, temporal, if lora { 2 } else { 0 });
-                (o.gradient_checkpointing, o.save_steps, o.reward_command) = (kind, 0, Some(REWARD.into()));
+                (o.gradient_checkpointing, o.save_steps, o.reward_command) = (kind, 0, vec![REWARD.into()]);
             });
             let dtype = if bf16 { DType::BF16 } else { DType::F32 };
             Case { dtype, seed, ..case }.run().unwrap();

@@ -57,7 +57,7 @@ pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
 /// gets.
 fn live(dir: &Path, out: &str) -> Case {
     let command = "while read -r line; do echo ${#line}; done";
-    case(dir, out, &rows()).with(|o| o.reward_command = Some(command.into()))
+    case(dir, out, &rows()).with(|o| o.reward_command = vec![command.into()])
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn recorded_rollouts_train_to_the_same_weights() {
     let rollouts = dir.path().join("rollouts.jsonl");
     fs::write(&rollouts, all).unwrap();
     let given = live(dir.path(), "given").with(|o| {
-        (o.no_shuffle, o.temporal, o.reward_command, o.rollouts) = (true, false, None, Some(rollouts));
+        (o.no_shuffle, o.temporal, o.reward_command, o.rollouts) = (true, false, Vec::new(), Some(rollouts));
     });
     given.run().unwrap();
     let hashes = |out: &str| metrics(&dir.path().join(out)).into_iter().map(|m| m.hash).collect::<Vec<_>>();
@@ -148,17 +148,17 @@ fn dynamic_sampling_replaces_groups_of_equal_rewards() {
     // The reward command gives 1 to every completion of the row about a colour, so the rewards of that row's group
     // are equal.
     let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
-    let plain = live(dir.path(), "plain").with(|o| o.reward_command = Some(command.into()));
+    let plain = live(dir.path(), "plain").with(|o| o.reward_command = vec![command.into()]);
     plain.run().unwrap();
     let zero = |m: &StepMetrics| m.grpo.reward_std == Some(0.0);
     assert!(metrics(&dir.path().join("plain")).iter().any(zero));
     let dynamic = live(dir.path(), "dynamic");
-    dynamic.with(|o| (o.reward_command, o.dynamic_sampling) = (Some(command.into()), true)).run().unwrap();
+    dynamic.with(|o| (o.reward_command, o.dynamic_sampling) = (vec![command.into()], true)).run().unwrap();
     let lines = metrics(&dir.path().join("dynamic"));
     assert!(!lines.iter().any(zero), "{lines:?}");
     assert!(lines.iter().any(|m| m.grpo.dropped_groups > Some(0)));
     let same = live(dir.path(), "same").with(|o| {
-        (o.reward_command, o.dynamic_sampling) = (Some("while read -r line; do echo 1; done".into()), true);
+        (o.reward_command, o.dynamic_sampling) = (vec!["while read -r line; do echo 1; done".into()], true);
     });
     let e = same.run().unwrap_err();
     assert!(!e.is_usage_error(), "the options are fine");
@@ -176,7 +176,7 @@ fn run_ends_normally_when_its_last_groups_have_equal_rewards() {
     let dir = tempfile::tempdir().unwrap();
     let command = "while read -r line; do case $line in *colour*) echo 1;; *) echo ${#line};; esac; done";
     let epoch = live(dir.path(), "out").with(|o| {
-        (o.reward_command, o.dynamic_sampling) = (Some(command.into()), true);
+        (o.reward_command, o.dynamic_sampling) = (vec![command.into()], true);
         (o.max_steps, o.no_shuffle, o.save_steps) = (None, true, 100);
     });
     assert_eq!(epoch.run().unwrap().last.unwrap().step, 3);

@@ -11,7 +11,7 @@ fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
     let video = live::rows().lines().nth(1).unwrap().to_string();
     let case = live::case(dir.path(), "out", &video).with(|o| {
         (o.max_steps, o.temporal, o.save_steps) = (Some(3), false, 0);
-        o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
+        o.reward_command = vec!["while read -r line; do echo ${#line}; done".into()];
         change(o);
     });
     case.device.profiler().collect_totals(true);
@@ -92,7 +92,7 @@ fn reference_keeps_the_initial_vision_tower() {
     let dir = tempfile::tempdir().unwrap();
     let video = live::rows().lines().nth(1).unwrap().to_string();
     let case = live::case(dir.path(), "out", &video).with(|o| {
-        o.reward_command = Some("while read -r line; do echo ${#line}; done".into());
+        o.reward_command = vec!["while read -r line; do echo ${#line}; done".into()];
         // The decoder's learning rate is 0, so only the vision tower changes.
         (o.learning_rate, o.learning_rate_vision, o.weight_decay) = (0.0, Some(1e-2), 0.0);
         (o.max_steps, o.temporal) = (Some(3), false);

@@ -1,0 +1,128 @@
+//! `reel bench … --with PROGRAM`: runs the same measurement by this program and by another one in turns, and says which
+//! one is faster.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::Result;
+use clap::Args;
+use reel_measure::stats::MIN_TURNS;
+use reel_measure::turns::ProgramTurns;
+use serde_json::{Value, json};
+
+use crate::common::CommonOptions;
+use crate::fail::{bad_usage, failed};
+use crate::output;
+
+/// How two programs are compared.
+#[derive(Args, Debug)]
+pub struct TurnsArgs {
+    /// Say whether PROGRAM, another build of reel, is faster than this one at the measurement
+    ///
+    /// Each turn runs one process of either program with the same command; the order changes from turn to turn (A B,
+    /// B A, …). A process counts with the median of its rounds. PROGRAM is faster or slower if the signed-rank test of
+    /// the ratios has p < 0.002 and the ratio differs from 1 by more than 1 %.
+    #[arg(long, value_name = "PROGRAM", global = true)]
+    with: Option<PathBuf>,
+    /// Number of turns of --with: 10 to 100
+    #[arg(long, value_name = "N", global = true, requires = "with", default_value_t = 16)]
+    turns: usize,
+}
+
+/// The most turns: the exact test grows with their cube.
+const MAX_TURNS: usize = 100;
+
+impl TurnsArgs {
+    /// Whether another program is given.
+    pub fn is_given(&self) -> bool {
+        self.with.is_some()
+    }
+
+    /// Compares the programs, if another one is given; else returns false.
+    pub fn run(&self, common: &CommonOptions) -> Result<bool> {
+        let Some(other) = &self.with else { return Ok(false) };
+        if !(MIN_TURNS..=MAX_TURNS).contains(&self.turns) {
+            let help = format!("give {MIN_TURNS} to {MAX_TURNS}; fewer cannot tell programs apart");
+            return Err(bad_usage("--turns", format!("is {}", self.turns), help));
+        }
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        if let Some(option) = ["--html", "--trace"].into_iter().find(|option| value_at(&words, option).is_some()) {
+            return Err(bad_usage(option, "cannot be used with --with: it is a file of one process", "leave it out"));
+        }
+        let words = without_options(words, &["--with", "--turns"]);
+        let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
+        let programs: [&Path; 2] = [&own, other];
+        let mut turns = ProgramTurns::default();
+        for turn in 0..self.turns {
+            let mut results = [Value::Null, Value::Null];
+            for which in [turn % 2, 1 - turn % 2] {
+                results[which] = measure(programs[which], &words)?;
+            }
+            let [a, b] = &results;
+            turns.add([(programs[0], a), (programs[1], b)])?;
+            if !turns.has_common_times() {
+                let what = "measured nothing in this turn that this program measured, too";
+                return Err(failed(other.display(), what, "give a build of reel with the same command"));
+            }
+            if !common.quiet {
+                reel_diagnostic::note!("turn {} of {}", turn + 1, self.turns);
+            }
+        }
+        match common.json {
+            true => {
+                let mut result = turns.json();
+                (result["a"], result["b"]) = (json!(own), json!(other));
+                output::print_json(&result)?;
+            }
+            false => output::print_line(turns.text())?,
+        }
+        Ok(true)
+    }
+}
+
+/// Runs the measurement by a program and returns its result.
+fn measure(program: &Path, words: &[String]) -> Result<Value> {
+    let cannot = |what: String| failed(program.display(), what, "run it alone with the same options to see why");
+    let mut command = Command::new(program);
+    command.args(words).arg("--json").stdin(Stdio::null()).stderr(Stdio::piped());
+    let done = command.output().map_err(|e| cannot(format!("cannot be started: {e}")))?;
+    if !done.status.success() {
+        let said = String::from_utf8_lossy(&done.stderr);
+        let last = said.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        return Err(cannot(format!("failed ({}): {last}", done.status)));
+    }
+    serde_json::from_slice(&done.stdout).map_err(|e| cannot(format!("printed no result in JSON: {e}")))
+}
+
+/// The index of an option among the words of a command line, before `--`.
+fn value_at(words: &[String], option: &str) -> Option<usize> {
+    let is_option =
+        |word: &String| word.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='));
+    words.iter().take_while(|word| *word != "--").position(is_option)
+}
+
+/// The words of a command line without these options and their values.
+fn without_options(mut words: Vec<String>, options: &[&str]) -> Vec<String> {
+    for option in options {
+        if let Some(at) = value_at(&words, option) {
+            let has_own_value = words[at].contains('=');
+            words.drain(at..(at + if has_own_value { 1 } else { 2 }).min(words.len()));
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_get_the_command_line_without_the_comparison() {
+        let words = |line: &str| line.split(' ').map(String::from).collect::<Vec<_>>();
+        for line in ["bench --with b prefill --turns 10 --model m", "bench prefill --model m --turns=10 --with=b"] {
+            assert_eq!(without_options(words(line), &["--with", "--turns"]), words("bench prefill --model m"));
+        }
+        assert_eq!(value_at(&words("bench op --html=x"), "--html"), Some(2));
+        assert_eq!(value_at(&words("bench op --htmlx -- --html"), "--html"), None);
+    }
+}
