@@ -87,7 +87,7 @@ fn whole_answer(stream: &mut TcpStream, prompt_tokens: usize, tokens: usize) {
 }
 
 fn bench(url: &str, args: &[&str]) -> FinishedRun {
-    run(["bench", "serve", "--url", url, "--timeout", "20"].iter().chain(args))
+    run(support::with_options(&["bench", "serve", "--url", url, "--timeout", "20"], args))
 }
 
 fn number(record: &Value, key: &str) -> f64 {
@@ -130,7 +130,7 @@ fn figures_of_a_real_server_add_up() {
     let server = Server::start(&["--api-key-file", keys]);
     let bench = |args: &[&str]| {
         let common = ["bench", "serve", "--url", &server.url, "--api-key-file", keys, "--num-prompts", "6"];
-        run_in(server.folder.path(), common.iter().chain(args))
+        run_in(server.folder.path(), support::with_options(&common, args))
     };
     let got = bench(&["--max-concurrency", "2", "--output-tokens", "8", "--out", "record.json", "--json"]).json();
     assert_eq!((&got["op"], &got["model_id"]), (&json!("serve"), &json!("tiny")));
@@ -384,7 +384,7 @@ fn requests_come_at_the_rate_and_for_the_time_that_were_asked_for() {
         event(stream, "[DONE]");
     });
     let settings = ["--endpoint", "completions", "--output-tokens", "1", "--json", "--warmup", "0"];
-    let measured = |args: &[&str]| bench(&url, &[&settings[..], args].concat()).json();
+    let measured = |args: &[&str]| bench(&url, &support::with_options(&settings, args)).json();
     // 40 requests at 100 per second in nearly equal intervals take 0.39 s.
     let got = measured(&["--num-prompts", "40", "--request-rate", "100", "--burstiness", "1000"]);
     assert_eq!(number(&got, "completed"), 40.0);

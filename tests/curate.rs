@@ -124,7 +124,8 @@ impl Curation<'_> {
         for stage in ["--caption", "--reason", "--revise"] {
             command.args([stage, self.url]);
         }
-        command.args(["--first-wait", "0.001", "--timeout", "0.7", "--max-attempts", "3"]).args(args);
+        let fixed = ["--first-wait", "0.001", "--timeout", "0.7", "--max-attempts", "3"];
+        command.args(support::with_options(&fixed, args));
         command
     }
 

@@ -162,10 +162,8 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     });
     let settings = ["--first-wait", "0.01", "--timeout", "1", "--max-attempts", "2", "--out"];
     let args = |server: &ChatEndpoint, out: &'static str, more: &[&'static str]| {
-        let mut args: Vec<String> = EVAL.iter().chain(&["--endpoint"]).map(ToString::to_string).collect();
-        args.push(server.url.clone());
-        args.extend(settings.iter().chain(&[out]).chain(more).map(ToString::to_string));
-        args
+        let args = [&EVAL[..], &["--endpoint", &server.url], &settings, &[out]].concat();
+        support::with_options(&args, more).into_iter().map(String::from).collect::<Vec<_>>()
     };
     run_in(at, args(&good, "good", &[])).ok();
     let first = run_in(at, args(&bad, "bad", &[]));
@@ -268,7 +266,8 @@ fn wrong_servers_and_options_are_refused() {
     let server = ChatEndpoint::start(|_, _| Reply::Status(401, "", "{\"error\": {\"message\": \"who are you\"}}"));
     let url = server.url.as_str();
     let refused = |more: &[&str], code: i32, words: &[&str]| {
-        let done = run_in(at, [&EVAL[..], &["--out", "x", "--first-wait", "0"], more].concat());
+        let args = support::with_options(&EVAL, &["--out", "x", "--first-wait", "0"]);
+        let done = run_in(at, support::with_options(&args, more));
         done.refused(code, words);
     };
     refused(&["--endpoint", &down], 1, &["cannot be reached"]);

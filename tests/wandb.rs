@@ -174,7 +174,8 @@ fn train(at: &Path, command: &str, out: &str, more: &[&str]) -> FinishedRun {
     let mut process = reel();
     process.current_dir(at).env_remove("WANDB_PROJECT");
     process.args([command, "--model", "tiny", "--data", &format!("{command}.jsonl"), "--out", out, "--quiet"]);
-    process.args(["--learning-rate", "1e-3"]).args(if command == "grpo" { &grpo[..] } else { &[] }).args(more);
+    let fixed = [&["--learning-rate", "1e-3"][..], if command == "grpo" { &grpo[..] } else { &[] }].concat();
+    process.args(support::with_options(&fixed, more));
     finished_run(process.output().expect("the binary starts"))
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{reel, run, tiny_model};
+use crate::support::{reel, run, tiny_model, with_options};
 
 /// Time in which every request of these tests is answered.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -101,7 +101,7 @@ impl Server {
         let file = self.model.with_extension("messages.json");
         std::fs::write(&file, messages.to_string()).unwrap();
         let all = ["generate", "--model", text(&self.model), "--messages", text(&file), "--device", "cpu", "--json"];
-        serde_json::from_str(run(all.iter().chain(args)).ok()).unwrap()
+        serde_json::from_str(run(with_options(&all, args)).ok()).unwrap()
     }
 
     /// What `reel generate` answers to the request `body` with the LoRA adapter in `adapter`.
@@ -131,7 +131,7 @@ fn address_in(line: &str) -> Option<SocketAddr> {
 
 pub fn serve_command(model: &Path, args: &[&str]) -> Command {
     let mut command = reel();
-    command.args(["serve", "--model", text(model), "--device", "cpu", "--port", "0"]).args(args);
+    command.args(with_options(&["serve", "--model", text(model), "--device", "cpu", "--port", "0"], args));
     command
 }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::support::{finished_run, golden, read_metrics};
+use super::support::{finished_run, golden, read_metrics, with_options};
 use super::tensors::{assert_close, gathered_rows, read_tensors};
 
 /// Runs the case `tests/golden/CASE` (`train/…` or `grpo/…`) with additional options, and compares the metrics of
@@ -28,8 +28,9 @@ pub fn check_training_case(mut reel: Command, case: &str, more_args: &[&str]) ->
     if grpo {
         reel.arg("--rollouts").arg(path_of("rollouts"));
     }
-    reel.args(expected["args"].as_array().expect("args").iter().map(|a| a.as_str().expect("an option")));
-    finished_run(reel.args(more_args).output().expect("the binary starts")).ok();
+    let args = expected["args"].as_array().expect("args").iter().map(|a| a.as_str().expect("an option"));
+    reel.args(with_options(&args.collect::<Vec<_>>(), more_args));
+    finished_run(reel.output().expect("the binary starts")).ok();
 
     let reading = expected["reading"].as_str();
     let (want, prefix) = match reading {

@@ -134,7 +134,7 @@ pub const REWARDS: Target = Target {
     open: || {
         Ok(Box::new(|input| {
             let text = text_of(input);
-            accepted(RewardWeights::parse(&text, &["a".to_string(), "b".to_string()]))?;
+            accepted(RewardWeights::parse(&text, &["command".to_string(), "url".to_string()]))?;
             score_text(&text)?;
             let mut all = true;
             for line in text.lines() {
