@@ -87,12 +87,12 @@ mod tests {
     #[test]
     fn frames_are_in_the_order_of_their_numbers() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["f10.png", "f2.PNG", "f02.png", ".DS_Store", "f1.jpg", "e.png"] {
+        for name in ["f10.png", "f2.png", "f02.png", ".DS_Store", "f1.jpg", "e.png"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
         let frames = frames_in_folder(folder.path()).unwrap();
         let names: Vec<_> = frames.iter().map(|frame| frame.file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(names, ["e.png", "f1.jpg", "f02.png", "f2.PNG", "f10.png"]);
+        assert_eq!(names, ["e.png", "f1.jpg", "f02.png", "f2.png", "f10.png"]);
     }
 
     #[test]

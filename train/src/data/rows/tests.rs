@@ -39,7 +39,7 @@ proptest! {
         value in anything(),
     ) {
         // Null counts as absent.
-        prop_assume!(!(value.is_null() && matches!(field, "messages" | "prompt")));
+        prop_assume!(!(value.is_null() && matches!(field, "messages" | "prompt" | "problem")));
         let row = problem(|f| {
             if matches!(field, "messages" | "prompt") {
                 f.shift_remove("path"); // a file that such a row would not read
