@@ -124,7 +124,7 @@ fn benchmarks_are_answered_and_scored() {
     assert!(!again.stderr.contains("row/s") && at.join("a/mmvu.json").exists(), "{}", again.stderr);
     run_in(at, [&args[..], &["--quiet"]].concat()).refused(1, &["a/mmvu.jsonl", "exists", "--resume"]);
     let other = ["--resume", "--quiet", "--nframes", "8"];
-    run_in(at, [&args[..], &other].concat()).refused(2, &["--nframes: is 8, but it was 4"]);
+    run_in(at, support::with_options(&args, &other)).refused(2, &["--nframes: is 8, but it was 4"]);
     // The harness's schema: a group for the benchmark and a task for each category.
     let results = read(&at.join("a/results.json"));
     assert_eq!(results["group_subtasks"]["videoholmes"], json!(["videoholmes_SR", "videoholmes_TA"]));
@@ -211,21 +211,22 @@ fn killed_evaluation_resumes_to_the_same_bytes() {
     let rows: Vec<Value> = (0..36).flat_map(many).collect();
     write_json(&at.join("data/videoholmes/test_Video-Holmes.json"), &json!(rows));
     let args = ["--text-only", "--temperature", "1", "--top-p", "1", "--quiet", "--max-new-tokens", "16", "--out"];
-    run_in(at, EVAL.iter().chain(&args).chain(&["whole"])).ok();
+    let args = support::with_options(&EVAL, &args);
+    run_in(at, args.iter().chain(&["whole"])).ok();
     let broken = at.join("broken");
     let mut random = 12345u64;
     for kill in 0..20 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (share, before, begun) = ((random >> 40) as f64 / f64::from(1 << 24), answers_in(&broken), Instant::now());
         let mut command = support::reel();
-        command.current_dir(at).args(EVAL).args(args).args(["broken", "--resume", "--batch-size", "4"]);
+        command.current_dir(at).args(&args).args(["broken", "--resume", "--batch-size", "4"]);
         let is_time = || match kill % 2 {
             0 => begun.elapsed().as_secs_f64() >= 0.1 * share,
             _ => answers_in(&broken) >= before + (30.0 * share) as usize,
         };
         assert!(kill_when(command, is_time), "kill {kill} came too late");
     }
-    run_in(at, EVAL.iter().chain(&args).chain(&["broken", "--resume"])).ok();
+    run_in(at, args.iter().chain(&["broken", "--resume"])).ok();
     for name in ["mmvu.jsonl", "videoholmes.jsonl", "videoholmes.json"] {
         let [a, b] = ["whole", "broken"].map(|run| fs::read(at.join(run).join(name)).expect("a file"));
         assert!(a == b, "{name}: other bytes than the unbroken run");
@@ -369,8 +370,9 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
     assert_eq!(compared(["r", "s"])[0]["benchmark"], "mine");
     assert_eq!(compared(["r/mine.jsonl", "s/mine.jsonl"]), compared(["r", "s"]));
     // A task file of this name that the run has not written is kept.
-    fs::write(at.join("mine.toml"), "mine = 1").expect("written");
-    let beside = ["eval", "--model", "tiny", "--benchmark", "moved.toml", "--data", ".", "--out", ".", "--text-only"];
+    fs::create_dir(at.join("t")).expect("a folder");
+    fs::write(at.join("t/mine.toml"), "mine = 1").expect("written");
+    let beside = ["eval", "--model", "tiny", "--benchmark", "moved.toml", "--data", ".", "--out", "t", "--text-only"];
     run_in(at, beside).refused(1, &["mine.toml: is there", "--overwrite"]);
     let printed = run_in(at, ["eval", "tasks", "mmvu"]);
     assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 7);

@@ -30,7 +30,7 @@ impl Workspace {
         fs::write(self.path("in.jsonl"), text).expect("written");
         let (input, output) = (self.path("in.jsonl"), self.path("out.jsonl"));
         let paths = ["--input", input.to_str().expect("UTF-8"), "--output", output.to_str().expect("UTF-8")];
-        run(["reward"].iter().chain(&paths).chain(more))
+        run(support::with_options(&[&["reward"], &paths[..]].concat(), more))
     }
 
     fn output(&self) -> Vec<Value> {

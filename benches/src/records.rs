@@ -121,7 +121,8 @@ fn ratios(record: &Record) -> Vec<Ratio> {
     all
 }
 
-/// A table for each machine: works down, peers across. A cell has the median of each run, oldest first.
+/// A table for each machine: works down, peers across. A cell has the median of each run, in the order of their
+/// names.
 fn ratios_by_work(records: &[Record]) -> String {
     let mut machines: BTreeMap<&str, Vec<(&Record, Vec<Ratio>)>> = BTreeMap::new();
     for record in records {
@@ -132,7 +133,7 @@ fn ratios_by_work(records: &[Record]) -> String {
     }
     let mut text = String::from("\n## Ratios by work\n\n");
     text += &wrapped(
-        "A decoder of 0.5 B parameters and a vision tower of 8 blocks on 2 cores. Each number is a run, oldest first.",
+        "A decoder of 0.5 B parameters and a vision tower of 8 blocks on 2 cores. Each number is a run, in the order of the list.",
     );
     for (machine, runs) in machines {
         // The name up to its remarks.

@@ -9,6 +9,7 @@ use reel_rewards::{
 };
 use serde_json::Value;
 
+use crate::task::Task;
 use crate::{EvalError, Extraction, Result};
 
 /// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`, or the
@@ -73,6 +74,17 @@ impl Prediction {
                 Some(_) => Some(text("error")?),
             },
         })
+    }
+
+    /// The prediction as `task` scores it. The evaluation scripts of the built-in benchmarks give OCR and free-form
+    /// problems, which these do not have, no points; a benchmark of the user's own may have them.
+    #[must_use]
+    pub fn of_task(mut self, task: &Task) -> Self {
+        if task.own_text.is_none() {
+            let has_rule = |kind: &ProblemType| !matches!(kind, ProblemType::Ocr | ProblemType::FreeForm);
+            self.problem_type = self.problem_type.filter(has_rule);
+        }
+        self
     }
 
     /// Checks that the row's solution can be compared with outputs, see [`reel_rewards::check_solution`].

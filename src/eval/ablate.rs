@@ -101,7 +101,7 @@ impl AblateArgs {
     }
 
     /// The runs: the words of this command line without `ablate` and `--option`, and with the option's value at the
-    /// end, where it wins over an earlier one.
+    /// end. Of options that are given twice, the later one wins here.
     fn variants(&self) -> Result<Vec<Variant>> {
         let given = self.option.as_deref().unwrap_or_default();
         let wrong =
@@ -133,7 +133,7 @@ impl AblateArgs {
                 "false" => Vec::new(),
                 value => vec![format!("--{name}"), value.to_string()],
             });
-            let parsed = crate::cli::command().try_get_matches_from(words);
+            let parsed = crate::cli::command().args_override_self(true).try_get_matches_from(words);
             let parsed = parsed.and_then(|matches| match matches.subcommand() {
                 Some(("eval", own)) => EvalArgs::from_arg_matches(own),
                 _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),

@@ -33,7 +33,8 @@ pub fn predictions_file(out: &Path, benchmark: &str) -> PathBuf {
 
 /// Reads predictions with their line numbers. Warns of rows whose scores say nothing.
 pub fn read_predictions(file: &Path, task: &Task, quiet: bool) -> Result<Vec<Prediction>> {
-    let rows = lines::parse_json_lines(file, Prediction::from_json_line)?;
+    let of_task = |line: &str| Prediction::from_json_line(line).map(|row| row.of_task(task));
+    let rows = lines::parse_json_lines(file, of_task)?;
     check_benchmark(file, task, rows.iter().map(|(line, row)| (*line, row)))?;
     lines::warn_of_unusable_solutions(file, &rows, Prediction::check_solution, quiet);
     warn_of_errors(file, &rows, quiet);
