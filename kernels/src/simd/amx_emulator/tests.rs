@@ -283,5 +283,8 @@ fn what_the_processor_refuses_is_refused() {
     }
     state.configure(config([full; 8])).unwrap();
     assert!(state.multiply_bf16(0, 1, 1).is_err() && state.multiply_bf16(0, 0, 1).is_err());
-    assert!(state.multiply_bf16(7, 6, 5).is_ok());
+    // A product that is not refused is computed with AVX-512.
+    if install() {
+        assert!(state.multiply_bf16(7, 6, 5).is_ok());
+    }
 }
