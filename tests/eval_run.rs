@@ -418,7 +418,11 @@ fn wrong_use_and_wrong_data_are_refused_by_name() {
     rows[7]["Answer"] = json!("D");
     write_json(&at.join(holmes), &json!(rows));
     let text = "--benchmark videoholmes --out o --model tiny --data data --text-only --max-new-tokens 2 --quiet";
-    refused(text, 1, &["test_Video-Holmes.json: row 8: Answer: `D` is not the letter of the 3 options", "--skip-bad-rows"]);
+    refused(
+        text,
+        1,
+        &["test_Video-Holmes.json: row 8: Answer: `D` is not the letter of the 3 options", "--skip-bad-rows"],
+    );
     run_in(at, ["eval"].into_iter().chain(text.split(' ')).chain(["--skip-bad-rows"])).ok();
     assert_eq!(read(&at.join("o/videoholmes.json"))["protocol"]["options"]["data_files"]["left_out"]["bad row"], 1);
     let whole = fs::read(at.join(holmes)).expect("data");

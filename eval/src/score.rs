@@ -271,7 +271,10 @@ mod tests {
     }
 
     fn predictions(task: &Task) -> Vec<Prediction> {
-        golden(&format!("{}.jsonl", task.name)).lines().map(|line| Prediction::from_json_line(line).unwrap()).collect()
+        golden(&format!("{}.jsonl", task.name))
+            .lines()
+            .map(|line| Prediction::from_json_line(line).unwrap().of_task(task))
+            .collect()
     }
 
     #[test]
