@@ -26,7 +26,8 @@ struct Arguments {
     /// The program to run
     #[arg(long, default_value = "target/release/reel")]
     reel: PathBuf,
-    /// Folder for models and runs, which must be new or empty; it is removed at the end. 3b takes 35 GB
+    /// Folder for models and runs, which must be new or empty; it is removed at the end. 3b takes two copies of its
+    /// weights (15 GB) and checkpoints
     #[arg(long, default_value = "target/real-size")]
     folder: PathBuf,
     /// A video of at least 16 frames
