@@ -153,7 +153,7 @@ fn requests_are_read_as_vllms_and_openais_clients_send_them() {
         body
     };
     let text = |fields: Value| server.chat(&chat(fields)).ok()["choices"][0]["message"]["content"].clone();
-    // A seed of -1 is none; other negative ones are seeds.
+    // A seed of -1 means no seed; other negative numbers are seeds.
     assert_ne!(text(json!({"seed": -1})), text(json!({"seed": -1})));
     assert_eq!(text(json!({"seed": -2})), text(json!({"seed": -2})));
     send("/v1/completions", &json!({"prompt": "x", "seed": -1, "max_tokens": 1})).ok();

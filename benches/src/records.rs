@@ -231,7 +231,7 @@ fn models(records: &[Record]) -> String {
     )
 }
 
-/// The row of one measurement of a model; `None` if the entry is none.
+/// The row of one measurement of a model; `None` if the entry measures something else.
 fn model_row(record: &Record, list: &str, entry: &Value) -> Option<String> {
     let number = |key: &str| entry[key].as_f64();
     let shown = |key: &str, digits: usize| number(key).map_or("–".to_string(), |x| format!("{x:.digits$}"));

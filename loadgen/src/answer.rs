@@ -78,7 +78,7 @@ struct Usage {
 
 impl Choice {
     /// Whether the event was sent because of a token. A token can have no text, as it may hold part of a character or
-    /// be a special one; an event without text that only names the role, or the finish reason, is none.
+    /// be a special one. An event that has no text and only names the role or the finish reason does not count as one.
     fn is_token(&self) -> bool {
         let filled = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         let is_last = self.finish_reason.is_some();
