@@ -41,12 +41,20 @@ struct Arguments {
     record: Option<PathBuf>,
 }
 
-/// Options that fix the size of a row: 16 frames of about 420 × 308 pixels.
-const VIDEO: &str = "--nframes 16 --max-pixels 129360 --min-pixels 100352";
+/// Frames of a video, and the largest and smallest number of pixels of a frame: about 112 × 84, so that two cores
+/// without units for bf16 finish in 20 minutes. All that grows with the model has its real size.
+const FRAMES: u32 = 16;
+const PIXELS: [u32; 2] = [9_408, 6_272];
 const LORA: &str = "--lora-r 16 --lora-target-modules all-linear";
 /// Requests to the server, and how many are sent at a time.
 const REQUESTS: usize = 20;
 const CLIENTS: usize = 4;
+
+/// The options for [`FRAMES`] and [`PIXELS`].
+fn video() -> String {
+    let [most, least] = PIXELS;
+    format!("--nframes {FRAMES} --max-pixels {most} --min-pixels {least}")
+}
 
 /// What went wrong, as one line.
 type Outcome<T> = Result<T, String>;
@@ -107,11 +115,12 @@ fn run(arguments: &Arguments) -> Outcome<Vec<Row>> {
 
 impl RealSize {
     fn commands(&mut self, preset: &str) -> Outcome<()> {
+        let video = video();
         self.write_rows()?;
         self.row("init", &format!("init --preset {preset} --out model"), |_, _| Ok(String::new()))?;
         self.row("doctor", "doctor --json", |_, said| parsed(said).map(|_| String::new()))?;
         let generate =
-            format!("generate --model model --messages m.json --max-new-tokens 8 --temperature 0 --json {VIDEO}");
+            format!("generate --model model --messages m.json --max-new-tokens 8 --temperature 0 --json {video}");
         self.row("generate, 16 frames", &generate, |_, said| {
             let got = parsed(said)?;
             let tokens = got["token_ids"].as_array().map_or(0, Vec::len);
@@ -120,7 +129,7 @@ impl RealSize {
                 .then(|| format!("{prompt} tokens in, {tokens} out"))
                 .ok_or_else(|| format!("expected a video's tokens and an answer, got {got}"))
         })?;
-        let score = format!("score --model model --messages m.json --out score.safetensors --json {VIDEO}");
+        let score = format!("score --model model --messages m.json --out score.safetensors --json {video}");
         self.row("score, 16 frames", &score, |_, said| {
             let mean = parsed(said)?["mean_logprob"].as_f64().filter(|mean| mean.is_finite() && *mean < 0.0);
             mean.map(|mean| format!("mean log-probability {mean:.3}")).ok_or("no mean log-probability".to_string())
@@ -129,7 +138,7 @@ impl RealSize {
         self.reinforced()?;
         self.row(
             "eval, one question",
-            &format!("eval --model model --benchmark videoholmes --data bench --limit 1 --out scores --max-new-tokens 8 {VIDEO}"),
+            &format!("eval --model model --benchmark videoholmes --data bench --limit 1 --out scores --max-new-tokens 8 {video}"),
             |at, _| {
                 let lines = fs::read_to_string(at.join("scores/videoholmes.jsonl")).map_err(|e| e.to_string())?;
                 let row = parsed(lines.lines().next().unwrap_or_default())?;
@@ -142,9 +151,10 @@ impl RealSize {
 
     /// A LoRA run on video that is killed after its first checkpoint and resumed; its replay, its plan, and the merge.
     fn supervised(&mut self) -> Outcome<()> {
+        let video = video();
         let options = format!(
             "--model model --data sft.json {LORA} --max-steps 2 --gradient-accumulation-steps 1 \
-             --per-device-train-batch-size 1 --learning-rate 1e-4 {VIDEO}"
+             --per-device-train-batch-size 1 --learning-rate 1e-4 {video}"
         );
         let sft = format!("sft --out tuned --save-steps 1 --quiet {options}");
         self.row_until("sft, killed after step 1", &sft, |at| at.join("tuned/checkpoint-1").exists())?;
@@ -164,10 +174,11 @@ impl RealSize {
 
     /// A T-GRPO step with LoRA on video, its replay and its plan.
     fn reinforced(&mut self) -> Outcome<()> {
+        let video = video();
         let options = format!(
             "--model model --data grpo.json {LORA} --max-steps 1 --gradient-accumulation-steps 1 --temporal \
              --num-generations 2 --per-device-train-batch-size 2 --max-completion-length 8 --min-completion-length 8 \
-             --learning-rate 1e-5 {VIDEO}"
+             --learning-rate 1e-5 {video}"
         );
         let grpo = format!("grpo --out policy --save-steps 1 --quiet {options}");
         self.row("grpo, 2 completions", &grpo, |at, _| {
@@ -299,7 +310,10 @@ impl Drop for Server {
 /// Sends chat request number `n`, and checks its answer. The last request has the video `clip`, a `data:` URI.
 fn ask(address: &str, clip: &str, n: usize) -> Outcome<()> {
     let content = match n + 1 == REQUESTS {
-        true => json!([{"type": "video_url", "video_url": {"url": clip}}, {"type": "text", "text": "Which way?"}]),
+        true => json!([
+            {"type": "video_url", "video_url": {
+                "url": clip, "nframes": FRAMES, "max_pixels": PIXELS[0], "min_pixels": PIXELS[1]}},
+            {"type": "text", "text": "Which way?"}]),
         false => json!(format!("What is {n} + {n}?")),
     };
     let body = json!({"messages": [{"role": "user", "content": content}], "max_tokens": 8}).to_string();
