@@ -139,6 +139,19 @@ pub fn run_interleavings(launch: &KernelLaunch) {
     }
 }
 
+/// Runs a launch on a given GPU under one interleaving and writes its results back. Asserts that there are no findings.
+/// Returns the instruction counts, summed over its stages.
+#[cfg(test)]
+pub fn simulated_run_on(launch: &crate::Launch, arch: &Arch, seed: u64) -> reel_sim::counters::InstructionCounts {
+    let mut sum = reel_sim::counters::InstructionCounts::default();
+    let crate::Launch::Kernel(launch) = launch else { return sum };
+    let arrays = arrays_of(launch);
+    let (staged, results) = staged_results(launch, &arrays, seed, *arch);
+    staged.iter().for_each(|s| sum.add(&s.counters.total()));
+    arrays.iter().zip(&results).for_each(|(array, result)| array.write(result));
+    sum
+}
+
 /// Simulates a launch on an A100 and returns its stages. Asserts that there are no findings; writes no results back.
 #[cfg(test)]
 pub fn simulated_stages(launch: &crate::Launch) -> Vec<SimulatedStage> {

@@ -23,13 +23,23 @@
 //! holds the same numbers as bf16. Device `cuda` computes such products by [`crate::skinny`] instead, with B `[n,
 //! k]`.
 
+pub(crate) mod check;
 pub mod cpu;
-#[cfg(test)]
+mod examples;
 mod formula;
+pub mod gemm;
+mod plan;
 #[cfg(test)]
 mod tests;
 
+use crate::folder::kernel_folder;
 use crate::{Addr, Cost, DType};
+
+kernel_folder! {
+    name: "matmul",
+    params: [gemm::Params],
+    headers: ["consumer.cuh", "epilogue.cuh", "plain.cuh", "producer.cuh", "sm90a.cuh", "tile.cuh"],
+}
 
 /// Rows of a group of an int8 operand.
 pub const INT8_GROUP: usize = 16;
