@@ -124,8 +124,8 @@ struct Consumer {
     tensor_store(&p.map_c, from, c, r, policy_c);
   }
 
-  // One step of the main loop of a tile. At its end the products of stage kb of k are under way, and `previous` is their
-  // stage of the ring.
+  // One step of the main loop of a tile. At its end the products of stage kb of k are under way, and `previous` is
+  // their stage of the ring.
   __device__ __forceinline__ void stage_step(int kb, int& previous) {
     wait_until_full();
     issue_products<0, T::PRODUCTS>(kb);
@@ -318,8 +318,8 @@ __device__ __forceinline__ void consume_and_add(Consumer<T>& c) {
   }
 }
 
-// HALVES: the epilogue of the upper rows runs under the last products of the lower rows, that of the lower rows under the
-// first products of the upper rows of the next tile. Needs two stages of k.
+// HALVES: the epilogue of the upper rows runs under the last products of the lower rows, that of the lower rows under
+// the first products of the upper rows of the next tile. Needs two stages of k.
 template <class T>
 __device__ __forceinline__ void consume_in_halves(Consumer<T>& c) {
   const auto store_half = [&](int i, int row, int column) {

@@ -10,8 +10,8 @@ namespace gemm {
 
 // Sums that need no operation: scale 1 and no bias.
 struct Unchanged {
-  // The four sums from index `at` on that a lane has in two neighbouring columns of two rows: x[0], x[1] of one row, x[2],
-  // x[3] of the other.
+  // The four sums from index `at` on that a lane has in two neighbouring columns of two rows: x[0], x[1] of one row,
+  // x[2], x[3] of the other.
   template <int N>
   __device__ __forceinline__ void finish(const float (&sums)[N], int at, int column, float (&x)[4]) const {
 #pragma unroll
@@ -105,8 +105,8 @@ __device__ __forceinline__ void write_f32_chunk(const Out& out, const float (&su
   }
 }
 
-// Stores the sums of 64 rows from `row` on, and of COLUMNS columns from `column` on: each thread its own, plus the old C
-// if the product is added to it. n is even.
+// Stores the sums of 64 rows from `row` on, and of COLUMNS columns from `column` on: each thread its own, plus the old
+// C if the product is added to it. n is even.
 template <int COLUMNS, class C, class Out, int N>
 __device__ __forceinline__ void store_directly(const Out& out, const Params& p, const float (&sums)[N], int warp,
                                                int lane, int row, int column) {

@@ -69,6 +69,25 @@ pub(super) static DW_HELD: Tile = wide("gemm_dw_bf16_128x256_held");
 pub(super) static DW_ADDED: Tile = wide("gemm_dw_bf16_128x256_added");
 pub(super) static DW_F32: Tile = wide("gemm_dw_f32_128x256");
 
+/// All tiles.
+#[cfg(test)]
+pub(super) static ALL: [&Tile; 14] = [
+    &FWD_HALVES,
+    &FWD_128X256,
+    &FWD_HELD,
+    &FWD_128X192,
+    &FWD_64X144,
+    &FWD_ADDED,
+    &FWD_F32,
+    &DX_HALVES,
+    &DX_128X256,
+    &DX_ADDED,
+    &DX_F32,
+    &DW_HELD,
+    &DW_ADDED,
+    &DW_F32,
+];
+
 /// Elements of k of a stage.
 const STAGE_K: u32 = 64;
 /// Rows and columns of a block of the plain kernels (`plain.cuh`).
@@ -83,6 +102,11 @@ impl Tile {
         let stage = (self.rows + self.columns) * STAGE_K * 2;
         let chunks = self.warpgroups * self.chunks * 8192;
         1024 + self.stages * (stage + 16) + chunks + 8 * self.warpgroups
+    }
+
+    /// Whether the tile can compute a product: halves have the first and the last stage of k apart.
+    fn takes(&self, p: &Params) -> bool {
+        p.k > STAGE_K || self.rows != FWD_HALVES.rows
     }
 
     /// Number of tiles of clusters that cover C.
@@ -146,8 +170,6 @@ fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], box_rows: u32
 
 /// Chooses the tile of a product by the table above.
 fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
-    // The halves of a tile have the first and the last stage apart.
-    let halves = p.k > STAGE_K;
     let few_rows = p.m <= MAX_ROWS_OF_64X144 || p.n <= FWD_64X144.columns;
     let candidates: &[(bool, &'static Tile)] = match (form.a_transposed, form.b_transposed, form.c_dtype) {
         (true, _, DType::F32) => &[(true, &DW_F32)],
@@ -156,17 +178,17 @@ fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
         (true, ..) if p.accumulate != 0 => &[(true, &DW_ADDED)],
         (true, ..) => &[(true, &DW_HELD)],
         (false, true, _) if p.accumulate != 0 => &[(true, &DX_ADDED)],
-        (false, true, _) => &[(halves, &DX_HALVES), (true, &DX_128X256)],
+        (false, true, _) => &[(true, &DX_HALVES), (true, &DX_128X256)],
         (false, false, _) if p.accumulate != 0 => &[(true, &FWD_ADDED), (few_rows, &FWD_64X144)],
         (false, false, _) => &[
-            (halves && p.n > FWD_64X144.columns, &FWD_HALVES),
+            (p.n > FWD_64X144.columns, &FWD_HALVES),
             (p.k > p.n, &FWD_HELD),
             (true, &FWD_128X256),
             (p.m <= MAX_ROWS_OF_128X192, &FWD_128X192),
             (few_rows, &FWD_64X144),
         ],
     };
-    let taken = candidates.iter().filter(|(applies, _)| *applies).map(|(_, tile)| *tile);
+    let taken = candidates.iter().filter(|(applies, tile)| *applies && tile.takes(p)).map(|(_, tile)| *tile);
     taken.min_by_key(|tile| tile.busiest(p, arch)).expect("every form has a tile for all products")
 }
 
@@ -182,13 +204,13 @@ fn plain_symbol(form: Form) -> &'static str {
     }
 }
 
-/// Plans a product, with the tile `fixed` on Hopper if it is given.
+/// Plans a product, with the tile `fixed` on Hopper if it is given and takes the product.
 pub(super) fn stages(p: &Params, arch: &Arch, form: Form, fixed: Option<&'static Tile>) -> Vec<Stage> {
     if arch.sm < 90 {
         let blocks = p.m.div_ceil(PLAIN_SIDE) * p.n.div_ceil(PLAIN_SIDE);
         return vec![Stage::one_dimensional(plain_symbol(form), blocks, 128)];
     }
-    vec![fixed.unwrap_or_else(|| chosen(p, arch, form)).stage(p, arch, form)]
+    vec![fixed.filter(|tile| tile.takes(p)).unwrap_or_else(|| chosen(p, arch, form)).stage(p, arch, form)]
 }
 
 #[cfg(test)]
@@ -228,29 +250,13 @@ mod tests {
     /// The kernels of `sm90a.cuh` and the tiles of this file are the same, with the same numbers.
     #[test]
     fn tiles_have_the_numbers_of_the_kernels() {
-        let tiles = [
-            FWD_HALVES,
-            FWD_128X256,
-            FWD_HELD,
-            FWD_128X192,
-            FWD_64X144,
-            FWD_ADDED,
-            FWD_F32,
-            DX_HALVES,
-            DX_128X256,
-            DX_ADDED,
-            DX_F32,
-            DW_HELD,
-            DW_ADDED,
-            DW_F32,
-        ];
-        let planned = tiles.iter().map(|t| {
+        let planned = ALL.iter().map(|t| {
             let numbers = [t.rows, t.columns, t.warpgroups, t.stages, t.cluster, t.chunks.max(1)];
             format!("{}, {}", t.symbol, numbers.map(|n| n.to_string()).join(", "))
         });
         let kernels = include_str!("sm90a.cuh").lines().filter_map(|line| line.strip_prefix("GEMM("));
         let kernels = kernels.map(|line| line.split(", ").take(7).collect::<Vec<_>>().join(", "));
         assert_eq!(planned.collect::<BTreeSet<_>>(), kernels.collect::<BTreeSet<_>>());
-        assert!(tiles.iter().all(|t| t.shared_bytes() <= Arch::H100.shared_per_block));
+        assert!(ALL.iter().all(|t| t.shared_bytes() <= Arch::H100.shared_per_block));
     }
 }

@@ -18,7 +18,10 @@ struct Ring {
   int stage = 0;
 
   __device__ __forceinline__ Ring(u32 base, u32 first_phase)
-      : base(base), full(base + T::STAGES * T::STAGE + T::CHUNK_BYTES), empty(full + 8 * T::STAGES), phase(first_phase) {}
+      : base(base),
+        full(base + T::STAGES * T::STAGE + T::CHUNK_BYTES),
+        empty(full + 8 * T::STAGES),
+        phase(first_phase) {}
 
   __device__ __forceinline__ u32 chunks() const { return base + T::STAGES * T::STAGE; }
   __device__ __forceinline__ u32 old_c_barrier(int warpgroup) const { return empty + 8 * (T::STAGES + warpgroup); }

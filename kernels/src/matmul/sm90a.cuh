@@ -1,8 +1,8 @@
 // Matrix products of bf16 operands on Hopper, with wgmma and tensor copies: C[m, n] = scale sum over k of A B (+ bias)
 // (+ C). mod.rs has formula and operands, plan.rs the choice of a tile.
 //
-// The grid is persistent: each cluster computes tile after tile of C. In each block one thread copies stages of A and B to
-// a ring in shared memory, and the consumer warpgroups multiply them:
+// The grid is persistent: each cluster computes tile after tile of C. In each block one thread copies stages of A and B
+// to a ring in shared memory, and the consumer warpgroups multiply them:
 //
 //   producer:   for each tile, for each 64 k: wait until the stage is empty; copy A to this block, a part of B to all
 //   consumers:  for each tile, for each 64 k: wait until the stage is full; four products of 16 k for each 64 rows;
@@ -10,8 +10,8 @@
 //               then the epilogue: times scale, plus bias, plus old C; round; store
 //
 // Order. One accumulator per element of C; k ascends in steps of 16, from the first product on, which replaces the
-// accumulator. Products with zeros beyond the end of k change no sum. So all tiles give the same bits, and those of a row
-// depend on nothing but the row, B and k.
+// accumulator. Products with zeros beyond the end of k change no sum. So all tiles give the same bits, and those of a
+// row depend on nothing but the row, B and k.
 //
 // Ends. Tensor copies load 0 for elements beyond the ends of A, B and C, and do not store them.
 //
@@ -69,8 +69,8 @@ __device__ __forceinline__ void multiply(const Params& p) {
 
 }  // namespace gemm
 
-// A kernel by symbol, with its tile: rows, columns, warpgroups, stages, blocks of a cluster, buffers of chunks. The same
-// numbers are in plan.rs.
+// A kernel by symbol, with its tile: rows, columns, warpgroups, stages, blocks of a cluster, buffers of chunks. The
+// same numbers are in plan.rs.
 #define GEMM(symbol, ...)                                                                                             \
   extern "C" __global__ void __launch_bounds__(gemm::Tile<__VA_ARGS__>::THREADS, 1)                                   \
       symbol(const __grid_constant__ Params p) {                                                                      \

@@ -25,8 +25,8 @@ enum Epilogue {
 };
 
 // A block computes tiles of ROWS x COLUMNS elements of C. WARPGROUPS consumer warpgroups divide the rows; a further
-// warpgroup has the producer. A stage has 64 k of A and of B. A cluster of CLUSTER blocks has neighbouring tiles of rows
-// and shares their B by multicast. BUFFERS: chunks of shared memory of a warpgroup.
+// warpgroup has the producer. A stage has 64 k of A and of B. A cluster of CLUSTER blocks has neighbouring tiles of
+// rows and shares their B by multicast. BUFFERS: chunks of shared memory of a warpgroup.
 template <int ROWS_, int COLUMNS_, int WARPGROUPS_, int STAGES_, int CLUSTER_, int BUFFERS_, int A_MAJOR_, int B_MAJOR_,
           Epilogue EPILOGUE_>
 struct Tile {
@@ -54,8 +54,8 @@ struct Tile {
   static_assert(EPILOGUE != HALVES || (PRODUCTS == 2 && CHUNKS % BUFFERS == 0), "halves");
 };
 
-// The tile of a cluster with number t, in units of tiles of the cluster. Groups of rows follow each other; in a group the
-// rows of a column do.
+// The tile of a cluster with number t, in units of tiles of the cluster. Groups of rows follow each other; in a group
+// the rows of a column do.
 template <class T>
 __device__ __forceinline__ void place_of_tile(int t, int rows, int columns, int& row, int& column) {
   const int per_group = T::GROUP * columns, group = t / per_group, first = group * T::GROUP;

@@ -119,20 +119,21 @@ fn products_equal_the_formula() {
 /// The bits of a row do not depend on the number of rows, on the row's place, and on the number of columns.
 fn a_row_does_not_know_its_batch() {
     let [m, n, k] = [136, 40, 200];
-    let given = Given::new(gemm::FWD, [m, n, k], true, false, 1.0);
-    let all = given.product_by(&gemm::FWD_BF16);
-    for (first, rows) in [(0, 1), (97, 3)] {
-        let values = given.a.values();
-        let a = TestArray::new(BF16, &values[first * k..(first + rows) * k]);
-        let bias = given.bias.as_ref().map(|b| TestArray::new(BF16, &b.values()[..24]));
-        let b = TestArray::new(BF16, &given.b.values()[..24 * k]);
-        let part = Given { shape: [rows, 24, k], a, b, bias, ..Given::new(gemm::FWD, [1, 8, 8], false, false, 1.0) };
-        let part = part.product_by(&gemm::FWD_BF16);
-        for (i, x) in part.iter().enumerate() {
-            let other = all[(first + i / 24) * n + i % 24];
-            assert!(x.to_bits() == other.to_bits(), "row {} of {rows} from {first} on: {x}, {other}", i / 24);
+    with_one_interleaving(|| {
+        let given = Given::new(gemm::FWD, [m, n, k], true, false, 1.0);
+        let all = given.product_by(&gemm::FWD_BF16);
+        for (first, rows) in [(0, 1), (97, 3)] {
+            let values = given.a.values();
+            let a = TestArray::new(BF16, &values[first * k..(first + rows) * k]);
+            let bias = given.bias.as_ref().map(|b| TestArray::new(BF16, &b.values()[..24]));
+            let b = TestArray::new(BF16, &given.b.values()[..24 * k]);
+            let part = Given { form: gemm::FWD, shape: [rows, 24, k], a, b, bias, old: None, scale: 1.0 };
+            for (i, x) in part.product_by(&gemm::FWD_BF16).iter().enumerate() {
+                let other = all[(first + i / 24) * n + i % 24];
+                assert!(x.to_bits() == other.to_bits(), "row {} of {rows} from {first} on: {x}, {other}", i / 24);
+            }
         }
-    }
+    });
 }
 
 /// Kernels with a fixed tile, with their form.
@@ -148,15 +149,14 @@ const FIXED: [(Form, &Kernel); 7] = [
 
 /// [`run`] compares the kernels of an A100 and of an H100, so these are the bits of the plain kernels, too.
 fn all_tiles_give_the_same_bits() {
-    let shape = [88, 200, 136];
-    for form in [gemm::FWD, gemm::DX] {
-        let given = Given::new(form, shape, true, false, 0.7);
-        let want = given.product_by(form.kernel());
-        with_one_interleaving(|| {
+    with_one_interleaving(|| {
+        for form in [gemm::FWD, gemm::DX] {
+            let given = Given::new(form, [88, 200, 136], true, false, 0.7);
+            let want = given.product_by(form.kernel());
             for (_, kernel) in FIXED.iter().filter(|(of, _)| *of == form) {
                 let got = given.product_by(kernel);
                 assert!(got.iter().zip(&want).all(|(x, y)| x.to_bits() == y.to_bits()), "{kernel:?}");
             }
-        });
-    }
+        }
+    });
 }
