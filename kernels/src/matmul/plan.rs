@@ -26,6 +26,17 @@ use crate::{Addr, Arch, DType, Stage};
 use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap};
 use std::mem::offset_of;
 
+/// What a kernel does with the old C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OldC {
+    /// Replaces it.
+    Replaced,
+    /// Adds the product to it.
+    Added,
+    /// Either, as the parameters say.
+    Either,
+}
+
 /// The tile of a kernel; the numbers are those of `sm90a.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tile {
@@ -40,34 +51,43 @@ pub(super) struct Tile {
     pub cluster: u32,
     /// Chunks of 8 KiB of shared memory of a warpgroup for C; 0 if its threads store C directly.
     pub chunks: u32,
+    pub old_c: OldC,
 }
 
 /// A tile of 256 x 192 elements in halves.
 const fn halves(symbol: &'static str) -> Tile {
-    Tile { symbol, rows: 256, columns: 192, warpgroups: 2, stages: 3, cluster: 2, chunks: 3 }
+    Tile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, OldC::Replaced) }
 }
 
 /// A tile of 128 x 256 elements, in a cluster of two blocks.
-const fn wide(symbol: &'static str) -> Tile {
-    Tile { symbol, rows: 128, columns: 256, warpgroups: 2, stages: 4, cluster: 2, chunks: 2 }
+const fn wide(symbol: &'static str, old_c: OldC) -> Tile {
+    Tile { symbol, rows: 128, columns: 256, warpgroups: 2, stages: 4, cluster: 2, chunks: 2, old_c }
 }
 
 pub(super) static FWD_HALVES: Tile = halves("gemm_fwd_bf16_256x192_halves");
-pub(super) static FWD_128X256: Tile = Tile { cluster: 1, ..wide("gemm_fwd_bf16_128x256") };
-pub(super) static FWD_HELD: Tile = wide("gemm_fwd_bf16_128x256_held");
+pub(super) static FWD_128X256: Tile = Tile { cluster: 1, ..wide("gemm_fwd_bf16_128x256", OldC::Replaced) };
+pub(super) static FWD_HELD: Tile = wide("gemm_fwd_bf16_128x256_held", OldC::Replaced);
 pub(super) static FWD_128X192: Tile =
-    Tile { columns: 192, stages: 5, cluster: 1, chunks: 1, ..wide("gemm_fwd_bf16_128x192") };
-pub(super) static FWD_64X144: Tile =
-    Tile { symbol: "gemm_fwd_bf16_64x144", rows: 64, columns: 144, warpgroups: 1, stages: 8, cluster: 1, chunks: 0 };
-pub(super) static FWD_ADDED: Tile = wide("gemm_fwd_bf16_128x256_added");
-pub(super) static FWD_F32: Tile = wide("gemm_fwd_f32_128x256");
+    Tile { columns: 192, stages: 5, cluster: 1, chunks: 1, ..wide("gemm_fwd_bf16_128x192", OldC::Replaced) };
+pub(super) static FWD_64X144: Tile = Tile {
+    symbol: "gemm_fwd_bf16_64x144",
+    rows: 64,
+    columns: 144,
+    warpgroups: 1,
+    stages: 8,
+    cluster: 1,
+    chunks: 0,
+    old_c: OldC::Either,
+};
+pub(super) static FWD_ADDED: Tile = wide("gemm_fwd_bf16_128x256_added", OldC::Added);
+pub(super) static FWD_F32: Tile = wide("gemm_fwd_f32_128x256", OldC::Either);
 pub(super) static DX_HALVES: Tile = halves("gemm_dx_bf16_256x192_halves");
-pub(super) static DX_128X256: Tile = wide("gemm_dx_bf16_128x256");
-pub(super) static DX_ADDED: Tile = wide("gemm_dx_bf16_128x256_added");
-pub(super) static DX_F32: Tile = wide("gemm_dx_f32_128x256");
-pub(super) static DW_HELD: Tile = wide("gemm_dw_bf16_128x256_held");
-pub(super) static DW_ADDED: Tile = wide("gemm_dw_bf16_128x256_added");
-pub(super) static DW_F32: Tile = wide("gemm_dw_f32_128x256");
+pub(super) static DX_128X256: Tile = wide("gemm_dx_bf16_128x256", OldC::Replaced);
+pub(super) static DX_ADDED: Tile = wide("gemm_dx_bf16_128x256_added", OldC::Added);
+pub(super) static DX_F32: Tile = wide("gemm_dx_f32_128x256", OldC::Either);
+pub(super) static DW_HELD: Tile = wide("gemm_dw_bf16_128x256_held", OldC::Replaced);
+pub(super) static DW_ADDED: Tile = wide("gemm_dw_bf16_128x256_added", OldC::Added);
+pub(super) static DW_F32: Tile = wide("gemm_dw_f32_128x256", OldC::Either);
 
 /// All tiles.
 #[cfg(test)]
@@ -104,9 +124,10 @@ impl Tile {
         1024 + self.stages * (stage + 16) + chunks + 8 * self.warpgroups
     }
 
-    /// Whether the tile can compute a product: halves have the first and the last stage of k apart.
+    /// Whether the tile can compute a product. Halves have the first and the last stage of k apart.
     fn takes(&self, p: &Params) -> bool {
-        p.k > STAGE_K || self.rows != FWD_HALVES.rows
+        let other = if p.accumulate != 0 { OldC::Replaced } else { OldC::Added };
+        self.old_c != other && (p.k > STAGE_K || self.rows != FWD_HALVES.rows)
     }
 
     /// Number of tiles of clusters that cover C.
@@ -175,15 +196,13 @@ fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
         (true, _, DType::F32) => &[(true, &DW_F32)],
         (false, true, DType::F32) => &[(true, &DX_F32)],
         (false, false, DType::F32) => &[(true, &FWD_F32)],
-        (true, ..) if p.accumulate != 0 => &[(true, &DW_ADDED)],
-        (true, ..) => &[(true, &DW_HELD)],
-        (false, true, _) if p.accumulate != 0 => &[(true, &DX_ADDED)],
-        (false, true, _) => &[(true, &DX_HALVES), (true, &DX_128X256)],
-        (false, false, _) if p.accumulate != 0 => &[(true, &FWD_ADDED), (few_rows, &FWD_64X144)],
+        (true, ..) => &[(true, &DW_HELD), (true, &DW_ADDED)],
+        (false, true, _) => &[(true, &DX_HALVES), (true, &DX_128X256), (true, &DX_ADDED)],
         (false, false, _) => &[
             (p.n > FWD_64X144.columns, &FWD_HALVES),
             (p.k > p.n, &FWD_HELD),
             (true, &FWD_128X256),
+            (true, &FWD_ADDED),
             (p.m <= MAX_ROWS_OF_128X192, &FWD_128X192),
             (few_rows, &FWD_64X144),
         ],
