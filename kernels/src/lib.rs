@@ -30,7 +30,6 @@ pub mod int8;
 mod large_pages;
 pub mod launch;
 pub mod limits;
-pub mod matmul;
 mod norm_rows;
 pub mod philox;
 pub mod simd;
@@ -66,6 +65,7 @@ kernels! {
     linear_log_prob
     log_prob
     lora_rows
+    matmul
     normalise
     paged_attention
     patch_embedding

@@ -6,7 +6,7 @@
 
 use crate::launch::Kernel;
 use crate::skinny::Scheme;
-use crate::{Arch, attention, sample, skinny};
+use crate::{Arch, attention, matmul::gemm, sample, skinny};
 
 /// What plans choose on an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +125,13 @@ static VARIANTS: &[Variant] = &[
     Variant { of: &attention::BWD_BF16, name: "tiles of 128 keys", kernel: &attention::BWD_BF16_128_KEYS },
     Variant { of: &attention::BWD_BF16, name: "tiles of 64 keys", kernel: &attention::BWD_BF16_64_KEYS },
     Variant { of: &attention::BWD_BF16, name: "dq in a stage of its own", kernel: &attention::BWD_BF16_SEPARATE_DQ },
+    Variant { of: &gemm::FWD_BF16, name: "256 x 192 in halves", kernel: &gemm::FWD_BF16_HALVES },
+    Variant { of: &gemm::FWD_BF16, name: "128 x 256", kernel: &gemm::FWD_BF16_128X256 },
+    Variant { of: &gemm::FWD_BF16, name: "128 x 256 held", kernel: &gemm::FWD_BF16_HELD },
+    Variant { of: &gemm::FWD_BF16, name: "128 x 192", kernel: &gemm::FWD_BF16_128X192 },
+    Variant { of: &gemm::FWD_BF16, name: "64 x 144", kernel: &gemm::FWD_BF16_64X144 },
+    Variant { of: &gemm::DX_BF16, name: "256 x 192 in halves", kernel: &gemm::DX_BF16_HALVES },
+    Variant { of: &gemm::DX_BF16, name: "128 x 256", kernel: &gemm::DX_BF16_128X256 },
     Variant { of: &sample::SAMPLE, name: "one block per row", kernel: &sample::SAMPLE_BY_ONE_BLOCK },
     Variant { of: &skinny::LINEAR_BF16, name: "16 columns", kernel: &skinny::LINEAR_BF16_16_COLUMNS },
     Variant { of: &skinny::LINEAR_BF16, name: "32 columns", kernel: &skinny::LINEAR_BF16_32_COLUMNS },

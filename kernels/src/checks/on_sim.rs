@@ -64,7 +64,7 @@ fn staged_results(
     let completion = COMPLETION_TIMINGS[seed as usize % 3];
     let options =
         ExecOptions { gpu: simulate::gpu_spec(&arch), seed, completion, strict_proxy: true, ..ExecOptions::default() };
-    let sm = if launch.kernel.source.has_dependent_launches() { arch.sm } else { 80 };
+    let sm = if launch.kernel.source.has_hopper_code() { arch.sm } else { 80 };
     let staged = match simulate::run(launch, &Arch { sm, ..arch }, &mut memory, &options) {
         Ok(staged) => staged,
         Err(e) => panic!("{}: {e}", launch.kernel.name),
@@ -137,6 +137,19 @@ pub fn run_interleavings(launch: &KernelLaunch) {
     for (array, result) in arrays.iter().zip(&first) {
         array.write(result);
     }
+}
+
+/// Runs a launch on a given GPU under one interleaving and writes its results back. Asserts that there are no findings.
+/// Returns the instruction counts, summed over its stages.
+#[cfg(test)]
+pub fn simulated_run_on(launch: &crate::Launch, arch: &Arch, seed: u64) -> reel_sim::counters::InstructionCounts {
+    let mut sum = reel_sim::counters::InstructionCounts::default();
+    let crate::Launch::Kernel(launch) = launch else { return sum };
+    let arrays = arrays_of(launch);
+    let (staged, results) = staged_results(launch, &arrays, seed, *arch);
+    staged.iter().for_each(|s| sum.add(&s.counters.total()));
+    arrays.iter().zip(&results).for_each(|(array, result)| array.write(result));
+    sum
 }
 
 /// Simulates a launch on an A100 and returns its stages. Asserts that there are no findings; writes no results back.

@@ -1,6 +1,8 @@
 //! The definition of the matrix product, in f64, and of operands in groups of rows.
 
+#[cfg(test)]
 use super::{GROUP_ROWS, group_elements};
+#[cfg(test)]
 use crate::Element;
 
 /// Returns `sum over l of a(i, l) * b(j, l)` for each i and j; `a` is `[m, k]`, `b` is `[n, k]`.
@@ -17,6 +19,7 @@ pub fn product(m: usize, n: usize, k: usize, a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 /// The groups of a matrix `[n, k]`, as [`super::WeightGroups`] describes them.
+#[cfg(test)]
 pub fn row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
     let each = 4 / size_of::<T>();
     let lines = k.div_ceil(each);

@@ -72,6 +72,18 @@ pub struct Hardware {
     pub driver: Option<String>,
 }
 
+/// The code that computes matrix products on device `cuda`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// The kernels of [`reel_kernels::matmul::gemm`], whose bits for a row depend neither on the other rows nor on their
+    /// number. cuBLASLt computes the products that they do not take: on GPUs below compute capability 9.0, of f32
+    /// operands, and of operands that tensor copies cannot read.
+    #[default]
+    Own,
+    /// cuBLASLt.
+    CublasLt,
+}
+
 /// The library that computes matrix products on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatmulLibrary {
@@ -305,7 +317,15 @@ impl Device {
     /// # Errors
     /// The driver cannot reserve address space.
     pub fn on_gpu(gpu: Gpu) -> Result<Device> {
-        Ok(Device::new(cuda::Cuda::new(gpu)?))
+        Device::on_gpu_with_products(gpu, Products::default())
+    }
+
+    /// As [`Device::on_gpu`], with a choice of the code for matrix products.
+    ///
+    /// # Errors
+    /// The driver cannot reserve address space.
+    pub fn on_gpu_with_products(gpu: Gpu, products: Products) -> Result<Device> {
+        Ok(Device::new(cuda::Cuda::new(gpu, products)?))
     }
 
     /// The device's name: `cpu`, `cuda`, `sim` or `dry`.

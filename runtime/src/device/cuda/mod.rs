@@ -15,8 +15,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use reel_kernels::cuda::blas::{Blas, WORKSPACE_BYTES};
 use reel_kernels::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use reel_kernels::elementwise::{self, CastParams};
-use reel_kernels::matmul::Matmul;
-use reel_kernels::{Addr, DType, Launch};
+use reel_kernels::matmul::{Matmul, gemm};
+use reel_kernels::{Addr, DType, KernelLaunch, Launch};
 
 use self::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use self::memory::MemoryPool;
@@ -25,7 +25,7 @@ use self::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use super::captured_graph::HandleTable;
 use super::download::PendingCopy;
 use super::profiler::{LaunchRecord, TimedLaunch};
-use super::{Backend, Hardware, Kernels, MatmulLibrary, only_on_a_cpu};
+use super::{Backend, Hardware, Kernels, MatmulLibrary, Products, only_on_a_cpu};
 use crate::error::{Result, RuntimeError};
 
 /// Copies of at least this many bytes use several threads and streams.
@@ -41,6 +41,7 @@ pub(super) struct Cuda {
     /// Times the profiled launches. Created by the first profiled launch.
     timeline: Mutex<Option<LaunchTimeline>>,
     pool: Mutex<MemoryPool>,
+    products: Products,
     gpu: Gpu,
 }
 
@@ -61,7 +62,7 @@ struct Cublas {
 }
 
 impl Cuda {
-    pub(super) fn new(gpu: Gpu) -> Result<Cuda> {
+    pub(super) fn new(gpu: Gpu, products: Products) -> Result<Cuda> {
         let pool = Mutex::new(MemoryPool::new(gpu.driver().clone()).map_err(device_error)?);
         let copy_ring = Mutex::new(CopyRing::new(gpu.driver().clone(), gpu.stream()));
         Ok(Cuda {
@@ -72,8 +73,17 @@ impl Cuda {
             copier: Mutex::default(),
             timeline: Mutex::default(),
             pool,
+            products,
             gpu,
         })
+    }
+
+    /// The kernel call that computes a matrix product without cuBLASLt; `None` if cuBLASLt computes it.
+    fn product_kernel(&self, product: &Matmul) -> Option<KernelLaunch> {
+        match self.products {
+            Products::Own => gemm::kernel_launch(product, &self.gpu.arch()),
+            Products::CublasLt => None,
+        }
     }
 
     fn cublas(&self) -> Result<&Cublas> {
@@ -99,6 +109,11 @@ impl Cuda {
         }
         if product.a.dtype != product.b.dtype {
             return self.launch_mixed_matmul(product);
+        }
+        if let Some(kernel) = self.product_kernel(product) {
+            // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it
+            // checked.
+            return unsafe { self.gpu.launch(kernel.kernel, &kernel.params) }.map_err(device_error);
         }
         let Cublas { blas, workspace } = self.cublas()?;
         // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it
@@ -127,9 +142,12 @@ impl Cuda {
         self.alloc(bytes).ok_or_else(|| device_error(CudaError::OutOfMemory { bytes }))
     }
 
-    /// Prepares a matrix product that will be captured: opens cuBLASLt and, for operands of two dtypes, allocates the
-    /// buffer for the cast.
+    /// Prepares a matrix product that will be captured: loads its kernel, or opens cuBLASLt and, for operands of two
+    /// dtypes, allocates the buffer for the cast.
     fn prepare_matmul(&self, product: &Matmul) -> Result<()> {
+        if let Some(kernel) = self.product_kernel(product) {
+            return self.gpu.load_for_capture(kernel.kernel, &kernel.params).map_err(device_error);
+        }
         self.cublas()?;
         if product.a.dtype == product.b.dtype {
             return Ok(());

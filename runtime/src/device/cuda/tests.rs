@@ -190,3 +190,47 @@ proptest! {
         prop_assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
     }
 }
+
+/// On compute capability 9.0 a product of bf16 operands whose rows are multiples of 16 bytes does not need cuBLASLt, also
+/// in a captured graph. All others do.
+#[test]
+fn own_products_compute_what_tensor_copies_can_read() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let (fake, d) = fake_gpu_device(256 << 20);
+    let bf16 = |shape: &[usize], first: i32| {
+        let count = shape.iter().product::<usize>() as i32;
+        let values: Vec<f32> = (first..first + count).map(|i| (i * 7 % 13 - 6) as f32).collect();
+        Tensor::from_f32(&d, shape, DType::BF16, &values, MemoryCategory::Inputs).unwrap()
+    };
+    let (a, b, c) = (bf16(&[3, 24], 0), bf16(&[16, 24], 5), bf16(&[3, 16], 0));
+    let product = matrix_product(&a, &b, &c);
+    d.launch(&Launch::Matmul(product)).unwrap();
+    let (x, w) = (a.to_f32().unwrap(), b.to_f32().unwrap());
+    let want = |i: usize| (0..24).map(|l| x[i / 16 * 24 + l] * w[i % 16 * 24 + l]).sum::<f32>();
+    let want: Vec<f32> = (0..48).map(|i| half::bf16::from_f32(want(i)).to_f32()).collect();
+    assert_eq!(c.to_f32().unwrap(), want);
+    assert_eq!(d.matmul_library(), None, "no product by cuBLASLt");
+    c.write(&[half::bf16::from_f32(1.0); 48]).unwrap();
+    let graph = d.capture((a.clone(), b.clone(), c.clone()), || d.launch(&Launch::Matmul(product))).unwrap();
+    d.replay(&graph).unwrap();
+    assert_eq!(c.to_f32().unwrap(), want);
+    assert_eq!(d.matmul_library(), None, "no product by cuBLASLt");
+    // Rows of 46 bytes.
+    let (a, b) = (bf16(&[3, 23], 0), bf16(&[16, 23], 5));
+    d.launch(&Launch::Matmul(matrix_product(&a, &b, &c))).unwrap();
+    assert!(d.matmul_library().is_some());
+    drop((graph, a, b, c));
+    drop(d);
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+
+    // cuBLASLt on request.
+    let gpu = Gpu::from_driver(Arc::new(FakeDriver::new(Arch::H100, 256 << 20))).unwrap();
+    let d = Device::on_gpu_with_products(gpu, Products::CublasLt).unwrap();
+    let one = |shape: &[usize]| {
+        Tensor::from_f32(&d, shape, DType::BF16, &vec![1.0; shape.iter().product()], MemoryCategory::Inputs).unwrap()
+    };
+    let (a, b, c) = (one(&[8, 8]), one(&[8, 8]), one(&[8, 8]));
+    d.launch(&Launch::Matmul(matrix_product(&a, &b, &c))).unwrap();
+    assert_eq!(c.to_f32().unwrap(), [8.0; 64]);
+    assert!(d.matmul_library().is_some());
+}

@@ -1,0 +1,91 @@
+//! Tests of the kernels for Hopper on the simulator.
+
+use super::super::{gemm, plan};
+use super::{FIXED, FORMS, Form, Given};
+use crate::checks::{on_sim, simulated_run_on};
+use crate::launch::{Arch, KernelLaunch, Launch};
+use crate::{DType, Kernel};
+
+/// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
+const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
+
+/// Bytes that the schedule of a tile reads from global memory: A for each column of tiles, B for each block of each row
+/// of tiles (the simulator counts a copy to two blocks twice), and the old C.
+fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
+    let symbol = (launch.kernel.plan)(&launch.params, &SMALL_HOPPER)[0].symbol;
+    let tile = plan::ALL.iter().find(|tile| tile.symbol == symbol).expect("the plan has one of the tiles");
+    let [m, n, k] = given.shape.map(|size| size as u64);
+    let [rows, columns, blocks] = [tile.rows, tile.columns, tile.cluster].map(u64::from);
+    // Tensor copies add f32 to memory without reading it first.
+    let old = if given.old.is_some() && given.form.c_dtype == DType::BF16 { 2 * m * n } else { 0 };
+    2 * k * (m * n.div_ceil(columns) + n * m.div_ceil(rows * blocks) * blocks) + old
+}
+
+/// Each tile of a form goes along several tiles of C and several stages of k, some of which are incomplete, and the
+/// second block of its clusters multiplies, too. The results have the bits of the plain kernel under every interleaving,
+/// the bytes are those of the schedule, and only the f32 chunks of C have bank conflicts.
+fn tiles_have_the_bits_of_the_plain_kernel(selects: fn(Form) -> bool) {
+    let shape = [264, 264, 136];
+    let chosen = FORMS.map(|form| (form, form.kernel(), form.c_dtype == DType::F32));
+    let added = [gemm::FWD, gemm::DX, gemm::DW].map(|form| (form, form.kernel(), true));
+    let fixed = FIXED.map(|(form, kernel): (Form, &'static Kernel)| (form, kernel, false));
+    on_sim(|| {
+        for (form, kernel, accumulate) in fixed.into_iter().chain(chosen).chain(added).filter(|(f, ..)| selects(*f)) {
+            let given = Given::new(form, shape, false, accumulate, 1.0);
+            let bits_and_counts = |arch: &Arch, seed| {
+                let c = given.output();
+                let launch = form.launch(kernel, &given.params(&c));
+                let count = simulated_run_on(&launch, arch, seed);
+                let Launch::Kernel(launch) = launch else { unreachable!("the form launches a kernel") };
+                (c.values().iter().map(|x| x.to_bits()).collect::<Vec<_>>(), count, scheduled_bytes(&launch, &given))
+            };
+            let want = bits_and_counts(&Arch::A100, 0).0;
+            for seed in 0..4 {
+                let (bits, count, bytes) = bits_and_counts(&SMALL_HOPPER, seed);
+                let name = format!("{kernel:?} with {form:?}, added: {accumulate}, seed {seed}");
+                assert!(bits == want, "{name}: other bits than the plain kernel");
+                let written = (shape[0] * shape[1] * form.c_dtype.size()) as u64;
+                assert_eq!([count.global_read, count.global_written], [bytes, written], "{name}");
+                let conflicts = count.wavefronts - count.wavefronts_least;
+                assert!(conflicts == 0 || form.c_dtype == DType::F32, "{name}: {conflicts} bank conflicts");
+            }
+        }
+    });
+}
+
+#[test]
+fn tiles_of_the_forward_product_have_the_bits_of_the_plain_kernel() {
+    tiles_have_the_bits_of_the_plain_kernel(|form| !form.a_transposed && !form.b_transposed);
+}
+
+#[test]
+fn tiles_of_the_gradient_of_the_input_have_the_bits_of_the_plain_kernel() {
+    tiles_have_the_bits_of_the_plain_kernel(|form| !form.a_transposed && form.b_transposed);
+}
+
+#[test]
+fn tiles_of_the_gradient_of_the_weight_have_the_bits_of_the_plain_kernel() {
+    tiles_have_the_bits_of_the_plain_kernel(|form| form.a_transposed);
+}
+
+/// Which products these kernels take.
+#[test]
+fn products_that_tensor_copies_cannot_take_have_no_launch() {
+    let given = Given::new(gemm::DW, [64, 64, 72], false, false, 1.0);
+    let c = given.output();
+    let good = gemm::DW.product(&given.params(&c));
+    let symbol = |p| gemm::kernel_launch(&p, &Arch::H100).map(|launch| launch.kernel.name);
+    assert_eq!(symbol(good), Some("gemm_dw_bf16"));
+    assert_eq!(symbol(super::super::Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));
+    // k is no row of an operand of this form.
+    assert_eq!(symbol(super::super::Matmul { k: 7, ..good }), Some("gemm_dw_bf16"));
+    assert!(gemm::kernel_launch(&good, &Arch::A100).is_none());
+    let mut others = [good; 6];
+    others[0].m = 68;
+    others[1].n = 16;
+    others[2].a.addr = others[2].a.addr.offset(2);
+    others[3].b.dtype = DType::F32;
+    others[4].k = 0;
+    others[5].b.transposed = false;
+    assert_eq!(others.map(symbol), [None; 6]);
+}

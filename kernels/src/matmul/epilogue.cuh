@@ -1,0 +1,135 @@
+// The end of a product: finished sums times the scale, plus bias, plus the old C, rounded once (tile.cuh has the ways).
+// An operation that is fused with a product is a further type with the function `finish`.
+#pragma once
+
+#include "cuh/base.cuh"
+#include "cuh/mma.cuh"
+#include "cuh/wgmma.cuh"
+
+namespace gemm {
+
+// Sums that need no operation: scale 1 and no bias.
+struct Unchanged {
+  // The four sums from index `at` on that a lane has in two neighbouring columns of two rows: x[0], x[1] of one row,
+  // x[2], x[3] of the other.
+  template <int N>
+  __device__ __forceinline__ void finish(const float (&sums)[N], int at, int column, float (&x)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = sums[at + i];
+  }
+};
+
+// The scale and the bias of a launch, whose element type C is that of c. If the sums are unchanged, callers pass
+// Unchanged instead, and decide so once for many sums: an epilogue that no products hide would otherwise have several
+// hundred instructions more for each tile.
+template <class C>
+struct Output {
+  float scale;
+  const C* bias;
+  int n;
+  bool unchanged;
+
+  __device__ __forceinline__ explicit Output(const Params& p)
+      : scale(p.scale), bias(global<C>(p.bias)), n(p.n), unchanged(p.scale == 1.0f && p.bias == 0) {}
+
+  // As Unchanged::finish; the sums are of columns `column` and `column` + 1 of C.
+  template <int N>
+  __device__ __forceinline__ void finish(const float (&sums)[N], int at, int column, float (&x)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[i] = __fmul_rn(sums[at + i], scale);
+    if (bias != nullptr && column < n) {
+      float b[2];
+      load_vector(bias + column, b);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[i] = __fadd_rn(x[i], b[i % 2]);
+    }
+  }
+};
+
+// Address in a chunk, with its swizzle of 128 bytes, of the 16 bytes that lane l passes to stmatrix_x4 or ldmatrix_x4
+// for columns 16 g .. 16 g + 16 of the 16 rows of a warp.
+__device__ __forceinline__ u32 matrix_address(u32 chunk, int warp, int lane, int g) {
+  return chunk + (warp * 16 + lane % 16) * 128 + (((2 * g + lane / 16) ^ (lane & 7)) << 4);
+}
+
+// Rounds the sums of a chunk's columns to bf16 and writes them to the chunk. `first`: index of the chunk's first sum;
+// `column`: the column in C of the lane's first sum.
+template <class Out, int N>
+__device__ __forceinline__ void write_bf16_chunk(const Out& out, const float (&sums)[N], int first, u32 chunk,
+                                                 int warp, int lane, int column) {
+#pragma unroll
+  for (int g = 0; g < 4; ++g) {
+    float x[4], y[4];
+    out.finish(sums, first + g * 8, column + g * 16, x);
+    out.finish(sums, first + g * 8 + 4, column + g * 16 + 8, y);
+    stmatrix_x4(matrix_address(chunk, warp, lane, g), pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]),
+                pack_bf16(y[0], y[1]), pack_bf16(y[2], y[3]));
+  }
+}
+
+// Adds the sums of a chunk's columns to the old C in the chunk, in f32.
+template <class Out, int N>
+__device__ __forceinline__ void add_to_bf16_chunk(const Out& out, const float (&sums)[N], int first, u32 chunk,
+                                                  int warp, int lane, int column) {
+#pragma unroll
+  for (int g = 0; g < 4; ++g) {
+    const u32 at = matrix_address(chunk, warp, lane, g);
+    u32 c[4];
+    ldmatrix_x4(c, at);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float x[4];
+      out.finish(sums, first + g * 8 + h * 4, column + g * 16 + h * 8, x);
+      c[2 * h] = pack_bf16(__fadd_rn(x[0], low_bf16(c[2 * h])), __fadd_rn(x[1], high_bf16(c[2 * h])));
+      c[2 * h + 1] =
+          pack_bf16(__fadd_rn(x[2], low_bf16(c[2 * h + 1])), __fadd_rn(x[3], high_bf16(c[2 * h + 1])));
+    }
+    stmatrix_x4(at, c[0], c[1], c[2], c[3]);
+  }
+}
+
+// Writes the sums of a chunk's 32 columns to the chunk.
+template <class Out, int N>
+__device__ __forceinline__ void write_f32_chunk(const Out& out, const float (&sums)[N], int first, u32 chunk,
+                                                int warp, int lane, int column) {
+#pragma unroll
+  for (int g = 0; g < 4; ++g) {
+    float x[4];
+    out.finish(sums, first + g * 4, column + g * 8, x);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = warp * 16 + lane / 4 + 8 * h;
+      const u32 at = chunk + row * 128 + (((2 * g + lane % 4 / 2) ^ (row & 7)) << 4) + lane % 2 * 8;
+      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(at), "f"(x[2 * h]), "f"(x[2 * h + 1]) : "memory");
+    }
+  }
+}
+
+// Stores the sums of 64 rows from `row` on, and of COLUMNS columns from `column` on: each thread its own, plus the old
+// C if the product is added to it. n is even.
+template <int COLUMNS, class C, class Out, int N>
+__device__ __forceinline__ void store_directly(const Out& out, const Params& p, const float (&sums)[N], int warp,
+                                               int lane, int row, int column) {
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 8; ++j) {
+    const int c = column + 8 * j + 2 * (lane % 4);
+    float x[4];
+    out.finish(sums, 4 * j, c, x);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const u32 r = row + warp * 16 + lane / 4 + 8 * h;
+      if (r < p.m && static_cast<u32>(c) < p.n) {
+        C* to = global<C>(p.c) + static_cast<u64>(r) * p.n + c;
+        float y[2] = {x[2 * h], x[2 * h + 1]};
+        if (p.accumulate != 0) {
+          float old[2];
+          load_vector(to, old);
+          y[0] = __fadd_rn(y[0], old[0]), y[1] = __fadd_rn(y[1], old[1]);
+        }
+        store_vector(to, y);
+      }
+    }
+  }
+}
+
+}  // namespace gemm

@@ -1,0 +1,183 @@
+//! Products of bf16 operands by the CUDA of this folder: parameters, kernels, and which products they take.
+
+use super::plan;
+use super::{Matmul, Operand, SOURCE, cpu};
+use crate::launch::{KernelLaunch, TensorMapSlot};
+use crate::{Addr, Arch, DType, Kernel, Launch, Team, kernel, params};
+use bytemuck::Zeroable;
+
+params! {
+    /// Parameters of the kernels. m, n and k are greater than 0; all addresses and the bytes of all rows are multiples
+    /// of 16.
+    pub struct Params {
+        /// The plan describes the map of A.
+        pub map_a: TensorMapSlot,
+        /// The plan describes the map of B.
+        pub map_b: TensorMapSlot,
+        /// The plan describes the map of C.
+        pub map_c: TensorMapSlot,
+        /// bf16 `[m, k]`; `[k, m]` in `dw`.
+        pub a: Addr,
+        /// bf16 `[n, k]`; `[k, n]` in `dx` and `dw`.
+        pub b: Addr,
+        /// f32 or bf16 `[m, n]`, written.
+        pub c: Addr,
+        /// `[n]` of C's type, added to each row; null: no bias.
+        pub bias: Addr,
+        /// Rows of C.
+        pub m: u32,
+        /// Columns of C.
+        pub n: u32,
+        /// Length of the sums.
+        pub k: u32,
+        /// 1: the product is added to the old C; 0: it replaces C.
+        pub accumulate: u32,
+        /// Factor of the finished sums.
+        pub scale: f32,
+        /// Padding.
+        pub reserved0: u32,
+        /// Padding.
+        pub reserved1: u32,
+        /// Padding.
+        pub reserved2: u32,
+    }
+}
+
+/// How a kernel's operands are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    /// A is `[k, m]`.
+    pub a_transposed: bool,
+    /// B is `[k, n]`.
+    pub b_transposed: bool,
+    /// F32 or BF16.
+    pub c_dtype: DType,
+}
+
+const fn form(a_transposed: bool, b_transposed: bool, c_dtype: DType) -> Form {
+    Form { a_transposed, b_transposed, c_dtype }
+}
+
+pub(super) const FWD: Form = form(false, false, DType::BF16);
+pub(super) const FWD_TO_F32: Form = form(false, false, DType::F32);
+pub(super) const DX: Form = form(false, true, DType::BF16);
+pub(super) const DX_TO_F32: Form = form(false, true, DType::F32);
+pub(super) const DW: Form = form(true, true, DType::BF16);
+pub(super) const DW_TO_F32: Form = form(true, true, DType::F32);
+
+/// Declares kernels: the constant's name, the symbol in profiles, the form, and a tile if the plan does not choose it.
+macro_rules! kernels {
+    ($($id:ident: $name:literal, $form:expr, $tile:expr;)*) => {
+        $(kernel!(
+            pub $id, $name, Params,
+            run_on_cpu::<{ $form.a_transposed }, { $form.b_transposed }, { matches!($form.c_dtype, DType::F32) }>,
+            &SOURCE, |p, arch| plan::stages(p, arch, $form, $tile)
+        );)*
+    };
+}
+
+kernels! {
+    FWD_BF16: "gemm_fwd_bf16", FWD, None;
+    FWD_BF16_HALVES: "gemm_fwd_bf16", FWD, Some(&plan::FWD_HALVES);
+    FWD_BF16_128X256: "gemm_fwd_bf16", FWD, Some(&plan::FWD_128X256);
+    FWD_BF16_HELD: "gemm_fwd_bf16", FWD, Some(&plan::FWD_HELD);
+    FWD_BF16_128X192: "gemm_fwd_bf16", FWD, Some(&plan::FWD_128X192);
+    FWD_BF16_64X144: "gemm_fwd_bf16", FWD, Some(&plan::FWD_64X144);
+    FWD_F32: "gemm_fwd_f32", FWD_TO_F32, None;
+    DX_BF16: "gemm_dx_bf16", DX, None;
+    DX_BF16_HALVES: "gemm_dx_bf16", DX, Some(&plan::DX_HALVES);
+    DX_BF16_128X256: "gemm_dx_bf16", DX, Some(&plan::DX_128X256);
+    DX_F32: "gemm_dx_f32", DX_TO_F32, None;
+    DW_BF16: "gemm_dw_bf16", DW, None;
+    DW_F32: "gemm_dw_f32", DW_TO_F32, None;
+}
+
+impl Form {
+    /// The kernel that chooses a tile for products of this form.
+    pub(super) fn kernel(self) -> &'static Kernel {
+        match (self.a_transposed, self.b_transposed, self.c_dtype) {
+            (true, _, DType::F32) => &DW_F32,
+            (true, ..) => &DW_BF16,
+            (false, true, DType::F32) => &DX_F32,
+            (false, true, _) => &DX_BF16,
+            (false, false, DType::F32) => &FWD_F32,
+            (false, false, _) => &FWD_BF16,
+        }
+    }
+
+    /// The product that a kernel of this form computes.
+    pub(super) fn product(self, p: &Params) -> Matmul {
+        let operand = |addr, transposed| Operand { addr, dtype: DType::BF16, transposed };
+        Matmul {
+            m: p.m as usize,
+            n: p.n as usize,
+            k: p.k as usize,
+            a: operand(p.a, self.a_transposed),
+            b: operand(p.b, self.b_transposed),
+            b_scale: Addr::NULL,
+            b_grouped: false,
+            c: p.c,
+            c_dtype: self.c_dtype,
+            bias: p.bias,
+            accumulate: p.accumulate != 0,
+            scale: p.scale,
+        }
+    }
+
+    /// A launch of a kernel of this form.
+    pub(super) fn launch(self, kernel: &'static Kernel, params: &Params) -> Launch {
+        Launch::kernel(kernel, params, self.product(params).cost())
+    }
+}
+
+/// # Safety
+/// The addresses of the parameters cover the operands of a product of this form.
+#[allow(unsafe_code)]
+unsafe fn run_on_cpu<const A_TRANSPOSED: bool, const B_TRANSPOSED: bool, const TO_F32: bool>(p: &Params, team: &Team) {
+    let c_dtype = if TO_F32 { DType::F32 } else { DType::BF16 };
+    // SAFETY: the condition of this function.
+    unsafe { cpu::run(&form(A_TRANSPOSED, B_TRANSPOSED, c_dtype).product(p), team) }
+}
+
+/// Rows or columns of the gradient of a weight below which its product is left to cuBLASLt. Few blocks of C then have
+/// long sums over the tokens, which cuBLASLt divides among multiprocessors and these kernels do not.
+const MIN_WEIGHT_SIDE: usize = 64;
+
+/// Returns the call of a kernel of this folder that computes a product on a GPU of this architecture; `None` if none
+/// does: below compute capability 9.0, for operands that are not bf16 or that tensor copies cannot read (an address or
+/// the bytes of a row are not a multiple of 16), and for the gradients of narrow weights.
+pub fn kernel_launch(product: &Matmul, arch: &Arch) -> Option<KernelLaunch> {
+    let p = product;
+    let form = form(p.a.transposed, p.b.transposed, p.c_dtype);
+    let has_kernel = [FWD, FWD_TO_F32, DX, DX_TO_F32, DW, DW_TO_F32].contains(&form);
+    let bf16 = [p.a.dtype, p.b.dtype] == [DType::BF16; 2] && !p.b_grouped && p.b_scale.is_null();
+    let rows = [
+        if p.a.transposed { p.m } else { p.k } * p.a.dtype.size(),
+        if p.b.transposed { p.n } else { p.k } * p.b.dtype.size(),
+        p.n * p.c_dtype.size(),
+    ];
+    let aligned = [p.a.addr, p.b.addr, p.c, p.bias].iter().all(|at| at.0.is_multiple_of(16))
+        && rows.iter().all(|bytes| bytes.is_multiple_of(16));
+    // Kernels count rows, columns and k with 32 bits, rounded up to whole tiles.
+    let sizes = [p.m, p.n, p.k].iter().all(|&size| (1..=1 << 30).contains(&size));
+    let narrow = p.a.transposed && p.m.min(p.n) < MIN_WEIGHT_SIDE;
+    if arch.sm < 90 || !has_kernel || !bf16 || !aligned || !sizes || narrow {
+        return None;
+    }
+    let params = Params {
+        a: p.a.addr,
+        b: p.b.addr,
+        c: p.c,
+        bias: p.bias,
+        m: p.m as u32,
+        n: p.n as u32,
+        k: p.k as u32,
+        accumulate: p.accumulate.into(),
+        scale: p.scale,
+        ..Params::zeroed()
+    };
+    match form.launch(form.kernel(), &params) {
+        Launch::Kernel(launch) => Some(launch),
+        _ => None,
+    }
+}

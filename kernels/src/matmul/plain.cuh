@@ -1,0 +1,67 @@
+// Matrix products with mma.sync, for GPUs without wgmma and as a plain form of sm90a.cuh. A block computes 64 x 64
+// elements of C, a warp 16 rows of them: copies 64 k of A and B to shared memory, element by element, and multiplies.
+// One accumulator per element; k ascends in steps of 16, which gives the bits of sm90a.cuh.
+#pragma once
+
+#include "cuh/base.cuh"
+#include "cuh/mma.cuh"
+#include "cuh/wgmma.cuh"
+#include "matmul/epilogue.cuh"
+
+namespace gemm {
+
+constexpr int PLAIN_SIDE = 64;
+// Elements from one row in shared memory to the next: 144 bytes, so that ldmatrix has no bank conflicts.
+constexpr int PLAIN_PITCH = PLAIN_SIDE + 8;
+
+// Copies rows `first` .. `first` + 64 and k .. k + 64 of an operand with `rows` rows; 0 beyond its ends.
+template <int MAJOR>
+__device__ __forceinline__ void copy_plainly(const bf16* from, u32 rows, u32 length, u32 first, u32 k,
+                                             bf16 (&to)[PLAIN_SIDE * PLAIN_PITCH]) {
+  for (int i = threadIdx.x; i < PLAIN_SIDE * PLAIN_SIDE; i += 128) {
+    const u32 row = MAJOR == K_MAJOR ? i / PLAIN_SIDE : i % PLAIN_SIDE;
+    const u32 column = MAJOR == K_MAJOR ? i % PLAIN_SIDE : i / PLAIN_SIDE;
+    const u64 r = first + row, l = k + column;
+    bf16 x{0};
+    if (r < rows && l < length) x = from[MAJOR == K_MAJOR ? r * length + l : l * rows + r];
+    to[row * PLAIN_PITCH + column] = x;
+  }
+}
+
+template <class C, int A_MAJOR, int B_MAJOR>
+__device__ __forceinline__ void multiply_plainly(const Params& p) {
+  __shared__ __align__(16) bf16 a[PLAIN_SIDE * PLAIN_PITCH], b[PLAIN_SIDE * PLAIN_PITCH];
+  const u32 columns = ceil_div<u32>(p.n, PLAIN_SIDE);
+  const u32 row = blockIdx.x / columns * PLAIN_SIDE, column = blockIdx.x % columns * PLAIN_SIDE;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float sums[PLAIN_SIDE / 8][4] = {};
+  for (u32 k = 0; k < p.k; k += PLAIN_SIDE) {
+    copy_plainly<A_MAJOR>(global<bf16>(p.a), p.m, p.k, row, k, a);
+    copy_plainly<B_MAJOR>(global<bf16>(p.b), p.n, p.k, column, k, b);
+    __syncthreads();
+#pragma unroll
+    for (int step = 0; step < PLAIN_SIDE; step += 16) {
+      u32 x[4];
+      ldmatrix_x4(x, shared_address(&a[(warp * 16 + lane % 16) * PLAIN_PITCH + step + lane / 16 * 8]));
+#pragma unroll
+      for (int j = 0; j < PLAIN_SIDE / 8; j += 2) {
+        u32 y[4];
+        ldmatrix_x4(y, shared_address(&b[(j * 8 + lane / 16 * 8 + lane % 8) * PLAIN_PITCH + step + lane / 8 % 2 * 8]));
+        mma_bf16(sums[j], x, y[0], y[1]);
+        mma_bf16(sums[j + 1], x, y[2], y[3]);
+      }
+    }
+    __syncthreads();
+  }
+  float flat[PLAIN_SIDE / 2];
+#pragma unroll
+  for (int i = 0; i < PLAIN_SIDE / 2; ++i) flat[i] = sums[i / 4][i % 4];
+  store_directly<PLAIN_SIDE, C>(Output<C>(p), p, flat, warp, lane, row, column);
+}
+
+}  // namespace gemm
+
+#define PLAIN_GEMM(symbol, ...)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(128) symbol(const __grid_constant__ Params p) {                        \
+    gemm::multiply_plainly<__VA_ARGS__>(p);                                                                           \
+  }

@@ -1,0 +1,281 @@
+//! The tiles of the kernels for Hopper (`sm90a.cuh`), and which of them computes a product.
+//!
+//! All tiles of a form give the same bits, so the choice changes times only. A tile takes the time of its elements of C
+//! times k, however many of them exist, and a multiprocessor computes one tile after the other. So the products below
+//! with the fewest elements in the busiest multiprocessor are the fastest, and of equal ones the first in this table.
+//! Rates are those of cuBLAS 13.0 divided into the tile's, medians of 21 rounds in turns, NVIDIA H200, 2026-11-27; a
+//! product is named by its rows, columns and k.
+//!
+//! | tile | taken for | rate |
+//! |---|---|---|
+//! | forward, 256 x 192 in halves | 8192 x 4608 x 3584; 8192 x 18944 x 3584 | 1.02 (128 x 256: 1.00); 1.06 (1.04) |
+//! | forward, 128 x 256 | 8192 x 3584 x 3584, where 256 x 192 leaves multiprocessors idle | 1.006 (256 x 192: 0.957) |
+//! | forward, 128 x 256 held | k greater than n: 8192 x 3584 x 18944 | 1.000 (128 x 256: 0.998) |
+//! | forward, 128 x 192 | up to 1024 rows: 512 x 18944 x 3584 | 1.011 (128 x 256: 0.764) |
+//! | forward, 64 x 144 | up to 128 rows, or up to 144 columns: 64 x 18944 x 3584 | 0.999 |
+//! | dx, 256 x 192 in halves | 8192 x 18944 x 3584 | 1.065 (128 x 256: 1.043) |
+//! | dx, 128 x 256 | 8192 x 3584 x 18944 | 0.999 (256 x 192: 0.938) |
+//! | dw, 128 x 256 held | bf16: 18944 x 3584 x 8192; 3584 x 18944 x 8192 | 1.003; 1.027 |
+//! | dw, 128 x 256 added | bf16 added to the old C: the same | 0.975; 1.003 |
+//! | dw, 128 x 256 to f32 | f32 added to the old C: the same | 0.972; 0.998 |
+//!
+//! Not measured: the forward product and dx added to the old C or with an f32 C, which have the tiles of dw.
+
+use super::gemm::{Form, Params};
+use crate::{Addr, Arch, DType, Stage};
+use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap};
+use std::mem::offset_of;
+
+/// What a kernel does with the old C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OldC {
+    /// Replaces it.
+    Replaced,
+    /// Adds the product to it.
+    Added,
+    /// Either, as the parameters say.
+    Either,
+}
+
+/// The tile of a kernel; the numbers are those of `sm90a.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    pub symbol: &'static str,
+    pub rows: u32,
+    pub columns: u32,
+    /// Consumer warpgroups of a block.
+    pub warpgroups: u32,
+    /// Stages of the ring, each with 64 k of A and of B.
+    pub stages: u32,
+    /// Blocks of a cluster, which have neighbouring tiles of rows.
+    pub cluster: u32,
+    /// Chunks of 8 KiB of shared memory of a warpgroup for C; 0 if its threads store C directly.
+    pub chunks: u32,
+    pub old_c: OldC,
+}
+
+/// A tile of 256 x 192 elements in halves.
+const fn halves(symbol: &'static str) -> Tile {
+    Tile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, OldC::Replaced) }
+}
+
+/// A tile of 128 x 256 elements, in a cluster of two blocks.
+const fn wide(symbol: &'static str, old_c: OldC) -> Tile {
+    Tile { symbol, rows: 128, columns: 256, warpgroups: 2, stages: 4, cluster: 2, chunks: 2, old_c }
+}
+
+pub(super) static FWD_HALVES: Tile = halves("gemm_fwd_bf16_256x192_halves");
+pub(super) static FWD_128X256: Tile = Tile { cluster: 1, ..wide("gemm_fwd_bf16_128x256", OldC::Replaced) };
+pub(super) static FWD_HELD: Tile = wide("gemm_fwd_bf16_128x256_held", OldC::Replaced);
+pub(super) static FWD_128X192: Tile =
+    Tile { columns: 192, stages: 5, cluster: 1, chunks: 1, ..wide("gemm_fwd_bf16_128x192", OldC::Replaced) };
+pub(super) static FWD_64X144: Tile = Tile {
+    symbol: "gemm_fwd_bf16_64x144",
+    rows: 64,
+    columns: 144,
+    warpgroups: 1,
+    stages: 8,
+    cluster: 1,
+    chunks: 0,
+    old_c: OldC::Either,
+};
+pub(super) static FWD_ADDED: Tile = wide("gemm_fwd_bf16_128x256_added", OldC::Added);
+pub(super) static FWD_F32: Tile = wide("gemm_fwd_f32_128x256", OldC::Either);
+pub(super) static DX_HALVES: Tile = halves("gemm_dx_bf16_256x192_halves");
+pub(super) static DX_128X256: Tile = wide("gemm_dx_bf16_128x256", OldC::Replaced);
+pub(super) static DX_ADDED: Tile = wide("gemm_dx_bf16_128x256_added", OldC::Added);
+pub(super) static DX_F32: Tile = wide("gemm_dx_f32_128x256", OldC::Either);
+pub(super) static DW_HELD: Tile = wide("gemm_dw_bf16_128x256_held", OldC::Replaced);
+pub(super) static DW_ADDED: Tile = wide("gemm_dw_bf16_128x256_added", OldC::Added);
+pub(super) static DW_F32: Tile = wide("gemm_dw_f32_128x256", OldC::Either);
+
+/// All tiles.
+#[cfg(test)]
+pub(super) static ALL: [&Tile; 14] = [
+    &FWD_HALVES,
+    &FWD_128X256,
+    &FWD_HELD,
+    &FWD_128X192,
+    &FWD_64X144,
+    &FWD_ADDED,
+    &FWD_F32,
+    &DX_HALVES,
+    &DX_128X256,
+    &DX_ADDED,
+    &DX_F32,
+    &DW_HELD,
+    &DW_ADDED,
+    &DW_F32,
+];
+
+/// Elements of k of a stage.
+const STAGE_K: u32 = 64;
+/// Rows and columns of a block of the plain kernels (`plain.cuh`).
+const PLAIN_SIDE: u32 = 64;
+/// Rows up to which the tile of 128 x 192 may be taken, and the tile of 64 x 144.
+const MAX_ROWS_OF_128X192: u32 = 1024;
+const MAX_ROWS_OF_64X144: u32 = 128;
+
+impl Tile {
+    /// Bytes of shared memory of a block: the ring, the chunks, and the mbarriers.
+    fn shared_bytes(&self) -> u32 {
+        let stage = (self.rows + self.columns) * STAGE_K * 2;
+        let chunks = self.warpgroups * self.chunks * 8192;
+        1024 + self.stages * (stage + 16) + chunks + 8 * self.warpgroups
+    }
+
+    /// Whether the tile can compute a product. Halves have the first and the last stage of k apart.
+    fn takes(&self, p: &Params) -> bool {
+        let other = if p.accumulate != 0 { OldC::Replaced } else { OldC::Added };
+        self.old_c != other && (p.k > STAGE_K || self.rows != FWD_HALVES.rows)
+    }
+
+    /// Number of tiles of clusters that cover C.
+    fn count(&self, p: &Params) -> u32 {
+        p.m.div_ceil(self.rows * self.cluster) * p.n.div_ceil(self.columns)
+    }
+
+    /// Number of clusters that a GPU runs at a time.
+    fn resident(&self, arch: &Arch) -> u32 {
+        (arch.multiprocessors / self.cluster).max(1)
+    }
+
+    /// Elements of C that the busiest multiprocessor computes.
+    fn busiest(&self, p: &Params, arch: &Arch) -> u64 {
+        u64::from(self.count(p).div_ceil(self.resident(arch))) * u64::from(self.rows * self.columns)
+    }
+
+    fn stage(&self, p: &Params, arch: &Arch, form: Form) -> Stage {
+        let map = |addr, dtype, rows, columns, box_rows| tensor_map(addr, dtype, [rows, columns], box_rows);
+        let a = if form.a_transposed {
+            map(p.a, DType::BF16, p.k, p.m, STAGE_K)
+        } else {
+            map(p.a, DType::BF16, p.m, p.k, self.rows)
+        };
+        let b = if form.b_transposed {
+            map(p.b, DType::BF16, p.k, p.n, STAGE_K)
+        } else {
+            map(p.b, DType::BF16, p.n, p.k, self.columns / self.cluster)
+        };
+        let mut tensor_maps = vec![(offset_of!(Params, map_a), a), (offset_of!(Params, map_b), b)];
+        if self.chunks > 0 {
+            tensor_maps.push((offset_of!(Params, map_c), map(p.c, form.c_dtype, p.m, p.n, 64)));
+        }
+        let blocks = self.resident(arch).min(self.count(p)) * self.cluster;
+        Stage {
+            cluster: [self.cluster, 1, 1],
+            shared: self.shared_bytes(),
+            tensor_maps,
+            ..Stage::one_dimensional(self.symbol, blocks, 128 * (self.warpgroups + 1))
+        }
+    }
+}
+
+/// The map of a row-major array, whose boxes have `box_rows` rows of 128 bytes.
+fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], box_rows: u32) -> TensorMap {
+    let size = dtype.size() as u32;
+    TensorMap {
+        data_type: if dtype == DType::F32 { DataType::F32 } else { DataType::Bf16 },
+        rank: 2,
+        address: addr.0,
+        dims: [columns.into(), rows.into(), 1, 1, 1],
+        strides: [u64::from(columns) * u64::from(size), 0, 0, 0],
+        box_dims: [128 / size, box_rows, 1, 1, 1],
+        element_strides: [1; 5],
+        interleave: Interleave::None,
+        swizzle: Swizzle::B128,
+        l2_promotion: L2Promotion::B256,
+        oob_fill: OobFill::Zero,
+    }
+}
+
+/// Chooses the tile of a product by the table above.
+fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
+    let few_rows = p.m <= MAX_ROWS_OF_64X144 || p.n <= FWD_64X144.columns;
+    let candidates: &[(bool, &'static Tile)] = match (form.a_transposed, form.b_transposed, form.c_dtype) {
+        (true, _, DType::F32) => &[(true, &DW_F32)],
+        (false, true, DType::F32) => &[(true, &DX_F32)],
+        (false, false, DType::F32) => &[(true, &FWD_F32)],
+        (true, ..) => &[(true, &DW_HELD), (true, &DW_ADDED)],
+        (false, true, _) => &[(true, &DX_HALVES), (true, &DX_128X256), (true, &DX_ADDED)],
+        (false, false, _) => &[
+            (p.n > FWD_64X144.columns, &FWD_HALVES),
+            (p.k > p.n, &FWD_HELD),
+            (true, &FWD_128X256),
+            (true, &FWD_ADDED),
+            (p.m <= MAX_ROWS_OF_128X192, &FWD_128X192),
+            (few_rows, &FWD_64X144),
+        ],
+    };
+    let taken = candidates.iter().filter(|(applies, tile)| *applies && tile.takes(p)).map(|(_, tile)| *tile);
+    taken.min_by_key(|tile| tile.busiest(p, arch)).expect("every form has a tile for all products")
+}
+
+/// The plain kernel of a form, for GPUs below compute capability 9.0.
+fn plain_symbol(form: Form) -> &'static str {
+    match (form.a_transposed, form.b_transposed, form.c_dtype) {
+        (true, _, DType::F32) => "gemm_dw_f32_plain",
+        (true, ..) => "gemm_dw_bf16_plain",
+        (false, true, DType::F32) => "gemm_dx_f32_plain",
+        (false, true, _) => "gemm_dx_bf16_plain",
+        (false, false, DType::F32) => "gemm_fwd_f32_plain",
+        (false, false, _) => "gemm_fwd_bf16_plain",
+    }
+}
+
+/// Plans a product, with the tile `fixed` on Hopper if it is given and takes the product.
+pub(super) fn stages(p: &Params, arch: &Arch, form: Form, fixed: Option<&'static Tile>) -> Vec<Stage> {
+    if arch.sm < 90 {
+        let blocks = p.m.div_ceil(PLAIN_SIDE) * p.n.div_ceil(PLAIN_SIDE);
+        return vec![Stage::one_dimensional(plain_symbol(form), blocks, 128)];
+    }
+    vec![fixed.filter(|tile| tile.takes(p)).unwrap_or_else(|| chosen(p, arch, form)).stage(p, arch, form)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gemm;
+    use super::*;
+    use bytemuck::Zeroable;
+    use std::collections::BTreeSet;
+
+    fn symbol(form: Form, [m, n, k]: [u32; 3], accumulate: u32) -> &'static str {
+        chosen(&Params { m, n, k, accumulate, ..Params::zeroed() }, &Arch::H100, form).symbol
+    }
+
+    #[test]
+    fn an_h100_takes_the_tiles_of_the_table() {
+        let fwd = |m, n, k| symbol(gemm::FWD, [m, n, k], 0);
+        assert_eq!(fwd(8192, 4608, 3584), "gemm_fwd_bf16_256x192_halves");
+        assert_eq!(fwd(8192, 18944, 3584), "gemm_fwd_bf16_256x192_halves");
+        assert_eq!(fwd(8192, 3584, 3584), "gemm_fwd_bf16_128x256");
+        assert_eq!(fwd(8192, 3584, 18944), "gemm_fwd_bf16_128x256_held");
+        assert_eq!(fwd(512, 18944, 3584), "gemm_fwd_bf16_128x192");
+        assert_eq!(fwd(64, 18944, 3584), "gemm_fwd_bf16_64x144");
+        assert_eq!(fwd(8192, 16, 3584), "gemm_fwd_bf16_64x144");
+        assert_eq!(fwd(8192, 4608, 64), "gemm_fwd_bf16_128x256");
+        assert_eq!(symbol(gemm::DX, [8192, 18944, 3584], 0), "gemm_dx_bf16_256x192_halves");
+        assert_eq!(symbol(gemm::DX, [8192, 3584, 18944], 0), "gemm_dx_bf16_128x256");
+        for shape in [[18944, 3584, 8192], [3584, 18944, 8192]] {
+            assert_eq!(symbol(gemm::DW, shape, 0), "gemm_dw_bf16_128x256_held");
+            assert_eq!(symbol(gemm::DW, shape, 1), "gemm_dw_bf16_128x256_added");
+            assert_eq!(symbol(gemm::DW_TO_F32, shape, 1), "gemm_dw_f32_128x256");
+        }
+        // A tile is taken for a residual, too.
+        assert_eq!(symbol(gemm::FWD, [8192, 3584, 3584], 1), "gemm_fwd_bf16_128x256_added");
+        assert_eq!(symbol(gemm::FWD, [64, 18944, 3584], 1), "gemm_fwd_bf16_64x144");
+    }
+
+    /// The kernels of `sm90a.cuh` and the tiles of this file are the same, with the same numbers.
+    #[test]
+    fn tiles_have_the_numbers_of_the_kernels() {
+        let planned = ALL.iter().map(|t| {
+            let numbers = [t.rows, t.columns, t.warpgroups, t.stages, t.cluster, t.chunks.max(1)];
+            format!("{}, {}", t.symbol, numbers.map(|n| n.to_string()).join(", "))
+        });
+        let kernels = include_str!("sm90a.cuh").lines().filter_map(|line| line.strip_prefix("GEMM("));
+        let kernels = kernels.map(|line| line.split(", ").take(7).collect::<Vec<_>>().join(", "));
+        assert_eq!(planned.collect::<BTreeSet<_>>(), kernels.collect::<BTreeSet<_>>());
+        assert!(ALL.iter().all(|t| t.shared_bytes() <= Arch::H100.shared_per_block));
+    }
+}

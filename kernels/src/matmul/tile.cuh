@@ -1,0 +1,67 @@
+// The tiles of gemm.cuh: their sizes, the places in shared memory, and the order in which blocks compute them.
+#pragma once
+
+#include "cuh/base.cuh"
+#include "cuh/wgmma.cuh"
+
+namespace gemm {
+
+// What happens to the finished sums of a tile. A chunk is 64 rows of 128 bytes of C: 64 columns of bf16, 32 of f32.
+enum Epilogue {
+  // bf16 C: rounded sums go to chunks in shared memory, which tensor copies store.
+  STORE,
+  // bf16 C: as STORE, but a warpgroup keeps the rounded tile in registers and stores it during the first stages of the
+  // next tile.
+  HELD,
+  // bf16 C: as STORE, for warpgroups of 128 rows. The upper 64 rows are stored while the lower 64 are multiplied, the
+  // lower ones while the upper ones of the next tile are.
+  HALVES,
+  // bf16 C: each thread stores its sums, and reads the old C if the product is added to it.
+  DIRECT,
+  // bf16 C: the chunks of the old C are copied to shared memory; sum and old C are added in f32 and rounded once.
+  ADDED,
+  // f32 C: as STORE; if the product is added to the old C, tensor copies add the chunks.
+  F32,
+};
+
+// A block computes tiles of ROWS x COLUMNS elements of C. WARPGROUPS consumer warpgroups divide the rows; a further
+// warpgroup has the producer. A stage has 64 k of A and of B. A cluster of CLUSTER blocks has neighbouring tiles of
+// rows and shares their B by multicast. BUFFERS: chunks of shared memory of a warpgroup.
+template <int ROWS_, int COLUMNS_, int WARPGROUPS_, int STAGES_, int CLUSTER_, int BUFFERS_, int A_MAJOR_, int B_MAJOR_,
+          Epilogue EPILOGUE_>
+struct Tile {
+  static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_, WARPGROUPS = WARPGROUPS_, STAGES = STAGES_;
+  static constexpr int CLUSTER = CLUSTER_, BUFFERS = BUFFERS_, A_MAJOR = A_MAJOR_, B_MAJOR = B_MAJOR_;
+  static constexpr Epilogue EPILOGUE = EPILOGUE_;
+  static constexpr int K = 64, THREADS = 128 * (WARPGROUPS + 1);
+  // Products of 64 rows of a warpgroup for each step of k.
+  static constexpr int PRODUCTS = ROWS / WARPGROUPS / 64;
+  // Bytes of a stage, and of the chunks of all warpgroups. A block of 64 elements by 64 k has 8 KiB.
+  static constexpr int BLOCK = 8192, A_BYTES = ROWS * 128, STAGE = A_BYTES + COLUMNS * 128;
+  static constexpr int CHUNK_COLUMNS = EPILOGUE == F32 ? 32 : 64, CHUNKS = COLUMNS / CHUNK_COLUMNS;
+  static constexpr int CHUNK_BYTES = EPILOGUE == DIRECT ? 0 : WARPGROUPS * BUFFERS * BLOCK;
+  // mbarriers: `full` and `empty` of each stage, and one of each warpgroup for the old C.
+  static constexpr int SHARED = 1024 + STAGES * STAGE + CHUNK_BYTES + 16 * STAGES + 8 * WARPGROUPS;
+  // Steps in which HELD and ADDED go through the chunks of a warpgroup's tile.
+  static constexpr int STEPS = PRODUCTS * CHUNKS / BUFFERS;
+  // Tiles of a column that follow each other, so that they share B in L2: 2048 rows.
+  static constexpr int GROUP = 2048 / (ROWS * CLUSTER);
+
+  static_assert(SHARED <= 227 * 1024, "shared memory of a block");
+  static_assert(ROWS % (64 * WARPGROUPS) == 0 && STAGE % 1024 == 0, "whole products and aligned stages");
+  static_assert(B_MAJOR == K_MAJOR ? COLUMNS % (8 * CLUSTER) == 0 : COLUMNS % 64 == 0, "columns that blocks copy");
+  static_assert(EPILOGUE == DIRECT || (COLUMNS % 64 == 0 && PRODUCTS * CHUNKS % BUFFERS == 0), "whole chunks");
+  static_assert(EPILOGUE != HALVES || (PRODUCTS == 2 && CHUNKS % BUFFERS == 0), "halves");
+};
+
+// The tile of a cluster with number t, in units of tiles of the cluster. Groups of rows follow each other; in a group
+// the rows of a column do.
+template <class T>
+__device__ __forceinline__ void place_of_tile(int t, int rows, int columns, int& row, int& column) {
+  const int per_group = T::GROUP * columns, group = t / per_group, first = group * T::GROUP;
+  const int size = min(T::GROUP, rows - first), rest = t - group * per_group;
+  column = rest / size;
+  row = first + (rest - column * size);
+}
+
+}  // namespace gemm
