@@ -216,10 +216,10 @@ fn own_products_compute_what_tensor_copies_can_read() {
     assert_eq!(c.to_f32().unwrap(), want);
     assert_eq!(d.matmul_library(), None, "no product by cuBLASLt");
     // Rows of 46 bytes.
-    let (a, b) = (bf16(&[3, 23], 0), bf16(&[16, 23], 5));
-    d.launch(&Launch::Matmul(matrix_product(&a, &b, &c))).unwrap();
+    let (odd_a, odd_b) = (bf16(&[3, 23], 0), bf16(&[16, 23], 5));
+    d.launch(&Launch::Matmul(matrix_product(&odd_a, &odd_b, &c))).unwrap();
     assert!(d.matmul_library().is_some());
-    drop((graph, a, b, c));
+    drop((graph, a, b, c, odd_a, odd_b));
     drop(d);
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 
