@@ -100,6 +100,7 @@ impl QkvCase {
             pages: self.m.div_ceil(PAGE) as u32,
             page_tokens: PAGE as u32,
             eps: 1e-6,
+            ..Zeroable::zeroed()
         }
     }
 
