@@ -186,7 +186,7 @@ fn check_early_launches(folder: &str, weights: &[&str], symbols: usize) {
 
 #[test]
 fn skinny_reads_only_weights_before_its_wait() {
-    check_early_launches("skinny", &["w", "w2", "w_q", "w_k", "w_v"], 40);
+    check_early_launches("skinny", &["w", "w2", "w_q", "w_k", "w_v"], 60);
 }
 
 #[test]

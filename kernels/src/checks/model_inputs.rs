@@ -52,6 +52,11 @@ fn counts(launch: &Launch, arch: &Arch) -> [f64; 2] {
 
 fn print_inputs(launch: &Launch, arch: &Arch, unit: Unit) {
     let of = if unit == Unit::Byte { launch.cost().bytes } else { launch.cost().flops };
+    print_inputs_of(launch, arch, unit, of);
+}
+
+/// Prints the coefficients of a launch for `of` bytes or operations of its cost.
+fn print_inputs_of(launch: &Launch, arch: &Arch, unit: Unit, of: f64) {
     let [instructions, bytes] = counts(launch, arch).map(|count| count / of);
     let unit = if unit == Unit::Byte { "byte" } else { "flop" };
     println!(
@@ -140,18 +145,26 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
     // An H100 with one multiprocessor, which has as many columns as each of those of a whole GPU in Qwen2.5-VL-7B (of
-    // q, k and v 128 instead of 32).
+    // q, k and v 128 instead of 32), for kernels by tiles. Every block reads x, which the cost of a whole launch counts
+    // once, and their instructions do not depend on the number of rows.
     let one = Arch { multiprocessors: 1, ..Arch::H100 };
-    let tiles = ("tiles", one, [28, 144, 128, 144]);
-    let blocks = ["16 columns", "32 columns", "copies of 16 bytes"].map(|name| (name, Arch::H100, [512; 4]));
+    let blocks = f64::from(Arch::H100.multiprocessors);
     on_sim(|| {
         let mut arrays = TrafficArrays::default();
         for format in [Bf16, Int8] {
-            for (name, arch, columns) in [tiles].into_iter().chain(blocks) {
+            for (columns, m) in [28, 144].into_iter().flat_map(|linear| [8, 16, 32, 64].map(|m| (linear, m))) {
+                for launch in skinny_launches(&mut arrays, m, [columns, 144, 128, 144], format) {
+                    let x_bytes = 2.0 * f64::from(m) * f64::from(K);
+                    let launch = variant(&launch, "tiles").expect("a variant");
+                    let bytes = launch.cost().bytes - x_bytes * (1.0 - 1.0 / blocks);
+                    print_inputs_of(&launch, &one, Unit::Byte, bytes);
+                }
+            }
+            for name in ["16 columns", "32 columns", "copies of 16 bytes"] {
                 let [few, many] = [1, 64]
-                    .map(|m| skinny_launches(&mut arrays, m, columns, format).map(|launch| variant(&launch, name)));
+                    .map(|m| skinny_launches(&mut arrays, m, [512; 4], format).map(|launch| variant(&launch, name)));
                 for (few, many) in few.iter().flatten().zip(many.iter().flatten()) {
-                    print_inputs_of_two(few, many, &arch);
+                    print_inputs_of_two(few, many, &Arch::H100);
                 }
             }
         }

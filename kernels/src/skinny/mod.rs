@@ -17,23 +17,30 @@
 //! Numerics: products and sums are in f32. The finished sum is multiplied by the scale, bias and residual are added,
 //! and the result is rounded once. On the CPU the product with a bf16 weight is [`crate::matmul`], bit for bit; with
 //! an int8 weight a sum consists of sixteen partial sums. In CUDA an f32 x is split into three bf16 (24 bits), whose
-//! products with the weight are exact. The order of summation depends on k alone.
+//! products with the weight are exact. [`Scheme`] names the ways to divide a product among blocks:
+//!
+//! - Tiles (`sm90.cuh`), bf16 x on compute capability 9.0 if all addresses and the bytes of rows are multiples of 16: a
+//!   sum is one accumulator, to which the products of 16 consecutive k are added in ascending order from 0 on, as
+//!   `wgmma` adds them. It has the same bits for every number of rows, every shape of tiles and every row beside it.
+//! - Units (`sm80.cu`), all else: the warps of a block divide a sum, and their partial sums are added in order. The
+//!   order depends on k alone.
 //!
 //! Tolerance as a multiple of one rounding error: bf16 2.5; f32 `2.5 (1 + ‖Σ|x w|‖ / ‖Σ x w‖)`; for swiglu in f32 the
-//! sum of both products' tolerances times √(largest |gate|).
+//! sum of both products' tolerances times √(largest |gate|). Logits of bf16 x have `k / 8` more: tensor cores truncate
+//! a sum to f32 after each 16 terms, by up to two rounding errors (measured on an H200: sums of 1024 terms were off by
+//! 4e-6).
 //!
-//! Memory-bound by reading the weight. [`Scheme`] names the ways to divide a product among blocks, which have the same
-//! bits; the table of [`crate::tuning`] chooses between them, and between blocks of 16 and 32 columns.
+//! Memory-bound by reading the weight.
 //!
-//! - Clusters (`cluster.cuh`), bf16 x of more than 16 rows, and `qkv` with any number, on compute capability 9.0: eight
-//!   blocks divide the sums over k of up to 320 rows of the weights, and x is read once for each of these steps, with a
-//!   norm once more. For a 7B model on an H100 that adds 0.4 % to the bytes of the weight with one row, 6 % with 16,
-//!   and 20 to 25 % with 64 (41 % with a norm and few columns).
-//! - Blocks (`sm80.cu`), all else: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a
-//!   GPU with little shared memory, neighbouring blocks read the same part of the weight, all but one from L2. Every
-//!   block of 16 columns of y (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as
-//!   the weight, with 64 rows four times as many, and with a norm twice that, besides the norm's weight. A variant for
-//!   compute capability 9.0 copies the weight by bulk copies (`bulk.cuh`).
+//! - Tiles: a block has 8, 16, 32 or 64 rows of x and up to 144 rows of each weight, so many that blocks occupy all
+//!   multiprocessors in as few waves as possible: 28 rows of 3584, 144 of 18944, 16 pairs of q, k and v of a 7B model on
+//!   an H200; with half as many blocks if each would read more of x than of the weight. Each block reads its rows of x once, with a norm twice, from L2. With 144 rows of the weight and one row
+//!   that adds 0.7 % to its bytes, with 16 rows 11 %, and with 64 rows 44 %; with 28 rows of the weight five times as
+//!   much. With more than 64 rows, neighbouring blocks read the same part of the weight, all but one from L2.
+//! - Units: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a GPU with little shared
+//!   memory, neighbouring blocks read the same part of the weight, all but one from L2. Every block of 16 columns of y
+//!   (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as the weight, with 64 rows
+//!   four times as many, and with a norm twice that, besides the norm's weight.
 
 pub(crate) mod check;
 mod cpu;
@@ -267,16 +274,16 @@ struct Fixed {
     /// How many blocks that copy units fit the shared memory of a multiprocessor, if there are few rows.
     blocks: u32,
     /// How many blocks by tiles there are for two multiprocessors in a wave.
-    blocks_per_2_multiprocessors: u32,
+    blocks_per_2_multiprocessors: Option<u32>,
 }
 
-const CHOSEN: Fixed = Fixed { wide: None, scheme: None, blocks: 2, blocks_per_2_multiprocessors: 2 };
+const CHOSEN: Fixed = Fixed { wide: None, scheme: None, blocks: 2, blocks_per_2_multiprocessors: None };
 const UNITS: Fixed = Fixed { scheme: Some(Scheme::Units), ..CHOSEN };
 const NARROW: Fixed = Fixed { wide: Some(false), ..UNITS };
 const WIDE: Fixed = Fixed { wide: Some(true), ..UNITS };
-const TILES: Fixed = Fixed { scheme: Some(Scheme::Tiles), ..CHOSEN };
-const MANY_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: 4, ..TILES };
-const FEW_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: 1, ..TILES };
+const TILES: Fixed = Fixed { scheme: Some(Scheme::Tiles), blocks_per_2_multiprocessors: Some(2), ..CHOSEN };
+const MANY_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(4), ..TILES };
+const FEW_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(1), ..TILES };
 
 /// Declares kernels and their variants: the constant's name, the symbol in profiles, parameters, CPU function and plan,
 /// then in brackets the constant of each variant with what it fixes.
@@ -323,8 +330,8 @@ macro_rules! symbols {
 kernels! {
     Params, geometry, "skinny_linear_bf16", cpu::linear::<half::bf16>, symbols!("skinny_linear_bf16", 64, 144), BF16,
         [LINEAR_BF16: CHOSEN, LINEAR_BF16_16_COLUMNS: NARROW, LINEAR_BF16_32_COLUMNS: WIDE,
-        LINEAR_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS }, LINEAR_BF16_TILES: TILES,
-        LINEAR_BF16_MANY_TILES: MANY_TILES, LINEAR_BF16_FEW_TILES: FEW_TILES];
+        LINEAR_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
+        LINEAR_BF16_TILES: TILES, LINEAR_BF16_MANY_TILES: MANY_TILES, LINEAR_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_linear_f32", cpu::linear::<f32>, symbols!("skinny_linear_f32"), F32, [LINEAR_F32: CHOSEN];
     Params, geometry, "skinny_linear_int8_bf16", cpu::linear_int8::<half::bf16>,
         symbols!("skinny_linear_int8_bf16", 64, 144), INT8_BF16,
@@ -333,30 +340,31 @@ kernels! {
     Params, geometry, "skinny_linear_int8_f32", cpu::linear_int8::<f32>, symbols!("skinny_linear_int8_f32"), INT8_F32,
         [LINEAR_INT8_F32: CHOSEN];
     Params, geometry, "skinny_logits_bf16", cpu::logits::<half::bf16>, symbols!("skinny_logits_bf16", 144), BF16_LOGITS,
-        [LOGITS_BF16: CHOSEN, LOGITS_BF16_16_COLUMNS: NARROW, LOGITS_BF16_32_COLUMNS: WIDE, LOGITS_BF16_TILES: TILES,
-        LOGITS_BF16_MANY_TILES: MANY_TILES];
+        [LOGITS_BF16: CHOSEN, LOGITS_BF16_16_COLUMNS: NARROW, LOGITS_BF16_32_COLUMNS: WIDE,
+        LOGITS_BF16_TILES: TILES, LOGITS_BF16_MANY_TILES: MANY_TILES, LOGITS_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_logits_int8_bf16", cpu::logits_int8::<half::bf16>,
         symbols!("skinny_logits_int8_bf16", 144), INT8_BF16,
         [LOGITS_INT8_BF16: CHOSEN, LOGITS_INT8_BF16_16_COLUMNS: NARROW, LOGITS_INT8_BF16_32_COLUMNS: WIDE,
-        LOGITS_INT8_BF16_TILES: TILES, LOGITS_INT8_BF16_MANY_TILES: MANY_TILES];
+        LOGITS_INT8_BF16_TILES: TILES, LOGITS_INT8_BF16_MANY_TILES: MANY_TILES, LOGITS_INT8_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, symbols!("skinny_swiglu_bf16" (4), 144), BF16,
         [SWIGLU_BF16: CHOSEN, SWIGLU_BF16_UNITS: UNITS, SWIGLU_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
-        SWIGLU_BF16_TILES: TILES, SWIGLU_BF16_MANY_TILES: MANY_TILES];
+        SWIGLU_BF16_TILES: TILES, SWIGLU_BF16_MANY_TILES: MANY_TILES, SWIGLU_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_swiglu_f32", cpu::swiglu::<f32>, symbols!("skinny_swiglu_f32" (4)), F32,
         [SWIGLU_F32: CHOSEN];
     Params, geometry, "skinny_swiglu_int8_bf16", cpu::swiglu_int8::<half::bf16>,
         symbols!("skinny_swiglu_int8_bf16" (4), 144), INT8_BF16,
-        [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS, SWIGLU_INT8_BF16_TILES: TILES,
-        SWIGLU_INT8_BF16_MANY_TILES: MANY_TILES];
+        [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS,
+        SWIGLU_INT8_BF16_TILES: TILES, SWIGLU_INT8_BF16_MANY_TILES: MANY_TILES, SWIGLU_INT8_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_swiglu_int8_f32", cpu::swiglu_int8::<f32>, symbols!("skinny_swiglu_int8_f32" (4)),
         INT8_F32, [SWIGLU_INT8_F32: CHOSEN];
     QkvParams, qkv_geometry, "skinny_qkv_bf16", cpu::qkv::<half::bf16>, symbols!("skinny_qkv_bf16" (2), 64), BF16,
-        [QKV_BF16: CHOSEN, QKV_BF16_UNITS: UNITS, QKV_BF16_TILES: TILES, QKV_BF16_FEW_TILES: FEW_TILES];
+        [QKV_BF16: CHOSEN, QKV_BF16_UNITS: UNITS,
+        QKV_BF16_TILES: TILES, QKV_BF16_MANY_TILES: MANY_TILES, QKV_BF16_FEW_TILES: FEW_TILES];
     QkvParams, qkv_geometry, "skinny_qkv_f32", cpu::qkv::<f32>, symbols!("skinny_qkv_f32" (2)), F32, [QKV_F32: CHOSEN];
     QkvParams, qkv_geometry, "skinny_qkv_int8_bf16", cpu::qkv_int8::<half::bf16>,
         symbols!("skinny_qkv_int8_bf16" (2), 64), INT8_BF16,
-        [QKV_INT8_BF16: CHOSEN, QKV_INT8_BF16_UNITS: UNITS, QKV_INT8_BF16_TILES: TILES,
-        QKV_INT8_BF16_FEW_TILES: FEW_TILES];
+        [QKV_INT8_BF16: CHOSEN, QKV_INT8_BF16_UNITS: UNITS,
+        QKV_INT8_BF16_TILES: TILES, QKV_INT8_BF16_MANY_TILES: MANY_TILES, QKV_INT8_BF16_FEW_TILES: FEW_TILES];
     QkvParams, qkv_geometry, "skinny_qkv_int8_f32", cpu::qkv_int8::<f32>, symbols!("skinny_qkv_int8_f32" (2)), INT8_F32,
         [QKV_INT8_F32: CHOSEN];
 }
@@ -492,7 +500,7 @@ pub fn linear(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
 }
 
 /// Returns the launch that computes `y = x · wᵀ (· scale)` with f32 y, without bias and residual; `dtype` is the type
-/// of x, F32 or BF16. The bits are those of [`linear`] for the same x in f32.
+/// of x, F32 or BF16.
 pub fn logits(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, _) => return linear(dtype, weight, params),

@@ -24,8 +24,7 @@
 // Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
 // underflows). Tensor cores truncate f32 sums instead of rounding them (measured on an H200: sums of 1024 terms were
 // off by 4e-6). For f32 y they therefore add up only 32 products of one part at a time, starting at 0, and the
-// results are added with rounding; logits of bf16 x have the bits of the same x in f32. int8 weights become bf16
-// exactly; their scale is applied to the finished sum. Then bias, then residual (or silu and the second product), all
+// results are added with rounding. int8 weights become bf16 exactly; their scale is applied to the finished sum. Then bias, then residual (or silu and the second product), all
 // in f32, and one rounding. Qkv to q and k are rotated after that, in f32, and rounded again, so that their bits
 // are those of the projection and of rope_kv_write.
 //

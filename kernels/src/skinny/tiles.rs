@@ -70,8 +70,11 @@ pub(super) fn stage(
 
     let kind = ROWS.iter().position(|&rows| op.m <= rows).unwrap_or(ROWS.len() - 1);
     let (rows, row_blocks) = (ROWS[kind], op.m.div_ceil(ROWS[kind]));
-    let places = arch.multiprocessors * fixed.blocks_per_2_multiprocessors / 2;
-    let blocks = columns.blocks(row_blocks, widest.max_width, places);
+    let blocks_for = |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1));
+    // One block for two multiprocessors if each block would read more of x, from L2, than of the weights.
+    let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;
+    let per_2 = if 2 * rows.min(op.m) > weight_bytes { 1 } else { 2 };
+    let blocks = blocks_for(fixed.blocks_per_2_multiprocessors.unwrap_or(per_2));
     let width = columns.width(blocks);
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
     let grid = [row_blocks, blocks * columns.parts, 1];
