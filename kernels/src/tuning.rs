@@ -63,8 +63,8 @@ pub struct WideBlocks {
 ///
 /// - Up to 4096 tokens of one sequence, attention with dq in a stage of its own takes 1 / 1.32 to 1 / 1.41 of the time;
 ///   with 8192 tokens, or in windows of 64, it takes longer.
-/// - Products of a few rows by tiles: prototypes read weights of 3584 to 37888 rows with 3.94 to 4.16 TB/s
-///   (`kernels/src/skinny/sm90.cuh`), by units 2.1 were reached, and by clusters, which are no more, 1.9.
+/// - Products of a few rows: prototypes of the kernels by tiles read weights of 3584 to 37888 rows at 3.94 to 4.16 TB/s
+///   with up to 16 rows; kernels that copy units reached 2.1. More rows were not measured.
 ///
 /// `lm_head_backend` says why products compute log-probabilities.
 pub const TABLE: [Choices; 2] = [

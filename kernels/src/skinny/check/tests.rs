@@ -74,14 +74,18 @@ fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
     });
 }
 
-/// The launch by tiles, on a GPU with so many multiprocessors, and its only stage.
-fn by_tiles(launch: Launch, multiprocessors: u32) -> (Launch, Arch, Stage) {
+/// The launch by tiles, on a GPU with so many multiprocessors, and its only stage. A block has the first of these
+/// numbers of KiB of shared memory that is enough.
+fn by_tiles(launch: Launch, multiprocessors: u32, shared: &[u32]) -> (Launch, Arch, Stage) {
     let Launch::Kernel(launch) = launch else { unreachable!("a kernel") };
     let variant = tuning::variants_of(launch.kernel).find(|variant| variant.name == "tiles").expect("a variant");
-    let arch = Arch { multiprocessors, ..Arch::H100 };
-    let [stage] = &(variant.kernel.plan)(&launch.params, &arch)[..] else { panic!("one stage") };
-    assert!(!stage.tensor_maps.is_empty(), "{stage:?}");
-    (Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..launch }), arch, stage.clone())
+    let plan = |kib: &u32| {
+        let arch = Arch { multiprocessors, shared_per_block: kib << 10, ..Arch::H100 };
+        let [stage] = &(variant.kernel.plan)(&launch.params, &arch)[..] else { panic!("one stage") };
+        (!stage.tensor_maps.is_empty()).then(|| (arch, stage.clone()))
+    };
+    let (arch, stage) = shared.iter().find_map(plan).expect("a plan");
+    (Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..launch }), arch, stage)
 }
 
 /// Every block reads its rows of x once, and with a norm once more.
@@ -101,7 +105,7 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
             for_each_kind(&given, &norm, m, |launch, dtype, count| {
                 for multiprocessors in [2, 8] {
                     let y = TestArray::output(dtype, count);
-                    let (launch, arch, stage) = by_tiles(launch(y.addr()), multiprocessors);
+                    let (launch, arch, stage) = by_tiles(launch(y.addr()), multiprocessors, &[227]);
                     let counts = crate::checks::simulated_counts_on(&launch, &arch);
                     let Launch::Kernel(kernel) = &launch else { return };
                     let has_norm = kernel.operands().any(|operand| operand == norm.addr());
@@ -124,30 +128,32 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
     });
 }
 
-/// Tiles of 4 to 144 rows of the weight and of 8 to 64 rows of x: every element has the same bits in each of them.
+/// Tiles of 4 to 144 rows of the weight and of 8 to 64 rows of x, in rings of all stages and of one or two: every element
+/// has the same bits in each of them.
 #[test]
 fn bits_do_not_depend_on_the_shape_of_tiles() {
     crate::checks::on_sim(|| {
-        for (kind, k) in [(WeightFormat::Bf16, 328), (WeightFormat::Int8, 656)] {
-            let (m, n) = (64, 300);
+        for (kind, k) in [(WeightFormat::Bf16, 600), (WeightFormat::Int8, 1200)] {
+            let (m, n) = (64, 288);
             let given = Given::new(BF16, kind, (m, n, k));
             let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
-            let results = |m: usize, multiprocessors: u32| {
+            let results = |m: usize, multiprocessors: u32, shared: &[u32]| {
                 let mut results = Vec::new();
                 for_each_kind(&given, &norm, m, |launch, dtype, count| {
                     let y = TestArray::output(dtype, count);
-                    let (launch, arch, stage) = by_tiles(launch(y.addr()), multiprocessors);
+                    let (launch, arch, stage) = by_tiles(launch(y.addr()), multiprocessors, shared);
                     crate::checks::run_on(&launch, arch);
                     results.push((stage.symbol, bits(&y)));
                 });
                 results
             };
-            let want = results(m, 132);
-            for (m, multiprocessors) in [(m, 1), (m, 5), (m, 11), (1, 2), (8, 132), (9, 3), (17, 4), (32, 7), (33, 2)] {
-                for ((symbol, got), (of, want)) in results(m, multiprocessors).into_iter().zip(&want) {
-                    // The rows of qkv are not the first ones of its results.
-                    let got = if symbol.contains("qkv") && m < 64 { continue } else { got };
-                    assert!(want.starts_with(&got), "{symbol} and {of}, {m} rows, {multiprocessors} multiprocessors");
+            let want = results(m, 132, &[227]);
+            let shared: Vec<u32> = (8..=227).step_by(8).collect();
+            for (m, multiprocessors) in [(m, 1), (m, 5), (32, 11), (16, 1), (9, 5), (8, 1), (1, 11)] {
+                for ((symbol, got), (of, want)) in results(m, multiprocessors, &shared).into_iter().zip(&want) {
+                    // The rows of keys and values are not the first ones of the results of qkv.
+                    let rows = if symbol.contains("qkv") { m * 2 * MAX_HEAD_DIM } else { got.len() };
+                    assert!(got[..rows] == want[..rows], "{symbol} and {of}, {m} rows, {multiprocessors} multiprocessors");
                 }
             }
         }
