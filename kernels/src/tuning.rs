@@ -20,19 +20,16 @@ pub struct Choices {
     /// Backward pass of attention on tensor cores: `dq` in a stage of its own for calls of up to this many tokens, if a
     /// sequence has more than 64. With few tokens, few blocks pass on the sums of dq, one after the other.
     pub attention_bwd_separate_dq_max_tokens: u32,
-    /// Products of a few rows: how blocks divide them and copy the weight to shared memory; first with up to
-    /// [`FEW_ROWS`] rows, then with more.
-    pub skinny_schemes: [Scheme; 2],
-    /// As `skinny_schemes`, for the projections to queries, keys and values with their norm.
-    pub skinny_qkv_schemes: [Scheme; 2],
-    /// Products of a few rows: when blocks have 32 columns instead of 16.
+    /// Products of a few rows: how blocks divide them and copy the weight to shared memory.
+    pub skinny_scheme: Scheme,
+    /// Products of a few rows whose blocks copy units: when these have 32 columns instead of 16.
     pub skinny_wide_blocks: WideBlocks,
     /// Products with a bf16 weight: maximum number of rows for the kernels of [`crate::skinny`]; cuBLASLt computes
     /// those of more rows. `reel bench op` times `skinny` and `matmul` at a size.
     pub skinny_max_rows: usize,
     /// Products of a few rows that follow a norm: maximum number of rows that their launch normalises itself, with the
     /// bits of [`crate::rms_norm`]. Every block normalises all its rows again, so with more of them a launch of its own
-    /// is faster; the blocks of a cluster divide them.
+    /// is faster.
     pub skinny_norm_max_rows: usize,
     /// As `skinny_max_rows`, for the output layer in decoding.
     pub logits_max_rows: usize,
@@ -66,11 +63,8 @@ pub struct WideBlocks {
 ///
 /// - Up to 4096 tokens of one sequence, attention with dq in a stage of its own takes 1 / 1.32 to 1 / 1.41 of the time;
 ///   with 8192 tokens, or in windows of 64, it takes longer.
-/// - A decode step of a 7B model takes 6.5 ms by blocks of columns and 8.1 by clusters with one row, 8.5 and 9.0 with
-///   eight, but 36.9 and 16.3 with 64. Its projections with their norm, of 4608 columns, are faster by clusters with
-///   any of these numbers of rows: 29.5 and 37.5 µs with one, 28.9 and 46.2 with eight.
-/// - With one row and a bf16 weight of 3584 or 18944 rows, blocks of 16 columns are faster; the output layer was
-///   measured with 32 only. With an int8 weight, blocks of 32 columns are faster.
+/// - Products of a few rows: prototypes of the kernels by tiles read weights of 3584 to 37888 rows at 3.94 to 4.16 TB/s
+///   with up to 16 rows; kernels that copy units reached 2.1. More rows were not measured.
 ///
 /// `lm_head_backend` says why products compute log-probabilities.
 pub const TABLE: [Choices; 2] = [
@@ -78,8 +72,7 @@ pub const TABLE: [Choices; 2] = [
         sm: 80,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         attention_bwd_separate_dq_max_tokens: 0,
-        skinny_schemes: [Scheme::Units; 2],
-        skinny_qkv_schemes: [Scheme::Units; 2],
+        skinny_scheme: Scheme::Units,
         skinny_wide_blocks: WideBlocks { bf16: [8, 3], int8: [8, 3], f32: [8, 3] },
         skinny_max_rows: 64,
         skinny_norm_max_rows: 16,
@@ -90,8 +83,7 @@ pub const TABLE: [Choices; 2] = [
         sm: 90,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         attention_bwd_separate_dq_max_tokens: 4096,
-        skinny_schemes: [Scheme::Units, Scheme::Clusters],
-        skinny_qkv_schemes: [Scheme::Clusters; 2],
+        skinny_scheme: Scheme::Tiles,
         skinny_wide_blocks: WideBlocks { bf16: [24, 3], int8: [3, 3], f32: [8, 3] },
         skinny_max_rows: 64,
         skinny_norm_max_rows: 64,
@@ -136,76 +128,78 @@ static VARIANTS: &[Variant] = &[
     Variant { of: &skinny::LINEAR_BF16, name: "16 columns", kernel: &skinny::LINEAR_BF16_16_COLUMNS },
     Variant { of: &skinny::LINEAR_BF16, name: "32 columns", kernel: &skinny::LINEAR_BF16_32_COLUMNS },
     Variant { of: &skinny::LINEAR_BF16, name: "one block per multiprocessor", kernel: &skinny::LINEAR_BF16_ONE_BLOCK },
-    Variant { of: &skinny::LINEAR_BF16, name: "bulk copies, 16 columns", kernel: &skinny::LINEAR_BF16_BULK_16_COLUMNS },
-    Variant { of: &skinny::LINEAR_BF16, name: "bulk copies, 32 columns", kernel: &skinny::LINEAR_BF16_BULK_32_COLUMNS },
-    Variant {
-        of: &skinny::LINEAR_BF16,
-        name: "bulk copies, one block per multiprocessor",
-        kernel: &skinny::LINEAR_BF16_BULK_ONE_BLOCK,
-    },
+    Variant { of: &skinny::LINEAR_BF16, name: "tiles", kernel: &skinny::LINEAR_BF16_TILES },
+    Variant { of: &skinny::LINEAR_BF16, name: "tiles of half the columns", kernel: &skinny::LINEAR_BF16_MANY_TILES },
+    Variant { of: &skinny::LINEAR_BF16, name: "tiles of twice the columns", kernel: &skinny::LINEAR_BF16_FEW_TILES },
     Variant { of: &skinny::LOGITS_BF16, name: "16 columns", kernel: &skinny::LOGITS_BF16_16_COLUMNS },
     Variant { of: &skinny::LOGITS_BF16, name: "32 columns", kernel: &skinny::LOGITS_BF16_32_COLUMNS },
-    Variant { of: &skinny::LOGITS_BF16, name: "bulk copies, 16 columns", kernel: &skinny::LOGITS_BF16_BULK_16_COLUMNS },
-    Variant { of: &skinny::LOGITS_BF16, name: "bulk copies, 32 columns", kernel: &skinny::LOGITS_BF16_BULK_32_COLUMNS },
+    Variant { of: &skinny::LOGITS_BF16, name: "tiles", kernel: &skinny::LOGITS_BF16_TILES },
+    Variant { of: &skinny::LOGITS_BF16, name: "tiles of half the columns", kernel: &skinny::LOGITS_BF16_MANY_TILES },
+    Variant { of: &skinny::LOGITS_BF16, name: "tiles of twice the columns", kernel: &skinny::LOGITS_BF16_FEW_TILES },
+    Variant { of: &skinny::SWIGLU_BF16, name: "copies of 16 bytes", kernel: &skinny::SWIGLU_BF16_UNITS },
+    Variant { of: &skinny::SWIGLU_BF16, name: "one block per multiprocessor", kernel: &skinny::SWIGLU_BF16_ONE_BLOCK },
+    Variant { of: &skinny::SWIGLU_BF16, name: "tiles", kernel: &skinny::SWIGLU_BF16_TILES },
+    Variant { of: &skinny::SWIGLU_BF16, name: "tiles of half the columns", kernel: &skinny::SWIGLU_BF16_MANY_TILES },
+    Variant { of: &skinny::SWIGLU_BF16, name: "tiles of twice the columns", kernel: &skinny::SWIGLU_BF16_FEW_TILES },
+    Variant { of: &skinny::QKV_BF16, name: "copies of 16 bytes", kernel: &skinny::QKV_BF16_UNITS },
+    Variant { of: &skinny::QKV_BF16, name: "tiles", kernel: &skinny::QKV_BF16_TILES },
+    Variant { of: &skinny::QKV_BF16, name: "tiles of half the columns", kernel: &skinny::QKV_BF16_MANY_TILES },
+    Variant { of: &skinny::QKV_BF16, name: "tiles of twice the columns", kernel: &skinny::QKV_BF16_FEW_TILES },
     Variant { of: &skinny::LINEAR_INT8_BF16, name: "16 columns", kernel: &skinny::LINEAR_INT8_BF16_16_COLUMNS },
     Variant { of: &skinny::LINEAR_INT8_BF16, name: "32 columns", kernel: &skinny::LINEAR_INT8_BF16_32_COLUMNS },
+    Variant { of: &skinny::LINEAR_INT8_BF16, name: "tiles", kernel: &skinny::LINEAR_INT8_BF16_TILES },
     Variant {
         of: &skinny::LINEAR_INT8_BF16,
-        name: "bulk copies, 16 columns",
-        kernel: &skinny::LINEAR_INT8_BF16_BULK_16_COLUMNS,
+        name: "tiles of half the columns",
+        kernel: &skinny::LINEAR_INT8_BF16_MANY_TILES,
     },
     Variant {
         of: &skinny::LINEAR_INT8_BF16,
-        name: "bulk copies, 32 columns",
-        kernel: &skinny::LINEAR_INT8_BF16_BULK_32_COLUMNS,
+        name: "tiles of twice the columns",
+        kernel: &skinny::LINEAR_INT8_BF16_FEW_TILES,
     },
     Variant { of: &skinny::LOGITS_INT8_BF16, name: "16 columns", kernel: &skinny::LOGITS_INT8_BF16_16_COLUMNS },
     Variant { of: &skinny::LOGITS_INT8_BF16, name: "32 columns", kernel: &skinny::LOGITS_INT8_BF16_32_COLUMNS },
+    Variant { of: &skinny::LOGITS_INT8_BF16, name: "tiles", kernel: &skinny::LOGITS_INT8_BF16_TILES },
     Variant {
         of: &skinny::LOGITS_INT8_BF16,
-        name: "bulk copies, 16 columns",
-        kernel: &skinny::LOGITS_INT8_BF16_BULK_16_COLUMNS,
+        name: "tiles of half the columns",
+        kernel: &skinny::LOGITS_INT8_BF16_MANY_TILES,
     },
     Variant {
         of: &skinny::LOGITS_INT8_BF16,
-        name: "bulk copies, 32 columns",
-        kernel: &skinny::LOGITS_INT8_BF16_BULK_32_COLUMNS,
-    },
-    Variant { of: &skinny::SWIGLU_BF16, name: "copies of 16 bytes", kernel: &skinny::SWIGLU_BF16_UNITS },
-    Variant { of: &skinny::SWIGLU_BF16, name: "one block per multiprocessor", kernel: &skinny::SWIGLU_BF16_ONE_BLOCK },
-    Variant { of: &skinny::SWIGLU_BF16, name: "bulk copies", kernel: &skinny::SWIGLU_BF16_BULK },
-    Variant {
-        of: &skinny::SWIGLU_BF16,
-        name: "bulk copies, one block per multiprocessor",
-        kernel: &skinny::SWIGLU_BF16_BULK_ONE_BLOCK,
+        name: "tiles of twice the columns",
+        kernel: &skinny::LOGITS_INT8_BF16_FEW_TILES,
     },
     Variant { of: &skinny::SWIGLU_INT8_BF16, name: "copies of 16 bytes", kernel: &skinny::SWIGLU_INT8_BF16_UNITS },
-    Variant { of: &skinny::SWIGLU_INT8_BF16, name: "bulk copies", kernel: &skinny::SWIGLU_INT8_BF16_BULK },
-    Variant { of: &skinny::QKV_BF16, name: "copies of 16 bytes", kernel: &skinny::QKV_BF16_UNITS },
-    Variant { of: &skinny::QKV_BF16, name: "bulk copies", kernel: &skinny::QKV_BF16_BULK },
+    Variant { of: &skinny::SWIGLU_INT8_BF16, name: "tiles", kernel: &skinny::SWIGLU_INT8_BF16_TILES },
+    Variant {
+        of: &skinny::SWIGLU_INT8_BF16,
+        name: "tiles of half the columns",
+        kernel: &skinny::SWIGLU_INT8_BF16_MANY_TILES,
+    },
+    Variant {
+        of: &skinny::SWIGLU_INT8_BF16,
+        name: "tiles of twice the columns",
+        kernel: &skinny::SWIGLU_INT8_BF16_FEW_TILES,
+    },
     Variant { of: &skinny::QKV_INT8_BF16, name: "copies of 16 bytes", kernel: &skinny::QKV_INT8_BF16_UNITS },
-    Variant { of: &skinny::QKV_INT8_BF16, name: "bulk copies", kernel: &skinny::QKV_INT8_BF16_BULK },
-    Variant { of: &skinny::LINEAR_BF16, name: "clusters", kernel: &skinny::LINEAR_BF16_CLUSTERS },
-    Variant { of: &skinny::LOGITS_BF16, name: "clusters", kernel: &skinny::LOGITS_BF16_CLUSTERS },
-    Variant { of: &skinny::LINEAR_INT8_BF16, name: "clusters", kernel: &skinny::LINEAR_INT8_BF16_CLUSTERS },
-    Variant { of: &skinny::LOGITS_INT8_BF16, name: "clusters", kernel: &skinny::LOGITS_INT8_BF16_CLUSTERS },
-    Variant { of: &skinny::SWIGLU_BF16, name: "clusters", kernel: &skinny::SWIGLU_BF16_CLUSTERS },
-    Variant { of: &skinny::SWIGLU_INT8_BF16, name: "clusters", kernel: &skinny::SWIGLU_INT8_BF16_CLUSTERS },
-    Variant { of: &skinny::QKV_BF16, name: "clusters", kernel: &skinny::QKV_BF16_CLUSTERS },
-    Variant { of: &skinny::QKV_INT8_BF16, name: "clusters", kernel: &skinny::QKV_INT8_BF16_CLUSTERS },
+    Variant { of: &skinny::QKV_INT8_BF16, name: "tiles", kernel: &skinny::QKV_INT8_BF16_TILES },
+    Variant {
+        of: &skinny::QKV_INT8_BF16,
+        name: "tiles of half the columns",
+        kernel: &skinny::QKV_INT8_BF16_MANY_TILES,
+    },
+    Variant {
+        of: &skinny::QKV_INT8_BF16,
+        name: "tiles of twice the columns",
+        kernel: &skinny::QKV_INT8_BF16_FEW_TILES,
+    },
 ];
 
 /// The variants of a kernel; none if it has no choice.
 pub fn variants_of(kernel: &'static Kernel) -> impl Iterator<Item = &'static Variant> {
     VARIANTS.iter().filter(move |v| std::ptr::eq(v.of, kernel))
-}
-
-impl Choices {
-    /// The scheme of a product of `rows` rows; `qkv`: of projections to queries, keys and values.
-    pub fn skinny_scheme(&self, rows: u32, qkv: bool) -> Scheme {
-        let [few, many] = if qkv { self.skinny_qkv_schemes } else { self.skinny_schemes };
-        if rows > FEW_ROWS { many } else { few }
-    }
 }
 
 #[cfg(test)]
@@ -236,8 +230,8 @@ mod tests {
                         "{batch} {n} {:?}: {all:?}",
                         launch.kernel
                     );
-                    let bulk = all.iter().filter(|stages| stages[0].symbol.ends_with("_bulk")).count();
-                    assert_eq!(bulk > 0, arch.sm >= 90 && !all.is_empty(), "{:?}", launch.kernel);
+                    let tiles = all.iter().filter(|stages| !stages[0].tensor_maps.is_empty()).count();
+                    assert_eq!(tiles > 0, arch.sm >= 90 && !all.is_empty(), "{:?}", launch.kernel);
                 }
             }
         }
@@ -251,16 +245,17 @@ mod tests {
             let launch = &examples.iter().find(|e| e.launch.kernel.name == name).unwrap().launch;
             (launch.kernel.plan)(&launch.params, &Arch::H100)[0].symbol
         };
-        for rows in [1, 8, 16] {
-            assert_eq!(skinny("skinny_linear_bf16", rows, 3584), "skinny_linear_bf16");
-            assert_eq!(skinny("skinny_linear_bf16", rows, 18944), "skinny_linear_bf16");
-            assert_eq!(skinny("skinny_linear_int8_bf16", rows, 3584), "skinny_linear_int8_bf16_wide");
-            assert_eq!(skinny("skinny_swiglu_bf16", rows, 18944), "skinny_swiglu_bf16");
-            assert_eq!(skinny("skinny_logits_bf16", rows, 18944), "skinny_logits_bf16_wide");
-            assert_eq!(skinny("skinny_qkv_bf16", rows, 18944), "skinny_qkv_bf16_cluster");
-        }
-        for name in ["skinny_linear_bf16", "skinny_swiglu_bf16", "skinny_logits_bf16", "skinny_qkv_bf16"] {
-            assert_eq!(skinny(name, 64, 18944), format!("{name}_cluster"));
+        for (rows, tiles) in [(1, "x1"), (8, "x1"), (9, "x2"), (16, "x2"), (32, "x4"), (33, "x8"), (64, "x8")] {
+            for (name, n, width) in [
+                ("skinny_linear_bf16", 3584, 64),
+                ("skinny_linear_bf16", 18944, 144),
+                ("skinny_linear_int8_bf16", 3584, 64),
+                ("skinny_swiglu_bf16", 18944, 144),
+                ("skinny_logits_bf16", 152_064, 144),
+                ("skinny_qkv_bf16", 18944, 64),
+            ] {
+                assert_eq!(skinny(name, rows, n), format!("{name}_{width}_{tiles}"));
+            }
         }
         let attention = |sizes: &[(&str, u64)]| {
             let sizes = Sizes::new(sizes.iter().map(|(name, size)| (name.to_string(), *size))).unwrap();

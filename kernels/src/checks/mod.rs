@@ -23,7 +23,7 @@ pub(crate) use data::{RandomChoices, TestArray, normal_numbers};
 pub use on_gpu::GpuComparison;
 pub use on_sim::RecordedLaunch;
 #[cfg(test)]
-pub(crate) use on_sim::{simulated_counts, simulated_counts_on, simulated_run_on, simulated_stages};
+pub(crate) use on_sim::{run_on, simulated_counts, simulated_counts_on, simulated_run_on, simulated_stages};
 
 use crate::launch::{Arch, Launch};
 use crate::{Team, cuda::Gpu};
@@ -79,7 +79,9 @@ pub struct CheckSetup {
     pub compare: bool,
     /// Whether to record the launches with their inputs.
     pub record: bool,
-    /// The GPU that the simulator's first interleaving simulates. It is the one that is recorded.
+    /// The GPU that the simulator's first interleaving simulates. It is the one that is recorded, and that runs the
+    /// launches for which an H100 has other kernels than an A100. If it is an A100 and nothing is recorded, the check
+    /// runs again on an H100 if there are such launches.
     pub first_gpu: Arch,
 }
 
@@ -110,6 +112,8 @@ pub struct CheckStatistics {
     pub compared: Vec<GpuComparison>,
     /// The recorded launches, if the setup records them.
     pub recorded: Vec<RecordedLaunch>,
+    /// Whether the simulator ran launches for which an H100 has other kernels than an A100.
+    pub has_kernels_for_h100: bool,
 }
 
 type Hook = Box<dyn Fn(&panic::PanicHookInfo<'_>) + Sync + Send>;
@@ -162,7 +166,7 @@ impl Check {
         let quiet = Quiet::new();
         let start = Instant::now();
         let before = RUNNING.replace(Running { setup: setup.clone(), ran: CheckStatistics::default() });
-        let result = panic::catch_unwind(AssertUnwindSafe(self.body));
+        let result = panic::catch_unwind(AssertUnwindSafe(|| on_each_gpu(self.body)));
         let running = RUNNING.replace(before);
         drop(quiet);
         match result {
@@ -175,6 +179,29 @@ impl Check {
             }
         }
     }
+}
+
+/// Runs the body of a check, on the simulator also on an H100 if it has other kernels ([`CheckSetup::first_gpu`]).
+fn on_each_gpu(body: impl Fn()) {
+    body();
+    let again = RUNNING.with_borrow_mut(|r| {
+        let again = r.ran.has_kernels_for_h100 && r.setup.first_gpu == Arch::A100 && !r.setup.record;
+        if again {
+            r.setup.first_gpu = Arch::H100;
+        }
+        again
+    });
+    if again {
+        body();
+    }
+}
+
+/// The GPU whose kernels the running check runs; that of the CPU code is of no consequence.
+pub(crate) fn gpu_of_check() -> Arch {
+    RUNNING.with_borrow(|r| match &r.setup.device {
+        CheckDevice::Gpu(gpu) => gpu.arch(),
+        CheckDevice::Cpu | CheckDevice::Sim => r.setup.first_gpu,
+    })
 }
 
 /// Seed of the check that runs on this thread.
@@ -228,7 +255,7 @@ pub(crate) fn on_sim(body: impl Fn()) {
     if crate::compile::skip_without_nvrtc().is_some() {
         let setup = CheckSetup { in_test: true, ..CheckSetup::new(CheckDevice::Sim) };
         let before = RUNNING.replace(Running { setup, ran: CheckStatistics::default() });
-        body();
+        on_each_gpu(body);
         RUNNING.replace(before);
     }
 }

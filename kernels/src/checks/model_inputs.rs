@@ -13,7 +13,8 @@ use super::traffic::{TrafficArrays, TrafficLaunches};
 use super::{normal_numbers, on_sim};
 use crate::launch::{Arch, KernelLaunch, Launch};
 use crate::skinny::WeightFormat::{self, Bf16, Int8};
-use crate::{Addr, Cost, DType, attention, paged_attention, sample, skinny, tuning};
+use crate::{Addr, DType, attention, paged_attention, sample, skinny, tuning};
+use bytemuck::Zeroable;
 
 /// An H100 with two multiprocessors: kernels whose blocks take several rows get as many as on a whole GPU.
 const SMALL_H100: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
@@ -51,6 +52,11 @@ fn counts(launch: &Launch, arch: &Arch) -> [f64; 2] {
 
 fn print_inputs(launch: &Launch, arch: &Arch, unit: Unit) {
     let of = if unit == Unit::Byte { launch.cost().bytes } else { launch.cost().flops };
+    print_inputs_of(launch, arch, unit, of);
+}
+
+/// Prints the coefficients of a launch for `of` bytes or operations of its cost.
+fn print_inputs_of(launch: &Launch, arch: &Arch, unit: Unit, of: f64) {
     let [instructions, bytes] = counts(launch, arch).map(|count| count / of);
     let unit = if unit == Unit::Byte { "byte" } else { "flop" };
     println!(
@@ -59,11 +65,10 @@ fn print_inputs(launch: &Launch, arch: &Arch, unit: Unit) {
     );
 }
 
-/// Prints both coefficients from a launch with few rows and one with many: `count = a · bytes + b · operations`. The
-/// second element is the launch's cost.
-fn print_inputs_of_two(few: &(Launch, Cost), many: &(Launch, Cost), arch: &Arch) {
-    let (low, high) = (counts(&few.0, arch), counts(&many.0, arch));
-    let (c, d) = (few.1, many.1);
+/// Prints both coefficients from a launch with few rows and one with many: `count = a · bytes + b · operations`.
+fn print_inputs_of_two(few: &Launch, many: &Launch, arch: &Arch) {
+    let (low, high) = (counts(few, arch), counts(many, arch));
+    let (c, d) = (few.cost(), many.cost());
     let both = |i: usize| {
         let determinant = c.bytes * d.flops - d.bytes * c.flops;
         let per_byte = (low[i] * d.flops - high[i] * c.flops) / determinant;
@@ -73,7 +78,7 @@ fn print_inputs_of_two(few: &(Launch, Cost), many: &(Launch, Cost), arch: &Arch)
     let ((ib, io), (bb, bo)) = (both(0), both(1));
     println!(
         r#"{{"symbol": "{}", "instructions_per_byte": {ib:.3e}, "instructions_per_flop": {io:.3e}, "l2_bytes_per_byte": {bb:.3e}, "l2_bytes_per_flop": {bo:.3e}}}"#,
-        symbol(&many.0, arch)
+        symbol(many, arch)
     );
 }
 
@@ -90,21 +95,7 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
     };
     let [w, w2] = [(); 2].map(|()| arrays.elements(most * K, weight_bytes));
     let (x, norm, y) = (arrays.elements(m * K, 2), arrays.elements(K, 2), arrays.f32(m * most));
-    let linear = skinny::Params {
-        x,
-        w,
-        w2: Addr::NULL,
-        scale,
-        scale2: Addr::NULL,
-        bias: Addr::NULL,
-        residual: Addr::NULL,
-        norm: Addr::NULL,
-        y,
-        m,
-        n: columns[0],
-        k: K,
-        eps: 1e-6,
-    };
+    let linear = skinny::Params { x, w, scale, y, m, n: columns[0], k: K, eps: 1e-6, ..Zeroable::zeroed() };
     let swiglu = skinny::Params { w2, scale2: scale, norm, n: columns[1], ..linear };
     // Two heads of queries, one of keys and one of values.
     let (head_dim, page_tokens) = (columns[2] / 4, 64);
@@ -119,9 +110,6 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
         scale_q: scale,
         scale_k: scale,
         scale_v: scale,
-        bias_q: Addr::NULL,
-        bias_k: Addr::NULL,
-        bias_v: Addr::NULL,
         cos,
         sin,
         slots: arrays.ids(0..m as i32),
@@ -136,6 +124,7 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
         pages: 1,
         page_tokens,
         eps: 1e-6,
+        ..Zeroable::zeroed()
     };
     [
         skinny::linear(DType::BF16, format, &linear),
@@ -155,26 +144,27 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
-    // An H100 with one cluster. It has as many columns as each of the 15 clusters of a whole GPU in Qwen2.5-VL-7B (of
-    // q, k and v 320 instead of 312 or 320; of the output layer only some). Every cluster reads x, which the cost of a
-    // whole launch counts once.
-    let one = Arch { multiprocessors: 8, clusters_of_8: 1, ..Arch::H100 };
-    let cluster = ("clusters", one, [240, 1264, 320, 1264], f64::from(Arch::H100.clusters_of_8));
-    let blocks = ["16 columns", "32 columns", "copies of 16 bytes"].map(|name| (name, Arch::H100, [512; 4], 1.0));
+    // An H100 with one multiprocessor, which has as many columns as each of those of a whole GPU in Qwen2.5-VL-7B (of
+    // q, k and v 128 instead of 32), for kernels by tiles. Every block reads x, which the cost of a whole launch counts
+    // once, and their instructions do not depend on the number of rows.
+    let one = Arch { multiprocessors: 1, ..Arch::H100 };
+    let blocks = f64::from(Arch::H100.multiprocessors);
     on_sim(|| {
         let mut arrays = TrafficArrays::default();
         for format in [Bf16, Int8] {
-            for (name, arch, columns, clusters) in [cluster].into_iter().chain(blocks) {
-                let [few, many] = [1, 64].map(|m| {
+            for (columns, m) in [28, 144].into_iter().flat_map(|linear| [8, 16, 32, 64].map(|m| (linear, m))) {
+                for launch in skinny_launches(&mut arrays, m, [columns, 144, 128, 144], format) {
                     let x_bytes = 2.0 * f64::from(m) * f64::from(K);
-                    skinny_launches(&mut arrays, m, columns, format).map(|launch| {
-                        let Cost { flops, bytes } = launch.cost();
-                        let cost = Cost { flops, bytes: bytes - x_bytes * (1.0 - 1.0 / clusters) };
-                        variant(&launch, name).map(|launch| (launch, cost))
-                    })
-                });
+                    let launch = variant(&launch, "tiles").expect("a variant");
+                    let bytes = launch.cost().bytes - x_bytes * (1.0 - 1.0 / blocks);
+                    print_inputs_of(&launch, &one, Unit::Byte, bytes);
+                }
+            }
+            for name in ["16 columns", "32 columns", "copies of 16 bytes"] {
+                let [few, many] = [1, 64]
+                    .map(|m| skinny_launches(&mut arrays, m, [512; 4], format).map(|launch| variant(&launch, name)));
                 for (few, many) in few.iter().flatten().zip(many.iter().flatten()) {
-                    print_inputs_of_two(few, many, &arch);
+                    print_inputs_of_two(few, many, &Arch::H100);
                 }
             }
         }

@@ -31,6 +31,13 @@ __device__ __forceinline__ bool aligned16(A... address) {
   return ((static_cast<u64>(address) | ...) & 15) == 0;
 }
 
+// Returns the size of dynamic shared memory in bytes.
+__device__ __forceinline__ u32 dynamic_shared_bytes() {
+  u32 bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return bytes;
+}
+
 template <class T>
 __device__ __forceinline__ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;

@@ -30,6 +30,23 @@ pub fn product_rounded(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64
     y
 }
 
+/// [`product`] as tensor cores may compute it: a sum is truncated to f32 after each 16 terms.
+pub fn product_truncated(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
+    let truncated = |x: f64| {
+        let nearest = x as f32;
+        let is_farther = f64::from(nearest).abs() > x.abs();
+        f64::from(if is_farther { f32::from_bits(nearest.to_bits() - 1) } else { nearest })
+    };
+    let mut y = Vec::new();
+    for x in x.chunks_exact(k) {
+        for (c, w) in w.chunks_exact(k).enumerate() {
+            let terms = x.chunks(16).zip(w.chunks(16)).map(|(x, w)| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>());
+            y.push(f32(terms.fold(0.0, |sum, term| truncated(sum + term)) * scale.get(c).unwrap_or(&1.0)));
+        }
+    }
+    y
+}
+
 /// [`swiglu`] with the roundings of a kernel.
 pub fn swiglu_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
     let one = |(g, u): (&f64, &f64)| f32(g / f32(1.0 + approximate((-g).exp(), 2.0 * ULP))) * u;

@@ -17,38 +17,54 @@
 //! Numerics: products and sums are in f32. The finished sum is multiplied by the scale, bias and residual are added,
 //! and the result is rounded once. On the CPU the product with a bf16 weight is [`crate::matmul`], bit for bit; with
 //! an int8 weight a sum consists of sixteen partial sums. In CUDA an f32 x is split into three bf16 (24 bits), whose
-//! products with the weight are exact. The order of summation depends on k alone.
+//! products with the weight are exact. [`Scheme`] names the ways to divide a product among blocks:
+//!
+//! - Tiles (`sm90.cuh`), bf16 x on compute capability 9.0 if all addresses and the bytes of rows are multiples of 16: a
+//!   sum is one accumulator, to which the products of 16 consecutive k are added in ascending order from 0 on, as
+//!   `wgmma` adds them. It has the same bits for every number of rows, every shape of tiles and every row beside it.
+//! - Units (`sm80.cu`), all else: the warps of a block divide a sum, and their partial sums are added in order. The
+//!   order depends on k alone.
 //!
 //! Tolerance as a multiple of one rounding error: bf16 2.5; f32 `2.5 (1 + ‖Σ|x w|‖ / ‖Σ x w‖)`; for swiglu in f32 the
-//! sum of both products' tolerances times √(largest |gate|).
+//! sum of both products' tolerances times √(largest |gate|). Logits of bf16 x have `k / 8` more: tensor cores truncate
+//! a sum to f32 after each 16 terms, by up to two rounding errors (measured on an H200: sums of 1024 terms were off by
+//! 4e-6).
 //!
-//! Memory-bound by reading the weight. [`Scheme`] names the ways to divide a product among blocks, which have the same
-//! bits; the table of [`crate::tuning`] chooses between them, and between blocks of 16 and 32 columns.
+//! Memory-bound by reading the weight.
 //!
-//! - Clusters (`cluster.cuh`), bf16 x of more than 16 rows, and `qkv` with any number, on compute capability 9.0: eight
-//!   blocks divide the sums over k of up to 320 rows of the weights, and x is read once for each of these steps, with a
-//!   norm once more. For a 7B model on an H100 that adds 0.4 % to the bytes of the weight with one row, 6 % with 16,
-//!   and 20 to 25 % with 64 (41 % with a norm and few columns).
-//! - Blocks (`sm80.cu`), all else: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a
-//!   GPU with little shared memory, neighbouring blocks read the same part of the weight, all but one from L2. Every
-//!   block of 16 columns of y (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as
-//!   the weight, with 64 rows four times as many, and with a norm twice that, besides the norm's weight. A variant for
-//!   compute capability 9.0 copies the weight by bulk copies (`bulk.cuh`).
+//! - Tiles: a block has 8, 16, 32 or 64 rows of x and up to 144 rows of each weight, so many that blocks occupy all
+//!   multiprocessors in as few waves as possible: 28 rows of 3584, 144 of 18944, 16 pairs of q, k and v of a 7B model on
+//!   an H200; with half as many blocks if each would read more of x than of the weight. Each block reads its rows of x once, with a norm twice, from L2. With 144 rows of the weight and one row
+//!   that adds 0.7 % to its bytes, with 16 rows 11 %, and with 64 rows 44 %; with 28 rows of the weight five times as
+//!   much. With more than 64 rows, neighbouring blocks read the same part of the weight, all but one from L2.
+//! - Units: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a GPU with little shared
+//!   memory, neighbouring blocks read the same part of the weight, all but one from L2. Every block of 16 columns of y
+//!   (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as the weight, with 64 rows
+//!   four times as many, and with a norm twice that, besides the norm's weight.
 
 pub(crate) mod check;
-mod cluster;
 mod cpu;
 mod examples;
 mod formula;
+mod tiles;
 
 use crate::folder::kernel_folder;
+use crate::launch::TensorMapSlot;
 use crate::tuning::{self, WideBlocks};
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, rope_kv_write};
 use bytemuck::Zeroable;
+use std::mem::offset_of;
+use tiles::{Columns, Shape};
 
 params! {
-    /// Parameters of the kernels.
+    /// Parameters of the kernels. The slots of tensor maps are empty and `reserved_*` are 0 in a call.
     pub struct Params {
+        /// Map of w, which a plan fills in.
+        pub w_map: TensorMapSlot,
+        /// Map of w2.
+        pub w2_map: TensorMapSlot,
+        /// Map of x.
+        pub x_map: TensorMapSlot,
         /// f32 or bf16 `[m, k]`
         pub x: Addr,
         /// bf16 or int8 `[n, k]`
@@ -75,12 +91,31 @@ params! {
         pub k: u32,
         /// The norm adds it to the mean square.
         pub eps: f32,
+        /// Padding, 0.
+        pub reserved_0: u64,
+        /// Padding, 0.
+        pub reserved_1: u64,
+        /// Padding, 0.
+        pub reserved_2: u64,
+        /// Padding, 0.
+        pub reserved_3: u64,
+        /// Padding, 0.
+        pub reserved_4: u64,
     }
 }
 
 params! {
-    /// Parameters of `qkv`. The queries have `heads * head_dim` columns, keys and values `kv_heads * head_dim` each.
+    /// Parameters of `qkv`. The queries have `heads * head_dim` columns, keys and values `kv_heads * head_dim` each. The
+    /// slots of tensor maps are empty and `reserved_*` are 0 in a call.
     pub struct QkvParams {
+        /// Map of w_q, which a plan fills in.
+        pub q_map: TensorMapSlot,
+        /// Map of w_k.
+        pub k_map: TensorMapSlot,
+        /// Map of w_v.
+        pub v_map: TensorMapSlot,
+        /// Map of x.
+        pub x_map: TensorMapSlot,
         /// f32 or bf16 `[m, k]`
         pub x: Addr,
         /// f32 or bf16 `[k]`, the weight of the norm of x; null: no norm.
@@ -132,6 +167,12 @@ params! {
         pub page_tokens: u32,
         /// The norm adds it to the mean square.
         pub eps: f32,
+        /// Padding, 0.
+        pub reserved_0: u64,
+        /// Padding, 0.
+        pub reserved_1: u64,
+        /// Padding, 0.
+        pub reserved_2: u64,
     }
 }
 
@@ -183,21 +224,18 @@ pub enum WeightFormat {
 kernel_folder! {
     name: "skinny",
     params: [Params, QkvParams],
-    headers: ["bulk.cuh", "cluster.cuh", "products.cuh", "weights.cuh"],
+    headers: ["products.cuh", "sm90.cuh", "weights.cuh"],
     headers_of: [rms_norm],
 }
 
 /// How blocks divide a product and copy its weight to shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// A block has some columns. Each lane copies the 16-byte units that it multiplies (`cp.async`).
+    /// Each lane copies the 16-byte units that it multiplies (`cp.async`), and the warps of a block divide the sums.
     Units,
-    /// As `Units`, but one lane a row copies a run of consecutive elements (`cp.async.bulk`, compute capability 9.0),
-    /// if the weights' addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
-    Bulk,
-    /// A cluster of eight blocks has many columns, and its blocks divide the sums over k (compute capability 9.0), if
-    /// all addresses and the bytes of a row are multiples of 16 and x is bf16; else as `Units`.
-    Clusters,
+    /// A warp copies tiles for the others by tensor copies (compute capability 9.0), if all addresses and the bytes of a
+    /// row are multiples of 16 and x is bf16; else as `Units`.
+    Tiles,
 }
 
 /// The operands of a kernel, as far as its plan depends on them.
@@ -219,16 +257,12 @@ const F32: Operands = Operands { x_units: 2, max_rows: 16, weight_bytes: 2, wide
 const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32, weight_bytes: 1, wide_blocks: |w| w.int8 };
 const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16, weight_bytes: 1, wide_blocks: |w| w.f32 };
 
-/// The symbols of a kernel with one number of tiles of 8 weight rows a block.
+/// The symbols of a kernel: those that copy units, each with a number of tiles of 8 weight rows a block, and the shapes
+/// of tiles.
 #[derive(Clone, Copy)]
 struct Symbols {
-    tiles: u32,
-    /// The symbol that copies units.
-    units: &'static str,
-    /// The symbol with bulk copies, if there is one.
-    bulk: Option<&'static str>,
-    /// The symbol for clusters, if there is one; it has tiles of its own.
-    cluster: Option<&'static str>,
+    units: &'static [(u32, &'static str)],
+    tiles: &'static [Shape],
 }
 
 /// What the plan of a kernel fixes; [`tuning::choices`] has the rest.
@@ -237,18 +271,19 @@ struct Fixed {
     /// Whether blocks have twice as many columns.
     wide: Option<bool>,
     scheme: Option<Scheme>,
-    /// How many blocks fit the shared memory of a multiprocessor, if there are few rows.
+    /// How many blocks that copy units fit the shared memory of a multiprocessor, if there are few rows.
     blocks: u32,
+    /// How many blocks by tiles there are for two multiprocessors in a wave.
+    blocks_per_2_multiprocessors: Option<u32>,
 }
 
-const CHOSEN: Fixed = Fixed { wide: None, scheme: None, blocks: 2 };
+const CHOSEN: Fixed = Fixed { wide: None, scheme: None, blocks: 2, blocks_per_2_multiprocessors: None };
 const UNITS: Fixed = Fixed { scheme: Some(Scheme::Units), ..CHOSEN };
-const BULK: Fixed = Fixed { scheme: Some(Scheme::Bulk), ..CHOSEN };
-const CLUSTERS: Fixed = Fixed { scheme: Some(Scheme::Clusters), ..CHOSEN };
 const NARROW: Fixed = Fixed { wide: Some(false), ..UNITS };
 const WIDE: Fixed = Fixed { wide: Some(true), ..UNITS };
-const BULK_NARROW: Fixed = Fixed { wide: Some(false), ..BULK };
-const BULK_WIDE: Fixed = Fixed { wide: Some(true), ..BULK };
+const TILES: Fixed = Fixed { scheme: Some(Scheme::Tiles), blocks_per_2_multiprocessors: Some(2), ..CHOSEN };
+const MANY_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(4), ..TILES };
+const FEW_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(1), ..TILES };
 
 /// Declares kernels and their variants: the constant's name, the symbol in profiles, parameters, CPU function and plan,
 /// then in brackets the constant of each variant with what it fixes.
@@ -258,67 +293,87 @@ macro_rules! kernels {
     };
 }
 
-/// The symbols of a kernel by name; with `bulk`, it has variants with bulk copies, with `cluster` also one for
-/// clusters.
+/// The shape of tiles of a kernel by its name and the largest number of weight rows of a box.
+macro_rules! shape {
+    ($name:literal, 64) => {
+        shape!($name, "_64", 64, 4, 1)
+    };
+    ($name:literal, 144) => {
+        shape!($name, "_144", 144, 1, 3)
+    };
+    ($name:literal, $suffix:literal, $max_width:literal, $boxes:literal, $tiles:literal) => {
+        Shape {
+            max_width: $max_width,
+            boxes: $boxes,
+            tiles: $tiles,
+            symbols: [
+                concat!($name, $suffix, "_x1"),
+                concat!($name, $suffix, "_x2"),
+                concat!($name, $suffix, "_x4"),
+                concat!($name, $suffix, "_x8"),
+            ],
+        }
+    };
+}
+
+/// The symbols of a kernel by its name: with two and with four tiles of 8 weight rows a block, or with the number in
+/// parentheses; then the largest numbers of weight rows of its shapes of tiles.
 macro_rules! symbols {
-    ($tiles:literal, $name:literal) => {
-        Symbols { tiles: $tiles, units: $name, bulk: None, cluster: None }
+    ($name:literal $(, $max_width:tt)*) => {
+        Symbols { units: &[(2, $name), (4, concat!($name, "_wide"))], tiles: &[$(shape!($name, $max_width)),*] }
     };
-    ($tiles:literal, $name:literal, bulk) => {
-        Symbols { bulk: Some(concat!($name, "_bulk")), ..symbols!($tiles, $name) }
-    };
-    ($tiles:literal, $name:literal, cluster) => {
-        Symbols { cluster: Some(concat!($name, "_cluster")), ..symbols!($tiles, $name, bulk) }
+    ($name:literal ($tiles:literal) $(, $max_width:tt)*) => {
+        Symbols { units: &[($tiles, $name)], tiles: &[$(shape!($name, $max_width)),*] }
     };
 }
 
 kernels! {
-    Params, geometry, "skinny_linear_bf16", cpu::linear::<half::bf16>,
-        &[symbols!(2, "skinny_linear_bf16", cluster), symbols!(4, "skinny_linear_bf16_wide", bulk)], BF16,
+    Params, geometry, "skinny_linear_bf16", cpu::linear::<half::bf16>, symbols!("skinny_linear_bf16", 64, 144), BF16,
         [LINEAR_BF16: CHOSEN, LINEAR_BF16_16_COLUMNS: NARROW, LINEAR_BF16_32_COLUMNS: WIDE,
-        LINEAR_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS }, LINEAR_BF16_BULK_16_COLUMNS: BULK_NARROW,
-        LINEAR_BF16_BULK_32_COLUMNS: BULK_WIDE, LINEAR_BF16_BULK_ONE_BLOCK: Fixed { blocks: 1, ..BULK }, LINEAR_BF16_CLUSTERS: CLUSTERS];
-    Params, geometry, "skinny_linear_f32", cpu::linear::<f32>,
-        &[symbols!(2, "skinny_linear_f32"), symbols!(4, "skinny_linear_f32_wide")], F32, [LINEAR_F32: CHOSEN];
+        LINEAR_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
+        LINEAR_BF16_TILES: TILES, LINEAR_BF16_MANY_TILES: MANY_TILES, LINEAR_BF16_FEW_TILES: FEW_TILES];
+    Params, geometry, "skinny_linear_f32", cpu::linear::<f32>, symbols!("skinny_linear_f32"), F32, [LINEAR_F32: CHOSEN];
     Params, geometry, "skinny_linear_int8_bf16", cpu::linear_int8::<half::bf16>,
-        &[symbols!(2, "skinny_linear_int8_bf16", cluster), symbols!(4, "skinny_linear_int8_bf16_wide", bulk)], INT8_BF16,
+        symbols!("skinny_linear_int8_bf16", 64, 144), INT8_BF16,
         [LINEAR_INT8_BF16: CHOSEN, LINEAR_INT8_BF16_16_COLUMNS: NARROW, LINEAR_INT8_BF16_32_COLUMNS: WIDE,
-        LINEAR_INT8_BF16_BULK_16_COLUMNS: BULK_NARROW, LINEAR_INT8_BF16_BULK_32_COLUMNS: BULK_WIDE, LINEAR_INT8_BF16_CLUSTERS: CLUSTERS];
-    Params, geometry, "skinny_linear_int8_f32", cpu::linear_int8::<f32>,
-        &[symbols!(2, "skinny_linear_int8_f32"), symbols!(4, "skinny_linear_int8_f32_wide")], INT8_F32,
+        LINEAR_INT8_BF16_TILES: TILES, LINEAR_INT8_BF16_MANY_TILES: MANY_TILES, LINEAR_INT8_BF16_FEW_TILES: FEW_TILES];
+    Params, geometry, "skinny_linear_int8_f32", cpu::linear_int8::<f32>, symbols!("skinny_linear_int8_f32"), INT8_F32,
         [LINEAR_INT8_F32: CHOSEN];
-    Params, geometry, "skinny_logits_bf16", cpu::logits::<half::bf16>,
-        &[symbols!(2, "skinny_logits_bf16", cluster), symbols!(4, "skinny_logits_bf16_wide", bulk)], BF16_LOGITS,
+    Params, geometry, "skinny_logits_bf16", cpu::logits::<half::bf16>, symbols!("skinny_logits_bf16", 144), BF16_LOGITS,
         [LOGITS_BF16: CHOSEN, LOGITS_BF16_16_COLUMNS: NARROW, LOGITS_BF16_32_COLUMNS: WIDE,
-        LOGITS_BF16_BULK_16_COLUMNS: BULK_NARROW, LOGITS_BF16_BULK_32_COLUMNS: BULK_WIDE, LOGITS_BF16_CLUSTERS: CLUSTERS];
+        LOGITS_BF16_TILES: TILES, LOGITS_BF16_MANY_TILES: MANY_TILES, LOGITS_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_logits_int8_bf16", cpu::logits_int8::<half::bf16>,
-        &[symbols!(2, "skinny_logits_int8_bf16", cluster), symbols!(4, "skinny_logits_int8_bf16_wide", bulk)], INT8_BF16,
+        symbols!("skinny_logits_int8_bf16", 144), INT8_BF16,
         [LOGITS_INT8_BF16: CHOSEN, LOGITS_INT8_BF16_16_COLUMNS: NARROW, LOGITS_INT8_BF16_32_COLUMNS: WIDE,
-        LOGITS_INT8_BF16_BULK_16_COLUMNS: BULK_NARROW, LOGITS_INT8_BF16_BULK_32_COLUMNS: BULK_WIDE, LOGITS_INT8_BF16_CLUSTERS: CLUSTERS];
-    Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, &[symbols!(4, "skinny_swiglu_bf16", cluster)],
-        BF16, [SWIGLU_BF16: CHOSEN, SWIGLU_BF16_UNITS: UNITS, SWIGLU_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
-        SWIGLU_BF16_BULK: BULK, SWIGLU_BF16_BULK_ONE_BLOCK: Fixed { blocks: 1, ..BULK }, SWIGLU_BF16_CLUSTERS: CLUSTERS];
-    Params, geometry, "skinny_swiglu_f32", cpu::swiglu::<f32>, &[symbols!(4, "skinny_swiglu_f32")], F32,
+        LOGITS_INT8_BF16_TILES: TILES, LOGITS_INT8_BF16_MANY_TILES: MANY_TILES, LOGITS_INT8_BF16_FEW_TILES: FEW_TILES];
+    Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, symbols!("skinny_swiglu_bf16" (4), 144), BF16,
+        [SWIGLU_BF16: CHOSEN, SWIGLU_BF16_UNITS: UNITS, SWIGLU_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
+        SWIGLU_BF16_TILES: TILES, SWIGLU_BF16_MANY_TILES: MANY_TILES, SWIGLU_BF16_FEW_TILES: FEW_TILES];
+    Params, geometry, "skinny_swiglu_f32", cpu::swiglu::<f32>, symbols!("skinny_swiglu_f32" (4)), F32,
         [SWIGLU_F32: CHOSEN];
     Params, geometry, "skinny_swiglu_int8_bf16", cpu::swiglu_int8::<half::bf16>,
-        &[symbols!(4, "skinny_swiglu_int8_bf16", cluster)], INT8_BF16,
-        [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS, SWIGLU_INT8_BF16_BULK: BULK, SWIGLU_INT8_BF16_CLUSTERS: CLUSTERS];
-    Params, geometry, "skinny_swiglu_int8_f32", cpu::swiglu_int8::<f32>, &[symbols!(4, "skinny_swiglu_int8_f32")],
+        symbols!("skinny_swiglu_int8_bf16" (4), 144), INT8_BF16,
+        [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS,
+        SWIGLU_INT8_BF16_TILES: TILES, SWIGLU_INT8_BF16_MANY_TILES: MANY_TILES, SWIGLU_INT8_BF16_FEW_TILES: FEW_TILES];
+    Params, geometry, "skinny_swiglu_int8_f32", cpu::swiglu_int8::<f32>, symbols!("skinny_swiglu_int8_f32" (4)),
         INT8_F32, [SWIGLU_INT8_F32: CHOSEN];
-    QkvParams, qkv_geometry, "skinny_qkv_bf16", cpu::qkv::<half::bf16>, symbols!(2, "skinny_qkv_bf16", cluster), BF16,
-        [QKV_BF16: CHOSEN, QKV_BF16_UNITS: UNITS, QKV_BF16_BULK: BULK, QKV_BF16_CLUSTERS: CLUSTERS];
-    QkvParams, qkv_geometry, "skinny_qkv_f32", cpu::qkv::<f32>, symbols!(2, "skinny_qkv_f32"), F32, [QKV_F32: CHOSEN];
+    QkvParams, qkv_geometry, "skinny_qkv_bf16", cpu::qkv::<half::bf16>, symbols!("skinny_qkv_bf16" (2), 64), BF16,
+        [QKV_BF16: CHOSEN, QKV_BF16_UNITS: UNITS,
+        QKV_BF16_TILES: TILES, QKV_BF16_MANY_TILES: MANY_TILES, QKV_BF16_FEW_TILES: FEW_TILES];
+    QkvParams, qkv_geometry, "skinny_qkv_f32", cpu::qkv::<f32>, symbols!("skinny_qkv_f32" (2)), F32, [QKV_F32: CHOSEN];
     QkvParams, qkv_geometry, "skinny_qkv_int8_bf16", cpu::qkv_int8::<half::bf16>,
-        symbols!(2, "skinny_qkv_int8_bf16", cluster), INT8_BF16,
-        [QKV_INT8_BF16: CHOSEN, QKV_INT8_BF16_UNITS: UNITS, QKV_INT8_BF16_BULK: BULK, QKV_INT8_BF16_CLUSTERS: CLUSTERS];
-    QkvParams, qkv_geometry, "skinny_qkv_int8_f32", cpu::qkv_int8::<f32>, symbols!(2, "skinny_qkv_int8_f32"), INT8_F32,
+        symbols!("skinny_qkv_int8_bf16" (2), 64), INT8_BF16,
+        [QKV_INT8_BF16: CHOSEN, QKV_INT8_BF16_UNITS: UNITS,
+        QKV_INT8_BF16_TILES: TILES, QKV_INT8_BF16_MANY_TILES: MANY_TILES, QKV_INT8_BF16_FEW_TILES: FEW_TILES];
+    QkvParams, qkv_geometry, "skinny_qkv_int8_f32", cpu::qkv_int8::<f32>, symbols!("skinny_qkv_int8_f32" (2)), INT8_F32,
         [QKV_INT8_F32: CHOSEN];
 }
 
 /// Columns of y of a block; the blocks of a wide variant have twice as many.
 const COLUMNS: u32 = 16;
 
-/// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale.
+/// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale, which tiles keep in
+/// registers.
 const NORM_BYTES: u32 = (16 + 1 + 1) * 4;
 
 /// Warps of a block.
@@ -331,14 +386,14 @@ struct Operation<'a> {
     k: u32,
     norm: Addr,
     weights: &'a [Addr],
-    /// Whether these are the projections to queries, keys and values.
-    qkv: bool,
+    /// Whether the kernel can normalise x.
+    normalises: bool,
 }
 
 impl Operation<'_> {
     /// How blocks divide the product.
     fn scheme(&self, arch: &Arch, fixed: Fixed) -> Scheme {
-        fixed.scheme.unwrap_or_else(|| tuning::choices(arch).skinny_scheme(self.m, self.qkv))
+        fixed.scheme.unwrap_or_else(|| tuning::choices(arch).skinny_scheme)
     }
 
     /// Whether 16-byte units of the weights are aligned and whole.
@@ -353,7 +408,7 @@ impl Operation<'_> {
 fn stage(
     op: &Operation,
     arch: &Arch,
-    symbols: Symbols,
+    (tiles, symbol): (u32, &'static str),
     column_blocks: u32,
     operands: Operands,
     fixed: Fixed,
@@ -361,68 +416,66 @@ fn stage(
     if op.m == 0 || column_blocks == 0 {
         return Vec::new();
     }
-    let wants_bulk = op.scheme(arch, fixed) == Scheme::Bulk;
-    let bulk = symbols.bulk.filter(|_| wants_bulk && op.has_aligned_weights(operands) && arch.sm >= 90);
     let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
-    let units = |rows: u32| rows / 8 * operands.x_units;
-    // The rings of a block's warps. Without bulk copies: stages of `depth` slots, with 32 lanes of 16 bytes for each
-    // unit of the weight and of x. With bulk copies: three stages of x, and `depth` stages of the weight with their
-    // mbarriers. The numbers are those of sm80.cu and bulk.cuh.
+    // The rings of a block's warps: stages of `depth` slots, with 32 lanes of 16 bytes for each unit of the weight and
+    // of x. The numbers are those of sm80.cu.
     let stages = if operands.x_units > 2 { 2 } else { 4 };
-    let ring = |rows: u32, depth: u32| match bulk {
-        None => stages * depth * 512 * (symbols.tiles + units(rows)),
-        Some(_) => 3 * 512 * units(rows) + depth * (4096 + 64) + 64,
-    };
+    let ring = |rows: u32, depth: u32| stages * depth * 512 * (tiles + rows / 8 * operands.x_units);
     let bytes = |rows: u32, depth: u32| WARPS * ring(rows, depth) + rows * norm_bytes;
     // A multiprocessor has 1 KiB more than a block may have, and reserves 1 KiB for each of its blocks.
     let fits =
         |rows: u32, depth: u32, blocks: u32| blocks * (bytes(rows, depth) + 1024) <= arch.shared_per_block + 1024;
-    // Depths from the largest one on; with bulk copies at least two, so that one stage arrives while another is read.
-    let depths: &[u32] = match (bulk, fixed.blocks) {
-        (Some(_), 1) => &[6, 5, 4, 3, 2],
-        (Some(_), _) => &[4, 3, 2],
-        (None, blocks) if 8 / symbols.tiles / blocks == 4 => &[4, 2, 1],
-        (None, blocks) if 8 / symbols.tiles / blocks == 2 => &[2, 1],
-        (None, _) => &[1],
-    };
-    let least = depths[depths.len() - 1];
-    let most = (8..=operands.max_rows).rev().step_by(8).find(|&rows| fits(rows, least, 1)).unwrap_or(8);
+    let most = (8..=operands.max_rows).rev().step_by(8).find(|&rows| fits(rows, 1, 1)).unwrap_or(8);
     let row_blocks = op.m.div_ceil(most);
     let rows = op.m.div_ceil(row_blocks).next_multiple_of(8);
-    // As many as let two blocks be resident, which has up to 48 KiB of weights of each in flight, with bulk copies 96.
-    let resident = |blocks: u32| depths.iter().copied().find(|&depth| fits(rows, depth, blocks));
-    let depth = match bulk {
-        None => resident(fixed.blocks).unwrap_or(least),
-        Some(_) => resident(fixed.blocks).or_else(|| resident(1)).unwrap_or(least),
+    // As many slots as let two blocks be resident, which have up to 48 KiB of weights each in flight.
+    let depths: &[u32] = match 8 / tiles / fixed.blocks {
+        4 => &[4, 2],
+        2 => &[2],
+        _ => &[],
     };
+    let depth = depths.iter().copied().find(|&depth| fits(rows, depth, fixed.blocks)).unwrap_or(1);
     let grid = [row_blocks, column_blocks, 1];
-    let symbol = bulk.unwrap_or(symbols.units);
     let stage = Stage { grid, shared: bytes(rows, depth), ..Stage::one_dimensional(symbol, 1, 32 * WARPS) };
     vec![stage.programmatic_on(arch)]
 }
 
-/// Plans the blocks of all heads. A block of 16 columns has 8 of each half of a head.
+/// Plans the blocks of all heads. A block that copies units has 8 columns of each half of a head.
 fn qkv_geometry(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
-    let units = (p.heads + 2 * p.kv_heads) * (p.head_dim / 2).div_ceil(8);
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v], qkv: true };
-    if let Some(stage) = cluster::stage(&op, arch, symbols, [units, 2], operands, fixed) {
+    let (heads, half_head) = (p.heads + 2 * p.kv_heads, p.head_dim / 2);
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v], normalises: true };
+    let (queries, keys) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
+    let weights = [
+        (offset_of!(QkvParams, q_map), p.w_q, queries),
+        (offset_of!(QkvParams, k_map), p.w_k, keys),
+        (offset_of!(QkvParams, v_map), p.w_v, keys),
+    ];
+    let x_slot = offset_of!(QkvParams, x_map);
+    let columns = Columns { parts: heads, columns: half_head, sets: 2, weights: &weights, x_slot };
+    if let Some(stage) = tiles::stage(&op, arch, symbols.tiles, &columns, operands, fixed) {
         return vec![stage];
     }
-    stage(&op, arch, symbols, units, operands, fixed)
+    stage(&op, arch, symbols.units[0], heads * half_head.div_ceil(8), operands, fixed)
 }
 
-/// Plans the blocks of one product or of swiglu. If there are two symbols, the second one has blocks of twice as many
-/// columns. It is used if its grid still fills the GPU ([`WideBlocks`]); with more than 16 rows, which each block reads
-/// again, a smaller grid is enough.
-fn geometry(p: &Params, arch: &Arch, symbols: &[Symbols], operands: Operands, fixed: Fixed) -> Vec<Stage> {
+/// Plans the blocks of one product or of swiglu. If units are copied and there are two symbols for it, the second one
+/// has blocks of twice as many columns. It is used if its grid still fills the GPU ([`WideBlocks`]); with more than 16
+/// rows, which each block reads again, a smaller grid is enough.
+fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
     // Only swiglu has two weights, and it has no wide blocks.
-    let weights = if symbols.len() == 1 { 2 } else { 1 };
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2], qkv: false };
-    if let Some(stage) = cluster::stage(&op, arch, symbols[0], [p.n.div_ceil(8), weights], operands, fixed) {
+    let is_pair = symbols.units.len() == 1;
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2], normalises: is_pair };
+    let weights = [(offset_of!(Params, w_map), p.w, p.n), (offset_of!(Params, w2_map), p.w2, p.n)];
+    let weights = if is_pair { &weights[..] } else { &weights[..1] };
+    let x_slot = offset_of!(Params, x_map);
+    let columns = Columns { parts: 1, columns: p.n, sets: weights.len() as u32, weights, x_slot };
+    if let Some(stage) = tiles::stage(&op, arch, symbols.tiles, &columns, operands, fixed) {
         return vec![stage];
     }
     let narrow_blocks = p.n.div_ceil(COLUMNS);
-    let &[narrow, wide] = symbols else { return stage(&op, arch, symbols[0], narrow_blocks, operands, fixed) };
+    let &[narrow, wide] = symbols.units else {
+        return stage(&op, arch, symbols.units[0], narrow_blocks, operands, fixed);
+    };
     let wide_blocks = p.n.div_ceil(2 * COLUMNS);
     let [few, many] = (operands.wide_blocks)(&tuning::choices(arch).skinny_wide_blocks);
     let enough = if p.m > tuning::FEW_ROWS { many } else { few };
@@ -447,7 +500,7 @@ pub fn linear(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
 }
 
 /// Returns the launch that computes `y = x · wᵀ (· scale)` with f32 y, without bias and residual; `dtype` is the type
-/// of x, F32 or BF16. The bits are those of [`linear`] for the same x in f32.
+/// of x, F32 or BF16.
 pub fn logits(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
     let kernel = match (dtype, weight) {
         (DType::F32, _) => return linear(dtype, weight, params),

@@ -1,17 +1,17 @@
 // The products of a launch: which rows of the weights belong together, and what becomes of their finished sums.
 //
-// A unit is eight columns of results and the WEIGHTS sets of eight weight rows that they need. Kernels compute the sums
-// of units and know nothing else of a product:
+// A group is `width` columns of results and the WEIGHTS sets of `width` weight rows that they need. Kernels compute the
+// sums of groups, by their number, and know nothing else of a product:
 //
 //   Single  columns of y; one weight, or the two of swiglu
-//   Qkv     pairs of columns of a head of q, k or v: eight of its first half and eight of its second half, which
-//           are rotated together. The sets of weight rows are those of the two halves.
+//   Qkv     pairs of columns of a head of q, k or v: some of its first half and as many of its second half, which
+//           are rotated together. The sets of weight rows are those of the two halves. A group is within one head.
 #pragma once
 
 #include "cuh/base.cuh"
 #include "cuh/rotary.cuh"
 
-// Rows [first, first + 8) of a weight, of which those before `end` exist.
+// Rows of a weight from `first` on, of which those before `end` exist.
 template <class W>
 struct WeightRows {
   const W* weight;
@@ -39,18 +39,25 @@ __device__ __forceinline__ float scaled(u64 scale, u32 row, float sum) {
 template <class T, class W, class Y, bool PAIR>
 struct Single {
   static constexpr int WEIGHTS = PAIR ? 2 : 1;
+  using Place = u32;  // the first column of a group
   const Params& p;
 
   __device__ __forceinline__ bool has_aligned_weights() const {
     return aligned16(p.w, p.w2, static_cast<u64>(p.k) * sizeof(W));
   }
-  __device__ __forceinline__ u32 units() const { return ceil_div<u32>(p.n, 8); }
-  __device__ __forceinline__ WeightRows<W> rows_of(u32 unit, bool second) const {
-    return {reinterpret_cast<const W*>(global<const u8>(second ? p.w2 : p.w)), unit * 8, p.n};
+  // The width of the groups, a multiple of 4, if there are `groups` of them.
+  __device__ __forceinline__ u32 width(u32 groups) const { return ceil_div(ceil_div<u32>(p.n, groups), 4u) * 4; }
+  __device__ __forceinline__ Place place_of(u32 group, u32 width) const { return group * width; }
+  __device__ __forceinline__ WeightRows<W> rows_of(Place first, bool second) const {
+    return {reinterpret_cast<const W*>(global<const u8>(second ? p.w2 : p.w)), first, p.n};
   }
-  // Writes columns c and c + 1 of a unit, from the sums of each weight.
-  __device__ __forceinline__ void write(u32 unit, u32 row, u32 c, const float (&sum)[WEIGHTS][2]) const {
-    const u32 column = unit * 8 + c;
+  // The tensor map of a weight.
+  __device__ __forceinline__ const TensorMapSlot* map_of(Place, bool second) const {
+    return second ? &p.w2_map : &p.w_map;
+  }
+  // Writes columns c and c + 1 of a group, from the sums of each weight.
+  __device__ __forceinline__ void write(Place first, u32 row, u32 c, const float (&sum)[WEIGHTS][2]) const {
+    const u32 column = first + c;
     if (column >= p.n) return;
     const u64 at = static_cast<u64>(row) * p.n + column;
     float y[2] = {};
@@ -75,34 +82,36 @@ struct Qkv {
   static constexpr int WEIGHTS = 2;
   const QkvParams& p;
 
-  // Where a unit is: columns i .. i + 8 of both halves of a head of one projection.
+  // Where a group is: columns of both halves of a head of one projection, from i on.
   struct Place {
     u64 weight, scale, bias;
+    const TensorMapSlot* map;
     bool is_query, is_value;
     u32 head, i;
   };
   __device__ __forceinline__ u32 half() const { return p.head_dim / 2; }
-  __device__ __forceinline__ Place place_of(u32 unit) const {
-    const u32 per_head = ceil_div<u32>(half(), 8), i = unit % per_head * 8, head = unit / per_head;
-    if (head < p.heads) return {p.w_q, p.scale_q, p.bias_q, true, false, head, i};
-    if (head < p.heads + p.kv_heads) return {p.w_k, p.scale_k, p.bias_k, false, false, head - p.heads, i};
-    return {p.w_v, p.scale_v, p.bias_v, false, true, head - p.heads - p.kv_heads, i};
+  // The width of the groups, a multiple of 4, if there are `groups` of them.
+  __device__ __forceinline__ u32 width(u32 groups) const {
+    return ceil_div(ceil_div(half(), groups / (p.heads + 2 * p.kv_heads)), 4u) * 4;
+  }
+  __device__ __forceinline__ Place place_of(u32 group, u32 width) const {
+    const u32 per_head = ceil_div(half(), width), i = group % per_head * width, head = group / per_head;
+    if (head < p.heads) return {p.w_q, p.scale_q, p.bias_q, &p.q_map, true, false, head, i};
+    if (head < p.heads + p.kv_heads) return {p.w_k, p.scale_k, p.bias_k, &p.k_map, false, false, head - p.heads, i};
+    return {p.w_v, p.scale_v, p.bias_v, &p.v_map, false, true, head - p.heads - p.kv_heads, i};
   }
 
   __device__ __forceinline__ bool has_aligned_weights() const {
     return aligned16(p.w_q, p.w_k, p.w_v, static_cast<u64>(p.k) * sizeof(W));
   }
-  __device__ __forceinline__ u32 units() const {
-    return (p.heads + 2 * p.kv_heads) * ceil_div<u32>(half(), 8);
-  }
-  __device__ __forceinline__ WeightRows<W> rows_of(u32 unit, bool second) const {
-    const Place at = place_of(unit);
+  __device__ __forceinline__ WeightRows<W> rows_of(const Place& at, bool second) const {
     const u32 first = at.head * p.head_dim + (second ? half() : 0);
     return {reinterpret_cast<const W*>(global<const u8>(at.weight)), first + at.i, first + half()};
   }
-  // Writes pairs i + c and i + c + 1 of a unit's head: to q, or to the token's slot of a cache.
-  __device__ __forceinline__ void write(u32 unit, u32 row, u32 c, const float (&sum)[2][2]) const {
-    const Place at = place_of(unit);
+  // The tensor map of a weight.
+  __device__ __forceinline__ const TensorMapSlot* map_of(const Place& at, bool) const { return at.map; }
+  // Writes pairs c and c + 1 of a group: to q, or to the token's slot of a cache.
+  __device__ __forceinline__ void write(const Place& at, u32 row, u32 c, const float (&sum)[2][2]) const {
     const u32 i = at.i + c;
     if (i >= half()) return;
     const int slot = at.is_query ? 0 : global<const int>(p.slots)[row];

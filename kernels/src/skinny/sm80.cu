@@ -1,7 +1,7 @@
 // Skinny GEMM: a few rows of x times every row of a weight; formula and shapes: mod.rs.
 //
 // A block of threads multiplies up to 64 rows of x by the weight rows of UNITS units (products.cuh), each of which
-// gives eight columns of y, or eight pairs of columns of a head. Its 8 warps divide the sums over k among themselves,
+// gives eight columns of y, or eight pairs of columns of a head: a group of products.cuh. Its 8 warps divide the sums over k among themselves,
 // and their partial sums are added in the order of the warps.
 //
 // Four lanes have a row of the weight, 16 bytes each, in the registers that mma.sync reads. A lane's registers then
@@ -9,8 +9,8 @@
 //
 // Each lane copies what it multiplies to its own part of shared memory, ahead of time (cp.async). So the loop over k
 // needs no barrier: a lane waits for its own copies only. A slot of this ring holds, for one group of k, TILES units of
-// weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight. On sm_90 the
-// variants *_bulk request the weight by bulk copies of longer runs (bulk.cuh); all else is the same.
+// weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight. On sm_90 other
+// kernels compute the products of aligned bf16 rows (sm90.cuh).
 //
 //   start the copies of the first stages' weights; wait for the previous launch; start those of x
 //   with a norm: squares of the rows of x -> shared; barrier; rstd
@@ -24,8 +24,7 @@
 // Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
 // underflows). Tensor cores truncate f32 sums instead of rounding them (measured on an H200: sums of 1024 terms were
 // off by 4e-6). For f32 y they therefore add up only 32 products of one part at a time, starting at 0, and the
-// results are added with rounding; logits of bf16 x have the bits of the same x in f32. int8 weights become bf16
-// exactly; their scale is applied to the finished sum. Then bias, then residual (or silu and the second product), all
+// results are added with rounding. int8 weights become bf16 exactly; their scale is applied to the finished sum. Then bias, then residual (or silu and the second product), all
 // in f32, and one rounding. Qkv to q and k are rotated after that, in f32, and rounded again, so that their bits
 // are those of the projection and of rope_kv_write.
 //
@@ -33,10 +32,9 @@
 // elements that it multiplies. So x is read twice and the weight of the norm once; the rows have the bits of rms_norm
 // (rstd.cuh).
 //
-// Hopper. The kernels are programmatic dependent launches: the weights of the first three stages (with bulk copies, of
-// all) are requested before the wait for the previous launch (48 KiB a block, 24 KiB with many rows, so 6 to 12 MiB on
-// 132 multiprocessors), and the next launch may start as soon as all blocks of this one have. Nothing else is read
-// before the wait.
+// Hopper. The kernels are programmatic dependent launches: the weights of the first three stages are requested before
+// the wait for the previous launch (48 KiB a block, 24 KiB with many rows, so 6 to 12 MiB on 132 multiprocessors), and
+// the next launch may start as soon as all blocks of this one have. Nothing else is read before the wait.
 //
 // Departures. (1) If k is not a multiple of a unit, or an address is not 16-byte aligned, elements are loaded one by
 // one; the order of summation is the same. (2) An infinite f32 x gives NaN.
@@ -50,9 +48,8 @@
 #include "cuh/dependent.cuh"
 #include "cuh/mma.cuh"
 #include "rms_norm/rstd.cuh"
-#include "skinny/bulk.cuh"
-#include "skinny/cluster.cuh"
 #include "skinny/products.cuh"
+#include "skinny/sm90.cuh"
 #include "skinny/weights.cuh"
 
 constexpr int THREADS = 256;
@@ -101,13 +98,6 @@ __device__ __forceinline__ void start_copy(Words<16>* to, const T* row, bool exi
   }
 }
 
-// Returns the size of dynamic shared memory in bytes.
-__device__ __forceinline__ u32 dynamic_shared_bytes() {
-  u32 bytes;
-  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
-  return bytes;
-}
-
 // Eight elements of a row of x as COUNT sets of four bf16 pairs. bf16 needs one set. An f32 is split into the sum of
 // three bf16 numbers, one per set; the smallest comes first. `add` writes the pairs of the 16-byte unit `j` of the
 // eight elements.
@@ -142,14 +132,14 @@ struct Parts<float> {
 // The units blockIdx.y of the products `op`, for the rows blockIdx.x of x. T: type of x. Y: type of y. W: type of the
 // weight. P: the parameters, of which x, norm, m, k and eps are read here. UNITS: number of units of a block. It has a
 // tile of 8 weight rows for the first set of each unit, then those of the second sets. NORM: x is normalised if p.norm
-// is not null. BULK: bulk copies of the weight (bulk.cuh), and one group a stage.
-template <bool BULK, class T, class W, class Y, int UNITS, bool NORM, class P, class Op>
+// is not null.
+template <class T, class W, class Y, int UNITS, bool NORM, class P, class Op>
 __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = Op::WEIGHTS, TILES = UNITS * WEIGHTS, PITCH = 8 * TILES + 8;
   // Units of x that a lane multiplies with one unit of the weight, and those among them with eight elements.
   constexpr int X_UNITS = UNIT / VECTOR<T>, X_EIGHT = 8 / VECTOR<T>;
-  constexpr int STAGES = BULK ? 3 : X_UNITS > 2 ? 2 : 4;
+  constexpr int STAGES = X_UNITS > 2 ? 2 : 4;
   // At most 64 rows of x. Variants that need more registers or shared memory for a row have fewer; mod.rs has the
   // same numbers (max_rows). A lane has one row of each 8, half of the 16 rows of a matrix instruction.
   constexpr int HALVES = sizeof(T) == 4 ? 2 : sizeof(W) == 1 || sizeof(Y) == 4 ? 4 : 8;
@@ -162,19 +152,13 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   const bool w_vector = op.has_aligned_weights(), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
   const bool norm_vector = x_vector && aligned16(p.norm);
 
-  // The ring: `unroll` slots a stage, which the launch plan chooses. With bulk copies, slots of x, then `depth` stages
-  // of weights.
-  using Bulk = BulkWeights<W, TILES, RUN>;
-  constexpr int WEIGHT_UNITS = BULK ? 0 : TILES;
-  const int slot = (WEIGHT_UNITS + halves * X_UNITS) * 32;
-  const int most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + WEIGHT_UNITS;
-  const int unroll = BULK ? 1 : dynamic_shared_bytes() / (STAGES * WARPS * 512 * most);
-  const int depth = BULK ? (dynamic_shared_bytes() / WARPS - STAGES * 512 * most - Bulk::MBARRIERS) / Bulk::STAGE : 0;
-  const int warp_units = STAGES * unroll * most * 32 + (BULK ? (depth * Bulk::STAGE + Bulk::MBARRIERS) / 16 : 0);
+  // The ring: `unroll` slots a stage, which the launch plan chooses.
+  const int slot = (TILES + halves * X_UNITS) * 32, most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + TILES;
+  const int unroll = dynamic_shared_bytes() / (STAGES * WARPS * 512 * most), warp_units = STAGES * unroll * most * 32;
   Words<16>* mine = ring + warp * warp_units;
   const auto start_of = [&](int group) { return ((group / RUN * WARPS + warp) * RUN + group % RUN) * GROUP; };
 
-  const auto rows_of = [&](int tile) { return op.rows_of(first_unit + tile % UNITS, tile >= UNITS); };
+  const auto rows_of = [&](int tile) { return op.rows_of(op.place_of(first_unit + tile % UNITS, 8), tile >= UNITS); };
   const T* x = global<const T>(p.x) + static_cast<u64>(first_row) * k;
   const W* weight_row[TILES];  // this lane's row of each tile
   bool exists[TILES];
@@ -198,7 +182,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   };
   const auto start_rows = [&](int stage) {
     const int start = start_of(stage * unroll);
-    Words<16>* to = mine + stage % STAGES * unroll * slot + WEIGHT_UNITS * 32 + lane;
+    Words<16>* to = mine + stage % STAGES * unroll * slot + TILES * 32 + lane;
     if (start < k) {
 #pragma unroll 1
       for (int i = 0; i < unroll; ++i, to += slot) {
@@ -216,13 +200,8 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
     }
     cp_async_commit();
   };
-  Bulk bulk;
-  if constexpr (BULK) {
-    bulk.begin(reinterpret_cast<char*>(mine + STAGES * most * 32), depth, k, rows_of, start_of);
-  } else {
 #pragma unroll 1
-    for (int stage = 0; stage < STAGES - 1; ++stage) start_weights(stage);
-  }
+  for (int stage = 0; stage < STAGES - 1; ++stage) start_weights(stage);
   let_next_launch_start();
   wait_for_previous_launch();
 #pragma unroll 1
@@ -251,11 +230,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
 #pragma unroll 1
   for (int stage = 0; start_of(stage * unroll) < k; ++stage) {
     cp_async_wait<STAGES - 2>();
-    if constexpr (BULK) {
-      bulk.await(stage, start_of);
-    } else {
-      start_weights(stage + STAGES - 1);
-    }
+    start_weights(stage + STAGES - 1);
     start_rows(stage + STAGES - 1);
     const Words<16>* from = mine + stage % STAGES * unroll * slot + lane;
 #pragma unroll 1
@@ -266,7 +241,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
           // The copy makes one 16-byte load of the unit.
-          const Words<16> unit = BULK ? bulk.unit_of(stage)[n * Bulk::TILE_UNITS] : from[n * 32];
+          const Words<16> unit = from[n * 32];
           weights_of(unit, half, b[n], W());
         }
         Words<16> scale[X_EIGHT] = {};
@@ -292,7 +267,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
             }
 #pragma unroll
             for (int j = 0; j < X_EIGHT; ++j) {
-              Words<16> unit = from[(WEIGHT_UNITS + (2 * r + h) * X_UNITS + half * X_EIGHT + j) * 32];
+              Words<16> unit = from[(TILES + (2 * r + h) * X_UNITS + half * X_EIGHT + j) * 32];
               if constexpr (NORM) {
                 if (p.norm != 0) unit = normalise<T>(unit, scale[j], row_scale);
               }
@@ -350,64 +325,59 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
         sum[which][1] = other == 0 ? one.y : __fadd_rn(sum[which][1], one.y);
       }
     }
-    op.write(first_unit + c / 4, first_row + r, c % 4 * 2, sum);
+    op.write(op.place_of(first_unit + c / 4, 8), first_row + r, c % 4 * 2, sum);
   }
 }
 
 // Products without a norm, and the two of swiglu. TILES: tiles of 8 weight rows of a block.
-#define KERNEL(SYMBOL, BULK, T, W, Y, TILES, PAIR)                                                           \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) {        \
-    skinny<BULK, T, W, Y, (PAIR) ? (TILES) / 2 : (TILES), PAIR>(p, Single<T, W, Y, PAIR>{p});                \
+#define KERNEL(SYMBOL, T, W, Y, TILES, PAIR)                                                           \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ Params p) {  \
+    skinny<T, W, Y, (PAIR) ? (TILES) / 2 : (TILES), PAIR>(p, Single<T, W, Y, PAIR>{p});                \
   }
-#define QKV(SYMBOL, BULK, T, W)                                                                          \
+#define QKV(SYMBOL, T, W)                                                                                \
   extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ QkvParams p) { \
-    skinny<BULK, T, W, T, 1, true>(p, Qkv<T, W>{p});                                                    \
+    skinny<T, W, T, 1, true>(p, Qkv<T, W>{p});                                                           \
   }
-QKV(skinny_qkv_bf16, false, bf16, bf16)
-QKV(skinny_qkv_f32, false, float, bf16)
-QKV(skinny_qkv_int8_bf16, false, bf16, i8)
-QKV(skinny_qkv_int8_f32, false, float, i8)
-KERNEL(skinny_linear_bf16, false, bf16, bf16, bf16, 2, false)
-KERNEL(skinny_linear_bf16_wide, false, bf16, bf16, bf16, 4, false)
-KERNEL(skinny_linear_f32, false, float, bf16, float, 2, false)
-KERNEL(skinny_linear_f32_wide, false, float, bf16, float, 4, false)
-KERNEL(skinny_linear_int8_bf16, false, bf16, i8, bf16, 2, false)
-KERNEL(skinny_linear_int8_bf16_wide, false, bf16, i8, bf16, 4, false)
-KERNEL(skinny_linear_int8_f32, false, float, i8, float, 2, false)
-KERNEL(skinny_linear_int8_f32_wide, false, float, i8, float, 4, false)
-KERNEL(skinny_swiglu_bf16, false, bf16, bf16, bf16, 4, true)
-KERNEL(skinny_swiglu_f32, false, float, bf16, float, 4, true)
-KERNEL(skinny_swiglu_int8_bf16, false, bf16, i8, bf16, 4, true)
-KERNEL(skinny_swiglu_int8_f32, false, float, i8, float, 4, true)
-KERNEL(skinny_logits_bf16, false, bf16, bf16, float, 2, false)
-KERNEL(skinny_logits_bf16_wide, false, bf16, bf16, float, 4, false)
-KERNEL(skinny_logits_int8_bf16, false, bf16, i8, float, 2, false)
-KERNEL(skinny_logits_int8_bf16_wide, false, bf16, i8, float, 4, false)
+QKV(skinny_qkv_bf16, bf16, bf16)
+QKV(skinny_qkv_f32, float, bf16)
+QKV(skinny_qkv_int8_bf16, bf16, i8)
+QKV(skinny_qkv_int8_f32, float, i8)
+KERNEL(skinny_linear_bf16, bf16, bf16, bf16, 2, false)
+KERNEL(skinny_linear_bf16_wide, bf16, bf16, bf16, 4, false)
+KERNEL(skinny_linear_f32, float, bf16, float, 2, false)
+KERNEL(skinny_linear_f32_wide, float, bf16, float, 4, false)
+KERNEL(skinny_linear_int8_bf16, bf16, i8, bf16, 2, false)
+KERNEL(skinny_linear_int8_bf16_wide, bf16, i8, bf16, 4, false)
+KERNEL(skinny_linear_int8_f32, float, i8, float, 2, false)
+KERNEL(skinny_linear_int8_f32_wide, float, i8, float, 4, false)
+KERNEL(skinny_swiglu_bf16, bf16, bf16, bf16, 4, true)
+KERNEL(skinny_swiglu_f32, float, bf16, float, 4, true)
+KERNEL(skinny_swiglu_int8_bf16, bf16, i8, bf16, 4, true)
+KERNEL(skinny_swiglu_int8_f32, float, i8, float, 4, true)
+KERNEL(skinny_logits_bf16, bf16, bf16, float, 2, false)
+KERNEL(skinny_logits_bf16_wide, bf16, bf16, float, 4, false)
+KERNEL(skinny_logits_int8_bf16, bf16, i8, float, 2, false)
+KERNEL(skinny_logits_int8_bf16_wide, bf16, i8, float, 4, false)
 
 #if __CUDA_ARCH__ >= 900
-QKV(skinny_qkv_bf16_bulk, true, bf16, bf16)
-QKV(skinny_qkv_int8_bf16_bulk, true, bf16, i8)
-KERNEL(skinny_linear_bf16_bulk, true, bf16, bf16, bf16, 2, false)
-KERNEL(skinny_linear_bf16_wide_bulk, true, bf16, bf16, bf16, 4, false)
-KERNEL(skinny_linear_int8_bf16_bulk, true, bf16, i8, bf16, 2, false)
-KERNEL(skinny_linear_int8_bf16_wide_bulk, true, bf16, i8, bf16, 4, false)
-KERNEL(skinny_swiglu_bf16_bulk, true, bf16, bf16, bf16, 4, true)
-KERNEL(skinny_swiglu_int8_bf16_bulk, true, bf16, i8, bf16, 4, true)
-KERNEL(skinny_logits_bf16_bulk, true, bf16, bf16, float, 2, false)
-KERNEL(skinny_logits_bf16_wide_bulk, true, bf16, bf16, float, 4, false)
-KERNEL(skinny_logits_int8_bf16_bulk, true, bf16, i8, float, 2, false)
-KERNEL(skinny_logits_int8_bf16_wide_bulk, true, bf16, i8, float, 4, false)
-
-#define CLUSTER(SYMBOL, PARAMS, W, Y, NORM, ...)                                                                  \
-  extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 1) SYMBOL(const __grid_constant__ PARAMS p) { \
-    in_cluster::product<W, Y, NORM>(p, __VA_ARGS__{p});                                                           \
+// The shapes of tiles for 8, 16, 32 and 64 rows of x, with at most MAX_WIDTH rows of each weight. TILES: those of a warp
+// with many rows of x.
+#define SHAPES(KERNEL, SYMBOL, TILES, ...)   \
+  KERNEL(SYMBOL##_x1, 1, 1, __VA_ARGS__)     \
+  KERNEL(SYMBOL##_x2, 1, 2, __VA_ARGS__)     \
+  KERNEL(SYMBOL##_x4, TILES, 4, __VA_ARGS__) \
+  KERNEL(SYMBOL##_x8, TILES, 8, __VA_ARGS__)
+#define BY_TILES(SYMBOL, TILES, NX, SETS, BOXES, MAX_WIDTH, NORM, W, PARAMS, ...)                                 \
+  extern "C" __global__ void __launch_bounds__(                                                                   \
+      by_tiles::Shape<W, SETS, TILES, NX, BOXES, MAX_WIDTH, NORM>::THREADS, 1) SYMBOL(const __grid_constant__ PARAMS p) { \
+    by_tiles::product<by_tiles::Shape<W, SETS, TILES, NX, BOXES, MAX_WIDTH, NORM>>(p, __VA_ARGS__{p});            \
   }
-CLUSTER(skinny_qkv_bf16_cluster, QkvParams, bf16, bf16, true, Qkv<bf16, bf16>)
-CLUSTER(skinny_qkv_int8_bf16_cluster, QkvParams, i8, bf16, true, Qkv<bf16, i8>)
-CLUSTER(skinny_linear_bf16_cluster, Params, bf16, bf16, false, Single<bf16, bf16, bf16, false>)
-CLUSTER(skinny_linear_int8_bf16_cluster, Params, i8, bf16, false, Single<bf16, i8, bf16, false>)
-CLUSTER(skinny_logits_bf16_cluster, Params, bf16, float, false, Single<bf16, bf16, float, false>)
-CLUSTER(skinny_logits_int8_bf16_cluster, Params, i8, float, false, Single<bf16, i8, float, false>)
-CLUSTER(skinny_swiglu_bf16_cluster, Params, bf16, bf16, true, Single<bf16, bf16, bf16, true>)
-CLUSTER(skinny_swiglu_int8_bf16_cluster, Params, i8, bf16, true, Single<bf16, i8, bf16, true>)
+#define OF_WEIGHT(NAME, W)                                                                                          \
+  SHAPES(BY_TILES, skinny_linear_##NAME##_144, 3, 1, 1, 144, false, W, Params, Single<bf16, W, bf16, false>)        \
+  SHAPES(BY_TILES, skinny_linear_##NAME##_64, 1, 1, 4, 64, false, W, Params, Single<bf16, W, bf16, false>)          \
+  SHAPES(BY_TILES, skinny_logits_##NAME##_144, 3, 1, 1, 144, false, W, Params, Single<bf16, W, float, false>)       \
+  SHAPES(BY_TILES, skinny_swiglu_##NAME##_144, 3, 2, 1, 144, true, W, Params, Single<bf16, W, bf16, true>)          \
+  SHAPES(BY_TILES, skinny_qkv_##NAME##_64, 1, 2, 4, 64, true, W, QkvParams, Qkv<bf16, W>)
+OF_WEIGHT(bf16, bf16)
+OF_WEIGHT(int8_bf16, i8)
 #endif

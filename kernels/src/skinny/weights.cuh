@@ -14,6 +14,15 @@ __device__ __forceinline__ u32 subtract_bf16(u32 a, u32 b) {
   return pair;
 }
 
+// Converts the four bytes of a word, and returns the first two and the last two.
+__device__ __forceinline__ void pairs_of_bytes(u32 word, u32& first, u32& last) {
+  // A byte b below 0x43 is the bf16 number 128 + b if its sign bit is 0. So with v = b & 127, and the sign bit alone
+  // in the other number: (128 + v) - 128 or (128 + v) - 256, which is exact.
+  const u32 low = __byte_perm(word, 0x43434343u, 0x4140), high = __byte_perm(word, 0x43434343u, 0x4342);
+  first = subtract_bf16(low & 0xff7fff7fu, low & 0xff80ff80u);
+  last = subtract_bf16(high & 0xff7fff7fu, high & 0xff80ff80u);
+}
+
 // Converts eight elements of a 16-byte unit of the weight to four pairs of bf16. `half` says which eight of the 16
 // elements of an int8 unit.
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[4], bf16) {
@@ -21,11 +30,6 @@ __device__ __forceinline__ void weights_of(const Words<16>& unit, int, u32 (&w)[
   for (int i = 0; i < 4; ++i) w[i] = unit.word[i];
 }
 __device__ __forceinline__ void weights_of(const Words<16>& unit, int half, u32 (&w)[4], i8) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // A byte b below 0x43 is the bf16 number 128 + b if its sign bit is 0. So with v = b & 127, and the sign bit alone
-    // in the other number: (128 + v) - 128 or (128 + v) - 256, which is exact.
-    const u32 pair = __byte_perm(unit.word[2 * half + i / 2], 0x43434343u, i % 2 == 0 ? 0x4140 : 0x4342);
-    w[i] = subtract_bf16(pair & 0xff7fff7fu, pair & 0xff80ff80u);
-  }
+  pairs_of_bytes(unit.word[2 * half], w[0], w[1]);
+  pairs_of_bytes(unit.word[2 * half + 1], w[2], w[3]);
 }

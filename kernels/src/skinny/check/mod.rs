@@ -2,7 +2,9 @@ use self::qkv::{QkvCase, qkv_has_the_bits_of_products_and_of_rope_kv_write};
 use super::{Params, WeightFormat, formula, linear, logits, swiglu, test_cases_m_n_k};
 use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
-use crate::checks::{TestArray, addr, checks, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving};
+use crate::checks::{
+    TestArray, addr, checks, gpu_of_check, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving,
+};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::launch::{KernelLaunch, Launch};
 use crate::simd::{Isa, isa};
@@ -17,7 +19,7 @@ checks!(
     qkv_has_the_bits_of_products_and_of_rope_kv_write,
     a_norm_has_the_bits_of_rms_norm,
     logits_equal_the_formula_and_do_not_know_their_batch,
-    variants_have_the_bits_of_the_chosen_plan,
+    variants_of_a_scheme_have_the_same_bits,
 );
 
 mod qkv;
@@ -53,9 +55,14 @@ impl Stored {
     /// Returns three versions of `x · wᵀ`: [with a kernel's roundings, exact, exact with the absolute values of x and
     /// w].
     fn products(&self, x: &TestArray, k: usize) -> [Vec<f64>; 3] {
+        self.products_by(FORMULAS, x, k)
+    }
+
+    /// As [`Stored::products`], by other formulas.
+    fn products_by(&self, formulas: [Product; 2], x: &TestArray, k: usize) -> [Vec<f64>; 3] {
         let of = |w: &[f64], scale: &[f64]| {
             let size = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
-            let [with, want] = FORMULAS.map(|f| f(&x.to_f64(), w, scale, k));
+            let [with, want] = formulas.map(|f| f(&x.to_f64(), w, scale, k));
             [with, want, formula::product(&size(&x.to_f64()), &size(w), &size(scale), k)]
         };
         let scale: Vec<f64> = self.scale.iter().map(|&s| s as f64).collect();
@@ -107,23 +114,25 @@ impl Given {
             w2,
             scale,
             scale2,
-            bias: Addr::NULL,
-            residual: Addr::NULL,
-            norm: Addr::NULL,
             y: y.addr(),
             m: m as u32,
             n: self.n as u32,
             k: self.k as u32,
             eps: 1e-6,
+            ..Zeroable::zeroed()
         }
     }
 }
 
+/// Sizes (m, n, k) with so many columns that a block has more than 64 of them, if there is one for two multiprocessors.
+const MANY_COLUMNS_M_N_K: [(usize, usize, usize); 3] = [(12, 4300, 16), (24, 4300, 16), (50, 4300, 16)];
+
 fn all(mut f: impl FnMut(DType, WeightFormat, (usize, usize, usize))) {
     for dtype in [F32, BF16] {
         for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
-            for case in test_cases_m_n_k() {
-                f(dtype, kind, case);
+            test_cases_m_n_k().into_iter().for_each(|case| f(dtype, kind, case));
+            if dtype == BF16 {
+                MANY_COLUMNS_M_N_K.into_iter().for_each(|case| f(dtype, kind, case));
             }
         }
     }
@@ -189,7 +198,8 @@ fn swiglu_equals_the_formula() {
 /// Batches of 1 to 70 rows: every row has the same bits in each of them.
 fn a_row_does_not_know_its_batch() {
     with_one_interleaving(|| {
-        let (n, k) = (40, 2104);
+        // Whole 16-byte units, and no whole box of 128 bytes.
+        let (n, k) = (40, 2096);
         for dtype in [F32, BF16] {
             for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
                 let given = Given::new(dtype, kind, (70, n, k));
@@ -248,18 +258,20 @@ fn a_norm_has_the_bits_of_rms_norm() {
 
 fn logits_equal_the_formula_and_do_not_know_their_batch() {
     for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
-        for case in test_cases_m_n_k() {
+        for case in test_cases_m_n_k().into_iter().chain(MANY_COLUMNS_M_N_K) {
             let (m, n, k) = case;
             let given = Given::new(BF16, kind, case);
             let [y, widened, alone] = [m * n, m * n, n].map(|count| TestArray::output(F32, count));
             let params = given.params(&y, m);
             run(&logits(BF16, kind, &params), 2);
-            let [with, want, sizes] = given.weights[0].products(&given.x, k);
-            let factor = rounding_factor(F32, &sizes, &want);
+            let formulas = if runs_cuda_code() { [formula::product_truncated, formula::product] } else { FORMULAS };
+            let [with, want, sizes] = given.weights[0].products_by(formulas, &given.x, k);
+            // The last term allows for the truncations of tensor cores.
+            let factor = rounding_factor(F32, &sizes, &want) + k as f64 / 8.0;
             assert_rounded(&format!("logits {kind:?} {case:?}"), F32, &y.values(), &with, &want, factor);
-            // The kernel multiplies bf16 as f32, as do processors without a bf16 unit. The bf16 dot product and AMX sum
-            // in another order.
-            if runs_cuda_code() || isa() < Isa::Avx512Bf16 {
+            // Processors without a bf16 unit multiply bf16 as f32. The bf16 dot product, AMX and tensor cores sum in
+            // another order.
+            if !runs_cuda_code() && isa() < Isa::Avx512Bf16 {
                 let wide = TestArray::new(F32, &given.x.values());
                 run_once(&linear(F32, kind, &Params { x: wide.addr(), y: widened.addr(), ..params }));
                 assert_eq!(y.values(), widened.values(), "x in f32, {kind:?} {case:?}");
@@ -270,15 +282,12 @@ fn logits_equal_the_formula_and_do_not_know_their_batch() {
     }
 }
 
-/// Sizes (m, n, k) whose sums are so long that the rings of bulk copies are used several times, with a last group of k
-/// that is not whole. The first one is also a case of several blocks of rows and of missing columns.
+/// Sizes (m, n, k) whose sums are so long that the rings are used several times, with a last group of k that is not
+/// whole. The first one is also a case of several blocks of rows and of missing columns.
 const LONG_CASES_M_N_K: [(usize, usize, usize); 3] = [(67, 9, 4112), (1, 41, 8272), (3, 17, 12_304)];
 
-/// Elements of the heads of [`for_each_kind`], at most: with short rows so many that each cluster of a GPU has more
-/// units than one step computes, with long rows few, because they take long.
-fn max_head_dim(k: usize) -> usize {
-    if k <= 144 { 1220 } else { 150 }
-}
+/// Elements of the heads of [`for_each_kind`], at most.
+const MAX_HEAD_DIM: usize = 144;
 
 /// Calls `f` with each kind of launch of these operands, by the output that it writes, and the output's type and size.
 fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&dyn Fn(Addr) -> Launch, DType, usize)) {
@@ -292,26 +301,35 @@ fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&d
     f(&|y| swiglu(BF16, kind, &Params { y, ..pair }), BF16, count);
     f(&|y| swiglu(BF16, kind, &Params { y, norm: norm.addr(), ..pair }), BF16, count);
     // A head has the columns of the other products, if they are not too many.
-    let case = QkvCase::new(BF16, kind, [m, given.k], [2, 1, given.n.next_multiple_of(2).min(max_head_dim(given.k))]);
+    let case = QkvCase::new(BF16, kind, [m, given.k], [2, 1, given.n.next_multiple_of(2).min(MAX_HEAD_DIM)]);
     f(&|y| super::qkv(BF16, kind, &case.params(y, norm.addr())), BF16, case.count());
 }
 
-fn variants_have_the_bits_of_the_chosen_plan() {
+fn variants_of_a_scheme_have_the_same_bits() {
     for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
         for case in test_cases_m_n_k().into_iter().chain(LONG_CASES_M_N_K) {
             let (m, _, k) = case;
             let given = Given::new(BF16, kind, case);
             let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
             for_each_kind(&given, &norm, m, |launch, dtype, count| {
-                let want = TestArray::output(dtype, count);
-                run_once(&launch(want.addr()));
-                let Launch::Kernel(chosen) = launch(want.addr()) else { return };
+                // The results by units and by tiles, and the plans that have run.
+                let mut want: [Option<Vec<u32>>; 2] = [None, None];
+                let mut plans = Vec::new();
+                let Launch::Kernel(chosen) = launch(norm.addr()) else { return };
                 for variant in tuning::variants_of(chosen.kernel) {
                     let got = TestArray::output(dtype, count);
                     let Launch::Kernel(chosen) = launch(got.addr()) else { return };
+                    let stages = (variant.kernel.plan)(&chosen.params, &gpu_of_check());
+                    let shapes: Vec<_> = stages.iter().map(|s| (s.symbol, s.grid, s.shared)).collect();
+                    if plans.contains(&shapes) {
+                        continue;
+                    }
+                    plans.push(shapes);
                     run(&Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..chosen.clone() }), 2);
                     let name = chosen.kernel.name;
-                    assert!(bits(&got) == bits(&want), "{name}, {}, {kind:?} {case:?}", variant.name);
+                    let by_tiles = stages.iter().any(|stage| !stage.tensor_maps.is_empty());
+                    let want = want[usize::from(by_tiles)].get_or_insert_with(|| bits(&got));
+                    assert!(bits(&got) == *want, "{name}, {}, {kind:?} {case:?}", variant.name);
                 }
             });
         }

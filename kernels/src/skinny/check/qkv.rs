@@ -100,6 +100,7 @@ impl QkvCase {
             pages: self.m.div_ceil(PAGE) as u32,
             page_tokens: PAGE as u32,
             eps: 1e-6,
+            ..Zeroable::zeroed()
         }
     }
 
@@ -136,7 +137,7 @@ impl QkvCase {
 }
 
 /// Rows, length of the sums and heads: whole and partial units of eight pairs, several blocks of rows.
-const CASES_M_K_HEADS: [(usize, usize, [usize; 3]); 7] = [
+const CASES_M_K_HEADS: [(usize, usize, [usize; 3]); 10] = [
     (1, 72, [4, 2, 16]),
     (5, 40, [2, 1, 6]),
     (17, 31, [3, 1, 20]),
@@ -144,6 +145,9 @@ const CASES_M_K_HEADS: [(usize, usize, [usize; 3]); 7] = [
     (64, 88, [1, 1, 34]),
     (67, 24, [2, 2, 2]),
     (33, 1031, [1, 1, 8]),
+    (12, 64, [2, 1, 8]),
+    (20, 48, [2, 1, 16]),
+    (70, 32, [1, 1, 12]),
 ];
 
 pub(super) fn qkv_has_the_bits_of_products_and_of_rope_kv_write() {

@@ -1,5 +1,6 @@
 //! Writes to the KV cache: keys and values of new tokens, and copies of whole cache blocks.
 
+use bytemuck::Zeroable;
 use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::skinny::{Params, QkvParams};
 use reel_kernels::{DType, block_copy, rope_kv_write};
@@ -128,6 +129,7 @@ impl KvDestination<'_> {
             pages: size(op, blocks)?,
             page_tokens: BLOCK_TOKENS as u32,
             eps: of_q.eps,
+            ..Zeroable::zeroed()
         })
     }
 

@@ -9,6 +9,7 @@
 //! weight again for every 32 of them (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows
 //! on either. No op here has a backward rule.
 
+use bytemuck::Zeroable;
 use reel_kernels::matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, cpu, group_elements, int8_groups};
 use reel_kernels::skinny::{self, Params, WeightFormat};
 use reel_kernels::{Addr, DType, Element, Launch};
@@ -339,17 +340,12 @@ fn params(op: &'static str, x: &Tensor, w: &PackedWeight, y: Addr) -> Result<Par
     Ok(Params {
         x: x.addr(),
         w: w.elements.addr(),
-        w2: Addr::NULL,
         scale: w.scales(),
-        scale2: Addr::NULL,
-        bias: Addr::NULL,
-        residual: Addr::NULL,
-        norm: Addr::NULL,
         y,
         m: size(op, m)?,
         n: size(op, w.shape[0])?,
         k: size(op, k)?,
-        eps: 0.0,
+        ..Zeroable::zeroed()
     })
 }
 

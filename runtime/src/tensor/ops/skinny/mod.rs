@@ -4,6 +4,7 @@
 //! work before and after it (norm, bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU
 //! these ops call [`super::linear`]. No op here has a backward rule.
 
+use bytemuck::Zeroable;
 use reel_kernels::skinny::{self, Params, WeightFormat};
 use reel_kernels::tuning::{self, Choices};
 use reel_kernels::{Addr, DType};
@@ -84,21 +85,7 @@ fn product(x: &Tensor, w: &Tensor) -> Result<Params> {
             ));
         }
     };
-    Ok(Params {
-        x: x.addr(),
-        w: w.addr(),
-        w2: Addr::NULL,
-        scale: Addr::NULL,
-        scale2: Addr::NULL,
-        bias: Addr::NULL,
-        residual: Addr::NULL,
-        norm: Addr::NULL,
-        y: Addr::NULL,
-        m: size(OP, m)?,
-        n: size(OP, n)?,
-        k: size(OP, k)?,
-        eps: 0.0,
-    })
+    Ok(Params { x: x.addr(), w: w.addr(), m: size(OP, m)?, n: size(OP, n)?, k: size(OP, k)?, ..Zeroable::zeroed() })
 }
 
 /// Allocates the result `[M, N]` of the product, and enters it in the parameters.

@@ -1,0 +1,115 @@
+//! Plans the products whose operands are copied to shared memory by tensor copies (`sm90.cuh`, compute capability 9.0).
+
+use super::{Fixed, NORM_BYTES, Operands, Operation, Scheme};
+use crate::{Addr, Arch, Stage};
+use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
+
+/// Rows of x of a block, by kernel: those whose symbols end in `_x1`, `_x2`, `_x4` and `_x8`.
+const ROWS: [u32; 4] = [8, 16, 32, 64];
+
+/// A shape of tiles; `sm80.cu` has the same numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// Weight rows of a box, at most.
+    pub(super) max_width: u32,
+    /// Boxes of 128 bytes of k of a stage, at most.
+    pub(super) boxes: u32,
+    /// Tiles of 16 weight rows of a warp if there are more than 16 rows of x.
+    pub(super) tiles: u32,
+    /// The symbols by [`ROWS`].
+    pub(super) symbols: [&'static str; 4],
+}
+
+/// The columns of a product, and their weights.
+pub(super) struct Columns<'a> {
+    /// Parts, each of which blocks of its own divide: the heads of `qkv`.
+    pub(super) parts: u32,
+    /// Columns of a part: pairs of columns of a head of `qkv`.
+    pub(super) columns: u32,
+    /// Boxes that hold the weight rows of a block's columns.
+    pub(super) sets: u32,
+    /// For each weight the slot of its tensor map, its address and its rows.
+    pub(super) weights: &'a [(usize, Addr, u32)],
+    /// The slot of the tensor map of x.
+    pub(super) x_slot: usize,
+}
+
+impl Columns<'_> {
+    /// Returns the columns of a block if `blocks` blocks divide a part. `width` in `products.cuh` is the same.
+    fn width(&self, blocks: u32) -> u32 {
+        self.columns.div_ceil(blocks).next_multiple_of(4)
+    }
+
+    /// Returns how many blocks divide a part: as few waves of blocks as columns of at most `max_width` allow, and in
+    /// each of these waves a block for each of `places`. Parts seldom divide the places evenly; then there are a few
+    /// blocks too many.
+    fn blocks(&self, row_blocks: u32, max_width: u32, places: u32) -> u32 {
+        let (others, places) = (u64::from(self.parts) * u64::from(row_blocks), u64::from(places));
+        let least = u64::from(self.columns.div_ceil(max_width));
+        let in_waves = (least * others).div_ceil(places) * places;
+        let blocks = if self.parts > 1 { in_waves.div_ceil(others) } else { in_waves / others };
+        let most = self.columns.div_ceil(4);
+        self.columns.div_ceil(self.width(blocks.clamp(least, u64::from(most)) as u32))
+    }
+}
+
+/// Plans the product by tiles, if that is the scheme and tensor copies can copy the operands. `shapes` is empty if the
+/// kernel has none, else ascending.
+pub(super) fn stage(
+    op: &Operation,
+    arch: &Arch,
+    shapes: &[Shape],
+    columns: &Columns,
+    operands: Operands,
+    fixed: Fixed,
+) -> Option<Stage> {
+    let wants = op.scheme(arch, fixed) == Scheme::Tiles && arch.sm >= 90;
+    let aligned = [op.x, op.norm].iter().all(|a| a.0.is_multiple_of(16)) && op.has_aligned_weights(operands);
+    let exists = [op.m, op.k, columns.parts, columns.columns].iter().all(|&size| size > 0);
+    let widest = shapes.last().filter(|_| wants && aligned && exists)?;
+
+    let kind = ROWS.iter().position(|&rows| op.m <= rows).unwrap_or(ROWS.len() - 1);
+    let (rows, row_blocks) = (ROWS[kind], op.m.div_ceil(ROWS[kind]));
+    let blocks_for = |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1));
+    // One block for two multiprocessors if each block would read more of x, from L2, than of the weights.
+    let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;
+    let per_2 = if 2 * rows.min(op.m) > weight_bytes { 1 } else { 2 };
+    let blocks = blocks_for(fixed.blocks_per_2_multiprocessors.unwrap_or(per_2));
+    let width = columns.width(blocks);
+    let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
+    let grid = [row_blocks, blocks * columns.parts, 1];
+
+    // Tiles of 8 rows of x, and boxes of 64 of its columns for one of the weight. A stage has at most 32 KiB of x.
+    let (x_tiles, x_of_box) = (rows / 8, 2 / operands.weight_bytes as u32);
+    let boxes = shape.boxes.min(32 / (x_of_box * x_tiles));
+    let tiles = if x_tiles > 2 { shape.tiles } else { 1 };
+    let groups = width.div_ceil(16 * tiles);
+    let multipliers = groups * (x_tiles / 4).max(1);
+    let normalisers = if op.normalises { boxes.min(2) * (x_tiles / 2).max(1) } else { 0 };
+    // A stage, with its three mbarriers.
+    let stage_bytes = 1024 * boxes * (2 * columns.sets * groups * tiles + x_of_box * x_tiles) + 24;
+    let others = 1024 + if op.norm.is_null() { 0 } else { rows * NORM_BYTES };
+    // A multiprocessor has 1 KiB more than a block may have, and reserves 1 KiB for each of its blocks.
+    let stages = |blocks: u32| ((arch.shared_per_block + 1024) / blocks - 1024).saturating_sub(others) / stage_bytes;
+    // Two blocks on a multiprocessor if there are several waves, with at least three stages each.
+    let room = if grid[0] * grid[1] > arch.multiprocessors && stages(2) > 2 { stages(2) } else { stages(1) };
+    let needed = (op.k * operands.weight_bytes as u32).div_ceil(128 * boxes);
+
+    let map = |data_type: DataType, address: Addr, [rows, box_rows]: [u32; 2]| {
+        let bytes = data_type.bytes();
+        let dims = [u64::from(op.k), u64::from(rows)];
+        let strides = [u64::from(op.k) * u64::from(bytes)];
+        let map = TensorMap::tiled(data_type, address.0, &dims, &strides, &[128 / bytes, box_rows], Swizzle::B128).ok()?;
+        Some(TensorMap { l2_promotion: L2Promotion::B256, ..map })
+    };
+    let weight_type = if operands.weight_bytes == 1 { DataType::U8 } else { DataType::Bf16 };
+    let weights = columns.weights.iter().map(|&(slot, w, n)| Some((slot, map(weight_type, w, [n, width])?)));
+    let x = std::iter::once_with(|| Some((columns.x_slot, map(DataType::Bf16, op.x, [op.m, rows])?)));
+    let stage = Stage {
+        grid,
+        shared: others + room.min(needed) * stage_bytes,
+        tensor_maps: weights.chain(x).collect::<Option<_>>()?,
+        ..Stage::one_dimensional(shape.symbols[kind], 1, 32 * (multipliers + normalisers + 1))
+    };
+    (room > 0).then(|| stage.programmatic_on(arch))
+}
