@@ -77,7 +77,8 @@ impl PtxModule {
         if let Some(found) = units.lock().expect("no thread panics while it holds the lock").get(&key) {
             return Ok(found.clone());
         }
-        let ptx = compile::compile_to_ptx(source, &format!("sm_{sm}"))?;
+        let suffix = if sm >= 90 && source.has_warpgroup_products() { "a" } else { "" };
+        let ptx = compile::compile_to_ptx(source, &format!("sm_{sm}{suffix}"))?;
         let program = Program::parse(&ptx).map_err(|error| SimulateError::Program { symbol: source.name, error })?;
         let unit = Arc::new(PtxModule::new(program));
         units.lock().expect("no thread panics while it holds the lock").insert(key, unit.clone());

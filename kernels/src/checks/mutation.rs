@@ -93,7 +93,7 @@ impl MutationSubject {
         let unit = module(&Arch::A100)?;
         let targets: Vec<MutationTarget> = targets_of(&unit.program().module).collect();
         let mut subjects = vec![MutationSubject::new(folder, Arch::A100, unit.clone(), targets, enough)?];
-        if folder.source.has_dependent_launches() {
+        if folder.source.has_hopper_code() {
             let hopper = module(&Arch::H100)?;
             let on_a100 = &unit.program().module.functions;
             let targets = targets_of(&hopper.program().module)

@@ -64,7 +64,7 @@ fn staged_results(
     let completion = COMPLETION_TIMINGS[seed as usize % 3];
     let options =
         ExecOptions { gpu: simulate::gpu_spec(&arch), seed, completion, strict_proxy: true, ..ExecOptions::default() };
-    let sm = if launch.kernel.source.has_dependent_launches() { arch.sm } else { 80 };
+    let sm = if launch.kernel.source.has_hopper_code() { arch.sm } else { 80 };
     let staged = match simulate::run(launch, &Arch { sm, ..arch }, &mut memory, &options) {
         Ok(staged) => staged,
         Err(e) => panic!("{}: {e}", launch.kernel.name),

@@ -39,6 +39,8 @@ pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 const BASE_ARCHITECTURE: &str = "sm_80";
 /// The architecture of the PTX for Hopper of sources with programmatic dependent launches.
 const DEPENDENT_LAUNCH_ARCHITECTURE: &str = "sm_90";
+/// The architecture of the PTX for Hopper of sources with products of warpgroups. It runs on no later architecture.
+const WARPGROUP_PRODUCT_ARCHITECTURE: &str = "sm_90a";
 
 /// The reason why a unit was not compiled. Each message is one line.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -148,12 +150,15 @@ pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError
     Ok(Cubin { image: cubin, ptx, report })
 }
 
-/// Returns the architecture whose PTX is assembled for `sm`: sm_80, or sm_90 if both the source and the GPU have
-/// programmatic dependent launches.
+/// Returns the architecture whose PTX is assembled for `sm`: sm_80, or one for Hopper if
+/// both the source and the GPU have programmatic dependent launches or products of warpgroups.
 fn architecture_of_ptx(source: &Source, sm: &str) -> Result<&'static str, CompileError> {
     let capability = number_of(sm)?.trim_end_matches(['a', 'f']).parse::<u32>().unwrap_or_default();
-    let dependent = capability >= 90 && source.has_dependent_launches();
-    Ok(if dependent { DEPENDENT_LAUNCH_ARCHITECTURE } else { BASE_ARCHITECTURE })
+    Ok(match capability {
+        90.. if source.has_warpgroup_products() => WARPGROUP_PRODUCT_ARCHITECTURE,
+        90.. if source.has_dependent_launches() => DEPENDENT_LAUNCH_ARCHITECTURE,
+        _ => BASE_ARCHITECTURE,
+    })
 }
 
 /// Returns the unit that ptxas assembles: the PTX is its text.

@@ -44,12 +44,26 @@ impl Source {
         text + self.sm80
     }
 
-    /// Whether the source has code for programmatic dependent launches, which the compiler leaves out below sm_90. Such
-    /// a source may have other code and kernels for sm_90, under `#if __CUDA_ARCH__ >= 900`. All other sources are
-    /// compiled to the PTX of sm_80 for every architecture.
+    /// Whether the source has code for programmatic dependent launches, which the compiler leaves out below sm_90.
     pub fn has_dependent_launches(&self) -> bool {
-        let mut texts = std::iter::once(self.sm80).chain(self.headers.iter().map(|(_, text)| *text));
-        texts.any(|text| text.contains("#include \"cuh/dependent.cuh\""))
+        self.includes("dependent.cuh")
+    }
+
+    /// Whether the source has products of warpgroups (wgmma), which only sm_90a has.
+    pub fn has_warpgroup_products(&self) -> bool {
+        self.includes("wgmma.cuh")
+    }
+
+    /// Whether the compiler translates the source anew for sm_90, under `#if __CUDA_ARCH__ >= 900`. All other sources
+    /// are compiled to the PTX of sm_80 for every architecture.
+    pub fn has_hopper_code(&self) -> bool {
+        self.has_dependent_launches() || self.has_warpgroup_products()
+    }
+
+    /// Whether the source or a header of its folder includes this header of `cuh/`.
+    fn includes(&self, header: &str) -> bool {
+        let line = format!("#include \"cuh/{header}\"");
+        std::iter::once(self.sm80).chain(self.headers.iter().map(|(_, text)| *text)).any(|text| text.contains(&line))
     }
 
     /// Returns a hash (FNV-1a) of the folder's CUDA code: `sm80.cu`, then the folder's headers by name, without line
