@@ -68,11 +68,18 @@ mod plan;
 
 use crate::folder::kernel_folder;
 use crate::launch::kernel_for_dtype;
+use crate::launch::{Padding, TensorMapSlot};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
+        /// Tensor map of q, which a launch that needs it fills in.
+        pub q_map: TensorMapSlot,
+        /// Tensor map of k.
+        pub k_map: TensorMapSlot,
+        /// Tensor map of v.
+        pub v_map: TensorMapSlot,
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
         /// `[tokens, kv_heads, head_dim]`
@@ -105,7 +112,38 @@ params! {
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
+        /// `scale * log2(e)`, which [`fwd`] fills in: an operand that arithmetic reads from the parameters needs no
+        /// register.
+        pub score_factor: f32,
+        /// Zeros.
+        pub reserved: Padding<36>,
     }
+}
+
+impl FwdParams {
+    /// Parameters without operands, whose numbers are 0.
+    pub const EMPTY: FwdParams = FwdParams {
+        q_map: TensorMapSlot::EMPTY,
+        k_map: TensorMapSlot::EMPTY,
+        v_map: TensorMapSlot::EMPTY,
+        q: Addr::NULL,
+        k: Addr::NULL,
+        v: Addr::NULL,
+        o: Addr::NULL,
+        lse: Addr::NULL,
+        cu_seqlens: Addr::NULL,
+        prefix: Addr::NULL,
+        tokens: 0,
+        seqs: 0,
+        heads: 0,
+        kv_heads: 0,
+        head_dim: 0,
+        causal: 0,
+        scale: 0.0,
+        max_seqlen: 0,
+        score_factor: 0.0,
+        reserved: Padding::ZEROS,
+    };
 }
 
 params! {
@@ -180,6 +218,7 @@ impl BwdParams {
             causal,
             scale,
             max_seqlen,
+            ..FwdParams::EMPTY
         }
     }
 }
@@ -189,12 +228,14 @@ kernel_folder! {
     params: [FwdParams, BwdParams],
     headers: [
         "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "fma_tile.cuh", "forward_fma.cuh", "forward_mma.cuh",
-        "sequences.cuh", "tile.cuh", "visits.cuh"
+        "forward_producer.cuh", "forward_wgmma.cuh", "position_tiles.cuh", "row_state.cuh", "sequences.cuh", "tile.cuh",
+        "visits.cuh"
     ],
 }
 
 kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan::fwd_f32);
 kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16);
+kernel!(pub FWD_BF16_WGMMA, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16_wgmma);
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 kernel!(pub BWD_BF16_128_KEYS, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
@@ -211,6 +252,7 @@ kernel!(pub BWD_BF16_SEPARATE_DQ, "attention_bwd_bf16", BwdParams, cpu::bwd::<ha
 /// pairs that one head computes (see [`query_key_pair_count`]).
 pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
+    let params = &FwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
     let lse = if params.lse.is_null() { 0.0 } else { 4.0 * tokens * heads };

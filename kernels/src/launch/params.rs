@@ -91,9 +91,24 @@ impl CType for TensorMapSlot {
     const NAME: &'static str = "TensorMapSlot";
 }
 
-/// The declaration of [`TensorMapSlot`] in CUDA C++.
-pub(super) const TENSOR_MAP_SLOT_DECLARATION: &str =
-    "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n";
+/// Bytes at the end of a parameter struct that fill it up to a multiple of its alignment, which is 64 bytes if it has a
+/// [`TensorMapSlot`].
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Padding<const N: usize>([u8; N]);
+
+impl<const N: usize> Padding<N> {
+    /// Padding, all zeros.
+    pub const ZEROS: Padding<N> = Padding([0; N]);
+}
+
+impl CType for Padding<36> {
+    const NAME: &'static str = "Padding<36>";
+}
+
+/// The declarations of [`TensorMapSlot`] and [`Padding`] in CUDA C++.
+pub(super) const TENSOR_MAP_SLOT_DECLARATION: &str = "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n\
+     template <int N> struct Padding { unsigned char bytes[N]; };\n";
 
 /// A parameter struct declared by [`params!`](crate::params).
 pub trait Params: bytemuck::Pod {

@@ -120,6 +120,7 @@ impl Given {
             causal: self.case.causal as u32,
             scale: self.scale,
             max_seqlen: self.case.lengths.iter().copied().max().unwrap_or(0) as u32,
+            ..FwdParams::EMPTY
         }
     }
 

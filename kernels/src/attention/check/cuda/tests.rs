@@ -32,6 +32,7 @@ fn matrix_products_at_8k_are_the_useful_ones() {
                 causal: 1,
                 scale: 0.1,
                 max_seqlen: tile as u32,
+                ..FwdParams::EMPTY
             };
             let stages = simulated_stages(&fwd(BF16, &p, 0.0));
             let count = stages[0].counters.total();

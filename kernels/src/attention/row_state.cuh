@@ -1,0 +1,63 @@
+// Order of a row's sums on sm_90a. The forward pass of packed sequences and paged decode include this header, so a row
+// has the same bits in training, prefill and decode. Earlier architectures have the order of online_softmax.cuh.
+//
+// The keys of a row are counted from the first key of its sequence, or of its prefix if there is one. A segment has 512
+// keys, four blocks of 128. Segments, and the blocks of a segment, are taken in descending order, because the block on
+// the diagonal, the only one with a mask, is then the first. c = scale * log2(e).
+//
+//   total = none
+//   for each segment, descending:
+//     for each block of the segment, descending:
+//       s = q . k: one sum from 0 on, over 16 columns at a time, ascending; -inf for a key that the row does not see
+//       x = max of the block's s
+//       first block: m = x, o = 0, l = 0, alpha = 1
+//       else if x * c > fma(m, c, 8): alpha = 2^((m - x) * c), m = x, o *= alpha
+//       else: alpha = 1                            # m stays: the weights are at most 2^8
+//       p = 2^(fma(s, c, -(m * c)))
+//       o += bf16(p) v: one sum, over 16 keys at a time, ascending
+//       l = fma(l, alpha, u + w) for each of four lanes; lane i adds up the p of keys 8 n + 2 i (u) and 8 n + 2 i + 1
+//         (w), n ascending
+//     l = (l0 + l1) + (l2 + l3)
+//     total = merge(total, segment): below; the first segment is the total
+//   output = bf16(total.o * (1 / total.l))
+//
+// A block or segment of which the row sees no key has m = x = -inf and p = 0, and changes no bit of the total.
+#pragma once
+
+#include "cuh/exp2.cuh"
+#include "cuh/math.cuh"
+
+constexpr int ROW_BLOCK_KEYS = 128;
+constexpr int ROW_SEGMENT_BLOCKS = 4;
+
+// Whether the reference moves from m to x, because weights relative to m could exceed 2^8.
+__device__ __forceinline__ bool reference_moves(float m, float x, float c) {
+  return __fmul_rn(x, c) > __fmaf_rn(m, c, 8.0f);
+}
+
+// Returns the factor of sums relative to m after the reference has moved to x.
+__device__ __forceinline__ float reference_change(float m, float x, float c) {
+  return exp2_approx(__fmul_rn(__fsub_rn(m, x), c));
+}
+
+// Returns what is subtracted from score * c before the exponential; 0 for a row that has seen no key, because
+// -inf - -inf would be NaN.
+__device__ __forceinline__ float scaled_reference(float m, float c) {
+  return m == minus_infinity() ? 0.0f : __fmul_rn(m, c);
+}
+
+__device__ __forceinline__ float row_weight(float score, float c, float reference) {
+  return exp2_approx(__fmaf_rn(score, c, -reference));
+}
+
+// Merges a segment with reference m into a total with reference M: of both, each is multiplied by
+// merge_weight(own reference, other reference), and the result has the reference max(M, m). Without keys in either,
+// fminf makes 0 of the NaN, so that both weights are 1 and both sums 0.
+__device__ __forceinline__ float merge_weight(float m, float other, float c) {
+  return exp2_approx(fminf(0.0f, __fmul_rn(__fsub_rn(m, other), c)));
+}
+
+// Returns an element of the merged output, or the merged sum of weights.
+__device__ __forceinline__ float merged_value(float total, float total_weight, float part, float part_weight) {
+  return __fmaf_rn(part, part_weight, __fmul_rn(total, total_weight));
+}
