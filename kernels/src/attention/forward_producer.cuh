@@ -1,8 +1,8 @@
 // The warp of a forward block on sm_90a that copies queries, keys and values to shared memory.
 //
 // It passes everything through one ring of slots: for each tile the queries, then keys and values of each block of
-// keys, descending: q, k, v, k, v, .... A slot holds 128 rows as HEAD_DIM / 64 columns of 128 rows of 128 bytes (of
-// queries: for each of the two warpgroups as columns of 64 rows), with the swizzle of 128 bytes.
+// keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of 64 columns, each with the swizzle of 128 bytes;
+// for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two warpgroups are 64 rows.
 //
 // Rows come by tensor copies, in boxes of 128 tokens, with two exceptions, which the warp copies by cp.async: a block of
 // keys in which the prefix ends and the sequence's own keys begin, and the values of a block in which the sequence ends.
@@ -21,18 +21,27 @@ constexpr int CONSUMERS = 2;  // warpgroups that compute, 64 queries each
 // state of their rows, mbarriers, and descriptions of the next tiles.
 template <int HEAD_DIM>
 struct ForwardShared {
-  static constexpr int COLUMN = ROW_BLOCK_KEYS * 128;                   // 64 columns of a slot's rows
-  static constexpr int SLOT = HEAD_DIM / 64 * COLUMN;
+  static constexpr int COLUMNS = HEAD_DIM % 64 == 0 ? 64 : 16;  // of a group
+  static constexpr int SWIZZLE = 2 * COLUMNS;
+  static constexpr int GROUP = ROW_BLOCK_KEYS * SWIZZLE;  // a group of columns of a slot
+  static constexpr int SLOT = HEAD_DIM / COLUMNS * GROUP;
   static constexpr int SLOTS = HEAD_DIM == 128 ? 5 : 6;
-  static constexpr int QUERIES = SLOT / CONSUMERS;                      // queries of a warpgroup
-  static constexpr int TILES = 4;                                       // descriptions
+  static constexpr int QUERIES = SLOT / CONSUMERS;  // queries of a warpgroup
+  static constexpr int TILES = 4;                   // descriptions
   static constexpr int TOTALS = SLOTS * SLOT, TOTAL = 64 * HEAD_DIM * 4;
   static constexpr int STATES = TOTALS + CONSUMERS * TOTAL, STATE = 1024;
   static constexpr int FULL = STATES + CONSUMERS * STATE, FREE = FULL + 8 * SLOTS;
   static constexpr int TILE_FULL = FREE + 8 * SLOTS, TILE_FREE = TILE_FULL + 8 * TILES;
   static constexpr int TILE = TILE_FREE + 8 * TILES;
   static constexpr int BYTES = TILE + 32 * TILES;
-  static_assert(TILE % 16 == 0 && BYTES <= 227 * 1024, "shared memory of a block");
+  static_assert(HEAD_DIM % COLUMNS == 0 && TILE % 16 == 0 && BYTES <= 227 * 1024, "shared memory of a block");
+
+  // Returns the offset of a 16-byte chunk of a row, in a tile with groups of GROUP_BYTES.
+  template <int GROUP_BYTES>
+  __device__ static __forceinline__ u32 offset(int row, int chunk) {
+    const int in_group = chunk % (SWIZZLE / 16), swizzled = in_group ^ (SWIZZLE == 128 ? row & 7 : row / 4 & 1);
+    return chunk / (SWIZZLE / 16) * GROUP_BYTES + row * SWIZZLE + swizzled * 16;
+  }
 };
 
 // A position in a ring of SLOTS slots.
@@ -61,8 +70,8 @@ __device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor,
     const int row = at / CHUNKS, chunk = at % CHUNKS;
     const bool valid = first + row < end;
     const bf16* const source = tensor + (valid ? rows.head(first + row) + chunk * 8 : 0);
-    const u32 to = slot + chunk / 8 * ForwardShared<HEAD_DIM>::COLUMN + row * 128 + ((chunk ^ row) & 7) * 16;
-    cp_async_16(to, source, valid ? 16 : 0);
+    using S = ForwardShared<HEAD_DIM>;
+    cp_async_16(slot + S::template offset<S::GROUP>(row, chunk), source, valid ? 16 : 0);
   }
   cp_async_commit();
   cp_async_wait<0>();

@@ -1,4 +1,4 @@
-// Forward pass on sm_90a for head_dim 64 and 128: blocks of threads with one producer warp (forward_producer.cuh) and
+// Forward pass on sm_90a for head_dim 64, 80 and 128: blocks of threads with one producer warp (forward_producer.cuh) and
 // two warpgroups that compute 64 queries each. Order of sums: row_state.cuh.
 //
 //   producer:   for each tile: copy queries; for each block of keys, descending: copy keys; copy values
@@ -22,7 +22,6 @@
 
 #include "attention/forward_producer.cuh"
 #include "attention/tile.cuh"
-#include "cuh/warp.cuh"
 #include "cuh/wgmma.cuh"
 
 constexpr int WGMMA_THREADS = 128 * (CONSUMERS + 1);
@@ -61,6 +60,7 @@ __device__ __forceinline__ float log2_approx(float x) {
 template <int HEAD_DIM, bool HALF>
 struct ForwardConsumer {
   using S = ForwardShared<HEAD_DIM>;
+  static constexpr int STEPS = S::COLUMNS / 16;  // steps of a product over a group of columns
   static constexpr int FIRST = HALF ? ROW_BLOCK_KEYS / 2 : ROW_BLOCK_KEYS;  // keys of a tile's first block
 
   u32 shared;
@@ -70,14 +70,11 @@ struct ForwardConsumer {
   // Of rows g = lane / 4 and g + 8 of the warp's 16 rows: scores, then weights; output; weights and queries as operands.
   float s[ROW_BLOCK_KEYS / 2], o[HEAD_DIM / 2];
   u32 p[ROW_BLOCK_KEYS / 16][4], q[HEAD_DIM / 16][4];
-  // Of the two rows: reference, this lane's part of the sum, and factor of the older sums.
-  float m[2], l[2], alpha[2];
-  bool rescales = false;  // whether alpha is not 1 in a row of the warp
+  RowPair rows;
   bool merged = false;    // whether there is a total in shared memory
   int keep = 0;           // 1: the next product with v adds to o; 0: it begins o
   RingPosition<S::SLOTS> keys, values;
   RingPosition<S::TILES> next;
-  int stored_tile = 0;  // number of the description of the tile that is stored next
 
   __device__ __forceinline__ void arrive(u32 barrier) {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
@@ -106,8 +103,7 @@ struct ForwardConsumer {
     const int id = static_cast<int>(thread()), lane = id % 32, row = id / 32 * 16 + lane % 16;
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {
-      const int chunk = 2 * (k % 4) + lane / 16;
-      ldmatrix_x4(q[k], base + k / 4 * (S::COLUMN / 2) + row * 128 + ((chunk ^ row) & 7) * 16);
+      ldmatrix_x4(q[k], base + S::template offset<S::GROUP / 2>(row, 2 * k + lane / 16));
     }
     fence_async_proxy();
     __syncwarp();
@@ -129,10 +125,10 @@ struct ForwardConsumer {
   template <int KEYS>
   __device__ __forceinline__ void issue_scores() {
     wgmma_fence();
-    const u64 k_tile = operand_layout<128>() | operand_address(shared + keys.slot * S::SLOT);
+    const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + keys.slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {
-      Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_tile + (k / 4 * S::COLUMN + k % 4 * 32) / 16, k != 0);
+      Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_tile + (k / STEPS * S::GROUP + k % STEPS * 32) / 16, k != 0);
     }
     wgmma_commit();
   }
@@ -142,10 +138,10 @@ struct ForwardConsumer {
   __device__ __forceinline__ void issue_output() {
     mbarrier_wait(full(values.slot), values.parity);
     wgmma_fence();
-    const u64 v_tile = operand_layout<128>(S::COLUMN) | operand_address(shared + values.slot * S::SLOT);
+    const u64 v_tile = operand_layout<S::SWIZZLE>(S::GROUP) | operand_address(shared + values.slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < KEYS / 16; ++k) {
-      Wgmma<HEAD_DIM>::template rs<0, MN_MAJOR>(o, p[k], v_tile + k * (16 * 128 / 16), k == 0 ? keep : 1);
+      Wgmma<HEAD_DIM>::template rs<0, MN_MAJOR>(o, p[k], v_tile + k * S::SWIZZLE, k == 0 ? keep : 1);
     }
     wgmma_commit();
   }
@@ -163,46 +159,6 @@ struct ForwardConsumer {
 #pragma unroll
     for (int i = 0; i < FIRST / 2; ++i) {
       if (8 * (i / 4) + i % 2 >= (i & 2 ? high : low)) s[i] = minus_infinity();
-    }
-  }
-
-  // Replaces the scores of the block by their weights and adds these to the sums. NEW: the block is the tile's first.
-  template <int KEYS, bool NEW>
-  __device__ __forceinline__ void softmax() {
-    constexpr int N = KEYS / 2;
-    float x0 = fmaxf(s[0], s[1]), x1 = fmaxf(s[2], s[3]), y0 = fmaxf(s[4], s[5]), y1 = fmaxf(s[6], s[7]);
-#pragma unroll
-    for (int i = 8; i < N; i += 8) {
-      x0 = fmaxf(x0, fmaxf(s[i], s[i + 1]));
-      x1 = fmaxf(x1, fmaxf(s[i + 2], s[i + 3]));
-      y0 = fmaxf(y0, fmaxf(s[i + 4], s[i + 5]));
-      y1 = fmaxf(y1, fmaxf(s[i + 6], s[i + 7]));
-    }
-    x0 = fmaxf(x0, y0), x1 = fmaxf(x1, y1);
-    x0 = fmaxf(x0, shuffle_xor(x0, 1)), x1 = fmaxf(x1, shuffle_xor(x1, 1));
-    x0 = fmaxf(x0, shuffle_xor(x0, 2)), x1 = fmaxf(x1, shuffle_xor(x1, 2));
-    if constexpr (NEW) {
-      m[0] = x0, m[1] = x1;
-    } else {
-      const bool moves0 = reference_moves(m[0], x0, c), moves1 = reference_moves(m[1], x1, c);
-      alpha[0] = moves0 ? reference_change(m[0], x0, c) : 1.0f;
-      alpha[1] = moves1 ? reference_change(m[1], x1, c) : 1.0f;
-      m[0] = moves0 ? x0 : m[0], m[1] = moves1 ? x1 : m[1];
-      rescales = __any_sync(0xffffffffu, moves0 || moves1);
-    }
-    const float r0 = scaled_reference(m[0], c), r1 = scaled_reference(m[1], c);
-    float u0 = 0, u1 = 0, w0 = 0, w1 = 0;
-#pragma unroll
-    for (int i = 0; i < N; i += 4) {
-      s[i] = row_weight(s[i], c, r0), s[i + 1] = row_weight(s[i + 1], c, r0);
-      s[i + 2] = row_weight(s[i + 2], c, r1), s[i + 3] = row_weight(s[i + 3], c, r1);
-      u0 = __fadd_rn(u0, s[i]), w0 = __fadd_rn(w0, s[i + 1]);
-      u1 = __fadd_rn(u1, s[i + 2]), w1 = __fadd_rn(w1, s[i + 3]);
-    }
-    if constexpr (NEW) {
-      l[0] = __fadd_rn(u0, w0), l[1] = __fadd_rn(u1, w1);
-    } else {
-      l[0] = __fmaf_rn(l[0], alpha[0], __fadd_rn(u0, w0)), l[1] = __fmaf_rn(l[1], alpha[1], __fadd_rn(u1, w1));
     }
   }
 
@@ -224,13 +180,12 @@ struct ForwardConsumer {
     const u32 at = state_address();
     float x[4] = {minus_infinity(), 0, minus_infinity(), 0}, w[4];
     if (merged) load_shared(at, x);
+    rows.add_lanes();
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      l[r] = __fadd_rn(l[r], shuffle_xor(l[r], 1));
-      l[r] = __fadd_rn(l[r], shuffle_xor(l[r], 2));
-      w[r] = merge_weight(x[2 * r], m[r], c), w[2 + r] = merge_weight(m[r], x[2 * r], c);
-      x[2 * r + 1] = merged_value(x[2 * r + 1], w[r], l[r], w[2 + r]);
-      x[2 * r] = fmaxf(x[2 * r], m[r]);
+      w[r] = merge_weight(x[2 * r], rows.m[r], c), w[2 + r] = merge_weight(rows.m[r], x[2 * r], c);
+      x[2 * r + 1] = merged_value(x[2 * r + 1], w[r], rows.l[r], w[2 + r]);
+      x[2 * r] = fmaxf(x[2 * r], rows.m[r]);
     }
     __syncwarp();  // all lanes have read the old state
     if (threadIdx.x % 4 == 0) {
@@ -238,7 +193,7 @@ struct ForwardConsumer {
       store_shared(at + 512, w[0], w[1], w[2], w[3]);
     }
     __syncwarp();
-    m[0] = m[1] = minus_infinity(), l[0] = l[1] = 0;
+    rows.clear();
   }
 
   // Merges the segment's output with the total: the result replaces the total, or with LAST stays in o.
@@ -264,9 +219,9 @@ struct ForwardConsumer {
   }
 
   __device__ __forceinline__ void rescale_output() {
-    if (!rescales) return;
+    if (!rows.rescales) return;
 #pragma unroll
-    for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = __fmul_rn(o[i], alpha[i / 2 % 2]);
+    for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = __fmul_rn(o[i], rows.alpha[i / 2 % 2]);
   }
 
   // Scores and weights of `block`, while the weights of the block after it, of which KEYS keys are seen, multiply v.
@@ -284,9 +239,9 @@ struct ForwardConsumer {
     wgmma_wait<1>();
     keep_registers(s);
     free_keys();
-    softmax<ROW_BLOCK_KEYS, false>();
+    rows.add<ROW_BLOCK_KEYS, false>(s, c);
     keep_registers(s);
-    compute_before_wait(l[0] + l[1], shared + S::TILE);
+    compute_before_wait(rows.l[0] + rows.l[1], shared + S::TILE);
     wgmma_wait<0>();
     keep_registers(o);
     keep_registers(p);
@@ -297,13 +252,14 @@ struct ForwardConsumer {
     else rescale_output();
   }
 
-  // Stores the output and log-sum-exp of the tile whose description is the next one to be freed.
+  // Stores the output and log-sum-exp of the tile whose description was read before the last one.
   __device__ __forceinline__ void store(const FwdParams& params) {
     end_segment_output<true>();
     float state[4];
     load_shared(state_address(), state);
     int shift, end, first, no_query;
     u32 head;
+    const int stored_tile = (next.slot + S::TILES - 2) % S::TILES;
     const u32 description = shared + S::TILE + 32 * stored_tile;
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%5];\n\tld.shared.b32 %4, [%5 + 16];"
                  : "=r"(shift), "=r"(end), "=r"(first), "=r"(head), "=r"(no_query)
@@ -311,7 +267,6 @@ struct ForwardConsumer {
                  : "memory");
     __syncwarp();
     arrive(shared + S::TILE_FREE + 8 * stored_tile);
-    stored_tile = (stored_tile + 1) % S::TILES;
     const int id = static_cast<int>(thread()), quad = id % 4, row = 64 * group + id / 32 * 16 + id % 32 / 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -324,7 +279,7 @@ struct ForwardConsumer {
       }
       bf16* const out = global<bf16>(params.o) + at * HEAD_DIM;
 #pragma unroll
-      for (int g = 0; g < HEAD_DIM / 8; g += 4) {
+      for (int g = 0; g + 4 <= HEAD_DIM / 8; g += 4) {
         u32 v[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -346,13 +301,19 @@ struct ForwardConsumer {
         }
         if (is_query) *reinterpret_cast<Words<16>*>(out + 8 * (g + quad)) = Words<16>{{v[0], v[1], v[2], v[3]}};
       }
+#pragma unroll
+      for (int g = HEAD_DIM / 32 * 4; g < HEAD_DIM / 8; ++g) {
+        const int i = 4 * g + 2 * r;
+        const u32 pair = pack_bf16(__fmul_rn(o[i], inverse), __fmul_rn(o[i + 1], inverse));
+        if (is_query) *reinterpret_cast<u32*>(out + 8 * g + 2 * quad) = pair;
+      }
     }
   }
 
   // Masks the scores of a tile's first block where queries do not see it, and computes the weights.
   __device__ __forceinline__ void first_softmax(const PositionTile& tile, int block) {
     if (HALF || is_masked(tile, block)) mask(tile, block);
-    softmax<FIRST, true>();
+    rows.add<FIRST, true>(s, c);
   }
 
   __device__ __forceinline__ void run(const FwdParams& params) {
@@ -392,7 +353,7 @@ struct ForwardConsumer {
       free_keys();
       first_softmax(following, block);
       keep_registers(s);
-      compute_before_wait(l[0] + l[1], shared + S::TILE);
+      compute_before_wait(rows.l[0] + rows.l[1], shared + S::TILE);
       wgmma_wait<0>();
       keep_registers(o);
       keep_registers(p);

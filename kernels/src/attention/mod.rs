@@ -36,6 +36,20 @@
 //!   o = total.output / total.sum
 //! ```
 //!
+//! Products of warpgroups (`FWD_BF16_WGMMA`, a variant for sm_90a and head_dim 64, 80 and 128) have another order, because
+//! their masked block has to come first; `row_state.cuh` defines it for the forward pass and for paged decode:
+//!
+//! ```text
+//! for each query row:
+//!   total = none
+//!   for each segment of 512 keys, counted from the first key (of the prefix, if there is one), descending:
+//!     row = empty
+//!     for each block of 128 keys, descending:
+//!       row = lazy_softmax(row, block)              # the reference of the weights moves only if it grows by 2^8
+//!     total = merge(total, row)
+//!   o = total.output / total.sum
+//! ```
+//!
 //! A row never reads a key that it may not see. So its bits depend on its own query and keys alone, not on other
 //! rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same bits. The
 //! gradients have a fixed order too: `dq` sums over keys in ascending order; `dk` and `dv` sum over sequences
@@ -47,7 +61,8 @@
 //! (an even head_dim), rounds the factors of matrix products to bf16. In the forward pass these are the probabilities
 //! relative to the largest score so far, in the backward pass `p` and `p (d_o . v - delta)`. On tensor cores and tiles
 //! a key that a query does not see, but a later query of the same rows does, is multiplied by 0 (departure 2 in
-//! `sm80.cu`).
+//! `sm80.cu`). Products of warpgroups round probabilities relative to a score that may be smaller than the largest one
+//! by a factor of 2^8, which changes no relative error.
 //!
 //! In f32 every addition rounds; `2^x` has an error of up to 2 ulp (`ex2.approx.ftz.f32`). Tolerance as a multiple of
 //! one rounding error: bf16 2.5; f32 20 for o and 300 for gradients, in which `d_o . v` and delta cancel, and more
@@ -68,7 +83,7 @@ mod plan;
 
 use crate::folder::kernel_folder;
 use crate::launch::kernel_for_dtype;
-use crate::launch::{Padding, TensorMapSlot};
+use crate::launch::{Padding36, TensorMapSlot};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
@@ -116,7 +131,7 @@ params! {
         /// register.
         pub score_factor: f32,
         /// Zeros.
-        pub reserved: Padding<36>,
+        pub reserved: Padding36,
     }
 }
 
@@ -142,7 +157,7 @@ impl FwdParams {
         scale: 0.0,
         max_seqlen: 0,
         score_factor: 0.0,
-        reserved: Padding::ZEROS,
+        reserved: Padding36::ZEROS,
     };
 }
 

@@ -97,6 +97,7 @@ const fn forward_shared(head_dim: u32) -> u32 {
 pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_fwd_bf16_wgmma_64",
+        80 => "attention_fwd_bf16_wgmma_80",
         128 => "attention_fwd_bf16_wgmma_128",
         _ => return fwd_bf16(p, arch),
     };
@@ -119,13 +120,14 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
 }
 
 /// Returns the map of a tensor `[tokens, heads, head_dim]` with boxes of `rows` tokens of one head, whose columns lie in
-/// shared memory in groups of 64.
+/// shared memory in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
 fn heads_map(p: &FwdParams, tensor: Addr, heads: u32, rows: u32) -> TensorMap {
-    let (groups, head_bytes) = (p.head_dim / 64, 2 * u64::from(p.head_dim));
-    let dims = [64, u64::from(p.tokens), u64::from(groups), u64::from(heads)];
-    let strides = [head_bytes * u64::from(heads), 128, head_bytes];
-    let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &[64, rows, groups, 1], Swizzle::B128);
-    let map = map.expect("strides are multiples of 128, and there are tokens");
+    let (columns, swizzle) = if p.head_dim.is_multiple_of(64) { (64, Swizzle::B128) } else { (16, Swizzle::B32) };
+    let (groups, head_bytes) = (p.head_dim / columns, 2 * u64::from(p.head_dim));
+    let dims = [u64::from(columns), u64::from(p.tokens), u64::from(groups), u64::from(heads)];
+    let strides = [head_bytes * u64::from(heads), 2 * u64::from(columns), head_bytes];
+    let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &[columns, rows, groups, 1], swizzle);
+    let map = map.expect("strides are multiples of 32, and there are tokens");
     TensorMap { address: tensor.0, l2_promotion: L2Promotion::B256, ..map }
 }
 

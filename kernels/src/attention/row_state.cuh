@@ -26,6 +26,7 @@
 
 #include "cuh/exp2.cuh"
 #include "cuh/math.cuh"
+#include "cuh/warp.cuh"
 
 constexpr int ROW_BLOCK_KEYS = 128;
 constexpr int ROW_SEGMENT_BLOCKS = 4;
@@ -61,3 +62,62 @@ __device__ __forceinline__ float merge_weight(float m, float other, float c) {
 __device__ __forceinline__ float merged_value(float total, float total_weight, float part, float part_weight) {
   return __fmaf_rn(part, part_weight, __fmul_rn(total, total_weight));
 }
+
+// The state of two rows of which four lanes hold the scores: references, this lane's part of the sums, the factors of
+// the older sums and outputs, and whether one of them, in any row of the warp, is not 1.
+struct RowPair {
+  float m[2], l[2], alpha[2];
+  bool rescales;
+
+  __device__ __forceinline__ void clear() { m[0] = m[1] = minus_infinity(), l[0] = l[1] = 0; }
+
+  // Adds a block of which KEYS keys are seen, and replaces their scores by their weights. With t = lane % 4, a lane has
+  // the scores of keys 8 n + 2 t and 8 n + 2 t + 1 in s[4 n], s[4 n + 1] of row 0 and s[4 n + 2], s[4 n + 3] of row 1.
+  // NEW: the block is the first.
+  template <int KEYS, bool NEW, int N>
+  __device__ __forceinline__ void add(float (&s)[N], float c) {
+    float x0 = fmaxf(s[0], s[1]), x1 = fmaxf(s[2], s[3]), y0 = fmaxf(s[4], s[5]), y1 = fmaxf(s[6], s[7]);
+#pragma unroll
+    for (int i = 8; i < KEYS / 2; i += 8) {
+      x0 = fmaxf(x0, fmaxf(s[i], s[i + 1]));
+      x1 = fmaxf(x1, fmaxf(s[i + 2], s[i + 3]));
+      y0 = fmaxf(y0, fmaxf(s[i + 4], s[i + 5]));
+      y1 = fmaxf(y1, fmaxf(s[i + 6], s[i + 7]));
+    }
+    x0 = fmaxf(x0, y0), x1 = fmaxf(x1, y1);
+    x0 = fmaxf(x0, shuffle_xor(x0, 1)), x1 = fmaxf(x1, shuffle_xor(x1, 1));
+    x0 = fmaxf(x0, shuffle_xor(x0, 2)), x1 = fmaxf(x1, shuffle_xor(x1, 2));
+    if constexpr (NEW) {
+      m[0] = x0, m[1] = x1;
+    } else {
+      const bool moves0 = reference_moves(m[0], x0, c), moves1 = reference_moves(m[1], x1, c);
+      alpha[0] = moves0 ? reference_change(m[0], x0, c) : 1.0f;
+      alpha[1] = moves1 ? reference_change(m[1], x1, c) : 1.0f;
+      m[0] = moves0 ? x0 : m[0], m[1] = moves1 ? x1 : m[1];
+      rescales = __any_sync(0xffffffffu, moves0 || moves1);
+    }
+    const float r0 = scaled_reference(m[0], c), r1 = scaled_reference(m[1], c);
+    float u0 = 0, u1 = 0, w0 = 0, w1 = 0;
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; i += 4) {
+      s[i] = row_weight(s[i], c, r0), s[i + 1] = row_weight(s[i + 1], c, r0);
+      s[i + 2] = row_weight(s[i + 2], c, r1), s[i + 3] = row_weight(s[i + 3], c, r1);
+      u0 = __fadd_rn(u0, s[i]), w0 = __fadd_rn(w0, s[i + 1]);
+      u1 = __fadd_rn(u1, s[i + 2]), w1 = __fadd_rn(w1, s[i + 3]);
+    }
+    if constexpr (NEW) {
+      l[0] = __fadd_rn(u0, w0), l[1] = __fadd_rn(u1, w1);
+    } else {
+      l[0] = __fmaf_rn(l[0], alpha[0], __fadd_rn(u0, w0)), l[1] = __fmaf_rn(l[1], alpha[1], __fadd_rn(u1, w1));
+    }
+  }
+
+  // Adds up the four lanes' parts of the sums, at the end of a segment.
+  __device__ __forceinline__ void add_lanes() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      l[r] = __fadd_rn(l[r], shuffle_xor(l[r], 1));
+      l[r] = __fadd_rn(l[r], shuffle_xor(l[r], 2));
+    }
+  }
+};

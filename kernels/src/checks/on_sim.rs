@@ -39,7 +39,8 @@ pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
 
 /// Returns the contents of each array after the launch under one interleaving.
 pub fn simulated_array_contents(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> Vec<Vec<u8>> {
-    staged_results(launch, arrays, seed, gpu_of_interleaving(seed)).1
+    let gpu = RUNNING.with_borrow(|r| r.only_gpu).unwrap_or_else(|| gpu_of_interleaving(seed));
+    staged_results(launch, arrays, seed, gpu).1
 }
 
 /// The GPU that the interleaving with this seed simulates, if all GPUs run the same kernels.
@@ -92,9 +93,10 @@ const LARGE_LAUNCH: u64 = 1 << 16;
 /// [`COMPLETION_TIMINGS`]; the small shapes of the same kernel get all of them.
 pub fn run_interleavings(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
-    let (seed, interleavings, in_test, record, first_gpu) = RUNNING.with_borrow(|r| {
-        let setup = &r.setup;
-        (setup.seed, setup.interleavings.max(1), setup.in_test, setup.record, setup.first_gpu)
+    let (seed, interleavings, in_test, record, first_gpu, only_gpu) = RUNNING.with_borrow(|r| {
+        let (setup, gpu) = (&r.setup, r.only_gpu.unwrap_or(r.setup.first_gpu));
+        let record = setup.record && gpu == setup.first_gpu;
+        (setup.seed, setup.interleavings.max(1), setup.in_test, record, gpu, r.only_gpu)
     });
     let first_seed = seed.wrapping_mul(8);
     let (staged, first) = staged_results(launch, &arrays, first_seed, first_gpu);
@@ -110,9 +112,12 @@ pub fn run_interleavings(launch: &KernelLaunch) {
         RUNNING.with_borrow_mut(|r| r.ran.recorded.push(RecordedLaunch { launch: launch.clone(), arrays, stages }));
     }
     let seeds = (0..interleavings).map(|n| first_seed.wrapping_add(n));
-    let mut runs: Vec<(u64, Arch)> = match has_kernels_for_h100(launch) {
-        true => seeds.flat_map(|seed| [Arch::A100, Arch::H100].map(|gpu| (seed, gpu))).collect(),
-        false => seeds.skip(1).map(|seed| (seed, gpu_of_interleaving(seed))).collect(),
+    let mut runs: Vec<(u64, Arch)> = match only_gpu {
+        Some(gpu) => seeds.skip(1).map(|seed| (seed, gpu)).collect(),
+        None if has_kernels_for_h100(launch) => {
+            seeds.flat_map(|seed| [Arch::A100, Arch::H100].map(|gpu| (seed, gpu))).collect()
+        }
+        None => seeds.skip(1).map(|seed| (seed, gpu_of_interleaving(seed))).collect(),
     };
     runs.retain(|run| *run != (first_seed, first_gpu));
     let next = AtomicUsize::new(0);

@@ -1,5 +1,7 @@
 //! Checks of the attention kernels in CUDA, on the simulator or on a GPU.
 
+pub(super) mod wgmma;
+
 use super::{Given, bits, lse_bounds, test_shapes, wide_tile_test_shapes};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
