@@ -1,13 +1,14 @@
 // The warp of a forward block on sm_90a that copies queries, keys and values to shared memory.
 //
 // It passes everything through one ring of slots: for each tile the queries, then keys and values of each block of
-// keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of 64 columns, each with the swizzle of 128 bytes;
-// for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two warpgroups are 64 rows.
+// keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of 64 columns, each with the swizzle of 128
+// bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two warpgroups are
+// 64 rows.
 //
-// Rows come by tensor copies, in boxes of 128 tokens, with two exceptions, which the warp copies by cp.async: a block of
-// keys in which the prefix ends and the sequence's own keys begin, and the values of a block in which the sequence ends.
-// A box would have the values of other sequences there; weights of 0 times a value that is not finite would be NaN. (The
-// scores of such keys are masked, whatever they are.)
+// Rows come by tensor copies, in boxes of 128 tokens, with two exceptions, which the warp copies by cp.async: a block
+// of keys in which the prefix ends and the sequence's own keys begin, and the values of a block in which the sequence
+// ends. A box would have the values of other sequences there; weights of 0 times a value that is not finite would be
+// NaN. (The scores of such keys are masked, whatever they are.)
 #pragma once
 
 #include "attention/position_tiles.cuh"
@@ -17,8 +18,8 @@
 
 constexpr int CONSUMERS = 2;  // warpgroups that compute, 64 queries each
 
-// Shared memory of a block, in bytes from its start: the ring, the totals over the segments of each warpgroup (f32), the
-// state of their rows, mbarriers, and descriptions of the next tiles.
+// Shared memory of a block, in bytes from its start: the ring, the totals over the segments of each warpgroup (f32),
+// the state of their rows, mbarriers, and descriptions of the next tiles.
 template <int HEAD_DIM>
 struct ForwardShared {
   static constexpr int COLUMNS = HEAD_DIM % 64 == 0 ? 64 : 16;  // of a group
@@ -60,8 +61,8 @@ struct RingPosition {
   }
 };
 
-// Copies rows first .. first + 128 of a head, whose row r begins at element rows.head(r) of the tensor; those from `end`
-// on are zeros. All lanes of the warp call it. The rows are then visible to products.
+// Copies rows first .. first + 128 of a head, whose row r begins at element rows.head(r) of the tensor; those from
+// `end` on are zeros. All lanes of the warp call it. The rows are then visible to products.
 template <int HEAD_DIM>
 __device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor, const PackedKeys& rows, int first, int end) {
   constexpr int CHUNKS = HEAD_DIM / 8;
@@ -104,6 +105,7 @@ __device__ __forceinline__ void produce_tiles(const FwdParams& p, u32 shared) {
     bool found = false;
 #pragma unroll 1
     while (PositionTiles(p).has(p, number) && !(found = PositionTiles(p).find(p, number, tile, prefix))) next_number();
+    // redundant: a tile takes at least three slots of the ring, so the last waits for slots imply this one.
     mbarrier_wait(shared + S::TILE_FREE + 8 * next.slot, next.parity ^ 1);
     if (leads) {
       const u32 at = shared + S::TILE + 32 * next.slot;

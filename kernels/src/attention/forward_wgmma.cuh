@@ -1,5 +1,5 @@
-// Forward pass on sm_90a for head_dim 64, 80 and 128: blocks of threads with one producer warp (forward_producer.cuh) and
-// two warpgroups that compute 64 queries each. Order of sums: row_state.cuh.
+// Forward pass on sm_90a for head_dim 64, 80 and 128: blocks of threads with one producer warp (forward_producer.cuh)
+// and two warpgroups that compute 64 queries each. Order of sums: row_state.cuh.
 //
 //   producer:   for each tile: copy queries; for each block of keys, descending: copy keys; copy values
 //   consumer:   s = q k^T of the tile's first block; mask; p = softmax(s)
@@ -9,15 +9,15 @@
 //                 once o is complete: rescale o, or merge it into the total if a segment ends
 //               issue s' = q k'^T of the next tile; issue o += p v; softmax(s'); store o
 //
-// The grid is persistent: a block of threads for each multiprocessor takes one tile after the other, and the products of
-// the next tile's first block fill the tensor cores while the last tile is stored. The two warpgroups issue their products
-// in turns (named barriers 1 and 2), so that the softmax of one overlaps the products of the other.
+// The grid is persistent: a block of threads for each multiprocessor takes one tile after the other, and the products
+// of the next tile's first block fill the tensor cores while the last tile is stored. The two warpgroups issue their
+// products in turns (named barriers 1 and 2), so that the softmax of one overlaps the products of the other.
 //
 // Queries and the weights p are operands in registers; keys and values are read from the ring. A causal tile has one
 // block on its diagonal, of which the first warpgroup multiplies only the 64 keys that its queries see (HALF).
 //
-// Registers: 232 a thread in consumers, without spills only as long as everything that is used once per tile is read again
-// (thread number, description of the tile) and totals with their references and weights are in shared memory.
+// Registers: 232 a thread in consumers, without spills only as long as everything that is used once per tile is read
+// again (thread number, description of the tile) and totals with their references and weights are in shared memory.
 #pragma once
 
 #include "attention/forward_producer.cuh"
@@ -67,7 +67,8 @@ struct ForwardConsumer {
   int group;  // number of this warpgroup
   float c;
   bool causal;
-  // Of rows g = lane / 4 and g + 8 of the warp's 16 rows: scores, then weights; output; weights and queries as operands.
+  // Of rows g = lane / 4 and g + 8 of the warp's 16 rows: scores, then weights; output; weights and queries as
+  // operands.
   float s[ROW_BLOCK_KEYS / 2], o[HEAD_DIM / 2];
   u32 p[ROW_BLOCK_KEYS / 16][4], q[HEAD_DIM / 16][4];
   RowPair rows;
@@ -137,6 +138,7 @@ struct ForwardConsumer {
   template <int KEYS>
   __device__ __forceinline__ void issue_output() {
     mbarrier_wait(full(values.slot), values.parity);
+    // redundant: follows the fence before the scores, but without it ptxas waits for each product.
     wgmma_fence();
     const u64 v_tile = operand_layout<S::SWIZZLE>(S::GROUP) | operand_address(shared + values.slot * S::SLOT);
 #pragma unroll
@@ -369,7 +371,9 @@ struct ForwardConsumer {
     wgmma_wait<0>();
     keep_registers(o);
     keep_registers(p);
+    // redundant: no copy follows that waits for the slot.
     free_values();
+    // redundant: no tile follows whose description waits for the place of this one.
     store(params);
   }
 };
