@@ -26,7 +26,7 @@ struct ForwardShared {
   static constexpr int SWIZZLE = 2 * COLUMNS;
   static constexpr int GROUP = ROW_BLOCK_KEYS * SWIZZLE;  // a group of columns of a slot
   static constexpr int SLOT = HEAD_DIM / COLUMNS * GROUP;
-  static constexpr int SLOTS = HEAD_DIM == 128 ? 5 : 6;
+  static constexpr int SLOTS = HEAD_DIM == 128 ? 5 : HEAD_DIM == 80 ? 7 : 6;
   static constexpr int QUERIES = SLOT / CONSUMERS;  // queries of a warpgroup
   static constexpr int TILES = 4;                   // descriptions
   static constexpr int TOTALS = SLOTS * SLOT, TOTAL = 64 * HEAD_DIM * 4;

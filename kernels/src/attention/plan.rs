@@ -88,7 +88,12 @@ fn position_tiles(p: &FwdParams) -> u64 {
 
 /// Returns the bytes of shared memory of a block: `ForwardShared` of forward_producer.cuh.
 const fn forward_shared(head_dim: u32) -> u32 {
-    let (slots, tiles) = (if head_dim == 128 { 5 } else { 6 }, 4);
+    let tiles = 4;
+    let slots = match head_dim {
+        128 => 5,
+        80 => 7,
+        _ => 6,
+    };
     slots * 128 * head_dim * 2 + 2 * (64 * head_dim * 4 + 1024) + 16 * slots + (16 + 32) * tiles
 }
 

@@ -1,5 +1,4 @@
 use super::*;
-use crate::Arch;
 use crate::attention::FwdParams;
 use crate::checks::{normal_numbers, on_sim, simulated_stages};
 use crate::simulate::{self, SimulatedStage};
