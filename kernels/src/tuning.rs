@@ -114,6 +114,7 @@ pub struct Variant {
 
 /// All variants.
 static VARIANTS: &[Variant] = &[
+    Variant { of: &attention::FWD_BF16, name: "products of warpgroups", kernel: &attention::FWD_BF16_WGMMA },
     Variant { of: &attention::BWD_BF16, name: "tiles of 128 keys", kernel: &attention::BWD_BF16_128_KEYS },
     Variant { of: &attention::BWD_BF16, name: "tiles of 64 keys", kernel: &attention::BWD_BF16_64_KEYS },
     Variant { of: &attention::BWD_BF16, name: "dq in a stage of its own", kernel: &attention::BWD_BF16_SEPARATE_DQ },

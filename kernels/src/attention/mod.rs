@@ -36,6 +36,20 @@
 //!   o = total.output / total.sum
 //! ```
 //!
+//! Products of warpgroups (`FWD_BF16_WGMMA`, a variant for sm_90a and head_dim 64, 80 and 128) have another order, because
+//! their masked block has to come first; `row_state.cuh` defines it for the forward pass and for paged decode:
+//!
+//! ```text
+//! for each query row:
+//!   total = none
+//!   for each segment of 512 keys, counted from the first key (of the prefix, if there is one), descending:
+//!     row = empty
+//!     for each block of 128 keys, descending:
+//!       row = lazy_softmax(row, block)              # the reference of the weights moves only if it grows by 2^8
+//!     total = merge(total, row)
+//!   o = total.output / total.sum
+//! ```
+//!
 //! A row never reads a key that it may not see. So its bits depend on its own query and keys alone, not on other
 //! rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same bits. The
 //! gradients have a fixed order too: `dq` sums over keys in ascending order; `dk` and `dv` sum over sequences
@@ -47,7 +61,8 @@
 //! (an even head_dim), rounds the factors of matrix products to bf16. In the forward pass these are the probabilities
 //! relative to the largest score so far, in the backward pass `p` and `p (d_o . v - delta)`. On tensor cores and tiles
 //! a key that a query does not see, but a later query of the same rows does, is multiplied by 0 (departure 2 in
-//! `sm80.cu`).
+//! `sm80.cu`). Products of warpgroups round probabilities relative to a score that may be smaller than the largest one
+//! by a factor of 2^8, which changes no relative error.
 //!
 //! In f32 every addition rounds; `2^x` has an error of up to 2 ulp (`ex2.approx.ftz.f32`). Tolerance as a multiple of
 //! one rounding error: bf16 2.5; f32 20 for o and 300 for gradients, in which `d_o . v` and delta cancel, and more
@@ -68,11 +83,18 @@ mod plan;
 
 use crate::folder::kernel_folder;
 use crate::launch::kernel_for_dtype;
+use crate::launch::{Padding36, TensorMapSlot};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.
     pub struct FwdParams {
+        /// Tensor map of q, which a launch that needs it fills in.
+        pub q_map: TensorMapSlot,
+        /// Tensor map of k.
+        pub k_map: TensorMapSlot,
+        /// Tensor map of v.
+        pub v_map: TensorMapSlot,
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
         /// `[tokens, kv_heads, head_dim]`
@@ -105,7 +127,38 @@ params! {
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
+        /// `scale * log2(e)`, which [`fwd`] fills in: an operand that arithmetic reads from the parameters needs no
+        /// register.
+        pub score_factor: f32,
+        /// Zeros.
+        pub reserved: Padding36,
     }
+}
+
+impl FwdParams {
+    /// Parameters without operands, whose numbers are 0.
+    pub const EMPTY: FwdParams = FwdParams {
+        q_map: TensorMapSlot::EMPTY,
+        k_map: TensorMapSlot::EMPTY,
+        v_map: TensorMapSlot::EMPTY,
+        q: Addr::NULL,
+        k: Addr::NULL,
+        v: Addr::NULL,
+        o: Addr::NULL,
+        lse: Addr::NULL,
+        cu_seqlens: Addr::NULL,
+        prefix: Addr::NULL,
+        tokens: 0,
+        seqs: 0,
+        heads: 0,
+        kv_heads: 0,
+        head_dim: 0,
+        causal: 0,
+        scale: 0.0,
+        max_seqlen: 0,
+        score_factor: 0.0,
+        reserved: Padding36::ZEROS,
+    };
 }
 
 params! {
@@ -180,6 +233,7 @@ impl BwdParams {
             causal,
             scale,
             max_seqlen,
+            ..FwdParams::EMPTY
         }
     }
 }
@@ -189,12 +243,14 @@ kernel_folder! {
     params: [FwdParams, BwdParams],
     headers: [
         "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "fma_tile.cuh", "forward_fma.cuh", "forward_mma.cuh",
-        "sequences.cuh", "tile.cuh", "visits.cuh"
+        "forward_producer.cuh", "forward_wgmma.cuh", "position_tiles.cuh", "row_state.cuh", "sequences.cuh", "tile.cuh",
+        "visits.cuh"
     ],
 }
 
 kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan::fwd_f32);
 kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16);
+kernel!(pub FWD_BF16_WGMMA, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16_wgmma);
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
 kernel!(pub BWD_BF16_128_KEYS, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
@@ -211,6 +267,7 @@ kernel!(pub BWD_BF16_SEPARATE_DQ, "attention_bwd_bf16", BwdParams, cpu::bwd::<ha
 /// pairs that one head computes (see [`query_key_pair_count`]).
 pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
+    let params = &FwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
     let lse = if params.lse.is_null() { 0.0 } else { 4.0 * tokens * heads };

@@ -1,7 +1,9 @@
 //! Plans the CUDA launches of an attention call: kernel, number of blocks, shared memory.
 
 use super::{BwdParams, FwdParams};
-use crate::{Arch, Stage, tuning};
+use crate::{Addr, Arch, Stage, tuning};
+use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
+use std::mem::offset_of;
 
 /// Number of query rows of a tile.
 const ROWS: u64 = 64;
@@ -70,6 +72,68 @@ pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     let shared = mma_tile(columns) + stages * (mma_tile(columns) + mma_tile(value_columns));
     let blocks = slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * p.heads as u64 * parts;
     stage(symbol, blocks, 128, shared).into_iter().collect()
+}
+
+/// Query rows of a tile, and keys of a block, of the forward pass by products of warpgroups.
+const POSITIONS: u64 = 128;
+
+/// Returns the number of tile numbers of a head; equals `PositionTiles` of position_tiles.cuh.
+fn position_tiles(p: &FwdParams) -> u64 {
+    let tiles_of_prefix = u64::from(!p.prefix.is_null());
+    let padding = (1 + tiles_of_prefix) * (POSITIONS - 1);
+    let even = p.seqs as u64 * ((p.max_seqlen as u64).div_ceil(POSITIONS) + tiles_of_prefix);
+    let packed = (p.tokens as u64 + padding * p.seqs as u64) / POSITIONS;
+    if even <= 4 * packed { even } else { packed }
+}
+
+/// Returns the bytes of shared memory of a block: `ForwardShared` of forward_producer.cuh.
+const fn forward_shared(head_dim: u32) -> u32 {
+    let tiles = 4;
+    let slots = match head_dim {
+        128 => 5,
+        80 => 7,
+        _ => 6,
+    };
+    slots * 128 * head_dim * 2 + 2 * (64 * head_dim * 4 + 1024) + 16 * slots + (16 + 32) * tiles
+}
+
+/// Plans the launch of kernel `attention_fwd_bf16` by products of warpgroups; earlier GPUs than Hopper and other
+/// head_dims have only [`fwd_bf16`].
+pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
+    let symbol = match p.head_dim {
+        64 => "attention_fwd_bf16_wgmma_64",
+        80 => "attention_fwd_bf16_wgmma_80",
+        128 => "attention_fwd_bf16_wgmma_128",
+        _ => return fwd_bf16(p, arch),
+    };
+    if arch.sm < 90 {
+        return fwd_bf16(p, arch);
+    }
+    // Operands of 2^31 tiles would be larger than the memory of a GPU.
+    let tiles = u32::try_from(position_tiles(p) * p.heads as u64).expect("fewer tiles than 2^31");
+    if tiles == 0 || p.tokens == 0 {
+        return Vec::new();
+    }
+    let maps = [
+        (offset_of!(FwdParams, q_map), heads_map(p, p.q, p.heads, 64)),
+        (offset_of!(FwdParams, k_map), heads_map(p, p.k, p.kv_heads, POSITIONS as u32)),
+        (offset_of!(FwdParams, v_map), heads_map(p, p.v, p.kv_heads, POSITIONS as u32)),
+    ];
+    let blocks = tiles.min(arch.multiprocessors);
+    let stage = Stage::one_dimensional(symbol, blocks, 384);
+    vec![Stage { shared: forward_shared(p.head_dim), tensor_maps: maps.to_vec(), ..stage }]
+}
+
+/// Returns the map of a tensor `[tokens, heads, head_dim]` with boxes of `rows` tokens of one head, whose columns lie in
+/// shared memory in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
+fn heads_map(p: &FwdParams, tensor: Addr, heads: u32, rows: u32) -> TensorMap {
+    let (columns, swizzle) = if p.head_dim.is_multiple_of(64) { (64, Swizzle::B128) } else { (16, Swizzle::B32) };
+    let (groups, head_bytes) = (p.head_dim / columns, 2 * u64::from(p.head_dim));
+    let dims = [u64::from(columns), u64::from(p.tokens), u64::from(groups), u64::from(heads)];
+    let strides = [head_bytes * u64::from(heads), 2 * u64::from(columns), head_bytes];
+    let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &[columns, rows, groups, 1], swizzle);
+    let map = map.expect("strides are multiples of 32, and there are tokens");
+    TensorMap { address: tensor.0, l2_promotion: L2Promotion::B256, ..map }
 }
 
 fn fwd_fma(symbol: &'static str, p: &FwdParams) -> Vec<Stage> {

@@ -21,6 +21,9 @@
 // are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4
 // results per thread (*_fma.cuh).
 //
+// On sm_90 there are forward kernels for head_dim 64, 80 and 128 with products of warpgroups and another order of sums
+// (forward_wgmma.cuh).
+//
 // Order of gradients. No sum is formed by atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over
 // sequences ascending, query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on
 // other rows, sequences, heads or the grid.
@@ -56,7 +59,8 @@
 // the tokens that use it, and then a tile would wait for blocks with larger numbers. (2) In a tile that the diagonal
 // crosses, products process 16 keys at a time: a key after a query but before the last of those 16 has p = 0, so a
 // value there that is not finite makes the row NaN. Keys after the tile's last key and keys of other sequences are
-// not read. (3) On CUDA cores whole diagonal blocks are computed. (4) Rows that are not a multiple of 16 bytes are
+// not read. Products of warpgroups process 128 keys at a time; scores of keys that the tile's queries do not see may be
+// computed, and are masked, but values beyond the end of the sequence are zeros. (3) On CUDA cores whole diagonal blocks are computed. (4) Rows that are not a multiple of 16 bytes are
 // read and written element by element.
 //
 // Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations per byte that it reads from shared
@@ -68,6 +72,9 @@
 #include "attention/forward_fma.cuh"
 #include "attention/forward_mma.cuh"
 #include "attention/sequences.cuh"
+#if __CUDA_ARCH__ >= 900
+#include "attention/forward_wgmma.cuh"
+#endif
 
 // The query tile and head that a block of threads processes. Kept in shared memory, because registers are scarce
 // where it is used last.
@@ -329,6 +336,11 @@ KERNEL(fwd_bf16_up_to_64, FwdParams, MMA_THREADS, 2, forward_mma<64, 64, true>)
 KERNEL(fwd_bf16_up_to_128, FwdParams, MMA_THREADS, 1, forward_mma<128, 128, true>)
 KERNEL(fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256, 64, true>)
 KERNEL(fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
+#if __CUDA_ARCH__ >= 900
+KERNEL(fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS, 1, forward_wgmma<64>)
+KERNEL(fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS, 1, forward_wgmma<80>)
+KERNEL(fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS, 1, forward_wgmma<128>)
+#endif
 KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16, false>)
 KERNEL(bwd_bf16_relay, BwdParams, FMA_THREADS, 4, row_products<bf16, true>)
 KERNEL(bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)

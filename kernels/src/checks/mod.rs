@@ -152,10 +152,18 @@ impl Drop for Quiet {
 struct Running {
     setup: CheckSetup,
     ran: CheckStatistics,
+    /// The only GPU that the simulator simulates, see [`with_gpu`].
+    only_gpu: Option<Arch>,
+}
+
+impl Running {
+    fn new(setup: CheckSetup) -> Running {
+        Running { setup, ran: CheckStatistics::default(), only_gpu: None }
+    }
 }
 
 thread_local! {
-    static RUNNING: RefCell<Running> = RefCell::new(Running { setup: CheckSetup::new(CheckDevice::Cpu), ran: CheckStatistics::default() });
+    static RUNNING: RefCell<Running> = RefCell::new(Running::new(CheckSetup::new(CheckDevice::Cpu)));
 }
 
 impl Check {
@@ -165,7 +173,7 @@ impl Check {
     pub fn run(&self, setup: &CheckSetup) -> Result<CheckStatistics, String> {
         let quiet = Quiet::new();
         let start = Instant::now();
-        let before = RUNNING.replace(Running { setup: setup.clone(), ran: CheckStatistics::default() });
+        let before = RUNNING.replace(Running::new(setup.clone()));
         let result = panic::catch_unwind(AssertUnwindSafe(|| on_each_gpu(self.body)));
         let running = RUNNING.replace(before);
         drop(quiet);
@@ -200,7 +208,7 @@ fn on_each_gpu(body: impl Fn()) {
 pub(crate) fn gpu_of_check() -> Arch {
     RUNNING.with_borrow(|r| match &r.setup.device {
         CheckDevice::Gpu(gpu) => gpu.arch(),
-        CheckDevice::Cpu | CheckDevice::Sim => r.setup.first_gpu,
+        CheckDevice::Cpu | CheckDevice::Sim => r.only_gpu.unwrap_or(r.setup.first_gpu),
     })
 }
 
@@ -249,12 +257,21 @@ pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
     set(before);
 }
 
+/// Calls `body`, whose launches the simulator runs as on this GPU only: for kernels that sum in another order on other
+/// GPUs.
+pub(crate) fn with_gpu(gpu: Arch, body: impl FnOnce()) {
+    let set = |gpu| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.only_gpu, gpu));
+    let before = set(Some(gpu));
+    body();
+    set(before);
+}
+
 /// Runs the body of a test on the simulator; skips it if there is no NVRTC.
 #[cfg(test)]
 pub(crate) fn on_sim(body: impl Fn()) {
     if crate::compile::skip_without_nvrtc().is_some() {
         let setup = CheckSetup { in_test: true, ..CheckSetup::new(CheckDevice::Sim) };
-        let before = RUNNING.replace(Running { setup, ran: CheckStatistics::default() });
+        let before = RUNNING.replace(Running::new(setup));
         on_each_gpu(body);
         RUNNING.replace(before);
     }

@@ -266,6 +266,7 @@ fn inputs_of_the_model_attention() {
             causal: 1,
             scale: 0.05,
             max_seqlen: tokens,
+            ..attention::FwdParams::EMPTY
         };
         let pairs = attention::query_key_pair_count([tokens as usize], true);
         print_inputs(&attention::fwd(DType::BF16, &fwd, pairs), &Arch::H100, Unit::Flop);

@@ -39,7 +39,8 @@ pub const COMPLETION_TIMINGS: [CompletionTiming; 3] =
 
 /// Returns the contents of each array after the launch under one interleaving.
 pub fn simulated_array_contents(launch: &KernelLaunch, arrays: &[CheckArray], seed: u64) -> Vec<Vec<u8>> {
-    staged_results(launch, arrays, seed, gpu_of_interleaving(seed)).1
+    let gpu = RUNNING.with_borrow(|r| r.only_gpu).unwrap_or_else(|| gpu_of_interleaving(seed));
+    staged_results(launch, arrays, seed, gpu).1
 }
 
 /// The GPU that the interleaving with this seed simulates, if all GPUs run the same kernels.
@@ -92,9 +93,10 @@ const LARGE_LAUNCH: u64 = 1 << 16;
 /// [`COMPLETION_TIMINGS`]; the small shapes of the same kernel get all of them.
 pub fn run_interleavings(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
-    let (seed, interleavings, in_test, record, first_gpu) = RUNNING.with_borrow(|r| {
-        let setup = &r.setup;
-        (setup.seed, setup.interleavings.max(1), setup.in_test, setup.record, setup.first_gpu)
+    let (seed, interleavings, in_test, record, first_gpu, only_gpu, again) = RUNNING.with_borrow(|r| {
+        let (setup, gpu) = (&r.setup, r.only_gpu.unwrap_or(r.setup.first_gpu));
+        let (record, again) = (setup.record && gpu == setup.first_gpu, setup.first_gpu != Arch::A100);
+        (setup.seed, setup.interleavings.max(1), setup.in_test, record, gpu, r.only_gpu, again)
     });
     let first_seed = seed.wrapping_mul(8);
     let (staged, first) = staged_results(launch, &arrays, first_seed, first_gpu);
@@ -110,12 +112,16 @@ pub fn run_interleavings(launch: &KernelLaunch) {
         RUNNING.with_borrow_mut(|r| r.ran.recorded.push(RecordedLaunch { launch: launch.clone(), arrays, stages }));
     }
     let seeds = (0..interleavings).map(|n| first_seed.wrapping_add(n));
-    let others = has_kernels_for_h100(launch);
+    let others = only_gpu.is_none() && has_kernels_for_h100(launch);
     RUNNING.with_borrow_mut(|r| r.ran.has_kernels_for_h100 |= others);
-    let gpu_of = |seed| if others { first_gpu } else { gpu_of_interleaving(seed) };
+    let gpu_of = |seed| match only_gpu {
+        Some(gpu) => gpu,
+        None if others => first_gpu,
+        None => gpu_of_interleaving(seed),
+    };
     let mut runs: Vec<(u64, Arch)> = seeds.skip(1).map(|seed| (seed, gpu_of(seed))).collect();
-    // The first run of the check, on an A100, has had the other interleavings of kernels that both GPUs run.
-    if !others && in_test && first_gpu != Arch::A100 {
+    // The first run of the check, on an A100, has had the other interleavings of all other launches.
+    if !others && in_test && again {
         runs.clear();
     }
     let next = AtomicUsize::new(0);

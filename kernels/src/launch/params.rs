@@ -91,9 +91,24 @@ impl CType for TensorMapSlot {
     const NAME: &'static str = "TensorMapSlot";
 }
 
-/// The declaration of [`TensorMapSlot`] in CUDA C++.
-pub(super) const TENSOR_MAP_SLOT_DECLARATION: &str =
-    "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n";
+/// 36 bytes at the end of a parameter struct that fill it up to a multiple of its alignment, which is 64 bytes if it has
+/// a [`TensorMapSlot`].
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Padding36([u32; 9]);
+
+impl Padding36 {
+    /// Padding, all zeros.
+    pub const ZEROS: Padding36 = Padding36([0; 9]);
+}
+
+impl CType for Padding36 {
+    const NAME: &'static str = "Padding36";
+}
+
+/// The declarations of [`TensorMapSlot`] and [`Padding36`] in CUDA C++.
+pub(super) const TENSOR_MAP_SLOT_DECLARATION: &str = "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n\
+     struct Padding36 { unsigned int words[9]; };\n";
 
 /// A parameter struct declared by [`params!`](crate::params).
 pub trait Params: bytemuck::Pod {

@@ -11,6 +11,10 @@ use crate::compare::{F32_ROUNDING, f32_sum_error};
 use crate::simd::{Isa, isa};
 use crate::{Addr, DType, Launch};
 use bytemuck::Zeroable;
+use cuda::wgmma::{
+    keys_and_values_of_no_query_change_nothing, other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups,
+    products_of_warpgroups_equal_the_formula,
+};
 use cuda::{
     equals_the_formula_in_bf16, equals_the_formula_in_f32, other_sequences_and_how_a_prefix_is_given_change_no_bit,
     paged_and_packed_kernels_give_the_same_bits,
@@ -23,6 +27,9 @@ checks!(
     equals_the_formula_in_bf16,
     other_sequences_and_how_a_prefix_is_given_change_no_bit,
     paged_and_packed_kernels_give_the_same_bits,
+    products_of_warpgroups_equal_the_formula,
+    other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups,
+    keys_and_values_of_no_query_change_nothing,
 );
 
 /// A batch with its operands q, k, v and d_o.
@@ -120,6 +127,7 @@ impl Given {
             causal: self.case.causal as u32,
             scale: self.scale,
             max_seqlen: self.case.lengths.iter().copied().max().unwrap_or(0) as u32,
+            ..FwdParams::EMPTY
         }
     }
 

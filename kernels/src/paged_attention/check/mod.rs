@@ -100,6 +100,7 @@ fn packed_with_lse(model: &Model, sequences: &[&Tokens], threads: usize) -> (Vec
         causal: 1,
         scale: model.scale(),
         max_seqlen: sequences.iter().map(|s| s.len).max().unwrap_or(0) as u32,
+        ..FwdParams::EMPTY
     };
     if runs_cuda_code() {
         run(&attention::fwd(model.dtype, &params, 0.0), threads);

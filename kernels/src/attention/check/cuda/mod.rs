@@ -1,13 +1,15 @@
 //! Checks of the attention kernels in CUDA, on the simulator or on a GPU.
 
+pub(super) mod wgmma;
+
 use super::{Given, bits, lse_bounds, test_shapes, wide_tile_test_shapes};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::plan::has_tensor_core_backward;
 use crate::attention::{BWD_BF16_64_KEYS, BWD_BF16_128_KEYS, BwdParams, PackedBatch, bwd, formula, fwd};
-use crate::checks::{TestArray, addr, run, run_once};
+use crate::checks::{TestArray, addr, run, run_once, with_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
-use crate::{Addr, DType, KernelLaunch, Launch, paged_attention};
+use crate::{Addr, Arch, DType, KernelLaunch, Launch, paged_attention};
 
 fn equals_the_formula(dtype: DType) {
     // f32 has no tensor-core kernels.
@@ -77,15 +79,22 @@ pub(super) fn with_fourfold_query_and_key_errors(rounded: [Vec<f64>; 3], exact: 
     [wide(dq, &exact[0]), wide(dk, &exact[1]), dv]
 }
 
+// The plan of the backward pass for an H100 uses the workspace in another way than that for an A100, and interleavings
+// compare all arrays. So these checks simulate an A100 only; the kernels are the same.
+
 pub(super) fn equals_the_formula_in_f32() {
-    equals_the_formula(F32);
+    with_gpu(Arch::A100, || equals_the_formula(F32));
 }
 
 pub(super) fn equals_the_formula_in_bf16() {
-    equals_the_formula(BF16);
+    with_gpu(Arch::A100, || equals_the_formula(BF16));
 }
 
 pub(super) fn other_sequences_and_how_a_prefix_is_given_change_no_bit() {
+    with_gpu(Arch::A100, every_row_is_independent);
+}
+
+fn every_row_is_independent() {
     let case = |lengths: &[usize], prefix: &[(usize, usize)], head_dim, causal| PackedBatch {
         lengths: lengths.to_vec(),
         heads: 2,

@@ -1,5 +1,4 @@
 use super::*;
-use crate::Arch;
 use crate::attention::FwdParams;
 use crate::checks::{normal_numbers, on_sim, simulated_stages};
 use crate::simulate::{self, SimulatedStage};
@@ -32,6 +31,7 @@ fn matrix_products_at_8k_are_the_useful_ones() {
                 causal: 1,
                 scale: 0.1,
                 max_seqlen: tile as u32,
+                ..FwdParams::EMPTY
             };
             let stages = simulated_stages(&fwd(BF16, &p, 0.0));
             let count = stages[0].counters.total();

@@ -243,6 +243,7 @@ fn attention_unless_known(
         causal: causal as u32,
         scale: 1.0 / (d as f32).sqrt(),
         max_seqlen: size(OP, seqs.max_len())?,
+        ..packed::FwdParams::EMPTY
     };
     if !is_known {
         cx.launch(&packed::fwd(dtype, &p, seqs.pairs(causal)))?;

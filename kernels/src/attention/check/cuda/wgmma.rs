@@ -1,0 +1,128 @@
+//! Checks of the forward pass by products of warpgroups, which is compiled for Hopper and sums in the order of
+//! `row_state.cuh`.
+
+use super::super::{Given, bits, lse_bounds};
+use crate::DType::{BF16, F32};
+use crate::attention::formula::Roundings;
+use crate::attention::{FWD_BF16_WGMMA, PackedBatch, formula, fwd};
+use crate::checks::{TestArray, run, run_once, with_gpu};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
+use crate::{Addr, Arch, KernelLaunch, Launch};
+
+/// Returns a batch; `prefix` may be empty.
+fn batch(
+    lengths: &[usize],
+    prefix: &[(usize, usize)],
+    (heads, kv_heads): (usize, usize),
+    head_dim: usize,
+    causal: bool,
+    spread: f32,
+) -> PackedBatch {
+    PackedBatch { lengths: lengths.to_vec(), heads, kv_heads, head_dim, causal, spread, prefix: prefix.to_vec() }
+}
+
+impl Given {
+    /// Returns the launch by products of warpgroups.
+    fn by_warpgroups(&self, o: &TestArray, lse: Addr) -> Launch {
+        let Launch::Kernel(launch) = fwd(BF16, &self.fwd(o.addr(), lse), self.query_key_pair_count()) else {
+            unreachable!("attention is not a matrix product")
+        };
+        Launch::Kernel(KernelLaunch { kernel: &FWD_BF16_WGMMA, ..launch })
+    }
+
+    /// Returns the output and its log-sum-exps under one interleaving.
+    fn output_and_lse_by_warpgroups(&self) -> [TestArray; 2] {
+        let rows = self.tokens() * self.case.heads;
+        let (o, lse) = (TestArray::output(BF16, rows * self.case.head_dim), TestArray::output(F32, rows));
+        run_once(&self.by_warpgroups(&o, lse.addr()));
+        [o, lse]
+    }
+}
+
+/// Lengths around 64 rows of a warpgroup, blocks of 128 and segments of 512 keys; prefixes that end inside of a block,
+/// at its end, and inside of the tile's first block; more tiles than the grid has blocks.
+pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
+    let cases = [
+        batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
+        batch(&[520], &[], (1, 1), 64, true, 1.0),
+        batch(&[640], &[], (1, 1), 128, true, 20.0),
+        batch(&[64, 65, 0, 129], &[], (2, 2), 128, false, 20.0),
+        batch(&[300, 40], &[], (3, 1), 80, false, 0.0),
+        batch(&[70, 9, 150, 1], &[(0, 0), (0, 70), (0, 70), (0, 70)], (2, 1), 128, true, 1.0),
+        batch(&[5, 143, 30], &[(3, 20), (0, 0), (10, 128)], (3, 1), 64, false, 1.0),
+        batch(&[20, 580], &[(20, 580), (0, 0)], (1, 1), 80, true, 1.0),
+        batch(&[&[0; 60][..], &[150, 3], &[0; 30]].concat(), &[], (1, 1), 64, true, 1.0),
+        batch(&[64; 70], &[], (2, 2), 80, false, 1.0),
+    ];
+    for case in cases {
+        let (given, name) = (Given::new(&case, BF16), format!("{case:?}"));
+        let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
+        let (want, want_lse) = formula::fwd(&case, &q, &k, &v, scale);
+        let (o, lse) = (TestArray::output(BF16, want.len()), TestArray::output(F32, want_lse.len()));
+        with_gpu(Arch::H100, || run(&given.by_warpgroups(&o, lse.addr()), 1));
+        let bounds = lse_bounds(&case, [&q, &k], scale, &want_lse);
+        assert_close(&format!("lse {name}"), &lse.values(), &want_lse, 1e-6, |i| bounds[i]);
+        let with = formula::fwd_rounded(&case, &q, &k, &v, scale, Roundings::BF16);
+        assert_rounded(&format!("o {name}"), BF16, &o.values(), &with, &want, DEFAULT_ROUNDING_FACTOR);
+        let without = TestArray::output(BF16, want.len());
+        with_gpu(Arch::H100, || run_once(&given.by_warpgroups(&without, Addr::NULL)));
+        assert!(bits(&o) == bits(&without), "the launch without log-sum-exps differs: {name}");
+    }
+}
+
+/// A row has the same bits if its sequence is alone, and if its prefix is given as the sequence's own first tokens.
+pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups() {
+    let cases = [
+        batch(&[3, 200, 0, 17], &[], (2, 1), 128, true, 1.0),
+        batch(&[65, 140], &[], (1, 1), 64, false, 1.0),
+        batch(&[70, 5, 66], &[(0, 0), (0, 70), (1, 64)], (2, 1), 64, true, 3.0),
+        batch(&[530, 9, 130], &[(0, 0), (0, 529), (0, 256)], (1, 1), 128, true, 3.0),
+        batch(&[140, 30], &[(0, 0), (2, 137)], (1, 1), 80, false, 1.0),
+    ];
+    with_gpu(Arch::H100, || {
+        for case in &cases {
+            let given = Given::new(case, BF16);
+            let all = given.output_and_lse_by_warpgroups().each_ref().map(bits);
+            for n in (0..case.lengths.len()).filter(|&n| case.lengths[n] > 0) {
+                let alone = given.alone(n, BF16).output_and_lse_by_warpgroups().each_ref().map(bits);
+                let (from, to) = (given.cu_seqlens[n] as usize, given.cu_seqlens[n + 1] as usize);
+                let skip = case.visible_tokens(n).len() - (to - from);
+                for (i, width) in [case.heads * case.head_dim, case.heads].into_iter().enumerate() {
+                    assert!(
+                        all[i][from * width..to * width] == alone[i][skip * width..],
+                        "sequence {n} alone differs in output {i} (o, lse): {case:?}"
+                    );
+                }
+            }
+        }
+    });
+}
+
+/// Keys and values of other sequences affect nothing, even if they are not finite; those of later tokens affect nothing
+/// if they are finite (departure 2 in `sm80.cu`).
+pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
+    with_gpu(Arch::H100, || {
+        for (causal, head_dim) in [(true, 128), (false, 64)] {
+            let case = batch(&[150, 70, 20], &[], (2, 1), head_dim, causal, 1.0);
+            let (row, kv_row) = (case.heads * head_dim, case.kv_heads * head_dim);
+            let given = Given::new(&case, BF16);
+            let before = bits(&given.output_and_lse_by_warpgroups()[0]);
+            // Tokens that get other keys and values, these values, and tokens whose outputs must stay.
+            let finite = [1, 63, 64, 65, 127, 128, 149].map(|cut| (cut..150, 1e18, 0..cut));
+            let others = [(150..220, f32::NAN, 0..150), (150..220, f32::INFINITY, 220..240), (0..150, f32::NAN, 150..240)];
+            for (changed, value, kept) in others.into_iter().chain(finite.into_iter().filter(|_| causal)) {
+                let with = |data: &TestArray| {
+                    let mut values = data.values();
+                    values[changed.start * kv_row..changed.end * kv_row].fill(value);
+                    TestArray::new(BF16, &values)
+                };
+                let given = Given { k: with(&given.k), v: with(&given.v), ..Given::new(&case, BF16) };
+                let after = bits(&given.output_and_lse_by_warpgroups()[0]);
+                assert!(
+                    after[kept.start * row..kept.end * row] == before[kept.start * row..kept.end * row],
+                    "keys and values of tokens {changed:?} set to {value} change outputs of tokens {kept:?}"
+                );
+            }
+        }
+    });
+}

@@ -1,0 +1,153 @@
+// The warp of a forward block on sm_90a that copies queries, keys and values to shared memory.
+//
+// It passes everything through one ring of slots: for each tile the queries, then keys and values of each block of
+// keys, descending: q, k, v, k, v, .... A slot holds 128 rows in groups of 64 columns, each with the swizzle of 128
+// bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two warpgroups are
+// 64 rows.
+//
+// Rows come by tensor copies, in boxes of 128 tokens, with two exceptions, which the warp copies by cp.async: a block
+// of keys in which the prefix ends and the sequence's own keys begin, and the values of a block in which the sequence
+// ends. A box would have the values of other sequences there; weights of 0 times a value that is not finite would be
+// NaN. (The scores of such keys are masked, whatever they are.)
+#pragma once
+
+#include "attention/position_tiles.cuh"
+#include "attention/tile.cuh"
+#include "cuh/cp_async.cuh"
+#include "cuh/tma.cuh"
+
+constexpr int CONSUMERS = 2;  // warpgroups that compute, 64 queries each
+
+// Shared memory of a block, in bytes from its start: the ring, the totals over the segments of each warpgroup (f32),
+// the state of their rows, mbarriers, and descriptions of the next tiles.
+template <int HEAD_DIM>
+struct ForwardShared {
+  static constexpr int COLUMNS = HEAD_DIM % 64 == 0 ? 64 : 16;  // of a group
+  static constexpr int SWIZZLE = 2 * COLUMNS;
+  static constexpr int GROUP = ROW_BLOCK_KEYS * SWIZZLE;  // a group of columns of a slot
+  static constexpr int SLOT = HEAD_DIM / COLUMNS * GROUP;
+  static constexpr int SLOTS = HEAD_DIM == 128 ? 5 : HEAD_DIM == 80 ? 7 : 6;
+  static constexpr int QUERIES = SLOT / CONSUMERS;  // queries of a warpgroup
+  static constexpr int TILES = 4;                   // descriptions
+  static constexpr int TOTALS = SLOTS * SLOT, TOTAL = 64 * HEAD_DIM * 4;
+  static constexpr int STATES = TOTALS + CONSUMERS * TOTAL, STATE = 1024;
+  static constexpr int FULL = STATES + CONSUMERS * STATE, FREE = FULL + 8 * SLOTS;
+  static constexpr int TILE_FULL = FREE + 8 * SLOTS, TILE_FREE = TILE_FULL + 8 * TILES;
+  static constexpr int TILE = TILE_FREE + 8 * TILES;
+  static constexpr int BYTES = TILE + 32 * TILES;
+  static_assert(HEAD_DIM % COLUMNS == 0 && TILE % 16 == 0 && BYTES <= 227 * 1024, "shared memory of a block");
+
+  // Returns the offset of a 16-byte chunk of a row, in a tile with groups of GROUP_BYTES.
+  template <int GROUP_BYTES>
+  __device__ static __forceinline__ u32 offset(int row, int chunk) {
+    const int in_group = chunk % (SWIZZLE / 16), swizzled = in_group ^ (SWIZZLE == 128 ? row & 7 : row / 4 & 1);
+    return chunk / (SWIZZLE / 16) * GROUP_BYTES + row * SWIZZLE + swizzled * 16;
+  }
+};
+
+// A position in a ring of SLOTS slots.
+template <int SLOTS>
+struct RingPosition {
+  int slot = 0;
+  u32 parity = 0;
+
+  template <int N>
+  __device__ __forceinline__ void advance() {
+    slot += N;
+    if (slot >= SLOTS) {
+      slot -= SLOTS;
+      parity ^= 1;
+    }
+  }
+};
+
+// Copies rows first .. first + 128 of a head, whose row r begins at element rows.head(r) of the tensor; those from
+// `end` on are zeros. All lanes of the warp call it. The rows are then visible to products.
+template <int HEAD_DIM>
+__device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor, const PackedKeys& rows, int first, int end) {
+  constexpr int CHUNKS = HEAD_DIM / 8;
+#pragma unroll 1
+  for (int at = thread_again() % 32; at < ROW_BLOCK_KEYS * CHUNKS; at += 32) {
+    const int row = at / CHUNKS, chunk = at % CHUNKS;
+    const bool valid = first + row < end;
+    const bf16* const source = tensor + (valid ? rows.head(first + row) + chunk * 8 : 0);
+    using S = ForwardShared<HEAD_DIM>;
+    cp_async_16(slot + S::template offset<S::GROUP>(row, chunk), source, valid ? 16 : 0);
+  }
+  cp_async_commit();
+  cp_async_wait<0>();
+  fence_async_proxy();
+  __syncwarp();
+}
+
+// Copies what the consumers compute on. All lanes of one warp call it.
+template <int HEAD_DIM>
+__device__ __forceinline__ void produce_tiles(const FwdParams& p, u32 shared) {
+  using S = ForwardShared<HEAD_DIM>;
+  const bool leads = threadIdx.x % 32 == 0;
+  RingPosition<S::SLOTS> ring;
+  RingPosition<S::TILES> next;
+  if (leads) prefetch_tensor_map(&p.q_map), prefetch_tensor_map(&p.k_map), prefetch_tensor_map(&p.v_map);
+
+  const auto wait_for_slot = [&]() { mbarrier_wait(shared + S::FREE + 8 * ring.slot, ring.parity ^ 1); };
+
+  // Tiles in ascending order and, every second round over the grid, in descending order: the blocks' sums of keys are
+  // then nearly equal.
+  u32 round = 0, number = blockIdx.x;
+  const auto next_number = [&]() {
+    ++round;
+    number = round * gridDim.x + (round & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+  };
+#pragma unroll 1
+  for (;;) {
+    PositionTile tile;
+    TokenRange prefix = {0, 0};
+    bool found = false;
+#pragma unroll 1
+    while (PositionTiles(p).has(p, number) && !(found = PositionTiles(p).find(p, number, tile, prefix))) next_number();
+    // redundant: a tile takes at least three slots of the ring, so the last waits for slots imply this one.
+    mbarrier_wait(shared + S::TILE_FREE + 8 * next.slot, next.parity ^ 1);
+    if (leads) {
+      const u32 at = shared + S::TILE + 32 * next.slot;
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n\tst.shared.b32 [%0 + 16], %5;" ::"r"(at), "r"(tile.shift),
+                   "r"(tile.end), "r"(found ? tile.first : -1), "r"(tile.head), "r"(tile.no_query)
+                   : "memory");
+      mbarrier_arrive(shared + S::TILE_FULL + 8 * next.slot);
+    }
+    next.template advance<1>();
+    if (!found) break;
+
+    const int blocks = tile.blocks(p.causal != 0), kv_head = tile.head / (p.heads / p.kv_heads);
+    wait_for_slot();
+    if (leads) {
+      const u32 full = shared + S::FULL + 8 * ring.slot, slot = shared + ring.slot * S::SLOT;
+      mbarrier_arrive_expecting(full, S::SLOT);
+#pragma unroll 1
+      for (int w = 0; w < CONSUMERS; ++w) {
+        tensor_copy(slot + w * S::QUERIES, &p.q_map, full, 0, tile.shift + tile.first + 64 * w, 0, static_cast<int>(tile.head));
+      }
+    }
+    ring.template advance<1>();
+    // Keys of a block have odd numbers, its values the even numbers before.
+#pragma unroll 1
+    for (int i = 2 * blocks - 1; i >= 0; --i) {
+      const bool values = i % 2 == 0;
+      const int first = i / 2 * ROW_BLOCK_KEYS, beyond = first + ROW_BLOCK_KEYS;
+      wait_for_slot();
+      const u32 full = shared + S::FULL + 8 * ring.slot, slot = shared + ring.slot * S::SLOT;
+      if ((first < prefix.count && beyond > prefix.count) || (values && beyond > tile.end)) {
+        const u64 stride = static_cast<u64>(p.kv_heads) * HEAD_DIM, head = static_cast<u64>(kv_head) * HEAD_DIM;
+        const u64 own = static_cast<u64>(static_cast<long long>(tile.shift)) * stride + head;
+        const PackedKeys rows = {prefix.first * stride + head, own, stride, prefix.count};
+        copy_block_by_warp<HEAD_DIM>(slot, global<const bf16>(values ? p.v : p.k), rows, first, tile.end);
+        if (leads) mbarrier_arrive(full);
+      } else if (leads) {
+        mbarrier_arrive_expecting(full, S::SLOT);
+        const int token = first + (first < prefix.count ? prefix.first : tile.shift);
+        tensor_copy(slot, values ? &p.v_map : &p.k_map, full, 0, token, 0, kv_head, EVICT_LAST);
+      }
+      ring.template advance<1>();
+    }
+    next_number();
+  }
+}

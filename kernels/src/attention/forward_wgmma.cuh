@@ -1,0 +1,423 @@
+// Forward pass on sm_90a for head_dim 64, 80 and 128: blocks of threads with one producer warp (forward_producer.cuh)
+// and two warpgroups that compute 64 queries each. Order of sums: row_state.cuh.
+//
+//   producer:   for each tile: copy queries; for each block of keys, descending: copy keys; copy values
+//   consumer:   s = q k^T of the tile's first block; mask; p = softmax(s)
+//               for each further block:
+//                 issue s' = q k'^T; issue o += p v               # tensor cores
+//                 p' = softmax(s') once s' is complete            # meanwhile, on the other units
+//                 once o is complete: rescale o, or merge it into the total if a segment ends
+//               issue s' = q k'^T of the next tile; issue o += p v; softmax(s'); store o
+//
+// The grid is persistent: a block of threads for each multiprocessor takes one tile after the other, and the products
+// of the next tile's first block fill the tensor cores while the last tile is stored. The two warpgroups issue their
+// products in turns (named barriers 1 and 2), so that the softmax of one overlaps the products of the other.
+//
+// Queries and the weights p are operands in registers; keys and values are read from the ring. A causal tile has one
+// block on its diagonal, of which the first warpgroup multiplies only the 64 keys that its queries see (HALF).
+//
+// Registers: 232 a thread in consumers, without spills only as long as everything that is used once per tile is read
+// again (thread number, description of the tile) and totals with their references and weights are in shared memory.
+#pragma once
+
+#include "attention/forward_producer.cuh"
+#include "attention/tile.cuh"
+#include "cuh/wgmma.cuh"
+
+constexpr int WGMMA_THREADS = 128 * (CONSUMERS + 1);
+
+template <int ROWS, int N, class T>
+__device__ __forceinline__ void keep_registers(T (&x)[ROWS][N]) {
+#pragma unroll
+  for (int i = 0; i < ROWS; ++i) keep_registers(x[i]);
+}
+
+__device__ __forceinline__ void load_shared(u32 at, float (&x)[4]) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(at)
+               : "memory");
+}
+__device__ __forceinline__ void store_shared(u32 at, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+
+// Keeps the next wait for products behind the arithmetic that x, which is not negative, depends on: ptxas moves such a
+// wait before all arithmetic that does not use the sums. The store never happens.
+__device__ __forceinline__ void compute_before_wait(float x, u32 shared) {
+  asm volatile("{\n\t.reg .pred p;\n\tsetp.lt.f32 p, %0, 0f00000000;\n\t@p st.shared.f32 [%1], %0;\n\t}" ::"f"(x), "r"(shared)
+               : "memory");
+}
+
+// Returns log2(x) with a relative error of 2^-22, between 0.5 and 2 an absolute one.
+__device__ __forceinline__ float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// A warpgroup that computes. HALF: of the first block of every tile, only the first 64 keys are seen.
+template <int HEAD_DIM, bool HALF>
+struct ForwardConsumer {
+  using S = ForwardShared<HEAD_DIM>;
+  static constexpr int STEPS = S::COLUMNS / 16;  // steps of a product over a group of columns
+  static constexpr int FIRST = HALF ? ROW_BLOCK_KEYS / 2 : ROW_BLOCK_KEYS;  // keys of a tile's first block
+
+  u32 shared;
+  int group;  // number of this warpgroup
+  float c;
+  bool causal;
+  // Of rows g = lane / 4 and g + 8 of the warp's 16 rows: scores, then weights; output; weights and queries as
+  // operands.
+  float s[ROW_BLOCK_KEYS / 2], o[HEAD_DIM / 2];
+  u32 p[ROW_BLOCK_KEYS / 16][4], q[HEAD_DIM / 16][4];
+  RowPair rows;
+  bool merged = false;    // whether there is a total in shared memory
+  int keep = 0;           // 1: the next product with v adds to o; 0: it begins o
+  RingPosition<S::SLOTS> keys, values;
+  RingPosition<S::TILES> next;
+
+  __device__ __forceinline__ void arrive(u32 barrier) {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(barrier);
+  }
+  __device__ __forceinline__ u32 full(int slot) const { return shared + S::FULL + 8 * slot; }
+  __device__ __forceinline__ u32 free(int slot) const { return shared + S::FREE + 8 * slot; }
+
+  // The turn to issue products passes between the warpgroups.
+  __device__ __forceinline__ void take_turn() { named_barrier_sync(1 + group, 256); }
+  __device__ __forceinline__ void pass_turn() { named_barrier_arrive(2 - group, 256); }
+
+  // Reads the description of the next tile; returns false if there are no more.
+  __device__ __forceinline__ bool read_tile(PositionTile& tile) {
+    mbarrier_wait(shared + S::TILE_FULL + 8 * next.slot, next.parity);
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(tile.shift), "=r"(tile.end), "=r"(tile.first), "=r"(tile.head)
+                 : "r"(shared + S::TILE + 32 * next.slot)
+                 : "memory");
+    next.template advance<1>();
+    return tile.first >= 0;
+  }
+
+  __device__ __forceinline__ void load_queries() {
+    mbarrier_wait(full(keys.slot), keys.parity);
+    const u32 base = shared + keys.slot * S::SLOT + group * S::QUERIES;
+    const int id = static_cast<int>(thread()), lane = id % 32, row = id / 32 * 16 + lane % 16;
+#pragma unroll
+    for (int k = 0; k < HEAD_DIM / 16; ++k) {
+      ldmatrix_x4(q[k], base + S::template offset<S::GROUP / 2>(row, 2 * k + lane / 16));
+    }
+    fence_async_proxy();
+    __syncwarp();
+    arrive(free(keys.slot));
+    keys.template advance<1>();
+  }
+
+  __device__ __forceinline__ void wait_for_keys() { mbarrier_wait(full(keys.slot), keys.parity); }
+  __device__ __forceinline__ void free_keys() {
+    arrive(free(keys.slot));
+    keys.template advance<2>();
+  }
+  __device__ __forceinline__ void free_values() {
+    arrive(free(values.slot));
+    values.template advance<2>();
+  }
+
+  // s = q k^T for the first KEYS keys of the block.
+  template <int KEYS>
+  __device__ __forceinline__ void issue_scores() {
+    wgmma_fence();
+    const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + keys.slot * S::SLOT);
+#pragma unroll
+    for (int k = 0; k < HEAD_DIM / 16; ++k) {
+      Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_tile + (k / STEPS * S::GROUP + k % STEPS * 32) / 16, k != 0);
+    }
+    wgmma_commit();
+  }
+
+  // o += p v for the first KEYS keys of the block.
+  template <int KEYS>
+  __device__ __forceinline__ void issue_output() {
+    mbarrier_wait(full(values.slot), values.parity);
+    // redundant: follows the fence before the scores, but without it ptxas waits for each product.
+    wgmma_fence();
+    const u64 v_tile = operand_layout<S::SWIZZLE>(S::GROUP) | operand_address(shared + values.slot * S::SLOT);
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; ++k) {
+      Wgmma<HEAD_DIM>::template rs<0, MN_MAJOR>(o, p[k], v_tile + k * S::SWIZZLE, k == 0 ? keep : 1);
+    }
+    wgmma_commit();
+  }
+
+  // Whether a query of this warpgroup sees only a part of the tile's first block.
+  __device__ __forceinline__ bool is_masked(const PositionTile& tile, int block) const {
+    return (block + 1) * ROW_BLOCK_KEYS > (causal ? min(tile.end, tile.first + 64 * group + 1) : tile.end);
+  }
+  __device__ __forceinline__ void mask(const PositionTile& tile, int block) {
+    const int id = static_cast<int>(thread());
+    const int position = tile.first + 64 * group + id / 32 * 16 + id % 32 / 4;
+    const int before = block * ROW_BLOCK_KEYS + 2 * (id % 4);
+    const int low = (causal ? min(tile.end, position + 1) : tile.end) - before;
+    const int high = (causal ? min(tile.end, position + 9) : tile.end) - before;
+#pragma unroll
+    for (int i = 0; i < FIRST / 2; ++i) {
+      if (8 * (i / 4) + i % 2 >= (i & 2 ? high : low)) s[i] = minus_infinity();
+    }
+  }
+
+  // Rounds the weights of KEYS keys to bf16.
+  template <int KEYS>
+  __device__ __forceinline__ void round_weights() {
+#pragma unroll
+    for (int i = 0; i < ROW_BLOCK_KEYS / 4; ++i) p[i / 4][i % 4] = i < KEYS / 4 ? pack_bf16(s[2 * i], s[2 * i + 1]) : 0;
+  }
+
+  // The total is in shared memory. Chunk i of 16 bytes of a thread's part is at i * 2048 + 16 * thread; the two rows of
+  // a quad have reference and sum at 16 * quad, and the weights of the merge 512 bytes later.
+  __device__ __forceinline__ u32 total_address() const { return shared + S::TOTALS + group * S::TOTAL + thread() * 16; }
+  __device__ __forceinline__ u32 state_address() const { return shared + S::STATES + group * S::STATE + thread() / 4 * 16; }
+  __device__ __forceinline__ static u32 thread() { return static_cast<u32>(thread_again()) % 128; }
+
+  // Merges references and sums of a segment, whose last product need not be complete, and begins the next segment.
+  __device__ __forceinline__ void end_segment_state() {
+    const u32 at = state_address();
+    float x[4] = {minus_infinity(), 0, minus_infinity(), 0}, w[4];
+    if (merged) load_shared(at, x);
+    rows.add_lanes();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      w[r] = merge_weight(x[2 * r], rows.m[r], c), w[2 + r] = merge_weight(rows.m[r], x[2 * r], c);
+      x[2 * r + 1] = merged_value(x[2 * r + 1], w[r], rows.l[r], w[2 + r]);
+      x[2 * r] = fmaxf(x[2 * r], rows.m[r]);
+    }
+    __syncwarp();  // all lanes have read the old state
+    if (threadIdx.x % 4 == 0) {
+      store_shared(at, x[0], x[1], x[2], x[3]);
+      store_shared(at + 512, w[0], w[1], w[2], w[3]);
+    }
+    __syncwarp();
+    rows.clear();
+  }
+
+  // Merges the segment's output with the total: the result replaces the total, or with LAST stays in o.
+  template <bool LAST>
+  __device__ __forceinline__ void end_segment_output() {
+    const u32 total = total_address();
+    if (merged) {
+      float w[4];
+      load_shared(state_address() + 512, w);
+#pragma unroll
+      for (int i = 0; i < HEAD_DIM / 2; i += 4) {
+        float x[4];
+        load_shared(total + i * 512, x);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) o[i + j] = merged_value(x[j], w[j / 2], o[i + j], w[2 + j / 2]);
+      }
+    }
+    if constexpr (!LAST) {
+#pragma unroll
+      for (int i = 0; i < HEAD_DIM / 2; i += 4) store_shared(total + i * 512, o[i], o[i + 1], o[i + 2], o[i + 3]);
+    }
+    merged = !LAST;
+  }
+
+  __device__ __forceinline__ void rescale_output() {
+    if (!rows.rescales) return;
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = __fmul_rn(o[i], rows.alpha[i / 2 % 2]);
+  }
+
+  // Scores and weights of `block`, while the weights of the block after it, of which KEYS keys are seen, multiply v.
+  template <int KEYS>
+  __device__ __forceinline__ void step(int block) {
+    // A vote makes the condition uniform for ptxas, which would otherwise spill.
+    const bool ends_segment = __any_sync(0xffffffffu, block % ROW_SEGMENT_BLOCKS == ROW_SEGMENT_BLOCKS - 1);
+    wait_for_keys();
+    take_turn();
+    issue_scores<ROW_BLOCK_KEYS>();
+    issue_output<KEYS>();
+    pass_turn();
+    keep = ends_segment ? 0 : 1;
+    if (ends_segment) end_segment_state();
+    wgmma_wait<1>();
+    keep_registers(s);
+    free_keys();
+    rows.add<ROW_BLOCK_KEYS, false>(s, c);
+    keep_registers(s);
+    compute_before_wait(rows.l[0] + rows.l[1], shared + S::TILE);
+    wgmma_wait<0>();
+    keep_registers(o);
+    keep_registers(p);
+    keep_registers(s);
+    free_values();
+    round_weights<ROW_BLOCK_KEYS>();
+    if (ends_segment) end_segment_output<false>();
+    else rescale_output();
+  }
+
+  // Stores the output and log-sum-exp of the tile whose description was read before the last one.
+  __device__ __forceinline__ void store(const FwdParams& params) {
+    end_segment_output<true>();
+    float state[4];
+    load_shared(state_address(), state);
+    int shift, end, first, no_query;
+    u32 head;
+    const int stored_tile = (next.slot + S::TILES - 2) % S::TILES;
+    const u32 description = shared + S::TILE + 32 * stored_tile;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%5];\n\tld.shared.b32 %4, [%5 + 16];"
+                 : "=r"(shift), "=r"(end), "=r"(first), "=r"(head), "=r"(no_query)
+                 : "r"(description)
+                 : "memory");
+    __syncwarp();
+    arrive(shared + S::TILE_FREE + 8 * stored_tile);
+    const int id = static_cast<int>(thread()), quad = id % 4, row = 64 * group + id / 32 * 16 + id % 32 / 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float sum = state[2 * r + 1], inverse = __frcp_rn(sum);
+      const int position = first + row + 8 * r;
+      const bool is_query = row + 8 * r >= no_query && position < end;
+      const u64 at = static_cast<u64>(static_cast<u32>(shift + position)) * params.heads + head;
+      if (is_query && quad == 0 && params.lse != 0) {
+        global<float>(params.lse)[at] = __fmul_rn(__fadd_rn(__fmul_rn(state[2 * r], c), log2_approx(sum)), LN_2);
+      }
+      bf16* const out = global<bf16>(params.o) + at * HEAD_DIM;
+#pragma unroll
+      for (int g = 0; g + 4 <= HEAD_DIM / 8; g += 4) {
+        u32 v[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const int i = 4 * (g + k) + 2 * r;
+          v[k] = pack_bf16(__fmul_rn(o[i], inverse), __fmul_rn(o[i + 1], inverse));
+        }
+        // Transposes the 4 x 4 words of four lanes: lane n gets the four words of columns 8 (g + n) .. 8 (g + n) + 8.
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+          const u32 x = shuffle_xor(quad & 1 ? v[k] : v[k + 1], 1);
+          if (quad & 1) v[k] = x;
+          else v[k + 1] = x;
+        }
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const u32 x = shuffle_xor(quad & 2 ? v[k] : v[k + 2], 2);
+          if (quad & 2) v[k] = x;
+          else v[k + 2] = x;
+        }
+        if (is_query) *reinterpret_cast<Words<16>*>(out + 8 * (g + quad)) = Words<16>{{v[0], v[1], v[2], v[3]}};
+      }
+#pragma unroll
+      for (int g = HEAD_DIM / 32 * 4; g < HEAD_DIM / 8; ++g) {
+        const int i = 4 * g + 2 * r;
+        const u32 pair = pack_bf16(__fmul_rn(o[i], inverse), __fmul_rn(o[i + 1], inverse));
+        if (is_query) *reinterpret_cast<u32*>(out + 8 * g + 2 * quad) = pair;
+      }
+    }
+  }
+
+  // Masks the scores of a tile's first block where queries do not see it, and computes the weights.
+  __device__ __forceinline__ void first_softmax(const PositionTile& tile, int block) {
+    if (HALF || is_masked(tile, block)) mask(tile, block);
+    rows.add<FIRST, true>(s, c);
+  }
+
+  __device__ __forceinline__ void run(const FwdParams& params) {
+    if (group == CONSUMERS - 1) pass_turn();  // warpgroup 0 has the first turn
+    PositionTile tile;
+    if (!read_tile(tile)) return;
+    int block = tile.blocks(causal) - 1;
+    load_queries();
+    values.template advance<2>();  // queries and keys come first
+    wait_for_keys();
+    issue_scores<FIRST>();
+    wgmma_wait<0>();
+    keep_registers(s);
+    free_keys();
+    first_softmax(tile, block);
+    round_weights<FIRST>();
+    for (;;) {
+      --block;
+      if (HALF && block >= 0) {
+        step<FIRST>(block);
+        --block;
+      }
+      for (; block >= 0; --block) step<ROW_BLOCK_KEYS>(block);
+      PositionTile following;
+      if (!read_tile(following)) break;
+      // The last product with v of this tile, together with the first scores of the following one.
+      block = following.blocks(causal) - 1;
+      load_queries();
+      wait_for_keys();
+      take_turn();
+      issue_scores<FIRST>();
+      issue_output<ROW_BLOCK_KEYS>();
+      pass_turn();
+      end_segment_state();
+      wgmma_wait<1>();
+      keep_registers(s);
+      free_keys();
+      first_softmax(following, block);
+      keep_registers(s);
+      compute_before_wait(rows.l[0] + rows.l[1], shared + S::TILE);
+      wgmma_wait<0>();
+      keep_registers(o);
+      keep_registers(p);
+      keep_registers(s);
+      free_values();
+      values.template advance<1>();  // the queries' slot
+      round_weights<FIRST>();
+      store(params);
+      keep = 0;
+    }
+    issue_output<ROW_BLOCK_KEYS>();
+    end_segment_state();
+    wgmma_wait<0>();
+    keep_registers(o);
+    keep_registers(p);
+    // redundant: no copy follows that waits for the slot.
+    free_values();
+    // redundant: no tile follows whose description waits for the place of this one.
+    store(params);
+  }
+};
+
+template <int HEAD_DIM, bool HALF>
+__device__ __forceinline__ void consume_tiles(const FwdParams& p, u32 shared, int group) {
+  ForwardConsumer<HEAD_DIM, HALF> consumer;
+  consumer.shared = shared;
+  consumer.group = group;
+  consumer.c = p.score_factor;
+  consumer.causal = p.causal != 0;
+#pragma unroll
+  for (int i = 0; i < ROW_BLOCK_KEYS / 2; ++i) consumer.s[i] = 0;
+#pragma unroll
+  for (int i = 0; i < HEAD_DIM / 2; ++i) consumer.o[i] = 0;
+#pragma unroll
+  for (int i = 0; i < ROW_BLOCK_KEYS / 4; ++i) consumer.p[i / 4][i % 4] = 0;
+  consumer.run(p);
+}
+
+template <int HEAD_DIM>
+__device__ __forceinline__ void forward_wgmma(const FwdParams& p) {
+  using S = ForwardShared<HEAD_DIM>;
+  extern __shared__ __align__(1024) char forward_memory[];
+  const u32 shared = shared_address(forward_memory);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < S::SLOTS; ++i) {
+      mbarrier_init(shared + S::FULL + 8 * i, 1);
+      mbarrier_init(shared + S::FREE + 8 * i, 4 * CONSUMERS);  // an arrival for each warp
+    }
+    for (int i = 0; i < S::TILES; ++i) {
+      mbarrier_init(shared + S::TILE_FULL + 8 * i, 1);
+      mbarrier_init(shared + S::TILE_FREE + 8 * i, 4 * CONSUMERS);
+    }
+    fence_mbarrier_init();
+  }
+  __syncthreads();
+  const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  if (group == 0) {
+    free_registers_down_to<40>();
+    if (threadIdx.x < 32) produce_tiles<HEAD_DIM>(p, shared);
+  } else {
+    take_registers_up_to<232>();
+    if (group == 1 && p.causal != 0) consume_tiles<HEAD_DIM, true>(p, shared, 0);
+    else consume_tiles<HEAD_DIM, false>(p, shared, group - 1);
+  }
+}

@@ -1,0 +1,83 @@
+// Tiles of 128 queries for the forward pass on sm_90a, and the order in which blocks of threads take them.
+//
+// A tile consists of positions, which count the keys of a sequence from the first key of its prefix: with a prefix of n
+// keys, query i is at position n + i and sees, if causal, the keys 0 .. n + i. Tiles begin at multiples of 128, so a
+// causal tile has one block of keys on its diagonal, whatever the prefix. The first tile of a sequence may begin with
+// positions of the prefix, which are no queries of the sequence; their results are not stored.
+#pragma once
+
+#include "attention/row_state.cuh"
+#include "attention/sequences.cuh"
+
+constexpr int TILE_POSITIONS = ROW_BLOCK_KEYS;
+
+struct PositionTile {
+  int shift;     // number of the token at position 0, if the sequence's own tokens began there; may be negative
+  int end;       // number of keys of the sequence, with those of its prefix
+  int first;     // first position; negative: no more tiles
+  u32 head;      // query head
+  u32 no_query;  // number of positions at the start of the tile that are no queries
+
+  // Number of blocks of keys that the tile's queries see.
+  __device__ __forceinline__ int blocks(bool causal) const {
+    return causal ? first / TILE_POSITIONS + 1 : ceil_div(end, ROW_BLOCK_KEYS);
+  }
+};
+
+// The tiles of all sequences and heads. There are two ways to number them, with gaps. (1) Every sequence has as many as
+// the longest one: those with the most keys come first, of all sequences. (2) All tokens are packed, and every sequence
+// has one incomplete tile more, or two with a prefix: a binary search finds the sequence of a tile. Way 1 is used if
+// its numbers are at most four times as many; the host's grid depends on it only by the number of tiles (plan.rs).
+//
+// Groups of query heads with the same keys come one after the other, so that these keys stay in L2.
+struct PositionTiles {
+  u32 per_sequence;  // way 1: tiles of a sequence; way 2: 0
+  u32 per_head;
+  u32 padding;  // of a sequence, in tokens, in way 2
+
+  __device__ __forceinline__ explicit PositionTiles(const FwdParams& p) {
+    padding = p.prefix == 0 ? TILE_POSITIONS - 1 : 2 * (TILE_POSITIONS - 1);
+    const u64 longest = ceil_div<u32>(p.max_seqlen, TILE_POSITIONS) + (p.prefix == 0 ? 0 : 1);
+    const u64 even = p.seqs * longest, packed = (p.tokens + static_cast<u64>(padding) * p.seqs) / TILE_POSITIONS;
+    per_sequence = even <= 4 * packed ? static_cast<u32>(longest) : 0;
+    per_head = static_cast<u32>(even <= 4 * packed ? even : packed);
+  }
+
+  __device__ __forceinline__ bool has(const FwdParams& p, u32 number) const { return number < per_head * p.heads; }
+
+  // Finds the tile with this number and the tokens of its prefix; returns false if there is none.
+  __device__ __forceinline__ bool find(const FwdParams& p, u32 number, PositionTile& tile, TokenRange& prefix) const {
+    const int* const cu_seqlens = global<const int>(p.cu_seqlens);
+    const u32 group = p.heads / p.kv_heads, per_group = per_head * group;
+    const u32 kv_head = number / per_group, in_group = number % per_group;
+    u32 sequence, index;
+    if (per_sequence != 0) {
+      const u32 together = p.seqs * group, rest = in_group % together;
+      index = per_sequence - 1 - in_group / together;
+      sequence = rest / group;
+      tile.head = kv_head * group + rest % group;
+    } else {
+      const u32 slot = per_head - 1 - in_group / group;
+      tile.head = kv_head * group + in_group % group;
+      // The first slot of sequence n is (cu_seqlens[n] + padding n) / 128, rounded down.
+      const auto first_slot = [&](u32 n) {
+        return static_cast<u32>((cu_seqlens[n] + static_cast<u64>(padding) * n) / TILE_POSITIONS);
+      };
+      u32 low = 0, high = p.seqs;
+      while (high - low > 1) {
+        const u32 middle = (low + high) / 2;
+        if (first_slot(middle) <= slot) low = middle;
+        else high = middle;
+      }
+      sequence = low;
+      index = slot - first_slot(low);
+    }
+    const int begin = cu_seqlens[sequence], length = cu_seqlens[sequence + 1] - begin;
+    prefix = prefix_of(p, static_cast<int>(sequence));
+    tile.shift = begin - prefix.count;
+    tile.end = prefix.count + length;
+    tile.first = (prefix.count / TILE_POSITIONS + static_cast<int>(index)) * TILE_POSITIONS;
+    tile.no_query = static_cast<u32>(max(0, prefix.count - tile.first));
+    return tile.first < tile.end && length > 0;
+  }
+};

@@ -1,0 +1,123 @@
+// Order of a row's sums on sm_90a. The forward pass of packed sequences and paged decode include this header, so a row
+// has the same bits in training, prefill and decode. Earlier architectures have the order of online_softmax.cuh.
+//
+// The keys of a row are counted from the first key of its sequence, or of its prefix if there is one. A segment has 512
+// keys, four blocks of 128. Segments, and the blocks of a segment, are taken in descending order, because the block on
+// the diagonal, the only one with a mask, is then the first. c = scale * log2(e).
+//
+//   total = none
+//   for each segment, descending:
+//     for each block of the segment, descending:
+//       s = q . k: one sum from 0 on, over 16 columns at a time, ascending; -inf for a key that the row does not see
+//       x = max of the block's s
+//       first block: m = x, o = 0, l = 0, alpha = 1
+//       else if x * c > fma(m, c, 8): alpha = 2^((m - x) * c), m = x, o *= alpha
+//       else: alpha = 1                            # m stays: the weights are at most 2^8
+//       p = 2^(fma(s, c, -(m * c)))
+//       o += bf16(p) v: one sum, over 16 keys at a time, ascending
+//       l = fma(l, alpha, u + w) for each of four lanes; lane i adds up the p of keys 8 n + 2 i (u) and 8 n + 2 i + 1
+//         (w), n ascending
+//     l = (l0 + l1) + (l2 + l3)
+//     total = merge(total, segment): below; the first segment is the total
+//   output = bf16(total.o * (1 / total.l))
+//
+// A block or segment of which the row sees no key has m = x = -inf and p = 0, and changes no bit of the total.
+#pragma once
+
+#include "cuh/exp2.cuh"
+#include "cuh/math.cuh"
+#include "cuh/warp.cuh"
+
+constexpr int ROW_BLOCK_KEYS = 128;
+constexpr int ROW_SEGMENT_BLOCKS = 4;
+
+// Whether the reference moves from m to x, because weights relative to m could exceed 2^8.
+__device__ __forceinline__ bool reference_moves(float m, float x, float c) {
+  return __fmul_rn(x, c) > __fmaf_rn(m, c, 8.0f);
+}
+
+// Returns the factor of sums relative to m after the reference has moved to x.
+__device__ __forceinline__ float reference_change(float m, float x, float c) {
+  return exp2_approx(__fmul_rn(__fsub_rn(m, x), c));
+}
+
+// Returns what is subtracted from score * c before the exponential; 0 for a row that has seen no key, because
+// -inf - -inf would be NaN.
+__device__ __forceinline__ float scaled_reference(float m, float c) {
+  return m == minus_infinity() ? 0.0f : __fmul_rn(m, c);
+}
+
+__device__ __forceinline__ float row_weight(float score, float c, float reference) {
+  return exp2_approx(__fmaf_rn(score, c, -reference));
+}
+
+// Merges a segment with reference m into a total with reference M: of both, each is multiplied by
+// merge_weight(own reference, other reference), and the result has the reference max(M, m). Without keys in either,
+// fminf makes 0 of the NaN, so that both weights are 1 and both sums 0.
+__device__ __forceinline__ float merge_weight(float m, float other, float c) {
+  return exp2_approx(fminf(0.0f, __fmul_rn(__fsub_rn(m, other), c)));
+}
+
+// Returns an element of the merged output, or the merged sum of weights.
+__device__ __forceinline__ float merged_value(float total, float total_weight, float part, float part_weight) {
+  return __fmaf_rn(part, part_weight, __fmul_rn(total, total_weight));
+}
+
+// The state of two rows of which four lanes hold the scores: references, this lane's part of the sums, the factors of
+// the older sums and outputs, and whether one of them, in any row of the warp, is not 1.
+struct RowPair {
+  float m[2], l[2], alpha[2];
+  bool rescales;
+
+  __device__ __forceinline__ void clear() { m[0] = m[1] = minus_infinity(), l[0] = l[1] = 0; }
+
+  // Adds a block of which KEYS keys are seen, and replaces their scores by their weights. With t = lane % 4, a lane has
+  // the scores of keys 8 n + 2 t and 8 n + 2 t + 1 in s[4 n], s[4 n + 1] of row 0 and s[4 n + 2], s[4 n + 3] of row 1.
+  // NEW: the block is the first.
+  template <int KEYS, bool NEW, int N>
+  __device__ __forceinline__ void add(float (&s)[N], float c) {
+    float x0 = fmaxf(s[0], s[1]), x1 = fmaxf(s[2], s[3]), y0 = fmaxf(s[4], s[5]), y1 = fmaxf(s[6], s[7]);
+#pragma unroll
+    for (int i = 8; i < KEYS / 2; i += 8) {
+      x0 = fmaxf(x0, fmaxf(s[i], s[i + 1]));
+      x1 = fmaxf(x1, fmaxf(s[i + 2], s[i + 3]));
+      y0 = fmaxf(y0, fmaxf(s[i + 4], s[i + 5]));
+      y1 = fmaxf(y1, fmaxf(s[i + 6], s[i + 7]));
+    }
+    x0 = fmaxf(x0, y0), x1 = fmaxf(x1, y1);
+    x0 = fmaxf(x0, shuffle_xor(x0, 1)), x1 = fmaxf(x1, shuffle_xor(x1, 1));
+    x0 = fmaxf(x0, shuffle_xor(x0, 2)), x1 = fmaxf(x1, shuffle_xor(x1, 2));
+    if constexpr (NEW) {
+      m[0] = x0, m[1] = x1;
+    } else {
+      const bool moves0 = reference_moves(m[0], x0, c), moves1 = reference_moves(m[1], x1, c);
+      alpha[0] = moves0 ? reference_change(m[0], x0, c) : 1.0f;
+      alpha[1] = moves1 ? reference_change(m[1], x1, c) : 1.0f;
+      m[0] = moves0 ? x0 : m[0], m[1] = moves1 ? x1 : m[1];
+      rescales = __any_sync(0xffffffffu, moves0 || moves1);
+    }
+    const float r0 = scaled_reference(m[0], c), r1 = scaled_reference(m[1], c);
+    float u0 = 0, u1 = 0, w0 = 0, w1 = 0;
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; i += 4) {
+      s[i] = row_weight(s[i], c, r0), s[i + 1] = row_weight(s[i + 1], c, r0);
+      s[i + 2] = row_weight(s[i + 2], c, r1), s[i + 3] = row_weight(s[i + 3], c, r1);
+      u0 = __fadd_rn(u0, s[i]), w0 = __fadd_rn(w0, s[i + 1]);
+      u1 = __fadd_rn(u1, s[i + 2]), w1 = __fadd_rn(w1, s[i + 3]);
+    }
+    if constexpr (NEW) {
+      l[0] = __fadd_rn(u0, w0), l[1] = __fadd_rn(u1, w1);
+    } else {
+      l[0] = __fmaf_rn(l[0], alpha[0], __fadd_rn(u0, w0)), l[1] = __fmaf_rn(l[1], alpha[1], __fadd_rn(u1, w1));
+    }
+  }
+
+  // Adds up the four lanes' parts of the sums, at the end of a segment.
+  __device__ __forceinline__ void add_lanes() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      l[r] = __fadd_rn(l[r], shuffle_xor(l[r], 1));
+      l[r] = __fadd_rn(l[r], shuffle_xor(l[r], 2));
+    }
+  }
+};
