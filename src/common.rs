@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use reel_kernels::DType;
+use reel_runtime::device::Products;
 use serde::{Deserialize, Serialize};
 
 use crate::fail::bad_usage;
@@ -30,26 +31,49 @@ pub struct CommonOptions {
     /// [default: 1]
     #[arg(long, global = true, value_name = "N", display_order = 904, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub interleavings: Option<u32>,
+    /// On device cuda: code of matrix products of bf16 operands [default: own where a kernel takes them, else cublaslt]
+    #[arg(long, global = true, value_name = "CODE", display_order = 905)]
+    pub products: Option<ProductsName>,
     /// Print the result as JSON on stdout, and nothing else
-    #[arg(long, global = true, display_order = 905)]
+    #[arg(long, global = true, display_order = 906)]
     #[serde(skip)]
     pub json: bool,
     /// Do not print progress
-    #[arg(long, global = true, display_order = 906)]
+    #[arg(long, global = true, display_order = 907)]
     #[serde(skip)]
     pub quiet: bool,
     /// Download nothing: neither models nor media
-    #[arg(long, global = true, display_order = 907)]
+    #[arg(long, global = true, display_order = 908)]
     #[serde(skip)]
     pub offline: bool,
     /// Write a trace of where the time went (Chrome trace events, for Perfetto or chrome://tracing) to this file
-    #[arg(long, global = true, value_name = "OUT", display_order = 908)]
+    #[arg(long, global = true, value_name = "OUT", display_order = 909)]
     #[serde(skip)]
     pub trace: Option<PathBuf>,
     /// Verbose: print the causes of an error and more details
-    #[arg(short, long, global = true, display_order = 909)]
+    #[arg(short, long, global = true, display_order = 910)]
     #[serde(skip)]
     pub verbose: bool,
+}
+
+/// The code of matrix products on device cuda.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProductsName {
+    // The kernels of this program, on compute capability 9.0; a row's bits do not depend on the other rows.
+    Own,
+    // NVIDIA's library.
+    Cublaslt,
+}
+
+impl ProductsName {
+    /// Converts the name to the choice that device `cuda` takes.
+    pub fn to_products(self) -> Products {
+        match self {
+            Self::Own => Products::Own,
+            Self::Cublaslt => Products::CublasLt,
+        }
+    }
 }
 
 /// Data type of weights and activations.

@@ -141,7 +141,10 @@ impl LoadedModel {
 pub fn open_device(common: &CommonOptions) -> Result<Device> {
     match common.device()? {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
-        common::DeviceName::Cuda(number) => Ok(Device::cuda(number)?),
+        common::DeviceName::Cuda(number) => {
+            let products = common.products.map(common::ProductsName::to_products);
+            Ok(Device::cuda_with_products(number, products.unwrap_or_default())?)
+        }
         common::DeviceName::Sim => Ok(Device::sim(SimOptions {
             interleavings: common.interleavings.unwrap_or(1),
             seed: common.seed(),

@@ -309,7 +309,15 @@ impl Device {
     /// # Errors
     /// The driver is missing or too old, or there is no GPU with this ordinal.
     pub fn cuda(ordinal: usize) -> Result<Device> {
-        Device::on_gpu(Gpu::open(ordinal).map_err(cuda::device_error)?)
+        Device::cuda_with_products(ordinal, Products::default())
+    }
+
+    /// As [`Device::cuda`], with a choice of the code for matrix products.
+    ///
+    /// # Errors
+    /// The driver is missing or too old, or there is no GPU with this ordinal.
+    pub fn cuda_with_products(ordinal: usize, products: Products) -> Result<Device> {
+        Device::on_gpu_with_products(Gpu::open(ordinal).map_err(cuda::device_error)?, products)
     }
 
     /// The device of a GPU that was opened by a given driver. Tests pass a GPU of the fake driver.
