@@ -139,7 +139,12 @@ impl LoadedModel {
 
 /// Opens the device that `--device` names.
 pub fn open_device(common: &CommonOptions) -> Result<Device> {
-    match common.device()? {
+    let device = common.device()?;
+    if common.products.is_some() && !matches!(device, common::DeviceName::Cuda(_)) {
+        let help = "remove it, or give --device cuda";
+        return Err(bad_usage("--products", "chooses between codes of device cuda, which this is not", help));
+    }
+    match device {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
         common::DeviceName::Cuda(number) => {
             let products = common.products.map(common::ProductsName::to_products);
