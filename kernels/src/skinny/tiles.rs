@@ -70,7 +70,8 @@ pub(super) fn stage(
 
     let kind = ROWS.iter().position(|&rows| op.m <= rows).unwrap_or(ROWS.len() - 1);
     let (rows, row_blocks) = (ROWS[kind], op.m.div_ceil(ROWS[kind]));
-    let blocks_for = |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1));
+    let blocks_for =
+        |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1));
     // One block for two multiprocessors if each block would read more of x, from L2, than of the weights.
     let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;
     let per_2 = if 2 * rows.min(op.m) > weight_bytes { 1 } else { 2 };
@@ -99,7 +100,8 @@ pub(super) fn stage(
         let bytes = data_type.bytes();
         let dims = [u64::from(op.k), u64::from(rows)];
         let strides = [u64::from(op.k) * u64::from(bytes)];
-        let map = TensorMap::tiled(data_type, address.0, &dims, &strides, &[128 / bytes, box_rows], Swizzle::B128).ok()?;
+        let map =
+            TensorMap::tiled(data_type, address.0, &dims, &strides, &[128 / bytes, box_rows], Swizzle::B128).ok()?;
         Some(TensorMap { l2_promotion: L2Promotion::B256, ..map })
     };
     let weight_type = if operands.weight_bytes == 1 { DataType::U8 } else { DataType::Bf16 };

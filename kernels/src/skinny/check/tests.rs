@@ -116,7 +116,8 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
                     let x_again = x * if has_norm { 2.0 * blocks - 1.0 } else { blocks - 1.0 };
                     // Every row reads bias and scales, and every head of queries and keys the angles of its pairs.
                     let of_columns = if kind == WeightFormat::Int8 { 12.0 } else { 2.0 } * (m * n) as f64;
-                    let angles = if stage.symbol.contains("qkv") { 2.0 * 8.0 * (m * MAX_HEAD_DIM / 2) as f64 } else { 0.0 };
+                    let angles =
+                        if stage.symbol.contains("qkv") { 2.0 * 8.0 * (m * MAX_HEAD_DIM / 2) as f64 } else { 0.0 };
                     let asked = launch.cost().bytes + x_again + blocks * norms as f64 + of_columns + angles;
                     let bytes = (counts.global_read + counts.global_written) as f64;
                     assert!(bytes <= 1.02 * asked, "{}, {m} rows: {bytes} bytes, expected {asked}", stage.symbol);
@@ -153,7 +154,10 @@ fn bits_do_not_depend_on_the_shape_of_tiles() {
                 for ((symbol, got), (of, want)) in results(m, multiprocessors, &shared).into_iter().zip(&want) {
                     // The rows of keys and values are not the first ones of the results of qkv.
                     let rows = if symbol.contains("qkv") { m * 2 * MAX_HEAD_DIM } else { got.len() };
-                    assert!(got[..rows] == want[..rows], "{symbol} and {of}, {m} rows, {multiprocessors} multiprocessors");
+                    assert!(
+                        got[..rows] == want[..rows],
+                        "{symbol} and {of}, {m} rows, {multiprocessors} multiprocessors"
+                    );
                 }
             }
         }

@@ -109,7 +109,8 @@ pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
             let before = bits(&given.output_and_lse_by_warpgroups()[0]);
             // Tokens that get other keys and values, these values, and tokens whose outputs must stay.
             let finite = [1, 63, 64, 65, 127, 128, 149].map(|cut| (cut..150, 1e18, 0..cut));
-            let others = [(150..220, f32::NAN, 0..150), (150..220, f32::INFINITY, 220..240), (0..150, f32::NAN, 150..240)];
+            let others =
+                [(150..220, f32::NAN, 0..150), (150..220, f32::INFINITY, 220..240), (0..150, f32::NAN, 150..240)];
             for (changed, value, kept) in others.into_iter().chain(finite.into_iter().filter(|_| causal)) {
                 let with = |data: &TestArray| {
                     let mut values = data.values();
