@@ -1,4 +1,5 @@
 use super::*;
+use crate::matmul::{Matmul, Operand, gemm};
 use crate::{Arch, Stage};
 
 #[test]
@@ -160,6 +161,43 @@ fn bits_do_not_depend_on_the_shape_of_tiles() {
                     );
                 }
             }
+        }
+    });
+}
+
+/// On an H100, rows have the same bits in a product of a few of them and in a product of many: in decoding, prefill and
+/// training alike.
+#[test]
+fn bits_are_those_of_products_of_many_rows() {
+    crate::checks::on_sim(|| {
+        let (rows, n, k) = (130, 160, 1096);
+        let given = Given::new(BF16, WeightFormat::Bf16, (rows, n, k));
+        let all = TestArray::output(BF16, rows * n);
+        let operand = |addr| Operand { addr, dtype: BF16, transposed: false };
+        let product = Matmul {
+            m: rows,
+            n,
+            k,
+            a: operand(given.x.addr()),
+            b: operand(given.weights[0].addresses().0),
+            b_scale: Addr::NULL,
+            b_grouped: false,
+            c: all.addr(),
+            c_dtype: BF16,
+            bias: given.bias.addr(),
+            accumulate: false,
+            scale: 1.0,
+        };
+        let many = gemm::kernel_launch(&product, &Arch::H100).expect("a kernel for these operands");
+        crate::checks::run_on(&Launch::Kernel(many), Arch::H100);
+        let want = bits(&all);
+        for m in [1, 7, 16, 64] {
+            let y = TestArray::output(BF16, m * n);
+            let params = Params { w2: Addr::NULL, bias: given.bias.addr(), ..given.params(&y, m) };
+            let (launch, arch, _) = by_tiles(linear(BF16, WeightFormat::Bf16, &params), 132, &[227]);
+            crate::checks::run_on(&launch, arch);
+            let got = bits(&y);
+            assert!(got[..] == want[..got.len()], "{m} rows");
         }
     });
 }
