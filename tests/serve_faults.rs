@@ -197,7 +197,7 @@ fn a_signal_ends_the_server_although_clients_read_nothing_or_send_slowly() {
     body.write_all(format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{").as_bytes()).unwrap();
     let begun = Instant::now();
     assert_eq!(server.stop(15), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(90), "{:?}", begun.elapsed());
     drop((unread, idle, header, body));
 }
 
