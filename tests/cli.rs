@@ -276,6 +276,7 @@ fn common_options_are_checked_in_every_command() {
         run(["resize", "--height", "28", "--width", "28", option, value]).refused(2, &[&format!("{option}: is ")]);
     }
     run(["resize", "--height", "28", "--width", "28", "--device", "cpu", "--threads", "2"]).ok();
+    run("generate --model m --prompt x --device cuda --products nosuch".split(' ')).refused(2, &["--products: is "]);
     let help = |command: &str| run(command.split(' ').chain(["--help"])).ok().to_string();
     assert!(!help("resize").contains("--device") && help("generate").contains("--device"));
 }

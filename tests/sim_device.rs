@@ -73,6 +73,17 @@ fn sampled_completions_equal_those_of_cpu_under_several_interleavings() {
     assert_eq!(generate(&["--device", "sim", "--interleavings", "3"]), generate(&["--device", "cpu"]));
 }
 
+/// Only device cuda has a choice between codes of products.
+#[test]
+fn products_are_chosen_on_device_cuda_only() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = tiny_model(folder.path()).display().to_string();
+    for device in ["cpu", "sim"] {
+        let ask = ["generate", "--model", &model, "--prompt", "Hi", "--device", device, "--products", "own"];
+        run(ask).refused(2, &["--products: ", "--device cuda"]);
+    }
+}
+
 /// Runs one step of a training case; returns its metrics and the change of every weight.
 fn step(device: &str, dtype: &str) -> (Value, Vec<f64>) {
     let case = golden("train").join("sft_videorft_rows");
