@@ -45,7 +45,7 @@ struct PositionTiles {
 
   __device__ __forceinline__ bool has(const FwdParams& p, u32 number) const { return number < per_head * p.heads; }
 
-  // Finds the tile with this number and the tokens of its prefix; returns false if there is none.
+  // Finds the tile with this number, and the prefix of its sequence. Returns false if no tile has the number.
   __device__ __forceinline__ bool find(const FwdParams& p, u32 number, PositionTile& tile, TokenRange& prefix) const {
     const int* const cu_seqlens = global<const int>(p.cu_seqlens);
     const u32 group = p.heads / p.kv_heads, per_group = per_head * group;

@@ -3,8 +3,9 @@
 //! All tiles of a form give the same bits, so the choice changes times only. A tile takes the time of its elements of C
 //! times k, however many of them exist, and a multiprocessor computes one tile after the other. So the products below
 //! with the fewest elements in the busiest multiprocessor are the fastest, and of equal ones the first in this table.
-//! Rates are those of cuBLAS 13.0 divided into the tile's, medians of 21 rounds in turns, NVIDIA H200, 2026-11-27; a
-//! product is named by its rows, columns and k.
+//! These kernels have not been timed. The rates are those of their prototypes, whose main loops have the same products,
+//! copies and waits in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on an NVIDIA H200,
+//! 2026-11-27. `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its rows, columns and k.
 //!
 //! | tile | taken for | rate |
 //! |---|---|---|

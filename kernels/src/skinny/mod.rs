@@ -34,9 +34,10 @@
 //!
 //! - Tiles: a block has 8, 16, 32 or 64 rows of x and up to 144 rows of each weight, so many that blocks occupy all
 //!   multiprocessors in as few waves as possible: 28 rows of 3584, 144 of 18944, 16 pairs of q, k and v of a 7B model on
-//!   an H200; with half as many blocks if each would read more of x than of the weight. Each block reads its rows of x once, with a norm twice, from L2. With 144 rows of the weight and one row
-//!   that adds 0.7 % to its bytes, with 16 rows 11 %, and with 64 rows 44 %; with 28 rows of the weight five times as
-//!   much. With more than 64 rows, neighbouring blocks read the same part of the weight, all but one from L2.
+//!   an H200; with half as many blocks if each would read more of x than of the weight. Each block reads its rows of x
+//!   once, with a norm twice, from L2. With 144 rows of the weight and one row that adds 0.7 % to its bytes, with 16 rows
+//!   11 %, and with 64 rows 44 %; with 28 rows of the weight five times as much. With more than 64 rows, neighbouring
+//!   blocks read the same part of the weight, all but one from L2.
 //! - Units: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a GPU with little shared
 //!   memory, neighbouring blocks read the same part of the weight, all but one from L2. Every block of 16 columns of y
 //!   (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as the weight, with 64 rows
