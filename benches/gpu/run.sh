@@ -367,14 +367,30 @@ run_profile() {
 }
 
 run_tune() {
-    local tokens shape rows
+    local tokens shape rows m n k
     for tokens in 1024 2048 4096 8192 16384; do
         sizes "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:64
+        variants "attention forward, $tokens tokens" attention_fwd_bf16
         variants "attention backward, $tokens tokens" attention_bwd_bf16
     done
     for shape in seqs=1:1 seqs=128:4; do
         sizes tokens=8192:128 heads=16:4 kv_heads=16:4 head_dim=80:80 causal=0:0 "$shape"
+        variants "attention forward of the vision tower, ${shape%:*}" attention_fwd_bf16
         variants "attention backward of the vision tower, ${shape%:*}" attention_bwd_bf16
+    done
+    for shape in "1:1 1024:64" "8:2 5120:128" "16:2 8192:128" "64:3 2048:64" "64:3 4096:64"; do
+        sizes "batch=${shape% *}" "context=${shape#* }" heads=28:4 kv_heads=4:2 head_dim=128:64
+        variants "paged attention, $shape" paged_attention_fwd_bf16
+    done
+    # Products of a layer of a 7B decoder, and of fewer rows; cuBLASLt's product of the same size beside them.
+    for shape in "8192:64 4608:96 3584:128" "8192:64 3584:128 3584:128" "8192:64 18944:192 3584:128" "8192:64 3584:128 18944:192" \
+        "512:32 18944:192 3584:128" "64:9 18944:192 3584:128"; do
+        read -r m n k <<<"$shape"
+        sizes "m=$m" "n=$n" "k=$k"
+        variants "product, $shape" gemm_fwd_bf16
+        variants "gradient of a product's input, $shape" gemm_dx_bf16
+        variants "gradient of a weight, $shape" gemm_dw_bf16
+        op "product by cuBLASLt, $shape" matmul "m=$m" "n=$n" "k=$k"
     done
     # Decode steps of a 7B decoder: the output projection, the matrices of the feed-forward layer, the output layer. Of
     # the latter, cuBLASLt's product beside the kernel's variants.

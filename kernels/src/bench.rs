@@ -10,7 +10,7 @@ use crate::catalogue::ExampleCall;
 use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
 use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::large_pages::LargeArray;
-use crate::launch::{KernelLaunch, ParamField};
+use crate::launch::{Kernel, KernelLaunch, ParamField};
 use crate::matmul::Matmul;
 use crate::{Addr, DType, Team, adamw, linear_log_prob, matmul, paged_attention};
 use std::time::{Duration, Instant};
@@ -64,8 +64,14 @@ impl RunTimes {
 /// Bytes that are written before a run to evict caches; more than any cache holds.
 const FLUSH: usize = 256 << 20;
 
-/// Times an example call on a GPU: `runs` runs after two warm-up runs.
-pub fn time_call_on_gpu(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result<RunTimes, CudaError> {
+/// Times an example call on a GPU with each of `kernels`, which take the call's parameters: `runs` runs of each after two
+/// warm-up runs. They run in turns (A B C A B C), because a GPU lowers its clock while it works.
+pub fn time_call_on_gpu(
+    gpu: &Gpu,
+    example: &ExampleCall,
+    kernels: &[&'static Kernel],
+    runs: usize,
+) -> Result<Vec<RunTimes>, CudaError> {
     let mut buffers = Vec::new();
     let params = with_operands(&example.launch, |operand| {
         let buffer = buffer_of(gpu, &example.launch, operand)?;
@@ -74,21 +80,29 @@ pub fn time_call_on_gpu(gpu: &Gpu, example: &ExampleCall, runs: usize) -> Result
         Ok::<u64, CudaError>(at)
     })?;
     // SAFETY: every operand has a buffer of the GPU that covers it, see `sized`.
-    each_run(gpu, runs, || unsafe { gpu.launch(example.launch.kernel, &params) })
+    in_turns(gpu, kernels.len(), runs, |i| unsafe { gpu.launch(kernels[i], &params) })
 }
 
-/// Times `runs` calls of `enqueue` after two warm-up calls. Caches are overwritten before each call.
-fn each_run(gpu: &Gpu, runs: usize, mut enqueue: impl FnMut() -> Result<(), CudaError>) -> Result<RunTimes, CudaError> {
+/// Times `runs` calls of `enqueue` with each number below `count`, in turns, after two warm-up calls. Caches are
+/// overwritten before each call.
+fn in_turns(
+    gpu: &Gpu,
+    count: usize,
+    runs: usize,
+    mut enqueue: impl FnMut(usize) -> Result<(), CudaError>,
+) -> Result<Vec<RunTimes>, CudaError> {
     let flush = gpu.alloc(FLUSH)?;
-    let mut timed = Vec::new();
+    let mut timed = vec![Vec::new(); count];
     for run in 0..runs + 2 {
-        gpu.fill(&flush, run as u8)?;
-        let seconds = gpu.time_seconds(&mut enqueue)?;
-        if run >= 2 {
-            timed.push(TimedRun::ending_now(seconds));
+        for (i, timed) in timed.iter_mut().enumerate() {
+            gpu.fill(&flush, run as u8)?;
+            let seconds = gpu.time_seconds(|| enqueue(i))?;
+            if run >= 2 {
+                timed.push(TimedRun::ending_now(seconds));
+            }
         }
     }
-    Ok(RunTimes::new(timed))
+    Ok(timed.into_iter().map(RunTimes::new).collect())
 }
 
 /// Returns the bytes of the matrices a, b and c of a product.
@@ -114,7 +128,7 @@ pub fn time_product_on_gpu(gpu: &Gpu, blas: &dyn Blas, product: &Matmul, runs: u
     let product = at(product, [a.address(), b.address(), c.address()]);
     // SAFETY: operands and workspace are buffers of the GPU with the product's sizes.
     let run = || unsafe { blas.product(&product, workspace.address(), gpu.stream()) };
-    each_run(gpu, runs, run)
+    in_turns(gpu, 1, runs, |_| run()).map(|mut of_one| of_one.remove(0))
 }
 
 /// An upper bound on the bytes that [`time_product_on_gpu`] and [`time_product_on_cpu`] allocate.

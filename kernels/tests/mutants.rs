@@ -1,7 +1,7 @@
 //! Mutation test: changes or removes one synchronisation instruction of a kernel at a time, and expects that the
-//! simulator finds a defect in some launch of the kernel's checks. Instructions that the source marks as redundant
-//! are not tried. `benches/src/bin/mutate.rs` tries them too, records all checks, and reports the outcome for each
-//! folder.
+//! simulator finds a defect in some launch of the kernel's checks. Of the instantiations of a template, one is changed.
+//! Instructions that the source marks as redundant are not tried. `benches/src/bin/mutate.rs` tries all instantiations
+//! and these instructions too, records all checks, and reports the outcome for each folder.
 
 use reel_kernels::catalogue::FOLDERS;
 use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject};
@@ -13,10 +13,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const ENOUGH: usize = 2;
 /// Maximum number of launches that are simulated for each changed kernel.
 const LAUNCHES: usize = 12;
-/// Files of kernels that are not tried. The launches of their checks are shorter than their rings of stages, so what
-/// protects a stage that is filled again is not needed in them: of the products' mutants, 190 of 581 survive.
-const UNTRIED: [&str; 3] = ["matmul/sm90a.cuh", "skinny/sm90.cuh", "attention/forward_wgmma.cuh"];
-
 #[test]
 fn every_mutant_is_found() {
     if let Err(e) = compile::check_nvrtc() {
@@ -29,13 +25,12 @@ fn every_mutant_is_found() {
         MutationSubject::of_folder(&FOLDERS[i], ENOUGH).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
     });
     let subjects: Vec<_> = subjects.into_iter().flatten().collect();
-    let untried = |place: &String| UNTRIED.iter().any(|file| place.starts_with(file));
-    let all = subjects.iter().flat_map(|s| s.targets().iter().map(move |t| (s, t)));
-    let all: Vec<_> = all.filter(|(_, target)| !target.places.iter().any(untried)).collect();
-    assert!(all.len() > 400, "{} mutants", all.len());
+    let all: Vec<_> =
+        subjects.iter().flat_map(|s| s.one_target_per_instruction().into_iter().map(move |t| (s, t))).collect();
+    assert!(all.len() > 300, "{} mutants", all.len());
     // A redundant instruction takes the longest: no launch ends its trial.
     let tried: Vec<_> = all.iter().filter(|(subject, target)| subject.redundancy_reason(target).is_none()).collect();
-    assert!(all.len() - tried.len() < 20, "{} instructions are marked as redundant", all.len() - tried.len());
+    assert!(all.len() - tried.len() < 60, "{} instructions are marked as redundant", all.len() - tried.len());
     let survivors: Vec<String> = on_all_threads(tried.len(), |i| {
         let (subject, target) = tried[i];
         let verdict = subject.run_mutant(target, LAUNCHES).unwrap_or_else(|e| panic!("{}: {e}", target.mutant));

@@ -23,7 +23,7 @@ pub fn unknown_size_error(e: SizeError) -> MeasureError {
 /// catalogue). Each timer makes `runs` runs.
 ///
 /// With a `dtype`, only kernels of that dtype are selected, and kernels that have no dtype because they work on
-/// indices. With `variants`, each variant of a kernel is timed after the kernel itself.
+/// indices. With `variants`, each variant of a kernel is timed in turns with the kernel itself.
 ///
 /// # Errors
 /// Nothing has that name and dtype, or the op does not have a given size.
@@ -37,7 +37,7 @@ pub fn op_timers<'a>(
     timing_device: &'a TimingDevice,
 ) -> Result<Vec<OpTimer<'a>>> {
     let wanted = |of: Option<DType>| of.is_none() || dtype.is_none() || of == dtype;
-    let (mut timers, mut later): (Vec<OpTimer<'a>>, Vec<OpTimer<'a>>) = (Vec::new(), Vec::new());
+    let mut timers: Vec<OpTimer<'a>> = Vec::new();
     if let Some(backend) = lm_head::lm_head_backend_by_name(name) {
         let shape = lm_head::LmHeadShape::from_sizes(sizes).map_err(unknown_size_error)?;
         for dtype in [DType::F32, DType::BF16].into_iter().filter(|t| wanted(Some(*t))) {
@@ -56,16 +56,8 @@ pub fn op_timers<'a>(
         let all = usual[0].0.examples_with_sizes(sizes).map_err(unknown_size_error)?;
         let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
         for example in found.filter(|e| wanted(catalogue::dtype_of_kernel(e.launch.kernel.name))) {
-            for variant in tuning::variants_of(example.launch.kernel).filter(|_| variants) {
-                let mut example = example.clone();
-                example.launch.kernel = variant.kernel;
-                let name = Some(variant.name);
-                let timed =
-                    move || timing_device.time_kernel(&example, runs).map(|t| TimedKernel { variant: name, ..t });
-                later.push(Box::new(move || Ok(vec![timed()?])));
-            }
-            timers.push(Box::new(move || Ok(vec![timing_device.time_kernel(&example, runs)?])));
-            timers.append(&mut later);
+            let variants: Vec<_> = tuning::variants_of(example.launch.kernel).filter(|_| variants).collect();
+            timers.push(Box::new(move || timing_device.time_variants(&example, &variants, runs)));
         }
     }
     if timers.is_empty() {

@@ -9,6 +9,7 @@ use reel_kernels::bench::{
 use reel_kernels::catalogue::{ExampleCall, ExampleProduct};
 use reel_kernels::cuda::blas::Blas;
 use reel_kernels::cuda::{AlgorithmFingerprint, Gpu};
+use reel_kernels::tuning::Variant;
 use reel_kernels::{Cost, DType, Team};
 use serde_json::{Value, json};
 
@@ -48,20 +49,42 @@ impl TimingDevice {
         TimingDevice::Gpu(gpu, OnceLock::new())
     }
 
-    /// Times a kernel: two warm-up runs, then `runs` timed runs.
+    /// Times a kernel: warm-up runs, then `runs` timed runs.
     ///
     /// # Errors
     /// The operands do not fit into memory, or a launch fails.
     pub fn time_kernel(&self, example: &ExampleCall, runs: usize) -> Result<TimedKernel> {
+        Ok(self.time_variants(example, &[], runs)?.remove(0))
+    }
+
+    /// Times a kernel, and these variants of it: warm-up runs of each, then `runs` timed runs of each. On a GPU they run
+    /// in turns.
+    ///
+    /// # Errors
+    /// As [`TimingDevice::time_kernel`].
+    pub fn time_variants(
+        &self,
+        example: &ExampleCall,
+        variants: &[&'static Variant],
+        runs: usize,
+    ) -> Result<Vec<TimedKernel>> {
         let kernel = example.launch.kernel.name;
         self.check_memory(kernel, max_allocated_bytes(example))?;
-        let timed = match self {
-            TimingDevice::Gpu(gpu, _) => time_call_on_gpu(gpu, example, runs)?,
-            TimingDevice::Cpu(threads) => time_call_on_cpu(&Team::new(*threads), example, runs),
+        let kernels = std::iter::once(example.launch.kernel).chain(variants.iter().map(|variant| variant.kernel));
+        let times: Vec<RunTimes> = match self {
+            TimingDevice::Gpu(gpu, _) => time_call_on_gpu(gpu, example, &kernels.collect::<Vec<_>>(), runs)?,
+            // All have the same code on a CPU, and a variant's time shows how much times scatter.
+            TimingDevice::Cpu(threads) => {
+                kernels.map(|_| time_call_on_cpu(&Team::new(*threads), example, runs)).collect()
+            }
         };
         let dtype = dtype_of_kernel(kernel).unwrap_or(DType::F32);
-        let (size, cost) = (example.size.to_string(), example.launch.cost);
-        Ok(TimedKernel { kernel, variant: None, size, dtype, cost, timed })
+        let names = std::iter::once(None).chain(variants.iter().map(|variant| Some(variant.name)));
+        let timed = names.zip(times).map(|(variant, timed)| {
+            let (size, cost) = (example.size.to_string(), example.launch.cost);
+            TimedKernel { kernel, variant, size, dtype, cost, timed }
+        });
+        Ok(timed.collect())
     }
 
     /// Times a matrix product: two warm-up runs, then `runs` timed runs.

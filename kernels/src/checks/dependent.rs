@@ -152,7 +152,8 @@ fn run_after_writer(
     }
 }
 
-/// Runs launches of each programmatic kernel of the folder early, under eight interleavings, with and without the wait.
+/// Runs launches of each programmatic kernel of the folder early, with the wait and without it. Each launch has one
+/// interleaving for each of [`COMPLETION_TIMINGS`], with seeds that no launch before it has had.
 fn check_early_launches(folder: &str, weights: &[&str], symbols: usize) {
     let Some(()) = crate::compile::skip_without_nvrtc() else { return };
     let source = find_kernel_folder(folder).expect("a folder").source;
@@ -160,11 +161,12 @@ fn check_early_launches(folder: &str, weights: &[&str], symbols: usize) {
     let module = &unit.program().module;
     let launches = recorded_launches(folder, 2);
     assert_eq!(launches.len(), symbols, "{:?}", launches.keys());
+    let mut seeds = 0..;
     for (symbol, launches) in launches {
         for launch in &launches {
             let want = run_after_writer(unit.program(), launch, weights, false, 0);
             let want = want.unwrap_or_else(|finding| panic!("{symbol} alone: {finding}"));
-            for seed in 0..8 {
+            for seed in seeds.by_ref().take(COMPLETION_TIMINGS.len()) {
                 match run_after_writer(unit.program(), launch, weights, true, seed) {
                     Ok(got) => assert!(got == want, "{symbol}: an early launch has other results"),
                     Err(finding) => panic!("{symbol} started early: {finding}"),

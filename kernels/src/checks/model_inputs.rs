@@ -16,8 +16,7 @@ use crate::skinny::WeightFormat::{self, Bf16, Int8};
 use crate::{Addr, DType, attention, paged_attention, sample, skinny, tuning};
 use bytemuck::Zeroable;
 
-/// An H100 with two multiprocessors: kernels whose blocks take several rows get as many as on a whole GPU.
-const SMALL_H100: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
+const SMALL_H100: Arch = Arch::H100.with_two_multiprocessors();
 
 /// What the coefficients multiply.
 #[derive(Clone, Copy, PartialEq)]

@@ -10,6 +10,8 @@ use reel_sim::exec::ExecOptions;
 use reel_sim::finding::FindingKind;
 use reel_sim::mutate::{self, Mutant};
 use reel_sim::ptx::ast::Module;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem;
 use std::sync::{Arc, OnceLock};
 
 /// A recorded launch of a check.
@@ -58,6 +60,9 @@ pub struct MutationTarget {
     /// `file:line` of the instruction. If its function was inlined, also `file:line` of the calls, from the inside
     /// out.
     pub places: Vec<String>,
+    /// Number of the instruction in the CUDA code and of the kind of its change. An instruction of a template is in each
+    /// of its instantiations. If code repeats an instruction, as an unrolled loop does, each repetition counts.
+    instruction: usize,
     /// Indices of the launches that execute the changed instruction, cheapest first.
     reached_by: Vec<usize>,
 }
@@ -66,7 +71,7 @@ impl MutationTarget {
     fn new(module: &Module, mutant: Mutant) -> MutationTarget {
         let function = &module.functions[mutant.function];
         let places = places(module, function.body[mutant.instruction].location);
-        MutationTarget { mutant, function: function.name.clone(), places, reached_by: Vec::new() }
+        MutationTarget { mutant, function: function.name.clone(), places, instruction: 0, reached_by: Vec::new() }
     }
 }
 
@@ -84,10 +89,11 @@ pub enum MutantVerdict {
 }
 
 impl MutationSubject {
-    /// Returns the kernels of a folder that an A100 runs, and those that only an H100 runs, if there are any.
+    /// Returns the kernels of a folder that an A100 runs, and those that only an H100 runs, if there are any. The H100 has
+    /// two multiprocessors: a wait that protects a stage of a ring is needed only if a block fills the stage again.
     ///
     /// Runs the folder's checks once on the simulator for each GPU and records their launches, until `enough` launches
-    /// execute each mutant's instruction or all checks have run. An error is one line.
+    /// execute each instruction in one of its instantiations or all checks have run. An error is one line.
     pub fn of_folder(folder: &'static KernelFolder, enough: usize) -> Result<Vec<MutationSubject>, String> {
         let module = |gpu: &Arch| PtxModule::of_source(folder.source, gpu.sm).map_err(|e| e.to_string());
         let unit = module(&Arch::A100)?;
@@ -102,7 +108,8 @@ impl MutationSubject {
                 .filter(|target| target.mutant.opcode != "griddepcontrol.wait");
             let targets: Vec<MutationTarget> = targets.collect();
             if !targets.is_empty() {
-                subjects.push(MutationSubject::new(folder, Arch::H100, hopper.clone(), targets, enough)?);
+                let gpu = Arch::H100.with_two_multiprocessors();
+                subjects.push(MutationSubject::new(folder, gpu, hopper.clone(), targets, enough)?);
             }
         }
         Ok(subjects)
@@ -117,8 +124,12 @@ impl MutationSubject {
     ) -> Result<MutationSubject, String> {
         let setup = CheckSetup { interleavings: 1, record: true, first_gpu: gpu, ..CheckSetup::new(CheckDevice::Sim) };
         let mut cases = Vec::new();
+        number_instructions(&mut targets);
         for check in folder.checks {
-            if targets.iter().all(|target| target.reached_by.len() >= enough) {
+            let missing = targets.iter().filter(|target| target.reached_by.len() < enough);
+            let reached = targets.iter().filter(|target| target.reached_by.len() >= enough);
+            let reached: HashSet<usize> = reached.map(|target| target.instruction).collect();
+            if missing.map(|target| target.instruction).all(|instruction| reached.contains(&instruction)) {
                 break;
             }
             for recorded in record(check, &setup)? {
@@ -143,6 +154,20 @@ impl MutationSubject {
     /// Returns every mutant of the folder's kernels.
     pub fn targets(&self) -> &[MutationTarget] {
         &self.targets
+    }
+
+    /// Returns a mutant of each instruction of the CUDA code: of those in several instantiations of a template, the one
+    /// whose launches are the cheapest.
+    pub fn one_target_per_instruction(&self) -> Vec<&MutationTarget> {
+        let cost = |target: &MutationTarget| target.reached_by.first().map_or(u64::MAX, |&n| self.cases[n].cost);
+        let mut cheapest: BTreeMap<usize, &MutationTarget> = BTreeMap::new();
+        for target in &self.targets {
+            let kept = cheapest.entry(target.instruction).or_insert(target);
+            if cost(target) < cost(kept) {
+                *kept = target;
+            }
+        }
+        cheapest.into_values().collect()
     }
 
     /// Runs a mutant on at most `max_launches` of the launches that execute the changed instruction. They range from
@@ -188,6 +213,19 @@ impl MutationSubject {
             let says = |n: usize| lines.get(n)?.split_once("// redundant: ").map(|(_, why)| why.trim().to_string());
             says(line.checked_sub(1)?).or_else(|| says(line.checked_sub(2)?))
         })
+    }
+}
+
+/// Sets [`MutationTarget::instruction`].
+fn number_instructions(targets: &mut [MutationTarget]) {
+    let (mut repetitions, mut numbers) = (HashMap::new(), HashMap::new());
+    for target in targets {
+        let change = (target.mutant.opcode.clone(), mem::discriminant(&target.mutant.change));
+        let changed = (target.places.clone(), change);
+        let repetition = repetitions.entry((target.function.clone(), changed.clone())).or_insert(0);
+        *repetition += 1;
+        let next = numbers.len();
+        target.instruction = *numbers.entry((changed, *repetition)).or_insert(next);
     }
 }
 

@@ -87,7 +87,8 @@ fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
 const LARGE_LAUNCH: u64 = 1 << 16;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
-/// If an H100 runs other kernels than an A100, whose results may differ in bits, only the setup's GPU runs them.
+/// If an H100 runs other kernels than an A100, whose results may differ in bits, only the setup's GPU runs them, and
+/// every second interleaving has that GPU [`Arch::with_two_multiprocessors`].
 ///
 /// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of
 /// [`COMPLETION_TIMINGS`]; the small shapes of the same kernel get all of them.
@@ -116,6 +117,7 @@ pub fn run_interleavings(launch: &KernelLaunch) {
     RUNNING.with_borrow_mut(|r| r.ran.has_kernels_for_h100 |= others);
     let gpu_of = |seed| match only_gpu {
         Some(gpu) => gpu,
+        None if others && seed % 2 == 1 => first_gpu.with_two_multiprocessors(),
         None if others => first_gpu,
         None => gpu_of_interleaving(seed),
     };

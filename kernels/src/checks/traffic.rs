@@ -14,9 +14,7 @@ pub(crate) const TRAFFIC_ROWS: u32 = 128;
 /// Number of elements in the traffic tests of element-wise kernels.
 pub(crate) const TRAFFIC_ELEMENTS: u64 = 1 << 17;
 
-/// An A100 with only two multiprocessors, so that a few rows give each thread block as many rows as a long sequence
-/// does on a whole GPU.
-const SMALL_GPU: Arch = Arch { multiprocessors: 2, ..Arch::A100 };
+const SMALL_GPU: Arch = Arch::A100.with_two_multiprocessors();
 
 /// Launches, each with its limit: the largest allowed ratio of the bytes that it moves to the bytes of its cost.
 pub(crate) type TrafficLaunches = Vec<(Launch, MaxTrafficRatio)>;

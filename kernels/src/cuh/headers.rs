@@ -7,6 +7,6 @@ macro_rules! headers {
 
 /// Every header of `cuh/` as (name in `#include` lines, text).
 pub const HEADER_NAMES_AND_TEXTS: &[(&str, &str)] = headers!(
-    "base.cuh" "bulk_copy.cuh" "cluster.cuh" "cp_async.cuh" "dependent.cuh" "exp2.cuh" "held.cuh" "map.cuh" "math.cuh"
-    "mma.cuh" "norm_rows.cuh" "online_softmax.cuh" "philox.cuh" "rotary.cuh" "rows.cuh" "tma.cuh" "warp.cuh" "wgmma.cuh"
+    "base.cuh" "bulk_copy.cuh" "cluster.cuh" "cp_async.cuh" "dependent.cuh" "exp2.cuh" "exp_sum.cuh" "held.cuh" "map.cuh"
+    "math.cuh" "mma.cuh" "norm_rows.cuh" "online_softmax.cuh" "philox.cuh" "rotary.cuh" "rows.cuh" "tma.cuh" "warp.cuh" "wgmma.cuh"
 );

@@ -10,6 +10,13 @@ __device__ __forceinline__ float infinity() { return __uint_as_float(0x7f800000)
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000); }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
 
+// Returns the larger of two numbers, NaN if one is NaN.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float max;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(max) : "f"(a), "f"(b));
+  return max;
+}
+
 // Returns a / b with an error of at most 2 ulp for all inputs.
 __device__ __forceinline__ float divide(float a, float b) {
   float quotient;

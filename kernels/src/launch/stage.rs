@@ -31,6 +31,12 @@ impl Arch {
     /// measurement of the placement of clusters (github.com/accel-sim/gpu-app-collection, pull request 87), and cuBLAS
     /// launches as many blocks in such clusters (github.com/NVIDIA/cutlass, issue 1921). An opened GPU is asked.
     pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132, clusters_of_8: 15 };
+
+    /// The same GPU with only two multiprocessors: small inputs give each block of threads as many tiles or rows as large
+    /// ones do on a whole GPU.
+    pub const fn with_two_multiprocessors(self) -> Arch {
+        Arch { multiprocessors: 2, ..self }
+    }
 }
 
 /// A tensor map that cannot be encoded into a launch's parameters.

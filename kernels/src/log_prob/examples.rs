@@ -44,7 +44,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
     let targets = arrays.ids([5, 100_000]);
     let [log_prob, lse, grad] = [(); 3].map(|()| arrays.f32(8usize));
     let (entropy, d_entropy) = (arrays.f32(8usize), arrays.f32(8usize));
-    let state = arrays.elements(4 * rows as usize, 8);
+    let state = arrays.elements(log_prob::STATE_BYTES_PER_ROW / 8 * rows as usize, 8);
     let fwd = log_prob::FwdParams {
         logits,
         targets,

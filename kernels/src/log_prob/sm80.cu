@@ -7,16 +7,18 @@
 //   bwd: d_logits[j] = s (grad (1[j = target] - p_j) - d_entropy p_j (ln p_j + entropy)), p_j = e^(l_j s - lse);
 //        0 for a negative target, NaN for one beyond the vocabulary
 //
-// Shapes, limits and the state between launches: mod.rs. Numerics: e^((l - max) s) in f32 (argument rounded, e^x of
-// the CUDA library), summed in f64. When the running maximum changes, the sum is scaled by an f32 exponential;
-// between launches it is scaled by an f64 one. The target's gradient uses e^x - 1.
+// Shapes, limits and the state between launches: mod.rs. Numerics: the sum of e^(l s) is exact but for the rounding of
+// each term (cuh/exp_sum.cuh), so log_prob and lse do not depend on how the row is divided. Sums for the entropy: e^((l -
+// max) s) in f32 (argument rounded, e^x of the CUDA library), summed in f64. When the running maximum changes, they are
+// scaled by an f32 exponential; between launches by an f64 one. The target's gradient uses e^x - 1.
 //
 // fwd, one block per row, which is read once:
 //   each thread, over vectors of four logits: running maximum, sums relative to it
-//     (the sums are scaled when the maximum grows)
-//   scale the threads' sums to the row's maximum; add within warps, then warps in order; merge with the given state
+//     (the sums are moved when the maximum grows)
+//   move the threads' sums to the row's maximum; add within warps, then warps in order; merge with the given state
 // bwd: one block per 2048 logits of a row. Memory-bound.
 
+#include "cuh/exp_sum.cuh"
 #include "cuh/math.cuh"
 #include "cuh/warp.cuh"
 
@@ -26,78 +28,103 @@ constexpr int V = 4;
 constexpr int BWD_STEPS = 2;
 constexpr u32 STRIP = BWD_THREADS * V * BWD_STEPS;
 
-// Sums of e^x over some of a row's logits, and if MOMENT also of x e^x, where x is the scaled distance of a logit
-// from their maximum.
+// Sums over some of a row's logits, relative to their maximum: for the entropy, of e^x and x e^x, where x is the scaled
+// distance of a logit from the maximum.
+struct Moments {
+  double sum = 0.0, moment = 0.0;
+
+  // Makes the sums relative to a maximum that is `change` above the present one in scaled logits. If all logits so far
+  // are minus infinity, the sums are 0 and stay so.
+  template <class T>
+  __device__ __forceinline__ void move(T change, T factor) {
+    moment = sum == 0.0 ? 0.0 : (moment + change * sum) * factor;
+    sum *= factor;
+  }
+
+  __device__ __forceinline__ void add(float logit, float largest, float scale) {
+    const float argument = (logit - largest) * scale, e = expf(argument);
+    sum += e;
+    // A token of probability 0 adds nothing to the moment; `argument` may be minus infinity, and its product with 0
+    // would be NaN.
+    moment += e == 0.0f ? 0.0f : argument * e;
+  }
+};
+
+// Sums over some of a row's logits. With a NaN among them, `largest` is NaN and the sums have no meaning; if all are
+// minus infinity, the sums have none either.
 template <bool MOMENT>
 struct Sums {
   float largest = -infinity();
-  double sum = 0.0, moment = 0.0;
+  ExpSum exps;
+  Moments moments;
 
-  // The value that is subtracted from logits: their maximum, or 0 if that is minus infinity, since subtracting minus
-  // infinity would turn terms that are 0 into NaN.
-  __device__ __forceinline__ float base() const { return largest == -infinity() ? 0.0f : largest; }
+  __device__ __forceinline__ explicit Sums(const ExpFactor& factor) : exps(-infinity(), factor) {}
 
-  // Makes the sums relative to `most`, a larger maximum than that of the logits so far. If all logits so far are
-  // minus infinity, the sums are 0 or NaN and stay so.
-  __device__ __forceinline__ void relative_to(float most, float scale) {
-    const float change = (largest - most) * scale, factor = expf(change);
-    if (MOMENT) moment = largest == -infinity() ? sum * factor : (moment + change * sum) * factor;
-    sum *= factor;
+  __device__ __forceinline__ void raise(float most, const ExpFactor& factor, float scale) {
+    if (MOMENT) {
+      const float change = (largest - most) * scale;
+      moments.move(change, expf(change));
+    }
     largest = most;
+    exps.raise(ExpTerm(most, factor).bin());
   }
 
   template <int N>
-  __device__ __forceinline__ void add(const float (&x)[N], float scale) {
+  __device__ __forceinline__ void add(const float (&x)[N], const ExpFactor& factor, float scale) {
     float most = x[0];
 #pragma unroll
-    for (int j = 1; j < N; ++j) most = fmaxf(most, x[j]);
-    if (most > largest) relative_to(most, scale);
-    const float from = base();
+    for (int j = 1; j < N; ++j) most = max_or_nan(most, x[j]);
+    if (!(most <= largest)) raise(most, factor, scale);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const float argument = (x[j] - from) * scale, e = expf(argument);
-      sum += e;
-      // A token of probability 0 adds nothing to the moment; `argument` may be minus infinity, and its product with 0
-      // would be NaN.
-      if (MOMENT) moment += e == 0.0f ? 0.0f : argument * e;
+      exps.add(x[j], factor);
+      if (MOMENT && largest != -infinity()) moments.add(x[j], largest, scale);
     }
   }
 };
 
-// The state of a row that each launch over a chunk of the vocabulary hands to the launch over the next chunk; mod.rs
-// documents it.
+// The state of a row that each launch over a chunk of the vocabulary hands to the launch over the next chunk; 64 bytes
+// of FwdParams::state.
 struct State {
-  double largest, sum, moment, target;
+  ExpSum exps;
+  float largest, target;
+  Moments moments;
 };
+static_assert(sizeof(State) == 64, "STATE_BYTES_PER_ROW");
 
-__device__ __forceinline__ State relative_to(State s, double most, double scale) {
-  if (s.largest == most) return s;
-  const double change = (s.largest - most) * scale, factor = exp(change);
-  s.moment = s.sum == 0.0 ? 0.0 : (s.moment + change * s.sum) * factor;
-  s.sum *= factor;
-  return s;
-}
-
-__device__ __forceinline__ State merge(State a, State b, double scale) {
-  const double most = a.largest > b.largest ? a.largest : b.largest;
-  a = relative_to(a, most, scale);
-  b = relative_to(b, most, scale);
-  // At most one of the two states contains the target; the target logit of the other is 0.
-  return {most, a.sum + b.sum, a.moment + b.moment, a.target + b.target};
+// Adds the sums of earlier chunks. At most one of the two states contains the target; the target logit of the other is
+// 0.
+template <bool MOMENT>
+__device__ __forceinline__ void add_earlier(State& state, State before, float scale) {
+  const float most = max_or_nan(state.largest, before.largest);
+  if (MOMENT) {
+    const auto move = [&](State& s) {
+      const double change = (static_cast<double>(s.largest) - static_cast<double>(most)) * scale;
+      if (s.largest != most) s.moments.move(change, exp(change));
+    };
+    move(state), move(before);
+    state.moments.sum += before.moments.sum;
+    state.moments.moment += before.moments.moment;
+  }
+  state.exps.add(before.exps);
+  state.largest = most;
+  state.target += before.target;
 }
 
 template <bool MOMENT>
 __device__ __forceinline__ void forward(const FwdParams& p) {
   constexpr int AHEAD = 4;
   __shared__ float maxima[FWD_THREADS / 32];
+  __shared__ u64 words[ExpSum::WORDS][FWD_THREADS / 32];
   __shared__ double sums[FWD_THREADS / 32], moments[FWD_THREADS / 32];
   const u32 columns = p.columns;
   const u64 row = blockIdx.x;
   const float* logits = global<const float>(p.logits) + row * columns;
   const bool vector = columns % V == 0 && aligned16(p.logits);
   const float scale = p.inv_temperature;
+  const ExpFactor factor(scale);
 
-  Sums<MOMENT> sum;
+  Sums<MOMENT> sum(factor);
   u32 at = threadIdx.x * V;
   if (vector) {
     constexpr u32 STEP = FWD_THREADS * V;
@@ -112,7 +139,7 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 #pragma unroll
         for (int j = 0; j < V; ++j) x[k * V + j] = e[j];
       }
-      sum.add(x, scale);
+      sum.add(x, factor, scale);
     }
   }
   for (; at < columns; at += FWD_THREADS * V) {
@@ -123,37 +150,45 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
 #pragma unroll
       for (int j = 0; j < V; ++j) x[j] = at + j < columns ? logits[at + j] : -infinity();
     }
-    sum.add(x, scale);
+    sum.add(x, factor, scale);
   }
 
-  const float largest = block_max<FWD_THREADS>(sum.largest, maxima);
-  if (sum.largest != largest) sum.relative_to(largest, scale);
-  State state = {largest, block_sum<FWD_THREADS>(sum.sum, sums), 0.0, 0.0};
-  if (MOMENT) state.moment = block_sum<FWD_THREADS>(sum.moment, moments);
+  // block_max ignores NaN.
+  const bool bad = __syncthreads_or(sum.largest != sum.largest);
+  const float largest = bad ? not_a_number() : block_max<FWD_THREADS>(sum.largest, maxima);
+  if (sum.largest != largest) sum.raise(largest, factor, scale);
+  State state = {sum.exps, largest, 0.0f, {0.0, 0.0}};
+#pragma unroll
+  for (int i = 0; i < ExpSum::WORDS; ++i) state.exps.words[i] = block_sum<FWD_THREADS>(sum.exps.words[i], words[i]);
+  if (MOMENT) {
+    state.moments.sum = block_sum<FWD_THREADS>(sum.moments.sum, sums);
+    state.moments.moment = block_sum<FWD_THREADS>(sum.moments.moment, moments);
+  }
   if (threadIdx.x > 0) return;
 
   const int target = global<const int>(p.targets)[row];
   const u32 place = static_cast<u32>(target) - p.first;
   if (place < columns) state.target = logits[place];
   State* handed_on = global<State>(p.state) + row;
-  if (p.first > 0) state = merge(*handed_on, state, scale);
+  if (p.first > 0) add_earlier<MOMENT>(state, *handed_on, scale);
   if (p.first + columns < p.vocab) {
     *handed_on = state;
     return;
   }
-  // If every logit is minus infinity there is no distribution: the result is NaN.
-  const double ln_sum = state.largest == -infinity() ? static_cast<double>(not_a_number()) : log(state.sum);
+  // Without a NaN is_exact holds unless a logit is too large, or all are minus infinity and there is no distribution.
+  const double ln_sum = factor.is_exact(state.largest) ? state.exps.log_above(state.largest, factor)
+                                                      : static_cast<double>(not_a_number());
   float log_prob = 0.0f;
   if (target >= 0) {
     log_prob = not_a_number();
     if (static_cast<u32>(target) < p.vocab) {
-      log_prob = static_cast<float>((state.target - state.largest) * scale - ln_sum);
+      log_prob = log_prob_of(state.target, state.largest, scale, ln_sum);
     }
   }
   global<float>(p.log_prob)[row] = log_prob;
-  global<float>(p.lse)[row] = static_cast<float>(state.largest * scale + ln_sum);
+  global<float>(p.lse)[row] = static_cast<float>(static_cast<double>(state.largest) * scale + ln_sum);
   if (MOMENT) {
-    const double entropy = target >= 0 ? ln_sum - state.moment / state.sum : 0.0;
+    const double entropy = target >= 0 ? ln_sum - state.moments.moment / state.moments.sum : 0.0;
     global<float>(p.entropy)[row] = static_cast<float>(entropy);
   }
 }

@@ -13,16 +13,14 @@
 //   top-k     lower bound: the k-th largest of the runs' maxima (k <= 128), else none
 //             least = k-th largest score of those above the bound                                  1 each round
 //   1 pass    w = e^((score - row_max) / T) replaces the logit, 0 below least; total = sum of w;
-//             sums of e^x and e^(x / T) of the unchanged logits, x = logit - largest               1
+//             exact sums of e^x and e^(x / T), x = unchanged logit                                 1
 //   top-p     w* = weight at which the descending sum reaches p total; weights that cannot be
 //             kept are skipped                                                                     1 each round
 //   1 pass    by run: sum of the weights above w*, number of those equal to it                     1
 //             the run in which the running sum of kept weights exceeds u * (their sum) is searched again
 //
-// The exponential of a token is computed once for its weight: if no penalty or bias changes the score and the largest
-// logit is the largest score, e^(x / T) is the weight. So a row of n tokens takes n exponentials without
-// log-probabilities or at temperature 1 or 0, else 2 n. With top-k and without log-probabilities it takes four for each
-// four neighbouring tokens of which one is kept.
+// A row of n tokens takes n exponentials for weights, four for each four neighbouring tokens of which top-k keeps one, n
+// for log-probabilities, and n more for those at another temperature than 1 or 0.
 //
 // Before a barrier every warp stores what it found to the shared memory of all blocks, so that after it only local
 // memory is read. Histograms and lists are read from the other blocks, but never after the last barrier. So a block may
@@ -149,49 +147,37 @@ extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_clus
   }
 
   const float scale = greedy ? 1.0f : __fdiv_rn(1.0f, s.settings.temperature);
-  const bool same_top = log_probs && top == largest;
   const float top_p = s.settings.top_p;
   u64 total = 0;
-  double scaled = 0.0, plain = 0.0;
+  const RowExps plain_exps(1.0f, largest), scaled_exps(scale, largest);
+  ExpSum plain = plain_exps.none(), scaled = scaled_exps.none();
   run.each_four([&](int id, const float (&logit)[4]) {
-    float e[4] = {0.0f, 0.0f, 0.0f, 0.0f}, score[4];
     if (log_probs) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        e[j] = expf(__fsub_rn(logit[j], largest));
-        plain += e[j];
-      }
-      if (scale != 1.0f) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          e[j] = expf(__fmul_rn(__fsub_rn(logit[j], largest), scale));
-          scaled += e[j];
-        }
+        plain_exps.add(plain, logit[j]);
+        if (scale != 1.0f) scaled_exps.add(scaled, logit[j]);
       }
     }
     if (!sampled) return;
-    const bool marked = run.marks.scores(id, logit, score);
-    if (max_or_nan(score) < least) {
+    float e[4] = {0.0f, 0.0f, 0.0f, 0.0f}, score[4];
+    run.marks.scores(id, logit, score);
+    if (max_or_nan(score) >= least) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) e[j] = 0.0f;
-    } else {
-      if (marked || !same_top) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) e[j] = expf(__fmul_rn(__fsub_rn(score[j], top), scale));
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) e[j] = score[j] >= least ? e[j] : 0.0f;
-      if (top_p < 1.0f) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) total += fixed(e[j]);
+      for (int j = 0; j < 4; ++j) {
+        e[j] = score[j] >= least ? expf(__fmul_rn(__fsub_rn(score[j], top), scale)) : 0.0f;
+        if (top_p < 1.0f) total += fixed(e[j]);
       }
     }
     store_vector(run.values + (id - first_id), e);
   });
   if (sampled && top_p < 1.0f) give_to_all(s.total[number], warp_sum(total));
   if (log_probs) {
-    give_to_all(s.plain[number], warp_sum(plain));
-    if (scale != 1.0f) give_to_all(s.scaled[number], warp_sum(scaled));
+#pragma unroll
+    for (int i = 0; i < ExpSum::WORDS; ++i) {
+      give_to_all(s.plain[i][number], warp_sum(plain.words[i]));
+      if (scale != 1.0f) give_to_all(s.scaled[i][number], warp_sum(scaled.words[i]));
+    }
   }
 
   bool mine = writer;  // whether this thread writes the row's token
@@ -216,8 +202,8 @@ extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_clus
   if (!log_probs) return;
   const bool writes_tops = rank == 0 && tops > 0;
   if (!__any_sync(ALL, mine) && !writes_tops) return;
-  const double log_plain = log_of_sum(sum_of_runs(s.plain));
-  const double log_scaled = scale == 1.0f ? log_plain : log_of_sum(sum_of_runs(s.scaled));
+  const double log_plain = plain_exps.log_above(s.plain);
+  const double log_scaled = scale == 1.0f ? log_plain : scaled_exps.log_above(s.scaled);
   if (mine) write_log_probs(p, r, id, id < 0 ? largest : logits[id], largest, scale, log_scaled, log_plain);
   if (writes_tops) write_tops(p, r, tops, s.top_logit, s.top_id, largest, log_plain);
 }

@@ -33,7 +33,7 @@ struct Shared {
   u64 logit[RUNS];            // the largest logit, ordered, in the upper half; whether there is a NaN in the lower half
   u64 top_counts[RUNS];       // tokens above the last of the most likely tokens (upper half) and equal to it
   u64 total[RUNS];
-  double scaled[RUNS], plain[RUNS];
+  u64 scaled[ExpSum::WORDS][RUNS], plain[ExpSum::WORDS][RUNS];
   alignas(16) u64 above[RUNS];
   alignas(16) u32 equal[RUNS];
   u64 scratch[BINS / 32];
@@ -45,17 +45,12 @@ struct Shared {
   int top_id[MAX_TOPS];
 };
 // SHARED_OF_CLUSTER_KERNEL in mod.rs.
-static_assert(sizeof(Shared) <= 20 * 1024, "static shared memory");
+static_assert(sizeof(Shared) <= 26 * 1024, "static shared memory");
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int warp() { return threadIdx.x / 32; }
 
-// Returns the larger of two numbers, NaN if one is NaN.
-__device__ __forceinline__ float max_or_nan(float a, float b) {
-  float max;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(max) : "f"(a), "f"(b));
-  return max;
-}
+using ::max_or_nan;
 __device__ __forceinline__ float max_or_nan(const float (&x)[4]) {
   return max_or_nan(max_or_nan(x[0], x[1]), max_or_nan(x[2], x[3]));
 }

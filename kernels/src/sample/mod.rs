@@ -27,8 +27,9 @@
 //!
 //! Numerics: weights in f32; sums of weights in f64 block by block on the CPU, in CUDA as integers, multiples of
 //! 2^-40 of the largest weight (less than half of that counts as 0). A token whose rank or share is within these
-//! roundings of a limit may be kept or dropped. Log-probabilities: exponentials in f32, summed in f64 in a fixed order
-//! (`row.cuh`), the logarithm in f32 to 2 ulp, one rounding.
+//! roundings of a limit may be kept or dropped. Log-probabilities on the CPU: exponentials in f32, summed in f64. In CUDA
+//! they have the bits of [`crate::log_prob`]: exponentials to 2^-22 of themselves, summed exactly (`cuh/exp_sum.cuh`). They
+//! are rounded once.
 //!
 //! Bound by memory traffic on the CPU, where top-p adds four passes over the weights of a row, and one more for each
 //! halving of the range in which it looks for the last token (`cpu/top_p.rs`); on a GPU by the instructions of the
@@ -36,12 +37,12 @@
 //!
 //! CUDA has two kernels with the same bits:
 //! - `sample_cluster`, from compute capability 9.0 on: a cluster of 8 blocks holds a row in shared memory, so the row
-//!   is read once. It computes at most two exponentials per token (one without log-probabilities, or at temperature 0
-//!   or 1), one more for tokens whose score differs from the logit, and few with top-k and without log-probabilities.
+//!   is read once. It computes at most three exponentials per token (one without log-probabilities, two at temperature
+//!   0 or 1), and few for weights with top-k.
 //!   Passes over shared memory: 1 for the greedy token, 2 with log-probabilities, 3 to sample, 5 with top-p, 5 with
 //!   top-k and top-p; up to 11 if many tokens are almost equally likely.
 //! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
-//!   393 216 tokens on an H100): one block takes a row, which exceeds its shared memory. It reads it once from memory
+//!   376 832 tokens on an H100): one block takes a row, which exceeds its shared memory. It reads it once from memory
 //!   and again from L2: 2 times in all with log-probabilities, 3 to sample, 8 with top-p, 11 with top-k too, 5 more
 //!   for the most likely tokens; one of 32 warps reads its part again for each search. It computes the exponentials in
 //!   each pass: up to 8 per token.
@@ -161,7 +162,7 @@ const CLUSTER_BLOCKS: u32 = 8;
 const TILE: u32 = 128;
 const RUNS: u32 = 128;
 /// Bytes of static shared memory of a block of the kernel `sample_cluster`, at most.
-const SHARED_OF_CLUSTER_KERNEL: u32 = 20 << 10;
+const SHARED_OF_CLUSTER_KERNEL: u32 = 26 << 10;
 
 /// Plans a cluster per row where the GPU has clusters and the row fits into their shared memory, else one block per
 /// row.

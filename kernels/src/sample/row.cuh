@@ -1,14 +1,13 @@
 // What the sampling kernels of one block (sm80.cu) and of a cluster (cluster.cuh) share: the settings of a row, the
-// scores of its tokens, and the order of its sums.
+// scores of its tokens, and its sums.
 //
 // A row is cut into 128 runs of equal length, a multiple of 128 ids; the last runs may be shorter or empty. A warp
-// processes 128 ids at a time, four neighbouring ones per lane. Sums of exponentials in f64 are added lane by lane in
-// ascending order of id, then over the lanes of the run (lanes 16 apart first), then over the runs: lane i of a warp
-// adds runs i, i + 32, i + 64, i + 96, then the lanes are added as before. Every kernel keeps this order, so all of
-// them return the same bits.
+// processes 128 ids at a time, four neighbouring ones per lane. Sums are exact integers (of weights in fixed point, of
+// exponentials by cuh/exp_sum.cuh), so all kernels return the same bits.
 #pragma once
 
 #include "cuh/base.cuh"
+#include "cuh/exp_sum.cuh"
 #include "cuh/math.cuh"
 #include "cuh/philox.cuh"
 #include "cuh/warp.cuh"
@@ -61,12 +60,10 @@ __device__ __forceinline__ u64 warp_scan(u64 x) {
   return x;
 }
 
-// Adds up the runs of a row in the order that the head of this file states; all lanes get the sum. All 32 lanes of the
-// warp call it.
-template <class T>
-__device__ __forceinline__ T sum_of_runs(const T (&run)[RUNS]) {
+// Adds up the runs of a row; all lanes get the sum. All 32 lanes of the warp call it.
+__device__ __forceinline__ u64 sum_of_runs(const u64 (&run)[RUNS]) {
   const int lane = threadIdx.x % 32;
-  T sum = run[lane];
+  u64 sum = run[lane];
 #pragma unroll
   for (int j = 32; j < RUNS; j += 32) sum += run[lane + j];
   return warp_sum(sum);
@@ -197,18 +194,39 @@ __device__ __forceinline__ void prepare(const Params& p, const Marks& marks, con
   __syncthreads();
 }
 
-// Returns ln of a sum of exponentials, the largest of which is e^0 = 1.
-__device__ __forceinline__ double log_of_sum(double sum) {
-  return sum < 2.0 ? log1pf(static_cast<float>(sum - 1.0)) : logf(static_cast<float>(sum));
-}
+// The exponentials of a row's logits times a scale. If the products are too large for cuh/exp_sum.cuh, the largest logit
+// is subtracted from all logits first.
+struct RowExps {
+  ExpFactor factor;
+  float base, largest;  // `largest` is less `base`
+
+  __device__ __forceinline__ RowExps(float scale, float max_logit) : factor(scale) {
+    base = factor.is_exact(max_logit) ? 0.0f : max_logit;
+    largest = __fsub_rn(max_logit, base);
+  }
+
+  __device__ __forceinline__ ExpSum none() const { return ExpSum(largest, factor); }
+  __device__ __forceinline__ void add(ExpSum& sum, float logit) const { sum.add(__fsub_rn(logit, base), factor); }
+
+  // Returns ln of the sum over the row, less the largest scaled logit, from the words of the runs. All lanes get it.
+  __device__ __forceinline__ double log_above(const u64 (&runs)[ExpSum::WORDS][RUNS]) const {
+    ExpSum sum = none();
+#pragma unroll
+    for (int i = 0; i < ExpSum::WORDS; ++i) sum.words[i] = sum_of_runs(runs[i]);
+    return sum.log_above(largest, factor);
+  }
+};
 
 // Writes the log-probabilities of the row's token, or NaN if `id` is negative. One thread calls it. `scale` is one over
-// the temperature; `scaled` and `plain` are the logarithms of the sums of e^(scale x) and e^x, x = logit - largest.
+// the temperature; `scaled` and `plain` are RowExps::log_above with `scale` and with 1.
 __device__ __forceinline__ void write_log_probs(const Params& p, int r, int id, float logit, float largest, float scale,
                                                 double scaled, double plain) {
-  const double x = static_cast<double>(logit) - static_cast<double>(largest);
-  if (p.log_prob != 0) global<float>(p.log_prob)[r] = id < 0 ? not_a_number() : static_cast<float>(x * scale - scaled);
-  if (p.raw_log_prob != 0) global<float>(p.raw_log_prob)[r] = id < 0 ? not_a_number() : static_cast<float>(x - plain);
+  if (p.log_prob != 0) {
+    global<float>(p.log_prob)[r] = id < 0 ? not_a_number() : log_prob_of(logit, largest, scale, scaled);
+  }
+  if (p.raw_log_prob != 0) {
+    global<float>(p.raw_log_prob)[r] = id < 0 ? not_a_number() : log_prob_of(logit, largest, 1.0f, plain);
+  }
 }
 
 // Writes the most likely tokens of a row: `n` of them, in any order in shared memory, then ranks without a token. The

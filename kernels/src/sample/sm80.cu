@@ -17,9 +17,9 @@
 //          total = sum of w over score >= least                     1, with top-p
 //          w* = weight at which the descending sum reaches p total  3, with top-p; 1 for the last id of it
 //          id = first whose running sum exceeds u * (sum of kept)   1
-//   log-probabilities from the unchanged logits: sums of e^x in f64, 1 pass; the best n: 3 passes by bits, 1, 1
+//   log-probabilities from the unchanged logits: exact sums of e^x, 1 pass; the best n: 3 passes by bits, 1, 1
 //
-// A weight below 2^-41 of the largest counts as 0 and is never sampled. Numerics: e^x and ln x to 2 ulp of f32; a
+// A weight below 2^-41 of the largest counts as 0 and is never sampled. Numerics: e^x to 2^-22 of itself; a
 // log-probability is rounded once from f64. Bound by reading the row from L2.
 #include "cuh/base.cuh"
 #include "cuh/dependent.cuh"
@@ -38,7 +38,7 @@ extern __shared__ __align__(16) u32 mark_bits[];
 struct Shared {
   u64 bins[BINS];
   u64 scratch[WARPS];
-  double scaled[RUNS], plain[RUNS];
+  u64 scaled[ExpSum::WORDS][RUNS], plain[ExpSum::WORDS][RUNS];
   Settings settings;
   u64 above;
   u32 digit;
@@ -330,24 +330,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
 
   // Log-probabilities under the logits without penalties and biases, at the row's temperature and at temperature 1.
   const float scale = greedy ? 1.0f : __fdiv_rn(1.0f, temperature);
+  const RowExps plain_exps(1.0f, largest), scaled_exps(scale, largest);
   for (int j = 0; j < RUNS / WARPS; ++j) {
     const int run = threadIdx.x / 32 * (RUNS / WARPS) + j;
-    double scaled = 0.0, plain = 0.0;
+    ExpSum plain = plain_exps.none(), scaled = scaled_exps.none();
     row.each(row.begin_of(run), row.begin_of(run + 1), [&](int, float logit, float) {
-      const float x = __fsub_rn(logit, largest);
-      plain += expf(x);
-      if (scale != 1.0f) scaled += expf(__fmul_rn(x, scale));
+      plain_exps.add(plain, logit);
+      if (scale != 1.0f) scaled_exps.add(scaled, logit);
     });
-    scaled = warp_sum(scaled);
-    plain = warp_sum(plain);
-    if (threadIdx.x % 32 == 0) {
-      s.scaled[run] = scaled;
-      s.plain[run] = plain;
+#pragma unroll
+    for (int i = 0; i < ExpSum::WORDS; ++i) {
+      const u64 of_plain = warp_sum(plain.words[i]), of_scaled = warp_sum(scaled.words[i]);
+      if (threadIdx.x % 32 == 0) s.plain[i][run] = of_plain, s.scaled[i][run] = of_scaled;
     }
   }
   __syncthreads();
-  const double plain = log_of_sum(sum_of_runs(s.plain));
-  const double scaled = scale == 1.0f ? plain : log_of_sum(sum_of_runs(s.scaled));
+  const double plain = plain_exps.log_above(s.plain);
+  const double scaled = scale == 1.0f ? plain : scaled_exps.log_above(s.scaled);
   if (threadIdx.x == 0) write_log_probs(p, r, id, id < 0 ? largest : row.logits[id], largest, scale, scaled, plain);
   if (p.tops == 0) return;
   if (bad) {

@@ -1,11 +1,12 @@
 //! Device `sim`: the CUDA kernels without a GPU. Each launch is compiled to PTX and run by the simulator, which checks
-//! every access and knows which bytes were written. Matrix products, which cuBLASLt computes on a GPU, run on the CPU
-//! over the same memory.
+//! every access and knows which bytes were written. Matrix products that cuBLASLt computes on a GPU of this kind run on
+//! the CPU over the same memory.
 #![allow(unsafe_code)]
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use reel_kernels::matmul::gemm;
 use reel_kernels::simulate::{self, SimulatedStage};
 use reel_kernels::{Arch, KernelLaunch, Launch, Team, compile};
 use reel_sim::exec::{CompletionTiming, ExecOptions};
@@ -188,9 +189,10 @@ impl Backend for Sim {
     fn launch(&self, launch: &Launch) -> Result<()> {
         match launch {
             Launch::Kernel(kernel) => self.kernel(kernel),
-            Launch::Matmul(product) => {
-                simulate::run_matmul(product, &mut self.memory(), &self.team).map_err(RuntimeError::Device)
-            }
+            Launch::Matmul(product) => match gemm::kernel_launch(product, &self.options.arch) {
+                Some(kernel) => self.kernel(&kernel),
+                None => simulate::run_matmul(product, &mut self.memory(), &self.team).map_err(RuntimeError::Device),
+            },
             Launch::WeightGroups(_) => Err(only_on_a_cpu(launch)),
         }
     }

@@ -30,7 +30,7 @@ fn part(logits: &[f32], rows: usize, first: usize, columns: usize) -> Vec<f32> {
 
 /// Returns log_prob, entropy (NaN unless requested) and lse, computed by launches on chunks of at most `most`
 /// columns.
-fn in_chunks(
+pub(crate) fn in_chunks(
     logits: &[f32],
     targets: &[i32],
     inv_temperature: f32,

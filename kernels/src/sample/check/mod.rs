@@ -7,6 +7,7 @@ use crate::checks::{
     RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving,
 };
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use crate::log_prob::check::in_chunks;
 use crate::log_prob::formula::{log_prob, lse_rounded};
 use crate::philox;
 
@@ -16,7 +17,8 @@ checks!(
     a_row_does_not_depend_on_its_batch,
     a_row_without_a_possible_token_gives_minus_one,
     a_whole_vocabulary_follows_the_formula,
-    vocabularies_of_published_models_follow_the_formula,
+    vocabularies_of_published_models_follow_the_formula;
+    cuda: log_probabilities_have_the_bits_of_training
 );
 
 /// Rows to sample in one launch. They share the seed and all settings; each has its own logits and its own position
@@ -337,3 +339,24 @@ fn vocabularies_of_published_models_follow_the_formula() {
 
 #[cfg(test)]
 mod tests;
+
+/// A sampled token's log-probability has the bits of the training pass over the same logits, however that pass divides
+/// the vocabulary.
+fn log_probabilities_have_the_bits_of_training() {
+    with_one_interleaving(|| {
+        for (vocab, spread, temperature) in [(5, 1.0, 1.0), (300, 9.0, 0.7), (4099, 3.0, 1.3), (2500, 40.0, 0.0)] {
+            let rows = 3;
+            let logits = normal_numbers(rows * vocab, 7, spread);
+            let settings = Settings { temperature, ..settings() };
+            let sampled = Batch { logits: logits.clone(), settings, seed: 3, positions: vec![0, 1, 2] }.run(1);
+            let s = if temperature == 0.0 { 1.0 } else { 1.0 / temperature as f32 };
+            for (got, s) in [(&sampled.log_prob, s), (&sampled.raw_log_prob, 1.0)] {
+                for (columns, with_entropy) in [(usize::MAX, false), (1024, true)] {
+                    let [trained, ..] = in_chunks(&logits, &sampled.ids, s, columns, with_entropy, 1);
+                    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(got), bits(&trained), "{vocab} tokens, {s}, chunks of {columns}: {got:?}");
+                }
+            }
+        }
+    });
+}

@@ -205,8 +205,8 @@ fn the_plan_follows_from_vocabulary_and_gpu() {
     };
     assert_eq!(planned(152_064, Arch::H100), [("sample_cluster", 24, 8, 87_040)]);
     assert_eq!(planned(1, Arch::H100), [("sample_cluster", 24, 8, 8704)]);
-    assert_eq!(planned(393_216, Arch::H100), [("sample_cluster", 24, 8, 208_896)]);
-    assert_eq!(planned(393_217, Arch::H100), [("sample", 3, 1, 98_312)]);
+    assert_eq!(planned(376_832, Arch::H100), [("sample_cluster", 24, 8, 200_192)]);
+    assert_eq!(planned(376_833, Arch::H100), [("sample", 3, 1, 94_216)]);
     assert_eq!(planned(152_064, Arch::A100), [("sample", 3, 1, 38_016)]);
     assert!(planned(0, Arch::H100).is_empty());
 }

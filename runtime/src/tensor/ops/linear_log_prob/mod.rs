@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! forward, for each tile of rows:
-//!     state = (max, sum, moment, target logit) = (-inf, 0, 0, 0)   # f64, for each row; moment: for the entropy
+//!     state = (max, sum, moment, target logit) = (-inf, 0, 0, 0)   # for each row; moment: for the entropy
 //!     for each tile of columns of the vocabulary:
 //!         z = h[rows] · w[columns]ᵀ · inv_temperature      # the only logits in memory
 //!         new_max = max(max, max(z));  sum = sum · exp(max - new_max) + Σ exp(z - new_max);  max = new_max
