@@ -257,11 +257,12 @@ pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
     set(before);
 }
 
-/// Calls `body`, whose launches the simulator runs as on this GPU only: for kernels that sum in another order on other
-/// GPUs.
+/// Calls `body`, whose launches the simulator runs as on this GPU only, or on the setup's first GPU if it has the same
+/// compute capability: for kernels that sum in another order on other GPUs.
 pub(crate) fn with_gpu(gpu: Arch, body: impl FnOnce()) {
     let set = |gpu| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.only_gpu, gpu));
-    let before = set(Some(gpu));
+    let first = RUNNING.with_borrow(|r| r.setup.first_gpu);
+    let before = set(Some(if first.sm == gpu.sm { first } else { gpu }));
     body();
     set(before);
 }

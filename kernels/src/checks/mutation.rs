@@ -157,17 +157,16 @@ impl MutationSubject {
     }
 
     /// Returns a mutant of each instruction of the CUDA code: of those in several instantiations of a template, the one
-    /// whose launches are the cheapest.
+    /// that the most launches execute.
     pub fn one_target_per_instruction(&self) -> Vec<&MutationTarget> {
-        let cost = |target: &MutationTarget| target.reached_by.first().map_or(u64::MAX, |&n| self.cases[n].cost);
-        let mut cheapest: BTreeMap<usize, &MutationTarget> = BTreeMap::new();
+        let mut chosen: BTreeMap<usize, &MutationTarget> = BTreeMap::new();
         for target in &self.targets {
-            let kept = cheapest.entry(target.instruction).or_insert(target);
-            if cost(target) < cost(kept) {
+            let kept = chosen.entry(target.instruction).or_insert(target);
+            if target.reached_by.len() > kept.reached_by.len() {
                 *kept = target;
             }
         }
-        cheapest.into_values().collect()
+        chosen.into_values().collect()
     }
 
     /// Runs a mutant on at most `max_launches` of the launches that execute the changed instruction. They range from
@@ -220,8 +219,9 @@ impl MutationSubject {
 fn number_instructions(targets: &mut [MutationTarget]) {
     let (mut repetitions, mut numbers) = (HashMap::new(), HashMap::new());
     for target in targets {
-        let change = (target.mutant.opcode.clone(), mem::discriminant(&target.mutant.change));
-        let changed = (target.places.clone(), change);
+        // The outermost place is the kernel, which may be one of several that call the template.
+        let places = &target.places[..target.places.len().saturating_sub(1).max(1)];
+        let changed = (places.to_vec(), target.mutant.opcode.clone(), mem::discriminant(&target.mutant.change));
         let repetition = repetitions.entry((target.function.clone(), changed.clone())).or_insert(0);
         *repetition += 1;
         let next = numbers.len();

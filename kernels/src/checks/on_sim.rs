@@ -116,10 +116,9 @@ pub fn run_interleavings(launch: &KernelLaunch) {
     let others = only_gpu.is_none() && has_kernels_for_h100(launch);
     RUNNING.with_borrow_mut(|r| r.ran.has_kernels_for_h100 |= others);
     let gpu_of = |seed| match only_gpu {
-        Some(gpu) => gpu,
-        None if others && seed % 2 == 1 => first_gpu.with_two_multiprocessors(),
-        None if others => first_gpu,
-        None => gpu_of_interleaving(seed),
+        None if !others => gpu_of_interleaving(seed),
+        _ if seed % 2 == 1 => first_gpu.with_two_multiprocessors(),
+        _ => first_gpu,
     };
     let mut runs: Vec<(u64, Arch)> = seeds.skip(1).map(|seed| (seed, gpu_of(seed))).collect();
     // The first run of the check, on an A100, has had the other interleavings of all other launches.

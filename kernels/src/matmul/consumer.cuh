@@ -82,6 +82,7 @@ struct Consumer {
   __device__ __forceinline__ void issue_products(int old) {
     const u64 a = A_LAYOUT | (first_a + ring.stage * (T::STAGE >> 4));
     const u64 b = B_LAYOUT | (first_b + ring.stage * (T::STAGE >> 4));
+    // redundant: needed by the first products of a tile only; those that follow add to the same sums.
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < T::K / 16; ++step) {
@@ -238,6 +239,7 @@ __device__ __forceinline__ void consume_and_hold(Consumer<T>& c) {
         c.template issue_products<0, T::PRODUCTS>(s);
       }
       if (holds) store_step(s);
+      // redundant: the first stage of a tile has no older products to wait for.
       if (multiplies) c.finish_stage(s, previous);
     }
 #pragma unroll 1
@@ -275,6 +277,7 @@ __device__ __forceinline__ void consume_and_add(Consumer<T>& c) {
   u32 phase = 0;
   const auto load_step = [&](int s, int row, int column) {
     tensor_store_wait_read<0>();
+    // redundant: the store before has read what threads wrote, after a fence of theirs.
     fence_async_proxy();
     mbarrier_arrive_expecting(barrier, T::BUFFERS * T::BLOCK);
 #pragma unroll
@@ -341,6 +344,7 @@ __device__ __forceinline__ void consume_in_halves(Consumer<T>& c) {
   };
   if (c.work.cluster < c.work.total) {
     c.wait_until_full();
+    // redundant: these products may be in one group with those that follow.
     c.template issue_products<0, 1>(0);
   }
 #pragma unroll 1
@@ -372,7 +376,7 @@ __device__ __forceinline__ void consume_in_halves(Consumer<T>& c) {
     c.release(previous);
     store_half(1, row, column);
   }
-  // Nothing is under way; ptxas would add this wait.
+  // redundant: nothing is under way; ptxas would add this wait.
   wgmma_wait<0>();
 }
 

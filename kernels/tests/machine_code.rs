@@ -1,0 +1,155 @@
+//! The main loops of the kernels for Hopper as machine code: which matrix products, asynchronous copies, waits and
+//! barriers they have, and in which order.
+//!
+//! ptxas may serialise products of warpgroups, move waits, or keep an operand in other registers after a change that
+//! looks harmless. The times of these kernels are those of such a loop, so `machine_code.txt` holds each loop, and a
+//! kernel whose loop differs fails here. Where the times were measured on a prototype, its loop is the same, unless the
+//! text says why it is not. If a change of a loop is intended, replace its text by what the test prints, and time it.
+
+use reel_kernels::catalogue::FOLDERS;
+use reel_kernels::compile::toolkit::Toolkit;
+use reel_kernels::compile::{compile_to_cubin, skip_without_nvrtc};
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+
+/// The architecture of H100 and H200.
+const HOPPER: &str = "sm_90a";
+
+/// What a line of the expected text begins with that is not compared.
+const COMMENT: char = '#';
+
+#[test]
+fn main_loops_for_hopper_are_as_recorded() {
+    let Some(()) = skip_without_nvrtc() else { return };
+    let Some(nvdisasm) = Toolkit::from_environment().program("nvdisasm") else {
+        println!("skipped: main_loops_for_hopper_are_as_recorded: no nvdisasm; ./x setup fetches it");
+        return;
+    };
+    let mut found = String::new();
+    for folder in FOLDERS.iter().filter(|folder| folder.source.has_hopper_code()) {
+        let cubin = compile_to_cubin(folder.source, HOPPER).unwrap_or_else(|e| panic!("{}: {e}", folder.name));
+        assert!(cubin.report.warnings.is_empty(), "{}: {:?}", folder.name, cubin.report.warnings);
+        let registers: HashMap<&str, u32> =
+            cubin.report.functions.iter().map(|f| (f.symbol.as_str(), f.registers)).collect();
+        for (symbol, code) in functions(&disassembled(&nvdisasm, &cubin.image)) {
+            // Kernels for earlier GPUs have none.
+            if !code.iter().any(Instruction::is_bulk_copy) {
+                continue;
+            }
+            let loops = main_loops(&code);
+            assert!(!code.iter().any(|i| i.is_local_access()), "{symbol} uses local memory");
+            writeln!(found, "{symbol}, {} registers", registers[symbol.as_str()]).expect("a string");
+            loops.iter().for_each(|marks| writeln!(found, "  {marks}").expect("a string"));
+        }
+    }
+    let recorded: Vec<&str> = include_str!("machine_code.txt")
+        .lines()
+        .filter(|line| !line.starts_with(COMMENT) && !line.is_empty())
+        .collect();
+    let differing = found.lines().zip(recorded.iter().copied().chain(std::iter::repeat(""))).find(|(a, b)| a != b);
+    assert!(
+        differing.is_none() && found.lines().count() == recorded.len(),
+        "{differing:?}, (found, recorded), is the first difference; all main loops that were found:\n{found}"
+    );
+}
+
+/// Returns the text of `nvdisasm` for a cubin.
+fn disassembled(nvdisasm: &Path, cubin: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), cubin).expect("the cubin is written");
+    let output = Command::new(nvdisasm).arg("-c").arg(file.path()).output().expect("nvdisasm runs");
+    assert!(output.status.success(), "nvdisasm: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("nvdisasm prints text")
+}
+
+/// An instruction of a function.
+struct Instruction {
+    /// The name with its modifiers, such as `HGMMA.64x256x16.F32.BF16`.
+    opcode: String,
+    /// Index of the instruction at the label of a branch, if it is one.
+    target: Option<usize>,
+}
+
+impl Instruction {
+    /// Whether the instruction is a matrix product of tensor cores.
+    fn is_product(&self) -> bool {
+        self.opcode.starts_with("HGMMA") || self.opcode.starts_with("HMMA")
+    }
+
+    /// Whether the instruction copies a tile to shared memory in the background.
+    fn is_bulk_copy(&self) -> bool {
+        self.opcode.starts_with("UTMALDG") || self.opcode.starts_with("UBLKCP")
+    }
+
+    /// Whether the recorded text has the instruction.
+    fn is_recorded(&self) -> bool {
+        let others = ["SYNCS", "BAR", "WARPGROUP", "UTMASTG", "UTMAREDG", "UTMACMDFLUSH", "STL", "LDL"];
+        self.is_product() || self.is_bulk_copy() || others.iter().any(|name| self.opcode.starts_with(name))
+    }
+
+    fn is_local_access(&self) -> bool {
+        ["STL", "LDL"].contains(&self.opcode.split('.').next().unwrap_or_default())
+    }
+}
+
+/// Returns the functions in the text of nvdisasm, sorted by name.
+fn functions(text: &str) -> Vec<(String, Vec<Instruction>)> {
+    let mut all: Vec<(String, Vec<Instruction>)> = Vec::new();
+    let sections = text.split("\n.text.").skip(1);
+    for section in sections {
+        let (name, body) = section.split_once(':').expect("a section has a label");
+        let mut labels = HashMap::new();
+        let mut code: Vec<(String, Option<&str>)> = Vec::new();
+        for line in body.lines().map(str::trim) {
+            if let Some(label) = line.strip_suffix(':') {
+                labels.insert(label, code.len());
+            } else if let Some((_, instruction)) = line.strip_prefix("/*").and_then(|rest| rest.split_once("*/")) {
+                let words = instruction.split_once(';').map_or(instruction, |(words, _)| words);
+                let mut words = words.split_whitespace().skip_while(|word| word.starts_with('@'));
+                let opcode = words.next().unwrap_or_default().to_string();
+                let branches = opcode.starts_with("BRA");
+                let target = words.find_map(|word| word.trim_end_matches(',').strip_prefix("`(")?.strip_suffix(')'));
+                code.push((opcode, target.filter(|_| branches)));
+            }
+        }
+        let target = |label: Option<&str>| label.and_then(|label| labels.get(label).copied());
+        let code = code.into_iter().map(|(opcode, label)| Instruction { opcode, target: target(label) }).collect();
+        all.push((name.to_string(), code));
+    }
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+/// Returns the recorded instructions of the innermost loops that have matrix products or bulk copies, in the order of
+/// the code. Of ranges that overlap, the shortest is the loop: a wait that was tried in vain goes on far behind the loop
+/// and branches back into it.
+fn main_loops(code: &[Instruction]) -> Vec<String> {
+    let backward = |(end, i): (usize, &Instruction)| i.target.filter(|&start| start <= end).map(|start| (start, end));
+    let mut ranges: Vec<(usize, usize)> = code.iter().enumerate().filter_map(backward).collect();
+    ranges.retain(|&(start, end)| code[start..=end].iter().any(|i| i.is_product() || i.is_bulk_copy()));
+    ranges.sort_by_key(|(start, end)| (end - start, *start));
+    let mut loops: Vec<(usize, usize)> = Vec::new();
+    for (start, end) in ranges {
+        if loops.iter().all(|&(other, last)| end < other || last < start) {
+            loops.push((start, end));
+        }
+    }
+    loops.sort();
+    loops.into_iter().map(|(start, end)| recorded_text(&code[start..=end])).collect()
+}
+
+/// Returns the recorded instructions in order, repeated ones with their number: `HGMMA.64x256x16.F32.BF16 x 4`.
+fn recorded_text(code: &[Instruction]) -> String {
+    let mut runs: Vec<(&str, usize)> = Vec::new();
+    for opcode in code.iter().filter(|i| i.is_recorded()).map(|i| i.opcode.as_str()) {
+        match runs.last_mut() {
+            Some((last, count)) if *last == opcode => *count += 1,
+            _ => runs.push((opcode, 1)),
+        }
+    }
+    let one =
+        |(opcode, count): (&str, usize)| if count == 1 { opcode.to_string() } else { format!("{opcode} x {count}") };
+    runs.into_iter().map(one).collect::<Vec<_>>().join(", ")
+}
