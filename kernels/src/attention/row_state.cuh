@@ -64,8 +64,8 @@ __device__ __forceinline__ float merged_value(float total, float total_weight, f
 }
 
 // The states of ROWS rows of which four lanes hold the scores: references, this lane's part of the sums, the factors of
-// the older sums and outputs, and whether one of them, in any row of the warp, is not 1. The forward pass has two rows in
-// a lane, decode one.
+// the older sums and outputs, and whether one of them, in any row of the warp, is not 1. The forward pass has two rows
+// in a lane, decode one.
 template <int ROWS>
 struct RowStates {
   float m[ROWS], l[ROWS], alpha[ROWS];

@@ -6,8 +6,9 @@
 //       for each block of 128 keys, descending: copy the keys and values of 64 keys to a stage, then those of 64 more
 //
 // Items. A block of threads begins with item blockIdx.x; the further ones have numbers that it draws from a counter in
-// global memory: items that share their pages take longer than others, and the items of the other tokens of such a group
-// are empty. Which block computes an item changes no bit. The block that draws the last number sets the counter back.
+// global memory: items that share their pages take longer than others, and the items of the other tokens of such a
+// group are empty. Which block computes an item changes no bit. The block that draws the last number sets the counter
+// back.
 //
 // Copies. A stage holds 64 rows of K, then 64 of V, in groups of 64 columns with the swizzle of 128 bytes; for head_dim
 // 80 in groups of 16 with the swizzle of 32 bytes. With pages of 64 tokens or more a tensor copy moves all groups of 64
@@ -32,8 +33,8 @@ static_assert(SEGMENT == ROW_SEGMENT_BLOCKS * ROW_BLOCK_KEYS, "segments of the h
 constexpr int DECODE_GROUPS = 2;  // groups of four warps that compute
 constexpr int DECODE_WARPS = 4 * DECODE_GROUPS;
 constexpr int DECODE_THREADS = 32 * (DECODE_WARPS + 1);
-constexpr int DECODE_ROWS = 64;   // largest number of rows of an item
-constexpr int QUERY_ROWS = 16;    // rows of a slot of queries: eight for each group of warps
+constexpr int DECODE_ROWS = 64;  // largest number of rows of an item
+constexpr int QUERY_ROWS = 16;   // rows of a slot of queries: eight for each group of warps
 constexpr int STAGE_KEYS = 64;
 
 // Shared memory of a block, in bytes from its start.
@@ -62,16 +63,16 @@ struct DecodeShared {
   }
 };
 
-// What the consumers know of a block of keys, in shared memory for its first stage. A block of more than 64 keys has two
-// stages.
+// What the consumers know of a block of keys, in shared memory for its first stage. A block of more than 64 keys has
+// two stages.
 struct DecodeBlock {
   // Flags in `state`, whose lower 8 bits are the number of rows and whose upper 16 the number of the segment.
   enum : u32 { PARTIAL = 1 << 8, ENDS_SEGMENT = 1 << 9, ENDS_ITEM = 1 << 10, NO_MORE = 1 << 11 };
 
-  int token;   // first token
-  u32 heads;   // first query head, and in the upper 16 bits the number of query heads of a token
+  int token;  // first token
+  u32 heads;  // first query head, and in the upper 16 bits the number of query heads of a token
   u32 state;
-  int keys;    // number of keys that the rows see, up to 128
+  int keys;  // number of keys that the rows see, up to 128
 
   __device__ __forceinline__ int rows() const { return state & 0xff; }
   __device__ __forceinline__ u32 segment() const { return state >> 16; }
@@ -81,7 +82,8 @@ struct DecodeBlock {
     return static_cast<u64>(token + row / count) * p.heads + (heads & 0xffff) + row % count;
   }
   __device__ __forceinline__ void store(u32 at) const {
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(token), "r"(heads), "r"(state), "r"(keys) : "memory");
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(token), "r"(heads), "r"(state), "r"(keys)
+                 : "memory");
   }
   __device__ __forceinline__ void load(u32 at) {
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -108,14 +110,16 @@ struct DecodeProducer {
     const bf16* const q = global<const bf16>(p.q);
 #pragma unroll 1
     for (int row = 0; row < work.rows(); row += QUERY_ROWS) {
-      const u32 full = shared + S::QUERY_FULL + 8 * queries.slot, slot = shared + S::QUERIES + queries.slot * S::QUERY_SLOT;
+      const u32 full = shared + S::QUERY_FULL + 8 * queries.slot;
+      const u32 slot = shared + S::QUERIES + queries.slot * S::QUERY_SLOT;
       const int rows = min(work.rows() - row, QUERY_ROWS), lane = threadIdx.x % 32;
       mbarrier_wait(shared + S::QUERY_FREE + 8 * queries.slot, queries.parity ^ 1);
       fence_async_proxy();
       if (leads()) mbarrier_arrive_expecting(full, rows * HEAD_DIM * sizeof(bf16));
       __syncwarp();
       if (lane < rows) {
-        bulk_copy(slot + lane * S::QUERY_PITCH, q + work.head_index(p, row + lane) * HEAD_DIM, HEAD_DIM * sizeof(bf16), full);
+        const bf16* const source = q + work.head_index(p, row + lane) * HEAD_DIM;
+        bulk_copy(slot + lane * S::QUERY_PITCH, source, HEAD_DIM * sizeof(bf16), full);
       }
       queries.template advance<1>();
     }
@@ -147,7 +151,9 @@ struct DecodeProducer {
   }
 
   __device__ __forceinline__ void copy_item(const Work& work) {
-    copy_queries(work);
+    // The slots of an item of many rows may become free only shortly before the item before it ends. The first four of
+    // its eight stages do not wait for them.
+    int stages_before_queries = work.rows() <= QUERY_ROWS ? 0 : 4;
     const int first_segment = work.begin / SEGMENT_BLOCKS, segments = ceil_div(work.end, SEGMENT_BLOCKS);
 #pragma unroll 1
     for (int segment = segments - 1; segment >= first_segment; --segment) {
@@ -158,11 +164,14 @@ struct DecodeProducer {
         const int first = block * ROW_BLOCK_KEYS, block_keys = min(keys - first, ROW_BLOCK_KEYS);
 #pragma unroll 1
         for (int key = 0; key < block_keys; key += STAGE_KEYS) {
+          if (stages_before_queries-- == 0) copy_queries(work);
           wait_for_stage();
           if (leads() && key == 0) {
             u32 state = work.rows() | segment << 16 | (work.partial ? DecodeBlock::PARTIAL : 0);
-            if (block == 0) state |= DecodeBlock::ENDS_SEGMENT | (segment == first_segment ? DecodeBlock::ENDS_ITEM : 0);
-            const DecodeBlock description = {work.token, static_cast<u32>(work.head | work.heads << 16), state, block_keys};
+            if (block == 0) state |= DecodeBlock::ENDS_SEGMENT;
+            if (block == 0 && segment == first_segment) state |= DecodeBlock::ENDS_ITEM;
+            const u32 heads = work.head | work.heads << 16;
+            const DecodeBlock description = {work.token, heads, state, block_keys};
             description.store(shared + S::BLOCKS + 16 * ring.slot);
           }
           copy_stage(work, pages, first + key, block_keys - key);

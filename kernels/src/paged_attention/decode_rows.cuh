@@ -1,21 +1,22 @@
 // Decode in bf16 on sm_90a with the order of sums of attention/row_state.cuh, which the forward pass has too: a decoded
 // token has the bits of the same token in training. Used for head_dim 64, 80 and 128.
 //
-//   a producer warp (decode_producer.cuh) copies; two groups of four warps compute. Rows (token, query head) are in tiles
-//   of 8: tile 2 n + g of an item belongs to group g. With 8 query heads per key head or fewer, and no shared pages, an
-//   item has one tile.
-//   for each item: for each block of 128 keys, descending: for each tile:
-//     warp w: S^T = K Q^T of keys 16 w .. 16 w + 16 of both stages -> shared memory; barrier of the group
+//   for each item: for each block of 128 keys, descending: for each tile of 8 rows:
+//     warp w: S^T = K Q^T of keys 16 w .. 16 w + 16 of both stages -> shared memory; barrier of the group of warps
 //     every warp: reads the 128 scores of its rows; weights P, sums                       (RowStates of row_state.cuh)
 //     warp w: O^T += V^T P^T for columns 16 w .. 16 w + 16 and 16 (w + 4) .. 16 (w + 5)
-//   end of a segment: with a workspace its state is stored, and a second launch merges the segments of each row (combine);
+//   end of a segment: with a workspace its state is stored, and a second launch merges the segments of each row;
 //     without one, or with a single segment: merged into the total in registers, o = O / sum
 //
-// The second launch starts early (cuh/dependent.cuh) and costs less than a merge by the block that finishes last: for
-// prototypes on an H200 3.66 against 2.93 TB/s.
+// A producer warp (decode_producer.cuh) copies, and two groups of four warps compute: tile 2 n + g of an item belongs
+// to group g. A row is a (token, query head). With up to 8 query heads per key head, and no shared pages, an item has
+// one tile.
 //
-// Scores in shared memory are f32 [8 rows][key ^ 8 f(row)] with f(row) = (row + row / 4) % 4: neither the stores (8 keys
-// of four even or four odd rows) nor the loads (pairs of keys of 4 rows) have bank conflicts.
+// The second launch starts early (cuh/dependent.cuh) and costs less than a merge by the block that finishes last:
+// prototypes read 3.66 and 2.93 TB/s on an H200.
+//
+// Scores in shared memory are f32 [8 rows][key ^ 8 f(row)] with f(row) = (row + row / 4) % 4: neither the stores (8
+// keys of four even or four odd rows) nor the loads (pairs of keys of 4 rows) have bank conflicts.
 #pragma once
 
 #include "paged_attention/decode_producer.cuh"
@@ -74,7 +75,8 @@ struct DecodeConsumer {
 
   // Loads the queries of this group's tile in a slot as right operands of mma.sync.
   __device__ __forceinline__ void load_queries(int slot, Queries& q) const {
-    const u32 at = shared + S::QUERIES + slot * S::QUERY_SLOT + (8 * group + lane % 8) * S::QUERY_PITCH + lane / 8 * 16;
+    const int row = 8 * group + lane % 8;
+    const u32 at = shared + S::QUERIES + slot * S::QUERY_SLOT + row * S::QUERY_PITCH + lane / 8 * 16;
 #pragma unroll
     for (int step = 0; step < STEPS; step += 2) {
       u32 r[4];
@@ -89,7 +91,8 @@ struct DecodeConsumer {
   }
 
   __device__ __forceinline__ u32 score_address(int row, int key) const {
-    return shared + S::SCORES + group * 2 * S::SCORE_BUFFER + buffer + (row * ROW_BLOCK_KEYS + (key ^ ((row + row / 4) & 3) << 3)) * 4;
+    const u32 scores = shared + S::SCORES + group * 2 * S::SCORE_BUFFER + buffer;
+    return scores + (row * ROW_BLOCK_KEYS + (key ^ ((row + row / 4) & 3) << 3)) * 4;
   }
 
   // Computes the scores of 16 keys of each of N stages and stores them; those of keys from `keys` on are -inf.
@@ -117,8 +120,8 @@ struct DecodeConsumer {
     }
   }
 
-  // o += V^T P^T for keys 16 step .. 16 step + 16 of the block, which are in the stage in `slot`. Values of keys that no
-  // row sees count as 0, whatever they are.
+  // o += V^T P^T for keys 16 step .. 16 step + 16 of the block, which are in the stage in `slot`. Values of keys that
+  // no row sees count as 0, whatever they are.
   template <bool WHOLE>
   __device__ __forceinline__ void add_values(const float (&s)[32], Output& o, int step, int slot, int keys) const {
     const u32 p0 = pack_bf16(s[4 * step], s[4 * step + 1]), p1 = pack_bf16(s[4 * step + 2], s[4 * step + 3]);
@@ -143,7 +146,8 @@ struct DecodeConsumer {
 
   // Adds a block of keys to a tile. WHOLE: the rows see 128 keys.
   template <bool WHOLE>
-  __device__ __forceinline__ void add_block(const Queries& q, RowStates<1>& row, Output& o, const int (&slots)[2], int keys) {
+  __device__ __forceinline__ void add_block(const Queries& q, RowStates<1>& row, Output& o, const int (&slots)[2],
+                                            int keys) {
     if (WHOLE || keys > STAGE_KEYS) store_scores<2>(q, slots, WHOLE ? ROW_BLOCK_KEYS : keys);
     else store_scores<1>(q, slots, keys);
     sync_group();
@@ -185,7 +189,7 @@ struct DecodeConsumer {
     for (int i = 0; i < 4 * PARTS; ++i) o[i / 4][i % 4] = 0;
   }
 
-  // Calls f(h, i, column) for each element o[i / 2][i % 2 * 2 + h] of this lane, which belongs to row 2 t + h.
+  // Calls f(part, i, column) for each element o[part][i] of this lane that belongs to row 2 t + h.
   template <class F>
   __device__ __forceinline__ void for_each_column(int h, const F& f) const {
 #pragma unroll
@@ -196,7 +200,8 @@ struct DecodeConsumer {
   }
 
   // Stores the state of a segment in the workspace. `first` is the tile's first row.
-  __device__ __forceinline__ void store_part(const DecodeBlock& block, int first, const RowStates<1>& row, const Output& o) const {
+  __device__ __forceinline__ void store_part(const DecodeBlock& block, int first, const RowStates<1>& row,
+                                             const Output& o) const {
     const int own = first + lane / 4;
     if (warp == 0 && lane % 4 == 0 && own < block.rows()) {
       *part_of(p, block.head_index(p, own), block.segment()).stats = make_float2(row.m[0], row.l[0]);
@@ -217,12 +222,15 @@ struct DecodeConsumer {
       const float inverse = __frcp_rn(__shfl_sync(ALL, sum, 4 * row));
       if (first + row >= block.rows()) continue;
       bf16* const to = global<bf16>(p.o) + block.head_index(p, first + row) * HEAD_DIM;
-      for_each_column(h, [&](int part, int i, int column) { to[column] = from_f32<bf16>(__fmul_rn(o[part][i], inverse)); });
+      for_each_column(h, [&](int part, int i, int column) {
+        to[column] = from_f32<bf16>(__fmul_rn(o[part][i], inverse));
+      });
     }
   }
 
   // Merges the total over the segments above into this segment's state.
-  __device__ __forceinline__ void merge_total(RowStates<1>& row, Output& o, float total_m, float total_l, const Output& total) const {
+  __device__ __forceinline__ void merge_total(RowStates<1>& row, Output& o, float total_m, float total_l,
+                                              const Output& total) const {
     const float c = p.score_factor;
     const float total_weight = merge_weight(total_m, row.m[0], c), weight = merge_weight(row.m[0], total_m, c);
     row.l[0] = merged_value(total_l, total_weight, row.l[0], weight);
@@ -394,7 +402,8 @@ __device__ __forceinline__ void combine_rows(const Params& p) {
     const float total_weight = merge_weight(before, own.x, c), weight = merge_weight(own.x, before, c);
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) {
-      const float a = __shfl_sync(ALL, total_weight, i), b = __shfl_sync(ALL, weight, i), l = __shfl_sync(ALL, own.y, i);
+      const float a = __shfl_sync(ALL, total_weight, i), b = __shfl_sync(ALL, weight, i);
+      const float l = __shfl_sync(ALL, own.y, i);
       if (i > top) continue;
       const bool first = i == 0 && top == segments - 1;  // the first segment is the total
       sum = first ? l : merged_value(sum, a, l, b);

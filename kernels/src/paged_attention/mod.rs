@@ -22,12 +22,12 @@
 //! that finishes the last segment of a row does, so there is one launch; it needs [`Params::counters`].
 //!
 //! # Decode on Hopper
-//! `FWD_BF16_DECODE_ROWS`, a variant for compute capability 9.0 and head_dim 64, 80 and 128, decodes in the order of sums of
-//! `attention/row_state.cuh`: segments, and blocks of 128 keys, in descending order. So a decoded token has the bits of the
-//! forward pass by products of warpgroups over its whole sequence. A persistent block of threads per multiprocessor draws
-//! segments from a counter, the first element of [`Params::counters`], and a second launch merges the segments of rows
-//! that have more than one. The page that has a sequence's last key is read up to its end, or for 64 rows; rows beyond the
-//! last key change nothing, whatever they hold.
+//! `FWD_BF16_DECODE_ROWS`, a variant for compute capability 9.0 and head_dim 64, 80 and 128, decodes in the order of
+//! sums of `attention/row_state.cuh`: segments, and blocks of 128 keys, in descending order. So a decoded token has the
+//! bits of the forward pass by products of warpgroups over its whole sequence. A persistent block of threads per
+//! multiprocessor draws segments from a counter, the first element of [`Params::counters`], and a second launch merges
+//! the segments of rows that have more than one. The page that has a sequence's last key is read up to its end, or for
+//! 64 rows; rows beyond the last key change nothing, whatever they hold.
 //!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
@@ -162,8 +162,8 @@ kernel_folder! {
     name: "paged_attention",
     params: [Params],
     headers: [
-        "decode_mma.cuh", "decode_producer.cuh", "decode_rows.cuh", "decode_work.cuh", "forward_fma.cuh", "prefill_mma.cuh",
-        "tile.cuh"
+        "decode_mma.cuh", "decode_producer.cuh", "decode_rows.cuh", "decode_work.cuh", "forward_fma.cuh",
+        "prefill_mma.cuh", "tile.cuh"
     ],
     headers_of: [attention],
 }

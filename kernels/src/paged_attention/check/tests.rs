@@ -140,9 +140,9 @@ fn work_counts_what_each_new_token_sees() {
 }
 
 /// Simulates decode at the heads of the 7B model, on an A100 or by the kernel for Hopper on an H100 with two
-/// multiprocessors, and returns the bytes that the launches move over the bytes of their cost. Asserts that no access to
-/// shared memory is repeated because of bank conflicts. With `shared`, all sequences have the pages of the first one but
-/// for their last page.
+/// multiprocessors, and returns the bytes that the launches move over the bytes of their cost. Asserts that no access
+/// to shared memory is repeated because of bank conflicts. With `shared`, all sequences have the pages of the first one
+/// but for their last page.
 fn traffic_ratio(hopper: bool, seqs: usize, keys: usize, kv_heads: usize, shared: bool, with_workspace: bool) -> f64 {
     let (heads, head_dim, page) = (7 * kv_heads, 128, 64);
     let width = kv_heads * head_dim;
