@@ -6,7 +6,7 @@
 
 use crate::launch::Kernel;
 use crate::skinny::Scheme;
-use crate::{Arch, attention, matmul::gemm, sample, skinny};
+use crate::{Arch, attention, matmul::gemm, paged_attention, sample, skinny};
 
 /// What plans choose on an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +125,11 @@ static VARIANTS: &[Variant] = &[
     Variant { of: &gemm::FWD_BF16, name: "64 x 144", kernel: &gemm::FWD_BF16_64X144 },
     Variant { of: &gemm::DX_BF16, name: "256 x 192 in halves", kernel: &gemm::DX_BF16_HALVES },
     Variant { of: &gemm::DX_BF16, name: "128 x 256", kernel: &gemm::DX_BF16_128X256 },
+    Variant {
+        of: &paged_attention::FWD_BF16,
+        name: "decode in the order of the forward pass",
+        kernel: &paged_attention::FWD_BF16_DECODE_ROWS,
+    },
     Variant { of: &sample::SAMPLE, name: "one block per row", kernel: &sample::SAMPLE_BY_ONE_BLOCK },
     Variant { of: &skinny::LINEAR_BF16, name: "16 columns", kernel: &skinny::LINEAR_BF16_16_COLUMNS },
     Variant { of: &skinny::LINEAR_BF16, name: "32 columns", kernel: &skinny::LINEAR_BF16_32_COLUMNS },

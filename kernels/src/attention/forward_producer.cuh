@@ -45,22 +45,6 @@ struct ForwardShared {
   }
 };
 
-// A position in a ring of SLOTS slots.
-template <int SLOTS>
-struct RingPosition {
-  int slot = 0;
-  u32 parity = 0;
-
-  template <int N>
-  __device__ __forceinline__ void advance() {
-    slot += N;
-    if (slot >= SLOTS) {
-      slot -= SLOTS;
-      parity ^= 1;
-    }
-  }
-};
-
 // Copies rows first .. first + 128 of a head, whose row r begins at element rows.head(r) of the tensor; those from
 // `end` on are zeros. All lanes of the warp call it. The rows are then visible to products.
 template <int HEAD_DIM>

@@ -63,61 +63,84 @@ __device__ __forceinline__ float merged_value(float total, float total_weight, f
   return __fmaf_rn(part, part_weight, __fmul_rn(total, total_weight));
 }
 
-// The state of two rows of which four lanes hold the scores: references, this lane's part of the sums, the factors of
-// the older sums and outputs, and whether one of them, in any row of the warp, is not 1.
-struct RowPair {
-  float m[2], l[2], alpha[2];
+// The states of ROWS rows of which four lanes hold the scores: references, this lane's part of the sums, the factors of
+// the older sums and outputs, and whether one of them, in any row of the warp, is not 1. The forward pass has two rows
+// in a lane, decode one.
+template <int ROWS>
+struct RowStates {
+  float m[ROWS], l[ROWS], alpha[ROWS];
   bool rescales;
 
-  __device__ __forceinline__ void clear() { m[0] = m[1] = minus_infinity(), l[0] = l[1] = 0; }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) m[r] = minus_infinity(), l[r] = 0;
+  }
 
   // Adds a block of which KEYS keys are seen, and replaces their scores by their weights. With t = lane % 4, a lane has
-  // the scores of keys 8 n + 2 t and 8 n + 2 t + 1 in s[4 n], s[4 n + 1] of row 0 and s[4 n + 2], s[4 n + 3] of row 1.
+  // the scores of keys 8 n + 2 t and 8 n + 2 t + 1 of row r in s[2 (ROWS n + r)] and s[2 (ROWS n + r) + 1].
   // NEW: the block is the first.
   template <int KEYS, bool NEW, int N>
   __device__ __forceinline__ void add(float (&s)[N], float c) {
-    float x0 = fmaxf(s[0], s[1]), x1 = fmaxf(s[2], s[3]), y0 = fmaxf(s[4], s[5]), y1 = fmaxf(s[6], s[7]);
+    constexpr int STEP = 2 * ROWS, SCORES = KEYS / 8 * STEP;
+    float x[ROWS], y[ROWS], reference[ROWS], u[ROWS], w[ROWS];
 #pragma unroll
-    for (int i = 8; i < KEYS / 2; i += 8) {
-      x0 = fmaxf(x0, fmaxf(s[i], s[i + 1]));
-      x1 = fmaxf(x1, fmaxf(s[i + 2], s[i + 3]));
-      y0 = fmaxf(y0, fmaxf(s[i + 4], s[i + 5]));
-      y1 = fmaxf(y1, fmaxf(s[i + 6], s[i + 7]));
-    }
-    x0 = fmaxf(x0, y0), x1 = fmaxf(x1, y1);
-    x0 = fmaxf(x0, shuffle_xor(x0, 1)), x1 = fmaxf(x1, shuffle_xor(x1, 1));
-    x0 = fmaxf(x0, shuffle_xor(x0, 2)), x1 = fmaxf(x1, shuffle_xor(x1, 2));
-    if constexpr (NEW) {
-      m[0] = x0, m[1] = x1;
-    } else {
-      const bool moves0 = reference_moves(m[0], x0, c), moves1 = reference_moves(m[1], x1, c);
-      alpha[0] = moves0 ? reference_change(m[0], x0, c) : 1.0f;
-      alpha[1] = moves1 ? reference_change(m[1], x1, c) : 1.0f;
-      m[0] = moves0 ? x0 : m[0], m[1] = moves1 ? x1 : m[1];
-      rescales = __any_sync(0xffffffffu, moves0 || moves1);
-    }
-    const float r0 = scaled_reference(m[0], c), r1 = scaled_reference(m[1], c);
-    float u0 = 0, u1 = 0, w0 = 0, w1 = 0;
+    for (int r = 0; r < ROWS; ++r) x[r] = fmaxf(s[2 * r], s[2 * r + 1]);
 #pragma unroll
-    for (int i = 0; i < KEYS / 2; i += 4) {
-      s[i] = row_weight(s[i], c, r0), s[i + 1] = row_weight(s[i + 1], c, r0);
-      s[i + 2] = row_weight(s[i + 2], c, r1), s[i + 3] = row_weight(s[i + 3], c, r1);
-      u0 = __fadd_rn(u0, s[i]), w0 = __fadd_rn(w0, s[i + 1]);
-      u1 = __fadd_rn(u1, s[i + 2]), w1 = __fadd_rn(w1, s[i + 3]);
+    for (int r = 0; r < ROWS; ++r) y[r] = fmaxf(s[STEP + 2 * r], s[STEP + 2 * r + 1]);
+#pragma unroll
+    for (int i = 2 * STEP; i < SCORES; i += 2 * STEP) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) x[r] = fmaxf(x[r], fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) y[r] = fmaxf(y[r], fmaxf(s[i + STEP + 2 * r], s[i + STEP + 2 * r + 1]));
     }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) x[r] = fmaxf(x[r], y[r]);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) x[r] = fmaxf(x[r], shuffle_xor(x[r], 1));
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) x[r] = fmaxf(x[r], shuffle_xor(x[r], 2));
     if constexpr (NEW) {
-      l[0] = __fadd_rn(u0, w0), l[1] = __fadd_rn(u1, w1);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) m[r] = x[r];
     } else {
-      l[0] = __fmaf_rn(l[0], alpha[0], __fadd_rn(u0, w0)), l[1] = __fmaf_rn(l[1], alpha[1], __fadd_rn(u1, w1));
+      bool moves[ROWS], any = false;
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) moves[r] = reference_moves(m[r], x[r], c);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        alpha[r] = moves[r] ? reference_change(m[r], x[r], c) : 1.0f;
+        any = any || moves[r];
+      }
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) m[r] = moves[r] ? x[r] : m[r];
+      rescales = __any_sync(0xffffffffu, any);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) reference[r] = scaled_reference(m[r], c), u[r] = w[r] = 0;
+#pragma unroll
+    for (int i = 0; i < SCORES; i += STEP) {
+#pragma unroll
+      for (int j = 0; j < STEP; ++j) s[i + j] = row_weight(s[i + j], c, reference[j / 2]);
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) {
+        u[r] = __fadd_rn(u[r], s[i + 2 * r]), w[r] = __fadd_rn(w[r], s[i + 2 * r + 1]);
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      const float sum = __fadd_rn(u[r], w[r]);
+      l[r] = NEW ? sum : __fmaf_rn(l[r], alpha[r], sum);
     }
   }
 
   // Adds up the four lanes' parts of the sums, at the end of a segment.
   __device__ __forceinline__ void add_lanes() {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
       l[r] = __fadd_rn(l[r], shuffle_xor(l[r], 1));
       l[r] = __fadd_rn(l[r], shuffle_xor(l[r], 2));
     }
   }
 };
+using RowPair = RowStates<2>;

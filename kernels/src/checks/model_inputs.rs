@@ -233,7 +233,7 @@ fn inputs_of_the_model_paged_attention() {
             scale: 0.05,
             max_kv_len: keys,
             page_tokens: 64,
-            reserved: 0,
+            ..paged_attention::Params::EMPTY
         };
         p.workspace = arrays.elements(paged_attention::workspace_bytes(DType::BF16, &p), 1);
         let (pairs, all) = paged_attention::query_key_pairs_and_keys((0..seqs).map(|_| (1, keys as usize)));

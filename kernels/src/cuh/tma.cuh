@@ -43,6 +43,22 @@ __device__ __forceinline__ bool elect_one() {
   return elected != 0;
 }
 
+// A position in a ring of SLOTS slots.
+template <int SLOTS>
+struct RingPosition {
+  int slot = 0;
+  u32 parity = 0;
+
+  template <int N>
+  __device__ __forceinline__ void advance() {
+    slot += N;
+    if (slot >= SLOTS) {
+      slot -= SLOTS;
+      parity ^= 1;
+    }
+  }
+};
+
 // What L2 does with the lines of a copy: the bits that `createpolicy.fractional` returns for a fraction of 1.
 struct CachePolicy {
   u64 bits;

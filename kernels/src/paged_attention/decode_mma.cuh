@@ -24,29 +24,6 @@
 // Elements from one row of scores to the next: 8 mod 32, so 8-byte accesses of a half warp meet 32 different banks.
 constexpr int SCORE_PITCH = KEYS + 8;
 
-// The pages of a segment: lane l holds entry l of the segment's entries of block_tables.
-struct SegmentPages {
-  u32 page;
-  int shift;  // log2 of the tokens per page
-  int first;  // first key of a block, counted from the segment's first key
-
-  __device__ __forceinline__ SegmentPages(const Params& p, const KeyRange& range, int block)
-      : page(0), shift(31 - __clz(p.page_tokens)), first(0) {
-    find(p, range, block);
-  }
-  // Finds the pages of the segment that begins with key block `block`.
-  __device__ __forceinline__ void find(const Params& p, const KeyRange& range, int block) {
-    const int entry = (block * KEYS >> shift) + threadIdx.x % 32;
-    const int* table = global<const int>(p.block_tables) + static_cast<u64>(range.seq) * p.max_blocks;
-    if (threadIdx.x % 32 < SEGMENT >> shift && entry << shift < range.keys) page = table[entry];
-  }
-  // Returns the slot of key `row` of the block; all lanes of the warp must call it together.
-  __device__ __forceinline__ u32 of(int row) const {
-    const int key = first + row;
-    return (__shfl_sync(0xffffffffu, page, key >> shift) << shift) + (key & ((1 << shift) - 1));
-  }
-};
-
 // The ring of tiles in shared memory. Tile 2 b has the keys of block b, tile 2 b + 1 its values.
 // D: head_dim rounded up.
 template <int D>

@@ -33,9 +33,10 @@ struct Work : KeyRange {
   }
 };
 
-// An item in shared memory. tokens is 0 if another block computes the item, and -1 if there is no item left.
+// An item in shared memory. tokens is 0 if another block computes the item, and -1 if there is no item with the number.
 struct SharedWork {
   Work work;
+  u32 beyond;                  // if there is no item with the number: the number minus that of items
   int segments[MAX_TOGETHER];  // number of segments of each token
   int complete[MAX_TOGETHER];  // whether this block stored the last missing segment of a token
 };
@@ -94,6 +95,7 @@ __device__ __forceinline__ void find_work(const Params& p, u32 item, SharedWork&
     own = {__shfl_sync(ALL, own.seq, owner), __shfl_sync(ALL, own.keys, owner)};
     break;
   }
+  if (lane == 0) to.beyond = wanted * (p.kv_heads * parts) + item % (p.kv_heads * parts);
   int tokens = token < 0 ? -1 : 1;
   const int segments = segments_of(p, own.keys), end = (segment + 1) * SEGMENT;
   if (lane == 0) to.segments[0] = segments;
@@ -141,6 +143,29 @@ __device__ __forceinline__ void find_work(const Params& p, u32 item, SharedWork&
     work.heads = left < MAX_HEADS ? left : MAX_HEADS;
   }
 }
+
+// The pages of a segment: lane l holds entry l of the segment's entries of block_tables.
+struct SegmentPages {
+  u32 page;
+  int shift;  // log2 of the tokens per page
+  int first;  // first key of a block, counted from the segment's first key
+
+  __device__ __forceinline__ SegmentPages(const Params& p, const KeyRange& range, int block)
+      : page(0), shift(31 - __clz(p.page_tokens)), first(0) {
+    find(p, range, block);
+  }
+  // Finds the pages of the segment that begins with key block `block`.
+  __device__ __forceinline__ void find(const Params& p, const KeyRange& range, int block) {
+    const int entry = (block * KEYS >> shift) + threadIdx.x % 32;
+    const int* table = global<const int>(p.block_tables) + static_cast<u64>(range.seq) * p.max_blocks;
+    if (threadIdx.x % 32 < SEGMENT >> shift && entry << shift < range.keys) page = table[entry];
+  }
+  // Returns the slot of key `row` of the block; all lanes of the warp must call it together.
+  __device__ __forceinline__ u32 of(int row) const {
+    const int key = first + row;
+    return (__shfl_sync(0xffffffffu, page, key >> shift) << shift) + (key & ((1 << shift) - 1));
+  }
+};
 
 // Adds 1 to a counter and returns its former value. The stores of this block before a barrier before the call are
 // visible to the block that reads the counter after it, and the other way round.

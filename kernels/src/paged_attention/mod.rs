@@ -21,6 +21,14 @@
 //! prefill, a second launch merges the segments. In decode (bf16, at most as many new tokens as sequences) the block
 //! that finishes the last segment of a row does, so there is one launch; it needs [`Params::counters`].
 //!
+//! # Decode on Hopper
+//! `FWD_BF16_DECODE_ROWS`, a variant for compute capability 9.0 and head_dim 64, 80 and 128, decodes in the order of
+//! sums of `attention/row_state.cuh`: segments, and blocks of 128 keys, in descending order. So a decoded token has the
+//! bits of the forward pass by products of warpgroups over its whole sequence. A persistent block of threads per
+//! multiprocessor draws segments from a counter, the first element of [`Params::counters`], and a second launch merges
+//! the segments of rows that have more than one. The page that has a sequence's last key is read up to its end, or for
+//! 64 rows; rows beyond the last key change nothing, whatever they hold.
+//!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
 //! entries of `block_tables` are equal in a segment, and which see keys beyond it, are computed by one block of
@@ -45,10 +53,14 @@
 
 pub(crate) mod check;
 mod cpu;
+mod decode_plan;
 mod examples;
 
+pub use decode_plan::counters_per_token;
+use decode_plan::is_decode;
+
 use crate::folder::kernel_folder;
-use crate::launch::{CostOfKeys, RowKeys, kernel_for_dtype};
+use crate::launch::{CostOfKeys, RowKeys, TensorMapSlot, kernel_for_dtype};
 use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 /// Tokens per page of the KV caches that the engine allocates; also the number of keys that the CUDA and CPU kernels
@@ -61,6 +73,10 @@ const SEGMENT: u32 = 512;
 params! {
     /// Parameters of the kernel.
     pub struct Params {
+        /// Tensor map of `k_cache`, which a launch that needs it fills in.
+        pub k_map: TensorMapSlot,
+        /// Tensor map of `v_cache`.
+        pub v_map: TensorMapSlot,
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
         /// `[pages, page_tokens, kv_heads, head_dim]`
@@ -84,7 +100,8 @@ params! {
         /// threads processes all segments of its rows, one after the other.
         pub workspace: Addr,
         /// u32 `[tokens, `[`counters_per_token`]`]`, all 0 before and after the launch: the number of segments that are
-        /// stored in the workspace. Only decode in bf16 uses them. Null: the kernel for prefill computes decode, too.
+        /// stored in the workspace; on Hopper, the number of items of work that blocks have drawn. Only decode in bf16
+        /// uses them. Null: the kernel for prefill computes decode, too.
         pub counters: Addr,
         /// Number of new tokens of all sequences.
         pub tokens: u32,
@@ -98,33 +115,69 @@ params! {
         pub head_dim: u32,
         /// Row length of `block_tables`.
         pub max_blocks: u32,
-        /// Factor of the scores.
+        /// Factor of the scores; positive.
         pub scale: f32,
         /// The largest of `kv_lens`.
         pub max_kv_len: u32,
         /// Tokens per page: 16, 32, 64, 128 or 256.
         pub page_tokens: u32,
+        /// `scale * log2(e)`, which [`fwd`] fills in: an operand that arithmetic reads from the parameters needs no
+        /// register.
+        pub score_factor: f32,
         /// 0
-        pub reserved: u32,
+        pub reserved: u64,
     }
+}
+
+impl Params {
+    /// Parameters without operands, whose numbers are 0.
+    pub const EMPTY: Params = Params {
+        k_map: TensorMapSlot::EMPTY,
+        v_map: TensorMapSlot::EMPTY,
+        q: Addr::NULL,
+        k_cache: Addr::NULL,
+        v_cache: Addr::NULL,
+        o: Addr::NULL,
+        lse: Addr::NULL,
+        cu_seqlens: Addr::NULL,
+        kv_lens: Addr::NULL,
+        block_tables: Addr::NULL,
+        workspace: Addr::NULL,
+        counters: Addr::NULL,
+        tokens: 0,
+        seqs: 0,
+        heads: 0,
+        kv_heads: 0,
+        head_dim: 0,
+        max_blocks: 0,
+        scale: 0.0,
+        max_kv_len: 0,
+        page_tokens: 0,
+        score_factor: 0.0,
+        reserved: 0,
+    };
 }
 
 kernel_folder! {
     name: "paged_attention",
     params: [Params],
-    headers: ["decode_mma.cuh", "decode_work.cuh", "forward_fma.cuh", "prefill_mma.cuh", "tile.cuh"],
+    headers: [
+        "decode_mma.cuh", "decode_producer.cuh", "decode_rows.cuh", "decode_work.cuh", "forward_fma.cuh",
+        "prefill_mma.cuh", "tile.cuh"
+    ],
+    headers_of: [attention],
 }
 
 kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>, &SOURCE, plan_f32);
 kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>, &SOURCE, plan_bf16);
-
-/// Number of query heads of a token that a block of threads computes in decode; equal to `MAX_HEADS` of
-/// `decode_work.cuh`.
-const DECODE_HEADS: u32 = 16;
-
-/// Largest number of blocks of threads per multiprocessor in a decode launch. It is a multiple of those that run at
-/// once, so that a block that gets a short segment makes room for another.
-const DECODE_BLOCKS: u32 = 8;
+kernel!(
+    pub FWD_BF16_DECODE_ROWS,
+    "paged_attention_fwd_bf16",
+    Params,
+    cpu::fwd::<half::bf16>,
+    &SOURCE,
+    decode_plan::plan_bf16_decode_rows
+);
 
 /// A compiled variant: largest head_dim, its symbols, bytes of dynamic shared memory.
 type Variant<S> = (u32, S, u32);
@@ -135,7 +188,7 @@ type Symbols = [&'static str; 2];
 fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     if is_decode(DType::BF16, p) {
-        return plan_decode(p, arch);
+        return decode_plan::plan_decode(p, arch);
     }
     // Shared memory holds two buffers, each for 64 keys and 64 values. Their rows start an odd number of 16-byte
     // chunks apart, which avoids bank conflicts. For head_dim 256 there is one buffer, with only 64 columns of V.
@@ -170,42 +223,6 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
         (256, ["paged_attention_fwd_f32_256", "paged_attention_fwd_f32_256_split"], bytes(256, 1)),
     ];
     plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
-}
-
-/// Whether a launch runs the kernel for decode, in which about every sequence has one new token. That kernel is right
-/// for any numbers of new tokens, but it may read a sequence's keys again for each of its new tokens.
-fn is_decode(dtype: DType, p: &Params) -> bool {
-    dtype == DType::BF16 && !p.counters.is_null() && p.tokens <= p.seqs
-}
-
-/// Plans one launch whose blocks of threads share the items of work: a segment (without a workspace: all keys) of a
-/// token, a key head, and at most 16 heads of its group.
-fn plan_decode(p: &Params, arch: &Arch) -> Vec<Stage> {
-    // A ring of `stages` tiles of 64 keys or 64 values, whose rows start an odd number of 16-byte chunks apart, and the
-    // scores of 16 rows.
-    const fn bytes(chunks: u32, stages: u32) -> u32 {
-        stages * 64 * chunks * 16 + 16 * 72 * 4
-    }
-    const VARIANTS: [Variant<&str>; 4] = [
-        (64, "paged_attention_fwd_bf16_decode_64", bytes(9, 5)),
-        (80, "paged_attention_fwd_bf16_decode_80", bytes(11, 5)),
-        (128, "paged_attention_fwd_bf16_decode_128", bytes(17, 5)),
-        (256, "paged_attention_fwd_bf16_decode_256", bytes(33, 2)),
-    ];
-    if p.tokens == 0 {
-        return Vec::new();
-    }
-    let (_, symbol, shared) = smallest_variant(p, &VARIANTS);
-    let segments = if p.workspace.is_null() { 1 } else { u64::from(segments(p).max(1)) };
-    let items = u64::from(p.tokens) * segments * u64::from(counters_per_token(p.heads, p.kv_heads));
-    let blocks = items.min(u64::from(arch.multiprocessors * DECODE_BLOCKS)) as u32;
-    vec![Stage { shared: *shared, ..Stage::one_dimensional(symbol, blocks, 128) }]
-}
-
-/// Returns the number of elements of [`Params::counters`] for each token: one for each key head and each 16 query heads
-/// of its group.
-pub const fn counters_per_token(heads: u32, kv_heads: u32) -> u32 {
-    kv_heads * (heads / kv_heads).div_ceil(DECODE_HEADS)
 }
 
 /// Returns the first variant for the head_dim.
@@ -269,6 +286,7 @@ fn bytes_of_parts(p: &Params) -> usize {
 /// key) pairs that one head computes, and `keys` the sum of `kv_lens`; [`query_key_pairs_and_keys`] returns both.
 pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &FWD_F32, &FWD_BF16);
+    let params = &Params { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
     let bytes = 2.0 * (params.tokens as f64 * heads + keys * kv_heads) * d * dtype.size() as f64;
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })

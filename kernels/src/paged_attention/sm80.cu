@@ -8,7 +8,8 @@
 //     decode in bf16: by the block that stores the last of them; else by the combine stage, a second launch
 //
 // Files. prefill_mma.cuh: bf16, 64 rows per block of threads. decode_mma.cuh: bf16, if there are at most as many new
-// tokens as sequences, and counters; decode_work.cuh: its grid. forward_fma.cuh: f32. tile.cuh: what they share.
+// tokens as sequences, and counters; decode_rows.cuh and decode_producer.cuh: the same on sm_90a, with another order of
+// sums; decode_work.cuh: the work of both. forward_fma.cuh: f32. tile.cuh: what they share.
 //
 // Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of
 // the group. A tile has 64 rows (bf16 prefill; 16 per warp) or 16 rows (f32).
@@ -31,6 +32,9 @@
 //
 // Bound. Decode: memory, K and V are read once. Prefill: matrix products.
 #include "paged_attention/decode_mma.cuh"
+#if __CUDA_ARCH__ >= 900
+#include "paged_attention/decode_rows.cuh"
+#endif
 #include "paged_attention/forward_fma.cuh"
 #include "paged_attention/prefill_mma.cuh"
 
@@ -60,6 +64,17 @@ KERNEL(paged_attention_fwd_bf16_decode_64, 3, decode_mma<64>)
 KERNEL(paged_attention_fwd_bf16_decode_80, 2, decode_mma<80>)
 KERNEL(paged_attention_fwd_bf16_decode_128, 2, decode_mma<128>)
 KERNEL(paged_attention_fwd_bf16_decode_256, 2, decode_mma<256>)
+#if __CUDA_ARCH__ >= 900
+#define DECODE_KERNEL(HEAD_DIM)                                                                              \
+  extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 1)                                            \
+      paged_attention_fwd_bf16_decode_rows_##HEAD_DIM(const __grid_constant__ Params p) {                    \
+    decode_rows<HEAD_DIM>(p);                                                                                \
+  }
+DECODE_KERNEL(64)
+DECODE_KERNEL(80)
+DECODE_KERNEL(128)
+KERNEL(paged_attention_fwd_bf16_combine_rows, 4, combine_rows)
+#endif
 KERNEL(paged_attention_fwd_f32_64, 2, (forward_fma<1, false, false>))
 KERNEL(paged_attention_fwd_f32_128, 2, (forward_fma<2, false, false>))
 KERNEL(paged_attention_fwd_f32_256, 2, (forward_fma<4, true, false>))

@@ -1,5 +1,12 @@
 #![allow(unsafe_code)]
 
+mod decode_rows;
+
+use decode_rows::{
+    a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass, decode_on_hopper_equals_the_formula,
+    padding_rows_get_zeros_on_hopper, tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper,
+};
+
 use super::{Params, bytes_of_parts, counters_per_token, fwd};
 use crate::DType::{BF16, F32};
 use crate::attention::check::bits;
@@ -9,7 +16,7 @@ use crate::attention::{self, FwdParams, PackedBatch};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::simd::{Isa, isa};
-use crate::{Addr, DType, Team};
+use crate::{Addr, DType, Kernel, KernelLaunch, Launch, Team};
 use half::bf16;
 
 checks!(
@@ -18,7 +25,11 @@ checks!(
     a_decoded_token_gives_the_same_bits_with_parts_and_without,
     padding_rows_get_zeros_and_change_no_other_row,
     tokens_that_share_pages_have_the_bits_of_each_alone,
-    blocks_of_threads_that_take_several_items_give_the_same_bits,
+    blocks_of_threads_that_take_several_items_give_the_same_bits;
+    cuda: decode_on_hopper_equals_the_formula,
+    a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass,
+    padding_rows_get_zeros_on_hopper,
+    tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper,
 );
 
 /// A model: the shape and element type of its attention, and the instruction set that computes it on device `cpu`.
@@ -69,6 +80,14 @@ fn starts(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
     starts
 }
 
+/// Returns the launch by a variant of its kernel, if one is given.
+fn by(variant: Option<&'static Kernel>, launch: Launch) -> Launch {
+    match (variant, launch) {
+        (Some(kernel), Launch::Kernel(launch)) => Launch::Kernel(KernelLaunch { kernel, ..launch }),
+        (_, launch) => launch,
+    }
+}
+
 /// Returns the output bits of the packed causal forward pass ([`attention`]) over `sequences`.
 fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     packed_with_lse(model, sequences, threads).0
@@ -76,6 +95,16 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
 
 /// [`packed`], and the bits of the log-sum-exps on device `cpu`.
 fn packed_with_lse(model: &Model, sequences: &[&Tokens], threads: usize) -> (Vec<u32>, Vec<u32>) {
+    packed_by(None, model, sequences, threads)
+}
+
+/// [`packed_with_lse`] by a variant of the kernel, if one is given.
+fn packed_by(
+    variant: Option<&'static Kernel>,
+    model: &Model,
+    sequences: &[&Tokens],
+    threads: usize,
+) -> (Vec<u32>, Vec<u32>) {
     let data = |f: fn(&Tokens) -> &Vec<f32>| {
         TestArray::new(model.dtype, &sequences.iter().flat_map(|s| f(s).iter().copied()).collect::<Vec<_>>())
     };
@@ -103,7 +132,7 @@ fn packed_with_lse(model: &Model, sequences: &[&Tokens], threads: usize) -> (Vec
         ..FwdParams::EMPTY
     };
     if runs_cuda_code() {
-        run(&attention::fwd(model.dtype, &params, 0.0), threads);
+        run(&by(variant, attention::fwd(model.dtype, &params, 0.0)), threads);
         return (bits(&o), Vec::new());
     }
     let team = Team::new(threads);
@@ -126,6 +155,18 @@ fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, s
 /// Returns the output bits of [`paged`] with shared pages: page `i` of sequence `n` is page `i` of the sequence
 /// `owner(n, i)`, which has the same keys and values there. On device `cpu` also returns the bits of the log-sum-exps.
 fn paged_with_shared_pages(
+    model: &Model,
+    sequences: &[(&Tokens, usize, usize)],
+    threads: usize,
+    seed: usize,
+    owner: impl Fn(usize, usize) -> usize,
+) -> (Vec<u32>, Vec<u32>) {
+    paged_by(None, model, sequences, threads, seed, owner)
+}
+
+/// [`paged_with_shared_pages`] by a variant of the kernel, if one is given.
+fn paged_by(
+    variant: Option<&'static Kernel>,
     model: &Model,
     sequences: &[(&Tokens, usize, usize)],
     threads: usize,
@@ -179,12 +220,12 @@ fn paged_with_shared_pages(
         // Without counters the kernel for prefill computes decode, too.
         counters: if seed % 7 == 2 { Addr::NULL } else { addr_mut(&mut counters) },
         page_tokens: page as u32,
-        reserved: 0,
+        ..Params::EMPTY
     };
     if runs_cuda_code() {
         let parts = TestArray::output(F32, bytes_of_parts(&params) / 4);
         let workspace = if seed.is_multiple_of(3) { Addr::NULL } else { parts.addr() };
-        run(&fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0), threads);
+        run(&by(variant, fwd(model.dtype, &Params { workspace, ..params }, 0.0, 0.0)), threads);
         assert!(counters.iter().all(|&n| n == 0), "{model:?}: counters are not 0 after the launch: {counters:?}");
         return (bits(&o), Vec::new());
     }

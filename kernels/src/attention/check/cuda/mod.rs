@@ -181,7 +181,7 @@ pub(super) fn paged_and_packed_kernels_give_the_same_bits() {
             scale: given.scale,
             max_kv_len: len as u32,
             page_tokens: 64,
-            reserved: 0,
+            ..paged_attention::Params::EMPTY
         };
         run_once(&paged_attention::fwd(dtype, &p, given.query_key_pair_count(), len as f64));
         assert!(

@@ -479,7 +479,7 @@ fn paged_attention_into(
         workspace: Addr::NULL,
         counters: pages.counters.as_ref().map_or(Addr::NULL, Tensor::addr),
         page_tokens: BLOCK_TOKENS as u32,
-        reserved: 0,
+        ..paged::Params::EMPTY
     };
     // The CPU kernel allocates its own workspace per thread.
     let bytes = if cx.device().kernels() == Kernels::Cpu { 0 } else { paged::workspace_bytes(q.dtype(), &p) };
