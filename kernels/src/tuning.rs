@@ -20,6 +20,10 @@ pub struct Choices {
     /// Backward pass of attention on tensor cores: `dq` in a stage of its own for calls of up to this many tokens, if a
     /// sequence has more than 64. With few tokens, few blocks pass on the sums of dq, one after the other.
     pub attention_bwd_separate_dq_max_tokens: u32,
+    /// Attention in bf16 with head_dim 64, 80 and 128: whether the forward pass and prefill run by products of warpgroups
+    /// and decode by tiles of rows, all in the order of sums of `attention/row_state.cuh`. Otherwise they run by products
+    /// of warps, in the order of `cuh/online_softmax.cuh`.
+    pub attention_by_warpgroups: bool,
     /// Products of a few rows: how blocks divide them and copy the weight to shared memory.
     pub skinny_scheme: Scheme,
     /// Products of a few rows whose blocks copy units: when these have 32 columns instead of 16.
@@ -72,6 +76,7 @@ pub const TABLE: [Choices; 2] = [
         sm: 80,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         attention_bwd_separate_dq_max_tokens: 0,
+        attention_by_warpgroups: false,
         skinny_scheme: Scheme::Units,
         skinny_wide_blocks: WideBlocks { bf16: [8, 3], int8: [8, 3], f32: [8, 3] },
         skinny_max_rows: 64,
@@ -83,6 +88,7 @@ pub const TABLE: [Choices; 2] = [
         sm: 90,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         attention_bwd_separate_dq_max_tokens: 4096,
+        attention_by_warpgroups: false,
         skinny_scheme: Scheme::Tiles,
         skinny_wide_blocks: WideBlocks { bf16: [24, 3], int8: [3, 3], f32: [8, 3] },
         skinny_max_rows: 64,
@@ -129,6 +135,11 @@ static VARIANTS: &[Variant] = &[
         of: &paged_attention::FWD_BF16,
         name: "decode in the order of the forward pass",
         kernel: &paged_attention::FWD_BF16_DECODE_ROWS,
+    },
+    Variant {
+        of: &paged_attention::FWD_BF16,
+        name: "prefill by products of warpgroups",
+        kernel: &paged_attention::FWD_BF16_PREFILL_WGMMA,
     },
     Variant { of: &sample::SAMPLE, name: "one block per row", kernel: &sample::SAMPLE_BY_ONE_BLOCK },
     Variant { of: &skinny::LINEAR_BF16, name: "16 columns", kernel: &skinny::LINEAR_BF16_16_COLUMNS },

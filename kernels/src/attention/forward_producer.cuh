@@ -5,14 +5,22 @@
 // bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The queries of each of the two warpgroups are
 // 64 rows.
 //
-// Rows come by tensor copies, in boxes of 128 tokens, with two exceptions, which the warp copies by cp.async: a block
-// of keys in which the prefix ends and the sequence's own keys begin, and the values of a block in which the sequence
-// ends. A box would have the values of other sequences there; weights of 0 times a value that is not finite would be
-// NaN. (The scores of such keys are masked, whatever they are.)
+// A Source, packed_source.cuh or paged_attention/prefill_wgmma.cuh, tells where keys are, and copies them:
+//
+//   Params                             the kernel's parameters
+//   is_causal(p), tiles(p)             whether queries see keys up to their own; the tiles of the launch
+//   find(p, number, tile)              finds a tile, and what the source knows about the keys of its sequence
+//   copy(p, tile, head, first, values, slot)
+//                                      copies keys or values first .. first + 128 of the tile's sequence; all lanes of
+//                                      the warp call it
+//   write_padding(p)                   writes outputs that belong to no tile; all threads call it first
+//
+// Rows come by tensor copies, but for values of a block in which the sequence ends, which the warp copies by cp.async:
+// a box would have other values after them, and weights of 0 times a value that is not finite would be NaN. (The scores
+// of keys after the end are masked, whatever they are.)
 #pragma once
 
 #include "attention/position_tiles.cuh"
-#include "attention/tile.cuh"
 #include "cuh/cp_async.cuh"
 #include "cuh/tma.cuh"
 
@@ -47,8 +55,8 @@ struct ForwardShared {
 
 // Copies rows first .. first + 128 of a head, whose row r begins at element rows.head(r) of the tensor; those from
 // `end` on are zeros. All lanes of the warp call it. The rows are then visible to products.
-template <int HEAD_DIM>
-__device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor, const PackedKeys& rows, int first, int end) {
+template <int HEAD_DIM, class Rows>
+__device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor, const Rows& rows, int first, int end) {
   constexpr int CHUNKS = HEAD_DIM / 8;
 #pragma unroll 1
   for (int at = thread_again() % 32; at < ROW_BLOCK_KEYS * CHUNKS; at += 32) {
@@ -64,9 +72,15 @@ __device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor,
   __syncwarp();
 }
 
+// Where a block of keys or values goes to.
+struct KeySlot {
+  u32 address, full;  // its shared memory, and the mbarrier of which the copy is one arrival
+  bool leads;         // whether this lane starts tensor copies
+};
+
 // Copies what the consumers compute on. All lanes of one warp call it.
-template <int HEAD_DIM>
-__device__ __forceinline__ void produce_tiles(const FwdParams& p, u32 shared) {
+template <int HEAD_DIM, class Source>
+__device__ __forceinline__ void produce_tiles(const typename Source::Params& p, u32 shared) {
   using S = ForwardShared<HEAD_DIM>;
   const bool leads = threadIdx.x % 32 == 0;
   RingPosition<S::SLOTS> ring;
@@ -85,10 +99,10 @@ __device__ __forceinline__ void produce_tiles(const FwdParams& p, u32 shared) {
 #pragma unroll 1
   for (;;) {
     PositionTile tile;
-    TokenRange prefix = {0, 0};
+    Source source;
     bool found = false;
 #pragma unroll 1
-    while (PositionTiles(p).has(p, number) && !(found = PositionTiles(p).find(p, number, tile, prefix))) next_number();
+    while (Source::tiles(p).has(p, number) && !(found = source.find(p, number, tile))) next_number();
     // redundant: a tile takes at least three slots of the ring, so the last waits for slots imply this one.
     mbarrier_wait(shared + S::TILE_FREE + 8 * next.slot, next.parity ^ 1);
     if (leads) {
@@ -101,7 +115,7 @@ __device__ __forceinline__ void produce_tiles(const FwdParams& p, u32 shared) {
     next.template advance<1>();
     if (!found) break;
 
-    const int blocks = tile.blocks(p.causal != 0), kv_head = tile.head / (p.heads / p.kv_heads);
+    const int blocks = tile.blocks(Source::is_causal(p)), kv_head = tile.head / (p.heads / p.kv_heads);
     wait_for_slot();
     if (leads) {
       const u32 full = shared + S::FULL + 8 * ring.slot, slot = shared + ring.slot * S::SLOT;
@@ -115,21 +129,9 @@ __device__ __forceinline__ void produce_tiles(const FwdParams& p, u32 shared) {
     // Keys of a block have odd numbers, its values the even numbers before.
 #pragma unroll 1
     for (int i = 2 * blocks - 1; i >= 0; --i) {
-      const bool values = i % 2 == 0;
-      const int first = i / 2 * ROW_BLOCK_KEYS, beyond = first + ROW_BLOCK_KEYS;
       wait_for_slot();
-      const u32 full = shared + S::FULL + 8 * ring.slot, slot = shared + ring.slot * S::SLOT;
-      if ((first < prefix.count && beyond > prefix.count) || (values && beyond > tile.end)) {
-        const u64 stride = static_cast<u64>(p.kv_heads) * HEAD_DIM, head = static_cast<u64>(kv_head) * HEAD_DIM;
-        const u64 own = static_cast<u64>(static_cast<long long>(tile.shift)) * stride + head;
-        const PackedKeys rows = {prefix.first * stride + head, own, stride, prefix.count};
-        copy_block_by_warp<HEAD_DIM>(slot, global<const bf16>(values ? p.v : p.k), rows, first, tile.end);
-        if (leads) mbarrier_arrive(full);
-      } else if (leads) {
-        mbarrier_arrive_expecting(full, S::SLOT);
-        const int token = first + (first < prefix.count ? prefix.first : tile.shift);
-        tensor_copy(slot, values ? &p.v_map : &p.k_map, full, 0, token, 0, kv_head, EVICT_LAST);
-      }
+      const KeySlot slot = {shared + ring.slot * S::SLOT, shared + S::FULL + 8 * ring.slot, leads};
+      source.template copy<HEAD_DIM>(p, tile, kv_head, i / 2 * ROW_BLOCK_KEYS, i % 2 == 0, slot);
       ring.template advance<1>();
     }
     next_number();

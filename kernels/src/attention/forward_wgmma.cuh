@@ -21,7 +21,7 @@
 #pragma once
 
 #include "attention/forward_producer.cuh"
-#include "attention/tile.cuh"
+#include "cuh/mma.cuh"
 #include "cuh/wgmma.cuh"
 
 constexpr int WGMMA_THREADS = 128 * (CONSUMERS + 1);
@@ -126,10 +126,14 @@ struct ForwardConsumer {
   template <int KEYS>
   __device__ __forceinline__ void issue_scores() {
     wgmma_fence();
+    // rs_new in all head_dims would suit ptxas, but makes head_dim 128 spill; rs in all makes it serialise the products
+    // of other head_dims (C7511) in some of the kernels.
     const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + keys.slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {
-      Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_tile + (k / STEPS * S::GROUP + k % STEPS * 32) / 16, k != 0);
+      const u64 k_step = k_tile + (k / STEPS * S::GROUP + k % STEPS * 32) / 16;
+      if (HEAD_DIM < 128 && k == 0) Wgmma<KEYS>::template rs_new<0, K_MAJOR>(s, q[k], k_step);
+      else Wgmma<KEYS>::template rs<0, K_MAJOR>(s, q[k], k_step, k != 0);
     }
     wgmma_commit();
   }
@@ -255,7 +259,8 @@ struct ForwardConsumer {
   }
 
   // Stores the output and log-sum-exp of the tile whose description was read before the last one.
-  __device__ __forceinline__ void store(const FwdParams& params) {
+  template <class P>
+  __device__ __forceinline__ void store(const P& params) {
     end_segment_output<true>();
     float state[4];
     load_shared(state_address(), state);
@@ -318,7 +323,8 @@ struct ForwardConsumer {
     rows.add<FIRST, true>(s, c);
   }
 
-  __device__ __forceinline__ void run(const FwdParams& params) {
+  template <class P>
+  __device__ __forceinline__ void run(const P& params) {
     if (group == CONSUMERS - 1) pass_turn();  // warpgroup 0 has the first turn
     PositionTile tile;
     if (!read_tile(tile)) return;
@@ -378,13 +384,13 @@ struct ForwardConsumer {
   }
 };
 
-template <int HEAD_DIM, bool HALF>
-__device__ __forceinline__ void consume_tiles(const FwdParams& p, u32 shared, int group) {
+template <int HEAD_DIM, bool HALF, class Source>
+__device__ __forceinline__ void consume_tiles(const typename Source::Params& p, u32 shared, int group) {
   ForwardConsumer<HEAD_DIM, HALF> consumer;
   consumer.shared = shared;
   consumer.group = group;
   consumer.c = p.score_factor;
-  consumer.causal = p.causal != 0;
+  consumer.causal = Source::is_causal(p);
 #pragma unroll
   for (int i = 0; i < ROW_BLOCK_KEYS / 2; ++i) consumer.s[i] = 0;
 #pragma unroll
@@ -394,11 +400,14 @@ __device__ __forceinline__ void consume_tiles(const FwdParams& p, u32 shared, in
   consumer.run(p);
 }
 
-template <int HEAD_DIM>
-__device__ __forceinline__ void forward_wgmma(const FwdParams& p) {
+// Source: forward_producer.cuh. Its padding is written by all threads at the start: the same code in idle warps of the
+// producer makes ptxas serialise the products of head_dim 128 (C7511).
+template <int HEAD_DIM, class Source>
+__device__ __forceinline__ void forward_wgmma(const typename Source::Params& p) {
   using S = ForwardShared<HEAD_DIM>;
   extern __shared__ __align__(1024) char forward_memory[];
   const u32 shared = shared_address(forward_memory);
+  Source::write_padding(p);
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::SLOTS; ++i) {
       mbarrier_init(shared + S::FULL + 8 * i, 1);
@@ -414,10 +423,10 @@ __device__ __forceinline__ void forward_wgmma(const FwdParams& p) {
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   if (group == 0) {
     free_registers_down_to<40>();
-    if (threadIdx.x < 32) produce_tiles<HEAD_DIM>(p, shared);
+    if (threadIdx.x < 32) produce_tiles<HEAD_DIM, Source>(p, shared);
   } else {
     take_registers_up_to<232>();
-    if (group == 1 && p.causal != 0) consume_tiles<HEAD_DIM, true>(p, shared, 0);
-    else consume_tiles<HEAD_DIM, false>(p, shared, group - 1);
+    if (group == 1 && Source::is_causal(p)) consume_tiles<HEAD_DIM, true, Source>(p, shared, 0);
+    else consume_tiles<HEAD_DIM, false, Source>(p, shared, group - 1);
   }
 }

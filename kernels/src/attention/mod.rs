@@ -37,7 +37,7 @@
 //! ```
 //!
 //! Products of warpgroups (`FWD_BF16_WGMMA`, a variant for sm_90a and head_dim 64, 80 and 128) have another order, because
-//! their masked block has to come first; `row_state.cuh` defines it for the forward pass and for paged decode:
+//! their masked block has to come first; `row_state.cuh` defines it for the forward pass and for paged prefill and decode:
 //!
 //! ```text
 //! for each query row:
@@ -79,7 +79,7 @@ pub(crate) mod check;
 pub(crate) mod cpu;
 mod examples;
 pub(crate) mod formula;
-mod plan;
+pub(crate) mod plan;
 
 use crate::folder::kernel_folder;
 use crate::launch::kernel_for_dtype;
@@ -243,8 +243,8 @@ kernel_folder! {
     params: [FwdParams, BwdParams],
     headers: [
         "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "fma_tile.cuh", "forward_fma.cuh", "forward_mma.cuh",
-        "forward_producer.cuh", "forward_wgmma.cuh", "position_tiles.cuh", "row_state.cuh", "sequences.cuh", "tile.cuh",
-        "visits.cuh"
+        "forward_producer.cuh", "forward_wgmma.cuh", "packed_source.cuh", "position_tiles.cuh", "row_state.cuh",
+        "sequences.cuh", "tile.cuh", "visits.cuh"
     ],
 }
 

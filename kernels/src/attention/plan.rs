@@ -55,7 +55,15 @@ pub fn fwd_f32(p: &FwdParams, _: &Arch) -> Vec<Stage> {
 }
 
 /// Plans the launches of kernel `attention_fwd_bf16`.
-pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
+pub fn fwd_bf16(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
+    match tuning::choices(arch).attention_by_warpgroups {
+        true => fwd_bf16_wgmma(p, arch),
+        false => fwd_bf16_mma(p, arch),
+    }
+}
+
+/// Plans the launches of kernel `attention_fwd_bf16` by products of warps.
+pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     // Symbol, columns of a tile of queries or keys, columns of a tile of values, and number of shared-memory buffers
     // for tiles of keys and values.
     let (symbol, columns, value_columns, stages) = match p.head_dim {
@@ -74,16 +82,39 @@ pub fn fwd_bf16(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     stage(symbol, blocks, 128, shared).into_iter().collect()
 }
 
-/// Query rows of a tile, and keys of a block, of the forward pass by products of warpgroups.
-const POSITIONS: u64 = 128;
+/// Query rows of a tile, and keys of a block, of the forward pass and of prefill by products of warpgroups.
+pub(crate) const POSITIONS: u32 = 128;
 
-/// Returns the number of tile numbers of a head; equals `PositionTiles` of position_tiles.cuh.
-fn position_tiles(p: &FwdParams) -> u64 {
-    let tiles_of_prefix = u64::from(!p.prefix.is_null());
-    let padding = (1 + tiles_of_prefix) * (POSITIONS - 1);
-    let even = p.seqs as u64 * ((p.max_seqlen as u64).div_ceil(POSITIONS) + tiles_of_prefix);
-    let packed = (p.tokens as u64 + padding * p.seqs as u64) / POSITIONS;
-    if even <= 4 * packed { even } else { packed }
+/// The queries that a launch by products of warpgroups divides into tiles.
+pub(crate) struct Queries {
+    /// Number of queries of all sequences.
+    pub tokens: u32,
+    /// Sequences.
+    pub seqs: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// No sequence has more queries.
+    pub max_queries: u32,
+    /// Whether sequences may have keys before those of their queries.
+    pub has_earlier: bool,
+}
+
+impl Queries {
+    /// Returns the number of tile numbers; equals `PositionTiles` of position_tiles.cuh.
+    pub(crate) fn tiles(&self) -> u64 {
+        let (tokens, seqs, positions) = (u64::from(self.tokens), u64::from(self.seqs), u64::from(POSITIONS));
+        let earlier = u64::from(self.has_earlier);
+        let padding = (1 + earlier) * (positions - 1);
+        let even = seqs * (u64::from(self.max_queries).div_ceil(positions) + earlier);
+        let packed = (tokens + padding * seqs) / positions;
+        u64::from(self.heads) * if even <= 4 * packed { even } else { packed }
+    }
+
+    /// Plans the launch of a kernel whose persistent blocks of threads share the tiles; `None` without tiles.
+    pub(crate) fn stage(&self, symbol: &'static str, head_dim: u32, arch: &Arch) -> Option<Stage> {
+        let blocks = self.tiles().min(u64::from(arch.multiprocessors));
+        stage(symbol, blocks, 384, forward_shared(head_dim)).filter(|_| self.tokens > 0)
+    }
 }
 
 /// Returns the bytes of shared memory of a block: `ForwardShared` of forward_producer.cuh.
@@ -98,42 +129,68 @@ const fn forward_shared(head_dim: u32) -> u32 {
 }
 
 /// Plans the launch of kernel `attention_fwd_bf16` by products of warpgroups; earlier GPUs than Hopper and other
-/// head_dims have only [`fwd_bf16`].
+/// head_dims than 64, 80 and 128 have no such kernel and run the one by products of warps.
 pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_fwd_bf16_wgmma_64",
         80 => "attention_fwd_bf16_wgmma_80",
         128 => "attention_fwd_bf16_wgmma_128",
-        _ => return fwd_bf16(p, arch),
+        _ => return fwd_bf16_mma(p, arch),
     };
     if arch.sm < 90 {
-        return fwd_bf16(p, arch);
+        return fwd_bf16_mma(p, arch);
     }
-    // Operands of 2^31 tiles would be larger than the memory of a GPU.
-    let tiles = u32::try_from(position_tiles(p) * p.heads as u64).expect("fewer tiles than 2^31");
-    if tiles == 0 || p.tokens == 0 {
-        return Vec::new();
-    }
-    let maps = [
-        (offset_of!(FwdParams, q_map), heads_map(p, p.q, p.heads, 64)),
-        (offset_of!(FwdParams, k_map), heads_map(p, p.k, p.kv_heads, POSITIONS as u32)),
-        (offset_of!(FwdParams, v_map), heads_map(p, p.v, p.kv_heads, POSITIONS as u32)),
+    let &FwdParams { tokens, seqs, heads, max_seqlen: max_queries, head_dim, .. } = p;
+    let queries = Queries { tokens, seqs, heads, max_queries, has_earlier: !p.prefix.is_null() };
+    let Some(stage) = queries.stage(symbol, head_dim, arch) else { return Vec::new() };
+    let map = |tensor, heads, rows| HeadsMap { tensor, tokens: tokens.into(), heads, head_dim }.boxes_of(rows);
+    let tensor_maps = vec![
+        (offset_of!(FwdParams, q_map), map(p.q, p.heads, 64)),
+        (offset_of!(FwdParams, k_map), map(p.k, p.kv_heads, POSITIONS)),
+        (offset_of!(FwdParams, v_map), map(p.v, p.kv_heads, POSITIONS)),
     ];
-    let blocks = tiles.min(arch.multiprocessors);
-    let stage = Stage::one_dimensional(symbol, blocks, 384);
-    vec![Stage { shared: forward_shared(p.head_dim), tensor_maps: maps.to_vec(), ..stage }]
+    vec![Stage { tensor_maps, ..stage }]
 }
 
-/// Returns the map of a tensor `[tokens, heads, head_dim]` with boxes of `rows` tokens of one head, whose columns lie in
-/// shared memory in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
-fn heads_map(p: &FwdParams, tensor: Addr, heads: u32, rows: u32) -> TensorMap {
-    let (columns, swizzle) = if p.head_dim.is_multiple_of(64) { (64, Swizzle::B128) } else { (16, Swizzle::B32) };
-    let (groups, head_bytes) = (p.head_dim / columns, 2 * u64::from(p.head_dim));
-    let dims = [u64::from(columns), u64::from(p.tokens), u64::from(groups), u64::from(heads)];
-    let strides = [head_bytes * u64::from(heads), 2 * u64::from(columns), head_bytes];
-    let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &[columns, rows, groups, 1], swizzle);
-    let map = map.expect("strides are multiples of 32, and there are tokens");
-    TensorMap { address: tensor.0, l2_promotion: L2Promotion::B256, ..map }
+/// A tensor `[tokens, heads, head_dim]` of which tensor copies move boxes of one head, whose columns lie in shared memory
+/// in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
+pub(crate) struct HeadsMap {
+    /// The tensor.
+    pub tensor: Addr,
+    /// Number of tokens; not 0.
+    pub tokens: u64,
+    /// Number of heads.
+    pub heads: u32,
+    /// Elements of a head.
+    pub head_dim: u32,
+}
+
+impl HeadsMap {
+    /// Returns the map with boxes of all columns of `rows` tokens.
+    pub(crate) fn boxes_of(&self, rows: u32) -> TensorMap {
+        self.map(rows, self.head_dim / self.columns())
+    }
+
+    /// Returns the map with boxes of one group of columns of `rows` tokens.
+    pub(crate) fn boxes_of_a_group(&self, rows: u32) -> TensorMap {
+        self.map(rows, 1)
+    }
+
+    /// Columns of a group.
+    const fn columns(&self) -> u32 {
+        if self.head_dim.is_multiple_of(64) { 64 } else { 16 }
+    }
+
+    fn map(&self, rows: u32, box_groups: u32) -> TensorMap {
+        let columns = self.columns();
+        let swizzle = if columns == 64 { Swizzle::B128 } else { Swizzle::B32 };
+        let (groups, head_bytes) = (self.head_dim / columns, 2 * u64::from(self.head_dim));
+        let dims = [u64::from(columns), self.tokens, u64::from(groups), u64::from(self.heads)];
+        let strides = [head_bytes * u64::from(self.heads), 2 * u64::from(columns), head_bytes];
+        let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &[columns, rows, box_groups, 1], swizzle);
+        let map = map.expect("strides are multiples of 32, and there are tokens");
+        TensorMap { address: self.tensor.0, l2_promotion: L2Promotion::B256, ..map }
+    }
 }
 
 fn fwd_fma(symbol: &'static str, p: &FwdParams) -> Vec<Stage> {

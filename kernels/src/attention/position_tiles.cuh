@@ -1,19 +1,19 @@
-// Tiles of 128 queries for the forward pass on sm_90a, and the order in which blocks of threads take them.
+// Tiles of 128 queries for the forward pass and prefill on sm_90a, and the order in which blocks of threads take them.
 //
-// A tile consists of positions, which count the keys of a sequence from the first key of its prefix: with a prefix of n
-// keys, query i is at position n + i and sees, if causal, the keys 0 .. n + i. Tiles begin at multiples of 128, so a
-// causal tile has one block of keys on its diagonal, whatever the prefix. The first tile of a sequence may begin with
-// positions of the prefix, which are no queries of the sequence; their results are not stored.
+// A tile consists of positions, which count the keys of a sequence from its first key: with n earlier keys, those of a
+// shared prefix or of earlier chunks in the KV cache, query i is at position n + i and sees, if causal, the keys
+// 0 .. n + i. Tiles begin at multiples of 128, so a causal tile has one block of keys on its diagonal, whatever n is.
+// The first tile of a sequence may begin with earlier positions, which are no queries of the launch; their results are
+// not stored.
 #pragma once
 
 #include "attention/row_state.cuh"
-#include "attention/sequences.cuh"
 
 constexpr int TILE_POSITIONS = ROW_BLOCK_KEYS;
 
 struct PositionTile {
   int shift;     // number of the token at position 0, if the sequence's own tokens began there; may be negative
-  int end;       // number of keys of the sequence, with those of its prefix
+  int end;       // number of keys of the sequence, with the earlier ones
   int first;     // first position; negative: no more tiles
   u32 head;      // query head
   u32 no_query;  // number of positions at the start of the tile that are no queries
@@ -26,8 +26,9 @@ struct PositionTile {
 
 // The tiles of all sequences and heads. There are two ways to number them, with gaps. (1) Every sequence has as many as
 // the longest one: those with the most keys come first, of all sequences. (2) All tokens are packed, and every sequence
-// has one incomplete tile more, or two with a prefix: a binary search finds the sequence of a tile. Way 1 is used if
-// its numbers are at most four times as many; the host's grid depends on it only by the number of tiles (plan.rs).
+// has one incomplete tile more, or two with earlier positions: a binary search finds the sequence of a tile. Way 1 is
+// used if its numbers are at most four times as many; the host's grid depends on it only by the number of tiles
+// (plan.rs).
 //
 // Groups of query heads with the same keys come one after the other, so that these keys stay in L2.
 struct PositionTiles {
@@ -35,18 +36,25 @@ struct PositionTiles {
   u32 per_head;
   u32 padding;  // of a sequence, in tokens, in way 2
 
-  __device__ __forceinline__ explicit PositionTiles(const FwdParams& p) {
-    padding = p.prefix == 0 ? TILE_POSITIONS - 1 : 2 * (TILE_POSITIONS - 1);
-    const u64 longest = ceil_div<u32>(p.max_seqlen, TILE_POSITIONS) + (p.prefix == 0 ? 0 : 1);
+  // No sequence has more than `max_queries` queries; has_earlier: sequences may have earlier positions.
+  template <class P>
+  __device__ __forceinline__ PositionTiles(const P& p, u32 max_queries, bool has_earlier) {
+    padding = has_earlier ? 2 * (TILE_POSITIONS - 1) : TILE_POSITIONS - 1;
+    const u64 longest = ceil_div<u32>(max_queries, TILE_POSITIONS) + (has_earlier ? 1 : 0);
     const u64 even = p.seqs * longest, packed = (p.tokens + static_cast<u64>(padding) * p.seqs) / TILE_POSITIONS;
     per_sequence = even <= 4 * packed ? static_cast<u32>(longest) : 0;
     per_head = static_cast<u32>(even <= 4 * packed ? even : packed);
   }
 
-  __device__ __forceinline__ bool has(const FwdParams& p, u32 number) const { return number < per_head * p.heads; }
+  template <class P>
+  __device__ __forceinline__ bool has(const P& p, u32 number) const {
+    return number < per_head * p.heads;
+  }
 
-  // Finds the tile with this number, and the prefix of its sequence. Returns false if no tile has the number.
-  __device__ __forceinline__ bool find(const FwdParams& p, u32 number, PositionTile& tile, TokenRange& prefix) const {
+  // Finds the tile with this number. earlier(n, queries) returns the number of earlier positions of sequence n, which
+  // has this many queries. Returns false if no tile has the number.
+  template <class P, class Earlier>
+  __device__ __forceinline__ bool find(const P& p, u32 number, PositionTile& tile, const Earlier& earlier) const {
     const int* const cu_seqlens = global<const int>(p.cu_seqlens);
     const u32 group = p.heads / p.kv_heads, per_group = per_head * group;
     const u32 kv_head = number / per_group, in_group = number % per_group;
@@ -73,11 +81,11 @@ struct PositionTiles {
       index = slot - first_slot(low);
     }
     const int begin = cu_seqlens[sequence], length = cu_seqlens[sequence + 1] - begin;
-    prefix = prefix_of(p, static_cast<int>(sequence));
-    tile.shift = begin - prefix.count;
-    tile.end = prefix.count + length;
-    tile.first = (prefix.count / TILE_POSITIONS + static_cast<int>(index)) * TILE_POSITIONS;
-    tile.no_query = static_cast<u32>(max(0, prefix.count - tile.first));
+    const int before = earlier(static_cast<int>(sequence), length);
+    tile.shift = begin - before;
+    tile.end = before + length;
+    tile.first = (before / TILE_POSITIONS + static_cast<int>(index)) * TILE_POSITIONS;
+    tile.no_query = static_cast<u32>(max(0, before - tile.first));
     return tile.first < tile.end && length > 0;
   }
 };

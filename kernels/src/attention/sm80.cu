@@ -74,6 +74,7 @@
 #include "attention/sequences.cuh"
 #if __CUDA_ARCH__ >= 900
 #include "attention/forward_wgmma.cuh"
+#include "attention/packed_source.cuh"
 #endif
 
 // The query tile and head that a block of threads processes. Kept in shared memory, because registers are scarce
@@ -337,9 +338,9 @@ KERNEL(fwd_bf16_up_to_128, FwdParams, MMA_THREADS, 1, forward_mma<128, 128, true
 KERNEL(fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256, 64, true>)
 KERNEL(fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
 #if __CUDA_ARCH__ >= 900
-KERNEL(fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS, 1, forward_wgmma<64>)
-KERNEL(fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS, 1, forward_wgmma<80>)
-KERNEL(fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS, 1, forward_wgmma<128>)
+KERNEL(fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<64, PackedSource>))
+KERNEL(fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<80, PackedSource>))
+KERNEL(fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<128, PackedSource>))
 #endif
 KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16, false>)
 KERNEL(bwd_bf16_relay, BwdParams, FMA_THREADS, 4, row_products<bf16, true>)

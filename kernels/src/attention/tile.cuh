@@ -52,13 +52,6 @@ struct Tile {
   }
 };
 
-// Reads threadIdx.x again, so that the compiler does not keep values computed from it in registers between copies.
-__device__ __forceinline__ int thread_again() {
-  int x;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
-  return x;
-}
-
 // Writes zeros to the columns from HEAD_DIM up to the next multiple of 16 (8 columns or none). Matrix products over
 // head_dim read these columns, but copies do not write them.
 template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS>

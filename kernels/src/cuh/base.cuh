@@ -38,6 +38,13 @@ __device__ __forceinline__ u32 dynamic_shared_bytes() {
   return bytes;
 }
 
+// Reads threadIdx.x again, so that the compiler does not keep values computed from it in registers between uses.
+__device__ __forceinline__ int thread_again() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 template <class T>
 __device__ __forceinline__ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;

@@ -61,17 +61,17 @@ const fn decode_rows_shared(head_dim: u32) -> u32 {
 }
 
 /// Plans the launches of decode in the order of sums of `attention/row_state.cuh`: one persistent block of threads per
-/// multiprocessor and, with a workspace, the merge of each row's segments. Earlier GPUs than Hopper, other head_dims
-/// and prefill have only [`super::plan_bf16`].
+/// multiprocessor and, with a workspace, the merge of each row's segments. Earlier GPUs than Hopper, other head_dims and
+/// prefill have only [`super::plan_bf16_mma`].
 pub(super) fn plan_bf16_decode_rows(p: &Params, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "paged_attention_fwd_bf16_decode_rows_64",
         80 => "paged_attention_fwd_bf16_decode_rows_80",
         128 => "paged_attention_fwd_bf16_decode_rows_128",
-        _ => return super::plan_bf16(p, arch),
+        _ => return super::plan_bf16_mma(p, arch),
     };
     if arch.sm < 90 || !is_decode(DType::BF16, p) {
-        return super::plan_bf16(p, arch);
+        return super::plan_bf16_mma(p, arch);
     }
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     if p.tokens == 0 {

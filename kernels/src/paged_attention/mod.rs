@@ -29,6 +29,12 @@
 //! the segments of rows that have more than one. The page that has a sequence's last key is read up to its end, or for
 //! 64 rows; rows beyond the last key change nothing, whatever they hold.
 //!
+//! # Prefill on Hopper
+//! `FWD_BF16_PREFILL_WGMMA`, a variant for compute capability 9.0 and head_dim 64, 80 and 128, runs the forward pass by
+//! products of warpgroups of [`crate::attention`] on keys in pages, with its order of sums. So a new token has the bits of
+//! that forward pass over its whole sequence, however the prompt is cut into chunks. A tile has the 128 positions from a
+//! multiple of 128 on, of one head; a chunk may begin within a tile. The variant uses no workspace.
+//!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
 //! entries of `block_tables` are equal in a segment, and which see keys beyond it, are computed by one block of
@@ -55,13 +61,14 @@ pub(crate) mod check;
 mod cpu;
 mod decode_plan;
 mod examples;
+mod prefill_plan;
 
 pub use decode_plan::counters_per_token;
 use decode_plan::is_decode;
 
 use crate::folder::kernel_folder;
 use crate::launch::{CostOfKeys, RowKeys, TensorMapSlot, kernel_for_dtype};
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, tuning};
 
 /// Tokens per page of the KV caches that the engine allocates; also the number of keys that the CUDA and CPU kernels
 /// process at a time.
@@ -77,6 +84,8 @@ params! {
         pub k_map: TensorMapSlot,
         /// Tensor map of `v_cache`.
         pub v_map: TensorMapSlot,
+        /// Tensor map of q.
+        pub q_map: TensorMapSlot,
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
         /// `[pages, page_tokens, kv_heads, head_dim]`
@@ -134,6 +143,7 @@ impl Params {
     pub const EMPTY: Params = Params {
         k_map: TensorMapSlot::EMPTY,
         v_map: TensorMapSlot::EMPTY,
+        q_map: TensorMapSlot::EMPTY,
         q: Addr::NULL,
         k_cache: Addr::NULL,
         v_cache: Addr::NULL,
@@ -162,8 +172,8 @@ kernel_folder! {
     name: "paged_attention",
     params: [Params],
     headers: [
-        "decode_mma.cuh", "decode_producer.cuh", "decode_rows.cuh", "decode_work.cuh", "forward_fma.cuh",
-        "prefill_mma.cuh", "tile.cuh"
+        "decode_mma.cuh", "decode_producer.cuh", "decode_rows.cuh", "decode_work.cuh", "forward_fma.cuh", "prefill_mma.cuh",
+        "prefill_wgmma.cuh", "tile.cuh"
     ],
     headers_of: [attention],
 }
@@ -179,6 +189,15 @@ kernel!(
     decode_plan::plan_bf16_decode_rows
 );
 
+kernel!(
+    pub FWD_BF16_PREFILL_WGMMA,
+    "paged_attention_fwd_bf16",
+    Params,
+    cpu::fwd::<half::bf16>,
+    &SOURCE,
+    prefill_plan::plan_bf16_wgmma
+);
+
 /// A compiled variant: largest head_dim, its symbols, bytes of dynamic shared memory.
 type Variant<S> = (u32, S, u32);
 
@@ -186,6 +205,15 @@ type Variant<S> = (u32, S, u32);
 type Symbols = [&'static str; 2];
 
 fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
+    match tuning::choices(arch).attention_by_warpgroups {
+        true if is_decode(DType::BF16, p) => decode_plan::plan_bf16_decode_rows(p, arch),
+        true => prefill_plan::plan_bf16_wgmma(p, arch),
+        false => plan_bf16_mma(p, arch),
+    }
+}
+
+/// Plans launches by products of warps.
+fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     if is_decode(DType::BF16, p) {
         return decode_plan::plan_decode(p, arch);

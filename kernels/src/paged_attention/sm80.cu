@@ -9,7 +9,8 @@
 //
 // Files. prefill_mma.cuh: bf16, 64 rows per block of threads. decode_mma.cuh: bf16, if there are at most as many new
 // tokens as sequences, and counters; decode_rows.cuh and decode_producer.cuh: the same on sm_90a, with another order of
-// sums; decode_work.cuh: the work of both. forward_fma.cuh: f32. tile.cuh: what they share.
+// sums; decode_work.cuh: the work of both. prefill_wgmma.cuh: prefill on sm_90a in that order. forward_fma.cuh: f32.
+// tile.cuh: what they share.
 //
 // Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of
 // the group. A tile has 64 rows (bf16 prefill; 16 per warp) or 16 rows (f32).
@@ -37,6 +38,9 @@
 #endif
 #include "paged_attention/forward_fma.cuh"
 #include "paged_attention/prefill_mma.cuh"
+#if __CUDA_ARCH__ >= 900
+#include "paged_attention/prefill_wgmma.cuh"
+#endif
 
 // Merges the segments of a row and writes its output, one warp per row.
 template <class T>
@@ -74,6 +78,14 @@ DECODE_KERNEL(64)
 DECODE_KERNEL(80)
 DECODE_KERNEL(128)
 KERNEL(paged_attention_fwd_bf16_combine_rows, 4, combine_rows)
+#define PREFILL_KERNEL(HEAD_DIM)                                                                             \
+  extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, 1)                                             \
+      paged_attention_fwd_bf16_wgmma_##HEAD_DIM(const __grid_constant__ Params p) {                          \
+    forward_wgmma<HEAD_DIM, PagedSource>(p);                                                                 \
+  }
+PREFILL_KERNEL(64)
+PREFILL_KERNEL(80)
+PREFILL_KERNEL(128)
 #endif
 KERNEL(paged_attention_fwd_f32_64, 2, (forward_fma<1, false, false>))
 KERNEL(paged_attention_fwd_f32_128, 2, (forward_fma<2, false, false>))

@@ -1,10 +1,15 @@
 #![allow(unsafe_code)]
 
 mod decode_rows;
+mod prefill_wgmma;
 
 use decode_rows::{
     a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass, decode_on_hopper_equals_the_formula,
     padding_rows_get_zeros_on_hopper, tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper,
+};
+use prefill_wgmma::{
+    a_prompt_cut_anyhow_has_the_bits_of_the_forward_pass_on_hopper, padding_gets_zeros_in_prefill_on_hopper,
+    prefill_on_hopper_equals_the_formula,
 };
 
 use super::{Params, bytes_of_parts, counters_per_token, fwd};
@@ -30,6 +35,9 @@ checks!(
     a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass,
     padding_rows_get_zeros_on_hopper,
     tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper,
+    prefill_on_hopper_equals_the_formula,
+    a_prompt_cut_anyhow_has_the_bits_of_the_forward_pass_on_hopper,
+    padding_gets_zeros_in_prefill_on_hopper,
 );
 
 /// A model: the shape and element type of its attention, and the instruction set that computes it on device `cpu`.
@@ -147,7 +155,8 @@ fn packed_by(
 }
 
 /// Returns the output bits of one paged launch. A sequence is (its tokens, number of keys in the cache, how many of
-/// these keys are new). The pages of the cache are in shuffled order, and slots without a key hold NaN.
+/// these keys are new). The pages of the cache are in shuffled order, slots without a key hold NaN, and there is no page
+/// with the number that stands for pages without keys.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
     paged_with_shared_pages(model, sequences, threads, seed, |n, _| n).0
 }
@@ -176,7 +185,7 @@ fn paged_by(
     let (row, kv_row, page) = (model.row(), model.kv_row(), 16 << (seed % 5));
     let max_blocks = sequences.iter().map(|s| s.1.div_ceil(page)).max().unwrap_or(0) + seed % 2;
     let blocks = (sequences.len() * max_blocks + 3) | 1;
-    let mut tables = vec![0; sequences.len() * max_blocks];
+    let mut tables = vec![i32::MAX; sequences.len() * max_blocks];
     let (mut k, mut v) = (vec![f32::NAN; blocks * page * kv_row], vec![f32::NAN; blocks * page * kv_row]);
     let mut q = Vec::new();
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::Arch;
 use crate::paged_attention::{
-    BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, plan_bf16, query_key_pairs_and_keys, workspace_bytes,
+    BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, FWD_BF16_PREFILL_WGMMA, plan_bf16, query_key_pairs_and_keys, workspace_bytes,
 };
 use proptest::prelude::*;
 
@@ -283,6 +283,79 @@ fn shared_pages_are_read_once() {
         for hopper in [false, true] {
             let ratio = traffic_ratio(hopper, 8, 1600, 1, true, true);
             assert!(ratio <= 0.16 + 0.035 + 0.025, "{ratio} times the bytes that all completions would read alone");
+        }
+    });
+}
+
+#[test]
+fn prefill_on_hopper_is_one_launch_of_persistent_blocks() {
+    let prefill = Params {
+        tokens: 4096,
+        seqs: 1,
+        heads: 28,
+        kv_heads: 4,
+        head_dim: 128,
+        max_kv_len: 4096,
+        page_tokens: 64,
+        ..Params::EMPTY
+    };
+    let stages = |p: &Params, arch: &Arch| -> Vec<(&str, u32)> {
+        let stages = (FWD_BF16_PREFILL_WGMMA.plan)(bytemuck::bytes_of(p), arch);
+        stages.iter().map(|s| (s.symbol, s.grid[0])).collect()
+    };
+    let symbol = "paged_attention_fwd_bf16_wgmma_128";
+    assert_eq!(stages(&prefill, &Arch::H100), [(symbol, 132)]);
+    // 60 tokens may begin in one tile and end in the next.
+    assert_eq!(stages(&Params { tokens: 60, ..prefill }, &Arch::H100), [(symbol, 2 * 28)]);
+    assert_eq!(stages(&Params { tokens: 0, ..prefill }, &Arch::H100), []);
+    // Other calls have the plan of the kernel without the variant.
+    let decode = Params { tokens: 1, counters: Addr(1 << 30), ..prefill };
+    for (p, arch) in [(prefill, Arch::A100), (Params { head_dim: 96, ..prefill }, Arch::H100), (decode, Arch::H100)] {
+        let want: Vec<_> = plan_bf16(&p, &arch).iter().map(|s| (s.symbol, s.grid[0])).collect();
+        assert_eq!(stages(&p, &arch), want);
+    }
+}
+
+/// Simulates a chunk whose last key is the last of its page: each query head copies the queries of its tiles, and the
+/// keys and values of the blocks that they see, once.
+#[test]
+fn prefill_on_hopper_copies_each_block_once_and_without_bank_conflicts() {
+    crate::checks::on_sim(|| {
+        for (head_dim, page) in [(64usize, 64usize), (80, 16), (128, 64), (128, 128)] {
+            let (heads, keys, new) = (2, 384, 200);
+            let data = |n: usize, seed| TestArray::new(BF16, &normal_numbers(n * head_dim, seed, 1.0));
+            let (q, k, v) = (data(new * heads, 1), data(keys, 2), data(keys, 3));
+            let o = TestArray::output(BF16, new * heads * head_dim);
+            let tables: Vec<i32> = (0..(keys / page) as i32).collect();
+            let (cu_seqlens, kv_lens) = ([0, new as i32], [keys as i32]);
+            let params = Params {
+                q: q.addr(),
+                k_cache: k.addr(),
+                v_cache: v.addr(),
+                o: o.addr(),
+                cu_seqlens: addr(&cu_seqlens),
+                kv_lens: addr(&kv_lens),
+                block_tables: addr(&tables),
+                tokens: new as u32,
+                seqs: 1,
+                heads: heads as u32,
+                kv_heads: 1,
+                head_dim: head_dim as u32,
+                max_blocks: tables.len() as u32,
+                scale: 0.1,
+                max_kv_len: keys as u32,
+                page_tokens: page as u32,
+                ..Params::EMPTY
+            };
+            let launch = by(Some(&FWD_BF16_PREFILL_WGMMA), fwd(BF16, &params, 0.0, 0.0));
+            let count = crate::checks::simulated_counts_on(&launch, &decode_rows::SMALL_HOPPER);
+            assert_eq!(count.wavefronts, count.wavefronts_least, "bank conflicts, head_dim {head_dim}");
+            // The tiles of positions 128 .. 256 and 256 .. 384 see two and three blocks.
+            let copied = heads * (new + 2 * (2 + 3) * 128) * head_dim * 2;
+            let bytes = (count.global_read + count.global_written) as f64;
+            let want = (copied + heads * new * head_dim * 2) as f64;
+            println!("head_dim {head_dim}, pages of {page}: {bytes} bytes, expected {want}");
+            assert!((want..=1.02 * want).contains(&bytes), "{bytes} bytes of memory traffic, expected {want}");
         }
     });
 }

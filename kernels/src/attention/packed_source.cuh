@@ -1,0 +1,41 @@
+// Packed tensors as the source of the keys of the forward pass on sm_90a.
+#pragma once
+
+#include "attention/forward_producer.cuh"
+#include "attention/sequences.cuh"
+
+// A Source of forward_producer.cuh: the keys of a sequence are those of its shared prefix, then its own. A block of keys
+// in which the prefix ends is copied by the warp.
+struct PackedSource {
+  using Params = FwdParams;
+  TokenRange prefix = {0, 0};  // of the sequence that was found last
+
+  __device__ static __forceinline__ bool is_causal(const FwdParams& p) { return p.causal != 0; }
+  __device__ static __forceinline__ PositionTiles tiles(const FwdParams& p) { return {p, p.max_seqlen, p.prefix != 0}; }
+
+  __device__ __forceinline__ bool find(const FwdParams& p, u32 number, PositionTile& tile) {
+    return tiles(p).find(p, number, tile, [&](int sequence, int) {
+      prefix = prefix_of(p, sequence);
+      return prefix.count;
+    });
+  }
+
+  template <int HEAD_DIM>
+  __device__ __forceinline__ void copy(const FwdParams& p, const PositionTile& tile, int kv_head, int first, bool values,
+                                       const KeySlot& slot) const {
+    const int beyond = first + ROW_BLOCK_KEYS;
+    if ((first < prefix.count && beyond > prefix.count) || (values && beyond > tile.end)) {
+      const u64 stride = static_cast<u64>(p.kv_heads) * HEAD_DIM, head = static_cast<u64>(kv_head) * HEAD_DIM;
+      const u64 own = static_cast<u64>(static_cast<long long>(tile.shift)) * stride + head;
+      const PackedKeys rows = {prefix.first * stride + head, own, stride, prefix.count};
+      copy_block_by_warp<HEAD_DIM>(slot.address, global<const bf16>(values ? p.v : p.k), rows, first, tile.end);
+      if (slot.leads) mbarrier_arrive(slot.full);
+    } else if (slot.leads) {
+      mbarrier_arrive_expecting(slot.full, ForwardShared<HEAD_DIM>::SLOT);
+      const int token = first + (first < prefix.count ? prefix.first : tile.shift);
+      tensor_copy(slot.address, values ? &p.v_map : &p.k_map, slot.full, 0, token, 0, kv_head, EVICT_LAST);
+    }
+  }
+
+  __device__ static __forceinline__ void write_padding(const FwdParams&) {}
+};

@@ -1,0 +1,42 @@
+//! Plans the launch of prefill by products of warpgroups on Hopper.
+
+use super::{Params, is_decode, plan_bf16_mma};
+use crate::attention::plan::{HeadsMap, POSITIONS, Queries};
+use crate::{Arch, DType, Stage};
+use std::mem::offset_of;
+
+/// Slots of a cache, in the tensor maps. The kernel copies only slots of pages that a sequence has; how many pages there
+/// are is not known here.
+const SLOTS: u64 = 1 << 31;
+
+/// Plans the launches of kernel `paged_attention_fwd_bf16`, prefill by products of warpgroups. Decode, earlier GPUs than
+/// Hopper, and other head_dims than 64, 80 and 128 run the kernels by products of warps.
+pub(super) fn plan_bf16_wgmma(p: &Params, arch: &Arch) -> Vec<Stage> {
+    let symbol = match p.head_dim {
+        64 => "paged_attention_fwd_bf16_wgmma_64",
+        80 => "paged_attention_fwd_bf16_wgmma_80",
+        128 => "paged_attention_fwd_bf16_wgmma_128",
+        _ => return plan_bf16_mma(p, arch),
+    };
+    if arch.sm < 90 || is_decode(DType::BF16, p) {
+        return plan_bf16_mma(p, arch);
+    }
+    assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
+    let &Params { tokens, seqs, heads, kv_heads, head_dim, .. } = p;
+    let queries = Queries { tokens, seqs, heads, max_queries: tokens.min(p.max_kv_len), has_earlier: true };
+    let Some(stage) = queries.stage(symbol, head_dim, arch) else { return Vec::new() };
+    let cache = |tensor| {
+        let map = HeadsMap { tensor, tokens: SLOTS, heads: kv_heads, head_dim };
+        match p.page_tokens >= POSITIONS {
+            true => map.boxes_of(POSITIONS),
+            false => map.boxes_of_a_group(p.page_tokens),
+        }
+    };
+    let q = HeadsMap { tensor: p.q, tokens: tokens.into(), heads, head_dim };
+    let tensor_maps = vec![
+        (offset_of!(Params, q_map), q.boxes_of(64)),
+        (offset_of!(Params, k_map), cache(p.k_cache)),
+        (offset_of!(Params, v_map), cache(p.v_cache)),
+    ];
+    vec![Stage { tensor_maps, ..stage }]
+}
