@@ -88,7 +88,7 @@ pub const TABLE: [Choices; 2] = [
         sm: 90,
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         attention_bwd_separate_dq_max_tokens: 4096,
-        attention_by_warpgroups: false,
+        attention_by_warpgroups: true,
         skinny_scheme: Scheme::Tiles,
         skinny_wide_blocks: WideBlocks { bf16: [24, 3], int8: [3, 3], f32: [8, 3] },
         skinny_max_rows: 64,

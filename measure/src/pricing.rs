@@ -15,6 +15,9 @@
 //!           model,   if there is neither a record nor a count; without a plan: floor
 //! ```
 //!
+//! The record of a kernel whose code has changed since may be that of the prototype of its new code, if that was measured
+//! at a similar size; it counts as a record of the code.
+//!
 //! Of several recorded sizes of a kernel the nearest one counts, by the ratios of operations and bytes of one launch.
 //! The latency is what no size makes shorter: attention of a decode step takes 27 us with 2 MB of keys, 55 with 84 and
 //! 206 with 539, so 27 us and the rate of the last. It is 0 for a kernel with one recorded size, and at most
@@ -40,8 +43,12 @@ use crate::catalogue::example_calls_with_folders;
 use crate::ceilings::{self, Ceilings};
 use crate::kernel_model::{Modelled, ModelledGpu};
 
-/// The GPUs with a record, by their short names, and the tables made from the records.
-const RECORDS: [(&str, &str); 1] = [("h200", include_str!("../../benches/results/h200/shares.json"))];
+/// The GPUs with a record, by their short names, with the tables made from the records and the times of prototypes.
+const RECORDS: [(&str, &str, &str); 1] = [(
+    "h200",
+    include_str!("../../benches/results/h200/shares.json"),
+    include_str!("../../benches/results/h200/prototypes.json"),
+)];
 
 /// The sizes of two launches differ if the operations or bytes of one are more than this many times the other's.
 const SAME_SIZE: f64 = 4.0;
@@ -58,6 +65,12 @@ pub struct GpuRecord {
     kernels: Vec<RecordedKernel>,
 }
 
+/// The measured times of the prototypes of kernels.
+#[derive(Debug, Deserialize)]
+struct Prototypes {
+    kernels: Vec<RecordedKernel>,
+}
+
 /// A measured launch of a kernel.
 #[derive(Debug, Deserialize)]
 struct RecordedKernel {
@@ -68,8 +81,12 @@ struct RecordedKernel {
     bytes: f64,
     /// Median time in seconds.
     seconds: f64,
-    /// [`code_hash`](reel_kernels::Source::code_hash) of the measured code, in hexadecimal; `None` for products.
+    /// [`code_hash`](reel_kernels::Source::code_hash) of the measured code, in hexadecimal; `None` for products and
+    /// prototypes.
     source: Option<String>,
+    /// Name of the prototype that was measured instead of the kernel.
+    #[serde(default)]
+    prototype: Option<String>,
     /// Day of the measurement: `2026-11-20`.
     date: String,
 }
@@ -113,6 +130,8 @@ pub struct Recorded {
     pub similar: Option<String>,
     /// Size of the recorded launch.
     pub size: String,
+    /// Name of the prototype of the kernel that was recorded instead of it.
+    pub prototype: Option<String>,
     /// Whether that size differs from the planned one by more than a factor of [`SAME_SIZE`].
     pub other_size: bool,
     /// Whether the CUDA code of the op's folder is not that of the record.
@@ -124,6 +143,9 @@ impl fmt::Display for Recorded {
         write!(f, "{:.2} of {}", self.share, self.date)?;
         if let Some(kernel) = &self.similar {
             write!(f, " of {kernel}")?;
+        }
+        if let Some(prototype) = &self.prototype {
+            write!(f, ", prototype {prototype}")?;
         }
         if self.other_size {
             f.write_str(", other size")?;
@@ -150,8 +172,13 @@ impl Basis {
 pub fn record_of_gpu(name: &str) -> Option<&'static GpuRecord> {
     static PARSED: OnceLock<BTreeMap<&str, GpuRecord>> = OnceLock::new();
     let parsed = PARSED.get_or_init(|| {
-        let parse = |text| serde_json::from_str(text).expect("the tables are part of the source");
-        RECORDS.into_iter().map(|(name, text)| (name, parse(text))).collect()
+        let parse = |(name, shares, prototypes)| {
+            let mut record: GpuRecord = serde_json::from_str(shares).expect("the tables are part of the source");
+            let prototypes: Prototypes = serde_json::from_str(prototypes).expect("the tables are part of the source");
+            record.kernels.extend(prototypes.kernels);
+            (name, record)
+        };
+        RECORDS.into_iter().map(parse).collect()
     });
     parsed.get(name)
 }
@@ -233,7 +260,7 @@ impl GpuRecord {
         let of_one = Cost { flops: cost.flops / launches, bytes: cost.bytes / launches };
         let recorded = self.nearest(name, of_one, dtype)?;
         let RecordedKernel { kernel, size, flops, bytes, .. } = recorded;
-        let (floor, latency) = (recorded.floor_seconds(ceilings), self.latency_seconds(kernel, ceilings));
+        let (floor, latency) = (recorded.floor_seconds(ceilings), self.latency_seconds(recorded, ceilings));
         let planned_floor = ceilings.roofline_seconds(name, cost, dtype);
         let is_own_name = kernel == name || name.starts_with("matmul") || name == "sum_squares";
         Some(Recorded {
@@ -242,15 +269,17 @@ impl GpuRecord {
             date: recorded.date.clone(),
             similar: (!is_own_name).then(|| kernel.clone()),
             size: size.clone(),
+            prototype: recorded.prototype.clone(),
             other_size: distance(of_one, Cost { flops: *flops, bytes: *bytes }).1 > SAME_SIZE.ln(),
             changed: recorded.source.is_some() && code_hash_of_kernel(name) != recorded.source,
         })
     }
 
     /// Seconds of every launch of a recorded kernel that no size makes shorter: those of its smallest launch beyond
-    /// what this launch would take at the best share.
-    fn latency_seconds(&self, kernel: &str, ceilings: &Ceilings) -> f64 {
-        let launches = || self.kernels.iter().filter(|k| k.kernel == kernel);
+    /// what this launch would take at the best share. A kernel and its prototypes have latencies of their own.
+    fn latency_seconds(&self, of: &RecordedKernel, ceilings: &Ceilings) -> f64 {
+        let is_alike = |k: &&RecordedKernel| k.kernel == of.kernel && k.prototype == of.prototype;
+        let launches = || self.kernels.iter().filter(is_alike);
         let floor = |k: &RecordedKernel| k.floor_seconds(ceilings);
         let best = launches().map(|k| k.share(ceilings)).fold(0.0, f64::max);
         let least = launches().map(|k| k.seconds).fold(f64::INFINITY, f64::min);
@@ -268,14 +297,19 @@ impl GpuRecord {
         shares.get(shares.len() / 2).copied().unwrap_or(1.0)
     }
 
-    /// The recorded launch whose size is nearest to `cost`, of the first of [`recorded_names`] that the record has.
+    /// The recorded launch whose size is nearest to `cost`, of the first of [`recorded_names`] that the record has. If
+    /// the kernel's code is not that of the record, a launch of its prototype comes first, if that has about this size.
     fn nearest(&self, name: &str, cost: Cost, dtype: DType) -> Option<&RecordedKernel> {
+        let from = |k: &RecordedKernel| distance(cost, Cost { flops: k.flops, bytes: k.bytes });
         let launches_of = |name: String| {
-            let of_name = self.kernels.iter().filter(move |k| k.kernel == name);
-            of_name.min_by(|a, b| {
-                let from = |k: &RecordedKernel| distance(cost, Cost { flops: k.flops, bytes: k.bytes }).0;
-                from(a).total_cmp(&from(b))
-            })
+            let nearest_of = |of_prototypes: bool| {
+                let wanted = |k: &&RecordedKernel| k.kernel == name && k.prototype.is_some() == of_prototypes;
+                self.kernels.iter().filter(wanted).min_by(|a, b| from(a).0.total_cmp(&from(b).0))
+            };
+            let (own, prototype) = (nearest_of(false), nearest_of(true));
+            let is_current = |k: &RecordedKernel| k.source.is_none() || k.source == code_hash_of_kernel(&name);
+            let prototype = prototype.filter(|k| from(k).1 <= SAME_SIZE.ln() && !own.is_some_and(is_current));
+            prototype.or(own)
         };
         recorded_names(name, dtype).into_iter().find_map(launches_of)
     }

@@ -107,6 +107,7 @@ struct ForwardConsumer {
       ldmatrix_x4(q[k], base + S::template offset<S::GROUP / 2>(row, 2 * k + lane / 16));
     }
     fence_async_proxy();
+    // redundant: in the simulator the last ldmatrix orders the lanes.
     __syncwarp();
     arrive(free(keys.slot));
     keys.template advance<1>();
@@ -193,11 +194,14 @@ struct ForwardConsumer {
       x[2 * r + 1] = merged_value(x[2 * r + 1], w[r], rows.l[r], w[2 + r]);
       x[2 * r] = fmaxf(x[2 * r], rows.m[r]);
     }
-    __syncwarp();  // all lanes have read the old state
+    // All lanes have read the old state.
+    // redundant: in the simulator the shuffles of add_lanes order the lanes.
+    __syncwarp();
     if (threadIdx.x % 4 == 0) {
       store_shared(at, x[0], x[1], x[2], x[3]);
       store_shared(at + 512, w[0], w[1], w[2], w[3]);
     }
+    // redundant: in the simulator the wait for products before the next read orders the lanes.
     __syncwarp();
     rows.clear();
   }
@@ -272,6 +276,7 @@ struct ForwardConsumer {
                  : "=r"(shift), "=r"(end), "=r"(first), "=r"(head), "=r"(no_query)
                  : "r"(description)
                  : "memory");
+    // redundant: in the simulator lanes that have not diverged run together.
     __syncwarp();
     arrive(shared + S::TILE_FREE + 8 * stored_tile);
     const int id = static_cast<int>(thread()), quad = id % 4, row = 64 * group + id / 32 * 16 + id % 32 / 4;

@@ -153,7 +153,7 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
     sum.add(x, factor, scale);
   }
 
-  // block_max ignores NaN.
+  // redundant: as a barrier; its result is needed, because block_max ignores NaN.
   const bool bad = __syncthreads_or(sum.largest != sum.largest);
   const float largest = bad ? not_a_number() : block_max<FWD_THREADS>(sum.largest, maxima);
   if (sum.largest != largest) sum.raise(largest, factor, scale);
