@@ -50,14 +50,17 @@ done:
     ret;
 }";
 
-/// The launches of the folder's checks, each also with the variants of its kernel, whose plan for an H100 is one
-/// programmatic stage, by symbol: at most `count` for each, evenly spaced by their cost.
-fn recorded_launches(folder: &str, count: usize) -> BTreeMap<&'static str, Vec<(RecordedLaunch, Stage)>> {
+/// The launches of those of the folder's checks whose name `is_used`, each also with the variants of its kernel, whose
+/// plan for an H100 is one programmatic stage, by symbol: at most `count` for each, evenly spaced by their cost.
+fn recorded_launches(
+    folder: &str,
+    is_used: fn(&str) -> bool,
+    count: usize,
+) -> BTreeMap<&'static str, Vec<(RecordedLaunch, Stage)>> {
     let folder = find_kernel_folder(folder).expect("a folder");
     let setup = CheckSetup { interleavings: 1, record: true, ..CheckSetup::new(CheckDevice::Sim) };
     let mut by_symbol: BTreeMap<_, Vec<(u64, RecordedLaunch, Stage)>> = BTreeMap::new();
-    // The launches of this check are those of the variants of other checks' launches, and of large sizes.
-    let checks = folder.checks.iter().filter(|check| check.name != "variants_of_a_scheme_have_the_same_bits");
+    let checks = folder.checks.iter().filter(|check| is_used(check.name));
     let checked = checks.flat_map(|check| check.run(&setup).expect("the check passes").recorded);
     let with_variants = checked.flat_map(|recorded| {
         let variants: Vec<_> = tuning::variants_of(recorded.launch.kernel).map(|variant| variant.kernel).collect();
@@ -154,12 +157,12 @@ fn run_after_writer(
 
 /// Runs launches of each programmatic kernel of the folder early, with the wait and without it. Each launch has one
 /// interleaving for each of [`COMPLETION_TIMINGS`], with seeds that no launch before it has had.
-fn check_early_launches(folder: &str, weights: &[&str], symbols: usize) {
+fn check_early_launches(folder: &str, is_used: fn(&str) -> bool, weights: &[&str], symbols: usize) {
     let Some(()) = crate::compile::skip_without_nvrtc() else { return };
     let source = find_kernel_folder(folder).expect("a folder").source;
     let unit = PtxModule::of_source(source, Arch::H100.sm).expect("it compiles");
     let module = &unit.program().module;
-    let launches = recorded_launches(folder, 2);
+    let launches = recorded_launches(folder, is_used, 2);
     assert_eq!(launches.len(), symbols, "{:?}", launches.keys());
     let mut seeds = 0..;
     for (symbol, launches) in launches {
@@ -188,12 +191,21 @@ fn check_early_launches(folder: &str, weights: &[&str], symbols: usize) {
 
 #[test]
 fn skinny_reads_only_weights_before_its_wait() {
-    check_early_launches("skinny", &["w", "w2", "w_q", "w_k", "w_v"], 60);
+    // The launches of this check are those of the variants of other checks' launches, and of large sizes.
+    let is_used = |check: &str| check != "variants_of_a_scheme_have_the_same_bits";
+    check_early_launches("skinny", is_used, &["w", "w2", "w_q", "w_k", "w_v"], 60);
 }
 
 #[test]
 fn other_kernels_of_a_decode_step_access_nothing_before_their_wait() {
     for (folder, symbols) in [("rope_kv_write", 2), ("sample", 2), ("advance", 1)] {
-        check_early_launches(folder, &[], symbols);
+        check_early_launches(folder, |_| true, &[], symbols);
     }
+}
+
+/// One check has launches of one stage, without a workspace, for two head_dims. All checks would take a minute.
+#[test]
+fn decode_on_hopper_accesses_nothing_before_its_wait() {
+    let is_used = |check: &str| check == "padding_rows_get_zeros_and_change_no_other_row";
+    check_early_launches("paged_attention", is_used, &[], 2);
 }

@@ -27,7 +27,8 @@
 //! bits of the forward pass by products of warpgroups over its whole sequence. A persistent block of threads per
 //! multiprocessor draws segments from a counter, the first element of [`Params::counters`], and a second launch merges
 //! the segments of rows that have more than one. The page that has a sequence's last key is read up to its end, or for
-//! 64 rows; rows beyond the last key change nothing, whatever they hold.
+//! 64 rows; rows beyond the last key change nothing, whatever they hold. The kernels for prefill have the order above, so
+//! this is not the default as long as a prompt's tokens and the decoded ones have to agree.
 //!
 //! # Prefill on Hopper
 //! `FWD_BF16_PREFILL_WGMMA`, a variant for compute capability 9.0 and head_dim 64, 80 and 128, runs the forward pass by
@@ -49,7 +50,7 @@
 //! same code. Device `cpu` computes in f32 between load and store. CUDA does too for f32 (2^x by `ex2.approx`); for
 //! bf16 the probabilities are rounded to bf16 for the product with V, while their sum takes the unrounded values.
 //! Tolerance as a multiple of one rounding error: f32 60, bf16 2.5. Rows of pages that no sequence has reached are
-//! never read.
+//! never read, except by decode on Hopper.
 //!
 //! # Bound
 //! Decode: memory, every key and value is read once. Prefill: multiply-adds, `4 * head_dim` operations per pair of
