@@ -35,7 +35,8 @@ struct PositionTiles {
   u32 per_head;
   u32 padding;  // of a sequence, in tokens, in way 2
 
-  __device__ __forceinline__ explicit PositionTiles(const FwdParams& p) {
+  template <class P>
+  __device__ __forceinline__ explicit PositionTiles(const P& p) {
     padding = p.prefix == 0 ? TILE_POSITIONS - 1 : 2 * (TILE_POSITIONS - 1);
     const u64 longest = ceil_div<u32>(p.max_seqlen, TILE_POSITIONS) + (p.prefix == 0 ? 0 : 1);
     const u64 even = p.seqs * longest, packed = (p.tokens + static_cast<u64>(padding) * p.seqs) / TILE_POSITIONS;
@@ -43,10 +44,12 @@ struct PositionTiles {
     per_head = static_cast<u32>(even <= 4 * packed ? even : packed);
   }
 
-  __device__ __forceinline__ bool has(const FwdParams& p, u32 number) const { return number < per_head * p.heads; }
+  template <class P>
+  __device__ __forceinline__ bool has(const P& p, u32 number) const { return number < per_head * p.heads; }
 
   // Finds the tile with this number, and the prefix of its sequence. Returns false if no tile has the number.
-  __device__ __forceinline__ bool find(const FwdParams& p, u32 number, PositionTile& tile, TokenRange& prefix) const {
+  template <class P>
+  __device__ __forceinline__ bool find(const P& p, u32 number, PositionTile& tile, TokenRange& prefix) const {
     const int* const cu_seqlens = global<const int>(p.cu_seqlens);
     const u32 group = p.heads / p.kv_heads, per_group = per_head * group;
     const u32 kv_head = number / per_group, in_group = number % per_group;
