@@ -24,6 +24,12 @@ pub struct Choices {
     /// and decode by tiles of rows, all in the order of sums of `attention/row_state.cuh`. Otherwise they run by products
     /// of warps, in the order of `cuh/online_softmax.cuh`.
     pub attention_by_warpgroups: bool,
+    /// Backward pass of attention: the head_dims for which products of warpgroups compute it, if a sequence has at least
+    /// `attention_bwd_wgmma_min_seqlen` tokens.
+    pub attention_bwd_wgmma_head_dims: &'static [u32],
+    /// Minimum length of the longest sequence for products of warpgroups in the backward pass of attention. They have
+    /// tiles of 128 keys, so those of windows of 64 tokens would be half empty.
+    pub attention_bwd_wgmma_min_seqlen: u32,
     /// Products of a few rows: how blocks divide them and copy the weight to shared memory.
     pub skinny_scheme: Scheme,
     /// Products of a few rows whose blocks copy units: when these have 32 columns instead of 16.
@@ -65,8 +71,10 @@ pub struct WideBlocks {
 /// Those of 9.0 follow the times of an H200 (`benches/results/h200/2026-11-27-kernels.json` and
 /// `2026-11-27-models.json`):
 ///
-/// - Up to 4096 tokens of one sequence, attention with dq in a stage of its own takes 1 / 1.32 to 1 / 1.41 of the time;
-///   with 8192 tokens, or in windows of 64, it takes longer.
+/// - Gradients of attention by `mma.sync` with dq in a stage of its own take 1 / 1.32 to 1 / 1.41 of the time with up to
+///   4096 tokens of one sequence; with 8192 tokens, or in windows of 64, they take longer. That now concerns head_dim 72
+///   and windows only: by products of warpgroups a prototype for head_dim 128 had 497 to 524 TFLOP/s with 8192 tokens,
+///   `mma.sync` 228 (`attention/mod.rs`). Products of warpgroups for head_dim 64 and 80 were not measured.
 /// - Products of a few rows: prototypes of the kernels by tiles read weights of 3584 to 37888 rows at 3.94 to 4.16 TB/s
 ///   with up to 16 rows; kernels that copy units reached 2.1. More rows were not measured.
 ///
@@ -77,6 +85,8 @@ pub const TABLE: [Choices; 2] = [
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         attention_bwd_separate_dq_max_tokens: 0,
         attention_by_warpgroups: false,
+        attention_bwd_wgmma_head_dims: &[],
+        attention_bwd_wgmma_min_seqlen: 0,
         skinny_scheme: Scheme::Units,
         skinny_wide_blocks: WideBlocks { bf16: [8, 3], int8: [8, 3], f32: [8, 3] },
         skinny_max_rows: 64,
@@ -89,6 +99,8 @@ pub const TABLE: [Choices; 2] = [
         attention_bwd_wide_blocks_per_2_multiprocessors: 3,
         attention_bwd_separate_dq_max_tokens: 4096,
         attention_by_warpgroups: true,
+        attention_bwd_wgmma_head_dims: &[64, 80, 128],
+        attention_bwd_wgmma_min_seqlen: 65,
         skinny_scheme: Scheme::Tiles,
         skinny_wide_blocks: WideBlocks { bf16: [24, 3], int8: [3, 3], f32: [8, 3] },
         skinny_max_rows: 64,
@@ -124,6 +136,7 @@ static VARIANTS: &[Variant] = &[
     Variant { of: &attention::BWD_BF16, name: "tiles of 128 keys", kernel: &attention::BWD_BF16_128_KEYS },
     Variant { of: &attention::BWD_BF16, name: "tiles of 64 keys", kernel: &attention::BWD_BF16_64_KEYS },
     Variant { of: &attention::BWD_BF16, name: "dq in a stage of its own", kernel: &attention::BWD_BF16_SEPARATE_DQ },
+    Variant { of: &attention::BWD_BF16, name: "products of warpgroups", kernel: &attention::BWD_BF16_WGMMA },
     Variant { of: &gemm::FWD_BF16, name: "256 x 192 in halves", kernel: &gemm::FWD_BF16_HALVES },
     Variant { of: &gemm::FWD_BF16, name: "128 x 256", kernel: &gemm::FWD_BF16_128X256 },
     Variant { of: &gemm::FWD_BF16, name: "128 x 256 held", kernel: &gemm::FWD_BF16_HELD },
@@ -280,11 +293,11 @@ mod tests {
             let launch = &examples.iter().find(|e| e.launch.kernel.name == "attention_bwd_bf16").unwrap().launch;
             (launch.kernel.plan)(&launch.params, &Arch::H100)[1].symbol
         };
-        for tokens in [1024, 2048, 4096] {
-            assert_eq!(attention(&[("tokens", tokens)]), "attention_bwd_bf16_dkv_128");
+        for tokens in [1024, 2048, 4096, 8192, 16384] {
+            assert_eq!(attention(&[("tokens", tokens)]), "attention_bwd_bf16_wgmma_128");
         }
-        for tokens in [8192, 16384] {
-            assert_eq!(attention(&[("tokens", tokens)]), "attention_bwd_bf16_all_128");
+        for (tokens, symbol) in [(4096, "attention_bwd_bf16_dkv_72"), (8192, "attention_bwd_bf16_all_72")] {
+            assert_eq!(attention(&[("tokens", tokens), ("head_dim", 72)]), symbol);
         }
         let vision = [("tokens", 2048), ("head_dim", 80), ("heads", 16), ("kv_heads", 16), ("causal", 0), ("seqs", 32)];
         assert_eq!(attention(&vision), "attention_bwd_bf16_all_80_by_64");

@@ -53,7 +53,10 @@
 //! A row never reads a key that it may not see. So its bits depend on its own query and keys alone, not on other
 //! rows, sequences or threads, and [`crate::paged_attention`], which runs the same code, gives the same bits. The
 //! gradients have a fixed order too: `dq` sums over keys in ascending order; `dk` and `dv` sum over sequences
-//! ascending, tiles of 64 queries descending, heads ascending.
+//! ascending, tiles of 64 queries descending, heads ascending. By products of warpgroups `dq` sums over blocks of 128
+//! keys in descending order, counted from the first key of the prefix, and within a block in ascending order.
+//! Which of the two a call uses depends on head_dim, and on whether its longest sequence has more than 64 tokens
+//! ([`crate::tuning`]).
 //!
 //! # Numerics
 //! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward
@@ -71,9 +74,28 @@
 //! # Bound
 //! Multiply-adds in f32 (f32, and bf16 on a CPU without a unit for it) or matrix products of bf16: per pair of query
 //! and key `4 * head_dim` operations forward and `10 * head_dim` backward. On tensor cores the backward pass needs that
-//! few only with a workspace, without prefixes and with many tokens ([`crate::tuning`]), otherwise `14 * head_dim`.
-//! With the workspace the sums of `dq` pass from key tile to key tile (128 or 64 keys) through L2, 8 bytes per element
-//! each time.
+//! few only by `mma.sync` with a workspace, without prefixes and with many tokens ([`crate::tuning`]), otherwise
+//! `14 * head_dim`. With the workspace the sums of `dq` pass from key tile to key tile (128 or 64 keys) through L2, 8
+//! bytes per element each time.
+//!
+//! # Gradients by products of warpgroups: why seven products
+//! A prototype had both ways on an H200 (heads 28/4, head_dim 128, causal, two runs, TFLOP/s of five products, with
+//! delta and all conversions): seven products in two passes, and five products that pass on the sums of `dq` in f32,
+//! in the two best schedules.
+//!
+//! | tokens | seven | five, pipelined | five, simple |
+//! |---|---|---|---|
+//! | 8192 | 497, 524 | 521, 506 | 508, 503 |
+//! | 4096 | 431, 460 | 430, 444 | 490, 467 |
+//! | 16384 | 467, 464 | 460, 462 | 475, 497 |
+//! | 16 x 1024 | 360, 368 | 304, 326 | 327, 326 |
+//!
+//! With 8192 tokens, and in many short sequences, five products are not faster. They need a workspace of `dq` in f32,
+//! waits between blocks of threads, and cannot have prefixes. With one sequence of 4096 tokens the simple schedule was
+//! faster by 7 % on average; there the prototype of seven products ran its passes one after the other, and split the
+//! heads of a group to balance them, which would make a row's bits depend on the batch. `backward_wgmma.cuh` has both
+//! passes in one launch instead, so that tiles of `dq` fill the time in which the longest tiles of keys run. That, and
+//! head_dim 64 and 80 by seven products, was not measured.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
@@ -83,7 +105,7 @@ pub(crate) mod plan;
 
 use crate::folder::kernel_folder;
 use crate::launch::kernel_for_dtype;
-use crate::launch::{Padding36, TensorMapSlot};
+use crate::launch::{Padding36, Padding52, TensorMapSlot};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
@@ -164,6 +186,14 @@ impl FwdParams {
 params! {
     /// Parameters of the backward kernel.
     pub struct BwdParams {
+        /// Tensor map of q, which a launch that needs it fills in.
+        pub q_map: TensorMapSlot,
+        /// Tensor map of d_o.
+        pub d_o_map: TensorMapSlot,
+        /// Tensor map of k.
+        pub k_map: TensorMapSlot,
+        /// Tensor map of v.
+        pub v_map: TensorMapSlot,
         /// `[tokens, heads, head_dim]`
         pub q: Addr,
         /// `[tokens, kv_heads, head_dim]`
@@ -184,8 +214,9 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
-        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. With it the backward pass on tensor cores needs
-        /// five matrix products instead of seven. May be null; device `cpu` does not use it.
+        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. With it the backward pass by `mma.sync` needs five
+        /// matrix products instead of seven, and products of warpgroups balance the blocks of threads. May be null;
+        /// device `cpu` does not use it.
         pub workspace: Addr,
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.
@@ -209,10 +240,45 @@ params! {
         pub scale: f32,
         /// Number of tokens of the longest sequence.
         pub max_seqlen: u32,
+        /// `scale * log2(e)`, which [`bwd`] fills in, as in [`FwdParams`].
+        pub score_factor: f32,
+        /// Zeros.
+        pub reserved: Padding52,
     }
 }
 
 impl BwdParams {
+    /// Parameters without operands, whose numbers are 0.
+    pub const EMPTY: BwdParams = BwdParams {
+        q_map: TensorMapSlot::EMPTY,
+        d_o_map: TensorMapSlot::EMPTY,
+        k_map: TensorMapSlot::EMPTY,
+        v_map: TensorMapSlot::EMPTY,
+        q: Addr::NULL,
+        k: Addr::NULL,
+        v: Addr::NULL,
+        o: Addr::NULL,
+        lse: Addr::NULL,
+        d_o: Addr::NULL,
+        dq: Addr::NULL,
+        dk: Addr::NULL,
+        dv: Addr::NULL,
+        delta: Addr::NULL,
+        workspace: Addr::NULL,
+        cu_seqlens: Addr::NULL,
+        prefix: Addr::NULL,
+        tokens: 0,
+        seqs: 0,
+        heads: 0,
+        kv_heads: 0,
+        head_dim: 0,
+        causal: 0,
+        scale: 0.0,
+        max_seqlen: 0,
+        score_factor: 0.0,
+        reserved: Padding52::ZEROS,
+    };
+
     /// Returns the parameters of the forward launch that this backward launch differentiates.
     pub(crate) fn forward_params(&self) -> FwdParams {
         let BwdParams { q, k, v, o, lse, cu_seqlens, prefix, .. } = *self;
@@ -242,9 +308,10 @@ kernel_folder! {
     name: "attention",
     params: [FwdParams, BwdParams],
     headers: [
-        "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "fma_tile.cuh", "forward_fma.cuh", "forward_mma.cuh",
-        "forward_producer.cuh", "forward_wgmma.cuh", "packed_source.cuh", "position_tiles.cuh", "row_state.cuh",
-        "sequences.cuh", "tile.cuh", "visits.cuh"
+        "backward_fma.cuh", "backward_keys.cuh", "backward_mma.cuh", "backward_producer.cuh", "backward_wgmma.cuh",
+        "backward_wgmma_keys.cuh", "backward_wgmma_queries.cuh", "fma_tile.cuh", "forward_fma.cuh", "forward_mma.cuh",
+        "forward_producer.cuh", "forward_wgmma.cuh", "packed_source.cuh", "packed_tiles.cuh", "position_tiles.cuh",
+        "row_state.cuh", "sequences.cuh", "tile.cuh", "visits.cuh"
     ],
 }
 
@@ -262,6 +329,7 @@ kernel!(pub BWD_BF16_64_KEYS, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::
 kernel!(pub BWD_BF16_SEPARATE_DQ, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
     plan::bwd_bf16_with(p, arch, plan::KeyTiles::SeparateDq)
 });
+kernel!(pub BWD_BF16_WGMMA, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16_wgmma);
 
 /// Makes the forward launch. `dtype` is the type of q, k, v and o, F32 or BF16. `pairs` is the number of (query, key)
 /// pairs that one head computes (see [`query_key_pair_count`]).
@@ -275,15 +343,18 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Returns the size in bytes of the workspace with which the backward kernel needs five matrix products instead of
-/// seven. It has one f32 for each element of dq, for the partial sums that pass from one key tile to the next, one
-/// turn counter for each row, and the ticket counter. Returns 0 if the kernel would not use it: for f32, for a head_dim
-/// without a tensor-core kernel, and with prefixes.
+/// Returns the size in bytes of the workspace with which the backward kernel by `mma.sync` needs five matrix products
+/// instead of seven. It has one f32 for each element of dq, for the partial sums that pass from one key tile to the
+/// next, one turn counter for each row, and the ticket counter. Products of warpgroups use the ticket counter only, and
+/// `mma.sync` nothing if there are prefixes. Returns 0 if no kernel would use it: for f32, and for a head_dim without a
+/// tensor-core kernel.
 pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
-    if dtype != DType::BF16 || !plan::has_tensor_core_backward(p.head_dim) || !p.prefix.is_null() {
-        return 0;
+    const TICKET: usize = 4;
+    match (dtype == DType::BF16 && plan::has_tensor_core_backward(p.head_dim), p.prefix.is_null()) {
+        (false, _) => 0,
+        (true, false) => TICKET,
+        (true, true) => 4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1) + TICKET,
     }
-    4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1) + 4
 }
 
 /// Makes the backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16. `pairs` is the
@@ -291,6 +362,7 @@ pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
 /// which is the traffic if its sums do not stay in L2.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16);
+    let params = &BwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
     let passed = if params.workspace.is_null() { 0 } else { 2 * workspace_bytes(dtype, params) };

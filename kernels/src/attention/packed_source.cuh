@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/forward_producer.cuh"
-#include "attention/sequences.cuh"
+#include "attention/packed_tiles.cuh"
 
 // A Source of forward_producer.cuh: the keys of a sequence are those of its shared prefix, then its own. A block of keys
 // in which the prefix ends is copied by the warp.
@@ -11,13 +11,10 @@ struct PackedSource {
   TokenRange prefix = {0, 0};  // of the sequence that was found last
 
   __device__ static __forceinline__ bool is_causal(const FwdParams& p) { return p.causal != 0; }
-  __device__ static __forceinline__ PositionTiles tiles(const FwdParams& p) { return {p, p.max_seqlen, p.prefix != 0}; }
+  __device__ static __forceinline__ PositionTiles tiles(const FwdParams& p) { return packed_tiles(p); }
 
   __device__ __forceinline__ bool find(const FwdParams& p, u32 number, PositionTile& tile) {
-    return tiles(p).find(p, number, tile, [&](int sequence, int) {
-      prefix = prefix_of(p, sequence);
-      return prefix.count;
-    });
+    return find_packed(p, number, tile, prefix);
   }
 
   template <int HEAD_DIM>

@@ -229,6 +229,16 @@ pub enum KeyTiles {
 /// Plans the launches of kernel `attention_bwd_bf16`.
 pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let choices = tuning::choices(arch);
+    let by_warpgroups = choices.attention_bwd_wgmma_head_dims.contains(&p.head_dim);
+    if by_warpgroups && p.max_seqlen >= choices.attention_bwd_wgmma_min_seqlen {
+        return bwd_bf16_wgmma(p, arch);
+    }
+    bwd_bf16_mma(p, arch)
+}
+
+/// Plans the launches of kernel `attention_bwd_bf16` by products of warps.
+fn bwd_bf16_mma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    let choices = tuning::choices(arch);
     // In sequences of up to 64 tokens no sum of dq is passed on, and no tile is wide.
     if p.max_seqlen as u64 <= ROWS {
         return bwd_bf16_with(p, arch, KeyTiles::Narrow);
@@ -271,6 +281,44 @@ pub fn bwd_bf16_with(p: &BwdParams, arch: &Arch, tiles: KeyTiles) -> Vec<Stage> 
         [deltas("attention_bwd_bf16_relay", p), stage(by_64, blocks(ROWS), 128, narrow), None]
     };
     stages.into_iter().flatten().collect()
+}
+
+/// Returns the bytes of shared memory of a block: `BackwardShared` of backward_producer.cuh.
+const fn backward_shared(head_dim: u32) -> u32 {
+    let (visits, key_slots, value_slots, tiles) = (4, 3, 2, 2);
+    let key_tiles = (2 + key_slots + value_slots) * 128 * head_dim * 2;
+    key_tiles + visits * (512 + 16 + 3 * 8) + tiles * (32 + 2 * 8) + 4 * 8 + (key_slots + value_slots) * 3 * 8
+}
+
+/// Plans the launches of kernel `attention_bwd_bf16` by products of warpgroups; earlier GPUs than Hopper and other
+/// head_dims have only products of warps. With a workspace every multiprocessor has one block, which draws tickets;
+/// without one every tile has a block.
+pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
+    let symbol = match p.head_dim {
+        64 => "attention_bwd_bf16_wgmma_64",
+        80 => "attention_bwd_bf16_wgmma_80",
+        128 => "attention_bwd_bf16_wgmma_128",
+        _ => return bwd_bf16_mma(p, arch),
+    };
+    if arch.sm < 90 {
+        return bwd_bf16_mma(p, arch);
+    }
+    let forward = p.forward_params();
+    let key_tiles = slots(p.tokens, p.seqs, p.max_seqlen, WIDE) * p.kv_heads as u64;
+    let tiles = key_tiles + position_tiles(&forward) * p.heads as u64;
+    if tiles == 0 || p.tokens == 0 {
+        return Vec::new();
+    }
+    let blocks = if p.workspace.is_null() { tiles } else { tiles.min(arch.multiprocessors.into()) };
+    let maps = [
+        (offset_of!(BwdParams, q_map), heads_map(&forward, p.q, p.heads, ROWS as u32)),
+        (offset_of!(BwdParams, d_o_map), heads_map(&forward, p.d_o, p.heads, ROWS as u32)),
+        (offset_of!(BwdParams, k_map), heads_map(&forward, p.k, p.kv_heads, WIDE as u32)),
+        (offset_of!(BwdParams, v_map), heads_map(&forward, p.v, p.kv_heads, WIDE as u32)),
+    ];
+    let gradients = stage(symbol, blocks, 384, backward_shared(p.head_dim));
+    let gradients = gradients.map(|stage| Stage { tensor_maps: maps.to_vec(), ..stage });
+    [deltas("attention_bwd_bf16_ticket", p), gradients].into_iter().flatten().collect()
 }
 
 /// Plans the launch that computes delta = d_o . o; a block of threads computes sixteen rows.

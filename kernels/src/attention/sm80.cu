@@ -21,8 +21,8 @@
 // are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4
 // results per thread (*_fma.cuh).
 //
-// On sm_90 there are forward kernels for head_dim 64, 80 and 128 with products of warpgroups and another order of sums
-// (forward_wgmma.cuh).
+// On sm_90 there are kernels for head_dim 64, 80 and 128 with products of warpgroups and another order of sums
+// (forward_wgmma.cuh, backward_wgmma.cuh).
 //
 // Order of gradients. No sum is formed by atomics: dq sums over keys ascending, 16 at a time; dk and dv sum over
 // sequences ascending, query tiles descending, heads of the group ascending (visits.cuh). So no row's bits depend on
@@ -73,6 +73,7 @@
 #include "attention/forward_mma.cuh"
 #include "attention/sequences.cuh"
 #if __CUDA_ARCH__ >= 900
+#include "attention/backward_wgmma.cuh"
 #include "attention/forward_wgmma.cuh"
 #include "attention/packed_source.cuh"
 #endif
@@ -324,6 +325,13 @@ __device__ __forceinline__ void row_products(const BwdParams& p) {
   if (RELAY && blockIdx.x == 0 && threadIdx.x == 0) *relay(p).ticket = 0;
 }
 
+// The same for products of warpgroups (backward_wgmma.cuh): the ticket counter is the workspace's first word.
+template <class T>
+__device__ __forceinline__ void row_products_and_ticket(const BwdParams& p) {
+  row_products<T, false>(p);
+  if (p.workspace != 0 && blockIdx.x == 0 && threadIdx.x == 0) *global<u32>(p.workspace) = 0;
+}
+
 #define KERNEL(NAME, PARAMS, THREADS, BLOCKS, ...)                                                                   \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_##NAME(const __grid_constant__ PARAMS p) { \
     __VA_ARGS__(p);                                                                                                         \
@@ -355,6 +363,12 @@ GRADIENTS(64, 1)
 GRADIENTS(72, 1)
 GRADIENTS(80, 1)
 GRADIENTS(128, 1)
+#if __CUDA_ARCH__ >= 900
+KERNEL(bwd_bf16_ticket, BwdParams, FMA_THREADS, 4, row_products_and_ticket<bf16>)
+KERNEL(bwd_bf16_wgmma_64, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<64>)
+KERNEL(bwd_bf16_wgmma_80, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<80>)
+KERNEL(bwd_bf16_wgmma_128, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<128>)
+#endif
 KERNEL(bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float, false>)
 KERNEL(bwd_f32_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<float>)
 KERNEL(bwd_f32_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<float>)

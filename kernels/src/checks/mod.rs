@@ -23,7 +23,9 @@ pub(crate) use data::{RandomChoices, TestArray, normal_numbers};
 pub use on_gpu::GpuComparison;
 pub use on_sim::RecordedLaunch;
 #[cfg(test)]
-pub(crate) use on_sim::{run_on, simulated_counts, simulated_counts_on, simulated_run_on, simulated_stages};
+pub(crate) use on_sim::{
+    run_on, simulated_counts, simulated_counts_on, simulated_run_on, simulated_stages, simulated_stages_on,
+};
 
 use crate::launch::{Arch, Launch};
 use crate::{Team, cuda::Gpu};

@@ -291,6 +291,7 @@ fn inputs_of_the_model_attention() {
             causal: 1,
             scale: 0.05,
             max_seqlen: tokens,
+            ..attention::BwdParams::EMPTY
         };
         bwd.workspace = arrays.elements(attention::workspace_bytes(DType::BF16, &bwd), 1);
         for arch in [Arch::H100, SMALL_H100] {

@@ -180,11 +180,12 @@ pub fn run_on(launch: &crate::Launch, arch: Arch) {
 /// Simulates a launch on an A100 and returns its stages. Asserts that there are no findings; writes no results back.
 #[cfg(test)]
 pub fn simulated_stages(launch: &crate::Launch) -> Vec<SimulatedStage> {
-    staged_on(launch, &Arch::A100)
+    simulated_stages_on(launch, &Arch::A100)
 }
 
+/// Simulates a launch on a given GPU and returns its stages, as [`simulated_stages`].
 #[cfg(test)]
-fn staged_on(launch: &crate::Launch, arch: &Arch) -> Vec<SimulatedStage> {
+pub fn simulated_stages_on(launch: &crate::Launch, arch: &Arch) -> Vec<SimulatedStage> {
     let crate::Launch::Kernel(launch) = launch else { return Vec::new() };
     let mut memory = simulator_memory(&arrays_of(launch));
     let options = ExecOptions { gpu: simulate::gpu_spec(arch), ..ExecOptions::default() };
@@ -203,6 +204,6 @@ pub fn simulated_counts(launch: &crate::Launch) -> reel_sim::counters::Instructi
 #[cfg(test)]
 pub fn simulated_counts_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::InstructionCounts {
     let mut sum = reel_sim::counters::InstructionCounts::default();
-    staged_on(launch, arch).iter().for_each(|s| sum.add(&s.counters.total()));
+    simulated_stages_on(launch, arch).iter().for_each(|s| sum.add(&s.counters.total()));
     sum
 }

@@ -106,9 +106,24 @@ impl CType for Padding36 {
     const NAME: &'static str = "Padding36";
 }
 
-/// The declarations of [`TensorMapSlot`] and [`Padding36`] in CUDA C++.
+/// As [`Padding36`], of 52 bytes.
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub struct Padding52([u32; 13]);
+
+impl Padding52 {
+    /// Padding, all zeros.
+    pub const ZEROS: Padding52 = Padding52([0; 13]);
+}
+
+impl CType for Padding52 {
+    const NAME: &'static str = "Padding52";
+}
+
+/// The declarations of [`TensorMapSlot`], [`Padding36`] and [`Padding52`] in CUDA C++.
 pub(super) const TENSOR_MAP_SLOT_DECLARATION: &str = "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n\
-     struct Padding36 { unsigned int words[9]; };\n";
+     struct Padding36 { unsigned int words[9]; };\n\
+     struct Padding52 { unsigned int words[13]; };\n";
 
 /// A parameter struct declared by [`params!`](crate::params).
 pub trait Params: bytemuck::Pod {

@@ -11,6 +11,11 @@ use crate::compare::{F32_ROUNDING, f32_sum_error};
 use crate::simd::{Isa, isa};
 use crate::{Addr, DType, Launch};
 use bytemuck::Zeroable;
+use cuda::backward_wgmma::{
+    gradients_by_products_of_warpgroups_equal_the_formula,
+    other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups,
+    other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups,
+};
 use cuda::wgmma::{
     keys_and_values_of_no_query_change_nothing, other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups,
     products_of_warpgroups_equal_the_formula,
@@ -30,6 +35,9 @@ checks!(
     products_of_warpgroups_equal_the_formula,
     other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups,
     keys_and_values_of_no_query_change_nothing,
+    gradients_by_products_of_warpgroups_equal_the_formula,
+    other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups,
+    other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups,
 );
 
 /// A batch with its operands q, k, v and d_o.
@@ -171,6 +179,7 @@ impl Given {
             causal: p.causal,
             scale: p.scale,
             max_seqlen: p.max_seqlen,
+            ..BwdParams::EMPTY
         }
     }
 

@@ -1,5 +1,6 @@
 //! Checks of the attention kernels in CUDA, on the simulator or on a GPU.
 
+pub(super) mod backward_wgmma;
 pub(super) mod wgmma;
 
 use super::{Given, bits, lse_bounds, test_shapes, wide_tile_test_shapes};

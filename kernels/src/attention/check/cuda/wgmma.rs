@@ -10,7 +10,7 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 use crate::{Addr, Arch, KernelLaunch, Launch};
 
 /// Returns a batch; `prefix` may be empty.
-fn batch(
+pub(super) fn batch(
     lengths: &[usize],
     prefix: &[(usize, usize)],
     (heads, kv_heads): (usize, usize),

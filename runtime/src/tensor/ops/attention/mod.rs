@@ -294,6 +294,7 @@ impl KeptInputs {
             causal: forward.causal,
             scale: forward.scale,
             max_seqlen: forward.max_seqlen,
+            ..packed::BwdParams::EMPTY
         };
         // The CPU kernel sums over all keys of a query in one task and needs no workspace.
         let bytes = if bw.device().kernels() == Kernels::Cpu { 0 } else { packed::workspace_bytes(dtype, &p) };

@@ -1,0 +1,239 @@
+// dk and dv of tiles of 128 keys by products of warpgroups: the first part of backward_wgmma.cuh.
+//
+//   take turn; issue s = k q^T; issue dp = v d_o^T; pass turn
+//   for each visit:
+//     once s is complete: p = softmax(s)                     # while dp is computed
+//     issue dv += p d_o
+//     once dp is complete: ds = p (dp - delta)               # while dv is computed
+//     once dv is complete: take turn; issue dk += ds q; issue s and dp of the next visit; pass turn
+//
+// A warpgroup has s, dp and ds as [64 keys][64 queries]. So p and ds, rounded, are operands in registers; q and d_o are
+// read from the slot of the visit, once as they are and once transposed.
+#pragma once
+
+#include "attention/backward_producer.cuh"
+#include "cuh/exp2.cuh"
+#include "cuh/math.cuh"
+#include "cuh/warp.cuh"
+
+// The turns of the two warpgroups to issue products.
+struct GradientTurns {
+  int group;  // number of this warpgroup
+
+  // Warpgroup 0 has the first turn.
+  __device__ __forceinline__ void start() const {
+    if (group == GRADIENT_GROUPS - 1) pass();
+  }
+  __device__ __forceinline__ void take() const { named_barrier_sync(1 + group, 128 * GRADIENT_GROUPS); }
+  __device__ __forceinline__ void pass() const { named_barrier_arrive(2 - group, 128 * GRADIENT_GROUPS); }
+};
+
+// Makes p keep its registers over this place, see keep_registers.
+template <int ROWS, int N>
+__device__ __forceinline__ void keep_operands(u32 (&x)[ROWS][N]) {
+#pragma unroll
+  for (int i = 0; i < ROWS; ++i) keep_registers(x[i]);
+}
+
+// Multiplies rows g = lane / 4 (R 0) or g + 8 (R 1) of a warp's 16 rows of HEAD_DIM sums by `factor`, rounds them to
+// bf16 and writes them to `row`, if it exists. All lanes of the warp call it.
+template <int HEAD_DIM, int R>
+__device__ __forceinline__ void store_gradient(bf16* row, bool exists, const float (&sums)[HEAD_DIM / 2], float factor) {
+  const int quad = thread_again() % 4;
+#pragma unroll
+  for (int g = 0; g + 4 <= HEAD_DIM / 8; g += 4) {
+    u32 v[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int i = 4 * (g + k) + 2 * R;
+      v[k] = pack_bf16(sums[i] * factor, sums[i + 1] * factor);
+    }
+    // Transposes the 4 x 4 words of four lanes: lane n gets the four words of columns 8 (g + n) .. 8 (g + n) + 8.
+#pragma unroll
+    for (int k = 0; k < 4; k += 2) {
+      const u32 x = shuffle_xor(quad & 1 ? v[k] : v[k + 1], 1);
+      if (quad & 1) v[k] = x;
+      else v[k + 1] = x;
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const u32 x = shuffle_xor(quad & 2 ? v[k] : v[k + 2], 2);
+      if (quad & 2) v[k] = x;
+      else v[k + 2] = x;
+    }
+    if (exists) *reinterpret_cast<Words<16>*>(row + 8 * (g + quad)) = Words<16>{{v[0], v[1], v[2], v[3]}};
+  }
+#pragma unroll
+  for (int g = HEAD_DIM / 32 * 4; g < HEAD_DIM / 8; ++g) {
+    const int i = 4 * g + 2 * R;
+    if (exists) *reinterpret_cast<u32*>(row + 8 * g + 2 * quad) = pack_bf16(sums[i] * factor, sums[i + 1] * factor);
+  }
+}
+
+template <int HEAD_DIM>
+struct KeyConsumer {
+  using S = BackwardShared<HEAD_DIM>;
+  static constexpr int STEPS = S::COLUMNS / 16;  // steps of a product over a group of columns
+
+  const BwdParams& params;
+  u32 shared;
+  GradientTurns turns;
+  // Of rows g = lane / 4 and g + 8 of the warp's 16 keys.
+  float dk[HEAD_DIM / 2], dv[HEAD_DIM / 2], s[QUERY_ROWS / 2], dp[QUERY_ROWS / 2];
+  u32 p[QUERY_ROWS / 16][4], ds[QUERY_ROWS / 16][4];
+  SlotRing<S::VISITS> visit;
+
+  // sums = the warpgroup's rows of a tile of keys or values times q^T or d_o^T.
+  __device__ __forceinline__ void issue_product_of_heads(float (&sums)[QUERY_ROWS / 2], u32 keys, u32 queries) {
+    const u64 a = operand_layout<S::SWIZZLE>() | operand_address(shared + keys + turns.group * (QUERY_ROWS * S::SWIZZLE));
+    const u64 b = operand_layout<S::SWIZZLE>() | operand_address(shared + queries + visit.slot * S::KEY_TILE);
+    wgmma_fence();
+    Wgmma<QUERY_ROWS>::template ss_new<0, K_MAJOR, K_MAJOR>(sums, a, b);
+#pragma unroll
+    for (int k = 1; k < HEAD_DIM / 16; ++k) {
+      const int column = k % STEPS * 32;
+      Wgmma<QUERY_ROWS>::template ss<0, K_MAJOR, K_MAJOR>(sums, a + (k / STEPS * S::KEY_GROUP + column) / 16,
+                                                          b + (k / STEPS * S::QUERY_GROUP + column) / 16, 1);
+    }
+    wgmma_commit();
+  }
+  __device__ __forceinline__ void issue_scores_and_dp() {
+    issue_product_of_heads(s, S::K, S::VISIT);
+    issue_product_of_heads(dp, S::V, S::VISIT + S::QUERY_TILE);
+  }
+
+  // gradient += a times q or d_o.
+  __device__ __forceinline__ void issue_gradient(float (&gradient)[HEAD_DIM / 2], u32 (&a)[QUERY_ROWS / 16][4], u32 queries,
+                                                 int slot) {
+    const u64 b = operand_layout<S::SWIZZLE>(S::QUERY_GROUP) | operand_address(shared + queries + slot * S::KEY_TILE);
+    keep_operands(a);
+    keep_registers(gradient);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < QUERY_ROWS / 16; ++k) Wgmma<HEAD_DIM>::template rs<0, MN_MAJOR>(gradient, a[k], b + k * S::SWIZZLE, 1);
+    wgmma_commit();
+  }
+
+  // p = 2^(s * factor - lse * log2 e), 0 where the query does not see the key.
+  __device__ __forceinline__ void softmax() {
+    int seen, begin, end, unused;
+    load_words(shared + S::SEEN + 16 * visit.slot, seen, begin, end, unused);
+    if (seen + QUERY_ROWS * (turns.group + 1) > 0 || begin > 0 || end < KEY_ROWS) {
+      const int id = thread_again() % 128, key = QUERY_ROWS * turns.group + id / 32 * 16 + id % 32 / 4, before = 2 * (id % 4);
+      const int low = key >= begin && key < end ? seen + key - before : QUERY_ROWS;
+      const int high = key + 8 >= begin && key + 8 < end ? seen + key + 8 - before : QUERY_ROWS;
+#pragma unroll
+      for (int i = 0; i < QUERY_ROWS / 2; ++i) {
+        if (8 * (i / 4) + i % 2 < (i & 2 ? high : low)) s[i] = minus_infinity();
+      }
+    }
+    const u32 values = shared + S::VALUES_OF_ROWS + 512 * visit.slot + 8 * (threadIdx.x % 4);
+#pragma unroll
+    for (int n = 0; n < QUERY_ROWS / 8; ++n) {
+      float lse[2];
+      load_pair(values + 32 * n, lse);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[4 * n + i] = exp2_approx(__fmaf_rn(s[4 * n + i], params.score_factor, -lse[i % 2]));
+      p[n / 2][n % 2 * 2] = pack_bf16(s[4 * n], s[4 * n + 1]);
+      p[n / 2][n % 2 * 2 + 1] = pack_bf16(s[4 * n + 2], s[4 * n + 3]);
+    }
+  }
+
+  __device__ __forceinline__ void score_gradient() {
+    const u32 values = shared + S::VALUES_OF_ROWS + 512 * visit.slot + 256 + 8 * (threadIdx.x % 4);
+#pragma unroll
+    for (int n = 0; n < QUERY_ROWS / 8; ++n) {
+      float delta[2];
+      load_pair(values + 32 * n, delta);
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        ds[n / 2][n % 2 * 2 + i / 2] =
+            pack_bf16(s[4 * n + i] * (dp[4 * n + i] - delta[0]), s[4 * n + i + 1] * (dp[4 * n + i + 1] - delta[1]));
+      }
+    }
+  }
+
+  // The rest of a visit whose s and dp are being computed, except for dk.
+  __device__ __forceinline__ void compute_visit() {
+    wgmma_wait<1>();
+    keep_registers(s);
+    softmax();
+    issue_gradient(dv, p, S::VISIT + S::QUERY_TILE, visit.slot);
+    wgmma_wait<1>();
+    keep_registers(dp);
+    score_gradient();
+    wgmma_wait<0>();
+    keep_operands(p);
+    keep_registers(dv);
+  }
+
+  __device__ __forceinline__ void free_visit(int slot) {
+    keep_operands(ds);
+    keep_registers(dk);
+    arrive_of_warp(shared + S::VISIT_FREE + 8 * slot);
+  }
+
+  __device__ __forceinline__ void store(const KeyRows& keys) {
+    const int id = thread_again() % 128, row = QUERY_ROWS * turns.group + id / 32 * 16 + id % 32 / 4;
+    const u64 stride = static_cast<u64>(params.kv_heads) * HEAD_DIM;
+    const u64 at = static_cast<u32>(keys.token() + row) * stride + static_cast<u32>(keys.kv_head()) * HEAD_DIM;
+    bf16 *const dk_row = global<bf16>(params.dk) + at, *const dv_row = global<bf16>(params.dv) + at;
+    const bool low = row < keys.count(), high = row + 8 < keys.count();
+    store_gradient<HEAD_DIM, 0>(dk_row, low, dk, params.scale);
+    store_gradient<HEAD_DIM, 1>(dk_row + 8 * stride, high, dk, params.scale);
+    store_gradient<HEAD_DIM, 0>(dv_row, low, dv, 1.0f);
+    store_gradient<HEAD_DIM, 1>(dv_row + 8 * stride, high, dv, 1.0f);
+  }
+
+  __device__ __forceinline__ void run(SlotRing<S::TILES>& tiles) {
+    u32 own_parity = 0;
+    for (;;) {
+      mbarrier_wait(shared + S::TILE_FULL + 8 * tiles.slot, tiles.parity);
+      const KeyRows keys{shared + S::TILE + 32 * tiles.slot};
+      int left = keys.visits();
+      if (left == 0) break;
+#pragma unroll
+      for (int i = 0; i < HEAD_DIM / 2; ++i) dk[i] = dv[i] = 0.0f;
+      mbarrier_wait(shared + S::OWN_FULL, own_parity);
+      own_parity ^= 1;
+      mbarrier_wait(shared + S::VISIT_FULL + 8 * visit.slot, visit.parity);
+      turns.take();
+      issue_scores_and_dp();
+      turns.pass();
+      compute_visit();
+      while (--left > 0) {
+        const int before = visit.slot;
+        visit.advance();
+        mbarrier_wait(shared + S::VISIT_FULL + 8 * visit.slot, visit.parity);
+        turns.take();
+        issue_gradient(dk, ds, S::VISIT, before);
+        issue_scores_and_dp();
+        turns.pass();
+        wgmma_wait<2>();
+        free_visit(before);
+        compute_visit();
+      }
+      turns.take();
+      issue_gradient(dk, ds, S::VISIT, visit.slot);
+      turns.pass();
+      wgmma_wait<0>();
+      free_visit(visit.slot);
+      visit.advance();
+      arrive_of_warp(shared + S::OWN_FREE);
+      store(keys);
+      __syncwarp();
+      arrive_of_warp(shared + S::TILE_FREE + 8 * tiles.slot);
+      tiles.advance();
+    }
+    __syncwarp();
+    arrive_of_warp(shared + S::TILE_FREE + 8 * tiles.slot);
+    tiles.advance();
+  }
+};
+
+template <int HEAD_DIM>
+__device__ __forceinline__ void compute_key_gradients(const BwdParams& p, u32 shared, const GradientTurns& turns,
+                                                      SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {
+  KeyConsumer<HEAD_DIM> consumer{p, shared, turns};
+  consumer.run(tiles);
+}

@@ -1,0 +1,178 @@
+//! Checks of the backward pass by products of warpgroups, which is compiled for Hopper. The GPU has two
+//! multiprocessors, so that blocks of threads draw tickets for several tiles.
+
+use super::super::{Given, bits};
+use super::wgmma::batch;
+use crate::DType::{BF16, F32};
+use crate::attention::formula::Roundings;
+use crate::attention::{BWD_BF16_WGMMA, BwdParams, PackedBatch, bwd, formula};
+use crate::checks::{TestArray, run, run_once, with_gpu};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use crate::{Addr, Arch, KernelLaunch, Launch};
+
+/// An H100 with this many multiprocessors.
+pub(super) fn small_h100(multiprocessors: u32) -> Arch {
+    Arch { multiprocessors, ..Arch::H100 }
+}
+
+/// The operands of a backward launch by products of warpgroups, its scratch arrays and its gradients.
+pub(super) struct WarpgroupGradients {
+    given: Given,
+    o: TestArray,
+    lse: TestArray,
+    scratch: [TestArray; 2],
+    grads: [TestArray; 3],
+}
+
+impl WarpgroupGradients {
+    /// Takes output and log-sum-exps from the formula.
+    pub(super) fn new(given: Given) -> WarpgroupGradients {
+        let (q, k, v) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64());
+        let (o, lse) = formula::fwd(&given.case, &q, &k, &v, given.scale.into());
+        let to_f32 = |x: Vec<f64>| x.into_iter().map(|x| x as f32).collect::<Vec<_>>();
+        Self::with_output(given, &to_f32(o), &to_f32(lse))
+    }
+
+    fn with_output(given: Given, o: &[f32], lse: &[f32]) -> WarpgroupGradients {
+        let kv = given.tokens() * given.case.kv_heads * given.case.head_dim;
+        let grads = [o.len(), kv, kv].map(|n| TestArray::output(BF16, n));
+        let (o, lse, scratch) = (TestArray::new(BF16, o), TestArray::new(F32, lse), given.scratch(BF16));
+        WarpgroupGradients { given, o, lse, scratch, grads }
+    }
+
+    fn params(&self) -> BwdParams {
+        self.given.bwd(&self.o, &self.lse, &self.scratch, self.grads.each_ref())
+    }
+
+    pub(super) fn launch(&self, params: &BwdParams) -> Launch {
+        let Launch::Kernel(launch) = bwd(BF16, params, self.given.query_key_pair_count()) else {
+            unreachable!("attention is not a matrix product")
+        };
+        Launch::Kernel(KernelLaunch { kernel: &BWD_BF16_WGMMA, ..launch })
+    }
+
+    /// Returns the bits of dq, dk and dv under one interleaving.
+    fn bits(&self) -> [Vec<u32>; 3] {
+        run_once(&self.launch(&self.params()));
+        self.grads.each_ref().map(bits)
+    }
+}
+
+fn gradients(case: &PackedBatch) -> WarpgroupGradients {
+    WarpgroupGradients::new(Given::new(case, BF16))
+}
+
+/// Lengths around 64 queries and tiles of 128 keys, empty sequences, groups of 1, 2, 3, 4 and 7 query heads; prefixes that
+/// end inside of a block of keys and at its end, that span sequences, and that come after the tokens that use them.
+pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() {
+    let cases = [
+        batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
+        batch(&[130], &[], (7, 1), 128, true, 1.0),
+        batch(&[64, 129, 0, 65], &[], (1, 1), 128, false, 20.0),
+        batch(&[140], &[], (4, 1), 64, true, 20.0),
+        batch(&[300, 40], &[], (1, 1), 80, false, 1.0),
+        batch(&[70, 9, 80, 1], &[(0, 0), (0, 70), (0, 70), (0, 70)], (2, 1), 128, true, 1.0),
+        batch(&[5, 143, 30], &[(3, 20), (0, 0), (10, 128)], (3, 1), 64, false, 1.0),
+        batch(&[20, 150], &[(20, 150), (0, 0)], (1, 1), 80, true, 1.0),
+        batch(&[&[0; 60][..], &[150, 3], &[0; 30]].concat(), &[], (1, 1), 64, true, 0.0),
+        batch(&[64; 8], &[], (2, 2), 80, false, 1.0),
+    ];
+    for case in cases {
+        let call = gradients(&case);
+        with_gpu(small_h100(2), || run(&call.launch(&call.params()), 1));
+        let (q, k, v, scale) = (call.given.q.to_f64(), call.given.k.to_f64(), call.given.v.to_f64(), call.given.scale);
+        let (o, d_o) = (call.o.to_f64(), call.given.d_o.to_f64());
+        let want = formula::bwd(&case, [&q, &k, &v], &o, &d_o, scale.into());
+        let with = formula::bwd_rounded(&case, [&q, &k, &v], &o, &d_o, scale.into(), Roundings::BF16);
+        for (i, which) in ["dq", "dk", "dv"].into_iter().enumerate() {
+            let name = format!("{which} {case:?}");
+            assert_rounded(&name, BF16, &call.grads[i].values(), &with[i], &want[i], DEFAULT_ROUNDING_FACTOR);
+        }
+    }
+}
+
+/// A row has the same bits if its sequence is alone, with any number of multiprocessors, and without a ticket counter;
+/// dq also if the prefix is given as the sequence's own first tokens.
+pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups() {
+    let cases = [
+        batch(&[3, 140, 0, 17], &[], (2, 1), 128, true, 1.0),
+        batch(&[65, 140], &[], (1, 1), 80, false, 1.0),
+        batch(&[70, 5, 66], &[(0, 0), (0, 70), (1, 64)], (2, 1), 64, true, 3.0),
+        batch(&[140, 9, 66], &[(0, 0), (0, 139), (0, 128)], (1, 1), 128, true, 1.0),
+    ];
+    for case in &cases {
+        let call = gradients(case);
+        let mut all = None;
+        for (multiprocessors, tickets) in [(1, true), (2, true), (132, true), (2, false)] {
+            with_gpu(small_h100(multiprocessors), || {
+                let workspace = if tickets { call.params().workspace } else { Addr::NULL };
+                run_once(&call.launch(&BwdParams { workspace, ..call.params() }));
+                let got = call.grads.each_ref().map(bits);
+                let want = all.get_or_insert_with(|| got.clone());
+                assert!(*want == got, "{multiprocessors} multiprocessors, tickets: {tickets}: {case:?}");
+            });
+        }
+        let all = all.unwrap_or_default();
+        let (widths, outputs) =
+            ([case.heads, case.kv_heads, case.kv_heads], if case.prefix.is_empty() { 3 } else { 1 });
+        for n in (0..case.lengths.len()).filter(|&n| case.lengths[n] > 0) {
+            let (from, to) = (call.given.cu_seqlens[n] as usize, call.given.cu_seqlens[n + 1] as usize);
+            let given = call.given.alone(n, BF16);
+            let skip = given.tokens() - (to - from);
+            // The rows of the prefix have no output here; any finite numbers do, since dq does not depend on them.
+            let rows = |x: &TestArray, width: usize| {
+                [vec![0.5; skip * width], x.values()[from * width..to * width].to_vec()].concat()
+            };
+            let (o, lse) = (rows(&call.o, case.heads * case.head_dim), rows(&call.lse, case.heads));
+            let alone = WarpgroupGradients::with_output(given, &o, &lse);
+            with_gpu(small_h100(2), || {
+                let alone = alone.bits();
+                for (i, heads) in widths.into_iter().enumerate().take(outputs) {
+                    let width = heads * case.head_dim;
+                    assert!(
+                        all[i][from * width..to * width] == alone[i][skip * width..],
+                        "sequence {n} alone differs in gradient {i} (q, k, v): {case:?}"
+                    );
+                }
+            });
+        }
+    }
+}
+
+/// Numbers of other sequences affect nothing, even if they are not finite.
+pub(in super::super) fn other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups() {
+    with_gpu(small_h100(2), || {
+        for (causal, head_dim, prefix) in
+            [(true, 128, vec![]), (false, 80, vec![]), (true, 64, vec![(0, 0), (0, 0), (0, 100)])]
+        {
+            let case = batch(&[150, 70, 20], &prefix, (2, 1), head_dim, causal, 1.0);
+            let call = gradients(&case);
+            let before = call.bits();
+            // Tokens that get other numbers, and ranges of tokens whose gradients must stay.
+            for (changed, value, kept) in
+                [(150..220, f32::NAN, [0..150, 220..240]), (150..220, f32::INFINITY, [0..150, 220..240])]
+            {
+                let with = |data: &TestArray, heads: usize| {
+                    let (mut values, row) = (data.values(), heads * head_dim);
+                    values[changed.start * row..changed.end * row].fill(value);
+                    TestArray::new(BF16, &values)
+                };
+                let (q, d_o) = (with(&call.given.q, case.heads), with(&call.given.d_o, case.heads));
+                let (k, v) = (with(&call.given.k, case.kv_heads), with(&call.given.v, case.kv_heads));
+                let given = Given { q, k, v, d_o, ..Given::new(&case, BF16) };
+                let after = WarpgroupGradients::with_output(given, &call.o.values(), &call.lse.values()).bits();
+                for (i, heads) in [case.heads, case.kv_heads, case.kv_heads].into_iter().enumerate() {
+                    for kept in kept.iter().map(|t| t.start * heads * head_dim..t.end * heads * head_dim) {
+                        assert!(
+                            after[i][kept.clone()] == before[i][kept],
+                            "tokens {changed:?} set to {value} change gradient {i} (q, k, v): {case:?}"
+                        );
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+use super::*;
+use crate::checks::{on_sim, simulated_stages_on};
+
+/// Each pair of a tile of 128 keys and 128 queries that the diagonal does not hide as a whole takes seven products of
+/// 128 x 128 x head_dim. Shared memory has no bank conflicts.
+#[test]
+fn gradients_by_products_of_warpgroups_multiply_whole_tiles_without_bank_conflicts() {
+    on_sim(|| {
+        for (head_dim, causal, lengths) in
+            [(128, true, &[256usize][..]), (80, false, &[256]), (64, true, &[256]), (128, true, &[200, 56])]
+        {
+            let call = gradients(&batch(lengths, &[], (2, 1), head_dim, causal, 1.0));
+            let stages = simulated_stages_on(&call.launch(&call.params()), &small_h100(2));
+            let pairs = |tiles: usize| if causal { tiles * (tiles + 1) / 2 } else { tiles * tiles };
+            let pairs: usize = lengths.iter().map(|n| pairs(n.div_ceil(128))).sum();
+            // dk and dv take four of the products, for 64 queries at a time. A sequence of up to 64 tokens has no second
+            // 64 queries.
+            let unvisited = 4.0 * 0.5 * lengths.iter().filter(|&&n| n <= 64).count() as f64;
+            let product = 2.0 * 128.0 * 128.0 * head_dim as f64;
+            let want = 2.0 * (7.0 * pairs as f64 - unvisited) * product;
+            let flops = stages[1].counters.total().matrix_flops as f64;
+            assert_eq!(flops, want, "{head_dim} {causal} {lengths:?}");
+            for stage in &stages {
+                let count = stage.counters.total();
+                assert_eq!(count.wavefronts, count.wavefronts_least, "{} has bank conflicts", stage.stage.symbol);
+            }
+        }
+    });
+}
+
+/// The launch reads q and d_o once for each tile of keys, and once as tiles of queries; k and v once as tiles of keys,
+/// and once for each tile of queries. It writes each gradient once.
+#[test]
+fn bytes_of_gradients_by_products_of_warpgroups_are_those_of_their_tiles() {
+    on_sim(|| {
+        let (head_dim, tiles) = (128, 3);
+        let call = gradients(&batch(&[128 * tiles], &[], (1, 1), head_dim, false, 1.0));
+        let stages = simulated_stages_on(&call.launch(&call.params()), &small_h100(2));
+        let count = stages[1].counters.total();
+        let (rows, tensor) = (128 * tiles, 2 * 128 * tiles * head_dim);
+        let lse_and_delta = (tiles + 1) * rows * 8;
+        let want = ((4 + 4 * tiles + 3) * tensor + lse_and_delta) as f64;
+        let bytes = (count.global_read + count.global_written) as f64;
+        assert!((want..=1.02 * want).contains(&bytes), "{bytes} bytes of memory traffic, expected {want}");
+    });
+}
