@@ -117,6 +117,17 @@ impl Queries {
     }
 }
 
+/// Returns the queries of packed sequences.
+fn packed_queries(p: &FwdParams) -> Queries {
+    let &FwdParams { tokens, seqs, heads, max_seqlen: max_queries, .. } = p;
+    Queries { tokens, seqs, heads, max_queries, has_earlier: !p.prefix.is_null() }
+}
+
+/// Returns a tensor of packed sequences with this number of heads.
+fn packed_heads(p: &FwdParams, tensor: Addr, heads: u32) -> HeadsMap {
+    HeadsMap { tensor, tokens: p.tokens.into(), heads, head_dim: p.head_dim }
+}
+
 /// Returns the bytes of shared memory of a block: `ForwardShared` of forward_producer.cuh.
 const fn forward_shared(head_dim: u32) -> u32 {
     let tiles = 4;
@@ -140,10 +151,8 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     if arch.sm < 90 {
         return fwd_bf16_mma(p, arch);
     }
-    let &FwdParams { tokens, seqs, heads, max_seqlen: max_queries, head_dim, .. } = p;
-    let queries = Queries { tokens, seqs, heads, max_queries, has_earlier: !p.prefix.is_null() };
-    let Some(stage) = queries.stage(symbol, head_dim, arch) else { return Vec::new() };
-    let map = |tensor, heads, rows| HeadsMap { tensor, tokens: tokens.into(), heads, head_dim }.boxes_of(rows);
+    let Some(stage) = packed_queries(p).stage(symbol, p.head_dim, arch) else { return Vec::new() };
+    let map = |tensor, heads, rows| packed_heads(p, tensor, heads).boxes_of(rows);
     let tensor_maps = vec![
         (offset_of!(FwdParams, q_map), map(p.q, p.heads, 64)),
         (offset_of!(FwdParams, k_map), map(p.k, p.kv_heads, POSITIONS)),
@@ -305,16 +314,17 @@ pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     }
     let forward = p.forward_params();
     let key_tiles = slots(p.tokens, p.seqs, p.max_seqlen, WIDE) * p.kv_heads as u64;
-    let tiles = key_tiles + position_tiles(&forward) * p.heads as u64;
+    let tiles = key_tiles + packed_queries(&forward).tiles();
     if tiles == 0 || p.tokens == 0 {
         return Vec::new();
     }
     let blocks = if p.workspace.is_null() { tiles } else { tiles.min(arch.multiprocessors.into()) };
+    let map = |tensor, heads, rows: u64| packed_heads(&forward, tensor, heads).boxes_of(rows as u32);
     let maps = [
-        (offset_of!(BwdParams, q_map), heads_map(&forward, p.q, p.heads, ROWS as u32)),
-        (offset_of!(BwdParams, d_o_map), heads_map(&forward, p.d_o, p.heads, ROWS as u32)),
-        (offset_of!(BwdParams, k_map), heads_map(&forward, p.k, p.kv_heads, WIDE as u32)),
-        (offset_of!(BwdParams, v_map), heads_map(&forward, p.v, p.kv_heads, WIDE as u32)),
+        (offset_of!(BwdParams, q_map), map(p.q, p.heads, ROWS)),
+        (offset_of!(BwdParams, d_o_map), map(p.d_o, p.heads, ROWS)),
+        (offset_of!(BwdParams, k_map), map(p.k, p.kv_heads, WIDE)),
+        (offset_of!(BwdParams, v_map), map(p.v, p.kv_heads, WIDE)),
     ];
     let gradients = stage(symbol, blocks, 384, backward_shared(p.head_dim));
     let gradients = gradients.map(|stage| Stage { tensor_maps: maps.to_vec(), ..stage });
