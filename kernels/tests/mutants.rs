@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const ENOUGH: usize = 2;
 /// Maximum number of launches that are simulated for each changed kernel.
 const LAUNCHES: usize = 12;
+
 #[test]
 fn every_mutant_is_found() {
     if let Err(e) = compile::check_nvrtc() {
@@ -30,7 +31,8 @@ fn every_mutant_is_found() {
     assert!(all.len() > 300, "{} mutants", all.len());
     // A redundant instruction takes the longest: no launch ends its trial.
     let tried: Vec<_> = all.iter().filter(|(subject, target)| subject.redundancy_reason(target).is_none()).collect();
-    assert!(all.len() - tried.len() < 60, "{} instructions are marked as redundant", all.len() - tried.len());
+    let redundant = all.len() - tried.len();
+    assert!(redundant < all.len() / 8, "{redundant} of {} instructions are marked as redundant", all.len());
     let survivors: Vec<String> = on_all_threads(tried.len(), |i| {
         let (subject, target) = tried[i];
         let verdict = subject.run_mutant(target, LAUNCHES).unwrap_or_else(|e| panic!("{}: {e}", target.mutant));

@@ -411,7 +411,10 @@ template <int HEAD_DIM, class Source>
 __device__ __forceinline__ void forward_wgmma(const typename Source::Params& p) {
   using S = ForwardShared<HEAD_DIM>;
   extern __shared__ __align__(1024) char forward_memory[];
-  const u32 shared = shared_address(forward_memory);
+  // As shared_address(forward_memory), but with 32 bits from the start: with the conversion of a 64-bit address, ptxas
+  // serialises the products of prefill with head_dim 128 (C7511).
+  u32 shared;
+  asm("mov.u32 %0, forward_memory;" : "=r"(shared) : "l"(forward_memory));
   Source::write_padding(p);
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::SLOTS; ++i) {

@@ -36,7 +36,7 @@
 //!   o = total.output / total.sum
 //! ```
 //!
-//! Products of warpgroups (`FWD_BF16_WGMMA`, a variant for sm_90a and head_dim 64, 80 and 128) have another order, because
+//! Products of warpgroups (`FWD_BF16_WGMMA`, on compute capability 9.0 for head_dim 64, 80 and 128) have another order, because
 //! their masked block has to come first; `row_state.cuh` defines it for the forward pass and for paged prefill and decode:
 //!
 //! ```text

@@ -21,20 +21,18 @@
 //! prefill, a second launch merges the segments. In decode (bf16, at most as many new tokens as sequences) the block
 //! that finishes the last segment of a row does, so there is one launch; it needs [`Params::counters`].
 //!
-//! # Decode on Hopper
-//! `FWD_BF16_DECODE_ROWS`, a variant for compute capability 9.0 and head_dim 64, 80 and 128, decodes in the order of
-//! sums of `attention/row_state.cuh`: segments, and blocks of 128 keys, in descending order. So a decoded token has the
-//! bits of the forward pass by products of warpgroups over its whole sequence. A persistent block of threads per
-//! multiprocessor draws segments from a counter, the first element of [`Params::counters`], and a second launch merges
-//! the segments of rows that have more than one. The page that has a sequence's last key is read up to its end, or for
-//! 64 rows; rows beyond the last key change nothing, whatever they hold. The kernels for prefill have the order above, so
-//! this is not the default as long as a prompt's tokens and the decoded ones have to agree.
+//! # Hopper
+//! On compute capability 9.0, bf16 with head_dim 64, 80 and 128 has the order of sums of `attention/row_state.cuh`:
+//! segments, and blocks of 128 keys, in descending order. So every new token, of a prompt however it is cut or decoded,
+//! has the bits of the forward pass of [`crate::attention`] over its whole sequence.
 //!
-//! # Prefill on Hopper
-//! `FWD_BF16_PREFILL_WGMMA`, a variant for compute capability 9.0 and head_dim 64, 80 and 128, runs the forward pass by
-//! products of warpgroups of [`crate::attention`] on keys in pages, with its order of sums. So a new token has the bits of
-//! that forward pass over its whole sequence, however the prompt is cut into chunks. A tile has the 128 positions from a
-//! multiple of 128 on, of one head; a chunk may begin within a tile. The variant uses no workspace.
+//! Decode (`FWD_BF16_DECODE_ROWS`): a persistent block of threads per multiprocessor draws segments from a counter, the
+//! first element of [`Params::counters`], and a second launch merges the segments of rows that have more than one. The
+//! page that has a sequence's last key is read up to its end, or for 64 rows; rows beyond the last key change nothing,
+//! whatever they hold.
+//!
+//! Prefill (`FWD_BF16_PREFILL_WGMMA`) is the forward pass by products of warpgroups with keys in pages. A tile has the 128
+//! positions from a multiple of 128 on, of one head; a chunk may begin within a tile. It uses no workspace.
 //!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose

@@ -1,7 +1,7 @@
 use super::*;
 use crate::Arch;
 use crate::paged_attention::{
-    BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, FWD_BF16_PREFILL_WGMMA, plan_bf16, query_key_pairs_and_keys, workspace_bytes,
+    BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, FWD_BF16_PREFILL_WGMMA, plan_bf16_mma, query_key_pairs_and_keys, workspace_bytes,
 };
 use proptest::prelude::*;
 
@@ -203,7 +203,7 @@ fn decode_is_one_launch_with_a_limited_number_of_blocks() {
         ..bytemuck::Zeroable::zeroed()
     };
     let blocks = |p: &Params| {
-        let stages = plan_bf16(p, &Arch::H100);
+        let stages = plan_bf16_mma(p, &Arch::H100);
         assert!(stages.len() == 1 && stages[0].symbol == "paged_attention_fwd_bf16_decode_128", "{stages:?}");
         stages[0].grid[0]
     };
@@ -212,7 +212,7 @@ fn decode_is_one_launch_with_a_limited_number_of_blocks() {
     assert_eq!(blocks(&Params { tokens: 1, seqs: 1, ..decode }), 8 * 4);
     assert_eq!(blocks(&Params { workspace: Addr::NULL, ..decode }), 64 * 4);
     let without_counters = Params { counters: Addr::NULL, ..decode };
-    assert_eq!(plan_bf16(&without_counters, &Arch::H100).len(), 2);
+    assert_eq!(plan_bf16_mma(&without_counters, &Arch::H100).len(), 2);
     // 7 heads for each key head are one counter, 20 are two.
     assert_eq!((counters_per_token(28, 4), counters_per_token(40, 2)), (4, 4));
 
@@ -250,14 +250,14 @@ fn decode_on_hopper_is_one_block_per_multiprocessor_and_a_merge_of_segments() {
     let one = Params { tokens: 1, seqs: 1, ..decode };
     assert_eq!(stages(&one, &Arch::H100), [(rows, 8 * 4), (combine.0, 7)]);
     assert_eq!(stages(&Params { workspace: Addr::NULL, ..one }, &Arch::H100), [(rows, 4)]);
-    // Other calls have the plan of the kernel without the variant.
+    // Other calls have the plan of products of warps.
     for (p, arch) in [
         (decode, Arch::A100),
         (Params { head_dim: 96, ..decode }, Arch::H100),
         (Params { counters: Addr::NULL, ..decode }, Arch::H100),
         (Params { tokens: 65, ..decode }, Arch::H100),
     ] {
-        let want: Vec<_> = plan_bf16(&p, &arch).iter().map(|s| (s.symbol, s.grid[0])).collect();
+        let want: Vec<_> = plan_bf16_mma(&p, &arch).iter().map(|s| (s.symbol, s.grid[0])).collect();
         assert_eq!(stages(&p, &arch), want);
     }
 }
@@ -307,10 +307,10 @@ fn prefill_on_hopper_is_one_launch_of_persistent_blocks() {
     // 60 tokens may begin in one tile and end in the next.
     assert_eq!(stages(&Params { tokens: 60, ..prefill }, &Arch::H100), [(symbol, 2 * 28)]);
     assert_eq!(stages(&Params { tokens: 0, ..prefill }, &Arch::H100), []);
-    // Other calls have the plan of the kernel without the variant.
+    // Other calls have the plan of products of warps.
     let decode = Params { tokens: 1, counters: Addr(1 << 30), ..prefill };
     for (p, arch) in [(prefill, Arch::A100), (Params { head_dim: 96, ..prefill }, Arch::H100), (decode, Arch::H100)] {
-        let want: Vec<_> = plan_bf16(&p, &arch).iter().map(|s| (s.symbol, s.grid[0])).collect();
+        let want: Vec<_> = plan_bf16_mma(&p, &arch).iter().map(|s| (s.symbol, s.grid[0])).collect();
         assert_eq!(stages(&p, &arch), want);
     }
 }
