@@ -298,7 +298,8 @@ impl GpuRecord {
     }
 
     /// The recorded launch whose size is nearest to `cost`, of the first of [`recorded_names`] that the record has. If
-    /// the kernel's code is not that of the record, a launch of its prototype comes first, if that has about this size.
+    /// the kernel's code is not that of the record, a launch of its prototype comes first, unless its operations per byte
+    /// differ by more than a factor of [`SAME_SIZE`].
     fn nearest(&self, name: &str, cost: Cost, dtype: DType) -> Option<&RecordedKernel> {
         let from = |k: &RecordedKernel| distance(cost, Cost { flops: k.flops, bytes: k.bytes });
         let launches_of = |name: String| {
@@ -308,7 +309,11 @@ impl GpuRecord {
             };
             let (own, prototype) = (nearest_of(false), nearest_of(true));
             let is_current = |k: &RecordedKernel| k.source.is_none() || k.source == code_hash_of_kernel(&name);
-            let prototype = prototype.filter(|k| from(k).1 <= SAME_SIZE.ln() && !own.is_some_and(is_current));
+            let per_byte = |flops: f64, bytes: f64| (flops.max(1.0) / bytes.max(1.0)).ln();
+            let is_alike = |k: &&RecordedKernel| {
+                (per_byte(k.flops, k.bytes) - per_byte(cost.flops, cost.bytes)).abs() <= SAME_SIZE.ln()
+            };
+            let prototype = prototype.filter(is_alike).filter(|_| !own.is_some_and(is_current));
             prototype.or(own)
         };
         recorded_names(name, dtype).into_iter().find_map(launches_of)
@@ -417,6 +422,10 @@ mod tests {
         for k in &record_of_gpu("h200").unwrap().kernels {
             let name = k.kernel.strip_suffix("_bf16").filter(|k| k.starts_with("matmul")).unwrap_or(&k.kernel);
             let recorded = h200(name, Cost { flops: k.flops, bytes: k.bytes }).recorded.unwrap();
+            // The code has changed since, and its prototype counts.
+            if k.prototype.is_none() && recorded.prototype.is_some() {
+                continue;
+            }
             // The price of f32 kernels is that of a model in bf16, which uses the rate of bf16 products.
             if k.dtype == "bf16" {
                 assert!((recorded.seconds / k.seconds - 1.0).abs() < 0.1, "{name}: {recorded:?}");
@@ -454,6 +463,7 @@ mod tests {
                 bytes: 1e9,
                 seconds: 1e-3,
                 source,
+                prototype: None,
                 date: "2026-01-01".to_string(),
             }],
         };
@@ -481,6 +491,7 @@ mod tests {
             bytes,
             seconds: 8.2e-3,
             source: Some("0".to_string()),
+            prototype: None,
             date: "2026-11-20".to_string(),
         };
         let record = GpuRecord { records: Vec::new(), kernels: vec![k] };
@@ -497,9 +508,9 @@ mod tests {
         // Attention of a decode step: 28 query and 4 key heads of 128.
         let attention = |keys: f64| Cost { flops: 4.0 * 128.0 * 28.0 * keys, bytes: 2.0 * 4.0 * 128.0 * 2.0 * keys };
         let microseconds = |keys: f64| 1e6 * h200("paged_attention_fwd_bf16", attention(keys)).seconds;
-        // The record has 1024 keys (28 us), 8 x 5120 (55), 64 x 2048 (108) and 64 x 4096 (206).
+        // The prototype has 1024 keys (9 us), 8 x 5120 (29), 64 x 2048 (74) and 64 x 4096 (142).
         for (keys, least, most) in
-            [(8.0, 20.0, 30.0), (4096.0, 25.0, 35.0), (8192.0, 25.0, 40.0), (196_608.0, 125.0, 190.0)]
+            [(8.0, 7.0, 9.0), (4096.0, 9.0, 12.0), (8192.0, 10.0, 16.0), (196_608.0, 90.0, 130.0)]
         {
             assert!((least..most).contains(&microseconds(keys)), "{keys} keys: {} us", microseconds(keys));
         }
