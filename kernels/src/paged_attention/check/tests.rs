@@ -1,7 +1,8 @@
 use super::*;
 use crate::Arch;
 use crate::paged_attention::{
-    BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, FWD_BF16_PREFILL_WGMMA, plan_bf16_mma, query_key_pairs_and_keys, workspace_bytes,
+    BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, FWD_BF16_PREFILL_WGMMA, plan_bf16_mma, query_key_pairs_and_keys,
+    workspace_bytes,
 };
 use proptest::prelude::*;
 
