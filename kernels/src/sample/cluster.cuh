@@ -12,8 +12,8 @@
 //   1 pass    max score, first id of it, largest logit, any NaN, each by run                       1 cluster barrier
 //   top-k     lower bound: the k-th largest of the runs' maxima (k <= 128), else none
 //             least = k-th largest score of those above the bound                                  1 each round
-//   1 pass    w = e^((score - row_max) / T) replaces the logit, 0 below least; total = sum of w;
-//             exact sums of e^x and e^(x / T), x = unchanged logit                                 1
+//   1, 2      exact sums of e^x and, for T > 0 other than 1, e^(x / T), x = unchanged logit
+//   1 pass    w = e^((score - row_max) / T) replaces the logit, 0 below least; total = sum of w    1
 //   top-p     w* = weight at which the descending sum reaches p total; weights that cannot be
 //             kept are skipped                                                                     1 each round
 //   1 pass    by run: sum of the weights above w*, number of those equal to it                     1
@@ -42,6 +42,23 @@
 #include "sample/cluster_select.cuh"
 #include "sample/cluster_tops.cuh"
 #include "sample/row.cuh"
+
+namespace in_cluster {
+
+// Gives the sum of the exponentials of this warp's run to all blocks. Two sums at a time would need more registers than
+// a thread has.
+__device__ __forceinline__ void give_sum(const Run& run, u32 number, const RowExps& exps,
+                                         u64 (&sums)[ExpSum::WORDS][RUNS]) {
+  ExpSum sum = exps.none();
+  run.each_four([&](int, const float (&logit)[4]) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) exps.add(sum, logit[j]);
+  });
+#pragma unroll
+  for (int i = 0; i < ExpSum::WORDS; ++i) give_to_all(sums[i][number], warp_sum(sum.words[i]));
+}
+
+}  // namespace in_cluster
 
 extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_cluster(const __grid_constant__ Params p) {
   using namespace in_cluster;
@@ -148,17 +165,11 @@ extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_clus
 
   const float scale = greedy ? 1.0f : __fdiv_rn(1.0f, s.settings.temperature);
   const float top_p = s.settings.top_p;
-  u64 total = 0;
   const RowExps plain_exps(1.0f, largest), scaled_exps(scale, largest);
-  ExpSum plain = plain_exps.none(), scaled = scaled_exps.none();
+  if (log_probs) give_sum(run, number, plain_exps, s.plain);
+  if (log_probs && scale != 1.0f) give_sum(run, number, scaled_exps, s.scaled);
+  u64 total = 0;
   run.each_four([&](int id, const float (&logit)[4]) {
-    if (log_probs) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        plain_exps.add(plain, logit[j]);
-        if (scale != 1.0f) scaled_exps.add(scaled, logit[j]);
-      }
-    }
     if (!sampled) return;
     float e[4] = {0.0f, 0.0f, 0.0f, 0.0f}, score[4];
     run.marks.scores(id, logit, score);
@@ -172,14 +183,6 @@ extern "C" __global__ void __launch_bounds__(in_cluster::THREADS, 2) sample_clus
     store_vector(run.values + (id - first_id), e);
   });
   if (sampled && top_p < 1.0f) give_to_all(s.total[number], warp_sum(total));
-  if (log_probs) {
-#pragma unroll
-    for (int i = 0; i < ExpSum::WORDS; ++i) {
-      give_to_all(s.plain[i][number], warp_sum(plain.words[i]));
-      if (scale != 1.0f) give_to_all(s.scaled[i][number], warp_sum(scaled.words[i]));
-    }
-  }
-
   bool mine = writer;  // whether this thread writes the row's token
   if (!sampled) {
     cluster_barrier();

@@ -39,12 +39,12 @@
 //! - `sample_cluster`, from compute capability 9.0 on: a cluster of 8 blocks holds a row in shared memory, so the row
 //!   is read once. It computes at most three exponentials per token (one without log-probabilities, two at temperature
 //!   0 or 1), and few for weights with top-k.
-//!   Passes over shared memory: 1 for the greedy token, 2 with log-probabilities, 3 to sample, 5 with top-p, 5 with
-//!   top-k and top-p; up to 11 if many tokens are almost equally likely.
+//!   Passes over shared memory: 1 for the greedy token, 3 to sample, 5 with top-p, 5 with top-k and top-p; up to 11 if
+//!   many tokens are almost equally likely. Log-probabilities take 1 more, and 1 more at another temperature than 0 or 1.
 //! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
 //!   376 832 tokens on an H100): one block takes a row, which exceeds its shared memory. It reads it once from memory
-//!   and again from L2: 2 times in all with log-probabilities, 3 to sample, 8 with top-p, 11 with top-k too, 5 more
-//!   for the most likely tokens; one of 32 warps reads its part again for each search. It computes the exponentials in
+//!   and again from L2: 2 times in all with log-probabilities, 3 to sample, 8 with top-p, 11 with top-k too, 1 more at
+//!   another temperature than 0 or 1, 5 more for the most likely tokens; one of 32 warps reads its part again for each search. It computes the exponentials in
 //!   each pass: up to 8 per token.
 //!
 //! The cost counts the logits, the rows of the history as if they were full, biases, suppressed and allowed tokens,

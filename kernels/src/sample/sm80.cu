@@ -292,6 +292,20 @@ __device__ __forceinline__ void best(const Params& p, const Row& row, Shared& s,
   write_tops(p, r, n, s.top_logit, s.top_id, largest, log_sum);
 }
 
+// Sums the exponentials of this warp's runs. Two sums at a time would need more registers than a thread has.
+__device__ __forceinline__ void sum_runs(const Row& row, const RowExps& exps, u64 (&sums)[ExpSum::WORDS][RUNS]) {
+  for (int j = 0; j < RUNS / WARPS; ++j) {
+    const int run = threadIdx.x / 32 * (RUNS / WARPS) + j;
+    ExpSum sum = exps.none();
+    row.each(row.begin_of(run), row.begin_of(run + 1), [&](int, float logit, float) { exps.add(sum, logit); });
+#pragma unroll
+    for (int i = 0; i < ExpSum::WORDS; ++i) {
+      const u64 words = warp_sum(sum.words[i]);
+      if (threadIdx.x % 32 == 0) sums[i][run] = words;
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_constant__ Params p) {
   __shared__ Shared s;
   let_next_launch_start();
@@ -331,19 +345,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
   // Log-probabilities under the logits without penalties and biases, at the row's temperature and at temperature 1.
   const float scale = greedy ? 1.0f : __fdiv_rn(1.0f, temperature);
   const RowExps plain_exps(1.0f, largest), scaled_exps(scale, largest);
-  for (int j = 0; j < RUNS / WARPS; ++j) {
-    const int run = threadIdx.x / 32 * (RUNS / WARPS) + j;
-    ExpSum plain = plain_exps.none(), scaled = scaled_exps.none();
-    row.each(row.begin_of(run), row.begin_of(run + 1), [&](int, float logit, float) {
-      plain_exps.add(plain, logit);
-      if (scale != 1.0f) scaled_exps.add(scaled, logit);
-    });
-#pragma unroll
-    for (int i = 0; i < ExpSum::WORDS; ++i) {
-      const u64 of_plain = warp_sum(plain.words[i]), of_scaled = warp_sum(scaled.words[i]);
-      if (threadIdx.x % 32 == 0) s.plain[i][run] = of_plain, s.scaled[i][run] = of_scaled;
-    }
-  }
+  sum_runs(row, plain_exps, s.plain);
+  if (scale != 1.0f) sum_runs(row, scaled_exps, s.scaled);
   __syncthreads();
   const double plain = plain_exps.log_above(s.plain);
   const double scaled = scale == 1.0f ? plain : scaled_exps.log_above(s.scaled);
