@@ -125,8 +125,8 @@ struct SeeingQueries {
   int from;           // first query, a multiple of 64
   int begin, end;     // range of the tile's keys that they see
 
-  // Returns the first number from `number` on of queries that see the keys; 2 * seqs if there is none. All lanes of the
-  // warp call it, and each examines one number.
+  // Returns the least number, not below `number`, whose queries see the keys; 2 * seqs if there is none. All lanes of
+  // the warp call it, and each examines one number.
   __device__ static __forceinline__ int next(const BwdParams& p, const KeyRows& keys, int number) {
     const int numbers = 2 * static_cast<int>(p.seqs), own = 2 * keys.sequence() + 1;
     if (p.prefix == 0) return number <= own ? own : numbers;
