@@ -3,9 +3,10 @@
 //! Instructions that the source marks as redundant are not tried. `benches/src/bin/mutate.rs` tries all instantiations
 //! and these instructions too, records all checks, and reports the outcome for each folder.
 
-use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject};
+use reel_kernels::catalogue::{FOLDERS, KernelFolder};
+use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject, MutationTarget};
 use reel_kernels::compile;
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,6 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const ENOUGH: usize = 2;
 /// Maximum number of launches that are simulated for each changed kernel.
 const LAUNCHES: usize = 12;
+/// The same for a mutant that survived these: the launches of all checks are recorded then.
+const ALL_LAUNCHES: usize = 60;
 
 /// Files of kernels that are not tried, because mutants of them survive that no comment explains yet: 26 of the backward
 /// pass, 13 of the forward pass and of decode. `benches/src/bin/mutate.rs --survivors` prints them.
@@ -31,28 +34,61 @@ fn every_mutant_is_found() {
         println!("skipped: every_mutant_is_found: {e}");
         return;
     }
-    let subjects = on_all_threads(FOLDERS.len(), |i| {
-        MutationSubject::of_folder(&FOLDERS[i], ENOUGH).unwrap_or_else(|e| panic!("{}: {e}", FOLDERS[i].name))
-    });
-    let subjects: Vec<_> = subjects.into_iter().flatten().collect();
+    let subjects = subjects_of(&FOLDERS.iter().collect::<Vec<_>>(), ENOUGH);
     let untried = |place: &String| UNTRIED.iter().any(|file| place.starts_with(file));
     let all = subjects.iter().flat_map(|s| s.one_target_per_instruction().into_iter().map(move |t| (s, t)));
     let all: Vec<_> = all.filter(|(_, target)| !target.places.iter().any(untried)).collect();
     assert!(all.len() > 300, "{} mutants", all.len());
     // A redundant instruction takes the longest: no launch ends its trial.
-    let tried: Vec<_> = all.iter().filter(|(subject, target)| subject.redundancy_reason(target).is_none()).collect();
+    let is_tried =
+        |(subject, target): &(&MutationSubject, &MutationTarget)| subject.redundancy_reason(target).is_none();
+    let tried: Vec<_> = all.iter().copied().filter(is_tried).collect();
     let redundant = all.len() - tried.len();
     assert!(redundant < all.len() / 8, "{redundant} of {} instructions are marked as redundant", all.len());
-    let survivors: Vec<String> = on_all_threads(tried.len(), |i| {
+    let survivors = survivors(&tried, LAUNCHES);
+    let folders: BTreeSet<&str> = survivors.iter().map(|(subject, ..)| subject.folder()).collect();
+    let folders: Vec<_> = FOLDERS.iter().filter(|folder| folders.contains(folder.name)).collect();
+    let complete = subjects_of(&folders, usize::MAX);
+    let tried: Vec<_> = survivors.iter().map(|(subject, target, _)| same_target(&complete, subject, target)).collect();
+    let survivors = self::survivors(&tried, ALL_LAUNCHES);
+    let lines = survivors.iter().map(|(_, target, verdict)| {
+        format!("{}: {} at {:?}: {verdict:?}", target.function, target.mutant, target.places)
+    });
+    assert!(survivors.is_empty(), "{}", lines.collect::<Vec<_>>().join("\n"));
+}
+
+/// Records the launches of these folders' checks, `enough` for each instruction.
+fn subjects_of(folders: &[&'static KernelFolder], enough: usize) -> Vec<MutationSubject> {
+    let of_folder = |i: usize| {
+        MutationSubject::of_folder(folders[i], enough).unwrap_or_else(|e| panic!("{}: {e}", folders[i].name))
+    };
+    on_all_threads(folders.len(), of_folder).into_iter().flatten().collect()
+}
+
+/// Returns the subject among `subjects` with the kernels of `subject`, and its target with the mutant of `target`.
+fn same_target<'a>(
+    subjects: &'a [MutationSubject],
+    subject: &MutationSubject,
+    target: &MutationTarget,
+) -> (&'a MutationSubject, &'a MutationTarget) {
+    let same = subjects.iter().filter(|s| (s.folder(), s.gpu().sm) == (subject.folder(), subject.gpu().sm));
+    let is_target = |t: &&MutationTarget| (&t.function, &t.mutant) == (&target.function, &target.mutant);
+    let mut found = same.filter_map(|s| Some((s, s.targets().iter().find(is_target)?)));
+    found.next().unwrap_or_else(|| panic!("{}: {} is not recorded again", target.function, target.mutant))
+}
+
+/// Returns the mutants that no launch finds, with their verdicts.
+fn survivors<'a>(
+    tried: &[(&'a MutationSubject, &'a MutationTarget)],
+    launches: usize,
+) -> Vec<(&'a MutationSubject, &'a MutationTarget, MutantVerdict)> {
+    let verdicts = on_all_threads(tried.len(), |i| {
         let (subject, target) = tried[i];
-        let verdict = subject.run_mutant(target, LAUNCHES).unwrap_or_else(|e| panic!("{}: {e}", target.mutant));
-        matches!(verdict, MutantVerdict::Survived | MutantVerdict::Unreached)
-            .then(|| format!("{}: {} at {:?}: {verdict:?}", target.function, target.mutant, target.places))
-    })
-    .into_iter()
-    .flatten()
-    .collect();
-    assert!(survivors.is_empty(), "{}", survivors.join("\n"));
+        let verdict = subject.run_mutant(target, launches).unwrap_or_else(|e| panic!("{}: {e}", target.mutant));
+        (subject, target, verdict)
+    });
+    let survives = |verdict: &MutantVerdict| matches!(verdict, MutantVerdict::Survived | MutantVerdict::Unreached);
+    verdicts.into_iter().filter(|(.., verdict)| survives(verdict)).collect()
 }
 
 /// Returns f(0), f(1), … in order, computed on all threads.

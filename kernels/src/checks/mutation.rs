@@ -151,6 +151,16 @@ impl MutationSubject {
         Ok(MutationSubject { folder: folder.name, gpu, unit, cases, targets })
     }
 
+    /// The folder's name.
+    pub fn folder(&self) -> &'static str {
+        self.folder
+    }
+
+    /// The GPU that runs the kernels.
+    pub fn gpu(&self) -> &Arch {
+        &self.gpu
+    }
+
     /// Returns every mutant of the folder's kernels.
     pub fn targets(&self) -> &[MutationTarget] {
         &self.targets

@@ -6,9 +6,9 @@ use bytemuck::Zeroable;
 use super::{Params, QkvParams};
 use crate::matmul::{self, Matmul, Operand};
 use crate::rms_norm::{self, FwdParams};
-use crate::simd::{LANES, exp, sum_lanes};
+use crate::simd::{LANES, sum_lanes};
 use crate::view::{OutputArray, slice_at};
-use crate::{Addr, DType, Element, Team, rope_kv_write, simd_fn};
+use crate::{Addr, DType, Element, Team, rope_kv_write, simd_fn, swiglu};
 
 /// Number of rows of an int8 weight that one task multiplies with x.
 const PER_TASK: usize = 32;
@@ -29,15 +29,11 @@ simd_fn! {
     }
 }
 
-fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
-}
-
-/// Computes `c = x · wᵀ (+ bias)`, or adds it to c if `accumulate`. `c` is (address, dtype).
+/// Computes `c = x · wᵀ (+ bias)`. `c` is (address, dtype).
 ///
 /// # Safety
 /// The addresses are valid as [`Params`] documents; `c` has `[m, n]` elements.
-unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType), accumulate: bool, team: &Team) {
+unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType), team: &Team) {
     let product = Matmul {
         m: p.m as usize,
         n: p.n as usize,
@@ -49,7 +45,7 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
         c: c.0,
         c_dtype: c.1,
         bias,
-        accumulate,
+        accumulate: false,
         scale: 1.0,
     };
     // SAFETY: x, w and bias are valid as `Params` documents, and `c` has `[m, n]` elements.
@@ -59,22 +55,38 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn linear<T: Element>(p: &Params, team: &Team) {
-    let size = p.m as usize * p.n as usize;
-    if !p.residual.is_null() && p.residual != p.y {
-        // SAFETY: residual and y have `[m, n]` elements of T.
-        let (from, to) = unsafe { (slice_at::<T>(p.residual, size), OutputArray::<T>::new(p.y, size)) };
-        // SAFETY: no other thread writes yet.
-        unsafe { to.part(0, size) }.copy_from_slice(from);
+    if p.residual.is_null() {
+        // SAFETY: the addresses are valid as `Params` documents; y has `[m, n]` elements of T.
+        return unsafe { product::<T>(p, p.w, p.bias, (p.y, T::DTYPE), team) };
     }
-    // SAFETY: the addresses are valid as `Params` documents; y has `[m, n]` elements of T.
-    unsafe { product::<T>(p, p.w, p.bias, (p.y, T::DTYPE), !p.residual.is_null(), team) }
+    let mut products = vec![T::zeroed(); p.m as usize * p.n as usize];
+    // SAFETY: the addresses are valid as `Params` documents; `products` has `[m, n]` elements of T.
+    unsafe { product::<T>(p, p.w, p.bias, (Addr(products.as_mut_ptr() as u64), T::DTYPE), team) }
+    // SAFETY: y and residual have `[m, n]` elements of T.
+    unsafe { write_sums(p, &products) }
+}
+
+/// Writes `y = products + residual`.
+///
+/// # Safety
+/// y and residual have as many elements of T as `products`; they may be the same array.
+unsafe fn write_sums<T: Element>(p: &Params, products: &[T]) {
+    // SAFETY: the caller promises it.
+    let y = unsafe { OutputArray::<T>::new(p.y, products.len()) };
+    for (i, product) in products.iter().enumerate() {
+        // SAFETY: the residual has this element. It may be the element of y that is written below.
+        let residual = unsafe { (p.residual.0 as *const T).add(i).read() };
+        // SAFETY: no other thread writes.
+        let one = unsafe { y.part(i, 1) };
+        one[0] = T::from_f32(product.to_f32() + residual.to_f32());
+    }
 }
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents; y is f32.
 pub unsafe fn logits<T: Element>(p: &Params, team: &Team) {
     // SAFETY: the caller promises it.
-    unsafe { product::<T>(p, p.w, Addr::NULL, (p.y, DType::F32), false, team) }
+    unsafe { product::<T>(p, p.w, Addr::NULL, (p.y, DType::F32), team) }
 }
 
 /// Calls `f` with the address of x, or of its rows after the norm if `norm` is not null.
@@ -132,29 +144,35 @@ unsafe fn products_and_writes<T: Element>(p: &QkvParams, team: &Team, linear: im
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
 pub unsafe fn swiglu<T: Element>(p: &Params, team: &Team) {
-    // SAFETY: the caller promises it.
-    unsafe {
-        with_norm::<T>(p.x, (p.norm, p.eps), [p.m, p.k], team, |x| normed_swiglu::<T>(&Params { x, ..*p }, team));
-    }
+    // SAFETY: the caller promises it; `gated` passes valid products.
+    unsafe { gated::<T>(p, team, |product| linear::<T>(product, team)) }
 }
 
-/// [`swiglu`] without a norm.
-///
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
-unsafe fn normed_swiglu<T: Element>(p: &Params, team: &Team) {
-    let size = p.m as usize * p.n as usize;
-    let mut sums = [vec![0.0f32; size], vec![0.0f32; size]];
-    for (sums, w) in sums.iter_mut().zip([p.w, p.w2]) {
-        // SAFETY: x and both weights are valid as `Params` documents; `sums` has `[m, n]` f32.
-        unsafe { product::<T>(p, w, Addr::NULL, (Addr(sums.as_mut_ptr() as u64), DType::F32), false, team) }
-    }
-    // SAFETY: y has `[m, n]` elements of T.
-    let y = unsafe { OutputArray::<T>::new(p.y, size) };
-    // SAFETY: no other thread writes.
-    for ((y, gate), up) in unsafe { y.part(0, size) }.iter_mut().zip(&sums[0]).zip(&sums[1]) {
-        *y = T::from_f32(silu(*gate) * up);
-    }
+pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
+    // SAFETY: the caller promises it; `gated` passes valid products.
+    unsafe { gated::<T>(p, team, |product| linear_int8::<T>(product, team)) }
+}
+
+/// Computes the products of the normalised x and both weights with `linear`, then y from them.
+///
+/// # Safety
+/// As for [`swiglu`].
+unsafe fn gated<T: Element>(p: &Params, team: &Team, linear: impl Fn(&Params)) {
+    let mut products = [0, 1].map(|_| vec![T::zeroed(); p.m as usize * p.n as usize]);
+    let [gate, up] = products.each_mut().map(|x| Addr(x.as_mut_ptr() as u64));
+    let both = |x: Addr| {
+        for (w, scale, y) in [(p.w, p.scale, gate), (p.w2, p.scale2, up)] {
+            linear(&Params { x, w, scale, y, bias: Addr::NULL, residual: Addr::NULL, ..*p });
+        }
+    };
+    // SAFETY: x and the norm are valid as `Params` documents.
+    unsafe { with_norm::<T>(p.x, (p.norm, p.eps), [p.m, p.k], team, both) }
+    let (count, cols) = (u64::from(p.m) * u64::from(p.n), u64::from(p.n).max(1));
+    let params = swiglu::FwdParams { gate, up, y: p.y, count, cols, stride: cols };
+    // SAFETY: gate, up and y have `[m, n]` elements of T.
+    unsafe { swiglu::cpu::fwd::<T>(&params, team) }
 }
 
 /// Calls `f(row index of x, row index of the weight, row of x as f32)` for all pairs of rows. Each task of the team
@@ -187,7 +205,8 @@ pub unsafe fn linear_int8<T: Element>(p: &Params, team: &Team) {
         sum += bias.get(c).map_or(0.0, |b| b.to_f32());
         if !p.residual.is_null() {
             // SAFETY: residual has `[m, n]` elements; if it is y, this element is written later, below.
-            sum += unsafe { (p.residual.0 as *const T).add(r * n + c).read() }.to_f32();
+            let residual = unsafe { (p.residual.0 as *const T).add(r * n + c).read() };
+            sum = T::from_f32(sum).to_f32() + residual.to_f32();
         }
         // SAFETY: each pair of rows has an element of its own.
         let one = unsafe { y.part(r * n + c, 1) };
@@ -207,34 +226,5 @@ pub unsafe fn logits_int8<T: Element>(p: &Params, team: &Team) {
         // SAFETY: each pair of rows has an element of its own.
         let one = unsafe { y.part(r * n + c, 1) };
         one[0] = dot(x, &w[c * k..][..k]) * scale[c];
-    });
-}
-
-/// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
-pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
-    // SAFETY: the caller promises it.
-    unsafe {
-        with_norm::<T>(p.x, (p.norm, p.eps), [p.m, p.k], team, |x| normed_swiglu_int8::<T>(&Params { x, ..*p }, team));
-    }
-}
-
-/// [`swiglu_int8`] without a norm.
-///
-/// # Safety
-/// Every address in [`Params`] is valid for the shape and dtype that its field documents.
-unsafe fn normed_swiglu_int8<T: Element>(p: &Params, team: &Team) {
-    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    // SAFETY: both weights have `[n, k]` int8.
-    let (w, w2) = unsafe { (slice_at::<i8>(p.w, n * k), slice_at::<i8>(p.w2, n * k)) };
-    // SAFETY: both scales have `[n]` f32.
-    let (scale, scale2) = unsafe { (slice_at::<f32>(p.scale, n), slice_at::<f32>(p.scale2, n)) };
-    // SAFETY: y has `[m, n]` elements of T.
-    let y = unsafe { OutputArray::<T>::new(p.y, m * n) };
-    int8_rows::<T>(p, team, |r, c, x| {
-        let (gate, up) = (dot(x, &w[c * k..][..k]) * scale[c], dot(x, &w2[c * k..][..k]) * scale2[c]);
-        // SAFETY: each pair of rows has an element of its own.
-        let one = unsafe { y.part(r * n + c, 1) };
-        one[0] = T::from_f32(silu(gate) * up);
     });
 }

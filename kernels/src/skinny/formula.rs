@@ -1,7 +1,7 @@
 //! The definition of skinny GEMM in f64, and a version with the roundings that `mod.rs` documents, except the last
 //! one.
 
-use crate::checks::rounding::{ULP, approximate, f32, sum_in_runs};
+use crate::checks::rounding::{f32, sum_in_runs};
 
 /// Returns `y[r, c] = Σ x[r, i] w[c, i] · scale[c]`. An empty `scale` stands for scales of 1.
 pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
@@ -12,11 +12,6 @@ pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
         }
     }
     y
-}
-
-/// `silu(gate) · up`.
-pub fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
-    gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
 
 /// [`product`] in f32: terms are added in order, and the sum is rounded after each.
@@ -45,10 +40,4 @@ pub fn product_truncated(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f
         }
     }
     y
-}
-
-/// [`swiglu`] with the roundings of a kernel.
-pub fn swiglu_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
-    let one = |(g, u): (&f64, &f64)| f32(g / f32(1.0 + approximate((-g).exp(), 2.0 * ULP))) * u;
-    gate.iter().zip(up).map(one).collect()
 }

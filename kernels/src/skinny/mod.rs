@@ -14,10 +14,12 @@
 //! x, norm, bias, residual and y (but that of `logits`) are all f32 or all bf16. Designed for m up to 64. `residual`
 //! and `y` may be the same array. [`QkvParams`] has the shapes of `qkv`.
 //!
-//! Numerics: products and sums are in f32. The finished sum is multiplied by the scale, bias and residual are added,
-//! and the result is rounded once. On the CPU the product with a bf16 weight is [`crate::matmul`], bit for bit; with
-//! an int8 weight a sum consists of sixteen partial sums. In CUDA an f32 x is split into three bf16 (24 bits), whose
-//! products with the weight are exact. [`Scheme`] names the ways to divide a product among blocks:
+//! Numerics: products and sums are in f32. The finished sum is multiplied by the scale, the bias is added, and the
+//! product is rounded to the type of x. What follows it has the bits of a launch of its own: the residual addition, the
+//! rotation, or SwiGLU ([`crate::swiglu`]), and one more rounding. So a decode step rounds where training does. On the
+//! CPU the product with a bf16 weight is [`crate::matmul`], bit for bit; with an int8 weight a sum consists of sixteen
+//! partial sums. In CUDA an f32 x is split into three bf16 (24 bits), whose products with the weight are exact.
+//! [`Scheme`] names the ways to divide a product among blocks:
 //!
 //! - Tiles (`sm90.cuh`), bf16 x on compute capability 9.0 if all addresses and the bytes of rows are multiples of 16: a
 //!   sum is one accumulator, to which the products of 16 consecutive k are added in ascending order from 0 on, as

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuh/base.cuh"
+#include "cuh/math.cuh"
 #include "cuh/rotary.cuh"
 
 // Rows of a weight from `first` on, of which those before `end` exist.
@@ -55,7 +56,8 @@ struct Single {
   __device__ __forceinline__ const TensorMapSlot* map_of(Place, bool second) const {
     return second ? &p.w2_map : &p.w_map;
   }
-  // Writes columns c and c + 1 of a group, from the sums of each weight.
+  // Writes columns c and c + 1 of a group, from the sums of each weight. A product is rounded to T before the next
+  // operation, as if the operation were a launch of its own.
   __device__ __forceinline__ void write(Place first, u32 row, u32 c, const float (&sum)[WEIGHTS][2]) const {
     const u32 column = first + c;
     if (column >= p.n) return;
@@ -66,10 +68,10 @@ struct Single {
       if (column + i >= p.n) break;
       y[i] = scaled(p.scale, column + i, sum[0][i]);
       if constexpr (PAIR) {
-        y[i] = __fmul_rn(__fdiv_rn(y[i], 1.0f + expf(-y[i])), scaled(p.scale2, column + i, sum[1][i]));
+        y[i] = gated(rounded<T>(y[i]), rounded<T>(scaled(p.scale2, column + i, sum[1][i])));
       } else {
         if (p.bias != 0) y[i] = __fadd_rn(y[i], to_f32(global<const T>(p.bias)[column + i]));
-        if (p.residual != 0) y[i] = __fadd_rn(y[i], to_f32(global<const T>(p.residual)[at + i]));
+        if (p.residual != 0) y[i] = __fadd_rn(rounded<T>(y[i]), to_f32(global<const T>(p.residual)[at + i]));
       }
     }
     store_pair<Y>(p.y, at, p.n - column, y);

@@ -14,9 +14,9 @@
 //! so that training need not keep it: 6 instead of 8 with a forward pass.
 
 pub(crate) mod check;
-mod cpu;
+pub(crate) mod cpu;
 mod examples;
-mod formula;
+pub(crate) mod formula;
 
 use crate::folder::kernel_folder;
 use crate::launch::kernel_for_dtype;

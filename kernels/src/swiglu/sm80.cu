@@ -24,8 +24,6 @@ struct RowLayout {
   __device__ __forceinline__ bool fits(u32 v) const { return stride == cols || (cols % v == 0 && stride % v == 0); }
 };
 
-__device__ __forceinline__ float gated(float gate, float up) { return divide(gate, 1.0f + expf(-gate)) * up; }
-
 // Computes y from gate and up.
 template <class T>
 struct Gated {

@@ -1,20 +1,25 @@
+use self::after_products::{
+    a_residual_is_added_as_by_a_launch_of_its_own, swiglu_has_the_bits_of_products_and_of_a_launch_of_its_own,
+};
 use self::qkv::{QkvCase, qkv_has_the_bits_of_products_and_of_rope_kv_write};
 use super::{Params, WeightFormat, formula, linear, logits, swiglu, test_cases_m_n_k};
 use crate::DType::{BF16, F32};
-use crate::checks::rounding::f32;
+use crate::checks::rounding::{bf16, f32, unrounded};
 use crate::checks::{
     TestArray, addr, checks, gpu_of_check, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving,
 };
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::launch::{KernelLaunch, Launch};
 use crate::simd::{Isa, isa};
-use crate::{Addr, DType, rms_norm, tuning};
+use crate::{Addr, DType, rms_norm, swiglu as swiglu_alone, tuning};
 use bytemuck::Zeroable;
 
 checks!(
     linear_equals_the_formula_with_and_without_bias_and_residual,
     a_residual_may_be_the_output,
+    a_residual_is_added_as_by_a_launch_of_its_own,
     swiglu_equals_the_formula,
+    swiglu_has_the_bits_of_products_and_of_a_launch_of_its_own,
     a_row_does_not_know_its_batch,
     qkv_has_the_bits_of_products_and_of_rope_kv_write,
     a_norm_has_the_bits_of_rms_norm,
@@ -22,6 +27,7 @@ checks!(
     variants_of_a_scheme_have_the_same_bits,
 );
 
+mod after_products;
 mod qkv;
 
 /// The bits of all elements, as those of f32.
@@ -78,6 +84,11 @@ impl Stored {
 
 type Product = fn(&[f64], &[f64], &[f64], usize) -> Vec<f64>;
 const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
+
+/// The rounding to an element of an array.
+fn rounding_of(dtype: DType) -> fn(f64) -> f64 {
+    if dtype == F32 { f32 } else { bf16 }
+}
 
 /// Returns the tolerance of sums as a multiple of the error of one rounding. In f32 it grows with cancellation: with
 /// the norm of `sizes`, the sums of the terms' magnitudes, relative to the norm of `sums`.
@@ -156,10 +167,13 @@ fn linear_equals_the_formula_with_and_without_bias_and_residual() {
             run(&linear(dtype, kind, &params), 2);
             let whole = |product: &[f64], round: fn(f64) -> f64| -> Vec<f64> {
                 let bias = |i: usize| if with_bias { bias[i % n] } else { 0.0 };
-                let residual = |i: usize| if with_residual { residual[i] } else { 0.0 };
-                product.iter().enumerate().map(|(i, p)| round(p + bias(i)) + residual(i)).collect()
+                let sums = product.iter().enumerate().map(|(i, p)| p + bias(i));
+                match with_residual {
+                    true => sums.zip(&residual).map(|(sum, r)| round(sum) + r).collect(),
+                    false => sums.collect(),
+                }
             };
-            let (with, want) = (whole(&products[0], f32), whole(&products[1], |x| x));
+            let (with, want) = (whole(&products[0], rounding_of(dtype)), whole(&products[1], unrounded));
             let sizes: Vec<f64> = products[2].iter().zip(&want).map(|(size, want)| size + want.abs()).collect();
             let name = format!("{kind:?} {case:?} bias {with_bias} residual {with_residual}");
             assert_rounded(&name, dtype, &y.values(), &with, &want, rounding_factor(dtype, &sizes, &want));
@@ -186,7 +200,9 @@ fn swiglu_equals_the_formula() {
         run(&swiglu(dtype, kind, &given.params(&y, m)), 2);
         let [[with_gate, gate, gate_size], [with_up, up, up_size]] =
             given.weights.each_ref().map(|w| w.products(&given.x, k));
-        let (with, want) = (formula::swiglu_rounded(&with_gate, &with_up), formula::swiglu(&gate, &up));
+        let stored = |x: &[f64]| x.iter().copied().map(rounding_of(dtype)).collect::<Vec<f64>>();
+        let with = swiglu_alone::formula::fwd_rounded(&stored(&with_gate), &stored(&with_up));
+        let want = swiglu_alone::formula::fwd(&gate, &up);
         // An error of `up` is multiplied by silu(gate), so the tolerance grows with the largest gate.
         let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
         let terms = rounding_factor(dtype, &gate_size, &gate) + rounding_factor(dtype, &up_size, &up);

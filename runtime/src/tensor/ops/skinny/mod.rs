@@ -1,7 +1,8 @@
 //! Matrix products of a decode step (skinny GEMM): up to 64 rows times a whole weight.
 //!
 //! Reading the weight takes most of the time of such a product. On a GPU one kernel reads it once and also does the
-//! work before and after it (norm, bias, residual, SwiGLU); its bits differ from those of [`super::linear`]. On the CPU
+//! work before and after it (norm, bias, residual, SwiGLU), each with the bits of an op of its own. Its products have the
+//! bits of [`super::linear`] on compute capability 9.0 if x is bf16, otherwise they sum in another order. On the CPU
 //! these ops call [`super::linear`]. No op here has a backward rule.
 
 use bytemuck::Zeroable;
@@ -11,9 +12,7 @@ use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
-use super::{
-    KvDestination, Lora, add, linear, lora_linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape,
-};
+use super::{KvDestination, Lora, add, linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape};
 use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
@@ -160,8 +159,7 @@ pub(super) fn results_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>
     Ok([f(a)?, f(b)?, f(c)?])
 }
 
-/// [`skinny_linear`], of the same shapes, with a LoRA adapter. On the CPU it equals [`lora_linear`] followed by the
-/// residual addition.
+/// [`skinny_linear`], of the same shapes, with a LoRA adapter: [`super::lora_linear`], then the residual addition.
 pub fn skinny_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -171,13 +169,9 @@ pub fn skinny_lora_linear(
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     let _op = in_op("skinny_lora_linear");
-    if !uses_skinny_kernel(cx, x, w)? {
-        let y = lora_linear(cx, x, w, b, lora)?;
-        return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
-    }
-    let y = skinny_linear(cx, x, w, b, residual)?;
+    let y = skinny_linear(cx, x, w, b, None)?;
     add_lora_output(cx, x, lora, &y)?;
-    Ok(y)
+    residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
 /// [`skinny_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`skinny_lora_linear`] gives
@@ -191,14 +185,9 @@ pub fn skinny_linear_with_row_adapters(
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
     let _op = in_op("skinny_linear_with_row_adapters");
-    if !uses_skinny_kernel(cx, x, w)? {
-        let y = linear(cx, x, w, b)?;
-        add_row_adapters(cx, x, adapters, &y)?;
-        return residual.map_or(Ok(y.clone()), |r| add(cx, r, &y));
-    }
-    let y = skinny_linear(cx, x, w, b, residual)?;
+    let y = skinny_linear(cx, x, w, b, None)?;
     add_row_adapters(cx, x, adapters, &y)?;
-    Ok(y)
+    residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
 /// `silu(x gateᵀ) · (x upᵀ)`, for the norm of x if there is one: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.

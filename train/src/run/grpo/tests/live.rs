@@ -279,7 +279,7 @@ fn simulator_samples_the_log_probs_that_it_trains() {
 /// of the log-probability of a completion's first token, which follows the prefill, changes between a rollout and its
 /// training step, for any number of completions. Later tokens come from decode steps, which round less often.
 #[test]
-fn hopper_trains_the_log_probs_of_first_tokens_that_it_sampled() {
+fn hopper_trains_the_log_probs_that_it_sampled() {
     let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
     let dir = tempfile::tempdir().unwrap();
     let frames: Vec<String> = (0..4).map(|i| format!("media/frames/{i:03}.png")).collect();
@@ -293,7 +293,7 @@ fn hopper_trains_the_log_probs_of_first_tokens_that_it_sampled() {
         let case = Case { device, dtype: DType::BF16, ..case(dir.path(), &out, &row.to_string()) };
         case.with(|o| {
             o.model = golden("../model/image_hd128_bf16/model").display().to_string();
-            (o.num_generations, o.per_device_train_batch_size, o.max_completion_length) = (completions, completions, 1);
+            (o.num_generations, o.per_device_train_batch_size, o.max_completion_length) = (completions, completions, 3);
             (o.max_steps, o.temporal, o.lora_r) = (Some(1), false, lora);
         })
         .run()
