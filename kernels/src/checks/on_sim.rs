@@ -84,7 +84,7 @@ fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
 }
 
 /// A launch that executes more warp instructions than this is large, see [`run_interleavings`].
-const LARGE_LAUNCH: u64 = 1 << 16;
+const LARGE_LAUNCH: u64 = 1 << 14;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
 /// If an H100 runs other kernels than an A100, whose results may differ in bits, only the setup's GPU runs them, and

@@ -325,7 +325,7 @@ proptest! {
         isa in prop::sample::select(supported_instruction_sets().collect::<Vec<_>>()),
     ) {
         let mut case = case;
-        case.lengths[0] += 500 * long;
+        case.lengths[0] += 200 * long;
         for dtype in [F32, BF16] {
             let given = Given::new(&case, dtype);
             let all = given.everything_on(isa, dtype, threads);

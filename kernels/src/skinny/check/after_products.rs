@@ -1,12 +1,13 @@
 //! Checks what a launch does with its products: it has the bits of a launch of its own, with which training does it.
 
-use super::{Given, all, bits};
+use super::{Given, NORM_CASES_M_N_K, WeightFormat, bits};
+use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, run, run_once};
 use crate::skinny::{Params, linear, swiglu};
-use crate::{Addr, elementwise, swiglu as swiglu_alone};
+use crate::{Addr, DType, elementwise, swiglu as swiglu_alone};
 
 pub(super) fn a_residual_is_added_as_by_a_launch_of_its_own() {
-    all(|dtype, kind, case| {
+    for_all_types(|dtype, kind, case| {
         let given = Given::new(dtype, kind, case);
         let count = case.0 * case.1;
         let [product, want, got] = [(); 3].map(|()| TestArray::output(dtype, count));
@@ -21,7 +22,7 @@ pub(super) fn a_residual_is_added_as_by_a_launch_of_its_own() {
 }
 
 pub(super) fn swiglu_has_the_bits_of_products_and_of_a_launch_of_its_own() {
-    all(|dtype, kind, case| {
+    for_all_types(|dtype, kind, case| {
         let given = Given::new(dtype, kind, case);
         let (m, n, _) = case;
         let [gate, up, want, got] = [(); 4].map(|()| TestArray::output(dtype, m * n));
@@ -36,4 +37,12 @@ pub(super) fn swiglu_has_the_bits_of_products_and_of_a_launch_of_its_own() {
         run(&swiglu(dtype, kind, &both), 2);
         assert!(bits(&got) == bits(&want), "{dtype} {kind:?} {case:?}");
     });
+}
+
+fn for_all_types(mut f: impl FnMut(DType, WeightFormat, (usize, usize, usize))) {
+    for dtype in [F32, BF16] {
+        for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
+            NORM_CASES_M_N_K.into_iter().for_each(|case| f(dtype, kind, case));
+        }
+    }
 }
