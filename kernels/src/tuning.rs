@@ -132,6 +132,7 @@ pub struct Variant {
 
 /// All variants.
 static VARIANTS: &[Variant] = &[
+    Variant { of: &attention::FWD_BF16, name: "products of warps", kernel: &attention::FWD_BF16_MMA },
     Variant { of: &attention::FWD_BF16, name: "products of warpgroups", kernel: &attention::FWD_BF16_WGMMA },
     Variant { of: &attention::BWD_BF16, name: "tiles of 128 keys", kernel: &attention::BWD_BF16_128_KEYS },
     Variant { of: &attention::BWD_BF16, name: "tiles of 64 keys", kernel: &attention::BWD_BF16_64_KEYS },
@@ -144,6 +145,7 @@ static VARIANTS: &[Variant] = &[
     Variant { of: &gemm::FWD_BF16, name: "64 x 144", kernel: &gemm::FWD_BF16_64X144 },
     Variant { of: &gemm::DX_BF16, name: "256 x 192 in halves", kernel: &gemm::DX_BF16_HALVES },
     Variant { of: &gemm::DX_BF16, name: "128 x 256", kernel: &gemm::DX_BF16_128X256 },
+    Variant { of: &paged_attention::FWD_BF16, name: "products of warps", kernel: &paged_attention::FWD_BF16_MMA },
     Variant {
         of: &paged_attention::FWD_BF16,
         name: "decode in the order of the forward pass",
@@ -262,6 +264,24 @@ mod tests {
                     );
                     let tiles = all.iter().filter(|stages| !stages[0].tensor_maps.is_empty()).count();
                     assert_eq!(tiles > 0, arch.sm >= 90 && !all.is_empty(), "{:?}", launch.kernel);
+                }
+            }
+        }
+    }
+
+    /// A comparison of variants must have both ways, whichever a GPU chooses.
+    #[test]
+    fn attention_has_variants_with_other_plans_on_every_gpu() {
+        for (folder, name) in
+            [(&attention::FOLDER, "attention_fwd_bf16"), (&paged_attention::FOLDER, "paged_attention_fwd_bf16")]
+        {
+            let examples = folder.examples_with_sizes(&Sizes::default()).unwrap();
+            for launch in examples.iter().map(|e| &e.launch).filter(|launch| launch.kernel.name == name) {
+                for arch in [Arch::A100, Arch::H100] {
+                    let plan = |kernel: &Kernel| (kernel.plan)(&launch.params, &arch);
+                    let others = variants_of(launch.kernel).filter(|v| plan(v.kernel) != plan(launch.kernel)).count();
+                    assert!(others > 0 || arch.sm < 90, "{name}: {:?}", plan(launch.kernel));
+                    assert!(variants_of(launch.kernel).any(|v| plan(v.kernel) == plan(launch.kernel)), "{name}");
                 }
             }
         }

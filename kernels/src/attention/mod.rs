@@ -317,6 +317,7 @@ kernel_folder! {
 
 kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan::fwd_f32);
 kernel!(pub FWD_BF16, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16);
+kernel!(pub FWD_BF16_MMA, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16_mma);
 kernel!(pub FWD_BF16_WGMMA, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16_wgmma);
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);

@@ -85,13 +85,15 @@ fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
 
 /// A launch that executes more warp instructions than this is large, see [`run_interleavings`].
 const LARGE_LAUNCH: u64 = 1 << 14;
+/// The same for a very large launch.
+const VERY_LARGE_LAUNCH: u64 = 1 << 17;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
 /// If an H100 runs other kernels than an A100, whose results may differ in bits, only the setup's GPU runs them, and
 /// every second interleaving has that GPU [`Arch::with_two_multiprocessors`].
 ///
 /// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of
-/// [`COMPLETION_TIMINGS`]; the small shapes of the same kernel get all of them.
+/// [`COMPLETION_TIMINGS`], and a very large one two; the small shapes of the same kernel get all of them.
 pub fn run_interleavings(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, interleavings, in_test, record, first_gpu, only_gpu, again) = RUNNING.with_borrow(|r| {
@@ -102,11 +104,13 @@ pub fn run_interleavings(launch: &KernelLaunch) {
     let first_seed = seed.wrapping_mul(8);
     let (staged, first) = staged_results(launch, &arrays, first_seed, first_gpu);
     let warps: u64 = staged.iter().map(|s| s.counters.total().warps).sum();
-    let interleavings = if in_test && warps > LARGE_LAUNCH {
-        interleavings.min(COMPLETION_TIMINGS.len() as u64)
-    } else {
-        interleavings
+    let most = match warps {
+        _ if !in_test => u64::MAX,
+        VERY_LARGE_LAUNCH.. => 2,
+        LARGE_LAUNCH.. => COMPLETION_TIMINGS.len() as u64,
+        _ => u64::MAX,
     };
+    let interleavings = interleavings.min(most);
     if record {
         let arrays = arrays.iter().map(|a| (a.at, a.read(), a.written)).collect();
         let stages = staged.into_iter().map(|s| (s.stage.symbol, s.counters)).collect();

@@ -179,6 +179,7 @@ kernel_folder! {
 
 kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>, &SOURCE, plan_f32);
 kernel!(pub FWD_BF16, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>, &SOURCE, plan_bf16);
+kernel!(pub FWD_BF16_MMA, "paged_attention_fwd_bf16", Params, cpu::fwd::<half::bf16>, &SOURCE, plan_bf16_mma);
 kernel!(
     pub FWD_BF16_DECODE_ROWS,
     "paged_attention_fwd_bf16",
