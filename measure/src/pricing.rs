@@ -18,6 +18,9 @@
 //! The record of a kernel whose code has changed since may be that of the prototype of its new code, if that has about as
 //! many operations per byte; it counts as a record of the code.
 //!
+//! Products of bf16 matrices are those of this project where a GPU has them, while the records have cuBLASLt's: the
+//! recorded time is divided by the speed of the products' prototypes relative to cuBLAS.
+//!
 //! Of several recorded sizes of a kernel the nearest one counts, by the ratios of operations and bytes of one launch.
 //! The latency is what no size makes shorter: attention of a decode step takes 27 us with 2 MB of keys, 55 with 84 and
 //! 206 with 539, so 27 us and the rate of the last. It is 0 for a kernel with one recorded size, and at most
@@ -63,12 +66,25 @@ pub struct GpuRecord {
     /// File names of the records.
     pub records: Vec<String>,
     kernels: Vec<RecordedKernel>,
+    /// Of prototypes, which have a table of their own.
+    #[serde(skip)]
+    products: Vec<OwnProducts>,
 }
 
 /// The measured times of the prototypes of kernels.
 #[derive(Debug, Deserialize)]
 struct Prototypes {
+    products: Vec<OwnProducts>,
     kernels: Vec<RecordedKernel>,
+}
+
+/// The measured speed of the prototypes of a product's kernels.
+#[derive(Debug, Deserialize)]
+struct OwnProducts {
+    /// Name of the product: `matmul_fwd`.
+    op: String,
+    /// Time of cuBLAS divided by theirs.
+    speed: f64,
 }
 
 /// A measured launch of a kernel.
@@ -132,6 +148,8 @@ pub struct Recorded {
     pub size: String,
     /// Name of the prototype of the kernel that was recorded instead of it.
     pub prototype: Option<String>,
+    /// Speed of the planned product's prototypes relative to the recorded library, by which `seconds` are divided.
+    pub own_speed: Option<f64>,
     /// Whether that size differs from the planned one by more than a factor of [`SAME_SIZE`].
     pub other_size: bool,
     /// Whether the CUDA code of the op's folder is not that of the record.
@@ -146,6 +164,9 @@ impl fmt::Display for Recorded {
         }
         if let Some(prototype) = &self.prototype {
             write!(f, ", prototype {prototype}")?;
+        }
+        if let Some(speed) = self.own_speed {
+            write!(f, " of cuBLASLt, prototypes {speed} times as fast")?;
         }
         if self.other_size {
             f.write_str(", other size")?;
@@ -176,6 +197,7 @@ pub fn record_of_gpu(name: &str) -> Option<&'static GpuRecord> {
             let mut record: GpuRecord = serde_json::from_str(shares).expect("the tables are part of the source");
             let prototypes: Prototypes = serde_json::from_str(prototypes).expect("the tables are part of the source");
             record.kernels.extend(prototypes.kernels);
+            record.products = prototypes.products;
             (name, record)
         };
         RECORDS.into_iter().map(parse).collect()
@@ -262,14 +284,18 @@ impl GpuRecord {
         let RecordedKernel { kernel, size, flops, bytes, .. } = recorded;
         let (floor, latency) = (recorded.floor_seconds(ceilings), self.latency_seconds(recorded, ceilings));
         let planned_floor = ceilings.roofline_seconds(name, cost, dtype);
+        let own = self.products.iter().find(|own| own.op == name && dtype == DType::BF16);
+        let own_speed = own.map(|own| own.speed);
         let is_own_name = kernel == name || name.starts_with("matmul") || name == "sum_squares";
         Some(Recorded {
-            seconds: launches * latency + (recorded.seconds - latency) * planned_floor / floor,
+            seconds: (launches * latency + (recorded.seconds - latency) * planned_floor / floor)
+                / own_speed.unwrap_or(1.0),
             share: floor / recorded.seconds,
             date: recorded.date.clone(),
             similar: (!is_own_name).then(|| kernel.clone()),
             size: size.clone(),
             prototype: recorded.prototype.clone(),
+            own_speed,
             other_size: distance(of_one, Cost { flops: *flops, bytes: *bytes }).1 > SAME_SIZE.ln(),
             changed: recorded.source.is_some() && code_hash_of_kernel(name) != recorded.source,
         })
@@ -426,9 +452,10 @@ mod tests {
             if k.prototype.is_none() && recorded.prototype.is_some() {
                 continue;
             }
+            let seconds = recorded.seconds * recorded.own_speed.unwrap_or(1.0);
             // The price of f32 kernels is that of a model in bf16, which uses the rate of bf16 products.
             if k.dtype == "bf16" {
-                assert!((recorded.seconds / k.seconds - 1.0).abs() < 0.1, "{name}: {recorded:?}");
+                assert!((seconds / k.seconds - 1.0).abs() < 0.1, "{name}: {recorded:?}");
             }
             assert!(!recorded.other_size, "{name}: {recorded:?}");
         }
@@ -455,6 +482,7 @@ mod tests {
         let cost = Cost { flops: 0.0, bytes: 1e9 };
         let with = |source: Option<String>| GpuRecord {
             records: vec!["r".to_string()],
+            products: Vec::new(),
             kernels: vec![RecordedKernel {
                 kernel: "swiglu_fwd_bf16".to_string(),
                 size: "s".to_string(),
@@ -494,7 +522,7 @@ mod tests {
             prototype: None,
             date: "2026-11-20".to_string(),
         };
-        let record = GpuRecord { records: Vec::new(), kernels: vec![k] };
+        let record = GpuRecord { records: Vec::new(), products: Vec::new(), kernels: vec![k] };
         let cost = Cost { flops, bytes };
         let price = priced(&record, "attention_bwd_bf16", cost, planned("attention_bwd_bf16_all_128", cost));
         let (record, model) = (price.recorded.clone().unwrap(), price.modelled.clone().unwrap());

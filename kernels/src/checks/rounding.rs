@@ -10,7 +10,7 @@ pub const RSQRT_ERROR: f64 = 1.28e-7;
 
 /// Returns the derivative of `f` at 0 by differences over five points, to within 1e-10 if the fifth derivative is not
 /// large.
-pub fn derivative_at_zero(f: impl Fn(f64) -> f64) -> f64 {
+pub fn derivative_at_zero(mut f: impl FnMut(f64) -> f64) -> f64 {
     let h = 1e-3;
     (8.0 * (f(h) - f(-h)) - (f(2.0 * h) - f(-2.0 * h))) / (12.0 * h)
 }

@@ -105,7 +105,8 @@ fn loss_and_gradient_equal_the_formula() {
                 let (n, weight, a) = (batch.counted[i] as usize, batch.weight[i] as f64, batch.advantage[i] as f64);
                 let [lp, old, reference] =
                     [&batch.log_prob, &batch.old, &batch.reference].map(|x| exact(batch.of(i, x)));
-                let [value, distance, clipped] = formula::completion_sums(&o, &lp, &old, &reference, a);
+                let of_tokens = formula::token_terms(&o, &lp, &old, &reference, a);
+                let [value, distance, clipped] = formula::completion_sums(&o, &of_tokens);
                 let want = [weight * value, distance, clipped, n as f64];
                 for (k, want) in want.iter().enumerate() {
                     let name = format!(
@@ -138,13 +139,18 @@ fn loss_and_gradient_equal_the_formula() {
                     }
                     let mut at = |x: f64| {
                         moved[t] = x;
-                        let sums = formula::completion_sums(&o, &moved, &old, &reference, a);
-                        (sums[0], formula::piece(&o, &moved, &old, &reference, t))
+                        let of_tokens = formula::token_terms(&o, &moved, &old, &reference, a);
+                        (of_tokens, formula::piece(&o, &moved, &old, &reference, t))
                     };
                     let (above, below) = (at(lp[t] + h), at(lp[t] - h));
                     // Where two pieces of the loss meet within 2h, the difference is no derivative.
+                    // Term by term: the ratio of a token may be e^20, and the other terms would be lost in a sum with it.
+                    let difference = |of: fn(&formula::TokenTerms) -> f64| -> f64 {
+                        above.0.iter().zip(&below.0).map(|(above, below)| of(above) - of(below)).sum()
+                    };
+                    let difference = difference(|t| t.policy) + o.beta * difference(|t| t.distance);
                     want.push(match above.1 == below.1 {
-                        true => weight * (above.0 - below.0) / (2.0 * h),
+                        true => weight * difference / (2.0 * h),
                         false => gradient[batch.ends[i] as usize + t] as f64,
                     });
                     moved[t] = lp[t];

@@ -13,29 +13,43 @@ pub struct LossOptions {
     pub sequence_level: bool,
 }
 
-/// Returns three sums over the tokens of one completion: the loss, the KL term `e^x − x − 1` with `x` the limited log
-/// ratio to the reference, and the number of clipped tokens.
-pub fn completion_sums(
+/// What one token adds to the sums of its completion.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenTerms {
+    /// The loss without the KL term.
+    pub policy: f64,
+    /// The KL term `e^x − x − 1` with `x` the limited log ratio to the reference.
+    pub distance: f64,
+    /// 1 if the ratio is clipped, otherwise 0.
+    pub clipped: f64,
+}
+
+/// Returns the terms of the tokens of one completion.
+pub fn token_terms(
     options: &LossOptions,
     log_prob: &[f64],
     old: &[f64],
     reference: &[f64],
     advantage: f64,
-) -> [f64; 3] {
+) -> Vec<TokenTerms> {
     let d: Vec<f64> = log_prob.iter().zip(old).map(|(l, o)| l - o).collect();
     let mean = d.iter().sum::<f64>() / d.len() as f64;
-    let mut sums = [0.0; 3];
-    for (t, d) in d.iter().enumerate() {
+    let of_token = |(t, d): (usize, &f64)| {
         let ratio = if options.sequence_level { mean } else { *d }.exp();
         let (free, held) = (ratio * advantage, ratio.clamp(options.range.0, options.range.1) * advantage);
         let x = (reference[t] - log_prob[t]).clamp(-options.kl_limit, options.kl_limit);
-        let distance = x.exp() - x - 1.0;
         let outside = ratio < options.range.0 && advantage < 0.0 || ratio > options.range.1 && advantage > 0.0;
-        sums[0] += -free.min(held) + options.beta * distance;
-        sums[1] += distance;
-        sums[2] += outside as u8 as f64;
-    }
-    sums
+        TokenTerms { policy: -free.min(held), distance: x.exp() - x - 1.0, clipped: f64::from(u8::from(outside)) }
+    };
+    d.iter().enumerate().map(of_token).collect()
+}
+
+/// Returns three sums over the tokens of one completion: the loss, the KL term, and the number of clipped tokens.
+pub fn completion_sums(options: &LossOptions, terms: &[TokenTerms]) -> [f64; 3] {
+    let add = |sums: [f64; 3], t: &TokenTerms| {
+        [sums[0] + t.policy + options.beta * t.distance, sums[1] + t.distance, sums[2] + t.clipped]
+    };
+    terms.iter().fold([0.0; 3], add)
 }
 
 /// Returns on which smooth piece of the loss token `t` lies: whether its ratio is below or above the range, and its log

@@ -1,5 +1,6 @@
-//! The definition of patch merging in f64, and its gradient by central differences.
+//! The definition of patch merging in f64, and its gradient by finite differences.
 
+use crate::checks::rounding::derivative_at_zero;
 use crate::rms_norm::formula;
 
 /// Returns `round(w · round(x[index] · rstd))`, row after row; `round` rounds to the element type.
@@ -9,7 +10,7 @@ pub fn fwd(x: &[f64], index: &[i32], w: &[f64], eps: f64, round: fn(f64) -> f64)
     formula::fwd(&rows, w, &rstds, round).into_iter().map(round).collect()
 }
 
-/// Returns the gradients of `sum(dy · fwd(x))` for x and w, by central differences.
+/// Returns the gradients of `sum(dy · fwd(x))` for x and w, by finite differences.
 pub fn gradients_of_x_w(x: &[f64], index: &[i32], w: &[f64], dy: &[f64], eps: f64) -> [Vec<f64>; 2] {
     let (cols, h, exact) = (w.len(), 1e-5, |v| v);
     let mut dx = vec![0.0; x.len()];
@@ -17,13 +18,14 @@ pub fn gradients_of_x_w(x: &[f64], index: &[i32], w: &[f64], dy: &[f64], eps: f6
         let at = from as usize * cols;
         let loss = |x: &[f64]| fwd(x, &[0], w, eps, exact).iter().zip(dy).map(|(y, d)| y * d).sum::<f64>();
         let mut row = x[at..at + cols].to_vec();
-        let h = h * row.iter().map(|x| x * x / cols as f64).sum::<f64>().sqrt().max(eps.sqrt());
+        let size = row.iter().map(|x| x * x / cols as f64).sum::<f64>().sqrt().max(eps.sqrt());
         for c in 0..cols {
             let middle = row[c];
-            row[c] = middle + h;
-            let above = loss(&row);
-            row[c] = middle - h;
-            dx[at + c] = (above - loss(&row)) / (2.0 * h);
+            let moved = |h: f64| {
+                row[c] = middle + h * size;
+                loss(&row)
+            };
+            dx[at + c] = derivative_at_zero(moved) / size;
             row[c] = middle;
         }
     }

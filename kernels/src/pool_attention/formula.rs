@@ -1,5 +1,7 @@
 //! The definition of attention pooling for one head of one image, in f64.
 
+use crate::checks::rounding::derivative_at_zero;
+
 /// The operands of one head: q `[d]`, k and v `[n, d]`.
 #[derive(Clone, Debug)]
 pub struct HeadOperands {
@@ -28,7 +30,7 @@ pub fn output_and_log_sum_exp(head: &HeadOperands) -> (Vec<f64>, f64) {
     (o, lse)
 }
 
-/// Returns the gradients of `sum(d_o · o)` for q, k and v, by central differences. `delta` is `d_o · o` computed from
+/// Returns the gradients of `sum(d_o · o)` for q, k and v, by finite differences. `delta` is `d_o · o` computed from
 /// a rounded o. An error e of delta changes every `ds_j` by `−p_j e`, which is the gradient of an additional loss
 /// `−e · lse`.
 pub fn gradients_of_q_k_v(head: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
@@ -44,11 +46,10 @@ pub fn gradients_of_q_k_v(head: &HeadOperands, d_o: &[f64], delta: f64) -> [Vec<
         };
         let mut original = head.clone();
         let original = part(&mut original);
-        let step = 1e-5;
         let difference = |i: usize| {
-            let (above, below) = (at(i, original[i] + step), at(i, original[i] - step));
+            let slope = derivative_at_zero(|h| at(i, original[i] + h));
             at(i, original[i]);
-            (above - below) / (2.0 * step)
+            slope
         };
         (0..count).map(difference).collect()
     };

@@ -8,7 +8,7 @@ use crate::adamw::{
     test_weight_counts,
 };
 use crate::checks::{addr, addr_mut, normal_numbers, with_one_interleaving};
-use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_rounded};
 use half::bf16;
 
 /// Test data of one optimizer state: f32 or split weights, and the moments twice, as bf16 and as 8-bit codes.
@@ -96,8 +96,10 @@ pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
             assert_weights(&scalars, old, &g, &state.f32);
             for (i, g) in g.iter().enumerate() {
                 let [_, m, v] = formula::step(&scalars, old(i), *g as f64);
-                // Stochastic rounding moves a value at most to the neighbouring bf16, a relative distance of 2⁻⁷.
-                assert!(near(state.bf16[0][i].to_f64(), m, 0.0079), "m[{i}]: {}, want {m}", state.bf16[0][i]);
+                // Stochastic rounding moves a value at most to the neighbouring bf16, a relative distance of 2⁻⁷. The
+                // new m may be much smaller than the old one, whose part of it is rounded.
+                let (got, rounding) = (state.bf16[0][i].to_f64(), 4.0 * F32_ROUNDING * old(i)[1].abs());
+                assert!((got - m).abs() <= 0.0079 * m.abs() + rounding + 1e-30, "m[{i}]: {got}, want {m}");
                 assert!(near(state.bf16[1][i].to_f64(), v, 0.0079), "v[{i}]: {}, want {v}", state.bf16[1][i]);
             }
         }
