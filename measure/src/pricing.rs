@@ -56,6 +56,10 @@ const RECORDS: [(&str, &str, &str); 1] = [(
 /// The sizes of two launches differ if the operations or bytes of one are more than this many times the other's.
 const SAME_SIZE: f64 = 4.0;
 
+/// A prototype is another kernel's if its operations per byte differ by more than this factor: a decode step and a prefill,
+/// or products of 16 rows and of 64, which wait for caches more.
+const SAME_KIND: f64 = 3.0;
+
 /// No latency of a launch is longer, in seconds; what a small launch loses beyond it is a share. The longest of the
 /// records is that of attention in a decode step, whose blocks read 512 keys each.
 const MAX_LATENCY: f64 = 30e-6;
@@ -325,7 +329,7 @@ impl GpuRecord {
 
     /// The recorded launch whose size is nearest to `cost`, of the first of [`recorded_names`] that the record has. If
     /// the kernel's code is not that of the record, a launch of its prototype comes first, unless its operations per byte
-    /// differ by more than a factor of [`SAME_SIZE`].
+    /// differ by more than a factor of [`SAME_KIND`].
     fn nearest(&self, name: &str, cost: Cost, dtype: DType) -> Option<&RecordedKernel> {
         let from = |k: &RecordedKernel| distance(cost, Cost { flops: k.flops, bytes: k.bytes });
         let launches_of = |name: String| {
@@ -337,7 +341,7 @@ impl GpuRecord {
             let is_current = |k: &RecordedKernel| k.source.is_none() || k.source == code_hash_of_kernel(&name);
             let per_byte = |flops: f64, bytes: f64| (flops.max(1.0) / bytes.max(1.0)).ln();
             let is_alike = |k: &&RecordedKernel| {
-                (per_byte(k.flops, k.bytes) - per_byte(cost.flops, cost.bytes)).abs() <= SAME_SIZE.ln()
+                (per_byte(k.flops, k.bytes) - per_byte(cost.flops, cost.bytes)).abs() <= SAME_KIND.ln()
             };
             let prototype = prototype.filter(is_alike).filter(|_| !own.is_some_and(is_current));
             prototype.or(own)
