@@ -180,8 +180,8 @@ __device__ __forceinline__ void for_each_visit(const BwdParams& p, const KeyRows
 }
 
 // Replaces the rows from `from` on of a tile of ROWS rows in shared memory: row r by the elements from source + r *
-// stride on, if r < end, else by zeros. All lanes of the warp call it, after the tensor copy has landed. The rows are
-// then visible to products.
+// stride on, if r < end, else by zeros. All lanes of the warp call it, after the tensor copy has landed. After
+// fence_async_proxy and __syncwarp the rows are visible to products of threads that synchronise with any lane.
 template <int HEAD_DIM, int ROWS>
 __device__ __forceinline__ void replace_rows(u32 tile, const bf16* source, u64 stride, int from, int end) {
   const int lane = thread_again() & 31, chunk = lane & 15;
@@ -196,8 +196,6 @@ __device__ __forceinline__ void replace_rows(u32 tile, const bf16* source, u64 s
                    : "memory");
     }
   }
-  fence_async_proxy();
-  __syncwarp();
 }
 
 // First part, warp 0: copies keys, values, queries and their d_o. Returns the number of the block's first tile of
@@ -215,7 +213,9 @@ __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotR
     if (range.count <= 0) continue;
     const KeyRows keys{shared + S::TILE + 32 * tiles.slot};
     mbarrier_wait(shared + S::TILE_FREE + 8 * tiles.slot, tiles.parity ^ 1);
-    __syncwarp();  // all lanes have read the tile that was here
+    // All lanes have read the tile that was here.
+    // redundant: TILES is 2, and the barrier below, of the tile in the other slot, also comes after these reads.
+    __syncwarp();
     if (leads) {
       store_words(keys.at, 1, range.first + range.begin, range.count, static_cast<int>(number % p.kv_heads));
       store_words(keys.at + 16, range.sequence, range.begin, 0, 0);
@@ -259,14 +259,16 @@ __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotR
       ring.advance();
     });
   }
+  // redundant: after the wait for OWN_FREE of the last tile nobody reads the number of visits of the tile before it.
   mbarrier_wait(shared + S::TILE_FREE + 8 * tiles.slot, tiles.parity ^ 1);
-  __syncwarp();
+  __syncwarp();  // all lanes have read the last tile, whose place the first tile of queries takes
   if (leads) {
     asm volatile("st.shared.b32 [%0], 0;" ::"r"(shared + S::TILE + 32 * tiles.slot) : "memory");
     mbarrier_arrive(shared + S::TILE_FULL + 8 * tiles.slot);
   }
   tiles.advance();
   // The second part uses the same memory.
+  // redundant: its first tile waits for TILE_FREE of the last tile of keys, as TILES is 2. All products precede it.
   mbarrier_wait(shared + S::OWN_FREE, own_parity);
   return number;
 }
@@ -308,6 +310,7 @@ __device__ __forceinline__ void complete_visits(const BwdParams& p, u32 shared,
         const u32 q = shared + S::VISIT + ring.slot * S::KEY_TILE;
         replace_rows<HEAD_DIM, QUERY_ROWS>(q, nullptr, 0, queries.length - tile, 0);
         replace_rows<HEAD_DIM, QUERY_ROWS>(q + S::QUERY_TILE, nullptr, 0, queries.length - tile, 0);
+        fence_async_proxy();
       }
       __syncwarp();
       arrive_of_warp(shared + S::VISIT_FULL + 8 * ring.slot);
@@ -361,7 +364,6 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
     TokenRange prefix;
     if (!find_packed(p, number - before, tile, prefix)) continue;
     mbarrier_wait(shared + S::TILE_FREE + 8 * tiles.slot, tiles.parity ^ 1);
-    __syncwarp();  // all lanes have read the tile that was here
     const QueryRows queries{shared + S::TILE + 32 * tiles.slot};
     if (leads) {
       queries.store(tile, prefix);
@@ -401,7 +403,6 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
     }
   }
   mbarrier_wait(shared + S::TILE_FREE + 8 * tiles.slot, tiles.parity ^ 1);
-  __syncwarp();
   if (leads) {
     asm volatile("st.shared.b32 [%0 + 8], -1;" ::"r"(shared + S::TILE + 32 * tiles.slot) : "memory");
     mbarrier_arrive(shared + S::TILE_FULL + 8 * tiles.slot);
@@ -433,11 +434,14 @@ __device__ __forceinline__ void complete_blocks(const BwdParams& p, u32 shared,
         landed ^= 1u << keys.slot;
         replace_rows<HEAD_DIM, KEY_ROWS>(shared + S::KEYS + keys.slot * S::KEY_TILE, global<const bf16>(p.k) + own, stride, rows,
                                          tile.end - first);
-        arrive_of_warp(shared + S::KEYS_FULL + 8 * keys.slot);
         mbarrier_wait(shared + S::VALUES_LANDED + 8 * values.slot, landed >> (S::KEY_SLOTS + values.slot) & 1);
         landed ^= 1u << (S::KEY_SLOTS + values.slot);
         replace_rows<HEAD_DIM, KEY_ROWS>(shared + S::VALUES + values.slot * S::KEY_TILE, global<const bf16>(p.v) + own, stride,
                                          rows, tile.end - first);
+        // Consumers wait for both before their products.
+        fence_async_proxy();
+        __syncwarp();
+        arrive_of_warp(shared + S::KEYS_FULL + 8 * keys.slot);
         arrive_of_warp(shared + S::VALUES_FULL + 8 * values.slot);
       }
       keys.advance();

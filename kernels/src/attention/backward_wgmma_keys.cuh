@@ -83,11 +83,10 @@ struct KeyConsumer {
   u32 p[QUERY_ROWS / 16][4], ds[QUERY_ROWS / 16][4];
   SlotRing<S::VISITS> visit;
 
-  // sums = the warpgroup's rows of a tile of keys or values times q^T or d_o^T.
+  // sums = the warpgroup's rows of a tile of keys or values times q^T or d_o^T. Follows a wgmma_fence.
   __device__ __forceinline__ void issue_product_of_heads(float (&sums)[QUERY_ROWS / 2], u32 keys, u32 queries) {
     const u64 a = operand_layout<S::SWIZZLE>() | operand_address(shared + keys + turns.group * (QUERY_ROWS * S::SWIZZLE));
     const u64 b = operand_layout<S::SWIZZLE>() | operand_address(shared + queries + visit.slot * S::KEY_TILE);
-    wgmma_fence();
     Wgmma<QUERY_ROWS>::template ss_new<0, K_MAJOR, K_MAJOR>(sums, a, b);
 #pragma unroll
     for (int k = 1; k < HEAD_DIM / 16; ++k) {
@@ -99,6 +98,8 @@ struct KeyConsumer {
   }
   __device__ __forceinline__ void issue_scores_and_dp() {
     issue_product_of_heads(s, S::K, S::VISIT);
+    // redundant: no instruction accesses dp between the fence before the scores and these products.
+    wgmma_fence();
     issue_product_of_heads(dp, S::V, S::VISIT + S::QUERY_TILE);
   }
 
@@ -162,6 +163,7 @@ struct KeyConsumer {
     wgmma_wait<1>();
     keep_registers(dp);
     score_gradient();
+    // redundant: the next wait for dk includes dv. But ptxas serialises products in flight over the edge of a loop.
     wgmma_wait<0>();
     keep_operands(p);
     keep_registers(dv);
@@ -198,6 +200,7 @@ struct KeyConsumer {
       own_parity ^= 1;
       mbarrier_wait(shared + S::VISIT_FULL + 8 * visit.slot, visit.parity);
       turns.take();
+      wgmma_fence();
       issue_scores_and_dp();
       turns.pass();
       compute_visit();
@@ -207,6 +210,8 @@ struct KeyConsumer {
         mbarrier_wait(shared + S::VISIT_FULL + 8 * visit.slot, visit.parity);
         turns.take();
         issue_gradient(dk, ds, S::VISIT, before);
+        // redundant: no instruction accesses s between the fence before the products of dk and these products.
+        wgmma_fence();
         issue_scores_and_dp();
         turns.pass();
         wgmma_wait<2>();

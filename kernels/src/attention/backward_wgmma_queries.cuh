@@ -25,11 +25,10 @@ struct QueryConsumer {
   SlotRing<S::KEY_SLOTS> keys;
   SlotRing<S::VALUE_SLOTS> values;
 
-  // sums = the warpgroup's queries or their d_o times k^T or v^T.
+  // sums = the warpgroup's queries or their d_o times k^T or v^T. Follows a wgmma_fence.
   __device__ __forceinline__ void issue_product_of_heads(float (&sums)[KEY_ROWS / 2], u32 queries, u32 block) {
     const u64 a = operand_layout<S::SWIZZLE>() | operand_address(shared + queries + turns.group * S::QUERY_TILE);
     const u64 b = operand_layout<S::SWIZZLE>() | operand_address(shared + block);
-    wgmma_fence();
     Wgmma<KEY_ROWS>::template ss_new<0, K_MAJOR, K_MAJOR>(sums, a, b);
 #pragma unroll
     for (int k = 1; k < HEAD_DIM / 16; ++k) {
@@ -122,7 +121,10 @@ struct QueryConsumer {
       pair_parity ^= 1;
       wait_for_block();
       turns.take();
+      wgmma_fence();
       issue_scores();
+      // redundant: no instruction accesses dp between the fence before the scores and these products.
+      wgmma_fence();
       issue_dp();
       turns.pass();
       compute_block(first, position, end);
@@ -132,9 +134,13 @@ struct QueryConsumer {
         wait_for_block();
         turns.take();
         issue_gradient(before);
+        // redundant: no instruction accesses s between the fence before the products of dq and these products.
+        wgmma_fence();
         issue_scores();
         wgmma_wait<1>();
         free_keys(before);
+        // redundant: no instruction accesses dp between the fence before the products of dq and these products.
+        wgmma_fence();
         issue_dp();
         turns.pass();
         compute_block(first, position, end);
