@@ -8,7 +8,8 @@
 // A Source, packed_source.cuh or paged_attention/prefill_wgmma.cuh, tells where keys are, and copies them:
 //
 //   Params                             the kernel's parameters
-//   is_causal(p), tiles(p)             whether queries see keys up to their own; the tiles of the launch
+//   ALWAYS_CAUSAL, is_causal(p)        whether queries see keys up to their own, in all launches and in this one
+//   tiles(p)                           the tiles of the launch
 //   find(p, number, tile)              finds a tile, and what the source knows about the keys of its sequence
 //   copy(p, tile, head, first, values, slot)
 //                                      copies keys or values first .. first + 128 of the tile's sequence; all lanes of

@@ -56,8 +56,9 @@ __device__ __forceinline__ float log2_approx(float x) {
   return y;
 }
 
-// A warpgroup that computes. HALF: of the first block of every tile, only the first 64 keys are seen.
-template <int HEAD_DIM, bool HALF>
+// A warpgroup that computes. HALF: of the first block of every tile, only the first 64 keys are seen. SECOND: it is
+// warpgroup 1, so that its turns follow those of warpgroup 0; without SECOND it may be either.
+template <int HEAD_DIM, bool HALF, bool SECOND>
 struct ForwardConsumer {
   using S = ForwardShared<HEAD_DIM>;
   static constexpr int STEPS = S::COLUMNS / 16;  // steps of a product over a group of columns
@@ -113,7 +114,15 @@ struct ForwardConsumer {
     keys.template advance<1>();
   }
 
-  __device__ __forceinline__ void wait_for_keys() { mbarrier_wait(full(keys.slot), keys.parity); }
+  // Waits for keys or values that this turn multiplies.
+  __device__ __forceinline__ void wait_for_turn(const RingPosition<S::SLOTS>& at) {
+    if constexpr (SECOND) {
+      // redundant: warpgroup 0 has waited for the same copy before it passed this turn.
+      mbarrier_wait(full(at.slot), at.parity);
+    } else {
+      mbarrier_wait(full(at.slot), at.parity);
+    }
+  }
   __device__ __forceinline__ void free_keys() {
     arrive(free(keys.slot));
     keys.template advance<2>();
@@ -142,7 +151,6 @@ struct ForwardConsumer {
   // o += p v for the first KEYS keys of the block.
   template <int KEYS>
   __device__ __forceinline__ void issue_output() {
-    mbarrier_wait(full(values.slot), values.parity);
     // redundant: follows the fence before the scores, but without it ptxas waits for each product.
     wgmma_fence();
     const u64 v_tile = operand_layout<S::SWIZZLE>(S::GROUP) | operand_address(shared + values.slot * S::SLOT);
@@ -239,9 +247,10 @@ struct ForwardConsumer {
   __device__ __forceinline__ void step(int block) {
     // A vote makes the condition uniform for ptxas, which would otherwise spill.
     const bool ends_segment = __any_sync(0xffffffffu, block % ROW_SEGMENT_BLOCKS == ROW_SEGMENT_BLOCKS - 1);
-    wait_for_keys();
+    wait_for_turn(keys);
     take_turn();
     issue_scores<ROW_BLOCK_KEYS>();
+    wait_for_turn(values);
     issue_output<KEYS>();
     pass_turn();
     keep = ends_segment ? 0 : 1;
@@ -336,7 +345,7 @@ struct ForwardConsumer {
     int block = tile.blocks(causal) - 1;
     load_queries();
     values.template advance<2>();  // queries and keys come first
-    wait_for_keys();
+    mbarrier_wait(full(keys.slot), keys.parity);
     issue_scores<FIRST>();
     wgmma_wait<0>();
     keep_registers(s);
@@ -355,9 +364,10 @@ struct ForwardConsumer {
       // The last product with v of this tile, together with the first scores of the following one.
       block = following.blocks(causal) - 1;
       load_queries();
-      wait_for_keys();
+      wait_for_turn(keys);
       take_turn();
       issue_scores<FIRST>();
+      wait_for_turn(values);
       issue_output<ROW_BLOCK_KEYS>();
       pass_turn();
       end_segment_state();
@@ -377,6 +387,7 @@ struct ForwardConsumer {
       store(params);
       keep = 0;
     }
+    mbarrier_wait(full(values.slot), values.parity);
     issue_output<ROW_BLOCK_KEYS>();
     end_segment_state();
     wgmma_wait<0>();
@@ -391,7 +402,7 @@ struct ForwardConsumer {
 
 template <int HEAD_DIM, bool HALF, class Source>
 __device__ __forceinline__ void consume_tiles(const typename Source::Params& p, u32 shared, int group) {
-  ForwardConsumer<HEAD_DIM, HALF> consumer;
+  ForwardConsumer<HEAD_DIM, HALF, Source::ALWAYS_CAUSAL && !HALF> consumer;
   consumer.shared = shared;
   consumer.group = group;
   consumer.c = p.score_factor;

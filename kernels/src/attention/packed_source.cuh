@@ -8,6 +8,7 @@
 // in which the prefix ends is copied by the warp.
 struct PackedSource {
   using Params = FwdParams;
+  static constexpr bool ALWAYS_CAUSAL = false;
   TokenRange prefix = {0, 0};  // of the sequence that was found last
 
   __device__ static __forceinline__ bool is_causal(const FwdParams& p) { return p.causal != 0; }

@@ -30,6 +30,7 @@ struct PagedKeys {
 // A Source of attention/forward_producer.cuh.
 struct PagedSource {
   using Params = ::Params;
+  static constexpr bool ALWAYS_CAUSAL = true;
   const int* pages = nullptr;  // of the sequence that was found last
 
   __device__ static __forceinline__ bool is_causal(const Params&) { return true; }
