@@ -116,6 +116,7 @@ struct DecodeProducer {
       mbarrier_wait(shared + S::QUERY_FREE + 8 * queries.slot, queries.parity ^ 1);
       fence_async_proxy();
       if (leads()) mbarrier_arrive_expecting(full, rows * HEAD_DIM * sizeof(bf16));
+      // redundant: bytes may be copied before they are announced, as a phase does not end before its arrival.
       __syncwarp();
       if (lane < rows) {
         const bf16* const source = q + work.head_index(p, row + lane) * HEAD_DIM;
@@ -207,7 +208,7 @@ struct DecodeProducer {
       item = gridDim.x + __shfl_sync(0xffffffffu, drawn, 0);
       __syncwarp();  // all lanes have read `found`
     }
-    wait_for_stage();
+    mbarrier_wait(shared + S::FREE + 8 * ring.slot, ring.parity ^ 1);
     if (!leads()) return;
     DecodeBlock{0, 0, DecodeBlock::NO_MORE, 0}.store(shared + S::BLOCKS + 16 * ring.slot);
     mbarrier_arrive(shared + S::FULL + 8 * ring.slot);
