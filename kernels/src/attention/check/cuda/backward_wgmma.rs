@@ -63,13 +63,15 @@ fn gradients(case: &PackedBatch) -> WarpgroupGradients {
 }
 
 /// Lengths around 64 queries and tiles of 128 keys, empty sequences, groups of 1, 2, 3, 4 and 7 query heads; prefixes that
-/// end inside of a block of keys and at its end, that span sequences, and that come after the tokens that use them.
+/// end inside of a block of keys and at its end, that span sequences, and that come after the tokens that use them; a
+/// tile of queries with more blocks of keys than their ring has slots.
 pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() {
     let cases = [
         batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
         batch(&[130], &[], (7, 1), 128, true, 1.0),
         batch(&[64, 129, 0, 65], &[], (1, 1), 128, false, 20.0),
         batch(&[140], &[], (4, 1), 64, true, 20.0),
+        batch(&[385], &[], (1, 1), 128, true, 1.0),
         batch(&[300, 40], &[], (1, 1), 80, false, 1.0),
         batch(&[70, 9, 80, 1], &[(0, 0), (0, 70), (0, 70), (0, 70)], (2, 1), 128, true, 1.0),
         batch(&[5, 143, 30], &[(3, 20), (0, 0), (10, 128)], (3, 1), 64, false, 1.0),

@@ -40,13 +40,15 @@ impl Given {
 }
 
 /// Lengths around 64 rows of a warpgroup, blocks of 128 and segments of 512 keys; prefixes that end inside of a block,
-/// at its end, and inside of the tile's first block; more tiles than the grid has blocks.
+/// at its end, and inside of the tile's first block; more tiles than the grid has blocks; two whole blocks that all
+/// queries see.
 pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
     let cases = [
         batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
         batch(&[520], &[], (1, 1), 64, true, 1.0),
         batch(&[640], &[], (1, 1), 128, true, 20.0),
         batch(&[64, 65, 0, 129], &[], (2, 2), 128, false, 20.0),
+        batch(&[256], &[], (1, 1), 128, false, 1.0),
         batch(&[300, 40], &[], (3, 1), 80, false, 0.0),
         batch(&[70, 9, 150, 1], &[(0, 0), (0, 70), (0, 70), (0, 70)], (2, 1), 128, true, 1.0),
         batch(&[5, 143, 30], &[(3, 20), (0, 0), (10, 128)], (3, 1), 64, false, 1.0),
