@@ -166,6 +166,12 @@ impl MutationSubject {
         &self.targets
     }
 
+    /// Returns the mutants that change the instruction of the CUDA code that `target` changes, in the same way: one for
+    /// each instantiation of its template, also `target` itself.
+    pub fn instantiations<'a>(&'a self, target: &'a MutationTarget) -> impl Iterator<Item = &'a MutationTarget> {
+        self.targets.iter().filter(|other| other.instruction == target.instruction)
+    }
+
     /// Returns a mutant of each instruction of the CUDA code: of those in several instantiations of a template, the one
     /// that the most launches execute.
     pub fn one_target_per_instruction(&self) -> Vec<&MutationTarget> {

@@ -106,7 +106,7 @@ pub(super) fn padding_rows_get_zeros_on_hopper() {
 }
 
 /// The outputs of a group of completions do not depend on which of them share their pages, nor on their position in the
-/// batch: groups of fewer than 16 rows, of rows that fill some tiles, and of 64 rows (the last eight of 15 completions).
+/// batch: groups of fewer than 16 rows, of rows that fill some tiles, and of 64 rows (the last 8 of 15 completions).
 pub(super) fn tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper() {
     let cases = [((7, 1), 128, 10, 530), ((1, 1), 64, 9, 1030), ((6, 2), 80, 4, 520), ((8, 1), 64, 15, 515)];
     for (i, (heads, head_dim, completions, prompt)) in cases.into_iter().enumerate() {
