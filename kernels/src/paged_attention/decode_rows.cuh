@@ -351,10 +351,12 @@ __device__ __forceinline__ void decode_rows(const Params& p) {
     // redundant: the producer's fence before each copy (wait_for_stage, copy_queries) covers mbarriers, too.
     fence_mbarrier_init();
   }
-  // Tiles of fewer than 8 rows read rows that no copy has written. Others are copied after a fence (copy_queries).
+  // Tiles of fewer than 8 rows read rows that no copy has written.
   for (int i = threadIdx.x; i < S::QUERY_SLOTS * S::QUERY_SLOT / 16; i += DECODE_THREADS) {
     reinterpret_cast<Words<16>*>(decode_memory + S::QUERIES)[i] = Words<16>{};
   }
+  // redundant: the producer has a fence of its own before each copy of queries (copy_queries).
+  fence_async_proxy();
   if (threadIdx.x == DECODE_WARPS * 32) prefetch_tensor_map(&p.k_map), prefetch_tensor_map(&p.v_map);
   __syncthreads();
   wait_for_previous_launch();
