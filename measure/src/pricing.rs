@@ -474,6 +474,15 @@ mod tests {
     }
 
     #[test]
+    fn a_product_is_priced_at_the_speed_of_its_prototypes() {
+        let record = record_of_gpu("h200").unwrap();
+        let k = record.kernels.iter().find(|k| k.kernel == "matmul_dx").unwrap();
+        let price = h200("matmul_dx", Cost { flops: k.flops, bytes: k.bytes });
+        assert!((k.seconds / price.seconds - 1.037).abs() < 1e-3, "{price:?}");
+        assert!(price.origin().ends_with("of cuBLASLt, prototypes 1.037 times as fast"), "{}", price.origin());
+    }
+
+    #[test]
     fn a_similar_kernel_and_another_size_are_named() {
         let price = h200("skinny_qkv_f32", Cost { flops: 1e3, bytes: 1e6 });
         let text = price.origin();

@@ -125,8 +125,8 @@ struct SeeingQueries {
   int from;           // first query, a multiple of 64
   int begin, end;     // range of the tile's keys that they see
 
-  // Returns the least number, not below `number`, whose queries see the keys; 2 * seqs if there is none. All lanes of
-  // the warp call it, and each examines one number.
+  // Returns the first number from `number` on whose queries see the keys, or 2 * seqs. All lanes of the warp call it,
+  // and each examines one number.
   __device__ static __forceinline__ int next(const BwdParams& p, const KeyRows& keys, int number) {
     const int numbers = 2 * static_cast<int>(p.seqs), own = 2 * keys.sequence() + 1;
     if (p.prefix == 0) return number <= own ? own : numbers;
@@ -259,7 +259,7 @@ __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotR
       ring.advance();
     });
   }
-  // redundant: after the wait for OWN_FREE of the last tile nobody reads the number of visits of the tile before it.
+  // redundant: the wait for OWN_FREE of the last tile follows all reads of this slot's number of visits.
   mbarrier_wait(shared + S::TILE_FREE + 8 * tiles.slot, tiles.parity ^ 1);
   __syncwarp();  // all lanes have read the last tile, whose place the first tile of queries takes
   if (leads) {

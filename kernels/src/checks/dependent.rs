@@ -191,7 +191,7 @@ fn check_early_launches(folder: &str, is_used: fn(&str) -> bool, weights: &[&str
 
 #[test]
 fn skinny_reads_only_weights_before_its_wait() {
-    // The launches of the other checks are like those of these four, or of large sizes.
+    // The launches of the other checks are like those of these five, or of large sizes.
     let is_used =
         |check: &str| check.contains("_the_formula") || check.starts_with("qkv_") || check.starts_with("a_norm_");
     check_early_launches("skinny", is_used, &["w", "w2", "w_q", "w_k", "w_v"], 60);

@@ -44,8 +44,8 @@
 //! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
 //!   376 832 tokens on an H100): one block takes a row, which exceeds its shared memory. It reads it once from memory
 //!   and again from L2: 2 times in all with log-probabilities, 3 to sample, 8 with top-p, 11 with top-k too, 1 more at
-//!   another temperature than 0 or 1, 5 more for the most likely tokens; one of 32 warps reads its part again for each search. It computes the exponentials in
-//!   each pass: up to 8 per token.
+//!   another temperature than 0 or 1, 5 more for the most likely tokens; one of 32 warps reads its part again for each
+//!   search. It computes the exponentials in each pass: up to 8 per token.
 //!
 //! The cost counts the logits, the rows of the history as if they were full, biases, suppressed and allowed tokens,
 //! each once. Only rows with a penalty read their history: every block of a cluster reads all of it three times, to

@@ -56,6 +56,7 @@ pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
 /// A reward command whose rewards differ between completions: the length of the JSON row that it gets.
 const DIFFERENT_REWARDS: &str = "while read -r line; do echo ${#line}; done";
 
+/// [`case`] on three data rows, with rewards that differ between completions.
 fn live(dir: &Path, out: &str) -> Case {
     case(dir, out, &rows()).with(|o| o.reward_command = vec![DIFFERENT_REWARDS.into()])
 }
