@@ -465,14 +465,14 @@ fn a_signal_lets_streams_end_and_closes_idle_connections() {
     block_on(async {
         let mut client = Client::connect(&server).await;
         let mut requests = Vec::new();
-        // They take seconds, in which a client can connect.
         for _ in 0..12 {
             requests.push(client.chat(&long_request(2000)).await);
         }
-        // A request with a header of its answer runs or waits.
-        let mut answers = Vec::new();
+        // A request with a header of its answer runs or waits. No answer fits into a stream's window of 64 KiB, so the
+        // server cannot end before the client reads.
+        let mut unread = Vec::new();
         for request in requests {
-            answers.push(tokio::spawn(read_body(request.await.unwrap())));
+            unread.push(request.await.unwrap());
         }
         let idle = Client::connect(&server).await;
         support::send_signal(server.child.id(), "-TERM");
@@ -480,6 +480,7 @@ fn a_signal_lets_streams_end_and_closes_idle_connections() {
         let mut late = Client::connect(&server).await;
         assert_eq!(read(late.chat(&long_request(1)).await).await.unwrap().0, 503);
         late.closed_within(PATIENCE).await;
+        let answers: Vec<_> = unread.into_iter().map(|answer| tokio::spawn(read_body(answer))).collect();
         let mut whole = Vec::new();
         for answer in answers {
             whole.push(answer_text(&answer.await.unwrap().unwrap()));
