@@ -295,16 +295,21 @@ mod tests {
             let launch = &examples.iter().find(|e| e.launch.kernel.name == name).unwrap().launch;
             (launch.kernel.plan)(&launch.params, &Arch::H100)[0].symbol
         };
+        let products = [
+            ("skinny_linear_bf16", 3584, 64, Some(32)),
+            ("skinny_linear_bf16", 18944, 144, Some(160)),
+            ("skinny_linear_int8_bf16", 3584, 64, None),
+            ("skinny_swiglu_bf16", 18944, 144, Some(160)),
+            ("skinny_logits_bf16", 152_064, 144, Some(160)),
+            ("skinny_qkv_bf16", 18944, 64, Some(32)),
+        ];
         for (rows, tiles) in [(1, "x1"), (8, "x1"), (9, "x2"), (16, "x2"), (32, "x4"), (33, "x8"), (64, "x8")] {
-            for (name, n, width) in [
-                ("skinny_linear_bf16", 3584, 64),
-                ("skinny_linear_bf16", 18944, 144),
-                ("skinny_linear_int8_bf16", 3584, 64),
-                ("skinny_swiglu_bf16", 18944, 144),
-                ("skinny_logits_bf16", 152_064, 144),
-                ("skinny_qkv_bf16", 18944, 64),
-            ] {
-                assert_eq!(skinny(name, rows, n), format!("{name}_{width}_{tiles}"));
+            for (name, n, width, of_clusters) in products {
+                let symbol = match of_clusters.filter(|_| rows > 16) {
+                    Some(columns) => format!("{name}_clusters_{columns}"),
+                    None => format!("{name}_{width}_{tiles}"),
+                };
+                assert_eq!(skinny(name, rows, n), symbol);
             }
         }
         let attention = |sizes: &[(&str, u64)]| {

@@ -143,20 +143,24 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
-    // An H100 with one multiprocessor, which has as many columns as each of those of a whole GPU in Qwen2.5-VL-7B (of
-    // q, k and v 128 instead of 32), for kernels by tiles. Every block reads x, which the cost of a whole launch counts
-    // once, and their instructions do not depend on the number of rows.
-    let one = Arch { multiprocessors: 1, ..Arch::H100 };
-    let blocks = f64::from(Arch::H100.multiprocessors);
+    // An H100 with one multiprocessor, or with the four of a cluster, which have as many columns as those of a whole GPU
+    // in Qwen2.5-VL-7B (of q, k and v 128 instead of 32), for kernels by tiles. Every block, or cluster, reads x, which
+    // the cost of a whole launch counts once, and their instructions do not depend on the number of rows.
+    let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
+    let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
+    let one_of_clusters = (places(4), 1.0 / f64::from(2 * Arch::H100.clusters_of_8));
     on_sim(|| {
         let mut arrays = TrafficArrays::default();
         for format in [Bf16, Int8] {
-            for (columns, m) in [28, 144].into_iter().flat_map(|linear| [8, 16, 32, 64].map(|m| (linear, m))) {
-                for launch in skinny_launches(&mut arrays, m, [columns, 144, 128, 144], format) {
+            for (linear, m) in [28, 144].into_iter().flat_map(|linear| [8, 16, 32, 64].map(|m| (linear, m))) {
+                let in_clusters = format == Bf16 && m > 16;
+                let (arch, share_of_x) = if in_clusters { &one_of_clusters } else { &one_of_tiles };
+                let columns = if in_clusters { [4 * (linear + 4), 632, 512, 640] } else { [linear, 144, 128, 144] };
+                for launch in skinny_launches(&mut arrays, m, columns, format) {
                     let x_bytes = 2.0 * f64::from(m) * f64::from(K);
                     let launch = variant(&launch, "tiles").expect("a variant");
-                    let bytes = launch.cost().bytes - x_bytes * (1.0 - 1.0 / blocks);
-                    print_inputs_of(&launch, &one, Unit::Byte, bytes);
+                    let bytes = launch.cost().bytes - x_bytes * (1.0 - share_of_x);
+                    print_inputs_of(&launch, arch, Unit::Byte, bytes);
                 }
             }
             for name in ["16 columns", "32 columns", "copies of 16 bytes"] {

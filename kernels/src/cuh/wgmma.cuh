@@ -82,6 +82,7 @@ struct Wgmma;
 #define SUMS_10(how, t) SUMS_8(how, t), how(d[O + t##8]), how(d[O + t##9])
 
 #define NAMES_OF_8 NAMES_8()
+#define NAMES_OF_16 NAMES_10() ", " NAMES_6(1)
 #define NAMES_OF_30 NAMES_10() ", " NAMES_10(1) ", " NAMES_10(2)
 #define NAMES_OF_32 NAMES_OF_30 ", " NAMES_2(3)
 #define NAMES_OF_40 NAMES_OF_30 ", " NAMES_10(3)
@@ -96,6 +97,7 @@ struct Wgmma;
 #define NAMES_OF_128 NAMES_OF_90 ", " NAMES_10(9) ", " NAMES_10(10) ", " NAMES_10(11) ", " NAMES_8(12)
 
 #define SUMS_OF_8(how) SUMS_8(how, )
+#define SUMS_OF_16(how) SUMS_10(how, ), SUMS_6(how, 1)
 #define SUMS_OF_30(how) SUMS_10(how, ), SUMS_10(how, 1), SUMS_10(how, 2)
 #define SUMS_OF_32(how) SUMS_OF_30(how), SUMS_2(how, 3)
 #define SUMS_OF_40(how) SUMS_OF_30(how), SUMS_10(how, 3)
@@ -145,6 +147,7 @@ struct Wgmma;
     }                                                                                                                 \
   }
 WGMMA_PRODUCTS(16, 8, 8, 9, 10, 11, 12, 13, 14);
+WGMMA_PRODUCTS(32, 16, 16, 17, 18, 19, 20, 21, 22);
 WGMMA_PRODUCTS(64, 32, 32, 33, 34, 35, 36, 37, 38);
 WGMMA_PRODUCTS(80, 40, 40, 41, 42, 43, 44, 45, 46);
 WGMMA_PRODUCTS(128, 64, 64, 65, 66, 67, 68, 69, 70);

@@ -21,9 +21,10 @@
 //! partial sums. In CUDA an f32 x is split into three bf16 (24 bits), whose products with the weight are exact.
 //! [`Scheme`] names the ways to divide a product among blocks:
 //!
-//! - Tiles (`sm90.cuh`), bf16 x on compute capability 9.0 if all addresses and the bytes of rows are multiples of 16: a
-//!   sum is one accumulator, to which the products of 16 consecutive k are added in ascending order from 0 on, as
-//!   `wgmma` adds them. It has the same bits for every number of rows, every shape of tiles and every row beside it.
+//! - Tiles (`sm90.cuh`; `sm90a.cuh` for more than 16 rows with a bf16 weight), bf16 x on compute capability 9.0 if all
+//!   addresses and the bytes of rows are multiples of 16: a sum is one accumulator, to which the products of 16
+//!   consecutive k are added in ascending order from 0 on, as `wgmma` adds them. It has the same bits for every number of
+//!   rows, every shape of tiles and every row beside it.
 //! - Units (`sm80.cu`), all else: the warps of a block divide a sum, and their partial sums are added in order. The
 //!   order depends on k alone.
 //!
@@ -34,18 +35,23 @@
 //!
 //! Memory-bound by reading the weight.
 //!
-//! - Tiles: a block has 8, 16, 32 or 64 rows of x and up to 144 rows of each weight, so many that blocks occupy all
-//!   multiprocessors in as few waves as possible: 28 rows of 3584, 144 of 18944, 16 pairs of q, k and v of a 7B model on
-//!   an H200; with half as many blocks if each would read more of x than of the weight. Each block reads its rows of x
-//!   once, with a norm twice, from L2. With 144 rows of the weight and one row that adds 0.7 % to its bytes, with 16 rows
-//!   11 %, and with 64 rows 44 %; with 28 rows of the weight five times as much. With more than 64 rows, neighbouring
-//!   blocks read the same part of the weight, all but one from L2.
+//! - Tiles: a block has 8 or 16 rows of x, with an int8 weight also 32 or 64, and up to 144 rows of each weight, so many
+//!   that blocks occupy all multiprocessors in as few waves as possible: 28 rows of 3584, 144 of 18944, 16 pairs of q, k
+//!   and v of a 7B model on an H200; with half as many blocks if each would read more of x than of the weight. Each block
+//!   reads its rows of x once, with a norm twice, from L2. With 144 rows of the weight and one row that adds 0.7 % to its
+//!   bytes, with 16 rows 11 %; with 28 rows of the weight five times as much. With more rows than a block has,
+//!   neighbouring blocks read the same part of the weight, all but one from L2.
+//! - Tiles in clusters, for more than 16 rows with a bf16 weight: a block has 64 rows of x and up to 160 rows of each
+//!   weight. Four blocks share x, each of which reads 16 rows. On the 120 multiprocessors of an H200 that run such
+//!   clusters a block has 32 rows of 3584, 160 of 18944 and 24 pairs of q, k and v. That x adds 50, 10 and 33 % to the
+//!   bytes of the weight, with a norm twice as much.
 //! - Units: a block has up to 64 rows of x (int8 and logits 32, f32 16); with more rows, or on a GPU with little shared
 //!   memory, neighbouring blocks read the same part of the weight, all but one from L2. Every block of 16 columns of y
 //!   (32 if there are many columns) reads x again from L1 or L2: with 16 rows as many bytes as the weight, with 64 rows
 //!   four times as many, and with a norm twice that, besides the norm's weight.
 
 pub(crate) mod check;
+mod clusters;
 mod cpu;
 mod examples;
 mod formula;
@@ -227,7 +233,7 @@ pub enum WeightFormat {
 kernel_folder! {
     name: "skinny",
     params: [Params, QkvParams],
-    headers: ["products.cuh", "sm90.cuh", "weights.cuh"],
+    headers: ["products.cuh", "sm90.cuh", "sm90a.cuh", "weights.cuh"],
     headers_of: [rms_norm],
 }
 
@@ -260,12 +266,13 @@ const F32: Operands = Operands { x_units: 2, max_rows: 16, weight_bytes: 2, wide
 const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32, weight_bytes: 1, wide_blocks: |w| w.int8 };
 const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16, weight_bytes: 1, wide_blocks: |w| w.f32 };
 
-/// The symbols of a kernel: those that copy units, each with a number of tiles of 8 weight rows a block, and the shapes
-/// of tiles.
+/// The symbols of a kernel: those that copy units, each with a number of tiles of 8 weight rows a block, the shapes of
+/// tiles, and those of tiles in clusters.
 #[derive(Clone, Copy)]
 struct Symbols {
     units: &'static [(u32, &'static str)],
     tiles: &'static [Shape],
+    clusters: &'static [clusters::Shape],
 }
 
 /// What the plan of a kernel fixes; [`tuning::choices`] has the rest.
@@ -296,42 +303,51 @@ macro_rules! kernels {
     };
 }
 
-/// The shape of tiles of a kernel by its name and the largest number of weight rows of a box.
+/// The shape of tiles of a kernel by its name and the largest number of weight rows of a box; for 64 rows of x, or for 16
+/// (`few`), beyond which the kernel has clusters.
 macro_rules! shape {
-    ($name:literal, 64) => {
-        shape!($name, "_64", 64, 4, 1)
+    ($rows:ident, $name:expr, 64) => {
+        Shape { max_width: 64, boxes: 4, tiles: 1, symbols: shape!($rows, concat!($name, "_64")) }
     };
-    ($name:literal, 144) => {
-        shape!($name, "_144", 144, 1, 3)
+    ($rows:ident, $name:expr, 144) => {
+        Shape { max_width: 144, boxes: 1, tiles: 3, symbols: shape!($rows, concat!($name, "_144")) }
     };
-    ($name:literal, $suffix:literal, $max_width:literal, $boxes:literal, $tiles:literal) => {
-        Shape {
-            max_width: $max_width,
-            boxes: $boxes,
-            tiles: $tiles,
-            symbols: [
-                concat!($name, $suffix, "_x1"),
-                concat!($name, $suffix, "_x2"),
-                concat!($name, $suffix, "_x4"),
-                concat!($name, $suffix, "_x8"),
-            ],
-        }
+    (few, $name:expr) => {
+        &[concat!($name, "_x1"), concat!($name, "_x2")]
+    };
+    (many, $name:expr) => {
+        &[concat!($name, "_x1"), concat!($name, "_x2"), concat!($name, "_x4"), concat!($name, "_x8")]
     };
 }
 
 /// The symbols of a kernel by its name: with two and with four tiles of 8 weight rows a block, or with the number in
-/// parentheses; then the largest numbers of weight rows of its shapes of tiles.
+/// parentheses; then the largest numbers of weight rows of its shapes of tiles; then those of its shapes in clusters, each
+/// with its boxes.
 macro_rules! symbols {
-    ($name:literal $(, $max_width:tt)*) => {
-        Symbols { units: &[(2, $name), (4, concat!($name, "_wide"))], tiles: &[$(shape!($name, $max_width)),*] }
+    ($name:literal $(, $max_width:tt)* $(; $($columns:literal: $boxes:literal),*)?) => {
+        symbols!(@ $name, &[(2, $name), (4, concat!($name, "_wide"))], [$($max_width),*], $($($columns: $boxes),*)?)
     };
-    ($name:literal ($tiles:literal) $(, $max_width:tt)*) => {
-        Symbols { units: &[($tiles, $name)], tiles: &[$(shape!($name, $max_width)),*] }
+    ($name:literal ($tiles:literal) $(, $max_width:tt)* $(; $($columns:literal: $boxes:literal),*)?) => {
+        symbols!(@ $name, &[($tiles, $name)], [$($max_width),*], $($($columns: $boxes),*)?)
+    };
+    (@ $name:literal, $units:expr, [$($max_width:tt),*],) => {
+        Symbols { units: $units, tiles: &[$(shape!(many, $name, $max_width)),*], clusters: &[] }
+    };
+    (@ $name:literal, $units:expr, [$($max_width:tt),*], $($columns:literal: $boxes:literal),*) => {
+        Symbols {
+            units: $units,
+            tiles: &[$(shape!(few, $name, $max_width)),*],
+            clusters: &[$(clusters::Shape {
+                max_width: $columns,
+                boxes: $boxes,
+                symbol: concat!($name, "_clusters_", $columns),
+            }),*],
+        }
     };
 }
 
 kernels! {
-    Params, geometry, "skinny_linear_bf16", cpu::linear::<half::bf16>, symbols!("skinny_linear_bf16", 64, 144), BF16,
+    Params, geometry, "skinny_linear_bf16", cpu::linear::<half::bf16>, symbols!("skinny_linear_bf16", 64, 144; 32: 4, 160: 1), BF16,
         [LINEAR_BF16: CHOSEN, LINEAR_BF16_16_COLUMNS: NARROW, LINEAR_BF16_32_COLUMNS: WIDE,
         LINEAR_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
         LINEAR_BF16_TILES: TILES, LINEAR_BF16_MANY_TILES: MANY_TILES, LINEAR_BF16_FEW_TILES: FEW_TILES];
@@ -342,14 +358,14 @@ kernels! {
         LINEAR_INT8_BF16_TILES: TILES, LINEAR_INT8_BF16_MANY_TILES: MANY_TILES, LINEAR_INT8_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_linear_int8_f32", cpu::linear_int8::<f32>, symbols!("skinny_linear_int8_f32"), INT8_F32,
         [LINEAR_INT8_F32: CHOSEN];
-    Params, geometry, "skinny_logits_bf16", cpu::logits::<half::bf16>, symbols!("skinny_logits_bf16", 144), BF16_LOGITS,
+    Params, geometry, "skinny_logits_bf16", cpu::logits::<half::bf16>, symbols!("skinny_logits_bf16", 144; 160: 1), BF16_LOGITS,
         [LOGITS_BF16: CHOSEN, LOGITS_BF16_16_COLUMNS: NARROW, LOGITS_BF16_32_COLUMNS: WIDE,
         LOGITS_BF16_TILES: TILES, LOGITS_BF16_MANY_TILES: MANY_TILES, LOGITS_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_logits_int8_bf16", cpu::logits_int8::<half::bf16>,
         symbols!("skinny_logits_int8_bf16", 144), INT8_BF16,
         [LOGITS_INT8_BF16: CHOSEN, LOGITS_INT8_BF16_16_COLUMNS: NARROW, LOGITS_INT8_BF16_32_COLUMNS: WIDE,
         LOGITS_INT8_BF16_TILES: TILES, LOGITS_INT8_BF16_MANY_TILES: MANY_TILES, LOGITS_INT8_BF16_FEW_TILES: FEW_TILES];
-    Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, symbols!("skinny_swiglu_bf16" (4), 144), BF16,
+    Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, symbols!("skinny_swiglu_bf16" (4), 144; 160: 1), BF16,
         [SWIGLU_BF16: CHOSEN, SWIGLU_BF16_UNITS: UNITS, SWIGLU_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
         SWIGLU_BF16_TILES: TILES, SWIGLU_BF16_MANY_TILES: MANY_TILES, SWIGLU_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_swiglu_f32", cpu::swiglu::<f32>, symbols!("skinny_swiglu_f32" (4)), F32,
@@ -360,7 +376,7 @@ kernels! {
         SWIGLU_INT8_BF16_TILES: TILES, SWIGLU_INT8_BF16_MANY_TILES: MANY_TILES, SWIGLU_INT8_BF16_FEW_TILES: FEW_TILES];
     Params, geometry, "skinny_swiglu_int8_f32", cpu::swiglu_int8::<f32>, symbols!("skinny_swiglu_int8_f32" (4)),
         INT8_F32, [SWIGLU_INT8_F32: CHOSEN];
-    QkvParams, qkv_geometry, "skinny_qkv_bf16", cpu::qkv::<half::bf16>, symbols!("skinny_qkv_bf16" (2), 64), BF16,
+    QkvParams, qkv_geometry, "skinny_qkv_bf16", cpu::qkv::<half::bf16>, symbols!("skinny_qkv_bf16" (2), 64; 32: 2, 64: 2), BF16,
         [QKV_BF16: CHOSEN, QKV_BF16_UNITS: UNITS,
         QKV_BF16_TILES: TILES, QKV_BF16_MANY_TILES: MANY_TILES, QKV_BF16_FEW_TILES: FEW_TILES];
     QkvParams, qkv_geometry, "skinny_qkv_f32", cpu::qkv::<f32>, symbols!("skinny_qkv_f32" (2)), F32, [QKV_F32: CHOSEN];
@@ -455,7 +471,7 @@ fn qkv_geometry(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: Operands
     ];
     let x_slot = offset_of!(QkvParams, x_map);
     let columns = Columns { parts: heads, columns: half_head, sets: 2, weights: &weights, x_slot };
-    if let Some(stage) = tiles::stage(&op, arch, symbols.tiles, &columns, operands, fixed) {
+    if let Some(stage) = tiles::stage(&op, arch, &symbols, &columns, operands, fixed) {
         return vec![stage];
     }
     stage(&op, arch, symbols.units[0], heads * half_head.div_ceil(8), operands, fixed)
@@ -472,7 +488,7 @@ fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed
     let weights = if is_pair { &weights[..] } else { &weights[..1] };
     let x_slot = offset_of!(Params, x_map);
     let columns = Columns { parts: 1, columns: p.n, sets: weights.len() as u32, weights, x_slot };
-    if let Some(stage) = tiles::stage(&op, arch, symbols.tiles, &columns, operands, fixed) {
+    if let Some(stage) = tiles::stage(&op, arch, &symbols, &columns, operands, fixed) {
         return vec![stage];
     }
     let narrow_blocks = p.n.div_ceil(COLUMNS);

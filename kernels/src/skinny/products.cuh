@@ -49,6 +49,8 @@ struct Single {
   // The width of the groups, a multiple of 4, if there are `groups` of them.
   __device__ __forceinline__ u32 width(u32 groups) const { return ceil_div(ceil_div<u32>(p.n, groups), 4u) * 4; }
   __device__ __forceinline__ Place place_of(u32 group, u32 width) const { return group * width; }
+  // Whether a group has columns.
+  __device__ __forceinline__ bool exists(Place first) const { return first < p.n; }
   __device__ __forceinline__ WeightRows<W> rows_of(Place first, bool second) const {
     return {reinterpret_cast<const W*>(global<const u8>(second ? p.w2 : p.w)), first, p.n};
   }
@@ -103,6 +105,8 @@ struct Qkv {
     return {p.w_v, p.scale_v, p.bias_v, &p.v_map, false, true, head - p.heads - p.kv_heads, i};
   }
 
+  // Whether a group has columns.
+  __device__ __forceinline__ bool exists(const Place& at) const { return !at.is_value || at.head < p.kv_heads; }
   __device__ __forceinline__ bool has_aligned_weights() const {
     return aligned16(p.w_q, p.w_k, p.w_v, static_cast<u64>(p.k) * sizeof(W));
   }

@@ -10,7 +10,7 @@
 // Each lane copies what it multiplies to its own part of shared memory, ahead of time (cp.async). So the loop over k
 // needs no barrier: a lane waits for its own copies only. A slot of this ring holds, for one group of k, TILES units of
 // weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight. On sm_90 other
-// kernels compute the products of aligned bf16 rows (sm90.cuh).
+// kernels compute the products of aligned bf16 rows (sm90.cuh, sm90a.cuh).
 //
 //   start the copies of the first stages' weights; wait for the previous launch; start those of x
 //   with a norm: squares of the rows of x -> shared; barrier; rstd
@@ -50,6 +50,9 @@
 #include "rms_norm/rstd.cuh"
 #include "skinny/products.cuh"
 #include "skinny/sm90.cuh"
+#if __CUDA_ARCH__ >= 900
+#include "skinny/sm90a.cuh"
+#endif
 #include "skinny/weights.cuh"
 
 constexpr int THREADS = 256;
@@ -362,22 +365,37 @@ KERNEL(skinny_logits_int8_bf16_wide, bf16, i8, float, 4, false)
 #if __CUDA_ARCH__ >= 900
 // The shapes of tiles for 8, 16, 32 and 64 rows of x, with at most MAX_WIDTH rows of each weight. TILES: those of a warp
 // with many rows of x.
-#define SHAPES(KERNEL, SYMBOL, TILES, ...)   \
-  KERNEL(SYMBOL##_x1, 1, 1, __VA_ARGS__)     \
-  KERNEL(SYMBOL##_x2, 1, 2, __VA_ARGS__)     \
-  KERNEL(SYMBOL##_x4, TILES, 4, __VA_ARGS__) \
-  KERNEL(SYMBOL##_x8, TILES, 8, __VA_ARGS__)
 #define BY_TILES(SYMBOL, TILES, NX, SETS, BOXES, MAX_WIDTH, NORM, W, PARAMS, ...)                                 \
   extern "C" __global__ void __launch_bounds__(                                                                   \
       by_tiles::Shape<W, SETS, TILES, NX, BOXES, MAX_WIDTH, NORM>::THREADS, 1) SYMBOL(const __grid_constant__ PARAMS p) { \
     by_tiles::product<by_tiles::Shape<W, SETS, TILES, NX, BOXES, MAX_WIDTH, NORM>>(p, __VA_ARGS__{p});            \
   }
-#define OF_WEIGHT(NAME, W)                                                                                          \
-  SHAPES(BY_TILES, skinny_linear_##NAME##_144, 3, 1, 1, 144, false, W, Params, Single<bf16, W, bf16, false>)        \
-  SHAPES(BY_TILES, skinny_linear_##NAME##_64, 1, 1, 4, 64, false, W, Params, Single<bf16, W, bf16, false>)          \
-  SHAPES(BY_TILES, skinny_logits_##NAME##_144, 3, 1, 1, 144, false, W, Params, Single<bf16, W, float, false>)       \
-  SHAPES(BY_TILES, skinny_swiglu_##NAME##_144, 3, 2, 1, 144, true, W, Params, Single<bf16, W, bf16, true>)          \
-  SHAPES(BY_TILES, skinny_qkv_##NAME##_64, 1, 2, 4, 64, true, W, QkvParams, Qkv<bf16, W>)
-OF_WEIGHT(bf16, bf16)
-OF_WEIGHT(int8_bf16, i8)
+#define FEW_ROWS(SYMBOL, TILES, ...)       \
+  BY_TILES(SYMBOL##_x1, 1, 1, __VA_ARGS__) \
+  BY_TILES(SYMBOL##_x2, 1, 2, __VA_ARGS__)
+#define MANY_ROWS(SYMBOL, TILES, ...)          \
+  BY_TILES(SYMBOL##_x4, TILES, 4, __VA_ARGS__) \
+  BY_TILES(SYMBOL##_x8, TILES, 8, __VA_ARGS__)
+#define OF_WEIGHT(ROWS, NAME, W)                                                                             \
+  ROWS(skinny_linear_##NAME##_144, 3, 1, 1, 144, false, W, Params, Single<bf16, W, bf16, false>)             \
+  ROWS(skinny_linear_##NAME##_64, 1, 1, 4, 64, false, W, Params, Single<bf16, W, bf16, false>)               \
+  ROWS(skinny_logits_##NAME##_144, 3, 1, 1, 144, false, W, Params, Single<bf16, W, float, false>)            \
+  ROWS(skinny_swiglu_##NAME##_144, 3, 2, 1, 144, true, W, Params, Single<bf16, W, bf16, true>)               \
+  ROWS(skinny_qkv_##NAME##_64, 1, 2, 4, 64, true, W, QkvParams, Qkv<bf16, W>)
+OF_WEIGHT(FEW_ROWS, bf16, bf16)
+OF_WEIGHT(FEW_ROWS, int8_bf16, i8)
+OF_WEIGHT(MANY_ROWS, int8_bf16, i8)
+
+// The shapes for up to 64 rows of x and a bf16 weight: sets, columns, boxes, norm.
+#define BY_CLUSTERS(SYMBOL, SETS, N, BOXES, NORM, PARAMS, ...)                                    \
+  extern "C" __global__ void __launch_bounds__(by_clusters::Shape<SETS, N, BOXES, NORM>::THREADS, 1) \
+      SYMBOL(const __grid_constant__ PARAMS p) {                                                  \
+    by_clusters::product<by_clusters::Shape<SETS, N, BOXES, NORM>>(p, __VA_ARGS__{p});            \
+  }
+BY_CLUSTERS(skinny_linear_bf16_clusters_32, 1, 32, 4, false, Params, Single<bf16, bf16, bf16, false>)
+BY_CLUSTERS(skinny_linear_bf16_clusters_160, 1, 160, 1, false, Params, Single<bf16, bf16, bf16, false>)
+BY_CLUSTERS(skinny_logits_bf16_clusters_160, 1, 160, 1, false, Params, Single<bf16, bf16, float, false>)
+BY_CLUSTERS(skinny_swiglu_bf16_clusters_160, 2, 160, 1, true, Params, Single<bf16, bf16, bf16, true>)
+BY_CLUSTERS(skinny_qkv_bf16_clusters_32, 2, 32, 2, true, QkvParams, Qkv<bf16, bf16>)
+BY_CLUSTERS(skinny_qkv_bf16_clusters_64, 2, 64, 2, true, QkvParams, Qkv<bf16, bf16>)
 #endif

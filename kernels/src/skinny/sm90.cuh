@@ -1,5 +1,6 @@
-// Products of bf16 rows by tensor copies (sm_90): a warp copies tiles of the weights and of x to a ring in shared memory
-// (TMA), and other warps multiply them, with the weight as the operand of 16 rows of mma.sync.
+// Products of a few bf16 rows by tensor copies (sm_90): a warp copies tiles of the weights and of x to a ring in shared
+// memory (TMA), and other warps multiply them, with the weight as the operand of 16 rows of mma.sync. sm90a.cuh has the
+// products of more than 16 rows with a bf16 weight.
 //
 //   grid: blocks of 8 NX rows of x, x blocks of R columns, or of R pairs of columns; R is a multiple of 4
 //   a stage has BOXES boxes of 128 bytes of k: of R rows of each of SETS weights, and of 8 NX rows of x

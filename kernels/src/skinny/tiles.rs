@@ -1,11 +1,14 @@
-//! Plans the products whose operands are copied to shared memory by tensor copies (`sm90.cuh`, compute capability 9.0).
+//! Plans the products whose operands are copied to shared memory by tensor copies (compute capability 9.0): a few rows by
+//! `sm90.cuh`, more rows of a bf16 weight by `sm90a.cuh`.
 
-use super::{Fixed, NORM_BYTES, Operands, Operation, Scheme};
+use super::{Fixed, NORM_BYTES, Operands, Operation, Scheme, Symbols, clusters};
 use crate::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 
 /// Rows of x of a block, by kernel: those whose symbols end in `_x1`, `_x2`, `_x4` and `_x8`.
 const ROWS: [u32; 4] = [8, 16, 32, 64];
+/// Rows of x up to which every kernel has shapes of tiles.
+pub(super) const FEW_ROWS: u32 = 16;
 
 /// A shape of tiles; `sm80.cu` has the same numbers.
 #[derive(Clone, Copy)]
@@ -16,8 +19,8 @@ pub(super) struct Shape {
     pub(super) boxes: u32,
     /// Tiles of 16 weight rows of a warp if there are more than 16 rows of x.
     pub(super) tiles: u32,
-    /// The symbols by [`ROWS`].
-    pub(super) symbols: [&'static str; 4],
+    /// The symbols by [`ROWS`]; for a bf16 weight the first two.
+    pub(super) symbols: &'static [&'static str],
 }
 
 /// The columns of a product, and their weights.
@@ -36,14 +39,14 @@ pub(super) struct Columns<'a> {
 
 impl Columns<'_> {
     /// Returns the columns of a block if `blocks` blocks divide a part. `width` in `products.cuh` is the same.
-    fn width(&self, blocks: u32) -> u32 {
+    pub(super) fn width(&self, blocks: u32) -> u32 {
         self.columns.div_ceil(blocks).next_multiple_of(4)
     }
 
     /// Returns how many blocks divide a part: as few waves of blocks as columns of at most `max_width` allow, and in
     /// each of these waves a block for each of `places`. Parts seldom divide the places evenly; then there are a few
     /// blocks too many.
-    fn blocks(&self, row_blocks: u32, max_width: u32, places: u32) -> u32 {
+    pub(super) fn blocks(&self, row_blocks: u32, max_width: u32, places: u32) -> u32 {
         let (others, places) = (u64::from(self.parts) * u64::from(row_blocks), u64::from(places));
         let least = u64::from(self.columns.div_ceil(max_width));
         let in_waves = (least * others).div_ceil(places) * places;
@@ -51,14 +54,36 @@ impl Columns<'_> {
         let most = self.columns.div_ceil(4);
         self.columns.div_ceil(self.width(blocks.clamp(least, u64::from(most)) as u32))
     }
+
+    /// The maps of the weights, with boxes of `width` rows and elements of so many bytes, and that of x. `None` if tensor
+    /// copies do not take an array.
+    pub(super) fn tensor_maps(
+        &self,
+        weight_bytes: u64,
+        width: u32,
+        x: TensorMap,
+        k: u32,
+    ) -> Option<Vec<(usize, TensorMap)>> {
+        let weight = |&(slot, w, n): &(usize, Addr, u32)| Some((slot, tensor_map(w, weight_bytes, [n, k], width)?));
+        self.weights.iter().map(weight).chain([Some((self.x_slot, x))]).collect()
+    }
 }
 
-/// Plans the product by tiles, if that is the scheme and tensor copies can copy the operands. `shapes` is empty if the
-/// kernel has none, else ascending.
+/// The map of an array `[rows, k]` of elements of 1 or 2 bytes, in boxes of `box_rows` rows of 128 bytes. `None` if tensor
+/// copies do not take it.
+pub(super) fn tensor_map(at: Addr, bytes: u64, [rows, k]: [u32; 2], box_rows: u32) -> Option<TensorMap> {
+    let data_type = if bytes == 1 { DataType::U8 } else { DataType::Bf16 };
+    let (dims, strides) = ([u64::from(k), u64::from(rows)], [u64::from(k) * bytes]);
+    let map =
+        TensorMap::tiled(data_type, at.0, &dims, &strides, &[128 / bytes as u32, box_rows], Swizzle::B128).ok()?;
+    Some(TensorMap { l2_promotion: L2Promotion::B256, ..map })
+}
+
+/// Plans the product by tiles, if that is the scheme and tensor copies can copy the operands.
 pub(super) fn stage(
     op: &Operation,
     arch: &Arch,
-    shapes: &[Shape],
+    symbols: &Symbols,
     columns: &Columns,
     operands: Operands,
     fixed: Fixed,
@@ -66,9 +91,28 @@ pub(super) fn stage(
     let wants = op.scheme(arch, fixed) == Scheme::Tiles && arch.sm >= 90;
     let aligned = [op.x, op.norm].iter().all(|a| a.0.is_multiple_of(16)) && op.has_aligned_weights(operands);
     let exists = [op.m, op.k, columns.parts, columns.columns].iter().all(|&size| size > 0);
-    let widest = shapes.last().filter(|_| wants && aligned && exists)?;
+    if !(wants && aligned && exists) {
+        return None;
+    }
+    if op.m > FEW_ROWS && !symbols.clusters.is_empty() {
+        return clusters::stage(op, arch, symbols.clusters, columns, fixed);
+    }
+    by_warps(op, arch, symbols.tiles, columns, operands, fixed)
+}
 
-    let kind = ROWS.iter().position(|&rows| op.m <= rows).unwrap_or(ROWS.len() - 1);
+/// Plans the product by `mma.sync` (`sm90.cuh`). `shapes` are ascending; `None` if there is none, or too little shared
+/// memory.
+fn by_warps(
+    op: &Operation,
+    arch: &Arch,
+    shapes: &[Shape],
+    columns: &Columns,
+    operands: Operands,
+    fixed: Fixed,
+) -> Option<Stage> {
+    let widest = shapes.last()?;
+    let kinds = &ROWS[..widest.symbols.len()];
+    let kind = kinds.iter().position(|&rows| op.m <= rows).unwrap_or(kinds.len() - 1);
     let (rows, row_blocks) = (ROWS[kind], op.m.div_ceil(ROWS[kind]));
     let blocks_for =
         |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1));
@@ -96,21 +140,15 @@ pub(super) fn stage(
     let room = if grid[0] * grid[1] > arch.multiprocessors && stages(2) > 2 { stages(2) } else { stages(1) };
     let needed = (op.k * operands.weight_bytes as u32).div_ceil(128 * boxes);
 
-    let map = |data_type: DataType, address: Addr, [rows, box_rows]: [u32; 2]| {
-        let bytes = data_type.bytes();
-        let dims = [u64::from(op.k), u64::from(rows)];
-        let strides = [u64::from(op.k) * u64::from(bytes)];
-        let map =
-            TensorMap::tiled(data_type, address.0, &dims, &strides, &[128 / bytes, box_rows], Swizzle::B128).ok()?;
-        Some(TensorMap { l2_promotion: L2Promotion::B256, ..map })
-    };
-    let weight_type = if operands.weight_bytes == 1 { DataType::U8 } else { DataType::Bf16 };
-    let weights = columns.weights.iter().map(|&(slot, w, n)| Some((slot, map(weight_type, w, [n, width])?)));
-    let x = std::iter::once_with(|| Some((columns.x_slot, map(DataType::Bf16, op.x, [op.m, rows])?)));
     let stage = Stage {
         grid,
         shared: others + room.min(needed) * stage_bytes,
-        tensor_maps: weights.chain(x).collect::<Option<_>>()?,
+        tensor_maps: columns.tensor_maps(
+            operands.weight_bytes,
+            width,
+            tensor_map(op.x, 2, [op.m, op.k], rows)?,
+            op.k,
+        )?,
         ..Stage::one_dimensional(shape.symbols[kind], 1, 32 * (multipliers + normalisers + 1))
     };
     (room > 0).then(|| stage.programmatic_on(arch))

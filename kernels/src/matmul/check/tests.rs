@@ -9,8 +9,8 @@ use crate::{DType, Kernel};
 /// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
 const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
 
-/// Bytes that the schedule of a tile reads from global memory: A for each column of tiles, B for each block of each row
-/// of tiles (the simulator counts a copy to two blocks twice), and the old C.
+/// Bytes that the schedule of a tile reads from global memory: A for each column of tiles, B for each row of tiles of
+/// clusters, and the old C.
 fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
     let symbol = (launch.kernel.plan)(&launch.params, &SMALL_HOPPER)[0].symbol;
     let tile = plan::ALL.iter().find(|tile| tile.symbol == symbol).expect("the plan has one of the tiles");
@@ -18,7 +18,7 @@ fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
     let [rows, columns, blocks] = [tile.rows, tile.columns, tile.cluster].map(u64::from);
     // Tensor copies add f32 to memory without reading it first.
     let old = if given.old.is_some() && given.form.c_dtype == DType::BF16 { 2 * m * n } else { 0 };
-    2 * k * (m * n.div_ceil(columns) + n * m.div_ceil(rows * blocks) * blocks) + old
+    2 * k * (m * n.div_ceil(columns) + n * m.div_ceil(rows * blocks)) + old
 }
 
 /// Each tile of a form goes along several tiles of C and several stages of k, some of which are incomplete, and the

@@ -111,10 +111,19 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
                     let Launch::Kernel(kernel) = &launch else { return };
                     let has_norm = kernel.operands().any(|operand| operand == norm.addr());
                     let (x, blocks) = ((2 * m * k) as f64, f64::from(stage.grid[1]));
-                    // Four lanes of each normalising warp load the same elements of the norm.
-                    let boxes = if stage.symbol.contains("_64_") { 2 } else { 1 };
-                    let norms = if has_norm { boxes * 4 * (m.next_power_of_two() / 16).max(1) * 2 * k } else { 0 };
-                    let x_again = x * if has_norm { 2.0 * blocks - 1.0 } else { blocks - 1.0 };
+                    // Blocks of a cluster share x, so the first of them reads it. Four lanes of each normalising warp
+                    // load the same elements of the norm.
+                    let clusters = stage.cluster[1] > 1;
+                    let readers = blocks / f64::from(stage.cluster[1]);
+                    let norms = match (has_norm, clusters) {
+                        (false, _) => 0,
+                        (true, true) => 2 * 4 * 2 * k,
+                        (true, false) => {
+                            let boxes = if stage.symbol.contains("_64_") { 2 } else { 1 };
+                            boxes * 4 * (m.next_power_of_two() / 16).max(1) * 2 * k
+                        }
+                    };
+                    let x_again = x * if has_norm { 2.0 * readers - 1.0 } else { readers - 1.0 };
                     // Every row reads bias and scales, and every head of queries and keys the angles of its pairs.
                     let of_columns = if kind == WeightFormat::Int8 { 12.0 } else { 2.0 } * (m * n) as f64;
                     let angles =

@@ -29,6 +29,8 @@ struct BoxCopy<'b> {
     repeats_store: bool,
     /// Whether the writes to global memory are weak or strong, and the scope of strong ones.
     strength: AccessStrength,
+    /// Whether the copy counts as traffic. A multicast load reads global memory once for all its destinations.
+    is_counted: bool,
 }
 
 impl AsyncEngine {
@@ -55,7 +57,7 @@ impl AsyncEngine {
         let op = memory.ops.start(AsyncOpKind::TensorCopy, &cx.warp.order, 1 << lane, cx.pc);
         let mut boxes = Vec::with_capacity(r.ranks.len());
         let mut bytes = 0;
-        for rank in &r.ranks {
+        for (i, rank) in r.ranks.iter().enumerate() {
             let shared = shared_address_in_block(r.to, *rank);
             let copy = BoxCopy {
                 map: &map,
@@ -67,6 +69,7 @@ impl AsyncEngine {
                 load: true,
                 repeats_store: false,
                 strength: AccessStrength::Weak,
+                is_counted: i == 0,
             };
             let Some((MemoryLocation::Shared(slot), _, n)) = self.check_box(cx, memory, &copy) else { return None };
             let shared = layout::split_shared_address(shared as u32, 0).offset;
@@ -115,8 +118,18 @@ impl AsyncEngine {
         let writing = memory.ops.start(kind, &cx.warp.order, 1 << lane, cx.pc);
         let coordinates = &r.coordinates[..];
         let (shared, repeats_store) = (r.from, r.repeats_store);
-        let copy =
-            BoxCopy { map: &map, coordinates, shared, lane, reading, writing, load: false, repeats_store, strength };
+        let copy = BoxCopy {
+            map: &map,
+            coordinates,
+            shared,
+            lane,
+            reading,
+            writing,
+            load: false,
+            repeats_store,
+            strength,
+            is_counted: true,
+        };
         let Some((location, base, _)) = self.check_box(cx, memory, &copy) else { return };
         let start = layout::split_shared_address(r.from as u32, 0).offset;
         let pieces = store_pieces(memory, &copy, start, location, base);
@@ -196,7 +209,9 @@ impl AsyncEngine {
         if !in_bounds {
             return None;
         }
-        count_global_bytes(cx, bytes, !b.load);
+        if b.is_counted {
+            count_global_bytes(cx, bytes, !b.load);
+        }
         Some((location, base, copy.bytes()))
     }
 }

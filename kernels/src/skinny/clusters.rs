@@ -1,0 +1,53 @@
+//! Plans the products of many rows by clusters of blocks (`sm90a.cuh`, compute capability 9.0).
+
+use super::tiles::{Columns, tensor_map};
+use super::{Fixed, NORM_BYTES, Operation};
+use crate::{Arch, Stage};
+
+/// Rows of x of a block, and blocks of a cluster, each of which copies as many of these rows.
+const ROWS: u32 = 64;
+const CLUSTER: u32 = 4;
+const SHARE: u32 = ROWS / CLUSTER;
+
+/// Warps of a block: four multiply, one copies; two more normalise if the kernel can.
+const WARPS: u32 = 5;
+const NORMALISERS: u32 = 2;
+
+/// A shape of tiles; `sm80.cu` has the same numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// Rows of a box of a weight, at most: the columns of the products of a block.
+    pub(super) max_width: u32,
+    /// Boxes of 64 k of a stage.
+    pub(super) boxes: u32,
+    pub(super) symbol: &'static str,
+}
+
+/// Plans the product. `shapes` are ascending. `None`: the GPU has too little shared memory.
+pub(super) fn stage(op: &Operation, arch: &Arch, shapes: &[Shape], columns: &Columns, fixed: Fixed) -> Option<Stage> {
+    let row_blocks = op.m.div_ceil(ROWS);
+    // Multiprocessors that run clusters of eight run clusters of four.
+    let known = if arch.clusters_of_8 > 0 { 8 * arch.clusters_of_8 } else { u32::MAX };
+    let places = known.min(arch.multiprocessors) * fixed.blocks_per_2_multiprocessors.unwrap_or(2) / 2;
+    let widest = shapes.last()?.max_width;
+    let blocks = columns.parts * columns.blocks(row_blocks, widest, (places / CLUSTER * CLUSTER).max(1));
+    let blocks = blocks.next_multiple_of(CLUSTER);
+    let width = columns.width(blocks / columns.parts);
+    let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
+
+    // A stage, with its three mbarriers.
+    let stage_bytes = shape.boxes * 128 * (columns.sets * shape.max_width + ROWS) + 24;
+    let others = 1024 + if op.norm.is_null() { 0 } else { SHARE * NORM_BYTES };
+    let stages = arch.shared_per_block.saturating_sub(others) / stage_bytes;
+    let needed = op.k.div_ceil(64 * shape.boxes);
+    let warps = WARPS + if op.normalises { NORMALISERS } else { 0 };
+    let stage = Stage {
+        grid: [row_blocks, blocks, 1],
+        cluster: [1, CLUSTER, 1],
+        shared: others + stages.min(needed) * stage_bytes,
+        tensor_maps: columns.tensor_maps(2, width, tensor_map(op.x, 2, [op.m, op.k], SHARE)?, op.k)?,
+        ..Stage::one_dimensional(shape.symbol, 1, 32 * warps)
+    };
+    // A stage is freed when the next one is under way.
+    (stages >= needed.min(2)).then(|| stage.programmatic_on(arch))
+}
