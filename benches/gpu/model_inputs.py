@@ -13,8 +13,9 @@ import sys
 
 # Kernels that request their operands by asynchronous copies into dynamic shared memory: the part of it that is in
 # flight at a time, from the number of its stages. Source: sm80.cu, sm90.cuh, cluster.cuh or decode_mma.cuh of the
-# folder. Skinny products by tiles (their symbols end in the tiles of x) have at least three stages, most have five.
-TILES = 4 / 5
+# folder. Skinny products by tiles (their symbols end in the tiles of x) have at least three stages, most have five. Those
+# in clusters have at least four, of which two are in flight, and half of a stage is what other blocks read.
+TILES, CLUSTERS = 4 / 5, 1 / 4
 RING = {"skinny": 3 / 4, "paged_attention_fwd_bf16_decode": 4 / 5, "paged_attention_fwd_bf16_decode_256": 1 / 2, "sample_cluster": 1.0}
 
 registers = {f["symbol"]: f["registers"] for f in json.load(open(sys.argv[1]))["functions"] if f["entry"]}
@@ -30,6 +31,7 @@ for symbol, seen in sorted(rows.items()):
     rings = [share for prefix, share in sorted(RING.items()) if symbol.startswith(prefix)]
     row["registers"] = registers[symbol]
     if rings:
-        row["ring_in_flight"] = TILES if "skinny" in symbol and symbol[-3:-1] == "_x" else rings[-1]
+        by_tiles = "skinny" in symbol and symbol[-3:-1] == "_x"
+        row["ring_in_flight"] = TILES if by_tiles else CLUSTERS if "_clusters_" in symbol else rings[-1]
     out.append("  " + json.dumps(row))
 print("[\n" + ",\n".join(out) + "\n]")

@@ -194,7 +194,7 @@ fn skinny_reads_only_weights_before_its_wait() {
     // The launches of the other checks are like those of these five, or of large sizes.
     let is_used =
         |check: &str| check.contains("_the_formula") || check.starts_with("qkv_") || check.starts_with("a_norm_");
-    check_early_launches("skinny", is_used, &["w", "w2", "w_q", "w_k", "w_v"], 60);
+    check_early_launches("skinny", is_used, &["w", "w2", "w_q", "w_k", "w_v"], 56);
 }
 
 #[test]

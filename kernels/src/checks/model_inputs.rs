@@ -144,7 +144,7 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
     // An H100 with one multiprocessor, or with the four of a cluster, which have as many columns as those of a whole GPU
-    // in Qwen2.5-VL-7B (of q, k and v 128 instead of 32), for kernels by tiles. Every block, or cluster, reads x, which
+    // in Qwen2.5-VL-7B (of q, k and v 128 instead of 32, in clusters 24 pairs and 64), for kernels by tiles. Every block, or cluster, reads x, which
     // the cost of a whole launch counts once, and their instructions do not depend on the number of rows.
     let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
     let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
@@ -154,8 +154,15 @@ fn inputs_of_the_model_skinny() {
         for format in [Bf16, Int8] {
             for (linear, m) in [28, 144].into_iter().flat_map(|linear| [8, 16, 32, 64].map(|m| (linear, m))) {
                 let in_clusters = format == Bf16 && m > 16;
+                // One kernel for 17 to 64 rows.
+                if in_clusters && m < 64 {
+                    continue;
+                }
                 let (arch, share_of_x) = if in_clusters { &one_of_clusters } else { &one_of_tiles };
-                let columns = if in_clusters { [4 * (linear + 4), 632, 512, 640] } else { [linear, 144, 128, 144] };
+                let columns = match in_clusters {
+                    true => [4 * (linear + 4), 632, if linear < 100 { 192 } else { 512 }, 640],
+                    false => [linear, 144, 128, 144],
+                };
                 for launch in skinny_launches(&mut arrays, m, columns, format) {
                     let x_bytes = 2.0 * f64::from(m) * f64::from(K);
                     let launch = variant(&launch, "tiles").expect("a variant");

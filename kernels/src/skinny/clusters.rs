@@ -30,7 +30,7 @@ pub(super) fn stage(op: &Operation, arch: &Arch, shapes: &[Shape], columns: &Col
     let known = if arch.clusters_of_8 > 0 { 8 * arch.clusters_of_8 } else { u32::MAX };
     let places = known.min(arch.multiprocessors) * fixed.blocks_per_2_multiprocessors.unwrap_or(2) / 2;
     let widest = shapes.last()?.max_width;
-    let blocks = columns.parts * columns.blocks(row_blocks, widest, (places / CLUSTER * CLUSTER).max(1));
+    let blocks = columns.parts * columns.blocks(row_blocks, widest, (places / CLUSTER * CLUSTER).max(1), false);
     let blocks = blocks.next_multiple_of(CLUSTER);
     let width = columns.width(blocks / columns.parts);
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;

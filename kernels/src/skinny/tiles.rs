@@ -45,12 +45,12 @@ impl Columns<'_> {
 
     /// Returns how many blocks divide a part: as few waves of blocks as columns of at most `max_width` allow, and in
     /// each of these waves a block for each of `places`. Parts seldom divide the places evenly; then there are a few
-    /// blocks too many.
-    pub(super) fn blocks(&self, row_blocks: u32, max_width: u32, places: u32) -> u32 {
+    /// blocks too many (`rounds_up`), or too few.
+    pub(super) fn blocks(&self, row_blocks: u32, max_width: u32, places: u32, rounds_up: bool) -> u32 {
         let (others, places) = (u64::from(self.parts) * u64::from(row_blocks), u64::from(places));
         let least = u64::from(self.columns.div_ceil(max_width));
         let in_waves = (least * others).div_ceil(places) * places;
-        let blocks = if self.parts > 1 { in_waves.div_ceil(others) } else { in_waves / others };
+        let blocks = if rounds_up { in_waves.div_ceil(others) } else { in_waves / others };
         let most = self.columns.div_ceil(4);
         self.columns.div_ceil(self.width(blocks.clamp(least, u64::from(most)) as u32))
     }
@@ -114,8 +114,11 @@ fn by_warps(
     let kinds = &ROWS[..widest.symbols.len()];
     let kind = kinds.iter().position(|&rows| op.m <= rows).unwrap_or(kinds.len() - 1);
     let (rows, row_blocks) = (ROWS[kind], op.m.div_ceil(ROWS[kind]));
-    let blocks_for =
-        |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1));
+    // Two blocks fit a multiprocessor.
+    let rounds_up = columns.parts > 1;
+    let blocks_for = |per_2: u32| {
+        columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up)
+    };
     // One block for two multiprocessors if each block would read more of x, from L2, than of the weights.
     let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;
     let per_2 = if 2 * rows.min(op.m) > weight_bytes { 1 } else { 2 };

@@ -150,21 +150,28 @@ const CASES_M_K_HEADS: [(usize, usize, [usize; 3]); 10] = [
     (70, 32, [1, 1, 12]),
 ];
 
+/// As [`CASES_M_K_HEADS`], with so many heads that a block of a cluster has 64 pairs of columns, as in a 72B model.
+const MANY_HEADS_M_K_HEADS: (usize, usize, [usize; 3]) = (18, 16, [57, 2, 128]);
+
+fn check(dtype: DType, kind: WeightFormat, (m, k, heads): (usize, usize, [usize; 3]), has_norm: bool) {
+    let case = QkvCase::new(dtype, kind, [m, k], heads);
+    let norm = TestArray::new(dtype, &normal_numbers(k, 12, 1.0));
+    let norm = if has_norm { norm.addr() } else { Addr::NULL };
+    let want = case.results_one_by_one(norm);
+    let got = TestArray::output(dtype, case.count());
+    run(&qkv(dtype, kind, &case.params(got.addr(), norm)), 2);
+    assert_eq!(bits(&got), bits(&want), "{dtype} {kind:?}, {m} rows, {k} terms, heads {heads:?}");
+}
+
 pub(super) fn qkv_has_the_bits_of_products_and_of_rope_kv_write() {
     with_one_interleaving(|| {
+        check(BF16, WeightFormat::Bf16, MANY_HEADS_M_K_HEADS, true);
         // The lengths of sums at which `rms_norm` changes its way.
         let norms = NORM_CASES_M_N_K.map(|(m, n, k)| (m, k, [1, 1, n.next_multiple_of(2)]));
         for dtype in [F32, BF16] {
             for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
-                for (i, (m, k, heads)) in CASES_M_K_HEADS.into_iter().chain(norms).enumerate() {
-                    let case = QkvCase::new(dtype, kind, [m, k], heads);
-                    let norm = TestArray::new(dtype, &normal_numbers(k, 12, 1.0));
-                    let has_norm = i >= CASES_M_K_HEADS.len() || i % 2 == 0;
-                    let norm = if has_norm { norm.addr() } else { Addr::NULL };
-                    let want = case.results_one_by_one(norm);
-                    let got = TestArray::output(dtype, case.count());
-                    run(&qkv(dtype, kind, &case.params(got.addr(), norm)), 2);
-                    assert_eq!(bits(&got), bits(&want), "{dtype} {kind:?}, {m} rows, {k} terms, heads {heads:?}");
+                for (i, case) in CASES_M_K_HEADS.into_iter().chain(norms).enumerate() {
+                    check(dtype, kind, case, i >= CASES_M_K_HEADS.len() || i % 2 == 0);
                 }
             }
         }
