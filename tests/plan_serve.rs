@@ -79,7 +79,8 @@ fn a_plan_of_generation_counts_the_keys_that_exist() {
 }
 
 /// The steps of a 7B model that are predicted for an H200 are within 25 % of those that were measured there. Decode steps
-/// were measured with the products of few rows that tiles have replaced: the prediction is shorter, but not by half.
+/// were measured with the products of few rows that tiles have replaced: the predictions are shorter, that of 64 rows by
+/// half.
 #[test]
 fn predicted_steps_are_near_the_measured_ones() {
     let record: Value =
@@ -99,7 +100,7 @@ fn predicted_steps_are_near_the_measured_ones() {
     for (context, batch, new) in [(1024, 1, 64), (5120, 8, 32), (4096, 64, 16)] {
         let sizes = format!("--tokens {context} --batch-size {batch} --max-new-tokens {new}");
         let plan = plan(&format!("--preset 7b {sizes} --gpu h200"));
-        compare(&sizes, number(&plan, "/inter_token_seconds"), measured("decode", f64::from(batch)), 0.5..1.0);
+        compare(&sizes, number(&plan, "/inter_token_seconds"), measured("decode", f64::from(batch)), 0.45..1.0);
         if context == 4096 {
             check("prefill", number(&plan, "/time_to_first_token_seconds"), measured("prefill", 1.0));
         }

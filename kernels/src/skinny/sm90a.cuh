@@ -183,7 +183,7 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
       mbarrier_init(ring.share(i), 1);
       mbarrier_init(ring.free(i), CLUSTER * MULTIPLIERS);
     }
-    fence_mbarrier_init();
+    fence_mbarrier_init();  // redundant: the fence of all threads below is one of mbarriers, too.
   }
   // Rows that no copy writes.
   const u32 cleared = (S::N - width) * 8;
@@ -271,7 +271,8 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
     }
   }
   // No block may end while others arrive at its mbarriers or copy to its memory.
-  __syncwarp();
+  __syncwarp();  // redundant: the simulator lets the lanes of a warp arrive at the barrier one after the other.
+
   cluster_barrier();
 }
 
