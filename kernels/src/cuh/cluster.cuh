@@ -59,9 +59,9 @@ __device__ __forceinline__ u64 load_u64_of_block(u32 address) {
   return x;
 }
 
-// Starts the copy of `bytes` bytes of this block's shared memory to the same address of block `rank` of the cluster. The
-// mbarrier at the address `barrier` of that block counts them. Addresses and bytes are multiples of 16. Source: PTX ISA
-// 9.0, chapter 9.7.9.25.5 (cp.async.bulk).
+// Starts the copy of `bytes` bytes of this block's shared memory to the same address of block `rank` of the cluster.
+// The mbarrier at the address `barrier` of that block counts them. Addresses and bytes are multiples of 16. Source: PTX
+// ISA 9.0, chapter 9.7.9.25.5 (cp.async.bulk).
 __device__ __forceinline__ void copy_to_block(u32 shared, u32 bytes, u32 barrier, u32 rank) {
   asm volatile(
       "{\n\t.reg .b32 to, counter;\n\tmapa.shared::cluster.u32 to, %0, %3;\n\t"

@@ -23,8 +23,8 @@
 //!
 //! - Tiles (`sm90.cuh`; `sm90a.cuh` for more than 16 rows with a bf16 weight), bf16 x on compute capability 9.0 if all
 //!   addresses and the bytes of rows are multiples of 16: a sum is one accumulator, to which the products of 16
-//!   consecutive k are added in ascending order from 0 on, as `wgmma` adds them. It has the same bits for every number of
-//!   rows, every shape of tiles and every row beside it.
+//!   consecutive k are added in ascending order from 0 on, as `wgmma` adds them. It has the same bits for every number
+//!   of rows, every shape of tiles and every row beside it.
 //! - Units (`sm80.cu`), all else: the warps of a block divide a sum, and their partial sums are added in order. The
 //!   order depends on k alone.
 //!
@@ -35,12 +35,12 @@
 //!
 //! Memory-bound by reading the weight.
 //!
-//! - Tiles: a block has 8 or 16 rows of x, with an int8 weight also 32 or 64, and up to 144 rows of each weight, so many
-//!   that blocks occupy all multiprocessors in as few waves as possible: 28 rows of 3584, 144 of 18944, 16 pairs of q, k
-//!   and v of a 7B model on an H200; with half as many blocks if each would read more of x than of the weight. Each block
-//!   reads its rows of x once, with a norm twice, from L2. With 144 rows of the weight and one row that adds 0.7 % to its
-//!   bytes, with 16 rows 11 %; with 28 rows of the weight five times as much. With more rows than a block has,
-//!   neighbouring blocks read the same part of the weight, all but one from L2.
+//! - Tiles: a block has 8 or 16 rows of x, with an int8 weight also 32 or 64, and up to 144 rows of each weight, so
+//!   many that blocks occupy all multiprocessors in as few waves as possible: 28 rows of 3584, 144 of 18944, 16 pairs
+//!   of q, k and v of a 7B model on an H200; with half as many blocks if each would read more of x than of the weight.
+//!   Each block reads its rows of x once, with a norm twice, from L2. With 144 rows of the weight and one row that adds
+//!   0.7 % to its bytes, with 16 rows 11 %; with 28 rows of the weight five times as much. With more rows than a block
+//!   has, neighbouring blocks read the same part of the weight, all but one from L2.
 //! - Tiles in clusters, for more than 16 rows with a bf16 weight: a block has 64 rows of x and up to 160 rows of each
 //!   weight. Four blocks share x, each of which reads 16 rows. On the 120 multiprocessors of an H200 that run such
 //!   clusters a block has 32 rows of 3584, 160 of 18944 and 24 pairs of q, k and v. That x adds 50, 10 and 33 % to the
@@ -114,8 +114,8 @@ params! {
 }
 
 params! {
-    /// Parameters of `qkv`. The queries have `heads * head_dim` columns, keys and values `kv_heads * head_dim` each. The
-    /// slots of tensor maps are empty and `reserved_*` are 0 in a call.
+    /// Parameters of `qkv`. The queries have `heads * head_dim` columns, keys and values `kv_heads * head_dim` each.
+    /// The slots of tensor maps are empty and `reserved_*` are 0 in a call.
     pub struct QkvParams {
         /// Map of w_q, which a plan fills in.
         pub q_map: TensorMapSlot,
@@ -242,8 +242,8 @@ kernel_folder! {
 pub enum Scheme {
     /// Each lane copies the 16-byte units that it multiplies (`cp.async`), and the warps of a block divide the sums.
     Units,
-    /// A warp copies tiles for the others by tensor copies (compute capability 9.0), if all addresses and the bytes of a
-    /// row are multiples of 16 and x is bf16; else as `Units`.
+    /// A warp copies tiles for the others by tensor copies (compute capability 9.0), if all addresses and the bytes of
+    /// a row are multiples of 16 and x is bf16; else as `Units`.
     Tiles,
 }
 
@@ -303,8 +303,8 @@ macro_rules! kernels {
     };
 }
 
-/// The shape of tiles of a kernel by its name and the largest number of weight rows of a box; for 64 rows of x, or for 16
-/// (`few`), beyond which the kernel has clusters.
+/// The shape of tiles of a kernel by its name and the largest number of weight rows of a box; for 64 rows of x, or for
+/// 16 (`few`), beyond which the kernel has clusters.
 macro_rules! shape {
     ($rows:ident, $name:expr, 64) => {
         Shape { max_width: 64, boxes: 4, tiles: 1, symbols: shape!($rows, concat!($name, "_64")) }
@@ -321,8 +321,8 @@ macro_rules! shape {
 }
 
 /// The symbols of a kernel by its name: with two and with four tiles of 8 weight rows a block, or with the number in
-/// parentheses; then the largest numbers of weight rows of its shapes of tiles; then those of its shapes in clusters, each
-/// with its boxes.
+/// parentheses; then the largest numbers of weight rows of its shapes of tiles; then those of its shapes in clusters,
+/// each with its boxes.
 macro_rules! symbols {
     ($name:literal $(, $max_width:tt)* $(; $($columns:literal: $boxes:literal),*)?) => {
         symbols!(@ $name, &[(2, $name), (4, concat!($name, "_wide"))], [$($max_width),*], $($($columns: $boxes),*)?)

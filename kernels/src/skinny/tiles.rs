@@ -1,5 +1,5 @@
-//! Plans the products whose operands are copied to shared memory by tensor copies (compute capability 9.0): a few rows by
-//! `sm90.cuh`, more rows of a bf16 weight by `sm90a.cuh`.
+//! Plans the products whose operands are copied to shared memory by tensor copies (compute capability 9.0): a few rows
+//! by `sm90.cuh`, more rows of a bf16 weight by `sm90a.cuh`.
 
 use super::{Fixed, NORM_BYTES, Operands, Operation, Scheme, Symbols, clusters};
 use crate::{Addr, Arch, Stage};
@@ -55,8 +55,8 @@ impl Columns<'_> {
         self.columns.div_ceil(self.width(blocks.clamp(least, u64::from(most)) as u32))
     }
 
-    /// The maps of the weights, with boxes of `width` rows and elements of so many bytes, and that of x. `None` if tensor
-    /// copies do not take an array.
+    /// The maps of the weights, with boxes of `width` rows and elements of so many bytes, and that of x. `None` if
+    /// tensor copies do not take an array.
     pub(super) fn tensor_maps(
         &self,
         weight_bytes: u64,
@@ -69,8 +69,8 @@ impl Columns<'_> {
     }
 }
 
-/// The map of an array `[rows, k]` of elements of 1 or 2 bytes, in boxes of `box_rows` rows of 128 bytes. `None` if tensor
-/// copies do not take it.
+/// The map of an array `[rows, k]` of elements of 1 or 2 bytes, in boxes of `box_rows` rows of 128 bytes. `None` if
+/// tensor copies do not take it.
 pub(super) fn tensor_map(at: Addr, bytes: u64, [rows, k]: [u32; 2], box_rows: u32) -> Option<TensorMap> {
     let data_type = if bytes == 1 { DataType::U8 } else { DataType::Bf16 };
     let (dims, strides) = ([u64::from(k), u64::from(rows)], [u64::from(k) * bytes]);
@@ -116,9 +116,8 @@ fn by_warps(
     let (rows, row_blocks) = (ROWS[kind], op.m.div_ceil(ROWS[kind]));
     // Two blocks fit a multiprocessor.
     let rounds_up = columns.parts > 1;
-    let blocks_for = |per_2: u32| {
-        columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up)
-    };
+    let blocks_for =
+        |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up);
     // One block for two multiprocessors if each block would read more of x, from L2, than of the weights.
     let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;
     let per_2 = if 2 * rows.min(op.m) > weight_bytes { 1 } else { 2 };

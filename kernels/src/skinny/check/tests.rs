@@ -139,8 +139,8 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
     });
 }
 
-/// Tiles of 4 to 144 rows of the weight and of 8 to 64 rows of x, in rings of all stages and of one or two: every element
-/// has the same bits in each of them.
+/// Tiles of 4 to 144 rows of the weight and of 8 to 64 rows of x, in rings of all stages and of one or two: every
+/// element has the same bits in each of them.
 #[test]
 fn bits_do_not_depend_on_the_shape_of_tiles() {
     crate::checks::on_sim(|| {
