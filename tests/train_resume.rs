@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sft_rows::{about, media, same_results, sft, training_folder};
 use support::{file_names_in, reel, run_in};
-fn start_long(folder: &Path, out: &str) -> Child {
+
+/// Starts a run of `steps` steps, with a checkpoint every 20 steps.
+fn start_run(folder: &Path, out: &str, steps: usize) -> Child {
     reel()
         .current_dir(folder)
         .args(["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", out, "--learning-rate", "1e-3"])
-        .args(["--max-steps", "400", "--save-steps", "50"])
+        .args(["--max-steps", &steps.to_string(), "--save-steps", "20"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -40,13 +42,13 @@ fn signal(child: &Child, name: &str) {
 fn resumed_run_equals_uninterrupted_run() {
     let w = training_folder(9);
     let straight = w.path().join("straight");
-    let mut child = start_long(w.path(), "straight");
+    let mut child = start_run(w.path(), "straight", 120);
     assert!(child.wait().expect("it ends").success());
 
     // After Ctrl-C or SIGTERM, the run stops at the end of a step and prints how to resume.
     support::let_children_receive_sigint();
     for (out, name, code) in [("stopped", "-INT", 130), ("terminated", "-TERM", 143)] {
-        let child = start_long(w.path(), out);
+        let child = start_run(w.path(), out, 120);
         wait_for_steps(&w.path().join(out), 20);
         signal(&child, name);
         let done = support::finished_run(child.wait_with_output().expect("it ends"));
@@ -55,16 +57,16 @@ fn resumed_run_equals_uninterrupted_run() {
         assert!(last.starts_with("error: ") && last.contains("--resume-from-checkpoint last"), "{}", done.stderr);
     }
 
-    // The run is killed with SIGKILL at an arbitrary moment.
-    let mut child = start_long(w.path(), "killed");
-    wait_for_steps(&w.path().join("killed"), 120);
+    // The run is killed with SIGKILL at an arbitrary moment after its second checkpoint.
+    let mut child = start_run(w.path(), "killed", 120);
+    wait_for_steps(&w.path().join("killed"), 50);
     child.kill().expect("killed");
     child.wait().expect("it ends");
 
     for out in ["stopped", "killed"] {
-        let more = ["--max-steps", "400", "--save-steps", "50", "--resume-from-checkpoint", "last"];
+        let more = ["--max-steps", "120", "--save-steps", "20", "--resume-from-checkpoint", "last"];
         sft(w.path(), out, &more).ok();
-        same_results(&straight, &w.path().join(out), "checkpoint-400");
+        same_results(&straight, &w.path().join(out), "checkpoint-120");
     }
 }
 
@@ -89,7 +91,7 @@ fn progress_that_nobody_can_read_does_not_end_a_run() {
 fn second_run_in_a_folder_is_refused() {
     let w = training_folder(9);
     let out = w.path().join("out");
-    let mut first = start_long(w.path(), "out");
+    let mut first = start_run(w.path(), "out", 400);
     wait_for_steps(&out, 1);
     let holder = format!("--out out: is in use by process {}; ", first.id());
     for more in [&["--overwrite"][..], &["--resume-from-checkpoint", "last"], &["--check-data"], &[]] {
@@ -233,7 +235,7 @@ fn failed_write_leaves_no_incomplete_files() {
 fn removed_output_folder_ends_the_run() {
     let w = training_folder(9);
     let out = w.path().join("out");
-    let child = start_long(w.path(), "out");
+    let child = start_run(w.path(), "out", 400);
     wait_for_steps(&out, 5);
     fs::rename(&out, w.path().join("elsewhere")).expect("renamed");
     let done = support::finished_run(child.wait_with_output().expect("it ends"));
@@ -246,12 +248,12 @@ fn removed_output_folder_ends_the_run() {
 #[test]
 fn run_outlives_the_folder_of_its_model() {
     let w = training_folder(9);
-    let child = start_long(w.path(), "out");
+    let child = start_run(w.path(), "out", 60);
     wait_for_steps(&w.path().join("out"), 5);
     fs::remove_dir_all(w.path().join("tiny")).expect("removed");
     support::finished_run(child.wait_with_output().expect("it ends")).ok();
     let names = file_names_in(&w.path().join("out"));
-    for name in ["config.json", "tokenizer.json", "model.safetensors", "checkpoint-400"] {
+    for name in ["config.json", "tokenizer.json", "model.safetensors", "checkpoint-60"] {
         assert!(names.iter().any(|n| n == name), "no {name} in {names:?}");
     }
 }
