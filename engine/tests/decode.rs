@@ -73,12 +73,12 @@ fn compare_runs(
         let engine = engine().max_slots(rows).lookahead(ahead);
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: {rows} slots, lookahead {ahead}");
         assert!(engine.graph_capture_count() > 0);
-        // A batch size is captured when it occurs for the second time, at the latest in this second run; the third
-        // run captures nothing new.
+        // A batch size is captured when it occurs for the second time, at the latest in this second run. Except on a
+        // CPU, the third run captures nothing new.
         assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the second run with this engine");
-        let made = engine.graph_capture_count();
-        assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the third run with this engine");
         if device.name() != "cpu" {
+            let made = engine.graph_capture_count();
+            assert_eq!(run(&engine, requests, &eos), want, "{device:?} {dtype}: the third run with this engine");
             assert_eq!(engine.graph_capture_count(), made, "{rows} slots, lookahead {ahead}");
         }
     }
@@ -171,14 +171,15 @@ fn cuda_graphs_keep_driver_rules_and_equal_sim() {
     }
 }
 
-/// 64 decode steps on a Hopper GPU of the fake driver, in captured graphs with programmatic dependent launches. Each
-/// sequence alone has the same bits. Device `sim` sums products in another order, so its log-probabilities are near.
+/// 16 decode steps on a Hopper GPU of the fake driver, in captured graphs with programmatic dependent launches, from the
+/// first block of the KV cache, of 64 tokens, into the second. Each sequence alone has the same bits. Device `sim` sums
+/// products in another order, so its log-probabilities are near.
 #[test]
-fn sixty_four_steps_in_graphs_on_hopper_equal_sequences_alone() {
+fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
     // The prefill gives the first token, each decode step one more.
     let requests = |steps: usize| TestRequest {
-        prompt_tokens: 5,
+        prompt_tokens: 56,
         completions: 2,
         max_new_tokens: 1 + steps,
         min_new_tokens: 1 + steps,
@@ -195,8 +196,8 @@ fn sixty_four_steps_in_graphs_on_hopper_equal_sequences_alone() {
         (got, fake.launch_count() - before[0], fake.programmatic_launch_count() - before[1])
     };
     let (few, launches_of_few, early_of_few) = counted(2);
-    let (got, launches, early) = counted(64);
-    assert_eq!(got, run(&Engine::new(&on_gpu, &cx).unwrap().max_slots(1), &[requests(64)], &[]));
+    let (got, launches, early) = counted(16);
+    assert_eq!(got, run(&Engine::new(&on_gpu, &cx).unwrap().max_slots(1), &[requests(16)], &[]));
     let sim = simulated();
     let (on_sim, sim_cx) = (model(&sim, DType::BF16), Cx::inference(&sim, DType::BF16));
     let near = run(&Engine::new(&on_sim, &sim_cx).unwrap(), &[requests(8)], &[]);
@@ -207,14 +208,14 @@ fn sixty_four_steps_in_graphs_on_hopper_equal_sequences_alone() {
             assert!((a - b).abs() < 0.15, "{:?}, {:?}", got.log_probs, near.log_probs);
         }
     }
-    assert!(got.iter().all(|c| c.ids.len() == 65));
+    assert!(got.iter().all(|c| c.ids.len() == 17));
     assert!(few.iter().zip(&got).all(|(few, got)| few.ids[..] == got.ids[..3]));
     assert!(engine.graph_capture_count() > 0);
     // Five programmatic launches a layer (attention has no second one without a workspace); before them cosines and
     // sines, embeddings; after them norm, logits, sample, advance. The first layer's first launch follows the
     // embeddings, which may not be overtaken; the norm is not programmatic.
     let layers = on_gpu.config.text.num_hidden_layers as u64;
-    assert_eq!((launches - launches_of_few, early - early_of_few), (62 * (5 * layers + 6), 62 * (5 * layers + 2)));
+    assert_eq!((launches - launches_of_few, early - early_of_few), (14 * (5 * layers + 6), 14 * (5 * layers + 2)));
     drop((engine, on_gpu, cx, device));
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
 }
