@@ -44,19 +44,19 @@ fn check_curation(out: &Path) {
 fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let dir = tempfile::tempdir().expect("a folder");
     let demo = |more: &[&str]| run_in(dir.path(), support::with_options(&["demo"], more));
-    let printed = demo(&["--steps", "2", "--held-out", "48", "--quiet"]);
+    let printed = demo(&["--steps", "2", "--held-out", "16", "--quiet"]);
     assert!(printed.ok().contains("after T-GRPO") && printed.stdout.contains("demo/report.html"), "{}", printed.stdout);
     assert!(printed.stderr.is_empty(), "{}", printed.stderr);
     let out = dir.path().join("demo");
     let made = "benchmarks clips curated eval grpo grpo.toml list.jsonl model report.html rl.jsonl sft sft.toml siglip";
     assert_eq!(file_names_in(&out).join(" "), made);
-    assert_eq!(file_names_in(&out.join("clips")).len(), 192 + 12 + 576 + 48 + 12);
+    assert_eq!(file_names_in(&out.join("clips")).len(), 192 + 12 + 576 + 16 + 4);
     let rows = |name: &str| fs::read_to_string(out.join(name)).expect("rows");
     check_curation(&out);
     let rl = rows("rl.jsonl");
     assert!(rl.lines().count() == 576 && !rl.contains("<think>") && rl.contains("\"problem_type\":\"numerical\""));
     let page = fs::read_to_string(out.join("report.html")).expect("the page");
-    assert_eq!(page.matches("<article").count(), 48);
+    assert_eq!(page.matches("<article").count(), 16);
     assert!(check_page(&page).iter().any(|chart| chart["kind"] == "lines" && chart["range"] == "log"));
 
     // The second stage also sampled completions for shuffled frames. It computed the semantic reward too, although
