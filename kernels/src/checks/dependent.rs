@@ -133,6 +133,8 @@ fn run_after_writer(
         seed,
         completion: COMPLETION_TIMINGS[seed as usize % 3],
         patience: 200_000,
+        // Without the wait, most launches have a finding long before their end.
+        until_finding: true,
         strict_proxy: true,
         ..ExecOptions::default()
     };

@@ -18,7 +18,7 @@ use crate::attention::check::bits;
 use crate::attention::formula::{self, Roundings};
 use crate::attention::{self, FwdParams, PackedBatch};
 
-use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::simd::{Isa, isa};
 use crate::{Addr, DType, Kernel, KernelLaunch, Launch, Team};
@@ -258,23 +258,30 @@ fn values(bits: &[u32]) -> Vec<f32> {
 const ROUNDING_FACTOR_F32: f64 = 60.0;
 
 /// Returns the outputs of a sequence's last `new` tokens: [by the formula with a kernel's roundings, by the exact
-/// formula].
+/// formula]. The earlier tokens are their prefix, which stands behind them, so that only outputs of new tokens are
+/// computed.
 fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
+    let earlier = tokens.len - new;
     let case = PackedBatch {
-        lengths: vec![tokens.len],
+        lengths: vec![new],
         heads: model.heads,
         kv_heads: model.kv_heads,
         head_dim: model.head_dim,
         causal: true,
         spread: 1.5,
-        prefix: Vec::new(),
+        prefix: vec![(new, earlier)],
     };
-    let [q, k, v] = [&tokens.q, &tokens.k, &tokens.v].map(|x| TestArray::new(model.dtype, x).to_f64());
+    let arrays = [(&tokens.q, model.row()), (&tokens.k, model.kv_row()), (&tokens.v, model.kv_row())];
+    let [q, k, v] = arrays.map(|(x, width)| {
+        let mut values = TestArray::new(model.dtype, x).to_f64();
+        values.rotate_left(earlier * width);
+        values
+    });
     let scale = model.scale() as f64;
     let roundings = if runs_cuda_code() && model.dtype == BF16 { Roundings::BF16 } else { Roundings::F32 };
     let with = formula::fwd_rounded(&case, &q, &k, &v, scale, roundings);
     let (want, _) = formula::fwd(&case, &q, &k, &v, scale);
-    [with, want].map(|o| o[(tokens.len - new) * model.row()..].to_vec())
+    [with, want]
 }
 
 fn equals_the_formula() {
@@ -317,48 +324,54 @@ fn equals_the_formula() {
     }
 }
 
+/// `equals_the_formula` compares the interleavings of these kernels.
 fn a_prompt_cut_anyhow_gives_the_same_bits() {
-    let short = [((4, 1), 128, 70), ((7, 1), 80, 66), ((3, 1), 20, 65), ((2, 1), 200, 66)];
-    // More than a segment of keys.
-    let long = ((1, 1), 64, 520);
-    for dtype in [F32, BF16] {
-        for ((heads, kv_heads), head_dim, len) in short.into_iter().chain((dtype == BF16).then_some(long)) {
-            let model = Model { heads, kv_heads, head_dim, dtype, isa: isa() };
-            let (me, other) = (Tokens::new(&model, len, 1), Tokens::new(&model, 40, 2));
-            let row = model.row();
-            let want = packed(&model, &[&me], 1);
-            let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
-            assert!(prefill[row..] == want, "{model:?}: prefill differs from packed attention");
-            // Computes the second part of the prompt as a chunk of its own, with and without a workspace, in other
-            // pages of the cache.
-            let cut = len / 2 + 3;
-            for seed in [4, 6] {
-                let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);
-                assert!(
-                    chunk[..(len - cut) * row] == want[cut * row..],
-                    "{model:?}: the second chunk differs from packed attention, seed {seed}"
-                );
-            }
-            for (keys, seed) in [(len, 0), (len, 1), (64, 7), (63, 9), (1, 10)] {
-                let got = paged(&model, &[(&other, 30, 1), (&me, keys, 1)], 1, seed);
-                assert!(got[row..] == want[(keys - 1) * row..keys * row], "{model:?}: {keys} keys, seed {seed}");
+    with_one_interleaving(|| {
+        let short = [((4, 1), 128, 70), ((7, 1), 80, 66), ((3, 1), 20, 65), ((2, 1), 200, 66)];
+        // More than a segment of keys.
+        let long = ((1, 1), 64, 520);
+        for dtype in [F32, BF16] {
+            for ((heads, kv_heads), head_dim, len) in short.into_iter().chain((dtype == BF16).then_some(long)) {
+                let model = Model { heads, kv_heads, head_dim, dtype, isa: isa() };
+                let (me, other) = (Tokens::new(&model, len, 1), Tokens::new(&model, 40, 2));
+                let row = model.row();
+                let want = packed(&model, &[&me], 1);
+                let prefill = paged(&model, &[(&other, 40, 1), (&me, len, len)], 1, 3);
+                assert!(prefill[row..] == want, "{model:?}: prefill differs from packed attention");
+                // Computes the second part of the prompt as a chunk of its own, with and without a workspace, in other
+                // pages of the cache.
+                let cut = len / 2 + 3;
+                for seed in [4, 6] {
+                    let chunk = paged(&model, &[(&me, len, len - cut), (&other, 9, 9)], 1, seed);
+                    assert!(
+                        chunk[..(len - cut) * row] == want[cut * row..],
+                        "{model:?}: the second chunk differs from packed attention, seed {seed}"
+                    );
+                }
+                for (keys, seed) in [(len, 0), (len, 1), (64, 7), (63, 9), (1, 10)] {
+                    let got = paged(&model, &[(&other, 30, 1), (&me, keys, 1)], 1, seed);
+                    assert!(got[row..] == want[(keys - 1) * row..keys * row], "{model:?}: {keys} keys, seed {seed}");
+                }
             }
         }
-    }
+    });
 }
 
+/// `equals_the_formula` compares the interleavings of these kernels.
 fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
-    for dtype in [F32, BF16] {
-        for (heads, head_dim, len) in [(7, 128, 1090), (2, 64, 513), (8, 80, 1024)] {
-            let model = Model { heads, kv_heads: 1, head_dim, dtype, isa: isa() };
-            let (me, row) = (Tokens::new(&model, len, 1), model.row());
-            let want = paged(&model, &[(&me, len, 3)], 1, 0);
-            for seed in [1, 2, 3, 4] {
-                let got = paged(&model, &[(&me, len - 1, 1), (&me, len, 1)], 1, seed);
-                assert!(got == want[row..], "{model:?}, {len} keys, seed {seed}");
+    with_one_interleaving(|| {
+        for dtype in [F32, BF16] {
+            for (heads, head_dim, len) in [(7, 128, 1090), (2, 64, 513), (8, 80, 1024)] {
+                let model = Model { heads, kv_heads: 1, head_dim, dtype, isa: isa() };
+                let (me, row) = (Tokens::new(&model, len, 1), model.row());
+                let want = paged(&model, &[(&me, len, 3)], 1, 0);
+                for seed in [1, 2, 3, 4] {
+                    let got = paged(&model, &[(&me, len - 1, 1), (&me, len, 1)], 1, seed);
+                    assert!(got == want[row..], "{model:?}, {len} keys, seed {seed}");
+                }
             }
         }
-    }
+    });
 }
 
 fn padding_rows_get_zeros_and_change_no_other_row() {
@@ -411,7 +424,8 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
             .collect();
         let mut batch = vec![(&other, 600, 1)];
         batch.extend(all.iter().map(|t| (t, t.len, 1)));
-        let want: Vec<Vec<u32>> = batch.iter().map(|s| paged(&model, &[*s], 1, 0)).collect();
+        let mut want = Vec::new();
+        with_one_interleaving(|| want.extend(batch.iter().map(|s| paged(&model, &[*s], 1, 0))));
         for seed in [1, 4] {
             let page = 16 << (seed % 5);
             // The last page of a prompt has keys of the completion, too.
@@ -421,7 +435,7 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
             };
             let (got, _) = paged_with_shared_pages(&model, &batch, 2, seed, owner);
             for (n, want) in want.iter().enumerate() {
-                assert!(got[n * row..][..row] == *want, "{model:?}: row {n}, pages of {page} tokens");
+                assert!(got[n * row..][..row] == want[..], "{model:?}: row {n}, pages of {page} tokens");
             }
         }
     }
