@@ -335,7 +335,7 @@ struct LoadedVideo {
 fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
     let keys = options.limits(video.overrides);
     match &video.source {
-        VideoSource::Frames(frames) => frame_list(frames, &video.location, keys, options, processor, false),
+        VideoSource::Frames(frames) => frame_list(frames, video, options, processor, false),
         VideoSource::File(source) => {
             // The worker reads files, so other sources become temporary files, which live until it has finished.
             let temporary = match source {
@@ -345,7 +345,7 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
                         return video_file(&path, keys, options, processor);
                     }
                     let frames: Vec<_> = frames_in_folder(&path)?.into_iter().map(MediaSource::Path).collect();
-                    return frame_list(&frames, &video.location, keys, options, processor, true);
+                    return frame_list(&frames, video, options, processor, true);
                 }
                 MediaSource::Url(url) => {
                     options.access.download(url, fetch::MAX_VIDEO_BYTES, options.decoder.timeout)?
@@ -362,12 +362,16 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
 /// must have one size.
 fn frame_list(
     frames: &[MediaSource],
-    location: &str,
-    keys: MediaOverrides,
+    video: &VideoPart,
     options: &MediaOptions,
     processor: &PatchProcessor,
     is_folder: bool,
 ) -> Result<LoadedVideo> {
+    let (location, mut keys) = (&video.location, options.limits(video.overrides));
+    video.check_frame_count(frames.len())?;
+    if video.largest_number_of_frames().is_some() {
+        keys.fps = keys.fps.filter(|fps| *fps > 0.0);
+    }
     let sample_fps = keys.fps.unwrap_or(2.0);
     if !(sample_fps > 0.0 && sample_fps.is_finite()) {
         let what = format!("is {sample_fps}, expected a number above 0");
@@ -461,6 +465,7 @@ impl PreprocessorConfig {
 mod tests {
     use super::*;
     use crate::init::{InitOptions, Preset, init};
+    use crate::input::prompt_fields::PromptFields;
 
     #[test]
     fn errors_of_settings_and_data_uris_name_the_part() {
@@ -480,6 +485,52 @@ mod tests {
         }
         let error = reel_media::MediaError::setting_error("nframes", "is 3", "give an even number");
         assert_eq!(name_part(error.into(), "m").to_string(), "m: nframes: is 3; give an even number");
+    }
+
+    #[test]
+    fn a_list_of_frames_is_taken_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["0.png", "1.png", "2.png"] {
+            std::fs::write(folder.path().join(name), "no image").unwrap();
+        }
+        let load = |video: serde_json::Value, fields: serde_json::Value| {
+            let messages = serde_json::json!([{"role": "user", "content": [video]}]);
+            let fields = PromptFields::from_body("r", fields.as_object().unwrap()).unwrap();
+            let conversation = Conversation::from_request("r", &messages, folder.path(), Vec::new(), fields).unwrap();
+            let loaded = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
+            loaded.unwrap_err().to_string()
+        };
+        let list = serde_json::json!(["0.png", "1.png", "2.png"]);
+        for video in [serde_json::json!("."), list] {
+            let given = |key: &str, value: serde_json::Value| {
+                let mut part = serde_json::json!({"type": "video", "video": video});
+                part[key] = value;
+                load(part, serde_json::json!({}))
+            };
+            for (key, wrong, asked) in [
+                ("nframes", 2.0, "nframes asks for 2; "),
+                ("max_frames", 2.0, "max_frames asks for at most 2; "),
+                ("min_frames", 4.0, "min_frames asks for at least 4; "),
+                ("video_start", 1.0, "video_start asks for those from 1 s on; "),
+                ("video_end", 1.5, "video_end asks for those up to 1.5 s; "),
+            ] {
+                let error = given(key, wrong.into());
+                assert!(error.contains("is a list of 3 frames") && error.contains(asked), "{error}");
+            }
+            // What is taken anyway.
+            for (key, value) in [("nframes", 3), ("nframes", 4), ("max_frames", 3), ("min_frames", 3)] {
+                let error = given(key, value.into());
+                assert!(error.contains("0.png"), "{key} {value}: {error}");
+            }
+        }
+        let num_frames = |n: i64| {
+            let fields = serde_json::json!({"media_io_kwargs": {"video": {"num_frames": n}}});
+            load(serde_json::json!({"type": "video", "video": "."}), fields)
+        };
+        assert!(
+            num_frames(2).contains("is a list of 3 frames, all of which are taken, and num_frames asks for at most 2")
+        );
+        assert!(num_frames(3).contains("0.png") && num_frames(8).contains("0.png"), "{}", num_frames(8));
     }
 
     #[test]

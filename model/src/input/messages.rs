@@ -83,6 +83,41 @@ pub struct VideoPart {
     pub location: String,
 }
 
+impl VideoPart {
+    /// The largest number of frames that the request gives this video (`num_frames` of `media_io_kwargs`), which
+    /// `prompt_fields.rs` expresses by a rate of 0.
+    pub(super) fn largest_number_of_frames(&self) -> Option<i64> {
+        let limits = &self.overrides;
+        limits.max_frames.filter(|_| limits.fps == Some(0.0) && limits.min_frames == limits.max_frames)
+    }
+
+    /// Checks what the part and its request say about a list of so many frames, all of which are taken.
+    ///
+    /// # Errors
+    /// Another number of frames, or a part of the video, is asked for.
+    pub fn check_frame_count(&self, frames: usize) -> Result<()> {
+        let (limits, count) = (&self.overrides, frames as i64);
+        let at_most = self.largest_number_of_frames();
+        let least = limits.min_frames.filter(|_| at_most.is_none());
+        let largest = if at_most.is_some() { "num_frames" } else { "max_frames" };
+        let asked = [
+            // Frames are used in pairs, so the even number above is asked for, too.
+            ("nframes", limits.nframes.filter(|&n| n != count && n != count + count % 2).map(|n| n.to_string())),
+            (largest, limits.max_frames.filter(|&n| n < count).map(|n| format!("at most {n}"))),
+            ("min_frames", least.filter(|&n| n > count).map(|n| format!("at least {n}"))),
+            ("video_start", limits.video_start.map(|at| format!("those from {at} s on"))),
+            ("video_end", limits.video_end.map(|at| format!("those up to {at} s"))),
+        ];
+        match asked.into_iter().find_map(|(key, asked)| Some((key, asked?))) {
+            None => Ok(()),
+            Some((key, asked)) => {
+                let what = format!("is a list of {frames} frames, all of which are taken, and {key} asks for {asked}");
+                Err(ModelError::messages(&self.location, what, format!("give these frames alone, and remove {key}")))
+            }
+        }
+    }
+}
+
 /// A video as a file or folder, or as a list of images that are its frames.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VideoSource {

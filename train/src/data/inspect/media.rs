@@ -9,7 +9,7 @@ use reel_model::ModelError;
 use reel_model::input::encode::MediaOptions;
 use reel_model::input::fetch::decode_data_uri;
 use reel_model::input::frame_folder::{check_sizes, frames_in_folder};
-use reel_model::input::messages::{ContentPart, MediaSource, VideoSource};
+use reel_model::input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use serde::Serialize;
 
 use crate::{Result, TrainError};
@@ -67,12 +67,11 @@ impl MediaInspector<'_> {
             ContentPart::Video(video) => match &video.source {
                 VideoSource::Frames(frames) => {
                     let name = format!("{} frames", frames.len());
-                    self.frames(frames).map(|facts| MediaFact { name, ..facts[0].clone() })
+                    let checked = video.check_frame_count(frames.len());
+                    let facts = checked.and_then(|()| self.frames(frames));
+                    facts.map(|facts| MediaFact { name, ..facts[0].clone() })
                 }
-                VideoSource::File(source) => {
-                    let overrides = self.options.overrides.or_fallback(video.overrides);
-                    self.video(source, &overrides)
-                }
+                VideoSource::File(source) => self.video(video, source),
             },
         };
         match looked {
@@ -113,18 +112,16 @@ impl MediaInspector<'_> {
         Ok(MediaFact { size: Some((image.height, image.width)), ..fact(source) })
     }
 
-    fn video(
-        &self,
-        source: &MediaSource,
-        overrides: &reel_media::profile::MediaOverrides,
-    ) -> Result<MediaFact, ModelError> {
+    /// Looks at a video that is one file or the folder of its frames.
+    fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaFact, ModelError> {
+        let overrides = self.options.overrides.or_fallback(video.overrides);
         let look = |path: &Path| {
             if !self.decodes {
                 return self.exists(path, source);
             }
             let info = self.options.decoder.probe(path)?;
             // Decodes the frames that training would select.
-            self.options.decoder.decode_resized(path, self.options.profile, overrides)?;
+            self.options.decoder.decode_resized(path, self.options.profile, &overrides)?;
             let seconds = info.total_frames as f64 / info.video_fps;
             Ok(MediaFact {
                 seconds: Some(seconds).filter(|s| s.is_finite()),
@@ -140,6 +137,7 @@ impl MediaInspector<'_> {
                     return look(&path);
                 }
                 let frames: Vec<_> = frames_in_folder(&path)?.into_iter().map(MediaSource::Path).collect();
+                video.check_frame_count(frames.len())?;
                 let facts = self.frames(&frames)?;
                 check_sizes(&frames, facts.iter().filter_map(|fact| fact.size))?;
                 Ok(MediaFact { name: source.path_or_address(), ..facts[0].clone() })
