@@ -493,19 +493,17 @@ mod tests {
         for name in ["0.png", "1.png", "2.png"] {
             std::fs::write(folder.path().join(name), "no image").unwrap();
         }
-        let load = |video: serde_json::Value, fields: serde_json::Value| {
-            let messages = serde_json::json!([{"role": "user", "content": [video]}]);
-            let fields = PromptFields::from_body("r", fields.as_object().unwrap()).unwrap();
-            let conversation = Conversation::from_request("r", &messages, folder.path(), Vec::new(), fields).unwrap();
+        let load = |conversation: Conversation| {
             let loaded = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
             loaded.unwrap_err().to_string()
         };
+        let messages = |video: serde_json::Value| serde_json::json!([{"role": "user", "content": [video]}]);
         let list = serde_json::json!(["0.png", "1.png", "2.png"]);
         for video in [serde_json::json!("."), list] {
             let given = |key: &str, value: serde_json::Value| {
                 let mut part = serde_json::json!({"type": "video", "video": video});
                 part[key] = value;
-                load(part, serde_json::json!({}))
+                load(Conversation::from_json("m", &messages(part), folder.path()).unwrap())
             };
             for (key, wrong, asked) in [
                 ("nframes", 2.0, "nframes asks for 2; "),
@@ -525,7 +523,9 @@ mod tests {
         }
         let num_frames = |n: i64| {
             let fields = serde_json::json!({"media_io_kwargs": {"video": {"num_frames": n}}});
-            load(serde_json::json!({"type": "video", "video": "."}), fields)
+            let fields = PromptFields::from_body("r", fields.as_object().unwrap()).unwrap();
+            let messages = messages(serde_json::json!({"type": "video", "video": "."}));
+            load(Conversation::from_request("r", &messages, folder.path(), Vec::new(), fields).unwrap())
         };
         assert!(
             num_frames(2).contains("is a list of 3 frames, all of which are taken, and num_frames asks for at most 2")
