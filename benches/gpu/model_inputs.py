@@ -13,8 +13,8 @@ import sys
 
 # Kernels that request their operands by asynchronous copies into dynamic shared memory: the part of it that is in
 # flight at a time, from the number of its stages. Source: sm80.cu, sm90.cuh, cluster.cuh or decode_mma.cuh of the
-# folder. Skinny products by tiles (their symbols end in the tiles of x) have at least three stages, most have five. Those
-# in clusters have at least four, of which two are in flight, and half of a stage is what other blocks read.
+# folder. Skinny products by tiles (their symbols end in the tiles of x) have at least three stages, most have five.
+# Those in clusters have at least four stages, of which two are in flight; half of a stage is what other blocks read.
 TILES, CLUSTERS = 4 / 5, 1 / 4
 RING = {"skinny": 3 / 4, "paged_attention_fwd_bf16_decode": 4 / 5, "paged_attention_fwd_bf16_decode_256": 1 / 2, "sample_cluster": 1.0}
 

@@ -36,11 +36,13 @@ fn every_mutant_is_found() {
     }
     let recorded =
         fs::read_to_string(package().join("tests/mutants.proved")).expect("the record is part of the source");
-    let (proved, tried): (Vec<_>, Vec<_>) =
-        FOLDERS.iter().partition(|folder| recorded.lines().any(|line| line == line_of(folder)));
+    let (proved, tried): (Vec<_>, Vec<_>) = FOLDERS
+        .iter()
+        .map(|folder| (folder, line_of(folder)))
+        .partition(|(_, line)| recorded.lines().any(|l| l == line));
     println!("left out: mutants of {} of {} kernel folders, which have not changed", proved.len(), FOLDERS.len());
-    every_mutant_of_these_is_found(&tried);
-    tried.iter().for_each(|folder| println!("to be recorded in mutants.proved: {}", line_of(folder)));
+    every_mutant_of_these_is_found(&tried.iter().map(|(folder, _)| *folder).collect::<Vec<_>>());
+    tried.iter().for_each(|(_, line)| println!("to be recorded in mutants.proved: {line}"));
 }
 
 fn every_mutant_of_these_is_found(folders: &[&'static KernelFolder]) {
@@ -53,7 +55,9 @@ fn every_mutant_of_these_is_found(folders: &[&'static KernelFolder]) {
         |(subject, target): &(&MutationSubject, &MutationTarget)| subject.redundancy_reason(target).is_none();
     let tried: Vec<_> = all.iter().copied().filter(is_tried).collect();
     let redundant = all.len() - tried.len();
-    assert!(redundant <= 8 + all.len() / 8, "{redundant} of {} instructions are marked as redundant", all.len());
+    // A single folder may have a larger share.
+    let few = folders.len() < FOLDERS.len() || redundant < all.len() / 8;
+    assert!(few, "{redundant} of {} instructions are marked as redundant", all.len());
     let survived = survivors(&tried, LAUNCHES);
     let again: Vec<_> = survived.iter().map(|(subject, target, _)| (*subject, *target)).collect();
     let mut survivors = survivors(&again, ALL_LAUNCHES);

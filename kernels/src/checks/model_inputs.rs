@@ -143,9 +143,10 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
-    // An H100 with one multiprocessor, or with the four of a cluster, which have as many columns as those of a whole GPU
-    // in Qwen2.5-VL-7B (of q, k and v 128 instead of 32, in clusters 24 pairs and 64), for kernels by tiles. Every block, or cluster, reads x, which
-    // the cost of a whole launch counts once, and their instructions do not depend on the number of rows.
+    // An H100 with so many multiprocessors as share x: one, or the four of a cluster. A block has as many columns as on
+    // a whole GPU in Qwen2.5-VL-7B (of q, k and v 128 instead of 32; in a cluster 24 pairs, or 64). Every block, or
+    // every cluster, reads x, which the cost of a whole launch counts once. The instructions of a block do not depend
+    // on the number of rows.
     let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
     let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
     let one_of_clusters = (places(4), 1.0 / f64::from(2 * Arch::H100.clusters_of_8));

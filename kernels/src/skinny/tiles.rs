@@ -100,8 +100,8 @@ pub(super) fn stage(
     by_warps(op, arch, symbols.tiles, columns, operands, fixed)
 }
 
-/// Plans the product by `mma.sync` (`sm90.cuh`). `shapes` are ascending; `None` if there is none, or too little shared
-/// memory.
+/// Plans the product by `mma.sync` (`sm90.cuh`). `shapes` are ascending. Returns `None` if there are no shapes, or if
+/// the GPU has too little shared memory.
 fn by_warps(
     op: &Operation,
     arch: &Arch,
