@@ -12,7 +12,7 @@ use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device, Kernels, SimOptions};
+use reel_runtime::{Cx, DType, Device, SimOptions};
 
 use crate::common::{self, CommonOptions};
 use crate::fail::bad_usage;
@@ -22,9 +22,6 @@ const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
 /// Tokens whose keys and values a server on a CPU keeps for each of the completions that decode together.
 const SERVED_TOKENS_PER_COMPLETION: usize = 4096;
-
-/// Bytes for keys and values on the simulator (64 MiB), which keeps a record of every byte.
-const SIMULATED_KV_BYTES: u64 = 64 << 20;
 
 /// The option of commands that load a model only to generate.
 #[derive(Args, Clone, Copy, Debug, Default)]
@@ -166,25 +163,22 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
 
 /// The number of completions that decode together if no option says it.
 pub fn default_batch_size(device: &Device) -> usize {
-    if device.kernels() == Kernels::Cuda { 256 } else { 32 }
+    device.capabilities().decode_batch_size
 }
 
 /// Bytes for the keys and values of all sequences: half of the free memory. The other half is for the prefill of
 /// prompts: the activations of the decoder and of the vision tower.
 pub fn kv_bytes(device: &Device) -> u64 {
-    match device.is_simulated() {
-        true => SIMULATED_KV_BYTES,
-        false => kv_bytes_of(device.free_bytes()),
-    }
+    kv_bytes_of_free(device, device.free_bytes())
 }
 
 /// Bytes for the keys and values of a server's requests and of earlier prompts, if no option says it. `free` is the
-/// free memory of the device, if it is known. On a GPU it is half of that. On other devices, whose memory is not the
-/// server's alone, it is at most that of 4096 tokens for each of the `batch` completions that decode together, or of
+/// free memory of the device, if it is known. It is half of that; where the memory is not the server's alone, as that of
+/// a CPU, it is at most that of 4096 tokens for each of the `batch` completions that decode together, or of
 /// one request of maximum length.
 pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, dtype: DType, batch: usize) -> u64 {
-    let half = if device.is_simulated() { SIMULATED_KV_BYTES } else { kv_bytes_of(free) };
-    if device.kernels() == Kernels::Cuda {
+    let half = kv_bytes_of_free(device, free);
+    if device.capabilities().own_memory {
         return half;
     }
     let token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.size();
@@ -193,8 +187,9 @@ pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, d
 }
 
 /// As [`kv_bytes`], for a device with so much free memory, if it is known.
-pub fn kv_bytes_of(free: Option<u64>) -> u64 {
-    free.map_or(DEFAULT_KV_BYTES, |free| free / 2)
+fn kv_bytes_of_free(device: &Device, free: Option<u64>) -> u64 {
+    let half = free.map_or(DEFAULT_KV_BYTES, |free| free / 2);
+    device.capabilities().max_kv_bytes.map_or(half, |most| most.min(half))
 }
 
 /// Returns the dtype of activations: `--dtype`, else bf16 on cuda and f32 on other devices.
@@ -210,6 +205,7 @@ pub fn activation_dtype(common: &CommonOptions) -> DType {
 #[cfg(test)]
 mod tests {
     use reel_model::init::{InitOptions, Preset, preset_config};
+    use reel_runtime::Kernels;
 
     use super::*;
 

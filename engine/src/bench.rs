@@ -161,7 +161,7 @@ pub fn time_decode(model: &Qwen25Vl, cx: &Cx, context: usize, batch: usize, roun
         running.enqueue_step(batch_size)?.wait_for_tokens()?;
     }
     device.profiler().clear();
-    let lookahead = usize::from(device.is_async());
+    let lookahead = usize::from(device.capabilities().async_launches);
     let (mut in_flight, mut seconds, mut last) = (VecDeque::new(), Vec::with_capacity(rounds), Instant::now());
     for round in 0..rounds + lookahead {
         if round < rounds {

@@ -9,7 +9,6 @@
 //! ```
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::Kernels;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
@@ -44,7 +43,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         let capacity = BatchCapacity { slots, blocks_per_slot: 1, blocks };
         let options = RunOptions {
             max_slots: slots,
-            fixed_batch_size: engine.cx.device().kernels() == Kernels::Cuda,
+            fixed_batch_size: engine.cx.device().capabilities().fixed_decode_batch,
             prefix_cache: true,
             prefill_tokens_per_step: engine.chunk_tokens,
         };

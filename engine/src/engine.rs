@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::products::KeptProducts;
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, Kernels, Tensor};
+use reel_runtime::{Cx, Tensor};
 
 use crate::continuous::ContinuousBatch;
 use crate::error::{EngineError, Result};
@@ -28,9 +28,6 @@ use crate::running_batch::{BatchCapacity, RunningBatch};
 
 /// The default of [`Engine::max_slots`].
 const MAX_SLOTS: usize = 256;
-
-/// The defaults of [`Engine::chunk_tokens`]: a GPU needs more rows than a CPU to be busy.
-const CHUNK_TOKENS: [usize; 2] = [512, 4096];
 
 /// Generates completions with a model that is loaded on a device.
 #[derive(Debug)]
@@ -73,8 +70,8 @@ impl<'a> Engine<'a> {
             suppressed,
             interrupt: None,
             max_slots: MAX_SLOTS,
-            lookahead: usize::from(cx.device().is_async()),
-            chunk_tokens: CHUNK_TOKENS[usize::from(cx.device().kernels() == Kernels::Cuda)],
+            lookahead: usize::from(cx.device().capabilities().async_launches),
+            chunk_tokens: cx.device().capabilities().prefill_chunk_tokens,
             capture: true,
             batch: Mutex::default(),
         })
@@ -248,7 +245,7 @@ impl<'a> Engine<'a> {
     /// Whether one forward pass may compute several prompts. On a GPU the bits of a matrix product depend on its number
     /// of rows, so a prompt would depend on the other ones.
     pub(crate) fn packs_prompts(&self) -> bool {
-        self.cx.device().has_batch_invariant_products()
+        self.cx.device().capabilities().batch_invariant_products
     }
 
     pub(crate) fn check_interrupt(&self) -> Result<()> {

@@ -68,7 +68,7 @@ impl Ceilings {
     /// The GPU has no memory for the operands, or a launch fails.
     pub fn measure(device: &Device) -> Result<Self> {
         // A device is asynchronous only if it is a GPU, whose own clock times copies and products.
-        if device.is_async() {
+        if device.capabilities().async_launches {
             return Self::measure_gpu(device);
         }
         let threads = core_count().max(device.threads());

@@ -65,7 +65,7 @@ impl LmHeadShape {
     /// stay there, together with their gradients.
     fn check_memory(&self, device: &Device) -> Result<()> {
         let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
-        let kept = if !device.is_async() { (rows + vocab) * width * 12.0 } else { 0.0 };
+        let kept = if !device.capabilities().own_memory { (rows + vocab) * width * 12.0 } else { 0.0 };
         let need = 4.0 * rows.max(vocab) * width + kept + FLUSH as f64;
         match MachineSpec::host_memory_available().filter(|free| need > *free) {
             None => Ok(()),

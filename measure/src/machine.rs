@@ -121,7 +121,7 @@ pub struct PublishedLimits {
 impl PublishedLimits {
     /// The limits of the GPU that `device` is; `None` for a CPU and for a GPU that is not in the table.
     pub fn of_device(device: &Device) -> Option<Self> {
-        if device.is_async() { Self::of_gpu(&device.hardware().name) } else { None }
+        if device.capabilities().async_launches { Self::of_gpu(&device.hardware().name) } else { None }
     }
 
     /// The limits of a GPU by its full name; `None` if it is not in the table.

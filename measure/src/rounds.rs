@@ -70,7 +70,7 @@ pub fn time_rounds(
     device.reset_peak();
     round()?;
     let sampler = ClockSampler::start_on_gpu_of(device, SAMPLING_INTERVAL);
-    let cores = (!device.is_async()).then(|| Team::new(ceilings::core_count()));
+    let cores = (!device.capabilities().async_launches).then(|| Team::new(ceilings::core_count()));
     let mut handovers = Vec::new();
     let timed = |_| {
         handovers.extend(cores.as_ref().and_then(limits::handover_seconds));

@@ -196,7 +196,7 @@ impl Log {
             // Launches on the simulated GPU take no real GPU time, so they are not compared with ceilings.
             let ceilings = match self.ceilings {
                 Some(known) => Some(known),
-                None if device.is_simulated() || launches.is_empty() => None,
+                None if !device.capabilities().real_times || launches.is_empty() => None,
                 None => Some(Ceilings::measure(device)?),
             };
             events.push(named("thread_name", LAUNCHES, &format!("launches on {}", device.name())));

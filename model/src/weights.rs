@@ -4,7 +4,7 @@
 
 use half::{bf16, f16};
 use reel_runtime::ops::PackedWeight;
-use reel_runtime::{DType, Device, Kernels, MemoryCategory, Tensor};
+use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::error::{ModelError, Result};
@@ -49,23 +49,20 @@ impl From<usize> for Width {
 }
 
 impl Width {
-    /// Rows of bf16 begin at multiples of 16 bytes, the widest access of a thread, if their length is a multiple of
-    /// this.
-    const ALIGNED: usize = 8;
     /// Filled-up rows have a multiple of this length, so that they begin at a 32-byte sector of the GPU's memory.
     const PADDED: usize = 16;
     /// Rows of bf16 with a multiple of this length have a multiple of 8 bytes, the word of the weights' hashes.
     const HASHED: usize = 4;
 
-    /// The intermediate size of a gated MLP on a device with these kernels.
+    /// The intermediate size of a gated MLP on a device whose products need rows of bf16 at these multiples of bytes.
     ///
-    /// cuBLASLt's kernels with bulk tensor copies (TMA) need matrices whose rows begin at multiples of 16 bytes. The
+    /// Kernels with bulk tensor copies (TMA) need matrices whose rows begin at multiples of 16 bytes. The
     /// published vision towers have the intermediate size 3420, that is rows of 6840 bytes, which slower kernels
     /// multiply. With zero rows of gate and up and zero columns of down, the size is 3424: 0.12 % more operations.
     /// The CPU has no such rule, so its weights stay as they are, in the mapped file.
-    fn of_mlp(kernels: Kernels, size: usize) -> Width {
-        let fills_up =
-            kernels == Kernels::Cuda && size.is_multiple_of(Self::HASHED) && !size.is_multiple_of(Self::ALIGNED);
+    fn of_mlp(row_alignment_bytes: usize, size: usize) -> Width {
+        let is_aligned = (size * DType::BF16.size()).is_multiple_of(row_alignment_bytes);
+        let fills_up = size.is_multiple_of(Self::HASHED) && !is_aligned;
         Width { stored: size, padded: if fills_up { size.next_multiple_of(Self::PADDED) } else { size } }
     }
 }
@@ -90,7 +87,10 @@ pub struct WeightLoader<'a> {
 impl WeightLoader<'_> {
     /// The intermediate size of a gated MLP on the device.
     pub(crate) fn mlp_width(&self, size: usize) -> Width {
-        if self.may_pad { Width::of_mlp(self.device.kernels(), size) } else { size.into() }
+        if !self.may_pad {
+            return size.into();
+        }
+        Width::of_mlp(self.device.capabilities().row_alignment_bytes, size)
     }
 
     /// Loads tensor `name`, a vector or matrix, filled up with zeros where a width says so.

@@ -8,7 +8,7 @@ mod error;
 pub mod optim;
 pub mod tensor;
 
-pub use device::{Device, Hardware, Kernels, MemoryCategory, MemoryUse, OpTotals, SimOptions};
+pub use device::{Capabilities, Device, Hardware, Kernels, MemoryCategory, MemoryUse, OpTotals, SimOptions};
 pub use error::{Result, RuntimeError, format_bytes};
 pub use reel_kernels::{Addr, Cost, DType, Launch};
 pub use tensor::cx::{Checkpointing, Cx};

@@ -519,7 +519,8 @@ impl OpArgs {
         trace::record_timed_kernels(device.name(), &device.hardware().name, &rows, |row| {
             roofline_share(row, &ceilings)
         });
-        let counters = if device.is_async() && !self.no_counters { self.counters(common) } else { Vec::new() };
+        let counters =
+            if device.capabilities().async_launches && !self.no_counters { self.counters(common) } else { Vec::new() };
         if common.json {
             let products = timing_device.matmul_library_json().unwrap_or_else(|| rounds::matmul_library_json(&device));
             let results =

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens, KvDestination, KvPages, RotaryTable};
-use reel_runtime::{Checkpointing, Cx, DType, Device, Kernels, MemoryCategory, Tensor};
+use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor};
 
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::{ModelError, Result};
@@ -84,8 +84,7 @@ impl KvCache {
         let shape = [blocks, KvPages::BLOCK_TOKENS, config.num_key_value_heads, config.head_dim];
         let one = || -> Result<Tensor> {
             let tensor = Tensor::empty(device, &shape, dtype, MemoryCategory::KvCache)?;
-            // CUDA kernels copy whole boxes of rows, of which some may lie behind the last token of a block.
-            if device.kernels() == Kernels::Cuda && dtype == DType::BF16 {
+            if device.capabilities().reads_unused_kv_rows && dtype == DType::BF16 {
                 ops::fill_zero(&tensor)?;
             }
             Ok(tensor)

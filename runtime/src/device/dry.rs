@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use reel_kernels::Launch;
 
-use super::{Backend, Kernels};
+use super::{Backend, Capabilities, Kernels};
 use crate::error::Result;
 
 pub(super) struct Dry {
@@ -31,6 +31,11 @@ impl Backend for Dry {
 
     fn kernels(&self) -> Kernels {
         self.kernels
+    }
+
+    /// Those of the device that is planned for, without lookahead: a result is known at once.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { async_launches: false, ..Capabilities::of_kernels(self.kernels) }
     }
 
     fn compute_capability(&self) -> u32 {

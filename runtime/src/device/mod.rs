@@ -3,6 +3,7 @@
 //! handle; each device implements `Backend`. All `unsafe` code of this crate is in this folder.
 
 pub mod buffer;
+mod capabilities;
 mod captured_graph;
 mod cpu;
 mod cuda;
@@ -27,6 +28,7 @@ use reel_kernels::Launch;
 use reel_kernels::cuda::Gpu;
 
 pub use buffer::Buffer;
+pub use capabilities::Capabilities;
 pub use captured_graph::{CapturedGraph, SharedStep};
 pub use download::Download;
 pub use graph_cache::GraphCache;
@@ -162,9 +164,8 @@ trait Backend: Send + Sync {
     fn synchronize(&self) -> Result<()> {
         Ok(())
     }
-    /// Whether the simulator runs the launches; their times say nothing about a real machine.
-    fn is_simulated(&self) -> bool {
-        false
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::of_kernels(self.kernels())
     }
     /// The processor or GPU behind the device.
     fn hardware(&self) -> Hardware {
@@ -185,10 +186,6 @@ trait Backend: Send + Sync {
     }
     /// Ends the access to a part of a file that [`Backend::map`] gave.
     fn unmap(&self, _addr: u64, _bytes: usize) {}
-    /// Whether launches return before their work is done.
-    fn is_async(&self) -> bool {
-        false
-    }
     /// Enqueues a copy to the host after the launches so far. `finish_copy` waits for the copy, `discard_copy` gives
     /// it up.
     fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
@@ -347,31 +344,20 @@ impl Device {
         ["cpu", "sim"].contains(&self.name()).then(|| reel_kernels::simd::isa().name())
     }
 
-    /// Which kernels the device runs, or counts on device `dry`.
-    pub fn kernels(&self) -> Kernels {
+    /// Which kernels the device runs, or counts on device `dry`. What depends on it above this crate is in
+    /// [`Device::capabilities`].
+    pub(crate) fn kernels(&self) -> Kernels {
         self.0.backend.kernels()
     }
 
-    /// Whether a row of a matrix product has the same bits whatever the number of rows. On a GPU, cuBLASLt chooses its
-    /// algorithm by that number.
-    pub fn has_batch_invariant_products(&self) -> bool {
-        self.kernels() == Kernels::Cpu || self.is_simulated()
+    /// What the device does well, and the sizes of work that suit it.
+    pub fn capabilities(&self) -> Capabilities {
+        self.0.backend.capabilities()
     }
 
     /// The compute capability of the GPU that runs, simulates or plans launches, for example 90; 0 for the CPU.
     pub fn compute_capability(&self) -> u32 {
         self.0.backend.compute_capability()
-    }
-
-    /// Whether launches return before their work is done. Then it is faster to enqueue further steps before reading a
-    /// step's result.
-    pub fn is_async(&self) -> bool {
-        self.0.backend.is_async()
-    }
-
-    /// Whether the simulator runs the launches. Their times then say nothing about a real machine.
-    pub fn is_simulated(&self) -> bool {
-        self.0.backend.is_simulated()
     }
 
     /// The number of rows, including unused ones, that a decode step for `rows` sequences computes; at most

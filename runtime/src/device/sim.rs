@@ -12,7 +12,7 @@ use reel_kernels::{Arch, KernelLaunch, Launch, Team, compile};
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
 
-use super::{Backend, Kernels, only_on_a_cpu};
+use super::{Backend, Capabilities, Kernels, only_on_a_cpu};
 use crate::error::{Result, RuntimeError};
 
 /// The options of device `sim`: the simulated GPU, and how often and in which orders warps run.
@@ -161,8 +161,8 @@ impl Backend for Sim {
         self.options.arch.sm
     }
 
-    fn is_simulated(&self) -> bool {
-        true
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::SIMULATED_GPU
     }
 
     fn alloc(&self, bytes: usize) -> Option<u64> {

@@ -8,14 +8,11 @@ use reel_engine::{Engine, GenerationRequest};
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, DType, Device, Kernels};
+use reel_runtime::{Cx, DType, Device};
 
 use super::Plan;
 use crate::Result;
 use crate::options::RunOptions;
-
-/// Answers that decode together if `--eval-batch-size` is not given: on a GPU, and on other devices.
-const DEFAULT_BATCH: [usize; 2] = [256, 32];
 
 /// Returns the plan with the memory of an evaluation in place of that of a step, if it is more. `prompt` is the
 /// question: the longest row of the plan stands for it. Weights and optimizer state must be allocated on the dry
@@ -30,9 +27,7 @@ pub(super) fn with_evaluation(
 ) -> Result<Plan> {
     let Some(prompt) = prompt.filter(|_| options.evaluation.is_on()) else { return Ok(plan) };
     device.reset_peak();
-    let [on_gpu, elsewhere] = DEFAULT_BATCH;
-    let default = if device.kernels() == Kernels::Cuda { on_gpu } else { elsewhere };
-    let slots = options.evaluation.eval_batch_size.unwrap_or(default);
+    let slots = options.evaluation.eval_batch_size.unwrap_or(device.capabilities().decode_batch_size);
     let engine = Engine::new(model, &Cx::inference(device, dtype))?.max_slots(slots);
     let text = &model.config.text;
     let tokens = (prompt.len() + options.evaluation.eval_max_new_tokens).next_multiple_of(KvPages::BLOCK_TOKENS);

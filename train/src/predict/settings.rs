@@ -76,7 +76,7 @@ impl PredictionSettings {
             options,
             device: device.name().into(),
             instruction_set: device.instruction_set().map(String::from),
-            batch_size: (device.kernels() == reel_runtime::Kernels::Cuda).then_some(batch_size),
+            batch_size: device.capabilities().fixed_decode_batch.then_some(batch_size),
             media_root: None,
         })
     }
@@ -133,7 +133,7 @@ impl PredictionSettings {
             options,
             device: device.name().into(),
             instruction_set: device.instruction_set().map(String::from),
-            batch_size: (device.kernels() == reel_runtime::Kernels::Cuda).then_some(batch_size),
+            batch_size: device.capabilities().fixed_decode_batch.then_some(batch_size),
             media_root: None,
         }
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use reel_engine::{GenerationRequest, KeptRows};
 use reel_model::config::TextConfig;
 use reel_model::text::products::{KeptProducts, KnownProducts, ProductLayout};
-use reel_runtime::{Cx, DType, Device, Kernels};
+use reel_runtime::{Cx, DType, Device};
 
 use super::group::Group;
 use crate::Result;
@@ -42,7 +42,7 @@ impl ProductKeeper {
     /// by their rewards.
     pub(crate) fn new(trainer: &Trainer, options: &GrpoOptions) -> Option<Self> {
         let layout = trainer.model.text.product_layout()?;
-        let is_used = trainer.device.kernels() == Kernels::Cpu
+        let is_used = !trainer.device.capabilities().fixed_decode_batch
             && trainer.checkpointing.may_keep_activations()
             && options.shared_prefix
             && !options.dynamic_sampling;

@@ -10,18 +10,16 @@
 
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, Kernels, MemoryCategory, Tensor, ops};
+use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
 
 use crate::Result;
 use crate::options::GradientCheckpointing;
 
-/// The share of the memory that a run may fill. On a CPU, the media workers and the copy of a checkpoint that is being
-/// written need the rest; on a GPU, the driver and the libraries do, and memory between allocated blocks is lost.
-fn usable_share(kernels: Kernels) -> f64 {
-    match kernels {
-        Kernels::Cpu => 0.5,
-        Kernels::Cuda => 0.94,
-    }
+/// The share of the memory that a run may fill. Of memory with other users, the media workers and the copy of a
+/// checkpoint that is being written need the rest; of a GPU's, the driver and the libraries do, and memory between
+/// allocated blocks is lost.
+fn usable_share(device: &Device) -> f64 {
+    if device.capabilities().own_memory { 0.94 } else { 0.5 }
 }
 
 /// A micro-batch and the tokens that its loss is computed from.
@@ -70,7 +68,7 @@ impl CheckpointingChoice {
     ) -> Result<Self> {
         let memory = match (setting, free) {
             (GradientCheckpointing::Auto, Some(free)) => Some(MemoryPlan {
-                limit: (free as f64 * usable_share(device.kernels())) as u64,
+                limit: (free as f64 * usable_share(device)) as u64,
                 model: on_dry_device(&device.dry_like())?,
                 dtype,
                 grads: Grads::new(),

@@ -330,10 +330,6 @@ impl Backend for Cuda {
         self.free(addr, bytes);
     }
 
-    fn is_async(&self) -> bool {
-        true
-    }
-
     fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
         if bytes > MAX_ASYNC_COPY_BYTES {
             let mut to = vec![0; bytes];
