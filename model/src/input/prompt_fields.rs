@@ -246,60 +246,49 @@ impl MediaFields {
         let none = MediaOverrides::default();
         let mut limits = both(location, video.overrides, self.limits)?;
         limits = both(location, limits, MediaOverrides { fps: rate, ..none })?;
-        match &video.source {
-            VideoSource::Frames(frames) => self.check_list(location, frames.len(), &limits)?,
-            VideoSource::File(_) => {
-                if limits.nframes.is_some() && limits.fps.is_some() {
-                    let what = "cannot be given together with fps";
-                    return Err(wrong(location, "nframes", what, "give only one of the two"));
-                }
-                if self.selects_frames == Some(false) && self.num_frames.is_none() && !self.reads_at_a_rate {
-                    let what = format!("is a video file, and {PROCESSOR} has do_sample_frames false");
-                    let help = format!("send its frames, or say in {MEDIA_IO}.video which frames are read");
-                    return Err(ModelError::messages(location, what, help));
-                }
-                match self.num_frames {
-                    Some(NumFrames::AtMost(n)) if limits.nframes.is_none() => {
-                        // A rate of 0 selects the least number of frames, as in qwen-vl-utils.
-                        let (fps, min_frames) = limits.fps.is_none().then_some((0.0, n)).unzip();
-                        let most = MediaOverrides { fps, min_frames, max_frames: Some(n), ..none };
-                        limits = both(location, limits, most)?;
-                    }
-                    Some(NumFrames::AtMost(n)) => {
-                        limits = both(location, limits, MediaOverrides { nframes: Some(n), ..none })?;
-                    }
-                    Some(NumFrames::All) if limits.fps.is_none() && self.selects_frames != Some(true) => {
-                        let what = "asks for every frame of the video (num_frames -1)";
-                        return Err(wrong(location, MEDIA_IO, what, "give fps too, or a number of frames"));
-                    }
-                    Some(NumFrames::All) | None => {}
-                }
+        if let VideoSource::Frames(_) = video.source {
+            if self.selects_frames == Some(true) {
+                let what =
+                    format!("is a list of frames, all of which are taken, and {PROCESSOR} has do_sample_frames true");
+                return Err(ModelError::messages(location, what, "set it to false, or send a video file"));
             }
+        } else {
+            self.check_file(location, &limits)?;
+        }
+        if let Some(NumFrames::AtMost(n)) = self.num_frames {
+            let asked = match limits.nframes {
+                // A rate of 0 selects the least number of frames, as in qwen-vl-utils.
+                None => {
+                    let (fps, min_frames) = limits.fps.is_none().then_some((0.0, n)).unzip();
+                    MediaOverrides { fps, min_frames, max_frames: Some(n), ..none }
+                }
+                Some(_) => MediaOverrides { nframes: Some(n), ..none },
+            };
+            limits = both(location, limits, asked)?;
         }
         video.overrides = limits;
-        Ok(())
+        match &video.source {
+            VideoSource::Frames(frames) => video.check_frame_count(frames.len()),
+            VideoSource::File(_) => Ok(()),
+        }
     }
 
-    /// Checks what the request says about a list of frames, all of which are taken.
-    fn check_list(&self, location: &str, frames: usize, limits: &MediaOverrides) -> Result<()> {
-        if self.selects_frames == Some(true) {
-            let what =
-                format!("is a list of frames, all of which are taken, and {PROCESSOR} has do_sample_frames true");
-            return Err(ModelError::messages(location, what, "set it to false, or send a video file"));
+    /// Checks that the limits and the request say which frames of a video file are read.
+    fn check_file(&self, location: &str, limits: &MediaOverrides) -> Result<()> {
+        if limits.nframes.is_some() && limits.fps.is_some() {
+            let what = "cannot be given together with fps";
+            return Err(wrong(location, "nframes", what, "give only one of the two"));
         }
-        let most = match self.num_frames {
-            Some(NumFrames::AtMost(n)) => Some(n),
-            Some(NumFrames::All) | None => None,
-        };
-        let is_other = limits.nframes.is_some_and(|n| n != frames as i64);
-        match limits.nframes.filter(|_| is_other).or(most.filter(|n| (frames as i64) > *n)) {
-            Some(n) => {
-                let what =
-                    format!("is a list of {frames} frames, all of which are taken, and the request asks for {n}");
-                Err(ModelError::messages(location, what, "send that many frames"))
-            }
-            None => Ok(()),
+        if self.selects_frames == Some(false) && self.num_frames.is_none() && !self.reads_at_a_rate {
+            let what = format!("is a video file, and {PROCESSOR} has do_sample_frames false");
+            let help = format!("send its frames, or say in {MEDIA_IO}.video which frames are read");
+            return Err(ModelError::messages(location, what, help));
         }
+        if self.num_frames == Some(NumFrames::All) && limits.fps.is_none() && self.selects_frames != Some(true) {
+            let what = "asks for every frame of the video (num_frames -1)";
+            return Err(wrong(location, MEDIA_IO, what, "give fps too, or a number of frames"));
+        }
+        Ok(())
     }
 }
 
@@ -419,7 +408,12 @@ mod tests {
                 json!({"fps": 1.0, "max_frames": 16}),
             ),
             (json!({MEDIA_IO: {"video": {"num_frames": -1, "fps": 2}}}), file(), none.clone(), json!({"fps": 2.0})),
-            (json!({MEDIA_IO: {"video": {"num_frames": 16}}}), list.clone(), none.clone(), none.clone()),
+            (
+                json!({MEDIA_IO: {"video": {"num_frames": 16}}}),
+                list.clone(),
+                none.clone(),
+                json!({"fps": 0.0, "min_frames": 16, "max_frames": 16}),
+            ),
             // The same value in two places.
             (
                 json!({PROCESSOR: {"fps": 2}, MEDIA_IO: {"video": {"fps": 2.0}}}),
