@@ -362,7 +362,6 @@ fn ops_are_timed_at_given_sizes() {
         ("rms_norm", "tokens=9 hidden=65", 8, 4.0 * 9.0 * 65.0),
         ("swiglu", "tokens=9 intermediate=65", 4, 5.0 * 9.0 * 65.0),
         ("adamw", "count=1234", 9, 0.0),
-        ("linear_log_prob_fused", "tokens=40 hidden=64 vocab=3000", 4, 2.0 * tokens * 64.0 * vocab),
         ("linear_log_prob_products", "tokens=40 hidden=64 vocab=3000", 4, 2.0 * tokens * 64.0 * vocab),
     ] {
         let got = op(name, sizes, &[]).json();
@@ -393,7 +392,7 @@ fn ops_are_timed_at_given_sizes() {
     ] {
         op(name, sizes, &[]).refused(2, &words);
     }
-    for (name, sizes) in [("linear_log_prob_fused", "tokens=2000000000"), ("adamw", "count=900000000000")] {
+    for (name, sizes) in [("linear_log_prob_products", "tokens=2000000000"), ("adamw", "count=900000000000")] {
         op(name, sizes, &[]).refused(1, &["GB", "smaller"]);
     }
 }
@@ -550,7 +549,7 @@ fn trace_of_bench_op_has_each_timed_run() {
     for (name, sizes) in [
         ("swiglu", ["tokens=9", "intermediate=65", ""]),
         ("matmul_dw_bf16", ["m=24", "n=40", "k=56"]),
-        ("linear_log_prob_fused", ["tokens=40", "hidden=64", "vocab=300"]),
+        ("linear_log_prob_products", ["tokens=40", "hidden=64", "vocab=300"]),
     ] {
         let sizes = sizes.iter().filter(|size| !size.is_empty()).flat_map(|size| ["--size", size]);
         let args = ["bench", "op", name, "--device", "cpu", "--runs", "3", "--json", "--trace", "t.json"];
@@ -585,7 +584,7 @@ fn trace_of_bench_op_has_each_timed_run() {
 fn a_failing_bench_op_prints_nothing_on_stdout() {
     let bench = |args: &[&str]| run([&["bench", "op"], args].concat());
     for (code, args) in [
-        (1, &["linear_log_prob_fused", "--size", "tokens=2000000000", "--device", "cpu"][..]),
+        (1, &["linear_log_prob_products", "--size", "tokens=2000000000", "--device", "cpu"][..]),
         (1, &["adamw", "--size", "count=900000000000", "--device", "cpu"]),
         (1, &["adamw", "--size", "count=900000000000", "--device", "cpu", "--json"]),
         (1, &["swiglu", "--device", "cuda"]),

@@ -300,8 +300,7 @@ run_kernels() {
     op "skinny, 8 rows" skinny batch=8:3 n=18944:192 k=3584:128
     op "skinny, 16 rows" skinny batch=16:2 n=18944:192 k=3584:128
     peers decode 60 decode
-    op "linear to log-prob, fused" linear_log_prob_fused tokens=8192:64 hidden=3584:128 vocab=152064:500
-    op "linear to log-prob, products" linear_log_prob_products tokens=8192:64 hidden=3584:128 vocab=152064:500
+    op "linear to log-prob" linear_log_prob_products tokens=8192:64 hidden=3584:128 vocab=152064:500
     peers "linear to log-prob" 120 head
     op "rms_norm" rms_norm tokens=8192:64 hidden=3584:128
     op "swiglu" swiglu tokens=8192:64 intermediate=18944:192
@@ -410,8 +409,7 @@ run_tune() {
         op "output layer as a product, ${rows%:*} rows" matmul "m=$rows" n=152064:500 k=3584:128
     done
     for tokens in 1024 8192; do
-        op "log-probabilities, fused, $tokens tokens" linear_log_prob_fused "tokens=$tokens:64" hidden=3584:128 vocab=152064:500
-        op "log-probabilities by products, $tokens tokens" linear_log_prob_products "tokens=$tokens:64" hidden=3584:128 vocab=152064:500
+        op "log-probabilities, $tokens tokens" linear_log_prob_products "tokens=$tokens:64" hidden=3584:128 vocab=152064:500
     done
 }
 

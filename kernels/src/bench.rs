@@ -12,7 +12,7 @@ use crate::cuda::{Buffer, CudaError, Gpu};
 use crate::large_pages::LargeArray;
 use crate::launch::{Kernel, KernelLaunch, ParamField};
 use crate::matmul::Matmul;
-use crate::{Addr, DType, Team, adamw, linear_log_prob, matmul, paged_attention};
+use crate::{Addr, DType, Team, adamw, matmul, paged_attention};
 use std::time::{Duration, Instant};
 
 /// One timed run of a call.
@@ -273,10 +273,7 @@ fn numbers(launch: &KernelLaunch) -> f64 {
 /// `cost.bytes`.
 fn workspace(launch: &KernelLaunch) -> usize {
     let name = launch.kernel.name;
-    if name.starts_with("linear_log_prob_fwd") {
-        let field = |name| scalar(launch, name).unwrap_or(0) as usize;
-        linear_log_prob::workspace_bytes(field("rows"), field("vocab"))
-    } else if name.starts_with("paged_attention") {
+    if name.starts_with("paged_attention") {
         let dtype = if name.ends_with("f32") { DType::F32 } else { DType::BF16 };
         paged_attention::workspace_bytes(dtype, &bytemuck::pod_read_unaligned(&launch.params))
     } else {

@@ -62,7 +62,6 @@ kernels! {
     gelu
     grpo_loss
     layer_norm
-    linear_log_prob
     log_prob
     lora_rows
     matmul

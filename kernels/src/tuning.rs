@@ -43,9 +43,6 @@ pub struct Choices {
     pub skinny_norm_max_rows: usize,
     /// As `skinny_max_rows`, for the output layer in decoding.
     pub logits_max_rows: usize,
-    /// Log-probabilities of bf16 rows in training: whether products of tiles of logits compute them instead of the
-    /// fused kernel. `reel bench op` times `linear_log_prob_products` and `linear_log_prob_fused`.
-    pub log_prob_by_products: bool,
 }
 
 /// Rows of a product up to which the first of two choices holds.
@@ -77,8 +74,6 @@ pub struct WideBlocks {
 ///   `mma.sync` 228 (`attention/mod.rs`). Products of warpgroups for head_dim 64 and 80 were not measured.
 /// - Products of a few rows: prototypes of the kernels by tiles read weights of 3584 to 37888 rows at 3.94 to 4.16 TB/s
 ///   with up to 16 rows; kernels that copy units reached 2.1. More rows were not measured.
-///
-/// `lm_head_backend` says why products compute log-probabilities.
 pub const TABLE: [Choices; 2] = [
     Choices {
         sm: 80,
@@ -92,7 +87,6 @@ pub const TABLE: [Choices; 2] = [
         skinny_max_rows: 64,
         skinny_norm_max_rows: 16,
         logits_max_rows: 64,
-        log_prob_by_products: false,
     },
     Choices {
         sm: 90,
@@ -106,7 +100,6 @@ pub const TABLE: [Choices; 2] = [
         skinny_max_rows: 64,
         skinny_norm_max_rows: 64,
         logits_max_rows: 64,
-        log_prob_by_products: true,
     },
 ];
 

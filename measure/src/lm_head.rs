@@ -1,11 +1,10 @@
-//! Times the output layer with log-probabilities as training runs it, forward and backward, with either of its two
-//! backends.
+//! Times the output layer with log-probabilities as training runs it, forward and backward.
 
 use reel_kernels::bench::{RunTimes, TimedRun};
-use reel_kernels::catalogue::{SizeError, Sizes, find_kernel_folder};
+use reel_kernels::catalogue::{SizeError, Sizes, example_output_layer};
 use reel_kernels::elementwise::{self, FillParams};
 use reel_kernels::{Cost, DType};
-use reel_runtime::ops::{self, LmHeadBackend};
+use reel_runtime::ops;
 use reel_runtime::{Cx, Device, Grads, MemoryCategory, Tensor};
 
 use crate::ceilings::pseudorandom_number;
@@ -21,15 +20,6 @@ const FLUSH: usize = 256 << 20;
 /// equal.
 const NOISE_PERIOD: u64 = 1_048_573;
 
-/// Returns the backend that `reel bench op <name>` measures, or `None` if `name` is no such op.
-pub fn lm_head_backend_by_name(name: &str) -> Option<LmHeadBackend> {
-    match name {
-        "linear_log_prob_fused" => Some(LmHeadBackend::Fused),
-        "linear_log_prob_products" => Some(LmHeadBackend::Products),
-        _ => None,
-    }
-}
-
 /// Sizes of the output layer.
 #[derive(Clone)]
 pub struct LmHeadShape {
@@ -37,26 +27,22 @@ pub struct LmHeadShape {
     width: usize,
     vocab: usize,
     size: String,
-    /// Operations and bytes of the forward pass, in f32 and in bf16.
-    forward: [Cost; 2],
 }
 
 impl LmHeadShape {
-    /// The sizes given with `--size`, else those of the kernel catalogue.
+    /// The sizes given with `--size`, else those of a long sequence and the 7B model.
     ///
     /// # Errors
     /// A size that the output layer does not have.
     pub fn from_sizes(sizes: &Sizes) -> std::result::Result<LmHeadShape, SizeError> {
-        let calls = find_kernel_folder("linear_log_prob")
-            .map(|f| f.examples_with_sizes(sizes))
-            .transpose()?
-            .unwrap_or_default();
-        let [rows, width, vocab] = ["tokens", "hidden", "vocab"].map(|key| sizes.value_used_by_calls(key) as usize);
-        let forward = ["f32", "bf16"].map(|t| {
-            let name = format!("linear_log_prob_fwd_{t}");
-            calls.iter().find(|e| e.launch.kernel.name == name).map_or(Cost::default(), |e| e.launch.cost)
-        });
-        Ok(LmHeadShape { rows, width, vocab, size: format!("tokens={rows} hidden={width} vocab={vocab}"), forward })
+        let ([rows, width, vocab], size) = example_output_layer(sizes)?;
+        Ok(LmHeadShape { rows, width, vocab, size })
+    }
+
+    /// Operations and bytes of the forward pass: logits do not count as bytes.
+    fn forward_cost(&self, dtype: DType) -> Cost {
+        let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
+        Cost { flops: 2.0 * rows * vocab * width, bytes: (rows + vocab) * width * dtype.size() as f64 + 16.0 * rows }
     }
 }
 
@@ -84,13 +70,7 @@ impl LmHeadShape {
 ///
 /// # Errors
 /// The operands do not fit into memory, a launch fails, or the result is not finite.
-pub fn time_lm_head(
-    device: &Device,
-    backend: LmHeadBackend,
-    shape: &LmHeadShape,
-    dtype: DType,
-    runs: usize,
-) -> Result<Vec<TimedKernel>> {
+pub fn time_lm_head(device: &Device, shape: &LmHeadShape, dtype: DType, runs: usize) -> Result<Vec<TimedKernel>> {
     let &LmHeadShape { rows, width, vocab, .. } = shape;
     shape.check_memory(device)?;
     let tile: Vec<f32> = (0..NOISE_PERIOD).map(pseudorandom_number).collect();
@@ -115,8 +95,7 @@ pub fn time_lm_head(
         let mut log_probs = None;
         overwrite(run as f32)?;
         let forward_seconds = device.time_launches(|| {
-            log_probs =
-                Some(ops::linear_log_prob_with_backends(&cx, &hidden, &weight, &targets, 1.0, [backend, backend])?);
+            log_probs = Some(ops::linear_log_prob(&cx, &hidden, &weight, &targets, 1.0)?);
             Ok::<(), MeasureError>(())
         })?;
         let forward_run = TimedRun::ending_now(forward_seconds);
@@ -133,12 +112,12 @@ pub fn time_lm_head(
             backward.push(TimedRun::ending_now(backward_seconds));
         }
     }
-    let Cost { flops, bytes } = shape.forward[usize::from(dtype == DType::BF16)];
+    let Cost { flops, bytes } = shape.forward_cost(dtype);
     // Costs beyond the forward pass's: the backward pass does twice its operations, and it also writes the gradient
     // of the hidden states, in their dtype, and that of the weight, in f32.
     let backward_cost = Cost { flops: 2.0 * flops, bytes: bytes + ((rows * dtype.size() + vocab * 4) * width) as f64 };
     let row = |direction: usize, cost, runs: Vec<TimedRun>| TimedKernel {
-        kernel: kernel_name(backend, direction, dtype),
+        kernel: kernel_name(direction, dtype),
         variant: None,
         size: shape.size.clone(),
         dtype,
@@ -148,15 +127,12 @@ pub fn time_lm_head(
     Ok(vec![row(0, Cost { flops, bytes }, forward), row(1, backward_cost, backward)])
 }
 
-/// The name of a timed pass in results; direction 0 is forward, 1 is backward.
-fn kernel_name(backend: LmHeadBackend, direction: usize, dtype: DType) -> &'static str {
-    let names = match (backend, dtype) {
-        (LmHeadBackend::Fused, DType::F32) => ["linear_log_prob_fused_fwd_f32", "linear_log_prob_fused_bwd_f32"],
-        (LmHeadBackend::Fused, _) => ["linear_log_prob_fused_fwd_bf16", "linear_log_prob_fused_bwd_bf16"],
-        (LmHeadBackend::Products, DType::F32) => {
-            ["linear_log_prob_products_fwd_f32", "linear_log_prob_products_bwd_f32"]
-        }
-        (LmHeadBackend::Products, _) => ["linear_log_prob_products_fwd_bf16", "linear_log_prob_products_bwd_bf16"],
+/// The name of a timed pass in results; direction 0 is forward, 1 is backward. Records of earlier versions have a fused
+/// kernel beside these passes by products.
+fn kernel_name(direction: usize, dtype: DType) -> &'static str {
+    let names = match dtype {
+        DType::F32 => ["linear_log_prob_products_fwd_f32", "linear_log_prob_products_bwd_f32"],
+        _ => ["linear_log_prob_products_fwd_bf16", "linear_log_prob_products_bwd_bf16"],
     };
     names[direction]
 }

@@ -38,11 +38,11 @@ pub fn op_timers<'a>(
 ) -> Result<Vec<OpTimer<'a>>> {
     let wanted = |of: Option<DType>| of.is_none() || dtype.is_none() || of == dtype;
     let mut timers: Vec<OpTimer<'a>> = Vec::new();
-    if let Some(backend) = lm_head::lm_head_backend_by_name(name) {
+    if name == "linear_log_prob_products" {
         let shape = lm_head::LmHeadShape::from_sizes(sizes).map_err(unknown_size_error)?;
         for dtype in [DType::F32, DType::BF16].into_iter().filter(|t| wanted(Some(*t))) {
             let shape = shape.clone();
-            timers.push(Box::new(move || lm_head::time_lm_head(device, backend, &shape, dtype, runs)));
+            timers.push(Box::new(move || lm_head::time_lm_head(device, &shape, dtype, runs)));
         }
     } else if name.starts_with("matmul") {
         let all = example_products(sizes).map_err(unknown_size_error)?;

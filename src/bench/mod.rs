@@ -93,13 +93,13 @@ enum What {
     /// Each is timed by itself, at the size of `reel kernels list` or at your own.
     ///
     /// NAME is a kernel of `reel kernels list`, or a folder of kernels; `matmul` for the products of a linear layer,
-    /// forward and both gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …); `linear_log_prob_fused` or
+    /// forward and both gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …);
     /// `linear_log_prob_products` for the output layer with log-probabilities as training runs it, forward and
-    /// backward, by the fused kernel that stores no logits or by tiled matrix products.
+    /// backward, by matrix products of tiles.
     ///
     /// Sizes: matmul has m, n, k; attention tokens, heads, kv_heads, head_dim, causal; paged_attention batch, context,
-    /// heads, kv_heads, head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob and its two
-    /// backends tokens, hidden, vocab; log_prob rows, vocab; skinny batch, n, k; adamw count. attention also has seqs
+    /// heads, kv_heads, head_dim; rms_norm tokens, hidden; swiglu tokens, intermediate; linear_log_prob_products
+    /// tokens, hidden, vocab; log_prob rows, vocab; skinny batch, n, k; adamw count. attention also has seqs
     /// (the tokens are divided into sequences of equal length) and prefix (1: each sequence but the first sees the
     /// first one).
     ///

@@ -5,7 +5,7 @@ mod products;
 
 pub use crate::FOLDERS;
 pub use crate::folder::{ExampleCall, KernelFolder, SizeError, Sizes};
-pub use products::{ExampleProduct, example_products};
+pub use products::{ExampleProduct, example_output_layer, example_products};
 
 /// Returns the kernel folder with this name.
 pub fn find_kernel_folder(name: &str) -> Option<&'static KernelFolder> {

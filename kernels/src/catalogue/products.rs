@@ -2,7 +2,7 @@
 
 use crate::Addr;
 use crate::dtype::DType::{self, BF16, F32};
-use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, SizeError, Sizes};
+use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, SizeError, Sizes, VOCAB_SIZE};
 use crate::matmul::{Matmul, Operand};
 
 /// An example product; its addresses are placeholders.
@@ -26,6 +26,19 @@ pub fn example_products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError>
     all(&usual);
     sizes.check_given_sizes("matmul", &usual)?;
     Ok(all(sizes))
+}
+
+/// Returns the rows, the width and the vocabulary of the output layer in training, and these sizes as text.
+///
+/// # Errors
+/// A size that the output layer does not have.
+pub fn example_output_layer(sizes: &Sizes) -> Result<([usize; 3], String), SizeError> {
+    let of = |s: &Sizes| [s.get("tokens", SEQUENCE_LEN), s.get("hidden", HIDDEN_SIZE), s.get("vocab", VOCAB_SIZE)];
+    let usual = Sizes::default();
+    of(&usual);
+    sizes.check_given_sizes("linear_log_prob", &usual)?;
+    let shape = of(sizes).map(|d| d as usize);
+    Ok((shape, sizes.to_text()))
 }
 
 fn all(s: &Sizes) -> Vec<ExampleProduct> {

@@ -191,9 +191,9 @@ mod tests {
                 prop_assert!(e.launch.cost.bytes >= (2 * tokens * hidden) as f64 * 2.0);
                 planned(&e.launch);
             }
-            let given = [("tokens", tokens), ("hidden", hidden), ("vocab", vocab)];
-            for e in find_kernel_folder("linear_log_prob").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
-                prop_assert!(e.launch.cost.flops <= 2.0 * (tokens * hidden * vocab) as f64);
+            let given = [("rows", tokens), ("vocab", vocab)];
+            for e in find_kernel_folder("log_prob").unwrap().examples_with_sizes(&sizes(&given)).unwrap() {
+                prop_assert!(e.launch.cost.bytes >= (4 * tokens * vocab) as f64);
                 planned(&e.launch);
             }
         }

@@ -283,17 +283,17 @@ fn exp_m1(x: f32) -> f32 {
 
 /// The terms from which the gradients of a row's logits are computed, if the loss also depends on the entropy.
 #[derive(Clone, Copy)]
-pub(crate) struct GradientTerms {
+struct GradientTerms {
     /// 1 / temperature.
-    pub(crate) scale: f32,
+    scale: f32,
     /// Log-sum-exp of the row's scaled logits.
-    pub(crate) lse: f32,
+    lse: f32,
     /// Gradient of the loss with respect to the log-probability, times `scale`.
-    pub(crate) of_log_prob: f32,
+    of_log_prob: f32,
     /// Gradient of the loss with respect to the entropy, times `scale`.
-    pub(crate) of_entropy: f32,
+    of_entropy: f32,
     /// Entropy of the row.
-    pub(crate) entropy: f32,
+    entropy: f32,
 }
 
 impl GradientTerms {
@@ -307,13 +307,13 @@ impl GradientTerms {
     }
 
     /// Returns the gradient of the target's logit.
-    pub(crate) fn target_gradient(&self, logit: f32) -> f32 {
+    fn target_gradient(&self, logit: f32) -> f32 {
         let entropy = GradientTerms { of_log_prob: 0.0, ..*self };
         entropy.at(logit) - self.of_log_prob * exp_m1(logit * self.scale - self.lse)
     }
 
     /// Computes the gradients of `logits`, none of which is the target's logit, into `to`.
-    pub(crate) fn gradients_of_other_logits<T: Element>(&self, logits: &[f32], to: &mut [T]) {
+    fn gradients_of_other_logits<T: Element>(&self, logits: &[f32], to: &mut [T]) {
         gradient(logits, self, to);
     }
 }

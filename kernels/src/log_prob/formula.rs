@@ -3,6 +3,13 @@
 
 use crate::checks::rounding::{ULP, approximate, f32};
 
+/// What a forward pass knows of a row.
+#[derive(Clone, Copy, Debug)]
+pub struct RowStatistics {
+    pub entropy: f64,
+    pub lse: f64,
+}
+
 /// Returns `ln Σ e^(logit · inv_temperature)` of a row.
 pub fn lse(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
@@ -65,6 +72,42 @@ pub fn bwd_rounded(logits: &[f64], target: i32, inv_temperature: f64, lse: f64, 
         let ln_p = f32(f32(l * inv_temperature) - lse);
         let e = if j as i32 == target { ln_p.exp_m1() } else { ln_p.exp() };
         -factor * approximate(e, 2.0 * ULP)
+    };
+    logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
+}
+
+/// Returns the gradient of `d_log_prob · log_prob + d_entropy · entropy` with respect to the logits, by the chain
+/// rule. `row` gives the row's lse and entropy, as the forward pass computed them. Tests check the gradient by finite
+/// differences.
+pub fn bwd_with_entropy(
+    logits: &[f64],
+    target: i32,
+    inv_temperature: f64,
+    [d_log_prob, d_entropy]: [f64; 2],
+    row: &RowStatistics,
+) -> Vec<f64> {
+    let one = |(j, z): (usize, &f64)| {
+        let ln_p = z * inv_temperature - row.lse;
+        let of_log_prob = if j as i32 == target { -ln_p.exp_m1() } else { -ln_p.exp() };
+        inv_temperature * (d_log_prob * of_log_prob - d_entropy * ln_p.exp() * (ln_p + row.entropy))
+    };
+    logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
+}
+
+/// [`bwd_with_entropy`] with the kernel's roundings.
+pub fn bwd_with_entropy_rounded(
+    logits: &[f64],
+    target: i32,
+    inv_temperature: f64,
+    [d_log_prob, d_entropy]: [f64; 2],
+    row: &RowStatistics,
+) -> Vec<f64> {
+    let (d_log_prob, d_entropy) = (f32(d_log_prob * inv_temperature), f32(d_entropy * inv_temperature));
+    let one = |(j, z): (usize, &f64)| {
+        let ln_p = f32(f32(z * inv_temperature) - row.lse);
+        let p = approximate(ln_p.exp(), 2.0 * ULP);
+        let of_log_prob = if j as i32 == target { approximate(-ln_p.exp_m1(), 2.0 * ULP) } else { -p };
+        f32(d_log_prob * of_log_prob) - f32(d_entropy * f32(p * f32(ln_p + row.entropy)))
     };
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }

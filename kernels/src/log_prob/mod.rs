@@ -36,7 +36,7 @@ mod cpu;
 mod examples;
 pub(crate) mod formula;
 
-pub(crate) use cpu::{GradientTerms, RowStats, add_to_lanes, max_ignoring_nan};
+pub(crate) use cpu::{RowStats, add_to_lanes, max_ignoring_nan};
 
 use crate::folder::kernel_folder;
 use crate::launch::kernel_for_dtype;

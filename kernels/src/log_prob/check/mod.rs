@@ -2,7 +2,6 @@ use super::{BwdParams, FwdParams, STATE_BYTES_PER_ROW, bwd, formula, fwd, test_c
 use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::linear_log_prob::formula as with_entropy;
 use crate::{Addr, DType};
 
 checks!(
@@ -266,10 +265,10 @@ fn gradient_of_chunks_and_entropies_equals_the_formula() {
         let mut largest = 0.0f64;
         for r in 0..rows {
             let row: Vec<f64> = logits[r * vocab..][..vocab].iter().map(|&x| x as f64).collect();
-            let of = with_entropy::RowResults { log_prob: 0.0, entropy: entropy[r] as f64, lse: lse[r] as f64 };
+            let of = formula::RowStatistics { entropy: entropy[r] as f64, lse: lse[r] as f64 };
             let (grads, s) = ([grad[r] as f64, d_entropy[r] as f64], s as f64);
-            want.extend(with_entropy::bwd(&row, targets[r], s, grads, &of));
-            with.extend(with_entropy::bwd_rounded(&row, targets[r], s, grads, &of));
+            want.extend(formula::bwd_with_entropy(&row, targets[r], s, grads, &of));
+            with.extend(formula::bwd_with_entropy_rounded(&row, targets[r], s, grads, &of));
             largest = row.iter().fold(largest, |a, l| a.max((l * s).abs()));
         }
         let grads =

@@ -40,10 +40,7 @@ pub use linear::{
     Lora, linear, linear_of_known_output, lora_linear, lora_linear_of_known_output, matmul, swiglu_linear,
     swiglu_linear_of_known_output,
 };
-pub use linear_log_prob::{
-    LmHeadBackend, linear_log_prob, linear_log_prob_with_backends, linear_log_prob_with_entropy, lm_head_backend,
-    max_logit_rows,
-};
+pub use linear_log_prob::{linear_log_prob, linear_log_prob_with_entropy, max_logit_rows};
 pub use lora_rows::{LoraStack, RowAdapters};
 pub use loss::{log_prob, weighted_sum};
 pub use norm::{patch_merge, rms_norm, rms_norm_add, rms_norm_branch};

@@ -18,19 +18,17 @@
 //!     dh[rows] += d_z · w[columns];  dw[columns] += d_zᵀ · h[rows]
 //! ```
 //!
-//! [`products`] does that with plain matrix products (cuBLASLt on cuda) and a kernel for the sums of each tile.
-//! [`fused`] does the forward pass in one kernel that stores no logits. [`lm_head_backend`] chooses between them.
+//! [`products`] does that with plain matrix products and a kernel for the sums of each tile.
 
-mod fused;
 mod products;
 #[cfg(test)]
 mod tests;
 
 use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, elementwise, tuning};
+use reel_kernels::{Addr, DType, Launch, elementwise};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Device, Kernels, in_op};
+use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::BackwardContext;
@@ -51,23 +49,7 @@ pub fn max_logit_rows(vocab: usize) -> usize {
 /// `[R]`. A row with a negative target gives 0 and has no gradient.
 pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_temperature: f32) -> Result<Tensor> {
     let _op = in_op("linear_log_prob");
-    let backend = lm_head_backend(cx.device(), h.dtype(), w.dtype());
-    linear_log_prob_with_backends(cx, h, w, targets, inv_temperature, [backend; 2])
-}
-
-/// [`linear_log_prob`] with given backends for the forward and the backward pass; `reel bench op` compares them.
-///
-/// # Errors
-/// As [`linear_log_prob`]; the fused backend with two dtypes.
-pub fn linear_log_prob_with_backends(
-    cx: &Cx,
-    h: &Tensor,
-    w: &Tensor,
-    targets: &Tensor,
-    inv_temperature: f32,
-    backends: [LmHeadBackend; 2],
-) -> Result<Tensor> {
-    Head::new(h, w, targets, inv_temperature)?.log_prob(cx, backends, None)
+    Head::new(h, w, targets, inv_temperature)?.log_prob(cx, None)
 }
 
 /// [`linear_log_prob`] together with the entropy in nats of each row's token distribution, f32 `[R]`, from the same
@@ -83,44 +65,9 @@ pub fn linear_log_prob_with_entropy(
     inv_temperature: f32,
 ) -> Result<(Tensor, Tensor)> {
     let _op = in_op("linear_log_prob_with_entropy");
-    let backend = lm_head_backend(cx.device(), h.dtype(), w.dtype());
     let head = Head::new(h, w, targets, inv_temperature)?;
     let entropy = cx.empty(&[head.rows], DType::F32)?;
-    Ok((head.log_prob(cx, [backend; 2], Some(&entropy))?, entropy))
-}
-
-/// How the output layer and the log-probabilities are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LmHeadBackend {
-    /// One kernel that stores no logits (`reel_kernels::linear_log_prob`).
-    Fused,
-    /// A matrix product (cuBLASLt on cuda) for each tile of logits, and a kernel that reduces each tile.
-    Products,
-}
-
-/// Chooses the backend of [`linear_log_prob`] for the dtypes of rows `h` and weight `w` on `device`. The choice
-/// for bf16 on GPUs is an entry of [`reel_kernels::tuning::TABLE`]: `reel bench op linear_log_prob_fused` and `reel
-/// bench op linear_log_prob_products` time both on one machine.
-///
-/// - Two dtypes (f32 rows, a weight read in place as bf16): products, because the fused kernels take one dtype.
-/// - CPU: products. On one thread of an AVX-512 Xeon, over eight shapes and dtypes from 1024 x 32000 x 256 to 100 x
-///   152064 x 256, they took 0.44 to 0.78 of the fused time forward, 0.44 to 0.76 with entropies, 0.71 to 0.97
-///   backward.
-/// - GPUs of compute capability 9.0 and up, bf16: products. The fused kernels use `mma.sync`, which reaches a
-///   fraction of the speed of these tensor cores: at 8192 tokens, width 3584 and 152064 words the fused forward pass
-///   took 33.9 ms on an H200 (`benches/results/h200`, 2026-11-20), where a large product does as many operations in
-///   11.3 ms (790 TFLOP/s). By the model of `reel plan` (the time of a launch is the larger of its operations at 790
-///   TFLOP/s and its bytes at 4.3 TB/s), products need 12.5 ms forward and 35.7 ms backward. That is a lower bound;
-///   products have not been timed on a GPU yet.
-/// - Everything else (older GPUs, f32): fused. There, products are too slow to make up for storing logits in memory.
-pub fn lm_head_backend(device: &Device, h: DType, w: DType) -> LmHeadBackend {
-    let choices = tuning::choices_of_capability(device.compute_capability());
-    match device.kernels() {
-        _ if h != w => LmHeadBackend::Products,
-        Kernels::Cpu => LmHeadBackend::Products,
-        Kernels::Cuda if h == DType::BF16 && choices.log_prob_by_products => LmHeadBackend::Products,
-        Kernels::Cuda => LmHeadBackend::Fused,
-    }
+    Ok((head.log_prob(cx, Some(&entropy))?, entropy))
 }
 
 const OP: &str = "linear_log_prob";
@@ -135,7 +82,6 @@ struct Head {
     vocab: usize,
     hidden: usize,
     vocab_u: u32,
-    hidden_u: u32,
     /// Maximum bytes of a tile of logits and its gradient: [`MAX_LOGITS_BYTES`], except in tests.
     limit: usize,
     /// Maximum bytes of logits that the CPU keeps for the backward pass: [`KEPT_LOGITS_BYTES`], except in tests.
@@ -171,34 +117,23 @@ impl Head {
         }
         want_dtype(OP, "targets", targets, DType::I32)?;
         want_shape(OP, "targets", targets, &[rows], "one target token for each row of h")?;
-        let (vocab_u, hidden_u) = (size(OP, vocab)?, size(OP, hidden)?);
+        let vocab_u = size(OP, vocab)?;
         let (h, w, targets) = (h.clone(), w.clone(), targets.clone());
         let (limit, keep) = (MAX_LOGITS_BYTES, KEPT_LOGITS_BYTES);
-        Ok(Head { h, w, targets, inv_temperature, rows, vocab, hidden, vocab_u, hidden_u, limit, keep })
+        Ok(Head { h, w, targets, inv_temperature, rows, vocab, hidden, vocab_u, limit, keep })
     }
 
     /// Computes the log-probabilities. Writes the entropies to `entropy`, f32 `[R]`, if given.
-    fn log_prob(self, cx: &Cx, backends: [LmHeadBackend; 2], entropy: Option<&Tensor>) -> Result<Tensor> {
-        if backends.contains(&LmHeadBackend::Fused) {
-            want_dtype(OP, "weight", &self.w, self.h.dtype())?;
-        }
+    fn log_prob(self, cx: &Cx, entropy: Option<&Tensor>) -> Result<Tensor> {
         let lp = cx.empty(&[self.rows], DType::F32)?;
         let lse = cx.empty(&[self.rows], DType::F32)?;
         let is_recorded = cx.is_training() && (self.h.needs_grad() || self.w.needs_grad());
-        let keeps = is_recorded && cx.device().kernels() == Kernels::Cpu && backends[1] == LmHeadBackend::Products;
-        let kept = match backends[0] {
-            LmHeadBackend::Fused => self.fused_forward(cx, &lp, entropy, &lse).map(|()| Vec::new())?,
-            LmHeadBackend::Products => {
-                self.forward_by_matrix_products(cx, &lp, entropy, &lse, if keeps { self.keep } else { 0 })?
-            }
-        };
+        let keeps = is_recorded && cx.device().kernels() == Kernels::Cpu;
+        let kept = self.forward(cx, &lp, entropy, &lse, if keeps { self.keep } else { 0 })?;
         let (h, w) = (self.h.clone(), self.w.clone());
         Ok(cx.record(OP, &[&h, &w], lp, move |bw| {
             let d_lp = bw.take_dy().reshape(&[self.rows])?;
-            match backends[1] {
-                LmHeadBackend::Fused => self.fused_backward(bw, &lse, &d_lp),
-                LmHeadBackend::Products => self.backward_by_matrix_products(bw, &lse, kept, &d_lp),
-            }
+            self.backward(bw, &lse, kept, &d_lp)
         }))
     }
 

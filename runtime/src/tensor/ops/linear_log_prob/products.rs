@@ -1,4 +1,4 @@
-//! The product backend. For each tile of rows and columns, a matrix product writes the logits and the kernels of
+//! For each tile of rows and columns, a matrix product writes the logits and the kernels of
 //! `reel_kernels::log_prob` read them. The next tile overwrites them, unless they are kept for the backward pass.
 
 use reel_kernels::matmul::{Matmul, Operand};
@@ -101,7 +101,7 @@ impl Head {
     /// The forward pass: for each tile of rows, goes over the tiles of columns. `state` carries each row's maximum
     /// and sums, which the log-softmax needs, from tile to tile. Returns the logits of the first tiles, as many as fit
     /// into `keep` bytes.
-    pub(super) fn forward_by_matrix_products(
+    pub(super) fn forward(
         &self,
         cx: &Cx,
         lp: &Tensor,
@@ -151,7 +151,7 @@ impl Head {
     /// the two matrix products of this gradient with w and with h. The gradient of h is summed in f32 over the tiles
     /// of the same rows: rounding the sum to bf16 after each tile would lose the small terms of later tiles. The
     /// gradient of w is summed in its own f32 buffer.
-    pub(super) fn backward_by_matrix_products(
+    pub(super) fn backward(
         &self,
         bw: &mut BackwardContext,
         lse: &Tensor,

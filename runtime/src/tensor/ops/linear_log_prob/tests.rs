@@ -1,7 +1,6 @@
-use super::LmHeadBackend::{Fused, Products};
 use super::products::LogitTile;
 use super::*;
-use crate::device::{MemoryCategory, Profiler, SimOptions};
+use crate::device::{Device, MemoryCategory, Profiler, SimOptions};
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 use crate::tensor::ops::weighted_sum;
 use crate::tensor::tape::Grads;
@@ -24,7 +23,7 @@ struct Case {
 /// Three lists: log-probabilities followed by entropies, the gradient of the rows, the gradient of the weight.
 type Results = [Vec<f32>; 3];
 
-fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Results {
+fn results(device: &Device, a: Case, limit: usize) -> Results {
     let values = |n: usize, m: usize, seed: u32| pseudo_random_numbers(n * m, a.seed + seed);
     let leaf = |name: &str, n: usize, m: usize, dtype, seed| {
         let t = Tensor::from_f32(device, &[n, m], dtype, &values(n, m, seed), MemoryCategory::Weights).unwrap();
@@ -39,7 +38,7 @@ fn results(device: &Device, a: Case, backend: LmHeadBackend, limit: usize) -> Re
     let rows = h.reshape(h.shape()).unwrap();
     let head = Head { limit, keep: a.keep, ..Head::new(&rows, &w, &targets, 0.7).unwrap() };
     let entropy = Tensor::empty(device, &[a.rows], DType::F32, MemoryCategory::Activations).unwrap();
-    let y = head.log_prob(&cx, [backend; 2], Some(&entropy).filter(|_| a.entropy)).unwrap();
+    let y = head.log_prob(&cx, Some(&entropy).filter(|_| a.entropy)).unwrap();
     let weights =
         Tensor::from_f32(device, y.shape(), DType::F32, &values(y.count(), 1, 3), MemoryCategory::Inputs).unwrap();
     let total = weighted_sum(&cx, &y, &weights).unwrap();
@@ -70,7 +69,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn small_tiles_equal_one_tile_and_the_fused_backend(
+    fn small_tiles_equal_one_tile(
         rows in 0usize..40,
         vocab in 2usize..90,
         hidden in 1usize..24,
@@ -83,13 +82,12 @@ proptest! {
         let dtype = if bf16 { DType::BF16 } else { DType::F32 };
         let a = Case { rows, vocab, hidden, dtype, weight: dtype, entropy, keep: 0, seed };
         let device = Device::cpu(2);
-        let tiles = results(&device, a, Products, squares_of(side));
+        let tiles = results(&device, a, squares_of(side));
         // Of the logits, some are kept, or none, or all.
         let some = Case { keep: keep * rows * vocab * 4 / 100, ..a };
-        prop_assert_eq!(&tiles, &results(&device, some, Products, squares_of(side)));
-        agree(&tiles, &results(&device, a, Products, MAX_LOGITS_BYTES), a, "one tile");
-        agree(&tiles, &results(&device, a, Fused, MAX_LOGITS_BYTES), a, "fused");
-        prop_assert_eq!(&tiles, &results(&Device::cpu(1), a, Products, squares_of(side)));
+        prop_assert_eq!(&tiles, &results(&device, some, squares_of(side)));
+        agree(&tiles, &results(&device, a, MAX_LOGITS_BYTES), a, "one tile");
+        prop_assert_eq!(&tiles, &results(&Device::cpu(1), a, squares_of(side)));
     }
 
     #[test]
@@ -97,7 +95,7 @@ proptest! {
         let all = Case { rows, vocab: 70, hidden: 9, dtype: DType::F32, weight: DType::F32, entropy, keep: 0, seed };
         let few = Case { rows: few.min(rows), ..all };
         let device = Device::cpu(2);
-        let [of_all, of_few] = [all, few].map(|a| results(&device, a, Products, squares_of(side)));
+        let [of_all, of_few] = [all, few].map(|a| results(&device, a, squares_of(side)));
         prop_assert_eq!(&of_few[0][..few.rows], &of_all[0][..few.rows]);
         prop_assert_eq!(&of_few[1][..], &of_all[1][..few.rows * few.hidden]);
     }
@@ -128,12 +126,7 @@ fn f32_rows_times_a_bf16_weight() {
     for entropy in [false, true] {
         let a =
             Case { rows: 19, vocab: 67, hidden: 12, dtype: DType::F32, weight: DType::BF16, entropy, keep: 0, seed: 5 };
-        agree(
-            &results(&device, a, Products, squares_of(7)),
-            &results(&device, a, Products, MAX_LOGITS_BYTES),
-            a,
-            "one tile",
-        );
+        agree(&results(&device, a, squares_of(7)), &results(&device, a, MAX_LOGITS_BYTES), a, "one tile");
     }
 }
 
@@ -146,7 +139,7 @@ fn sim_equals_cpu() {
         let a = Case { rows: 21, vocab: 150, hidden: 16, dtype, weight: dtype, entropy, keep: 0, seed: 4 };
         // Tiles of 8 columns, and of 61 columns, which is not a multiple of a vector's width.
         for limit in [squares_of(8), squares_of(61)] {
-            agree(&results(&sim, a, Products, limit), &results(&cpu, a, Products, limit), a, "sim");
+            agree(&results(&sim, a, limit), &results(&cpu, a, limit), a, "sim");
         }
     }
 }
@@ -155,22 +148,9 @@ fn sim_equals_cpu() {
 /// takes as long as its operations or its bytes alone would take, whichever is longer.
 fn floor(profile: Profiler) -> f64 {
     let totals = profile.totals().unwrap();
-    // Without the launches that set gradients to 0, which both backends have once per step.
+    // Without the launches that set gradients to 0.
     let own = totals.iter().filter(|(name, _)| !name.starts_with("fill"));
     own.map(|(_, t)| (t.cost.flops / 790e12).max(t.cost.bytes / 4.3e12) * 1e3).sum()
-}
-
-#[test]
-fn backend_of_each_device() {
-    let backend = |device: &Device, dtype| lm_head_backend(device, dtype, dtype);
-    let gpu = |compute_capability| Device::dry_with_capability(Kernels::Cuda, compute_capability);
-    for (compute_capability, bf16) in [(80, Fused), (86, Fused), (89, Fused), (90, Products), (100, Products)] {
-        assert_eq!(backend(&gpu(compute_capability), DType::BF16), bf16, "{compute_capability}");
-        assert_eq!(backend(&gpu(compute_capability), DType::F32), Fused, "{compute_capability}");
-        assert_eq!(gpu(compute_capability).dry_like().compute_capability(), compute_capability);
-    }
-    assert_eq!(backend(&Device::cpu(1), DType::F32), Products);
-    assert_eq!(lm_head_backend(&gpu(80), DType::F32, DType::BF16), Products);
 }
 
 #[test]
@@ -222,7 +202,7 @@ fn the_cpu_keeps_at_most_512_mib_of_logits() {
     assert!((many - (3.0 - kept)).abs() < 0.05 && bytes < (640 << 20), "{many}, kept {kept} {bytes}");
 }
 
-/// Computes the times that the documentation of [`lm_head_backend`] names.
+/// The memory of the head of a 7B model, and the least time of its launches, the figures of docs/guide-performance.md.
 #[test]
 fn least_time_of_products_on_an_h200() {
     let device = Device::dry(Kernels::Cuda);
@@ -260,7 +240,7 @@ fn launches_and_bytes_by_the_size_of_a_tile() {
         grads.reserve([&w]).unwrap();
         let cx = Cx::training(&device, DType::BF16);
         let head = Head { limit: mebibytes << 20, ..Head::new(&h, &w, &targets, 1.0).unwrap() };
-        let y = head.log_prob(&cx, [Products; 2], None).unwrap();
+        let y = head.log_prob(&cx, None).unwrap();
         cx.backward(&weighted_sum(&cx, &y, &weights).unwrap(), 1.0, &mut grads).unwrap();
         let totals = device.profiler().totals().unwrap();
         let own = totals.iter().filter(|(name, _)| !name.starts_with("fill"));

@@ -4,8 +4,6 @@ use super::*;
 use proptest::prelude::*;
 use reel_kernels::Element;
 
-use crate::tensor::ops::LmHeadBackend::{self, Fused, Products};
-
 type Values = Vec<f32>;
 
 /// The output of an op, and the gradient of each input by name.
@@ -304,26 +302,11 @@ fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32
             }
         };
         gradients_close("with entropies,", &got);
-        // Each backend alone, and the forward pass of one with the backward pass of the other.
-        let run = |forward, backward| {
-            outcome(device, dtype, &shapes, seed, |cx, x| {
-                let targets = index(cx, &targets)?;
-                Ok(vec![linear_log_prob_with_backends(
-                    cx,
-                    &x[0],
-                    &x[1],
-                    &targets,
-                    inv_temperature,
-                    [forward, backward],
-                )?])
-            })
-        };
-        let (fused, products, mixed) = (run(Fused, Fused), run(Products, Products), run(Fused, Products));
-        close("log-probability, fused,", &fused.y, &lps);
-        close("log-probability by products,", &products.y, &lps);
-        gradients_close("fused,", &fused);
-        gradients_close("by products,", &products);
-        gradients_close("fused forward, products backward,", &mixed);
+        let got = outcome(device, dtype, &shapes, seed, |cx, x| {
+            Ok(vec![linear_log_prob(cx, &x[0], &x[1], &index(cx, &targets)?, inv_temperature)?])
+        });
+        close("log-probability without entropies", &got.y, &lps);
+        gradients_close("without entropies,", &got);
     }
 }
 
@@ -378,29 +361,22 @@ fn fused_ops_agree_on_sim() {
     }
 }
 
-/// Uses more rows than one launch supports, and more columns per row than 64 MiB of logits allow.
+/// Uses more rows than a tile of logits has.
 #[test]
-fn chunks_of_rows_and_vocabulary_equal_the_formula() {
+fn tiles_of_rows_have_the_bits_of_rows_alone() {
     let device = Device::cpu(2);
     let (rows, vocab, hidden) = (66_000, 300, 3);
     let targets: Vec<i32> = (0..rows).map(|r| r * 11 % vocab).collect();
     let (rows, vocab) = (rows as usize, vocab as usize);
     let shapes: [&[usize]; 2] = [&[rows, hidden], &[vocab, hidden]];
-    let by = |way: LmHeadBackend| {
-        let before = device.memory().current;
-        device.reset_peak();
-        let got = outcome(&device, DType::F32, &shapes, 2, |cx, x| {
-            Ok(vec![linear_log_prob_with_backends(cx, &x[0], &x[1], &index(cx, &targets)?, 1.0, [way; 2])?])
-        });
-        let (peak, logits) = (device.memory().peak - before, rows * vocab * 4);
-        // The products' logits are few enough to be kept.
-        let kept = if way == Products { logits } else { 0 };
-        assert!(peak < kept + (72 << 20) && logits > (75 << 20), "{way:?}: {peak} bytes for logits");
-        got
-    };
-    let (fused, products) = (by(Fused), by(Products));
-    assert!(relative_distance(&products.y, &fused.y) <= 1e-6);
-    gradients_agree("by products", &products, &fused, 1e-5);
+    let before = device.memory().current;
+    device.reset_peak();
+    let all = outcome(&device, DType::F32, &shapes, 2, |cx, x| {
+        Ok(vec![linear_log_prob(cx, &x[0], &x[1], &index(cx, &targets)?, 1.0)?])
+    });
+    // The logits are few enough to be kept.
+    let (peak, logits) = (device.memory().peak - before, rows * vocab * 4);
+    assert!(peak < logits + (72 << 20) && logits > (75 << 20), "{peak} bytes for logits");
     // f32 rows times a bf16 weight.
     let w: Values = pseudo_random_numbers(vocab * hidden, 3)
         .iter()
@@ -415,17 +391,14 @@ fn chunks_of_rows_and_vocabulary_equal_the_formula() {
     let (got, want) = (mixed(DType::BF16), mixed(DType::F32));
     assert!(relative_distance(&got.y, &want.y) <= 1e-6);
     gradients_agree("a bf16 weight", &got, &want, 1e-5);
-    // Rows that two launches compute have the same bits as rows of one launch.
-    for (way, all) in [(Fused, &fused), (Products, &products)] {
-        let few = outcome(&device, DType::F32, &[&[rows, hidden], shapes[1]], 2, |cx, x| {
-            let rows = index(cx, &[0, 65_535, 65_536, 65_999])?;
-            let of = |r: i32| targets[r as usize];
-            let few = index(cx, &[of(0), of(65_535), of(65_536), of(65_999)])?;
-            let rows = gather_rows(cx, &x[0], &rows)?;
-            Ok(vec![linear_log_prob_with_backends(cx, &rows, &x[1], &few, 1.0, [way; 2])?])
-        });
-        assert_eq!(few.y, [0, 65_535, 65_536, 65_999].map(|r: usize| all.y[r]), "{way:?}");
-    }
+    let few = outcome(&device, DType::F32, &[&[rows, hidden], shapes[1]], 2, |cx, x| {
+        let rows = index(cx, &[0, 55_923, 55_924, 65_999])?;
+        let of = |r: i32| targets[r as usize];
+        let few = index(cx, &[of(0), of(55_923), of(55_924), of(65_999)])?;
+        let rows = gather_rows(cx, &x[0], &rows)?;
+        Ok(vec![linear_log_prob(cx, &rows, &x[1], &few, 1.0)?])
+    });
+    assert_eq!(few.y, [0, 55_923, 55_924, 65_999].map(|r: usize| all.y[r]));
 }
 
 /// Runs each SigLIP op with 0 rows and with 1 row, forward and backward, in both dtypes.
