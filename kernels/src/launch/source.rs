@@ -27,9 +27,14 @@ impl Source {
         all
     }
 
-    /// Returns the whole text that a CUDA compiler reads: parameter structs, then the source, whose `#include` lines
+    /// Returns the whole text that a CUDA compiler reads: [`Source::preamble`], then the source, whose `#include` lines
     /// name [`Source::available_header_names_and_texts`].
     pub fn text(&self) -> String {
+        self.preamble() + &format!("#line 1 \"{}/sm80.cu\"\n", self.name) + self.sm80
+    }
+
+    /// Returns the declarations that precede the source: `offsetof` and the parameter structs. No file has them.
+    pub fn preamble(&self) -> String {
         // Defines offsetof, which NVRTC lacks, unless the headers of another compiler define it.
         let mut text = String::from(
             "#ifdef __CUDACC_RTC__\n#define offsetof(T, field) __INTADDR__(&(((T*)0)->field))\n\
@@ -39,9 +44,7 @@ impl Source {
         if declarations.contains(<TensorMapSlot as CType>::NAME) {
             text += TENSOR_MAP_SLOT_DECLARATION;
         }
-        text += &declarations;
-        text += &format!("#line 1 \"{}/sm80.cu\"\n", self.name);
-        text + self.sm80
+        text + &declarations
     }
 
     /// Whether the source has code for programmatic dependent launches, which the compiler leaves out below sm_90.
