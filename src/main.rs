@@ -50,25 +50,17 @@ mod training_server;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
-use reel_data::worker::DataWorker;
 use reel_kernels::simd;
 use reel_measure::trace;
 use reel_model::input::chat;
 
 fn main() -> ExitCode {
     interrupt::make_file_size_limit_an_error();
-    if std::env::args_os().nth(1).is_some_and(|a| a == reel_media::worker::WORKER_ARGUMENT) {
-        return reel_media::worker::worker_main();
+    let kinds = [&reel_media::worker::WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
+    if let Some(code) = reel_worker::run_if_worker(&kinds) {
+        return code;
     }
-    if std::env::args_os().nth(1).is_some_and(|a| a == chat::TEMPLATE_WORKER_ARGUMENT) {
-        return chat::worker_main();
-    }
-    if std::env::args_os().nth(1).is_some_and(|a| a == reel_data::worker::WORKER_ARGUMENT) {
-        return reel_data::worker::worker_main();
-    }
-    // This path names the running program even if its file was replaced or deleted after the start.
-    chat::render_in_worker_process("/proc/self/exe".into());
-    reel_data::worker::decode_in_worker_process(DataWorker::new("/proc/self/exe"));
+    reel_worker::use_workers(reel_worker::Program::this());
     fail::report_panics_in_one_line();
     interrupt::watch_signals();
     let words = arguments::join_negative_numbers(std::env::args_os());

@@ -163,7 +163,7 @@ pub fn error_naming_option(e: MediaError) -> anyhow::Error {
 #[command(next_help_heading = "Media options")]
 pub struct WorkerFlags {
     /// Time limit for decoding one media file, in seconds
-    #[arg(long, value_name = "S", default_value_t = worker::DEFAULT_DECODE_TIMEOUT.as_secs_f64())]
+    #[arg(long, value_name = "S", default_value_t = reel_worker::DEFAULT_TIMEOUT.as_secs_f64())]
     media_timeout: f64,
     /// Memory limit for decoding one media file, in MiB
     #[arg(long, value_name = "MIB", default_value_t = worker::DEFAULT_DECODE_MEMORY_MIB)]
@@ -173,7 +173,7 @@ pub struct WorkerFlags {
 impl Default for WorkerFlags {
     fn default() -> Self {
         Self {
-            media_timeout: worker::DEFAULT_DECODE_TIMEOUT.as_secs_f64(),
+            media_timeout: reel_worker::DEFAULT_TIMEOUT.as_secs_f64(),
             media_memory: worker::DEFAULT_DECODE_MEMORY_MIB,
         }
     }
@@ -193,7 +193,7 @@ impl WorkerFlags {
     /// are kept in a cache that all decoders of this process share.
     pub fn decode_worker(&self, common: &CommonOptions) -> Result<DecodeWorker> {
         let mut decoder = DecodeWorker::from_this_program();
-        decoder.timeout = self.timeout()?;
+        decoder.program.timeout = self.timeout()?;
         if self.media_memory == 0 {
             return Err(bad_usage("--media-memory", "is 0, which no file can be decoded in", "give MiB, 1 or more"));
         }

@@ -4,9 +4,10 @@ use std::io;
 use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
+use serde::{Deserialize, Serialize};
 
 /// Why a data file or one of its rows cannot be read.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum DataError {
     /// The file, or one of its rows, is malformed.
     #[error("{0}")]

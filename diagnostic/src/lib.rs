@@ -28,10 +28,11 @@ use std::io;
 use std::path::Path;
 
 pub use redact::redact_urls;
+use serde::{Deserialize, Serialize};
 
 /// A problem that the user can act on. Prints as one line: `location: what; help`. User names, passwords and queries of
 /// URLs are not printed ([`redact_urls`]), and of a text longer than 2000 characters the middle is left out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
     /// The file, line, field, flag or tensor that is wrong. If it is empty, the caller sets it with
     /// [`Diagnostic::at`].

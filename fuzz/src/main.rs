@@ -58,11 +58,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some(reel_media::worker::WORKER_ARGUMENT) => return reel_media::worker::worker_main(),
-        Some(chat::TEMPLATE_WORKER_ARGUMENT) => return chat::worker_main(),
-        Some(reel_data::worker::WORKER_ARGUMENT) => return reel_data::worker::worker_main(),
-        _ => {}
+    let kinds = [&reel_media::worker::WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
+    if let Some(code) = reel_worker::run_if_worker(&kinds) {
+        return code;
     }
     match run(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,

@@ -8,9 +8,11 @@ use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::worker::{self, DecodeWorker};
 
 fn main() -> ExitCode {
+    if let Some(code) = reel_worker::run_if_worker(&[&worker::WORKER]) {
+        return code;
+    }
     let args: Vec<String> = std::env::args().collect();
     let (path, profile) = match &args[1..] {
-        [hidden] if hidden == worker::WORKER_ARGUMENT => return worker::worker_main(),
         [path, profile] => (path, profile),
         _ => {
             eprintln!("usage: decode_frames FILE PROFILE");

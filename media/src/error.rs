@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use reel_diagnostic::{Diagnostic, shortage_help, start_shortage_help};
+use serde::{Deserialize, Serialize};
 
 /// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, MediaError>;
@@ -12,7 +13,7 @@ pub type Result<T> = std::result::Result<T, MediaError>;
 pub const DATA_URI: &str = "data: URI";
 
 /// What can go wrong between a media file and its frames or patches.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum MediaError {
     /// The content of a file is not usable. Reading it again would not help.
     #[error("{0}")]

@@ -1,10 +1,12 @@
 //! Tests the decoding worker from outside. This test program starts itself as the worker, as the binary `reel` does,
 //! and can also behave like a broken worker.
 //!
-//! It does not use the test harness, because the standard output of a worker must contain nothing but its reply.
+//! It does not use the test harness, because it also runs as the worker.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,20 +15,32 @@ use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::video::{self, DecodedVideo};
-use reel_media::worker::{self, DecodeWorker, FrameCache};
+use reel_media::worker::{self, DecodeWorker, FrameCache, WORKER, WorkerRequest};
+use reel_worker::{Program, Replies};
+use serde_json::{Value, json};
 
 fn main() -> ExitCode {
+    if let Some(code) = reel_worker::run_if_worker(&[&WORKER]) {
+        return code;
+    }
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
-        Some("__play") => return worker::serve_jobs(|| play(&args[2])),
+        Some("__play") => {
+            return reel_worker::serve_in_forks(|request, memory, replies| play(&args[2], request, memory, replies));
+        }
+        Some("__for-this-test-alone") => return (WORKER.main)(),
         Some("__not-a-server") => return not_a_server(),
         Some("__few-processes") => {
             forbid_threads();
-            return worker::worker_main();
+            return (WORKER.main)();
         }
-        Some("__caller-without-threads") => return caller_without_threads(Path::new(&args[2])),
-        Some("__abort-first") => return worker::serve_jobs(|| abort_first(&args[2])),
+        Some("__caller-without-processes") => return caller_without_processes(Path::new(&args[2])),
+        Some("__abort-first") => {
+            return reel_worker::serve_in_forks(|request: WorkerRequest, memory, replies| {
+                abort_first(&args[2]);
+                worker::run_job(request, memory, replies)
+            });
+        }
         Some("__decode-and-wait") => {
             let _ = player("real worker on a pipe", Duration::from_secs(60)).probe(Path::new(&args[2]));
             return ExitCode::SUCCESS;
@@ -63,13 +77,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Behaves like a worker that is killed at its first N starts and then decodes. `part` is N and the path of a file that
-/// counts the starts.
-fn abort_first(part: &str) -> u8 {
-    let Some((times, path)) = part.split_once(' ') else { return 77 };
+/// Aborts at the first N calls. `part` is N and the path of a file that counts the calls.
+fn abort_first(part: &str) {
+    let (times, path) = part.split_once(' ').unwrap();
     let starts = std::fs::read(path).unwrap_or_default().len() + 1;
     std::fs::write(path, vec![b'x'; starts]).unwrap();
-    if starts > times.parse().unwrap() { worker::run_job() } else { std::process::abort() }
+    if starts <= times.parse().unwrap() {
+        std::process::abort();
+    }
 }
 
 /// Behaves like a program whose libraries are missing: prints an error and exits before it can receive a job.
@@ -79,44 +94,41 @@ fn not_a_server() -> ExitCode {
 }
 
 /// Behaves like a broken worker; `part` names the way in which it is broken.
-fn play(part: &str) -> u8 {
+fn play(part: &str, request: Value, memory: Option<File>, replies: &mut Replies) -> std::io::Result<()> {
     match part {
-        "real worker on a pipe" => return open_pipe(),
+        "real worker on a pipe" => return open_pipe(request, memory, replies),
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
-        "sleep with closed output" => {
-            let child = Command::new("sleep").arg("600").stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-            let _ = child.map(|mut c| c.wait());
-        }
-        "child keeps the output" => {
-            let _ = Command::new("sleep").arg("600").spawn();
-        }
-        "garbage" => println!("{{\"Probed\": [1, 2"),
-        "another reply" => {
-            println!("{{\"Probed\":{{\"codec\":\"x\",\"height\":1,\"width\":1,\"total_frames\":1,\"video_fps\":1.0}}}}")
-        }
-        "frames that are not there" => println!(
-            "{{\"Decoded\":{{\"height\":64,\"width\":64,\"indices\":[0,1],\"total_frames\":2,\"video_fps\":1.0,\"sample_fps\":1.0}}}}"
-        ),
-        "endless" => loop {
-            use std::io::Write;
-            if std::io::stdout().write_all(&[b'x'; 65536]).is_err() {
-                break;
-            }
+        "child sleeps" => drop(Command::new("sleep").arg("600").spawn()?.wait()),
+        "no reply" => {}
+        "endless error" => loop {
+            let _ = std::io::stderr().write_all(&[b'x'; 65536]);
         },
+        "garbage" => return replies.send(&json!({"Probed": [1, 2]}), &[]),
+        "a body" => return replies.send(&json!("OutOfMemory"), &[0]),
+        "another reply" => {
+            let info = json!({"codec": "x", "height": 1, "width": 1, "total_frames": 1, "video_fps": 1.0});
+            return replies.send(&json!({"Probed": info}), &[]);
+        }
+        "frames that are not there" => {
+            let video = json!({
+                "height": 64, "width": 64, "indices": [0, 1], "total_frames": 2, "video_fps": 1.0, "sample_fps": 1.0,
+            });
+            return replies.send(&json!({"Decoded": video}), &[]);
+        }
         "exit 3" => {
             eprintln!("a message of its own");
-            return 3;
+            std::process::exit(3);
         }
         "abort" => std::process::abort(),
         "panic" => panic!("a bug"),
-        "decoder panics" => println!("{{\"Panicked\":\"index out of bounds\"}}"),
+        "decoder panics" => return replies.send(&json!({"Panicked": "index out of bounds"}), &[]),
         "no threads" => {
             forbid_threads();
-            return worker::run_job();
+            return worker::run_job(serde_json::from_value(request)?, memory, replies);
         }
-        _ => return 77,
+        _ => std::process::exit(77),
     }
-    0
+    Ok(())
 }
 
 /// Sets the limit of processes and threads so that this process cannot create another one. The limit does not apply to
@@ -131,10 +143,9 @@ fn forbid_threads() {
     }
 }
 
-/// Prints the error of a caller that can create no threads although its server is running.
-fn caller_without_threads(video: &Path) -> ExitCode {
+/// Prints the error of a caller that can start no process.
+fn caller_without_processes(video: &Path) -> ExitCode {
     let decoder = DecodeWorker::new(me());
-    decoder.probe(video).unwrap();
     forbid_threads();
     let error = decoder.probe(video).unwrap_err();
     println!("{}: {error}", if matches!(error, MediaError::Worker(_)) { "worker" } else { "another error" });
@@ -143,17 +154,9 @@ fn caller_without_threads(video: &Path) -> ExitCode {
 
 /// Answers as the real worker does, but opens the pipe that the variable [`PIPE`] names instead of the requested file,
 /// and so hangs as a decoder may. (A request cannot name a pipe, because the caller refuses it.)
-fn open_pipe() -> u8 {
-    use std::io::{Read, Seek, Write};
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).unwrap();
-    let mut request: serde_json::Value = serde_json::from_str(&text).unwrap();
-    request["path"] = std::env::var(PIPE).unwrap().into_bytes().into();
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(request.to_string().as_bytes()).unwrap();
-    file.rewind().unwrap();
-    rustix::stdio::dup2_stdin(&file).unwrap();
-    worker::run_job()
+fn open_pipe(mut request: Value, memory: Option<File>, replies: &mut Replies) -> std::io::Result<()> {
+    request["path"] = json!({"Unix": std::env::var(PIPE).unwrap().into_bytes()});
+    worker::run_job(serde_json::from_value(request)?, memory, replies)
 }
 
 /// The environment variable with the path of the pipe that [`open_pipe`] opens.
@@ -167,9 +170,17 @@ fn clip(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips", name].iter().collect()
 }
 
+/// A `DecodeWorker` that starts this program with other arguments.
+fn with_args<const N: usize>(args: [&str; N]) -> DecodeWorker {
+    let args = args.map(str::to_owned).to_vec();
+    DecodeWorker { program: Program { args, ..Program::new(me()) }, ..DecodeWorker::new(me()) }
+}
+
 /// A `DecodeWorker` whose worker process is broken in the way `part` (see [`play`]).
 fn player(part: &str, timeout: Duration) -> DecodeWorker {
-    DecodeWorker { args: vec!["__play".to_owned(), part.to_owned()], timeout, ..DecodeWorker::new(me()) }
+    let mut player = with_args(["__play", part]);
+    player.program.timeout = timeout;
+    player
 }
 
 fn one_line(error: impl std::fmt::Display, parts: &[&str]) {
@@ -228,7 +239,7 @@ fn worker_errors_reach_the_caller() {
 fn hanging_worker_is_killed_at_deadline() {
     let begun = Instant::now();
     let short = Duration::from_millis(300);
-    for part in ["sleep", "sleep with closed output", "child keeps the output", "endless"] {
+    for part in ["sleep", "child sleeps", "no reply", "endless error"] {
         one_line(player(part, short).probe(&clip("vp9.webm")).unwrap_err(), &["vp9.webm", "0.3 s", "--media-timeout"]);
     }
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
@@ -251,7 +262,7 @@ fn crash_is_reported_with_signal_or_exit_code() {
         player("exit 3", wait).probe(&clip("vp9.webm")).unwrap_err(),
         &["exited with code 3", "a message of its own"],
     );
-    one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 101"]);
+    one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["it panicked: a bug"]);
     // The exit code of a worker without a reply says nothing about the file, but a panic of the decoder does.
     for part in ["panic", "exit 3", "unknown"] {
         let error = player(part, wait).probe(&clip("vp9.webm")).unwrap_err();
@@ -260,7 +271,7 @@ fn crash_is_reported_with_signal_or_exit_code() {
     let error = player("decoder panics", wait).probe(&clip("vp9.webm")).unwrap_err();
     assert!(matches!(error, MediaError::File(_)), "{error}");
     one_line(error, &["vp9.webm", "panicked (index out of bounds)", "may be damaged"]);
-    let not_a_server = DecodeWorker { args: vec!["__not-a-server".to_owned()], ..DecodeWorker::new(me()) };
+    let not_a_server = with_args(["__not-a-server"]);
     let failed = not_a_server.probe(&clip("vp9.webm")).unwrap_err();
     one_line(failed, &["vp9.webm", "exited with code 127", "libavcodec.so"]);
     one_line(player("unknown", wait).probe(&clip("vp9.webm")).unwrap_err(), &["code 77"]);
@@ -270,8 +281,7 @@ fn failed_worker_is_replaced_once() {
     let folder = tempfile::tempdir().unwrap();
     for times in [1, 2] {
         let count = folder.path().join(times.to_string());
-        let args = vec!["__abort-first".to_owned(), format!("{times} {}", count.display())];
-        let got = DecodeWorker { args, ..DecodeWorker::new(me()) }.probe(&clip("vp9.webm"));
+        let got = with_args(["__abort-first", &format!("{times} {}", count.display())]).probe(&clip("vp9.webm"));
         match (times, got) {
             (1, got) => assert_eq!(got.unwrap(), video::probe(&clip("vp9.webm")).unwrap()),
             (_, got) => one_line(got.unwrap_err(), &["vp9.webm", "signal 6", ", twice"]),
@@ -294,7 +304,7 @@ fn lack_of_threads_is_never_blamed_on_the_file() {
     encode_video(&path, frames, &VideoEncodingOptions::new(VideoCodec::Mpeg4, (25, 1))).unwrap();
     let o = MediaOverrides { nframes: Some(40), ..Default::default() };
     let decoder = DecodeWorker { threads: 4, ..player("no threads", Duration::from_secs(60)) };
-    let server = DecodeWorker { args: vec!["__few-processes".to_owned()], ..decoder.clone() };
+    let server = with_args(["__few-processes"]);
     for (error, part) in [
         (decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err(), "ulimit -u"),
         (decoder.decode_resized(&path, MediaProfile::Qwen, &o).unwrap_err(), "ulimit -u"),
@@ -303,14 +313,16 @@ fn lack_of_threads_is_never_blamed_on_the_file() {
         assert!(matches!(error, MediaError::Worker(_)), "{error}");
         one_line(error, &[part, "Resource temporarily unavailable"]);
     }
-    let caller = Command::new(me()).arg("__caller-without-threads").arg(&path).output().unwrap();
+    let caller = Command::new(me()).arg("__caller-without-processes").arg(&path).output().unwrap();
     let said = String::from_utf8(caller.stdout).unwrap();
     assert!(said.starts_with("worker: ") && said.contains("ulimit -u"), "{said}");
 }
 
 fn invalid_reply_is_refused() {
     let wait = Duration::from_secs(20);
-    one_line(player("garbage", wait).probe(&clip("vp9.webm")).unwrap_err(), &["reply"]);
+    for part in ["garbage", "a body"] {
+        one_line(player(part, wait).probe(&clip("vp9.webm")).unwrap_err(), &["invalid reply"]);
+    }
     for part in ["another reply", "frames that are not there"] {
         let got = player(part, wait).decode(&clip("vp9.webm"), MediaProfile::Qwen, &MediaOverrides::default());
         one_line(got.unwrap_err(), &["vp9.webm", "reply"]);
@@ -416,11 +428,10 @@ fn worker_dies_with_its_caller() {
 /// the idle server is killed, a new server decodes the next video without an error. After a video that missed its
 /// deadline, a new server decodes the next video, too.
 fn one_server_serves_many_videos() {
-    let args = vec![worker::WORKER_ARGUMENT.to_owned(), "for this test alone".to_owned()];
-    let decoder = DecodeWorker { args: args.clone(), ..DecodeWorker::new(me()) };
+    let decoder = with_args(["__for-this-test-alone"]);
     let is_mine = |pid: &u32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.ends_with(b"for this test alone\0") && alive(*pid)
+        line.windows(21).any(|part| part == b"__for-this-test-alone") && alive(*pid)
     };
     let servers = || children_of(std::process::id()).into_iter().filter(is_mine).collect::<Vec<_>>();
     let probe = || assert_eq!(decoder.probe(&clip("vp9.webm")).unwrap().codec, "vp9");
@@ -443,7 +454,8 @@ fn one_server_serves_many_videos() {
     let second = servers();
     assert!(second.len() == 1 && second != first);
 
-    let late = DecodeWorker { timeout: Duration::ZERO, ..decoder.clone() };
+    let mut late = decoder.clone();
+    late.program.timeout = Duration::ZERO;
     one_line(late.probe(&clip("vp9.webm")).unwrap_err(), &["timed out"]);
     probe();
     assert!(servers().len() == 1 && servers() != second);
@@ -458,7 +470,7 @@ fn kept_frames_need_no_worker() {
     let (path, profile) = (clip("vp9.webm"), MediaProfile::Qwen);
     let first = decoder.decode_resized(&path, profile, &o).unwrap();
     same(&first, &DecodeWorker::new(me()).decode_resized(&path, profile, &o).unwrap());
-    let nowhere = DecodeWorker { exe: "/no/such/program".into(), args: Vec::new(), ..decoder };
+    let nowhere = DecodeWorker { program: Program::new("/no/such/program"), ..decoder };
     same(&first, &nowhere.decode_resized(&path, profile, &o).unwrap());
     let refused = |decoded: reel_media::Result<DecodedVideo>| one_line(decoded.unwrap_err(), &["/no/such/program"]);
     refused(nowhere.decode(&path, profile, &o));

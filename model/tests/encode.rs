@@ -16,12 +16,10 @@ use reel_model::input::messages::{ContentPart, MediaSource, VideoPart, VideoSour
 use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid, encode};
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
-        Some(chat::TEMPLATE_WORKER_ARGUMENT) => return chat::worker_main(),
-        _ => {}
+    if let Some(code) = reel_worker::run_if_worker(&[&worker::WORKER, &chat::TEMPLATE_WORKER]) {
+        return code;
     }
-    chat::render_in_worker_process(std::env::current_exe().unwrap());
+    reel_worker::use_workers(reel_worker::Program::this());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model");
     let mut cases: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();

@@ -14,13 +14,13 @@ pub(crate) mod parquet;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use reel_diagnostic::input;
+use reel_worker::Program;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::worker::{DataWorker, WorkerFile};
+use crate::worker::WorkerFile;
 use crate::{DataError, Result, fingerprint};
 use arrow::ArrowDecoder;
 use file::SharedFile;
@@ -199,18 +199,18 @@ impl RowSink for RowTexts {
 }
 
 impl ColumnarRows {
-    /// Opens a file and decodes its columns without bytes, in a worker process if there is a `worker`.
+    /// Opens a file and decodes its columns without bytes, in a worker process if `program` starts one.
     ///
     /// # Errors
     /// The file cannot be read, is cut short, damaged or encrypted, has no rows, or has a column whose type has no JSON
     /// form.
-    pub(crate) fn open(path: &Path, format: ColumnarFormat, worker: Option<&Arc<DataWorker>>) -> Result<Self> {
+    pub(crate) fn open(path: &Path, format: ColumnarFormat, program: Option<&Program>) -> Result<Self> {
         let cannot_read = |e| DataError::cannot_read(path, &e);
         let file = input::open_regular_file(path).map_err(cannot_read)?;
         let hashed = file.try_clone().map_err(cannot_read)?;
-        let (source, columns) = match worker {
-            Some(worker) => {
-                let worker = WorkerFile::new(worker, path, format, file).map_err(cannot_read)?;
+        let (source, columns) = match program {
+            Some(program) => {
+                let worker = WorkerFile::new(program, path, format, file).map_err(cannot_read)?;
                 let columns = worker.columns()?;
                 (Source::Worker(worker), columns)
             }

@@ -2,15 +2,15 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::sync::Arc;
 
 use reel_diagnostic::input;
+use reel_worker::Program;
 use serde_json::Value;
 
 use crate::columnar::{ColumnarFormat, ColumnarRows};
 use crate::folder::FolderPath;
 use crate::text::TextRows;
-use crate::worker::{DataWorker, WorkerUse, data_worker};
+use crate::worker::shared_pool;
 use crate::{DataError, Result, fingerprint};
 
 /// The rows of a data file, or of several files one after the other.
@@ -36,7 +36,7 @@ impl Table {
     /// # Errors
     /// The file cannot be read, has no rows, or is malformed as a whole; the folder has no such split.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_with(path, data_worker().as_ref())
+        Self::open_with(path, reel_worker::program().as_ref())
     }
 
     /// As [`Self::open`], but decodes Parquet and Arrow files in this process, which a damaged file can end. It is for
@@ -48,14 +48,14 @@ impl Table {
         Self::open_with(path, None)
     }
 
-    fn open_with(path: &Path, worker: Option<&Arc<DataWorker>>) -> Result<Self> {
+    fn open_with(path: &Path, program: Option<&Program>) -> Result<Self> {
         let files = match FolderPath::parse(path) {
             Some(folder) => folder.files()?,
             None => vec![path.to_path_buf()],
         };
         // One worker process decodes all files.
-        let _use = WorkerUse::begin();
-        Ok(Self::of_files(files.iter().map(|file| open_file(file, worker)).collect::<Result<_>>()?))
+        let _pool = shared_pool();
+        Ok(Self::of_files(files.iter().map(|file| open_file(file, program)).collect::<Result<_>>()?))
     }
 
     /// The rows of several tables, one after the other.
@@ -166,9 +166,9 @@ impl FileRows {
 /// The start of a Git LFS pointer, which a clone without Git LFS has in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// Opens a file whose format its first bytes tell. A Parquet or Arrow file is decoded by `worker`, else in this
-/// process.
-fn open_file(path: &Path, worker: Option<&Arc<DataWorker>>) -> Result<FileRows> {
+/// Opens a file whose format its first bytes tell. A Parquet or Arrow file is decoded in a worker process if `program`
+/// starts one, else in this process.
+fn open_file(path: &Path, program: Option<&Program>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);
     let read = file.and_then(|file| file.take(LFS_POINTER.len() as u64).read_to_end(&mut start));
@@ -179,7 +179,7 @@ fn open_file(path: &Path, worker: Option<&Arc<DataWorker>>) -> Result<FileRows> 
         return Err(DataError::data(location(), what, "run git lfs pull in its folder, or download the file"));
     }
     if let Some(format) = ColumnarFormat::of_start(&start) {
-        return ColumnarRows::open(path, format, worker).map(FileRows::Columnar);
+        return ColumnarRows::open(path, format, program).map(FileRows::Columnar);
     }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
         let what = "is not a Parquet file: it does not begin with PAR1";

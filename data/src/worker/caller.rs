@@ -1,16 +1,16 @@
-//! The caller's side: sends jobs for a file and reads the worker's messages.
+//! The caller's side: sends jobs for a file and reads the worker's replies.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use reel_diagnostic::{Diagnostic, input};
+use reel_worker::{End, Failure, Pool, Program, Worker};
 
-use super::process::{DataWorker, WorkerProcess, WorkerUse};
-use super::protocol::{COLUMNS, END, FAILED, Failure, Job, PART, ROW, ROWS, Task, read_number, read_rows};
+use super::{Job, Reply, Task, WORKER};
 use crate::columnar::{ColumnInfo, ColumnarFormat, Part, RowTexts};
 use crate::{DataError, Result};
 
@@ -20,17 +20,26 @@ const MIN_MEMORY_BYTES: u64 = 1 << 30;
 const MAX_MEMORY_BYTES: u64 = 8 << 30;
 const MEMORY_PER_FILE_BYTE: u64 = 8;
 
-/// The most bytes of a message that is not rows.
-const MAX_MESSAGE_BYTES: u64 = 64 << 20;
-
 /// The number of times that workers may exceed the time limit at a file before it is refused: each row of a damaged
 /// file can take the whole time.
 const MAX_TIMEOUTS: usize = 3;
 
+/// The idle workers of all tables. They end when the last user drops them.
+pub(crate) fn shared_pool() -> Arc<Pool> {
+    static POOL: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
+    let mut shared = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let pool = Arc::new(Pool::new());
+        *shared = Arc::downgrade(&pool);
+        pool
+    })
+}
+
 /// An open file that workers decode.
 #[derive(Debug)]
 pub(crate) struct WorkerFile {
-    worker: Arc<DataWorker>,
+    program: Program,
+    pool: Arc<Pool>,
     /// A number of its own in this process.
     number: u64,
     path: PathBuf,
@@ -38,40 +47,30 @@ pub(crate) struct WorkerFile {
     file: File,
     memory_bytes: u64,
     timeouts: AtomicUsize,
-    _use: WorkerUse,
 }
 
-/// The last message of a job.
-enum Reply {
-    End(usize),
-    Columns(Vec<ColumnInfo>),
-    Row(Vec<u8>),
-}
-
-/// Why a worker gave no reply.
+/// Why a job has no result.
 enum JobError {
-    /// The file is at fault: the worker said so, or sent too much.
+    /// The file is at fault, as the worker says; or no worker can be started.
     File(DataError),
-    /// The worker died or sent a message that is none. With the part that it had begun.
-    Ended { how: String, was_killed: bool, part: Option<Part> },
-    /// The worker sent nothing for too long.
-    Timeout(Option<Part>),
+    /// The worker failed. With the part that it had begun.
+    Worker(Failure, Option<Part>),
 }
 
 impl WorkerFile {
     /// Prepares to decode an open file; `path` is for messages.
-    pub(crate) fn new(worker: &Arc<DataWorker>, path: &Path, format: ColumnarFormat, file: File) -> io::Result<Self> {
+    pub(crate) fn new(program: &Program, path: &Path, format: ColumnarFormat, file: File) -> io::Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let memory_bytes = MIN_MEMORY_BYTES.saturating_add(file.metadata()?.len().saturating_mul(MEMORY_PER_FILE_BYTE));
         Ok(Self {
-            worker: worker.clone(),
+            program: program.clone(),
+            pool: shared_pool(),
             number: NUMBER.fetch_add(1, Ordering::Relaxed),
             path: path.to_path_buf(),
             format,
             file,
             memory_bytes: memory_bytes.min(MAX_MEMORY_BYTES),
             timeouts: AtomicUsize::new(0),
-            _use: WorkerUse::begin(),
         })
     }
 
@@ -86,9 +85,9 @@ impl WorkerFile {
     /// Appends all rows to `rows`, which has none. Returns their number, also if all columns stay in the file.
     pub(crate) fn decode_rows(&self, rows: &mut RowTexts) -> Result<usize> {
         let reply = self.run(Task::Rows, rows).map_err(|e| match e {
-            JobError::Ended { how, was_killed, part: Some(Part { name, group: Some(group) }) } => {
+            JobError::Worker(Failure::Ended(end), Some(Part { name, group: Some(group) })) => {
                 let name = self.column_that_ends_the_worker(group).unwrap_or(name);
-                JobError::Ended { how, was_killed, part: Some(Part { name, group: None }) }
+                JobError::Worker(Failure::Ended(end), Some(Part { name, group: None }))
             }
             other => other,
         });
@@ -100,9 +99,9 @@ impl WorkerFile {
 
     /// The columns of row `index` that stay in the file, as a JSON object.
     pub(crate) fn row(&self, index: usize) -> Result<Vec<u8>> {
-        let reply = self.run(Task::Row(index), &mut RowTexts::default());
-        match reply.map_err(|e| self.error(&format!("row {}", index + 1), e))? {
-            Reply::Row(text) => Ok(text),
+        let mut row = RowTexts::default();
+        match self.run(Task::Row(index), &mut row).map_err(|e| self.error(&format!("row {}", index + 1), e))? {
+            Reply::Row => Ok(row.text),
             _ => Err(self.invalid_reply()),
         }
     }
@@ -110,82 +109,91 @@ impl WorkerFile {
     /// Decodes the columns of a row group one by one. Returns the name of the one at which the worker dies.
     fn column_that_ends_the_worker(&self, group: usize) -> Option<String> {
         match self.run(Task::TryColumns(group), &mut RowTexts::default()) {
-            Err(JobError::Ended { part, .. } | JobError::Timeout(part)) => part.map(|part| part.name),
+            Err(JobError::Worker(Failure::Ended(_) | Failure::Timeout, part)) => part.map(|part| part.name),
             _ => None,
         }
     }
 
     /// Runs a job in an idle worker or in a new one. A worker that ends although it had ended well before, or that is
-    /// killed, is replaced once.
+    /// killed, is replaced once. Returns the last reply.
     fn run(&self, task: Task, rows: &mut RowTexts) -> Result<Reply, JobError> {
         if self.timeouts.load(Ordering::Relaxed) >= MAX_TIMEOUTS {
             let what = format!("is not decoded any more: decoding exceeded its time limit {MAX_TIMEOUTS} times");
             let help = self.format.damaged_help();
             return Err(JobError::File(DataError::data(self.path.display().to_string(), what, help)));
         }
-        if let Some(worker) = WorkerProcess::idle(&self.worker, self.number) {
+        if let Some(worker) = self.pool.take(&self.program, self.number) {
             match self.run_in(worker, task, rows) {
-                Err(JobError::Ended { .. }) => {}
+                Err(JobError::Worker(Failure::Ended(_), _)) => {}
                 other => return other,
             }
         }
         match self.run_in(self.start()?, task, rows) {
-            Err(JobError::Ended { was_killed: true, .. }) => self.run_in(self.start()?, task, rows),
+            Err(JobError::Worker(Failure::Ended(end), _)) if end.was_killed() => self.run_in(self.start()?, task, rows),
             other => other,
         }
     }
 
-    fn start(&self) -> Result<WorkerProcess, JobError> {
-        WorkerProcess::start(&self.worker).map_err(|e| {
-            let what = format!("cannot be decoded: {} cannot be started: {e}", self.worker.program.display());
+    fn start(&self) -> Result<Worker, JobError> {
+        Worker::start(&self.program, &WORKER).map_err(|e| {
+            let what = format!("cannot be decoded: {} cannot be started: {e}", self.program.path.display());
             let help = "free memory, or end other processes";
             JobError::File(DataError::Io(Diagnostic::new(self.path.display().to_string(), what, help)))
         })
     }
 
-    fn run_in(&self, mut worker: WorkerProcess, task: Task, rows: &mut RowTexts) -> Result<Reply, JobError> {
+    fn run_in(&self, mut worker: Worker, task: Task, rows: &mut RowTexts) -> Result<Reply, JobError> {
         rows.text.clear();
         rows.ends.clear();
         let job = Job {
             file: self.number,
-            path: self.path.as_os_str().as_bytes().to_vec(),
+            path: self.path.clone().into(),
             format: self.format,
             memory_bytes: self.memory_bytes,
             task,
         };
         let mut part = None;
-        // If sending fails, the worker has ended.
-        let reply = worker.send(&job, &self.file).and_then(|()| read_reply(&mut worker.replies, rows, &mut part));
+        let sent = worker.send(&job, Some(self.file.as_fd()), self.program.timeout);
+        let reply = sent.and_then(|()| read_replies(&mut worker, rows, &mut part)).map_err(|failure| {
+            self.timeouts.fetch_add(matches!(failure, Failure::Timeout).into(), Ordering::Relaxed);
+            JobError::Worker(failure, part)
+        })?;
+        self.pool.put(worker, self.number);
         match reply {
-            Ok(reply) => {
-                worker.wait_for_next_job();
-                reply.map_err(JobError::File)
-            }
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                self.timeouts.fetch_add(1, Ordering::Relaxed);
-                Err(JobError::Timeout(part))
-            }
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(JobError::File(self.invalid_reply())),
-            Err(_) => {
-                let end = worker.into_end();
-                let (how, was_killed) = (end.describe(self.memory_bytes), end.was_killed());
-                Err(JobError::Ended { how, was_killed, part })
-            }
+            Reply::Failed(e) => Err(JobError::File(e)),
+            other => Ok(other),
         }
     }
 
     /// The error of a job. `place` is the part of the file if the worker named none.
     fn error(&self, place: &str, error: JobError) -> DataError {
-        let (part, what) = match error {
+        let (failure, part) = match error {
             JobError::File(e) => return e,
-            JobError::Ended { how, part, .. } => (part, format!("is damaged, or too large: {how}")),
-            JobError::Timeout(part) => {
-                let seconds = self.worker.timeout.as_secs_f64();
-                (part, format!("is damaged, or its disk is too slow: decoding gave nothing for {seconds} s"))
+            JobError::Worker(failure, part) => (failure, part),
+        };
+        let what = match failure {
+            Failure::Invalid => return self.invalid_reply(),
+            Failure::Ended(end) => format!("is damaged, or too large: {}", self.how_it_ended(&end)),
+            Failure::Timeout => {
+                let seconds = self.program.timeout.as_secs_f64();
+                format!("is damaged, or its disk is too slow: decoding gave nothing for {seconds} s")
             }
         };
         let place = part.map_or(place.to_string(), |part| part.name);
         DataError::Data(Diagnostic::new(place, what, self.format.damaged_help()).at(self.path.display()))
+    }
+
+    fn how_it_ended(&self, end: &End) -> String {
+        if end.is_out_of_memory() {
+            return format!("decoding needs more than {} MiB of memory", self.memory_bytes >> 20);
+        }
+        let how = match (end.signal, end.code) {
+            (Some(_), _) if end.was_killed() => "was killed, possibly for lack of memory".to_string(),
+            (Some(signal), _) => format!("crashed (signal {signal})"),
+            (None, Some(code)) => format!("exited with code {code}{}", end.detail()),
+            (None, None) => "does not end".to_string(),
+        };
+        format!("the process that decodes it {how}")
     }
 
     fn invalid_reply(&self) -> DataError {
@@ -198,42 +206,18 @@ impl WorkerFile {
     }
 }
 
-/// Reads the messages of a job up to its last. `part` becomes the last part that the worker began.
-///
-/// # Errors
-/// The kind `InvalidData` if a message is none or too long; others if the worker has ended or sends nothing.
-fn read_reply(
-    input: &mut impl Read,
-    rows: &mut RowTexts,
-    part: &mut Option<Part>,
-) -> io::Result<Result<Reply, DataError>> {
+/// Reads the replies to a job. Appends their rows to `rows`, and returns the last reply. `part` becomes the last part
+/// that the worker began.
+fn read_replies(worker: &mut Worker, rows: &mut RowTexts, part: &mut Option<Part>) -> Result<Reply, Failure> {
     loop {
-        let mut kind = [0];
-        input.read_exact(&mut kind)?;
-        let bytes = read_number(input)?;
-        if kind[0] == ROWS {
-            read_rows(input, bytes, input::MAX_ROWS_BYTES.saturating_sub(rows.text.len() as u64), rows)?;
-            continue;
-        }
-        let limit = if kind[0] == ROW { input::MAX_ROWS_BYTES } else { MAX_MESSAGE_BYTES };
-        if bytes > limit {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let mut content = Vec::new();
-        if input.take(bytes).read_to_end(&mut content)? as u64 != bytes {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let invalid = |_: serde_json::Error| io::Error::from(io::ErrorKind::InvalidData);
-        return Ok(Ok(match kind[0] {
-            PART => {
-                *part = Some(serde_json::from_slice(&content).map_err(invalid)?);
-                continue;
+        let start = rows.text.len();
+        match worker.receive(input::MAX_ROWS_BYTES.saturating_sub(start as u64), &mut rows.text)? {
+            Reply::Part(begun) => *part = Some(begun),
+            Reply::Rows(ends) if ends.is_sorted() && ends.last() == Some(&(rows.text.len() - start)) => {
+                rows.ends.extend(ends.iter().map(|end| start + end));
             }
-            END => Reply::End(serde_json::from_slice(&content).map_err(invalid)?),
-            COLUMNS => Reply::Columns(serde_json::from_slice(&content).map_err(invalid)?),
-            ROW => Reply::Row(content),
-            FAILED => return Ok(Err(serde_json::from_slice::<Failure>(&content).map_err(invalid)?.into())),
-            _ => return Err(io::ErrorKind::InvalidData.into()),
-        }));
+            Reply::Rows(_) => return Err(Failure::Invalid),
+            last => return Ok(last),
+        }
     }
 }

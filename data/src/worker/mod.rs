@@ -1,35 +1,67 @@
-//! Decodes Parquet and Arrow files in worker processes: a damaged file that makes the decoder allocate all memory, hang
-//! or crash gives one error message and does not harm the caller.
+//! Decodes Parquet and Arrow files in worker processes (see [`reel_worker`]): a damaged file that makes the decoder
+//! allocate all memory, hang or crash gives one error message and does not harm the caller.
 //!
-//! A worker is the caller's program, started with the hidden argument [`WORKER_ARGUMENT`]; it calls [`worker_main`].
-//! Its standard input is a socket to the caller. The caller opens the files and sends the open file with each job, so
-//! the worker opens none. Protocol:
-//! ```text
-//! caller                                          worker
-//! start the worker                           ---> wait for jobs
-//! a byte with the open file attached
-//! (SCM_RIGHTS), a Job (JSON)                 ---> limit the memory by what the job allows
-//!                                                 open a decoder for the file, or take that of an earlier job
-//!                                            <--- messages: parts of the file that begin, rows, one last message
-//! … (one worker serves many files)
-//! close the socket                           ---> exit, even while a job runs
-//! ```
-//! A worker serves one job at a time; threads that read rows at the same time use several workers. Idle workers wait
-//! for the next job and end with the last table that needs them. A job ends with an error if the worker sends nothing
-//! for a minute, dies, or sends more than a file of rows may have. A file is given up after three jobs without an end.
-//! A worker that was killed is replaced once, because a kernel without free memory kills the worker first.
+//! The caller opens the files and sends the open file with each [`Job`], so the worker opens none. The worker keeps a
+//! decoder for each file. It answers with [`Reply`]s: parts of the file that begin, rows, one last reply.
 //!
-//! A worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
+//! A worker serves one job at a time; threads that read rows at the same time use several workers. Idle workers end
+//! with the last table that needs them. A job ends with an error if the worker sends nothing for a minute, dies, or
+//! sends more than a file of rows may have. A file is given up after three jobs without an end. A worker that was
+//! killed is replaced once, because a kernel without free memory kills the worker first.
 
 mod caller;
-mod process;
-mod protocol;
 mod serve;
 
-pub(crate) use caller::WorkerFile;
-pub use process::{DataWorker, decode_in_worker_process};
-pub(crate) use process::{WorkerUse, data_worker};
-pub use serve::worker_main;
+use std::ffi::OsString;
 
-/// The hidden command line argument that makes the program a worker.
-pub const WORKER_ARGUMENT: &str = "__data-worker";
+use reel_worker::Kind;
+use serde::{Deserialize, Serialize};
+
+use crate::DataError;
+use crate::columnar::{ColumnInfo, ColumnarFormat, Part};
+
+pub(crate) use caller::{WorkerFile, shared_pool};
+
+/// The kind of worker that decodes data files.
+pub const WORKER: Kind = Kind { name: "data", malloc_arenas: "1", main: serve::worker_main };
+
+/// What the worker is to do with a file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Job {
+    /// The number that the caller gave to the file: the worker keeps the decoders of some files.
+    file: u64,
+    /// The path for messages.
+    path: OsString,
+    format: ColumnarFormat,
+    /// The memory in bytes that the worker may allocate, in addition to what it has when it begins.
+    memory_bytes: u64,
+    task: Task,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Task {
+    /// Sends the columns of the file.
+    Columns,
+    /// Sends all rows, then their number.
+    Rows,
+    /// Decodes the columns of a row group one by one, then sends [`Reply::End`].
+    TryColumns(usize),
+    /// Sends a row's columns that stay in the file.
+    Row(usize),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Reply {
+    /// A part of the file begins.
+    Part(Part),
+    /// Rows: the end of each in the body, which is their text.
+    Rows(Vec<usize>),
+    /// The last reply: the number of rows.
+    End(usize),
+    /// The last reply: the columns.
+    Columns(Vec<ColumnInfo>),
+    /// The last reply: the body is the text of a row.
+    Row,
+    /// The last reply: why the job failed.
+    Failed(DataError),
+}

@@ -13,12 +13,15 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use reel_data::Table;
-use reel_data::worker::{self, DataWorker, decode_in_worker_process};
+use reel_data::worker::WORKER;
+use reel_worker::{Program, use_workers};
 
 fn main() -> ExitCode {
+    if let Some(code) = reel_worker::run_if_worker(&[&WORKER]) {
+        return code;
+    }
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some(worker::WORKER_ARGUMENT) => return worker::worker_main(),
         Some("__play") => return play(&args[2]),
         Some("__open-and-wait") => return open_and_wait(Path::new(&args[2])),
         Some("measure") => return measure(Path::new(&args[2])),
@@ -40,7 +43,7 @@ fn main() -> ExitCode {
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
         if wanted.is_none_or(|w| name.contains(w.as_str())) {
-            decode_in_worker_process(DataWorker::new(me()));
+            use_workers(Program::new(me()));
             // A failing test panics, which prints its location and ends the program with an error.
             test();
             println!("test {name} ... ok");
@@ -80,7 +83,8 @@ fn play(part: &str) -> ExitCode {
         let _ = caller.write_all(bytes);
         std::thread::sleep(Duration::from_secs(600));
     };
-    let message = |kind: u8, bytes: u64| [&[kind][..], &bytes.to_le_bytes()].concat();
+    let message =
+        |header: u64, body: u64, text: &str| [&header.to_le_bytes()[..], &body.to_le_bytes(), text.as_bytes()].concat();
     match part {
         "sleep" => std::thread::sleep(Duration::from_secs(600)),
         "abort" => std::process::abort(),
@@ -89,14 +93,15 @@ fn play(part: &str) -> ExitCode {
             return ExitCode::from(3);
         }
         "garbage" => say(&[0x99; 64]),
-        "long message" => say(&message(b'f', u64::MAX)),
-        "long rows" => say(&[message(b'r', u64::MAX), u64::MAX.to_le_bytes().to_vec()].concat()),
-        "invalid JSON" => say(&[message(b'c', 2), b"{]".to_vec()].concat()),
-        "another reply" => say(&[message(b'v', 2), b"{}".to_vec()].concat()),
+        "long message" => say(&message(u64::MAX, 0, "")),
+        "long rows" => say(&message(12, u64::MAX, r#"{"Rows":[1]}"#)),
+        "invalid JSON" => say(&message(2, 0, "{]")),
+        "other rows" => say(&message(12, 2, r#"{"Rows":[1]}{}"#)),
+        "another reply" => say(&message(5, 2, r#""Row"{}"#)),
         // Works while a file is empty.
         flag if flag.ends_with(".flag") => {
             if std::fs::read(flag).unwrap().is_empty() {
-                return worker::worker_main();
+                return (WORKER.main)();
             }
             std::thread::sleep(Duration::from_secs(600));
         }
@@ -107,20 +112,20 @@ fn play(part: &str) -> ExitCode {
             if starts == 1 {
                 rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
             }
-            return worker::worker_main();
+            return (WORKER.main)();
         }
     }
     ExitCode::SUCCESS
 }
 
-fn player(part: &str) -> DataWorker {
+fn player(part: &str) -> Program {
     let args = vec!["__play".to_string(), part.to_string()];
-    DataWorker { args, timeout: Duration::from_millis(500), ..DataWorker::new(me()) }
+    Program { args, timeout: Duration::from_millis(500), ..Program::new(me()) }
 }
 
 /// Opens a file whose media stay in it, prints the worker's process, and waits.
 fn open_and_wait(path: &Path) -> ExitCode {
-    decode_in_worker_process(DataWorker::new(me()));
+    use_workers(Program::new(me()));
     let _other = std::fs::File::open(me()).unwrap();
     let table = Table::open(path).unwrap();
     println!("{}", children_of(std::process::id())[0]);
@@ -142,7 +147,7 @@ fn measure(path: &Path) -> ExitCode {
         let seconds = begun.elapsed().as_secs_f64();
         println!("{what}: {} rows in {seconds:.3} s: {:.0} rows/s", table.len(), table.len() as f64 / seconds);
     };
-    decode_in_worker_process(DataWorker::new(me()));
+    use_workers(Program::new(me()));
     for _ in 0..4 {
         time("this process", false);
         time("worker", true);
@@ -193,13 +198,14 @@ fn broken_workers_give_one_line() {
         ("long message", "invalid reply"),
         ("long rows", "invalid reply"),
         ("invalid JSON", "invalid reply"),
+        ("other rows", "invalid reply"),
         ("another reply", "invalid reply"),
     ] {
-        decode_in_worker_process(player(part));
+        use_workers(player(part));
         let e = one_line(Table::open(&path).unwrap_err(), &path);
         assert!(e.contains(wanted), "{part}: {e}");
     }
-    decode_in_worker_process(DataWorker::new("/does/not/exist"));
+    use_workers(Program::new("/does/not/exist"));
     let e = one_line(Table::open(&path).unwrap_err(), &path);
     assert!(e.contains("/does/not/exist cannot be started"), "{e}");
     assert!(children_of(std::process::id()).is_empty());
@@ -207,8 +213,8 @@ fn broken_workers_give_one_line() {
 
 fn killed_worker_is_replaced_once() {
     let counter = tempfile::NamedTempFile::new().unwrap();
-    let worker = DataWorker { timeout: Duration::from_secs(60), ..player(counter.path().to_str().unwrap()) };
-    decode_in_worker_process(worker);
+    let program = Program { timeout: Duration::from_secs(60), ..player(counter.path().to_str().unwrap()) };
+    use_workers(program);
     let table = Table::open(&golden("datasets.parquet")).unwrap();
     assert_eq!(std::fs::read(counter.path()).unwrap().len(), 2);
     // An idle worker that has died is replaced, too.
@@ -226,7 +232,7 @@ fn kill_workers() {
 
 fn file_is_given_up_after_three_timeouts() {
     let flag = tempfile::Builder::new().suffix(".flag").tempfile().unwrap();
-    decode_in_worker_process(player(flag.path().to_str().unwrap()));
+    use_workers(player(flag.path().to_str().unwrap()));
     let path = golden("datasets.parquet");
     let table = Table::open(&path).unwrap();
     table.value(0).unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use reel_data::Table;
-use reel_data::worker::{DataWorker, decode_in_worker_process};
+use reel_worker::{Program, use_workers};
 
 use super::{Judge, Target, repository_file, scratch_folder};
 use crate::mutate::{Kind, Seed};
@@ -36,7 +36,7 @@ fn seeds(names: &[&str]) -> anyhow::Result<Vec<Seed>> {
 /// A worker that decodes without end is killed after half a second, three times.
 fn rows_of(name: &str) -> anyhow::Result<Judge> {
     let timeout = Duration::from_millis(500);
-    decode_in_worker_process(DataWorker { timeout, ..DataWorker::new("/proc/self/exe") });
+    use_workers(Program { timeout, ..Program::this() });
     let path = scratch_folder()?.join(name);
     Ok(Box::new(move |input| {
         fs::write(&path, input).map_err(|e| e.to_string())?;

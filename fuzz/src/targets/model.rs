@@ -7,7 +7,7 @@ use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
 use reel_model::init::{InitOptions, Preset, init_without_weights, preset_config};
 use reel_model::input::ModelInput;
-use reel_model::input::chat::{self, ChatTemplate};
+use reel_model::input::chat::ChatTemplate;
 use reel_model::input::tokenizer::Tokenizer;
 use reel_model::lora::{Adapter, linear_layers};
 use reel_model::siglip::{SiglipConfig, SiglipTokenizer};
@@ -435,7 +435,7 @@ pub const CHAT_TEMPLATE: Target = Target {
         Ok(templates.iter().map(seed).collect())
     },
     open: || {
-        chat::render_in_worker_process("/proc/self/exe".into());
+        reel_worker::use_workers(reel_worker::Program::this());
         Ok(Box::new(|input| {
             let parts = parts_of(input);
             let messages = parts.get(1).and_then(|part| serde_json::from_slice(part).ok()).unwrap_or_default();

@@ -151,7 +151,8 @@ fn start_server() -> Result<SocketAddr> {
         request_time: Some(Duration::from_millis(500)),
     };
     let connections = ConnectionLimits { connections: 8, read_timeout: PATIENCE, write_timeout: PATIENCE };
-    let decoder = DecodeWorker { timeout: Duration::from_secs(1), ..DecodeWorker::from_this_program() };
+    let mut decoder = DecodeWorker::from_this_program();
+    decoder.program.timeout = Duration::from_secs(1);
     let options = ServeOptions::local(limits, connections, MediaOptions { decoder, ..MediaOptions::default() });
     let (listening, address) = mpsc::channel();
     std::thread::spawn(move || {

@@ -1,7 +1,7 @@
 //! The caller's side: sends a request to a worker and maps the frames that it returns.
 
 use std::fs::File;
-use std::io::{Seek, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,20 +9,14 @@ use std::time::Duration;
 use memmap2::Mmap;
 use reel_diagnostic::Diagnostic;
 use reel_diagnostic::input::UnsuitableFile;
+use reel_worker::{Failure, Pool, Program, Worker};
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::frame_cache::{FrameCache, FrameKey};
-use super::process::{self, WorkerCommand};
-use super::protocol::{WorkerJob, WorkerReply, WorkerRequest, path_to_bytes};
+use super::{WORKER, WorkerJob, WorkerReply, WorkerRequest};
 use crate::profile::{MediaOverrides, MediaProfile};
 use crate::video::{DecodeLimits, DecodedFrameSize, DecodedVideo, PixelBuffer, VideoInfo};
 use crate::{MediaError, Result};
-
-/// The hidden command line argument that makes the program a worker.
-pub const WORKER_ARGUMENT: &str = "__decode-worker";
-
-/// Default time limit for one video.
-pub const DEFAULT_DECODE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Default memory limit for one video, in MiB.
 pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
@@ -33,12 +27,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(50);
 /// Decodes videos, each one in its own worker process.
 #[derive(Clone, Debug)]
 pub struct DecodeWorker {
-    /// The program to run as worker. It must call [`super::worker_main`] when it is started with `args`.
-    pub exe: PathBuf,
-    /// The arguments that start the program as a worker.
-    pub args: Vec<String>,
-    /// Time after which the worker is killed.
-    pub timeout: Duration,
+    /// The program to run as worker, and the time limit for one video.
+    pub program: Program,
     /// Memory in MiB that the worker may allocate, including the frames but not the program itself.
     pub memory_mib: u64,
     /// Number of decoding threads.
@@ -48,20 +38,17 @@ pub struct DecodeWorker {
 }
 
 impl DecodeWorker {
-    /// A decoder that starts `exe` with [`WORKER_ARGUMENT`] and the default limits.
-    pub fn new(exe: impl Into<PathBuf>) -> Self {
+    /// A decoder that starts the program at `path`, with the default limits.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
-            exe: exe.into(),
-            args: vec![WORKER_ARGUMENT.to_owned()],
-            timeout: DEFAULT_DECODE_TIMEOUT,
+            program: Program::new(path),
             memory_mib: DEFAULT_DECODE_MEMORY_MIB,
             threads: DecodeLimits::default().threads,
             cache: None,
         }
     }
 
-    /// A decoder that starts this program as its worker. This works even if the program's file was replaced or
-    /// deleted after the start.
+    /// A decoder that starts this program as its worker.
     pub fn from_this_program() -> Self {
         Self::new("/proc/self/exe")
     }
@@ -146,28 +133,95 @@ impl DecodeWorker {
     }
 
     fn run_once(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
+        static IDLE: Pool = Pool::new();
         let request = WorkerRequest {
-            path: path_to_bytes(path),
+            path: path.into(),
             memory_bytes: self.memory_mib.saturating_mul(1 << 20),
             threads: self.threads.max(1),
             job,
         };
-        let cannot_start = |e: std::io::Error| MediaError::cannot_start_worker(&self.exe, &e);
-        let mut memory: File = rustix::fs::memfd_create("reel-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        let cannot_start = |e: std::io::Error| MediaError::cannot_start_worker(&self.program.path, &e);
+        let memory: File = rustix::fs::memfd_create("reel-frames", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|e| cannot_start(e.into()))?
             .into();
-        let text = serde_json::to_vec(&request).map_err(|e| cannot_start(e.into()))?;
-        memory.write_all(&text).and_then(|()| memory.rewind()).map_err(cannot_start)?;
-        let command =
-            WorkerCommand { exe: &self.exe, args: &self.args, timeout: self.timeout, memory_mib: self.memory_mib };
-        let reply = process::run_worker(&command, path, memory.try_clone().map_err(cannot_start)?)?;
-        match serde_json::from_slice(&reply) {
-            Ok(WorkerReply::Failed(failure)) => Err(failure.into_error(path)),
-            Ok(WorkerReply::Panicked(message)) => Err(process::decoder_panicked(path, &message)),
-            Ok(WorkerReply::OutOfMemory) => Err(process::memory_limit_exceeded(path, self.memory_mib)),
-            Ok(reply) => Ok((reply, memory)),
-            Err(_) => Err(invalid_reply(path)),
+        let mut worker = match IDLE.take(&self.program, 0) {
+            Some(worker) => worker,
+            None => Worker::start(&self.program, &WORKER).map_err(cannot_start)?,
+        };
+        let sent = worker.send(&request, Some(memory.as_fd()), self.program.timeout);
+        let reply = sent.and_then(|()| worker.receive(0, &mut Vec::new()));
+        let reply = reply.map_err(|failure| self.worker_failed(path, failure))?;
+        IDLE.put(worker, 0);
+        match reply {
+            WorkerReply::Failed(error) => Err(error),
+            WorkerReply::Panicked(message) => Err(decoder_panicked(path, &message)),
+            WorkerReply::OutOfMemory => Err(self.memory_limit_exceeded(path)),
+            reply => Ok((reply, memory)),
         }
+    }
+
+    /// The error for a job whose worker gave no reply. A signal may come from a damaged file ([`MediaError::Killed`]).
+    /// An exit code does not ([`MediaError::Worker`]): a worker that has met a damaged file replies so.
+    fn worker_failed(&self, path: &Path, failure: Failure) -> MediaError {
+        let end = match failure {
+            Failure::Timeout => {
+                return MediaError::Timeout(Diagnostic::new(
+                    path.display().to_string(),
+                    format!("decoding timed out after {} s", self.program.timeout.as_secs_f64()),
+                    "raise the time limit (--media-timeout), or leave the file out if it hangs the decoder",
+                ));
+            }
+            Failure::Invalid => return invalid_reply(path),
+            Failure::Ended(end) if end.is_out_of_memory() => return self.memory_limit_exceeded(path),
+            Failure::Ended(end) => end,
+        };
+        let how = match (end.signal, end.code) {
+            (Some(signal), _) => format!("was killed by signal {signal}{}", signal_name(signal)),
+            (None, Some(code)) => format!("exited with code {code}"),
+            (None, None) => "ended without an exit status".to_owned(),
+        };
+        let what = format!("the decoding worker {how}{}", end.detail());
+        let diagnostic = |help| Diagnostic::new(path.display().to_string(), what, help);
+        match end.signal {
+            Some(9 | 15) => MediaError::Killed(diagnostic(
+                "another program or the kernel ended it: see that the machine has free memory, or leave the file out",
+            )),
+            Some(_) => MediaError::Killed(diagnostic(DAMAGED)),
+            None => MediaError::Worker(diagnostic(
+                "check the limits of processes, threads, memory and open files (ulimit -a, and those of the container)",
+            )),
+        }
+    }
+
+    /// The error for a job that failed because its worker had too little memory.
+    fn memory_limit_exceeded(&self, path: &Path) -> MediaError {
+        MediaError::memory_error(
+            path,
+            format!("the decoding worker exceeded its memory limit of {} MiB", self.memory_mib),
+            "raise the limit (--media-memory), take fewer frames, or leave the file out",
+        )
+    }
+}
+
+/// What to do with a file that may be damaged.
+const DAMAGED: &str = "the file may be damaged: leave it out, or convert it";
+
+/// The error for a job whose decoder panicked.
+fn decoder_panicked(path: &Path, message: &str) -> MediaError {
+    let message: String = message.chars().take(200).collect();
+    MediaError::file_error(path, format!("the decoder panicked ({message})"), DAMAGED)
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (illegal instruction)",
+        6 => " (abort)",
+        7 => " (bus error)",
+        8 => " (arithmetic error)",
+        9 => " (killed, possibly for lack of memory)",
+        11 => " (segmentation fault)",
+        15 => " (terminated)",
+        _ => "",
     }
 }
 

@@ -1,41 +1,95 @@
-//! Decodes videos in worker processes: a file that crashes FFmpeg, hangs it or exhausts its memory gives one error
-//! message and does not harm the caller.
+//! Decodes videos in worker processes (see [`reel_worker`]): a file that crashes FFmpeg, hangs it or exhausts its
+//! memory gives one error message and does not harm the caller.
+//!
+//! The caller sends a [`WorkerRequest`] with a memfd. The worker decodes the video into the memfd and sends a
+//! [`WorkerReply`] without pixels. The caller checks and seals the memfd, and maps it as pixels.
 //!
 //! Starting a process takes ten times as long as decoding a short clip, because the dynamic linker loads FFmpeg's
-//! hundred libraries. So the caller starts a *worker server* once, which forks a *worker* for each video. The worker
-//! inherits the loaded libraries and no data of other videos. The server is the caller's program, started with the
-//! hidden argument [`WORKER_ARGUMENT`]; the server calls [`worker_main`]. Protocol:
-//! ```text
-//! caller                            server                            worker (one video)
-//! start the server once        ---> wait for jobs on a socket
-//! create a memfd, write a
-//! WorkerRequest (JSON)
-//! send memfd and two pipes     ---> fork                         ---> limit its address space
-//!                                   wait for the worker               read the request from standard input (memfd)
-//!                                                                     decode into the memfd, over the request
-//! read the reply until the deadline                              <--- write a WorkerReply (JSON, no pixels), exit 0
-//! read the exit status         <--- send the exit status
-//! check and seal the memfd, map it as pixels
-//! ```
-//! At the deadline the caller kills the server together with its worker, and starts another server for the next video.
-//! An idle server waits for the next video. Each server has one worker at a time; threads that decode at the same time
-//! use several servers. The kernel kills a worker when its server exits. A server exits when the caller exits, because
-//! the socket is then closed.
+//! hundred libraries. So a worker loads them once, and decodes each video in a fork of its own.
 //!
-//! If a worker is killed, misses the deadline or fails without a reply, a new worker tries to decode it once more.
-//! A worker that has met a damaged file replies so, even if its decoder panicked. A failure without a reply, or for
-//! lack of threads, processes or open files, is [`crate::MediaError::Worker`], which is never the file's fault.
-//!
-//! A server has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
+//! If a worker is killed, misses the deadline or fails without a reply, a new worker tries to decode the video once
+//! more. A worker that has met a damaged file replies so, even if its decoder panicked. A failure without a reply, or
+//! for lack of threads, processes or open files, is [`MediaError::Worker`], which is never the file's fault.
 
 #![allow(unsafe_code)]
 
 mod caller;
 mod frame_cache;
-mod process;
-mod protocol;
 mod serve;
 
-pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DEFAULT_DECODE_TIMEOUT, DecodeWorker, WORKER_ARGUMENT};
+use std::ffi::OsString;
+
+use reel_worker::Kind;
+use serde::{Deserialize, Serialize};
+
+use crate::MediaError;
+use crate::profile::{MediaOverrides, MediaProfile};
+use crate::video::{DecodedFrameSize, DecodedVideo, VideoInfo};
+
+pub use caller::{DEFAULT_DECODE_MEMORY_MIB, DecodeWorker};
 pub use frame_cache::FrameCache;
-pub use serve::{run_job, serve_jobs, worker_main};
+pub use serve::run_job;
+
+/// The kind of worker that decodes videos.
+pub const WORKER: Kind = Kind { name: "video", malloc_arenas: "2", main: serve::worker_main };
+
+/// The request that the caller sends to a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WorkerRequest {
+    /// Path of the video.
+    path: OsString,
+    /// Number of bytes that the worker may allocate.
+    memory_bytes: u64,
+    /// Number of decoding threads.
+    threads: usize,
+    job: WorkerJob,
+}
+
+/// The work that is requested: only read properties of the video, or decode frames.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum WorkerJob {
+    Probe,
+    Decode { profile: MediaProfile, overrides: MediaOverrides, size: DecodedFrameSize },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum WorkerReply {
+    Probed(VideoInfo),
+    /// Decoded frames without their pixels, which are in the shared memory.
+    Decoded(DecodedVideo),
+    Failed(MediaError),
+    /// The job failed, and the worker had come so close to its memory limit that this is the likely cause.
+    OutOfMemory,
+    /// The decoder panicked, with this message. Its threads had been created, so the likely cause is the file.
+    Panicked(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn requests_round_trip_exactly(
+            path in proptest::collection::vec(any::<u8>(), 0..40),
+            fps in proptest::num::f64::NORMAL, start in proptest::num::f64::NORMAL, nframes in any::<i64>(), pixels in any::<u64>(),
+        ) {
+            let overrides = MediaOverrides {
+                nframes: Some(nframes), fps: Some(fps), video_start: Some(start), min_pixels: Some(pixels),
+                ..Default::default()
+            };
+            let job = WorkerJob::Decode { profile: MediaProfile::Stride1Fps, overrides, size: DecodedFrameSize::Resized };
+            let path = OsString::from_vec(path);
+            let request = WorkerRequest { path: path.clone(), memory_bytes: u64::MAX, threads: 3, job };
+            let got: WorkerRequest = serde_json::from_slice(&serde_json::to_vec(&request).unwrap()).unwrap();
+            prop_assert_eq!(got.path, path);
+            prop_assert_eq!(got.memory_bytes, u64::MAX);
+            let WorkerJob::Decode { profile, overrides: received, size } = got.job else { panic!("another job") };
+            prop_assert_eq!((profile, received, size), (MediaProfile::Stride1Fps, overrides, DecodedFrameSize::Resized));
+        }
+    }
+}

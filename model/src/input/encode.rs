@@ -315,7 +315,7 @@ fn open_image(source: &MediaSource, options: &MediaOptions) -> Result<RgbImage> 
         MediaSource::Path(path) => reel_media::image::open(&options.access.allowed_path(path)?)?,
         MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
         MediaSource::Url(url) => {
-            let file = options.access.download(url, fetch::MAX_IMAGE_BYTES, options.decoder.timeout)?;
+            let file = options.access.download(url, fetch::MAX_IMAGE_BYTES, options.decoder.program.timeout)?;
             let bytes = input::read_file(file.path(), fetch::MAX_IMAGE_BYTES)
                 .map_err(|e| ModelError::cannot_read(file.path(), e))?;
             reel_media::image::decode(&bytes, &source.path_or_address())?
@@ -348,7 +348,7 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
                     return frame_list(&frames, video, options, processor, true);
                 }
                 MediaSource::Url(url) => {
-                    options.access.download(url, fetch::MAX_VIDEO_BYTES, options.decoder.timeout)?
+                    options.access.download(url, fetch::MAX_VIDEO_BYTES, options.decoder.program.timeout)?
                 }
                 MediaSource::Data(uri) => temporary_file(&fetch::decode_data_uri(uri)?)?,
             };

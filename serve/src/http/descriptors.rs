@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors that are kept for everything but connections: the model, media, pipes to decoding workers.
+/// Descriptors that are kept for everything but connections: the model, media, sockets to workers.
 const RESERVED: u64 = 256;
 
 /// Raises the limit of open files as far as this user may, and returns how many of `wanted` connections it allows.

@@ -28,7 +28,7 @@ use crate::error::{ModelError, Result};
 
 pub(super) use self::json::python_json;
 
-pub use self::isolation::{TEMPLATE_WORKER_ARGUMENT, render_in_worker_process, worker_main};
+pub use self::isolation::TEMPLATE_WORKER;
 
 /// A chat template, and the special tokens that it can use by name.
 #[derive(Debug)]
@@ -226,7 +226,7 @@ impl Source {
         let Source { location, text, tokens } = self;
         let refused = |what: String| ModelError::template(&location, what, HELP);
         let (is_trusted, own_text) = (is_known(&text), text.clone());
-        let renderer = match isolation::worker_program() {
+        let renderer = match reel_worker::program() {
             Some(program) if !is_trusted => {
                 Renderer::InWorker(IsolatedTemplate::compile(program, Setup { text, tokens }).map_err(refused)?)
             }

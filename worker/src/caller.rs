@@ -1,0 +1,240 @@
+//! The caller's side: starts workers, gives them jobs, reads their replies, and says how a worker ended.
+
+use std::io::{self, BufReader, ErrorKind, IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::message::{read_message, write_message};
+use crate::{Kind, Program};
+
+/// The longest header of a reply in bytes.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+
+/// The most bytes of a worker's standard error that are read.
+const MAX_STDERR_BYTES: u64 = 64 << 10;
+
+/// How long to wait for a killed worker to exit. A process that waits for a broken disk can survive SIGKILL for a
+/// while.
+const KILL_GRACE: Duration = Duration::from_secs(5);
+
+/// A running worker. When dropped, it is killed together with its fork.
+#[derive(Debug)]
+pub struct Worker {
+    program: Program,
+    process: Child,
+    socket: BufReader<Socket>,
+    stderr: UnixStream,
+    /// Number of jobs that were sent to it.
+    pub jobs: usize,
+    /// The subjects of its jobs, see [`Pool`].
+    subjects: Vec<u64>,
+    timeout: Duration,
+}
+
+/// The socket to a worker. Reading fails at the deadline; `None` waits for ever.
+#[derive(Debug)]
+struct Socket {
+    stream: UnixStream,
+    deadline: Option<Instant>,
+}
+
+impl Read for Socket {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(left)?;
+        self.stream.read(bytes)
+    }
+}
+
+/// Why a worker gave no reply.
+#[derive(Debug)]
+pub enum Failure {
+    /// It sent none in time.
+    Timeout,
+    /// It sent one that is none, or that is too long.
+    Invalid,
+    /// It ended.
+    Ended(End),
+}
+
+/// How a worker ended.
+#[derive(Debug)]
+pub struct End {
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// Its exit code, if it exited.
+    pub code: Option<i32>,
+    stderr: String,
+}
+
+impl End {
+    /// Whether it was killed from outside, as the kernel does for lack of memory.
+    pub fn was_killed(&self) -> bool {
+        self.signal == Some(Signal::KILL.as_raw())
+    }
+
+    /// Whether it says that an allocation failed.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.stderr.contains("memory allocation of") || self.stderr.contains("capacity overflow")
+    }
+
+    /// The first line of its standard error since its last job began, in brackets after a space; or an empty text.
+    pub fn detail(&self) -> String {
+        let line = self.stderr.lines().map(str::trim).find(|line| !line.is_empty());
+        line.map_or(String::new(), |line| format!(" ({})", line.chars().take(200).collect::<String>()))
+    }
+}
+
+impl Worker {
+    /// Starts a worker.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn start(program: &Program, kind: &Kind) -> io::Result<Self> {
+        let (stream, other) = UnixStream::pair()?;
+        let (stderr, stderr_end) = UnixStream::pair()?;
+        // What the worker prints beyond the capacity of the socket is lost, and it never waits for a reader.
+        stderr.set_nonblocking(true)?;
+        stderr_end.set_nonblocking(true)?;
+        let process = Command::new(&program.path)
+            .args(&program.args)
+            .arg(kind.name)
+            .env("MALLOC_ARENA_MAX", kind.malloc_arenas)
+            .stdin(Stdio::from(OwnedFd::from(other)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(OwnedFd::from(stderr_end)))
+            .process_group(0)
+            .spawn()?;
+        let socket = BufReader::with_capacity(256 << 10, Socket { stream, deadline: None });
+        let (program, timeout) = (program.clone(), program.timeout);
+        Ok(Self { program, process, socket, stderr, jobs: 0, subjects: Vec::new(), timeout })
+    }
+
+    /// Sends a job, with an open file or without one. Each reply to it must then come within `timeout`.
+    ///
+    /// # Errors
+    /// The worker has ended, or takes no job in time.
+    pub fn send(
+        &mut self,
+        job: &impl Serialize,
+        file: Option<BorrowedFd<'_>>,
+        timeout: Duration,
+    ) -> Result<(), Failure> {
+        self.read_stderr();
+        self.jobs += 1;
+        self.timeout = timeout;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut attached = SendAncillaryBuffer::new(&mut space);
+        if file.is_some() {
+            attached.push(SendAncillaryMessage::ScmRights(file.as_slice()));
+        }
+        let mut stream = &self.socket.get_ref().stream;
+        let sent = stream
+            .set_write_timeout(Some(timeout.max(Duration::from_millis(1))))
+            .and_then(|()| Ok(sendmsg(stream, &[IoSlice::new(&[1])], &mut attached, SendFlags::NOSIGNAL)?))
+            // The standard library ignores SIGPIPE, so writing to a worker that has ended is an error.
+            .and_then(|_| write_message(&mut stream, job, &[]));
+        sent.map_err(|e| self.failure(&e))
+    }
+
+    /// Waits for a reply. Appends its body of at most `max_body` bytes to `body`, and returns its header.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn receive<H: DeserializeOwned>(&mut self, max_body: u64, body: &mut Vec<u8>) -> Result<H, Failure> {
+        self.socket.get_mut().deadline = Instant::now().checked_add(self.timeout);
+        read_message(&mut self.socket, MAX_HEADER_BYTES, max_body, body).map_err(|e| self.failure(&e))
+    }
+
+    fn failure(&mut self, error: &io::Error) -> Failure {
+        match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => return Failure::Timeout,
+            ErrorKind::InvalidData => return Failure::Invalid,
+            _ => {}
+        }
+        // A worker that closed the socket and goes on would make waiting for its end last for ever.
+        let status = self.kill();
+        let (signal, code) = status.map_or((None, None), |status| (status.signal(), status.code()));
+        Failure::Ended(End { signal, code, stderr: self.read_stderr() })
+    }
+
+    /// What the worker has printed to its standard error and nobody has read.
+    fn read_stderr(&self) -> String {
+        let mut bytes = Vec::new();
+        // The error after the last byte says that reading would wait for more.
+        let _ = (&self.stderr).take(MAX_STDERR_BYTES).read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Kills the worker and its fork. Returns how the worker ended; `None` if it does not end.
+    fn kill(&mut self) -> Option<ExitStatus> {
+        let mut status = self.process.try_wait();
+        let group = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw);
+        if let (Ok(None), Some(group)) = (&status, group) {
+            // If killing fails, the process group has already exited.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let deadline = Instant::now() + KILL_GRACE;
+        let mut pause = Duration::from_micros(200);
+        while matches!(status, Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+            status = self.process.try_wait();
+        }
+        status.ok().flatten()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Workers of one kind that wait for a job. When dropped, they end.
+#[derive(Debug)]
+pub struct Pool(Mutex<Vec<Worker>>);
+
+impl Pool {
+    /// A pool without workers.
+    pub const fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// Takes an idle worker of a program, best one that has had a job with this subject; `None` if there is none.
+    pub fn take(&self, program: &Program, subject: u64) -> Option<Worker> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain_mut(|worker| matches!(worker.process.try_wait(), Ok(None)));
+        let fits = |worker: &Worker| worker.program.path == program.path && worker.program.args == program.args;
+        let at = idle.iter().position(|worker| fits(worker) && worker.subjects.contains(&subject));
+        let at = at.or_else(|| idle.iter().position(fits))?;
+        Some(idle.swap_remove(at))
+    }
+
+    /// Lets a worker, which has done a job with this subject, wait for the next one.
+    pub fn put(&self, mut worker: Worker, subject: u64) {
+        if !worker.subjects.contains(&subject) {
+            worker.subjects.push(subject);
+        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,192 @@
+//! The worker's side: receives jobs, does them, sends replies, and limits what they may take.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use reel_diagnostic::{catch_panic, note};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::message::{read_message, write_message};
+
+/// Sends the replies to a job.
+#[derive(Debug)]
+pub struct Replies(UnixStream);
+
+impl Replies {
+    /// Sends a reply with a header and a body.
+    ///
+    /// # Errors
+    /// The caller has ended.
+    pub fn send(&mut self, header: &impl Serialize, body: &[u8]) -> io::Result<()> {
+        write_message(&mut self.0, header, body)
+    }
+}
+
+/// Does jobs until the caller closes the socket at standard input. `work` gets a job and its open file, and sends the
+/// replies. If it fails or panics, the worker prints the error and exits, because its memory may be half changed.
+pub fn serve<J: DeserializeOwned>(mut work: impl FnMut(J, Option<File>, &mut Replies) -> io::Result<()>) -> ExitCode {
+    let served = start().and_then(|socket| {
+        end_with_caller(socket.try_clone()?)?;
+        let mut replies = Replies(socket.try_clone()?);
+        while let Some((job, file)) = receive_job(&socket)? {
+            without_panic(|| work(job, file, &mut replies))?;
+        }
+        Ok(())
+    });
+    ExitCode::from(code_of(served))
+}
+
+/// As [`serve`], but does each job in a fork of the worker. If a fork fails, the worker ends in the same way.
+pub fn serve_in_forks<J: DeserializeOwned>(work: impl Fn(J, Option<File>, &mut Replies) -> io::Result<()>) -> ExitCode {
+    let served = start().and_then(|socket| {
+        let mut replies = Replies(socket.try_clone()?);
+        while let Some((job, file)) = receive_job(&socket)? {
+            let fork = fork(|| without_panic(|| work(job, file, &mut replies)))?;
+            wait_for_fork(&socket, fork)?;
+        }
+        Ok(())
+    });
+    ExitCode::from(code_of(served))
+}
+
+/// Prepares this process. Returns the socket to the caller.
+fn start() -> io::Result<UnixStream> {
+    // The caller learns of panics, which damaged input causes, from the line that `code_of` prints.
+    std::panic::set_hook(Box::new(|_| {}));
+    let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    set_limit(Resource::Core, 0)?;
+    // If memory runs out, the kernel ends the worker before the caller. Without permission it chooses for itself.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    Ok(socket)
+}
+
+fn without_panic(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    catch_panic(work).unwrap_or_else(|panic| Err(io::Error::other(format!("it panicked: {panic}"))))
+}
+
+/// The exit code of a process whose work is done. Prints its error.
+fn code_of(done: io::Result<()>) -> u8 {
+    if let Err(e) = &done {
+        note!("{e}");
+    }
+    done.is_err().into()
+}
+
+/// Receives a job and its file; `None` if the caller has closed the socket.
+fn receive_job<J: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(J, Option<File>)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut attached = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut [0])], &mut attached, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let file = attached.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    let job = read_message(&mut socket, u64::MAX, 0, &mut Vec::new())?;
+    Ok(Some((job, file.map(File::from))))
+}
+
+/// Starts a thread that ends this process when the caller closes the socket, also while a job runs.
+fn end_with_caller(socket: UnixStream) -> io::Result<()> {
+    let watch = move || {
+        let _ = caller_closes(&socket, None);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+    };
+    let thread = std::thread::Builder::new().name("caller".to_owned()).stack_size(64 << 10);
+    thread.spawn(watch).map(drop)
+}
+
+/// Waits until the caller closes the socket, or until another process ends. Returns true if the caller did.
+fn caller_closes(socket: &UnixStream, other: Option<&OwnedFd>) -> io::Result<bool> {
+    loop {
+        // No event is requested for the socket: `poll` always reports that the other end was closed.
+        let mut events = vec![PollFd::new(socket, PollFlags::empty())];
+        events.extend(other.map(|process| PollFd::new(process, PollFlags::IN)));
+        match poll(&mut events, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+            Ok(_) => return Ok(!events[0].revents().is_empty()),
+        }
+    }
+}
+
+/// Forks this process. The fork does the work and exits.
+fn fork(work: impl FnOnce() -> io::Result<()>) -> io::Result<Pid> {
+    // SAFETY: this process has a single thread (`run_if_worker` is called before any other is started), so no other
+    // thread holds a lock or changes memory at the fork. The child gets a consistent copy of all memory.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let watched = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            let code = code_of(watched.map_err(io::Error::from).and_then(|()| work()));
+            // SAFETY: `_exit` ends the process. `exit` would run the exit handlers of the libraries, which no result
+            // depends on.
+            unsafe { libc::_exit(code.into()) }
+        }
+        child => Pid::from_raw(child).ok_or_else(|| io::Error::other("fork returned an invalid process id")),
+    }
+}
+
+/// Waits until the fork has done its job. Ends this process if the fork failed or the caller closes the socket.
+fn wait_for_fork(socket: &UnixStream, fork: Pid) -> io::Result<()> {
+    let ended = rustix::process::pidfd_open(fork, PidfdFlags::empty())?;
+    if caller_closes(socket, Some(&ended))? {
+        // The fork asks the kernel to be killed when this process ends, but it may not have asked yet.
+        let _ = rustix::process::kill_process(fork, Signal::KILL);
+    }
+    match rustix::process::waitpid(Some(fork), WaitOptions::empty())? {
+        Some((_, status)) if status.exit_status() != Some(0) => end_as(status),
+        _ => Ok(()),
+    }
+}
+
+/// Ends this process in the way in which another one has ended.
+fn end_as(status: WaitStatus) -> ! {
+    if let Some(signal) = status.terminating_signal() {
+        // SAFETY: both functions take numbers and change no memory of Rust. The signal has ended the other process, so
+        // by default it ends this one; without the first call, a handler of the standard library could catch it.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
+    std::process::exit(status.exit_status().unwrap_or(1))
+}
+
+/// Limits the address space of this process to what it has now and `bytes` more. The next job may have another limit.
+///
+/// # Errors
+/// The limit cannot be set.
+pub fn limit_memory(bytes: u64) -> io::Result<()> {
+    let text = std::fs::read_to_string("/proc/self/statm")?;
+    let pages = text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok());
+    let pages = pages.ok_or_else(|| io::Error::other("/proc/self/statm cannot be parsed"))?;
+    set_limit(Resource::As, (pages * rustix::param::page_size() as u64).saturating_add(bytes))
+}
+
+/// Limits the processor time of this process since its start. The kernel then ends it by SIGXCPU.
+///
+/// # Errors
+/// The limit cannot be set.
+pub fn limit_processor_time(seconds: u64) -> io::Result<()> {
+    set_limit(Resource::Cpu, seconds)
+}
+
+fn set_limit(resource: Resource, limit: u64) -> io::Result<()> {
+    let Rlimit { maximum, .. } = rustix::process::getrlimit(resource);
+    let current = Some(maximum.map_or(limit, |maximum| limit.min(maximum)));
+    Ok(rustix::process::setrlimit(resource, Rlimit { current, maximum })?)
+}
