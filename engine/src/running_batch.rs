@@ -85,7 +85,7 @@ struct StepVariant {
     grammar: bool,
 }
 
-/// Everything that a decode step reads and writes, for all slots or for a range of them.
+/// Everything that a decode step reads and writes, for all slots or for the first ones.
 #[derive(Clone, Debug)]
 struct StepState {
     decoder: TextDecoder,
@@ -129,14 +129,14 @@ impl StepState {
         Ok(state)
     }
 
-    /// The state of slots `first .. first + slots`, in the same memory.
-    fn slice(&self, first: usize, slots: usize) -> Result<StepState> {
+    /// The state of the first `slots` slots, in the same memory.
+    fn first_slots(&self, slots: usize) -> Result<StepState> {
         Ok(StepState {
-            rows: self.rows.row_range(first, slots)?,
-            sampling: self.sampling.row_range(first, slots)?,
-            sampled: self.sampled.row_range(first, slots)?,
+            rows: self.rows.row_range(0, slots)?,
+            sampling: self.sampling.row_range(0, slots)?,
+            sampled: self.sampled.row_range(0, slots)?,
             kept: match &self.kept {
-                Some((products, rows)) => Some((products.clone(), rows.rows(first, slots)?)),
+                Some((products, rows)) => Some((products.clone(), rows.rows(0, slots)?)),
                 None => None,
             },
             ..self.clone()
@@ -388,7 +388,7 @@ impl RunningBatch {
                 step.insert(DecodeStep { graphs, state: self.state.variant(variant)? })
             }
         };
-        graphs.run(batch_size, |first, slots| state.slice(first, slots), |slice| slice.launch(cx))?;
+        graphs.run(batch_size, |slots| state.first_slots(slots), |slots| slots.launch(cx))?;
         state.rows.row_range(0, batch_size)?.count_step();
         PendingStep::download(&state.sampled.row_range(0, batch_size)?)
     }

@@ -146,33 +146,6 @@ impl Matmul {
         if self.b_scale.is_null() { 0.0 } else { 4.0 * self.n as f64 }
     }
 
-    /// Returns the columns of C that part `part` of `parts` computes, whole groups of [`GROUP_ROWS`].
-    pub fn columns_of_part(&self, part: usize, parts: usize) -> std::ops::Range<usize> {
-        let groups = self.n.div_ceil(GROUP_ROWS);
-        let first = |part: usize| (part * groups / parts * GROUP_ROWS).min(self.n);
-        first(part)..first(part + 1)
-    }
-
-    /// Returns the product of some rows of B: these columns of C, whose rows stay `n` elements apart.
-    ///
-    /// # Panics
-    /// If B is stored transposed, or the columns do not begin at a whole group of [`GROUP_ROWS`] or exceed the product.
-    fn columns(&self, columns: std::ops::Range<usize>) -> Matmul {
-        let (start, n) = (columns.start, columns.len());
-        assert!(
-            !self.b.transposed && start.is_multiple_of(GROUP_ROWS) && start + n <= self.n,
-            "columns {start}..{} of a product with {}: they begin at a multiple of {GROUP_ROWS}, and B is not transposed",
-            start + n,
-            self.n
-        );
-        let at = |addr: Addr, bytes: usize| if addr.is_null() { addr } else { Addr(addr.0 + (start * bytes) as u64) };
-        // A row of a bf16 B in groups is filled up to whole pairs.
-        let row = if self.b_grouped { self.k.next_multiple_of(4 / self.b.dtype.size()) } else { self.k };
-        let b = Operand { addr: at(self.b.addr, row * self.b.dtype.size()), ..self.b };
-        let (c, bias) = (at(self.c, self.c_dtype.size()), at(self.bias, self.c_dtype.size()));
-        Matmul { n, b, c, bias, b_scale: at(self.b_scale, 4), ..*self }
-    }
-
     /// Returns the number of elements of B in memory: one that is stored in groups has rows of zeros up to a whole
     /// group.
     pub fn elements_of_b(&self) -> usize {

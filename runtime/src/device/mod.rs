@@ -29,7 +29,7 @@ use reel_kernels::cuda::Gpu;
 
 pub use buffer::Buffer;
 pub use capabilities::Capabilities;
-pub use captured_graph::{CapturedGraph, SharedStep};
+pub use captured_graph::CapturedGraph;
 pub use download::Download;
 pub use graph_cache::GraphCache;
 pub use host_memory::free_host_bytes;
@@ -43,7 +43,7 @@ pub use profiler::{HostCall, LaunchEvent, OpTotals, Profiler};
 pub use sim::SimOptions;
 
 use crate::error::{Result, RuntimeError};
-use captured_graph::{CaptureState, Phase};
+use captured_graph::CaptureState;
 use download::PendingCopy;
 use memory::MemoryCounters;
 pub(crate) use origin::{current_origin, with_origin};
@@ -127,13 +127,6 @@ trait Backend: Send + Sync {
     /// Returns to the system the freed memory that the device keeps for later allocations.
     fn return_kept_memory(&self) {}
     fn launch(&self, launch: &Launch) -> Result<()>;
-    /// Runs the phases of a shared step with this number of parts.
-    fn launch_phases(&self, phases: &[Phase], _parts: usize) -> Result<()> {
-        phases.iter().try_for_each(|phase| match phase {
-            Phase::Rows(parts) => parts.iter().flatten().try_for_each(|launch| self.launch(launch)),
-            Phase::Columns(products) => products.iter().try_for_each(|p| self.launch(&Launch::Matmul(*p))),
-        })
-    }
     /// Runs a launch and waits for it. Returns its duration in seconds.
     fn launch_and_wait(&self, launch: &Launch) -> Result<f64> {
         let start = Instant::now();

@@ -275,18 +275,6 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
     unsafe { run_on(isa(), p, team) }
 }
 
-/// Computes some columns of a product, for threads that share its columns. The bits are those of [`run`].
-///
-/// # Safety
-/// The conditions of [`run`], but something else may use the other columns of C.
-///
-/// # Panics
-/// If B is stored transposed, or the columns do not begin at a whole group or exceed the product.
-pub unsafe fn run_columns(p: &Matmul, columns: std::ops::Range<usize>, team: &Team) {
-    // SAFETY: the conditions of this function; `isa` returns an instruction set of this machine.
-    unsafe { run_columns_on(isa(), p, columns, team) }
-}
-
 /// Computes a product of the simulated GPU: [`run`], but f32 with multiply-adds alone, as the simulated kernels compute
 /// it. Some of them have to give the bits of a product (`patch_embedding`), or of one that is filled up with zeros.
 ///
@@ -327,25 +315,13 @@ pub(super) unsafe fn arrange_on(isa: Isa, p: &WeightGroups, team: &Team) {
 
 /// [`run`] with the code of instruction set `isa`, which this machine must have.
 pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
-    // SAFETY: the conditions of `run`.
-    unsafe { run_strided(isa, p, p.n, team) }
-}
-
-/// [`run_columns`] with the code of instruction set `isa`, which this machine must have.
-pub(super) unsafe fn run_columns_on(isa: Isa, p: &Matmul, columns: std::ops::Range<usize>, team: &Team) {
-    // SAFETY: the product of some rows of B is some columns of C, whose rows are as far apart as those of C.
-    unsafe { run_strided(isa, &p.columns(columns), p.n, team) }
-}
-
-/// [`run_on`] with a C whose rows begin `c_stride` elements apart.
-unsafe fn run_strided(isa: Isa, p: &Matmul, c_stride: usize, team: &Team) {
     // An int8 is exact in bf16, too.
     let both_bf16 = p.a.dtype == DType::BF16 && p.b.dtype != DType::F32;
     let (code, pairs): (&Code, bool) = match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Amx | Isa::AmxF32 if both_bf16 || isa == Isa::AmxF32 && p.k >= LEAST_K_ON_TILES => {
             // SAFETY: the operands are valid as `Matmul` documents, and the machine has AMX.
-            return unsafe { amx::run(p, c_stride, team, amx::Blocking::usual(p)) };
+            return unsafe { amx::run(p, team, amx::Blocking::usual(p)) };
         }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 if both_bf16 => (&avx512::BF16, true),
@@ -379,20 +355,11 @@ unsafe fn run_strided(isa: Isa, p: &Matmul, c_stride: usize, team: &Team) {
         // SAFETY: the operands are valid as `Matmul` documents, and the machine has `isa`.
         unsafe {
             match p.c_dtype {
-                DType::F32 => Product::<f32>::new(p, c_stride, code, a, b, team).run(scratch),
-                _ => Product::<bf16>::new(p, c_stride, code, a, b, team).run(scratch),
+                DType::F32 => Product::<f32>::new(p, code, a, b, team).run(scratch),
+                _ => Product::<bf16>::new(p, code, a, b, team).run(scratch),
             }
         }
     });
-}
-
-/// The rows of C, `c_stride` elements apart.
-///
-/// # Safety
-/// They cover the rows and columns of the product, and only users of this view access these columns.
-unsafe fn output_rows<T>(p: &Matmul, c_stride: usize) -> OutputArray<T> {
-    // SAFETY: the conditions of this function.
-    unsafe { OutputArray::new(p.c, p.m.saturating_sub(1) * c_stride + p.n) }
 }
 
 /// A product in progress: its operands in memory, its result, and the code that computes it.
@@ -404,8 +371,6 @@ struct Product<'a, T> {
     a: Source,
     b: Source,
     c: OutputArray<T>,
-    /// Elements from one row of C to the next.
-    c_stride: usize,
     bias: &'a [T],
     /// The scales of an int8 B; else empty.
     b_scale: &'a [f32],
@@ -416,13 +381,14 @@ struct Product<'a, T> {
 }
 
 impl<'a, T: Element> Product<'a, T> {
-    unsafe fn new(p: &Matmul, c_stride: usize, code: &'static Code, a: Source, b: Source, team: &'a Team) -> Self {
+    unsafe fn new(p: &Matmul, code: &'static Code, a: Source, b: Source, team: &'a Team) -> Self {
         // SAFETY: c has `[m, n]` elements of T; bias has `[n]` of them, or is null and read as empty.
-        let (c, bias) = unsafe { (output_rows(p, c_stride), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
+        let (c, bias) =
+            unsafe { (OutputArray::new(p.c, p.m * p.n), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
         // SAFETY: `b_scale` has `[n]` elements, or is null and read as empty.
         let b_scale = unsafe { slice_at(p.b_scale, if p.b_scale.is_null() { 0 } else { p.n }) };
         let (units, accumulate, scale) = (a.unit.count(p.k), p.accumulate, p.scale);
-        Product { m: p.m, n: p.n, units, a, b, c, c_stride, bias, b_scale, accumulate, scale, code, team }
+        Product { m: p.m, n: p.n, units, a, b, c, bias, b_scale, accumulate, scale, code, team }
     }
 
     unsafe fn run(&self, scratch: &mut Scratch) {
@@ -569,13 +535,13 @@ impl<'a, T: Element> Product<'a, T> {
                     let in_c = self.sums_in_c(first_row, tile_rows, &columns, nr);
                     if let Some(c) = in_c.filter(|_| prefetches_c() && block == 0 && tile + 1 < tiles.end) {
                         for r in mr..mr + mr.min(rows - (tile + 1) * mr) {
-                            prefetch::write_lines(c.wrapping_add(r * self.c_stride).cast(), nr * 4);
+                            prefetch::write_lines(c.wrapping_add(r * self.n).cast(), nr * 4);
                         }
                     }
                     // SAFETY: `at` lies inside the sums; the code has a tile function for each number of rows up to
                     // `mr`.
                     let acc = unsafe {
-                        let (acc, stride) = in_c.map_or((sums.add(at), nr), |c| (c, self.c_stride));
+                        let (acc, stride) = in_c.map_or((sums.add(at), nr), |c| (c, self.n));
                         let to = Sums { at: acc, stride, continued: block > 0 };
                         let b = if in_place {
                             groups::line_at(&self.b, panel * nr, unit)
@@ -609,7 +575,7 @@ impl<'a, T: Element> Product<'a, T> {
         if T::DTYPE != DType::F32 || !is_plain || columns.len() < nr {
             return None;
         }
-        Some(self.c.address(row * self.c_stride + columns.start, (rows - 1) * self.c_stride + columns.len()).cast())
+        Some(self.c.address(row * self.n + columns.start, (rows - 1) * self.n + columns.len()).cast())
     }
 
     /// Multiplies sums by the scales, adds bias and old C, rounds once, and stores to C. `acc` has rows of `width`
@@ -619,8 +585,8 @@ impl<'a, T: Element> Product<'a, T> {
             scale_columns(acc, width, &self.b_scale[columns.clone()]);
         }
         let bias = if self.bias.is_empty() { &[] } else { &self.bias[columns.clone()] };
-        let start = row * self.c_stride + columns.start;
-        let to = Destination { c: &self.c, start, stride: self.c_stride, columns: columns.len() };
+        let start = row * self.n + columns.start;
+        let to = Destination { c: &self.c, start, stride: self.n, columns: columns.len() };
         store(acc, width, self.scale, bias, self.accumulate, to);
     }
 }

@@ -123,7 +123,7 @@ impl<T: Element> Product<'_, T> {
                     };
                     let columns = row..row + count;
                     if let Some(c) = self.sums_in_c(rows.start, rows.len(), &columns, thin.rows) {
-                        multiply(c, self.c_stride);
+                        multiply(c, self.n);
                         continue;
                     }
                     let (at, len) = (acc.as_mut_ptr().cast::<f32>(), rows.len() * thin.rows);

@@ -8,7 +8,7 @@ use crate::matmul::cpu::amx::{self, Blocking};
 fn blocked(c: &Case, x: &Inputs, blocking: Option<&Blocking>, threads: usize) -> Vec<f32> {
     // SAFETY: the arrays live and have the shapes of the case; the callers have installed the emulator.
     with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| unsafe {
-        amx::run(p, p.n, &Team::new(threads), blocking.unwrap_or_else(|| Blocking::usual(p)));
+        amx::run(p, &Team::new(threads), blocking.unwrap_or_else(|| Blocking::usual(p)));
     })
 }
 
@@ -270,7 +270,7 @@ fn nothing_beyond_the_operands_is_accessed() {
                     scale: 1.0,
                 };
                 // SAFETY: the arrays have the sizes of the product; the emulator is installed.
-                unsafe { amx::run(&p, p.n, &Team::new(2), Blocking::usual(&p)) };
+                unsafe { amx::run(&p, &Team::new(2), Blocking::usual(&p)) };
                 let k_rounded = <half::bf16 as crate::Element>::from_f32(k as f32).to_f32();
                 let (bytes, want) = (arrays[3].bytes(), if c_dtype == F32 { k as f32 } else { k_rounded });
                 let got: Vec<f32> = match c_dtype {

@@ -83,7 +83,7 @@ unsafe fn run_with(isa: Isa, p: &Matmul, threads: usize) {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::AmxF32 => cpu::amx::run(p, p.n, &team, cpu::amx::Blocking::usual(p)),
+            Isa::AmxF32 => cpu::amx::run(p, &team, cpu::amx::Blocking::usual(p)),
             _ => cpu::run_on(isa, p, &team),
         }
     }
@@ -109,25 +109,12 @@ fn groups_of(dtype: DType, rows: &[f32], n: usize, k: usize) -> Vec<f32> {
 /// [`product`] with B, f32 or bf16, stored in groups.
 #[allow(unsafe_code)]
 fn product_of_groups(isa: Isa, c: &Case, x: &Inputs, threads: usize) -> Vec<f32> {
-    // SAFETY: the conditions of `product`; the groups hold B.
-    with_groups(c, x, |p| unsafe { run_with(isa, p, threads) })
-}
-
-/// [`with_arrays`] with B, f32 or bf16, stored in groups.
-fn with_groups(c: &Case, x: &Inputs, run: impl FnOnce(&Matmul)) -> Vec<f32> {
     let groups = TestArray::new(c.dtypes[1], &groups_of(c.dtypes[1], &x.b, c.n, c.k));
     with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| {
         let b = Operand { addr: groups.addr(), transposed: false, ..p.b };
-        run(&Matmul { b, b_grouped: true, ..*p })
+        // SAFETY: the conditions of `product`; the groups hold B.
+        unsafe { run_with(isa, &Matmul { b, b_grouped: true, ..*p }, threads) }
     })
-}
-
-/// Runs a product in `parts` parts, each of some of its columns; with few groups of columns some parts are empty.
-#[allow(unsafe_code)]
-fn run_in_parts(isa: Isa, p: &Matmul, parts: usize) {
-    let team = Team::new(parts);
-    // SAFETY: the conditions of `product`; the parts are disjoint columns of C.
-    team.run(parts, |i| unsafe { cpu::run_columns_on(isa, p, p.columns_of_part(i, parts), &team) });
 }
 
 /// Stores A `[m, k]`, B `[n, k]`, the bias and the old C as the test case says, runs the product, and returns C.
@@ -264,20 +251,6 @@ fn check_bits(isa: Isa, c: &Case, seed: u64) -> Result<(), String> {
     for threads in if has_groups { 1..4 } else { 0..0 } {
         let got = product_of_groups(isa, c, &x, threads);
         same(&format!("{isa:?} {c:?} with B in groups, {threads} threads"), &whole, &got)?;
-    }
-    // `run_on` chooses the unit by k, as `run_columns_on` does; `run_with` does not.
-    for parts in 1..4 {
-        let in_parts = |p: &Matmul| run_in_parts(isa, p, parts);
-        #[allow(unsafe_code)]
-        // SAFETY: the conditions of `product`.
-        let at_once = |p: &Matmul| unsafe { cpu::run_on(isa, p, &Team::new(2)) };
-        let c = Case { transposed: [c.transposed[0], false], ..*c };
-        let arrays = |run: &dyn Fn(&Matmul)| with_arrays(&c, &x.a, &x.b, &x.bias, &x.old, run);
-        same(&format!("{isa:?} {c:?}, {parts} parts of its columns"), &arrays(&at_once), &arrays(&in_parts))?;
-        if has_groups {
-            let (whole, got) = (with_groups(&c, &x, at_once), with_groups(&c, &x, in_parts));
-            same(&format!("{isa:?} {c:?} with B in groups, {parts} parts of its columns"), &whole, &got)?;
-        }
     }
     // Computes only the first `rows` rows of C. Small values of `rows` use the functions for few rows of A.
     for rows in (1..=c.m.min(14)).chain((15..c.m).step_by(9)) {

@@ -12,19 +12,14 @@
 //! capture, and no other tensor gets this memory. A value that changes between replays must be in device memory, not
 //! in a launch's parameters.
 
-mod shared;
-
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-use reel_kernels::{Cost, Launch};
+use reel_kernels::Launch;
 
-pub(super) use self::shared::Phase;
-pub use self::shared::SharedStep;
 use super::origin::{LaunchOrigin, current_origin, with_origin};
 use super::{Device, MemoryCategory};
 use crate::error::{Result, RuntimeError};
@@ -53,13 +48,6 @@ impl CapturedGraph {
         self.launches.len()
     }
 
-    /// The operations and bytes of one replay, from the cost functions of its kernels, with as many keys as the rows
-    /// may have.
-    pub fn max_cost(&self) -> Cost {
-        let sum = |f: fn(&Cost) -> f64| self.launches.iter().map(|launch| f(&launch.max_cost())).sum();
-        Cost { flops: sum(|c| c.flops), bytes: sum(|c| c.bytes) }
-    }
-
     /// Bytes of device memory that the graph owns.
     pub fn bytes(&self) -> usize {
         self.memory.bytes()
@@ -84,17 +72,7 @@ pub(super) struct GraphMemory {
     /// Unique in the process; for debug output.
     id: u64,
     device: Device,
-    /// The memory of the same step for all rows, if the graph computes some of them.
-    of_all_rows: Option<AllRows>,
     blocks: Mutex<GraphBlocks>,
-}
-
-/// The memory of a step for all rows, as that of some of them sees it.
-struct AllRows {
-    memory: Arc<GraphMemory>,
-    /// The rows of the part, and the number of all rows.
-    part: Range<usize>,
-    rows: usize,
 }
 
 #[derive(Default)]
@@ -103,19 +81,17 @@ struct GraphBlocks {
     free: HashMap<usize, Vec<u64>>,
 }
 
-/// A block of memory; that of a part is not owned if it lies in the memory of all rows.
 struct Block {
     at: u64,
     bytes: usize,
     category: MemoryCategory,
-    is_owned: bool,
 }
 
 impl GraphMemory {
-    fn new(device: &Device, of_all_rows: Option<AllRows>) -> GraphMemory {
+    fn new(device: &Device) -> GraphMemory {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        GraphMemory { id, device: device.clone(), of_all_rows, blocks: Mutex::default() }
+        GraphMemory { id, device: device.clone(), blocks: Mutex::default() }
     }
 
     fn blocks(&self) -> MutexGuard<'_, GraphBlocks> {
@@ -123,7 +99,7 @@ impl GraphMemory {
     }
 
     fn bytes(&self) -> usize {
-        self.blocks().all.iter().filter(|block| block.is_owned).map(|block| block.bytes).sum()
+        self.blocks().all.iter().map(|block| block.bytes).sum()
     }
 
     /// Takes the last freed block of this size, if there is one.
@@ -131,18 +107,11 @@ impl GraphMemory {
         self.blocks().free.get_mut(&bytes)?.pop()
     }
 
-    /// Allocates a block. In a part, it is the part's rows of the block that the step for all rows allocated as the
-    /// same one, so that the rows of all parts are neighbours; a block whose size does not follow from the number of
-    /// rows is the part's own. `None` if the device is out of memory.
+    /// Allocates a block. `None` if the device is out of memory.
     fn add_block(&self, bytes: usize, category: MemoryCategory) -> Option<u64> {
-        let index = self.blocks().all.len();
-        if let Some(at) = self.of_all_rows.as_ref().and_then(|all| all.block(index, bytes)) {
-            self.blocks().all.push(Block { at, bytes, category, is_owned: false });
-            return Some(at);
-        }
         let at = self.device.0.backend.alloc(bytes)?;
         self.device.0.memory.add(category, bytes);
-        self.blocks().all.push(Block { at, bytes, category, is_owned: true });
+        self.blocks().all.push(Block { at, bytes, category });
         Some(at)
     }
 
@@ -160,20 +129,10 @@ impl std::fmt::Debug for GraphMemory {
 
 impl Drop for GraphMemory {
     fn drop(&mut self) {
-        for block in std::mem::take(&mut self.blocks().all).into_iter().filter(|block| block.is_owned) {
+        for block in std::mem::take(&mut self.blocks().all) {
             self.device.0.memory.subtract(block.category, block.bytes);
             self.device.0.backend.free(block.at, block.bytes);
         }
-    }
-}
-
-impl AllRows {
-    /// The address of the part's rows of block `index`, if `bytes` is the size of these rows.
-    fn block(&self, index: usize, bytes: usize) -> Option<u64> {
-        let blocks = self.memory.blocks();
-        let block = blocks.all.get(index)?;
-        let fits = block.bytes.is_multiple_of(self.rows) && bytes == block.bytes / self.rows * self.part.len();
-        fits.then(|| block.at + (block.bytes / self.rows * self.part.start) as u64)
     }
 }
 
@@ -215,32 +174,7 @@ impl Device {
         keep: impl Any + Send + Sync,
         f: impl Fn() -> std::result::Result<(), E>,
     ) -> std::result::Result<CapturedGraph, E> {
-        self.capture_in(GraphMemory::new(self, None), keep, f)
-    }
-
-    /// Captures the launches of `f`, which computes the rows `part` of the `rows` rows of a step that `whole` computes:
-    /// [`Self::capture`], but what the rows need in device memory is part of the memory of `whole`.
-    ///
-    /// # Errors
-    /// Those of [`Self::capture`].
-    pub(super) fn capture_part<E: From<RuntimeError>>(
-        &self,
-        whole: &CapturedGraph,
-        (part, rows): (Range<usize>, usize),
-        keep: impl Any + Send + Sync,
-        f: impl Fn() -> std::result::Result<(), E>,
-    ) -> std::result::Result<CapturedGraph, E> {
-        let all = AllRows { memory: whole.memory.clone(), part, rows };
-        self.capture_in(GraphMemory::new(self, Some(all)), keep, f)
-    }
-
-    fn capture_in<E: From<RuntimeError>>(
-        &self,
-        memory: GraphMemory,
-        keep: impl Any + Send + Sync,
-        f: impl Fn() -> std::result::Result<(), E>,
-    ) -> std::result::Result<CapturedGraph, E> {
-        let memory = Arc::new(memory);
+        let memory = Arc::new(GraphMemory::new(self));
         let first = self.pass(&memory, false)?;
         f()?;
         first.end();

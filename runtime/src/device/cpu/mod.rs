@@ -9,14 +9,12 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Mutex;
 
 use reel_kernels::launch::run_on_cpu;
-use reel_kernels::matmul::cpu::run_columns;
-use reel_kernels::rows::prefetch_scattered;
 use reel_kernels::{Launch, Team};
 
 use self::kept_blocks::KeptBlocks;
 #[cfg(target_os = "linux")]
 use self::slabs::Slabs;
-use super::{Backend, Hardware, Kernels, Phase};
+use super::{Backend, Hardware, Kernels};
 use crate::error::Result;
 
 const ALIGN: usize = 64;
@@ -149,33 +147,6 @@ impl Backend for Cpu {
         // SAFETY: addresses in a launch come from live tensors of this device, whose shapes the op that made it
         // checked; buffers that are written are not mapped files.
         unsafe { run_on_cpu(launch, &self.team) };
-        Ok(())
-    }
-
-    /// A thread computes a part of each phase: a launch inside a task of the thread team runs on the thread of that
-    /// task only.
-    fn launch_phases(&self, phases: &[Phase], parts: usize) -> Result<()> {
-        self.team.run_phases(phases.len(), parts, |phase, part| match &phases[phase] {
-            Phase::Rows(lists) => {
-                for launch in &lists[part] {
-                    // SAFETY: addresses come from live tensors, as in `launch`; no part uses memory that another one
-                    // writes.
-                    unsafe { run_on_cpu(launch, &self.team) };
-                }
-            }
-            Phase::Columns(products) => {
-                if let Some(Phase::Rows(lists)) = phases.get(phase + 1) {
-                    for launch in &lists[part] {
-                        // SAFETY: addresses come from live tensors, as in `launch`; no launch of a step writes an index.
-                        unsafe { prefetch_scattered(launch) };
-                    }
-                }
-                for p in products {
-                    // SAFETY: the same; the parts write other columns.
-                    unsafe { run_columns(p, p.columns_of_part(part, parts), &self.team) };
-                }
-            }
-        });
         Ok(())
     }
 

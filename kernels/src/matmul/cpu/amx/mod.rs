@@ -59,7 +59,7 @@ mod thin;
 mod tiles;
 
 use super::avx512::transpose;
-use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, Unit, output_rows};
+use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, Unit};
 use crate::matmul::{Matmul, Operand};
 use crate::simd::amx::Tiles;
 use crate::view::{OutputArray, slice_at};
@@ -131,12 +131,12 @@ fn parts(unit: Unit) -> usize {
     if matches!(unit, Unit::F32 | Unit::GroupedF32) { PARTS } else { 1 }
 }
 
-/// Computes the product, with a C whose rows begin `c_stride` elements apart.
+/// Computes the product.
 ///
 /// # Safety
 /// The process may use AMX, or the emulator of the tests is installed, and the processor has AVX-512 F, BW and VL; the
 /// addresses cover the shapes that [`Matmul`] documents, and nothing else uses C.
-pub(in crate::matmul) unsafe fn run(p: &Matmul, c_stride: usize, team: &Team, blocking: &Blocking) {
+pub(in crate::matmul) unsafe fn run(p: &Matmul, team: &Team, blocking: &Blocking) {
     if p.m == 0 || p.n == 0 {
         return;
     }
@@ -144,8 +144,8 @@ pub(in crate::matmul) unsafe fn run(p: &Matmul, c_stride: usize, team: &Team, bl
         // SAFETY: the conditions of this function.
         unsafe {
             match p.c_dtype {
-                DType::F32 => Product::<f32>::new(p, c_stride, team, blocking).run(scratch),
-                _ => Product::<bf16>::new(p, c_stride, team, blocking).run(scratch),
+                DType::F32 => Product::<f32>::new(p, team, blocking).run(scratch),
+                _ => Product::<bf16>::new(p, team, blocking).run(scratch),
             }
         }
     });
@@ -163,8 +163,6 @@ struct Product<'a, T> {
     b: Source,
     b_parts: usize,
     c: OutputArray<T>,
-    /// Elements from one row of C to the next.
-    c_stride: usize,
     bias: &'a [T],
     /// The scales of an int8 B; else empty.
     b_scale: &'a [f32],
@@ -175,7 +173,7 @@ struct Product<'a, T> {
 }
 
 impl<'a, T: Element> Product<'a, T> {
-    unsafe fn new(p: &Matmul, c_stride: usize, team: &'a Team, blocking: &'a Blocking) -> Self {
+    unsafe fn new(p: &Matmul, team: &'a Team, blocking: &'a Blocking) -> Self {
         let source = |x: &Operand, rows, grouped| Source {
             base: x.addr.0 as *const u8,
             unit: match (x.dtype, grouped) {
@@ -191,7 +189,8 @@ impl<'a, T: Element> Product<'a, T> {
             k: p.k,
         };
         // SAFETY: c has `[m, n]` elements of T; bias has `[n]` of them, or is null and read as empty.
-        let (c, bias) = unsafe { (output_rows(p, c_stride), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
+        let (c, bias) =
+            unsafe { (OutputArray::new(p.c, p.m * p.n), slice_at(p.bias, if p.bias.is_null() { 0 } else { p.n })) };
         // SAFETY: `b_scale` has `[n]` elements, or is null and read as empty.
         let b_scale = unsafe { slice_at(p.b_scale, if p.b_scale.is_null() { 0 } else { p.n }) };
         let (a, b) = (source(&p.a, p.m, false), source(&p.b, p.n, p.b_grouped));
@@ -207,7 +206,6 @@ impl<'a, T: Element> Product<'a, T> {
             b,
             b_parts,
             c,
-            c_stride,
             bias,
             b_scale,
             accumulate,
@@ -450,7 +448,7 @@ impl<'a, T: Element> Product<'a, T> {
             for (x, line) in lines.into_iter().enumerate().take(self.m - row) {
                 // SAFETY: tasks own disjoint parts of C; the mask selects the columns of the part and of the bias.
                 unsafe {
-                    let c = self.c.part((row + x) * self.c_stride + column, columns);
+                    let c = self.c.part((row + x) * self.n + column, columns);
                     let mut sum = _mm512_castsi512_ps(line);
                     if let Some(b_scale) = b_scale {
                         sum = _mm512_mul_ps(sum, load_lanes(b_scale.as_ptr(), mask));

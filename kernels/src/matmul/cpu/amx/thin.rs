@@ -318,7 +318,7 @@ impl<T: Element> Product<'_, T> {
         for row in 0..self.m {
             // SAFETY: tasks own disjoint columns of C; the strip has the rows and the columns.
             unsafe {
-                let c = self.c.part(row * self.c_stride + columns.start, columns.len());
+                let c = self.c.part(row * self.n + columns.start, columns.len());
                 let from = std::slice::from_raw_parts(strip.add(row * STRIP), columns.len());
                 let bytes = size_of_val(c);
                 if past_caches && (c.as_ptr() as usize).is_multiple_of(64) && bytes.is_multiple_of(64) {

@@ -13,8 +13,6 @@
 //! when its tasks are done; a worker that the system has suspended does not delay it.
 #![allow(unsafe_code)]
 
-mod phases;
-
 use std::any::Any;
 use std::cell::Cell;
 use std::ops::Range;
@@ -105,9 +103,9 @@ impl Team {
         Team { shared, workers, running: Mutex::new(()) }
     }
 
-    /// Threads that a call of [`Team::run`] from here uses: all of the team, but within a task only that of the task.
+    /// Threads of the team.
     pub fn threads(&self) -> usize {
-        if IN_TASK.get() { 1 } else { self.workers.len() + 1 }
+        self.workers.len() + 1
     }
 
     /// The tasks of [`Team::run`] with which thread `thread` begins, of `count` tasks.
@@ -284,7 +282,6 @@ mod tests {
         let sum = AtomicUsize::new(0);
         team.run(20, |i| {
             let me = std::thread::current().id();
-            assert_eq!(team.threads(), 1);
             team.run(10, |j| {
                 assert_eq!(std::thread::current().id(), me);
                 sum.fetch_add(10 * i + j, Ordering::Relaxed);
