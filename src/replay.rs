@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_train::files::names::ROLLOUTS_FOLDER;
 use reel_train::options::{EvaluationOptions, GrpoOptions, ReportTo, RunOptions, SftOptions, TrainingOptions};
 use reel_train::replay::{self, ReplayReport, ReplayStart};
-use reel_train::run::{RunSetup, difference_in_bits};
+use reel_train::run::difference_in_bits;
 use reel_train::run_folder::output as output_folder;
-use reel_train::{grpo, sft};
+use reel_train::{RunSetup, grpo, sft};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::ops::DerefMut;
@@ -130,6 +131,6 @@ impl Recorded for SftOptions {
 
 impl Recorded for GrpoOptions {
     fn use_recorded_rollouts(&mut self, out: &Path) {
-        self.recorded = self.rollouts.is_none().then(|| out.join(reel_train::rollout::ROLLOUTS_FOLDER));
+        self.recorded = self.rollouts.is_none().then(|| out.join(ROLLOUTS_FOLDER));
     }
 }

@@ -19,9 +19,9 @@ use reel_train::options::RunOptions;
 use reel_train::predict::{
     ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
 };
-use reel_train::run::{EvaluatedPolicy, PolicyEvaluator};
 use reel_train::run_folder::checkpoint::checkpoint_folder_name;
 use reel_train::run_folder::evaluations::BenchmarkScore;
+use reel_train::setup::{EvaluatedPolicy, PolicyEvaluator};
 use serde_json::json;
 
 use crate::common::CommonOptions;

@@ -13,8 +13,8 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, TrainingServer, folder_name};
 use reel_train::TrainError;
+use reel_train::live_server::{LiveServer, SERVED_BATCH};
 use reel_train::options::RunOptions;
-use reel_train::run::{LiveServer, SERVED_BATCH};
 
 use crate::serve::default_encoders;
 

@@ -12,17 +12,18 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::adapters::AdapterId;
 use crate::block_allocator::BlockAllocator;
-use crate::engine::Engine;
+use crate::context::EngineContext;
 use crate::error::Result;
 use crate::request::{GenerationRequest, StepOutput, TokenEvent};
-use crate::run::{Run, RunOptions};
+use crate::run::Run;
 use crate::running_batch::BatchCapacity;
+use crate::scheduler::RunOptions;
 use crate::stats::EngineStats;
 
-/// Generates completions of requests that arrive one after the other. Made by [`Engine::continuous_batch`].
+/// Generates completions of requests that arrive one after the other. Made by [`Engine::continuous_batch`](crate::Engine::continuous_batch).
 ///
 /// A completion does not depend on the other requests, nor on when its request is added. On a GPU this holds for equal
-/// numbers of slots ([`Engine::max_slots`]) and an empty prefix cache: each step computes all slots, because the bits
+/// numbers of slots ([`Engine::max_slots`](crate::Engine::max_slots)) and an empty prefix cache: each step computes all slots, because the bits
 /// of a matrix product depend on its size there.
 pub struct ContinuousBatch<'e, 'a, 'r> {
     run: Run<'e, 'a, 'r>,
@@ -35,19 +36,19 @@ impl std::fmt::Debug for ContinuousBatch<'_, '_, '_> {
 }
 
 impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
-    pub(crate) fn new(engine: &'e Engine<'a>, max_kv_bytes: u64) -> Result<Self> {
-        let slots = engine.max_slots;
-        let longest = BlockAllocator::blocks_for_tokens(engine.model().config.text.max_position_embeddings);
-        let affordable = usize::try_from(max_kv_bytes / engine.kv_block_bytes().max(1)).unwrap_or(usize::MAX);
+    pub(crate) fn new(context: &'e EngineContext<'a>, max_kv_bytes: u64) -> Result<Self> {
+        let slots = context.max_slots;
+        let longest = BlockAllocator::blocks_for_tokens(context.model().config.text.max_position_embeddings);
+        let affordable = usize::try_from(max_kv_bytes / context.kv_block_bytes().max(1)).unwrap_or(usize::MAX);
         let blocks = slots.saturating_mul(longest).min(affordable).max(1);
         let capacity = BatchCapacity { slots, blocks_per_slot: 1, blocks };
         let options = RunOptions {
             max_slots: slots,
-            fixed_batch_size: engine.cx.device().capabilities().fixed_decode_batch,
+            fixed_batch_size: context.cx.device().capabilities().fixed_decode_batch,
             prefix_cache: true,
-            prefill_tokens_per_step: engine.chunk_tokens,
+            prefill_tokens_per_step: context.chunk_tokens,
         };
-        Ok(ContinuousBatch { run: Run::new(engine, engine.batch_for(capacity, None)?, options) })
+        Ok(ContinuousBatch { run: Run::new(context, context.batch_for(capacity, None)?, options) })
     }
 
     /// Starts a thread that makes the system provide the memory of all KV blocks, if so much is free. So the memory of
@@ -106,7 +107,7 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
 
     /// The model with the present weights, without the adapters that were loaded.
     pub fn model(&self) -> Qwen25Vl {
-        Qwen25Vl::clone(&self.run.engine().model())
+        Qwen25Vl::clone(&self.run.model())
     }
 
     /// Loads a LoRA adapter: requests can name it from now on. `model` is the engine's model with the adapter

@@ -12,19 +12,20 @@
 //! On an asynchronous device the host enqueues `lookahead` further steps before it reads the tokens of the oldest
 //! step.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::products::KeptProducts;
-use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Tensor};
 
+use crate::context::{EngineContext, lock};
 use crate::continuous::ContinuousBatch;
-use crate::error::{EngineError, Result};
+use crate::error::Result;
 use crate::request::{Completion, GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
-use crate::run::{Run, RunOptions};
+use crate::run::Run;
 use crate::running_batch::{BatchCapacity, RunningBatch};
+use crate::scheduler::RunOptions;
 
 /// The default of [`Engine::max_slots`].
 const MAX_SLOTS: usize = 256;
@@ -32,23 +33,11 @@ const MAX_SLOTS: usize = 256;
 /// Generates completions with a model that is loaded on a device.
 #[derive(Debug)]
 pub struct Engine<'a> {
-    /// A clone that shares its weights with the caller's model, until [`ContinuousBatch::replace_weights`].
-    model: Mutex<Arc<Qwen25Vl>>,
+    context: EngineContext<'a>,
     /// Whether [`Engine::generate`] reads packed copies of weights that are trained, if there is memory for them.
     packs_trained_weights: bool,
     /// Whether there was memory for the copies at the first call.
     has_room_for_copies: OnceLock<bool>,
-    /// The model with these copies, from the first call of [`Engine::generate`] to [`Engine::release_memory`].
-    packed_model: Mutex<Option<Arc<Qwen25Vl>>>,
-    pub(crate) cx: Cx,
-    pub(crate) suppressed: Tensor, // i32 [n]: ids that are never sampled
-    interrupt: Option<&'a AtomicBool>,
-    pub(crate) max_slots: usize,
-    pub(crate) lookahead: usize,
-    pub(crate) chunk_tokens: usize,
-    capture: bool,
-    /// KV cache, slots and captured graphs of the last call. The next call reuses them if they are large enough.
-    batch: Mutex<Option<RunningBatch>>,
 }
 
 impl<'a> Engine<'a> {
@@ -61,10 +50,8 @@ impl<'a> Engine<'a> {
         let t = &model.config.tokens;
         let media = [t.vision_start, t.vision_end, t.image, t.video].map(|id| id as i32);
         let suppressed = Tensor::from_i32(cx.device(), &[media.len()], &media)?;
-        Ok(Engine {
+        let context = EngineContext {
             model: Mutex::new(Arc::new(model.clone())),
-            packs_trained_weights: false,
-            has_room_for_copies: OnceLock::new(),
             packed_model: Mutex::default(),
             cx: cx.without_tape(),
             suppressed,
@@ -74,20 +61,21 @@ impl<'a> Engine<'a> {
             chunk_tokens: cx.device().capabilities().prefill_chunk_tokens,
             capture: true,
             batch: Mutex::default(),
-        })
+        };
+        Ok(Engine { context, packs_trained_weights: false, has_room_for_copies: OnceLock::new() })
     }
 
     /// Sets the maximum number of sequences that decode at the same time; the others wait. 0 counts as 1. The
     /// generated completions do not depend on this number.
     pub fn max_slots(mut self, slots: usize) -> Engine<'a> {
-        self.max_slots = slots.max(1);
+        self.context.max_slots = slots.max(1);
         self
     }
 
     /// Sets how many further decode steps are enqueued before the host reads the tokens of the oldest one. The
     /// default is 1 on an asynchronous device, else 0. The generated completions do not depend on this number.
     pub fn lookahead(mut self, steps: usize) -> Engine<'a> {
-        self.lookahead = steps;
+        self.context.lookahead = steps;
         self
     }
 
@@ -95,14 +83,14 @@ impl<'a> Engine<'a> {
     /// on a GPU 4096. In a continuous batch this is also the number per step, between two decode steps; on a GPU the
     /// last chunk of a step may exceed it. On device `cpu` the generated completions do not depend on this number.
     pub fn chunk_tokens(mut self, tokens: usize) -> Engine<'a> {
-        self.chunk_tokens = tokens.max(1);
+        self.context.chunk_tokens = tokens.max(1);
         self
     }
 
     /// Makes the engine enqueue the kernel launches of each decode step one by one instead of replaying a captured
     /// graph. The generated completions are the same.
     pub fn without_captured_graphs(mut self) -> Engine<'a> {
-        self.capture = false;
+        self.context.capture = false;
         self
     }
 
@@ -116,22 +104,21 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Makes [`Engine::generate`] fail with [`EngineError::Interrupted`] before its next step once `flag` is set.
+    /// Makes [`Engine::generate`] fail with [`EngineError::Interrupted`](crate::EngineError::Interrupted) before its next step once `flag` is set.
     pub fn interrupt_flag(mut self, flag: &'a AtomicBool) -> Engine<'a> {
-        self.interrupt = Some(flag);
+        self.context.interrupt = Some(flag);
         self
     }
 
     /// How many decode steps were captured as graphs for the present running batch.
     pub fn graph_capture_count(&self) -> usize {
-        self.cached_batch().as_ref().map_or(0, RunningBatch::graph_capture_count)
+        self.context.cached_batch().as_ref().map_or(0, RunningBatch::graph_capture_count)
     }
 
     /// Frees the device memory that [`Engine::generate`] keeps for its next call: KV cache, slots, captured graphs and
     /// packed weights.
     pub fn release_memory(&self) {
-        *self.cached_batch() = None;
-        *lock(&self.packed_model) = None;
+        self.context.release_memory();
     }
 
     /// Generates the completions of all requests, in the order of the requests. `on_token` is called with each token as
@@ -158,20 +145,20 @@ impl<'a> Engine<'a> {
         products: Option<Arc<KeptProducts>>,
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
-        let mut cached = self.cached_batch();
+        let mut cached = self.context.cached_batch();
         self.pack_trained_weights()?;
         let needed = requests.iter().fold(BatchCapacity::default(), |sum, request| sum.plus(request));
-        let mut batch = self.batch_for(needed.with_max_slots(self.max_slots), cached.take())?;
+        let mut batch = self.context.batch_for(needed.with_max_slots(self.context.max_slots), cached.take())?;
         batch.keep_products(products)?;
         let options = RunOptions {
-            max_slots: self.max_slots,
+            max_slots: self.context.max_slots,
             fixed_batch_size: false,
             // The prompts of one call share little, and a plan of memory and time counts each of them whole.
             prefix_cache: false,
             // All prompts first: decode steps with few sequences would take longer in all.
             prefill_tokens_per_step: usize::MAX,
         };
-        let mut run = Run::new(self, batch, options);
+        let mut run = Run::new(&self.context, batch, options);
         let generated = generate_in(&mut run, requests, &mut on_token);
         let mut batch = run.into_batch();
         batch.keep_products(None)?;
@@ -185,74 +172,20 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// The device is out of memory.
     pub fn continuous_batch<'r>(&self, max_kv_bytes: u64) -> Result<ContinuousBatch<'_, 'a, 'r>> {
-        ContinuousBatch::new(self, max_kv_bytes)
+        ContinuousBatch::new(&self.context, max_kv_bytes)
     }
 
     /// Makes the packed copies of trained weights, if they are wanted, absent, and have room.
     fn pack_trained_weights(&self) -> Result<()> {
-        if !self.packs_trained_weights || lock(&self.packed_model).is_some() {
+        if !self.packs_trained_weights || lock(&self.context.packed_model).is_some() {
             return Ok(());
         }
-        let model = self.model();
-        let has_room = || has_room(model.packed_copy_bytes(), self.cx.device().free_bytes());
+        let model = self.context.model();
+        let has_room = || has_room(model.packed_copy_bytes(), self.context.cx.device().free_bytes());
         if *self.has_room_for_copies.get_or_init(has_room) {
-            *lock(&self.packed_model) = Some(Arc::new(model.with_packed_copies(&self.cx)?));
+            *lock(&self.context.packed_model) = Some(Arc::new(model.with_packed_copies(&self.context.cx)?));
         }
         Ok(())
-    }
-
-    /// The model with the present weights.
-    pub(crate) fn model(&self) -> Arc<Qwen25Vl> {
-        let packed = lock(&self.packed_model).clone();
-        packed.unwrap_or_else(|| lock(&self.model).clone())
-    }
-
-    /// Replaces the weights for all later steps, and empties the model's cache of vision tokens. The memory that
-    /// [`Engine::generate`] keeps is freed, because its steps have the old weights.
-    pub(crate) fn set_model(&self, model: Qwen25Vl) {
-        self.release_memory();
-        model.features.iter().for_each(|features| features.clear());
-        *lock(&self.model) = Arc::new(model);
-    }
-
-    fn cached_batch(&self) -> MutexGuard<'_, Option<RunningBatch>> {
-        lock(&self.batch)
-    }
-
-    /// Returns an empty running batch of at least the capacity `needed`: `earlier` if it is large enough, else a new
-    /// one.
-    pub(crate) fn batch_for(&self, needed: BatchCapacity, earlier: Option<RunningBatch>) -> Result<RunningBatch> {
-        let batch = match earlier {
-            Some(batch) if batch.covers(&needed) => batch,
-            earlier => {
-                // Frees the earlier batch before the new one is allocated.
-                drop(earlier);
-                RunningBatch::new(&self.model(), &self.cx, &self.suppressed, needed, self.capture)?
-            }
-        };
-        batch.clear_slots(0, batch.capacity().slots)?;
-        Ok(batch)
-    }
-
-    /// The bytes of the keys and values of one KV block in all layers.
-    pub(crate) fn kv_block_bytes(&self) -> u64 {
-        let model = self.model();
-        let text = &model.config.text;
-        let values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * KvPages::BLOCK_TOKENS;
-        (values * self.cx.dtype().size()) as u64
-    }
-
-    /// Whether one forward pass may compute several prompts. On a GPU the bits of a matrix product depend on its number
-    /// of rows, so a prompt would depend on the other ones.
-    pub(crate) fn packs_prompts(&self) -> bool {
-        self.cx.device().capabilities().batch_invariant_products
-    }
-
-    pub(crate) fn check_interrupt(&self) -> Result<()> {
-        match self.interrupt {
-            Some(flag) if flag.load(Ordering::Relaxed) => Err(EngineError::Interrupted),
-            _ => Ok(()),
-        }
     }
 }
 
@@ -260,10 +193,6 @@ impl<'a> Engine<'a> {
 /// `dry`, which plans memory, has no limit.
 fn has_room(bytes: u64, free: Option<u64>) -> bool {
     free.is_none_or(|free| bytes <= free / 2)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn generate_in<'r>(

@@ -7,18 +7,17 @@
 use std::ops::Range;
 
 use reel_model::chunked_prompt::PromptChunk;
-use reel_runtime::ops::{self, SequencePages};
-use reel_runtime::{Cx, Tensor};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::ops::{self, SampledTokens, SamplingTable, SequencePages};
+use reel_runtime::{Cx, Device, Tensor};
 
 use crate::block_hash::BlockHash;
-use crate::engine::Engine;
 use crate::error::Result;
-use crate::prompt_log_probs::PromptTokenLogProbs;
-use crate::sampler::sample_tokens;
+use crate::prompt_log_probs::{LOGIT_ROWS, PromptTokenLogProbs};
+use crate::request::MAX_TOP_LOG_PROBS;
+use crate::running_batch::PendingStep;
+use crate::sampler::SamplingFeatures;
 use crate::sequence::{SampledToken, SequenceState};
-
-/// Rows of logits that are computed at a time.
-pub(crate) const LOGIT_ROWS: usize = 64;
 
 /// Tokens whose keys and values must be computed before sequences can decode.
 #[derive(Debug)]
@@ -110,14 +109,15 @@ fn select_rows(cx: &Cx, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     Ok(ops::gather_rows(cx, x, &Tensor::from_i32(cx.device(), &[rows.len()], &rows)?)?)
 }
 
-/// Samples the first token of each sequence, whose prompt ends with row `row` of `hidden` `[ends, H]`.
+/// Samples the first token of each sequence, whose prompt ends with row `row` of `hidden` `[ends, H]`; never one of
+/// `suppressed` (i32 `[n]`).
 pub(crate) fn sample_first_tokens(
-    engine: &Engine,
+    cx: &Cx,
+    model: &Qwen25Vl,
+    suppressed: &Tensor,
     hidden: &Tensor,
     sequences: &[(usize, &SequenceState)],
 ) -> Result<Vec<SampledToken>> {
-    let Engine { cx, suppressed, .. } = engine;
-    let model = engine.model();
     let mut tokens = Vec::with_capacity(sequences.len());
     for part in sequences.chunks(LOGIT_ROWS) {
         // The sequences of one prompt are neighbours, and share a row of logits.
@@ -132,4 +132,44 @@ pub(crate) fn sample_first_tokens(
         tokens.extend(sample_tokens(cx, &logits, &sequences, suppressed)?);
     }
     Ok(tokens)
+}
+
+/// Samples the next token of each sequence from its row of the logits `[sequences, vocab]`, never one of `suppressed`
+/// (i32 `[n]`).
+fn sample_tokens(
+    cx: &Cx,
+    logits: &Tensor,
+    sequences: &[&SequenceState],
+    suppressed: &Tensor,
+) -> Result<Vec<SampledToken>> {
+    let (device, rows) = (cx.device(), sequences.len());
+    let features = sequences.iter().map(|s| s.sampling_features()).reduce(SamplingFeatures::union).unwrap_or_default();
+    let biases: Vec<Vec<(i32, f32)>> = sequences.iter().map(|s| s.logit_biases()).collect();
+    let sampling: Vec<_> = sequences.iter().zip(&biases).map(|(s, bias)| s.row_sampling(bias)).collect();
+    let vocab = logits.shape().last().copied().filter(|_| features.grammar);
+    let table = SamplingTable::new(device, rows, biases.iter().map(Vec::len).max().unwrap_or(0), vocab)?;
+    table.set_rows(0, &sampling)?;
+    let draws: Vec<i32> = sequences.iter().map(|s| s.next_draw_number()).collect();
+    let history = match features.history {
+        true => Some(histories(device, sequences)?),
+        false => None,
+    };
+    let tops = if features.likeliest { MAX_TOP_LOG_PROBS } else { 0 };
+    let sampled = SampledTokens::new(device, rows, features.likeliest, tops)?;
+    let history = history.as_ref().map(|(ids, lens)| (ids, lens));
+    ops::sample(cx, logits, &table, &Tensor::from_i32(device, &[rows], &draws)?, history, suppressed, &sampled)?;
+    PendingStep::download(&sampled)?.wait_for_tokens()
+}
+
+/// The tokens of all sequences with a penalty, i32 `[sequences, longest]`, and their numbers, i32 `[sequences]`.
+fn histories(device: &Device, sequences: &[&SequenceState]) -> Result<(Tensor, Tensor)> {
+    let histories: Vec<&[i32]> = sequences.iter().map(|s| s.penalty_history()).collect();
+    let longest = histories.iter().map(|ids| ids.len()).max().unwrap_or(0);
+    let mut all = vec![0; sequences.len() * longest];
+    for (row, ids) in histories.iter().enumerate() {
+        all[row * longest..][..ids.len()].copy_from_slice(ids);
+    }
+    let lens: Vec<i32> = histories.iter().map(|ids| ids.len() as i32).collect();
+    let rows = sequences.len();
+    Ok((Tensor::from_i32(device, &[rows, longest], &all)?, Tensor::from_i32(device, &[rows], &lens)?))
 }

@@ -5,7 +5,9 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::{EngineError, Result};
-use crate::prefill::LOGIT_ROWS;
+
+/// Rows of logits that are computed at a time.
+pub(crate) const LOGIT_ROWS: usize = 64;
 
 /// The log-probabilities of a token of the prompt and of the most likely tokens at its place, under softmax(logits) of
 /// the tokens before it.

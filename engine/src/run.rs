@@ -18,19 +18,19 @@ use reel_model::text::products::KeepRows;
 use reel_runtime::ops::KvPages;
 
 use crate::adapters::{AdapterId, Adapters};
-use crate::engine::Engine;
+use crate::context::EngineContext;
 use crate::error::{EngineError, Result};
 use crate::kept_rows::ChunkPlaces;
 use crate::prefill::{NeededRows, rows, sample_first_tokens};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};
 use crate::running_batch::{PendingStep, RunningBatch};
-use crate::scheduler::{ChunkPlan, Rank, Scheduler, SlotMove};
+use crate::scheduler::{ChunkPlan, Rank, RunOptions, Scheduler, SlotMove};
 use crate::sequence::{SampledToken, SequenceState};
 
 /// The sequences that are being generated, with the running batch that holds them on the device.
 pub(crate) struct Run<'e, 'a, 'r> {
-    engine: &'e Engine<'a>,
+    context: &'e EngineContext<'a>,
     scheduler: Scheduler<'r>,
     adapters: Adapters,
     batch: RunningBatch,
@@ -44,37 +44,22 @@ pub(crate) struct Run<'e, 'a, 'r> {
     timing: GenerationTiming,
 }
 
-/// How a run schedules.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RunOptions {
-    /// Maximum number of slots that the run uses.
-    pub(crate) max_slots: usize,
-    /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
-    /// of a sequence do not depend on the number of other running sequences, even on a device whose matrix products
-    /// have other bits at another batch size.
-    pub(crate) fixed_batch_size: bool,
-    /// Whether prompts are looked up in the prefix cache, and blocks are kept for it.
-    pub(crate) prefix_cache: bool,
-    /// Maximum number of tokens of prompts that one step computes besides decoding. On a GPU the last chunk may exceed
-    /// it, because its length must not depend on other prompts.
-    pub(crate) prefill_tokens_per_step: usize,
-}
-
 impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// Creates a run without sequences. `batch` must be empty.
-    pub(crate) fn new(engine: &'e Engine<'a>, batch: RunningBatch, options: RunOptions) -> Self {
+    pub(crate) fn new(context: &'e EngineContext<'a>, batch: RunningBatch, options: RunOptions) -> Self {
         let scheduler = Scheduler::new(batch.capacity(), options);
         let (in_flight, to_write, failed) = (VecDeque::new(), Vec::new(), Vec::new());
         let (adapters, timing) = (Adapters::default(), GenerationTiming::default());
-        Run { engine, scheduler, adapters, batch, options, in_flight, to_write, failed, timing }
+        Run { context, scheduler, adapters, batch, options, in_flight, to_write, failed, timing }
     }
 
     pub(crate) fn into_batch(self) -> RunningBatch {
         self.batch
     }
 
-    pub(crate) fn engine(&self) -> &'e Engine<'a> {
-        self.engine
+    /// The model with the present weights.
+    pub(crate) fn model(&self) -> Arc<Qwen25Vl> {
+        self.context.model()
     }
 
     /// The keys and values of all blocks.
@@ -102,7 +87,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         }
         let max_tokens = request.max_sequence_tokens();
         let with_hashes = self.options.prefix_cache;
-        let sequences = SequenceState::for_request(index, request, &self.engine.model().config, with_hashes)?;
+        let sequences = SequenceState::for_request(index, request, &self.context.model().config, with_hashes)?;
         self.scheduler.add(sequences, max_tokens)
     }
 
@@ -125,7 +110,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// # Errors
     /// The interrupt flag is set, or the device fails. Errors of a single request are part of the output.
     pub(crate) fn step(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
-        self.engine.check_interrupt()?;
+        self.context.check_interrupt()?;
         for request in self.scheduler.late_requests() {
             self.fail(request, EngineError::DeadlineExceeded)?;
         }
@@ -140,10 +125,10 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
 
     /// Computes chunks of queued prompts, as many as the step's share of tokens allows.
     fn prefill(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
-        let (mut left, packs) = (self.options.prefill_tokens_per_step, self.engine.packs_prompts());
+        let (mut left, packs) = (self.options.prefill_tokens_per_step, self.context.packs_prompts());
         while left > 0 {
             // Where bits depend on the number of rows, the chunks of a prompt must not depend on the other prompts.
-            let most = if packs { left.min(self.engine.chunk_tokens) } else { self.engine.chunk_tokens };
+            let most = if packs { left.min(self.context.chunk_tokens) } else { self.context.chunk_tokens };
             let chunks = self.scheduler.next_chunks(most, packs);
             if chunks.is_empty() {
                 return Ok(());
@@ -160,7 +145,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
                     Err(e) => self.fail_job(chunk[0].job, e),
                 })?,
             }
-            self.engine.check_interrupt()?;
+            self.context.check_interrupt()?;
         }
         Ok(())
     }
@@ -172,13 +157,13 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
             if job.vision.is_none() && sequence.request.prompt.has_vision_tokens(chunk.range.clone()) {
                 let prompt = sequence.request.input.sequence();
-                let vision = self.model_of(sequence).prompt_vision_tokens(&self.engine.cx, &prompt)?;
+                let vision = self.model_of(sequence).prompt_vision_tokens(&self.context.cx, &prompt)?;
                 self.scheduler.set_vision(chunk.job, vision);
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
         let (mut needed, mut places) = (NeededRows::default(), ChunkPlaces::default());
-        let mut model = self.engine.model();
+        let mut model = self.context.model();
         // A preempted sequence whose blocks are all in the prefix cache has nothing to compute.
         for chunk in chunks.iter().filter(|chunk| !chunk.range.is_empty()) {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
@@ -198,7 +183,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         if inputs.is_empty() {
             return Ok(Vec::new());
         }
-        let cx = &self.engine.cx;
+        let cx = &self.context.cx;
         let keep = match self.batch.kept_products() {
             Some(products) => {
                 let [tokens, needed] = places.on_device(cx.device())?;
@@ -224,14 +209,14 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         let hidden = rows(cx, &hidden, &ends)?;
         let sequences: Vec<(usize, &SequenceState)> =
             receivers.iter().filter_map(|&(row, key)| Some((row, self.scheduler.sequence(key)?))).collect();
-        let tokens = sample_first_tokens(self.engine, &hidden, &sequences)?;
+        let tokens = sample_first_tokens(cx, &self.context.model(), &self.context.suppressed, &hidden, &sequences)?;
         of_prompts.into_iter().for_each(|(job, log_probs)| self.scheduler.add_prompt_log_probs(job, log_probs));
         Ok(receivers.into_iter().map(|(_, key)| key).zip(tokens).collect())
     }
 
     /// The model that computes a sequence's prompt: the engine's, or the one with the sequence's adapter.
     fn model_of(&self, sequence: &SequenceState) -> Arc<Qwen25Vl> {
-        sequence.request.adapter.and_then(|id| self.adapters.model(id)).unwrap_or_else(|| self.engine.model())
+        sequence.request.adapter.and_then(|id| self.adapters.model(id)).unwrap_or_else(|| self.context.model())
     }
 
     /// Records that chunks are computed, and makes the sequences of complete jobs ready to decode.
@@ -247,7 +232,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             let in_last_block = job.tokens % KvPages::BLOCK_TOKENS;
             let copies = self.scheduler.start_sequences(job);
             if !copies.is_empty() {
-                self.batch.cache().copy_blocks(&self.engine.cx, &copies, in_last_block)?;
+                self.batch.cache().copy_blocks(&self.context.cx, &copies, in_last_block)?;
             }
         }
         failed.into_iter().try_for_each(|(request, e)| self.fail(request, e))
@@ -278,7 +263,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         self.write_slots(&assigned, on_token)?;
         if self.scheduler.occupied_slots().any(|(_, sequence)| sequence.needs_another_step()) {
             self.enqueue()?;
-            if self.in_flight.len() <= self.engine.lookahead {
+            if self.in_flight.len() <= self.context.lookahead {
                 return Ok(true);
             }
         }
@@ -409,7 +394,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
 
     /// Loads an adapter: requests can name it from now on. `model` is the engine's model with the adapter.
     pub(crate) fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
-        self.check_base(&self.engine.model())?;
+        self.check_base(&self.context.model())?;
         while self.postprocess(on_token)? {}
         let (adapters, id) = self.adapters.with(model, &self.scheduler.adapters_in_use());
         self.set_adapters(adapters)?;
@@ -429,7 +414,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
 
     /// Replaces the adapters. No step may be in flight. If this fails, the former ones stay.
     fn set_adapters(&mut self, adapters: Adapters) -> Result<()> {
-        let decoder = adapters.decoder(&self.engine.model(), &self.engine.cx)?;
+        let decoder = adapters.decoder(&self.context.model(), &self.context.cx)?;
         self.batch.set_decoder(decoder, adapters.len() > 0)?;
         self.adapters = adapters;
         // The numbers of adapters may have changed.
@@ -453,7 +438,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// Replaces the weights, and makes all running sequences compute their keys and values again. Returns the number of
     /// requests that had begun.
     pub(crate) fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
-        if let Some((field, other, own)) = self.engine.model().config.first_difference(&model.config) {
+        if let Some((field, other, own)) = self.context.model().config.first_difference(&model.config) {
             let what = format!("is {other}, and the model in service has {own}");
             let help = "use weights of the same architecture";
             return Err(EngineError::Request(Diagnostic::new(field, what, help)));
@@ -461,16 +446,16 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         if self.adapters.len() > 0 {
             self.check_base(&model)?;
         }
-        let model = Qwen25Vl { features: self.engine.model().features.clone(), ..model };
+        let model = Qwen25Vl { features: self.context.model().features.clone(), ..model };
         let adapters = self.adapters.of_model(&model);
-        let decoder = adapters.decoder(&model, &self.engine.cx)?;
+        let decoder = adapters.decoder(&model, &self.context.cx)?;
         // The tokens of the steps in flight may end requests.
         while self.postprocess(on_token)? {}
         let begun = self.scheduler.started_requests();
         self.recompute_after_weights_changed(on_token)?;
         self.batch.set_decoder(decoder, adapters.len() > 0)?;
         self.adapters = adapters;
-        self.engine.set_model(model);
+        self.context.set_model(model);
         Ok(begun)
     }
 }

@@ -1,17 +1,12 @@
-//! Sampling parameters of a request, and the sampling of completions' first tokens from the logits of the prefill.
+//! Sampling parameters of a request, and what the sampling of a sequence needs of a decode step.
 
 use std::ops::RangeInclusive;
 
 use reel_diagnostic::Diagnostic;
 use reel_model::config::GenerationConfig;
 use reel_model::input::request::RequestSettings;
-use reel_runtime::ops::{self, SampledTokens, SamplingTable};
-use reel_runtime::{Cx, Device, Tensor};
 
 use crate::error::{EngineError, Result};
-use crate::request::MAX_TOP_LOG_PROBS;
-use crate::running_batch::PendingStep;
-use crate::sequence::{SampledToken, SequenceState};
 
 /// The repetition penalties that are accepted: beyond them, logits may overflow, and all of them become NaN.
 const REPETITION_PENALTIES: RangeInclusive<f32> = 1e-3..=1e3;
@@ -148,44 +143,4 @@ impl SamplingFeatures {
             likeliest: self.likeliest || other.likeliest,
         }
     }
-}
-
-/// Samples the next token of each sequence from its row of the logits `[sequences, vocab]`, never one of `suppressed`
-/// (i32 `[n]`).
-pub(crate) fn sample_tokens(
-    cx: &Cx,
-    logits: &Tensor,
-    sequences: &[&SequenceState],
-    suppressed: &Tensor,
-) -> Result<Vec<SampledToken>> {
-    let (device, rows) = (cx.device(), sequences.len());
-    let features = sequences.iter().map(|s| s.sampling_features()).reduce(SamplingFeatures::union).unwrap_or_default();
-    let biases: Vec<Vec<(i32, f32)>> = sequences.iter().map(|s| s.logit_biases()).collect();
-    let sampling: Vec<_> = sequences.iter().zip(&biases).map(|(s, bias)| s.row_sampling(bias)).collect();
-    let vocab = logits.shape().last().copied().filter(|_| features.grammar);
-    let table = SamplingTable::new(device, rows, biases.iter().map(Vec::len).max().unwrap_or(0), vocab)?;
-    table.set_rows(0, &sampling)?;
-    let draws: Vec<i32> = sequences.iter().map(|s| s.next_draw_number()).collect();
-    let history = match features.history {
-        true => Some(histories(device, sequences)?),
-        false => None,
-    };
-    let tops = if features.likeliest { MAX_TOP_LOG_PROBS } else { 0 };
-    let sampled = SampledTokens::new(device, rows, features.likeliest, tops)?;
-    let history = history.as_ref().map(|(ids, lens)| (ids, lens));
-    ops::sample(cx, logits, &table, &Tensor::from_i32(device, &[rows], &draws)?, history, suppressed, &sampled)?;
-    PendingStep::download(&sampled)?.wait_for_tokens()
-}
-
-/// The tokens of all sequences with a penalty, i32 `[sequences, longest]`, and their numbers, i32 `[sequences]`.
-fn histories(device: &Device, sequences: &[&SequenceState]) -> Result<(Tensor, Tensor)> {
-    let histories: Vec<&[i32]> = sequences.iter().map(|s| s.penalty_history()).collect();
-    let longest = histories.iter().map(|ids| ids.len()).max().unwrap_or(0);
-    let mut all = vec![0; sequences.len() * longest];
-    for (row, ids) in histories.iter().enumerate() {
-        all[row * longest..][..ids.len()].copy_from_slice(ids);
-    }
-    let lens: Vec<i32> = histories.iter().map(|ids| ids.len() as i32).collect();
-    let rows = sequences.len();
-    Ok((Tensor::from_i32(device, &[rows, longest], &all)?, Tensor::from_i32(device, &[rows], &lens)?))
 }

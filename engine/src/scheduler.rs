@@ -30,7 +30,6 @@ use crate::error::{EngineError, KV_CACHE, Result};
 use crate::prefill::PrefillJob;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, TokenEvent};
-use crate::run::RunOptions;
 use crate::running_batch::{BatchCapacity, StepNeeds};
 use crate::sampler::SamplingFeatures;
 use crate::sequence::{SampledToken, SequenceState};
@@ -38,6 +37,22 @@ use crate::stats::EngineStats;
 
 /// The order in which sequences get what is scarce: priority, then key, which counts the sequences in order of arrival.
 pub(crate) type Rank = (i32, usize);
+
+/// How a run schedules.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunOptions {
+    /// Maximum number of slots that the run uses.
+    pub(crate) max_slots: usize,
+    /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
+    /// of a sequence do not depend on the number of other running sequences, even on a device whose matrix products
+    /// have other bits at another batch size.
+    pub(crate) fixed_batch_size: bool,
+    /// Whether prompts are looked up in the prefix cache, and blocks are kept for it.
+    pub(crate) prefix_cache: bool,
+    /// Maximum number of tokens of prompts that one step computes besides decoding. On a GPU the last chunk may exceed
+    /// it, because its length must not depend on other prompts.
+    pub(crate) prefill_tokens_per_step: usize,
+}
 
 /// A range of the tokens of a prefill job, to be computed in the next forward pass.
 #[derive(Debug)]

@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_train::reporting::metrics::{self, StepMetrics};
+use reel_train::files::log::read_matching_lines;
+use reel_train::files::names::{METRICS_FILE, RUN_FILE};
+use reel_train::metrics::StepMetrics;
 use reel_train::run_folder::evaluations::{self, EvaluationLine};
-use reel_train::run_folder::output::{METRICS_FILE, RUN_FILE};
 use serde_json::Value;
 
 use crate::html::{Page, escape_html};
@@ -65,7 +66,7 @@ impl Run {
     fn read(folder: &Path) -> Result<Run> {
         refuse_other_folders(folder)?;
         let log = folder.join(METRICS_FILE);
-        let lines = metrics::read_matching_lines(&log, |_: &StepMetrics| true)?;
+        let lines = read_matching_lines(&log, |_: &StepMetrics| true)?;
         let steps: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
         if steps.is_empty() {
             let help = "give the output folder of a run that has finished a step";

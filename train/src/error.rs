@@ -2,13 +2,12 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use reel_diagnostic::{Diagnostic, no_room_help};
 use reel_model::ModelError;
-
-use crate::reporting::metrics::SkipCause;
-use crate::run_folder::checkpoint;
-use crate::run_folder::output::RUN_FILE;
+use reel_model::save::LockError;
+use serde::{Deserialize, Serialize};
 
 /// What can go wrong between a data file and a trained model folder.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +75,38 @@ pub enum TrainError {
     Runtime(#[from] reel_runtime::RuntimeError),
 }
 
+/// Why a row is skipped. Rows of one cause are usually mended in the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SkipCause {
+    /// The row is not JSON, or its fields are wrong.
+    Malformed,
+    /// The row has more tokens than the limit.
+    TooLong,
+    /// An image or a video cannot be read.
+    Media,
+    /// Decoding a video took longer than `--media-timeout`, also when it was tried again.
+    DecoderTimeout,
+    /// The process that decodes a video was killed by a signal, also when it was tried again.
+    DecoderKilled,
+    /// Anything else, such as a row without a token to learn.
+    Other,
+}
+
+impl SkipCause {
+    /// The cause in a message: `2 decoder timeout`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::TooLong => "too long",
+            Self::Media => "unreadable media",
+            Self::DecoderTimeout => "decoder timeout",
+            Self::DecoderKilled => "decoder killed",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// The crate's result.
 pub type Result<T, E = TrainError> = std::result::Result<T, E>;
 
@@ -120,6 +151,20 @@ impl TrainError {
         }
     }
 
+    /// The error of a lock for the file or folder `path` of the option `flag`.
+    pub(crate) fn cannot_lock(e: LockError, flag: &str, path: &Path) -> Self {
+        let refuse = |what: String, help: &str| Self::output(format!("{flag} {}", path.display()), what, help);
+        match e {
+            LockError::InUse(holder) => {
+                refuse(format!("is in use by {holder}"), "wait until that process ends, or give another path")
+            }
+            LockError::Io(e) if matches!(e.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists) => {
+                refuse("is a file, or has a file in place of a parent folder".into(), "give a folder")
+            }
+            LockError::Io(e) => Self::cannot_write(path, e),
+        }
+    }
+
     /// The error of a model folder or adapter folder that could not be written.
     pub(crate) fn cannot_save(e: ModelError) -> Self {
         match e {
@@ -144,19 +189,6 @@ impl TrainError {
         };
         diagnostic.location = diagnostic.location.replace(&from.display().to_string(), &to.display().to_string());
         self
-    }
-
-    /// Says after a full disk how the run in `out` continues, which depends on whether it has a checkpoint. Other
-    /// errors stay as they are.
-    pub(crate) fn with_help_to_continue(self, out: &Path) -> Self {
-        let Self::NoRoom { diagnostic, remedy } = self else { return self };
-        let has_checkpoint = checkpoint::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
-        let then = match (has_checkpoint, out.join(RUN_FILE).exists()) {
-            (true, _) => "resume with --resume-from-checkpoint last",
-            (false, true) => "start the run again with --overwrite",
-            (false, false) => "start the run again",
-        };
-        Self::NoRoom { diagnostic: diagnostic.with_help(format!("{remedy}, then {then}")), remedy }
     }
 
     /// Says that the run continues from its newest checkpoint, after an error of a row, of the data or of media.
@@ -212,31 +244,10 @@ impl From<reel_data::DataError> for TrainError {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// After a full disk, the help recommends a checkpoint only if there is one.
-    #[test]
-    fn full_disk_help_names_what_is_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path();
-        let said = |kind| {
-            let e = TrainError::cannot_write(out.join("metrics.jsonl"), io::Error::from(kind));
-            e.with_help_to_continue(out).to_string()
-        };
-        let full = || said(io::ErrorKind::StorageFull);
-        assert!(full().ends_with("the disk is full; free space on that disk, then start the run again"), "{}", full());
-        std::fs::write(out.join(RUN_FILE), "{}").unwrap();
-        assert!(full().ends_with("then start the run again with --overwrite"), "{}", full());
-        std::fs::create_dir_all(out.join("checkpoint-2/training")).unwrap();
-        std::fs::write(out.join("checkpoint-2/training/state.json"), "{}").unwrap();
-        assert!(full().ends_with("then resume with --resume-from-checkpoint last"), "{}", full());
-        let limit = said(io::ErrorKind::FileTooLarge);
-        assert!(
-            limit
-                .ends_with("raise the limit on file sizes (ulimit -f), then resume with --resume-from-checkpoint last")
-        );
-        assert!(!said(io::ErrorKind::PermissionDenied).contains("resume"));
+/// Returns [`TrainError::Stopped`] when the run was interrupted.
+pub(crate) fn error_if_stopped(stop: &AtomicBool) -> Result<()> {
+    match stop.load(Ordering::Relaxed) {
+        true => Err(TrainError::interrupted()),
+        false => Ok(()),
     }
 }

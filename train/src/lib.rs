@@ -6,6 +6,9 @@
 
 pub mod data;
 mod error;
+pub mod files;
+pub mod live_server;
+pub mod metrics;
 pub mod options;
 pub mod plan;
 pub mod predict;
@@ -13,11 +16,13 @@ pub mod reporting;
 pub mod rollout;
 pub mod run;
 pub mod run_folder;
+pub mod setup;
 pub mod step;
 #[cfg(test)]
 mod testing;
 
-pub use error::{Result, TrainError};
+pub use error::{Result, SkipCause, TrainError};
 pub use options::config_file;
 pub use options::{GrpoOptions, SftOptions};
-pub use run::{RunSetup, grpo, replay, sft};
+pub use run::{grpo, replay, sft};
+pub use setup::RunSetup;

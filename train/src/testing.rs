@@ -8,8 +8,8 @@ use reel_model::weights::widen_to_f32;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
 
-use crate::reporting::metrics::StepMetrics;
-use crate::run_folder::output;
+use crate::files::names::{DIGESTS_FILE, METRICS_FILE, RUN_FILE, TRAINER_STATE_FILE};
+use crate::metrics::StepMetrics;
 
 /// The path of `tests/golden/train/NAME`.
 pub(crate) fn golden(name: &str) -> PathBuf {
@@ -71,7 +71,7 @@ fn f32s(bytes: &[u8]) -> Vec<f32> {
 
 /// The parsed lines of metrics.jsonl.
 pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
-    let text = fs::read_to_string(out.join(output::METRICS_FILE)).unwrap();
+    let text = fs::read_to_string(out.join(METRICS_FILE)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -95,10 +95,9 @@ pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
             let name = path.strip_prefix(folder).unwrap().display().to_string();
             if path.is_dir() {
                 folders.push(path);
-            } else if ![output::METRICS_FILE, output::RUN_FILE, crate::run_folder::best::TRAINER_STATE_FILE]
-                .contains(&name.as_str())
+            } else if ![METRICS_FILE, RUN_FILE, TRAINER_STATE_FILE].contains(&name.as_str())
                 && !name.starts_with("events.")
-                && !name.ends_with(crate::run_folder::digests::DIGESTS_FILE)
+                && !name.ends_with(DIGESTS_FILE)
             {
                 found.push((name, fs::read(path).unwrap()));
             }

@@ -10,7 +10,8 @@ use reel_report::run::run_page_html;
 use reel_train::options::RunOptions;
 use reel_train::reporting::wandb::{Wandb, WandbStart};
 use reel_train::run::replay::{find_replay_start, recorded_command_and_options, recorded_working_directory};
-use reel_train::run_folder::output::{find_run_start, read_run_json, recorded_logs};
+use reel_train::run_folder::logs::recorded_logs;
+use reel_train::run_folder::output::{find_run_start, read_run_json};
 use reel_train::run_folder::{hashes, later_skipped, resume};
 use serde_json::{Value, json};
 

@@ -10,7 +10,7 @@ use reel_diagnostic::Diagnostic;
 use crate::data::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, SampleSource, is_row_error};
 use crate::data::order::RowOrder;
 use crate::data::quarantine::{RowCheckResult, ScanJournal};
-use crate::reporting::metrics::SkippedRow;
+use crate::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
 /// How many micro-batches the data give in all epochs, and which rows cannot be used.

@@ -12,8 +12,7 @@ use reel_diagnostic::{Diagnostic, input};
 use reel_model::input::Conversation;
 use reel_model::input::messages::{ContentPart, MediaSource, VideoSource};
 
-use crate::reporting::metrics::SkipCause;
-use crate::{Result, TrainError};
+use crate::{Result, SkipCause, TrainError};
 
 /// The help of the errors of this file.
 const HELP: &str = "make the media available again";

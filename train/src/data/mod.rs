@@ -13,3 +13,4 @@ pub mod order;
 pub mod quarantine;
 pub mod rows;
 pub mod sample;
+pub mod source;

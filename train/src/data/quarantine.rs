@@ -18,13 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use reel_model::save::FileLock;
 
-use crate::reporting::metrics::{self, JsonlLog, SkippedRow};
-use crate::run_folder::checkpoint::write_synced;
-use crate::run_folder::output;
+use crate::files::log::{self, JsonlLog};
+use crate::files::write_synced;
+use crate::metrics::SkippedRow;
 use crate::{Result, TrainError};
-
-/// The file in OUT that lists the unusable rows, unless `--quarantine` names another file.
-pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
 
 /// The result of checking a row: its token count, or why it cannot be used.
 pub type RowCheckResult = Result<usize, SkippedRow>;
@@ -84,8 +81,8 @@ impl ScanJournal {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
         }
-        let lock = FileLock::acquire(&lock_path(list)).map_err(|e| output::lock_error(e, "--quarantine", list))?;
-        let lines = metrics::read_matching_lines(&path, |_: &JournalLine| true)?;
+        let lock = FileLock::acquire(&lock_path(list)).map_err(|e| TrainError::cannot_lock(e, "--quarantine", list))?;
+        let lines = log::read_matching_lines(&path, |_: &JournalLine| true)?;
         let head = serde_json::json!({"scan": fingerprint}).to_string();
         let same = lines.first() == Some(&head);
         if !same && !lines.is_empty() && !quiet {

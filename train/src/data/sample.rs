@@ -18,10 +18,9 @@ use crate::data::labels::{TokenLabeler, Vocabulary};
 use crate::data::media_files::MediaFiles;
 use crate::data::mixture::Mixture;
 use crate::data::rows::SupervisedRow;
+use crate::data::source::DataSource;
 use crate::options::Recipe;
-use crate::reporting::metrics::SkipCause;
-use crate::run::DataSource;
-use crate::{Result, TrainError};
+use crate::{Result, SkipCause, TrainError};
 
 /// A row, ready for training.
 #[derive(Clone, Debug, Default, PartialEq)]

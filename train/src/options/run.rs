@@ -12,7 +12,7 @@ use super::{
     EvaluationOptions, FolderFormatName, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, check, range,
 };
 use crate::Result;
-use crate::data::quarantine::QUARANTINE_FILE;
+use crate::files::names::QUARANTINE_FILE;
 use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
 
 /// The options of a training command (`sft` or `grpo`).

@@ -22,12 +22,14 @@ use reel_model::weights::WeightSource as Weights;
 use reel_runtime::device::LaunchEvent;
 use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryUse, OpTotals};
 
-use crate::data::feed::{DataPosition, MicroBatchFeed};
+use crate::data::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
 use crate::data::length;
 use crate::data::sample::Sample;
+use crate::data::source::row_order;
+use crate::live_server::SERVED_BATCH;
 use crate::options::{RunOptions, SftOptions, TrainingOptions};
 use crate::run::sft::{self, SftLoop, SftSetup};
-use crate::run::{self, SERVED_BATCH, StepRowCursor, TrainLoop};
+use crate::run::{self, TrainLoop};
 use crate::run_folder::checkpoint::checkpoint_bytes;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::sft::step;
@@ -229,7 +231,7 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     options.validate_values()?;
     let samples = Arc::new(sft::open_samples(setup)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
-    let order = run::row_order(options.no_shuffle, &*samples, setup.seed);
+    let order = row_order(options.no_shuffle, &*samples, setup.seed);
     let mut batching = SftLoop::batching(options, order.rows_per_pass());
     let steps = match options.requested_step_count() {
         Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),

@@ -14,8 +14,9 @@ use serde::Serialize;
 use super::file::PredictionFile;
 use super::line::{answer_line, error_line};
 use super::requests::ChatRequests;
-use crate::data::feed::{Prefetcher, SampleSource, is_row_error};
+use crate::data::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};
 use crate::data::order::RowOrder;
+use crate::error::error_if_stopped;
 use crate::reporting::progress::Progress;
 use crate::{Result, TrainError};
 
@@ -150,7 +151,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
         file: &PredictionFile,
     ) -> Self {
         let rows = run.requests.row_count();
-        let (order, threads) = (RowOrder::file_order(rows), crate::run::decoding_threads());
+        let (order, threads) = (RowOrder::file_order(rows), decoding_threads());
         let done: BTreeSet<usize> = (file.lines()..rows).filter(|&row| file.has_line(row)).collect();
         let positions = file.lines() as u64..rows as u64;
         let window = run.concurrency.clamp(1, 2 * threads + 2);
@@ -173,7 +174,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
         let all = self.run.requests.row_count();
         let (begun, progress) = (Instant::now(), Progress::rows(self.run.quiet, all as u64, file.lines() as u64));
         while self.in_flight > 0 || (self.next < all && !self.is_ending) {
-            crate::run::error_if_stopped(self.run.stop).map_err(|_| file.stopped())?;
+            error_if_stopped(self.run.stop).map_err(|_| file.stopped())?;
             self.send_requests(file)?;
             match self.answers.recv_timeout(if self.in_flight > 0 { PATIENCE } else { Duration::ZERO }) {
                 Ok((row, result)) => self.accept(row, result, file)?,

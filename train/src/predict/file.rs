@@ -26,7 +26,6 @@ use serde_json::{Map, Value};
 use super::line::{remove_results, to_line};
 use super::settings::PredictionSettings;
 use crate::data::quarantine::lock_path;
-use crate::run_folder::output::lock_error;
 use crate::{Result, TrainError};
 
 /// What a run does if `OUT` or `OUT.partial` exists.
@@ -149,7 +148,7 @@ impl PredictionFile {
     ) -> Result<Self> {
         let paths = Paths::of(out);
         refuse_other_kinds(out)?;
-        let lock = FileLock::acquire(&lock_path(out)).map_err(|e| lock_error(e, "--out", out))?;
+        let lock = FileLock::acquire(&lock_path(out)).map_err(|e| TrainError::cannot_lock(e, "--out", out))?;
         if paths.out.exists() && !paths.partial.exists() && paths.partial_settings.exists() {
             rename(&paths.partial_settings, &paths.settings)?;
         }

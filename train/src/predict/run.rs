@@ -16,10 +16,11 @@ use serde::Serialize;
 use super::file::PredictionFile;
 use super::line::{RowResult, error_line, prediction_line};
 use super::prompts::RowPrompts;
-use crate::data::feed::{Prefetcher, SampleSource, is_row_error};
+use crate::data::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};
 use crate::data::order::RowOrder;
+use crate::error::error_if_stopped;
+use crate::live_server::{DeviceLender, LiveServer};
 use crate::reporting::progress::Progress;
-use crate::run::{DeviceLender, LiveServer};
 use crate::{Result, TrainError};
 
 /// How long the loop waits for the media of a row before it checks again whether the run was interrupted.
@@ -152,7 +153,7 @@ impl PredictionRun<'_> {
 
     fn prefetcher(&self, first: usize) -> Prefetcher<RowPrompts> {
         let rows = self.prompts.row_count();
-        let (order, threads) = (RowOrder::file_order(rows), crate::run::decoding_threads());
+        let (order, threads) = (RowOrder::file_order(rows), decoding_threads());
         let positions = first as u64..rows as u64;
         // Decoded frames of a row may take 50 MB, so few rows are prepared ahead.
         Prefetcher::new(self.prompts.clone(), order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
@@ -212,7 +213,7 @@ struct RowsInProgress<'r, 'a> {
 impl RowsInProgress<'_, '_> {
     /// Adds rows to the batch and does one step.
     fn advance(&mut self, file: &mut PredictionFile) -> Result<()> {
-        crate::run::error_if_stopped(self.run.stop)?;
+        error_if_stopped(self.run.stop)?;
         self.add_rows_while_there_is_room(file)?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
         DeviceLender(self.run.server).lend();

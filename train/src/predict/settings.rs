@@ -7,8 +7,8 @@ use reel_diagnostic::{input, redact_urls};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::run_folder::digest::ModelFiles;
-use crate::run_folder::resume::redact;
+use crate::files::digest::ModelFiles;
+use crate::files::json::redact;
 use crate::{Result, TrainError};
 
 /// An input of a run: its path, and the fingerprint by which a later run recognises it.

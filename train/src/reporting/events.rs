@@ -11,9 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use reel_media::strip::PngImage;
 
+use crate::metrics::RolloutPreview;
 use crate::reporting::protobuf::ProtoMessage;
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
-use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 
 /// An open event file.

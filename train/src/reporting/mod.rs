@@ -1,7 +1,6 @@
-//! What a run reports while it trains: `metrics.jsonl`, the progress bar, TensorBoard and Weights & Biases.
+//! What a run reports while it trains: the progress bar, TensorBoard and Weights & Biases.
 
 pub mod events;
-pub mod metrics;
 pub mod progress;
 pub mod protobuf;
 pub mod wandb;

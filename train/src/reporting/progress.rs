@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reel_diagnostic::escape_controls;
 use reel_runtime::format_bytes;
 
-use crate::reporting::metrics::StepMetrics;
+use crate::metrics::StepMetrics;
 
 /// How a run shows its finished steps, or its finished rows, on stderr.
 #[derive(Debug)]
@@ -173,7 +173,7 @@ fn time(t: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reporting::metrics::GrpoMetrics;
+    use crate::metrics::GrpoMetrics;
 
     #[test]
     fn formats_bytes_in_binary_units() {

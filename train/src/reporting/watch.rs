@@ -5,12 +5,12 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::files::log;
+use crate::files::names::METRICS_FILE;
+use crate::metrics::{RolloutPreview, StepMetrics};
 use crate::options::{ReportTo, RunOptions};
 use crate::reporting::events::TensorboardEventFile;
-use crate::reporting::metrics::{self, StepMetrics};
 use crate::reporting::wandb::{Wandb, WandbStart};
-use crate::run_folder::output;
-use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 
 /// The TensorBoard and W&B name of the histogram of a step's rewards.
@@ -39,7 +39,7 @@ impl Reporters {
             return Ok(Self { events, wandb: None });
         }
         let logged = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(options.logging_steps);
-        let lines = metrics::read_matching_lines(&options.out.join(output::METRICS_FILE), logged)?;
+        let lines = log::read_matching_lines(&options.out.join(METRICS_FILE), logged)?;
         let done: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let begin = WandbStart {
             out: &options.out,

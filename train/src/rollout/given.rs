@@ -9,8 +9,8 @@ use reel_model::TokenId;
 use reel_model::config::ModelConfig;
 use serde::Deserialize;
 
+use crate::files::digest;
 use crate::options::GrpoOptions;
-use crate::run_folder::digest;
 use crate::{Result, TrainError};
 
 /// One line of a `--rollouts` file: the completions of one prompt (a group) with their rewards.

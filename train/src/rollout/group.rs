@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::products::RolloutProducts;
 use super::prompts::{Prompt, PromptSource};
+use crate::files::names::ROLLOUT_SET_FILE;
+use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
-use crate::reporting::metrics::GrpoMetrics;
-use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 
 /// The tokens of one completion, and how many of them the loss counts.
@@ -167,7 +167,7 @@ impl RolloutSet {
             // A checkpoint's set was sampled by an earlier process: the resumed steps spend no time on sampling it.
             metrics: GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() },
         };
-        serde_json::to_vec(&stored).map_err(|e| TrainError::cannot_write(crate::run::grpo::ROLLOUT_SET_FILE, e.into()))
+        serde_json::to_vec(&stored).map_err(|e| TrainError::cannot_write(ROLLOUT_SET_FILE, e.into()))
     }
 }
 

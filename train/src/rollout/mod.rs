@@ -14,5 +14,4 @@ pub(crate) mod worker;
 pub use group::{CompletionTokens, Group, RolloutSet};
 pub use products::RolloutProducts;
 pub use prompts::{Prompt, PromptSource};
-pub use records::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 pub use sampler::with_shuffled_frames;

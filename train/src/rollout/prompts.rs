@@ -17,10 +17,10 @@ use crate::data::media_files::MediaFiles;
 use crate::data::mixture::Mixture;
 use crate::data::rows::PromptContent;
 use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
+use crate::data::source::DataSource;
+use crate::files::digest;
 use crate::options::Recipe;
-use crate::run::DataSource;
-use crate::run::grpo::GrpoSetup;
-use crate::run_folder::digest;
+use crate::setup::GrpoSetup;
 use crate::{Result, TrainError};
 
 /// A prompt as model inputs, with the data that the rewards of its completions need.

@@ -16,18 +16,12 @@ use serde_json::{Map, Value, json};
 
 use super::prompts::PromptSource;
 use super::worker::Rollout;
+use crate::files::names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
+use crate::files::{json, write_synced};
 use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, Group};
-use crate::run_folder::checkpoint::write_synced;
-use crate::run_folder::{digests, resume};
 use crate::{Result, TrainError};
 
-/// The folder of the recorded rollouts in OUT.
-pub const ROLLOUTS_FOLDER: &str = "rollouts";
-
-/// The folder below [`ROLLOUTS_FOLDER`] with strips: PNG images that show some frames of a step's first prompt side
-/// by side.
-pub const FRAME_STRIPS_FOLDER: &str = "strips";
 /// About the largest number of strips that a run writes. In longer runs only some steps get one.
 const MAX_STRIPS: u64 = 24;
 
@@ -169,7 +163,7 @@ pub(crate) fn read_recorded_groups(
         };
         let not_a_record = |e| damaged(format!("is not a record of a group: {e}"));
         let line: Value = serde_json::from_str(line).map_err(not_a_record)?;
-        if !digests::has_its_own_digest(&line) {
+        if !json::has_its_own_digest(&line) {
             let location = format!("{}:{number}", path.display());
             let (what, help) = ("is damaged: it is not what the run wrote", "restore the file from a copy");
             return Err(TrainError::Damaged(Diagnostic::new(location, what, help)));
@@ -217,7 +211,7 @@ fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
     if !rollout.shuffled_texts.is_empty() {
         line.insert("shuffled_texts".into(), json!(rollout.shuffled_texts));
     }
-    digests::with_own_digest(Value::Object(line))
+    json::with_own_digest(Value::Object(line))
 }
 
 /// A prompt without the passwords and queries in the addresses of its media. Texts stay as they are.
@@ -227,7 +221,7 @@ fn without_secrets(mut prompt: Value) -> Value {
     for part in parts.filter_map(Value::as_object_mut) {
         let media =
             part.iter_mut().filter(|(key, _)| ["image", "video", "image_url", "video_url"].contains(&key.as_str()));
-        media.for_each(|(_, value)| resume::redact(value));
+        media.for_each(|(_, value)| json::redact(value));
     }
     prompt
 }

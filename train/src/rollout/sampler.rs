@@ -10,8 +10,8 @@ use reel_media::frames::FrameBuf;
 use reel_model::input::ModelInput;
 
 use super::products::{ProductKeeper, RolloutProducts};
+use crate::live_server::DeviceLender;
 use crate::options::GrpoOptions;
-use crate::run::DeviceLender;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 

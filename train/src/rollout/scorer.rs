@@ -13,9 +13,10 @@ use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
 
 use super::worker::Rollout;
+use crate::error::error_if_stopped;
+use crate::live_server::DeviceLender;
 use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
-use crate::run::{DeviceLender, error_if_stopped};
 use crate::{Result, TrainError};
 
 /// How long a step waits for custom rewards before other work begins. Fast rewards gain nothing from it: on a machine

@@ -25,13 +25,13 @@ use super::prompts::{Prompt, PromptSource};
 use super::records::{FrameStripSchedule, RolloutRecorder};
 use super::sampler::{CompletionSampler, SampledPrompts};
 use super::scorer::CompletionScorer;
-use crate::data::feed::MicroBatchFeed;
+use crate::data::feed::{MicroBatchFeed, StepRowCursor};
+use crate::live_server::DeviceLender;
+use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
-use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::group::{CompletionTokens, Group};
-use crate::run::grpo::GrpoSetup;
-use crate::run::{DeviceLender, StepRowCursor};
-use crate::step::trainer::{RolloutPreview, Trainer};
+use crate::setup::GrpoSetup;
+use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
 /// Samples and scores the completions of each training step.

@@ -15,51 +15,14 @@
 //! An evaluation reads the weights and changes nothing: it has its own engine, KV cache and cache of vision tokens,
 //! which are freed when it ends, and no random number of the training depends on it.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
-
-use super::{LiveServer, Run, TrainLoop};
+use super::{Run, TrainLoop};
+use crate::metrics::StepMetrics;
 use crate::options::BestMetric;
-use crate::reporting::metrics::StepMetrics;
-use crate::run_folder::evaluations::{self, BenchmarkScore, EvaluationLine};
+use crate::run_folder::evaluations::{self, EvaluationLine};
+use crate::setup::{EvaluatedPolicy, PolicyEvaluator};
 use crate::{Result, TrainError};
-
-/// Evaluates the model in training.
-pub trait PolicyEvaluator: std::fmt::Debug {
-    /// The names of the benchmarks.
-    fn benchmarks(&self) -> Vec<String>;
-    /// Answers and scores the questions of all benchmarks. Writes the answers and scores into `folder`, which may not
-    /// exist. Continues what an earlier process has left there if it was for the same weights and options; else
-    /// replaces it. Returns the scores by benchmark.
-    ///
-    /// # Errors
-    /// [`TrainError::Stopped`] when `policy.stop` becomes true; a file cannot be written; a logit is NaN.
-    fn evaluate(&self, policy: &EvaluatedPolicy<'_>, folder: &Path) -> Result<BTreeMap<String, BenchmarkScore>>;
-}
-
-/// The model in training, between two steps.
-#[derive(Clone, Copy, Debug)]
-pub struct EvaluatedPolicy<'a> {
-    /// The model, with its adapter if one is trained.
-    pub model: &'a Qwen25Vl,
-    /// The device of the weights.
-    pub device: &'a Device,
-    /// Dtype of weights and activations.
-    pub dtype: DType,
-    /// The last finished step; 0 before the first one.
-    pub step: u64,
-    /// Fingerprint of the trained weights.
-    pub hash: &'a str,
-    /// Answers requests between decode steps, if given.
-    pub server: Option<&'a dyn LiveServer>,
-    /// Becomes true when the run is to stop (Ctrl-C).
-    pub stop: &'a AtomicBool,
-}
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Evaluates the model after the last finished step if that is due and not done. `steps` is the number of steps of
@@ -75,13 +38,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Err(e @ TrainError::Stopped(_)) => return Err(e),
             Err(e) => {
                 self.save()?;
-                self.writer.wait()?;
+                self.checkpoints.writer.wait()?;
                 return Err(e);
             }
             Ok(line) => line,
         };
         self.state.evaluated = Some(step);
-        self.progress.print_line(&format!("step {step}: {}", line.summary()));
+        self.reports.progress.print_line(&format!("step {step}: {}", line.summary()));
         Ok(Some(line))
     }
 
@@ -97,7 +60,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             return Ok(line);
         }
         let begun = Instant::now();
-        self.progress.print_line(&format!("step {step}: evaluating on {}", evaluator.benchmarks().join(", ")));
+        self.reports.progress.print_line(&format!("step {step}: evaluating on {}", evaluator.benchmarks().join(", ")));
         let policy = EvaluatedPolicy {
             model: &self.trainer.model,
             device: &self.trainer.device,
@@ -109,7 +72,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         };
         let benchmarks = evaluator.evaluate(&policy, &evaluations::step_folder(out, step))?;
         let line = EvaluationLine::new(step, benchmarks, hash, begun.elapsed().as_secs_f64());
-        if let Some(log) = &mut self.evaluations {
+        if let Some(log) = &mut self.logs.evaluations {
             log.append(&line)?;
         }
         Ok(line)
@@ -119,7 +82,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// resumes from, if its evaluation is not complete.
     pub(super) fn evaluate_before_steps(&mut self) -> Result<()> {
         let Some(line) = self.evaluate_if_due(self.state.steps)? else { return Ok(()) };
-        let finished = self.unreported.take();
+        let finished = self.reports.unreported.take();
         self.report(line.step, finished.as_ref(), Some(&line))?;
         if line.step == 0 {
             return Ok(());
@@ -128,7 +91,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             self.record_checkpoint(Some(&line));
         }
         // The checkpoint does not have the evaluation yet.
-        self.saved = None;
+        self.checkpoints.saved = None;
         self.save()
     }
 
@@ -144,13 +107,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let mut preview = None;
         if let Some(line) = finished.filter(|_| is_reported) {
             values = line.named_metric_values();
-            preview = self.preview.take();
+            preview = self.reports.preview.take();
         }
         values.extend(evaluation.into_iter().flat_map(EvaluationLine::named_values));
         if values.is_empty() {
             return Ok(());
         }
-        self.reporters.report_step(step, &values, preview.as_ref())
+        self.reports.reporters.report_step(step, &values, preview.as_ref())
     }
 
     /// Whether a checkpoint of step `step` is written without an interruption.

@@ -2,9 +2,8 @@
 //! which defines what a step does. `start.rs` prepares a run, fresh or resumed. This file does everything around the
 //! steps: checkpoints, logs, reports, interruption. `evaluation.rs` evaluates the model between steps.
 
-pub mod evaluation;
+mod evaluation;
 pub mod grpo;
-mod live_server;
 mod record;
 pub mod replay;
 pub mod sft;
@@ -15,80 +14,37 @@ mod validate;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
-use reel_model::input::MediaOptions;
 use reel_model::save::FolderLock;
-use reel_runtime::device::MatmulLibrary;
-use reel_runtime::{DType, Device};
 use serde_json::Value;
 
-use crate::data::feed::{SampleSource, is_row_error};
-use crate::data::order::RowOrder;
+use crate::data::feed::{SampleSource, StepRowCursor, is_row_error};
+use crate::files::digest::ModelFiles;
+use crate::files::log;
+use crate::files::names::SKIPPED_FILE;
+use crate::metrics::{RolloutPreview, SkippedRow, StepMetrics};
 use crate::options::TrainingOptions;
-use crate::reporting::metrics::{self, JsonlLog, SkipCause, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 use crate::run_folder::best;
 use crate::run_folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
-use crate::run_folder::digest::ModelFiles;
-use crate::run_folder::digests::LogDigests;
-use crate::run_folder::evaluations::EVALUATIONS_FILE;
-use crate::run_folder::hashes::{HASHES_FILE, TensorHashLog};
 use crate::run_folder::later_skipped;
+use crate::run_folder::logs::RunLogs;
 use crate::run_folder::output;
 use crate::run_folder::previous::PreviousRun;
 use crate::run_folder::resume::{self, PlannedStepCount, RunState};
+use crate::setup::RunSetup;
 use crate::step::hyperparameters::Hyperparameters;
-use crate::step::trainer::{RolloutPreview, StepResult, Trainer, combined_fingerprint};
-use crate::{Result, TrainError};
+use crate::step::trainer::{StepResult, Trainer, combined_fingerprint};
+use crate::{Result, SkipCause, TrainError};
 
-pub use evaluation::{EvaluatedPolicy, PolicyEvaluator};
-pub(crate) use live_server::DeviceLender;
-pub use live_server::{LiveServer, SERVED_BATCH};
+use record::Recorded;
 pub use record::difference_in_bits;
-use record::run_json;
-pub use train_loop::{DataSource, StepRowCursor, TrainLoop};
+pub use train_loop::TrainLoop;
 pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheckResult, check_data};
-
-/// The inputs of a training run.
-#[derive(Debug)]
-pub struct RunSetup<'a, O> {
-    /// The options of the command.
-    pub options: &'a O,
-    /// The local folder of the model that `options.model` names.
-    pub model: &'a Path,
-    /// The device that computes.
-    pub device: &'a Device,
-    /// Dtype of weights and activations, F32 or BF16.
-    pub dtype: DType,
-    /// Seed of the row order and of all random numbers.
-    pub seed: u64,
-    /// Options for reading images and videos, such as pixel limits. Whether M-RoPE uses the seconds between frames is
-    /// decided by `options.parity` instead.
-    pub media: &'a MediaOptions,
-    /// All options as a JSON object, for `run.json`.
-    pub resolved: &'a Value,
-    /// Whether only errors are printed.
-    pub quiet: bool,
-    /// Becomes true when the run is to stop (Ctrl-C).
-    pub stop: &'a AtomicBool,
-    /// Answers requests with the model in training, if given.
-    pub server: Option<&'a dyn LiveServer>,
-    /// Evaluates the model in training (`--eval-steps`), if given.
-    pub evaluator: Option<&'a dyn PolicyEvaluator>,
-}
-
-impl<O> Clone for RunSetup<'_, O> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<O> Copy for RunSetup<'_, O> {}
 
 /// The result of a training run.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,34 +63,25 @@ pub struct RunSummary {
     pub skipped_by_cause: BTreeMap<SkipCause, usize>,
 }
 
-/// Returns [`TrainError::Stopped`] when the run was interrupted.
-pub(crate) fn error_if_stopped(stop: &AtomicBool) -> Result<()> {
-    match stop.load(Ordering::Relaxed) {
-        true => Err(TrainError::interrupted()),
-        false => Ok(()),
-    }
-}
-
 /// Trains to the last step, or until `setup.stop` becomes true. OUT is locked meanwhile.
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
     let out = &setup.options.out;
     let lock = Arc::new(output::lock(out)?);
-    train::<W>(setup, &lock).map_err(|e| e.with_help_to_continue(out))
+    train::<W>(setup, &lock).map_err(|e| output::with_help_to_continue(e, out))
 }
 
 fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
-    let start = output::find_run_start(setup.options)?;
-    let rows = Arc::new(W::open_rows(setup)?);
-    let mut run = Run::<W>::begin(setup, start, rows)?;
-    run.lock = Some(lock.clone());
+    let found = start::find::<W>(setup)?;
+    let opened = start::open::<W>(setup, &found)?;
+    let mut run = start::begin(setup, found, opened, Some(lock.clone()))?;
     let done = run.steps();
-    run.progress.finish();
+    run.reports.progress.finish();
     let done = done.and_then(|()| run.finish_folder());
-    let reported = run.reporters.finish(&done);
+    let reported = run.reports.reporters.finish(&done);
     if let Err(e) = done.and(reported) {
         // A run that did not do its first step leaves OUT as it was. Its threads and files are closed first.
-        let mut previous = std::mem::replace(&mut run.previous, PreviousRun::none(&setup.options.out));
+        let mut previous = std::mem::replace(&mut run.folder.previous, PreviousRun::none(&setup.options.out));
         drop(run);
         // If this fails, the next start in the folder tries again; the error that ended the run says more.
         let _ = previous.put_back();
@@ -153,7 +100,7 @@ fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<Fold
 /// Counts the rows in `skipped.jsonl` by their cause.
 fn skipped_by_cause(out: &Path) -> Result<BTreeMap<SkipCause, usize>> {
     let mut counts = BTreeMap::new();
-    for line in metrics::read_matching_lines(&out.join(output::SKIPPED_FILE), |row: &SkippedRow| row.cause.is_some())? {
+    for line in log::read_matching_lines(&out.join(SKIPPED_FILE), |row: &SkippedRow| row.cause.is_some())? {
         let cause = serde_json::from_str::<SkippedRow>(&line).ok().and_then(|row| row.cause);
         *counts.entry(cause.unwrap_or(SkipCause::Other)).or_insert(0) += 1;
     }
@@ -169,8 +116,9 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     recorded: &Value,
 ) -> Result<Trainer> {
     let lengths: Vec<PlannedStepCount> = serde_json::from_value(recorded["lengths"].clone()).unwrap_or_default();
-    let start = output::find_run_start(setup.options)?;
-    let mut run = Run::<W>::begin(setup, start, Arc::new(W::open_rows(setup)?))?;
+    let found = start::find::<W>(setup)?;
+    let opened = start::open::<W>(setup, &found)?;
+    let mut run = start::begin(setup, found, opened, None)?;
     check_inputs(setup, &run.state.data_hash, recorded)?;
     while run.state.step < step {
         if let Some(steps) = resume::planned_steps_at(&lengths, run.state.step + 1) {
@@ -180,7 +128,7 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
             break;
         }
     }
-    run.progress.finish();
+    run.reports.progress.finish();
     Ok(run.trainer)
 }
 
@@ -207,32 +155,41 @@ struct Run<'a, W: TrainLoop<'a>> {
     rows: Arc<W::DataSource>,
     trainer: Trainer,
     train_loop: W,
-    /// The model that the run started from. In a resumed run its weight files are those of the checkpoint.
-    base: BaseModel,
     state: RunState,
-    lengths: Vec<PlannedStepCount>,
     resumed_after: u64,
     last: Option<StepMetrics>,
-    metrics: JsonlLog,
-    hashes: TensorHashLog,
-    skipped: JsonlLog,
-    /// `eval.jsonl`; `None` in a run that evaluates nothing and has evaluated nothing.
-    evaluations: Option<JsonlLog>,
-    /// The step of the checkpoint that the run resumes from, if it is reported with the evaluation that it lacks.
-    unreported: Option<StepMetrics>,
+    recorded: Recorded,
+    logs: RunLogs,
+    reports: Reports,
+    checkpoints: Checkpoints,
+    /// The last field: the files of the run are closed when an earlier run is put back.
+    folder: OutFolder,
+}
+
+/// What a run shows: the progress bar, TensorBoard and Weights & Biases.
+struct Reports {
     reporters: Reporters,
     progress: Progress,
-    /// The step of the checkpoint that was last written or resumed from; a checkpoint of it is not written again.
-    saved: Option<u64>,
-    writer: CheckpointWriter,
-    /// What run.json says about the matrix-product library and its chosen algorithms.
-    products: Option<MatmulLibrary>,
-    /// The lock on OUT; `None` in a replay.
-    lock: Option<Arc<FolderLock>>,
     /// The latest rollouts that were not reported yet. A step that is not reported may have sampled them.
     preview: Option<RolloutPreview>,
-    /// What the run replaces in OUT, until its first step is done. The last field: the files of the run are closed
-    /// when it is dropped.
+    /// The step of the checkpoint that the run resumes from, if it is reported with the evaluation that it lacks.
+    unreported: Option<StepMetrics>,
+}
+
+/// How a run saves its model.
+struct Checkpoints {
+    /// The model that the run started from. In a resumed run its weight files are those of the checkpoint.
+    base: BaseModel,
+    writer: CheckpointWriter,
+    /// The step of the checkpoint that was last written or resumed from; a checkpoint of it is not written again.
+    saved: Option<u64>,
+}
+
+/// The folder OUT while a run writes it.
+struct OutFolder {
+    /// The lock on OUT; `None` in a replay.
+    lock: Option<Arc<FolderLock>>,
+    /// What the run replaces in OUT, until its first step is done.
     previous: PreviousRun,
 }
 
@@ -244,7 +201,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             // If a custom reward fails, or a row cannot be used, the finished steps are saved before the run ends.
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || is_row_error(&e) => {
                 self.save()?;
-                self.writer.wait()?;
+                self.checkpoints.writer.wait()?;
                 let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
                 return Err(match saved.contains_key(&self.state.step) {
                     true => e.with_help_to_resume(self.setup.options.strict),
@@ -256,8 +213,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if self.setup.options.save_steps > 0 {
             self.save()?;
         }
-        self.writer.wait()?;
-        self.write_products()
+        self.checkpoints.writer.wait()?;
+        self.recorded.update_products(&self.setup, &self.state)
     }
 
     /// Does all steps that are left, with the evaluations between them.
@@ -271,10 +228,10 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Writes the trained model after the last step.
     fn finish_folder(&mut self) -> Result<()> {
-        self.writer.wait()?;
+        self.checkpoints.writer.wait()?;
         self.check_out_is_the_same()?;
-        self.previous.remove()?;
-        TrainedWeights::capture(&self.trainer, self.base.clone()).write(&self.setup.options.out)?;
+        self.folder.previous.remove()?;
+        TrainedWeights::capture(&self.trainer, self.checkpoints.base.clone()).write(&self.setup.options.out)?;
         later_skipped::remove(&self.setup.options.out)
     }
 
@@ -282,11 +239,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn one_step(&mut self) -> Result<bool> {
         let begun = Instant::now();
         let n = self.state.step + 1;
-        self.writer.check_finished_job()?;
+        self.checkpoints.writer.check_finished_job()?;
         self.trainer.device.reset_peak();
         let mut cursor = StepRowCursor { position: self.state.position.clone(), ..StepRowCursor::default() };
         let result = self.train_loop.step(&mut self.trainer, n, &mut cursor)?;
-        cursor.skipped.iter().try_for_each(|s| self.skipped.append(s))?;
+        cursor.skipped.iter().try_for_each(|s| self.logs.skipped.append(s))?;
         self.state.position = cursor.position;
         let Some(result) = result else { return Ok(false) };
         if !result.is_finite() {
@@ -303,7 +260,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
         let hashes = self.trainer.tensor_hashes()?;
         let hash = combined_fingerprint(&hashes);
-        self.hashes.append(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
+        self.logs.hashes.append(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
         self.state.step = n;
         self.state.hash.clone_from(&hash);
@@ -320,14 +277,14 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             hash,
             grpo: std::mem::take(&mut result.grpo),
         };
-        self.metrics.append(&line)?;
-        self.previous.remove()?;
-        self.progress.show_step(&line);
+        self.logs.metrics.append(&line)?;
+        self.folder.previous.remove()?;
+        self.reports.progress.show_step(&line);
         self.state.rewards.add_step_reward(&line);
-        self.preview = result.preview.take().or(self.preview.take());
+        self.reports.preview = result.preview.take().or(self.reports.preview.take());
         self.last = Some(line.clone());
-        if self.products.is_none() {
-            self.write_products()?;
+        if !self.recorded.has_products() {
+            self.recorded.update_products(&self.setup, &self.state)?;
         }
         let evaluation = self.evaluate_if_due(self.state.steps)?;
         self.report(n, Some(&line), evaluation.as_ref())?;
@@ -342,31 +299,21 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// and optimizer state, a background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
         self.check_out_is_the_same()?;
-        if self.saved == Some(self.state.step) {
+        if self.checkpoints.saved == Some(self.state.step) {
             return Ok(());
         }
         // Waits for the previous checkpoint, so that at most one copy of the weights is in host memory.
-        self.writer.wait()?;
-        self.metrics.sync()?;
-        self.skipped.sync()?;
-        self.hashes.sync()?;
-        self.evaluations.as_ref().map_or(Ok(()), JsonlLog::sync)?;
-        let logs = [
-            (output::METRICS_FILE, self.metrics.digest()),
-            (output::SKIPPED_FILE, self.skipped.digest()),
-            (HASHES_FILE, self.hashes.digest()),
-        ];
-        let evaluations = self.evaluations.as_ref().map(|log| (EVALUATIONS_FILE, log.digest()));
-        let logs: LogDigests =
-            logs.into_iter().chain(evaluations).map(|(name, digest)| (name.to_string(), digest)).collect();
-        self.write_products()?;
+        self.checkpoints.writer.wait()?;
+        self.logs.sync()?;
+        let logs = self.logs.digests();
+        self.recorded.update_products(&self.setup, &self.state)?;
         let bytes = checkpoint::checkpoint_bytes(&self.trainer);
         let copy = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes);
-        let (base, state) = (self.base.clone(), self.state.clone());
+        let (base, state) = (self.checkpoints.base.clone(), self.state.clone());
         let files = self.train_loop.resume_files()?;
         let mut snapshot = CheckpointSnapshot::capture(&self.trainer, base, state.clone(), files).with_logs(logs);
         let copied = copy && snapshot.copy_tensors()?;
-        self.saved = Some(state.step);
+        self.checkpoints.saved = Some(state.step);
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
         let job = move || {
             snapshot.write(&out)?;
@@ -374,12 +321,12 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             best::write_trainer_state(&out, best, state.step, state.steps)?;
             checkpoint::remove_old_checkpoints(&out, keep, best.map(|best| best.step))
         };
-        if copied { self.writer.start(job) } else { job() }
+        if copied { self.checkpoints.writer.start(job) } else { job() }
     }
 
     /// Checks that OUT is still the folder that the run has locked and keeps its logs in.
     fn check_out_is_the_same(&self) -> Result<()> {
-        if self.lock.as_ref().is_none_or(|lock| lock.still_protects_folder()) {
+        if self.folder.lock.as_ref().is_none_or(|lock| lock.still_protects_folder()) {
             return Ok(());
         }
         let location = format!("--out {}", self.setup.options.out.display());
@@ -391,21 +338,10 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         ))
     }
 
-    /// Updates run.json if the device has chosen new matrix-product algorithms, which it does for each new shape.
-    /// Called after the first step, with each checkpoint and at the end.
-    fn write_products(&mut self) -> Result<()> {
-        let now = self.trainer.device.matmul_library();
-        if now != self.products {
-            output::write_run_json(&self.setup.options.out, &run_json(&self.setup, &self.state, &self.lengths))?;
-            self.products = now;
-        }
-        Ok(())
-    }
-
     /// Writes a checkpoint after an interruption. Returns the error that says how to resume.
     fn stopped(&mut self) -> Result<TrainError> {
         self.save()?;
-        self.writer.wait()?;
+        self.checkpoints.writer.wait()?;
         let help = if self.state.step == 0 {
             "no step was finished, and the folder is as it was before; start again"
         } else {
@@ -428,19 +364,4 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step",
         ))
     }
-}
-
-/// The order in which a run takes its rows: file order, or shuffled by `seed`; with weights, that of the mixture.
-pub(crate) fn row_order(no_shuffle: bool, rows: &impl DataSource, seed: u64) -> RowOrder {
-    match (rows.mixture(), no_shuffle) {
-        (Some(mixture), _) => RowOrder::mixed(mixture.clone(), (!no_shuffle).then_some(seed)),
-        (None, true) => RowOrder::file_order(rows.row_count()),
-        (None, false) => RowOrder::shuffled(rows.row_count(), seed),
-    }
-}
-
-/// Number of threads that decode images and videos: a quarter of the CPU cores, but 2 to 8. The other cores are left
-/// for computing. A single thread would leave cores idle in an evaluation of short videos, which waits for the decoder.
-pub(crate) fn decoding_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, |n| (n.get() / 4).clamp(2, 8))
 }

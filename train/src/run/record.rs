@@ -1,40 +1,82 @@
 //! What a run records about itself in `run.json`, and what a later process compares with it.
 
+use reel_runtime::device::MatmulLibrary;
 use serde_json::{Value, json};
 
+use crate::Result;
+use crate::files::json::redact;
 use crate::options::TrainingOptions;
-use crate::run::RunSetup;
-use crate::run_folder::resume::{self, PlannedStepCount, RunState};
+use crate::run_folder::output;
+use crate::run_folder::resume::{PlannedStepCount, RunState};
+use crate::setup::RunSetup;
 
-/// The content of `run.json`. User names, passwords and queries of URLs are not recorded.
-pub(super) fn run_json<O: TrainingOptions>(
-    setup: &RunSetup<O>,
-    state: &RunState,
-    lengths: &[PlannedStepCount],
-) -> Value {
-    let hardware = setup.device.hardware();
-    let products =
-        setup.device.matmul_library().map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
-    let mut run = json!({
-        "command": O::COMMAND,
-        "version": env!("CARGO_PKG_VERSION"),
-        "steps": state.steps,
-        "lengths": lengths,
-        "seed": setup.seed,
-        "dtype": setup.dtype.name(),
-        "device": setup.device.name(),
-        "instruction_set": setup.device.instruction_set(),
-        "machine": {"name": hardware.name, "driver": hardware.driver},
-        "products": products,
-        "model_hash": state.model_hash,
-        "model_files": state.model_files,
-        "data_hash": state.data_hash,
-        "data_files": state.data_files,
-        "working_directory": std::env::current_dir().ok(),
-        "options": setup.resolved,
-    });
-    resume::redact(&mut run);
-    run
+/// What `run.json` has of a run beside its setup and its state.
+pub(super) struct Recorded {
+    /// The numbers of steps that the run has planned so far.
+    lengths: Vec<PlannedStepCount>,
+    /// The matrix-product library and its chosen algorithms.
+    products: Option<MatmulLibrary>,
+}
+
+impl Recorded {
+    /// Writes `run.json` at the start of a run.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn write<O: TrainingOptions>(
+        setup: &RunSetup<O>,
+        state: &RunState,
+        lengths: Vec<PlannedStepCount>,
+    ) -> Result<Self> {
+        let recorded = Self { lengths, products: setup.device.matmul_library() };
+        output::write_run_json(&setup.options.out, &recorded.run_json(setup, state))?;
+        Ok(recorded)
+    }
+
+    /// Whether the device has a library of matrix products whose algorithms are recorded.
+    pub(super) fn has_products(&self) -> bool {
+        self.products.is_some()
+    }
+
+    /// Updates `run.json` if the device has chosen new matrix-product algorithms, which it does for each new shape.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn update_products<O: TrainingOptions>(&mut self, setup: &RunSetup<O>, state: &RunState) -> Result<()> {
+        let now = setup.device.matmul_library();
+        if now != self.products {
+            self.products = now;
+            output::write_run_json(&setup.options.out, &self.run_json(setup, state))?;
+        }
+        Ok(())
+    }
+
+    /// The content of `run.json`. User names, passwords and queries of URLs are not recorded.
+    pub(super) fn run_json<O: TrainingOptions>(&self, setup: &RunSetup<O>, state: &RunState) -> Value {
+        let hardware = setup.device.hardware();
+        let products = self.products.as_ref();
+        let products = products.map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
+        let mut run = json!({
+            "command": O::COMMAND,
+            "version": env!("CARGO_PKG_VERSION"),
+            "steps": state.steps,
+            "lengths": self.lengths,
+            "seed": setup.seed,
+            "dtype": setup.dtype.name(),
+            "device": setup.device.name(),
+            "instruction_set": setup.device.instruction_set(),
+            "machine": {"name": hardware.name, "driver": hardware.driver},
+            "products": products,
+            "model_hash": state.model_hash,
+            "model_files": state.model_files,
+            "data_hash": state.data_hash,
+            "data_files": state.data_files,
+            "working_directory": std::env::current_dir().ok(),
+            "options": setup.resolved,
+        });
+        redact(&mut run);
+        run
+    }
 }
 
 /// How device or instruction set differ from those that `run`, an earlier `run.json`, names: a warning, because the

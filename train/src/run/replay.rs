@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use reel_diagnostic::Diagnostic;
 use serde_json::Value;
 
+use crate::files::log;
+use crate::files::names::{HASHES_FILE, METRICS_FILE, RUN_FILE};
+use crate::metrics::StepMetrics;
 use crate::options::RunOptions;
-use crate::reporting::metrics::{self, StepMetrics};
-use crate::run::{self, RunSetup, TrainLoop};
-use crate::run_folder::checkpoint;
-use crate::run_folder::hashes::{self, HASHES_FILE};
-use crate::run_folder::output;
+use crate::run::{self, TrainLoop};
+use crate::run_folder::{checkpoint, hashes, output};
+use crate::setup::RunSetup;
 use crate::{Result, TrainError};
 
 /// Where a replay starts, and what it must arrive at.
@@ -35,15 +36,15 @@ pub struct ReplayReport {
 
 /// Finds where the replay of step `step` of the run in `out` must start: at the newest checkpoint before it.
 pub fn find_replay_start(out: &Path, step: u64) -> Result<ReplayStart> {
-    let log = out.join(output::METRICS_FILE);
-    let lines = metrics::read_matching_lines(&log, |m: &StepMetrics| m.step == step)?;
+    let file = out.join(METRICS_FILE);
+    let lines = log::read_matching_lines(&file, |m: &StepMetrics| m.step == step)?;
     let recorded = lines.first().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
     let Some(recorded) = recorded.filter(|_| step > 0) else {
-        let done = metrics::read_matching_lines(&log, |_: &StepMetrics| true)?.len();
+        let done = log::read_matching_lines(&file, |_: &StepMetrics| true)?.len();
         let help = if done == 0 { "give the output folder of a run".to_string() } else { format!("give 1 to {done}") };
         return Err(TrainError::option(
             "--step",
-            format!("is {step}, but {} does not have this step", log.display()),
+            format!("is {step}, but {} does not have this step", file.display()),
             help,
         ));
     };
@@ -71,7 +72,7 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     let differs = |((_, hash), then): &(&(String, u64), &u32)| hashes::low_32_bits(*hash) != **then;
     let first = now.iter().zip(then.iter().flatten()).find(differs).map(|((name, _), _)| name.clone());
     if then.is_some() && first.is_none() {
-        let location = recorded.join(output::METRICS_FILE).display().to_string();
+        let location = recorded.join(METRICS_FILE).display().to_string();
         let what = format!("is damaged: its hash of step {step} is {want}, but the weights are those of {HASHES_FILE}");
         return Err(TrainError::Damaged(Diagnostic::new(location, what, "restore the file from a copy")));
     }
@@ -94,7 +95,7 @@ pub fn recorded_command_and_options(out: &Path) -> Result<(String, Value)> {
     let mut run = output::read_run_json(out)?;
     match (run["command"].as_str().map(String::from), run["options"].take()) {
         (Some(command), options @ Value::Object(_)) => Ok((command, options)),
-        _ => Err(damaged(&out.join(output::RUN_FILE), "lacks the command or the options of the run".into())),
+        _ => Err(damaged(&out.join(RUN_FILE), "lacks the command or the options of the run".into())),
     }
 }
 

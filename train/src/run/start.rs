@@ -1,197 +1,246 @@
-//! The start of a run: everything up to its first step, fresh or resumed from a checkpoint.
+//! The start of a run, fresh or resumed from a checkpoint, in three stages:
+//!
+//! ```text
+//! find     read what is on disk: rows, their order, the checkpoint and its logs. Changes no file
+//! open     load the model and the optimizer, start to prepare rows, make the training loop. Changes no file
+//! begin    change OUT: set an earlier run aside, open the logs and the reporters
+//! ```
+//!
+//! So a run that fails to start leaves OUT as it was.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reel_model::save::SmallFiles;
+use reel_model::config::ModelConfig;
+use reel_model::save::{FolderLock, SmallFiles};
+use serde_json::Value;
 
-use super::record::run_json;
+use super::record::{Recorded, difference_in_bits};
 use super::validate::{count_steps_and_unusable_rows, unusable_rows};
-use super::{Run, RunSetup, TrainLoop, decoding_threads, difference_in_bits, row_order};
-use crate::data::feed::{MicroBatchFeed, SampleSource};
+use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
+use crate::data::feed::{MicroBatchFeed, SampleSource, decoding_threads};
 use crate::data::order::RowOrder;
+use crate::data::source::row_order;
+use crate::files::names::HASHES_FILE;
+use crate::metrics::{SkippedRow, StepMetrics};
 use crate::options::BestMetric;
-use crate::reporting::metrics::{JsonlLog, SkippedRow, StepMetrics};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
-use crate::run_folder::best;
 use crate::run_folder::checkpoint::{self, BaseModel, CheckpointWriter};
-use crate::run_folder::digests;
-use crate::run_folder::evaluations::{self, EVALUATIONS_FILE};
-use crate::run_folder::hashes::{HASHES_FILE, TensorHashLog};
-use crate::run_folder::later_skipped;
+use crate::run_folder::logs::{self, RecordedLogs, RunLogs};
 use crate::run_folder::output::{self, RunStart};
 use crate::run_folder::resume::{self, PlannedStepCount, RunState};
+use crate::run_folder::{best, digests, later_skipped};
+use crate::setup::RunSetup;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
-impl<'a, W: TrainLoop<'a>> Run<'a, W> {
-    /// Prepares a run up to its first step. OUT is not touched before model, data and training loop are ready, so a
-    /// run that fails to start leaves it as it was.
-    pub(super) fn begin(setup: &RunSetup<'a, W::Options>, start: RunStart, rows: Arc<W::DataSource>) -> Result<Self> {
-        let options = setup.options;
-        let home = start.run_folder(&options.out);
-        let digests = start.checkpoint().map(digests::verify_checkpoint).transpose()?.flatten();
-        let order = row_order(options.no_shuffle, &*rows, setup.seed);
-        let (state, found) = Self::initial_state(setup, &start, &rows, &order)?;
-        let recorded =
-            start.checkpoint().map(|folder| output::recorded_logs(folder, &state, digests.as_ref())).transpose()?;
-        if let Some(folder) = start.checkpoint() {
-            digests::verify_log(folder, home, HASHES_FILE, digests.as_ref())?;
-        }
-        let config = reel_model::config::ModelConfig::open(setup.model)?;
-        let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
-        let (mut trainer, files) =
-            Trainer::resume(setup.device, &config, setup.model, start.checkpoint(), setup.dtype, hyperparameters)?;
-        files.check_values()?;
-        // Read before the first step, so that no file of the model makes a save fail hours later.
-        let small_files = SmallFiles::read(setup.model)?;
-        let small_files = Arc::new(match options.folder_format {
-            Some(name) => small_files.in_format(name.format())?,
-            None => small_files,
-        });
-        if let (Some(folder), Some(recorded)) = (start.checkpoint(), &recorded) {
-            restore_optimizer_state(folder, &mut trainer, &state, recorded.last.as_ref())?;
-        }
-        let later_skipped = match start.checkpoint() {
-            Some(_) if !options.strict => later_skipped::read(home, &state.position.skipped)?,
-            _ => Vec::new(),
-        };
-        let feed = Self::feed(options, &rows, order, &state).skip_when_reached(later_skipped.clone());
-        let train_loop = W::begin(setup, rows.clone(), feed, &mut trainer, start.checkpoint())?;
-        if let Some(server) = setup.server {
-            server.start(&trainer.model, state.step)?;
-        }
-        let lengths = match start.checkpoint() {
-            None => vec![PlannedStepCount { after: 0, steps: state.steps }],
-            Some(folder) => resume::planned_step_counts(folder, home, &state)?,
-        };
-        let earlier_run = start.checkpoint().and_then(|_| output::read_run_json(home).ok());
+/// What a run finds on disk.
+pub(super) struct Found<S> {
+    rows: Arc<S>,
+    order: RowOrder,
+    /// The state before the first step of this process.
+    state: RunState,
+    /// The numbers of steps that the run has planned so far.
+    lengths: Vec<PlannedStepCount>,
+    /// Rows that a fresh run already knows to be unusable.
+    unusable: Vec<SkippedRow>,
+    /// What the run resumes from; `None` for a fresh run.
+    resumed: Option<Resumed>,
+}
 
-        // From here on OUT is changed.
-        let output::RunLogs { metrics, skipped, previous } = match (&start, &recorded) {
-            (RunStart::From(folder), Some(recorded)) => {
-                output::resume_logs(&options.out, folder, recorded, &later_skipped)?
-            }
-            _ => output::fresh_logs(&options.out, setup.model, &found)?,
-        };
-        let hashes = TensorHashLog::open(&options.out, home, state.step, trainer.optimizer.parameter_states().count())?;
-        let run = run_json(setup, &state, &lengths);
-        output::write_run_json(&options.out, &run)?;
-        let evaluations = Self::evaluation_log(setup, &start, state.step)?;
-        let unreported = recorded.and_then(|recorded| recorded.last).filter(|_| Self::lacks_evaluation(setup, &state));
-        let reported = state.step - u64::from(unreported.is_some());
-        let reporters = Reporters::begin(options, home, reported, &run)?;
-        best::write_trainer_state(&options.out, state.rewards.best.as_ref(), state.step, state.steps)?;
-        let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
-        if let RunStart::From(folder) = &start {
-            let difference = earlier_run.and_then(|run| difference_in_bits(&run, setup.device));
-            print_resumption(&progress, folder, &state, digests.is_some(), difference);
-        }
-        if let Some(folder) = reporters.wandb_folder() {
-            progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
-        }
-        Ok(Self {
-            train_loop,
-            setup: *setup,
-            rows,
-            base: BaseModel { small_files, files: Arc::new(files), name: base_name(&options.model) },
-            writer: CheckpointWriter::default(),
-            resumed_after: state.step,
-            saved: Some(state.step),
-            products: setup.device.matmul_library(),
-            trainer,
-            state,
-            lengths,
-            last: None,
-            metrics,
-            hashes,
-            skipped,
-            evaluations,
-            unreported,
-            reporters,
-            progress,
-            preview: None,
-            lock: None,
-            previous,
-        })
-    }
+/// The checkpoint that a run resumes from, with what its run has logged.
+struct Resumed {
+    folder: PathBuf,
+    /// Whether the checkpoint lists the fingerprints of its files; those of earlier versions do not.
+    has_digests: bool,
+    logs: RecordedLogs,
+    /// Rows that the run skipped after the checkpoint.
+    later_skipped: Vec<SkippedRow>,
+    /// The `run.json` of the run, if it can be read.
+    run: Option<Value>,
+}
 
-    /// The micro-batches from the position of `state` in the data on, whose samples threads load ahead.
-    fn feed(
-        options: &W::Options,
-        rows: &Arc<W::DataSource>,
-        order: RowOrder,
-        state: &RunState,
-    ) -> MicroBatchFeed<W::DataSource> {
-        let batching = W::batching(options, order.rows_per_pass());
-        let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
-        MicroBatchFeed::new(rows.clone(), order, batching, &state.position, threads, window)
+impl Resumed {
+    /// The output folder of the run that wrote the checkpoint.
+    fn home(&self) -> &Path {
+        logs::home_of(&self.folder)
     }
+}
 
-    /// Opens the log of evaluations, with the lines up to `step` if the run resumes. `None` if the run evaluates
-    /// nothing and has never done so.
-    fn evaluation_log(setup: &RunSetup<'a, W::Options>, start: &RunStart, step: u64) -> Result<Option<JsonlLog>> {
-        let out = &setup.options.out;
-        let home = start.run_folder(out);
-        let is_resumed = start.checkpoint().is_some();
-        if setup.evaluator.is_none() && !(is_resumed && home.join(EVALUATIONS_FILE).exists()) {
-            return Ok(None);
-        }
-        evaluations::open(out, home, is_resumed.then_some(step)).map(Some)
+impl<S> Found<S> {
+    fn checkpoint(&self) -> Option<&Path> {
+        self.resumed.as_ref().map(|resumed| resumed.folder.as_path())
     }
+}
 
-    /// Whether the last step before the checkpoint is yet to be evaluated. It is reported after that.
-    fn lacks_evaluation(setup: &RunSetup<'a, W::Options>, state: &RunState) -> bool {
-        setup.evaluator.is_some()
-            && setup.options.evaluation.is_due(state.step, state.steps)
-            && state.evaluated != Some(state.step)
+/// Reads what is on disk, and checks that data, options and checkpoint belong together.
+///
+/// # Errors
+/// An input cannot be read, is damaged, or does not belong to the run of the checkpoint.
+pub(super) fn find<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Found<W::DataSource>> {
+    let start = output::find_run_start(setup.options)?;
+    let rows = Arc::new(W::open_rows(setup)?);
+    let order = row_order(setup.options.no_shuffle, &*rows, setup.seed);
+    match start {
+        RunStart::Fresh => find_fresh::<W>(setup, rows, order),
+        RunStart::From(folder) => find_checkpoint::<W>(setup, folder, rows, order),
     }
+}
 
-    /// The state of the run before the first step of this process. For a fresh run, also the rows that are known to
-    /// be unusable.
-    fn initial_state(
-        setup: &RunSetup<'a, W::Options>,
-        start: &RunStart,
-        rows: &Arc<W::DataSource>,
-        order: &RowOrder,
-    ) -> Result<(RunState, Vec<SkippedRow>)> {
-        let options = setup.options;
-        let measure = || count_steps_and_unusable_rows::<W>(setup, rows, order, unusable_rows(options, &**rows)?);
-        let RunStart::From(folder) = start else {
-            let (steps, found) = measure()?;
-            if options.check_data && !setup.quiet {
-                let list = options.quarantine_list_path();
-                reel_diagnostic::note!(
-                    "{} of {} rows cannot be used (see {})",
-                    found.len(),
-                    rows.row_count(),
-                    list.display()
-                );
-            } else if let Some(first) = found.first().filter(|_| !setup.quiet) {
-                reel_diagnostic::note!(
-                    "{} of {} rows are skipped; the first: {}",
-                    found.len(),
-                    rows.row_count(),
-                    first.reason
-                );
-            }
-            return Ok((resume::fresh_run_state(setup, &**rows, steps, &found)?, found));
-        };
-        let mut state = resume::resumed_run_state(setup, &**rows, folder, || Ok(measure()?.0))?;
-        if state.step == state.steps && output::has_final_model(&options.out, folder)? {
-            let what = format!("{} is after the last step of a finished run", folder.display());
-            let help =
-                format!("raise --max-steps or --num-train-epochs to train on; {} has the model", options.out.display());
-            return Err(TrainError::option("--resume-from-checkpoint", what, help));
-        }
-        state.rewards.forget_best_if_missing(&options.out);
-        if options.evaluation.best_metric() == BestMetric::None {
-            state.rewards.best = None;
-        }
-        Ok((state, Vec::new()))
+fn find_fresh<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    rows: Arc<W::DataSource>,
+    order: RowOrder,
+) -> Result<Found<W::DataSource>> {
+    let options = setup.options;
+    let known = unusable_rows(options, &*rows)?;
+    let (steps, unusable) = count_steps_and_unusable_rows::<W>(setup, &rows, &order, known)?;
+    let share = format!("{} of {} rows", unusable.len(), rows.row_count());
+    if options.check_data && !setup.quiet {
+        reel_diagnostic::note!("{share} cannot be used (see {})", options.quarantine_list_path().display());
+    } else if let Some(first) = unusable.first().filter(|_| !setup.quiet) {
+        reel_diagnostic::note!("{share} are skipped; the first: {}", first.reason);
     }
+    let state = resume::fresh_run_state(setup, &*rows, steps, &unusable)?;
+    let lengths = vec![PlannedStepCount { after: 0, steps }];
+    Ok(Found { rows, order, state, lengths, unusable, resumed: None })
+}
+
+fn find_checkpoint<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    folder: PathBuf,
+    rows: Arc<W::DataSource>,
+    order: RowOrder,
+) -> Result<Found<W::DataSource>> {
+    let (options, home) = (setup.options, logs::home_of(&folder));
+    let digests = digests::verify_checkpoint(&folder)?;
+    let count_steps = || {
+        let known = unusable_rows(options, &*rows)?;
+        Ok(count_steps_and_unusable_rows::<W>(setup, &rows, &order, known)?.0)
+    };
+    let mut state = resume::resumed_run_state(setup, &*rows, &folder, count_steps)?;
+    if state.step == state.steps && output::has_final_model(&options.out, &folder)? {
+        let what = format!("{} is after the last step of a finished run", folder.display());
+        let help =
+            format!("raise --max-steps or --num-train-epochs to train on; {} has the model", options.out.display());
+        return Err(TrainError::option("--resume-from-checkpoint", what, help));
+    }
+    state.rewards.forget_best_if_missing(&options.out);
+    if options.evaluation.best_metric() == BestMetric::None {
+        state.rewards.best = None;
+    }
+    let logs = logs::recorded_logs(&folder, &state, digests.as_ref())?;
+    digests::verify_log(&folder, home, HASHES_FILE, digests.as_ref())?;
+    let later_skipped = match options.strict {
+        true => Vec::new(),
+        false => later_skipped::read(home, &state.position.skipped)?,
+    };
+    let lengths = resume::planned_step_counts(&folder, home, &state)?;
+    let (run, has_digests) = (output::read_run_json(home).ok(), digests.is_some());
+    let resumed = Some(Resumed { folder, has_digests, logs, later_skipped, run });
+    Ok(Found { rows, order, state, lengths, unusable: Vec::new(), resumed })
+}
+
+/// What a run has loaded before its first step.
+pub(super) struct Opened<W> {
+    trainer: Trainer,
+    train_loop: W,
+    base: BaseModel,
+}
+
+/// Loads model and optimizer, starts to prepare rows and, if the run serves its model, to answer requests.
+///
+/// # Errors
+/// A file of the model or of the checkpoint is damaged; the device is out of memory; the server cannot be started.
+pub(super) fn open<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    found: &Found<W::DataSource>,
+) -> Result<Opened<W>> {
+    let (options, state) = (setup.options, &found.state);
+    let config = ModelConfig::open(setup.model)?;
+    let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
+    let (mut trainer, files) =
+        Trainer::resume(setup.device, &config, setup.model, found.checkpoint(), setup.dtype, hyperparameters)?;
+    files.check_values()?;
+    // Read before the first step, so that no file of the model makes a save fail hours later.
+    let small_files = SmallFiles::read(setup.model)?;
+    let small_files = Arc::new(match options.folder_format {
+        Some(name) => small_files.in_format(name.format())?,
+        None => small_files,
+    });
+    if let Some(resumed) = &found.resumed {
+        restore_optimizer_state(&resumed.folder, &mut trainer, state, resumed.logs.last.as_ref())?;
+    }
+    let batching = W::batching(options, found.order.rows_per_pass());
+    let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
+    let (rows, order) = (found.rows.clone(), found.order.clone());
+    let mut feed = MicroBatchFeed::new(rows, order, batching, &state.position, threads, window);
+    if let Some(resumed) = &found.resumed {
+        feed = feed.skip_when_reached(resumed.later_skipped.clone());
+    }
+    let train_loop = W::begin(setup, found.rows.clone(), feed, &mut trainer, found.checkpoint())?;
+    if let Some(server) = setup.server {
+        server.start(&trainer.model, state.step)?;
+    }
+    let base = BaseModel { small_files, files: Arc::new(files), name: base_name(&options.model) };
+    Ok(Opened { trainer, train_loop, base })
+}
+
+/// Begins the run in OUT, which `lock` protects; a replay has no lock.
+///
+/// # Errors
+/// A file in OUT cannot be moved or written.
+pub(super) fn begin<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    found: Found<W::DataSource>,
+    opened: Opened<W>,
+    lock: Option<Arc<FolderLock>>,
+) -> Result<Run<'a, W>> {
+    let Found { rows, state, lengths, unusable, resumed, .. } = found;
+    let Opened { trainer, train_loop, base } = opened;
+    let (options, out, evaluates) = (setup.options, &setup.options.out, setup.evaluator.is_some());
+    let tensors = trainer.optimizer.parameter_states().count();
+    let (logs, previous) = match &resumed {
+        None => RunLogs::create(out, setup.model, &unusable, tensors, evaluates)?,
+        Some(Resumed { folder, logs, later_skipped, .. }) => {
+            RunLogs::resume(out, folder, logs, later_skipped, tensors, evaluates)?
+        }
+    };
+    let folder = OutFolder { lock, previous };
+    let recorded = Recorded::write(setup, &state, lengths)?;
+    // The last step before the checkpoint is reported with the evaluation that it lacks.
+    let lacks_evaluation =
+        evaluates && options.evaluation.is_due(state.step, state.steps) && state.evaluated != Some(state.step);
+    let last_step = resumed.as_ref().and_then(|resumed| resumed.logs.last.clone());
+    let unreported = last_step.filter(|_| lacks_evaluation);
+    let reported = state.step - u64::from(unreported.is_some());
+    let home = resumed.as_ref().map_or(out.as_path(), Resumed::home);
+    let reporters = Reporters::begin(options, home, reported, &recorded.run_json(setup, &state))?;
+    best::write_trainer_state(out, state.rewards.best.as_ref(), state.step, state.steps)?;
+    let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
+    if let Some(resumed) = &resumed {
+        let difference = resumed.run.as_ref().and_then(|run| difference_in_bits(run, setup.device));
+        print_resumption(&progress, resumed, &state, difference);
+    }
+    if let Some(folder) = reporters.wandb_folder() {
+        progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
+    }
+    Ok(Run {
+        setup: *setup,
+        rows,
+        trainer,
+        train_loop,
+        resumed_after: state.step,
+        last: None,
+        recorded,
+        logs,
+        reports: Reports { reporters, progress, preview: None, unreported },
+        checkpoints: Checkpoints { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
+        state,
+        folder,
+    })
 }
 
 /// Loads the state of the optimizer from a checkpoint, after a check that the trainer has the weights of the
@@ -217,19 +266,13 @@ fn restore_optimizer_state(
 
 /// Prints where a run resumes, and what differs from the run that wrote the checkpoint. `difference` says why its bits
 /// may differ.
-fn print_resumption(
-    progress: &Progress,
-    folder: &Path,
-    state: &RunState,
-    has_digests: bool,
-    difference: Option<String>,
-) {
-    let (step, steps, folder) = (state.step, state.steps, folder.display());
+fn print_resumption(progress: &Progress, resumed: &Resumed, state: &RunState, difference: Option<String>) {
+    let (step, steps, folder) = (state.step, state.steps, resumed.folder.display());
     progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
     if step == steps {
         progress.print_line("no step is left: only the trained model is written");
     }
-    if !has_digests {
+    if !resumed.has_digests {
         progress.print_line(&format!(
             "warning: {folder} was written by an earlier version of reel: only its weights are checked"
         ));

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{DataSource, RunSetup, TrainLoop, row_order};
+use super::TrainLoop;
 use crate::data::feed::SampleSource;
 use crate::data::length::{self, RowsToScan};
 use crate::data::order::RowOrder;
 use crate::data::quarantine::{self, ScanJournal};
+use crate::data::source::{DataSource, row_order};
+use crate::metrics::SkippedRow;
 use crate::options::{RunOptions, TrainingOptions};
-use crate::reporting::metrics::SkippedRow;
 use crate::run_folder::resume;
+use crate::setup::RunSetup;
 use crate::{Result, TrainError};
 
 /// The result of `--check-data`.

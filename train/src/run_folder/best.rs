@@ -8,13 +8,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::reporting::metrics::StepMetrics;
-use crate::run_folder::checkpoint::{self, write_synced};
+use crate::files::names::TRAINER_STATE_FILE;
+use crate::files::write_synced;
+use crate::metrics::StepMetrics;
+use crate::run_folder::checkpoint;
 use crate::run_folder::evaluations::EvaluationLine;
 use crate::{Result, TrainError};
-
-/// The name of the file in OUT.
-pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
 
 /// The metric of checkpoints that are compared by their mean reward.
 const REWARD: &str = "reward";
@@ -105,7 +104,7 @@ pub fn write_trainer_state(out: &Path, best: Option<&BestCheckpoint>, step: u64,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reporting::metrics::GrpoMetrics;
+    use crate::metrics::GrpoMetrics;
     use crate::run_folder::evaluations::tests::line;
     use proptest::prelude::*;
 

@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::hash::Hasher;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -17,18 +16,14 @@ use reel_diagnostic::{Diagnostic, input};
 use reel_model::lora::ADAPTER_CONFIG_FILE;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use twox_hash::XxHash3_64;
 
-use crate::run_folder::checkpoint::{self, write_synced};
-use crate::run_folder::digest::{bytes_fingerprint, file_fingerprint};
-use crate::run_folder::resume::{self, RUN_STATE_FILE};
+use crate::files::digest::file_fingerprint;
+use crate::files::json::{OWN_DIGEST, has_its_own_digest, with_own_digest};
+use crate::files::log::{LogDigest, RunningDigest};
+use crate::files::names::{DIGESTS_FILE, RUN_STATE_FILE};
+use crate::files::write_synced;
+use crate::run_folder::{checkpoint, resume};
 use crate::{Result, TrainError};
-
-/// The list in a checkpoint folder.
-pub const DIGESTS_FILE: &str = "training/digests.json";
-
-/// The key of a JSON object with the fingerprint of its other keys.
-const OWN_DIGEST: &str = "digest";
 
 /// The fingerprints of the files that a resume from one checkpoint reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,64 +36,6 @@ pub struct CheckpointDigests {
 
 /// The digests of the logs of a run, by file name in OUT.
 pub type LogDigests = BTreeMap<String, LogDigest>;
-
-/// The first bytes of a log file: how many, and their fingerprint.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogDigest {
-    /// Length in bytes.
-    pub bytes: u64,
-    /// XXH3 of these bytes, 16 hex digits.
-    pub digest: String,
-}
-
-/// Computes the [`LogDigest`] of a file while it is written.
-#[derive(Clone, Default)]
-pub struct RunningDigest {
-    bytes: u64,
-    hasher: XxHash3_64,
-}
-
-impl std::fmt::Debug for RunningDigest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RunningDigest({:?})", self.digest())
-    }
-}
-
-impl RunningDigest {
-    /// The digest of a file with these bytes, to which more are added later.
-    pub fn of(bytes: &[u8]) -> Self {
-        let mut digest = Self::default();
-        digest.update(bytes);
-        digest
-    }
-
-    /// Adds bytes at the end.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.bytes += bytes.len() as u64;
-        self.hasher.write(bytes);
-    }
-
-    /// The digest of all bytes so far.
-    pub fn digest(&self) -> LogDigest {
-        LogDigest { bytes: self.bytes, digest: format!("{:016x}", self.hasher.finish()) }
-    }
-}
-
-/// Adds to a JSON object its own fingerprint, under the key `digest`.
-pub(crate) fn with_own_digest(mut object: Value) -> Value {
-    if let Value::Object(map) = &mut object {
-        map.shift_remove(OWN_DIGEST);
-        let digest = bytes_fingerprint(Value::Object(map.clone()).to_string().as_bytes());
-        map.insert(OWN_DIGEST.into(), Value::String(digest));
-    }
-    object
-}
-
-/// Whether the keys of a JSON object have the fingerprint under its key `digest`. True if it lacks that key, because
-/// earlier versions wrote none.
-pub(crate) fn has_its_own_digest(object: &Value) -> bool {
-    object.get(OWN_DIGEST).is_none() || with_own_digest(object.clone())[OWN_DIGEST] == object[OWN_DIGEST]
-}
 
 /// Writes the list of files with their fingerprints into a complete checkpoint folder.
 ///
@@ -310,16 +247,5 @@ mod tests {
                 prop_assert!(check(&other).is_err() && check(&whole[..whole.len() - 1]).is_err());
             }
         }
-    }
-
-    #[test]
-    fn json_object_carries_its_own_digest() {
-        let object = serde_json::json!({"a": 0.1, "b": [1e300, -0.0, 7], "c": {"d": "x"}});
-        let protected = with_own_digest(object.clone());
-        let read: Value = serde_json::from_str(&format!("{protected:#}")).unwrap();
-        assert!(has_its_own_digest(&read) && has_its_own_digest(&object));
-        let mut other = read.clone();
-        other["c"]["d"] = "y".into();
-        assert!(!has_its_own_digest(&other));
     }
 }

@@ -15,13 +15,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::reporting::metrics::{self, JsonlLog};
+use crate::files::log::{self, JsonlLog};
+use crate::files::names::{EVALUATIONS_FILE, EVALUATIONS_FOLDER};
 use crate::{Result, TrainError};
 
-/// The log in OUT.
-pub const EVALUATIONS_FILE: &str = "eval.jsonl";
-/// The folder in OUT with one folder for each evaluated step.
-pub const EVALUATIONS_FOLDER: &str = "eval";
 /// What the name of a step's folder begins with.
 const STEP_FOLDER: &str = "step-";
 
@@ -104,8 +101,7 @@ pub fn step_folder(out: &Path, step: u64) -> PathBuf {
 /// # Errors
 /// The log cannot be read.
 pub fn read(home: &Path, last_step: u64) -> Result<Vec<EvaluationLine>> {
-    let lines =
-        metrics::read_matching_lines(&home.join(EVALUATIONS_FILE), |line: &EvaluationLine| line.step <= last_step)?;
+    let lines = log::read_matching_lines(&home.join(EVALUATIONS_FILE), |line: &EvaluationLine| line.step <= last_step)?;
     Ok(lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
@@ -117,7 +113,7 @@ pub fn read(home: &Path, last_step: u64) -> Result<Vec<EvaluationLine>> {
 pub fn open(out: &Path, home: &Path, step: Option<u64>) -> Result<JsonlLog> {
     let path = out.join(EVALUATIONS_FILE);
     let Some(step) = step else { return JsonlLog::create(&path) };
-    let lines = metrics::read_matching_lines(&home.join(EVALUATIONS_FILE), |line: &EvaluationLine| line.step <= step)?;
+    let lines = log::read_matching_lines(&home.join(EVALUATIONS_FILE), |line: &EvaluationLine| line.step <= step)?;
     JsonlLog::resume(&path, &lines)
 }
 

@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 
-use crate::run_folder::digests::{LogDigest, RunningDigest};
+use crate::files::log::{LogDigest, RunningDigest};
+use crate::files::names::HASHES_FILE;
 use crate::{Result, TrainError};
-
-/// The name of the file in OUT.
-pub const HASHES_FILE: &str = "hashes.bin";
 
 /// Writes `hashes.bin`: each step appends the hashes of all trained tensors.
 #[derive(Debug)]

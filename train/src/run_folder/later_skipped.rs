@@ -8,12 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::{fs, io};
 
-use crate::reporting::metrics::{self, JsonlLog, SkippedRow};
-use crate::run_folder::output::SKIPPED_FILE;
+use crate::files::log::{self, JsonlLog};
+use crate::files::names::{LATER_SKIPPED_FILE, SKIPPED_FILE};
+use crate::metrics::SkippedRow;
 use crate::{Result, TrainError};
-
-/// The name of the file in OUT.
-pub const LATER_SKIPPED_FILE: &str = ".skipped-later.jsonl";
 
 /// Returns the rows that the run in `home` skipped after a checkpoint, which has skipped the rows `known`.
 ///
@@ -23,7 +21,7 @@ pub fn read(home: &Path, known: &[usize]) -> Result<Vec<SkippedRow>> {
     let known: BTreeSet<usize> = known.iter().copied().collect();
     let mut rows: BTreeMap<usize, SkippedRow> = BTreeMap::new();
     for file in [LATER_SKIPPED_FILE, SKIPPED_FILE] {
-        for line in metrics::read_matching_lines(&home.join(file), |row: &SkippedRow| !known.contains(&row.row))? {
+        for line in log::read_matching_lines(&home.join(file), |row: &SkippedRow| !known.contains(&row.row))? {
             if let Ok(row) = serde_json::from_str::<SkippedRow>(&line) {
                 rows.insert(row.row, row);
             }

@@ -3,11 +3,11 @@
 
 pub mod best;
 pub mod checkpoint;
-pub mod digest;
 pub mod digests;
 pub mod evaluations;
 pub mod hashes;
 pub mod later_skipped;
+pub mod logs;
 pub mod output;
 pub mod previous;
 pub mod resume;

@@ -6,27 +6,17 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_model::save::{FOLDER_LOCK_FILE, FolderLock, LockError};
+use reel_model::save::{FOLDER_LOCK_FILE, FolderLock};
 use serde_json::Value;
 
-use crate::data::quarantine::{self, QUARANTINE_FILE};
+use crate::data::quarantine;
+use crate::files::json::{has_its_own_digest, holds_commands, with_own_digest};
+use crate::files::names::{METRICS_FILE, QUARANTINE_FILE, RUN_FILE};
+use crate::files::{digest, write_synced_with_mode};
 use crate::options::RunOptions;
-use crate::reporting::metrics::{self, JsonlLog, SkippedRow, StepMetrics};
-use crate::run_folder::checkpoint::{self, write_synced_with_mode};
-use crate::run_folder::digest;
-use crate::run_folder::digests::{self, CheckpointDigests};
-use crate::run_folder::evaluations::EVALUATIONS_FILE;
-use crate::run_folder::later_skipped;
+use crate::run_folder::checkpoint;
 use crate::run_folder::previous::PreviousRun;
-use crate::run_folder::resume::RunState;
 use crate::{Result, TrainError};
-
-/// `metrics.jsonl` in OUT.
-pub const METRICS_FILE: &str = "metrics.jsonl";
-/// `skipped.jsonl` in OUT.
-pub const SKIPPED_FILE: &str = "skipped.jsonl";
-/// `run.json` in OUT.
-pub const RUN_FILE: &str = "run.json";
 
 /// Where a run starts: at step 1 or after a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,11 +35,6 @@ impl RunStart {
             Self::From(folder) => Some(folder),
         }
     }
-
-    /// The output folder whose logs the run continues: the one that contains the checkpoint; for a fresh run `out`.
-    pub fn run_folder<'a>(&'a self, out: &'a Path) -> &'a Path {
-        self.checkpoint().map_or(out, |folder| folder.parent().unwrap_or(Path::new("")))
-    }
 }
 
 /// Locks OUT for this process, until the returned lock is dropped, and restores what a killed process left half done
@@ -58,23 +43,22 @@ impl RunStart {
 /// # Errors
 /// Another process writes OUT, or OUT cannot be created.
 pub fn lock(out: &Path) -> Result<FolderLock> {
-    let lock = FolderLock::acquire(out).map_err(|e| lock_error(e, "--out", out))?;
+    let lock = FolderLock::acquire(out).map_err(|e| TrainError::cannot_lock(e, "--out", out))?;
     PreviousRun::recover(out)?;
     Ok(lock)
 }
 
-/// The error of a lock for the file or folder `path` of the option `flag`.
-pub(crate) fn lock_error(e: LockError, flag: &str, path: &Path) -> TrainError {
-    let refuse = |what: String, help: &str| TrainError::output(format!("{flag} {}", path.display()), what, help);
-    match e {
-        LockError::InUse(holder) => {
-            refuse(format!("is in use by {holder}"), "wait until that process ends, or give another path")
-        }
-        LockError::Io(e) if matches!(e.kind(), ErrorKind::NotADirectory | ErrorKind::AlreadyExists) => {
-            refuse("is a file, or has a file in place of a parent folder".into(), "give a folder")
-        }
-        LockError::Io(e) => TrainError::cannot_write(path, e),
-    }
+/// Says after a full disk how the run in `out` continues, which depends on whether it has a checkpoint. Other errors
+/// stay as they are.
+pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
+    let TrainError::NoRoom { diagnostic, remedy } = e else { return e };
+    let has_checkpoint = checkpoint::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
+    let then = match (has_checkpoint, out.join(RUN_FILE).exists()) {
+        (true, _) => "resume with --resume-from-checkpoint last",
+        (false, true) => "start the run again with --overwrite",
+        (false, false) => "start the run again",
+    };
+    TrainError::NoRoom { diagnostic: diagnostic.with_help(format!("{remedy}, then {then}")), remedy }
 }
 
 /// Decides where the run starts, by its options and by what is in OUT. Changes no file.
@@ -130,7 +114,7 @@ fn is_check_file(path: &Path) -> bool {
 }
 
 /// Whether `checkpoint` is a folder directly in `out`. True if it does not exist.
-fn lies_in(checkpoint: &Path, out: &Path) -> bool {
+pub(super) fn lies_in(checkpoint: &Path, out: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
     // A missing checkpoint gets its own error later.
     real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
@@ -141,100 +125,12 @@ fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
 }
 
 /// Refuses a run whose model, or checkpoint to resume from, is in OUT: it would be replaced.
-fn refuse_model_inside(out: &Path, model: &Path) -> Result<()> {
+pub(super) fn refuse_model_inside(out: &Path, model: &Path) -> Result<()> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     match real(model).starts_with(real(out)) {
         true => Err(not_empty(out, "holds the model to train", "choose another folder")),
         false => Ok(()),
     }
-}
-
-/// The open logs of a run: `metrics.jsonl` and `skipped.jsonl`.
-#[derive(Debug)]
-pub struct RunLogs {
-    /// One line per step.
-    pub metrics: JsonlLog,
-    /// One line per row that cannot be used.
-    pub skipped: JsonlLog,
-    /// What the run replaces in OUT, until its first step is done.
-    pub previous: PreviousRun,
-}
-
-/// What the checkpoint in `folder` says about the logs of its run, checked against the logs themselves.
-#[derive(Debug)]
-pub struct RecordedLogs {
-    /// The lines of `metrics.jsonl` up to the checkpoint.
-    metrics: Vec<String>,
-    /// The lines of `skipped.jsonl` up to the checkpoint.
-    skipped: Vec<String>,
-    /// The last of these steps.
-    pub last: Option<StepMetrics>,
-}
-
-/// Reads what the run that wrote the checkpoint in `folder` had logged up to there: one line of metrics per step, and
-/// the skipped rows.
-///
-/// # Errors
-/// The logs lack lines, or are not what the run wrote.
-pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&CheckpointDigests>) -> Result<RecordedLogs> {
-    let home = home_of(folder);
-    for name in [METRICS_FILE, SKIPPED_FILE, EVALUATIONS_FILE] {
-        digests::verify_log(folder, home, name, digests)?;
-    }
-    let step = state.step;
-    let metrics = metrics::read_matching_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
-    if metrics.len() as u64 != step {
-        let what = format!("has {} lines instead of {step}, one per step up to {}", metrics.len(), folder.display());
-        let file = home.join(METRICS_FILE).display().to_string();
-        return Err(TrainError::output(file, what, "put the run's own metrics.jsonl there"));
-    }
-    let mut skipped = metrics::read_matching_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
-    skipped.truncate(state.position.skipped.len());
-    let last = metrics.last().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
-    Ok(RecordedLogs { metrics, skipped, last })
-}
-
-/// The output folder of the run that wrote the checkpoint in `folder`.
-fn home_of(folder: &Path) -> &Path {
-    folder.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Opens the logs of a run that resumes from the checkpoint in `folder`, with the lines up to there. `later_skipped`
-/// are the rows that the run skipped after it. If OUT is not the folder of the checkpoint's run, an earlier run in OUT
-/// is set aside.
-///
-/// # Errors
-/// The logs cannot be written.
-pub fn resume_logs(out: &Path, folder: &Path, logs: &RecordedLogs, later_skipped: &[SkippedRow]) -> Result<RunLogs> {
-    fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
-    checkpoint::remove_incomplete_files(out)?;
-    let previous = if lies_in(folder, out) {
-        PreviousRun::none(out)
-    } else {
-        refuse_model_inside(out, folder)?;
-        PreviousRun::set_aside(out)?
-    };
-    later_skipped::write(out, later_skipped)?;
-    Ok(RunLogs {
-        metrics: JsonlLog::resume(&out.join(METRICS_FILE), &logs.metrics)?,
-        skipped: JsonlLog::resume(&out.join(SKIPPED_FILE), &logs.skipped)?,
-        previous,
-    })
-}
-
-/// Opens the logs of a fresh run, after setting any earlier run in OUT aside. The rows `unusable`, which are already
-/// known to be unusable, are logged as skipped.
-///
-/// # Errors
-/// The model to train is in OUT, or a file cannot be moved or written.
-pub fn fresh_logs(out: &Path, model: &Path, unusable: &[SkippedRow]) -> Result<RunLogs> {
-    fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
-    refuse_model_inside(out, model)?;
-    let previous = PreviousRun::set_aside(out)?;
-    let (metrics, mut skipped) =
-        (JsonlLog::create(&out.join(METRICS_FILE))?, JsonlLog::create(&out.join(SKIPPED_FILE))?);
-    unusable.iter().try_for_each(|row| skipped.append(row))?;
-    Ok(RunLogs { metrics, skipped, previous })
 }
 
 /// Whether OUT has the trained model of the run whose last step the checkpoint in `folder` is after: OUT's weights are
@@ -255,18 +151,12 @@ pub fn has_final_model(out: &Path, folder: &Path) -> Result<bool> {
     Ok(lies_in(folder, out) && !weights.is_empty())
 }
 
-/// Whether a run's options hold a command of the user, which may contain secrets. Files with them are readable by the
-/// user alone.
-pub(crate) fn holds_commands(options: &Value) -> bool {
-    options.get("reward_command").is_some_and(|command| !command.is_null())
-}
-
 /// Writes `run.json`: every resolved option, the version, the device and the fingerprints of model and data.
 pub fn write_run_json(out: &Path, run: &Value) -> Result<()> {
     let path = out.join(RUN_FILE);
     let part = out.join(format!(".{RUN_FILE}.part"));
     let failed = |e| TrainError::cannot_write(&path, e);
-    let text = format!("{:#}\n", digests::with_own_digest(run.clone()));
+    let text = format!("{:#}\n", with_own_digest(run.clone()));
     write_synced_with_mode(&part, text.as_bytes(), holds_commands(&run["options"])).map_err(failed)?;
     fs::rename(&part, &path).map_err(failed)
 }
@@ -293,7 +183,7 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
     if !run.is_object() {
         return Err(damaged("is not a JSON object".into(), help));
     }
-    match digests::has_its_own_digest(&run) {
+    match has_its_own_digest(&run) {
         true => Ok(run),
         false => Err(damaged("is damaged: it is not what the run wrote".into(), restore)),
     }
@@ -368,7 +258,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         touch(out.join("base/config.json"));
-        let e = fresh_logs(&out, &out.join("base"), &[]).unwrap_err().to_string();
+        let e = refuse_model_inside(&out, &out.join("base")).unwrap_err().to_string();
         assert!(e.contains("holds the model to train"), "{e}");
     }
 
@@ -401,5 +291,29 @@ mod tests {
         write_run_json(dir.path(), &run(Value::Null)).unwrap();
         assert_eq!(mode(), plain);
         assert_eq!(read_run_json(dir.path()).unwrap()["options"]["reward_command"], Value::Null);
+    }
+
+    /// After a full disk, the help recommends a checkpoint only if there is one.
+    #[test]
+    fn full_disk_help_names_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path();
+        let said = |kind| {
+            let e = TrainError::cannot_write(out.join("metrics.jsonl"), std::io::Error::from(kind));
+            with_help_to_continue(e, out).to_string()
+        };
+        let full = || said(ErrorKind::StorageFull);
+        assert!(full().ends_with("the disk is full; free space on that disk, then start the run again"), "{}", full());
+        fs::write(out.join(RUN_FILE), "{}").unwrap();
+        assert!(full().ends_with("then start the run again with --overwrite"), "{}", full());
+        fs::create_dir_all(out.join("checkpoint-2/training")).unwrap();
+        fs::write(out.join("checkpoint-2/training/state.json"), "{}").unwrap();
+        assert!(full().ends_with("then resume with --resume-from-checkpoint last"), "{}", full());
+        let limit = said(ErrorKind::FileTooLarge);
+        assert!(
+            limit
+                .ends_with("raise the limit on file sizes (ulimit -f), then resume with --resume-from-checkpoint last")
+        );
+        assert!(!said(ErrorKind::PermissionDenied).contains("resume"));
     }
 }

@@ -17,14 +17,12 @@ use std::path::{Path, PathBuf};
 
 use reel_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 
+use crate::files::names::{
+    EVALUATIONS_FILE, EVALUATIONS_FOLDER, HASHES_FILE, LATER_SKIPPED_FILE, METRICS_FILE, ROLLOUTS_FOLDER, RUN_FILE,
+    SKIPPED_FILE, TRAINER_STATE_FILE,
+};
 use crate::reporting::wandb;
-use crate::rollout::ROLLOUTS_FOLDER;
-use crate::run_folder::best::TRAINER_STATE_FILE;
-use crate::run_folder::checkpoint;
-use crate::run_folder::evaluations::{self, EVALUATIONS_FILE, EVALUATIONS_FOLDER};
-use crate::run_folder::hashes::HASHES_FILE;
-use crate::run_folder::later_skipped::LATER_SKIPPED_FILE;
-use crate::run_folder::output::{METRICS_FILE, RUN_FILE, SKIPPED_FILE};
+use crate::run_folder::{checkpoint, evaluations};
 use crate::{Result, TrainError};
 
 /// The folder in OUT with the files of the earlier run, while the first step of the new run is not done.

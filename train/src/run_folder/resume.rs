@@ -7,20 +7,20 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use reel_diagnostic::{input, redact_urls};
+use reel_diagnostic::input;
 
 use crate::data::dataset::{DataFile, differences_from};
 use crate::data::feed::DataPosition;
+use crate::data::source::DataSource;
+use crate::files::digest::{self, ModelFiles};
+use crate::files::json::redact;
+use crate::files::names::{RUN_FILE, RUN_STATE_FILE};
+use crate::metrics::SkippedRow;
 use crate::options::TrainingOptions;
-use crate::reporting::metrics::SkippedRow;
-use crate::run::{DataSource, RunSetup};
 use crate::run_folder::best::RewardTracker;
-use crate::run_folder::digest::{self, ModelFiles};
 use crate::run_folder::output;
+use crate::setup::RunSetup;
 use crate::{Result, TrainError};
-
-/// The file in a checkpoint that stores the run state.
-pub const RUN_STATE_FILE: &str = "training/state.json";
 
 /// How many steps a run planned, and from which step on. A resumed run may plan another number of steps, which
 /// changes the learning rates.
@@ -39,7 +39,7 @@ pub struct PlannedStepCount {
 /// `run.json` is damaged.
 pub fn planned_step_counts(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedStepCount>> {
     // Without run.json, the number of steps that the checkpoint records is taken as the plan of all steps before it.
-    let run = home.join(output::RUN_FILE).exists().then(|| output::read_run_json(home)).transpose()?;
+    let run = home.join(RUN_FILE).exists().then(|| output::read_run_json(home)).transpose()?;
     let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedStepCount>>(run["lengths"].take()).ok());
     let mut lengths = known.unwrap_or_default();
     lengths.retain(|length| length.after < state.step);
@@ -145,16 +145,6 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
     all.insert("media".into(), json!(setup.media.overrides));
     all.values_mut().for_each(redact);
     all
-}
-
-/// Removes user names, passwords and queries from the URLs in all texts of a JSON value.
-pub(crate) fn redact(value: &mut Value) {
-    match value {
-        Value::String(text) => *text = redact_urls(text),
-        Value::Array(list) => list.iter_mut().for_each(redact),
-        Value::Object(map) => map.values_mut().for_each(redact),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
 }
 
 /// The options of a checkpoint in the form in which this version compares them: an option that the version that wrote

@@ -9,11 +9,11 @@ use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor, ops
 
 use super::packing::PackedGroups;
 use crate::Result;
+use crate::live_server::DeviceLender;
+use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
-use crate::reporting::metrics::GrpoMetrics;
 use crate::rollout::RolloutProducts;
 use crate::rollout::group::{Group, RolloutSet};
-use crate::run::DeviceLender;
 use crate::step::trainer::{StepResult, Trainer};
 
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the model of the KL term, if there is one; it

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use reel_media::strip::PngImage;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -15,8 +14,8 @@ use reel_runtime::optim::AdamW;
 use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, MemoryCategory, RuntimeError, Tensor};
 
 use crate::data::sample::Sample;
-use crate::reporting::metrics::GrpoMetrics;
-use crate::run_folder::digest::FingerprintBuilder;
+use crate::files::digest::FingerprintBuilder;
+use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::step::checkpointing::{CheckpointingChoice, LearnedTokens};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::{Result, TrainError};
@@ -55,17 +54,6 @@ pub struct StepResult {
     pub grpo: GrpoMetrics,
     /// Some of the step's rollouts, to show in TensorBoard and Weights & Biases.
     pub preview: Option<RolloutPreview>,
-}
-
-/// Some of the rollouts of a step, to show in TensorBoard and Weights & Biases.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RolloutPreview {
-    /// Rewards of all completions.
-    pub rewards: Vec<f32>,
-    /// The first prompt's completions with their rewards, as Markdown.
-    pub text: String,
-    /// Frames of that prompt's video side by side, or its image.
-    pub strip: Option<PngImage>,
 }
 
 impl StepResult {

@@ -1,6 +1,7 @@
 //! Makes micro-batches of rows: chooses which rows go together, skips unusable ones, and tracks the position in the
 //! data. Threads prepare rows ahead of time. The micro-batches depend only on the rows, not on the number of threads.
 
+mod cursor;
 mod prefetch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,10 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::length;
 use crate::data::order::RowOrder;
-use crate::reporting::metrics::SkippedRow;
+use crate::metrics::SkippedRow;
 use crate::{Result, TrainError};
 
-pub(crate) use prefetch::Prefetcher;
+pub use cursor::StepRowCursor;
+pub(crate) use prefetch::{Prefetcher, decoding_threads};
 
 /// A source of training samples: one sample for each row of the data. An error for which [`is_row_error`] is true
 /// concerns one row, which can be skipped.

@@ -45,6 +45,12 @@ fn error_without_threads(mut starts: impl Iterator<Item = io::Result<()>>) -> Op
     first.err()
 }
 
+/// Number of threads that decode images and videos: a quarter of the CPU cores, but 2 to 8. The other cores are left
+/// for computing. A single thread would leave cores idle in an evaluation of short videos, which waits for the decoder.
+pub(crate) fn decoding_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| (n.get() / 4).clamp(2, 8))
+}
+
 impl<S: SampleSource> Prefetcher<S> {
     /// Prepares the rows at the positions `positions` of `order`, on `threads` background threads, at most `window`
     /// rows ahead of the consumer. The rows in `bad` are not prepared.

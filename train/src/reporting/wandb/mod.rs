@@ -30,9 +30,8 @@ use reel_media::strip::PngImage;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::reporting::metrics::StepMetrics;
+use crate::metrics::{RolloutPreview, StepMetrics};
 use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TAG};
-use crate::step::trainer::RolloutPreview;
 use crate::{Result, TrainError};
 use earlier::{LoggedStep, RunPart};
 use log::WandbLogFile;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::reporting::metrics::GrpoMetrics;
+use crate::metrics::GrpoMetrics;
 use crate::run_folder::previous::PreviousRun;
 
 fn line(step: u64) -> StepMetrics {

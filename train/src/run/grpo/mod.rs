@@ -24,17 +24,18 @@ use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
 
 use crate::Result;
-use crate::data::feed::{MicroBatchFeed, MicroBatchOptions};
+use crate::data::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use crate::files::names::ROLLOUT_SET_FILE;
+use crate::live_server::DeviceLender;
 use crate::options::GrpoOptions;
 use crate::rollout::worker::RolloutWorker;
 use crate::rollout::{PromptSource, RolloutSet, group, records};
 use crate::run::replay::{self, ReplayReport};
-use crate::run::{self, DataCheckResult, DeviceLender, RunSummary, StepRowCursor, TrainLoop};
+use crate::run::{self, DataCheckResult, RunSummary, TrainLoop};
 use crate::step::grpo as step;
 use crate::step::trainer::{StepResult, Trainer};
 
-/// The options, model and device of a GRPO run.
-pub type GrpoSetup<'a> = run::RunSetup<'a, GrpoOptions>;
+pub use crate::setup::GrpoSetup;
 
 /// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
@@ -50,9 +51,6 @@ pub fn check_data(setup: &GrpoSetup) -> Result<DataCheckResult> {
 pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
     replay::replay::<GrpoLoop>(setup, recorded, step, want)
 }
-
-/// The file in a checkpoint with a rollout set that further steps train on.
-pub(crate) const ROLLOUT_SET_FILE: &str = "training/set.json";
 
 pub(crate) struct GrpoLoop<'a> {
     options: &'a GrpoOptions,

@@ -8,21 +8,20 @@ use reel_media::worker::DecodeWorker;
 use reel_model::input::{MediaOptions, ModelFolder, SecondPerGrid};
 
 use crate::data::dataset::Dataset;
-use crate::data::feed::{MicroBatchFeed, MicroBatchOptions};
+use crate::data::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
 use crate::data::labels::TokenLabeler;
 use crate::data::media_files::MediaFiles;
 use crate::data::sample::{SampleCache, SftSource};
+use crate::live_server::DeviceLender;
 use crate::options::{Recipe, SftOptions};
 use crate::run::replay::{self, ReplayReport};
-use crate::run::{self, DeviceLender, StepRowCursor, TrainLoop};
+use crate::run::{self, TrainLoop};
 use crate::step::sft::step;
 use crate::step::trainer::{StepResult, Trainer};
 use crate::{Result, TrainError};
 
 pub use crate::run::{DataCheckResult, RunSummary};
-
-/// The options, model and device of a supervised fine-tuning run.
-pub type SftSetup<'a> = run::RunSetup<'a, SftOptions>;
+pub use crate::setup::SftSetup;
 
 /// Trains to the last step, or until `setup.stop` becomes true.
 pub fn run(setup: &SftSetup) -> Result<RunSummary> {

@@ -13,8 +13,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use reel_runtime::DType;
@@ -22,7 +21,8 @@ use reel_runtime::Tensor;
 use reel_runtime::optim::ParameterState;
 use safetensors::SafeTensors;
 
-use crate::run_folder::resume::{RUN_STATE_FILE, RunState};
+use crate::files::names::RUN_STATE_FILE;
+use crate::run_folder::resume::RunState;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
@@ -140,23 +140,6 @@ pub fn remove_incomplete_files(out: &Path) -> Result<()> {
 
 fn remove_dir(path: &Path) -> Result<()> {
     fs::remove_dir_all(path).map_err(|e| TrainError::cannot_write(path, e))
-}
-
-pub(crate) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_synced_with_mode(path, bytes, false)
-}
-
-/// Writes a file; with `private`, only the user can read it (mode 0600).
-pub(crate) fn write_synced_with_mode(path: &Path, bytes: &[u8], private: bool) -> io::Result<()> {
-    // The mode counts only for a new file.
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mode = if private { 0o600 } else { 0o666 };
-    let mut file = File::options().write(true).create_new(true).mode(mode).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 /// A folder with a hidden name while it is filled. Dropping it before [`Self::publish`] removes it.

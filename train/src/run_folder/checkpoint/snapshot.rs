@@ -15,13 +15,13 @@ use reel_model::weights::widen_to_f32;
 use reel_runtime::{DType, Tensor};
 use serde_json::Value;
 
-use super::{
-    FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors, write_synced, write_synced_with_mode,
-};
-use crate::run_folder::digest::tensor_byte_parts;
+use super::{FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors};
+use crate::files::digest::tensor_byte_parts;
+use crate::files::json::holds_commands;
+use crate::files::names::RUN_STATE_FILE;
+use crate::files::{write_synced, write_synced_with_mode};
 use crate::run_folder::digests::{self, LogDigests};
-use crate::run_folder::output;
-use crate::run_folder::resume::{RUN_STATE_FILE, RunState};
+use crate::run_folder::resume::RunState;
 use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
@@ -262,7 +262,7 @@ impl CheckpointSnapshot {
         let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
         self.write_optimizer(&draft.0.join(OPTIMIZER)).map_err(|e| failed(OPTIMIZER, e))?;
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
-        let private = output::holds_commands(&Value::Object(self.state.options.clone()));
+        let private = holds_commands(&Value::Object(self.state.options.clone()));
         write_synced_with_mode(&draft.0.join(RUN_STATE_FILE), &text, private).map_err(|e| failed(RUN_STATE_FILE, e))?;
         for (file, bytes) in &self.files {
             write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::live::case;
 use super::*;
+use crate::metrics::StepMetrics;
 use crate::options::GradientCheckpointing;
-use crate::reporting::metrics::StepMetrics;
 use crate::testing::metrics_without_times;
 
 /// A reward that differs between completions.

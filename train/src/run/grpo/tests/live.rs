@@ -1,8 +1,8 @@
 //! GRPO runs that sample their own completions.
 
 use super::*;
+use crate::metrics::StepMetrics;
 use crate::options::GradientCheckpointing;
-use crate::reporting::metrics::StepMetrics;
 use crate::run_folder::resume;
 use crate::testing::{assert_same_files, metrics_without_times};
 use proptest::prelude::*;

@@ -1,9 +1,9 @@
 //! Shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
 use super::*;
+use crate::live_server::DeviceLender;
 use crate::rollout::group::EndTokens;
 use crate::rollout::{CompletionTokens, Group, Prompt};
-use crate::run::DeviceLender;
 use crate::step::packing::PackedGroups;
 use crate::testing::weight_changes;
 use reel_model::config::ModelConfig;

@@ -2,9 +2,7 @@
 
 use super::resumed::case;
 use super::*;
-use crate::run_folder::digests::DIGESTS_FILE;
-use crate::run_folder::hashes::HASHES_FILE;
-use crate::run_folder::resume::RUN_STATE_FILE;
+use crate::files::names::{DIGESTS_FILE, HASHES_FILE};
 
 fn resume(out: &Path, from: &str) -> Case {
     let from = if from == "last" { from.to_string() } else { out.join(from).display().to_string() };
@@ -28,7 +26,7 @@ fn flipped_bit_is_refused_with_the_file_and_the_checkpoint_before() {
     case(&whole).with(|o| o.max_steps = Some(6)).run().unwrap();
     case(&out).run().unwrap();
     let in_checkpoint = ["model.safetensors", "training/optimizer.safetensors", RUN_STATE_FILE, DIGESTS_FILE];
-    let logs = [output::METRICS_FILE, HASHES_FILE];
+    let logs = [METRICS_FILE, HASHES_FILE];
     let paths =
         in_checkpoint.map(|name| out.join("checkpoint-4").join(name)).into_iter().chain(logs.map(|log| out.join(log)));
     for path in paths {

@@ -25,7 +25,7 @@ pub(super) fn message(case: &Case) -> String {
 }
 
 pub(super) fn skipped(out: &Path) -> Vec<SkippedRow> {
-    let text = fs::read_to_string(out.join(output::SKIPPED_FILE)).unwrap();
+    let text = fs::read_to_string(out.join(SKIPPED_FILE)).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 

@@ -46,10 +46,7 @@ fn earlier_run_stays_until_the_first_step_is_done() {
     fs::write(out.join("notes.txt"), "mine").unwrap();
     let all_files = |folder: &Path| {
         let mut all = files(folder);
-        all.extend(
-            [output::METRICS_FILE, output::RUN_FILE]
-                .map(|name| (name.to_string(), fs::read(folder.join(name)).unwrap())),
-        );
+        all.extend([METRICS_FILE, RUN_FILE].map(|name| (name.to_string(), fs::read(folder.join(name)).unwrap())));
         all
     };
     let before = all_files(&out);

@@ -18,9 +18,11 @@ use reel_runtime::{DType, Device};
 use serde_json::Value;
 
 use super::*;
+use crate::SkipCause;
+use crate::files::names::{METRICS_FILE, RUN_FILE, RUN_STATE_FILE, SKIPPED_FILE};
+use crate::metrics::SkippedRow;
 use crate::options::GradientCheckpointing::{self, Auto, Full, Selective};
 use crate::options::{LabelRule, LrScheduler, Optim, RunOptions};
-use crate::reporting::metrics::{SkipCause, SkippedRow};
 use crate::run_folder::checkpoint;
 use crate::run_folder::output;
 use crate::run_folder::resume;

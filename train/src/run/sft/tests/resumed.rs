@@ -95,7 +95,7 @@ fn killed_run_resumes_from_its_last_checkpoint() {
     fs::rename(killed.join("checkpoint-3"), killed.join(".checkpoint-3.part")).unwrap();
     fs::remove_file(killed.join(".checkpoint-3.part/training/state.json")).unwrap();
     fs::write(killed.join(".model.safetensors.1.part"), "half").unwrap();
-    let log = killed.join(output::METRICS_FILE);
+    let log = killed.join(METRICS_FILE);
     let text = fs::read_to_string(&log).unwrap();
     fs::write(&log, &text[..text.len() - 9]).unwrap();
     let done = case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
@@ -159,7 +159,7 @@ fn interrupted_run_writes_a_checkpoint() {
     let running = case(&stopped).with(|o| (o.overwrite, o.save_steps) = (true, 100));
     let e = std::thread::scope(|scope| {
         let work = scope.spawn(|| running.run());
-        let log = stopped.join(output::METRICS_FILE);
+        let log = stopped.join(METRICS_FILE);
         while fs::metadata(&log).map_or(0, |m| m.len()) == 0 && !work.is_finished() {
             std::thread::yield_now();
         }
@@ -198,7 +198,7 @@ fn checkpoint_resumes_in_another_folder() {
     case(&first).with(|o| o.max_steps = Some(2)).run().unwrap();
     let from = |o: &mut SftOptions| o.resume_from_checkpoint = Some(first.join("checkpoint-2").display().to_string());
     fs::create_dir(&second).unwrap();
-    fs::write(second.join(output::METRICS_FILE), "of another run").unwrap();
+    fs::write(second.join(METRICS_FILE), "of another run").unwrap();
     let e = case(&second).with(from).run().unwrap_err().to_string();
     assert!(e.contains("second: has files that do not belong to the run of the checkpoint; "), "{e}");
     case(&second).with(from).with(|o| o.overwrite = true).run().unwrap();

@@ -1,0 +1,100 @@
+//! What all parts of the engine share: the model, the device, the limits, and the memory that one call leaves for the
+//! next.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::ops::KvPages;
+use reel_runtime::{Cx, Tensor};
+
+use crate::error::{EngineError, Result};
+use crate::running_batch::{BatchCapacity, RunningBatch};
+
+/// The model, the device and the limits of an engine.
+#[derive(Debug)]
+pub(crate) struct EngineContext<'a> {
+    /// A clone that shares its weights with the caller's model, until
+    /// [`ContinuousBatch::replace_weights`](crate::ContinuousBatch::replace_weights).
+    pub(crate) model: Mutex<Arc<Qwen25Vl>>,
+    /// The model with packed copies of weights that are trained, from the first call of
+    /// [`Engine::generate`](crate::Engine::generate) to [`EngineContext::release_memory`].
+    pub(crate) packed_model: Mutex<Option<Arc<Qwen25Vl>>>,
+    pub(crate) cx: Cx,
+    pub(crate) suppressed: Tensor, // i32 [n]: ids that are never sampled
+    pub(crate) interrupt: Option<&'a AtomicBool>,
+    pub(crate) max_slots: usize,
+    pub(crate) lookahead: usize,
+    pub(crate) chunk_tokens: usize,
+    /// Whether decode steps are captured as graphs.
+    pub(crate) capture: bool,
+    /// KV cache, slots and captured graphs of the last call. The next call reuses them if they are large enough.
+    pub(crate) batch: Mutex<Option<RunningBatch>>,
+}
+
+impl EngineContext<'_> {
+    /// Frees the device memory that is kept for the next call: KV cache, slots, captured graphs and packed weights.
+    pub(crate) fn release_memory(&self) {
+        *self.cached_batch() = None;
+        *lock(&self.packed_model) = None;
+    }
+
+    /// The model with the present weights.
+    pub(crate) fn model(&self) -> Arc<Qwen25Vl> {
+        let packed = lock(&self.packed_model).clone();
+        packed.unwrap_or_else(|| lock(&self.model).clone())
+    }
+
+    /// Replaces the weights for all later steps, and empties the model's cache of vision tokens. The memory that
+    /// [`Engine::generate`](crate::Engine::generate) keeps is freed, because its steps have the old weights.
+    pub(crate) fn set_model(&self, model: Qwen25Vl) {
+        self.release_memory();
+        model.features.iter().for_each(|features| features.clear());
+        *lock(&self.model) = Arc::new(model);
+    }
+
+    /// KV cache, slots and captured graphs that the last call has left.
+    pub(crate) fn cached_batch(&self) -> MutexGuard<'_, Option<RunningBatch>> {
+        lock(&self.batch)
+    }
+
+    /// Returns an empty running batch of at least the capacity `needed`: `earlier` if it is large enough, else a new
+    /// one.
+    pub(crate) fn batch_for(&self, needed: BatchCapacity, earlier: Option<RunningBatch>) -> Result<RunningBatch> {
+        let batch = match earlier {
+            Some(batch) if batch.covers(&needed) => batch,
+            earlier => {
+                // Frees the earlier batch before the new one is allocated.
+                drop(earlier);
+                RunningBatch::new(&self.model(), &self.cx, &self.suppressed, needed, self.capture)?
+            }
+        };
+        batch.clear_slots(0, batch.capacity().slots)?;
+        Ok(batch)
+    }
+
+    /// The bytes of the keys and values of one KV block in all layers.
+    pub(crate) fn kv_block_bytes(&self) -> u64 {
+        let model = self.model();
+        let text = &model.config.text;
+        let values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * KvPages::BLOCK_TOKENS;
+        (values * self.cx.dtype().size()) as u64
+    }
+
+    /// Whether one forward pass may compute several prompts. On a GPU the bits of a matrix product depend on its number
+    /// of rows, so a prompt would depend on the other ones.
+    pub(crate) fn packs_prompts(&self) -> bool {
+        self.cx.device().capabilities().batch_invariant_products
+    }
+
+    pub(crate) fn check_interrupt(&self) -> Result<()> {
+        match self.interrupt {
+            Some(flag) if flag.load(Ordering::Relaxed) => Err(EngineError::Interrupted),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,196 @@
+//! The crates and the modules in them form a structure that a reader can learn from below: crates use those that
+//! `docs/design.md` allows, and no circle of arrows runs through several parts of a crate. A part is a folder in `src`
+//! with all folders in it, or a file in `src`.
+//!
+//! An arrow leads from a file to a file whose items it names, in a `use` line or in a path such as `crate::data::Row`.
+//! Re-exports are followed to the file that defines the item. Code under `#[cfg(test)]` does not count.
+
+#[path = "structure/circles.rs"]
+mod circles;
+#[path = "structure/layers.rs"]
+mod layers;
+#[path = "structure/modules.rs"]
+mod modules;
+#[path = "structure/tokens.rs"]
+mod tokens;
+
+use std::path::{Path, PathBuf};
+
+/// Arrows that close circles between parts of a crate and are still to be removed, as `from -> to`. The test fails if
+/// an entry is not needed any more, so the list only becomes shorter.
+const ALLOWED: [&str; 48] = [
+    "curate/src/curation.rs -> curate/src/finish.rs",
+    "curate/src/curation.rs -> curate/src/list_keys.rs",
+    "data/src/columnar/mod.rs -> data/src/worker/caller.rs",
+    "data/src/columnar/mod.rs -> data/src/worker/process.rs",
+    "diagnostic/src/lib.rs -> diagnostic/src/panics.rs",
+    "diagnostic/src/lib.rs -> diagnostic/src/shortage.rs",
+    "engine/src/kept_rows.rs -> engine/src/prefill.rs",
+    "engine/src/kept_rows.rs -> engine/src/scheduler.rs",
+    "engine/src/kept_rows.rs -> engine/src/sequence.rs",
+    "kernels/src/attention/plan.rs -> kernels/src/tuning.rs",
+    "kernels/src/folder/mod.rs -> kernels/src/checks/mod.rs",
+    "kernels/src/folder/mod.rs -> kernels/src/launch/mod.rs",
+    "kernels/src/lib.rs -> kernels/src/launch/mod.rs",
+    "kernels/src/matmul/gemm.rs -> kernels/src/launch/mod.rs",
+    "kernels/src/paged_attention/mod.rs -> kernels/src/tuning.rs",
+    "kernels/src/skinny/mod.rs -> kernels/src/tuning.rs",
+    "loadgen/src/lib.rs -> loadgen/src/report.rs",
+    "loadgen/src/lib.rs -> loadgen/src/run.rs",
+    "model/src/batch.rs -> model/src/chunked_prompt.rs",
+    "model/src/config/mod.rs -> model/src/checkpoint/mod.rs",
+    "model/src/linear_weight.rs -> model/src/weights.rs",
+    "report/src/chart.rs -> report/src/html.rs",
+    "report/src/curves.rs -> report/src/run.rs",
+    "report/src/evaluations.rs -> report/src/run.rs",
+    "report/src/html.rs -> report/src/table.rs",
+    "report/src/rollouts.rs -> report/src/run.rs",
+    "serve/src/adapters.rs -> serve/src/api/admin.rs",
+    "serve/src/adapters.rs -> serve/src/api/fields.rs",
+    "serve/src/adapters.rs -> serve/src/server.rs",
+    "serve/src/api/models.rs -> serve/src/server.rs",
+    "serve/src/api/page.rs -> serve/src/server.rs",
+    "serve/src/lib.rs -> serve/src/server.rs",
+    "serve/src/lib.rs -> serve/src/training_server.rs",
+    "serve/src/server.rs -> serve/src/api/adapters.rs",
+    "serve/src/server.rs -> serve/src/api/admin.rs",
+    "serve/src/server.rs -> serve/src/api/chat.rs",
+    "serve/src/server.rs -> serve/src/api/completions.rs",
+    "serve/src/server.rs -> serve/src/api/health.rs",
+    "serve/src/server.rs -> serve/src/api/preview.rs",
+    "serve/src/server.rs -> serve/src/api/tokenize.rs",
+    "showcase/src/commands.rs -> showcase/src/pipeline.rs",
+    "showcase/src/page.rs -> showcase/src/pipeline.rs",
+    "src/cli.rs -> src/completions.rs",
+    "src/cli.rs -> src/demo.rs",
+    "src/cli.rs -> src/help.rs",
+    "src/cli.rs -> src/man.rs",
+    "src/eval/ablate.rs -> src/cli.rs",
+    "src/fail.rs -> src/arguments.rs",
+];
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The folders of all crates of the workspace, relative to the repository; the binary's is empty.
+fn crates() -> Vec<PathBuf> {
+    let manifest = std::fs::read_to_string(repository().join("Cargo.toml")).expect("Cargo.toml is there");
+    let members = manifest.lines().find_map(|line| line.strip_prefix("members = [")).expect("a list of members");
+    let names = members.split('"').skip(1).step_by(2).map(PathBuf::from);
+    std::iter::once(PathBuf::new()).chain(names).collect()
+}
+
+#[test]
+fn no_circle_runs_through_several_parts_of_a_crate() {
+    let mut wrong = Vec::new();
+    let mut allowed: Vec<&str> = ALLOWED.to_vec();
+    for folder in crates() {
+        for root in modules::roots(&repository(), &folder) {
+            let graph = modules::arrows(&repository(), &root);
+            let of_crate: Vec<&str> = allowed.iter().copied().filter(|arrow| graph.has(arrow)).collect();
+            allowed.retain(|arrow| !of_crate.contains(arrow));
+            wrong.extend(circles::unneeded(&graph, &of_crate));
+            wrong.extend(circles::shortest(&graph.without(&of_crate)));
+        }
+    }
+    wrong.extend(allowed.iter().map(|arrow| format!("ALLOWED: {arrow}: there is no such arrow; remove the entry")));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn crates_use_those_that_the_design_page_allows() {
+    let page = std::fs::read_to_string(repository().join("docs/design.md")).expect("the design page");
+    let wrong = layers::violations(&layers::rows(&page), &crates(), |folder| {
+        std::fs::read_to_string(repository().join(folder).join("Cargo.toml")).expect("a manifest")
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn lines_per_crate_are_printed() {
+    let mut all = 0;
+    for folder in crates() {
+        let lines: usize = modules::rust_files(&repository().join(&folder).join("src"))
+            .iter()
+            .map(|file| std::fs::read_to_string(file).expect("a source file").lines().count())
+            .sum();
+        println!("{lines:>6}  {}", folder.join("src").display());
+        all += lines;
+    }
+    println!("{all:>6}  all crates");
+    assert!(all > 0, "no source file was found below {}", repository().display());
+}
+
+/// The tests of this program's own parser run on the texts in it.
+#[cfg(test)]
+mod parser {
+    use super::*;
+
+    fn graph(files: &[(&str, &str)]) -> modules::Graph {
+        let dir = tempfile::tempdir().expect("a folder");
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+            std::fs::write(path, text).expect("written");
+        }
+        modules::arrows(dir.path(), Path::new("src/lib.rs"))
+    }
+
+    #[test]
+    fn paths_lead_to_the_file_that_defines_the_item() {
+        let graph = graph(&[
+            ("src/lib.rs", "mod a;\nmod b;\nmod c;\n"),
+            ("src/a/mod.rs", "mod deep;\npub use deep::Deep;\npub struct Near;\n"),
+            ("src/a/deep.rs", "// use crate::b::Never;\npub struct Deep(&'static str, char);\nconst X: char = '\"';\n"),
+            (
+                "src/b.rs",
+                "use crate::{a::Deep, c};\nfn f() { let _ = (c::g(), \"crate::a::Near\", r#\"crate::a::Near\"#); }\n",
+            ),
+            (
+                "src/c.rs",
+                "pub fn g() {}\n#[cfg(test)]\nmod tests {\n    use crate::b::f;\n}\nfn h() { super::a::Near; }\n",
+            ),
+        ]);
+        let want = ["src/a/mod.rs -> src/a/deep.rs", "src/b.rs -> src/a/deep.rs", "src/b.rs -> src/c.rs"];
+        assert_eq!(graph.names(), [&want[..], &["src/c.rs -> src/a/mod.rs"]].concat());
+    }
+
+    #[test]
+    fn the_shortest_circle_is_named_with_its_lines() {
+        let graph = graph(&[
+            ("src/lib.rs", "mod a;\nmod b;\n"),
+            ("src/a/mod.rs", "mod x;\nmod y;\n"),
+            ("src/a/x.rs", "use super::y::Y;\npub struct X(Y);\n"),
+            ("src/a/y.rs", "use super::x::X;\npub struct Y(X);\n"),
+            ("src/b.rs", "use crate::a;\n"),
+        ]);
+        assert!(circles::shortest(&graph).is_none(), "a circle inside a folder is no fault");
+        let graph = self::graph(&[
+            ("src/lib.rs", "mod a;\nmod b;\n"),
+            ("src/a.rs", "\nuse crate::b::B;\npub struct A(B);\n"),
+            ("src/b.rs", "pub struct B(crate::a::A);\n"),
+        ]);
+        let found = circles::shortest(&graph).expect("a circle");
+        assert!(found.contains("src/a.rs:2 names B of src/b.rs") && found.contains("src/b.rs:1 names A of src/a.rs"));
+        let allowed = ["src/b.rs -> src/a.rs"];
+        assert!(circles::shortest(&graph.without(&allowed)).is_none());
+        assert!(circles::unneeded(&graph, &allowed).is_empty());
+        let both = ["src/b.rs -> src/a.rs", "src/a.rs -> src/b.rs"];
+        assert_eq!(circles::unneeded(&graph, &both).len(), 2);
+    }
+
+    #[test]
+    fn a_crate_above_is_refused() {
+        let page = "| `low/` | x | – |\n| `high/` | x | low |\n| `top/` | x | high |\n";
+        let manifest = |folder: &Path| match folder.to_str() {
+            Some("low") => "[dependencies]\nreel-high = { workspace = true }\n".to_string(),
+            Some("top") => "[dependencies]\nreel-low = { path = \"low\" }\n".to_string(),
+            _ => String::new(),
+        };
+        let folders = ["low", "high", "top", "new"].map(PathBuf::from);
+        let wrong = layers::violations(&layers::rows(page), &folders, manifest);
+        assert_eq!(wrong.len(), 2, "{wrong:?}");
+        assert!(wrong[0].starts_with("low/Cargo.toml: uses high") && wrong[1].starts_with("new: "), "{wrong:?}");
+    }
+}

@@ -1,0 +1,77 @@
+//! Circles of arrows between files of different folders.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::modules::Graph;
+
+/// The part of a crate that a file belongs to: a folder in `src`, with all folders in it, or a file in `src`.
+fn part(file: &str) -> &str {
+    let from = file.find("src/").map_or(0, |at| at + "src/".len());
+    file[from..].split('/').next().unwrap_or(file)
+}
+
+/// The files of a shortest way along arrows, both ends included.
+fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
+    let (mut before, mut queue) = (BTreeMap::new(), VecDeque::from([from.to_string()]));
+    while let Some(file) = queue.pop_front() {
+        if file == to {
+            let mut files = vec![file];
+            while let Some(earlier) = files.last().filter(|file| *file != from).and_then(|file| before.get(file)) {
+                files.push(String::clone(earlier));
+            }
+            files.reverse();
+            return Some(files);
+        }
+        for next in graph.0.get(&file).into_iter().flat_map(BTreeMap::keys) {
+            if next != from && !before.contains_key(next) {
+                before.insert(next.clone(), file.clone());
+                queue.push_back(next.clone());
+            }
+        }
+    }
+    None
+}
+
+/// The shortest circle through each arrow that leads to another part of the crate, without the first file again.
+fn circles(graph: &Graph) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for (from, named) in &graph.0 {
+        for to in named.keys().filter(|to| part(to) != part(from)) {
+            found.extend(way(graph, to, from));
+        }
+    }
+    found
+}
+
+/// Describes the shortest circle between parts of the crate, and how many files are in such circles. Nothing if there
+/// is none.
+pub fn shortest(graph: &Graph) -> Option<String> {
+    let all = circles(graph);
+    let files: BTreeSet<&String> = all.iter().flatten().collect();
+    let circle = all.iter().min_by_key(|circle| circle.len())?;
+    let step = |i: usize| {
+        let (from, to) = (&circle[i], &circle[(i + 1) % circle.len()]);
+        let mention = &graph.0[from][to];
+        format!("  {from}:{} names {} of {to}", mention.line, mention.item)
+    };
+    let steps: Vec<String> = (0..circle.len()).map(step).collect();
+    let others: Vec<&str> = files.iter().map(|file| file.as_str()).collect();
+    let help = "move what both need into a file below them, or pass it as an argument";
+    Some(format!(
+        "a circle of {} files; {help}:\n{}\n  files in circles: {}",
+        circle.len(),
+        steps.join("\n"),
+        others.join(" ")
+    ))
+}
+
+/// The entries of `allowed` that close no circle if the other ones are removed.
+pub fn unneeded(graph: &Graph, allowed: &[&str]) -> Vec<String> {
+    let is_unneeded = |arrow: &&&str| {
+        let others: Vec<&str> = allowed.iter().copied().filter(|other| other != *arrow).collect();
+        let (from, to) = arrow.split_once(" -> ").expect("an arrow is FROM -> TO");
+        way(&graph.without(&others), to, from).is_none()
+    };
+    let message = |arrow: &&str| format!("ALLOWED: {arrow}: no circle needs it any more; remove the entry");
+    allowed.iter().filter(is_unneeded).map(message).collect()
+}

@@ -1,0 +1,74 @@
+//! The table of layers in `docs/design.md`, and the crates' manifests.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A row of the table: a folder, and the crates that it may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The folder without its slash.
+    pub folder: String,
+    /// What the last column names.
+    pub may_use: Vec<String>,
+}
+
+/// The rows of the table of layers, from the lowest up.
+pub fn rows(page: &str) -> Vec<Layer> {
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.strip_prefix("| `")?.trim_end_matches(" |").split(" | ").collect();
+        let [folder, .., may_use] = cells.as_slice() else { return None };
+        let folder = folder.strip_suffix("/`")?.to_string();
+        let names = may_use.split(", ").filter(|name| *name != "–").map(str::to_string).collect();
+        Some(Layer { folder, may_use: names })
+    };
+    page.lines().filter_map(row).collect()
+}
+
+/// All folders below the row at `at` that it may use, directly or through others.
+fn reachable(layers: &[Layer], at: usize) -> BTreeSet<&str> {
+    let below = &layers[..at];
+    if layers[at].may_use.iter().any(|name| name == "all") {
+        return below.iter().map(|layer| layer.folder.as_str()).collect();
+    }
+    let mut found = BTreeSet::new();
+    for name in &layers[at].may_use {
+        if let Some(i) = below.iter().position(|layer| layer.folder == *name) {
+            found.insert(name.as_str());
+            found.extend(reachable(layers, i));
+        }
+    }
+    found
+}
+
+/// What contradicts the table: a crate without a row, a row that names a crate which is not above it in the table, and
+/// a crate that uses one which it may not use. `manifest` returns the Cargo.toml in a folder.
+pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path) -> String) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (at, layer) in layers.iter().enumerate() {
+        let is_above = |name: &&String| !layers[..at].iter().any(|lower| lower.folder == **name);
+        for name in layer.may_use.iter().filter(|name| !["all", "the binary"].contains(&name.as_str())).filter(is_above)
+        {
+            wrong.push(format!("docs/design.md: {} may use {name}, whose row is not above it", layer.folder));
+        }
+    }
+    for folder in crates {
+        let name = if folder.as_os_str().is_empty() { "src" } else { folder.to_str().expect("a name in UTF-8") };
+        let Some(at) = layers.iter().position(|layer| layer.folder == name) else {
+            wrong.push(format!("{name}: has no row in the table of layers of docs/design.md"));
+            continue;
+        };
+        let allowed = reachable(layers, at);
+        for used in dependencies(&manifest(folder)).into_iter().filter(|used| !allowed.contains(used.as_str())) {
+            let path = folder.join("Cargo.toml");
+            wrong.push(format!("{}: uses {used}, which docs/design.md does not allow", path.display()));
+        }
+    }
+    wrong
+}
+
+/// The folders of the workspace's crates in the section `[dependencies]` of a manifest.
+fn dependencies(manifest: &str) -> Vec<String> {
+    let section = manifest.lines().skip_while(|line| line.trim() != "[dependencies]").skip(1);
+    let lines = section.take_while(|line| !line.starts_with('['));
+    lines.filter_map(|line| Some(line.strip_prefix("reel-")?.split_once(" =")?.0.to_string())).collect()
+}

@@ -1,0 +1,90 @@
+//! The inputs of a run, and what the program that starts it may attach to it: a server of the model in training
+//! ([`LiveServer`]) and an evaluator between steps ([`PolicyEvaluator`]).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use reel_model::input::MediaOptions;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::{DType, Device};
+use serde_json::Value;
+
+use crate::Result;
+use crate::live_server::LiveServer;
+use crate::options::{GrpoOptions, SftOptions};
+use crate::run_folder::evaluations::BenchmarkScore;
+
+/// The inputs of a training run.
+#[derive(Debug)]
+pub struct RunSetup<'a, O> {
+    /// The options of the command.
+    pub options: &'a O,
+    /// The local folder of the model that `options.model` names.
+    pub model: &'a Path,
+    /// The device that computes.
+    pub device: &'a Device,
+    /// Dtype of weights and activations, F32 or BF16.
+    pub dtype: DType,
+    /// Seed of the row order and of all random numbers.
+    pub seed: u64,
+    /// Options for reading images and videos, such as pixel limits. Whether M-RoPE uses the seconds between frames is
+    /// decided by `options.parity` instead.
+    pub media: &'a MediaOptions,
+    /// All options as a JSON object, for `run.json`.
+    pub resolved: &'a Value,
+    /// Whether only errors are printed.
+    pub quiet: bool,
+    /// Becomes true when the run is to stop (Ctrl-C).
+    pub stop: &'a AtomicBool,
+    /// Answers requests with the model in training, if given.
+    pub server: Option<&'a dyn LiveServer>,
+    /// Evaluates the model in training (`--eval-steps`), if given.
+    pub evaluator: Option<&'a dyn PolicyEvaluator>,
+}
+
+impl<O> Clone for RunSetup<'_, O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<O> Copy for RunSetup<'_, O> {}
+
+/// The options, model and device of a supervised fine-tuning run.
+pub type SftSetup<'a> = RunSetup<'a, SftOptions>;
+
+/// The options, model and device of a GRPO run.
+pub type GrpoSetup<'a> = RunSetup<'a, GrpoOptions>;
+
+/// Evaluates the model in training.
+pub trait PolicyEvaluator: std::fmt::Debug {
+    /// The names of the benchmarks.
+    fn benchmarks(&self) -> Vec<String>;
+    /// Answers and scores the questions of all benchmarks. Writes the answers and scores into `folder`, which may not
+    /// exist. Continues what an earlier process has left there if it was for the same weights and options; else
+    /// replaces it. Returns the scores by benchmark.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] when `policy.stop` becomes true; a file cannot be written; a logit is NaN.
+    fn evaluate(&self, policy: &EvaluatedPolicy<'_>, folder: &Path) -> Result<BTreeMap<String, BenchmarkScore>>;
+}
+
+/// The model in training, between two steps.
+#[derive(Clone, Copy, Debug)]
+pub struct EvaluatedPolicy<'a> {
+    /// The model, with its adapter if one is trained.
+    pub model: &'a Qwen25Vl,
+    /// The device of the weights.
+    pub device: &'a Device,
+    /// Dtype of weights and activations.
+    pub dtype: DType,
+    /// The last finished step; 0 before the first one.
+    pub step: u64,
+    /// Fingerprint of the trained weights.
+    pub hash: &'a str,
+    /// Answers requests between decode steps, if given.
+    pub server: Option<&'a dyn LiveServer>,
+    /// Becomes true when the run is to stop (Ctrl-C).
+    pub stop: &'a AtomicBool,
+}
