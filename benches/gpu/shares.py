@@ -4,7 +4,7 @@
     python3 benches/gpu/shares.py $of/2026-11-20-kernels.json $of/2026-11-27-kernels.json $of/2026-11-27-models.json >$of/shares.json
 
 A record is `all.json` of run.sh, or one of November 2026. Of a kernel that is in several days' records only the last day counts. Within
-a record, the fastest of several plans of a launch counts, because the table of choices (kernels/src/tuning.rs) follows it; kernels in
+a record, the fastest of several plans of a launch counts, because the table of choices (kernels/src/*/choices.rs) follows it; kernels in
 `other_choice` were timed with a plan that the table chooses no more, so only their variants count. Rows of `models` are launches within
 a decode step, a prefill or a training step: they come before the same launch alone. Each row of the table has a kernel's name, dtype and size,
 its operations, bytes and median seconds, and a hash of the CUDA source of its folder at the record's commit, as

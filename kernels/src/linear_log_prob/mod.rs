@@ -108,6 +108,12 @@ kernel_folder! {
     params: [FwdParams, BwdParams],
 }
 
+/// Whether, on a GPU of compute capability `sm` (times ten), products of tiles of logits compute the log-probabilities
+/// of bf16 rows in training faster than these kernels. `lm_head_backend` of the crate `reel-runtime` says why.
+pub fn products_are_faster(sm: u32) -> bool {
+    sm >= 90
+}
+
 kernel!(pub FWD_F32, "linear_log_prob_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, |p, _| {
     forward(["linear_log_prob_fwd_f32", "linear_log_prob_fwd_f32_combine"], p, F32)
 });

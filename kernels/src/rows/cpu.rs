@@ -3,7 +3,6 @@
 
 use super::{GatherParams, ScatterParams};
 use crate::Team;
-use crate::simd::prefetch;
 use crate::view::{OutputArray, slice_at};
 
 /// Rows of one task.
@@ -52,18 +51,4 @@ pub unsafe fn scatter<T: Copy + Send + Sync>(p: &ScatterParams, team: &Team) {
             }
         }
     });
-}
-
-/// Prefetches the rows that a scatter is going to write.
-///
-/// # Safety
-/// The conditions of [`scatter`].
-pub unsafe fn prefetch_scattered<T>(p: &ScatterParams) {
-    let (m, cols, n, stride) = (p.m as usize, p.cols as usize, p.n as usize, p.stride as usize);
-    // SAFETY: index covers the shape that [`ScatterParams`] documents.
-    let index = unsafe { slice_at::<i32>(p.index, m) };
-    for row in index.iter().filter_map(|&row| row_of(row, n)) {
-        let at = (p.dst.0 as *const T).wrapping_add(row * stride);
-        prefetch::write_lines(at.cast(), size_of::<T>() * cols);
-    }
 }

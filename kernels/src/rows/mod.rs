@@ -65,24 +65,6 @@ kernel!(pub GATHER_32, "rows_gather_32bit", GatherParams, cpu::gather::<u32>, &S
 kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>, &SOURCE, |p, _| plan_scatter("rows_scatter_16bit", p, 8));
 kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| plan_scatter("rows_scatter_32bit", p, 4));
 
-/// Prefetches on device `cpu` the rows that `launch` is going to write, if it is a scatter.
-///
-/// # Safety
-/// The addresses in the launch are valid, and its index has been written.
-#[allow(unsafe_code)]
-pub unsafe fn prefetch_scattered(launch: &Launch) {
-    let Launch::Kernel(launch) = launch else { return };
-    let params = || bytemuck::pod_read_unaligned(&launch.params);
-    // SAFETY: the conditions of this function; the parameters are those of the kernel.
-    unsafe {
-        if std::ptr::eq(launch.kernel, &SCATTER_32) {
-            cpu::prefetch_scattered::<u32>(&params());
-        } else if std::ptr::eq(launch.kernel, &SCATTER_16) {
-            cpu::prefetch_scattered::<u16>(&params());
-        }
-    }
-}
-
 fn plan_scatter(symbol: &'static str, p: &ScatterParams, elements_per_vector: u64) -> Vec<Stage> {
     assert!(p.stride == p.cols, "rows: only device cpu scatters to some columns of an array");
     cuh::plan_row_copy(symbol, p.m.into(), p.cols.into(), elements_per_vector)

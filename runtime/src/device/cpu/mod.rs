@@ -10,7 +10,6 @@ use std::sync::Mutex;
 
 use reel_kernels::launch::run_on_cpu;
 use reel_kernels::matmul::cpu::run_columns;
-use reel_kernels::rows::prefetch_scattered;
 use reel_kernels::{Launch, Team};
 
 use self::kept_blocks::KeptBlocks;
@@ -164,12 +163,6 @@ impl Backend for Cpu {
                 }
             }
             Phase::Columns(products) => {
-                if let Some(Phase::Rows(lists)) = phases.get(phase + 1) {
-                    for launch in &lists[part] {
-                        // SAFETY: addresses come from live tensors, as in `launch`; no launch of a step writes an index.
-                        unsafe { prefetch_scattered(launch) };
-                    }
-                }
                 for p in products {
                     // SAFETY: the same; the parts write other columns.
                     unsafe { run_columns(p, p.columns_of_part(part, parts), &self.team) };

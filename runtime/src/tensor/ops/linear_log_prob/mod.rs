@@ -27,7 +27,7 @@ mod products;
 mod tests;
 
 use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, elementwise, tuning};
+use reel_kernels::{Addr, DType, Launch, elementwise};
 
 use super::{size, want_dtype, want_shape};
 use crate::device::{Device, Kernels, in_op};
@@ -99,8 +99,8 @@ pub enum LmHeadBackend {
 }
 
 /// Chooses the backend of [`linear_log_prob`] for the dtypes of rows `h` and weight `w` on `device`. The choice
-/// for bf16 on GPUs is an entry of [`reel_kernels::tuning::TABLE`]: `reel bench op linear_log_prob_fused` and `reel
-/// bench op linear_log_prob_products` time both on one machine.
+/// for bf16 on GPUs is [`reel_kernels::linear_log_prob::products_are_faster`]: `reel bench op linear_log_prob_fused`
+/// and `reel bench op linear_log_prob_products` time both on one machine.
 ///
 /// - Two dtypes (f32 rows, a weight read in place as bf16): products, because the fused kernels take one dtype.
 /// - CPU: products. On one thread of an AVX-512 Xeon, over eight shapes and dtypes from 1024 x 32000 x 256 to 100 x
@@ -114,11 +114,11 @@ pub enum LmHeadBackend {
 ///   products have not been timed on a GPU yet.
 /// - Everything else (older GPUs, f32): fused. There, products are too slow to make up for storing logits in memory.
 pub fn lm_head_backend(device: &Device, h: DType, w: DType) -> LmHeadBackend {
-    let choices = tuning::choices_of_capability(device.compute_capability());
+    let products_are_faster = reel_kernels::linear_log_prob::products_are_faster(device.compute_capability());
     match device.kernels() {
         _ if h != w => LmHeadBackend::Products,
         Kernels::Cpu => LmHeadBackend::Products,
-        Kernels::Cuda if h == DType::BF16 && choices.log_prob_by_products => LmHeadBackend::Products,
+        Kernels::Cuda if h == DType::BF16 && products_are_faster => LmHeadBackend::Products,
         Kernels::Cuda => LmHeadBackend::Fused,
     }
 }
