@@ -36,8 +36,9 @@
 //!   o = total.output / total.sum
 //! ```
 //!
-//! Products of warpgroups (`FWD_BF16_WGMMA`, on compute capability 9.0 for head_dim 64, 80 and 128) have another order, because
-//! their masked block has to come first; `row_state.cuh` defines it for the forward pass and for paged prefill and decode:
+//! Products of warpgroups (`FWD_BF16_WGMMA`, on compute capability 9.0 for head_dim 64, 80 and 128) have another order,
+//! because their masked block has to come first; `row_state.cuh` defines it for the forward pass and for paged prefill
+//! and decode:
 //!
 //! ```text
 //! for each query row:
@@ -56,7 +57,7 @@
 //! ascending, tiles of 64 queries descending, heads ascending. By products of warpgroups `dq` sums over blocks of 128
 //! keys in descending order, counted from the first key of the prefix, and within a block in ascending order.
 //! Which of the two a call uses depends on head_dim, and on whether its longest sequence has more than 64 tokens
-//! ([`crate::tuning`]).
+//! (`choices.rs`).
 //!
 //! # Numerics
 //! Everything between load and store is f32, the probabilities too, with one exception: bf16 on tensor cores (forward
@@ -74,7 +75,7 @@
 //! # Bound
 //! Multiply-adds in f32 (f32, and bf16 on a CPU without a unit for it) or matrix products of bf16: per pair of query
 //! and key `4 * head_dim` operations forward and `10 * head_dim` backward. On tensor cores the backward pass needs that
-//! few only by `mma.sync` with a workspace, without prefixes and with many tokens ([`crate::tuning`]), otherwise
+//! few only by `mma.sync` with a workspace, without prefixes and with many tokens (`choices.rs`), otherwise
 //! `14 * head_dim`. With the workspace the sums of `dq` pass from key tile to key tile (128 or 64 keys) through L2, 8
 //! bytes per element each time.
 //!
@@ -98,6 +99,7 @@
 //! head_dim 64 and 80 by seven products, was not measured.
 
 pub(crate) mod check;
+pub(crate) mod choices;
 pub(crate) mod cpu;
 mod examples;
 pub(crate) mod formula;
@@ -105,7 +107,7 @@ pub(crate) mod plan;
 
 use crate::folder::kernel_folder;
 use crate::launch::kernel_for_dtype;
-use crate::launch::{Padding36, Padding52, TensorMapSlot};
+use crate::launch::{Padding, TensorMapSlot};
 use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
@@ -153,7 +155,7 @@ params! {
         /// register.
         pub score_factor: f32,
         /// Zeros.
-        pub reserved: Padding36,
+        pub reserved: Padding<9>,
     }
 }
 
@@ -179,7 +181,7 @@ impl FwdParams {
         scale: 0.0,
         max_seqlen: 0,
         score_factor: 0.0,
-        reserved: Padding36::ZEROS,
+        reserved: Padding::ZEROS,
     };
 }
 
@@ -243,7 +245,7 @@ params! {
         /// `scale * log2(e)`, which [`bwd`] fills in, as in [`FwdParams`].
         pub score_factor: f32,
         /// Zeros.
-        pub reserved: Padding52,
+        pub reserved: Padding<13>,
     }
 }
 
@@ -276,7 +278,7 @@ impl BwdParams {
         scale: 0.0,
         max_seqlen: 0,
         score_factor: 0.0,
-        reserved: Padding52::ZEROS,
+        reserved: Padding::ZEROS,
     };
 
     /// Returns the parameters of the forward launch that this backward launch differentiates.
@@ -313,6 +315,7 @@ kernel_folder! {
         "forward_producer.cuh", "forward_wgmma.cuh", "packed_source.cuh", "packed_tiles.cuh", "position_tiles.cuh",
         "row_state.cuh", "sequences.cuh", "tile.cuh", "visits.cuh"
     ],
+    variants: choices::VARIANTS,
 }
 
 kernel!(pub FWD_F32, "attention_fwd_f32", FwdParams, cpu::fwd::<f32>, &SOURCE, plan::fwd_f32);

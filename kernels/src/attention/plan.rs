@@ -1,7 +1,8 @@
 //! Plans the CUDA launches of an attention call: kernel, number of blocks, shared memory.
 
+use super::choices::choices;
 use super::{BwdParams, FwdParams};
-use crate::{Addr, Arch, Stage, tuning};
+use crate::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 use std::mem::offset_of;
 
@@ -56,7 +57,7 @@ pub fn fwd_f32(p: &FwdParams, _: &Arch) -> Vec<Stage> {
 
 /// Plans the launches of kernel `attention_fwd_bf16`.
 pub fn fwd_bf16(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
-    match tuning::choices(arch).attention_by_warpgroups {
+    match choices(arch).by_warpgroups {
         true => fwd_bf16_wgmma(p, arch),
         false => fwd_bf16_mma(p, arch),
     }
@@ -161,8 +162,8 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     vec![Stage { tensor_maps, ..stage }]
 }
 
-/// A tensor `[tokens, heads, head_dim]` of which tensor copies move boxes of one head, whose columns lie in shared memory
-/// in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
+/// A tensor `[tokens, heads, head_dim]` of which tensor copies move boxes of one head, whose columns lie in shared
+/// memory in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
 pub(crate) struct HeadsMap {
     /// The tensor.
     pub tensor: Addr,
@@ -237,9 +238,9 @@ pub enum KeyTiles {
 
 /// Plans the launches of kernel `attention_bwd_bf16`.
 pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
-    let choices = tuning::choices(arch);
-    let by_warpgroups = choices.attention_bwd_wgmma_head_dims.contains(&p.head_dim);
-    if by_warpgroups && p.max_seqlen >= choices.attention_bwd_wgmma_min_seqlen {
+    let choices = choices(arch);
+    let by_warpgroups = choices.bwd_wgmma_head_dims.contains(&p.head_dim);
+    if by_warpgroups && p.max_seqlen >= choices.bwd_wgmma_min_seqlen {
         return bwd_bf16_wgmma(p, arch);
     }
     bwd_bf16_mma(p, arch)
@@ -247,16 +248,16 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
 
 /// Plans the launches of kernel `attention_bwd_bf16` by products of warps.
 fn bwd_bf16_mma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
-    let choices = tuning::choices(arch);
+    let choices = choices(arch);
     // In sequences of up to 64 tokens no sum of dq is passed on, and no tile is wide.
     if p.max_seqlen as u64 <= ROWS {
         return bwd_bf16_with(p, arch, KeyTiles::Narrow);
     }
     // Wide tiles must keep every multiprocessor busy.
     let blocks = slots(p.tokens, p.seqs, p.max_seqlen, WIDE) * p.kv_heads as u64;
-    let wide = 2 * blocks >= choices.attention_bwd_wide_blocks_per_2_multiprocessors * arch.multiprocessors as u64;
+    let wide = 2 * blocks >= choices.bwd_wide_blocks_per_2_multiprocessors * arch.multiprocessors as u64;
     let tiles = match () {
-        () if p.tokens <= choices.attention_bwd_separate_dq_max_tokens => KeyTiles::SeparateDq,
+        () if p.tokens <= choices.bwd_separate_dq_max_tokens => KeyTiles::SeparateDq,
         () if wide => KeyTiles::Wide,
         () => KeyTiles::Narrow,
     };

@@ -332,43 +332,50 @@ __device__ __forceinline__ void row_products_and_ticket(const BwdParams& p) {
   if (p.workspace != 0 && blockIdx.x == 0 && threadIdx.x == 0) *global<u32>(p.workspace) = 0;
 }
 
-#define KERNEL(NAME, PARAMS, THREADS, BLOCKS, ...)                                                                   \
-  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_##NAME(const __grid_constant__ PARAMS p) { \
-    __VA_ARGS__(p);                                                                                                         \
+#define KERNEL(SYMBOL, PARAMS, THREADS, BLOCKS, ...)                                                       \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(const __grid_constant__ PARAMS p) { \
+    __VA_ARGS__(p);                                                                                        \
   }
-KERNEL(fwd_bf16, FwdParams, FMA_THREADS, 1, forward_fma<bf16>)
-KERNEL(fwd_bf16_64, FwdParams, MMA_THREADS, 3, forward_mma<64, 64, false>)
-KERNEL(fwd_bf16_72, FwdParams, MMA_THREADS, 2, forward_mma<72, 72, false>)
-KERNEL(fwd_bf16_80, FwdParams, MMA_THREADS, 2, forward_mma<80, 80, false>)
-KERNEL(fwd_bf16_128, FwdParams, MMA_THREADS, 2, forward_mma<128, 128, false>)
-KERNEL(fwd_bf16_up_to_64, FwdParams, MMA_THREADS, 2, forward_mma<64, 64, true>)
-KERNEL(fwd_bf16_up_to_128, FwdParams, MMA_THREADS, 1, forward_mma<128, 128, true>)
-KERNEL(fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256, 64, true>)
-KERNEL(fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
+KERNEL(attention_fwd_bf16, FwdParams, FMA_THREADS, 1, forward_fma<bf16>)
+KERNEL(attention_fwd_bf16_64, FwdParams, MMA_THREADS, 3, forward_mma<64, 64, false>)
+KERNEL(attention_fwd_bf16_72, FwdParams, MMA_THREADS, 2, forward_mma<72, 72, false>)
+KERNEL(attention_fwd_bf16_80, FwdParams, MMA_THREADS, 2, forward_mma<80, 80, false>)
+KERNEL(attention_fwd_bf16_128, FwdParams, MMA_THREADS, 2, forward_mma<128, 128, false>)
+KERNEL(attention_fwd_bf16_up_to_64, FwdParams, MMA_THREADS, 2, forward_mma<64, 64, true>)
+KERNEL(attention_fwd_bf16_up_to_128, FwdParams, MMA_THREADS, 1, forward_mma<128, 128, true>)
+KERNEL(attention_fwd_bf16_up_to_256, FwdParams, MMA_THREADS, 2, forward_mma<256, 64, true>)
+KERNEL(attention_fwd_f32, FwdParams, FMA_THREADS, 1, forward_fma<float>)
 #if __CUDA_ARCH__ >= 900
-KERNEL(fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<64, PackedSource>))
-KERNEL(fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<80, PackedSource>))
-KERNEL(fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<128, PackedSource>))
+KERNEL(attention_fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<64, PackedSource>))
+KERNEL(attention_fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<80, PackedSource>))
+KERNEL(attention_fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<128, PackedSource>))
 #endif
-KERNEL(bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16, false>)
-KERNEL(bwd_bf16_relay, BwdParams, FMA_THREADS, 4, row_products<bf16, true>)
-KERNEL(bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)
-KERNEL(bwd_bf16_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<bf16>)
-#define GRADIENTS(HEAD_DIM, BLOCKS)                                                                  \
-  KERNEL(bwd_bf16_all_##HEAD_DIM, BwdParams, 256, BLOCKS, key_gradients_mma<HEAD_DIM, 128, true>)    \
-  KERNEL(bwd_bf16_all_##HEAD_DIM##_by_64, BwdParams, 128, 2, key_gradients_mma<HEAD_DIM, 64, true>)  \
-  KERNEL(bwd_bf16_dkv_##HEAD_DIM, BwdParams, MMA_THREADS, 2, key_gradients_mma<HEAD_DIM, 64, false>) \
-  KERNEL(bwd_bf16_dq_##HEAD_DIM, BwdParams, MMA_THREADS, 2, query_gradients_mma<HEAD_DIM>)
-GRADIENTS(64, 1)
-GRADIENTS(72, 1)
-GRADIENTS(80, 1)
-GRADIENTS(128, 1)
+KERNEL(attention_bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16, false>)
+KERNEL(attention_bwd_bf16_relay, BwdParams, FMA_THREADS, 4, row_products<bf16, true>)
+KERNEL(attention_bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)
+KERNEL(attention_bwd_bf16_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<bf16>)
+KERNEL(attention_bwd_bf16_all_64, BwdParams, 256, 1, key_gradients_mma<64, 128, true>)
+KERNEL(attention_bwd_bf16_all_64_by_64, BwdParams, 128, 2, key_gradients_mma<64, 64, true>)
+KERNEL(attention_bwd_bf16_dkv_64, BwdParams, MMA_THREADS, 2, key_gradients_mma<64, 64, false>)
+KERNEL(attention_bwd_bf16_dq_64, BwdParams, MMA_THREADS, 2, query_gradients_mma<64>)
+KERNEL(attention_bwd_bf16_all_72, BwdParams, 256, 1, key_gradients_mma<72, 128, true>)
+KERNEL(attention_bwd_bf16_all_72_by_64, BwdParams, 128, 2, key_gradients_mma<72, 64, true>)
+KERNEL(attention_bwd_bf16_dkv_72, BwdParams, MMA_THREADS, 2, key_gradients_mma<72, 64, false>)
+KERNEL(attention_bwd_bf16_dq_72, BwdParams, MMA_THREADS, 2, query_gradients_mma<72>)
+KERNEL(attention_bwd_bf16_all_80, BwdParams, 256, 1, key_gradients_mma<80, 128, true>)
+KERNEL(attention_bwd_bf16_all_80_by_64, BwdParams, 128, 2, key_gradients_mma<80, 64, true>)
+KERNEL(attention_bwd_bf16_dkv_80, BwdParams, MMA_THREADS, 2, key_gradients_mma<80, 64, false>)
+KERNEL(attention_bwd_bf16_dq_80, BwdParams, MMA_THREADS, 2, query_gradients_mma<80>)
+KERNEL(attention_bwd_bf16_all_128, BwdParams, 256, 1, key_gradients_mma<128, 128, true>)
+KERNEL(attention_bwd_bf16_all_128_by_64, BwdParams, 128, 2, key_gradients_mma<128, 64, true>)
+KERNEL(attention_bwd_bf16_dkv_128, BwdParams, MMA_THREADS, 2, key_gradients_mma<128, 64, false>)
+KERNEL(attention_bwd_bf16_dq_128, BwdParams, MMA_THREADS, 2, query_gradients_mma<128>)
 #if __CUDA_ARCH__ >= 900
-KERNEL(bwd_bf16_ticket, BwdParams, FMA_THREADS, 4, row_products_and_ticket<bf16>)
-KERNEL(bwd_bf16_wgmma_64, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<64>)
-KERNEL(bwd_bf16_wgmma_80, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<80>)
-KERNEL(bwd_bf16_wgmma_128, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<128>)
+KERNEL(attention_bwd_bf16_ticket, BwdParams, FMA_THREADS, 4, row_products_and_ticket<bf16>)
+KERNEL(attention_bwd_bf16_wgmma_64, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<64>)
+KERNEL(attention_bwd_bf16_wgmma_80, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<80>)
+KERNEL(attention_bwd_bf16_wgmma_128, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<128>)
 #endif
-KERNEL(bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float, false>)
-KERNEL(bwd_f32_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<float>)
-KERNEL(bwd_f32_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<float>)
+KERNEL(attention_bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float, false>)
+KERNEL(attention_bwd_f32_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<float>)
+KERNEL(attention_bwd_f32_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<float>)

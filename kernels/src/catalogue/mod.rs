@@ -15,11 +15,15 @@ pub fn find_kernel_folder(name: &str) -> Option<&'static KernelFolder> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Arch;
+    use crate::compile::{compile_to_ptx, skip_without_nvrtc};
     use crate::launch::KernelLaunch;
+    use crate::tuning::variants_of;
+    use crate::{Arch, Kernel};
     use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
+
+    const ARCHS: [Arch; 4] = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
 
     /// Returns the names that `kernel!(pub X, "name", …)` declares in a module's text; none if the module calls
     /// `kernel!` in a macro of its own.
@@ -60,7 +64,7 @@ mod tests {
         for example in FOLDERS.iter().flat_map(KernelFolder::examples) {
             let KernelLaunch { kernel, params, cost, .. } = &example.launch;
             assert!(cost.bytes > 0.0 && cost.bytes.is_finite() && cost.flops.is_finite(), "{}", kernel.name);
-            for arch in [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100] {
+            for arch in ARCHS {
                 let stages = (kernel.plan)(params, &arch);
                 // The symbol of the first stage begins with the kernel's name; several kernels may share later
                 // stages.
@@ -75,6 +79,51 @@ mod tests {
                     assert!(s.grid.iter().all(|&n| n > 0) && s.grid[1].max(s.grid[2]) < 65536, "{}", s.symbol);
                     assert!(s.shared <= arch.shared_per_block, "{} on sm_{}: {} bytes", s.symbol, arch.sm, s.shared);
                 }
+            }
+        }
+    }
+
+    /// A comparison of variants must have both ways, whichever a GPU chooses.
+    #[test]
+    fn attention_has_variants_with_other_plans_on_every_gpu() {
+        for (folder, name) in [("attention", "attention_fwd_bf16"), ("paged_attention", "paged_attention_fwd_bf16")] {
+            let folder = find_kernel_folder(folder).unwrap();
+            let examples = folder.examples_with_sizes(&Sizes::default()).unwrap();
+            for launch in examples.iter().map(|e| &e.launch).filter(|launch| launch.kernel.name == name) {
+                for arch in [Arch::A100, Arch::H100] {
+                    let plan = |kernel: &Kernel| (kernel.plan)(&launch.params, &arch);
+                    let others = variants_of(launch.kernel).filter(|v| plan(v.kernel) != plan(launch.kernel)).count();
+                    assert!(others > 0 || arch.sm < 90, "{name}: {:?}", plan(launch.kernel));
+                    assert!(variants_of(launch.kernel).any(|v| plan(v.kernel) == plan(launch.kernel)), "{name}");
+                }
+            }
+        }
+    }
+
+    /// A reader finds the CUDA of a kernel by its symbol, which no macro puts together.
+    #[test]
+    fn every_symbol_is_a_word_in_the_cuda_of_its_folder() {
+        let with_nvrtc = skip_without_nvrtc().is_some();
+        for folder in FOLDERS {
+            let texts = std::iter::once(folder.source.sm80).chain(folder.source.headers.iter().map(|(_, text)| *text));
+            let code = texts.flat_map(str::lines).map(|line| line.split_once("//").map_or(line, |(code, _)| code));
+            let is_in_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let words: BTreeSet<&str> = code.flat_map(|line| line.split(|c| !is_in_word(c))).collect();
+            let mut symbols = BTreeSet::new();
+            for launch in folder.examples().iter().map(|example| &example.launch) {
+                let plans = std::iter::once(launch.kernel).chain(variants_of(launch.kernel).map(|v| v.kernel));
+                for (kernel, arch) in plans.flat_map(|kernel| ARCHS.map(|arch| (kernel, arch))) {
+                    symbols.extend((kernel.plan)(&launch.params, &arch).iter().map(|stage| stage.symbol.to_string()));
+                }
+            }
+            // The compiled code also has those that no plan of an example chooses.
+            for sm in ["sm_80", "sm_90a"].into_iter().filter(|_| with_nvrtc) {
+                let ptx = compile_to_ptx(folder.source, sm).unwrap();
+                let entries = ptx.split(".entry ").skip(1).filter_map(|rest| rest.split('(').next());
+                symbols.extend(entries.map(str::to_string));
+            }
+            for symbol in symbols {
+                assert!(words.contains(symbol.as_str()), "{symbol} is not in the .cu and .cuh of {}", folder.name);
             }
         }
     }

@@ -132,29 +132,30 @@ __device__ __forceinline__ void sum_parts(const float* partial, u32 rows, u64 co
 #define KERNEL(NAME, PARAMS, ...) \
   extern "C" __global__ void __launch_bounds__(__VA_ARGS__) NAME(const __grid_constant__ PARAMS p)
 
-// Defines the forward and backward kernels for the element type T, with symbols such as rms_norm_fwd_f32
-// (PREFIX_fwd_NAME). The file that uses the macro defines forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>,
-// which gets a SharedSums<SUM>, and sum_all_parts. FWD and BWD are the parameter structs; the variadic arguments are
-// the launch bounds of the backward kernels.
-#define KERNELS(T, PREFIX, NAME, FWD, BWD, SUM, ...)                                                 \
-  KERNEL(PREFIX##_fwd_##NAME, FWD, FWD_BLOCK) {                                                      \
-    if (p.cols <= HELD * 32) {                                                                       \
-      forward_any<T, FWD_BLOCK, 32>(p);                                                              \
-    } else {                                                                                         \
-      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);                                                       \
-    }                                                                                                \
-  }                                                                                                  \
-  KERNEL(PREFIX##_fwd_##NAME##_wide, FWD, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }                \
-  KERNEL(PREFIX##_bwd_##NAME, BWD, __VA_ARGS__) {                                                    \
-    __shared__ SharedSums<SUM> shared;                                                               \
-    if (p.cols <= HELD * 32) {                                                                       \
-      backward_any<T, 32>(p, shared);                                                                \
-    } else {                                                                                         \
-      backward_any<T, 256>(p, shared);                                                               \
-    }                                                                                                \
-  }                                                                                                  \
-  KERNEL(PREFIX##_bwd_##NAME##_wide, BWD, __VA_ARGS__) {                                             \
-    __shared__ SharedSums<SUM> shared;                                                               \
-    backward_any<T, BWD_BLOCK>(p, shared);                                                           \
-  }                                                                                                  \
-  KERNEL(PREFIX##_bwd_##NAME##_dw, BWD, 256) { sum_all_parts(p); }
+// Define the forward and the backward kernels for the element type T: SYMBOL for rows that up to 256 threads hold,
+// WIDE_SYMBOL for longer ones, and DW_SYMBOL, which adds up the blocks' dw. The file that uses the macros defines
+// forward_any<T, BLOCK, THREADS>, backward_any<T, THREADS>, which gets a SharedSums<SUM>, and sum_all_parts. The
+// variadic arguments are the launch bounds of the backward kernels.
+#define FORWARD(SYMBOL, WIDE_SYMBOL, T, PARAMS) \
+  KERNEL(SYMBOL, PARAMS, FWD_BLOCK) {           \
+    if (p.cols <= HELD * 32) {                  \
+      forward_any<T, FWD_BLOCK, 32>(p);         \
+    } else {                                    \
+      forward_any<T, FWD_BLOCK, FWD_BLOCK>(p);  \
+    }                                           \
+  }                                             \
+  KERNEL(WIDE_SYMBOL, PARAMS, WIDE, 1) { forward_any<T, WIDE, WIDE>(p); }
+#define BACKWARD(SYMBOL, WIDE_SYMBOL, DW_SYMBOL, T, PARAMS, SUM, ...) \
+  KERNEL(SYMBOL, PARAMS, __VA_ARGS__) {                               \
+    __shared__ SharedSums<SUM> shared;                                \
+    if (p.cols <= HELD * 32) {                                        \
+      backward_any<T, 32>(p, shared);                                 \
+    } else {                                                          \
+      backward_any<T, 256>(p, shared);                                \
+    }                                                                 \
+  }                                                                   \
+  KERNEL(WIDE_SYMBOL, PARAMS, __VA_ARGS__) {                          \
+    __shared__ SharedSums<SUM> shared;                                \
+    backward_any<T, BWD_BLOCK>(p, shared);                            \
+  }                                                                   \
+  KERNEL(DW_SYMBOL, PARAMS, 256) { sum_all_parts(p); }

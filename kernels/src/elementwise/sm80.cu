@@ -96,20 +96,17 @@ struct Fill {
 
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
-#define ADD(T, NAME)                                                                                             \
-  KERNEL(add_##NAME, AddParams) { map_each<T, T>(p.count, {p.a, p.b}, {p.y}, Sum()); }                           \
-  KERNEL(accumulate_##NAME##_##NAME, AccumulateParams) { map_each<T, T>(p.count, {p.dst, p.src}, {p.dst}, Sum()); } \
-  KERNEL(fill_##NAME, FillParams) { map(p.count, aligned16(p.dst), Fill<T>{p.value, global<T>(p.dst)}); }
+#define KERNELS(T, ADD, ACCUMULATE, FILL)                                                           \
+  KERNEL(ADD, AddParams) { map_each<T, T>(p.count, {p.a, p.b}, {p.y}, Sum()); }                     \
+  KERNEL(ACCUMULATE, AccumulateParams) { map_each<T, T>(p.count, {p.dst, p.src}, {p.dst}, Sum()); } \
+  KERNEL(FILL, FillParams) { map(p.count, aligned16(p.dst), Fill<T>{p.value, global<T>(p.dst)}); }
 
-#define CAST(S, D, NAME) \
-  KERNEL(cast_##NAME, CastParams) { map_each<S, D>(p.count, {p.src}, {p.dst}, Same()); }
-
-ADD(float, f32)
-ADD(bf16, bf16)
-CAST(float, bf16, f32_bf16)
-CAST(bf16, float, bf16_f32)
-CAST(f16, float, f16_f32)
-CAST(f16, bf16, f16_bf16)
+KERNELS(float, add_f32, accumulate_f32_f32, fill_f32)
+KERNELS(bf16, add_bf16, accumulate_bf16_bf16, fill_bf16)
+KERNEL(cast_f32_bf16, CastParams) { map_each<float, bf16>(p.count, {p.src}, {p.dst}, Same()); }
+KERNEL(cast_bf16_f32, CastParams) { map_each<bf16, float>(p.count, {p.src}, {p.dst}, Same()); }
+KERNEL(cast_f16_f32, CastParams) { map_each<f16, float>(p.count, {p.src}, {p.dst}, Same()); }
+KERNEL(cast_f16_bf16, CastParams) { map_each<f16, bf16>(p.count, {p.src}, {p.dst}, Same()); }
 
 KERNEL(accumulate_bf16_f32, AccumulateParams) {
   map(p.count, aligned16(p.src, p.dst), Accumulate<bf16, float>{global<const bf16>(p.src), global<float>(p.dst)});

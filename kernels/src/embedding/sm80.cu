@@ -218,18 +218,14 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   }
 }
 
-#define FWD(W, T, NAME)                                                                                            \
-  extern "C" __global__ void __launch_bounds__(256) embedding_fwd_##NAME(const __grid_constant__ FwdParams p) {    \
-    forward<W, T>(p);                                                                                              \
-  }
-#define BWD(T, NAME)                                                                                               \
-  extern "C" __global__ void __launch_bounds__(TILE, 4) embedding_bwd_##NAME(const __grid_constant__ BwdParams p) {   \
-    backward<T>(p);                                                                                                \
-  }
+#define FWD(SYMBOL, W, T) \
+  extern "C" __global__ void __launch_bounds__(256) SYMBOL(const __grid_constant__ FwdParams p) { forward<W, T>(p); }
+#define BWD(SYMBOL, T) \
+  extern "C" __global__ void __launch_bounds__(TILE, 4) SYMBOL(const __grid_constant__ BwdParams p) { backward<T>(p); }
 
-FWD(float, float, f32_f32)
-FWD(float, bf16, f32_bf16)
-FWD(bf16, float, bf16_f32)
-FWD(bf16, bf16, bf16_bf16)
-BWD(float, f32)
-BWD(bf16, bf16)
+FWD(embedding_fwd_f32_f32, float, float)
+FWD(embedding_fwd_f32_bf16, float, bf16)
+FWD(embedding_fwd_bf16_f32, bf16, float)
+FWD(embedding_fwd_bf16_bf16, bf16, bf16)
+BWD(embedding_bwd_f32, float)
+BWD(embedding_bwd_bf16, bf16)

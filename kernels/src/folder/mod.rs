@@ -11,6 +11,7 @@ use std::borrow::Cow;
 use crate::checks::Check;
 use crate::dtype::DType::{self, BF16, F32};
 use crate::launch::{Addr, KernelLaunch, Launch, Params, Source};
+use crate::tuning::Variant;
 
 pub use sizes::{SizeError, Sizes};
 
@@ -24,6 +25,8 @@ pub struct KernelFolder {
     pub source: &'static Source,
     /// The checks of its kernels.
     pub checks: &'static [Check],
+    /// The variants of its kernels.
+    pub variants: &'static [Variant],
     /// Makes an example call of each kernel; see [`KernelFolder::examples`].
     pub calls: fn(&Sizes) -> LabeledLaunches,
 }
@@ -118,12 +121,13 @@ pub(crate) const ACTIVATIONS_DESCRIPTION: &str = "8192 tokens of 3584 elements";
 /// Registers a kernel folder: declares its `SOURCE` and its `FOLDER`.
 ///
 /// `params` lists the parameter structs that `sm80.cu` uses and `headers` the folder's `.cuh` files. `headers_of`
-/// lists other folders whose headers it includes, besides those of `cuh/`. The folder's `check.rs` has the checks
-/// (`checks!`) and `examples.rs` the function `example_calls`. `traffic` names a function of `examples.rs` that returns
-/// small launches on allocated arrays; a test simulates them and compares the bytes that they move with their cost.
+/// lists other folders whose headers it includes, besides those of `cuh/`. `variants` is a constant slice of
+/// [`Variant`]s. The folder's `check.rs` has the checks (`checks!`) and `examples.rs` the function `example_calls`.
+/// `traffic` names a function of `examples.rs` that returns small launches on allocated arrays; a test simulates them
+/// and compares the bytes that they move with their cost.
 macro_rules! kernel_folder {
     (name: $name:literal, params: [$($params:ty),*], $(headers: [$($header:literal),*],)?
-     $(headers_of: [$($owner:ident),*],)? $(traffic: $traffic:ident,)?) => {
+     $(headers_of: [$($owner:ident),*],)? $(variants: $variants:path,)? $(traffic: $traffic:ident,)?) => {
         /// The CUDA source of this folder.
         pub static SOURCE: $crate::launch::Source = $crate::launch::Source {
             name: $name,
@@ -139,6 +143,7 @@ macro_rules! kernel_folder {
             module: include_str!("mod.rs"),
             source: &SOURCE,
             checks: check::CHECKS,
+            variants: $crate::folder::first_of!($($variants,)? &[]),
             calls: examples::example_calls,
         };
 
@@ -160,3 +165,11 @@ macro_rules! kernel_folder {
     };
 }
 pub(crate) use kernel_folder;
+
+/// The first of some expressions: one that may be left out, then what stands for it.
+macro_rules! first_of {
+    ($first:expr $(, $other:expr)*) => {
+        $first
+    };
+}
+pub(crate) use first_of;

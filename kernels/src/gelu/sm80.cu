@@ -70,11 +70,11 @@ struct Gradient {
 
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
-#define KERNELS(FORM, T, NAME, TYPE)                                                                              \
-  KERNEL(NAME##_fwd_##TYPE, FwdParams) { map_each<T, T>(p.count, {p.x}, {p.y}, Value<FORM>()); }                  \
-  KERNEL(NAME##_bwd_##TYPE, BwdParams) { map_each<T, T>(p.count, {p.x, p.dy}, {p.dx}, Gradient<FORM>()); }
+#define KERNELS(FORM, T, FWD, BWD)                                                 \
+  KERNEL(FWD, FwdParams) { map_each<T, T>(p.count, {p.x}, {p.y}, Value<FORM>()); } \
+  KERNEL(BWD, BwdParams) { map_each<T, T>(p.count, {p.x, p.dy}, {p.dx}, Gradient<FORM>()); }
 
-KERNELS(Exact, float, gelu, f32)
-KERNELS(Exact, bf16, gelu, bf16)
-KERNELS(Tanh, float, gelu_tanh, f32)
-KERNELS(Tanh, bf16, gelu_tanh, bf16)
+KERNELS(Exact, float, gelu_fwd_f32, gelu_bwd_f32)
+KERNELS(Exact, bf16, gelu_fwd_bf16, gelu_bwd_bf16)
+KERNELS(Tanh, float, gelu_tanh_fwd_f32, gelu_tanh_bwd_f32)
+KERNELS(Tanh, bf16, gelu_tanh_fwd_bf16, gelu_tanh_bwd_bf16)

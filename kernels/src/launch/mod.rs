@@ -11,7 +11,7 @@ mod source;
 mod stage;
 mod table;
 
-pub use params::{Addr, CType, Padding36, Padding52, ParamField, Params, TensorMapSlot};
+pub use params::{Addr, CType, Padding, ParamField, Params, TensorMapSlot};
 pub use row_keys::{CostOfKeys, RowKeys};
 pub use source::Source;
 pub use stage::{Arch, Stage, TensorMapError};

@@ -91,39 +91,43 @@ impl CType for TensorMapSlot {
     const NAME: &'static str = "TensorMapSlot";
 }
 
-/// 36 bytes at the end of a parameter struct that fill it up to a multiple of its alignment, which is 64 bytes if it has
-/// a [`TensorMapSlot`].
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+/// Words at the end of a parameter struct, all 0, that fill it up to a multiple of its alignment, which is 64 bytes if
+/// it has a [`TensorMapSlot`].
+#[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
-pub struct Padding36([u32; 9]);
+pub struct Padding<const WORDS: usize>([u32; WORDS]);
 
-impl Padding36 {
+// SAFETY: the struct is its array of words, for which all bits 0 are a value.
+#[allow(unsafe_code)]
+unsafe impl<const WORDS: usize> bytemuck::Zeroable for Padding<WORDS> {}
+// SAFETY: the same; all bits are values, and an array has no bytes between its words.
+#[allow(unsafe_code)]
+unsafe impl<const WORDS: usize> bytemuck::Pod for Padding<WORDS> {}
+
+impl<const WORDS: usize> Padding<WORDS> {
     /// Padding, all zeros.
-    pub const ZEROS: Padding36 = Padding36([0; 9]);
+    pub const ZEROS: Self = Padding([0; WORDS]);
 }
 
-impl CType for Padding36 {
-    const NAME: &'static str = "Padding36";
+impl CType for Padding<3> {
+    const NAME: &'static str = "Padding<3>";
+}
+impl CType for Padding<6> {
+    const NAME: &'static str = "Padding<6>";
+}
+impl CType for Padding<9> {
+    const NAME: &'static str = "Padding<9>";
+}
+impl CType for Padding<10> {
+    const NAME: &'static str = "Padding<10>";
+}
+impl CType for Padding<13> {
+    const NAME: &'static str = "Padding<13>";
 }
 
-/// As [`Padding36`], of 52 bytes.
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(transparent)]
-pub struct Padding52([u32; 13]);
-
-impl Padding52 {
-    /// Padding, all zeros.
-    pub const ZEROS: Padding52 = Padding52([0; 13]);
-}
-
-impl CType for Padding52 {
-    const NAME: &'static str = "Padding52";
-}
-
-/// The declarations of [`TensorMapSlot`], [`Padding36`] and [`Padding52`] in CUDA C++.
+/// The declarations of [`TensorMapSlot`] and [`Padding`] in CUDA C++.
 pub(super) const TENSOR_MAP_SLOT_DECLARATION: &str = "struct alignas(64) TensorMapSlot { unsigned char bytes[128]; };\n\
-     struct Padding36 { unsigned int words[9]; };\n\
-     struct Padding52 { unsigned int words[13]; };\n";
+     template <int WORDS> struct Padding { unsigned int words[WORDS]; };\n";
 
 /// A parameter struct declared by [`params!`](crate::params).
 pub trait Params: bytemuck::Pod {

@@ -253,5 +253,7 @@ __device__ __forceinline__ void backward_any(const BwdParams& p, SharedSums<Pair
   }
 }
 
-KERNELS(float, layer_norm, f32, FwdParams, BwdParams, Pair, BWD_BLOCK, 1)
-KERNELS(bf16, layer_norm, bf16, FwdParams, BwdParams, Pair, BWD_BLOCK, 1)
+FORWARD(layer_norm_fwd_f32, layer_norm_fwd_f32_wide, float, FwdParams)
+BACKWARD(layer_norm_bwd_f32, layer_norm_bwd_f32_wide, layer_norm_bwd_f32_dw, float, BwdParams, Pair, BWD_BLOCK, 1)
+FORWARD(layer_norm_fwd_bf16, layer_norm_fwd_bf16_wide, bf16, FwdParams)
+BACKWARD(layer_norm_bwd_bf16, layer_norm_bwd_bf16_wide, layer_norm_bwd_bf16_dw, bf16, BwdParams, Pair, BWD_BLOCK, 1)

@@ -251,10 +251,8 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   }
 }
 
-#define BWD(T, NAME)                                                                                              \
-  extern "C" __global__ void __launch_bounds__(BWD_THREADS) log_prob_bwd_##NAME(const __grid_constant__ BwdParams p) { \
-    backward<T>(p);                                                                                               \
-  }
+#define BWD(SYMBOL, T) \
+  extern "C" __global__ void __launch_bounds__(BWD_THREADS) SYMBOL(const __grid_constant__ BwdParams p) { backward<T>(p); }
 
-BWD(float, f32)
-BWD(bf16, bf16)
+BWD(log_prob_bwd_f32, float)
+BWD(log_prob_bwd_bf16, bf16)

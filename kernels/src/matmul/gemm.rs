@@ -2,7 +2,8 @@
 
 use super::plan;
 use super::{Matmul, Operand, SOURCE, cpu};
-use crate::launch::{KernelLaunch, TensorMapSlot};
+use crate::launch::{KernelLaunch, Padding, TensorMapSlot};
+use crate::tuning::Variant;
 use crate::{Addr, Arch, DType, Kernel, Launch, Team, kernel, params};
 use bytemuck::Zeroable;
 
@@ -35,11 +36,7 @@ params! {
         /// Factor of the finished sums.
         pub scale: f32,
         /// Padding.
-        pub reserved0: u32,
-        /// Padding.
-        pub reserved1: u32,
-        /// Padding.
-        pub reserved2: u32,
+        pub reserved: Padding<3>,
     }
 }
 
@@ -91,6 +88,16 @@ kernels! {
     DW_BF16: "gemm_dw_bf16", DW, None;
     DW_F32: "gemm_dw_f32", DW_TO_F32, None;
 }
+
+pub(super) const VARIANTS: &[Variant] = &[
+    Variant { of: &FWD_BF16, name: "256 x 192 in halves", kernel: &FWD_BF16_HALVES },
+    Variant { of: &FWD_BF16, name: "128 x 256", kernel: &FWD_BF16_128X256 },
+    Variant { of: &FWD_BF16, name: "128 x 256 held", kernel: &FWD_BF16_HELD },
+    Variant { of: &FWD_BF16, name: "128 x 192", kernel: &FWD_BF16_128X192 },
+    Variant { of: &FWD_BF16, name: "64 x 144", kernel: &FWD_BF16_64X144 },
+    Variant { of: &DX_BF16, name: "256 x 192 in halves", kernel: &DX_BF16_HALVES },
+    Variant { of: &DX_BF16, name: "128 x 256", kernel: &DX_BF16_128X256 },
+];
 
 impl Form {
     /// The kernel that chooses a tile for products of this form.

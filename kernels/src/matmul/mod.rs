@@ -1,5 +1,5 @@
-//! The matrix product `C[m, n] = scale · A · Bᵀ (+ bias) (+ C)`. Devices `cpu` and `sim` compute it with the CPU code in
-//! this folder, device `cuda` with the CUDA code or with cuBLASLt.
+//! The matrix product `C[m, n] = scale · A · Bᵀ (+ bias) (+ C)`. Devices `cpu` and `sim` compute it with the CPU code
+//! in this folder, device `cuda` with the CUDA code or with cuBLASLt.
 //!
 //! A is `[m, k]` (or stored transposed, `[k, m]`), B is `[n, k]` (or stored transposed, `[k, n]`); row-major,
 //! contiguous. A linear layer is `A = x, B = weight`; the gradient of its input is `A = dy, B = weight` stored `[k,
@@ -12,10 +12,11 @@
 //! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
 //! m, `2 · m · n · k` operations, by reading B from memory for small m. `tests/` has the tests of the CPU code.
 //!
-//! Numerics in CUDA (`gemm.rs`, bf16 operands): one f32 accumulator per element of C, k ascending in steps of 16 (sums of
-//! tensor cores, which truncate), then scale, bias, old C, and one rounding. The bits depend on the row of A, the row of B
-//! and k alone: not on the tile, on m or n, or on the GPU's number of multiprocessors. An old C of f32 is added by the
-//! memory, which takes subnormal numbers as 0. Tolerance: twice the bound of an f32 sum, plus one rounding.
+//! Numerics in CUDA (`gemm.rs`, bf16 operands): one f32 accumulator per element of C, k ascending in steps of 16 (sums
+//! of tensor cores, which truncate), then scale, bias, old C, and one rounding. The bits depend on the row of A, the
+//! row of B and k alone: not on the tile, on m or n, or on the GPU's number of multiprocessors. An old C of f32 is
+//! added by the memory, which takes subnormal numbers as 0. Tolerance: twice the bound of an f32 sum, plus one
+//! rounding.
 //!
 //! On the CPU a B of f32 or bf16 may be stored in groups of [`GROUP_ROWS`] rows, `[n / 32][k][32]` or `[n / 32][k /
 //! 2][32][2]`, which [`WeightGroups`] arranges: the layout that the tile functions read, so that
@@ -43,6 +44,7 @@ kernel_folder! {
     name: "matmul",
     params: [gemm::Params],
     headers: ["consumer.cuh", "epilogue.cuh", "plain.cuh", "producer.cuh", "sm90a.cuh", "tile.cuh"],
+    variants: gemm::VARIANTS,
 }
 
 /// Rows of a group of an int8 operand.

@@ -107,22 +107,22 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
 #define KERNEL(NAME, PARAMS, BLOCK) \
   extern "C" __global__ void __launch_bounds__(BLOCK) NAME(const __grid_constant__ PARAMS p)
 
-#define KERNELS(T, NAME)                                                                 \
-  KERNEL(normalise_fwd_##NAME, FwdParams, 256) {                                         \
-    if (p.cols <= HELD * 32) {                                                           \
-      forward<T, 256, 32>(p);                                                            \
-    } else {                                                                             \
-      forward<T, 256, 256>(p);                                                           \
-    }                                                                                    \
-  }                                                                                      \
-  KERNEL(normalise_fwd_##NAME##_wide, FwdParams, WIDE) { forward<T, WIDE, WIDE>(p); }    \
-  KERNEL(normalise_bwd_##NAME, BwdParams, 256) {                                         \
-    if (p.cols <= HELD * 32) {                                                           \
-      backward<T, 256, 32>(p);                                                           \
-    } else {                                                                             \
-      backward<T, 256, 256>(p);                                                          \
-    }                                                                                    \
-  }                                                                                      \
-  KERNEL(normalise_bwd_##NAME##_wide, BwdParams, WIDE) { backward<T, WIDE, WIDE>(p); }
-KERNELS(float, f32)
-KERNELS(bf16, bf16)
+#define KERNELS(T, FWD, FWD_WIDE, BWD, BWD_WIDE)                   \
+  KERNEL(FWD, FwdParams, 256) {                                    \
+    if (p.cols <= HELD * 32) {                                     \
+      forward<T, 256, 32>(p);                                      \
+    } else {                                                       \
+      forward<T, 256, 256>(p);                                     \
+    }                                                              \
+  }                                                                \
+  KERNEL(FWD_WIDE, FwdParams, WIDE) { forward<T, WIDE, WIDE>(p); } \
+  KERNEL(BWD, BwdParams, 256) {                                    \
+    if (p.cols <= HELD * 32) {                                     \
+      backward<T, 256, 32>(p);                                     \
+    } else {                                                       \
+      backward<T, 256, 256>(p);                                    \
+    }                                                              \
+  }                                                                \
+  KERNEL(BWD_WIDE, BwdParams, WIDE) { backward<T, WIDE, WIDE>(p); }
+KERNELS(float, normalise_fwd_f32, normalise_fwd_f32_wide, normalise_bwd_f32, normalise_bwd_f32_wide)
+KERNELS(bf16, normalise_fwd_bf16, normalise_fwd_bf16_wide, normalise_bwd_bf16, normalise_bwd_bf16_wide)

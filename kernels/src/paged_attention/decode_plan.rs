@@ -1,6 +1,6 @@
 //! Plans the CUDA launches of decode in bf16.
 
-use super::{Params, Variant, segments, smallest_variant};
+use super::{Params, Shape, segments, smallest_shape};
 use crate::{Addr, Arch, DType, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 use std::mem::offset_of;
@@ -27,7 +27,7 @@ pub(super) fn plan_decode(p: &Params, arch: &Arch) -> Vec<Stage> {
     const fn bytes(chunks: u32, stages: u32) -> u32 {
         stages * 64 * chunks * 16 + 16 * 72 * 4
     }
-    const VARIANTS: [Variant<&str>; 4] = [
+    const SHAPES: [Shape<&str>; 4] = [
         (64, "paged_attention_fwd_bf16_decode_64", bytes(9, 5)),
         (80, "paged_attention_fwd_bf16_decode_80", bytes(11, 5)),
         (128, "paged_attention_fwd_bf16_decode_128", bytes(17, 5)),
@@ -36,7 +36,7 @@ pub(super) fn plan_decode(p: &Params, arch: &Arch) -> Vec<Stage> {
     if p.tokens == 0 {
         return Vec::new();
     }
-    let (_, symbol, shared) = smallest_variant(p, &VARIANTS);
+    let (_, symbol, shared) = smallest_shape(p, &SHAPES);
     let blocks = items(p).min(u64::from(arch.multiprocessors * DECODE_BLOCKS)) as u32;
     vec![Stage { shared: *shared, ..Stage::one_dimensional(symbol, blocks, 128) }]
 }
@@ -61,8 +61,8 @@ const fn decode_rows_shared(head_dim: u32) -> u32 {
 }
 
 /// Plans the launches of decode in the order of sums of `attention/row_state.cuh`: one persistent block of threads per
-/// multiprocessor and, with a workspace, the merge of each row's segments. Earlier GPUs than Hopper, other head_dims and
-/// prefill have only [`super::plan_bf16_mma`].
+/// multiprocessor and, with a workspace, the merge of each row's segments. Earlier GPUs than Hopper, other head_dims
+/// and prefill have only [`super::plan_bf16_mma`].
 pub(super) fn plan_bf16_decode_rows(p: &Params, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "paged_attention_fwd_bf16_decode_rows_64",

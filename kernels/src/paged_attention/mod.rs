@@ -31,8 +31,8 @@
 //! page that has a sequence's last key is read up to its end, or for 64 rows; rows beyond the last key change nothing,
 //! whatever they hold.
 //!
-//! Prefill (`FWD_BF16_PREFILL_WGMMA`) is the forward pass by products of warpgroups with keys in pages. A tile has the 128
-//! positions from a multiple of 128 on, of one head; a chunk may begin within a tile. It uses no workspace.
+//! Prefill (`FWD_BF16_PREFILL_WGMMA`) is the forward pass by products of warpgroups with keys in pages. A tile has the
+//! 128 positions from a multiple of 128 on, of one head; a chunk may begin within a tile. It uses no workspace.
 //!
 //! # Shared pages
 //! Completions of one prompt have the same first pages. In decode with a workspace, up to 8 neighbouring tokens whose
@@ -67,7 +67,8 @@ use decode_plan::is_decode;
 
 use crate::folder::kernel_folder;
 use crate::launch::{CostOfKeys, RowKeys, TensorMapSlot, kernel_for_dtype};
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, tuning};
+use crate::tuning::Variant;
+use crate::{Addr, Arch, Cost, DType, Launch, Stage, attention, kernel, params};
 
 /// Tokens per page of the KV caches that the engine allocates; also the number of keys that the CUDA and CPU kernels
 /// process at a time.
@@ -175,6 +176,7 @@ kernel_folder! {
         "prefill_wgmma.cuh", "tile.cuh"
     ],
     headers_of: [attention],
+    variants: VARIANTS,
 }
 
 kernel!(pub FWD_F32, "paged_attention_fwd_f32", Params, cpu::fwd::<f32>, &SOURCE, plan_f32);
@@ -198,14 +200,20 @@ kernel!(
     prefill_plan::plan_bf16_wgmma
 );
 
-/// A compiled variant: largest head_dim, its symbols, bytes of dynamic shared memory.
-type Variant<S> = (u32, S, u32);
+const VARIANTS: &[Variant] = &[
+    Variant { of: &FWD_BF16, name: "products of warps", kernel: &FWD_BF16_MMA },
+    Variant { of: &FWD_BF16, name: "decode in the order of the forward pass", kernel: &FWD_BF16_DECODE_ROWS },
+    Variant { of: &FWD_BF16, name: "prefill by products of warpgroups", kernel: &FWD_BF16_PREFILL_WGMMA },
+];
+
+/// A compiled shape: largest head_dim, its symbols, bytes of dynamic shared memory.
+type Shape<S> = (u32, S, u32);
 
 /// The symbols of a variant: [without a workspace, with one].
 type Symbols = [&'static str; 2];
 
 fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
-    match tuning::choices(arch).attention_by_warpgroups {
+    match attention::choices::choices(arch).by_warpgroups {
         true if is_decode(DType::BF16, p) => decode_plan::plan_bf16_decode_rows(p, arch),
         true => prefill_plan::plan_bf16_wgmma(p, arch),
         false => plan_bf16_mma(p, arch),
@@ -221,7 +229,7 @@ fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
     // Shared memory holds two buffers, each for 64 keys and 64 values. Their rows start an odd number of 16-byte
     // chunks apart, which avoids bank conflicts. For head_dim 256 there is one buffer, with only 64 columns of V.
     // From head_dim 128 on, shared memory also holds the queries.
-    const VARIANTS: [Variant<Symbols>; 4] = [
+    const SHAPES: [Shape<Symbols>; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
         (
@@ -235,7 +243,7 @@ fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
             64 * (33 + 9) * 16 + 64 * 256 * 2,
         ),
     ];
-    plan(p, 64, &VARIANTS, "paged_attention_fwd_bf16_combine", if p.head_dim > 128 { 4 } else { 1 })
+    plan(p, 64, &SHAPES, "paged_attention_fwd_bf16_combine", if p.head_dim > 128 { 4 } else { 1 })
 }
 
 fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
@@ -245,12 +253,12 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     const fn bytes(d: u32, buffers: u32) -> u32 {
         4 * ((16 + buffers * 64) * (d + 4) + 16 * 72)
     }
-    const VARIANTS: [Variant<Symbols>; 3] = [
+    const SHAPES: [Shape<Symbols>; 3] = [
         (64, ["paged_attention_fwd_f32_64", "paged_attention_fwd_f32_64_split"], bytes(64, 2)),
         (128, ["paged_attention_fwd_f32_128", "paged_attention_fwd_f32_128_split"], bytes(128, 2)),
         (256, ["paged_attention_fwd_f32_256", "paged_attention_fwd_f32_256_split"], bytes(256, 1)),
     ];
-    plan(p, 16, &VARIANTS, "paged_attention_fwd_f32_combine", 1)
+    plan(p, 16, &SHAPES, "paged_attention_fwd_f32_combine", 1)
 }
 
 /// Returns the first variant for the head_dim.
@@ -258,7 +266,7 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
 /// # Panics
 /// If head_dim is larger than that of the last variant. That is a mistake of the caller: an empty plan would leave the
 /// output unwritten.
-fn smallest_variant<'a, S>(p: &Params, variants: &'a [Variant<S>]) -> &'a Variant<S> {
+fn smallest_shape<'a, S>(p: &Params, variants: &'a [Shape<S>]) -> &'a Shape<S> {
     let found = variants.iter().find(|v| p.head_dim <= v.0);
     found.unwrap_or_else(|| panic!("paged_attention: head_dim is {}; CUDA kernels support up to 256", p.head_dim))
 }
@@ -266,11 +274,11 @@ fn smallest_variant<'a, S>(p: &Params, variants: &'a [Variant<S>]) -> &'a Varian
 /// Plans one block of threads for each combination of a tile of `rows` packed rows, a key head and one of `slices`
 /// ranges of columns. With a workspace each segment of keys has its own block of threads, and a second launch
 /// combines the segments.
-fn plan(p: &Params, rows: u32, variants: &[Variant<Symbols>], combine: &'static str, slices: u32) -> Vec<Stage> {
+fn plan(p: &Params, rows: u32, variants: &[Shape<Symbols>], combine: &'static str, slices: u32) -> Vec<Stage> {
     if p.tokens == 0 || p.seqs == 0 {
         return Vec::new();
     }
-    let (_, symbols, shared) = smallest_variant(p, variants);
+    let (_, symbols, shared) = smallest_shape(p, variants);
     let split = !p.workspace.is_null();
     let blocks = tiles(p, rows) * p.kv_heads * slices;
     let main = |symbol, blocks| Stage { shared: *shared, ..Stage::one_dimensional(symbol, blocks, 128) };

@@ -51,10 +51,11 @@ __device__ __forceinline__ void combine(const Params& p) {
   if (keys >= 0) merge_row<T>(p, row, ceil_div(keys, SEGMENT));
 }
 
-#define KERNEL(SYMBOL, BLOCKS, CALL)                                                                        \
+#define WITH_THREADS(SYMBOL, THREADS, BLOCKS, CALL)                                                        \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) SYMBOL(const __grid_constant__ Params p) { \
-    CALL(p);                                                                                                \
+    CALL(p);                                                                                               \
   }
+#define KERNEL(SYMBOL, BLOCKS, CALL) WITH_THREADS(SYMBOL, THREADS, BLOCKS, CALL)
 KERNEL(paged_attention_fwd_bf16_64, 2, (prefill_mma<64, 64, 2, false>))
 KERNEL(paged_attention_fwd_bf16_80, 2, (prefill_mma<80, 80, 2, false>))
 KERNEL(paged_attention_fwd_bf16_128, 2, (prefill_mma<128, 128, 2, false>))
@@ -69,23 +70,13 @@ KERNEL(paged_attention_fwd_bf16_decode_80, 2, decode_mma<80>)
 KERNEL(paged_attention_fwd_bf16_decode_128, 2, decode_mma<128>)
 KERNEL(paged_attention_fwd_bf16_decode_256, 2, decode_mma<256>)
 #if __CUDA_ARCH__ >= 900
-#define DECODE_KERNEL(HEAD_DIM)                                                                              \
-  extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 1)                                            \
-      paged_attention_fwd_bf16_decode_rows_##HEAD_DIM(const __grid_constant__ Params p) {                    \
-    decode_rows<HEAD_DIM>(p);                                                                                \
-  }
-DECODE_KERNEL(64)
-DECODE_KERNEL(80)
-DECODE_KERNEL(128)
+WITH_THREADS(paged_attention_fwd_bf16_decode_rows_64, DECODE_THREADS, 1, decode_rows<64>)
+WITH_THREADS(paged_attention_fwd_bf16_decode_rows_80, DECODE_THREADS, 1, decode_rows<80>)
+WITH_THREADS(paged_attention_fwd_bf16_decode_rows_128, DECODE_THREADS, 1, decode_rows<128>)
 KERNEL(paged_attention_fwd_bf16_combine_rows, 4, combine_rows)
-#define PREFILL_KERNEL(HEAD_DIM)                                                                             \
-  extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, 1)                                             \
-      paged_attention_fwd_bf16_wgmma_##HEAD_DIM(const __grid_constant__ Params p) {                          \
-    forward_wgmma<HEAD_DIM, PagedSource>(p);                                                                 \
-  }
-PREFILL_KERNEL(64)
-PREFILL_KERNEL(80)
-PREFILL_KERNEL(128)
+WITH_THREADS(paged_attention_fwd_bf16_wgmma_64, WGMMA_THREADS, 1, (forward_wgmma<64, PagedSource>))
+WITH_THREADS(paged_attention_fwd_bf16_wgmma_80, WGMMA_THREADS, 1, (forward_wgmma<80, PagedSource>))
+WITH_THREADS(paged_attention_fwd_bf16_wgmma_128, WGMMA_THREADS, 1, (forward_wgmma<128, PagedSource>))
 #endif
 KERNEL(paged_attention_fwd_f32_64, 2, (forward_fma<1, false, false>))
 KERNEL(paged_attention_fwd_f32_128, 2, (forward_fma<2, false, false>))

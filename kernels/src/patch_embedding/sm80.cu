@@ -161,14 +161,11 @@ __device__ __forceinline__ void weight_gradient(const DwParams& p) {
   });
 }
 
-#define KERNELS(NAME, FWD, DW)                                                                        \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                            \
-      patch_embedding_fwd_##NAME(const __grid_constant__ FwdParams p) {                               \
-    forward<FWD>(p);                                                                                  \
-  }                                                                                                   \
-  extern "C" __global__ void __launch_bounds__(THREADS, 2)                                            \
-      patch_embedding_dw_##NAME(const __grid_constant__ DwParams p) {                                 \
-    weight_gradient<DW>(p);                                                                           \
+#define KERNEL(SYMBOL, PARAMS, ...)                                                                   \
+  extern "C" __global__ void __launch_bounds__(THREADS, 2) SYMBOL(const __grid_constant__ PARAMS p) { \
+    __VA_ARGS__(p);                                                                                   \
   }
-KERNELS(f32, F32Fwd, F32Dw)
-KERNELS(bf16, Bf16Fwd, Bf16Dw)
+KERNEL(patch_embedding_fwd_f32, FwdParams, forward<F32Fwd>)
+KERNEL(patch_embedding_dw_f32, DwParams, weight_gradient<F32Dw>)
+KERNEL(patch_embedding_fwd_bf16, FwdParams, forward<Bf16Fwd>)
+KERNEL(patch_embedding_dw_bf16, DwParams, weight_gradient<Bf16Dw>)

@@ -239,9 +239,9 @@ __device__ __forceinline__ void sum_images(const BwdParams& p) {
 
 #define KERNEL(NAME, PARAMS, BLOCKS, CALL) \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ PARAMS p) { CALL(p); }
-#define KERNELS(T, NAME, BLOCKS)                                           \
-  KERNEL(pool_attention_fwd_##NAME, FwdParams, 4, forward<T>)              \
-  KERNEL(pool_attention_bwd_##NAME, BwdParams, BLOCKS, backward<T>)        \
-  KERNEL(pool_attention_bwd_##NAME##_dq, BwdParams, 4, sum_images<T>)
-KERNELS(float, f32, 2)
-KERNELS(bf16, bf16, 3)
+#define KERNELS(T, FWD, BWD, BWD_BLOCKS, BWD_DQ)  \
+  KERNEL(FWD, FwdParams, 4, forward<T>)           \
+  KERNEL(BWD, BwdParams, BWD_BLOCKS, backward<T>) \
+  KERNEL(BWD_DQ, BwdParams, 4, sum_images<T>)
+KERNELS(float, pool_attention_fwd_f32, pool_attention_bwd_f32, 2, pool_attention_bwd_f32_dq)
+KERNELS(bf16, pool_attention_fwd_bf16, pool_attention_bwd_bf16, 3, pool_attention_bwd_bf16_dq)

@@ -75,20 +75,15 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
       });
 }
 
-#define KERNELS(T, NAME)                                                                                             \
-  extern "C" __global__ void __launch_bounds__(THREADS, 3) position_add_fwd_##NAME(const __grid_constant__ FwdParams p) { \
-    if (p.cols % VECTOR<T> == 0) {                                                                                   \
-      forward<VECTOR<T>, T>(p);                                                                                      \
-    } else {                                                                                                         \
-      forward<1, T>(p);                                                                                              \
-    }                                                                                                                \
-  }                                                                                                                  \
-  extern "C" __global__ void __launch_bounds__(THREADS, 3) position_add_bwd_##NAME(const __grid_constant__ BwdParams p) { \
-    if (p.cols % VECTOR<T> == 0) {                                                                                   \
-      backward<VECTOR<T>, T>(p);                                                                                     \
-    } else {                                                                                                         \
-      backward<1, T>(p);                                                                                             \
-    }                                                                                                                \
+#define KERNEL(SYMBOL, PARAMS, T, CALL)                                                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, 3) SYMBOL(const __grid_constant__ PARAMS p) { \
+    if (p.cols % VECTOR<T> == 0) {                                                                    \
+      CALL<VECTOR<T>, T>(p);                                                                          \
+    } else {                                                                                          \
+      CALL<1, T>(p);                                                                                  \
+    }                                                                                                 \
   }
-KERNELS(float, f32)
-KERNELS(bf16, bf16)
+KERNEL(position_add_fwd_f32, FwdParams, float, forward)
+KERNEL(position_add_bwd_f32, BwdParams, float, backward)
+KERNEL(position_add_fwd_bf16, FwdParams, bf16, forward)
+KERNEL(position_add_bwd_bf16, BwdParams, bf16, backward)

@@ -44,7 +44,11 @@ __device__ __forceinline__ bool bases_aligned(const AddBwd& p) {
   return aligned16(p.x, p.w, p.dy, p.d_sum, p.dx);
 }
 
-KERNELS(float, rms_norm, f32, FwdParams, BwdParams, float, BWD_BLOCK)
-KERNELS(bf16, rms_norm, bf16, FwdParams, BwdParams, float, BWD_BLOCK)
-KERNELS(float, rms_norm_add, f32, AddFwd, AddBwd, float, BWD_BLOCK)
-KERNELS(bf16, rms_norm_add, bf16, AddFwd, AddBwd, float, BWD_BLOCK)
+FORWARD(rms_norm_fwd_f32, rms_norm_fwd_f32_wide, float, FwdParams)
+BACKWARD(rms_norm_bwd_f32, rms_norm_bwd_f32_wide, rms_norm_bwd_f32_dw, float, BwdParams, float, BWD_BLOCK)
+FORWARD(rms_norm_fwd_bf16, rms_norm_fwd_bf16_wide, bf16, FwdParams)
+BACKWARD(rms_norm_bwd_bf16, rms_norm_bwd_bf16_wide, rms_norm_bwd_bf16_dw, bf16, BwdParams, float, BWD_BLOCK)
+FORWARD(rms_norm_add_fwd_f32, rms_norm_add_fwd_f32_wide, float, AddFwd)
+BACKWARD(rms_norm_add_bwd_f32, rms_norm_add_bwd_f32_wide, rms_norm_add_bwd_f32_dw, float, AddBwd, float, BWD_BLOCK)
+FORWARD(rms_norm_add_fwd_bf16, rms_norm_add_fwd_bf16_wide, bf16, AddFwd)
+BACKWARD(rms_norm_add_bwd_bf16, rms_norm_add_bwd_bf16_wide, rms_norm_add_bwd_bf16_dw, bf16, AddBwd, float, BWD_BLOCK)

@@ -27,9 +27,9 @@
 //!
 //! Numerics: weights in f32; sums of weights in f64 block by block on the CPU, in CUDA as integers, multiples of
 //! 2^-40 of the largest weight (less than half of that counts as 0). A token whose rank or share is within these
-//! roundings of a limit may be kept or dropped. Log-probabilities on the CPU: exponentials in f32, summed in f64. In CUDA
-//! they have the bits of [`crate::log_prob`]: exponentials to 2^-22 of themselves, summed exactly (`cuh/exp_sum.cuh`). They
-//! are rounded once.
+//! roundings of a limit may be kept or dropped. Log-probabilities on the CPU: exponentials in f32, summed in f64. In
+//! CUDA they have the bits of [`crate::log_prob`]: exponentials to 2^-22 of themselves, summed exactly
+//! (`cuh/exp_sum.cuh`). They are rounded once.
 //!
 //! Bound by memory traffic on the CPU, where top-p adds four passes over the weights of a row, and one more for each
 //! halving of the range in which it looks for the last token (`cpu/top_p.rs`); on a GPU by the instructions of the
@@ -61,6 +61,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
+use crate::tuning::Variant;
 use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 /// The number of the Philox stream from which the random numbers for sampling come.
@@ -150,10 +151,13 @@ kernel_folder! {
     headers: [
         "cluster.cuh", "cluster_draw.cuh", "cluster_row.cuh", "cluster_select.cuh", "cluster_tops.cuh", "row.cuh"
     ],
+    variants: VARIANTS,
 }
 
 kernel!(pub SAMPLE, "sample", Params, cpu::sample, &SOURCE, plan_sampling);
 kernel!(pub SAMPLE_BY_ONE_BLOCK, "sample", Params, cpu::sample, &SOURCE, plan_one_block);
+
+const VARIANTS: &[Variant] = &[Variant { of: &SAMPLE, name: "one block per row", kernel: &SAMPLE_BY_ONE_BLOCK }];
 
 /// Number of blocks that sample a row, on a GPU with clusters; equal to `BLOCKS` of `cluster_row.cuh`.
 const CLUSTER_BLOCKS: u32 = 8;

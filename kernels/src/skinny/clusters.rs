@@ -1,7 +1,8 @@
 //! Plans the products of many rows by clusters of blocks (`sm90a.cuh`, compute capability 9.0).
 
+use super::Fixed;
+use super::plan::{NORM_BYTES, Operation};
 use super::tiles::{Columns, tensor_map};
-use super::{Fixed, NORM_BYTES, Operation};
 use crate::{Arch, Stage};
 
 /// Rows of x of a block, and blocks of a cluster, each of which copies as many of these rows.

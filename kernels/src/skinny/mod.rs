@@ -51,22 +51,27 @@
 //!   four times as many, and with a norm twice that, besides the norm's weight.
 
 pub(crate) mod check;
+mod choices;
 mod clusters;
 mod cpu;
 mod examples;
 mod formula;
+mod plan;
 mod tiles;
 
 use crate::folder::kernel_folder;
-use crate::launch::TensorMapSlot;
-use crate::tuning::{self, WideBlocks};
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params, rope_kv_write};
+use crate::launch::{Padding, TensorMapSlot};
+use crate::tuning::Variant;
+use crate::{Addr, Cost, DType, Launch, kernel, params, rope_kv_write};
 use bytemuck::Zeroable;
-use std::mem::offset_of;
-use tiles::{Columns, Shape};
+use choices::WideBlocks;
+use plan::{geometry, qkv_geometry};
+use tiles::Shape;
+
+pub use choices::{Choices, Scheme, choices};
 
 params! {
-    /// Parameters of the kernels. The slots of tensor maps are empty and `reserved_*` are 0 in a call.
+    /// Parameters of the kernels. The slots of tensor maps are empty and `reserved` is 0 in a call.
     pub struct Params {
         /// Map of w, which a plan fills in.
         pub w_map: TensorMapSlot,
@@ -100,22 +105,14 @@ params! {
         pub k: u32,
         /// The norm adds it to the mean square.
         pub eps: f32,
-        /// Padding, 0.
-        pub reserved_0: u64,
-        /// Padding, 0.
-        pub reserved_1: u64,
-        /// Padding, 0.
-        pub reserved_2: u64,
-        /// Padding, 0.
-        pub reserved_3: u64,
-        /// Padding, 0.
-        pub reserved_4: u64,
+        /// Padding.
+        pub reserved: Padding<10>,
     }
 }
 
 params! {
     /// Parameters of `qkv`. The queries have `heads * head_dim` columns, keys and values `kv_heads * head_dim` each.
-    /// The slots of tensor maps are empty and `reserved_*` are 0 in a call.
+    /// The slots of tensor maps are empty and `reserved` is 0 in a call.
     pub struct QkvParams {
         /// Map of w_q, which a plan fills in.
         pub q_map: TensorMapSlot,
@@ -176,12 +173,8 @@ params! {
         pub page_tokens: u32,
         /// The norm adds it to the mean square.
         pub eps: f32,
-        /// Padding, 0.
-        pub reserved_0: u64,
-        /// Padding, 0.
-        pub reserved_1: u64,
-        /// Padding, 0.
-        pub reserved_2: u64,
+        /// Padding.
+        pub reserved: Padding<6>,
     }
 }
 
@@ -235,16 +228,7 @@ kernel_folder! {
     params: [Params, QkvParams],
     headers: ["products.cuh", "sm90.cuh", "sm90a.cuh", "weights.cuh"],
     headers_of: [rms_norm],
-}
-
-/// How blocks divide a product and copy its weight to shared memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// Each lane copies the 16-byte units that it multiplies (`cp.async`), and the warps of a block divide the sums.
-    Units,
-    /// A warp copies tiles for the others by tensor copies (compute capability 9.0), if all addresses and the bytes of
-    /// a row are multiples of 16 and x is bf16; else as `Units`.
-    Tiles,
+    variants: VARIANTS,
 }
 
 /// The operands of a kernel, as far as its plan depends on them.
@@ -275,7 +259,7 @@ struct Symbols {
     clusters: &'static [clusters::Shape],
 }
 
-/// What the plan of a kernel fixes; [`tuning::choices`] has the rest.
+/// What the plan of a kernel fixes; [`choices`] has the rest.
 #[derive(Clone, Copy)]
 struct Fixed {
     /// Whether blocks have twice as many columns.
@@ -295,11 +279,19 @@ const TILES: Fixed = Fixed { scheme: Some(Scheme::Tiles), blocks_per_2_multiproc
 const MANY_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(4), ..TILES };
 const FEW_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(1), ..TILES };
 
-/// Declares kernels and their variants: the constant's name, the symbol in profiles, parameters, CPU function and plan,
-/// then in brackets the constant of each variant with what it fixes.
+/// Declares kernels and their variants: the constant's name, the symbol in profiles, parameters, CPU function and plan;
+/// then in brackets the variants, each with the constant's name, a text and what it fixes.
 macro_rules! kernels {
-    ($($params:ty, $plan:ident, $symbol:literal, $cpu:expr, $symbols:expr, $operands:expr, [$($id:ident: $fixed:expr),*];)*) => {
-        $($(kernel!(pub $id, $symbol, $params, $cpu, &SOURCE, |p, arch| $plan(p, arch, $symbols, $operands, $fixed));)*)*
+    ($($id:ident: $symbol:literal, $params:ty, $plan:ident, $cpu:expr, $symbols:expr, $operands:expr
+        $(, [$($variant:ident: $name:literal, $fixed:expr;)*])?;)*) => {
+        $(
+            kernel!(pub $id, $symbol, $params, $cpu, &SOURCE, |p, arch| $plan(p, arch, $symbols, $operands, CHOSEN));
+            $($(kernel!(pub $variant, $symbol, $params, $cpu, &SOURCE, |p, arch| $plan(
+                p, arch, $symbols, $operands, $fixed
+            ));)*)?
+        )*
+        const VARIANTS: &[Variant] =
+            &[$($($(Variant { of: &$id, name: $name, kernel: &$variant },)*)?)*];
     };
 }
 
@@ -347,163 +339,78 @@ macro_rules! symbols {
 }
 
 kernels! {
-    Params, geometry, "skinny_linear_bf16", cpu::linear::<half::bf16>, symbols!("skinny_linear_bf16", 64, 144; 32: 4, 160: 1), BF16,
-        [LINEAR_BF16: CHOSEN, LINEAR_BF16_16_COLUMNS: NARROW, LINEAR_BF16_32_COLUMNS: WIDE,
-        LINEAR_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
-        LINEAR_BF16_TILES: TILES, LINEAR_BF16_MANY_TILES: MANY_TILES, LINEAR_BF16_FEW_TILES: FEW_TILES];
-    Params, geometry, "skinny_linear_f32", cpu::linear::<f32>, symbols!("skinny_linear_f32"), F32, [LINEAR_F32: CHOSEN];
-    Params, geometry, "skinny_linear_int8_bf16", cpu::linear_int8::<half::bf16>,
-        symbols!("skinny_linear_int8_bf16", 64, 144), INT8_BF16,
-        [LINEAR_INT8_BF16: CHOSEN, LINEAR_INT8_BF16_16_COLUMNS: NARROW, LINEAR_INT8_BF16_32_COLUMNS: WIDE,
-        LINEAR_INT8_BF16_TILES: TILES, LINEAR_INT8_BF16_MANY_TILES: MANY_TILES, LINEAR_INT8_BF16_FEW_TILES: FEW_TILES];
-    Params, geometry, "skinny_linear_int8_f32", cpu::linear_int8::<f32>, symbols!("skinny_linear_int8_f32"), INT8_F32,
-        [LINEAR_INT8_F32: CHOSEN];
-    Params, geometry, "skinny_logits_bf16", cpu::logits::<half::bf16>, symbols!("skinny_logits_bf16", 144; 160: 1), BF16_LOGITS,
-        [LOGITS_BF16: CHOSEN, LOGITS_BF16_16_COLUMNS: NARROW, LOGITS_BF16_32_COLUMNS: WIDE,
-        LOGITS_BF16_TILES: TILES, LOGITS_BF16_MANY_TILES: MANY_TILES, LOGITS_BF16_FEW_TILES: FEW_TILES];
-    Params, geometry, "skinny_logits_int8_bf16", cpu::logits_int8::<half::bf16>,
-        symbols!("skinny_logits_int8_bf16", 144), INT8_BF16,
-        [LOGITS_INT8_BF16: CHOSEN, LOGITS_INT8_BF16_16_COLUMNS: NARROW, LOGITS_INT8_BF16_32_COLUMNS: WIDE,
-        LOGITS_INT8_BF16_TILES: TILES, LOGITS_INT8_BF16_MANY_TILES: MANY_TILES, LOGITS_INT8_BF16_FEW_TILES: FEW_TILES];
-    Params, geometry, "skinny_swiglu_bf16", cpu::swiglu::<half::bf16>, symbols!("skinny_swiglu_bf16" (4), 144; 160: 1), BF16,
-        [SWIGLU_BF16: CHOSEN, SWIGLU_BF16_UNITS: UNITS, SWIGLU_BF16_ONE_BLOCK: Fixed { blocks: 1, ..UNITS },
-        SWIGLU_BF16_TILES: TILES, SWIGLU_BF16_MANY_TILES: MANY_TILES, SWIGLU_BF16_FEW_TILES: FEW_TILES];
-    Params, geometry, "skinny_swiglu_f32", cpu::swiglu::<f32>, symbols!("skinny_swiglu_f32" (4)), F32,
-        [SWIGLU_F32: CHOSEN];
-    Params, geometry, "skinny_swiglu_int8_bf16", cpu::swiglu_int8::<half::bf16>,
-        symbols!("skinny_swiglu_int8_bf16" (4), 144), INT8_BF16,
-        [SWIGLU_INT8_BF16: CHOSEN, SWIGLU_INT8_BF16_UNITS: UNITS,
-        SWIGLU_INT8_BF16_TILES: TILES, SWIGLU_INT8_BF16_MANY_TILES: MANY_TILES, SWIGLU_INT8_BF16_FEW_TILES: FEW_TILES];
-    Params, geometry, "skinny_swiglu_int8_f32", cpu::swiglu_int8::<f32>, symbols!("skinny_swiglu_int8_f32" (4)),
-        INT8_F32, [SWIGLU_INT8_F32: CHOSEN];
-    QkvParams, qkv_geometry, "skinny_qkv_bf16", cpu::qkv::<half::bf16>, symbols!("skinny_qkv_bf16" (2), 64; 32: 2, 64: 2), BF16,
-        [QKV_BF16: CHOSEN, QKV_BF16_UNITS: UNITS,
-        QKV_BF16_TILES: TILES, QKV_BF16_MANY_TILES: MANY_TILES, QKV_BF16_FEW_TILES: FEW_TILES];
-    QkvParams, qkv_geometry, "skinny_qkv_f32", cpu::qkv::<f32>, symbols!("skinny_qkv_f32" (2)), F32, [QKV_F32: CHOSEN];
-    QkvParams, qkv_geometry, "skinny_qkv_int8_bf16", cpu::qkv_int8::<half::bf16>,
-        symbols!("skinny_qkv_int8_bf16" (2), 64), INT8_BF16,
-        [QKV_INT8_BF16: CHOSEN, QKV_INT8_BF16_UNITS: UNITS,
-        QKV_INT8_BF16_TILES: TILES, QKV_INT8_BF16_MANY_TILES: MANY_TILES, QKV_INT8_BF16_FEW_TILES: FEW_TILES];
-    QkvParams, qkv_geometry, "skinny_qkv_int8_f32", cpu::qkv_int8::<f32>, symbols!("skinny_qkv_int8_f32" (2)), INT8_F32,
-        [QKV_INT8_F32: CHOSEN];
-}
-
-/// Columns of y of a block; the blocks of a wide variant have twice as many.
-const COLUMNS: u32 = 16;
-
-/// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale, which tiles keep in
-/// registers.
-const NORM_BYTES: u32 = (16 + 1 + 1) * 4;
-
-/// Warps of a block.
-const WARPS: u32 = 8;
-
-/// The rows of x of a product, and where its weights are.
-struct Operation<'a> {
-    x: Addr,
-    m: u32,
-    k: u32,
-    norm: Addr,
-    weights: &'a [Addr],
-    /// Whether the kernel can normalise x.
-    normalises: bool,
-}
-
-impl Operation<'_> {
-    /// How blocks divide the product.
-    fn scheme(&self, arch: &Arch, fixed: Fixed) -> Scheme {
-        fixed.scheme.unwrap_or_else(|| tuning::choices(arch).skinny_scheme)
-    }
-
-    /// Whether 16-byte units of the weights are aligned and whole.
-    fn has_aligned_weights(&self, operands: Operands) -> bool {
-        let whole = (u64::from(self.k) * operands.weight_bytes).is_multiple_of(16);
-        whole && self.weights.iter().all(|w| w.0.is_multiple_of(16))
-    }
-}
-
-/// Plans `column_blocks` blocks of columns, for as many blocks of rows of x as shared memory requires. Blocks of the
-/// same columns are neighbours, so that they read the weight from L2 if there are several.
-fn stage(
-    op: &Operation,
-    arch: &Arch,
-    (tiles, symbol): (u32, &'static str),
-    column_blocks: u32,
-    operands: Operands,
-    fixed: Fixed,
-) -> Vec<Stage> {
-    if op.m == 0 || column_blocks == 0 {
-        return Vec::new();
-    }
-    let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
-    // The rings of a block's warps: stages of `depth` slots, with 32 lanes of 16 bytes for each unit of the weight and
-    // of x. The numbers are those of sm80.cu.
-    let stages = if operands.x_units > 2 { 2 } else { 4 };
-    let ring = |rows: u32, depth: u32| stages * depth * 512 * (tiles + rows / 8 * operands.x_units);
-    let bytes = |rows: u32, depth: u32| WARPS * ring(rows, depth) + rows * norm_bytes;
-    // A multiprocessor has 1 KiB more than a block may have, and reserves 1 KiB for each of its blocks.
-    let fits =
-        |rows: u32, depth: u32, blocks: u32| blocks * (bytes(rows, depth) + 1024) <= arch.shared_per_block + 1024;
-    let most = (8..=operands.max_rows).rev().step_by(8).find(|&rows| fits(rows, 1, 1)).unwrap_or(8);
-    let row_blocks = op.m.div_ceil(most);
-    let rows = op.m.div_ceil(row_blocks).next_multiple_of(8);
-    // As many slots as let two blocks be resident, which have up to 48 KiB of weights each in flight.
-    let depths: &[u32] = match 8 / tiles / fixed.blocks {
-        4 => &[4, 2],
-        2 => &[2],
-        _ => &[],
-    };
-    let depth = depths.iter().copied().find(|&depth| fits(rows, depth, fixed.blocks)).unwrap_or(1);
-    let grid = [row_blocks, column_blocks, 1];
-    let stage = Stage { grid, shared: bytes(rows, depth), ..Stage::one_dimensional(symbol, 1, 32 * WARPS) };
-    vec![stage.programmatic_on(arch)]
-}
-
-/// Plans the blocks of all heads. A block that copies units has 8 columns of each half of a head.
-fn qkv_geometry(p: &QkvParams, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
-    let (heads, half_head) = (p.heads + 2 * p.kv_heads, p.head_dim / 2);
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v], normalises: true };
-    let (queries, keys) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
-    let weights = [
-        (offset_of!(QkvParams, q_map), p.w_q, queries),
-        (offset_of!(QkvParams, k_map), p.w_k, keys),
-        (offset_of!(QkvParams, v_map), p.w_v, keys),
-    ];
-    let x_slot = offset_of!(QkvParams, x_map);
-    let columns = Columns { parts: heads, columns: half_head, sets: 2, weights: &weights, x_slot };
-    if let Some(stage) = tiles::stage(&op, arch, &symbols, &columns, operands, fixed) {
-        return vec![stage];
-    }
-    stage(&op, arch, symbols.units[0], heads * half_head.div_ceil(8), operands, fixed)
-}
-
-/// Plans the blocks of one product or of swiglu. If units are copied and there are two symbols for it, the second one
-/// has blocks of twice as many columns. It is used if its grid still fills the GPU ([`WideBlocks`]); with more than 16
-/// rows, which each block reads again, a smaller grid is enough.
-fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
-    // Only swiglu has two weights, and it has no wide blocks.
-    let is_pair = symbols.units.len() == 1;
-    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2], normalises: is_pair };
-    let weights = [(offset_of!(Params, w_map), p.w, p.n), (offset_of!(Params, w2_map), p.w2, p.n)];
-    let weights = if is_pair { &weights[..] } else { &weights[..1] };
-    let x_slot = offset_of!(Params, x_map);
-    let columns = Columns { parts: 1, columns: p.n, sets: weights.len() as u32, weights, x_slot };
-    if let Some(stage) = tiles::stage(&op, arch, &symbols, &columns, operands, fixed) {
-        return vec![stage];
-    }
-    let narrow_blocks = p.n.div_ceil(COLUMNS);
-    let &[narrow, wide] = symbols.units else {
-        return stage(&op, arch, symbols.units[0], narrow_blocks, operands, fixed);
-    };
-    let wide_blocks = p.n.div_ceil(2 * COLUMNS);
-    let [few, many] = (operands.wide_blocks)(&tuning::choices(arch).skinny_wide_blocks);
-    let enough = if p.m > tuning::FEW_ROWS { many } else { few };
-    let fills = 4 * u64::from(wide_blocks) >= enough * u64::from(arch.multiprocessors);
-    if fixed.wide.unwrap_or(fills) {
-        stage(&op, arch, wide, wide_blocks, operands, fixed)
-    } else {
-        stage(&op, arch, narrow, narrow_blocks, operands, fixed)
-    }
+    LINEAR_BF16: "skinny_linear_bf16", Params, geometry, cpu::linear::<half::bf16>,
+        symbols!("skinny_linear_bf16", 64, 144; 32: 4, 160: 1), BF16, [
+            LINEAR_BF16_16_COLUMNS: "16 columns", NARROW;
+            LINEAR_BF16_32_COLUMNS: "32 columns", WIDE;
+            LINEAR_BF16_ONE_BLOCK: "one block per multiprocessor", Fixed { blocks: 1, ..UNITS };
+            LINEAR_BF16_TILES: "tiles", TILES;
+            LINEAR_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
+            LINEAR_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+        ];
+    LINEAR_F32: "skinny_linear_f32", Params, geometry, cpu::linear::<f32>, symbols!("skinny_linear_f32"), F32;
+    LINEAR_INT8_BF16: "skinny_linear_int8_bf16", Params, geometry, cpu::linear_int8::<half::bf16>,
+        symbols!("skinny_linear_int8_bf16", 64, 144), INT8_BF16, [
+            LINEAR_INT8_BF16_16_COLUMNS: "16 columns", NARROW;
+            LINEAR_INT8_BF16_32_COLUMNS: "32 columns", WIDE;
+            LINEAR_INT8_BF16_TILES: "tiles", TILES;
+            LINEAR_INT8_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
+            LINEAR_INT8_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+        ];
+    LINEAR_INT8_F32: "skinny_linear_int8_f32", Params, geometry, cpu::linear_int8::<f32>,
+        symbols!("skinny_linear_int8_f32"), INT8_F32;
+    LOGITS_BF16: "skinny_logits_bf16", Params, geometry, cpu::logits::<half::bf16>,
+        symbols!("skinny_logits_bf16", 144; 160: 1), BF16_LOGITS, [
+            LOGITS_BF16_16_COLUMNS: "16 columns", NARROW;
+            LOGITS_BF16_32_COLUMNS: "32 columns", WIDE;
+            LOGITS_BF16_TILES: "tiles", TILES;
+            LOGITS_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
+            LOGITS_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+        ];
+    LOGITS_INT8_BF16: "skinny_logits_int8_bf16", Params, geometry, cpu::logits_int8::<half::bf16>,
+        symbols!("skinny_logits_int8_bf16", 144), INT8_BF16, [
+            LOGITS_INT8_BF16_16_COLUMNS: "16 columns", NARROW;
+            LOGITS_INT8_BF16_32_COLUMNS: "32 columns", WIDE;
+            LOGITS_INT8_BF16_TILES: "tiles", TILES;
+            LOGITS_INT8_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
+            LOGITS_INT8_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+        ];
+    SWIGLU_BF16: "skinny_swiglu_bf16", Params, geometry, cpu::swiglu::<half::bf16>,
+        symbols!("skinny_swiglu_bf16" (4), 144; 160: 1), BF16, [
+            SWIGLU_BF16_UNITS: "copies of 16 bytes", UNITS;
+            SWIGLU_BF16_ONE_BLOCK: "one block per multiprocessor", Fixed { blocks: 1, ..UNITS };
+            SWIGLU_BF16_TILES: "tiles", TILES;
+            SWIGLU_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
+            SWIGLU_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+        ];
+    SWIGLU_F32: "skinny_swiglu_f32", Params, geometry, cpu::swiglu::<f32>,
+        symbols!("skinny_swiglu_f32" (4)), F32;
+    SWIGLU_INT8_BF16: "skinny_swiglu_int8_bf16", Params, geometry, cpu::swiglu_int8::<half::bf16>,
+        symbols!("skinny_swiglu_int8_bf16" (4), 144), INT8_BF16, [
+            SWIGLU_INT8_BF16_UNITS: "copies of 16 bytes", UNITS;
+            SWIGLU_INT8_BF16_TILES: "tiles", TILES;
+            SWIGLU_INT8_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
+            SWIGLU_INT8_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+        ];
+    SWIGLU_INT8_F32: "skinny_swiglu_int8_f32", Params, geometry, cpu::swiglu_int8::<f32>,
+        symbols!("skinny_swiglu_int8_f32" (4)), INT8_F32;
+    QKV_BF16: "skinny_qkv_bf16", QkvParams, qkv_geometry, cpu::qkv::<half::bf16>,
+        symbols!("skinny_qkv_bf16" (2), 64; 32: 2, 64: 2), BF16, [
+            QKV_BF16_UNITS: "copies of 16 bytes", UNITS;
+            QKV_BF16_TILES: "tiles", TILES;
+            QKV_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
+            QKV_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+        ];
+    QKV_F32: "skinny_qkv_f32", QkvParams, qkv_geometry, cpu::qkv::<f32>, symbols!("skinny_qkv_f32" (2)), F32;
+    QKV_INT8_BF16: "skinny_qkv_int8_bf16", QkvParams, qkv_geometry, cpu::qkv_int8::<half::bf16>,
+        symbols!("skinny_qkv_int8_bf16" (2), 64), INT8_BF16, [
+            QKV_INT8_BF16_UNITS: "copies of 16 bytes", UNITS;
+            QKV_INT8_BF16_TILES: "tiles", TILES;
+            QKV_INT8_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
+            QKV_INT8_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+        ];
+    QKV_INT8_F32: "skinny_qkv_int8_f32", QkvParams, qkv_geometry, cpu::qkv_int8::<f32>,
+        symbols!("skinny_qkv_int8_f32" (2)), INT8_F32;
 }
 
 /// Returns the launch that computes `y = x · wᵀ (· scale) (+ bias) (+ residual)`; `dtype` is the type of x, bias,

@@ -370,21 +370,27 @@ KERNEL(skinny_logits_int8_bf16_wide, bf16, i8, float, 4, false)
       by_tiles::Shape<W, SETS, TILES, NX, BOXES, MAX_WIDTH, NORM>::THREADS, 1) SYMBOL(const __grid_constant__ PARAMS p) { \
     by_tiles::product<by_tiles::Shape<W, SETS, TILES, NX, BOXES, MAX_WIDTH, NORM>>(p, __VA_ARGS__{p});            \
   }
-#define FEW_ROWS(SYMBOL, TILES, ...)       \
-  BY_TILES(SYMBOL##_x1, 1, 1, __VA_ARGS__) \
-  BY_TILES(SYMBOL##_x2, 1, 2, __VA_ARGS__)
-#define MANY_ROWS(SYMBOL, TILES, ...)          \
-  BY_TILES(SYMBOL##_x4, TILES, 4, __VA_ARGS__) \
-  BY_TILES(SYMBOL##_x8, TILES, 8, __VA_ARGS__)
-#define OF_WEIGHT(ROWS, NAME, W)                                                                             \
-  ROWS(skinny_linear_##NAME##_144, 3, 1, 1, 144, false, W, Params, Single<bf16, W, bf16, false>)             \
-  ROWS(skinny_linear_##NAME##_64, 1, 1, 4, 64, false, W, Params, Single<bf16, W, bf16, false>)               \
-  ROWS(skinny_logits_##NAME##_144, 3, 1, 1, 144, false, W, Params, Single<bf16, W, float, false>)            \
-  ROWS(skinny_swiglu_##NAME##_144, 3, 2, 1, 144, true, W, Params, Single<bf16, W, bf16, true>)               \
-  ROWS(skinny_qkv_##NAME##_64, 1, 2, 4, 64, true, W, QkvParams, Qkv<bf16, W>)
-OF_WEIGHT(FEW_ROWS, bf16, bf16)
-OF_WEIGHT(FEW_ROWS, int8_bf16, i8)
-OF_WEIGHT(MANY_ROWS, int8_bf16, i8)
+#define FEW_ROWS(X1, X2, ...)     \
+  BY_TILES(X1, 1, 1, __VA_ARGS__) \
+  BY_TILES(X2, 1, 2, __VA_ARGS__)
+#define MANY_ROWS(X4, X8, TILES, ...) \
+  BY_TILES(X4, TILES, 4, __VA_ARGS__) \
+  BY_TILES(X8, TILES, 8, __VA_ARGS__)
+FEW_ROWS(skinny_linear_bf16_144_x1, skinny_linear_bf16_144_x2, 1, 1, 144, false, bf16, Params, Single<bf16, bf16, bf16, false>)
+FEW_ROWS(skinny_linear_bf16_64_x1, skinny_linear_bf16_64_x2, 1, 4, 64, false, bf16, Params, Single<bf16, bf16, bf16, false>)
+FEW_ROWS(skinny_logits_bf16_144_x1, skinny_logits_bf16_144_x2, 1, 1, 144, false, bf16, Params, Single<bf16, bf16, float, false>)
+FEW_ROWS(skinny_swiglu_bf16_144_x1, skinny_swiglu_bf16_144_x2, 2, 1, 144, true, bf16, Params, Single<bf16, bf16, bf16, true>)
+FEW_ROWS(skinny_qkv_bf16_64_x1, skinny_qkv_bf16_64_x2, 2, 4, 64, true, bf16, QkvParams, Qkv<bf16, bf16>)
+FEW_ROWS(skinny_linear_int8_bf16_144_x1, skinny_linear_int8_bf16_144_x2, 1, 1, 144, false, i8, Params, Single<bf16, i8, bf16, false>)
+FEW_ROWS(skinny_linear_int8_bf16_64_x1, skinny_linear_int8_bf16_64_x2, 1, 4, 64, false, i8, Params, Single<bf16, i8, bf16, false>)
+FEW_ROWS(skinny_logits_int8_bf16_144_x1, skinny_logits_int8_bf16_144_x2, 1, 1, 144, false, i8, Params, Single<bf16, i8, float, false>)
+FEW_ROWS(skinny_swiglu_int8_bf16_144_x1, skinny_swiglu_int8_bf16_144_x2, 2, 1, 144, true, i8, Params, Single<bf16, i8, bf16, true>)
+FEW_ROWS(skinny_qkv_int8_bf16_64_x1, skinny_qkv_int8_bf16_64_x2, 2, 4, 64, true, i8, QkvParams, Qkv<bf16, i8>)
+MANY_ROWS(skinny_linear_int8_bf16_144_x4, skinny_linear_int8_bf16_144_x8, 3, 1, 1, 144, false, i8, Params, Single<bf16, i8, bf16, false>)
+MANY_ROWS(skinny_linear_int8_bf16_64_x4, skinny_linear_int8_bf16_64_x8, 1, 1, 4, 64, false, i8, Params, Single<bf16, i8, bf16, false>)
+MANY_ROWS(skinny_logits_int8_bf16_144_x4, skinny_logits_int8_bf16_144_x8, 3, 1, 1, 144, false, i8, Params, Single<bf16, i8, float, false>)
+MANY_ROWS(skinny_swiglu_int8_bf16_144_x4, skinny_swiglu_int8_bf16_144_x8, 3, 2, 1, 144, true, i8, Params, Single<bf16, i8, bf16, true>)
+MANY_ROWS(skinny_qkv_int8_bf16_64_x4, skinny_qkv_int8_bf16_64_x8, 1, 2, 4, 64, true, i8, QkvParams, Qkv<bf16, i8>)
 
 // The shapes for up to 64 rows of x and a bf16 weight: sets, columns, boxes, norm.
 #define BY_CLUSTERS(SYMBOL, SETS, N, BOXES, NORM, PARAMS, ...)                                    \

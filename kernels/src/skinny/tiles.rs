@@ -1,7 +1,8 @@
 //! Plans the products whose operands are copied to shared memory by tensor copies (compute capability 9.0): a few rows
 //! by `sm90.cuh`, more rows of a bf16 weight by `sm90a.cuh`.
 
-use super::{Fixed, NORM_BYTES, Operands, Operation, Scheme, Symbols, clusters};
+use super::plan::{NORM_BYTES, Operation};
+use super::{Fixed, Operands, Scheme, Symbols, clusters};
 use crate::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 

@@ -117,9 +117,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
 
 #define KERNEL(NAME, PARAMS) extern "C" __global__ void __launch_bounds__(MAP_THREADS) NAME(const __grid_constant__ PARAMS p)
 
-#define KERNELS(T, NAME)                                    \
-  KERNEL(swiglu_fwd_##NAME, FwdParams) { forward<T>(p); }   \
-  KERNEL(swiglu_bwd_##NAME, BwdParams) { backward<T>(p); }
-
-KERNELS(float, f32)
-KERNELS(bf16, bf16)
+KERNEL(swiglu_fwd_f32, FwdParams) { forward<float>(p); }
+KERNEL(swiglu_bwd_f32, BwdParams) { backward<float>(p); }
+KERNEL(swiglu_fwd_bf16, FwdParams) { forward<bf16>(p); }
+KERNEL(swiglu_bwd_bf16, BwdParams) { backward<bf16>(p); }

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 /// The seeds with which every kernel is run.
 pub const SEEDS: std::ops::Range<u64> = 0..8;
-/// The architectures for which the PTX files were compiled.
+/// The architectures for which the PTX files were compiled. A file `NAME.ptx` is the same for all of them but for its
+/// `.target` line, which names the first.
 pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 /// The completion policies of asynchronous operations.
 pub const COMPLETIONS: [CompletionTiming; 3] =
@@ -27,7 +28,11 @@ pub fn cuda_source(file: &str) -> String {
 
 /// Returns the PTX text of a corpus file.
 pub fn ptx_source(file: &str, architecture: &str) -> String {
-    read(&format!("{file}.{architecture}.ptx"))
+    let [first, _] = ARCHITECTURES;
+    match file {
+        "families" => read(&format!("{file}.{architecture}.ptx")),
+        _ => read(&format!("{file}.ptx")).replace(&format!(".target {first}\n"), &format!(".target {architecture}\n")),
+    }
 }
 
 /// Replaces the `.loc` and `.file` lines of PTX text by empty lines, so that all other lines keep their numbers.

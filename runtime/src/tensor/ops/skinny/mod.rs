@@ -1,13 +1,12 @@
 //! Matrix products of a decode step (skinny GEMM): up to 64 rows times a whole weight.
 //!
 //! Reading the weight takes most of the time of such a product. On a GPU one kernel reads it once and also does the
-//! work before and after it (norm, bias, residual, SwiGLU), each with the bits of an op of its own. Its products have the
-//! bits of [`super::linear`] on compute capability 9.0 if x is bf16, otherwise they sum in another order. On the CPU
-//! these ops call [`super::linear`]. No op here has a backward rule.
+//! work before and after it (norm, bias, residual, SwiGLU), each with the bits of an op of its own. Its products have
+//! the bits of [`super::linear`] on compute capability 9.0 if x is bf16, otherwise they sum in another order. On the
+//! CPU these ops call [`super::linear`]. No op here has a backward rule.
 
 use bytemuck::Zeroable;
-use reel_kernels::skinny::{self, Params, WeightFormat};
-use reel_kernels::tuning::{self, Choices};
+use reel_kernels::skinny::{self, Choices, Params, WeightFormat};
 use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
@@ -20,14 +19,14 @@ use crate::tensor::{Tensor, format_shape};
 
 /// Whether the skinny kernel computes the product of `x` and `w`: a decode step with a bf16 weight on a GPU.
 fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
-    is_decode_product(cx, x, w, |choices| choices.skinny_max_rows)
+    is_decode_product(cx, x, w, |choices| choices.max_rows)
 }
 
 /// Whether `x` has so few rows and `w` is such a weight that the kernel of decode steps multiplies them. `max_rows`
 /// chooses the largest number of rows; with more, the kernel would read the weight again, and cuBLASLt multiplies.
 fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&Choices) -> usize) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
-    let most = max_rows(tuning::choices_of_capability(cx.device().compute_capability()));
+    let most = max_rows(skinny::choices(cx.device().compute_capability()));
     let fits = (1..=most).contains(&m) && w.dtype() == DType::BF16;
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
@@ -60,8 +59,8 @@ impl InputNorm<'_> {
         let (rows, cols) = rows_cols(op, "x", x)?;
         want_shape(op, "norm", weight, &[cols], "the last dimension of x")?;
         want_dtype(op, "norm", weight, x.dtype())?;
-        let choices = tuning::choices_of_capability(cx.device().compute_capability());
-        if rows > choices.skinny_norm_max_rows {
+        let choices = skinny::choices(cx.device().compute_capability());
+        if rows > choices.norm_max_rows {
             return Ok((rms_norm(cx, x, weight, eps)?, Addr::NULL, 0.0));
         }
         Ok((x.clone(), weight.addr(), eps))

@@ -1,0 +1,132 @@
+//! Plans a product: by tiles if that is the scheme and the GPU can copy the operands so (`tiles.rs`), else blocks that
+//! copy units.
+
+use super::choices::{FEW_ROWS, Scheme, choices};
+use super::tiles::{self, Columns};
+use super::{Fixed, Operands, Params, QkvParams, Symbols};
+use crate::{Addr, Arch, Stage};
+use std::mem::offset_of;
+
+/// Columns of y of a block; the blocks of a wide variant have twice as many.
+const COLUMNS: u32 = 16;
+
+/// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale, which tiles keep in
+/// registers.
+pub(super) const NORM_BYTES: u32 = (16 + 1 + 1) * 4;
+
+/// Warps of a block.
+const WARPS: u32 = 8;
+
+/// The rows of x of a product, and where its weights are.
+pub(super) struct Operation<'a> {
+    pub(super) x: Addr,
+    pub(super) m: u32,
+    pub(super) k: u32,
+    pub(super) norm: Addr,
+    pub(super) weights: &'a [Addr],
+    /// Whether the kernel can normalise x.
+    pub(super) normalises: bool,
+}
+
+impl Operation<'_> {
+    /// How blocks divide the product.
+    pub(super) fn scheme(&self, arch: &Arch, fixed: Fixed) -> Scheme {
+        fixed.scheme.unwrap_or_else(|| choices(arch.sm).scheme)
+    }
+
+    /// Whether 16-byte units of the weights are aligned and whole.
+    pub(super) fn has_aligned_weights(&self, operands: Operands) -> bool {
+        let whole = (u64::from(self.k) * operands.weight_bytes).is_multiple_of(16);
+        whole && self.weights.iter().all(|w| w.0.is_multiple_of(16))
+    }
+}
+
+/// Plans `column_blocks` blocks of columns, for as many blocks of rows of x as shared memory requires. Blocks of the
+/// same columns are neighbours, so that they read the weight from L2 if there are several.
+fn stage(
+    op: &Operation,
+    arch: &Arch,
+    (tiles, symbol): (u32, &'static str),
+    column_blocks: u32,
+    operands: Operands,
+    fixed: Fixed,
+) -> Vec<Stage> {
+    if op.m == 0 || column_blocks == 0 {
+        return Vec::new();
+    }
+    let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
+    // The rings of a block's warps: stages of `depth` slots, with 32 lanes of 16 bytes for each unit of the weight and
+    // of x. The numbers are those of sm80.cu.
+    let stages = if operands.x_units > 2 { 2 } else { 4 };
+    let ring = |rows: u32, depth: u32| stages * depth * 512 * (tiles + rows / 8 * operands.x_units);
+    let bytes = |rows: u32, depth: u32| WARPS * ring(rows, depth) + rows * norm_bytes;
+    // A multiprocessor has 1 KiB more than a block may have, and reserves 1 KiB for each of its blocks.
+    let fits =
+        |rows: u32, depth: u32, blocks: u32| blocks * (bytes(rows, depth) + 1024) <= arch.shared_per_block + 1024;
+    let most = (8..=operands.max_rows).rev().step_by(8).find(|&rows| fits(rows, 1, 1)).unwrap_or(8);
+    let row_blocks = op.m.div_ceil(most);
+    let rows = op.m.div_ceil(row_blocks).next_multiple_of(8);
+    // As many slots as let two blocks be resident, which have up to 48 KiB of weights each in flight.
+    let depths: &[u32] = match 8 / tiles / fixed.blocks {
+        4 => &[4, 2],
+        2 => &[2],
+        _ => &[],
+    };
+    let depth = depths.iter().copied().find(|&depth| fits(rows, depth, fixed.blocks)).unwrap_or(1);
+    let grid = [row_blocks, column_blocks, 1];
+    let stage = Stage { grid, shared: bytes(rows, depth), ..Stage::one_dimensional(symbol, 1, 32 * WARPS) };
+    vec![stage.programmatic_on(arch)]
+}
+
+/// Plans the blocks of all heads. A block that copies units has 8 columns of each half of a head.
+pub(super) fn qkv_geometry(
+    p: &QkvParams,
+    arch: &Arch,
+    symbols: Symbols,
+    operands: Operands,
+    fixed: Fixed,
+) -> Vec<Stage> {
+    let (heads, half_head) = (p.heads + 2 * p.kv_heads, p.head_dim / 2);
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w_q, p.w_k, p.w_v], normalises: true };
+    let (queries, keys) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
+    let weights = [
+        (offset_of!(QkvParams, q_map), p.w_q, queries),
+        (offset_of!(QkvParams, k_map), p.w_k, keys),
+        (offset_of!(QkvParams, v_map), p.w_v, keys),
+    ];
+    let x_slot = offset_of!(QkvParams, x_map);
+    let columns = Columns { parts: heads, columns: half_head, sets: 2, weights: &weights, x_slot };
+    if let Some(stage) = tiles::stage(&op, arch, &symbols, &columns, operands, fixed) {
+        return vec![stage];
+    }
+    stage(&op, arch, symbols.units[0], heads * half_head.div_ceil(8), operands, fixed)
+}
+
+/// Plans the blocks of one product or of swiglu. If units are copied and there are two symbols for it, the second one
+/// has blocks of twice as many columns. It is used if its grid still fills the GPU ([`WideBlocks`]); with more than 16
+/// rows, which each block reads again, a smaller grid is enough.
+pub(super) fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
+    // Only swiglu has two weights, and it has no wide blocks.
+    let is_pair = symbols.units.len() == 1;
+    let op = Operation { x: p.x, m: p.m, k: p.k, norm: p.norm, weights: &[p.w, p.w2], normalises: is_pair };
+    let weights = [(offset_of!(Params, w_map), p.w, p.n), (offset_of!(Params, w2_map), p.w2, p.n)];
+    let weights = if is_pair { &weights[..] } else { &weights[..1] };
+    let x_slot = offset_of!(Params, x_map);
+    let columns = Columns { parts: 1, columns: p.n, sets: weights.len() as u32, weights, x_slot };
+    if let Some(stage) = tiles::stage(&op, arch, &symbols, &columns, operands, fixed) {
+        return vec![stage];
+    }
+    let narrow_blocks = p.n.div_ceil(COLUMNS);
+    let &[narrow, wide] = symbols.units else {
+        return stage(&op, arch, symbols.units[0], narrow_blocks, operands, fixed);
+    };
+    let wide_blocks = p.n.div_ceil(2 * COLUMNS);
+    let [few, many] = (operands.wide_blocks)(&choices(arch.sm).wide_blocks);
+    let enough = if p.m > FEW_ROWS { many } else { few };
+    let fills = 4 * u64::from(wide_blocks) >= enough * u64::from(arch.multiprocessors);
+    if fixed.wide.unwrap_or(fills) {
+        stage(&op, arch, wide, wide_blocks, operands, fixed)
+    } else {
+        stage(&op, arch, narrow, narrow_blocks, operands, fixed)
+    }
+}
