@@ -8,7 +8,7 @@ export OUT=${OUT:-$PWD/results} XDG_CACHE_HOME=${XDG_CACHE_HOME:-/tmp/reel-cache
 export REEL_TEST_BIN=$PWD/reel REEL_TEST_GOLDEN=$PWD/golden
 models=${MODELS:-/tmp/reel-models} device=${DEVICE:-cuda} python=${PYTHON:-python3}
 raw=${RAW:-/tmp/reel-raw}
-phases=(machine init relay check step kernels products models training profile tune counters sanitizer seeds compare)
+phases=(machine init check step kernels products models training profile tune counters sanitizer seeds compare)
 
 help() {
     cat <<'TEXT'
@@ -16,7 +16,6 @@ help() {
 ./run.sh PHASE...       runs these phases only, in the same way:
   machine     describe the machine; exit at once if the device cannot be used
   init        make a model of the published size 3b with random weights, which later phases use
-  relay       run the backward pass of attention alone, 20 seconds each: its blocks wait for each other
   check       compare every kernel with its formula, in parallel, seed 0
   step        run golden models and training steps through the whole device
   kernels     time kernels, beside torch's
@@ -257,16 +256,6 @@ run_machine() {
 }
 
 run_init() { if [ -n "${TINY:-}" ]; then make_models tiny; else make_models 3b; fi; }
-
-run_relay() {
-    local tokens
-    # Up to 4096 tokens, dq has a stage of its own.
-    for tokens in 8192 16384; do
-        LIMIT=20 op "relay: attention backward, $tokens tokens" attention_bwd_bf16 "tokens=$tokens:64" heads=28:4 kv_heads=4:2 head_dim=128:64
-    done
-    # On a CPU no check launches this kernel alone.
-    [ "$device" = cpu ] || item "relay: checks" check.jsonl 20 ./reel kernels check --device "$device" --kernel attention_bwd_bf16 --json
-}
 
 run_check() { item "checks, seed 0" check.jsonl 200 bash -c folders; }
 

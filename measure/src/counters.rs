@@ -32,7 +32,7 @@ const BUSY: f64 = 60.0;
 /// The counters of the last launch of a CUDA kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KernelCounters {
-    /// Name of the CUDA kernel, such as `attention_bwd_bf16_all_128`.
+    /// Name of the CUDA kernel, such as `attention_bwd_bf16_dkv_128`.
     pub symbol: String,
     /// The metrics with a number, by name.
     pub metrics: BTreeMap<String, f64>,

@@ -86,7 +86,7 @@ __device__ __forceinline__ void query_gradients_fma(FmaTiles& dq, float* shared,
 // most 64), over all visits in order. visits.start must have been called.
 template <class T, class P, class Keys>
 __device__ __forceinline__ void key_gradients_fma(FmaTiles& dk, FmaTiles& dv, float* shared, const P& p, const Keys& keys,
-                                                  int count, int kv_head, Visits<FMA_ROWS>& visits, int column) {
+                                                  int count, int kv_head, Visits& visits, int column) {
   const T* const q = global<const T>(p.q);
   const T* const d_o = global<const T>(p.d_o);
   const float* const lse = global<const float>(p.lse);

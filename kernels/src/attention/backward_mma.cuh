@@ -1,5 +1,4 @@
-// Gradients of a tile of 64 queries on tensor cores, with 4 warps of 16 queries each, for launches in which key tiles
-// do not pass on sums of dq. Softmax weights and score gradients are recomputed: p = 2^(s * factor - lse * log2 e),
+// Gradients of a tile of 64 queries on tensor cores, with 4 warps of 16 queries each. Softmax weights and score gradients are recomputed: p = 2^(s * factor - lse * log2 e),
 // ds = p (dp - delta), with dp = d_o . v.
 #pragma once
 

@@ -97,6 +97,13 @@ __device__ __forceinline__ u32 key_tile_numbers(const BwdParams& p) {
   return static_cast<u32>(tile_slots<KEY_ROWS>(p.tokens, p.seqs, p.max_seqlen)) * p.kv_heads;
 }
 
+// Returns the number of blocks that have drawn a ticket before this one.
+__device__ __forceinline__ u32 draw_ticket(u32* ticket) {
+  u32 number;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(number) : "l"(ticket) : "memory");
+  return number;
+}
+
 // Returns the number of the block's next tile. With a ticket counter blocks take tiles as they become free; without
 // one, the grid has a block for each tile. All lanes of the warp call it.
 __device__ __forceinline__ u32 next_tile_number(const BwdParams& p, u32 number) {

@@ -74,10 +74,8 @@
 //!
 //! # Bound
 //! Multiply-adds in f32 (f32, and bf16 on a CPU without a unit for it) or matrix products of bf16: per pair of query
-//! and key `4 * head_dim` operations forward and `10 * head_dim` backward. On tensor cores the backward pass needs that
-//! few only by `mma.sync` with a workspace, without prefixes and with many tokens (`choices.rs`), otherwise
-//! `14 * head_dim`. With the workspace the sums of `dq` pass from key tile to key tile (128 or 64 keys) through L2, 8
-//! bytes per element each time.
+//! and key `4 * head_dim` operations forward and `10 * head_dim` backward. The backward pass does `14 * head_dim`: two
+//! passes, one for dk and dv and one for dq, compute the scores and `d_o . v` each.
 //!
 //! # Gradients by products of warpgroups: why seven products
 //! A prototype had both ways on an H200 (heads 28/4, head_dim 128, causal, two runs, TFLOP/s of five products, with
@@ -216,9 +214,8 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
-        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. With it the backward pass by `mma.sync` needs five
-        /// matrix products instead of seven, and products of warpgroups balance the blocks of threads. May be null;
-        /// device `cpu` does not use it.
+        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. With it products of warpgroups balance the blocks of
+        /// threads. May be null; device `cpu` does not use it.
         pub workspace: Addr,
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.
@@ -324,15 +321,7 @@ kernel!(pub FWD_BF16_MMA, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16
 kernel!(pub FWD_BF16_WGMMA, "attention_fwd_bf16", FwdParams, cpu::fwd::<half::bf16>, &SOURCE, plan::fwd_bf16_wgmma);
 kernel!(pub BWD_F32, "attention_bwd_f32", BwdParams, cpu::bwd::<f32>, &SOURCE, plan::bwd_f32);
 kernel!(pub BWD_BF16, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16);
-kernel!(pub BWD_BF16_128_KEYS, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan::bwd_bf16_with(p, arch, plan::KeyTiles::Wide)
-});
-kernel!(pub BWD_BF16_64_KEYS, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan::bwd_bf16_with(p, arch, plan::KeyTiles::Narrow)
-});
-kernel!(pub BWD_BF16_SEPARATE_DQ, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, |p, arch| {
-    plan::bwd_bf16_with(p, arch, plan::KeyTiles::SeparateDq)
-});
+kernel!(pub BWD_BF16_MMA, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16_mma);
 kernel!(pub BWD_BF16_WGMMA, "attention_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>, &SOURCE, plan::bwd_bf16_wgmma);
 
 /// Makes the forward launch. `dtype` is the type of q, k, v and o, F32 or BF16. `pairs` is the number of (query, key)
@@ -347,30 +336,20 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Returns the size in bytes of the workspace with which the backward kernel by `mma.sync` needs five matrix products
-/// instead of seven. It has one f32 for each element of dq, for the partial sums that pass from one key tile to the
-/// next, one turn counter for each row, and the ticket counter. Products of warpgroups use the ticket counter only, and
-/// `mma.sync` nothing if there are prefixes. Returns 0 if no kernel would use it: for f32, and for a head_dim without a
-/// tensor-core kernel.
+/// Returns the size in bytes of the workspace: the ticket counter of products of warpgroups. Returns 0 if no kernel would
+/// use it: for f32, and for a head_dim without a tensor-core kernel.
 pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
-    const TICKET: usize = 4;
-    match (dtype == DType::BF16 && plan::has_tensor_core_backward(p.head_dim), p.prefix.is_null()) {
-        (false, _) => 0,
-        (true, false) => TICKET,
-        (true, true) => 4 * p.tokens as usize * p.heads as usize * (p.head_dim as usize + 1) + TICKET,
-    }
+    if dtype == DType::BF16 && plan::has_tensor_core_backward(p.head_dim) { 4 } else { 0 }
 }
 
 /// Makes the backward launch. `dtype` is the type of q, k, v, o and their gradients, F32 or BF16. `pairs` is the
-/// number of (query, key) pairs that one head computes. The cost counts one write and one read of the workspace,
-/// which is the traffic if its sums do not stay in L2.
+/// number of (query, key) pairs that one head computes.
 pub fn bwd(dtype: DType, params: &BwdParams, pairs: f64) -> Launch {
     let kernel = kernel_for_dtype(dtype, &BWD_F32, &BWD_BF16);
     let params = &BwdParams { score_factor: params.scale * std::f32::consts::LOG2_E, ..*params };
     let (tokens, heads, kv_heads) = (params.tokens as f64, params.heads as f64, params.kv_heads as f64);
     let d = params.head_dim as f64;
-    let passed = if params.workspace.is_null() { 0 } else { 2 * workspace_bytes(dtype, params) };
-    let bytes = 4.0 * tokens * (heads + kv_heads) * d * dtype.size() as f64 + 4.0 * tokens * heads + passed as f64;
+    let bytes = 4.0 * tokens * (heads + kv_heads) * d * dtype.size() as f64 + 4.0 * tokens * heads;
     Launch::kernel(kernel, params, Cost { flops: 10.0 * d * heads * pairs, bytes })
 }
 
@@ -459,25 +438,5 @@ pub fn test_shapes() -> Vec<PackedBatch> {
         group,
         odd,
         case(&[&[0; 120][..], &[64, 200], &[0; 90]].concat(), (2, 1), 20, true, 1.0),
-    ]
-}
-
-/// Batches whose gradients the checks compute by tiles of 128 keys, too: with many sequences, most of them empty, the
-/// plan counts many blocks.
-pub fn wide_tile_test_shapes() -> Vec<PackedBatch> {
-    let many = |lengths: &[usize], (heads, kv_heads), head_dim, causal, spread| PackedBatch {
-        lengths: [&[0; 120], lengths, &[0; 90]].concat(),
-        heads,
-        kv_heads,
-        head_dim,
-        causal,
-        spread,
-        prefix: Vec::new(),
-    };
-    vec![
-        many(&[300, 0, 65], (4, 2), 128, true, 1.0),
-        many(&[129, 257], (2, 1), 64, false, 1.0),
-        many(&[64, 200], (2, 1), 72, true, 1.0),
-        many(&[270], (3, 1), 80, true, 20.0),
     ]
 }

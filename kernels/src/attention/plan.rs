@@ -8,7 +8,7 @@ use std::mem::offset_of;
 
 /// Number of query rows of a tile.
 const ROWS: u64 = 64;
-/// Number of keys of a wide key tile of the backward pass on tensor cores. The other key tiles have 64 keys.
+/// Number of keys of a key tile of the backward pass by products of warpgroups. The other key tiles have 64 keys.
 const WIDE: u64 = 128;
 /// Bytes of a 64 x 64 f32 tile whose rows are padded by four elements.
 const FMA_TILE: u32 = 64 * 68 * 4;
@@ -26,22 +26,6 @@ const fn mma_tile(head_dim: u32) -> u32 {
 fn slots(tokens: u32, seqs: u32, max_seqlen: u32, rows: u64) -> u64 {
     let (tokens, seqs) = (tokens as u64, seqs as u64);
     (seqs * (max_seqlen as u64).div_ceil(rows)).min((tokens + (rows - 1) * seqs) / rows)
-}
-
-/// An upper bound on the static shared memory of a backward kernel, in bytes.
-const STATIC: u32 = 1 << 10;
-
-/// The symbols of the four tensor-core backward kernels for one head_dim: tiles of 128 keys that also compute dq,
-/// tiles of 64 keys that also compute dq, tiles of keys for dk and dv only, and tiles of queries for dq only.
-macro_rules! symbols {
-    ($head_dim:literal) => {
-        [
-            concat!("attention_bwd_bf16_all_", $head_dim),
-            concat!("attention_bwd_bf16_all_", $head_dim, "_by_64"),
-            concat!("attention_bwd_bf16_dkv_", $head_dim),
-            concat!("attention_bwd_bf16_dq_", $head_dim),
-        ]
-    };
 }
 
 /// Returns a launch of `blocks` blocks of `threads` threads; `None` for 0 blocks.
@@ -214,26 +198,15 @@ pub fn bwd_f32(p: &BwdParams, _: &Arch) -> Vec<Stage> {
     bwd_fma(["attention_bwd_f32", "attention_bwd_f32_dkv", "attention_bwd_f32_dq"], p)
 }
 
-/// Returns the bytes of shared memory of a backward block with `keys` keys: keys, values, two tiles of queries, one
-/// tile of d_o, ds, and two buffers of lse and delta for 64 queries.
-const fn key_tiles(head_dim: u32, keys: u32) -> u32 {
-    2 * (mma_tile(head_dim) / 64 * keys) + 3 * mma_tile(head_dim) + 2 * 64 * keys + 2 * (2 * 64 * 4)
+/// Returns the bytes of shared memory of a block that computes dk and dv: keys, values, two tiles of queries, one tile of
+/// d_o, ds, and two buffers of lse and delta for 64 queries (`KeyTiles` of backward_keys.cuh).
+const fn key_tiles(head_dim: u32) -> u32 {
+    5 * mma_tile(head_dim) + 2 * 64 * 64 + 2 * (2 * 64 * 4)
 }
 
 /// Tells whether there is a tensor-core kernel for the gradients of this head_dim.
 pub const fn has_tensor_core_backward(head_dim: u32) -> bool {
     matches!(head_dim, 64 | 72 | 80 | 128)
-}
-
-/// The ways in which the tensor-core kernels of the backward pass divide the work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyTiles {
-    /// Tiles of 128 keys, which also compute dq.
-    Wide,
-    /// Tiles of 64 keys, which also compute dq.
-    Narrow,
-    /// Tiles of 64 keys for dk and dv, and tiles of 64 queries for dq. It is the only way without a workspace.
-    SeparateDq,
 }
 
 /// Plans the launches of kernel `attention_bwd_bf16`.
@@ -246,50 +219,22 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     bwd_bf16_mma(p, arch)
 }
 
-/// Plans the launches of kernel `attention_bwd_bf16` by products of warps.
-fn bwd_bf16_mma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
-    let choices = choices(arch);
-    // In sequences of up to 64 tokens no sum of dq is passed on, and no tile is wide.
-    if p.max_seqlen as u64 <= ROWS {
-        return bwd_bf16_with(p, arch, KeyTiles::Narrow);
-    }
-    // Wide tiles must keep every multiprocessor busy.
-    let blocks = slots(p.tokens, p.seqs, p.max_seqlen, WIDE) * p.kv_heads as u64;
-    let wide = 2 * blocks >= choices.bwd_wide_blocks_per_2_multiprocessors * arch.multiprocessors as u64;
-    let tiles = match () {
-        () if p.tokens <= choices.bwd_separate_dq_max_tokens => KeyTiles::SeparateDq,
-        () if wide => KeyTiles::Wide,
-        () => KeyTiles::Narrow,
-    };
-    bwd_bf16_with(p, arch, tiles)
-}
-
-/// Plans the launches of kernel `attention_bwd_bf16` with the given tiles, or with the nearest that the call and the
-/// GPU allow: without a workspace or with prefixes dq is separate, and wide tiles need their shared memory.
-pub fn bwd_bf16_with(p: &BwdParams, arch: &Arch, tiles: KeyTiles) -> Vec<Stage> {
-    let [all, by_64, dkv, dq] = match p.head_dim {
-        64 => symbols!("64"),
-        72 => symbols!("72"),
-        80 => symbols!("80"),
-        128 => symbols!("128"),
+/// Plans the launches of kernel `attention_bwd_bf16` by products of warps: tiles of 64 keys for dk and dv, then tiles of
+/// 64 queries for dq.
+pub fn bwd_bf16_mma(p: &BwdParams, _: &Arch) -> Vec<Stage> {
+    let [dkv, dq] = match p.head_dim {
+        64 => ["attention_bwd_bf16_dkv_64", "attention_bwd_bf16_dq_64"],
+        72 => ["attention_bwd_bf16_dkv_72", "attention_bwd_bf16_dq_72"],
+        80 => ["attention_bwd_bf16_dkv_80", "attention_bwd_bf16_dq_80"],
+        128 => ["attention_bwd_bf16_dkv_128", "attention_bwd_bf16_dq_128"],
         _ => return bwd_fma(["attention_bwd_bf16", "attention_bwd_bf16_dkv", "attention_bwd_bf16_dq"], p),
     };
-    let blocks = |keys| slots(p.tokens, p.seqs, p.max_seqlen, keys) * p.kv_heads as u64;
-    let (d, shared) = (p.head_dim, key_tiles(p.head_dim, WIDE as u32));
-    let narrow = key_tiles(d, ROWS as u32);
-    let wide = tiles == KeyTiles::Wide && shared + STATIC <= arch.shared_per_block;
-    let stages = if tiles == KeyTiles::SeparateDq || p.workspace.is_null() || !p.prefix.is_null() {
-        let queries = slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * p.heads as u64;
-        [
-            deltas("attention_bwd_bf16", p),
-            stage(dkv, blocks(ROWS), 128, narrow),
-            stage(dq, queries, 128, 6 * mma_tile(d)),
-        ]
-    } else if wide {
-        [deltas("attention_bwd_bf16_relay", p), stage(all, blocks(WIDE), 256, shared), None]
-    } else {
-        [deltas("attention_bwd_bf16_relay", p), stage(by_64, blocks(ROWS), 128, narrow), None]
-    };
+    let blocks = |heads: u32| slots(p.tokens, p.seqs, p.max_seqlen, ROWS) * u64::from(heads);
+    let stages = [
+        deltas("attention_bwd_bf16", p),
+        stage(dkv, blocks(p.kv_heads), 128, key_tiles(p.head_dim)),
+        stage(dq, blocks(p.heads), 128, 6 * mma_tile(p.head_dim)),
+    ];
     stages.into_iter().flatten().collect()
 }
 

@@ -5,18 +5,13 @@
 //                s = q k^T; mask; p, max, sum, o = online_softmax(s); o += p v
 //                every 8 blocks: total = merge(total, segment)
 //              o = total.o / total.sum; lse = ln(total.sum) + total.max
-//   backward:  delta = d_o . o; turn[..] = 0; ticket = 0
-//              a block of threads for each tile of keys (its number is a ticket drawn when it starts: ticket += 1),
-//              over the query tiles that see the keys ("visits"):
+//   backward:  delta = d_o . o
+//              a block of threads for each tile of keys, over the query tiles that see the keys ("visits"):
 //                s = k q^T; dp = v d_o^T; p = e^(s - lse); ds = p (dp - delta); dv += p d_o; dk += ds q
-//                wait until turn[query tile] == number of this key tile              (the relay, see below)
-//                dq = sums[query tile] + ds^T k
-//                if a later key tile is seen: sums[query tile] = dq; turn[query tile] += 1; else write dq
-//              with a prefix, without a workspace, or on CUDA cores there is no relay; another stage computes dq:
-//                for each block of keys: s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
+//              a block of threads for each tile of queries, over the blocks of keys:
+//                s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
 //
-// Tiles. A block of threads processes 64 queries of one head, or 64 keys of one key head (128 keys in the backward
-// pass on tensor cores if that still makes enough blocks, see plan.rs). bf16 uses m16n8k16 products, 16 rows per warp
+// Tiles. A block of threads processes 64 queries of one head, or 64 keys of one key head. bf16 uses m16n8k16 products, 16 rows per warp
 // (forward_mma.cuh, backward_keys.cuh): there are kernels for head_dim 64, 72, 80 and 128; other head_dims up to 256
 // are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4
 // results per thread (*_fma.cuh).
@@ -38,25 +33,8 @@
 // the heads of the group. Order of key tiles: from the first, which has the most queries, to the last, key heads
 // innermost.
 //
-// The relay of dq. The partial sums of a query tile pass from key tile to key tile in ascending order, so that dq has
-// the bits of one block that processes all keys in order. Example with three key tiles (0, 1, 2) and one query tile
-// that sees all of them:
-//   block 0: turn is 0: sums = ds0^T k0;        turn = 1
-//   block 1: waits for turn 1: sums += ds1^T k1; turn = 2
-//   block 2: waits for turn 2: writes dq = sums + ds2^T k2
-// No deadlock: a block waits only for the previous key tile of the same key head and sequence. CUDA does not promise to
-// start blocks in the order of their indices, so a block takes its tile by a ticket that it draws when it starts. The
-// tile it waits for has a smaller ticket, so its block has started, and the unfinished block with the smallest ticket
-// never waits, in whatever order blocks start. Waits
-// are short after the first visit: all blocks visit query tiles from the last to the first, and every head of a tile
-// before the next tile. So the blocks of a sequence run in step, each one visit and one transfer of sums (store,
-// release, acquire) behind the block before it. If causal, later key tiles have fewer visits and finish first, when
-// no block waits for them any more. The longest chain is the visits of a first tile: for 8192 tokens and 7 query
-// heads per key head, 896 visits of 128 keys and 64 queries; with 4 key heads each of 132 multiprocessors has 882
-// visits.
-//
-// Departures. (1) With a prefix, scores and dp are computed twice, 7 products instead of 5: a prefix may come after
-// the tokens that use it, and then a tile would wait for blocks with larger numbers. (2) In a tile that the diagonal
+// Departures. (1) Scores and dp are computed twice, 7 products instead of 5: the sums of dq of one query tile would
+// have to pass from one key tile to the next, so blocks of threads would wait for each other. (2) In a tile that the diagonal
 // crosses, products process 16 keys at a time: a key after a query but before the last of those 16 has p = 0, so a
 // value there that is not finite makes the row NaN. Keys after the tile's last key and keys of other sequences are
 // not read. Products of warpgroups process 128 keys at a time; scores of keys that the tile's queries do not see may be
@@ -64,8 +42,7 @@
 // read and written element by element.
 //
 // Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations per byte that it reads from shared
-// memory. A visit of 128 keys does 106 operations per byte of queries and sums that it moves to and from L2, a visit
-// of 64 keys 53.
+// memory.
 #include "attention/backward_fma.cuh"
 #include "attention/backward_keys.cuh"
 #include "attention/backward_mma.cuh"
@@ -227,17 +204,15 @@ struct KeyTile {
   int kv_head, part;
 };
 
-// Finds the block's key tile and its first two visits; returns false if there is no tile. With RELAY the block's
-// number is its ticket, else its index. Tiles are in ascending
+// Finds the block's key tile and its first two visits; returns false if there is no tile. Tiles are in ascending
 // order: if causal, the first is seen by the most queries. Key heads are innermost, so that the longest tiles of all
 // heads start together.
-template <int ROWS, bool RELAY>
-__device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits<ROWS>& visits) {
+__device__ __forceinline__ bool key_tile(const BwdParams& p, u32 parts, KeyTile& tile, Visits& visits) {
   if (threadIdx.x == 0) {
-    const u32 number = RELAY ? draw_ticket(relay(p).ticket) : blockIdx.x, block = number / parts;
-    tile.part = static_cast<int>(number % parts);
+    const u32 block = blockIdx.x / parts;
+    tile.part = static_cast<int>(blockIdx.x % parts);
     tile.kv_head = static_cast<int>(block % p.kv_heads);
-    find_tile<ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block / p.kv_heads, tile.range);
+    find_tile<TILE_ROWS>(global<const int>(p.cu_seqlens), p.tokens, p.seqs, p.max_seqlen, block / p.kv_heads, tile.range);
     if (tile.range.count > 0) visits.start(p, tile.range, tile.kv_head);
   }
   __syncthreads();
@@ -250,20 +225,20 @@ __device__ __forceinline__ PackedRows key_rows(const BwdParams& p, const KeyTile
   return {(static_cast<u64>(tile.range.first) + tile.range.begin) * row + tile.kv_head * p.head_dim, row};
 }
 
-// Computes dk and dv of KEYS keys; with RELAY (no prefixes) also dq.
-template <int HEAD_DIM, int KEYS, bool RELAY>
+// Computes dk and dv of 64 keys.
+template <int HEAD_DIM>
 __device__ __forceinline__ void key_gradients_mma(BwdParams p) {
   extern __shared__ __align__(512) char shared[];
   __shared__ KeyTile tile;
-  __shared__ Visits<KEYS> visits;
+  __shared__ Visits visits;
   p.head_dim = HEAD_DIM;
-  if (!key_tile<KEYS, RELAY>(p, 1, tile, visits)) return;
+  if (!key_tile(p, 1, tile, visits)) return;
   float dk[HEAD_DIM / 8][4], dv[HEAD_DIM / 8][4];
-  key_gradients<HEAD_DIM, KEYS, RELAY>(dk, dv, shared, p, key_rows(p, tile), tile.kv_head, visits);
+  key_gradients<HEAD_DIM>(dk, dv, shared, p, key_rows(p, tile), tile.kv_head, visits);
   const int row = threadIdx.x / 32 * 16, count = tile.range.count;
   store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dk), key_rows(p, tile), count, shared, row, dk, p.scale, p.scale,
                                         HEAD_DIM, 0);
-  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + KeyTiles<HEAD_DIM, KEYS>::V,
+  store_rows<HEAD_DIM, HEAD_DIM, false>(global<bf16>(p.dv), key_rows(p, tile), count, shared + KeyTiles<HEAD_DIM>::V,
                                         row, dv, 1.0f, 1.0f, HEAD_DIM, 0);
 }
 
@@ -299,9 +274,9 @@ template <class T>
 __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   extern __shared__ __align__(512) float tiles[];
   __shared__ KeyTile tile;
-  __shared__ Visits<FMA_ROWS> visits;
+  __shared__ Visits visits;
   const int head_dim = static_cast<int>(p.head_dim);
-  if (!key_tile<FMA_ROWS, false>(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile, visits)) return;
+  if (!key_tile(p, ceil_div(head_dim, FMA_PART_COLUMNS), tile, visits)) return;
   const int column = tile.part * FMA_PART_COLUMNS;
   FmaTiles dk, dv;
   key_gradients_fma<T>(dk, dv, tiles, p, key_rows(p, tile), tile.range.count, tile.kv_head, visits, column);
@@ -314,21 +289,17 @@ __device__ __forceinline__ void key_gradients_fma(const BwdParams& p) {
   }
 }
 
-// Computes delta = d_o . o for all rows of tokens in sequences; with RELAY also sets the turn counters and the ticket
-// counter to 0.
-template <class T, bool RELAY>
+// Computes delta = d_o . o for all rows of tokens in sequences.
+template <class T>
 __device__ __forceinline__ void row_products(const BwdParams& p) {
   const u64 rows = static_cast<u64>(global<const int>(p.cu_seqlens)[p.seqs]) * p.heads;
   row_products(global<float>(p.delta), global<const T>(p.d_o), global<const T>(p.o), rows, static_cast<int>(p.head_dim));
-  const u64 row = blockIdx.x * static_cast<u64>(FMA_THREADS / 16) + threadIdx.x;
-  if (RELAY && threadIdx.x < FMA_THREADS / 16 && row < rows) relay(p).turns[row] = 0;
-  if (RELAY && blockIdx.x == 0 && threadIdx.x == 0) *relay(p).ticket = 0;
 }
 
 // The same for products of warpgroups (backward_wgmma.cuh): the ticket counter is the workspace's first word.
 template <class T>
 __device__ __forceinline__ void row_products_and_ticket(const BwdParams& p) {
-  row_products<T, false>(p);
+  row_products<T>(p);
   if (p.workspace != 0 && blockIdx.x == 0 && threadIdx.x == 0) *global<u32>(p.workspace) = 0;
 }
 
@@ -350,25 +321,16 @@ KERNEL(attention_fwd_bf16_wgmma_64, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<
 KERNEL(attention_fwd_bf16_wgmma_80, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<80, PackedSource>))
 KERNEL(attention_fwd_bf16_wgmma_128, FwdParams, WGMMA_THREADS, 1, (forward_wgmma<128, PackedSource>))
 #endif
-KERNEL(attention_bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16, false>)
-KERNEL(attention_bwd_bf16_relay, BwdParams, FMA_THREADS, 4, row_products<bf16, true>)
+KERNEL(attention_bwd_bf16, BwdParams, FMA_THREADS, 4, row_products<bf16>)
 KERNEL(attention_bwd_bf16_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<bf16>)
 KERNEL(attention_bwd_bf16_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<bf16>)
-KERNEL(attention_bwd_bf16_all_64, BwdParams, 256, 1, key_gradients_mma<64, 128, true>)
-KERNEL(attention_bwd_bf16_all_64_by_64, BwdParams, 128, 2, key_gradients_mma<64, 64, true>)
-KERNEL(attention_bwd_bf16_dkv_64, BwdParams, MMA_THREADS, 2, key_gradients_mma<64, 64, false>)
+KERNEL(attention_bwd_bf16_dkv_64, BwdParams, MMA_THREADS, 2, key_gradients_mma<64>)
 KERNEL(attention_bwd_bf16_dq_64, BwdParams, MMA_THREADS, 2, query_gradients_mma<64>)
-KERNEL(attention_bwd_bf16_all_72, BwdParams, 256, 1, key_gradients_mma<72, 128, true>)
-KERNEL(attention_bwd_bf16_all_72_by_64, BwdParams, 128, 2, key_gradients_mma<72, 64, true>)
-KERNEL(attention_bwd_bf16_dkv_72, BwdParams, MMA_THREADS, 2, key_gradients_mma<72, 64, false>)
+KERNEL(attention_bwd_bf16_dkv_72, BwdParams, MMA_THREADS, 2, key_gradients_mma<72>)
 KERNEL(attention_bwd_bf16_dq_72, BwdParams, MMA_THREADS, 2, query_gradients_mma<72>)
-KERNEL(attention_bwd_bf16_all_80, BwdParams, 256, 1, key_gradients_mma<80, 128, true>)
-KERNEL(attention_bwd_bf16_all_80_by_64, BwdParams, 128, 2, key_gradients_mma<80, 64, true>)
-KERNEL(attention_bwd_bf16_dkv_80, BwdParams, MMA_THREADS, 2, key_gradients_mma<80, 64, false>)
+KERNEL(attention_bwd_bf16_dkv_80, BwdParams, MMA_THREADS, 2, key_gradients_mma<80>)
 KERNEL(attention_bwd_bf16_dq_80, BwdParams, MMA_THREADS, 2, query_gradients_mma<80>)
-KERNEL(attention_bwd_bf16_all_128, BwdParams, 256, 1, key_gradients_mma<128, 128, true>)
-KERNEL(attention_bwd_bf16_all_128_by_64, BwdParams, 128, 2, key_gradients_mma<128, 64, true>)
-KERNEL(attention_bwd_bf16_dkv_128, BwdParams, MMA_THREADS, 2, key_gradients_mma<128, 64, false>)
+KERNEL(attention_bwd_bf16_dkv_128, BwdParams, MMA_THREADS, 2, key_gradients_mma<128>)
 KERNEL(attention_bwd_bf16_dq_128, BwdParams, MMA_THREADS, 2, query_gradients_mma<128>)
 #if __CUDA_ARCH__ >= 900
 KERNEL(attention_bwd_bf16_ticket, BwdParams, FMA_THREADS, 4, row_products_and_ticket<bf16>)
@@ -376,6 +338,6 @@ KERNEL(attention_bwd_bf16_wgmma_64, BwdParams, BACKWARD_THREADS, 1, backward_wgm
 KERNEL(attention_bwd_bf16_wgmma_80, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<80>)
 KERNEL(attention_bwd_bf16_wgmma_128, BwdParams, BACKWARD_THREADS, 1, backward_wgmma<128>)
 #endif
-KERNEL(attention_bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float, false>)
+KERNEL(attention_bwd_f32, BwdParams, FMA_THREADS, 4, row_products<float>)
 KERNEL(attention_bwd_f32_dq, BwdParams, FMA_THREADS, 1, query_gradients_fma<float>)
 KERNEL(attention_bwd_f32_dkv, BwdParams, FMA_THREADS, 1, key_gradients_fma<float>)

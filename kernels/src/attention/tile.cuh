@@ -54,31 +54,31 @@ struct Tile {
 
 // Writes zeros to the columns from HEAD_DIM up to the next multiple of 16 (8 columns or none). Matrix products over
 // head_dim read these columns, but copies do not write them.
-template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS>
+template <int HEAD_DIM>
 __device__ __forceinline__ void clear_padding(char* tile) {
   if constexpr (HEAD_DIM % 16 != 0) {
-    for (int row = threadIdx.x; row < ROWS; row += THREADS) {
+    for (int row = threadIdx.x; row < TILE_ROWS; row += MMA_THREADS) {
       *reinterpret_cast<Words<16>*>(tile + Tile<HEAD_DIM>::offset(row, Tile<HEAD_DIM>::CHUNKS)) = {};
     }
   }
 }
 
-// Starts asynchronous copies of rows first .. first + ROWS of a tensor to the tile at shared-memory address `tile`
+// Starts asynchronous copies of rows first .. first + 64 of a tensor to the tile at shared-memory address `tile`
 // (pointer `memory`). Rows from `end` on are not read; the tile has zeros there. `rows.head(r)` is the index of the
 // first element of row r's head.
-template <int HEAD_DIM, bool PADDED, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS, class Rows>
+template <int HEAD_DIM, bool PADDED, class Rows>
 __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* tensor, const Rows& rows, int first, int end,
                                           int head_dim, int column) {
   using T = Tile<HEAD_DIM>;
-  constexpr int ALL = ROWS * T::CHUNKS;
+  constexpr int ALL = TILE_ROWS * T::CHUNKS;
   const int thread = thread_again();
   const bool vector = !PADDED || head_dim % 8 == 0;
 #pragma unroll
-  for (int i = 0; i < (ALL + THREADS - 1) / THREADS; ++i) {
-    const int at = i * THREADS + thread;
-    if (ALL % THREADS != 0 && at >= ALL) break;
+  for (int i = 0; i < (ALL + MMA_THREADS - 1) / MMA_THREADS; ++i) {
+    const int at = i * MMA_THREADS + thread;
+    if (ALL % MMA_THREADS != 0 && at >= ALL) break;
     int row, chunk;
-    T::template item<ROWS>(at, row, chunk);
+    T::template item<TILE_ROWS>(at, row, chunk);
     const int c = PADDED ? column + chunk * 8 : chunk * 8;
     const bool valid = first + row < end && (!PADDED || c < head_dim);
     const bf16* source = tensor + (valid ? rows.head(first + row) + c : 0);
@@ -92,9 +92,9 @@ __device__ __forceinline__ void copy_rows(u32 tile, char* memory, const bf16* te
   }
 }
 
-template <int HEAD_DIM, int ROWS = TILE_ROWS, int THREADS = MMA_THREADS, class Rows>
+template <int HEAD_DIM, class Rows>
 __device__ __forceinline__ void copy_rows(u32 tile, const bf16* tensor, const Rows& rows, int first, int end) {
-  copy_rows<HEAD_DIM, false, ROWS, THREADS>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
+  copy_rows<HEAD_DIM, false>(tile, nullptr, tensor, rows, first, end, HEAD_DIM, 0);
 }
 
 // left_lane and right_lane return the shared-memory address from which a lane reads its part of a product's left or
@@ -131,20 +131,20 @@ __device__ __forceinline__ void right_fragment(u32 (&b)[4], u32 lane, int row, i
   ldmatrix_x4(b, fragment<HEAD_DIM>(lane, row, 2 * step));
 }
 
-// Computes c += a times the rows row .. row + 16 of a tile, for TILES * 8 columns from chunk `chunk` on. In layouts
-// with XORed chunk numbers, `chunk` must be an even number. `lane` comes from left_lane.
+// Computes c += a times the rows row .. row + 16 of a tile, for its first TILES * 8 columns. `lane` comes from
+// left_lane.
 template <int HEAD_DIM, int TILES>
-__device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&a)[4], u32 lane, int row, int chunk = 0) {
+__device__ __forceinline__ void multiply_rows(float (&c)[TILES][4], const u32 (&a)[4], u32 lane, int row) {
 #pragma unroll
   for (int pair = 0; pair < TILES / 2; ++pair) {
     u32 b[4];
-    ldmatrix_x4_trans(b, fragment<HEAD_DIM>(lane, row, chunk + 2 * pair));
+    ldmatrix_x4_trans(b, fragment<HEAD_DIM>(lane, row, 2 * pair));
     mma_bf16(c[2 * pair], a, b[0], b[1]);
     mma_bf16(c[2 * pair + 1], a, b[2], b[3]);
   }
   if constexpr (TILES % 2 != 0) {
     u32 b[2];
-    ldmatrix_x2_trans(b, fragment<HEAD_DIM>(lane, row, chunk + TILES - 1));
+    ldmatrix_x2_trans(b, fragment<HEAD_DIM>(lane, row, TILES - 1));
     mma_bf16(c[TILES - 1], a, b[0], b[1]);
   }
 }

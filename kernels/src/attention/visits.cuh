@@ -17,7 +17,6 @@ struct Visit {
   int count;          // number of queries; 0 after the last visit
   int begin, end;     // the range of the tile's keys that the queries may see
   int offset;         // queries from r + offset on see key r
-  int last;           // number of the last key tile of their own sequence that the queries see
 
   __device__ __forceinline__ PackedRows queries() const {
     return {row * head_dim, static_cast<u64>(heads) * head_dim};
@@ -36,9 +35,8 @@ struct Visit {
   __device__ __forceinline__ bool all_see(int r, int s) const { return r >= begin && s <= end && s - 1 + offset <= 0; }
 };
 
-// The visits of a tile of at most KEYS keys. They are in shared memory; one thread finds each visit while the block
+// The visits of a tile of at most 64 keys. They are in shared memory; one thread finds each visit while the block
 // processes the visit two before it.
-template <int KEYS>
 struct Visits {
   Visit slots[4];
   SequenceTile keys;
@@ -98,8 +96,7 @@ struct Visits {
         visit.head_dim = p.head_dim;
         visit.begin = begin;
         visit.end = end;
-        visit.offset = own && p.causal ? keys.begin - tile : -KEYS;
-        visit.last = ((p.causal ? tile + visit.count : length) - 1) / KEYS;
+        visit.offset = own && p.causal ? keys.begin - tile : -64;
         if (++head == group) {
           head = 0;
           tile -= 64;

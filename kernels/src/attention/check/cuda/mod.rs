@@ -3,21 +3,17 @@
 pub(super) mod backward_wgmma;
 pub(super) mod wgmma;
 
-use super::{Given, bits, lse_bounds, test_shapes, wide_tile_test_shapes};
+use super::{Given, bits, lse_bounds, test_shapes};
 use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::plan::has_tensor_core_backward;
-use crate::attention::{BWD_BF16_64_KEYS, BWD_BF16_128_KEYS, BwdParams, PackedBatch, bwd, formula, fwd};
+use crate::attention::{PackedBatch, bwd, formula, fwd};
 use crate::checks::{TestArray, addr, run, run_once, with_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
-use crate::{Addr, Arch, DType, KernelLaunch, Launch, paged_attention};
+use crate::{Addr, Arch, DType, paged_attention};
 
 fn equals_the_formula(dtype: DType) {
-    // f32 has no tensor-core kernels.
-    let wide = if dtype == BF16 { wide_tile_test_shapes() } else { Vec::new() };
-    let by_64_keys = test_shapes().into_iter().map(|case| (case, &BWD_BF16_64_KEYS));
-    let by_128_keys = wide.into_iter().map(|case| (case, &BWD_BF16_128_KEYS));
-    for (case, passes_on_dq) in by_64_keys.chain(by_128_keys) {
+    for case in test_shapes() {
         let (given, name) = (Given::new(&case, dtype), format!("{dtype} {case:?}"));
         let rows = given.tokens() * case.heads;
         let (q, k, v, scale) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64(), given.scale as f64);
@@ -30,21 +26,8 @@ fn equals_the_formula(dtype: DType) {
         let (d_o, scratch) = (given.d_o.to_f64(), given.scratch(dtype));
         let want_grads = formula::bwd(&case, [&q, &k, &v], &o.to_f64(), &d_o, scale);
         let grads = want_grads.each_ref().map(|w| TestArray::output(dtype, w.len()));
-        let gradient = |p: &BwdParams| bwd(dtype, p, given.query_key_pair_count());
-        let launch = gradient(&given.bwd(&o, &lse, &scratch, grads.each_ref()));
-        // The plan for few tokens has a stage for dq; the tiles that pass on its sums give the same bits.
-        if dtype == BF16 && case.prefix.is_empty() && has_tensor_core_backward(case.head_dim as u32) {
-            run_once(&launch);
-            let (scratch, others) =
-                (given.scratch(dtype), want_grads.each_ref().map(|w| TestArray::output(dtype, w.len())));
-            let Launch::Kernel(other) = gradient(&given.bwd(&o, &lse, &scratch, others.each_ref())) else {
-                unreachable!("attention is not a matrix product")
-            };
-            run(&Launch::Kernel(KernelLaunch { kernel: passes_on_dq, ..other }), 1);
-            assert!(others.each_ref().map(bits) == grads.each_ref().map(bits), "{name}: tiles that pass on dq differ");
-        } else {
-            run(&launch, 1);
-        }
+        let gradient = given.bwd(&o, &lse, &scratch, grads.each_ref());
+        run(&bwd(dtype, &gradient, given.query_key_pair_count()), 1);
         let f32 = dtype == F32;
         let roundings = if f32 { Roundings::F32 } else { Roundings::BF16 };
         let [of_o, of_gradient] =
@@ -80,8 +63,7 @@ pub(super) fn with_fourfold_query_and_key_errors(rounded: [Vec<f64>; 3], exact: 
     [wide(dq, &exact[0]), wide(dk, &exact[1]), dv]
 }
 
-// The plan of the backward pass for an H100 uses the workspace in another way than that for an A100, and interleavings
-// compare all arrays. So these checks simulate an A100 only; the kernels are the same.
+// These checks simulate an A100: an H100 plans products of warpgroups, which checks of their own compare.
 
 pub(super) fn equals_the_formula_in_f32() {
     with_gpu(Arch::A100, || equals_the_formula(F32));
