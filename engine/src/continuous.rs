@@ -20,11 +20,12 @@ use crate::running_batch::BatchCapacity;
 use crate::scheduler::RunOptions;
 use crate::stats::EngineStats;
 
-/// Generates completions of requests that arrive one after the other. Made by [`Engine::continuous_batch`](crate::Engine::continuous_batch).
+/// Generates completions of requests that arrive one after the other. Made by
+/// [`Engine::continuous_batch`](crate::Engine::continuous_batch).
 ///
 /// A completion does not depend on the other requests, nor on when its request is added. On a GPU this holds for equal
-/// numbers of slots ([`Engine::max_slots`](crate::Engine::max_slots)) and an empty prefix cache: each step computes all slots, because the bits
-/// of a matrix product depend on its size there.
+/// numbers of slots ([`Engine::max_slots`](crate::Engine::max_slots)) and an empty prefix cache: each step computes all
+/// slots, because the bits of a matrix product depend on its size there.
 pub struct ContinuousBatch<'e, 'a, 'r> {
     run: Run<'e, 'a, 'r>,
 }

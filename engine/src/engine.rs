@@ -104,7 +104,8 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Makes [`Engine::generate`] fail with [`EngineError::Interrupted`](crate::EngineError::Interrupted) before its next step once `flag` is set.
+    /// Makes [`Engine::generate`] fail with [`EngineError::Interrupted`](crate::EngineError::Interrupted) before its
+    /// next step once `flag` is set.
     pub fn interrupt_flag(mut self, flag: &'a AtomicBool) -> Engine<'a> {
         self.context.interrupt = Some(flag);
         self

@@ -198,8 +198,8 @@ pub fn bwd_f32(p: &BwdParams, _: &Arch) -> Vec<Stage> {
     bwd_fma(["attention_bwd_f32", "attention_bwd_f32_dkv", "attention_bwd_f32_dq"], p)
 }
 
-/// Returns the bytes of shared memory of a block that computes dk and dv: keys, values, two tiles of queries, one tile of
-/// d_o, ds, and two buffers of lse and delta for 64 queries (`KeyTiles` of backward_keys.cuh).
+/// Returns the bytes of shared memory of a block that computes dk and dv: keys, values, two tiles of queries, one tile
+/// of d_o, ds, and two buffers of lse and delta for 64 queries (`KeyTiles` of backward_keys.cuh).
 const fn key_tiles(head_dim: u32) -> u32 {
     5 * mma_tile(head_dim) + 2 * 64 * 64 + 2 * (2 * 64 * 4)
 }
@@ -219,8 +219,8 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     bwd_bf16_mma(p, arch)
 }
 
-/// Plans the launches of kernel `attention_bwd_bf16` by products of warps: tiles of 64 keys for dk and dv, then tiles of
-/// 64 queries for dq.
+/// Plans the launches of kernel `attention_bwd_bf16` by products of warps: tiles of 64 keys for dk and dv, then tiles
+/// of 64 queries for dq.
 pub fn bwd_bf16_mma(p: &BwdParams, _: &Arch) -> Vec<Stage> {
     let [dkv, dq] = match p.head_dim {
         64 => ["attention_bwd_bf16_dkv_64", "attention_bwd_bf16_dq_64"],
