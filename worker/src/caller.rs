@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::message::{read_message, write_message};
-use crate::{Kind, Program};
+use crate::program::{Kind, Program};
 
 /// The longest header of a reply in bytes.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
