@@ -246,30 +246,44 @@ impl MediaFields {
         let none = MediaOverrides::default();
         let mut limits = both(location, video.overrides, self.limits)?;
         limits = both(location, limits, MediaOverrides { fps: rate, ..none })?;
-        if let VideoSource::Frames(_) = video.source {
-            if self.selects_frames == Some(true) {
-                let what =
-                    format!("is a list of frames, all of which are taken, and {PROCESSOR} has do_sample_frames true");
-                return Err(ModelError::messages(location, what, "set it to false, or send a video file"));
-            }
-        } else {
-            self.check_file(location, &limits)?;
-        }
-        if let Some(NumFrames::AtMost(n)) = self.num_frames {
-            let asked = match limits.nframes {
-                // A rate of 0 selects the least number of frames, as in qwen-vl-utils.
-                None => {
-                    let (fps, min_frames) = limits.fps.is_none().then_some((0.0, n)).unzip();
-                    MediaOverrides { fps, min_frames, max_frames: Some(n), ..none }
+        match &video.source {
+            VideoSource::Frames(frames) => self.check_list(location, frames.len())?,
+            VideoSource::File(_) => {
+                self.check_file(location, &limits)?;
+                if let Some(NumFrames::AtMost(n)) = self.num_frames {
+                    let asked = match limits.nframes {
+                        // A rate of 0 selects the least number of frames, as in qwen-vl-utils.
+                        None => {
+                            let (fps, min_frames) = limits.fps.is_none().then_some((0.0, n)).unzip();
+                            MediaOverrides { fps, min_frames, max_frames: Some(n), ..none }
+                        }
+                        Some(_) => MediaOverrides { nframes: Some(n), ..none },
+                    };
+                    limits = both(location, limits, asked)?;
                 }
-                Some(_) => MediaOverrides { nframes: Some(n), ..none },
-            };
-            limits = both(location, limits, asked)?;
+            }
         }
         video.overrides = limits;
         match &video.source {
             VideoSource::Frames(frames) => video.check_frame_count(frames.len()),
             VideoSource::File(_) => Ok(()),
+        }
+    }
+
+    /// Checks what the request says about lists of frames, all of which are taken.
+    fn check_list(&self, location: &str, frames: usize) -> Result<()> {
+        if self.selects_frames == Some(true) {
+            let what =
+                format!("is a list of frames, all of which are taken, and {PROCESSOR} has do_sample_frames true");
+            return Err(ModelError::messages(location, what, "set it to false, or send a video file"));
+        }
+        match self.num_frames {
+            Some(NumFrames::AtMost(n)) if n < frames as i64 => {
+                let what =
+                    format!("is a list of {frames} frames, all of which are taken, and the request asks for {n}");
+                Err(ModelError::messages(location, what, "send that many frames"))
+            }
+            Some(NumFrames::AtMost(_) | NumFrames::All) | None => Ok(()),
         }
     }
 
@@ -408,11 +422,12 @@ mod tests {
                 json!({"fps": 1.0, "max_frames": 16}),
             ),
             (json!({MEDIA_IO: {"video": {"num_frames": -1, "fps": 2}}}), file(), none.clone(), json!({"fps": 2.0})),
+            (json!({MEDIA_IO: {"video": {"num_frames": 16}}}), list.clone(), none.clone(), none.clone()),
             (
                 json!({MEDIA_IO: {"video": {"num_frames": 16}}}),
-                list.clone(),
+                json!({"type": "video", "video": ["a.png", "b.png", "c.png", "d.png"], "nframes": 4}),
                 none.clone(),
-                json!({"fps": 0.0, "min_frames": 16, "max_frames": 16}),
+                json!({"nframes": 4}),
             ),
             // The same value in two places.
             (
