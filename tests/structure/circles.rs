@@ -43,8 +43,8 @@ fn circles(graph: &Graph) -> Vec<Vec<String>> {
     found
 }
 
-/// Describes the shortest circle between parts of the crate, and how many files are in such circles. Nothing if there
-/// is none.
+/// Describes the shortest circle between parts of the crate, and how many files are in such circles. Returns `None` if
+/// the crate has no circle.
 pub fn shortest(graph: &Graph) -> Option<String> {
     let all = circles(graph);
     let files: BTreeSet<&String> = all.iter().flatten().collect();

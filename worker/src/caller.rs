@@ -62,9 +62,9 @@ impl Read for Socket {
 /// Why a worker gave no reply.
 #[derive(Debug)]
 pub enum Failure {
-    /// It sent none in time.
+    /// It sent no reply in time.
     Timeout,
-    /// It sent one that is none, or that is too long.
+    /// It sent a message that is not a reply, or that is too long.
     Invalid,
     /// It ended.
     Ended(End),
@@ -153,7 +153,7 @@ impl Worker {
     /// Waits for a reply. Appends its body of at most `max_body` bytes to `body`, and returns its header.
     ///
     /// # Errors
-    /// There is none.
+    /// The worker sent no valid reply in time, or it ended.
     pub fn receive<H: DeserializeOwned>(&mut self, max_body: u64, body: &mut Vec<u8>) -> Result<H, Failure> {
         self.socket.get_mut().deadline = Instant::now().checked_add(self.timeout);
         read_message(&mut self.socket, MAX_HEADER_BYTES, max_body, body).map_err(|e| self.failure(&e))
@@ -171,7 +171,7 @@ impl Worker {
         Failure::Ended(End { signal, code, stderr: self.read_stderr() })
     }
 
-    /// What the worker has printed to its standard error and nobody has read.
+    /// Reads what the worker has printed to its standard error since the last call.
     fn read_stderr(&self) -> String {
         let mut bytes = Vec::new();
         // The error after the last byte says that reading would wait for more.
@@ -214,7 +214,8 @@ impl Pool {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// Takes an idle worker of a program, best one that has had a job with this subject; `None` if there is none.
+    /// Takes an idle worker of a program, preferably one that has had a job with this subject. Returns `None` if no
+    /// worker of the program is idle.
     pub fn take(&self, program: &Program, subject: u64) -> Option<Worker> {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain_mut(|worker| matches!(worker.process.try_wait(), Ok(None)));

@@ -18,8 +18,8 @@
 //! libraries and no data of other jobs. If a fork fails, the worker ends in the same way, so the caller sees no
 //! difference.
 //!
-//! A worker that misses its time limit, dies, or sends a reply that is none is killed, by dropping [`Worker`]. Another
-//! worker may then try the job again: by rules of the caller, who gets a [`Failure`]. Idle workers wait in a [`Pool`].
+//! A worker that misses its time limit, dies, or sends an invalid reply is killed when its [`Worker`] is dropped. The
+//! caller gets a [`Failure`] and decides whether another worker tries the job again. Idle workers wait in a [`Pool`].
 //!
 //! A worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller. If memory runs out,
 //! the kernel ends workers first.

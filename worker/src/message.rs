@@ -16,7 +16,7 @@ pub(crate) fn write_message(out: &mut impl Write, header: &impl Serialize, body:
 /// Reads a message. Appends its body to `body`, and returns its header.
 ///
 /// # Errors
-/// The kind `InvalidData` says that the header is none, or that a part is longer than its limit in bytes.
+/// The kind `InvalidData` says that the header has another form, or that a part is longer than its limit in bytes.
 pub(crate) fn read_message<H: DeserializeOwned>(
     input: &mut impl Read,
     max_header: u64,
