@@ -12,6 +12,7 @@ use reel_diagnostic::{Diagnostic, escape_controls, panic_is_caught, redact_urls}
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
 use reel_model::ModelError;
+use reel_samples::SampleError;
 use reel_train::TrainError;
 use reel_train::options::names;
 
@@ -88,6 +89,7 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
     }
     let wrong_options = e.is::<UsageError>()
         || e.downcast_ref::<ModelError>().is_some_and(ModelError::is_usage_error)
+        || e.downcast_ref::<SampleError>().is_some_and(SampleError::is_usage_error)
         || e.downcast_ref::<TrainError>().is_some_and(TrainError::is_usage_error)
         || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error)
         || e.downcast_ref::<MeasureError>().is_some_and(MeasureError::is_usage_error);

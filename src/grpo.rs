@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use clap::{ArgMatches, Args};
-use reel_train::{GrpoOptions, grpo};
+use reel_runs::grpo;
+use reel_train::GrpoOptions;
 
 use crate::common::CommonOptions;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};

@@ -12,7 +12,7 @@ use reel_media::MediaError;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::worker::{self, DecodeWorker, FrameCache};
 use reel_model::input::fetch::{MediaAccess, RemoteMedia};
-use reel_train::files::names::RUN_FILE;
+use reel_train::file_names::RUN_FILE;
 use serde::{Deserialize, Serialize};
 
 use crate::common::CommonOptions;

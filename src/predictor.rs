@@ -10,12 +10,13 @@ use reel_measure::trace;
 use reel_model::features::FeatureCache;
 use reel_model::input::MediaOptions;
 use reel_model::input::encode::ModelFolder;
-use reel_runtime::Device;
-use reel_train::TrainError;
-use reel_train::predict::{
-    ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowConversations, RowPrompts,
-    SamplingSettings,
+use reel_predict::{
+    ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
 };
+use reel_runtime::Device;
+use reel_samples::SampleError;
+use reel_samples::conversations::RowConversations;
+use reel_train::TrainError;
 use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
@@ -210,7 +211,7 @@ fn generation_error(model: &LoadedModel, e: TrainError) -> anyhow::Error {
 }
 
 /// Prints on stderr that some rows cannot be used; `first` is the error of the first of them.
-pub fn warn_of_unusable_rows(data: &Path, count: usize, rows: usize, first: &TrainError) {
+pub fn warn_of_unusable_rows(data: &Path, count: usize, rows: usize, first: &SampleError) {
     let (data, first) = (data.display().to_string(), first.to_string());
     let (data, first) = (escape_controls(&data), escape_controls(&first));
     reel_diagnostic::note!(

@@ -1,18 +1,19 @@
 //! `reel replay`: repeats one step of a training run and compares the resulting weights.
 
+use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_train::files::names::ROLLOUTS_FOLDER;
+use reel_runs::folder::output as output_folder;
+use reel_runs::replay::{self, ReplayReport, ReplayStart};
+use reel_runs::run::difference_in_bits;
+use reel_runs::{grpo, sft};
+use reel_train::RunSetup;
+use reel_train::file_names::ROLLOUTS_FOLDER;
 use reel_train::options::{EvaluationOptions, GrpoOptions, ReportTo, RunOptions, SftOptions, TrainingOptions};
-use reel_train::replay::{self, ReplayReport, ReplayStart};
-use reel_train::run::difference_in_bits;
-use reel_train::run_folder::output as output_folder;
-use reel_train::{RunSetup, grpo, sft};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::ops::DerefMut;
 
 use crate::common::CommonOptions;
 use crate::fail::failed;

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use clap::{ArgMatches, Args};
-use reel_train::{SftOptions, sft};
+use reel_runs::sft;
+use reel_train::SftOptions;
 
 use crate::common::CommonOptions;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};

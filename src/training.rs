@@ -1,20 +1,21 @@
 //! What `reel sft` and `reel grpo` share: merging options of command line and configuration file, training, and
 //! printing the result.
 
+use std::ops::DerefMut;
+
 use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_model::input::{MediaOptions, SecondPerGrid};
+use reel_runs::run::{DataCheckResult, RunSummary};
 use reel_train::config_file::ConfigFile;
 use reel_train::live_server::LiveServer;
 use reel_train::options::{RunOptions, TrainingOptions};
-use reel_train::run::{DataCheckResult, RunSummary};
 use reel_train::setup::{PolicyEvaluator, RunSetup};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::ops::DerefMut;
 
 use crate::common::CommonOptions;
 use crate::fail::failed;

@@ -13,14 +13,15 @@ use reel_eval::{EvalError, Extraction, Task};
 use reel_model::features::FeatureCache;
 use reel_model::input::encode::ModelFolder;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
-use reel_train::TrainError;
-use reel_train::options::RunOptions;
-use reel_train::predict::{
+use reel_predict::{
     ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
 };
-use reel_train::run_folder::checkpoint::checkpoint_folder_name;
-use reel_train::run_folder::evaluations::BenchmarkScore;
+use reel_runs::folder::checkpoint::checkpoint_folder_name;
+use reel_runtime::{Cx, DType, Device};
+use reel_samples::SampleError;
+use reel_train::TrainError;
+use reel_train::options::RunOptions;
+use reel_train::setup::BenchmarkScore;
 use reel_train::setup::{EvaluatedPolicy, PolicyEvaluator};
 use serde_json::json;
 
@@ -191,15 +192,20 @@ impl PolicyEvaluator for RunEvaluator {
 
 /// The error of a scored evaluation as one of the run.
 fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
-    match e.downcast::<TrainError>() {
-        Ok(e) => e,
-        Err(e) => match e.downcast::<Diagnostic>() {
-            Ok(diagnostic) => TrainError::Output(diagnostic),
-            Err(e) => {
-                let help = "remove the cause, then resume with --resume-from-checkpoint last";
-                TrainError::output(folder.display().to_string(), e.to_string(), help)
-            }
-        },
+    let e = match e.downcast::<TrainError>() {
+        Ok(e) => return e,
+        Err(e) => e,
+    };
+    let e = match e.downcast::<SampleError>() {
+        Ok(e) => return e.into(),
+        Err(e) => e,
+    };
+    match e.downcast::<Diagnostic>() {
+        Ok(diagnostic) => TrainError::Output(diagnostic),
+        Err(e) => {
+            let help = "remove the cause, then resume with --resume-from-checkpoint last";
+            TrainError::output(folder.display().to_string(), e.to_string(), help)
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use clap::ValueEnum;
 use reel_rewards::check_solution;
-use reel_train::data::rows::ProblemMedia;
+use reel_samples::rows::ProblemMedia;
 use serde_json::{Map, Value, json};
 
 use crate::answers::Chain;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use reel_data::Table;
 use reel_diagnostic::Diagnostic;
 use reel_rewards::{ProblemType, check_solution};
-use reel_train::data::rows::{DataRow, Problem, ProblemMedia};
+use reel_samples::rows::{DataRow, Problem, ProblemMedia};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 

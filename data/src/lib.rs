@@ -6,7 +6,6 @@
 mod columnar;
 mod convert;
 mod error;
-pub mod fingerprint;
 mod folder;
 mod spec;
 mod table;

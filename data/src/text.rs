@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
+use reel_files::fingerprint;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::{DataError, Result, fingerprint};
+use crate::{DataError, Result};
 
 /// The rows of a JSON or JSONL text.
 #[derive(Debug)]

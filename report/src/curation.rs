@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use reel_curate::{FinishedRow, Outcome, Reason, StageName, Summary};
-use reel_train::data::inspect::Distribution;
+use reel_samples::inspect::Distribution;
 
 use crate::html::{Page, escape_html};
 use crate::table::Table;
@@ -218,8 +218,9 @@ fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use reel_curate::{Chain, Measured, StageSummary};
+
+    use super::*;
 
     fn row(location: &str, outcome: Outcome) -> FinishedRow {
         FinishedRow {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use reel_train::data::inspect::{DataStats, Distribution};
+use reel_samples::inspect::{DataStats, Distribution};
 
 use crate::html::{Page, escape_html};
 use crate::table::Table;
@@ -123,7 +123,7 @@ mod tests {
             video_fps: None,
             longer_side: None,
             tokens: Distribution::new([7.0]),
-            problem_counts: vec![(reel_train::data::inspect::ProblemKind::MissingMedia, 1)],
+            problem_counts: vec![(reel_samples::inspect::ProblemKind::MissingMedia, 1)],
             problems: Vec::new(),
         };
         let html = data_stats_page_html("a<b>.jsonl", &stats);

@@ -2,6 +2,7 @@
 
 use reel_diagnostic::Diagnostic;
 use reel_eval::EvalError;
+use reel_files::FileError;
 use reel_train::TrainError;
 
 /// A page could not be made from the output folder of a run.
@@ -16,6 +17,9 @@ pub enum ReportError {
     /// The run's metrics could not be read.
     #[error(transparent)]
     Metrics(#[from] TrainError),
+    /// A log of the run could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Result of this crate.

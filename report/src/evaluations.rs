@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use reel_train::run_folder::evaluations::EvaluationLine;
+use reel_runs::folder::evaluations::EvaluationLine;
 
 use crate::chart::{Chart, LineSeries, YRange};
 use crate::html::{Page, escape_html};
@@ -44,7 +44,7 @@ fn add_table(page: &mut Page, runs: &[Run], benchmarks: &BTreeSet<&String>) {
     };
     for run in runs {
         for line in &run.evaluations {
-            let sum = |of: fn(&reel_train::run_folder::evaluations::BenchmarkScore) -> usize| {
+            let sum = |of: fn(&reel_train::setup::BenchmarkScore) -> usize| {
                 line.benchmarks.values().map(of).sum::<usize>().to_string()
             };
             let own = [format!("{:.1}", 100.0 * line.score), sum(|b| b.n), sum(|b| b.errors)];
@@ -59,7 +59,7 @@ fn add_table(page: &mut Page, runs: &[Run], benchmarks: &BTreeSet<&String>) {
 mod tests {
     use std::collections::BTreeMap;
 
-    use reel_train::run_folder::evaluations::BenchmarkScore;
+    use reel_train::setup::BenchmarkScore;
 
     use super::*;
 

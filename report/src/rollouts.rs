@@ -8,7 +8,7 @@ use std::fs;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reel_diagnostic::{Diagnostic, input};
-use reel_train::files::names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
+use reel_train::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
 
 use crate::html::{Page, escape_html};

@@ -6,10 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_train::files::log::read_matching_lines;
-use reel_train::files::names::{METRICS_FILE, RUN_FILE};
+use reel_files::log::read_matching_lines;
+use reel_runs::folder::evaluations::{self, EvaluationLine};
+use reel_train::file_names::{METRICS_FILE, RUN_FILE};
 use reel_train::metrics::StepMetrics;
-use reel_train::run_folder::evaluations::{self, EvaluationLine};
 use serde_json::Value;
 
 use crate::html::{Page, escape_html};
@@ -202,8 +202,9 @@ fn add_options(page: &mut Page, runs: &[Run]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
+
+    use super::*;
 
     fn run(folder: &Path, name: &str, options: Value) -> PathBuf {
         let run = folder.join(name);

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_train::data::inspect::{DataStats, ProblemKind, TrainingCommand};
+use reel_samples::inspect::{DataStats, ProblemKind, TrainingCommand};
 use serde_json::{Value, json};
 
 use super::InspectFlags;
@@ -66,7 +66,7 @@ impl CheckArgs {
         &self,
         stats: &'a DataStats,
         kind: ProblemKind,
-    ) -> impl Iterator<Item = &'a reel_train::data::inspect::RowProblem> {
+    ) -> impl Iterator<Item = &'a reel_samples::inspect::RowProblem> {
         stats.problems.iter().filter(move |problem| problem.kind == kind).take(self.show)
     }
 

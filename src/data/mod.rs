@@ -11,8 +11,8 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use reel_media::profile::MediaProfile;
 use reel_model::input::encode::{MediaOptions, ModelFolder};
-use reel_train::data::dataset::Dataset;
-use reel_train::data::inspect::{DataStats, Inspection, TrainingCommand};
+use reel_samples::dataset::Dataset;
+use reel_samples::inspect::{DataStats, Inspection, TrainingCommand};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;

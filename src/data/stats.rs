@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_diagnostic::escape_controls;
 use reel_report::data_stats::data_stats_page_html;
-use reel_train::data::inspect::{DataStats, Distribution};
+use reel_samples::inspect::{DataStats, Distribution};
 
 use super::InspectFlags;
 use crate::common::CommonOptions;

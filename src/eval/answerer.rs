@@ -6,9 +6,7 @@ use anyhow::Result;
 use reel_client::ChatClient;
 use reel_model::input::MediaOptions;
 use reel_model::input::fetch::MediaAccess;
-use reel_train::predict::{
-    ChatRequests, EndpointRun, EndpointSummary, PredictionFile, PredictionSettings, SamplingSettings,
-};
+use reel_predict::{ChatRequests, EndpointRun, EndpointSummary, PredictionFile, PredictionSettings, SamplingSettings};
 use serde_json::{Map, Value, json};
 
 use super::EvalRun;

@@ -19,15 +19,15 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use reel_eval::Extraction;
+use reel_predict::VideoForm;
+use reel_train::options::Recipe;
+use shard::Shard;
 
 use crate::common::CommonOptions;
 use crate::endpoint::EndpointFlags;
 use crate::fail::bad_usage;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model::QuantizeFlag;
-use reel_train::options::Recipe;
-use reel_train::predict::VideoForm;
-use shard::Shard;
 
 /// Run a model over video benchmarks under one fixed protocol, and score its answers with 95 % confidence intervals.
 #[derive(Args, Debug)]

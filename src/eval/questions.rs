@@ -11,10 +11,11 @@ use reel_eval::{BenchmarkRow, LoadedBenchmark, Task, load_benchmark};
 use reel_media::profile::MediaProfile;
 use reel_media::selection::select_frames;
 use reel_model::input::MediaOptions;
+use reel_predict::SamplingSettings;
 use reel_prompts::QuestionTemplate;
-use reel_train::data::dataset::Dataset;
+use reel_samples::conversations::RowConversations;
+use reel_samples::dataset::Dataset;
 use reel_train::options::Recipe;
-use reel_train::predict::{RowConversations, SamplingSettings};
 use serde_json::{Map, Value, json};
 
 use super::results;
@@ -138,7 +139,7 @@ impl Protocol {
         let Benchmark { task, loaded } = benchmark;
         let rows: Vec<String> =
             loaded.rows.iter().map(|row| Value::Object(row.to_json(task, self.parity)).to_string()).collect();
-        let fingerprint = reel_data::fingerprint::bytes_fingerprint(rows.join("\n").as_bytes());
+        let fingerprint = reel_files::fingerprint::bytes_fingerprint(rows.join("\n").as_bytes());
         // Rows of other parts are blank lines, so that a row has the same line number in messages whatever the parts
         // are.
         let text: String = rows

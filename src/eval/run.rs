@@ -12,7 +12,7 @@ use anyhow::Result;
 use reel_engine::SamplingParams;
 use reel_eval::Task;
 use reel_media::profile::MediaProfile;
-use reel_train::predict::{ExistingOutput, SamplingSettings, paths_beside};
+use reel_predict::{ExistingOutput, SamplingSettings, paths_beside};
 
 use super::answerer::Answerer;
 use super::page;

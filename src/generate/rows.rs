@@ -7,9 +7,10 @@ use anyhow::Result;
 use clap::Args;
 use reel_engine::SamplingParams;
 use reel_model::input::request::RequestSettings;
+use reel_predict::{ExistingOutput, PredictionSummary, SamplingSettings};
 use reel_prompts::QuestionTemplate;
-use reel_train::data::dataset::Dataset;
-use reel_train::predict::{self, ExistingOutput, PredictionSummary, RowConversations, SamplingSettings};
+use reel_samples::conversations::RowConversations;
+use reel_samples::dataset::Dataset;
 use serde_json::{Value, json};
 
 use super::GenerateArgs;
@@ -85,7 +86,7 @@ impl GenerateArgs {
         self.messages.validate()?;
         let device = model::open_device(common)?;
         predictor::checked_batch_size(self.rows.batch_size, &device)?;
-        for own in predict::paths_beside(out) {
+        for own in reel_predict::paths_beside(out) {
             for input in reel_data::input_paths(data) {
                 replaced::refuse_file("--out", &own, "--data", &input)?;
             }

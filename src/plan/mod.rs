@@ -8,6 +8,8 @@
 mod serve;
 mod table;
 
+use std::ops::DerefMut;
+
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
 use reel_engine::{Engine, GenerationRequest, StopCondition};
@@ -17,13 +19,12 @@ use reel_model::config::ModelConfig;
 use reel_model::init::{init_without_weights, preset_config};
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runs::plan::{self, PhaseCosts, RowShape};
 use reel_runtime::{Cx, DType, Device, Kernels};
 use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
-use reel_train::plan::{self, PhaseCosts, RowShape};
 use serde::de::DeserializeOwned;
 use serve::PlanServeArgs;
-use std::ops::DerefMut;
 use table::{DryRunCounts, print_plan};
 use tempfile::TempDir;
 

@@ -14,9 +14,9 @@ use clap::Args;
 use reel_engine::Engine;
 use reel_model::config::TextConfig;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runs::plan::{OpCosts, PhaseCosts, RowShape};
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device};
-use reel_train::plan::{OpCosts, PhaseCosts, RowShape};
 use serde_json::json;
 
 use super::table::{self, DryRunCounts, Wording, duration};

@@ -6,8 +6,8 @@ use anyhow::Result;
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::pricing::{Basis, Price, record_of_gpu};
+use reel_runs::plan::PhaseCosts;
 use reel_runtime::{DType, MemoryUse};
-use reel_train::plan::PhaseCosts;
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use reel_diagnostic::{Diagnostic, no_room_help};
+use reel_diagnostic::Diagnostic;
+use reel_files::FileError;
 use reel_model::ModelError;
 use reel_model::save::LockError;
-use serde::{Deserialize, Serialize};
+use reel_samples::{SampleError, SkipCause};
 
 /// What can go wrong between a data file and a trained model folder.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum TrainError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// What makes room ([`no_room_help`]).
+        /// What makes room ([`reel_diagnostic::no_room_help`]).
         remedy: &'static str,
     },
     /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that
@@ -73,38 +73,6 @@ pub enum TrainError {
     /// An error of the device, a tensor or the tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
-}
-
-/// Why a row is skipped. Rows of one cause are usually mended in the same way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SkipCause {
-    /// The row is not JSON, or its fields are wrong.
-    Malformed,
-    /// The row has more tokens than the limit.
-    TooLong,
-    /// An image or a video cannot be read.
-    Media,
-    /// Decoding a video took longer than `--media-timeout`, also when it was tried again.
-    DecoderTimeout,
-    /// The process that decodes a video was killed by a signal, also when it was tried again.
-    DecoderKilled,
-    /// Anything else, such as a row without a token to learn.
-    Other,
-}
-
-impl SkipCause {
-    /// The cause in a message: `2 decoder timeout`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::TooLong => "too long",
-            Self::Media => "unreadable media",
-            Self::DecoderTimeout => "decoder timeout",
-            Self::DecoderKilled => "decoder killed",
-            Self::Other => "other",
-        }
-    }
 }
 
 /// The crate's result.
@@ -139,34 +107,21 @@ constructors! {
 impl TrainError {
     /// The error of a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
-        Self::Io(Diagnostic::cannot_read(path, &source))
+        FileError::cannot_read(path, source).into()
     }
 
     /// The error of a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
-        let diagnostic = Diagnostic::cannot_write(path, &source);
-        match no_room_help(source.kind()) {
-            Some(remedy) => Self::NoRoom { diagnostic, remedy },
-            None => Self::Io(diagnostic),
-        }
+        FileError::cannot_write(path, source).into()
     }
 
     /// The error of a lock for the file or folder `path` of the option `flag`.
-    pub(crate) fn cannot_lock(e: LockError, flag: &str, path: &Path) -> Self {
-        let refuse = |what: String, help: &str| Self::output(format!("{flag} {}", path.display()), what, help);
-        match e {
-            LockError::InUse(holder) => {
-                refuse(format!("is in use by {holder}"), "wait until that process ends, or give another path")
-            }
-            LockError::Io(e) if matches!(e.kind(), io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists) => {
-                refuse("is a file, or has a file in place of a parent folder".into(), "give a folder")
-            }
-            LockError::Io(e) => Self::cannot_write(path, e),
-        }
+    pub fn cannot_lock(e: LockError, flag: &str, path: &Path) -> Self {
+        SampleError::cannot_lock(e, flag, path).into()
     }
 
     /// The error of a model folder or adapter folder that could not be written.
-    pub(crate) fn cannot_save(e: ModelError) -> Self {
+    pub fn cannot_save(e: ModelError) -> Self {
         match e {
             ModelError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
             other => Self::Model(other),
@@ -174,12 +129,12 @@ impl TrainError {
     }
 
     /// The error of a thread for the work `what` that could not be started.
-    pub(crate) fn cannot_start_thread(what: &str, e: &io::Error) -> Self {
+    pub fn cannot_start_thread(what: &str, e: &io::Error) -> Self {
         Self::Output(Diagnostic::cannot_start_thread(what, e))
     }
 
     /// Replaces the path `from` by `to` in the location of an error about a file.
-    pub(crate) fn with_path_renamed(mut self, from: &Path, to: &Path) -> Self {
+    pub fn with_path_renamed(mut self, from: &Path, to: &Path) -> Self {
         let (Self::NoRoom { diagnostic, .. }
         | Self::Io(diagnostic)
         | Self::Output(diagnostic)
@@ -193,7 +148,7 @@ impl TrainError {
 
     /// Says that the run continues from its newest checkpoint, after an error of a row, of the data or of media.
     /// `strict` tells whether the run was one that stops at the first unusable row. Other errors stay as they are.
-    pub(crate) fn with_help_to_resume(mut self, strict: bool) -> Self {
+    pub fn with_help_to_resume(mut self, strict: bool) -> Self {
         let row = matches!(self, Self::Row(_) | Self::TooLong(_) | Self::Media { .. } | Self::Data(_));
         if let Self::Row(diagnostic)
         | Self::TooLong(diagnostic)
@@ -209,19 +164,14 @@ impl TrainError {
         self
     }
 
-    /// Why a row with this error is skipped.
-    pub fn skip_cause(&self) -> SkipCause {
-        match self {
-            Self::Data(_) => SkipCause::Malformed,
-            Self::TooLong(_) => SkipCause::TooLong,
-            Self::Media { cause, .. } => *cause,
-            _ => SkipCause::Other,
-        }
+    /// Whether the error concerns one row, which a run can skip.
+    pub fn is_row_error(&self) -> bool {
+        matches!(self, Self::Data(_) | Self::Row(_) | Self::TooLong(_) | Self::Media { .. })
     }
 
     /// The error that an interrupted operation (Ctrl-C) returns. The training loop replaces it by an error that says
     /// after which step the run stopped and how to resume.
-    pub(crate) fn interrupted() -> Self {
+    pub fn interrupted() -> Self {
         Self::Stopped(Diagnostic::new("", "interrupted", "run the command again"))
     }
 
@@ -244,10 +194,29 @@ impl From<reel_data::DataError> for TrainError {
     }
 }
 
-/// Returns [`TrainError::Stopped`] when the run was interrupted.
-pub(crate) fn error_if_stopped(stop: &AtomicBool) -> Result<()> {
-    match stop.load(Ordering::Relaxed) {
-        true => Err(TrainError::interrupted()),
-        false => Ok(()),
+impl From<FileError> for TrainError {
+    fn from(e: FileError) -> Self {
+        match e {
+            FileError::Io(diagnostic) => Self::Io(diagnostic),
+            FileError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
+        }
+    }
+}
+
+impl From<SampleError> for TrainError {
+    fn from(e: SampleError) -> Self {
+        match e {
+            SampleError::Option(diagnostic) => Self::Option(diagnostic),
+            SampleError::Data(diagnostic) => Self::Data(diagnostic),
+            SampleError::Row(diagnostic) => Self::Row(diagnostic),
+            SampleError::TooLong(diagnostic) => Self::TooLong(diagnostic),
+            SampleError::Media { diagnostic, cause, was_read } => Self::Media { diagnostic, cause, was_read },
+            SampleError::Output(diagnostic) => Self::Output(diagnostic),
+            SampleError::Io(diagnostic) => Self::Io(diagnostic),
+            SampleError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
+            SampleError::MediaUnavailable(diagnostic) => Self::MediaUnavailable(diagnostic),
+            SampleError::Stopped(diagnostic) => Self::Stopped(diagnostic),
+            SampleError::Model(e) => Self::Model(e),
+        }
     }
 }

@@ -29,18 +29,18 @@ pub trait LiveServer: std::fmt::Debug {
 
 /// Lends the device to the server of a run, if it has one.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct DeviceLender<'a>(pub(crate) Option<&'a dyn LiveServer>);
+pub struct DeviceLender<'a>(pub Option<&'a dyn LiveServer>);
 
 impl DeviceLender<'_> {
     /// Lets the server use the device for its share of the time. To be called where the run holds no activations.
-    pub(crate) fn lend(&self) {
+    pub fn lend(&self) {
         if let Some(server) = self.0 {
             server.lend_device();
         }
     }
 
     /// Does work that needs no device, while the server may use it.
-    pub(crate) fn during<T>(&self, host_work: impl FnOnce() -> T) -> T {
+    pub fn during<T>(&self, host_work: impl FnOnce() -> T) -> T {
         let Some(server) = self.0 else { return host_work() };
         server.begin_host_work();
         let done = host_work();

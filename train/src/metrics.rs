@@ -1,11 +1,8 @@
-//! What a step reports: its metrics (a line of `metrics.jsonl`), the rows that it skipped (lines of `skipped.jsonl`),
-//! and some of its rollouts to show.
+//! What a step reports: its metrics (a line of `metrics.jsonl`) and some of its rollouts to show.
 
 use reel_media::strip::PngImage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::{SkipCause, TrainError};
 
 /// The metrics of one finished step: one line of `metrics.jsonl`, with the keys in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,27 +102,6 @@ impl StepMetrics {
         let Ok(Value::Object(line)) = serde_json::to_value(self) else { return Vec::new() };
         let shown = line.iter().filter(|(name, _)| !NOT_SHOWN.contains(&name.as_str()));
         shown.filter_map(|(name, value)| Some((format!("train/{name}"), value.as_f64()?))).collect()
-    }
-}
-
-/// A row that could not be used: one line of `skipped.jsonl`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SkippedRow {
-    /// The row, counted from 0.
-    pub row: usize,
-    /// The line of this row in the data file, counted from 1.
-    pub line: usize,
-    /// The kind of the error; `None` in lists of earlier versions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cause: Option<SkipCause>,
-    /// The error that made the row unusable.
-    pub reason: String,
-}
-
-impl SkippedRow {
-    /// The row `row` at line `line` of the data file, which cannot be used because of `e`.
-    pub fn new(row: usize, line: usize, e: &TrainError) -> Self {
-        Self { row, line, cause: Some(e.skip_cause()), reason: e.to_string() }
     }
 }
 

@@ -8,12 +8,12 @@ use std::sync::atomic::AtomicBool;
 use reel_model::input::MediaOptions;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Result;
 use crate::live_server::LiveServer;
 use crate::options::{GrpoOptions, SftOptions};
-use crate::run_folder::evaluations::BenchmarkScore;
 
 /// The inputs of a training run.
 #[derive(Debug)]
@@ -68,6 +68,23 @@ pub trait PolicyEvaluator: std::fmt::Debug {
     /// # Errors
     /// [`TrainError::Stopped`] when `policy.stop` becomes true; a file cannot be written; a logit is NaN.
     fn evaluate(&self, policy: &EvaluatedPolicy<'_>, folder: &Path) -> Result<BTreeMap<String, BenchmarkScore>>;
+}
+
+/// The score of one benchmark, from 0 to 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BenchmarkScore {
+    /// Number of rows.
+    pub n: usize,
+    /// Mean score of all rows.
+    pub score: f64,
+    /// 95 % confidence interval of `score`.
+    pub ci95: [f64; 2],
+    /// Number of rows with an error instead of an answer; they score 0.
+    pub errors: usize,
+    /// Number of rows whose answer was cut at `--eval-max-new-tokens`.
+    pub truncated: usize,
+    /// Number of generated tokens.
+    pub completion_tokens: u64,
 }
 
 /// The model in training, between two steps.

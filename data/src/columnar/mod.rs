@@ -16,12 +16,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
+use reel_files::fingerprint;
 use reel_worker::Program;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::worker::WorkerFile;
-use crate::{DataError, Result, fingerprint};
+use crate::{DataError, Result};
 use arrow::ArrowDecoder;
 use file::SharedFile;
 use parquet::ParquetDecoder;

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use reel_diagnostic::input;
+use reel_files::fingerprint;
 use reel_worker::Program;
 use serde_json::Value;
 
@@ -11,7 +12,7 @@ use crate::columnar::{ColumnarFormat, ColumnarRows};
 use crate::folder::FolderPath;
 use crate::text::TextRows;
 use crate::worker::shared_pool;
-use crate::{DataError, Result, fingerprint};
+use crate::{DataError, Result};
 
 /// The rows of a data file, or of several files one after the other.
 #[derive(Debug)]

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use reel_measure::compare::compare_results;
 use reel_report::run::run_page_html;
+use reel_runs::folder::logs::recorded_logs;
+use reel_runs::folder::output::{find_run_start, read_run_json};
+use reel_runs::folder::{hashes, later_skipped, resume};
+use reel_runs::reporting::wandb::{Wandb, WandbStart};
+use reel_runs::run::replay::{find_replay_start, recorded_command_and_options, recorded_working_directory};
 use reel_train::options::RunOptions;
-use reel_train::reporting::wandb::{Wandb, WandbStart};
-use reel_train::run::replay::{find_replay_start, recorded_command_and_options, recorded_working_directory};
-use reel_train::run_folder::logs::recorded_logs;
-use reel_train::run_folder::output::{find_run_start, read_run_json};
-use reel_train::run_folder::{hashes, later_skipped, resume};
 use serde_json::{Value, json};
 
 use super::{Target, repository_file, scratch_folder};

@@ -274,8 +274,10 @@ fn not_of_format(path: &str, line: Option<usize>, format: &str, what: &str, help
 
 #[cfg(test)]
 mod tests {
+    use reel_samples::labels::LabelRule;
+
     use super::*;
-    use crate::options::{LabelRule, ReportTo, RunOptions, SftOptions};
+    use crate::options::{ReportTo, RunOptions, SftOptions};
 
     fn parse(text: &str) -> Result<ConfigFile> {
         ConfigFile::parse("c.toml", Format::Toml, text)

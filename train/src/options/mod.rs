@@ -22,18 +22,6 @@ pub use sft::SftOptions;
 
 use crate::{Result, TrainError};
 
-/// Which tokens supervised fine-tuning learns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LabelRule {
-    /// The assistant's messages, each with its end token
-    Assistant,
-    /// All tokens but padding and vision tokens
-    Text,
-    /// All tokens but padding and image tokens, as in the code of VideoRFT and Video-R1
-    Videorft,
-}
-
 /// The version of transformers whose layout a written model folder has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub enum FolderFormatName {

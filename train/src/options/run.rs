@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -12,8 +13,7 @@ use super::{
     EvaluationOptions, FolderFormatName, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, check, range,
 };
 use crate::Result;
-use crate::files::names::QUARANTINE_FILE;
-use reel_model::lora::{ALL_LINEAR, DECODER_LINEAR_LAYERS, LoraSpec};
+use crate::file_names::QUARANTINE_FILE;
 
 /// The options of a training command (`sft` or `grpo`).
 pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {

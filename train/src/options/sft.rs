@@ -1,10 +1,11 @@
 //! The options of `sft`.
 
 use clap::Args;
+use reel_samples::labels::LabelRule;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{BestMetric, LabelRule, Recipe, RunOptions, TrainingOptions, check, run};
+use super::{BestMetric, Recipe, RunOptions, TrainingOptions, check, run};
 use crate::Result;
 
 /// The options of `reel sft`, including those of all training commands.
@@ -69,10 +70,11 @@ impl TrainingOptions for SftOptions {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
     use super::*;
     use crate::options::GradientCheckpointing::{self, Auto, Full, Selective};
     use crate::options::{LrScheduler, MomentFormat};
-    use clap::FromArgMatches;
 
     fn parse(args: &[&str]) -> std::result::Result<SftOptions, clap::Error> {
         let command = SftOptions::augment_args(clap::Command::new("sft"));

@@ -5,26 +5,29 @@
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
+use reel_files::fingerprint::bytes_fingerprint;
 use reel_model::TokenId;
 use reel_model::config::ModelConfig;
+use reel_samples::SampleError;
 use serde::Deserialize;
 
-use crate::files::digest;
 use crate::options::GrpoOptions;
 use crate::{Result, TrainError};
 
 /// One line of a `--rollouts` file: the completions of one prompt (a group) with their rewards.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-pub(crate) struct RolloutLine {
+pub struct RolloutLine {
     /// The row of the data file that has the prompt, counted from 0.
-    pub(crate) row: usize,
-    pub(crate) completions: Vec<Vec<TokenId>>,
-    pub(crate) rewards: Vec<f32>,
+    pub row: usize,
+    /// The token ids of each completion.
+    pub completions: Vec<Vec<TokenId>>,
+    /// The reward of each completion.
+    pub rewards: Vec<f32>,
 }
 
 /// The checked lines of a `--rollouts` file.
 #[derive(Debug)]
-pub(crate) struct RolloutFile {
+pub struct RolloutFile {
     path: PathBuf,
     hash: String,
     /// The groups, each with the number of its line in the file, counted from 1.
@@ -36,7 +39,7 @@ const FORM: &str = "write one {\"row\": 0, \"completions\": [[ids], …], \"rewa
 
 impl RolloutFile {
     /// Reads a file and checks each line against the options, the number of data rows and the vocabulary.
-    pub(crate) fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
+    pub fn open(path: &Path, options: &GrpoOptions, rows: usize, config: &ModelConfig) -> Result<Self> {
         let text = input::read_text(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
         let mut lines = Vec::new();
         for (number, text) in (1..).zip(text.split('\n')).filter(|(_, text)| !text.trim().is_empty()) {
@@ -49,26 +52,31 @@ impl RolloutFile {
         if lines.is_empty() {
             return Err(TrainError::data(path.display().to_string(), "has no completions", FORM));
         }
-        Ok(Self { path: path.to_path_buf(), hash: digest::bytes_fingerprint(text.as_bytes()), lines })
+        Ok(Self { path: path.to_path_buf(), hash: bytes_fingerprint(text.as_bytes()), lines })
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Number of groups.
+    pub fn len(&self) -> usize {
         self.lines.len()
     }
 
-    pub(crate) fn line(&self, index: usize) -> &RolloutLine {
+    /// The group at `index`.
+    pub fn line(&self, index: usize) -> &RolloutLine {
         &self.lines[index].1
     }
 
-    pub(crate) fn line_number(&self, index: usize) -> usize {
+    /// The line of the group at `index`, counted from 1.
+    pub fn line_number(&self, index: usize) -> usize {
         self.lines[index].0
     }
 
-    pub(crate) fn location(&self, index: usize) -> String {
+    /// File and line of the group at `index`, for messages.
+    pub fn location(&self, index: usize) -> String {
         format!("{}:{}", self.path.display(), self.line_number(index))
     }
 
-    pub(crate) fn fingerprint(&self) -> &str {
+    /// The fingerprint of the file.
+    pub fn fingerprint(&self) -> &str {
         &self.hash
     }
 }
@@ -115,11 +123,11 @@ impl RolloutLine {
     }
 
     /// Returns an error if all completions of the group are empty; the run then skips the group's row.
-    pub(crate) fn check_not_empty(&self, location: &str) -> Result<()> {
+    pub fn check_not_empty(&self, location: &str) -> Result<(), SampleError> {
         if self.completions.iter().all(Vec::is_empty) {
-            Err(TrainError::empty_completions_error(location))
-        } else {
-            Ok(())
+            let help = "give completions with at least an end token";
+            return Err(SampleError::row(location, "has completions without any token", help));
         }
+        Ok(())
     }
 }

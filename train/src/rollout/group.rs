@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::products::RolloutProducts;
 use super::prompts::{Prompt, PromptSource};
-use crate::files::names::ROLLOUT_SET_FILE;
+use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
 use crate::{Result, TrainError};
@@ -113,13 +113,13 @@ impl RolloutSet {
 
     /// The old and the reference log-probabilities of a micro-batch. The old ones are `None` in the first step on the
     /// set, where they equal the policy's. The reference ones are `None` with `--beta 0`.
-    pub(crate) fn old_and_ref_log_probs(&self, micro_batch: usize) -> (Option<&[f32]>, Option<&[f32]>) {
+    pub fn old_and_ref_log_probs(&self, micro_batch: usize) -> (Option<&[f32]>, Option<&[f32]>) {
         let old = if self.uses > 0 { self.old_log_probs.get(micro_batch) } else { None };
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
     }
 
     /// Reads the rollout set of a checkpoint and tokenizes its prompts again.
-    pub(crate) fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
+    pub fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
         let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
@@ -152,7 +152,7 @@ impl RolloutSet {
     }
 
     /// The rollout set as JSON, which [`Self::read`] reads.
-    pub(crate) fn to_checkpoint_json(&self) -> Result<Vec<u8>> {
+    pub fn to_checkpoint_json(&self) -> Result<Vec<u8>> {
         let groups = self.groups.iter().cloned().map(|g| StoredGroup {
             row: g.prompt.row,
             completions: g.completions,
@@ -194,7 +194,7 @@ struct StoredGroup {
 }
 
 /// Makes a group of each prompt, with the completions and rewards that the `--rollouts` file gives for it.
-pub(crate) fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, ends: &EndTokens) -> Vec<Group> {
+pub fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, ends: &EndTokens) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
         let tokens = |ids| CompletionTokens::new(ids, Vec::new(), ends, options.mask_truncated_completions);

@@ -19,7 +19,7 @@ use crate::step::trainer::Trainer;
 
 /// Decides whether the products of a rollout are kept, and allocates their memory.
 #[derive(Debug)]
-pub(crate) struct ProductKeeper {
+pub struct ProductKeeper {
     device: Device,
     config: TextConfig,
     layout: ProductLayout,
@@ -31,7 +31,8 @@ pub(crate) struct ProductKeeper {
 /// The outputs of the products of a rollout.
 #[derive(Debug)]
 pub struct RolloutProducts {
-    pub(crate) products: Arc<KeptProducts>,
+    /// The kept outputs.
+    pub products: Arc<KeptProducts>,
     /// The rows of each prompt and its completions, in the order of the prompts.
     groups: Vec<KeptRows>,
 }
@@ -40,7 +41,7 @@ impl ProductKeeper {
     /// A keeper for the rollouts of a run. `None` if training cannot use what it would keep: it computes with other
     /// bits than generation (on a GPU), computes every layer twice, packs its tokens in another way, or chooses groups
     /// by their rewards.
-    pub(crate) fn new(trainer: &Trainer, options: &GrpoOptions) -> Option<Self> {
+    pub fn new(trainer: &Trainer, options: &GrpoOptions) -> Option<Self> {
         let layout = trainer.model.text.product_layout()?;
         let is_used = !trainer.device.capabilities().fixed_decode_batch
             && trainer.checkpointing.may_keep_activations()
@@ -56,7 +57,7 @@ impl ProductKeeper {
     }
 
     /// Memory for the rollouts of `requests`, which learn their rows; `None` if there is too little.
-    pub(crate) fn for_requests(&self, requests: &mut [GenerationRequest]) -> Result<Option<RolloutProducts>> {
+    pub fn for_requests(&self, requests: &mut [GenerationRequest]) -> Result<Option<RolloutProducts>> {
         let (mut groups, mut end) = (Vec::new(), 0);
         for request in requests.iter() {
             let rows = KeptRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
@@ -79,7 +80,7 @@ impl ProductKeeper {
 impl RolloutProducts {
     /// The outputs of the products of a micro-batch of groups, of which the first is number `first` of the rollout. The
     /// rows have the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix.
-    pub(crate) fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<KnownProducts> {
+    pub fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<KnownProducts> {
         let (mut tokens, mut learned) = (Vec::new(), Vec::new());
         for (rows, group) in self.groups[first..].iter().zip(groups) {
             tokens.extend(rows.prompt().map(|row| row as i32));

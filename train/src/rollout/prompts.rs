@@ -3,25 +3,26 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use reel_files::fingerprint::bytes_fingerprint;
 use reel_model::config::ModelConfig;
 use reel_model::input::encode::LoadedMedia;
 use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
+use reel_samples::SampleError;
+use reel_samples::dataset::{DataFile, Dataset};
+use reel_samples::feed::SampleSource;
+use reel_samples::media_files::MediaFiles;
+use reel_samples::mixture::Mixture;
+use reel_samples::reward_columns::check_reward_columns;
+use reel_samples::rows::PromptContent;
+use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
+use reel_samples::source::DataSource;
 use serde_json::{Map, Value};
 
 use super::given::{RolloutFile, RolloutLine};
 use super::group::EndTokens;
-use super::scorer;
-use crate::data::dataset::{DataFile, Dataset};
-use crate::data::feed::SampleSource;
-use crate::data::media_files::MediaFiles;
-use crate::data::mixture::Mixture;
-use crate::data::rows::PromptContent;
-use crate::data::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
-use crate::data::source::DataSource;
-use crate::files::digest;
+use crate::Result;
 use crate::options::Recipe;
 use crate::setup::GrpoSetup;
-use crate::{Result, TrainError};
 
 /// A prompt as model inputs, with the data that the rewards of its completions need.
 #[derive(Clone, Debug)]
@@ -37,12 +38,17 @@ pub struct Prompt {
     /// The columns of the row, from which completions are scored: `solution`, `problem_type`, …
     pub columns: Map<String, Value>,
     /// With `--rollouts`: the line of that file that gives this prompt's completions and rewards.
-    pub(crate) given: Option<RolloutLine>,
+    pub given: Option<RolloutLine>,
 }
 
 impl Prompt {
+    /// A prompt of which only the model inputs matter: it has no row, text or columns.
+    pub fn of_size(tokens: ModelInput) -> Self {
+        Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
+    }
+
     /// Whether the completions come from a `--rollouts` file.
-    pub(crate) fn has_given_completions(&self) -> bool {
+    pub fn has_given_completions(&self) -> bool {
         self.given.is_some()
     }
 }
@@ -66,7 +72,7 @@ pub struct PromptSource {
 
 impl PromptSource {
     /// Opens the data file of a run and its `--rollouts` file, if any.
-    pub(crate) fn open(setup: &GrpoSetup) -> Result<Self> {
+    pub fn open(setup: &GrpoSetup) -> Result<Self> {
         let options = setup.options;
         let bundle = Arc::new(ModelFolder::open(setup.model)?);
         let data = Dataset::open(&options.data)?;
@@ -95,38 +101,39 @@ impl PromptSource {
         EndTokens { turn: self.bundle.tokenizer.token_to_id("<|im_end|>"), stop: self.bundle.stop_token_ids().to_vec() }
     }
 
-    pub(crate) fn config(&self) -> &ModelConfig {
+    /// The config of the model.
+    pub fn config(&self) -> &ModelConfig {
         &self.bundle.config
     }
 
     /// Number of rows of the data file.
-    pub(crate) fn data_row_count(&self) -> usize {
+    pub fn data_row_count(&self) -> usize {
         self.data.len()
     }
 
     /// Decodes the tokens of a completion, without special tokens.
-    pub(crate) fn decode_completion(&self, ids: &[u32]) -> String {
+    pub fn decode_completion(&self, ids: &[u32]) -> String {
         self.bundle.tokenizer.decode(ids, true)
     }
 
     /// The prompt of a row, and the columns that the rewards of its completions need. Checks these columns unless
     /// `--rollouts` gives the rewards.
-    fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>)> {
+    fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>), SampleError> {
         let (content, columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
         if self.given.is_none() {
-            self.data.add_location_to_error(row, scorer::check_reward_columns(&columns, self.custom_reward))?;
+            self.data.add_location_to_error(row, check_reward_columns(&columns, self.custom_reward))?;
         }
         Ok((content, columns))
     }
 
-    fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation> {
+    fn conversation(&self, location: &str, messages: &[Value]) -> Result<Conversation, SampleError> {
         Conversation::from_json(location, &Value::Array(messages.to_vec()), &self.media_root)
             .map_err(|e| to_row_error(location, e))
     }
 
     /// Checks the fields of a row of the data file, without loading media.
-    fn validate_data_row(&self, row: usize) -> Result<()> {
+    fn validate_data_row(&self, row: usize) -> Result<(), SampleError> {
         match self.content_and_columns(row)?.0 {
             PromptContent::Chat(messages) => self.conversation(&self.data.location(row), &messages).map(drop),
             PromptContent::Text(_) => Ok(()),
@@ -134,7 +141,7 @@ impl PromptSource {
     }
 
     /// Makes the prompt of row `row` of the data file: tokenizes its text and loads its media.
-    pub(crate) fn prompt(&self, row: usize) -> Result<Prompt> {
+    pub fn prompt(&self, row: usize) -> Result<Prompt, SampleError> {
         let location = self.data.location(row);
         let (content, columns) = self.content_and_columns(row)?;
         let tokens = match &content {
@@ -159,7 +166,7 @@ impl SampleSource for PromptSource {
         self.given.as_ref().map_or(self.data.len(), RolloutFile::len)
     }
 
-    fn sample(&self, row: usize) -> Result<Prompt> {
+    fn sample(&self, row: usize) -> Result<Prompt, SampleError> {
         let Some(given) = &self.given else { return self.prompt(row) };
         let line = given.line(row);
         let mut prompt = self.prompt(line.row)?;
@@ -183,9 +190,7 @@ impl SampleSource for PromptSource {
 impl DataSource for PromptSource {
     fn fingerprint(&self) -> String {
         match &self.given {
-            Some(given) => {
-                digest::bytes_fingerprint(format!("{} {}", self.data.fingerprint(), given.fingerprint()).as_bytes())
-            }
+            Some(given) => bytes_fingerprint(format!("{} {}", self.data.fingerprint(), given.fingerprint()).as_bytes()),
             None => self.data.fingerprint(),
         }
     }
@@ -198,17 +203,10 @@ impl DataSource for PromptSource {
         self.data.mixture()
     }
 
-    fn validate_row(&self, row: usize) -> Result<()> {
+    fn validate_row(&self, row: usize) -> Result<(), SampleError> {
         let Some(given) = &self.given else { return self.validate_data_row(row) };
         let line = given.line(row);
         line.check_not_empty(&given.location(row))?;
         self.validate_data_row(line.row)
-    }
-}
-
-impl TrainError {
-    /// The error of a group whose completions have no tokens: nothing can be learned from it.
-    pub(crate) fn empty_completions_error(location: &str) -> Self {
-        Self::row(location, "has completions without any token", "give completions with at least an end token")
     }
 }

@@ -8,6 +8,7 @@ use std::{fs, io};
 
 use reel_diagnostic::{Diagnostic, input};
 use reel_engine::Completion;
+use reel_files::{json, write_synced};
 use reel_media::strip::{PngImage, frame_strip};
 use reel_model::TokenId;
 use reel_rewards::Scores;
@@ -16,8 +17,7 @@ use serde_json::{Map, Value, json};
 
 use super::prompts::PromptSource;
 use super::worker::Rollout;
-use crate::files::names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
-use crate::files::{json, write_synced};
+use crate::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, Group};
 use crate::{Result, TrainError};
@@ -27,7 +27,7 @@ const MAX_STRIPS: u64 = 24;
 
 /// Decides which steps get a strip.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct FrameStripSchedule {
+pub struct FrameStripSchedule {
     /// Number of steps from one strip to the next: a multiple of `--logging-steps`, so that each of these steps is
     /// reported to TensorBoard and Weights & Biases.
     every: u64,
@@ -40,7 +40,7 @@ pub(crate) struct FrameStripSchedule {
 impl FrameStripSchedule {
     /// The schedule of a run of `steps` steps that reports every `logging_steps` steps and samples every `iterations`
     /// steps.
-    pub(crate) fn new(steps: u64, logging_steps: u64, iterations: u64) -> Self {
+    pub fn new(steps: u64, logging_steps: u64, iterations: u64) -> Self {
         let every = steps.div_ceil(MAX_STRIPS).max(1).next_multiple_of(logging_steps.max(1));
         Self { every, iterations: iterations.max(1), steps }
     }
@@ -54,7 +54,7 @@ impl FrameStripSchedule {
 }
 
 /// Writes the rollouts of each step to a file.
-pub(crate) struct RolloutRecorder {
+pub struct RolloutRecorder {
     folder: PathBuf,
     strips: FrameStripSchedule,
     /// The step that is being recorded; `text` has its lines so far.
@@ -74,13 +74,13 @@ impl Drop for RolloutRecorder {
 impl RolloutRecorder {
     /// A recorder for a run with the output folder `out`. The folder of rollouts is created with the first record, so
     /// that a run that fails to start leaves no files.
-    pub(crate) fn new(out: &Path, strips: FrameStripSchedule) -> Self {
+    pub fn new(out: &Path, strips: FrameStripSchedule) -> Self {
         Self { folder: out.join(ROLLOUTS_FOLDER), strips, step: 0, text: String::new(), writing: None }
     }
 
     /// Writes the strip of a step: some frames of its first prompt side by side, which `reel report` shows. Returns
     /// `None` for prompts without media and for steps that get no strip.
-    pub(crate) fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<PngImage>> {
+    pub fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<PngImage>> {
         let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
         if !self.strips.has_strip(step) {
@@ -95,7 +95,7 @@ impl RolloutRecorder {
     /// Records the groups of one sampling round of a step; `used(scores)` tells whether the step trains on the group.
     /// A background thread writes the file under another name and renames it, so the file never ends in half a line.
     /// [`Self::wait_until_written`] waits for that.
-    pub(crate) fn record_groups(
+    pub fn record_groups(
         &mut self,
         step: u64,
         round: u64,
@@ -126,7 +126,7 @@ impl RolloutRecorder {
     }
 
     /// Waits until the records added so far are on the disk.
-    pub(crate) fn wait_until_written(&mut self) -> Result<()> {
+    pub fn wait_until_written(&mut self) -> Result<()> {
         let Some((path, writing)) = self.writing.take() else { return Ok(()) };
         let done = writing.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")));
         done.map_err(|e| TrainError::cannot_write(&path, e))
@@ -144,7 +144,7 @@ struct Recorded {
 }
 
 /// Reads the groups that a run trained on in step `step`.
-pub(crate) fn read_recorded_groups(
+pub fn read_recorded_groups(
     folder: &Path,
     step: u64,
     options: &GrpoOptions,
@@ -189,7 +189,7 @@ pub(crate) fn read_recorded_groups(
 }
 
 /// The path of a step's file.
-pub(crate) fn rollouts_file_path(folder: &Path, step: u64) -> PathBuf {
+pub fn rollouts_file_path(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("{step:06}.jsonl"))
 }
 
@@ -228,8 +228,9 @@ fn without_secrets(mut prompt: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         /// In a run with any options, the rollouts of step 1 and those of some reported step have a strip, and there

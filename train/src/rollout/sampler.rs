@@ -16,7 +16,7 @@ use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
 /// Samples completions: the generation engine with the sampling options of the run.
-pub(crate) struct CompletionSampler<'a> {
+pub struct CompletionSampler<'a> {
     engine: Engine<'a>,
     options: &'a GrpoOptions,
     /// Any of these token ids ends a completion.
@@ -28,18 +28,20 @@ pub(crate) struct CompletionSampler<'a> {
 }
 
 /// What sampling for the prompts of a step gives.
-pub(crate) struct SampledPrompts {
+pub struct SampledPrompts {
     /// The completions of each prompt.
-    pub(crate) prompts: Vec<SampledCompletions>,
+    pub prompts: Vec<SampledCompletions>,
     /// The outputs of products that were kept.
-    pub(crate) products: Option<RolloutProducts>,
+    pub products: Option<RolloutProducts>,
 }
 
+/// The completions of a prompt.
 #[derive(Default)]
-pub(crate) struct SampledCompletions {
-    pub(crate) completions: Vec<Completion>,
+pub struct SampledCompletions {
+    /// Completions of the prompt.
+    pub completions: Vec<Completion>,
     /// Completions for the same videos with shuffled frames; empty without `--temporal`.
-    pub(crate) shuffled: Vec<Completion>,
+    pub shuffled: Vec<Completion>,
 }
 
 /// The purposes for which random seeds are derived. Each value is part of the Philox counter (four ASCII letters), so
@@ -54,7 +56,7 @@ enum RandomStream {
 impl<'a> CompletionSampler<'a> {
     /// A sampler whose engine has the model of `trainer`, and packs its weights for each rollout. `lender` lends the
     /// device to a server after each token.
-    pub(crate) fn new(
+    pub fn new(
         engine: Engine<'a>,
         options: &'a GrpoOptions,
         stop_token_ids: &[u32],
@@ -72,7 +74,7 @@ impl<'a> CompletionSampler<'a> {
     ///
     /// # Errors
     /// A prompt that does not fit the KV cache, logits that are not numbers, an interruption, or a device error.
-    pub(crate) fn sample_completions(
+    pub fn sample_completions(
         &self,
         prompts: &[&ModelInput],
         n: u64,
@@ -132,7 +134,7 @@ impl<'a> CompletionSampler<'a> {
 
     /// Frees the KV cache and the captured graphs, because training needs the device memory. Without this the peak
     /// memory of a resumed run would also differ from that of an uninterrupted run.
-    pub(crate) fn release_memory(&self) {
+    pub fn release_memory(&self) {
         self.engine.release_memory();
     }
 

@@ -6,14 +6,14 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use reel_diagnostic::Diagnostic;
 use reel_engine::Completion;
 use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardError, RewardRules, Scores};
 use reel_runtime::{DType, Device};
-use serde_json::{Map, Value};
+use reel_samples::error_if_stopped;
+use reel_samples::reward_columns::solution_and_type;
+use serde_json::Value;
 
 use super::worker::Rollout;
-use crate::error::error_if_stopped;
 use crate::live_server::DeviceLender;
 use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
@@ -24,7 +24,7 @@ use crate::{Result, TrainError};
 const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Scores groups of completions with the rewards that the options name.
-pub(crate) struct CompletionScorer<'a> {
+pub struct CompletionScorer<'a> {
     /// Becomes true when the run is interrupted.
     stop: &'a AtomicBool,
     rules: RewardRules,
@@ -43,7 +43,7 @@ struct CustomScores {
 impl<'a> CompletionScorer<'a> {
     /// Loads the reward models. SigLIP computes on `device` in `dtype`. `lender` lends the device while the run
     /// waits for custom rewards.
-    pub(crate) fn new(
+    pub fn new(
         options: &GrpoOptions,
         device: &Device,
         dtype: DType,
@@ -69,11 +69,7 @@ impl<'a> CompletionScorer<'a> {
 
     /// Scores the completions of `rollouts`. Custom rewards compute outside of this process: `meanwhile` is called
     /// while they do, if they take longer than [`PATIENCE`].
-    pub(crate) fn score(
-        &mut self,
-        rollouts: &[Rollout],
-        meanwhile: impl FnOnce() -> Result<()>,
-    ) -> Result<Vec<Scores>> {
+    pub fn score(&mut self, rollouts: &[Rollout], meanwhile: impl FnOnce() -> Result<()>) -> Result<Vec<Scores>> {
         let custom = match self.custom.is_empty() {
             true => Vec::new(),
             false => self.custom_scores(rollouts, meanwhile)?,
@@ -96,7 +92,7 @@ impl<'a> CompletionScorer<'a> {
     }
 
     /// Frames that SigLIP has encoded so far; `None` without `--siglip`.
-    pub(crate) fn frames_encoded(&self) -> Option<u64> {
+    pub fn frames_encoded(&self) -> Option<u64> {
         self.siglip.as_ref().map(SiglipScorer::frames_encoded)
     }
 
@@ -148,7 +144,7 @@ impl<'a> CompletionScorer<'a> {
         };
         let scores = |(reward, flat): (&CustomReward, Result<Vec<f64>, RewardError>)| {
             // If the run was interrupted, return that error, not the error of the reward that was cut off.
-            let flat = flat.or_else(|e| error_if_stopped(stop).and(Err(e.into())))?;
+            let flat = flat.or_else(|e| error_if_stopped(stop).map_err(TrainError::from).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
             Ok(CustomScores { name: reward.name().to_string(), by_group })
@@ -167,41 +163,6 @@ fn custom_reward_rows(rollouts: &[Rollout]) -> Vec<Value> {
         Value::Object(row)
     };
     rollouts.iter().flat_map(|r| r.completions.iter().zip(&r.texts).map(move |c| row((r, c)))).collect()
-}
-
-/// The columns `solution` and `problem_type` of a row.
-fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<&str>) {
-    let text = |name: &str| columns.get(name).and_then(Value::as_str);
-    (text("solution"), text("problem_type"))
-}
-
-/// Checks that a row has the columns that its rewards need. If `custom` rewards are given, a solution is not needed, and
-/// one without a `problem_type` (as in rows of TRL and ms-swift) is for these rewards alone.
-pub(crate) fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
-    if custom && columns.get("problem_type").is_none_or(Value::is_null) {
-        return Ok(());
-    }
-    for name in ["solution", "problem_type"] {
-        if columns.get(name).is_some_and(|value| !value.is_string() && !value.is_null()) {
-            return Err(Diagnostic::new(name, "is not a string", "write it as a JSON string"));
-        }
-    }
-    let (solution, problem_type) = solution_and_type(columns);
-    let Some(solution) = solution else {
-        let help = "add it, or give --reward-command or --reward-url";
-        let missing = Diagnostic::new("solution", "is missing, and there is no custom reward", help);
-        return if custom { Ok(()) } else { Err(missing) };
-    };
-    let known = || ProblemType::ALL.map(ProblemType::name).join(", ");
-    match problem_type {
-        None => Err(Diagnostic::new("problem_type", "is missing", format!("use one of {}", known()))),
-        Some(name) if ProblemType::parse(name).is_err() => {
-            let what = format!("is `{name}`, for which there is no accuracy rule");
-            Err(Diagnostic::new("problem_type", what, format!("use one of {}", known())))
-        }
-        // Without tags, for example, every completion without tags would match the solution.
-        Some(name) => rewards::check_solution(ProblemType::parse(name).ok(), solution),
-    }
 }
 
 #[cfg(test)]
@@ -223,7 +184,7 @@ mod tests {
             location: String::new(),
             tokens: ModelInput::default(),
             content: Value::Null,
-            columns: Map::new(),
+            columns: serde_json::Map::new(),
             given: None,
         };
         let completion = |index| Completion {

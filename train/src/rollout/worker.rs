@@ -19,13 +19,13 @@ use reel_engine::{Completion, Engine};
 use reel_model::input::ModelInput;
 use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
+use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
 
 use super::products::RolloutProducts;
 use super::prompts::{Prompt, PromptSource};
 use super::records::{FrameStripSchedule, RolloutRecorder};
 use super::sampler::{CompletionSampler, SampledPrompts};
 use super::scorer::CompletionScorer;
-use crate::data::feed::{MicroBatchFeed, StepRowCursor};
 use crate::live_server::DeviceLender;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -35,7 +35,7 @@ use crate::step::trainer::Trainer;
 use crate::{Result, TrainError};
 
 /// Samples and scores the completions of each training step.
-pub(crate) struct RolloutWorker<'a> {
+pub struct RolloutWorker<'a> {
     sampler: CompletionSampler<'a>,
     options: &'a GrpoOptions,
     prompts: Arc<PromptSource>,
@@ -46,22 +46,29 @@ pub(crate) struct RolloutWorker<'a> {
 }
 
 /// A prompt with the completions that were sampled for it.
-pub(crate) struct Rollout {
-    pub(crate) prompt: Arc<Prompt>,
-    pub(crate) completions: Vec<Completion>,
-    pub(crate) texts: Vec<String>,
+pub struct Rollout {
+    /// The prompt.
+    pub prompt: Arc<Prompt>,
+    /// Its completions.
+    pub completions: Vec<Completion>,
+    /// The texts of the completions.
+    pub texts: Vec<String>,
     /// Texts of completions for the same videos with shuffled frames; empty without `--temporal`.
-    pub(crate) shuffled_texts: Vec<String>,
+    pub shuffled_texts: Vec<String>,
 }
 
-/// What sampling for one step gives: the groups to train on, the metrics of sampling, how long `while_scoring` took,
-/// the preview, and the outputs of products that were kept.
-pub(crate) struct RolloutBatch {
-    pub(crate) groups: Vec<Group>,
-    pub(crate) metrics: GrpoMetrics,
-    pub(crate) while_scoring: Duration,
-    pub(crate) preview: RolloutPreview,
-    pub(crate) products: Option<RolloutProducts>,
+/// What sampling for one step gives.
+pub struct RolloutBatch {
+    /// The groups to train on.
+    pub groups: Vec<Group>,
+    /// The metrics of sampling.
+    pub metrics: GrpoMetrics,
+    /// How long the work beside scoring took.
+    pub while_scoring: Duration,
+    /// Some of the rollouts, to show.
+    pub preview: RolloutPreview,
+    /// The outputs of products that were kept.
+    pub products: Option<RolloutProducts>,
 }
 
 /// Maximum number of sampling rounds that dynamic sampling does in one step. Each round uses further rows of the
@@ -69,7 +76,11 @@ pub(crate) struct RolloutBatch {
 const MAX_ROUNDS: u64 = 10;
 
 impl<'a> RolloutWorker<'a> {
-    pub(crate) fn new(setup: &GrpoSetup<'a>, prompts: Arc<PromptSource>, trainer: &Trainer) -> Result<Self> {
+    /// A worker that samples with the model of `trainer`.
+    ///
+    /// # Errors
+    /// The KV cache does not fit, or a reward model cannot be loaded.
+    pub fn new(setup: &GrpoSetup<'a>, prompts: Arc<PromptSource>, trainer: &Trainer) -> Result<Self> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         let lender = DeviceLender(setup.server);
@@ -101,7 +112,7 @@ impl<'a> RolloutWorker<'a> {
     /// Samples the groups of step `n` from the next rows; `None` at the end of the data. While custom rewards compute,
     /// unless they are fast, calls `while_scoring` with the groups, which have no rewards yet; not with
     /// `--dynamic-sampling`, where rewards decide which groups are used.
-    pub(crate) fn next_groups(
+    pub fn next_groups(
         &mut self,
         n: u64,
         feed: &mut MicroBatchFeed<PromptSource>,
@@ -169,7 +180,7 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Waits until the records of the rollouts are on the disk.
-    pub(crate) fn wait_for_records(&mut self) -> Result<()> {
+    pub fn wait_for_records(&mut self) -> Result<()> {
         self.recorder.wait_until_written()
     }
 

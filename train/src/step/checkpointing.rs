@@ -24,23 +24,23 @@ fn usable_share(device: &Device) -> f64 {
 
 /// A micro-batch and the tokens that its loss is computed from.
 #[derive(Debug)]
-pub(crate) struct LearnedTokens {
+pub struct LearnedTokens {
     /// The packed batch.
-    pub(crate) batch: Batch,
+    pub batch: Batch,
     /// i32 `[L]`: indices of the tokens whose next token is learned.
-    pub(crate) positions: Tensor,
+    pub positions: Tensor,
     /// i32 `[L]`: ids of the tokens to learn.
-    pub(crate) targets: Tensor,
+    pub targets: Tensor,
 }
 
 /// Chooses which activations each micro-batch of a run keeps.
 #[derive(Debug)]
-pub(crate) struct CheckpointingChoice {
+pub struct CheckpointingChoice {
     setting: GradientCheckpointing,
     /// What the choice needs if it depends on memory.
     memory: Option<MemoryPlan>,
     /// The last choice.
-    pub(crate) last: Option<Checkpointing>,
+    pub last: Option<Checkpointing>,
 }
 
 /// The model on device `dry`, and what was planned with it.
@@ -59,7 +59,7 @@ struct MemoryPlan {
 impl CheckpointingChoice {
     /// A choice for a device of which `free` bytes were free before the model was loaded; `None` if that is unknown.
     /// Then `auto` computes every layer again. `on_dry_device` makes the model of the run on the given device.
-    pub(crate) fn new(
+    pub fn new(
         setting: GradientCheckpointing,
         device: &Device,
         dtype: DType,
@@ -80,7 +80,7 @@ impl CheckpointingChoice {
     }
 
     /// Whether a micro-batch may keep activations, and not compute every layer again.
-    pub(crate) fn may_keep_activations(&self) -> bool {
+    pub fn may_keep_activations(&self) -> bool {
         match self.setting {
             GradientCheckpointing::None | GradientCheckpointing::Selective => true,
             GradientCheckpointing::Auto => self.memory.is_some(),
@@ -89,7 +89,7 @@ impl CheckpointingChoice {
     }
 
     /// Chooses for a micro-batch of `batch` and `learned` tokens to learn. `pack_on` packs it on another device.
-    pub(crate) fn choose(
+    pub fn choose(
         &mut self,
         device: &Device,
         (batch, learned): (&Batch, usize),
@@ -176,16 +176,16 @@ impl MemoryPlan {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::path::Path;
 
     use reel_model::config::ModelConfig;
     use reel_model::input::ModelInput;
+    use reel_samples::sample::Sample;
 
     use super::*;
-    use crate::data::sample::Sample;
     use crate::options::RunOptions;
     use crate::step::hyperparameters::Hyperparameters;
     use crate::step::trainer::{MicroBatchInput, Trainer};
-    use crate::testing::golden;
 
     fn sample(tokens: usize) -> Sample {
         let positions = vec![0; tokens];
@@ -196,11 +196,11 @@ mod tests {
 
     #[test]
     fn the_first_kind_that_fits_is_chosen_and_known_sizes_are_not_planned_again() {
-        let config = ModelConfig::open(&golden("model_a")).unwrap();
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a");
+        let config = ModelConfig::open(&model).unwrap();
         let device = Device::cpu(1);
         let hyperparameters = Hyperparameters::new(&RunOptions::default(), 1);
-        let (mut trainer, _files) =
-            Trainer::open(&device, &config, &golden("model_a"), DType::F32, hyperparameters).unwrap();
+        let (mut trainer, _files) = Trainer::open(&device, &config, &model, DType::F32, hyperparameters).unwrap();
         let packed = Cell::new(0);
         let choose = |trainer: &mut Trainer, tokens: usize, left: u64| {
             packed.set(0);

@@ -19,7 +19,7 @@ use crate::step::trainer::{StepResult, Trainer};
 /// Does step `n`, counted from 1, on the groups of `set`. `reference` is the model of the KL term, if there is one; it
 /// computes unless the set has its log-probabilities already. `lender` lends the device to a server before each
 /// micro-batch.
-pub(crate) fn step(
+pub fn step(
     t: &mut Trainer,
     options: &GrpoOptions,
     reference: Option<&Qwen25Vl>,
@@ -91,7 +91,7 @@ pub(crate) fn step(
 }
 
 /// The log-probabilities of the learned tokens of `groups` under the model `reference`: f32 `[L]` for each micro-batch.
-pub(crate) fn reference_log_probs(
+pub fn reference_log_probs(
     t: &Trainer,
     options: &GrpoOptions,
     reference: &Qwen25Vl,

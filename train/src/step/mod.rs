@@ -4,6 +4,6 @@
 pub mod checkpointing;
 pub mod grpo;
 pub mod hyperparameters;
-pub(crate) mod packing;
+pub mod packing;
 pub mod sft;
 pub mod trainer;

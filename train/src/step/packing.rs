@@ -28,19 +28,20 @@ use crate::step::checkpointing::LearnedTokens;
 
 /// A packed micro-batch of groups on the device: S input tokens, L of which predict a learned token.
 #[derive(Debug)]
-pub(crate) struct PackedGroups {
-    pub(crate) batch: Batch,
+pub struct PackedGroups {
+    /// The tokens, packed.
+    pub batch: Batch,
     /// i32 `[L]`: indices of the tokens that predict a learned token.
-    pub(crate) positions: Tensor,
+    pub positions: Tensor,
     /// i32 `[L]`: ids of the learned tokens.
-    pub(crate) targets: Tensor,
+    pub targets: Tensor,
     /// The offsets in `targets` at which each completion's learned tokens begin.
-    pub(crate) completions: CuSeqlens,
+    pub completions: CuSeqlens,
 }
 
 impl PackedGroups {
     /// The micro-batch and the tokens that its loss is computed from.
-    pub(crate) fn learned_tokens(self) -> LearnedTokens {
+    pub fn learned_tokens(self) -> LearnedTokens {
         LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }
 }
@@ -109,7 +110,7 @@ impl<'a> GroupSequences<'a> {
 
 impl PackedGroups {
     /// Packs the groups of a micro-batch. With `shared` the completions of a group share their prompt as a prefix.
-    pub(crate) fn new(device: &Device, config: &ModelConfig, groups: &[Group], shared: bool) -> Result<Self> {
+    pub fn new(device: &Device, config: &ModelConfig, groups: &[Group], shared: bool) -> Result<Self> {
         let all: Vec<GroupSequences> = groups.iter().map(|group| GroupSequences::new(group, shared)).collect();
         let sequences: Vec<Sequence> = all.iter().flat_map(GroupSequences::sequences).collect();
         let (mut prefixes, mut positions) = (Vec::new(), Vec::new());

@@ -3,9 +3,9 @@
 
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_runtime::{Cx, Device, ops};
+use reel_samples::sample::Sample;
 
 use crate::Result;
-use crate::data::sample::Sample;
 use crate::step::trainer::{MicroBatchInput, StepResult, Trainer};
 
 /// Does step `n`, counted from 1, on the micro-batches that `next` returns. Returns `None` if `next` returns none.

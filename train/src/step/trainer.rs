@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use reel_files::digest::FingerprintBuilder;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -12,9 +13,8 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
 use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, MemoryCategory, RuntimeError, Tensor};
+use reel_samples::sample::Sample;
 
-use crate::data::sample::Sample;
-use crate::files::digest::FingerprintBuilder;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::step::checkpointing::{CheckpointingChoice, LearnedTokens};
 use crate::step::hyperparameters::Hyperparameters;
@@ -36,7 +36,7 @@ pub struct Trainer {
     /// Learning rates, weight decay, clipping.
     pub hyperparameters: Hyperparameters,
     /// Which activations each micro-batch keeps.
-    pub(crate) checkpointing: CheckpointingChoice,
+    pub checkpointing: CheckpointingChoice,
 }
 
 /// The result of a training step.
@@ -59,7 +59,7 @@ pub struct StepResult {
 impl StepResult {
     /// The result of a step whose [`Trainer::norm_and_clip_factor`] returned `clip`, from which the gradient norm is
     /// taken.
-    pub(crate) fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
+    pub fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
         Ok(Self { loss, grad_norm, learning_rate, tokens, grpo: GrpoMetrics::default(), preview: None })
     }
@@ -110,7 +110,7 @@ impl Trainer {
     ///
     /// # Errors
     /// The model has no trained parameter at all; the device fails.
-    pub(crate) fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
+    pub fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
         match cx.backward(loss, scale, &mut self.grads) {
             Err(RuntimeError::NothingToTrain) if self.model.parameters().next().is_some() => Ok(()),
             done => Ok(done?),
@@ -267,7 +267,7 @@ impl MicroBatchInput {
     }
 
     /// The micro-batch and the tokens that its loss is computed from.
-    pub(crate) fn learned_tokens(self) -> LearnedTokens {
+    pub fn learned_tokens(self) -> LearnedTokens {
         LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }
 }

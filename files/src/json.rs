@@ -1,0 +1,57 @@
+//! JSON objects that a run records: they carry their own fingerprint, and hold no secrets of the user.
+
+use reel_diagnostic::redact_urls;
+use serde_json::Value;
+
+use crate::fingerprint::bytes_fingerprint;
+
+/// The key of a JSON object with the fingerprint of its other keys.
+pub const OWN_DIGEST: &str = "digest";
+
+/// Adds to a JSON object its own fingerprint, under the key `digest`.
+pub fn with_own_digest(mut object: Value) -> Value {
+    if let Value::Object(map) = &mut object {
+        map.shift_remove(OWN_DIGEST);
+        let digest = bytes_fingerprint(Value::Object(map.clone()).to_string().as_bytes());
+        map.insert(OWN_DIGEST.into(), Value::String(digest));
+    }
+    object
+}
+
+/// Whether the keys of a JSON object have the fingerprint under its key `digest`. True if it lacks that key, because
+/// earlier versions wrote none.
+pub fn has_its_own_digest(object: &Value) -> bool {
+    object.get(OWN_DIGEST).is_none() || with_own_digest(object.clone())[OWN_DIGEST] == object[OWN_DIGEST]
+}
+
+/// Removes user names, passwords and queries from the URLs in all texts of a JSON value.
+pub fn redact(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = redact_urls(text),
+        Value::Array(list) => list.iter_mut().for_each(redact),
+        Value::Object(map) => map.values_mut().for_each(redact),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Whether a run's options hold a command of the user, which may contain secrets. Files with them are readable by the
+/// user alone.
+pub fn holds_commands(options: &Value) -> bool {
+    options.get("reward_command").is_some_and(|command| !command.is_null())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_object_carries_its_own_digest() {
+        let object = serde_json::json!({"a": 0.1, "b": [1e300, -0.0, 7], "c": {"d": "x"}});
+        let protected = with_own_digest(object.clone());
+        let read: Value = serde_json::from_str(&format!("{protected:#}")).unwrap();
+        assert!(has_its_own_digest(&read) && has_its_own_digest(&object));
+        let mut other = read.clone();
+        other["c"]["d"] = "y".into();
+        assert!(!has_its_own_digest(&other));
+    }
+}

@@ -1,0 +1,484 @@
+//! Writes a predictions file. Its lines have the order of the rows of the data. The name of the file ends in `.partial`
+//! until the file is complete, and a later run can continue an incomplete file.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `OUT.partial` | the lines written so far; renamed to `OUT` when each row has a line |
+//! | `OUT.partial.run.json`, then `OUT.run.json` | the settings, see [`PredictionSettings`] |
+//! | `OUT.partial.early` | lines of rows before which a row has no line yet, each as `{"row": …, "line": …}` |
+//!
+//! Early lines are kept only where they are expensive: a run that continues `OUT` does not ask a server for them again.
+//!
+//! A process may be killed at any moment, so a run takes these steps in a fixed order: create `OUT.partial`, write its
+//! settings, write the lines, rename `OUT.partial` to `OUT`, rename the settings. From the files that exist, a later
+//! run knows which of the steps were taken.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use reel_diagnostic::input;
+use reel_model::save::{AtomicFile, FileLock};
+use reel_samples::conversations::remove_results;
+use reel_samples::quarantine::lock_path;
+use reel_train::{Result, TrainError};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::line::to_line;
+use crate::settings::PredictionSettings;
+
+/// What a run does if `OUT` or `OUT.partial` exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExistingOutput {
+    /// Return an error.
+    Refuse,
+    /// Continue after the last complete line.
+    Resume,
+    /// Start again with the first row. `OUT` is replaced when the new file is complete.
+    Overwrite,
+}
+
+/// Where a run starts, given the files of an earlier run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// At the first row.
+    Fresh,
+    /// After the first `bytes` bytes of `OUT.partial`, which are complete lines.
+    After { bytes: u64 },
+    /// Nowhere: `OUT` has a line for each row.
+    Complete,
+}
+
+/// The predictions file of a run. A lock keeps other processes from writing it.
+#[derive(Debug)]
+pub struct PredictionFile {
+    paths: Paths,
+    settings: PredictionSettings,
+    earlier: Option<PredictionSettings>,
+    start: Start,
+    /// `None` until [`Self::begin`].
+    file: Option<File>,
+    /// Number of lines in the file. It is also the index of the row whose line is written next.
+    lines: usize,
+    /// Lines that are ready but wait for the line of an earlier row, by row.
+    waiting: BTreeMap<usize, Vec<u8>>,
+    early: EarlyLines,
+    errors: usize,
+    first_error: Option<String>,
+    _lock: FileLock,
+}
+
+/// What happens to lines that are ready before the line of an earlier row.
+#[derive(Debug)]
+enum EarlyLines {
+    /// They are kept in memory only.
+    InMemory,
+    /// They are written to `OUT.partial.early` too, whose first `bytes` bytes an earlier run has left. The file is
+    /// `None` until [`PredictionFile::begin`].
+    OnDisk { bytes: u64, file: Option<File> },
+}
+
+#[derive(Clone, Debug)]
+struct Paths {
+    out: PathBuf,
+    settings: PathBuf,
+    partial: PathBuf,
+    partial_settings: PathBuf,
+    early: PathBuf,
+}
+
+/// The files that a run with the output file `out` writes or replaces besides `out`.
+pub fn paths_beside(out: &Path) -> [PathBuf; 4] {
+    let Paths { settings, partial, partial_settings, early, .. } = Paths::of(out);
+    [settings, partial, partial_settings, early]
+}
+
+impl Paths {
+    fn of(out: &Path) -> Self {
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let beside = |suffix: &str| out.with_file_name(format!("{name}{suffix}"));
+        Self {
+            out: out.to_path_buf(),
+            settings: beside(".run.json"),
+            partial: beside(".partial"),
+            partial_settings: beside(".partial.run.json"),
+            early: beside(".partial.early"),
+        }
+    }
+}
+
+impl PredictionFile {
+    /// Locks the output file and decides where the run starts. Does not change the file; if an earlier run was killed
+    /// before its last rename, renames the settings of the complete file. `columns` returns the columns of a row of the
+    /// data. With [`ExistingOutput::Resume`], each line of an earlier run must begin with the columns of its row.
+    ///
+    /// # Errors
+    /// `out` or its `.partial` file exists and `existing` is [`ExistingOutput::Refuse`]; another process has locked
+    /// `out`; with [`ExistingOutput::Resume`], the earlier run had other settings, or its file was changed.
+    pub fn open(
+        out: &Path,
+        existing: ExistingOutput,
+        settings: PredictionSettings,
+        columns: impl Fn(usize) -> Map<String, Value>,
+    ) -> Result<Self> {
+        Self::open_file(out, existing, EarlyLines::InMemory, settings, columns)
+    }
+
+    /// Does the same as [`Self::open`], but lines that are ready before the line of an earlier row are written to disk
+    /// too, and a run that continues the file has them.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_keeping_early_lines(
+        out: &Path,
+        existing: ExistingOutput,
+        settings: PredictionSettings,
+        columns: impl Fn(usize) -> Map<String, Value>,
+    ) -> Result<Self> {
+        Self::open_file(out, existing, EarlyLines::OnDisk { bytes: 0, file: None }, settings, columns)
+    }
+
+    fn open_file(
+        out: &Path,
+        existing: ExistingOutput,
+        early: EarlyLines,
+        settings: PredictionSettings,
+        columns: impl Fn(usize) -> Map<String, Value>,
+    ) -> Result<Self> {
+        let paths = Paths::of(out);
+        refuse_other_kinds(out)?;
+        let lock = FileLock::acquire(&lock_path(out)).map_err(|e| TrainError::cannot_lock(e, "--out", out))?;
+        if paths.out.exists() && !paths.partial.exists() && paths.partial_settings.exists() {
+            rename(&paths.partial_settings, &paths.settings)?;
+        }
+        if paths.out.exists() && !paths.partial.exists() {
+            remove_if_there(&paths.early)?;
+        }
+        let mut found = Self {
+            paths,
+            settings,
+            earlier: None,
+            start: Start::Fresh,
+            file: None,
+            lines: 0,
+            waiting: BTreeMap::new(),
+            early,
+            errors: 0,
+            first_error: None,
+            _lock: lock,
+        };
+        match existing {
+            ExistingOutput::Refuse => found.refuse_existing()?,
+            ExistingOutput::Resume => found.find_resume_point(columns)?,
+            ExistingOutput::Overwrite => {}
+        }
+        Ok(found)
+    }
+
+    /// Number of rows that have a line. It is also the index (from 0) of the row that the run continues with.
+    pub fn lines(&self) -> usize {
+        self.lines
+    }
+
+    /// Whether the line of a row is ready, in the file or kept until the lines of earlier rows are.
+    pub fn has_line(&self, row: usize) -> bool {
+        row < self.lines || self.waiting.contains_key(&row)
+    }
+
+    /// Whether an earlier run has written all rows and given the file its final name.
+    pub fn is_complete(&self) -> bool {
+        self.start == Start::Complete
+    }
+
+    /// Number of rows for which nothing could be generated, and the error of the first one.
+    pub fn errors(&self) -> (usize, Option<&str>) {
+        (self.errors, self.first_error.as_deref())
+    }
+
+    /// Returns a warning if this run may compute other bits than the earlier run that it continues.
+    pub fn difference_in_bits(&self, device: &reel_runtime::Device) -> Option<String> {
+        self.settings.difference_in_bits(self.earlier.as_ref()?, device)
+    }
+
+    /// Creates `OUT.partial`. If the run continues an earlier one, opens `OUT.partial` and removes an incomplete last
+    /// line.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn begin(&mut self) -> Result<()> {
+        let Paths { partial, partial_settings, early: early_path, .. } = &self.paths;
+        let failed = |e| TrainError::cannot_write(partial, e);
+        let file = match self.start {
+            Start::Complete => return Ok(()),
+            Start::After { bytes } => {
+                let file = File::options().append(true).open(partial).map_err(failed)?;
+                file.set_len(bytes).map_err(failed)?;
+                file
+            }
+            Start::Fresh => {
+                remove_if_there(partial_settings)?;
+                let file = File::create(partial).map_err(failed)?;
+                let mut settings = AtomicFile::create(partial_settings)?;
+                settings
+                    .write_all(&self.settings.to_text())
+                    .map_err(|e| TrainError::cannot_write(partial_settings, e))?;
+                settings.commit()?;
+                file
+            }
+        };
+        self.file = Some(file);
+        if let EarlyLines::OnDisk { bytes, file } = &mut self.early {
+            let failed = |e| TrainError::cannot_write(early_path, e);
+            let options = File::options().create(true).append(true).open(early_path).map_err(failed)?;
+            options.set_len(*bytes).map_err(failed)?;
+            *file = Some(options);
+        }
+        Ok(())
+    }
+
+    /// Accepts the line of a row; rows may come in any order. Writes all accepted lines up to the first row without a
+    /// line. Returns the number of lines in the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<usize> {
+        if let Some(error) = error {
+            self.errors += 1;
+            self.first_error.get_or_insert(error);
+        }
+        if row != self.lines
+            && let EarlyLines::OnDisk { file: Some(file), .. } = &mut self.early
+        {
+            let line = line.strip_suffix(b"\n").unwrap_or(&line);
+            let text = [format!("{{\"row\":{row},\"line\":").as_bytes(), line, b"}\n"].concat();
+            file.write_all(&text).map_err(|e| write_error(&self.paths.early, e))?;
+        }
+        self.waiting.insert(row, line);
+        self.write_waiting_lines()
+    }
+
+    /// Writes the lines that wait, up to the first row without a line. Returns the number of lines in the file.
+    fn write_waiting_lines(&mut self) -> Result<usize> {
+        while let Some(file) = &mut self.file
+            && let Some(line) = self.waiting.remove(&self.lines)
+        {
+            file.write_all(&line).map_err(|e| write_error(&self.paths.partial, e))?;
+            self.lines += 1;
+        }
+        Ok(self.lines)
+    }
+
+    /// Gives the complete file its final name.
+    ///
+    /// # Errors
+    /// The files cannot be written or renamed.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        let Some(file) = self.file.take() else { return Ok(()) };
+        file.sync_all().map_err(|e| TrainError::cannot_write(&self.paths.partial, e))?;
+        rename(&self.paths.partial, &self.paths.out)?;
+        rename(&self.paths.partial_settings, &self.paths.settings)?;
+        remove_if_there(&self.paths.early)
+    }
+
+    /// The error of a run that was stopped before all rows had a line.
+    pub(super) fn stopped(&self) -> TrainError {
+        let (lines, rows) = (self.lines, self.settings.rows());
+        TrainError::Stopped(reel_diagnostic::Diagnostic::new(
+            self.paths.partial.display().to_string(),
+            format!("stopped after {lines} of {rows} rows"),
+            "continue with --resume",
+        ))
+    }
+
+    /// The error of a run that ends while `count` of the rows that it asked have no answer.
+    pub(super) fn unanswered(&self, count: usize, failure: &str) -> TrainError {
+        let lines = self.lines + self.waiting.len();
+        let rows = self.settings.rows();
+        let what = format!("has answers of {lines} of {rows} rows; {count} asked rows have none: {failure}");
+        TrainError::output(
+            self.paths.partial.display().to_string(),
+            what,
+            "remove the cause, then continue with --resume",
+        )
+    }
+
+    fn refuse_existing(&self) -> Result<()> {
+        let Paths { out, partial, partial_settings, .. } = &self.paths;
+        let refuse =
+            |path: &Path, what: &str, help: &str| Err(TrainError::output(path.display().to_string(), what, help));
+        // A process that was killed at its start leaves an empty file without settings. Such a file may be replaced.
+        if partial.exists() && (partial_settings.exists() || !is_empty(partial)) {
+            let help = "continue it with --resume, or start again with --overwrite";
+            return refuse(partial, "is the unfinished output of an earlier run", help);
+        }
+        match out.exists() {
+            true => refuse(out, "exists", "choose another file, or give --overwrite, or --resume if it is of this run"),
+            false => Ok(()),
+        }
+    }
+
+    fn find_resume_point(&mut self, columns: impl Fn(usize) -> Map<String, Value>) -> Result<()> {
+        let Paths { out, settings, partial, partial_settings, .. } = &self.paths;
+        let (file, settings) = match (partial.exists(), out.exists()) {
+            // A process that was killed at its start has written no settings and no line.
+            (true, _) if !partial_settings.exists() && is_empty(partial) => return Ok(()),
+            (true, _) => (partial, partial_settings),
+            (false, true) => (out, settings),
+            (false, false) => return Ok(()),
+        };
+        let earlier = PredictionSettings::read(settings, file)?;
+        self.settings.check_equal(&earlier, file)?;
+        let found = read_lines(file, self.settings.rows(), &columns)?;
+        self.start = if file == out { Start::Complete } else { Start::After { bytes: found.bytes } };
+        if file == out && found.lines < self.settings.rows() {
+            let what = format!("has {} of {} rows", found.lines, self.settings.rows());
+            return Err(changed(file.display().to_string(), what));
+        }
+        (self.lines, self.errors, self.first_error) = (found.lines, found.errors, found.first_error);
+        self.earlier = Some(earlier);
+        if let (EarlyLines::OnDisk { bytes, .. }, Start::After { .. }) = (&mut self.early, self.start) {
+            *bytes =
+                read_early_lines(&self.paths.early, self.lines, self.settings.rows(), &columns, &mut self.waiting)?;
+            let errors: Vec<String> = self.waiting.values().filter_map(|line| error_of(line)).collect();
+            self.errors += errors.len();
+            self.first_error = self.first_error.take().or_else(|| errors.into_iter().next());
+        }
+        Ok(())
+    }
+}
+
+/// Counts of the complete lines in the file of an earlier run.
+#[derive(Default)]
+struct EarlierLines {
+    lines: usize,
+    bytes: u64,
+    errors: usize,
+    first_error: Option<String>,
+}
+
+/// Reads the complete lines of a predictions file and checks that each line has the columns of its row.
+fn read_lines(file: &Path, rows: usize, columns: &impl Fn(usize) -> Map<String, Value>) -> Result<EarlierLines> {
+    let failed = |e| TrainError::cannot_read(file, e);
+    let mut reader = BufReader::new(input::open_regular_file(file).map_err(failed)?);
+    let (mut found, mut line) = (EarlierLines::default(), Vec::new());
+    loop {
+        line.clear();
+        let bytes = reader.read_until(b'\n', &mut line).map_err(failed)?;
+        // A last line without a line break is incomplete: the process was killed while it wrote the line.
+        if !line.ends_with(b"\n") {
+            return Ok(found);
+        }
+        let location = || format!("{}:{}", file.display(), found.lines + 1);
+        if found.lines == rows {
+            return Err(changed(location(), "is a line more than the data has rows".into()));
+        }
+        let Ok(mut row) = serde_json::from_slice::<Map<String, Value>>(&line) else {
+            return Err(changed(location(), "is not JSON".into()));
+        };
+        let error = row.get("error").and_then(Value::as_str).map(String::from);
+        let is_prediction = row.contains_key("output");
+        remove_results(&mut row);
+        if !is_prediction || row != columns(found.lines) {
+            return Err(changed(location(), format!("is not the prediction of row {} of the data", found.lines + 1)));
+        }
+        found.errors += usize::from(error.is_some());
+        found.first_error = found.first_error.or(error);
+        found.lines += 1;
+        found.bytes += bytes as u64;
+    }
+}
+
+/// Reads the complete early lines of rows from `first_row` on into `lines`. Returns the number of their bytes.
+fn read_early_lines(
+    file: &Path,
+    first_row: usize,
+    rows: usize,
+    columns: &impl Fn(usize) -> Map<String, Value>,
+    lines: &mut BTreeMap<usize, Vec<u8>>,
+) -> Result<u64> {
+    let failed = |e| TrainError::cannot_read(file, e);
+    let mut reader = match input::open_regular_file(file) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(0),
+        opened => BufReader::new(opened.map_err(failed)?),
+    };
+    let (mut bytes, mut number, mut text) = (0, 0, Vec::new());
+    loop {
+        text.clear();
+        let read = reader.read_until(b'\n', &mut text).map_err(failed)?;
+        // A last line without a line break is incomplete: the process was killed while it wrote the line.
+        if !text.ends_with(b"\n") {
+            return Ok(bytes);
+        }
+        (bytes, number) = (bytes + read as u64, number + 1);
+        let early: Option<EarlyLine> = serde_json::from_slice(&text).ok().filter(|early: &EarlyLine| early.row < rows);
+        let is_prediction = |early: &EarlyLine| {
+            let mut row = early.line.clone();
+            let has_output = row.contains_key("output");
+            remove_results(&mut row);
+            has_output && row == columns(early.row)
+        };
+        let Some(early) = early.filter(is_prediction) else {
+            return Err(changed(
+                format!("{}:{number}", file.display()),
+                "is not the prediction of a row of the data".into(),
+            ));
+        };
+        if early.row >= first_row {
+            lines.insert(early.row, to_line(early.line));
+        }
+    }
+}
+
+/// A line of `OUT.partial.early`.
+#[derive(Deserialize)]
+struct EarlyLine {
+    row: usize,
+    line: Map<String, Value>,
+}
+
+/// The `error` of a line.
+fn error_of(line: &[u8]) -> Option<String> {
+    let row: Map<String, Value> = serde_json::from_slice(line).ok()?;
+    row.get("error").and_then(Value::as_str).map(String::from)
+}
+
+fn write_error(file: &Path, e: std::io::Error) -> TrainError {
+    match TrainError::cannot_write(file, e) {
+        TrainError::NoRoom { diagnostic, remedy } => {
+            let help = format!("{remedy}, then continue with --resume");
+            TrainError::NoRoom { diagnostic: diagnostic.with_help(help), remedy }
+        }
+        other => other,
+    }
+}
+
+fn changed(location: String, what: String) -> TrainError {
+    TrainError::output(location, what, "the file was changed: restore it, or start again with --overwrite")
+}
+
+fn is_empty(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|facts| facts.len() == 0)
+}
+
+/// Refuses an output that is a folder, a device or a pipe.
+fn refuse_other_kinds(out: &Path) -> Result<()> {
+    let kind = match fs::metadata(out) {
+        Ok(facts) if facts.is_dir() => "is a folder",
+        Ok(facts) if !facts.is_file() => "is not a regular file, so its lines could not be read again",
+        _ => return Ok(()),
+    };
+    Err(TrainError::output(format!("--out {}", out.display()), kind, "give the name of a file"))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| TrainError::cannot_write(to, e))
+}
+
+fn remove_if_there(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(TrainError::cannot_write(file, e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,219 @@
+//! The settings of the run that writes a predictions file. A run that continues the file must have the same settings,
+//! which are stored in a JSON file beside it.
+
+use std::path::Path;
+
+use reel_diagnostic::{input, redact_urls};
+use reel_files::digest::ModelFiles;
+use reel_files::json::redact;
+use reel_train::{Result, TrainError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// An input of a run: its path, and the fingerprint by which a later run recognises it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Input {
+    path: String,
+    fingerprint: String,
+    /// The files of a model folder; empty for a data file.
+    #[serde(default, skip_serializing_if = "ModelFiles::is_empty")]
+    files: ModelFiles,
+}
+
+/// Everything that decides the bytes of a predictions file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictionSettings {
+    command: String,
+    /// Version of reel.
+    version: String,
+    model: Input,
+    adapter: Option<Input>,
+    data: Input,
+    /// Number of rows of the data.
+    rows: usize,
+    /// The options that influence the lines, by name.
+    options: Map<String, Value>,
+    /// Device and instruction set. On another device or with another instruction set, the bits may differ.
+    device: String,
+    instruction_set: Option<String>,
+    /// The maximum number of sequences that decode together; `None` on a device where bits do not depend on it.
+    batch_size: Option<usize>,
+    /// The folder that paths of media are relative to. The report page finds the videos there; a run that continues on
+    /// another machine may have another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    media_root: Option<String>,
+}
+
+impl PredictionSettings {
+    /// The settings of a run of `command` on `device`. The model is a folder, with that of an adapter; `data` is the
+    /// data file with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User names,
+    /// passwords and queries of URLs in the options are left out.
+    ///
+    /// # Errors
+    /// A file of the model or of the adapter cannot be read.
+    pub fn new(
+        command: &str,
+        (model, adapter): (&Path, Option<&Path>),
+        data: (&Path, String, usize),
+        mut options: Map<String, Value>,
+        device: &reel_runtime::Device,
+        batch_size: usize,
+    ) -> Result<Self> {
+        let input = |path: &Path, fingerprint, files| Input { path: path.display().to_string(), fingerprint, files };
+        let folder = |path: &Path| {
+            let files = ModelFiles::read(path)?;
+            Ok::<_, TrainError>(input(path, files.fingerprint(), files))
+        };
+        options.values_mut().for_each(redact);
+        Ok(Self {
+            command: command.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: folder(model)?,
+            adapter: adapter.map(folder).transpose()?,
+            data: input(data.0, data.1, ModelFiles::default()),
+            rows: data.2,
+            options,
+            device: device.name().into(),
+            instruction_set: device.instruction_set().map(String::from),
+            batch_size: device.capabilities().fixed_decode_batch.then_some(batch_size),
+            media_root: None,
+        })
+    }
+
+    /// The settings of a run of `command` whose rows the model `model` of the server at `url` answers. `data` is the
+    /// data file with its fingerprint and its number of rows.
+    pub fn of_endpoint(
+        command: &str,
+        (url, model): (&str, &str),
+        data: (&Path, String, usize),
+        mut options: Map<String, Value>,
+    ) -> Self {
+        let input = |path: String, fingerprint| Input { path, fingerprint, files: ModelFiles::default() };
+        options.values_mut().for_each(redact);
+        Self {
+            command: command.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: input(redact_urls(url), model.to_string()),
+            adapter: None,
+            data: input(data.0.display().to_string(), data.1),
+            rows: data.2,
+            options,
+            device: "endpoint".into(),
+            instruction_set: None,
+            batch_size: None,
+            media_root: None,
+        }
+    }
+
+    /// The settings of a run of `command` whose rows the model in training answers. `model` is the name that the
+    /// checkpoint of its step has, with the fingerprint of the trained weights; `data` is the name of the data with its
+    /// fingerprint and its number of rows. `batch_size` is stored for a GPU only.
+    pub fn of_policy(
+        command: &str,
+        model: (&Path, &str),
+        data: (&Path, String, usize),
+        mut options: Map<String, Value>,
+        device: &reel_runtime::Device,
+        batch_size: usize,
+    ) -> Self {
+        let input = |path: &Path, fingerprint| Input {
+            path: path.display().to_string(),
+            fingerprint,
+            files: ModelFiles::default(),
+        };
+        options.values_mut().for_each(redact);
+        Self {
+            command: command.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: input(model.0, model.1.to_string()),
+            adapter: None,
+            data: input(data.0, data.1),
+            rows: data.2,
+            options,
+            device: device.name().into(),
+            instruction_set: device.instruction_set().map(String::from),
+            batch_size: device.capabilities().fixed_decode_batch.then_some(batch_size),
+            media_root: None,
+        }
+    }
+
+    /// These settings with the folder that paths of media are relative to.
+    #[must_use]
+    pub fn with_media_root(self, folder: &Path) -> Self {
+        let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+        Self { media_root: Some(absolute.display().to_string()), ..self }
+    }
+
+    /// Number of rows of the data.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Reads the settings of the predictions in the file `predictions`.
+    pub(super) fn read(file: &Path, predictions: &Path) -> Result<Self> {
+        let help = "restore it, or start again with --overwrite";
+        let text = input::read_file(file, input::MAX_CONFIG_BYTES).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                let what = format!("is missing, so the settings of {} are unknown", predictions.display());
+                TrainError::output(file.display().to_string(), what, help)
+            }
+            _ => TrainError::cannot_read(file, e),
+        })?;
+        serde_json::from_slice(&text).map_err(|e| {
+            TrainError::output(file.display().to_string(), format!("is not the settings of predictions: {e}"), help)
+        })
+    }
+
+    /// The settings as the text of their file.
+    pub(super) fn to_text(&self) -> Vec<u8> {
+        // Serialization cannot fail: all fields are strings, numbers or JSON values.
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+
+    /// Refuses to continue predictions that were made with the settings `earlier`.
+    ///
+    /// # Errors
+    /// Model, adapter, data or an option differs; the error names the option.
+    pub(super) fn check_equal(&self, earlier: &Self, predictions: &Path) -> Result<()> {
+        let of = |what: &str| format!("{what} the run that --resume continues ({})", predictions.display());
+        let refuse = |option: &str, what: String| {
+            let help = "give that of the earlier run, or start again with --overwrite";
+            Err(TrainError::option(format!("--{}", option.replace('_', "-")), what, help))
+        };
+        let fingerprint = |input: &Option<Input>| input.as_ref().map(|input| input.fingerprint.clone());
+        let files = |input: &Option<Input>| input.as_ref().map(|input| input.files.clone()).unwrap_or_default();
+        if self.model.fingerprint != earlier.model.fingerprint {
+            let which = self.model.files.differences_from(&earlier.model.files);
+            return refuse("model", of("is not the model of") + &which);
+        }
+        if fingerprint(&self.adapter) != fingerprint(&earlier.adapter) {
+            let which = files(&self.adapter).differences_from(&files(&earlier.adapter));
+            return refuse("adapter", of("is not the adapter of") + &which);
+        }
+        if self.data.fingerprint != earlier.data.fingerprint || self.rows != earlier.rows {
+            return refuse("data", of("differs from the data of"));
+        }
+        let names = self.options.keys().chain(earlier.options.keys());
+        let value = |options: &Map<String, Value>, name: &str| options.get(name).cloned().unwrap_or_default();
+        for name in names {
+            let (now, then) = (value(&self.options, name), value(&earlier.options, name));
+            if now != then {
+                return refuse(name, format!("is {now}, but it was {then} in the run that --resume continues"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns a warning if a run with these settings may compute other bits than a run with the settings `earlier`.
+    pub(super) fn difference_in_bits(&self, earlier: &Self, device: &reel_runtime::Device) -> Option<String> {
+        let described = serde_json::to_value(earlier).unwrap_or_default();
+        if let Some(said) = reel_runs::run::difference_in_bits(&described, device) {
+            return Some(said);
+        }
+        let (now, then) = (self.batch_size?, earlier.batch_size?);
+        (now != then)
+            .then(|| format!("the run used --batch-size {then} and this process uses {now}, so bits may differ"))
+    }
+}

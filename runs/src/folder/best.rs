@@ -1,0 +1,186 @@
+//! The best checkpoint: the one with the highest mean score of its evaluation or, in a run without evaluations, with
+//! the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never removes it, and
+//! `OUT/trainer_state.json` names it with the keys of transformers' Trainer: `best_model_checkpoint`, `best_metric`,
+//! `best_global_step`.
+
+use std::path::Path;
+
+use reel_files::write_synced;
+use reel_train::file_names::TRAINER_STATE_FILE;
+use reel_train::metrics::StepMetrics;
+use reel_train::{Result, TrainError};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::folder::checkpoint;
+use crate::folder::evaluations::EvaluationLine;
+
+/// The metric of checkpoints that are compared by their mean reward.
+const REWARD: &str = "reward";
+
+/// The step of a checkpoint, and the number by which checkpoints are compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestCheckpoint {
+    /// Step of the checkpoint.
+    pub step: u64,
+    /// Mean score of its evaluation, or mean reward over the steps from the previous checkpoint to this one.
+    #[serde(alias = "reward")]
+    pub value: f64,
+    /// What `value` is: `reward`, or the benchmarks ([`EvaluationLine::metric_name`]).
+    #[serde(default = "reward_metric")]
+    pub metric: String,
+}
+
+/// The metric of earlier versions, which compared rewards only.
+fn reward_metric() -> String {
+    REWARD.into()
+}
+
+/// Sums up the rewards since the last scheduled checkpoint, and remembers the best checkpoint by reward or score.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RewardTracker {
+    sum: f64,
+    steps: u64,
+    /// The best checkpoint so far.
+    pub best: Option<BestCheckpoint>,
+}
+
+impl RewardTracker {
+    /// Adds the mean reward of a step, if the step has one.
+    pub fn add_step_reward(&mut self, m: &StepMetrics) {
+        if let Some(reward) = m.grpo.reward {
+            (self.sum, self.steps) = (self.sum + reward, self.steps + 1);
+        }
+    }
+
+    /// To be called when the scheduled checkpoint of step `step` is written. It becomes the best one if its mean
+    /// reward is the highest so far.
+    pub fn record_checkpoint(&mut self, step: u64) {
+        if self.steps == 0 {
+            return;
+        }
+        self.compare(step, self.sum / self.steps as f64, REWARD);
+        (self.sum, self.steps) = (0.0, 0);
+    }
+
+    /// To be called when the scheduled checkpoint of an evaluated step is written. It becomes the best one if its mean
+    /// score is the highest so far.
+    pub fn record_evaluated_checkpoint(&mut self, evaluation: &EvaluationLine) {
+        self.compare(evaluation.step, evaluation.score, &evaluation.metric_name());
+    }
+
+    /// Values of different metrics are not comparable, so a checkpoint replaces one that has a value of another metric.
+    fn compare(&mut self, step: u64, value: f64, metric: &str) {
+        if self.best.as_ref().is_none_or(|best| best.metric != metric || value > best.value) {
+            self.best = Some(BestCheckpoint { step, value, metric: metric.into() });
+        }
+    }
+
+    /// Forgets the best checkpoint if its folder is not in `out`, for example because someone removed it.
+    pub fn forget_best_if_missing(&mut self, out: &Path) {
+        let is_there = |best: &BestCheckpoint| out.join(checkpoint::checkpoint_folder_name(best.step)).is_dir();
+        self.best = self.best.take().filter(is_there);
+    }
+}
+
+/// Writes `OUT/trainer_state.json` after step `step` of a run of `steps` steps, if there is a best checkpoint.
+pub fn write_trainer_state(out: &Path, best: Option<&BestCheckpoint>, step: u64, steps: u64) -> Result<()> {
+    let Some(best) = best else { return Ok(()) };
+    let path = out.join(TRAINER_STATE_FILE);
+    let part = out.join(format!(".{TRAINER_STATE_FILE}.part"));
+    let state = json!({
+        "best_metric": best.value,
+        "metric_for_best_model": best.metric,
+        "best_model_checkpoint": out.join(checkpoint::checkpoint_folder_name(best.step)),
+        "best_global_step": best.step,
+        "global_step": step,
+        "max_steps": steps,
+    });
+    let failed = |e| TrainError::cannot_write(&path, e);
+    write_synced(&part, format!("{state:#}\n").as_bytes()).map_err(failed)?;
+    std::fs::rename(&part, &path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use reel_train::metrics::GrpoMetrics;
+
+    use super::*;
+    use crate::folder::evaluations::tests::line;
+
+    fn step(reward: f64) -> StepMetrics {
+        let line = json!({"step": 1, "loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "tokens": 0, "tokens_per_second": 0.0,
+            "step_seconds": 0.0, "peak_bytes": 0, "hash": "", "reward": reward});
+        serde_json::from_value(line).unwrap()
+    }
+
+    proptest! {
+        /// The best checkpoint is the first one with the highest mean reward, also when the tracker is stored and
+        /// loaded in between.
+        #[test]
+        fn best_checkpoint_is_the_first_with_the_highest_mean(
+            rewards in prop::collection::vec(-2i32..3, 1..40),
+            every in 1usize..6,
+            stored in 0usize..40,
+        ) {
+            let mut all = RewardTracker::default();
+            for (i, &reward) in rewards.iter().enumerate() {
+                all.add_step_reward(&step(f64::from(reward)));
+                if (i + 1).is_multiple_of(every) || i + 1 == rewards.len() {
+                    all.record_checkpoint(i as u64 + 1);
+                }
+                if i == stored {
+                    all = serde_json::from_value(serde_json::to_value(&all).unwrap()).unwrap();
+                }
+            }
+            let mean = |part: &[i32]| part.iter().sum::<i32>() as f64 / part.len() as f64;
+            let mut want: Option<BestCheckpoint> = None;
+            for (i, part) in rewards.chunks(every).enumerate() {
+                let step = (i * every + part.len()) as u64;
+                if want.as_ref().is_none_or(|best| mean(part) > best.value) {
+                    want = Some(BestCheckpoint { step, value: mean(part), metric: REWARD.into() });
+                }
+            }
+            prop_assert_eq!(all.best, want);
+        }
+    }
+
+    #[test]
+    fn scores_are_compared_with_scores_of_the_same_questions_only() {
+        let mut all = RewardTracker {
+            best: serde_json::from_value(json!({"step": 1, "reward": 9.0})).unwrap(),
+            ..Default::default()
+        };
+        let mut record = |step, scores: &[(&str, f64)]| {
+            all.record_evaluated_checkpoint(&line(step, scores));
+            all.best.as_ref().map(|best| (best.step, best.value))
+        };
+        assert_eq!(record(2, &[("a", 0.5), ("b", 0.0)]), Some((2, 0.25)));
+        assert_eq!(record(4, &[("a", 0.25), ("b", 0.25)]), Some((2, 0.25)), "the first one of equal ones stays");
+        assert_eq!(record(6, &[("a", 0.25), ("b", 0.75)]), Some((6, 0.5)));
+        assert_eq!(record(8, &[("a", 0.125)]), Some((8, 0.125)), "other questions");
+    }
+
+    #[test]
+    fn steps_without_rewards_have_no_best_checkpoint() {
+        let mut all = RewardTracker::default();
+        let mut plain = step(0.0);
+        plain.grpo = GrpoMetrics::default();
+        all.add_step_reward(&plain);
+        all.record_checkpoint(1);
+        assert_eq!(all, RewardTracker::default());
+        let dir = tempfile::tempdir().unwrap();
+        write_trainer_state(dir.path(), None, 1, 2).unwrap();
+        assert!(!dir.path().join(TRAINER_STATE_FILE).exists());
+        // The form of earlier versions.
+        all.best = serde_json::from_value(json!({"step": 4, "reward": 0.5})).unwrap();
+        write_trainer_state(dir.path(), all.best.as_ref(), 5, 9).unwrap();
+        let message: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join(TRAINER_STATE_FILE)).unwrap()).unwrap();
+        assert_eq!(message["best_model_checkpoint"], json!(dir.path().join("checkpoint-4")));
+        assert_eq!((&message["best_metric"], &message["metric_for_best_model"]), (&json!(0.5), &json!("reward")));
+        all.forget_best_if_missing(dir.path());
+        assert_eq!(all.best, None);
+    }
+}

@@ -1,0 +1,182 @@
+//! `OUT/checkpoint-N/`: a model folder (or adapter folder) with the weights after step N and, below `training/`, what
+//! a bit-exact resume needs: `optimizer.safetensors` (moments, their scales, low bits of the master weights),
+//! `state.json`, and `digests.json` with the fingerprints of all these files.
+//!
+//! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so a killed run or a
+//! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`CheckpointSnapshot`] while the next
+//! steps run.
+
+mod saver;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use reel_runtime::DType;
+use reel_runtime::Tensor;
+use reel_runtime::optim::ParameterState;
+use reel_train::file_names::RUN_STATE_FILE;
+use reel_train::step::trainer::Trainer;
+use reel_train::{Result, TrainError};
+use safetensors::SafeTensors;
+
+use crate::folder::resume::RunState;
+
+pub use saver::{CheckpointWriter, host_memory_has_room_for};
+pub use snapshot::{BaseModel, CheckpointSnapshot, TrainedWeights, checkpoint_bytes};
+
+const PREFIX: &str = "checkpoint-";
+const OPTIMIZER: &str = "training/optimizer.safetensors";
+
+/// The name of the folder of a checkpoint: `checkpoint-STEP`.
+pub fn checkpoint_folder_name(step: u64) -> String {
+    format!("{PREFIX}{step}")
+}
+
+/// The optimizer tensors of one parameter, each as (name in the file, dtype in the file, tensor).
+fn state_tensors<'a>(
+    name: &str,
+    state: &'a ParameterState,
+) -> impl Iterator<Item = (String, &'static str, &'a Tensor)> {
+    let (m, v) = match state.m.dtype() {
+        DType::U8 => ("I8", "U8"),
+        DType::BF16 => ("BF16", "BF16"),
+        _ => ("F32", "F32"),
+    };
+    let moments = [(format!("m/{name}"), m, &state.m), (format!("v/{name}"), v, &state.v)];
+    let scales = state.scales.as_ref().map(|scales| (format!("scales/{name}"), "F32", scales));
+    moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
+}
+
+/// Loads the optimizer state of a checkpoint: moments, low bits of the master weights and step counts. The trainer's
+/// weights must already be those of the same checkpoint.
+pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
+    let path = folder.join(OPTIMIZER);
+    let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
+    let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;
+    let mut read = 0;
+    t.optimizer.set_step_counts(|name| state.parameter_steps.get(name).copied().unwrap_or(state.step));
+    for (name, _, own) in t.optimizer.parameter_states() {
+        for (key, dtype, tensor) in state_tensors(name, own) {
+            let view = stored.tensor(&key).map_err(|_| damaged(format!("lacks {key}")))?;
+            let shape = tensor.unpadded_shape();
+            if view.dtype().to_string() != dtype || view.shape() != shape {
+                let what = format!("{key} is {} {:?}, expected {dtype} {shape:?}", view.dtype(), view.shape());
+                return Err(damaged(what));
+            }
+            tensor.write_unpadded(view.data())?;
+            read += 1;
+        }
+    }
+    if read != stored.len() {
+        return Err(damaged(format!("holds {} optimizer tensors, but this run has {read}", stored.len())));
+    }
+    Ok(())
+}
+
+/// The step in the name of a checkpoint folder.
+pub fn step_of(folder: &Path) -> Option<u64> {
+    folder.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
+}
+
+/// The complete checkpoints in `out`: the path of the folder by step.
+pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
+    let mut found = BTreeMap::new();
+    let entries = match fs::read_dir(out) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(e) => return Err(TrainError::cannot_read(out, e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
+        if let Some(step) = step_of(&path)
+            && path.join(RUN_STATE_FILE).is_file()
+        {
+            found.insert(step, path);
+        }
+    }
+    Ok(found)
+}
+
+/// Removes old checkpoints, so that the newest `keep` are left. The checkpoint of step `best_step` is always left, in
+/// addition to these.
+pub fn remove_old_checkpoints(out: &Path, keep: Option<usize>, best_step: Option<u64>) -> Result<()> {
+    let mut found = checkpoints_by_step(out)?;
+    best_step.map(|step| found.remove(&step));
+    let old = found.len().saturating_sub(keep.unwrap_or(usize::MAX));
+    found.values().take(old).try_for_each(|path| remove_checkpoint(path))
+}
+
+/// Removes a checkpoint. Its folder is renamed first, so that a kill during the removal leaves no damaged folder
+/// under a checkpoint's name.
+pub(crate) fn remove_checkpoint(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.old.part"));
+    fs::rename(path, &aside).map_err(|e| TrainError::cannot_write(path, e))?;
+    remove_dir(&aside)
+}
+
+/// Removes the hidden, incomplete files and folders that a killed run left in `out`.
+pub fn remove_incomplete_files(out: &Path) -> Result<()> {
+    for entry in fs::read_dir(out).map_err(|e| TrainError::cannot_read(out, e))? {
+        let path = entry.map_err(|e| TrainError::cannot_read(out, e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !(name.starts_with('.') && name.ends_with(".part")) {
+            continue;
+        }
+        if path.is_dir() {
+            remove_dir(&path)?
+        } else {
+            fs::remove_file(&path).map_err(|e| TrainError::cannot_write(&path, e))?
+        }
+    }
+    Ok(())
+}
+
+fn remove_dir(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).map_err(|e| TrainError::cannot_write(path, e))
+}
+
+/// A folder with a hidden name while it is filled. Dropping it before [`Self::publish`] removes it.
+struct FolderDraft(PathBuf);
+
+impl FolderDraft {
+    fn begin(out: &Path, name: &str) -> Result<Self> {
+        let path = out.join(name);
+        if path.exists() {
+            remove_dir(&path)?;
+        }
+        fs::create_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
+        Ok(Self(path))
+    }
+
+    /// Gives the complete folder its final name `target`. An existing `target` is renamed first, so an incomplete
+    /// folder never has that name.
+    fn publish(self, target: &Path) -> Result<()> {
+        let failed = |e| TrainError::cannot_write(target, e);
+        let aside = self.0.with_extension("old.part");
+        if target.exists() {
+            fs::rename(target, &aside).map_err(failed)?;
+        }
+        fs::rename(&self.0, target).map_err(failed)?;
+        if aside.exists() {
+            remove_dir(&aside)?;
+        }
+        if let Some(parent) = target.parent() {
+            File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for FolderDraft {
+    fn drop(&mut self) {
+        // After `publish` the hidden folder no longer exists and this does nothing. `drop` cannot return an error.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

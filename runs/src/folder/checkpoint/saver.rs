@@ -1,0 +1,60 @@
+//! Writes checkpoints on a background thread, one at a time, while the next steps run.
+
+use std::thread::{self, JoinHandle};
+
+use reel_runtime::Device;
+use reel_runtime::device::free_host_bytes;
+use reel_train::{Result, TrainError};
+
+/// The background thread that writes checkpoints. Dropping it waits for the checkpoint in progress.
+#[derive(Debug, Default)]
+pub struct CheckpointWriter(Option<JoinHandle<Result<()>>>);
+
+impl CheckpointWriter {
+    /// Starts `job` on a background thread, after waiting for the previous job.
+    ///
+    /// # Errors
+    /// The error of the previous job; then `job` is not started.
+    pub fn start(&mut self, job: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        self.wait()?;
+        let spawned = thread::Builder::new().name("checkpoint".into()).spawn(job);
+        self.0 = Some(spawned.map_err(|e| TrainError::cannot_start_thread("checkpoint", &e))?);
+        Ok(())
+    }
+
+    /// Checks, without waiting, whether the job has ended, and returns its error if it failed.
+    ///
+    /// # Errors
+    /// The error of the job.
+    pub fn check_finished_job(&mut self) -> Result<()> {
+        if self.0.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(()) }
+    }
+
+    /// Waits until the job has ended, if there is one.
+    ///
+    /// # Errors
+    /// The error of the job.
+    pub fn wait(&mut self) -> Result<()> {
+        let Some(job) = self.0.take() else { return Ok(()) };
+        let died = || TrainError::output("checkpoint", "the writing thread panicked", "report this as a defect");
+        job.join().unwrap_or_else(|_| Err(died()))
+    }
+}
+
+impl Drop for CheckpointWriter {
+    fn drop(&mut self) {
+        // An error here is not reported: the run is already ending with another one.
+        let _ = self.wait();
+    }
+}
+
+/// Whether `bytes` bytes are at most half of the free memory: of the machine's and, if there is a limit, of the
+/// cgroup's. If they are not, the device first returns the memory that it keeps for the next step. False if the free
+/// memory is unknown.
+pub fn host_memory_has_room_for(device: &Device, bytes: u64) -> bool {
+    let has_room = || free_host_bytes().is_some_and(|free| bytes <= free / 2);
+    has_room() || {
+        device.return_kept_memory();
+        has_room()
+    }
+}

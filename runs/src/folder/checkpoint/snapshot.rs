@@ -1,0 +1,286 @@
+//! What a checkpoint contains, captured after one step. It holds copies of the tensors, or the tensors themselves if
+//! the checkpoint is written before the next step changes them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use reel_files::json::holds_commands;
+use reel_files::{write_synced, write_synced_with_mode};
+use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
+use reel_model::config::ModelConfig;
+use reel_model::lora::{self, AdapterFolder, LoraSpec};
+use reel_model::save::{HeaderEntry, HubFolder, SmallFiles, TensorSpec, write_hub_folder, write_safetensors_header};
+use reel_model::weights::widen_to_f32;
+use reel_runtime::{DType, Tensor};
+use reel_train::file_names::RUN_STATE_FILE;
+use reel_train::step::trainer::Trainer;
+use reel_train::tensor_bytes::tensor_byte_parts;
+use reel_train::{Result, TrainError};
+use serde_json::Value;
+
+use super::{FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors};
+use crate::folder::digests::{self, LogDigests};
+use crate::folder::resume::RunState;
+
+/// The model that a run started from. Saved models take from it the weights that are not trained and the small files
+/// (config, tokenizer).
+#[derive(Clone, Debug)]
+pub struct BaseModel {
+    /// Config, tokenizer and templates of the model folder that the run started from.
+    pub small_files: Arc<SmallFiles>,
+    /// The weight files of that folder.
+    pub files: Arc<Checkpoint>,
+    /// The base model's name as an adapter's config states it: an absolute path, or a Hugging Face id.
+    pub name: String,
+}
+
+/// Whether this process can allocate so many bytes. An allocation that fails in any other place ends the process.
+pub(super) fn has_memory_for(bytes: usize) -> bool {
+    Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
+}
+
+/// The bytes of a tensor without padding, or the tensor to read them from.
+#[derive(Debug)]
+pub(super) enum TensorBytes {
+    /// Copied bytes.
+    Copy(Vec<u8>),
+    /// The tensor, whose bytes are read when the checkpoint is written.
+    Tensor(Tensor),
+}
+
+impl TensorBytes {
+    /// Copies the bytes of `t`. Returns `None` if `has_memory_for` says that there is no memory for them.
+    fn copy(t: &Tensor, has_memory_for: &dyn Fn(usize) -> bool) -> Result<Option<Self>> {
+        // A padded tensor is read as a whole first.
+        let padded = if t.bytes() == t.unpadded_bytes() { 0 } else { t.bytes() };
+        match has_memory_for(t.unpadded_bytes().saturating_add(padded)) {
+            true => Ok(Some(Self::Copy(t.read_unpadded_bytes()?))),
+            false => Ok(None),
+        }
+    }
+
+    fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Copy(bytes) => to.write_all(bytes),
+            Self::Tensor(t) => tensor_byte_parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct StoredTensor {
+    shape: Vec<usize>,
+    pub(super) held: TensorBytes,
+}
+
+/// Bytes of the trained weights and the optimizer state of `t`: the memory that a copy for a checkpoint takes.
+pub fn checkpoint_bytes(t: &Trainer) -> u64 {
+    let state = |(name, weights, state): (_, &Tensor, _)| {
+        let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.unpadded_bytes()).sum();
+        (weights.unpadded_bytes() + kept) as u64
+    };
+    t.optimizer.parameter_states().map(state).sum()
+}
+
+/// The trained weights of a run, ready to be written as a model folder or an adapter folder.
+#[derive(Debug)]
+pub struct TrainedWeights {
+    dtype: StoredDType,
+    config: ModelConfig,
+    lora: Option<LoraSpec>,
+    trained: BTreeMap<String, StoredTensor>,
+    origin: BaseModel,
+}
+
+impl TrainedWeights {
+    /// Captures the weights of `t` without copying them: [`Self::write`] must be called before the next step changes
+    /// them.
+    pub fn capture(t: &Trainer, origin: BaseModel) -> Self {
+        let stored = |(name, weights, _): (&str, &Tensor, _)| {
+            let shape = weights.unpadded_shape().to_vec();
+            (name.to_string(), StoredTensor { shape, held: TensorBytes::Tensor(weights.clone()) })
+        };
+        Self {
+            dtype: if t.dtype == DType::BF16 { StoredDType::Bf16 } else { StoredDType::F32 },
+            config: t.model.config.clone(),
+            lora: t.hyperparameters.lora.clone(),
+            trained: t.optimizer.parameter_states().map(stored).collect(),
+            origin,
+        }
+    }
+
+    /// Writes a model folder in the dtype of training; with LoRA an adapter folder.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let Self { dtype, origin, .. } = self;
+        if let Some(spec) = &self.lora {
+            return self.write_adapter(folder, spec);
+        }
+        let spec = |(name, shape)| TensorSpec { name, dtype: *dtype, shape };
+        let tensors: Vec<TensorSpec> = expected_tensors(&self.config).into_iter().map(spec).collect();
+        let fill = |spec: &TensorSpec, to: &mut dyn Write| match self.trained.get(&spec.name) {
+            Some(weights) => weights.held.write(to),
+            None => write_untrained(&origin.files, spec, to),
+        };
+        let about = HubFolder { small_files: &origin.small_files, naming: origin.files.naming(), dtype: *dtype };
+        write_hub_folder(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
+    }
+
+    fn write_adapter(&self, folder: &Path, spec: &LoraSpec) -> Result<()> {
+        let Self { dtype, trained, origin, .. } = self;
+        let stored = |(name, t): (&String, &StoredTensor)| TensorSpec {
+            name: name.clone(),
+            dtype: *dtype,
+            shape: t.shape.clone(),
+        };
+        let tensors: Vec<TensorSpec> = trained.iter().map(stored).collect();
+        let (small_files, naming) = (&*origin.small_files, origin.files.naming());
+        let about = AdapterFolder { spec, base: &origin.name, small_files, naming };
+        let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
+        let fill = |spec: &TensorSpec, to: &mut dyn Write| {
+            trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?.held.write(to)
+        };
+        lora::save(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
+    }
+}
+
+/// Writes a weight that is not trained: copies it from the original weight file, converted to the dtype of the new
+/// folder.
+fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
+    let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
+    let view = files.tensor(&spec.name).ok_or_else(missing)?;
+    if view.dtype == spec.dtype {
+        return to.write_all(view.bytes);
+    }
+    let wide = widen_to_f32(view.dtype, view.bytes).ok_or_else(missing)?;
+    match spec.dtype {
+        StoredDType::Bf16 => {
+            to.write_all(bytemuck::cast_slice(&wide.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()))
+        }
+        _ => to.write_all(bytemuck::cast_slice(&wide)),
+    }
+}
+
+#[derive(Debug)]
+struct OptimizerTensor {
+    name: String,
+    dtype: &'static str,
+    bytes: usize,
+    stored: StoredTensor,
+}
+
+/// Everything that a checkpoint stores: weights, optimizer state, run state, and further files of the training loop.
+#[derive(Debug)]
+pub struct CheckpointSnapshot {
+    weights: TrainedWeights,
+    /// The tensors of the optimizer, those of large elements first: so each tensor in the file is aligned for its
+    /// type.
+    optimizer: Vec<OptimizerTensor>,
+    state: RunState,
+    /// Further files that the training loop needs to resume, as (path in the checkpoint folder, contents).
+    files: Vec<(&'static str, Vec<u8>)>,
+    /// What the logs in OUT hold after the step.
+    logs: LogDigests,
+}
+
+impl CheckpointSnapshot {
+    /// Captures the run after step `state.step` without copying its tensors: [`Self::write`] must be called before the
+    /// next step, unless [`Self::copy_tensors`] copies them.
+    pub fn capture(t: &Trainer, origin: BaseModel, mut state: RunState, files: Vec<(&'static str, Vec<u8>)>) -> Self {
+        let mut all: Vec<_> =
+            t.optimizer.parameter_states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
+        all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
+        let kept = |(name, dtype, tensor): (String, &'static str, &Tensor)| {
+            let shape = tensor.unpadded_shape().to_vec();
+            let stored = StoredTensor { shape, held: TensorBytes::Tensor(tensor.clone()) };
+            OptimizerTensor { name, dtype, bytes: tensor.unpadded_bytes(), stored }
+        };
+        state.parameter_steps = t
+            .optimizer
+            .parameter_states()
+            .filter(|(_, _, s)| s.steps != state.step)
+            .map(|(name, _, s)| (name.to_string(), s.steps))
+            .collect();
+        let optimizer = all.into_iter().map(kept).collect();
+        let weights = TrainedWeights::capture(t, origin);
+        Self { weights, optimizer, state, files, logs: LogDigests::new() }
+    }
+
+    /// Copies the tensors, so that [`Self::write`] can be called while further steps change them. If there is not
+    /// enough memory, returns false and leaves no copy.
+    ///
+    /// # Errors
+    /// The device cannot read its memory.
+    pub fn copy_tensors(&mut self) -> Result<bool> {
+        self.copy_tensors_if(&has_memory_for)
+    }
+
+    pub(super) fn copy_tensors_if(&mut self, has_memory_for: &dyn Fn(usize) -> bool) -> Result<bool> {
+        let mut copies = Vec::new();
+        for stored in self.stored_tensors() {
+            let TensorBytes::Tensor(tensor) = &stored.held else { continue };
+            let Some(copy) = TensorBytes::copy(tensor, has_memory_for)? else { return Ok(false) };
+            copies.push(copy);
+        }
+        let tensors = self.stored_tensors().filter(|stored| matches!(stored.held, TensorBytes::Tensor(_)));
+        tensors.zip(copies).for_each(|(stored, copy)| stored.held = copy);
+        Ok(true)
+    }
+
+    pub(super) fn stored_tensors(&mut self) -> impl Iterator<Item = &mut StoredTensor> {
+        self.weights.trained.values_mut().chain(self.optimizer.iter_mut().map(|tensor| &mut tensor.stored))
+    }
+
+    /// Adds what the logs in OUT hold after the step, which a resume compares.
+    #[must_use]
+    pub fn with_logs(self, logs: LogDigests) -> Self {
+        Self { logs, ..self }
+    }
+
+    /// Writes `OUT/checkpoint-N`.
+    ///
+    /// # Errors
+    /// A file cannot be written; the incomplete checkpoint is removed.
+    pub fn write(&self, out: &Path) -> Result<()> {
+        let step = self.state.step;
+        let target = out.join(checkpoint_folder_name(step));
+        let name = format!(".{PREFIX}{step}.part");
+        // Errors name the final path, because the user does not know the hidden one.
+        self.write_draft(out, &name, &target).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
+    }
+
+    fn write_draft(&self, out: &Path, name: &str, target: &Path) -> Result<()> {
+        let draft = FolderDraft::begin(out, name)?;
+        self.weights.write(&draft.0)?;
+        let training = draft.0.join("training");
+        fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
+        let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
+        self.write_optimizer(&draft.0.join(OPTIMIZER)).map_err(|e| failed(OPTIMIZER, e))?;
+        let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
+        let private = holds_commands(&Value::Object(self.state.options.clone()));
+        write_synced_with_mode(&draft.0.join(RUN_STATE_FILE), &text, private).map_err(|e| failed(RUN_STATE_FILE, e))?;
+        for (file, bytes) in &self.files {
+            write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;
+        }
+        digests::write(&draft.0, self.logs.clone())?;
+        draft.publish(target)
+    }
+
+    fn write_optimizer(&self, path: &Path) -> io::Result<()> {
+        let entries = self.optimizer.iter().map(|t| HeaderEntry {
+            name: &t.name,
+            dtype: t.dtype,
+            shape: &t.stored.shape,
+            bytes: t.bytes as u64,
+        });
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        write_safetensors_header(&mut file, entries)?;
+        self.optimizer.iter().try_for_each(|kept| kept.stored.held.write(&mut file))?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    }
+}

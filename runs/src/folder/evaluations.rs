@@ -1,0 +1,179 @@
+//! The evaluations of a run in its output folder.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `OUT/eval.jsonl` | a line for each evaluation: step, scores, weights |
+//! | `OUT/eval/step-N/` | the answers and scores of one evaluation, in the form of `reel eval` |
+//!
+//! A line is written when its evaluation is complete. A resumed run keeps the lines up to its checkpoint; the folders
+//! of later steps stay, and an evaluation that comes to such a step again with the same weights uses their answers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use reel_files::log::{self, JsonlLog};
+use reel_train::file_names::{EVALUATIONS_FILE, EVALUATIONS_FOLDER};
+use reel_train::setup::BenchmarkScore;
+use reel_train::{Result, TrainError};
+use serde::{Deserialize, Serialize};
+
+/// What the name of a step's folder begins with.
+const STEP_FOLDER: &str = "step-";
+
+/// One evaluation: a line of `eval.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationLine {
+    /// The step after which the model was evaluated; 0 is before the first step.
+    pub step: u64,
+    /// Mean of the scores of the benchmarks.
+    pub score: f64,
+    /// The scores by name of the benchmark.
+    pub benchmarks: BTreeMap<String, BenchmarkScore>,
+    /// Fingerprint of the trained weights, as in `metrics.jsonl`.
+    pub hash: String,
+    /// Seconds that this process took for the evaluation. Depends on the clock, and on the answers of an earlier
+    /// process that it continued.
+    pub eval_seconds: f64,
+}
+
+impl EvaluationLine {
+    /// The line of an evaluation after step `step`, with at least one benchmark.
+    pub fn new(step: u64, benchmarks: BTreeMap<String, BenchmarkScore>, hash: String, eval_seconds: f64) -> Self {
+        let score = benchmarks.values().map(|b| b.score).sum::<f64>() / benchmarks.len().max(1) as f64;
+        Self { step, score, benchmarks, hash, eval_seconds }
+    }
+
+    /// The numbers that TensorBoard and Weights & Biases get: `eval/NAME` for each benchmark, and their mean.
+    pub fn named_values(&self) -> Vec<(String, f64)> {
+        let scores = self.benchmarks.iter().map(|(name, b)| (format!("eval/{name}"), b.score));
+        scores.chain([("eval/mean".to_string(), self.score)]).collect()
+    }
+
+    /// What was evaluated, with the number of rows: `eval/mmvu(625)`. Scores of other questions are not comparable.
+    pub fn metric_name(&self) -> String {
+        let names: Vec<String> = self.benchmarks.iter().map(|(name, b)| format!("{name}({})", b.n)).collect();
+        format!("eval/{}", names.join(","))
+    }
+
+    /// The scores for a line of progress, in percent with their intervals.
+    pub fn summary(&self) -> String {
+        let percent = |score: f64| format!("{:.1}", 100.0 * score);
+        let one = |(name, b): (&String, &BenchmarkScore)| {
+            let errors =
+                if b.errors == 0 { String::new() } else { format!(" ({} of {} rows with errors)", b.errors, b.n) };
+            format!("{name} {} [{}, {}]{errors}", percent(b.score), percent(b.ci95[0]), percent(b.ci95[1]))
+        };
+        let mut parts: Vec<String> = self.benchmarks.iter().map(one).collect();
+        if parts.len() > 1 {
+            parts.push(format!("mean {}", percent(self.score)));
+        }
+        parts.push(format!("{:.1} s", self.eval_seconds));
+        parts.join("  ")
+    }
+}
+
+/// The folder of the evaluation after step `step`.
+pub fn step_folder(out: &Path, step: u64) -> PathBuf {
+    out.join(EVALUATIONS_FOLDER).join(format!("{STEP_FOLDER}{step}"))
+}
+
+/// The evaluations in the output folder `home`, up to step `last_step`.
+///
+/// # Errors
+/// The log cannot be read.
+pub fn read(home: &Path, last_step: u64) -> Result<Vec<EvaluationLine>> {
+    let lines = log::read_matching_lines(&home.join(EVALUATIONS_FILE), |line: &EvaluationLine| line.step <= last_step)?;
+    Ok(lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+/// Opens the log of a run that continues after step `step` of the run in `home`, with the lines up to there. For a run
+/// that starts, `step` is `None`.
+///
+/// # Errors
+/// The log cannot be read or written.
+pub fn open(out: &Path, home: &Path, step: Option<u64>) -> Result<JsonlLog> {
+    let path = out.join(EVALUATIONS_FILE);
+    let Some(step) = step else { return Ok(JsonlLog::create(&path)?) };
+    let lines = log::read_matching_lines(&home.join(EVALUATIONS_FILE), |line: &EvaluationLine| line.step <= step)?;
+    Ok(JsonlLog::resume(&path, &lines)?)
+}
+
+/// The folders of the evaluated steps in the output folder `out`, relative to it. Other files in `OUT/eval` are the
+/// user's.
+pub(crate) fn step_folders(out: &Path) -> Result<Vec<PathBuf>> {
+    let folder = out.join(EVALUATIONS_FOLDER);
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(Vec::new()),
+        Err(e) => return Err(TrainError::cannot_read(&folder, e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|e| TrainError::cannot_read(&folder, e))?.file_name();
+        let is_step = name.to_string_lossy().strip_prefix(STEP_FOLDER).is_some_and(|n| n.parse::<u64>().is_ok());
+        if is_step {
+            found.push(Path::new(EVALUATIONS_FOLDER).join(name));
+        }
+    }
+    Ok(found)
+}
+
+/// Removes the folder of the evaluated steps in the output folder `out` if it is empty.
+pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
+    let folder = out.join(EVALUATIONS_FOLDER);
+    match fs::remove_dir(&folder) {
+        Ok(()) => Ok(()),
+        Err(e) => match e.kind() {
+            ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::NotADirectory => Ok(()),
+            _ => Err(TrainError::cannot_write(&folder, e)),
+        },
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An evaluation of benchmarks with ten rows each.
+    pub(crate) fn line(step: u64, scores: &[(&str, f64)]) -> EvaluationLine {
+        let score = |score| BenchmarkScore {
+            n: 10,
+            score,
+            ci95: [score / 2.0, (1.0 + score) / 2.0],
+            errors: 0,
+            truncated: 1,
+            completion_tokens: 30,
+        };
+        let benchmarks = scores.iter().map(|(name, value)| (name.to_string(), score(*value))).collect();
+        EvaluationLine::new(step, benchmarks, "00".into(), 1.25)
+    }
+
+    #[test]
+    fn mean_is_over_benchmarks_and_each_has_a_name() {
+        let line = line(4, &[("mmvu", 0.5), ("vsibench", 0.25)]);
+        assert_eq!((line.score, line.metric_name().as_str()), (0.375, "eval/mmvu(10),vsibench(10)"));
+        let values = line.named_values();
+        assert_eq!(values[0], ("eval/mmvu".to_string(), 0.5));
+        assert_eq!(values[2], ("eval/mean".to_string(), 0.375));
+        let want = "mmvu 50.0 [25.0, 75.0]  vsibench 25.0 [12.5, 62.5]  mean 37.5  1.2 s";
+        assert_eq!(line.summary(), want);
+    }
+
+    #[test]
+    fn resumed_log_has_the_lines_up_to_the_checkpoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path();
+        let mut log = open(out, out, None).unwrap();
+        [0, 2, 4].iter().for_each(|&step| log.append(&line(step, &[("a", 0.5)])).unwrap());
+        let steps = |last| read(out, last).unwrap().iter().map(|line| line.step).collect::<Vec<u64>>();
+        assert_eq!((steps(9), steps(2)), (vec![0, 2, 4], vec![0, 2]));
+        open(out, out, Some(3)).unwrap().append(&line(4, &[("a", 0.75)])).unwrap();
+        assert_eq!(read(out, 9).unwrap()[2], line(4, &[("a", 0.75)]));
+        for name in ["step-2", "step-x", "mine"] {
+            fs::create_dir_all(out.join(EVALUATIONS_FOLDER).join(name)).unwrap();
+        }
+        assert_eq!(step_folders(out).unwrap(), [Path::new("eval/step-2")]);
+    }
+}

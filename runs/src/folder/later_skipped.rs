@@ -1,0 +1,58 @@
+//! `OUT/.skipped-later.jsonl`: rows that a stopped run skipped after the checkpoint that it resumes from.
+//!
+//! A row can fail by accident, for example when a busy machine kills its decoder. The resumed run skips it, too, when
+//! it comes to it: so the run has one set of skipped rows, however often it was stopped. The file is removed when the
+//! run ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::{fs, io};
+
+use reel_files::log::{self, JsonlLog};
+use reel_samples::skipped_row::SkippedRow;
+use reel_train::file_names::{LATER_SKIPPED_FILE, SKIPPED_FILE};
+use reel_train::{Result, TrainError};
+
+/// Returns the rows that the run in `home` skipped after a checkpoint, which has skipped the rows `known`.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn read(home: &Path, known: &[usize]) -> Result<Vec<SkippedRow>> {
+    let known: BTreeSet<usize> = known.iter().copied().collect();
+    let mut rows: BTreeMap<usize, SkippedRow> = BTreeMap::new();
+    for file in [LATER_SKIPPED_FILE, SKIPPED_FILE] {
+        for line in log::read_matching_lines(&home.join(file), |row: &SkippedRow| !known.contains(&row.row))? {
+            if let Ok(row) = serde_json::from_str::<SkippedRow>(&line) {
+                rows.insert(row.row, row);
+            }
+        }
+    }
+    Ok(rows.into_values().collect())
+}
+
+/// Writes the rows into `out`. To be called before skipped.jsonl is cut back to the checkpoint, so that a kill loses
+/// none.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(out: &Path, rows: &[SkippedRow]) -> Result<()> {
+    if rows.is_empty() {
+        return remove(out);
+    }
+    let failed = |e: serde_json::Error| TrainError::cannot_write(out.join(LATER_SKIPPED_FILE), e.into());
+    let lines = rows.iter().map(|row| serde_json::to_string(row).map_err(failed)).collect::<Result<Vec<_>>>()?;
+    JsonlLog::resume(&out.join(LATER_SKIPPED_FILE), &lines)?;
+    Ok(())
+}
+
+/// Removes the file at the end of the run.
+///
+/// # Errors
+/// The file cannot be removed.
+pub fn remove(out: &Path) -> Result<()> {
+    let path = out.join(LATER_SKIPPED_FILE);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(TrainError::cannot_write(&path, e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,153 @@
+//! The logs of a run in OUT. A resumed run first cuts them back to what its checkpoint recorded.
+
+use std::fs;
+use std::path::Path;
+
+use reel_files::log::{self, JsonlLog};
+use reel_samples::skipped_row::SkippedRow;
+use reel_train::file_names::{EVALUATIONS_FILE, HASHES_FILE, METRICS_FILE, SKIPPED_FILE};
+use reel_train::metrics::StepMetrics;
+use reel_train::{Result, TrainError};
+
+use crate::folder::digests::{self, CheckpointDigests, LogDigests};
+use crate::folder::hashes::TensorHashLog;
+use crate::folder::output::{lies_in, refuse_model_inside};
+use crate::folder::previous::PreviousRun;
+use crate::folder::resume::RunState;
+use crate::folder::{checkpoint, evaluations, later_skipped};
+
+/// The open logs of a run.
+#[derive(Debug)]
+pub struct RunLogs {
+    /// One line per step.
+    pub metrics: JsonlLog,
+    /// One line per row that cannot be used.
+    pub skipped: JsonlLog,
+    /// The hashes of all tensors after each step.
+    pub hashes: TensorHashLog,
+    /// One line per evaluation; `None` in a run that evaluates nothing and has evaluated nothing.
+    pub evaluations: Option<JsonlLog>,
+}
+
+impl RunLogs {
+    /// Opens the logs of a fresh run, after setting any earlier run in OUT aside, which is returned. The rows
+    /// `unusable`, which are already known to be unusable, are logged as skipped. `tensors` is the number of trained
+    /// tensors.
+    ///
+    /// # Errors
+    /// The model to train is in OUT, or a file cannot be moved or written.
+    pub fn create(
+        out: &Path,
+        model: &Path,
+        unusable: &[SkippedRow],
+        tensors: usize,
+        evaluates: bool,
+    ) -> Result<(Self, PreviousRun)> {
+        fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
+        refuse_model_inside(out, model)?;
+        let previous = PreviousRun::set_aside(out)?;
+        let metrics = JsonlLog::create(&out.join(METRICS_FILE))?;
+        let mut skipped = JsonlLog::create(&out.join(SKIPPED_FILE))?;
+        unusable.iter().try_for_each(|row| skipped.append(row))?;
+        let hashes = TensorHashLog::open(out, out, 0, tensors)?;
+        let evaluations = if evaluates { Some(evaluations::open(out, out, None)?) } else { None };
+        Ok((Self { metrics, skipped, hashes, evaluations }, previous))
+    }
+
+    /// Opens the logs of a run that resumes from the checkpoint in `folder`, with the lines up to there. `later_skipped`
+    /// are the rows that the run skipped after it. If OUT is not the folder of the checkpoint's run, an earlier run in
+    /// OUT is set aside and returned.
+    ///
+    /// # Errors
+    /// The logs cannot be written.
+    pub fn resume(
+        out: &Path,
+        folder: &Path,
+        recorded: &RecordedLogs,
+        later_skipped: &[SkippedRow],
+        tensors: usize,
+        evaluates: bool,
+    ) -> Result<(Self, PreviousRun)> {
+        fs::create_dir_all(out).map_err(|e| TrainError::cannot_write(out, e))?;
+        checkpoint::remove_incomplete_files(out)?;
+        let previous = if lies_in(folder, out) {
+            PreviousRun::none(out)
+        } else {
+            refuse_model_inside(out, folder)?;
+            PreviousRun::set_aside(out)?
+        };
+        later_skipped::write(out, later_skipped)?;
+        let home = home_of(folder);
+        let metrics = JsonlLog::resume(&out.join(METRICS_FILE), &recorded.metrics)?;
+        let skipped = JsonlLog::resume(&out.join(SKIPPED_FILE), &recorded.skipped)?;
+        let hashes = TensorHashLog::open(out, home, recorded.step, tensors)?;
+        let evaluations = match evaluates || home.join(EVALUATIONS_FILE).exists() {
+            true => Some(evaluations::open(out, home, Some(recorded.step))?),
+            false => None,
+        };
+        Ok((Self { metrics, skipped, hashes, evaluations }, previous))
+    }
+
+    /// Waits until all lines are on the disk (fsync).
+    ///
+    /// # Errors
+    /// A log cannot be written.
+    pub fn sync(&self) -> Result<()> {
+        self.metrics.sync()?;
+        self.skipped.sync()?;
+        self.hashes.sync()?;
+        self.evaluations.as_ref().map_or(Ok(()), |log| Ok(log.sync()?))
+    }
+
+    /// What each log holds so far.
+    pub fn digests(&self) -> LogDigests {
+        let logs = [
+            (METRICS_FILE, self.metrics.digest()),
+            (SKIPPED_FILE, self.skipped.digest()),
+            (HASHES_FILE, self.hashes.digest()),
+        ];
+        let evaluations = self.evaluations.as_ref().map(|log| (EVALUATIONS_FILE, log.digest()));
+        logs.into_iter().chain(evaluations).map(|(name, digest)| (name.to_string(), digest)).collect()
+    }
+}
+
+/// What the checkpoint in `folder` says about the logs of its run, checked against the logs themselves.
+#[derive(Debug)]
+pub struct RecordedLogs {
+    /// The lines of `metrics.jsonl` up to the checkpoint.
+    metrics: Vec<String>,
+    /// The lines of `skipped.jsonl` up to the checkpoint.
+    skipped: Vec<String>,
+    /// The last of these steps.
+    pub last: Option<StepMetrics>,
+    /// The step of the checkpoint.
+    step: u64,
+}
+
+/// Reads what the run that wrote the checkpoint in `folder` had logged up to there: one line of metrics per step, and
+/// the skipped rows.
+///
+/// # Errors
+/// The logs lack lines, or are not what the run wrote.
+pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&CheckpointDigests>) -> Result<RecordedLogs> {
+    let home = home_of(folder);
+    for name in [METRICS_FILE, SKIPPED_FILE, EVALUATIONS_FILE] {
+        digests::verify_log(folder, home, name, digests)?;
+    }
+    let step = state.step;
+    let metrics = log::read_matching_lines(&home.join(METRICS_FILE), |m: &StepMetrics| m.step <= step)?;
+    if metrics.len() as u64 != step {
+        let what = format!("has {} lines instead of {step}, one per step up to {}", metrics.len(), folder.display());
+        let file = home.join(METRICS_FILE).display().to_string();
+        return Err(TrainError::output(file, what, "put the run's own metrics.jsonl there"));
+    }
+    let mut skipped = log::read_matching_lines(&home.join(SKIPPED_FILE), |_: &SkippedRow| true)?;
+    skipped.truncate(state.position.skipped.len());
+    let last = metrics.last().and_then(|line| serde_json::from_str::<StepMetrics>(line).ok());
+    Ok(RecordedLogs { metrics, skipped, last, step })
+}
+
+/// The output folder of the run that wrote the checkpoint in `folder`.
+pub(crate) fn home_of(folder: &Path) -> &Path {
+    folder.parent().filter(|home| !home.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

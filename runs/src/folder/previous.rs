@@ -1,0 +1,294 @@
+//! What OUT held before a run, kept until the first step of the run is done.
+//!
+//! ```text
+//! set_aside     move the files of the earlier run to .previous-run.moving, then rename that folder to .previous-run
+//! (first step)  the new run writes its own files into OUT
+//! remove        rename .previous-run to .previous-run.part, which any later start removes, and remove it
+//! put_back      remove the files of the new run, rename .previous-run to .previous-run.moving, move its files back
+//! recover       at the start of a process, after a kill: finish what put_back would have done
+//! ```
+//!
+//! While `.previous-run` exists, every file of a run in OUT belongs to the new run. While `.previous-run.moving`
+//! exists, every file in OUT and in that folder belongs to the earlier one. So a kill between any two of these steps
+//! leaves a state from which [`PreviousRun::recover`] restores the earlier run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reel_model::lora::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
+use reel_train::file_names::{
+    EVALUATIONS_FILE, EVALUATIONS_FOLDER, HASHES_FILE, LATER_SKIPPED_FILE, METRICS_FILE, ROLLOUTS_FOLDER, RUN_FILE,
+    SKIPPED_FILE, TRAINER_STATE_FILE,
+};
+use reel_train::{Result, TrainError};
+
+use crate::folder::{checkpoint, evaluations};
+use crate::reporting::wandb;
+
+/// The folder in OUT with the files of the earlier run, while the first step of the new run is not done.
+const ASIDE: &str = ".previous-run";
+/// The name of [`ASIDE`] while files are moved into it or out of it.
+const MOVING: &str = ".previous-run.moving";
+/// The name of [`ASIDE`] while it is removed. It ends as the names that
+/// [`checkpoint::remove_incomplete_files`] removes.
+const REMOVED: &str = ".previous-run.part";
+
+/// The earlier run in OUT that a new run replaces. Dropping it before [`PreviousRun::remove`] puts the earlier run
+/// back.
+#[derive(Debug)]
+pub struct PreviousRun {
+    out: PathBuf,
+    is_aside: bool,
+}
+
+impl PreviousRun {
+    /// No earlier run is replaced, because the run continues the one in OUT.
+    pub fn none(out: &Path) -> Self {
+        Self { out: out.to_path_buf(), is_aside: false }
+    }
+
+    /// Moves the files of the run in `out`, if there is any, into a hidden folder. Other files stay.
+    ///
+    /// # Errors
+    /// A file cannot be moved.
+    pub fn set_aside(out: &Path) -> Result<Self> {
+        checkpoint::remove_incomplete_files(out)?;
+        let moving = out.join(MOVING);
+        create(&moving)?;
+        for path in run_files(out)? {
+            rename(&out.join(&path), &moving.join(&path))?;
+        }
+        wandb::remove_empty_folder(out)?;
+        evaluations::remove_empty_folder(out)?;
+        rename(&moving, &out.join(ASIDE))?;
+        Ok(Self { out: out.to_path_buf(), is_aside: true })
+    }
+
+    /// Removes the earlier run, after the first step of the new one.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn remove(&mut self) -> Result<()> {
+        if !self.is_aside {
+            return Ok(());
+        }
+        let removed = self.out.join(REMOVED);
+        rename(&self.out.join(ASIDE), &removed)?;
+        self.is_aside = false;
+        fs::remove_dir_all(&removed).map_err(|e| TrainError::cannot_write(&removed, e))
+    }
+
+    /// Removes the files of the new run and puts those of the earlier one back, unless [`PreviousRun::remove`] was
+    /// called.
+    ///
+    /// # Errors
+    /// A file cannot be removed or moved. The next start in this folder tries again.
+    pub fn put_back(&mut self) -> Result<()> {
+        if !self.is_aside {
+            return Ok(());
+        }
+        self.is_aside = false;
+        put_back(&self.out)
+    }
+
+    /// Restores what a killed process left in `out` between [`PreviousRun::set_aside`] and the end of its first step.
+    ///
+    /// # Errors
+    /// A file cannot be removed or moved.
+    pub fn recover(out: &Path) -> Result<()> {
+        if out.join(ASIDE).is_dir() {
+            return put_back(out);
+        }
+        if out.join(MOVING).is_dir() { move_back(out) } else { Ok(()) }
+    }
+}
+
+impl Drop for PreviousRun {
+    fn drop(&mut self) {
+        // An error cannot be returned here, and another one already ends the run. The next start tries again.
+        let _ = self.put_back();
+    }
+}
+
+fn put_back(out: &Path) -> Result<()> {
+    checkpoint::remove_incomplete_files(out)?;
+    for path in run_files(out)? {
+        let path = out.join(path);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|e| TrainError::cannot_write(&path, e))?;
+    }
+    wandb::remove_empty_folder(out)?;
+    evaluations::remove_empty_folder(out)?;
+    rename(&out.join(ASIDE), &out.join(MOVING))?;
+    move_back(out)
+}
+
+fn move_back(out: &Path) -> Result<()> {
+    let moving = out.join(MOVING);
+    for path in names_in(&moving)? {
+        // The folders of Weights & Biases and of evaluations are moved in parts: those in OUT may have files of the
+        // user.
+        let parts = match path.to_str() {
+            Some(wandb::FOLDER) => wandb::run_folders(&moving)?,
+            Some(EVALUATIONS_FOLDER) => evaluations::step_folders(&moving)?,
+            _ => vec![path],
+        };
+        parts.iter().try_for_each(|part| rename(&moving.join(part), &out.join(part)))?;
+    }
+    fs::remove_dir_all(&moving).map_err(|e| TrainError::cannot_write(&moving, e))
+}
+
+/// Renames a file or folder; creates the folder of the new name.
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    to.parent().map_or(Ok(()), create)?;
+    fs::rename(from, to).map_err(|e| TrainError::cannot_write(to, e))
+}
+
+fn create(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))
+}
+
+/// The files and folders in `folder` that belong to a run, relative to it. An incomplete checkpoint does not.
+fn run_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let checkpoints = checkpoint::checkpoints_by_step(folder)?;
+    let is_checkpoint = |name: &PathBuf| checkpoints.values().any(|path| path.ends_with(name));
+    let mut files = names_in(folder)?;
+    files.retain(|name| is_run_file(&name.to_string_lossy()) || is_checkpoint(name));
+    files.extend(wandb::run_folders(folder)?);
+    files.extend(evaluations::step_folders(folder)?);
+    Ok(files)
+}
+
+/// The names of all files and folders in `folder`.
+fn names_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| TrainError::cannot_read(folder, e);
+    let entries = fs::read_dir(folder).map_err(failed)?;
+    entries.map(|entry| Ok(PathBuf::from(entry.map_err(failed)?.file_name()))).collect()
+}
+
+fn is_run_file(name: &str) -> bool {
+    let fixed = [
+        METRICS_FILE,
+        SKIPPED_FILE,
+        LATER_SKIPPED_FILE,
+        RUN_FILE,
+        TRAINER_STATE_FILE,
+        HASHES_FILE,
+        EVALUATIONS_FILE,
+        ADAPTER_CONFIG_FILE,
+        ADAPTER_WEIGHTS_FILE,
+        ROLLOUTS_FOLDER,
+    ];
+    let weights =
+        name.starts_with("model") && [".safetensors", ".safetensors.index.json"].iter().any(|e| name.ends_with(e));
+    fixed.contains(&name) || name.starts_with("events.out.tfevents.") || weights
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FILES: [&str; 9] = [
+        "metrics.jsonl",
+        "run.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "rollouts/000001.jsonl",
+        "checkpoint-3/training/state.json",
+        "wandb/offline-run-20260101_000000-abcd1234/run-abcd1234.wandb",
+        "eval/step-2/mmvu.jsonl",
+        "notes.txt",
+    ];
+
+    fn write(out: &Path, names: &[&str], text: &str) {
+        for name in names {
+            let path = out.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    /// All files below `out` with their texts, sorted.
+    fn files(out: &Path) -> Vec<(PathBuf, String)> {
+        let (mut found, mut folders) = (Vec::new(), vec![out.to_path_buf()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => folders.push(path),
+                    false => found.push((path.strip_prefix(out).unwrap().into(), fs::read_to_string(&path).unwrap())),
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Copies a folder as it is at this moment, as a kill would leave it.
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            let target = to.join(path.file_name().unwrap());
+            match path.is_dir() {
+                true => copy(&path, &target),
+                false => assert!(fs::copy(&path, &target).is_ok()),
+            }
+        }
+    }
+
+    #[test]
+    fn earlier_run_is_put_back_or_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path();
+        write(out, &FILES, "old");
+        let before = files(out);
+        let mut previous = PreviousRun::set_aside(out).unwrap();
+        assert!(!out.join("metrics.jsonl").exists() && !out.join("checkpoint-3").exists());
+        write(out, &["metrics.jsonl", "events.out.tfevents.1", "wandb/offline-run-20260102_000000-a/f"], "new");
+        previous.put_back().unwrap();
+        assert_eq!(files(out), before);
+        drop(previous);
+        assert_eq!(files(out), before, "nothing is left to put back");
+
+        let mut previous = PreviousRun::set_aside(out).unwrap();
+        write(out, &["metrics.jsonl"], "new");
+        previous.remove().unwrap();
+        drop(previous);
+        let left: Vec<String> = files(out).iter().map(|f| format!("{}={}", f.0.display(), f.1)).collect();
+        assert_eq!(left, ["metrics.jsonl=new", "notes.txt=old"]);
+        PreviousRun::recover(out).unwrap();
+        assert_eq!(files(out).len(), 2);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// A kill in the middle of moving files, in either direction, or of the first step, loses nothing.
+        #[test]
+        fn killed_process_loses_no_file(
+            chosen in prop::sample::subsequence(FILES.to_vec(), 1..=FILES.len()), moved in 0usize..10, early: bool,
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("out");
+            write(&out, &chosen, "old");
+            let before = files(&out);
+            // A kill while files are moved aside or back: some of them are in the hidden folder.
+            let killed = dir.path().join("moving");
+            copy(&out, &killed);
+            for path in run_files(&killed).unwrap().iter().take(moved) {
+                rename(&killed.join(path), &killed.join(MOVING).join(path)).unwrap();
+            }
+            PreviousRun::recover(&killed).unwrap();
+            prop_assert_eq!(&files(&killed), &before);
+            // A kill during the first step, and a kill while the new run's files are removed.
+            std::mem::forget(PreviousRun::set_aside(&out).unwrap());
+            let new = ["run.json", "metrics.jsonl", "rollouts/1.jsonl"];
+            write(&out, &new[..if early { 1 } else { 3 }], "new");
+            PreviousRun::recover(&out).unwrap();
+            prop_assert_eq!(&files(&out), &before);
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Resuming: the state that a checkpoint stores, and the check that a command's options, model and data match it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use reel_diagnostic::input;
+use reel_files::digest::{self, ModelFiles};
+use reel_files::fingerprint::bytes_fingerprint;
+use reel_files::json::redact;
+use reel_samples::dataset::{DataFile, differences_from};
+use reel_samples::feed::DataPosition;
+use reel_samples::skipped_row::SkippedRow;
+use reel_samples::source::DataSource;
+use reel_train::file_names::{RUN_FILE, RUN_STATE_FILE};
+use reel_train::options::TrainingOptions;
+use reel_train::setup::RunSetup;
+use reel_train::{Result, TrainError};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::folder::best::RewardTracker;
+use crate::folder::output;
+
+/// How many steps a run planned, and from which step on. A resumed run may plan another number of steps, which
+/// changes the learning rates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStepCount {
+    /// The number was planned for the steps after this one.
+    pub after: u64,
+    /// Planned number of steps of the whole run.
+    pub steps: u64,
+}
+
+/// All numbers of steps that a run has planned so far, if it resumes with `state` from the checkpoint in `folder`.
+/// `home` is the output folder of the run that wrote the checkpoint.
+///
+/// # Errors
+/// `run.json` is damaged.
+pub fn planned_step_counts(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedStepCount>> {
+    // Without run.json, the number of steps that the checkpoint records is taken as the plan of all steps before it.
+    let run = home.join(RUN_FILE).exists().then(|| output::read_run_json(home)).transpose()?;
+    let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedStepCount>>(run["lengths"].take()).ok());
+    let mut lengths = known.unwrap_or_default();
+    lengths.retain(|length| length.after < state.step);
+    if lengths.is_empty() {
+        lengths.push(PlannedStepCount { after: 0, steps: read_run_state(folder)?.steps });
+    }
+    if lengths.last().is_some_and(|last| last.steps != state.steps) {
+        lengths.push(PlannedStepCount { after: state.step, steps: state.steps });
+    }
+    Ok(lengths)
+}
+
+/// The number of steps that the run had planned when it did step `n`.
+pub fn planned_steps_at(lengths: &[PlannedStepCount], n: u64) -> Option<u64> {
+    lengths.iter().rfind(|length| length.after < n).map(|length| length.steps)
+}
+
+/// The state of a run after a step, as a checkpoint stores it in `state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Version of reel that wrote the checkpoint.
+    pub version: String,
+    /// Number of finished steps.
+    pub step: u64,
+    /// Planned number of steps of the whole run.
+    pub steps: u64,
+    /// Position in the data after these steps.
+    pub position: DataPosition,
+    /// Largest number of bytes in the device's buffers so far.
+    pub peak_bytes: u64,
+    /// Fingerprint of the model that the run started from.
+    pub model_hash: String,
+    /// Fingerprints of the files of that model; empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub model_files: ModelFiles,
+    /// Fingerprint of the data file.
+    pub data_hash: String,
+    /// The data files; empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub data_files: Vec<DataFile>,
+    /// The options that influence the resulting weights.
+    pub options: Map<String, Value>,
+    /// By parameter name, the number of optimizer steps of those parameters for which it is not `step`.
+    pub parameter_steps: BTreeMap<String, u64>,
+    /// The rewards since the last checkpoint, and the best checkpoint.
+    #[serde(default)]
+    pub rewards: RewardTracker,
+    /// The last step whose evaluation is complete; absent in runs without evaluations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluated: Option<u64>,
+    /// Fingerprint of the trained weights after the step; empty in checkpoints of earlier versions.
+    #[serde(default)]
+    pub hash: String,
+}
+
+/// Options that a resumed run may change. Either they do not influence the resulting weights, or they are paths and
+/// the fingerprint of the file is compared instead.
+const NOT_COMPARED: [&str; 31] = [
+    "model",
+    "data",
+    "media_root",
+    "out",
+    "save_steps",
+    "save_total_limit",
+    "folder_format",
+    "logging_steps",
+    "report_to",
+    "run_name",
+    "wandb_project",
+    "gradient_checkpointing",
+    "strict",
+    "check_data",
+    "quarantine",
+    "rollouts",
+    "reward_env",
+    "reward_timeout",
+    "serve",
+    "serve_kv_memory",
+    "serve_share",
+    "eval_steps",
+    "eval_on_start",
+    "eval_benchmark",
+    "eval_data",
+    "eval_media_root",
+    "eval_limit",
+    "eval_skip_bad_rows",
+    "eval_max_new_tokens",
+    "eval_batch_size",
+    "metric_for_best_model",
+];
+
+/// Options that set the number of steps. A resumed run may change them too, because the finished steps stay valid.
+const LENGTH_OPTIONS: [&str; 2] = ["num_train_epochs", "max_steps"];
+
+/// The options of a command that influence the resulting weights.
+fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value> {
+    let mut all = setup.options.resolved();
+    NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
+    all.insert("command".into(), json!(O::COMMAND));
+    all.insert("seed".into(), json!(setup.seed));
+    all.insert("dtype".into(), json!(setup.dtype.name()));
+    all.insert("profile".into(), json!(setup.media.profile));
+    all.insert("media".into(), json!(setup.media.overrides));
+    all.values_mut().for_each(redact);
+    all
+}
+
+/// The options of a checkpoint in the form in which this version compares them: an option that the version that wrote
+/// it did not have gets its default, and URLs are redacted.
+fn stored_options<O: TrainingOptions>(stored: &Map<String, Value>, now: &Map<String, Value>) -> Map<String, Value> {
+    let mut all = O::default().resolved();
+    all.retain(|name, _| now.contains_key(name) && !stored.contains_key(name));
+    all.extend(stored.clone());
+    NOT_COMPARED.iter().for_each(|name| drop(all.shift_remove(*name)));
+    all.values_mut().for_each(redact);
+    all
+}
+
+/// The fingerprint of everything that decides whether a row can be used: data, options and tokenizer. A journal of
+/// `--check-data` is continued only if it has the same fingerprint.
+pub fn data_check_fingerprint<O: TrainingOptions>(setup: &RunSetup<O>, rows: &impl DataSource) -> Result<String> {
+    let all = json!([
+        result_options(setup),
+        setup.options.strict,
+        setup.options.media_root(),
+        rows.fingerprint(),
+        digest::config_files_fingerprint(setup.model)?
+    ]);
+    Ok(bytes_fingerprint(all.to_string().as_bytes()))
+}
+
+/// The state of a fresh run.
+pub fn fresh_run_state<O: TrainingOptions>(
+    setup: &RunSetup<O>,
+    rows: &impl DataSource,
+    steps: u64,
+    skipped: &[SkippedRow],
+) -> Result<RunState> {
+    let model_files = ModelFiles::read(setup.model)?;
+    Ok(RunState {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        step: 0,
+        steps,
+        position: DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() },
+        peak_bytes: 0,
+        model_hash: model_files.fingerprint(),
+        model_files,
+        data_hash: rows.fingerprint(),
+        data_files: rows.files().to_vec(),
+        options: result_options(setup),
+        parameter_steps: BTreeMap::new(),
+        rewards: RewardTracker::default(),
+        evaluated: None,
+        hash: String::new(),
+    })
+}
+
+/// Reads the state of the checkpoint in `folder` and checks that model, data and options are those of its run. If the
+/// options set another number of steps, `measure_steps` computes it.
+pub fn resumed_run_state<O: TrainingOptions>(
+    setup: &RunSetup<O>,
+    rows: &impl DataSource,
+    folder: &Path,
+    measure_steps: impl FnOnce() -> Result<u64>,
+) -> Result<RunState> {
+    let mut state = read_run_state(folder)?;
+    let refuse = |what: &str, why: &str| {
+        let help = "give the value that the run was started with, or start a new run in another --out";
+        TrainError::option(what, format!("{why} {}", folder.display()), help)
+    };
+    let model = ModelFiles::read(setup.model)?;
+    if !model.have_fingerprint(&state.model_hash) {
+        let which = model.differences_from(&state.model_files);
+        let what = format!("is not the model of the run that wrote {}{which}", folder.display());
+        let help = "give the model that the run was started with, unchanged, or start a new run in another --out";
+        return Err(TrainError::option("--model", what, help));
+    }
+    if rows.fingerprint() != state.data_hash {
+        let which = differences_from(rows.files(), &state.data_files);
+        let what = format!("differs from the data of the run that wrote {}{which}", folder.display());
+        let help = "give the data that the run was started with, or start a new run in another --out";
+        return Err(TrainError::option("--data", what, help));
+    }
+    if let Some(row) = state.position.skipped.iter().find(|&&row| row >= rows.row_count()) {
+        return Err(TrainError::output(
+            folder.join(RUN_STATE_FILE).display().to_string(),
+            format!("lists the skipped row {row}, but the data file has fewer rows"),
+            "resume from another checkpoint",
+        ));
+    }
+    let now = result_options(setup);
+    let then = stored_options::<O>(&state.options, &now);
+    let differs = |name: &&String| now.get(*name) != then.get(*name);
+    let mut different: Vec<&String> = now.keys().chain(then.keys()).filter(differs).collect();
+    let other_length = different.iter().any(|name| LENGTH_OPTIONS.contains(&name.as_str()));
+    different.retain(|name| !LENGTH_OPTIONS.contains(&name.as_str()));
+    if different.iter().any(|name| *name == "command") {
+        let was = then.get("command").and_then(Value::as_str).unwrap_or("another command");
+        return Err(refuse("--resume-from-checkpoint", &format!("belongs to a run of {was}, not of {}:", O::COMMAND)));
+    }
+    if let Some(name) = different.first() {
+        let (mut name, mut values) = (*name, [now.get(*name), then.get(*name)]);
+        // The media options are one object; the error names the option in it.
+        if let [Some(Value::Object(now)), Some(Value::Object(then))] = values
+            && let Some(key) = now.keys().chain(then.keys()).find(|key| now.get(*key) != then.get(*key))
+        {
+            (name, values) = (key, [now.get(key), then.get(key)]);
+        }
+        let text = |value: Option<&Value>| match value {
+            None | Some(Value::Null) => "not given".to_string(),
+            Some(value) => value.to_string(),
+        };
+        let flag = format!("--{}", name.replace('_', "-"));
+        return Err(refuse(&flag, &format!("is {}, but was {} in", text(values[0]), text(values[1]))));
+    }
+    if other_length {
+        state.steps = measure_steps()?;
+        state.options = now;
+    }
+    if state.step > state.steps {
+        let flag = if setup.options.requested_step_count().is_some() { "--max-steps" } else { "--num-train-epochs" };
+        let what =
+            format!("gives a run of {} steps, but {} is after step {}", state.steps, folder.display(), state.step);
+        return Err(TrainError::option(flag, what, "raise it, or resume from an earlier checkpoint"));
+    }
+    Ok(state)
+}
+
+/// Reads `state.json` of a checkpoint.
+pub fn read_run_state(folder: &Path) -> Result<RunState> {
+    let path = folder.join(RUN_STATE_FILE);
+    let bytes = input::read_file(&path, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => TrainError::output(
+            folder.display().to_string(),
+            "is not a checkpoint of a run (it has no training/state.json)",
+            "give an OUT/checkpoint-N folder, or `last`",
+        ),
+        _ => TrainError::cannot_read(&path, e),
+    })?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        TrainError::output(path.display().to_string(), format!("is not valid: {e}"), "resume from another checkpoint")
+    })
+}

@@ -1,0 +1,42 @@
+//! The memory of an evaluation during training (`--eval-steps`) in a plan.
+//!
+//! An evaluation runs between two steps, when the run holds weights and optimizer state only, and takes for its KV
+//! cache what is free then. A plan counts the least that it needs: one answer of maximum length, its prompt, and the
+//! buffers of all slots.
+
+use reel_engine::{Engine, GenerationRequest};
+use reel_model::input::ModelInput;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::ops::KvPages;
+use reel_runtime::{Cx, DType, Device};
+use reel_train::Result;
+use reel_train::options::RunOptions;
+
+use super::Plan;
+
+/// Returns the plan with the memory of an evaluation in place of that of a step, if it is more. `prompt` is the
+/// question: the longest row of the plan stands for it. Weights and optimizer state must be allocated on the dry
+/// device.
+pub(super) fn with_evaluation(
+    plan: Plan,
+    options: &RunOptions,
+    model: &Qwen25Vl,
+    prompt: Option<&ModelInput>,
+    device: &Device,
+    dtype: DType,
+) -> Result<Plan> {
+    let Some(prompt) = prompt.filter(|_| options.evaluation.is_on()) else { return Ok(plan) };
+    device.reset_peak();
+    let slots = options.evaluation.eval_batch_size.unwrap_or(device.capabilities().decode_batch_size);
+    let engine = Engine::new(model, &Cx::inference(device, dtype))?.max_slots(slots);
+    let text = &model.config.text;
+    let tokens = (prompt.len() + options.evaluation.eval_max_new_tokens).next_multiple_of(KvPages::BLOCK_TOKENS);
+    let token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.size();
+    let mut batch = engine.continuous_batch((tokens * token_bytes) as u64)?;
+    batch.add(0, GenerationRequest { max_new_tokens: 2, ..GenerationRequest::new(prompt) })?;
+    while !batch.is_idle() {
+        batch.step(&mut |_| {})?;
+    }
+    let memory = device.memory();
+    Ok(if memory.peak > plan.memory.peak { Plan { memory, ..plan } } else { plan })
+}

@@ -1,0 +1,260 @@
+//! `reel plan grpo`: counts the memory and operations of sampling and of the training steps of GRPO on the dry
+//! device. Every completion has the maximum length.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use reel_engine::Engine;
+use reel_model::checkpoint::StoredDType;
+use reel_model::config::ModelConfig;
+use reel_model::input::ModelInput;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weights::WeightSource as Weights;
+use reel_runtime::{Cx, DType, Device};
+use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
+use reel_samples::length;
+use reel_samples::source::row_order;
+use reel_train::Result;
+use reel_train::live_server::DeviceLender;
+use reel_train::options::{GrpoOptions, TrainingOptions};
+use reel_train::rollout::group::{EndTokens, groups_from_file};
+use reel_train::rollout::sampler::CompletionSampler;
+use reel_train::rollout::siglip::SiglipScorer;
+use reel_train::rollout::{CompletionTokens, Group, Prompt, RolloutProducts, RolloutSet};
+use reel_train::step::grpo::step;
+use reel_train::step::hyperparameters::Hyperparameters;
+use reel_train::step::trainer::Trainer;
+
+use super::evaluation::with_evaluation;
+use super::{OpCosts, PhaseCosts, Plan, RowShape};
+use crate::folder::checkpoint::checkpoint_bytes;
+use crate::run::grpo::{GrpoLoop, GrpoSetup};
+use crate::run::{self, TrainLoop};
+
+/// Maximum number of prompts that a plan counts. More would be slow: every decode step of their completions runs on
+/// the dry device.
+const MAX_ROWS: u64 = 64;
+
+/// Maximum number of training steps per rollout set that run on the dry device. A set is used for `--num-iterations`
+/// steps; from the second on they cost the same, so the second one's cost is multiplied.
+const MAX_USES: u64 = 2;
+
+/// Plans the training steps on one rollout set. All prompts have the size `shape`. `device` is a dry device.
+pub fn plan_rows_of_one_size(
+    options: &GrpoOptions,
+    config: &ModelConfig,
+    stored: StoredDType,
+    dtype: DType,
+    shape: &RowShape,
+    device: &Device,
+) -> Result<Plan> {
+    options.validate_values()?;
+    length::check_token_count(|| "--tokens".into(), shape.tokens, "--max-prompt-length", options.max_prompt_length)?;
+    let prompt = |i: usize| {
+        let mut tokens = shape.sample(config).tokens;
+        // Each prompt gets a different video: otherwise the feature cache would encode one video and use it for all
+        // prompts.
+        tokens.frames.videos.iter_mut().for_each(|video| video.data.fill(i as u8));
+        Prompt::of_size(tokens)
+    };
+    let mut counter = Counter::new(options, config, stored, dtype, device, EndTokens::default())?;
+    super::with_server(options, &counter.trainer.model.clone(), device, dtype, || {
+        counter.count_set((0..options.groups_per_step()).map(prompt).collect())?;
+        counter.plan(dtype)
+    })
+}
+
+/// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
+/// of `setup`.
+pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
+    let options = setup.options;
+    options.validate_values()?;
+    let prompts = Arc::new(GrpoLoop::open_rows(setup)?);
+    let skipped: Vec<usize> = run::unusable_rows(options, &*prompts)?.into_iter().map(|row| row.row).collect();
+    let order = row_order(options.no_shuffle, &*prompts, setup.seed);
+    let mut batching = GrpoLoop::batching(options, order.rows_per_pass());
+    let sets = MAX_ROWS.div_ceil(batching.rows as u64);
+    let sets = options.requested_step_count().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
+    // At least one whole step.
+    batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
+    let position = DataPosition { slot: 0, skipped };
+    let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
+    let device = setup.device.dry_like();
+    let config = prompts.config().clone();
+    let mut counter = Counter::new(options, &config, stored, setup.dtype, &device, prompts.end_tokens())?;
+    let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
+    super::with_server(options, &counter.trainer.model.clone(), &device, setup.dtype, || {
+        for _ in 0..sets {
+            let Some(batch) = cursor.next_micro_batch(&mut feed, &never)? else { break };
+            counter.count_set(batch.samples)?;
+        }
+        counter.plan(setup.dtype)
+    })
+}
+
+/// Runs sampling and training steps on the dry device and sums up their costs.
+struct Counter<'a> {
+    options: &'a GrpoOptions,
+    trainer: Trainer,
+    reference: Option<Qwen25Vl>,
+    /// Samples completions; `None` with `--rollouts`, where they are given.
+    sampler: Option<CompletionSampler<'a>>,
+    siglip: Option<SiglipScorer>,
+    ends: EndTokens,
+    phases: PhaseCosts,
+    steps: u64,
+    tokens: u64,
+    /// The most prompts of a step so far.
+    rows: usize,
+    /// The longest prompt so far.
+    longest: Option<ModelInput>,
+}
+
+impl<'a> Counter<'a> {
+    fn new(
+        options: &'a GrpoOptions,
+        config: &ModelConfig,
+        stored: StoredDType,
+        dtype: DType,
+        device: &Device,
+        ends: EndTokens,
+    ) -> Result<Self> {
+        let mut trainer =
+            Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
+        crate::run::grpo::add_feature_cache(&mut trainer);
+        let reference = match options.beta > 0.0 {
+            true => Some(crate::run::grpo::reference_model(&trainer, Weights::Uninitialised(stored))?),
+            false => None,
+        };
+        let sampler = match options.rollouts {
+            Some(_) => None,
+            None => {
+                let engine = Engine::new(&trainer.model, &Cx::inference(device, dtype))?;
+                // The engine allocates memory for banned end tokens only if completions have a minimum length. An end
+                // token of id 0 is replaced by id 1, because the dry device samples token 0 every time, which would
+                // end every completion.
+                let banned = if options.min_completion_length > 0 { &ends.stop[..] } else { &[] };
+                let banned: Vec<u32> = banned.iter().map(|&id| id.max(1)).collect();
+                Some(CompletionSampler::new(engine, options, &banned, 0, DeviceLender::default(), &trainer))
+            }
+        };
+        let siglip = match (&sampler, &options.siglip) {
+            (Some(_), Some(dir)) => Some(SiglipScorer::open(device, Path::new(dir), dtype)?),
+            _ => None,
+        };
+        device.profiler().clear();
+        device.reset_peak();
+        Ok(Self {
+            options,
+            trainer,
+            reference,
+            sampler,
+            siglip,
+            ends,
+            phases: PhaseCosts::default(),
+            steps: 0,
+            tokens: 0,
+            rows: 0,
+            longest: None,
+        })
+    }
+
+    /// Adds the costs of sampling a rollout set and of the training steps on it.
+    fn count_set(&mut self, prompts: Vec<Prompt>) -> Result<()> {
+        self.rows = self.rows.max(prompts.len());
+        super::keep_longest(&mut self.longest, prompts.iter().map(|prompt| &prompt.tokens));
+        let mut products = None;
+        let groups = match &self.sampler {
+            None if prompts.iter().all(|prompt| prompt.has_given_completions()) => {
+                groups_from_file(self.options, prompts, &self.ends)
+            }
+            None => prompts.into_iter().map(|prompt| self.group(prompt)).collect(),
+            Some(_) => {
+                products = self.count_sampling(&prompts)?;
+                prompts.into_iter().map(|prompt| self.group(prompt)).collect()
+            }
+        };
+        let mut set = RolloutSet::new(groups, self.options.scale_rewards);
+        set.products = products.map(Arc::new);
+        let device = self.trainer.device.clone();
+        for use_ in 1..=self.options.num_iterations.min(MAX_USES) {
+            device.profiler().clear();
+            device.profiler().record_timeline(true);
+            let (options, reference) = (self.options, self.reference.as_ref());
+            let result = step(&mut self.trainer, options, reference, &mut set, 1, DeviceLender::default())?;
+            device.profiler().record_timeline(false);
+            // The last step that runs here stands for itself and for all further steps on this set.
+            let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
+            for event in device.profiler().launch_events()? {
+                self.phases.add_launch(&event, times);
+            }
+            self.steps += times;
+            self.tokens += times * result.tokens as u64;
+        }
+        Ok(())
+    }
+
+    /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP. Returns the outputs
+    /// of products that were kept.
+    fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<Option<RolloutProducts>> {
+        let Some(sampler) = &self.sampler else { return Ok(None) };
+        let device = &self.trainer.device;
+        let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
+        device.profiler().clear();
+        let mut prefill = Ok(OpCosts::new());
+        let sampled = sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;
+        let (prefill, mut decode) = (prefill?, device.profiler().totals()?);
+        super::subtract_costs(&mut decode, &prefill);
+        self.phases.add_costs("prefill", &prefill);
+        self.phases.add_costs("decode", &decode);
+        // As in a run: with dynamic sampling, further rounds need the memory.
+        if !self.options.dynamic_sampling {
+            sampler.release_memory();
+        }
+        if let Some(siglip) = &mut self.siglip {
+            device.profiler().clear();
+            for prompt in prompts {
+                let frames = &prompt.tokens.frames;
+                let seen = if frames.videos.is_empty() { &frames.images } else { &frames.videos };
+                if !seen.is_empty() {
+                    siglip.similarities_of(&vec![""; self.options.num_generations], seen, false)?;
+                }
+            }
+            self.phases.add_costs("judge", &device.profiler().totals()?);
+        }
+        sampler.release_memory();
+        Ok(sampled.products)
+    }
+
+    /// A group of completions that all have the maximum length, and reward 0.
+    fn group(&self, prompt: Prompt) -> Group {
+        let longest = self.options.max_completion_length;
+        let completion =
+            CompletionTokens { ids: vec![0; longest], learned_len: longest, log_probs: vec![0.0; longest] };
+        let n = self.options.num_generations;
+        Group {
+            prompt: Arc::new(prompt),
+            completions: vec![completion; n],
+            rewards: vec![0.0; n],
+            advantages: Vec::new(),
+        }
+    }
+
+    fn plan(self, dtype: DType) -> Result<Plan> {
+        let Self { trainer, phases, steps, tokens, rows, options, longest, .. } = self;
+        let plan = Plan {
+            memory: trainer.device.memory(),
+            phases,
+            steps,
+            tokens,
+            rows,
+            checkpointing: trainer.last_checkpointing(),
+            checkpoint: checkpoint_bytes(&trainer),
+        };
+        with_evaluation(plan, options, &trainer.model, longest.as_ref(), &trainer.device, dtype)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,316 @@
+//! `reel plan`: predicts the memory and costs of a training run. The real steps run on the dry device, which counts
+//! buffers, floating-point operations and bytes, and computes nothing.
+
+mod evaluation;
+pub mod grpo;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use evaluation::with_evaluation;
+use reel_engine::Engine;
+use reel_kernels::Cost;
+use reel_media::frames::FrameBuf;
+use reel_media::patches::PatchProcessor;
+use reel_model::checkpoint::{Checkpoint, StoredDType};
+use reel_model::config::ModelConfig;
+use reel_model::input::window::GridThw;
+use reel_model::input::{MediaFrames, ModelInput};
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::weights::WeightSource as Weights;
+use reel_runtime::device::LaunchEvent;
+use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryUse, OpTotals};
+use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
+use reel_samples::length;
+use reel_samples::sample::Sample;
+use reel_samples::source::row_order;
+use reel_train::live_server::SERVED_BATCH;
+use reel_train::options::{RunOptions, SftOptions, TrainingOptions};
+use reel_train::step::hyperparameters::Hyperparameters;
+use reel_train::step::sft::step;
+use reel_train::step::trainer::Trainer;
+use reel_train::{Result, TrainError};
+
+use crate::folder::checkpoint::checkpoint_bytes;
+use crate::run::sft::{self, SftLoop, SftSetup};
+use crate::run::{self, TrainLoop};
+
+/// The predicted memory and the costs of a training run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Bytes by category when the device's memory use was highest. Their sum is what a run reports as `peak_bytes`.
+    pub memory: MemoryUse,
+    /// Costs of the ops of all planned steps, by phase.
+    pub phases: PhaseCosts,
+    /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
+    pub steps: u64,
+    /// Tokens of the planned steps.
+    pub tokens: u64,
+    /// The most rows that a planned micro-batch has, or for `grpo` prompts of a planned step. Fewer than the options ask
+    /// for if the data has no more.
+    pub rows: usize,
+    /// What the last micro-batch computes again; with `--gradient-checkpointing auto`, as the memory limit of the device
+    /// decides.
+    pub checkpointing: Option<Checkpointing>,
+    /// Bytes of the weights and optimizer state in a checkpoint: its size on disk, and the host memory that its copy
+    /// takes while it is written in the background.
+    pub checkpoint: u64,
+}
+
+/// Launches and costs by op name.
+pub type OpCosts = BTreeMap<&'static str, OpTotals>;
+
+/// Costs by phase (forward, backward, prefill, …), in execution order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PhaseCosts(pub Vec<(&'static str, OpCosts)>);
+
+impl PhaseCosts {
+    fn phase_mut(&mut self, phase: &'static str) -> &mut OpCosts {
+        let at = self.0.iter().position(|(name, _)| *name == phase).unwrap_or_else(|| {
+            self.0.push((phase, OpCosts::new()));
+            self.0.len() - 1
+        });
+        &mut self.0[at].1
+    }
+
+    /// Adds the costs of ops to those of a phase.
+    pub fn add_costs(&mut self, phase: &'static str, ops: &OpCosts) {
+        let all = self.phase_mut(phase);
+        for (name, op) in ops {
+            let total = all.entry(name).or_default();
+            total.launches += op.launches;
+            total.cost += op.cost;
+            total.planned.add_all(&op.planned);
+        }
+    }
+
+    /// Adds `times` launches that are equal to this one.
+    fn add_launch(&mut self, launch: &LaunchEvent, times: u64) {
+        let total = self.phase_mut(launch.part).entry(launch.name).or_default();
+        let Cost { flops, bytes } = launch.cost;
+        total.launches += times;
+        total.cost += Cost { flops: flops * times as f64, bytes: bytes * times as f64 };
+        total.planned.add(&launch.stages, launch.cost, times);
+    }
+}
+
+/// Subtracts the costs in `before` from `all`, a later total of the same counters.
+pub fn subtract_costs(all: &mut OpCosts, before: &OpCosts) {
+    for (name, before) in before {
+        if let Some(op) = all.get_mut(name) {
+            op.launches -= before.launches;
+            op.cost.flops -= before.cost.flops;
+            op.cost.bytes -= before.cost.bytes;
+            op.planned.subtract(&before.planned);
+        }
+    }
+    all.retain(|_, op| op.launches > 0);
+}
+
+/// The size of a row: its tokens and the patches of its videos.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowShape {
+    /// Number of tokens, vision tokens included.
+    pub tokens: usize,
+    /// Patch grid `[t, h, w]` of each video.
+    pub video_grid_thw: Vec<GridThw>,
+}
+
+/// Maximum number of rows in a plan with data. More would be slow: the size of a row is known only after its media
+/// are decoded.
+const MAX_ROWS: u64 = 256;
+
+/// Maximum tokens, and maximum patches, of a planned row: eight times the model's context length.
+const MAX_ROW_SIZE: usize = 1 << 20;
+
+impl RowShape {
+    /// The shape of a row of `tokens` tokens, of which one video of `patches` patches makes some. The video has 16
+    /// frames if the patches divide evenly among them, else 2 frames. Its frames are as square as possible.
+    pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
+        for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
+            if !(least..=MAX_ROW_SIZE).contains(&n) {
+                let what = format!("is {n}, outside the possible sizes of a row");
+                return Err(TrainError::option(option, what, format!("give {least} to {MAX_ROW_SIZE}")));
+            }
+        }
+        let unit = config.vision.patches_per_vision_token();
+        let side = config.vision.spatial_merge_size;
+        if patches == 0 {
+            return Ok(Self { tokens, video_grid_thw: Vec::new() });
+        }
+        if !patches.is_multiple_of(unit) || tokens <= patches / unit {
+            let what =
+                format!("is {patches}, which makes {} of the row's {tokens} tokens", patches as f64 / unit as f64);
+            return Err(TrainError::option(
+                "--vision-patches",
+                what,
+                format!("give a multiple of {unit} that makes fewer tokens than --tokens"),
+            ));
+        }
+        let pairs = if patches.is_multiple_of(8 * unit) { 8 } else { 1 };
+        let squares = patches / pairs / unit;
+        let rows = (1..=squares.isqrt()).rev().find(|rows| squares.is_multiple_of(*rows)).unwrap_or(1);
+        Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
+    }
+
+    /// All-black videos of the sizes that the patch grids of this row state.
+    pub fn black_videos(&self, config: &ModelConfig) -> MediaFrames {
+        let vision = &config.vision;
+        let video = |&[t, h, w]: &GridThw| {
+            let (frames, height, width) =
+                (t * vision.temporal_patch_size, h * vision.patch_size, w * vision.patch_size);
+            FrameBuf { data: vec![0; frames * height * width * 3], frames, height, width }
+        };
+        let processor = PatchProcessor {
+            patch_size: vision.patch_size,
+            temporal_patch_size: vision.temporal_patch_size,
+            merge_size: vision.spatial_merge_size,
+            ..PatchProcessor::default()
+        };
+        MediaFrames { videos: self.video_grid_thw.iter().map(video).collect(), processor, ..MediaFrames::default() }
+    }
+
+    /// A training sample of this size, with the vision tokens first. All text tokens are learned.
+    fn sample(&self, config: &ModelConfig) -> Sample {
+        let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
+        let pads = patches / config.vision.patches_per_vision_token();
+        let mut input_ids = vec![0; self.tokens];
+        input_ids[..pads].fill(config.tokens.video);
+        let positions = vec![0; self.tokens];
+        let tokens = ModelInput {
+            input_ids,
+            position_ids: [positions.clone(), positions.clone(), positions],
+            frames: self.black_videos(config),
+            video_grid_thw: self.video_grid_thw.clone(),
+            ..ModelInput::default()
+        };
+        let targets = (0..self.tokens).map(|t| if t + 1 < self.tokens && t + 1 >= pads { 0 } else { -1 }).collect();
+        Sample { tokens, targets }
+    }
+}
+
+/// The dtype in which a model folder stores its weights: that of its weight files or, if it has none, of config.json.
+pub fn stored_weight_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
+    let stored = Checkpoint::open(folder)
+        .ok()
+        .and_then(|files| files.tensor("model.embed_tokens.weight").map(|view| view.dtype));
+    stored.or(config.dtype).unwrap_or(StoredDType::Bf16)
+}
+
+/// Plans one step. All rows have the size `shape`. `device` is a dry device.
+pub fn plan_rows_of_one_size(
+    options: &SftOptions,
+    config: &ModelConfig,
+    stored: StoredDType,
+    dtype: DType,
+    shape: &RowShape,
+    device: &Device,
+) -> Result<Plan> {
+    options.validate_values()?;
+    length::check_token_count(|| "--tokens".into(), shape.tokens, "--max-length", options.max_length)?;
+    let rows = match options.max_length {
+        Some(most) if options.packing => most / shape.tokens.max(1),
+        _ => options.per_device_train_batch_size,
+    };
+    let mut trainer =
+        Trainer::new(device, config, Weights::Uninitialised(stored), dtype, Hyperparameters::new(options, 1))?;
+    let batch = vec![shape.sample(config); rows];
+    let model = trainer.model.clone();
+    with_server(options, &model, device, dtype, || {
+        let plan = count(&mut trainer, 1, || Ok(Some(batch.clone())))?;
+        with_evaluation(plan, options, &model, batch.first().map(|row| &row.tokens), device, dtype)
+    })
+}
+
+/// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
+/// of `setup`.
+pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
+    let options = setup.options;
+    options.validate_values()?;
+    let samples = Arc::new(sft::open_samples(setup)?);
+    let skipped: Vec<usize> = run::unusable_rows(options, &*samples)?.into_iter().map(|row| row.row).collect();
+    let order = row_order(options.no_shuffle, &*samples, setup.seed);
+    let mut batching = SftLoop::batching(options, order.rows_per_pass());
+    let steps = match options.requested_step_count() {
+        Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
+        None => u64::MAX,
+    };
+    // At least one whole micro-batch: its size decides about the memory.
+    batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
+    let config = samples.bundle.config.clone();
+    let mut feed = MicroBatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
+    let (never, mut cursor) = (AtomicBool::new(false), StepRowCursor::default());
+    let device = setup.device.dry_like();
+    let hyperparameters = Hyperparameters::new(options, 1);
+    let mut trainer = Trainer::new(&device, &config, Weights::Uninitialised(stored), setup.dtype, hyperparameters)?;
+    let model = trainer.model.clone();
+    let mut longest: Option<ModelInput> = None;
+    with_server(options, &model, &device, setup.dtype, || {
+        let plan = count(&mut trainer, steps, || {
+            let batch = cursor.next_micro_batch(&mut feed, &never)?.map(|batch| batch.samples);
+            keep_longest(&mut longest, batch.iter().flatten().map(|row| &row.tokens));
+            Ok(batch)
+        })?;
+        with_evaluation(plan, options, &model, longest.as_ref(), &device, setup.dtype)
+    })
+}
+
+/// Replaces `longest` by the longest of `rows` if that is longer.
+fn keep_longest<'r>(longest: &mut Option<ModelInput>, rows: impl Iterator<Item = &'r ModelInput>) {
+    if let Some(row) =
+        rows.max_by_key(|row| row.len()).filter(|row| longest.as_ref().is_none_or(|l| row.len() > l.len()))
+    {
+        *longest = Some(row.clone());
+    }
+}
+
+/// Plans with `plan` while the KV cache of `--serve` is allocated, if the run serves. The activations of requests are
+/// not counted: they are computed where the run holds none, and the peak of a step is higher.
+pub(super) fn with_server(
+    options: &RunOptions,
+    model: &Qwen25Vl,
+    device: &Device,
+    dtype: DType,
+    plan: impl FnOnce() -> Result<Plan>,
+) -> Result<Plan> {
+    if options.serve.is_none() {
+        return plan();
+    }
+    let engine = Engine::new(model, &Cx::inference(device, dtype))?.max_slots(SERVED_BATCH);
+    let _cache = engine.continuous_batch(u64::from(options.serve_kv_memory) << 20)?;
+    plan()
+}
+
+/// Runs up to `steps` steps on the dry device. Returns their costs and peak memory.
+fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Option<Vec<Sample>>>) -> Result<Plan> {
+    let device = trainer.device.clone();
+    device.profiler().clear();
+    device.reset_peak();
+    let (mut done, mut tokens, mut rows) = (0, 0, 0);
+    let mut next = || -> Result<Option<Vec<Sample>>> {
+        let batch = next()?;
+        rows = batch.as_ref().map_or(rows, |batch| batch.len().max(rows));
+        Ok(batch)
+    };
+    while done < steps {
+        let Some(result) = step(trainer, done + 1, &mut next)? else { break };
+        done += 1;
+        tokens += result.tokens as u64;
+    }
+    let mut phases = PhaseCosts::default();
+    phases.add_costs("step", &device.profiler().totals()?);
+    Ok(Plan {
+        memory: device.memory(),
+        phases,
+        steps: done,
+        tokens,
+        rows,
+        checkpointing: trainer.last_checkpointing(),
+        checkpoint: checkpoint_bytes(trainer),
+    })
+}
+
+#[cfg(test)]
+mod tests;

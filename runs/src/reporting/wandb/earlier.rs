@@ -1,0 +1,163 @@
+//! Reads what earlier processes of a run wrote for W&B. Each process writes its own folder (a part of the run) and
+//! copies the earlier steps into it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use reel_train::{Result, TrainError};
+use serde_json::{Map, Value};
+
+use super::log;
+use super::record::Record;
+
+const PREFIX: &str = "offline-run-";
+const TIME: &str = "%Y%m%d_%H%M%S";
+
+/// The start time and run id in the name of a part's folder. A part is what one process of a W&B run wrote.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct RunPart {
+    /// Start time, in whole seconds.
+    pub start: DateTime<Utc>,
+    /// The run id.
+    pub id: String,
+}
+
+/// What a log has about one step: its values and its media files.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct LoggedStep {
+    /// Media files of the step: paths below `files/`.
+    pub media: Vec<String>,
+    /// Values of the step by name.
+    pub values: Map<String, Value>,
+}
+
+impl RunPart {
+    /// The folder name, in the client's format; the time is UTC.
+    pub fn folder_name(&self) -> String {
+        format!("{PREFIX}{}-{}", self.start.format(TIME), self.id)
+    }
+
+    fn of(name: &str) -> Option<Self> {
+        let (time, id) = name.strip_prefix(PREFIX)?.split_once('-')?;
+        let start = NaiveDateTime::parse_from_str(time, TIME).ok()?.and_utc();
+        let whole = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric());
+        whole.then(|| Self { start, id: id.to_string() })
+    }
+
+    pub fn log_file_name(&self) -> String {
+        format!("run-{}.wandb", self.id)
+    }
+
+    /// Whether `wandb sync` has uploaded this part's folder, or has begun to: old clients leave a file `.synced` when
+    /// they have finished, newer ones `.syncstate` when they begin. `wandb` is the folder that contains the part's
+    /// folder.
+    pub fn is_uploaded(&self, wandb: &Path) -> bool {
+        ["synced", "syncstate"].iter().any(|mark| self.mark(wandb, mark).exists())
+    }
+
+    fn mark(&self, wandb: &Path, mark: &str) -> PathBuf {
+        wandb.join(self.folder_name()).join(format!("{}.{mark}", self.log_file_name()))
+    }
+
+    /// The folder's name while the steps of the earlier parts are copied into it. It is hidden, so that `wandb sync`
+    /// ignores it.
+    pub fn hidden_folder_name(&self) -> String {
+        format!(".{}.part", self.folder_name())
+    }
+}
+
+/// Names of the files and folders in the folder `wandb`.
+fn names(wandb: &Path) -> Result<Vec<String>> {
+    let failed = |e| TrainError::cannot_read(wandb, e);
+    let entries = match fs::read_dir(wandb) {
+        Ok(entries) => entries,
+        Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// The part in the folder `wandb` that started last.
+pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<RunPart>> {
+    Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
+}
+
+/// The names of the folders of all parts in the folder `wandb`, incomplete ones included.
+pub(super) fn part_folder_names(wandb: &Path) -> Result<Vec<String>> {
+    let mut names = names(wandb)?;
+    names.retain(|name| RunPart::of(name).is_some() || is_incomplete(name));
+    Ok(names)
+}
+
+/// Whether this is the hidden folder of a part that a killed process did not complete.
+fn is_incomplete(name: &str) -> bool {
+    name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some()
+}
+
+/// Removes the incomplete parts of killed processes.
+pub(super) fn remove_incomplete_part_folders(wandb: &Path) -> Result<()> {
+    for name in names(wandb)?.into_iter().filter(|name| is_incomplete(name)) {
+        let path: PathBuf = wandb.join(name);
+        fs::remove_dir_all(&path).map_err(|e| TrainError::cannot_write(&path, e))?;
+    }
+    Ok(())
+}
+
+/// Marks all older parts with the run id of `current` as uploaded. `wandb sync` then leaves them out; `current` has
+/// their steps, too.
+pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &RunPart) -> Result<()> {
+    let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
+    for part in others.filter(|part| part.id == current.id && part.folder_name() != current.folder_name()) {
+        let mark = part.mark(wandb, "synced");
+        fs::File::create(&mark).map_err(|e| TrainError::cannot_write(&mark, e))?;
+    }
+    Ok(())
+}
+
+/// Reads the steps up to `last_step` from a log, by step number.
+pub(super) fn read_logged_steps(log: &Path, last_step: u64) -> Result<BTreeMap<u64, LoggedStep>> {
+    let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
+    for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
+        // The records of a step's files come before its history record.
+        media.extend(record.media_paths());
+        let Some(values) = record.history_values() else { continue };
+        let media = std::mem::take(&mut media);
+        if let Some(step) = values.get("_step").and_then(Value::as_u64).filter(|&step| step <= last_step) {
+            steps.insert(step, LoggedStep { media, values });
+        }
+    }
+    Ok(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newest_folder_has_the_latest_start_time() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(newest_run_part(&dir.path().join("none")).unwrap(), None);
+        for name in [
+            "offline-run-20260102_000000-aaaaaaaa",
+            "offline-run-20251231_235959-zzzzzzzz",
+            ".offline-run-20270101_000000-aaaaaaaa.part",
+            "offline-run-x-aaaaaaaa",
+            "latest-run",
+        ] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let part = newest_run_part(dir.path()).unwrap().unwrap();
+        assert_eq!(
+            (part.folder_name().as_str(), part.id.as_str()),
+            ("offline-run-20260102_000000-aaaaaaaa", "aaaaaaaa")
+        );
+        assert_eq!(part_folder_names(dir.path()).unwrap().len(), 3);
+        remove_incomplete_part_folders(dir.path()).unwrap();
+        assert_eq!(names(dir.path()).unwrap().len(), 4);
+        let mut parts = part_folder_names(dir.path()).unwrap();
+        parts.sort();
+        assert_eq!(parts, ["offline-run-20251231_235959-zzzzzzzz", "offline-run-20260102_000000-aaaaaaaa"]);
+    }
+}

@@ -1,0 +1,135 @@
+//! Sends the metrics and rollout previews of each step to the reporters that `--report-to` names: TensorBoard and
+//! Weights & Biases.
+
+use std::path::Path;
+
+use reel_files::log;
+use reel_train::file_names::METRICS_FILE;
+use reel_train::metrics::{RolloutPreview, StepMetrics};
+use reel_train::options::{ReportTo, RunOptions};
+use reel_train::{Result, TrainError};
+use serde_json::Value;
+
+use crate::reporting::events::TensorboardEventFile;
+use crate::reporting::wandb::{Wandb, WandbStart};
+
+/// The TensorBoard and W&B name of the histogram of a step's rewards.
+pub const REWARDS_TAG: &str = "rollouts/rewards";
+/// The TensorBoard and W&B name of the text of a step's completions.
+pub const COMPLETIONS_TAG: &str = "rollouts/completions";
+/// The TensorBoard and W&B name of the image of a step's frames.
+pub const FRAMES_TAG: &str = "rollouts/frames";
+
+/// The reporters of a run.
+#[derive(Debug)]
+pub struct Reporters {
+    events: Option<TensorboardEventFile>,
+    wandb: Option<Wandb>,
+}
+
+impl Reporters {
+    /// Starts the reporters. The run is in the output folder `home` and continues after step `step`; `run` is the
+    /// content of run.json.
+    pub fn begin(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
+        let events = options
+            .reports_to(ReportTo::Tensorboard)
+            .then(|| TensorboardEventFile::create(&options.out))
+            .transpose()?;
+        if !options.reports_to(ReportTo::Wandb) {
+            return Ok(Self { events, wandb: None });
+        }
+        let logged = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(options.logging_steps);
+        let lines = log::read_matching_lines(&options.out.join(METRICS_FILE), logged)?;
+        let done: Vec<StepMetrics> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let begin = WandbStart {
+            out: &options.out,
+            home,
+            step,
+            done: &done,
+            project: &options.wandb_project(),
+            name: options.run_name.as_deref(),
+            run,
+        };
+        Ok(Self { events, wandb: Some(Wandb::begin(&begin)?) })
+    }
+
+    /// The folder that `wandb sync` uploads, with `--report-to wandb`.
+    pub fn wandb_folder(&self) -> Option<&Path> {
+        self.wandb.as_ref().map(Wandb::folder)
+    }
+
+    /// Reports a step: the numbers `values` with their names.
+    pub fn report_step(&mut self, step: u64, values: &[(String, f64)], preview: Option<&RolloutPreview>) -> Result<()> {
+        if let Some(events) = &mut self.events {
+            events.write_scalars(step, values)?;
+            preview.map_or(Ok(()), |preview| events.write_preview(step, preview))?;
+        }
+        self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.log_step(step, values, preview))
+    }
+
+    /// Reports how the run ended.
+    pub fn finish(&mut self, outcome: &Result<()>) -> Result<()> {
+        // The exit codes of the W&B client (`sdk/lib/exit_hooks.py`): 255 if the run was interrupted, 1 after another
+        // error.
+        let code = match outcome {
+            Ok(()) => 0,
+            Err(TrainError::Stopped(_)) => 255,
+            Err(_) => 1,
+        };
+        self.wandb.take().map_or(Ok(()), |wandb| wandb.finish(code))
+    }
+}
+
+/// A histogram with 30 bins of equal width from the smallest to the largest value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    /// The smallest value.
+    pub low: f64,
+    /// The largest value.
+    pub high: f64,
+    /// Upper limit of each bin; the first bin begins at `low`.
+    pub limits: Vec<f64>,
+    /// Number of values in each bin.
+    pub counts: Vec<u64>,
+}
+
+impl Histogram {
+    /// The histogram of `values`, which must not be empty.
+    pub fn new(values: &[f32]) -> Self {
+        const BINS: usize = 30;
+        let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+        let (low, high) = values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), &v| (l.min(v), h.max(v)));
+        let width = (high - low).max(1e-6) / BINS as f64;
+        let mut counts = vec![0; BINS];
+        for v in &values {
+            counts[(((v - low) / width) as usize).min(BINS - 1)] += 1;
+        }
+        Self { low, high, limits: (1..=BINS).map(|i| low + width * i as f64).collect(), counts }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Every value is counted in a bin whose limits contain it, up to rounding.
+        #[test]
+        fn histogram_counts_every_value(values in prop::collection::vec(-100f32..100.0, 1..60)) {
+            let bins = Histogram::new(&values);
+            prop_assert_eq!(bins.counts.iter().sum::<u64>(), values.len() as u64);
+            let mut below = 0;
+            for (limit, n) in bins.limits.iter().zip(&bins.counts) {
+                below += n;
+                let slack = 1e-9 * (1.0 + limit.abs());
+                let at_most = values.iter().filter(|&&v| f64::from(v) <= limit + slack).count() as u64;
+                let under = values.iter().filter(|&&v| f64::from(v) < limit - slack).count() as u64;
+                prop_assert!(under <= below && below <= at_most, "{limit}: {under} {below} {at_most}");
+            }
+            prop_assert_eq!(bins.low, f64::from(values.iter().copied().fold(f32::INFINITY, f32::min)));
+            prop_assert_eq!(bins.high, f64::from(values.iter().copied().fold(f32::NEG_INFINITY, f32::max)));
+        }
+    }
+}

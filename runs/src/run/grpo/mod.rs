@@ -1,0 +1,212 @@
+//! `reel grpo`: group-relative policy optimization (GRPO). Each step samples a group of completions for every prompt,
+//! scores them, and trains on the advantage of each completion within its group.
+//!
+//! | stage | output | file |
+//! |---|---|---|
+//! | row → prompt | `Prompt` | `rollout/prompts.rs` |
+//! | prompt → completions | `Rollout`; with `--rollouts`: `Group` | `rollout/sampler.rs`, `rollout/worker.rs`; `rollout/given.rs` |
+//! | completions → rewards → advantages | `Scores`, `Group`, [`RolloutSet`] | `rollout/scorer.rs`, `rollout/group.rs` |
+//! | groups → packed batch | `PackedGroups` | `step/packing.rs` |
+//! | log-probabilities → loss, gradients, update | [`StepResult`] | `step/grpo.rs` |
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use reel_model::checkpoint::Checkpoint;
+use reel_model::features::FeatureCache;
+use reel_model::linear_weight::Quantization;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::text::TextDecoder;
+use reel_model::weights::{WeightLoader, WeightSource};
+use reel_samples::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_train::Result;
+use reel_train::file_names::ROLLOUT_SET_FILE;
+use reel_train::live_server::DeviceLender;
+use reel_train::options::GrpoOptions;
+use reel_train::rollout::worker::RolloutWorker;
+use reel_train::rollout::{PromptSource, RolloutSet, group, records};
+use reel_train::step::grpo as step;
+use reel_train::step::trainer::{StepResult, Trainer};
+
+use crate::run::replay::{self, ReplayReport};
+use crate::run::{self, DataCheckResult, RunSummary, TrainLoop};
+
+pub use reel_train::setup::GrpoSetup;
+
+/// Trains to the last step, or until `setup.stop` becomes true.
+pub fn run(setup: &GrpoSetup) -> Result<RunSummary> {
+    run::run::<GrpoLoop>(setup)
+}
+
+/// Checks every row of the data, including its media, without training.
+pub fn check_data(setup: &GrpoSetup) -> Result<DataCheckResult> {
+    run::check_data::<GrpoLoop>(setup)
+}
+
+/// Repeats step `step` of the run in `recorded` with its recorded completions: see [`replay`].
+pub fn replay_step(setup: &GrpoSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
+    replay::replay::<GrpoLoop>(setup, recorded, step, want)
+}
+
+pub(crate) struct GrpoLoop<'a> {
+    options: &'a GrpoOptions,
+    rows: Arc<PromptSource>,
+    feed: MicroBatchFeed<PromptSource>,
+    stop: &'a AtomicBool,
+    lender: DeviceLender<'a>,
+    /// The reference model of the KL term, with the weights that the run started from; `None` with `--beta 0`.
+    reference: Option<Qwen25Vl>,
+    /// Samples completions; `None` where they are given: with `--rollouts`, and in a replay.
+    worker: Option<RolloutWorker<'a>>,
+    /// The rollout set in use: `--num-iterations` steps train on it, then the next step replaces it.
+    set: Option<RolloutSet>,
+}
+
+impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
+    type Options = GrpoOptions;
+    type DataSource = PromptSource;
+
+    fn open_rows(setup: &GrpoSetup<'a>) -> Result<PromptSource> {
+        PromptSource::open(setup)
+    }
+
+    fn batching(options: &GrpoOptions, rows: usize) -> MicroBatchOptions {
+        MicroBatchOptions {
+            rows: options.groups_per_step(),
+            packing: false,
+            max_length: options.max_prompt_length,
+            limit: "--max-prompt-length",
+            end: options.rows_in_all_epochs(rows),
+            strict: options.strict,
+        }
+    }
+
+    fn step_count(options: &GrpoOptions, batches: u64) -> u64 {
+        batches * options.num_iterations
+    }
+
+    fn must_scan_all_rows(options: &GrpoOptions) -> bool {
+        options.check_data
+    }
+
+    fn begin(
+        setup: &GrpoSetup<'a>,
+        rows: Arc<PromptSource>,
+        feed: MicroBatchFeed<PromptSource>,
+        trainer: &mut Trainer,
+        from: Option<&Path>,
+    ) -> Result<Self> {
+        let set = match from.map(|folder| folder.join(ROLLOUT_SET_FILE)).filter(|path| path.exists()) {
+            Some(path) => Some(RolloutSet::read(&path, &rows)?),
+            None => None,
+        };
+        add_feature_cache(trainer);
+        let reference = match setup.options.beta > 0.0 {
+            true => Some(first_weights(setup, trainer)?),
+            false => None,
+        };
+        let worker = match (&setup.options.rollouts, &setup.options.recorded) {
+            (Some(_), _) | (_, Some(_)) => None,
+            (None, None) => Some(RolloutWorker::new(setup, rows.clone(), trainer)?),
+        };
+        let lender = DeviceLender(setup.server);
+        Ok(Self { worker, options: setup.options, rows, feed, stop: setup.stop, lender, reference, set })
+    }
+
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
+        if self.set.as_ref().is_none_or(|set| set.uses >= self.options.num_iterations) {
+            self.set = self.next_set(trainer, n, cursor)?;
+        }
+        let Some(set) = &mut self.set else { return Ok(None) };
+        let result = step::step(trainer, self.options, self.reference.as_ref(), set, n, self.lender)?;
+        self.worker.as_mut().map_or(Ok(()), RolloutWorker::wait_for_records)?;
+        Ok(Some(result))
+    }
+
+    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        let unfinished = self.set.as_ref().filter(|set| set.uses < self.options.num_iterations);
+        unfinished.map(|set| Ok((ROLLOUT_SET_FILE, set.to_checkpoint_json()?))).into_iter().collect()
+    }
+}
+
+impl GrpoLoop<'_> {
+    /// The rollout set of step `n`, sampled or read from a file; `None` at the end of the data. The reference model
+    /// computes while slow custom rewards do.
+    fn next_set(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<RolloutSet>> {
+        if let Some(folder) = &self.options.recorded {
+            let mut groups = records::read_recorded_groups(folder, n, self.options, &self.rows)?;
+            // Dynamic sampling may record more usable groups than a step needs; the step trained on the first of
+            // them.
+            groups.truncate(self.options.groups_per_step());
+            return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
+        }
+        let (options, lender) = (self.options, self.lender);
+        let Some(worker) = &mut self.worker else {
+            let batch = lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            let groups = |samples| group::groups_from_file(options, samples, &self.rows.end_tokens());
+            return Ok(batch.map(|batch| RolloutSet::new(groups(batch.samples), options.scale_rewards)));
+        };
+        let mut ref_log_probs = Vec::new();
+        let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
+            if let Some(model) = &self.reference {
+                // The next step does that, too. Here it makes room for the reference model's activations.
+                trainer.grads.clear();
+                ref_log_probs = step::reference_log_probs(trainer, options, model, groups, lender)?;
+            }
+            Ok(())
+        })?;
+        Ok(batch.map(|batch| RolloutSet {
+            ref_log_probs,
+            metrics: batch.metrics,
+            while_scoring: batch.while_scoring,
+            preview: Some(batch.preview),
+            products: batch.products.map(Arc::new),
+            ..RolloutSet::new(batch.groups, options.scale_rewards)
+        }))
+    }
+}
+
+/// Loads the reference model: the weights that the run started from.
+fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
+    let files = Checkpoint::open(setup.model)?;
+    reference_model(trainer, WeightSource::Files(&files))
+}
+
+/// Makes the reference model of the KL term from `weights`, which the run started from. With LoRA the reference is
+/// the model without its adapter.
+pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
+    let (policy, config) = (&trainer.model, &trainer.model.config);
+    let loader = WeightLoader {
+        device: &trainer.device,
+        source: weights,
+        dtype: trainer.dtype,
+        quantization: Quantization::None,
+        may_pad: trainer.hyperparameters.may_pad_weights(),
+        trainable: &|_| false,
+    };
+    let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
+        (true, _) => policy.without_adapter(),
+        // If the vision tower is frozen, policy and reference share it and its feature cache.
+        (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config)?, ..policy.clone() },
+        (false, true) => Qwen25Vl::load(&loader, config)?,
+    };
+    reference.features.get_or_insert_with(features);
+    Ok(reference)
+}
+
+/// Maximum bytes of host memory for vision tokens in a feature cache (256 MiB).
+const MAX_FEATURES: usize = 256 << 20;
+
+fn features() -> Arc<FeatureCache> {
+    Arc::new(FeatureCache::new(MAX_FEATURES))
+}
+
+/// Gives the policy model a feature cache if its vision tower is not trained. Call it before other models are cloned
+/// from the policy, so that they share the cache.
+pub(crate) fn add_feature_cache(trainer: &mut Trainer) {
+    trainer.model.features = (!trainer.model.trains_vision()).then(features);
+}

@@ -1,0 +1,368 @@
+//! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`],
+//! which defines what a step does. `start.rs` prepares a run, fresh or resumed. This file does everything around the
+//! steps: checkpoints, logs, reports, interruption. `evaluation.rs` evaluates the model between steps.
+
+mod evaluation;
+pub mod grpo;
+mod record;
+pub mod replay;
+pub mod sft;
+mod start;
+mod train_loop;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use record::Recorded;
+use reel_diagnostic::Diagnostic;
+use reel_files::digest::ModelFiles;
+use reel_files::log;
+use reel_model::save::FolderLock;
+use reel_samples::SkipCause;
+use reel_samples::feed::{SampleSource, StepRowCursor};
+use reel_samples::skipped_row::SkippedRow;
+use reel_train::file_names::SKIPPED_FILE;
+use reel_train::metrics::{RolloutPreview, StepMetrics};
+use reel_train::options::TrainingOptions;
+use reel_train::setup::RunSetup;
+use reel_train::step::hyperparameters::Hyperparameters;
+use reel_train::step::trainer::{StepResult, Trainer, combined_fingerprint};
+use reel_train::{Result, TrainError};
+use serde_json::Value;
+
+use crate::folder::best;
+use crate::folder::checkpoint::{self, BaseModel, CheckpointSnapshot, CheckpointWriter, TrainedWeights};
+use crate::folder::later_skipped;
+use crate::folder::logs::RunLogs;
+use crate::folder::output;
+use crate::folder::previous::PreviousRun;
+use crate::folder::resume::{self, PlannedStepCount, RunState};
+use crate::reporting::progress::Progress;
+use crate::reporting::watch::Reporters;
+pub use record::difference_in_bits;
+pub use train_loop::TrainLoop;
+pub(crate) use validate::unusable_rows;
+pub use validate::{DataCheckResult, check_data};
+
+/// The result of a training run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunSummary {
+    /// Number of finished steps of the whole run, earlier processes included.
+    pub steps: u64,
+    /// Planned number of steps of the whole run. Fewer are finished if the data ended early, because rows were skipped.
+    pub planned_steps: u64,
+    /// The step of the checkpoint that this process resumed from; 0 for a fresh run.
+    pub resumed_after: u64,
+    /// Metrics of the last step, if this process did any step.
+    pub last: Option<StepMetrics>,
+    /// Number of skipped rows.
+    pub skipped: usize,
+    /// Number of skipped rows by cause. Rows that an earlier version skipped have no cause.
+    pub skipped_by_cause: BTreeMap<SkipCause, usize>,
+}
+
+/// Trains to the last step, or until `setup.stop` becomes true. OUT is locked meanwhile.
+pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
+    setup.options.validate()?;
+    let out = &setup.options.out;
+    let lock = Arc::new(output::lock(out)?);
+    train::<W>(setup, &lock).map_err(|e| output::with_help_to_continue(e, out))
+}
+
+fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
+    let found = start::find::<W>(setup)?;
+    let opened = start::open::<W>(setup, &found)?;
+    let mut run = start::begin(setup, found, opened, Some(lock.clone()))?;
+    let done = run.steps();
+    run.reports.progress.finish();
+    let done = done.and_then(|()| run.finish_folder());
+    let reported = run.reports.reporters.finish(&done);
+    if let Err(e) = done.and(reported) {
+        // A run that did not do its first step leaves OUT as it was. Its threads and files are closed first.
+        let mut previous = std::mem::replace(&mut run.folder.previous, PreviousRun::none(&setup.options.out));
+        drop(run);
+        // If this fails, the next start in the folder tries again; the error that ended the run says more.
+        let _ = previous.put_back();
+        return Err(e);
+    }
+    Ok(RunSummary {
+        steps: run.state.step,
+        planned_steps: run.state.steps,
+        resumed_after: run.resumed_after,
+        last: run.last.clone(),
+        skipped: run.state.position.skipped.len(),
+        skipped_by_cause: skipped_by_cause(&setup.options.out)?,
+    })
+}
+
+/// Counts the rows in `skipped.jsonl` by their cause.
+fn skipped_by_cause(out: &Path) -> Result<BTreeMap<SkipCause, usize>> {
+    let mut counts = BTreeMap::new();
+    for line in log::read_matching_lines(&out.join(SKIPPED_FILE), |row: &SkippedRow| row.cause.is_some())? {
+        let cause = serde_json::from_str::<SkippedRow>(&line).ok().and_then(|row| row.cause);
+        *counts.entry(cause.unwrap_or(SkipCause::Other)).or_insert(0) += 1;
+    }
+    Ok(counts)
+}
+
+/// Does the steps of a recorded run again, up to `step`, and returns the trainer with the resulting weights. `recorded`
+/// is the run's run.json, with the fingerprints of model and data, and the number of steps that the run had planned at
+/// which step; the learning rate depends on it.
+pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    step: u64,
+    recorded: &Value,
+) -> Result<Trainer> {
+    let lengths: Vec<PlannedStepCount> = serde_json::from_value(recorded["lengths"].clone()).unwrap_or_default();
+    let found = start::find::<W>(setup)?;
+    let opened = start::open::<W>(setup, &found)?;
+    let mut run = start::begin(setup, found, opened, None)?;
+    check_inputs(setup, &run.state.data_hash, recorded)?;
+    while run.state.step < step {
+        if let Some(steps) = resume::planned_steps_at(&lengths, run.state.step + 1) {
+            run.trainer.hyperparameters.schedule = Hyperparameters::new(setup.options, steps).schedule;
+        }
+        if !run.one_step()? {
+            break;
+        }
+    }
+    run.reports.progress.finish();
+    Ok(run.trainer)
+}
+
+/// Checks that model and data of a replay are those that the run recorded in its run.json.
+fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, recorded: &Value) -> Result<()> {
+    let model = ModelFiles::read(setup.model)?;
+    let same_model = recorded["model_hash"].as_str().is_none_or(|hash| model.have_fingerprint(hash));
+    let same_data = recorded["data_hash"].as_str().is_none_or(|hash| hash == data_hash);
+    let (path, thing, which) = match (same_model, same_data) {
+        (true, true) => return Ok(()),
+        (false, _) => {
+            let files = serde_json::from_value(recorded["model_files"].clone()).unwrap_or_default();
+            (setup.model, "the model", model.differences_from(&files))
+        }
+        (true, false) => (&*setup.options.data, "the data", String::new()),
+    };
+    let what = format!("is not {thing} that the run was started with: it has another fingerprint{which}");
+    let help = "restore it; a step can be repeated from the run's own files only";
+    Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help)))
+}
+
+struct Run<'a, W: TrainLoop<'a>> {
+    setup: RunSetup<'a, W::Options>,
+    rows: Arc<W::DataSource>,
+    trainer: Trainer,
+    train_loop: W,
+    state: RunState,
+    resumed_after: u64,
+    last: Option<StepMetrics>,
+    recorded: Recorded,
+    logs: RunLogs,
+    reports: Reports,
+    checkpoints: Checkpoints,
+    /// The last field: the files of the run are closed when an earlier run is put back.
+    folder: OutFolder,
+}
+
+/// What a run shows: the progress bar, TensorBoard and Weights & Biases.
+struct Reports {
+    reporters: Reporters,
+    progress: Progress,
+    /// The latest rollouts that were not reported yet. A step that is not reported may have sampled them.
+    preview: Option<RolloutPreview>,
+    /// The step of the checkpoint that the run resumes from, if it is reported with the evaluation that it lacks.
+    unreported: Option<StepMetrics>,
+}
+
+/// How a run saves its model.
+struct Checkpoints {
+    /// The model that the run started from. In a resumed run its weight files are those of the checkpoint.
+    base: BaseModel,
+    writer: CheckpointWriter,
+    /// The step of the checkpoint that was last written or resumed from; a checkpoint of it is not written again.
+    saved: Option<u64>,
+}
+
+/// The folder OUT while a run writes it.
+struct OutFolder {
+    /// The lock on OUT; `None` in a replay.
+    lock: Option<Arc<FolderLock>>,
+    /// What the run replaces in OUT, until its first step is done.
+    previous: PreviousRun,
+}
+
+impl<'a, W: TrainLoop<'a>> Run<'a, W> {
+    fn steps(&mut self) -> Result<()> {
+        match self.steps_and_evaluations() {
+            Ok(()) => {}
+            Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
+            // If a custom reward fails, or a row cannot be used, the finished steps are saved before the run ends.
+            Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
+                self.save()?;
+                self.checkpoints.writer.wait()?;
+                let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
+                return Err(match saved.contains_key(&self.state.step) {
+                    true => e.with_help_to_resume(self.setup.options.strict),
+                    false => e,
+                });
+            }
+            Err(e) => return Err(e),
+        }
+        if self.setup.options.save_steps > 0 {
+            self.save()?;
+        }
+        self.checkpoints.writer.wait()?;
+        self.recorded.update_products(&self.setup, &self.state)
+    }
+
+    /// Does all steps that are left, with the evaluations between them.
+    fn steps_and_evaluations(&mut self) -> Result<()> {
+        self.evaluate_before_steps()?;
+        while self.state.step < self.state.steps && self.one_step()? {}
+        // The data may have ended before the planned number of steps.
+        let last = self.evaluate_if_due(self.state.step)?;
+        last.map_or(Ok(()), |line| self.report(line.step, None, Some(&line)))
+    }
+
+    /// Writes the trained model after the last step.
+    fn finish_folder(&mut self) -> Result<()> {
+        self.checkpoints.writer.wait()?;
+        self.check_out_is_the_same()?;
+        self.folder.previous.remove()?;
+        TrainedWeights::capture(&self.trainer, self.checkpoints.base.clone()).write(&self.setup.options.out)?;
+        later_skipped::remove(&self.setup.options.out)
+    }
+
+    /// Does one step, logs it, and writes a checkpoint if one is due. Returns false at the end of the data.
+    fn one_step(&mut self) -> Result<bool> {
+        let begun = Instant::now();
+        let n = self.state.step + 1;
+        self.checkpoints.writer.check_finished_job()?;
+        self.trainer.device.reset_peak();
+        let mut cursor = StepRowCursor { position: self.state.position.clone(), ..StepRowCursor::default() };
+        let result = self.train_loop.step(&mut self.trainer, n, &mut cursor)?;
+        cursor.skipped.iter().try_for_each(|s| self.logs.skipped.append(s))?;
+        self.state.position = cursor.position;
+        let Some(result) = result else { return Ok(false) };
+        if !result.is_finite() {
+            return Err(self.not_finite(n, &result, &cursor.rows));
+        }
+        if let Some(server) = self.setup.server {
+            server.weights_changed(n);
+        }
+        self.finish(n, result, begun)?;
+        Ok(true)
+    }
+
+    /// Logs and reports a finished step, and writes a checkpoint if one is due.
+    fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
+        let hashes = self.trainer.tensor_hashes()?;
+        let hash = combined_fingerprint(&hashes);
+        self.logs.hashes.append(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
+        let step_seconds = begun.elapsed().as_secs_f64();
+        self.state.step = n;
+        self.state.hash.clone_from(&hash);
+        self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);
+        let line = StepMetrics {
+            step: n,
+            loss: result.loss,
+            grad_norm: result.grad_norm,
+            learning_rate: result.learning_rate,
+            tokens: result.tokens as u64,
+            tokens_per_second: result.tokens as f64 / step_seconds.max(1e-9),
+            step_seconds,
+            peak_bytes: self.state.peak_bytes,
+            hash,
+            grpo: std::mem::take(&mut result.grpo),
+        };
+        self.logs.metrics.append(&line)?;
+        self.folder.previous.remove()?;
+        self.reports.progress.show_step(&line);
+        self.state.rewards.add_step_reward(&line);
+        self.reports.preview = result.preview.take().or(self.reports.preview.take());
+        self.last = Some(line.clone());
+        if !self.recorded.has_products() {
+            self.recorded.update_products(&self.setup, &self.state)?;
+        }
+        let evaluation = self.evaluate_if_due(self.state.steps)?;
+        self.report(n, Some(&line), evaluation.as_ref())?;
+        if !self.is_scheduled_checkpoint(n) {
+            return Ok(());
+        }
+        self.record_checkpoint(evaluation.as_ref());
+        self.save()
+    }
+
+    /// Writes a checkpoint of the last finished step unless it has one. If host memory has room for a copy of weights
+    /// and optimizer state, a background thread writes the copy while the next steps run.
+    fn save(&mut self) -> Result<()> {
+        self.check_out_is_the_same()?;
+        if self.checkpoints.saved == Some(self.state.step) {
+            return Ok(());
+        }
+        // Waits for the previous checkpoint, so that at most one copy of the weights is in host memory.
+        self.checkpoints.writer.wait()?;
+        self.logs.sync()?;
+        let logs = self.logs.digests();
+        self.recorded.update_products(&self.setup, &self.state)?;
+        let bytes = checkpoint::checkpoint_bytes(&self.trainer);
+        let copy = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes);
+        let (base, state) = (self.checkpoints.base.clone(), self.state.clone());
+        let files = self.train_loop.resume_files()?;
+        let mut snapshot = CheckpointSnapshot::capture(&self.trainer, base, state.clone(), files).with_logs(logs);
+        let copied = copy && snapshot.copy_tensors()?;
+        self.checkpoints.saved = Some(state.step);
+        let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
+        let job = move || {
+            snapshot.write(&out)?;
+            let best = state.rewards.best.as_ref();
+            best::write_trainer_state(&out, best, state.step, state.steps)?;
+            checkpoint::remove_old_checkpoints(&out, keep, best.map(|best| best.step))
+        };
+        if copied { self.checkpoints.writer.start(job) } else { job() }
+    }
+
+    /// Checks that OUT is still the folder that the run has locked and keeps its logs in.
+    fn check_out_is_the_same(&self) -> Result<()> {
+        if self.folder.lock.as_ref().is_none_or(|lock| lock.still_protects_folder()) {
+            return Ok(());
+        }
+        let location = format!("--out {}", self.setup.options.out.display());
+        let what = format!("was removed or replaced during the run, after step {} at the latest", self.state.step);
+        Err(TrainError::output(
+            location,
+            what,
+            "put the folder back and resume, or start the run again in another --out",
+        ))
+    }
+
+    /// Writes a checkpoint after an interruption. Returns the error that says how to resume.
+    fn stopped(&mut self) -> Result<TrainError> {
+        self.save()?;
+        self.checkpoints.writer.wait()?;
+        let help = if self.state.step == 0 {
+            "no step was finished, and the folder is as it was before; start again"
+        } else {
+            "resume with --resume-from-checkpoint last"
+        };
+        let location = format!("--out {}", self.setup.options.out.display());
+        Ok(TrainError::Stopped(Diagnostic::new(location, format!("stopped after step {}", self.state.step), help)))
+    }
+
+    /// The error of a step whose loss or gradient norm is NaN or infinite.
+    fn not_finite(&self, n: u64, result: &StepResult, rows: &[usize]) -> TrainError {
+        let locations: Vec<String> = rows.iter().map(|&row| self.rows.location(row).0).collect();
+        let (name, value) = match result.loss.is_finite() {
+            true => ("the gradients' norm", result.grad_norm),
+            false => ("the loss", result.loss),
+        };
+        TrainError::NotFinite(Diagnostic::new(
+            format!("step {n}"),
+            format!("{name} is {value} (rows {})", locations.join(", ")),
+            "lower --learning-rate or look at these rows; weights and checkpoints are as they were before this step",
+        ))
+    }
+}

@@ -1,0 +1,117 @@
+//! What a run records about itself in `run.json`, and what a later process compares with it.
+
+use reel_files::json::redact;
+use reel_runtime::device::MatmulLibrary;
+use reel_train::Result;
+use reel_train::options::TrainingOptions;
+use reel_train::setup::RunSetup;
+use serde_json::{Value, json};
+
+use crate::folder::output;
+use crate::folder::resume::{PlannedStepCount, RunState};
+
+/// What `run.json` has of a run beside its setup and its state.
+pub(super) struct Recorded {
+    /// The numbers of steps that the run has planned so far.
+    lengths: Vec<PlannedStepCount>,
+    /// The matrix-product library and its chosen algorithms.
+    products: Option<MatmulLibrary>,
+}
+
+impl Recorded {
+    /// Writes `run.json` at the start of a run.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn write<O: TrainingOptions>(
+        setup: &RunSetup<O>,
+        state: &RunState,
+        lengths: Vec<PlannedStepCount>,
+    ) -> Result<Self> {
+        let recorded = Self { lengths, products: setup.device.matmul_library() };
+        output::write_run_json(&setup.options.out, &recorded.run_json(setup, state))?;
+        Ok(recorded)
+    }
+
+    /// Whether the device has a library of matrix products whose algorithms are recorded.
+    pub(super) fn has_products(&self) -> bool {
+        self.products.is_some()
+    }
+
+    /// Updates `run.json` if the device has chosen new matrix-product algorithms, which it does for each new shape.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn update_products<O: TrainingOptions>(&mut self, setup: &RunSetup<O>, state: &RunState) -> Result<()> {
+        let now = setup.device.matmul_library();
+        if now != self.products {
+            self.products = now;
+            output::write_run_json(&setup.options.out, &self.run_json(setup, state))?;
+        }
+        Ok(())
+    }
+
+    /// The content of `run.json`. User names, passwords and queries of URLs are not recorded.
+    pub(super) fn run_json<O: TrainingOptions>(&self, setup: &RunSetup<O>, state: &RunState) -> Value {
+        let hardware = setup.device.hardware();
+        let products = self.products.as_ref();
+        let products = products.map(|p| json!({"library": p.name, "algorithms": p.algorithms, "hash": p.hash}));
+        let mut run = json!({
+            "command": O::COMMAND,
+            "version": env!("CARGO_PKG_VERSION"),
+            "steps": state.steps,
+            "lengths": self.lengths,
+            "seed": setup.seed,
+            "dtype": setup.dtype.name(),
+            "device": setup.device.name(),
+            "instruction_set": setup.device.instruction_set(),
+            "machine": {"name": hardware.name, "driver": hardware.driver},
+            "products": products,
+            "model_hash": state.model_hash,
+            "model_files": state.model_files,
+            "data_hash": state.data_hash,
+            "data_files": state.data_files,
+            "working_directory": std::env::current_dir().ok(),
+            "options": setup.resolved,
+        });
+        redact(&mut run);
+        run
+    }
+}
+
+/// How device or instruction set differ from those that `run`, an earlier `run.json`, names: a warning, because the
+/// steps of this process may then have other bits.
+pub fn difference_in_bits(run: &Value, device: &reel_runtime::Device) -> Option<String> {
+    let now = [("device", Some(device.name())), ("instruction_set", device.instruction_set())];
+    let then = |key: &str| run.get(key).and_then(Value::as_str);
+    let (key, now) = now.into_iter().find(|(key, now)| then(key).is_some_and(|then| Some(then) != *now))?;
+    let then = then(key).unwrap_or_default();
+    Some(match (key, now) {
+        ("instruction_set", Some(now)) => format!(
+            "the run used the instruction set {then} and this process uses {now}, so bits may differ; \
+             REEL_CPU={then} selects the run's"
+        ),
+        (_, now) => {
+            format!("the run used device {then} and this process uses {}, so bits may differ", now.unwrap_or("another"))
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use reel_runtime::Device;
+
+    use super::*;
+
+    #[test]
+    fn other_device_or_instruction_set_is_named() {
+        let device = Device::cpu(1);
+        let own = device.instruction_set().unwrap();
+        assert_eq!(difference_in_bits(&json!({"device": "cpu", "instruction_set": own}), &device), None);
+        assert_eq!(difference_in_bits(&json!({}), &device), None, "earlier versions did not record it");
+        let said = difference_in_bits(&json!({"device": "cpu", "instruction_set": "neon"}), &device).unwrap();
+        assert!(said.contains("neon") && said.contains(own) && said.contains("REEL_CPU=neon"), "{said}");
+        let said = difference_in_bits(&json!({"device": "cuda"}), &device).unwrap();
+        assert!(said.contains("device cuda") && said.contains("cpu"), "{said}");
+    }
+}

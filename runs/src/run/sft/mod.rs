@@ -1,0 +1,128 @@
+//! `reel sft`: supervised fine-tuning on conversations.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use reel_media::worker::DecodeWorker;
+use reel_model::input::{MediaOptions, ModelFolder, SecondPerGrid};
+use reel_samples::dataset::Dataset;
+use reel_samples::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_samples::labels::TokenLabeler;
+use reel_samples::media_files::MediaFiles;
+use reel_samples::sample::{SampleCache, SftSource};
+use reel_train::live_server::DeviceLender;
+use reel_train::options::{Recipe, SftOptions};
+use reel_train::step::sft::step;
+use reel_train::step::trainer::{StepResult, Trainer};
+use reel_train::{Result, TrainError};
+
+use crate::run::replay::{self, ReplayReport};
+use crate::run::{self, TrainLoop};
+
+pub use crate::run::{DataCheckResult, RunSummary};
+pub use reel_train::setup::SftSetup;
+
+/// Trains to the last step, or until `setup.stop` becomes true.
+pub fn run(setup: &SftSetup) -> Result<RunSummary> {
+    run::run::<SftLoop>(setup)
+}
+
+/// Checks every row of the data, including its media, without training.
+pub fn check_data(setup: &SftSetup) -> Result<DataCheckResult> {
+    run::check_data::<SftLoop>(setup)
+}
+
+/// Repeats step `step` of the run in `recorded` and compares the weights: see [`replay`].
+pub fn replay_step(setup: &SftSetup, recorded: &Path, step: u64, want: &str) -> Result<ReplayReport> {
+    replay::replay::<SftLoop>(setup, recorded, step, want)
+}
+
+/// The training loop of supervised fine-tuning.
+pub(crate) struct SftLoop<'a> {
+    feed: MicroBatchFeed<SftSource>,
+    stop: &'a AtomicBool,
+    lender: DeviceLender<'a>,
+}
+
+impl<'a> TrainLoop<'a> for SftLoop<'a> {
+    type Options = SftOptions;
+    type DataSource = SftSource;
+
+    fn open_rows(setup: &SftSetup<'a>) -> Result<SftSource> {
+        open_samples(setup)
+    }
+
+    fn batching(options: &SftOptions, rows: usize) -> MicroBatchOptions {
+        MicroBatchOptions {
+            rows: options.per_device_train_batch_size,
+            packing: options.packing,
+            max_length: options.max_length,
+            limit: "--max-length",
+            end: options.rows_in_all_epochs(rows),
+            strict: options.strict,
+        }
+    }
+
+    fn step_count(options: &SftOptions, batches: u64) -> u64 {
+        batches.div_ceil(options.gradient_accumulation_steps as u64)
+    }
+
+    /// True with `--check-data`, and with packing, where the number of micro-batches depends on the length of every
+    /// row.
+    fn must_scan_all_rows(options: &SftOptions) -> bool {
+        options.check_data || options.packing && options.requested_step_count().is_none()
+    }
+
+    fn begin(
+        setup: &SftSetup<'a>,
+        _: Arc<SftSource>,
+        feed: MicroBatchFeed<SftSource>,
+        _: &mut Trainer,
+        _: Option<&Path>,
+    ) -> Result<Self> {
+        Ok(Self { feed, stop: setup.stop, lender: DeviceLender(setup.server) })
+    }
+
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>> {
+        step(trainer, n, || {
+            self.lender.lend();
+            let batch = self.lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            Ok(batch.map(|batch| batch.samples))
+        })
+    }
+
+    /// No files: what it needs to resume, the position in the data, is already part of the run state.
+    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
+        Ok(Vec::new())
+    }
+}
+
+/// Opens the data file as supervised training samples.
+pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
+    let options = setup.options;
+    let bundle = Arc::new(ModelFolder::open(setup.model)?);
+    let labels = TokenLabeler::new(options.label_rule(), &bundle.tokenizer).map_err(|token| {
+        TrainError::option(
+            "--labels",
+            format!("needs the token {token}, which the model's tokenizer lacks"),
+            "choose another rule",
+        )
+    })?;
+    let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
+    // The cache of samples holds the frames already.
+    let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
+    Ok(SftSource {
+        data: Dataset::open(&options.data)?,
+        bundle,
+        labels,
+        media: MediaOptions { second_per_grid, decoder, ..setup.media.clone() },
+        media_root: options.media_root(),
+        parity: options.parity,
+        kept: SampleCache::default(),
+        files: MediaFiles::default(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

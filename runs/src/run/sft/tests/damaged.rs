@@ -1,0 +1,78 @@
+//! A resume notices every flipped bit in what it reads, names the file, and leaves OUT as it was.
+
+use reel_train::file_names::{DIGESTS_FILE, HASHES_FILE};
+
+use super::resumed::case;
+use super::*;
+
+fn resume(out: &Path, from: &str) -> Case {
+    let from = if from == "last" { from.to_string() } else { out.join(from).display().to_string() };
+    case(out).with(|o| (o.resume_from_checkpoint, o.max_steps) = (Some(from), Some(6)))
+}
+
+/// Flips one bit of a file; returns the file's bytes before.
+fn flip(path: &Path, share: f64) -> Vec<u8> {
+    let before = fs::read(path).unwrap();
+    let mut bytes = before.clone();
+    let index = ((bytes.len() - 1) as f64 * share) as usize;
+    bytes[index] ^= 1 << (index % 8);
+    fs::write(path, bytes).unwrap();
+    before
+}
+
+#[test]
+fn flipped_bit_is_refused_with_the_file_and_the_checkpoint_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, out] = ["whole", "out"].map(|name| dir.path().join(name));
+    case(&whole).with(|o| o.max_steps = Some(6)).run().unwrap();
+    case(&out).run().unwrap();
+    let in_checkpoint = ["model.safetensors", "training/optimizer.safetensors", RUN_STATE_FILE, DIGESTS_FILE];
+    let logs = [METRICS_FILE, HASHES_FILE];
+    let paths =
+        in_checkpoint.map(|name| out.join("checkpoint-4").join(name)).into_iter().chain(logs.map(|log| out.join(log)));
+    for path in paths {
+        for share in [0.0, 0.3, 0.71, 1.0] {
+            let before = flip(&path, share);
+            let left = files(&out);
+            let e = resume(&out, "last").run().unwrap_err();
+            let message = e.to_string();
+            assert!(
+                matches!(e, TrainError::Damaged(_)) && message.starts_with(&path.display().to_string()),
+                "{message}"
+            );
+            assert!(message.ends_with("checkpoint-2") && message.contains("--resume-from-checkpoint "), "{message}");
+            assert_eq!(files(&out), left, "a refused resume changes nothing");
+            fs::write(&path, before).unwrap();
+        }
+    }
+    // The checkpoint before, which the message offers, is intact.
+    flip(&out.join("checkpoint-4/model.safetensors"), 0.5);
+    resume(&out, "checkpoint-2").run().unwrap();
+    assert_eq!(metrics_without_times(&whole), metrics_without_times(&out));
+    assert_same_files(&whole.join("checkpoint-6"), &out.join("checkpoint-6"));
+}
+
+/// A checkpoint of an earlier version has no digests. Its weights are compared with the hash in metrics.jsonl.
+#[test]
+fn checkpoint_of_an_earlier_version_is_checked_by_the_hash_of_its_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    case(&out).run().unwrap();
+    let folder = out.join("checkpoint-4");
+    fs::remove_file(folder.join(DIGESTS_FILE)).unwrap();
+    let e = resume(&out, "last").run().unwrap_err().to_string();
+    assert!(e.contains("checkpoint-4/training/digests.json: is missing; "), "{e}");
+    let mut state: Value = serde_json::from_slice(&fs::read(folder.join(RUN_STATE_FILE)).unwrap()).unwrap();
+    state.as_object_mut().unwrap().remove("hash");
+    // Nor had earlier versions every option of today.
+    state["options"].as_object_mut().unwrap().remove("no_decay_norms");
+    fs::write(folder.join(RUN_STATE_FILE), state.to_string()).unwrap();
+    let before = flip(&folder.join("model.safetensors"), 0.9);
+    let e = resume(&out, "last").run().unwrap_err().to_string();
+    assert!(
+        e.contains("checkpoint-4") && e.contains("its weights are not those that the run had after step 4; "),
+        "{e}"
+    );
+    fs::write(folder.join("model.safetensors"), before).unwrap();
+    assert_eq!(resume(&out, "last").run().unwrap().resumed_after, 4);
+}

@@ -1,0 +1,289 @@
+//! The start of a run, fresh or resumed from a checkpoint, in three stages:
+//!
+//! ```text
+//! find     read what is on disk: rows, their order, the checkpoint and its logs. Changes no file
+//! open     load the model and the optimizer, start to prepare rows, make the training loop. Changes no file
+//! begin    change OUT: set an earlier run aside, open the logs and the reporters
+//! ```
+//!
+//! So a run that fails to start leaves OUT as it was.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use reel_model::config::ModelConfig;
+use reel_model::save::{FolderLock, SmallFiles};
+use reel_samples::feed::{MicroBatchFeed, SampleSource, decoding_threads};
+use reel_samples::order::RowOrder;
+use reel_samples::skipped_row::SkippedRow;
+use reel_samples::source::row_order;
+use reel_train::file_names::HASHES_FILE;
+use reel_train::metrics::StepMetrics;
+use reel_train::options::BestMetric;
+use reel_train::setup::RunSetup;
+use reel_train::step::hyperparameters::Hyperparameters;
+use reel_train::step::trainer::Trainer;
+use reel_train::{Result, TrainError};
+use serde_json::Value;
+
+use super::record::{Recorded, difference_in_bits};
+use super::validate::{count_steps_and_unusable_rows, unusable_rows};
+use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
+use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
+use crate::folder::logs::{self, RecordedLogs, RunLogs};
+use crate::folder::output::{self, RunStart};
+use crate::folder::resume::{self, PlannedStepCount, RunState};
+use crate::folder::{best, digests, later_skipped};
+use crate::reporting::progress::Progress;
+use crate::reporting::watch::Reporters;
+
+/// What a run finds on disk.
+pub(super) struct Found<S> {
+    rows: Arc<S>,
+    order: RowOrder,
+    /// The state before the first step of this process.
+    state: RunState,
+    /// The numbers of steps that the run has planned so far.
+    lengths: Vec<PlannedStepCount>,
+    /// Rows that a fresh run already knows to be unusable.
+    unusable: Vec<SkippedRow>,
+    /// What the run resumes from; `None` for a fresh run.
+    resumed: Option<Resumed>,
+}
+
+/// The checkpoint that a run resumes from, with what its run has logged.
+struct Resumed {
+    folder: PathBuf,
+    /// Whether the checkpoint lists the fingerprints of its files; those of earlier versions do not.
+    has_digests: bool,
+    logs: RecordedLogs,
+    /// Rows that the run skipped after the checkpoint.
+    later_skipped: Vec<SkippedRow>,
+    /// The `run.json` of the run, if it can be read.
+    run: Option<Value>,
+}
+
+impl Resumed {
+    /// The output folder of the run that wrote the checkpoint.
+    fn home(&self) -> &Path {
+        logs::home_of(&self.folder)
+    }
+}
+
+impl<S> Found<S> {
+    fn checkpoint(&self) -> Option<&Path> {
+        self.resumed.as_ref().map(|resumed| resumed.folder.as_path())
+    }
+}
+
+/// Reads what is on disk, and checks that data, options and checkpoint belong together.
+///
+/// # Errors
+/// An input cannot be read, is damaged, or does not belong to the run of the checkpoint.
+pub(super) fn find<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Found<W::DataSource>> {
+    let start = output::find_run_start(setup.options)?;
+    let rows = Arc::new(W::open_rows(setup)?);
+    let order = row_order(setup.options.no_shuffle, &*rows, setup.seed);
+    match start {
+        RunStart::Fresh => find_fresh::<W>(setup, rows, order),
+        RunStart::From(folder) => find_checkpoint::<W>(setup, folder, rows, order),
+    }
+}
+
+fn find_fresh<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    rows: Arc<W::DataSource>,
+    order: RowOrder,
+) -> Result<Found<W::DataSource>> {
+    let options = setup.options;
+    let known = unusable_rows(options, &*rows)?;
+    let (steps, unusable) = count_steps_and_unusable_rows::<W>(setup, &rows, &order, known)?;
+    let share = format!("{} of {} rows", unusable.len(), rows.row_count());
+    if options.check_data && !setup.quiet {
+        reel_diagnostic::note!("{share} cannot be used (see {})", options.quarantine_list_path().display());
+    } else if let Some(first) = unusable.first().filter(|_| !setup.quiet) {
+        reel_diagnostic::note!("{share} are skipped; the first: {}", first.reason);
+    }
+    let state = resume::fresh_run_state(setup, &*rows, steps, &unusable)?;
+    let lengths = vec![PlannedStepCount { after: 0, steps }];
+    Ok(Found { rows, order, state, lengths, unusable, resumed: None })
+}
+
+fn find_checkpoint<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    folder: PathBuf,
+    rows: Arc<W::DataSource>,
+    order: RowOrder,
+) -> Result<Found<W::DataSource>> {
+    let (options, home) = (setup.options, logs::home_of(&folder));
+    let digests = digests::verify_checkpoint(&folder)?;
+    let count_steps = || {
+        let known = unusable_rows(options, &*rows)?;
+        Ok(count_steps_and_unusable_rows::<W>(setup, &rows, &order, known)?.0)
+    };
+    let mut state = resume::resumed_run_state(setup, &*rows, &folder, count_steps)?;
+    if state.step == state.steps && output::has_final_model(&options.out, &folder)? {
+        let what = format!("{} is after the last step of a finished run", folder.display());
+        let help =
+            format!("raise --max-steps or --num-train-epochs to train on; {} has the model", options.out.display());
+        return Err(TrainError::option("--resume-from-checkpoint", what, help));
+    }
+    state.rewards.forget_best_if_missing(&options.out);
+    if options.evaluation.best_metric() == BestMetric::None {
+        state.rewards.best = None;
+    }
+    let logs = logs::recorded_logs(&folder, &state, digests.as_ref())?;
+    digests::verify_log(&folder, home, HASHES_FILE, digests.as_ref())?;
+    let later_skipped = match options.strict {
+        true => Vec::new(),
+        false => later_skipped::read(home, &state.position.skipped)?,
+    };
+    let lengths = resume::planned_step_counts(&folder, home, &state)?;
+    let (run, has_digests) = (output::read_run_json(home).ok(), digests.is_some());
+    let resumed = Some(Resumed { folder, has_digests, logs, later_skipped, run });
+    Ok(Found { rows, order, state, lengths, unusable: Vec::new(), resumed })
+}
+
+/// What a run has loaded before its first step.
+pub(super) struct Opened<W> {
+    trainer: Trainer,
+    train_loop: W,
+    base: BaseModel,
+}
+
+/// Loads model and optimizer, starts to prepare rows and, if the run serves its model, to answer requests.
+///
+/// # Errors
+/// A file of the model or of the checkpoint is damaged; the device is out of memory; the server cannot be started.
+pub(super) fn open<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    found: &Found<W::DataSource>,
+) -> Result<Opened<W>> {
+    let (options, state) = (setup.options, &found.state);
+    let config = ModelConfig::open(setup.model)?;
+    let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
+    let (mut trainer, files) =
+        Trainer::resume(setup.device, &config, setup.model, found.checkpoint(), setup.dtype, hyperparameters)?;
+    files.check_values()?;
+    // Read before the first step, so that no file of the model makes a save fail hours later.
+    let small_files = SmallFiles::read(setup.model)?;
+    let small_files = Arc::new(match options.folder_format {
+        Some(name) => small_files.in_format(name.format())?,
+        None => small_files,
+    });
+    if let Some(resumed) = &found.resumed {
+        restore_optimizer_state(&resumed.folder, &mut trainer, state, resumed.logs.last.as_ref())?;
+    }
+    let batching = W::batching(options, found.order.rows_per_pass());
+    let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
+    let (rows, order) = (found.rows.clone(), found.order.clone());
+    let mut feed = MicroBatchFeed::new(rows, order, batching, &state.position, threads, window);
+    if let Some(resumed) = &found.resumed {
+        feed = feed.skip_when_reached(resumed.later_skipped.clone());
+    }
+    let train_loop = W::begin(setup, found.rows.clone(), feed, &mut trainer, found.checkpoint())?;
+    if let Some(server) = setup.server {
+        server.start(&trainer.model, state.step)?;
+    }
+    let base = BaseModel { small_files, files: Arc::new(files), name: base_name(&options.model) };
+    Ok(Opened { trainer, train_loop, base })
+}
+
+/// Begins the run in OUT, which `lock` protects; a replay has no lock.
+///
+/// # Errors
+/// A file in OUT cannot be moved or written.
+pub(super) fn begin<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    found: Found<W::DataSource>,
+    opened: Opened<W>,
+    lock: Option<Arc<FolderLock>>,
+) -> Result<Run<'a, W>> {
+    let Found { rows, state, lengths, unusable, resumed, .. } = found;
+    let Opened { trainer, train_loop, base } = opened;
+    let (options, out, evaluates) = (setup.options, &setup.options.out, setup.evaluator.is_some());
+    let tensors = trainer.optimizer.parameter_states().count();
+    let (logs, previous) = match &resumed {
+        None => RunLogs::create(out, setup.model, &unusable, tensors, evaluates)?,
+        Some(Resumed { folder, logs, later_skipped, .. }) => {
+            RunLogs::resume(out, folder, logs, later_skipped, tensors, evaluates)?
+        }
+    };
+    let folder = OutFolder { lock, previous };
+    let recorded = Recorded::write(setup, &state, lengths)?;
+    // The last step before the checkpoint is reported with the evaluation that it lacks.
+    let lacks_evaluation =
+        evaluates && options.evaluation.is_due(state.step, state.steps) && state.evaluated != Some(state.step);
+    let last_step = resumed.as_ref().and_then(|resumed| resumed.logs.last.clone());
+    let unreported = last_step.filter(|_| lacks_evaluation);
+    let reported = state.step - u64::from(unreported.is_some());
+    let home = resumed.as_ref().map_or(out.as_path(), Resumed::home);
+    let reporters = Reporters::begin(options, home, reported, &recorded.run_json(setup, &state))?;
+    best::write_trainer_state(out, state.rewards.best.as_ref(), state.step, state.steps)?;
+    let progress = Progress::new(setup.quiet, state.steps, state.step, options.logging_steps);
+    if let Some(resumed) = &resumed {
+        let difference = resumed.run.as_ref().and_then(|run| difference_in_bits(run, setup.device));
+        print_resumption(&progress, resumed, &state, difference);
+    }
+    if let Some(folder) = reporters.wandb_folder() {
+        progress.print_line(&format!("Weights & Biases: upload with `wandb sync {}`", folder.display()));
+    }
+    Ok(Run {
+        setup: *setup,
+        rows,
+        trainer,
+        train_loop,
+        resumed_after: state.step,
+        last: None,
+        recorded,
+        logs,
+        reports: Reports { reporters, progress, preview: None, unreported },
+        checkpoints: Checkpoints { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
+        state,
+        folder,
+    })
+}
+
+/// Loads the state of the optimizer from a checkpoint, after a check that the trainer has the weights of the
+/// checkpoint. `last` is the last step in the run's log of metrics.
+///
+/// # Errors
+/// The weights are not those that the run had after its step `state.step`; the optimizer's file cannot be read.
+fn restore_optimizer_state(
+    folder: &Path,
+    trainer: &mut Trainer,
+    state: &RunState,
+    last: Option<&StepMetrics>,
+) -> Result<()> {
+    // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
+    let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(last.map(|last| &last.hash));
+    let now = trainer.weights_fingerprint()?;
+    if hash.is_some_and(|hash| now != *hash) {
+        let what = format!("is damaged: its weights are not those that the run had after step {}", state.step);
+        return Err(digests::damaged(folder, "", &what));
+    }
+    checkpoint::load_optimizer_state(folder, trainer, state)
+}
+
+/// Prints where a run resumes, and what differs from the run that wrote the checkpoint. `difference` says why its bits
+/// may differ.
+fn print_resumption(progress: &Progress, resumed: &Resumed, state: &RunState, difference: Option<String>) {
+    let (step, steps, folder) = (state.step, state.steps, resumed.folder.display());
+    progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));
+    if step == steps {
+        progress.print_line("no step is left: only the trained model is written");
+    }
+    if !resumed.has_digests {
+        progress.print_line(&format!(
+            "warning: {folder} was written by an earlier version of reel: only its weights are checked"
+        ));
+    }
+    if let Some(warning) = difference {
+        progress.print_line(&format!("warning: {warning}"));
+    }
+}
+
+/// The base model's name as an adapter's config states it: the absolute path of a folder, or a Hugging Face id.
+fn base_name(model: &str) -> String {
+    Path::new(model).canonicalize().map_or(model.to_string(), |path| path.display().to_string())
+}

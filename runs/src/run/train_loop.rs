@@ -1,0 +1,41 @@
+//! What the training commands define of a run: [`TrainLoop`].
+
+use std::path::Path;
+use std::sync::Arc;
+
+use reel_samples::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_samples::source::DataSource;
+use reel_train::Result;
+use reel_train::options::TrainingOptions;
+use reel_train::setup::RunSetup;
+use reel_train::step::trainer::{StepResult, Trainer};
+
+/// What differs between the training commands (`sft` and `grpo`): their data, and what one step does.
+pub trait TrainLoop<'a>: Sized {
+    /// The options of the command.
+    type Options: TrainingOptions + 'a;
+    /// The data that micro-batches are made of.
+    type DataSource: DataSource;
+
+    /// Opens the data.
+    fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
+    /// How rows are grouped into micro-batches, if the data has `rows` rows.
+    fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
+    /// Number of training steps that a run does if the data feed gives it `batches` batches.
+    fn step_count(options: &Self::Options, batches: u64) -> u64;
+    /// Whether every row must be read with its media before the first step.
+    fn must_scan_all_rows(options: &Self::Options) -> bool;
+    /// Creates the training loop before the first step. `from` is the folder of the checkpoint if the run resumes.
+    fn begin(
+        setup: &RunSetup<'a, Self::Options>,
+        rows: Arc<Self::DataSource>,
+        feed: MicroBatchFeed<Self::DataSource>,
+        trainer: &mut Trainer,
+        from: Option<&Path>,
+    ) -> Result<Self>;
+    /// Does step `n`, counted from 1. Returns `None` if the data has ended.
+    fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>>;
+    /// Files that a checkpoint needs for this loop besides weights and optimizer state, as (path in the checkpoint
+    /// folder, contents).
+    fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
+}

@@ -1,0 +1,94 @@
+//! Checks of the data before the first step: which rows cannot be used, and how many steps the run has.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use reel_samples::SampleError;
+use reel_samples::feed::SampleSource;
+use reel_samples::length::{self, RowsToScan};
+use reel_samples::order::RowOrder;
+use reel_samples::quarantine::{self, ScanJournal};
+use reel_samples::skipped_row::SkippedRow;
+use reel_samples::source::{DataSource, row_order};
+use reel_train::Result;
+use reel_train::options::{RunOptions, TrainingOptions};
+use reel_train::setup::RunSetup;
+
+use super::TrainLoop;
+use crate::folder::resume;
+
+/// The result of `--check-data`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataCheckResult {
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of rows that cannot be used.
+    pub bad: usize,
+    /// The file that lists the unusable rows.
+    pub list: PathBuf,
+}
+
+/// Checks every row including its media and writes the list of unusable rows, without training.
+pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<DataCheckResult> {
+    setup.options.validate()?;
+    let rows = Arc::new(W::open_rows(setup)?);
+    let order = row_order(true, &*rows, setup.seed);
+    let (_, bad) = count_steps_and_unusable_rows::<W>(setup, &rows, &order, Vec::new())?;
+    Ok(DataCheckResult { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list_path() })
+}
+
+/// The rows, in file order, that are unusable as far as one can tell without loading media: those in the
+/// `--quarantine` list, and those with wrong fields. In a strict run the first row with wrong fields is an error.
+pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
+    let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
+    let mut found = match &options.quarantine {
+        Some(list) if !options.check_data => quarantine::read_quarantine_list(list, line_of)?,
+        _ => Vec::new(),
+    };
+    let listed: BTreeSet<usize> = found.iter().map(|bad| bad.row).collect();
+    let all = || (0..rows.row_count()).into_par_iter().filter(|row| !listed.contains(row));
+    let row_error = |row| rows.validate_row(row).err().map(|e| (row, e));
+    let skipped = |(row, e): (usize, SampleError)| SkippedRow::new(row, rows.location(row).1, &e);
+    if options.strict {
+        return all().find_map_first(row_error).map_or(Ok(found), |(_, e)| Err(e.into()));
+    }
+    found.extend(all().filter_map(row_error).map(skipped).collect::<Vec<_>>());
+    found.sort_by_key(|bad| bad.row);
+    match found.first() {
+        Some(first) if found.len() == rows.row_count() => {
+            Err(length::no_usable_row_error(&rows.location(first.row).0, &first.reason, false).into())
+        }
+        _ => Ok(found),
+    }
+}
+
+/// Returns the run's number of steps, counted from the data unless `--max-steps` gives it, and its unusable rows.
+/// These are the `known` ones or, if the command reads every row before the first step, all of them.
+pub(super) fn count_steps_and_unusable_rows<'a, W: TrainLoop<'a>>(
+    setup: &RunSetup<'a, W::Options>,
+    rows: &Arc<W::DataSource>,
+    order: &RowOrder,
+    known: Vec<SkippedRow>,
+) -> Result<(u64, Vec<SkippedRow>)> {
+    let options = setup.options;
+    let batching = W::batching(options, order.rows_per_pass());
+    let fixed = options.requested_step_count();
+    let every = W::must_scan_all_rows(options);
+    if every && !setup.quiet {
+        reel_diagnostic::note!("checking {} rows", rows.row_count());
+    }
+    let scan = match every {
+        true if options.check_data => {
+            let list = options.quarantine_list_path();
+            let fingerprint = resume::data_check_fingerprint(setup, &**rows)?;
+            RowsToScan::Checking(Box::new(ScanJournal::open(&list, &fingerprint, setup.quiet)?))
+        }
+        true => RowsToScan::AllBut(&known),
+        false => RowsToScan::None,
+    };
+    let found = length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, setup.stop)?;
+    let skipped = if every { found.skipped } else { known };
+    Ok((fixed.unwrap_or_else(|| W::step_count(options, found.batches)), skipped))
+}

@@ -1,0 +1,207 @@
+//! The data of a run: the rows of one or several files as rows of training data.
+
+use std::path::Path;
+
+use reel_data::{Table, WeightedPath, parse_data_paths};
+use reel_diagnostic::Diagnostic;
+use reel_files::fingerprint::bytes_fingerprint;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::mixture::Mixture;
+use crate::rows::DataRow;
+use crate::{Result, SampleError};
+
+/// The rows of the files that `--data` names.
+#[derive(Debug)]
+pub struct Dataset {
+    table: Table,
+    files: Vec<DataFile>,
+    mixture: Option<Mixture>,
+}
+
+/// A file or folder of `--data`, as a run records it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// The path as it was given, with the split of a folder.
+    pub path: String,
+    /// Fingerprint of the content.
+    pub fingerprint: String,
+    /// The weight in a mixture of several files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+}
+
+impl Dataset {
+    /// Opens the value of `--data`: a file, a folder, or several with commas between them. If they have weights, they
+    /// are mixed ([`Mixture`]), else the rows of one follow those of the other. Rows of a JSONL file are parsed and
+    /// checked later, by [`Self::row`].
+    ///
+    /// # Errors
+    /// A file cannot be opened; the weights are not positive numbers, or so small that an epoch has no row of a file.
+    pub fn open(paths: &Path) -> Result<Self> {
+        let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at("--data"));
+        let paths = parse_data_paths(paths).map_err(in_option)?;
+        let (mut tables, mut files, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+        for WeightedPath { path, weight } in paths {
+            let table = Table::open(&path)?;
+            let path = path.display().to_string();
+            sizes.push((path.clone(), table.len(), weight.unwrap_or(1.0)));
+            files.push(DataFile { path, fingerprint: table.fingerprint(), weight });
+            tables.push(table);
+        }
+        // The weight of a single file changes nothing.
+        let is_mixture = files.len() > 1 && files.iter().all(|file| file.weight.is_some());
+        let mixture = is_mixture.then(|| Mixture::new(&sizes)).transpose().map_err(in_option)?;
+        Ok(Self { table: Table::concatenate(tables), files, mixture })
+    }
+
+    /// Refuses weights, for a command that uses each row once.
+    pub fn refuse_weights(&self) -> Result<()> {
+        match self.files.iter().find(|file| file.weight.is_some()) {
+            Some(file) => {
+                let what = format!("has a weight for {}, but this command uses each row once", file.path);
+                Err(SampleError::option("--data", what, "leave the weights out"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The files, in the order in which they were given.
+    pub fn files(&self) -> &[DataFile] {
+        &self.files
+    }
+
+    /// How the files are mixed, if they have weights.
+    pub fn mixture(&self) -> Option<&Mixture> {
+        self.mixture.as_ref()
+    }
+
+    /// Finds the rows in the text of a JSON or JSONL file. `path` is for error messages.
+    pub fn parse(path: &Path, text: String) -> Result<Self> {
+        Ok(Self { table: Table::parse(path, text)?, files: Vec::new(), mixture: None })
+    }
+
+    /// Adds the location of row `index` to an error of that row.
+    pub fn add_location_to_error<T>(&self, index: usize, result: Result<T, Diagnostic>) -> Result<T> {
+        result.map_err(|diagnostic| SampleError::Data(diagnostic.at(self.location(index))))
+    }
+
+    /// Number of rows; never 0.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Always false: [`Self::open`] refuses files without rows.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Parses row `index`, counted from 0, and checks its fields.
+    pub fn row(&self, index: usize) -> Result<DataRow> {
+        self.add_location_to_error(index, DataRow::parse(self.value(index)?))
+    }
+
+    /// The JSON value of row `index`, counted from 0, unchecked.
+    pub fn value(&self, index: usize) -> Result<Value> {
+        Ok(self.table.value(index)?)
+    }
+
+    /// Where row `index` is, for messages: `FILE:LINE`.
+    pub fn location(&self, index: usize) -> String {
+        self.table.location(index)
+    }
+
+    /// The line of row `index`, counted from 1.
+    pub fn line_number(&self, index: usize) -> usize {
+        self.table.line_number(index)
+    }
+
+    /// Fingerprint of the data and of the weights, by which a resumed run recognises it.
+    pub fn fingerprint(&self) -> String {
+        let content = self.table.fingerprint();
+        if self.mixture.is_none() {
+            return content;
+        }
+        let weights: Vec<f64> = self.files.iter().filter_map(|file| file.weight).collect();
+        bytes_fingerprint(format!("{content} {}", Value::from(weights)).as_bytes())
+    }
+}
+
+/// Says which of the files of a run differ from those that it recorded, such as ` (b.jsonl differs)`; empty if the
+/// record has no files.
+pub fn differences_from(now: &[DataFile], recorded: &[DataFile]) -> String {
+    if recorded.is_empty() {
+        return String::new();
+    }
+    if now.len() != recorded.len() {
+        return format!(" ({} files, but then {})", now.len(), recorded.len());
+    }
+    let found = now.iter().zip(recorded).find_map(|(now, then)| match now.weight == then.weight {
+        _ if now.fingerprint != then.fingerprint => Some(format!(" ({} differs)", now.path)),
+        false => {
+            let weight = |file: &DataFile| file.weight.map_or("none".to_string(), |weight| weight.to_string());
+            Some(format!(" (the weight of {} is {}, but was {})", now.path, weight(now), weight(then)))
+        }
+        true => None,
+    });
+    found.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROW: &str = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+
+    #[test]
+    fn unusable_rows_are_refused_with_the_line() {
+        for (text, start) in [
+            (format!("{ROW}\n{{\"messages\": "), "d.jsonl:2: is not JSON"),
+            (format!("{ROW}\n7"), "d.jsonl:2: is not an object"),
+            (format!("{ROW}\n{{}}"), "d.jsonl:2: has no `messages`"),
+            (format!("[{ROW},\n\n{{\"problem\": 3}}]"), "d.jsonl:3: problem: "),
+        ] {
+            let d = Dataset::parse(Path::new("d.jsonl"), text.clone()).unwrap();
+            d.row(0).unwrap();
+            let e = d.row(1).unwrap_err();
+            assert!(matches!(e, SampleError::Data(_)), "{e:?}");
+            let e = e.to_string();
+            assert!(e.starts_with(start) && !e.contains('\n') && e.contains("; "), "{text:?}: {e}");
+        }
+        let e = Dataset::open(Path::new("/none.jsonl")).unwrap_err();
+        assert!(matches!(e, SampleError::Io(_)), "{e:?}");
+    }
+
+    #[test]
+    fn files_follow_each_other_or_are_mixed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let [a, b] = ["a.jsonl", "b.json"].map(path);
+        std::fs::write(&a, format!("{ROW}\n{ROW}\n")).unwrap();
+        std::fs::write(&b, format!("[{ROW}]")).unwrap();
+        let open = |data: String| Dataset::open(Path::new(&data));
+        let both = open(format!("{a},{b}")).unwrap();
+        assert_eq!((both.len(), both.location(2), both.mixture().is_none()), (3, format!("{b}:1"), true));
+        both.refuse_weights().unwrap();
+        let mixed = open(format!("{a}:0.5,{b}:0.5")).unwrap();
+        assert_eq!((mixed.len(), mixed.mixture().unwrap().epoch_rows()), (3, 2));
+        assert!(mixed.refuse_weights().unwrap_err().is_usage_error());
+        let other = open(format!("{a}:2,{b}:1")).unwrap();
+        assert!(mixed.fingerprint() != both.fingerprint() && mixed.fingerprint() != other.fingerprint());
+        let differs = |now: &Dataset, then: &Dataset| differences_from(now.files(), then.files());
+        assert_eq!(differs(&other, &mixed), format!(" (the weight of {a} is 2, but was 0.5)"));
+        assert_eq!(differs(&mixed, &open(a.clone()).unwrap()), " (2 files, but then 1)");
+        assert_eq!(differs(&open(a.clone()).unwrap(), &open(b.clone()).unwrap()), format!(" ({a} differs)"));
+        assert_eq!(differs(&both, &both), "");
+        // One file has the fingerprint of its text, as in runs of earlier versions.
+        let alone = Dataset::parse(Path::new("x"), std::fs::read_to_string(&a).unwrap()).unwrap();
+        assert_eq!(open(format!("{a}:3")).unwrap().fingerprint(), alone.fingerprint());
+        for (data, wanted) in
+            [(format!("{a}:0,{b}:1"), "is not a positive number"), (format!("{a}:1,{b}:1e-9"), "no row of it")]
+        {
+            let e = open(data).unwrap_err();
+            assert!(e.is_usage_error() && e.to_string().starts_with("--data") && e.to_string().contains(wanted), "{e}");
+        }
+    }
+}

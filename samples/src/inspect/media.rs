@@ -1,0 +1,199 @@
+//! Looks at one image or video of a row: whether it exists, can be decoded, and how long and large it is.
+
+use std::io::Write;
+use std::path::Path;
+
+use reel_diagnostic::Diagnostic;
+use reel_media::MediaError;
+use reel_model::ModelError;
+use reel_model::input::encode::MediaOptions;
+use reel_model::input::fetch::decode_data_uri;
+use reel_model::input::frame_folder::{check_sizes, frames_in_folder};
+use reel_model::input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
+use serde::Serialize;
+
+use crate::{Result, SampleError};
+
+/// What is known about an image or a video.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MediaFact {
+    /// The file, or `data: URI`.
+    pub name: String,
+    /// Length of a video in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Frames per second of a video.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fps: Option<f64>,
+    /// Height and width in pixels, if the file was decoded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<(usize, usize)>,
+}
+
+/// Why an image or a video cannot be used.
+#[derive(Clone, Debug)]
+pub(super) struct MediaFault {
+    pub(super) is_missing: bool,
+    pub(super) diagnostic: Diagnostic,
+}
+
+/// Looks at images and videos.
+#[derive(Clone, Copy, Debug)]
+pub struct MediaInspector<'a> {
+    /// Frame and pixel limits, and the decoder.
+    pub options: &'a MediaOptions,
+    /// Whether files are decoded; otherwise only their existence is checked.
+    pub decodes: bool,
+}
+
+/// What an image or a video is recognised by if several rows have it, and its place in the messages.
+pub(super) fn key_and_location(part: &ContentPart) -> (String, &str) {
+    match part {
+        ContentPart::Text(_) => (String::new(), ""),
+        ContentPart::Image(image) => (format!("{:?}", image.source), &image.location),
+        ContentPart::Video(video) => (format!("{:?} {:?}", video.source, video.overrides), &video.location),
+    }
+}
+
+impl MediaInspector<'_> {
+    /// Looks at an image or a video.
+    ///
+    /// # Errors
+    /// The worker process that decodes cannot be started; the inner error is that of the file.
+    pub(super) fn look(&self, part: &ContentPart) -> Result<Result<MediaFact, MediaFault>> {
+        let looked = match part {
+            ContentPart::Text(_) => return Ok(Err(fault(Diagnostic::new("", "is a text", "")))),
+            ContentPart::Image(image) => self.image(&image.source),
+            ContentPart::Video(video) => match &video.source {
+                VideoSource::Frames(frames) => {
+                    let name = format!("{} frames", frames.len());
+                    let checked = video.check_frame_count(frames.len());
+                    let facts = checked.and_then(|()| self.frames(frames));
+                    facts.map(|facts| MediaFact { name, ..facts[0].clone() })
+                }
+                VideoSource::File(source) => self.video(video, source),
+            },
+        };
+        match looked {
+            Ok(fact) => Ok(Ok(fact)),
+            Err(e @ ModelError::Media(MediaError::Worker(_))) => Err(SampleError::Model(e)),
+            Err(e) => {
+                let missing = part_paths(part).into_iter().find(|path| is_missing(path));
+                let diagnostic = match missing {
+                    Some(path) => Diagnostic::new(
+                        path.display().to_string(),
+                        "does not exist",
+                        "correct the path, give --media-root, or remove the row",
+                    ),
+                    None => e.into_diagnostic(),
+                };
+                Ok(Err(MediaFault { is_missing: missing.is_some(), diagnostic }))
+            }
+        }
+    }
+
+    /// Looks at the frames of a video.
+    fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaFact>, ModelError> {
+        frames.iter().map(|frame| self.image(frame)).collect()
+    }
+
+    fn image(&self, source: &MediaSource) -> Result<MediaFact, ModelError> {
+        let image = match source {
+            MediaSource::Path(path) => {
+                let path = self.options.access.allowed_path(path)?;
+                if !self.decodes {
+                    return self.exists(&path, source);
+                }
+                reel_media::image::open(&path)?
+            }
+            MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
+            MediaSource::Url(_) => return Ok(fact(source)),
+        };
+        Ok(MediaFact { size: Some((image.height, image.width)), ..fact(source) })
+    }
+
+    /// Looks at a video that is one file or the folder of its frames.
+    fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaFact, ModelError> {
+        let overrides = self.options.overrides.or_fallback(video.overrides);
+        let look = |path: &Path| {
+            if !self.decodes {
+                return self.exists(path, source);
+            }
+            let info = self.options.decoder.probe(path)?;
+            // Decodes the frames that training would select.
+            self.options.decoder.decode_resized(path, self.options.profile, &overrides)?;
+            let seconds = info.total_frames as f64 / info.video_fps;
+            Ok(MediaFact {
+                seconds: Some(seconds).filter(|s| s.is_finite()),
+                fps: Some(info.video_fps),
+                size: Some((info.height, info.width)),
+                ..fact(source)
+            })
+        };
+        match source {
+            MediaSource::Path(path) => {
+                let path = self.options.access.allowed_path(path)?;
+                if !path.is_dir() {
+                    return look(&path);
+                }
+                let frames: Vec<_> = frames_in_folder(&path)?.into_iter().map(MediaSource::Path).collect();
+                video.check_frame_count(frames.len())?;
+                let facts = self.frames(&frames)?;
+                check_sizes(&frames, facts.iter().filter_map(|fact| fact.size))?;
+                Ok(MediaFact { name: source.path_or_address(), ..facts[0].clone() })
+            }
+            MediaSource::Url(_) => Ok(fact(source)),
+            MediaSource::Data(uri) => {
+                let folder = std::env::temp_dir();
+                let bytes = decode_data_uri(uri)?;
+                let file = tempfile::NamedTempFile::new_in(&folder)
+                    .and_then(|mut file| file.write_all(&bytes).map(|()| file))
+                    .map_err(|e| media_error(Diagnostic::cannot_write(&folder, &e)))?;
+                look(file.path())
+            }
+        }
+    }
+
+    /// Checks that a file can be opened.
+    fn exists(&self, path: &Path, source: &MediaSource) -> Result<MediaFact, ModelError> {
+        match reel_diagnostic::input::open_regular_file(path) {
+            Ok(_) => Ok(fact(source)),
+            Err(e) => Err(media_error(Diagnostic::cannot_read(path, &e))),
+        }
+    }
+}
+
+fn media_error(diagnostic: Diagnostic) -> ModelError {
+    MediaError::Unreadable(diagnostic).into()
+}
+
+fn fact(source: &MediaSource) -> MediaFact {
+    MediaFact { name: source.path_or_address(), seconds: None, fps: None, size: None }
+}
+
+fn fault(diagnostic: Diagnostic) -> MediaFault {
+    MediaFault { is_missing: false, diagnostic }
+}
+
+/// The files of an image or a video.
+/// Whether nothing has this name. A file that cannot be reached for another reason, such as symbolic links that lead in
+/// a circle, is not missing.
+fn is_missing(path: &Path) -> bool {
+    std::fs::metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+}
+
+fn part_paths(part: &ContentPart) -> Vec<&Path> {
+    let sources: Vec<&MediaSource> = match part {
+        ContentPart::Text(_) => Vec::new(),
+        ContentPart::Image(image) => vec![&image.source],
+        ContentPart::Video(video) => match &video.source {
+            VideoSource::File(source) => vec![source],
+            VideoSource::Frames(frames) => frames.iter().collect(),
+        },
+    };
+    let paths = sources.into_iter().filter_map(|source| match source {
+        MediaSource::Path(path) => Some(path.as_path()),
+        _ => None,
+    });
+    paths.collect()
+}

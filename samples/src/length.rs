@@ -1,0 +1,180 @@
+//! Counts the micro-batches of a run before it starts, and finds the rows that cannot be used.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+use reel_diagnostic::Diagnostic;
+
+use crate::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, SampleSource, is_row_error};
+use crate::order::RowOrder;
+use crate::quarantine::{RowCheckResult, ScanJournal};
+use crate::skipped_row::SkippedRow;
+use crate::{Result, SampleError};
+
+/// How many micro-batches the data give in all epochs, and which rows cannot be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowScanResult {
+    /// Number of micro-batches in all epochs; 0 if they were not counted.
+    pub batches: u64,
+    /// Unusable rows in file order, if every row was read.
+    pub skipped: Vec<SkippedRow>,
+}
+
+/// Which rows are read, with their images and videos, before the first step to find unusable ones.
+#[derive(Debug)]
+pub enum RowsToScan<'a> {
+    /// No rows. The number of micro-batches is then computed as if all rows were usable.
+    None,
+    /// All rows except these, which are already known to be unusable.
+    AllBut(&'a [SkippedRow]),
+    /// All rows except those that the journal of an earlier, interrupted `--check-data` lists.
+    Checking(Box<ScanJournal>),
+}
+
+/// Reads the rows that `look` selects and finds the unusable ones; with `count`, also counts the micro-batches of all
+/// epochs. Returns an error when `stop` becomes true.
+pub fn scan_and_count_batches<S: SampleSource>(
+    batching: &MicroBatchOptions,
+    count: bool,
+    look: RowsToScan,
+    source: &Arc<S>,
+    order: &RowOrder,
+    stop: &AtomicBool,
+) -> Result<RowScanResult> {
+    if matches!(look, RowsToScan::None) {
+        let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
+        return Ok(RowScanResult { batches, skipped: Vec::new() });
+    }
+    let (lengths, skipped) = scan_all_rows(batching, look, source, stop)?;
+    let batches = if count { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
+    Ok(RowScanResult { batches, skipped })
+}
+
+/// Reads the rows that `look` selects. Returns the token counts of the usable rows and the list of the unusable ones.
+fn scan_all_rows<S: SampleSource>(
+    batching: &MicroBatchOptions,
+    look: RowsToScan,
+    source: &Arc<S>,
+    stop: &AtomicBool,
+) -> Result<(Lengths, Vec<SkippedRow>)> {
+    let (known, journal) = match look {
+        RowsToScan::Checking(journal) => (&[][..], Some(journal)),
+        RowsToScan::AllBut(known) => (known, None),
+        RowsToScan::None => (&[][..], None),
+    };
+    let known: BTreeMap<usize, &SkippedRow> = known.iter().map(|bad| (bad.row, bad)).collect();
+    let length = |row: usize| -> Result<usize> {
+        let tokens = S::token_count(&source.sample(row)?);
+        check_token_count(|| source.location(row).0, tokens, batching.limit, batching.max_length)?;
+        Ok(tokens)
+    };
+    let looked = |row: usize| -> Result<RowCheckResult> {
+        let before = || journal.as_ref().and_then(|journal| journal.earlier_check(row).cloned());
+        if let Some(looked) = known.get(&row).map(|bad| Err((*bad).clone())).or_else(before) {
+            return Ok(looked);
+        }
+        if stop.load(Ordering::Relaxed) {
+            let help = match journal {
+                Some(_) => "run the command again: it continues after the checked rows",
+                None => "run the command again",
+            };
+            return Err(SampleError::Stopped(Diagnostic::new(
+                source.location(row).0,
+                "stopped before the first step",
+                help,
+            )));
+        }
+        let looked = match length(row) {
+            Ok(tokens) => Ok(tokens),
+            Err(e) if is_row_error(&e) && !batching.strict => Err(SkippedRow::new(row, source.location(row).1, &e)),
+            Err(e) => return Err(e),
+        };
+        if let Some(journal) = &journal {
+            journal.record(row, &looked, source.row_count())?;
+        }
+        Ok(looked)
+    };
+    let all: Vec<Result<RowCheckResult>> = (0..source.row_count()).into_par_iter().map(looked).collect();
+    let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
+    for (row, looked) in all.into_iter().enumerate() {
+        match looked? {
+            Ok(tokens) => drop(lengths.insert(row, tokens)),
+            Err(bad) => skipped.push(bad),
+        }
+    }
+    if let Some(journal) = journal {
+        journal.finish(&skipped)?;
+    }
+    match skipped.last() {
+        Some(last) if lengths.is_empty() => Err(no_usable_row_error(&source.location(last.row).0, &last.reason, false)),
+        _ => Ok((Lengths { rows: source.row_count(), tokens: lengths }, skipped)),
+    }
+}
+
+fn count_batches(
+    batching: MicroBatchOptions,
+    lengths: Lengths,
+    skipped: &[SkippedRow],
+    order: &RowOrder,
+) -> Result<u64> {
+    let from = DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
+    let mut feed = MicroBatchFeed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
+    let mut count = 0;
+    while feed.next_micro_batch()?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Refuses a row with more than `max` tokens. `flag` is the flag that sets `max`, for the message.
+pub fn check_token_count(
+    location: impl FnOnce() -> String,
+    tokens: usize,
+    flag: &str,
+    max: Option<usize>,
+) -> Result<()> {
+    let Some(max) = max.filter(|&max| tokens > max) else { return Ok(()) };
+    let what = format!("has {tokens} tokens, more than {flag} {max} allows");
+    Err(SampleError::too_long(location(), what, format!("raise {flag}, or remove the row")))
+}
+
+/// The error of a data file without a usable row. `reason` is the error of the row at `location`; `used` tells whether
+/// rows were used before.
+pub fn no_usable_row_error(location: &str, reason: &str, used: bool) -> SampleError {
+    SampleError::data(
+        location,
+        if used { "no usable row is left" } else { "no row of the file can be used" },
+        format!("fix the rows; this one has the error: {reason}"),
+    )
+}
+
+/// A data source that has only the token counts of the rows; it makes counting micro-batches fast.
+struct Lengths {
+    rows: usize,
+    tokens: BTreeMap<usize, usize>,
+}
+
+impl SampleSource for Lengths {
+    type Sample = usize;
+
+    fn row_count(&self) -> usize {
+        self.rows
+    }
+
+    fn sample(&self, row: usize) -> Result<usize> {
+        self.tokens
+            .get(&row)
+            .copied()
+            .ok_or_else(|| SampleError::row(self.location(row).0, "cannot be used", "leave it out"))
+    }
+
+    fn token_count(sample: &usize) -> usize {
+        *sample
+    }
+
+    fn location(&self, row: usize) -> (String, usize) {
+        (format!("row {row}"), row)
+    }
+}

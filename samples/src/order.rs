@@ -1,0 +1,133 @@
+//! The order in which a run uses the rows: an endless sequence of row numbers, in passes over all rows. The order
+//! within a pass depends only on the seed and the number of the pass, so a resumed run continues it without stored
+//! state.
+
+use std::sync::Arc;
+
+use reel_kernels::philox::philox4x32_10;
+
+use crate::mixture::Mixture;
+
+/// Separates the random numbers of the row order from other uses of the seed: it is part of the Philox counter
+/// ("orde" in ASCII).
+const STREAM: u32 = 0x6f72_6465;
+
+/// An endless stream of row numbers, in file order or in a new random order for each pass.
+#[derive(Clone, Debug)]
+pub struct RowOrder {
+    rows: usize,
+    /// `None`: rows in file order.
+    seed: Option<u64>,
+    /// The mixture of files whose epochs are the passes.
+    mixture: Option<Arc<Mixture>>,
+    /// The pass over the data whose row order is in `order`.
+    pass: Option<u64>,
+    order: Vec<u32>,
+}
+
+impl RowOrder {
+    /// The order in which every pass goes through the rows as they are in the file.
+    pub fn file_order(rows: usize) -> Self {
+        Self { rows, seed: None, mixture: None, pass: None, order: Vec::new() }
+    }
+
+    /// The order in which every pass goes through the rows in a new random order.
+    pub fn shuffled(rows: usize, seed: u64) -> Self {
+        Self { seed: Some(seed), ..Self::file_order(rows) }
+    }
+
+    /// The order of a mixture of files: within an epoch shuffled by `seed`, or without one spread evenly.
+    pub fn mixed(mixture: Mixture, seed: Option<u64>) -> Self {
+        let rows = mixture.epoch_rows();
+        Self { seed, mixture: Some(Arc::new(mixture)), ..Self::file_order(rows) }
+    }
+
+    /// Number of rows of a pass.
+    pub fn rows_per_pass(&self) -> usize {
+        self.rows
+    }
+
+    /// The row number at `stream_index` of the sequence, counted from 0. At the first row of a pass, computes its
+    /// order.
+    pub fn row_at(&mut self, stream_index: u64) -> usize {
+        let rows = self.rows as u64;
+        let (pass, location) = (stream_index / rows, (stream_index % rows) as usize);
+        if self.seed.is_none() && self.mixture.is_none() {
+            return location;
+        }
+        if self.pass != Some(pass) {
+            self.order = match (&self.mixture, self.seed) {
+                (Some(mixture), seed) => mixture.epoch(seed, pass),
+                (None, seed) => permutation(self.rows, seed.unwrap_or_default(), pass),
+            };
+            self.pass = Some(pass);
+        }
+        self.order[location] as usize
+    }
+}
+
+/// A random permutation of `0..n` for `seed` and `pass`: Fisher–Yates shuffle with Philox numbers.
+pub(super) fn permutation(n: usize, seed: u64, pass: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    for i in (1..n).rev() {
+        order.swap(i, below(i as u64 + 1, seed, pass, i as u64) as usize);
+    }
+    order
+}
+
+/// A random number below `n` for one swap (at `position`) of the shuffle. Its bias is at most 2^-64 · n.
+fn below(n: u64, seed: u64, pass: u64, position: u64) -> u64 {
+    let counter = [position as u32, (position >> 32) as u32 ^ STREAM, pass as u32, (pass >> 32) as u32];
+    let [a, b, ..] = philox4x32_10(counter, [seed as u32, (seed >> 32) as u32]);
+    let random = u128::from(a) | u128::from(b) << 32;
+    ((random * u128::from(n)) >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn file_order_repeats_after_the_last_row() {
+        let mut order = RowOrder::file_order(3);
+        assert_eq!((0..8).map(|i| order.row_at(i)).collect::<Vec<_>>(), [0, 1, 2, 0, 1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn order_depends_on_seed_and_pass() {
+        let one = permutation(50, 7, 0);
+        assert_eq!(one, permutation(50, 7, 0));
+        for other in
+            [permutation(50, 8, 0), permutation(50, 7, 1), permutation(50, 7 << 32, 0), permutation(50, 7, 1 << 32)]
+        {
+            assert_ne!(one, other);
+        }
+    }
+
+    #[test]
+    fn all_orders_of_three_rows_are_equally_frequent() {
+        let mut seen = std::collections::BTreeMap::new();
+        for seed in 0..6000 {
+            *seen.entry(permutation(3, seed, 1)).or_insert(0) += 1;
+        }
+        // Each of the 6 orders is expected 1000 times; 5 standard deviations are 145.
+        assert_eq!(seen.len(), 6);
+        assert!(seen.values().all(|n: &i32| (n - 1000).abs() < 145), "{seen:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn pass_has_each_row_once_and_random_access_agrees(rows in 1usize..200, seed: u64, pass in 0u64..1000) {
+            let mut order = RowOrder::shuffled(rows, seed);
+            let first = pass * rows as u64;
+            let stream: Vec<usize> = (first..first + rows as u64).map(|slot| order.row_at(slot)).collect();
+            let mut sorted = stream.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(sorted, (0..rows).collect::<Vec<_>>());
+            let slot = first + seed % rows as u64;
+            prop_assert_eq!(RowOrder::shuffled(rows, seed).row_at(slot), stream[(slot - first) as usize]);
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Reads the conversation of a row from the fields of each layout.
+
+use reel_diagnostic::Diagnostic;
+use serde_json::{Map, Value, json};
+
+use super::json_text::refuse_parts_as_text;
+use super::{DataRow, PromptContent};
+use crate::media_columns;
+
+/// A layout of rows, named by the field that shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Chat `messages`.
+    Messages,
+    /// ShareGPT `conversations`.
+    Conversations,
+    /// TRL's `prompt`, with or without a `completion`.
+    Prompt,
+    /// ms-swift's `query`, `response`, `history`.
+    Query,
+    /// Alpaca's `instruction`, `input`, `output`, `history`.
+    Instruction,
+    /// The fields of VideoRFT and Video-R1, or EasyR1's `problem` beside an `answer`.
+    Problem,
+}
+
+impl Layout {
+    /// All layouts. A row with the fields of two of them has the first one.
+    const ALL: [Self; 6] =
+        [Self::Messages, Self::Conversations, Self::Prompt, Self::Query, Self::Instruction, Self::Problem];
+
+    /// The field that shows the layout.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Messages => "messages",
+            Self::Conversations => "conversations",
+            Self::Prompt => "prompt",
+            Self::Query => "query",
+            Self::Instruction => "instruction",
+            Self::Problem => "problem",
+        }
+    }
+
+    /// The layout of a row; `None` for a row without any of the fields. Null counts as absent: a table of rows in
+    /// several layouts has it for the fields of the others.
+    pub fn of(fields: &Map<String, Value>) -> Option<Self> {
+        Self::ALL.into_iter().find(|layout| is_given(fields, layout.field()))
+    }
+}
+
+fn is_given(fields: &Map<String, Value>, name: &str) -> bool {
+    fields.get(name).is_some_and(|value| !value.is_null())
+}
+
+pub(super) const CHAT: &str = "give a list of {\"role\", \"content\"} messages";
+
+impl DataRow {
+    /// Reads a row with one of the layouts whose messages are complete: all but [`Layout::Prompt`] and
+    /// [`Layout::Problem`].
+    pub(super) fn from_chat(layout: Layout, mut fields: Map<String, Value>) -> Result<Self, Diagnostic> {
+        let field = layout.field();
+        let value = fields.shift_remove(field).unwrap_or_default();
+        let messages = match layout {
+            Layout::Conversations => sharegpt_messages(value)?,
+            Layout::Query => query_messages(&value, &mut fields)?,
+            Layout::Instruction => instruction_messages(&value, &mut fields)?,
+            Layout::Messages | Layout::Prompt | Layout::Problem => chat(field, value)?,
+        };
+        Self::whole_chat(field, messages, 0, fields)
+    }
+
+    /// Reads a row with a `prompt`: messages or a text, with a `completion` of the same kind or without one.
+    pub(super) fn from_prompt(mut fields: Map<String, Value>) -> Result<Self, Diagnostic> {
+        let content = PromptContent::parse(fields.shift_remove("prompt").unwrap_or_default())?;
+        let completion = fields.shift_remove("completion").filter(|value| !matches!(value.as_str(), Some("")));
+        match (content, completion.unwrap_or_default()) {
+            (PromptContent::Chat(messages), Value::Null) => Self::chat_prompt("prompt", messages, fields),
+            (PromptContent::Text(text), Value::Null) => {
+                refuse_system_column(&fields)?;
+                media_columns::refuse_media("prompt", &text, &fields)?;
+                Ok(Self::Prompt { content: PromptContent::Text(text), columns: fields })
+            }
+            (PromptContent::Text(prompt), Value::String(completion)) => {
+                refuse_second_chat("prompt", &[message("user", &prompt), message("assistant", &completion)], &fields)?;
+                refuse_tools(&fields)?;
+                refuse_system_column(&fields)?;
+                media_columns::refuse_media("prompt", &format!("{prompt}{completion}"), &fields)?;
+                Ok(Self::Completion { prompt, completion })
+            }
+            (PromptContent::Chat(prompt), completion @ Value::Array(_)) => {
+                let given = prompt.len();
+                let messages = prompt.into_iter().chain(chat("completion", completion)?).collect();
+                Self::whole_chat("prompt", messages, given, fields)
+            }
+            (PromptContent::Chat(_), _) => {
+                Err(Diagnostic::new("completion", "is not a list of messages, as `prompt` is", CHAT))
+            }
+            (PromptContent::Text(_), _) => Err(Diagnostic::new(
+                "completion",
+                "is not a text, as `prompt` is",
+                "write both as messages or as texts",
+            )),
+        }
+    }
+
+    /// Reads a row of EasyR1, whose `problem` is the prompt; the other columns are for the rewards.
+    pub(super) fn from_easyr1(fields: Map<String, Value>) -> Result<Self, Diagnostic> {
+        let problem = reel_rewards::text_field(&fields, "problem")?;
+        Self::chat_prompt("problem", vec![message("user", &problem)], fields)
+    }
+
+    fn chat_prompt(field: &str, messages: Vec<Value>, columns: Map<String, Value>) -> Result<Self, Diagnostic> {
+        refuse_parts_as_text(field, &messages)?;
+        let messages = with_system_column(messages, &columns)?;
+        let content = PromptContent::Chat(media_columns::insert_media(field, messages, &columns)?);
+        Ok(Self::Prompt { content, columns })
+    }
+
+    /// A row of all messages of a chat, of which the answers of the first `given` are not learned.
+    fn whole_chat(
+        field: &str,
+        messages: Vec<Value>,
+        given: usize,
+        columns: Map<String, Value>,
+    ) -> Result<Self, Diagnostic> {
+        refuse_parts_as_text(field, &messages)?;
+        refuse_second_chat(field, &messages, &columns)?;
+        refuse_tools(&columns)?;
+        refuse_objects(&messages, &columns)?;
+        let learned = learned_answers(field, &messages, given)?;
+        let messages = with_system_column(messages, &columns)?;
+        let messages = media_columns::insert_media(field, messages, &columns)?;
+        Ok(Self::Chat { messages, learned, columns })
+    }
+}
+
+/// Checks that `value` is a list of messages with roles and contents. What is in a content is checked later, when the
+/// chat template is applied.
+pub(super) fn chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
+    let Value::Array(messages) = value else { return Err(Diagnostic::new(field, "is not a list", CHAT)) };
+    if messages.is_empty() {
+        return Err(Diagnostic::new(field, "is empty", CHAT));
+    }
+    for (i, message) in messages.iter().enumerate() {
+        let at = |key: &str| format!("{field}[{i}].{key}");
+        if !message.get("role").is_some_and(Value::is_string) {
+            return Err(Diagnostic::new(at("role"), "is missing or not text", CHAT));
+        }
+        if !message.get("content").is_some_and(|c| c.is_string() || c.is_array()) {
+            return Err(Diagnostic::new(at("content"), "is missing, or neither text nor a list of parts", CHAT));
+        }
+    }
+    Ok(messages)
+}
+
+fn message(role: &str, text: &str) -> Value {
+    json!({"role": role, "content": text})
+}
+
+/// For each answer of the assistant, whether it is learned: not if it is one of the first `given` messages, or if its
+/// `loss` (ms-swift) or `weight` (OpenAI) is false or 0.
+fn learned_answers(field: &str, messages: &[Value], given: usize) -> Result<Vec<bool>, Diagnostic> {
+    let answers = messages.iter().enumerate().filter(|(_, message)| message["role"] == "assistant");
+    let learned = answers.map(|(i, message)| {
+        let mut learned = i >= given;
+        for key in ["loss", "weight"] {
+            learned &= match message.get(key) {
+                None | Some(Value::Null) => true,
+                Some(value) => match (value.as_bool(), value.as_f64()) {
+                    (Some(is_learned), _) => is_learned,
+                    (None, Some(number)) if number == 0.0 || number == 1.0 => number == 1.0,
+                    _ => {
+                        let what = "is neither true nor false, and neither 0 nor 1";
+                        return Err(Diagnostic::new(format!("{field}[{i}].{key}"), what, "write true or false"));
+                    }
+                },
+            };
+        }
+        Ok(learned)
+    });
+    learned.collect()
+}
+
+/// Refuses a row with a second conversation beside the one in `field`, unless the second repeats messages of the first,
+/// as rows often keep the text that their messages were made of.
+fn refuse_second_chat(field: &str, messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
+    let repeats = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty() || messages.iter().any(|message| message["content"] == text.as_str()),
+        Value::Array(list) => list.is_empty() || messages.windows(list.len()).any(|part| part == list),
+        _ => false,
+    };
+    let other = ["conversations", "prompt", "completion", "query", "instruction"].into_iter().find(|name| {
+        let value = columns.get(*name);
+        let is_start = |text: &str| messages.iter().any(|m| m["content"].as_str().is_some_and(|c| c.starts_with(text)));
+        let has_input = *name == "instruction" && value.and_then(Value::as_str).is_some_and(is_start);
+        *name != field && !has_input && !value.is_none_or(repeats)
+    });
+    match other {
+        Some(name) => {
+            let what = format!("is given together with `{field}`, and is another conversation");
+            Err(Diagnostic::new(name, what, "keep one of the two"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Puts the text of the column `system`, as LLaMA-Factory and ms-swift have it, before the messages of a row.
+fn with_system_column(messages: Vec<Value>, fields: &Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
+    let fault = |what: &str, help: &str| Err(Diagnostic::new("system", what, help));
+    let text = match fields.get("system") {
+        None | Some(Value::Null) => return Ok(messages),
+        Some(Value::String(text)) if text.is_empty() => return Ok(messages),
+        Some(Value::String(text)) => text,
+        Some(_) => return fault("is not a string", "write it as a JSON string"),
+    };
+    match messages.first().filter(|first| first["role"] == "system") {
+        Some(own) if own["content"] == text.as_str() => Ok(messages),
+        Some(_) => fault("is another text than the system message of the chat", "keep one of the two"),
+        None => Ok([message("system", text)].into_iter().chain(messages).collect()),
+    }
+}
+
+/// Refuses a column `system` beside a prompt that is a text: such a prompt has no messages.
+fn refuse_system_column(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
+    match with_system_column(Vec::new(), fields)?.is_empty() {
+        true => Ok(()),
+        false => Err(Diagnostic::new("system", "is not read beside a `prompt` that is a text", CHAT)),
+    }
+}
+
+/// Refuses a row with descriptions of tools. The chat template of Qwen2.5-VL has no place for them, so the model would
+/// learn to call tools that it is not told of.
+fn refuse_tools(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
+    let none = match fields.get("tools") {
+        None | Some(Value::Null) => true,
+        Some(Value::String(text)) => ["", "[]"].contains(&text.trim()),
+        Some(Value::Array(list)) => list.is_empty(),
+        Some(_) => false,
+    };
+    let help = "write the tools into the system message, or remove the column";
+    if none {
+        Ok(())
+    } else {
+        Err(Diagnostic::new("tools", "is not supported: the chat template does not show it", help))
+    }
+}
+
+/// Refuses a row whose texts have ms-swift's marks for the boxes and names in its column `objects`: the model would
+/// learn the marks.
+fn refuse_objects(messages: &[Value], fields: &Map<String, Value>) -> Result<(), Diagnostic> {
+    let mark = ["<bbox>", "<ref-object>"].into_iter().find(|mark| {
+        let has = |value: &Value| value.as_str().is_some_and(|text| text.contains(mark));
+        let parts = |message: &Value| message["content"].as_array().is_some_and(|p| p.iter().any(|p| has(&p["text"])));
+        messages.iter().any(|message| has(&message["content"]) || parts(message))
+    });
+    match mark.filter(|_| is_given(fields, "objects")) {
+        Some(mark) => {
+            let what = format!("is not read, so the mark {mark} would stay in the text");
+            Err(Diagnostic::new("objects", what, "write the boxes and names into the text"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Converts the turns of a ShareGPT row to chat messages.
+fn sharegpt_messages(turns: Value) -> Result<Vec<Value>, Diagnostic> {
+    const TURNS: &str = "give a list of {\"from\": human, gpt or system, \"value\": text} messages";
+    let Value::Array(turns) = turns else { return Err(Diagnostic::new("conversations", "is not a list", TURNS)) };
+    if turns.is_empty() {
+        return Err(Diagnostic::new("conversations", "is empty", TURNS));
+    }
+    let turns = turns.into_iter().enumerate().map(|(i, turn)| {
+        let at = |key: &str| format!("conversations[{i}].{key}");
+        let text = |key: &str| turn.get(key).and_then(Value::as_str);
+        let from = text("from").or(text("role"));
+        let Some(from) = from else { return Err(Diagnostic::new(at("from"), "is missing or not text", TURNS)) };
+        let role = match from {
+            "human" | "user" => "user",
+            "gpt" | "assistant" | "chatgpt" | "bot" => "assistant",
+            "system" => "system",
+            other => {
+                let what = format!("is `{other}`, which is not supported");
+                return Err(Diagnostic::new(at("from"), what, TURNS));
+            }
+        };
+        let value = turn.get("value").or(turn.get("content")).filter(|value| value.is_string() || value.is_array());
+        let Some(value) = value else { return Err(Diagnostic::new(at("value"), "is missing or not text", TURNS)) };
+        let mut message = json!({"role": role, "content": value});
+        for key in ["loss", "weight"] {
+            if let Some(value) = turn.get(key) {
+                message[key] = value.clone();
+            }
+        }
+        Ok(message)
+    });
+    turns.collect()
+}
+
+/// The messages of ms-swift's `query`, `response` and `history`. Removes the columns that it reads.
+fn query_messages(query: &Value, fields: &mut Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
+    let Some(query) = query.as_str().filter(|text| !text.is_empty()) else {
+        return Err(Diagnostic::new("query", "is empty or not a string", "write the question as a JSON string"));
+    };
+    dialogue(query, "response", fields)
+}
+
+/// The messages of Alpaca's `instruction`, `input`, `output` and `history`. Removes the columns that it reads.
+fn instruction_messages(instruction: &Value, fields: &mut Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
+    let texts = [Some(instruction.clone()), fields.shift_remove("input")];
+    let mut question = Vec::new();
+    for (name, value) in ["instruction", "input"].into_iter().zip(texts) {
+        match value {
+            None | Some(Value::Null) => {}
+            Some(Value::String(text)) if text.is_empty() => {}
+            Some(Value::String(text)) => question.push(text),
+            Some(_) => return Err(Diagnostic::new(name, "is not a string", "write it as a JSON string")),
+        }
+    }
+    if question.is_empty() {
+        return Err(Diagnostic::new("instruction", "is empty", "write the question as a JSON string"));
+    }
+    dialogue(&question.join("\n"), "output", fields)
+}
+
+/// The messages of a question, its answer in the column `answer` and the questions and answers before it in the column
+/// `history`. Removes these columns. Without an answer the messages end with the question.
+fn dialogue(question: &str, answer: &str, fields: &mut Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
+    let history = match fields.shift_remove("history") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(pairs)) => pairs,
+        Some(_) => return Err(Diagnostic::new("history", "is not a list", PAIRS)),
+    };
+    let mut messages = Vec::new();
+    for (i, pair) in history.iter().enumerate() {
+        match pair.as_array().map(Vec::as_slice) {
+            Some([Value::String(question), Value::String(answer)]) => {
+                messages.extend([message("user", question), message("assistant", answer)]);
+            }
+            _ => return Err(Diagnostic::new(format!("history[{i}]"), "is not a list of two texts", PAIRS)),
+        }
+    }
+    messages.push(message("user", question));
+    match fields.shift_remove(answer) {
+        None | Some(Value::Null) => {}
+        Some(Value::String(text)) if text.is_empty() => {}
+        Some(Value::String(text)) => messages.push(message("assistant", &text)),
+        Some(_) => return Err(Diagnostic::new(answer, "is not a string", "write the answer as a JSON string")),
+    }
+    Ok(messages)
+}
+
+const PAIRS: &str = "give a list of pairs, each a question and its answer";

@@ -1,0 +1,314 @@
+//! Parses one row of training data in any of these layouts, and makes the conversation to train on.
+//!
+//! | layout | fields |
+//! |---|---|
+//! | chat | `messages`: chat messages |
+//! | ShareGPT | `conversations`: messages `{"from", "value"}` |
+//! | TRL | `prompt` and `completion`: both chat messages, or both texts, which are used without the chat template |
+//! | prompt | `prompt`: chat messages up to the answer, or a text; other columns are for rewards |
+//! | ms-swift | `query`, `response`, `history` |
+//! | Alpaca | `instruction`, `input`, `output`, `history` |
+//! | EasyR1 | `problem`: the prompt; other columns, such as `answer`, are for rewards |
+//! | problem | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` (VideoRFT's and Video-R1's data sets) |
+//!
+//! In all but the last, images and videos are parts of the messages, or stand in columns (`media_columns`), and the text
+//! in a column `system` becomes the system message. Columns may hold their lists as JSON text (`json_text`).
+
+mod json_text;
+pub mod layouts;
+
+use layouts::{CHAT, Layout, chat};
+use reel_diagnostic::Diagnostic;
+use reel_prompts::QuestionTemplate;
+use reel_rewards::Recipe;
+use reel_rewards::text_field;
+use serde_json::{Map, Value, json};
+
+use crate::media_columns;
+
+/// A row of a data file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DataRow {
+    /// A chat with the answers of the assistant, or up to an answer.
+    Chat {
+        /// The chat messages.
+        messages: Vec<Value>,
+        /// For each message of the assistant, whether it is learned.
+        learned: Vec<bool>,
+        /// The other columns of the row.
+        columns: Map<String, Value>,
+    },
+    /// A prompt that completions are sampled for, in reinforcement learning.
+    Prompt {
+        /// The chat messages, or the text.
+        content: PromptContent,
+        /// The other columns of the row.
+        columns: Map<String, Value>,
+    },
+    /// Two texts that follow each other and are used without the chat template. The second is learned.
+    Completion {
+        /// The text that is given.
+        prompt: String,
+        /// The text that is learned.
+        completion: String,
+    },
+    /// A row of VideoRFT's or Video-R1's data sets.
+    Problem {
+        /// The problem's fields.
+        problem: Problem,
+        /// All columns of the row.
+        columns: Map<String, Value>,
+    },
+}
+
+/// What supervised fine-tuning learns of a row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SupervisedRow {
+    /// A conversation.
+    Chat {
+        /// The chat messages.
+        messages: Vec<Value>,
+        /// For each message of the assistant, whether it is learned.
+        learned: Vec<bool>,
+    },
+    /// Two texts that are used without the chat template. The second is learned.
+    Text {
+        /// The text that is given.
+        prompt: String,
+        /// The text that is learned.
+        completion: String,
+    },
+}
+
+/// The prompt of a row.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PromptContent {
+    /// Chat messages, which the chat template renders to text.
+    Chat(Vec<Value>),
+    /// A text that is used without the chat template, as TRL does with a `prompt` that is not a list.
+    Text(String),
+}
+
+impl PromptContent {
+    fn parse(prompt: Value) -> Result<Self, Diagnostic> {
+        match prompt {
+            Value::String(text) if text.is_empty() => Err(Diagnostic::new("prompt", "is empty", CHAT)),
+            Value::String(text) => Ok(Self::Text(text)),
+            other => chat("prompt", other).map(Self::Chat),
+        }
+    }
+
+    /// The prompt as JSON, as in a data file: a list of messages or a string.
+    pub fn into_json(self) -> Value {
+        match self {
+            Self::Chat(messages) => Value::Array(messages),
+            Self::Text(text) => Value::String(text),
+        }
+    }
+}
+
+/// A problem with its answer, as VideoRFT and Video-R1 publish them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    /// The question.
+    pub problem: String,
+    /// Whether the problem is about an image, a video or text alone.
+    pub data_type: ProblemMedia,
+    /// The kind of answer, for example `multiple choice`.
+    pub problem_type: String,
+    /// The options of a multiple-choice question, each with its letter.
+    pub options: Vec<String>,
+    /// The chain of thought in `<think>` tags; absent in rows for reinforcement learning.
+    pub process: Option<String>,
+    /// The answer in `<answer>` tags.
+    pub solution: String,
+    /// The image or video file; empty for text problems.
+    pub path: String,
+}
+
+/// What a problem is about: an image, a video or text alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemMedia {
+    /// An image.
+    Image,
+    /// A video.
+    Video,
+    /// Text only.
+    Text,
+}
+
+const LAYOUTS: &str = "give chat `messages`, ShareGPT `conversations`, `prompt` and `completion`, `query` and `response`, `instruction` and `output`, or the fields problem, data_type, problem_type, process, solution, path";
+
+/// The fields of which a row in VideoRFT's layout has at least one beside `problem`.
+const VIDEORFT_FIELDS: [&str; 4] = ["data_type", "problem_type", "path", "process"];
+
+impl DataRow {
+    /// Parses a row and checks its fields.
+    pub fn parse(value: Value) -> Result<Self, Diagnostic> {
+        let Value::Object(mut fields) = value else { return Err(Diagnostic::new("", "is not an object", LAYOUTS)) };
+        json_text::read_json_texts(&mut fields)?;
+        match Layout::of(&fields) {
+            Some(Layout::Prompt) => return Self::from_prompt(fields),
+            Some(Layout::Problem) => {}
+            Some(layout) => return Self::from_chat(layout, fields),
+            None => {
+                let what = "has no `messages`, `conversations`, `prompt`, `query`, `instruction` or `problem`";
+                return Err(Diagnostic::new("", what, LAYOUTS));
+            }
+        }
+        if !VIDEORFT_FIELDS.iter().any(|name| fields.get(*name).is_some_and(|value| !value.is_null())) {
+            return Self::from_easyr1(fields);
+        }
+        media_columns::refuse_media_beside_path(&fields)?;
+        Ok(Self::Problem { problem: Problem::parse(&fields)?, columns: fields })
+    }
+
+    /// The prompt that completions are sampled for, and the columns that the rewards need. Media paths are returned
+    /// as written, relative to the media folder.
+    pub fn prompt_and_columns(&self, parity: Recipe) -> Result<(PromptContent, Map<String, Value>), Diagnostic> {
+        match self {
+            Self::Prompt { content, columns } => Ok((content.clone(), columns.clone())),
+            Self::Problem { problem, columns } => {
+                let question = problem.user_message(parity, QuestionTemplate::Training);
+                Ok((PromptContent::Chat(vec![question]), columns.clone()))
+            }
+            Self::Chat { messages, columns, .. } if !ends_with_answer(messages) => {
+                Ok((PromptContent::Chat(messages.clone()), columns.clone()))
+            }
+            Self::Chat { .. } => Err(Diagnostic::new(
+                "",
+                "ends with an answer of the assistant, so no answer is left to generate",
+                "remove that answer, or use this file for supervised fine-tuning",
+            )),
+            Self::Completion { .. } => Err(Diagnostic::new(
+                "",
+                "has a `completion`, so no answer is left to generate",
+                "remove it, or use this file for supervised fine-tuning",
+            )),
+        }
+    }
+
+    /// The prompt of an answer that is generated outside of training. Of a whole chat, the answer at its end is left
+    /// out; a problem gets the question template `template`. Media paths are returned as written.
+    pub fn generation_prompt(self, parity: Recipe, template: QuestionTemplate) -> Result<PromptContent, Diagnostic> {
+        match self {
+            Self::Prompt { content, .. } => Ok(content),
+            Self::Problem { problem, .. } => Ok(PromptContent::Chat(vec![problem.user_message(parity, template)])),
+            Self::Completion { prompt, .. } => Ok(PromptContent::Text(prompt)),
+            Self::Chat { mut messages, .. } => {
+                while ends_with_answer(&messages) {
+                    messages.pop();
+                }
+                match messages.is_empty() {
+                    true => Err(Diagnostic::new("", "has answers of the assistant only", CHAT)),
+                    false => Ok(PromptContent::Chat(messages)),
+                }
+            }
+        }
+    }
+
+    /// The whole conversation, for supervised fine-tuning. Media paths are returned as written, relative to the media
+    /// folder.
+    pub fn supervised(&self, parity: Recipe) -> Result<SupervisedRow, Diagnostic> {
+        match self {
+            Self::Chat { messages, learned, .. } => {
+                Ok(SupervisedRow::Chat { messages: messages.clone(), learned: learned.clone() })
+            }
+            Self::Completion { prompt, completion } => {
+                Ok(SupervisedRow::Text { prompt: prompt.clone(), completion: completion.clone() })
+            }
+            Self::Prompt { .. } => Err(Diagnostic::new(
+                "",
+                "has a prompt without an answer to learn",
+                "add the answer as `completion`, write the whole chat as `messages`, or use this file for reinforcement \
+                 learning",
+            )),
+            Self::Problem { problem, .. } => {
+                Ok(SupervisedRow::Chat { messages: problem.supervised_messages(parity)?, learned: vec![true] })
+            }
+        }
+    }
+}
+
+fn ends_with_answer(messages: &[Value]) -> bool {
+    messages.last().is_some_and(|message| message["role"] == "assistant")
+}
+
+impl Problem {
+    fn parse(fields: &Map<String, Value>) -> Result<Self, Diagnostic> {
+        let problem = text_field(fields, "problem")?;
+        let data_type = match text_field(fields, "data_type")?.as_str() {
+            "image" => ProblemMedia::Image,
+            "video" => ProblemMedia::Video,
+            "text" => ProblemMedia::Text,
+            other => return Err(Diagnostic::new("data_type", format!("is `{other}`"), "use image, video or text")),
+        };
+        let problem_type = text_field(fields, "problem_type")?;
+        if reel_prompts::answer_instruction(&problem_type).is_none() {
+            let known: Vec<&str> = reel_prompts::problem_types().collect();
+            return Err(Diagnostic::new(
+                "problem_type",
+                format!("is `{problem_type}`"),
+                format!("use one of {}", known.join(", ")),
+            ));
+        }
+        Ok(Self {
+            problem,
+            data_type,
+            problem_type,
+            options: options(fields)?,
+            process: match fields.get("process") {
+                None | Some(Value::Null) => None,
+                Some(_) => Some(text_field(fields, "process")?),
+            },
+            solution: text_field(fields, "solution")?,
+            path: if data_type == ProblemMedia::Text { String::new() } else { text_field(fields, "path")? },
+        })
+    }
+
+    fn supervised_messages(&self, parity: Recipe) -> Result<Vec<Value>, Diagnostic> {
+        let Some(process) = self.process.as_deref() else {
+            return Err(Diagnostic::new(
+                "process",
+                "is missing",
+                "give the chain of thought that leads to the solution",
+            ));
+        };
+        Ok(vec![
+            json!({"role": "system", "content": [{"type": "text", "text": reel_prompts::system_message(parity)}]}),
+            self.user_message(parity, QuestionTemplate::Training),
+            json!({"role": "assistant", "content": [{"type": "text", "text": format!("{process}\n{}", self.solution)}]}),
+        ])
+    }
+
+    /// The user's message: the image or video if there is one, then the question in its template.
+    pub fn user_message(&self, parity: Recipe, template: QuestionTemplate) -> Value {
+        let choices = (self.problem_type == "multiple choice").then_some(&self.options[..]);
+        let kind = reel_prompts::answer_instruction(&self.problem_type).unwrap_or_default();
+        let question = reel_prompts::question_text(&self.problem, choices, kind, parity, template);
+        let asked = json!({"type": "text", "text": question});
+        let key = match self.data_type {
+            ProblemMedia::Text => return json!({"role": "user", "content": [asked]}),
+            ProblemMedia::Image => "image",
+            ProblemMedia::Video => "video",
+        };
+        json!({"role": "user", "content": [{"type": key, key: media_path(&self.path)}, asked]})
+    }
+}
+
+/// Removes a leading `./`. VideoRFT's data sets write paths as `./DIR/FILE`, where the dot stands for the media folder.
+fn media_path(path: &str) -> &str {
+    path.strip_prefix("./").map_or(path, |rest| rest.trim_start_matches('/'))
+}
+
+fn options(fields: &Map<String, Value>) -> Result<Vec<String>, Diagnostic> {
+    let wrong = || Diagnostic::new("options", "is not a list of texts", "write each option as a JSON string");
+    match fields.get("options") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(|o| o.as_str().map(String::from).ok_or_else(wrong)).collect(),
+        Some(_) => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

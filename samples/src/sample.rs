@@ -1,0 +1,263 @@
+//! Supervised training samples: the token ids and media of a row, and the tokens to learn.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use reel_media::MediaError;
+use reel_model::ModelError;
+use reel_model::batch::Sequence;
+use reel_model::input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
+use reel_model::input::tokenizer::Tokenizer;
+use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput};
+use reel_rewards::Recipe;
+use serde_json::Value;
+
+use crate::dataset::{DataFile, Dataset};
+use crate::feed::SampleSource;
+use crate::labels::{TokenLabeler, Vocabulary};
+use crate::media_files::MediaFiles;
+use crate::mixture::Mixture;
+use crate::rows::SupervisedRow;
+use crate::source::DataSource;
+use crate::{Result, SampleError, SkipCause};
+
+/// A row, ready for training.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// The model's inputs, S tokens.
+    pub tokens: ModelInput,
+    /// The target of each of the S tokens: the id of the next token if that is learned, else -1.
+    pub targets: Vec<i32>,
+}
+
+impl Sample {
+    /// The sample's model inputs, borrowed for a packed batch.
+    pub fn sequence(&self) -> Sequence<'_> {
+        self.tokens.sequence()
+    }
+}
+
+/// The rows of a data file as training samples for supervised fine-tuning.
+#[derive(Debug)]
+pub struct SftSource {
+    /// The data file.
+    pub data: Dataset,
+    /// Config, tokenizer and chat template of the model.
+    pub bundle: Arc<ModelFolder>,
+    /// The rule that chooses the tokens to learn.
+    pub labels: TokenLabeler,
+    /// Frame and pixel limits.
+    pub media: MediaOptions,
+    /// The folder that relative media paths refer to.
+    pub media_root: PathBuf,
+    /// Whose prompt templates to use.
+    pub parity: Recipe,
+    /// The samples made so far, for later epochs.
+    pub kept: SampleCache,
+    /// The media files read so far.
+    pub files: MediaFiles,
+}
+
+/// Maximum bytes of all cached samples (256 MiB). If all samples fit, media are decoded only in the first epoch.
+const MAX_KEPT: usize = 256 << 20;
+
+/// Samples by row number. A sample that would exceed [`MAX_KEPT`] bytes in all is not kept, and is made again in each
+/// epoch.
+#[derive(Debug, Default)]
+pub struct SampleCache(Mutex<CachedSamples>);
+
+#[derive(Debug, Default)]
+struct CachedSamples {
+    by_row: HashMap<usize, Arc<Sample>>,
+    bytes: usize,
+}
+
+impl SampleCache {
+    fn get(&self, row: usize) -> Option<Sample> {
+        let kept = self.0.lock().unwrap_or_else(|e| e.into_inner()).by_row.get(&row).cloned();
+        kept.map(Arc::unwrap_or_clone)
+    }
+
+    fn keep(&self, row: usize, sample: &Sample) {
+        let t = &sample.tokens;
+        let floats = [&t.pixel_values, &t.pixel_values_videos].map(|p| p.as_ref().map_or(0, Vec::len));
+        let bytes = t.frames.total_bytes() + 4 * floats.iter().sum::<usize>() + 40 * t.len();
+        let mut kept = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if kept.bytes + bytes <= MAX_KEPT && kept.by_row.insert(row, Arc::new(sample.clone())).is_none() {
+            kept.bytes += bytes;
+        }
+    }
+}
+
+/// The end of a turn, which TRL adds to a completion that is a text.
+const END: &str = "<|im_end|>";
+
+impl SftSource {
+    /// Parses the fields of a row.
+    fn row(&self, row: usize) -> Result<SupervisedRow> {
+        self.data.add_location_to_error(row, self.data.row(row)?.supervised(self.parity))
+    }
+
+    fn conversation(&self, location: &str, messages: Vec<Value>) -> Result<Conversation> {
+        Conversation::from_json(location, &Value::Array(messages), &self.media_root)
+            .map_err(|e| to_row_error(location, e))
+    }
+
+    /// Tokens and targets of a conversation.
+    fn chat(&self, location: &str, messages: Vec<Value>, learned: &[bool]) -> Result<Sample> {
+        if learned.contains(&false) && !self.labels.selects_answers() {
+            let what = "has an answer that is not to be learned (of a `prompt`, or with `loss` or `weight`)";
+            return Err(SampleError::row(location, what, "use --labels assistant, which leaves it out"));
+        }
+        let conversation = self.conversation(location, messages)?;
+        let tokens = self.files.load(&conversation, &self.media_root, || {
+            tokenize_conversation(&self.bundle, &conversation, false, &self.media, location)
+        })?;
+        let targets = self.labels.next_token_targets(&tokens.input_ids, learned, &self.bundle.tokenizer);
+        Ok(Sample { tokens, targets })
+    }
+
+    /// Tokens and targets of two texts that follow each other. The second one ends with `<|im_end|>`.
+    fn text(&self, location: &str, prompt: &str, completion: &str) -> Result<Sample> {
+        let end = if completion.ends_with(END) { "" } else { END };
+        let text = |text: &str| tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), location);
+        let tokens = text(&format!("{prompt}{completion}{end}"))?;
+        // A token can have the end of the prompt and the start of the completion; it is learned.
+        let given = text(prompt)?.input_ids;
+        let prompt_len = tokens.input_ids.iter().zip(&given).take_while(|(both, prompt)| both == prompt).count();
+        let targets = self.labels.completion_targets(&tokens.input_ids, prompt_len);
+        Ok(Sample { tokens, targets })
+    }
+}
+
+impl DataSource for SftSource {
+    fn fingerprint(&self) -> String {
+        self.data.fingerprint()
+    }
+
+    fn files(&self) -> &[DataFile] {
+        self.data.files()
+    }
+
+    fn mixture(&self) -> Option<&Mixture> {
+        self.data.mixture()
+    }
+
+    fn validate_row(&self, row: usize) -> Result<()> {
+        match self.row(row)? {
+            SupervisedRow::Chat { messages, .. } => self.conversation(&self.data.location(row), messages).map(drop),
+            SupervisedRow::Text { .. } => Ok(()),
+        }
+    }
+}
+
+impl SampleSource for SftSource {
+    type Sample = Sample;
+
+    fn row_count(&self) -> usize {
+        self.data.len()
+    }
+
+    fn sample(&self, row: usize) -> Result<Sample> {
+        if let Some(sample) = self.kept.get(row) {
+            return Ok(sample);
+        }
+        let location = self.data.location(row);
+        let sample = match self.row(row)? {
+            SupervisedRow::Chat { messages, learned } => self.chat(&location, messages, &learned)?,
+            SupervisedRow::Text { prompt, completion } => self.text(&location, &prompt, &completion)?,
+        };
+        if sample.targets.iter().all(|&t| t < 0) {
+            return Err(nothing_to_learn(location));
+        }
+        self.kept.keep(row, &sample);
+        Ok(sample)
+    }
+
+    fn token_count(sample: &Sample) -> usize {
+        sample.tokens.len()
+    }
+
+    fn location(&self, row: usize) -> (String, usize) {
+        (self.data.location(row), self.data.line_number(row))
+    }
+}
+
+/// The error of a row of which no token is learned.
+pub fn nothing_to_learn(location: String) -> SampleError {
+    SampleError::row(location, "has no token to learn", "add an assistant's answer, or choose other --labels")
+}
+
+/// Makes model inputs of a conversation: renders its text with the chat template and loads its media. An error names
+/// the row at `location`, and the run can skip that row.
+pub fn tokenize_conversation(
+    bundle: &ModelFolder,
+    conversation: &Conversation,
+    generation_prompt: bool,
+    media: &MediaOptions,
+    location: &str,
+) -> Result<ModelInput> {
+    let text = bundle.template.render(conversation, generation_prompt).map_err(|e| to_row_error(location, e))?;
+    let media = load_media(bundle, conversation, media).map_err(|e| to_row_error(location, e))?;
+    encode_row(bundle, &text, media, PromptOrigin::Conversation(conversation)).map_err(|e| to_row_error(location, e))
+}
+
+/// Makes model inputs of a rendered text and its loaded media. An error names the row at `location`, and the run can
+/// skip that row.
+pub fn tokenize_text_with_media(
+    bundle: &ModelFolder,
+    text: &str,
+    media: LoadedMedia,
+    location: &str,
+) -> Result<ModelInput> {
+    encode_row(bundle, text, media, PromptOrigin::Text(location)).map_err(|e| to_row_error(location, e))
+}
+
+fn encode_row(
+    bundle: &ModelFolder,
+    text: &str,
+    media: LoadedMedia,
+    origin: PromptOrigin<'_>,
+) -> Result<ModelInput, ModelError> {
+    let tokens = encode_prompt(bundle, text, media, origin)?;
+    refuse_pads_without_media(bundle, &tokens, origin)?;
+    Ok(tokens)
+}
+
+/// Turns an error of a conversation or its media into an error of its row, which the run can skip. A decoding worker
+/// that cannot be started is not the row's fault: that error is returned unchanged.
+pub fn to_row_error(location: &str, e: ModelError) -> SampleError {
+    if matches!(e, ModelError::Media(MediaError::Worker(_))) {
+        return e.into();
+    }
+    let was_read = matches!(e, ModelError::Media(MediaError::File(_)));
+    let cause = match &e {
+        ModelError::Media(MediaError::Timeout(_)) => Some(SkipCause::DecoderTimeout),
+        ModelError::Media(MediaError::Killed(_)) => Some(SkipCause::DecoderKilled),
+        ModelError::Media(_) | ModelError::Io(_) => Some(SkipCause::Media),
+        _ => None,
+    };
+    let mut diagnostic = e.into_diagnostic();
+    if diagnostic.help.is_empty() {
+        diagnostic = diagnostic.with_help("fix the file, or remove the row");
+    }
+    // An error of the conversation's messages already begins with the row's location.
+    if !diagnostic.location.starts_with(location) {
+        diagnostic = diagnostic.at(location);
+    }
+    match cause {
+        Some(cause) => SampleError::Media { diagnostic, cause, was_read },
+        None => SampleError::Row(diagnostic),
+    }
+}
+
+impl Vocabulary for Tokenizer {
+    fn special(&self, token: &str) -> Option<u32> {
+        self.token_to_id(token)
+    }
+
+    fn text(&self, ids: &[u32]) -> String {
+        self.decode(ids, false)
+    }
+}

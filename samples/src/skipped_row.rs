@@ -1,0 +1,26 @@
+//! Rows that a run skipped.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{SampleError, SkipCause};
+
+/// A row that could not be used: one line of `skipped.jsonl`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedRow {
+    /// The row, counted from 0.
+    pub row: usize,
+    /// The line of this row in the data file, counted from 1.
+    pub line: usize,
+    /// The kind of the error; `None` in lists of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<SkipCause>,
+    /// The error that made the row unusable.
+    pub reason: String,
+}
+
+impl SkippedRow {
+    /// The row `row` at line `line` of the data file, which cannot be used because of `e`.
+    pub fn new(row: usize, line: usize, e: &SampleError) -> Self {
+        Self { row, line, cause: Some(e.skip_cause()), reason: e.to_string() }
+    }
+}

@@ -1,0 +1,31 @@
+//! The names of the files and folders in the output folder of a run (OUT) and in its checkpoints.
+
+/// The log of steps in OUT.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+/// The log of unusable rows in OUT.
+pub const SKIPPED_FILE: &str = "skipped.jsonl";
+/// Rows in OUT that a stopped run skipped after the checkpoint that it resumes from.
+pub const LATER_SKIPPED_FILE: &str = ".skipped-later.jsonl";
+/// What the run records about itself in OUT.
+pub const RUN_FILE: &str = "run.json";
+/// The best checkpoint, in OUT.
+pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
+/// The hashes of all tensors after each step, in OUT.
+pub const HASHES_FILE: &str = "hashes.bin";
+/// The log of evaluations in OUT.
+pub const EVALUATIONS_FILE: &str = "eval.jsonl";
+/// The folder in OUT with one folder for each evaluated step.
+pub const EVALUATIONS_FOLDER: &str = "eval";
+/// The file in OUT that lists the unusable rows, unless `--quarantine` names another file.
+pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
+/// The folder of the recorded rollouts in OUT.
+pub const ROLLOUTS_FOLDER: &str = "rollouts";
+/// The folder below [`ROLLOUTS_FOLDER`] with strips: PNG images that show some frames of a step's first prompt side
+/// by side.
+pub const FRAME_STRIPS_FOLDER: &str = "strips";
+/// The file in a checkpoint that stores the run state.
+pub const RUN_STATE_FILE: &str = "training/state.json";
+/// The list of fingerprints in a checkpoint.
+pub const DIGESTS_FILE: &str = "training/digests.json";
+/// The file in a checkpoint with a rollout set that further steps train on.
+pub const ROLLOUT_SET_FILE: &str = "training/set.json";
