@@ -1,7 +1,7 @@
 //! Changes that hold for the arguments of all subcommands, made to the parser that clap derives from the structs.
 //!
 //! - An option is accepted with underscores (`--learning_rate`), and by the names of other programs for it
-//!   (`--output_dir`; `reel_train::options::names`).
+//!   (`--output_dir`; `reel_runs::option_names`).
 //! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, and no unknown
 //!   option.
 //! - A switch of a training command may have a value, as in TRL: `--temporal true`.
@@ -13,7 +13,7 @@ use std::ffi::OsString;
 
 use clap::builder::{BoolishValueParser, ValueParser};
 use clap::{Arg, ArgAction, Command};
-use reel_train::options::names;
+use reel_runs::option_names;
 
 use crate::fail::bad_usage;
 use crate::init;
@@ -112,7 +112,7 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
 /// option's names in other programs, except those that are another option of the command (`is_option`).
 fn adapt_argument(argument: Arg, is_option: impl Fn(&str) -> bool) -> Arg {
     let option = argument.get_id().to_string();
-    let foreign = names::aliases_of(&option).filter(|alias| !is_option(alias));
+    let foreign = option_names::aliases_of(&option).filter(|alias| !is_option(alias));
     let own = argument.get_long().map(str::to_string);
     let mut aliases: Vec<String> = foreign.flat_map(|name| [name.to_string(), name.replace('_', "-")]).collect();
     aliases.extend(own.iter().map(|long| long.replace('-', "_")));

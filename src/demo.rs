@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, FromArgMatches};
+use reel_runs::config_file::ConfigFile;
 use reel_runs::{grpo, sft};
 use reel_showcase::clips::ClipSet;
 use reel_showcase::commands::CommandLine;
 use reel_showcase::evaluation::difference_in_standard_errors;
 use reel_showcase::page::{self, duration_text};
 use reel_showcase::pipeline::{self, DemoOutcome};
-use reel_train::config_file::ConfigFile;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};

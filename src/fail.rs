@@ -12,9 +12,9 @@ use reel_diagnostic::{Diagnostic, escape_controls, panic_is_caught, redact_urls}
 use reel_eval::EvalError;
 use reel_measure::MeasureError;
 use reel_model::ModelError;
+use reel_runs::option_names;
 use reel_samples::SampleError;
 use reel_train::TrainError;
-use reel_train::options::names;
 
 use crate::arguments::{self, NumberKind};
 
@@ -217,7 +217,7 @@ fn command_for(name: &str) -> Option<&'static str> {
 
 /// Returns the message about an option of the other training command.
 fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Option<String> {
-    let name = names::field_name(argument);
+    let name = option_names::field_name(argument);
     let other = match path {
         "reel sft" => "grpo",
         "reel grpo" => "sft",
@@ -256,7 +256,7 @@ fn unknown_argument_line(command: &Command, path: &str, argument: &str, suggeste
     let longs: Vec<String> = command.get_arguments().filter_map(|a| Some(a.get_long()?.replace('-', "_"))).collect();
     let spelled = |name: &str| format!("--{}", name.replace('_', "-"));
     let is_option = |name: &str| longs.iter().any(|long| long == name);
-    if let Some(advice) = names::advice_on(&names::field_name(argument), is_option, spelled) {
+    if let Some(advice) = option_names::advice_on(&option_names::field_name(argument), is_option, spelled) {
         return format!("{argument}: {}; {}", advice.what, advice.help);
     }
     match suggested {

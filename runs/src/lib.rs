@@ -1,11 +1,13 @@
 //! A training run, from its options to a folder with the trained model: starting and resuming ([`run`]), the output
 //! folder with its checkpoints and logs ([`folder`]), reports to a terminal, TensorBoard and Weights & Biases
-//! ([`reporting`]), and the memory and time that a run needs ([`plan`]). A run is a function of its options, data and
+//! ([`reporting`]), configuration files ([`config_file`]), and the memory and time that a run needs ([`plan`]). A run is a function of its options, data and
 //! seed: it can be stopped at any point, and a resumed run has the bits of an uninterrupted one.
 //!
 //! Read `run/mod.rs` first.
 
+pub mod config_file;
 pub mod folder;
+pub mod option_names;
 pub mod plan;
 pub mod reporting;
 pub mod run;

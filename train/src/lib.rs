@@ -15,6 +15,5 @@ pub mod step;
 pub mod tensor_bytes;
 
 pub use error::{Result, TrainError};
-pub use options::config_file;
 pub use options::{GrpoOptions, SftOptions};
 pub use setup::RunSetup;

@@ -8,11 +8,12 @@ use reel_media::image;
 use reel_model::input::fetch::decode_data_uri;
 use reel_model::input::messages::{Conversation, MediaSource};
 use reel_model::input::request::ChatRequest;
+use reel_runs::config_file::ConfigFile;
 use reel_samples::dataset::Dataset;
 use reel_samples::quarantine::{ScanJournal, journal_path, read_quarantine_list};
 use reel_samples::rows::SupervisedRow;
 use reel_train::options::{Recipe, TrainingOptions};
-use reel_train::{GrpoOptions, SftOptions, config_file::ConfigFile};
+use reel_train::{GrpoOptions, SftOptions};
 use serde_json::{Value, json};
 
 use super::{Target, scratch_folder, text_of};

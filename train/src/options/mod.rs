@@ -1,10 +1,8 @@
 //! The options of the commands that train, with TRL's names and the recipes' defaults: declared once, for the command
 //! line, for configuration files and for `run.json`.
 
-pub mod config_file;
 mod evaluation;
 mod grpo;
-pub mod names;
 mod run;
 mod sft;
 

@@ -6,12 +6,12 @@ use std::fmt;
 use std::path::Path;
 
 use reel_diagnostic::input;
+use reel_train::{Result, TrainError};
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::names;
-use crate::{Result, TrainError};
+use crate::option_names;
 
 /// The options of a configuration file that say how the command starts: by overwriting an earlier run, or by resuming
 /// it. They do not describe the run, so `run.json` does not have them.
@@ -80,7 +80,7 @@ impl ConfigFile {
         }?;
         // A key with the value null counts as absent, as in the files of other trainers.
         let entries = options.into_iter().filter(|(_, value)| !value.is_null());
-        let entries = entries.map(|(key, value)| Entry { field: names::field_name(&key), key, value }).collect();
+        let entries = entries.map(|(key, value)| Entry { field: option_names::field_name(&key), key, value }).collect();
         Ok(Self { path: path.to_string(), entries })
     }
 
@@ -91,7 +91,7 @@ impl ConfigFile {
     pub fn start_flags(&self) -> Result<StartFlags> {
         let mut options = Map::new();
         for entry in &self.entries {
-            let field = names::option_of_alias(&entry.field, |name| START.contains(&name));
+            let field = option_names::option_of_alias(&entry.field, |name| START.contains(&name));
             if START.contains(&field) {
                 let value = self.fitting_value::<StartFlags>(&options, entry, field)?;
                 options.insert(field.to_string(), value);
@@ -119,7 +119,7 @@ impl ConfigFile {
         let mut seen: Vec<(String, &str)> = Vec::new();
         for entry in &self.entries {
             let is_option = |name: &str| options.contains_key(name) || START.contains(&name);
-            let field = names::option_of_alias(&entry.field, is_option).to_string();
+            let field = option_names::option_of_alias(&entry.field, is_option).to_string();
             if entry.field == "config" {
                 let help = "put that file's options into this one";
                 return Err(self.error(entry, "is not allowed in a configuration file", help));
@@ -147,10 +147,10 @@ impl ConfigFile {
     fn unknown_key(&self, entry: &Entry, options: &Map<String, Value>) -> TrainError {
         let is_option = |name: &str| options.contains_key(name) || START.contains(&name);
         let spelled = |field: &str| if entry.key.contains('_') { field.to_string() } else { field.replace('_', "-") };
-        if let Some(advice) = names::advice_on(&entry.field, is_option, spelled) {
+        if let Some(advice) = option_names::advice_on(&entry.field, is_option, spelled) {
             return self.error(entry, advice.what, advice.help);
         }
-        let similar = names::most_similar(&entry.field, options.keys().map(String::as_str).chain(START));
+        let similar = option_names::most_similar(&entry.field, options.keys().map(String::as_str).chain(START));
         let help =
             similar.map_or("see --help for the options".into(), |name| format!("did you mean {}?", spelled(name)));
         self.error(entry, "is not an option of this command", help)
@@ -275,9 +275,9 @@ fn not_of_format(path: &str, line: Option<usize>, format: &str, what: &str, help
 #[cfg(test)]
 mod tests {
     use reel_samples::labels::LabelRule;
+    use reel_train::options::{ReportTo, RunOptions, SftOptions};
 
     use super::*;
-    use crate::options::{ReportTo, RunOptions, SftOptions};
 
     fn parse(text: &str) -> Result<ConfigFile> {
         ConfigFile::parse("c.toml", Format::Toml, text)

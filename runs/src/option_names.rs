@@ -361,8 +361,9 @@ pub fn most_similar<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> O
 
 #[cfg(test)]
 mod tests {
+    use reel_train::options::{GrpoOptions, SftOptions, TrainingOptions};
+
     use super::*;
-    use crate::options::{GrpoOptions, SftOptions, TrainingOptions};
 
     fn advice(name: &str, options: &[&str]) -> String {
         let found = advice_on(name, |option| options.contains(&option), |option| format!("--{option}"));
