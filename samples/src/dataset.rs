@@ -8,7 +8,7 @@ use reel_files::fingerprint::bytes_fingerprint;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::mixture::Mixture;
+use crate::order::mixture::Mixture;
 use crate::rows::DataRow;
 use crate::{Result, SampleError};
 

@@ -151,6 +151,16 @@ impl SampleError {
         Self::Output(Diagnostic::cannot_start_thread(what, e))
     }
 
+    /// The error of a data file without a usable row. `reason` is the error of the row at `location`; `used` tells whether
+    /// rows were used before.
+    pub fn no_usable_row(location: &str, reason: &str, used: bool) -> Self {
+        Self::data(
+            location,
+            if used { "no usable row is left" } else { "no row of the file can be used" },
+            format!("fix the rows; this one has the error: {reason}"),
+        )
+    }
+
     /// Why a row with this error is skipped.
     pub fn skip_cause(&self) -> SkipCause {
         match self {

@@ -11,6 +11,7 @@ use crate::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, SampleSource,
 use crate::order::RowOrder;
 use crate::quarantine::{RowCheckResult, ScanJournal};
 use crate::skipped_row::SkippedRow;
+use crate::token_limit::check_token_count;
 use crate::{Result, SampleError};
 
 /// How many micro-batches the data give in all epochs, and which rows cannot be used.
@@ -108,7 +109,9 @@ fn scan_all_rows<S: SampleSource>(
         journal.finish(&skipped)?;
     }
     match skipped.last() {
-        Some(last) if lengths.is_empty() => Err(no_usable_row_error(&source.location(last.row).0, &last.reason, false)),
+        Some(last) if lengths.is_empty() => {
+            Err(SampleError::no_usable_row(&source.location(last.row).0, &last.reason, false))
+        }
         _ => Ok((Lengths { rows: source.row_count(), tokens: lengths }, skipped)),
     }
 }
@@ -126,28 +129,6 @@ fn count_batches(
         count += 1;
     }
     Ok(count)
-}
-
-/// Refuses a row with more than `max` tokens. `flag` is the flag that sets `max`, for the message.
-pub fn check_token_count(
-    location: impl FnOnce() -> String,
-    tokens: usize,
-    flag: &str,
-    max: Option<usize>,
-) -> Result<()> {
-    let Some(max) = max.filter(|&max| tokens > max) else { return Ok(()) };
-    let what = format!("has {tokens} tokens, more than {flag} {max} allows");
-    Err(SampleError::too_long(location(), what, format!("raise {flag}, or remove the row")))
-}
-
-/// The error of a data file without a usable row. `reason` is the error of the row at `location`; `used` tells whether
-/// rows were used before.
-pub fn no_usable_row_error(location: &str, reason: &str, used: bool) -> SampleError {
-    SampleError::data(
-        location,
-        if used { "no usable row is left" } else { "no row of the file can be used" },
-        format!("fix the rows; this one has the error: {reason}"),
-    )
 }
 
 /// A data source that has only the token counts of the rows; it makes counting micro-batches fast.

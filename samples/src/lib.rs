@@ -12,7 +12,6 @@ pub mod labels;
 pub mod length;
 mod media_columns;
 pub mod media_files;
-pub mod mixture;
 pub mod order;
 pub mod quarantine;
 pub mod reward_columns;
@@ -20,5 +19,6 @@ pub mod rows;
 pub mod sample;
 pub mod skipped_row;
 pub mod source;
+pub mod token_limit;
 
 pub use error::{Result, SampleError, SkipCause, error_if_stopped};

@@ -17,7 +17,7 @@ use crate::dataset::{DataFile, Dataset};
 use crate::feed::SampleSource;
 use crate::labels::{TokenLabeler, Vocabulary};
 use crate::media_files::MediaFiles;
-use crate::mixture::Mixture;
+use crate::order::mixture::Mixture;
 use crate::rows::SupervisedRow;
 use crate::source::DataSource;
 use crate::{Result, SampleError, SkipCause};

@@ -3,8 +3,8 @@
 use crate::Result;
 use crate::dataset::DataFile;
 use crate::feed::SampleSource;
-use crate::mixture::Mixture;
 use crate::order::RowOrder;
+use crate::order::mixture::Mixture;
 
 /// A source of samples with a fingerprint, by which a resumed run checks that its data is the same.
 pub trait DataSource: SampleSource {

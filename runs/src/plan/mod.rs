@@ -23,9 +23,9 @@ use reel_model::weights::WeightSource as Weights;
 use reel_runtime::device::LaunchEvent;
 use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryUse, OpTotals};
 use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
-use reel_samples::length;
 use reel_samples::sample::Sample;
 use reel_samples::source::row_order;
+use reel_samples::token_limit::check_token_count;
 use reel_train::live_server::SERVED_BATCH;
 use reel_train::options::{RunOptions, SftOptions, TrainingOptions};
 use reel_train::step::hyperparameters::Hyperparameters;
@@ -209,7 +209,7 @@ pub fn plan_rows_of_one_size(
     device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
-    length::check_token_count(|| "--tokens".into(), shape.tokens, "--max-length", options.max_length)?;
+    check_token_count(|| "--tokens".into(), shape.tokens, "--max-length", options.max_length)?;
     let rows = match options.max_length {
         Some(most) if options.packing => most / shape.tokens.max(1),
         _ => options.per_device_train_batch_size,

@@ -58,7 +58,7 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     found.sort_by_key(|bad| bad.row);
     match found.first() {
         Some(first) if found.len() == rows.row_count() => {
-            Err(length::no_usable_row_error(&rows.location(first.row).0, &first.reason, false).into())
+            Err(SampleError::no_usable_row(&rows.location(first.row).0, &first.reason, false).into())
         }
         _ => Ok(found),
     }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::length;
 use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
+use crate::token_limit::check_token_count;
 use crate::{Result, SampleError};
 
 pub use cursor::StepRowCursor;
@@ -176,14 +176,14 @@ impl<S: SampleSource> MicroBatchFeed<S> {
 
     fn check_token_count(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
         let MicroBatchOptions { limit, max_length, .. } = self.batching;
-        length::check_token_count(|| self.ahead.location(row).0, S::token_count(&sample), limit, max_length)?;
+        check_token_count(|| self.ahead.location(row).0, S::token_count(&sample), limit, max_length)?;
         Ok(sample)
     }
 
     fn skip(&mut self, skipped: SkippedRow) -> Result<SkippedRow> {
         self.bad.insert(skipped.row);
         match self.bad.len() >= self.ahead.row_count() {
-            true => Err(length::no_usable_row_error(&self.ahead.location(skipped.row).0, &skipped.reason, self.used)),
+            true => Err(SampleError::no_usable_row(&self.ahead.location(skipped.row).0, &skipped.reason, self.used)),
             false => Ok(skipped),
         }
     }

@@ -11,7 +11,7 @@ use reel_samples::SampleError;
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
 use reel_samples::media_files::MediaFiles;
-use reel_samples::mixture::Mixture;
+use reel_samples::order::mixture::Mixture;
 use reel_samples::reward_columns::check_reward_columns;
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};

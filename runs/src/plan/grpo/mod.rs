@@ -13,8 +13,8 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{Cx, DType, Device};
 use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
-use reel_samples::length;
 use reel_samples::source::row_order;
+use reel_samples::token_limit::check_token_count;
 use reel_train::Result;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::{GrpoOptions, TrainingOptions};
@@ -50,7 +50,7 @@ pub fn plan_rows_of_one_size(
     device: &Device,
 ) -> Result<Plan> {
     options.validate_values()?;
-    length::check_token_count(|| "--tokens".into(), shape.tokens, "--max-prompt-length", options.max_prompt_length)?;
+    check_token_count(|| "--tokens".into(), shape.tokens, "--max-prompt-length", options.max_prompt_length)?;
     let prompt = |i: usize| {
         let mut tokens = shape.sample(config).tokens;
         // Each prompt gets a different video: otherwise the feature cache would encode one video and use it for all

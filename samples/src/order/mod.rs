@@ -2,11 +2,13 @@
 //! within a pass depends only on the seed and the number of the pass, so a resumed run continues it without stored
 //! state.
 
+pub mod mixture;
+
 use std::sync::Arc;
 
 use reel_kernels::philox::philox4x32_10;
 
-use crate::mixture::Mixture;
+use mixture::Mixture;
 
 /// Separates the random numbers of the row order from other uses of the seed: it is part of the Philox counter
 /// ("orde" in ASCII).

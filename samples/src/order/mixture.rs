@@ -12,7 +12,7 @@
 
 use reel_diagnostic::Diagnostic;
 
-use super::order::{RowOrder, permutation};
+use super::{RowOrder, permutation};
 
 /// A file of a mixture.
 #[derive(Clone, Debug, PartialEq)]

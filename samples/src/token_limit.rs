@@ -1,0 +1,15 @@
+//! The limit on the tokens of a row.
+
+use crate::{Result, SampleError};
+
+/// Refuses a row with more than `max` tokens. `flag` is the flag that sets `max`, for the message.
+pub fn check_token_count(
+    location: impl FnOnce() -> String,
+    tokens: usize,
+    flag: &str,
+    max: Option<usize>,
+) -> Result<()> {
+    let Some(max) = max.filter(|&max| tokens > max) else { return Ok(()) };
+    let what = format!("has {tokens} tokens, more than {flag} {max} allows");
+    Err(SampleError::too_long(location(), what, format!("raise {flag}, or remove the row")))
+}
