@@ -11,7 +11,7 @@
 use std::any::TypeId;
 use std::ffi::OsString;
 
-use clap::builder::{BoolishValueParser, ValueParser};
+use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, Command};
 use reel_runs::option_names;
 
@@ -132,32 +132,6 @@ fn adapt_argument(argument: Arg, is_option: impl Fn(&str) -> bool) -> Arg {
     }
 }
 
-/// The kind of number that an option takes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum NumberKind {
-    /// A whole number, 0 or more.
-    Unsigned,
-    /// A whole number.
-    Signed,
-    /// Any number.
-    Float,
-}
-
-/// Returns the kind of number that the values of a parser are; `None` if they are no numbers.
-pub fn number_kind(parser: &ValueParser) -> Option<NumberKind> {
-    let id = parser.type_id();
-    let any = |types: &[TypeId]| types.iter().any(|of| id == *of);
-    if any(&[TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()]) {
-        Some(NumberKind::Unsigned)
-    } else if any(&[TypeId::of::<i32>(), TypeId::of::<i64>()]) {
-        Some(NumberKind::Signed)
-    } else if any(&[TypeId::of::<f32>(), TypeId::of::<f64>()]) {
-        Some(NumberKind::Float)
-    } else {
-        None
-    }
-}
-
 /// Lets a switch have a value: `--packing`, `--packing true`, `--packing false`.
 fn with_optional_value(switch: Arg) -> Arg {
     switch
@@ -252,6 +226,7 @@ mod tests {
 
     use super::*;
     use crate::cli::{self, Cli};
+    use crate::number_kind::number_kind;
 
     fn parse(line: &str) -> Result<clap::ArgMatches, clap::Error> {
         cli::command().try_get_matches_from(join_negative_numbers(line.split(' ').map(OsString::from)))

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use clap_complete::Shell;
 
-use crate::{cli, output};
+use crate::output;
 
 /// Print a script that completes commands and options in a shell.
 ///
@@ -22,9 +22,10 @@ pub struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    pub fn run(&self) -> Result<()> {
+    /// Prints the script for the command line that `parser` parses.
+    pub fn run(&self, mut parser: clap::Command) -> Result<()> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut cli::command(), "reel", &mut script);
+        clap_complete::generate(self.shell, &mut parser, "reel", &mut script);
         output::print_text(&String::from_utf8_lossy(&script))
     }
 }

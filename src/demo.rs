@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, FromArgMatches};
+use clap::{Args, Command, FromArgMatches};
 use reel_runs::config_file::ConfigFile;
 use reel_runs::{grpo, sft};
 use reel_showcase::clips::ClipSet;
-use reel_showcase::commands::CommandLine;
+use reel_showcase::command_line::CommandLine;
 use reel_showcase::evaluation::difference_in_standard_errors;
 use reel_showcase::page::{self, duration_text};
 use reel_showcase::pipeline::{self, DemoOutcome};
@@ -54,7 +54,7 @@ pub struct DemoArgs {
 
 impl DemoArgs {
     /// Runs the demo for every seed, writes the pages and prints the results.
-    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions, parser: &Command) -> Result<()> {
         let _lock = pipeline::lock_output_folder(&self.out)?;
         let Some(last) = common.seed().checked_add(self.seeds - 1) else {
             let what =
@@ -64,7 +64,7 @@ impl DemoArgs {
         let mut outcomes = Vec::new();
         for seed in common.seed()..=last {
             let folder = if self.seeds == 1 { self.out.clone() } else { self.out.join(format!("seed-{seed}")) };
-            let outcome = self.run_seed(common, &folder, seed)?;
+            let outcome = self.run_seed(common, parser, (&folder, seed))?;
             output::write_file(&folder.join("report.html"), page::demo_page(&outcome, &machine(common)?)?.as_bytes())?;
             outcomes.push(outcome);
         }
@@ -82,7 +82,7 @@ impl DemoArgs {
         output::print_line(format!("{} ({})", page.display(), duration_text(all)))
     }
 
-    fn run_seed(&self, common: &CommonOptions, folder: &Path, seed: u64) -> Result<DemoOutcome> {
+    fn run_seed(&self, common: &CommonOptions, parser: &Command, (folder, seed): (&Path, u64)) -> Result<DemoOutcome> {
         let quiet = common.quiet || common.json;
         let demo = pipeline::Demo {
             folder: folder.into(),
@@ -102,16 +102,17 @@ impl DemoArgs {
         let run_sft = || sft_run.with_setup(|setup| Ok(sft::run(setup)?)).map(drop);
         let run_grpo = || grpo_run.with_setup(|setup| Ok(grpo::run(setup)?)).map(drop);
         let printless = CommonOptions { quiet: true, ..common.clone() };
-        demo.run(prepared, |command| run_command(command, &printless), run_sft, run_grpo)
+        demo.run(prepared, |command| run_command(parser, command, &printless), run_sft, run_grpo)
     }
 }
 
-/// Runs a command line of the demo in this process. `common` has the options that all commands share.
-fn run_command(command: &CommandLine, common: &CommonOptions) -> Result<()> {
-    let matches = crate::cli::command().try_get_matches_from(&command.words)?;
+/// Runs a command line of the demo in this process. `parser` is that of the whole command line; `common` has the
+/// options that all commands share.
+fn run_command(parser: &Command, command: &CommandLine, common: &CommonOptions) -> Result<()> {
+    let matches = parser.clone().try_get_matches_from(&command.words)?;
     match matches.subcommand() {
         Some(("curate", own)) => CurateArgs::from_arg_matches(own)?.run(common),
-        Some(("eval", own)) => EvalArgs::from_arg_matches(own)?.run(common),
+        Some(("eval", own)) => EvalArgs::from_arg_matches(own)?.run(common, parser),
         Some(("report", own)) => ReportArgs::from_arg_matches(own)?.run(common),
         _ => Err(failed(command.for_shell(), "is not a command that the demo runs", "report this as a defect")),
     }

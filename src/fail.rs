@@ -16,7 +16,7 @@ use reel_runs::option_names;
 use reel_samples::SampleError;
 use reel_train::TrainError;
 
-use crate::arguments::{self, NumberKind};
+use crate::number_kind::{NumberKind, number_kind};
 
 /// An error in the command line: exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -244,7 +244,7 @@ fn option_name(argument: &str) -> &str {
 fn number_kind_of(command: &Command, option: &str) -> Option<NumberKind> {
     let long = option.strip_prefix("--")?;
     let argument = command.get_arguments().find(|a| a.get_long() == Some(long))?;
-    arguments::number_kind(argument.get_value_parser())
+    number_kind(argument.get_value_parser())
 }
 
 /// Returns the message about an option that a command does not have; names the option that is probably meant.
@@ -349,7 +349,7 @@ mod tests {
         let parser = crate::cli::command();
         let words: Vec<&str> = line.split(' ').collect();
         let all = ["reel"].into_iter().chain(words.iter().copied()).map(OsString::from);
-        let e = parser.clone().try_get_matches_from(arguments::join_negative_numbers(all)).expect_err(line);
+        let e = parser.clone().try_get_matches_from(crate::arguments::join_negative_numbers(all)).expect_err(line);
         usage_line(&e, &parser, words.iter().map(ToString::to_string))
     }
 

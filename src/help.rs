@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Command};
 
 use crate::fail::bad_usage;
-use crate::{cli, output};
+use crate::output;
 
 /// Print the help text of a command, as `reel COMMAND --help` does.
 #[derive(Args, Debug)]
@@ -16,16 +16,17 @@ pub struct HelpArgs {
 }
 
 impl HelpArgs {
-    pub fn run(&self) -> Result<()> {
-        output::print_text(&help_text(&self.command)?)
+    /// Prints the help text; `parser` is that of the whole command line.
+    pub fn run(&self, parser: &Command) -> Result<()> {
+        output::print_text(&help_text(parser, &self.command)?)
     }
 }
 
 /// Returns what `reel PATH --help` prints.
-fn help_text(path: &[String]) -> Result<String> {
-    refuse_unknown_command(&cli::command(), "reel", path)?;
+fn help_text(parser: &Command, path: &[String]) -> Result<String> {
+    refuse_unknown_command(parser, "reel", path)?;
     let words = ["reel"].into_iter().chain(path.iter().map(String::as_str)).chain(["--help"]);
-    match cli::command().try_get_matches_from(words) {
+    match parser.clone().try_get_matches_from(words) {
         Err(help) => Ok(help.render().to_string()),
         Ok(_) => Err(bad_usage("help", "is not available for this command", "try reel --help")),
     }
@@ -54,7 +55,7 @@ mod tests {
     fn finds_nested_commands() {
         let help = |path: &[&str]| {
             let path: Vec<String> = path.iter().map(ToString::to_string).collect();
-            help_text(&path).map_err(|e| e.to_string())
+            help_text(&crate::cli::command(), &path).map_err(|e| e.to_string())
         };
         assert!(help(&[]).unwrap().contains("Commands:"));
         assert!(help(&["sim", "run"]).unwrap().contains("Usage: reel sim run"));

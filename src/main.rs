@@ -27,6 +27,7 @@ mod man;
 mod media;
 mod merge;
 mod model;
+mod number_kind;
 mod output;
 mod plan;
 mod predictor;

@@ -9,7 +9,7 @@ use clap_mangen::Man;
 use serde_json::json;
 
 use crate::common::CommonOptions;
-use crate::{cli, output};
+use crate::output;
 
 /// Write a manual page for each command: reel.1, reel-sft.1, reel-sim-run.1, …
 #[derive(Args, Debug)]
@@ -21,9 +21,9 @@ pub struct ManArgs {
 }
 
 impl ManArgs {
-    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+    /// Writes the pages of all commands of `parser`.
+    pub fn run(&self, common: &CommonOptions, mut parser: Command) -> Result<()> {
         fs::create_dir_all(&self.out).map_err(|e| output::cannot_write(&self.out, e))?;
-        let mut parser = cli::command();
         parser.build();
         let pages = self.write(&parser, "reel")?;
         if common.json {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_report::run;
+use reel_report::run_page;
 
 use crate::common::CommonOptions;
 use crate::eval::page::{PAGE, PageFlags, is_evaluation, read_run, write_page};
@@ -80,7 +80,7 @@ impl ReportArgs {
             return Err(bad_usage(option, "has an effect for folders of reel eval only", help));
         }
         let folders: Vec<&Path> = self.run.iter().map(PathBuf::as_path).collect();
-        output::write_file(out, run::runs_page_html(&folders)?.as_bytes())
+        output::write_file(out, run_page::runs_page_html(&folders)?.as_bytes())
     }
 
     fn write_evaluation(&self, folder: &Path, out: &Path, common: &CommonOptions) -> Result<()> {

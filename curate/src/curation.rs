@@ -9,18 +9,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use reel_data::Table;
 use reel_media::worker::DecodeWorker;
-use reel_model::save::{AtomicFile, FOLDER_LOCK_FILE, FolderLock, LockError};
+use reel_model::save::{FOLDER_LOCK_FILE, FolderLock, LockError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::complete_file::write_json;
 use crate::filters::FilterSettings;
-use crate::finish::RowLayout;
 use crate::frames::FrameSettings;
 use crate::list_keys::ListKeys;
 use crate::media_hash::MediaHashes;
@@ -29,6 +29,7 @@ use crate::prompts::{ResponseFormat, StagePrompt};
 use crate::recipe::{CurationRecipe, StageName};
 use crate::record::Status;
 use crate::requests::{RequestMaker, accept};
+use crate::row_layout::RowLayout;
 use crate::rows::{CurationRow, Question, read_list};
 use crate::stage::{StageEnd, StageRun, Task};
 use crate::table::StageTable;
@@ -410,17 +411,4 @@ fn remove_tables(out: &Path, stage: StageName) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Writes a value as a JSON file, which appears when it is complete.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| CurateError::cannot_write(path, &e.into()))? + "\n";
-    write_text(path, &text)
-}
-
-/// Writes a text file, which appears when it is complete.
-pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    let mut draft = AtomicFile::create(path).map_err(CurateError::cannot_save)?;
-    draft.write_all(text.as_bytes()).map_err(|e| CurateError::cannot_write(path, &e))?;
-    draft.commit().map_err(CurateError::cannot_save)
 }

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use clap::ValueEnum;
 use reel_rewards::check_solution;
 use reel_samples::rows::ProblemMedia;
 use serde_json::{Map, Value, json};
 
 use crate::answers::Chain;
-use crate::curation::{Curation, write_json, write_text};
+use crate::complete_file::{write_json, write_text};
+use crate::curation::Curation;
 use crate::filters::{Candidate, Filters, Measured, Reason};
 use crate::frames::read_frames;
 use crate::recipe::StageName;
 use crate::record::Status;
+use crate::row_layout::RowLayout;
 use crate::rows::{CurationRow, Question};
 use crate::similarity::{KnownSimilarities, VisualSimilarity, chain_similarity};
 use crate::summary::Summary;
@@ -27,16 +28,6 @@ pub const REJECTED_FILE: &str = "rejected.jsonl";
 pub const FAILED_FILE: &str = "failed.jsonl";
 /// The numbers of the curation in OUT.
 pub const SUMMARY_FILE: &str = "summary.json";
-
-/// The fields of the data set's rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum RowLayout {
-    /// VideoRFT's fields: `problem`, `process`, `solution`, …. Training writes VideoRFT's prompt around the question.
-    #[default]
-    Problem,
-    /// `messages`: the question with its options as it is, and the chain with the answer.
-    Chat,
-}
 
 /// What became of a row.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,6 +8,7 @@
 //! so a run that was killed goes on without asking twice. Start at [`Curation`]. The prompts are in `prompts.toml`.
 
 mod answers;
+mod complete_file;
 mod curation;
 mod error;
 mod filters;
@@ -21,6 +22,7 @@ mod prompts;
 mod recipe;
 mod record;
 mod requests;
+mod row_layout;
 mod rows;
 mod similarity;
 mod stage;
@@ -31,7 +33,7 @@ pub use answers::Chain;
 pub use curation::{Curation, CurationOptions, CurationSettings, ExistingCuration, SETTINGS_FILE, read_settings};
 pub use error::{CurateError, Result};
 pub use filters::{FilterSettings, Measured, Reason, word_count};
-pub use finish::{DATASET_FILE, FAILED_FILE, FinishedRow, Outcome, REJECTED_FILE, RowLayout, SUMMARY_FILE};
+pub use finish::{DATASET_FILE, FAILED_FILE, FinishedRow, Outcome, REJECTED_FILE, SUMMARY_FILE};
 pub use frames::FrameSettings;
 pub use list_keys::ListKeys;
 pub use media_hash::MEDIA_HASHES_FILE;
@@ -39,6 +41,7 @@ pub use model::{ChatModel, Endpoint};
 pub use plan::{PlannedStage, plan_stage};
 pub use prompts::{ResponseFormat, StagePrompt};
 pub use recipe::{CurationRecipe, StageName};
+pub use row_layout::RowLayout;
 pub use similarity::VisualSimilarity;
 pub use stage::{StageEnd, Task};
 pub use summary::{StageSummary, Summary};

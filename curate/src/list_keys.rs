@@ -52,7 +52,7 @@ impl ListKeys {
     /// # Errors
     /// The file cannot be written.
     pub(crate) fn save(&self, out: &Path) -> Result<()> {
-        crate::curation::write_json(&out.join(FILE), self)
+        crate::complete_file::write_json(&out.join(FILE), self)
     }
 
     /// Reads the keys of the last list in the folder `out`.

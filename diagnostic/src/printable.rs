@@ -48,6 +48,13 @@ fn is_unsafe(c: char) -> bool {
     changes_direction || c.is_control() && !matches!(c, '\n' | '\t')
 }
 
+/// Joins the lines of `text` with single spaces. Messages of other crates may have several lines; an error of reel
+/// has one.
+pub fn one_line(text: impl AsRef<str>) -> String {
+    let lines = text.as_ref().split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

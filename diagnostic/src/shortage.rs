@@ -3,8 +3,6 @@
 
 use std::io;
 
-use crate::Diagnostic;
-
 const ENOMEM: i32 = 12;
 const EAGAIN: i32 = 11;
 const ENFILE: i32 = 23;
@@ -43,17 +41,10 @@ pub fn no_room_help(kind: io::ErrorKind) -> Option<&'static str> {
     }
 }
 
-impl Diagnostic {
-    /// A thread that could not be created. `purpose` says what for.
-    pub fn cannot_start_thread(purpose: &str, error: &io::Error) -> Self {
-        let help = start_shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
-        Self::new(purpose, format!("its thread cannot be created: {error}"), help)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Diagnostic;
 
     #[test]
     fn help_names_the_limit_that_is_too_low() {

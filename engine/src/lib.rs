@@ -10,6 +10,7 @@ mod adapters;
 pub mod bench;
 mod block_allocator;
 mod block_hash;
+mod chunk_places;
 mod context;
 mod continuous;
 mod engine;

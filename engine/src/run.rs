@@ -18,9 +18,9 @@ use reel_model::text::products::KeepRows;
 use reel_runtime::ops::KvPages;
 
 use crate::adapters::{AdapterId, Adapters};
+use crate::chunk_places::ChunkPlaces;
 use crate::context::EngineContext;
 use crate::error::{EngineError, Result};
-use crate::kept_rows::ChunkPlaces;
 use crate::prefill::{NeededRows, rows, sample_first_tokens};
 use crate::prompt_log_probs::prompt_log_probs;
 use crate::request::{GenerationRequest, GenerationTiming, StepOutput, TokenEvent};

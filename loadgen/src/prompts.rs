@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Map, Value, json};
 
 use crate::error::LoadError;
-use crate::{Endpoint, LoadSettings};
+use crate::settings::{Endpoint, LoadSettings};
 
 /// Common English words: with the space before it, each is one token of the tokenizers of most models.
 const WORDS: [&str; 128] = [
@@ -102,8 +102,8 @@ fn words(n: usize, seed: u64, stream: u64) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::settings;
-    use crate::{Media, MediaKind};
+    use crate::media::{Media, MediaKind};
+    use crate::settings::tests::settings;
 
     fn parsed(bodies: &RequestBodies, number: u64) -> Value {
         serde_json::from_slice(&bodies.body(number)).unwrap()

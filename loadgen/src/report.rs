@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::answer::Answer;
 use crate::error::{Failure, FailureKind};
+use crate::media::MediaKind;
+use crate::settings::{Amount, LoadSettings};
 use crate::statistics::Distribution;
-use crate::{Amount, LoadSettings, MediaKind};
 
 /// What a run has measured. Failed requests count only as failed.
 #[derive(Clone, Debug)]
@@ -265,7 +266,7 @@ fn centered(title: &str, fill: char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::settings;
+    use crate::settings::tests::settings;
 
     fn answer(ttft: f64, latency: f64, tokens: u64) -> Result<Answer, Failure> {
         Ok(Answer {

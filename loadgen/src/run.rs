@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::error::{Failure, LoadError};
 use crate::prompts::RequestBodies;
 use crate::report::LoadReport;
-use crate::{Amount, LoadSettings};
+use crate::settings::{Amount, LoadSettings};
 
 /// Numbers of the warm-up requests begin here, so that their prompts are none of the measured ones.
 const FIRST_WARMUP: u64 = 1 << 62;

@@ -4,7 +4,8 @@ use reel_runtime::device::{MEMORY_CATEGORIES, MemorySample};
 use serde_json::Value;
 
 use reel_report::chart::{AreaSeries, Chart};
-use reel_report::html::{Page, escape_html};
+use reel_report::escape::escape_html;
+use reel_report::html::Page;
 use reel_report::table::Table;
 
 use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use reel_diagnostic::escape_controls;
 use serde_json::{Value, json};
 
-use crate::html::{escape_html, json_in_script};
+use crate::escape::{escape_html, json_in_script};
 
 /// Maximum number of points of a line. A line with more points is cut into stretches of steps, and shows the lowest and
 /// the highest point of each.

@@ -6,7 +6,8 @@ use std::fmt::Write;
 use reel_curate::{FinishedRow, Outcome, Reason, StageName, Summary};
 use reel_samples::inspect::Distribution;
 
-use crate::html::{Page, escape_html};
+use crate::escape::escape_html;
+use crate::html::Page;
 use crate::table::Table;
 
 /// Number of bars of a histogram.

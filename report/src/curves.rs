@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use crate::chart::{Chart, LineSeries, YRange, is_constant};
-use crate::html::{Page, escape_html};
+use crate::escape::escape_html;
+use crate::html::Page;
 use crate::run::Run;
 use crate::table::Table;
 

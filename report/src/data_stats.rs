@@ -5,7 +5,8 @@ use std::fmt::Write;
 
 use reel_samples::inspect::{DataStats, Distribution};
 
-use crate::html::{Page, escape_html};
+use crate::escape::escape_html;
+use crate::html::Page;
 use crate::table::Table;
 
 /// Number of bars of a histogram.

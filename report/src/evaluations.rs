@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use reel_runs::folder::evaluations::EvaluationLine;
 
 use crate::chart::{Chart, LineSeries, YRange};
-use crate::html::{Page, escape_html};
+use crate::escape::escape_html;
+use crate::html::Page;
 use crate::run::Run;
 use crate::table::Table;
 

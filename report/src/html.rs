@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use crate::chart::Chart;
+use crate::escape::escape_html;
 use crate::table::Table;
 
 const STYLE: &str = include_str!("page.css");
@@ -86,27 +87,6 @@ impl Page {
              <body><main><h1>{title}</h1>\n{body}</main>\n{tags}</body></html>\n"
         )
     }
-}
-
-/// Escapes text for HTML content and attributes. Control characters of models and rows become visible.
-pub fn escape_html(text: &str) -> String {
-    reel_diagnostic::escape_controls(text)
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-        .replace('\'', "&#39;")
-}
-
-/// Writes a value as JSON that may stand in a `<script>` element: no string of it can end the element or begin a
-/// comment, and control characters are JSON's escapes. A parser of JSON reads the same value.
-pub(crate) fn json_in_script(value: &serde_json::Value) -> String {
-    reel_diagnostic::escape_controls_in_json(&value.to_string())
-        .replace('<', "\\u003c")
-        .replace('>', "\\u003e")
-        .replace('&', "\\u0026")
-        .replace('\u{2028}', "\\u2028")
-        .replace('\u{2029}', "\\u2029")
 }
 
 #[cfg(test)]

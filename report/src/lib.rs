@@ -2,7 +2,7 @@
 //! evaluations and data files.
 //!
 //! A page is a single file that loads no other files ([`html::Page`]). It has tables ([`table`]) and charts
-//! ([`chart`]), whose data is JSON that the page's script (`page.js`) draws with uPlot. [`run::run_page_html`] reads
+//! ([`chart`]), whose data is JSON that the page's script (`page.js`) draws with uPlot. [`run_page::run_page_html`] reads
 //! the output folder of a run and returns its page; [`evaluation::evaluation_page_html`] makes that of an evaluation;
 //! crates with other pages (measurements, the demo) build their pages from the same parts.
 
@@ -11,11 +11,13 @@ pub mod curation;
 mod curves;
 pub mod data_stats;
 mod error;
+pub mod escape;
 pub mod evaluation;
 mod evaluations;
 pub mod html;
 mod rollouts;
-pub mod run;
+mod run;
+pub mod run_page;
 pub mod table;
 
 pub use error::{ReportError, Result};

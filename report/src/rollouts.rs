@@ -11,7 +11,8 @@ use reel_diagnostic::{Diagnostic, input};
 use reel_train::file_names::{FRAME_STRIPS_FOLDER, ROLLOUTS_FOLDER};
 use serde_json::Value;
 
-use crate::html::{Page, escape_html};
+use crate::escape::escape_html;
+use crate::html::Page;
 use crate::run::Run;
 use crate::{ReportError, Result};
 

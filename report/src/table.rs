@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use crate::html::escape_html;
+use crate::escape::escape_html;
 
 /// Tables with more columns than this become cards on a narrow screen.
 const MAX_NARROW_COLUMNS: usize = 3;

@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 
 use crate::device_turns::Borrower;
 use crate::metrics::EngineGauges;
-use crate::{Limits, ServeError, ServedModel};
+use crate::settings::{Limits, ServeError, ServedModel};
 
 /// What the engine tells the handler of a request.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};
 
-use crate::ServedModel;
+use crate::settings::ServedModel;
 
 const HELP: &str = "give a model of the same architecture with the same tokenizer";
 

@@ -9,8 +9,8 @@ use std::sync::mpsc;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::ServeError;
 use crate::engine_thread::NewWeights;
+use crate::settings::ServeError;
 use crate::tiny_server::{PATIENCE, error, post, rest, send, serve_tiny};
 
 const CHAT: &str = "/v1/chat/completions";

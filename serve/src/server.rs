@@ -1,9 +1,7 @@
-//! The server: its state, its routes, and its end.
+//! The server: its routes, its start and its end.
 
 use std::net::SocketAddr;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,20 +11,19 @@ use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use reel_engine::{GrammarCompiler, TokenText};
-use reel_model::TokenId;
-use subtle::ConstantTimeEq;
+use reel_engine::TokenText;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use crate::adapters::{self, AdapterNames};
+use crate::api::named_adapters::{self, AdapterNames};
+use crate::api::shared::Shared;
 use crate::api::{self, ApiError};
 use crate::device_turns::Borrower;
-use crate::engine_thread::{self, EngineQueue};
-use crate::http::{AccessLog, BodyMemory, observe_request, serve_connections, usable_connections};
+use crate::engine_thread;
+use crate::http::{AccessLog, BodyMemory, ConnectionLimits, observe_request, serve_connections, usable_connections};
 use crate::metrics::Metrics;
-use crate::{ConnectionLimits, Limits, RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights};
+use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 
 /// How often the server looks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
@@ -36,98 +33,6 @@ const SPARE_THREADS: usize = 2;
 
 /// Clients that may wait to be accepted. The system allows fewer if net.core.somaxconn is lower.
 const BACKLOG: u32 = 4096;
-
-/// What all handlers share.
-pub(crate) struct Shared {
-    pub(crate) model: Arc<ServedModel>,
-    pub(crate) text: TokenText,
-    /// Made for the first request with a grammar.
-    pub(crate) grammars: OnceLock<GrammarCompiler>,
-    pub(crate) media: RequestMedia,
-    pub(crate) limits: Limits,
-    pub(crate) bodies: BodyMemory,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) engine: EngineQueue,
-    /// The LoRA adapters that requests can name.
-    pub(crate) adapters: AdapterNames,
-    /// One permit, for the request that replaces the weights or loads an adapter.
-    pub(crate) weight_changes: Arc<Semaphore>,
-    /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
-    weights: Mutex<(String, u64)>,
-    /// Whether the weights are those of a training run, which alone changes them.
-    is_training: bool,
-    /// One permit for each request that may be answered or wait.
-    pub(crate) permits: Arc<Semaphore>,
-    /// One permit for each request that may be encoded at the same time: decoding videos takes memory.
-    pub(crate) encoders: Arc<Semaphore>,
-    /// The length of the longest token: a text has at least as many tokens as it has parts of this length.
-    pub(crate) longest_token_bytes: usize,
-    /// Seconds since 1970 at the start of the server.
-    pub(crate) started: u64,
-    api_keys: Vec<String>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Shared {
-    /// Whether new requests are answered.
-    pub(crate) fn is_ready(&self) -> bool {
-        !self.stop.load(Ordering::SeqCst) && self.engine.is_alive()
-    }
-
-    /// The number of positions for prompt and answer.
-    pub(crate) fn positions(&self) -> usize {
-        self.model.folder.config.text.max_position_embeddings
-    }
-
-    /// Counts `n` requests among those that run or wait, until the permit is dropped.
-    pub(crate) fn request_permits(&self, n: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-        let n = u32::try_from(n).unwrap_or(u32::MAX);
-        self.permits.clone().try_acquire_many_owned(n).map_err(|_| {
-            ApiError::busy("too many requests are being answered or wait; try again later, or raise --max-requests")
-        })
-    }
-
-    /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
-    pub(crate) fn weights(&self) -> (String, u64) {
-        self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Records that the weights in service are now those with this name.
-    pub(crate) fn set_weights(&self, name: String) {
-        *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (name, api::seconds_since_1970());
-    }
-
-    /// Refuses to change the weights if they are those of a training run.
-    pub(crate) fn refuse_if_training(&self) -> Result<(), ApiError> {
-        match self.is_training {
-            true => Err(ApiError::conflict(
-                "the weights are those of a training run, which alone changes them; use reel serve for others",
-            )),
-            false => Ok(()),
-        }
-    }
-
-    /// Refuses ids that the model does not have; `field` has them.
-    pub(crate) fn check_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
-        let size = self.model.folder.config.text.vocab_size;
-        match ids.iter().find(|&&id| id as usize >= size) {
-            None => Ok(()),
-            Some(id) => {
-                let what = format!("{field}: has the id {id}, and the model has {size} ids; give ids below {size}");
-                Err(ApiError::bad_request(what, Some(field.into())))
-            }
-        }
-    }
-
-    /// Whether a request may be answered: it carries a valid key, or none is needed. The comparison takes the same
-    /// time for every wrong key of the right length.
-    fn accepts(&self, authorization: Option<&str>) -> bool {
-        let parts = authorization.and_then(|value| value.split_once(' '));
-        let given = parts.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")).map_or("", |(_, key)| key.trim());
-        let is_given = |key: &String| bool::from(key.as_bytes().ct_eq(given.as_bytes()));
-        self.api_keys.is_empty() || self.api_keys.iter().filter(|key| is_given(key)).count() > 0
-    }
-}
 
 /// Serves a model until `options.stop` is set and all requests are answered. Calls `on_listening` with the address once
 /// connections are accepted.
@@ -200,7 +105,7 @@ pub(crate) fn serve_in_turns(
         let cannot_listen = |cause| ServeError::Address { address: options.address, cause };
         let listener = listen(options.address).map_err(cannot_listen)?;
         for (name, folder) in &options.adapters {
-            let loaded = adapters::load(&shared, name, folder, false).await;
+            let loaded = named_adapters::load(&shared, name, folder, false).await;
             loaded.map_err(|cause| ServeError::Adapter { name: name.clone(), cause: cause.message().into() })?;
         }
         let limits = reported_limits(options.connections);
@@ -216,13 +121,6 @@ pub(crate) fn serve_in_turns(
     }
     served?;
     Ok(engine.map_err(|_| ServeError::EnginePanicked)??)
-}
-
-/// The last part of a folder's path, which tells clients nothing about the rest; the whole path if it has none.
-pub fn folder_name(folder: &Path) -> String {
-    let canonical = folder.canonicalize();
-    let name = canonical.as_deref().unwrap_or(folder).file_name();
-    name.map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Listens on an address, also on a port whose connections of an earlier server have not timed out yet.

@@ -14,8 +14,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::engine_thread::EngineQueue;
+use crate::http::ConnectionLimits;
 use crate::server::serve_in_turns;
-use crate::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel};
+use crate::settings::{Limits, ServeError, ServeOptions, ServedModel};
 
 /// The time in which everything in these tests happens.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
+use crate::api::shared::Shared;
 use crate::device_turns::{Borrower, DeviceTurns};
-use crate::server::{Shared, serve_in_turns};
-use crate::{ServeError, ServeOptions, ServedModel, ServedWeights};
+use crate::server::serve_in_turns;
+use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 
 /// The most time that the account of a server without requests has saved.
 const MAX_SAVED: Duration = Duration::from_secs(1);

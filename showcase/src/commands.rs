@@ -3,77 +3,14 @@
 use std::path::Path;
 
 use crate::benchmarks::{ClipBenchmark, EXTRACTION};
+use crate::command_line::{CommandLine, quoted};
 use crate::endpoint::MODELS;
 use crate::pipeline::{
     BENCHMARK_FOLDER, CURATION_FOLDER, Demo, EVALUATION_FOLDER, EVALUATION_PAGE, GRPO_PAGE, LIST_FILE, dataset_file,
 };
 
-/// Maximum characters of a line of a command on the page.
-const MAX_LINE: usize = 100;
-
 /// Maximum MiB of frames in the page of the evaluation.
 const FRAMES_MIB: &str = "2";
-
-/// The words of a command line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandLine {
-    /// The words, of which the first is `reel`.
-    pub words: Vec<String>,
-}
-
-impl CommandLine {
-    /// The command line with the words of `text`, which are separated by spaces.
-    fn new(text: &str) -> Self {
-        Self { words: std::iter::once("reel").chain(text.split(' ')).map(String::from).collect() }
-    }
-
-    /// Adds an option with a value, which may have spaces.
-    #[must_use]
-    fn with(mut self, option: &str, value: impl Into<String>) -> Self {
-        self.words.extend([option.to_string(), value.into()]);
-        self
-    }
-
-    /// Adds an option with a path.
-    #[must_use]
-    fn path(self, option: &str, path: &Path) -> Self {
-        self.with(option, path.display().to_string())
-    }
-
-    /// Adds a switch.
-    #[must_use]
-    pub fn switch(mut self, switch: &str) -> Self {
-        self.words.push(switch.to_string());
-        self
-    }
-
-    /// The command for a shell, in lines of about [`MAX_LINE`] characters.
-    pub fn for_shell(&self) -> String {
-        let mut lines = vec![String::new()];
-        for (i, word) in self.words.iter().enumerate() {
-            let quoted = quoted(word);
-            // A line is broken before an option, never between it and its value.
-            let is_break = word.starts_with("--");
-            let value = self.words.get(i + 1).filter(|next| is_break && !next.starts_with("--"));
-            let width = quoted.chars().count() + value.map_or(0, |value| value.chars().count() + 1);
-            match lines.last_mut().filter(|line| !is_break || line.chars().count() + width < MAX_LINE) {
-                Some(line) if line.is_empty() => *line = quoted,
-                Some(line) => *line += &format!(" {quoted}"),
-                None => lines.push(format!("    {quoted}")),
-            }
-        }
-        lines.join(" \\\n")
-    }
-}
-
-/// A word as a shell reads it.
-fn quoted(word: &str) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
-    match !word.is_empty() && word.chars().all(is_plain) {
-        true => word.to_string(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
-}
 
 impl Demo {
     /// The curation of the list of clips, which asks the endpoint at `url`.
@@ -174,19 +111,5 @@ impl Demo {
         let folder = self.path_in_folder(BENCHMARK_FOLDER);
         let file = |benchmark: ClipBenchmark| folder.join(format!("{}.toml", benchmark.name())).display().to_string();
         ClipBenchmark::ALL.map(file).join(",")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_broken_before_options_and_words_are_quoted() {
-        let command =
-            CommandLine::new("eval").with("--out", "my demo").with("--name", "x".repeat(80)).switch("--quiet");
-        let text = command.for_shell();
-        assert_eq!(text, format!("reel eval --out 'my demo' \\\n    --name {} --quiet", "x".repeat(80)));
-        assert_eq!([quoted("it's"), quoted("")], ["'it'\\''s'", "''"]);
     }
 }

@@ -5,11 +5,12 @@
 //! thought curated, for which [`endpoint`] stands in for large models ([`stand_in`]), trains on them (SFT, then GRPO
 //! with or without the temporal reward) and evaluates on held-out clips before, between and after the two stages:
 //! [`benchmarks`] writes the clips as benchmarks, `reel eval` answers them, [`evaluation`] reads the answers.
-//! [`commands`] has the command lines, and [`page`] writes the results as HTML.
+//! `commands.rs` has the command lines, and [`page`] writes the results as HTML.
 
 pub mod benchmarks;
 pub mod clips;
-pub mod commands;
+pub mod command_line;
+mod commands;
 pub mod endpoint;
 mod error;
 pub mod evaluation;

@@ -10,18 +10,16 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use serde_json::Value;
 
 use reel_report::chart::{Chart, LineSeries, YRange};
-use reel_report::html::{Page, escape_html};
+use reel_report::escape::escape_html;
+use reel_report::html::Page;
 use reel_report::table::Table;
 
 use crate::Result;
 use crate::clips::{CLIP_FRAMES, CLIP_SIDE, ClipTask, GREY_CLIPS};
 use crate::evaluation::{AnswerTally, EvaluationAnswers, difference_in_standard_errors};
-use crate::pipeline::{CURATION_PAGE, DemoOutcome, EVALUATION_PAGE, GRPO_PAGE, TRAINING_STAGES};
+use crate::pipeline::{CURATION_PAGE, DemoOutcome, EVALUATION_PAGE, GRPO_PAGE, SHOWN_CLIP_COUNT, TRAINING_STAGES};
 
 const STYLE: &str = include_str!("page.css");
-/// Number of held-out clips, from the first on, whose answers the page shows.
-pub const SHOWN_CLIP_COUNT: usize = 48;
-
 /// A row of the table of results.
 pub struct ResultRow {
     /// The row's label: a task, `motion, frames shuffled`, or `all`.

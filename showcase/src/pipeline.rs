@@ -22,17 +22,19 @@ use reel_media::frames::FrameView;
 use reel_model::checkpoint;
 use reel_model::init::{InitOptions, Preset, init, init_siglip};
 use reel_model::save::{FOLDER_LOCK_FILE, FolderLock};
-use reel_report::run;
+use reel_report::run_page;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
 use crate::benchmarks::{CLIP_FOLDER, ClipBenchmark, shuffled_clips, shuffled_file};
 use crate::clips::{self, CLIP_FPS, CLIP_FRAMES, CLIP_SIDE, Clip, ClipSet, ClipTask, shuffle_frames};
-use crate::commands::CommandLine;
+use crate::command_line::CommandLine;
 use crate::endpoint::StandInEndpoint;
 use crate::evaluation::EvaluationAnswers;
-use crate::page::SHOWN_CLIP_COUNT;
 use crate::{Result, ShowcaseError, write};
+
+/// Clips whose frames and answers the page of the demo shows.
+pub const SHOWN_CLIP_COUNT: usize = 48;
 
 /// One of the two training stages of the demo.
 pub struct TrainingStage {
@@ -217,7 +219,7 @@ impl Demo {
         grpo()?;
         let grpo_took = started_grpo.elapsed();
         let after = evaluate(2)?;
-        let page = run::run_page_html(&self.path_in_folder("grpo")).map_err(ShowcaseError::from)?;
+        let page = run_page::run_page_html(&self.path_in_folder("grpo")).map_err(ShowcaseError::from)?;
         write(&self.path_in_folder(GRPO_PAGE), &page)?;
         command(&self.evaluation_page_command())?;
         let asked = &held_out[0];

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, FromArgMatches};
+use clap::{Args, Command, FromArgMatches};
 use reel_eval::{Task, compare_runs, score_benchmark};
 use serde_json::json;
 
@@ -42,8 +42,8 @@ struct Variant {
 }
 
 impl AblateArgs {
-    pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
-        let variants = self.variants()?;
+    pub(super) fn run(&self, common: &CommonOptions, parser: &Command) -> Result<()> {
+        let variants = self.variants(parser)?;
         variants.iter().try_for_each(|variant| variant.args.run.check_values())?;
         let tasks = Task::from_names(self.what.benchmark.as_deref().unwrap_or_default())?;
         let mut scored = Vec::new();
@@ -102,7 +102,7 @@ impl AblateArgs {
 
     /// The runs: the words of this command line without `ablate` and `--option`, and with the option's value at the
     /// end. Of options that are given twice, the later one wins here.
-    fn variants(&self) -> Result<Vec<Variant>> {
+    fn variants(&self, parser: &Command) -> Result<Vec<Variant>> {
         let given = self.option.as_deref().unwrap_or_default();
         let wrong =
             |what: &str| bad_usage("--option", format!("is {given}, {what}"), "give NAME=V1,V2 such as nframes=32,16");
@@ -133,7 +133,7 @@ impl AblateArgs {
                 "false" => Vec::new(),
                 value => vec![format!("--{name}"), value.to_string()],
             });
-            let parsed = crate::cli::command().args_override_self(true).try_get_matches_from(words);
+            let parsed = parser.clone().args_override_self(true).try_get_matches_from(words);
             let parsed = parsed.and_then(|matches| match matches.subcommand() {
                 Some(("eval", own)) => EvalArgs::from_arg_matches(own),
                 _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),

@@ -17,7 +17,7 @@ mod tasks;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::{Args, Command, Subcommand};
 use reel_eval::Extraction;
 use reel_predict::VideoForm;
 use reel_train::options::Recipe;
@@ -172,9 +172,9 @@ pub struct EvalRun {
 }
 
 impl EvalArgs {
-    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+    pub fn run(&self, common: &CommonOptions, parser: &Command) -> Result<()> {
         match &self.command {
-            Some(EvalCommand::Ablate(args)) => return args.run(common),
+            Some(EvalCommand::Ablate(args)) => return args.run(common, parser),
             Some(EvalCommand::Compare(args)) => return args.run(common),
             Some(EvalCommand::Merge(args)) => return args.run(common),
             Some(EvalCommand::Tasks(args)) => return args.run(common),

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use reel_report::chart::{Chart, Roof, RooflinePoint};
-use reel_report::html::{Page, escape_html};
+use reel_report::escape::escape_html;
+use reel_report::html::Page;
 use reel_report::table::Table;
 use reel_sim::finding::Finding;
 use reel_sim::report::{CountReport, LineCounts};

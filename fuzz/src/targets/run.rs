@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use reel_measure::compare::compare_results;
-use reel_report::run::run_page_html;
+use reel_report::run_page::run_page_html;
 use reel_runs::folder::logs::recorded_logs;
 use reel_runs::folder::output::{find_run_start, read_run_json};
 use reel_runs::folder::{hashes, later_skipped, resume};

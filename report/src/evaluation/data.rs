@@ -19,7 +19,8 @@ use serde_json::{Map, Value, json};
 
 use super::scores::grouped;
 use super::{Answer, BenchmarkAnswers, EvaluationRun, FrameStrips};
-use crate::html::{Page, escape_html, json_in_script};
+use crate::escape::{escape_html, json_in_script};
+use crate::html::Page;
 
 /// Maximum bytes of an output that the page has. Outputs within the protocol have a few thousand.
 const MAX_OUTPUT: usize = 256 << 10;

@@ -20,7 +20,8 @@ use reel_diagnostic::Diagnostic;
 use reel_eval::{BenchmarkReport, Comparison, EvalError, Extraction, Task, compare_runs};
 use serde_json::Value;
 
-use crate::html::{Page, escape_html};
+use crate::escape::escape_html;
+use crate::html::Page;
 use crate::{ReportError, Result};
 
 pub use answer::Answer;

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::data::better_counts;
 use super::{BenchmarkAnswers, EvaluationRun};
-use crate::html::{Page, escape_html};
+use crate::escape::escape_html;
+use crate::html::Page;
 use crate::table::Table;
 
 /// The settings of the protocol that published scores are measured with, by their name in the settings file.

@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::EvaluationRun;
-use crate::html::{Page, escape_html};
+use crate::escape::escape_html;
+use crate::html::Page;
 use crate::table::Table;
 
 /// The name of the model that a run has evaluated: the last part of its path, or its id on the hub, with the adapter.

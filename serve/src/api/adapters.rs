@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::ApiError;
 use super::fields::{Fields, wrong_field};
 use super::models::unknown_model;
+use super::named_adapters;
 use super::queue::refuse_if_stopping;
-use crate::adapters;
+use super::shared::Shared;
 use crate::http::read_body;
-use crate::server::Shared;
 
 /// `POST /v1/load_lora_adapter`
 pub(crate) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Result<Json<Value>, ApiError> {
@@ -34,7 +34,7 @@ pub(crate) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Resul
     let loaded = tokio::spawn(async move {
         // The semaphore is never closed.
         let _turn = loading.weight_changes.acquire().await;
-        adapters::load(&loading, &of, &path, replace).await
+        named_adapters::load(&loading, &of, &path, replace).await
     });
     loaded.await.map_err(|_| ApiError::internal("loading the adapter has panicked"))??;
     let seconds = begun.elapsed().as_secs_f64();

@@ -24,10 +24,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::ApiError;
 use super::fields::{Fields, wrong_field};
 use super::queue::refuse_if_stopping;
+use super::shared::Shared;
 use crate::engine_thread::NewWeights;
 use crate::http::{Peer, read_body};
 use crate::new_weights::CheckedFiles;
-use crate::server::{Shared, folder_name};
+use crate::settings::folder_name;
 
 /// Headers that a proxy adds, or a browser for the page of another server.
 const HEADERS_OF_OTHERS: [&str; 7] =

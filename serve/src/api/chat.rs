@@ -12,9 +12,9 @@ use serde_json::Value;
 use super::answer::{CallRules, Form};
 use super::fields::{Fields, wrong_field};
 use super::queue::{Checked, refuse_if_stopping};
+use super::shared::Shared;
 use super::{ApiError, encode};
 use crate::http::RequestLog;
-use crate::server::Shared;
 
 /// `POST /v1/chat/completions`
 pub(crate) async fn complete(

@@ -15,9 +15,9 @@ use serde::Deserialize;
 use super::answer::Form;
 use super::fields::{Fields, wrong_field};
 use super::queue::{Checked, refuse_if_stopping};
+use super::shared::Shared;
 use super::{ApiError, encode};
 use crate::http::RequestLog;
-use crate::server::Shared;
 
 /// Maximum number of new tokens of a request that does not say, as in OpenAI's API.
 const DEFAULT_NEW_TOKENS: usize = 16;

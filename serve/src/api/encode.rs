@@ -11,8 +11,8 @@ use reel_model::{ModelError, TokenId};
 use serde_json::Value;
 
 use super::fields::wrong_field;
+use super::shared::Shared;
 use super::{ApiError, LOCATION, wrong_messages, wrong_request};
-use crate::server::Shared;
 
 /// Encodes chat messages with the tools that the model may call and the other fields that change the prompt.
 /// `add_generation_prompt`: `None` adds it unless the last message is the assistant's.

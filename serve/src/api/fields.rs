@@ -12,9 +12,9 @@ use serde_json::{Map, Value};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::block_in_place;
 
+use super::shared::Shared;
 use super::{ApiError, LOCATION, models, wrong_request};
 use crate::http::{RequestBody, read_body};
-use crate::server::Shared;
 
 /// Bodies above this size are parsed on a thread of their own.
 const LARGE_BODY_BYTES: usize = 1 << 20;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ApiError;
 use super::queue::refuse_if_stopping;
-use crate::server::Shared;
+use super::shared::Shared;
 
 /// Always status 200.
 pub(crate) async fn health() -> StatusCode {

@@ -10,8 +10,9 @@ use reel_engine::AdapterId;
 use serde_json::{Value, json};
 
 use super::ApiError;
-use crate::adapters::NamedAdapter;
-use crate::server::{Shared, folder_name};
+use super::named_adapters::NamedAdapter;
+use super::shared::Shared;
+use crate::settings::folder_name;
 
 /// The adapter that requests for this model have; `None` for the server's own model.
 ///

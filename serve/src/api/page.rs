@@ -15,7 +15,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use crate::server::Shared;
+use super::shared::Shared;
 
 /// What the page may load and do. Scripts and styles come from this server only, and no text can become a script: the
 /// browser refuses inline scripts and every assignment of text as HTML.

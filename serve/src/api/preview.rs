@@ -25,9 +25,9 @@ use serde_json::{Value, json};
 
 use super::fields::{Fields, wrong_field};
 use super::queue::refuse_if_stopping;
+use super::shared::Shared;
 use super::{ApiError, encode};
-use crate::ServedModel;
-use crate::server::Shared;
+use crate::settings::ServedModel;
 
 /// Maximum width and height of a thumbnail in pixels.
 const MAX_SIDE: usize = 160;

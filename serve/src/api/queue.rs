@@ -25,10 +25,10 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::answer::{Answer, CallRules, Form};
 use super::events::{ChoiceEvent, QueuedPrompt, RequestEvents};
 use super::fields::{GivenNames, MAX_COMPLETIONS, StreamFields, wrong_field};
+use super::shared::Shared;
 use super::{ApiError, encode, models, seconds_since_1970, stream};
 use crate::engine_thread::Job;
 use crate::http::{RequestLog, random_number};
-use crate::server::Shared;
 
 /// A request whose fields are checked.
 #[derive(Debug)]

@@ -21,9 +21,9 @@ use tokio_stream::Stream;
 use super::answer::{Answer, TextOffsets};
 use super::events::{ChoiceEvent, RequestEvents};
 use super::reasoning::{Added, ReasoningParser};
+use super::shared::Shared;
 use super::tool_calls::{Piece, ToolCallParser};
-use crate::ServedModel;
-use crate::server::Shared;
+use crate::settings::ServedModel;
 
 /// The last event of a streamed answer.
 const DONE: &str = "[DONE]";

@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, wrong_field};
+use super::shared::Shared;
 use super::{ApiError, encode};
-use crate::server::Shared;
 
 /// The answer of `/tokenize`.
 #[derive(Debug, Serialize)]

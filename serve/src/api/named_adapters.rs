@@ -8,11 +8,11 @@ use reel_engine::{AdapterId, EngineError};
 use reel_model::lora::Adapter;
 use tokio::sync::oneshot;
 
-use crate::api::admin::wrong_files;
-use crate::api::fields::wrong_field;
-use crate::api::{ApiError, seconds_since_1970};
+use super::admin::wrong_files;
+use super::fields::wrong_field;
+use super::shared::Shared;
+use super::{ApiError, seconds_since_1970};
 use crate::engine_thread::NewAdapter;
-use crate::server::Shared;
 
 /// Maximum number of bytes of an adapter's name.
 const MAX_NAME_BYTES: usize = 256;

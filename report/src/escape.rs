@@ -1,0 +1,22 @@
+//! Escaping of text and data in HTML.
+
+/// Escapes text for HTML content and attributes. Control characters of models and rows become visible.
+pub fn escape_html(text: &str) -> String {
+    reel_diagnostic::escape_controls(text)
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
+}
+
+/// Writes a value as JSON that may stand in a `<script>` element: no string of it can end the element or begin a
+/// comment, and control characters are JSON's escapes. A parser of JSON reads the same value.
+pub(crate) fn json_in_script(value: &serde_json::Value) -> String {
+    reel_diagnostic::escape_controls_in_json(&value.to_string())
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+        .replace('\u{2028}', "\\u2028")
+        .replace('\u{2029}', "\\u2029")
+}

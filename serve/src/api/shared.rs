@@ -1,0 +1,110 @@
+//! What all handlers share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use reel_engine::{GrammarCompiler, TokenText};
+use reel_model::TokenId;
+use subtle::ConstantTimeEq;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::named_adapters::AdapterNames;
+use super::{ApiError, seconds_since_1970};
+use crate::engine_thread::EngineQueue;
+use crate::http::BodyMemory;
+use crate::metrics::Metrics;
+use crate::settings::{Limits, RequestMedia, ServedModel};
+
+/// What all handlers share.
+pub(crate) struct Shared {
+    pub(crate) model: Arc<ServedModel>,
+    pub(crate) text: TokenText,
+    /// Made for the first request with a grammar.
+    pub(crate) grammars: OnceLock<GrammarCompiler>,
+    pub(crate) media: RequestMedia,
+    pub(crate) limits: Limits,
+    pub(crate) bodies: BodyMemory,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) engine: EngineQueue,
+    /// The LoRA adapters that requests can name.
+    pub(crate) adapters: AdapterNames,
+    /// One permit, for the request that replaces the weights or loads an adapter.
+    pub(crate) weight_changes: Arc<Semaphore>,
+    /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
+    pub(crate) weights: Mutex<(String, u64)>,
+    /// Whether the weights are those of a training run, which alone changes them.
+    pub(crate) is_training: bool,
+    /// One permit for each request that may be answered or wait.
+    pub(crate) permits: Arc<Semaphore>,
+    /// One permit for each request that may be encoded at the same time: decoding videos takes memory.
+    pub(crate) encoders: Arc<Semaphore>,
+    /// The length of the longest token: a text has at least as many tokens as it has parts of this length.
+    pub(crate) longest_token_bytes: usize,
+    /// Seconds since 1970 at the start of the server.
+    pub(crate) started: u64,
+    /// The keys of which a request must carry one; empty: none is needed.
+    pub(crate) api_keys: Vec<String>,
+    /// Whether the server is to stop.
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+impl Shared {
+    /// Whether new requests are answered.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.stop.load(Ordering::SeqCst) && self.engine.is_alive()
+    }
+
+    /// The number of positions for prompt and answer.
+    pub(crate) fn positions(&self) -> usize {
+        self.model.folder.config.text.max_position_embeddings
+    }
+
+    /// Counts `n` requests among those that run or wait, until the permit is dropped.
+    pub(crate) fn request_permits(&self, n: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let n = u32::try_from(n).unwrap_or(u32::MAX);
+        self.permits.clone().try_acquire_many_owned(n).map_err(|_| {
+            ApiError::busy("too many requests are being answered or wait; try again later, or raise --max-requests")
+        })
+    }
+
+    /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
+    pub(crate) fn weights(&self) -> (String, u64) {
+        self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Records that the weights in service are now those with this name.
+    pub(crate) fn set_weights(&self, name: String) {
+        *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (name, seconds_since_1970());
+    }
+
+    /// Refuses to change the weights if they are those of a training run.
+    pub(crate) fn refuse_if_training(&self) -> Result<(), ApiError> {
+        match self.is_training {
+            true => Err(ApiError::conflict(
+                "the weights are those of a training run, which alone changes them; use reel serve for others",
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses ids that the model does not have; `field` has them.
+    pub(crate) fn check_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
+        let size = self.model.folder.config.text.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= size) {
+            None => Ok(()),
+            Some(id) => {
+                let what = format!("{field}: has the id {id}, and the model has {size} ids; give ids below {size}");
+                Err(ApiError::bad_request(what, Some(field.into())))
+            }
+        }
+    }
+
+    /// Whether a request may be answered: it carries a valid key, or none is needed. The comparison takes the same
+    /// time for every wrong key of the right length.
+    pub(crate) fn accepts(&self, authorization: Option<&str>) -> bool {
+        let parts = authorization.and_then(|value| value.split_once(' '));
+        let given = parts.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")).map_or("", |(_, key)| key.trim());
+        let is_given = |key: &String| bool::from(key.as_bytes().ct_eq(given.as_bytes()));
+        self.api_keys.is_empty() || self.api_keys.iter().filter(|key| is_given(key)).count() > 0
+    }
+}
