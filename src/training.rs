@@ -4,9 +4,9 @@
 use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use reel_input::{MediaOptions, SecondPerGrid};
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_model::input::{MediaOptions, SecondPerGrid};
 use reel_train::config_file::ConfigFile;
 use reel_train::live_server::LiveServer;
 use reel_train::options::{RunOptions, TrainingOptions};

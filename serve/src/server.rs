@@ -14,7 +14,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use reel_engine::{GrammarCompiler, TokenText};
-use reel_model::TokenId;
+use reel_input::TokenId;
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};

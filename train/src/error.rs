@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use reel_diagnostic::{Diagnostic, no_room_help};
+use reel_files::{LockError, WriteError};
+use reel_input::InputError;
 use reel_model::ModelError;
-use reel_model::save::LockError;
 use serde::{Deserialize, Serialize};
 
 /// What can go wrong between a data file and a trained model folder.
@@ -168,7 +169,7 @@ impl TrainError {
     /// The error of a model folder or adapter folder that could not be written.
     pub(crate) fn cannot_save(e: ModelError) -> Self {
         match e {
-            ModelError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
+            ModelError::Input(InputError::NoRoom { diagnostic, remedy }) => Self::NoRoom { diagnostic, remedy },
             other => Self::Model(other),
         }
     }
@@ -183,7 +184,7 @@ impl TrainError {
         let (Self::NoRoom { diagnostic, .. }
         | Self::Io(diagnostic)
         | Self::Output(diagnostic)
-        | Self::Model(ModelError::Io(diagnostic))) = &mut self
+        | Self::Model(ModelError::Input(InputError::Io(diagnostic)))) = &mut self
         else {
             return self;
         };
@@ -241,6 +242,18 @@ impl From<reel_data::DataError> for TrainError {
             reel_data::DataError::Data(diagnostic) => Self::Data(diagnostic),
             reel_data::DataError::Io(diagnostic) => Self::Io(diagnostic),
         }
+    }
+}
+
+impl From<InputError> for TrainError {
+    fn from(e: InputError) -> Self {
+        Self::Model(e.into())
+    }
+}
+
+impl From<WriteError> for TrainError {
+    fn from(e: WriteError) -> Self {
+        Self::Model(e.into())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Tests with generated folders: valid ones in both naming schemes, and one for each kind of damage.
 
 use super::*;
-use crate::config::tests::tiny_config;
+use crate::testing::tiny_config;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use std::fs;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use crate::input::tokenizer::byte_level_character;
+use reel_input::tokenizer::byte_level_character;
 
 /// The pre-tokenizer regex of Qwen2.5 (a constant of its published tokenizer.json).
 const SPLIT: &str =
@@ -194,7 +194,7 @@ fn split(prose: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::input::tokenizer::Tokenizer;
+    use reel_input::tokenizer::Tokenizer;
 
     #[test]
     fn frequent_words_become_few_tokens() {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use reel_diagnostic::input;
 use serde::{Deserialize, Serialize};
 
-use reel_model::save::FileLock;
+use reel_files::FileLock;
 
 use crate::files::log::{self, JsonlLog};
 use crate::files::write_synced;

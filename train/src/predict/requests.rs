@@ -8,12 +8,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
 use reel_client::{ChatRequest, image_part};
+use reel_input::Conversation;
+use reel_input::encode::{LoadedMedia, load_media_with};
+use reel_input::messages::{ContentPart, Message, MessageContent};
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_media::strip::{encode_jpeg, encode_png};
-use reel_model::input::Conversation;
-use reel_model::input::encode::{LoadedMedia, load_media_with};
-use reel_model::input::messages::{ContentPart, Message, MessageContent};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 

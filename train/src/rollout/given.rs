@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
-use reel_model::TokenId;
-use reel_model::config::ModelConfig;
+use reel_input::TokenId;
+use reel_input::config::ModelConfig;
 use serde::Deserialize;
 
 use crate::files::digest;

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use reel_model::config::ModelConfig;
-use reel_model::input::encode::LoadedMedia;
-use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
+use reel_input::config::ModelConfig;
+use reel_input::encode::LoadedMedia;
+use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
 use serde_json::{Map, Value};
 
 use super::given::{RolloutFile, RolloutLine};

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
-use reel_model::save::FolderLock;
+use reel_files::FolderLock;
 use serde_json::Value;
 
 use crate::data::feed::{SampleSource, StepRowCursor, is_row_error};

@@ -11,8 +11,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reel_model::config::ModelConfig;
-use reel_model::save::{FolderLock, SmallFiles};
+use reel_files::FolderLock;
+use reel_input::config::ModelConfig;
+use reel_model::save::SmallFiles;
 use serde_json::Value;
 
 use super::record::{Recorded, difference_in_bits};

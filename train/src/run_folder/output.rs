@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_model::save::{FOLDER_LOCK_FILE, FolderLock};
+use reel_files::{FOLDER_LOCK_FILE, FolderLock};
 use serde_json::Value;
 
 use crate::data::quarantine;

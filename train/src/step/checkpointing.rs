@@ -177,8 +177,8 @@ impl MemoryPlan {
 mod tests {
     use std::cell::Cell;
 
-    use reel_model::config::ModelConfig;
-    use reel_model::input::ModelInput;
+    use reel_input::ModelInput;
+    use reel_input::config::ModelConfig;
 
     use super::*;
     use crate::data::sample::Sample;

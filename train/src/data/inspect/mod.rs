@@ -10,8 +10,9 @@ use std::path::Path;
 use clap::ValueEnum;
 use rayon::prelude::*;
 use reel_data::fingerprint::bytes_fingerprint;
-use reel_model::input::encode::{MediaOptions, ModelFolder};
-use reel_model::input::{Conversation, messages::ContentPart};
+use reel_input::Conversation;
+use reel_input::encode::{MediaOptions, ModelFolder};
+use reel_input::messages::ContentPart;
 use serde::Serialize;
 use serde_json::{Map, Value};
 

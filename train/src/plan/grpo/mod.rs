@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_engine::Engine;
-use reel_model::checkpoint::StoredDType;
-use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{Cx, DType, Device};
@@ -259,7 +259,7 @@ impl<'a> Counter<'a> {
 
 impl Prompt {
     /// A prompt of which only the model inputs matter: it has no row, text or columns.
-    fn of_size(tokens: reel_model::input::ModelInput) -> Self {
+    fn of_size(tokens: reel_input::ModelInput) -> Self {
         Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
     }
 }

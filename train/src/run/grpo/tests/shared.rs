@@ -1,13 +1,14 @@
 //! Shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
+
 use super::*;
 use crate::live_server::DeviceLender;
 use crate::rollout::group::EndTokens;
 use crate::rollout::{CompletionTokens, Group, Prompt};
 use crate::step::packing::PackedGroups;
 use crate::testing::weight_changes;
-use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
 
 #[test]
 fn shared_prefix_keeps_loss_gradient_norm_and_weight_changes() {
