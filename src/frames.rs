@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_input::tensor_file::{StoredTensor, write_safetensors};
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::selection::select_frames;
 use reel_media::video::DecodedFrameSize;
-use reel_model::save::{StoredTensor, write_safetensors};
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_model::checkpoint::StoredDType;
+use reel_input::tensor_file::StoredDType;
 use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
 use reel_model::save::SmallFiles;
 use reel_train::options::FolderFormatName;

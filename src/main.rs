@@ -51,9 +51,9 @@ mod training_server;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
+use reel_input::chat;
 use reel_kernels::simd;
 use reel_measure::trace;
-use reel_model::input::chat;
 
 fn main() -> ExitCode {
     interrupt::make_file_size_limit_an_error();
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     cli.common.trace = cli.common.trace.map(|to| std::path::absolute(&to).unwrap_or(to));
     let common = cli.common.clone();
     if common.offline {
-        reel_model::network::forbid_downloads();
+        reel_input::network::forbid_downloads();
     }
     if let Some(to) = &common.trace {
         trace::start_trace(to);

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use reel_diagnostic::input;
+use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_media::MediaError;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::worker::{self, DecodeWorker, FrameCache};
-use reel_model::input::fetch::{MediaAccess, RemoteMedia};
 use reel_train::file_names::RUN_FILE;
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use reel_diagnostic::{Diagnostic, escape_controls, escape_controls_in_json, input};
-use reel_model::save::AtomicFile;
+use reel_files::AtomicFile;
 use serde::Serialize;
 
 /// Prints a line on stdout, with control characters except newline and tab escaped.
@@ -65,8 +65,9 @@ pub fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::fs;
+
+    use super::*;
 
     #[test]
     fn file_is_replaced_without_leftovers() -> Result<()> {

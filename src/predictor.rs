@@ -6,10 +6,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use reel_diagnostic::escape_controls;
 use reel_engine::Engine;
+use reel_input::MediaOptions;
+use reel_input::encode::ModelFolder;
 use reel_measure::trace;
 use reel_model::features::FeatureCache;
-use reel_model::input::MediaOptions;
-use reel_model::input::encode::ModelFolder;
 use reel_predict::{
     ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
 };

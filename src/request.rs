@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use reel_diagnostic::input::{self, MAX_MESSAGES_BYTES, UnsuitableFile};
-use reel_model::input::request::ChatRequest;
+use reel_input::request::ChatRequest;
 
 use crate::output;
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_files::AtomicFile;
 use reel_measure::trace;
-use reel_model::save::AtomicFile;
 use reel_rewards::{Recipe, RewardRow, RewardRules, Scores, SemanticModel};
 use reel_train::rollout::siglip::SiglipScorer;
 use serde_json::json;

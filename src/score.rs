@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_files::AtomicFile;
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::{HeaderEntry, write_safetensors_header};
+use reel_input::window::GridThw;
 use reel_measure::trace;
 use reel_model::batch::Batch;
-use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
-use reel_model::input::window::GridThw;
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::ForwardOptions;
-use reel_model::save::{AtomicFile, HeaderEntry, write_safetensors_header};
 use reel_runtime::{Tensor, ops};
 
 use crate::common::CommonOptions;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use reel_diagnostic::input::open_regular_file;
-use reel_model::input::tokenizer::Tokenizer;
+use reel_input::tokenizer::Tokenizer;
 
 use crate::common::CommonOptions;
 use crate::fail::failed;

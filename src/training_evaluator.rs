@@ -10,8 +10,8 @@ use anyhow::Result;
 use reel_diagnostic::Diagnostic;
 use reel_engine::{Engine, SamplingParams};
 use reel_eval::{EvalError, Extraction, Task};
+use reel_input::encode::ModelFolder;
 use reel_model::features::FeatureCache;
-use reel_model::input::encode::ModelFolder;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_predict::{
     ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,

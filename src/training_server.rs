@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use reel_model::input::MediaOptions;
-use reel_model::input::encode::ModelFolder;
-use reel_model::input::fetch::{MediaAccess, RemoteMedia};
+use reel_input::MediaOptions;
+use reel_input::encode::ModelFolder;
+use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{DType, Device};

@@ -11,19 +11,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_input::config::ModelConfig;
+use reel_input::{MediaOptions, ModelInput};
 use reel_kernels::cuda::fake::FakeDriver;
 use reel_kernels::cuda::{Gpu, Nvidia};
 use reel_kernels::{Arch, compile};
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
-use reel_model::input::{MediaOptions, ModelInput};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runs::{grpo, sft};
 use reel_runtime::{Cx, DType, Device, SimOptions};
 use reel_train::RunSetup;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
 use serde_json::Value;
+
 use support::{file_names_in, finished_run, golden, reel_on_gpu};
 use tensors::{Tensor, gathered_rows, read_tensors, relative_distance};
 

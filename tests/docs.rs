@@ -319,12 +319,13 @@ fn links_lead_to_files_and_lines() {
 /// Every word in backticks that looks like a path in this repository (with a folder and an extension) exists.
 #[test]
 fn files_that_pages_name_exist() {
-    const ROOTS: [&str; 17] = [
+    const ROOTS: [&str; 19] = [
         "src/",
         "sim/",
         "kernels/",
         "runtime/",
         "media/",
+        "input/",
         "model/",
         "engine/",
         "rewards/",
@@ -334,6 +335,7 @@ fn files_that_pages_name_exist() {
         "tests/",
         "benches/",
         "diagnostic/",
+        "files/",
         "measure/",
         "report/",
         "showcase/",

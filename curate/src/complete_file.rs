@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use reel_model::save::AtomicFile;
+use reel_files::AtomicFile;
 use serde::Serialize;
 
 use crate::{CurateError, Result};

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use reel_data::Table;
+use reel_files::{FOLDER_LOCK_FILE, FolderLock, LockError};
 use reel_media::worker::DecodeWorker;
-use reel_model::save::{FOLDER_LOCK_FILE, FolderLock, LockError};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use reel_data::DataError;
-use reel_diagnostic::{Diagnostic, no_room_help};
+use reel_diagnostic::Diagnostic;
+use reel_files::FileError;
 use reel_media::MediaError;
-use reel_model::ModelError;
 
 /// Why a curation cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -46,18 +46,14 @@ impl CurateError {
     }
 
     pub(crate) fn cannot_write(path: &Path, e: &std::io::Error) -> Self {
-        let diagnostic = Diagnostic::cannot_write(path, e);
-        match no_room_help(e.kind()) {
-            Some(remedy) => Self::no_room(diagnostic, remedy),
-            None => Self::Io(diagnostic),
-        }
+        Self::cannot_save(FileError::cannot_write(path, e))
     }
 
     /// The error of a file that is written under a temporary name first.
-    pub(crate) fn cannot_save(e: ModelError) -> Self {
-        match e {
-            ModelError::NoRoom { diagnostic, remedy } => Self::no_room(diagnostic, remedy),
-            other => Self::Io(other.into_diagnostic()),
+    pub(crate) fn cannot_save(e: FileError) -> Self {
+        match e.remedy {
+            Some(remedy) => Self::no_room(e.diagnostic, remedy),
+            None => Self::Io(e.diagnostic),
         }
     }
 
@@ -74,15 +70,11 @@ mod tests {
 
     #[test]
     fn full_disk_says_how_the_curation_continues() {
-        let full = || io::Error::from(ErrorKind::StorageFull);
+        let full = io::Error::from(ErrorKind::StorageFull);
         let path = Path::new("out/reason.parquet");
-        let diagnostic = Diagnostic::cannot_write(path, &full());
-        let saved = ModelError::NoRoom { diagnostic, remedy: "free space on that disk" };
-        for e in [CurateError::cannot_write(path, &full()), CurateError::cannot_save(saved)] {
-            let want = "out/reason.parquet: cannot be written: the disk is full; free space on that disk, then run reel \
-                        curate again with --resume";
-            assert_eq!(e.to_string(), want);
-        }
+        let want = "out/reason.parquet: cannot be written: the disk is full; free space on that disk, then run reel \
+                    curate again with --resume";
+        assert_eq!(CurateError::cannot_write(path, &full).to_string(), want);
         let denied = CurateError::cannot_write(path, &ErrorKind::PermissionDenied.into()).to_string();
         assert!(!denied.contains("--resume"), "{denied}");
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use reel_data::Table;
 use reel_diagnostic::input;
-use reel_model::save::AtomicFile;
+use reel_files::AtomicFile;
 
 use crate::record::{RECORD_FORMAT, StageRecord, Status};
 use crate::{CurateError, Result};

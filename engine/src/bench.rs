@@ -4,14 +4,13 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use reel_input::config::ModelConfig;
+use reel_input::mrope::{MediaGrids, rope_index};
+use reel_input::window::GridThw;
+use reel_input::{MediaFrames, Sequence, TokenId};
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
-use reel_model::TokenId;
-use reel_model::batch::{Batch, Sequence};
-use reel_model::config::ModelConfig;
-use reel_model::input::MediaFrames;
-use reel_model::input::mrope::{MediaGrids, rope_index};
-use reel_model::input::window::GridThw;
+use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SequencePages};

@@ -1,6 +1,7 @@
 //! The error type of the engine.
 
 use reel_diagnostic::Diagnostic;
+use reel_input::InputError;
 use reel_model::ModelError;
 use reel_runtime::RuntimeError;
 
@@ -39,6 +40,12 @@ pub enum EngineError {
 
 /// The location of an error about a request that does not fit into the KV cache.
 pub(crate) const KV_CACHE: &str = "KV cache";
+
+impl From<InputError> for EngineError {
+    fn from(e: InputError) -> Self {
+        Self::Model(e.into())
+    }
+}
 
 impl EngineError {
     /// Whether a request has more tokens than the KV cache holds.

@@ -11,10 +11,10 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use reel_diagnostic::Diagnostic;
-use reel_model::TokenId;
-use reel_model::input::encode::ModelFolder;
-pub use reel_model::input::request::GrammarSpec;
-use reel_model::input::request::ToolCallGrammar;
+use reel_input::TokenId;
+use reel_input::encode::ModelFolder;
+pub use reel_input::grammar::GrammarSpec;
+use reel_input::grammar::ToolCallGrammar;
 use serde_json::{Value, json};
 
 use crate::error::{EngineError, Result};

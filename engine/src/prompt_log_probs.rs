@@ -1,6 +1,6 @@
 //! Log-probabilities of a prompt's own tokens, from the hidden states of its prefill.
 
-use reel_model::TokenId;
+use reel_input::TokenId;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, Tensor};
 

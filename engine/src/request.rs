@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
-use reel_model::TokenId;
-use reel_model::config::GenerationConfig;
-use reel_model::input::ModelInput;
-pub use reel_model::input::request::MAX_TOP_LOG_PROBS;
-use reel_model::input::request::RequestSettings;
+use reel_input::config::GenerationConfig;
+pub use reel_input::request::MAX_TOP_LOG_PROBS;
+use reel_input::request::RequestSettings;
+use reel_input::{ModelInput, TokenId};
 
 use crate::adapters::AdapterId;
 use crate::error::{EngineError, Result};

@@ -3,8 +3,8 @@
 use std::ops::RangeInclusive;
 
 use reel_diagnostic::Diagnostic;
-use reel_model::config::GenerationConfig;
-use reel_model::input::request::RequestSettings;
+use reel_input::config::GenerationConfig;
+use reel_input::request::RequestSettings;
 
 use crate::error::{EngineError, Result};
 

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use reel_model::TokenId;
+use reel_input::TokenId;
+use reel_input::config::ModelConfig;
 use reel_model::chunked_prompt::PromptTokens;
-use reel_model::config::ModelConfig;
 use reel_runtime::ops::{DecodeSlot, RowSampling};
 
 use crate::adapters::AdapterId;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use reel_model::TokenId;
-use reel_model::input::encode::ModelFolder;
-use reel_model::input::tokenizer::{StreamingDecoder, Tokenizer, take_complete_text};
+use reel_input::TokenId;
+use reel_input::encode::ModelFolder;
+use reel_input::tokenizer::{StreamingDecoder, Tokenizer, take_complete_text};
 
 use crate::stop::{Detokenizer, StopCondition};
 

@@ -1,6 +1,6 @@
 //! The grammar of an answer that calls tools, in llguidance's dialect of Lark.
 
-use reel_model::input::request::{OtherAnswer, ToolCallGrammar};
+use reel_input::grammar::{OtherAnswer, ToolCallGrammar};
 use serde_json::{Value, json};
 
 /// A grammar for calls of the functions, whose arguments follow the functions' schemas:
@@ -47,8 +47,8 @@ fn with_spaces(schema: &Value) -> Value {
 mod tests {
     use std::path::Path;
 
-    use reel_model::input::encode::ModelFolder;
-    use reel_model::input::request::GrammarSpec;
+    use reel_input::encode::ModelFolder;
+    use reel_input::grammar::GrammarSpec;
 
     use super::*;
     use crate::grammar::{Grammar, GrammarCompiler};

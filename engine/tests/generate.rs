@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use reel_engine::{Completion, Engine, EngineError, FinishReason, GenerationRequest, SamplingParams, StopCondition};
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};

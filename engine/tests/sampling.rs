@@ -7,10 +7,10 @@ use proptest::prelude::*;
 use reel_engine::{
     Completion, Engine, FinishReason, GenerationRequest, GrammarCompiler, GrammarSpec, SamplingParams, StopCondition,
 };
+use reel_input::ModelInput;
+use reel_input::encode::ModelFolder;
+use reel_input::grammar::{OtherAnswer, ToolCallGrammar};
 use reel_model::checkpoint::Checkpoint;
-use reel_model::input::ModelInput;
-use reel_model::input::encode::ModelFolder;
-use reel_model::input::request::{OtherAnswer, ToolCallGrammar};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};
 use serde_json::{Value, json};

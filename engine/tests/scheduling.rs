@@ -10,13 +10,14 @@ use proptest::prelude::*;
 use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, EngineStats, GenerationRequest, SamplingParams, StopCondition,
 };
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
 use reel_kernels::compile;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
 use reel_model::features::FeatureCache;
-use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device, Kernels};
+
 use support::{
     SAMPLED, TestRequest, finish, folder, image_prompt, int8_model, model, random_model, run, simulated, strangers,
     text_prompt,

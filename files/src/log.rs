@@ -67,7 +67,7 @@ pub struct JsonlLog {
 impl JsonlLog {
     /// Creates the file, replacing an existing one.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| FileError::cannot_write(path, e))?;
+        let file = File::create(path).map_err(|e| FileError::cannot_write(path, &e))?;
         Ok(Self { path: path.to_path_buf(), file, digest: RunningDigest::default() })
     }
 
@@ -79,7 +79,7 @@ impl JsonlLog {
         if !text.is_empty() {
             text.push('\n');
         }
-        let failed = |e| FileError::cannot_write(path, e);
+        let failed = |e| FileError::cannot_write(path, &e);
         File::create(&part)
             .and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()))
             .map_err(failed)?;
@@ -95,7 +95,7 @@ impl JsonlLog {
 
     /// Appends a line. It is written to the file, but not synced to the disk, when this returns.
     pub fn append(&mut self, record: &impl Serialize) -> Result<()> {
-        let failed = |e| FileError::cannot_write(&self.path, e);
+        let failed = |e| FileError::cannot_write(&self.path, &e);
         let mut line = serde_json::to_vec(record).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(failed)?;
@@ -105,7 +105,7 @@ impl JsonlLog {
 
     /// Waits until all lines are on the disk (fsync).
     pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| FileError::cannot_write(&self.path, e))
+        self.file.sync_data().map_err(|e| FileError::cannot_write(&self.path, &e))
     }
 }
 
@@ -115,11 +115,11 @@ pub fn read_matching_lines<T: DeserializeOwned>(path: &Path, keep: impl Fn(&T) -
     let file = match input::open_regular_file(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(FileError::cannot_read(path, e)),
+        Err(e) => return Err(FileError::cannot_read(path, &e)),
     };
     let mut lines = Vec::new();
     for line in BufReader::new(file).split(b'\n') {
-        let line = line.map_err(|e| FileError::cannot_read(path, e))?;
+        let line = line.map_err(|e| FileError::cannot_read(path, &e))?;
         let Ok(text) = String::from_utf8(line) else { break };
         let Ok(record) = serde_json::from_str::<T>(&text) else { break };
         if keep(&record) {

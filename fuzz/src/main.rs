@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use reel_model::input::chat;
+use reel_input::chat;
 
 use crate::supervisor::Campaign;
 

@@ -2,6 +2,8 @@
 
 use reel_diagnostic::Diagnostic;
 use reel_engine::EngineError;
+use reel_files::FileError;
+use reel_input::InputError;
 use reel_kernels::cuda::CudaError;
 use reel_model::ModelError;
 use reel_runtime::RuntimeError;
@@ -37,6 +39,18 @@ impl MeasureError {
     /// Returns true if the command line is wrong, and false if the measured work failed.
     pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
+    }
+}
+
+impl From<FileError> for MeasureError {
+    fn from(e: FileError) -> Self {
+        Self::Failed(e.diagnostic)
+    }
+}
+
+impl From<InputError> for MeasureError {
+    fn from(e: InputError) -> Self {
+        Self::Model(e.into())
     }
 }
 

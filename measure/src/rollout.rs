@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
-use reel_model::TokenId;
-use reel_model::input::ModelInput;
+use reel_input::{ModelInput, TokenId};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 

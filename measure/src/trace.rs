@@ -21,8 +21,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
+use reel_files::AtomicFile;
 use reel_kernels::DType;
-use reel_model::save::AtomicFile;
 use reel_runtime::Device;
 use reel_runtime::device::{
     LaunchEvent, LaunchOrigin, MEMORY_CATEGORIES, MemorySample, host_thread_names, host_thread_number, nvtx_range,
@@ -323,8 +323,9 @@ fn pid() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         /// Two slices of a track are disjoint, or one lies inside the other. No slice is lost, moved or made longer.

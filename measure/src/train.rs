@@ -6,10 +6,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use clap::ValueEnum;
+use reel_input::config::{ModelConfig, TextConfig};
+use reel_input::{ModelInput, TokenId};
 use reel_kernels::DType;
-use reel_model::TokenId;
-use reel_model::config::{ModelConfig, TextConfig};
-use reel_model::input::ModelInput;
 use reel_runs::plan::{self, RowShape};
 use reel_runtime::{Checkpointing, Device};
 use reel_samples::sample::Sample;

@@ -5,6 +5,9 @@
 //! of 5 tokens with `cu_seqlens` `[0, 3, 5]`, without padding. Images and videos keep processor order here;
 //! [`crate::vision`] reorders their patches.
 
+use reel_input::config::ModelConfig;
+use reel_input::window::GridThw;
+use reel_input::{MediaFrames, Sequence, TokenId};
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_runtime::ops::{self, CuSeqlens};
@@ -12,33 +15,8 @@ use reel_runtime::{Device, Tensor};
 use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_128;
 
-use crate::TokenId;
 use crate::chunked_prompt::MediaHash;
-use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::input::MediaFrames;
-use crate::input::window::GridThw;
-
-/// One sequence, with its images and videos, in host memory.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sequence<'a> {
-    /// Token ids `[S]`.
-    pub input_ids: &'a [TokenId],
-    /// M-RoPE positions `[3][S]`: time, height, width.
-    pub position_ids: [&'a [i64]; 3],
-    /// Pixels `[N, patch_dim]` of all images, in processor order. If not empty, used instead of the images in
-    /// `frames`.
-    pub pixel_values: &'a [f32],
-    /// The grid of each image.
-    pub image_grid_thw: &'a [GridThw],
-    /// Pixels `[N, patch_dim]` of all videos, in processor order. If not empty, used instead of the videos in
-    /// `frames`.
-    pub pixel_values_videos: &'a [f32],
-    /// The grid of each video.
-    pub video_grid_thw: &'a [GridThw],
-    /// Decoded images and videos.
-    pub frames: Option<&'a MediaFrames>,
-}
 
 /// All images of a sequence, or all its videos.
 #[derive(Clone, Copy)]
@@ -54,19 +32,18 @@ pub(crate) struct MediaOfKind<'a> {
     name: &'static str,
 }
 
-impl<'a> Sequence<'a> {
-    pub(crate) fn media_kinds(&self, config: &ModelConfig) -> [MediaOfKind<'a>; 2] {
-        let (images, videos) = self.frames.map_or((&[][..], &[][..]), |f| (&f.images[..], &f.videos[..]));
-        let kind = |grids, values: &'a [f32], frames, pad_id, name| {
-            let frames: &[FrameBuf] = if values.is_empty() { frames } else { &[] };
-            MediaOfKind { grids, values, frames, media: self.frames, pad_id, name }
-        };
-        let (image, video) = (config.tokens.image, config.tokens.video);
-        [
-            kind(self.image_grid_thw, self.pixel_values, images, image, "pixel_values"),
-            kind(self.video_grid_thw, self.pixel_values_videos, videos, video, "pixel_values_videos"),
-        ]
-    }
+/// The images of a sequence, and its videos.
+pub(crate) fn media_kinds<'a>(sequence: &Sequence<'a>, config: &ModelConfig) -> [MediaOfKind<'a>; 2] {
+    let (images, videos) = sequence.frames.map_or((&[][..], &[][..]), |f| (&f.images[..], &f.videos[..]));
+    let kind = |grids, values: &'a [f32], frames, pad_id, name| {
+        let frames: &[FrameBuf] = if values.is_empty() { frames } else { &[] };
+        MediaOfKind { grids, values, frames, media: sequence.frames, pad_id, name }
+    };
+    let (image, video) = (config.tokens.image, config.tokens.video);
+    [
+        kind(sequence.image_grid_thw, sequence.pixel_values, images, image, "pixel_values"),
+        kind(sequence.video_grid_thw, sequence.pixel_values_videos, videos, video, "pixel_values_videos"),
+    ]
 }
 
 impl MediaOfKind<'_> {
@@ -133,7 +110,7 @@ impl MediaOfKind<'_> {
     /// The grid of each image or video in `frames`.
     fn frame_grids(&self) -> Result<Vec<GridThw>> {
         let Some(media) = self.media else { return Ok(Vec::new()) };
-        self.frames.iter().map(|f| media.grid_thw(f)).collect()
+        self.frames.iter().map(|f| Ok(media.grid_thw(f)?)).collect()
     }
 
     /// Appends the pixels of all these images or videos to `to`, cut into patches in processor order.
@@ -270,7 +247,7 @@ impl VisionInput {
         let mut next = 0;
         let mut all_kinds = Vec::with_capacity(sequences.len());
         for s in sequences {
-            let kinds = s.media_kinds(config);
+            let kinds = media_kinds(s, config);
             next = append_vision_indices(&mut vision_index, s, &kinds, next, config, location)?;
             all_kinds.push(kinds);
         }
@@ -364,9 +341,10 @@ fn patching(p: &PatchProcessor) -> ops::PatchingParams {
 
 #[cfg(test)]
 mod tests {
+    use reel_input::model_input::ModelInput;
+
     use super::*;
-    use crate::config::tests::tiny_config;
-    use crate::input::model_input::ModelInput;
+    use crate::testing::tiny_config;
 
     #[test]
     fn typed_pads_without_media_keep_their_embeddings() {

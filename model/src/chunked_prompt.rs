@@ -5,11 +5,12 @@
 //! prompts at once. The vision tokens of a prompt are computed once, by [`Qwen25Vl::prompt_vision_tokens`], for all of
 //! its chunks.
 
+use reel_input::Sequence;
+use reel_input::config::ModelConfig;
 use reel_runtime::ops::{CuSeqlens, KvPages, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
-use crate::batch::{Batch, Sequence, VisionInput, append_vision_indices, checked_id};
-use crate::config::ModelConfig;
+use crate::batch::{Batch, VisionInput, append_vision_indices, checked_id, media_kinds};
 use crate::error::{ModelError, Result};
 use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use crate::text::KvCache;
@@ -45,7 +46,7 @@ impl PromptTokens {
             let help = "give one position for each token id on each axis";
             return Err(ModelError::inputs(format!("{location}: position_ids"), what, help));
         }
-        let kinds = prompt.media_kinds(config);
+        let kinds = media_kinds(prompt, config);
         let mut vision_index = Vec::new();
         let tokens = append_vision_indices(&mut vision_index, prompt, &kinds, 0, config, location)?;
         if tokens == 0 {

@@ -3,49 +3,26 @@
 use std::io;
 use std::path::Path;
 
-use reel_diagnostic::{Diagnostic, no_room_help};
+use reel_diagnostic::Diagnostic;
+use reel_files::{FileError, LockError};
+use reel_input::InputError;
 
 /// An error of this crate: in a model folder, a conversation, or the computation of hidden states.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A key of a JSON file of the model folder is missing, has the wrong type, or contradicts another key.
+    /// A file of the model folder cannot be read or written, its content is wrong, or prepared inputs are: what the
+    /// crate `reel-input` and this crate both find.
     #[error(transparent)]
-    Config(Diagnostic),
-    /// A weight file is damaged or incomplete, or does not match the config.
+    Input(#[from] InputError),
+    /// A weight file is incomplete, or does not match the config.
     #[error(transparent)]
     Weights(Diagnostic),
-    /// The tokenizer cannot be read or does not match the config.
-    #[error(transparent)]
-    Tokenizer(Diagnostic),
-    /// The chat template cannot be read, or rejects the conversation.
-    #[error(transparent)]
-    Template(Diagnostic),
-    /// The conversation is malformed, or one of its images or videos cannot be loaded.
-    #[error(transparent)]
-    Messages(Diagnostic),
-    /// Prepared inputs (`--inputs`) contradict each other or the model.
-    #[error(transparent)]
-    Inputs(Diagnostic),
     /// An option of the command line has a value that does not fit the others.
     #[error(transparent)]
     Option(Diagnostic),
     /// A hub id could not be resolved.
     #[error(transparent)]
     Hub(Diagnostic),
-    /// A file could not be read or written.
-    #[error(transparent)]
-    Io(Diagnostic),
-    /// A file could not be written because the disk is full, or because the file would exceed the limit on file sizes.
-    #[error("{diagnostic}")]
-    NoRoom {
-        /// The file, what is wrong, and what to do.
-        diagnostic: Diagnostic,
-        /// What makes room ([`no_room_help`]).
-        remedy: &'static str,
-    },
-    /// An image or a video could not be decoded, or the limits for it contradict each other.
-    #[error(transparent)]
-    Media(#[from] reel_media::MediaError),
     /// An error of a device, a tensor or the autograd tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
@@ -54,26 +31,24 @@ pub enum ModelError {
 /// The result type of this crate.
 pub type Result<T, E = ModelError> = std::result::Result<T, E>;
 
-/// Defines a constructor `ModelError::NAME(location, what, help)` for each variant that holds a [`Diagnostic`].
+/// Defines a constructor `ModelError::NAME(location, what, help)` for each kind of error that holds a [`Diagnostic`].
 macro_rules! constructors {
-    ($($name:ident => $variant:ident),* $(,)?) => {
+    ($($name:ident => $make:expr),* $(,)?) => {
         impl ModelError {
             $(pub(crate) fn $name(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
-                Self::$variant(Diagnostic::new(location, what, help))
+                $make(Diagnostic::new(location, what, help))
             })*
         }
     };
 }
 
 constructors! {
-    config => Config,
-    weights => Weights,
-    tokenizer => Tokenizer,
-    template => Template,
-    messages => Messages,
-    inputs => Inputs,
-    hub => Hub,
-    option => Option,
+    config => |d| Self::Input(InputError::Config(d)),
+    tokenizer => |d| Self::Input(InputError::Tokenizer(d)),
+    inputs => |d| Self::Input(InputError::Inputs(d)),
+    weights => Self::Weights,
+    hub => Self::Hub,
+    option => Self::Option,
 }
 
 impl ModelError {
@@ -82,17 +57,25 @@ impl ModelError {
         matches!(self, Self::Option(_))
     }
 
-    /// An [`ModelError::Io`] for a file or folder that could not be read.
+    /// The error of a file or folder that could not be read.
     pub(crate) fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
-        Self::Io(Diagnostic::cannot_read(path, &source))
+        Self::Input(InputError::Io(Diagnostic::cannot_read(path, &source)))
     }
 
-    /// An [`ModelError::Io`] or [`ModelError::NoRoom`] for a file or folder that could not be written.
+    /// The error of a file or folder that could not be written.
     pub(crate) fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
-        let diagnostic = Diagnostic::cannot_write(path, &source);
-        match no_room_help(source.kind()) {
-            Some(remedy) => Self::NoRoom { diagnostic, remedy },
-            None => Self::Io(diagnostic),
+        FileError::cannot_write(path, &source).into()
+    }
+
+    /// The error of a command that cannot lock `folder`.
+    pub fn cannot_lock(folder: &Path, error: LockError) -> Self {
+        match error {
+            LockError::InUse(holder) => Self::config(
+                folder.display().to_string(),
+                format!("is being written by {holder}"),
+                "wait until that process ends, or choose another folder",
+            ),
+            LockError::Io(e) => Self::cannot_write(folder, e),
         }
     }
 
@@ -100,18 +83,21 @@ impl ModelError {
     /// ([`Diagnostic::at`]).
     pub fn into_diagnostic(self) -> Diagnostic {
         match self {
-            Self::Option(d)
-            | Self::Config(d)
-            | Self::Weights(d)
-            | Self::Tokenizer(d)
-            | Self::Template(d)
-            | Self::Messages(d)
-            | Self::Inputs(d)
-            | Self::Hub(d)
-            | Self::Io(d)
-            | Self::NoRoom { diagnostic: d, .. } => d,
-            Self::Media(e) => e.diagnostic().clone(),
+            Self::Input(e) => e.into_diagnostic(),
+            Self::Weights(d) | Self::Option(d) | Self::Hub(d) => d,
             Self::Runtime(e) => Diagnostic::new("", e.to_string(), ""),
         }
+    }
+}
+
+impl From<FileError> for ModelError {
+    fn from(error: FileError) -> Self {
+        Self::Input(error.into())
+    }
+}
+
+impl From<reel_media::MediaError> for ModelError {
+    fn from(error: reel_media::MediaError) -> Self {
+        Self::Input(error.into())
     }
 }

@@ -10,12 +10,13 @@
 
 use std::sync::Arc;
 
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device, Tensor, ops};
 
 use crate::batch::{Batch, VisionInput};
-use crate::checkpoint::{Checkpoint, StoredDType};
-use crate::config::ModelConfig;
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
 use crate::linear_weight::Quantization;

@@ -15,14 +15,14 @@
 
 use std::sync::Arc;
 
+use reel_input::config::VisionConfig;
+use reel_input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
 use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
 use reel_runtime::{Checkpointing, Cx, MemoryCategory, Tensor};
 
 use crate::batch::{PatchSource, SequenceMedia};
-use crate::config::VisionConfig;
 use crate::error::Result;
-use crate::input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
 use crate::linear::{JoinedWeights, Linear};
 use crate::residual::Residual;
 use crate::weights::WeightLoader;

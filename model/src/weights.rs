@@ -3,10 +3,11 @@
 //! ([`Checkpoint::copied`]). On device `dry` they are only counted.
 
 use half::{bf16, f16};
+use reel_input::tensor_file::StoredDType;
 use reel_runtime::ops::PackedWeight;
 use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
-use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
+use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};
 use crate::linear_weight::Quantization;
 

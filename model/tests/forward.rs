@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
+use reel_input::{ModelInput, Sequence};
 use reel_kernels::int8::quantize_row;
-use reel_model::batch::{Batch, Sequence};
-use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
-use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
+use reel_model::batch::Batch;
+use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use proptest::prelude::*;
+use reel_input::config::ModelConfig;
+use reel_input::{MediaFrames, ModelInput};
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
-use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};

@@ -19,7 +19,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
-use reel_model::save::{AtomicFile, FileLock};
+use reel_files::{AtomicFile, FileLock};
 use reel_samples::conversations::remove_results;
 use reel_samples::quarantine::lock_path;
 use reel_train::{Result, TrainError};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use reel_model::input::encode::LoadedMedia;
-use reel_model::input::{ModelFolder, ModelInput};
+use reel_input::encode::LoadedMedia;
+use reel_input::{ModelFolder, ModelInput};
 use reel_samples::Result;
 use reel_samples::conversations::RowConversations;
 use reel_samples::feed::SampleSource;

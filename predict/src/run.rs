@@ -10,7 +10,7 @@ use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, SamplingParams, StepOutput, StopCondition,
     TokenText, completion_text, new_tokens_within_positions,
 };
-use reel_model::input::ModelInput;
+use reel_input::ModelInput;
 use reel_runs::reporting::progress::Progress;
 use reel_samples::error_if_stopped;
 use reel_samples::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};

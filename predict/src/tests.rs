@@ -5,9 +5,9 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use proptest::prelude::*;
 use reel_engine::{Engine, SamplingParams};
+use reel_input::config::ModelConfig;
+use reel_input::{MediaOptions, ModelFolder};
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
-use reel_model::input::{MediaOptions, ModelFolder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_prompts::QuestionTemplate;
 use reel_runtime::{Cx, DType, Device};
@@ -290,7 +290,7 @@ fn output_must_be_a_regular_file_that_no_other_process_writes() {
     assert!(e.contains("is a folder; "), "{e}");
     let e = predict(&data, Path::new("/dev/null"), OPTIONS).unwrap_err().to_string();
     assert!(e.contains("is not a regular file"), "{e}");
-    let lock = reel_model::save::FileLock::acquire(&reel_samples::quarantine::lock_path(&out)).unwrap();
+    let lock = reel_files::FileLock::acquire(&reel_samples::quarantine::lock_path(&out)).unwrap();
     let e = predict(&data, &out, OPTIONS).unwrap_err();
     assert!(matches!(e, TrainError::Output(_)) && e.to_string().contains("is in use by process"), "{e}");
     drop(lock);

@@ -11,8 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use reel_input::MediaOptions;
 use reel_model::init::{InitOptions, Preset, init};
-use reel_model::input::MediaOptions;
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_runs::sft;
 use reel_runtime::optim::ParameterState;

@@ -52,7 +52,7 @@ pub(crate) fn assert_weight_changes(
 /// The changes of all weights from the folder `model` to the folder `out`, concatenated.
 pub(crate) fn weight_changes(model: &Path, out: &Path) -> Vec<f64> {
     let (before, after) = (Checkpoint::open(model).unwrap(), Checkpoint::open(out).unwrap());
-    let config = reel_model::config::ModelConfig::open(model).unwrap();
+    let config = reel_input::config::ModelConfig::open(model).unwrap();
     let values = |files: &Checkpoint, name: &str| {
         let view = files.tensor(name).unwrap();
         widen_to_f32(view.dtype, view.bytes).unwrap()

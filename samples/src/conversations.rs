@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use reel_input::{Conversation, MediaOptions, SecondPerGrid};
 use reel_kernels::philox::philox4x32_10;
-use reel_model::input::{Conversation, MediaOptions, SecondPerGrid};
 use reel_prompts::QuestionTemplate;
 use reel_rewards::Recipe;
 use serde_json::{Map, Value};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use reel_diagnostic::Diagnostic;
 use reel_files::FileError;
-use reel_model::save::LockError;
+use reel_files::LockError;
 use serde::{Deserialize, Serialize};
 
 /// What can go wrong between a data file and a sample.
@@ -55,9 +55,9 @@ pub enum SampleError {
     /// The run was interrupted and stopped after a finished step.
     #[error("{0}")]
     Stopped(Diagnostic),
-    /// An error of the model, its folder or its inputs.
+    /// An error of the model's folder or of its inputs.
     #[error(transparent)]
-    Model(#[from] reel_model::ModelError),
+    Input(#[from] reel_input::InputError),
 }
 
 /// Why a row is skipped. Rows of one cause are usually mended in the same way.
@@ -124,12 +124,12 @@ constructors! {
 impl SampleError {
     /// The error of a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
-        FileError::cannot_read(path, source).into()
+        FileError::cannot_read(path, &source).into()
     }
 
     /// The error of a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
-        FileError::cannot_write(path, source).into()
+        FileError::cannot_write(path, &source).into()
     }
 
     /// The error of a lock for the file or folder `path` of the option `flag`.
@@ -194,9 +194,9 @@ impl From<reel_data::DataError> for SampleError {
 
 impl From<FileError> for SampleError {
     fn from(e: FileError) -> Self {
-        match e {
-            FileError::Io(diagnostic) => Self::Io(diagnostic),
-            FileError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
+        match e.remedy {
+            Some(remedy) => Self::NoRoom { diagnostic: e.diagnostic, remedy },
+            None => Self::Io(e.diagnostic),
         }
     }
 }

@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
 use reel_diagnostic::{Diagnostic, input};
-use reel_model::input::Conversation;
-use reel_model::input::messages::{ContentPart, MediaSource, VideoSource};
+use reel_input::Conversation;
+use reel_input::messages::{ContentPart, MediaSource, VideoSource};
 
 use crate::{Result, SampleError, SkipCause};
 

@@ -14,9 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use reel_diagnostic::input;
+use reel_files::FileLock;
 use reel_files::log::{self, JsonlLog};
 use reel_files::write_synced;
-use reel_model::save::FileLock;
 use serde::{Deserialize, Serialize};
 
 use crate::skipped_row::SkippedRow;

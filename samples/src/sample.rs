@@ -4,12 +4,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
+use reel_input::tokenizer::Tokenizer;
+use reel_input::{Conversation, InputError, MediaOptions, ModelFolder, ModelInput, Sequence};
 use reel_media::MediaError;
-use reel_model::ModelError;
-use reel_model::batch::Sequence;
-use reel_model::input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
-use reel_model::input::tokenizer::Tokenizer;
-use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput};
 use reel_rewards::Recipe;
 use serde_json::Value;
 
@@ -219,7 +217,7 @@ fn encode_row(
     text: &str,
     media: LoadedMedia,
     origin: PromptOrigin<'_>,
-) -> Result<ModelInput, ModelError> {
+) -> Result<ModelInput, InputError> {
     let tokens = encode_prompt(bundle, text, media, origin)?;
     refuse_pads_without_media(bundle, &tokens, origin)?;
     Ok(tokens)
@@ -227,15 +225,15 @@ fn encode_row(
 
 /// Turns an error of a conversation or its media into an error of its row, which the run can skip. A decoding worker
 /// that cannot be started is not the row's fault: that error is returned unchanged.
-pub fn to_row_error(location: &str, e: ModelError) -> SampleError {
-    if matches!(e, ModelError::Media(MediaError::Worker(_))) {
+pub fn to_row_error(location: &str, e: InputError) -> SampleError {
+    if matches!(e, InputError::Media(MediaError::Worker(_))) {
         return e.into();
     }
-    let was_read = matches!(e, ModelError::Media(MediaError::File(_)));
+    let was_read = matches!(e, InputError::Media(MediaError::File(_)));
     let cause = match &e {
-        ModelError::Media(MediaError::Timeout(_)) => Some(SkipCause::DecoderTimeout),
-        ModelError::Media(MediaError::Killed(_)) => Some(SkipCause::DecoderKilled),
-        ModelError::Media(_) | ModelError::Io(_) => Some(SkipCause::Media),
+        InputError::Media(MediaError::Timeout(_)) => Some(SkipCause::DecoderTimeout),
+        InputError::Media(MediaError::Killed(_)) => Some(SkipCause::DecoderKilled),
+        InputError::Media(_) | InputError::Io(_) => Some(SkipCause::Media),
         _ => None,
     };
     let mut diagnostic = e.into_diagnostic();

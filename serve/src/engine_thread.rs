@@ -22,11 +22,11 @@ use reel_engine::{
     AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
     TokenLogProbs, TokenText,
 };
-use reel_model::input::ModelInput;
-use reel_model::input::request::RequestSettings;
+use reel_input::request::RequestSettings;
+use reel_input::{ModelInput, TokenId};
+use reel_model::ModelError;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::{ModelError, TokenId};
 use reel_runtime::{Cx, DType, Device};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;

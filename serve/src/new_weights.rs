@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
+use reel_input::InputError;
+use reel_input::config::ModelConfig;
+use reel_input::tokenizer::Tokenizer;
 use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
-use reel_model::input::tokenizer::Tokenizer;
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -43,14 +44,14 @@ impl CheckedFiles {
         let config = ModelConfig::open(&base)?;
         if let Some((key, other, own)) = served.folder.config.first_difference(&config) {
             let location = format!("{}: {key}", base.join("config.json").display());
-            return Err(ModelError::Config(Diagnostic::new(location, differs(&other, &own), HELP)));
+            return Err(InputError::Config(Diagnostic::new(location, differs(&other, &own), HELP)).into());
         }
         let tokenizer = Tokenizer::open(&base)?;
         tokenizer.check_fits(&config)?;
         if let Some((id, other, own)) = served.folder.tokenizer.first_difference(&tokenizer) {
             let location = format!("{}: token {id}", base.join("tokenizer.json").display());
             let what = differs(&format!("{other:?}"), &format!("{own:?}"));
-            return Err(ModelError::Tokenizer(Diagnostic::new(location, what, HELP)));
+            return Err(InputError::Tokenizer(Diagnostic::new(location, what, HELP)).into());
         }
         let files = Checkpoint::open(&base)?.copied(served.is_copied);
         files.check(&config)?;

@@ -1,6 +1,6 @@
 //! What the answers to single requests look like: texts, offsets, and errors.
 
-use reel_model::input::encode::ModelFolder;
+use reel_input::encode::ModelFolder;
 use serde_json::{Value, json};
 
 use crate::tiny_server::{TinyServer, error, rest, send};

@@ -8,8 +8,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use reel_input::encode::MediaOptions;
 use reel_model::init::{InitOptions, Preset, init};
-use reel_model::input::encode::MediaOptions;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -2,6 +2,7 @@
 
 use reel_diagnostic::Diagnostic;
 use reel_eval::EvalError;
+use reel_files::FileError;
 use reel_media::MediaError;
 use reel_model::ModelError;
 use reel_report::ReportError;
@@ -27,6 +28,12 @@ pub enum ShowcaseError {
     /// The page of the GRPO run could not be made.
     #[error(transparent)]
     Report(#[from] ReportError),
+}
+
+impl From<FileError> for ShowcaseError {
+    fn from(e: FileError) -> Self {
+        Self::Output(e.diagnostic)
+    }
 }
 
 /// Result of this crate.

@@ -22,7 +22,7 @@ use std::io::Write;
 use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
-use reel_model::save::AtomicFile;
+use reel_files::AtomicFile;
 
 pub use error::{Result, ShowcaseError};
 

@@ -16,12 +16,13 @@ use std::time::{Duration, Instant};
 
 use reel_curate::{DATASET_FILE, SUMMARY_FILE, Summary};
 use reel_diagnostic::{Diagnostic, input};
+use reel_files::{FOLDER_LOCK_FILE, FolderLock};
+use reel_input::tensor_file::StoredDType;
 use reel_measure::trace;
 use reel_media::encode::{VideoCodec, VideoEncodingOptions, encode_video};
 use reel_media::frames::FrameView;
-use reel_model::checkpoint;
+use reel_model::ModelError;
 use reel_model::init::{InitOptions, Preset, init, init_siglip};
-use reel_model::save::{FOLDER_LOCK_FILE, FolderLock};
 use reel_report::run_page;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
@@ -288,7 +289,7 @@ impl Demo {
         let model = self.path_in_folder("model");
         let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed: self.seed };
         let made = init(&options, &model)?;
-        init_siglip(checkpoint::StoredDType::F32, self.seed, &self.path_in_folder("siglip"))?;
+        init_siglip(StoredDType::F32, self.seed, &self.path_in_folder("siglip"))?;
         let millions = made.parameters as f64 / 1e6;
         self.progress(format!("{}: a model of {millions:.1} M parameters with random weights", model.display()));
         Ok(made.parameters)
@@ -385,7 +386,7 @@ fn without_temporal(config: &str) -> String {
 /// # Errors
 /// Another process writes the folder, it cannot be created, or it holds anything else.
 pub fn lock_output_folder(folder: &Path) -> Result<FolderLock> {
-    let lock = FolderLock::acquire(folder).map_err(|e| e.into_model_error(folder))?;
+    let lock = FolderLock::acquire(folder).map_err(|e| ModelError::cannot_lock(folder, e))?;
     check_output_folder(folder)?;
     Ok(lock)
 }

@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Result;
-use reel_model::input::encode::ModelFolder;
-use reel_model::input::fetch::{MediaAccess, RemoteMedia};
+use reel_input::encode::ModelFolder;
+use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::linear_weight::Quantization;
 use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, ServedWeights, folder_name};
 
@@ -90,7 +90,7 @@ impl LocalServer {
 }
 
 /// Requests carry their frames as data: URIs. They name no files and no addresses.
-fn media(folder: &Path, worker: &WorkerFlags, common: &CommonOptions) -> Result<reel_model::input::MediaOptions> {
+fn media(folder: &Path, worker: &WorkerFlags, common: &CommonOptions) -> Result<reel_input::MediaOptions> {
     let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
     media_options(&MediaFlags::default(), worker, Some(folder), access, false, common)
 }

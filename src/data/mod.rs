@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use reel_input::encode::{MediaOptions, ModelFolder};
 use reel_media::profile::MediaProfile;
-use reel_model::input::encode::{MediaOptions, ModelFolder};
 use reel_samples::dataset::Dataset;
 use reel_samples::inspect::{DataStats, Inspection, TrainingCommand};
 use reel_train::options::Recipe;

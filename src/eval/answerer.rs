@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use reel_client::ChatClient;
-use reel_model::input::MediaOptions;
-use reel_model::input::fetch::MediaAccess;
+use reel_input::MediaOptions;
+use reel_input::fetch::MediaAccess;
 use reel_predict::{ChatRequests, EndpointRun, EndpointSummary, PredictionFile, PredictionSettings, SamplingSettings};
 use serde_json::{Map, Value, json};
 

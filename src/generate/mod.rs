@@ -6,7 +6,7 @@ mod rows;
 use anyhow::Result;
 use clap::Args;
 use reel_engine::{EngineError, SamplingParams};
-use reel_model::input::request::RequestSettings;
+use reel_input::request::RequestSettings;
 
 use crate::common::CommonOptions;
 use crate::fail::bad_usage;
@@ -107,7 +107,7 @@ impl SamplingFlags {
     }
 }
 
-pub use reel_model::input::request::MAX_COMPLETIONS;
+pub use reel_input::request::MAX_COMPLETIONS;
 
 /// Refuses an `--n` outside `1..=MAX_COMPLETIONS`.
 pub fn refuse_completion_count(n: usize) -> Result<()> {

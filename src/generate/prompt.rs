@@ -7,10 +7,10 @@ use reel_engine::{
     Completion, CompletionStream, Engine, GenerationRequest, GrammarCompiler, PromptTokenLogProbs, TokenLogProbs,
     TokenText, TooLong, completion_text, new_tokens_within_positions,
 };
+use reel_input::encode::ModelFolder;
+use reel_input::request::RequestSettings;
+use reel_input::tokenizer::StreamingDecoder;
 use reel_measure::trace;
-use reel_model::input::encode::ModelFolder;
-use reel_model::input::request::RequestSettings;
-use reel_model::input::tokenizer::StreamingDecoder;
 use serde::Serialize;
 use serde_json::json;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Args;
 use reel_engine::SamplingParams;
-use reel_model::input::request::RequestSettings;
+use reel_input::request::RequestSettings;
 use reel_predict::{ExistingOutput, PredictionSummary, SamplingSettings};
 use reel_prompts::QuestionTemplate;
 use reel_samples::conversations::RowConversations;

@@ -13,19 +13,17 @@ use std::ops::DerefMut;
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
 use reel_engine::{Engine, GenerationRequest, StopCondition};
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
 use reel_measure::machine::MachineSpec;
-use reel_model::checkpoint;
-use reel_model::config::ModelConfig;
 use reel_model::init::{init_without_weights, preset_config};
-use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runs::plan::{self, PhaseCosts, RowShape};
 use reel_runtime::{Cx, DType, Device, Kernels};
 use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use serde::de::DeserializeOwned;
-use serve::PlanServeArgs;
-use table::{DryRunCounts, print_plan};
 use tempfile::TempDir;
 
 use crate::common::{self, CommonOptions};
@@ -36,6 +34,8 @@ use crate::model::QuantizeFlag;
 use crate::sft::SftArgs;
 use crate::training::ResolvedOptions;
 use crate::{generate, model, prompt};
+use serve::PlanServeArgs;
+use table::{DryRunCounts, print_plan};
 
 /// Predict peak memory, floating-point operations and the time of a command, without running it, without a GPU and
 /// without weights.
@@ -194,11 +194,7 @@ impl Sizes {
 
     /// Returns the config, the dtype of the weight files, and the name of the model, which is given by `--model` or
     /// by `--preset`.
-    fn config(
-        &self,
-        model: Option<&str>,
-        common: &CommonOptions,
-    ) -> Result<(ModelConfig, checkpoint::StoredDType, String)> {
+    fn config(&self, model: Option<&str>, common: &CommonOptions) -> Result<(ModelConfig, StoredDType, String)> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
             (Some(_), Some(_)) => Err(bad_usage("--preset", "cannot be combined with --model", "give one of the two")),
             (None, None) => Err(bad_usage("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
@@ -228,11 +224,10 @@ struct Counting<'a, O> {
     /// How many of them the options ask for; `None` with packing.
     wanted: fn(&O) -> Option<usize>,
     plan_rows_of_one_size: WithShape<O>,
-    plan_run_on_data: fn(&RunSetup<O>, checkpoint::StoredDType) -> reel_train::Result<plan::Plan>,
+    plan_run_on_data: fn(&RunSetup<O>, StoredDType) -> reel_train::Result<plan::Plan>,
 }
 
-type WithShape<O> =
-    fn(&O, &ModelConfig, checkpoint::StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
+type WithShape<O> = fn(&O, &ModelConfig, StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
     fn count(&self, common: &CommonOptions) -> Result<DryRunCounts> {

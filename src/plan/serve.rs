@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use clap::Args;
 use reel_engine::Engine;
-use reel_model::config::TextConfig;
+use reel_input::config::TextConfig;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runs::plan::{OpCosts, PhaseCosts, RowShape};
 use reel_runtime::ops::KvPages;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use reel_model::save::{StoredTensor, write_safetensors};
+use reel_input::tensor_file::{StoredTensor, write_safetensors};
 use reel_sim::check::NamedBuffer;
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Kernel;

@@ -6,8 +6,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use reel_model::checkpoint::{StoredDType, TensorNaming, expected_tensors};
-use reel_model::config::ModelConfig;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
+use reel_model::checkpoint::{TensorNaming, expected_tensors};
 use reel_model::init::{InitOptions, Preset, init_without_weights};
 use reel_model::save::{TensorSpec, write_weights};
 use serde_json::{Value, json};

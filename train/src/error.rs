@@ -5,8 +5,9 @@ use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
 use reel_files::FileError;
+use reel_files::LockError;
+use reel_input::InputError;
 use reel_model::ModelError;
-use reel_model::save::LockError;
 use reel_samples::{SampleError, SkipCause};
 
 /// What can go wrong between a data file and a trained model folder.
@@ -107,12 +108,12 @@ constructors! {
 impl TrainError {
     /// The error of a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, source: io::Error) -> Self {
-        FileError::cannot_read(path, source).into()
+        FileError::cannot_read(path, &source).into()
     }
 
     /// The error of a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, source: io::Error) -> Self {
-        FileError::cannot_write(path, source).into()
+        FileError::cannot_write(path, &source).into()
     }
 
     /// The error of a lock for the file or folder `path` of the option `flag`.
@@ -123,7 +124,7 @@ impl TrainError {
     /// The error of a model folder or adapter folder that could not be written.
     pub fn cannot_save(e: ModelError) -> Self {
         match e {
-            ModelError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
+            ModelError::Input(InputError::NoRoom { diagnostic, remedy }) => Self::NoRoom { diagnostic, remedy },
             other => Self::Model(other),
         }
     }
@@ -138,7 +139,7 @@ impl TrainError {
         let (Self::NoRoom { diagnostic, .. }
         | Self::Io(diagnostic)
         | Self::Output(diagnostic)
-        | Self::Model(ModelError::Io(diagnostic))) = &mut self
+        | Self::Model(ModelError::Input(InputError::Io(diagnostic)))) = &mut self
         else {
             return self;
         };
@@ -194,11 +195,17 @@ impl From<reel_data::DataError> for TrainError {
     }
 }
 
+impl From<InputError> for TrainError {
+    fn from(e: InputError) -> Self {
+        Self::Model(e.into())
+    }
+}
+
 impl From<FileError> for TrainError {
     fn from(e: FileError) -> Self {
-        match e {
-            FileError::Io(diagnostic) => Self::Io(diagnostic),
-            FileError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
+        match e.remedy {
+            Some(remedy) => Self::NoRoom { diagnostic: e.diagnostic, remedy },
+            None => Self::Io(e.diagnostic),
         }
     }
 }
@@ -216,7 +223,7 @@ impl From<SampleError> for TrainError {
             SampleError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
             SampleError::MediaUnavailable(diagnostic) => Self::MediaUnavailable(diagnostic),
             SampleError::Stopped(diagnostic) => Self::Stopped(diagnostic),
-            SampleError::Model(e) => Self::Model(e),
+            SampleError::Input(e) => e.into(),
         }
     }
 }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use reel_engine::{Completion, ContinuousBatch, Engine, GenerationRequest, SamplingParams, StopCondition};
-use reel_model::checkpoint::{Checkpoint, StoredDType, TensorNaming};
-use reel_model::config::ModelConfig;
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
+use reel_model::checkpoint::{Checkpoint, TensorNaming};
 use reel_model::init::{InitOptions, Preset, init};
-use reel_model::input::ModelInput;
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;

@@ -3,12 +3,12 @@
 use std::fs;
 
 use anyhow::Result;
+use reel_input::ModelInput;
+use reel_input::chat::ChatTemplate;
+use reel_input::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
+use reel_input::tokenizer::Tokenizer;
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
-use reel_model::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
 use reel_model::init::{InitOptions, Preset, init_without_weights, preset_config};
-use reel_model::input::ModelInput;
-use reel_model::input::chat::ChatTemplate;
-use reel_model::input::tokenizer::Tokenizer;
 use reel_model::lora::{Adapter, linear_layers};
 use reel_model::siglip::{SiglipConfig, SiglipTokenizer};
 use serde_json::{Map, Value, json};

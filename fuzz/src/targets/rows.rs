@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use reel_diagnostic::{escape_controls, escape_controls_in_json, redact_urls};
+use reel_input::fetch::decode_data_uri;
+use reel_input::messages::{Conversation, MediaSource};
+use reel_input::request::ChatRequest;
 use reel_media::image;
-use reel_model::input::fetch::decode_data_uri;
-use reel_model::input::messages::{Conversation, MediaSource};
-use reel_model::input::request::ChatRequest;
 use reel_runs::config_file::ConfigFile;
 use reel_samples::dataset::Dataset;
 use reel_samples::quarantine::{ScanJournal, journal_path, read_quarantine_list};

@@ -6,10 +6,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use reel_input::encode::MediaOptions;
 use reel_loadgen::{AnswerReader, EventParser};
 use reel_media::worker::DecodeWorker;
 use reel_model::init::init;
-use reel_model::input::encode::MediaOptions;
 use reel_serve::{ConnectionLimits, Limits, ServeOptions, ServedModel};
 use serde_json::{Value, json};
 

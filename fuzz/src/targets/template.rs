@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::Result;
-use reel_model::input::chat::ChatTemplate;
-use reel_model::input::messages::{ContentPart, Conversation};
+use reel_input::chat::ChatTemplate;
+use reel_input::messages::{ContentPart, Conversation};
 use serde_json::{Map, Value, json};
 
 use super::model::tiny_file;

@@ -1,6 +1,6 @@
 //! The names and shapes of all tensors of a model, computed from its config.
 
-use crate::config::{ModelConfig, TextConfig, VisionConfig};
+use reel_input::config::{ModelConfig, TextConfig, VisionConfig};
 
 /// The classic name (as on the hub) and the shape of every tensor of the model, without `lm_head.weight` if the
 /// embeddings are tied.

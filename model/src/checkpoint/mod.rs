@@ -1,11 +1,10 @@
 //! The weights of a model folder, memory-mapped: one safetensors file or shards, with classic or nested tensor names.
 //!
-//! [`Checkpoint::open`] validates every header (`header.rs`): each tensor lies inside its file, has the size of its
+//! [`Checkpoint::open`] validates every header ([`read_header`]): each tensor lies inside its file, has the size of its
 //! shape and dtype, overlaps no other tensor and is aligned for its dtype. [`Checkpoint::check`] compares all names and
 //! shapes with a config.
 
 pub(crate) mod expected;
-pub(crate) mod header;
 mod shards;
 #[cfg(test)]
 mod tests;
@@ -16,58 +15,13 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use reel_diagnostic::note_once;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::{StoredDType, read_header};
 use reel_runtime::device::MappedFile;
 
-use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
 pub use expected::expected_tensors;
-
-/// The element type of stored weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum StoredDType {
-    /// f32, IEEE single precision.
-    F32,
-    /// bfloat16, the upper 16 bits of f32.
-    Bf16,
-    /// f16, IEEE half precision.
-    F16,
-}
-
-impl StoredDType {
-    /// The size of an element in bytes.
-    pub fn element_bytes(self) -> usize {
-        match self {
-            StoredDType::F32 => 4,
-            StoredDType::Bf16 | StoredDType::F16 => 2,
-        }
-    }
-
-    /// The dtype's name in safetensors headers.
-    pub fn safetensors_name(self) -> &'static str {
-        match self {
-            StoredDType::F32 => "F32",
-            StoredDType::Bf16 => "BF16",
-            StoredDType::F16 => "F16",
-        }
-    }
-
-    /// The dtype's name in config.json (`torch_dtype`).
-    pub fn torch_dtype_name(self) -> &'static str {
-        match self {
-            StoredDType::F32 => "float32",
-            StoredDType::Bf16 => "bfloat16",
-            StoredDType::F16 => "float16",
-        }
-    }
-
-    /// Parses the name of a dtype in safetensors headers.
-    pub fn from_safetensors_name(name: &str) -> Option<Self> {
-        [StoredDType::F32, StoredDType::Bf16, StoredDType::F16]
-            .into_iter()
-            .find(|dtype| dtype.safetensors_name() == name)
-    }
-}
 
 /// The naming scheme of the tensors in weight files. The program itself uses classic names only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -182,7 +136,7 @@ impl Checkpoint {
 
     fn add_shard(&mut self, path: &Path) -> Result<()> {
         let file = MappedFile::open(path).map_err(|e| ModelError::cannot_read(path, e))?;
-        let header = header::read_header(path, file.as_bytes())?;
+        let header = read_header(path, file.as_bytes())?;
         if TensorNaming::of(header.tensors.iter().map(|t| &t.name)) == TensorNaming::Nested {
             self.naming = TensorNaming::Nested;
         }

@@ -1,10 +1,12 @@
 //! Tests with generated folders: valid ones in both naming schemes, and one for each kind of damage.
 
-use super::*;
-use crate::config::tests::tiny_config;
+use std::fs;
+
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use std::fs;
+
+use super::*;
+use crate::testing::tiny_config;
 
 /// The bytes of a safetensors file with these tensors, which are filled with zeros.
 fn file_of(tensors: &[(String, Vec<usize>)], dtype: StoredDType) -> Vec<u8> {

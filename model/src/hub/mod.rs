@@ -13,10 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
+use reel_input::network;
 use serde_json::Value;
 
 use crate::error::{ModelError, Result};
-use crate::network;
 
 /// The progress of a download.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +139,7 @@ impl Hub {
         }
         let refs = store.join("refs");
         fs::create_dir_all(&refs).map_err(|e| ModelError::cannot_write(&refs, e))?;
-        crate::save::write_atomically(&refs.join("main"), commit.as_bytes())?;
+        reel_files::write_atomically(&refs.join("main"), commit.as_bytes())?;
         match is_whole(&snapshot) {
             true => Ok(snapshot),
             false => Err(ModelError::hub(

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use reel_input::tokenizer::byte_level_character;
 use serde_json::{Map, Value, json};
-
-use crate::input::tokenizer::byte_level_character;
 
 /// The pre-tokenizer regex of Qwen2.5 (a constant of its published tokenizer.json).
 const SPLIT: &str =
@@ -193,8 +192,9 @@ fn split(prose: &str) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
+    use reel_input::tokenizer::Tokenizer;
+
     use super::*;
-    use crate::input::tokenizer::Tokenizer;
 
     #[test]
     fn frequent_words_become_few_tokens() {

@@ -16,12 +16,15 @@ use std::io;
 use std::path::Path;
 
 use reel_diagnostic::TemporaryPaths;
+use reel_files::{FOLDER_LOCK_FILE, FolderLock, write_atomically};
+use reel_input::chat::CHAT_TEMPLATE;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{StoredDType, TensorNaming, expected_tensors};
-use crate::config::ModelConfig;
+use crate::checkpoint::{TensorNaming, expected_tensors};
 use crate::error::{ModelError, Result};
-use crate::save::{FOLDER_LOCK_FILE, FolderLock, MAX_SHARD_BYTES, TensorSpec, write_atomically, write_weights};
+use crate::save::{MAX_SHARD_BYTES, TensorSpec, write_weights};
 
 pub(crate) use bpe::{SmallTokenizer, train_small_tokenizer};
 pub use presets::Preset;
@@ -51,8 +54,6 @@ pub struct InitReport {
     pub bytes: u64,
 }
 
-pub(crate) const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
-
 /// Writes a model folder for a preset. The folder `out` must be new or empty.
 pub fn init(options: &InitOptions, out: &Path) -> Result<InitReport> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
@@ -71,16 +72,14 @@ pub fn init_without_weights(options: &InitOptions, out: &Path) -> Result<()> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let config = config_json(options, &tokenizer)?;
     make_empty(out)?;
-    small_files(&config, &tokenizer)
-        .into_iter()
-        .try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()))
+    write_small_files(&small_files(&config, &tokenizer), out)
 }
 
 /// The config that [`init`] would write, for `reel plan --preset`.
 pub fn preset_config(options: &InitOptions) -> Result<ModelConfig> {
     let tokenizer = train_small_tokenizer(options.preset.first_added_token_id());
     let config = config_json(options, &tokenizer)?;
-    ModelConfig::parse("--preset", &config.to_string())
+    Ok(ModelConfig::parse("--preset", &config.to_string())?)
 }
 
 /// Writes the small files and the weights into the folder `out`. After an error, removes what was written.
@@ -90,13 +89,12 @@ fn write_folder(
     out: &Path,
     fill: impl FnMut(&TensorSpec, &mut dyn io::Write) -> io::Result<()>,
 ) -> Result<InitReport> {
-    let _lock = FolderLock::acquire(out).map_err(|e| e.into_model_error(out))?;
+    let _lock = FolderLock::acquire(out).map_err(|e| ModelError::cannot_lock(out, e))?;
     make_empty(out)?;
     let paths = files.iter().map(|(name, _)| out.join(name)).chain([out.join("model.safetensors")]);
     let _unfinished = TemporaryPaths::new(paths);
-    let small = || files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()));
     let large = || write_weights(out, TensorNaming::Classic, tensors, MAX_SHARD_BYTES, fill);
-    if let Err(error) = small().and_then(|()| large()) {
+    if let Err(error) = write_small_files(files, out).and_then(|()| large()) {
         // Ignores errors, because the error that interrupted the writing is returned. The lock removes the folder.
         files.iter().for_each(|(name, _)| drop(fs::remove_file(out.join(name))));
         return Err(error);
@@ -104,6 +102,10 @@ fn write_folder(
     let bytes: u64 = tensors.iter().map(TensorSpec::bytes).sum();
     let parameters = tensors.iter().map(|t| t.bytes() / t.dtype.element_bytes() as u64).sum();
     Ok(InitReport { parameters, bytes })
+}
+
+fn write_small_files(files: &[(&str, String)], out: &Path) -> Result<()> {
+    Ok(files.iter().try_for_each(|(name, text)| write_atomically(&out.join(name), text.as_bytes()))?)
 }
 
 /// Creates the folder if it does not exist. Returns an error if it has a file other than the lock of this process.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
-use crate::checkpoint::StoredDType;
 use crate::error::{ModelError, Result};
 
 /// A model size that `reel init` can write.

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
 
 use super::weights::{self, WeightInitializer};
 use super::{InitReport, write_folder};
-use crate::checkpoint::StoredDType;
 use crate::error::Result;
 use crate::save::TensorSpec;
 use crate::siglip::{SiglipConfig, expected_tensors};

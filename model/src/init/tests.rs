@@ -1,9 +1,10 @@
 //! Tests of model folders of presets: they open, depend on the seed only, and have the expected scale of weights.
 
+use reel_input::config::{GenerationConfig, PreprocessorConfig};
+use reel_input::tokenizer::Tokenizer;
+
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::config::{GenerationConfig, PreprocessorConfig};
-use crate::input::tokenizer::Tokenizer;
 
 fn tiny(seed: u64) -> InitOptions {
     InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed }

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 
 use half::{bf16, f16};
 use rayon::prelude::*;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
 
 use super::normal::{NORMALS_PER_BLOCK, standard_normals};
-use crate::checkpoint::StoredDType;
-use crate::config::ModelConfig;
 use crate::save::TensorSpec;
 
 /// The number of elements that are generated in parallel and then written together.

@@ -162,7 +162,7 @@ proptest! {
 #[test]
 fn widths_of_mlps() {
     let width = |device: &Device, may_pad: bool, size: usize| {
-        let source = WeightSource::Uninitialised(crate::checkpoint::StoredDType::Bf16);
+        let source = WeightSource::Uninitialised(reel_input::tensor_file::StoredDType::Bf16);
         let (dtype, quantization) = (DType::BF16, Quantization::None);
         WeightLoader { device, source, dtype, quantization, may_pad, trainable: &|_| false }.mlp_width(size).padded
     };

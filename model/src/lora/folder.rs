@@ -7,16 +7,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use reel_files::write_unfinished;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 use reel_runtime::device::MappedFile;
 
 use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};
-use crate::checkpoint::header::{self, HeaderTensor};
-use crate::checkpoint::{StoredDType, TensorNaming};
-use crate::config::ModelConfig;
+use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 use crate::hub;
-use crate::save::{SmallFiles, TensorSpec, write_tensor_file_and, write_unfinished};
+use crate::save::{SmallFiles, TensorSpec, write_tensor_file_and};
 use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
@@ -59,7 +60,7 @@ impl Adapter {
         }
         let file = MappedFile::open(&path).map_err(|e| ModelError::cannot_read(&path, e))?;
         let mut layers: BTreeMap<String, [Option<HeaderTensor>; 2]> = BTreeMap::new();
-        for stored in header::read_header(&path, file.as_bytes())?.tensors {
+        for stored in read_header(&path, file.as_bytes())?.tensors {
             let Some((layer, place)) = parse_matrix_name(&stored.name) else {
                 let what = "is not a matrix of a LoRA adapter (…lora_A.weight or …lora_B.weight)";
                 let help = "only plain LoRA is supported; merge this adapter with PEFT (merge_and_unload)";

@@ -7,12 +7,13 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use reel_diagnostic::TemporaryPaths;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
 use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
 
 use super::Adapter;
 use super::folder::LoraMatrices;
-use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
-use crate::config::ModelConfig;
+use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};
 use crate::save::{FolderFormat, MAX_SHARD_BYTES, SmallFiles, TensorSpec, write_weights};
 use crate::weights::widen_to_f32;

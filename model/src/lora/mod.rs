@@ -16,12 +16,12 @@ mod tests;
 
 use std::sync::Arc;
 
+use reel_input::config::ModelConfig;
 use reel_kernels::philox;
 use reel_runtime::ops::Lora;
 use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::expected_tensors;
-use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;

@@ -4,13 +4,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use reel_input::ModelInput;
 use reel_runtime::{Checkpointing, Cx, Grads, ops};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::batch::Batch;
 use crate::checkpoint::{Checkpoint, TensorNaming};
-use crate::input::ModelInput;
 use crate::linear_weight::Quantization;
 use crate::qwen2_5_vl::ForwardOptions;
 use crate::save::{SmallFiles, TensorSpec, write_tensor_file_and};
@@ -57,7 +57,7 @@ fn logits(device: &Device, model: &Qwen25Vl) -> Vec<f32> {
 fn expected(name: &str) -> Vec<f32> {
     let bytes = fs::read(golden("lora/logits.safetensors")).unwrap();
     let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    widen_to_f32(crate::checkpoint::StoredDType::F32, stored.tensor(name).unwrap().data()).unwrap()
+    widen_to_f32(reel_input::tensor_file::StoredDType::F32, stored.tensor(name).unwrap().data()).unwrap()
 }
 
 fn off(got: &[f32], want: &[f32]) -> f64 {
@@ -126,7 +126,7 @@ fn weights_are_the_formula(merged: &Path, adapter: &Path) {
     let (before, after) = (Checkpoint::open(&base()).unwrap(), Checkpoint::open(merged).unwrap());
     let adapter = Adapter::open(adapter).unwrap();
     let values = |files: &Checkpoint, name: &str| {
-        widen_to_f32(crate::checkpoint::StoredDType::F32, files.tensor(name).unwrap().bytes).unwrap()
+        widen_to_f32(reel_input::tensor_file::StoredDType::F32, files.tensor(name).unwrap().bytes).unwrap()
     };
     for name in before.tensor_names() {
         let (old, new) = (values(&before, name), values(&after, name));
@@ -289,7 +289,11 @@ fn saved_adapter_reads_back_equal() {
     for naming in [TensorNaming::Classic, TensorNaming::Nested] {
         let matrix = |name: &str, part: &str| {
             let shape = if part == "lora_A" { vec![3, 64] } else { vec![64, 3] };
-            TensorSpec { name: format!("{name}.{part}.weight"), dtype: crate::checkpoint::StoredDType::F32, shape }
+            TensorSpec {
+                name: format!("{name}.{part}.weight"),
+                dtype: reel_input::tensor_file::StoredDType::F32,
+                shape,
+            }
         };
         let tensors: Vec<TensorSpec> = names.iter().flat_map(|n| [matrix(n, "lora_A"), matrix(n, "lora_B")]).collect();
         let small_files = SmallFiles::read(&base()).unwrap();
@@ -371,7 +375,7 @@ fn rejects_adapters_of_other_models() {
     });
     assert!(error.contains("the file is cut off; "), "{error}");
     let write = |folder: &Path, name: &str, shape: Vec<usize>, value: f32| {
-        let tensors = [TensorSpec { name: name.into(), dtype: crate::checkpoint::StoredDType::F32, shape }];
+        let tensors = [TensorSpec { name: name.into(), dtype: reel_input::tensor_file::StoredDType::F32, shape }];
         write_tensor_file_and(Vec::new(), &folder.join(ADAPTER_WEIGHTS_FILE), str::to_string, &tensors, |spec, to| {
             to.write_all(&value.to_le_bytes().repeat(spec.shape.iter().product()))
         })
@@ -419,7 +423,7 @@ fn rejects_a_merge_outside_the_dtype_range() {
     let files = Checkpoint::open(&base()).unwrap();
     let specs: Vec<TensorSpec> = crate::checkpoint::expected_tensors(&config())
         .into_iter()
-        .map(|(name, shape)| TensorSpec { name, dtype: crate::checkpoint::StoredDType::F16, shape })
+        .map(|(name, shape)| TensorSpec { name, dtype: reel_input::tensor_file::StoredDType::F16, shape })
         .collect();
     write_tensor_file_and(Vec::new(), &base_f16.join("model.safetensors"), str::to_string, &specs, |spec, to| {
         let view = files.tensor(&spec.name).unwrap();

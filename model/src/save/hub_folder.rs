@@ -5,13 +5,31 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
+use reel_files::{AtomicFile, FinishedFile, write_atomically, write_unfinished};
+use reel_input::tensor_file::{HeaderEntry, StoredDType, write_safetensors_header};
 use serde_json::{Map, Value, json};
 
-use super::atomic::{AtomicFile, FinishedFile};
 use super::folder_format::{Companions, FolderFormat, convert};
-use super::tensors::{HeaderEntry, TensorSpec, write_safetensors_header};
-use crate::checkpoint::{StoredDType, TensorNaming};
+use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
+
+/// The name, dtype and shape of a weight to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// The classic name (`model.layers.0…`, `visual.blocks.0…`).
+    pub name: String,
+    /// The dtype in the file.
+    pub dtype: StoredDType,
+    /// The shape, outermost dimension first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// The size in the file, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().map(|&length| length as u64).product::<u64>() * self.dtype.element_bytes() as u64
+    }
+}
 
 /// The largest size of a shard: 5 GB, as on the hub.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -94,7 +112,7 @@ impl SmallFiles {
         if is_same_folder(&self.folder, out) {
             return Ok(Vec::new());
         }
-        self.others.iter().map(|(name, bytes)| write_unfinished(&out.join(name), bytes)).collect()
+        self.others.iter().map(|(name, bytes)| Ok(write_unfinished(&out.join(name), bytes)?)).collect()
     }
 
     /// The text of config.json for weights of type `dtype`, which it states under the key that the source uses
@@ -172,18 +190,6 @@ fn set_dtype(object: &mut Value, dtype: StoredDType) {
     }
 }
 
-/// Writes a small file under a temporary name and renames it when it is complete.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_unfinished(path, bytes)?.rename_to_final_name()
-}
-
-/// Writes a small file under a temporary name.
-pub(crate) fn write_unfinished(path: &Path, bytes: &[u8]) -> Result<FinishedFile> {
-    let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes).map_err(|e| file.write_error(e))?;
-    file.finish()
-}
-
 /// Writes `model.safetensors`, or several shards with an index. A shard has at most `shard_bytes`, unless it is a
 /// single larger tensor. All files get their final names together at the end. Then other weight files that an earlier
 /// save left in the folder are removed.
@@ -241,7 +247,7 @@ pub(crate) fn write_tensor_file_and(
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     files.push(write_shard(path, rename, tensors, &mut fill)?);
-    files.into_iter().try_for_each(FinishedFile::rename_to_final_name)
+    Ok(files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?)
 }
 
 fn write_shard(
@@ -264,7 +270,7 @@ fn write_shard(
         let filled = fill(tensor, &mut counted).and_then(|()| counted.check());
         filled.map_err(|e| file.write_error(e))?;
     }
-    file.finish()
+    Ok(file.finish()?)
 }
 
 /// Splits the tensors, in order, into shards. A shard has at most `shard_bytes`, unless it is a single larger tensor.

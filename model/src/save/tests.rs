@@ -1,13 +1,17 @@
 //! Tests that saved folders have the same content when they are read back, and that a failed save leaves no files.
 
-use super::*;
-use crate::checkpoint::{Checkpoint, StoredDType, TensorNaming, expected_tensors};
-use crate::config::tests::{flat_config_json, tiny_config};
-use crate::config::{ModelConfig, PreprocessorConfig};
-use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+
+use reel_input::InputError;
+use reel_input::config::{ModelConfig, PreprocessorConfig};
+use reel_input::tensor_file::StoredDType;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::checkpoint::{Checkpoint, TensorNaming, expected_tensors};
+use crate::testing::{flat_config_json, tiny_config};
 
 fn specs(dtype: StoredDType) -> Vec<TensorSpec> {
     expected_tensors(&tiny_config()).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect()
@@ -66,7 +70,10 @@ fn small_files_get_their_names_together_with_the_weights() {
     let out = tempfile::tempdir().unwrap();
     let full = |_: &TensorSpec, _: &mut dyn Write| Err(std::io::ErrorKind::StorageFull.into());
     let e = write_hub_folder(out.path(), folder, &specs(StoredDType::F32), full).unwrap_err();
-    assert!(matches!(e, crate::ModelError::NoRoom { remedy: "free space on that disk", .. }), "{e:?}");
+    assert!(
+        matches!(e, crate::ModelError::Input(InputError::NoRoom { remedy: "free space on that disk", .. })),
+        "{e:?}"
+    );
     assert_eq!(names(out.path()), [""; 0]);
     write_hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
     assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);

@@ -4,9 +4,8 @@
 use std::path::Path;
 
 use reel_diagnostic::input;
-
-use crate::config::fields::JsonFields;
-use crate::error::{ModelError, Result};
+use reel_input::config::fields::JsonFields;
+use reel_input::{InputError, Result};
 
 /// The config of a SigLIP model.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,7 +95,7 @@ impl SiglipConfig {
     /// The file cannot be read; the errors of [`SiglipConfig::parse`].
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| ModelError::cannot_read(&path, e))?;
+        let text = input::read_text(&path, input::MAX_CONFIG_BYTES).map_err(|e| InputError::cannot_read(&path, e))?;
         Self::parse(&path.display().to_string(), &text)
     }
 
@@ -179,8 +178,9 @@ fn text_tower(tower: &JsonFields) -> Result<SiglipTextConfig> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::{Value, json};
+
+    use super::*;
 
     /// The config of the published so400m-patch14-384.
     fn published() -> Value {

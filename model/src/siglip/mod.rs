@@ -119,7 +119,7 @@ impl Siglip {
             let squares = some
                 .par_iter()
                 .map(|frame| self.processor.resize_and_crop(*frame, negative))
-                .collect::<Result<Vec<_>>>()?;
+                .collect::<reel_input::Result<Vec<_>>>()?;
             let size = [some.len(), seen, seen];
             let images =
                 ops::DeviceFrames::new(&self.device, &squares.concat(), size, &self.processor.patch_settings())?;

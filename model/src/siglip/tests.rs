@@ -3,6 +3,7 @@
 
 use std::fs;
 
+use reel_input::tensor_file::StoredDType;
 use reel_kernels::compile;
 use reel_media::image::{self, RgbImage};
 use reel_runtime::{Kernels, SimOptions};
@@ -10,7 +11,6 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::*;
-use crate::checkpoint::StoredDType;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/siglip").join(name)

@@ -9,10 +9,10 @@
 use std::path::Path;
 
 use reel_diagnostic::input;
+use reel_input::tokenizer_json::{self, HELP, guarded};
 use tokenizers::{Model as _, NormalizedString, Normalizer as _};
 
 use crate::error::{ModelError, Result};
-use crate::tokenizer_json::{self, HELP, guarded};
 
 const END: &str = "</s>";
 /// Special tokens that can occur in a text.

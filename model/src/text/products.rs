@@ -8,9 +8,9 @@
 
 use std::cell::RefCell;
 
+use reel_input::config::TextConfig;
 use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
 
-use crate::config::TextConfig;
 use crate::error::Result;
 
 /// How training computes the products that have the same input.

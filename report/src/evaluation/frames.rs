@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use reel_input::encode::load_media_with;
+use reel_input::fetch::MediaAccess;
+use reel_input::{Conversation, MediaOptions, SecondPerGrid};
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_media::strip::jpeg_strip;
 use reel_media::worker::DecodeWorker;
-use reel_model::input::encode::load_media_with;
-use reel_model::input::fetch::MediaAccess;
-use reel_model::input::{Conversation, MediaOptions, SecondPerGrid};
 use serde_json::{Value, json};
 
 use super::{BenchmarkAnswers, EvaluationRun};

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::{Diagnostic, input};
 use reel_files::json::{has_its_own_digest, holds_commands, with_own_digest};
+use reel_files::{FOLDER_LOCK_FILE, FolderLock};
 use reel_files::{digest, write_synced_with_mode};
-use reel_model::save::{FOLDER_LOCK_FILE, FolderLock};
 use reel_samples::quarantine;
 use reel_train::file_names::{METRICS_FILE, QUARANTINE_FILE, RUN_FILE};
 use reel_train::options::RunOptions;

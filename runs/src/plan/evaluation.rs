@@ -5,7 +5,7 @@
 //! buffers of all slots.
 
 use reel_engine::{Engine, GenerationRequest};
-use reel_model::input::ModelInput;
+use reel_input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, DType, Device};

@@ -9,15 +9,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use evaluation::with_evaluation;
 use reel_engine::Engine;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
+use reel_input::window::GridThw;
+use reel_input::{MediaFrames, ModelInput};
 use reel_kernels::Cost;
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
-use reel_model::checkpoint::{Checkpoint, StoredDType};
-use reel_model::config::ModelConfig;
-use reel_model::input::window::GridThw;
-use reel_model::input::{MediaFrames, ModelInput};
+use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::device::LaunchEvent;
@@ -36,6 +36,7 @@ use reel_train::{Result, TrainError};
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::sft::{self, SftLoop, SftSetup};
 use crate::run::{self, TrainLoop};
+use evaluation::with_evaluation;
 
 /// The predicted memory and the costs of a training run.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-use reel_model::input::MediaOptions;
+use reel_input::MediaOptions;
 use reel_runtime::Kernels;
 use reel_train::options::GradientCheckpointing::{self, Full, Selective};
 use reel_train::options::{EvaluationOptions, Optim, RunOptions};

@@ -11,8 +11,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reel_model::config::ModelConfig;
-use reel_model::save::{FolderLock, SmallFiles};
+use reel_files::FolderLock;
+use reel_input::config::ModelConfig;
+use reel_model::save::SmallFiles;
 use reel_samples::feed::{MicroBatchFeed, SampleSource, decoding_threads};
 use reel_samples::order::RowOrder;
 use reel_samples::skipped_row::SkippedRow;

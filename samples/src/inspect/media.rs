@@ -4,15 +4,15 @@ use std::io::Write;
 use std::path::Path;
 
 use reel_diagnostic::Diagnostic;
+use reel_input::InputError;
+use reel_input::encode::MediaOptions;
+use reel_input::fetch::decode_data_uri;
+use reel_input::frame_folder::{check_sizes, frames_in_folder};
+use reel_input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use reel_media::MediaError;
-use reel_model::ModelError;
-use reel_model::input::encode::MediaOptions;
-use reel_model::input::fetch::decode_data_uri;
-use reel_model::input::frame_folder::{check_sizes, frames_in_folder};
-use reel_model::input::messages::{ContentPart, MediaSource, VideoPart, VideoSource};
 use serde::Serialize;
 
-use crate::{Result, SampleError};
+use crate::Result;
 
 /// What is known about an image or a video.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -76,7 +76,7 @@ impl MediaInspector<'_> {
         };
         match looked {
             Ok(fact) => Ok(Ok(fact)),
-            Err(e @ ModelError::Media(MediaError::Worker(_))) => Err(SampleError::Model(e)),
+            Err(e @ InputError::Media(MediaError::Worker(_))) => Err(e.into()),
             Err(e) => {
                 let missing = part_paths(part).into_iter().find(|path| is_missing(path));
                 let diagnostic = match missing {
@@ -93,11 +93,11 @@ impl MediaInspector<'_> {
     }
 
     /// Looks at the frames of a video.
-    fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaFact>, ModelError> {
+    fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaFact>, InputError> {
         frames.iter().map(|frame| self.image(frame)).collect()
     }
 
-    fn image(&self, source: &MediaSource) -> Result<MediaFact, ModelError> {
+    fn image(&self, source: &MediaSource) -> Result<MediaFact, InputError> {
         let image = match source {
             MediaSource::Path(path) => {
                 let path = self.options.access.allowed_path(path)?;
@@ -113,7 +113,7 @@ impl MediaInspector<'_> {
     }
 
     /// Looks at a video that is one file or the folder of its frames.
-    fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaFact, ModelError> {
+    fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaFact, InputError> {
         let overrides = self.options.overrides.or_fallback(video.overrides);
         let look = |path: &Path| {
             if !self.decodes {
@@ -155,7 +155,7 @@ impl MediaInspector<'_> {
     }
 
     /// Checks that a file can be opened.
-    fn exists(&self, path: &Path, source: &MediaSource) -> Result<MediaFact, ModelError> {
+    fn exists(&self, path: &Path, source: &MediaSource) -> Result<MediaFact, InputError> {
         match reel_diagnostic::input::open_regular_file(path) {
             Ok(_) => Ok(fact(source)),
             Err(e) => Err(media_error(Diagnostic::cannot_read(path, &e))),
@@ -163,7 +163,7 @@ impl MediaInspector<'_> {
     }
 }
 
-fn media_error(diagnostic: Diagnostic) -> ModelError {
+fn media_error(diagnostic: Diagnostic) -> InputError {
     MediaError::Unreadable(diagnostic).into()
 }
 

@@ -1,8 +1,8 @@
 //! The objects of an answer: whole, or one chunk for each piece of text.
 
 use reel_engine::{Completion, FinishReason, TokenLogProbs, completion_text};
-use reel_model::TokenId;
-use reel_model::input::tokenizer::{Tokenizer, take_complete_text};
+use reel_input::TokenId;
+use reel_input::tokenizer::{Tokenizer, take_complete_text};
 use serde_json::{Map, Value, json};
 
 use super::fields::StreamFields;

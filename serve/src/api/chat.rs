@@ -6,7 +6,7 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use reel_model::input::tools::ToolChoice;
+use reel_input::tools::ToolChoice;
 use serde_json::Value;
 
 use super::answer::{CallRules, Form};

@@ -7,9 +7,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use reel_engine::MAX_TOP_LOG_PROBS;
-use reel_model::TokenId;
-use reel_model::input::ModelInput;
-use reel_model::input::request::RequestSettings;
+use reel_input::request::RequestSettings;
+use reel_input::{ModelInput, TokenId};
 use serde::Deserialize;
 
 use super::answer::Form;

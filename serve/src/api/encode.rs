@@ -3,11 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use reel_model::input::ModelInput;
-use reel_model::input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
-use reel_model::input::messages::{ContentPart, Conversation, MediaSource, TEXT_TYPES, VideoSource};
-use reel_model::input::prompt_fields::PromptFields;
-use reel_model::{ModelError, TokenId};
+use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
+use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_TYPES, VideoSource};
+use reel_input::prompt_fields::PromptFields;
+use reel_input::{InputError, ModelInput, TokenId};
 use serde_json::Value;
 
 use super::fields::wrong_field;
@@ -90,7 +89,7 @@ pub(crate) fn ids(shared: &Shared, field: &str, ids: Vec<TokenId>) -> Result<Mod
 /// Refuses tokens that stand for images or videos in the prompt of a field that has no media.
 fn refuse_pads(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
     let refused = refuse_pads_without_media(&shared.model.folder, &input, PromptOrigin::Text(field));
-    let as_field = |e: ModelError| {
+    let as_field = |e: InputError| {
         let diagnostic = e.into_diagnostic();
         wrong_field(field, &diagnostic.what, &diagnostic.help)
     };

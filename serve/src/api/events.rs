@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use reel_engine::{Completion, TokenLogProbs};
-use reel_model::TokenId;
+use reel_input::TokenId;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 

@@ -3,9 +3,9 @@
 
 use axum::body::Body;
 use reel_diagnostic::Diagnostic;
-use reel_model::input::prompt_fields::PromptFields;
-use reel_model::input::request::{ChatRequest, RequestSettings};
-use reel_model::input::tools::ToolRequest;
+use reel_input::prompt_fields::PromptFields;
+use reel_input::request::{ChatRequest, RequestSettings};
+use reel_input::tools::ToolRequest;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};

@@ -30,8 +30,8 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use reel_diagnostic::Diagnostic;
 use reel_engine::EngineError;
+use reel_input::InputError;
 use reel_media::MediaError;
-use reel_model::ModelError;
 use serde_json::json;
 
 /// What error messages call the body of a request.
@@ -168,18 +168,17 @@ pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     }
 }
 
-/// The error of a request that cannot be encoded. A failure of the device is not the request's fault, and neither is
-/// one of the process that decodes its media: the same request may succeed later.
-pub(crate) fn wrong_request(e: ModelError) -> ApiError {
+/// The error of a request that cannot be encoded. A failure of the process that decodes its media is not the request's
+/// fault: the same request may succeed later.
+pub(crate) fn wrong_request(e: InputError) -> ApiError {
     match e {
-        ModelError::Runtime(e) => return ApiError::internal(e.to_string()),
-        ModelError::Media(e @ MediaError::Worker(_)) => {
+        InputError::Media(e @ MediaError::Worker(_)) => {
             // The client need not know what this machine lacks, but its owner must.
             reel_diagnostic::note!("error: {e}");
             return ApiError::busy("this server cannot run the process that decodes media now; try again later");
         }
         // A decoder that crashes was killed by a signal, too, so the file is named.
-        ModelError::Media(e @ MediaError::Killed(_)) => {
+        InputError::Media(e @ MediaError::Killed(_)) => {
             let Diagnostic { location, what, .. } = e.diagnostic().clone();
             let help = "try again later; if it fails again, the file may be damaged";
             return ApiError::busy(&Diagnostic::new(location, what, help).to_string());
@@ -198,8 +197,8 @@ fn field_of(location: &str) -> Option<String> {
 
 /// The error of messages that cannot be encoded: `param` is their field, and the location says which message it is, or
 /// which other field of the request.
-pub(crate) fn wrong_messages(e: ModelError) -> ApiError {
-    if matches!(e, ModelError::Runtime(_) | ModelError::Media(MediaError::Worker(_) | MediaError::Killed(_))) {
+pub(crate) fn wrong_messages(e: InputError) -> ApiError {
+    if matches!(e, InputError::Media(MediaError::Worker(_) | MediaError::Killed(_))) {
         return wrong_request(e);
     }
     let mut diagnostic = e.into_diagnostic();

@@ -17,10 +17,10 @@ use axum::body::Body;
 use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use reel_input::ModelInput;
+use reel_input::window::GridThw;
 use reel_media::frames::FrameBuf;
 use reel_media::strip::thumbnail;
-use reel_model::input::ModelInput;
-use reel_model::input::window::GridThw;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, wrong_field};

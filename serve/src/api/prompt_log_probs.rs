@@ -2,8 +2,8 @@
 //! to log-probabilities; null for the first token, which follows nothing.
 
 use reel_engine::PromptTokenLogProbs;
-use reel_model::TokenId;
-use reel_model::input::tokenizer::Tokenizer;
+use reel_input::TokenId;
+use reel_input::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
 /// The field's value; `tokens` are all tokens of the prompt but the first.

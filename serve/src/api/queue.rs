@@ -17,8 +17,8 @@ use reel_engine::{
     Completion, EngineError, Grammar, GrammarCompiler, GrammarSpec, SamplingParams, TooLong,
     new_tokens_within_positions,
 };
-use reel_model::input::ModelInput;
-use reel_model::input::request::RequestSettings;
+use reel_input::ModelInput;
+use reel_input::request::RequestSettings;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::unbounded_channel;
 

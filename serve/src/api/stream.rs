@@ -14,7 +14,7 @@ use axum::http::HeaderName;
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use reel_engine::{CompletionStream, TokenLogProbs, TokenText};
-use reel_model::TokenId;
+use reel_input::TokenId;
 use serde_json::Value;
 use tokio_stream::Stream;
 

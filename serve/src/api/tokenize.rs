@@ -5,9 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use reel_model::TokenId;
-use reel_model::input::ModelInput;
-use reel_model::input::prompt_fields::PromptFields;
+use reel_input::prompt_fields::PromptFields;
+use reel_input::{ModelInput, TokenId};
 use serde::Serialize;
 use serde_json::{Value, json};
 

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use reel_files::fingerprint::bytes_fingerprint;
-use reel_model::TokenId;
-use reel_model::config::ModelConfig;
+use reel_input::TokenId;
+use reel_input::config::ModelConfig;
 use reel_samples::SampleError;
 use serde::Deserialize;
 

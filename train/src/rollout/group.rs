@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reel_diagnostic::input;
-use reel_model::TokenId;
+use reel_input::TokenId;
 use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
 

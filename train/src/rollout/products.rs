@@ -8,7 +8,7 @@
 use std::sync::{Arc, OnceLock};
 
 use reel_engine::{GenerationRequest, KeptRows};
-use reel_model::config::TextConfig;
+use reel_input::config::TextConfig;
 use reel_model::text::products::{KeptProducts, KnownProducts, ProductLayout};
 use reel_runtime::{Cx, DType, Device};
 

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use reel_files::fingerprint::bytes_fingerprint;
-use reel_model::config::ModelConfig;
-use reel_model::input::encode::LoadedMedia;
-use reel_model::input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
+use reel_input::config::ModelConfig;
+use reel_input::encode::LoadedMedia;
+use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
 use reel_samples::SampleError;
 use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;

@@ -9,8 +9,8 @@ use std::{fs, io};
 use reel_diagnostic::{Diagnostic, input};
 use reel_engine::Completion;
 use reel_files::{json, write_synced};
+use reel_input::TokenId;
 use reel_media::strip::{PngImage, frame_strip};
-use reel_model::TokenId;
 use reel_rewards::Scores;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -86,7 +86,7 @@ impl RolloutRecorder {
         if !self.strips.has_strip(step) {
             return Ok(None);
         }
-        let strip = frame_strip(seen, 8, 96).map_err(reel_model::ModelError::from)?;
+        let strip = frame_strip(seen, 8, 96).map_err(reel_input::InputError::from)?;
         let path = self.folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
         write_synced(&path, &strip.bytes).map_err(|e| TrainError::cannot_write(&path, e))?;
         Ok(Some(strip))

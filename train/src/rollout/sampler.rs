@@ -5,9 +5,9 @@
 //! so any step can be sampled again alone.
 
 use reel_engine::{Completion, Engine, EngineError, GenerationRequest, SamplingParams, StopCondition};
+use reel_input::ModelInput;
 use reel_kernels::philox::philox4x32_10;
 use reel_media::frames::FrameBuf;
-use reel_model::input::ModelInput;
 
 use super::products::{ProductKeeper, RolloutProducts};
 use crate::live_server::DeviceLender;

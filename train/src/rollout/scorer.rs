@@ -171,7 +171,7 @@ mod tests {
     use std::sync::Arc;
 
     use reel_engine::FinishReason;
-    use reel_model::input::ModelInput;
+    use reel_input::ModelInput;
 
     use super::*;
     use crate::TrainError;

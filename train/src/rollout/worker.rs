@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use reel_engine::{Completion, Engine};
-use reel_model::input::ModelInput;
+use reel_input::ModelInput;
 use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};

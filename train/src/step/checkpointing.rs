@@ -178,8 +178,8 @@ mod tests {
     use std::cell::Cell;
     use std::path::Path;
 
-    use reel_model::config::ModelConfig;
-    use reel_model::input::ModelInput;
+    use reel_input::ModelInput;
+    use reel_input::config::ModelConfig;
     use reel_samples::sample::Sample;
 
     use super::*;

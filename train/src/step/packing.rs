@@ -15,10 +15,9 @@
 //! shared prefix (`--shared-prefix false`) each sequence repeats the prompt, `a b c x` and `a b c`: G·(P − 1) + G·T
 //! tokens.
 
-use reel_model::TokenId;
-use reel_model::batch::{Batch, Sequence};
-use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
+use reel_input::config::ModelConfig;
+use reel_input::{ModelInput, Sequence, TokenId};
+use reel_model::batch::Batch;
 use reel_runtime::ops::CuSeqlens;
 use reel_runtime::{Device, Tensor};
 

@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use reel_files::digest::FingerprintBuilder;
-use reel_model::batch::{Batch, Sequence};
+use reel_input::Sequence;
+use reel_input::config::ModelConfig;
+use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;

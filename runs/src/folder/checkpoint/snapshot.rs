@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use reel_files::json::holds_commands;
 use reel_files::{write_synced, write_synced_with_mode};
-use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
-use reel_model::config::ModelConfig;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::{HeaderEntry, StoredDType, write_safetensors_header};
+use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
-use reel_model::save::{HeaderEntry, HubFolder, SmallFiles, TensorSpec, write_hub_folder, write_safetensors_header};
+use reel_model::save::{HubFolder, SmallFiles, TensorSpec, write_hub_folder};
 use reel_model::weights::widen_to_f32;
 use reel_runtime::{DType, Tensor};
 use reel_train::file_names::RUN_STATE_FILE;

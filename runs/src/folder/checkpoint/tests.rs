@@ -3,9 +3,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use reel_diagnostic::Diagnostic;
-use reel_model::ModelError;
+use reel_input::InputError;
+use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::config::ModelConfig;
 use reel_model::save::SmallFiles;
 use reel_runtime::Device;
 use reel_train::options::RunOptions;
@@ -129,11 +129,11 @@ fn snapshot_without_memory_for_a_copy_is_written_from_the_tensors() {
 #[test]
 fn errors_name_the_final_path_of_a_checkpoint() {
     let (draft, target) = (Path::new("out/.checkpoint-6.part"), Path::new("out/checkpoint-6"));
-    let full = ModelError::NoRoom {
+    let full = InputError::NoRoom {
         diagnostic: Diagnostic::cannot_write(draft.join("model.safetensors"), &io::ErrorKind::StorageFull.into()),
         remedy: "free space on that disk",
     };
-    let e = TrainError::cannot_save(full).with_path_renamed(draft, target);
+    let e = TrainError::cannot_save(full.into()).with_path_renamed(draft, target);
     assert!(
         matches!(e, TrainError::NoRoom { .. }) && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
     );

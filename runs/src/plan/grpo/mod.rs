@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_engine::Engine;
-use reel_model::checkpoint::StoredDType;
-use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
+use reel_input::tensor_file::StoredDType;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::{Cx, DType, Device};

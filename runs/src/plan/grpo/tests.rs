@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use reel_model::input::MediaOptions;
+use reel_input::MediaOptions;
 use reel_runtime::Kernels;
 use reel_train::options::GradientCheckpointing;
 use reel_train::options::{Optim, RunOptions};

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_input::{MediaOptions, ModelFolder, SecondPerGrid};
 use reel_media::worker::DecodeWorker;
-use reel_model::input::{MediaOptions, ModelFolder, SecondPerGrid};
 use reel_samples::dataset::Dataset;
 use reel_samples::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
 use reel_samples::labels::TokenLabeler;

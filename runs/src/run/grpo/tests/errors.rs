@@ -64,7 +64,7 @@ fn rollouts_file_is_checked_against_options_and_data() {
         group[field] = value;
         group.to_string()
     };
-    let video = reel_model::config::ModelConfig::open(&golden("model_a")).unwrap().tokens.video;
+    let video = reel_input::config::ModelConfig::open(&golden("model_a")).unwrap().tokens.video;
     for (line, want) in [
         ("{".to_string(), "r.jsonl:2: is not a group of completions"),
         (group(1).to_string(), "r.jsonl:2: row: is 1, but the data has 1 rows"),

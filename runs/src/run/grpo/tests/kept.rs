@@ -28,7 +28,7 @@ fn forward_products(dir: &Path, change: impl FnOnce(&mut GrpoOptions)) -> usize 
 #[test]
 fn the_forward_pass_computes_no_product_of_the_rollout_again() {
     let dir = tempfile::tempdir().unwrap();
-    let layers = reel_model::config::ModelConfig::open(&golden("model_a")).unwrap().text.num_hidden_layers;
+    let layers = reel_input::config::ModelConfig::open(&golden("model_a")).unwrap().text.num_hidden_layers;
     let products = |change: fn(&mut GrpoOptions)| forward_products(dir.path(), change);
     // Each of two steps computes four products a layer, and those of the output layer.
     let all = products(|o| o.gradient_checkpointing = GradientCheckpointing::Full);

@@ -252,8 +252,7 @@ fn text_prompt_is_used_without_chat_template() {
     assert_eq!(recorded["prompt"], json!("2 + 2 ="));
     // A text prompt gets no chat template and no system message: the number of trained tokens is that of the plain
     // text and its completions.
-    let words =
-        reel_model::input::ModelFolder::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
+    let words = reel_input::ModelFolder::open(&golden("model_a")).unwrap().tokenizer.encode("2 + 2 =").unwrap().len();
     let drawn: usize = recorded["completions"].as_array().unwrap().iter().map(|c| c.as_array().unwrap().len()).sum();
     assert_eq!(metrics(&dir.path().join("out"))[0].tokens as usize, words - 1 + drawn);
 }
@@ -315,7 +314,7 @@ proptest! {
     fn shuffling_moves_whole_frames(frames in 1usize..20, seed: u64) {
         use reel_media::frames::FrameBuf;
         let video = FrameBuf { data: (0..frames * 12).map(|i| (i / 12) as u8).collect(), frames, height: 2, width: 2 };
-        let mut tokens = reel_model::input::ModelInput::default();
+        let mut tokens = reel_input::ModelInput::default();
         tokens.frames.videos = vec![video.clone(), video];
         let moved = reel_train::rollout::with_shuffled_frames(&tokens, seed);
         for video in &moved.frames.videos {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, FromArgMatches};
-use reel_model::input::MediaOptions;
+use reel_input::MediaOptions;
 use reel_runtime::{DType, Device};
 use reel_train::options::{LrScheduler, RunOptions};
 use serde_json::{Value, json};

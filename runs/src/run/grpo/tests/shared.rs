@@ -1,7 +1,7 @@
 //! Shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
-use reel_model::config::ModelConfig;
-use reel_model::input::ModelInput;
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
 use reel_train::live_server::DeviceLender;
 use reel_train::rollout::group::EndTokens;
 use reel_train::rollout::{CompletionTokens, Group, Prompt};

@@ -1,6 +1,6 @@
 //! The vision feature cache: a frozen vision tower encodes each video once.
 
-use reel_model::input::ModelInput;
+use reel_input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
@@ -67,7 +67,7 @@ fn cached_features_have_the_bits_of_one_pass() {
     let tokens = prompts(dir.path());
     let folder = golden("model_a");
     let (device, files) = (Device::cpu(2), Checkpoint::open(&folder).unwrap());
-    let config = reel_model::config::ModelConfig::open(&folder).unwrap();
+    let config = reel_input::config::ModelConfig::open(&folder).unwrap();
     for dtype in [DType::F32, DType::BF16] {
         let mut model = Qwen25Vl::open(&device, &files, &config, dtype).unwrap();
         let cx = Cx::inference(&device, dtype);

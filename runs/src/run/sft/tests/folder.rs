@@ -30,7 +30,7 @@ fn folder_in_use_is_refused_with_the_process_id() {
     assert_eq!(files(&out), before);
     // A check without --out locks its list.
     let list = dir.path().join("list.jsonl");
-    let _lock = reel_model::save::FileLock::acquire(&reel_samples::quarantine::lock_path(&list)).unwrap();
+    let _lock = reel_files::FileLock::acquire(&reel_samples::quarantine::lock_path(&list)).unwrap();
     let check =
         on_rows(dir.path(), GOOD).with(|o| (o.check_data, o.quarantine, o.out) = (true, Some(list), PathBuf::new()));
     let e = message(&check);

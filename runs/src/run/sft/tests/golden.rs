@@ -45,7 +45,7 @@ fn check(name: &str) {
     }
 
     // The saved model and the checkpoint contain exactly the weights after the last step.
-    let config = reel_model::config::ModelConfig::open(&out).unwrap();
+    let config = reel_input::config::ModelConfig::open(&out).unwrap();
     for folder in [&out, &out.join(format!("checkpoint-{}", steps.len()))] {
         let hyperparameters = Hyperparameters::new(&SftOptions::default(), 1);
         let (loaded, _) = Trainer::open(&Device::cpu(1), &config, folder, DType::F32, hyperparameters).unwrap();

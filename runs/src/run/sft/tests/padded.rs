@@ -80,7 +80,7 @@ fn files_have_the_published_shapes_and_every_device_resumes_from_them() {
         ["model", "whole", "parts", "on-cpu", "still"].map(|name| dir.path().join(name));
     narrow_model(&model);
 
-    let config = reel_model::config::ModelConfig::open(&model).unwrap();
+    let config = reel_input::config::ModelConfig::open(&model).unwrap();
     let hyperparameters = Hyperparameters::new(&SftOptions::default(), 1);
     let (trainer, _) = Trainer::open(&sim(), &config, &model, DType::F32, hyperparameters).unwrap();
     let down = |t: &&reel_runtime::Tensor| t.parameter_name() == Some("visual.blocks.0.mlp.down_proj.weight");

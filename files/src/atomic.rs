@@ -1,0 +1,147 @@
+//! Atomic file writes: a file gets its final name only when it is complete.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use reel_diagnostic::TemporaryPaths;
+
+use crate::FileError;
+
+/// A file that is written under a temporary name; [`AtomicFile::commit`] renames it to its final name. If it is
+/// dropped before, it is removed. A device, a pipe or a standard stream is written directly, because renaming would
+/// replace it by a file.
+#[derive(Debug)]
+pub struct AtomicFile {
+    target: PathBuf,
+    /// The temporary path; `None` if the target is written directly.
+    temporary: Option<PathBuf>,
+    writer: Option<BufWriter<File>>,
+    _unfinished: TemporaryPaths,
+}
+
+impl AtomicFile {
+    /// Creates a temporary file in the folder of `target`.
+    pub fn create(target: &Path) -> Result<Self, FileError> {
+        if is_stream(target) {
+            let file = File::options().write(true).open(target).map_err(|e| FileError::cannot_write(target, &e))?;
+            return Ok(Self::new(target, None, file, TemporaryPaths::new([])));
+        }
+        let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let temporary = target.with_file_name(format!(".{name}.{}.part", std::process::id()));
+        let unfinished = TemporaryPaths::new([temporary.clone()]);
+        let file = File::create(&temporary).map_err(|e| FileError::cannot_write(target, &e))?;
+        Ok(Self::new(target, Some(temporary), file, unfinished))
+    }
+
+    fn new(target: &Path, temporary: Option<PathBuf>, file: File, unfinished: TemporaryPaths) -> Self {
+        let writer = Some(BufWriter::with_capacity(1 << 20, file));
+        Self { target: target.to_path_buf(), temporary, writer, _unfinished: unfinished }
+    }
+
+    /// Flushes the file to the disk and renames it to its final name.
+    pub fn commit(self) -> Result<(), FileError> {
+        self.finish()?.rename_to_final_name()
+    }
+
+    /// Flushes the file to the disk but keeps the temporary name, so that several files can get their final names
+    /// together.
+    pub fn finish(mut self) -> Result<FinishedFile, FileError> {
+        let target = self.target.clone();
+        if let Some(writer) = self.writer.take() {
+            let file = writer.into_inner().map_err(|e| FileError::cannot_write(&target, &e.into_error()))?;
+            // Only files have a temporary name. Streams do not, and cannot be synced to a disk.
+            self.temporary
+                .as_ref()
+                .map_or(Ok(()), |_| file.sync_data())
+                .map_err(|e| FileError::cannot_write(&target, &e))?;
+        }
+        Ok(FinishedFile { file: self })
+    }
+
+    /// The error of a failed write to this file.
+    pub fn write_error(&self, source: io::Error) -> FileError {
+        FileError::cannot_write(&self.target, &source)
+    }
+}
+
+/// A complete file that still has its temporary name.
+#[derive(Debug)]
+pub struct FinishedFile {
+    file: AtomicFile,
+}
+
+impl FinishedFile {
+    /// Renames the file to its final name.
+    pub fn rename_to_final_name(self) -> Result<(), FileError> {
+        let AtomicFile { temporary, target, .. } = &self.file;
+        temporary
+            .as_ref()
+            .map_or(Ok(()), |from| fs::rename(from, target))
+            .map_err(|e| FileError::cannot_write(target, &e))
+    }
+}
+
+/// Writes a small file under a temporary name and renames it when it is complete.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    write_unfinished(path, bytes)?.rename_to_final_name()
+}
+
+/// Writes a small file under a temporary name.
+pub fn write_unfinished(path: &Path, bytes: &[u8]) -> Result<FinishedFile, FileError> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(|e| file.write_error(e))?;
+    file.finish()
+}
+
+/// Whether a path is a device or a pipe, or names an open file of this process (`/dev/stdout` can be a link to a
+/// regular file).
+fn is_stream(path: &Path) -> bool {
+    let open = ["/proc", "/dev/fd", "/dev/stdout", "/dev/stderr"].iter().any(|own| path.starts_with(own));
+    open || fs::metadata(path).is_ok_and(|facts| !facts.is_file() && !facts.is_dir())
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.writer {
+            Some(writer) => writer.write(bytes),
+            None => Err(io::Error::other("the file is already finished")),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.as_mut().map_or(Ok(()), |writer| writer.flush())
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        // After a successful rename no file has the temporary name, so removing fails; a destructor can only ignore
+        // errors.
+        if let Some(temporary) = &self.temporary {
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_written_directly() {
+        let dir = tempfile::tempdir().unwrap();
+        // Writes through links to the devices, so that a faulty `AtomicFile` would replace a link and not a device.
+        for (name, device) in [("null", "/dev/null"), ("full", "/dev/full")] {
+            let link = dir.path().join(name);
+            std::os::unix::fs::symlink(device, &link).unwrap();
+            let mut file = AtomicFile::create(&link).unwrap();
+            file.write_all(b"words").unwrap();
+            let done = file.commit();
+            // `commit` flushes the data, so the full disk is reported.
+            assert_eq!(done.is_ok(), name == "null", "{done:?}");
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new(device));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing else is left");
+    }
+}

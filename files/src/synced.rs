@@ -1,0 +1,24 @@
+//! Files that are on the disk when the writing function returns.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Writes a file, and waits until it is on the disk (fsync).
+pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_synced_with_mode(path, bytes, false)
+}
+
+/// Writes a file; with `private`, only the user can read it (mode 0600).
+pub fn write_synced_with_mode(path: &Path, bytes: &[u8], private: bool) -> io::Result<()> {
+    // The mode counts only for a new file.
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mode = if private { 0o600 } else { 0o666 };
+    let mut file = File::options().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}

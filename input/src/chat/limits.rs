@@ -1,0 +1,145 @@
+//! Limits on the text of a chat template, checked before it is parsed: the parser and the compiler recurse once for
+//! each level of nesting, and a template from a stranger can nest until the stack overflows.
+
+/// The longest template, in bytes. The largest published ones have about 20 KB.
+const MAX_BYTES: usize = 256 << 10;
+
+/// The most bytes of a tag outside of quoted strings. A tag of N operators gives an expression of depth N.
+const MAX_TAG_BYTES: usize = 4 << 10;
+
+/// The deepest nesting of brackets in a tag, and of blocks (`if`, `for`, `macro`, …). Each `elif` counts as a level, as
+/// it does for the parser.
+const MAX_DEPTH: usize = 64;
+const MAX_BLOCKS: usize = 200;
+
+/// Checks a template's length and nesting. The error says what is wrong with the template.
+pub(super) fn check_template_text(text: &str) -> Result<(), String> {
+    if text.len() > MAX_BYTES {
+        return Err(format!("is {} bytes long, above the limit of {MAX_BYTES}", text.len()));
+    }
+    // Each step goes on where the last one ended, so that the time is linear in the length.
+    let (mut line, mut counted) = (1, 0);
+    let mut blocks = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.as_bytes().windows(2).position(|pair| matches!(pair, b"{{" | b"{%" | b"{#")) {
+        let tag = &rest[start + 2..];
+        let at = text.len() - tag.len();
+        line += text[counted..at].matches('\n').count();
+        counted = at;
+        if rest[start..].starts_with("{#") {
+            let Some(end) = tag.find("#}") else { break };
+            rest = &tag[end + 2..];
+            continue;
+        }
+        let (end, depth) = tag_end(tag).map_err(|what| format!("{what} (line {line})"))?;
+        if depth > MAX_DEPTH {
+            return Err(format!("nests brackets {depth} deep, above the limit of {MAX_DEPTH} (line {line})"));
+        }
+        if rest[start..].starts_with("{%") {
+            count_block(&tag[..end], &mut blocks);
+            let levels: usize = blocks.iter().sum();
+            if levels > MAX_BLOCKS {
+                return Err(format!("nests blocks {levels} deep, above the limit of {MAX_BLOCKS} (line {line})"));
+            }
+        }
+        rest = &tag[end..];
+    }
+    Ok(())
+}
+
+/// Finds the end of a tag, whose text `tag` begins with. Returns the number of bytes before its closing bracket and the
+/// deepest nesting of brackets in it.
+fn tag_end(tag: &str) -> Result<(usize, usize), String> {
+    let bytes = tag.as_bytes();
+    let (mut depth, mut deepest, mut counted, mut at) = (0usize, 0, 0, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            quote @ (b'"' | b'\'') => {
+                at += 1;
+                while at < bytes.len() && bytes[at] != quote {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+            }
+            b'}' | b'%' if depth == 0 && bytes.get(at + 1) == Some(&b'}') => break,
+            b'(' | b'[' | b'{' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+        counted += 1;
+        if counted > MAX_TAG_BYTES {
+            return Err(format!("has a tag of more than {MAX_TAG_BYTES} bytes outside of strings"));
+        }
+    }
+    // A tag without an end, or one whose end lies inside of a character, is left to the parser.
+    let end = at.min(tag.len());
+    Ok(((end..=tag.len()).find(|&end| tag.is_char_boundary(end)).unwrap_or(tag.len()), deepest))
+}
+
+/// Adds a block tag to the open blocks: for each, the number of its levels.
+fn count_block(tag: &str, blocks: &mut Vec<usize>) {
+    let word: String =
+        tag.trim_start_matches(['-', '+']).trim_start().chars().take_while(|c| c.is_alphanumeric()).collect();
+    match word.as_str() {
+        "if" | "for" | "macro" | "call" | "filter" | "with" | "block" | "autoescape" | "raw" | "generation" => {
+            blocks.push(1);
+        }
+        // A `set` without `=` is a block that ends with `endset`.
+        "set" if !tag.contains('=') => blocks.push(1),
+        "elif" => {
+            if let Some(levels) = blocks.last_mut() {
+                *levels += 1;
+            }
+        }
+        word if word.starts_with("end") => drop(blocks.pop()),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_and_deep_templates_are_refused() {
+        for (text, expected) in [
+            ("x".repeat(MAX_BYTES + 1), "is 262145 bytes long"),
+            (
+                format!("\n{{{{ {}1{} }}}}", "[".repeat(65), "]".repeat(65)),
+                "nests brackets 65 deep, above the limit of 64 (line 2)",
+            ),
+            (format!("{{{{ 1{} }}}}", "+1".repeat(3000)), "has a tag of more than 4096 bytes"),
+            (format!("{{% set x = {}1 %}}", "not ".repeat(1500)), "has a tag of more than 4096 bytes"),
+            (format!("{{{{ x{} }}}}", "|f".repeat(3000)), "has a tag of more than 4096 bytes"),
+            ("{% if 1 %}".repeat(201), "nests blocks 201 deep"),
+            (format!("{{% if 1 %}}{}", "{% elif 1 %}".repeat(201)), "nests blocks 201 deep"),
+            ("{%- set x %}".repeat(300), "nests blocks 201 deep"),
+        ] {
+            let error = check_template_text(&text).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn ordinary_templates_are_accepted() {
+        for text in [
+            include_str!("chat_template.jinja").to_string(),
+            format!("{{{{ '{}' }}}}", "long text ".repeat(2000)),
+            format!("{{# {} #}}x", "[".repeat(500)),
+            "{% if a %}{% elif b %}{% else %}{% endif %}".repeat(500),
+            "{% for x in y %}{{ {'a': [x]} }}{% endfor %}".repeat(500),
+            "{{ \"a\\\"}}\" }}{{ '}}' ~ \"%}\" }}".repeat(100),
+            "{{ 'unclosed".to_string(),
+            "{% set x = 1".to_string(),
+            "{{ '\\".to_string(),
+            "{{ '\\é".to_string(),
+            // Quadratic time would be seconds.
+            "{{ 1 }}\n".repeat(30_000),
+        ] {
+            assert_eq!(check_template_text(&text), Ok(()), "{}", &text[..text.len().min(50)]);
+        }
+    }
+}

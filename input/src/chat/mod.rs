@@ -1,0 +1,321 @@
+//! The chat template of a model folder: a Jinja template, rendered as Hugging Face does, that turns a conversation into
+//! a prompt.
+//!
+//! A template is a program by the author of the model folder, who may be unknown. `limits` checks its text, `engine`
+//! compiles and renders it with limits, and `isolation` does so in a worker process, unless the template is one of
+//! those that this program knows.
+
+mod engine;
+mod isolation;
+mod json;
+mod limits;
+mod methods;
+mod python;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use reel_diagnostic::input;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use self::engine::{CompiledTemplate, RenderInput};
+use self::isolation::{IsolatedTemplate, Setup};
+use crate::error::{InputError, Result};
+use crate::messages::Conversation;
+
+pub use self::isolation::TEMPLATE_WORKER;
+
+/// The chat template that `reel init` writes into a model folder.
+pub const CHAT_TEMPLATE: &str = include_str!("chat_template.jinja");
+
+/// A chat template, and the special tokens that it can use by name.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    main: Template,
+    tools: ToolsTemplate,
+}
+
+/// Which template renders conversations with tools.
+#[derive(Debug)]
+enum ToolsTemplate {
+    /// The one that renders the others.
+    Main,
+    /// Another one.
+    Other(Box<LazyTemplate>),
+    /// None.
+    Missing,
+}
+
+/// A template that is compiled when it is first needed.
+#[derive(Debug)]
+struct LazyTemplate {
+    source: Source,
+    compiled: OnceLock<Template>,
+}
+
+/// The text of a template, and what names it in errors.
+#[derive(Clone, Debug)]
+struct Source {
+    location: String,
+    text: String,
+    tokens: Map<String, Value>,
+}
+
+/// A compiled template.
+#[derive(Debug)]
+struct Template {
+    renderer: Renderer,
+    location: String,
+    text: String,
+}
+
+/// Where a template is rendered.
+#[derive(Debug)]
+enum Renderer {
+    InThisProcess(CompiledTemplate),
+    InWorker(IsolatedTemplate),
+}
+
+const HELP: &str = "use the chat template that was published with these weights";
+const NO_TOOLS: &str = "has no chat template that mentions `tools`, and the conversation has tools";
+const NO_TOOLS_HELP: &str = "add the tokenizer_config.json that was published with these weights, or remove the tools";
+
+/// The SHA-256 digests of the templates that were published with Qwen2.5-VL (chat_template.json and
+/// tokenizer_config.json). They are rendered without a worker process, which takes some milliseconds to start.
+const PUBLISHED: [&str; 2] = [
+    "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb",
+    "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f",
+];
+
+/// What a message's content has for an image and for a video where a template takes texts only; Qwen2.5-VL's template
+/// writes the same for an image or video part.
+const IMAGE_TEXT: &str = "<|vision_start|><|image_pad|><|vision_end|>";
+const VIDEO_TEXT: &str = "<|vision_start|><|video_pad|><|vision_end|>";
+
+impl ChatTemplate {
+    /// Reads the template of a model folder. It is in `chat_template.jinja`, `chat_template.json` or
+    /// `tokenizer_config.json`; the first file that has a template is used.
+    ///
+    /// A conversation with tools is rendered by the same template if it mentions `tools`, else by the first one of the
+    /// other files that does. Qwen2.5-VL's chat_template.json knows media and no tools; its tokenizer_config.json has
+    /// a template for tools, in which the content of a message is a text. A file with several templates may have one
+    /// with the name `tool_use`, which comes first.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let templates = FolderTemplates::read(folder)?;
+        let Some(main) = templates.default.first() else {
+            let what = "has no chat template (chat_template.jinja, chat_template.json, or chat_template in \
+                tokenizer_config.json)";
+            return Err(InputError::template(folder.display().to_string(), what, HELP));
+        };
+        let other = |source: &Source| {
+            let lazy = LazyTemplate { source: source.clone(), compiled: OnceLock::new() };
+            ToolsTemplate::Other(Box::new(lazy))
+        };
+        let own = templates.tool_use.iter().find(|source| source.location == main.location);
+        let tools = match own {
+            Some(source) => other(source),
+            None if mentions(&main.text, "tools") => ToolsTemplate::Main,
+            None => {
+                let mut others = templates.tool_use.iter().chain(&templates.default);
+                others.find(|source| mentions(&source.text, "tools")).map_or(ToolsTemplate::Missing, other)
+            }
+        };
+        Ok(Self { main: main.clone().compile()?, tools })
+    }
+
+    /// Compiles a template. `location` names its source in error messages; `tokens` are the special tokens that the
+    /// template can use by name (`eos_token`, …).
+    pub fn parse(location: &str, text: String, tokens: Map<String, Value>) -> Result<Self> {
+        let tools = if mentions(&text, "tools") { ToolsTemplate::Main } else { ToolsTemplate::Missing };
+        Ok(Self { main: Source { location: location.to_string(), text, tokens }.compile()?, tools })
+    }
+
+    /// Renders a conversation to a prompt, with one pad token for each image or video.
+    ///
+    /// Without tools, the template of all other conversations also writes the messages with results of tools, as
+    /// transformers does. Calls that it does not write stand in the content of their message.
+    ///
+    /// # Errors
+    /// The conversation has tools, and no template knows them; it has a variable that the template does not use; the
+    /// template refuses the messages.
+    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
+        let main = &self.main;
+        let (template, tools, messages) = match (&conversation.tools[..], &self.tools) {
+            ([], _) if conversation.has_calls() && !mentions(&main.text, "tool_calls") => {
+                (main, Value::Null, conversation.with_calls_as_text().to_template_value())
+            }
+            ([], _) => (main, Value::Null, conversation.to_template_value()),
+            (tools, ToolsTemplate::Main) => (main, Value::from(tools), conversation.to_template_value()),
+            (tools, ToolsTemplate::Other(lazy)) => {
+                let messages = conversation.to_text_template_value(IMAGE_TEXT, VIDEO_TEXT);
+                (lazy.compiled()?, Value::from(tools), messages)
+            }
+            (_, ToolsTemplate::Missing) => {
+                return Err(InputError::template(&main.location, NO_TOOLS, NO_TOOLS_HELP));
+            }
+        };
+        let variables = template.used_variables(conversation)?;
+        template.render(&RenderInput { messages, tools, add_generation_prompt, variables })
+    }
+
+    /// Renders messages given as JSON to a prompt.
+    pub fn render_json(&self, messages: &Value, add_generation_prompt: bool) -> Result<String> {
+        let (tools, variables) = (Value::Null, Map::new());
+        self.main.render(&RenderInput { messages: messages.clone(), tools, add_generation_prompt, variables })
+    }
+}
+
+/// The templates in the files of a model folder, in the order of the files.
+#[derive(Default)]
+struct FolderTemplates {
+    /// The only template of a file, or its template with the name `default`.
+    default: Vec<Source>,
+    /// Templates with the name `tool_use`.
+    tool_use: Vec<Source>,
+}
+
+impl FolderTemplates {
+    fn read(folder: &Path) -> Result<Self> {
+        let [jinja, json, config] =
+            ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"].map(|name| folder.join(name));
+        let settings = read_json(&config)?.unwrap_or_default();
+        let tokens = named_tokens(&settings);
+        let source = |path: &Path, text: &str| {
+            let location = path.display().to_string();
+            Source { location, text: text.to_string(), tokens: tokens.clone() }
+        };
+        let mut found = Self::default();
+        found.default.extend(read(&jinja)?.map(|text| source(&jinja, &text)));
+        let json_object = match read_json(&json) {
+            // A file after the one that is used may have a template for tools; if it is wrong, it has none.
+            Err(_) if !found.default.is_empty() => None,
+            object => object?,
+        };
+        for (path, object) in [(&json, json_object.unwrap_or_default()), (&config, settings)] {
+            let Some(value) = object.get("chat_template").filter(|value| !value.is_null()) else { continue };
+            let default = template_named(value, "default");
+            if default.is_none() && found.default.is_empty() {
+                let what = "has a chat_template that is neither a string nor a list of named strings";
+                return Err(InputError::template(path.display().to_string(), what, HELP));
+            }
+            found.default.extend(default.map(|text| source(path, text)));
+            let tool_use = if value.is_string() { None } else { template_named(value, "tool_use") };
+            found.tool_use.extend(tool_use.map(|text| source(path, text)));
+        }
+        Ok(found)
+    }
+}
+
+impl LazyTemplate {
+    fn compiled(&self) -> Result<&Template> {
+        match self.compiled.get() {
+            Some(template) => Ok(template),
+            // Two threads may compile it at the same time; one of the two is kept.
+            None => {
+                let made = self.source.clone().compile()?;
+                Ok(self.compiled.get_or_init(|| made))
+            }
+        }
+    }
+}
+
+impl Source {
+    fn compile(self) -> Result<Template> {
+        let Source { location, text, tokens } = self;
+        let refused = |what: String| InputError::template(&location, what, HELP);
+        let (is_trusted, own_text) = (is_known(&text), text.clone());
+        let renderer = match reel_worker::program() {
+            Some(program) if !is_trusted => {
+                Renderer::InWorker(IsolatedTemplate::compile(program, Setup { text, tokens }).map_err(refused)?)
+            }
+            _ => Renderer::InThisProcess(CompiledTemplate::compile(&text, tokens, is_trusted).map_err(refused)?),
+        };
+        Ok(Template { renderer, location, text: own_text })
+    }
+}
+
+impl Template {
+    /// The variables of a conversation that the template uses.
+    ///
+    /// # Errors
+    /// The template does not use one of them, and it is not false, which a variable that is not there stands for.
+    fn used_variables(&self, conversation: &Conversation) -> Result<Map<String, Value>> {
+        let mut variables = conversation.template_variables.clone();
+        variables.retain(|name, value| *value != Value::Bool(false) || mentions(&self.text, name));
+        match variables.keys().find(|name| !mentions(&self.text, name)) {
+            None => Ok(variables),
+            Some(name) => {
+                let location = format!("{}: chat_template_kwargs.{name}", conversation.location);
+                let what = "is not a variable of the model's chat template";
+                Err(InputError::messages(location, what, "remove it"))
+            }
+        }
+    }
+
+    fn render(&self, input: &RenderInput) -> Result<String> {
+        let prompt = match &self.renderer {
+            Renderer::InThisProcess(template) => template.render(input),
+            Renderer::InWorker(template) => template.render(input),
+        };
+        prompt.map_err(|what| InputError::template(&self.location, what, "change the messages or the template"))
+    }
+}
+
+/// Whether a template uses the variable `name`.
+fn mentions(text: &str, name: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(name).any(|(at, word)| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !before.ends_with(is_name) && !after.starts_with(is_name)
+    })
+}
+
+/// Whether a template is known to be harmless: that of `reel init`, or one of [`PUBLISHED`].
+fn is_known(text: &str) -> bool {
+    let digest = || Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    text == CHAT_TEMPLATE || PUBLISHED.contains(&digest().as_str())
+}
+
+/// The template itself if `value` is a string; the one called `name` if `value` is a list of named templates.
+fn template_named<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
+    match value {
+        Value::String(text) => Some(text),
+        Value::Object(named) => named.get(name)?.as_str(),
+        Value::Array(named) => {
+            let called = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some(name);
+            named.iter().find(called)?.get("template")?.as_str()
+        }
+        _ => None,
+    }
+}
+
+/// The special tokens (`bos_token`, …) in tokenizer_config.json, each a string or `{"content": …}`. Tokens that are
+/// null are left out.
+fn named_tokens(settings: &Map<String, Value>) -> Map<String, Value> {
+    let content =
+        |value: &Value| value.get("content").unwrap_or(value).as_str().map(|text| Value::String(text.to_string()));
+    settings
+        .iter()
+        .filter(|(key, _)| key.ends_with("_token"))
+        .filter_map(|(key, value)| Some((key.clone(), content(value)?)))
+        .collect()
+}
+
+fn read(path: &Path) -> Result<Option<String>> {
+    match input::read_text(path, input::MAX_CONFIG_BYTES) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(InputError::cannot_read(path, e)),
+    }
+}
+
+fn read_json(path: &Path) -> Result<Option<Map<String, Value>>> {
+    let Some(text) = read(path)? else { return Ok(None) };
+    match serde_json::from_str(&text) {
+        Ok(object) => Ok(Some(object)),
+        Err(e) => Err(InputError::template(path.display().to_string(), format!("is not a JSON object ({e})"), HELP)),
+    }
+}

@@ -1,0 +1,310 @@
+//! Additions to minijinja that chat templates written for Python's Jinja2 need: functions, filters, and Python's way of
+//! printing. `json` has the filter `tojson`, `methods` the methods of strings and lists.
+//!
+//! These differences from Python remain, because minijinja has no hook for them: the operator `~` and the filter `join`
+//! write a float as Rust does (`1e20` as `100000000000000000000.0`), and `'%s' % x` is an error.
+
+use std::fmt::{self, Write};
+
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State};
+
+use super::json::to_json;
+use super::methods;
+use crate::python_json::float_repr;
+
+/// Adds the functions, filters, tests, methods and the formatter of Python's Jinja2 to a template environment.
+pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
+    environment.set_unknown_method_callback(methods::call_method);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_function("dict", dict);
+    environment.add_filter("tojson", to_json);
+    environment.add_filter("length", length);
+    environment.add_filter("count", length);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
+    environment.add_filter("string", to_text);
+    environment.add_filter("escape", escape);
+    environment.add_filter("e", escape);
+    environment.add_filter("replace", replace);
+    environment.add_filter("truncate", truncate);
+    environment.add_filter("wordcount", word_count);
+    environment.add_filter("center", center);
+    environment.add_filter("urlencode", url_encode);
+    environment.add_test("callable", is_callable);
+    environment.set_formatter(print);
+}
+
+/// Python's line ends of a text: Jinja2 replaces `\r\n` and `\r` in the source of a template.
+pub(super) fn with_newlines(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n")
+}
+
+/// An argument of a function that may be given by its position or by its name.
+pub(super) fn argument(
+    by_position: Option<Value>,
+    options: &Kwargs,
+    name: &'static str,
+) -> Result<Option<Value>, Error> {
+    match by_position {
+        Some(value) => Ok(Some(value)),
+        None => options.get(name),
+    }
+}
+
+/// Replaces `{% generation %}` with `{% if true %}`. In transformers, this block marks an answer for training and
+/// prints nothing.
+pub(super) fn without_generation_marks(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else { break };
+        let end = start + length + 2;
+        let tag = &rest[start..end];
+        let word = tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+']).trim();
+        result.push_str(&rest[..start]);
+        match word {
+            "generation" => result.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => result.push_str(&tag.replace("endgeneration", "endif")),
+            _ => result.push_str(tag),
+        }
+        rest = &rest[end..];
+    }
+    result + rest
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+fn strftime_now(format: String) -> Result<String, Error> {
+    let mut text = String::new();
+    write!(text, "{}", chrono::Local::now().format(&with_microseconds(&format))).map_err(|_| {
+        Error::new(ErrorKind::InvalidOperation, format!("strftime_now does not support the format `{format}`"))
+    })?;
+    Ok(text)
+}
+
+/// Replaces `%f`, which is the microseconds in Python and the nanoseconds in chrono.
+fn with_microseconds(format: &str) -> String {
+    let mut converted = String::with_capacity(format.len() + 1);
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        converted.push(c);
+        if c == '%' {
+            match chars.next() {
+                Some('f') => converted.push_str("6f"),
+                next => converted.extend(next),
+            }
+        }
+    }
+    converted
+}
+
+/// `dict(pairs or mapping, name=value, …)`.
+fn dict(value: Option<Value>, named: Kwargs) -> Result<Value, Error> {
+    let refused = || Error::new(ErrorKind::InvalidOperation, "dict: expected a dict, or a list of pairs");
+    let mut pairs = Vec::new();
+    if let Some(value) = value {
+        for item in value.try_iter()?.checked() {
+            let item = item?;
+            if value.kind() == ValueKind::Map {
+                let own = value.get_item(&item)?;
+                pairs.push((item, own));
+                continue;
+            }
+            let pair = item.try_iter().map_err(|_| refused())?.checked().collect::<Result<Vec<Value>, Error>>()?;
+            let [key, own] = <[Value; 2]>::try_from(pair).map_err(|_| refused())?;
+            pairs.push((key, own));
+        }
+    }
+    for name in named.args() {
+        pairs.push((Value::from(name), named.peek(name)?));
+    }
+    Ok(Value::from_pairs(pairs))
+}
+
+/// The length of a value; that of an undefined one is 0.
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
+}
+
+/// A number as an integer; a text without a number as `default`.
+fn int(
+    state: &State,
+    value: Value,
+    default: Option<Value>,
+    base: Option<u32>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let default = argument(default, &options, "default")?.unwrap_or(Value::from(0));
+    minijinja::filters::int(state, &without_outer_spaces(value), Some(default), base, options)
+}
+
+/// A number as a float; a text without a number as `default`.
+fn float(state: &State, value: Value, default: Option<Value>, options: Kwargs) -> Result<Value, Error> {
+    let default = argument(default, &options, "default")?.unwrap_or(Value::from(0.0));
+    minijinja::filters::float(state, &without_outer_spaces(value), Some(default), options)
+}
+
+fn without_outer_spaces(value: Value) -> Value {
+    match value.as_str() {
+        Some(text) => Value::from(text.trim()),
+        None => value,
+    }
+}
+
+/// Python's `str(value)`.
+fn to_text(value: Value) -> Value {
+    if value.kind() == ValueKind::String { value } else { Value::from(text_of(&value)) }
+}
+
+/// Python's `str(value)`.
+fn text_of(value: &Value) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write_str(&mut text, value);
+    text
+}
+
+/// Replaces the characters that HTML gives a meaning, as the package markupsafe does.
+fn escape(value: Value) -> Value {
+    if value.is_safe() {
+        return value;
+    }
+    let text = text_of(&value).replace('&', "&amp;").replace('>', "&gt;").replace('<', "&lt;");
+    Value::from_safe_string(text.replace('\'', "&#39;").replace('"', "&#34;"))
+}
+
+/// Replaces the first `count` occurrences of a text, or all of them.
+fn replace(value: Value, old: Value, new: Value, count: Option<Value>, options: Kwargs) -> Result<String, Error> {
+    let count = argument(count, &options, "count")?.map(i64::try_from).transpose()?;
+    options.assert_all_used()?;
+    let [text, old, new] = [value, old, new].map(|value| text_of(&value));
+    Ok(match count.and_then(|count| usize::try_from(count).ok()) {
+        Some(count) => text.replacen(&old, &new, count),
+        None => text.replace(&old, &new),
+    })
+}
+
+/// Shortens a text to `length` characters with `end`, at a space unless `killwords` is true. A text that is at most
+/// `leeway` characters longer stays as it is.
+fn truncate(
+    text: String,
+    length: Option<Value>,
+    killwords: Option<Value>,
+    end: Option<Value>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let number = |value: Option<Value>, default: usize| value.map_or(Ok(default), usize::try_from);
+    let length = number(argument(length, &options, "length")?, 255)?;
+    let killwords = argument(killwords, &options, "killwords")?.is_some_and(|value| value.is_true());
+    let end = argument(end, &options, "end")?.map_or("...".to_string(), |value| text_of(&value));
+    let leeway = number(argument(None, &options, "leeway")?, 5)?;
+    options.assert_all_used()?;
+    let Some(kept) = length.checked_sub(end.chars().count()) else {
+        let what = format!("truncate: the length {length} is below that of the end `{end}`");
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    };
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text);
+    }
+    let kept = text.char_indices().nth(kept).map_or(&text[..], |(at, _)| &text[..at]);
+    let kept = if killwords { kept } else { kept.rsplit_once(' ').map_or(kept, |(before, _)| before) };
+    Ok(format!("{kept}{end}"))
+}
+
+/// The number of words: runs of letters, digits and underscores.
+fn word_count(text: String) -> usize {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
+}
+
+/// Centers a text between spaces.
+fn center(text: String, width: Option<i64>) -> Result<String, Error> {
+    methods::pad(&text, width.unwrap_or(80), ' ', "center")
+}
+
+/// Quotes a text for a URL. The pairs of a dict, or of a list of pairs, become a query.
+fn url_encode(value: Value) -> Result<String, Error> {
+    let quote = |value: &Value, is_query: bool| {
+        let mut quoted = String::new();
+        for byte in text_of(value).bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => quoted.push(byte.into()),
+                b'/' if !is_query => quoted.push('/'),
+                b' ' if is_query => quoted.push('+'),
+                // Writing to a string does not fail.
+                _ => drop(write!(quoted, "%{byte:02X}")),
+            }
+        }
+        quoted
+    };
+    if !matches!(value.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable) {
+        return Ok(quote(&value, false));
+    }
+    let pairs = dict(Some(value), Kwargs::from_iter::<[(String, Value); 0]>([]))?;
+    let mut query = Vec::new();
+    for key in pairs.try_iter()? {
+        query.push(format!("{}={}", quote(&key, true), quote(&pairs.get_item(&key)?, true)));
+    }
+    Ok(query.join("&"))
+}
+
+/// Whether a value is a function or a macro.
+fn is_callable(value: &Value) -> bool {
+    value.kind() == ValueKind::Plain || is_macro(value)
+}
+
+/// Whether a value is a macro. minijinja hides the type and gives macros the kind of a dict.
+fn is_macro(value: &Value) -> bool {
+    value.as_object().is_some_and(|object| object.type_name().ends_with("::Macro"))
+}
+
+/// Prints a value like Python.
+fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    match state.auto_escape() {
+        AutoEscape::None => Ok(write_str(out, value)?),
+        _ => minijinja::escape_formatter(out, state, value),
+    }
+}
+
+/// Writes Python's `str(value)`.
+fn write_str(out: &mut impl Write, value: &Value) -> fmt::Result {
+    match value.kind() {
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map => write_repr(out, value),
+        _ => write!(out, "{value}"),
+    }
+}
+
+/// Writes Python's `repr(value)`.
+fn write_repr(out: &mut impl Write, value: &Value) -> fmt::Result {
+    match value.kind() {
+        ValueKind::Number if !value.is_integer() => match f64::try_from(value.clone()) {
+            Ok(number) => out.write_str(&float_repr(number)),
+            Err(_) => write!(out, "{value:?}"),
+        },
+        ValueKind::Seq => {
+            let [open, close] = if value.is_tuple() { ["(", ")"] } else { ["[", "]"] };
+            out.write_str(open)?;
+            for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
+                out.write_str(if i == 0 { "" } else { ", " })?;
+                write_repr(out, &item)?;
+            }
+            out.write_str(if value.is_tuple() && value.len() == Some(1) { "," } else { "" })?;
+            out.write_str(close)
+        }
+        ValueKind::Map if !is_macro(value) => {
+            out.write_str("{")?;
+            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
+                out.write_str(if i == 0 { "" } else { ", " })?;
+                write_repr(out, &key)?;
+                out.write_str(": ")?;
+                write_repr(out, &value.get_item(&key).unwrap_or_default())?;
+            }
+            out.write_str("}")
+        }
+        ValueKind::Undefined => out.write_str("Undefined"),
+        _ => write!(out, "{value:?}"),
+    }
+}

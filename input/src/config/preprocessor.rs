@@ -1,0 +1,200 @@
+//! `preprocessor_config.json` or `processor_config.json`: how the image processor resizes and normalises images and frames.
+
+use std::path::Path;
+
+use reel_diagnostic::input;
+
+use super::fields::JsonFields;
+use super::{ModelConfig, VisionConfig};
+use crate::error::{InputError, Result};
+
+/// The settings of the image processor. The defaults are those of transformers' `Qwen2VLImageProcessor`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PreprocessorConfig {
+    /// The minimum number of pixels of an image; smaller images are enlarged.
+    pub min_pixels: u64,
+    /// The maximum number of pixels of an image; larger images are reduced.
+    pub max_pixels: u64,
+    /// The mean of each channel, which is subtracted from pixel values scaled to 0 to 1.
+    pub image_mean: [f32; 3],
+    /// The standard deviation of each channel, by which pixel values are divided last.
+    pub image_std: [f32; 3],
+    /// The side of a patch, in pixels.
+    pub patch_size: usize,
+    /// The number of frames in a patch.
+    pub temporal_patch_size: usize,
+    /// The number of patches along each side of the square that becomes one vision token.
+    pub merge_size: usize,
+}
+
+impl Default for PreprocessorConfig {
+    fn default() -> Self {
+        Self {
+            min_pixels: 56 * 56,
+            max_pixels: 28 * 28 * 1280,
+            image_mean: [0.48145466, 0.4578275, 0.40821073],
+            image_std: [0.26862954, 0.261_302_6, 0.275_777_1],
+            patch_size: 14,
+            temporal_patch_size: 2,
+            merge_size: 2,
+        }
+    }
+}
+
+/// The largest accepted `min_pixels`; the published value is 3136.
+const MAX_MIN_PIXELS: u64 = 1 << 24;
+
+/// The smallest accepted standard deviation of a channel; published values are above 0.2.
+const MIN_STD: f32 = 1e-3;
+
+const HELP: &str = "use the preprocessor_config.json that was published with these weights";
+
+impl PreprocessorConfig {
+    /// Reads the settings of a model folder and checks them against the vision tower. transformers 5 has them under
+    /// `image_processor` in `processor_config.json`, earlier versions in `preprocessor_config.json`. Without either, the
+    /// defaults apply. The settings of the video processor (`video_processor`, or `video_preprocessor_config.json`) must
+    /// agree with them, as this program processes images and frames in one way; its limits of sizes and frames are those
+    /// of a profile (`--profile`) instead.
+    ///
+    /// # Errors
+    /// A file cannot be read, has an unsupported value, or contradicts another one.
+    pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self> {
+        let processor = read_fields(&folder.join("processor_config.json"))?;
+        let nested = |key: &str| processor.as_ref().map_or(Ok(None), |fields| fields.opt_object(key));
+        let images = [nested("image_processor")?, read_fields(&folder.join("preprocessor_config.json"))?];
+        let mut found: Option<(String, Self)> = None;
+        for fields in images.into_iter().flatten() {
+            let (location, own) = (fields.location(), Self::from_fields(&fields)?);
+            match &found {
+                Some((first, settings)) => own.check_equals(&location, first, settings)?,
+                None => found = Some((location, own)),
+            }
+        }
+        let default = || (folder.join("preprocessor_config.json").display().to_string(), Self::default());
+        let (location, found) = found.unwrap_or_else(default);
+        found.check_fits(&location, &config.vision)?;
+        let videos = [nested("video_processor")?, read_fields(&folder.join("video_preprocessor_config.json"))?];
+        for fields in videos.into_iter().flatten() {
+            let own = Self::from_fields(&fields)?;
+            let own = Self { min_pixels: found.min_pixels, max_pixels: found.max_pixels, ..own };
+            own.check_equals(&fields.location(), &location, &found)?;
+        }
+        Ok(found)
+    }
+
+    /// Parses the text of a preprocessor_config.json; `file` names its source in error messages.
+    pub fn parse(file: &str, text: &str) -> Result<Self> {
+        Self::from_fields(&JsonFields::parse(file, text, HELP)?)
+    }
+
+    /// Checks that two files of a folder have the same settings.
+    fn check_equals(&self, location: &str, first: &str, settings: &Self) -> Result<()> {
+        let pair = |key: &'static str, own: &dyn std::fmt::Debug, other: &dyn std::fmt::Debug| {
+            (key, format!("{own:?}"), format!("{other:?}"))
+        };
+        let pairs = [
+            pair("min_pixels", &self.min_pixels, &settings.min_pixels),
+            pair("max_pixels", &self.max_pixels, &settings.max_pixels),
+            pair("image_mean", &self.image_mean, &settings.image_mean),
+            pair("image_std", &self.image_std, &settings.image_std),
+            pair("patch_size", &self.patch_size, &settings.patch_size),
+            pair("temporal_patch_size", &self.temporal_patch_size, &settings.temporal_patch_size),
+            pair("merge_size", &self.merge_size, &settings.merge_size),
+        ];
+        match pairs.into_iter().find(|(_, own, other)| own != other) {
+            Some((key, own, other)) => {
+                let what = format!("is {own}, but {other} in {first}");
+                let help = "remove the file that does not belong to this model, or correct it";
+                Err(InputError::config(format!("{location}: {key}"), what, help))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn from_fields(fields: &JsonFields) -> Result<Self> {
+        let default = Self::default();
+        check_steps(fields)?;
+        let size = fields.opt_object("size")?;
+        let edge = |key: &str, edge: &str, default: u64| -> Result<u64> {
+            if let Some(pixels) = fields.opt_positive_int(key)? {
+                return Ok(pixels as u64);
+            }
+            let of_size = size.as_ref().map(|size| size.opt_positive_int(edge)).transpose()?.flatten();
+            Ok(of_size.map_or(default, |pixels| pixels as u64))
+        };
+        let min_pixels = edge("min_pixels", "shortest_edge", default.min_pixels)?;
+        let max_pixels = edge("max_pixels", "longest_edge", default.max_pixels)?;
+        if min_pixels > max_pixels {
+            return Err(fields.error("min_pixels", format!("is {min_pixels}, above max_pixels {max_pixels}")));
+        }
+        // Every smaller image would be enlarged to this size.
+        if min_pixels > MAX_MIN_PIXELS {
+            return Err(fields.error("min_pixels", format!("is {min_pixels}, above the limit of {MAX_MIN_PIXELS}")));
+        }
+        let image_std = triple(fields, "image_std", default.image_std)?;
+        if image_std.iter().any(|&x| x < MIN_STD) {
+            return Err(fields.error("image_std", format!("must be at least {MIN_STD} for every channel")));
+        }
+        Ok(Self {
+            min_pixels,
+            max_pixels,
+            image_mean: triple(fields, "image_mean", default.image_mean)?,
+            image_std,
+            patch_size: fields.opt_positive_int("patch_size")?.unwrap_or(default.patch_size),
+            temporal_patch_size: fields.opt_positive_int("temporal_patch_size")?.unwrap_or(default.temporal_patch_size),
+            merge_size: fields.opt_positive_int("merge_size")?.unwrap_or(default.merge_size),
+        })
+    }
+
+    fn check_fits(&self, file: &str, vision: &VisionConfig) -> Result<()> {
+        for (key, ours, theirs) in [
+            ("patch_size", self.patch_size, vision.patch_size),
+            ("temporal_patch_size", self.temporal_patch_size, vision.temporal_patch_size),
+            ("merge_size", self.merge_size, vision.spatial_merge_size),
+        ] {
+            if ours != theirs {
+                let what = format!("is {ours}, but the vision tower in config.json has {theirs}");
+                return Err(InputError::config(format!("{file}: {key}"), what, HELP));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rejects a config that switches off a step of the image processor, or changes it in a way that this program does
+/// not support.
+fn check_steps(fields: &JsonFields) -> Result<()> {
+    for key in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
+        if fields.opt_bool(key)? == Some(false) {
+            return Err(fields.error(key, "is false, which is not supported"));
+        }
+    }
+    if let Some(resample) = fields.opt_int("resample")?
+        && resample != 3
+    {
+        return Err(fields.error("resample", format!("is {resample}; only 3 (bicubic) is supported")));
+    }
+    if let Some(factor) = fields.opt_f64("rescale_factor")?
+        && (factor * 255.0 - 1.0).abs() > 1e-6
+    {
+        return Err(fields.error("rescale_factor", format!("is {factor}; only 1/255 is supported")));
+    }
+    Ok(())
+}
+
+/// The fields of a file; `None` if there is no such file.
+fn read_fields(path: &Path) -> Result<Option<JsonFields>> {
+    match input::read_text(path, input::MAX_CONFIG_BYTES) {
+        Ok(text) => JsonFields::parse(&path.display().to_string(), &text, HELP).map(Some),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(InputError::cannot_read(path, e)),
+    }
+}
+
+fn triple(fields: &JsonFields, key: &str, default: [f32; 3]) -> Result<[f32; 3]> {
+    let Some(numbers) = fields.opt_f64_list(key)? else { return Ok(default) };
+    match numbers[..] {
+        [r, g, b] if numbers.iter().all(|x| x.is_finite()) => Ok([r as f32, g as f32, b as f32]),
+        _ => Err(fields.error(key, "must be three finite numbers (red, green, blue)")),
+    }
+}

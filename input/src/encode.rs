@@ -1,0 +1,604 @@
+//! Converts a conversation to a [`ModelInput`]: renders the prompt, loads the media, repeats each pad token, computes
+//! positions.
+//!
+//! ```text
+//! messages          [{role: user, content: [video v.mp4, "How many?"]}]
+//! chat template     "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>How many?<|im_end|>\n…"
+//! tokenizer         [151644, 872, 198, 151652, 151656, 151653, …]        one pad token per video
+//! repeat pads       [151644, 872, 198, 151652, 151656 × 144, 151653, …]  one pad token per vision token
+//! positions         [3][S], see mrope.rs
+//! ```
+
+use std::io::Write;
+use std::path::Path;
+
+use reel_diagnostic::input;
+use reel_media::frames::FrameBuf;
+use reel_media::image::RgbImage;
+use reel_media::patches::{self, PatchProcessor};
+use reel_media::profile::{MediaOverrides, MediaProfile};
+use reel_media::resize::ImagePixelLimits;
+use reel_media::video::PixelBuffer;
+use reel_media::worker::DecodeWorker;
+use tempfile::NamedTempFile;
+
+use crate::chat::ChatTemplate;
+use crate::config::{GenerationConfig, ModelConfig, PreprocessorConfig};
+use crate::error::{InputError, Result};
+use crate::fetch::{self, MediaAccess};
+use crate::frame_folder::{self, frames_in_folder};
+use crate::media_frames::MediaFrames;
+use crate::messages::{ContentPart, Conversation, ImagePart, MediaSource, VideoPart, VideoSource};
+use crate::model_input::ModelInput;
+use crate::tokenizer::TokenId;
+use crate::tokenizer::Tokenizer;
+use crate::window::GridThw;
+
+/// Everything in a model folder except the weights: config, tokenizer, chat template and preprocessor settings.
+/// Opening checks that they agree.
+#[derive(Debug)]
+pub struct ModelFolder {
+    /// config.json
+    pub config: ModelConfig,
+    /// generation_config.json
+    pub generation: GenerationConfig,
+    /// preprocessor_config.json
+    pub preprocessor: PreprocessorConfig,
+    /// tokenizer.json
+    pub tokenizer: Tokenizer,
+    /// The chat template.
+    pub template: ChatTemplate,
+}
+
+impl ModelFolder {
+    /// Reads the files of a model folder, which need not have weights.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let config = ModelConfig::open(folder)?;
+        let tokenizer = Tokenizer::open(folder)?;
+        tokenizer.check_fits(&config)?;
+        Ok(Self {
+            generation: GenerationConfig::open(folder)?,
+            preprocessor: PreprocessorConfig::open(folder, &config)?,
+            template: ChatTemplate::open(folder)?,
+            config,
+            tokenizer,
+        })
+    }
+
+    /// The ids that end a completion: those of generation_config.json, or of config.json if it has none.
+    pub fn stop_token_ids(&self) -> &[TokenId] {
+        if self.generation.eos_token_id.is_empty() { &self.config.tokens.eos } else { &self.generation.eos_token_id }
+    }
+}
+
+/// Which time between two frame pairs of a video the M-RoPE positions are computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SecondPerGrid {
+    /// The time that follows from the rate at which frames were sampled.
+    #[default]
+    True,
+    /// One second for every video, as in the training code of VideoRFT and Video-R1.
+    One,
+}
+
+/// How images and videos are loaded.
+#[derive(Debug, Clone)]
+pub struct MediaOptions {
+    /// The profile, which sets the limits for frames and pixels.
+    pub profile: MediaProfile,
+    /// Command-line flags, which win over the same keys in a message's image or video part.
+    pub overrides: MediaOverrides,
+    /// The settings that the model was trained with; flags and the keys of a message's part win over them.
+    pub trained: MediaOverrides,
+    /// Decodes videos in a worker process. Its time limit is also that of a download.
+    pub decoder: DecodeWorker,
+    /// Which files and addresses may be read.
+    pub access: MediaAccess,
+    /// Which time between two frame pairs of a video the M-RoPE positions are computed with.
+    pub second_per_grid: SecondPerGrid,
+}
+
+impl Default for MediaOptions {
+    fn default() -> Self {
+        Self {
+            profile: MediaProfile::Qwen,
+            overrides: MediaOverrides::default(),
+            trained: MediaOverrides::default(),
+            decoder: DecodeWorker::from_this_program(),
+            access: MediaAccess::default(),
+            second_per_grid: SecondPerGrid::True,
+        }
+    }
+}
+
+impl MediaOptions {
+    /// The limits of an image or a video whose part sets the keys `part`.
+    fn limits(&self, part: MediaOverrides) -> MediaOverrides {
+        self.overrides.or_fallback(part).or_fallback(self.trained)
+    }
+}
+
+/// The loaded images and videos of a conversation. Fields mean the same as in [`ModelInput`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoadedMedia {
+    /// Decoded images and videos.
+    pub frames: MediaFrames,
+    /// The grid of each image.
+    pub image_grid_thw: Vec<GridThw>,
+    /// The grid of each video.
+    pub video_grid_thw: Vec<GridThw>,
+    /// Seconds from one frame pair to the next, for each video.
+    pub second_per_grid_ts: Vec<f32>,
+    /// The indices of the sampled frames of all videos, one video after another.
+    pub frame_indices: Vec<i64>,
+}
+
+/// Encodes a conversation. Adds a generation prompt unless the last message is from the assistant.
+pub fn encode(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<ModelInput> {
+    let text = folder.template.render(conversation, !conversation.ends_with_assistant())?;
+    let media = load_media(folder, conversation, options)?;
+    encode_prompt(folder, &text, media, PromptOrigin::Conversation(conversation))
+}
+
+/// Loads and resizes all images and videos of a conversation, in order.
+pub fn load_media(folder: &ModelFolder, conversation: &Conversation, options: &MediaOptions) -> Result<LoadedMedia> {
+    load_media_with(folder.preprocessor.patch_processor(), conversation, options)
+}
+
+/// Loads and resizes all images and videos of a conversation as [`load_media`] does, for a model whose folder has these
+/// preprocessor settings.
+pub fn load_media_with(
+    processor: PatchProcessor,
+    conversation: &Conversation,
+    options: &MediaOptions,
+) -> Result<LoadedMedia> {
+    let mut media =
+        LoadedMedia { frames: MediaFrames { processor, ..MediaFrames::default() }, ..LoadedMedia::default() };
+    for part in conversation.media_parts() {
+        match part {
+            ContentPart::Text(_) => {}
+            ContentPart::Image(image) => {
+                let frame = load_image(image, options, &processor).map_err(|e| name_part(e, &image.location))?;
+                media.image_grid_thw.push(media.frames.grid_thw(&frame)?);
+                media.frames.images.push(frame);
+            }
+            ContentPart::Video(video) => {
+                let mut loaded = load_video(video, options, &processor).map_err(|e| name_part(e, &video.location))?;
+                media.video_grid_thw.push(media.frames.grid_thw(&loaded.frames)?);
+                media.frames.videos.push(loaded.frames);
+                media.frames.video_times.push(loaded.times);
+                media.second_per_grid_ts.push(match options.second_per_grid {
+                    SecondPerGrid::True => (processor.temporal_patch_size as f64 / loaded.sample_fps) as f32,
+                    SecondPerGrid::One => 1.0,
+                });
+                media.frame_indices.append(&mut loaded.frame_indices);
+            }
+        }
+    }
+    Ok(media)
+}
+
+/// Where a rendered prompt comes from, for the location of error messages.
+#[derive(Clone, Copy, Debug)]
+pub enum PromptOrigin<'a> {
+    /// A text with this name.
+    Text(&'a str),
+    /// The messages of a conversation.
+    Conversation(&'a Conversation),
+}
+
+impl PromptOrigin<'_> {
+    fn location(&self) -> &str {
+        match self {
+            PromptOrigin::Text(name) => name,
+            PromptOrigin::Conversation(conversation) => &conversation.location,
+        }
+    }
+
+    /// The location of the text that contains `token`; `None` if the chat template has written it.
+    fn location_of_typed(&self, token: &str) -> Option<String> {
+        match self {
+            PromptOrigin::Text(name) => Some((*name).to_string()),
+            PromptOrigin::Conversation(conversation) => conversation.location_of_text(token),
+        }
+    }
+}
+
+/// Refuses a prompt with tokens that stand for images or videos of which it has none: they have probably been lost. The
+/// model would take the tokens for text.
+///
+/// # Errors
+/// The prompt has such a token.
+pub fn refuse_pads_without_media(folder: &ModelFolder, input: &ModelInput, origin: PromptOrigin<'_>) -> Result<()> {
+    let tokens = &folder.config.tokens;
+    for (kind, pad, grids) in
+        [("image", tokens.image, &input.image_grid_thw), ("video", tokens.video, &input.video_grid_thw)]
+    {
+        if grids.is_empty() && input.input_ids.contains(&pad) {
+            let token = pad_token(kind);
+            let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
+            let what = format!("has the token {token}, and there is no {kind} for it");
+            return Err(InputError::messages(location, what, "remove this token"));
+        }
+    }
+    Ok(())
+}
+
+/// The token that stands for an image or a video.
+fn pad_token(kind: &str) -> String {
+    format!("<|{kind}_pad|>")
+}
+
+/// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes
+/// the positions.
+///
+/// If there are no images, image pad tokens in the prompt are text and not repeated, as in transformers; the same holds
+/// for videos.
+pub fn encode_prompt(
+    folder: &ModelFolder,
+    text: &str,
+    media: LoadedMedia,
+    origin: PromptOrigin<'_>,
+) -> Result<ModelInput> {
+    let tokens = &folder.config.tokens;
+    let mut ids = folder.tokenizer.encode(text)?;
+    let unit = folder.config.vision.patches_per_vision_token();
+    let has_media = !media.image_grid_thw.is_empty() || !media.video_grid_thw.is_empty();
+    for (kind, pad, grids) in
+        [("image", tokens.image, &media.image_grid_thw), ("video", tokens.video, &media.video_grid_thw)]
+    {
+        // Beside media of the other kind, M-RoPE needs a grid for each pad that follows <|vision_start|>.
+        if grids.is_empty() && has_media && ids.windows(2).any(|pair| pair == [tokens.vision_start, pad]) {
+            let token = pad_token(kind);
+            let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
+            let what = format!("has <|vision_start|>{token} beside other media, and there is no {kind} for it");
+            return Err(InputError::messages(location, what, format!("remove {token} from the text")));
+        }
+        if !grids.is_empty() {
+            let counts: Vec<usize> = grids.iter().map(|grid| grid.iter().product::<usize>() / unit).collect();
+            ids = expand(ids, pad, &counts, kind, origin)?;
+        }
+    }
+    let mut made = ModelInput {
+        input_ids: ids,
+        frames: media.frames,
+        image_grid_thw: media.image_grid_thw,
+        video_grid_thw: media.video_grid_thw,
+        second_per_grid_ts: media.second_per_grid_ts,
+        frame_indices: media.frame_indices,
+        ..ModelInput::default()
+    };
+    made.compute_positions(&folder.config, origin.location())?;
+    Ok(made)
+}
+
+/// Replaces the i-th `pad` token by `counts[i]` copies of it.
+fn expand(
+    ids: Vec<TokenId>,
+    pad: TokenId,
+    counts: &[usize],
+    kind: &str,
+    origin: PromptOrigin<'_>,
+) -> Result<Vec<TokenId>> {
+    let pads = ids.iter().filter(|&&id| id == pad).count();
+    if pads != counts.len() {
+        let token = pad_token(kind);
+        let numbers = format!("the prompt has {pads} of them for {} {kind}(s)", counts.len());
+        return Err(match origin.location_of_typed(&token) {
+            Some(location) => {
+                let what = format!("has the token {token} in its text, so {numbers}");
+                InputError::messages(location, what, "remove it from the text")
+            }
+            None => {
+                let what = format!("the chat template does not write one {token} for each {kind}: {numbers}");
+                InputError::messages(origin.location(), what, "use the chat template of the published model")
+            }
+        });
+    }
+    let mut counts = counts.iter();
+    let mut expanded = Vec::with_capacity(ids.len() + counts.clone().sum::<usize>());
+    for id in ids {
+        let n = if id == pad { counts.next().copied().unwrap_or(1) } else { 1 };
+        expanded.extend(std::iter::repeat_n(id, n));
+    }
+    Ok(expanded)
+}
+
+fn load_image(image: &ImagePart, options: &MediaOptions, processor: &PatchProcessor) -> Result<FrameBuf> {
+    let limits = ImagePixelLimits::new(options.profile, &options.limits(image.overrides));
+    let rgb = open_image(&image.source, options)?;
+    Ok(patches::resize_image(&rgb, &limits, processor, &image.source.path_or_address())?)
+}
+
+fn open_image(source: &MediaSource, options: &MediaOptions) -> Result<RgbImage> {
+    Ok(match source {
+        MediaSource::Path(path) => reel_media::image::open(&options.access.allowed_path(path)?)?,
+        MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
+        MediaSource::Url(url) => {
+            let file = options.access.download(url, fetch::MAX_IMAGE_BYTES, options.decoder.program.timeout)?;
+            let bytes = input::read_file(file.path(), fetch::MAX_IMAGE_BYTES)
+                .map_err(|e| InputError::cannot_read(file.path(), e))?;
+            reel_media::image::decode(&bytes, &source.path_or_address())?
+        }
+    })
+}
+
+/// A loaded video, with the values from which its M-RoPE positions are computed.
+struct LoadedVideo {
+    frames: FrameBuf,
+    sample_fps: f64,
+    frame_indices: Vec<i64>,
+    /// The time of each frame in seconds.
+    times: Vec<f64>,
+}
+
+fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProcessor) -> Result<LoadedVideo> {
+    let keys = options.limits(video.overrides);
+    match &video.source {
+        VideoSource::Frames(frames) => frame_list(frames, video, options, processor, false),
+        VideoSource::File(source) => {
+            // The worker reads files, so other sources become temporary files, which live until it has finished.
+            let temporary = match source {
+                MediaSource::Path(path) => {
+                    let path = options.access.allowed_path(path)?;
+                    if !path.is_dir() {
+                        return video_file(&path, keys, options, processor);
+                    }
+                    let frames: Vec<_> = frames_in_folder(&path)?.into_iter().map(MediaSource::Path).collect();
+                    return frame_list(&frames, video, options, processor, true);
+                }
+                MediaSource::Url(url) => {
+                    options.access.download(url, fetch::MAX_VIDEO_BYTES, options.decoder.program.timeout)?
+                }
+                MediaSource::Data(uri) => temporary_file(&fetch::decode_data_uri(uri)?)?,
+            };
+            video_file(temporary.path(), keys, options, processor)
+                .map_err(|error| name_source(error, &source.path_or_address()))
+        }
+    }
+}
+
+/// Loads a video that is given as a list of images. The size limits for images apply to each of them. Those of a folder
+/// must have one size.
+fn frame_list(
+    frames: &[MediaSource],
+    video: &VideoPart,
+    options: &MediaOptions,
+    processor: &PatchProcessor,
+    is_folder: bool,
+) -> Result<LoadedVideo> {
+    let (location, mut keys) = (&video.location, options.limits(video.overrides));
+    video.check_frame_count(frames.len())?;
+    if video.largest_number_of_frames().is_some() {
+        keys.fps = keys.fps.filter(|fps| *fps > 0.0);
+    }
+    let sample_fps = keys.fps.unwrap_or(2.0);
+    if !(sample_fps > 0.0 && sample_fps.is_finite()) {
+        let what = format!("is {sample_fps}, expected a number above 0");
+        return Err(InputError::messages(
+            format!("{location}: fps"),
+            what,
+            "give the frame rate of the list, in frames per second",
+        ));
+    }
+    let images = frames.iter().map(|frame| open_image(frame, options)).collect::<Result<Vec<RgbImage>>>()?;
+    if is_folder {
+        frame_folder::check_sizes(frames, images.iter().map(|image| (image.height, image.width)))?;
+    }
+    let limits = ImagePixelLimits::new(options.profile, &keys);
+    let name = frames.first().map(MediaSource::path_or_address).unwrap_or_default();
+    let frames = patches::resize_image_list(&images, &limits, processor, &name)?;
+    let times = (0..images.len()).map(|i| i as f64 / sample_fps).collect();
+    Ok(LoadedVideo { frames, sample_fps, frame_indices: even((0..images.len() as i64).collect()), times })
+}
+
+/// Repeats the last index if the number of indices is odd, because frames are used in pairs.
+fn even(mut indices: Vec<i64>) -> Vec<i64> {
+    if indices.len() % 2 == 1 {
+        indices.extend(indices.last().copied());
+    }
+    indices
+}
+
+fn video_file(
+    path: &Path,
+    keys: MediaOverrides,
+    options: &MediaOptions,
+    processor: &PatchProcessor,
+) -> Result<LoadedVideo> {
+    let read = options.decoder.decode_resized(path, options.profile, &keys)?;
+    let data = match read.data {
+        PixelBuffer::Owned(data) => data,
+        shared => shared.to_vec(),
+    };
+    let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
+    // The second resize is that of the image processor. Most frames already have the size that it gives.
+    let frames = patches::processor_resize(frames, processor)?;
+    let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
+    let times = read.indices.iter().map(|&i| i as f64 / read.video_fps).collect();
+    Ok(LoadedVideo { frames, sample_fps: read.sample_fps, frame_indices, times })
+}
+
+fn temporary_file(bytes: &[u8]) -> Result<NamedTempFile> {
+    let folder = std::env::temp_dir();
+    let file = NamedTempFile::new_in(&folder).and_then(|mut file| file.write_all(bytes).map(|()| file));
+    file.map_err(|e| InputError::cannot_write(&folder, e))
+}
+
+/// Replaces the temporary file's path in an error by the source of the video.
+fn name_source(error: InputError, name: &str) -> InputError {
+    match error {
+        InputError::Media(e) => e.with_file_name(name).into(),
+        other => other,
+    }
+}
+
+/// Puts the part of a message before the location of an error that is a setting or a `data:` URI. Paths and addresses
+/// say enough.
+fn name_part(error: InputError, part: &str) -> InputError {
+    match error {
+        InputError::Media(error) => error.of_part(part).into(),
+        InputError::Messages(error) if error.location == reel_media::DATA_URI => {
+            InputError::messages(format!("{part}: {}", error.location), error.what, error.help)
+        }
+        other => other,
+    }
+}
+
+impl PreprocessorConfig {
+    /// The preprocessor config in the form that the media crate uses.
+    pub fn patch_processor(&self) -> PatchProcessor {
+        PatchProcessor {
+            min_pixels: self.min_pixels,
+            max_pixels: self.max_pixels,
+            patch_size: self.patch_size,
+            temporal_patch_size: self.temporal_patch_size,
+            merge_size: self.merge_size,
+            rescale_factor: 1.0 / 255.0,
+            image_mean: self.image_mean,
+            image_std: self.image_std,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prompt_fields::PromptFields;
+
+    fn golden_folder() -> ModelFolder {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a");
+        ModelFolder::open(&folder).unwrap()
+    }
+
+    #[test]
+    fn errors_of_settings_and_data_uris_name_the_part() {
+        let image = |source: &str| serde_json::json!({"type": "image", "image": source});
+        let video = |source: &str| serde_json::json!({"type": "video", "video": source, "nframes": 3});
+        let text = serde_json::json!({"type": "text", "text": "x"});
+        for (part, want) in [
+            (image("data:image/png;base64,A!"), "m: message 0, part 1: data: URI: contains invalid base64"),
+            (video("data:video/mp4;base64,A!"), "m: message 0, part 1: data: URI: "),
+            (image("nosuch.png"), "nosuch.png: "),
+        ] {
+            let messages = serde_json::json!([{"role": "user", "content": [text.clone(), part]}]);
+            let conversation = Conversation::from_json("m", &messages, Path::new("")).unwrap();
+            let error = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
+            let error = error.unwrap_err().to_string();
+            assert!(error.starts_with(want), "{error}");
+        }
+        let error = reel_media::MediaError::setting_error("nframes", "is 3", "give an even number");
+        assert_eq!(name_part(error.into(), "m").to_string(), "m: nframes: is 3; give an even number");
+    }
+
+    #[test]
+    fn a_list_of_frames_is_taken_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["0.png", "1.png", "2.png"] {
+            std::fs::write(folder.path().join(name), "no image").unwrap();
+        }
+        let load = |conversation: Conversation| {
+            let loaded = load_media_with(PatchProcessor::default(), &conversation, &MediaOptions::default());
+            loaded.unwrap_err().to_string()
+        };
+        let messages = |video: serde_json::Value| serde_json::json!([{"role": "user", "content": [video]}]);
+        let list = serde_json::json!(["0.png", "1.png", "2.png"]);
+        for video in [serde_json::json!("."), list] {
+            let given = |key: &str, value: serde_json::Value| {
+                let mut part = serde_json::json!({"type": "video", "video": video});
+                part[key] = value;
+                load(Conversation::from_json("m", &messages(part), folder.path()).unwrap())
+            };
+            for (key, wrong, asked) in [
+                ("nframes", 2.0, "nframes asks for 2; "),
+                ("max_frames", 2.0, "max_frames asks for at most 2; "),
+                ("min_frames", 4.0, "min_frames asks for at least 4; "),
+                ("video_start", 1.0, "video_start asks for those from 1 s on; "),
+                ("video_end", 1.5, "video_end asks for those up to 1.5 s; "),
+            ] {
+                let error = given(key, wrong.into());
+                assert!(error.contains("is a list of 3 frames") && error.contains(asked), "{error}");
+            }
+            // What is taken anyway.
+            for (key, value) in [("nframes", 3), ("nframes", 4), ("max_frames", 3), ("min_frames", 3)] {
+                let error = given(key, value.into());
+                assert!(error.contains("0.png"), "{key} {value}: {error}");
+            }
+        }
+        let num_frames = |n: i64| {
+            let fields = serde_json::json!({"media_io_kwargs": {"video": {"num_frames": n}}});
+            let fields = PromptFields::from_body("r", fields.as_object().unwrap()).unwrap();
+            let messages = messages(serde_json::json!({"type": "video", "video": "."}));
+            load(Conversation::from_request("r", &messages, folder.path(), Vec::new(), fields).unwrap())
+        };
+        assert!(
+            num_frames(2).contains("is a list of 3 frames, all of which are taken, and num_frames asks for at most 2")
+        );
+        assert!(num_frames(3).contains("0.png") && num_frames(8).contains("0.png"), "{}", num_frames(8));
+    }
+
+    #[test]
+    fn typed_pads_without_media_are_text() {
+        let folder = golden_folder();
+        let typed = "<|vision_start|><|image_pad|><|vision_end|><|video_pad|>";
+        let input = encode_prompt(&folder, typed, LoadedMedia::default(), PromptOrigin::Text("m")).unwrap();
+        let tokens = &folder.config.tokens;
+        assert_eq!((input.len(), input.input_ids[1], input.input_ids[3]), (4, tokens.image, tokens.video));
+        assert_eq!(input.position_ids, [vec![0, 1, 2, 3], vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
+        input.check(&folder.config, "m").unwrap();
+
+        let with_image = || LoadedMedia { image_grid_thw: vec![[1, 4, 4]], ..LoadedMedia::default() };
+        let beside = encode_prompt(&folder, typed, with_image(), PromptOrigin::Text("m")).unwrap();
+        assert_eq!(beside.input_ids.iter().filter(|&&id| id == tokens.image).count(), 4);
+        let typed = format!("{typed}<|vision_start|><|video_pad|>");
+        let error = encode_prompt(&folder, &typed, with_image(), PromptOrigin::Text("m")).unwrap_err().to_string();
+        assert!(error.starts_with("m: has <|vision_start|><|video_pad|> beside other media"), "{error}");
+        assert!(error.ends_with("remove <|video_pad|> from the text"), "{error}");
+    }
+
+    #[test]
+    fn errors_of_typed_pads_name_the_part_of_the_message() {
+        let folder = golden_folder();
+        let with_image = || LoadedMedia { image_grid_thw: vec![[1, 4, 4]], ..LoadedMedia::default() };
+        let image = serde_json::json!({"type": "image", "image": "a.png"});
+        let text = |text: &str| serde_json::json!({"type": "text", "text": text});
+        let error = |contents: &[serde_json::Value], media: LoadedMedia| {
+            let messages: serde_json::Value =
+                contents.iter().map(|content| serde_json::json!({"role": "user", "content": content})).collect();
+            let conversation = Conversation::from_json("m", &messages, Path::new("")).unwrap();
+            let origin = PromptOrigin::Conversation(&conversation);
+            let rendered = folder.template.render(&conversation, true).unwrap();
+            let encoded = encode_prompt(&folder, &rendered, media, origin);
+            encoded.and_then(|input| refuse_pads_without_media(&folder, &input, origin)).unwrap_err().to_string()
+        };
+        let picture = serde_json::json!([image, text("?")]);
+        for (contents, media, want) in [
+            (
+                vec![picture.clone(), "a <|image_pad|>".into()],
+                with_image(),
+                "m: message 1: has the token <|image_pad|> in its text, so the prompt has 2 of them for 1 image(s); remove \
+                 it from the text",
+            ),
+            (
+                vec![serde_json::json!([image, text("<|vision_start|><|video_pad|>")])],
+                with_image(),
+                "m: message 0, part 1: has <|vision_start|><|video_pad|> beside other media, and there is no video for it; \
+                 remove <|video_pad|> from the text",
+            ),
+            (
+                vec!["x".into(), serde_json::json!([text("x"), text("<|video_pad|>")])],
+                LoadedMedia::default(),
+                "m: message 1, part 1: has the token <|video_pad|>, and there is no video for it; remove this token",
+            ),
+            // No text has the token: the media do not fit the template.
+            (
+                vec![picture.clone(), picture],
+                with_image(),
+                "m: the chat template does not write one <|image_pad|> for each image: the prompt has 2 of them for 1 \
+                 image(s); use the chat template of the published model",
+            ),
+        ] {
+            assert_eq!(error(&contents, media), want);
+        }
+    }
+}

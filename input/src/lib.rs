@@ -1,0 +1,35 @@
+//! The host-only part of Qwen2.5-VL: reads the small files of a model folder, and converts a conversation to the
+//! model's input, plain arrays in host memory. No device is needed.
+//!
+//! [`encode()`] does all of it with the config ([`config`]), the chat template ([`chat`]), the tokenizer
+//! ([`tokenizer`]), images and videos ([`media_frames`]) and positions ([`mrope`]). The result is a [`ModelInput`].
+//!
+//! Read [`messages`] for what a conversation is, then [`mod@encode`].
+
+pub mod chat;
+pub mod config;
+pub mod encode;
+pub mod error;
+pub mod fetch;
+pub mod frame_folder;
+pub mod grammar;
+pub mod media_frames;
+pub mod messages;
+pub mod model_input;
+pub mod mrope;
+pub mod network;
+pub mod prompt_fields;
+mod python_json;
+pub mod request;
+pub mod tensor_file;
+pub mod tokenizer;
+pub mod tokenizer_json;
+pub mod tools;
+pub mod window;
+
+pub use encode::{MediaOptions, ModelFolder, SecondPerGrid, encode};
+pub use error::{InputError, Result};
+pub use media_frames::MediaFrames;
+pub use messages::Conversation;
+pub use model_input::{ModelInput, Sequence};
+pub use tokenizer::TokenId;

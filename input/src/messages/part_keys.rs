@@ -1,0 +1,139 @@
+//! The keys of image and video parts in chat messages: the limits of qwen-vl-utils (`fps`, `max_pixels`, …), which may
+//! also stand beside the `url` of an `image_url` or `video_url`. A key that is not read is refused.
+
+use reel_media::profile::MediaOverrides;
+use serde_json::{Map, Value};
+
+use super::{Kind, kind_of};
+use crate::error::{InputError, Result};
+
+/// The keys of qwen-vl-utils for the frames and pixels of a video.
+pub(crate) const VIDEO_KEYS: [&str; 11] = [
+    "nframes",
+    "fps",
+    "min_frames",
+    "max_frames",
+    "min_pixels",
+    "max_pixels",
+    "total_pixels",
+    "resized_height",
+    "resized_width",
+    "video_start",
+    "video_end",
+];
+
+/// Those of them that an image may have.
+const IMAGE_KEYS: [&str; 4] = ["min_pixels", "max_pixels", "resized_height", "resized_width"];
+
+/// The path, address or list under Qwen's key (`image`, `video`) or OpenAI's key (`image_url`, `video_url`), and the
+/// limits of the part. An object `{"url": …}` stands for its `url`; it may also have the limits, and OpenAI's `detail`,
+/// which changes nothing: `max_pixels` sets the size.
+pub(crate) fn address<'a>(
+    location: &str,
+    map: &'a Map<String, Value>,
+    keys: [&'static str; 2],
+) -> Result<(Option<&'a Value>, MediaOverrides)> {
+    let limits = overrides(location, map)?;
+    let mut given = keys.into_iter().filter_map(|key| Some((key, map.get(key).filter(|value| !value.is_null())?)));
+    let Some((key, value)) = given.next() else { return Ok((None, limits)) };
+    if given.next().is_some_and(|(_, other)| other.get("url").unwrap_or(other) != value.get("url").unwrap_or(value)) {
+        let what = format!("has both `{}` and `{}`, and they differ", keys[0], keys[1]);
+        return Err(InputError::messages(location, what, "give one of them"));
+    }
+    let Some(object) = value.as_object() else { return Ok((Some(value), limits)) };
+    let location = format!("{location}: {key}");
+    let own: &[&str] = if keys[0] == "image" { &IMAGE_KEYS } else { &VIDEO_KEYS };
+    for (name, value) in object.iter().filter(|(_, value)| !value.is_null()) {
+        match name.as_str() {
+            "url" => {}
+            "detail" if keys[0] == "image" => {
+                if !["auto", "low", "high"].iter().any(|detail| value == detail) {
+                    return Err(InputError::messages(
+                        format!("{location}: detail"),
+                        format!("is {value}"),
+                        "give \"auto\", \"low\" or \"high\"",
+                    ));
+                }
+            }
+            name if own.contains(&name) => {}
+            name => return Err(unknown_key(&location, name, own)),
+        }
+    }
+    let limits = limits.union(overrides(&location, object)?).map_err(|e| {
+        let what = format!("is {}, and {} in the part itself", e.other, e.own);
+        InputError::messages(format!("{location}: {}", e.key), what, "give it in one place")
+    })?;
+    Ok((Some(object.get("url").unwrap_or(value)), limits))
+}
+
+/// The error of a key that is not read.
+fn unknown_key(location: &str, key: &str, known: &[&str]) -> InputError {
+    let help = format!("remove it; the keys that set frames and pixels here are {}", known.join(", "));
+    InputError::messages(format!("{location}: {key}"), "is not a key that is read", help)
+}
+
+/// Refuses keys of image and video parts that are not read: a limit with a wrong name would have no effect. The parts
+/// have been read before.
+pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value) -> Result<()> {
+    for (i, message) in messages.as_array().into_iter().flatten().enumerate() {
+        for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {
+            let location = format!("{location}: message {i}, part {j}");
+            let Some(map) = part.as_object() else { continue };
+            let (own, limits): (&[&str], &[&str]) = match kind_of(&location, map)? {
+                Kind::Text => continue,
+                Kind::Image => (&["image", "image_url", "detail"], &IMAGE_KEYS),
+                Kind::Video => (&["video", "video_url"], &VIDEO_KEYS),
+            };
+            // vLLM's `uuid` names the medium for its cache.
+            let is_known = |key: &str| ["type", "uuid"].contains(&key) || own.contains(&key) || limits.contains(&key);
+            if let Some((key, _)) = map.iter().find(|(key, value)| !value.is_null() && !is_known(key)) {
+                return Err(unknown_key(&location, key, limits));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads the keys of qwen-vl-utils in a content part. A key whose value is null counts as absent.
+pub(crate) fn overrides(location: &str, map: &Map<String, Value>) -> Result<MediaOverrides> {
+    let number = |key: &str| match map.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64().filter(|x| x.is_finite()) {
+            Some(x) => Ok(Some(x)),
+            None => Err(InputError::messages(
+                format!("{location}: {key}"),
+                "is not a number",
+                "give a number, or remove the key",
+            )),
+        },
+    };
+    let whole = |key: &str| match number(key)? {
+        Some(x) if x.fract() != 0.0 || x.abs() > 2f64.powi(53) => Err(InputError::messages(
+            format!("{location}: {key}"),
+            format!("is {x}, not a whole number"),
+            "give a whole number, or remove the key",
+        )),
+        x => Ok(x.map(|x| x as i64)),
+    };
+    let size = |key: &str| match whole(key)? {
+        Some(x) if x < 1 => Err(InputError::messages(
+            format!("{location}: {key}"),
+            format!("is {x}, expected at least 1"),
+            "give a number of pixels, or remove the key",
+        )),
+        x => Ok(x.map(|x| x as u64)),
+    };
+    Ok(MediaOverrides {
+        nframes: whole("nframes")?,
+        fps: number("fps")?,
+        min_frames: whole("min_frames")?,
+        max_frames: whole("max_frames")?,
+        min_pixels: size("min_pixels")?,
+        max_pixels: size("max_pixels")?,
+        total_pixels: size("total_pixels")?,
+        resized_height: size("resized_height")?,
+        resized_width: size("resized_width")?,
+        video_start: number("video_start")?,
+        video_end: number("video_end")?,
+    })
+}

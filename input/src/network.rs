@@ -1,0 +1,16 @@
+//! The process-wide switch of `--offline`: after it is set, neither models nor media are downloaded.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static FORBIDDEN: AtomicBool = AtomicBool::new(false);
+
+/// Forbids all downloads of this process, for models and for media. There is no way back: what a process may do must
+/// not depend on which of its parts ran before.
+pub fn forbid_downloads() {
+    FORBIDDEN.store(true, Ordering::Relaxed);
+}
+
+/// Whether downloads are forbidden.
+pub fn is_forbidden() -> bool {
+    FORBIDDEN.load(Ordering::Relaxed)
+}

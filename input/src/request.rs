@@ -1,0 +1,517 @@
+//! Parses what a messages file may hold: a JSON list of chat messages, or the whole body of an OpenAI chat request with
+//! its sampling fields.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{InputError, Result};
+use crate::grammar::GrammarSpec;
+use crate::messages::Conversation;
+use crate::prompt_fields::PromptFields;
+use crate::tokenizer::TokenId;
+use crate::tools::ToolRequest;
+
+/// Maximum number of completions of one request.
+pub const MAX_COMPLETIONS: usize = 4096;
+
+/// The content of a messages file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatRequest {
+    /// The file's path, or `stdin`, for error messages.
+    pub location: String,
+    /// The list of messages, not yet checked.
+    pub messages: Value,
+    /// The sampling fields of a request body; all absent if the file is a list.
+    pub settings: RequestSettings,
+    /// The tools that the model may call; none if the file is a list.
+    pub tools: ToolRequest,
+    /// The other fields that change the prompt; none if the file is a list.
+    pub prompt: PromptFields,
+}
+
+/// The fields of an OpenAI or vLLM chat request that decide how its answers are sampled.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestSettings {
+    /// The sampling temperature; 0 is greedy.
+    pub temperature: Option<f32>,
+    /// Nucleus sampling: the total probability of the most likely tokens that are sampled from.
+    pub top_p: Option<f32>,
+    /// The number of most likely tokens that are sampled from; 0 means all tokens.
+    pub top_k: Option<u32>,
+    /// The least probability of a token that is sampled from, as a share of the most likely token's; 0 means all.
+    pub min_p: Option<f32>,
+    /// Subtracted from the logits of tokens that occur in the completion.
+    pub presence_penalty: Option<f32>,
+    /// Subtracted from a token's logit once for each time that it occurs in the completion.
+    pub frequency_penalty: Option<f32>,
+    /// Lowers the logits of tokens that have already occurred; 1 means no penalty.
+    pub repetition_penalty: Option<f32>,
+    /// Maximum number of tokens to generate: the field `max_completion_tokens`, else `max_tokens`.
+    pub max_new_tokens: Option<usize>,
+    /// Number of completions.
+    pub n: Option<usize>,
+    /// The random seed.
+    pub seed: Option<u64>,
+    /// Strings that end a completion.
+    pub stop: Vec<String>,
+    /// Further token ids that end a completion.
+    pub stop_token_ids: Vec<TokenId>,
+    /// Whether end-of-sequence tokens do not end a completion.
+    pub ignore_eos: bool,
+    /// Minimum number of tokens of a completion before a token may end it: the field `min_tokens`.
+    pub min_new_tokens: usize,
+    /// Numbers that are added to the logits of tokens.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// With a number, the answer has the log-probability of each token and this many of the most likely tokens: the
+    /// fields `logprobs` and `top_logprobs`.
+    pub top_log_probs: Option<usize>,
+    /// With a number, the answer has the log-probability of each token of the prompt and this many of the most likely
+    /// tokens there: the field `prompt_logprobs`.
+    pub prompt_log_probs: Option<usize>,
+    /// What a completion must look like: `response_format`, `guided_json` and so on, or `structured_outputs`.
+    pub grammar: Option<GrammarSpec>,
+    /// Requests with a lower number come first.
+    pub priority: i32,
+}
+
+/// Maximum of the field `top_logprobs`, as in OpenAI's API.
+pub const MAX_TOP_LOG_PROBS: usize = 20;
+
+impl ChatRequest {
+    /// Parses the bytes of a messages file. `location` names it in error messages.
+    ///
+    /// # Errors
+    /// The bytes are not JSON, or the JSON is neither a list nor a request; a field of the request is unknown or has
+    /// the wrong type.
+    pub fn parse(location: &str, bytes: &[u8]) -> Result<Self> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|e| {
+            InputError::messages(location, format!("is not JSON ({e})"), "correct the JSON at that position")
+        })?;
+        let location = location.to_string();
+        let Value::Object(mut body) = value else {
+            let (settings, tools, prompt) = Default::default();
+            return Ok(Self { location, messages: value, settings, tools, prompt });
+        };
+        let Some(messages) = body.remove("messages") else {
+            let help = "give a JSON list of messages, or a request {\"messages\": [...]}";
+            let what = "is neither a list of messages nor a request that has `messages`";
+            return Err(InputError::messages(location, what, help));
+        };
+        let mut settings = RequestSettings::from_body(&location, &body, ends_with_assistant(&messages))?;
+        let tools = ToolRequest::from_body(&location, &body)?;
+        settings.grammar = tools.grammar(&location, settings.grammar.take())?;
+        let prompt = PromptFields::from_body(&location, &body)?;
+        Ok(Self { location, messages, settings, tools, prompt })
+    }
+
+    /// Reads the messages. Relative paths in them are resolved against `root`.
+    ///
+    /// # Errors
+    /// As [`Conversation::from_request`].
+    pub fn conversation(&self, root: &Path) -> Result<Conversation> {
+        let tools = self.tools.definitions.clone();
+        Conversation::from_request(&self.location, &self.messages, root, tools, self.prompt.clone())
+    }
+}
+
+impl RequestSettings {
+    /// Reads the fields of a request body other than `messages` and those of tools. A field that is null counts as
+    /// absent. `continues_answer`: the last message is the assistant's, so that the model continues it.
+    ///
+    /// # Errors
+    /// A field is unknown to reel or not supported, or its value has the wrong type or is out of range.
+    fn from_body(location: &str, body: &Map<String, Value>, continues_answer: bool) -> Result<Self> {
+        let mut settings = Self::default();
+        for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
+            settings.read(&Field { location, name, value }, body, continues_answer)?;
+        }
+        Ok(settings)
+    }
+
+    /// Reads one field of the request `body`.
+    fn read(&mut self, field: &Field, body: &Map<String, Value>, continues_answer: bool) -> Result<()> {
+        let value = field.value;
+        match field.name {
+            "temperature" => self.temperature = Some(field.real("a number that is 0 or more", |x| x >= 0.0)?),
+            "top_p" => self.top_p = Some(field.real("a number above 0, up to 1", |x| x > 0.0 && x <= 1.0)?),
+            // vLLM's -1 stands for all tokens, as 0 does.
+            "top_k" if value.as_i64() == Some(-1) => self.top_k = Some(0),
+            "top_k" => self.top_k = Some(field.whole_of()?),
+            "min_p" => self.min_p = Some(field.real("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?),
+            "presence_penalty" => self.presence_penalty = Some(field.real(PENALTY, is_penalty)?),
+            "frequency_penalty" => self.frequency_penalty = Some(field.real(PENALTY, is_penalty)?),
+            "repetition_penalty" => {
+                let is_possible = |x: f32| (1e-3..=1e3).contains(&x);
+                self.repetition_penalty = Some(field.real("a number from 0.001 to 1000", is_possible)?);
+            }
+            // max_completion_tokens replaces the older name max_tokens.
+            "max_completion_tokens" => self.max_new_tokens = Some(field.whole_of()?),
+            "max_tokens" if body.get("max_completion_tokens").is_some_and(|other| !other.is_null()) => {}
+            "max_tokens" => self.max_new_tokens = Some(field.whole_of()?),
+            "n" => {
+                let n = field.whole_of()?;
+                let is_possible = (1..=MAX_COMPLETIONS).contains(&n);
+                self.n = Some(is_possible.then_some(n).ok_or_else(|| field.wrong(&format!("1 to {MAX_COMPLETIONS}")))?);
+            }
+            // vLLM's -1 stands for no seed. OpenAI's API has other negative seeds.
+            "seed" if value.as_i64() == Some(-1) => {}
+            "seed" => {
+                let seed = |value: &Value| value.as_u64().or(value.as_i64().map(i64::cast_unsigned));
+                self.seed = Some(field.parsed("a whole number of 64 bits", seed)?);
+            }
+            "stop" => self.stop = field.parsed("a text or a list of texts, none of them empty", stop_strings)?,
+            "stop_token_ids" => self.stop_token_ids = field.parsed("a list of token ids", token_ids)?,
+            "ignore_eos" => self.ignore_eos = field.truth()?,
+            "min_tokens" => self.min_new_tokens = field.whole_of()?,
+            "logit_bias" => {
+                let wanted = "an object that maps token ids to numbers from -100 to 100";
+                self.logit_bias = field.parsed(wanted, logit_bias)?;
+            }
+            "logprobs" if field.truth()? => self.top_log_probs = Some(top_log_probs(field.location, body)?),
+            "logprobs" => {}
+            "top_logprobs" if value.as_u64() == Some(0) || body.get("logprobs") == Some(&Value::Bool(true)) => {}
+            "top_logprobs" => return Err(field.refused("needs logprobs", "set logprobs to true, or remove it")),
+            "prompt_logprobs" => self.prompt_log_probs = Some(field.top_count()?),
+            "response_format" | "structured_outputs" | "guided_json" | "guided_regex" | "guided_choice"
+            | "guided_grammar" => {
+                let grammar = field.parsed(GRAMMAR_HELP, |value| grammar(field.name, value))?;
+                if grammar.is_some() && self.grammar.is_some() {
+                    return Err(field.refused("is a second rule for the answer's form", "give one"));
+                }
+                self.grammar = self.grammar.take().or(grammar);
+            }
+            "priority" => {
+                let number = |value: &Value| value.as_i64().and_then(|n| i32::try_from(n).ok());
+                self.priority = field.parsed("a whole number", number)?;
+            }
+            // These fields do not change the answer. The field `model` is ignored: --model names the model.
+            "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier"
+            | "safety_identifier" | "prompt_cache_key" => {}
+            // A server's answer may have the reasoning in a field of its own.
+            "include_reasoning" => drop(field.truth()?),
+            name if ToolRequest::FIELDS.contains(&name) || PromptFields::FIELDS.contains(&name) => {}
+            name if has_no_effect(name, value, continues_answer) => {}
+            _ => return Err(field.refused("is a field of the request that reel does not support", "remove it")),
+        }
+        Ok(())
+    }
+}
+
+/// A field of a request. Its methods return its value, or an error that names the field.
+struct Field<'a> {
+    /// Names the request.
+    location: &'a str,
+    name: &'a str,
+    value: &'a Value,
+}
+
+impl Field<'_> {
+    fn refused(&self, what: &str, help: &str) -> InputError {
+        InputError::messages(format!("{}: {}", self.location, self.name), what, help)
+    }
+
+    /// The error of a value that is not what `wanted` says.
+    fn wrong(&self, wanted: &str) -> InputError {
+        self.refused(&format!("is {}", self.value), &format!("give {wanted}"))
+    }
+
+    /// The value as `parse` reads it; `wanted` says what it returns a value for.
+    fn parsed<T>(&self, wanted: &str, parse: impl FnOnce(&Value) -> Option<T>) -> Result<T> {
+        parse(self.value).ok_or_else(|| self.wrong(wanted))
+    }
+
+    fn real(&self, range: &str, is_in_range: fn(f32) -> bool) -> Result<f32> {
+        self.parsed(range, |value| value.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && is_in_range(*x)))
+    }
+
+    fn truth(&self) -> Result<bool> {
+        self.parsed("true or false", Value::as_bool)
+    }
+
+    /// A whole number of the type T.
+    fn whole_of<T: TryFrom<u64>>(&self) -> Result<T> {
+        let number = self.parsed("a whole number that is not negative", Value::as_u64)?;
+        T::try_from(number).map_err(|_| self.wrong("a smaller number"))
+    }
+
+    /// A number of most likely tokens.
+    fn top_count(&self) -> Result<usize> {
+        let number = |value: &Value| value.as_u64().map(|n| n as usize).filter(|&n| n <= MAX_TOP_LOG_PROBS);
+        self.parsed(&format!("0 to {MAX_TOP_LOG_PROBS}"), number)
+    }
+}
+
+fn stop_strings(value: &Value) -> Option<Vec<String>> {
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(String::from);
+    match value {
+        Value::Array(list) => list.iter().map(text).collect(),
+        value => Some(vec![text(value)?]),
+    }
+}
+
+/// What the two penalties of OpenAI's API may be.
+const PENALTY: &str = "a number from -2 to 2";
+
+fn is_penalty(x: f32) -> bool {
+    (-2.0..=2.0).contains(&x)
+}
+
+fn token_ids(value: &Value) -> Option<Vec<TokenId>> {
+    let id = |value: &Value| value.as_u64().and_then(|id| TokenId::try_from(id).ok());
+    value.as_array()?.iter().map(id).collect()
+}
+
+/// OpenAI's form: an object whose keys are token ids as texts.
+fn logit_bias(value: &Value) -> Option<Vec<(TokenId, f32)>> {
+    let bias = |(id, bias): (&String, &Value)| {
+        let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias))?;
+        Some((id.parse().ok()?, bias as f32))
+    };
+    value.as_object()?.iter().map(bias).collect()
+}
+
+/// The field `top_logprobs`; 0 if the request has none.
+fn top_log_probs(location: &str, body: &Map<String, Value>) -> Result<usize> {
+    match body.get("top_logprobs") {
+        None | Some(Value::Null) => Ok(0),
+        Some(value) => Field { location, name: "top_logprobs", value }.top_count(),
+    }
+}
+
+/// What the fields that set a grammar may be.
+const GRAMMAR_HELP: &str = "a JSON schema, a regular expression, a list of texts, or a grammar as this field takes it; \
+    response_format: {\"type\": \"text\"}, {\"type\": \"json_object\"} or {\"type\": \"json_schema\", \"json_schema\": \
+    {\"schema\": ...}}; structured_outputs: one of json, regex, choice, grammar";
+
+/// The grammar of a field; `Some(None)` if the field asks for plain text, `None` if its value is wrong. OpenAI's API
+/// has `response_format`, vLLM's the others.
+fn grammar(name: &str, value: &Value) -> Option<Option<GrammarSpec>> {
+    let text = |value: &Value| value.as_str().map(String::from);
+    Some(Some(match name {
+        "response_format" => match value["type"].as_str()? {
+            "text" => return Some(None),
+            "json_object" => GrammarSpec::JsonSchema(json!({"type": "object"})),
+            "json_schema" => json_schema(&value["json_schema"]["schema"])?,
+            _ => return None,
+        },
+        "structured_outputs" => {
+            let mut fields = value.as_object()?.iter().filter(|(_, value)| !value.is_null());
+            let (Some((name, value)), None) = (fields.next(), fields.next()) else { return None };
+            return match name.as_str() {
+                "json" | "regex" | "choice" | "grammar" => grammar(&format!("guided_{name}"), value),
+                _ => None,
+            };
+        }
+        "guided_json" => json_schema(value)?,
+        "guided_regex" => GrammarSpec::Regex(text(value)?),
+        "guided_choice" => GrammarSpec::Choice(value.as_array()?.iter().map(text).collect::<Option<_>>()?),
+        _ => GrammarSpec::Lark(text(value)?),
+    }))
+}
+
+/// A JSON schema as an object, or as a text that holds one.
+fn json_schema(value: &Value) -> Option<GrammarSpec> {
+    let schema = match value {
+        Value::String(text) => serde_json::from_str(text).ok()?,
+        value => value.clone(),
+    };
+    schema.is_object().then_some(GrammarSpec::JsonSchema(schema))
+}
+
+/// Whether the model continues the last message.
+fn ends_with_assistant(messages: &Value) -> bool {
+    messages.as_array().and_then(|list| list.last()).is_some_and(|last| last["role"] == "assistant")
+}
+
+/// Returns true if the value of a field that reel does not support asks for what reel does without the field.
+/// `continues_answer`: the model continues the last message, so that a field may not ask for a new one.
+fn has_no_effect(name: &str, value: &Value, continues_answer: bool) -> bool {
+    match name {
+        "echo" | "include_stop_str_in_output" | "use_beam_search" => *value == Value::Bool(false),
+        "skip_special_tokens" => *value == Value::Bool(true),
+        "add_generation_prompt" => *value == Value::Bool(true) && !continues_answer,
+        "continue_final_message" => *value == Value::Bool(false) && !continues_answer,
+        // The tokenizers of Qwen2.5-VL add no special tokens, so both values give the same.
+        "add_special_tokens" => value.is_boolean(),
+        "best_of" => value.as_u64() == Some(1),
+        "length_penalty" => value.as_f64() == Some(1.0),
+        "functions" | "bad_words" => value.as_array().is_some_and(Vec::is_empty),
+        // Only special tokens in the text would be spaced.
+        "spaces_between_special_tokens" => value.is_boolean(),
+        "return_token_ids" | "return_tokens_as_token_ids" => *value == Value::Bool(false),
+        "modalities" => *value == json!(["text"]),
+        "function_call" => value.as_str() == Some("none"),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<ChatRequest> {
+        ChatRequest::parse("body.json", text.as_bytes())
+    }
+
+    #[test]
+    fn a_request_body_gives_messages_and_sampling_fields() {
+        let body = json!({
+            "model": "gpt-4o", "messages": [{"role": "user", "content": "x"}], "temperature": 0.5, "top_p": 0.9, "top_k": -1,
+            "max_tokens": 7, "max_completion_tokens": 5, "n": 2, "stop": "END", "seed": 3, "stream": true, "tools": [],
+            "presence_penalty": 0.5, "frequency_penalty": -1, "min_p": 0.1, "logprobs": true, "top_logprobs": 4,
+            "logit_bias": {"7": -100, "8": 1.5}, "stop_token_ids": [3], "ignore_eos": true, "min_tokens": 2, "priority": -1,
+            "guided_regex": "a|b", "prompt_logprobs": 3, "response_format": {"type": "text"},
+        });
+        let request = read(&body.to_string()).unwrap();
+        assert_eq!(request.messages, body["messages"]);
+        let wanted = RequestSettings {
+            temperature: Some(0.5),
+            top_p: Some(0.9),
+            top_k: Some(0),
+            min_p: Some(0.1),
+            presence_penalty: Some(0.5),
+            frequency_penalty: Some(-1.0),
+            repetition_penalty: None,
+            max_new_tokens: Some(5),
+            n: Some(2),
+            seed: Some(3),
+            stop: vec!["END".into()],
+            stop_token_ids: vec![3],
+            ignore_eos: true,
+            min_new_tokens: 2,
+            logit_bias: vec![(7, -100.0), (8, 1.5)],
+            top_log_probs: Some(4),
+            prompt_log_probs: Some(3),
+            grammar: Some(GrammarSpec::Regex("a|b".into())),
+            priority: -1,
+        };
+        assert_eq!(request.settings, wanted);
+        let list = read("[{\"role\": \"user\", \"content\": \"x\"}]").unwrap();
+        assert_eq!((list.settings, &list.messages), (RequestSettings::default(), &body["messages"]));
+    }
+
+    #[test]
+    fn grammars_have_the_names_of_openai_and_vllm() {
+        let schema = json!({"type": "integer"});
+        let wanted = GrammarSpec::JsonSchema(schema.clone());
+        for (field, value, wanted) in [
+            ("response_format", json!({"type": "json_schema", "json_schema": {"schema": schema}}), wanted.clone()),
+            ("response_format", json!({"type": "json_object"}), GrammarSpec::JsonSchema(json!({"type": "object"}))),
+            ("guided_json", schema.clone(), wanted.clone()),
+            ("guided_json", json!(schema.to_string()), wanted.clone()),
+            ("structured_outputs", json!({"json": schema}), wanted),
+            ("structured_outputs", json!({"grammar": "start: \"a\""}), GrammarSpec::Lark("start: \"a\"".into())),
+            ("guided_choice", json!(["a", "b"]), GrammarSpec::Choice(vec!["a".into(), "b".into()])),
+            (
+                "structured_outputs",
+                json!({"choice": ["q"], "regex": null, "json": null}),
+                GrammarSpec::Choice(vec!["q".into()]),
+            ),
+        ] {
+            let mut body = json!({"messages": []});
+            body[field] = value;
+            assert_eq!(read(&body.to_string()).unwrap().settings.grammar, Some(wanted), "{body}");
+        }
+        let both = json!({"messages": [], "guided_regex": "a", "guided_choice": ["a"]});
+        assert!(read(&both.to_string()).unwrap_err().to_string().contains("second rule"));
+    }
+
+    #[test]
+    fn seeds_have_64_bits_and_minus_one_is_none() {
+        for (seed, wanted) in
+            [(json!(-1), None), (json!(0), Some(0)), (json!(u64::MAX), Some(u64::MAX)), (json!(-2), Some(u64::MAX - 1))]
+        {
+            let body = json!({"messages": [], "seed": seed});
+            assert_eq!(read(&body.to_string()).unwrap().settings.seed, wanted, "{body}");
+        }
+    }
+
+    #[test]
+    fn fields_that_are_not_supported_may_have_values_without_effect() {
+        let fields = json!({
+            "best_of": 1, "add_generation_prompt": true, "continue_final_message": false, "skip_special_tokens": true,
+            "include_stop_str_in_output": false, "add_special_tokens": false, "use_beam_search": false,
+            "length_penalty": 1.0, "bad_words": [], "chat_template_kwargs": {}, "modalities": ["text"], "seed": -1,
+            "include_reasoning": true, "spaces_between_special_tokens": true, "return_token_ids": false,
+            "return_tokens_as_token_ids": false,
+            "function_call": "none", "functions": [], "echo": false, "safety_identifier": "a", "prompt_cache_key": "b",
+        });
+        let with_messages = |messages: Value, fields: &Value| {
+            let mut body = fields.clone();
+            body["messages"] = messages;
+            read(&body.to_string())
+        };
+        let user = json!({"role": "user", "content": "x"});
+        assert_eq!(with_messages(json!([user]), &fields).unwrap().settings, RequestSettings::default());
+        // The model would continue the answer, although the field asks for a new one.
+        let messages = json!([user, {"role": "assistant", "content": "y"}]);
+        for (name, value) in [("add_generation_prompt", true), ("continue_final_message", false)] {
+            let e = with_messages(messages.clone(), &json!({name: value})).unwrap_err().to_string();
+            assert!(e.contains(&format!("body.json: {name}: is a field of the request that reel does not")), "{e}");
+        }
+    }
+
+    #[test]
+    fn unknown_and_wrong_fields_are_refused_by_name() {
+        for (field, value) in [
+            ("tools", json!({"type": "function"})),
+            ("presence_penalty", json!(2.5)),
+            ("frequency_penalty", json!("high")),
+            ("min_p", json!(-0.1)),
+            ("logit_bias", json!({"x": 1})),
+            ("logit_bias", json!({"1": 101})),
+            ("stop_token_ids", json!([-1])),
+            ("min_tokens", json!(-1)),
+            ("ignore_eos", json!(1)),
+            ("top_logprobs", json!(3)),
+            ("priority", json!(0.5)),
+            ("temprature", json!(1)),
+            ("temperature", json!("hot")),
+            ("n", json!(-1)),
+            ("n", json!(0)),
+            ("n", json!(100_000_000)),
+            ("temperature", json!(-0.5)),
+            ("temperature", json!(1e300)),
+            ("top_p", json!(0)),
+            ("top_p", json!(1.5)),
+            ("repetition_penalty", json!(0)),
+            ("repetition_penalty", json!(1e-45)),
+            ("repetition_penalty", json!(1e30)),
+            ("stop", json!("")),
+            ("stop", json!(["a", ""])),
+            ("stop", json!([1])),
+            ("logprobs", json!(3)),
+            ("response_format", json!({"type": "yaml"})),
+            ("response_format", json!({"type": "json_schema", "json_schema": {}})),
+            ("guided_json", json!([1])),
+            ("guided_choice", json!("a")),
+            ("structured_outputs", json!({"regex": "a", "choice": ["b"]})),
+            ("structured_outputs", json!({"lark": "a"})),
+            ("structured_outputs", json!({"regex": null})),
+            ("best_of", json!(2)),
+            ("add_generation_prompt", json!(false)),
+            ("continue_final_message", json!(true)),
+            ("skip_special_tokens", json!(false)),
+            ("include_stop_str_in_output", json!(true)),
+            ("add_special_tokens", json!(1)),
+            ("use_beam_search", json!(true)),
+            ("length_penalty", json!(0.8)),
+            ("bad_words", json!(["x"])),
+            ("chat_template_kwargs", json!([1])),
+            ("include_reasoning", json!("yes")),
+            ("seed", json!(1.5)),
+            ("seed", json!("1")),
+            ("return_token_ids", json!(true)),
+            ("modalities", json!(["text", "audio"])),
+            ("function_call", json!("auto")),
+        ] {
+            let mut body = json!({"messages": []});
+            body[field] = value;
+            let e = read(&body.to_string()).unwrap_err().to_string();
+            assert!(e.contains(&format!("body.json: {field}: ")) && e.contains("; "), "{e}");
+        }
+        assert!(read("{\"role\": \"user\"}").unwrap_err().to_string().contains("neither a list"));
+        assert!(read("[{").unwrap_err().to_string().contains("is not JSON"));
+    }
+}

@@ -1,0 +1,9 @@
+//! Safetensors files: reads and validates their headers, and writes files of tensors in host memory.
+
+mod dtype;
+mod header;
+mod write;
+
+pub use dtype::StoredDType;
+pub use header::{HeaderTensor, SafetensorsHeader, read_header};
+pub use write::{HeaderEntry, StoredTensor, write_safetensors, write_safetensors_header};

@@ -1,0 +1,336 @@
+//! The fields of a chat request about tools: which functions the model may call (`tools`), whether it must
+//! (`tool_choice`), and whether one answer may have several calls (`parallel_tool_calls`).
+//!
+//! The functions stand in the prompt, which the chat template renders. A call in an answer looks like this, as
+//! Qwen2.5's template asks for it:
+//! ```text
+//! <tool_call>
+//! {"name": "get_weather", "arguments": {"city": "Paris"}}
+//! </tool_call>
+//! ```
+//! [`ToolRequest::grammar`] gives the rule that forces calls. [`crate::messages`] reads calls and results.
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{InputError, Result};
+use crate::grammar::{GrammarSpec, OtherAnswer, ToolCallGrammar};
+use crate::messages::is_function_name;
+
+/// Maximum number of tools of a request, as in OpenAI's API.
+pub const MAX_TOOLS: usize = 128;
+
+/// The tools of a chat request, and how the model may call them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ToolRequest {
+    /// The tools as the request has them, for the chat template. Empty if the request has none.
+    pub definitions: Vec<Value>,
+    /// The function of each tool.
+    functions: Vec<Function>,
+    /// Whether the model may or must call them.
+    pub choice: ToolChoice,
+    /// Whether an answer has one call at most.
+    pub one_call: bool,
+}
+
+/// The field `tool_choice`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ToolChoice {
+    /// The tools stand in the prompt, and the answer is text whatever the model writes.
+    None,
+    /// The model answers with text, calls, or both.
+    #[default]
+    Auto,
+    /// The answer is one or more calls.
+    Required,
+    /// The answer is one call of the function with this name.
+    Function(String),
+}
+
+/// A function that the model may call.
+#[derive(Clone, Debug, PartialEq)]
+struct Function {
+    name: String,
+    /// The JSON schema of its arguments, an object.
+    parameters: Value,
+    /// Whether calls that the model is free to make follow the schema.
+    strict: bool,
+}
+
+/// An error that names the field `path` of the request.
+fn wrong(location: &str, path: &str, what: impl Into<String>, help: impl Into<String>) -> InputError {
+    InputError::messages(format!("{location}: {path}"), what, help)
+}
+
+impl ToolRequest {
+    /// The names of the fields that [`ToolRequest::from_body`] reads.
+    pub(crate) const FIELDS: [&'static str; 3] = ["tools", "tool_choice", "parallel_tool_calls"];
+
+    /// Reads the fields of a request. A field that is null counts as absent. `location` names the request in errors.
+    ///
+    /// # Errors
+    /// A field has the wrong form; `tool_choice` forces a call and there is no such tool.
+    pub fn from_body(location: &str, body: &Map<String, Value>) -> Result<Self> {
+        let field = |name: &str| body.get(name).filter(|value| !value.is_null());
+        let tools = field("tools").map(|value| read_tools(location, value)).transpose()?.unwrap_or_default();
+        let (definitions, functions): (Vec<Value>, Vec<Function>) = tools.into_iter().unzip();
+        let choice = field("tool_choice").map(|value| read_choice(location, value)).transpose()?.unwrap_or_default();
+        match &choice {
+            ToolChoice::Required if functions.is_empty() => {
+                return Err(wrong(location, "tool_choice", "is \"required\", and there are no tools", "give tools"));
+            }
+            ToolChoice::Function(name) if !functions.iter().any(|function| function.name == *name) => {
+                let what = format!("names the function {name:?}, which is not one of the tools");
+                return Err(wrong(location, "tool_choice", what, "name one of them"));
+            }
+            _ => {}
+        }
+        let parallel = match field("parallel_tool_calls") {
+            None => true,
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| wrong(location, "parallel_tool_calls", format!("is {value}"), "give true or false"))?,
+        };
+        let one_call = !parallel || matches!(choice, ToolChoice::Function(_));
+        Ok(Self { definitions, functions, choice, one_call })
+    }
+
+    /// Whether answers may have calls.
+    pub fn has_calls(&self) -> bool {
+        !self.functions.is_empty() && self.choice != ToolChoice::None
+    }
+
+    /// The rule that the answer follows, given the rule of `response_format` and the like. Without a forced call and
+    /// without a `strict` function, that rule stays as it is.
+    ///
+    /// # Errors
+    /// The answer would have to follow both rules.
+    pub fn grammar(&self, location: &str, other: Option<GrammarSpec>) -> Result<Option<GrammarSpec>> {
+        let rule = |functions: Vec<(String, Value)>, otherwise: OtherAnswer| {
+            let several = !self.one_call;
+            Ok(Some(GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise })))
+        };
+        let forced: Vec<&Function> = match &self.choice {
+            ToolChoice::None => return Ok(other),
+            ToolChoice::Auto => {
+                let is_strict = self.functions.iter().any(|function| function.strict);
+                return match other {
+                    other if !is_strict => Ok(other),
+                    None => {
+                        let schema = |f: &Function| if f.strict { f.parameters.clone() } else { any_object() };
+                        rule(self.functions.iter().map(|f| (f.name.clone(), schema(f))).collect(), OtherAnswer::Text)
+                    }
+                    Some(_) => {
+                        let what =
+                            "has a function with `strict`, and the request has another rule for the answer's form";
+                        Err(wrong(location, "tools", what, "remove strict, or the other rule"))
+                    }
+                };
+            }
+            ToolChoice::Required => self.functions.iter().collect(),
+            ToolChoice::Function(name) => self.functions.iter().filter(|function| function.name == *name).collect(),
+        };
+        if other.is_some() {
+            let what = "forces a call, and the request has another rule for the answer's form (response_format, \
+                structured_outputs or guided_...)";
+            return Err(wrong(location, "tool_choice", what, "give one of the two"));
+        }
+        let functions = forced.into_iter().map(|f| (f.name.clone(), f.parameters.clone())).collect();
+        rule(functions, OtherAnswer::None)
+    }
+}
+
+/// The schema of arguments that may be any object.
+fn any_object() -> Value {
+    json!({"type": "object"})
+}
+
+/// Reads `tools`: each as the request has it, and its function.
+fn read_tools(location: &str, value: &Value) -> Result<Vec<(Value, Function)>> {
+    let Some(list) = value.as_array() else {
+        return Err(wrong(location, "tools", "is not a list", TOOLS));
+    };
+    if list.len() > MAX_TOOLS {
+        let what = format!("has {} tools", list.len());
+        return Err(wrong(location, "tools", what, format!("give at most {MAX_TOOLS}")));
+    }
+    let mut tools: Vec<(Value, Function)> = Vec::with_capacity(list.len());
+    for (i, tool) in list.iter().enumerate() {
+        let function = read_tool(location, &format!("tools[{i}]"), tool)?;
+        if tools.iter().any(|(_, other)| other.name == function.name) {
+            let what = format!("is a second function with the name {:?}", function.name);
+            return Err(wrong(location, &format!("tools[{i}]"), what, "give it another name"));
+        }
+        tools.push((tool.clone(), function));
+    }
+    Ok(tools)
+}
+
+const TOOLS: &str = "give a list of {\"type\": \"function\", \"function\": {\"name\": ..., \"description\": ..., \
+    \"parameters\": a JSON schema}}";
+const NAME: &str = "give 1 to 64 letters a to z, digits, _ and -";
+
+fn read_tool(location: &str, path: &str, tool: &Value) -> Result<Function> {
+    if tool.get("type").and_then(Value::as_str) != Some("function") {
+        return Err(wrong(location, path, "is not an object with \"type\": \"function\"", TOOLS));
+    }
+    let path = format!("{path}.function");
+    let Some(function) = tool.get("function").and_then(Value::as_object) else {
+        return Err(wrong(location, &path, "is missing or not an object", TOOLS));
+    };
+    let field = |name: &str| function.get(name).filter(|value| !value.is_null());
+    let name = match field("name") {
+        Some(Value::String(name)) if is_function_name(name) => name.clone(),
+        Some(value) => return Err(wrong(location, &format!("{path}.name"), format!("is {value}"), NAME)),
+        None => return Err(wrong(location, &path, "has no name", NAME)),
+    };
+    if field("description").is_some_and(|text| !text.is_string()) {
+        return Err(wrong(location, &format!("{path}.description"), "is not a text", "give a text, or remove it"));
+    }
+    let strict = match field("strict") {
+        None => false,
+        Some(value) => value
+            .as_bool()
+            .ok_or_else(|| wrong(location, &format!("{path}.strict"), format!("is {value}"), "give true or false"))?,
+    };
+    let parameters = match field("parameters") {
+        // As in OpenAI's API, a function without parameters takes none.
+        None => json!({"type": "object", "properties": {}, "additionalProperties": false}),
+        Some(value) => arguments_schema(value).map_err(|what| {
+            wrong(location, &format!("{path}.parameters"), what, "give the JSON schema of an object")
+        })?,
+    };
+    Ok(Function { name, parameters, strict })
+}
+
+/// The schema of arguments, which are always an object. The error says what is wrong with it.
+fn arguments_schema(value: &Value) -> std::result::Result<Value, String> {
+    let Some(fields) = value.as_object() else {
+        return Err(format!("is {value}, not a JSON schema"));
+    };
+    match fields.get("type") {
+        Some(Value::String(kind)) if kind == "object" => Ok(value.clone()),
+        Some(kind) => Err(format!("has the type {kind}, and arguments are an object")),
+        None => {
+            let mut schema = Map::from_iter([("type".to_string(), json!("object"))]);
+            schema.extend(fields.clone());
+            Ok(Value::Object(schema))
+        }
+    }
+}
+
+fn read_choice(location: &str, value: &Value) -> Result<ToolChoice> {
+    let wrong_choice = || {
+        let help = "give \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": ...}}";
+        wrong(location, "tool_choice", format!("is {value}"), help)
+    };
+    match value {
+        Value::String(word) => match word.as_str() {
+            "none" => Ok(ToolChoice::None),
+            "auto" => Ok(ToolChoice::Auto),
+            "required" => Ok(ToolChoice::Required),
+            _ => Err(wrong_choice()),
+        },
+        value if value["type"] == "function" => match value["function"]["name"].as_str() {
+            Some(name) => Ok(ToolChoice::Function(name.to_string())),
+            None => Err(wrong_choice()),
+        },
+        _ => Err(wrong_choice()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: Value) -> Result<ToolRequest> {
+        ToolRequest::from_body("m.json", body.as_object().unwrap())
+    }
+
+    fn function(name: &str) -> Value {
+        json!({"type": "function", "function": {"name": name, "parameters": {"type": "object"}}})
+    }
+
+    #[test]
+    fn choices_give_rules() {
+        let strict = json!({"type": "function", "function": {"name": "b", "strict": true}});
+        let nothing = json!({"type": "object", "properties": {}, "additionalProperties": false});
+        let tools = json!([function("a"), strict]);
+        let rule = |body: Value, other: Option<GrammarSpec>| read(body).unwrap().grammar("m.json", other);
+        let calls = |functions: Vec<(&str, Value)>, several: bool, otherwise: OtherAnswer| {
+            let functions = functions.into_iter().map(|(name, schema)| (name.to_string(), schema)).collect();
+            Some(GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise }))
+        };
+        let both = || vec![("a", any_object()), ("b", nothing.clone())];
+        let regex = || Some(GrammarSpec::Regex("a".into()));
+        assert_eq!(
+            rule(json!({"tools": tools, "tool_choice": "required"}), None).unwrap(),
+            calls(both(), true, OtherAnswer::None)
+        );
+        assert_eq!(
+            rule(json!({"tools": tools, "tool_choice": "required", "parallel_tool_calls": false}), None).unwrap(),
+            calls(both(), false, OtherAnswer::None)
+        );
+        let named = json!({"type": "function", "function": {"name": "a"}});
+        assert_eq!(
+            rule(json!({"tools": tools, "tool_choice": named}), None).unwrap(),
+            calls(vec![("a", any_object())], false, OtherAnswer::None)
+        );
+        assert_eq!(rule(json!({"tools": tools}), None).unwrap(), calls(both(), true, OtherAnswer::Text));
+        assert_eq!(rule(json!({"tools": [function("a")]}), regex()).unwrap(), regex());
+        assert_eq!(rule(json!({"tools": tools, "tool_choice": "none"}), regex()).unwrap(), regex());
+        assert_eq!(rule(json!({}), None).unwrap(), None);
+        for body in [json!({"tools": tools, "tool_choice": "required"}), json!({"tools": tools})] {
+            let error = rule(body, regex()).unwrap_err().to_string();
+            assert!(error.contains("rule for the answer's form"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_tool_choice_or_an_empty_list_without_tools_has_no_effect() {
+        for body in [
+            json!({"tools": []}),
+            json!({"tools": null, "tool_choice": "auto", "parallel_tool_calls": null}),
+            json!({"tool_choice": "none", "parallel_tool_calls": true}),
+        ] {
+            let request = read(body).unwrap();
+            assert!(request.definitions.is_empty() && !request.has_calls());
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_refused_by_name() {
+        let with = |function: Value| json!({"tools": [{"type": "function", "function": function}]});
+        let long = "x".repeat(65);
+        for (body, expected) in [
+            (json!({"tools": {}}), "tools: is not a list"),
+            (json!({"tools": vec![function("a"); 129]}), "tools: has 129 tools"),
+            (json!({"tools": [3]}), "tools[0]: is not an object with \"type\""),
+            (json!({"tools": [{"type": "retrieval"}]}), "tools[0]: is not an object with \"type\""),
+            (json!({"tools": [function("a"), {"type": "function"}]}), "tools[1].function: is missing"),
+            (json!({"tools": [function("a"), function("a")]}), "tools[1]: is a second function"),
+            (with(json!({})), "tools[0].function: has no name"),
+            (with(json!({"name": "two words"})), "tools[0].function.name: is \"two words\""),
+            (with(json!({"name": ""})), "tools[0].function.name: is \"\""),
+            (with(json!({"name": long})), "tools[0].function.name: is \"xxx"),
+            (with(json!({"name": "é"})), "tools[0].function.name: is \"é\""),
+            (with(json!({"name": 3})), "tools[0].function.name: is 3"),
+            (with(json!({"name": "a", "description": 3})), "tools[0].function.description: is not a text"),
+            (with(json!({"name": "a", "strict": "yes"})), "tools[0].function.strict: is \"yes\""),
+            (with(json!({"name": "a", "parameters": []})), "tools[0].function.parameters: is []"),
+            (with(json!({"name": "a", "parameters": {"type": "string"}})), "has the type \"string\""),
+            (json!({"tool_choice": "maybe"}), "tool_choice: is \"maybe\""),
+            (json!({"tool_choice": {"type": "function"}}), "tool_choice: is {"),
+            (json!({"tool_choice": {"type": "allowed_tools"}}), "tool_choice: is {"),
+            (json!({"tool_choice": "required"}), "tool_choice: is \"required\", and there are no tools"),
+            (
+                json!({"tools": [function("a")], "tool_choice": {"type": "function", "function": {"name": "b"}}}),
+                "tool_choice: names the function \"b\"",
+            ),
+            (json!({"parallel_tool_calls": 1}), "parallel_tool_calls: is 1"),
+        ] {
+            let error = read(body.clone()).expect_err(&body.to_string()).to_string();
+            assert!(error.starts_with("m.json: tool") || error.starts_with("m.json: parallel"), "{body}: {error}");
+            assert!(error.contains(expected) && error.contains("; "), "{body}: {error}");
+        }
+    }
+}
