@@ -50,7 +50,7 @@ mod training_server;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
-use reel_kernels::simd;
+use reel_device::cpu::simd;
 use reel_measure::trace;
 use reel_model::input::chat;
 

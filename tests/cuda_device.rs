@@ -11,9 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use reel_kernels::cuda::fake::FakeDriver;
-use reel_kernels::cuda::{Gpu, Nvidia};
-use reel_kernels::{Arch, compile};
+use reel_device::cuda::{Gpu, Nvidia, fake::FakeDriver};
+use reel_device::{Arch, compile};
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;

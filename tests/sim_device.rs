@@ -6,7 +6,7 @@ mod tensors;
 
 use std::path::Path;
 
-use reel_kernels::compile;
+use reel_device::compile;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use reel_kernels::compile;
+use reel_device::compile;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;

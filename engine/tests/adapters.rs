@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use reel_device::cuda::{Gpu, fake::FakeDriver};
+use reel_device::{Arch, compile};
 use reel_engine::{AdapterId, Completion, ContinuousBatch, Engine, GenerationRequest};
-use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::FakeDriver;
-use reel_kernels::{Arch, compile};
 use reel_model::features::FeatureCache;
 use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;

@@ -5,10 +5,9 @@ mod support;
 
 use std::sync::Arc;
 
+use reel_device::cuda::{Gpu, fake::FakeDriver};
+use reel_device::{Arch, compile};
 use reel_engine::{Completion, Engine, FinishReason, SamplingParams, bench};
-use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::FakeDriver;
-use reel_kernels::{Arch, compile};
 use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::{Cx, DType, Device};

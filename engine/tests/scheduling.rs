@@ -7,10 +7,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use reel_device::compile;
 use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, EngineStats, GenerationRequest, SamplingParams, StopCondition,
 };
-use reel_kernels::compile;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::features::FeatureCache;

@@ -6,7 +6,7 @@
 //! table of what was chosen by these times (`choices.rs`); plans read nothing else.
 
 use crate::FOLDERS;
-use crate::launch::Kernel;
+use reel_device::launch::Kernel;
 
 /// A kernel with a fixed choice.
 pub struct Variant {

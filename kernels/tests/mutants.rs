@@ -8,9 +8,9 @@
 //! the folder, those whose headers it includes, the code that kernels share, this file, and the simulator. A folder
 //! with its recorded hash is left out. The test prints the lines of the folders that it tried, to be recorded.
 
+use reel_device::compile;
 use reel_kernels::catalogue::{FOLDERS, KernelFolder};
 use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject, MutationTarget};
-use reel_kernels::compile;
 use std::collections::BTreeSet;
 use std::fs;
 use std::hash::Hasher;

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use reel_kernels::{Team, simd_fn};
+use reel_device::{Team, simd_fn};
 use reel_runtime::Device;
 use serde::Serialize;
 

@@ -14,11 +14,13 @@
 //! ([`Ceilings::raised_to`]), because it shows that they were measured too low. The ceilings of a GPU never exceed its
 //! data sheet: a launch that seems faster than that has a wrong count ([`crate::machine::PublishedLimits`]).
 
+use reel_kernels::matmul::PRODUCT_CODE;
 use std::collections::BTreeMap;
 
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, Cost, DType, Launch, Team};
 use reel_kernels::elementwise::{self, CopyParams};
-use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, Cost, DType, Launch, Team, limits};
+use reel_kernels::limits;
 use reel_runtime::device::{LaunchEvent, OperandReads};
 use reel_runtime::{Device, MemoryCategory, OpTotals, Tensor};
 use serde::Serialize;
@@ -111,6 +113,7 @@ impl Ceilings {
                 bias: Addr::NULL,
                 accumulate: false,
                 scale: 1.0,
+                code: &PRODUCT_CODE,
             };
             Ok(launch.cost().flops / best(&Launch::Matmul(launch))?)
         };

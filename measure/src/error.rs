@@ -1,8 +1,8 @@
 //! The crate's error.
 
+use reel_device::cuda::CudaError;
 use reel_diagnostic::Diagnostic;
 use reel_engine::EngineError;
-use reel_kernels::cuda::CudaError;
 use reel_model::ModelError;
 use reel_runtime::RuntimeError;
 use reel_train::TrainError;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use reel_kernels::DType;
+use reel_device::DType;
 use reel_runtime::OpTotals;
 use serde_json::{Value, json};
 
@@ -118,7 +118,7 @@ pub fn op_table(rows: &[OpTime]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reel_kernels::Cost;
+    use reel_device::Cost;
 
     #[test]
     fn rows_are_sorted_by_time_and_have_their_own_floor() {

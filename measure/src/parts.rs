@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use reel_kernels::{Cost, DType};
+use reel_device::{Cost, DType};
 use reel_runtime::device::LaunchEvent;
 use serde_json::{Value, json};
 

@@ -38,7 +38,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::OnceLock;
 
-use reel_kernels::{Cost, DType};
+use reel_device::{Cost, DType};
 use reel_runtime::OpTotals;
 use serde::Deserialize;
 
@@ -101,7 +101,7 @@ struct RecordedKernel {
     bytes: f64,
     /// Median time in seconds.
     seconds: f64,
-    /// [`code_hash`](reel_kernels::Source::code_hash) of the measured code, in hexadecimal; `None` for products and
+    /// [`code_hash`](reel_device::Source::code_hash) of the measured code, in hexadecimal; `None` for products and
     /// prototypes.
     source: Option<String>,
     /// Name of the prototype that was measured instead of the kernel.

@@ -6,8 +6,8 @@
 
 use std::path::Path;
 
+use reel_device::{Arch, Cost, DType, compile};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
-use reel_kernels::{Arch, Cost, DType, compile};
 use reel_report::chart::{Chart, Roof, RooflinePoint};
 use reel_report::html::{Page, escape_html};
 use reel_report::table::Table;

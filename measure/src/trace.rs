@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
+use reel_device::DType;
 use reel_diagnostic::Diagnostic;
-use reel_kernels::DType;
 use reel_model::save::AtomicFile;
 use reel_runtime::Device;
 use reel_runtime::device::{

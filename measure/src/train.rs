@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use reel_kernels::DType;
+use reel_device::DType;
 use reel_model::TokenId;
 use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::ModelInput;

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
-use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::FakeDriver;
-use reel_kernels::{Arch, compile};
+use reel_device::cuda::{Gpu, fake::FakeDriver};
+use reel_device::{Arch, compile};
 use reel_runtime::{Cx, DType, Device, Kernels, MemoryCategory, Tensor, ops};
 
 /// Number of launches between two calls of `synchronize`.

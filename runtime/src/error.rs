@@ -1,6 +1,6 @@
 //! The error of devices, tensors and the tape.
 
-use reel_kernels::DType;
+use reel_device::DType;
 
 /// An error of a device, a tensor or the tape.
 #[derive(Debug, thiserror::Error)]

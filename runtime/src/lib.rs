@@ -10,7 +10,7 @@ pub mod tensor;
 
 pub use device::{Capabilities, Device, Hardware, Kernels, MemoryCategory, MemoryUse, OpTotals, SimOptions};
 pub use error::{Result, RuntimeError, format_bytes};
-pub use reel_kernels::{Addr, Cost, DType, Launch};
+pub use reel_device::{Addr, Cost, DType, Launch};
 pub use tensor::cx::{Checkpointing, Cx};
 pub use tensor::ops;
 pub use tensor::tape::Grads;

@@ -7,7 +7,7 @@
 
 use clap::Parser;
 use reel_benches::instructions::{self, InstructionCase, THREADS_PER_BLOCK, compare, run};
-use reel_kernels::cuda::Gpu;
+use reel_device::cuda::Gpu;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;

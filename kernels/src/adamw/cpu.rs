@@ -5,9 +5,11 @@
 use super::{
     JoinParams, ParameterEntry, Params, SplitParams, SplitWeightHighHalf, StepEntry, StepNumbers, WEIGHTS_PER_CHUNK,
 };
-use crate::launch::{ArrayEntry, Chunk};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Team, simd_fn};
+use reel_device::launch::{
+    ArrayEntry, Chunk,
+    view::{OutputArray, slice_at},
+};
+use reel_device::{Addr, Team, simd_fn};
 
 /// Weights that one task splits or joins.
 const BLOCK: usize = 8192;

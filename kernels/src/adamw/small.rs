@@ -6,10 +6,10 @@ use super::{
     ParameterEntry, Params, SplitWeightHighHalf, StepNumbers, WEIGHTS_PER_SCALE, from_bf16_and_remainder,
     to_bf16_and_remainder,
 };
-use crate::Team;
 use crate::philox::random_words;
-use crate::view::{OutputArray, slice_at};
 use half::bf16;
+use reel_device::Team;
+use reel_device::launch::view::{OutputArray, slice_at};
 
 /// The scalars of a step, and the seed and stream of its random bits.
 struct Step {

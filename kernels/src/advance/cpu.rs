@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use super::Params;
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Team};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Addr, Team};
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.

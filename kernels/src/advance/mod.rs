@@ -22,7 +22,7 @@ mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
+use reel_device::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernel.

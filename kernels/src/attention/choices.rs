@@ -1,8 +1,8 @@
 //! What plans of attention choose by architecture, and the variants among which they choose.
 
 use super::{BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA};
-use crate::Arch;
 use crate::tuning::{Variant, choices_of};
+use reel_device::Arch;
 
 /// What plans choose on an architecture.
 pub(crate) struct Choices {
@@ -42,9 +42,9 @@ pub(super) const VARIANTS: &[Variant] = &[
 mod tests {
     use super::super::FOLDER;
     use super::*;
-    use crate::Kernel;
     use crate::folder::Sizes;
     use crate::tuning::variants_of;
+    use reel_device::Kernel;
 
     #[test]
     fn an_h100_plans_what_was_fastest_on_an_h200() {

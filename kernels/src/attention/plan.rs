@@ -2,7 +2,7 @@
 
 use super::choices::choices;
 use super::{BwdParams, FwdParams};
-use crate::{Addr, Arch, Stage};
+use reel_device::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 use std::mem::offset_of;
 

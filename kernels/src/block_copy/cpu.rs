@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use super::Params;
-use crate::Team;
-use crate::view::{OutputArray, slice_at};
+use reel_device::Team;
+use reel_device::launch::view::{OutputArray, slice_at};
 
 /// # Safety
 /// The addresses cover the shapes that [`Params`] documents. Destination blocks are all different, and none is a

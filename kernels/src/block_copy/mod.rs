@@ -12,7 +12,7 @@ mod cpu;
 mod examples;
 
 use crate::folder::kernel_folder;
-use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
+use reel_device::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernel.

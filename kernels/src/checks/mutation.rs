@@ -4,8 +4,8 @@
 use super::on_sim::COMPLETION_TIMINGS;
 use super::{Check, CheckDevice, CheckSetup, RecordedLaunch};
 use crate::catalogue::KernelFolder;
-use crate::launch::Arch;
-use crate::simulate::{self, PtxModule, SimulateError};
+use reel_device::launch::Arch;
+use reel_device::simulate::{self, PtxModule, SimulateError};
 use reel_sim::exec::ExecOptions;
 use reel_sim::finding::FindingKind;
 use reel_sim::mutate::{self, Mutant};

@@ -4,8 +4,8 @@
 //! A folder's `examples.rs` makes the launches (`traffic_launches`), and `kernel_folder!` declares the test.
 
 use super::{addr, on_sim, simulated_counts, simulated_counts_on};
-use crate::Addr;
-use crate::launch::{Arch, Launch};
+use reel_device::Addr;
+use reel_device::launch::{Arch, Launch};
 use reel_sim::counters::InstructionCounts;
 
 /// Number of rows in the traffic tests of normalisation kernels. With so many rows, a thread block of [`SMALL_GPU`]

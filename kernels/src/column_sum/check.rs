@@ -1,7 +1,7 @@
 use super::{Matrix, Params, column_sums, formula, test_shapes};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::assert_rounded;
+use reel_device::DType::{BF16, F32};
 
 checks!(equals_the_formula_on_any_number_of_threads, several_matrices_have_the_bits_of_each_alone);
 

@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use super::{Params, ROWS_PER_PARTIAL_SUM};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
 
 /// Columns of one task.
 const COLS: usize = 256;

@@ -1,7 +1,7 @@
 use super::*;
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
+use reel_device::DType::{BF16, F32};
 
 checks!(sums, casts, every_f16, fill_scale_and_copy);
 

@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::{AccumulateParams, AddParams, CastParams, CopyParams, FillParams, MulScalarParams};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 use half::f16;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
 
 /// Number of elements that one task computes.
 const BLOCK: usize = 16 * 1024;

@@ -19,10 +19,11 @@ mod cpu;
 mod examples;
 mod formula;
 
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::{bf16, f16};
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
     /// Parameters of `y = a + b`.

@@ -2,10 +2,12 @@
 #![allow(unsafe_code)]
 
 use super::{BYTES_PER_CHUNK, ByteRange, Params, SUMS_PER_CHUNK};
-use crate::launch::Chunk;
-use crate::simd::prefetch;
-use crate::view::{OutputArray, slice_at};
-use crate::{Team, simd_fn};
+use reel_device::cpu::simd::prefetch;
+use reel_device::launch::{
+    Chunk,
+    view::{OutputArray, slice_at},
+};
+use reel_device::{Team, simd_fn};
 
 /// Number of independent sums in the loop: one for each 64-bit word of a 512-bit vector.
 const LANES: usize = 8;

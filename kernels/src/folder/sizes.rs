@@ -123,8 +123,8 @@ impl Sizes {
 mod tests {
     use super::*;
     use crate::catalogue::{FOLDERS, example_products, find_kernel_folder};
-    use crate::{Arch, KernelLaunch};
     use proptest::prelude::*;
+    use reel_device::{Arch, KernelLaunch};
 
     fn sizes(given: &[(&str, u64)]) -> Sizes {
         Sizes::new(given.iter().map(|&(key, value)| (key.to_string(), value))).unwrap()

@@ -27,8 +27,9 @@ mod cpu;
 mod examples;
 mod formula;
 
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::{Addr, Cost, Launch, cuh, kernel, params};
+use reel_device::{Addr, Cost, Launch, kernel, params};
 
 params! {
     /// Parameters.

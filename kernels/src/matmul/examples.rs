@@ -1,8 +1,8 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use: the products of a linear layer.
 
 use super::gemm::{self, Form, Params};
-use crate::Addr;
 use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
+use reel_device::Addr;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (m, n, k) = (s.get("m", SEQUENCE_LEN), s.get("n", INTERMEDIATE_SIZE), s.get("k", HIDDEN_SIZE));

@@ -23,7 +23,7 @@
 //! Not measured: the forward product and dx added to the old C or with an f32 C, which have the tiles of dw.
 
 use super::gemm::{Form, Params};
-use crate::{Addr, Arch, DType, Stage};
+use reel_device::{Addr, Arch, DType, Stage};
 use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap};
 use std::mem::offset_of;
 

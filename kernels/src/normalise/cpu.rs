@@ -3,9 +3,9 @@
 
 use super::{BwdParams, FwdParams};
 use crate::norm_rows::{self, OptionalRowOutput};
-use crate::simd::{LANES, sum_lanes};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
+use reel_device::cpu::simd::{LANES, sum_lanes};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
 
 simd_fn! {
     fn dot<T: Element>(a: &[T], b: &[T]) -> f32 {

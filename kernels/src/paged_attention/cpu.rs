@@ -3,9 +3,9 @@
 
 use super::Params;
 use crate::attention::cpu::{BLOCK_KEYS, SequenceArrays, forward_sequences};
-use crate::simd::{Isa, isa};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team};
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team};
 use std::ptr::null_mut;
 
 // Attention processes BLOCK_KEYS keys at a time. A group of keys must not cross the end of a page of the KV cache.

@@ -1,7 +1,7 @@
 //! Plans the CUDA launches of decode in bf16.
 
 use super::{Params, Shape, segments, smallest_shape};
-use crate::{Addr, Arch, DType, Stage};
+use reel_device::{Addr, Arch, DType, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 use std::mem::offset_of;
 

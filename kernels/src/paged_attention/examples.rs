@@ -4,7 +4,8 @@ use crate::folder::{
     BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes,
     placeholder_params,
 };
-use crate::{Addr, paged_attention};
+use crate::paged_attention;
+use reel_device::Addr;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (batch, context) = (s.get("batch", BATCH_SIZE), s.get("context", SEQUENCE_LEN));

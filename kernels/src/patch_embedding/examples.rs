@@ -1,8 +1,8 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::Addr;
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholder_params};
 use crate::patch_embedding::{self, Pixels};
+use reel_device::Addr;
 
 /// The frames of the example calls.
 pub(crate) const EXAMPLE_FRAMES: Pixels = Pixels {

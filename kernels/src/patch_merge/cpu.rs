@@ -4,7 +4,7 @@
 
 use super::{BwdParams, FwdParams};
 use crate::rms_norm::cpu;
-use crate::{Element, Team};
+use reel_device::{Element, Team};
 
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents; the index is a

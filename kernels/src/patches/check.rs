@@ -1,9 +1,9 @@
 use super::{cut_patches, formula, test_cases_frames_height_width_patch_temporal_merge};
-use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::patch_embedding::check::{CLIP_MEAN, CLIP_STD, pixel_levels, pixels};
+use reel_device::DType::{BF16, F32};
 
 checks!(equals_the_formula, a_missing_frame_is_the_last);
 

@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use super::{CHANNELS, Params};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team};
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.

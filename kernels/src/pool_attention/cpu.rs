@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::simd::{LANES, exp, sum_lanes};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Element, Team, simd_fn};
+use reel_device::cpu::simd::{LANES, exp, sum_lanes};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Addr, Element, Team, simd_fn};
 use std::ops::Range;
 
 simd_fn! {

@@ -3,10 +3,12 @@
 #![allow(unsafe_code)]
 
 use super::{ClipParams, ELEMENTS_PER_CHUNK, SumSquaresParams, WeightedSumParams};
-use crate::launch::{ArrayEntry, Chunk};
-use crate::simd::prefetch;
-use crate::view::{OutputArray, slice_at};
-use crate::{Team, simd_fn};
+use reel_device::cpu::simd::prefetch;
+use reel_device::launch::{
+    ArrayEntry, Chunk,
+    view::{OutputArray, slice_at},
+};
+use reel_device::{Team, simd_fn};
 
 /// Number of f64 partial sums in a vector loop.
 const LANES: usize = 16;

@@ -3,8 +3,8 @@
 
 use super::Params;
 use crate::rope::cpu::rotate;
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team};
 
 /// Approximate number of elements that one task moves.
 const PER_TASK: usize = 1 << 13;

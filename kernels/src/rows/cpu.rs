@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use super::{GatherParams, ScatterParams};
-use crate::Team;
-use crate::view::{OutputArray, slice_at};
+use reel_device::Team;
+use reel_device::launch::view::{OutputArray, slice_at};
 
 /// Rows of one task.
 const ROWS: usize = 16;

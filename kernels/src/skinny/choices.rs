@@ -83,7 +83,7 @@ mod tests {
     use super::super::FOLDER;
     use crate::folder::Sizes;
     use crate::tuning::variants_of;
-    use crate::{Arch, Kernel};
+    use reel_device::{Arch, Kernel};
 
     #[test]
     fn a_plan_of_a_product_of_a_few_rows_is_that_of_a_variant() {

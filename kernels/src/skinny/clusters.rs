@@ -3,7 +3,7 @@
 use super::Fixed;
 use super::plan::{NORM_BYTES, Operation};
 use super::tiles::{Columns, tensor_map};
-use crate::{Arch, Stage};
+use reel_device::{Arch, Stage};
 
 /// Rows of x of a block, and blocks of a cluster, each of which copies as many of these rows.
 const ROWS: u32 = 64;

@@ -1,14 +1,19 @@
 //! Skinny GEMM on the CPU: [`matmul`] for bf16 weights; for int8 weights, tasks of 32 weight rows each.
 #![allow(unsafe_code)]
 
+use crate::matmul::PRODUCT_CODE;
 use bytemuck::Zeroable;
 
 use super::{Params, QkvParams};
-use crate::matmul::{self, Matmul, Operand};
+use crate::matmul;
 use crate::rms_norm::{self, FwdParams};
-use crate::simd::{LANES, sum_lanes};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, DType, Element, Team, rope_kv_write, simd_fn, swiglu};
+use crate::{rope_kv_write, swiglu};
+use reel_device::cpu::simd::{LANES, sum_lanes};
+use reel_device::launch::{
+    Matmul, Operand,
+    view::{OutputArray, slice_at},
+};
+use reel_device::{Addr, DType, Element, Team, simd_fn};
 
 /// Number of rows of an int8 weight that one task multiplies with x.
 const PER_TASK: usize = 32;
@@ -47,6 +52,7 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
         bias,
         accumulate: false,
         scale: 1.0,
+        code: &PRODUCT_CODE,
     };
     // SAFETY: x, w and bias are valid as `Params` documents, and `c` has `[m, n]` elements.
     unsafe { matmul::cpu::run(&product, team) }

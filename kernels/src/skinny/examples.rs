@@ -4,7 +4,8 @@ use crate::folder::{
     BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, KV_HEADS, LabeledLaunches,
     PLACEHOLDER_ADDRESS, Sizes, VOCAB_SIZE, placeholder_params,
 };
-use crate::{Addr, DType, skinny};
+use crate::skinny;
+use reel_device::{Addr, DType};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     use skinny::WeightFormat;

@@ -4,7 +4,7 @@
 use super::choices::{FEW_ROWS, Scheme, choices};
 use super::tiles::{self, Columns};
 use super::{Fixed, Operands, Params, QkvParams, Symbols};
-use crate::{Addr, Arch, Stage};
+use reel_device::{Addr, Arch, Stage};
 use std::mem::offset_of;
 
 /// Columns of y of a block; the blocks of a wide variant have twice as many.

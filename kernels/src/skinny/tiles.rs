@@ -3,7 +3,7 @@
 
 use super::plan::{NORM_BYTES, Operation};
 use super::{Fixed, Operands, Scheme, Symbols, clusters};
-use crate::{Addr, Arch, Stage};
+use reel_device::{Addr, Arch, Stage};
 use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 
 /// Rows of x of a block, by kernel: those whose symbols end in `_x1`, `_x2`, `_x4` and `_x8`.

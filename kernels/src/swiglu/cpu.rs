@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::{BwdParams, FwdParams};
-use crate::simd::{LANES, exp, prefetch};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
+use reel_device::cpu::simd::{LANES, exp, prefetch};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
 
 /// Elements of one task.
 const BLOCK: usize = 4096;

@@ -24,7 +24,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use reel_kernels::{Arch, Cost};
+use reel_device::{Arch, Cost};
 use reel_runtime::device::{PlannedLaunches, PlannedStage};
 use serde::{Deserialize, Serialize};
 

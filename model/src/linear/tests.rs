@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use reel_kernels::compile;
+use reel_device::compile;
 use reel_runtime::{DType, Device, Grads, MemoryCategory, SimOptions};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use reel_kernels::compile;
+use reel_device::compile;
 use reel_media::image::{self, RgbImage};
 use reel_runtime::{Kernels, SimOptions};
 use safetensors::SafeTensors;

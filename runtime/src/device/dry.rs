@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reel_kernels::Launch;
+use reel_device::Launch;
 
 use super::{Backend, Capabilities, Kernels};
 use crate::error::Result;

@@ -24,8 +24,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use reel_kernels::Launch;
-use reel_kernels::cuda::Gpu;
+use reel_device::Launch;
+use reel_device::cuda::Gpu;
 
 pub use buffer::Buffer;
 pub use capabilities::Capabilities;
@@ -334,7 +334,7 @@ impl Device {
     /// The instruction set of the CPU code that computes on this device: all of it on `cpu`, the matrix products on
     /// `sim`. Two instruction sets may give other bits. `None` on devices whose bits do not depend on it.
     pub fn instruction_set(&self) -> Option<&'static str> {
-        ["cpu", "sim"].contains(&self.name()).then(|| reel_kernels::simd::isa().name())
+        ["cpu", "sim"].contains(&self.name()).then(|| reel_device::cpu::simd::isa().name())
     }
 
     /// Which kernels the device runs, or counts on device `dry`. What depends on it above this crate is in

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use reel_kernels::Addr;
+use reel_device::Addr;
 
 /// The right operand of one matrix product.
 #[derive(Clone, Copy, Debug, PartialEq)]

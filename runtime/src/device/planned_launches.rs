@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use reel_kernels::launch::Arch;
-use reel_kernels::{Cost, Launch};
+use reel_device::launch::Arch;
+use reel_device::{Cost, Launch};
 
 /// One CUDA launch of a plan, without its parameters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

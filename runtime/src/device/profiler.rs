@@ -8,8 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
-use reel_kernels::launch::Arch;
-use reel_kernels::{Cost, Launch};
+use reel_device::launch::Arch;
+use reel_device::{Cost, Launch};
 
 use super::operand_reads::{OperandHistory, OperandRead, OperandReads};
 use super::origin::{LaunchOrigin, current_origin, host_thread_number};

@@ -6,9 +6,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reel_kernels::matmul::gemm;
-use reel_kernels::simulate::{self, SimulatedStage};
-use reel_kernels::{Arch, KernelLaunch, Launch, Team, compile};
+use reel_device::simulate::{self, SimulatedStage};
+use reel_device::{Arch, KernelLaunch, Launch, Team, compile};
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
 
@@ -189,7 +188,7 @@ impl Backend for Sim {
     fn launch(&self, launch: &Launch) -> Result<()> {
         match launch {
             Launch::Kernel(kernel) => self.kernel(kernel),
-            Launch::Matmul(product) => match gemm::kernel_launch(product, &self.options.arch) {
+            Launch::Matmul(product) => match (product.code.gpu_kernel)(product, &self.options.arch) {
                 Some(kernel) => self.kernel(&kernel),
                 None => simulate::run_matmul(product, &mut self.memory(), &self.team).map_err(RuntimeError::Device),
             },
@@ -219,14 +218,15 @@ impl Backend for Sim {
 mod tests {
     use std::sync::Arc;
 
-    use reel_kernels::DType;
+    use reel_device::DType;
+    use reel_device::launch::{Matmul, WeightGroups};
     use reel_kernels::elementwise::{self, AccumulateParams, AddParams, FillParams};
-    use reel_kernels::matmul::{Matmul, WeightGroups};
 
     use super::*;
     use crate::device::cuda::{self, tests::f32_tensor};
     use crate::device::{Device, MappedFile, MemoryCategory};
     use crate::tensor::Tensor;
+    use reel_kernels::matmul::PRODUCT_CODE;
 
     fn device(interleavings: u32) -> Option<Device> {
         compile::skip_without_nvrtc()?;
@@ -297,7 +297,8 @@ mod tests {
     fn weights_are_not_arranged_in_groups() {
         let Some(d) = device(1) else { return };
         let weight = f32_tensor(&d, &[1, 2], &[1.0, 2.0]);
-        let launch = WeightGroups { n: 1, k: 2, dtype: DType::F32, from: weight.addr(), to: weight.addr() };
+        let launch =
+            WeightGroups { n: 1, k: 2, dtype: DType::F32, from: weight.addr(), to: weight.addr(), code: &PRODUCT_CODE };
         fails(d.launch(&Launch::WeightGroups(launch)), &["weight_groups: runs on device cpu only"]);
     }
 

@@ -15,7 +15,7 @@
 //!     })
 //! ```
 
-use reel_kernels::{DType, Launch};
+use reel_device::{DType, Launch};
 
 use super::Tensor;
 use super::tape::{BackwardContext, Grads, RECOMPUTE, Tape};

@@ -13,7 +13,7 @@ pub mod tape;
 
 use std::sync::Arc;
 
-use reel_kernels::{Addr, DType, Element};
+use reel_device::{Addr, DType, Element};
 
 use crate::device::{Buffer, Device, Download, MemoryCategory};
 use crate::error::{Result, RuntimeError, shape_error};

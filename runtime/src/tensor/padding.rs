@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::{Inner, Tensor, TensorMeta, format_shape, rounded_to_bf16};
 use crate::error::{Result, shape_error};
-use reel_kernels::{DType, Element};
+use reel_device::{DType, Element};
 
 /// Where the elements of a tensor without its padding lie: in `count` runs of `bytes` bytes, of which each begins
 /// `pitch` bytes after the one before.

@@ -17,7 +17,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use reel_kernels::{DType, Launch, column_sum, elementwise};
+use reel_device::{DType, Launch};
+use reel_kernels::{column_sum, elementwise};
 
 use super::meta::{Grad, JoinedParameters};
 use super::{Tensor, TensorMeta};

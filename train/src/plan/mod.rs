@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::Cost;
 use reel_engine::Engine;
-use reel_kernels::Cost;
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_model::checkpoint::{Checkpoint, StoredDType};

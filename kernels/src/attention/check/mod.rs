@@ -3,11 +3,8 @@
 mod cuda;
 
 use super::{BwdParams, FwdParams, PackedBatch, bwd, formula, fwd, test_shapes, workspace_bytes};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{F32_ROUNDING, f32_sum_error};
-use crate::simd::{Isa, isa};
-use crate::{Addr, DType, Launch};
 use bytemuck::Zeroable;
 use cuda::backward_wgmma::{
     gradients_by_products_of_warpgroups_equal_the_formula,
@@ -22,6 +19,9 @@ use cuda::{
     equals_the_formula_in_bf16, equals_the_formula_in_f32, other_sequences_and_how_a_prefix_is_given_change_no_bit,
     paged_and_packed_kernels_give_the_same_bits,
 };
+use reel_device::DType::{self, BF16, F32};
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::{Addr, Launch};
 
 checks!(
     the_log_sum_may_be_left_out,

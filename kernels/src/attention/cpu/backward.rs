@@ -28,7 +28,7 @@ use super::load::{
 use super::product::{SmallProduct, Words};
 use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
-use crate::{DType, Element};
+use reel_device::{DType, Element};
 use std::ptr::null_mut;
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.

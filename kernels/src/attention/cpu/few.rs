@@ -6,7 +6,7 @@
 use super::product::multiply_add;
 use super::sequence::{BLOCK_KEYS, SequenceArrays};
 use super::vector::{LANES, Vector};
-use crate::Element;
+use reel_device::Element;
 
 /// Multiplies `R` query rows by the keys of a block; the elements of both are words. Sums have the same order as those
 /// of [`SmallProduct`](super::product::SmallProduct).

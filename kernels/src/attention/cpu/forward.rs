@@ -26,7 +26,7 @@ use super::load::{
 use super::product::{SmallProduct, Words};
 use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
-use crate::{DType, Element};
+use reel_device::{DType, Element};
 
 pub const SEGMENT_KEYS: usize = 8 * BLOCK_KEYS;
 /// Maximum number of query rows of a tile.

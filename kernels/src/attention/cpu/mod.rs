@@ -21,11 +21,11 @@ mod tiles;
 mod vector;
 
 use super::{BwdParams, FwdParams};
-use crate::simd::{Isa, isa};
-use crate::view::slice_at;
-use crate::{Element, Team};
 use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, StoredGradients, VisitingQueries};
 use forward::{MAX_QUERY_ROWS_PER_TILE, MergeTask, RowTile, SegmentTask, SoftmaxState, TileTask};
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::launch::view::slice_at;
+use reel_device::{Element, Team};
 pub(crate) use sequence::{BLOCK_KEYS, SequenceArrays};
 use std::cell::RefCell;
 use std::ptr::null_mut;

@@ -1,4 +1,4 @@
-//! Products of pairs on the tiles of AMX ([`crate::simd::amx`]): blocks of 32 × 32 sums in four tiles.
+//! Products of pairs on the tiles of AMX ([`reel_device::cpu::simd::amx`]): blocks of 32 × 32 sums in four tiles.
 //!
 //! ```text
 //! for each 32 rows:     copy the rows of a into tiles, with zeros behind each row's length
@@ -40,7 +40,7 @@ struct Sums([MaybeUninit<[f32; TILE]>; 4]);
 /// Computes a product of [`Words::Pairs`](super::product::Words).
 ///
 /// # Safety
-/// The tiles of this thread are configured ([`crate::simd::amx::Tiles`]), and the processor has AVX-512 F and BW; the
+/// The tiles of this thread are configured ([`reel_device::cpu::simd::amx::Tiles`]), and the processor has AVX-512 F and BW; the
 /// pointers cover what [`SmallProduct`] documents.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn product(p: &SmallProduct) {

@@ -1,8 +1,8 @@
 //! Prefetches the part of B that a thread needs next while the thread still computes with another part.
 
 use super::{Part, Source, Unit, int8};
-use crate::matmul::INT8_GROUP;
-use crate::simd::prefetch;
+use reel_device::cpu::simd::prefetch;
+use reel_device::launch::INT8_GROUP;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;

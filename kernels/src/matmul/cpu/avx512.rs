@@ -5,7 +5,7 @@ use super::{
     Ahead, Code, Direct, DirectTiles, Part, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit, groups,
     int8, thin_rows_of_b,
 };
-use crate::simd::row_steps::{RowSteps, hide_address};
+use reel_device::cpu::simd::row_steps::{RowSteps, hide_address};
 use std::arch::x86_64::*;
 
 /// The instances of a tile function for 1 to 12 rows of A.

@@ -16,10 +16,10 @@
 //! (`fetch`).
 
 use super::{Pack, Packed, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
-use crate::Team;
-use crate::matmul::GROUP_ROWS;
+use reel_device::Team;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::is_intel;
+use reel_device::cpu::simd::is_intel;
+use reel_device::launch::GROUP_ROWS;
 
 /// Words of a line.
 const LANES: usize = GROUP_ROWS;

@@ -12,7 +12,7 @@
 //! processor need not wait for one before the next.
 
 use super::{MultiplyThin, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
-use crate::matmul::INT8_GROUP;
+use reel_device::launch::INT8_GROUP;
 
 /// Columns of C that a call of a [`Thin`] function has room for.
 pub(super) const THIN_ROWS: usize = 64;

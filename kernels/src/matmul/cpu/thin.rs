@@ -2,7 +2,7 @@
 //! lies there, and no packed copy of it is stored.
 
 use super::{Packed, Part, Product, Scratch, Source};
-use crate::Element;
+use reel_device::Element;
 use std::mem::MaybeUninit;
 
 /// Maximum number of bytes of B that one task reads in a product with few rows of A. The task prefetches the rows

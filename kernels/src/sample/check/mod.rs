@@ -1,7 +1,5 @@
 use super::formula::Settings;
 use super::{PHILOX_STREAM_NUMBER, Params, formula, sample, workspace_bytes};
-use crate::Addr;
-use crate::DType::F32;
 use crate::checks::rounding::{ULP, approximate};
 use crate::checks::{
     RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving,
@@ -10,6 +8,8 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::log_prob::check::in_chunks;
 use crate::log_prob::formula::{log_prob, lse_rounded};
 use crate::philox;
+use reel_device::Addr;
+use reel_device::DType::F32;
 
 checks!(
     generated_rows_follow_the_formula,

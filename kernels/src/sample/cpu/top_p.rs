@@ -7,8 +7,8 @@
 //! ```
 
 use super::{BLOCK, total};
-use crate::simd::{LANES, sum_lanes};
-use crate::simd_fn;
+use reel_device::cpu::simd::{LANES, sum_lanes};
+use reel_device::simd_fn;
 
 /// At most this many keys are sorted directly, without halving their range first.
 const SORTED: usize = 16;

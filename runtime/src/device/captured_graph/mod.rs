@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-use reel_kernels::Launch;
+use reel_device::Launch;
 
 use super::origin::{LaunchOrigin, current_origin, with_origin};
 use super::{Device, MemoryCategory};

@@ -1,12 +1,12 @@
 //! Tests of captured graphs on cpu, sim, and cuda with the fake driver, which checks the driver's rules.
 
+use reel_kernels::matmul::PRODUCT_CODE;
 use std::sync::Arc;
 
-use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::FakeDriver;
+use reel_device::cuda::{Gpu, fake::FakeDriver};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, Arch, DType, compile};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
-use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, Arch, DType, compile};
 
 use super::*;
 use crate::device::SimOptions;
@@ -163,6 +163,7 @@ fn product_of_f32_and_bf16_can_be_captured() {
             bias: Addr::NULL,
             accumulate: false,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         };
         let graph = d.capture((x.clone(), w.clone(), y.clone()), || d.launch(&Launch::Matmul(product))).unwrap();
         let others: Vec<Tensor> = (0..4).map(|_| numbers(&d, &[5.0; 6])).collect();

@@ -1,4 +1,4 @@
-//! Device `cpu`: launches run the Rust kernels on a thread team (`reel_kernels::Team`).
+//! Device `cpu`: launches run the Rust kernels on a thread team (`reel_device::Team`).
 #![allow(unsafe_code)]
 
 mod kept_blocks;
@@ -8,8 +8,8 @@ mod slabs;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Mutex;
 
-use reel_kernels::launch::run_on_cpu;
-use reel_kernels::{Launch, Team};
+use reel_device::launch::run_on_cpu;
+use reel_device::{Launch, Team};
 
 use self::kept_blocks::KeptBlocks;
 #[cfg(target_os = "linux")]

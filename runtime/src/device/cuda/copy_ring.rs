@@ -9,8 +9,10 @@
 
 use std::sync::Arc;
 
-use reel_kernels::cuda::driver::{EventHandle, StreamHandle};
-use reel_kernels::cuda::{CudaError, Driver};
+use reel_device::cuda::{
+    CudaError, Driver,
+    driver::{EventHandle, StreamHandle},
+};
 
 /// Bytes of one slot, which is the maximum size of an asynchronous copy. A decode step needs far less for its tokens
 /// and log-probabilities.

@@ -12,11 +12,12 @@ mod timeline;
 
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use reel_kernels::cuda::blas::{Blas, WORKSPACE_BYTES};
-use reel_kernels::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
-use reel_kernels::elementwise::{self, CastParams};
-use reel_kernels::matmul::{Matmul, gemm};
-use reel_kernels::{Addr, DType, KernelLaunch, Launch};
+use reel_device::cuda::{
+    AlgorithmFingerprint, CudaError, Gpu, GpuGraph,
+    blas::{Blas, WORKSPACE_BYTES},
+};
+use reel_device::launch::Matmul;
+use reel_device::{Addr, DType, KernelLaunch, Launch};
 
 use self::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use self::memory::MemoryPool;
@@ -81,7 +82,7 @@ impl Cuda {
     /// The kernel call that computes a matrix product without cuBLASLt; `None` if cuBLASLt computes it.
     fn product_kernel(&self, product: &Matmul) -> Option<KernelLaunch> {
         match self.products {
-            Products::Own => gemm::kernel_launch(product, &self.gpu.arch()),
+            Products::Own => (product.code.gpu_kernel)(product, &self.gpu.arch()),
             Products::CublasLt => None,
         }
     }
@@ -205,8 +206,7 @@ fn widening(product: &Matmul, buffer: u64) -> (Launch, Matmul) {
     let mut wide = *product;
     let (narrow, rows) =
         if product.a.dtype == DType::F32 { (&mut wide.b, product.n) } else { (&mut wide.a, product.m) };
-    let params = CastParams { src: narrow.addr, dst: Addr(buffer), count: (rows * product.k) as u64 };
-    let cast = elementwise::cast(narrow.dtype, DType::F32, &params);
+    let cast = (product.code.cast_to_f32)(narrow.dtype, narrow.addr, Addr(buffer), rows * product.k);
     (narrow.addr, narrow.dtype) = (Addr(buffer), DType::F32);
     (cast, wide)
 }

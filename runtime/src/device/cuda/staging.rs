@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
-use reel_kernels::cuda::driver::{EventHandle, StreamHandle};
-use reel_kernels::cuda::{CudaError, Driver};
+use reel_device::cuda::{
+    CudaError, Driver,
+    driver::{EventHandle, StreamHandle},
+};
 
 /// Size in bytes of a staging slot for small copies.
 const STAGING_SLOT_BYTES: usize = 1 << 20;

@@ -1,12 +1,13 @@
 //! Tests of device `cuda` on the fake driver, which checks the driver's rules.
 
+use reel_kernels::matmul::PRODUCT_CODE;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use reel_kernels::cuda::fake::FakeDriver;
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::launch::Operand;
+use reel_device::{Arch, compile};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
-use reel_kernels::matmul::Operand;
-use reel_kernels::{Arch, compile};
 
 use super::*;
 use crate::device::{Buffer, Device, MappedFile, MemoryCategory};
@@ -38,6 +39,7 @@ pub(in crate::device) fn matrix_product(a: &Tensor, b: &Tensor, c: &Tensor) -> M
         bias: Addr::NULL,
         accumulate: false,
         scale: 1.0,
+        code: &PRODUCT_CODE,
     }
 }
 

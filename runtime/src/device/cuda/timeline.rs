@@ -14,8 +14,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reel_kernels::cuda::driver::{EventHandle as CudaEvent, StreamHandle};
-use reel_kernels::cuda::{CudaError, Driver};
+use reel_device::cuda::{
+    CudaError, Driver,
+    driver::{EventHandle as CudaEvent, StreamHandle},
+};
 
 use super::device_error;
 use crate::device::profiler::{LaunchRecord, TimedLaunch};

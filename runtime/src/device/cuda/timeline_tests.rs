@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use reel_kernels::cuda::fake::FakeDriver;
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::{Arch, compile};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
-use reel_kernels::{Arch, compile};
 
 use super::tests::{f32_tensor, fake_gpu_device, matrix_product};
 use super::*;

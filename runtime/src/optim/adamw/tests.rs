@@ -119,7 +119,7 @@ fn stochastic_rounding_depends_on_the_seed_only() {
 
 /// Device `sim`; `None` without NVRTC.
 fn sim() -> Option<Device> {
-    reel_kernels::compile::skip_without_nvrtc()?;
+    reel_device::compile::skip_without_nvrtc()?;
     Some(Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap())
 }
 
@@ -150,7 +150,7 @@ fn optimizer_memory_matches_the_documented_bytes() {
                 + size_of::<ArrayEntry>()
                 + size_of::<fingerprint::ByteRange>()
                 + size_of::<kernel::StepEntry>()
-                + 3 * size_of::<reel_kernels::launch::Chunk>();
+                + 3 * size_of::<reel_device::launch::Chunk>();
             assert_eq!(device.memory().current - before, bytes + low + tables, "{moments:?} {dtype}");
             drop(optimizer);
         }

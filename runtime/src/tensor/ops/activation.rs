@@ -1,7 +1,8 @@
 //! Activation functions: SwiGLU (decoder and vision tower), GELU (merger of the vision tower), the tanh approximation
 //! of GELU (SigLIP).
 
-use reel_kernels::{Addr, DType, Launch, gelu as gelu_kernel, swiglu as swiglu_kernel};
+use reel_device::{Addr, DType, Launch};
+use reel_kernels::{gelu as gelu_kernel, swiglu as swiglu_kernel};
 
 use super::want_alike;
 use crate::device::in_op;

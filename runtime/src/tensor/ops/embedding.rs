@@ -1,6 +1,7 @@
 //! Token embeddings, with vision tokens in place of pad tokens.
 
-use reel_kernels::{Addr, DType, embedding as kernel};
+use reel_device::{Addr, DType};
+use reel_kernels::embedding as kernel;
 
 use super::{size, want_dtype, want_shape};
 use crate::device::in_op;

@@ -1,6 +1,7 @@
 //! The policy loss of GRPO and its variants (DAPO, Dr. GRPO, GSPO), computed from log-probabilities.
 
-use reel_kernels::{Addr, DType, elementwise, grpo_loss as kernel, reduce};
+use reel_device::{Addr, DType};
+use reel_kernels::{elementwise, grpo_loss as kernel, reduce};
 
 use super::attention::CuSeqlens;
 use super::{size, want_dtype, want_shape};

@@ -60,7 +60,7 @@ pub use skinny::{
 
 use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};
-use reel_kernels::DType;
+use reel_device::DType;
 
 /// The names of all ops with a backward rule.
 pub const OPS_WITH_BACKWARD: [&str; 25] = [

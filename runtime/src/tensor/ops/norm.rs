@@ -5,7 +5,8 @@
 //! vision tower.
 
 use bytemuck::Zeroable;
-use reel_kernels::{Addr, DType, patch_merge as merge_kernel, rms_norm as kernel};
+use reel_device::{Addr, DType};
+use reel_kernels::{patch_merge as merge_kernel, rms_norm as kernel};
 
 use super::{rows_cols, size, want_alike, want_dtype, want_shape};
 use crate::device::{MemoryCategory, in_op};

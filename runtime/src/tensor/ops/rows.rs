@@ -1,6 +1,7 @@
 //! Gathers rows by an index (window order, tokens with labels), and writes rows into a larger tensor.
 
-use reel_kernels::{DType, rows as kernel};
+use reel_device::DType;
+use reel_kernels::rows as kernel;
 
 use super::{rows_cols, size, want_dtype, want_shape};
 use crate::device::{Kernels, in_op};

@@ -1,8 +1,8 @@
 //! Sampling of the next token of each row, on the device: temperature, top-p, top-k, min-p, penalties, biases and
 //! masks.
 
+use reel_device::{Addr, DType};
 use reel_kernels::sample as kernel;
-use reel_kernels::{Addr, DType};
 
 use super::{size, want_dtype, want_shape};
 use crate::device::{Device, Kernels, MemoryCategory, in_op};

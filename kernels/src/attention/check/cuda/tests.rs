@@ -1,8 +1,8 @@
 use super::*;
-use crate::Launch;
 use crate::attention::{BwdParams, FwdParams};
 use crate::checks::{normal_numbers, on_sim, simulated_stages};
-use crate::simulate::{self, SimulatedStage};
+use reel_device::Launch;
+use reel_device::simulate::{self, SimulatedStage};
 use reel_sim::exec::ExecOptions;
 use reel_sim::memory::SimMemory;
 

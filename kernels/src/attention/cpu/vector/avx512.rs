@@ -8,9 +8,9 @@ use super::super::tiles;
 use super::avx2::Avx2Vector;
 use super::plain::PlainVector;
 use super::{EXP, LANES, LN2_HI, LN2_LO, LOW, Vector, VectorCode, dispatch};
-use crate::simd::{Isa, sum_lanes};
-use crate::{DType, Element};
 use half::bf16;
+use reel_device::cpu::simd::{Isa, sum_lanes};
+use reel_device::{DType, Element};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 

@@ -5,8 +5,8 @@
 
 use super::super::product::SmallProduct;
 use super::{LANES, Vector, dispatch};
-use crate::Element;
-use crate::simd::{Isa, exp, sum_lanes};
+use reel_device::Element;
+use reel_device::cpu::simd::{Isa, exp, sum_lanes};
 
 /// Portable vectors, for machines without AVX2.
 #[derive(Clone, Copy)]

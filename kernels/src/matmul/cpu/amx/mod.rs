@@ -1,4 +1,4 @@
-//! Products on the tiles of AMX ([`crate::simd::amx`]): blocks of 32 × 32 sums in four tiles.
+//! Products on the tiles of AMX ([`reel_device::cpu::simd::amx`]): blocks of 32 × 32 sums in four tiles.
 //!
 //! `tdpbf16ps` multiplies a tile of *rows* (16 rows of 32 elements along k) with a tile of *pairs* (16 columns; each
 //! row of the tile has one pair of neighbouring k of every column). Rows are what lies in memory if k is the last
@@ -60,13 +60,15 @@ mod tiles;
 
 use super::avx512::transpose;
 use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, Unit};
-use crate::matmul::{Matmul, Operand};
-use crate::simd::amx::Tiles;
-use crate::view::{OutputArray, slice_at};
-use crate::{DType, Element, Team};
 use half::bf16;
 use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
 use panel::{Panel, Place};
+use reel_device::cpu::simd::amx::Tiles;
+use reel_device::launch::{
+    Matmul, Operand,
+    view::{OutputArray, slice_at},
+};
+use reel_device::{DType, Element, Team};
 use std::arch::x86_64::*;
 use std::ops::Range;
 use std::ptr::null;

@@ -4,7 +4,7 @@
 use super::super::avx512::transpose;
 use super::super::{Source, Unit, groups};
 use super::{PARTS, SIDE, STEP, TILE, parts};
-use crate::{DType, Element};
+use reel_device::{DType, Element};
 use std::arch::x86_64::*;
 use std::ops::Range;
 

@@ -4,8 +4,8 @@
 use super::pack::{copy_rows, pack_pairs};
 use super::tiles::Prefetch;
 use super::{BLOCK, Product, SIDE, STEP, TILE};
-use crate::Element;
 use crate::matmul::cpu::{Unit, groups, int8};
+use reel_device::Element;
 use std::ops::Range;
 use std::ptr::null;
 

@@ -10,9 +10,9 @@ use super::tiles::{
     thin_groups_one, thin_groups_two, thin_one, thin_two,
 };
 use super::{BLOCK, PARTS, Product, SIDE, STEP, SUMS, TILE};
-use crate::Element;
 use crate::matmul::cpu::{Packed, Scratch, TASK, THIN_BYTES, groups, runs};
-use crate::simd::amx::{TileShape, Tiles};
+use reel_device::Element;
+use reel_device::cpu::simd::amx::{TileShape, Tiles};
 use std::arch::x86_64::*;
 use std::ops::Range;
 use std::ptr::null;

@@ -2,9 +2,10 @@
 //! (token, position, length, block table) is updated there, so the host can enqueue a step, or replay it as a
 //! captured graph, before it has read the tokens of the previous step.
 
-use reel_kernels::launch::RowKeys;
+use reel_device::launch::RowKeys;
+use reel_device::{Addr, DType};
+use reel_kernels::advance as kernel;
 use reel_kernels::paged_attention::{BLOCK_TOKENS, counters_per_token};
-use reel_kernels::{Addr, DType, advance as kernel};
 
 use super::attention::{CuSeqlens, KvPages};
 use super::{TokenHistory, size, want_dtype, want_shape};

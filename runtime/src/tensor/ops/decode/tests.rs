@@ -1,4 +1,4 @@
-use reel_kernels::compile;
+use reel_device::compile;
 
 use super::*;
 use crate::device::SimOptions;

@@ -24,8 +24,10 @@ mod products;
 #[cfg(test)]
 mod tests;
 
-use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, elementwise};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, DType, Launch};
+use reel_kernels::elementwise;
+use reel_kernels::matmul::PRODUCT_CODE;
 
 use super::{size, want_dtype, want_shape};
 use crate::device::{Kernels, in_op};
@@ -164,6 +166,7 @@ impl Head {
             bias: Addr::NULL,
             accumulate,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         })
     }
 }

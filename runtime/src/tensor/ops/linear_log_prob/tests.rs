@@ -132,7 +132,7 @@ fn f32_rows_times_a_bf16_weight() {
 
 #[test]
 fn sim_equals_cpu() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let options = SimOptions { threads: 1, interleavings: 3, ..Default::default() };
     let (cpu, sim) = (Device::cpu(1), Device::sim(options).unwrap());
     for (dtype, entropy) in [(DType::F32, true), (DType::BF16, false), (DType::BF16, true)] {

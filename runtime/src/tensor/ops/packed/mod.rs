@@ -10,9 +10,11 @@
 //! on either. No op here has a backward rule.
 
 use bytemuck::Zeroable;
-use reel_kernels::matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, cpu, group_elements, int8_groups};
+use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
+use reel_device::{Addr, DType, Element, Launch};
+use reel_kernels::matmul::PRODUCT_CODE;
+use reel_kernels::matmul::{cpu, int8_groups};
 use reel_kernels::skinny::{self, Params, WeightFormat};
-use reel_kernels::{Addr, DType, Element, Launch};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
@@ -158,7 +160,7 @@ impl PackedWeight {
 
 /// Arranges rows `[n, k]` in the groups `to`, which has their dtype.
 fn arrange(to: &Tensor, [n, k]: [usize; 2], from: Addr) -> Result<()> {
-    let groups = WeightGroups { n, k, dtype: to.dtype(), from, to: to.addr() };
+    let groups = WeightGroups { n, k, dtype: to.dtype(), from, to: to.addr(), code: &PRODUCT_CODE };
     to.device().launch(&Launch::WeightGroups(groups))
 }
 
@@ -331,6 +333,7 @@ fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result
         bias: Addr::NULL,
         accumulate: false,
         scale: 1.0,
+        code: &PRODUCT_CODE,
     })
 }
 

@@ -1,6 +1,6 @@
 use half::bf16;
 use proptest::prelude::*;
-use reel_kernels::compile;
+use reel_device::compile;
 use reel_kernels::int8::quantize_row;
 
 use super::*;

@@ -6,8 +6,8 @@
 //! CPU these ops call [`super::linear`]. No op here has a backward rule.
 
 use bytemuck::Zeroable;
+use reel_device::{Addr, DType};
 use reel_kernels::skinny::{self, Choices, Params, WeightFormat};
-use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};

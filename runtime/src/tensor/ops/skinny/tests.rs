@@ -1,5 +1,5 @@
 use proptest::prelude::*;
-use reel_kernels::compile;
+use reel_device::compile;
 
 use super::*;
 use crate::device::{Device, MemoryCategory, SimOptions};

@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use reel_kernels::Element;
+use reel_device::Element;
 
 type Values = Vec<f32>;
 
@@ -345,7 +345,7 @@ proptest! {
 
 #[test]
 fn fused_ops_agree_on_sim() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     for (rows, cols) in [(0, 8), (1, 1), (1, 19), (67, 40), (5, 64)] {
         norm_and_residual(&sim, rows, cols, 3);
@@ -404,7 +404,7 @@ fn tiles_of_rows_have_the_bits_of_rows_alone() {
 /// Runs each SigLIP op with 0 rows and with 1 row, forward and backward, in both dtypes.
 #[test]
 fn siglip_ops_accept_zero_rows_and_one_row() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
     for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
         for rows in [0, 1] {

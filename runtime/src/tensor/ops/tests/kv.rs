@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::ops::{KvDestination, KvPages, RotaryTable, SequencePages, rotary_table};
-use reel_kernels::DType;
+use reel_device::DType;
 
 /// A cache of one sequence, which has no keys yet, and the angles of its new tokens.
 pub(crate) struct SmallKvCache {

@@ -308,7 +308,7 @@ fn every_backward_rule_equals_finite_differences() {
 
 #[test]
 fn sim_gradients_equal_cpu() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let (cpu, sim) = (Device::cpu(1), Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap());
     for c in cases() {
         let values: Vec<Vec<f32>> =

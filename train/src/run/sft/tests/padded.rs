@@ -1,7 +1,7 @@
 //! A vision tower whose MLP a GPU's weights fill up with zeros: files have the published shapes and values, and every
 //! device resumes from them.
 
-use reel_kernels::compile;
+use reel_device::compile;
 use reel_runtime::SimOptions;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};

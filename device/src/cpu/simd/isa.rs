@@ -218,7 +218,7 @@ fn intel_family_and_model() -> Option<(u32, u32)> {
 
 /// Whether Intel made this processor.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn is_intel() -> bool {
+pub fn is_intel() -> bool {
     static INTEL: OnceLock<bool> = OnceLock::new();
     *INTEL.get_or_init(|| intel_family_and_model().is_some())
 }

@@ -19,10 +19,7 @@ mod nvidia;
 pub mod rules;
 mod types;
 
-#[cfg(test)]
-mod tests;
-
-pub use algorithms::AlgorithmFingerprint;
+pub use algorithms::{AlgorithmFingerprint, ProductShape};
 pub use driver::Driver;
 pub use error::CudaError;
 pub use gpu::{Buffer, Gpu, PtxFunction};

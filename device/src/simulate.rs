@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use crate::compile::{self, CompileError};
+use crate::launch::Matmul;
 use crate::launch::{Arch, KernelLaunch, Stage, TensorMapError};
-use crate::matmul::Matmul;
 use crate::{Addr, DType, Team};
 use reel_sim::counters::Counters;
 use reel_sim::exec::{self, ExecOptions, GpuSpec, LaunchError};
@@ -184,7 +184,7 @@ pub fn run_matmul(m: &Matmul, memory: &mut SimMemory, team: &Team) -> Result<(),
     (copy.a.addr, copy.b.addr, copy.bias, copy.b_scale) = (here(&a), here(&b), here(&bias), here(&b_scale));
     copy.c = Addr(c.as_mut_ptr() as u64);
     // SAFETY: the operands are live copies of the sizes that the product has, and no other thread uses `c`.
-    unsafe { crate::matmul::cpu::run_simulated(&copy, team) };
+    unsafe { (copy.code.simulated)(&copy, team) };
     let writable = memory.buffer_index(m.c.0).is_some_and(|i| memory.buffer(i).writable);
     if writable && memory.write(m.c.0, &bytemuck::cast_slice(&c)[..bytes]) {
         return Ok(());

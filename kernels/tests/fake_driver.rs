@@ -1,11 +1,14 @@
-//! Tests of the GPU interface on the fake driver.
+//! Tests of the GPU interface on the fake driver, with the project's kernels.
+#![allow(unsafe_code)]
 
-use super::driver::{CompiledCode, Driver, LaunchConfig};
-use super::fake::FakeDriver;
-use super::*;
-use crate::elementwise::{self, FillParams};
-use crate::launch::{Launch, Stage};
-use crate::{Addr, Arch, DType, compile};
+use reel_device::cuda::{
+    driver::{CompiledCode, Driver, LaunchConfig},
+    fake::FakeDriver,
+    *,
+};
+use reel_device::launch::{Launch, Stage};
+use reel_device::{Addr, Arch, DType, compile};
+use reel_kernels::elementwise::{self, FillParams};
 use reel_sim::tensor_map::{DataType as MapType, Swizzle, TensorMap};
 use std::sync::Arc;
 
@@ -223,7 +226,7 @@ fn fake_driver_enforces_capture_rules() {
             ("CAPTURE_UNSUPPORTED", &|| fake.synchronize(other)),
             ("CAPTURE_UNSUPPORTED", &|| fake.alloc(4).map(|_| ())),
             ("CAPTURE_UNSUPPORTED", &|| fake.alloc_host(4).map(|_| ())),
-            ("CAPTURE_IMPLICIT", &|| fake.fill(at, 0, 16, super::driver::StreamHandle(0))),
+            ("CAPTURE_IMPLICIT", &|| fake.fill(at, 0, 16, reel_device::cuda::driver::StreamHandle(0))),
         ];
         for (words, call) in prohibited {
             fake.begin_capture(stream).unwrap();

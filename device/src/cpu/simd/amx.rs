@@ -74,7 +74,7 @@ fn permitted() -> bool {
 
 /// The shapes of the eight tiles: the operand of `ldtilecfg`.
 #[repr(C, align(64))]
-pub(crate) struct TileShape {
+pub struct TileShape {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -94,7 +94,7 @@ impl TileShape {
 
     /// The shape for products of `rows` rows, 1 to 32: tiles 4 and 5 hold up to 16 of them each, tiles 0 and 1 the sums
     /// of tile 4, tiles 2 and 3 those of tile 5. A tile that would have none has one row.
-    pub(crate) fn with_rows(rows: usize) -> TileShape {
+    pub fn with_rows(rows: usize) -> TileShape {
         let mut shape = Self::FULL;
         let (first, second) = (rows.clamp(1, 16) as u8, rows.clamp(17, 32) as u8 - 16);
         shape.rows[..6].copy_from_slice(&[first, first, second, second, first, second]);
@@ -106,7 +106,7 @@ static FULL_TILES: TileShape = TileShape::FULL;
 
 /// The eight tiles of this thread, configured while the value lives. Dropping it releases them, so that the system need
 /// not save them and no later code of the thread finds them in use.
-pub(crate) struct Tiles(PhantomData<*const ()>);
+pub struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
     /// Configures the tiles of this thread to their full size.
@@ -114,7 +114,7 @@ impl Tiles {
     /// # Safety
     /// The process may use AMX ([`super::Isa::Amx`] is an instruction set of this machine), or the emulator of the
     /// tests is installed. The thread has no other `Tiles`.
-    pub(crate) unsafe fn configure() -> Tiles {
+    pub unsafe fn configure() -> Tiles {
         // SAFETY: the conditions of this function.
         unsafe { Self::configure_as(&FULL_TILES) }
     }
@@ -123,7 +123,7 @@ impl Tiles {
     ///
     /// # Safety
     /// Those of [`Tiles::configure`].
-    pub(crate) unsafe fn configure_as(shape: &TileShape) -> Tiles {
+    pub unsafe fn configure_as(shape: &TileShape) -> Tiles {
         // SAFETY: the process may use AMX; the operand is a valid configuration of 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const *shape, options(nostack, preserves_flags)) };
         Tiles(PhantomData)

@@ -5,7 +5,7 @@ use super::algorithms::AlgorithmFingerprint;
 use super::error::CudaError;
 use super::types::StreamHandle;
 use crate::DType;
-use crate::matmul::Matmul;
+use crate::launch::Matmul;
 
 /// Bytes of workspace for matrix products: NVIDIA's recommendation for Hopper.
 pub const WORKSPACE_BYTES: usize = 32 << 20;

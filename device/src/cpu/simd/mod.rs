@@ -3,15 +3,15 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod amx;
-#[cfg(all(any(test, feature = "emulate-amx"), target_arch = "x86_64", target_os = "linux"))]
-pub(crate) mod amx_emulator;
+pub mod amx;
+#[cfg(all(any(test, feature = "amx-emulator"), target_arch = "x86_64", target_os = "linux"))]
+pub mod amx_emulator;
 mod isa;
-pub(crate) mod prefetch;
-pub(crate) mod row_steps;
+pub mod prefetch;
+pub mod row_steps;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use isa::is_intel;
+pub use isa::is_intel;
 pub use isa::{DefaultIsa, ISA_VARIABLE, Isa, best_isa, default_isa, isa, requested_isa};
 
 /// Compiles a function for each instruction set; calls use the best one of this machine: `simd_fn! { pub fn double<T:
@@ -35,17 +35,17 @@ macro_rules! simd_fn {
                 #[allow(clippy::too_many_arguments)]
                 fn avx2 $(<$($t: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 #[allow(unsafe_code)]
-                match $crate::simd::isa() {
-                    $crate::simd::Isa::Avx512
-                    | $crate::simd::Isa::Avx512Bf16
-                    | $crate::simd::Isa::Amx
-                    | $crate::simd::Isa::AmxF32 => {
+                match $crate::cpu::simd::isa() {
+                    $crate::cpu::simd::Isa::Avx512
+                    | $crate::cpu::simd::Isa::Avx512Bf16
+                    | $crate::cpu::simd::Isa::Amx
+                    | $crate::cpu::simd::Isa::AmxF32 => {
                         // SAFETY: `isa` found these features on this machine.
                         return unsafe { avx512($($arg),*) };
                     }
                     // SAFETY: `isa` found these features on this machine.
-                    $crate::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::simd::Isa::Plain => {}
+                    $crate::cpu::simd::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::cpu::simd::Isa::Plain => {}
                 }
             }
             body($($arg),*)
@@ -71,7 +71,7 @@ fn fold_once<const N: usize>(lanes: [f32; LANES]) -> [f32; LANES] {
 
 crate::simd_fn! {
     /// Adds each element of `x` to the sum at the same index.
-    pub(crate) fn add_to_sums<T: crate::Element>(x: &[T], sums: &mut [f32]) {
+    pub fn add_to_sums<T: crate::Element>(x: &[T], sums: &mut [f32]) {
         for (x, sum) in x.iter().zip(sums) {
             *sum += x.to_f32();
         }

@@ -2,7 +2,7 @@
 //! and stop at the end of each row or page; a store to a line that is not in the cache has to read it first.
 #![allow(unsafe_code)]
 
-use crate::view::OutputArray;
+use crate::launch::view::OutputArray;
 
 /// Distance in bytes of prefetches into the second-level cache, which has more requests for memory under way than the
 /// first: on Intel some 48 instead of 16 (Golden Cove).
@@ -20,7 +20,7 @@ const LINE: usize = 64;
 
 /// Prefetches lines behind `at`, which a loop reads; they may lie behind the end of the array.
 #[inline(always)]
-pub(crate) fn read_ahead<T>(at: &T) {
+pub fn read_ahead<T>(at: &T) {
     let at = std::ptr::from_ref(at).cast::<u8>();
     read_later(at.wrapping_add(FAR));
     read(at.wrapping_add(NEAR));
@@ -28,19 +28,19 @@ pub(crate) fn read_ahead<T>(at: &T) {
 
 /// Prefetches a line behind `at`, which a loop writes; it may lie behind the end of the array.
 #[inline(always)]
-pub(crate) fn write_ahead<T>(at: &mut T) {
+pub fn write_ahead<T>(at: &mut T) {
     write(std::ptr::from_mut(at).cast::<u8>().wrapping_add(NEAR));
 }
 
 /// Prefetches row `row + 2` of an array with `cols` elements in a row, of which a loop reads row `row`.
 #[inline(always)]
-pub(crate) fn read_row_ahead<T>(x: &[T], row: usize, cols: usize) {
+pub fn read_row_ahead<T>(x: &[T], row: usize, cols: usize) {
     read_part_ahead(x, row, cols, cols);
 }
 
 /// [`read_row_ahead`] with rows that begin `stride` elements apart.
 #[inline(always)]
-pub(crate) fn read_part_ahead<T>(x: &[T], row: usize, stride: usize, cols: usize) {
+pub fn read_part_ahead<T>(x: &[T], row: usize, stride: usize, cols: usize) {
     let start = (row + ROWS_AHEAD) * stride;
     if size_of_val(x) > SMALL
         && let Some(next) = x.get(start..start + cols)
@@ -51,13 +51,13 @@ pub(crate) fn read_part_ahead<T>(x: &[T], row: usize, stride: usize, cols: usize
 
 /// Prefetches row `row + 2` of an array with `cols` elements in a row, of which a loop writes row `row`.
 #[inline(always)]
-pub(crate) fn write_row_ahead<T>(y: &OutputArray<T>, row: usize, cols: usize) {
+pub fn write_row_ahead<T>(y: &OutputArray<T>, row: usize, cols: usize) {
     write_part_ahead(y, row, cols, cols);
 }
 
 /// [`write_row_ahead`] with rows that begin `stride` elements apart.
 #[inline(always)]
-pub(crate) fn write_part_ahead<T>(y: &OutputArray<T>, row: usize, stride: usize, cols: usize) {
+pub fn write_part_ahead<T>(y: &OutputArray<T>, row: usize, stride: usize, cols: usize) {
     let start = (row + ROWS_AHEAD) * stride;
     if size_of::<T>() * y.element_count() > SMALL && start + cols <= y.element_count() {
         write_lines(y.address(start, cols).cast(), (size_of::<T>() * cols).min(ROW_BYTES));
@@ -66,7 +66,7 @@ pub(crate) fn write_part_ahead<T>(y: &OutputArray<T>, row: usize, stride: usize,
 
 /// Prefetches `bytes` bytes from `at` on, which may be any address, for writing.
 #[inline(always)]
-pub(crate) fn write_lines(at: *const u8, bytes: usize) {
+pub fn write_lines(at: *const u8, bytes: usize) {
     lines(at, bytes, write);
 }
 
@@ -90,7 +90,7 @@ fn read(at: *const u8) {
 
 /// Loads the line at `at`, which may be any address, into the second-level cache.
 #[inline(always)]
-pub(crate) fn read_later(at: *const u8) {
+pub fn read_later(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     load::<{ std::arch::x86_64::_MM_HINT_T1 }>(at);
     #[cfg(not(target_arch = "x86_64"))]

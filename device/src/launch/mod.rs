@@ -1,24 +1,31 @@
 //! A launch as plain data: which kernel, with which parameters, and the operations and bytes that it needs at least.
-//! Devices execute it.
+//! Devices execute it. They are below the kernels and name none: a launch carries the code that executes it. A call of
+//! a kernel has its [`Kernel`], a matrix product its [`ProductCode`]; both are tables of functions.
 //!
 //! [`params!`](crate::params) declares a kernel's parameters once, as a Rust struct and as the C declaration that a
 //! CUDA compiler reads. [`kernel!`](crate::kernel) declares a [`Kernel`]: symbol, parameters, code for device `cpu`,
 //! CUDA source and plan. A plan turns a call into the CUDA launches ([`Stage`]) for a GPU.
 
+mod cost;
+mod dtype;
+mod matmul;
 mod params;
 mod row_keys;
 mod source;
 mod stage;
 mod table;
+pub mod view;
 
+pub use cost::Cost;
+pub use dtype::{DType, Element};
+pub use matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, ProductCode, WeightGroups, group_elements};
 pub use params::{Addr, CType, Padding, ParamField, Params, TensorMapSlot};
 pub use row_keys::{CostOfKeys, RowKeys};
 pub use source::Source;
 pub use stage::{Arch, Stage, TensorMapError};
 pub use table::{AddressTable, ArrayEntry, Chunk, chunks};
 
-use crate::matmul::{Matmul, WeightGroups};
-use crate::{Cost, DType, Team};
+use crate::Team;
 
 /// A kernel; its name is the same in the source, in profiles and on the command line.
 pub struct Kernel {
@@ -49,7 +56,7 @@ impl std::fmt::Debug for Kernel {
 ///
 /// # Panics
 /// For types other than F32 and BF16.
-pub(crate) fn kernel_for_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
+pub fn kernel_for_dtype(dtype: DType, f32: &'static Kernel, bf16: &'static Kernel) -> &'static Kernel {
     match dtype {
         DType::F32 => f32,
         DType::BF16 => bf16,
@@ -198,8 +205,8 @@ pub unsafe fn run_on_cpu(launch: &Launch, team: &Team) {
         // SAFETY: every address in the launch covers what its kernel documents.
         Launch::Kernel(k) => unsafe { (k.kernel.cpu)(&k.params, team) },
         // SAFETY: the operands' addresses cover the shapes of the product.
-        Launch::Matmul(m) => unsafe { crate::matmul::cpu::run(m, team) },
+        Launch::Matmul(m) => unsafe { (m.code.cpu)(m, team) },
         // SAFETY: the addresses cover the weight and its groups.
-        Launch::WeightGroups(w) => unsafe { crate::matmul::cpu::arrange(w, team) },
+        Launch::WeightGroups(w) => unsafe { (w.code.arrange)(w, team) },
     }
 }

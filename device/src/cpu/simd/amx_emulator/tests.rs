@@ -4,8 +4,7 @@
 
 use super::super::amx::{self, Tiles};
 use super::*;
-use crate::checks::normal_numbers;
-use crate::dtype::Element;
+use crate::Element;
 use half::bf16;
 use proptest::prelude::*;
 
@@ -90,6 +89,20 @@ fn scalar_sum(old: f32, a: &[f32], b: &[f32]) -> f32 {
         sums[i % 2] = a.mul_add(*b, sums[i % 2]);
     }
     old + (sums[0] + sums[1])
+}
+
+/// Returns seeded random numbers with about a normal distribution of standard deviation `scale`, among them negative
+/// zeros.
+fn normal_numbers(count: usize, seed: u64, scale: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    let mut number = || (next() + next() + next() + next() - 2.0) * 1.732 * scale;
+    (0..count).map(|i| if i % 97 == 14 { -0.0 } else { number() }).collect()
 }
 
 fn random_bf16(count: usize, seed: u64) -> Vec<f32> {

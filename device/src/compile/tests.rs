@@ -24,6 +24,7 @@ extern "C" __global__ void __launch_bounds__(128) twice_f32(const __grid_constan
     if (i < p.n) ((float*)p.x)[i] = s[threadIdx.x ^ 1] + s[threadIdx.x];
 }
 "#,
+    shared_headers: &[],
     headers: &[],
     header_owners: &[],
     params: &[<TwiceParams as Params>::c_declaration],

@@ -21,7 +21,7 @@ use super::error::CudaError;
 use super::types::{GpuProperties, LaunchConfig, LaunchLimits};
 use crate::Team;
 use crate::launch::Arch;
-use crate::matmul::Matmul;
+use crate::launch::Matmul;
 use capture::Capture;
 use reel_sim::memory::SimMemory;
 use reel_sim::program::{Kernel, Program};

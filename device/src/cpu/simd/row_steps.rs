@@ -7,18 +7,18 @@
 
 /// The distances of up to 12 rows of 32-bit words from the first one, in words.
 #[derive(Clone, Copy)]
-pub(crate) struct RowSteps([usize; 7]);
+pub struct RowSteps([usize; 7]);
 
 impl RowSteps {
     /// Rows that are `stride` words apart.
     #[inline(always)]
-    pub(crate) fn new(stride: usize) -> RowSteps {
+    pub fn new(stride: usize) -> RowSteps {
         RowSteps([1, 3, 4, 5, 7, 9, 11].map(|rows: usize| hide(rows.wrapping_mul(stride))))
     }
 
     /// Words from row 0 to row `i`, which is below 12; a constant, once the caller's loop over the rows is unrolled.
     #[inline(always)]
-    pub(crate) fn row(&self, i: usize) -> usize {
+    pub fn row(&self, i: usize) -> usize {
         let [one, three, four, five, seven, nine, eleven] = self.0;
         match i {
             0 => 0,
@@ -54,7 +54,7 @@ fn hide(mut x: usize) -> usize {
 /// none of them from one step of a loop to the next.
 #[inline(always)]
 #[allow(unsafe_code)]
-pub(crate) fn hide_address<T>(mut at: *const T) -> *const T {
+pub fn hide_address<T>(mut at: *const T) -> *const T {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a comment is no instruction.
     unsafe {

@@ -10,6 +10,9 @@ pub struct Source {
     pub sm80: &'static str,
     /// The C declarations of the parameter structs that the source uses.
     pub params: &'static [fn() -> String],
+    /// The headers that all kernel folders share, those of `cuh/`: the name by which `#include` refers to each, and its
+    /// text.
+    pub shared_headers: &'static [(&'static str, &'static str)],
     /// The folder's headers: the name by which `#include` refers to each, and its text.
     pub headers: &'static [(&'static str, &'static str)],
     /// The sources of the other kernel folders whose headers this source includes.
@@ -21,8 +24,7 @@ impl Source {
     /// [`Source::header_owners`].
     pub fn available_header_names_and_texts(&self) -> Vec<(&'static str, &'static str)> {
         let owned = self.header_owners.iter().flat_map(|s| s.headers);
-        let mut all: Vec<_> =
-            crate::cuh::headers::HEADER_NAMES_AND_TEXTS.iter().chain(self.headers).chain(owned).copied().collect();
+        let mut all: Vec<_> = self.shared_headers.iter().chain(self.headers).chain(owned).copied().collect();
         all.sort_unstable();
         all
     }
@@ -88,7 +90,8 @@ mod tests {
 
     #[test]
     fn comments_and_whitespace_do_not_change_the_hash() {
-        let source = |sm80, headers| Source { name: "x", sm80, params: &[], headers, header_owners: &[] };
+        let source =
+            |sm80, headers| Source { name: "x", sm80, params: &[], shared_headers: &[], headers, header_owners: &[] };
         let plain = source("int a; int b;", &[("x/y.cuh", "c"), ("x/z.cuh", "d")]).code_hash();
         assert_eq!(
             source("int a;  // one\n\n\tint b;\n", &[("x/z.cuh", "d // e\n"), ("x/y.cuh", "c")]).code_hash(),

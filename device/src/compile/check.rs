@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spilled(float* x, int n) {
 "#;
 
     fn source(text: &'static str) -> Source {
-        Source { name: "bad", sm80: text, params: &[], headers: &[], header_owners: &[] }
+        Source { name: "bad", sm80: text, params: &[], shared_headers: &[], headers: &[], header_owners: &[] }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::nvidia::Context;
 use super::types::StreamHandle;
 use crate::DType;
 use crate::compile::toolkit::Toolkit;
-use crate::matmul::Matmul;
+use crate::launch::Matmul;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};

@@ -287,7 +287,7 @@ fn decode(code: &[u8], rip: usize, registers: &Registers) -> Option<(Instruction
 
 /// Makes instructions of AMX work in this process: by the processor, or else by the emulator. Returns false if neither
 /// is possible, because the processor lacks AVX-512 BF16.
-pub(crate) fn install() -> bool {
+pub fn install() -> bool {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     *INSTALLED.get_or_init(|| {
         if super::amx::support().is_ok() {

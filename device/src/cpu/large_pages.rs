@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use memmap2::MmapMut;
 
 /// An array of bytes in a memory mapping of its own; all bytes are 0 at first.
-pub(crate) struct LargeArray(MmapMut);
+pub struct LargeArray(MmapMut);
 
 impl LargeArray {
     /// Allocates an array of `bytes` bytes, at least 1.

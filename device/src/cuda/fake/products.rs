@@ -6,7 +6,7 @@ use crate::cuda::algorithms::{AlgorithmFingerprint, ProductShape};
 use crate::cuda::blas::{self, Blas, WORKSPACE_BYTES};
 use crate::cuda::error::CudaError;
 use crate::cuda::types::StreamHandle;
-use crate::matmul::Matmul;
+use crate::launch::Matmul;
 use std::collections::HashSet;
 use std::sync::Mutex;
 
