@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use reel_device::DType;
-use reel_runtime::device::Products;
+use reel_device::{DType, Products};
 use serde::{Deserialize, Serialize};
 
 use crate::fail::bad_usage;

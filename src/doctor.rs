@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use clap::Args;
-use reel_device::Team;
-use reel_device::compile::{self, toolkit::Toolkit};
+use reel_device::compile::toolkit::Toolkit;
 use reel_device::cpu::simd;
+use reel_device::{Team, compile};
 use reel_kernels::limits;
 use reel_media::libraries;
 use serde::Serialize;

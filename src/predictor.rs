@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
+use reel_device::Device;
 use reel_diagnostic::escape_controls;
 use reel_engine::Engine;
 use reel_measure::trace;
 use reel_model::features::FeatureCache;
 use reel_model::input::MediaOptions;
 use reel_model::input::encode::ModelFolder;
-use reel_runtime::Device;
 use reel_train::TrainError;
 use reel_train::predict::{
     ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowConversations, RowPrompts,

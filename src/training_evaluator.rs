@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
+use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_engine::{Engine, SamplingParams};
 use reel_eval::{EvalError, Extraction, Task};
 use reel_model::features::FeatureCache;
 use reel_model::input::encode::ModelFolder;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 use reel_train::TrainError;
 use reel_train::options::RunOptions;
 use reel_train::predict::{

@@ -11,14 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use reel_device::cuda::{Gpu, Nvidia, fake::FakeDriver};
-use reel_device::{Arch, compile};
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::cuda::{Gpu, Nvidia};
+use reel_device::{Arch, DType, Device, SimOptions, compile};
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::{MediaOptions, ModelInput};
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{Cx, DType, Device, SimOptions};
+use reel_runtime::Cx;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
 use reel_train::{RunSetup, grpo, sft};
 use serde_json::Value;

@@ -6,15 +6,15 @@ mod tensors;
 
 use std::path::Path;
 
-use reel_device::compile;
+use reel_device::{DType, Device, SimOptions, compile};
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
+use reel_runtime::Cx;
 use reel_runtime::ops::{KvPages, SequencePages};
-use reel_runtime::{Cx, DType, Device, SimOptions};
 use serde_json::Value;
 use support::{golden, run, tiny_model};
 use tensors::{read_tensors, relative_distance};

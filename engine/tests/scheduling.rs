@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use reel_device::compile;
+use reel_device::{DType, Device, Kernels, compile};
 use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, EngineStats, GenerationRequest, SamplingParams, StopCondition,
 };
@@ -16,7 +16,7 @@ use reel_model::config::ModelConfig;
 use reel_model::features::FeatureCache;
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device, Kernels};
+use reel_runtime::Cx;
 use support::{
     SAMPLED, TestRequest, finish, folder, image_prompt, int8_model, model, random_model, run, simulated, strangers,
     text_prompt,

@@ -9,10 +9,8 @@
 use crate::catalogue::ExampleCall;
 use crate::{adamw, matmul, paged_attention};
 use reel_device::cpu::large_pages::LargeArray;
-use reel_device::cuda::{
-    Buffer, CudaError, Gpu,
-    blas::{Blas, WORKSPACE_BYTES},
-};
+use reel_device::cuda::blas::{Blas, WORKSPACE_BYTES};
+use reel_device::cuda::{Buffer, CudaError, Gpu};
 use reel_device::launch::{Kernel, KernelLaunch, Matmul, ParamField};
 use reel_device::{Addr, DType, Team};
 use std::time::{Duration, Instant};

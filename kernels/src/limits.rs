@@ -6,10 +6,8 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use reel_device::cpu::{
-    large_pages::LargeArray,
-    simd::{Isa, isa},
-};
+use reel_device::cpu::large_pages::LargeArray;
+use reel_device::cpu::simd::{Isa, isa};
 use reel_device::{DType, Team};
 
 /// Number of independent vector accumulators. They are enough to hide the latency of a multiply-add (four cycles, two

@@ -1,11 +1,9 @@
 //! Tests of the GPU interface on the fake driver, with the project's kernels.
 #![allow(unsafe_code)]
 
-use reel_device::cuda::{
-    driver::{CompiledCode, Driver, LaunchConfig},
-    fake::FakeDriver,
-    *,
-};
+use reel_device::cuda::driver::{CompiledCode, Driver, LaunchConfig};
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::cuda::*;
 use reel_device::launch::{Launch, Stage};
 use reel_device::{Addr, Arch, DType, compile};
 use reel_kernels::elementwise::{self, FillParams};

@@ -1,5 +1,6 @@
 //! The crate's error.
 
+use reel_device::DeviceError;
 use reel_device::cuda::CudaError;
 use reel_diagnostic::Diagnostic;
 use reel_engine::EngineError;
@@ -31,6 +32,12 @@ pub enum MeasureError {
     /// A training step failed.
     #[error(transparent)]
     Train(#[from] TrainError),
+}
+
+impl From<DeviceError> for MeasureError {
+    fn from(e: DeviceError) -> MeasureError {
+        MeasureError::Runtime(e.into())
+    }
 }
 
 impl MeasureError {

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use reel_device::DType;
-use reel_runtime::OpTotals;
+use reel_device::{DType, OpTotals};
 use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;

@@ -1,6 +1,6 @@
 //! The HTML page of a result: time by part and by op, clocks and power, memory over time.
 
-use reel_runtime::device::{MEMORY_CATEGORIES, MemorySample};
+use reel_device::{MEMORY_CATEGORIES, MemorySample};
 use serde_json::Value;
 
 use reel_report::chart::{AreaSeries, Chart};

@@ -38,8 +38,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::OnceLock;
 
-use reel_device::{Cost, DType};
-use reel_runtime::OpTotals;
+use reel_device::{Cost, DType, OpTotals};
 use serde::Deserialize;
 
 use crate::catalogue::example_calls_with_folders;
@@ -427,7 +426,7 @@ impl Price {
 mod tests {
     use super::*;
     use crate::machine::MachineSpec;
-    use reel_runtime::device::{PlannedLaunches, PlannedStage};
+    use reel_device::{PlannedLaunches, PlannedStage};
 
     fn priced(record: &GpuRecord, name: &str, cost: Cost, planned: PlannedLaunches) -> Price {
         let machine = MachineSpec::gpu_by_name("h200").unwrap();

@@ -6,12 +6,11 @@
 
 use std::path::Path;
 
-use reel_device::{Arch, Cost, DType, compile};
+use reel_device::{Arch, Cost, DType, OpTotals, compile};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_report::chart::{Chart, Roof, RooflinePoint};
 use reel_report::html::{Page, escape_html};
 use reel_report::table::Table;
-use reel_runtime::OpTotals;
 
 use crate::catalogue::{dtype_of_kernel, example_calls_with_folders};
 use crate::ceilings::Ceilings;

@@ -10,10 +10,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use reel_device::{DType, Team};
+use reel_device::{DType, Device, LaunchEvent, MemorySample, OpTotals, Team};
 use reel_kernels::limits;
-use reel_runtime::device::{LaunchEvent, MemorySample};
-use reel_runtime::{Device, OpTotals};
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::{self, Ceilings, RooflineFloor};

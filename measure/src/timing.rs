@@ -2,7 +2,8 @@
 
 use std::sync::OnceLock;
 
-use reel_device::cuda::{AlgorithmFingerprint, Gpu, blas::Blas};
+use reel_device::cuda::blas::Blas;
+use reel_device::cuda::{AlgorithmFingerprint, Gpu};
 use reel_device::{Cost, DType, Team};
 use reel_kernels::bench::{
     RunTimes, max_allocated_bytes, max_allocated_bytes_of_product, time_call_on_cpu, time_call_on_gpu,

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use reel_device::DType;
+use reel_device::{DType, Device};
 use reel_model::TokenId;
 use reel_model::config::{ModelConfig, TextConfig};
 use reel_model::input::ModelInput;
-use reel_runtime::{Checkpointing, Device};
+use reel_runtime::Checkpointing;
 use reel_train::data::sample::Sample;
 use reel_train::options::{GradientCheckpointing, Optim, RunOptions};
 use reel_train::plan::{self, RowShape};

@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{Criterion, Throughput};
+use reel_device::{DType, Device};
 use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
@@ -14,7 +15,6 @@ use reel_model::input::ModelFolder;
 use reel_model::input::mrope::{MediaGrids, rope_index};
 use reel_model::input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
 /// The grid of a video of 16 frames of 224 x 420 pixels.

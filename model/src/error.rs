@@ -1,5 +1,6 @@
 //! The error of this crate. Each message names the location, what is wrong there, and what the user can do.
 
+use reel_device::DeviceError;
 use std::io;
 use std::path::Path;
 
@@ -49,6 +50,12 @@ pub enum ModelError {
     /// An error of a device, a tensor or the autograd tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
+}
+
+impl From<DeviceError> for ModelError {
+    fn from(e: DeviceError) -> ModelError {
+        ModelError::Runtime(e.into())
+    }
 }
 
 /// The result type of this crate.

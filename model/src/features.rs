@@ -8,7 +8,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reel_runtime::{DType, Device, MemoryCategory, Tensor};
+use reel_device::{DType, Device, MemoryCategory};
+use reel_runtime::Tensor;
 
 use crate::error::Result;
 

@@ -5,10 +5,10 @@ use std::borrow::Cow;
 
 use half::bf16;
 use rayon::prelude::*;
-use reel_device::Element;
+use reel_device::{DType, Device, Element};
 use reel_kernels::int8::{quantize_bf16_row, quantize_row};
 use reel_runtime::ops::{self, InputNorm, KvDestination, Lora, PackedWeight, RowAdapters};
-use reel_runtime::{Cx, DType, Device, Tensor};
+use reel_runtime::{Cx, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::error::{ModelError, Result};

@@ -10,8 +10,9 @@
 
 use std::sync::Arc;
 
+use reel_device::{DType, Device};
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, DType, Device, Tensor, ops};
+use reel_runtime::{Cx, Tensor, ops};
 
 use crate::batch::{Batch, VisionInput};
 use crate::checkpoint::{Checkpoint, StoredDType};

@@ -3,8 +3,9 @@
 //! ([`Checkpoint::copied`]). On device `dry` they are only counted.
 
 use half::{bf16, f16};
+use reel_device::{DType, Device, MemoryCategory};
+use reel_runtime::Tensor;
 use reel_runtime::ops::PackedWeight;
-use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::{Checkpoint, StoredDType, TensorView};
 use crate::error::{ModelError, Result};

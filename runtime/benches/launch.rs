@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
-use reel_device::cuda::{Gpu, fake::FakeDriver};
-use reel_device::{Arch, compile};
-use reel_runtime::{Cx, DType, Device, Kernels, MemoryCategory, Tensor, ops};
+use reel_device::cuda::Gpu;
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::{Arch, DType, Device, Kernels, MemoryCategory, compile};
+use reel_runtime::{Cx, Tensor, ops};
 
 /// Number of launches between two calls of `synchronize`.
 const LAUNCHES_PER_SYNC: u64 = 64;

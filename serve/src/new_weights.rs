@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
@@ -10,7 +11,6 @@ use reel_model::input::tokenizer::Tokenizer;
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
 
 use crate::ServedModel;
 

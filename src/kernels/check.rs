@@ -9,11 +9,9 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use reel_device::Source;
-use reel_device::compile::{
-    self, ARCHITECTURES, CompileError,
-    check::{CheckResult, CheckedFunction, check_machine_code},
-    ptxas::FunctionResources,
-};
+use reel_device::compile::check::{CheckResult, CheckedFunction, check_machine_code};
+use reel_device::compile::ptxas::FunctionResources;
+use reel_device::compile::{self, ARCHITECTURES, CompileError};
 use reel_diagnostic::Diagnostic;
 use reel_kernels::FOLDERS;
 use reel_kernels::catalogue::find_kernel_folder;

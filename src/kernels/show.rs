@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use clap::Args;
-use reel_device::compile::{self, ptxas::FunctionResources};
-use reel_device::{Arch, Stage};
+use reel_device::compile::ptxas::FunctionResources;
+use reel_device::{Arch, Stage, compile};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
 use reel_measure::catalogue::{dtype_of_kernel, find_example_calls};
 use reel_measure::machine::MachineSpec;

@@ -10,6 +10,7 @@ mod table;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
+use reel_device::{DType, Device, Kernels};
 use reel_engine::{Engine, GenerationRequest, StopCondition};
 use reel_measure::machine::MachineSpec;
 use reel_model::checkpoint;
@@ -17,7 +18,7 @@ use reel_model::config::ModelConfig;
 use reel_model::init::{init_without_weights, preset_config};
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device, Kernels};
+use reel_runtime::Cx;
 use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use reel_train::plan::{self, PhaseCosts, RowShape};

@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::Args;
+use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_model::config::TextConfig;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::Cx;
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, DType, Device};
 use reel_train::plan::{OpCosts, PhaseCosts, RowShape};
 use serde_json::json;
 

@@ -1,5 +1,6 @@
 //! The errors of training. Each error names a location, what is wrong there, and what the user can do.
 
+use reel_device::DeviceError;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,6 +74,12 @@ pub enum TrainError {
     /// An error of the device, a tensor or the tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
+}
+
+impl From<DeviceError> for TrainError {
+    fn from(e: DeviceError) -> TrainError {
+        TrainError::Runtime(e.into())
+    }
 }
 
 /// Why a row is skipped. Rows of one cause are usually mended in the same way.

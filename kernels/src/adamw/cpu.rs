@@ -5,10 +5,8 @@
 use super::{
     JoinParams, ParameterEntry, Params, SplitParams, SplitWeightHighHalf, StepEntry, StepNumbers, WEIGHTS_PER_CHUNK,
 };
-use reel_device::launch::{
-    ArrayEntry, Chunk,
-    view::{OutputArray, slice_at},
-};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{ArrayEntry, Chunk};
 use reel_device::{Addr, Team, simd_fn};
 
 /// Weights that one task splits or joins.

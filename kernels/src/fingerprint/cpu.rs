@@ -3,10 +3,8 @@
 
 use super::{BYTES_PER_CHUNK, ByteRange, Params, SUMS_PER_CHUNK};
 use reel_device::cpu::simd::prefetch;
-use reel_device::launch::{
-    Chunk,
-    view::{OutputArray, slice_at},
-};
+use reel_device::launch::Chunk;
+use reel_device::launch::view::{OutputArray, slice_at};
 use reel_device::{Team, simd_fn};
 
 /// Number of independent sums in the loop: one for each 64-bit word of a 512-bit vector.

@@ -5,10 +5,8 @@
 use super::Params;
 use crate::matmul;
 use crate::matmul::PRODUCT_CODE;
-use reel_device::launch::{
-    Matmul, Operand,
-    view::{OutputArray, slice_at},
-};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{Matmul, Operand};
 use reel_device::{Addr, Element, Team};
 
 /// Computes y for the rows of each adapter: `scale[a] · x · w[a]ᵀ`, added to y if `accumulate`.

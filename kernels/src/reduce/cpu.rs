@@ -4,10 +4,8 @@
 
 use super::{ClipParams, ELEMENTS_PER_CHUNK, SumSquaresParams, WeightedSumParams};
 use reel_device::cpu::simd::prefetch;
-use reel_device::launch::{
-    ArrayEntry, Chunk,
-    view::{OutputArray, slice_at},
-};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{ArrayEntry, Chunk};
 use reel_device::{Team, simd_fn};
 
 /// Number of f64 partial sums in a vector loop.

@@ -9,10 +9,8 @@ use crate::matmul;
 use crate::rms_norm::{self, FwdParams};
 use crate::{rope_kv_write, swiglu};
 use reel_device::cpu::simd::{LANES, sum_lanes};
-use reel_device::launch::{
-    Matmul, Operand,
-    view::{OutputArray, slice_at},
-};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{Matmul, Operand};
 use reel_device::{Addr, DType, Element, Team, simd_fn};
 
 /// Number of rows of an int8 weight that one task multiplies with x.

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use reel_device::MappedFile;
 use reel_diagnostic::note_once;
-use reel_runtime::device::MappedFile;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};

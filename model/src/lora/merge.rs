@@ -6,8 +6,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
+use reel_device::{DType, Device, MemoryCategory};
 use reel_diagnostic::TemporaryPaths;
-use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
+use reel_runtime::{Cx, Tensor, ops};
 
 use super::Adapter;
 use super::folder::LoraMatrices;

@@ -3,9 +3,8 @@
 
 use std::fs;
 
-use reel_device::compile;
+use reel_device::{Kernels, SimOptions, compile};
 use reel_media::image::{self, RgbImage};
-use reel_runtime::{Kernels, SimOptions};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

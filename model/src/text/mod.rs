@@ -19,9 +19,9 @@ pub mod products;
 
 use std::sync::Arc;
 
-use reel_runtime::device::in_layer;
+use reel_device::{DType, Device, MemoryCategory, in_layer};
 use reel_runtime::ops::{self, CuSeqlens, KvDestination, KvPages, RotaryTable};
-use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor};
+use reel_runtime::{Checkpointing, Cx, Tensor};
 
 use crate::config::{ModelConfig, TextConfig};
 use crate::error::{ModelError, Result};

@@ -8,7 +8,8 @@
 
 use std::cell::RefCell;
 
-use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
+use reel_device::{DType, Device, MemoryCategory};
+use reel_runtime::{Cx, Tensor, ops};
 
 use crate::config::TextConfig;
 use crate::error::Result;

@@ -166,7 +166,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::device::{Device, MemoryCategory};
+    use reel_device::{Device, MemoryCategory};
 
     proptest! {
         #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use reel_device::Cost;
+use reel_device::{Cost, DType, Device, LaunchEvent, MemoryUse, OpTotals};
 use reel_engine::Engine;
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
@@ -19,8 +19,7 @@ use reel_model::input::window::GridThw;
 use reel_model::input::{MediaFrames, ModelInput};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
-use reel_runtime::device::LaunchEvent;
-use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryUse, OpTotals};
+use reel_runtime::{Checkpointing, Cx};
 
 use crate::data::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
 use crate::data::length;

@@ -2,8 +2,8 @@ use super::*;
 use crate::options::GradientCheckpointing::{self, Full, Selective};
 use crate::options::{EvaluationOptions, Optim, RunOptions};
 use crate::testing::golden;
+use reel_device::Kernels;
 use reel_model::input::MediaOptions;
-use reel_runtime::Kernels;
 
 fn config() -> ModelConfig {
     ModelConfig::open(&golden("model_a")).unwrap()

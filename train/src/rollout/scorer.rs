@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_engine::Completion;
 use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardError, RewardRules, Scores};
-use reel_runtime::{DType, Device};
 use serde_json::{Map, Value};
 
 use super::worker::Rollout;

@@ -1,6 +1,6 @@
 //! What a run records about itself in `run.json`, and what a later process compares with it.
 
-use reel_runtime::device::MatmulLibrary;
+use reel_device::MatmulLibrary;
 use serde_json::{Value, json};
 
 use crate::Result;
@@ -81,7 +81,7 @@ impl Recorded {
 
 /// How device or instruction set differ from those that `run`, an earlier `run.json`, names: a warning, because the
 /// steps of this process may then have other bits.
-pub fn difference_in_bits(run: &Value, device: &reel_runtime::Device) -> Option<String> {
+pub fn difference_in_bits(run: &Value, device: &reel_device::Device) -> Option<String> {
     let now = [("device", Some(device.name())), ("instruction_set", device.instruction_set())];
     let then = |key: &str| run.get(key).and_then(Value::as_str);
     let (key, now) = now.into_iter().find(|(key, now)| then(key).is_some_and(|then| Some(then) != *now))?;
@@ -100,7 +100,7 @@ pub fn difference_in_bits(run: &Value, device: &reel_runtime::Device) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reel_runtime::Device;
+    use reel_device::Device;
 
     #[test]
     fn other_device_or_instruction_set_is_named() {

@@ -15,12 +15,13 @@
 //! shared prefix (`--shared-prefix false`) each sequence repeats the prompt, `a b c x` and `a b c`: G·(P − 1) + G·T
 //! tokens.
 
+use reel_device::Device;
 use reel_model::TokenId;
 use reel_model::batch::{Batch, Sequence};
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
+use reel_runtime::Tensor;
 use reel_runtime::ops::CuSeqlens;
-use reel_runtime::{Device, Tensor};
 
 use crate::Result;
 use crate::rollout::group::Group;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use reel_device::{DType, Device, MemoryCategory};
 use reel_model::batch::{Batch, Sequence};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::config::ModelConfig;
@@ -11,7 +12,7 @@ use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
-use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, MemoryCategory, RuntimeError, Tensor};
+use reel_runtime::{Checkpointing, Cx, Grads, RuntimeError, Tensor};
 
 use crate::data::sample::Sample;
 use crate::files::digest::FingerprintBuilder;

@@ -40,10 +40,8 @@ mod thin;
 use ahead::Ahead;
 use half::bf16;
 use reel_device::cpu::simd::{Isa, isa, prefetch};
-use reel_device::launch::{
-    GROUP_ROWS, Matmul, Operand, WeightGroups,
-    view::{OutputArray, slice_at},
-};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{GROUP_ROWS, Matmul, Operand, WeightGroups};
 use reel_device::{DType, Element, Team};
 use std::cell::RefCell;
 use store::{Destination, scale_columns, store};

@@ -16,13 +16,13 @@ use super::{Params, bytes_of_parts, counters_per_token, fwd};
 use crate::attention::check::bits;
 use crate::attention::formula::{self, Roundings};
 use crate::attention::{self, FwdParams, PackedBatch};
-use reel_device::DType::{BF16, F32};
+use reel_device::DType::{self, BF16, F32};
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::{Addr, Kernel, KernelLaunch, Launch, Team};
 
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use half::bf16;
-use reel_device::cpu::simd::{Isa, isa};
-use reel_device::{Addr, DType, Kernel, KernelLaunch, Launch, Team};
 
 checks!(
     equals_the_formula,

@@ -3,12 +3,11 @@
 //! scalars, and the addresses of the gradients if those have changed.
 
 use reel_device::launch::{AddressTable, ArrayEntry, Chunk, Params, chunks};
-use reel_device::{Addr, DType};
+use reel_device::{Addr, DType, Device, MemoryCategory};
 use reel_kernels::fingerprint::ByteRange;
 use reel_kernels::{adamw as kernel, fingerprint, reduce};
 
 use super::ParameterState;
-use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 

@@ -120,7 +120,7 @@ fn stochastic_rounding_depends_on_the_seed_only() {
 /// Device `sim`; `None` without NVRTC.
 fn sim() -> Option<Device> {
     reel_device::compile::skip_without_nvrtc()?;
-    Some(Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap())
+    Some(Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap())
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn a_gradient_of_another_parameter_is_refused() {
 fn launches_do_not_grow_with_the_number_of_parameters() {
     for dtype in [DType::F32, DType::BF16] {
         for (moments, count) in ALL.into_iter().flat_map(|moments| [1, 100].map(|count| (moments, count))) {
-            let device = Device::dry(crate::device::Kernels::Cuda);
+            let device = Device::dry(reel_device::Kernels::Cuda);
             let parameters: Vec<Tensor> = (0..count)
                 .map(|i| {
                     let t = Tensor::empty(&device, &[1000 + i], dtype, MemoryCategory::Weights).unwrap();

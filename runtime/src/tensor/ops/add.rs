@@ -3,10 +3,10 @@
 use reel_kernels::elementwise;
 
 use super::want_alike;
-use crate::device::in_op;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
+use reel_device::in_op;
 
 /// `a + b`, elementwise, for tensors of equal shape and dtype (a residual connection).
 pub fn add(cx: &Cx, a: &Tensor, b: &Tensor) -> Result<Tensor> {

@@ -2,12 +2,11 @@
 //! downᵀ) · upᵀ`. [`swiglu_linear`] is a linear layer together with the SwiGLU before it.
 
 use reel_device::launch::{Matmul, Operand};
-use reel_device::{Addr, DType, Launch};
+use reel_device::{Addr, DType, Launch, in_op};
 use reel_kernels::matmul::PRODUCT_CODE;
 use reel_kernels::swiglu as swiglu_kernel;
 
 use super::{rows_cols, size, want_dtype, want_shape};
-use crate::device::in_op;
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::{Checkpointing, Cx};
 use crate::tensor::tape::BackwardContext;

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_model::checkpoint::StoredDType;
 use reel_model::config::ModelConfig;
 use reel_model::input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 use serde_json::{Map, Value};
 
 use super::evaluation::with_evaluation;

@@ -1,8 +1,8 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::Kernels;
 use reel_model::input::MediaOptions;
-use reel_runtime::Kernels;
 
 use super::*;
 use crate::options::GradientCheckpointing;

@@ -7,12 +7,13 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use reel_device::DType;
 use reel_model::checkpoint::{Checkpoint, StoredDType, expected_tensors};
 use reel_model::config::ModelConfig;
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
 use reel_model::save::{HeaderEntry, HubFolder, SmallFiles, TensorSpec, write_hub_folder, write_safetensors_header};
 use reel_model::weights::widen_to_f32;
-use reel_runtime::{DType, Tensor};
+use reel_runtime::Tensor;
 use serde_json::Value;
 
 use super::{FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors};

@@ -64,10 +64,8 @@ use half::bf16;
 use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
 use panel::{Panel, Place};
 use reel_device::cpu::simd::amx::Tiles;
-use reel_device::launch::{
-    Matmul, Operand,
-    view::{OutputArray, slice_at},
-};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{Matmul, Operand};
 use reel_device::{DType, Element, Team};
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -25,12 +25,11 @@ mod products;
 mod tests;
 
 use reel_device::launch::{Matmul, Operand};
-use reel_device::{Addr, DType, Launch};
+use reel_device::{Addr, DType, Kernels, Launch, in_op};
 use reel_kernels::elementwise;
 use reel_kernels::matmul::PRODUCT_CODE;
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::BackwardContext;

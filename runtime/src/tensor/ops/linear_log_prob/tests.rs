@@ -1,10 +1,10 @@
 use super::products::LogitTile;
 use super::*;
-use crate::device::{Device, MemoryCategory, Profiler, SimOptions};
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 use crate::tensor::ops::weighted_sum;
 use crate::tensor::tape::Grads;
 use proptest::prelude::*;
+use reel_device::{Device, MemoryCategory, Profiler, SimOptions};
 
 /// Sizes and dtypes of one call of `linear_log_prob`.
 #[derive(Clone, Copy, Debug)]

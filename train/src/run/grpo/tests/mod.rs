@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, FromArgMatches};
+use reel_device::{DType, Device};
 use reel_model::input::MediaOptions;
-use reel_runtime::{DType, Device};
 use serde_json::{Value, json};
 
 use super::*;

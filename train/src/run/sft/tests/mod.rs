@@ -13,8 +13,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use reel_device::{DType, Device};
 use reel_model::checkpoint::Checkpoint;
-use reel_runtime::{DType, Device};
 use serde_json::Value;
 
 use super::*;

@@ -1,30 +1,28 @@
 //! Tests of device `cuda` on the fake driver, which checks the driver's rules.
 
-use reel_kernels::matmul::PRODUCT_CODE;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use reel_device::cuda::fake::FakeDriver;
-use reel_device::launch::Operand;
-use reel_device::{Arch, compile};
+use reel_device::cuda::{Gpu, MULTI_STREAM_BYTES};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, Arch, Buffer, DType, Device, Launch, MappedFile, MemoryCategory, Products, compile};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
+use reel_kernels::matmul::PRODUCT_CODE;
+use reel_runtime::Tensor;
 
-use super::*;
-use crate::device::{Buffer, Device, MappedFile, MemoryCategory};
-use crate::tensor::Tensor;
-
-pub(super) fn fake_gpu_device(memory: u64) -> (FakeDriver, Device) {
+pub(crate) fn fake_gpu_device(memory: u64) -> (FakeDriver, Device) {
     let fake = FakeDriver::new(Arch::H100, memory);
     let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
     let device = Device::on_gpu(gpu).unwrap();
     (fake, device)
 }
 
-pub(in crate::device) fn f32_tensor(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
+pub(crate) fn f32_tensor(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
     Tensor::from_f32(device, shape, DType::F32, values, MemoryCategory::Inputs).unwrap()
 }
 
-pub(in crate::device) fn matrix_product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
+pub(crate) fn matrix_product(a: &Tensor, b: &Tensor, c: &Tensor) -> Matmul {
     let operand = |t: &Tensor| Operand { addr: t.addr(), dtype: t.dtype(), transposed: false };
     Matmul {
         m: c.shape()[0],

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use reel_device::launch::Arch;
-use reel_device::{Cost, Launch};
+use crate::launch::Arch;
+use crate::{Cost, Launch};
 
 /// One CUDA launch of a plan, without its parameters.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ pub struct PlannedStage {
 
 /// The stages that a GPU of this architecture executes for a launch; none for a matrix product, which a library
 /// computes.
-pub(super) fn planned_stages(launch: &Launch, arch: &Arch) -> Vec<PlannedStage> {
+pub(crate) fn planned_stages(launch: &Launch, arch: &Arch) -> Vec<PlannedStage> {
     let Launch::Kernel(launch) = launch else { return Vec::new() };
     let product = |sizes: [u32; 3]| sizes.into_iter().product();
     let stages = (launch.kernel.plan)(&launch.params, arch).into_iter();

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use reel_device::cuda::{
+use crate::cuda::{
     CudaError, Driver,
     driver::{EventHandle, StreamHandle},
 };

@@ -5,35 +5,43 @@
 //! because launches on that tensor run later.
 #![allow(unsafe_code)]
 
-mod copy_ring;
-mod memory;
-mod staging;
-mod timeline;
-
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use reel_device::cuda::{
+use crate::cuda::{
     AlgorithmFingerprint, CudaError, Gpu, GpuGraph,
     blas::{Blas, WORKSPACE_BYTES},
 };
-use reel_device::launch::Matmul;
-use reel_device::{Addr, DType, KernelLaunch, Launch};
+use crate::launch::Matmul;
+use crate::{Addr, DType, KernelLaunch, Launch};
 
-use self::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
-use self::memory::MemoryPool;
-use self::staging::{ParallelCopier, Staging};
-use self::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
-use super::captured_graph::HandleTable;
-use super::download::PendingCopy;
-use super::profiler::{LaunchRecord, TimedLaunch};
-use super::{Backend, Hardware, Kernels, MatmulLibrary, Products, only_on_a_cpu};
-use crate::error::{Result, RuntimeError};
+use super::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
+use super::memory::MemoryPool;
+use super::staging::{ParallelCopier, Staging};
+use super::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
+use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, only_on_a_cpu};
+use crate::capabilities::Kernels;
+use crate::error::DeviceError;
+use crate::error::Result;
+use crate::profile::{LaunchRecord, TimedLaunch};
+
+/// The code that computes matrix products on device `cuda`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Products {
+    /// The kernels of this project ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)), whose bits for a row depend neither on the other rows nor on their
+    /// number. cuBLASLt computes the products that they do not take: on GPUs below compute capability 9.0, of f32
+    /// operands, and of operands that tensor copies cannot read.
+    #[default]
+    Own,
+    /// cuBLASLt.
+    CublasLt,
+}
 
 /// Copies of at least this many bytes use several threads and streams.
-const MULTI_STREAM_BYTES: usize = 32 << 20;
+pub const MULTI_STREAM_BYTES: usize = 32 << 20;
 
 // The fields are dropped in this order: the GPU last, because the others use it.
-pub(super) struct Cuda {
+pub(crate) struct Cuda {
     graphs: Mutex<Graphs>,
     copy_ring: Mutex<CopyRing>,
     cublas: OnceLock<Cublas>,
@@ -56,6 +64,35 @@ struct Graphs {
     capturing: bool,
 }
 
+/// A backend's native graphs by handle.
+struct HandleTable<T> {
+    next: u64,
+    by_handle: BTreeMap<u64, T>,
+}
+
+impl<T> Default for HandleTable<T> {
+    fn default() -> HandleTable<T> {
+        HandleTable { next: 0, by_handle: BTreeMap::new() }
+    }
+}
+
+impl<T> HandleTable<T> {
+    /// Stores a value and returns its handle.
+    pub fn insert(&mut self, value: T) -> u64 {
+        self.next += 1;
+        self.by_handle.insert(self.next, value);
+        self.next
+    }
+
+    pub fn get(&self, handle: u64) -> Option<&T> {
+        self.by_handle.get(&handle)
+    }
+
+    pub fn remove(&mut self, handle: u64) -> Option<T> {
+        self.by_handle.remove(&handle)
+    }
+}
+
 /// The cuBLASLt library and the address of its workspace; opened by the first matrix product.
 struct Cublas {
     blas: Box<dyn Blas>,
@@ -63,7 +100,7 @@ struct Cublas {
 }
 
 impl Cuda {
-    pub(super) fn new(gpu: Gpu, products: Products) -> Result<Cuda> {
+    pub(crate) fn new(gpu: Gpu, products: Products) -> Result<Cuda> {
         let pool = Mutex::new(MemoryPool::new(gpu.driver().clone()).map_err(device_error)?);
         let copy_ring = Mutex::new(CopyRing::new(gpu.driver().clone(), gpu.stream()));
         Ok(Cuda {
@@ -215,8 +252,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-pub(super) fn device_error(e: CudaError) -> RuntimeError {
-    RuntimeError::Device(e.to_string())
+pub(crate) fn device_error(e: CudaError) -> DeviceError {
+    DeviceError::Failed(e.to_string())
 }
 
 impl Backend for Cuda {
@@ -386,7 +423,7 @@ impl Backend for Cuda {
     fn replay_graph(&self, handle: u64) -> Result<()> {
         let graphs = lock(&self.graphs);
         let Some((recorded, _)) = graphs.native.get(handle) else {
-            return Err(RuntimeError::Device("captured graph: it was destroyed; capture it again".into()));
+            return Err(DeviceError::Failed("captured graph: it was destroyed; capture it again".into()));
         };
         // SAFETY: a captured graph owns the memory of its launches, or the owners of that memory.
         unsafe { self.gpu.launch_graph(recorded) }.map_err(device_error)
@@ -408,8 +445,3 @@ impl Drop for Cuda {
         let _ = self.gpu.synchronize();
     }
 }
-
-#[cfg(test)]
-pub(super) mod tests;
-#[cfg(test)]
-mod timeline_tests;

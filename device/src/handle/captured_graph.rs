@@ -13,16 +13,18 @@
 //! in a launch's parameters.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-use reel_device::Launch;
+use crate::Launch;
 
-use super::origin::{LaunchOrigin, current_origin, with_origin};
-use super::{Device, MemoryCategory};
-use crate::error::{Result, RuntimeError};
+use super::Device;
+use crate::error::DeviceError;
+use crate::error::Result;
+use crate::memory::MemoryCategory;
+use crate::profile::{LaunchOrigin, current_origin, with_origin};
 
 /// Captured launches, which [`Device::replay`] enqueues again.
 pub struct CapturedGraph {
@@ -169,7 +171,7 @@ impl Device {
     ///
     /// # Errors
     /// `f` fails, copies from or to the host, or captures another graph; the device is out of memory.
-    pub fn capture<E: From<RuntimeError>>(
+    pub fn capture<E: From<DeviceError>>(
         &self,
         keep: impl Any + Send + Sync,
         f: impl Fn() -> std::result::Result<(), E>,
@@ -201,7 +203,7 @@ impl Device {
     /// The graph belongs to another device; a launch fails.
     pub fn replay(&self, graph: &CapturedGraph) -> Result<()> {
         if !Arc::ptr_eq(&self.0, &graph.memory.device.0) {
-            return Err(RuntimeError::Device(
+            return Err(DeviceError::Failed(
                 "captured graph: belongs to another device; replay it on the device that captured it".into(),
             ));
         }
@@ -222,7 +224,7 @@ impl Device {
     fn pass(&self, memory: &Arc<GraphMemory>, second: bool) -> Result<CapturePass<'_>> {
         let mut capture = self.current_capture();
         if capture.is_some() {
-            return Err(RuntimeError::Device(
+            return Err(DeviceError::Failed(
                 "graph capture: another capture is in progress on this device; end it first".into(),
             ));
         }
@@ -252,7 +254,7 @@ impl Device {
                 "graph capture: the second pass allocates {bytes} bytes of {} that the first pass did not allocate; allocate the same memory in both passes",
                 category.name()
             );
-            return Some(Err(RuntimeError::Device(what)));
+            return Some(Err(DeviceError::Failed(what)));
         }
         let at = memory.add_block(bytes, category).ok_or_else(|| self.out_of_memory(bytes, category));
         Some(at.map(|at| (at, memory)))
@@ -263,7 +265,7 @@ impl Device {
         let mut capture = self.current_capture();
         let Some(r) = capture.as_mut() else { return Ok(false) };
         if r.thread != thread::current().id() {
-            return Err(RuntimeError::Device(format!(
+            return Err(DeviceError::Failed(format!(
                 "{}: launched while another thread captures a graph; wait until the capture has ended",
                 launch.name()
             )));
@@ -283,41 +285,9 @@ impl Device {
     pub(super) fn refuse_during_capture(&self, operation: &str) -> Result<()> {
         match self.current_capture().as_ref() {
             None => Ok(()),
-            Some(_) => Err(RuntimeError::Device(format!(
+            Some(_) => Err(DeviceError::Failed(format!(
                 "graph capture: {operation} is not possible here, because a captured graph holds launches only"
             ))),
         }
     }
 }
-
-/// A backend's native graphs by handle.
-pub(super) struct HandleTable<T> {
-    next: u64,
-    by_handle: BTreeMap<u64, T>,
-}
-
-impl<T> Default for HandleTable<T> {
-    fn default() -> HandleTable<T> {
-        HandleTable { next: 0, by_handle: BTreeMap::new() }
-    }
-}
-
-impl<T> HandleTable<T> {
-    /// Stores a value and returns its handle.
-    pub fn insert(&mut self, value: T) -> u64 {
-        self.next += 1;
-        self.by_handle.insert(self.next, value);
-        self.next
-    }
-
-    pub fn get(&self, handle: u64) -> Option<&T> {
-        self.by_handle.get(&handle)
-    }
-
-    pub fn remove(&mut self, handle: u64) -> Option<T> {
-        self.by_handle.remove(&handle)
-    }
-}
-
-#[cfg(test)]
-mod tests;

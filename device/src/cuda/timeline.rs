@@ -14,14 +14,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reel_device::cuda::{
+use crate::cuda::{
     CudaError, Driver,
     driver::{EventHandle as CudaEvent, StreamHandle},
 };
 
-use super::device_error;
-use crate::device::profiler::{LaunchRecord, TimedLaunch};
+use super::device::device_error;
 use crate::error::Result;
+use crate::profile::{LaunchRecord, TimedLaunch};
 
 /// Maximum number of profiled launches in flight. When it is reached, the times of the older half are read while the
 /// GPU works on the newer half.

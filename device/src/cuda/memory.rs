@@ -1,10 +1,10 @@
 //! The GPU's memory pool. It reserves one address range that is as large as the GPU's memory, and maps physical
-//! memory to the range when it is needed. `reel_device::cuda::arena` decides where in the range a block lies.
+//! memory to the range when it is needed. `crate::cuda::arena` decides where in the range a block lies.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
 
-use reel_device::cuda::{CudaError, Driver, arena::Arena, driver::PhysicalMemoryHandle};
+use crate::cuda::{CudaError, Driver, arena::Arena, driver::PhysicalMemoryHandle};
 
 /// The pool maps at least this many bytes at a time if the GPU has them, so small blocks do not need one driver call
 /// each.

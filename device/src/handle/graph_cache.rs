@@ -12,8 +12,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{CapturedGraph, Device, Kernels};
-use crate::error::RuntimeError;
+use super::{CapturedGraph, Device};
+use crate::capabilities::Kernels;
+use crate::error::DeviceError;
 
 /// Captures a repeated step when it runs for the second time with the same number of rows (sequences of the batch),
 /// and replays the graph from then on.
@@ -53,7 +54,7 @@ impl GraphCache {
     ) -> Result<(), E>
     where
         S: Clone + Send + Sync + 'static,
-        E: From<RuntimeError>,
+        E: From<DeviceError>,
     {
         let is_cpu = self.device.kernels() == Kernels::Cpu;
         let may_capture = self.warmed_up.contains(&rows) || (is_cpu && self.warmed_up.is_empty());

@@ -1,221 +1,33 @@
-//! Devices: they allocate memory and run launches. `cpu` runs the Rust kernels, `cuda` runs the CUDA kernels on a GPU,
-//! `sim` runs the CUDA kernels on the simulator, and `dry` only counts bytes and operations. [`Device`] is the public
-//! handle; each device implements `Backend`. All `unsafe` code of this crate is in this folder.
+//! The handle of a device ([`Device`]) and what belongs to a device: buffers, downloads, captured graphs, the profiler.
 
-pub mod buffer;
-mod capabilities;
+mod buffer;
 mod captured_graph;
-mod cpu;
-mod cuda;
 mod download;
-mod dry;
 mod graph_cache;
-mod host_memory;
-pub mod mapped_file;
-mod memory;
-mod nvtx;
-mod operand_reads;
-mod origin;
-mod planned_launches;
 mod profiler;
-mod sim;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
-
-use reel_device::Launch;
-use reel_device::cuda::Gpu;
 
 pub use buffer::Buffer;
-pub use capabilities::Capabilities;
 pub use captured_graph::CapturedGraph;
 pub use download::Download;
 pub use graph_cache::GraphCache;
-pub use host_memory::free_host_bytes;
-pub use mapped_file::MappedFile;
-pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
-pub use nvtx::{NvtxRange, nvtx_range};
-pub use operand_reads::{OperandRead, OperandReads};
-pub use origin::{LaunchOrigin, LayerOrigin, OriginGuard, host_thread_names, host_thread_number, in_layer, in_op};
-pub use planned_launches::{PlannedLaunches, PlannedStage};
-pub use profiler::{HostCall, LaunchEvent, OpTotals, Profiler};
-pub use sim::SimOptions;
+pub use profiler::Profiler;
 
-use crate::error::{Result, RuntimeError};
+use crate::backend::{Backend, Hardware, MatmulLibrary};
+use crate::capabilities::{Capabilities, Kernels};
+use crate::cpu::Cpu;
+use crate::cuda::{Cuda, Gpu, Products, device_error};
+use crate::dry::Dry;
+use crate::error::{DeviceError, Result};
+use crate::launch::Launch;
+use crate::mapped_file::MappedFile;
+use crate::memory::{MemoryCategory, MemoryCounters, MemoryUse};
+use crate::nvtx::nvtx_range;
+use crate::profile::ProfileData;
+use crate::sim::{Sim, SimOptions};
 use captured_graph::CaptureState;
-use download::PendingCopy;
-use memory::MemoryCounters;
-pub(crate) use origin::{current_origin, with_origin};
-use profiler::{LaunchRecord, ProfileData, TimedLaunch};
-
-/// The error of a launch that has code for device `cpu` alone.
-fn only_on_a_cpu(launch: &Launch) -> RuntimeError {
-    RuntimeError::Device(format!("{}: runs on device cpu only; use plain weights on this device", launch.name()))
-}
-
-/// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernels {
-    /// The Rust code for the CPU.
-    Cpu,
-    /// The CUDA kernels, on a GPU or on the simulator.
-    Cuda,
-}
-
-/// The processor or GPU behind a device, as the system names it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hardware {
-    /// The model name, for example `NVIDIA H200`.
-    pub name: String,
-    /// The PCI bus id of a GPU, for example `0000:1B:00.0`. nvidia-smi shows the same id.
-    pub bus_id: Option<String>,
-    /// The CUDA version that a GPU's driver supports, for example `13.0`.
-    pub driver: Option<String>,
-}
-
-/// The code that computes matrix products on device `cuda`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Products {
-    /// The kernels of [`reel_kernels::matmul::gemm`], whose bits for a row depend neither on the other rows nor on their
-    /// number. cuBLASLt computes the products that they do not take: on GPUs below compute capability 9.0, of f32
-    /// operands, and of operands that tensor copies cannot read.
-    #[default]
-    Own,
-    /// cuBLASLt.
-    CublasLt,
-}
-
-/// The library that computes matrix products on a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MatmulLibrary {
-    /// Name and version, for example `cuBLASLt 13.1.0`.
-    pub name: String,
-    /// The number of different matrix product shapes that were computed so far. The library chooses one algorithm per
-    /// shape.
-    pub algorithms: usize,
-    /// A hash of the matrix product shapes so far and of the algorithm for each. If two GPUs of the same model have
-    /// equal hashes and the same library, their matrix products have equal bits.
-    pub hash: String,
-}
-
-/// The operations that a device implements. Addresses are device addresses; all addresses in a launch come from
-/// `alloc`.
-trait Backend: Send + Sync {
-    fn name(&self) -> &'static str;
-    fn threads(&self) -> usize;
-    fn kernels(&self) -> Kernels;
-    /// The compute capability of the GPU, for example 90; 0 if the device has no GPU.
-    fn compute_capability(&self) -> u32 {
-        0
-    }
-    /// Allocates at least `bytes` (> 0) bytes, 64-byte aligned, with unspecified contents. `None` if the device is out
-    /// of memory.
-    fn alloc(&self, bytes: usize) -> Option<u64>;
-    /// [`Backend::alloc`] for weights, which live long.
-    fn alloc_weights(&self, bytes: usize) -> Option<u64> {
-        self.alloc(bytes)
-    }
-    fn free(&self, addr: u64, bytes: usize);
-    /// The bytes that can still be allocated, if that is known.
-    fn free_bytes(&self) -> Option<u64> {
-        free_host_bytes()
-    }
-    /// Makes the system provide the memory of a live range now, if it would do so only at the first access to each
-    /// page. Contents do not change, so others may use the memory meanwhile.
-    fn populate(&self, _addr: u64, _bytes: usize) {}
-    /// Returns to the system the freed memory that the device keeps for later allocations.
-    fn return_kept_memory(&self) {}
-    fn launch(&self, launch: &Launch) -> Result<()>;
-    /// Runs a launch and waits for it. Returns its duration in seconds.
-    fn launch_and_wait(&self, launch: &Launch) -> Result<f64> {
-        let start = Instant::now();
-        self.launch(launch)?;
-        Ok(start.elapsed().as_secs_f64())
-    }
-    /// Runs `f` and waits for everything that it enqueues. Returns the seconds from the start of the first launch to
-    /// the end of the last launch.
-    fn measure_seconds(&self, f: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        let start = Instant::now();
-        f()?;
-        self.synchronize()?;
-        Ok(start.elapsed().as_secs_f64())
-    }
-    /// Runs a launch for the profiler. Returns the launches whose times are now known: on a synchronous device this
-    /// launch, on an asynchronous device earlier launches.
-    fn launch_timed(&self, launch: &Launch, mut record: LaunchRecord) -> Result<Vec<TimedLaunch>> {
-        let start = Instant::now();
-        let seconds = self.launch_and_wait(launch)?;
-        record.host_returned();
-        Ok(vec![record.timed(start, seconds)])
-    }
-    /// Waits for the profiled launches whose times are not known yet, and returns them.
-    fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {
-        Ok(Vec::new())
-    }
-    /// Waits until all enqueued launches and copies are done.
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
-    }
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::of_kernels(self.kernels())
-    }
-    /// The processor or GPU behind the device.
-    fn hardware(&self) -> Hardware {
-        Hardware { name: self.name().into(), ..Hardware::default() }
-    }
-    /// The library that computes matrix products. `None` if this project's kernels compute them, or before the first
-    /// matrix product.
-    fn matmul_library(&self) -> Option<MatmulLibrary> {
-        None
-    }
-    fn upload(&self, to: u64, from: &[u8]) -> Result<()>;
-    fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
-    /// Gives the device access to a part (> 0 bytes) of a mapped file, in place if possible, else as a copy. Returns
-    /// the device address, or `None` if there is no memory for a copy. The file stays mapped at least until
-    /// [`Backend::unmap`].
-    fn map(&self, part: &[u8]) -> Result<Option<u64>> {
-        Ok(Some(part.as_ptr() as u64))
-    }
-    /// Ends the access to a part of a file that [`Backend::map`] gave.
-    fn unmap(&self, _addr: u64, _bytes: usize) {}
-    /// Enqueues a copy to the host after the launches so far. `finish_copy` waits for the copy, `discard_copy` gives
-    /// it up.
-    fn download_async(&self, from: u64, bytes: usize) -> Result<PendingCopy> {
-        let mut to = vec![0; bytes];
-        self.download(from, &mut to)?;
-        Ok(PendingCopy::Ready(to))
-    }
-    /// Waits for a copy that is `PendingCopy::InFlight` and writes its bytes to `to`.
-    fn finish_copy(&self, _handle: u64, _to: &mut [u8]) -> Result<()> {
-        Ok(())
-    }
-    /// Gives up a copy that is `PendingCopy::InFlight`.
-    fn discard_copy(&self, _handle: u64) {}
-    /// Prepares a launch for a capture: compiles its kernel or chooses its matmul algorithm, and allocates its
-    /// workspace.
-    fn prepare_capture(&self, _launch: &Launch) -> Result<()> {
-        Ok(())
-    }
-    /// Begins a native capture, such as a CUDA graph. Returns false if the device has no native graphs; the captured
-    /// graph is then only a list of launches.
-    fn begin_capture(&self) -> Result<bool> {
-        Ok(false)
-    }
-    /// Adds a launch to the native capture.
-    fn capture_launch(&self, _launch: &Launch) -> Result<()> {
-        Ok(())
-    }
-    /// Ends the native capture and returns the handle of the graph. Called only if `begin_capture` returned true.
-    fn end_capture(&self) -> Result<u64> {
-        Ok(0)
-    }
-    /// Enqueues all launches of a native graph.
-    fn replay_graph(&self, _handle: u64) -> Result<()> {
-        Ok(())
-    }
-    fn destroy_graph(&self, _handle: u64) {}
-}
 
 struct Inner {
     backend: Box<dyn Backend>,
@@ -257,7 +69,7 @@ impl Device {
     /// A device on the host's CPU with `threads` threads; 0 uses all hardware threads. Results do not depend on the
     /// number of threads.
     pub fn cpu(threads: usize) -> Device {
-        Device::new(cpu::Cpu::new(threads))
+        Device::new(Cpu::new(threads))
     }
 
     /// A device that computes nothing: it counts allocations, operations and bytes as a device with these kernels
@@ -279,9 +91,9 @@ impl Device {
     /// A [`Self::dry`] device for a machine of this compute capability, on which `free_bytes` bytes can be allocated.
     /// What a run decides by free memory is decided as on that machine. The device does not refuse larger allocations.
     pub fn dry_machine(kernels: Kernels, compute_capability: u32, free_bytes: Option<u64>) -> Device {
-        let device = Device::with_memory_limit(dry::Dry::new(kernels, compute_capability), free_bytes);
+        let device = Device::with_memory_limit(Dry::new(kernels, compute_capability), free_bytes);
         device.profiler().collect_totals(true);
-        device.profiler().plan_launches(compute_capability);
+        device.0.profile.plan_launches(compute_capability);
         device
     }
 
@@ -291,7 +103,7 @@ impl Device {
     /// # Errors
     /// NVRTC, which compiles the kernels, is not installed.
     pub fn sim(options: SimOptions) -> Result<Device> {
-        Ok(Device::new(sim::Sim::new(options)?))
+        Ok(Device::new(Sim::new(options)?))
     }
 
     /// The NVIDIA GPU with this ordinal. A kernel is compiled at its first use and cached on disk.
@@ -307,7 +119,7 @@ impl Device {
     /// # Errors
     /// The driver is missing or too old, or there is no GPU with this ordinal.
     pub fn cuda_with_products(ordinal: usize, products: Products) -> Result<Device> {
-        Device::on_gpu_with_products(Gpu::open(ordinal).map_err(cuda::device_error)?, products)
+        Device::on_gpu_with_products(Gpu::open(ordinal).map_err(device_error)?, products)
     }
 
     /// The device of a GPU that was opened by a given driver. Tests pass a GPU of the fake driver.
@@ -323,7 +135,7 @@ impl Device {
     /// # Errors
     /// The driver cannot reserve address space.
     pub fn on_gpu_with_products(gpu: Gpu, products: Products) -> Result<Device> {
-        Ok(Device::new(cuda::Cuda::new(gpu, products)?))
+        Ok(Device::new(Cuda::new(gpu, products)?))
     }
 
     /// The device's name: `cpu`, `cuda`, `sim` or `dry`.
@@ -334,12 +146,12 @@ impl Device {
     /// The instruction set of the CPU code that computes on this device: all of it on `cpu`, the matrix products on
     /// `sim`. Two instruction sets may give other bits. `None` on devices whose bits do not depend on it.
     pub fn instruction_set(&self) -> Option<&'static str> {
-        ["cpu", "sim"].contains(&self.name()).then(|| reel_device::cpu::simd::isa().name())
+        ["cpu", "sim"].contains(&self.name()).then(|| crate::cpu::simd::isa().name())
     }
 
-    /// Which kernels the device runs, or counts on device `dry`. What depends on it above this crate is in
-    /// [`Device::capabilities`].
-    pub(crate) fn kernels(&self) -> Kernels {
+    /// Which kernels the device runs, or counts on device `dry`. Ops depend on it; what code above the ops depends on is
+    /// in [`Device::capabilities`].
+    pub fn kernels(&self) -> Kernels {
         self.0.backend.kernels()
     }
 
@@ -371,7 +183,7 @@ impl Device {
     /// Allocates `bytes` bytes with unspecified contents.
     ///
     /// # Errors
-    /// [`RuntimeError::OutOfMemory`].
+    /// [`DeviceError::OutOfMemory`].
     pub fn alloc(&self, bytes: usize, category: MemoryCategory) -> Result<Buffer> {
         if bytes > 0
             && let Some(recorded) = self.alloc_in_graph_memory(bytes, category)
@@ -398,7 +210,7 @@ impl Device {
         let bytes = file.as_bytes();
         let part = offset.checked_add(len).and_then(|end| bytes.get(offset..end));
         let part = part.ok_or_else(|| {
-            RuntimeError::Device(format!(
+            DeviceError::Failed(format!(
                 "mapped file: {len} bytes at offset {offset} are needed, but the file has {} bytes; it is shorter than its header says",
                 bytes.len()
             ))
@@ -409,9 +221,9 @@ impl Device {
         Ok(Buffer::mapped(self.clone(), addr, len, file.clone()))
     }
 
-    fn out_of_memory(&self, bytes: usize, category: MemoryCategory) -> RuntimeError {
+    fn out_of_memory(&self, bytes: usize, category: MemoryCategory) -> DeviceError {
         let held = self.0.memory.usage().now;
-        RuntimeError::OutOfMemory { bytes, category: category.name(), held, advice: category.memory_saving_options() }
+        DeviceError::OutOfMemory { bytes, category: category.name(), held, advice: category.memory_saving_options() }
     }
 
     /// Runs a launch; later launches see what it wrote. Inside [`Device::capture`], the launch is captured instead.
@@ -467,7 +279,7 @@ impl Device {
     ///
     /// # Errors
     /// `f` or a launch fails, or the device is capturing a graph.
-    pub fn time_launches<E: From<RuntimeError>>(
+    pub fn time_launches<E: From<DeviceError>>(
         &self,
         mut f: impl FnMut() -> std::result::Result<(), E>,
     ) -> std::result::Result<f64, E> {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use reel_device::cuda::{
+use crate::cuda::{
     CudaError, Driver,
     driver::{EventHandle, StreamHandle},
 };

@@ -1,7 +1,14 @@
 //! What a device does well, as data. Code above this crate reads these fields and never asks which device it is on, so
 //! a new device needs one more constant here.
 
-use super::Kernels;
+/// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernels {
+    /// The Rust code for the CPU.
+    Cpu,
+    /// The CUDA kernels, on a GPU or on the simulator.
+    Cuda,
+}
 
 /// What a device does well, and the sizes of work that suit it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +69,7 @@ impl Capabilities {
     };
 
     /// The simulated GPU computes products on the CPU, or by kernels of which each row has one order of summation.
-    pub(super) const SIMULATED_GPU: Self = Self {
+    pub(crate) const SIMULATED_GPU: Self = Self {
         async_launches: false,
         real_times: false,
         batch_invariant_products: true,
@@ -71,7 +78,7 @@ impl Capabilities {
     };
 
     /// The capabilities of a real device that runs these kernels.
-    pub(super) fn of_kernels(kernels: Kernels) -> Self {
+    pub(crate) fn of_kernels(kernels: Kernels) -> Self {
         match kernels {
             Kernels::Cpu => Self::CPU,
             Kernels::Cuda => Self::GPU,

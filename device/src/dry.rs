@@ -3,19 +3,20 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reel_device::Launch;
+use crate::Launch;
 
-use super::{Backend, Capabilities, Kernels};
+use crate::backend::Backend;
+use crate::capabilities::{Capabilities, Kernels};
 use crate::error::Result;
 
-pub(super) struct Dry {
+pub(crate) struct Dry {
     next: AtomicU64,
     kernels: Kernels,
     compute_capability: u32,
 }
 
 impl Dry {
-    pub(super) fn new(kernels: Kernels, compute_capability: u32) -> Dry {
+    pub(crate) fn new(kernels: Kernels, compute_capability: u32) -> Dry {
         Dry { next: AtomicU64::new(1 << 20), kernels, compute_capability }
     }
 }

@@ -7,15 +7,8 @@
 //! ```
 
 use super::Device;
+use crate::backend::PendingCopy;
 use crate::error::Result;
-
-/// The state of an enqueued copy.
-pub(super) enum PendingCopy {
-    /// The copy is done: a synchronous device copies at once.
-    Ready(Vec<u8>),
-    /// The copy is in flight; the backend knows it by this handle.
-    InFlight(u64),
-}
 
 /// An enqueued copy of device memory to the host.
 pub struct Download {

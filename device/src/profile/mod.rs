@@ -1,24 +1,33 @@
-//! The profiler of a device: operations, bytes and time of each launch, and memory in use over time.
+//! What the profiler of a device collects: operations, bytes and time of each launch.
 //!
 //! `cpu`, `sim` and `dry` finish a launch before they return, so its time is measured on the host. `cuda` records an
 //! event before and after each launch (see `cuda/timeline.rs`), so the profiler does not make the host wait.
+
+mod operand_reads;
+mod origin;
+mod planned_launches;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
-use reel_device::launch::Arch;
-use reel_device::{Cost, Launch};
+use crate::launch::{Arch, Cost, Launch};
 
-use super::operand_reads::{OperandHistory, OperandRead, OperandReads};
-use super::origin::{LaunchOrigin, current_origin, host_thread_number};
-use super::planned_launches::{PlannedLaunches, PlannedStage, planned_stages};
-use super::{Device, MemorySample};
-use crate::error::Result;
+use operand_reads::OperandHistory;
+use planned_launches::planned_stages;
 
-const COUNT: u8 = 1;
-const RECORD: u8 = 2;
+pub use operand_reads::{OperandRead, OperandReads};
+pub use origin::{
+    LaunchOrigin, LayerOrigin, OriginGuard, current_origin, host_thread_names, host_thread_number, in_layer, in_op,
+    with_origin,
+};
+pub use planned_launches::{PlannedLaunches, PlannedStage};
+
+/// The bit of [`ProfileData::switch`] for totals.
+pub(crate) const COUNT: u8 = 1;
+/// The bit of [`ProfileData::switch`] for the timeline.
+pub(crate) const RECORD: u8 = 2;
 
 /// Totals of all launches of one kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,7 +47,7 @@ pub struct OpTotals {
 /// The call on the host that enqueued or ran a launch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HostCall {
-    /// The thread, see [`super::host_thread_number`].
+    /// The thread, see [`host_thread_number`].
     pub thread: usize,
     /// When the call began.
     pub start: Instant,
@@ -51,7 +60,7 @@ pub struct HostCall {
 pub struct LaunchEvent {
     /// The kernel's name.
     pub name: &'static str,
-    /// The part of the work that the launch belongs to, see [`Profiler::set_work_part`].
+    /// The part of the work that the launch belongs to, see [`Profiler::set_work_part`](crate::Profiler::set_work_part).
     pub part: &'static str,
     /// The op and the layer that the launch belongs to.
     pub origin: LaunchOrigin,
@@ -71,86 +80,8 @@ pub struct LaunchEvent {
     pub stages: Vec<PlannedStage>,
 }
 
-/// Collects the costs and times of a device's launches, and its bytes in use, while collecting is turned on.
-///
-/// On `cuda`, durations come from the GPU's clock, with a resolution of half a microsecond. Start times are converted
-/// to the host's clock by one event that the host waited for, so they are late by the time of that wait, about 10
-/// microseconds.
-#[derive(Clone, Copy)]
-pub struct Profiler<'a>(pub(super) &'a Device);
-
-impl Profiler<'_> {
-    /// Turns collecting the totals by kernel on or off.
-    pub fn collect_totals(&self, on: bool) {
-        self.collected().switch(COUNT, on);
-    }
-
-    /// Turns recording the timelines of launches and memory on or off.
-    pub fn record_timeline(&self, on: bool) {
-        self.collected().switch(RECORD, on);
-        self.0.0.memory.record_samples(on);
-    }
-
-    /// Makes the profiler plan each launch for a GPU of this compute capability, such as 90, and collect the plans; not
-    /// if it is 0.
-    pub(super) fn plan_launches(&self, compute_capability: u32) {
-        let known = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
-        *self.collected().arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);
-    }
-
-    /// Sets the part of the work, for example `forward`, that the launches from now on belong to. At first it is
-    /// empty.
-    pub fn set_work_part(&self, name: &'static str) {
-        *self.collected().part() = name;
-    }
-
-    /// Waits for the launches in flight and deletes everything that was collected.
-    pub fn clear(&self) {
-        // An error of a failed launch is not lost here: every later call of the device reports it.
-        let _ = self.read();
-        let mut s = self.collected().lock();
-        s.totals.clear();
-        s.events.clear();
-        *self.collected().operands() = OperandHistory::default();
-        self.0.0.memory.clear_samples();
-    }
-
-    /// Waits for the launches in flight and returns the totals by kernel name.
-    pub fn totals(&self) -> Result<BTreeMap<&'static str, OpTotals>> {
-        self.read()?;
-        let (mut totals, cycle) = (self.collected().lock().totals.clone(), self.collected().operands().bytes());
-        totals.values_mut().for_each(|t| t.operands.close_cycle(cycle));
-        Ok(totals)
-    }
-
-    /// Waits for the launches in flight and returns the timeline, ordered by start time.
-    pub fn launch_events(&self) -> Result<Vec<LaunchEvent>> {
-        self.read()?;
-        let (mut events, cycle) = (self.collected().lock().events.clone(), self.collected().operands().bytes());
-        events.iter_mut().filter_map(|e| e.operand.as_mut()).for_each(|operand| operand.close_cycle(cycle));
-        events.sort_by_key(|e| e.start);
-        Ok(events)
-    }
-
-    /// The bytes in use after each allocation and each release that happened while [`Self::record_timeline`] was on,
-    /// in order.
-    pub fn memory_samples(&self) -> Vec<MemorySample> {
-        self.0.0.memory.samples()
-    }
-
-    fn collected(&self) -> &ProfileData {
-        &self.0.0.profile
-    }
-
-    fn read(&self) -> Result<()> {
-        let known = self.0.0.backend.collect_timings()?;
-        self.collected().add_timed_launches(known);
-        Ok(())
-    }
-}
-
 /// A profiled launch whose time is not known yet.
-pub(super) struct LaunchRecord {
+pub(crate) struct LaunchRecord {
     /// What the profiler collects about the launch: totals, timeline or both. The record keeps it, because the mode of
     /// the profiler may change before the launch's time is known.
     mode: u8,
@@ -159,18 +90,18 @@ pub(super) struct LaunchRecord {
 
 impl LaunchRecord {
     /// Records that the call on the host has returned.
-    pub(super) fn host_returned(&mut self) {
+    pub(crate) fn host_returned(&mut self) {
         self.event.host.seconds = self.event.host.start.elapsed().as_secs_f64();
     }
 
     /// Returns the launch with its time: it began at `start` and took `seconds`.
-    pub(super) fn timed(self, start: Instant, seconds: f64) -> TimedLaunch {
+    pub(crate) fn timed(self, start: Instant, seconds: f64) -> TimedLaunch {
         TimedLaunch { mode: self.mode, event: LaunchEvent { start, seconds, ..self.event } }
     }
 }
 
 /// A profiled launch whose time is known.
-pub(super) struct TimedLaunch {
+pub(crate) struct TimedLaunch {
     mode: u8,
     pub event: LaunchEvent,
 }
@@ -183,7 +114,7 @@ struct State {
 
 /// Everything that the profiler of a device has collected.
 #[derive(Default)]
-pub(super) struct ProfileData {
+pub(crate) struct ProfileData {
     mode: AtomicU8,
     part: Mutex<&'static str>,
     /// The GPU for which launches are planned.
@@ -193,12 +124,12 @@ pub(super) struct ProfileData {
 }
 
 impl ProfileData {
-    pub(super) fn is_collecting(&self) -> bool {
+    pub(crate) fn is_collecting(&self) -> bool {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
     /// Begins the record of a launch that the host is about to make.
-    pub(super) fn record(&self, launch: &Launch) -> LaunchRecord {
+    pub(crate) fn record(&self, launch: &Launch) -> LaunchRecord {
         let mode = self.mode.load(Ordering::Relaxed);
         let sizes = if mode & RECORD != 0 { launch.sizes() } else { Vec::new() };
         let operand = match launch {
@@ -223,7 +154,7 @@ impl ProfileData {
     }
 
     /// Adds launches whose times have become known.
-    pub(super) fn add_timed_launches(&self, known: Vec<TimedLaunch>) {
+    pub(crate) fn add_timed_launches(&self, known: Vec<TimedLaunch>) {
         let mut s = self.lock();
         for TimedLaunch { mode, event } in known {
             if mode & COUNT != 0 {
@@ -240,7 +171,42 @@ impl ProfileData {
         }
     }
 
-    fn switch(&self, bits: u8, on: bool) {
+    /// Makes the profiler plan each launch for a GPU of this compute capability, such as 90, and collect the plans; not
+    /// if it is 0.
+    pub(crate) fn plan_launches(&self, compute_capability: u32) {
+        let known = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
+        *self.arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);
+    }
+
+    /// Sets the part of the work that the launches from now on belong to.
+    pub(crate) fn set_part(&self, name: &'static str) {
+        *self.part() = name;
+    }
+
+    /// Deletes everything that was collected.
+    pub(crate) fn clear(&self) {
+        let mut s = self.lock();
+        s.totals.clear();
+        s.events.clear();
+        *self.operands() = OperandHistory::default();
+    }
+
+    /// The totals by kernel name.
+    pub(crate) fn totals(&self) -> BTreeMap<&'static str, OpTotals> {
+        let (mut totals, cycle) = (self.lock().totals.clone(), self.operands().bytes());
+        totals.values_mut().for_each(|t| t.operands.close_cycle(cycle));
+        totals
+    }
+
+    /// The timeline, ordered by start time.
+    pub(crate) fn events(&self) -> Vec<LaunchEvent> {
+        let (mut events, cycle) = (self.lock().events.clone(), self.operands().bytes());
+        events.iter_mut().filter_map(|e| e.operand.as_mut()).for_each(|operand| operand.close_cycle(cycle));
+        events.sort_by_key(|e| e.start);
+        events
+    }
+
+    pub(crate) fn switch(&self, bits: u8, on: bool) {
         if on {
             self.mode.fetch_or(bits, Ordering::Relaxed);
         } else {

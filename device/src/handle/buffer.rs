@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use super::captured_graph::GraphMemory;
-use super::{Device, Download, MappedFile, MemoryCategory};
+use super::{Device, Download};
 use crate::error::Result;
+use crate::mapped_file::MappedFile;
+use crate::memory::MemoryCategory;
 
 /// An owned piece of device memory, or a part of a mapped file.
 pub struct Buffer {

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use reel_device::Addr;
+use crate::Addr;
 
 /// The right operand of one matrix product.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,7 +26,7 @@ pub struct OperandRead {
 
 impl OperandRead {
     /// Sets a cycle whose begin is not in the profile to the bytes of all operands in the profile.
-    pub(super) fn close_cycle(&mut self, all_operands: f64) {
+    pub(crate) fn close_cycle(&mut self, all_operands: f64) {
         if self.cycle.is_infinite() {
             self.cycle = all_operands;
         }
@@ -59,7 +59,7 @@ impl OperandReads {
         }
     }
 
-    pub(super) fn close_cycle(&mut self, all_operands: f64) {
+    pub(crate) fn close_cycle(&mut self, all_operands: f64) {
         if self.open > 0.0 {
             self.shares += self.open / all_operands;
             self.open = 0.0;
@@ -74,7 +74,7 @@ impl OperandReads {
 
 /// The right operands of all products so far, each with the time of its last read.
 #[derive(Debug, Default)]
-pub(super) struct OperandHistory {
+pub(crate) struct OperandHistory {
     /// For each address: the number of the last read, and the bytes of the largest operand that was read there.
     last: BTreeMap<u64, (u64, f64)>,
     /// These bytes by the number of the last read.

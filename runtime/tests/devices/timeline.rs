@@ -1,18 +1,11 @@
-//! Tests of the timeline on the fake driver, which runs work as late as CUDA allows and refuses events that were not
-//! reached.
+//! Tests of the profiler of device `cuda` on the fake driver, which runs work as late as CUDA allows.
 
-use std::sync::Arc;
-
-use proptest::prelude::*;
-use reel_device::cuda::fake::FakeDriver;
-use reel_device::{Arch, compile};
+use reel_device::launch::Matmul;
+use reel_device::{Addr, DType, Launch, compile};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
+use reel_runtime::Tensor;
 
-use super::tests::{f32_tensor, fake_gpu_device, matrix_product};
-use super::*;
-use crate::device::profiler::ProfileData;
-use crate::device::{Device, MemoryCategory};
-use crate::tensor::Tensor;
+use crate::cuda::{f32_tensor, fake_gpu_device, matrix_product};
 
 fn fill(x: &Tensor) -> Launch {
     let params = FillParams { dst: x.addr(), count: x.shape()[0] as u64, value: 7.0, reserved: 0 };
@@ -78,42 +71,4 @@ fn refused_launch_leaves_times_of_the_others() {
     assert_eq!(d.profiler().launch_events().unwrap().len(), 2);
     drop((a, b, c, d));
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-    /// Each launch gets one time span; spans are in stream order and do not overlap, for any limit of launches in
-    /// flight and whenever times are read.
-    #[test]
-    fn spans_follow_the_stream(pairs in 2usize..9, asked in prop::collection::vec((any::<bool>(), 0u8..6), 1..40)) {
-        let Some(()) = compile::skip_without_nvrtc() else { return Ok(()) };
-        let fake = FakeDriver::new(Arch::A100, 16 << 20);
-        let gpu = Gpu::from_driver(Arc::new(fake.clone())).unwrap();
-        let (driver, stream) = (gpu.driver().clone(), gpu.stream());
-        let device: Device = Device::on_gpu(gpu).unwrap();
-        let x = Tensor::from_f32(&device, &[4], DType::F32, &[1.0; 4], MemoryCategory::Inputs).unwrap();
-        let mut timeline = LaunchTimeline::new(driver, stream, pairs).unwrap();
-        let collected = ProfileData::default();
-        let (mut known, mut names) = (Vec::new(), Vec::new());
-        for (which, read) in asked {
-            let launch = if which { fill(&x) } else { add(&x) };
-            names.push(launch.name());
-            known.extend(timeline.launch(collected.record(&launch), || device.launch(&launch)).unwrap());
-            if read == 0 {
-                known.extend(timeline.wait_for_all().unwrap());
-            }
-        }
-        known.extend(timeline.wait_for_all().unwrap());
-        prop_assert!(timeline.wait_for_all().unwrap().is_empty());
-        prop_assert_eq!(known.iter().map(|t| t.event.name).collect::<Vec<_>>(), names);
-        for two in known.windows(2) {
-            let [first, second] = [&two[0].event, &two[1].event];
-            prop_assert!(first.seconds > 0.0);
-            // Allows an overlap of 3 ns, because host times are rounded to whole nanoseconds.
-            let gap = (second.start - first.start).as_secs_f64() - first.seconds;
-            prop_assert!(gap > -3e-9, "begins {} s before the earlier launch ended", -gap);
-        }
-        drop((timeline, x, device));
-        prop_assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
-    }
 }

@@ -102,10 +102,10 @@ impl Counts {
 }
 
 #[derive(Default)]
-pub(super) struct MemoryCounters(Mutex<Counts>);
+pub(crate) struct MemoryCounters(Mutex<Counts>);
 
 impl MemoryCounters {
-    pub(super) fn add(&self, category: MemoryCategory, bytes: usize) {
+    pub(crate) fn add(&self, category: MemoryCategory, bytes: usize) {
         let mut c = self.lock();
         c.current[category as usize] += bytes;
         let total = c.current.iter().sum();
@@ -116,7 +116,7 @@ impl MemoryCounters {
         c.sample();
     }
 
-    pub(super) fn subtract(&self, category: MemoryCategory, bytes: usize) {
+    pub(crate) fn subtract(&self, category: MemoryCategory, bytes: usize) {
         let mut c = self.lock();
         c.current[category as usize] -= bytes;
         c.sample();
@@ -124,7 +124,7 @@ impl MemoryCounters {
 
     /// Turns recording of the timeline of memory on or off. The first sample has the bytes that are in use when it is
     /// turned on.
-    pub(super) fn record_samples(&self, on: bool) {
+    pub(crate) fn record_samples(&self, on: bool) {
         let mut c = self.lock();
         let begins = on && !c.recording;
         c.recording = on;
@@ -133,21 +133,21 @@ impl MemoryCounters {
         }
     }
 
-    pub(super) fn samples(&self) -> Vec<MemorySample> {
+    pub(crate) fn samples(&self) -> Vec<MemorySample> {
         self.lock().samples.clone()
     }
 
-    pub(super) fn clear_samples(&self) {
+    pub(crate) fn clear_samples(&self) {
         self.lock().samples.clear();
     }
 
-    pub(super) fn reset_peak(&self) {
+    pub(crate) fn reset_peak(&self) {
         let mut c = self.lock();
         c.peak = c.current.iter().sum();
         c.at_peak = c.current;
     }
 
-    pub(super) fn usage(&self) -> MemoryUse {
+    pub(crate) fn usage(&self) -> MemoryUse {
         let c = self.lock();
         let named = |counts: &[usize]| MEMORY_CATEGORIES.iter().map(|&k| (k.name(), counts[k as usize])).collect();
         MemoryUse { current: c.current.iter().sum(), peak: c.peak, now: named(&c.current), at_peak: named(&c.at_peak) }

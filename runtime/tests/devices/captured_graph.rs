@@ -1,16 +1,14 @@
 //! Tests of captured graphs on cpu, sim, and cuda with the fake driver, which checks the driver's rules.
 
-use reel_kernels::matmul::PRODUCT_CODE;
 use std::sync::Arc;
 
-use reel_device::cuda::{Gpu, fake::FakeDriver};
+use reel_device::cuda::Gpu;
+use reel_device::cuda::fake::FakeDriver;
 use reel_device::launch::{Matmul, Operand};
-use reel_device::{Addr, Arch, DType, compile};
+use reel_device::{Addr, Arch, DType, Device, Launch, MemoryCategory, SimOptions, compile};
 use reel_kernels::elementwise::{self, AddParams, FillParams};
-
-use super::*;
-use crate::device::SimOptions;
-use crate::tensor::Tensor;
+use reel_kernels::matmul::PRODUCT_CODE;
+use reel_runtime::{Result, RuntimeError, Tensor};
 
 /// Devices cpu, sim, and cuda with the fake driver.
 fn devices() -> Vec<(Device, Option<FakeDriver>)> {
@@ -36,7 +34,7 @@ fn room(device: &Device, count: usize) -> Result<Tensor> {
 fn sums(device: &Device, a: &Tensor, b: &Tensor, y: &Tensor, steps: usize) -> Result<()> {
     let add = |a: &Tensor, b: &Tensor, y: &Tensor| {
         let params = AddParams { a: a.addr(), b: b.addr(), y: y.addr(), count: a.count() as u64 };
-        device.launch(&elementwise::add(DType::F32, &params))
+        Ok(device.launch(&elementwise::add(DType::F32, &params))?)
     };
     let mut sum = room(device, a.count())?;
     add(a, b, &sum)?;
@@ -49,7 +47,7 @@ fn sums(device: &Device, a: &Tensor, b: &Tensor, y: &Tensor, steps: usize) -> Re
 }
 
 #[track_caller]
-fn fails<T: std::fmt::Debug>(result: Result<T>, words: &str) {
+fn fails<T: std::fmt::Debug, E: std::fmt::Debug + ToString>(result: std::result::Result<T, E>, words: &str) {
     let e = result.unwrap_err().to_string();
     assert!(e.contains(words) && !e.contains('\n'), "{words} in {e}");
 }

@@ -51,13 +51,13 @@ impl Drop for OriginGuard {
 }
 
 /// Returns the origin that launches on this thread have now.
-pub(crate) fn current_origin() -> LaunchOrigin {
+pub fn current_origin() -> LaunchOrigin {
     CURRENT.get()
 }
 
 /// Sets the origin of this thread's launches until the guard is dropped.
 #[must_use]
-pub(crate) fn with_origin(origin: LaunchOrigin) -> OriginGuard {
+pub fn with_origin(origin: LaunchOrigin) -> OriginGuard {
     OriginGuard(CURRENT.replace(origin))
 }
 
