@@ -140,8 +140,8 @@ pub fn all_architectures() -> Vec<&'static str> {
     ARCHITECTURES.into_iter().chain([PTX_ARCHITECTURE]).collect()
 }
 
-/// Compiles `sources`, one of each kernel folder, for each of `architectures`, which are among [`all_architectures`], on `threads`
-/// threads, and returns the bytes of an archive.
+/// Compiles `sources`, one of each kernel folder, for each of `architectures`, which are among [`all_architectures`],
+/// on `threads` threads, and returns the bytes of an archive.
 ///
 /// # Errors
 /// NVRTC is missing, or a source does not compile.

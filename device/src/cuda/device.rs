@@ -28,9 +28,9 @@ use crate::profile::{LaunchRecord, TimedLaunch};
 /// The code that computes matrix products on device `cuda`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
-    /// The kernels of this project ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)), whose bits for a row depend neither on the other rows nor on their
-    /// number. cuBLASLt computes the products that they do not take: on GPUs below compute capability 9.0, of f32
-    /// operands, and of operands that tensor copies cannot read.
+    /// The project's own kernels ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)), whose bits for a
+    /// row depend neither on the other rows nor on their number. cuBLASLt computes the products that they do not take:
+    /// on GPUs below compute capability 9.0, of f32 operands, and of operands that tensor copies cannot read.
     #[default]
     Own,
     /// cuBLASLt.

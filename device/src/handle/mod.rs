@@ -149,8 +149,8 @@ impl Device {
         ["cpu", "sim"].contains(&self.name()).then(|| crate::cpu::simd::isa().name())
     }
 
-    /// Which kernels the device runs, or counts on device `dry`. Ops depend on it; what code above the ops depends on is
-    /// in [`Device::capabilities`].
+    /// Which kernels the device runs, or counts on device `dry`. Ops read it; code above the ops reads
+    /// [`Device::capabilities`] instead.
     pub fn kernels(&self) -> Kernels {
         self.0.backend.kernels()
     }

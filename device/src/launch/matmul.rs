@@ -134,7 +134,7 @@ pub struct ProductCode {
     /// # Safety
     /// The addresses cover the shapes that [`Matmul`] documents, and nothing else uses C.
     pub cpu: unsafe fn(&Matmul, &Team),
-    /// Computes a product of the simulated GPU that no kernel takes, on the CPU, with the sums of the simulated kernels.
+    /// Computes a product that no kernel of the simulated GPU takes, on the CPU, with the sums of the simulated kernels.
     ///
     /// # Safety
     /// The conditions of [`ProductCode::cpu`].

@@ -9,6 +9,7 @@
 mod cost;
 mod dtype;
 mod matmul;
+#[macro_use]
 mod params;
 mod row_keys;
 mod source;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::params::{Addr, ParamField, Params};
 
-crate::params! {
+params! {
     /// A chunk of an array.
     pub struct Chunk {
         /// The array's number in the table.
@@ -25,7 +25,7 @@ crate::params! {
     }
 }
 
-crate::params! {
+params! {
     /// An entry of a table of arrays.
     pub struct ArrayEntry {
         /// The array; null if the launch leaves it out.

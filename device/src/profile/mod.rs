@@ -60,7 +60,8 @@ pub struct HostCall {
 pub struct LaunchEvent {
     /// The kernel's name.
     pub name: &'static str,
-    /// The part of the work that the launch belongs to, see [`Profiler::set_work_part`](crate::Profiler::set_work_part).
+    /// The part of the work that the launch belongs to, see
+    /// [`Profiler::set_work_part`](crate::Profiler::set_work_part).
     pub part: &'static str,
     /// The op and the layer that the launch belongs to.
     pub origin: LaunchOrigin,

@@ -112,7 +112,7 @@ params! {
         pub gradients: Addr,
         /// [`StepEntry`] `[parameters]`
         pub steps: Addr,
-        /// [`Chunk`](reel_device::launch::Chunk) `[chunk_count]`: the parameters in chunks of [`WEIGHTS_PER_CHUNK`] weights.
+        /// `launch::Chunk` `[chunk_count]`: the parameters in chunks of [`WEIGHTS_PER_CHUNK`] weights.
         pub chunks: Addr,
         /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
         pub clip: Addr,

@@ -6,7 +6,7 @@
 //! n]`; that of its weight is `A = dy` stored `[k, m]`, `B = x` stored `[k, n]`.
 //!
 //! Numerics on the CPU: products and sums in f32 (bf16 × bf16 uses the tiles of AMX or the bf16 dot product where the
-//! processor has them and they are faster, see [`reel_device::cpu::simd`]: pairs of k, denormals as zero; with AMX, f32 of a k
+//! processor has them and they are faster, see `simd`: pairs of k, denormals as zero; with AMX, f32 of a k
 //! from 512 on is split into bf16 parts for the tiles, where an infinity may give NaN), then scale, bias, the old C,
 //! and one rounding at the store. The order of summation over k depends on k alone: not on m, n, the element's
 //! position, the threads or the storage of the operands (`cpu/mod.rs` has the details). Bound by arithmetic for large
@@ -18,8 +18,8 @@
 //! added by the memory, which takes subnormal numbers as 0. Tolerance: twice the bound of an f32 sum, plus one
 //! rounding.
 //!
-//! On the CPU a B of f32 or bf16 may be stored in groups of [`GROUP_ROWS`](reel_device::launch::GROUP_ROWS) rows, `[n / 32][k][32]` or `[n / 32][k /
-//! 2][32][2]`, which [`WeightGroups`](reel_device::launch::WeightGroups) arranges: the layout that the tile functions read, so that
+//! On the CPU a B of f32 or bf16 may be stored in groups of `GROUP_ROWS` rows, `[n / 32][k][32]` or `[n / 32][k /
+//! 2][32][2]`, which `WeightGroups` arranges: the layout that the tile functions read, so that
 //! nothing has to be packed and few rows of A read one stream of memory instead of 16. The bits of C are the same.
 //!
 //! B may be int8 with one scale for each of its rows: `C[i, j] = scale · b_scale[j] · Σ A[i, k] B[j, k]`. It is

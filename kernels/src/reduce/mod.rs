@@ -42,7 +42,7 @@ params! {
     pub struct SumSquaresParams {
         /// [`ArrayEntry`] `[arrays]`, a table of f32 arrays with their numbers of elements.
         pub arrays: Addr,
-        /// [`Chunk`](reel_device::launch::Chunk) `[chunk_count]`: the arrays in chunks of [`ELEMENTS_PER_CHUNK`] elements.
+        /// `launch::Chunk` `[chunk_count]`: the arrays in chunks of [`ELEMENTS_PER_CHUNK`] elements.
         pub chunks: Addr,
         /// f64 `[chunk_count]`, written.
         pub partials: Addr,

@@ -69,7 +69,7 @@ fn fold_once<const N: usize>(lanes: [f32; LANES]) -> [f32; LANES] {
     std::array::from_fn(|i| if i < N / 2 { lanes[i] + lanes[i + N / 2] } else { 0.0 })
 }
 
-crate::simd_fn! {
+simd_fn! {
     /// Adds each element of `x` to the sum at the same index.
     pub fn add_to_sums<T: crate::Element>(x: &[T], sums: &mut [f32]) {
         for (x, sum) in x.iter().zip(sums) {

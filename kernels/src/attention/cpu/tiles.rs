@@ -40,7 +40,7 @@ struct Sums([MaybeUninit<[f32; TILE]>; 4]);
 /// Computes a product of [`Words::Pairs`](super::product::Words).
 ///
 /// # Safety
-/// The tiles of this thread are configured ([`reel_device::cpu::simd::amx::Tiles`]), and the processor has AVX-512 F and BW; the
+/// The tiles of this thread are configured (`Tiles`), and the processor has AVX-512 F and BW; the
 /// pointers cover what [`SmallProduct`] documents.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn product(p: &SmallProduct) {
