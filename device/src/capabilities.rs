@@ -1,5 +1,5 @@
-//! What a device does well, as data. Code above this crate reads these fields and never asks which device it is on, so
-//! a new device needs one more constant here.
+//! What a device does well, as data. Code above the ops reads these fields and never asks which device it is on, so a
+//! new device needs one more constant here.
 
 /// Which implementation of the kernels a device runs. CPU and CUDA kernels need different workspaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

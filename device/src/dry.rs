@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::Launch;
-
 use crate::backend::Backend;
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::Result;

@@ -6,15 +6,13 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::backend::{Backend, only_on_a_cpu};
+use crate::capabilities::{Capabilities, Kernels};
+use crate::error::{DeviceError, Result};
 use crate::simulate::{self, SimulatedStage};
 use crate::{Arch, KernelLaunch, Launch, Team, compile};
 use reel_sim::exec::{CompletionTiming, ExecOptions};
 use reel_sim::memory::SimMemory;
-
-use crate::backend::{Backend, only_on_a_cpu};
-use crate::capabilities::{Capabilities, Kernels};
-use crate::error::DeviceError;
-use crate::error::Result;
 
 /// The options of device `sim`: the simulated GPU, and how often and in which orders warps run.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,8 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::compile::{self, CompileError};
-use crate::launch::Matmul;
-use crate::launch::{Arch, KernelLaunch, Stage, TensorMapError};
+use crate::launch::{Arch, KernelLaunch, Matmul, Stage, TensorMapError};
 use crate::{Addr, DType, Team};
 use reel_sim::counters::Counters;
 use reel_sim::exec::{self, ExecOptions, GpuSpec, LaunchError};

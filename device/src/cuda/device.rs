@@ -8,22 +8,19 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use crate::cuda::{
-    AlgorithmFingerprint, CudaError, Gpu, GpuGraph,
-    blas::{Blas, WORKSPACE_BYTES},
-};
+use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, only_on_a_cpu};
+use crate::capabilities::Kernels;
+use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
+use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
+use crate::error::{DeviceError, Result};
 use crate::launch::Matmul;
+use crate::profile::{LaunchRecord, TimedLaunch};
 use crate::{Addr, DType, KernelLaunch, Launch};
 
 use super::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use super::memory::MemoryPool;
 use super::staging::{ParallelCopier, Staging};
 use super::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
-use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, only_on_a_cpu};
-use crate::capabilities::Kernels;
-use crate::error::DeviceError;
-use crate::error::Result;
-use crate::profile::{LaunchRecord, TimedLaunch};
 
 /// The code that computes matrix products on device `cuda`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,14 +14,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cuda::{
-    CudaError, Driver,
-    driver::{EventHandle as CudaEvent, StreamHandle},
-};
-
-use super::device::device_error;
+use crate::cuda::driver::{EventHandle as CudaEvent, StreamHandle};
+use crate::cuda::{CudaError, Driver};
 use crate::error::Result;
 use crate::profile::{LaunchRecord, TimedLaunch};
+
+use super::device::device_error;
 
 /// Maximum number of profiled launches in flight. When it is reached, the times of the older half are read while the
 /// GPU works on the newer half.

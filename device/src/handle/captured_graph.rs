@@ -19,12 +19,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use crate::Launch;
-
-use super::Device;
-use crate::error::DeviceError;
-use crate::error::Result;
+use crate::error::{DeviceError, Result};
 use crate::memory::MemoryCategory;
 use crate::profile::{LaunchOrigin, current_origin, with_origin};
+
+use super::Device;
 
 /// Captured launches, which [`Device::replay`] enqueues again.
 pub struct CapturedGraph {
