@@ -4,8 +4,9 @@
 
 use std::error::Error;
 
+use reel_device::{DType, Device, MemoryCategory};
 use reel_runtime::optim::{AdamW, AdamWParams, MomentFormat};
-use reel_runtime::{Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
+use reel_runtime::{Cx, Grads, Tensor, ops};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::cpu(2);

@@ -7,7 +7,8 @@
 
 use std::error::Error;
 
-use reel_runtime::{Cx, DType, Device, Grads, Kernels, MemoryCategory, Tensor, ops};
+use reel_device::{DType, Device, Kernels, MemoryCategory};
+use reel_runtime::{Cx, Grads, Tensor, ops};
 
 /// Peak bytes of one training step of a two-layer MLP on `tokens` tokens of width `width`.
 fn peak_bytes(device: &Device, tokens: usize, width: usize) -> Result<usize, Box<dyn Error>> {

@@ -4,12 +4,13 @@
 
 use std::error::Error;
 
+use reel_device::{DType, Device};
 use reel_engine::{Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::{Conversation, MediaOptions, ModelFolder, encode};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use reel_kernels::DType;
-use reel_runtime::device::Products;
+use reel_device::{DType, Products};
 use serde::{Deserialize, Serialize};
 
 use crate::fail::bad_usage;
@@ -124,7 +123,7 @@ impl CommonOptions {
     /// Returns the device that `--device` names; without it, the first GPU if there is one, else the CPU.
     pub fn device(&self) -> anyhow::Result<DeviceName> {
         let Some(name) = &self.device else {
-            return Ok(if reel_kernels::cuda::Nvidia::is_present() { DeviceName::Cuda(0) } else { DeviceName::Cpu });
+            return Ok(if reel_device::cuda::Nvidia::is_present() { DeviceName::Cuda(0) } else { DeviceName::Cpu });
         };
         match name.as_str() {
             "cpu" => Ok(DeviceName::Cpu),

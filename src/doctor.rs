@@ -7,8 +7,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::compile::{self, toolkit::Toolkit};
-use reel_kernels::{Team, limits, simd};
+use reel_device::compile::toolkit::Toolkit;
+use reel_device::cpu::simd;
+use reel_device::{Team, compile};
+use reel_kernels::limits;
 use reel_media::libraries;
 use serde::Serialize;
 
@@ -239,7 +241,7 @@ fn gpu() -> Vec<Finding> {
 /// Describes the kernels whose machine code is built into this binary; `None` if there are none.
 fn builtin() -> Option<String> {
     let archive = compile::builtin::archive();
-    match archive.fresh_and_stale_counts() {
+    match archive.fresh_and_stale_counts(&reel_kernels::catalogue::sources()) {
         (0, 0) => None,
         (fresh, 0) => Some(format!("machine code of {fresh} CUDA modules for {}", archive.architectures().join(", "))),
         (fresh, stale) => Some(format!(

@@ -51,8 +51,8 @@ mod training_server;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
+use reel_device::cpu::simd;
 use reel_input::chat;
-use reel_kernels::simd;
 use reel_measure::trace;
 
 fn main() -> ExitCode {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use reel_device::Device;
 use reel_model::lora;
-use reel_runtime::Device;
 use reel_train::options::FolderFormatName;
 use serde_json::json;
 

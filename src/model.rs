@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use reel_device::{DType, Device, SimOptions};
 use reel_engine::EngineError;
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_measure::trace;
@@ -12,7 +13,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device, SimOptions};
+use reel_runtime::Cx;
 
 use crate::common::{self, CommonOptions};
 use crate::fail::bad_usage;
@@ -204,8 +205,8 @@ pub fn activation_dtype(common: &CommonOptions) -> DType {
 
 #[cfg(test)]
 mod tests {
+    use reel_device::Kernels;
     use reel_model::init::{InitOptions, Preset, preset_config};
-    use reel_runtime::Kernels;
 
     use super::*;
 

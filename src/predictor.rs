@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
+use reel_device::Device;
 use reel_diagnostic::escape_controls;
 use reel_engine::Engine;
 use reel_input::MediaOptions;
@@ -13,7 +14,6 @@ use reel_model::features::FeatureCache;
 use reel_predict::{
     ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
 };
-use reel_runtime::Device;
 use reel_samples::SampleError;
 use reel_samples::conversations::RowConversations;
 use reel_train::TrainError;

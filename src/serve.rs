@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use reel_device::Device;
 use reel_diagnostic::input;
 use reel_input::encode::ModelFolder;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::features::FeatureCache;
 use reel_model::lora::{ADAPTER_CONFIG_FILE, is_adapter_folder};
-use reel_runtime::Device;
 use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, Tls, folder_name};
 use serde_json::json;
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
+use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_engine::{Engine, SamplingParams};
 use reel_eval::{EvalError, Extraction, Task};
@@ -17,7 +18,7 @@ use reel_predict::{
     ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
 };
 use reel_runs::folder::checkpoint::checkpoint_folder_name;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 use reel_samples::SampleError;
 use reel_train::TrainError;
 use reel_train::options::RunOptions;

@@ -5,7 +5,8 @@ mod support;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use reel_kernels::compile;
+use reel_device::compile;
+
 use support::{golden, reel, run, run_in};
 
 #[test]

@@ -169,7 +169,7 @@ fn run_page(page: &str) {
             continue;
         }
         for (line, command) in commands(&block) {
-            if command.contains("k.cu") && reel_kernels::compile::check_nvrtc().is_err() {
+            if command.contains("k.cu") && reel_device::compile::check_nvrtc().is_err() {
                 println!("skipped: {page}:{line}: no CUDA compiler");
                 continue;
             }

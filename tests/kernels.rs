@@ -4,7 +4,9 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use reel_kernels::{FOLDERS, compile};
+use reel_device::compile;
+use reel_kernels::FOLDERS;
+
 use support::{check_page, run};
 
 #[test]

@@ -6,15 +6,16 @@ mod tensors;
 
 use std::path::Path;
 
+use reel_device::compile;
+use reel_device::{DType, Device, SimOptions};
 use reel_input::config::ModelConfig;
 use reel_input::{ModelInput, Sequence};
-use reel_kernels::compile;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
+use reel_runtime::Cx;
 use reel_runtime::ops::{KvPages, SequencePages};
-use reel_runtime::{Cx, DType, Device, SimOptions};
 use serde_json::Value;
 
 use support::{golden, run, tiny_model};

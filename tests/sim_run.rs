@@ -7,10 +7,11 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use reel_kernels::compile;
+use reel_device::compile;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
+
 use sim_kernels::{HEAD, SAXPY, SHIFT, TENSOR, UNPACK};
 use support::{FinishedRun, check_page, run_in};
 

@@ -8,7 +8,7 @@ a record, the fastest of several plans of a launch counts, because the table of 
 `other_choice` were timed with a plan that the table chooses no more, so only their variants count. Rows of `models` are launches within
 a decode step, a prefill or a training step: they come before the same launch alone. Each row of the table has a kernel's name, dtype and size,
 its operations, bytes and median seconds, and a hash of the CUDA source of its folder at the record's commit, as
-`Source::code_hash` in kernels/src/launch/source.rs computes it: FNV-1a of sm80.cu and the folder's headers in the order of their names,
+`Source::code_hash` in device/src/launch/source.rs computes it: FNV-1a of sm80.cu and the folder's headers in the order of their names,
 without comments and whitespace. A record whose rows have no hash needs the repository's history.
 """
 

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use reel_device::Device;
 use reel_model::text::products::RowPlaces;
-use reel_runtime::Device;
 
 use crate::error::Result;
 use crate::prefill::PrefillJob;

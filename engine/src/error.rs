@@ -1,5 +1,6 @@
 //! The error type of the engine.
 
+use reel_device::DeviceError;
 use reel_diagnostic::Diagnostic;
 use reel_input::InputError;
 use reel_model::ModelError;
@@ -56,7 +57,13 @@ impl EngineError {
     /// Whether the device had too little free memory.
     pub fn is_out_of_memory(&self) -> bool {
         let (Self::Runtime(cause) | Self::Model(ModelError::Runtime(cause))) = self else { return false };
-        matches!(cause, RuntimeError::OutOfMemory { .. })
+        matches!(cause, RuntimeError::Device(DeviceError::OutOfMemory { .. }))
+    }
+}
+
+impl From<DeviceError> for EngineError {
+    fn from(e: DeviceError) -> EngineError {
+        EngineError::Runtime(e.into())
     }
 }
 

@@ -6,10 +6,11 @@
 
 use std::ops::Range;
 
+use reel_device::Device;
 use reel_model::chunked_prompt::PromptChunk;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::ops::{self, SampledTokens, SamplingTable, SequencePages};
-use reel_runtime::{Cx, Device, Tensor};
+use reel_runtime::{Cx, Tensor};
 
 use crate::block_hash::BlockHash;
 use crate::error::Result;

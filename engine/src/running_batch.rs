@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
+use reel_device::{Download, GraphCache};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::products::{KeepRows, KeptProducts, RowPlaces};
 use reel_model::text::{KvCache, TextDecoder};
-use reel_runtime::device::{Download, GraphCache};
 use reel_runtime::ops::{
     self, DecodeRows, DecodeSlot, KvPages, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable,
 };

@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use reel_device::cuda::Gpu;
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::{Arch, DType, Device, compile};
 use reel_engine::{AdapterId, Completion, ContinuousBatch, Engine, GenerationRequest};
-use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::FakeDriver;
-use reel_kernels::{Arch, compile};
 use reel_model::features::FeatureCache;
 use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
+
 use support::{TestAdapter, finish, image_prompt, model, random_model, simulated, strangers, with_adapter};
 
 /// Bytes of a KV block of the test model in f32: keys and values, 2 layers, 64 tokens, 1 head of 128.

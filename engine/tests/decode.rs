@@ -5,13 +5,14 @@ mod support;
 
 use std::sync::Arc;
 
+use reel_device::cuda::Gpu;
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::{Arch, DType, Device, compile};
 use reel_engine::{Completion, Engine, FinishReason, SamplingParams, bench};
-use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::FakeDriver;
-use reel_kernels::{Arch, compile};
 use reel_model::lora;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
+
 use support::{PENALISED, SAMPLED, TestAdapter, TestRequest, model, run, run_continuously, simulated, with_adapter};
 
 /// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second one.
@@ -252,7 +253,7 @@ fn adapter_completions_do_not_depend_on_slots_or_lookahead() {
 
 #[test]
 fn bench_decode_times_the_engines_steps() {
-    for (device, batch) in [(Device::cpu(1), 3), (Device::dry(reel_runtime::Kernels::Cuda), 2)] {
+    for (device, batch) in [(Device::cpu(1), 3), (Device::dry(reel_device::Kernels::Cuda), 2)] {
         let (model, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
         device.profiler().collect_totals(true);
         let seconds = bench::time_decode(&model, &cx, 70, batch, 4).unwrap();

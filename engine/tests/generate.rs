@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use reel_device::{DType, Device};
 use reel_engine::{Completion, Engine, EngineError, FinishReason, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
@@ -11,8 +12,8 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
+use reel_runtime::Cx;
 use reel_runtime::ops::PackedWeight;
-use reel_runtime::{Cx, DType, Device};
 
 struct Case {
     config: ModelConfig,

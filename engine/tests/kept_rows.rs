@@ -6,10 +6,12 @@ mod support;
 use std::ops::Range;
 use std::sync::Arc;
 
+use reel_device::{DType, Device};
 use reel_engine::{Completion, Engine, GenerationRequest, KeptRows};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::products::{KeptProducts, ProductLayout};
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
+
 use support::{TestRequest, image_prompt, int8_model, model, strangers};
 
 /// The number of outputs of a layer, and of those among them that the last layer computes for all tokens: queries, keys

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
+use reel_device::{DType, Device};
 use reel_engine::{
     Completion, Engine, FinishReason, GenerationRequest, GrammarCompiler, GrammarSpec, SamplingParams, StopCondition,
 };
@@ -12,7 +13,7 @@ use reel_input::encode::ModelFolder;
 use reel_input::grammar::{OtherAnswer, ToolCallGrammar};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 use serde_json::{Value, json};
 
 const SAMPLED: SamplingParams = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::GREEDY };

@@ -7,16 +7,16 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use reel_device::{DType, Device, Kernels, compile};
 use reel_engine::{
     Completion, ContinuousBatch, Engine, EngineError, EngineStats, GenerationRequest, SamplingParams, StopCondition,
 };
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
-use reel_kernels::compile;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device, Kernels};
+use reel_runtime::Cx;
 
 use support::{
     SAMPLED, TestRequest, finish, folder, image_prompt, int8_model, model, random_model, run, simulated, strangers,

@@ -17,10 +17,13 @@
 //! ```
 #![allow(unsafe_code)]
 
-use memmap2::{Advice, MmapMut};
-use reel_kernels::matmul::{GROUP_ROWS, Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, Team, launch, limits};
 use std::time::Instant;
+
+use memmap2::{Advice, MmapMut};
+use reel_device::launch::{self, GROUP_ROWS, Matmul, Operand};
+use reel_device::{Addr, DType, Launch, Team};
+use reel_kernels::limits;
+use reel_kernels::matmul::PRODUCT_CODE;
 
 fn main() -> Result<(), String> {
     let mut team = Team::new(2);
@@ -139,6 +142,7 @@ fn product(
             bias: Addr::NULL,
             accumulate: false,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         });
         // SAFETY: the arrays have the sizes that the product needs and outlive the call.
         time(|| unsafe { launch::run_on_cpu(&launch, team) })

@@ -6,14 +6,16 @@
 //! Triton's and PyTorch's benchmarks.
 #![allow(unsafe_code)]
 
-use crate::catalogue::ExampleCall;
-use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
-use crate::cuda::{Buffer, CudaError, Gpu};
-use crate::large_pages::LargeArray;
-use crate::launch::{Kernel, KernelLaunch, ParamField};
-use crate::matmul::Matmul;
-use crate::{Addr, DType, Team, adamw, matmul, paged_attention};
 use std::time::{Duration, Instant};
+
+use reel_device::cpu::large_pages::LargeArray;
+use reel_device::cuda::blas::{Blas, WORKSPACE_BYTES};
+use reel_device::cuda::{Buffer, CudaError, Gpu};
+use reel_device::launch::{Kernel, KernelLaunch, Matmul, ParamField};
+use reel_device::{Addr, DType, Team};
+
+use crate::catalogue::ExampleCall;
+use crate::{adamw, matmul, paged_attention};
 
 /// One timed run of a call.
 #[derive(Clone, Copy, Debug)]

@@ -9,8 +9,8 @@
 //! A bound of an element is derived from the arithmetic: [`f32_sum_error`] gives that of an f32 sum, [`rounding_error`]
 //! that of storing a result.
 
-use crate::{DType, Element};
 use half::bf16;
+use reel_device::{DType, Element};
 
 /// Largest relative error of rounding to f32, half a unit in the last place.
 pub const F32_ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
@@ -199,8 +199,9 @@ pub fn assert_within(name: &str, got: &[f32], want: &[f64], bound: impl Fn(usize
 
 #[cfg(test)]
 mod tests {
+    use reel_device::DType::{BF16, F32};
+
     use super::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, check_close, check_rounded, check_within, f32_sum_error};
-    use crate::DType::{BF16, F32};
     use crate::checks::normal_numbers;
 
     #[test]

@@ -1,8 +1,8 @@
 //! Quantises the rows of a weight to int8: `q = round(x / scale)` with `scale = max |x| / 127` of the row, ties to even.
 //! So `|x - q · scale|` is at most half a scale, and zeros stay zeros.
 
-use crate::Element;
 use half::bf16;
+use reel_device::Element;
 
 /// The largest magnitude of a quantised element. -128 is not used, so that the range is symmetric.
 pub const MAX_INT8: f32 = 127.0;
@@ -18,7 +18,7 @@ pub fn quantize_bf16_row(x: &[bf16], q: &mut [i8]) -> Option<f32> {
     quantize(x, q)
 }
 
-crate::simd_fn! {
+reel_device::simd_fn! {
     fn quantize<T: Element>(x: &[T], q: &mut [i8]) -> Option<f32> {
         let mut lanes = [0u32; 16];
         let chunks = x.chunks_exact(16);
@@ -51,8 +51,9 @@ crate::simd_fn! {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// A row of finite numbers whose exponents differ by up to 2^40.
     fn any_row() -> impl Strategy<Value = Vec<f32>> {

@@ -5,7 +5,8 @@
 //!
 //! - What does it compute, on which shapes, how exactly, and what bounds its speed? The head of `mod.rs`; `reel kernels
 //!   show SYMBOL` prints it.
-//! - How many bytes and operations does a launch have? [`Cost`], in the functions of `mod.rs` that return a [`Launch`].
+//! - How many bytes and operations does a launch have? [`Cost`](reel_device::Cost), in the functions of `mod.rs` that
+//!   return a [`Launch`](reel_device::Launch).
 //! - What is right? `formula.rs`, in f64.
 //! - Where is the code? `cpu.rs` for device `cpu`; `sm80.cu` and `*.cuh` for GPUs and the simulator.
 //! - Where are the tests? `check.rs`: a check is a test `FOLDER::check::cpu::NAME` and another
@@ -13,30 +14,20 @@
 //!   formula.
 //! - Which sizes do models call it with? `examples.rs`.
 //!
-//! A kernel is called through a [`launch::Launch`]: plain data that a device executes. Nothing in this crate owns
-//! device memory, except [`cuda`]. Read [`launch`] next, then `rms_norm` as an example of a folder.
+//! A kernel is called through a [`Launch`](reel_device::Launch): plain data that a device executes. Nothing in this
+//! crate owns device memory. Read [`reel_device::launch`] next, then `rms_norm` as an example of a folder.
 
 pub mod bench;
 pub mod catalogue;
 pub mod checks;
 pub mod compare;
-pub mod compile;
-pub mod cost;
-pub mod cuda;
 pub mod cuh;
-pub mod dtype;
 pub mod folder;
 pub mod int8;
-mod large_pages;
-pub mod launch;
 pub mod limits;
 mod norm_rows;
 pub mod philox;
-pub mod simd;
-pub mod simulate;
-pub mod team;
 pub mod tuning;
-pub mod view;
 
 /// Declares the module of each kernel folder and collects what the folders register. `cargo fmt` does not look for
 /// modules inside a macro's braces: `./x format` names them.
@@ -81,8 +72,3 @@ kernels! {
     skinny
     swiglu
 }
-
-pub use cost::Cost;
-pub use dtype::{DType, Element};
-pub use launch::{Addr, Arch, Kernel, KernelLaunch, Launch, Source, Stage};
-pub use team::Team;

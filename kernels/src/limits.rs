@@ -6,9 +6,9 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::large_pages::LargeArray;
-use crate::simd::{Isa, isa};
-use crate::{DType, Team};
+use reel_device::cpu::large_pages::LargeArray;
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::{DType, Team};
 
 /// Number of independent vector accumulators. They are enough to hide the latency of a multiply-add (four cycles, two
 /// issued per cycle), and few enough to stay in 16 registers.
@@ -157,7 +157,7 @@ fn best(calls: usize, call: impl Fn(), amount: f64) -> f64 {
     amount / seconds.fold(f64::INFINITY, f64::min)
 }
 
-crate::simd_fn! {
+reel_device::simd_fn! {
     fn fold(x: &[u32]) -> u32 {
         let mut lanes = [0u32; 64];
         for x in x.chunks_exact(64) {
@@ -206,10 +206,12 @@ fn plain_multiply_adds(seed: f32) -> f32 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{CHAINS, STEPS};
-    use crate::simd::amx::Tiles;
     use std::arch::asm;
     use std::arch::x86_64::*;
+
+    use reel_device::cpu::simd::amx::Tiles;
+
+    use super::{CHAINS, STEPS};
 
     /// Returns one of the sums: in each step, 32 products of `seed` rounded to bf16 are added to it.
     ///
@@ -317,7 +319,7 @@ mod tests {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     #[test]
     fn every_step_of_the_tiles_is_computed() {
-        if !crate::simd::amx_emulator::install() {
+        if !reel_device::cpu::simd::amx_emulator::install() {
             return println!("skipped: the processor has no AVX-512");
         }
         // SAFETY: AMX or its emulator is installed.

@@ -6,9 +6,11 @@
 //! [`for_each_row_with_column_sums`]).
 #![allow(unsafe_code)]
 
-use crate::simd::add_to_sums;
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Arch, Stage, Team, cuh};
+use reel_device::cpu::simd::add_to_sums;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Addr, Arch, Stage, Team};
+
+use crate::cuh;
 
 /// Number of consecutive rows that device `cpu` sums first. A sum over a column adds up such blocks of rows, then the
 /// sums of the blocks.

@@ -5,8 +5,9 @@
 //! sizes that matter). A folder registers the variants of its kernels (`variants` of `kernel_folder!`), and has the
 //! table of what was chosen by these times (`choices.rs`); plans read nothing else.
 
+use reel_device::launch::Kernel;
+
 use crate::FOLDERS;
-use crate::launch::Kernel;
 
 /// A kernel with a fixed choice.
 pub struct Variant {

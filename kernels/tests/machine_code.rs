@@ -6,13 +6,13 @@
 //! kernel whose loop differs fails here. Where the times were measured on a prototype, its loop is the same, unless the
 //! text says why it is not. If a change of a loop is intended, replace its text by what the test prints, and time it.
 
-use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::compile::toolkit::Toolkit;
-use reel_kernels::compile::{compile_to_cubin, skip_without_nvrtc};
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
+
+use reel_device::compile::{compile_to_cubin, skip_without_nvrtc, toolkit::Toolkit};
+use reel_kernels::catalogue::FOLDERS;
 
 /// The architecture of H100 and H200.
 const HOPPER: &str = "sm_90a";

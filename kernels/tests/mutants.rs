@@ -5,18 +5,20 @@
 //! outcome for each folder.
 //!
 //! `mutants.proved` records the folders whose mutants were all found, each with a hash of what the answer depends on:
-//! the folder, those whose headers it includes, the code that kernels share, this file, and the simulator. A folder
+//! the folder, those whose headers it includes, the code that kernels share, this file, the simulator, and what of
+//! `device` makes a launch, compiles it and runs it. A folder
 //! with its recorded hash is left out. The test prints the lines of the folders that it tried, to be recorded.
 
-use reel_kernels::catalogue::{FOLDERS, KernelFolder};
-use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject, MutationTarget};
-use reel_kernels::compile;
 use std::collections::BTreeSet;
 use std::fs;
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use reel_device::compile;
+use reel_kernels::catalogue::{FOLDERS, KernelFolder};
+use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject, MutationTarget};
 use twox_hash::XxHash3_64;
 
 /// The number of launches that must execute each instruction to be changed. Checks beyond that number do not run.
@@ -92,7 +94,10 @@ fn line_of(folder: &KernelFolder) -> String {
         FOLDERS.iter().any(|other| other.name == name) && name != folder.name && !owners.contains(&name)
     };
     let mut hash = XxHash3_64::with_seed(0);
-    for root in [kernels.clone(), package().join("tests/mutants.rs"), package().join("../sim/src")] {
+    let below =
+        ["launch", "compile", "cpu", "simulate.rs", "team.rs"].map(|part| package().join("../device/src").join(part));
+    let own = [kernels.clone(), package().join("tests/mutants.rs"), package().join("../sim/src")];
+    for root in own.into_iter().chain(below) {
         for file in files(&root).into_iter().filter(|path| !is_of_another(path)) {
             let name = file.strip_prefix(package()).unwrap_or(&file).to_str().expect("a name in UTF-8");
             let text = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{name}: {e}"));

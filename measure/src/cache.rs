@@ -6,8 +6,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use reel_kernels::{Team, simd_fn};
-use reel_runtime::Device;
+use reel_device::{Device, Team, simd_fn};
 use serde::Serialize;
 
 /// The limit of data that is in the caches: a launch whose operands are there is not limited by memory.

@@ -1,6 +1,6 @@
 //! Looks up kernels in the catalogue of `reel_kernels` by name.
 
-use reel_kernels::DType;
+use reel_device::DType;
 use reel_kernels::catalogue::{ExampleCall, FOLDERS, KernelFolder};
 
 use crate::error::{Result, bad_option};

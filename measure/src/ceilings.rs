@@ -16,11 +16,12 @@
 
 use std::collections::BTreeMap;
 
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, Cost, DType, Device, Launch, LaunchEvent, MemoryCategory, OpTotals, OperandReads, Team};
 use reel_kernels::elementwise::{self, CopyParams};
-use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, Cost, DType, Launch, Team, limits};
-use reel_runtime::device::{LaunchEvent, OperandReads};
-use reel_runtime::{Device, MemoryCategory, OpTotals, Tensor};
+use reel_kernels::limits;
+use reel_kernels::matmul::PRODUCT_CODE;
+use reel_runtime::Tensor;
 use serde::Serialize;
 
 use crate::Result;
@@ -111,6 +112,7 @@ impl Ceilings {
                 bias: Addr::NULL,
                 accumulate: false,
                 scale: 1.0,
+                code: &PRODUCT_CODE,
             };
             Ok(launch.cost().flops / best(&Launch::Matmul(launch))?)
         };
@@ -240,7 +242,7 @@ pub fn pseudorandom_number(i: u64) -> f32 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use reel_runtime::device::OperandRead;
+    use reel_device::OperandRead;
 
     use super::*;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
-use reel_runtime::Device;
+use reel_device::Device;
 use serde_json::{Map, Value, json};
 
 use crate::stats;

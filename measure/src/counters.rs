@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use reel_kernels::compile::toolkit::Toolkit;
+use reel_device::compile::toolkit::Toolkit;
 use serde_json::{Value, json};
 
 use crate::error::{Result, failed};

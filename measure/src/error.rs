@@ -1,10 +1,11 @@
 //! The crate's error.
 
+use reel_device::DeviceError;
+use reel_device::cuda::CudaError;
 use reel_diagnostic::Diagnostic;
 use reel_engine::EngineError;
 use reel_files::FileError;
 use reel_input::InputError;
-use reel_kernels::cuda::CudaError;
 use reel_model::ModelError;
 use reel_runtime::RuntimeError;
 use reel_train::TrainError;
@@ -33,6 +34,12 @@ pub enum MeasureError {
     /// A training step failed.
     #[error(transparent)]
     Train(#[from] TrainError),
+}
+
+impl From<DeviceError> for MeasureError {
+    fn from(e: DeviceError) -> MeasureError {
+        MeasureError::Runtime(e.into())
+    }
 }
 
 impl MeasureError {

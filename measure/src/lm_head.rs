@@ -1,11 +1,10 @@
 //! Times the output layer with log-probabilities as training runs it, forward and backward.
 
+use reel_device::{Cost, DType, Device, MemoryCategory};
 use reel_kernels::bench::{RunTimes, TimedRun};
 use reel_kernels::catalogue::{SizeError, Sizes, example_output_layer};
 use reel_kernels::elementwise::{self, FillParams};
-use reel_kernels::{Cost, DType};
-use reel_runtime::ops;
-use reel_runtime::{Cx, Device, Grads, MemoryCategory, Tensor};
+use reel_runtime::{Cx, Grads, Tensor, ops};
 
 use crate::ceilings::pseudorandom_number;
 use crate::error::{MeasureError, Result, failed};

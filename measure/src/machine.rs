@@ -1,8 +1,7 @@
 //! Machines to plan for: GPUs by their data sheets, and the CPU of this machine.
 
-use reel_kernels::cuda::{Driver, Nvidia};
-use reel_kernels::{Cost, DType};
-use reel_runtime::{Device, OpTotals};
+use reel_device::cuda::{Driver, Nvidia};
+use reel_device::{Cost, DType, Device, OpTotals};
 
 use crate::ceilings::Ceilings;
 use crate::error::{Result, bad_option};

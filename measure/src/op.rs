@@ -1,8 +1,8 @@
 //! Times kernels, matrix products and the output layer by name, for `reel bench op NAME`.
 
+use reel_device::{DType, Device, OpTotals};
 use reel_kernels::catalogue::{SizeError, Sizes, example_products};
-use reel_kernels::{DType, tuning};
-use reel_runtime::{Device, OpTotals};
+use reel_kernels::tuning;
 
 use crate::ceilings::Ceilings;
 use crate::error::{MeasureError, Result, bad_option};

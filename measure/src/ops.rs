@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use reel_kernels::DType;
-use reel_runtime::OpTotals;
+use reel_device::{DType, OpTotals};
 use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
@@ -117,8 +116,9 @@ pub fn op_table(rows: &[OpTime]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use reel_device::Cost;
+
     use super::*;
-    use reel_kernels::Cost;
 
     #[test]
     fn rows_are_sorted_by_time_and_have_their_own_floor() {

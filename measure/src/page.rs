@@ -1,12 +1,11 @@
 //! The HTML page of a result: time by part and by op, clocks and power, memory over time.
 
-use reel_runtime::device::{MEMORY_CATEGORIES, MemorySample};
-use serde_json::Value;
-
+use reel_device::{MEMORY_CATEGORIES, MemorySample};
 use reel_report::chart::{AreaSeries, Chart};
 use reel_report::escape::escape_html;
 use reel_report::html::Page;
 use reel_report::table::Table;
+use serde_json::Value;
 
 use crate::clocks::{ClockSummary, READING_NAMES_AND_UNITS};
 use crate::ops::{OpTime, share_text};
@@ -174,10 +173,12 @@ fn add_memory(page: &mut Page, measured: &MeasuredRounds) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use serde_json::json;
+
     use super::*;
     use crate::ceilings::{Ceilings, RooflineFloor};
-    use serde_json::json;
-    use std::time::{Duration, Instant};
 
     #[test]
     fn page_has_ops_clocks_and_memory() {

@@ -3,8 +3,7 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use reel_kernels::{Cost, DType};
-use reel_runtime::device::LaunchEvent;
+use reel_device::{Cost, DType, LaunchEvent};
 use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
@@ -97,9 +96,11 @@ pub fn part_table(parts: &[PartTime], round_seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use reel_runtime::device::{HostCall, LaunchOrigin};
     use std::time::Duration;
+
+    use reel_device::{HostCall, LaunchOrigin};
+
+    use super::*;
 
     #[test]
     fn stretches_of_a_part_are_summed() {

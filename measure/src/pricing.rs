@@ -38,8 +38,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::OnceLock;
 
-use reel_kernels::{Cost, DType};
-use reel_runtime::OpTotals;
+use reel_device::{Cost, DType, OpTotals};
 use serde::Deserialize;
 
 use crate::catalogue::example_calls_with_folders;
@@ -101,7 +100,7 @@ struct RecordedKernel {
     bytes: f64,
     /// Median time in seconds.
     seconds: f64,
-    /// [`code_hash`](reel_kernels::Source::code_hash) of the measured code, in hexadecimal; `None` for products and
+    /// [`code_hash`](reel_device::Source::code_hash) of the measured code, in hexadecimal; `None` for products and
     /// prototypes.
     source: Option<String>,
     /// Name of the prototype that was measured instead of the kernel.
@@ -425,9 +424,10 @@ impl Price {
 
 #[cfg(test)]
 mod tests {
+    use reel_device::{PlannedLaunches, PlannedStage};
+
     use super::*;
     use crate::machine::MachineSpec;
-    use reel_runtime::device::{PlannedLaunches, PlannedStage};
 
     fn priced(record: &GpuRecord, name: &str, cost: Cost, planned: PlannedLaunches) -> Price {
         let machine = MachineSpec::gpu_by_name("h200").unwrap();

@@ -6,13 +6,12 @@
 
 use std::path::Path;
 
+use reel_device::{Arch, Cost, DType, OpTotals, compile};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
-use reel_kernels::{Arch, Cost, DType, compile};
 use reel_report::chart::{Chart, Roof, RooflinePoint};
 use reel_report::escape::escape_html;
 use reel_report::html::Page;
 use reel_report::table::Table;
-use reel_runtime::OpTotals;
 
 use crate::catalogue::{dtype_of_kernel, example_calls_with_folders};
 use crate::ceilings::Ceilings;

@@ -10,9 +10,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use reel_kernels::{DType, Team, limits};
-use reel_runtime::device::{LaunchEvent, MemorySample};
-use reel_runtime::{Device, OpTotals};
+use reel_device::{DType, Device, LaunchEvent, MemorySample, OpTotals, Team};
+use reel_kernels::limits;
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::{self, Ceilings, RooflineFloor};

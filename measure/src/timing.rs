@@ -2,15 +2,15 @@
 
 use std::sync::OnceLock;
 
+use reel_device::cuda::blas::Blas;
+use reel_device::cuda::{AlgorithmFingerprint, Gpu};
+use reel_device::{Cost, DType, Team};
 use reel_kernels::bench::{
     RunTimes, max_allocated_bytes, max_allocated_bytes_of_product, time_call_on_cpu, time_call_on_gpu,
     time_product_on_cpu, time_product_on_gpu,
 };
 use reel_kernels::catalogue::{ExampleCall, ExampleProduct};
-use reel_kernels::cuda::blas::Blas;
-use reel_kernels::cuda::{AlgorithmFingerprint, Gpu};
 use reel_kernels::tuning::Variant;
-use reel_kernels::{Cost, DType, Team};
 use serde_json::{Value, json};
 
 use crate::catalogue::dtype_of_kernel;

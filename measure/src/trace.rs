@@ -20,13 +20,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
-use reel_diagnostic::Diagnostic;
-use reel_files::AtomicFile;
-use reel_kernels::DType;
-use reel_runtime::Device;
-use reel_runtime::device::{
+use reel_device::{DType, Device};
+use reel_device::{
     LaunchEvent, LaunchOrigin, MEMORY_CATEGORIES, MemorySample, host_thread_names, host_thread_number, nvtx_range,
 };
+use reel_diagnostic::Diagnostic;
+use reel_files::AtomicFile;
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceilings;

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use clap::ValueEnum;
+use reel_device::{DType, Device};
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_input::{ModelInput, TokenId};
-use reel_kernels::DType;
 use reel_runs::plan::{self, RowShape};
-use reel_runtime::{Checkpointing, Device};
+use reel_runtime::Checkpointing;
 use reel_samples::sample::Sample;
 use reel_train::options::{GradientCheckpointing, Optim, RunOptions};
 use reel_train::step::hyperparameters::Hyperparameters;

@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{Criterion, Throughput};
+use reel_device::{DType, Device};
 use reel_input::config::ModelConfig;
 use reel_input::mrope::{MediaGrids, rope_index};
 use reel_input::window::GridThw;
@@ -12,7 +13,6 @@ use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
 
 /// The grid of a video of 16 frames of 224 x 420 pixels.
 const VIDEO: GridThw = [8, 16, 30];

@@ -5,13 +5,14 @@
 //! of 5 tokens with `cu_seqlens` `[0, 3, 5]`, without padding. Images and videos keep processor order here;
 //! [`crate::vision`] reorders their patches.
 
+use reel_device::Device;
 use reel_input::config::ModelConfig;
 use reel_input::window::GridThw;
 use reel_input::{MediaFrames, Sequence, TokenId};
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
+use reel_runtime::Tensor;
 use reel_runtime::ops::{self, CuSeqlens};
-use reel_runtime::{Device, Tensor};
 use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_128;
 

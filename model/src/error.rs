@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use reel_device::DeviceError;
 use reel_diagnostic::Diagnostic;
 use reel_files::{FileError, LockError};
 use reel_input::InputError;
@@ -26,6 +27,12 @@ pub enum ModelError {
     /// An error of a device, a tensor or the autograd tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
+}
+
+impl From<DeviceError> for ModelError {
+    fn from(e: DeviceError) -> ModelError {
+        ModelError::Runtime(e.into())
+    }
 }
 
 /// The result type of this crate.

@@ -8,7 +8,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reel_runtime::{DType, Device, MemoryCategory, Tensor};
+use reel_device::{DType, Device, MemoryCategory};
+use reel_runtime::Tensor;
 
 use crate::error::Result;
 
@@ -110,8 +111,9 @@ impl FeatureCache {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         /// After every operation, the cache has the same entries as a reference list sorted by last use, and at most

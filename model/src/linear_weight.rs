@@ -5,11 +5,12 @@ use std::borrow::Cow;
 
 use half::bf16;
 use rayon::prelude::*;
+use reel_device::Element;
+use reel_device::{DType, Device};
 use reel_input::tensor_file::StoredDType;
-use reel_kernels::Element;
 use reel_kernels::int8::{quantize_bf16_row, quantize_row};
 use reel_runtime::ops::{self, InputNorm, KvDestination, Lora, PackedWeight, RowAdapters};
-use reel_runtime::{Cx, DType, Device, Tensor};
+use reel_runtime::{Cx, Tensor};
 
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};

@@ -10,10 +10,11 @@
 
 use std::sync::Arc;
 
+use reel_device::{DType, Device};
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, DType, Device, Tensor, ops};
+use reel_runtime::{Cx, Tensor, ops};
 
 use crate::batch::{Batch, VisionInput};
 use crate::checkpoint::Checkpoint;

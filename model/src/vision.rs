@@ -15,11 +15,12 @@
 
 use std::sync::Arc;
 
+use reel_device::MemoryCategory;
+use reel_device::in_layer;
 use reel_input::config::VisionConfig;
 use reel_input::window::{GridThw, WindowOrder, patch_rows_and_columns_in_window_order};
-use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens, RotaryTable};
-use reel_runtime::{Checkpointing, Cx, MemoryCategory, Tensor};
+use reel_runtime::{Checkpointing, Cx, Tensor};
 
 use crate::batch::{PatchSource, SequenceMedia};
 use crate::error::Result;
@@ -207,7 +208,7 @@ pub(crate) fn inverse_frequencies(theta: f64, dim: usize) -> Vec<f32> {
 pub(crate) fn into_runtime_error(e: crate::ModelError) -> reel_runtime::RuntimeError {
     match e {
         crate::ModelError::Runtime(e) => e,
-        other => reel_runtime::RuntimeError::Device(other.to_string()),
+        other => reel_device::DeviceError::Failed(other.to_string()).into(),
     }
 }
 

@@ -3,9 +3,10 @@
 //! ([`Checkpoint::copied`]). On device `dry` they are only counted.
 
 use half::{bf16, f16};
+use reel_device::{DType, Device, MemoryCategory};
 use reel_input::tensor_file::StoredDType;
+use reel_runtime::Tensor;
 use reel_runtime::ops::PackedWeight;
-use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};

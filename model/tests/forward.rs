@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use reel_device::{DType, Device, Kernels};
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_input::{ModelInput, Sequence};
@@ -13,7 +14,7 @@ use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_model::weights::{WeightLoader, WeightSource, widen_to_f32};
 use reel_runtime::ops::{KvPages, PackedWeight, SequencePages};
-use reel_runtime::{Cx, DType, Device, Kernels, Tensor};
+use reel_runtime::{Cx, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
+use reel_device::{DType, Device, MemoryCategory};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaFrames, ModelInput};
 use reel_media::frames::FrameBuf;
@@ -12,7 +13,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
-use reel_runtime::{Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
+use reel_runtime::{Cx, Grads, Tensor, ops};
 
 fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")

@@ -198,7 +198,7 @@ impl PredictionFile {
     }
 
     /// Returns a warning if this run may compute other bits than the earlier run that it continues.
-    pub fn difference_in_bits(&self, device: &reel_runtime::Device) -> Option<String> {
+    pub fn difference_in_bits(&self, device: &reel_device::Device) -> Option<String> {
         self.settings.difference_in_bits(self.earlier.as_ref()?, device)
     }
 

@@ -56,7 +56,7 @@ impl PredictionSettings {
         (model, adapter): (&Path, Option<&Path>),
         data: (&Path, String, usize),
         mut options: Map<String, Value>,
-        device: &reel_runtime::Device,
+        device: &reel_device::Device,
         batch_size: usize,
     ) -> Result<Self> {
         let input = |path: &Path, fingerprint, files| Input { path: path.display().to_string(), fingerprint, files };
@@ -113,7 +113,7 @@ impl PredictionSettings {
         model: (&Path, &str),
         data: (&Path, String, usize),
         mut options: Map<String, Value>,
-        device: &reel_runtime::Device,
+        device: &reel_device::Device,
         batch_size: usize,
     ) -> Self {
         let input = |path: &Path, fingerprint| Input {
@@ -207,7 +207,7 @@ impl PredictionSettings {
     }
 
     /// Returns a warning if a run with these settings may compute other bits than a run with the settings `earlier`.
-    pub(super) fn difference_in_bits(&self, earlier: &Self, device: &reel_runtime::Device) -> Option<String> {
+    pub(super) fn difference_in_bits(&self, earlier: &Self, device: &reel_device::Device) -> Option<String> {
         let described = serde_json::to_value(earlier).unwrap_or_default();
         if let Some(said) = reel_runs::run::difference_in_bits(&described, device) {
             return Some(said);

@@ -4,13 +4,14 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use proptest::prelude::*;
+use reel_device::{DType, Device};
 use reel_engine::{Engine, SamplingParams};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaOptions, ModelFolder};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_prompts::QuestionTemplate;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 use reel_samples::conversations::RowConversations;
 use reel_samples::dataset::Dataset;
 use reel_train::options::Recipe;

@@ -11,12 +11,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use reel_device::{DType, Device};
 use reel_input::MediaOptions;
 use reel_model::init::{InitOptions, Preset, init};
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_runs::sft;
 use reel_runtime::optim::ParameterState;
-use reel_runtime::{Cx, DType, Device, Tensor, ops};
+use reel_runtime::{Cx, Tensor, ops};
 use reel_samples::feed::SampleSource;
 use reel_samples::sample::Sample;
 use reel_train::RunSetup;

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion};
-use reel_kernels::cuda::Gpu;
-use reel_kernels::cuda::fake::FakeDriver;
-use reel_kernels::{Arch, compile};
-use reel_runtime::{Cx, DType, Device, Kernels, MemoryCategory, Tensor, ops};
+use reel_device::cuda::Gpu;
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::{Arch, DType, Device, Kernels, MemoryCategory, compile};
+use reel_runtime::{Cx, Tensor, ops};
 
 /// Number of launches between two calls of `synchronize`.
 const LAUNCHES_PER_SYNC: u64 = 64;

@@ -18,6 +18,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use reel_device::{DType, Device};
 use reel_engine::{
     AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
     TokenLogProbs, TokenText,
@@ -27,7 +28,7 @@ use reel_input::{ModelInput, TokenId};
 use reel_model::ModelError;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_input::InputError;
 use reel_input::config::ModelConfig;
@@ -11,7 +12,6 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
 
 use crate::settings::ServedModel;
 

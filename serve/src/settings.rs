@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use reel_device::{DType, Device};
 use reel_input::encode::{MediaOptions, ModelFolder};
 use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::linear_weight::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
 
 use crate::http::{ConnectionLimits, Tls};
 

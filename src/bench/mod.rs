@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use reel_device::Device;
 use reel_engine::bench::{self, Prompt, VideoShape};
 use reel_input::config::{ModelConfig, PreprocessorConfig};
 use reel_kernels::catalogue::Sizes;
@@ -24,7 +25,6 @@ use reel_measure::timing::{TimedKernel, TimingDevice};
 use reel_measure::train::{self, TrainShape};
 use reel_measure::{compare, page, trace};
 use reel_media::patches::PatchProcessor;
-use reel_runtime::Device;
 use reel_train::options::{GradientCheckpointing, Optim};
 use serde_json::{Map, Value, json};
 

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use reel_device::Device;
 use reel_diagnostic::input;
 use reel_loadgen::{
     Amount, Endpoint, LoadError, LoadReport, LoadSettings, Media, MediaKind, OnProgress, Progress, ServerUrl,
 };
 use reel_measure::rounds::hardware_json;
-use reel_runtime::Device;
 use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;

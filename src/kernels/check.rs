@@ -8,12 +8,13 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
+use reel_device::Source;
+use reel_device::compile::check::{CheckResult, CheckedFunction, check_machine_code};
+use reel_device::compile::ptxas::FunctionResources;
+use reel_device::compile::{self, ARCHITECTURES, CompileError};
 use reel_diagnostic::Diagnostic;
+use reel_kernels::FOLDERS;
 use reel_kernels::catalogue::find_kernel_folder;
-use reel_kernels::compile::check::{CheckResult, CheckedFunction, check_machine_code};
-use reel_kernels::compile::ptxas::FunctionResources;
-use reel_kernels::compile::{self, ARCHITECTURES, CompileError};
-use reel_kernels::{FOLDERS, Source};
 use reel_measure::catalogue::find_example_calls;
 use serde_json::{Value, json};
 

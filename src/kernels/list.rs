@@ -1,7 +1,7 @@
 //! `reel kernels list`: a table of every kernel.
 
 use anyhow::Result;
-use reel_kernels::Arch;
+use reel_device::Arch;
 use reel_kernels::catalogue::FOLDERS;
 use reel_measure::catalogue::dtype_of_kernel;
 use serde_json::json;

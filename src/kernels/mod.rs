@@ -10,7 +10,7 @@ mod show;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use reel_kernels::cuda::Gpu;
+use reel_device::cuda::Gpu;
 
 use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};

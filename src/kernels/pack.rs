@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use reel_kernels::compile::builtin;
+use reel_device::compile::builtin;
+use reel_kernels::catalogue::sources;
 use serde_json::json;
 
 use crate::common::CommonOptions;
@@ -32,7 +33,7 @@ impl KernelsPackArgs {
             none if none.is_empty() => builtin::all_architectures(),
             some => some,
         };
-        let bytes = builtin::compile_archive(&architectures, common.threads()?)?;
+        let bytes = builtin::compile_archive(&sources(), &architectures, common.threads()?)?;
         output::write_file(&self.out, &bytes)?;
         let to = self.out.display().to_string();
         if common.json {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use anyhow::Result;
+use reel_device::compile;
 use reel_kernels::checks::suite::{CheckOutcome, run_checks, select_checks};
 use reel_kernels::checks::{CheckDevice, CheckSetup, GpuComparison};
-use reel_kernels::compile;
 use reel_measure::catalogue::find_example_calls;
 use serde_json::{Value, json};
 

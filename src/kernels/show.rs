@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use clap::Args;
+use reel_device::compile::ptxas::FunctionResources;
+use reel_device::{Arch, Stage, compile};
 use reel_kernels::catalogue::{ExampleCall, KernelFolder};
-use reel_kernels::compile::{self, ptxas::FunctionResources};
-use reel_kernels::{Arch, Stage};
 use reel_measure::catalogue::{dtype_of_kernel, find_example_calls};
 use reel_measure::machine::MachineSpec;
 use serde_json::{Value, json};
@@ -131,7 +131,7 @@ fn floors(example: &ExampleCall) -> Result<Vec<Floor>> {
     let (name, cost) = (example.launch.kernel.name, example.launch.cost);
     let floor = |gpu: &'static str| {
         let rates = MachineSpec::gpu_by_name(gpu)?.ceilings;
-        let seconds = rates.roofline_seconds(name, cost, dtype_of_kernel(name).unwrap_or(reel_kernels::DType::F32));
+        let seconds = rates.roofline_seconds(name, cost, dtype_of_kernel(name).unwrap_or(reel_device::DType::F32));
         let bound = if seconds * rates.bytes > cost.bytes * 1.000_001 { "arithmetic" } else { "memory" };
         Ok(Floor { gpu, seconds, bound })
     };

@@ -12,6 +12,7 @@ use std::ops::DerefMut;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
+use reel_device::{DType, Device, Kernels};
 use reel_engine::{Engine, GenerationRequest, StopCondition};
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
@@ -20,7 +21,7 @@ use reel_measure::machine::MachineSpec;
 use reel_model::init::{init_without_weights, preset_config};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runs::plan::{self, PhaseCosts, RowShape};
-use reel_runtime::{Cx, DType, Device, Kernels};
+use reel_runtime::Cx;
 use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use serde::de::DeserializeOwned;

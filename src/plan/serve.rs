@@ -11,12 +11,13 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::Args;
+use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_input::config::TextConfig;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runs::plan::{OpCosts, PhaseCosts, RowShape};
+use reel_runtime::Cx;
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, DType, Device};
 use serde_json::json;
 
 use super::table::{self, DryRunCounts, Wording, duration};

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use reel_device::{DType, MemoryUse};
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::pricing::{Basis, Price, record_of_gpu};
 use reel_runs::plan::PhaseCosts;
-use reel_runtime::{DType, MemoryUse};
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;

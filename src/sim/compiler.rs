@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::compile::{self, CompileError, UserCompilerOptions};
+use reel_device::compile::{self, CompileError, UserCompilerOptions};
 use reel_sim::headers::HEADER_NAMES_AND_TEXTS;
 
 use crate::output;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_kernels::compile;
+use reel_device::compile;
 use reel_sim::check::CheckReport;
 use reel_sim::exec::{ExecOptions, GpuSpec, LaunchConfig};
 use reel_sim::program::op::Op;

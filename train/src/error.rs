@@ -3,9 +3,9 @@
 use std::io;
 use std::path::Path;
 
+use reel_device::DeviceError;
 use reel_diagnostic::Diagnostic;
-use reel_files::FileError;
-use reel_files::LockError;
+use reel_files::{FileError, LockError};
 use reel_input::InputError;
 use reel_model::ModelError;
 use reel_samples::{SampleError, SkipCause};
@@ -192,6 +192,12 @@ impl From<reel_data::DataError> for TrainError {
             reel_data::DataError::Data(diagnostic) => Self::Data(diagnostic),
             reel_data::DataError::Io(diagnostic) => Self::Io(diagnostic),
         }
+    }
+}
+
+impl From<DeviceError> for TrainError {
+    fn from(e: DeviceError) -> Self {
+        Self::Runtime(e.into())
     }
 }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::{DType, Device};
 use reel_input::MediaOptions;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::{DType, Device};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

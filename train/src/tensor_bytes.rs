@@ -20,7 +20,7 @@ mod tests {
 
     #[test]
     fn tensor_parts_are_its_bytes() {
-        let device = reel_runtime::Device::cpu(1);
+        let device = reel_device::Device::cpu(1);
         for shape in [&[3][..], &[1, 400_000], &[70_000, 13], &[0, 4]] {
             let data: Vec<i32> = (0..shape.iter().product::<usize>() as i32).collect();
             let t = Tensor::from_i32(&device, shape, &data).unwrap();
@@ -28,7 +28,7 @@ mod tests {
             assert_eq!(all.concat(), t.read_bytes().unwrap());
         }
         let padded =
-            Tensor::empty(&device, &[700, 2064], reel_runtime::DType::I32, reel_runtime::MemoryCategory::Weights);
+            Tensor::empty(&device, &[700, 2064], reel_device::DType::I32, reel_device::MemoryCategory::Weights);
         let padded = padded.unwrap().with_unpadded_shape(&[650, 2060]).unwrap();
         let data: Vec<i32> = (0..650 * 2060).collect();
         padded.write_unpadded(&data).unwrap();

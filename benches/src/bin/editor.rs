@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::{fs, io};
 
 use clap::Parser;
+use reel_device::compile::toolkit::Toolkit;
 use reel_kernels::catalogue::FOLDERS;
-use reel_kernels::compile::toolkit::Toolkit;
 use serde_json::{Value, json};
 
 #[derive(Parser)]

@@ -5,12 +5,13 @@
 //! Prints one line of JSON per instruction on standard output and a summary on standard error. The exit code is 1 if
 //! any result disagrees.
 
-use clap::Parser;
-use reel_benches::instructions::{self, InstructionCase, THREADS_PER_BLOCK, compare, run};
-use reel_kernels::cuda::Gpu;
-use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use clap::Parser;
+use reel_benches::instructions::{self, InstructionCase, THREADS_PER_BLOCK, compare, run};
+use reel_device::cuda::Gpu;
+use serde_json::json;
 
 #[derive(Parser)]
 struct Arguments {

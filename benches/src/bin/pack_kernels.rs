@@ -3,11 +3,13 @@
 //!
 //! `cargo run --release -p reel-benches --bin pack_kernels -- --out kernels.pack --arch sm_90a`
 
-use clap::Parser;
-use clap::builder::PossibleValuesParser;
-use reel_kernels::compile::builtin;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
+use reel_device::compile::builtin;
+use reel_kernels::catalogue::sources;
 
 #[derive(Parser)]
 struct Arguments {
@@ -23,7 +25,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let architectures: Vec<&str> = arguments.arch.iter().map(String::as_str).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let packed = builtin::compile_archive(&architectures, threads).map_err(|e| e.to_string());
+    let packed = builtin::compile_archive(&sources(), &architectures, threads).map_err(|e| e.to_string());
     let out = arguments.out.display();
     match packed.and_then(|bytes| std::fs::write(&arguments.out, bytes).map_err(|e| format!("{out}: {e}"))) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,11 +1,12 @@
 //! Runs a case on the simulator or on a GPU.
 #![allow(unsafe_code)]
 
-use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK};
-use reel_kernels::cuda::{CudaError, Gpu};
+use reel_device::cuda::{CudaError, Gpu};
 use reel_sim::exec::{self, ExecOptions, LaunchConfig};
 use reel_sim::memory::SimMemory;
 use reel_sim::program::Program;
+
+use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK};
 
 /// Bytes of scratch memory per lane.
 const SCRATCH: usize = 16;

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use reel_device::{DType, Device, SimOptions};
 use reel_engine::{Completion, ContinuousBatch, Engine, GenerationRequest, SamplingParams, StopCondition};
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
@@ -16,7 +17,6 @@ use reel_model::linear_weight::Quantization;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::save::{SmallFiles, TensorSpec};
-use reel_runtime::{DType, Device, SimOptions};
 
 /// A model folder with bf16 weights, which the skinny GEMM kernels of decode steps need.
 pub fn folder() -> PathBuf {

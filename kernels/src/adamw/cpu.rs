@@ -2,12 +2,13 @@
 //! stack first.
 #![allow(unsafe_code)]
 
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{ArrayEntry, Chunk};
+use reel_device::{Addr, Team, simd_fn};
+
 use super::{
     JoinParams, ParameterEntry, Params, SplitParams, SplitWeightHighHalf, StepEntry, StepNumbers, WEIGHTS_PER_CHUNK,
 };
-use crate::launch::{ArrayEntry, Chunk};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Team, simd_fn};
 
 /// Weights that one task splits or joins.
 const BLOCK: usize = 8192;

@@ -1,4 +1,4 @@
-use crate::DType::BF16;
+use crate::adamw;
 use crate::adamw::{Moments, ParameterEntry, StepTables};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
@@ -6,10 +6,11 @@ use crate::folder::{
     FLOAT_DTYPES, HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, Sizes, WEIGHTS_DESCRIPTION,
     placeholder_params,
 };
+use reel_device::DType::BF16;
 #[cfg(test)]
-use crate::launch::chunks;
-use crate::launch::{AddressTable, ArrayEntry};
-use crate::{Addr, DType, Launch, adamw};
+use reel_device::launch::chunks;
+use reel_device::launch::{AddressTable, ArrayEntry};
+use reel_device::{Addr, DType, Launch};
 
 const ALL_MOMENTS: [Moments; 3] = [Moments::F32, Moments::Bf16, Moments::Int8];
 

@@ -36,10 +36,12 @@ mod small;
 
 pub use cpu::{from_bf16_and_remainder, to_bf16_and_remainder};
 
-use crate::folder::kernel_folder;
-use crate::launch::{AddressTable, ArrayEntry, CType, Chunk, kernel_for_dtype};
-use crate::{Addr, Cost, DType, Launch, cuh, kernel, params};
 use half::bf16;
+use reel_device::launch::{AddressTable, ArrayEntry, CType, Chunk, kernel_for_dtype};
+use reel_device::{Addr, Cost, DType, Launch, kernel, params};
+
+use crate::cuh;
+use crate::folder::kernel_folder;
 
 params! {
     /// The scalars of an AdamW step, which [`StepHyperparameters::numbers`] computes.
@@ -111,7 +113,7 @@ params! {
         pub gradients: Addr,
         /// [`StepEntry`] `[parameters]`
         pub steps: Addr,
-        /// [`Chunk`](crate::launch::Chunk) `[chunk_count]`: the parameters in chunks of [`WEIGHTS_PER_CHUNK`] weights.
+        /// `launch::Chunk` `[chunk_count]`: the parameters in chunks of [`WEIGHTS_PER_CHUNK`] weights.
         pub chunks: Addr,
         /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
         pub clip: Addr,

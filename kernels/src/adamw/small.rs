@@ -1,15 +1,16 @@
 //! AdamW with bf16 or 8-bit moments on the CPU: each task updates a chunk of the weights of one parameter.
 #![allow(unsafe_code)]
 
+use half::bf16;
+use reel_device::Team;
+use reel_device::launch::view::{OutputArray, slice_at};
+
 use super::cpu::{Task, for_each_chunk};
 use super::{
     ParameterEntry, Params, SplitWeightHighHalf, StepNumbers, WEIGHTS_PER_SCALE, from_bf16_and_remainder,
     to_bf16_and_remainder,
 };
-use crate::Team;
 use crate::philox::random_words;
-use crate::view::{OutputArray, slice_at};
-use half::bf16;
 
 /// The scalars of a step, and the seed and stream of its random bits.
 struct Step {

@@ -1,6 +1,7 @@
+use reel_device::Addr;
+
 use super::formula::{RowState, state_after_token};
 use super::{Params, advance};
-use crate::Addr;
 use crate::checks::{RandomChoices, addr, addr_mut, checks, run, runs_cuda_code};
 
 checks!(rows_move_on_as_the_formula_says_and_others_stay);

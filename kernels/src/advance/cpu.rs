@@ -1,9 +1,10 @@
 //! `advance` on the CPU. One thread updates all rows, because a row has only a few numbers.
 #![allow(unsafe_code)]
 
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Addr, Team};
+
 use super::Params;
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Team};
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.

@@ -21,8 +21,9 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::{Addr, Arch, Cost, Launch, Stage, kernel, params};
+
 use crate::folder::kernel_folder;
-use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernel.

@@ -1,7 +1,8 @@
 //! What plans of attention choose by architecture, and the variants among which they choose.
 
+use reel_device::Arch;
+
 use super::{BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA};
-use crate::Arch;
 use crate::tuning::{Variant, choices_of};
 
 /// What plans choose on an architecture.
@@ -40,9 +41,10 @@ pub(super) const VARIANTS: &[Variant] = &[
 
 #[cfg(test)]
 mod tests {
+    use reel_device::Kernel;
+
     use super::super::FOLDER;
     use super::*;
-    use crate::Kernel;
     use crate::folder::Sizes;
     use crate::tuning::variants_of;
 

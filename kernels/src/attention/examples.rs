@@ -1,8 +1,10 @@
+use reel_device::Addr;
+
+use crate::attention;
 use crate::folder::{
     FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes,
     placeholder_params,
 };
-use crate::{Addr, attention};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (tokens, heads, kv_heads) = (s.get("tokens", SEQUENCE_LEN), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));

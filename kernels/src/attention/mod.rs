@@ -103,10 +103,10 @@ mod examples;
 pub(crate) mod formula;
 pub(crate) mod plan;
 
+use reel_device::launch::{Padding, TensorMapSlot, kernel_for_dtype};
+use reel_device::{Addr, Cost, DType, Launch, kernel, params};
+
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::launch::{Padding, TensorMapSlot};
-use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.

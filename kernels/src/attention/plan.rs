@@ -1,10 +1,12 @@
 //! Plans the CUDA launches of an attention call: kernel, number of blocks, shared memory.
 
+use std::mem::offset_of;
+
+use reel_device::{Addr, Arch, Stage};
+use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
+
 use super::choices::choices;
 use super::{BwdParams, FwdParams};
-use crate::{Addr, Arch, Stage};
-use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
-use std::mem::offset_of;
 
 /// Number of query rows of a tile.
 const ROWS: u64 = 64;

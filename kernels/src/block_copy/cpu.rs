@@ -1,9 +1,10 @@
 //! Block copies on device `cpu`: each task copies one block of one cache.
 #![allow(unsafe_code)]
 
+use reel_device::Team;
+use reel_device::launch::view::{OutputArray, slice_at};
+
 use super::Params;
-use crate::Team;
-use crate::view::{OutputArray, slice_at};
 
 /// # Safety
 /// The addresses cover the shapes that [`Params`] documents. Destination blocks are all different, and none is a

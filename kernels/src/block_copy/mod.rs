@@ -11,8 +11,9 @@ pub(crate) mod check;
 mod cpu;
 mod examples;
 
+use reel_device::{Addr, Arch, Cost, Launch, Stage, kernel, params};
+
 use crate::folder::kernel_folder;
-use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernel.

@@ -5,7 +5,14 @@ mod products;
 
 pub use crate::FOLDERS;
 pub use crate::folder::{ExampleCall, KernelFolder, SizeError, Sizes};
+use reel_device::Source;
+
 pub use products::{ExampleProduct, example_output_layer, example_products};
+
+/// Returns the CUDA sources of all kernel folders.
+pub fn sources() -> Vec<&'static Source> {
+    FOLDERS.iter().map(|folder| folder.source).collect()
+}
 
 /// Returns the kernel folder with this name.
 pub fn find_kernel_folder(name: &str) -> Option<&'static KernelFolder> {
@@ -14,14 +21,16 @@ pub fn find_kernel_folder(name: &str) -> Option<&'static KernelFolder> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::compile::{compile_to_ptx, skip_without_nvrtc};
-    use crate::launch::KernelLaunch;
-    use crate::tuning::variants_of;
-    use crate::{Arch, Kernel};
     use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
+
+    use reel_device::compile::{builtin, compile_to_ptx, skip_without_nvrtc};
+    use reel_device::launch::KernelLaunch;
+    use reel_device::{Arch, Kernel};
+
+    use super::*;
+    use crate::tuning::variants_of;
 
     const ARCHS: [Arch; 4] = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
 
@@ -81,6 +90,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Checks the archive in the binary, if the build got one; `./x release` runs this test.
+    #[test]
+    fn what_is_built_in_is_of_these_sources() {
+        let archive = builtin::archive();
+        let is_empty = archive.architectures().is_empty();
+        let wanted = if is_empty { 0 } else { FOLDERS.len() * builtin::all_architectures().len() };
+        assert_eq!(archive.fresh_and_stale_counts(&sources()), (wanted, 0));
     }
 
     /// A comparison of variants must have both ways, whichever a GPU chooses.

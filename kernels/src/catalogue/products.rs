@@ -1,9 +1,11 @@
 //! Example matrix products of a linear layer. On a GPU a library computes them, but they are timed like kernels.
 
-use crate::Addr;
-use crate::dtype::DType::{self, BF16, F32};
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+use reel_device::launch::{Matmul, Operand};
+
 use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, SizeError, Sizes, VOCAB_SIZE};
-use crate::matmul::{Matmul, Operand};
+use crate::matmul::PRODUCT_CODE;
 
 /// An example product; its addresses are placeholders.
 #[derive(Clone, Debug)]
@@ -62,6 +64,7 @@ fn all(s: &Sizes) -> Vec<ExampleProduct> {
             bias: Addr::NULL,
             accumulate,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         };
         ExampleProduct { name, size: size.clone(), dtype, product }
     };

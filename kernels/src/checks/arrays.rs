@@ -1,11 +1,12 @@
 //! The host arrays of checks: their addresses, lengths and contents, which launches refer to by address.
 #![allow(unsafe_code)]
 
-use crate::Addr;
-use crate::launch::{AddressTable, KernelLaunch};
-use reel_sim::memory::SimMemory;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+
+use reel_device::Addr;
+use reel_device::launch::{AddressTable, KernelLaunch};
+use reel_sim::memory::SimMemory;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckArray {

@@ -1,8 +1,9 @@
 //! Seeded inputs for checks, and arrays of f32 or bf16 whose addresses launches take.
 
-use super::arrays::register_array;
-use crate::{Addr, DType, Element};
 use half::bf16;
+use reel_device::{Addr, DType, Element};
+
+use super::arrays::register_array;
 
 /// Returns seeded random numbers with about a normal distribution of standard deviation `scale`. Of every 997
 /// numbers, one is multiplied by 20 and one is a negative zero.

@@ -5,17 +5,19 @@
 //! that writes every array except the weights. The simulator runs what comes before the wait first and reports each
 //! access that conflicts with those writes. Then the wait is removed, which must be found.
 
-use super::on_sim::COMPLETION_TIMINGS;
-use super::{CheckDevice, CheckSetup, RecordedLaunch};
-use crate::catalogue::find_kernel_folder;
-use crate::launch::{Arch, KernelLaunch, Stage};
-use crate::simulate::{self, PtxModule, SimulateError};
-use crate::tuning;
+use std::collections::BTreeMap;
+
+use reel_device::launch::{Arch, KernelLaunch, Stage};
+use reel_device::simulate::{self, PtxModule, SimulateError};
 use reel_sim::exec::{self, ExecOptions, LaunchConfig, SimLaunch};
 use reel_sim::memory::SimMemory;
 use reel_sim::mutate;
 use reel_sim::program::Program;
-use std::collections::BTreeMap;
+
+use super::on_sim::COMPLETION_TIMINGS;
+use super::{CheckDevice, CheckSetup, RecordedLaunch};
+use crate::catalogue::find_kernel_folder;
+use crate::tuning;
 
 /// Writes arrays: block i has entry i of a table of (address, bytes, whether to keep the contents).
 const WRITER: &str = "
@@ -160,7 +162,7 @@ fn run_after_writer(
 /// Runs launches of each programmatic kernel of the folder early, with the wait and without it. Each launch has one
 /// interleaving for each of [`COMPLETION_TIMINGS`], with seeds that no launch before it has had.
 fn check_early_launches(folder: &str, is_used: fn(&str) -> bool, weights: &[&str], symbols: usize) {
-    let Some(()) = crate::compile::skip_without_nvrtc() else { return };
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let source = find_kernel_folder(folder).expect("a folder").source;
     let unit = PtxModule::of_source(source, Arch::H100.sm).expect("it compiles");
     let module = &unit.program().module;

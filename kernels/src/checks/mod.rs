@@ -27,13 +27,15 @@ pub(crate) use on_sim::{
     run_on, simulated_counts, simulated_counts_on, simulated_run_on, simulated_stages, simulated_stages_on,
 };
 
-use crate::launch::{Arch, Launch};
-use crate::{Team, cuda::Gpu};
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use reel_device::Team;
+use reel_device::cuda::Gpu;
+use reel_device::launch::{Arch, Launch};
 
 /// A check of a folder's kernels.
 #[derive(Clone, Copy, Debug)]
@@ -237,7 +239,7 @@ pub(crate) fn run(launch: &Launch, threads: usize) {
         _ => {
             let team = Team::new(threads);
             // SAFETY: checks pass addresses of live arrays of the documented sizes.
-            unsafe { crate::launch::run_on_cpu(launch, &team) }
+            unsafe { reel_device::launch::run_on_cpu(launch, &team) }
         }
     }
     if here {
@@ -272,7 +274,7 @@ pub(crate) fn with_gpu(gpu: Arch, body: impl FnOnce()) {
 /// Runs the body of a test on the simulator; skips it if there is no NVRTC.
 #[cfg(test)]
 pub(crate) fn on_sim(body: impl Fn()) {
-    if crate::compile::skip_without_nvrtc().is_some() {
+    if reel_device::compile::skip_without_nvrtc().is_some() {
         let setup = CheckSetup { in_test: true, ..CheckSetup::new(CheckDevice::Sim) };
         let before = RUNNING.replace(Running::new(setup));
         on_each_gpu(body);

@@ -8,13 +8,15 @@
 //! prints one JSON object for each kernel. Two launches that differ in the number of rows give both coefficients of
 //! kernels that multiply rows with a weight; one launch gives one coefficient of every other kernel.
 
+use bytemuck::Zeroable;
+use reel_device::launch::{Arch, KernelLaunch, Launch};
+use reel_device::{Addr, DType};
+
 use super::on_sim::simulated_counts_on;
 use super::traffic::{TrafficArrays, TrafficLaunches};
 use super::{normal_numbers, on_sim};
-use crate::launch::{Arch, KernelLaunch, Launch};
 use crate::skinny::WeightFormat::{self, Bf16, Int8};
-use crate::{Addr, DType, attention, paged_attention, sample, skinny, tuning};
-use bytemuck::Zeroable;
+use crate::{attention, paged_attention, sample, skinny, tuning};
 
 const SMALL_H100: Arch = Arch::H100.with_two_multiprocessors();
 
@@ -39,7 +41,7 @@ pub(crate) fn print_inputs_of_traffic_launches(calls: impl Fn(&mut TrafficArrays
 /// one with the most threads. `measure/src/kernel_model/mod.rs` chooses it in the same way.
 fn symbol(launch: &Launch, arch: &Arch) -> &'static str {
     let Launch::Kernel(kernel) = launch else { return "" };
-    let threads = |s: &crate::Stage| s.grid.iter().chain(&s.block).map(|n| u64::from(*n)).product::<u64>();
+    let threads = |s: &reel_device::Stage| s.grid.iter().chain(&s.block).map(|n| u64::from(*n)).product::<u64>();
     (kernel.kernel.plan)(&kernel.params, arch).iter().max_by_key(|s| (s.shared, threads(s))).map_or("", |s| s.symbol)
 }
 

@@ -1,18 +1,20 @@
 //! Mutation tests of synchronisation: remove or change one synchronisation instruction of a kernel's PTX and run the
 //! launches of the kernel's checks on the simulator, which must report a finding.
 
-use super::on_sim::COMPLETION_TIMINGS;
-use super::{Check, CheckDevice, CheckSetup, RecordedLaunch};
-use crate::catalogue::KernelFolder;
-use crate::launch::Arch;
-use crate::simulate::{self, PtxModule, SimulateError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem;
+use std::sync::{Arc, OnceLock};
+
+use reel_device::launch::Arch;
+use reel_device::simulate::{self, PtxModule, SimulateError};
 use reel_sim::exec::ExecOptions;
 use reel_sim::finding::FindingKind;
 use reel_sim::mutate::{self, Mutant};
 use reel_sim::ptx::ast::Module;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::mem;
-use std::sync::{Arc, OnceLock};
+
+use super::on_sim::COMPLETION_TIMINGS;
+use super::{Check, CheckDevice, CheckSetup, RecordedLaunch};
+use crate::catalogue::KernelFolder;
 
 /// A recorded launch of a check.
 struct RecordedCase {

@@ -1,11 +1,12 @@
 //! Runs launches of checks on a GPU, and compares their results with the simulator's.
 #![allow(unsafe_code)]
 
+use half::bf16;
+use reel_device::cuda::{Buffer, CudaError, Gpu};
+use reel_device::launch::KernelLaunch;
+
 use super::arrays::{ArrayOperand, CheckArray, array_operands, arrays_of, table_operands};
 use super::{RUNNING, on_sim};
-use crate::cuda::{Buffer, CudaError, Gpu};
-use crate::launch::KernelLaunch;
-use half::bf16;
 
 /// The difference between a launch's results on a GPU and on the simulator.
 #[derive(Clone, Debug, PartialEq)]

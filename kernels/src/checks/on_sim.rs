@@ -1,15 +1,17 @@
 //! Runs launches of checks on the simulator.
 
-use super::RUNNING;
-use super::arrays::{CheckArray, arrays_of, simulator_memory};
-use crate::launch::{Arch, KernelLaunch};
-use crate::simulate::{self, SimulatedStage};
-use reel_sim::counters::Counters;
-use reel_sim::exec::{CompletionTiming, ExecOptions};
-use reel_sim::memory::SimMemory;
 use std::panic;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+
+use reel_device::launch::{Arch, KernelLaunch};
+use reel_device::simulate::{self, SimulatedStage};
+use reel_sim::counters::Counters;
+use reel_sim::exec::{CompletionTiming, ExecOptions};
+use reel_sim::memory::SimMemory;
+
+use super::RUNNING;
+use super::arrays::{CheckArray, arrays_of, simulator_memory};
 
 /// A recorded launch with the contents of its arrays before the launch.
 #[derive(Clone, Debug)]
@@ -156,9 +158,9 @@ pub fn run_interleavings(launch: &KernelLaunch) {
 /// Runs a launch on a given GPU under one interleaving and writes its results back. Asserts that there are no findings.
 /// Returns the instruction counts, summed over its stages.
 #[cfg(test)]
-pub fn simulated_run_on(launch: &crate::Launch, arch: &Arch, seed: u64) -> reel_sim::counters::InstructionCounts {
+pub fn simulated_run_on(launch: &reel_device::Launch, arch: &Arch, seed: u64) -> reel_sim::counters::InstructionCounts {
     let mut sum = reel_sim::counters::InstructionCounts::default();
-    let crate::Launch::Kernel(launch) = launch else { return sum };
+    let reel_device::Launch::Kernel(launch) = launch else { return sum };
     let arrays = arrays_of(launch);
     let (staged, results) = staged_results(launch, &arrays, seed, *arch);
     staged.iter().for_each(|s| sum.add(&s.counters.total()));
@@ -168,8 +170,8 @@ pub fn simulated_run_on(launch: &crate::Launch, arch: &Arch, seed: u64) -> reel_
 
 /// Runs a launch on a given GPU under one interleaving of each of [`COMPLETION_TIMINGS`]; the results must agree.
 #[cfg(test)]
-pub fn run_on(launch: &crate::Launch, arch: Arch) {
-    let crate::Launch::Kernel(launch) = launch else { panic!("no kernel") };
+pub fn run_on(launch: &reel_device::Launch, arch: Arch) {
+    let reel_device::Launch::Kernel(launch) = launch else { panic!("no kernel") };
     let arrays = arrays_of(launch);
     let results = |seed| staged_results(launch, &arrays, seed, arch).1;
     let first = results(0);
@@ -183,14 +185,14 @@ pub fn run_on(launch: &crate::Launch, arch: Arch) {
 
 /// Simulates a launch on an A100 and returns its stages. Asserts that there are no findings; writes no results back.
 #[cfg(test)]
-pub fn simulated_stages(launch: &crate::Launch) -> Vec<SimulatedStage> {
+pub fn simulated_stages(launch: &reel_device::Launch) -> Vec<SimulatedStage> {
     simulated_stages_on(launch, &Arch::A100)
 }
 
 /// Simulates a launch on a given GPU and returns its stages, as [`simulated_stages`].
 #[cfg(test)]
-pub fn simulated_stages_on(launch: &crate::Launch, arch: &Arch) -> Vec<SimulatedStage> {
-    let crate::Launch::Kernel(launch) = launch else { return Vec::new() };
+pub fn simulated_stages_on(launch: &reel_device::Launch, arch: &Arch) -> Vec<SimulatedStage> {
+    let reel_device::Launch::Kernel(launch) = launch else { return Vec::new() };
     let mut memory = simulator_memory(&arrays_of(launch));
     let options = ExecOptions { gpu: simulate::gpu_spec(arch), ..ExecOptions::default() };
     let staged = simulate::run(launch, arch, &mut memory, &options).expect("it runs");
@@ -200,13 +202,13 @@ pub fn simulated_stages_on(launch: &crate::Launch, arch: &Arch) -> Vec<Simulated
 
 /// Returns the instruction counts of a launch on an A100, summed over its stages.
 #[cfg(test)]
-pub fn simulated_counts(launch: &crate::Launch) -> reel_sim::counters::InstructionCounts {
+pub fn simulated_counts(launch: &reel_device::Launch) -> reel_sim::counters::InstructionCounts {
     simulated_counts_on(launch, &Arch::A100)
 }
 
 /// Returns the instruction counts of a launch on a given GPU, summed over its stages.
 #[cfg(test)]
-pub fn simulated_counts_on(launch: &crate::Launch, arch: &Arch) -> reel_sim::counters::InstructionCounts {
+pub fn simulated_counts_on(launch: &reel_device::Launch, arch: &Arch) -> reel_sim::counters::InstructionCounts {
     let mut sum = reel_sim::counters::InstructionCounts::default();
     simulated_stages_on(launch, arch).iter().for_each(|s| sum.add(&s.counters.total()));
     sum

@@ -1,6 +1,6 @@
 //! Roundings for formulas: f64 arithmetic that rounds where a kernel does.
 
-use crate::Element;
+use reel_device::Element;
 
 /// The largest relative size of one unit in the last place of an f32.
 pub const ULP: f64 = 1.0 / (1u64 << 23) as f64;

@@ -3,10 +3,11 @@
 //!
 //! A folder's `examples.rs` makes the launches (`traffic_launches`), and `kernel_folder!` declares the test.
 
-use super::{addr, on_sim, simulated_counts, simulated_counts_on};
-use crate::Addr;
-use crate::launch::{Arch, Launch};
+use reel_device::Addr;
+use reel_device::launch::{Arch, Launch};
 use reel_sim::counters::InstructionCounts;
+
+use super::{addr, on_sim, simulated_counts, simulated_counts_on};
 
 /// Number of rows in the traffic tests of normalisation kernels. With so many rows, a thread block of [`SMALL_GPU`]
 /// gets as many rows as a thread block of a whole GPU gets from a long sequence.

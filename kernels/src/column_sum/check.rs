@@ -1,5 +1,6 @@
+use reel_device::DType::{BF16, F32};
+
 use super::{Matrix, Params, column_sums, formula, test_shapes};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::assert_rounded;
 

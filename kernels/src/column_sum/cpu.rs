@@ -1,9 +1,10 @@
 //! Column sums on the CPU: each task owns a range of columns of one matrix and walks down the rows.
 #![allow(unsafe_code)]
 
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
+
 use super::{Params, ROWS_PER_PARTIAL_SUM};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 
 /// Columns of one task.
 const COLS: usize = 256;

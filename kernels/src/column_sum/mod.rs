@@ -14,9 +14,11 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Cost, DType, Launch, Stage, kernel, params};
+
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 /// Rows that are summed before the partial sum is added to the total: shorter sums round less.
 pub const ROWS_PER_PARTIAL_SUM: usize = 128;

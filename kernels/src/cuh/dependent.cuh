@@ -3,7 +3,7 @@
 // other. Source: PTX ISA 9.0, "griddepcontrol".
 //
 // Before wait_for_previous_launch(), a kernel writes no global memory and reads only model weights, which no launch
-// that lets the next one start early writes (kernels/src/cuda/gpu.rs). Every thread that accesses other global memory
+// that lets the next one start early writes (device/src/cuda/gpu.rs). Every thread that accesses other global memory
 // calls it first. Several launches of a stream may have started at the same time, but they end in order: a launch ends
 // only after its own wait.
 #pragma once

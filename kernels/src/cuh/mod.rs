@@ -3,7 +3,7 @@
 
 pub mod headers;
 
-use crate::{Arch, Stage};
+use reel_device::{Arch, Stage};
 
 /// Number of threads of a block; equal to `MAP_THREADS` of `map.cuh`.
 const MAP_THREADS: u32 = 256;

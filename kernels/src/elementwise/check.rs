@@ -1,5 +1,6 @@
+use reel_device::DType::{BF16, F32};
+
 use super::*;
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 

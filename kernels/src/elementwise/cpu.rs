@@ -1,10 +1,11 @@
 //! Element-wise operations on device `cpu`; each task computes a block of elements.
 #![allow(unsafe_code)]
 
-use super::{AccumulateParams, AddParams, CastParams, CopyParams, FillParams, MulScalarParams};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 use half::f16;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
+
+use super::{AccumulateParams, AddParams, CastParams, CopyParams, FillParams, MulScalarParams};
 
 /// Number of elements that one task computes.
 const BLOCK: usize = 16 * 1024;

@@ -1,4 +1,3 @@
-use crate::DType::{BF16, F32};
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::elementwise;
@@ -7,6 +6,7 @@ use crate::folder::{
     placeholder_params,
 };
 use bytemuck::Zeroable;
+use reel_device::DType::{BF16, F32};
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let count = SEQUENCE_LEN as u64 * HIDDEN_SIZE as u64;

@@ -2,10 +2,11 @@
 //! adds all tokens to an element of dw, in order.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::{add_to_sums, prefetch};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Addr, Element, Team, simd_fn};
+
 use super::{BwdParams, FwdParams};
-use crate::simd::{add_to_sums, prefetch};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Element, Team, simd_fn};
 
 /// Tokens of one forward task.
 const TOKENS: usize = 8;

@@ -1,10 +1,11 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ROWS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
+use crate::embedding;
 use crate::folder::{
     ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, VOCAB_SIZE,
     placeholder_params,
 };
-use crate::{Addr, embedding};
+use reel_device::Addr;
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd = embedding::FwdParams {
@@ -31,8 +32,8 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
 /// Returns launches whose memory traffic a test compares with the traffic that their `Cost` states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
-    use crate::DType::{BF16, F32};
     use bytemuck::Zeroable;
+    use reel_device::DType::{BF16, F32};
     let (tokens, hidden, vocab) = (TRAFFIC_ROWS, HIDDEN_SIZE, 2 * TRAFFIC_ROWS);
     let [x, y] = [(); 2].map(|()| arrays.f32(vocab * hidden));
     let ids = arrays.ids((0..tokens as i32).map(|i| 2 * i));

@@ -22,10 +22,12 @@ mod cpu;
 mod examples;
 mod formula;
 
-use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 use half::bf16;
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Cost, DType, Launch, Stage, kernel, params};
+
+use crate::cuh;
+use crate::folder::kernel_folder;
 
 params! {
     /// Parameters of the forward kernel.

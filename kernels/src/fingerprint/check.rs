@@ -1,6 +1,7 @@
+use reel_device::launch::{AddressTable, chunks};
+
 use super::{BYTES_PER_CHUNK, ByteRange, Params, SUMS_PER_CHUNK, fingerprint, formula, test_byte_counts};
 use crate::checks::{addr, addr_mut, checks, run};
-use crate::launch::{AddressTable, chunks};
 
 checks!(equals_the_formula, any_bit_shows, rows_with_gaps_have_the_hash_of_the_rows);
 

@@ -1,11 +1,12 @@
 //! Hashes of tensors' bits on the CPU: each task hashes one chunk of a tensor.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::prefetch;
+use reel_device::launch::Chunk;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Team, simd_fn};
+
 use super::{BYTES_PER_CHUNK, ByteRange, Params, SUMS_PER_CHUNK};
-use crate::launch::Chunk;
-use crate::simd::prefetch;
-use crate::view::{OutputArray, slice_at};
-use crate::{Team, simd_fn};
 
 /// Number of independent sums in the loop: one for each 64-bit word of a 512-bit vector.
 const LANES: usize = 8;

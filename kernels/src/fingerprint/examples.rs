@@ -4,9 +4,9 @@
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches};
 use crate::fingerprint::{self, ByteRange};
 use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, Sizes, placeholder_params};
-use crate::launch::AddressTable;
+use reel_device::launch::AddressTable;
 #[cfg(test)]
-use crate::launch::chunks;
+use reel_device::launch::chunks;
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let bytes = 2 * HIDDEN_SIZE as u64 * INTERMEDIATE_SIZE as u64;

@@ -14,9 +14,11 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::launch::{AddressTable, Chunk};
+use reel_device::{Addr, Cost, Launch, kernel, params};
+
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::launch::{AddressTable, Chunk};
-use crate::{Addr, Cost, Launch, cuh, kernel, params};
 
 params! {
     /// An entry of the table: bytes of a tensor that follow each other in memory.
@@ -35,7 +37,7 @@ params! {
     pub struct Params {
         /// [`ByteRange`] `[ranges]`, a table.
         pub arrays: Addr,
-        /// [`Chunk`](crate::launch::Chunk) `[chunk_count]`: the ranges in chunks of [`BYTES_PER_CHUNK`] bytes.
+        /// [`Chunk`](reel_device::launch::Chunk) `[chunk_count]`: the ranges in chunks of [`BYTES_PER_CHUNK`] bytes.
         pub chunks: Addr,
         /// u64 `[chunk_count, SUMS_PER_CHUNK]`, written: partial sums of the hashes.
         pub sums: Addr,

@@ -8,9 +8,10 @@ mod sizes;
 
 use std::borrow::Cow;
 
+use reel_device::DType::{self, BF16, F32};
+use reel_device::launch::{Addr, KernelLaunch, Launch, Params, Source};
+
 use crate::checks::Check;
-use crate::dtype::DType::{self, BF16, F32};
-use crate::launch::{Addr, KernelLaunch, Launch, Params, Source};
 use crate::tuning::Variant;
 
 pub use sizes::{SizeError, Sizes};
@@ -129,10 +130,11 @@ macro_rules! kernel_folder {
     (name: $name:literal, params: [$($params:ty),*], $(headers: [$($header:literal),*],)?
      $(headers_of: [$($owner:ident),*],)? $(variants: $variants:path,)? $(traffic: $traffic:ident,)?) => {
         /// The CUDA source of this folder.
-        pub static SOURCE: $crate::launch::Source = $crate::launch::Source {
+        pub static SOURCE: reel_device::Source = reel_device::Source {
             name: $name,
             sm80: include_str!("sm80.cu"),
-            params: &[$(<$params as $crate::launch::Params>::c_declaration),*],
+            params: &[$(<$params as reel_device::launch::Params>::c_declaration),*],
+            shared_headers: $crate::cuh::headers::HEADER_NAMES_AND_TEXTS,
             headers: &[$($((concat!($name, "/", $header), include_str!($header))),*)?],
             header_owners: &[$($(&$crate::$owner::SOURCE),*)?],
         };

@@ -121,10 +121,11 @@ impl Sizes {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use reel_device::{Arch, KernelLaunch};
+
     use super::*;
     use crate::catalogue::{FOLDERS, example_products, find_kernel_folder};
-    use crate::{Arch, KernelLaunch};
-    use proptest::prelude::*;
 
     fn sizes(given: &[(&str, u64)]) -> Sizes {
         Sizes::new(given.iter().map(|&(key, value)| (key.to_string(), value))).unwrap()

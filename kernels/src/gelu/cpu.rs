@@ -1,10 +1,11 @@
 //! GELU on the CPU: each task computes a block of elements.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::exp;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
+
 use super::{BwdParams, FwdParams};
-use crate::simd::exp;
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 
 /// Elements of one task.
 const BLOCK: usize = 4096;

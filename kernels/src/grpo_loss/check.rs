@@ -1,6 +1,7 @@
+use reel_device::Addr;
+use reel_device::DType::F32;
+
 use super::{Params, STATS_PER_COMPLETION, formula, loss, test_batches_length_learned_tokens};
-use crate::Addr;
-use crate::DType::F32;
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded};
 

@@ -1,9 +1,10 @@
 //! The GRPO losses on the CPU: each task computes one completion.
 #![allow(unsafe_code)]
 
+use reel_device::Team;
+use reel_device::launch::view::{OutputArray, slice_at};
+
 use super::{Params, STATS_PER_COMPLETION};
-use crate::Team;
-use crate::view::{OutputArray, slice_at};
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.
@@ -15,7 +16,7 @@ pub unsafe fn loss(p: &Params, team: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (ends, counted) = unsafe { (slice_at::<i32>(p.cu_seqlens, n + 1), slice_at::<i32>(p.counted, n)) };
     let tokens = ends[n] as usize;
-    let optional = |a: crate::Addr| if a.is_null() { 0 } else { tokens };
+    let optional = |a: reel_device::Addr| if a.is_null() { 0 } else { tokens };
     // SAFETY: `p`'s addresses cover the documented shapes; no elements are read at a null address.
     let (log_prob, old) = unsafe { (slice_at::<f32>(p.log_prob, tokens), slice_at::<f32>(p.old, optional(p.old))) };
     // SAFETY: `p.reference` is null (then no elements are read) or covers all tokens.

@@ -27,8 +27,10 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::{Addr, Cost, Launch, kernel, params};
+
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::{Addr, Cost, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters.

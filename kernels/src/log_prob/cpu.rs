@@ -1,10 +1,11 @@
 //! Log-probabilities on the CPU: each task computes one row.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::{LANES, exp, prefetch};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
+
 use super::{BwdParams, FwdParams};
-use crate::simd::{LANES, exp, prefetch};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 
 simd_fn! {
     /// Returns the largest of `x`, ignoring NaN; −∞ for an empty slice.

@@ -3,7 +3,8 @@
 #[cfg(test)]
 use crate::checks::traffic::{TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, VOCAB_SIZE, placeholder_params};
-use crate::{Addr, log_prob};
+use crate::log_prob;
+use reel_device::Addr;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     // Chunks of 64 MiB of logits.
@@ -36,8 +37,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
 /// that the `Cost` of each launch states.
 #[cfg(test)]
 pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
-    use crate::DType::{BF16, F32};
     use bytemuck::Zeroable;
+    use reel_device::DType::{BF16, F32};
     let (rows, vocab) = (2u32, VOCAB_SIZE);
     let n = (rows * vocab) as usize;
     let [logits, d_logits] = [(); 2].map(|()| arrays.f32(n));

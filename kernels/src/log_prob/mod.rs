@@ -38,9 +38,11 @@ pub(crate) mod formula;
 
 pub(crate) use cpu::{RowStats, add_to_lanes, max_ignoring_nan};
 
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Cost, DType, Launch, Stage, kernel, params};
+
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.

@@ -1,10 +1,11 @@
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::formula::Rows;
 use super::{Params, down, test_cases_m_n_k_adapters, up};
-use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{Addr, DType};
 
 checks!(
     rows_are_multiplied_by_the_matrix_of_their_adapter,

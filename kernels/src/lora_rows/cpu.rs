@@ -2,10 +2,13 @@
 //! scattered.
 #![allow(unsafe_code)]
 
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, Element, Team};
+
 use super::Params;
-use crate::matmul::{self, Matmul, Operand};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Element, Team};
+use crate::matmul;
+use crate::matmul::PRODUCT_CODE;
 
 /// Computes y for the rows of each adapter: `scale[a] · x · w[a]ᵀ`, added to y if `accumulate`.
 ///
@@ -45,6 +48,7 @@ unsafe fn rows_by_adapter<T: Element>(p: &Params, accumulate: bool, team: &Team)
             bias: Addr::NULL,
             accumulate,
             scale: scale.get(a).copied().unwrap_or(1.0),
+            code: &PRODUCT_CODE,
         };
         // SAFETY: `inputs` has `[rows, k]` elements, `outputs` `[rows, n]`, and w `[adapters, n, k]`.
         unsafe { matmul::cpu::run(&product, team) }

@@ -23,9 +23,10 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Arch, Cost, DType, Kernel, Launch, Stage, kernel, params};
+
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::{Addr, Arch, Cost, DType, Kernel, Launch, Stage, kernel, params};
 
 params! {
     /// Parameters of the kernels.

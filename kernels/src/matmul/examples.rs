@@ -1,7 +1,8 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use: the products of a linear layer.
 
+use reel_device::Addr;
+
 use super::gemm::{self, Form, Params};
-use crate::Addr;
 use crate::folder::{HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {

@@ -1,9 +1,9 @@
 //! The definition of the matrix product, in f64, and of operands in groups of rows.
 
 #[cfg(test)]
-use super::{GROUP_ROWS, group_elements};
+use reel_device::Element;
 #[cfg(test)]
-use crate::Element;
+use reel_device::launch::{GROUP_ROWS, group_elements};
 
 /// Returns `sum over l of a(i, l) * b(j, l)` for each i and j; `a` is `[m, k]`, `b` is `[n, k]`.
 pub fn product(m: usize, n: usize, k: usize, a: &[f64], b: &[f64]) -> Vec<f64> {

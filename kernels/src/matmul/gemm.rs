@@ -1,11 +1,12 @@
 //! Products of bf16 operands by the CUDA of this folder: parameters, kernels, and which products they take.
 
-use super::plan;
-use super::{Matmul, Operand, SOURCE, cpu};
-use crate::launch::{KernelLaunch, Padding, TensorMapSlot};
-use crate::tuning::Variant;
-use crate::{Addr, Arch, DType, Kernel, Launch, Team, kernel, params};
 use bytemuck::Zeroable;
+use reel_device::launch::{KernelLaunch, Matmul, Operand, Padding, TensorMapSlot};
+use reel_device::{Addr, Arch, DType, Kernel, Launch, Team, kernel, params};
+
+use super::plan;
+use super::{PRODUCT_CODE, SOURCE, cpu};
+use crate::tuning::Variant;
 
 params! {
     /// Parameters of the kernels. m, n and k are greater than 0; all addresses and the bytes of all rows are multiples
@@ -128,6 +129,7 @@ impl Form {
             bias: p.bias,
             accumulate: p.accumulate != 0,
             scale: p.scale,
+            code: &PRODUCT_CODE,
         }
     }
 

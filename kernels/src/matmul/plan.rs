@@ -22,10 +22,12 @@
 //!
 //! Not measured: the forward product and dx added to the old C or with an f32 C, which have the tiles of dw.
 
-use super::gemm::{Form, Params};
-use crate::{Addr, Arch, DType, Stage};
-use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap};
 use std::mem::offset_of;
+
+use reel_device::{Addr, Arch, DType, Stage};
+use reel_sim::tensor_map::{DataType, Interleave, L2Promotion, OobFill, Swizzle, TensorMap};
+
+use super::gemm::{Form, Params};
 
 /// What a kernel does with the old C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,10 +237,12 @@ pub(super) fn stages(p: &Params, arch: &Arch, form: Form, fixed: Option<&'static
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use bytemuck::Zeroable;
+
     use super::super::gemm;
     use super::*;
-    use bytemuck::Zeroable;
-    use std::collections::BTreeSet;
 
     fn symbol(form: Form, [m, n, k]: [u32; 3], accumulate: u32) -> &'static str {
         chosen(&Params { m, n, k, accumulate, ..Params::zeroed() }, &Arch::H100, form).symbol

@@ -1,11 +1,12 @@
 //! L2 normalisation of one row on device `cpu`, with sums in 16 lanes. [`norm_rows`] has the loops over rows.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::{LANES, sum_lanes};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
+
 use super::{BwdParams, FwdParams};
 use crate::norm_rows::{self, OptionalRowOutput};
-use crate::simd::{LANES, sum_lanes};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 
 simd_fn! {
     fn dot<T: Element>(a: &[T], b: &[T]) -> f32 {

@@ -1,12 +1,14 @@
 //! Paged attention on device `cpu`: runs the code of packed attention on keys in the pages of a KV cache.
 #![allow(unsafe_code)]
 
+use std::ptr::null_mut;
+
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team};
+
 use super::Params;
 use crate::attention::cpu::{BLOCK_KEYS, SequenceArrays, forward_sequences};
-use crate::simd::{Isa, isa};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team};
-use std::ptr::null_mut;
 
 // Attention processes BLOCK_KEYS keys at a time. A group of keys must not cross the end of a page of the KV cache.
 const _: () = assert!(BLOCK_KEYS == super::BLOCK_TOKENS);

@@ -1,9 +1,11 @@
 //! Plans the CUDA launches of decode in bf16.
 
-use super::{Params, Shape, segments, smallest_shape};
-use crate::{Addr, Arch, DType, Stage};
-use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 use std::mem::offset_of;
+
+use reel_device::{Addr, Arch, DType, Stage};
+use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
+
+use super::{Params, Shape, segments, smallest_shape};
 
 /// Number of query heads of a token that a block of threads computes in decode; equal to `MAX_HEADS` of
 /// `decode_work.cuh`.

@@ -1,10 +1,12 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
+use reel_device::Addr;
+
 use crate::folder::{
     BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, KV_HEADS, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes,
     placeholder_params,
 };
-use crate::{Addr, paged_attention};
+use crate::paged_attention;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (batch, context) = (s.get("batch", BATCH_SIZE), s.get("context", SEQUENCE_LEN));

@@ -63,12 +63,13 @@ mod examples;
 mod prefill_plan;
 
 pub use decode_plan::counters_per_token;
-use decode_plan::is_decode;
+use reel_device::launch::{CostOfKeys, RowKeys, TensorMapSlot, kernel_for_dtype};
+use reel_device::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
+use crate::attention;
 use crate::folder::kernel_folder;
-use crate::launch::{CostOfKeys, RowKeys, TensorMapSlot, kernel_for_dtype};
 use crate::tuning::Variant;
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, attention, kernel, params};
+use decode_plan::is_decode;
 
 /// Tokens per page of the KV caches that the engine allocates; also the number of keys that the CUDA and CPU kernels
 /// process at a time.

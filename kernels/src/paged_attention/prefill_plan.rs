@@ -1,9 +1,11 @@
 //! Plans the launch of prefill by products of warpgroups on Hopper.
 
+use std::mem::offset_of;
+
+use reel_device::{Arch, DType, Stage};
+
 use super::{Params, is_decode, plan_bf16_mma};
 use crate::attention::plan::{HeadsMap, POSITIONS, Queries};
-use crate::{Arch, DType, Stage};
-use std::mem::offset_of;
 
 /// Slots of a cache, in the tensor maps. The kernel copies only slots of pages that a sequence has; how many pages there
 /// are is not known here.

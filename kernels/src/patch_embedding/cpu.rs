@@ -2,10 +2,13 @@
 //! [`matmul`].
 #![allow(unsafe_code)]
 
+use reel_device::launch::{Matmul, Operand, run_on_cpu};
+use reel_device::{Addr, DType, Element, Team};
+
 use super::{DwParams, FwdParams, Pixels};
-use crate::launch::run_on_cpu;
-use crate::matmul::{self, Matmul, Operand};
-use crate::{Addr, DType, Element, Team, patches};
+use crate::matmul;
+use crate::matmul::PRODUCT_CODE;
+use crate::patches;
 
 /// Cuts the patches of each time step into a buffer and calls `f(index of the first patch, number of patches, address
 /// of the buffer)`.
@@ -51,6 +54,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
             bias: p.bias,
             accumulate: false,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         };
         // SAFETY: `p`'s addresses cover the shapes that [`FwdParams`] documents.
         unsafe { matmul::cpu::run(&product, team) }
@@ -80,6 +84,7 @@ pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
             bias,
             accumulate: first > 0 || p.accumulate == 1,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         };
         // SAFETY: `p`'s addresses cover the shapes that [`DwParams`] documents.
         unsafe { matmul::cpu::run(&product, team) }

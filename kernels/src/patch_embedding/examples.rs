@@ -1,6 +1,7 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
-use crate::Addr;
+use reel_device::Addr;
+
 use crate::folder::{FLOAT_DTYPES, LabeledLaunches, Sizes, placeholder_params};
 use crate::patch_embedding::{self, Pixels};
 

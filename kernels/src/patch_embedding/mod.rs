@@ -22,9 +22,11 @@ pub(crate) mod examples;
 mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
 pub use crate::patches::Pixels;
-use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params, patches};
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Cost, DType, Launch, Stage, kernel, params};
+
+use crate::{cuh, patches};
 
 params! {
     /// Parameters of the forward kernel.

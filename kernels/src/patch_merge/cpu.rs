@@ -2,9 +2,10 @@
 //! reading x and for writing dx.
 #![allow(unsafe_code)]
 
+use reel_device::{Element, Team};
+
 use super::{BwdParams, FwdParams};
 use crate::rms_norm::cpu;
-use crate::{Element, Team};
 
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents; the index is a

@@ -29,11 +29,13 @@ mod cpu;
 mod examples;
 mod formula;
 
-use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::norm_rows::{plan_bwd, plan_fwd};
-use crate::{Addr, Cost, DType, Launch, kernel, params, rms_norm};
 use bytemuck::Zeroable;
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Cost, DType, Launch, kernel, params};
+
+use crate::folder::kernel_folder;
+use crate::norm_rows::{plan_bwd, plan_fwd};
+use crate::rms_norm;
 
 params! {
     /// Parameters of the forward kernel.

@@ -1,5 +1,6 @@
+use reel_device::DType::{BF16, F32};
+
 use super::{cut_patches, formula, test_cases_frames_height_width_patch_temporal_merge};
-use crate::DType::{BF16, F32};
 use crate::checks::rounding::f32;
 use crate::checks::{TestArray, addr, checks, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};

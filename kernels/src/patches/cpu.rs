@@ -1,9 +1,10 @@
 //! Cuts frames into patches on the CPU: each task cuts one square of merge × merge patches.
 #![allow(unsafe_code)]
 
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team};
+
 use super::{CHANNELS, Params};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team};
 
 /// # Safety
 /// Every address in [`Params`] is valid for the shape and dtype that its field documents.

@@ -16,9 +16,11 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::launch::{CType, kernel_for_dtype};
+use reel_device::{Addr, Cost, DType, Launch, Stage, kernel, params};
+
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::launch::{CType, kernel_for_dtype};
-use crate::{Addr, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 /// RGB.
 pub const CHANNELS: usize = 3;

@@ -1,11 +1,13 @@
 //! Attention pooling on device `cpu`; one task computes one head of one image.
 #![allow(unsafe_code)]
 
-use super::{BwdParams, FwdParams};
-use crate::simd::{LANES, exp, sum_lanes};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Element, Team, simd_fn};
 use std::ops::Range;
+
+use reel_device::cpu::simd::{LANES, exp, sum_lanes};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Addr, Element, Team, simd_fn};
+
+use super::{BwdParams, FwdParams};
 
 simd_fn! {
     fn dot<T: Element>(a: &[f32], b: &[T]) -> f32 {

@@ -2,10 +2,11 @@
 //! in order.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::add_to_sums;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
+
 use super::{BwdParams, FwdParams};
-use crate::simd::add_to_sums;
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 
 simd_fn! {
     fn add_row<T: Element>(pos: &[T], y: &mut [T]) {

@@ -1,12 +1,13 @@
+use reel_device::Addr;
+use reel_device::DType::F32;
+use reel_device::launch::{AddressTable, ArrayEntry, chunks};
+
 use super::{
     ClipParams, ELEMENTS_PER_CHUNK, SumSquaresParams, WeightedSumParams, clip, formula, sum_squares,
     test_element_counts, weighted_sum,
 };
-use crate::Addr;
-use crate::DType::F32;
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::launch::{AddressTable, ArrayEntry, chunks};
 
 checks!(weighted_sums, norms_of_many_tensors, elements_that_are_not_finite_show_in_the_norm);
 

@@ -2,11 +2,12 @@
 //! chunks are added.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::prefetch;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{ArrayEntry, Chunk};
+use reel_device::{Team, simd_fn};
+
 use super::{ClipParams, ELEMENTS_PER_CHUNK, SumSquaresParams, WeightedSumParams};
-use crate::launch::{ArrayEntry, Chunk};
-use crate::simd::prefetch;
-use crate::view::{OutputArray, slice_at};
-use crate::{Team, simd_fn};
 
 /// Number of f64 partial sums in a vector loop.
 const LANES: usize = 16;

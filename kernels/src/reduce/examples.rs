@@ -6,10 +6,10 @@ use crate::folder::{
     HIDDEN_SIZE, INTERMEDIATE_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes, WEIGHTS_DESCRIPTION,
     placeholder_params,
 };
-#[cfg(test)]
-use crate::launch::chunks;
-use crate::launch::{AddressTable, ArrayEntry};
 use crate::reduce;
+#[cfg(test)]
+use reel_device::launch::chunks;
+use reel_device::launch::{AddressTable, ArrayEntry};
 
 pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let n = INTERMEDIATE_SIZE as u64 * HIDDEN_SIZE as u64;

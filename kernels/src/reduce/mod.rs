@@ -18,9 +18,11 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::launch::{AddressTable, ArrayEntry, Chunk};
+use reel_device::{Addr, Cost, Launch, kernel, params};
+
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::launch::{AddressTable, ArrayEntry, Chunk};
-use crate::{Addr, Cost, Launch, cuh, kernel, params};
 
 params! {
     /// Parameters of the weighted sum, `out = Σ x · w`.
@@ -41,7 +43,7 @@ params! {
     pub struct SumSquaresParams {
         /// [`ArrayEntry`] `[arrays]`, a table of f32 arrays with their numbers of elements.
         pub arrays: Addr,
-        /// [`Chunk`](crate::launch::Chunk) `[chunk_count]`: the arrays in chunks of [`ELEMENTS_PER_CHUNK`] elements.
+        /// `launch::Chunk` `[chunk_count]`: the arrays in chunks of [`ELEMENTS_PER_CHUNK`] elements.
         pub chunks: Addr,
         /// f64 `[chunk_count]`, written.
         pub partials: Addr,

@@ -2,11 +2,12 @@
 //! [`norm_rows`] has the loops over rows.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::{LANES, prefetch, sum_lanes};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Addr, Element, Team, simd_fn};
+
 use super::{BwdParams, FwdParams};
 use crate::norm_rows::{self, OptionalRowOutput};
-use crate::simd::{LANES, prefetch, sum_lanes};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, Element, Team, simd_fn};
 
 simd_fn! {
     fn sum_of_squares<T: Element>(x: &[T]) -> f32 {

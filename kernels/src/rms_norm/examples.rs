@@ -6,7 +6,8 @@ use crate::folder::{
     ACTIVATIONS_DESCRIPTION, FLOAT_DTYPES, HIDDEN_SIZE, LabeledLaunches, PLACEHOLDER_ADDRESS, SEQUENCE_LEN, Sizes,
     placeholder_params,
 };
-use crate::{Addr, rms_norm};
+use crate::rms_norm;
+use reel_device::Addr;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (rows, cols) = (s.get("tokens", SEQUENCE_LEN), s.get("hidden", HIDDEN_SIZE));

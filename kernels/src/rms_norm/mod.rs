@@ -31,10 +31,11 @@ mod examples;
 pub(crate) mod formula;
 
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
 pub use crate::norm_rows::row_block_count;
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Cost, DType, Launch, kernel, params};
+
 use crate::norm_rows::{ROWS_PER_BLOCK, plan_bwd, plan_fwd};
-use crate::{Addr, Cost, DType, Launch, kernel, params};
 
 params! {
     /// Parameters of the forward kernel.

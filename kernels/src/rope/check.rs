@@ -1,12 +1,13 @@
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{
     ApplyParams, Part, Rotation, TableParams, apply, cos_sin_table, formula,
     test_cases_tokens_heads_head_dim_max_position,
 };
-use crate::DType::{BF16, F32};
 use crate::checks::rounding;
 use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{Addr, DType};
 
 checks!(
     the_table_is_accurate_to_an_ulp,

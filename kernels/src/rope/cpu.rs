@@ -1,10 +1,11 @@
 //! RoPE on device `cpu`; each task computes a few tokens.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::prefetch;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
+
 use super::{ApplyParams, Part, TableParams};
-use crate::simd::prefetch;
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 
 /// Approximate number of elements that one task rotates.
 const PER_TASK: usize = 1 << 13;

@@ -1,10 +1,11 @@
 //! Rotation and writes to the KV cache on the CPU: each task takes a few tokens.
 #![allow(unsafe_code)]
 
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team};
+
 use super::Params;
 use crate::rope::cpu::rotate;
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team};
 
 /// Approximate number of elements that one task moves.
 const PER_TASK: usize = 1 << 13;

@@ -18,9 +18,11 @@ pub(crate) mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::launch::kernel_for_dtype;
+use reel_device::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
+
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::launch::kernel_for_dtype;
-use crate::{Addr, Arch, Cost, DType, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the kernel.

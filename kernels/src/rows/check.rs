@@ -1,5 +1,6 @@
+use reel_device::DType::{BF16, F32};
+
 use super::{GatherParams, ScatterParams, formula, gather, scatter, test_cases_n_m_cols};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 
 checks!(gathers_and_scatters);

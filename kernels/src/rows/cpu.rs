@@ -1,9 +1,10 @@
 //! Gather and scatter on device `cpu`; each task moves a few rows.
 #![allow(unsafe_code)]
 
+use reel_device::Team;
+use reel_device::launch::view::{OutputArray, slice_at};
+
 use super::{GatherParams, ScatterParams};
-use crate::Team;
-use crate::view::{OutputArray, slice_at};
 
 /// Rows of one task.
 const ROWS: usize = 16;

@@ -11,8 +11,10 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::{Addr, Cost, DType, Kernel, Launch, Stage, kernel, params};
+
+use crate::cuh;
 use crate::folder::kernel_folder;
-use crate::{Addr, Cost, DType, Kernel, Launch, Stage, cuh, kernel, params};
 
 params! {
     /// Parameters of the gather kernel.

@@ -60,9 +60,10 @@ mod cpu;
 mod examples;
 mod formula;
 
+use reel_device::{Addr, Arch, Cost, Launch, Stage, kernel, params};
+
 use crate::folder::kernel_folder;
 use crate::tuning::Variant;
-use crate::{Addr, Arch, Cost, Launch, Stage, kernel, params};
 
 /// The number of the Philox stream from which the random numbers for sampling come.
 pub const PHILOX_STREAM_NUMBER: u64 = 0x7361_6d70_6c65; // "sample"

@@ -80,10 +80,11 @@ pub fn choices(sm: u32) -> &'static Choices {
 
 #[cfg(test)]
 mod tests {
+    use reel_device::{Arch, Kernel};
+
     use super::super::FOLDER;
     use crate::folder::Sizes;
     use crate::tuning::variants_of;
-    use crate::{Arch, Kernel};
 
     #[test]
     fn a_plan_of_a_product_of_a_few_rows_is_that_of_a_variant() {

@@ -1,9 +1,10 @@
 //! Plans the products of many rows by clusters of blocks (`sm90a.cuh`, compute capability 9.0).
 
+use reel_device::{Arch, Stage};
+
 use super::Fixed;
 use super::plan::{NORM_BYTES, Operation};
 use super::tiles::{Columns, tensor_map};
-use crate::{Arch, Stage};
 
 /// Rows of x of a block, and blocks of a cluster, each of which copies as many of these rows.
 const ROWS: u32 = 64;

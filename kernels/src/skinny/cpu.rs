@@ -2,13 +2,16 @@
 #![allow(unsafe_code)]
 
 use bytemuck::Zeroable;
+use reel_device::cpu::simd::{LANES, sum_lanes};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, DType, Element, Team, simd_fn};
 
 use super::{Params, QkvParams};
-use crate::matmul::{self, Matmul, Operand};
+use crate::matmul;
+use crate::matmul::PRODUCT_CODE;
 use crate::rms_norm::{self, FwdParams};
-use crate::simd::{LANES, sum_lanes};
-use crate::view::{OutputArray, slice_at};
-use crate::{Addr, DType, Element, Team, rope_kv_write, simd_fn, swiglu};
+use crate::{rope_kv_write, swiglu};
 
 /// Number of rows of an int8 weight that one task multiplies with x.
 const PER_TASK: usize = 32;
@@ -47,6 +50,7 @@ unsafe fn product<T: Element>(p: &Params, w: Addr, bias: Addr, c: (Addr, DType),
         bias,
         accumulate: false,
         scale: 1.0,
+        code: &PRODUCT_CODE,
     };
     // SAFETY: x, w and bias are valid as `Params` documents, and `c` has `[m, n]` elements.
     unsafe { matmul::cpu::run(&product, team) }

@@ -1,10 +1,12 @@
 //! Example calls of the kernels, which `reel kernels list`, `show` and `bench` use.
 
+use reel_device::{Addr, DType};
+
 use crate::folder::{
     BATCH_SIZE, FLOAT_DTYPES, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, KV_HEADS, LabeledLaunches,
     PLACEHOLDER_ADDRESS, Sizes, VOCAB_SIZE, placeholder_params,
 };
-use crate::{Addr, DType, skinny};
+use crate::skinny;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     use skinny::WeightFormat;

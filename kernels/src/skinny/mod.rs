@@ -59,11 +59,13 @@ mod formula;
 mod plan;
 mod tiles;
 
-use crate::folder::kernel_folder;
-use crate::launch::{Padding, TensorMapSlot};
-use crate::tuning::Variant;
-use crate::{Addr, Cost, DType, Launch, kernel, params, rope_kv_write};
 use bytemuck::Zeroable;
+use reel_device::launch::{Padding, TensorMapSlot};
+use reel_device::{Addr, Cost, DType, Launch, kernel, params};
+
+use crate::folder::kernel_folder;
+use crate::rope_kv_write;
+use crate::tuning::Variant;
 use choices::WideBlocks;
 use plan::{geometry, qkv_geometry};
 use tiles::Shape;

@@ -1,11 +1,13 @@
 //! Plans a product: by tiles if that is the scheme and the GPU can copy the operands so (`tiles.rs`), else blocks that
 //! copy units.
 
+use std::mem::offset_of;
+
+use reel_device::{Addr, Arch, Stage};
+
 use super::choices::{FEW_ROWS, Scheme, choices};
 use super::tiles::{self, Columns};
 use super::{Fixed, Operands, Params, QkvParams, Symbols};
-use crate::{Addr, Arch, Stage};
-use std::mem::offset_of;
 
 /// Columns of y of a block; the blocks of a wide variant have twice as many.
 const COLUMNS: u32 = 16;

@@ -1,10 +1,11 @@
 //! Plans the products whose operands are copied to shared memory by tensor copies (compute capability 9.0): a few rows
 //! by `sm90.cuh`, more rows of a bf16 weight by `sm90a.cuh`.
 
+use reel_device::{Addr, Arch, Stage};
+use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
+
 use super::plan::{NORM_BYTES, Operation};
 use super::{Fixed, Operands, Scheme, Symbols, clusters};
-use crate::{Addr, Arch, Stage};
-use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 
 /// Rows of x of a block, by kernel: those whose symbols end in `_x1`, `_x2`, `_x4` and `_x8`.
 const ROWS: [u32; 4] = [8, 16, 32, 64];

@@ -1,8 +1,9 @@
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_gap_scale};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{Addr, DType};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula);
 

@@ -1,10 +1,11 @@
 //! SwiGLU on the CPU: each task computes a block of elements, in parts that lie in one row.
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::{LANES, exp, prefetch};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Element, Team, simd_fn};
+
 use super::{BwdParams, FwdParams};
-use crate::simd::{LANES, exp, prefetch};
-use crate::view::{OutputArray, slice_at};
-use crate::{Element, Team, simd_fn};
 
 /// Elements of one task.
 const BLOCK: usize = 4096;

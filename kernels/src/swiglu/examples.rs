@@ -3,7 +3,8 @@
 #[cfg(test)]
 use crate::checks::traffic::{TRAFFIC_ELEMENTS, TrafficArrays, TrafficLaunches, allow_one_tenth_more};
 use crate::folder::{FLOAT_DTYPES, INTERMEDIATE_SIZE, LabeledLaunches, SEQUENCE_LEN, Sizes, placeholder_params};
-use crate::{Addr, swiglu};
+use crate::swiglu;
+use reel_device::Addr;
 
 pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let cols = s.get("intermediate", INTERMEDIATE_SIZE) as u64;

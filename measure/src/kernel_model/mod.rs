@@ -24,8 +24,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use reel_kernels::{Arch, Cost};
-use reel_runtime::device::{PlannedLaunches, PlannedStage};
+use reel_device::{Arch, Cost, PlannedLaunches, PlannedStage};
 use serde::{Deserialize, Serialize};
 
 use crate::ceilings::Ceilings;

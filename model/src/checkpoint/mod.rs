@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use reel_device::MappedFile;
 use reel_diagnostic::note_once;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{StoredDType, read_header};
-use reel_runtime::device::MappedFile;
 
 use crate::error::{ModelError, Result};
 

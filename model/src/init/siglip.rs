@@ -128,8 +128,8 @@ fn tokenizer_config() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use reel_device::{DType, Device};
     use reel_media::frames::FrameView;
-    use reel_runtime::{DType, Device};
 
     use super::*;
     use crate::siglip::Siglip;

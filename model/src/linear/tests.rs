@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use reel_kernels::compile;
-use reel_runtime::{DType, Device, Grads, MemoryCategory, SimOptions};
+use reel_device::{DType, Device, MemoryCategory, SimOptions, compile};
+use reel_runtime::Grads;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -166,7 +166,7 @@ fn widths_of_mlps() {
         let (dtype, quantization) = (DType::BF16, Quantization::None);
         WeightLoader { device, source, dtype, quantization, may_pad, trainable: &|_| false }.mlp_width(size).padded
     };
-    let [cpu, gpu] = [reel_runtime::Kernels::Cpu, reel_runtime::Kernels::Cuda].map(Device::dry);
+    let [cpu, gpu] = [reel_device::Kernels::Cpu, reel_device::Kernels::Cuda].map(Device::dry);
     let sizes = [3420, 3424, 18_944, 4, 12, 60, 8, 1, 6, 3418];
     assert_eq!(sizes.map(|size| width(&cpu, true, size)), sizes);
     assert_eq!(sizes.map(|size| width(&gpu, false, size)), sizes);

@@ -7,10 +7,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use reel_device::MappedFile;
 use reel_files::write_unfinished;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
-use reel_runtime::device::MappedFile;
 
 use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};

@@ -6,10 +6,11 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
+use reel_device::{DType, Device, MemoryCategory};
 use reel_diagnostic::TemporaryPaths;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
-use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
+use reel_runtime::{Cx, Tensor, ops};
 
 use super::Adapter;
 use super::folder::LoraMatrices;

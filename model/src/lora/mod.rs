@@ -16,10 +16,11 @@ mod tests;
 
 use std::sync::Arc;
 
+use reel_device::{DType, Device, MemoryCategory};
 use reel_input::config::ModelConfig;
 use reel_kernels::philox;
+use reel_runtime::Tensor;
 use reel_runtime::ops::Lora;
-use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::checkpoint::expected_tensors;
 use crate::error::Result;

@@ -4,8 +4,9 @@
 //! of all adapters of a layer are copied into one tensor each, and a kernel picks those of each row
 //! ([`reel_kernels::lora_rows`]).
 
+use reel_device::{DType, Device, MemoryCategory};
+use reel_runtime::Tensor;
 use reel_runtime::ops::{Lora, LoraStack};
-use reel_runtime::{DType, Device, MemoryCategory, Tensor};
 
 use crate::error::Result;
 use crate::linear::Linear;

@@ -2,7 +2,7 @@
 //!
 //! `S` is the number of tokens of all packed sequences, `C` the width of the tower.
 
-use reel_runtime::device::in_layer;
+use reel_device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens};
 use reel_runtime::{Cx, Tensor};
 

@@ -17,8 +17,9 @@ pub mod vision;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use reel_device::{DType, Device};
 use reel_media::frames::FrameView;
-use reel_runtime::{Cx, DType, Device, Tensor, ops};
+use reel_runtime::{Cx, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{ModelError, Result};

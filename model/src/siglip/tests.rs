@@ -3,10 +3,10 @@
 
 use std::fs;
 
+use reel_device::compile;
+use reel_device::{Kernels, SimOptions};
 use reel_input::tensor_file::StoredDType;
-use reel_kernels::compile;
 use reel_media::image::{self, RgbImage};
-use reel_runtime::{Kernels, SimOptions};
 use safetensors::SafeTensors;
 use serde_json::Value;
 

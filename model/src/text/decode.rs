@@ -1,9 +1,9 @@
 //! A decode step: the forward pass of one new token per sequence, for `R` sequences. It only launches kernels and
 //! copies nothing from the host, so it can be captured as a CUDA graph and replayed.
 
-use reel_runtime::device::in_layer;
+use reel_device::{Device, in_layer};
 use reel_runtime::ops::{self, DecodeRows, InputNorm, KvDestination, KvPages, RotaryFrequencies, RotaryTable};
-use reel_runtime::{Cx, Device, Tensor};
+use reel_runtime::{Cx, Tensor};
 
 use super::products::KeepRows;
 use super::{AttentionContext, KvCache, Layer, STACK, TextDecoder};

@@ -19,10 +19,11 @@ pub mod products;
 
 use std::sync::Arc;
 
+use reel_device::in_layer;
+use reel_device::{DType, Device, MemoryCategory};
 use reel_input::config::{ModelConfig, TextConfig};
-use reel_runtime::device::in_layer;
 use reel_runtime::ops::{self, CuSeqlens, KvDestination, KvPages, RotaryTable};
-use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor};
+use reel_runtime::{Checkpointing, Cx, Tensor};
 
 use crate::error::{ModelError, Result};
 use crate::linear::{JoinedWeights, Linear};

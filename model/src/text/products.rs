@@ -8,8 +8,9 @@
 
 use std::cell::RefCell;
 
+use reel_device::{DType, Device, MemoryCategory};
 use reel_input::config::TextConfig;
-use reel_runtime::{Cx, DType, Device, MemoryCategory, Tensor, ops};
+use reel_runtime::{Cx, Tensor, ops};
 
 use crate::error::Result;
 

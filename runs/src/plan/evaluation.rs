@@ -4,11 +4,12 @@
 //! cache what is free then. A plan counts the least that it needs: one answer of maximum length, its prompt, and the
 //! buffers of all slots.
 
+use reel_device::{DType, Device};
 use reel_engine::{Engine, GenerationRequest};
 use reel_input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::Cx;
 use reel_runtime::ops::KvPages;
-use reel_runtime::{Cx, DType, Device};
 use reel_train::Result;
 use reel_train::options::RunOptions;
 

@@ -1,5 +1,5 @@
+use reel_device::Kernels;
 use reel_input::MediaOptions;
-use reel_runtime::Kernels;
 use reel_train::options::GradientCheckpointing::{self, Full, Selective};
 use reel_train::options::{EvaluationOptions, Optim, RunOptions};
 

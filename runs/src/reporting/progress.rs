@@ -6,8 +6,8 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use reel_device::format_bytes;
 use reel_diagnostic::escape_controls;
-use reel_runtime::format_bytes;
 use reel_train::metrics::StepMetrics;
 
 /// How a run shows its finished steps, or its finished rows, on stderr.

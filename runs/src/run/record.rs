@@ -1,7 +1,7 @@
 //! What a run records about itself in `run.json`, and what a later process compares with it.
 
+use reel_device::MatmulLibrary;
 use reel_files::json::redact;
-use reel_runtime::device::MatmulLibrary;
 use reel_train::Result;
 use reel_train::options::TrainingOptions;
 use reel_train::setup::RunSetup;
@@ -81,7 +81,7 @@ impl Recorded {
 
 /// How device or instruction set differ from those that `run`, an earlier `run.json`, names: a warning, because the
 /// steps of this process may then have other bits.
-pub fn difference_in_bits(run: &Value, device: &reel_runtime::Device) -> Option<String> {
+pub fn difference_in_bits(run: &Value, device: &reel_device::Device) -> Option<String> {
     let now = [("device", Some(device.name())), ("instruction_set", device.instruction_set())];
     let then = |key: &str| run.get(key).and_then(Value::as_str);
     let (key, now) = now.into_iter().find(|(key, now)| then(key).is_some_and(|then| Some(then) != *now))?;
@@ -99,7 +99,7 @@ pub fn difference_in_bits(run: &Value, device: &reel_runtime::Device) -> Option<
 
 #[cfg(test)]
 mod tests {
-    use reel_runtime::Device;
+    use reel_device::Device;
 
     use super::*;
 

@@ -15,11 +15,10 @@
 //!     })
 //! ```
 
-use reel_kernels::{DType, Launch};
+use reel_device::{DType, Device, Launch, LaunchOrigin, MemoryCategory, current_origin, with_origin};
 
 use super::Tensor;
 use super::tape::{BackwardContext, Grads, RECOMPUTE, Tape};
-use crate::device::{Device, LaunchOrigin, MemoryCategory, current_origin, with_origin};
 use crate::error::Result;
 
 /// What the backward pass computes again instead of keeping it in memory (gradient checkpointing). Results have the
@@ -93,7 +92,7 @@ impl Cx {
 
     /// Executes a launch on the device.
     pub fn launch(&self, launch: &Launch) -> Result<()> {
-        self.device.launch(launch)
+        Ok(self.device.launch(launch)?)
     }
 
     /// Returns the `output` of an op and records its `backward` rule if any of `inputs` needs a gradient. Every op

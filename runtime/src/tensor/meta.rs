@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use reel_kernels::DType;
+use reel_device::DType;
 
 /// What the backward pass does with the gradient of a tensor.
 #[derive(Clone, Debug)]

@@ -13,9 +13,8 @@ pub mod tape;
 
 use std::sync::Arc;
 
-use reel_kernels::{Addr, DType, Element};
+use reel_device::{Addr, Buffer, DType, Device, DeviceError, Download, Element, MemoryCategory};
 
-use crate::device::{Buffer, Device, Download, MemoryCategory};
 use crate::error::{Result, RuntimeError, shape_error};
 pub use meta::TensorMeta;
 use meta::{Grad, JoinedParameters};
@@ -230,7 +229,7 @@ impl Tensor {
             return Ok(());
         }
         let what = "is read from a mapped file, which cannot be trained in place; load it as trainable";
-        Err(RuntimeError::Device(format!("{name}: {what}")))
+        Err(DeviceError::Failed(format!("{name}: {what}")).into())
     }
 
     /// A tensor in the same memory that needs no gradient, like `Tensor.detach()` of PyTorch.
@@ -297,7 +296,7 @@ impl Tensor {
                 format!("{} bytes into {} of {}", bytes.len(), format_shape(self.shape()), self.dtype()),
             ));
         }
-        self.0.buffer.upload(self.0.offset, bytes)
+        Ok(self.0.buffer.upload(self.0.offset, bytes)?)
     }
 
     /// Overwrites all elements with `values`, rounded to the tensor's dtype (F32 or BF16).
@@ -320,7 +319,7 @@ impl Tensor {
 
     /// Starts a copy of the elements to the host. The copy has the values after all launches so far.
     pub fn download_async(&self) -> Result<Download> {
-        self.0.buffer.download_async(self.0.offset, self.bytes())
+        Ok(self.0.buffer.download_async(self.0.offset, self.bytes())?)
     }
 
     /// Copies the elements to the host as f32; BF16 elements are widened.

@@ -13,9 +13,10 @@
 
 use std::sync::Arc;
 
+use reel_device::{DType, Element};
+
 use super::{Inner, Tensor, TensorMeta, format_shape, rounded_to_bf16};
 use crate::error::{Result, shape_error};
-use reel_kernels::{DType, Element};
 
 /// Where the elements of a tensor without its padding lie: in `count` runs of `bytes` bytes, of which each begins
 /// `pitch` bytes after the one before.
@@ -164,9 +165,9 @@ impl Tensor {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use reel_device::{Device, MemoryCategory};
 
     use super::*;
-    use crate::device::{Device, MemoryCategory};
 
     proptest! {
         #[test]

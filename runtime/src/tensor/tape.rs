@@ -17,11 +17,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use reel_kernels::{DType, Launch, column_sum, elementwise};
+use reel_device::{DType, Device, Launch, LaunchOrigin, LayerOrigin, MemoryCategory, current_origin, with_origin};
+use reel_kernels::{column_sum, elementwise};
 
 use super::meta::{Grad, JoinedParameters};
 use super::{Tensor, TensorMeta};
-use crate::device::{Device, LaunchOrigin, LayerOrigin, MemoryCategory, current_origin, with_origin};
 use crate::error::{Result, RuntimeError, shape_error};
 
 type BackwardFn = Box<dyn FnOnce(&mut BackwardContext<'_>) -> Result<()>>;
@@ -181,7 +181,7 @@ impl BackwardContext<'_> {
 
     /// Executes a launch on the device.
     pub fn launch(&self, launch: &Launch) -> Result<()> {
-        self.device.launch(launch)
+        Ok(self.device.launch(launch)?)
     }
 
     /// Allocates a gradient with the shape and dtype of `x`, without initialising it.
@@ -286,7 +286,7 @@ impl BackwardContext<'_> {
 /// `to += from`, elementwise.
 fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
     let params = elementwise::AccumulateParams { src: from.addr(), dst: to.addr(), count: from.count() as u64 };
-    device.launch(&elementwise::accumulate(from.dtype(), to.dtype(), &params))
+    Ok(device.launch(&elementwise::accumulate(from.dtype(), to.dtype(), &params))?)
 }
 
 /// Gradients of parameters by name, in f32. The buffers stay allocated between steps. Joined parameters share one
@@ -394,7 +394,7 @@ impl Grads {
 pub fn fill_zero(t: &Tensor) -> Result<()> {
     let fill = |at: &Tensor, dtype: DType, count: usize| {
         let params = elementwise::FillParams { dst: at.addr(), count: count as u64, value: 0.0, reserved: 0 };
-        at.device().launch(&elementwise::fill(dtype, &params))
+        Ok(at.device().launch(&elementwise::fill(dtype, &params))?)
     };
     match t.dtype() {
         dtype @ (DType::F32 | DType::BF16) => fill(t, dtype, t.count()),

@@ -7,10 +7,11 @@
 
 use std::sync::{Arc, OnceLock};
 
+use reel_device::{DType, Device};
 use reel_engine::{GenerationRequest, KeptRows};
 use reel_input::config::TextConfig;
 use reel_model::text::products::{KeptProducts, KnownProducts, ProductLayout};
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 
 use super::group::Group;
 use crate::Result;

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use reel_device::{DType, Device};
 use reel_engine::Completion;
 use reel_rewards::{self as rewards, CustomReward, ProblemType, RewardError, RewardRules, Scores};
-use reel_runtime::{DType, Device};
 use reel_samples::error_if_stopped;
 use reel_samples::reward_columns::solution_and_type;
 use serde_json::Value;

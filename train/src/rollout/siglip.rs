@@ -6,12 +6,12 @@ use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use reel_device::{DType, Device};
 use reel_media::frames::{FrameBuf, FrameView};
 use reel_media::image;
 use reel_model::ModelError;
 use reel_model::siglip::Siglip;
 use reel_rewards::{RewardError, SemanticModel};
-use reel_runtime::{DType, Device};
 use twox_hash::XxHash3_128;
 
 /// Number of frame embeddings that the cache keeps: those of 1024 videos of 16 frames. The model so400m has 4.5 KiB per

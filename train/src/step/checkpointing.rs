@@ -8,9 +8,10 @@
 //! fits if   activations ≤ share · memory that was free before the model was loaded − what is allocated now
 //! ```
 
+use reel_device::{DType, Device, MemoryCategory};
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, MemoryCategory, Tensor, ops};
+use reel_runtime::{Checkpointing, Cx, Grads, Tensor, ops};
 
 use crate::Result;
 use crate::options::GradientCheckpointing;

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use reel_device::{DType, Device, MemoryCategory};
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{Checkpointing, Cx, DType, Device, MemoryCategory, Tensor, ops};
+use reel_runtime::{Checkpointing, Cx, Tensor, ops};
 
 use super::packing::PackedGroups;
 use crate::Result;

@@ -15,11 +15,12 @@
 //! shared prefix (`--shared-prefix false`) each sequence repeats the prompt, `a b c x` and `a b c`: G·(P − 1) + G·T
 //! tokens.
 
+use reel_device::Device;
 use reel_input::config::ModelConfig;
 use reel_input::{ModelInput, Sequence, TokenId};
 use reel_model::batch::Batch;
+use reel_runtime::Tensor;
 use reel_runtime::ops::CuSeqlens;
-use reel_runtime::{Device, Tensor};
 
 use crate::Result;
 use crate::rollout::group::Group;

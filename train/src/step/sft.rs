@@ -1,8 +1,9 @@
 //! One step of supervised fine-tuning, on one page. [`grpo`](super::grpo) has the same structure with other data and
 //! another loss.
 
+use reel_device::Device;
 use reel_model::qwen2_5_vl::ForwardOptions;
-use reel_runtime::{Cx, Device, ops};
+use reel_runtime::{Cx, ops};
 use reel_samples::sample::Sample;
 
 use crate::Result;

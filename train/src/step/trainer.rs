@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use reel_device::{DType, Device, MemoryCategory};
 use reel_files::digest::FingerprintBuilder;
 use reel_input::Sequence;
 use reel_input::config::ModelConfig;
@@ -13,7 +14,7 @@ use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::optim::AdamW;
-use reel_runtime::{Checkpointing, Cx, DType, Device, Grads, MemoryCategory, RuntimeError, Tensor};
+use reel_runtime::{Checkpointing, Cx, Grads, RuntimeError, Tensor};
 use reel_samples::sample::Sample;
 
 use crate::metrics::{GrpoMetrics, RolloutPreview};

@@ -1,15 +1,16 @@
 mod small;
 
+use half::bf16;
+use reel_device::DType::{self, BF16, F32};
+use reel_device::launch::{AddressTable, ArrayEntry, chunks};
+use reel_device::{Addr, Element};
+
 use super::{
     JoinParams, Moments, ParameterEntry, Params, SplitParams, StepEntry, StepHyperparameters, StepTables,
     WEIGHTS_PER_CHUNK, formula, join_master, split_master, step, test_weight_counts,
 };
-use crate::DType::{BF16, F32};
 use crate::checks::{addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded};
-use crate::launch::{AddressTable, ArrayEntry, chunks};
-use crate::{Addr, DType, Element};
-use half::bf16;
 use small::{
     a_gradient_that_is_not_finite_spreads_over_its_block, a_split_master_takes_the_same_small_steps,
     a_step_with_8_bit_moments_is_close_to_the_formula, a_step_with_bf16_moments_is_close_to_the_formula,

@@ -2,13 +2,14 @@
 
 mod cuda;
 
+use bytemuck::Zeroable;
+use reel_device::DType::{self, BF16, F32};
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::{Addr, Launch};
+
 use super::{BwdParams, FwdParams, PackedBatch, bwd, formula, fwd, test_shapes, workspace_bytes};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, checks, normal_numbers, run, runs_cuda_code};
 use crate::compare::{F32_ROUNDING, f32_sum_error};
-use crate::simd::{Isa, isa};
-use crate::{Addr, DType, Launch};
-use bytemuck::Zeroable;
 use cuda::backward_wgmma::{
     gradients_by_products_of_warpgroups_equal_the_formula,
     other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups,

@@ -1,12 +1,13 @@
+use half::bf16;
+use proptest::prelude::*;
+use reel_device::Team;
+use reel_device::cpu::simd::{Isa, best_isa};
+
 use super::*;
-use crate::Team;
 use crate::attention::check::cuda::{output_and_gradient_tolerances, with_fourfold_query_and_key_errors};
 use crate::attention::formula::Roundings;
 use crate::attention::{cpu, formula};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, rounding_error};
-use crate::simd::{Isa, best_isa};
-use half::bf16;
-use proptest::prelude::*;
 
 impl Given {
     /// Returns the bits of o, lse, dq, dk and dv, computed on device `cpu`.
@@ -66,7 +67,7 @@ impl Given {
 /// Returns the instruction sets that this machine supports, by emulation if it has no tiles.
 pub(crate) fn supported_instruction_sets() -> impl Iterator<Item = Isa> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    let tiles = crate::simd::amx_emulator::install();
+    let tiles = reel_device::cpu::simd::amx_emulator::install();
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     let tiles = false;
     Isa::ALL.into_iter().filter(move |&isa| isa <= best_isa() || isa >= Isa::Amx && tiles)

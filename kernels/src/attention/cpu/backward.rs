@@ -19,6 +19,10 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use std::ptr::null_mut;
+
+use reel_device::{DType, Element};
+
 use super::super::BwdParams;
 use super::forward::round_up_to_lanes;
 use super::load::{
@@ -28,8 +32,6 @@ use super::load::{
 use super::product::{SmallProduct, Words};
 use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
-use crate::{DType, Element};
-use std::ptr::null_mut;
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.
 pub const QUERY_ROWS_PER_CHUNK: usize = 64;

@@ -3,10 +3,11 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use reel_device::Element;
+
 use super::product::multiply_add;
 use super::sequence::{BLOCK_KEYS, SequenceArrays};
 use super::vector::{LANES, Vector};
-use crate::Element;
 
 /// Multiplies `R` query rows by the keys of a block; the elements of both are words. Sums have the same order as those
 /// of [`SmallProduct`](super::product::SmallProduct).

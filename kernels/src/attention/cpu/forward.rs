@@ -18,6 +18,8 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use reel_device::{DType, Element};
+
 use super::few::scores_of_few_rows;
 use super::load::{
     complete_rows_of_pairs, load_pairs_of_rows, load_row, load_transposed_rows, load_zero_padded_rows,
@@ -26,7 +28,6 @@ use super::load::{
 use super::product::{SmallProduct, Words};
 use super::sequence::{BLOCK_KEYS, SequenceArrays, joined_block_element_count};
 use super::vector::{LANES, Vector, VectorCode};
-use crate::{DType, Element};
 
 pub const SEGMENT_KEYS: usize = 8 * BLOCK_KEYS;
 /// Maximum number of query rows of a tile.

@@ -2,12 +2,13 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use half::bf16;
+use reel_device::{DType, Element};
+
 use super::forward::round_up_to_lanes;
 use super::product::Words;
 use super::sequence::BLOCK_KEYS;
 use super::vector::{LANES, Vector};
-use crate::{DType, Element};
-use half::bf16;
 
 /// Returns the words in which vectors of type `V` multiply rows of `head_dim` elements of T: pairs of bf16 if the
 /// instruction set multiplies pairs and a row is a whole number of them.

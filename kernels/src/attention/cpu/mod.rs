@@ -20,15 +20,17 @@ mod tests;
 mod tiles;
 mod vector;
 
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::launch::view::slice_at;
+use reel_device::{Element, Team};
+
 use super::{BwdParams, FwdParams};
-use crate::simd::{Isa, isa};
-use crate::view::slice_at;
-use crate::{Element, Team};
 use backward::{BackwardArrays, DeltaTask, KeyGradientTask, QueryGradientTask, StoredGradients, VisitingQueries};
 use forward::{MAX_QUERY_ROWS_PER_TILE, MergeTask, RowTile, SegmentTask, SoftmaxState, TileTask};
 pub(crate) use sequence::{BLOCK_KEYS, SequenceArrays};
 use std::cell::RefCell;
 use std::ptr::null_mut;
+
 use vector::{LANES, dispatch};
 
 /// A cache line. Working memory is allocated in whole cache lines, so that no vector crosses the end of one.

@@ -4,9 +4,10 @@
 // The compiler keeps arrays of constant size in registers only if loops access them by index.
 #![allow(clippy::needless_range_loop)]
 
+use reel_device::DType;
+use reel_device::cpu::simd::row_steps::{RowSteps, hide_address};
+
 use super::vector::{LANES, Vector, VectorCode};
-use crate::DType;
-use crate::simd::row_steps::{RowSteps, hide_address};
 
 /// What the 32-bit words of the operands of a [`SmallProduct`] are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

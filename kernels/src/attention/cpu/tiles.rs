@@ -1,4 +1,4 @@
-//! Products of pairs on the tiles of AMX ([`crate::simd::amx`]): blocks of 32 × 32 sums in four tiles.
+//! Products of pairs on the tiles of AMX ([`reel_device::cpu::simd::amx`]): blocks of 32 × 32 sums in four tiles.
 //!
 //! ```text
 //! for each 32 rows:     copy the rows of a into tiles, with zeros behind each row's length
@@ -18,11 +18,12 @@
 #![allow(unsafe_code)]
 #![allow(unsafe_op_in_unsafe_fn)]
 
-use super::product::SmallProduct;
-use super::vector::{AmxVector, LANES, Vector};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::{MaybeUninit, offset_of};
+
+use super::product::SmallProduct;
+use super::vector::{AmxVector, LANES, Vector};
 
 /// Words of a tile.
 const TILE: usize = LANES * LANES;
@@ -40,7 +41,7 @@ struct Sums([MaybeUninit<[f32; TILE]>; 4]);
 /// Computes a product of [`Words::Pairs`](super::product::Words).
 ///
 /// # Safety
-/// The tiles of this thread are configured ([`crate::simd::amx::Tiles`]), and the processor has AVX-512 F and BW; the
+/// The tiles of this thread are configured (`Tiles`), and the processor has AVX-512 F and BW; the
 /// pointers cover what [`SmallProduct`] documents.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub unsafe fn product(p: &SmallProduct) {

@@ -1,9 +1,10 @@
+use bytemuck::Zeroable;
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_tokens_hidden_vocab};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{assert_close, assert_rounded, f32_sum_error};
-use crate::{Addr, DType};
-use bytemuck::Zeroable;
 
 checks!(picks_rows, adds_gradients_to_rows, places_rows_of_vision, gradients_of_placed_rows_go_to_vision);
 

@@ -1,8 +1,9 @@
+use reel_device::DType::{self, BF16, F32};
+use reel_device::Launch;
+
 use super::{BwdParams, FwdParams, bwd, formula, fwd, tanh_bwd, tanh_fwd, test_cases_count_scale};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded, assert_within};
-use crate::{DType, Launch};
 
 checks!(both_forms_equal_the_formula, gradient_equals_differences_of_the_formula, edges);
 

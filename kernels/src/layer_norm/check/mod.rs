@@ -1,9 +1,10 @@
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{BwdParams, FwdParams, bwd, formula, fwd, row_block_count, test_cases_rows_cols_scale_mean};
-use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, unrounded};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded, assert_within};
-use crate::{Addr, DType};
 
 checks!(
     equals_the_formula,

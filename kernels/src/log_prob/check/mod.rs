@@ -1,8 +1,9 @@
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{BwdParams, FwdParams, STATE_BYTES_PER_ROW, bwd, formula, fwd, test_cases_rows_vocab_scale_temperature};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{Addr, DType};
 
 checks!(
     equals_the_formula_to_a_millionth,

@@ -1,10 +1,11 @@
+use bytemuck::Zeroable;
+use reel_device::DType::{self, BF16};
+use reel_device::{Addr, Kernel};
+
 use super::formula;
 use super::gemm::{self, Form, Params};
-use crate::DType::BF16;
 use crate::checks::{TestArray, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{assert_within, f32_sum_error, rounding_error};
-use crate::{Addr, DType, Kernel};
-use bytemuck::Zeroable;
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,11 @@
 //! Tests of the kernels for Hopper on the simulator.
 
+use reel_device::launch::{Arch, KernelLaunch, Launch, Matmul};
+use reel_device::{DType, Kernel};
+
 use super::super::{gemm, plan};
 use super::{FIXED, FORMS, Form, Given};
 use crate::checks::{on_sim, simulated_run_on};
-use crate::launch::{Arch, KernelLaunch, Launch};
-use crate::{DType, Kernel};
 
 /// An H100 with so few multiprocessors that a cluster computes several tiles, one after the other.
 const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };
@@ -76,9 +77,9 @@ fn products_that_tensor_copies_cannot_take_have_no_launch() {
     let good = gemm::DW.product(&given.params(&c));
     let symbol = |p| gemm::kernel_launch(&p, &Arch::H100).map(|launch| launch.kernel.name);
     assert_eq!(symbol(good), Some("gemm_dw_bf16"));
-    assert_eq!(symbol(super::super::Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));
+    assert_eq!(symbol(Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));
     // k is no row of an operand of this form.
-    assert_eq!(symbol(super::super::Matmul { k: 7, ..good }), Some("gemm_dw_bf16"));
+    assert_eq!(symbol(Matmul { k: 7, ..good }), Some("gemm_dw_bf16"));
     assert!(gemm::kernel_launch(&good, &Arch::A100).is_none());
     let mut others = [good; 6];
     others[0].m = 68;

@@ -1,8 +1,9 @@
 //! Prefetches the part of B that a thread needs next while the thread still computes with another part.
 
+use reel_device::cpu::simd::prefetch;
+use reel_device::launch::INT8_GROUP;
+
 use super::{Part, Source, Unit, int8};
-use crate::matmul::INT8_GROUP;
-use crate::simd::prefetch;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
@@ -76,8 +77,9 @@ impl Ahead {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     const UNITS: [Unit; 5] = [Unit::F32, Unit::Widened, Unit::Pair, Unit::Int8, Unit::Int8Pair];
 

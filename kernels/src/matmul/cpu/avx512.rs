@@ -1,12 +1,14 @@
 //! Matrix products with AVX-512, with and without the bf16 dot product: tiles of 12 × 32 results, which occupy 24 of
 //! the 32 registers.
 
+use std::arch::x86_64::*;
+
+use reel_device::cpu::simd::row_steps::{RowSteps, hide_address};
+
 use super::{
     Ahead, Code, Direct, DirectTiles, Part, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit, groups,
     int8, thin_rows_of_b,
 };
-use crate::simd::row_steps::{RowSteps, hide_address};
-use std::arch::x86_64::*;
 
 /// The instances of a tile function for 1 to 12 rows of A.
 macro_rules! tiles {

@@ -15,11 +15,12 @@
 //! rate of plain reading (benches/results/amd-epyc/2026-11-23-packed-weights.json). Intel and AMD want other prefetches
 //! (`fetch`).
 
+use reel_device::Team;
+
 use super::{Pack, Packed, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
-use crate::Team;
-use crate::matmul::GROUP_ROWS;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::is_intel;
+use reel_device::cpu::simd::is_intel;
+use reel_device::launch::GROUP_ROWS;
 
 /// Words of a line.
 const LANES: usize = GROUP_ROWS;
@@ -118,8 +119,9 @@ pub(super) unsafe fn arrange(weight: &Source, pack: Pack, to: Packed, team: &Tea
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512 {
-    use super::*;
     use std::arch::x86_64::*;
+
+    use super::*;
 
     /// f32 multiply-adds with B of bf16.
     pub(in super::super) static THIN_WIDENED: Thin = thin(2, thin_widened);
@@ -365,8 +367,9 @@ pub(super) mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
-    use super::*;
     use std::arch::x86_64::*;
+
+    use super::*;
 
     /// f32 multiply-adds with B of bf16.
     pub(in super::super) static THIN_WIDENED: Thin = Thin { multiply: thin::<true>, ..THIN_F32 };

@@ -11,8 +11,9 @@
 //! A sum has the same order as in the tile functions. Several groups at a time give independent sums, so that the
 //! processor need not wait for one before the next.
 
+use reel_device::launch::INT8_GROUP;
+
 use super::{MultiplyThin, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
-use crate::matmul::INT8_GROUP;
 
 /// Columns of C that a call of a [`Thin`] function has room for.
 pub(super) const THIN_ROWS: usize = 64;
@@ -82,9 +83,10 @@ impl Groups {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512 {
-    use super::*;
     use std::arch::x86_64::*;
     use std::ops::Range;
+
+    use super::*;
 
     /// f32 multiply-adds.
     pub(in super::super) static THIN_F32: Thin = thin_of(12, thin_f32);
@@ -305,8 +307,9 @@ pub(super) mod avx512 {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
-    use super::*;
     use std::arch::x86_64::*;
+
+    use super::*;
 
     /// f32 multiply-adds.
     pub(in super::super) static THIN_F32: Thin = thin_of(4, thin);

@@ -37,13 +37,15 @@ mod portable;
 mod store;
 mod thin;
 
-use super::{GROUP_ROWS, Matmul, Operand, WeightGroups};
-use crate::simd::{Isa, isa, prefetch};
-use crate::view::{OutputArray, slice_at};
-use crate::{DType, Element, Team};
-use ahead::Ahead;
-use half::bf16;
 use std::cell::RefCell;
+
+use half::bf16;
+use reel_device::cpu::simd::{Isa, isa, prefetch};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{GROUP_ROWS, Matmul, Operand, WeightGroups};
+use reel_device::{DType, Element, Team};
+
+use ahead::Ahead;
 use store::{Destination, scale_columns, store};
 use thin::{MultiplyThin, RowsOfA, SumRows, THIN_BYTES, THIN_PASSES, Thin, runs, thin_rows_of_b};
 
@@ -261,7 +263,7 @@ impl Packed {
 /// now (benches/results/intel-xeon/2026-11-27-cold-memory.json). An AMD EPYC (Zen 4) gained nothing.
 fn prefetches_c() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return crate::simd::is_intel();
+    return reel_device::cpu::simd::is_intel();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

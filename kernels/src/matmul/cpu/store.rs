@@ -1,7 +1,7 @@
 //! The end of a product: multiplies finished sums by the scales, adds bias and old C, and stores them.
 
-use crate::view::OutputArray;
-use crate::{Element, simd_fn};
+use reel_device::launch::view::OutputArray;
+use reel_device::{Element, simd_fn};
 
 /// The part of C that sums are stored to: `columns` elements of each row. The first row's begin at index `start`, and
 /// rows are `stride` elements apart. The caller of [`store`] owns this part.

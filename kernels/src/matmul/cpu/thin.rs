@@ -1,9 +1,11 @@
 //! Products with few rows of A, whose time is that of reading B: B is read from memory once, in the order in which it
 //! lies there, and no packed copy of it is stored.
 
-use super::{Packed, Part, Product, Scratch, Source};
-use crate::Element;
 use std::mem::MaybeUninit;
+
+use reel_device::Element;
+
+use super::{Packed, Part, Product, Scratch, Source};
 
 /// Maximum number of bytes of B that one task reads in a product with few rows of A. The task prefetches the rows
 /// that follow, which helps only if the same thread then reads them.

@@ -225,6 +225,7 @@ fn nothing_beyond_groups_is_accessed() {
                 bias: Addr::NULL,
                 accumulate: false,
                 scale: 1.0,
+                code: &PRODUCT_CODE,
             };
             // SAFETY: the arrays have the sizes of the product; `isas` returns instruction sets that work here.
             unsafe { run_with(isa, &p, 2) };
@@ -268,10 +269,11 @@ fn nothing_beyond_the_operands_is_accessed() {
                     bias: arrays[2].addr(),
                     accumulate: true,
                     scale: 1.0,
+                    code: &PRODUCT_CODE,
                 };
                 // SAFETY: the arrays have the sizes of the product; the emulator is installed.
                 unsafe { amx::run(&p, &Team::new(2), Blocking::usual(&p)) };
-                let k_rounded = <half::bf16 as crate::Element>::from_f32(k as f32).to_f32();
+                let k_rounded = <half::bf16 as reel_device::Element>::from_f32(k as f32).to_f32();
                 let (bytes, want) = (arrays[3].bytes(), if c_dtype == F32 { k as f32 } else { k_rounded });
                 let got: Vec<f32> = match c_dtype {
                     F32 => bytes.chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect(),

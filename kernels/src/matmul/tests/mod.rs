@@ -6,13 +6,15 @@
 mod amx;
 mod groups;
 
-use super::{Matmul, Operand, WeightGroups, cpu, formula, group_elements, int8_groups};
-use crate::DType::{self, BF16, F32, I8};
+use proptest::prelude::*;
+use reel_device::DType::{self, BF16, F32, I8};
+use reel_device::cpu::simd::{Isa, best_isa, isa};
+use reel_device::launch::{Matmul, Operand, WeightGroups, group_elements};
+use reel_device::{Addr, Team};
+
+use super::{PRODUCT_CODE, cpu, formula, int8_groups};
 use crate::checks::{TestArray, addr, normal_numbers};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded, check_within};
-use crate::simd::{Isa, best_isa, isa};
-use crate::{Addr, Team};
-use proptest::prelude::*;
 
 /// Sizes (m, n, k) that the tests share. Most of them leave tiles and blocks incomplete.
 fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
@@ -62,7 +64,7 @@ fn isas() -> Vec<Isa> {
 /// Whether the instructions of AMX can be executed, by the processor or by the emulator.
 fn amx_works() -> bool {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    return crate::simd::amx_emulator::install();
+    return reel_device::cpu::simd::amx_emulator::install();
     #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     false
 }
@@ -143,6 +145,7 @@ fn with_arrays(c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], run: i
         bias: if c.bias { bias.addr() } else { Addr::NULL },
         accumulate: c.accumulate,
         scale: c.scale,
+        code: &PRODUCT_CODE,
     };
     run(&p);
     out.values()

@@ -1,5 +1,6 @@
+use reel_device::DType::{self, BF16, F32};
+
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_scale};
-use crate::DType::{self, BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{
     DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,

@@ -1,13 +1,15 @@
 //! Checks of decode in the order of sums of the forward pass on Hopper (`decode_rows.cuh`). The simulated H100 has two
 //! multiprocessors, so that a block of threads takes several items of work.
 
+use reel_device::Arch;
+use reel_device::DType::BF16;
+use reel_device::cpu::simd::isa;
+
 use super::{Model, Tokens, formulas, packed_by, paged_by, values};
-use crate::DType::BF16;
+use crate::attention;
 use crate::checks::{with_gpu, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::paged_attention::FWD_BF16_DECODE_ROWS;
-use crate::simd::isa;
-use crate::{Arch, attention};
 
 /// An H100 with two multiprocessors.
 pub(super) const SMALL_HOPPER: Arch = Arch { multiprocessors: 2, ..Arch::H100 };

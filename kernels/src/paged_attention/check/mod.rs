@@ -3,6 +3,17 @@
 mod decode_rows;
 mod prefill_wgmma;
 
+use half::bf16;
+use reel_device::DType::{self, BF16, F32};
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::{Addr, Kernel, KernelLaunch, Launch, Team};
+
+use super::{Params, bytes_of_parts, counters_per_token, fwd};
+use crate::attention::check::bits;
+use crate::attention::formula::{self, Roundings};
+use crate::attention::{self, FwdParams, PackedBatch};
+use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving};
+use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use decode_rows::{
     a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass, decode_on_hopper_equals_the_formula,
     padding_rows_get_zeros_on_hopper, tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper,
@@ -11,18 +22,6 @@ use prefill_wgmma::{
     a_prompt_cut_anyhow_has_the_bits_of_the_forward_pass_on_hopper, padding_gets_zeros_in_prefill_on_hopper,
     prefill_on_hopper_equals_the_formula,
 };
-
-use super::{Params, bytes_of_parts, counters_per_token, fwd};
-use crate::DType::{BF16, F32};
-use crate::attention::check::bits;
-use crate::attention::formula::{self, Roundings};
-use crate::attention::{self, FwdParams, PackedBatch};
-
-use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving};
-use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::simd::{Isa, isa};
-use crate::{Addr, DType, Kernel, KernelLaunch, Launch, Team};
-use half::bf16;
 
 checks!(
     equals_the_formula,

@@ -1,14 +1,15 @@
 //! Checks of prefill by products of warpgroups on Hopper (`prefill_wgmma.cuh`). The simulated H100 has two
 //! multiprocessors, so that a block of threads takes several tiles.
 
+use reel_device::DType::BF16;
+use reel_device::cpu::simd::isa;
+
 use super::decode_rows::SMALL_HOPPER;
 use super::{Model, Tokens, formulas, packed_by, paged_by, values};
-use crate::DType::BF16;
 use crate::attention::FWD_BF16_WGMMA;
 use crate::checks::{with_gpu, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 use crate::paged_attention::FWD_BF16_PREFILL_WGMMA;
-use crate::simd::isa;
 
 fn model((heads, kv_heads): (usize, usize), head_dim: usize) -> Model {
     Model { heads, kv_heads, head_dim, dtype: BF16, isa: isa() }

@@ -1,10 +1,11 @@
+use proptest::prelude::*;
+use reel_device::Arch;
+
 use super::*;
-use crate::Arch;
 use crate::paged_attention::{
     BLOCK_TOKENS, FWD_BF16_DECODE_ROWS, FWD_BF16_PREFILL_WGMMA, plan_bf16_mma, query_key_pairs_and_keys,
     workspace_bytes,
 };
-use proptest::prelude::*;
 
 fn models() -> impl Strategy<Value = Model> {
     let heads = prop::sample::select(vec![(6, 3), (4, 1), (14, 2), (2, 2), (1, 1)]);

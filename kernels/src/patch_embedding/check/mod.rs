@@ -1,11 +1,13 @@
+use reel_device::DType::{self, BF16, F32};
+use reel_device::{Addr, Element};
+
 use super::formula::FrameInput;
 use super::{DwParams, FwdParams, Pixels, dw, fwd, test_cases_frame_shape_embed};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{
     DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
 };
-use crate::{Addr, DType, Element, patches};
+use crate::patches;
 
 checks!(
     equals_the_formula,

@@ -1,11 +1,12 @@
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_scale};
-use crate::DType::{BF16, F32};
 use crate::checks::rounding;
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{assert_close, f32_sum_error, rounding_error};
 use crate::rms_norm::check::{EPS, MAX_ERROR_F32, dx_bounds};
 use crate::rms_norm::{self, row_block_count};
-use crate::{Addr, DType};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula, equals_gather_then_rms_norm);
 

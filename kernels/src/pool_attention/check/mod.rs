@@ -1,6 +1,7 @@
+use reel_device::DType::{self, BF16, F32};
+
 use super::formula::HeadOperands;
 use super::{BwdParams, FwdParams, ImageBatch, bwd, formula, fwd, test_image_batches};
-use crate::DType::{self, BF16, F32};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run};
 use crate::compare::{
     DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,

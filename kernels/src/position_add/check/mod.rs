@@ -1,5 +1,6 @@
+use reel_device::DType::{BF16, F32};
+
 use super::{BwdParams, FwdParams, bwd, formula, fwd, test_cases_rows_cols_positions};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr_mut, checks, normal_numbers, run};
 use crate::compare::{assert_close, f32_sum_error};
 

@@ -1,12 +1,13 @@
+use bytemuck::Zeroable;
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{BwdParams, FwdParams, bwd, formula, fwd, row_block_count, test_cases_rows_cols_scale};
-use crate::DType::{BF16, F32};
 use crate::checks::rounding::{self, unrounded};
 use crate::checks::{TestArray, addr, addr_mut, checks, normal_numbers, run, with_one_interleaving};
 use crate::compare::{
     DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert_rounded, assert_within, f32_sum_error, rounding_error,
 };
-use crate::{Addr, DType};
-use bytemuck::Zeroable;
 
 checks!(
     equals_the_formula_with_its_inner_rounding,

@@ -1,9 +1,10 @@
+use reel_device::DType::{self, BF16, F32};
+
 use super::formula::{self, Shape};
 use super::{Params, write};
-use crate::DType::{BF16, F32};
 use crate::checks::{RandomChoices, TestArray, addr, checks, normal_numbers, rounding, run, runs_cuda_code};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{DType, rope};
+use crate::rope;
 
 checks!(equals_the_formula_and_writes_nothing_else, the_rotation_has_the_bits_of_rope);
 

@@ -1,7 +1,8 @@
+use reel_device::Addr;
+use reel_device::DType::F32;
+
 use super::formula::Settings;
 use super::{PHILOX_STREAM_NUMBER, Params, formula, sample, workspace_bytes};
-use crate::Addr;
-use crate::DType::F32;
 use crate::checks::rounding::{ULP, approximate};
 use crate::checks::{
     RandomChoices, TestArray, addr, addr_mut, checks, normal_numbers, run, runs_cuda_code, with_one_interleaving,

@@ -1,5 +1,6 @@
+use reel_device::Arch;
+
 use super::*;
-use crate::Arch;
 use crate::sample::cpu::kept_weights;
 
 /// Returns two numbers: χ² of the counts of the sampled `ids` against `expected` (id, probability), and its degrees
@@ -199,7 +200,7 @@ fn each_block_of_a_cluster_reads_the_history_three_times() {
 fn the_plan_follows_from_vocabulary_and_gpu() {
     let planned = |vocab, arch| {
         let launch = sample(&Params { rows: 3, vocab, ..Params::default() });
-        let crate::Launch::Kernel(launch) = launch else { unreachable!() };
+        let reel_device::Launch::Kernel(launch) = launch else { unreachable!() };
         let stages = (launch.kernel.plan)(&launch.params, &arch);
         stages.into_iter().map(|s| (s.symbol, s.grid[0], s.cluster[0], s.shared)).collect::<Vec<_>>()
     };

@@ -5,12 +5,15 @@
 
 mod top_p;
 
+use std::cell::RefCell;
+
+use reel_device::cpu::simd::{LANES, exp, sum_lanes};
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::{Team, simd_fn};
+
 use super::{PHILOX_STREAM_NUMBER, Params};
 use crate::log_prob::{RowStats, add_to_lanes, max_ignoring_nan};
-use crate::simd::{LANES, exp, sum_lanes};
-use crate::view::{OutputArray, slice_at};
-use crate::{Team, philox, simd_fn};
-use std::cell::RefCell;
+use crate::philox;
 use top_p::keep_top_p;
 
 /// Number of weights per block. A cumulative sum adds f32 sums of blocks in f64.
@@ -341,7 +344,7 @@ pub unsafe fn sample(p: &Params, team: &Team) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (bias_ids, bias) =
         unsafe { (slice_at::<i32>(p.bias_ids, rows * bias_cols), slice_at::<f32>(p.bias, rows * bias_cols)) };
-    let each = |addr: crate::Addr, len: usize| if addr.is_null() { 0 } else { len };
+    let each = |addr: reel_device::Addr, len: usize| if addr.is_null() { 0 } else { len };
     // SAFETY: the address is null (then no elements are read) or covers `rows` elements.
     let optional = |addr| unsafe { slice_at::<f32>(addr, each(addr, rows)) };
     let (min_p, frequency, presence) = (optional(p.min_p), optional(p.frequency_penalty), optional(p.presence_penalty));

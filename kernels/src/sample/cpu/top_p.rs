@@ -6,9 +6,10 @@
 //! keep the tokens from high on, and the largest ones of the range until the bound is reached
 //! ```
 
+use reel_device::cpu::simd::{LANES, sum_lanes};
+use reel_device::simd_fn;
+
 use super::{BLOCK, total};
-use crate::simd::{LANES, sum_lanes};
-use crate::simd_fn;
 
 /// At most this many keys are sorted directly, without halving their range first.
 const SORTED: usize = 16;
@@ -165,8 +166,9 @@ pub(super) fn keep_top_p(weights: &mut [f32], p: f32, order: &mut Vec<u64>) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// Weights of the tokens that top-p keeps: those of a sorted list before which the sum is less than `p` of all.
     fn sorted_top_p(weights: &[f32], p: f32) -> Vec<f32> {

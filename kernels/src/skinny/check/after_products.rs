@@ -1,10 +1,12 @@
 //! Checks what a launch does with its products: it has the bits of a launch of its own, with which training does it.
 
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{Given, NORM_CASES_M_N_K, WeightFormat, bits};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, run, run_once};
 use crate::skinny::{Params, linear, swiglu};
-use crate::{Addr, DType, elementwise, swiglu as swiglu_alone};
+use crate::{elementwise, swiglu as swiglu_alone};
 
 pub(super) fn a_residual_is_added_as_by_a_launch_of_its_own() {
     for_all_types(|dtype, kind, case| {

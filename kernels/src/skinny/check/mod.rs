@@ -1,18 +1,20 @@
+use bytemuck::Zeroable;
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+use reel_device::cpu::simd::{Isa, isa};
+use reel_device::launch::{KernelLaunch, Launch};
+
 use self::after_products::{
     a_residual_is_added_as_by_a_launch_of_its_own, swiglu_has_the_bits_of_products_and_of_a_launch_of_its_own,
 };
 use self::qkv::{QkvCase, qkv_has_the_bits_of_products_and_of_rope_kv_write};
 use super::{Params, WeightFormat, formula, linear, logits, swiglu, test_cases_m_n_k};
-use crate::DType::{BF16, F32};
 use crate::checks::rounding::{bf16, f32, unrounded};
 use crate::checks::{
     TestArray, addr, checks, gpu_of_check, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving,
 };
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::launch::{KernelLaunch, Launch};
-use crate::simd::{Isa, isa};
-use crate::{Addr, DType, rms_norm, swiglu as swiglu_alone, tuning};
-use bytemuck::Zeroable;
+use crate::{rms_norm, swiglu as swiglu_alone, tuning};
 
 checks!(
     linear_equals_the_formula_with_and_without_bias_and_residual,

@@ -1,12 +1,13 @@
 //! Checks of `qkv`: the products, the rotation and the writes to the caches in one launch.
 
 use bytemuck::Zeroable;
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
 
 use super::{NORM_CASES_M_N_K, Stored, bits};
-use crate::DType::{BF16, F32};
 use crate::checks::{TestArray, addr, normal_numbers, run, run_once, with_one_interleaving};
 use crate::skinny::{QkvParams, WeightFormat, linear, qkv};
-use crate::{Addr, DType, rms_norm, rope_kv_write};
+use crate::{rms_norm, rope_kv_write};
 
 /// Tokens of a cache block.
 const PAGE: usize = 16;

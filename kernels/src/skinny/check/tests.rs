@@ -1,6 +1,9 @@
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Arch, Stage};
+
 use super::*;
-use crate::matmul::{Matmul, Operand, gemm};
-use crate::{Arch, Stage};
+use crate::matmul::PRODUCT_CODE;
+use crate::matmul::gemm;
 
 #[test]
 fn the_weight_is_read_once_and_without_bank_conflicts() {
@@ -196,6 +199,7 @@ fn bits_are_those_of_products_of_many_rows() {
             bias: given.bias.addr(),
             accumulate: false,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         };
         let many = gemm::kernel_launch(&product, &Arch::H100).expect("a kernel for these operands");
         crate::checks::run_on(&Launch::Kernel(many), Arch::H100);

@@ -16,7 +16,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use reel_runtime::DType;
+use reel_device::DType;
 use reel_runtime::Tensor;
 use reel_runtime::optim::ParameterState;
 use reel_train::file_names::RUN_STATE_FILE;
@@ -57,7 +57,7 @@ fn state_tensors<'a>(
 pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
     let path = folder.join(OPTIMIZER);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-    let mapped = reel_runtime::device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
+    let mapped = reel_device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
     let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;
     let mut read = 0;
     t.optimizer.set_step_counts(|name| state.parameter_steps.get(name).copied().unwrap_or(state.step));

@@ -2,8 +2,7 @@
 
 use std::thread::{self, JoinHandle};
 
-use reel_runtime::Device;
-use reel_runtime::device::free_host_bytes;
+use reel_device::{Device, free_host_bytes};
 use reel_train::{Result, TrainError};
 
 /// The background thread that writes checkpoints. Dropping it waits for the checkpoint in progress.

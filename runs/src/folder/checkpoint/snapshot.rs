@@ -7,6 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use reel_device::DType;
 use reel_files::json::holds_commands;
 use reel_files::{write_synced, write_synced_with_mode};
 use reel_input::config::ModelConfig;
@@ -15,7 +16,7 @@ use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
 use reel_model::save::{HubFolder, SmallFiles, TensorSpec, write_hub_folder};
 use reel_model::weights::widen_to_f32;
-use reel_runtime::{DType, Tensor};
+use reel_runtime::Tensor;
 use reel_train::file_names::RUN_STATE_FILE;
 use reel_train::step::trainer::Trainer;
 use reel_train::tensor_bytes::tensor_byte_parts;

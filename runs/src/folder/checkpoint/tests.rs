@@ -2,12 +2,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
+use reel_device::Device;
 use reel_diagnostic::Diagnostic;
 use reel_input::InputError;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
 use reel_model::save::SmallFiles;
-use reel_runtime::Device;
 use reel_train::options::RunOptions;
 use reel_train::step::hyperparameters::Hyperparameters;
 

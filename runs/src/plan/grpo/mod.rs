@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::{DType, Device};
 use reel_engine::Engine;
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
-use reel_runtime::{Cx, DType, Device};
+use reel_runtime::Cx;
 use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
 use reel_samples::source::row_order;
 use reel_samples::token_limit::check_token_count;

@@ -1,8 +1,8 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::Kernels;
 use reel_input::MediaOptions;
-use reel_runtime::Kernels;
 use reel_train::options::GradientCheckpointing;
 use reel_train::options::{Optim, RunOptions};
 

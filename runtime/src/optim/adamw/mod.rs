@@ -12,10 +12,10 @@ mod tables;
 use std::collections::BTreeMap;
 
 use bytemuck::Zeroable;
-use reel_kernels::launch::ArrayEntry;
-use reel_kernels::{Addr, DType, adamw as kernel, fingerprint, reduce};
+use reel_device::launch::ArrayEntry;
+use reel_device::{Addr, DType, Device, MemoryCategory};
+use reel_kernels::{adamw as kernel, fingerprint, reduce};
 
-use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::tape::{Grads, fill_zero};

@@ -2,12 +2,12 @@
 //! into which they are cut, and the values that change from step to step. They are made once; a step writes only the
 //! scalars, and the addresses of the gradients if those have changed.
 
+use reel_device::launch::{AddressTable, ArrayEntry, Chunk, Params, chunks};
+use reel_device::{Addr, DType, Device, MemoryCategory};
 use reel_kernels::fingerprint::ByteRange;
-use reel_kernels::launch::{AddressTable, ArrayEntry, Chunk, Params, chunks};
-use reel_kernels::{Addr, DType, adamw as kernel, fingerprint, reduce};
+use reel_kernels::{adamw as kernel, fingerprint, reduce};
 
 use super::ParameterState;
-use crate::device::{Device, MemoryCategory};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 

@@ -1,9 +1,10 @@
 //! Tests of AdamW with bf16 and 8-bit moments against f32 moments, on cpu and sim.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::tensor::cx::Cx;
 use crate::tensor::ops;
-use proptest::prelude::*;
 
 const ALL: [MomentFormat; 3] = [MomentFormat::F32, MomentFormat::Bf16, MomentFormat::Int8];
 const HYPER: AdamWParams =
@@ -119,8 +120,8 @@ fn stochastic_rounding_depends_on_the_seed_only() {
 
 /// Device `sim`; `None` without NVRTC.
 fn sim() -> Option<Device> {
-    reel_kernels::compile::skip_without_nvrtc()?;
-    Some(Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap())
+    reel_device::compile::skip_without_nvrtc()?;
+    Some(Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap())
 }
 
 #[test]
@@ -150,7 +151,7 @@ fn optimizer_memory_matches_the_documented_bytes() {
                 + size_of::<ArrayEntry>()
                 + size_of::<fingerprint::ByteRange>()
                 + size_of::<kernel::StepEntry>()
-                + 3 * size_of::<reel_kernels::launch::Chunk>();
+                + 3 * size_of::<reel_device::launch::Chunk>();
             assert_eq!(device.memory().current - before, bytes + low + tables, "{moments:?} {dtype}");
             drop(optimizer);
         }
@@ -219,7 +220,7 @@ fn a_gradient_of_another_parameter_is_refused() {
 fn launches_do_not_grow_with_the_number_of_parameters() {
     for dtype in [DType::F32, DType::BF16] {
         for (moments, count) in ALL.into_iter().flat_map(|moments| [1, 100].map(|count| (moments, count))) {
-            let device = Device::dry(crate::device::Kernels::Cuda);
+            let device = Device::dry(reel_device::Kernels::Cuda);
             let parameters: Vec<Tensor> = (0..count)
                 .map(|i| {
                     let t = Tensor::empty(&device, &[1000 + i], dtype, MemoryCategory::Weights).unwrap();

@@ -1,10 +1,10 @@
 //! Activation functions: SwiGLU (decoder and vision tower), GELU (merger of the vision tower), the tanh approximation
 //! of GELU (SigLIP).
 
-use reel_kernels::{Addr, DType, Launch, gelu as gelu_kernel, swiglu as swiglu_kernel};
+use reel_device::{Addr, DType, Launch, in_op};
+use reel_kernels::{gelu as gelu_kernel, swiglu as swiglu_kernel};
 
 use super::want_alike;
-use crate::device::in_op;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;

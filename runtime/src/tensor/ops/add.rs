@@ -1,9 +1,9 @@
 //! Elementwise addition of two tensors.
 
+use reel_device::in_op;
 use reel_kernels::elementwise;
 
 use super::want_alike;
-use crate::device::in_op;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;

@@ -1,9 +1,9 @@
 //! Token embeddings, with vision tokens in place of pad tokens.
 
-use reel_kernels::{Addr, DType, embedding as kernel};
+use reel_device::{Addr, DType, in_op};
+use reel_kernels::embedding as kernel;
 
 use super::{size, want_dtype, want_shape};
-use crate::device::in_op;
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};

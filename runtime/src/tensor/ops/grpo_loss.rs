@@ -1,10 +1,10 @@
 //! The policy loss of GRPO and its variants (DAPO, Dr. GRPO, GSPO), computed from log-probabilities.
 
-use reel_kernels::{Addr, DType, elementwise, grpo_loss as kernel, reduce};
+use reel_device::{Addr, DType, in_op};
+use reel_kernels::{elementwise, grpo_loss as kernel, reduce};
 
 use super::attention::CuSeqlens;
 use super::{size, want_dtype, want_shape};
-use crate::device::in_op;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -86,7 +86,7 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
         &[n, kernel::STATS_PER_COMPLETION],
         DType::F32,
         &first,
-        crate::MemoryCategory::Inputs,
+        reel_device::MemoryCategory::Inputs,
     )?;
     let loss = cx.empty(&[1], DType::F32)?;
     let sum = reduce::WeightedSumParams {

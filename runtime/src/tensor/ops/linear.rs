@@ -1,11 +1,12 @@
 //! Linear layers: `y = x · wᵀ + b`, and with a low-rank adapter (LoRA, Hu et al. 2021) `y = x · wᵀ + b + scale · (x ·
 //! downᵀ) · upᵀ`. [`swiglu_linear`] is a linear layer together with the SwiGLU before it.
 
-use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, swiglu as swiglu_kernel};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, DType, Launch, in_op};
+use reel_kernels::matmul::PRODUCT_CODE;
+use reel_kernels::swiglu as swiglu_kernel;
 
 use super::{rows_cols, size, want_dtype, want_shape};
-use crate::device::in_op;
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::{Checkpointing, Cx};
 use crate::tensor::tape::BackwardContext;
@@ -41,6 +42,7 @@ fn plain(m: usize, n: usize, k: usize, a: Operand, b: Operand, c: &Tensor) -> Ma
         bias: Addr::NULL,
         accumulate: false,
         scale: 1.0,
+        code: &PRODUCT_CODE,
     }
 }
 

@@ -1,7 +1,7 @@
 //! LoRA adapters of a batch whose rows have different ones, see [`reel_kernels::lora_rows`].
 
+use reel_device::{Addr, DType};
 use reel_kernels::lora_rows::{self, Params};
-use reel_kernels::{Addr, DType};
 
 use super::{rows_cols, size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};

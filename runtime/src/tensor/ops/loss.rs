@@ -1,9 +1,9 @@
 //! Log-probabilities of given logits, and the weighted sum that turns log-probabilities into a loss.
 
-use reel_kernels::{Addr, DType, elementwise, log_prob as kernel, reduce};
+use reel_device::{Addr, DType, in_op};
+use reel_kernels::{elementwise, log_prob as kernel, reduce};
 
 use super::{rows_cols, size, want_dtype, want_shape};
-use crate::device::in_op;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;

@@ -58,9 +58,10 @@ pub use skinny::{
     skinny_swiglu,
 };
 
+use reel_device::DType;
+
 use super::{Tensor, format_shape};
 use crate::error::{Result, shape_error};
-use reel_kernels::DType;
 
 /// The names of all ops with a backward rule.
 pub const OPS_WITH_BACKWARD: [&str; 25] = [

@@ -5,10 +5,10 @@
 //! vision tower.
 
 use bytemuck::Zeroable;
-use reel_kernels::{Addr, DType, patch_merge as merge_kernel, rms_norm as kernel};
+use reel_device::{Addr, DType, MemoryCategory, in_op};
+use reel_kernels::{patch_merge as merge_kernel, rms_norm as kernel};
 
 use super::{rows_cols, size, want_alike, want_dtype, want_shape};
-use crate::device::{MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;

@@ -1,10 +1,10 @@
 //! Patch embedding: from decoded u8 frames to patch embeddings in one kernel, without storing normalised pixels.
 
+use reel_device::{Addr, DType, Device, MemoryCategory, in_op};
 use reel_kernels::patch_embedding::{self as kernel, Pixels};
-use reel_kernels::{Addr, DType, patches};
+use reel_kernels::patches;
 
 use super::{linear, want_dtype, want_shape};
-use crate::device::{Device, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;

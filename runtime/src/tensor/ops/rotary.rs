@@ -1,10 +1,10 @@
 //! Rotary position embedding (RoPE, M-RoPE): a table of cosines and sines for each forward pass, and the rotation of
 //! queries and keys by this table.
 
-use reel_kernels::{DType, Launch, rope};
+use reel_device::{DType, Device, Launch, MemoryCategory, in_op};
+use reel_kernels::rope;
 
 use super::{rows_cols, size, want_dtype, want_shape};
-use crate::device::{Device, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::fill_zero;

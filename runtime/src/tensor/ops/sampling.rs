@@ -1,11 +1,10 @@
 //! Sampling of the next token of each row, on the device: temperature, top-p, top-k, min-p, penalties, biases and
 //! masks.
 
+use reel_device::{Addr, DType, Device, Kernels, MemoryCategory, in_op};
 use reel_kernels::sample as kernel;
-use reel_kernels::{Addr, DType};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -223,7 +222,7 @@ impl SampledTokens {
             ));
         }
         let one = |shape: &[usize], dtype| Tensor::empty(device, shape, dtype, MemoryCategory::Inputs);
-        let likeliest = || Ok((one(&[rows, tops], DType::I32)?, one(&[rows, tops], DType::F32)?));
+        let likeliest = || -> Result<_> { Ok((one(&[rows, tops], DType::I32)?, one(&[rows, tops], DType::F32)?)) };
         Ok(SampledTokens {
             ids: one(&[rows], DType::I32)?,
             log_prob: one(&[rows], DType::F32)?,
@@ -243,7 +242,7 @@ impl SampledTokens {
     /// A range beyond the last row.
     pub fn row_range(&self, first: usize, rows: usize) -> Result<SampledTokens> {
         let part = |t: &Tensor| t.rows(first, rows);
-        let tops = |(ids, values): &(Tensor, Tensor)| Ok((part(ids)?, part(values)?));
+        let tops = |(ids, values): &(Tensor, Tensor)| -> Result<_> { Ok((part(ids)?, part(values)?)) };
         Ok(SampledTokens {
             ids: part(&self.ids)?,
             log_prob: part(&self.log_prob)?,

@@ -1,11 +1,9 @@
 //! Ops that only SigLIP uses: LayerNorm, learned position embeddings, scaling to length 1, attention pooling.
 
-use reel_kernels::{
-    Addr, DType, layer_norm as ln, normalise as unit, pool_attention as pool, position_add as position,
-};
+use reel_device::{Addr, DType, Kernels, MemoryCategory, in_op};
+use reel_kernels::{layer_norm as ln, normalise as unit, pool_attention as pool, position_add as position};
 
 use super::{CuSeqlens, rows_cols, size, want_dtype, want_shape};
-use crate::device::{Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::fill_zero;

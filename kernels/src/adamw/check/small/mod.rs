@@ -1,7 +1,8 @@
+use half::bf16;
+use reel_device::Addr;
+use reel_device::DType::{self, BF16, F32};
+
 use super::{SCALARS, run_step};
-use crate::Addr;
-use crate::DType;
-use crate::DType::{BF16, F32};
 use crate::adamw::small::{decode_first_moment, decode_second_moment};
 use crate::adamw::{
     Moments, ParameterEntry, StepEntry, StepHyperparameters, WEIGHTS_PER_SCALE, formula, from_bf16_and_remainder,
@@ -9,7 +10,6 @@ use crate::adamw::{
 };
 use crate::checks::{addr, addr_mut, normal_numbers, with_one_interleaving};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_rounded};
-use half::bf16;
 
 /// Test data of one optimizer state: f32 or split weights, and the moments twice, as bf16 and as 8-bit codes.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,14 +1,15 @@
 //! Checks of the backward pass by products of warpgroups, which is compiled for Hopper. The GPU has two
 //! multiprocessors, so that blocks of threads draw tickets for several tiles.
 
+use reel_device::DType::{BF16, F32};
+use reel_device::{Addr, Arch, KernelLaunch, Launch};
+
 use super::super::{Given, bits};
 use super::wgmma::batch;
-use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::{BWD_BF16_WGMMA, BwdParams, PackedBatch, bwd, formula};
 use crate::checks::{TestArray, run, run_once, with_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{Addr, Arch, KernelLaunch, Launch};
 
 /// An H100 with this many multiprocessors.
 pub(super) fn small_h100(multiprocessors: u32) -> Arch {

@@ -3,14 +3,16 @@
 pub(super) mod backward_wgmma;
 pub(super) mod wgmma;
 
+use reel_device::DType::{self, BF16, F32};
+use reel_device::{Addr, Arch};
+
 use super::{Given, bits, lse_bounds, test_shapes};
-use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::plan::has_tensor_core_backward;
 use crate::attention::{PackedBatch, bwd, formula, fwd};
 use crate::checks::{TestArray, addr, run, run_once, with_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
-use crate::{Addr, Arch, DType, paged_attention};
+use crate::paged_attention;
 
 fn equals_the_formula(dtype: DType) {
     for case in test_shapes() {

@@ -1,10 +1,11 @@
-use super::*;
-use crate::Launch;
-use crate::attention::{BwdParams, FwdParams};
-use crate::checks::{normal_numbers, on_sim, simulated_stages};
-use crate::simulate::{self, SimulatedStage};
+use reel_device::Launch;
+use reel_device::simulate::{self, SimulatedStage};
 use reel_sim::exec::ExecOptions;
 use reel_sim::memory::SimMemory;
+
+use super::*;
+use crate::attention::{BwdParams, FwdParams};
+use crate::checks::{normal_numbers, on_sim, simulated_stages};
 
 /// Extrapolates the matrix-product FLOPs of a causal sequence of 8192 tokens from those of its first and its last
 /// tile of 64 queries. The last tile is simulated as a sequence of 64 tokens with a prefix of 8128 tokens.

@@ -1,13 +1,14 @@
 //! Checks of the forward pass by products of warpgroups, which is compiled for Hopper and sums in the order of
 //! `row_state.cuh`.
 
+use reel_device::DType::{BF16, F32};
+use reel_device::{Addr, Arch, KernelLaunch, Launch};
+
 use super::super::{Given, bits, lse_bounds};
-use crate::DType::{BF16, F32};
 use crate::attention::formula::Roundings;
 use crate::attention::{FWD_BF16_WGMMA, PackedBatch, formula, fwd};
 use crate::checks::{TestArray, run, run_once, with_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
-use crate::{Addr, Arch, KernelLaunch, Launch};
 
 /// Returns a batch; `prefix` may be empty.
 pub(super) fn batch(

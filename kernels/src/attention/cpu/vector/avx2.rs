@@ -3,12 +3,14 @@
 // All functions are unsafe, for the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use std::arch::x86_64::*;
+
+use reel_device::Element;
+use reel_device::cpu::simd::{Isa, sum_lanes};
+
 use super::super::product::SmallProduct;
 use super::plain::PlainVector;
 use super::{EXP, HIGH, LANES, LN2_HI, LN2_LO, LOW, Vector, dispatch};
-use crate::Element;
-use crate::simd::{Isa, sum_lanes};
-use std::arch::x86_64::*;
 
 /// Vectors of AVX2 and FMA: two registers of eight lanes.
 #[derive(Clone, Copy)]

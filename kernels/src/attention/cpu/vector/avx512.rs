@@ -3,16 +3,18 @@
 // All functions are unsafe, for the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+use half::bf16;
+use reel_device::cpu::simd::{Isa, sum_lanes};
+use reel_device::{DType, Element};
+
 use super::super::product::{SmallProduct, Words};
 use super::super::tiles;
 use super::avx2::Avx2Vector;
 use super::plain::PlainVector;
 use super::{EXP, LANES, LN2_HI, LN2_LO, LOW, Vector, VectorCode, dispatch};
-use crate::simd::{Isa, sum_lanes};
-use crate::{DType, Element};
-use half::bf16;
-use std::arch::x86_64::*;
-use std::mem::transmute;
 
 /// The indices 0, 16, 1, 17, ... that take the elements of both halves of a register in turns.
 const IN_TURNS: [u16; 32] = {

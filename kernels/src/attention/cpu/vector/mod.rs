@@ -15,19 +15,19 @@ mod plain;
 mod tests;
 
 use super::product::SmallProduct;
-use crate::simd::Isa;
-#[cfg(target_arch = "x86_64")]
-use crate::simd::amx::Tiles;
-use crate::{DType, Element};
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2Vector;
 #[cfg(target_arch = "x86_64")]
 use avx512::{Avx512Vector, DOTS, ELEMENTS, TILES};
 use half::bf16;
 use plain::PlainVector;
+use reel_device::cpu::simd::Isa;
+#[cfg(target_arch = "x86_64")]
+use reel_device::cpu::simd::amx::Tiles;
+use reel_device::{DType, Element};
 
 /// Number of lanes of a vector.
-pub const LANES: usize = crate::simd::LANES;
+pub const LANES: usize = reel_device::cpu::simd::LANES;
 
 /// A vector of sixteen f32 lanes.
 ///

@@ -3,10 +3,11 @@
 // All functions are unsafe, for the conditions that `Vector` documents.
 #![allow(unsafe_op_in_unsafe_fn)]
 
+use reel_device::Element;
+use reel_device::cpu::simd::{Isa, exp, sum_lanes};
+
 use super::super::product::SmallProduct;
 use super::{LANES, Vector, dispatch};
-use crate::Element;
-use crate::simd::{Isa, exp, sum_lanes};
 
 /// Portable vectors, for machines without AVX2.
 #[derive(Clone, Copy)]

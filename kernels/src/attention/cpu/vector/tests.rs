@@ -1,6 +1,7 @@
-use super::*;
-use crate::simd::best_isa;
 use proptest::prelude::*;
+use reel_device::cpu::simd::best_isa;
+
+use super::*;
 
 /// Results of the functions for pairs.
 #[derive(Clone, Debug, PartialEq)]

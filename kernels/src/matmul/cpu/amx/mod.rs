@@ -1,4 +1,4 @@
-//! Products on the tiles of AMX ([`crate::simd::amx`]): blocks of 32 × 32 sums in four tiles.
+//! Products on the tiles of AMX ([`reel_device::cpu::simd::amx`]): blocks of 32 × 32 sums in four tiles.
 //!
 //! `tdpbf16ps` multiplies a tile of *rows* (16 rows of 32 elements along k) with a tile of *pairs* (16 columns; each
 //! row of the tile has one pair of neighbouring k of every column). Rows are what lies in memory if k is the last
@@ -26,9 +26,9 @@
 //!
 //! The products that are left out, of a middle and a low part or of two low parts, are at most some 2^-24 of `a · b`,
 //! as much as one rounding to f32. So a sum is as close to the exact one as a sum of f32 multiply-adds. By the rates of
-//! single instructions (`simd/isa.rs`), six `tdpbf16ps` take 0.4 of the time of the multiply-adds that they replace;
-//! products of 512 rows take 0.54 to 0.68 (benches/results/intel-xeon/2026-11-26-amx-f32-2.json). Products with a k
-//! below `LEAST_K_ON_TILES` use multiply-adds.
+//! single instructions (`cpu/simd/isa.rs` of the crate `device`), six `tdpbf16ps` take 0.4 of the time of the
+//! multiply-adds that they replace; products of 512 rows take 0.54 to 0.68
+//! (benches/results/intel-xeon/2026-11-26-amx-f32-2.json). Products with a k below `LEAST_K_ON_TILES` use multiply-adds.
 //! Two limits: a part below 2^-126 counts as zero (numbers below 2^-103 may lose bits), and an infinite element, or one
 //! that rounds to infinity in bf16 (from 3.39e38 on), gives NaN or infinity.
 //!
@@ -46,7 +46,7 @@
 //! panels whose sums fit into the second.
 //!
 //! With up to 32 rows of A, all of k is one block, and B is read from memory once, with prefetching: the arithmetic of
-//! 32 rows takes less time than that at the rates in `simd/isa.rs`. In groups B is one stream of memory, which a
+//! 32 rows takes less time than that at the rates in `cpu/simd/isa.rs`. In groups B is one stream of memory, which a
 //! prefetch to the second-level cache and one to the first at half the distance keep memory busier than plain loads do,
 //! on large pages. Groups of f32 are split while the tiles multiply (`split`); int8 is widened two steps at a time. A
 //! is packed so that a tile is 1 KiB without gaps: rows that are a multiple of 4 KiB apart would compete for the same
@@ -58,18 +58,20 @@ mod split;
 mod thin;
 mod tiles;
 
-use super::avx512::transpose;
-use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, Unit};
-use crate::matmul::{Matmul, Operand};
-use crate::simd::amx::Tiles;
-use crate::view::{OutputArray, slice_at};
-use crate::{DType, Element, Team};
-use half::bf16;
-use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
-use panel::{Panel, Place};
 use std::arch::x86_64::*;
 use std::ops::Range;
 use std::ptr::null;
+
+use half::bf16;
+use reel_device::cpu::simd::amx::Tiles;
+use reel_device::launch::view::{OutputArray, slice_at};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{DType, Element, Team};
+
+use super::avx512::transpose;
+use super::{LAUNCH, PACK_ALONE, Packed, Scratch, Source, TASK, Unit};
+use pack::{copy_rows, load_lanes, pack_pairs, pack_rows_as_pairs, pack_transposed_rows, store_lanes};
+use panel::{Panel, Place};
 use thin::STRIP;
 use tiles::{Prefetch, TileCall};
 

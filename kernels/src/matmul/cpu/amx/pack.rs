@@ -1,12 +1,14 @@
 //! Packing of operands into tiles, of f32 in parts, and vectors of elements of C.
 #![allow(unsafe_code)]
 
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use reel_device::{DType, Element};
+
 use super::super::avx512::transpose;
 use super::super::{Source, Unit, groups};
 use super::{PARTS, SIDE, STEP, TILE, parts};
-use crate::{DType, Element};
-use std::arch::x86_64::*;
-use std::ops::Range;
 
 /// Copies some steps of up to 16 rows of an operand that lies along k into tiles, one step after the other and of each
 /// step one part after the other. Missing elements are 0; missing rows of a tile keep what they have.

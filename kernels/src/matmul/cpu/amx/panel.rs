@@ -1,13 +1,15 @@
 //! Panels of B: 32 columns of C for some steps along k, packed or where they lie, and their prefetches.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+use std::ptr::null;
+
+use reel_device::Element;
+
 use super::pack::{copy_rows, pack_pairs};
 use super::tiles::Prefetch;
 use super::{BLOCK, Product, SIDE, STEP, TILE};
-use crate::Element;
 use crate::matmul::cpu::{Unit, groups, int8};
-use std::ops::Range;
-use std::ptr::null;
 
 /// Where the tiles of a panel of B lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,13 @@
 //! groups, with prefetches.
 #![allow(unsafe_code)]
 
+use std::arch::x86_64::*;
+use std::ops::Range;
+use std::ptr::null;
+
+use reel_device::Element;
+use reel_device::cpu::simd::amx::{TileShape, Tiles};
+
 use super::pack::copy_rows;
 use super::panel::Panel;
 use super::split::{BUFFER, SplitCall, split_one, split_two};
@@ -10,12 +17,7 @@ use super::tiles::{
     thin_groups_one, thin_groups_two, thin_one, thin_two,
 };
 use super::{BLOCK, PARTS, Product, SIDE, STEP, SUMS, TILE};
-use crate::Element;
 use crate::matmul::cpu::{Packed, Scratch, TASK, THIN_BYTES, groups, runs};
-use crate::simd::amx::{TileShape, Tiles};
-use std::arch::x86_64::*;
-use std::ops::Range;
-use std::ptr::null;
 
 /// Steps that a product with few rows of A prefetches ahead in rows of B.
 const AHEAD: usize = 6;

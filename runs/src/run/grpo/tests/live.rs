@@ -259,9 +259,9 @@ fn text_prompt_is_used_without_chat_template() {
 
 #[test]
 fn simulator_samples_the_log_probs_that_it_trains() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let device = Device::sim(reel_runtime::SimOptions { threads: 2, ..Default::default() }).unwrap();
+    let device = Device::sim(reel_device::SimOptions { threads: 2, ..Default::default() }).unwrap();
     let case = Case { device, ..live(dir.path(), "sim") };
     case.with(|o| {
         (o.num_generations, o.per_device_train_batch_size, o.max_completion_length) = (2, 2, 3);
@@ -281,7 +281,7 @@ fn simulator_samples_the_log_probs_that_it_trains() {
 /// any number of completions: products have kernels for 8, for 16 and for more rows.
 #[test]
 fn hopper_trains_the_log_probs_that_it_sampled() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let dir = tempfile::tempdir().unwrap();
     let frames: Vec<String> = (0..4).map(|i| format!("media/frames/{i:03}.png")).collect();
     // An adapter adds zeros before its first step, so a run with one has two steps.
@@ -290,7 +290,7 @@ fn hopper_trains_the_log_probs_that_it_sampled() {
         let content = json!([{"type": "video", "video": frames}, {"type": "text", "text": text}]);
         let message = json!({"role": "user", "content": content});
         let row = json!({"prompt": [message], "problem_type": "free-form", "solution": "<answer>left</answer>"});
-        let options = reel_runtime::SimOptions { arch: reel_kernels::Arch::H100, threads: 2, ..Default::default() };
+        let options = reel_device::SimOptions { arch: reel_device::Arch::H100, threads: 2, ..Default::default() };
         let (device, out) = (Device::sim(options).unwrap(), completions.to_string());
         let case = Case { device, dtype: DType::BF16, ..case(dir.path(), &out, &row.to_string()) };
         case.with(|o| {

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use clap::{Args, FromArgMatches};
+use reel_device::{DType, Device};
 use reel_input::MediaOptions;
-use reel_runtime::{DType, Device};
 use reel_train::options::{LrScheduler, RunOptions};
 use serde_json::{Value, json};
 

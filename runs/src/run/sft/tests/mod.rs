@@ -14,8 +14,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use reel_device::{DType, Device};
 use reel_model::checkpoint::Checkpoint;
-use reel_runtime::{DType, Device};
 use reel_samples::SkipCause;
 use reel_samples::labels::LabelRule;
 use reel_samples::skipped_row::SkippedRow;

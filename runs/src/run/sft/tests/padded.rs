@@ -1,8 +1,7 @@
 //! A vision tower whose MLP a GPU's weights fill up with zeros: files have the published shapes and values, and every
 //! device resumes from them.
 
-use reel_kernels::compile;
-use reel_runtime::SimOptions;
+use reel_device::{SimOptions, compile};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 

@@ -1,12 +1,12 @@
 //! Writes to the KV cache: keys and values of new tokens, and copies of whole cache blocks.
 
 use bytemuck::Zeroable;
+use reel_device::{DType, in_op};
 use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::skinny::{Params, QkvParams};
-use reel_kernels::{DType, block_copy, rope_kv_write};
+use reel_kernels::{block_copy, rope_kv_write};
 
 use super::{KvPages, heads};
-use crate::device::in_op;
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;

@@ -17,12 +17,12 @@
 
 use std::sync::Arc;
 
-use reel_kernels::launch::RowKeys;
+use reel_device::launch::RowKeys;
+use reel_device::{Addr, DType, Device, Kernels, MemoryCategory, in_op};
 use reel_kernels::paged_attention::BLOCK_TOKENS;
-use reel_kernels::{Addr, DType, attention as packed, paged_attention as paged};
+use reel_kernels::{attention as packed, paged_attention as paged};
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::BackwardContext;

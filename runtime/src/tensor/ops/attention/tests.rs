@@ -29,8 +29,8 @@ fn gradients(device: &Device) -> Vec<Vec<f32>> {
 
 #[test]
 fn sim_gradients_equal_cpu_and_plan_counts_the_workspace() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
-    let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
+    let sim = Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap();
     let (got, want) = (gradients(&sim), gradients(&Device::cpu(1)));
     assert_eq!(got.len(), 3);
     // The memory planned for a GPU includes the attention kernel's workspace; the memory planned for the CPU does

@@ -2,13 +2,13 @@
 //! (token, position, length, block table) is updated there, so the host can enqueue a step, or replay it as a
 //! captured graph, before it has read the tokens of the previous step.
 
-use reel_kernels::launch::RowKeys;
+use reel_device::launch::RowKeys;
+use reel_device::{Addr, DType, Device, in_op};
+use reel_kernels::advance as kernel;
 use reel_kernels::paged_attention::{BLOCK_TOKENS, counters_per_token};
-use reel_kernels::{Addr, DType, advance as kernel};
 
 use super::attention::{CuSeqlens, KvPages};
 use super::{TokenHistory, size, want_dtype, want_shape};
-use crate::device::{Device, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -136,7 +136,7 @@ impl DecodeRows {
     pub fn row_range(&self, first: usize, rows: usize) -> Result<DecodeRows> {
         let part = |t: &Tensor| t.rows(first, rows);
         let flat = self.positions.reshape(&[self.rows()])?;
-        let history = |(tokens, lens): &(Tensor, Tensor)| Ok((part(tokens)?, part(lens)?));
+        let history = |(tokens, lens): &(Tensor, Tensor)| -> Result<_> { Ok((part(tokens)?, part(lens)?)) };
         Ok(DecodeRows {
             ids: part(&self.ids)?,
             positions: part(&flat)?.reshape(&[1, rows])?,

@@ -1,7 +1,6 @@
-use reel_kernels::compile;
+use reel_device::{SimOptions, compile};
 
 use super::*;
-use crate::device::SimOptions;
 use crate::tensor::ops::{RowSampling, SampledTokens, SamplingTable, SequencePages, sample};
 
 fn devices() -> Vec<Device> {
@@ -59,7 +58,7 @@ fn attention_of_decode_rows_equals_that_of_each_sequence_alone() {
         let cx = Cx::inference(&device, DType::BF16);
         let tensor = |shape: &[usize], seed| {
             let values = numbers(shape.iter().product(), seed);
-            Tensor::from_f32(&device, shape, DType::BF16, &values, crate::MemoryCategory::Inputs).unwrap()
+            Tensor::from_f32(&device, shape, DType::BF16, &values, reel_device::MemoryCategory::Inputs).unwrap()
         };
         let cache = |seed| tensor(&[13, BLOCK_TOKENS, KV_HEADS, D], seed);
         let (k, v, q) = (cache(1), cache(2), tensor(&[4, HEADS, D], 3));
@@ -114,7 +113,8 @@ fn sampled(device: &Device, rows: usize, at: usize, count: usize) -> (Vec<i32>, 
     const VOCAB: usize = 70;
     let cx = Cx::inference(device, DType::F32);
     let logits: Vec<f32> = (0..rows * VOCAB).map(|i| ((i * 7919 + 13) % 1009) as f32 / 120.0 - 4.0).collect();
-    let logits = Tensor::from_f32(device, &[rows, VOCAB], DType::F32, &logits, crate::MemoryCategory::Inputs).unwrap();
+    let logits =
+        Tensor::from_f32(device, &[rows, VOCAB], DType::F32, &logits, reel_device::MemoryCategory::Inputs).unwrap();
     // The mask allows even tokens; the bias favours token 12 and forbids 14.
     let (even, bias) = ([0x5555_5555u32; 3], [(12, 3.0), (14, -9.0)]);
     let choice = |r: usize| RowSampling {

@@ -24,11 +24,12 @@ mod products;
 #[cfg(test)]
 mod tests;
 
-use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, elementwise};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, DType, Kernels, Launch, in_op};
+use reel_kernels::elementwise;
+use reel_kernels::matmul::PRODUCT_CODE;
 
 use super::{size, want_dtype, want_shape};
-use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::tape::BackwardContext;
@@ -164,6 +165,7 @@ impl Head {
             bias: Addr::NULL,
             accumulate,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         })
     }
 }

@@ -1,12 +1,13 @@
 //! For each tile of rows and columns, a matrix product writes the logits and the kernels of
 //! `reel_kernels::log_prob` read them. The next tile overwrites them, unless they are kept for the backward pass.
 
-use reel_kernels::matmul::{Matmul, Operand};
-use reel_kernels::{Addr, DType, Launch, log_prob as kernel};
+use reel_device::launch::{Matmul, Operand};
+use reel_device::{Addr, DType, Device, Kernels, Launch, MemoryCategory};
+use reel_kernels::log_prob as kernel;
+use reel_kernels::matmul::PRODUCT_CODE;
 
 use super::super::linear::weight_gradient_launch;
 use super::{Head, narrow, parts};
-use crate::device::{Device, Kernels, MemoryCategory};
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
@@ -81,6 +82,7 @@ impl Head {
             bias: Addr::NULL,
             accumulate: false,
             scale: 1.0,
+            code: &PRODUCT_CODE,
         }))
     }
 

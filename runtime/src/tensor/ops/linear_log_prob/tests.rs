@@ -1,10 +1,11 @@
+use proptest::prelude::*;
+use reel_device::{Device, MemoryCategory, Profiler, SimOptions};
+
 use super::products::LogitTile;
 use super::*;
-use crate::device::{Device, MemoryCategory, Profiler, SimOptions};
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 use crate::tensor::ops::weighted_sum;
 use crate::tensor::tape::Grads;
-use proptest::prelude::*;
 
 /// Sizes and dtypes of one call of `linear_log_prob`.
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +133,7 @@ fn f32_rows_times_a_bf16_weight() {
 
 #[test]
 fn sim_equals_cpu() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let options = SimOptions { threads: 1, interleavings: 3, ..Default::default() };
     let (cpu, sim) = (Device::cpu(1), Device::sim(options).unwrap());
     for (dtype, entropy) in [(DType::F32, true), (DType::BF16, false), (DType::BF16, true)] {

@@ -10,15 +10,16 @@
 //! on either. No op here has a backward rule.
 
 use bytemuck::Zeroable;
-use reel_kernels::matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, cpu, group_elements, int8_groups};
+use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
+use reel_device::{Addr, DType, Device, Element, Kernels, Launch, MemoryCategory, in_op};
+use reel_kernels::matmul::PRODUCT_CODE;
+use reel_kernels::matmul::{cpu, int8_groups};
 use reel_kernels::skinny::{self, Params, WeightFormat};
-use reel_kernels::{Addr, DType, Element, Launch};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
 use super::skinny::{InputNorm, check_bias, results_of};
 use super::{KvDestination, Lora, add, rows_cols, size, swiglu, want_dtype, want_shape};
-use crate::device::{Device, Kernels, MemoryCategory, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
@@ -158,8 +159,8 @@ impl PackedWeight {
 
 /// Arranges rows `[n, k]` in the groups `to`, which has their dtype.
 fn arrange(to: &Tensor, [n, k]: [usize; 2], from: Addr) -> Result<()> {
-    let groups = WeightGroups { n, k, dtype: to.dtype(), from, to: to.addr() };
-    to.device().launch(&Launch::WeightGroups(groups))
+    let groups = WeightGroups { n, k, dtype: to.dtype(), from, to: to.addr(), code: &PRODUCT_CODE };
+    Ok(to.device().launch(&Launch::WeightGroups(groups))?)
 }
 
 /// `x wᵀ + b + residual`: x `[.., K]`, w `[N, K]`, b `[N]`, residual `[.., N]` give `[.., N]` in the dtype of x.
@@ -331,6 +332,7 @@ fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result
         bias: Addr::NULL,
         accumulate: false,
         scale: 1.0,
+        code: &PRODUCT_CODE,
     })
 }
 

@@ -1,10 +1,9 @@
 use half::bf16;
 use proptest::prelude::*;
-use reel_kernels::compile;
+use reel_device::{SimOptions, compile};
 use reel_kernels::int8::quantize_row;
 
 use super::*;
-use crate::device::SimOptions;
 use crate::tensor::ops::tests::kv::SmallKvCache;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};
 use crate::tensor::ops::{rms_norm, skinny_linear, skinny_logits, skinny_lora_linear, skinny_qkv, skinny_swiglu};

@@ -6,13 +6,12 @@
 //! CPU these ops call [`super::linear`]. No op here has a backward rule.
 
 use bytemuck::Zeroable;
+use reel_device::{Addr, DType, Kernels, in_op};
 use reel_kernels::skinny::{self, Choices, Params, WeightFormat};
-use reel_kernels::{Addr, DType};
 
 use super::linear::add_lora_output;
 use super::lora_rows::{RowAdapters, add_row_adapters};
 use super::{KvDestination, Lora, add, linear, matmul, rms_norm, rows_cols, size, swiglu, want_dtype, want_shape};
-use crate::device::{Kernels, in_op};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};

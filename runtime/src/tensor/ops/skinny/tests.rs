@@ -1,8 +1,7 @@
 use proptest::prelude::*;
-use reel_kernels::compile;
+use reel_device::{Device, MemoryCategory, SimOptions, compile};
 
 use super::*;
-use crate::device::{Device, MemoryCategory, SimOptions};
 use crate::tensor::ops::LoraStack;
 use crate::tensor::ops::tests::kv::SmallKvCache;
 use crate::tensor::ops::tests::{pseudo_random_numbers, relative_distance};

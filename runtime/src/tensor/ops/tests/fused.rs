@@ -1,8 +1,9 @@
 //! Compares fused ops with the separate ops that they replace: random shapes, both dtypes, on cpu and on sim.
 
-use super::*;
 use proptest::prelude::*;
-use reel_kernels::Element;
+use reel_device::Element;
+
+use super::*;
 
 type Values = Vec<f32>;
 
@@ -345,8 +346,8 @@ proptest! {
 
 #[test]
 fn fused_ops_agree_on_sim() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
-    let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
+    let sim = Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap();
     for (rows, cols) in [(0, 8), (1, 1), (1, 19), (67, 40), (5, 64)] {
         norm_and_residual(&sim, rows, cols, 3);
         merged_patches(&sim, rows, cols, 4);
@@ -404,8 +405,8 @@ fn tiles_of_rows_have_the_bits_of_rows_alone() {
 /// Runs each SigLIP op with 0 rows and with 1 row, forward and backward, in both dtypes.
 #[test]
 fn siglip_ops_accept_zero_rows_and_one_row() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
-    let sim = Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap();
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
+    let sim = Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap();
     for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
         for rows in [0, 1] {
             let shapes: [&[usize]; 5] = [&[rows, 8], &[8], &[8], &[1, 8], &[1, 8]];

@@ -1,12 +1,12 @@
 //! A small KV cache for tests of ops that write to it.
 
+use reel_device::{DType, MemoryCategory};
+
 use super::pseudo_random_numbers;
-use crate::device::MemoryCategory;
 use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::ops::{KvDestination, KvPages, RotaryTable, SequencePages, rotary_table};
-use reel_kernels::DType;
 
 /// A cache of one sequence, which has no keys yet, and the angles of its new tokens.
 pub(crate) struct SmallKvCache {

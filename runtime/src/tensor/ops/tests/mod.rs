@@ -8,8 +8,9 @@ pub(super) mod kv;
 
 use std::collections::BTreeMap;
 
+use reel_device::{Device, Kernels, MemoryCategory};
+
 use super::*;
-use crate::device::{Device, Kernels, MemoryCategory};
 use crate::tensor::cx::{Checkpointing, Cx};
 use crate::tensor::tape::Grads;
 
@@ -308,8 +309,9 @@ fn every_backward_rule_equals_finite_differences() {
 
 #[test]
 fn sim_gradients_equal_cpu() {
-    let Some(()) = reel_kernels::compile::skip_without_nvrtc() else { return };
-    let (cpu, sim) = (Device::cpu(1), Device::sim(crate::SimOptions { threads: 1, ..Default::default() }).unwrap());
+    let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
+    let (cpu, sim) =
+        (Device::cpu(1), Device::sim(reel_device::SimOptions { threads: 1, ..Default::default() }).unwrap());
     for c in cases() {
         let values: Vec<Vec<f32>> =
             c.shapes.iter().enumerate().map(|(i, s)| pseudo_random_numbers(s.iter().product(), i as u32 + 1)).collect();

@@ -1,0 +1,158 @@
+//! Prefetches of memory that a loop reads or writes soon. A processor's own prefetches begin only after some misses,
+//! and stop at the end of each row or page; a store to a line that is not in the cache has to read it first.
+#![allow(unsafe_code)]
+
+use crate::launch::view::OutputArray;
+
+/// Distance in bytes of prefetches into the second-level cache, which has more requests for memory under way than the
+/// first: on Intel some 48 instead of 16 (Golden Cove).
+const FAR: usize = 4096;
+/// Distance in bytes of prefetches into the first-level cache.
+const NEAR: usize = 1024;
+/// Rows from the one that is computed to the one that is prefetched.
+const ROWS_AHEAD: usize = 2;
+/// Bytes of a row that are prefetched at most; the processor finds the rest itself.
+const ROW_BYTES: usize = 4096;
+/// Arrays of at most this many bytes are in the caches already, mostly.
+const SMALL: usize = 32 << 10;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Prefetches lines behind `at`, which a loop reads; they may lie behind the end of the array.
+#[inline(always)]
+pub fn read_ahead<T>(at: &T) {
+    let at = std::ptr::from_ref(at).cast::<u8>();
+    read_later(at.wrapping_add(FAR));
+    read(at.wrapping_add(NEAR));
+}
+
+/// Prefetches a line behind `at`, which a loop writes; it may lie behind the end of the array.
+#[inline(always)]
+pub fn write_ahead<T>(at: &mut T) {
+    write(std::ptr::from_mut(at).cast::<u8>().wrapping_add(NEAR));
+}
+
+/// Prefetches row `row + 2` of an array with `cols` elements in a row, of which a loop reads row `row`.
+#[inline(always)]
+pub fn read_row_ahead<T>(x: &[T], row: usize, cols: usize) {
+    read_part_ahead(x, row, cols, cols);
+}
+
+/// [`read_row_ahead`] with rows that begin `stride` elements apart.
+#[inline(always)]
+pub fn read_part_ahead<T>(x: &[T], row: usize, stride: usize, cols: usize) {
+    let start = (row + ROWS_AHEAD) * stride;
+    if size_of_val(x) > SMALL
+        && let Some(next) = x.get(start..start + cols)
+    {
+        lines(next.as_ptr().cast(), size_of_val(next).min(ROW_BYTES), read);
+    }
+}
+
+/// Prefetches row `row + 2` of an array with `cols` elements in a row, of which a loop writes row `row`.
+#[inline(always)]
+pub fn write_row_ahead<T>(y: &OutputArray<T>, row: usize, cols: usize) {
+    write_part_ahead(y, row, cols, cols);
+}
+
+/// [`write_row_ahead`] with rows that begin `stride` elements apart.
+#[inline(always)]
+pub fn write_part_ahead<T>(y: &OutputArray<T>, row: usize, stride: usize, cols: usize) {
+    let start = (row + ROWS_AHEAD) * stride;
+    if size_of::<T>() * y.element_count() > SMALL && start + cols <= y.element_count() {
+        write_lines(y.address(start, cols).cast(), (size_of::<T>() * cols).min(ROW_BYTES));
+    }
+}
+
+/// Prefetches `bytes` bytes from `at` on, which may be any address, for writing.
+#[inline(always)]
+pub fn write_lines(at: *const u8, bytes: usize) {
+    lines(at, bytes, write);
+}
+
+/// Calls `prefetch` for each line of `bytes` bytes from `at` on.
+#[inline(always)]
+fn lines(at: *const u8, bytes: usize, prefetch: impl Fn(*const u8)) {
+    let offset = at.addr() % LINE;
+    for line in (0..if bytes == 0 { 0 } else { offset + bytes }).step_by(LINE) {
+        prefetch(at.wrapping_sub(offset).wrapping_add(line));
+    }
+}
+
+/// Loads the line at `at`, which may be any address.
+#[inline(always)]
+fn read(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    load::<{ std::arch::x86_64::_MM_HINT_T0 }>(at);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Loads the line at `at`, which may be any address, into the second-level cache.
+#[inline(always)]
+pub fn read_later(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    load::<{ std::arch::x86_64::_MM_HINT_T1 }>(at);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn load<const HINT: i32>(at: *const u8) {
+    // SAFETY: every x86-64 processor has this instruction; it does nothing for addresses that are not mapped.
+    unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(at.cast()) };
+}
+
+/// Loads the line at `at`, which may be any address, as the only copy of all cores, so that a store need not wait.
+#[inline(always)]
+fn write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: x86-64 processors that do not have this instruction ignore it; it does nothing for addresses that are not
+    // mapped.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(readonly, nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn lines_cover_the_bytes() {
+        for offset in [0usize, 1, 8, 63] {
+            for bytes in [0usize, 1, 2, 63, 64, 65, 128, 129] {
+                let base = 4096 + offset;
+                let seen = RefCell::new(Vec::new());
+                lines(std::ptr::without_provenance(base), bytes, |at| seen.borrow_mut().push(at.addr()));
+                let touched: Vec<usize> = (base..base + bytes).map(|at| at / LINE * LINE).collect();
+                let mut expected = touched.clone();
+                expected.dedup();
+                assert!(expected.iter().all(|line| seen.borrow().contains(line)), "{offset} {bytes}");
+                assert_eq!(seen.borrow().len(), expected.len(), "{offset} {bytes}");
+            }
+        }
+    }
+
+    /// A wrong bound would panic.
+    #[test]
+    fn the_end_of_an_array_may_be_near() {
+        let (x, mut y) = (vec![1.0f32; SMALL], vec![0.0f32; SMALL]);
+        // SAFETY: the only user of `y`.
+        let view: OutputArray<f32> = unsafe { OutputArray::new(crate::Addr(y.as_mut_ptr() as u64), y.len()) };
+        for cols in [1, 4, 100, 3000, SMALL] {
+            for row in 0..SMALL / cols + 2 {
+                read_row_ahead(&x, row, cols);
+                write_row_ahead(&view, row, cols);
+            }
+        }
+        read_ahead(&x[SMALL - 1]);
+        write_ahead(&mut y[SMALL - 1]);
+        assert!(x.iter().all(|x| *x == 1.0) && y.iter().all(|y| *y == 0.0));
+    }
+}

@@ -1,0 +1,206 @@
+//! A driver for machines without a GPU, used to test the code above the driver.
+//!
+//! It enforces the driver's documented rules and runs launches on the simulator. Enqueued work runs as late as the
+//! rules allow: when the host waits for it. So three kinds of errors show here that a fast GPU would mostly hide: a
+//! host buffer that is changed too early, memory that is freed while a launch still needs it, and a missing wait
+//! between streams.
+//!
+//! If a call breaks a rule and NVIDIA's driver returns an error for it, this driver returns the same error. If the
+//! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of
+//! the simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual
+//! 13.0, the function that the comment of the call names.
+#![allow(unsafe_code)]
+
+mod capture;
+mod driver;
+mod execute;
+mod memory;
+mod products;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use reel_sim::memory::SimMemory;
+use reel_sim::program::{Kernel, Program};
+
+use super::error::CudaError;
+use super::types::{GpuProperties, LaunchConfig, LaunchLimits};
+use crate::Team;
+use crate::launch::{Arch, Matmul};
+use capture::Capture;
+
+/// Granularity of mapped memory in bytes: its addresses and sizes are multiples. On NVIDIA's GPUs it is 2 MiB.
+const GRANULARITY: usize = 64 << 10;
+/// Seconds that every operation takes on the fake driver's clock.
+const TICK: f64 = 1e-6;
+
+/// A simulated GPU with its driver. Clones share one GPU.
+#[derive(Clone)]
+pub struct FakeDriver(Arc<Inner>);
+
+struct Inner {
+    properties: GpuProperties,
+    team: Team,
+    state: Mutex<State>,
+}
+
+/// One operation on a stream.
+#[derive(Clone, Debug)]
+enum Op {
+    CopyIn {
+        to: u64,
+        from: usize,
+        bytes: usize,
+    },
+    CopyOut {
+        to: usize,
+        from: u64,
+        bytes: usize,
+    },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
+    Fill {
+        at: u64,
+        byte: u8,
+        bytes: usize,
+    },
+    Launch(EnqueuedLaunch),
+    Product(Matmul),
+    Record(u64),
+    Wait(u64),
+    /// Marks the end of a launched graph.
+    Launched(usize),
+}
+
+/// An enqueued launch.
+#[derive(Clone, Debug)]
+struct EnqueuedLaunch {
+    function: usize,
+    config: LaunchConfig,
+    params: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Queue {
+    work: VecDeque<Op>,
+    capture: Option<Capture<Op>>,
+}
+
+/// The latest recording of an event on a stream.
+#[derive(Clone, Copy)]
+struct EventRecord {
+    /// The number of this recording, which is its key in [`State::reached`].
+    ticket: u64,
+    stream: usize,
+    captured: bool,
+}
+
+struct LoadedFunction {
+    module: usize,
+    kernel: Arc<Kernel>,
+    shared: u32,
+    large_clusters: bool,
+}
+
+#[derive(Default)]
+struct State {
+    memory: SimMemory,
+    /// The size in bytes of each allocation, by its address.
+    allocated: BTreeMap<u64, usize>,
+    /// Reserved address ranges.
+    reserved: BTreeMap<u64, usize>,
+    /// The parts of reserved ranges that have mapped memory: by address, the size in bytes and the handle of the
+    /// physical memory.
+    backed: BTreeMap<u64, (usize, u64)>,
+    host: BTreeMap<usize, Vec<u64>>,
+    streams: BTreeMap<usize, Queue>,
+    events: BTreeMap<usize, Option<EventRecord>>,
+    /// The time at which each recording of an event completed, keyed by [`EventRecord::ticket`].
+    reached: HashMap<u64, f64>,
+    modules: BTreeMap<usize, Arc<Program>>,
+    functions: BTreeMap<usize, LoadedFunction>,
+    graphs: BTreeMap<usize, Vec<Op>>,
+    handles: usize,
+    clock: f64,
+    launches: u64,
+    programmatic_launches: u64,
+    /// The error of a kernel that faulted; every later call returns it.
+    faulted: Option<String>,
+    violations: Vec<String>,
+}
+
+impl FakeDriver {
+    /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory.
+    pub fn new(arch: Arch, memory: u64) -> FakeDriver {
+        let limits = LaunchLimits::new(arch.sm, arch.shared_per_block);
+        let properties = GpuProperties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
+        let state = State { memory: SimMemory::new(), handles: 1, ..State::default() };
+        FakeDriver(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
+    }
+
+    /// Returns descriptions of the violations so far, oldest first: broken rules for which the manual defines no
+    /// outcome.
+    pub fn violations(&self) -> Vec<String> {
+        self.0.state().violations.clone()
+    }
+
+    /// Returns the number of kernel launches and matrix products that have run.
+    pub fn launch_count(&self) -> u64 {
+        self.0.state().launches
+    }
+
+    /// Returns the number of programmatic dependent launches that have run.
+    pub fn programmatic_launch_count(&self) -> u64 {
+        self.0.state().programmatic_launches
+    }
+
+    /// Returns the bytes of allocated GPU memory.
+    pub fn bytes_in_use(&self) -> u64 {
+        self.0.state().allocated_bytes()
+    }
+
+    /// Returns the number of resources that were created and not destroyed: streams, events, modules, graphs,
+    /// allocations, page-locked host memory.
+    pub fn open_handle_count(&self) -> usize {
+        let s = self.0.state();
+        let handles = s.streams.len() + s.events.len() + s.modules.len() + s.graphs.len();
+        handles + s.allocated.len() + s.reserved.len() + s.backed.len() + s.host.len()
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Returns the state, or an error if a kernel has faulted before.
+    fn state_unless_faulted(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
+        let state = self.state();
+        match &state.faulted {
+            None => Ok(state),
+            Some(why) => Err(failed(call, why)),
+        }
+    }
+
+    /// Returns the state, or an error if a kernel has faulted before or this thread is capturing a stream. During a
+    /// capture, calls that may wait are prohibited and invalidate it (cuThreadExchangeStreamCaptureMode: "potentially
+    /// unsafe API calls").
+    fn state_unless_capturing(&self, call: &str) -> Result<MutexGuard<'_, State>, CudaError> {
+        let mut state = self.state_unless_faulted(call)?;
+        let mut captures =
+            state.streams.values_mut().filter_map(|q| q.capture.as_mut()).filter(|c| c.was_begun_by_this_thread());
+        let prohibited = captures.by_ref().map(Capture::invalidate).count() > 0;
+        if prohibited { Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")) } else { Ok(state) }
+    }
+}
+
+fn failed(call: &str, what: &str) -> CudaError {
+    CudaError::Call { call: call.into(), what: what.into() }
+}
+
+fn invalid(call: &str) -> CudaError {
+    failed(call, "CUDA_ERROR_INVALID_VALUE")
+}

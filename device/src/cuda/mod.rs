@@ -1,0 +1,37 @@
+//! Access to a GPU through its driver: memory, kernel launches, matrix products, and their run times.
+//!
+//! The trait [`Driver`] has the driver's calls. [`Nvidia`] implements it with NVIDIA's driver, which is opened at run
+//! time. [`fake::FakeDriver`] implements it for machines without a GPU: it enforces the documented rules and runs
+//! launches on the simulator. [`Gpu`] is the interface for the rest of the program: it loads kernels at first use and
+//! checks each launch against [`rules`] before it calls the driver. Device `cuda` (`device.rs`) is above it: its memory
+//! is a pool, its copies go through page-locked memory, and its profiler records events.
+#![allow(unsafe_code)]
+
+mod algorithms;
+pub mod arena;
+pub mod blas;
+mod copy_ring;
+pub mod cublaslt;
+mod device;
+pub mod driver;
+mod error;
+pub mod fake;
+mod gpu;
+mod graph;
+mod memory;
+mod nvidia;
+pub mod rules;
+mod staging;
+mod timeline;
+#[cfg(test)]
+mod timeline_tests;
+mod types;
+
+pub use algorithms::{AlgorithmFingerprint, ProductShape};
+pub(crate) use device::{Cuda, device_error};
+pub use device::{MULTI_STREAM_BYTES, Products};
+pub use driver::Driver;
+pub use error::CudaError;
+pub use gpu::{Buffer, Gpu, PtxFunction};
+pub use graph::GpuGraph;
+pub use nvidia::Nvidia;

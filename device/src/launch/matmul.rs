@@ -1,0 +1,164 @@
+//! The matrix product `C[m, n] = scale · A · Bᵀ (+ bias) (+ C)` as plain data, and the table of the code that computes
+//! it. The documentation of the crate `reel-kernels`, module `matmul`, has the numerics.
+
+use super::{Addr, Arch, Cost, DType, KernelLaunch, Launch};
+use crate::Team;
+
+/// Rows of a group of an int8 operand.
+pub const INT8_GROUP: usize = 16;
+/// Rows of a group of an f32 or bf16 operand that is stored in groups.
+pub const GROUP_ROWS: usize = 32;
+
+/// The number of elements of a matrix `[n, k]` of this dtype, F32 or BF16, that is stored in groups.
+pub fn group_elements(dtype: DType, n: usize, k: usize) -> usize {
+    n.next_multiple_of(GROUP_ROWS) * k.next_multiple_of(4 / dtype.size())
+}
+
+/// A matrix operand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Operand {
+    /// Where it lies.
+    pub addr: Addr,
+    /// F32 or BF16; B may be I8.
+    pub dtype: DType,
+    /// True if the operand is stored transposed: k is the first dimension in memory.
+    pub transposed: bool,
+}
+
+/// The sizes and operands of a matrix product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matmul {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// `[m, k]`, or `[k, m]` if transposed.
+    pub a: Operand,
+    /// `[n, k]`, or `[k, n]` if transposed; I8: `[n / 16][k][16]`, never transposed; see also `b_grouped`.
+    pub b: Operand,
+    /// f32 `[n]`, the scales of an I8 B; otherwise null.
+    pub b_scale: Addr,
+    /// True: B is f32 or bf16 and stored in groups, see [`WeightGroups`]. Only on the CPU; B is then not transposed.
+    pub b_grouped: bool,
+    /// `[m, n]`, written.
+    pub c: Addr,
+    /// F32 or BF16.
+    pub c_dtype: DType,
+    /// `[n]` of C's dtype, added to each row; absent if null.
+    pub bias: Addr,
+    /// True: the product is added to the old C; false: it replaces C.
+    pub accumulate: bool,
+    /// Factor by which the finished sums are multiplied; a factor of 1 leaves their bits as they are.
+    pub scale: f32,
+    /// The code that computes it.
+    pub code: &'static ProductCode,
+}
+
+impl Matmul {
+    /// Returns the name of the product in profiles. It names the role that a product with these operands (transposed or
+    /// not) has in a linear layer: `matmul_fwd`, `matmul_dx` or `matmul_dw`.
+    pub fn name(&self) -> &'static str {
+        match (self.a.transposed, self.b.transposed) {
+            (false, false) => "matmul_fwd",
+            (false, true) => "matmul_dx",
+            (true, true) => "matmul_dw",
+            (true, false) => "matmul_tt",
+        }
+    }
+
+    /// Returns the address and the bytes of the right operand, B. In a model it is mostly a weight.
+    pub fn right_operand(&self) -> (Addr, f64) {
+        (self.b.addr, self.n as f64 * self.k as f64 * self.b.dtype.size() as f64 + self.scale_bytes())
+    }
+
+    /// Returns the cost: 2·m·n·k operations, and the bytes of each operand once (of C twice if the product is added
+    /// to it).
+    pub fn cost(&self) -> Cost {
+        let (m, n, k) = (self.m as f64, self.n as f64, self.k as f64);
+        let c = m * n * self.c_dtype.size() as f64 * if self.accumulate { 2.0 } else { 1.0 };
+        Cost {
+            flops: 2.0 * m * n * k,
+            bytes: m * k * self.a.dtype.size() as f64 + n * k * self.b.dtype.size() as f64 + self.scale_bytes() + c,
+        }
+    }
+
+    fn scale_bytes(&self) -> f64 {
+        if self.b_scale.is_null() { 0.0 } else { 4.0 * self.n as f64 }
+    }
+
+    /// Returns the number of elements of B in memory: one that is stored in groups has rows of zeros up to a whole
+    /// group.
+    pub fn elements_of_b(&self) -> usize {
+        if self.b_grouped {
+            return group_elements(self.b.dtype, self.n, self.k);
+        }
+        let rows = if self.b.dtype == DType::I8 { self.n.next_multiple_of(INT8_GROUP) } else { self.n };
+        rows * self.k
+    }
+}
+
+/// A launch that arranges a plain weight `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n /
+/// 32][k / 2][32][2]`, pairs of neighbouring k of 32 rows side by side. What is missing in the last group and in the
+/// last pair is 0. Only on the CPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightGroups {
+    /// Rows.
+    pub n: usize,
+    /// Columns.
+    pub k: usize,
+    /// F32 or BF16.
+    pub dtype: DType,
+    /// `[n, k]`, read.
+    pub from: Addr,
+    /// [`group_elements`] elements, written.
+    pub to: Addr,
+    /// The code that arranges it.
+    pub code: &'static ProductCode,
+}
+
+impl WeightGroups {
+    /// Returns the cost: each element is read and written once.
+    pub fn cost(&self) -> Cost {
+        let elements = self.n * self.k + group_elements(self.dtype, self.n, self.k);
+        Cost { flops: 0.0, bytes: (elements * self.dtype.size()) as f64 }
+    }
+}
+
+/// The code that executes matrix products. Devices cannot name it, because it is part of the kernels, which are above
+/// them; so each product carries it, as a call of a kernel carries its [`Kernel`](super::Kernel).
+pub struct ProductCode {
+    /// Computes a product on device `cpu`.
+    ///
+    /// # Safety
+    /// The addresses cover the shapes that [`Matmul`] documents, and nothing else uses C.
+    pub cpu: unsafe fn(&Matmul, &Team),
+    /// Computes a product that no kernel of the simulated GPU takes, on the CPU, with the sums of the simulated kernels.
+    ///
+    /// # Safety
+    /// The conditions of [`ProductCode::cpu`].
+    pub simulated: unsafe fn(&Matmul, &Team),
+    /// Arranges a weight in groups of rows on device `cpu`.
+    ///
+    /// # Safety
+    /// The addresses cover the shapes that [`WeightGroups`] documents, and nothing else uses the groups.
+    pub arrange: unsafe fn(&WeightGroups, &Team),
+    /// Returns the call of a kernel that computes a product on a GPU of this architecture; `None` if none does.
+    pub gpu_kernel: fn(&Matmul, &Arch) -> Option<KernelLaunch>,
+    /// Returns the launch that casts elements of a dtype, at the first address, to f32, at the second address; the last
+    /// argument is their number.
+    pub cast_to_f32: fn(DType, Addr, Addr, usize) -> Launch,
+}
+
+impl std::fmt::Debug for ProductCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ProductCode")
+    }
+}
+
+impl PartialEq for ProductCode {
+    fn eq(&self, other: &ProductCode) -> bool {
+        std::ptr::eq(self, other)
+    }
+}

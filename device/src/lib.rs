@@ -1,0 +1,46 @@
+//! Launches, and the devices that execute them: `cpu` runs the kernels' Rust code, `cuda` their CUDA on a GPU, `sim`
+//! their CUDA on the simulator, and `dry` only counts bytes and operations.
+//!
+//! - What is a launch? Plain data: [`launch`].
+//! - What does a program call? [`Device`] allocates a [`Buffer`], runs a [`Launch`], captures a [`CapturedGraph`], and
+//!   has a [`Profiler`]. Each device implements `Backend` (`backend.rs`).
+//! - How does CUDA become machine code? [`compile`].
+//! - How does a launch run on a GPU, real or fake? [`cuda`]; on the simulator: [`simulate`]; on the CPU: [`Team`] and
+//!   [`cpu`].
+//!
+//! The kernels are above this crate: it names none, and a launch carries the code that executes it.
+
+mod backend;
+mod capabilities;
+pub mod compile;
+pub mod cpu;
+pub mod cuda;
+mod dry;
+mod error;
+mod handle;
+mod host_memory;
+pub mod launch;
+mod mapped_file;
+mod memory;
+mod nvtx;
+mod profile;
+mod sim;
+pub mod simulate;
+mod team;
+
+pub use backend::{Hardware, MatmulLibrary};
+pub use capabilities::{Capabilities, Kernels};
+pub use cuda::Products;
+pub use error::{DeviceError, Result, format_bytes};
+pub use handle::{Buffer, CapturedGraph, Device, Download, GraphCache, Profiler};
+pub use host_memory::free_host_bytes;
+pub use launch::{Addr, Arch, Cost, DType, Element, Kernel, KernelLaunch, Launch, Source, Stage};
+pub use mapped_file::MappedFile;
+pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
+pub use nvtx::{NvtxRange, nvtx_range};
+pub use profile::{
+    HostCall, LaunchEvent, LaunchOrigin, LayerOrigin, OpTotals, OperandRead, OperandReads, OriginGuard,
+    PlannedLaunches, PlannedStage, current_origin, host_thread_names, host_thread_number, in_layer, in_op, with_origin,
+};
+pub use sim::SimOptions;
+pub use team::Team;

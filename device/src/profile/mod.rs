@@ -1,0 +1,232 @@
+//! What the profiler of a device collects: operations, bytes and time of each launch.
+//!
+//! `cpu`, `sim` and `dry` finish a launch before they return, so its time is measured on the host. `cuda` records an
+//! event before and after each launch (see `cuda/timeline.rs`), so the profiler does not make the host wait.
+
+mod operand_reads;
+mod origin;
+mod planned_launches;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Instant;
+
+use crate::launch::{Arch, Cost, Launch};
+use operand_reads::OperandHistory;
+use planned_launches::planned_stages;
+
+pub use operand_reads::{OperandRead, OperandReads};
+pub use origin::{
+    LaunchOrigin, LayerOrigin, OriginGuard, current_origin, host_thread_names, host_thread_number, in_layer, in_op,
+    with_origin,
+};
+pub use planned_launches::{PlannedLaunches, PlannedStage};
+
+/// The bit of [`ProfileData::switch`] for totals.
+pub(crate) const COUNT: u8 = 1;
+/// The bit of [`ProfileData::switch`] for the timeline.
+pub(crate) const RECORD: u8 = 2;
+
+/// Totals of all launches of one kernel.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OpTotals {
+    /// Number of launches.
+    pub launches: u64,
+    /// Operations and bytes, from the kernel's cost function.
+    pub cost: Cost,
+    /// The right operands of matrix products, which are among the bytes of `cost`.
+    pub operands: OperandReads,
+    /// Seconds that the launches took.
+    pub seconds: f64,
+    /// On device `dry`: what a GPU would execute.
+    pub planned: PlannedLaunches,
+}
+
+/// The call on the host that enqueued or ran a launch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HostCall {
+    /// The thread, see [`host_thread_number`].
+    pub thread: usize,
+    /// When the call began.
+    pub start: Instant,
+    /// Seconds until the call returned; the launch may run later.
+    pub seconds: f64,
+}
+
+/// One launch on the timeline.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaunchEvent {
+    /// The kernel's name.
+    pub name: &'static str,
+    /// The part of the work that the launch belongs to, see
+    /// [`Profiler::set_work_part`](crate::Profiler::set_work_part).
+    pub part: &'static str,
+    /// The op and the layer that the launch belongs to.
+    pub origin: LaunchOrigin,
+    /// The sizes among the launch's parameters, by name.
+    pub sizes: Vec<(&'static str, u64)>,
+    /// Operations and bytes, from the kernel's cost function.
+    pub cost: Cost,
+    /// For a matrix product: its right operand, whose bytes are among those of `cost`.
+    pub operand: Option<OperandRead>,
+    /// The call on the host that made the launch.
+    pub host: HostCall,
+    /// When the launch began, on the host's clock.
+    pub start: Instant,
+    /// Duration in seconds.
+    pub seconds: f64,
+    /// On device `dry`: what a GPU would execute.
+    pub stages: Vec<PlannedStage>,
+}
+
+/// A profiled launch whose time is not known yet.
+pub(crate) struct LaunchRecord {
+    /// What the profiler collects about the launch: totals, timeline or both. The record keeps it, because the mode of
+    /// the profiler may change before the launch's time is known.
+    mode: u8,
+    event: LaunchEvent,
+}
+
+impl LaunchRecord {
+    /// Records that the call on the host has returned.
+    pub(crate) fn host_returned(&mut self) {
+        self.event.host.seconds = self.event.host.start.elapsed().as_secs_f64();
+    }
+
+    /// Returns the launch with its time: it began at `start` and took `seconds`.
+    pub(crate) fn timed(self, start: Instant, seconds: f64) -> TimedLaunch {
+        TimedLaunch { mode: self.mode, event: LaunchEvent { start, seconds, ..self.event } }
+    }
+}
+
+/// A profiled launch whose time is known.
+pub(crate) struct TimedLaunch {
+    mode: u8,
+    pub event: LaunchEvent,
+}
+
+#[derive(Default)]
+struct State {
+    totals: BTreeMap<&'static str, OpTotals>,
+    events: Vec<LaunchEvent>,
+}
+
+/// Everything that the profiler of a device has collected.
+#[derive(Default)]
+pub(crate) struct ProfileData {
+    mode: AtomicU8,
+    part: Mutex<&'static str>,
+    /// The GPU for which launches are planned.
+    arch: Mutex<Option<Arch>>,
+    operands: Mutex<OperandHistory>,
+    state: Mutex<State>,
+}
+
+impl ProfileData {
+    pub(crate) fn is_collecting(&self) -> bool {
+        self.mode.load(Ordering::Relaxed) != 0
+    }
+
+    /// Begins the record of a launch that the host is about to make.
+    pub(crate) fn record(&self, launch: &Launch) -> LaunchRecord {
+        let mode = self.mode.load(Ordering::Relaxed);
+        let sizes = if mode & RECORD != 0 { launch.sizes() } else { Vec::new() };
+        let operand = match launch {
+            Launch::Matmul(product) => Some(self.operands().read(product.right_operand())),
+            Launch::Kernel(_) | Launch::WeightGroups(_) => None,
+        };
+        let stages = self.arch().map(|arch| planned_stages(launch, &arch)).unwrap_or_default();
+        let start = Instant::now();
+        let event = LaunchEvent {
+            name: launch.name(),
+            part: *self.part(),
+            origin: current_origin(),
+            sizes,
+            cost: launch.cost(),
+            operand,
+            host: HostCall { thread: host_thread_number(), start, seconds: 0.0 },
+            start,
+            seconds: 0.0,
+            stages,
+        };
+        LaunchRecord { mode, event }
+    }
+
+    /// Adds launches whose times have become known.
+    pub(crate) fn add_timed_launches(&self, known: Vec<TimedLaunch>) {
+        let mut s = self.lock();
+        for TimedLaunch { mode, event } in known {
+            if mode & COUNT != 0 {
+                let t = s.totals.entry(event.name).or_default();
+                t.launches += 1;
+                t.cost += event.cost;
+                event.operand.iter().for_each(|operand| t.operands.add(operand));
+                t.seconds += event.seconds;
+                t.planned.add(&event.stages, event.cost, 1);
+            }
+            if mode & RECORD != 0 {
+                s.events.push(event);
+            }
+        }
+    }
+
+    /// Makes the profiler plan each launch for a GPU of this compute capability, such as 90, and collect the plans; not
+    /// if it is 0.
+    pub(crate) fn plan_launches(&self, compute_capability: u32) {
+        let known = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
+        *self.arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);
+    }
+
+    /// Sets the part of the work that the launches from now on belong to.
+    pub(crate) fn set_part(&self, name: &'static str) {
+        *self.part() = name;
+    }
+
+    /// Deletes everything that was collected.
+    pub(crate) fn clear(&self) {
+        let mut s = self.lock();
+        s.totals.clear();
+        s.events.clear();
+        *self.operands() = OperandHistory::default();
+    }
+
+    /// The totals by kernel name.
+    pub(crate) fn totals(&self) -> BTreeMap<&'static str, OpTotals> {
+        let (mut totals, cycle) = (self.lock().totals.clone(), self.operands().bytes());
+        totals.values_mut().for_each(|t| t.operands.close_cycle(cycle));
+        totals
+    }
+
+    /// The timeline, ordered by start time.
+    pub(crate) fn events(&self) -> Vec<LaunchEvent> {
+        let (mut events, cycle) = (self.lock().events.clone(), self.operands().bytes());
+        events.iter_mut().filter_map(|e| e.operand.as_mut()).for_each(|operand| operand.close_cycle(cycle));
+        events.sort_by_key(|e| e.start);
+        events
+    }
+
+    pub(crate) fn switch(&self, bits: u8, on: bool) {
+        if on {
+            self.mode.fetch_or(bits, Ordering::Relaxed);
+        } else {
+            self.mode.fetch_and(!bits, Ordering::Relaxed);
+        }
+    }
+
+    fn part(&self) -> std::sync::MutexGuard<'_, &'static str> {
+        self.part.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn arch(&self) -> std::sync::MutexGuard<'_, Option<Arch>> {
+        self.arch.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn operands(&self) -> std::sync::MutexGuard<'_, OperandHistory> {
+        self.operands.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
