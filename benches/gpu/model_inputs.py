@@ -2,7 +2,7 @@
 
     reel kernels check --arch sm_90a --json >registers.json
     cargo test -p reel-kernels --lib inputs_of_the_model -- --ignored --nocapture | grep symbol >counts.txt
-    python3 benches/gpu/model_inputs.py registers.json counts.txt >measure/src/kernel_model/inputs.json
+    python3 benches/gpu/model_inputs.py registers.json counts.txt >apps/measure/src/kernel_model/inputs.json
 
 A symbol that was counted at several sizes gets its first row. Of the rows of sample_cluster the second one counts: the
 greedy token with its log-probability, which every decode step asks for.

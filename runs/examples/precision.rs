@@ -2,7 +2,7 @@
 //! learning rate of 1e-6 with f32 weights, with bf16 weights over exact f32 master weights (moments in f32, bf16 and
 //! 8 bits), and with bf16 weights alone.
 //!
-//! `cargo run --release -p reel-train --example precision -- DIR` writes `DIR/precision.json` and
+//! `cargo run --release -p reel-runs --example precision -- DIR` writes `DIR/precision.json` and
 //! `DIR/precision.svg`.
 
 use std::error::Error;
@@ -210,7 +210,7 @@ fn record(curves: &[Curve]) -> Value {
         json!({"name": way.name, "weights_moved": curve.moved, "distance": curve.distance, "loss": curve.loss})
     });
     json!({
-        "command": "cargo run --release -p reel-train --example precision -- DIR",
+        "command": "cargo run --release -p reel-runs --example precision -- DIR",
         "machine": Device::cpu(1).hardware().name,
         "what": "loss on rows held out (step, loss), supervised fine-tuning of a random tiny model",
         "learning_rate": LEARNING_RATE, "steps": STEPS, "rows_a_step": ROWS, "rows_held_out": HELD_OUT,

@@ -6,10 +6,28 @@ use std::path::{Path, PathBuf};
 /// A row of the table: a folder, and the crates that it may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// The folder without its slash.
+    /// The folder without its slash, such as `train` or `apps/serve`.
     pub folder: String,
-    /// What the last column names.
+    /// What the last column names: the last parts of folders.
     pub may_use: Vec<String>,
+}
+
+impl Layer {
+    /// The last part of the folder, which is the crate's name without `reel-`.
+    fn name(&self) -> &str {
+        self.folder.rsplit('/').next().unwrap_or(&self.folder)
+    }
+}
+
+/// The ring of the crate in a folder. A crate uses those of its own ring and of lower ones.
+fn ring(folder: &str) -> usize {
+    const APPLICATIONS: [&str; 3] = ["src", "eval", "benches"];
+    match folder {
+        _ if folder.starts_with("support/") => 0,
+        _ if folder.starts_with("apps/") || APPLICATIONS.contains(&folder) => 3,
+        "runs" => 2,
+        _ => 1,
+    }
 }
 
 /// The rows of the table of layers, from the lowest up.
@@ -28,11 +46,11 @@ pub fn rows(page: &str) -> Vec<Layer> {
 fn reachable(layers: &[Layer], at: usize) -> BTreeSet<&str> {
     let below = &layers[..at];
     if layers[at].may_use.iter().any(|name| name == "all") {
-        return below.iter().map(|layer| layer.folder.as_str()).collect();
+        return below.iter().map(Layer::name).collect();
     }
     let mut found = BTreeSet::new();
     for name in &layers[at].may_use {
-        if let Some(i) = below.iter().position(|layer| layer.folder == *name) {
+        if let Some(i) = below.iter().position(|layer| layer.name() == name) {
             found.insert(name.as_str());
             found.extend(reachable(layers, i));
         }
@@ -40,12 +58,12 @@ fn reachable(layers: &[Layer], at: usize) -> BTreeSet<&str> {
     found
 }
 
-/// What contradicts the table: a crate without a row, a row that names a crate which is not above it in the table, and
-/// a crate that uses one which it may not use. `manifest` returns the Cargo.toml in a folder.
+/// What contradicts the table: a crate without a row, a row that names a crate which is not above it in the table, a
+/// crate that uses one which it may not use, and one that uses a crate of an outer ring. `manifest` returns the Cargo.toml in a folder.
 pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path) -> String) -> Vec<String> {
     let mut wrong = Vec::new();
     for (at, layer) in layers.iter().enumerate() {
-        let is_above = |name: &&String| !layers[..at].iter().any(|lower| lower.folder == **name);
+        let is_above = |name: &&String| !layers[..at].iter().any(|lower| lower.name() == name.as_str());
         for name in layer.may_use.iter().filter(|name| !["all", "the binary"].contains(&name.as_str())).filter(is_above)
         {
             wrong.push(format!("docs/design.md: {} may use {name}, whose row is not above it", layer.folder));
@@ -61,6 +79,13 @@ pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path)
         for used in dependencies(&manifest(folder)).into_iter().filter(|used| !allowed.contains(used.as_str())) {
             let path = folder.join("Cargo.toml");
             wrong.push(format!("{}: uses {used}, which docs/design.md does not allow", path.display()));
+        }
+        let used = dependencies(&manifest(folder));
+        for outer in layers.iter().filter(|layer| used.iter().any(|used| used == layer.name())) {
+            if ring(&outer.folder) > ring(name) {
+                let path = folder.join("Cargo.toml");
+                wrong.push(format!("{}: uses {}, a crate of an outer ring", path.display(), outer.folder));
+            }
         }
     }
     wrong

@@ -1,4 +1,4 @@
-//! Counts on the simulator what the model of `measure/src/kernel_model` needs to know about a kernel's code: the warp
+//! Counts on the simulator what the model of `apps/measure/src/kernel_model` needs to know about a kernel's code: the warp
 //! instructions and the bytes through L2 for each byte and each operation of its cost.
 //!
 //! ```text
@@ -38,7 +38,7 @@ pub(crate) fn print_inputs_of_traffic_launches(calls: impl Fn(&mut TrafficArrays
 }
 
 /// The symbol of the stage that does the work of a launch: the one with the most dynamic shared memory, of several the
-/// one with the most threads. `measure/src/kernel_model/mod.rs` chooses it in the same way.
+/// one with the most threads. `apps/measure/src/kernel_model/mod.rs` chooses it in the same way.
 fn symbol(launch: &Launch, arch: &Arch) -> &'static str {
     let Launch::Kernel(kernel) = launch else { return "" };
     let threads = |s: &reel_device::Stage| s.grid.iter().chain(&s.block).map(|n| u64::from(*n)).product::<u64>();

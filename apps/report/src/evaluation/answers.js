@@ -1,6 +1,6 @@
 // The browser of single answers in the page of an evaluation: filters, list, one answer, and the colours of the page.
 //
-// The data is JSON in the page (report/src/evaluation/data.rs documents its fields). The state is in the address after
+// The data is JSON in the page (apps/report/src/evaluation/data.rs documents its fields). The state is in the address after
 // #, so that an address leads to an answer:
 //
 //   b=NAME benchmark   c=CATEGORY   show=wrong|partial|right|cut|error   runs=differ|a|b|none   q=TEXT   r=NAME:LINE

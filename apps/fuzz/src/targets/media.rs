@@ -11,7 +11,7 @@ pub const IMAGE: Target = Target {
     name: "image",
     words: &[],
     seeds: || {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/pixels/kinds");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/pixels/kinds");
         let mut names: Vec<String> = std::fs::read_dir(folder)?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .filter(|name: &std::io::Result<String>| name.as_ref().is_ok_and(|name| !name.ends_with(".safetensors")))

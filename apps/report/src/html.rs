@@ -10,7 +10,7 @@ use crate::escape::escape_html;
 use crate::table::Table;
 
 const STYLE: &str = include_str!("page.css");
-/// The chart library and the script that uses it. `report/vendor/uplot` has the library's version and licence.
+/// The chart library and the script that uses it. `apps/report/vendor/uplot` has the library's version and licence.
 const SCRIPTS: [&str; 2] = [include_str!("../vendor/uplot/uPlot.iife.min.js"), include_str!("page.js")];
 const CHART_STYLE: &str = include_str!("../vendor/uplot/uPlot.min.css");
 

@@ -152,7 +152,7 @@ pub fn run_one(target: &'static Target, input: Vec<u8>, max_time: Option<Duratio
 /// Writes a failing input to a file. Returns a text with the target, the seed, the index of the input, the problem, and
 /// the command that runs the input again.
 pub fn describe_failure(target: &Target, seed: u64, index: u64, input: &[u8], problem: &str) -> Result<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fuzz");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fuzz");
     let name = format!("{}-{seed}-{index}", target.name);
     let write = || fs::create_dir_all(&folder).and_then(|()| fs::write(folder.join(&name), input));
     write().with_context(|| folder.join(&name).display().to_string())?;

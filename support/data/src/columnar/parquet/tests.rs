@@ -358,7 +358,7 @@ thread_local! {
 
 /// A file of the folder `tests/golden/data`, which has files of Python's libraries.
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data").join(name)
 }
 
 #[test]

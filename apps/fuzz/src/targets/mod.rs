@@ -73,7 +73,7 @@ pub fn names() -> String {
 
 /// Reads a file of the repository.
 fn repository_file(name: &str) -> Result<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name);
     fs::read(&path).with_context(|| path.display().to_string())
 }
 

@@ -48,8 +48,8 @@ use crate::kernel_model::{Modelled, ModelledGpu};
 /// The GPUs with a record, by their short names, with the tables made from the records and the times of prototypes.
 const RECORDS: [(&str, &str, &str); 1] = [(
     "h200",
-    include_str!("../../benches/results/h200/shares.json"),
-    include_str!("../../benches/results/h200/prototypes.json"),
+    include_str!("../../../benches/results/h200/shares.json"),
+    include_str!("../../../benches/results/h200/prototypes.json"),
 )];
 
 /// The sizes of two launches differ if the operations or bytes of one are more than this many times the other's.

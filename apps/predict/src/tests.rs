@@ -29,7 +29,7 @@ struct Fixture {
 }
 
 static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/text_multiturn/model");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/model/text_multiturn/model");
     let (device, config) = (Device::cpu(1), ModelConfig::open(&folder).unwrap());
     let model = Qwen25Vl::open(&device, &Checkpoint::open(&folder).unwrap(), &config, DType::F32).unwrap();
     Fixture { bundle: Arc::new(ModelFolder::open(&folder).unwrap()), folder, model, device }

@@ -128,7 +128,7 @@ fn json_inside_of_lists_and_structs_is_read_as_its_value() {
 /// Files that the library `datasets` wrote, whose contents are sometimes texts and sometimes parts.
 #[test]
 fn json_of_datasets_is_read_as_its_value() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/json");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data/json");
     let message = |role: &str, content: Value| json!({"role": role, "content": content});
     let parts = json!([{"type": "image", "image": "a.png"}, {"type": "text", "text": "What color?"}]);
     let mixed = [

@@ -58,7 +58,7 @@ fn me() -> PathBuf {
 
 /// A file of the folder `tests/golden/data`.
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data").join(name)
 }
 
 /// Checks a message about `file` and returns it without the path.

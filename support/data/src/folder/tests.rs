@@ -118,7 +118,7 @@ fn an_existing_name_wins() {
 
 #[test]
 fn saved_data_sets_are_read() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data");
     let expected: Value = serde_json::from_slice(&std::fs::read(golden.join("expected.json")).unwrap()).unwrap();
     let row = |i: usize| {
         let mut row = expected["datasets"][i].clone();
@@ -144,7 +144,7 @@ fn saved_data_sets_are_read() {
 /// A damaged Arrow file gives an error or rows, never a panic.
 #[test]
 fn damaged_arrow_files_are_refused() {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/data/saved");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data/saved");
     let content = std::fs::read(golden.join("data-00000-of-00002.arrow")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.arrow");
