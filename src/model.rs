@@ -10,8 +10,8 @@ use reel_engine::EngineError;
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_measure::trace;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource};
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 

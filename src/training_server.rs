@@ -9,7 +9,7 @@ use reel_device::{DType, Device};
 use reel_input::MediaOptions;
 use reel_input::encode::ModelFolder;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
-use reel_model::linear_weight::Quantization;
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, TrainingServer, folder_name};
 use reel_train::TrainError;

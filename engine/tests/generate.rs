@@ -9,7 +9,7 @@ use reel_engine::{Completion, Engine, EngineError, FinishReason, GenerationReque
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::linear_weight::Quantization;
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::Cx;

@@ -7,8 +7,6 @@
 
 use reel_device::launch::Kernel;
 
-use crate::FOLDERS;
-
 /// A kernel with a fixed choice.
 pub struct Variant {
     /// The kernel that chooses by its folder's table.
@@ -17,11 +15,6 @@ pub struct Variant {
     pub name: &'static str,
     /// The kernel whose plan has this choice.
     pub kernel: &'static Kernel,
-}
-
-/// The variants of a kernel; none if it has no choice.
-pub fn variants_of(kernel: &'static Kernel) -> impl Iterator<Item = &'static Variant> {
-    FOLDERS.iter().flat_map(|folder| folder.variants).filter(move |v| std::ptr::eq(v.of, kernel))
 }
 
 /// The choices for a GPU of compute capability `sm`, times ten. `table` has ascending compute capabilities, from which

@@ -16,8 +16,10 @@ use reel_runtime::ops::{self, CuSeqlens};
 use sha2::{Digest, Sha256};
 use twox_hash::xxhash3_128;
 
-use crate::chunked_prompt::MediaHash;
 use crate::error::{ModelError, Result};
+
+/// A collision-resistant hash (SHA-256) of the kind, the grid and the pixels of an image or video.
+pub type MediaHash = [u8; 32];
 
 /// All images of a sequence, or all its videos.
 #[derive(Clone, Copy)]

@@ -10,7 +10,7 @@ use reel_input::config::ModelConfig;
 use reel_runtime::ops::{CuSeqlens, KvPages, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
-use crate::batch::{Batch, VisionInput, append_vision_indices, checked_id, media_kinds};
+use crate::batch::{Batch, MediaHash, VisionInput, append_vision_indices, checked_id, media_kinds};
 use crate::error::{ModelError, Result};
 use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use crate::text::KvCache;
@@ -29,9 +29,6 @@ pub struct PromptTokens {
     /// For each image and video, in the order of the vision tokens: its first vision token, and a hash of its content.
     pub media: Vec<(i32, MediaHash)>,
 }
-
-/// A collision-resistant hash (SHA-256) of the kind, the grid and the pixels of an image or video.
-pub type MediaHash = [u8; 32];
 
 impl PromptTokens {
     /// Checks a prompt. With `with_hashes`, hashes its media: `media` is empty without. `location` names the prompt in

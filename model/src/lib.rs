@@ -14,6 +14,7 @@ pub mod init;
 mod linear;
 pub mod linear_weight;
 pub mod lora;
+pub mod quantization;
 pub mod qwen2_5_vl;
 mod residual;
 pub mod save;

@@ -14,18 +14,8 @@ use reel_runtime::{Cx, Tensor};
 
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};
+use crate::quantization::Quantization;
 use crate::weights::{WeightLoader, WeightSource, Width, widen_to_f32};
-
-/// How the weights of the decoder's linear layers and of the output layer are stored. The vision tower, embeddings,
-/// norms, biases and LoRA adapters always have the dtype of the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Quantization {
-    /// In the dtype of the model.
-    #[default]
-    None,
-    /// int8 with one scale for each row: symmetric, rounded to nearest. For inference only.
-    Int8,
-}
 
 /// The LoRA adapters of a layer in a decode step.
 #[derive(Clone, Copy, Debug)]

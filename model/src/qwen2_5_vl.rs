@@ -20,7 +20,7 @@ use crate::batch::{Batch, VisionInput};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
-use crate::linear_weight::Quantization;
+use crate::quantization::Quantization;
 use crate::text::products::{KeepRows, KnownProducts};
 use crate::text::{AttentionContext, KvCache, TextDecoder};
 use crate::vision::VisionTower;

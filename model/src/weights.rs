@@ -10,7 +10,7 @@ use reel_runtime::ops::PackedWeight;
 
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};
-use crate::linear_weight::Quantization;
+use crate::quantization::Quantization;
 
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]

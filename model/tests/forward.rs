@@ -9,7 +9,7 @@ use reel_input::{ModelInput, Sequence};
 use reel_kernels::int8::quantize_row;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
-use reel_model::linear_weight::Quantization;
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::text::KvCache;
 use reel_model::weights::{WeightLoader, WeightSource, widen_to_f32};

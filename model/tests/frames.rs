@@ -10,7 +10,7 @@ use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_model::batch::Batch;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::linear_weight::Quantization;
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runtime::{Cx, Grads, Tensor, ops};

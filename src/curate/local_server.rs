@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use reel_input::encode::ModelFolder;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
-use reel_model::linear_weight::Quantization;
+use reel_model::quantization::Quantization;
 use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, ServedWeights, folder_name};
 
 use crate::common::CommonOptions;

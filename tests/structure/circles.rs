@@ -64,14 +64,3 @@ pub fn shortest(graph: &Graph) -> Option<String> {
         others.join(" ")
     ))
 }
-
-/// The entries of `allowed` that close no circle if the other ones are removed.
-pub fn unneeded(graph: &Graph, allowed: &[&str]) -> Vec<String> {
-    let is_unneeded = |arrow: &&&str| {
-        let others: Vec<&str> = allowed.iter().copied().filter(|other| other != *arrow).collect();
-        let (from, to) = arrow.split_once(" -> ").expect("an arrow is FROM -> TO");
-        way(&graph.without(&others), to, from).is_none()
-    };
-    let message = |arrow: &&str| format!("ALLOWED: {arrow}: no circle needs it any more; remove the entry");
-    allowed.iter().filter(is_unneeded).map(message).collect()
-}

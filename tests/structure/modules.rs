@@ -27,22 +27,6 @@ impl Graph {
         };
         self.0.iter().flat_map(of_file).collect()
     }
-
-    /// Whether the crate has the arrow `from -> to`.
-    pub fn has(&self, arrow: &str) -> bool {
-        let (from, to) = arrow.split_once(" -> ").expect("an arrow is FROM -> TO");
-        self.0.get(from).is_some_and(|named| named.contains_key(to))
-    }
-
-    /// The graph without some arrows.
-    pub fn without(&self, arrows: &[&str]) -> Self {
-        let mut graph = self.clone();
-        for arrow in arrows {
-            let (from, to) = arrow.split_once(" -> ").expect("an arrow is FROM -> TO");
-            graph.0.get_mut(from).map(|named| named.remove(to));
-        }
-        graph
-    }
 }
 
 /// All Rust files below a folder.

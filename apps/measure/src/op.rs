@@ -1,8 +1,7 @@
 //! Times kernels, matrix products and the output layer by name, for `reel bench op NAME`.
 
 use reel_device::{DType, Device, OpTotals};
-use reel_kernels::catalogue::{SizeError, Sizes, example_products};
-use reel_kernels::tuning;
+use reel_kernels::catalogue::{SizeError, Sizes, example_products, variants_of};
 
 use crate::ceilings::Ceilings;
 use crate::error::{MeasureError, Result, bad_option};
@@ -56,7 +55,7 @@ pub fn op_timers<'a>(
         let all = usual[0].0.examples_with_sizes(sizes).map_err(unknown_size_error)?;
         let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
         for example in found.filter(|e| wanted(catalogue::dtype_of_kernel(e.launch.kernel.name))) {
-            let variants: Vec<_> = tuning::variants_of(example.launch.kernel).filter(|_| variants).collect();
+            let variants: Vec<_> = variants_of(example.launch.kernel).filter(|_| variants).collect();
             timers.push(Box::new(move || timing_device.time_variants(&example, &variants, runs)));
         }
     }

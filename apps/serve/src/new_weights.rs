@@ -9,8 +9,8 @@ use reel_input::config::ModelConfig;
 use reel_input::tokenizer::Tokenizer;
 use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::linear_weight::Quantization;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::settings::ServedModel;

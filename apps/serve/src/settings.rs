@@ -10,7 +10,7 @@ use reel_device::{DType, Device};
 use reel_input::encode::{MediaOptions, ModelFolder};
 use reel_model::ModelError;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::linear_weight::Quantization;
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::http::{ConnectionLimits, Tls};

@@ -13,8 +13,8 @@ use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_model::checkpoint::{Checkpoint, TensorNaming};
 use reel_model::init::{InitOptions, Preset, init};
-use reel_model::linear_weight::Quantization;
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::save::{SmallFiles, TensorSpec};
 

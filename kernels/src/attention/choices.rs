@@ -45,8 +45,8 @@ mod tests {
 
     use super::super::FOLDER;
     use super::*;
+    use crate::catalogue::variants_of;
     use crate::folder::Sizes;
-    use crate::tuning::variants_of;
 
     #[test]
     fn an_h100_plans_what_was_fastest_on_an_h200() {

@@ -5,7 +5,9 @@ mod products;
 
 pub use crate::FOLDERS;
 pub use crate::folder::{ExampleCall, KernelFolder, SizeError, Sizes};
-use reel_device::Source;
+use reel_device::{Kernel, Source};
+
+use crate::tuning::Variant;
 
 pub use products::{ExampleProduct, example_output_layer, example_products};
 
@@ -19,18 +21,22 @@ pub fn find_kernel_folder(name: &str) -> Option<&'static KernelFolder> {
     FOLDERS.iter().find(|f| f.name == name)
 }
 
+/// The variants of a kernel; none if it has no choice.
+pub fn variants_of(kernel: &'static Kernel) -> impl Iterator<Item = &'static Variant> {
+    FOLDERS.iter().flat_map(|folder| folder.variants).filter(move |v| std::ptr::eq(v.of, kernel))
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
 
+    use reel_device::Arch;
     use reel_device::compile::{builtin, compile_to_ptx, skip_without_nvrtc};
     use reel_device::launch::KernelLaunch;
-    use reel_device::{Arch, Kernel};
 
     use super::*;
-    use crate::tuning::variants_of;
 
     const ARCHS: [Arch; 4] = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
 

@@ -16,8 +16,7 @@ use reel_sim::program::Program;
 
 use super::on_sim::COMPLETION_TIMINGS;
 use super::{CheckDevice, CheckSetup, RecordedLaunch};
-use crate::catalogue::find_kernel_folder;
-use crate::tuning;
+use crate::catalogue::{self, find_kernel_folder};
 
 /// Writes arrays: block i has entry i of a table of (address, bytes, whether to keep the contents).
 const WRITER: &str = "
@@ -65,7 +64,7 @@ fn recorded_launches(
     let checks = folder.checks.iter().filter(|check| is_used(check.name));
     let checked = checks.flat_map(|check| check.run(&setup).expect("the check passes").recorded);
     let with_variants = checked.flat_map(|recorded| {
-        let variants: Vec<_> = tuning::variants_of(recorded.launch.kernel).map(|variant| variant.kernel).collect();
+        let variants: Vec<_> = catalogue::variants_of(recorded.launch.kernel).map(|variant| variant.kernel).collect();
         std::iter::once(recorded.launch.kernel).chain(variants).map(move |kernel| RecordedLaunch {
             launch: KernelLaunch { kernel, ..recorded.launch.clone() },
             ..recorded.clone()

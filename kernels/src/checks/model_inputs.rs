@@ -16,7 +16,7 @@ use super::on_sim::simulated_counts_on;
 use super::traffic::{TrafficArrays, TrafficLaunches};
 use super::{normal_numbers, on_sim};
 use crate::skinny::WeightFormat::{self, Bf16, Int8};
-use crate::{attention, paged_attention, sample, skinny, tuning};
+use crate::{attention, catalogue, paged_attention, sample, skinny};
 
 const SMALL_H100: Arch = Arch::H100.with_two_multiprocessors();
 
@@ -138,7 +138,7 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
 /// The launch with the plan of the variant of this name, if there is one.
 fn variant(launch: &Launch, name: &str) -> Option<Launch> {
     let Launch::Kernel(launch) = launch else { return None };
-    let variant = tuning::variants_of(launch.kernel).find(|variant| variant.name == name)?;
+    let variant = catalogue::variants_of(launch.kernel).find(|variant| variant.name == name)?;
     Some(Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..launch.clone() }))
 }
 

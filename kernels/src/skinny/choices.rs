@@ -83,8 +83,8 @@ mod tests {
     use reel_device::{Arch, Kernel};
 
     use super::super::FOLDER;
+    use crate::catalogue::variants_of;
     use crate::folder::Sizes;
-    use crate::tuning::variants_of;
 
     #[test]
     fn a_plan_of_a_product_of_a_few_rows_is_that_of_a_variant() {

@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 
 use super::*;
 use crate::checkpoint::Checkpoint;
-use crate::linear_weight::Quantization;
+use crate::quantization::Quantization;
 use crate::weights::WeightSource;
 
 /// Rows of the input.

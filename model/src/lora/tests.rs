@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::batch::Batch;
 use crate::checkpoint::{Checkpoint, TensorNaming};
-use crate::linear_weight::Quantization;
+use crate::quantization::Quantization;
 use crate::qwen2_5_vl::ForwardOptions;
 use crate::save::{SmallFiles, TensorSpec, write_tensor_file_and};
 use crate::weights::widen_to_f32;

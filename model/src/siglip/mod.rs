@@ -23,7 +23,7 @@ use reel_runtime::{Cx, Tensor, ops};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{ModelError, Result};
-use crate::linear_weight::Quantization;
+use crate::quantization::Quantization;
 use crate::weights::{WeightLoader, WeightSource};
 
 pub use config::SiglipConfig;

@@ -4,6 +4,7 @@
 //! [`convert()`] writes a table in another format.
 
 mod columnar;
+mod columnar_rows;
 mod convert;
 mod error;
 mod folder;

@@ -56,7 +56,7 @@ impl RolloutFile {
     }
 
     /// Number of groups.
-    pub fn len(&self) -> usize {
+    pub fn group_count(&self) -> usize {
         self.lines.len()
     }
 

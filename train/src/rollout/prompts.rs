@@ -163,7 +163,7 @@ impl SampleSource for PromptSource {
     type Sample = Prompt;
 
     fn row_count(&self) -> usize {
-        self.given.as_ref().map_or(self.data.len(), RolloutFile::len)
+        self.given.as_ref().map_or(self.data.len(), RolloutFile::group_count)
     }
 
     fn sample(&self, row: usize) -> Result<Prompt, SampleError> {

@@ -14,7 +14,7 @@ use crate::checks::{
     TestArray, addr, checks, gpu_of_check, normal_numbers, run, run_once, runs_cuda_code, with_one_interleaving,
 };
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
-use crate::{rms_norm, swiglu as swiglu_alone, tuning};
+use crate::{catalogue, rms_norm, swiglu as swiglu_alone};
 
 checks!(
     linear_equals_the_formula_with_and_without_bias_and_residual,
@@ -340,7 +340,7 @@ fn variants_of_a_scheme_have_the_same_bits() {
                 let mut want: [Option<Vec<u32>>; 2] = [None, None];
                 let mut plans = Vec::new();
                 let Launch::Kernel(chosen) = launch(norm.addr()) else { return };
-                for variant in tuning::variants_of(chosen.kernel) {
+                for variant in catalogue::variants_of(chosen.kernel) {
                     let got = TestArray::output(dtype, count);
                     let Launch::Kernel(chosen) = launch(got.addr()) else { return };
                     let stages = (variant.kernel.plan)(&chosen.params, &gpu_of_check());

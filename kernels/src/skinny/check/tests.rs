@@ -82,7 +82,8 @@ fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
 /// numbers of KiB of shared memory that is enough.
 fn by_tiles(launch: Launch, multiprocessors: u32, shared: &[u32]) -> (Launch, Arch, Stage) {
     let Launch::Kernel(launch) = launch else { unreachable!("a kernel") };
-    let variant = tuning::variants_of(launch.kernel).find(|variant| variant.name == "tiles").expect("a variant");
+    let variant =
+        crate::catalogue::variants_of(launch.kernel).find(|variant| variant.name == "tiles").expect("a variant");
     let plan = |kib: &u32| {
         let arch = Arch { multiprocessors, shared_per_block: kib << 10, ..Arch::H100 };
         let [stage] = &(variant.kernel.plan)(&launch.params, &arch)[..] else { panic!("one stage") };

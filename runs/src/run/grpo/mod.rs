@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 
 use reel_model::checkpoint::Checkpoint;
 use reel_model::features::FeatureCache;
-use reel_model::linear_weight::Quantization;
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};

@@ -8,7 +8,8 @@ use reel_files::fingerprint;
 use reel_worker::Program;
 use serde_json::Value;
 
-use crate::columnar::{ColumnarFormat, ColumnarRows};
+use crate::columnar::ColumnarFormat;
+use crate::columnar_rows::ColumnarRows;
 use crate::folder::FolderPath;
 use crate::text::TextRows;
 use crate::worker::shared_pool;

@@ -11,7 +11,8 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::columnar::{ColumnarFormat, ColumnarRows};
+use crate::columnar::ColumnarFormat;
+use crate::columnar_rows::ColumnarRows;
 
 fn open_path(path: &Path) -> Result<ColumnarRows> {
     ColumnarRows::open(path, ColumnarFormat::Parquet, None)

@@ -1,0 +1,12 @@
+//! How linear layers store their weights.
+
+/// How the weights of the decoder's linear layers and of the output layer are stored. The vision tower, embeddings,
+/// norms, biases and LoRA adapters always have the dtype of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantization {
+    /// In the dtype of the model.
+    #[default]
+    None,
+    /// int8 with one scale for each row: symmetric, rounded to nearest. For inference only.
+    Int8,
+}
