@@ -319,9 +319,14 @@ fn links_lead_to_files_and_lines() {
 /// Every word in backticks that looks like a path in this repository (with a folder and an extension) exists.
 #[test]
 fn files_that_pages_name_exist() {
-    const ROOTS: [&str; 19] = [
+    const ROOTS: [&str; 21] = [
         "src/",
+        "tests/",
+        "docs/",
+        "benches/",
+        "examples/",
         "sim/",
+        "device/",
         "kernels/",
         "runtime/",
         "media/",
@@ -330,15 +335,12 @@ fn files_that_pages_name_exist() {
         "engine/",
         "rewards/",
         "prompts/",
-        "eval/",
+        "samples/",
         "train/",
-        "tests/",
-        "benches/",
-        "diagnostic/",
-        "files/",
-        "measure/",
-        "report/",
-        "showcase/",
+        "runs/",
+        "eval/",
+        "apps/",
+        "support/",
     ];
     let mut wrong = Vec::new();
     for page in pages() {
