@@ -26,7 +26,7 @@ use crate::prompt::{ModelFlags, find_or_download_model};
 use crate::{generate, interrupt};
 
 /// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
-pub const MAX_FEATURES: usize = 256 << 20;
+pub const MAX_FEATURE_CACHE_BYTES: usize = 256 << 20;
 
 /// A model that answers the rows of data files. Its weights are opened when the first row needs them.
 pub struct Predictor<'c> {
@@ -146,7 +146,7 @@ impl<'c> Predictor<'c> {
         let adapter = self.adapter.as_deref();
         let mut model =
             LoadedModel::open_on(&self.device, &self.folder, adapter, config, quantization, self.place, self.common)?;
-        model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
+        model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES)));
         Ok(model)
     }
 }

@@ -33,7 +33,7 @@ use crate::eval::run::COMMAND;
 use crate::fail::{UsageError, bad_usage};
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model;
-use crate::predictor::{MAX_FEATURES, checked_batch_size, sampling_options};
+use crate::predictor::{MAX_FEATURE_CACHE_BYTES, checked_batch_size, sampling_options};
 use crate::prompt::media_options;
 
 /// Evaluates the model of one run.
@@ -180,7 +180,7 @@ impl PolicyEvaluator for RunEvaluator {
     ) -> reel_train::Result<BTreeMap<String, BenchmarkScore>> {
         std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
         // A cache of vision tokens of its own: that of the policy, if it has one, stays as the training has left it.
-        let features = Some(Arc::new(FeatureCache::new(MAX_FEATURES)));
+        let features = Some(Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES)));
         let weights = Qwen25Vl { features, ..policy.model.clone() };
         let cx = Cx::inference(policy.device, policy.dtype);
         let engine = Engine::new(&weights, &cx)?.max_slots(self.batch_size).interrupt_flag(policy.stop);

@@ -151,7 +151,7 @@ fn outputs_that_would_replace_an_input_are_refused() {
     }
     let after: Vec<Vec<u8>> = file_names_in(dir).iter().filter_map(|name| fs::read(dir.join(name)).ok()).collect();
     assert!(before == after, "an input changed");
-    // Inputs that only a configuration file or a row names, and outputs of the same command.
+    // An output that is also an input is refused, even if only a configuration file or a row names the input.
     let row = r#"{"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "!"}], "images": ["i.png"]}"#;
     fs::write(dir.join("rows.jsonl"), row).expect("written");
     let config = |out: &str, more: &str| {

@@ -148,7 +148,7 @@ fn a_wrong_preview_gets_the_error_of_the_chat() {
     // And its own place is free again after each preview.
     let begun = Instant::now();
     while server.post(PREVIEW, &user(json!("x")).to_string()).status != 200 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the place is not free again");
+        assert!(begun.elapsed() < Duration::from_secs(60), "the server still counts the preview as running");
     }
     server.ok(PREVIEW, &user(json!("x")));
 }

@@ -75,7 +75,8 @@ impl Adapters {
         self.loaded.len()
     }
 
-    /// The same adapters of a model with other weights.
+    /// Returns these adapters, attached to `base`, which has other weights than the model that they are attached to
+    /// now.
     pub(crate) fn of_model(&self, base: &Qwen25Vl) -> Adapters {
         let mut adapters = self.clone();
         for adapter in &mut adapters.loaded {

@@ -32,7 +32,7 @@ pub enum EngineError {
     #[error("logits: not a number within the prompt; the weights are damaged, or the dtype overflows: try --dtype f32")]
     NotANumberInPrompt,
     /// The deadline of a request is over.
-    #[error("request: its time is over before it was complete; give it more time, or ask for fewer tokens")]
+    #[error("request: reached its time limit before it was complete; give it more time, or ask for fewer tokens")]
     DeadlineExceeded,
     /// The caller's interrupt flag was set.
     #[error("interrupted: generation was stopped before it was complete; run the command again")]

@@ -105,7 +105,7 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
         n: pairs.len(),
         only_in_a: runs[0].len() - pairs.len(),
         only_in_b: runs[1].len() - pairs.len(),
-        score: difference(groups.headline(task.score.headline), pairs.len()),
+        score: difference(groups.headline_index(task.score.headline), pairs.len()),
         by_category: by_category.collect(),
         both_right: count([true, true]),
         only_a_right,

@@ -158,7 +158,7 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
     looked_for.sort_unstable();
     looked_for.dedup();
     let what = format!("has no data file of {}", task.title);
-    let help = format!("put one of {} into it or into the folder {}/ in it", looked_for.join(", "), task.name);
+    let help = format!("put one of {} into that folder, or into a folder {}/ in it", looked_for.join(", "), task.name);
     Err(EvalError::Data(Diagnostic::new(data.display().to_string(), what, help)))
 }
 

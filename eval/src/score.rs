@@ -92,7 +92,7 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
         rows.filter(|(p, _)| p.is_regression() == regression).map(|(_, score)| *score).collect()
     };
     let groups = Groups::new(task, predictions);
-    let headline = groups.headline(task.score.headline);
+    let headline = groups.headline_index(task.score.headline);
     let rows: Vec<ScoredRow<'_>> = predictions
         .iter()
         .zip(&scores)
@@ -216,7 +216,7 @@ impl<'a> Groups<'a> {
 
     /// The index of the statistic that is the benchmark's figure in tables. Without categories there is no mean over
     /// tasks; the figure is then the mean over rows.
-    pub(crate) fn headline(&self, headline: Headline) -> usize {
+    pub(crate) fn headline_index(&self, headline: Headline) -> usize {
         match headline {
             Headline::TaskMean if !self.tasks.is_empty() => TASK_MEAN,
             Headline::TaskMean | Headline::Overall => OVERALL,

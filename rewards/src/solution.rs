@@ -11,8 +11,8 @@ use crate::python_number::parse_number;
 ///
 /// # Errors
 /// The kind of problem is unknown (`None`); the solution has no text in `<answer>` tags; the problem asks for a number
-/// and the solution is another text or NaN, or is infinite where the relative error decides. The diagnostic's location
-/// is the field.
+/// and the solution is not a number, or is NaN; the solution is infinite and the problem is scored by its relative
+/// error. The diagnostic's location is the name of the wrong field.
 pub fn check_solution(kind: Option<ProblemType>, solution: &str) -> Result<(), Diagnostic> {
     let Some(kind) = kind else {
         let known = ProblemType::ALL.map(ProblemType::name).join(", ");

@@ -94,7 +94,7 @@ pub fn write_own_task(task: &Task, out: &Path, overwrite: bool) -> Result<()> {
         Ok(old) if old == text.as_bytes() => Ok(()),
         Ok(_) if !overwrite => {
             let help = "give another --out, or --overwrite to replace it";
-            Err(failed(file.display(), "is there, and is not the task file that --benchmark names", help))
+            Err(failed(file.display(), "exists, and is not the task file that --benchmark names", help))
         }
         _ => output::write_file(&file, text.as_bytes()),
     }

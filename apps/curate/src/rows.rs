@@ -63,7 +63,8 @@ impl Question {
 }
 
 /// Reads the list. Media paths are relative to `media_root`. `hashes` gets the hashes of all media. With
-/// `skip_bad_rows`, a row that cannot be used has its reason in place of its question; else the first one is an error.
+/// `skip_bad_rows`, the entry of an unusable row has the reason in place of the question; without, the first unusable
+/// row is an error.
 ///
 /// # Errors
 /// The list cannot be read; a row has a wrong or missing field, no usable solution, or media that are missing.

@@ -10,7 +10,7 @@ pub fn example_calls_with_folders() -> impl Iterator<Item = (&'static KernelFold
     FOLDERS.iter().flat_map(|f| f.examples().into_iter().map(move |e| (f, e)))
 }
 
-/// Returns the kernel with this name for each of its example calls, or all kernels of the folder with this name.
+/// Returns all example calls of the kernel `name`, or of all kernels in the folder `name`, each with its folder.
 ///
 /// # Errors
 /// There is no such kernel or folder; the error lists the folders.

@@ -1,5 +1,6 @@
-//! Predicts the time of launches on a GPU by three bases: the ceilings, the share of the ceilings that the same kernel
-//! reached in a record of that GPU, and a model of its code ([`crate::kernel_model`]).
+//! Predicts the time of launches on a GPU from one of three sources: the ceilings of the GPU; the share of these
+//! ceilings that the same kernel reached when it was measured on that GPU (a record); a model of the kernel's code
+//! ([`crate::kernel_model`]).
 //!
 //! ```text
 //! floor   = max(operations / arithmetic rate, bytes / bandwidth)          (ceilings.rs)
@@ -259,8 +260,10 @@ impl GpuRecord {
         Price { seconds, basis, floor_seconds, recorded, modelled }
     }
 
-    /// The time by the latency of the kernel and the shares of the recorded launches that are most similar: to each group
-    /// of equal launches if their plans are known, else to the mean. What else is said is that of the longest group.
+    /// Predicts the time of the launches in `totals` from the kernel's latency and the share of the ceilings that its
+    /// most similar recorded launches reached. If the plans of the launches are known, each group of equal launches is
+    /// predicted on its own; else the mean launch is. The other fields of the result are those of the group that takes
+    /// longest.
     fn recorded(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> Option<Recorded> {
         let mut groups: Vec<(u64, Cost)> = totals.planned.groups().map(|(_, count, cost)| (count, cost)).collect();
         if totals.planned.count() != totals.launches {
@@ -452,7 +455,7 @@ mod tests {
         for k in &record_of_gpu("h200").unwrap().kernels {
             let name = k.kernel.strip_suffix("_bf16").filter(|k| k.starts_with("matmul")).unwrap_or(&k.kernel);
             let recorded = h200(name, Cost { flops: k.flops, bytes: k.bytes }).recorded.unwrap();
-            // The code has changed since, and its prototype counts.
+            // The kernel's code has changed since it was recorded, so its price is that of its prototype.
             if k.prototype.is_none() && recorded.prototype.is_some() {
                 continue;
             }

@@ -15,7 +15,7 @@ pub struct ProgramTurns {
     turns: usize,
 }
 
-/// The median seconds of a measured time in each process, of program A and of program B.
+/// One measured time of program A and of program B: its median in each process, in seconds.
 #[derive(Clone, Debug)]
 struct Measured {
     name: String,

@@ -170,7 +170,7 @@ impl PredictionRun<'_> {
         let (tokens, positions) = (prompt.len(), self.prompts.bundle().config.text.max_position_embeddings);
         let max_new_tokens = new_tokens_within_positions(positions, tokens, None, *max_new_tokens).map_err(|_| {
             let what = format!("has {tokens} tokens, which leave no answer in the model's {positions} positions");
-            Diagnostic::new("prompt", what, "shorten it, or take fewer frames or pixels")
+            Diagnostic::new("prompt", what, "shorten the prompt, or take fewer frames or pixels")
         })?;
         let stop_condition = || match stop {
             None => StopCondition::none(),

@@ -18,7 +18,7 @@ use crate::http::ConnectionLimits;
 use crate::server::serve_in_turns;
 use crate::settings::{Limits, ServeError, ServeOptions, ServedModel};
 
-/// The time in which everything in these tests happens.
+/// How long a test waits for an event before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Serves a tiny model with random weights until `stop` is set; `on_listening` gets the address and the queue to the

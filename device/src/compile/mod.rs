@@ -215,7 +215,7 @@ fn headers_of(text: &str, all: &[(&str, &str)]) -> Vec<(String, String)> {
 /// NVRTC and ptxas with a cache of their results. The library is opened when the first unit is not in the cache.
 struct Compiler {
     library: PathBuf,
-    /// The program ptxas of the installation that has the library, and so of the same version.
+    /// The path of ptxas in the CUDA installation that NVRTC is from, so that both have the same version.
     ptxas: Option<PathBuf>,
     cache: Option<Cache>,
     nvrtc: OnceLock<Result<Nvrtc, CompileError>>,

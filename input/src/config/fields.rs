@@ -41,7 +41,7 @@ impl JsonFields {
         InputError::config(format!("{}: {}", self.file, self.path_of(key)), what, help)
     }
 
-    /// A sentence about the value of `key`, for a note.
+    /// Returns `FILE: KEY WHAT`, the text of a note about the value of `key`.
     pub fn error_text(&self, key: &str, what: &str) -> String {
         format!("{}: {} {what}", self.file, self.path_of(key))
     }

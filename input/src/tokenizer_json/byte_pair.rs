@@ -379,7 +379,7 @@ mod tests {
                 tokens.push(joined);
             }
         }
-        // Ids with gaps, or in the order of the merges, as published files have them.
+        // With `as_lists` the ids have gaps; without, they follow the order of the merges, as in published files.
         let step = if as_lists { 3 } else { 1 };
         let vocab: serde_json::Map<String, Value> =
             tokens.into_iter().enumerate().map(|(id, token)| (token, json!(id * step))).collect();

@@ -79,7 +79,8 @@ pub(super) struct Task {
     pub len: usize,
 }
 
-/// Calls `update` for each chunk of the parameters that have a gradient and whose weights are split, or are not.
+/// Calls `update` for each chunk of each parameter that has a gradient and whose weights are split, if `split` is true,
+/// or not split, if it is false.
 ///
 /// # Safety
 /// Every address in [`Params`], and in the tables that it points to, is valid for the shape and dtype that its field

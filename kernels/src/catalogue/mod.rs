@@ -124,7 +124,8 @@ mod tests {
         }
     }
 
-    /// A reader finds the CUDA of a kernel by its symbol, which no macro puts together.
+    /// Each kernel symbol is written out in full in the CUDA source, so that a text search finds it; no macro assembles
+    /// it.
     #[test]
     fn every_symbol_is_a_word_in_the_cuda_of_its_folder() {
         let with_nvrtc = skip_without_nvrtc().is_some();

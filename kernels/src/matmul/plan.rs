@@ -226,7 +226,8 @@ fn plain_symbol(form: Form) -> &'static str {
     }
 }
 
-/// Plans a product, with the tile `fixed` on Hopper if it is given and takes the product.
+/// Plans the launches of a matrix product. On Hopper the plan uses the tile `fixed`, if it is given and supports the
+/// product; else the tile that the table chooses.
 pub(super) fn stages(p: &Params, arch: &Arch, form: Form, fixed: Option<&'static Tile>) -> Vec<Stage> {
     if arch.sm < 90 {
         let blocks = p.m.div_ceil(PLAIN_SIDE) * p.n.div_ceil(PLAIN_SIDE);

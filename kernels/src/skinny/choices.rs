@@ -30,7 +30,7 @@ pub struct Choices {
     pub logits_max_rows: usize,
 }
 
-/// Rows of a product up to which the first of two choices holds.
+/// Products with at most this many rows use the first of the two numbers of [`WideBlocks`].
 pub(super) const FEW_ROWS: u32 = 16;
 
 /// Blocks have 32 columns instead of 16 if there are at least this many blocks of 32 for four multiprocessors; first

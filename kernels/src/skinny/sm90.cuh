@@ -115,8 +115,8 @@ __device__ __forceinline__ int row_of_column(int column) {
   return sizeof(W) == 2 ? column : column % 4 * 2 + column / 4;
 }
 
-// Loads operand B of XT tiles of x for a step of 16 k, which begins with unit `unit` of a box of x. `x` is the address
-// of the lane's row in the first tile.
+// Loads operand B, XT tiles of x, for one mma of 16 values of k. These begin with the 16-byte unit `unit` of a box that
+// a bulk tensor copy has loaded. `x` is the address of the lane's row in the first tile.
 template <class W, int XT>
 __device__ __forceinline__ void load_x(u32 x, int unit, u32 (&b)[XT][2]) {
   const int lane = threadIdx.x % 32;

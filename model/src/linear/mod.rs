@@ -182,7 +182,8 @@ impl Linear {
         Ok(to.rotate_and_cache_rows(cx, [q()?, k()?, v()?])?)
     }
 
-    /// `silu(gate(x)) · up(x)` of a decode step for the norm of x, for layers without bias. Has no backward rule.
+    /// Computes `silu(gate(n)) · up(n)` in a decode step, where n is the RMS norm of x and the layers have no bias. Has
+    /// no backward rule.
     pub(crate) fn swiglu_skinny(
         cx: &Cx,
         x: &Tensor,

@@ -144,7 +144,7 @@ impl AdapterSource<'_> {
     /// layer's weight is, which has `widths`.
     fn of(&self, device: &Device, dtype: DType, name: &str, widths: Option<[Width; 2]>) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
-        // A width of the weight, if it is that of the adapter.
+        // Dimension `i` of the weight with its padding, if the stored matrix has the same size there.
         let width = |i: usize, stored: usize| {
             let of_weight = widths.map(|widths| widths[i]).filter(|width| width.stored == stored);
             of_weight.unwrap_or(stored.into())

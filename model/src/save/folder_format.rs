@@ -16,7 +16,8 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{ModelError, Result};
 
-/// The version of transformers whose layout the small files of a model folder have. This program reads both.
+/// The layout of a model folder's configuration, tokenizer and template files: that of transformers 4 or of
+/// transformers 5. Folders of both layouts are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FolderFormat {
     /// That of transformers 4.49, which later versions read too.

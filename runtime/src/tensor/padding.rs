@@ -115,7 +115,10 @@ impl Tensor {
         }
         if bytes.len() != self.unpadded_bytes() {
             let (shape, dtype) = (format_shape(self.unpadded_shape()), self.dtype());
-            return Err(shape_error("write", format!("{} bytes into {shape} of {dtype}", bytes.len())));
+            return Err(shape_error(
+                "write",
+                format!("{} bytes do not fill a tensor of shape {shape} and dtype {dtype}", bytes.len()),
+            ));
         }
         self.write(&self.unpadded_runs().scatter(bytes, self.bytes()))
     }

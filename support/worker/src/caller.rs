@@ -27,6 +27,9 @@ const MAX_STDERR_BYTES: u64 = 64 << 10;
 /// while.
 const KILL_GRACE: Duration = Duration::from_secs(5);
 
+/// How long to wait for a worker that has closed its socket to exit. It is killed after that.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
+
 /// A running worker. When dropped, it is killed together with its fork.
 #[derive(Debug)]
 pub struct Worker {
@@ -165,7 +168,9 @@ impl Worker {
             ErrorKind::InvalidData => return Failure::Invalid,
             _ => {}
         }
-        // A worker that closed the socket and goes on would make waiting for its end last for ever.
+        // A worker that ends closes the socket before it exits: killing it at once would hide its exit code. One that goes
+        // on is killed.
+        self.wait_for_exit(EXIT_GRACE);
         let status = self.kill();
         let (signal, code) = status.map_or((None, None), |status| (status.signal(), status.code()));
         Failure::Ended(End { signal, code, stderr: self.read_stderr() })
@@ -181,13 +186,19 @@ impl Worker {
 
     /// Kills the worker and its fork. Returns how the worker ended; `None` if it does not end.
     fn kill(&mut self) -> Option<ExitStatus> {
-        let mut status = self.process.try_wait();
+        let status = self.process.try_wait();
         let group = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw);
         if let (Ok(None), Some(group)) = (&status, group) {
             // If killing fails, the process group has already exited.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        let deadline = Instant::now() + KILL_GRACE;
+        self.wait_for_exit(KILL_GRACE)
+    }
+
+    /// Waits for the worker to exit, for at most `limit`. Returns how it ended; `None` if it does not.
+    fn wait_for_exit(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let deadline = Instant::now() + limit;
+        let mut status = self.process.try_wait();
         let mut pause = Duration::from_micros(200);
         while matches!(status, Ok(None)) && Instant::now() < deadline {
             std::thread::sleep(pause);

@@ -66,7 +66,7 @@ pub const RUN_FOLDER: Target = Target {
         "<script>",
     ],
     seeds: || {
-        let file = |name: &str| repository_file(&format!("fuzz/seeds/{name}"));
+        let file = |name: &str| repository_file(&format!("apps/fuzz/seeds/{name}"));
         let skipped = json!({"row": 3, "line": 4, "cause": "media", "reason": "a.mp4: is damaged"}).to_string() + "\n";
         Ok(vec![
             Seed::new(Kind::JsonLines, file("metrics.jsonl")?)
@@ -167,12 +167,12 @@ pub const BENCH_RESULT: Target = Target {
 pub const WANDB: Target = Target {
     name: "wandb",
     words: &["_step", "train/loss", "media", "path", ":W&B"],
-    seeds: || Ok(vec![Seed::new(Kind::Bytes, repository_file("fuzz/seeds/run.wandb")?)]),
+    seeds: || Ok(vec![Seed::new(Kind::Bytes, repository_file("apps/fuzz/seeds/run.wandb")?)]),
     open: || {
         let home = scratch_folder()?;
         let part = home.join("wandb/offline-run-20260101_000000-abcdefgh");
         fs::create_dir_all(&part)?;
-        let run: Value = serde_json::from_slice(&repository_file("fuzz/seeds/run.json")?)?;
+        let run: Value = serde_json::from_slice(&repository_file("apps/fuzz/seeds/run.json")?)?;
         Ok(Box::new(move |input| {
             let complaint = |e: std::io::Error| e.to_string();
             fs::write(part.join("run-abcdefgh.wandb"), correct_record_checksums(input)).map_err(complaint)?;

@@ -55,7 +55,8 @@ const MAX_THREADS: u32 = 2048;
 const MAX_BLOCKS: u32 = 32;
 const MAX_REGISTERS: u32 = 65_536;
 const MAX_SHARED: u32 = 228 << 10;
-/// Bytes of shared memory that the system reserves in each block. Source: the same guide.
+/// Bytes of shared memory that CUDA reserves in each block. Source: CUDA C++ programming guide, table of compute
+/// capabilities.
 const RESERVED_SHARED: u32 = 1 << 10;
 
 /// Floating-point operations of a warp's multiply-add instruction.
@@ -69,7 +70,7 @@ struct KernelInputs {
     registers: u32,
     /// Share of dynamic shared memory that holds copies in flight; `None` if the kernel loads into registers.
     ring_in_flight: Option<f64>,
-    /// Warp instructions of PTX for each byte, and for each operation, of the cost.
+    /// PTX instructions that warps execute per byte, and per floating-point operation, that the kernel's `Cost` counts.
     #[serde(default)]
     instructions_per_byte: f64,
     #[serde(default)]

@@ -43,7 +43,7 @@ pub(crate) async fn only_local(request: Request, next: Next) -> Response {
     }
 }
 
-/// Why a request counts as one of another machine or of a web page, if it does.
+/// Returns why an admin request is refused: it comes from another machine, or from a web page. `None` if it is allowed.
 fn refusal(peer: Option<&Peer>, headers: &HeaderMap) -> Option<String> {
     // A server that listens on an IPv6 address sees IPv4 clients as ::ffff:a.b.c.d.
     if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::fields::StreamFields;
 use super::prompt_log_probs;
 use super::reasoning::split_reasoning;
-use super::tool_calls::{Piece, ToolCallParser};
+use super::tool_calls::{AnswerPiece, ToolCallParser};
 use crate::http::random_number;
 
 /// Which API an answer belongs to.
@@ -180,9 +180,11 @@ impl Answer {
         for piece in pieces {
             match piece {
                 // The reasoning is not part of the text any more.
-                Piece::Text(text) | Piece::Reasoning(text) => content.get_or_insert_with(String::new).push_str(&text),
-                Piece::Call { name, .. } => calls.push((name, String::new())),
-                Piece::Arguments { index, text } => calls[index].1.push_str(&text),
+                AnswerPiece::Text(text) | AnswerPiece::Reasoning(text) => {
+                    content.get_or_insert_with(String::new).push_str(&text)
+                }
+                AnswerPiece::Call { name, .. } => calls.push((name, String::new())),
+                AnswerPiece::Arguments { index, text } => calls[index].1.push_str(&text),
             }
         }
         if calls.is_empty() {
@@ -257,20 +259,26 @@ impl Answer {
 
     /// A piece of an answer; `None` is a token that adds none. `tokens` is the number of tokens that were generated
     /// so far, of all choices.
-    pub(crate) fn piece_chunk(&self, index: usize, piece: Option<Piece>, log_probs: Value, tokens: usize) -> Value {
+    pub(crate) fn piece_chunk(
+        &self,
+        index: usize,
+        piece: Option<AnswerPiece>,
+        log_probs: Value,
+        tokens: usize,
+    ) -> Value {
         let call = |call: Value| json!({"tool_calls": [call]});
         let content = match (self.form, piece) {
             (Form::Chat, None) if self.may_have_no_text() => json!({}),
             (Form::Chat, None) => json!({"content": ""}),
-            (Form::Chat, Some(Piece::Text(text))) => json!({"content": text}),
-            (Form::Chat, Some(Piece::Reasoning(text))) => json!({"reasoning": text, "reasoning_content": text}),
-            (Form::Text, Some(Piece::Text(text))) => json!(text),
+            (Form::Chat, Some(AnswerPiece::Text(text))) => json!({"content": text}),
+            (Form::Chat, Some(AnswerPiece::Reasoning(text))) => json!({"reasoning": text, "reasoning_content": text}),
+            (Form::Text, Some(AnswerPiece::Text(text))) => json!(text),
             (Form::Text, _) => json!(""),
-            (Form::Chat, Some(Piece::Call { index, name })) => {
+            (Form::Chat, Some(AnswerPiece::Call { index, name })) => {
                 let function = json!({"name": name, "arguments": ""});
                 call(json!({"index": index, "id": call_id(), "type": "function", "function": function}))
             }
-            (Form::Chat, Some(Piece::Arguments { index, text })) => {
+            (Form::Chat, Some(AnswerPiece::Arguments { index, text })) => {
                 call(json!({"index": index, "function": {"arguments": text}}))
             }
         };

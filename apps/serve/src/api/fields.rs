@@ -1,5 +1,5 @@
-//! The fields of a request's body. What no endpoint takes out is a sampling field, and is checked and refused in one
-//! place, [`Fields::into_settings`].
+//! The fields of a request's body. Each endpoint takes out the fields that it handles; [`Fields::into_settings`] checks
+//! the others, which are sampling fields, and refuses unknown ones.
 
 use axum::body::Body;
 use reel_diagnostic::Diagnostic;

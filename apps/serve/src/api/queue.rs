@@ -165,7 +165,7 @@ fn enqueue(shared: &Shared, job: Job) -> QueuedPrompt {
 fn compile(shared: &Shared, spec: &GrammarSpec, field: &str) -> Result<Grammar, ApiError> {
     let compiler = match shared.grammars.get() {
         Some(compiler) => compiler,
-        // Two requests may make it at the same time; one of the two is kept.
+        // Two requests may make a compiler at the same time; one of the two compilers is kept.
         None => {
             let made = GrammarCompiler::new(&shared.model.folder).map_err(|e| ApiError::internal(e.to_string()))?;
             shared.grammars.get_or_init(|| made)

@@ -22,7 +22,7 @@ use super::answer::{Answer, TextOffsets};
 use super::events::{ChoiceEvent, RequestEvents};
 use super::reasoning::{Added, ReasoningParser};
 use super::shared::Shared;
-use super::tool_calls::{Piece, ToolCallParser};
+use super::tool_calls::{AnswerPiece, ToolCallParser};
 use crate::settings::ServedModel;
 
 /// The last event of a streamed answer.
@@ -63,13 +63,13 @@ struct StreamedChoice {
     calls: Option<ToolCallParser>,
     /// The log-probabilities of tokens whose event is not made yet.
     log_probs: Vec<(TokenId, TokenLogProbs)>,
-    /// Has counted the tokens whose log-probabilities are sent.
+    /// Counts the text of the tokens whose log-probabilities have been sent.
     offsets: TextOffsets,
 }
 
 impl StreamedChoice {
     /// What a text adds to the answer.
-    fn push(&mut self, text: String) -> Vec<Piece> {
+    fn push(&mut self, text: String) -> Vec<AnswerPiece> {
         match &mut self.reasoning {
             Some((parser, _)) => {
                 let added = parser.push(&text);
@@ -80,19 +80,19 @@ impl StreamedChoice {
     }
 
     /// The pieces of a reasoning and of the text after it.
-    fn add(&mut self, Added { reasoning, text }: Added) -> Vec<Piece> {
+    fn add(&mut self, Added { reasoning, text }: Added) -> Vec<AnswerPiece> {
         let is_shown = self.reasoning.as_ref().is_some_and(|(_, is_shown)| *is_shown) && !reasoning.is_empty();
-        let mut pieces: Vec<Piece> = is_shown.then_some(Piece::Reasoning(reasoning)).into_iter().collect();
+        let mut pieces: Vec<AnswerPiece> = is_shown.then_some(AnswerPiece::Reasoning(reasoning)).into_iter().collect();
         match &mut self.calls {
             Some(parser) => pieces.extend(parser.push(&text)),
             None if text.is_empty() => {}
-            None => pieces.push(Piece::Text(text)),
+            None => pieces.push(AnswerPiece::Text(text)),
         }
         pieces
     }
 
     /// Ends the choice. Returns what was held back.
-    fn finish(&mut self) -> Vec<Piece> {
+    fn finish(&mut self) -> Vec<AnswerPiece> {
         let rest = self.text.take().map_or(String::new(), CompletionStream::finish);
         let mut pieces = self.push(rest);
         if let Some((parser, _)) = &mut self.reasoning {
@@ -102,7 +102,7 @@ impl StreamedChoice {
         if let Some(parser) = &mut self.calls {
             pieces.extend(parser.finish());
             // An empty answer is an empty text.
-            let empty = parser.is_empty().then(|| Piece::Text(String::new()));
+            let empty = parser.is_empty().then(|| AnswerPiece::Text(String::new()));
             pieces.extend(empty);
         }
         pieces
@@ -157,7 +157,7 @@ impl AnswerStream {
                 let state = &mut choices[choice];
                 state.log_probs.extend(log_probs.map(|log_probs| (id, log_probs)));
                 let text = state.text.as_mut().map_or(String::new(), |text| text.push(id));
-                let mut pieces: Vec<Option<Piece>> = state.push(text).into_iter().map(Some).collect();
+                let mut pieces: Vec<Option<AnswerPiece>> = state.push(text).into_iter().map(Some).collect();
                 if pieces.is_empty() {
                     // As in vLLM, each token has an event, whose time clients measure.
                     pieces.push(None);

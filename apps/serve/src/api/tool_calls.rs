@@ -20,7 +20,7 @@ const MAX_NAME_BYTES: usize = 256;
 
 /// A piece of an answer. The calls of an answer have the indices 0, 1, ...
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Piece {
+pub(crate) enum AnswerPiece {
     /// Text outside of calls.
     Text(String),
     /// The reasoning before the text; [`super::reasoning`] finds it.
@@ -43,7 +43,7 @@ pub(crate) struct ToolCallParser {
     /// The number of calls that have begun.
     calls: usize,
     has_text: bool,
-    pieces: Vec<Piece>,
+    pieces: Vec<AnswerPiece>,
 }
 
 #[derive(Debug)]
@@ -80,13 +80,13 @@ impl ToolCallParser {
     }
 
     /// Reads a piece of the text. Returns what it adds.
-    pub(crate) fn push(&mut self, text: &str) -> Vec<Piece> {
+    pub(crate) fn push(&mut self, text: &str) -> Vec<AnswerPiece> {
         text.chars().for_each(|c| self.read(c));
         std::mem::take(&mut self.pieces)
     }
 
     /// Ends the text. Returns what was held back.
-    pub(crate) fn finish(&mut self) -> Vec<Piece> {
+    pub(crate) fn finish(&mut self) -> Vec<AnswerPiece> {
         let held = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, State::Text) {
             State::Text if !held.is_empty() => self.add_text(&held),
@@ -213,7 +213,7 @@ impl ToolCallParser {
         self.space.clear();
         self.calls += 1;
         if self.is_shown() {
-            self.pieces.push(Piece::Call { index: self.calls - 1, name });
+            self.pieces.push(AnswerPiece::Call { index: self.calls - 1, name });
         }
     }
 
@@ -223,8 +223,8 @@ impl ToolCallParser {
         }
         let call = self.calls - 1;
         match self.pieces.last_mut() {
-            Some(Piece::Arguments { text, .. }) => text.push_str(more),
-            _ => self.pieces.push(Piece::Arguments { index: call, text: more.to_string() }),
+            Some(AnswerPiece::Arguments { text, .. }) => text.push_str(more),
+            _ => self.pieces.push(AnswerPiece::Arguments { index: call, text: more.to_string() }),
         }
     }
 
@@ -240,11 +240,11 @@ impl ToolCallParser {
         let space = if self.has_text || self.calls == 0 { &*space } else { "" };
         self.has_text = true;
         match self.pieces.last_mut() {
-            Some(Piece::Text(text)) => {
+            Some(AnswerPiece::Text(text)) => {
                 text.push_str(space);
                 text.push_str(more);
             }
-            _ => self.pieces.push(Piece::Text(format!("{space}{more}"))),
+            _ => self.pieces.push(AnswerPiece::Text(format!("{space}{more}"))),
         }
     }
 }
@@ -355,17 +355,17 @@ mod tests {
     /// The text of an answer and its calls (name, arguments).
     type Parsed = (String, Vec<(String, String)>);
 
-    fn collect(pieces: Vec<Piece>) -> Parsed {
+    fn collect(pieces: Vec<AnswerPiece>) -> Parsed {
         let mut parsed = Parsed::default();
         for piece in pieces {
             match piece {
-                Piece::Text(text) => parsed.0 += &text,
-                Piece::Reasoning(text) => panic!("{text:?} is not found here"),
-                Piece::Call { index, name } => {
+                AnswerPiece::Text(text) => parsed.0 += &text,
+                AnswerPiece::Reasoning(text) => panic!("{text:?} is not found here"),
+                AnswerPiece::Call { index, name } => {
                     assert_eq!(index, parsed.1.len());
                     parsed.1.push((name, String::new()));
                 }
-                Piece::Arguments { index, text } => {
+                AnswerPiece::Arguments { index, text } => {
                     assert!(!text.is_empty() && index + 1 == parsed.1.len());
                     parsed.1[index].1 += &text;
                 }

@@ -63,7 +63,7 @@ pub struct SmallProduct {
 }
 
 impl SmallProduct {
-    /// Returns the length of the sums of row `row` in elements.
+    /// Returns the number of products that are added up for each element of row `row`.
     #[inline(always)]
     pub unsafe fn length(&self, row: usize) -> usize {
         if self.limits.is_null() { self.inner } else { self.limits.add(row).read() }

@@ -138,10 +138,10 @@ pub(super) mod avx512 {
     const BLOCK: usize = 12;
     /// With more rows of A the tile functions are as fast: the arithmetic takes longer than reading B.
     const MOST: usize = 3 * BLOCK;
-    /// Maximum number of lines of a group (32 KiB) that all blocks of rows multiply before the next ones. The first
-    /// block moves them from the second-level cache to the first, the others read them from there or from the second
-    /// level again. Chunks of 8 KiB, which fit into the first level, are slower: each block loads and stores its sums
-    /// once a chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
+    /// Maximum number of cache lines of a weight group in a chunk (32 KiB). All blocks of rows are multiplied by one
+    /// chunk before the next chunk. The first block moves it from the second-level cache to the first, the others read
+    /// it from there or from the second level again. Chunks of 8 KiB, which fit into the first level, are slower: each
+    /// block loads and stores its sums once a chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
     const CHUNK: usize = 256;
 
     /// What a block of rows prefetches.

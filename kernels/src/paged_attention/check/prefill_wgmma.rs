@@ -79,7 +79,7 @@ pub(super) fn a_prompt_cut_anyhow_has_the_bits_of_the_forward_pass_on_hopper() {
         });
         let ends: Vec<usize> = cuts.into_iter().filter(|&cut| cut < len).chain([len]).collect();
         let few = [len / 2 + 3, len];
-        // With pages of 16, 64 and 256 tokens.
+        // The seeds give pages of 16, 64 and 256 tokens.
         for (seed, ends, shared) in [(0, &ends[..], true), (12, &few[..], false), (4, &few[..], false)] {
             let starts = [0].into_iter().chain(ends.iter().copied());
             let batch: Vec<_> = starts.zip(ends).map(|(start, &end)| (&me, end, end - start)).collect();

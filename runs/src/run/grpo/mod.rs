@@ -199,10 +199,10 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
 }
 
 /// Maximum bytes of host memory for vision tokens in a feature cache (256 MiB).
-const MAX_FEATURES: usize = 256 << 20;
+const MAX_FEATURE_CACHE_BYTES: usize = 256 << 20;
 
 fn features() -> Arc<FeatureCache> {
-    Arc::new(FeatureCache::new(MAX_FEATURES))
+    Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES))
 }
 
 /// Gives the policy model a feature cache if its vision tower is not trained. Call it before other models are cloned

@@ -20,7 +20,7 @@ impl MemoryLocation {
     }
 }
 
-/// The lanes of an access whose bytes lie in the same location.
+/// Lanes of one memory access that access the same location: one buffer, or the shared memory of one block.
 #[derive(Clone, Debug)]
 pub struct LaneGroup {
     /// The buffer or shared memory that these lanes access.

@@ -76,7 +76,8 @@ fn nothing_is_overwritten_and_failures_leave_no_file() {
     assert_eq!(files(), before);
 }
 
-/// A full disk is an error of that kind, whatever the writer of the format makes of it.
+/// A full disk gives an error of the kind `StorageFull`, although the writer of the format wraps it in an error of its
+/// own.
 #[test]
 fn full_disk_keeps_its_kind() {
     struct Full;
