@@ -380,7 +380,7 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
     fs::write(at.join("t/mine.toml"), "mine = 1").expect("written");
     let beside =
         ["eval", "--model", "tiny", "--benchmark", "moved.toml", "--data", ".", "--out", "t", "--text-only", "--quiet"];
-    run_in(at, beside).refused(1, &["mine.toml: is there", "--overwrite"]);
+    run_in(at, beside).refused(1, &["mine.toml: exists", "--overwrite"]);
     let printed = run_in(at, ["eval", "tasks", "mmvu"]);
     assert!(printed.ok().contains("name = \"mmvu\"") && run_in(at, ["eval", "tasks"]).ok().lines().count() == 7);
 }
