@@ -99,8 +99,6 @@ constructors! {
     data => Data,
     /// A [`TrainError::Row`] from location, problem and help.
     row => Row,
-    /// A [`TrainError::TooLong`] from location, problem and help.
-    too_long => TooLong,
     /// A [`TrainError::Output`] from location, problem and help.
     output => Output,
 }
