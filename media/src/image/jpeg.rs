@@ -11,7 +11,8 @@ const MAX_SCANS: usize = 500;
 /// Decodes a JPEG file.
 ///
 /// # Errors
-/// The file is damaged, cut off, too large, or has samples of more than 8 bits or other than 1, 3 or 4 components.
+/// The file is damaged, cut off, too large, has samples of more than 8 bits or other than 1, 3 or 4 components, or
+/// stores the black of a CMYK image at a lower resolution.
 pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
     let name = file.name;
     let refuse = |error: JpegError| {
@@ -41,6 +42,20 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
             return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
         }
     };
+    let sampling: Vec<_> = frame
+        .components
+        .iter()
+        .map(|c| (usize::from(c.horizontal_sampling), usize::from(c.vertical_sampling)))
+        .collect();
+    if let &[first, second, third, fourth] = sampling.as_slice() {
+        // The decoder reads the first and the fourth component at full resolution, and the other two at one resolution
+        // that divides it. From other files it would make a wrong image.
+        let divides = second.0 <= first.0 && second.1 <= first.1 && first.0 % second.0 == 0 && first.1 % second.1 == 0;
+        if fourth != first || third != second || !divides {
+            let what = format!("is a CMYK JPEG whose components have the sampling {sampling:?}");
+            return Err(MediaError::file_error(name, what, "convert it to 8-bit RGB"));
+        }
+    }
     decoder.set_output_format(format);
     let image = decoder.decode_image().map_err(refuse)?;
     let data = match format {

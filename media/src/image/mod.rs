@@ -96,7 +96,7 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let cursor = Cursor::new(bytes);
     let format = ::image::guess_format(bytes).map_err(|_| unknown())?;
     let file = ImageFile { bytes, format, name };
-    match format {
+    let decoded = reel_diagnostic::catch_panic(|| match format {
         ImageFormat::Jpeg => jpeg::decode(file),
         ImageFormat::Png => pixels(PngDecoder::with_limits(cursor, limits()), png_is_rgba(bytes), file),
         ImageFormat::WebP => pixels(WebPDecoder::new(cursor), true, file),
@@ -104,7 +104,11 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<RgbImage> {
         ImageFormat::Bmp => pixels(BmpDecoder::new(cursor), true, file),
         ImageFormat::Tiff => pixels(TiffDecoder::new(cursor), true, file),
         _ => Err(unknown()),
-    }
+    });
+    decoded.unwrap_or_else(|panic| {
+        let what = format!("is damaged: its decoder ended with \"{panic}\"");
+        Err(MediaError::file_error(name, what, "save or download it again"))
+    })
 }
 
 /// The file of an image: its length, format, and name for error messages.

@@ -165,6 +165,20 @@ proptest! {
         }
     }
 
+    /// Once the decoder panicked when the fourth component had fewer samples than the first.
+    #[test]
+    fn cmyk_of_any_sampling_is_decoded_or_refused(factors in prop::collection::vec((1u8..=4, 1u8..=4), 4)) {
+        let mut bytes = golden("kinds/jpeg_cmyk.jpg");
+        let frame = bytes.windows(2).position(|m| matches!(m, [0xff, 0xc0..=0xc2])).expect("the file has a frame");
+        for (component, (horizontal, vertical)) in factors.into_iter().enumerate() {
+            bytes[frame + 11 + 3 * component] = horizontal << 4 | vertical;
+        }
+        match decode(&bytes, "cmyk") {
+            Ok(image) => prop_assert_eq!(image.data.len(), image.height * image.width * 3),
+            Err(error) => prop_assert!(!error.to_string().contains("its decoder ended"), "{}", error),
+        }
+    }
+
     #[test]
     fn alpha_blends_over_white(sample in any::<u8>(), alpha in any::<u8>()) {
         let got = drop_alpha(&[sample, 0, 255, alpha], true);
