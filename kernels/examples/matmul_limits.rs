@@ -100,8 +100,8 @@ fn summary(mut times: Vec<f64>) -> (f64, f64) {
     (times[times.len() / 2], times[0])
 }
 
-/// An array on large pages, if the system has them, filled with a bit pattern that is a small finite number in both
-/// dtypes.
+/// An array on large pages, if the system has them, filled with a bit pattern that is a small finite number both as f32
+/// and as two bf16.
 fn array(bytes: usize) -> Result<MmapMut, String> {
     let mut map = MmapMut::map_anon(bytes.next_multiple_of(4).max(4)).map_err(|e| format!("{bytes} bytes: {e}"))?;
     // Systems without large pages refuse the advice.

@@ -27,8 +27,8 @@ pub struct TimedRun {
 }
 
 impl TimedRun {
-    /// A run of this duration that has ended now. On a GPU it has ended before the host noticed it, so the start is late
-    /// by about 10 microseconds.
+    /// Makes the record of a run of this duration that has ended now. On a GPU the run ended before the host noticed
+    /// it, so the recorded start is late by about 10 microseconds.
     pub fn ending_now(seconds: f64) -> TimedRun {
         let now = Instant::now();
         TimedRun { start: now.checked_sub(Duration::from_secs_f64(seconds)).unwrap_or(now), seconds }
@@ -40,12 +40,12 @@ impl TimedRun {
 pub struct RunTimes {
     /// Seconds of each run with cold caches, shortest first.
     pub seconds: Vec<f64>,
-    /// The runs in the order in which they ran.
+    /// The runs, in chronological order.
     pub runs: Vec<TimedRun>,
 }
 
 impl RunTimes {
-    /// The times of these runs, which are in the order in which they ran.
+    /// Makes the times from runs in chronological order.
     pub fn new(runs: Vec<TimedRun>) -> RunTimes {
         let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
         seconds.sort_by(f64::total_cmp);
@@ -66,8 +66,8 @@ impl RunTimes {
 /// Bytes that are written before a run to evict caches; more than any cache holds.
 const FLUSH: usize = 256 << 20;
 
-/// Times an example call on a GPU with each of `kernels`, which take the call's parameters: `runs` runs of each after two
-/// warm-up runs. They run in turns (A B C A B C), because a GPU lowers its clock while it works.
+/// Times an example call on a GPU with each of `kernels`, which take the call's parameters: `runs` runs of each after
+/// two warm-up runs. The kernels run in turns (A B C A B C), because a GPU lowers its clock while it works.
 pub fn time_call_on_gpu(
     gpu: &Gpu,
     example: &ExampleCall,
@@ -85,8 +85,8 @@ pub fn time_call_on_gpu(
     in_turns(gpu, kernels.len(), runs, |i| unsafe { gpu.launch(kernels[i], &params) })
 }
 
-/// Times `runs` calls of `enqueue` with each number below `count`, in turns, after two warm-up calls. Caches are
-/// overwritten before each call.
+/// Times calls of `enqueue(i)` for each `i` below `count`, in turns: `runs` calls of each after two warm-up calls.
+/// Caches are overwritten before each call.
 fn in_turns(
     gpu: &Gpu,
     count: usize,
@@ -211,9 +211,10 @@ struct Line([u8; 64]);
 enum Operand {
     /// The array that the parameter with this name points to.
     Named(&'static str),
-    /// An array of numbers that a table lists.
+    /// An array of numbers whose address is in a table.
     Listed,
-    /// A table with these bytes, whose addresses are those of the operands that it lists.
+    /// A table with these bytes, in which the addresses are replaced by the addresses of the operands that the table
+    /// lists.
     Table(Vec<u8>),
 }
 
@@ -249,8 +250,8 @@ pub fn shortest_copy_seconds(gpu: &Gpu, bytes: usize, runs: usize) -> Result<f64
     Ok(least)
 }
 
-/// Returns an operand's contents and the bytes to allocate for it, which are at least its size. For floating-point
-/// operands the size is that of [`numbers`].
+/// Returns an operand's contents and the number of bytes to allocate for the operand, at least its size. Floating-point
+/// operands get the size that [`numbers`] returns.
 fn sized(launch: &KernelLaunch, operand: Operand) -> (usize, Contents) {
     let contents = match operand {
         Operand::Named(name) => contents(launch, name),
@@ -357,11 +358,11 @@ fn contents(launch: &KernelLaunch, name: &str) -> Contents {
         "history_len" => list(rows, &|_| field("history_cols")),
         "suppressed" => list(field("suppressed_count"), &|i| i),
         "counted" => list(field("completions"), &|_| 1024),
-        // About ln 8192, so that the recomputed attention weights of a row sum to about one.
+        // About ln 8192, so that the attention weights of a row that the backward pass computes sum to about one.
         "lse" => list(product(rows, field("heads").max(1)), &|_| 9.5f32.to_bits()),
         // Gradient norm and clipping factor, both 1.
         "clip" => list(2, &|_| 1f32.to_bits()),
-        // All chunks of one array: pairs of array and index.
+        // The chunks of array 0: pairs of array number and chunk index.
         "chunks" => list(product(2, field("chunk_count")), &|i| i % 2 * (i / 2)),
         // A small Adam step of one parameter.
         "steps" => Contents::Words(adamw::example_step_words()),

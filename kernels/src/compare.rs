@@ -1,4 +1,4 @@
-//! Comparisons of results with f64 formulas. All first compare NaN and infinities.
+//! Comparisons of results with f64 formulas. All functions first compare NaN and infinities.
 //!
 //! | function | limits |
 //! |---|---|
@@ -6,8 +6,8 @@
 //! | [`check_close`] | the relative L2 distance, and the difference of each element |
 //! | [`check_rounded`] | the relative L2 distance, by the error that the kernel's documented roundings make |
 //!
-//! A bound of an element is derived from the arithmetic: [`f32_sum_error`] gives that of an f32 sum, [`rounding_error`]
-//! that of storing a result.
+//! A bound of an element is derived from the arithmetic: [`f32_sum_error`] gives the bound for an f32 sum,
+//! [`rounding_error`] the bound for storing a result.
 
 use half::bf16;
 use reel_device::{DType, Element};
@@ -41,7 +41,8 @@ pub fn f32_sum_error(terms: usize, magnitude: f64) -> f64 {
 /// In a large array an L2 distance hides a wrong element, so both limits are required.
 ///
 /// # Errors
-/// The first element that differs, with both values, or the bound that was exceeded and by how much.
+/// The first element that differs by more than its bound, with both values; or the L2 distance, its limit, and the
+/// element with the largest difference.
 pub fn check_close(
     name: &str,
     got: &[f32],
@@ -128,8 +129,8 @@ pub fn check_rounded(
     let scale = if norm2 > 0.0 { norm2.sqrt() } else { 1.0 };
     let distance = |y: &[f32]| finite().map(|(i, x)| ((y[i] as f64 - x) / scale).powi(2)).sum::<f64>().sqrt();
     let (error, documented, once) = (distance(got), distance(&documented), distance(&once));
-    // How much the relative error varies by chance: 1 / sqrt(n) for n elements of equal size, more if few large
-    // elements make up most of the norm.
+    // Estimates how much the relative error varies by chance: 1 / sqrt(n) for n elements of equal size, more if few
+    // large elements make up most of the norm.
     let luck = finite().map(|(_, x)| (x / scale).powi(4)).sum::<f64>().sqrt();
     for (what, bound, times) in [("the documented roundings", documented, 1.2), ("one rounding", once, rounding_factor)]
     {
@@ -178,7 +179,7 @@ pub fn assert_rounded(
 /// Asserts [`check_close`].
 ///
 /// # Panics
-/// If the two differ by more than allowed.
+/// If `got` and `want` differ by more than allowed.
 #[track_caller]
 pub fn assert_close(name: &str, got: &[f32], want: &[f64], rel_l2: f64, bound: impl Fn(usize) -> f64) {
     if let Err(e) = check_close(name, got, want, rel_l2, bound) {
@@ -216,7 +217,7 @@ mod tests {
         assert!(of(&[1.0, 2.1, 3.0], 1.0, 1e-3).unwrap_err().starts_with("x[1]: 2.1, want 2"));
         assert!(check_close("x", &[f32::NAN], &[f64::NAN], 0.0, |_| 0.0).is_ok());
         assert!(check_close("x", &[f32::INFINITY], &[f64::NEG_INFINITY], all, |_| all).is_err());
-        // A bound that is NaN allows nothing.
+        // If a bound is NaN, the check fails.
         assert!(of(&[1.0, 2.1, 3.0], 1.0, f64::NAN).is_err());
         // One wrong element of many: the L2 distance is small.
         let (mut got, want) = (vec![1.0; 1_000_000], vec![1.0; 1_000_000]);
@@ -236,7 +237,7 @@ mod tests {
                 bounds.push(f32_sum_error(n, exact().map(f64::abs).sum()));
             }
             check_within("sum", &got, &want, |i| bounds[i]).unwrap();
-            // A sum of n terms is about as large as √n of them.
+            // A sum of n random terms is about √n in magnitude; the bounds are below 1 % of that.
             assert!(bounds.iter().all(|bound| *bound < 0.01 * (n as f64).sqrt()), "{n} terms: {bounds:?}");
         }
         assert_eq!(f32_sum_error(0, 1.0), 4.0 * F32_ROUNDING);

@@ -1,5 +1,5 @@
-//! Quantises the rows of a weight to int8: `q = round(x / scale)` with `scale = max |x| / 127` of the row, ties to even.
-//! So `|x - q · scale|` is at most half a scale, and zeros stay zeros.
+//! Quantises the rows of a weight to int8: `q = round(x / scale)` with `scale = max |x| / 127` of the row, ties to
+//! even. So `|x - q · scale|` is at most half a scale, and zeros stay zeros.
 
 use half::bf16;
 use reel_device::Element;
@@ -13,7 +13,7 @@ pub fn quantize_row(x: &[f32], q: &mut [i8]) -> Option<f32> {
     quantize(x, q)
 }
 
-/// [`quantize_row`] of a bf16 row, which is widened exactly.
+/// Quantises a bf16 row as [`quantize_row`] does; bf16 is widened to f32 exactly.
 pub fn quantize_bf16_row(x: &[bf16], q: &mut [i8]) -> Option<f32> {
     quantize(x, q)
 }
@@ -39,10 +39,11 @@ reel_device::simd_fn! {
             q.fill(0);
             return Some(0.0);
         }
-        // 1.5 · 2^23: a sum with it is rounded to an integer, ties to even, whose two's complement has the low bits.
+        // 1.5 · 2^23. Adding it rounds a small number to an integer (ties to even); the low bits of the f32 sum are
+        // then that integer in two's complement.
         const ROUNDER: f32 = 12_582_912.0;
         for (q, x) in q.iter_mut().zip(x) {
-            // The quotient is at most 127 and one rounding error.
+            // The quotient is at most 127 plus one rounding error, so it rounds to at most 127.
             *q = (x.to_f32() / scale + ROUNDER).to_bits() as i8;
         }
         Some(scale)

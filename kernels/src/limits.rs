@@ -10,24 +10,26 @@ use reel_device::cpu::large_pages::LargeArray;
 use reel_device::cpu::simd::{Isa, isa};
 use reel_device::{DType, Team};
 
-/// Number of independent vector accumulators. They are enough to hide the latency of a multiply-add (four cycles, two
-/// issued per cycle), and few enough to stay in 16 registers.
+/// Number of independent vector accumulators: enough to hide the latency of a multiply-add (four cycles, two issued per
+/// cycle), and few enough for 16 registers.
 const CHAINS: usize = 12;
 /// Multiply-adds of each accumulator in one timing. Together they take some milliseconds, so that the time until a
 /// thread has woken up is negligible.
 const STEPS: usize = 1_000_000;
-/// Steps of the loop that times the tiles of AMX. They take some milliseconds, too.
+/// Steps of the loop that measures AMX tiles. The loop takes some milliseconds, like the loop of [`STEPS`]
+/// multiply-adds.
 const TILE_STEPS: usize = 100_000;
-/// Operations of a step of that loop: four tiles of 16 × 16 sums, 32 multiply-adds each.
+/// Operations of one step of the loop over AMX tiles: four tiles of 16 × 16 sums, 32 multiply-adds each.
 const TILE_OPERATIONS: usize = 4 * 16 * 16 * 32 * 2;
-/// Products of bf16 parts that one f32 product on tiles takes.
+/// Number of products of bf16 parts into which one f32 product is split on AMX tiles.
 const TILE_PRODUCTS_OF_F32: usize = 6;
 /// Bytes of the smallest page of memory.
 const PAGE: usize = 4096;
 
-/// Measures the floating-point operations per second of all threads together; a multiply-add counts as two
-/// operations. It times the unit that multiplies matrices of this dtype: for bf16 the tiles of AMX or the bf16 dot
-/// product of AVX-512; for f32, and without both, f32 multiply-adds, or the tiles of AMX if they multiply f32, too.
+/// Measures the floating-point operations per second of all threads together; a multiply-add counts as two operations.
+/// It times the unit that multiplies matrices of this dtype: for bf16 the tiles of AMX or the bf16 dot product of
+/// AVX-512; for f32, and for bf16 without these units, f32 multiply-adds, or the tiles of AMX if device `cpu` uses them
+/// for f32.
 pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
     let bf16 = dtype == DType::BF16;
     let operations = match isa() {
@@ -48,7 +50,7 @@ pub fn operations_per_second(dtype: DType, team: &Team) -> f64 {
 /// If the system has less memory.
 pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
     let mut array = LargeArray::zeroed(bytes).expect("the system has memory for the array");
-    // Pages that nothing was written to share one page of zeros, which is in a cache.
+    // Writes to each page: pages without a write all share one page of zeros, which would be read from a cache.
     array.chunks_mut(PAGE).for_each(|page| page[0] = 1);
     let data: &[u32] = bytemuck::cast_slice(&array[..bytes / 1024 * 1024]);
     let part = data.len() / 256;
@@ -73,7 +75,7 @@ pub fn handover_seconds(team: &Team) -> Option<f64> {
         let mut looks = 0u32;
         while turn.load(Ordering::Acquire) != value {
             looks += 1;
-            // With fewer cores than threads, the other thread may need this core.
+            // With fewer cores than threads, the other thread may need this core, so this thread yields it.
             if looks.is_multiple_of(1 << 12) {
                 std::thread::yield_now();
             }
@@ -213,7 +215,8 @@ mod x86 {
 
     use super::{CHAINS, STEPS};
 
-    /// Returns one of the sums: in each step, 32 products of `seed` rounded to bf16 are added to it.
+    /// Multiplies AMX tiles in `steps` steps and returns one of the sums, to which each step adds 32 products of `seed`
+    /// rounded to bf16.
     ///
     /// # Safety
     /// The process may use AMX, or the emulator of the tests is installed. `steps` is at least 1.

@@ -1,5 +1,5 @@
-//! What the normalisation kernels share: the launch plans of RMS and layer normalisation in CUDA, and the row loops of
-//! device `cpu` (independent rows, and rows whose gradients of the weights are summed over the rows).
+//! Code that the normalisation kernels share: the launch plans of RMS and layer normalisation in CUDA, and the loops
+//! over rows of device `cpu` (rows that are independent, and rows whose weight gradients are summed over all rows).
 //!
 //! `rms_norm`, `layer_norm` and `normalise` give the arithmetic of one row. Bits do not depend on the number of
 //! threads: a row is computed by one thread, and the sums over rows have a fixed order (see
@@ -12,7 +12,7 @@ use reel_device::{Addr, Arch, Stage, Team};
 
 use crate::cuh;
 
-/// Number of consecutive rows that device `cpu` sums first. A sum over a column adds up such blocks of rows, then the
+/// Number of consecutive rows that device `cpu` sums first. A column's sum first adds the rows of each block, then the
 /// sums of the blocks.
 pub(crate) const ROWS_PER_BLOCK: usize = 64;
 
@@ -72,7 +72,7 @@ pub const fn row_block_count(rows: usize) -> usize {
 pub(crate) struct OptionalRowOutput(Option<OutputArray<f32>>);
 
 impl OptionalRowOutput {
-    /// The array of `rows` elements at `addr`; writes are dropped if `addr` is null.
+    /// Returns the array of `rows` elements at `addr`. If `addr` is null, writes are dropped.
     ///
     /// # Safety
     /// `addr` is null or covers `rows` elements that nothing else uses while this value lives.
@@ -100,16 +100,16 @@ pub(crate) fn for_each_row(team: &Team, rows: usize, cols: usize, each: impl Fn(
     team.run(rows.div_ceil(step), |task| (task * step..(task * step + step).min(rows)).for_each(&each));
 }
 
-/// Calls `each(row, sums)` for every row and writes the sums over all rows to `targets`, or adds them if `accumulate`:
-/// N f32 arrays of `cols` elements. `each` adds a row's contributions to `sums`, in which target `t` has `cols`
-/// elements at `t * cols`; `sums` is empty if the targets are null.
+/// Calls `each(row, sums)` for every row, and writes the sums over all rows to the N f32 arrays `targets` of `cols`
+/// elements, or adds them if `accumulate`. `each` adds a row's contributions to `sums`, whose elements from `t * cols`
+/// on belong to target `t`; `sums` is empty if the targets are null.
 ///
-/// Order of a sum: the rows of a part of [`ROWS_PER_BLOCK`] rows in ascending order, then the parts in ascending order,
-/// then the value in the target if `accumulate`.
+/// Order of a sum: first the rows of each part ([`ROWS_PER_BLOCK`] rows) in ascending order, then the parts in
+/// ascending order, then the old value of the target if `accumulate`.
 ///
 /// # Safety
 /// Each target covers `cols` elements, or all are null; `partial` covers `[rows / ROWS_PER_BLOCK rounded up, N, cols]`
-/// elements unless they are null. Nothing else uses them meanwhile.
+/// elements unless they are null. Nothing else uses these arrays during the call.
 pub(crate) unsafe fn for_each_row_with_column_sums<const N: usize>(
     team: &Team,
     rows: usize,

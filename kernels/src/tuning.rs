@@ -9,16 +9,16 @@ use reel_device::launch::Kernel;
 
 /// A kernel with a fixed choice.
 pub struct Variant {
-    /// The kernel that chooses by its folder's table.
+    /// The kernel whose plan chooses by its folder's table.
     pub of: &'static Kernel,
     /// What is fixed, as text.
     pub name: &'static str,
-    /// The kernel whose plan has this choice.
+    /// The kernel whose plan always uses this variant.
     pub kernel: &'static Kernel,
 }
 
-/// The choices for a GPU of compute capability `sm`, times ten. `table` has ascending compute capabilities, from which
-/// on its choices hold; a GPU older than the first has those of the first.
+/// The choices for a GPU of compute capability `sm`, times ten. An entry of `table` holds from its compute capability
+/// on, up to the next entry; entries are in ascending order. A GPU older than the first entry gets its choices, too.
 pub(crate) fn choices_of<T>(table: &'static [(u32, T)], sm: u32) -> &'static T {
     let entry = table.iter().rev().find(|(from, _)| *from <= sm);
     &entry.unwrap_or(&table[0]).1

@@ -139,8 +139,7 @@ fn fake_driver_enforces_documented_rules() {
         let (address, value) = (at.to_le_bytes(), 7u32.to_le_bytes());
         let arguments: [&[u8]; 2] = [&address, &value];
 
-        // A launch with this much dynamic shared memory needs `allow_shared` first, which raises the function's
-        // limit.
+        // A launch with this much dynamic shared memory fails before `allow_shared` has raised the function's limit.
         fails(fake.launch(function, &config, &arguments, stream), "than was allowed");
         fails(fake.allow_shared(function, 228 << 10), "CUDA_ERROR_INVALID_VALUE");
         fake.allow_shared(function, 64 << 10).unwrap();

@@ -1,4 +1,4 @@
-//! The fingerprint of the algorithms that computed products.
+//! Tests the fingerprint (hash) of the algorithms that computed a run's matrix products.
 
 use proptest::prelude::*;
 use reel_device::cuda::{AlgorithmFingerprint, ProductShape};

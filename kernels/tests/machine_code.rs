@@ -1,10 +1,11 @@
 //! The main loops of the kernels for Hopper as machine code: which matrix products, asynchronous copies, waits and
 //! barriers they have, and in which order.
 //!
-//! ptxas may serialise products of warpgroups, move waits, or keep an operand in other registers after a change that
-//! looks harmless. The times of these kernels are those of such a loop, so `machine_code.txt` holds each loop, and a
-//! kernel whose loop differs fails here. Where the times were measured on a prototype, its loop is the same, unless the
-//! text says why it is not. If a change of a loop is intended, replace its text by what the test prints, and time it.
+//! After a change that looks harmless, ptxas may serialise wgmma products, move waits, or keep an operand in other
+//! registers. The measured times of these kernels hold for one such loop only, so `machine_code.txt` records each loop,
+//! and a kernel whose loop differs fails here. Where the times were measured on a prototype, its loop is the same,
+//! unless `machine_code.txt` says why it is not. If a change of a loop is intended, replace its text by what the test
+//! prints, and time it.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -17,7 +18,7 @@ use reel_kernels::catalogue::FOLDERS;
 /// The architecture of H100 and H200.
 const HOPPER: &str = "sm_90a";
 
-/// What a line of the expected text begins with that is not compared.
+/// First character of the lines of the expected text that are not compared.
 const COMMENT: char = '#';
 
 #[test]
@@ -34,7 +35,7 @@ fn main_loops_for_hopper_are_as_recorded() {
         let registers: HashMap<&str, u32> =
             cubin.report.functions.iter().map(|f| (f.symbol.as_str(), f.registers)).collect();
         for (symbol, code) in functions(&disassembled(&nvdisasm, &cubin.image)) {
-            // Kernels for earlier GPUs have none.
+            // Kernels for earlier GPUs have no bulk copies.
             if !code.iter().any(Instruction::is_bulk_copy) {
                 continue;
             }
@@ -68,7 +69,7 @@ fn disassembled(nvdisasm: &Path, cubin: &[u8]) -> String {
 struct Instruction {
     /// The name with its modifiers, such as `HGMMA.64x256x16.F32.BF16`.
     opcode: String,
-    /// Index of the instruction at the label of a branch, if it is one.
+    /// If the instruction is a branch: the index of the instruction at its label.
     target: Option<usize>,
 }
 
@@ -83,7 +84,7 @@ impl Instruction {
         self.opcode.starts_with("UTMALDG") || self.opcode.starts_with("UBLKCP")
     }
 
-    /// Whether the recorded text has the instruction.
+    /// Whether the recorded text includes this kind of instruction.
     fn is_recorded(&self) -> bool {
         let others = ["SYNCS", "BAR", "WARPGROUP", "UTMASTG", "UTMAREDG", "UTMACMDFLUSH", "STL", "LDL"];
         self.is_product() || self.is_bulk_copy() || others.iter().any(|name| self.opcode.starts_with(name))
@@ -123,8 +124,8 @@ fn functions(text: &str) -> Vec<(String, Vec<Instruction>)> {
 }
 
 /// Returns the recorded instructions of the innermost loops that have matrix products or bulk copies, in the order of
-/// the code. Of ranges that overlap, the shortest is the loop: a wait that was tried in vain goes on far behind the loop
-/// and branches back into it.
+/// the code. Of overlapping ranges, the shortest is the loop: the code that repeats an unsuccessful wait lies far
+/// behind the loop and branches back into it, which also looks like a loop.
 fn main_loops(code: &[Instruction]) -> Vec<String> {
     let backward = |(end, i): (usize, &Instruction)| i.target.filter(|&start| start <= end).map(|start| (start, end));
     let mut ranges: Vec<(usize, usize)> = code.iter().enumerate().filter_map(backward).collect();
@@ -140,7 +141,7 @@ fn main_loops(code: &[Instruction]) -> Vec<String> {
     loops.into_iter().map(|(start, end)| recorded_text(&code[start..=end])).collect()
 }
 
-/// Returns the recorded instructions in order, repeated ones with their number: `HGMMA.64x256x16.F32.BF16 x 4`.
+/// Returns the recorded instructions in order, repeated instructions with their number: `HGMMA.64x256x16.F32.BF16 x 4`.
 fn recorded_text(code: &[Instruction]) -> String {
     let mut runs: Vec<(&str, usize)> = Vec::new();
     for opcode in code.iter().filter(|i| i.is_recorded()).map(|i| i.opcode.as_str()) {

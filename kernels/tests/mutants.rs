@@ -25,7 +25,8 @@ use twox_hash::XxHash3_64;
 const ENOUGH: usize = 2;
 /// Maximum number of launches that are simulated for each changed kernel.
 const LAUNCHES: usize = 12;
-/// The same for a mutant that survived these, first of the recorded launches, then of those of all checks.
+/// Maximum number of launches for a mutant that survived the first [`LAUNCHES`]: first of the recorded launches, then
+/// of the launches of all checks.
 const ALL_LAUNCHES: usize = 60;
 
 #[test]
@@ -110,7 +111,7 @@ fn line_of(folder: &KernelFolder) -> String {
     format!("{} {:016x}", folder.name, hash.finish())
 }
 
-/// All files of a folder, or the file itself, sorted by path.
+/// Returns all files of a folder, sorted by path, or the file itself.
 fn files(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.to_path_buf()];
@@ -121,7 +122,7 @@ fn files(path: &Path) -> Vec<PathBuf> {
     inside.iter().flat_map(|path| files(path)).collect()
 }
 
-/// Records the launches of these folders' checks, `enough` for each instruction.
+/// Records launches of these folders' checks, until `enough` launches execute each instruction.
 fn subjects_of(folders: &[&'static KernelFolder], enough: usize) -> Vec<MutationSubject> {
     let of_folder = |i: usize| {
         MutationSubject::of_folder(folders[i], enough).unwrap_or_else(|e| panic!("{}: {e}", folders[i].name))
@@ -129,7 +130,8 @@ fn subjects_of(folders: &[&'static KernelFolder], enough: usize) -> Vec<Mutation
     on_all_threads(folders.len(), of_folder).into_iter().flatten().collect()
 }
 
-/// Returns the subject among `subjects` with the kernels of `subject`, and its target with the mutant of `target`.
+/// Finds `subject` and `target` in `subjects`, a newer recording: returns the subject with the same kernels, and its
+/// target with the same mutant.
 fn same_target<'a>(
     subjects: &'a [MutationSubject],
     subject: &MutationSubject,

@@ -10,7 +10,7 @@ use super::{
     JoinParams, ParameterEntry, Params, SplitParams, SplitWeightHighHalf, StepEntry, StepNumbers, WEIGHTS_PER_CHUNK,
 };
 
-/// Weights that one task splits or joins.
+/// Number of weights that one task splits or joins.
 const BLOCK: usize = 8192;
 
 /// Number of split weights that a task joins to f32 on the stack at a time.
@@ -88,7 +88,7 @@ pub(super) struct Task {
 pub(super) unsafe fn for_each_chunk(p: &Params, split: bool, team: &Team, update: impl Fn(&Task) + Sync) {
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let chunks = unsafe { slice_at::<Chunk>(p.chunks, p.chunk_count as usize) };
-    // The tables may have more entries, of empty parameters.
+    // The tables may have more entries than these `count`: those of empty parameters, which have no chunk.
     let count = chunks.iter().map(|chunk| chunk.array as usize + 1).max().unwrap_or(0);
     // SAFETY: the tables have an entry for each parameter in a chunk.
     let (parameters, gradients) =

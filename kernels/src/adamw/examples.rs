@@ -14,7 +14,7 @@ use reel_device::{Addr, DType, Launch};
 
 const ALL_MOMENTS: [Moments; 3] = [Moments::F32, Moments::Bf16, Moments::Int8];
 
-/// A step of one parameter of `n` weights at placeholder addresses.
+/// Makes the launch of a step of one parameter of `n` weights, at placeholder addresses.
 fn example_step(dtype: DType, moments: Moments, n: u64) -> Launch {
     let entry: ParameterEntry = ParameterEntry { n, ..placeholder_params() };
     let low = if dtype == BF16 { entry.low } else { Addr::NULL };

@@ -1,4 +1,4 @@
-//! AdamW's definition in f64, and the same with the roundings that `mod.rs` documents.
+//! The definition of AdamW in f64, and a second version with the f32 roundings that `mod.rs` documents.
 
 use crate::checks::rounding::f32;
 
@@ -13,7 +13,7 @@ pub fn step(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
     [w - s.lr / bias1 * m / ((v / bias2).sqrt() + s.eps), m, v]
 }
 
-/// [`step`] with every operation rounded to f32.
+/// Computes [`step`] with every operation rounded to f32.
 pub fn step_rounded(s: &StepHyperparameters, [w, m, v]: [f64; 3], g: f64) -> [f64; 3] {
     let p = s.numbers();
     let [lr, rest1, beta2, rest2, eps] = [p.lr, p.rest1, p.beta2, p.rest2, p.eps].map(|x| x as f64);

@@ -60,8 +60,8 @@ params! {
         pub bias1: f32,
         /// 1 − β₂ᵗ
         pub bias2: f32,
-        /// 1 − β₁, computed in f64 and rounded to f32. From an f32 β₁ it would have a relative error of 1e-7 (1 − β₂:
-        /// 5e-5).
+        /// 1 − β₁, computed in f64 and rounded to f32. Computed from an f32 β₁, the difference would have a relative
+        /// error of 1e-7 (for β₂: 5e-5).
         pub rest1: f32,
         /// 1 − β₂, computed in f64 and rounded to f32.
         pub rest2: f32,
@@ -75,7 +75,7 @@ impl CType for StepNumbers {
 }
 
 params! {
-    /// An entry of the table of parameters: the weights and the optimizer state of one parameter.
+    /// An entry of the table of model parameters: the addresses of one parameter's weights and optimizer state.
     pub struct ParameterEntry {
         /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
@@ -93,7 +93,7 @@ params! {
 }
 
 params! {
-    /// What differs from step to step for one parameter.
+    /// The values of one model parameter that change from step to step: the random stream and the scalars.
     pub struct StepEntry {
         /// Number of the Philox stream of the random bits of stochastic rounding. Every parameter and step uses a
         /// different stream.
@@ -104,7 +104,7 @@ params! {
 }
 
 params! {
-    /// Parameters of a step of all parameters.
+    /// Arguments of the kernel that does one AdamW step of all model parameters.
     pub struct Params {
         /// [`ParameterEntry`] `[parameters]`, a table.
         pub parameters: Addr,
@@ -113,7 +113,7 @@ params! {
         pub gradients: Addr,
         /// [`StepEntry`] `[parameters]`
         pub steps: Addr,
-        /// `launch::Chunk` `[chunk_count]`: the parameters in chunks of [`WEIGHTS_PER_CHUNK`] weights.
+        /// `launch::Chunk` `[chunk_count]`: the model parameters, divided into chunks of [`WEIGHTS_PER_CHUNK`] weights.
         pub chunks: Addr,
         /// f32 `[2]`: gradient norm and clipping factor, as `reduce::clip` writes them; null: factor 1.
         pub clip: Addr,
@@ -213,9 +213,9 @@ kernel!(pub JOIN, "join_master", JoinParams, cpu::join_to_f32, &SOURCE, |p, _| c
 /// The tables of a step.
 #[derive(Clone, Debug)]
 pub struct StepTables {
-    /// The table of parameters, of [`ParameterEntry`].
+    /// The table of model parameters; its entries are [`ParameterEntry`].
     pub parameters: AddressTable,
-    /// The table of gradients, of [`ArrayEntry`].
+    /// The table of gradients; its entries are [`ArrayEntry`].
     pub gradients: AddressTable,
 }
 
@@ -230,8 +230,8 @@ pub enum Moments {
     Int8,
 }
 
-/// Launches one step of all parameters whose weights have this dtype: F32, or BF16 with low halves. Others, and those
-/// without a gradient, do not change. `weights` is the number of weights that change.
+/// Launches one step of all parameters whose weights have this dtype: F32, or BF16 with low halves. Parameters of
+/// another dtype or without a gradient do not change. `weights` is the number of weights that change.
 pub fn step(dtype: DType, moments: Moments, params: &Params, tables: StepTables, weights: u64) -> Launch {
     let n = weights as f64;
     let (kernel, flops, bytes) = match moments {
@@ -257,7 +257,7 @@ pub fn join_master(params: &JoinParams) -> Launch {
     Launch::kernel(&JOIN, params, Cost { flops: 0.0, bytes: 8.0 * params.n as f64 })
 }
 
-/// 32-bit words of a [`StepEntry`] for benchmarks.
+/// Returns the bytes of a [`StepEntry`] as 32-bit words, for benchmarks.
 pub(crate) fn example_step_words() -> Vec<u32> {
     let scalars = StepHyperparameters { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 2 };
     bytemuck::cast_slice(&[StepEntry { stream: 0, numbers: scalars.numbers() }]).to_vec()

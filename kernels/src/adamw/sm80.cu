@@ -128,8 +128,8 @@ struct Task {
   Rule rule;
 };
 
-// Reads the task of this block. It is empty if the parameter has no gradient, or if its weights are not SPLIT as the
-// kernel's are.
+// Reads the task of this block. The task is empty if the parameter has no gradient, or if its weights are f32 and the
+// kernel is for SPLIT weights, or the reverse.
 template <bool SPLIT>
 __device__ __forceinline__ void begin(const Params& p, Task& task) {
   if (threadIdx.x == 0) {
@@ -255,8 +255,8 @@ __device__ __forceinline__ float quotient(float x, float d, float inverse) {
   return fmaf(fmaf(-q, d, x), inverse, q);
 }
 
-// The 8-bit codes of the first moment: `value` decodes a code at scale 1, `root` is its inverse before rounding.
-// `Second` does the same for the second moment.
+// The 8-bit codes of the first moment: `value` decodes a code at scale 1, and `root` returns the real number that is
+// rounded to a code. `Second` does the same for the second moment.
 struct First {
   static constexpr int LAST = 127;
   static __device__ __forceinline__ float value(int c) {
@@ -336,8 +336,8 @@ __device__ __forceinline__ void store_bytes(u8* p, u32 count, bool vector, const
   }
 }
 
-// Loads and stores a block of 256 8-bit moments with one warp, each lane eight neighbours. `block` is the block's
-// number in the parameter.
+// Loads and stores a block of 256 8-bit moments with one warp; each lane has eight neighbouring moments. `block` is the
+// block's number in the parameter.
 template <class Weights>
 __device__ __forceinline__ void step_8bit(const Task& task, u64 block, const Weights& weights, bool vector) {
   constexpr int V = 8;
@@ -391,7 +391,7 @@ __device__ __forceinline__ void step_8bit(const Task& task, u64 block, const Wei
   }
   m_scale = warp_max_nan(m_scale);
   v_scale = warp_max_nan(v_scale);
-  // Only this lane has read the old scales.
+  // Lane 0 is the only lane that has read the old scales, so it may overwrite them without a barrier.
   if (threadIdx.x % 32 == 0) {
     scales[0] = m_scale;
     scales[1] = v_scale;
@@ -410,7 +410,7 @@ __device__ __forceinline__ void step_8bit(const Task& task, u64 block, const Wei
 
 template <class Weights>
 __device__ __forceinline__ void step_8bit_blocks(const Task& task, const Weights& weights, bool vector) {
-  // The blocks of 256 that begin before the end of the chunk; each warp takes every eighth.
+  // Loops over the blocks of 256 weights that begin before the end of the chunk; each warp takes every eighth block.
 #pragma unroll 1
   for (u64 at = task.first + threadIdx.x / 32 * 256; at < task.end; at += MAP_BLOCK) step_8bit(task, at / 256, weights, vector);
 }

@@ -53,7 +53,7 @@ pub(super) fn draws(seed: u64, stream: u64, group: u64) -> [[u16; 8]; 2] {
     [0, 16].map(|shift| std::array::from_fn(|j| (word(j) >> shift) as u16))
 }
 
-/// An invertible function of 32 bits that changes about half of them if one bit of `word` changes.
+/// An invertible mixing function of 32 bits: if one bit of `word` changes, about half of the result's bits change.
 fn mixed(word: u32) -> u32 {
     let z = (word ^ (word >> 16)).wrapping_mul(0x7feb_352d);
     z ^ (z >> 15)
@@ -110,7 +110,7 @@ pub(super) trait Weights: Copy + Send + Sync {
     /// The addresses of the parameter cover `n` weights.
     unsafe fn new(p: &ParameterEntry, n: usize) -> Self;
     /// # Safety
-    /// No other thread accesses the weights `at .. at + len` meanwhile.
+    /// No other thread accesses the weights `at .. at + len` during the call.
     unsafe fn update(&self, at: usize, len: usize, step: impl FnMut(usize, f32) -> f32);
 }
 
@@ -201,7 +201,8 @@ pub(super) unsafe fn step_8bit<W: Weights>(p: &Params, team: &Team) {
             (scales, slice_at::<f32>(task.gradient, n))
         };
         let step = Step::new(p, task);
-        // A chunk has a whole number of blocks, unless the parameter ends in it.
+        // A chunk is a whole number of blocks of `WEIGHTS_PER_SCALE` weights, unless it is the last chunk of its
+        // parameter.
         for at in (task.at..task.at + task.len).step_by(WEIGHTS_PER_SCALE) {
             let len = WEIGHTS_PER_SCALE.min(task.at + task.len - at);
             // SAFETY: blocks do not overlap.

@@ -94,7 +94,7 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
     const float* const source = global<const float>(threadIdx.x < TILE_ROWS ? p.lse : p.delta);
     cp_async_4(tiles + values_at(n) + threadIdx.x * 4, source + (valid ? visit.value(r) : 0), valid ? 4 : 0);
   };
-  // Must be called after copy_q, because its commit puts both copies into one cp.async group.
+  // Must be called after copy_q: the commit here puts the copies of q and of d_o into one cp.async group.
   const auto copy_d_o = [&](int n) {
     copy_rows<HEAD_DIM>(tiles + At::D_O, global<const bf16>(p.d_o), visits[n].queries(), 0,
                                             visits[n].count);
@@ -118,7 +118,8 @@ __device__ __forceinline__ void key_gradients(float (&dk)[HEAD_DIM / 8][4], floa
 #pragma unroll 1
   for (int n = 0;; ++n) {
     cp_async_wait<0>();
-    // After this barrier the tile of queries has arrived, and no thread still reads the previous tile or ds.
+    // After this barrier the tile of queries has arrived, and no thread still reads the previous tile of queries or its
+    // ds.
     __syncthreads();
     if (visits[n].count == 0) break;
     if (visits[n + 1].count > 0) copy_q(n + 1);

@@ -1,12 +1,12 @@
-// Gradients of a tile of 64 queries on tensor cores, with 4 warps of 16 queries each. Softmax weights and score gradients are recomputed: p = 2^(s * factor - lse * log2 e),
-// ds = p (dp - delta), with dp = d_o . v.
+// Gradients of a tile of 64 queries on tensor cores, with 4 warps of 16 queries each. Softmax weights and score
+// gradients are recomputed: p = 2^(s * factor - lse * log2 e), ds = p (dp - delta), with dp = d_o . v.
 #pragma once
 
 #include "attention/tile.cuh"
 #include "cuh/online_softmax.cuh"
 
-// Bytes of dynamic shared memory: one tile of q, one of d_o, and two buffers, each for a tile of keys and one of
-// values.
+// Bytes of dynamic shared memory: one tile of q, one tile of d_o, and two buffers, each for a tile of keys and a tile
+// of values.
 template <int HEAD_DIM>
 constexpr int BACKWARD_BYTES = 6 * Tile<HEAD_DIM>::BYTES;
 

@@ -20,7 +20,8 @@ constexpr int KEY_ROWS = 128;       // keys of a tile
 constexpr int QUERY_ROWS = 64;      // queries of a visit, and of a warpgroup in the second part
 
 // Shared memory of a block, in bytes from its start. Rows lie in groups of 64 columns, each with the swizzle of 128
-// bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The parts use the same memory for their tiles.
+// bytes; for head_dim 80 in groups of 16, with the swizzle of 32 bytes. The first part of the kernel (dk, dv) and the
+// second part (dq) use the same memory for their tiles.
 template <int HEAD_DIM>
 struct BackwardShared {
   static constexpr int COLUMNS = HEAD_DIM % 64 == 0 ? 64 : 16;  // of a group
@@ -29,15 +30,18 @@ struct BackwardShared {
   static constexpr int KEY_TILE = HEAD_DIM / COLUMNS * KEY_GROUP, QUERY_TILE = KEY_TILE / 2;
   static constexpr int VISITS = 4, KEY_SLOTS = 3, VALUE_SLOTS = 2;  // slots of the rings
 
-  // First part: keys and values of the tile; a ring of visits, q and d_o each.
+  // First part (dk, dv): offsets of the tile of keys, of the tile of values, and of a ring of visits with a tile of q
+  // and of d_o each.
   static constexpr int K = 0, V = KEY_TILE, VISIT = 2 * KEY_TILE;
-  // Second part: q and d_o of 128 queries; rings of keys and of values.
+  // Second part (dq): offsets of q and d_o of 128 queries, of a ring of key tiles and of a ring of value tiles.
   static constexpr int Q = 0, D_O = KEY_TILE, KEYS = 2 * KEY_TILE, VALUES = KEYS + KEY_SLOTS * KEY_TILE;
-  // For each visit: lse times log2 e, then delta, of 64 queries; first query that sees key 0, range of the keys.
+  // For each visit: lse times log2 e, then delta, of 64 queries (512 bytes); at SEEN, 4 words: the first query that
+  // sees key 0, and the range of the keys.
   static constexpr int VALUES_OF_ROWS = VALUES + VALUE_SLOTS * KEY_TILE, SEEN = VALUES_OF_ROWS + VISITS * 512;
-  // Descriptions of the next tiles.
+  // Descriptions of the next tiles, which warp 0 writes.
   static constexpr int TILES = 2, TILE = SEEN + VISITS * 16;
-  // Mbarriers: operands have landed but need other rows; are complete; may be overwritten.
+  // Mbarriers. LANDED: the copies are complete, but warp 1 must still replace rows; FULL: the operands are ready; FREE:
+  // the memory may be overwritten.
   static constexpr int TILE_FULL = TILE + TILES * 32, TILE_FREE = TILE_FULL + 8 * TILES;
   static constexpr int VISIT_LANDED = TILE_FREE + 8 * TILES, VISIT_FULL = VISIT_LANDED + 8 * VISITS;
   static constexpr int VISIT_FREE = VISIT_FULL + 8 * VISITS, OWN_FULL = VISIT_FREE + 8 * VISITS, OWN_FREE = OWN_FULL + 8;
@@ -92,7 +96,7 @@ __device__ __forceinline__ void store_words(u32 at, int a, int b, int c, int d) 
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// Returns how many numbers tiles of keys have: 0, 1, .... The numbers of tiles of queries follow.
+// Returns the number of tiles of keys. They are numbered 0, 1, ...; the numbers of the tiles of queries follow.
 __device__ __forceinline__ u32 key_tile_numbers(const BwdParams& p) {
   return static_cast<u32>(tile_slots<KEY_ROWS>(p.tokens, p.seqs, p.max_seqlen)) * p.kv_heads;
 }
@@ -125,15 +129,15 @@ struct KeyRows {
   __device__ __forceinline__ int begin() const { return load_word(at + 20); }     // first key within it
 };
 
-// The queries of one sequence that see a tile of keys, as part of their prefix (even numbers) or as keys of their own
-// sequence (odd numbers). In ascending order of numbers: that of visits.cuh.
+// The queries of one sequence that see a tile of keys. Number 2 n: sequence n sees the keys as part of its prefix;
+// number 2 n + 1: as its own keys. Ascending numbers are the order of visits.cuh.
 struct SeeingQueries {
   int first, length;  // first token and number of tokens of the sequence
   int from;           // first query, a multiple of 64
   int begin, end;     // range of the tile's keys that they see
 
-  // Returns the first number from `number` on whose queries see the keys, or 2 * seqs. All lanes of the warp call it,
-  // and each examines one number.
+  // Returns the first number >= `number` whose queries see the keys, or 2 * seqs if there is none. All lanes of the
+  // warp call the function, and each lane examines one number.
   __device__ static __forceinline__ int next(const BwdParams& p, const KeyRows& keys, int number) {
     const int numbers = 2 * static_cast<int>(p.seqs), own = 2 * keys.sequence() + 1;
     if (p.prefix == 0) return number <= own ? own : numbers;
@@ -186,9 +190,9 @@ __device__ __forceinline__ void for_each_visit(const BwdParams& p, const KeyRows
   }
 }
 
-// Replaces the rows from `from` on of a tile of ROWS rows in shared memory: row r by the elements from source + r *
-// stride on, if r < end, else by zeros. All lanes of the warp call it, after the tensor copy has landed. After
-// fence_async_proxy and __syncwarp the rows are visible to products of threads that synchronise with any lane.
+// Replaces rows `from` .. ROWS of a tile in shared memory: row r gets the elements at source + r * stride if r < end,
+// else zeros. All lanes of the warp call it, after the tensor copy has landed. After fence_async_proxy and __syncwarp
+// the rows are visible to products of threads that synchronise with any lane.
 template <int HEAD_DIM, int ROWS>
 __device__ __forceinline__ void replace_rows(u32 tile, const bf16* source, u64 stride, int from, int end) {
   const int lane = thread_again() & 31, chunk = lane & 15;
@@ -206,7 +210,7 @@ __device__ __forceinline__ void replace_rows(u32 tile, const bf16* source, u64 s
 }
 
 // First part, warp 0: copies keys, values, queries and their d_o. Returns the number of the block's first tile of
-// queries. All lanes of the warp call it, as the three functions below.
+// queries. All lanes of the warp call this function and the three functions below.
 template <int HEAD_DIM>
 __device__ __forceinline__ u32 copy_visits(const BwdParams& p, u32 shared, SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {
   using S = BackwardShared<HEAD_DIM>;
@@ -332,7 +336,8 @@ __device__ __forceinline__ void complete_visits(const BwdParams& p, u32 shared,
   tiles.advance();
 }
 
-// A tile of queries, in shared memory as the fields of PositionTile and the prefix. first < 0: no more tiles.
+// A tile of queries. Its description in shared memory has the fields of PositionTile and the prefix; first < 0 means
+// that there are no more tiles.
 struct QueryRows {
   u32 at;
 
@@ -349,7 +354,7 @@ struct QueryRows {
   __device__ __forceinline__ TokenRange prefix() const { return {load_word(at + 20), load_word(at + 24)}; }
 };
 
-// Returns how many rows of a box of 128 keys that begins with key `first` are the keys first, first + 1, ...: fewer than
+// Returns how many rows of a box of 128 keys that begins with key `first` are the keys first, first + 1, ...: less than
 // 128 if the prefix or the sequence ends in the box.
 __device__ __forceinline__ int rows_of_box(int first, int prefix_keys, int end) {
   return min(KEY_ROWS, (first < prefix_keys ? min(prefix_keys, end) : end) - first);
@@ -416,7 +421,7 @@ __device__ __forceinline__ void copy_blocks(const BwdParams& p, u32 shared, Slot
   }
 }
 
-// Second part, warp 1: replaces keys and values of other sequences.
+// Second part, warp 1: replaces the rows of keys and values that belong to other sequences.
 template <int HEAD_DIM>
 __device__ __forceinline__ void complete_blocks(const BwdParams& p, u32 shared,
                                                 SlotRing<BackwardShared<HEAD_DIM>::TILES>& tiles) {
@@ -445,7 +450,7 @@ __device__ __forceinline__ void complete_blocks(const BwdParams& p, u32 shared,
         landed ^= 1u << (S::KEY_SLOTS + values.slot);
         replace_rows<HEAD_DIM, KEY_ROWS>(shared + S::VALUES + values.slot * S::KEY_TILE, global<const bf16>(p.v) + own, stride,
                                          rows, tile.end - first);
-        // Consumers wait for both before their products.
+        // One fence for keys and values: consumers wait for both arrays before they issue products.
         fence_async_proxy();
         __syncwarp();
         arrive_of_warp(shared + S::KEYS_FULL + 8 * keys.slot);

@@ -8,7 +8,7 @@
 //     for each block of 128 keys, descending:
 //       s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
 //
-// That are seven products instead of five, but no sum passes between blocks: there is no order in which they must run,
+// These are seven products instead of five, but no sum passes between blocks: there is no order in which they must run,
 // no workspace for dq, and a prefix is nothing special. A row's bits depend on its own sequence alone (dk and dv of a
 // prefix: on the sequences that see it).
 //

@@ -28,7 +28,7 @@ struct GradientTurns {
   __device__ __forceinline__ void pass() const { named_barrier_arrive(2 - group, 128 * GRADIENT_GROUPS); }
 };
 
-// Makes p keep its registers over this place, see keep_registers.
+// Forces the compiler to keep the operands x in their registers up to this point (see keep_registers).
 template <int ROWS, int N>
 __device__ __forceinline__ void keep_operands(u32 (&x)[ROWS][N]) {
 #pragma unroll
@@ -36,7 +36,7 @@ __device__ __forceinline__ void keep_operands(u32 (&x)[ROWS][N]) {
 }
 
 // Multiplies rows g = lane / 4 (R 0) or g + 8 (R 1) of a warp's 16 rows of HEAD_DIM sums by `factor`, rounds them to
-// bf16 and writes them to `row`, if it exists. All lanes of the warp call it.
+// bf16 and writes them to `row`, if the row exists. All lanes of the warp call it.
 template <int HEAD_DIM, int R>
 __device__ __forceinline__ void store_gradient(bf16* row, bool exists, const float (&sums)[HEAD_DIM / 2], float factor) {
   const int quad = thread_again() % 4;
@@ -78,12 +78,13 @@ struct KeyConsumer {
   const BwdParams& params;
   u32 shared;
   GradientTurns turns;
-  // Of rows g = lane / 4 and g + 8 of the warp's 16 keys.
+  // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 keys.
   float dk[HEAD_DIM / 2], dv[HEAD_DIM / 2], s[QUERY_ROWS / 2], dp[QUERY_ROWS / 2];
   u32 p[QUERY_ROWS / 16][4], ds[QUERY_ROWS / 16][4];
   SlotRing<S::VISITS> visit;
 
-  // sums = the warpgroup's rows of a tile of keys or values times q^T or d_o^T. Follows a wgmma_fence.
+  // Computes sums = the warpgroup's rows of a tile of keys or values times q^T or d_o^T. A wgmma_fence must precede the
+  // call.
   __device__ __forceinline__ void issue_product_of_heads(float (&sums)[QUERY_ROWS / 2], u32 keys, u32 queries) {
     const u64 a = operand_layout<S::SWIZZLE>() | operand_address(shared + keys + turns.group * (QUERY_ROWS * S::SWIZZLE));
     const u64 b = operand_layout<S::SWIZZLE>() | operand_address(shared + queries + visit.slot * S::KEY_TILE);
@@ -115,7 +116,7 @@ struct KeyConsumer {
     wgmma_commit();
   }
 
-  // p = 2^(s * factor - lse * log2 e), 0 where the query does not see the key.
+  // Computes p = 2^(s * factor - lse * log2 e); p is 0 where the query does not see the key.
   __device__ __forceinline__ void softmax() {
     int seen, begin, end, unused;
     load_words(shared + S::SEEN + 16 * visit.slot, seen, begin, end, unused);
@@ -154,7 +155,8 @@ struct KeyConsumer {
     }
   }
 
-  // The rest of a visit whose s and dp are being computed, except for dk.
+  // Computes the rest of a visit except dk; the products s and dp of the visit have been issued and may still be
+  // running.
   __device__ __forceinline__ void compute_visit() {
     wgmma_wait<1>();
     keep_registers(s);

@@ -19,13 +19,13 @@ struct QueryConsumer {
   const BwdParams& params;
   u32 shared;
   GradientTurns turns;
-  // Of rows g = lane / 4 and g + 8 of the warp's 16 queries.
+  // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 queries.
   float dq[HEAD_DIM / 2], s[KEY_ROWS / 2], dp[KEY_ROWS / 2], lse[2], delta[2];
   u32 ds[KEY_ROWS / 16][4];
   SlotRing<S::KEY_SLOTS> keys;
   SlotRing<S::VALUE_SLOTS> values;
 
-  // sums = the warpgroup's queries or their d_o times k^T or v^T. Follows a wgmma_fence.
+  // Computes sums = the warpgroup's rows of q or d_o times k^T or v^T. A wgmma_fence must precede the call.
   __device__ __forceinline__ void issue_product_of_heads(float (&sums)[KEY_ROWS / 2], u32 queries, u32 block) {
     const u64 a = operand_layout<S::SWIZZLE>() | operand_address(shared + queries + turns.group * S::QUERY_TILE);
     const u64 b = operand_layout<S::SWIZZLE>() | operand_address(shared + block);
@@ -57,8 +57,8 @@ struct QueryConsumer {
     arrive_of_warp(shared + S::KEYS_FREE + 8 * slot);
   }
 
-  // Computes ds of the block that begins with key `first`, whose s and dp are being computed. The thread's queries are
-  // at positions `position` and `position` + 8 of a sequence with `end` keys.
+  // Computes ds of the block of keys that begins with key `first`; the products s and dp have been issued and may still
+  // be running. The thread's queries are at positions `position` and `position` + 8 of a sequence with `end` keys.
   __device__ __forceinline__ void compute_block(int first, int position, int end) {
     const bool causal = params.causal != 0;
     wgmma_wait<1>();
@@ -91,8 +91,8 @@ struct QueryConsumer {
     mbarrier_wait(shared + S::VALUES_FULL + 8 * values.slot, values.parity);
   }
 
-  // Index of query `row` (of 128) of a tile in lse and delta. It is modulo 2^64: before the first query, the number of
-  // the token may be negative.
+  // Index in lse and delta of query `row` (0 to 127) of a tile, modulo 2^64: rows before the sequence's first query may
+  // have a negative token number.
   __device__ __forceinline__ u64 value_of(const PositionTile& tile, int row) const {
     return static_cast<u64>(static_cast<long long>(tile.shift + tile.first + row)) * params.heads + tile.head;
   }

@@ -1,27 +1,28 @@
-//! What plans of attention choose by architecture, and the variants among which they choose.
+//! The attention kernels that a plan chooses for each GPU architecture, and the variants that it chooses from.
 
 use reel_device::Arch;
 
 use super::{BWD_BF16, BWD_BF16_MMA, BWD_BF16_WGMMA, FWD_BF16, FWD_BF16_MMA, FWD_BF16_WGMMA};
 use crate::tuning::{Variant, choices_of};
 
-/// What plans choose on an architecture.
+/// The choices of attention plans on one GPU architecture.
 pub(crate) struct Choices {
-    /// Attention in bf16 with head_dim 64, 80 and 128: whether the forward pass and the prefill of
-    /// [`crate::paged_attention`] run by products of warpgroups and its decode by tiles of rows, all in the order of
-    /// sums of `attention/row_state.cuh`. Otherwise they run by products of warps, in the order of
+    /// Attention in bf16 with head_dim 64, 80 and 128. True: the forward pass and the prefill of
+    /// [`crate::paged_attention`] use products of warpgroups (wgmma) and its decode uses tiles of rows, all with the
+    /// order of sums of `attention/row_state.cuh`. False: they use products of warps (`mma.sync`), with the order of
     /// `cuh/online_softmax.cuh`.
     pub(crate) by_warpgroups: bool,
-    /// Backward pass: the head_dims for which products of warpgroups compute it, if a sequence has at least
+    /// The head_dims whose backward pass uses products of warpgroups (wgmma), if a sequence has at least
     /// `bwd_wgmma_min_seqlen` tokens.
     pub(super) bwd_wgmma_head_dims: &'static [u32],
-    /// Minimum length of the longest sequence for products of warpgroups in the backward pass. They have tiles of 128
-    /// keys, so those of windows of 64 tokens would be half empty.
+    /// The backward pass uses products of warpgroups if the longest sequence has at least this many tokens. Their tiles
+    /// have 128 keys, so windows of 64 tokens would leave half of a tile empty.
     pub(super) bwd_wgmma_min_seqlen: u32,
 }
 
-/// The choices by compute capability. By products of warpgroups a prototype of the gradients for head_dim 128 had 497
-/// to 524 TFLOP/s with 8192 tokens on an H200, `mma.sync` 207. Those for head_dim 64 and 80 were not measured.
+/// The choices by compute capability. A prototype of the gradients with head_dim 128 and 8192 tokens on an H200 reached
+/// 497 to 524 TFLOP/s by products of warpgroups (wgmma), and 207 by `mma.sync`. The gradients with head_dim 64 and 80
+/// were not measured.
 static TABLE: [(u32, Choices); 2] = [
     (80, Choices { by_warpgroups: false, bwd_wgmma_head_dims: &[], bwd_wgmma_min_seqlen: 0 }),
     (90, Choices { by_warpgroups: true, bwd_wgmma_head_dims: &[64, 80, 128], bwd_wgmma_min_seqlen: 65 }),

@@ -10,7 +10,7 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
     let (tokens, heads, kv_heads) = (s.get("tokens", SEQUENCE_LEN), s.get("heads", HEADS), s.get("kv_heads", KV_HEADS));
     let (head_dim, causal) = (s.get("head_dim", HEAD_DIM), s.get("causal", 1));
     let scale = 1.0 / (head_dim as f32).sqrt();
-    // Sequences of equal length. With `prefix`, each but the first sees the first one as its prefix.
+    // Sequences of equal length. With `prefix` = 1, the first sequence is the prefix of every other sequence.
     let (seqs, shares_prefix) = (s.get("seqs", 1).clamp(1, tokens.max(1)), s.get("prefix", 0) == 1);
     let max_seqlen = tokens.div_ceil(seqs);
     let ends = (0..=seqs).map(|i| (u64::from(i) * u64::from(tokens) / u64::from(seqs)) as usize);

@@ -54,8 +54,8 @@ struct ForwardShared {
   }
 };
 
-// Copies rows first .. first + 128 of a head, whose row r begins at element rows.head(r) of the tensor; those from
-// `end` on are zeros. All lanes of the warp call it. The rows are then visible to products.
+// Copies rows first .. first + 128 of a head, whose row r begins at element rows.head(r) of the tensor; rows from `end`
+// on become zeros. All lanes of the warp call the function, and the rows are then visible to wgmma.
 template <int HEAD_DIM, class Rows>
 __device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor, const Rows& rows, int first, int end) {
   constexpr int CHUNKS = HEAD_DIM / 8;
@@ -73,13 +73,13 @@ __device__ __forceinline__ void copy_block_by_warp(u32 slot, const bf16* tensor,
   __syncwarp();
 }
 
-// Where a block of keys or values goes to.
+// The slot of the ring to which a block of keys or values is copied.
 struct KeySlot {
   u32 address, full;  // its shared memory, and the mbarrier of which the copy is one arrival
   bool leads;         // whether this lane starts tensor copies
 };
 
-// Copies what the consumers compute on. All lanes of one warp call it.
+// Copies the queries, keys and values of all tiles of this block of threads to the ring. All lanes of one warp call it.
 template <int HEAD_DIM, class Source>
 __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, u32 shared) {
   using S = ForwardShared<HEAD_DIM>;
@@ -90,8 +90,8 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
 
   const auto wait_for_slot = [&]() { mbarrier_wait(shared + S::FREE + 8 * ring.slot, ring.parity ^ 1); };
 
-  // Tiles in ascending order and, every second round over the grid, in descending order: the blocks' sums of keys are
-  // then nearly equal.
+  // A block takes its tiles in ascending order and, in every second round over the grid, in descending order, so that
+  // all blocks process nearly the same number of keys.
   u32 round = 0, number = blockIdx.x;
   const auto next_number = [&]() {
     ++round;
@@ -127,7 +127,7 @@ __device__ __forceinline__ void produce_tiles(const typename Source::Params& p, 
       }
     }
     ring.template advance<1>();
-    // Keys of a block have odd numbers, its values the even numbers before.
+    // Block n of 128 keys: its keys have the number i = 2 n + 1, its values i = 2 n, so keys come before values.
 #pragma unroll 1
     for (int i = 2 * blocks - 1; i >= 0; --i) {
       wait_for_slot();

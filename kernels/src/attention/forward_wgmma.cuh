@@ -42,22 +42,23 @@ __device__ __forceinline__ void store_shared(u32 at, float a, float b, float c, 
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
 }
 
-// Keeps the next wait for products behind the arithmetic that x, which is not negative, depends on: ptxas moves such a
-// wait before all arithmetic that does not use the sums. The store never happens.
+// Makes ptxas place the arithmetic that computes x (x >= 0) before the next wgmma wait; without this, ptxas moves the
+// wait before all arithmetic that does not use the products. The store never happens.
 __device__ __forceinline__ void compute_before_wait(float x, u32 shared) {
   asm volatile("{\n\t.reg .pred p;\n\tsetp.lt.f32 p, %0, 0f00000000;\n\t@p st.shared.f32 [%1], %0;\n\t}" ::"f"(x), "r"(shared)
                : "memory");
 }
 
-// Returns log2(x) with a relative error of 2^-22, between 0.5 and 2 an absolute one.
+// Returns log2(x) with a relative error of 2^-22; for x between 0.5 and 2 the error of 2^-22 is absolute.
 __device__ __forceinline__ float log2_approx(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// A warpgroup that computes. HALF: of the first block of every tile, only the first 64 keys are seen. SECOND: it is
-// warpgroup 1, so that its turns follow those of warpgroup 0; without SECOND it may be either.
+// State of a warpgroup that computes. HALF: in the first block of every tile, its queries see only the first 64 keys.
+// SECOND: the warpgroup is known to be number 1, whose turns follow those of warpgroup 0; without SECOND it may be
+// either one.
 template <int HEAD_DIM, bool HALF, bool SECOND>
 struct ForwardConsumer {
   using S = ForwardShared<HEAD_DIM>;
@@ -68,8 +69,8 @@ struct ForwardConsumer {
   int group;  // number of this warpgroup
   float c;
   bool causal;
-  // Of rows g = lane / 4 and g + 8 of the warp's 16 rows: scores, then weights; output; weights and queries as
-  // operands.
+  // The thread's values of rows g = lane / 4 and g + 8 of the warp's 16 rows. s: scores, then weights; o: output; p and
+  // q: weights and queries as operands of products.
   float s[ROW_BLOCK_KEYS / 2], o[HEAD_DIM / 2];
   u32 p[ROW_BLOCK_KEYS / 16][4], q[HEAD_DIM / 16][4];
   RowPair rows;
@@ -84,11 +85,11 @@ struct ForwardConsumer {
   __device__ __forceinline__ u32 full(int slot) const { return shared + S::FULL + 8 * slot; }
   __device__ __forceinline__ u32 free(int slot) const { return shared + S::FREE + 8 * slot; }
 
-  // The turn to issue products passes between the warpgroups.
+  // The two warpgroups issue their products in turns.
   __device__ __forceinline__ void take_turn() { named_barrier_sync(1 + group, 256); }
   __device__ __forceinline__ void pass_turn() { named_barrier_arrive(2 - group, 256); }
 
-  // Reads the description of the next tile; returns false if there are no more.
+  // Reads the description of the next tile; returns false if there are no more tiles.
   __device__ __forceinline__ bool read_tile(PositionTile& tile) {
     mbarrier_wait(shared + S::TILE_FULL + 8 * next.slot, next.parity);
     asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -114,7 +115,7 @@ struct ForwardConsumer {
     keys.template advance<1>();
   }
 
-  // Waits for keys or values that this turn multiplies.
+  // Waits until the keys or values that are multiplied in this turn have been copied.
   __device__ __forceinline__ void wait_for_turn(const RingPosition<S::SLOTS>& at) {
     if constexpr (SECOND) {
       // redundant: warpgroup 0 has waited for the same copy before it passed this turn.
@@ -132,12 +133,12 @@ struct ForwardConsumer {
     values.template advance<2>();
   }
 
-  // s = q k^T for the first KEYS keys of the block.
+  // Issues s = q k^T for the first KEYS keys of the block.
   template <int KEYS>
   __device__ __forceinline__ void issue_scores() {
     wgmma_fence();
-    // rs_new in all head_dims would suit ptxas, but makes head_dim 128 spill; rs in all makes it serialise the products
-    // of other head_dims (C7511) in some of the kernels.
+    // Which wgmma form to use depends on head_dim: with rs_new, head_dim 128 spills; with rs, ptxas serialises the
+    // products of the other head_dims (C7511) in some of the kernels.
     const u64 k_tile = operand_layout<S::SWIZZLE>() | operand_address(shared + keys.slot * S::SLOT);
 #pragma unroll
     for (int k = 0; k < HEAD_DIM / 16; ++k) {
@@ -148,7 +149,7 @@ struct ForwardConsumer {
     wgmma_commit();
   }
 
-  // o += p v for the first KEYS keys of the block.
+  // Issues o += p v for the first KEYS keys of the block.
   template <int KEYS>
   __device__ __forceinline__ void issue_output() {
     // redundant: follows the fence before the scores, but without it ptxas waits for each product.
@@ -184,13 +185,15 @@ struct ForwardConsumer {
     for (int i = 0; i < ROW_BLOCK_KEYS / 4; ++i) p[i / 4][i % 4] = i < KEYS / 4 ? pack_bf16(s[2 * i], s[2 * i + 1]) : 0;
   }
 
-  // The total is in shared memory. Chunk i of 16 bytes of a thread's part is at i * 2048 + 16 * thread; the two rows of
-  // a quad have reference and sum at 16 * quad, and the weights of the merge 512 bytes later.
+  // Layout of the total over segments, which is in shared memory. Output: chunk i (16 bytes) of a thread is at i * 2048
+  // + 16 * thread. State: the reference and the sum of a quad's two rows are at 16 * quad, the weights of the last
+  // merge 512 bytes later.
   __device__ __forceinline__ u32 total_address() const { return shared + S::TOTALS + group * S::TOTAL + thread() * 16; }
   __device__ __forceinline__ u32 state_address() const { return shared + S::STATES + group * S::STATE + thread() / 4 * 16; }
   __device__ __forceinline__ static u32 thread() { return static_cast<u32>(thread_again()) % 128; }
 
-  // Merges references and sums of a segment, whose last product need not be complete, and begins the next segment.
+  // Merges the references and sums of a finished segment into the total and begins the next segment. The segment's last
+  // product with v may still be running.
   __device__ __forceinline__ void end_segment_state() {
     const u32 at = state_address();
     float x[4] = {minus_infinity(), 0, minus_infinity(), 0}, w[4];
@@ -214,7 +217,7 @@ struct ForwardConsumer {
     rows.clear();
   }
 
-  // Merges the segment's output with the total: the result replaces the total, or with LAST stays in o.
+  // Merges the segment's output with the total. The result replaces the total; with LAST it stays in o.
   template <bool LAST>
   __device__ __forceinline__ void end_segment_output() {
     const u32 total = total_address();
@@ -242,10 +245,11 @@ struct ForwardConsumer {
     for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = __fmul_rn(o[i], rows.alpha[i / 2 % 2]);
   }
 
-  // Scores and weights of `block`, while the weights of the block after it, of which KEYS keys are seen, multiply v.
+  // Computes scores and weights of `block`, while the weights of the previous block (`block` + 1, of which KEYS keys
+  // are seen) are multiplied with v.
   template <int KEYS>
   __device__ __forceinline__ void step(int block) {
-    // A vote makes the condition uniform for ptxas, which would otherwise spill.
+    // The vote tells ptxas that the condition is the same in all lanes; without it, ptxas spills registers.
     const bool ends_segment = __any_sync(0xffffffffu, block % ROW_SEGMENT_BLOCKS == ROW_SEGMENT_BLOCKS - 1);
     wait_for_turn(keys);
     take_turn();
@@ -271,7 +275,7 @@ struct ForwardConsumer {
     else rescale_output();
   }
 
-  // Stores the output and log-sum-exp of the tile whose description was read before the last one.
+  // Stores the output and log-sum-exp of the last tile but one whose description was read.
   template <class P>
   __device__ __forceinline__ void store(const P& params) {
     end_segment_output<true>();
@@ -331,7 +335,7 @@ struct ForwardConsumer {
     }
   }
 
-  // Masks the scores of a tile's first block where queries do not see it, and computes the weights.
+  // Sets scores of a tile's first block to -inf where queries do not see the key, and computes the weights.
   __device__ __forceinline__ void first_softmax(const PositionTile& tile, int block) {
     if (HALF || is_masked(tile, block)) mask(tile, block);
     rows.add<FIRST, true>(s, c);
@@ -361,7 +365,7 @@ struct ForwardConsumer {
       for (; block >= 0; --block) step<ROW_BLOCK_KEYS>(block);
       PositionTile following;
       if (!read_tile(following)) break;
-      // The last product with v of this tile, together with the first scores of the following one.
+      // Issues the last product with v of this tile together with the first scores of the following tile.
       block = following.blocks(causal) - 1;
       load_queries();
       wait_for_turn(keys);
@@ -416,14 +420,14 @@ __device__ __forceinline__ void consume_tiles(const typename Source::Params& p, 
   consumer.run(p);
 }
 
-// Source: forward_producer.cuh. Its padding is written by all threads at the start: the same code in idle warps of the
-// producer makes ptxas serialise the products of head_dim 128 (C7511).
+// Source is described in forward_producer.cuh. All threads write its padding at the start: the same code in idle warps
+// of the producer makes ptxas serialise the products of head_dim 128 (C7511).
 template <int HEAD_DIM, class Source>
 __device__ __forceinline__ void forward_wgmma(const typename Source::Params& p) {
   using S = ForwardShared<HEAD_DIM>;
   extern __shared__ __align__(1024) char forward_memory[];
-  // As shared_address(forward_memory), but with 32 bits from the start: with the conversion of a 64-bit address, ptxas
-  // serialises the products of prefill with head_dim 128 (C7511).
+  // The same address as shared_address(forward_memory), but computed in 32 bits: after a conversion of a 64-bit
+  // address, ptxas serialises the products of prefill with head_dim 128 (C7511).
   u32 shared;
   asm("mov.u32 %0, forward_memory;" : "=r"(shared) : "l"(forward_memory));
   Source::write_padding(p);

@@ -158,7 +158,7 @@ params! {
 }
 
 impl FwdParams {
-    /// Parameters without operands, whose numbers are 0.
+    /// Parameters with null addresses and all numbers 0.
     pub const EMPTY: FwdParams = FwdParams {
         q_map: TensorMapSlot::EMPTY,
         k_map: TensorMapSlot::EMPTY,
@@ -214,8 +214,8 @@ params! {
         pub dv: Addr,
         /// f32 `[tokens, heads]`, workspace for `d_o . o` of each row.
         pub delta: Addr,
-        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. With it products of warpgroups balance the blocks
-        /// of threads. May be null; device `cpu` does not use it.
+        /// A workspace of [`workspace_bytes`] bytes, aligned to 16. It holds the ticket counter with which kernels that
+        /// use products of warpgroups (wgmma) balance the blocks of threads. May be null; device `cpu` does not use it.
         pub workspace: Addr,
         /// i32 `[seqs + 1]`: first token of each sequence, and the end of the last one. The values do not decrease
         /// and lie between 0 and `tokens`.
@@ -247,7 +247,7 @@ params! {
 }
 
 impl BwdParams {
-    /// Parameters without operands, whose numbers are 0.
+    /// Parameters with null addresses and all numbers 0.
     pub const EMPTY: BwdParams = BwdParams {
         q_map: TensorMapSlot::EMPTY,
         d_o_map: TensorMapSlot::EMPTY,
@@ -336,8 +336,8 @@ pub fn fwd(dtype: DType, params: &FwdParams, pairs: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Returns the size in bytes of the workspace: the ticket counter of products of warpgroups. Returns 0 if no kernel
-/// would use it: for f32, and for a head_dim without a tensor-core kernel.
+/// Returns the size in bytes of the workspace: the ticket counter of kernels that use products of warpgroups (wgmma).
+/// Returns 0 if no kernel would use it: for f32, and for a head_dim without a tensor-core kernel.
 pub fn workspace_bytes(dtype: DType, p: &BwdParams) -> usize {
     if dtype == DType::BF16 && plan::has_tensor_core_backward(p.head_dim) { 4 } else { 0 }
 }

@@ -4,8 +4,9 @@
 #include "attention/forward_producer.cuh"
 #include "attention/packed_tiles.cuh"
 
-// A Source of forward_producer.cuh: the keys of a sequence are those of its shared prefix, then its own. A block of keys
-// in which the prefix ends is copied by the warp.
+// A Source (see forward_producer.cuh) whose keys are the keys of the shared prefix, then the sequence's own. The warp
+// itself copies blocks in which the prefix ends, and blocks of values in which the sequence ends; tensor copies load
+// the other blocks.
 struct PackedSource {
   using Params = FwdParams;
   static constexpr bool ALWAYS_CAUSAL = false;

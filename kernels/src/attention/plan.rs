@@ -10,7 +10,7 @@ use super::{BwdParams, FwdParams};
 
 /// Number of query rows of a tile.
 const ROWS: u64 = 64;
-/// Number of keys of a key tile of the backward pass by products of warpgroups. The other key tiles have 64 keys.
+/// Number of keys of a key tile in the backward pass by products of warpgroups (wgmma). Other key tiles have 64 keys.
 const WIDE: u64 = 128;
 /// Bytes of a 64 x 64 f32 tile whose rows are padded by four elements.
 const FMA_TILE: u32 = 64 * 68 * 4;
@@ -49,10 +49,10 @@ pub fn fwd_bf16(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     }
 }
 
-/// Plans the launches of kernel `attention_fwd_bf16` by products of warps.
+/// Plans the launches of kernel `attention_fwd_bf16` by products of warps (mma.sync).
 pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
-    // Symbol, columns of a tile of queries or keys, columns of a tile of values, and number of shared-memory buffers
-    // for tiles of keys and values.
+    // In this order: symbol, columns of a tile of queries or keys, columns of a tile of values, and number of
+    // shared-memory buffers for tiles of keys and values.
     let (symbol, columns, value_columns, stages) = match p.head_dim {
         64 => ("attention_fwd_bf16_64", 64, 64, 2),
         72 => ("attention_fwd_bf16_72", 72, 72, 2),
@@ -69,10 +69,11 @@ pub fn fwd_bf16_mma(p: &FwdParams, _: &Arch) -> Vec<Stage> {
     stage(symbol, blocks, 128, shared).into_iter().collect()
 }
 
-/// Query rows of a tile, and keys of a block, of the forward pass and of prefill by products of warpgroups.
+/// Number of query rows of a tile, and of keys of a block, in the forward pass and prefill by products of warpgroups
+/// (wgmma).
 pub(crate) const POSITIONS: u32 = 128;
 
-/// The queries that a launch by products of warpgroups divides into tiles.
+/// The queries that a launch by products of warpgroups (wgmma) divides into tiles.
 pub(crate) struct Queries {
     /// Number of queries of all sequences.
     pub tokens: u32,
@@ -82,12 +83,13 @@ pub(crate) struct Queries {
     pub heads: u32,
     /// No sequence has more queries.
     pub max_queries: u32,
-    /// Whether sequences may have keys before those of their queries.
+    /// Whether sequences may have keys before the position of their first query (a prefix, or cached keys).
     pub has_earlier: bool,
 }
 
 impl Queries {
-    /// Returns the number of tile numbers; equals `PositionTiles` of position_tiles.cuh.
+    /// Returns the number of tile numbers of all heads (some numbers have no tile), as `PositionTiles` of
+    /// position_tiles.cuh computes it.
     pub(crate) fn tiles(&self) -> u64 {
         let (tokens, seqs, positions) = (u64::from(self.tokens), u64::from(self.seqs), u64::from(POSITIONS));
         let earlier = u64::from(self.has_earlier);
@@ -110,7 +112,7 @@ fn packed_queries(p: &FwdParams) -> Queries {
     Queries { tokens, seqs, heads, max_queries, has_earlier: !p.prefix.is_null() }
 }
 
-/// Returns a tensor of packed sequences with this number of heads.
+/// Describes a tensor of packed sequences with `heads` heads for tensor maps.
 fn packed_heads(p: &FwdParams, tensor: Addr, heads: u32) -> HeadsMap {
     HeadsMap { tensor, tokens: p.tokens.into(), heads, head_dim: p.head_dim }
 }
@@ -126,8 +128,8 @@ const fn forward_shared(head_dim: u32) -> u32 {
     slots * 128 * head_dim * 2 + 2 * (64 * head_dim * 4 + 1024) + 16 * slots + (16 + 32) * tiles
 }
 
-/// Plans the launch of kernel `attention_fwd_bf16` by products of warpgroups; earlier GPUs than Hopper and other
-/// head_dims than 64, 80 and 128 have no such kernel and run the one by products of warps.
+/// Plans the launch of kernel `attention_fwd_bf16` by products of warpgroups; GPUs before Hopper, and head_dims other
+/// than 64, 80 and 128, get the kernel by products of warps.
 pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_fwd_bf16_wgmma_64",
@@ -148,8 +150,8 @@ pub fn fwd_bf16_wgmma(p: &FwdParams, arch: &Arch) -> Vec<Stage> {
     vec![Stage { tensor_maps, ..stage }]
 }
 
-/// A tensor `[tokens, heads, head_dim]` of which tensor copies move boxes of one head, whose columns lie in shared
-/// memory in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
+/// A tensor `[tokens, heads, head_dim]`. Tensor copies (TMA) move boxes of one head, whose columns lie in shared memory
+/// in groups of 64, or of 16 (`ForwardShared` of forward_producer.cuh).
 pub(crate) struct HeadsMap {
     /// The tensor.
     pub tensor: Addr,
@@ -162,12 +164,12 @@ pub(crate) struct HeadsMap {
 }
 
 impl HeadsMap {
-    /// Returns the map with boxes of all columns of `rows` tokens.
+    /// Returns the tensor map whose box has `rows` tokens and all columns of a head.
     pub(crate) fn boxes_of(&self, rows: u32) -> TensorMap {
         self.map(rows, self.head_dim / self.columns())
     }
 
-    /// Returns the map with boxes of one group of columns of `rows` tokens.
+    /// Returns the tensor map whose box has `rows` tokens and one group of columns.
     pub(crate) fn boxes_of_a_group(&self, rows: u32) -> TensorMap {
         self.map(rows, 1)
     }
@@ -221,8 +223,8 @@ pub fn bwd_bf16(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     bwd_bf16_mma(p, arch)
 }
 
-/// Plans the launches of kernel `attention_bwd_bf16` by products of warps: tiles of 64 keys for dk and dv, then tiles
-/// of 64 queries for dq.
+/// Plans the launches of kernel `attention_bwd_bf16` by products of warps (mma.sync): tiles of 64 keys for dk and dv,
+/// then tiles of 64 queries for dq.
 pub fn bwd_bf16_mma(p: &BwdParams, _: &Arch) -> Vec<Stage> {
     let [dkv, dq] = match p.head_dim {
         64 => ["attention_bwd_bf16_dkv_64", "attention_bwd_bf16_dq_64"],
@@ -247,9 +249,9 @@ const fn backward_shared(head_dim: u32) -> u32 {
     key_tiles + visits * (512 + 16 + 3 * 8) + tiles * (32 + 2 * 8) + 4 * 8 + (key_slots + value_slots) * 3 * 8
 }
 
-/// Plans the launches of kernel `attention_bwd_bf16` by products of warpgroups; earlier GPUs than Hopper and other
-/// head_dims have only products of warps. With a workspace every multiprocessor has one block, which draws tickets;
-/// without one every tile has a block.
+/// Plans the launches of kernel `attention_bwd_bf16` by products of warpgroups (wgmma); GPUs before Hopper and other
+/// head_dims use products of warps. With a workspace every multiprocessor has one block, which draws tickets; without
+/// one every tile has a block.
 pub fn bwd_bf16_wgmma(p: &BwdParams, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "attention_bwd_bf16_wgmma_64",

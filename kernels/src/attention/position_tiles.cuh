@@ -24,11 +24,11 @@ struct PositionTile {
   }
 };
 
-// The tiles of all sequences and heads. There are two ways to number them, with gaps. (1) Every sequence has as many as
-// the longest one: those with the most keys come first, of all sequences. (2) All tokens are packed, and every sequence
-// has one incomplete tile more, or two with earlier positions: a binary search finds the sequence of a tile. Way 1 is
-// used if its numbers are at most four times as many; the host's grid depends on it only by the number of tiles
-// (plan.rs).
+// The tiles of all sequences and heads. There are two ways to number tiles; some numbers have no tile. (1) Every
+// sequence has as many numbers as the longest one has tiles; the last tiles of all sequences, which have the most keys,
+// come first. (2) All tokens are packed, and every sequence has one incomplete tile more, or two with earlier
+// positions; a binary search finds the sequence of a tile. Way 1 is used if it has at most four times as many numbers
+// as way 2. The host's grid needs only the number of tiles (plan.rs).
 //
 // Groups of query heads with the same keys come one after the other, so that these keys stay in L2.
 struct PositionTiles {
@@ -36,7 +36,8 @@ struct PositionTiles {
   u32 per_head;
   u32 padding;  // of a sequence, in tokens, in way 2
 
-  // No sequence has more than `max_queries` queries; has_earlier: sequences may have earlier positions.
+  // max_queries: the largest number of queries of a sequence; has_earlier: sequences may have keys before their first
+  // query.
   template <class P>
   __device__ __forceinline__ PositionTiles(const P& p, u32 max_queries, bool has_earlier) {
     padding = has_earlier ? 2 * (TILE_POSITIONS - 1) : TILE_POSITIONS - 1;

@@ -31,7 +31,7 @@
 constexpr int ROW_BLOCK_KEYS = 128;
 constexpr int ROW_SEGMENT_BLOCKS = 4;
 
-// Whether the reference moves from m to x, because weights relative to m could exceed 2^8.
+// Tells whether the reference must move from m to x, because weights relative to m could exceed 2^8.
 __device__ __forceinline__ bool reference_moves(float m, float x, float c) {
   return __fmul_rn(x, c) > __fmaf_rn(m, c, 8.0f);
 }
@@ -51,9 +51,9 @@ __device__ __forceinline__ float row_weight(float score, float c, float referenc
   return exp2_approx(__fmaf_rn(score, c, -reference));
 }
 
-// Merges a segment with reference m into a total with reference M: of both, each is multiplied by
-// merge_weight(own reference, other reference), and the result has the reference max(M, m). Without keys in either,
-// fminf makes 0 of the NaN, so that both weights are 1 and both sums 0.
+// Merge of a segment (reference m) and a total (reference M): the sums of each are multiplied by merge_weight(own
+// reference, other reference), and the result has the reference max(M, m). If neither has keys, fminf turns the NaN
+// into 0, so both weights are 1 and both sums 0.
 __device__ __forceinline__ float merge_weight(float m, float other, float c) {
   return exp2_approx(fminf(0.0f, __fmul_rn(__fsub_rn(m, other), c)));
 }
@@ -63,9 +63,9 @@ __device__ __forceinline__ float merged_value(float total, float total_weight, f
   return __fmaf_rn(part, part_weight, __fmul_rn(total, total_weight));
 }
 
-// The states of ROWS rows of which four lanes hold the scores: references, this lane's part of the sums, the factors of
-// the older sums and outputs, and whether one of them, in any row of the warp, is not 1. The forward pass has two rows
-// in a lane, decode one.
+// The states of ROWS rows whose scores are held by four lanes. m: references; l: this lane's part of the sums of
+// weights; alpha: the factors of the older sums and outputs; rescales: whether an alpha of any row of the warp is not
+// 1. In the forward pass a lane has two rows, in decode one.
 template <int ROWS>
 struct RowStates {
   float m[ROWS], l[ROWS], alpha[ROWS];
@@ -76,9 +76,9 @@ struct RowStates {
     for (int r = 0; r < ROWS; ++r) m[r] = minus_infinity(), l[r] = 0;
   }
 
-  // Adds a block of which KEYS keys are seen, and replaces their scores by their weights. With t = lane % 4, a lane has
-  // the scores of keys 8 n + 2 t and 8 n + 2 t + 1 of row r in s[2 (ROWS n + r)] and s[2 (ROWS n + r) + 1].
-  // NEW: the block is the first.
+  // Adds a block of which only the first KEYS keys count, and replaces their scores by their weights. With t = lane %
+  // 4, a lane has the scores of keys 8 n + 2 t and 8 n + 2 t + 1 of row r in s[2 (ROWS n + r)] and s[2 (ROWS n + r) +
+  // 1]. NEW: the block is the first.
   template <int KEYS, bool NEW, int N>
   __device__ __forceinline__ void add(float (&s)[N], float c) {
     constexpr int STEP = 2 * ROWS, SCORES = KEYS / 8 * STEP;

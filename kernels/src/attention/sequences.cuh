@@ -11,7 +11,7 @@ struct PackedRows {
   __device__ __forceinline__ u64 head(int row) const { return first + row * stride; }
 };
 
-// The keys of one sequence and key head: those of its shared prefix, then its own.
+// The keys of one sequence and key head: first the keys of its shared prefix, then its own.
 struct PackedKeys {
   // Key r begins at element prefix + r * stride if it belongs to the prefix, else at element own + r * stride.
   u64 prefix, own;

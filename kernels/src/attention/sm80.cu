@@ -11,10 +11,10 @@
 //              a block of threads for each tile of queries, over the blocks of keys:
 //                s = q k^T; dp = d_o v^T; ds = p (dp - delta); dq += ds k
 //
-// Tiles. A block of threads processes 64 queries of one head, or 64 keys of one key head. bf16 uses m16n8k16 products, 16 rows per warp
-// (forward_mma.cuh, backward_keys.cuh): there are kernels for head_dim 64, 72, 80 and 128; other head_dims up to 256
-// are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused multiply-adds, 4 x 4
-// results per thread (*_fma.cuh).
+// Tiles. A block of threads processes 64 queries of one head, or 64 keys of one key head. bf16 uses m16n8k16 products,
+// 16 rows per warp (forward_mma.cuh, backward_keys.cuh): there are kernels for head_dim 64, 72, 80 and 128; other
+// head_dims up to 256 are padded with zeros. f32, longer heads and the gradients of other bf16 head_dims use fused
+// multiply-adds, 4 x 4 results per thread (*_fma.cuh).
 //
 // On sm_90 there are kernels for head_dim 64, 80 and 128 with products of warpgroups and another order of sums
 // (forward_wgmma.cuh, backward_wgmma.cuh).
@@ -34,12 +34,12 @@
 // innermost.
 //
 // Departures. (1) Scores and dp are computed twice, 7 products instead of 5: the sums of dq of one query tile would
-// have to pass from one key tile to the next, so blocks of threads would wait for each other. (2) In a tile that the diagonal
-// crosses, products process 16 keys at a time: a key after a query but before the last of those 16 has p = 0, so a
-// value there that is not finite makes the row NaN. Keys after the tile's last key and keys of other sequences are
+// have to pass from one key tile to the next, so blocks of threads would wait for each other. (2) In a tile that the
+// diagonal crosses, products process 16 keys at a time: a key after a query but before the last of those 16 has p = 0,
+// so a value there that is not finite makes the row NaN. Keys after the tile's last key and keys of other sequences are
 // not read. Products of warpgroups process 128 keys at a time; scores of keys that the tile's queries do not see may be
-// computed, and are masked, but values beyond the end of the sequence are zeros. (3) On CUDA cores whole diagonal blocks are computed. (4) Rows that are not a multiple of 16 bytes are
-// read and written element by element.
+// computed, and are masked, but values beyond the end of the sequence are zeros. (3) On CUDA cores whole diagonal
+// blocks are computed. (4) Rows that are not a multiple of 16 bytes are read and written element by element.
 //
 // Bound. Matrix products (bf16), multiply-adds (f32). A warp does 14 operations per byte that it reads from shared
 // memory.
@@ -296,7 +296,8 @@ __device__ __forceinline__ void row_products(const BwdParams& p) {
   row_products(global<float>(p.delta), global<const T>(p.d_o), global<const T>(p.o), rows, static_cast<int>(p.head_dim));
 }
 
-// The same for products of warpgroups (backward_wgmma.cuh): the ticket counter is the workspace's first word.
+// Computes delta as row_products does and sets the ticket counter of the sm_90a kernels (backward_wgmma.cuh) to 0; the
+// counter is the workspace's first word.
 template <class T>
 __device__ __forceinline__ void row_products_and_ticket(const BwdParams& p) {
   row_products<T>(p);

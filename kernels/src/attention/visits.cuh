@@ -40,14 +40,15 @@ struct Visit {
 struct Visits {
   Visit slots[4];
   SequenceTile keys;
-  // State of the search for the next visit: the sequence; 1 if it sees the keys as its own, 0 if in its prefix; the
-  // first query of the tile; the head within the group.
+  // State of the search for the next visit. sequence: its number; own: 1 if it sees the keys as its own, 0 if as its
+  // prefix; tile: first query of the tile; head: head within the group.
   int sequence, own, tile, head;
   int first, length;  // first token and number of tokens of that sequence
 
   __device__ __forceinline__ const Visit& operator[](int i) const { return slots[i % 4]; }
 
-  // Lets thread 0 find the first two visits (numbers 0 and 1). The caller places a barrier behind it. P is BwdParams.
+  // Lets thread 0 find the first two visits (numbers 0 and 1). The caller places a barrier after the call. P is
+  // BwdParams.
   template <class P>
   __device__ __forceinline__ void start(const P& p, const SequenceTile& range, int kv_head) {
     if (threadIdx.x != 0) return;

@@ -28,7 +28,7 @@ params! {
         pub count: u32,
         /// Size of a block of one cache, in units of 16 bytes.
         pub units: u32,
-        /// Units of a block to copy, at most `units`.
+        /// Number of units of a block that are copied, at most `units`.
         pub copied: u32,
         /// 0
         pub reserved: u32,

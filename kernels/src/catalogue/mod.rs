@@ -21,7 +21,7 @@ pub fn find_kernel_folder(name: &str) -> Option<&'static KernelFolder> {
     FOLDERS.iter().find(|f| f.name == name)
 }
 
-/// The variants of a kernel; none if it has no choice.
+/// Returns the variants of a kernel: the kernels among which its plan chooses. A kernel without a choice has none.
 pub fn variants_of(kernel: &'static Kernel) -> impl Iterator<Item = &'static Variant> {
     FOLDERS.iter().flat_map(|folder| folder.variants).filter(move |v| std::ptr::eq(v.of, kernel))
 }
@@ -41,7 +41,7 @@ mod tests {
     const ARCHS: [Arch; 4] = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
 
     /// Returns the names that `kernel!(pub X, "name", …)` declares in a module's text; none if the module calls
-    /// `kernel!` in a macro of its own.
+    /// `kernel!` inside another macro.
     fn declared(module: &str) -> BTreeSet<&str> {
         let calls = module.split("kernel!(").skip(1).filter(|rest| !rest.starts_with("pub $"));
         calls.filter_map(|rest| rest.split('"').nth(1)).collect()
@@ -107,7 +107,8 @@ mod tests {
         assert_eq!(archive.fresh_and_stale_counts(&sources()), (wanted, 0));
     }
 
-    /// A comparison of variants must have both ways, whichever a GPU chooses.
+    /// `reel kernels` compares variants of attention. On a Hopper GPU a variant must differ from the plan's choice, and
+    /// on every GPU a variant must equal it.
     #[test]
     fn attention_has_variants_with_other_plans_on_every_gpu() {
         for (folder, name) in [("attention", "attention_fwd_bf16"), ("paged_attention", "paged_attention_fwd_bf16")] {
@@ -141,7 +142,7 @@ mod tests {
                     symbols.extend((kernel.plan)(&launch.params, &arch).iter().map(|stage| stage.symbol.to_string()));
                 }
             }
-            // The compiled code also has those that no plan of an example chooses.
+            // Adds the entry points of the compiled code: some of them may not be in the plan of any example.
             for sm in ["sm_80", "sm_90a"].into_iter().filter(|_| with_nvrtc) {
                 let ptx = compile_to_ptx(folder.source, sm).unwrap();
                 let entries = ptx.split(".entry ").skip(1).filter_map(|rest| rest.split('(').next());

@@ -33,7 +33,7 @@ pub fn example_products(sizes: &Sizes) -> Result<Vec<ExampleProduct>, SizeError>
 /// Returns the rows, the width and the vocabulary of the output layer in training, and these sizes as text.
 ///
 /// # Errors
-/// A size that the output layer does not have.
+/// `sizes` has a name other than `tokens`, `hidden` and `vocab`, or a value that kernels do not support.
 pub fn example_output_layer(sizes: &Sizes) -> Result<([usize; 3], String), SizeError> {
     let of = |s: &Sizes| [s.get("tokens", SEQUENCE_LEN), s.get("hidden", HIDDEN_SIZE), s.get("vocab", VOCAB_SIZE)];
     let usual = Sizes::default();

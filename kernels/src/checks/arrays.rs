@@ -62,7 +62,7 @@ pub struct ArrayOperand {
 }
 
 impl ArrayOperand {
-    /// The operand whose address is stored at `offset`. `None` if the address is in no registered array, as null.
+    /// The operand whose address is stored at `offset`. `None` if the address is null or in no registered array.
     fn new(offset: usize, address: Addr) -> Option<ArrayOperand> {
         ARRAYS.with_borrow(|arrays| {
             let (_, array) = arrays.range(..=address.0).next_back()?;

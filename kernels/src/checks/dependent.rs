@@ -18,7 +18,8 @@ use super::on_sim::COMPLETION_TIMINGS;
 use super::{CheckDevice, CheckSetup, RecordedLaunch};
 use crate::catalogue::{self, find_kernel_folder};
 
-/// Writes arrays: block i has entry i of a table of (address, bytes, whether to keep the contents).
+/// PTX of a kernel that writes arrays: block i writes the array of entry i of a table of (address, bytes, whether to
+/// keep the contents).
 const WRITER: &str = "
 .version 8.0
 .target sm_90
@@ -51,8 +52,9 @@ done:
     ret;
 }";
 
-/// The launches of those of the folder's checks whose name `is_used`, each also with the variants of its kernel, whose
-/// plan for an H100 is one programmatic stage, by symbol: at most `count` for each, evenly spaced by their cost.
+/// Records the launches of those of the folder's checks for whose name `is_used` returns true, and makes a copy of each
+/// launch for each variant of its kernel. Keeps launches whose plan for an H100 is one programmatic stage, and returns
+/// by symbol at most `count` of them, evenly spaced by their cost.
 fn recorded_launches(
     folder: &str,
     is_used: fn(&str) -> bool,
@@ -79,9 +81,9 @@ fn recorded_launches(
     }
     let spread = |mut all: Vec<(u64, RecordedLaunch, Stage)>| {
         all.sort_by_key(|(cost, ..)| *cost);
-        // The most expensive half takes long and has no other accesses.
+        // Drops the most expensive half: these launches take long and make no kinds of accesses that the others lack.
         all.truncate(all.len().div_ceil(2));
-        // Launches of almost equal cost differ in little.
+        // Of launches whose costs differ by less than 5 %, keeps one, because such launches do nearly the same.
         all.dedup_by(|(cost, ..), (before, ..)| *cost * 100 < *before * 105);
         let step = all.len().div_ceil(count);
         all.into_iter().step_by(step).map(|(_, recorded, stage)| (recorded, stage)).collect()
@@ -158,8 +160,9 @@ fn run_after_writer(
     }
 }
 
-/// Runs launches of each programmatic kernel of the folder early, with the wait and without it. Each launch has one
-/// interleaving for each of [`COMPLETION_TIMINGS`], with seeds that no launch before it has had.
+/// Runs launches of each programmatic kernel of the folder at the same time as the writer. With the wait, results must
+/// be those of a later launch; without the wait, the simulator must report a finding. Each launch runs with each of
+/// [`COMPLETION_TIMINGS`] and with seeds of its own.
 fn check_early_launches(folder: &str, is_used: fn(&str) -> bool, weights: &[&str], symbols: usize) {
     let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let source = find_kernel_folder(folder).expect("a folder").source;
@@ -194,7 +197,7 @@ fn check_early_launches(folder: &str, is_used: fn(&str) -> bool, weights: &[&str
 
 #[test]
 fn skinny_reads_only_weights_before_its_wait() {
-    // The launches of the other checks are like those of these five, or of large sizes.
+    // These five checks suffice: the launches of the other checks are similar or have large sizes.
     let is_used =
         |check: &str| check.contains("_the_formula") || check.starts_with("qkv_") || check.starts_with("a_norm_");
     check_early_launches("skinny", is_used, &["w", "w2", "w_q", "w_k", "w_v"], 56);
@@ -207,7 +210,8 @@ fn other_kernels_of_a_decode_step_access_nothing_before_their_wait() {
     }
 }
 
-/// One check has launches of one stage, without a workspace, for two head_dims. All checks would take a minute.
+/// Uses one check, whose launches have one stage, no workspace, and two head_dims. Running all checks would take a
+/// minute.
 #[test]
 fn decode_on_hopper_accesses_nothing_before_its_wait() {
     let is_used = |check: &str| check == "padding_rows_get_zeros_and_change_no_other_row";

@@ -1,7 +1,6 @@
-//! Checks of kernels against their formulas. The same checks run as tests, by `reel kernels check --device sim`, and
-//! on a GPU.
-//! A folder's `check.rs` has functions that make data, [`run`] launches and compare the results with the formula.
-//! Like tests, they panic if a result is wrong. [`checks!`] lists them, and [`Check::run`] runs one on a device.
+//! Checks of kernels against their formulas. The same checks run as tests, by `reel kernels check --device sim`, and on
+//! a GPU. A check is a function in a folder's `check.rs` that makes data, [`run`]s launches, compares the results with
+//! the formula, and panics if a result is wrong. [`checks!`] lists them, and [`Check::run`] runs one on a device.
 #![allow(unsafe_code)]
 
 mod arrays;
@@ -83,14 +82,14 @@ pub struct CheckSetup {
     pub compare: bool,
     /// Whether to record the launches with their inputs.
     pub record: bool,
-    /// The GPU that the simulator's first interleaving simulates. It is the one that is recorded, and that runs the
-    /// launches for which an H100 has other kernels than an A100. If it is an A100 and nothing is recorded, the check
-    /// runs again on an H100 if there are such launches.
+    /// The GPU that the simulator's first interleaving simulates. Launches are recorded on this GPU, and it runs the
+    /// launches for which an H100 has other kernels than an A100. If it is an A100, nothing is recorded and there are
+    /// such launches, the whole check runs a second time on an H100.
     pub first_gpu: Arch,
 }
 
 impl CheckSetup {
-    /// Eight interleavings, the first of them on an A100, seed 0.
+    /// A setup with eight interleavings, the first of them on an A100, and seed 0.
     pub fn new(device: CheckDevice) -> CheckSetup {
         CheckSetup {
             device,
@@ -193,7 +192,8 @@ impl Check {
     }
 }
 
-/// Runs the body of a check, on the simulator also on an H100 if it has other kernels ([`CheckSetup::first_gpu`]).
+/// Runs the body of a check. On the simulator, runs it again on an H100 if an H100 has other kernels
+/// ([`CheckSetup::first_gpu`]).
 fn on_each_gpu(body: impl Fn()) {
     body();
     let again = RUNNING.with_borrow_mut(|r| {
@@ -208,7 +208,7 @@ fn on_each_gpu(body: impl Fn()) {
     }
 }
 
-/// The GPU whose kernels the running check runs; that of the CPU code is of no consequence.
+/// The GPU whose kernels the running check launches. On device `cpu` the returned GPU does not matter.
 pub(crate) fn gpu_of_check() -> Arch {
     RUNNING.with_borrow(|r| match &r.setup.device {
         CheckDevice::Gpu(gpu) => gpu.arch(),
@@ -252,8 +252,8 @@ pub(crate) fn run_once(launch: &Launch) {
     with_one_interleaving(|| run(launch, 1));
 }
 
-/// Calls `body`, whose launches run under one interleaving each. It is for checks that compare launches with each
-/// other; a kernel's other checks compare its interleavings.
+/// Calls `body`, whose launches run under one interleaving each. For checks that compare launches with each other;
+/// other checks of the same kernel compare interleavings.
 pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
     let set = |n| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.setup.interleavings, n));
     let before = set(1);
@@ -261,8 +261,8 @@ pub(crate) fn with_one_interleaving(body: impl FnOnce()) {
     set(before);
 }
 
-/// Calls `body`, whose launches the simulator runs as on this GPU only, or on the setup's first GPU if it has the same
-/// compute capability: for kernels that sum in another order on other GPUs.
+/// Calls `body` and simulates its launches only on GPU `gpu` (or on the setup's first GPU, if that has the same compute
+/// capability). For kernels whose order of summation depends on the GPU.
 pub(crate) fn with_gpu(gpu: Arch, body: impl FnOnce()) {
     let set = |gpu| RUNNING.with_borrow_mut(|r| std::mem::replace(&mut r.only_gpu, gpu));
     let first = RUNNING.with_borrow(|r| r.setup.first_gpu);

@@ -1,5 +1,5 @@
-//! Counts on the simulator what the model of `apps/measure/src/kernel_model` needs to know about a kernel's code: the warp
-//! instructions and the bytes through L2 for each byte and each operation of its cost.
+//! Counts on the simulator what the model of `apps/measure/src/kernel_model` needs to know about a kernel's code: the
+//! warp instructions and the bytes through L2 for each byte and each operation of its cost.
 //!
 //! ```text
 //! cargo test -p reel-kernels --lib inputs_of_the_model -- --ignored --nocapture | grep symbol
@@ -20,7 +20,7 @@ use crate::{attention, catalogue, paged_attention, sample, skinny};
 
 const SMALL_H100: Arch = Arch::H100.with_two_multiprocessors();
 
-/// What the coefficients multiply.
+/// The unit that a coefficient counts per: one byte or one operation of a launch's cost.
 #[derive(Clone, Copy, PartialEq)]
 enum Unit {
     Byte,
@@ -37,15 +37,15 @@ pub(crate) fn print_inputs_of_traffic_launches(calls: impl Fn(&mut TrafficArrays
     });
 }
 
-/// The symbol of the stage that does the work of a launch: the one with the most dynamic shared memory, of several the
-/// one with the most threads. `apps/measure/src/kernel_model/mod.rs` chooses it in the same way.
+/// The symbol of the stage that does the work of a launch: the one with the most dynamic shared memory and, among
+/// equals, the most threads. `apps/measure/src/kernel_model/mod.rs` chooses it in the same way.
 fn symbol(launch: &Launch, arch: &Arch) -> &'static str {
     let Launch::Kernel(kernel) = launch else { return "" };
     let threads = |s: &reel_device::Stage| s.grid.iter().chain(&s.block).map(|n| u64::from(*n)).product::<u64>();
     (kernel.kernel.plan)(&kernel.params, arch).iter().max_by_key(|s| (s.shared, threads(s))).map_or("", |s| s.symbol)
 }
 
-/// Warp instructions of a launch, and bytes that it moves.
+/// Returns the number of warp instructions of a launch and the number of bytes that it moves.
 fn counts(launch: &Launch, arch: &Arch) -> [f64; 2] {
     let count = simulated_counts_on(launch, arch);
     [count.warps as f64, (count.global_read + count.global_written) as f64]
@@ -56,7 +56,7 @@ fn print_inputs(launch: &Launch, arch: &Arch, unit: Unit) {
     print_inputs_of(launch, arch, unit, of);
 }
 
-/// Prints the coefficients of a launch for `of` bytes or operations of its cost.
+/// Prints the coefficients of a launch: its counts divided by `of`, the bytes or operations of its cost.
 fn print_inputs_of(launch: &Launch, arch: &Arch, unit: Unit, of: f64) {
     let [instructions, bytes] = counts(launch, arch).map(|count| count / of);
     let unit = if unit == Unit::Byte { "byte" } else { "flop" };
@@ -83,11 +83,11 @@ fn print_inputs_of_two(few: &Launch, many: &Launch, arch: &Arch) {
     );
 }
 
-/// The length of the sums of skinny products, that of Qwen2.5-VL-7B.
+/// Inner dimension of the skinny products: the hidden size of Qwen2.5-VL-7B.
 const K: u32 = 3584;
 
-/// The skinny products of a decode step with `m` rows, each with its number of columns. The bytes of x are a small part
-/// of those of the weight.
+/// The skinny products of a decode step with `m` rows, each with its number of columns. x has few bytes in comparison
+/// with the weight.
 fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format: WeightFormat) -> [Launch; 4] {
     let most = columns.into_iter().max().unwrap_or(0);
     let (weight_bytes, scale) = match format {
@@ -98,7 +98,7 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
     let (x, norm, y) = (arrays.elements(m * K, 2), arrays.elements(K, 2), arrays.f32(m * most));
     let linear = skinny::Params { x, w, scale, y, m, n: columns[0], k: K, eps: 1e-6, ..Zeroable::zeroed() };
     let swiglu = skinny::Params { w2, scale2: scale, norm, n: columns[1], ..linear };
-    // Two heads of queries, one of keys and one of values.
+    // Number of heads in the columns of qkv: two of queries, one of keys and one of values, four in all.
     let (head_dim, page_tokens) = (columns[2] / 4, 64);
     let [cos, sin] = [(); 2].map(|()| arrays.f32(m * head_dim / 2));
     let [k_cache, v_cache] = [(); 2].map(|()| arrays.elements(page_tokens * head_dim, 2));
@@ -135,7 +135,7 @@ fn skinny_launches(arrays: &mut TrafficArrays, m: u32, columns: [u32; 4], format
     ]
 }
 
-/// The launch with the plan of the variant of this name, if there is one.
+/// Returns the launch with the kernel variant of this name; `None` if there is none.
 fn variant(launch: &Launch, name: &str) -> Option<Launch> {
     let Launch::Kernel(launch) = launch else { return None };
     let variant = catalogue::variants_of(launch.kernel).find(|variant| variant.name == name)?;
@@ -145,10 +145,10 @@ fn variant(launch: &Launch, name: &str) -> Option<Launch> {
 #[test]
 #[ignore = "prints a table; see the module"]
 fn inputs_of_the_model_skinny() {
-    // An H100 with so many multiprocessors as share x: one, or the four of a cluster. A block has as many columns as on
-    // a whole GPU in Qwen2.5-VL-7B (of q, k and v 128 instead of 32; in a cluster 24 pairs, or 64). Every block, or
-    // every cluster, reads x, which the cost of a whole launch counts once. The instructions of a block do not depend
-    // on the number of rows.
+    // Simulates an H100 with as many multiprocessors as read x together: one, or the four of a cluster. A block gets as
+    // many columns as on a whole GPU in Qwen2.5-VL-7B (of q, k and v 128 instead of 32; in a cluster 24 pairs, or 64).
+    // Every block or cluster reads x, but the cost of a whole launch counts x once. The number of rows does not change
+    // a block's instructions.
     let places = |multiprocessors| Arch { multiprocessors, ..Arch::H100 };
     let one_of_tiles = (places(1), 1.0 / f64::from(Arch::H100.multiprocessors));
     let one_of_clusters = (places(4), 1.0 / f64::from(2 * Arch::H100.clusters_of_8));

@@ -62,8 +62,9 @@ pub struct MutationTarget {
     /// `file:line` of the instruction. If its function was inlined, also `file:line` of the calls, from the inside
     /// out.
     pub places: Vec<String>,
-    /// Number of the instruction in the CUDA code and of the kind of its change. An instruction of a template is in each
-    /// of its instantiations. If code repeats an instruction, as an unrolled loop does, each repetition counts.
+    /// Number that identifies a change of an instruction of the CUDA source. All instantiations of a template share the
+    /// number; if the compiler repeats an instruction, for example in an unrolled loop, each repetition has its own
+    /// number.
     instruction: usize,
     /// Indices of the launches that execute the changed instruction, cheapest first.
     reached_by: Vec<usize>,
@@ -84,15 +85,16 @@ pub enum MutantVerdict {
     Killed(FindingKind),
     /// No finding, and a comment at the source line says why the instruction is redundant.
     Redundant(String),
-    /// No finding, and no comment that explains it.
+    /// The simulator reported no finding, and no comment says why the instruction is not needed.
     Survived,
     /// No launch executes the instruction.
     Unreached,
 }
 
 impl MutationSubject {
-    /// Returns the kernels of a folder that an A100 runs, and those that only an H100 runs, if there are any. The H100 has
-    /// two multiprocessors: a wait that protects a stage of a ring is needed only if a block fills the stage again.
+    /// Returns the kernels of a folder that an A100 runs, and those that only an H100 runs, if there are any. The
+    /// simulated H100 has only two multiprocessors, so that each block reuses the stages of its ring: only then is a
+    /// wait that protects a stage needed.
     ///
     /// Runs the folder's checks once on the simulator for each GPU and records their launches, until `enough` launches
     /// execute each instruction in one of its instantiations or all checks have run. An error is one line.
@@ -174,7 +176,7 @@ impl MutationSubject {
         self.targets.iter().filter(|other| other.instruction == target.instruction)
     }
 
-    /// Returns a mutant of each instruction of the CUDA code: of those in several instantiations of a template, the one
+    /// Returns a mutant of each instruction of the CUDA code: for a template with several instantiations, the mutant
     /// that the most launches execute.
     pub fn one_target_per_instruction(&self) -> Vec<&MutationTarget> {
         let mut chosen: BTreeMap<usize, &MutationTarget> = BTreeMap::new();
@@ -237,7 +239,7 @@ impl MutationSubject {
 fn number_instructions(targets: &mut [MutationTarget]) {
     let (mut repetitions, mut numbers) = (HashMap::new(), HashMap::new());
     for target in targets {
-        // The outermost place is the kernel, which may be one of several that call the template.
+        // Leaves out the outermost place, which is the kernel: several kernels may call the same template.
         let places = &target.places[..target.places.len().saturating_sub(1).max(1)];
         let changed = (places.to_vec(), target.mutant.opcode.clone(), mem::discriminant(&target.mutant.change));
         let repetition = repetitions.entry((target.function.clone(), changed.clone())).or_insert(0);

@@ -87,15 +87,15 @@ fn nothing_found(launch: &KernelLaunch, staged: &[SimulatedStage], seed: u64) {
 
 /// A launch that executes more warp instructions than this is large, see [`run_interleavings`].
 const LARGE_LAUNCH: u64 = 1 << 14;
-/// The same for a very large launch.
+/// A launch that executes more warp instructions than this is very large, see [`run_interleavings`].
 const VERY_LARGE_LAUNCH: u64 = 1 << 17;
 
 /// Runs a launch on the simulator under several interleavings, on all processors; the results must agree bit for bit.
-/// If an H100 runs other kernels than an A100, whose results may differ in bits, only the setup's GPU runs them, and
-/// every second interleaving has that GPU [`Arch::with_two_multiprocessors`].
+/// If an H100 runs other kernels for this launch than an A100, results on the two GPUs may differ in bits. All
+/// interleavings then simulate the setup's GPU, every second one [`Arch::with_two_multiprocessors`].
 ///
-/// Tests run each kernel on many shapes. There a large launch gets one interleaving per element of
-/// [`COMPLETION_TIMINGS`], and a very large one two; the small shapes of the same kernel get all of them.
+/// Tests run each kernel on many shapes. In tests a large launch gets one interleaving per element of
+/// [`COMPLETION_TIMINGS`], and a very large one two; launches with small shapes get all interleavings.
 pub fn run_interleavings(launch: &KernelLaunch) {
     let arrays = arrays_of(launch);
     let (seed, interleavings, in_test, record, first_gpu, only_gpu, again) = RUNNING.with_borrow(|r| {
@@ -127,7 +127,8 @@ pub fn run_interleavings(launch: &KernelLaunch) {
         _ => first_gpu,
     };
     let mut runs: Vec<(u64, Arch)> = seeds.skip(1).map(|seed| (seed, gpu_of(seed))).collect();
-    // The first run of the check, on an A100, has had the other interleavings of all other launches.
+    // This is the check's second run (on an H100). Its first run, on an A100, has already tried the other interleavings
+    // of launches that have the same kernels on both GPUs.
     if !others && in_test && again {
         runs.clear();
     }
@@ -156,7 +157,7 @@ pub fn run_interleavings(launch: &KernelLaunch) {
 }
 
 /// Runs a launch on a given GPU under one interleaving and writes its results back. Asserts that there are no findings.
-/// Returns the instruction counts, summed over its stages.
+/// Returns the instruction counts, summed over the launch's stages.
 #[cfg(test)]
 pub fn simulated_run_on(launch: &reel_device::Launch, arch: &Arch, seed: u64) -> reel_sim::counters::InstructionCounts {
     let mut sum = reel_sim::counters::InstructionCounts::default();
@@ -189,7 +190,7 @@ pub fn simulated_stages(launch: &reel_device::Launch) -> Vec<SimulatedStage> {
     simulated_stages_on(launch, &Arch::A100)
 }
 
-/// Simulates a launch on a given GPU and returns its stages, as [`simulated_stages`].
+/// Simulates a launch on a given GPU and returns its stages, as [`simulated_stages`] does on an A100.
 #[cfg(test)]
 pub fn simulated_stages_on(launch: &reel_device::Launch, arch: &Arch) -> Vec<SimulatedStage> {
     let reel_device::Launch::Kernel(launch) = launch else { return Vec::new() };

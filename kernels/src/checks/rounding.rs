@@ -39,7 +39,7 @@ pub fn approximate(x: f64, max_error: f64) -> f64 {
 }
 
 /// Returns a sum in f32, in the order of a kernel that sums in stages: first every `runs[0]` consecutive terms, then
-/// every `runs[1]` of these sums, and so on. At last the remaining sums are added in order.
+/// every `runs[1]` of these sums, and so on. At the end the remaining sums are added in order.
 pub fn sum_in_runs(terms: impl IntoIterator<Item = f64>, runs: &[usize]) -> f64 {
     let mut terms: Vec<f64> = terms.into_iter().collect();
     for &run in runs {

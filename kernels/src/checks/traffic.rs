@@ -20,8 +20,9 @@ const SMALL_GPU: Arch = Arch::A100.with_two_multiprocessors();
 /// Launches, each with its limit: the largest allowed ratio of the bytes that it moves to the bytes of its cost.
 pub(crate) type TrafficLaunches = Vec<(Launch, MaxTrafficRatio)>;
 
-/// The least ratio of the bytes that a launch moves to the bytes of its cost. A cost that is too high gives floors that
-/// are too long, and shares of them above 100 %.
+/// The least ratio of the bytes that a launch moves to the bytes of its cost. If a cost states too many bytes, the
+/// computed least time of the launch (its floor) is too long, and a measured launch would reach more than 100 % of the
+/// floor's speed.
 const MIN_TRAFFIC_RATIO: f64 = 0.9;
 
 /// The largest allowed ratio of the bytes that a launch moves to the bytes of its cost.

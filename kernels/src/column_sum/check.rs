@@ -64,7 +64,7 @@ fn several_matrices_have_the_bits_of_each_alone() {
         for matrix in matrices(&alone) {
             run(&column_sums(dtype, &Params::new(rows as u64, &[matrix])), 2);
         }
-        // The matrices of a launch may be fewer than it can have.
+        // A launch may have fewer matrices than the maximum of four.
         let all = matrices(&together);
         run(&column_sums(dtype, &Params::new(rows as u64, &all[..1])), 2);
         run(&column_sums(dtype, &Params::new(rows as u64, &all[1..])), 2);

@@ -1,4 +1,4 @@
-//! The definition of column sums in f64, and the same in f32 with the order of summation that `mod.rs` documents.
+//! The definition of column sums in f64, and a version in f32 with the order of summation that `mod.rs` documents.
 
 use crate::checks::rounding;
 
@@ -8,7 +8,7 @@ pub fn column_sums_added(x: &[f64], sum: &[f64]) -> Vec<f64> {
     (0..cols).map(|c| sum[c] + x.iter().skip(c).step_by(cols).sum::<f64>()).collect()
 }
 
-/// [`column_sums_added`] with f32 sums.
+/// Computes [`column_sums_added`] with f32 sums.
 pub fn column_sums_added_rounded(x: &[f64], sum: &[f64]) -> Vec<f64> {
     let cols = sum.len();
     let column =

@@ -52,14 +52,15 @@ params! {
         pub cols2: u32,
         /// Columns of the fourth matrix; 0: none.
         pub cols3: u32,
-        /// Bit i is set: adds to what the sums of matrix i hold; else overwrites it.
+        /// Bit i: 1: the sums of matrix i are added to the numbers that its sum array holds; 0: they overwrite these
+        /// numbers.
         pub accumulate: u32,
         /// 0
         pub reserved: u32,
     }
 }
 
-/// A matrix and where its column sums go.
+/// A matrix and the array for its column sums.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix {
     /// `[rows, cols]`
@@ -68,7 +69,7 @@ pub struct Matrix {
     pub sum: Addr,
     /// Columns.
     pub cols: u32,
-    /// Whether to add to what `sum` holds.
+    /// Whether the sums are added to the numbers that `sum` holds.
     pub accumulate: bool,
 }
 
@@ -126,7 +127,7 @@ kernel!(pub COLUMN_SUM_BF16, "column_sum_bf16", Params, cpu::column_sums::<half:
 
 /// Plans the launch of a column sum. `strip` is the number of columns in 64 bytes.
 fn plan_column_sums(symbol: &'static str, p: &Params, strip: u32) -> Vec<Stage> {
-    // Without rows, sums that accumulate do not change; the kernel writes zeros to the others.
+    // Without rows, the kernel still runs: it writes zeros to the sums that do not accumulate.
     cuh::plan_blocks(symbol, p.matrices().iter().map(|matrix| u64::from(matrix.cols.div_ceil(strip))).sum(), 512)
 }
 

@@ -20,7 +20,8 @@ struct Matrix {
   bool accumulate;
 };
 
-// Returns the matrix with this strip of columns. `strip` becomes the strip's number in the matrix.
+// Returns the matrix that strip number `strip` of the launch belongs to. Replaces `strip` by the strip's number within
+// that matrix.
 __device__ __forceinline__ Matrix matrix_of(const Params& p, u32& strip, u32 width) {
   Matrix m{p.x0, p.sum0, p.cols0, (p.accumulate & 1) != 0};
   if (strip < ceil_div(p.cols0, width)) return m;

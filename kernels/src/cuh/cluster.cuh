@@ -1,15 +1,15 @@
 // Clusters: blocks that run at the same time and access each other's shared memory (sm_90; Stage::cluster). Source: PTX
 // ISA 9.0, chapters 5.1.7 and 9.7.13.4.
 //
-// A block accesses the shared memory of another only after a cluster barrier that follows the start of both, and does
-// not end before the others' last access to its own.
+// A block may access the shared memory of another block only after a cluster barrier that both have reached. A block
+// must not end before other blocks' last access to its shared memory.
 #pragma once
 
 #include "cuh/base.cuh"
 
-// Arrives at the barrier of the cluster and waits for it; all threads of all blocks call it. What a thread wrote before
-// to shared memory of any block of the cluster is visible to all threads after it. It orders the threads of one block,
-// too.
+// Arrives at the barrier of the cluster and waits for it; all threads of all blocks call it. Writes of a thread to
+// shared memory of any block of the cluster before the barrier are visible to all threads after it. The barrier also
+// orders the threads of one block.
 __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }

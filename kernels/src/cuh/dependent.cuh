@@ -8,8 +8,8 @@
 // only after its own wait.
 #pragma once
 
-// Lets blocks of the next launch start as soon as all blocks of this launch have called it or ended. Their weights then
-// arrive while this launch computes.
+// Lets blocks of the next launch start as soon as all blocks of this launch have called this function or ended. The
+// next launch then loads its weights while this launch computes.
 __device__ __forceinline__ void let_next_launch_start() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -1,10 +1,11 @@
-// The sum of e^(s l) over logits l, exact, so that it has the same bits in any order and grouping of the logits. Kernels
-// that divide a row in different ways, such as sampling and training, so agree on log-probabilities to the bit.
+// The sum of e^(s l) over logits l, computed exactly, so that it has the same bits in any order and grouping of the
+// logits. Kernels that divide a row in different ways, such as sampling and training, therefore agree on
+// log-probabilities to the bit.
 //
 // A term is rounded once, whatever the other terms are: e^(s l) = 2^n 2^f with n the integer nearest to s l log2 e and
 // |f| <= 1/2, and 2^f comes from ex2.approx, whose result is a multiple of 2^-24. Terms are collected by n, in bins of
-// 16 powers of two. Those of a bin add up in an integer of 64 bits: a term has at most 40 bits, so 2^24 of them fit. Kept
-// are the bin of the largest term and the three below; smaller terms are less than 2^-48 of the largest.
+// 16 powers of two. The terms of a bin add up in a 64-bit integer: a term has at most 40 bits, so 2^24 of them fit. The
+// sum keeps the bin of the largest term and the three bins below; smaller terms are less than 2^-48 of the largest.
 //
 // Requires |s l| < 2^20 for the logits that count. Smaller logits may be anything, -inf too.
 #pragma once
@@ -23,7 +24,7 @@ struct ExpFactor {
     low = __fmaf_rn(s, LOG2_E_REST, __fmaf_rn(s, LOG2_E, -high));
   }
 
-  // Tells whether sums whose largest logit is this one are exact.
+  // Tells whether sums are exact if their largest logit is `largest`.
   __device__ __forceinline__ bool is_exact(float largest) const { return fabsf(__fmul_rn(largest, high)) < 1048576.0f; }
 };
 
@@ -51,13 +52,14 @@ struct ExpSum {
   int bin;
   u64 words[WORDS];  // sums of the terms of bins `bin`, `bin` - 1, ..., each in units of its bin
 
-  // A sum without terms. `largest` is the largest logit, or one whose bin is not below those of the first terms.
+  // Makes an empty sum. `largest` is the largest logit of the row, or any logit whose bin is not below the bins of the
+  // terms that are added before the first raise().
   __device__ __forceinline__ ExpSum(float largest, const ExpFactor& s) : bin(ExpTerm(largest, s).bin()) {
 #pragma unroll
     for (int i = 0; i < WORDS; ++i) words[i] = 0;
   }
 
-  // Adds the term of a logit that is not above the sum's largest one.
+  // Adds the term of a logit that is not larger than the sum's largest logit.
   __device__ __forceinline__ void add(float logit, const ExpFactor& s) {
     const ExpTerm term(logit, s);
     const int below = bin - term.bin();
@@ -66,7 +68,7 @@ struct ExpSum {
     for (int i = 0; i < WORDS; ++i) words[i] += below == i ? x : 0;
   }
 
-  // Moves the words to a bin that is not below the present one.
+  // Moves the words to bin `to`, which is not below the present bin.
   __device__ __forceinline__ void raise(int to) {
     const int distance = to - bin;
     bin = to;
@@ -89,7 +91,7 @@ struct ExpSum {
     for (int i = 0; i < WORDS; ++i) words[i] += other.words[i];
   }
 
-  // Returns ln of the sum, less s times the largest logit, which is one of the terms.
+  // Returns ln of the sum minus s times the largest logit; that logit is one of the terms.
   __device__ __forceinline__ double log_above(float largest, const ExpFactor& s) const {
     const u64 first = ExpTerm(largest, s).in_bin();
     double others = 0.0;

@@ -32,7 +32,7 @@ __device__ __forceinline__ void for_rest(u32 cols, const F& f) {
   for (u32 at = HELD * THREADS + threadIdx.x % THREADS * VECTOR<T>; at < cols; at += THREADS * VECTOR<T>) f(at);
 }
 
-// Two sums over the same row, which one reduction adds up together.
+// Two sums over the same row, reduced together so that one reduction computes both.
 struct Pair {
   float a, b;
 

@@ -34,7 +34,8 @@ __device__ __forceinline__ float sqrt_approx(float x) {
 // 1 / (1 + e^-x)
 __device__ __forceinline__ float sigmoid(float x) { return divide(1.0f, 1.0f + expf(-x)); }
 
-// gate / (1 + e^-gate) * up. Decode steps and training call it, so that they have the same bits.
+// Returns gate / (1 + e^-gate) * up. Decode steps and training both call this function, so their results have the same
+// bits.
 __device__ __forceinline__ float gated(float gate, float up) {
   return __fmul_rn(divide(gate, __fadd_rn(1.0f, expf(-gate))), up);
 }

@@ -56,8 +56,8 @@ impl ThreadsPerRow {
     /// Number of elements of a row that one thread keeps in registers; equals `HELD` of `held.cuh`.
     const HELD: u32 = 16;
 
-    /// Chooses the threads per row: one warp if its registers hold the row, else 256 threads if theirs do, else the
-    /// 512 threads of a kernel whose symbol ends in `_wide`.
+    /// Chooses the threads per row: one warp if the registers of 32 threads hold the row, 256 threads if their
+    /// registers do, otherwise the 512 threads of a kernel whose symbol ends in `_wide`.
     pub(crate) fn new(cols: u32) -> ThreadsPerRow {
         let fits = |threads: u32| cols <= Self::HELD * threads;
         ThreadsPerRow { cols, threads: [32, 256].into_iter().find(|&t| fits(t)).unwrap_or(512) }

@@ -25,9 +25,9 @@ __device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the current phase of the mbarrier at the same offset in block `rank` of the cluster. The instruction has
-// the default semantics, which are .release.cluster: ptxas makes a fence of all memory (MEMBAR.ALL.GPU) of the written
-// form, and none of this one.
+// Arrives at the current phase of the mbarrier at the same offset in block `rank` of the cluster. The instruction
+// leaves out its qualifiers, so the default .release.cluster applies: if .release.cluster is written out, ptxas adds a
+// fence of all memory (MEMBAR.ALL.GPU).
 __device__ __forceinline__ void mbarrier_arrive_of_block(u32 barrier, u32 rank) {
   asm volatile(
       "{\n\t.reg .b32 other;\n\tmapa.shared::cluster.u32 other, %0, %1;\n\t"

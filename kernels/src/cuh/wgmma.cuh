@@ -30,7 +30,7 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-// Prevents the compiler from moving accesses to these registers over this place. Emits no instruction.
+// Prevents the compiler from moving accesses to these registers across this point. Emits no instruction.
 template <int N>
 __device__ __forceinline__ void keep_registers(float (&x)[N]) {
 #pragma unroll
@@ -61,7 +61,7 @@ __device__ __forceinline__ constexpr u64 operand_layout(u32 leading_bytes = 16, 
 // moves the operand by 16 n bytes.
 __device__ __forceinline__ u32 operand_address(u32 shared) { return (shared & 0x3FFFF) >> 4; }
 
-// Products with N columns. `d` are the sums, from element O of the array on. `a` and `b` are descriptors; B_MAJOR tells
+// Products with N columns. `d` is the array of sums, used from element O on. `a` and `b` are descriptors; B_MAJOR tells
 // how B lies in shared memory.
 //   ss      d += A B (d = A B if add is 0), A in shared memory
 //   rs      the same with A in the registers a[4], K_MAJOR
@@ -69,7 +69,8 @@ __device__ __forceinline__ u32 operand_address(u32 shared) { return (shared & 0x
 template <int N>
 struct Wgmma;
 
-// The names %0, %1, ... of the sums' registers, and their operands, in tens: t is empty, 1, 2, ...
+// Macros that write the names %0, %1, ... of the sums' registers, and their operands. t is the tens digit of a number:
+// empty, 1, 2, ...
 #define NAMES_2(t) "%" #t "0, %" #t "1"
 #define NAMES_4(t) NAMES_2(t) ", %" #t "2, %" #t "3"
 #define NAMES_6(t) NAMES_4(t) ", %" #t "4, %" #t "5"

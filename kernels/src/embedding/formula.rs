@@ -19,8 +19,8 @@ pub fn bwd(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     sum
 }
 
-/// Returns `text`, the output of [`fwd`], in which row `vision_index[t]` of `vision` replaces that of each token whose
-/// index is not negative.
+/// Returns `text`, the output of [`fwd`], after replacing row t by row `vision_index[t]` of `vision` for each token t
+/// whose index is not negative.
 pub fn fwd_with_vision(text: &[f64], vision: &[f64], vision_index: &[i32], hidden: usize) -> Vec<f64> {
     let rows = (vision.len() / hidden.max(1)) as i32;
     let element = |t: usize, c: usize| match vision_index[t] {
@@ -31,7 +31,7 @@ pub fn fwd_with_vision(text: &[f64], vision: &[f64], vision_index: &[i32], hidde
     (0..vision_index.len()).flat_map(|t| (0..hidden).map(move |c| (t, c))).map(|(t, c)| element(t, c)).collect()
 }
 
-/// [`bwd`] with each addition rounded to f32; the tokens are added in order.
+/// Computes [`bwd`] with each addition rounded to f32; the tokens are added in order.
 pub fn bwd_rounded(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
     let mut sum = dw.to_vec();
     for (&id, dy) in ids.iter().zip(dy.chunks_exact(hidden)).filter(|(id, _)| **id >= 0) {

@@ -5,13 +5,13 @@ use crate::checks::{addr, addr_mut, checks, run};
 
 checks!(equals_the_formula, any_bit_shows, rows_with_gaps_have_the_hash_of_the_rows);
 
-/// The hashes of the first bytes of arrays, computed by one launch.
+/// Returns the hashes of the first bytes of arrays, computed by one launch.
 fn of_all(arrays: &[(&[u128], usize)], threads: usize) -> Vec<u64> {
     let range = |&(x, n): &(&[u128], usize)| ByteRange { x: addr(x), len: n as u64, first_word: 0 };
     of_ranges(&arrays.iter().map(range).collect::<Vec<_>>(), threads)
 }
 
-/// The sums of ranges, computed by one launch.
+/// Returns the sum of each range, computed by one launch.
 fn of_ranges(entries: &[ByteRange], threads: usize) -> Vec<u64> {
     let chunks = chunks(entries.iter().map(|range| range.len as usize), BYTES_PER_CHUNK);
     let mut sums = vec![u64::MAX; chunks.len() * SUMS_PER_CHUNK];

@@ -21,13 +21,13 @@ use crate::cuh;
 use crate::folder::kernel_folder;
 
 params! {
-    /// An entry of the table: bytes of a tensor that follow each other in memory.
+    /// An entry of the table: contiguous bytes of a tensor.
     pub struct ByteRange {
         /// The bytes, 16-byte aligned.
         pub x: Addr,
-        /// Their number. Only the last range of a tensor may end within a word.
+        /// Number of bytes. Only the last range of a tensor may end within a word.
         pub len: u64,
-        /// The number of the first word among the words of the tensor.
+        /// Index of the first word of this range among the words of the tensor.
         pub first_word: u64,
     }
 }

@@ -38,7 +38,8 @@ __device__ __forceinline__ u64 ends(const u8* x, u64 at, u64 bytes, u64 first_wo
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) fingerprint(const __grid_constant__ Params p) {
-  // The two words of the chunk, then those of its range's entry in the table.
+  // Loads the chunk (low 32 bits: index of its range, high 32 bits: index within the range), then the range's entry in
+  // the table.
   const u64 chunk = load_for_warp(global<const u64>(p.chunks) + blockIdx.x);
   const u64* entry = global<const u64>(p.arrays) + 3 * static_cast<u32>(chunk);
   const u64 array = load_for_warp(entry), size = load_for_warp(entry + 1), before = load_for_warp(entry + 2);

@@ -114,9 +114,9 @@ pub(crate) fn placeholder_params<P: Params>() -> P {
 
 /// The element types that most kernels support.
 pub(crate) const FLOAT_DTYPES: [DType; 2] = [F32, BF16];
-/// What the example calls that process all weights of one matrix print as their size.
+/// Size text of example calls that process all weights of one matrix.
 pub(crate) const WEIGHTS_DESCRIPTION: &str = "one feed-forward matrix of 18944 x 3584 weights";
-/// What the example calls that process the hidden states of a sequence print as their size.
+/// Size text of example calls that process the hidden states of a sequence.
 pub(crate) const ACTIVATIONS_DESCRIPTION: &str = "8192 tokens of 3584 elements";
 
 /// Registers a kernel folder: declares its `SOURCE` and its `FOLDER`.
@@ -168,7 +168,8 @@ macro_rules! kernel_folder {
 }
 pub(crate) use kernel_folder;
 
-/// The first of some expressions: one that may be left out, then what stands for it.
+/// Expands to the first of its expressions. The first one may come from an optional macro argument; the second is the
+/// default.
 macro_rules! first_of {
     ($first:expr $(, $other:expr)*) => {
         $first

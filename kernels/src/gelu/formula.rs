@@ -21,8 +21,8 @@ pub fn derivative(fwd: fn(f64) -> f64, x: f64) -> f64 {
 /// Returns the normal distribution function and `e^(−x²/2)`, each rounded to f32.
 fn cdf_rounded(x: f64) -> (f64, f64) {
     let bell = approximate((-0.5 * f32(x * x)).exp(), 2.0 * ULP);
-    // Mills' ratio: by its definition where its divisor is not too close to 0, else by the first terms of its
-    // asymptotic series.
+    // Computes Mills' ratio by its definition where the divisor is not too close to 0, otherwise by the first terms of
+    // its asymptotic series.
     let z = x.abs();
     let far = (1.0 - 1.0 / (z * z) + 3.0 / z.powi(4) - 15.0 / z.powi(6)) / (z * (2.0 * PI).sqrt());
     let ratio = if z < 5.0 { 0.5 * (1.0 + erf(-z / 2f64.sqrt())) / (-0.5 * z * z).exp() } else { far };
@@ -30,12 +30,12 @@ fn cdf_rounded(x: f64) -> (f64, f64) {
     (if x > 0.0 { f32(1.0 - tail) } else { tail }, bell)
 }
 
-/// [`fwd`] with the kernel's roundings.
+/// Computes [`fwd`] with the kernel's roundings.
 pub fn fwd_rounded(x: f64) -> f64 {
     x * cdf_rounded(x).0
 }
 
-/// The derivative of [`fwd`] with the kernel's roundings.
+/// Computes the derivative of [`fwd`] with the kernel's roundings.
 pub fn derivative_rounded(x: f64) -> f64 {
     let (cdf, bell) = cdf_rounded(x);
     f32(cdf + f32(x * f32(f32((2.0 * PI).sqrt().recip()) * bell)))
@@ -48,12 +48,12 @@ fn share_rounded(x: f64) -> f64 {
     approximate(1.0 / f32(1.0 + e), 2.0 * ULP)
 }
 
-/// [`tanh_fwd`] with the kernel's roundings.
+/// Computes [`tanh_fwd`] with the kernel's roundings.
 pub fn tanh_fwd_rounded(x: f64) -> f64 {
     x * share_rounded(x)
 }
 
-/// The derivative of [`tanh_fwd`] with the kernel's roundings.
+/// Computes the derivative of [`tanh_fwd`] with the kernel's roundings.
 pub fn tanh_derivative_rounded(x: f64) -> f64 {
     let s = share_rounded(x);
     let bend = f32(s * f32(1.0 - s));

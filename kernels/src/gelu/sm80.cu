@@ -51,8 +51,8 @@ struct Tanh {
 
   static __device__ __forceinline__ float slope(float x) {
     const float s = share(x), bend = s * (1.0f - s);
-    // For large |x|, bend is 0 and the factor after it may be infinite. Their product would be NaN, so it is left out
-    // then.
+    // For large |x|, bend is 0 and the factor after it may be infinite. Their product would be NaN, so the term is left
+    // out if bend is 0.
     return bend == 0.0f ? s : s + x * bend * (1.5957691f * (1.0f + 0.134145f * x * x));
   }
 };

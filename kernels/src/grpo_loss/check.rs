@@ -144,8 +144,9 @@ fn loss_and_gradient_equal_the_formula() {
                         (of_tokens, formula::piece(&o, &moved, &old, &reference, t))
                     };
                     let (above, below) = (at(lp[t] + h), at(lp[t] - h));
-                    // Where two pieces of the loss meet within 2h, the difference is no derivative.
-                    // Term by term: the ratio of a token may be e^20, and the other terms would be lost in a sum with it.
+                    // If the loss is not differentiable between lp - h and lp + h, the difference is not a derivative
+                    // and is not used. Differences are summed term by term: a token's ratio may be e^20, and the other
+                    // terms would be lost in a sum with it.
                     let difference = |of: fn(&formula::TokenTerms) -> f64| -> f64 {
                         above.0.iter().zip(&below.0).map(|(above, below)| of(above) - of(below)).sum()
                     };
@@ -156,8 +157,8 @@ fn loss_and_gradient_equal_the_formula() {
                     });
                     moved[t] = lp[t];
                 }
-                // The kernel's roundings of the two terms, that of the reference as large as an exponential, and the
-                // error of the differences, in f64.
+                // The bound covers the kernel's roundings of the policy term and of the reference term (as large as an
+                // exponential), and the f64 error of the differences.
                 let terms = 4.0 * weight * (a.abs() + o.beta);
                 let bound = |t: usize| 16.0 * F32_ROUNDING * (terms + want[t].abs()) + 1e-9 * weight;
                 assert_close(
@@ -197,8 +198,8 @@ fn without_old_the_ratio_is_one() {
 fn clipping_cuts_the_gradient() {
     let mut batch = Batch::new(&[(4, 4), (4, 4)], 0.0);
     batch.advantage = vec![1.0, -1.0];
-    // Differences between log-probability and old log-probability, which put the ratio below, inside and above the
-    // clipping range, in both completions.
+    // Differences between log-probability and old log-probability. In both completions they put the ratio below, inside
+    // and above the clipping range.
     for (t, d) in [-0.5f32, -0.1, 0.1, 0.5, -0.5, -0.1, 0.1, 0.5].into_iter().enumerate() {
         batch.log_prob[t] = -1.0 + d;
         batch.old[t] = -1.0;

@@ -1,4 +1,4 @@
-//! Layer normalisation of one row on device `cpu`, with sums in 16 lanes. [`norm_rows`] has the loops over rows.
+//! Layer normalisation of one row on device `cpu`, with sums in 16 lanes. The loops over rows are in [`norm_rows`].
 #![allow(unsafe_code)]
 
 use reel_device::cpu::simd::{LANES, sum_lanes};

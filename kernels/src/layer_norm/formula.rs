@@ -18,7 +18,7 @@ pub fn mean_and_rstd(x: &[f64], eps: f64) -> (f64, f64) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// [`mean_and_rstd`] with the kernel's roundings.
+/// Computes [`mean_and_rstd`] with the kernel's roundings.
 pub fn mean_and_rstd_rounded(x: &[f64], eps: f64) -> (f64, f64) {
     let mean_of = |x: &[f64]| approximate(sum_in_runs(x.iter().copied(), &[128, 64]) / x.len() as f64, 2.0 * ULP);
     let mean = mean_of(x);
@@ -44,7 +44,7 @@ pub fn gradients_of_x_w_b(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, 
     [dx, dw, db]
 }
 
-/// [`gradients_of_x_w_b`] with the kernel's roundings and its order of summation for dw and db.
+/// Computes [`gradients_of_x_w_b`] with the kernel's roundings and its order of summation for dw and db.
 pub fn gradients_of_x_w_b_rounded(x: &[f64], w: &[f64], dy: &[f64], statistics: &[(f64, f64)]) -> [Vec<f64>; 3] {
     let cols = w.len();
     let (mut dx, mut to_w, mut to_b) = (Vec::new(), vec![Vec::new(); cols], vec![Vec::new(); cols]);

@@ -76,8 +76,8 @@ __device__ __forceinline__ void forward(const FwdParams& p, float (&scratch)[2][
     if constexpr (REST) {
       for_rest<T, THREADS>(cols, [&](u32 at) { add_square(load_words(x, at, cols, vector), at); });
     }
-    // The sums over the row alternate between two scratch buffers. Before a thread writes to one of them again, all
-    // threads have passed the barrier that follows the write to the other. All reads of the first are complete then.
+    // The sums over the row alternate between two scratch buffers. Before a thread writes to one buffer again, all
+    // threads have passed the barrier after the write to the other buffer, so no thread still reads the first buffer.
     const float rstd = rsqrtf(divide(group_sum<THREADS>(square, scratch[1]), count) + p.eps);
     if (threadIdx.x % THREADS == 0) {
       if (p.mean != 0) global<float>(p.mean)[row] = mean;

@@ -22,7 +22,7 @@ simd_fn! {
     }
 }
 
-/// Adds the elements to f64 sums, each to that of its index modulo the number of sums.
+/// Adds the elements to f64 sums: element i to sum number i modulo the number of sums.
 #[inline(always)]
 pub(crate) fn add_to_lanes(x: &[f32], lanes: &mut [f64; LANES]) {
     let (whole, rest) = x.as_chunks::<LANES>();
@@ -40,7 +40,8 @@ simd_fn! {
     /// Returns `Σ e^((x − max) · scale)`, summed in f64: when one token's probability is near 1, its log-probability
     /// depends on digits that an f32 sum would drop.
     fn sum_exp(x: &[f32], max: f32, scale: f32) -> f64 {
-        // A loop that only computes exponentials becomes code for whole vectors; with the sums in it, it did not.
+        // Computes exponentials in a separate loop, because the compiler vectorises that loop only without the f64
+        // sums.
         let (mut lanes, mut buffer) = ([0.0f64; LANES], [0.0f32; 16 * LANES]);
         for x in x.chunks(buffer.len()) {
             for (e, x) in buffer.iter_mut().zip(x) {
@@ -73,8 +74,8 @@ simd_fn! {
     }
 }
 
-/// Returns `e^x` and `x e^x` for `x = (logit − max) · scale`. The second is 0 if the first is: a token of probability
-/// 0 adds nothing to the entropy.
+/// Returns `e^x` and `x e^x` for `x = (logit − max) · scale`. If `e^x` is 0, `x e^x` is 0 too, even if x is −∞: a token
+/// of probability 0 adds nothing to the entropy.
 #[inline(always)]
 fn term(logit: f32, max: f32, scale: f32) -> (f32, f32) {
     let x = (logit - max) * scale;
@@ -103,7 +104,7 @@ impl RowStats {
         State::new(logits, scale, false).row(scale)
     }
 
-    /// The statistics of a row with this largest logit and `sum`, that of `e^((logit − max) · scale)`.
+    /// Makes the statistics of a row from its largest logit `max` and `sum = Σ e^((logit − max) · scale)`.
     pub(crate) fn of_sum(max: f32, scale: f32, sum: f64) -> RowStats {
         State { largest: max as f64, sum, moment: 0.0, target: 0.0 }.row(scale)
     }
@@ -135,10 +136,11 @@ struct State {
 }
 
 impl State {
-    /// Returns the state of a row after these logits, in two passes over them. The target's logit is not in it yet.
+    /// Returns the state of a row after these logits, in two passes over them. The state does not contain the target's
+    /// logit yet.
     fn new(logits: &[f32], scale: f32, moment: bool) -> State {
         let largest = max_ignoring_nan(logits);
-        // If all logits are −∞, −∞ is not subtracted: −∞ − −∞ is NaN, but these terms are 0.
+        // If all logits are −∞, subtracts 0 instead of −∞: −∞ − −∞ would be NaN, but the terms of the sum are 0.
         let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
         let [sum, moment] = match moment {
             true => sum_exp_and_moment(logits, base, scale),

@@ -1,9 +1,8 @@
-//! Log-probabilities in f64, and the same with the roundings that `mod.rs` documents, except the rounding at the
-//! store.
+//! Log-probabilities in f64, and versions with the roundings that `mod.rs` documents, except the rounding at the store.
 
 use crate::checks::rounding::{ULP, approximate, f32};
 
-/// What a forward pass knows of a row.
+/// Results of the forward pass for a row that the backward pass needs.
 #[derive(Clone, Copy, Debug)]
 pub struct RowStatistics {
     pub entropy: f64,
@@ -21,14 +20,14 @@ pub fn log_prob(logits: &[f64], target: i32, inv_temperature: f64) -> f64 {
     if target < 0 { 0.0 } else { logits[target as usize] * inv_temperature - lse(logits, inv_temperature) }
 }
 
-/// [`lse`] with the kernel's roundings.
+/// Computes [`lse`] with the kernel's roundings.
 pub fn lse_rounded(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     max * inv_temperature
         + logits.iter().map(|l| approximate(f32(f32(l - max) * inv_temperature).exp(), 2.0 * ULP)).sum::<f64>().ln()
 }
 
-/// [`log_prob`] with the kernel's roundings.
+/// Computes [`log_prob`] with the kernel's roundings.
 pub fn log_prob_rounded(logits: &[f64], target: i32, inv_temperature: f64) -> f64 {
     if target < 0 { 0.0 } else { logits[target as usize] * inv_temperature - lse_rounded(logits, inv_temperature) }
 }
@@ -39,8 +38,8 @@ pub fn entropy(logits: &[f64], inv_temperature: f64) -> f64 {
     -logits.iter().map(|l| (l * inv_temperature - lse).exp() * (l * inv_temperature - lse)).sum::<f64>()
 }
 
-/// [`entropy`] with the kernel's roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, where x is a scaled logit minus the largest
-/// one.
+/// Computes [`entropy`] with the kernel's roundings: `ln Σ e^x − Σ x e^x / Σ e^x`, where x is a scaled logit minus the
+/// largest one.
 pub fn entropy_rounded(logits: &[f64], inv_temperature: f64) -> f64 {
     let max = logits.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
     let terms = logits.iter().map(|l| {
@@ -65,7 +64,7 @@ pub fn bwd(logits: &[f64], target: i32, inv_temperature: f64, lse: f64) -> Vec<f
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }
 
-/// [`bwd`] times `grad`, with the kernel's roundings.
+/// Computes [`bwd`] times `grad`, with the kernel's roundings.
 pub fn bwd_rounded(logits: &[f64], target: i32, inv_temperature: f64, lse: f64, grad: f64) -> Vec<f64> {
     let factor = f32(grad * inv_temperature);
     let one = |(j, l): (usize, &f64)| {
@@ -94,7 +93,7 @@ pub fn bwd_with_entropy(
     logits.iter().enumerate().map(|x| if target < 0 { 0.0 } else { one(x) }).collect()
 }
 
-/// [`bwd_with_entropy`] with the kernel's roundings.
+/// Computes [`bwd_with_entropy`] with the kernel's roundings.
 pub fn bwd_with_entropy_rounded(
     logits: &[f64],
     target: i32,

@@ -12,21 +12,22 @@
 //! after the last chunk (first + columns = vocab): write log_prob, lse, entropy
 //! ```
 //!
-//! The first launch of a row does not read `state`, the last does not write it. Backward launches may come in any order.
+//! The first launch of a row does not read `state`; the last launch does not write it. Backward launches may come in
+//! any order.
 //!
-//! Shapes: logits f32 `[rows, columns]`, targets i32 `[rows]`, log_prob, lse, entropy and their gradients f32
-//! `[rows]`, state `[rows]` of [`STATE_BYTES_PER_ROW`], d_logits T `[rows, columns]`, f32 or bf16, which must not overlap the logits;
-//! vocab up to 2^24 in CUDA. A row with a negative target is ignored: log_prob, entropy and gradient are 0. A target beyond the
-//! vocabulary gives NaN in log_prob and gradient; callers check targets beforehand.
+//! Shapes: logits f32 `[rows, columns]`, targets i32 `[rows]`, log_prob, lse, entropy and their gradients f32 `[rows]`,
+//! state `[rows]` of [`STATE_BYTES_PER_ROW`], d_logits T `[rows, columns]`, f32 or bf16, which must not overlap the
+//! logits; vocab up to 2^24 in CUDA. A row with a negative target is ignored: log_prob, entropy and gradient are 0. A
+//! target beyond the vocabulary gives NaN in log_prob and gradient; callers check targets beforehand.
 //!
-//! Numerics, on a CPU: `l − max` and its product with s round to f32, exponentials are accurate to 2 ulp and are summed in
-//! f64; states of launches merge in f64. In CUDA each exponential is rounded to 2^-22 of itself, and their sum is exact
-//! (`cuh/exp_sum.cuh`): log_prob and lse have the same bits however a row is divided, and those of [`crate::sample`]. The
-//! moment is summed as on a CPU. log_prob, entropy and lse round from f64 once. If the largest logit times s is 2^20 or
-//! more (or −2^20 or less), they are NaN in CUDA. Backward, `l · s`, `l · s − lse`, the exponential, `grad · s` and their
-//! product round to f32, and as many operations for the entropy; d_logits rounds to T once. Tolerance in f32 as a
-//! multiple of the error of one rounding: `2.5 (1 + max |l · s|)` for d_logits (more where 1 − p is near 0); 8 for the
-//! entropy, since two of its terms cancel; otherwise 2.5.
+//! Numerics, on a CPU: `l − max` and its product with s round to f32, exponentials are accurate to 2 ulp and are summed
+//! in f64; states of launches merge in f64. In CUDA each exponential is rounded to 2^-22 of itself, and their sum is
+//! exact (`cuh/exp_sum.cuh`): log_prob and lse have the same bits however a row is divided, and those of
+//! [`crate::sample`]. The moment is summed as on a CPU. log_prob, entropy and lse round from f64 once. If the largest
+//! logit times s is 2^20 or more (or −2^20 or less), they are NaN in CUDA. Backward, `l · s`, `l · s − lse`, the
+//! exponential, `grad · s` and their product round to f32, and as many operations for the entropy; d_logits rounds to T
+//! once. Tolerance in f32 as a multiple of the error of one rounding: `2.5 (1 + max |l · s|)` for d_logits (more where
+//! 1 − p is near 0); 8 for the entropy, since two of its terms cancel; otherwise 2.5.
 //!
 //! Bound by memory traffic and exponentials. The CPU reads the logits twice in the forward pass. CUDA reads them once
 //! and rescales the sums when a larger logit comes.
@@ -58,9 +59,9 @@ params! {
         pub entropy: Addr,
         /// f32 `[rows]`: the log-sum-exp of each row, written by a row's last launch.
         pub lse: Addr,
-        /// `[rows]`, each of [`STATE_BYTES_PER_ROW`], aligned to 8: the state that the launches of a row hand on, whose
-        /// contents are the device's own. The first launch does not read it and the last does not write it; null is
-        /// allowed if the row has only one launch.
+        /// `[rows]`, each of [`STATE_BYTES_PER_ROW`], aligned to 8: the state that a row's launch over a chunk hands to
+        /// the next launch; each device has its own format. The first launch does not read it and the last does not
+        /// write it; null is allowed if the row has only one launch.
         pub state: Addr,
         /// Rows.
         pub rows: u32,

@@ -8,9 +8,9 @@
 //        0 for a negative target, NaN for one beyond the vocabulary
 //
 // Shapes, limits and the state between launches: mod.rs. Numerics: the sum of e^(l s) is exact but for the rounding of
-// each term (cuh/exp_sum.cuh), so log_prob and lse do not depend on how the row is divided. Sums for the entropy: e^((l -
-// max) s) in f32 (argument rounded, e^x of the CUDA library), summed in f64. When the running maximum changes, they are
-// scaled by an f32 exponential; between launches by an f64 one. The target's gradient uses e^x - 1.
+// each term (cuh/exp_sum.cuh), so log_prob and lse do not depend on how the row is divided. Sums for the entropy: e^((l
+// - max) s) in f32 (argument rounded, e^x of the CUDA library), summed in f64. When the running maximum changes, they
+// are scaled by an f32 exponential; between launches by an f64 one. The target's gradient uses e^x - 1.
 //
 // fwd, one block per row, which is read once:
 //   each thread, over vectors of four logits: running maximum, sums relative to it
@@ -33,8 +33,8 @@ constexpr u32 STRIP = BWD_THREADS * V * BWD_STEPS;
 struct Moments {
   double sum = 0.0, moment = 0.0;
 
-  // Makes the sums relative to a maximum that is `change` above the present one in scaled logits. If all logits so far
-  // are minus infinity, the sums are 0 and stay so.
+  // Makes the sums relative to a new maximum; `change` is the old maximum minus the new one, in scaled logits. If all
+  // logits so far are minus infinity, the sums are 0 and stay so.
   template <class T>
   __device__ __forceinline__ void move(T change, T factor) {
     moment = sum == 0.0 ? 0.0 : (moment + change * sum) * factor;
@@ -50,8 +50,8 @@ struct Moments {
   }
 };
 
-// Sums over some of a row's logits. With a NaN among them, `largest` is NaN and the sums have no meaning; if all are
-// minus infinity, the sums have none either.
+// Sums over some of a row's logits. If one of them is NaN, `largest` is NaN and the sums are meaningless; the sums are
+// also meaningless if all logits are minus infinity.
 template <bool MOMENT>
 struct Sums {
   float largest = -infinity();
@@ -175,7 +175,8 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
     *handed_on = state;
     return;
   }
-  // Without a NaN is_exact holds unless a logit is too large, or all are minus infinity and there is no distribution.
+  // Without a NaN, is_exact is false only if a logit is too large, or if all logits are minus infinity and there is no
+  // distribution.
   const double ln_sum = factor.is_exact(state.largest) ? state.exps.log_above(state.largest, factor)
                                                       : static_cast<double>(not_a_number());
   float log_prob = 0.0f;
@@ -210,7 +211,7 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
   T* d_logits = global<T>(p.d_logits) + row * columns;
   const bool vector = columns % V == 0 && aligned16(p.logits, p.d_logits);
   const int target = load_for_warp(global<const int>(p.targets) + row);
-  // The target's column in this chunk; beyond all columns if another chunk has the target.
+  // The target's column in this chunk; a number beyond all columns if another chunk has the target.
   const u32 place = static_cast<u32>(target) - p.first;
   const float scale = p.inv_temperature, lse = load_for_warp(global<const float>(p.lse) + row);
   const float factor = load_for_warp(global<const float>(p.grad) + row) * scale;

@@ -1,8 +1,9 @@
-//! The definition in f64, and a version with the roundings that `mod.rs` documents, except the last one.
+//! The definition of LoRA rows in f64, and a version with the roundings that `mod.rs` documents, except the rounding at
+//! the store.
 
 use crate::checks::rounding::{f32, sum_in_runs};
 
-/// The products of a launch: of each row with the matrix of its adapter.
+/// The operands of a launch: rows of x, and the adapters' matrices by which they are multiplied.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     /// `[m, k]`
@@ -32,7 +33,7 @@ impl Rows<'_> {
         self.map(|x, w| x.iter().zip(w).map(|(x, w)| x * w).sum())
     }
 
-    /// [`Rows::products`] in f32: terms are added in order, and the sum is rounded after each.
+    /// Computes [`Rows::products`] in f32: terms are added in order, and the sum is rounded after each.
     pub fn products_rounded(&self) -> Vec<f64> {
         self.map(|x, w| f32(sum_in_runs(x.iter().zip(w).map(|(x, w)| x * w), &[])))
     }

@@ -26,7 +26,8 @@ struct Consumer {
   using Multiply = Wgmma<T::COLUMNS>;
   static constexpr u64 A_LAYOUT = operand_layout<128>(T::A_MAJOR == K_MAJOR ? 16 : T::BLOCK);
   static constexpr u64 B_LAYOUT = operand_layout<128>(T::B_MAJOR == K_MAJOR ? 16 : T::BLOCK);
-  // What 16 k add to a descriptor: 32 bytes of a row, or 16 rows of 128 bytes. 64 rows of A add a block.
+  // A_STEP and B_STEP: what a descriptor grows by for the next 16 k: 32 bytes of a row, or 16 rows of 128 bytes.
+  // ROWS_64: what it grows by for the next 64 rows of A, one block.
   static constexpr u32 A_STEP = (T::A_MAJOR == K_MAJOR ? 32 : 2048) >> 4;
   static constexpr u32 B_STEP = (T::B_MAJOR == K_MAJOR ? 32 : 2048) >> 4;
   static constexpr u32 ROWS_64 = T::BLOCK >> 4;
@@ -54,7 +55,7 @@ struct Consumer {
         first_a(operand_address(base) + warpgroup * (T::PRODUCTS * ROWS_64)),
         first_b(operand_address(base + T::A_BYTES)),
         chunks(ring.chunks() + warpgroup * (T::BUFFERS * T::BLOCK)),
-        // A large C would displace operands from L2.
+        // C of more than 32 Mi elements is stored with evict-first, because it would displace operands from L2.
         policy_c(static_cast<u64>(p.m) * p.n > 32 << 20 ? EVICT_FIRST : EVICT_NORMAL) {}
 
   // The first row and column of this warpgroup in tile t.
@@ -67,7 +68,7 @@ struct Consumer {
 
   __device__ __forceinline__ void wait_until_full() const { mbarrier_wait(ring.full + 8 * ring.stage, ring.phase); }
 
-  // Tells all blocks whose copies reach it that this warp no longer needs a stage.
+  // Tells all blocks whose tensor copies write to this block's ring that this warp no longer needs a stage.
   __device__ __forceinline__ void release(int stage) const {
     if constexpr (T::CLUSTER == 1) {
       if (lane == 0) mbarrier_arrive(ring.empty + 8 * stage);
@@ -76,8 +77,8 @@ struct Consumer {
     }
   }
 
-  // Issues the products FIRST .. LAST of 64 rows with the ring's stage. `old`: 0 for the first stage of a tile, which
-  // replaces the sums.
+  // Issues the products with the ring's current stage for the groups FIRST .. LAST of 64 rows. `old` is 0 for the first
+  // stage of a tile, whose products replace the sums.
   template <int FIRST, int LAST>
   __device__ __forceinline__ void issue_products(int old) {
     const u64 a = A_LAYOUT | (first_a + ring.stage * (T::STAGE >> 4));
@@ -95,7 +96,7 @@ struct Consumer {
     wgmma_commit();
   }
 
-  // Writes the sums of a chunk of the rows i to shared memory.
+  // Writes the sums of a chunk of columns of row group i (64 rows) to shared memory.
   template <class Out>
   __device__ __forceinline__ void write_chunk(const Out& finisher, int i, int chunk, u32 to, int column) const {
     const int c = column + chunk * T::CHUNK_COLUMNS + 2 * (lane % 4);
@@ -113,7 +114,7 @@ struct Consumer {
     }
   }
 
-  // The leader's copy of a chunk of the rows i to C.
+  // Called by the leader: copies a chunk of row group i from shared memory to C.
   __device__ __forceinline__ void store_chunk(int i, int chunk, u32 from, int row, int column) const {
     const int c = column + chunk * T::CHUNK_COLUMNS, r = row + i * 64;
     if constexpr (T::EPILOGUE == F32) {
@@ -125,8 +126,8 @@ struct Consumer {
     tensor_store(&p.map_c, from, c, r, policy_c);
   }
 
-  // One step of the main loop of a tile. At its end the products of stage kb of k are under way, and `previous` is
-  // their stage of the ring.
+  // One step of the main loop of a tile. At its end the products of stage kb of k are still running, and `previous` is
+  // the slot of the ring that they read.
   __device__ __forceinline__ void stage_step(int kb, int& previous) {
     wait_until_full();
     issue_products<0, T::PRODUCTS>(kb);
@@ -148,7 +149,7 @@ struct Consumer {
   }
 };
 
-// STORE, F32, DIRECT: the epilogue of a tile follows its last products.
+// Epilogues STORE, F32 and DIRECT: C of a tile is stored after the tile's last products.
 template <class T>
 __device__ __forceinline__ void consume_and_store(Consumer<T>& c) {
 #pragma unroll 1
@@ -169,7 +170,7 @@ __device__ __forceinline__ void consume_and_store(Consumer<T>& c) {
     } else {
 #pragma unroll
       for (int q = 0; q < T::PRODUCTS * T::CHUNKS; ++q) {
-        // The buffer's last store is BUFFERS stores ago.
+        // The last store from this buffer was BUFFERS stores ago, so at most BUFFERS - 1 stores may still be reading.
         const u32 buffer = c.chunks + q % T::BUFFERS * T::BLOCK;
         if (c.leader) tensor_store_wait_read<T::BUFFERS - 1>();
         c.barrier();
@@ -200,7 +201,8 @@ __device__ __forceinline__ void round_sums(const Out& out, const Consumer<T>& c,
   }
 }
 
-// HELD: the rounded tile stays in registers; its chunks are stored under the products of the next tile.
+// Epilogue HELD: the rounded tile stays in registers, and its chunks are stored while the products of the next tile
+// run.
 template <class T>
 __device__ __forceinline__ void consume_and_hold(Consumer<T>& c) {
   u32 held[T::PRODUCTS * T::COLUMNS / 4];
@@ -270,7 +272,7 @@ __device__ __forceinline__ void add_to_chunks(const Out& out, const Consumer<T>&
   }
 }
 
-// ADDED: the first chunks of the old C arrive under the products.
+// Epilogue ADDED: the first chunks of the old C are loaded while the tile's products run.
 template <class T>
 __device__ __forceinline__ void consume_and_add(Consumer<T>& c) {
   const u32 barrier = c.ring.old_c_barrier(c.warpgroup);
@@ -321,8 +323,8 @@ __device__ __forceinline__ void consume_and_add(Consumer<T>& c) {
   }
 }
 
-// HALVES: the epilogue of the upper rows runs under the last products of the lower rows, that of the lower rows under
-// the first products of the upper rows of the next tile. Needs two stages of k.
+// Epilogue HALVES: the upper rows of a tile are stored while the last products of its lower rows run, the lower rows
+// while the first products of the next tile's upper rows run. Needs at least two stages of k.
 template <class T>
 __device__ __forceinline__ void consume_in_halves(Consumer<T>& c) {
   const auto store_half = [&](int i, int row, int column) {
@@ -349,7 +351,7 @@ __device__ __forceinline__ void consume_in_halves(Consumer<T>& c) {
   }
 #pragma unroll 1
   for (int t = c.work.cluster; t < c.work.total; t += c.work.clusters) {
-    // The products of the upper rows with the tile's first stage are under way.
+    // The products of the upper rows with the tile's first stage have been issued already.
     c.template issue_products<1, 2>(0);
     int previous = c.ring.stage;
     c.ring.advance();

@@ -1,5 +1,5 @@
-// The end of a product: finished sums times the scale, plus bias, plus the old C, rounded once (tile.cuh has the ways).
-// An operation that is fused with a product is a further type with the function `finish`.
+// The epilogue of a product: multiplies finished sums by the scale, adds bias and old C, and rounds once (tile.cuh
+// lists the ways to store C). To fuse another operation with a product, add a type with a function `finish`.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -10,8 +10,8 @@ namespace gemm {
 
 // Sums that need no operation: scale 1 and no bias.
 struct Unchanged {
-  // The four sums from index `at` on that a lane has in two neighbouring columns of two rows: x[0], x[1] of one row,
-  // x[2], x[3] of the other.
+  // Returns in x the four sums from index `at` on. They belong to two rows and two neighbouring columns of C: x[0],
+  // x[1] to one row, x[2], x[3] to the other.
   template <int N>
   __device__ __forceinline__ void finish(const float (&sums)[N], int at, int column, float (&x)[4]) const {
 #pragma unroll
@@ -19,9 +19,9 @@ struct Unchanged {
   }
 };
 
-// The scale and the bias of a launch, whose element type C is that of c. If the sums are unchanged, callers pass
-// Unchanged instead, and decide so once for many sums: an epilogue that no products hide would otherwise have several
-// hundred instructions more for each tile.
+// The scale and the bias of a launch; C is the element type of the output. If the scale is 1 and there is no bias,
+// callers pass Unchanged instead, and test this once for many sums: the test inside `finish` would add several hundred
+// instructions to the epilogue of each tile, and not all epilogues overlap with products.
 template <class C>
 struct Output {
   float scale;
@@ -32,7 +32,8 @@ struct Output {
   __device__ __forceinline__ explicit Output(const Params& p)
       : scale(p.scale), bias(global<C>(p.bias)), n(p.n), unchanged(p.scale == 1.0f && p.bias == 0) {}
 
-  // As Unchanged::finish; the sums are of columns `column` and `column` + 1 of C.
+  // Returns in x the four sums from index `at` on (see Unchanged::finish), scaled and with the bias added. They belong
+  // to columns `column` and `column` + 1 of C.
   template <int N>
   __device__ __forceinline__ void finish(const float (&sums)[N], int at, int column, float (&x)[4]) const {
 #pragma unroll
@@ -46,14 +47,14 @@ struct Output {
   }
 };
 
-// Address in a chunk, with its swizzle of 128 bytes, of the 16 bytes that lane l passes to stmatrix_x4 or ldmatrix_x4
-// for columns 16 g .. 16 g + 16 of the 16 rows of a warp.
+// Returns the address that lane `lane` passes to stmatrix_x4 or ldmatrix_x4 for columns 16 g .. 16 g + 16 of a warp's
+// 16 rows. A chunk (64 rows of 128 bytes in shared memory) has the 128-byte swizzle of tensor maps.
 __device__ __forceinline__ u32 matrix_address(u32 chunk, int warp, int lane, int g) {
   return chunk + (warp * 16 + lane % 16) * 128 + (((2 * g + lane / 16) ^ (lane & 7)) << 4);
 }
 
-// Rounds the sums of a chunk's columns to bf16 and writes them to the chunk. `first`: index of the chunk's first sum;
-// `column`: the column in C of the lane's first sum.
+// Finishes a warp's sums of a chunk's 64 columns, rounds them to bf16 and writes them to the chunk in shared memory.
+// `first`: index in `sums` of the chunk's first sum; `column`: the column in C of the lane's first sum.
 template <class Out, int N>
 __device__ __forceinline__ void write_bf16_chunk(const Out& out, const float (&sums)[N], int first, u32 chunk,
                                                  int warp, int lane, int column) {
@@ -67,7 +68,8 @@ __device__ __forceinline__ void write_bf16_chunk(const Out& out, const float (&s
   }
 }
 
-// Adds the sums of a chunk's columns to the old C in the chunk, in f32.
+// Adds a warp's sums, in f32, to the old C that the chunk in shared memory holds as bf16, and writes the rounded
+// results back.
 template <class Out, int N>
 __device__ __forceinline__ void add_to_bf16_chunk(const Out& out, const float (&sums)[N], int first, u32 chunk,
                                                   int warp, int lane, int column) {
@@ -88,7 +90,7 @@ __device__ __forceinline__ void add_to_bf16_chunk(const Out& out, const float (&
   }
 }
 
-// Writes the sums of a chunk's 32 columns to the chunk.
+// Writes a warp's f32 sums of a chunk's 32 columns to the chunk in shared memory.
 template <class Out, int N>
 __device__ __forceinline__ void write_f32_chunk(const Out& out, const float (&sums)[N], int first, u32 chunk,
                                                 int warp, int lane, int column) {
@@ -105,8 +107,8 @@ __device__ __forceinline__ void write_f32_chunk(const Out& out, const float (&su
   }
 }
 
-// Stores the sums of 64 rows from `row` on, and of COLUMNS columns from `column` on: each thread its own, plus the old
-// C if the product is added to it. n is even.
+// Stores a warpgroup's sums of 64 rows from `row` on and COLUMNS columns from `column` on to C in global memory,
+// without shared memory. With `accumulate`, adds the old C. n is even.
 template <int COLUMNS, class C, class Out, int N>
 __device__ __forceinline__ void store_directly(const Out& out, const Params& p, const float (&sums)[N], int warp,
                                                int lane, int row, int column) {

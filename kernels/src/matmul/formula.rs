@@ -1,4 +1,4 @@
-//! The definition of the matrix product, in f64, and of operands in groups of rows.
+//! Defines the matrix product, in f64, and the layout of operands in groups of rows.
 
 #[cfg(test)]
 use reel_device::Element;
@@ -18,7 +18,7 @@ pub fn product(m: usize, n: usize, k: usize, a: &[f64], b: &[f64]) -> Vec<f64> {
     c
 }
 
-/// The groups of a matrix `[n, k]`, as [`super::WeightGroups`] describes them.
+/// Returns a matrix `[n, k]` in the layout of groups that [`super::WeightGroups`] describes.
 #[cfg(test)]
 pub fn row_groups<T: Element>(rows: &[T], n: usize, k: usize) -> Vec<T> {
     let each = 4 / size_of::<T>();

@@ -1,4 +1,4 @@
-//! Products of bf16 operands by the CUDA of this folder: parameters, kernels, and which products they take.
+//! The CUDA kernels of this folder for products of bf16 operands: parameters, kernels, and which products they support.
 
 use bytemuck::Zeroable;
 use reel_device::launch::{KernelLaunch, Matmul, Operand, Padding, TensorMapSlot};
@@ -12,15 +12,15 @@ params! {
     /// Parameters of the kernels. m, n and k are greater than 0; all addresses and the bytes of all rows are multiples
     /// of 16.
     pub struct Params {
-        /// The plan describes the map of A.
+        /// The tensor map of A, which the plan of the launch fills in.
         pub map_a: TensorMapSlot,
-        /// The plan describes the map of B.
+        /// The tensor map of B, which the plan of the launch fills in.
         pub map_b: TensorMapSlot,
-        /// The plan describes the map of C.
+        /// The tensor map of C, which the plan of the launch fills in.
         pub map_c: TensorMapSlot,
-        /// bf16 `[m, k]`; `[k, m]` in `dw`.
+        /// A: bf16 `[m, k]`; `[k, m]` in the `dw` kernels (gradient of a weight).
         pub a: Addr,
-        /// bf16 `[n, k]`; `[k, n]` in `dx` and `dw`.
+        /// B: bf16 `[n, k]`; `[k, n]` in the `dx` and `dw` kernels (gradients of input and weight).
         pub b: Addr,
         /// f32 or bf16 `[m, n]`, written.
         pub c: Addr,
@@ -63,7 +63,8 @@ pub(super) const DX_TO_F32: Form = form(false, true, DType::F32);
 pub(super) const DW: Form = form(true, true, DType::BF16);
 pub(super) const DW_TO_F32: Form = form(true, true, DType::F32);
 
-/// Declares kernels: the constant's name, the symbol in profiles, the form, and a tile if the plan does not choose it.
+/// Declares kernels: the constant's name, the name in profiles, the form, and the tile if the kernel fixes one
+/// (otherwise the plan chooses).
 macro_rules! kernels {
     ($($id:ident: $name:literal, $form:expr, $tile:expr;)*) => {
         $(kernel!(
@@ -101,7 +102,7 @@ pub(super) const VARIANTS: &[Variant] = &[
 ];
 
 impl Form {
-    /// The kernel that chooses a tile for products of this form.
+    /// Returns the kernel for products of this form whose plan chooses the tile.
     pub(super) fn kernel(self) -> &'static Kernel {
         match (self.a_transposed, self.b_transposed, self.c_dtype) {
             (true, _, DType::F32) => &DW_F32,
@@ -113,7 +114,7 @@ impl Form {
         }
     }
 
-    /// The product that a kernel of this form computes.
+    /// Returns the product that a kernel of this form computes.
     pub(super) fn product(self, p: &Params) -> Matmul {
         let operand = |addr, transposed| Operand { addr, dtype: DType::BF16, transposed };
         Matmul {
@@ -133,14 +134,14 @@ impl Form {
         }
     }
 
-    /// A launch of a kernel of this form.
+    /// Returns a launch of a kernel of this form.
     pub(super) fn launch(self, kernel: &'static Kernel, params: &Params) -> Launch {
         Launch::kernel(kernel, params, self.product(params).cost())
     }
 }
 
 /// # Safety
-/// The addresses of the parameters cover the operands of a product of this form.
+/// The addresses in `p` are those of the operands of a product of this form.
 #[allow(unsafe_code)]
 unsafe fn run_on_cpu<const A_TRANSPOSED: bool, const B_TRANSPOSED: bool, const TO_F32: bool>(p: &Params, team: &Team) {
     let c_dtype = if TO_F32 { DType::F32 } else { DType::BF16 };
@@ -148,8 +149,8 @@ unsafe fn run_on_cpu<const A_TRANSPOSED: bool, const B_TRANSPOSED: bool, const T
     unsafe { cpu::run(&form(A_TRANSPOSED, B_TRANSPOSED, c_dtype).product(p), team) }
 }
 
-/// Rows or columns of the gradient of a weight below which its product is left to cuBLASLt. Few blocks of C then have
-/// long sums over the tokens, which cuBLASLt divides among multiprocessors and these kernels do not.
+/// If the gradient of a weight has fewer rows or columns than this, cuBLASLt computes it. Such a C has few blocks, each
+/// with long sums over the tokens; cuBLASLt divides a sum among multiprocessors, and these kernels do not.
 const MIN_WEIGHT_SIDE: usize = 64;
 
 /// Returns the call of a kernel of this folder that computes a product on a GPU of this architecture; `None` if none

@@ -61,14 +61,15 @@ pub static PRODUCT_CODE: ProductCode = ProductCode {
     },
 };
 
-/// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. Rows that are missing in the
-/// last group are 0.
+/// Arranges a matrix `[n, k]` of int8 as the operand B of a product: `[n / 16][k][16]`. The last group is padded with
+/// rows of zeros.
 pub fn int8_groups(rows: &[i8], n: usize, k: usize) -> Vec<i8> {
     const COLUMNS: usize = 512;
     let mut groups = vec![0; n.next_multiple_of(INT8_GROUP) * k];
     if k > 0 {
         for (group, rows) in groups.chunks_exact_mut(INT8_GROUP * k).zip(rows.chunks(INT8_GROUP * k)) {
-            // Blocks of columns stay in the first-level cache while the rows are written side by side.
+            // Goes by blocks of columns, which stay in the first-level cache while the bytes of the 16 rows are
+            // interleaved.
             for (block, group) in group.chunks_mut(INT8_GROUP * COLUMNS).enumerate() {
                 for (lane, row) in rows.chunks_exact(k).enumerate() {
                     let row = row[block * COLUMNS..].iter().take(COLUMNS);

@@ -1,6 +1,7 @@
-// Matrix products with mma.sync, for GPUs without wgmma and as a plain form of sm90a.cuh. A block computes 64 x 64
-// elements of C, a warp 16 rows of them: copies 64 k of A and B to shared memory, element by element, and multiplies.
-// One accumulator per element; k ascends in steps of 16, which gives the bits of sm90a.cuh.
+// Matrix products with mma.sync, for GPUs without wgmma, and a simple version of sm90a.cuh to compare with. A block
+// computes 64 x 64 elements of C, each warp 16 rows of them. The block copies 64 k of A and B to shared memory, element
+// by element, and multiplies them. Each element has one accumulator, and k ascends in steps of 16, so the results have
+// the bits of sm90a.cuh.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -11,10 +12,11 @@
 namespace gemm {
 
 constexpr int PLAIN_SIDE = 64;
-// Elements from one row in shared memory to the next: 144 bytes, so that ldmatrix has no bank conflicts.
+// Distance between rows in shared memory, in elements: 144 bytes, with which ldmatrix has no bank conflicts.
 constexpr int PLAIN_PITCH = PLAIN_SIDE + 8;
 
-// Copies rows `first` .. `first` + 64 and k .. k + 64 of an operand with `rows` rows; 0 beyond its ends.
+// Copies rows `first` .. `first` + 64 and elements k .. k + 64 of an operand with `rows` rows to shared memory, with 0
+// for elements beyond its ends.
 template <int MAJOR>
 __device__ __forceinline__ void copy_plainly(const bf16* from, u32 rows, u32 length, u32 first, u32 k,
                                              bf16 (&to)[PLAIN_SIDE * PLAIN_PITCH]) {

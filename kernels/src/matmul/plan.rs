@@ -1,11 +1,12 @@
-//! The tiles of the kernels for Hopper (`sm90a.cuh`), and which of them computes a product.
+//! The tiles of the kernels for Hopper (`sm90a.cuh`), and the choice of a tile for a product.
 //!
-//! All tiles of a form give the same bits, so the choice changes times only. A tile takes the time of its elements of C
-//! times k, however many of them exist, and a multiprocessor computes one tile after the other. So the products below
-//! with the fewest elements in the busiest multiprocessor are the fastest, and of equal ones the first in this table.
-//! These kernels have not been timed. The rates are those of their prototypes, whose main loops have the same products,
-//! copies and waits in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on an NVIDIA H200,
-//! 2026-11-27. `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its rows, columns and k.
+//! All tiles of a form give the same bits, so the choice changes times only. The time of a tile is proportional to its
+//! size times k, even if it reaches beyond the end of C, and a multiprocessor computes one tile after the other. So the
+//! plan takes the tile with which the busiest multiprocessor computes the fewest elements; of equal ones, the first in
+//! this table. These kernels have not been timed. The rates are those of their prototypes, whose main loops have the
+//! same products, copies and waits in the same order, divided by those of cuBLAS 13.0: medians of 21 rounds in turns on
+//! an NVIDIA H200, 2026-11-27. `reel bench op gemm_fwd_bf16 --variants` times the kernels. A product is named by its
+//! rows, columns and k.
 //!
 //! | tile | taken for | rate |
 //! |---|---|---|
@@ -40,7 +41,7 @@ pub(super) enum OldC {
     Either,
 }
 
-/// The tile of a kernel; the numbers are those of `sm90a.cuh`.
+/// The tile of a kernel. Its numbers are the template arguments of the kernel in `sm90a.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tile {
     pub symbol: &'static str,
@@ -48,21 +49,21 @@ pub(super) struct Tile {
     pub columns: u32,
     /// Consumer warpgroups of a block.
     pub warpgroups: u32,
-    /// Stages of the ring, each with 64 k of A and of B.
+    /// Stages of the ring buffer in shared memory; a stage holds 64 k of A and of B.
     pub stages: u32,
-    /// Blocks of a cluster, which have neighbouring tiles of rows.
+    /// Thread blocks of a cluster, whose tiles follow each other along the rows of C.
     pub cluster: u32,
-    /// Chunks of 8 KiB of shared memory of a warpgroup for C; 0 if its threads store C directly.
+    /// Chunks (8 KiB of shared memory) in which each warpgroup collects C; 0 if its threads store C directly.
     pub chunks: u32,
     pub old_c: OldC,
 }
 
-/// A tile of 256 x 192 elements in halves.
+/// Returns a tile of 256 x 192 elements, whose upper and lower half are computed and stored in turn.
 const fn halves(symbol: &'static str) -> Tile {
     Tile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, OldC::Replaced) }
 }
 
-/// A tile of 128 x 256 elements, in a cluster of two blocks.
+/// Returns a tile of 128 x 256 elements, in a cluster of two blocks.
 const fn wide(symbol: &'static str, old_c: OldC) -> Tile {
     Tile { symbol, rows: 128, columns: 256, warpgroups: 2, stages: 4, cluster: 2, chunks: 2, old_c }
 }
@@ -115,35 +116,36 @@ pub(super) static ALL: [&Tile; 14] = [
 const STAGE_K: u32 = 64;
 /// Rows and columns of a block of the plain kernels (`plain.cuh`).
 const PLAIN_SIDE: u32 = 64;
-/// Rows up to which the tile of 128 x 192 may be taken, and the tile of 64 x 144.
+/// Maximum number of rows of a product that uses the tile of 128 x 192, and the tile of 64 x 144.
 const MAX_ROWS_OF_128X192: u32 = 1024;
 const MAX_ROWS_OF_64X144: u32 = 128;
 
 impl Tile {
-    /// Bytes of shared memory of a block: the ring, the chunks, and the mbarriers.
+    /// Returns the bytes of shared memory of a block: the ring of stages, the chunks of C, and the mbarriers.
     fn shared_bytes(&self) -> u32 {
         let stage = (self.rows + self.columns) * STAGE_K * 2;
         let chunks = self.warpgroups * self.chunks * 8192;
         1024 + self.stages * (stage + 16) + chunks + 8 * self.warpgroups
     }
 
-    /// Whether the tile can compute a product. Halves have the first and the last stage of k apart.
+    /// Whether the tile can compute a product. The tiles in halves treat the first and the last stage of k differently,
+    /// so k must have at least two stages.
     fn takes(&self, p: &Params) -> bool {
         let other = if p.accumulate != 0 { OldC::Replaced } else { OldC::Added };
         self.old_c != other && (p.k > STAGE_K || self.rows != FWD_HALVES.rows)
     }
 
-    /// Number of tiles of clusters that cover C.
+    /// Returns the number of cluster tiles (the tiles of all blocks of a cluster together) that cover C.
     fn count(&self, p: &Params) -> u32 {
         p.m.div_ceil(self.rows * self.cluster) * p.n.div_ceil(self.columns)
     }
 
-    /// Number of clusters that a GPU runs at a time.
+    /// Returns the number of clusters that a GPU runs at a time.
     fn resident(&self, arch: &Arch) -> u32 {
         (arch.multiprocessors / self.cluster).max(1)
     }
 
-    /// Elements of C that the busiest multiprocessor computes.
+    /// Returns the number of elements of C, including those beyond its ends, that the busiest multiprocessor computes.
     fn busiest(&self, p: &Params, arch: &Arch) -> u64 {
         u64::from(self.count(p).div_ceil(self.resident(arch))) * u64::from(self.rows * self.columns)
     }
@@ -174,7 +176,7 @@ impl Tile {
     }
 }
 
-/// The map of a row-major array, whose boxes have `box_rows` rows of 128 bytes.
+/// Returns the tensor map of a row-major array `[rows, columns]`. Its boxes have `box_rows` rows of 128 bytes.
 fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], box_rows: u32) -> TensorMap {
     let size = dtype.size() as u32;
     TensorMap {
@@ -192,7 +194,7 @@ fn tensor_map(addr: Addr, dtype: DType, [rows, columns]: [u32; 2], box_rows: u32
     }
 }
 
-/// Chooses the tile of a product by the table above.
+/// Chooses the tile of a product by the table in this module's documentation.
 fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
     let few_rows = p.m <= MAX_ROWS_OF_64X144 || p.n <= FWD_64X144.columns;
     let candidates: &[(bool, &'static Tile)] = match (form.a_transposed, form.b_transposed, form.c_dtype) {
@@ -214,7 +216,7 @@ fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
     taken.min_by_key(|tile| tile.busiest(p, arch)).expect("every form has a tile for all products")
 }
 
-/// The plain kernel of a form, for GPUs below compute capability 9.0.
+/// Returns the name of the plain kernel of a form, for GPUs below compute capability 9.0.
 fn plain_symbol(form: Form) -> &'static str {
     match (form.a_transposed, form.b_transposed, form.c_dtype) {
         (true, _, DType::F32) => "gemm_dw_f32_plain",
@@ -267,12 +269,12 @@ mod tests {
             assert_eq!(symbol(gemm::DW, shape, 1), "gemm_dw_bf16_128x256_added");
             assert_eq!(symbol(gemm::DW_TO_F32, shape, 1), "gemm_dw_f32_128x256");
         }
-        // A tile is taken for a residual, too.
+        // A product that is added to the residual gets a tile, too.
         assert_eq!(symbol(gemm::FWD, [8192, 3584, 3584], 1), "gemm_fwd_bf16_128x256_added");
         assert_eq!(symbol(gemm::FWD, [64, 18944, 3584], 1), "gemm_fwd_bf16_64x144");
     }
 
-    /// The kernels of `sm90a.cuh` and the tiles of this file are the same, with the same numbers.
+    /// Every kernel of `sm90a.cuh` has a tile in this file, with the same numbers, and the reverse.
     #[test]
     fn tiles_have_the_numbers_of_the_kernels() {
         let planned = ALL.iter().map(|t| {

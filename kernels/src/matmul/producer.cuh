@@ -1,4 +1,5 @@
-// The ring of stages of a block, the tiles of a cluster, and the thread that copies A and B to the ring.
+// Defines the ring buffer of stages of a block, the tiles of a cluster, and the code of the thread that copies A and B
+// to the ring.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -10,8 +11,8 @@
 
 namespace gemm {
 
-// The ring of stages in shared memory from `base` on, then the chunks, then the mbarriers. A thread goes along it:
-// `stage` is its next stage, and `phase` the parity that it waits for.
+// A thread's position in the ring buffer of stages: `stage` is the next stage, and `phase` the mbarrier parity that the
+// thread waits for. The ring is in shared memory from `base` on; behind it lie the chunks of C, then the mbarriers.
 template <class T>
 struct Ring {
   u32 base, full, empty, phase;
@@ -28,7 +29,8 @@ struct Ring {
 
   // Initialises the mbarriers. One thread of the block calls it.
   __device__ __forceinline__ void initialise() const {
-    // A stage of this block is empty when the consumer warps of all blocks that its copies reach have released it.
+    // A stage of this block is empty when the consumer warps of all blocks of the cluster have released it, since each
+    // block copies its part of B to all of them.
 #pragma unroll
     for (int i = 0; i < T::STAGES; ++i) {
       mbarrier_init(full + 8 * i, 1);
@@ -46,7 +48,7 @@ struct Ring {
   }
 };
 
-// The tiles of C of a launch, as one cluster goes through them.
+// The tiles of C of a launch, seen from one cluster: it computes every `clusters`-th tile.
 template <class T>
 struct Work {
   int rank, rows, columns, total, clusters, cluster, stages;
@@ -60,7 +62,7 @@ struct Work {
         cluster(blockIdx.x / T::CLUSTER),
         stages(ceil_div<int>(p.k, T::K)) {}
 
-  // The first row and column of this block's tile when the cluster is at tile t.
+  // Returns the first row and column of C of this block's tile when the cluster computes tile number t.
   __device__ __forceinline__ void place(int t, int& row, int& column) const {
     place_of_tile<T>(t, rows, columns, row, column);
     row = (row * T::CLUSTER + rank) * T::ROWS;
@@ -68,10 +70,11 @@ struct Work {
   }
 };
 
-// Copies the stages of all tiles of this block. One thread of the block calls it.
+// Copies the stages (64 k of A and of B) of all tiles of this block to the ring. One thread of the block calls this
+// function.
 template <class T>
 __device__ __forceinline__ void produce(const Params& p, const Work<T>& work, Ring<T> ring) {
-  // Few rows read B once; more rows find it in L2 again.
+  // With few rows of A, B is read once, so L2 need not keep it; with more rows, later tiles find B in L2.
   const CachePolicy policy_b = p.m <= 128 ? EVICT_FIRST : EVICT_NORMAL;
   constexpr u32 ALL_BLOCKS = (1 << T::CLUSTER) - 1;
   for (int t = work.cluster; t < work.total; t += work.clusters) {

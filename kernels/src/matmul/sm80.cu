@@ -1,6 +1,6 @@
 // Matrix products of bf16 operands; formula, operands and numerics: mod.rs. Hopper has kernels with wgmma and tensor
-// copies (sm90a.cuh). All other GPUs have plain ones (plain.cuh), whose rate was never of interest: device `cuda` uses
-// cuBLASLt there.
+// copies (sm90a.cuh). All other GPUs have plain ones (plain.cuh), which are not optimized: on those GPUs device `cuda`
+// uses cuBLASLt.
 #include "cuh/base.cuh"
 #include "cuh/wgmma.cuh"
 #include "matmul/plain.cuh"

@@ -57,11 +57,11 @@ __device__ __forceinline__ void multiply(const Params& p) {
     if constexpr (T::EPILOGUE == ADDED) consume_and_add(consumer);
     if constexpr (T::EPILOGUE == HALVES) consume_in_halves(consumer);
     if constexpr (T::EPILOGUE == STORE || T::EPILOGUE == F32 || T::EPILOGUE == DIRECT) consume_and_store(consumer);
-    // The stores read the block's shared memory.
+    // The block's shared memory must live until the tensor stores have read it.
     if (T::EPILOGUE != DIRECT && consumer.leader) tensor_store_wait_read<0>();
   }
   if constexpr (T::CLUSTER > 1) {
-    // No block may end while others of the cluster arrive at its mbarriers or copy to its memory.
+    // No block may end while other blocks of the cluster arrive at its mbarriers or copy to its shared memory.
     __syncwarp();       // redundant: in the simulator shared memory outlives its block.
     cluster_barrier();  // redundant: as above.
   }
@@ -69,8 +69,8 @@ __device__ __forceinline__ void multiply(const Params& p) {
 
 }  // namespace gemm
 
-// A kernel by symbol, with its tile: rows, columns, warpgroups, stages, blocks of a cluster, buffers of chunks. The
-// same numbers are in plan.rs.
+// Defines a kernel by its name and the template arguments of its tile: rows, columns, warpgroups, stages, blocks of a
+// cluster, buffers of chunks. The same numbers are in plan.rs.
 #define GEMM(symbol, ...)                                                                                             \
   extern "C" __global__ void __launch_bounds__(gemm::Tile<__VA_ARGS__>::THREADS, 1)                                   \
       symbol(const __grid_constant__ Params p) {                                                                      \

@@ -1,4 +1,4 @@
-// The tiles of gemm.cuh: their sizes, the places in shared memory, and the order in which blocks compute them.
+// The tiles of sm90a.cuh: their sizes, the layout of shared memory, and the order in which clusters compute them.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -13,8 +13,8 @@ enum Epilogue {
   // bf16 C: as STORE, but a warpgroup keeps the rounded tile in registers and stores it during the first stages of the
   // next tile.
   HELD,
-  // bf16 C: as STORE, for warpgroups of 128 rows. The upper 64 rows are stored while the lower 64 are multiplied, the
-  // lower ones while the upper ones of the next tile are.
+  // bf16 C: as STORE, for warpgroups of 128 rows. The upper 64 rows are stored while the lower 64 are multiplied; the
+  // lower 64 rows are stored while the upper rows of the next tile are multiplied.
   HALVES,
   // bf16 C: each thread stores its sums, and reads the old C if the product is added to it.
   DIRECT,
@@ -34,17 +34,19 @@ struct Tile {
   static constexpr int CLUSTER = CLUSTER_, BUFFERS = BUFFERS_, A_MAJOR = A_MAJOR_, B_MAJOR = B_MAJOR_;
   static constexpr Epilogue EPILOGUE = EPILOGUE_;
   static constexpr int K = 64, THREADS = 128 * (WARPGROUPS + 1);
-  // Products of 64 rows of a warpgroup for each step of k.
+  // Number of wgmma products, of 64 rows each, that a warpgroup computes for each step of k.
   static constexpr int PRODUCTS = ROWS / WARPGROUPS / 64;
-  // Bytes of a stage, and of the chunks of all warpgroups. A block of 64 elements by 64 k has 8 KiB.
+  // Bytes of a stage, and of the chunks of all warpgroups. BLOCK: bytes of 64 rows (or columns) by 64 k of bf16.
   static constexpr int BLOCK = 8192, A_BYTES = ROWS * 128, STAGE = A_BYTES + COLUMNS * 128;
   static constexpr int CHUNK_COLUMNS = EPILOGUE == F32 ? 32 : 64, CHUNKS = COLUMNS / CHUNK_COLUMNS;
   static constexpr int CHUNK_BYTES = EPILOGUE == DIRECT ? 0 : WARPGROUPS * BUFFERS * BLOCK;
   // mbarriers: `full` and `empty` of each stage, and one of each warpgroup for the old C.
   static constexpr int SHARED = 1024 + STAGES * STAGE + CHUNK_BYTES + 16 * STAGES + 8 * WARPGROUPS;
-  // Steps in which HELD and ADDED go through the chunks of a warpgroup's tile.
+  // Number of steps in which the epilogues HELD and ADDED process the chunks of a warpgroup's tile, BUFFERS chunks at a
+  // time.
   static constexpr int STEPS = PRODUCTS * CHUNKS / BUFFERS;
-  // Tiles of a column that follow each other, so that they share B in L2: 2048 rows.
+  // Number of tiles of the same columns that clusters compute one after the other, so that they share B in L2: 2048
+  // rows.
   static constexpr int GROUP = 2048 / (ROWS * CLUSTER);
 
   static_assert(SHARED <= 227 * 1024, "shared memory of a block");
@@ -54,8 +56,8 @@ struct Tile {
   static_assert(EPILOGUE != HALVES || (PRODUCTS == 2 && CHUNKS % BUFFERS == 0), "halves");
 };
 
-// The tile of a cluster with number t, in units of tiles of the cluster. Groups of rows follow each other; in a group
-// the rows of a column do.
+// Returns the row and the column, in units of cluster tiles, of tile number t. Tiles are numbered group of rows by
+// group of rows (GROUP tiles); in a group, column by column, and in a column by ascending rows.
 template <class T>
 __device__ __forceinline__ void place_of_tile(int t, int rows, int columns, int& row, int& column) {
   const int per_group = T::GROUP * columns, group = t / per_group, first = group * T::GROUP;

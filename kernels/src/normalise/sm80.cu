@@ -15,8 +15,9 @@
 
 constexpr int WIDE = 512;
 
-// For each row: calls add(sum, x words, dy words) for each vector of the row, then pair = finish(row, sum), which all
-// threads of the row call together, then write(row, x words, dy words, at, pair) for each vector.
+// For each row: calls add(sum, x words, dy words) for each vector of the row, then finish(row, sum), which all threads
+// of the row call together and which returns a pair of values, then write(row, x words, dy words, at, pair) for each
+// vector.
 template <class T, int BLOCK, int THREADS, bool TWO, class Add, class Finish, class Write>
 __device__ __forceinline__ void for_rows(const T* xs, const T* dys, u32 rows, u32 cols, bool vector, Add add, Finish finish,
                                          Write write) {
@@ -25,7 +26,8 @@ __device__ __forceinline__ void for_rows(const T* xs, const T* dys, u32 rows, u3
   using Row = Held<T, THREADS>;
   const u64 step = static_cast<u64>(gridDim.x) * (BLOCK / THREADS);
   u64 row = static_cast<u64>(blockIdx.x) * (BLOCK / THREADS) + threadIdx.x / THREADS;
-  // Two buffers make one barrier per row enough: a thread that is a row ahead writes to the other buffer.
+  // With two buffers for the warps' sums, one barrier per row is enough: a thread that is one row ahead writes to the
+  // other buffer.
   for (int parity = 0; row < rows; row += step, parity ^= 1) {
     const T *x = xs + row * cols, *dy = dys + row * cols;
     Row held, held_dy{};

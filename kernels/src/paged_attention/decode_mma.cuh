@@ -21,7 +21,8 @@
 
 #include "paged_attention/decode_work.cuh"
 
-// Elements from one row of scores to the next: 8 mod 32, so 8-byte accesses of a half warp meet 32 different banks.
+// Distance between rows of scores, in elements. It is 8 mod 32, so that 8-byte accesses of a half warp use 32 different
+// banks.
 constexpr int SCORE_PITCH = KEYS + 8;
 
 // The ring of tiles in shared memory. Tile 2 b has the keys of block b, tile 2 b + 1 its values.
@@ -47,7 +48,8 @@ struct Ring {
         to(0),
         from(0) {}
 
-  // Starts to copy the next tile, if there is one. Makes a group of copies in any case.
+  // Starts to copy the next tile, if there is one. Commits a cp.async group in any case, so that waits can count
+  // groups.
   __device__ __forceinline__ void copy() {
     if (next < 2 * range.end) {
       const int block = next / 2;
@@ -58,7 +60,7 @@ struct Ring {
       } else {
         load_elements_of_block<D, PITCH>(p, range, cache, pages, block * KEYS, 0, tiles + to * TILE);
       }
-      // Loaded early: the next call needs them.
+      // Loads the pages of the next segment early: the next call needs them.
       if (next % (2 * SEGMENT_BLOCKS) == 2 * SEGMENT_BLOCKS - 1) pages.find(p, range, block + 1);
       ++next;
       to = to + 1 == STAGES ? 0 : to + 1;
@@ -87,8 +89,8 @@ struct Ring {
     }
   }
 
-  // Waits for a tile and returns it. Its barrier also tells that no thread still reads the tile before it, whose stage
-  // then receives the next copy.
+  // Waits for a tile and returns it. After the barrier no thread reads the previous tile any more, so the next copy
+  // goes to the stage of that tile.
   __device__ __forceinline__ const bf16* wait() {
     cp_async_wait<STAGES - 2>();
     __syncthreads();
@@ -99,7 +101,7 @@ struct Ring {
   }
 
   // Starts to copy the item's queries and the first tiles, then loads the 16 queries from `row` on as left operands of
-  // mma.sync. The queries use the last stage, which the first call of wait gives free.
+  // mma.sync. The queries are in the last stage, which the first call of wait frees.
   __device__ __forceinline__ void start(const Work& work, int row, u32 (&q)[D / 16][4]) {
     bf16* const queries = tiles + (STAGES - 1) * TILE;
     const int d = p.head_dim, rows = ceil_div(work.rows(), 16) * 16;
@@ -140,8 +142,8 @@ __device__ __forceinline__ void clear(float (&x)[N][4]) {
   }
 }
 
-// Stores the state of a segment of a row: N * 8 columns from `column` on, of which this lane holds o[..][2 h] and
-// o[..][2 h + 1], and by one lane the maximum and the sum.
+// Stores the state of a segment of a row in the workspace: N * 8 columns of the output from `column` on, of which this
+// lane holds o[..][2 h] and o[..][2 h + 1]. One lane also stores the maximum and the sum.
 template <int N>
 __device__ __forceinline__ void store_part(const Params& p, u64 row, int segment, SoftmaxRow sums,
                                            const float (&o)[N][4], int h, int column) {
@@ -158,7 +160,8 @@ __device__ __forceinline__ void store_part(const Params& p, u64 row, int segment
 // Computes at most 16 rows: each warp has the scores of 16 keys of a block, then a quarter of the output's columns.
 template <int D>
 __device__ __forceinline__ void keys_over_warps(const Params& p, const Work& work) {
-  // Columns in groups of 8. With 10 groups (D = 80) the last warp has one, the others three.
+  // The output's columns are divided into groups of 8, N groups per warp. With 10 groups (D = 80) the last warp has one
+  // group, the other warps three.
   constexpr int GROUPS = D / 8, N = (GROUPS + 3) / 4;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c2 = lane % 4 * 2;
   const int column = warp * N * 8, d = p.head_dim;
@@ -267,7 +270,7 @@ __device__ __forceinline__ void keys_over_warps(const Params& p, const Work& wor
   }
 }
 
-// Computes one segment, all of whose keys every row sees, of up to 64 rows: 16 rows per warp.
+// Computes one segment for up to 64 rows, 16 rows per warp. Every row sees all keys of the segment.
 template <int D>
 __device__ __forceinline__ void rows_over_warps(const Params& p, const Work& work) {
   const int lane = threadIdx.x % 32, g = lane / 4, row = threadIdx.x / 32 * 16;

@@ -11,18 +11,18 @@ use super::{Params, Shape, segments, smallest_shape};
 /// `decode_work.cuh`.
 const DECODE_HEADS: u32 = 16;
 
-/// Largest number of blocks of threads per multiprocessor in a decode launch. It is a multiple of those that run at
-/// once, so that a block that gets a short segment makes room for another.
+/// Largest number of blocks of threads per multiprocessor in a decode launch. It is a multiple of the number that is
+/// resident at a time, so that a new block starts when a block with a short segment has ended.
 const DECODE_BLOCKS: u32 = 8;
 
-/// Whether a launch runs the kernel for decode, in which about every sequence has one new token. That kernel is right
-/// for any numbers of new tokens, but it may read a sequence's keys again for each of its new tokens.
+/// Whether a launch runs the kernel for decode, which is meant for about one new token per sequence. This kernel is
+/// correct for any number of new tokens, but it may read a sequence's keys again for each new token.
 pub(super) fn is_decode(dtype: DType, p: &Params) -> bool {
     dtype == DType::BF16 && !p.counters.is_null() && p.tokens <= p.seqs
 }
 
-/// Plans one launch whose blocks of threads share the items of work: a segment (without a workspace: all keys) of a
-/// token, a key head, and at most 16 heads of its group.
+/// Plans one launch whose blocks of threads divide the items of work. An item is one segment of a token's keys (without
+/// a workspace: all keys), for one key head and at most 16 of its query heads.
 pub(super) fn plan_decode(p: &Params, arch: &Arch) -> Vec<Stage> {
     // A ring of `stages` tiles of 64 keys or 64 values, whose rows start an odd number of 16-byte chunks apart, and the
     // scores of 16 rows.
@@ -43,16 +43,17 @@ pub(super) fn plan_decode(p: &Params, arch: &Arch) -> Vec<Stage> {
     vec![Stage { shared: *shared, ..Stage::one_dimensional(symbol, blocks, 128) }]
 }
 
-/// Returns an upper bound on the number of items of work: that of all tokens with `max_kv_len` keys.
+/// Returns an upper bound on the number of items of work: the number if every token has `max_kv_len` keys.
 fn items(p: &Params) -> u64 {
     let segments = if p.workspace.is_null() { 1 } else { u64::from(segments(p).max(1)) };
     u64::from(p.tokens) * segments * u64::from(counters_per_token(p.heads, p.kv_heads))
 }
 
-/// Keys and values of a stage of the ring in shared memory; equal to `STAGE_KEYS` of `decode_producer.cuh`.
+/// Number of keys (and of values) in a stage of the ring buffer in shared memory; equal to `STAGE_KEYS` of
+/// `decode_producer.cuh`.
 const STAGE_KEYS: u32 = 64;
 
-/// Returns the bytes of shared memory of a block of threads: `DecodeShared` of `decode_producer.cuh`.
+/// Returns the bytes of shared memory of a block of threads, the size of `DecodeShared` of `decode_producer.cuh`.
 const fn decode_rows_shared(head_dim: u32) -> u32 {
     let (stages, query_slots) = (6, 4);
     let keys_and_values = stages * 2 * STAGE_KEYS * head_dim * 2;
@@ -62,9 +63,9 @@ const fn decode_rows_shared(head_dim: u32) -> u32 {
     keys_and_values + queries + scores + 16 * stages + 16 * (stages + query_slots) + work
 }
 
-/// Plans the launches of decode in the order of sums of `attention/row_state.cuh`: one persistent block of threads per
-/// multiprocessor and, with a workspace, the merge of each row's segments. Earlier GPUs than Hopper, other head_dims
-/// and prefill have only [`super::plan_bf16_mma`].
+/// Plans decode on Hopper, with the order of sums of `attention/row_state.cuh`: one persistent block of threads per
+/// multiprocessor and, with a workspace, a second launch that merges each row's segments. Earlier GPUs, other head_dims
+/// and prefill get [`super::plan_bf16_mma`].
 pub(super) fn plan_bf16_decode_rows(p: &Params, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "paged_attention_fwd_bf16_decode_rows_64",
@@ -97,11 +98,12 @@ pub(super) fn plan_bf16_decode_rows(p: &Params, arch: &Arch) -> Vec<Stage> {
     vec![decode, combine.programmatic_on(arch)]
 }
 
-/// Returns the map of a cache as `[kv_heads, groups of columns, slots, columns of a group]`. A box has the slots of one
-/// head that one page and one stage have in common: with pages of a stage or more all columns, otherwise those of a
-/// group (`DecodeProducer::copy_stage`).
+/// Returns the tensor map of a cache as `[kv_heads, groups of columns, slots, columns of a group]`. With pages of 64
+/// tokens or more, a box has 64 slots and all columns of one head; with smaller pages, the slots of one page and the
+/// columns of one group (`DecodeProducer::copy_stage`).
 fn cache_map(p: &Params, cache: Addr) -> TensorMap {
-    /// The kernel copies only slots of pages that a sequence has. How many pages there are is not known here.
+    /// Upper bound on the number of slots, as the number of pages is not known here. The kernel copies only slots of a
+    /// sequence's pages.
     const SLOTS: u64 = 1 << 31;
     let (columns, swizzle) = if p.head_dim.is_multiple_of(64) { (64, Swizzle::B128) } else { (16, Swizzle::B32) };
     let (groups, head_bytes) = (p.head_dim / columns, 2 * u64::from(p.head_dim));
@@ -113,8 +115,8 @@ fn cache_map(p: &Params, cache: Addr) -> TensorMap {
     TensorMap { address: cache.0, l2_promotion: L2Promotion::B256, ..map }
 }
 
-/// Returns the number of elements of [`Params::counters`] for each token: one for each key head and each 16 query heads
-/// of its group.
+/// Returns the number of elements of [`Params::counters`] for each token: one for each key head and each 16 of its
+/// query heads.
 pub const fn counters_per_token(heads: u32, kv_heads: u32) -> u32 {
     kv_heads * (heads / kv_heads).div_ceil(DECODE_HEADS)
 }

@@ -5,10 +5,10 @@
 //     for each segment, descending (with a workspace: the item's only one)
 //       for each block of 128 keys, descending: copy the keys and values of 64 keys to a stage, then those of 64 more
 //
-// Items. A block of threads begins with item blockIdx.x; the further ones have numbers that it draws from a counter in
-// global memory: items that share their pages take longer than others, and the items of the other tokens of such a
-// group are empty. Which block computes an item changes no bit. The block that draws the last number sets the counter
-// back.
+// Items. A block of threads begins with item blockIdx.x and takes the numbers of further items from a counter in global
+// memory, because items differ in length: the first of several tokens that share pages has an item with the rows of
+// all, and the items of the others are empty. Which block computes an item changes no bit. The block that draws the
+// last number resets the counter to 0.
 //
 // Copies. A stage holds 64 rows of K, then 64 of V, in groups of 64 columns with the swizzle of 128 bytes; for head_dim
 // 80 in groups of 16 with the swizzle of 32 bytes. With pages of 64 tokens or more a tensor copy moves all groups of 64
@@ -37,7 +37,7 @@ constexpr int DECODE_ROWS = 64;  // largest number of rows of an item
 constexpr int QUERY_ROWS = 16;   // rows of a slot of queries: eight for each group of warps
 constexpr int STAGE_KEYS = 64;
 
-// Shared memory of a block, in bytes from its start.
+// The layout of a block's shared memory: sizes, and offsets from its start, in bytes.
 template <int HEAD_DIM>
 struct DecodeShared {
   static constexpr int COLUMNS = HEAD_DIM % 64 == 0 ? 64 : 16;  // of a group
@@ -63,10 +63,10 @@ struct DecodeShared {
   }
 };
 
-// What the consumers know of a block of keys, in shared memory for its first stage. A block of more than 64 keys has
-// two stages.
+// The description of a block of up to 128 keys that the consumers read. It is stored in shared memory, at the index of
+// the block's first stage. A block of more than 64 keys has two stages.
 struct DecodeBlock {
-  // Flags in `state`, whose lower 8 bits are the number of rows and whose upper 16 the number of the segment.
+  // Flags in `state`. The lower 8 bits of `state` are the number of rows, the upper 16 the number of the segment.
   enum : u32 { PARTIAL = 1 << 8, ENDS_SEGMENT = 1 << 9, ENDS_ITEM = 1 << 10, NO_MORE = 1 << 11 };
 
   int token;  // first token
@@ -76,7 +76,7 @@ struct DecodeBlock {
 
   __device__ __forceinline__ int rows() const { return state & 0xff; }
   __device__ __forceinline__ u32 segment() const { return state >> 16; }
-  // Returns the index of the (token, query head) of a row in q and o.
+  // Returns the index in q and o of row `row`, a (token, query head).
   __device__ __forceinline__ u64 head_index(const Params& p, u32 row) const {
     const u32 count = heads >> 16;
     return static_cast<u64>(token + row / count) * p.heads + (heads & 0xffff) + row % count;
@@ -105,7 +105,7 @@ struct DecodeProducer {
 
   __device__ __forceinline__ static bool leads() { return threadIdx.x % 32 == 0; }
 
-  // Copies the queries of an item, a row by each lane.
+  // Copies the queries of an item; each lane copies one row.
   __device__ __forceinline__ void copy_queries(const Work& work) {
     const bf16* const q = global<const bf16>(p.q);
 #pragma unroll 1
@@ -126,7 +126,8 @@ struct DecodeProducer {
     }
   }
 
-  // Copies 64 keys and values from key `first` on, of which `keys` exist. `pages` are those of the segment.
+  // Copies 64 keys and their values, from key `first` on, to a stage. Only the first `keys` of these keys exist.
+  // `pages` are the pages of the segment.
   __device__ __forceinline__ void copy_stage(const Work& work, SegmentPages& pages, int first, int keys) {
     const int page_rows = min(p.page_tokens, STAGE_KEYS), last = (keys - 1) / page_rows * page_rows;
     const int copy_groups = page_rows == STAGE_KEYS ? S::GROUPS : 1;
@@ -152,8 +153,8 @@ struct DecodeProducer {
   }
 
   __device__ __forceinline__ void copy_item(const Work& work) {
-    // The slots of an item of many rows may become free only shortly before the item before it ends. The first four of
-    // its eight stages do not wait for them.
+    // For an item of many rows, the slots for queries may become free only shortly before the previous item ends. So
+    // the first four of the item's eight stages are copied before its queries.
     int stages_before_queries = work.rows() <= QUERY_ROWS ? 0 : 4;
     const int first_segment = work.begin / SEGMENT_BLOCKS, segments = ceil_div(work.end, SEGMENT_BLOCKS);
 #pragma unroll 1
@@ -182,7 +183,7 @@ struct DecodeProducer {
     }
   }
 
-  // Writes the outputs of a padding row, which has no keys.
+  // Writes zeros as the outputs of a padding row, which has no keys.
   __device__ __forceinline__ void write_zeros(const Work& work) {
     for (int at = threadIdx.x % 32; at < work.rows() * (HEAD_DIM / 8); at += 32) {
       bf16* const row = global<bf16>(p.o) + work.head_index(p, at / (HEAD_DIM / 8)) * HEAD_DIM;
@@ -212,7 +213,8 @@ struct DecodeProducer {
     if (!leads()) return;
     DecodeBlock{0, 0, DecodeBlock::NO_MORE, 0}.store(shared + S::BLOCKS + 16 * ring.slot);
     mbarrier_arrive(shared + S::FULL + 8 * ring.slot);
-    // Every block draws one number beyond the items (or began with one); the largest of them is the last that is drawn.
+    // Every block stops at its first number beyond the items, so gridDim.x such numbers are drawn. The block that draws
+    // the largest one is the last to draw, and resets the counter.
     if (found.beyond == gridDim.x - 1) atomicExch(counter, 0u);
   }
 };

@@ -43,7 +43,8 @@ struct DecodeConsumer {
     __syncwarp();
     if (lane == 0) mbarrier_arrive(barrier);
   }
-  // Barrier of the group's warps. Constant numbers: a number in a register would count as all 16 barriers.
+  // Waits at the barrier of the group's four warps. The barrier number is a constant, since the compiler assumes that a
+  // number in a register may be any of the 16 barriers.
   __device__ __forceinline__ void sync_group() {
     if (group == 0) asm volatile("bar.sync 1, 128;" ::: "memory");
     else asm volatile("bar.sync 2, 128;" ::: "memory");
@@ -73,7 +74,7 @@ struct DecodeConsumer {
     ring.template advance<1>();
   }
 
-  // Loads the queries of this group's tile in a slot as right operands of mma.sync.
+  // Loads the queries of this group's tile (8 rows) from a slot as right operands of mma.sync.
   __device__ __forceinline__ void load_queries(int slot, Queries& q) const {
     const int row = 8 * group + lane % 8;
     const u32 at = shared + S::QUERIES + slot * S::QUERY_SLOT + row * S::QUERY_PITCH + lane / 8 * 16;
@@ -95,7 +96,8 @@ struct DecodeConsumer {
     return scores + (row * ROW_BLOCK_KEYS + (key ^ ((row + row / 4) & 3) << 3)) * 4;
   }
 
-  // Computes the scores of 16 keys of each of N stages and stores them; those of keys from `keys` on are -inf.
+  // Computes this warp's scores, of 16 keys of each of N stages, and stores them in shared memory. Scores of keys from
+  // `keys` on are -inf.
   template <int N>
   __device__ __forceinline__ void store_scores(const Queries& q, const int (&slots)[2], int keys) const {
     const int g = lane / 4, t = lane % 4;
@@ -121,7 +123,7 @@ struct DecodeConsumer {
   }
 
   // o += V^T P^T for keys 16 step .. 16 step + 16 of the block, which are in the stage in `slot`. Values of keys that
-  // no row sees count as 0, whatever they are.
+  // no row sees are replaced by 0, since the cache may hold anything there.
   template <bool WHOLE>
   __device__ __forceinline__ void add_values(const float (&s)[32], Output& o, int step, int slot, int keys) const {
     const u32 p0 = pack_bf16(s[4 * step], s[4 * step + 1]), p1 = pack_bf16(s[4 * step + 2], s[4 * step + 3]);
@@ -144,7 +146,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Adds a block of keys to a tile. WHOLE: the rows see 128 keys.
+  // Adds a block of keys to the softmax state and the output of a tile. WHOLE: the rows see all 128 keys of the block.
   template <bool WHOLE>
   __device__ __forceinline__ void add_block(const Queries& q, RowStates<1>& row, Output& o, const int (&slots)[2],
                                             int keys) {
@@ -199,7 +201,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Stores the state of a segment in the workspace. `first` is the tile's first row.
+  // Stores the state of a tile's segment (output, maximum, sum) in the workspace. `first` is the tile's first row.
   __device__ __forceinline__ void store_part(const DecodeBlock& block, int first, const RowStates<1>& row,
                                              const Output& o) const {
     const int own = first + lane / 4;
@@ -228,7 +230,8 @@ struct DecodeConsumer {
     }
   }
 
-  // Merges the total over the segments above into this segment's state.
+  // Merges the total over the segments that are already computed (those with later keys) into the state of this
+  // segment.
   __device__ __forceinline__ void merge_total(RowStates<1>& row, Output& o, float total_m, float total_l,
                                               const Output& total) const {
     const float c = p.score_factor;
@@ -247,7 +250,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Computes an item of one tile, or of two, one for each group.
+  // Computes an item of at most 16 rows: one tile of 8 rows, or two, one for each group of warps.
   __device__ __forceinline__ void few_rows(DecodeBlock block) {
     const bool has_tile = 8 * group < block.rows();
     const int first = 8 * group;
@@ -287,7 +290,7 @@ struct DecodeConsumer {
     }
   }
 
-  // Computes a whole segment, all of whose keys the rows see, of tokens that share its pages.
+  // Computes a segment for several tokens that share its pages. Every row sees all 512 keys of the segment.
   __device__ __forceinline__ void many_rows(DecodeBlock block) {
     const int slots = ceil_div(block.rows(), QUERY_ROWS), tiles = ceil_div(block.rows() - 8 * group, QUERY_ROWS);
     const RingPosition<S::QUERY_SLOTS> begin = queries;
@@ -351,7 +354,7 @@ __device__ __forceinline__ void decode_rows(const Params& p) {
     // redundant: the producer's fence before each copy (wait_for_stage, copy_queries) covers mbarriers, too.
     fence_mbarrier_init();
   }
-  // Tiles of fewer than 8 rows read rows that no copy has written.
+  // Clears the slots for queries, because a tile of fewer than 8 rows also reads rows that no copy has written.
   for (int i = threadIdx.x; i < S::QUERY_SLOTS * S::QUERY_SLOT / 16; i += DECODE_THREADS) {
     reinterpret_cast<Words<16>*>(decode_memory + S::QUERIES)[i] = Words<16>{};
   }
@@ -369,7 +372,8 @@ __device__ __forceinline__ void decode_rows(const Params& p) {
   }
 }
 
-// Merges the segments of a row in descending order, one warp per row. Rows of one segment have their output.
+// Merges the segments of a row in descending order, one warp per row. Rows with only one segment already have their
+// output.
 __device__ __forceinline__ void combine_rows(const Params& p) {
   constexpr int LOADS = 16;  // segments that are loaded at a time
   constexpr u32 ALL = 0xffffffffu;
@@ -389,7 +393,7 @@ __device__ __forceinline__ void combine_rows(const Params& p) {
     for (int i = 0; i < LOADS; ++i) {
       if (i <= top && column < d) load_vector(part_of(p, row, top - i).columns + column, x[i]);
     }
-    // Lane i has segment top - i, and the reference before it: the maximum of those above.
+    // Lane i holds the maximum and the sum of segment top - i, and in `before` the maximum over the segments above it.
     float2 own = make_float2(minus_infinity(), 0);
     if (lane < LOADS && lane <= top) own = *part_of(p, row, top - lane).stats;
     float up_to = own.x;

@@ -15,7 +15,7 @@
 
 #include "paged_attention/tile.cuh"
 
-// The largest number of tokens of which one block computes a segment together.
+// Maximum number of tokens with shared pages for which one block computes a segment.
 constexpr int MAX_TOGETHER = 8;
 // The number of query heads of a token that a block computes: the rows of one tensor-core product.
 constexpr int MAX_HEADS = 16;
@@ -27,13 +27,14 @@ struct Work : KeyRange {
   bool partial;     // the range is one of several segments: its state goes to the workspace
 
   __device__ __forceinline__ int rows() const { return tokens * heads; }
-  // Returns the index of the (token, query head) of a row in q and o.
+  // Returns the index in q and o of row `row`, a (token, query head).
   __device__ __forceinline__ u64 head_index(const Params& p, int row) const {
     return static_cast<u64>(token + row / heads) * p.heads + head + row % heads;
   }
 };
 
-// An item in shared memory. tokens is 0 if another block computes the item, and -1 if there is no item with the number.
+// An item in shared memory. tokens is 0 if another block computes the item, and -1 if there is no item with this
+// number.
 struct SharedWork {
   Work work;
   u32 beyond;                  // if there is no item with the number: the number minus that of items
@@ -41,7 +42,8 @@ struct SharedWork {
   int complete[MAX_TOGETHER];  // whether this block stored the last missing segment of a token
 };
 
-// Returns the number of items of a token for each key head and each 16 heads of its group.
+// Returns the number of segments of a token with `keys` keys: its number of items for each key head and each 16 of its
+// query heads.
 __device__ __forceinline__ int segments_of(const Params& p, int keys) {
   if (keys < 0) return 0;
   return p.workspace == 0 || keys <= SEGMENT ? 1 : ceil_div(keys, SEGMENT);
@@ -99,7 +101,7 @@ __device__ __forceinline__ void find_work(const Params& p, u32 item, SharedWork&
   int tokens = token < 0 ? -1 : 1;
   const int segments = segments_of(p, own.keys), end = (segment + 1) * SEGMENT;
   if (lane == 0) to.segments[0] = segments;
-  // A power of two, so that the windows of all items are aligned alike.
+  // The window is a power of two, so that all items divide the tokens into the same aligned windows.
   int window = parts == 1 ? MAX_TOGETHER : 1;
   while (window * group > MAX_ROWS) window /= 2;
   if (segments > 1 && own.keys > end && window > 1) {
@@ -144,7 +146,7 @@ __device__ __forceinline__ void find_work(const Params& p, u32 item, SharedWork&
   }
 }
 
-// The pages of a segment: lane l holds entry l of the segment's entries of block_tables.
+// The pages of a segment: lane l holds the segment's entry l in block_tables.
 struct SegmentPages {
   u32 page;
   int shift;  // log2 of the tokens per page
@@ -160,15 +162,15 @@ struct SegmentPages {
     const int* table = global<const int>(p.block_tables) + static_cast<u64>(range.seq) * p.max_blocks;
     if (threadIdx.x % 32 < SEGMENT >> shift && entry << shift < range.keys) page = table[entry];
   }
-  // Returns the slot of key `row` of the block; all lanes of the warp must call it together.
+  // Returns the cache slot of key `row` of the block. All lanes of the warp must call this function together.
   __device__ __forceinline__ u32 of(int row) const {
     const int key = first + row;
     return (__shfl_sync(0xffffffffu, page, key >> shift) << shift) + (key & ((1 << shift) - 1));
   }
 };
 
-// Adds 1 to a counter and returns its former value. The stores of this block before a barrier before the call are
-// visible to the block that reads the counter after it, and the other way round.
+// Adds 1 to a counter and returns its former value. Stores that this block made before its last barrier are visible to
+// a block that later adds to the counter, and the stores of blocks that added earlier are visible to this block.
 __device__ __forceinline__ u32 count_segment(u32* counter) {
   u32 before;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");

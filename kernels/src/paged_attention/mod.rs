@@ -81,7 +81,7 @@ const SEGMENT: u32 = 512;
 params! {
     /// Parameters of the kernel.
     pub struct Params {
-        /// Tensor map of `k_cache`, which a launch that needs it fills in.
+        /// Tensor map of `k_cache`; only launches whose kernel uses tensor copies fill it in.
         pub k_map: TensorMapSlot,
         /// Tensor map of `v_cache`.
         pub v_map: TensorMapSlot,
@@ -96,7 +96,8 @@ params! {
         /// `[tokens, heads, head_dim]`, written.
         pub o: Addr,
         /// f32 `[tokens, heads]`, written: the log-sum-exp of each row's scores, with the bits of [`crate::attention`];
-        /// a padding row's is not written. Null: none is. Only device `cpu` writes it; null in CUDA.
+        /// the value of a padding row is not written. Null: no log-sum-exp is written. Only device `cpu` supports this
+        /// output; null in CUDA.
         pub lse: Addr,
         /// i32 `[seqs + 1]`: index of the first new token of each sequence, then the end of the last sequence. The
         /// values do not decrease and lie between 0 and `tokens`.
@@ -111,9 +112,9 @@ params! {
         pub workspace: Addr,
         /// u32 `[tokens, `[`counters_per_token`]`]`, all 0 before and after the launch: the number of segments that are
         /// stored in the workspace; on Hopper, the number of items of work that blocks have drawn. Only decode in bf16
-        /// uses them. Null: the kernel for prefill computes decode, too.
+        /// uses the counters. Null: the kernel for prefill computes decode, too.
         pub counters: Addr,
-        /// Number of new tokens of all sequences.
+        /// Number of new tokens of all sequences together.
         pub tokens: u32,
         /// Sequences.
         pub seqs: u32,
@@ -140,7 +141,7 @@ params! {
 }
 
 impl Params {
-    /// Parameters without operands, whose numbers are 0.
+    /// Parameters whose addresses are null and whose numbers are 0.
     pub const EMPTY: Params = Params {
         k_map: TensorMapSlot::EMPTY,
         v_map: TensorMapSlot::EMPTY,
@@ -207,10 +208,10 @@ const VARIANTS: &[Variant] = &[
     Variant { of: &FWD_BF16, name: "prefill by products of warpgroups", kernel: &FWD_BF16_PREFILL_WGMMA },
 ];
 
-/// A compiled shape: largest head_dim, its symbols, bytes of dynamic shared memory.
+/// A compiled variant: (largest head_dim, kernel names, bytes of dynamic shared memory).
 type Shape<S> = (u32, S, u32);
 
-/// The symbols of a variant: [without a workspace, with one].
+/// The kernel names of a variant: [without a workspace, with a workspace].
 type Symbols = [&'static str; 2];
 
 fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
@@ -221,15 +222,15 @@ fn plan_bf16(p: &Params, arch: &Arch) -> Vec<Stage> {
     }
 }
 
-/// Plans launches by products of warps.
+/// Plans the launches of the mma.sync kernels that run on all GPUs (prefill_mma.cuh, decode_mma.cuh).
 fn plan_bf16_mma(p: &Params, arch: &Arch) -> Vec<Stage> {
     assert!(p.lse.is_null(), "paged_attention: lse is an output of device cpu only");
     if is_decode(DType::BF16, p) {
         return decode_plan::plan_decode(p, arch);
     }
-    // Shared memory holds two buffers, each for 64 keys and 64 values. Their rows start an odd number of 16-byte
-    // chunks apart, which avoids bank conflicts. For head_dim 256 there is one buffer, with only 64 columns of V.
-    // From head_dim 128 on, shared memory also holds the queries.
+    // Shared memory holds two buffers, each for 64 keys and 64 values. The buffers' rows start an odd number of 16-byte
+    // chunks apart, which avoids bank conflicts. For head_dim 256 there is one buffer, with only 64 columns of V. From
+    // head_dim 128 on, shared memory also holds the queries.
     const SHAPES: [Shape<Symbols>; 4] = [
         (64, ["paged_attention_fwd_bf16_64", "paged_attention_fwd_bf16_64_split"], 2 * 64 * 2 * 9 * 16),
         (80, ["paged_attention_fwd_bf16_80", "paged_attention_fwd_bf16_80_split"], 2 * 64 * 2 * 11 * 16),
@@ -262,10 +263,10 @@ fn plan_f32(p: &Params, _: &Arch) -> Vec<Stage> {
     plan(p, 16, &SHAPES, "paged_attention_fwd_f32_combine", 1)
 }
 
-/// Returns the first variant for the head_dim.
+/// Returns the first variant that supports the head_dim of the launch.
 ///
 /// # Panics
-/// If head_dim is larger than that of the last variant. That is a mistake of the caller: an empty plan would leave the
+/// If head_dim is larger than that of the last variant, which is an error of the caller: an empty plan would leave the
 /// output unwritten.
 fn smallest_shape<'a, S>(p: &Params, variants: &'a [Shape<S>]) -> &'a Shape<S> {
     let found = variants.iter().find(|v| p.head_dim <= v.0);
@@ -329,8 +330,8 @@ pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
     Launch::kernel(kernel, params, Cost { flops: 4.0 * d * heads * pairs, bytes })
 }
 
-/// Makes the launch of a decode step, in which each sequence has one new token. `rows` count the keys of the sequences,
-/// which have at most `max_keys` each; the cost follows them when the launch is captured.
+/// Makes the launch of a decode step, in which each sequence has one new token. `rows` holds the number of keys of each
+/// sequence, at most `max_keys`; the cost of a captured launch follows these numbers.
 pub fn decode(dtype: DType, params: &Params, max_keys: usize, rows: RowKeys) -> Launch {
     let max_keys = params.seqs as f64 * max_keys as f64;
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);

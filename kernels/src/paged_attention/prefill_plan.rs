@@ -1,4 +1,4 @@
-//! Plans the launch of prefill by products of warpgroups on Hopper.
+//! Plans the launch of prefill on Hopper, by the kernel that uses wgmma.
 
 use std::mem::offset_of;
 
@@ -7,12 +7,12 @@ use reel_device::{Arch, DType, Stage};
 use super::{Params, is_decode, plan_bf16_mma};
 use crate::attention::plan::{HeadsMap, POSITIONS, Queries};
 
-/// Slots of a cache, in the tensor maps. The kernel copies only slots of pages that a sequence has; how many pages there
-/// are is not known here.
+/// Number of cache slots in the tensor maps: an upper bound, as the number of pages is not known here. The kernel
+/// copies only slots of a sequence's pages.
 const SLOTS: u64 = 1 << 31;
 
-/// Plans the launches of kernel `paged_attention_fwd_bf16`, prefill by products of warpgroups. Decode, earlier GPUs than
-/// Hopper, and other head_dims than 64, 80 and 128 run the kernels by products of warps.
+/// Plans the launches of prefill on Hopper by the kernel that uses wgmma. Decode, GPUs earlier than Hopper, and
+/// head_dims other than 64, 80 and 128 get `plan_bf16_mma`.
 pub(super) fn plan_bf16_wgmma(p: &Params, arch: &Arch) -> Vec<Stage> {
     let symbol = match p.head_dim {
         64 => "paged_attention_fwd_bf16_wgmma_64",

@@ -1,6 +1,6 @@
 // Prefill and chunked prefill on sm_90a, bf16, for head_dim 64, 80 and 128: the device code of the forward pass for
 // training (attention/forward_wgmma.cuh) with keys from the pages of the KV cache. So a row has the same bits as in
-// training, however its prompt is cut.
+// training, no matter how its prompt is divided into chunks.
 //
 //   positions of a sequence       0 .. kv_len; its queries, the new tokens, are the last ones
 //   a block of 128 keys           rows of one page, or several pages: one box for all columns of 128 rows, or for each
@@ -27,7 +27,8 @@ struct PagedKeys {
   __device__ __forceinline__ u64 head(int key) const { return row(key) * stride + first; }
 };
 
-// A Source of attention/forward_producer.cuh.
+// Finds tiles and copies keys and values from the pages of the cache: the Source argument of
+// attention/forward_producer.cuh.
 struct PagedSource {
   using Params = ::Params;
   static constexpr bool ALWAYS_CAUSAL = true;
@@ -57,8 +58,8 @@ struct PagedSource {
       if (slot.leads) mbarrier_arrive(slot.full);
       return;
     }
-    // Lane i finds the row of the cache where box i begins. A box before the first row is outside of the cache: its copy
-    // reads nothing and writes zeros.
+    // Lane i finds the row of the cache where box i begins. Boxes beyond the last key get a negative row, outside of
+    // the cache, so that their copies read nothing and write zeros.
     const int rows = min(1 << shift, ROW_BLOCK_KEYS), lane = threadIdx.x % 32, key = first + lane * rows;
     const int row = lane * rows < ROW_BLOCK_KEYS && key < tile.end ? static_cast<int>(keys.row(key)) : -rows;
     const void* const map = values ? &p.v_map : &p.k_map;

@@ -8,9 +8,9 @@
 //     decode in bf16: by the block that stores the last of them; else by the combine stage, a second launch
 //
 // Files. prefill_mma.cuh: bf16, 64 rows per block of threads. decode_mma.cuh: bf16, if there are at most as many new
-// tokens as sequences, and counters; decode_rows.cuh and decode_producer.cuh: the same on sm_90a, with another order of
-// sums; decode_work.cuh: the work of both. prefill_wgmma.cuh: prefill on sm_90a in that order. forward_fma.cuh: f32.
-// tile.cuh: what they share.
+// tokens as sequences, and counters; decode_rows.cuh and decode_producer.cuh: decode on sm_90a, with another order of
+// sums; decode_work.cuh: the items of work of both decode kernels. prefill_wgmma.cuh: prefill on sm_90a, in the order
+// of decode_rows.cuh. forward_fma.cuh: f32. tile.cuh: code that the kernels share.
 //
 // Rows. The query heads of one key head are packed: row r of a sequence is its new token r / group, head r % group of
 // the group. A tile has 64 rows (bf16 prefill; 16 per warp) or 16 rows (f32).

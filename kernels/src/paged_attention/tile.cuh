@@ -1,5 +1,5 @@
-// What the kernels of paged attention share: tiles of rows, copies of keys and values from the pages of the KV cache to
-// shared memory, and the states of segments in the workspace.
+// Code that the kernels of paged attention share: tiles of rows, copies of keys and values from the pages of the KV
+// cache to shared memory, and the states of segments in the workspace.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -20,8 +20,8 @@ struct KeyRange {
   int keys;        // keys 0 .. keys of the sequence may be read
 };
 
-// What one block of threads computes in prefill: some packed rows of one sequence and key head, over a range of key
-// blocks. `keys` is the number of keys that the last row sees.
+// The work of one block of threads in prefill: some packed rows (new token, query head) of one sequence and key head,
+// over a range of key blocks. `keys` is the number of keys that the last row sees.
 struct Tile : KeyRange {
   int first, rows;  // packed rows first .. first + rows
   int token;        // the sequence's first new token
@@ -34,15 +34,15 @@ struct Tile : KeyRange {
     const int last = rows - 1;
     return before + (first + (row < last ? row : last)) / group + 1;
   }
-  // Returns the index of the (token, query head) of a row in q and o.
+  // Returns the index in q and o of row `row` of the tile, a (token, query head).
   __device__ __forceinline__ u64 head_index(const Params& p, int row) const {
     const int packed = first + row;
     return static_cast<u64>(token + packed / group) * p.heads + kv_head * group + packed % group;
   }
 };
 
-// Returns 1 / sum, by which a row's output is multiplied at the end. For a padding row, which has no keys, the sum is
-// 0; the result is 0 then, which keeps its output 0.
+// Returns 1 / sum, by which a row's output is multiplied at the end. A padding row has no keys and a sum of 0: then the
+// result is 0, which keeps the output 0.
 __device__ __forceinline__ float inverse_or_zero(SoftmaxRow total) {
   return total.sum == 0.0f ? 0.0f : inverse_sum(total);
 }
@@ -94,7 +94,7 @@ __device__ __forceinline__ bool find_tile(const Params& p, Tile& t) {
 struct Slots {
   u32 low, high;
 
-  // Returns the slot of a key; all lanes of the warp must call it together.
+  // Returns the slot of a key. All lanes of the warp must call this function together.
   __device__ __forceinline__ u32 of(int key) const {
     const u32 a = __shfl_sync(0xffffffffu, low, key % 32), b = __shfl_sync(0xffffffffu, high, key % 32);
     return key < 32 ? a : b;
@@ -127,7 +127,8 @@ __device__ __forceinline__ void load_elements_of_block(const Params& p, const Ke
   }
 }
 
-// Does the same by asynchronous copies of 16 bytes if head_dim is a multiple of as many elements.
+// Does what load_elements_of_block does, but by asynchronous copies of 16 bytes if a row of head_dim elements is a
+// multiple of 16 bytes.
 template <int COLUMNS, int PITCH, class T>
 __device__ __forceinline__ void load_block(const Params& p, const KeyRange& t, const T* cache, const Slots& slots,
                                            int start, int column, T* to) {
@@ -147,8 +148,8 @@ __device__ __forceinline__ void load_block(const Params& p, const KeyRange& t, c
   }
 }
 
-// Where the workspace keeps the state of one segment of a row: its output (`columns`), and its (maximum, sum) in an
-// array that follows all outputs.
+// Addresses in the workspace of the state of one segment of a row: `columns` is its output, `stats` its (maximum, sum),
+// in an array behind all outputs.
 struct Part {
   float* columns;
   float2* stats;
@@ -168,7 +169,7 @@ struct TokenKeys {
 __device__ __forceinline__ TokenKeys keys_of_token(const Params& p, int token) {
   const int* cu = global<const int>(p.cu_seqlens);
   const int seqs = p.seqs;
-  // In a decode step token n is that of sequence n.
+  // In a decode step, token n usually belongs to sequence n; otherwise a binary search finds the sequence.
   int low = token < seqs ? token : 0;
   if (cu[low] > token || cu[low + 1] <= token) {
     low = 0;

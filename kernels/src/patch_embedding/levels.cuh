@@ -4,7 +4,7 @@
 #include "cuh/base.cuh"
 #include "cuh/warp.cuh"
 
-// Number of pixels that one thread converts per slice of the patch elements.
+// Number of pixels that one thread converts for each slice (32 elements of every patch in the tile).
 constexpr int RUN = 8;
 
 __device__ __forceinline__ u32 elements(const Pixels& p) { return 3 * p.temporal * p.patch * p.patch; }
@@ -12,7 +12,8 @@ __device__ __forceinline__ u32 patches(const Pixels& p) {
   return ceil_div(p.count, p.temporal) * (p.height / p.patch) * (p.width / p.patch);
 }
 
-// Where a patch lies: the byte offset of its first pixel in its first frame, and how many frames follow that one.
+// The position of a patch: the byte offset of its first pixel in its first frame, and the number of frames after that
+// frame.
 struct alignas(8) Patch {
   u32 first, frames_after;
 };
@@ -30,12 +31,14 @@ __device__ __forceinline__ Patch find_patch(const Pixels& p, u32 count, u32 n) {
 // the channel (two bits, eight channels per word). An element beyond the end of the patch gets some valid offset.
 template <int COUNT>
 struct alignas(16) Elements {
-  // offset[0] holds the first four of every eight elements, offset[1] the other four. The two arrays begin in
-  // different banks, so that eight threads can each read 16 bytes from either array without bank conflicts.
+  // offset[0] holds the offsets of the first four of every eight elements, offset[1] those of the other four. The two
+  // arrays begin in different banks, so that eight threads can each read 16 bytes from either array without bank
+  // conflicts.
   u32 offset[2][COUNT / 2 | 16];
   u32 frame[COUNT], channels[COUNT / 8];
 
-  // Describes element k of a patch in place `at`. A whole warp calls it for neighbouring elements.
+  // Stores the description of element k of a patch at index `at`. A whole warp calls this function for neighbouring
+  // elements.
   __device__ __forceinline__ void set(const Pixels& p, u32 at, u32 k) {
     const u32 area = p.patch * p.patch, x = k % p.patch, y = k % area / p.patch, f = k / area % p.temporal;
     const u32 c = min(k / area / p.temporal, 2u);
@@ -53,8 +56,8 @@ struct Levels {
   u32 level[RUN];
   u32 channels;
 
-  // Loads the levels of a patch. `first` and `second` are the indices in `elements` of the first element of each
-  // half.
+  // Loads the levels of a patch. `first` and `second` are the indices in `elements` at which the two runs of RUN / 2
+  // elements begin.
   template <int COUNT>
   __device__ __forceinline__ void load(const Pixels& p, u64 frames, const Patch& patch, const Elements<COUNT>& elements,
                                        u32 first, u32 second) {

@@ -55,14 +55,14 @@ params! {
         pub frames: Addr,
         /// T `[N, embed]`
         pub dy: Addr,
-        /// f32 `[embed, 3 · temporal · patch · patch]`, the gradient: written (if there are
-        /// patches), or added to.
+        /// f32 `[embed, 3 · temporal · patch · patch]`: the gradient of the weight, written (unless there are no
+        /// patches) or added to the old value.
         pub dw: Addr,
         /// Shape of the frames and how they become patches.
         pub pixels: Pixels,
         /// Number of columns of dy, the elements of one embedding.
         pub embed: u32,
-        /// 1: adds to what dw holds; 0: overwrites it.
+        /// 1: adds the gradient to the old dw; 0: overwrites dw.
         pub accumulate: u32,
     }
 }
@@ -91,8 +91,8 @@ const THREADS: u32 = 256;
 /// Number of patches (forward) or patch elements (gradient of the weight) that a block computes.
 const ROWS: u32 = 64;
 
-/// The number of embedding columns that one block computes, and the bytes of shared memory for three pipeline stages
-/// of both operands.
+/// The number of embedding columns that one block computes, and the bytes of shared memory of both kernels: three
+/// pipeline stages of both operands.
 struct Geometry {
     columns: u32,
     fwd_shared: u32,

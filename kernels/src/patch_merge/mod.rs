@@ -76,8 +76,7 @@ params! {
         pub dy: Addr,
         /// T `[rows, cols]`, written.
         pub dx: Addr,
-        /// f32 `[cols]`, the gradient of w: written (if there are rows), or added to; null if w is
-        /// frozen.
+        /// f32 `[cols]`, the gradient of w: written (unless there are no rows) or added to dw; null if w is frozen.
         pub dw: Addr,
         /// f32 `[rms_norm::row_block_count(rows), cols]`, workspace; unused when dw is null.
         pub partial: Addr,
@@ -85,7 +84,7 @@ params! {
         pub rows: u32,
         /// Elements of a row.
         pub cols: u32,
-        /// 1: adds to what dw holds; 0: overwrites it.
+        /// 1: adds the gradient to the old dw; 0: overwrites dw.
         pub accumulate: u32,
         /// 0
         pub reserved: u32,
@@ -112,8 +111,8 @@ kernel!(pub BWD_BF16, "patch_merge_bwd_bf16", BwdParams, cpu::bwd::<half::bf16>,
 });
 
 impl FwdParams {
-    /// Returns parameters of [`rms_norm`] with the same operands; the index is left out. They serve to compute the
-    /// cost.
+    /// Returns parameters of [`rms_norm`] with the same operands; the index is left out. The cost is computed from
+    /// these parameters.
     fn without_index(&self) -> rms_norm::FwdParams {
         let FwdParams { x, w, y, rstd, rows, cols, eps, .. } = *self;
         rms_norm::FwdParams { x, w, y, rstd, rows, cols, eps, ..Zeroable::zeroed() }
@@ -121,8 +120,8 @@ impl FwdParams {
 }
 
 impl BwdParams {
-    /// Returns parameters of [`rms_norm`]'s gradient with the same operands; the index is left out. They serve to
-    /// compute the cost.
+    /// Returns parameters of [`rms_norm`]'s gradient with the same operands; the index is left out. The cost is
+    /// computed from these parameters.
     fn without_index(&self) -> rms_norm::BwdParams {
         let BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, accumulate, .. } = *self;
         rms_norm::BwdParams { x, w, rstd, dy, dx, dw, partial, rows, cols, accumulate, ..Zeroable::zeroed() }

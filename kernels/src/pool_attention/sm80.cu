@@ -75,7 +75,7 @@ struct Part {
 #pragma unroll
     for (int i = 0; i < UNITS<T>; ++i) unit[i] = load_words(from, column_of<T>(i), d, vector);
   }
-  // Returns the dot product of this key or value with `x`. Each lane holds a part of it; their sums are added.
+  // Returns the dot product of this key or value with `x`. Each lane holds a part of it; the lanes' sums are added.
   __device__ __forceinline__ float dot(const float (&x)[COLUMNS]) const {
     float sum = 0.0f;
 #pragma unroll
@@ -110,8 +110,8 @@ __device__ __forceinline__ void forward(const FwdParams& p) {
   float o[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) o[j] = 0.0f;
-  // Two buffers of scores, so that one barrier per block of keys is enough: a warp that is one block ahead writes to
-  // the other buffer.
+  // There are two buffers of scores, so that one barrier per block of keys is enough: a warp that is one block ahead
+  // writes to the other buffer.
   for (u32 start = 0, parity = 0; start < head.tokens; start += KEYS, parity ^= 1) {
 #pragma unroll
     for (int round = 0; round < KEYS / (THREADS / LANES); ++round) {

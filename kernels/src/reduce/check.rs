@@ -11,7 +11,7 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
 checks!(weighted_sums, norms_of_many_tensors, elements_that_are_not_finite_show_in_the_norm);
 
-/// The partial sums of all arrays; those without an address are left out.
+/// Returns the partial sums of squares of all arrays. An array with a null address is left out: its sums are 0.
 fn partials(arrays: &[(Addr, usize)], threads: usize) -> Vec<f64> {
     let entries: Vec<ArrayEntry> = arrays.iter().map(|&(x, len)| ArrayEntry { x, len: len as u64 }).collect();
     let chunks = chunks(arrays.iter().map(|array| array.1), ELEMENTS_PER_CHUNK);

@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(ONE) weighted_sum(const __grid_cons
 extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(const __grid_constant__ SumSquaresParams p) {
   constexpr int V = VECTOR<float>, AHEAD = 4, STEP = THREADS * V;
   __shared__ double scratch[THREADS / 32];
-  // The two words of the chunk, then those of its array's entry in the table.
+  // Loads the chunk (two 32-bit words), then its array's entry in the table (address and length).
   const u64 chunk = load_for_warp(global<const u64>(p.chunks) + blockIdx.x);
   const u64* entry = global<const u64>(p.arrays) + 2 * static_cast<u32>(chunk);
   const u64 array = load_for_warp(entry), len = load_for_warp(entry + 1);

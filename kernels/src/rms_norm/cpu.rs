@@ -85,7 +85,7 @@ simd_fn! {
     }
 }
 
-/// Writes the normalised row x times w to y and returns the reciprocal of the root of x's mean square.
+/// Writes the normalised row x times w to y and returns rstd, `1 / sqrt(mean(x²) + eps)`.
 fn normalise_row<T: Element>(x: &[T], w: &[T], eps: f32, y: &mut [T]) -> f32 {
     let rstd = 1.0 / (sum_of_squares(x) / x.len() as f32 + eps).sqrt();
     fwd_row(x, w, rstd, y);
@@ -99,7 +99,7 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
     unsafe { fwd_gathered::<T>(p, Addr::NULL, team) }
 }
 
-/// [`fwd`] that computes row i of y from row `index[i]` of x, or from row i if `index` is null.
+/// Does what [`fwd`] does, but computes row i of y from row `index[i]` of x, or from row i if `index` is null.
 ///
 /// # Safety
 /// Every address in [`FwdParams`] is valid for the shape and dtype that its field documents; `index` is null or i32
@@ -178,7 +178,7 @@ pub unsafe fn add_bwd<T: Element>(p: &BwdParams, team: &Team) {
     unsafe { bwd_rows::<T>(p, Addr::NULL, dx_row_onto, team) }
 }
 
-/// [`bwd`] for [`fwd_gathered`]: row i of dy belongs to row `index[i]` of x and dx.
+/// Computes the gradients of [`fwd_gathered`]: like [`bwd`], but row i of dy belongs to row `index[i]` of x and dx.
 ///
 /// # Safety
 /// Every address in [`BwdParams`] is valid for the shape and dtype that its field documents; `index` is null or i32

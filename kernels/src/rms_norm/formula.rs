@@ -1,4 +1,4 @@
-//! The definition of RMS normalisation in f64, and the same with the roundings that `mod.rs` documents, except the
+//! The definition of RMS normalisation in f64, without roundings and with those that `mod.rs` documents, except the
 //! rounding at the store.
 
 use crate::checks::rounding::{RSQRT_ERROR, ULP, approximate, f32, sum_in_runs};
@@ -14,7 +14,7 @@ pub fn rstd(x: &[f64], eps: f64) -> f64 {
     1.0 / (x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 + eps).sqrt()
 }
 
-/// [`rstd`] with the kernel's roundings.
+/// Returns the [`rstd`] of a row, computed with the kernel's roundings.
 pub fn rstd_rounded(x: &[f64], eps: f64) -> f64 {
     let mean = approximate(sum_in_runs(x.iter().map(|x| x * x), &[128, 64]) / x.len() as f64, 2.0 * ULP);
     approximate(1.0 / f32(mean + eps).sqrt(), RSQRT_ERROR)
@@ -35,7 +35,7 @@ pub fn gradients_of_x_w(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec
     [dx, dw]
 }
 
-/// [`gradients_of_x_w`] with the kernel's roundings and its order of summation for dw.
+/// Returns [`gradients_of_x_w`], computed with the kernel's roundings and its order of summation for dw.
 pub fn gradients_of_x_w_rounded(x: &[f64], w: &[f64], dy: &[f64], rstds: &[f64]) -> [Vec<f64>; 2] {
     let cols = w.len();
     let (mut dx, mut terms) = (Vec::new(), vec![Vec::new(); cols]);

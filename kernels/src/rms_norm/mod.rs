@@ -81,8 +81,7 @@ params! {
         pub d_sum: Addr,
         /// T `[rows, cols]`, written; may be the same array as d_sum.
         pub dx: Addr,
-        /// f32 `[cols]`, the gradient of w: written (if there are rows), or added to; null if w is
-        /// frozen.
+        /// f32 `[cols]`, the gradient of w: written (unless there are no rows) or added to dw; null if w is frozen.
         pub dw: Addr,
         /// Workspace, f32 `[row_block_count(rows), cols]`: column sums over blocks of rows; unused when dw is null.
         pub partial: Addr,
@@ -90,7 +89,7 @@ params! {
         pub rows: u32,
         /// Elements of a row.
         pub cols: u32,
-        /// 1: adds to what dw holds; 0: overwrites it.
+        /// 1: adds the gradient to the old dw; 0: overwrites dw.
         pub accumulate: u32,
         /// 0
         pub reserved: u32,
@@ -162,7 +161,7 @@ pub fn test_cases_rows_cols_scale() -> Vec<(usize, usize, f32)> {
         (3, 8191, 30.0),
         (ROWS_PER_BLOCK + 1, 640, 1e-4),
         (ROWS_PER_BLOCK * 3 - 1, 128, 1.0),
-        // More rows than 48 for each block of CUDA: the blocks have 64.
+        // More than 48 rows for each of 132 CUDA blocks, so the blocks have 64 rows.
         (132 * 48 + 40, 16, 1.0),
         // Aligned and unaligned rows: some fit in the registers of the usual kernel, some need the wide kernel, some
         // exceed its registers too.

@@ -4,8 +4,8 @@
 
 #include "cuh/norm_rows.cuh"
 
-// True for parameter structs P with a residual, which is added to x before the normalisation; they specialise this
-// variable.
+// True for parameter structs P with a residual, which is added to x before the normalisation. These structs specialise
+// this variable.
 template <class P>
 constexpr bool ADDS = false;
 
@@ -29,7 +29,7 @@ __device__ __forceinline__ Words<16> add_and_store(const Words<16>& x, const Wor
   return pack<T>(a);
 }
 
-// `scratch` has two buffers, so one barrier per row is enough: a thread that is a row ahead writes to the other
+// `scratch` has two buffers, so one barrier per row is enough: a thread that is one row ahead writes to the other
 // buffer.
 template <class T, int BLOCK, int THREADS, bool vector, class P>
 __device__ __forceinline__ void forward(const P& p, float (&scratch)[2][BLOCK / 32]) {

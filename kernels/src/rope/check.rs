@@ -94,8 +94,8 @@ fn rotation(tables: (&TestArray, &TestArray), (tokens, _, d): (usize, usize, usi
     Rotation { cos: tables.0.addr(), sin: tables.1.addr(), tokens, head_dim, inverse }
 }
 
-/// Splits a matrix `[tokens, q | k | v]` into queries and keys, rotated, and values, copied, and joins them again with
-/// the inverse rotation: the parts of one launch equal launches of one part each, bit for bit.
+/// One launch splits a matrix `[tokens, q | k | v]` into rotated queries and keys and copied values, and one launch
+/// joins them again with the inverse rotation. Both give the bits of one launch for each part.
 fn parts_equal_launches_of_one_part() {
     for dtype in [F32, BF16] {
         for (tokens, heads, d, largest) in test_cases_tokens_heads_head_dim_max_position() {

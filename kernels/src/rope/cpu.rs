@@ -126,7 +126,7 @@ pub unsafe fn apply<T: Element>(p: &ApplyParams, team: &Team) {
 
 /// A part of a rotation in host memory.
 struct PartView<'a, T> {
-    /// Empty if x and y are the same array.
+    /// The elements of x; empty if x and y are the same array.
     x: &'a [T],
     y: OutputArray<T>,
     x_stride: usize,

@@ -7,9 +7,9 @@
 //! Rotation (rotate-half): with `h = head_dim / 2`, `y[i] = x[i] cos[i] - x[i + h] sin[i]` and `y[i + h] = x[i + h]
 //! cos[i] + x[i] sin[i]`. The gradient is the rotation by the negative angle (`inverse`).
 //!
-//! One launch rotates up to three parts, for example queries and keys, or copies them, as the values beside them: part
-//! i is x_i, `heads_i` heads of each token, to y_i. Its rows may be columns of a wider matrix, so that a launch splits
-//! a fused projection of queries, keys and values, and a launch joins its gradient.
+//! One launch rotates or copies up to three parts: for example, it rotates queries and keys and copies values. Part i
+//! goes from x_i to y_i and has `heads_i` heads of each token. The rows of a part may be columns of a wider matrix, so
+//! one launch splits a fused projection of queries, keys and values, and one launch joins its gradient.
 //!
 //! Shapes: positions `[axes, tokens]`, tables `[tokens, head_dim / 2]` in f32, x and y `[tokens, heads, head_dim]` in
 //! f32 or bf16, with the given distances between tokens; y may be x if the distances are equal. Numerics: the angle is
@@ -88,7 +88,7 @@ params! {
         pub y_stride1: u32,
         /// Elements from one token of y2 to the next.
         pub y_stride2: u32,
-        /// Number of parts that are rotated; those after them are copied.
+        /// Number of parts, from the first on, that are rotated; the other parts are copied.
         pub rotated: u32,
         /// Tokens.
         pub tokens: u32,
@@ -132,7 +132,7 @@ pub struct Rotation {
 }
 
 impl ApplyParams {
-    /// The parameters of a launch that rotates the first `rotated` of one to three parts and copies the others.
+    /// Returns the parameters of a launch that rotates the first `rotated` of one to three parts and copies the others.
     ///
     /// # Panics
     /// If there are more than three parts.
@@ -175,7 +175,7 @@ impl ApplyParams {
         ]
     }
 
-    /// Groups of up to [`HEADS`] heads of all parts.
+    /// Returns the number of groups of up to [`HEADS`] heads in all parts.
     fn groups(&self) -> u32 {
         self.parts().iter().map(|part| part.heads.div_ceil(HEADS)).sum()
     }
@@ -191,7 +191,8 @@ kernel!(pub TABLE, "rope_table_f32", TableParams, cpu::cos_sin_table, &SOURCE, |
 kernel!(pub APPLY_F32, "rope_apply_f32", ApplyParams, cpu::apply::<f32>, &SOURCE, |p, _| plan_apply("rope_apply_f32", p, 4));
 kernel!(pub APPLY_BF16, "rope_apply_bf16", ApplyParams, cpu::apply::<half::bf16>, &SOURCE, |p, _| plan_apply("rope_apply_bf16", p, 8));
 
-/// TOKENS: tokens per thread of the table kernel. HEADS: heads per thread of the rotation. Both as in sm80.cu.
+/// TOKENS: tokens per thread of the table kernel. HEADS: heads per thread of the rotation. Both equal the constants in
+/// sm80.cu.
 const TOKENS: u32 = 8;
 const HEADS: u32 = 10;
 

@@ -54,7 +54,7 @@ params! {
         pub head_dim: u32,
         /// Pages of the cache.
         pub pages: u32,
-        /// Tokens of a cache block: 16, 32, 64, 128 or 256.
+        /// Number of tokens per page of the caches: 16, 32, 64, 128 or 256.
         pub page_tokens: u32,
     }
 }
@@ -68,15 +68,16 @@ kernel_folder! {
 kernel!(pub WRITE_F32, "rope_kv_write_f32", Params, cpu::write::<f32>, &SOURCE, |p, arch| plan_write("rope_kv_write_f32", p, arch, 4));
 kernel!(pub WRITE_BF16, "rope_kv_write_bf16", Params, cpu::write::<half::bf16>, &SOURCE, |p, arch| plan_write("rope_kv_write_bf16", p, arch, 8));
 
-/// Threads of a block, as in sm80.cu.
+/// Number of threads of a block; equal to the constant in sm80.cu.
 const THREADS: u32 = 256;
 
-/// Heads of a thread if there are many tokens: it reads cosine and sine once for them. With fewer tokens, as in a
-/// decode step, it takes fewer heads, so that the grid has a block for at least every fourth multiprocessor; the time
-/// is then that of one thread.
+/// Number of heads per thread if there are many tokens: the thread reads cosine and sine once for all of them. With
+/// fewer tokens, as in a decode step, a thread has fewer heads, so that the grid has a block for at least every fourth
+/// multiprocessor; the launch then takes as long as one thread.
 const MAX_HEADS: u32 = 8;
 
-/// Plans the grid; `vector` is the number of elements in 16 bytes. The second dimension has the groups of heads.
+/// Plans the grid; `vector` is the number of elements in 16 bytes. The second dimension of the grid is the groups of
+/// heads.
 fn plan_write(symbol: &'static str, p: &Params, arch: &Arch, vector: u32) -> Vec<Stage> {
     let half = p.head_dim / 2;
     let chunks = if half.is_multiple_of(vector) { half / vector } else { half };

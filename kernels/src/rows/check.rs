@@ -34,7 +34,7 @@ fn gathers_and_scatters() {
             run(&gather(dtype, &params), 2);
             assert_eq!(y.values(), formula::gather(&x.values(), &index, cols), "gather {dtype} {n} {m} {cols}");
 
-            // Whole rows; on device `cpu` also some columns of a wider array.
+            // Scatters to whole rows; on device `cpu` also to some columns of a wider array.
             let wider = if runs_cuda_code() { None } else { Some(cols + 3) };
             for stride in [cols].into_iter().chain(wider) {
                 let src = TestArray::new(dtype, &normal_numbers(m * cols, 2, 1.0));

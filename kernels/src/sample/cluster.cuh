@@ -19,8 +19,8 @@
 //   1 pass    by run: sum of the weights above w*, number of those equal to it                     1
 //             the run in which the running sum of kept weights exceeds u * (their sum) is searched again
 //
-// A row of n tokens takes n exponentials for weights, four for each four neighbouring tokens of which top-k keeps one, n
-// for log-probabilities, and n more for those at another temperature than 1 or 0.
+// A row of n tokens takes n exponentials for weights, four for each four neighbouring tokens of which top-k keeps one,
+// n for log-probabilities, and n more for log-probabilities at a temperature other than 1 or 0.
 //
 // Before a barrier every warp stores what it found to the shared memory of all blocks, so that after it only local
 // memory is read. Histograms and lists are read from the other blocks, but never after the last barrier. So a block may
@@ -45,8 +45,8 @@
 
 namespace in_cluster {
 
-// Gives the sum of the exponentials of this warp's run to all blocks. Two sums at a time would need more registers than
-// a thread has.
+// Stores the sum of the exponentials of this warp's run in the shared memory of all blocks. Computing both sums (at
+// temperature 1 and at the row's) at once would need more registers than a thread has.
 __device__ __forceinline__ void give_sum(const Run& run, u32 number, const RowExps& exps,
                                          u64 (&sums)[ExpSum::WORDS][RUNS]) {
   ExpSum sum = exps.none();

@@ -19,21 +19,21 @@ struct TopP {
   u64 count;  // number of tokens of this weight that are kept, those of the lowest ids
 };
 
-// Finds the weights that top-p keeps of the weights in `run.values`, whose sum over the row is `total`. `few_weights`:
-// probably at most LISTED of them are not 0.
+// Finds which of the weights in `run.values` top-p keeps. Their sum over the row is `total`. `few_weights`: probably at
+// most LISTED of them are not 0.
 __device__ __forceinline__ TopP top_p_of(const Run& run, Shared& s, Rounds& rounds, float p, u64 total, int vocab,
                                          bool few_weights) {
   const u64 target = top_p_target(p, total);
   // Weights below this bound add up to less than the weight that top-p drops, so none of them is kept.
   const u64 few = (total - target) / (2 * static_cast<u64>(vocab));
-  // A weight of which fixed() is at least `few` and not 0 has at least these bits.
+  // Every weight w with fixed(w) >= `few` and fixed(w) > 0 is at least `least`; its bits are at least `lowest`.
   const float least = few > 1 ? __fdiv_rn(__ull2float_rd(few - 1), UNIT) : __fdiv_rn(0.5f, UNIT);
   const u32 lowest = __float_as_uint(least), highest = __float_as_uint(1.0f);
   const Reached reached = select<Weight>(WeightKeys{run}, s, rounds, target, lowest, highest, few_weights);
   return {reached.key, ceil_div(target - reached.above, fixed(__uint_as_float(reached.key)))};
 }
 
-// Loads the elements of `above` and `equal` of four runs, the first of which is a multiple of four.
+// Loads the elements of `above` and `equal` of four neighbouring runs; `run`, the first one, is a multiple of four.
 __device__ __forceinline__ void load_four(const Shared& s, int run, u64 (&above)[4], u32 (&equal)[4]) {
   const Words<16> counts = *reinterpret_cast<const Words<16>*>(&s.equal[run]);
 #pragma unroll

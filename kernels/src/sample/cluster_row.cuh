@@ -1,5 +1,5 @@
-// What a block of a cluster holds of the row that the cluster samples from: the logits, later the weights, of its runs,
-// and what the warps of all blocks tell each other. The kernel is in cluster.cuh.
+// The shared memory of a block of a cluster: the logits, later the weights, of its runs of the row, and the values that
+// the warps of all blocks exchange. The kernel is in cluster.cuh.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900
@@ -19,7 +19,8 @@ constexpr int BINS = 1 << DIGIT;
 constexpr int LISTED = 128;  // keys
 static_assert(BLOCKS * WARPS == RUNS, "one warp per run");
 
-// Marks of the block's ids, then their logits, later their weights. At its size: mod.rs.
+// Dynamic shared memory: the marks (two bits) of the block's token ids, then their logits, which weights replace later.
+// Its size: cluster_shared_bytes in mod.rs.
 extern __shared__ __align__(16) u32 ids_of_block[];
 
 // Arrays of RUNS elements have one element per run of the row, written by the warp that has the run.
@@ -44,7 +45,7 @@ struct Shared {
   float top_logit[MAX_TOPS];
   int top_id[MAX_TOPS];
 };
-// SHARED_OF_CLUSTER_KERNEL in mod.rs.
+// The limit is SHARED_OF_CLUSTER_KERNEL in mod.rs.
 static_assert(sizeof(Shared) <= 26 * 1024, "static shared memory");
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
@@ -57,13 +58,13 @@ __device__ __forceinline__ float max_or_nan(const float (&x)[4]) {
 
 // The run of this warp.
 struct Run {
-  // Of this block's ids, in shared memory: logits, then weights. If the vocabulary is no multiple of four, logits of
-  // -inf follow, which become weights of 0.
+  // The logits of this block's token ids, in shared memory; weights replace them later. If the vocabulary is not a
+  // multiple of four, logits of -inf follow, which become weights of 0.
   float* values;
   Marks marks;
   int begin, end;
 
-  // Calls f(id, values) for the four neighbouring tokens of this lane in each tile, `id` being the first.
+  // Calls f(id, values) for the four neighbouring tokens of this lane in each tile; `id` is the first of the four.
   template <class F>
   __device__ __forceinline__ void each_four(F f) const {
     for (int id = begin + lane() * 4; id < end; id += TILE) {
@@ -73,7 +74,7 @@ struct Run {
     }
   }
 
-  // Calls f(value) for this lane's values, except fours of values that are all below `floor`.
+  // Calls f(value) for this lane's values, but skips four neighbouring values if all of them are below `floor`.
   template <class F>
   __device__ __forceinline__ void values_from(float floor, F f) const {
     each_four([&](int, const float (&x)[4]) {
@@ -93,7 +94,8 @@ struct Run {
   }
 };
 
-// Stores x at the same place in the shared memory of every block. All lanes of the warp have the same x.
+// Stores x at the address of `place` in the shared memory of every block of the cluster. All lanes of the warp have the
+// same x.
 template <class T>
 __device__ __forceinline__ void give_to_all(T& place, T x) {
   if (lane() < BLOCKS) store_of_block(shared_of_block(&place, lane()), x);

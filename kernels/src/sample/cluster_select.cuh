@@ -7,8 +7,9 @@
 // ids in shared memory; after a cluster barrier each block reads the histograms of all blocks and finds the digit
 // itself. Where at most 128 candidates may be left, they are listed as well; if the lists of all blocks have at most
 // 128 keys together, each block reads them and finds the key at once. So top-k takes 1 round if few tokens exceed its
-// bound, and top-p 1 after top-k, else 2 if few weights share the first digit; at most 4 rounds each. There are three
-// histograms and lists: one in use, one that other blocks may still read, and one that is emptied for the next round.
+// bound. Top-p takes 1 round after top-k; without top-k, 2 rounds if few weights share the first digit. Each takes at
+// most 4 rounds. There are three histograms and lists: one in use, one that other blocks may still read, and one that
+// is emptied for the next round.
 #pragma once
 
 #if __CUDA_ARCH__ >= 900
@@ -21,8 +22,8 @@
 
 namespace in_cluster {
 
-// Returns a number that at least `count` tokens of the row reach: the count-th largest of the largest key of each run,
-// key_of(run). 0 if so many runs do not have one.
+// Returns a lower bound of the count-th largest key of the row: the count-th largest of the runs' largest keys,
+// key_of(run). Returns 0 if there are fewer than `count` runs with tokens.
 template <class F>
 __device__ __forceinline__ u32 bound_of(Shared& s, int count, F key_of) {
   if (count > RUNS) return 0;
@@ -42,7 +43,7 @@ __device__ __forceinline__ u32 bound_of(Shared& s, int count, F key_of) {
   return s.bound;
 }
 
-// Counts the rounds of `select`, modulo 3.
+// Counts the rounds of `select`, modulo 3: the index of the histogram and list to use.
 struct Rounds {
   int next;
 };
@@ -88,7 +89,7 @@ struct WeightKeys {
   }
 };
 
-// The amounts of counting tokens, and of summing weights.
+// The Amount argument of `select`, what each key adds to the sum: One counts tokens, Weight sums weights.
 struct One {
   static constexpr bool COUNTS = true;
   static __device__ __forceinline__ u64 of(u32) { return 1; }
@@ -98,8 +99,8 @@ struct Weight {
   static __device__ __forceinline__ u64 of(u32 key) { return fixed(__uint_as_float(key)); }
 };
 
-// Finds the key at which the sum reaches `target` among the lists of all blocks, which have `total` keys together. Lane
-// b of each warp has the number of keys of block b, and the sum of this number and those of the blocks before it.
+// Finds the key at which the sum reaches `target`, among the listed keys of all blocks (`total` keys). In lane b of
+// each warp, `count` is the number of keys of block b, and `upto` the number of keys of blocks 0 to b.
 template <class Amount>
 __device__ __forceinline__ Reached select_listed(Shared& s, const u32* list, u64 target, u64 above, u32 count, u32 upto,
                                                  u32 total) {
@@ -160,7 +161,8 @@ __device__ __forceinline__ Reached select(Keys keys, Shared& s, Rounds& rounds, 
       const u32 distance = key - least, digits = distance >> shift;
       if (key < least || digits >> width != prefix) return;
       u64* bin = &bins[digits & ((1u << width) - 1)];
-      // Counts fit into the lower half. 32-bit atomics on shared memory are single instructions, 64-bit ones are loops.
+      // A count of tokens fits into the lower 32 bits of a bin. 32-bit atomics on shared memory are single
+      // instructions, 64-bit atomics are loops.
       if (Amount::COUNTS) {
         atomicAdd(reinterpret_cast<u32*>(bin), 1u);
       } else {
@@ -193,7 +195,8 @@ __device__ __forceinline__ Reached select(Keys keys, Shared& s, Rounds& rounds, 
       if (before < target && before + x >= target) {
         s.digit = digit;
         s.sum_above = before;
-        // Each key with this digit adds at least the amount of the least of them.
+        // The number of keys with this digit is limited by their sum x, as each adds at least the amount of the
+        // smallest such key.
         s.few = x <= LISTED * Amount::of(least + ((prefix << width | digit) << shift));
       }
     }

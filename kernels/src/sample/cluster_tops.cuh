@@ -12,12 +12,12 @@
 
 namespace in_cluster {
 
-// Copies the n most likely tokens to block 0, in any order, where they are after the next cluster barrier. `largest` is
-// the largest logit, ordered.
+// Copies the n most likely tokens to the shared memory of block 0, in any order; they can be read after the next
+// cluster barrier. `largest` is ordered(the largest logit).
 __device__ __forceinline__ void collect_tops(const Run& run, Shared& s, Rounds& rounds, u32 rank, int n, u32 largest) {
   const u32 least = bound_of(s, n, [&](int i) { return static_cast<u32>(s.logit[i] >> 32); });
   const Reached nth = select<One>(LogitKeys{run}, s, rounds, n, least, largest, true);
-  // Counts of tokens above the n-th in the upper half, of those equal to it in the lower half.
+  // Two counts in one number: tokens above the n-th in the upper half, tokens equal to the n-th in the lower half.
   auto counts = [&](float logit) {
     const u32 key = ordered(logit);
     return static_cast<u64>(key > nth.key) << 32 | static_cast<u64>(key == nth.key);
@@ -37,7 +37,7 @@ __device__ __forceinline__ void collect_tops(const Run& run, Shared& s, Rounds& 
   before = warp_sum(before);
   if (own == 0) return;
   for (int tile = run.begin; tile < run.end; tile += TILE) {
-    // Numbers that follow the row are below or equal to all others, and have no place among the first n.
+    // Values behind the end of the row are -inf, so they never come among the first n tokens.
     const int id = tile + lane() * 4;
     float logit[4];
     run.load_tile(tile, minus_infinity(), logit);
@@ -49,7 +49,7 @@ __device__ __forceinline__ void collect_tops(const Run& run, Shared& s, Rounds& 
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const u64 one = counts(logit[j]);
-      // Tokens above the n-th come first, in the order of ids; then those equal to it.
+      // Tokens above the n-th come first, in the order of ids, then tokens equal to the n-th.
       const u64 place = one >> 32 ? next >> 32 : nth.above + static_cast<u32>(next);
       next += one;
       if (one != 0 && place < static_cast<u64>(n)) {

@@ -51,7 +51,7 @@ pub fn scores(logits: &[f64], settings: &Settings) -> Vec<f64> {
 pub struct RankedToken {
     pub id: usize,
     pub probability: f64,
-    /// Cumulative probability of the more likely tokens.
+    /// Sum of the probabilities of all more likely tokens.
     pub probability_before: f64,
 }
 

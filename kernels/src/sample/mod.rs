@@ -40,7 +40,7 @@
 //!   is read once. It computes at most three exponentials per token (one without log-probabilities, two at temperature
 //!   0 or 1), and few for weights with top-k.
 //!   Passes over shared memory: 1 for the greedy token, 3 to sample, 5 with top-p, 5 with top-k and top-p; up to 11 if
-//!   many tokens are almost equally likely. Log-probabilities take 1 more, and 1 more at another temperature than 0 or 1.
+//!   many tokens are almost equally likely. Log-probabilities take 1 more, at a temperature other than 0 or 1 two more.
 //! - `sample`, on earlier GPUs, and for vocabularies of which an eighth exceeds a block's shared memory (more than
 //!   376 832 tokens on an H100): one block takes a row, which exceeds its shared memory. It reads it once from memory
 //!   and again from L2: 2 times in all with log-probabilities, 3 to sample, 8 with top-p, 11 with top-k too, 1 more at
@@ -127,7 +127,7 @@ params! {
         pub vocab: u32,
         /// Row length of `history`.
         pub history_cols: u32,
-        /// Length of the suppressed list.
+        /// Number of elements of `suppressed`.
         pub suppressed_count: u32,
         /// Biases of a row.
         pub bias_cols: u32,
@@ -162,15 +162,15 @@ const VARIANTS: &[Variant] = &[Variant { of: &SAMPLE, name: "one block per row",
 
 /// Number of blocks that sample a row, on a GPU with clusters; equal to `BLOCKS` of `cluster_row.cuh`.
 const CLUSTER_BLOCKS: u32 = 8;
-/// Number of ids that a warp processes together, and of runs into which a row is cut; equal to `TILE` and `RUNS` of
-/// `row.cuh`.
+/// Number of token ids that a warp processes at a time, and number of runs into which a row is cut; equal to `TILE` and
+/// `RUNS` of `row.cuh`.
 const TILE: u32 = 128;
 const RUNS: u32 = 128;
-/// Bytes of static shared memory of a block of the kernel `sample_cluster`, at most.
+/// Maximum number of bytes of static shared memory of a block of the kernel `sample_cluster`.
 const SHARED_OF_CLUSTER_KERNEL: u32 = 26 << 10;
 
-/// Plans a cluster per row where the GPU has clusters and the row fits into their shared memory, else one block per
-/// row.
+/// Plans a cluster per row if the GPU has clusters and the row fits into a cluster's shared memory; otherwise one block
+/// per row.
 fn plan_sampling(p: &Params, arch: &Arch) -> Vec<Stage> {
     let shared = cluster_shared_bytes(p.vocab);
     if arch.sm < 90 || shared + SHARED_OF_CLUSTER_KERNEL > arch.shared_per_block {
@@ -183,8 +183,8 @@ fn plan_sampling(p: &Params, arch: &Arch) -> Vec<Stage> {
     vec![Stage { cluster: [CLUSTER_BLOCKS, 1, 1], shared, ..blocks }.programmatic_on(arch)]
 }
 
-/// Returns the dynamic shared memory of a block of a cluster in bytes: for each id of its runs four bytes for the logit
-/// and two bits.
+/// Returns the dynamic shared memory of a block of a cluster in bytes: for each token id of its runs, four bytes for
+/// the logit and two bits for marks.
 fn cluster_shared_bytes(vocab: u32) -> u32 {
     let ids_per_block = vocab.div_ceil(TILE).div_ceil(RUNS) * TILE * (RUNS / CLUSTER_BLOCKS);
     4 * ids_per_block + 2 * ids_per_block / 8
@@ -199,8 +199,8 @@ fn plan_one_block(p: &Params, arch: &Arch) -> Vec<Stage> {
     vec![Stage { shared, ..Stage::one_dimensional("sample", p.rows, 1024) }.programmatic_on(arch)]
 }
 
-/// Returns the size of the workspace in bytes. It holds the scores of tokens with a penalty or a bias; without these
-/// it is 0.
+/// Returns the size of the workspace in bytes. The workspace holds the scores of tokens with a penalty or a bias; if
+/// there are no such tokens, its size is 0.
 pub fn workspace_bytes(p: &Params) -> usize {
     if p.history_cols == 0 && p.bias_cols == 0 { 0 } else { 4 * p.rows as usize * p.vocab as usize }
 }

@@ -1,5 +1,5 @@
-// What the sampling kernels of one block (sm80.cu) and of a cluster (cluster.cuh) share: the settings of a row, the
-// scores of its tokens, and its sums.
+// Code that the sampling kernels of one block (sm80.cu) and of a cluster (cluster.cuh) share: the settings of a row,
+// the scores of its tokens, and its sums.
 //
 // A row is cut into 128 runs of equal length, a multiple of 128 ids; the last runs may be shorter or empty. A warp
 // processes 128 ids at a time, four neighbouring ones per lane. Sums are exact integers (of weights in fixed point, of
@@ -28,8 +28,8 @@ __device__ __forceinline__ float unordered(u32 key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// Joins score and id into one number: the largest one has the largest score and of its ids the first. ids are below
-// 2^31.
+// Joins score and id into one number. The largest such number has the largest score and, of the tokens with this score,
+// the lowest id. Ids are below 2^31.
 __device__ __forceinline__ u64 score_and_id(float score, int id) {
   return static_cast<u64>(ordered(score)) << 32 | ~static_cast<u32>(id);
 }
@@ -82,7 +82,8 @@ struct Settings {
   int history_len, counted_from;
 };
 
-// Reads the settings of row r. One thread of a block does it: its loads wait for memory once, together.
+// Reads the settings of row r. One thread of a block calls this function; its loads are in flight together, so they
+// wait for memory once.
 __device__ __forceinline__ Settings settings_of(const Params& p, int r) {
   Settings s;
   s.seed = global<const u64>(p.seed)[r];
@@ -105,7 +106,7 @@ __device__ __forceinline__ u64 random_of(const Settings& s) {
   return (static_cast<u64>(random.word[0]) << 32 | random.word[1]) & ~0x7ffull;
 }
 
-// The least sum of weights that top-p keeps, of a total that is not 0.
+// Returns the sum of weights that top-p must reach, at least 1; `total`, the sum of all weights, is not 0.
 __device__ __forceinline__ u64 top_p_target(float top_p, u64 total) {
   const u64 target = __double2ull_ru(static_cast<double>(fmaxf(top_p, 0.0f)) * __ull2double_rn(total));
   return target < 1 ? 1 : target > total ? total : target;
@@ -136,9 +137,9 @@ struct Marks {
   }
 };
 
-// Marks the tokens with changed scores and the forbidden tokens, and computes the scores of tokens with a penalty or
-// a bias in `changed`. `logits` is the row. All THREADS threads of the block call it, thread 0 after it has written the
-// settings; its first barrier publishes them.
+// Marks the tokens with changed scores and the forbidden tokens, and computes the scores of tokens with a penalty or a
+// bias in `changed`. `logits` is the row. All THREADS threads of the block call this function, thread 0 after it has
+// written the settings, which the first barrier in here makes visible to the others.
 template <int THREADS>
 __device__ __forceinline__ void prepare(const Params& p, const Marks& marks, const float* logits, u32* changed,
                                         const Settings& settings, int r) {
@@ -194,8 +195,8 @@ __device__ __forceinline__ void prepare(const Params& p, const Marks& marks, con
   __syncthreads();
 }
 
-// The exponentials of a row's logits times a scale. If the products are too large for cuh/exp_sum.cuh, the largest logit
-// is subtracted from all logits first.
+// The exponentials of a row's logits, multiplied by a scale. If the products are too large for cuh/exp_sum.cuh, the
+// largest logit is subtracted from all logits first.
 struct RowExps {
   ExpFactor factor;
   float base, largest;  // `largest` is less `base`
@@ -208,7 +209,8 @@ struct RowExps {
   __device__ __forceinline__ ExpSum none() const { return ExpSum(largest, factor); }
   __device__ __forceinline__ void add(ExpSum& sum, float logit) const { sum.add(__fsub_rn(logit, base), factor); }
 
-  // Returns ln of the sum over the row, less the largest scaled logit, from the words of the runs. All lanes get it.
+  // Returns ln(sum of the exponentials over the row) minus the largest scaled logit, from the sums of the runs. All
+  // lanes get the result.
   __device__ __forceinline__ double log_above(const u64 (&runs)[ExpSum::WORDS][RUNS]) const {
     ExpSum sum = none();
 #pragma unroll
@@ -218,7 +220,7 @@ struct RowExps {
 };
 
 // Writes the log-probabilities of the row's token, or NaN if `id` is negative. One thread calls it. `scale` is one over
-// the temperature; `scaled` and `plain` are RowExps::log_above with `scale` and with 1.
+// the temperature; `scaled` and `plain` are the results of RowExps::log_above for the factors `scale` and 1.
 __device__ __forceinline__ void write_log_probs(const Params& p, int r, int id, float logit, float largest, float scale,
                                                 double scaled, double plain) {
   if (p.log_prob != 0) {
@@ -229,8 +231,8 @@ __device__ __forceinline__ void write_log_probs(const Params& p, int r, int id, 
   }
 }
 
-// Writes the most likely tokens of a row: `n` of them, in any order in shared memory, then ranks without a token. The
-// threads of a block call it, after a barrier.
+// Writes the most likely tokens of a row: sorts the `n` tokens that are in shared memory in any order, and fills ranks
+// beyond n with -1 and NaN. All threads of a block call it, after a barrier.
 __device__ __forceinline__ void write_tops(const Params& p, int r, int n, const float* logits, const int* ids,
                                            float largest, double log_sum) {
   const int t = threadIdx.x;

@@ -1,5 +1,5 @@
-// Samples the next token of each row; steps and their order: mod.rs. This file has the kernel in which one block takes
-// a row; cluster.cuh has the one of sm_90, in which a cluster does.
+// Samples the next token of each row; steps and their order: mod.rs. This file has the kernel in which one block
+// samples a row; cluster.cuh has the kernel for sm_90, in which a cluster does.
 //
 // Grid: one block of 1024 threads per row. Each of the 32 warps takes four runs of the row (row.cuh). The row is read
 // once for every step that needs all of it (at most 16 times, from L2 after the first); none of it is stored. Tokens of
@@ -77,7 +77,7 @@ __device__ __forceinline__ T block_reduce(T x, u64* scratch, Op op) {
   return x;
 }
 
-// One row's logits, with its penalties and biases applied.
+// One row: its logits, the marks of its changed and forbidden tokens, and the size of the vocabulary.
 struct Row {
   const float* logits;
   Marks marks;
@@ -148,7 +148,7 @@ __device__ __forceinline__ Reached select(const Row& row, Shared& s, u64 target,
       }
     });
     __syncthreads();
-    // Each thread takes two bins of the histogram; thread 0 takes the two highest ones.
+    // Each thread reads two bins of the histogram; thread 0 reads the two highest bins.
     const u32 high = BINS - 1 - 2 * threadIdx.x;
     const u64 x = s.bins[high], y = s.bins[high - 1];
     const u64 sum = warp_scan(x + y);
@@ -292,7 +292,8 @@ __device__ __forceinline__ void best(const Params& p, const Row& row, Shared& s,
   write_tops(p, r, n, s.top_logit, s.top_id, largest, log_sum);
 }
 
-// Sums the exponentials of this warp's runs. Two sums at a time would need more registers than a thread has.
+// Sums the exponentials of this warp's runs. Computing the sums for two scales at once would need more registers than a
+// thread has.
 __device__ __forceinline__ void sum_runs(const Row& row, const RowExps& exps, u64 (&sums)[ExpSum::WORDS][RUNS]) {
   for (int j = 0; j < RUNS / WARPS; ++j) {
     const int run = threadIdx.x / 32 * (RUNS / WARPS) + j;

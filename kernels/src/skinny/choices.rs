@@ -1,5 +1,5 @@
-//! What plans of products of a few rows choose by architecture, and up to how many rows these kernels compute a
-//! product.
+//! Choices of the launch plans of skinny GEMM that depend on the GPU's architecture, and the number of rows up to which
+//! these kernels compute a product.
 
 use crate::tuning::choices_of;
 
@@ -8,33 +8,33 @@ use crate::tuning::choices_of;
 pub enum Scheme {
     /// Each lane copies the 16-byte units that it multiplies (`cp.async`), and the warps of a block divide the sums.
     Units,
-    /// A warp copies tiles for the others by tensor copies (compute capability 9.0), if all addresses and the bytes of
-    /// a row are multiples of 16 and x is bf16; else as `Units`.
+    /// One warp copies tiles for the other warps by tensor copies (compute capability 9.0), if all addresses and the
+    /// bytes of a row are multiples of 16 and x is bf16. Other operands are copied as in `Units`.
     Tiles,
 }
 
-/// What plans choose on an architecture.
+/// The choices of launch plans on an architecture.
 pub struct Choices {
     /// How blocks divide a product and copy the weight to shared memory.
     pub(super) scheme: Scheme,
-    /// When blocks that copy units have 32 columns instead of 16.
+    /// The condition for 32 columns per block instead of 16, in the scheme `Units`.
     pub(super) wide_blocks: WideBlocks,
-    /// Products with a bf16 weight: maximum number of rows for these kernels; cuBLASLt computes those of more rows.
+    /// Products with a bf16 weight: maximum number of rows for these kernels; cuBLASLt computes products of more rows.
     /// `reel bench op` times `skinny` and `matmul` at a size.
     pub max_rows: usize,
     /// Products that follow a norm: maximum number of rows that their launch normalises itself, with the bits of
-    /// [`crate::rms_norm`]. Every block normalises all its rows again, so with more of them a launch of its own is
-    /// faster.
+    /// [`crate::rms_norm`]. Every block normalises all its rows again, so with more rows a separate launch for the norm
+    /// is faster.
     pub norm_max_rows: usize,
-    /// As `max_rows`, for the output layer in decoding.
+    /// The maximum number of rows for these kernels (see `max_rows`) in the output layer in decoding.
     pub logits_max_rows: usize,
 }
 
 /// Products with at most this many rows use the first of the two numbers of [`WideBlocks`].
 pub(super) const FEW_ROWS: u32 = 16;
 
-/// Blocks have 32 columns instead of 16 if there are at least this many blocks of 32 for four multiprocessors; first
-/// with up to [`FEW_ROWS`] rows, then with more, which each block reads again.
+/// Blocks have 32 columns instead of 16 if there are then at least this many blocks for every four multiprocessors. The
+/// first number is for up to [`FEW_ROWS`] rows, the second for more rows, since each block reads all rows again.
 pub(super) struct WideBlocks {
     /// With bf16 x and a bf16 weight.
     pub(super) bf16: [u64; 2],
@@ -46,10 +46,10 @@ pub(super) struct WideBlocks {
 
 /// The choices by compute capability.
 ///
-/// Those of 8.0 follow from counting: two blocks are resident, which with up to 64 rows read a weight once. Those of
-/// 9.0 follow the times of an H200 (`benches/results/h200/2026-11-27-kernels.json` and `2026-11-27-models.json`):
-/// prototypes of the kernels by tiles read weights of 3584 to 37888 rows at 3.94 to 4.16 TB/s with up to 16 rows;
-/// kernels that copy units reached 2.1. More rows were not measured.
+/// The choices for 8.0 are not measured: two blocks are resident per multiprocessor, and with up to 64 rows a weight is
+/// read once. The choices for 9.0 follow times on an H200 (`benches/results/h200/2026-11-27-kernels.json` and
+/// `2026-11-27-models.json`): prototypes of the kernels by tiles read weights of 3584 to 37888 rows at 3.94 to 4.16
+/// TB/s with up to 16 rows; kernels that copy units reached 2.1. More rows were not measured.
 static TABLE: [(u32, Choices); 2] = [
     (
         80,
@@ -73,7 +73,7 @@ static TABLE: [(u32, Choices); 2] = [
     ),
 ];
 
-/// The choices for a GPU of this compute capability times ten.
+/// Returns the choices for a GPU; `sm` is its compute capability times ten.
 pub fn choices(sm: u32) -> &'static Choices {
     choices_of(&TABLE, sm)
 }

@@ -6,29 +6,30 @@ use super::Fixed;
 use super::plan::{NORM_BYTES, Operation};
 use super::tiles::{Columns, tensor_map};
 
-/// Rows of x of a block, and blocks of a cluster, each of which copies as many of these rows.
+/// Number of rows of x of a block; number of blocks of a cluster; number of rows of x that each of these blocks copies
+/// for all.
 const ROWS: u32 = 64;
 const CLUSTER: u32 = 4;
 const SHARE: u32 = ROWS / CLUSTER;
 
-/// Warps of a block: four multiply, one copies; two more normalise if the kernel can.
+/// Number of warps of a block: four multiply, one copies. Kernels that can normalise x have two more warps for it.
 const WARPS: u32 = 5;
 const NORMALISERS: u32 = 2;
 
 /// A shape of tiles; `sm80.cu` has the same numbers.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
-    /// Rows of a box of a weight, at most: the columns of the products of a block.
+    /// Maximum number of weight rows in a box, which is the number of columns that a block computes of each product.
     pub(super) max_width: u32,
     /// Boxes of 64 k of a stage.
     pub(super) boxes: u32,
     pub(super) symbol: &'static str,
 }
 
-/// Plans the product. `shapes` are ascending. `None`: the GPU has too little shared memory.
+/// Plans the product. `shapes` are in ascending order of width. Returns `None` if the GPU has too little shared memory.
 pub(super) fn stage(op: &Operation, arch: &Arch, shapes: &[Shape], columns: &Columns, fixed: Fixed) -> Option<Stage> {
     let row_blocks = op.m.div_ceil(ROWS);
-    // Multiprocessors that run clusters of eight run clusters of four.
+    // Multiprocessors that can run clusters of eight blocks can also run clusters of four.
     let known = if arch.clusters_of_8 > 0 { 8 * arch.clusters_of_8 } else { u32::MAX };
     let places = known.min(arch.multiprocessors) * fixed.blocks_per_2_multiprocessors.unwrap_or(2) / 2;
     let widest = shapes.last()?.max_width;
@@ -37,7 +38,7 @@ pub(super) fn stage(op: &Operation, arch: &Arch, shapes: &[Shape], columns: &Col
     let width = columns.width(blocks / columns.parts);
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
 
-    // A stage, with its three mbarriers.
+    // Bytes of shared memory of a stage of the ring, with its three mbarriers.
     let stage_bytes = shape.boxes * 128 * (columns.sets * shape.max_width + ROWS) + 24;
     let others = 1024 + if op.norm.is_null() { 0 } else { SHARE * NORM_BYTES };
     let stages = arch.shared_per_block.saturating_sub(others) / stage_bytes;
@@ -50,6 +51,7 @@ pub(super) fn stage(op: &Operation, arch: &Arch, shapes: &[Shape], columns: &Col
         tensor_maps: columns.tensor_maps(2, width, tensor_map(op.x, 2, [op.m, op.k], SHARE)?, op.k)?,
         ..Stage::one_dimensional(shape.symbol, 1, 32 * warps)
     };
-    // A stage is freed when the next one is under way.
+    // At least two stages are needed (if k has as many): a stage is freed only when the products of the next one have
+    // started.
     (stages >= needed.min(2)).then(|| stage.programmatic_on(arch))
 }

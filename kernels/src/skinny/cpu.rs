@@ -32,7 +32,7 @@ simd_fn! {
     }
 }
 
-/// Computes `c = x · wᵀ (+ bias)`. `c` is (address, dtype).
+/// Computes `c = x · wᵀ (+ bias)`. `c` is the (address, dtype) of the output.
 ///
 /// # Safety
 /// The addresses are valid as [`Params`] documents; `c` has `[m, n]` elements.
@@ -93,7 +93,7 @@ pub unsafe fn logits<T: Element>(p: &Params, team: &Team) {
     unsafe { product::<T>(p, p.w, Addr::NULL, (p.y, DType::F32), team) }
 }
 
-/// Calls `f` with the address of x, or of its rows after the norm if `norm` is not null.
+/// Calls `f` with the address of x or, if `norm` is not null, of the normalised rows of x.
 ///
 /// # Safety
 /// `x` covers `[m, k]` elements of T; `norm` covers `[k]` or is null.
@@ -133,7 +133,7 @@ pub unsafe fn qkv_int8<T: Element>(p: &QkvParams, team: &Team) {
 /// Computes each product of the normalised x with `linear`, then rotates q and writes keys and values to the caches.
 ///
 /// # Safety
-/// As for [`qkv`].
+/// The conditions of [`qkv`] hold.
 unsafe fn products_and_writes<T: Element>(p: &QkvParams, team: &Team, linear: impl Fn(&Params)) {
     let count = p.m as usize * p.kv_heads as usize * p.head_dim as usize;
     let mut kv = [vec![T::zeroed(); count], vec![T::zeroed(); count]];
@@ -159,10 +159,10 @@ pub unsafe fn swiglu_int8<T: Element>(p: &Params, team: &Team) {
     unsafe { gated::<T>(p, team, |product| linear_int8::<T>(product, team)) }
 }
 
-/// Computes the products of the normalised x and both weights with `linear`, then y from them.
+/// Computes the products of the normalised x with both weights by `linear`, then y = silu(gate) · up.
 ///
 /// # Safety
-/// As for [`swiglu`].
+/// The conditions of [`swiglu`] hold.
 unsafe fn gated<T: Element>(p: &Params, team: &Team, linear: impl Fn(&Params)) {
     let mut products = [0, 1].map(|_| vec![T::zeroed(); p.m as usize * p.n as usize]);
     let [gate, up] = products.each_mut().map(|x| Addr(x.as_mut_ptr() as u64));

@@ -28,7 +28,8 @@ pub(crate) fn example_calls(s: &Sizes) -> LabeledLaunches {
         };
         if gated { skinny::swiglu(t, weight, &p) } else { skinny::linear(t, weight, &p) }
     };
-    // The norm, the projections to queries, keys and values, the rotation and the writes to the caches.
+    // Calls that compute the norm, the projections to queries, keys and values, the rotation and the writes to the
+    // caches.
     let qkv = |t, weight: WeightFormat| {
         let scale = if matches!(weight, WeightFormat::Int8) { PLACEHOLDER_ADDRESS } else { Addr::NULL };
         let p = skinny::QkvParams {

@@ -14,7 +14,7 @@ pub fn product(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
     y
 }
 
-/// [`product`] in f32: terms are added in order, and the sum is rounded after each.
+/// Returns the [`product`] in f32: terms are added in order, and the sum is rounded after each term.
 pub fn product_rounded(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
     let mut y = Vec::new();
     for x in x.chunks_exact(k) {
@@ -25,7 +25,7 @@ pub fn product_rounded(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64
     y
 }
 
-/// [`product`] as tensor cores may compute it: a sum is truncated to f32 after each 16 terms.
+/// Returns the [`product`] as tensor cores may compute it: a sum is truncated to f32 after each 16 terms.
 pub fn product_truncated(x: &[f64], w: &[f64], scale: &[f64], k: usize) -> Vec<f64> {
     let truncated = |x: f64| {
         let nearest = x as f32;

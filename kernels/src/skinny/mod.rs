@@ -75,7 +75,7 @@ pub use choices::{Choices, Scheme, choices};
 params! {
     /// Parameters of the kernels. The slots of tensor maps are empty and `reserved` is 0 in a call.
     pub struct Params {
-        /// Map of w, which a plan fills in.
+        /// Tensor map of w, which the launch plan fills in if its kernel uses tensor copies.
         pub w_map: TensorMapSlot,
         /// Map of w2.
         pub w2_map: TensorMapSlot,
@@ -105,7 +105,7 @@ params! {
         pub n: u32,
         /// Length of the sums.
         pub k: u32,
-        /// The norm adds it to the mean square.
+        /// A small number that the norm adds to the mean square before the square root.
         pub eps: f32,
         /// Padding.
         pub reserved: Padding<10>,
@@ -116,7 +116,7 @@ params! {
     /// Parameters of `qkv`. The queries have `heads * head_dim` columns, keys and values `kv_heads * head_dim` each.
     /// The slots of tensor maps are empty and `reserved` is 0 in a call.
     pub struct QkvParams {
-        /// Map of w_q, which a plan fills in.
+        /// Tensor map of w_q, which the launch plan fills in if its kernel uses tensor copies.
         pub q_map: TensorMapSlot,
         /// Map of w_k.
         pub k_map: TensorMapSlot,
@@ -171,9 +171,9 @@ params! {
         pub head_dim: u32,
         /// Pages of the cache.
         pub pages: u32,
-        /// Tokens of a cache block: 16, 32, 64, 128 or 256.
+        /// Number of tokens per page of the caches: 16, 32, 64, 128 or 256.
         pub page_tokens: u32,
-        /// The norm adds it to the mean square.
+        /// A small number that the norm adds to the mean square before the square root.
         pub eps: f32,
         /// Padding.
         pub reserved: Padding<6>,
@@ -181,7 +181,8 @@ params! {
 }
 
 impl QkvParams {
-    /// The products of normalised rows `x` to q, k and v alone, `[m, columns]` each, which are written to `results`.
+    /// Returns the parameters of three separate products, of normalised rows `x` to q, k and v. Each writes `[m,
+    /// columns]` to its address in `results`.
     pub(crate) fn products(&self, x: Addr, results: [Addr; 3]) -> [Params; 3] {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let layers = [
@@ -195,7 +196,7 @@ impl QkvParams {
         })
     }
 
-    /// The rotation of q and of `k`, and the writes of `k` and `v` to the caches.
+    /// Returns the parameters of a launch that rotates q and `k` and writes `k` and `v` to the caches.
     pub(crate) fn writes(&self, [k, v]: [Addr; 2]) -> rope_kv_write::Params {
         rope_kv_write::Params {
             q: self.q,
@@ -233,16 +234,16 @@ kernel_folder! {
     variants: VARIANTS,
 }
 
-/// The operands of a kernel, as far as its plan depends on them.
+/// The properties of a kernel's operands that its launch plan depends on.
 #[derive(Clone, Copy)]
 struct Operands {
     /// Number of 16-byte units of a row of x that are multiplied with one unit of a row of the weight.
     x_units: u32,
-    /// Maximum number of rows of x of a block.
+    /// Maximum number of rows of x per block.
     max_rows: u32,
     /// Bytes of an element of the weight.
     weight_bytes: u64,
-    /// When blocks have twice as many columns.
+    /// Selects the numbers of [`WideBlocks`] for these operands: when blocks have twice as many columns.
     wide_blocks: fn(&WideBlocks) -> [u64; 2],
 }
 
@@ -252,8 +253,8 @@ const F32: Operands = Operands { x_units: 2, max_rows: 16, weight_bytes: 2, wide
 const INT8_BF16: Operands = Operands { x_units: 2, max_rows: 32, weight_bytes: 1, wide_blocks: |w| w.int8 };
 const INT8_F32: Operands = Operands { x_units: 4, max_rows: 16, weight_bytes: 1, wide_blocks: |w| w.f32 };
 
-/// The symbols of a kernel: those that copy units, each with a number of tiles of 8 weight rows a block, the shapes of
-/// tiles, and those of tiles in clusters.
+/// The CUDA kernel names of a kernel: `units` copy units and have a number of tiles (8 weight rows each) per block;
+/// `tiles` are the shapes of the scheme `Tiles`, and `clusters` its shapes with clusters.
 #[derive(Clone, Copy)]
 struct Symbols {
     units: &'static [(u32, &'static str)],
@@ -261,15 +262,15 @@ struct Symbols {
     clusters: &'static [clusters::Shape],
 }
 
-/// What the plan of a kernel fixes; [`choices`] has the rest.
+/// The choices that a kernel variant fixes; `None` leaves a choice to [`choices`].
 #[derive(Clone, Copy)]
 struct Fixed {
-    /// Whether blocks have twice as many columns.
+    /// Whether blocks have twice as many columns, in the scheme `Units`.
     wide: Option<bool>,
     scheme: Option<Scheme>,
-    /// How many blocks that copy units fit the shared memory of a multiprocessor, if there are few rows.
+    /// Number of blocks of the scheme `Units` that fit into a multiprocessor's shared memory, if there are few rows.
     blocks: u32,
-    /// How many blocks by tiles there are for two multiprocessors in a wave.
+    /// Number of blocks of the scheme `Tiles` for every two multiprocessors.
     blocks_per_2_multiprocessors: Option<u32>,
 }
 
@@ -281,8 +282,9 @@ const TILES: Fixed = Fixed { scheme: Some(Scheme::Tiles), blocks_per_2_multiproc
 const MANY_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(4), ..TILES };
 const FEW_TILES: Fixed = Fixed { blocks_per_2_multiprocessors: Some(1), ..TILES };
 
-/// Declares kernels and their variants: the constant's name, the symbol in profiles, parameters, CPU function and plan;
-/// then in brackets the variants, each with the constant's name, a text and what it fixes.
+/// Declares kernels and their variants. A kernel has a constant, a name in profiles, parameters, a plan, a CPU
+/// function, CUDA kernel names and operands. In brackets are its variants, each with a constant, a name and the choices
+/// that it fixes.
 macro_rules! kernels {
     ($($id:ident: $symbol:literal, $params:ty, $plan:ident, $cpu:expr, $symbols:expr, $operands:expr
         $(, [$($variant:ident: $name:literal, $fixed:expr;)*])?;)*) => {
@@ -297,8 +299,8 @@ macro_rules! kernels {
     };
 }
 
-/// The shape of tiles of a kernel by its name and the largest number of weight rows of a box; for 64 rows of x, or for
-/// 16 (`few`), beyond which the kernel has clusters.
+/// Returns the shape of tiles of a kernel, by the kernel's name and the maximum number of weight rows in a box. `many`:
+/// for up to 64 rows of x; `few`: for up to 16, beyond which the kernel uses clusters.
 macro_rules! shape {
     ($rows:ident, $name:expr, 64) => {
         Shape { max_width: 64, boxes: 4, tiles: 1, symbols: shape!($rows, concat!($name, "_64")) }
@@ -314,9 +316,9 @@ macro_rules! shape {
     };
 }
 
-/// The symbols of a kernel by its name: with two and with four tiles of 8 weight rows a block, or with the number in
-/// parentheses; then the largest numbers of weight rows of its shapes of tiles; then those of its shapes in clusters,
-/// each with its boxes.
+/// Returns the [`Symbols`] of a kernel by its name. With units, a block has two or four tiles of 8 weight rows, or the
+/// number in parentheses. Then follow the maximum numbers of weight rows of its shapes of tiles and, with the number of
+/// boxes, of its shapes in clusters.
 macro_rules! symbols {
     ($name:literal $(, $max_width:tt)* $(; $($columns:literal: $boxes:literal),*)?) => {
         symbols!(@ $name, &[(2, $name), (4, concat!($name, "_wide"))], [$($max_width),*], $($($columns: $boxes),*)?)
@@ -435,7 +437,7 @@ pub fn logits(dtype: DType, weight: WeightFormat, params: &Params) -> Launch {
         (_, WeightFormat::Bf16) => &LOGITS_BF16,
         (_, WeightFormat::Int8) => &LOGITS_INT8_BF16,
     };
-    // y has 4 bytes an element where the cost of a product counts the 2 of x.
+    // An element of y has 4 bytes, but the cost of a product counts 2, as for x.
     let y = Cost { flops: 0.0, bytes: 2.0 * params.m as f64 * params.n as f64 };
     Launch::kernel(kernel, params, add_costs(cost(dtype, weight, params, 1.0), y))
 }
@@ -463,7 +465,7 @@ pub fn qkv(dtype: DType, weight: WeightFormat, params: &QkvParams) -> Launch {
         (DType::F32, WeightFormat::Int8) => &QKV_INT8_F32,
         (_, WeightFormat::Int8) => &QKV_INT8_BF16,
     };
-    // The products read x once; k and v go to the caches only.
+    // The three products together read x once, and k and v are written to the caches only.
     let x_bytes = params.m as f64 * params.k as f64 * dtype.size() as f64;
     let products = params.products(params.x, [Addr::NULL; 3]).map(|p| cost(dtype, weight, &p, 1.0));
     let sums = products.into_iter().fold(Cost { flops: 0.0, bytes: -2.0 * x_bytes }, add_costs);
@@ -480,7 +482,7 @@ fn add_costs(a: Cost, b: Cost) -> Cost {
     Cost { flops: a.flops + b.flops, bytes: a.bytes + b.bytes }
 }
 
-/// The cost of the norm of x `[m, k]`, besides reading x; nothing if `norm`, its weight, is null.
+/// Returns the cost of the norm of x `[m, k]`, without reading x; zero if the norm's weight `norm` is null.
 fn norm_cost(dtype: DType, norm: Addr, [m, k]: [u32; 2]) -> Cost {
     match norm {
         Addr::NULL => Cost { flops: 0.0, bytes: 0.0 },
@@ -488,7 +490,7 @@ fn norm_cost(dtype: DType, norm: Addr, [m, k]: [u32; 2]) -> Cost {
     }
 }
 
-/// The cost of the product with one weight, or with two (swiglu).
+/// Returns the cost of the product with one weight, or with two (swiglu).
 fn cost(dtype: DType, weight: WeightFormat, p: &Params, weights: f64) -> Cost {
     let (m, n, k, size) = (p.m as f64, p.n as f64, p.k as f64, dtype.size() as f64);
     let (bytes_of_weight, scales) = match weight {

@@ -1,5 +1,5 @@
-//! Plans a product: by tiles if that is the scheme and the GPU can copy the operands so (`tiles.rs`), else blocks that
-//! copy units.
+//! Plans a skinny GEMM: with the scheme `Tiles` if it is chosen and the GPU's tensor copies can read the operands
+//! (`tiles.rs`), otherwise with blocks that copy units.
 
 use std::mem::offset_of;
 
@@ -9,17 +9,17 @@ use super::choices::{FEW_ROWS, Scheme, choices};
 use super::tiles::{self, Columns};
 use super::{Fixed, Operands, Params, QkvParams, Symbols};
 
-/// Columns of y of a block; the blocks of a wide variant have twice as many.
+/// Number of columns of y per block; the blocks of a wide variant have twice as many.
 const COLUMNS: u32 = 16;
 
-/// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale, which tiles keep in
-/// registers.
+/// Bytes of shared memory for the norm of a row: partial sums of 16 warps, padding, and the scale (which the kernels by
+/// tiles keep in registers instead).
 pub(super) const NORM_BYTES: u32 = (16 + 1 + 1) * 4;
 
 /// Warps of a block.
 const WARPS: u32 = 8;
 
-/// The rows of x of a product, and where its weights are.
+/// The operands of a product that its plan depends on: the rows of x, the norm, and the addresses of the weights.
 pub(super) struct Operation<'a> {
     pub(super) x: Addr,
     pub(super) m: u32,
@@ -31,7 +31,7 @@ pub(super) struct Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// How blocks divide the product.
+    /// Returns how blocks divide the product.
     pub(super) fn scheme(&self, arch: &Arch, fixed: Fixed) -> Scheme {
         fixed.scheme.unwrap_or_else(|| choices(arch.sm).scheme)
     }
@@ -43,8 +43,9 @@ impl Operation<'_> {
     }
 }
 
-/// Plans `column_blocks` blocks of columns, for as many blocks of rows of x as shared memory requires. Blocks of the
-/// same columns are neighbours, so that they read the weight from L2 if there are several.
+/// Plans `column_blocks` blocks of columns, for as many blocks of rows of x as shared memory requires. If there are
+/// several blocks of rows, blocks of the same columns are neighbours in the grid, so that all but one read the weight
+/// from L2.
 fn stage(
     op: &Operation,
     arch: &Arch,
@@ -58,17 +59,18 @@ fn stage(
     }
     let norm_bytes = if op.norm.is_null() { 0 } else { NORM_BYTES };
     // The rings of a block's warps: stages of `depth` slots, with 32 lanes of 16 bytes for each unit of the weight and
-    // of x. The numbers are those of sm80.cu.
+    // of x. The numbers equal those in sm80.cu.
     let stages = if operands.x_units > 2 { 2 } else { 4 };
     let ring = |rows: u32, depth: u32| stages * depth * 512 * (tiles + rows / 8 * operands.x_units);
     let bytes = |rows: u32, depth: u32| WARPS * ring(rows, depth) + rows * norm_bytes;
-    // A multiprocessor has 1 KiB more than a block may have, and reserves 1 KiB for each of its blocks.
+    // A multiprocessor has 1 KiB more shared memory than a block may use, and reserves 1 KiB for each of its blocks.
     let fits =
         |rows: u32, depth: u32, blocks: u32| blocks * (bytes(rows, depth) + 1024) <= arch.shared_per_block + 1024;
     let most = (8..=operands.max_rows).rev().step_by(8).find(|&rows| fits(rows, 1, 1)).unwrap_or(8);
     let row_blocks = op.m.div_ceil(most);
     let rows = op.m.div_ceil(row_blocks).next_multiple_of(8);
-    // As many slots as let two blocks be resident, which have up to 48 KiB of weights each in flight.
+    // Takes the largest number of slots with which `fixed.blocks` blocks (usually two) are resident; each has up to 48
+    // KiB of weights in flight.
     let depths: &[u32] = match 8 / tiles / fixed.blocks {
         4 => &[4, 2],
         2 => &[2],
@@ -104,9 +106,9 @@ pub(super) fn qkv_geometry(
     stage(&op, arch, symbols.units[0], heads * half_head.div_ceil(8), operands, fixed)
 }
 
-/// Plans the blocks of one product or of swiglu. If units are copied and there are two symbols for it, the second one
-/// has blocks of twice as many columns. It is used if its grid still fills the GPU ([`WideBlocks`]); with more than 16
-/// rows, which each block reads again, a smaller grid is enough.
+/// Plans the blocks of one product or of swiglu. In the scheme `Units`, the second kernel name, if there is one, has
+/// blocks of twice as many columns. It is used if its grid still fills the GPU ([`WideBlocks`]); a smaller grid is
+/// enough with more than 16 rows, because each block reads all rows again.
 pub(super) fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
     // Only swiglu has two weights, and it has no wide blocks.
     let is_pair = symbols.units.len() == 1;

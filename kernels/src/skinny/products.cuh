@@ -1,4 +1,4 @@
-// The products of a launch: which rows of the weights belong together, and what becomes of their finished sums.
+// The products of a launch: which rows of the weights belong together, and what is computed from their finished sums.
 //
 // A group is `width` columns of results and the WEIGHTS sets of `width` weight rows that they need. Kernels compute the
 // sums of groups, by their number, and know nothing else of a product:
@@ -12,14 +12,15 @@
 #include "cuh/math.cuh"
 #include "cuh/rotary.cuh"
 
-// Rows of a weight from `first` on, of which those before `end` exist.
+// Rows of a weight from `first` on. Only rows before `end` exist.
 template <class W>
 struct WeightRows {
   const W* weight;
   u32 first, end;
 };
 
-// Stores two neighbouring elements of a row of an array, of which `left` exist.
+// Stores two neighbouring elements of a row, or only the first one if `left`, the number of elements up to the row's
+// end, is 1.
 template <class T>
 __device__ __forceinline__ void store_pair(u64 address, u64 at, u32 left, const float (&y)[2]) {
   T* to = global<T>(address) + at;
@@ -46,7 +47,7 @@ struct Single {
   __device__ __forceinline__ bool has_aligned_weights() const {
     return aligned16(p.w, p.w2, static_cast<u64>(p.k) * sizeof(W));
   }
-  // The width of the groups, a multiple of 4, if there are `groups` of them.
+  // Returns the width (columns) of each of `groups` groups, a multiple of 4.
   __device__ __forceinline__ u32 width(u32 groups) const { return ceil_div(ceil_div<u32>(p.n, groups), 4u) * 4; }
   __device__ __forceinline__ Place place_of(u32 group, u32 width) const { return group * width; }
   // Whether a group has columns.
@@ -86,7 +87,7 @@ struct Qkv {
   static constexpr int WEIGHTS = 2;
   const QkvParams& p;
 
-  // Where a group is: columns of both halves of a head of one projection, from i on.
+  // The position of a group: columns i, i + 1, ... of both halves of a head of one projection.
   struct Place {
     u64 weight, scale, bias;
     const TensorMapSlot* map;
@@ -94,7 +95,7 @@ struct Qkv {
     u32 head, i;
   };
   __device__ __forceinline__ u32 half() const { return p.head_dim / 2; }
-  // The width of the groups, a multiple of 4, if there are `groups` of them.
+  // Returns the width (pairs of columns) of each of `groups` groups, a multiple of 4.
   __device__ __forceinline__ u32 width(u32 groups) const {
     return ceil_div(ceil_div(half(), groups / (p.heads + 2 * p.kv_heads)), 4u) * 4;
   }
@@ -116,7 +117,7 @@ struct Qkv {
   }
   // The tensor map of a weight.
   __device__ __forceinline__ const TensorMapSlot* map_of(const Place& at, bool) const { return at.map; }
-  // Writes pairs c and c + 1 of a group: to q, or to the token's slot of a cache.
+  // Writes pairs of columns c and c + 1 of a group: to q, or to the token's slot of the cache of keys or values.
   __device__ __forceinline__ void write(const Place& at, u32 row, u32 c, const float (&sum)[2][2]) const {
     const u32 i = at.i + c;
     if (i >= half()) return;
@@ -132,7 +133,7 @@ struct Qkv {
         const u32 column = at.head * p.head_dim + which * half() + i + j;
         x[which] = scaled(at.scale, column, sum[which][j]);
         if (at.bias != 0) x[which] = __fadd_rn(x[which], to_f32(global<const T>(at.bias)[column]));
-        // The rotation is that of an array of type T.
+        // Rounds to T first, as if the rotation were a launch that reads an array of type T.
         x[which] = rounded<T>(x[which]);
       }
       low[j] = x[0];

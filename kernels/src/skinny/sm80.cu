@@ -1,16 +1,16 @@
 // Skinny GEMM: a few rows of x times every row of a weight; formula and shapes: mod.rs.
 //
-// A block of threads multiplies up to 64 rows of x by the weight rows of UNITS units (products.cuh), each of which
-// gives eight columns of y, or eight pairs of columns of a head: a group of products.cuh. Its 8 warps divide the sums over k among themselves,
-// and their partial sums are added in the order of the warps.
+// A block of threads multiplies up to 64 rows of x by the weight rows of UNITS units (products.cuh), each a group of
+// eight columns of y, or of eight pairs of columns of a head. Its 8 warps divide the sums over k among themselves, and
+// their partial sums are added in the order of the warps.
 //
-// Four lanes have a row of the weight, 16 bytes each, in the registers that mma.sync reads. A lane's registers then
-// hold consecutive k, where the instruction expects others. This changes no sum, because x has the same permutation.
+// Four lanes load a row of the weight, 16 bytes each, to the registers that mma.sync reads. A lane's registers then
+// hold consecutive k, where the instruction expects other k. This changes no sum, because x has the same permutation.
 //
 // Each lane copies what it multiplies to its own part of shared memory, ahead of time (cp.async). So the loop over k
 // needs no barrier: a lane waits for its own copies only. A slot of this ring holds, for one group of k, TILES units of
-// weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight. On sm_90 other
-// kernels compute the products of aligned bf16 rows (sm90.cuh, sm90a.cuh).
+// weight and those of x for each 8 rows; a stage has `unroll` slots, and STAGES - 1 stages are in flight. On sm_90,
+// other kernels compute the products of aligned bf16 rows (sm90.cuh, sm90a.cuh).
 //
 //   start the copies of the first stages' weights; wait for the previous launch; start those of x
 //   with a norm: squares of the rows of x -> shared; barrier; rstd
@@ -23,10 +23,10 @@
 //
 // Numerics. bf16 x: exact products, f32 sums. f32 x is the sum of three bf16 (exact unless the smallest part
 // underflows). Tensor cores truncate f32 sums instead of rounding them (measured on an H200: sums of 1024 terms were
-// off by 4e-6). For f32 y they therefore add up only 32 products of one part at a time, starting at 0, and the
-// results are added with rounding. int8 weights become bf16 exactly; their scale is applied to the finished sum. Then bias, then residual (or silu and the second product), all
-// in f32, and one rounding. Qkv to q and k are rotated after that, in f32, and rounded again, so that their bits
-// are those of the projection and of rope_kv_write.
+// off by 4e-6). For f32 y they therefore add up only 32 products of one part at a time, starting at 0, and the results
+// are added with rounding. int8 weights are converted to bf16 exactly; their scale is applied to the finished sum. Then
+// bias, then residual (or silu and the second product), all in f32, and one rounding. Qkv to q and k are rotated after
+// that, in f32, and rounded again, so that their bits are those of the projection and of rope_kv_write.
 //
 // Norm. Each block computes the scales of its rows while the first weights arrive, and each warp normalises the
 // elements that it multiplies. So x is read twice and the weight of the norm once; the rows have the bits of rms_norm
@@ -34,7 +34,7 @@
 //
 // Hopper. The kernels are programmatic dependent launches: the weights of the first three stages are requested before
 // the wait for the previous launch (48 KiB a block, 24 KiB with many rows, so 6 to 12 MiB on 132 multiprocessors), and
-// the next launch may start as soon as all blocks of this one have. Nothing else is read before the wait.
+// the next launch may start as soon as all blocks of this launch have started. Nothing else is read before the wait.
 //
 // Departures. (1) If k is not a multiple of a unit, or an address is not 16-byte aligned, elements are loaded one by
 // one; the order of summation is the same. (2) An infinite f32 x gives NaN.
@@ -85,8 +85,8 @@ __device__ __forceinline__ Words<16> load_unit(const T* p, int at, int k, bool v
 }
 
 // Starts the copy of the 16-byte unit from index `at` on of a row to shared memory. Elements beyond the end of the row,
-// and all elements if the row does not exist, are 0. Without 16-byte loads the unit is copied at once. CACHED: L1 keeps
-// the unit for other blocks.
+// and all elements if the row does not exist, are 0. If 16-byte loads are not possible (`vector` is false), the unit is
+// copied synchronously. CACHED: L1 keeps the unit for other blocks.
 template <bool CACHED, class T>
 __device__ __forceinline__ void start_copy(Words<16>* to, const T* row, bool exists, int at, int k, bool vector) {
   const bool reads = exists && at < k;
@@ -132,19 +132,21 @@ struct Parts<float> {
   }
 };
 
-// The units blockIdx.y of the products `op`, for the rows blockIdx.x of x. T: type of x. Y: type of y. W: type of the
-// weight. P: the parameters, of which x, norm, m, k and eps are read here. UNITS: number of units of a block. It has a
-// tile of 8 weight rows for the first set of each unit, then those of the second sets. NORM: x is normalised if p.norm
-// is not null.
+// Computes the products `op` for block blockIdx.y of columns (UNITS units) and block blockIdx.x of rows of x. T: type
+// of x. Y: type of y. W: type of the weight. P: the parameters, of which x, norm, m, k and eps are read here. A block
+// has one tile of 8 weight rows for the first set of each unit, then one for each second set. NORM: x is normalised if
+// p.norm is not null.
 template <class T, class W, class Y, int UNITS, bool NORM, class P, class Op>
 __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   constexpr int UNIT = 16 / sizeof(W), GROUP = 4 * UNIT;
   constexpr int WEIGHTS = Op::WEIGHTS, TILES = UNITS * WEIGHTS, PITCH = 8 * TILES + 8;
-  // Units of x that a lane multiplies with one unit of the weight, and those among them with eight elements.
+  // Number of 16-byte units of x that a lane multiplies with one unit of the weight; number of units of x that hold
+  // eight elements.
   constexpr int X_UNITS = UNIT / VECTOR<T>, X_EIGHT = 8 / VECTOR<T>;
   constexpr int STAGES = X_UNITS > 2 ? 2 : 4;
-  // At most 64 rows of x. Variants that need more registers or shared memory for a row have fewer; mod.rs has the
-  // same numbers (max_rows). A lane has one row of each 8, half of the 16 rows of a matrix instruction.
+  // A block has at most 64 rows of x, fewer in variants that need more registers or shared memory for a row; mod.rs has
+  // the same numbers (max_rows). A half is 8 rows, half of the 16 rows of a matrix instruction; a lane has one row of
+  // each half.
   constexpr int HALVES = sizeof(T) == 4 ? 2 : sizeof(W) == 1 || sizeof(Y) == 4 ? 4 : 8;
   using X = Parts<T>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -155,7 +157,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
   const bool w_vector = op.has_aligned_weights(), x_vector = aligned16(p.x, static_cast<u64>(k) * sizeof(T));
   const bool norm_vector = x_vector && aligned16(p.norm);
 
-  // The ring: `unroll` slots a stage, which the launch plan chooses.
+  // The ring has `unroll` slots per stage; the launch plan chooses this number by the size of shared memory.
   const int slot = (TILES + halves * X_UNITS) * 32, most = ceil_div<u32>(rows_per_block, 8) * X_UNITS + TILES;
   const int unroll = dynamic_shared_bytes() / (STAGES * WARPS * 512 * most), warp_units = STAGES * unroll * most * 32;
   Words<16>* mine = ring + warp * warp_units;
@@ -210,7 +212,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
 #pragma unroll 1
   for (int stage = 0; stage < STAGES - 1; ++stage) start_rows(stage);
 
-  // The squares and the scales of the rows follow the ring.
+  // The sums of squares and the scales of the rows lie behind the ring in shared memory.
   RowSquares* squares = reinterpret_cast<RowSquares*>(ring + WARPS * warp_units);
   float* rstd = reinterpret_cast<float*>(squares + rows_per_block);
   if constexpr (NORM) {
@@ -243,7 +245,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
         u32 b[TILES][4];
 #pragma unroll
         for (int n = 0; n < TILES; ++n) {
-          // The copy makes one 16-byte load of the unit.
+          // Copying the unit to a variable makes the compiler use one 16-byte load.
           const Words<16> unit = from[n * 32];
           weights_of(unit, half, b[n], W());
         }
@@ -299,7 +301,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
       }
     }
   }
-  // The partial sums of a warp take the place of its part of the ring, which all its lanes have read.
+  // The partial sums of a warp overwrite its part of the ring, which all lanes of the warp have read.
   const int stride = warp_units * 4;
   float* partial = reinterpret_cast<float*>(ring);
   __syncwarp();
@@ -313,7 +315,7 @@ __device__ __forceinline__ void skinny(const P& p, const Op& op) {
     }
   }
   __syncthreads();
-  // Pairs of columns of a row, of which there are four in a unit.
+  // Number of pairs of columns of a row: four for each unit.
   constexpr int PAIRS = 4 * UNITS;
   for (int i = threadIdx.x; i < rows * PAIRS; i += THREADS) {
     const int r = i / PAIRS, c = i % PAIRS;
@@ -363,8 +365,8 @@ KERNEL(skinny_logits_int8_bf16, bf16, i8, float, 2, false)
 KERNEL(skinny_logits_int8_bf16_wide, bf16, i8, float, 4, false)
 
 #if __CUDA_ARCH__ >= 900
-// The shapes of tiles for 8, 16, 32 and 64 rows of x, with at most MAX_WIDTH rows of each weight. TILES: those of a warp
-// with many rows of x.
+// Defines a kernel of the scheme Tiles for 8 NX rows of x and at most MAX_WIDTH rows of each weight. TILES: number of
+// tiles that a warp computes with many rows of x.
 #define BY_TILES(SYMBOL, TILES, NX, SETS, BOXES, MAX_WIDTH, NORM, W, PARAMS, ...)                                 \
   extern "C" __global__ void __launch_bounds__(                                                                   \
       by_tiles::Shape<W, SETS, TILES, NX, BOXES, MAX_WIDTH, NORM>::THREADS, 1) SYMBOL(const __grid_constant__ PARAMS p) { \
@@ -392,7 +394,8 @@ MANY_ROWS(skinny_logits_int8_bf16_144_x4, skinny_logits_int8_bf16_144_x8, 3, 1, 
 MANY_ROWS(skinny_swiglu_int8_bf16_144_x4, skinny_swiglu_int8_bf16_144_x8, 3, 2, 1, 144, true, i8, Params, Single<bf16, i8, bf16, true>)
 MANY_ROWS(skinny_qkv_int8_bf16_64_x4, skinny_qkv_int8_bf16_64_x8, 1, 2, 4, 64, true, i8, QkvParams, Qkv<bf16, i8>)
 
-// The shapes for up to 64 rows of x and a bf16 weight: sets, columns, boxes, norm.
+// Defines a kernel by clusters for up to 64 rows of x and a bf16 weight: SETS sets of weight rows, N columns, BOXES
+// boxes of 64 k per stage, NORM: with a norm.
 #define BY_CLUSTERS(SYMBOL, SETS, N, BOXES, NORM, PARAMS, ...)                                    \
   extern "C" __global__ void __launch_bounds__(by_clusters::Shape<SETS, N, BOXES, NORM>::THREADS, 1) \
       SYMBOL(const __grid_constant__ PARAMS p) {                                                  \

@@ -19,9 +19,9 @@
 // by one instruction each. It depends on k alone: not on the rows, the columns or the shape of a tile. wgmma with k
 // ascending was measured to have the same bits (H200: 0 of 303104 elements differed).
 //
-// int8. A lane's word of ldmatrix has four consecutive k of a row, where the instruction expects two and two others, 8
-// further on. x is loaded in the same order: 8 bytes for the two registers of a lane. So the products of one instruction
-// are the same ones. Eight lanes load even rows of x first, so that they do not meet in the banks.
+// int8. A lane's word of ldmatrix has four consecutive k of a row, where the instruction expects two consecutive k and
+// two more, 8 further on. x is loaded in the same order: 8 bytes for the two registers of a lane. So each instruction
+// multiplies the right pairs of elements. Eight lanes load even rows of x first, which avoids bank conflicts.
 //
 // Norm. All warps compute the scales of the rows while the first weights arrive. Then the rows of each stage are
 // normalised in place, with the bits of rms_norm (rstd.cuh). Each block reads its rows of x twice, and a warp executes
@@ -53,19 +53,20 @@ namespace by_tiles {
 
 extern __shared__ __align__(1024) char memory[];
 
-// The shape of a block's tiles. mod.rs and tiles.rs have the same numbers.
-// W: type of the weights. SETS: weights of a column (products.cuh). TILES: tiles of 16 rows of each weight of a warp.
-// NX: tiles of 8 rows of x. BOXES: boxes of the weight of a stage, at most. MAX_WIDTH: rows of a box, at most.
+// The shape of a block's tiles. mod.rs and tiles.rs have the same numbers. W: type of the weights. SETS: sets of weight
+// rows (products.cuh). TILES: number of tiles (16 rows of each weight) per warp. NX: number of tiles of 8 rows of x.
+// BOXES: maximum number of boxes of the weight in a stage. MAX_WIDTH: maximum number of rows in a box.
 template <class W_, int SETS_, int TILES_, int NX_, int BOXES_, int MAX_WIDTH_, bool NORM_>
 struct Shape {
   using W = W_;
   static constexpr int SETS = SETS_, TILES = TILES_, NX = NX_;
   static constexpr bool NORM = NORM_;
-  // Columns of a box of the weight, and the boxes of 64 columns of x that belong to it.
+  // Number of elements along k in a box of the weight, and number of boxes of x (64 elements along k each) that belong
+  // to it.
   static constexpr int COLUMNS = 128 / sizeof(W), X_OF_BOX = COLUMNS / 64, X_BYTES = NX * 1024;
   // At most 32 KiB of x in a stage.
   static constexpr int BOXES = BOXES_ * X_OF_BOX * NX > 32 ? 32 / (X_OF_BOX * NX) : BOXES_, X_BOXES = BOXES * X_OF_BOX;
-  // Warps that multiply the same rows of the weight, each by XT of the tiles of x.
+  // SHARES: number of warps that multiply the same rows of the weight, each by XT tiles of x.
   static constexpr int SHARES = NX > 4 ? NX / 4 : 1, XT = NX / SHARES;
   static constexpr int NORMALISERS = NORM ? (BOXES > 1 ? 2 : 1) * (NX > 2 ? NX / 2 : 1) : 0;
   static constexpr int THREADS = 32 * (MAX_WIDTH_ / (16 * TILES) * SHARES + NORMALISERS + 1);
@@ -73,7 +74,7 @@ struct Shape {
 };
 
 // The ring of a block in shared memory: `stages` stages, each with its boxes of weights, in the order of boxes and then
-// sets, and its boxes of x; then mbarriers of the stages: full, ready, free.
+// sets, and its boxes of x. Behind the ring are three mbarriers for each stage: full, ready, free.
 template <class S>
 struct Ring {
   u32 base, stages, set_bytes, stage_bytes;
@@ -108,15 +109,15 @@ __device__ __forceinline__ void store_shared_16(u32 address, const Words<16>& x)
                : "memory");
 }
 
-// The row of x, of eight, that is column `column` of a product. For an int8 weight, lanes that load together have even
-// rows or odd ones.
+// Returns which of eight rows of x is column `column` of a product. For an int8 weight, the lanes that load at the same
+// time have either even or odd rows.
 template <class W>
 __device__ __forceinline__ int row_of_column(int column) {
   return sizeof(W) == 2 ? column : column % 4 * 2 + column / 4;
 }
 
-// Loads operand B, XT tiles of x, for one mma of 16 values of k. These begin with the 16-byte unit `unit` of a box that
-// a bulk tensor copy has loaded. `x` is the address of the lane's row in the first tile.
+// Loads operand B, XT tiles of x, for one mma of 16 values of k. These values begin with the 16-byte unit `unit` of a
+// box that a bulk tensor copy has loaded. `x` is the address of the lane's row in the first tile.
 template <class W, int XT>
 __device__ __forceinline__ void load_x(u32 x, int unit, u32 (&b)[XT][2]) {
   const int lane = threadIdx.x % 32;
@@ -148,7 +149,7 @@ __device__ __forceinline__ void load_x(u32 x, int unit, u32 (&b)[XT][2]) {
 // boxes.
 template <class S>
 __device__ __forceinline__ void multiply(u32 w, u32 set_bytes, u32 x, float (&sums)[S::SETS][S::TILES][S::XT][4]) {
-  // Steps of 16 k whose elements of a row of the weight ldmatrix loads at a time: 32 bytes.
+  // Number of steps (16 k each) whose weight elements one ldmatrix loads: 32 bytes of a row.
   constexpr int STEPS = 2 / sizeof(typename S::W);
   const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -185,8 +186,8 @@ __device__ __forceinline__ void multiply(u32 w, u32 set_bytes, u32 x, float (&su
   }
 }
 
-// Writes the sums of the squares of rows 0 .. rows of x to `squares`, as add_squares (rstd.cuh), with loads of four rows
-// in flight. All threads of the block call it.
+// Writes the sums of the squares of rows 0 .. rows of x to `squares`, like add_squares (rstd.cuh), but with the loads
+// of four rows in flight. All threads of the block call it.
 __device__ __forceinline__ void add_squares_of_four(const bf16* x, int rows, u32 k, RowSquares* squares) {
   const u32 lane = threadIdx.x % 32, warps = warps_of_row(k);
 #pragma unroll 1
@@ -217,8 +218,8 @@ __device__ __forceinline__ void add_squares_of_four(const bf16* x, int rows, u32
   }
 }
 
-// Normalises the rows of x in all stages. Warp `warp` of the normalising ones has four of each 4 NORMALISERS rows; a
-// lane has a unit of one of the four.
+// Normalises the rows of x in all stages. Warp `warp` of the normalising warps processes four of every 4 NORMALISERS
+// rows; a lane has a 16-byte unit of one of these four rows.
 template <class S, class P>
 __device__ __forceinline__ void normalise_stages(const P& p, const Ring<S>& ring, int warp, int rows, u32 stages,
                                                  const RowSquares* squares) {
@@ -254,8 +255,9 @@ __device__ __forceinline__ void normalise_stages(const P& p, const Ring<S>& ring
   }
 }
 
-// Passes the finished sums of a warp to the epilogue, in pairs of neighbouring columns of a row: lanes of neighbouring
-// rows of the weight exchange halves. `first_tile` is the first of the warp's tiles of 16 rows of the weight.
+// Passes the finished sums of a warp to the epilogue, in pairs of neighbouring columns of a row. To form pairs, lanes
+// that hold neighbouring rows of the weight exchange half of their sums. `first_tile` is the first of the warp's tiles
+// of 16 rows of the weight.
 template <class S, class Op>
 __device__ __forceinline__ void write_sums(const Op& op, const typename Op::Place& place, u32 width, u32 first_tile,
                                            u32 first_row, int rows, const float (&sums)[S::SETS][S::TILES][S::XT][4]) {
@@ -283,8 +285,8 @@ __device__ __forceinline__ void write_sums(const Op& op, const typename Op::Plac
   }
 }
 
-// The columns of block blockIdx.y of the products `op`, for the rows of block blockIdx.x. P: the parameters, of which
-// x, x_map, norm, m, k and eps are read here.
+// Computes the products `op` for block blockIdx.y of columns and block blockIdx.x of rows of x. P: the parameters, of
+// which x, x_map, norm, m, k and eps are read here.
 template <class S, class P, class Op>
 __device__ __forceinline__ void product(const P& p, const Op& op) {
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;

@@ -1,6 +1,6 @@
-// Products of more than 16 bf16 rows with bf16 weights on Hopper: as sm90.cuh, but by wgmma, with x as the operand of
-// 64 rows, and in clusters of four blocks that share x. A block alone would read twice as many bytes of x from L2 as of
-// a weight of which it has 32 rows.
+// Products of more than 16 bf16 rows with bf16 weights on Hopper: like sm90.cuh, but by wgmma, with x as the operand of
+// 64 rows, and in clusters of four blocks that share x. Without clusters, a block with 32 rows of the weight would read
+// twice as many bytes of x, from L2, as of the weight.
 //
 //   grid: blocks of 64 rows of x, x blocks of up to N columns, or of N pairs of columns; clusters of four along columns
 //   a stage has BOXES boxes of 64 k: of up to N rows of each of SETS weights, and of 64 rows of x
@@ -18,7 +18,7 @@
 //   multiplying warpgroup: y = epilogue(sums)
 //
 // Order. As in sm90.cuh and matmul/sm90a.cuh: one accumulator, k ascending in steps of 16. The first products replace
-// the sums. So a row has the same bits in all three.
+// the sums. So a row has the same bits in all three kernels.
 //
 // Norm. A cluster normalises each row once, with the bits of rms_norm (rstd.cuh): a block reads and normalises its
 // share only.
@@ -26,7 +26,7 @@
 // Ends. Elements beyond the rows of x, its k and the rows of the weights are zeros (TMA). Rows of a set that belong to
 // no box are cleared once. Blocks beyond the columns take part in the cluster and write nothing.
 //
-// Departures. As sm90.cuh.
+// Departures. Those of sm90.cuh.
 //
 // Bound. Memory. Each cluster reads x once, with a norm twice, from L2. With 32 rows of the weight, shared memory is
 // the next limit: for each 16 k it takes 3 KiB from the copies and gives 3 KiB to wgmma, 48 clocks at 128 bytes a
@@ -46,16 +46,17 @@ using by_tiles::memory;
 using by_tiles::Position;
 using by_tiles::store_shared_16;
 
-// Rows of x of a block, blocks of a cluster, and the rows of x that each of them copies.
+// Number of rows of x of a block, number of blocks of a cluster, and number of rows of x that each of these blocks
+// copies.
 constexpr int ROWS = 64, CLUSTER = 4, SHARE = ROWS / CLUSTER;
-// Warps that multiply, and warps that normalise eight rows each. With more of them, a quarter of a multiprocessor has
-// three warps, and too few registers for the sums of swiglu.
+// Number of warps that multiply, and of warps that normalise eight rows each. With more normalising warps, a quarter of
+// a multiprocessor would have three warps, and too few registers for the sums of swiglu.
 constexpr int MULTIPLIERS = 4, NORMALISERS = 2, ROWS_EACH = SHARE / NORMALISERS;
-// Bytes of the 64 rows of x in a box, and of a share of them.
+// Bytes of the 64 rows of x in a box, and of a block's share, 16 of these rows.
 constexpr u32 X_BYTES = ROWS * 128, SHARE_BYTES = SHARE * 128;
 
-// The shape of a block's tiles; clusters.rs has the same numbers. SETS: weights of a column (products.cuh). N: columns
-// of the products, and rows of a box of a weight, at most.
+// The shape of a block's tiles; clusters.rs has the same numbers. SETS: sets of weight rows (products.cuh). N: maximum
+// number of columns of the products, and of rows of a box of a weight.
 template <int SETS_, int N_, int BOXES_, bool NORM_>
 struct Shape {
   static constexpr int SETS = SETS_, N = N_, BOXES = BOXES_;
@@ -65,7 +66,7 @@ struct Shape {
 };
 
 // The ring of a block in shared memory: `stages` stages, each with its boxes of weights, in the order of boxes and then
-// sets, and its boxes of x; then mbarriers of the stages: full, share, free.
+// sets, and its boxes of x; behind the ring, three mbarriers for each stage: full, share, free.
 template <class S>
 struct Ring {
   u32 base, stages;
@@ -79,7 +80,7 @@ struct Ring {
 };
 
 // Normalises the rows of this block's share in all stages, and copies them to the other blocks. Warp `warp` has eight
-// neighbouring rows; a lane has a unit of two of them. `rows`: rows of the share that exist.
+// neighbouring rows; a lane has a 16-byte unit of two of these rows. `rows`: number of rows of the share that exist.
 template <class S, class P>
 __device__ __forceinline__ void normalise_share(const P& p, const Ring<S>& ring, u32 rank, u32 warp, int rows,
                                                 u32 stages, const RowSquares* squares) {
@@ -111,7 +112,7 @@ __device__ __forceinline__ void normalise_share(const P& p, const Ring<S>& ring,
         if (row[i] < rows) store_shared_16(place, normalise<bf16>(load_shared_16(place), scale[box], rstd[i]));
       }
     }
-    // The products and the copies to other blocks read what this thread has written.
+    // The fence makes this thread's writes visible to wgmma and to the copies to other blocks.
     fence_async_proxy();
     __syncwarp();
     if (lane == 0) mbarrier_arrive(ring.full(at.stage));
@@ -162,8 +163,8 @@ __device__ __forceinline__ void multiply_stages(const Ring<S>& ring, u32 stages,
   for (int set = 0; set < S::SETS; ++set) keep_registers(sums[set]);
 }
 
-// The columns of block blockIdx.y of the products `op`, for the rows of block blockIdx.x. P: the parameters, of which
-// x, x_map, norm, m, k and eps are read here.
+// Computes the products `op` for block blockIdx.y of columns and block blockIdx.x of rows of x. P: the parameters, of
+// which x, x_map, norm, m, k and eps are read here.
 template <class S, class P, class Op>
 __device__ __forceinline__ void product(const P& p, const Op& op) {
   constexpr int PRODUCER = S::THREADS / 32 - 1;
@@ -199,7 +200,7 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
 
   const CachePolicy policy = gridDim.x == 1 ? EVICT_FIRST : EVICT_NORMAL;
   const auto start_weights = [&](u32 stage, u32 to) {
-    // With a norm this block's own share is not copied to `full`.
+    // With a norm, the copy of this block's own share is not counted by the mbarrier `full`.
     const u32 x_bytes = S::BOXES * (normalised ? X_BYTES - SHARE_BYTES : X_BYTES);
     mbarrier_arrive_expecting(ring.full(to), S::BOXES * S::SETS * width * 128 + x_bytes);
 #pragma unroll
@@ -272,7 +273,7 @@ __device__ __forceinline__ void product(const P& p, const Op& op) {
       }
     }
   }
-  // No block may end while others arrive at its mbarriers or copy to its memory.
+  // No block may end while other blocks of the cluster arrive at its mbarriers or copy to its shared memory.
   __syncwarp();  // redundant: the simulator lets the lanes of a warp arrive at the barrier one after the other.
 
   cluster_barrier();

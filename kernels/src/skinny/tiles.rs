@@ -7,7 +7,7 @@ use reel_sim::tensor_map::{DataType, L2Promotion, Swizzle, TensorMap};
 use super::plan::{NORM_BYTES, Operation};
 use super::{Fixed, Operands, Scheme, Symbols, clusters};
 
-/// Rows of x of a block, by kernel: those whose symbols end in `_x1`, `_x2`, `_x4` and `_x8`.
+/// Number of rows of x per block, of the kernels whose names end in `_x1`, `_x2`, `_x4` and `_x8`.
 const ROWS: [u32; 4] = [8, 16, 32, 64];
 /// Rows of x up to which every kernel has shapes of tiles.
 pub(super) const FEW_ROWS: u32 = 16;
@@ -15,39 +15,39 @@ pub(super) const FEW_ROWS: u32 = 16;
 /// A shape of tiles; `sm80.cu` has the same numbers.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
-    /// Weight rows of a box, at most.
+    /// Maximum number of weight rows in a box.
     pub(super) max_width: u32,
-    /// Boxes of 128 bytes of k of a stage, at most.
+    /// Maximum number of boxes in a stage; a box holds 128 bytes along k of each of its rows.
     pub(super) boxes: u32,
-    /// Tiles of 16 weight rows of a warp if there are more than 16 rows of x.
+    /// Number of tiles of 16 weight rows per warp, if there are more than 16 rows of x.
     pub(super) tiles: u32,
-    /// The symbols by [`ROWS`]; for a bf16 weight the first two.
+    /// The CUDA kernel names for each number of [`ROWS`]; for a bf16 weight only the first two.
     pub(super) symbols: &'static [&'static str],
 }
 
-/// The columns of a product, and their weights.
+/// The columns of a product, and the weights that they need.
 pub(super) struct Columns<'a> {
-    /// Parts, each of which blocks of its own divide: the heads of `qkv`.
+    /// Number of parts of the columns: the heads of `qkv`, otherwise 1. A block has columns of one part only.
     pub(super) parts: u32,
-    /// Columns of a part: pairs of columns of a head of `qkv`.
+    /// Number of columns of a part; in `qkv`, number of pairs of columns of a head.
     pub(super) columns: u32,
-    /// Boxes that hold the weight rows of a block's columns.
+    /// Number of sets of weight rows that a block's columns need: 2 in `qkv` and `swiglu`, otherwise 1.
     pub(super) sets: u32,
-    /// For each weight the slot of its tensor map, its address and its rows.
+    /// For each weight, the offset of its tensor map in the parameters, its address and its number of rows.
     pub(super) weights: &'a [(usize, Addr, u32)],
-    /// The slot of the tensor map of x.
+    /// The offset of the tensor map of x in the parameters.
     pub(super) x_slot: usize,
 }
 
 impl Columns<'_> {
-    /// Returns the columns of a block if `blocks` blocks divide a part. `width` in `products.cuh` is the same.
+    /// Returns the number of columns per block if `blocks` blocks divide a part; the same as `width` in `products.cuh`.
     pub(super) fn width(&self, blocks: u32) -> u32 {
         self.columns.div_ceil(blocks).next_multiple_of(4)
     }
 
-    /// Returns how many blocks divide a part: as few waves of blocks as columns of at most `max_width` allow, and in
-    /// each of these waves a block for each of `places`. Parts seldom divide the places evenly; then there are a few
-    /// blocks too many (`rounds_up`), or too few.
+    /// Returns how many blocks divide a part. A wave is `places` blocks, which run at a time. There are as few waves as
+    /// blocks of at most `max_width` columns allow, and all waves are full. If the number does not divide evenly by the
+    /// parts, there are a few blocks too many (`rounds_up`) or too few.
     pub(super) fn blocks(&self, row_blocks: u32, max_width: u32, places: u32, rounds_up: bool) -> u32 {
         let (others, places) = (u64::from(self.parts) * u64::from(row_blocks), u64::from(places));
         let least = u64::from(self.columns.div_ceil(max_width));
@@ -57,8 +57,8 @@ impl Columns<'_> {
         self.columns.div_ceil(self.width(blocks.clamp(least, u64::from(most)) as u32))
     }
 
-    /// The maps of the weights, with boxes of `width` rows and elements of so many bytes, and that of x. `None` if
-    /// tensor copies do not take an array.
+    /// Returns the tensor maps of the weights, with boxes of `width` rows and elements of `weight_bytes` bytes, and the
+    /// map of x. `None` if tensor copies do not support one of the arrays.
     pub(super) fn tensor_maps(
         &self,
         weight_bytes: u64,
@@ -71,8 +71,8 @@ impl Columns<'_> {
     }
 }
 
-/// The map of an array `[rows, k]` of elements of 1 or 2 bytes, in boxes of `box_rows` rows of 128 bytes. `None` if
-/// tensor copies do not take it.
+/// Returns the tensor map of an array `[rows, k]` of elements of 1 or 2 bytes, in boxes of `box_rows` rows of 128
+/// bytes. `None` if tensor copies do not support the array.
 pub(super) fn tensor_map(at: Addr, bytes: u64, [rows, k]: [u32; 2], box_rows: u32) -> Option<TensorMap> {
     let data_type = if bytes == 1 { DataType::U8 } else { DataType::Bf16 };
     let (dims, strides) = ([u64::from(k), u64::from(rows)], [u64::from(k) * bytes]);
@@ -81,7 +81,8 @@ pub(super) fn tensor_map(at: Addr, bytes: u64, [rows, k]: [u32; 2], box_rows: u3
     Some(TensorMap { l2_promotion: L2Promotion::B256, ..map })
 }
 
-/// Plans the product by tiles, if that is the scheme and tensor copies can copy the operands.
+/// Plans the product with the scheme `Tiles`. Returns `None` if another scheme is chosen or tensor copies do not
+/// support the operands.
 pub(super) fn stage(
     op: &Operation,
     arch: &Arch,
@@ -102,8 +103,8 @@ pub(super) fn stage(
     by_warps(op, arch, symbols.tiles, columns, operands, fixed)
 }
 
-/// Plans the product by `mma.sync` (`sm90.cuh`). `shapes` are ascending. Returns `None` if there are no shapes, or if
-/// the GPU has too little shared memory.
+/// Plans the product by `mma.sync` (`sm90.cuh`). `shapes` are in ascending order of width. Returns `None` if there are
+/// no shapes, or if the GPU has too little shared memory.
 fn by_warps(
     op: &Operation,
     arch: &Arch,
@@ -116,11 +117,13 @@ fn by_warps(
     let kinds = &ROWS[..widest.symbols.len()];
     let kind = kinds.iter().position(|&rows| op.m <= rows).unwrap_or(kinds.len() - 1);
     let (rows, row_blocks) = (ROWS[kind], op.m.div_ceil(ROWS[kind]));
-    // Two blocks fit a multiprocessor.
+    // With several parts the number of blocks is rounded up: two blocks fit on a multiprocessor, so a few blocks too
+    // many do not start another wave.
     let rounds_up = columns.parts > 1;
     let blocks_for =
         |per_2: u32| columns.blocks(row_blocks, widest.max_width, (arch.multiprocessors * per_2 / 2).max(1), rounds_up);
-    // One block for two multiprocessors if each block would read more of x, from L2, than of the weights.
+    // Uses one block for every two multiprocessors if each block would read more bytes of x, from L2, than of the
+    // weights.
     let weight_bytes = columns.sets * columns.width(blocks_for(2)) * operands.weight_bytes as u32;
     let per_2 = if 2 * rows.min(op.m) > weight_bytes { 1 } else { 2 };
     let blocks = blocks_for(fixed.blocks_per_2_multiprocessors.unwrap_or(per_2));
@@ -128,19 +131,20 @@ fn by_warps(
     let shape = shapes.iter().find(|shape| width <= shape.max_width)?;
     let grid = [row_blocks, blocks * columns.parts, 1];
 
-    // Tiles of 8 rows of x, and boxes of 64 of its columns for one of the weight. A stage has at most 32 KiB of x.
+    // Number of tiles of 8 rows of x, and of boxes of x (64 columns) for one box of the weight. A stage has at most 32
+    // KiB of x.
     let (x_tiles, x_of_box) = (rows / 8, 2 / operands.weight_bytes as u32);
     let boxes = shape.boxes.min(32 / (x_of_box * x_tiles));
     let tiles = if x_tiles > 2 { shape.tiles } else { 1 };
     let groups = width.div_ceil(16 * tiles);
     let multipliers = groups * (x_tiles / 4).max(1);
     let normalisers = if op.normalises { boxes.min(2) * (x_tiles / 2).max(1) } else { 0 };
-    // A stage, with its three mbarriers.
+    // Bytes of shared memory of a stage of the ring, with its three mbarriers.
     let stage_bytes = 1024 * boxes * (2 * columns.sets * groups * tiles + x_of_box * x_tiles) + 24;
     let others = 1024 + if op.norm.is_null() { 0 } else { rows * NORM_BYTES };
-    // A multiprocessor has 1 KiB more than a block may have, and reserves 1 KiB for each of its blocks.
+    // A multiprocessor has 1 KiB more shared memory than a block may use, and reserves 1 KiB for each of its blocks.
     let stages = |blocks: u32| ((arch.shared_per_block + 1024) / blocks - 1024).saturating_sub(others) / stage_bytes;
-    // Two blocks on a multiprocessor if there are several waves, with at least three stages each.
+    // Two blocks share a multiprocessor if there are several waves and each block then has at least three stages.
     let room = if grid[0] * grid[1] > arch.multiprocessors && stages(2) > 2 { stages(2) } else { stages(1) };
     let needed = (op.k * operands.weight_bytes as u32).div_ceil(128 * boxes);
 

@@ -1,4 +1,4 @@
-// Elements of the weights: bf16, or signed bytes that become bf16.
+// Converts elements of the weights, bf16 or signed bytes, to pairs of bf16.
 #pragma once
 
 #include "cuh/base.cuh"
@@ -16,8 +16,8 @@ __device__ __forceinline__ u32 subtract_bf16(u32 a, u32 b) {
 
 // Converts the four bytes of a word, and returns the first two and the last two.
 __device__ __forceinline__ void pairs_of_bytes(u32 word, u32& first, u32& last) {
-  // A byte b below 0x43 is the bf16 number 128 + b if its sign bit is 0. So with v = b & 127, and the sign bit alone
-  // in the other number: (128 + v) - 128 or (128 + v) - 256, which is exact.
+  // A byte b below a high byte of 0x43 forms the bf16 number 128 + b if bit 7 of b is 0. So, with v = b & 127, the byte
+  // is (128 + v) - 128 if its sign bit is 0, and (128 + v) - 256 otherwise; both are exact.
   const u32 low = __byte_perm(word, 0x43434343u, 0x4140), high = __byte_perm(word, 0x43434343u, 0x4342);
   first = subtract_bf16(low & 0xff7fff7fu, low & 0xff80ff80u);
   last = subtract_bf16(high & 0xff7fff7fu, high & 0xff80ff80u);

@@ -7,7 +7,7 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_rounded};
 
 checks!(equals_the_formula, gradient_equals_differences_of_the_formula);
 
-/// Rows of `cols` elements with `gap` elements after each row, whose values must not count.
+/// Rows of `cols` elements, each followed by `gap` elements that kernels must neither use nor change.
 struct Rows {
     array: TestArray,
     cols: usize,
@@ -24,7 +24,7 @@ impl Rows {
         self.array.addr()
     }
 
-    /// The elements of the rows, and those between them.
+    /// Returns the elements of the rows, and the elements between the rows.
     fn split<T: Copy>(&self, all: &[T]) -> (Vec<T>, Vec<T>) {
         let rows = || all.chunks(self.stride).map(|row| row.split_at(self.cols));
         (rows().flat_map(|(row, _)| row.to_vec()).collect(), rows().flat_map(|(_, gap)| gap.to_vec()).collect())
@@ -49,8 +49,8 @@ fn equals_the_formula() {
     }
 }
 
-/// Tolerance of d_gate in f32, as a multiple of the error of one rounding. It is large because the two terms of
-/// d_gate cancel where the derivative of silu is near 0.
+/// Tolerance of d_gate in f32, as a multiple of the error of one rounding. The multiple is large because the two terms
+/// of d_gate cancel where the derivative of silu is near 0.
 const OF_ONE_GATE: f64 = 64.0;
 
 fn gradient_equals_differences_of_the_formula() {
@@ -59,7 +59,7 @@ fn gradient_equals_differences_of_the_formula() {
             let shape = [rows, cols, gap];
             let data = |seed| Rows::random(dtype, shape, seed, scale);
             let (g, u, dy) = (data(1), data(2), TestArray::new(dtype, &normal_numbers(rows * cols, 3, scale)));
-            // The gradients keep what they have between their rows.
+            // The backward kernel must not change the elements between the rows of the gradients.
             let (dg, du) = (data(4), data(5));
             let y = TestArray::output(dtype, rows * cols);
             let between = [&dg, &du].map(|d| d.split(&d.array.values()).1);

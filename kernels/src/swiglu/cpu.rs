@@ -59,8 +59,8 @@ simd_fn! {
     }
 }
 
-/// The parts of the elements `start .. start + len` that lie in one row each: their index in y, their index in an
-/// array with `stride` elements from one row of `cols` to the next, and their length.
+/// Divides the elements `start .. start + len` of y into parts that lie in one row each. Returns each part's index in
+/// y, its index in an array with `stride` elements from one row of `cols` to the next, and its length.
 fn parts(start: usize, len: usize, cols: usize, stride: usize) -> impl Iterator<Item = (usize, usize, usize)> {
     let end = start + len;
     std::iter::successors(Some(start), move |at| Some((at / cols + 1) * cols))
@@ -68,7 +68,7 @@ fn parts(start: usize, len: usize, cols: usize, stride: usize) -> impl Iterator<
         .map(move |at| (at, at / cols * stride + at % cols, (cols - at % cols).min(end - at)))
 }
 
-/// The elements of an array from its first to the last of the last row.
+/// Returns the number of elements of an array, from the first element to the end of the last row.
 fn extent(count: usize, cols: usize, stride: usize) -> usize {
     if count == 0 { 0 } else { (count / cols - 1) * stride + cols }
 }

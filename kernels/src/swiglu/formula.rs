@@ -1,4 +1,4 @@
-//! SwiGLU's definition in f64, and the same with the roundings that `mod.rs` documents.
+//! The definition of SwiGLU in f64, without roundings and with those that `mod.rs` documents.
 
 use crate::checks::rounding::{ULP, approximate, derivative_at_zero, f32};
 
@@ -21,12 +21,12 @@ fn denominator(g: f64) -> f64 {
     f32(1.0 + approximate((-g).exp(), 2.0 * ULP))
 }
 
-/// [`fwd`] with the kernel's roundings.
+/// Returns the results of [`fwd`], computed with the kernel's roundings.
 pub fn fwd_rounded(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| approximate(g / denominator(*g), 2.0 * ULP) * u).collect()
 }
 
-/// [`gradients_of_gate_up`] with the kernel's roundings.
+/// Returns [`gradients_of_gate_up`], computed with the kernel's roundings.
 pub fn gradients_of_gate_up_rounded(gate: &[f64], up: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let one = |((&g, &u), &dy): ((&f64, &f64), &f64)| {
         let s = approximate(1.0 / denominator(g), 2.0 * ULP);

@@ -2,16 +2,16 @@
 //!
 //! Gradient, with `s = 1 / (1 + e^-g)`: `d_gate = dy * up * s * (1 + g * (1 - s))`, `d_up = dy * g * s`.
 //!
-//! Shapes: y and dy `[count]`; gate, up and their gradients as many elements in rows of `cols`, `stride` elements from
-//! one row to the next. So they can be the halves of the rows of one matrix, the product with gate and up weights that
-//! follow each other. One dtype, f32 or bf16; arithmetic in f32.
+//! Shapes: y and dy `[count]`; gate, up and their gradients have `count` elements in rows of `cols`, `stride` elements
+//! from one row to the next. So gate and up can be the halves of the rows of one matrix, the product with gate and up
+//! weights that follow each other. One dtype, f32 or bf16; arithmetic in f32.
 //!
 //! Numerics: `e^-g` and the quotient are accurate to 2 ulp of f32 (`div.full.f32`; the CUDA library's e^x to 1 ulp);
 //! `1 + e^-g` and every product and sum of the gradient round to f32 once; one rounding to T at the store. Tolerance
 //! as a multiple of the error of one rounding: 64 for d_gate in f32 (its terms cancel near silu′ = 0), 2.5 otherwise.
 //!
-//! Memory-bound: 3 reads and writes of `count` elements forward, 5 backward. The backward kernel can write y again,
-//! so that training need not keep it: 6 instead of 8 with a forward pass.
+//! Memory-bound: 3 reads and writes of `count` elements forward, 5 backward. The backward kernel can write y again, so
+//! that training need not keep it: this takes 6 reads and writes, a backward and another forward pass would take 8.
 
 pub(crate) mod check;
 pub(crate) mod cpu;
@@ -33,9 +33,9 @@ params! {
         pub up: Addr,
         /// `[count]`, written.
         pub y: Addr,
-        /// Elements, a multiple of `cols`.
+        /// Number of elements, a multiple of `cols`.
         pub count: u64,
-        /// Elements in a row of gate and up; greater than 0.
+        /// Number of elements in a row of gate and up; greater than 0.
         pub cols: u64,
         /// Elements from one row of gate and up to the next.
         pub stride: u64,
@@ -55,11 +55,11 @@ params! {
         pub d_gate: Addr,
         /// `[count]`, in rows of `cols`; written.
         pub d_up: Addr,
-        /// `[count]`: the forward pass's result, written again; null: not written.
+        /// `[count]`: the result of the forward pass, computed and written again; null: not written.
         pub y: Addr,
-        /// Elements, a multiple of `cols`.
+        /// Number of elements, a multiple of `cols`.
         pub count: u64,
-        /// Elements in a row of gate, up and their gradients; greater than 0.
+        /// Number of elements in a row of gate, up and their gradients; greater than 0.
         pub cols: u64,
         /// Elements from one row of gate, up and their gradients to the next.
         pub stride: u64,

@@ -9,18 +9,18 @@
 #include "cuh/map.cuh"
 #include "cuh/math.cuh"
 
-// The place of an element of y in arrays whose rows of `cols` elements are `stride` elements apart.
+// Maps an index in y to the index in arrays whose rows of `cols` elements are `stride` elements apart.
 struct RowLayout {
   u64 count, cols, stride;
 
   __device__ __forceinline__ u64 place(u64 at) const {
     if (stride == cols) return at;
-    // A division of 32 bits takes a fraction of the instructions.
+    // A 32-bit division takes a fraction of the instructions of a 64-bit one.
     const u64 row = count >> 32 == 0 ? static_cast<u32>(at) / static_cast<u32>(cols) : at / cols;
     return at + row * (stride - cols);
   }
 
-  // Whether V elements from a multiple of V on lie in one row, and as many bytes are aligned in each row.
+  // Whether v elements, from any multiple of v on, lie in one row and can be accessed as one aligned vector.
   __device__ __forceinline__ bool fits(u32 v) const { return stride == cols || (cols % v == 0 && stride % v == 0); }
 };
 

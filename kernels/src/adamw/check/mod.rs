@@ -135,12 +135,12 @@ fn equals_the_formula_over_steps() {
             assert_stepped(&scalars, &before, &g.iter().map(clipped).collect::<Vec<_>>(), &weights.states());
         }
         let part = |k: usize| want.iter().map(|s| s[k]).collect::<Vec<f64>>();
-        // Compares the change of the weights alone: it is about a hundredth of a weight, so an error in it would hide
-        // behind the weight itself.
+        // Compares only the change of each weight. The change is about a hundredth of the weight, so a comparison of
+        // whole weights would tolerate a large relative error of the change.
         let change: Vec<f32> = weights.f32.iter().zip(&start).map(|(w, s)| w - s).collect();
         let want: Vec<f64> = part(0).iter().zip(&start).map(|(w, s)| w - *s as f64).collect();
-        // Each of the five steps rounds w twice, after the decay and after the update, and computes an update of at
-        // most about lr with some roundings.
+        // Each of the five steps rounds w twice (after the decay and after the update), and its update, of at most
+        // about lr, carries a few more roundings.
         let bound = |i: usize| 10.0 * F32_ROUNDING * (f64::from(start[i].abs()) + 16.0 * SCALARS.lr);
         assert_close("change of w", &change, &want, 1e-4, bound);
     }
@@ -198,7 +198,8 @@ fn parameters_of_one_launch_step_as_each_alone() {
     let start: Vec<Weights> =
         counts.iter().zip(1..).map(|(&n, seed)| Weights::new(&normal_numbers(n, seed, 0.1))).collect();
     let gradients: Vec<Vec<f32>> = counts.iter().zip(20..).map(|(&n, seed)| normal_numbers(n, seed, 1.0)).collect();
-    // Scalars and the representation of the weights differ from parameter to parameter, and two have no gradient.
+    // Learning rate, weight decay, step number and weight representation differ between parameters, and two parameters
+    // have no gradient.
     let scalars = |i: usize| StepHyperparameters {
         lr: 1e-3 * (i + 1) as f64,
         weight_decay: if i.is_multiple_of(3) { 0.0 } else { 0.1 },

@@ -51,9 +51,9 @@ struct Given {
     scale: f32,
 }
 
-/// Returns bounds of the errors of `lse`, the log-sum-exp of each query row. The error of the largest score shifts it;
-/// that of the sum over the keys is relative, and the logarithm makes it absolute. Tensor cores truncate sums, so both
-/// bounds are doubled.
+/// Returns bounds of the errors of `lse`, the log-sum-exp of each query row. An error of the largest score shifts `lse`
+/// by as much; a relative error of the sum over the keys becomes an absolute error of its logarithm. Tensor cores
+/// truncate sums, so the bounds are doubled.
 fn lse_bounds(case: &PackedBatch, [q, k]: [&[f64]; 2], scale: f64, lse: &[f64]) -> Vec<f64> {
     let d = case.head_dim;
     let bound = |(row, keys): (usize, Vec<usize>)| {
@@ -85,7 +85,7 @@ impl Given {
         }
     }
 
-    /// Returns a batch of sequence `n` alone. The tokens of its prefix become the first tokens of the sequence.
+    /// Returns a batch that holds only sequence `n`. The tokens of its prefix become the first tokens of the sequence.
     fn alone(&self, n: usize, dtype: DType) -> Given {
         let tokens = self.case.visible_tokens(n);
         let case = PackedBatch { lengths: vec![tokens.len()], prefix: Vec::new(), ..self.case.clone() };
@@ -101,7 +101,7 @@ impl Given {
         given
     }
 
-    /// Executes the launches with `run` and returns the bits of o, lse, dq, dk and dv.
+    /// Runs the forward and the backward launch with `run` and returns the bits of o, lse, dq, dk and dv.
     fn everything_by(&self, dtype: DType, run: impl Fn(&Launch)) -> [Vec<u32>; 5] {
         let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
         let (o, lse) = (TestArray::output(dtype, rows * self.case.head_dim), TestArray::output(F32, rows));
@@ -207,7 +207,7 @@ fn later_tokens_and_other_sequences_change_nothing() {
     let case = PackedBatch { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     let (row, kv_row) = (case.heads * case.head_dim, case.kv_heads * case.head_dim);
     // CUDA code and the tiles of AMX multiply the keys and values that causal attention hides by 0, and 0 times NaN is
-    // NaN. So there these keys and values get a large finite number instead.
+    // NaN. With this code, hidden keys and values are therefore set to a large finite number instead.
     let poison = if runs_cuda_code() || isa() >= Isa::Amx { 1e18 } else { f32::NAN };
     for dtype in [F32, BF16] {
         let mut given = Given::new(&case, dtype);

@@ -15,7 +15,7 @@ impl Given {
         self.everything_by(dtype, |launch| run(launch, threads))
     }
 
-    /// Returns [`Self::everything`] of the code for an instruction set.
+    /// Returns what [`Self::everything`] returns, computed by the code for instruction set `isa`.
     fn everything_on(&self, isa: Isa, dtype: DType, threads: usize) -> [Vec<u32>; 5] {
         let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
         let (o, lse) = (TestArray::output(dtype, rows * self.case.head_dim), TestArray::output(F32, rows));
@@ -51,7 +51,8 @@ impl Given {
         }
     }
 
-    /// Returns the bits of dq, dk and dv if gradients of at most `max_stored` scores are stored.
+    /// Returns the bits of dq, dk and dv of a backward pass that stores the gradients of the scores if there are at
+    /// most `max_stored` of them.
     fn gradients_storing(&self, isa: Isa, dtype: DType, max_stored: usize) -> [Vec<u32>; 3] {
         let (rows, kv_rows) = (self.tokens() * self.case.heads, self.tokens() * self.case.kv_heads);
         let (o, lse) = (TestArray::output(dtype, rows * self.case.head_dim), TestArray::output(F32, rows));
@@ -64,7 +65,7 @@ impl Given {
     }
 }
 
-/// Returns the instruction sets that this machine supports, by emulation if it has no tiles.
+/// Returns the instruction sets that this machine can run; AMX tiles are emulated if the processor has none.
 pub(crate) fn supported_instruction_sets() -> impl Iterator<Item = Isa> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     let tiles = reel_device::cpu::simd::amx_emulator::install();
@@ -73,7 +74,8 @@ pub(crate) fn supported_instruction_sets() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(move |&isa| isa <= best_isa() || isa >= Isa::Amx && tiles)
 }
 
-/// Returns the roundings of the code for an instruction set: those with pairs multiply rounded probabilities.
+/// Returns where the code for an instruction set rounds: code that multiplies pairs of bf16 rounds probabilities to
+/// bf16.
 fn roundings(isa: Isa, dtype: DType, head_dim: usize) -> Roundings {
     let pairs = isa >= Isa::Avx512Bf16 && dtype == BF16 && head_dim.is_multiple_of(2);
     if pairs { Roundings::BF16 } else { Roundings::F32 }
@@ -144,7 +146,7 @@ fn the_chain_rule_equals_differences() {
                 })
                 .collect();
             let got: Vec<f32> = got.iter().map(|&x| x as f32).collect();
-            // The rounding of `got` to f32, and the error of the differences.
+            // The error of rounding `got` to f32 (relative), plus the error of the numerical differences (absolute).
             let bound = |i: usize| 1e-7 * want[i].abs() + 1e-8;
             assert_close(&format!("gradient {which}, causal {causal}"), &got, &want, 1e-6, bound);
         }
@@ -193,7 +195,7 @@ fn hidden_keys_change_nothing_on_any_instruction_set() {
     let (lengths, prefix) = (vec![150, 70], Vec::new());
     let case = PackedBatch { lengths, heads: 6, kv_heads: 2, head_dim: 24, causal: true, spread: 1.0, prefix };
     for (isa, dtype) in supported_instruction_sets().flat_map(|isa| [(isa, F32), (isa, BF16)]) {
-        // Tiles multiply hidden keys and values by 0.
+        // AMX tiles multiply hidden keys and values by 0, and 0 times NaN is NaN, so they get a finite number.
         let poison = if isa >= Isa::Amx && dtype == BF16 { 1e18 } else { f32::NAN };
         let rows = 220 * case.heads * case.head_dim;
         for cut in [1, 63, 64, 65, 149] {
@@ -238,15 +240,16 @@ const OUTPUTS: [&str; 5] = ["o", "lse", "dq", "dk", "dv"];
 /// differences of large numbers.
 fn error_bounds(dtype: DType, case: &PackedBatch, [q, k, v]: [&[f64]; 3], d_o: &[f64], scale: f64) -> [Vec<f64>; 5] {
     const U: f64 = 1.1 / (1u64 << 24) as f64;
-    /// Some numbers below f32's smallest normal number, 1.2e-38, become 0.
+    /// Absolute error per operation, because some results below f32's smallest normal number, 1.2e-38, become 0.
     const UNDERFLOW: f64 = 1e-36;
     let stored = if dtype == BF16 { 2.0 * rounding_error(BF16) } else { 0.0 };
     let d = case.head_dim;
     let dot = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| x * y).sum() };
     let dot_abs = |x: &[f64], y: &[f64]| -> f64 { x.iter().zip(y).map(|(x, y)| (x * y).abs()).sum() };
-    // A dot product over the head, plus the scale, the change to base 2, and the rescaling when the maximum grows.
+    // Relative error of a score: a dot product over head_dim, the scale, the change to base 2, and the rescaling when
+    // the maximum grows.
     let head = (d + 16) as f64 * U;
-    // A sum over the queries that may see one key.
+    // Relative error of a sum over all query rows that may see one key.
     let queries_u = (case.lengths.iter().sum::<usize>() * case.heads / case.kv_heads + 8) as f64 * U;
     let (o, lse) = formula::fwd(case, q, k, v, scale);
     let mut bounds = [o.len(), lse.len(), q.len(), k.len(), v.len()].map(|n| vec![0.0; n]);
@@ -256,7 +259,8 @@ fn error_bounds(dtype: DType, case: &PackedBatch, [q, k, v]: [&[f64]; 3], d_o: &
         let score_off: Vec<f64> = keys.iter().map(|&b| head * scale * dot_abs(q, &k[b..b + d])).collect();
         let lse_off = score_off.iter().copied().fold(0.0, f64::max) + keys_u + 2.0 * U * lse[row].abs();
         bounds[1][row] = lse_off;
-        // The probability of each key, and the bound of its error: the errors of its exponent and of the exponential.
+        // `p`: the probability of each key. `p_off`: the bound of its error, from the errors of the exponent and of the
+        // exponential.
         let p: Vec<f64> = keys.iter().map(|&b| (scale * dot(q, &k[b..b + d]) - lse[row]).exp()).collect();
         let p_off: Vec<f64> = p.iter().zip(&score_off).map(|(p, s)| p * (s + lse_off + 8.0 * U) + UNDERFLOW).collect();
         for (j, &b) in keys.iter().enumerate() {
@@ -299,8 +303,8 @@ proptest! {
         }
     }
 
-    /// Whether the backward pass stores the gradients of the scores or computes them twice changes no bit. Memory that
-    /// holds those of an earlier batch is used again.
+    /// The results have the same bits whether the backward pass stores the gradients of the scores or computes them
+    /// twice. The memory for stored gradients is reused and still holds gradients of an earlier batch.
     #[test]
     fn stored_gradients_of_scores_change_no_bit(
         case in random_cases(),

@@ -35,8 +35,8 @@ use super::vector::{LANES, Vector, VectorCode};
 
 /// Number of query rows that a [`KeyGradientTask`] processes at a time.
 pub const QUERY_ROWS_PER_CHUNK: usize = 64;
-/// Maximum number of elements of [`StoredGradients`] (16 MiB): as many as stay in a third-level cache. With more, a
-/// query task computes them again.
+/// Maximum number of elements of [`StoredGradients`] (16 MiB): as many as stay in a third-level cache. If a sequence
+/// has more, query tasks compute the gradients again.
 pub const MAX_STORED_GRADIENTS: usize = 4 << 20;
 /// Number of query rows for which a [`DeltaTask`] computes `delta`.
 pub const QUERY_ROWS_PER_DELTA_TASK: usize = 256;
@@ -83,23 +83,23 @@ impl<T: Element> VectorCode for DeltaTask<T> {
     }
 }
 
-/// The gradients of the scores of one sequence and key head, `[query rows, keys rounded up]`. Key tasks write those of
-/// their keys, for the rows that see any of them.
+/// The gradients of the scores of one sequence and key head, `[query rows, keys rounded up]`. A key task writes the
+/// columns of its keys, for the query rows that see any of these keys.
 #[derive(Clone, Copy)]
 pub struct StoredGradients {
     /// The first row.
     pub rows: *mut f32,
-    /// Elements from one row to the next.
+    /// Number of elements from one row to the next.
     pub stride: usize,
 }
 
 impl StoredGradients {
-    /// The number of elements from one row to the next for `keys` keys.
+    /// Returns the number of elements from one row of stored gradients to the next, for a sequence of `keys` keys.
     pub const fn stride(keys: usize) -> usize {
         round_up_to_lanes(keys)
     }
 
-    /// The address of key `key` of query row `row`.
+    /// Returns the address of the gradient of the score of query row `row` and key `key`.
     fn at(self, row: usize, key: usize) -> *mut f32 {
         self.rows.wrapping_add(row * self.stride + key)
     }
@@ -114,7 +114,7 @@ pub struct BackwardArrays<'a, T> {
     dq: *mut T,
     dk: *mut T,
     dv: *mut T,
-    /// Where the gradients of the scores are stored, if they are.
+    /// Memory for the gradients of the scores; `None` if they are computed again instead.
     stored: Option<StoredGradients>,
     scratch: *mut f32,
 }
@@ -146,15 +146,15 @@ impl<'a, T> BackwardArrays<'a, T> {
     }
 }
 
-/// A sequence whose queries see some keys of a block, and which keys these are.
+/// A sequence whose queries see some keys of a block, and the range of these keys.
 pub struct VisitingQueries<'a, T> {
     /// The sequence of the queries.
     pub gradient: BackwardArrays<'a, T>,
-    /// Index, in the block, of the first key that the sequence sees.
+    /// Index within the block of the first key that the sequence sees.
     pub first: usize,
     /// Number of keys of the block that the sequence sees.
     pub keys: usize,
-    /// Index, among all keys of the sequence, of that first key.
+    /// Index of the key `first` among all keys of the sequence.
     pub start: usize,
 }
 
@@ -185,7 +185,7 @@ struct Scratch {
     /// Gradients of the scores, in the layout of `p`, or `[QUERY_ROWS_PER_CHUNK, BLOCK_KEYS]` whose rows begin with
     /// `BLOCK_KEYS / 2` pairs of keys.
     ds: *mut f32,
-    /// A block of keys and values in which the prefix ends.
+    /// Copy of a block of keys and values in which the prefix ends ([`SequenceArrays::joined_block`]).
     joined: *mut f32,
 }
 
@@ -212,7 +212,7 @@ impl Scratch {
     }
 }
 
-/// A factor of 1 for every row: the product is then added to the old result.
+/// A factor of 1 for every row: with it, [`SmallProduct`] adds the product to the old result.
 static ONES: [f32; 64] = [1.0; 64];
 
 /// A task that computes dk and dv of a block of 64 keys.
@@ -253,7 +253,7 @@ impl<T: Element> VectorCode for KeyGradientTask<'_, T> {
             let s = &visit.gradient.sequence;
             for row in (s.first_query_row_that_sees(visit.start)..s.query_row_count()).step_by(QUERY_ROWS_PER_CHUNK) {
                 let rows = QUERY_ROWS_PER_CHUNK.min(s.query_row_count() - row);
-                // No row of the chunk sees more keys than the last one.
+                // The last row of the chunk sees the most keys.
                 let keys = visit.keys.min(s.visible_key_count(row + rows - 1) - visit.start);
                 load_rows::<V, T>(&visit.gradient, row, rows, &scratch);
                 let factors = match words {
@@ -299,7 +299,8 @@ pub struct QueryGradientTask<'a, T> {
 }
 
 /// # Safety
-/// The pointers of the [`BackwardArrays`] cover its sequence; its scratch has [`scratch_element_count`] elements.
+/// The pointers of the [`BackwardArrays`] cover the sequence; the task's scratch has [`scratch_element_count`]
+/// elements.
 impl<T: Element> VectorCode for QueryGradientTask<'_, T> {
     const DTYPE: DType = T::DTYPE;
 
@@ -499,7 +500,7 @@ unsafe fn scores<V: Vector, T: Element>(
                 }
             }
         }
-        // Pairs overwrite only scores that have been read.
+        // A pair takes half the memory of two scores, so it overwrites only scores that have been read.
         Factors::PairsOfKeys => {
             for r in 0..rows {
                 let line = ScoreRow::<V>::of(g, row, r, start, keys, scratch);
@@ -528,14 +529,15 @@ unsafe fn scores<V: Vector, T: Element>(
     }
 }
 
-/// A row of scores and of products `d_o v^T`, and what turns them into probabilities and gradients of scores.
+/// A row of scores and of products `d_o v^T`, with the values (limit, scale, lse, delta) that turn them into
+/// probabilities and gradients of scores.
 #[derive(Clone, Copy)]
 struct ScoreRow<V> {
     p: *mut f32,
     ds: *mut f32,
     /// Number of keys of the block that the row sees.
     limit: usize,
-    /// Where the row's gradients of the scores of the `keys` keys are stored; null if they are not.
+    /// Where the row's gradients of the scores of the `keys` keys are stored; null if gradients are not stored.
     stored: *mut f32,
     keys: usize,
     scale: V,
@@ -544,7 +546,7 @@ struct ScoreRow<V> {
 }
 
 impl<V: Vector> ScoreRow<V> {
-    /// Row `r` of the chunk of query rows from `row` on, for the `keys` keys from `start` on.
+    /// Makes row `r` of the chunk of query rows from `row` on, for the `keys` keys from `start` on.
     #[inline(always)]
     unsafe fn of<T>(
         g: &BackwardArrays<'_, T>,
@@ -569,7 +571,7 @@ impl<V: Vector> ScoreRow<V> {
     }
 
     /// Stores the gradients of the scores of the keys `c .. c + 16`, but not beyond the last key: another task stores
-    /// those of the keys that follow.
+    /// the gradients of the following keys.
     #[inline(always)]
     unsafe fn keep(&self, c: usize, ds: V) {
         if self.stored.is_null() {
@@ -582,7 +584,7 @@ impl<V: Vector> ScoreRow<V> {
         }
     }
 
-    /// The probabilities and the gradients of the scores of the keys `c .. c + 16`.
+    /// Returns the probabilities and the gradients of the scores of the keys `c .. c + 16`.
     #[inline(always)]
     unsafe fn factors(&self, c: usize) -> (V, V) {
         let p = V::load(self.p.add(c)).mul(self.scale).sub(self.lse).exp();

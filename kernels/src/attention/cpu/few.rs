@@ -9,7 +9,7 @@ use super::product::multiply_add;
 use super::sequence::{BLOCK_KEYS, SequenceArrays};
 use super::vector::{LANES, Vector};
 
-/// Multiplies `R` query rows by the keys of a block; the elements of both are words. Sums have the same order as those
+/// Multiplies `R` query rows by the keys of a block; queries and keys are 32-bit words. The order of summation is that
 /// of [`SmallProduct`](super::product::SmallProduct).
 #[inline(always)]
 pub unsafe fn scores_of_few_rows<V: Vector, W: Element, const PAIRS: bool, const R: usize>(

@@ -36,8 +36,8 @@ pub const MAX_QUERY_ROWS_PER_TILE: usize = 128;
 /// with 32 rows these reads are cheap.
 const ROWS: usize = 32;
 /// Maximum number of query rows for which the keys of a block are transposed in registers and not stored. With so few
-/// rows, as in decoding, each block is used only once. Elements fill twice the registers that pairs do, and more rows
-/// than 4 would spill. Tiles read keys from memory.
+/// rows, as in decoding, each block is used only once. f32 elements fill twice the registers that pairs do, and more
+/// than 4 rows would spill. AMX tiles read keys from memory, so the limit is 0 for them.
 const fn few_rows<V: Vector>(pairs: bool) -> usize {
     match (pairs, V::DOTS) {
         (false, _) => 4,
@@ -55,12 +55,12 @@ pub struct RowTile<'a, T> {
     /// Number of rows of each sequence.
     pub rows: usize,
     /// The tile that the same thread computes next, if known: its first keys and values are prefetched at the end of
-    /// this tile. In decoding a tile has so few keys that it would mostly wait for its own.
+    /// this tile. In decoding a tile has so few keys that it would otherwise mostly wait for memory.
     pub next: Option<&'a RowTile<'a, T>>,
 }
 
 /// A block of keys, from key `start` on, of a tile's `sequences` sequences from `first_sequence` on. If there are
-/// several, they share the block, and all their rows see all of it.
+/// several sequences, they share the block, and all their rows see the whole block.
 #[derive(Clone, Copy)]
 pub struct Visit {
     pub start: usize,
@@ -69,13 +69,13 @@ pub struct Visit {
 }
 
 impl<T> RowTile<'_, T> {
-    /// Number of rows of all sequences. Those of a sequence are adjacent in queries, states and scores.
+    /// Number of rows of all sequences. The rows of one sequence are adjacent in queries, states and scores.
     pub fn row_count(&self) -> usize {
         self.sequences.len() * self.rows
     }
 
-    /// Returns the number of keys that the last row of a sequence of this tile sees; its other rows see at most as
-    /// many.
+    /// Returns the number of keys that the last row of a sequence of this tile sees; the other rows of the sequence see
+    /// at most as many.
     fn visible_key_count(&self, sequence: &SequenceArrays<'_, T>) -> usize {
         sequence.visible_key_count(self.first + self.rows - 1)
     }
@@ -86,8 +86,8 @@ impl<T> RowTile<'_, T> {
         keys.unwrap_or(0).div_ceil(SEGMENT_KEYS)
     }
 
-    /// Returns the visit to the block of keys from `start` on by the first sequence from `from` on that sees any of
-    /// them, together with the sequences after it that share the block.
+    /// Returns the first visit to the block of keys from `start` on: of the first sequence, from sequence `from` on,
+    /// that sees any of these keys, and of the sequences after it that share the block.
     pub fn visit(&self, start: usize, from: usize) -> Option<Visit> {
         let sees = |s: &SequenceArrays<'_, T>| self.visible_key_count(s) > start;
         let first_sequence = from + self.sequences[from..].iter().position(sees)?;
@@ -96,8 +96,8 @@ impl<T> RowTile<'_, T> {
         Some(Visit { start, first_sequence, sequences: 1 + sharing })
     }
 
-    /// Returns the visit after `visit`: of the next sequences to the same block, or of the first ones to the next
-    /// block.
+    /// Returns the visit after `visit`: the next sequences with the same block of keys, or the first sequences with the
+    /// next block.
     pub fn visit_after(&self, visit: Visit) -> Option<Visit> {
         let same_block = self.visit(visit.start, visit.first_sequence + visit.sequences);
         same_block.or_else(|| self.visit(visit.start + BLOCK_KEYS, 0))
@@ -155,7 +155,7 @@ struct Scratch {
     v: *mut f32,
     /// Scores, then probabilities, `[ROWS, BLOCK_KEYS]`; pairs are in the first half of each row.
     scores: *mut f32,
-    /// A block of keys and values in which the prefix ends.
+    /// Copy of a block of keys and values in which the prefix ends ([`SequenceArrays::joined_block`]).
     joined: *mut f32,
     rest: *mut f32,
 }
@@ -313,8 +313,9 @@ unsafe fn segment<V: Vector, T: Element>(tile: &RowTile<'_, T>, index: usize, st
     }
 }
 
-/// Adds the block of keys of `visit` to the softmax state, and prefetches that of the visit `coming`. `s` is the first
-/// sequence of the visit, and `keyed` the same in words: either its elements or, with `PAIRS`, pairs of them.
+/// Adds the block of keys of `visit` to the softmax state, and prefetches the block of the next visit, `coming`. `s` is
+/// the first sequence of the visit. `keyed` has the arrays of `s` as 32-bit words: f32 elements or, with `PAIRS`, pairs
+/// of bf16.
 #[inline(always)]
 unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     tile: &RowTile<'_, T>,
@@ -329,7 +330,7 @@ unsafe fn block<V: Vector, T: Element, W: Element, const PAIRS: bool>(
     let (row_words, padded) = (keyed.head_dim, round_up_to_lanes(s.head_dim));
     let start = visit.start;
     let keys = BLOCK_KEYS.min(tile.visible_key_count(s) - start);
-    // The rows of the visit's sequences. Those after the rows of `s` see the whole block, as rows of `s` there would.
+    // Row range of the visit's sequences. If there are several sequences, all their rows see the whole block.
     let (first_row, row_count) = (visit.first_sequence * tile.rows, visit.sequences * tile.rows);
     let (queries, state) = (scratch.q.add(first_row * row_words), state.of_rows_from(first_row, s.head_dim));
     let few = row_count <= few_rows::<V>(PAIRS);
@@ -434,9 +435,9 @@ unsafe fn values<V: Vector, T: Element>(
     (copy, padded)
 }
 
-/// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row
-/// the factor that rescales what was summed with the old maximum. With `PAIRS` the probabilities of a row become pairs
-/// of bf16, which lie at the start of the row; their sum is that of the f32 probabilities.
+/// Replaces the products q k^T of some rows by probabilities relative to the rows' new maxima. Returns for each row the
+/// factor that rescales the sums that are relative to the old maximum. With `PAIRS` the probabilities of a row become
+/// pairs of bf16, which lie at the start of the row; the row's sum adds the f32 probabilities, before this rounding.
 #[inline(always)]
 unsafe fn softmax<V: Vector, const PAIRS: bool>(
     limits: &[usize],
@@ -496,8 +497,8 @@ unsafe fn softmax<V: Vector, const PAIRS: bool>(
     alpha
 }
 
-/// Stores the probabilities of vector `c` of a row. Pairs take half the place of scores, so they overwrite only scores
-/// that have been read.
+/// Stores the probabilities of vector `c` of a row. A pair takes half the memory of two scores, so it overwrites only
+/// scores that have been read.
 #[inline(always)]
 unsafe fn store_probabilities<V: Vector, const PAIRS: bool>(p: V, line: *mut f32, c: usize) {
     if PAIRS { p.store_bf16(line.add(c * LANES / 2)) } else { p.store(line.add(c * LANES)) }

@@ -88,7 +88,8 @@ pub unsafe fn load_transposed_rows<V: Vector, T: Element>(
     }
 }
 
-/// Writes zeros behind `rows` rows of `row_words` words, up to a multiple of 16 rows, as a product of pairs needs it.
+/// Writes zeros after `rows` rows of `row_words` words, up to a multiple of 16 rows: products of pairs read that many
+/// rows.
 #[inline(always)]
 pub unsafe fn complete_rows_of_pairs<V: Vector>(to: *mut f32, rows: usize, row_words: usize) {
     for word in (rows * row_words..round_up_to_lanes(rows) * row_words).step_by(LANES) {

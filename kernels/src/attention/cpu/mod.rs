@@ -1,11 +1,11 @@
 //! Attention on device `cpu`: splits a launch into tasks for the thread team.
 //!
-//! A forward task computes a tile of query rows of one key head ([`forward`]). If there are few tiles, as in
-//! decoding, a task computes one segment of 512 keys of a tile, and a second pass merges the segments. Sequences that
-//! share their first pages of the KV cache, as completions of one prompt do, have a tile together. A backward task
-//! computes the gradients of a block of 64 keys or of a chunk of 64 query rows ([`backward`]). All matrix products use
-//! [`product`], which is written once for every instruction set of [`vector`]; only [`tiles`] has code of its own.
-//! [`load`] has the layouts of the operands.
+//! A forward task computes a tile of query rows of one key head ([`forward`]). If there are few tiles, as in decoding,
+//! a task computes one segment of 512 keys of a tile, and a second pass merges the segments. Sequences that share their
+//! first pages of the KV cache, as completions of one prompt do, have a tile together. A backward task computes the
+//! gradients of a block of 64 keys or of a chunk of 64 query rows ([`backward`]). All matrix products use [`product`],
+//! which is written once for every instruction set of [`vector`]; only the AMX code in [`tiles`] is separate. [`load`]
+//! has the layouts of the operands.
 #![allow(unsafe_code)]
 
 mod backward;
@@ -55,7 +55,7 @@ fn with_scratch(len: usize, f: impl FnOnce(*mut f32)) {
     });
 }
 
-/// The start of an array in which each task accesses a range of its own.
+/// The start of an array in which each task accesses only its own range of elements.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
@@ -89,7 +89,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     let sequences_of = |task: usize| -> Vec<_> {
         tiles[task / kv_heads].sequences.clone().map(|seq| sequence(seq, task % kv_heads)).collect()
     };
-    // Each part has a state; they lie one after the other.
+    // `parts`: (task, segment, offset of the segment's softmax state). The states lie one after the other in memory.
     let (mut parts, mut offset) = (Vec::new(), 0);
     if team.threads() > 1 && tasks < 2 * team.threads() {
         // With few tiles, as in decoding, each segment of a tile becomes a task.
@@ -104,7 +104,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     }
     if parts.len() <= tasks {
         team.run(tasks, |task| {
-            // A thread takes the tasks of its share in ascending order.
+            // A thread takes the tasks of its share in ascending order, so the next task is usually `task + 1`.
             let (sequences, next) = (sequences_of(task), sequences_of((task + 1) % tasks));
             let next = tiles[(task + 1) % tasks / kv_heads].of(&next);
             let tile = RowTile { next: Some(&next), ..tiles[task / kv_heads].of(&sequences) };
@@ -138,7 +138,7 @@ pub(crate) unsafe fn forward_sequences<'a, T: Element>(
     });
 }
 
-/// The rows of a [`RowTile`], for any key head.
+/// The query rows of a tile, for any key head ([`RowTile`] adds the arrays of one key head).
 struct Tile {
     sequences: std::ops::Range<usize>,
     first: usize,
@@ -146,7 +146,7 @@ struct Tile {
 }
 
 impl Tile {
-    /// Returns the rows for one key head, given the arrays of the tile's sequences for it.
+    /// Returns the tile for one key head. `sequences` has the arrays of the tile's sequences for that head.
     fn of<'a, T>(&self, sequences: &'a [SequenceArrays<'a, T>]) -> RowTile<'a, T> {
         RowTile { sequences, first: self.first, rows: self.rows, next: None }
     }
@@ -166,7 +166,8 @@ fn tiles_of<'a, T>(
     while height > MAX_QUERY_ROWS_PER_TILE / 8 && all / height < 4 * team.threads() {
         height /= 2;
     }
-    // Sequences with one tile and the same first block of keys get a tile together, if every thread still has work.
+    // Neighbouring sequences whose rows fit in one tile and that have the same first block of keys share a tile, if
+    // every thread still has work.
     let segments: usize = sequences.iter().map(|s| s.keys.div_ceil(forward::SEGMENT_KEYS)).sum();
     let mut tiles = Vec::new();
     let mut seq = 0;
@@ -191,8 +192,8 @@ fn tiles_of<'a, T>(
         }
         seq += group;
     }
-    // The last tiles of a causal sequence take longest. Each thread begins with the last ones of its share, so that all
-    // end at about the same time. It keeps the rows that it has computed in the launches before.
+    // The last tiles of a causal sequence take longest. Each thread begins with the last tiles of its share, so that
+    // all threads end at about the same time. A thread gets the same rows in every launch.
     for thread in 0..team.threads() {
         let share = team.share(thread, tiles.len());
         tiles[share].reverse();
@@ -222,7 +223,8 @@ pub unsafe fn fwd_on<T: Element>(isa: Isa, p: &FwdParams, team: &Team) {
     }
 }
 
-/// A sequence that sees some keys of a block; `first`, `keys` and `start` are those of [`VisitingQueries`].
+/// A sequence that sees some keys of a block; `first`, `keys` and `start` have the meaning that [`VisitingQueries`]
+/// documents.
 struct VisitingSequence {
     sequence: usize,
     first: usize,
@@ -330,8 +332,8 @@ pub unsafe fn bwd_on<T: Element>(isa: Isa, p: &BwdParams, team: &Team) {
     unsafe { bwd_storing::<T>(isa, p, team, backward::MAX_STORED_GRADIENTS) }
 }
 
-/// [`bwd_on`], which stores the gradients of the scores if they are at most `max_stored` elements. The results are the
-/// same with any limit.
+/// Runs [`bwd_on`] and stores the gradients of the scores if they are at most `max_stored` elements. The results are
+/// the same with any limit.
 ///
 /// # Safety
 /// The conditions of [`bwd_on`].

@@ -15,7 +15,7 @@ pub enum Words {
     /// f32 elements.
     Elements,
     /// Pairs of bf16 elements that are neighbours along the inner index, the first one in the lower half. Only for
-    /// vectors with [`Vector::PAIRS`]. [`tiles`](super::tiles) computes these products if there are tiles.
+    /// vectors with [`Vector::PAIRS`]. [`tiles`](super::tiles) computes products of pairs on processors with AMX.
     Pairs,
 }
 
@@ -34,7 +34,7 @@ impl Words {
 /// starts at 0 and adds one word's products after the other in ascending order. So the bits do not depend on the tile
 /// size of the instruction set.
 pub struct SmallProduct {
-    /// What the words of `a` and `b` are.
+    /// Whether the words of `a` and `b` are f32 elements or pairs of bf16.
     pub words: Words,
     /// Number of rows of `a` and `c`.
     pub rows: usize,
@@ -42,12 +42,11 @@ pub struct SmallProduct {
     pub a: *const f32,
     pub a_row: usize,
     pub a_inner: usize,
-    /// The length of the sums in elements, if `limits` is null; of pairs an even number.
+    /// Number of elements that each sum adds, if `limits` is null; an even number if the words are pairs.
     pub inner: usize,
     /// For each row of `c`, the length of its sums in elements; null if all rows have length `inner`. Lengths do not
-    /// decrease from row to row. A row's sums contain no elements of `a` and `b` beyond its length; tiles multiply them
-    /// by
-    /// 0. If an odd length ends within a pair, the second element of `a` is a finite number.
+    /// decrease from row to row. Elements of `a` and `b` beyond a row's length are not in its sums; AMX tiles multiply
+    /// such elements by 0. If an odd length ends within a pair, the second element of `a` is a finite number.
     pub limits: *const usize,
     /// Row `k` of `b` has `16 * cols` words and begins at `k * b_row`. Pairs continue with finite numbers up to a
     /// multiple of 16 rows.
@@ -148,7 +147,7 @@ unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: 
         a = hide_address(a.wrapping_add(p.a_inner));
         b = b.wrapping_add(p.b_row);
     }
-    // Beyond the length of the first row of this group, only the sums of later rows continue.
+    // Beyond the length of the group's first row, only the sums of later rows continue.
     for k in common..limit(R - 1).div_ceil(per_word) {
         for r in 0..R {
             let left = limit(r).saturating_sub(k * per_word);

@@ -18,21 +18,21 @@ pub struct SequenceArrays<'a, T> {
     pub o: *mut T,
     /// Log-sum-exp of the first new token, for the first query head that uses the key head; may be null.
     pub lse: *mut f32,
-    /// Keys of the key head, without those of the prefix.
+    /// Keys of the key head, of the sequence's own tokens (not of its prefix).
     pub k: *const T,
-    /// Values of the key head, without those of the prefix.
+    /// Values of the key head, of the sequence's own tokens (not of its prefix).
     pub v: *const T,
     /// Number of elements from one key to the next.
     pub key_stride: usize,
     /// Number of keys of the prefix, which come before the sequence's own, and the number of elements from `k` to the
-    /// prefix's first key. It is the same from `v` to its first value.
+    /// prefix's first key. The offset from `v` to the prefix's first value is the same.
     pub prefix: (usize, isize),
     /// Block table of a paged KV cache, and the number of tokens of a page, a power of two and a multiple of
     /// [`LANES`](super::vector::LANES). `None` if the keys are contiguous.
     pub table: Option<(&'a [i32], usize)>,
     /// Number of new tokens.
     pub queries: usize,
-    /// Number of keys, including those of the prefix and of the new tokens.
+    /// Total number of keys: of the prefix, of earlier tokens and of the new tokens.
     pub keys: usize,
     /// Whether a query sees only the keys up to its own position.
     pub causal: bool,
@@ -98,8 +98,8 @@ impl<'a, T> SequenceArrays<'a, T> {
         }
     }
 
-    /// Tells whether the block of keys from `start` on is in the same pages as that of `other`, and all query rows of
-    /// both see all of it.
+    /// Tells whether the block of 64 keys from `start` on lies in the same pages for `self` and `other`, and whether
+    /// all query rows of both sequences see the whole block.
     pub fn shares_block(&self, start: usize, other: &SequenceArrays<'_, T>) -> bool {
         let end = start + BLOCK_KEYS;
         let (Some((pages, page)), Some((other_pages, _))) = (self.table, other.table) else { return false };
@@ -108,8 +108,9 @@ impl<'a, T> SequenceArrays<'a, T> {
         all_see && pages[of_block.clone()] == other_pages[of_block]
     }
 
-    /// The sequence with a copy of the block of keys and values from `start` to at most `end`, if the prefix ends
-    /// within this block. Only the keys of the block may be read from it: `k` and `v` point before the copy.
+    /// Returns the sequence with a copy of the block of keys and values from `start` to at most `end`, if the prefix
+    /// ends within this block. Only the keys and values of this block may be read from the result: its `k` and `v`
+    /// point before the copy.
     ///
     /// # Safety
     /// The sequence's pointers cover its keys; `copy` has [`joined_block_element_count`] elements.
@@ -126,7 +127,7 @@ impl<'a, T> SequenceArrays<'a, T> {
         let v = k.add(BLOCK_KEYS * self.head_dim);
         for (from, to) in [(self.k, k), (self.v, v)] {
             for j in 0..keys {
-                // The offset of this key alone, which need not be a multiple of `LANES`.
+                // `key_offset` is used here for one key only, so the key need not be a multiple of `LANES`.
                 let from = from.offset(self.key_offset(start + j));
                 std::ptr::copy_nonoverlapping(from, to.add(j * self.head_dim), self.head_dim);
             }
@@ -162,7 +163,8 @@ impl<'a, T> SequenceArrays<'a, T> {
         }
     }
 
-    /// Tells whether the keys of each block are [`Self::key_stride`] elements apart, unless the prefix ends within it.
+    /// Tells whether the keys of each block are [`Self::key_stride`] elements apart, except in a block in which the
+    /// prefix ends.
     pub fn has_contiguous_blocks(&self) -> bool {
         self.table.is_none_or(|(_, page)| page.is_multiple_of(BLOCK_KEYS))
     }

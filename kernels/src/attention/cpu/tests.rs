@@ -1,5 +1,5 @@
-//! Which sequences are computed together in decoding, and how often they read a block of keys. That results do not
-//! depend on it is a test of [`crate::paged_attention`].
+//! Tests of which sequences share a tile in decoding, and of how often a block of keys is read. Tests of
+//! [`crate::paged_attention`] check that sharing a tile does not change results.
 
 use super::*;
 
@@ -9,7 +9,7 @@ const KV_HEADS: usize = 2;
 /// A sequence: its pages of 64 tokens, and its number of keys.
 type Sequence<'a> = (&'a [i32], usize);
 
-/// The decoded token of a sequence, without arrays.
+/// Makes the arrays of a sequence that decodes one token, with null addresses.
 fn decoded((table, keys): Sequence) -> SequenceArrays<f32> {
     SequenceArrays {
         q: null_mut(),

@@ -48,7 +48,7 @@ pub unsafe fn product(p: &SmallProduct) {
     let mut packed = PackedRows([[MaybeUninit::uninit(); MAX_STEPS]; 2]);
     for row in (0..p.rows).step_by(2 * LANES) {
         let rows = (2 * LANES).min(p.rows - row);
-        // Lengths do not decrease from row to row.
+        // Lengths do not decrease from row to row, so the last row has the longest sum.
         let steps = p.length(row + rows - 1).div_ceil(2 * LANES);
         let all = steps <= MAX_STEPS;
         if all {
@@ -142,17 +142,19 @@ unsafe fn combine(p: &SmallProduct, row: usize, rows: usize, col: usize, sums: *
 /// The operands of a block of sums. Distances are in bytes.
 #[repr(C)]
 struct TileCall {
-    /// The two tiles of rows of the first step; those of later steps follow without gaps.
+    /// The two tiles of rows of the first step; the tiles of later steps follow without gaps.
     a: [*const f32; 2],
-    /// The two tiles of pairs of the first step, the distance of their rows, and that of the steps.
+    /// The two tiles of pairs of the first step. `b_row`: distance of two rows of a tile; `b_step`: distance of the
+    /// tiles of two steps.
     b: [*const f32; 2],
     b_row: usize,
     b_step: usize,
     steps: usize,
-    /// The sums of each tile of rows, two tiles side by side, and the distance of their rows.
+    /// Address of the sums of each of the two tiles of rows (32 columns, two tiles side by side). `c_row`: distance of
+    /// two rows.
     c: [*mut f32; 2],
     c_row: usize,
-    /// 1: the sums continue those in memory; 0: they start at 0.
+    /// 1: the products are added to the sums in memory; 0: the sums start at 0.
     add: usize,
 }
 
@@ -160,7 +162,7 @@ struct TileCall {
 macro_rules! tile_function {
     ($name:ident, $load_second:literal, $multiply_second:literal, $store_second:literal) => {
         /// # Safety
-        /// The tiles of this thread are configured; the tiles of all steps are readable, and those of the sums
+        /// The tiles of this thread are configured; the tiles of all steps are readable, and the memory of the sums is
         /// writable.
         unsafe fn $name(call: &TileCall) {
             // SAFETY: the instructions access the tiles of the call and change no register that is not named.

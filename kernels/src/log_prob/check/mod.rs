@@ -124,9 +124,9 @@ fn equals_the_formula_to_a_millionth() {
         let want = each(&|l, t| formula::log_prob(l, t, s as f64));
         // The error is relative to the result, because a log-probability near 0 must keep its digits.
         for (i, (&got, &want)) in log_prob.iter().zip(&want).enumerate() {
-            // A log-probability near 0 is about −e^−x, where x is the distance of the target's logit from the others.
-            // A relative rounding error of x is multiplied by x, which is about |ln| of the result, the last factor
-            // below. 1e-13 allows for the f64 rounding of the formula.
+            // A log-probability near 0 is about −e^−x, where x is the distance of the target's logit from the others. A
+            // relative rounding error of x changes the result by x times that error; x is about |ln want|, the last
+            // factor below. 1e-13 allows for the f64 rounding of the formula.
             let allowed = 4e-7 * want.abs() * want.abs().max(1e-300).ln().abs().max(1.0) + 1e-13;
             assert!((got as f64 - want).abs() <= allowed, "row {i} of {rows}x{vocab}: {got}, want {want}");
         }
@@ -217,7 +217,7 @@ fn chunks_and_entropies_equal_the_formula() {
                 all.2.push(want[i]);
             }
         }
-        // Without the entropy and with another number of threads, log_prob and lse must keep their bits.
+        // log_prob and lse must have the same bits if the entropy is not computed and the number of threads differs.
         let alone = in_chunks(&logits, &targets, s, columns, false, 3);
         assert_eq!((&alone[0], &alone[2]), (&got[0], &got[2]), "{rows}x{vocab}");
     }
@@ -227,8 +227,8 @@ fn chunks_and_entropies_equal_the_formula() {
     }
 }
 
-/// A row computed in chunks has the results of the row computed at once, also if a chunk holds only minus infinities
-/// (with or without the target), a logit far above the others, a NaN or an infinity.
+/// A row that is computed in chunks has the same results as a row computed in one launch. Chunks may hold only minus
+/// infinities (with or without the target), a logit far above the others, a NaN or an infinity.
 fn a_row_in_chunks_equals_the_whole_row() {
     const CHUNK: usize = 8;
     let mut logits = normal_numbers(5 * CHUNK, 3, 1.0);

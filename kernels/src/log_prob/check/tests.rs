@@ -27,7 +27,7 @@ fn the_chain_rule_with_entropies_equals_differences() {
             let want = derivative_at_zero(|h| {
                 let mut moved = logits.clone();
                 moved[i] += h;
-                // A row without a target has no gradient, also not of its entropy.
+                // In a row without a target neither the log-probability nor the entropy has a gradient.
                 match target {
                     ..0 => 0.0,
                     _ => grads[0] * formula::log_prob(&moved, target, s) + grads[1] * formula::entropy(&moved, s),

@@ -25,7 +25,7 @@ struct Given {
     scale: f32,
 }
 
-/// Columns and rows of a row-major matrix exchanged.
+/// Returns the transpose of a row-major matrix.
 fn transposed(x: &[f64], rows: usize, columns: usize) -> Vec<f64> {
     (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
 }
@@ -44,7 +44,7 @@ impl Given {
         }
     }
 
-    /// The array that the product writes, with the old C if the product is added to it.
+    /// Makes the array that the product writes. It holds the old C if the product is added to C.
     fn output(&self) -> TestArray {
         let [m, n, _] = self.shape;
         match &self.old {
@@ -76,7 +76,8 @@ impl Given {
         c.values()
     }
 
-    /// The formula, and a bound of each element's error. Tensor cores truncate sums, so the bound of a sum is doubled.
+    /// Returns C by the f64 formula, and a bound of each element's error. Tensor cores truncate sums, so the bound of a
+    /// sum is doubled.
     fn formula_and_bounds(&self) -> (Vec<f64>, Vec<f64>) {
         let [m, n, k] = self.shape;
         let a = self.a.to_f64();
@@ -120,7 +121,7 @@ fn products_equal_the_formula() {
     }
 }
 
-/// The bits of a row do not depend on the number of rows, on the row's place, and on the number of columns.
+/// The bits of a row of C do not depend on the number of rows, on the row's index, or on the number of columns.
 fn a_row_does_not_know_its_batch() {
     let [m, n, k] = [136, 40, 200];
     with_one_interleaving(|| {
@@ -140,7 +141,7 @@ fn a_row_does_not_know_its_batch() {
     });
 }
 
-/// Kernels with a fixed tile, with their form.
+/// Kernels with a fixed tile size, each with the form of product (layout and dtype) that it computes.
 const FIXED: [(Form, &Kernel); 7] = [
     (gemm::FWD, &gemm::FWD_BF16_HALVES),
     (gemm::FWD, &gemm::FWD_BF16_128X256),
@@ -151,7 +152,8 @@ const FIXED: [(Form, &Kernel); 7] = [
     (gemm::DX, &gemm::DX_BF16_128X256),
 ];
 
-/// [`run`] compares the kernels of an A100 and of an H100, so these are the bits of the plain kernels, too.
+/// All tile sizes give the same bits. [`run`] compares the kernels of an A100 and of an H100, so the plain kernels have
+/// these bits, too.
 fn all_tiles_give_the_same_bits() {
     with_one_interleaving(|| {
         for form in [gemm::FWD, gemm::DX] {

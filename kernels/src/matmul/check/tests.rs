@@ -22,9 +22,9 @@ fn scheduled_bytes(launch: &KernelLaunch, given: &Given) -> u64 {
     2 * k * (m * n.div_ceil(columns) + n * m.div_ceil(rows * blocks)) + old
 }
 
-/// Each tile of a form goes along several tiles of C and several stages of k, some of which are incomplete, and the
-/// second block of its clusters multiplies, too. The results have the bits of the plain kernel under every interleaving,
-/// the bytes are those of the schedule, and only the f32 chunks of C have bank conflicts.
+/// Runs each tile size on several tiles of C and several stages of k, some of which are incomplete; the second block of
+/// a cluster multiplies, too. Under every interleaving the results have the bits of the plain kernel. The bytes are
+/// those of the schedule, and only the f32 chunks of C have bank conflicts.
 fn tiles_have_the_bits_of_the_plain_kernel(selects: fn(Form) -> bool) {
     let shape = [264, 264, 136];
     let chosen = FORMS.map(|form| (form, form.kernel(), form.c_dtype == DType::F32));
@@ -69,7 +69,7 @@ fn tiles_of_the_gradient_of_the_weight_have_the_bits_of_the_plain_kernel() {
     tiles_have_the_bits_of_the_plain_kernel(|form| form.a_transposed);
 }
 
-/// Which products these kernels take.
+/// Tests which products the Hopper kernels accept.
 #[test]
 fn products_that_tensor_copies_cannot_take_have_no_launch() {
     let given = Given::new(gemm::DW, [64, 64, 72], false, false, 1.0);
@@ -78,7 +78,7 @@ fn products_that_tensor_copies_cannot_take_have_no_launch() {
     let symbol = |p| gemm::kernel_launch(&p, &Arch::H100).map(|launch| launch.kernel.name);
     assert_eq!(symbol(good), Some("gemm_dw_bf16"));
     assert_eq!(symbol(Matmul { c_dtype: DType::F32, ..good }), Some("gemm_dw_f32"));
-    // k is no row of an operand of this form.
+    // In this form no operand has rows of k elements, so k may be any number.
     assert_eq!(symbol(Matmul { k: 7, ..good }), Some("gemm_dw_bf16"));
     assert!(gemm::kernel_launch(&good, &Arch::A100).is_none());
     let mut others = [good; 6];

@@ -8,24 +8,26 @@ use super::{Part, Source, Unit, int8};
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// The cache lines of one part of an operand, from which a tile function prefetches one every few units. Then packing
+/// The cache lines of one part of an operand, of which a tile function prefetches one every few steps, so that packing
 /// finds the part in the second-level cache. If all lines were prefetched at once, the loads of the tile function would
 /// wait for them. Products of bf16 gain 1 to 6 % by this and other changes
 /// (benches/results/amd-epyc/2026-11-26-products-zen4.json).
 pub(super) struct Ahead {
     /// The next line.
     at: *const u8,
-    /// Lines left in this stretch of memory.
+    /// Number of lines left in this stretch of memory.
     left: usize,
-    /// Stretches left, this one included; each has `lines` lines, and `skip` bytes lie between two.
+    /// Number of stretches left, including this one. Each stretch has `lines` lines; `skip` bytes lie between two
+    /// stretches.
     stretches: usize,
     lines: usize,
     skip: usize,
 }
 
 impl Ahead {
-    /// The lines of `part`, which may be empty. An f32 or bf16 operand in groups has none: it is one stream of memory,
-    /// and with these prefetches f32 products that read it in place took 1 to 4 % longer (AMD EPYC, Zen 4).
+    /// Makes the list of the lines of `part`, which may be empty. The list is empty for an f32 or bf16 operand in
+    /// groups: such an operand is one stream of memory, and prefetching it made f32 products that read it in place 1 to
+    /// 4 % slower (AMD EPYC, Zen 4).
     pub(super) fn new(source: &Source, part: Part) -> Ahead {
         let element = source.unit.element();
         let elements = if matches!(source.unit, Unit::Pair | Unit::Int8Pair) { 2 } else { 1 };
@@ -84,7 +86,8 @@ mod tests {
     const UNITS: [Unit; 5] = [Unit::F32, Unit::Widened, Unit::Pair, Unit::Int8, Unit::Int8Pair];
 
     proptest! {
-        /// The lines hold the whole part, and few other bytes. Addresses are not accessed, so they may be any.
+        /// The prefetched lines cover the whole part and few other bytes. The test accesses no address, so addresses
+        /// may be any numbers.
         #[test]
         fn lines_hold_the_part(
             unit in prop::sample::select(&UNITS[..]),
@@ -115,7 +118,7 @@ mod tests {
                 let at = address(row + r, unit_at + u, second);
                 prop_assert!(lines.iter().any(|&line| (line..line + LINE).contains(&at)), "row {r}, unit {u}");
             }
-            // The last line of a stretch need not be full.
+            // The last cache line of a stretch may be used in part only.
             let all = rows.next_multiple_of(group) * units * unit.bytes();
             let stretches = if transposed { k } else { rows };
             prop_assert!(lines.len() <= all / LINE + stretches, "{} lines for {all} bytes", lines.len());

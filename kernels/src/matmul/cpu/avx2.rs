@@ -102,7 +102,7 @@ unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u32) {
 }
 
 /// # Safety
-/// The conditions of [`pack`], for 8 lanes of a width of 16.
+/// The conditions of [`pack`] hold, for a part of at most 8 rows and a width of 16.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn pack_rows(source: &Source, part: Part, dst: *mut u32) {
     let unit = source.unit;
@@ -156,7 +156,7 @@ unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: Su
 }
 
 /// # Safety
-/// The conditions of [`thin`], for 8 rows of B.
+/// The conditions of [`thin`] hold, for 8 rows of B.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn thin_rows<const M: usize, const WIDENED: bool>(
     a: *const u32,

@@ -63,8 +63,8 @@ pub(super) static BF16: Code = Code {
     thin_f32_groups: None,
 };
 
-/// Returns `acc + b * a` for every lane; `a` is the same unit in all lanes. Every sum is a chain of this one
-/// instruction.
+/// Returns `acc + b * a` for every lane; `a` is the same unit (an f32 or a pair of bf16) in all lanes. Every sum of the
+/// product is computed by this instruction alone, one unit of k after the other.
 macro_rules! step {
     (f32, $acc:expr, $b:expr, $a:expr) => {
         _mm512_fmadd_ps(_mm512_castsi512_ps($b), _mm512_set1_ps(f32::from_bits($a)), $acc)
@@ -81,8 +81,9 @@ macro_rules! step {
     }};
 }
 
-/// The index of the 32-bit word that holds unit `u` of row `i` of A, counted from a unit. A is packed as `[units][MR]`,
-/// or its columns are `$steps` words apart, or its rows are at these [`RowSteps`].
+/// Returns the index of the 32-bit word that holds unit `u` of row `i` of A, relative to the current unit. A is packed
+/// as `[units][MR]`; or it is read in place, with rows at the offsets `$steps` (a [`RowSteps`]) or with columns
+/// `$steps` words apart.
 macro_rules! word_of_a {
     ($u:ident, $i:ident) => {
         $u * MR + $i
@@ -95,7 +96,7 @@ macro_rules! word_of_a {
     };
 }
 
-/// Words from one unit of A to the next, and what [`word_of_a!`] needs.
+/// Returns the number of words from one unit of A to the next, and the `$steps` argument of [`word_of_a!`].
 macro_rules! steps_of_a {
     () => {
         (MR, ())
@@ -108,7 +109,7 @@ macro_rules! steps_of_a {
     };
 }
 
-/// Units of a step of the loop in a tile function, for which it prefetches one line.
+/// Number of units along k in one iteration of a tile function's loop, which prefetches one cache line.
 const UNITS_PER_LINE: usize = 4;
 
 macro_rules! tile {
@@ -135,7 +136,7 @@ macro_rules! tile {
                 }
             }
             let (unit_words, _steps) = steps_of_a!($($stride $order)?);
-            // Adds the products of unit `u` from `a` and `b` on.
+            // Adds the products of unit `u` (an element or a pair along k), counted from the pointers `a` and `b`.
             macro_rules! add_unit {
                 ($u:ident) => {
                     // SAFETY: `a` and `b` hold the unit, and `i` is below MR, the number of rows of `a`.
@@ -213,9 +214,9 @@ pub(super) fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
 }
 
 /// Loads a cache line into the second-level cache, for a read that comes thousands of instructions later; `at` may be
-/// any address. Only explicit prefetches keep the memory busy here: the processor's own ones do not follow 16 rows of
-/// a kilobyte or two. On an AMD EPYC a prefetch into the first-level cache, whose few slots for misses the loads need
-/// as well, reads rows of 896 bf16 at less than half of the speed
+/// any address. Only explicit prefetches keep the memory busy here: the hardware prefetcher does not follow 16 rows of
+/// a kilobyte or two. On an AMD EPYC, rows of 896 bf16 are read at less than half of the speed if they are prefetched
+/// into the first-level cache, because the loads need its few slots for misses as well
 /// (benches/results/amd-epyc/2026-11-22-weights-read.json).
 #[target_feature(enable = "avx512f")]
 #[inline]
@@ -223,9 +224,9 @@ fn prefetch(at: *const u8) {
     _mm_prefetch::<_MM_HINT_T1>(at.cast());
 }
 
-/// Rows of at most this many bytes are prefetched in the order of addresses, which memory serves faster than 16
-/// streams (benches/results/amd-epyc/2026-11-23-thin-prefetch.json). Longer rows gained nothing from it and are
-/// prefetched in the order in which they are read.
+/// Rows of at most this many bytes are prefetched in the order of addresses, which is faster than 16 streams, one of
+/// each row (benches/results/amd-epyc/2026-11-23-thin-prefetch.json). Longer rows gained nothing from this order and
+/// are prefetched in the order in which they are read.
 const ADJACENT_ROW_BYTES: usize = 4096;
 
 /// Loads the next 64 bytes of 16 rows.
@@ -243,9 +244,9 @@ unsafe fn load(at: *const u8, stride: usize) -> [__m512i; 16] {
     r
 }
 
-/// Loads the next 64 bytes of 16 rows. There may be fewer rows and bytes; missing ones are 0. A load whose mask is
-/// empty would read nothing of a row that does not exist, but takes an AMD EPYC (Zen 5) some 70 ns if its address is
-/// not mapped.
+/// Loads the next 64 bytes of 16 rows. There may be fewer rows and bytes; missing bytes are returned as 0. Rows that do
+/// not exist are skipped: a load with an empty mask would read nothing, but it takes some 70 ns on an AMD EPYC (Zen 5)
+/// if its address is not mapped.
 ///
 /// # Safety
 /// Each of `rows` rows has `bytes` readable bytes from `at`; rows are `stride` bytes apart.
@@ -294,7 +295,7 @@ pub(super) unsafe fn pack(source: &Source, part: Part, width: usize, dst: *mut u
 }
 
 /// # Safety
-/// The conditions of [`pack`], for at most 16 rows, which are `lanes` of the `width` lanes.
+/// The conditions of [`pack`] hold, for at most 16 rows, which fill `lanes` of the `width` lanes.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst: *mut u32) {
     let mask = ((1u32 << lanes) - 1) as u16;
@@ -337,8 +338,8 @@ unsafe fn pack_rows(source: &Source, part: Part, width: usize, lanes: usize, dst
     }
 }
 
-/// Packs 64 bytes of 16 rows as `[16][width]`, or with WIDENED as `[32][width]`; prefetches the same bytes of the
-/// next 16 rows.
+/// Packs 64 bytes of each of 16 rows as `[16][width]` words, or with WIDENED (bf16 converted to f32) as `[32][width]`.
+/// Prefetches the same bytes of the next 16 rows.
 ///
 /// # Safety
 /// All 16 rows are readable from `at`, `stride` bytes apart; `dst` has room for 16 lanes of each unit.
@@ -365,15 +366,16 @@ unsafe fn pack_whole<const WIDENED: bool>(at: *const u8, stride: usize, width: u
     }
 }
 
-/// Number of k that [`pack_columns`] prefetches ahead.
+/// Prefetch distance of [`pack_columns`], in rows of the source (one row for each k).
 const COLUMNS_AHEAD: usize = 16;
 
-/// Packs a source that is stored as `[k, rows]`, with V vectors for the `width` lanes of a unit: pairs of bf16, bf16
-/// that are widened, or else f32. Rows of k may be a page apart, where the processor prefetches nothing, so the same
-/// lanes are prefetched some k ahead.
+/// Packs a source that is stored as `[k, rows]`; the `width` lanes of a unit are V vectors. The source is bf16 that is
+/// packed as pairs (PAIRS), bf16 that is converted to f32 (WIDENED), or f32. Neighbouring k may be a page or more
+/// apart, where the hardware prefetcher does not work, so the same lanes are prefetched [`COLUMNS_AHEAD`] k ahead.
 ///
 /// # Safety
-/// The conditions of [`pack`], for a width of at most `16 * V`; the source has units of this kind.
+/// The conditions of [`pack`] hold, for a width of at most `16 * V`; the source's units are those that PAIRS and
+/// WIDENED name.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn pack_columns<const V: usize, const PAIRS: bool, const WIDENED: bool>(
     source: &Source,
@@ -495,7 +497,7 @@ macro_rules! thin {
             let base = unsafe { b.base.add(row * stride) };
             let mut sums = [_mm512_setzero_ps(); M];
             let whole = if rows >= 16 { stride / 64 } else { 0 };
-            // Each step prefetches 16 lines of the next 16 rows.
+            // Each iteration prefetches 16 cache lines of the next 16 rows.
             let (step, line) = if stride <= ADJACENT_ROW_BYTES { (1024, 64) } else { (64, stride) };
             for c in 0..whole {
                 for i in 0..16 {

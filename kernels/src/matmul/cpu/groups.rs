@@ -1,8 +1,8 @@
-//! Operands B that are stored in groups of 32 rows, whose elements lie side by side: f32 as `[n / 32][k][32]`, bf16
-//! as `[n / 32][k / 2][32][2]`, pairs of neighbouring k. So a group is a sequence of *lines* of 128 bytes: one
-//! element of 32 rows, or one pair. That is the layout of a packed panel with 32 lanes, which tile functions of such
-//! panels read where it lies. This file has the packing of a plain operand into groups, that of groups for all other
-//! tile functions, and the loops for products with few rows of A:
+//! Operands B that are stored in groups of 32 rows, whose elements lie side by side: f32 as `[n / 32][k][32]`, bf16 as
+//! `[n / 32][k / 2][32][2]`, pairs of neighbouring k. So a group is a sequence of *lines* of 128 bytes: one element of
+//! 32 rows, or one pair. A group has the layout of a packed panel with 32 lanes, so tile functions for 32 lanes read it
+//! in place. This file packs a plain operand into groups, packs groups for all other tile functions, and has the loops
+//! for products with few rows of A:
 //!
 //! ```text
 //! for each group of B:                               # 32 columns of C
@@ -11,9 +11,9 @@
 //!         for each row i of A:  sums[i] = fma(a[p][i], b, sums[i])
 //! ```
 //!
-//! A sum has the same order as in the tile functions. The whole operand is one stream of memory, which is read at the
-//! rate of plain reading (benches/results/amd-epyc/2026-11-23-packed-weights.json). Intel and AMD want other prefetches
-//! (`fetch`).
+//! The sums are in the same order as in the tile functions. The whole operand is read sequentially, at the rate of
+//! plain reading (benches/results/amd-epyc/2026-11-23-packed-weights.json). Intel and AMD processors need different
+//! prefetches (`fetch`).
 
 use reel_device::Team;
 
@@ -24,16 +24,17 @@ use reel_device::launch::GROUP_ROWS;
 
 /// Words of a line.
 const LANES: usize = GROUP_ROWS;
-/// Words from a read to what is prefetched meanwhile (8 KiB).
+/// Prefetch distance in 32-bit words (8 KiB).
 const AHEAD: usize = 2048;
-/// The same where lines are prefetched twice: to the second-level cache (3 KiB), and then to the first (1.5 KiB).
+/// Prefetch distances in 32-bit words where lines are prefetched twice: to the second-level cache (3 KiB ahead), and
+/// later to the first-level cache (1.5 KiB ahead).
 #[cfg(target_arch = "x86_64")]
 const FAR: usize = 768;
 #[cfg(target_arch = "x86_64")]
 const NEAR: usize = 384;
 
-/// The address of unit `unit` of rows `row ..`, which lie in one group. The unit is an f32, a pair of bf16, or one of
-/// the two elements of a pair; then the address is that of the pair.
+/// Returns the address of unit `unit` (along k) of rows `row ..`, which lie in one group. The unit is an f32, a pair of
+/// bf16, or one element of a pair; for one element, the address is that of its pair.
 pub(super) fn line_at(source: &Source, row: usize, unit: usize) -> *const u32 {
     let line = if source.unit == Unit::GroupedWidened { unit / 2 } else { unit };
     let lines = if source.unit == Unit::GroupedF32 { source.k } else { source.k.div_ceil(2) };
@@ -41,9 +42,10 @@ pub(super) fn line_at(source: &Source, row: usize, unit: usize) -> *const u32 {
     source.base.cast::<u32>().wrapping_add((group + line) * LANES + row % GROUP_ROWS)
 }
 
-/// Packs a block of an operand in groups, f32 elements and pairs as they are or each element of a pair as one f32, as
-/// its [`Unit`] says. The width divides that of a group, and the block begins at a multiple of it. Units beyond the
-/// end of k are 0. `prefetch` gets addresses that are read later, if they exist.
+/// Packs a block of an operand that is stored in groups. Depending on its [`Unit`], f32 elements and pairs of bf16 are
+/// copied, or each element of a pair is converted to f32. `width` divides 32, the rows of a group, and the block begins
+/// at a multiple of `width`. Units beyond the end of k are 0. `prefetch` is called with addresses that are read later;
+/// they may lie beyond the operand.
 ///
 /// # Safety
 /// `dst` has room for `[part.units][width]`.
@@ -102,8 +104,8 @@ pub(super) unsafe fn pack_words(source: &Source, part: Part, width: usize, dst: 
     }
 }
 
-/// Packs row groups of `weight` one after the other: `to` gets `[n / 32][lines][32]`. Lanes beyond its last row, and
-/// the second element of a last pair that is not complete, are 0.
+/// Packs the rows of `weight` into groups: `to` becomes `[n / 32][lines][32]` words. Lanes beyond the last row are 0,
+/// and so is the second element of the last pair if k is odd.
 ///
 /// # Safety
 /// The source is plain and not transposed; `to` has room for the groups; `pack` works on this machine.
@@ -123,44 +125,46 @@ pub(super) mod avx512 {
 
     use super::*;
 
-    /// f32 multiply-adds with B of bf16.
+    /// Products with few rows of A and a bf16 B in groups, by f32 multiply-adds.
     pub(in super::super) static THIN_WIDENED: Thin = thin(2, thin_widened);
     /// bf16 dot products.
     pub(in super::super) static THIN_PAIRS: Thin = thin(1, thin_pairs);
-    /// f32 multiply-adds with B of f32.
+    /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
     pub(in super::super) static THIN_F32: Thin = thin(1, thin_elements);
 
     const fn thin(passes: usize, multiply: super::super::MultiplyThin) -> Thin {
         Thin { most: MOST, passes, rows: GROUP_ROWS, least_rows: GROUP_ROWS, reads_rows_of_a: true, multiply }
     }
 
-    /// Rows of A whose sums, 32 columns each, leave room for the line in the 32 registers.
+    /// Maximum number of rows of A in a block: their sums, 32 columns each, take 24 of the 32 registers and leave room
+    /// for a line of B.
     const BLOCK: usize = 12;
-    /// With more rows of A the tile functions are as fast: the arithmetic takes longer than reading B.
+    /// Maximum number of rows of A for these functions. With more rows the tile functions are as fast, because
+    /// arithmetic takes longer than reading B.
     const MOST: usize = 3 * BLOCK;
-    /// Maximum number of cache lines of a weight group in a chunk (32 KiB). All blocks of rows are multiplied by one
-    /// chunk before the next chunk. The first block moves it from the second-level cache to the first, the others read
-    /// it from there or from the second level again. Chunks of 8 KiB, which fit into the first level, are slower: each
-    /// block loads and stores its sums once a chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
+    /// Maximum number of lines of a group of B in a chunk (32 KiB). All blocks of rows of A are multiplied by a chunk
+    /// before the next chunk is read. The first block brings the chunk from the second-level cache to the first; later
+    /// blocks find it in one of the two. Chunks of 8 KiB, which fit into the first level, are slower, because each
+    /// block loads and stores its sums once for each chunk (benches/results/amd-epyc/2026-11-24-few-rows.json).
     const CHUNK: usize = 256;
 
-    /// What a block of rows prefetches.
+    /// What is prefetched while a block of rows of A is multiplied.
     mod fetch {
-        /// Its own lines, past the second-level cache: they are read once.
+        /// Prefetches later lines of the current chunk with the non-temporal hint, because they are read once.
         pub const ONCE: u8 = 0;
-        /// The same for an Intel processor, to the second-level cache and then to the first. There, reading with a
-        /// prefetch past the second level takes three times as long
+        /// Prefetches later lines of the current chunk twice, to the second-level cache and then to the first: for
+        /// Intel processors, on which reading with a non-temporal prefetch takes three times as long
         /// (benches/results/intel-xeon/2026-11-25-prefetch.json).
         pub const TWICE: u8 = 1;
-        /// Its part of the next chunk, to the second-level cache, and its own lines to the first: the first chunk of a
-        /// task was not prefetched before.
+        /// Prefetches this block's part of the next chunk to the second-level cache, and later lines of the current
+        /// chunk to the first: a task's first chunk was not prefetched before.
         pub const FIRST: u8 = 2;
-        /// Its part of the next chunk, to the second-level cache. The blocks share that work so that memory is read at
-        /// an even rate, not only by the first block.
+        /// Prefetches this block's part of the next chunk to the second-level cache. All blocks share these prefetches
+        /// so that memory is read at an even rate, not only during the first block.
         pub const LATER: u8 = 3;
     }
 
-    /// Packs a block, see `pack_with`.
+    /// Packs a block of an operand in groups as `pack_with` describes, with prefetches.
     ///
     /// # Safety
     /// The processor has AVX-512 F and BW; `dst` has room for `[part.units][width]`.
@@ -170,41 +174,43 @@ pub(super) mod avx512 {
         unsafe { pack_with(source, part, width, dst, |at| _mm_prefetch::<_MM_HINT_T0>(at.cast())) }
     }
 
-    /// Some lines of a group of B, and the same units of some rows of A.
+    /// The operands of one call: some lines of a group of B, and the units of A that they are multiplied with.
     #[derive(Clone, Copy)]
     struct Strip {
         /// The first line.
         b: *const u32,
-        /// Lines of which all units are multiplied.
+        /// Number of lines whose units are all multiplied.
         lines: usize,
         /// True if one more line follows, of which only the first of two units exists.
         half: bool,
         /// The units of A.
         a: RowsOfA,
-        /// True if the sums continue those in memory, else they start at 0.
+        /// True if the products are added to the sums in memory; otherwise the sums start at 0.
         add: bool,
-        /// What to prefetch of the next chunk.
+        /// The part of the next chunk of B to prefetch.
         next: Next,
     }
 
-    /// The part of the next chunk that one of `blocks` blocks prefetches while it multiplies a chunk of as many lines.
+    /// The part of the next chunk of B that one block of rows prefetches. The blocks divide the next chunk evenly; each
+    /// prefetches once for every line of its current chunk.
     #[derive(Clone, Copy)]
     struct Next {
         first: *const u8,
-        /// Bytes from one prefetch to the next; two may name the same cache line.
+        /// Bytes from one prefetch address to the next; two prefetches may hit the same cache line.
         step: usize,
     }
 
     impl Next {
-        /// `end` is the address behind the chunk of `lines` lines.
+        /// Returns the part of block `block` of `blocks`. `end` is the end address of the current chunk of `lines`
+        /// lines, where the next chunk begins.
         fn part(end: *const u32, lines: usize, block: usize, blocks: usize) -> Next {
             let bytes = lines * LANES * 4;
             Next { first: end.cast::<u8>().wrapping_add(block * bytes / blocks), step: (LANES * 4).div_ceil(blocks) }
         }
     }
 
-    /// Adds the products of one line to all sums; of its first unit alone if `both` is false. `$a` is the address of
-    /// the line's first unit in the first row of A.
+    /// Adds the products of one line of B to all sums; only those of the line's first unit if `$both` is false. `$a` is
+    /// the address, in the first row of A, of the unit that the line's first unit is multiplied with.
     macro_rules! step {
         (pairs, $sums:ident, $a:expr, $rows:expr, $b:ident, $both:expr) => {
             for m in 0..M {
@@ -254,7 +260,7 @@ pub(super) mod avx512 {
                 let chunks = if blocks == 1 { 1 } else { lines.div_ceil(CHUNK).max(1) };
                 for chunk in 0..chunks {
                     let (start, end) = (chunk * lines / chunks, (chunk + 1) * lines / chunks);
-                    // The last line's second unit does not exist if k is odd.
+                    // If k is odd, the last line has a first unit but no second one.
                     let half = $units == 2 && end == lines && !b.k.is_multiple_of(2);
                     for block in 0..blocks {
                         let (first, last) = (block * m / blocks, (block + 1) * m / blocks);
@@ -307,7 +313,7 @@ pub(super) mod avx512 {
             /// Computes the sums of M rows of A and 32 rows of B.
             ///
             /// # Safety
-            /// The processor has the named features; the strip lies inside its operands; `to` has M rows of 32 sums.
+            /// The processor has the named features; the strip's lines and units exist; `to` has M rows of 32 sums.
             #[target_feature(enable = $features)]
             unsafe fn $strip<const M: usize, const FETCH: u8>(s: Strip, to: SumRows) {
                 let mut sums = [[_mm512_setzero_ps(); 2]; M];
@@ -371,9 +377,9 @@ pub(super) mod avx2 {
 
     use super::*;
 
-    /// f32 multiply-adds with B of bf16.
+    /// Products with few rows of A and a bf16 B in groups, by f32 multiply-adds.
     pub(in super::super) static THIN_WIDENED: Thin = Thin { multiply: thin::<true>, ..THIN_F32 };
-    /// f32 multiply-adds with B of f32.
+    /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
     pub(in super::super) static THIN_F32: Thin = Thin {
         most: 4,
         passes: THIN_PASSES,
@@ -383,7 +389,7 @@ pub(super) mod avx2 {
         multiply: thin::<false>,
     };
 
-    /// Packs a block, see `pack_with`.
+    /// Packs a block of an operand in groups as `pack_with` describes, with prefetches.
     ///
     /// # Safety
     /// The processor has AVX2 and FMA; `dst` has room for `[part.units][width]`.
@@ -393,7 +399,7 @@ pub(super) mod avx2 {
         unsafe { pack_with(source, part, width, dst, |at| _mm_prefetch::<_MM_HINT_T0>(at.cast())) }
     }
 
-    /// With WIDENED B is bf16, else f32.
+    /// Multiplies up to 4 rows of A with one group of B. B is bf16 if WIDENED is true, otherwise f32.
     ///
     /// # Safety
     /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the group with row `row` of B is
@@ -411,7 +417,7 @@ pub(super) mod avx2 {
         }
     }
 
-    /// Computes M rows of C for V vectors of 8 columns of a group, from lane `lane` on.
+    /// Computes M rows of C for 8 V columns of a group (V vectors), from lane `lane` of the group on.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn lanes<const M: usize, const V: usize, const WIDENED: bool>(
         a: *const u32,

@@ -8,26 +8,26 @@
 //!         for each row i of A:  sums[i][g] = fma(a[u][i], b[g], sums[i][g])
 //! ```
 //!
-//! A sum has the same order as in the tile functions. Several groups at a time give independent sums, so that the
-//! processor need not wait for one before the next.
+//! The sums are in the same order as in the tile functions. Several groups are computed at a time, because their sums
+//! are independent: the processor starts one fused multiply-add before the previous one has finished.
 
 use reel_device::launch::INT8_GROUP;
 
 use super::{MultiplyThin, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
 
-/// Columns of C that a call of a [`Thin`] function has room for.
+/// Maximum number of columns of C (rows of B) in one call of a [`Thin`] function.
 pub(super) const THIN_ROWS: usize = 64;
 
-/// A function for at most `most` packed rows of A.
+/// Describes a function that multiplies at most `most` packed rows of A with an int8 B.
 const fn thin_of(most: usize, multiply: MultiplyThin) -> Thin {
     Thin { most, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, reads_rows_of_a: false, multiply }
 }
-/// Bytes from a read to what is prefetched meanwhile in the same group.
+/// Prefetch distance in bytes, in the group that is read.
 const AHEAD: usize = 2048;
-/// Units of f32 in a cache line of a group.
+/// Number of elements along k in a cache line of a group: 16 rows of one byte each.
 const LINE: usize = 4;
 
-/// Returns the address of unit `unit` (an element along k) of the group of rows that has row `row`.
+/// Returns the address of element `k` of the group of 16 rows that contains row `row`.
 pub(super) fn group_at(source: &Source, row: usize, k: usize) -> *const u8 {
     source.base.wrapping_add((row / INT8_GROUP * source.k + k) * INT8_GROUP)
 }
@@ -61,20 +61,20 @@ pub(super) unsafe fn pack_plain(source: &Source, part: Part, width: usize, dst: 
 /// The bytes of `G` neighbouring groups.
 #[derive(Clone, Copy)]
 struct Groups {
-    /// The first byte of the first group.
+    /// Address of the first byte of the first group.
     base: *const u8,
     /// Elements along k.
     k: usize,
 }
 
 impl Groups {
-    /// The 16 bytes of element `k` of group `group`.
+    /// Returns the address of the 16 bytes of element `k` of group `group`.
     fn at(&self, group: usize, k: usize) -> *const u8 {
         self.base.wrapping_add((group * self.k + k) * INT8_GROUP)
     }
 
-    /// What to prefetch in each of `count` groups while element `k` is read: bytes of the same group, or near its end
-    /// bytes of the group that the same loop reads next, as an offset from the element.
+    /// Returns how far ahead of element `k`, in bytes, each of `count` groups is prefetched. Near the end of a group
+    /// the offset skips the other `count - 1` groups, so that it reaches the group that the loop reads next.
     fn ahead(&self, count: usize, k: usize) -> usize {
         let ends = k * INT8_GROUP + AHEAD >= self.k * INT8_GROUP;
         AHEAD + if ends { (count - 1) * self.k * INT8_GROUP } else { 0 }
@@ -93,7 +93,7 @@ pub(super) mod avx512 {
     /// bf16 dot products.
     pub(in super::super) static THIN_BF16: Thin = thin_of(12, thin_bf16);
 
-    /// Reads one element of 16 rows as f32.
+    /// Reads one element along k of each of 16 rows and converts it to f32.
     ///
     /// # Safety
     /// 16 bytes are readable.
@@ -104,7 +104,8 @@ pub(super) mod avx512 {
         _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(at.cast()) }))
     }
 
-    /// Reads two neighbouring elements along k of 16 rows as pairs of bf16. The second is 0 if `both` is false.
+    /// Reads two neighbouring elements along k of each of 16 rows and converts them to pairs of bf16. If `both` is
+    /// false, only the first element is read, and the second is 0.
     ///
     /// # Safety
     /// 32 bytes are readable; 16 if `both` is false.
@@ -146,9 +147,9 @@ pub(super) mod avx512 {
         }
     }
 
-    /// Packs some pairs of 32 rows, from row `row` on, as two blocks `[pairs][16]` for the halves of the rows. Pairs
-    /// beyond the end of k and rows that are not stored are 0. Prefetches the pairs that follow, or near the end of k
-    /// those of the next 32 rows: the loop is faster than memory.
+    /// Packs the given pairs of elements of 32 rows, from row `row` on, as two blocks `[pairs][16]`, one of each 16
+    /// rows. Pairs beyond the end of k and rows that are not stored are 0. Prefetches the pairs that follow, or near
+    /// the end of k the pairs of the next 32 rows, because the loop is faster than memory.
     ///
     /// # Safety
     /// The processor has AVX-512 F and BW; the operand is int8; `row` begins a group; both blocks have room.
@@ -183,7 +184,7 @@ pub(super) mod avx512 {
         }
     }
 
-    /// Adds the products of one unit to all sums.
+    /// Adds the products of one unit (an element, or a pair of elements, along k) to all sums.
     macro_rules! step {
         (f32, $sums:ident, $a:expr, $b:ident, $k:ident, $both:expr) => {{
             let mut b = [_mm512_setzero_ps(); G];
@@ -218,7 +219,8 @@ pub(super) mod avx512 {
         ($name:ident, $sweep:ident, $groups:ident, $features:literal, $unit:ident, $each:literal) => {
             /// # Safety
             /// The processor has the named features; `a` holds the units of `m` packed rows, 1 to 12; the groups with
-            /// rows `row .. row + rows` are stored, and `row` begins one; `to` has `m` rows of sums.
+            /// rows `row .. row + rows` of B are stored, and `row` is the first row of a group; `to` has `m` rows of
+            /// sums.
             unsafe fn $name(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
                 let a = a.words;
                 // SAFETY: the conditions of this function are those of `$sweep`.
@@ -314,7 +316,7 @@ pub(super) mod avx2 {
     /// f32 multiply-adds.
     pub(in super::super) static THIN_F32: Thin = thin_of(4, thin);
 
-    /// Reads one element of 8 rows as f32.
+    /// Reads one element along k of each of 8 rows and converts it to f32.
     ///
     /// # Safety
     /// 8 bytes are readable.
@@ -325,7 +327,7 @@ pub(super) mod avx2 {
         _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(at.cast()) }))
     }
 
-    /// Packs a block of an int8 operand as f32; `width` is 16, and the block begins with a group.
+    /// Packs a block of an int8 operand as f32, fast if `width` is 16; the block begins with a group.
     ///
     /// # Safety
     /// The processor has AVX2; the operand is int8; `dst` has room for `[part.units][width]`.
@@ -347,8 +349,8 @@ pub(super) mod avx2 {
     }
 
     /// # Safety
-    /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the groups with rows `row ..
-    /// row + rows` are stored, and `row` begins one; `to` has `m` rows of sums.
+    /// The processor has AVX2 and FMA; `a` holds the units of `m` packed rows, 1 to 4; the groups with rows `row .. row
+    /// + rows` of B are stored, and `row` is the first row of a group; `to` has `m` rows of sums.
     unsafe fn thin(m: usize, a: RowsOfA, b: &Source, row: usize, rows: usize, to: SumRows) {
         let a = a.words;
         let count = rows.div_ceil(INT8_GROUP);

@@ -57,27 +57,27 @@ const TASK_ROWS: usize = 512;
 /// Maximum number of units (f32 elements) per row for which A is always read without packing. Longer rows may compete
 /// for the same few sets of the cache: see [`Product::direct`].
 const DIRECT_UNITS: usize = 512;
-/// Maximum number of bytes of a transposed f32 A that is read without packing. Each unit of a tile is in a cache line
-/// of its own, so A must come from a cache. Packing takes up to a tenth of a small product, and little of a large one
-/// (benches/results/amd-epyc/2026-11-25-few-rows-and-columns.json).
+/// Maximum number of bytes of a transposed f32 A that is read without packing. Each unit of k of a tile lies in a
+/// different cache line, so reading is only fast if A is in a cache. Packing takes up to a tenth of the time of a small
+/// product, and little of that of a large one (benches/results/amd-epyc/2026-11-25-few-rows-and-columns.json).
 const DIRECT_COLUMNS: usize = 2 << 20;
-/// If each thread has at least this many tiles of A to compute, every thread gets its own rows of A.
+/// If there are at least this many tiles of A per thread, the rows of A are divided among the threads.
 const OWN_TILES: usize = 4;
-/// Maximum number of bytes of B that every thread packs for itself, so that it can have its own rows of A. With dot
-/// products of bf16 pairs, reading A takes more of the time and B half as many bytes: there is no limit.
+/// Maximum number of bytes of B that every thread packs for itself, so that it can have its own rows of A. There is no
+/// limit with dot products of bf16 pairs, where B has half as many bytes and reading A takes a larger part of the time.
 const OWN_BYTES: usize = 1 << 20;
 /// Maximum number of bytes of A that are packed at a time.
 const PACKED_A: usize = 16 << 20;
-/// The least k of products with an f32 operand that tiles of AMX compute if the instruction set is [`Isa::AmxF32`]. The
-/// weights of a shorter k are mostly in the caches, where splitting them takes longer than multiply-adds with few rows
-/// of A do (benches/results/intel-xeon/2026-11-26-amx-f32.json, products with one copy of B). k alone decides, so that
-/// the order of a sum depends on nothing else.
+/// The least k of products with an f32 operand that tiles of AMX compute if the instruction set is [`Isa::AmxF32`].
+/// Weights with a shorter k are mostly in the caches; with few rows of A, splitting such weights into bf16 parts takes
+/// longer than f32 multiply-adds do (benches/results/intel-xeon/2026-11-26-amx-f32.json, products with one copy of B).
+/// The choice depends on k alone, and so does the order of a sum.
 pub(super) const LEAST_K_ON_TILES: usize = 512;
 /// If A has fewer units than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
-/// What the product computes with: a "unit" is one element along k, or a pair of bf16 elements. The variants say how
-/// units are stored in an operand and how they are packed.
+/// The unit of a sum along k: one element, or a pair of neighbouring bf16 elements. The variants say how units are
+/// stored in an operand and how they are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
     /// An f32.
@@ -86,15 +86,15 @@ enum Unit {
     Widened,
     /// Two neighbouring bf16 of one row; if k is odd, the last one is paired with a zero.
     Pair,
-    /// An int8 that is packed as an f32, in groups of 16 rows (`int8`).
+    /// An int8 that is packed as an f32, stored in groups of 16 rows (`int8`).
     Int8,
-    /// Two neighbouring int8 of one row that are packed as a pair of bf16, in groups of 16 rows.
+    /// Two neighbouring int8 of one row that are packed as a pair of bf16, stored in groups of 16 rows.
     Int8Pair,
-    /// [`Unit::F32`] in groups of 32 rows (`groups`).
+    /// An f32, stored in groups of 32 rows (`groups`).
     GroupedF32,
-    /// [`Unit::Pair`] in groups of 32 rows.
+    /// A pair of bf16 as [`Unit::Pair`], stored in groups of 32 rows.
     GroupedPair,
-    /// [`Unit::Widened`] in groups of 32 rows.
+    /// A bf16 that is packed as an f32, stored in groups of 32 rows (`groups`).
     GroupedWidened,
 }
 
@@ -148,24 +148,24 @@ struct Part {
 /// A tile of sums of products: some rows of `Code::nr` sums.
 struct Sums {
     at: *mut f32,
-    /// Sums from one row to the next.
+    /// Distance from one row to the next, in sums.
     stride: usize,
     /// Whether the memory holds sums to which the products are added; otherwise sums start at 0.
     continued: bool,
 }
 
-/// `tile(units, a, b, sums, ahead)`: `sums[i][j] += sum over u of a[u][i] * b[u][j]`. While it computes, it prefetches
-/// lines of `ahead`.
+/// A tile function: `tile(units, a, b, sums, ahead)` computes `sums[i][j] += sum over u of a[u][i] * b[u][j]`, and
+/// meanwhile prefetches the cache lines that `ahead` names.
 type Tile = unsafe fn(usize, *const u32, *const u32, Sums, &mut Ahead);
 /// A [`Tile`] that reads A unpacked: its argument after `a` is the number of words from one row to the next, or of a
 /// transposed A from one unit to the next.
 type Direct = unsafe fn(usize, *const u32, usize, *const u32, Sums, &mut Ahead);
-/// `pack(source, part, width, dst)`: `dst[u][i]` is unit `u` of row `i` of the part; lanes `part.rows .. width` are
-/// 0.
+/// A packing function: `pack(source, part, width, dst)` sets `dst[u][i]` to unit `u` of row `i` of the part, and lanes
+/// `part.rows .. width` to 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
 
-/// Tile functions for 1 to [`Code::mr`] rows of an A of whole units that need no packing; those for r rows have the
-/// index r − 1.
+/// Tile functions that read A in place, without packing, if its rows consist of whole units. The function for r rows (1
+/// to [`Code::mr`]) has the index r − 1.
 struct DirectTiles {
     rows: &'static [Direct],
     /// For a transposed f32 A.
@@ -195,7 +195,7 @@ struct Code {
 }
 
 impl Code {
-    /// The function that packs an operand of these units.
+    /// Returns the function that packs an operand of these units.
     fn pack_of(&self, unit: Unit) -> Pack {
         match unit {
             Unit::Int8 | Unit::Int8Pair => self.pack_int8,
@@ -204,7 +204,7 @@ impl Code {
         }
     }
 
-    /// The function for products with few rows of A and a B of these units.
+    /// Returns the function for products with few rows of A and a B of these units, if there is one.
     fn thin_of(&self, unit: Unit) -> Option<&'static Thin> {
         match unit {
             Unit::Int8 | Unit::Int8Pair => self.thin_int8,
@@ -235,9 +235,9 @@ impl Scratch {
 }
 
 thread_local! {
-    /// Packed units of A, in the thread that launches the product.
+    /// The buffer for packed units of A, in the thread that launches the product.
     static LAUNCH: RefCell<Scratch> = RefCell::default();
-    /// Packed units of B and partial sums, in the thread that computes with them.
+    /// The buffer for packed units of B and partial sums, in each thread that computes with them.
     static TASK: RefCell<Scratch> = RefCell::default();
 }
 
@@ -258,9 +258,10 @@ impl Packed {
     }
 }
 
-/// Whether a tile of C is prefetched while the one before it is computed. On Intel, stores to lines that are in no cache
-/// held products with a short k up: 512 × 490 × 128 took 0.38 ms instead of 0.23; with C in a cache they take 3 % longer
-/// now (benches/results/intel-xeon/2026-11-27-cold-memory.json). An AMD EPYC (Zen 4) gained nothing.
+/// Whether a tile of C is prefetched while the tile before it is computed. On Intel, stores to cache lines that are in
+/// no cache slowed products with a short k down: without prefetches 512 × 490 × 128 took 0.38 ms instead of 0.23. If C
+/// is in a cache, prefetching makes such products 3 % slower (benches/results/intel-xeon/2026-11-27-cold-memory.json).
+/// An AMD EPYC (Zen 4) gained nothing.
 fn prefetches_c() -> bool {
     #[cfg(target_arch = "x86_64")]
     return reel_device::cpu::simd::is_intel();
@@ -277,8 +278,9 @@ pub unsafe fn run(p: &Matmul, team: &Team) {
     unsafe { run_on(isa(), p, team) }
 }
 
-/// Computes a product of the simulated GPU: [`run`], but f32 with multiply-adds alone, as the simulated kernels compute
-/// it. Some of them have to give the bits of a product (`patch_embedding`), or of one that is filled up with zeros.
+/// Computes a product for device `sim`: like [`run`], but f32 products use multiply-adds only, never split bf16 parts.
+/// The simulated kernels use f32 multiply-adds too, and some of them (`patch_embedding`) must give the bits of such a
+/// product, or of one whose operands are padded with zeros.
 ///
 /// # Safety
 /// The conditions of [`run`].
@@ -288,7 +290,7 @@ pub unsafe fn run_simulated(p: &Matmul, team: &Team) {
 }
 
 /// Whether products read a B of f32 or bf16 in groups of rows faster than one that is stored row by row. The portable
-/// code packs both.
+/// code gains nothing, since it packs either layout.
 pub fn reads_groups_faster() -> bool {
     isa() != Isa::Plain
 }
@@ -302,7 +304,7 @@ pub unsafe fn arrange(p: &WeightGroups, team: &Team) {
     unsafe { arrange_on(isa(), p, team) }
 }
 
-/// [`arrange`] with the code of instruction set `isa`, which this machine must have.
+/// Does what [`arrange`] does, with the code of instruction set `isa`, which this machine must have.
 pub(super) unsafe fn arrange_on(isa: Isa, p: &WeightGroups, team: &Team) {
     let pack = match isa {
         #[cfg(target_arch = "x86_64")]
@@ -315,7 +317,7 @@ pub(super) unsafe fn arrange_on(isa: Isa, p: &WeightGroups, team: &Team) {
     unsafe { groups::arrange(&weight, pack, Packed(p.to.0 as *mut u32), team) }
 }
 
-/// [`run`] with the code of instruction set `isa`, which this machine must have.
+/// Does what [`run`] does, with the code of instruction set `isa`, which this machine must have.
 pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
     // An int8 is exact in bf16, too.
     let both_bf16 = p.a.dtype == DType::BF16 && p.b.dtype != DType::F32;
@@ -374,7 +376,7 @@ struct Product<'a, T> {
     b: Source,
     c: OutputArray<T>,
     bias: &'a [T],
-    /// The scales of an int8 B; else empty.
+    /// The scales of an int8 B, one for each of its rows; empty for any other B.
     b_scale: &'a [f32],
     accumulate: bool,
     scale: f32,
@@ -406,7 +408,8 @@ impl<'a, T: Element> Product<'a, T> {
             Some(_) => self.m,
             None => (PACKED_A / 4 / self.units.max(1)).max(4 * mr),
         };
-        // Every block of rows packs B again, so no block is much smaller than the others.
+        // Divides A into blocks of rows of nearly the same size. B is packed again for every block, so a very small
+        // block would cost almost as much as a large one.
         let rows = self.m.div_ceil(self.m.div_ceil(most)).next_multiple_of(mr);
         for row in (0..self.m).step_by(rows) {
             // SAFETY: the operands are valid as `Matmul` documents; the rows lie inside A.
@@ -418,7 +421,7 @@ impl<'a, T: Element> Product<'a, T> {
     unsafe fn block(&self, row: usize, rows: usize, scratch: &mut Scratch) {
         let nr = self.code.nr;
         let tiles = rows.div_ceil(self.code.mr);
-        // All tiles get nearly the same number of rows, so that the last one is not much smaller than the others.
+        // All tiles get nearly the same number of rows, so that the last tile is not much smaller than the others.
         let mr = rows.div_ceil(tiles);
         let packed = Packed(scratch.words(tiles * mr * self.units));
         let pack = |tile: usize| {
@@ -436,28 +439,29 @@ impl<'a, T: Element> Product<'a, T> {
         }
         let panels = self.n.div_ceil(nr);
         let threads = self.team.threads();
-        // With many rows of A each thread computes its own rows of C, which are then in its cache for the next
-        // launch. The cost is that every thread packs B for itself.
+        // With many rows of A, each thread computes its own rows of C, which are then in the thread's cache for the
+        // next launch. The cost is that every thread packs B for itself.
         let pairs = matches!(self.b.unit, Unit::Pair | Unit::Int8Pair | Unit::GroupedPair);
         let shares_b = !pairs && self.n * self.b.k * self.b.unit.element() > OWN_BYTES;
         let own = if tiles >= OWN_TILES * threads && !shares_b { threads } else { 1 };
         let wide = if panels.div_ceil(2) * own >= 4 * threads || threads == 1 { 2 } else { 1 };
         let columns = panels.div_ceil(wide);
-        // If there are too few columns for all threads, the rows are divided too.
+        // If there are too few groups of columns for all threads, the rows of A are divided too.
         let least = if columns * own >= 2 * threads || threads == 1 { own } else { (2 * threads).div_ceil(columns) };
         let parts = rows.div_ceil(TASK_ROWS).max(least).next_multiple_of(own).min(tiles);
         self.team.run(columns * parts, |task| {
             let (part, column) = (task / columns, task % columns);
             let (first, last) = (part * tiles / parts, (part + 1) * tiles / parts);
             let (p0, p1) = (column * wide, panels.min((column + 1) * wide));
-            // The thread mostly gets the next task as well.
+            // Names the panels to prefetch: those of the next task, which the same thread mostly gets.
             let next = p1..if column + 1 < columns { panels.min((column + 2) * wide) } else { p1 };
             // SAFETY: tasks own disjoint tiles of C.
             TASK.with_borrow_mut(|s| unsafe { self.task(row, rows, mr, packed, first..last, p0..p1, next, s) });
         });
     }
 
-    /// Returns the tile functions that read A unpacked, and where its rows are, if A allows it.
+    /// Returns the tile functions that read A without packing, and the address and strides of A; `None` if A must be
+    /// packed.
     fn direct(&self) -> Option<(&'static [Direct], RowsOfA)> {
         let tiles = self.code.direct?;
         if !self.a.transposed {
@@ -468,8 +472,9 @@ impl<'a, T: Element> Product<'a, T> {
         is_small.then_some((tiles.columns, columns))
     }
 
-    /// Returns the rows of A as they are stored, if whole units can be read there and a dozen rows do not lie in the
-    /// same few of the 64 sets of the first-level cache. Rows that are 2^i cache lines apart lie in 64 / 2^i sets.
+    /// Returns the address and strides of A for reading it in place; `None` if its rows do not consist of whole aligned
+    /// units, or if a dozen rows would share a few of the 64 sets of the first-level cache. Rows that are 2^i cache
+    /// lines apart lie in 64 / 2^i sets.
     fn rows_of_a(&self) -> Option<RowsOfA> {
         let row_bytes = self.a.k * self.a.unit.element();
         let is_spread = !row_bytes.is_multiple_of(64) || (row_bytes / 64).trailing_zeros() <= 5;
@@ -482,7 +487,8 @@ impl<'a, T: Element> Product<'a, T> {
         fits.then(|| RowsOfA { words: self.a.base.cast(), unit_words: 1, row_words: self.units })
     }
 
-    /// Multiplies the given tiles of A, of `mr` rows each, with the given panels of B. Prefetches the panels `next`.
+    /// Multiplies the given tiles of A, of `mr` rows each, with the given panels of B (`nr` rows each). Prefetches the
+    /// panels `next` of B.
     #[allow(clippy::too_many_arguments)]
     unsafe fn task(
         &self,
@@ -497,11 +503,11 @@ impl<'a, T: Element> Product<'a, T> {
     ) {
         let nr = self.code.nr;
         let blocks = self.units.div_ceil(UNITS).max(1);
-        // 32 units are a whole number of cache lines, so the blocks of a row of B start at cache lines if the row
-        // does.
+        // The block length is a multiple of 32 units, which are whole cache lines: if a row of B starts at a cache
+        // line, so does each of its blocks.
         let step = self.units.div_ceil(blocks).next_multiple_of(32);
         let pack_b = self.code.pack_of(self.b.unit);
-        // A group of f32 or of pairs of bf16 is a packed panel.
+        // A group of 32 rows of f32, or of pairs of bf16, already has the layout of a packed panel.
         let in_place = matches!(self.b.unit, Unit::GroupedF32 | Unit::GroupedPair) && nr == GROUP_ROWS;
         let area = mr * nr;
         let b_words = if in_place { 0 } else { panels.len() * step * nr };
@@ -570,8 +576,8 @@ impl<'a, T: Element> Product<'a, T> {
         }
     }
 
-    /// The address of these rows and columns of C if finished sums are stored there unchanged, and there are as many
-    /// columns as a tile has. C then also holds the partial sums.
+    /// Returns the address of these rows and columns of C if the sums need no further operation (f32 C, no scale, bias
+    /// or old C) and there are at least `nr` columns. The partial sums are then stored in C, too.
     fn sums_in_c(&self, row: usize, rows: usize, columns: &std::ops::Range<usize>, nr: usize) -> Option<*mut f32> {
         let is_plain = self.scale == 1.0 && self.bias.is_empty() && self.b_scale.is_empty() && !self.accumulate;
         if T::DTYPE != DType::F32 || !is_plain || columns.len() < nr {
@@ -581,7 +587,7 @@ impl<'a, T: Element> Product<'a, T> {
     }
 
     /// Multiplies sums by the scales, adds bias and old C, rounds once, and stores to C. `acc` has rows of `width`
-    /// sums; those of the first row belong to row `row` and the given columns of C.
+    /// sums; its first row belongs to row `row` and the given columns of C.
     fn finish(&self, acc: &mut [f32], width: usize, row: usize, columns: std::ops::Range<usize>) {
         if !self.b_scale.is_empty() {
             scale_columns(acc, width, &self.b_scale[columns.clone()]);

@@ -3,7 +3,7 @@
 use reel_device::launch::view::OutputArray;
 use reel_device::{Element, simd_fn};
 
-/// The part of C that sums are stored to: `columns` elements of each row. The first row's begin at index `start`, and
+/// The part of C that sums are stored to: `columns` elements of each row. The first row begins at index `start`, and
 /// rows are `stride` elements apart. The caller of [`store`] owns this part.
 pub(super) struct Destination<'a, T> {
     pub(super) c: &'a OutputArray<T>,
@@ -13,7 +13,8 @@ pub(super) struct Destination<'a, T> {
 }
 
 simd_fn! {
-    /// Multiplies the first sums of each row of `width` sums by the scales of their columns.
+    /// Multiplies each sum by the scale of its column. `acc` has rows of `width` sums, of which the first
+    /// `scales.len()` are scaled.
     pub(super) fn scale_columns(acc: &mut [f32], width: usize, scales: &[f32]) {
         for acc in acc.chunks_exact_mut(width) {
             acc.iter_mut().zip(scales).for_each(|(x, scale)| *x *= scale);
@@ -22,7 +23,8 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Stores rows of `width` sums; those beyond the columns of `to` are left out.
+    /// Multiplies sums by `scale`, adds bias and (with `accumulate`) the old C, and stores them. `acc` has rows of
+    /// `width` sums; sums beyond the columns of `to` are left out.
     pub(super) fn store<T: Element>(
         acc: &[f32],
         width: usize,

@@ -1,5 +1,5 @@
-//! Products with few rows of A, whose time is that of reading B: B is read from memory once, in the order in which it
-//! lies there, and no packed copy of it is stored.
+//! Products with few rows of A, which take as long as reading B: B is read from memory once, in the order of its
+//! addresses, and no packed copy of B is stored.
 
 use std::mem::MaybeUninit;
 
@@ -7,18 +7,19 @@ use reel_device::Element;
 
 use super::{Packed, Part, Product, Scratch, Source};
 
-/// Maximum number of bytes of B that one task reads in a product with few rows of A. The task prefetches the rows
-/// that follow, which helps only if the same thread then reads them.
+/// Maximum number of bytes of B that one task reads in a product with few rows of A. A task prefetches the next rows of
+/// B while it computes, which helps only if the same thread then reads these rows.
 pub(super) const THIN_BYTES: usize = 2048 << 10;
-/// Number of rows of a B that is not stored in groups which a product with few rows of A reads at a time.
+/// Number of rows of B that a product with few rows of A reads at a time, if B is not stored in groups.
 const THIN_ROWS: usize = 16;
-/// Sums that a [`Thin`] function computes in one call: at most 24 rows of A by 16 of B, 12 by 64, or 36 by 32.
+/// Maximum number of sums that a [`Thin`] function computes in one call: 24 rows of A by 16 of B, 12 by 64, or 36 by
+/// 32.
 const THIN_SUMS: usize = 1152;
 /// The usual [`Thin::passes`].
 pub(super) const THIN_PASSES: usize = 3;
 
-/// `multiply(m, a, b, row, rows, acc)`: multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows
-/// of B from `row` on. With [`Thin::rows`] of them, all `m` rows of that many sums are written.
+/// `multiply(m, a, b, row, rows, acc)` multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows of B
+/// from `row` on. If `rows` is [`Thin::rows`], every sum of the `m` rows of `acc` is written.
 pub(super) type MultiplyThin = unsafe fn(usize, RowsOfA, &Source, usize, usize, SumRows);
 
 /// Where rows of sums are written.
@@ -26,18 +27,18 @@ pub(super) type MultiplyThin = unsafe fn(usize, RowsOfA, &Source, usize, usize, 
 pub(super) struct SumRows {
     /// The first sum of the first row.
     pub(super) first: *mut f32,
-    /// Sums from one row to the next, at least [`Thin::rows`].
+    /// Distance from one row to the next, in sums: at least [`Thin::rows`].
     pub(super) stride: usize,
 }
 
 impl SumRows {
-    /// The address of column `column` of row `row`.
+    /// Returns the address of the sum in row `row` and column `column`.
     #[inline(always)]
     pub(super) fn at(self, row: usize, column: usize) -> *mut f32 {
         self.first.wrapping_add(row * self.stride + column)
     }
 
-    /// The sums from this row and column on.
+    /// Returns the sums from row `row` and column `column` on.
     #[inline(always)]
     pub(super) fn from(self, row: usize, column: usize) -> SumRows {
         SumRows { first: self.at(row, column), ..self }
@@ -53,7 +54,7 @@ pub(super) struct RowsOfA {
 }
 
 impl RowsOfA {
-    /// The rows from `row` on, without the units before `unit`.
+    /// Returns the rows from `row` on, each without the units along k before `unit`.
     pub(super) fn at(self, row: usize, unit: usize) -> RowsOfA {
         RowsOfA { words: self.words.wrapping_add(unit * self.unit_words + row * self.row_words), ..self }
     }
@@ -64,30 +65,30 @@ unsafe impl Sync for RowsOfA {}
 
 /// A function for products with few rows of A.
 pub(super) struct Thin {
-    /// Maximum number of rows of A in one call; `most * rows` is at most [`THIN_SUMS`].
+    /// Maximum number of rows of A in one call. `most` times `rows` is at most [`THIN_SUMS`].
     pub(super) most: usize,
-    /// Maximum number of calls for the same rows of B, which are then in a cache. With more rows of A, packed copies of
-    /// B pay off.
+    /// Maximum number of calls with the same rows of B, which are in a cache after the first call. For an A with more
+    /// rows than `passes * most`, packing B is faster.
     pub(super) passes: usize,
     /// Maximum number of rows of B in one call, a multiple of `least_rows`.
     pub(super) rows: usize,
-    /// A call begins at a multiple of this number of rows, and ends there or with B.
+    /// A call's rows of B begin at a multiple of this number, and end at a multiple or at the last row of B.
     pub(super) least_rows: usize,
-    /// Whether rows of A are read where they are stored, if [`Product::rows_of_a`] allows it; else all calls get packed
-    /// rows, `[units][m]`.
+    /// Whether rows of A are read where they are stored, if [`Product::rows_of_a`] allows it; otherwise all calls get
+    /// packed rows, `[units][m]`.
     pub(super) reads_rows_of_a: bool,
     pub(super) multiply: MultiplyThin,
 }
 
-/// Functions for a B that is stored row by row; `most` and `passes` are to be set.
+/// Describes a function for a B that is stored row by row. The caller sets `most` and `passes`.
 pub(super) const fn thin_rows_of_b(multiply: MultiplyThin) -> Thin {
     Thin { most: 0, passes: 0, rows: THIN_ROWS, least_rows: THIN_ROWS, reads_rows_of_a: false, multiply }
 }
 
 impl<T: Element> Product<'_, T> {
     /// Computes a product with few rows of A. B is read from memory once and not packed; each task reads a range of its
-    /// rows. More than `thin.most` rows of A are divided into passes, which all read a group of rows of B before the
-    /// next group.
+    /// rows. More than `thin.most` rows of A are divided into passes. All passes multiply one group of rows of B before
+    /// the next group is read.
     pub(super) unsafe fn thin(&self, thin: &Thin, scratch: &mut Scratch) {
         let passes = self.m.div_ceil(thin.most);
         let rows_of = |pass: usize| pass * self.m / passes..(pass + 1) * self.m / passes;
@@ -107,7 +108,7 @@ impl<T: Element> Product<'_, T> {
                 row_words: 1,
             },
         };
-        // The largest groups of which each thread gets one.
+        // Takes the larger of two group sizes with which every thread gets at least one group of rows of B.
         let has_groups = |rows: &usize| self.n.div_ceil(*rows) >= self.team.threads();
         let group_rows = [thin.rows, thin.rows / 2].into_iter().find(has_groups).unwrap_or(0).max(thin.least_rows);
         let groups = self.n.div_ceil(group_rows);
@@ -143,8 +144,8 @@ impl<T: Element> Product<'_, T> {
     }
 }
 
-/// Divides `groups` groups into runs of at most `most` groups and returns the number of runs. With enough groups it
-/// is a multiple of `threads`, so that all threads end at about the same time.
+/// Divides `groups` groups into runs of at most `most` groups and returns the number of runs. With enough groups this
+/// number is a multiple of `threads`, so that all threads end at about the same time.
 pub(super) fn runs(groups: usize, most: usize, threads: usize) -> usize {
     groups.div_ceil(most).next_multiple_of(threads).min(groups).max(1)
 }

@@ -1,10 +1,10 @@
-//! Tests of the code for AMX alone: sizes of blocks, shapes of the vision tower, the ends of the operands.
+//! Tests that only the AMX code needs: sizes of blocks, shapes of the vision tower, accesses beyond the operands.
 #![allow(unsafe_code)]
 
 use super::*;
 use crate::matmul::cpu::amx::{self, Blocking};
 
-/// Runs a product on tiles, with given sizes of blocks or the usual ones.
+/// Runs a product on AMX tiles, with the given sizes of blocks, or the usual sizes if `blocking` is `None`.
 fn blocked(c: &Case, x: &Inputs, blocking: Option<&Blocking>, threads: usize) -> Vec<f32> {
     // SAFETY: the arrays live and have the shapes of the case; the callers have installed the emulator.
     with_arrays(c, &x.a, &x.b, &x.bias, &x.old, |p| unsafe {
@@ -14,13 +14,13 @@ fn blocked(c: &Case, x: &Inputs, blocking: Option<&Blocking>, threads: usize) ->
 
 fn any_blocking() -> impl Strategy<Value = Blocking> {
     (1..4usize, 1..3usize, 1..4usize, any::<[bool; 2]>()).prop_map(|(steps, row_blocks, panels, [own_rows, thin])| {
-        // One word is the least: A is then packed in groups of 128 rows.
+        // With `packed_words` of 1, the smallest value, A is packed in groups of 128 rows.
         let shared_words = if own_rows { 0 } else { usize::MAX };
         Blocking { steps, row_blocks, panels, packed_words: 1, shared_words, thin }
     })
 }
 
-/// Products of bf16, of f32, or of both.
+/// Generates products whose operands are bf16 or f32, in any combination.
 fn any_case_on_tiles() -> impl Strategy<Value = Case> {
     let size = |most: usize| prop_oneof![1..=4usize, 1..=most];
     let of_storage = (any::<[bool; 2]>(), any::<bool>(), any::<bool>(), any::<[bool; 3]>(), 0..3usize);
@@ -57,7 +57,7 @@ proptest! {
         same(&format!("{c:?} {blocking:?}"), &usual, &got).map_err(TestCaseError::fail)?;
     }
 
-    /// The parts of an f32 lose no bit.
+    /// The three bf16 parts of an f32 add up to it exactly: its product with 1 has all of its bits.
     #[test]
     fn a_product_with_ones_gives_an_f32_exactly(
         x in prop::collection::vec((any::<bool>(), -103..=126i32, 0..1u32 << 23), 1..100),
@@ -84,8 +84,8 @@ fn shapes_of_the_vision_tower_are_computed_by_tiles() {
     if !amx_works() {
         return println!("skipped: the processor has no AVX-512");
     }
-    // 3420 and 1712 are multiples of 4 and of 16 and not of 32; 1176 is the length of a patch, 2048 puts rows of B
-    // into the same sets of a cache.
+    // 3420 is a multiple of 4 and 1712 of 16, but neither is one of 32, the step along k. 1176 is the length of a
+    // patch. With k = 2048 the rows of B fall into the same sets of a cache.
     for (i, (m, n, k)) in
         [(3, 3420, 40), (70, 33, 1712), (40, 50, 3420), (1, 65, 1176), (130, 32, 2048)].into_iter().enumerate()
     {
@@ -99,8 +99,8 @@ fn shapes_of_the_vision_tower_are_computed_by_tiles() {
     }
 }
 
-/// k alone decides what computes a product with an f32 operand: never the number of rows, which would give a row other
-/// bits in a batch than alone.
+/// Only k decides whether AMX tiles compute a product with an f32 operand. If the number of rows did, a row would have
+/// other bits in a batch than alone.
 #[test]
 fn tiles_multiply_f32_from_a_certain_k_on() {
     if !amx_works() {
@@ -128,7 +128,7 @@ fn large_products_on_tiles_cross_every_block() {
     if !amx_works() {
         return println!("skipped: the processor has no AVX-512");
     }
-    // More rows than a task multiplies with a panel before the next one, two blocks of k, several panels.
+    // The sizes give more rows than a task multiplies with one panel of B, two blocks of k, and several panels.
     for (transposed, dtypes) in [[false, false], [true, true]]
         .into_iter()
         .flat_map(|stored| [(stored, [BF16, BF16, F32]), (stored, [F32, F32, F32])])
@@ -171,7 +171,7 @@ impl Guarded {
         Guarded { base: base.cast(), bytes }
     }
 
-    /// The address of the last `bytes` bytes before the guard page.
+    /// Returns the address of the last `bytes` bytes before the page that cannot be accessed.
     fn addr(&self) -> Addr {
         Addr(self.base as u64 + (self.bytes.next_multiple_of(PAGE) - self.bytes) as u64)
     }
@@ -189,7 +189,8 @@ impl Drop for Guarded {
     }
 }
 
-/// The same for a B that is stored in groups, with the code of each instruction set.
+/// Products with a B in groups access nothing beyond their operands, with the code of each instruction set: such an
+/// access would end the process.
 #[test]
 fn nothing_beyond_groups_is_accessed() {
     for (m, n, k) in [(1, 1, 1), (1, 33, 31), (13, 32, 2), (17, 32, 33), (40, 64, 1025), (75, 20, 64)] {
@@ -235,7 +236,7 @@ fn nothing_beyond_groups_is_accessed() {
     }
 }
 
-/// Reads and writes beyond an operand would end the process.
+/// Products on AMX tiles access nothing beyond their operands: such an access would end the process.
 #[test]
 fn nothing_beyond_the_operands_is_accessed() {
     if !amx_works() {

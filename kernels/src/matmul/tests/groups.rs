@@ -1,5 +1,5 @@
-//! Tests of operands that are stored in groups of rows: their layout; that int8 changes no bit of a sum; that nothing
-//! beside groups is read. That groups of f32 and bf16 change no bit is a part of `check_bits`.
+//! Tests of operands that are stored in groups of rows: their layout, that int8 changes no bit of a sum, and that
+//! nothing outside the groups is read. `check_bits` tests that groups of f32 and bf16 change no bit.
 
 use super::*;
 

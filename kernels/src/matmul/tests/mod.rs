@@ -16,7 +16,7 @@ use super::{PRODUCT_CODE, cpu, formula, int8_groups};
 use crate::checks::{TestArray, addr, normal_numbers};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, check_close, check_rounded, check_within};
 
-/// Sizes (m, n, k) that the tests share. Most of them leave tiles and blocks incomplete.
+/// Sizes (m, n, k) that the tests share. Most sizes leave tiles and blocks incomplete.
 fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
     vec![
         (1, 1, 1),
@@ -35,7 +35,7 @@ fn test_cases_m_n_k() -> Vec<(usize, usize, usize)> {
         // Rows of f32 that lie in the same sets of a cache.
         (26, 20, 1024),
         (26, 20, 1536),
-        // The most rows of A that a product reads B for without packing it.
+        // 36 is the maximum number of rows of A with which B is read without packing.
         (36, 33, 40),
     ]
 }
@@ -54,7 +54,8 @@ struct Case {
     scale: f32,
 }
 
-/// Scales of the tested products. 1 and -16 are powers of two up to their sign, so they add no rounding error.
+/// Scales of the tested products. Multiplying by 1 or -16 adds no rounding error, because their magnitudes are powers
+/// of two.
 const SCALES: [f32; 3] = [1.0, 0.7, -16.0];
 
 fn isas() -> Vec<Isa> {
@@ -73,8 +74,8 @@ fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
 }
 
-/// Runs a product with the code of an instruction set. Of `amx-f32` it is always that of the tiles, which are otherwise
-/// used from some k on.
+/// Runs a product with the code of an instruction set. For `amx-f32` the product always runs on AMX tiles, even if k is
+/// below `LEAST_K_ON_TILES`.
 ///
 /// # Safety
 /// The conditions of [`cpu::run_on`].
@@ -99,7 +100,7 @@ fn product(isa: Isa, c: &Case, a: &[f32], b: &[f32], bias: &[f32], old: &[f32], 
     with_arrays(c, a, b, bias, old, |p| unsafe { run_with(isa, p, threads) })
 }
 
-/// The elements of a matrix `[n, k]` of this dtype in groups.
+/// Returns the elements of a matrix `[n, k]` in the layout of groups for this dtype.
 fn groups_of(dtype: DType, rows: &[f32], n: usize, k: usize) -> Vec<f32> {
     if dtype == F32 {
         return formula::row_groups(rows, n, k);
@@ -108,7 +109,7 @@ fn groups_of(dtype: DType, rows: &[f32], n: usize, k: usize) -> Vec<f32> {
     formula::row_groups(&rows, n, k).iter().map(|x| x.to_f32()).collect()
 }
 
-/// [`product`] with B, f32 or bf16, stored in groups.
+/// Runs the product of a test case with B (f32 or bf16) stored in groups, and returns C.
 #[allow(unsafe_code)]
 fn product_of_groups(isa: Isa, c: &Case, x: &Inputs, threads: usize) -> Vec<f32> {
     let groups = TestArray::new(c.dtypes[1], &groups_of(c.dtypes[1], &x.b, c.n, c.k));
@@ -174,7 +175,8 @@ fn inputs(c: &Case, seed: u64) -> Inputs {
     }
 }
 
-/// The scale of each row of an int8 B `[n, k]`, a function of the row alone. Scales of other operands are 1.
+/// Returns the scale of each row of an int8 B `[n, k]`, which depends on that row's elements only. For other dtypes all
+/// scales are 1.
 fn scales_of_b(b: &[f32], c: &Case) -> Vec<f32> {
     if c.dtypes[1] != I8 || c.k == 0 {
         return vec![1.0; c.n];
@@ -183,8 +185,8 @@ fn scales_of_b(b: &[f32], c: &Case) -> Vec<f32> {
 }
 
 /// Returns the elements of C by the formula, and the tolerance of each. An f32 sum of k products is off by at most k
-/// roundings of the sum of their magnitudes. The tolerance is a quarter of that, which is still more than the usual
-/// error. The bf16 dot product may flush denormals, and C is rounded once.
+/// roundings of the sum of their magnitudes. The tolerance is a quarter of this bound, which is still more than the
+/// usual error, plus terms for denormals that the bf16 dot product may flush and for the rounding of C.
 fn expected(c: &Case, x: &Inputs) -> (Vec<f64>, Vec<f64>) {
     let wide = |x: &[f32]| x.iter().map(|&x| x as f64).collect::<Vec<f64>>();
     let size = |x: &[f32]| x.iter().map(|&x| x.abs() as f64).collect::<Vec<f64>>();
@@ -227,7 +229,7 @@ fn same(what: &str, x: &[f32], y: &[f32]) -> Result<(), String> {
     }
 }
 
-/// Computes one element of C by a product of its own, from one row of A and one row of B.
+/// Computes element (i, j) of C alone, as the product of one row of A and one row of B.
 fn alone(isa: Isa, c: &Case, x: &Inputs, i: usize, j: usize) -> f32 {
     let one = Case { m: 1, n: 1, transposed: [false; 2], ..*c };
     let old = x.old[i * c.n + j];
@@ -287,10 +289,10 @@ const COMBINATIONS: [[DType; 3]; 12] = [
     [BF16, I8, BF16],
     [F32, I8, BF16],
 ];
-/// How many of the combinations differ in their sums; the others store C in another dtype.
+/// Number of combinations, from the first on, whose sums differ; the others only store C as bf16.
 const SUMS: usize = 6;
 
-/// Where an operand B of this dtype may be transposed.
+/// Returns whether A and B are stored transposed: as wanted, except that an int8 B never is.
 fn transposed(wanted: [bool; 2], dtypes: [DType; 3]) -> [bool; 2] {
     [wanted[0], wanted[1] && dtypes[1] != I8]
 }
@@ -321,7 +323,8 @@ fn equals_the_formula() {
 fn no_bit_depends_on_the_company() {
     for isa in isas() {
         for (i, (m, n, k)) in test_cases_m_n_k().into_iter().enumerate() {
-            // Each instruction takes microseconds on the emulator, and every case is computed 26 times.
+            // The AMX emulator needs microseconds for each instruction and every case is computed 26 times, so a large
+            // k would take too long.
             if isa >= Isa::Amx && k > 4000 {
                 continue;
             }
@@ -361,14 +364,14 @@ fn nan_infinity_and_negative_zero() {
                 assert!(got[2 * n + 3].is_nan(), "{isa:?}: infinity times zero must be NaN");
                 assert_eq!(got[4 * n + 3], 0.0, "{isa:?}");
                 if isa == Isa::AmxF32 && dtypes[..2].contains(&F32) {
-                    // Parts of an f32 may be 0, and infinity times them is NaN.
+                    // The middle and low bf16 parts of an f32 may be 0, and infinity times 0 is NaN.
                     for (got, want) in got.iter().zip(&want) {
                         assert_eq!(got.is_finite(), want.is_finite(), "{isa:?}: {got}, want {want}");
                     }
                     continue;
                 }
                 check_close(&format!("{isa:?} {c:?}"), &got, &want, 4e-3, |i| bound[i]).unwrap();
-                // An int8 may be 0, which gives another NaN in the row with the infinity.
+                // An element of an int8 B may be 0, and 0 times the infinity in A gives another NaN in that row of C.
                 let nans = if int8 { want.iter().filter(|x| x.is_nan()).count() } else { n + 2 };
                 assert_eq!(got.iter().filter(|x| x.is_nan()).count(), nans, "{isa:?}: number of NaN elements in C");
             }
@@ -404,7 +407,7 @@ fn large_products_cross_every_block() {
     for (dtypes, transposed, scale) in [
         ([BF16, BF16, F32], [true, true], 0.7),
         ([F32, BF16, F32], [false, false], 0.7),
-        // Partial sums of the blocks of k are stored in C.
+        // In this case the partial sums of the blocks of k are stored in C itself.
         ([F32, F32, F32], [false, true], 1.0),
     ] {
         let (bias, accumulate) = (scale != 1.0, scale != 1.0);

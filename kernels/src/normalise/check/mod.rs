@@ -27,8 +27,8 @@ fn assert_normalised(name: &str, dtype: DType, got: &[f32], want: &[f64], tol: f
 /// Largest relative error of a norm, and of an element of y before it is stored.
 const MAX_ERROR: f64 = 1e-6;
 
-/// Returns bounds of the errors of a row of dx, `(dy − n · Σ dy · n) / norm`, before it is stored. The two terms may
-/// cancel, so the bound depends on their sizes.
+/// Returns a bound of the error of each element of a row of dx, `(dy − n · Σ dy · n) / norm`, before the row is stored.
+/// The terms `dy` and `n · Σ dy · n` may cancel, so the bound depends on their sizes.
 fn dx_bounds(x: &[f64], dy: &[f64]) -> Vec<f64> {
     let (n, norm) = (formula::fwd(x), formula::l2_norm(x));
     let along: f64 = n.iter().zip(dy).map(|(n, d)| (n * d).abs()).sum();

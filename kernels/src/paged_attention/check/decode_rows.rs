@@ -1,5 +1,5 @@
-//! Checks of decode in the order of sums of the forward pass on Hopper (`decode_rows.cuh`). The simulated H100 has two
-//! multiprocessors, so that a block of threads takes several items of work.
+//! Checks of the decode kernel for Hopper (`decode_rows.cuh`), which sums in the same order as the forward pass. The
+//! simulated H100 has two multiprocessors, so that a block of threads takes several items of work.
 
 use reel_device::Arch;
 use reel_device::DType::BF16;
@@ -19,7 +19,8 @@ fn model((heads, kv_heads): (usize, usize), head_dim: usize) -> Model {
 }
 
 /// Returns the output bits of a decode launch on Hopper; a sequence is (its tokens, number of keys, new tokens). `seed`
-/// selects pages of 16 << seed % 5 tokens, no workspace if it is a multiple of 3, and no decode if it is 2 modulo 7.
+/// selects the page size, 16 << seed % 5 tokens. There is no workspace if `seed` is a multiple of 3; a `seed` of 2
+/// modulo 7 is not allowed, because it would select the kernel for prefill.
 fn decoded(
     model: &Model,
     sequences: &[(&Tokens, usize, usize)],
@@ -32,8 +33,9 @@ fn decoded(
     bits
 }
 
-/// Every head_dim; items of one tile of rows, of two (more than eight heads of a key head) and of several parts (more
-/// than 16); a block of one stage and of two; several segments with a workspace and without; all page sizes.
+/// Compares decode on Hopper with the formula: every head_dim; 1 to 8 query heads per key head (one tile of rows), 9 to
+/// 16 (two tiles) and more (several items of work); blocks of up to 64 keys and of more; several segments with and
+/// without a workspace; all page sizes.
 pub(super) fn decode_on_hopper_equals_the_formula() {
     let cases = [
         // (query heads, key heads), head_dim, keys of each sequence, seeds.
@@ -58,7 +60,7 @@ pub(super) fn decode_on_hopper_equals_the_formula() {
     }
 }
 
-/// A decoded token has the bits that the forward pass over its whole sequence gives it.
+/// A decoded token has the same bits as in a forward pass over its whole sequence.
 pub(super) fn a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass() {
     let lengths = [
         1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 192, 193, 256, 300, 384, 385, 511, 512, 513, 576, 577, 639, 640,
@@ -73,7 +75,7 @@ pub(super) fn a_token_decoded_on_hopper_has_the_bits_of_the_forward_pass() {
         });
         let lengths: Vec<usize> = lengths.into_iter().filter(|&keys| keys <= len).collect();
         let batch: Vec<_> = lengths.iter().map(|&keys| (&me, keys, 1)).collect();
-        // With a workspace and without, pages of each sequence's own and pages that all sequences share.
+        // Runs with and without a workspace, with pages of each sequence's own and with pages that all sequences share.
         for (seed, shared) in [(17, false), (10, true), (3, true)] {
             let mut got = Vec::new();
             let owner = |n, _| if shared { 0 } else { n };
@@ -107,8 +109,9 @@ pub(super) fn padding_rows_get_zeros_on_hopper() {
     }
 }
 
-/// The outputs of a group of completions do not depend on which of them share their pages, nor on their position in the
-/// batch: groups of fewer than 16 rows, of rows that fill some tiles, and of 64 rows (the last 8 of 15 completions).
+/// The outputs of completions of one prompt do not depend on which completions share pages, nor on their position in
+/// the batch. A row is a (token, query head); the completions that share pages have fewer than 16 rows, a few full
+/// tiles, or 64 rows (the last 8 of 15 completions).
 pub(super) fn tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper() {
     let cases = [((7, 1), 128, 10, 530), ((1, 1), 64, 9, 1030), ((6, 2), 80, 4, 520), ((8, 1), 64, 15, 515)];
     for (i, (heads, head_dim, completions, prompt)) in cases.into_iter().enumerate() {
@@ -128,7 +131,8 @@ pub(super) fn tokens_that_share_pages_have_the_bits_of_each_alone_on_hopper() {
         with_one_interleaving(|| want = decoded(&model, &batch, 0, |n, _| n));
         for seed in [1, 4] {
             let page = 16 << (seed % 5);
-            // The last page of a prompt has keys of the completion, too. Completion 3 has pages of its own.
+            // Shares only pages that hold prompt keys alone: the last page of a prompt has keys of the completion, too.
+            // Completion 3 has pages of its own.
             let owner = |n: usize, i: usize| if n > 1 && n != 3 && (i + 1) * page <= prompt { 1 } else { n };
             let got = decoded(&model, &batch, seed, owner);
             assert!(got == want, "{model:?}: pages of {page} tokens");

@@ -87,7 +87,7 @@ fn starts(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
     starts
 }
 
-/// Returns the launch by a variant of its kernel, if one is given.
+/// Returns the launch, with its kernel replaced by `variant` if one is given.
 fn by(variant: Option<&'static Kernel>, launch: Launch) -> Launch {
     match (variant, launch) {
         (Some(kernel), Launch::Kernel(launch)) => Launch::Kernel(KernelLaunch { kernel, ..launch }),
@@ -100,12 +100,12 @@ fn packed(model: &Model, sequences: &[&Tokens], threads: usize) -> Vec<u32> {
     packed_with_lse(model, sequences, threads).0
 }
 
-/// [`packed`], and the bits of the log-sum-exps on device `cpu`.
+/// Returns the output bits of [`packed`] and, on device `cpu`, the bits of the log-sum-exps.
 fn packed_with_lse(model: &Model, sequences: &[&Tokens], threads: usize) -> (Vec<u32>, Vec<u32>) {
     packed_by(None, model, sequences, threads)
 }
 
-/// [`packed_with_lse`] by a variant of the kernel, if one is given.
+/// Does what [`packed_with_lse`] does, with the kernel replaced by `variant` if one is given.
 fn packed_by(
     variant: Option<&'static Kernel>,
     model: &Model,
@@ -154,8 +154,8 @@ fn packed_by(
 }
 
 /// Returns the output bits of one paged launch. A sequence is (its tokens, number of keys in the cache, how many of
-/// these keys are new). The pages of the cache are in shuffled order, slots without a key hold NaN, and there is no page
-/// with the number that stands for pages without keys.
+/// these keys are new). The pages of the cache are in shuffled order, slots without a key hold NaN, and the entries of
+/// the block table beyond a sequence's keys name a page that does not exist.
 fn paged(model: &Model, sequences: &[(&Tokens, usize, usize)], threads: usize, seed: usize) -> Vec<u32> {
     paged_with_shared_pages(model, sequences, threads, seed, |n, _| n).0
 }
@@ -172,7 +172,7 @@ fn paged_with_shared_pages(
     paged_by(None, model, sequences, threads, seed, owner)
 }
 
-/// [`paged_with_shared_pages`] by a variant of the kernel, if one is given.
+/// Does what [`paged_with_shared_pages`] does, with the kernel replaced by `variant` if one is given.
 fn paged_by(
     variant: Option<&'static Kernel>,
     model: &Model,
@@ -189,14 +189,15 @@ fn paged_by(
     let mut q = Vec::new();
     for (n, &(tokens, keys, new)) in sequences.iter().enumerate() {
         for j in 0..keys {
-            // Twice an index modulo the number of blocks: the number is odd, so every index gets a block of its own.
+            // Shuffles the pages: twice the index, modulo the number of blocks. This number is odd, so every index gets
+            // a block of its own.
             let block = (2 * (owner(n, j / page) * max_blocks + j / page) + seed) % blocks;
             tables[n * max_blocks + j / page] = block as i32;
             let at = (block * page + j % page) * kv_row;
             k[at..at + kv_row].copy_from_slice(&tokens.k[j * kv_row..(j + 1) * kv_row]);
             v[at..at + kv_row].copy_from_slice(&tokens.v[j * kv_row..(j + 1) * kv_row]);
         }
-        // A sequence without keys is padding; its row has a query nevertheless.
+        // A sequence without keys is padding, but its row has a query, too.
         let first = keys.saturating_sub(new);
         q.extend_from_slice(&tokens.q[first * row..(first + new) * row]);
     }
@@ -252,13 +253,12 @@ fn values(bits: &[u32]) -> Vec<f32> {
     bits.iter().map(|&b| f32::from_bits(b)).collect()
 }
 
-/// Tolerance in f32, as a multiple of the error of one rounding. It is large because outputs are sums over head_dim
-/// and over the keys, with large scores.
+/// Tolerance in f32, as a multiple of the error of one rounding. The multiple is large because outputs are sums over
+/// head_dim and over the keys, and because scores are large.
 const ROUNDING_FACTOR_F32: f64 = 60.0;
 
 /// Returns the outputs of a sequence's last `new` tokens: [by the formula with a kernel's roundings, by the exact
-/// formula]. The earlier tokens are their prefix, which stands behind them, so that only outputs of new tokens are
-/// computed.
+/// formula]. The earlier tokens are passed as a shared prefix, so that only outputs of the new tokens are computed.
 fn formulas(model: &Model, tokens: &Tokens, new: usize) -> [Vec<f64>; 2] {
     let earlier = tokens.len - new;
     let case = PackedBatch {
@@ -323,7 +323,7 @@ fn equals_the_formula() {
     }
 }
 
-/// `equals_the_formula` compares the interleavings of these kernels.
+/// Uses one interleaving of warps only: `equals_the_formula` runs these kernels with several.
 fn a_prompt_cut_anyhow_gives_the_same_bits() {
     with_one_interleaving(|| {
         let short = [((4, 1), 128, 70), ((7, 1), 80, 66), ((3, 1), 20, 65), ((2, 1), 200, 66)];
@@ -356,7 +356,7 @@ fn a_prompt_cut_anyhow_gives_the_same_bits() {
     });
 }
 
-/// `equals_the_formula` compares the interleavings of these kernels.
+/// Uses one interleaving of warps only: `equals_the_formula` runs these kernels with several.
 fn a_decoded_token_gives_the_same_bits_with_parts_and_without() {
     with_one_interleaving(|| {
         for dtype in [F32, BF16] {
@@ -391,7 +391,7 @@ fn padding_rows_get_zeros_and_change_no_other_row() {
     }
 }
 
-/// The outputs of a group of completions do not depend on which of them share their pages, nor on their position in
+/// The outputs of completions of one prompt do not depend on which completions share pages, nor on their position in
 /// the batch.
 fn tokens_that_share_pages_have_the_bits_of_each_alone() {
     let cases = [
@@ -408,7 +408,8 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
         let row = model.row();
         let start = Tokens::new(&model, prompt, 40 + i as u64);
         let other = Tokens::new(&model, 600, 3);
-        // Completion n has n + 1 generated tokens, and completion 2 another second segment, in pages of its own.
+        // Completion n has n + 1 generated tokens. The second segment of completion 2 differs from that of the others
+        // and has pages of its own.
         let all: Vec<Tokens> = (0..completions)
             .map(|n| {
                 let mut tokens = Tokens::new(&model, prompt + n + 1, 50 + n as u64);
@@ -427,7 +428,7 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
         with_one_interleaving(|| want.extend(batch.iter().map(|s| paged(&model, &[*s], 1, 0))));
         for seed in [1, 4] {
             let page = 16 << (seed % 5);
-            // The last page of a prompt has keys of the completion, too.
+            // Shares only pages that hold prompt keys alone: the last page of a prompt has keys of the completion, too.
             let owner = |n: usize, i: usize| {
                 let shared = if n == 3 { 512 } else { prompt };
                 if n > 1 && (i + 1) * page <= shared { 1 } else { n }
@@ -440,7 +441,7 @@ fn tokens_that_share_pages_have_the_bits_of_each_alone() {
     }
 }
 
-/// A launch with more items of work than blocks of threads.
+/// A launch with more items of work than blocks of threads gives the bits of a smaller launch.
 fn blocks_of_threads_that_take_several_items_give_the_same_bits() {
     let model = Model { heads: 10, kv_heads: 10, head_dim: 8, dtype: BF16, isa: isa() };
     let tokens = [2, 70, 1].map(|len| Tokens::new(&model, len, len as u64));

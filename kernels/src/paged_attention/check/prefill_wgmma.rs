@@ -1,4 +1,4 @@
-//! Checks of prefill by products of warpgroups on Hopper (`prefill_wgmma.cuh`). The simulated H100 has two
+//! Checks of the prefill kernel for Hopper, which uses wgmma (`prefill_wgmma.cuh`). The simulated H100 has two
 //! multiprocessors, so that a block of threads takes several tiles.
 
 use reel_device::DType::BF16;
@@ -15,8 +15,8 @@ fn model((heads, kv_heads): (usize, usize), head_dim: usize) -> Model {
     Model { heads, kv_heads, head_dim, dtype: BF16, isa: isa() }
 }
 
-/// Returns the output bits of a prefill launch on Hopper; a sequence is (its tokens, number of keys, new tokens). `seed`
-/// selects pages of 16 << seed % 5 tokens.
+/// Returns the output bits of a prefill launch on Hopper; a sequence is (its tokens, number of keys, new tokens).
+/// `seed` selects the page size, 16 << seed % 5 tokens.
 fn prefilled(
     model: &Model,
     sequences: &[(&Tokens, usize, usize)],
@@ -30,8 +30,8 @@ fn prefilled(
     bits
 }
 
-/// Every head_dim and page size; several tiles of a sequence; chunks that begin within a tile; a sequence without new
-/// tokens.
+/// Compares prefill on Hopper with the formula: every head_dim and page size, sequences of several tiles, chunks that
+/// begin within a tile, and a sequence without new tokens.
 pub(super) fn prefill_on_hopper_equals_the_formula() {
     let cases = [
         // (query heads, key heads), head_dim, (keys, new tokens) of each sequence, seed.
@@ -58,8 +58,8 @@ pub(super) fn prefill_on_hopper_equals_the_formula() {
     }
 }
 
-/// Each chunk of a prompt has the bits that the forward pass over the whole prompt gives it: chunks that begin and end
-/// around blocks of 128 keys and segments of 512, in pages of their own and in pages that all chunks share.
+/// Each chunk of a prompt has the bits of a forward pass over the whole prompt. The chunks begin and end near multiples
+/// of 128 keys (a block) and of 512 (a segment), and have pages of their own or share them.
 pub(super) fn a_prompt_cut_anyhow_has_the_bits_of_the_forward_pass_on_hopper() {
     let cuts = [1, 3, 63, 64, 126, 127, 128, 129, 200, 256, 300, 510, 511, 512, 513, 640, 700, 1023, 1025];
     let cases = [

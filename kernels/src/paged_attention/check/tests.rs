@@ -17,8 +17,8 @@ fn models() -> impl Strategy<Value = Model> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
-    /// The outputs of a sequence do not depend on how it is computed: they equal, bit for bit, those of a packed
-    /// forward pass over this sequence alone, on one thread.
+    /// Packed prefill, chunked prefill and decode give a sequence's outputs the same bits as a packed forward pass over
+    /// this sequence alone, on one thread.
     #[test]
     fn packed_prefill_chunks_and_decode_agree_bit_for_bit(
         model in models(),
@@ -71,8 +71,8 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
-    /// The outputs of sequences that share pages equal, bit for bit, those of each sequence alone: whichever of them
-    /// share how many pages, on any number of threads.
+    /// The outputs of sequences that share pages equal, bit for bit, the outputs of each sequence alone, for any choice
+    /// of shared pages and any number of threads.
     #[test]
     fn sequences_that_share_pages_have_the_bits_of_each_alone_on_a_cpu(
         model in models(),
@@ -142,9 +142,9 @@ fn work_counts_what_each_new_token_sees() {
 }
 
 /// Simulates decode at the heads of the 7B model, on an A100 or by the kernel for Hopper on an H100 with two
-/// multiprocessors, and returns the bytes that the launches move over the bytes of their cost. Asserts that no access
-/// to shared memory is repeated because of bank conflicts. With `shared`, all sequences have the pages of the first one
-/// but for their last page.
+/// multiprocessors, and returns the bytes that the launches move over the bytes of their cost. Asserts that shared
+/// memory has no bank conflicts. With `shared`, all pages of a sequence except its last one are those of the first
+/// sequence.
 fn traffic_ratio(hopper: bool, seqs: usize, keys: usize, kv_heads: usize, shared: bool, with_workspace: bool) -> f64 {
     let (heads, head_dim, page) = (7 * kv_heads, 128, 64);
     let width = kv_heads * head_dim;
@@ -209,13 +209,13 @@ fn decode_is_one_launch_with_a_limited_number_of_blocks() {
         assert!(stages.len() == 1 && stages[0].symbol == "paged_attention_fwd_bf16_decode_128", "{stages:?}");
         stages[0].grid[0]
     };
-    // 64 tokens, 8 segments and 4 key heads are 2048 items.
+    // 64 tokens with 8 segments and 4 key heads give 2048 items of work, more than the maximum number of blocks.
     assert_eq!(blocks(&decode), 132 * 8);
     assert_eq!(blocks(&Params { tokens: 1, seqs: 1, ..decode }), 8 * 4);
     assert_eq!(blocks(&Params { workspace: Addr::NULL, ..decode }), 64 * 4);
     let without_counters = Params { counters: Addr::NULL, ..decode };
     assert_eq!(plan_bf16_mma(&without_counters, &Arch::H100).len(), 2);
-    // 7 heads for each key head are one counter, 20 are two.
+    // 7 query heads per key head need one counter per key head, 20 query heads need two.
     assert_eq!((counters_per_token(28, 4), counters_per_token(40, 2)), (4, 4));
 
     let bytes = 64 * 28 * 8 * (128 * 4 + 8);
@@ -252,7 +252,7 @@ fn decode_on_hopper_is_one_block_per_multiprocessor_and_a_merge_of_segments() {
     let one = Params { tokens: 1, seqs: 1, ..decode };
     assert_eq!(stages(&one, &Arch::H100), [(rows, 8 * 4), (combine.0, 7)]);
     assert_eq!(stages(&Params { workspace: Addr::NULL, ..one }, &Arch::H100), [(rows, 4)]);
-    // Other calls have the plan of products of warps.
+    // All other calls have the plan of `plan_bf16_mma`, the kernels for all GPUs.
     for (p, arch) in [
         (decode, Arch::A100),
         (Params { head_dim: 96, ..decode }, Arch::H100),
@@ -306,10 +306,10 @@ fn prefill_on_hopper_is_one_launch_of_persistent_blocks() {
     };
     let symbol = "paged_attention_fwd_bf16_wgmma_128";
     assert_eq!(stages(&prefill, &Arch::H100), [(symbol, 132)]);
-    // 60 tokens may begin in one tile and end in the next.
+    // 60 tokens may begin in one tile of 128 positions and end in the next, so the plan has two tiles per head.
     assert_eq!(stages(&Params { tokens: 60, ..prefill }, &Arch::H100), [(symbol, 2 * 28)]);
     assert_eq!(stages(&Params { tokens: 0, ..prefill }, &Arch::H100), []);
-    // Other calls have the plan of products of warps.
+    // All other calls have the plan of `plan_bf16_mma`, the kernels for all GPUs.
     let decode = Params { tokens: 1, counters: Addr(1 << 30), ..prefill };
     for (p, arch) in [(prefill, Arch::A100), (Params { head_dim: 96, ..prefill }, Arch::H100), (decode, Arch::H100)] {
         let want: Vec<_> = plan_bf16_mma(&p, &arch).iter().map(|s| (s.symbol, s.grid[0])).collect();
@@ -317,8 +317,8 @@ fn prefill_on_hopper_is_one_launch_of_persistent_blocks() {
     }
 }
 
-/// Simulates a chunk whose last key is the last of its page: each query head copies the queries of its tiles, and the
-/// keys and values of the blocks that they see, once.
+/// Simulates a chunk that ends at the end of a page. For each query head, the kernel copies the queries of its tiles,
+/// and the keys and values of the blocks that these queries see, once.
 #[test]
 fn prefill_on_hopper_copies_each_block_once_and_without_bank_conflicts() {
     crate::checks::on_sim(|| {
@@ -351,7 +351,7 @@ fn prefill_on_hopper_copies_each_block_once_and_without_bank_conflicts() {
             let launch = by(Some(&FWD_BF16_PREFILL_WGMMA), fwd(BF16, &params, 0.0, 0.0));
             let count = crate::checks::simulated_counts_on(&launch, &decode_rows::SMALL_HOPPER);
             assert_eq!(count.wavefronts, count.wavefronts_least, "bank conflicts, head_dim {head_dim}");
-            // The tiles of positions 128 .. 256 and 256 .. 384 see two and three blocks.
+            // The tile of positions 128 .. 256 sees two blocks of 128 keys, the tile of positions 256 .. 384 three.
             let copied = heads * (new + 2 * (2 + 3) * 128) * head_dim * 2;
             let bytes = (count.global_read + count.global_written) as f64;
             let want = (copied + heads * new * head_dim * 2) as f64;

@@ -51,7 +51,7 @@ fn round(dtype: DType) -> fn(f32) -> f64 {
     }
 }
 
-/// The magnitude of a pixel that was rounded to T.
+/// Returns a function that gives the magnitude of a pixel, rounded to `dtype`.
 fn rounded_magnitude(dtype: DType) -> fn(f32) -> f64 {
     match dtype {
         F32 => |x| round(F32)(x).abs(),
@@ -80,7 +80,8 @@ fn forward(
     y.values()
 }
 
-/// Tensor cores truncate the bits below an f32 sum, which may lose twice as much as rounding.
+/// Factor of the tolerance of sums on tensor cores, which truncate the bits below an f32 sum: truncation may lose twice
+/// as much as rounding.
 const TRUNCATION: f64 = 2.0;
 
 fn equals_the_formula() {
@@ -119,8 +120,8 @@ fn equals_the_formula() {
 fn the_gradient_equals_the_formula() {
     for (shape, embed) in test_cases_frame_shape_embed() {
         let (frames, pixels) = (pixel_levels(shape[0] * shape[1] * shape[2] * 3), pixels(shape));
-        // In bf16 the tolerance is larger: tensor cores truncate the bits below an f32 sum instead of rounding. An
-        // H200 had an error of 2.5e-6.
+        // In bf16 the tolerance is larger: tensor cores truncate the bits below an f32 sum instead of rounding. On an
+        // H200 the error was 2.5e-6.
         for (dtype, tol) in [(F32, 1e-6), (BF16, 1e-5)] {
             let dy = TestArray::new(dtype, &normal_numbers(pixels.patch_count() * embed, 1, 1.0));
             let before = normal_numbers(embed * pixels.elements_per_patch(), 2, 1.0);

@@ -22,8 +22,8 @@ fn products_are_the_useful_ones_and_without_bank_conflicts() {
                 let count = simulated_counts(&launch);
                 assert_eq!(count.wavefronts, count.wavefronts_least, "{}", launch.name());
                 if dtype == BF16 {
-                    // A patch has 1176 elements: its last slice of 32 or tile of 64 holds only 24 of them, the rest
-                    // is padding.
+                    // A patch has 1176 elements: the last slice of 32 or tile of 64 elements holds only 24 of them, the
+                    // rest is padding.
                     let useful = launch.cost().flops;
                     assert!(count.matrix_flops as f64 <= 1.04 * useful, "{}: {}", launch.name(), count.matrix_flops);
                 }

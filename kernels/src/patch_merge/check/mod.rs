@@ -85,7 +85,7 @@ fn backward(dtype: DType, [x, w, dy]: [&TestArray; 3], index: &[i32], rstd: &[f3
     [dx.values(), dw]
 }
 
-/// Returns bounds of the errors of dx and dw. dw is a sum over the rows, and its first term is 0.5.
+/// Returns bounds of the errors of dx and dw. dw is a sum over the rows that starts at 0.5.
 fn gradient_bounds(
     dtype: DType,
     [x, w, dy]: [&TestArray; 3],
@@ -102,7 +102,7 @@ fn gradient_bounds(
     let mut of_dx = vec![f64::NAN; x.len()];
     for (&to, bounds) in index.iter().zip(bounds.chunks_exact(cols)) {
         let r = 1.0 / (x[to as usize * cols..][..cols].iter().map(|x| x * x).sum::<f64>() / cols as f64).sqrt();
-        // The differences of the formula, in f64, are exact to about nine digits of a row's largest terms.
+        // The formula uses finite differences in f64, which are exact to about nine digits of a row's largest terms.
         of_dx[to as usize * cols..][..cols].iter_mut().zip(bounds).for_each(|(to, bound)| *to = bound + 1e-8 * r);
     }
     let of_dw = |c: usize| {
@@ -139,7 +139,7 @@ fn equals_gather_then_rms_norm() {
             let gathered: Vec<f32> =
                 index.iter().flat_map(|&i| &values[i as usize * cols..][..cols]).copied().collect();
             let x = TestArray::new(dtype, &gathered);
-            // The checks of `rms_norm` compare the interleavings of its launches.
+            // Runs the `rms_norm` launches with one interleaving of warps only: the checks of `rms_norm` use several.
             let (mut norm, mut norm_gradients) = ((Vec::new(), Vec::new()), [Vec::new(), Vec::new()]);
             with_one_interleaving(|| {
                 norm = rms_norm::check::forward(dtype, &x, &w, rows, cols, 1);

@@ -128,8 +128,8 @@ impl Given {
     }
 }
 
-/// The probabilities of a head's keys, with bounds of their errors and of that of the log-sum-exp. All kernels compute
-/// them in f32.
+/// The softmax probabilities of a head's keys, with bounds of the errors of the probabilities and of the log-sum-exp.
+/// All kernels compute both in f32.
 struct Probabilities {
     p: Vec<f64>,
     p_bounds: Vec<f64>,
@@ -176,12 +176,12 @@ fn forward_bounds(head: &HeadOperands) -> (Vec<f64>, f64) {
     ((0..d).map(bound).collect(), of.lse_bound)
 }
 
-/// Returns bounds of the errors of a head's contributions to dq, dk and dv, before they are stored. `delta` is that of
-/// [`formula::gradients_of_q_k_v`].
+/// Returns bounds of the errors of a head's contributions to dq, dk and dv, before they are stored. `delta` is the
+/// argument of [`formula::gradients_of_q_k_v`].
 fn backward_bounds(head: &HeadOperands, o: &[f64], d_o: &[f64], delta: f64) -> [Vec<f64>; 3] {
     let (d, of) = (head.q.len(), Probabilities::new(head));
     let (mut dq, mut dq_size, mut dk, mut dv) = (vec![0.0; d], vec![0.0; d], vec![], vec![]);
-    // The error of the differences, in f64, of which the formula makes dq, dk and dv.
+    // The error of the finite differences, in f64, by which the formula computes dq, dk and dv.
     let differences = 1e-9 * d_o.iter().map(|x| x.abs()).sum::<f64>();
     for (j, (k, v)) in head.k.chunks_exact(d).zip(head.v.chunks_exact(d)).enumerate() {
         let slope = (dot(d_o, v) - delta).abs();
@@ -222,7 +222,7 @@ fn equals_the_formula() {
                 assert_within(&name, &got.o, &o, bound);
                 assert_rounded(&name, dtype, &got.o, &o, &o, DEFAULT_ROUNDING_FACTOR);
             }
-            // That of an image without tokens is minus infinity in both.
+            // The log-sum-exp of an image without tokens is minus infinity in the kernel and in the formula.
             assert_close(&format!("lse {dtype} {case:?}"), &got.lse, &lse, 3e-6, |i| lse_bounds[i]);
         }
     }
@@ -255,8 +255,8 @@ fn gradients_equal_differences_of_the_formula() {
                     }
                 }
             });
-            // If one softmax weight is almost 1, the terms of dq and dk cancel and only rounding errors remain, so
-            // their relative L2 distance has no limit.
+            // If one softmax weight is almost 1, the terms of dq and dk cancel and only rounding errors remain, so the
+            // relative L2 distance of dq and dk is not checked.
             for (name, got, want, bounds) in [("dq", &got.dq, &dq, &dq_bounds), ("dk", &got.dk, &dk, &dk_bounds)] {
                 let bound = |i: usize| bounds[i] + rounding_error(dtype) * want[i].abs();
                 assert_within(&format!("{name} {dtype} {case:?}"), got, want, bound);

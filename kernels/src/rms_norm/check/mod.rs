@@ -39,9 +39,9 @@ fn each_row(f: fn(&[f64], f64) -> f64, x: &[f64], cols: usize) -> Vec<f64> {
     x.chunks_exact(cols).map(|x| f(x, EPS as f64)).collect()
 }
 
-/// Asserts that results are right whose rows were multiplied by rstd, which depends on a sum over the row. Element `i`
-/// may be off by `bound(i)`. All elements of a row share the error of the sum, so with few f32 rows the total error
-/// varies too much for a tight bound.
+/// Asserts that results are right. Each row was multiplied by its rstd, which depends on a sum over the row. Element
+/// `i` may be off by `bound(i)`. All elements of a row share the error of its rstd, so with few f32 rows the total
+/// error varies too much for a tight bound.
 fn assert_rows(
     name: &str,
     dtype: DType,
@@ -57,13 +57,13 @@ fn assert_rows(
     assert_rounded(name, dtype, got, with, want, rounding_factor(dtype));
 }
 
-/// Largest relative error of an element of y or rstd in f32: that of rstd, 2^-22.9 and the error of the mean, and two
-/// roundings.
+/// Largest relative error of an element of y or rstd in f32: the error of rstd (2^-22.9, plus the error of the mean)
+/// and two roundings.
 pub(crate) const MAX_ERROR_F32: f64 = 1e-6;
 
 /// Returns bounds of the errors of dx. Its two terms, `rstd · w · dy` and `x · rstd³ · mean(w · dy · x)`, may cancel,
-/// so the bound depends on their sizes. Each has the error of rstd and the roundings of its products; the mean has the
-/// error of a sum over the row; dx is rounded once when it is stored.
+/// so the bound depends on their sizes. Each term has the error of rstd and the roundings of its products; the mean has
+/// the error of a sum over the row; dx is rounded once when it is stored.
 pub(crate) fn dx_bounds(dtype: DType, [x, w, dy]: [&[f64]; 3], rstds: &[f64], dx: &[f64]) -> Vec<f64> {
     let (cols, mut bounds) = (w.len(), Vec::new());
     for (row, dx) in dx.chunks_exact(cols).enumerate() {
@@ -284,7 +284,7 @@ fn the_gradient_of_a_residual_joins_that_of_the_norm() {
                 TestArray::new(dtype, &normal_numbers(rows * cols, 3, 1.0)),
                 TestArray::new(dtype, &normal_numbers(rows * cols, 4, 1.0)),
             );
-            // `gradient_equals_the_formula` compares the interleavings of these launches.
+            // Runs these launches with one interleaving of warps only: `gradient_equals_the_formula` uses several.
             let (mut rstd, mut want_dw) = (Vec::new(), Vec::new());
             with_one_interleaving(|| {
                 rstd = forward(dtype, &x, &w, rows, cols, 1).1;

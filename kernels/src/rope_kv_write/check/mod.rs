@@ -28,7 +28,7 @@ impl Case {
         let tokens = picks.integer_between(0, 70);
         let kv_heads = picks.integer_between(1, 4);
         let heads = kv_heads * picks.integer_between(1, 7);
-        // Heads that are a multiple of the 16 bytes that a thread moves, and others.
+        // Picks heads that are a multiple of 16 bytes, which a thread moves at a time, and others.
         let head_dim = 2 * picks.one_of(&[1, 3, 8, 20, 32]);
         Self::new(picks, dtype, tokens, Shape { heads, kv_heads, head_dim })
     }
@@ -99,7 +99,7 @@ fn equals_the_formula_and_writes_nothing_else() {
             held(&name, &case.q, &with.q, &want.q);
             held(&name, &case.k_cache, &with.k_cache, &want.k_cache);
             assert_eq!(case.v_cache.to_f64(), want.v_cache, "{name}");
-            // Rows of no token keep their bits.
+            // Cache rows that belong to no token keep their bits.
             let written = |row: usize| case.slots.contains(&(row as i32));
             let row = case.shape.kv_heads * case.shape.head_dim;
             for (i, (now, before)) in case.k_cache.to_f64().chunks(row).zip(kc.chunks(row)).enumerate() {

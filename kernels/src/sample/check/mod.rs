@@ -140,7 +140,7 @@ fn any_settings(picks: &mut RandomChoices, vocab: usize) -> Settings {
     let top_k = [0, 1, 50, picks.integer_between(1, vocab + 5)];
     let min_p = [0.0, 0.0, picks.unit_float(), 1.5];
     let (frequency, presence) = picks.one_of(&[(0.0f32, 0.0f32), (0.5, 0.0), (0.0, -0.75), (-0.25, 1.5)]);
-    // More tokens than a warp has threads; the last one also has a bias.
+    // The history may have more tokens than a warp has threads. Its last token also gets a bias.
     let history = picks.random_list(0, 80, |p| p.integer_between(0, vocab + 4) as i32 - 2);
     let mut bias_ids = picks.random_list(0, 5, |p| p.integer_between(0, vocab + 3) as i32 - 1);
     bias_ids.extend(history.last());
@@ -182,7 +182,7 @@ fn generated_rows_follow_the_formula() {
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
 }
 
-/// Rows in which each block of a cluster has tokens, and the last one's run ends in the middle of a vector.
+/// Checks rows in which each block of a cluster has tokens and the last run of tokens ends in the middle of a vector.
 fn rows_that_all_blocks_share_follow_the_formula() {
     let mut picks = RandomChoices::new(3);
     let mut held = Held::default();
@@ -197,7 +197,7 @@ fn rows_that_all_blocks_share_follow_the_formula() {
     }
     // All weights are equal, so top-p keeps the tokens of the lowest ids; all blocks have tokens of the largest logit.
     check("equal logits", &[1.5; 15_001], &flat, 5, 6, &mut held);
-    // The likeliest tokens are in the last run, which the largest numbers of the runs do not show.
+    // The likeliest tokens are all in the last run, so the runs' largest logits are a poor bound for top-k.
     let ascending: Vec<f32> = (0..16_000).map(|i| (i / 4) as f32 / 1024.0).collect();
     check("ascending logits", &ascending, &Settings { top_k: 100, ..flat }, 7, 8, &mut held);
     assert_rounded("log-probabilities", F32, &held.got, &held.with, &held.want, DEFAULT_ROUNDING_FACTOR);
@@ -304,7 +304,7 @@ fn a_row_without_a_possible_token_gives_minus_one() {
         assert_eq!(one_row(&[f32::NEG_INFINITY; 20], s.clone()).0, -1);
         let all = Settings { suppressed: (0..3).collect(), ..s.clone() };
         assert_eq!(one_row(&[1.0, 2.0, 3.0], all).0, -1);
-        // A NaN in the last run of a row that all blocks share, and a row of which no token is allowed.
+        // Tests a NaN in the last run of a row that all blocks of a cluster share, and a row without any allowed token.
         let mut row = normal_numbers(15_999, 2, 1.0);
         let none = Settings { allowed: vec![0; 500], ..s.clone() };
         let batch = Batch { logits: row.clone(), settings: none, seed: 1, positions: vec![0] }.run(1);

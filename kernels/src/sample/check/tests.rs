@@ -153,8 +153,8 @@ fn a_row_is_read_as_often_as_it_must() {
     });
 }
 
-/// Counts how often a row with a penalty reads its history: each of the 8 blocks of a cluster three times, and of each
-/// different token the logit and the workspace. A row without penalties does not read it.
+/// Counts how often a row with a penalty reads its history: each of the 8 blocks of a cluster reads it three times. The
+/// logit and the workspace of each different token are read, too. A row without penalties does not read its history.
 #[test]
 fn each_block_of_a_cluster_reads_the_history_three_times() {
     crate::checks::on_sim(|| {
@@ -181,7 +181,8 @@ fn each_block_of_a_cluster_reads_the_history_three_times() {
         let written = Params { ids: addr_mut(&mut ids), workspace: addr_mut(&mut changed), ..with(addr(&penalty)) };
         let without = Params { penalty: addr(&one), ..written };
         let (of_logits, of_history) = (4.0 * vocab as f64, 4.0 * f64::from(tokens));
-        // The workspace: set to 0, counted up, read and written; then read again with the logit, as changed scores are.
+        // Accesses to the workspace: set to 0, increment, read and write; then another read, with the logit, for a
+        // changed score.
         for (params, history, workspace) in [(without, 0.0, 0.0), (written, 24.0, 7.0)] {
             let launch = sample(&params);
             assert_eq!(launch.cost().bytes, of_logits + of_history);
@@ -194,8 +195,8 @@ fn each_block_of_a_cluster_reads_the_history_three_times() {
     });
 }
 
-/// A cluster takes a row that fits into its shared memory, one block any other row, and all rows on a GPU without
-/// clusters.
+/// The plan uses a cluster for a row that fits into its shared memory, and one block for any other row and on GPUs
+/// without clusters.
 #[test]
 fn the_plan_follows_from_vocabulary_and_gpu() {
     let planned = |vocab, arch| {

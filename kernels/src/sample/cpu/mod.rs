@@ -1,6 +1,6 @@
 //! Sampling on the CPU. Each task samples one row, in buffers of its thread. Penalties and biases are single f32
-//! operations, because their roundings decide the order of tokens. A row without them is not copied, and the pass that
-//! computes the weights of its tokens also gives the sum for their log-probabilities.
+//! operations, because their roundings decide the order of tokens. A row without penalties and biases is not copied,
+//! and the pass that computes the weights of its tokens also gives the sum for their log-probabilities.
 #![allow(unsafe_code)]
 
 mod top_p;
@@ -50,8 +50,8 @@ impl Scratch {
 
 simd_fn! {
     fn any_nan(x: &[f32]) -> bool {
-        // The largest magnitude as an integer: only those of NaNs are above that of infinity. The compiler makes one
-        // instruction for 16 elements of this, but many of `is_nan`.
+        // Computes the largest magnitude as an integer: only NaNs have a larger magnitude than infinity. The compiler
+        // uses one instruction for 16 elements here, but many for `is_nan`.
         let magnitude = |x: &f32| x.to_bits() & 0x7fff_ffff;
         let mut lanes = [0u32; 4 * LANES];
         let (whole, rest) = x.as_chunks::<{ 4 * LANES }>();
@@ -65,8 +65,8 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Computes the weights `e^((score − max) · scale)`, 0 for scores below `least`, and returns the sum of all before
-    /// those are 0, with the bits of [`RowStats::new`].
+    /// Computes the weights `e^((score − max) · scale)`, and sets those of scores below `least` to 0. Returns the sum
+    /// of all weights, including those set to 0, with the bits of [`RowStats::new`].
     fn weigh(scores: &[f32], weights: &mut [f32], max: f32, scale: f32, least: f32) -> f64 {
         let mut lanes = [0.0f64; LANES];
         for (scores, weights) in scores.chunks(BLOCK).zip(weights.chunks_mut(BLOCK)) {
@@ -117,7 +117,7 @@ fn kth_largest(scores: &[f32], k: usize, best: &mut Vec<f32>) -> f32 {
     for block in scores.chunks(BLOCK) {
         match least {
             None => best.extend_from_slice(block),
-            // Most blocks have no score above the k-th largest of the blocks before them, and are skipped.
+            // Skips blocks without a score above the k-th largest score of the blocks before. Most blocks have none.
             Some(least) if max_ignoring_nan(block) <= least => continue,
             Some(least) => best.extend(block.iter().filter(|&&s| s > least)),
         }
@@ -148,7 +148,7 @@ fn draw(weights: &[f32], u: f64, sums: &mut Vec<f32>) -> Option<usize> {
                 }
             }
             // Because of rounding, the sum of the block of tokens exceeds the target, but the running sum over its
-            // tokens does not: take the block's last token of positive weight.
+            // tokens does not: the block's last token of positive weight is taken then.
             return last;
         }
         before += here;
@@ -181,7 +181,8 @@ impl Settings<'_> {
         !(self.temperature > 0.0)
     }
 
-    /// The factor of the logits in the softmax from which the token is sampled; 1 for greedy sampling.
+    /// Returns the factor of the logits in the softmax from which the token is sampled: 1 / temperature, or 1 for
+    /// greedy sampling.
     fn scale(&self) -> f32 {
         if self.is_greedy() { 1.0 } else { 1.0 / self.temperature }
     }
@@ -204,7 +205,8 @@ fn first_equal(scores: &[f32], top: f32) -> Option<usize> {
     scores[block..].iter().position(|&x| x == top).map(|i| block + i)
 }
 
-/// A row's token, and the row's statistics at [`Settings::scale`] if choosing it has computed them.
+/// The token chosen for a row. `stats` are the row's statistics at [`Settings::scale`], if choosing the token has
+/// computed them.
 struct Choice {
     token: usize,
     stats: Option<RowStats>,
@@ -258,8 +260,8 @@ fn scores<'a>(
     (!any_nan(scores)).then_some(scores)
 }
 
-/// Fills `weights` with those of the tokens after top-k, top-p and min-p. Returns the sum of the weights before these,
-/// relative to `top`, the largest score.
+/// Fills `weights` with the tokens' weights after top-k, top-p and min-p, relative to `top`, the largest score. Returns
+/// the sum of all weights before these three steps.
 fn weights_of(
     scores: &[f32],
     top: f32,
@@ -387,7 +389,7 @@ pub unsafe fn sample(p: &Params, team: &Team) {
         let one = unsafe { ids.part(r, 1) };
         one[0] = chosen.as_ref().map_or(-1, |choice| choice.token as i32);
         let token = chosen.as_ref().map(|choice| choice.token);
-        // The statistics that were computed last, and their scale.
+        // The row statistics that were computed last, with the scale that they were computed for.
         let mut known = chosen.and_then(|choice| choice.stats).map(|stats| (settings.scale(), stats));
         let mut log_prob_at = |scale: f32| {
             let Some(token) = token else { return f32::NAN };

@@ -1,4 +1,4 @@
-//! top-p: the most likely tokens whose weights together reach a share of all.
+//! Top-p: keeps the most likely tokens whose weights together reach a share p of the sum of all weights.
 //!
 //! ```text
 //! low .. high = a range of weights: those from high on add up to less than the bound, those from low on to more
@@ -13,15 +13,16 @@ use super::{BLOCK, total};
 
 /// At most this many keys are sorted directly, without halving their range first.
 const SORTED: usize = 16;
-/// More than the relative error of [`sum_and_count`].
+/// Upper bound of the relative error of [`sum_and_count`].
 const ROUNDING: f64 = 1e-5;
 
 simd_fn! {
-    /// The sum of the weights that are at least `least`, with an error of at most 1e-5 of it, and their number.
+    /// Returns the sum of the weights that are at least `least`, with a relative error of at most 1e-5, and the number
+    /// of these weights.
     fn sum_and_count(weights: &[f32], least: f32) -> (f64, usize) {
         let (mut all, mut count) = (0.0f64, 0.0f64);
         for block in weights.chunks(BLOCK) {
-            // Four vectors of each, so that no addition waits for the one before it.
+            // Uses four vectors of sums and four of counts, so that no addition waits for the addition before it.
             let (mut sums, mut counts) = ([0.0f32; 4 * LANES], [0.0f32; 4 * LANES]);
             let (whole, rest) = block.as_chunks::<{ 4 * LANES }>();
             for c in whole {
@@ -37,7 +38,7 @@ simd_fn! {
                     counts[i] += if c[i] >= least { 1.0 } else { 0.0 };
                 }
             }
-            // No branch, which a processor could not predict.
+            // Adds 0 instead of branching: the processor could not predict the branch.
             let (mut sum, mut number) = (sum_of_vectors(&sums), sum_of_vectors(&counts));
             for &w in rest {
                 sum += if w >= least { w } else { 0.0 };
@@ -50,7 +51,7 @@ simd_fn! {
     }
 }
 
-/// Adds four vectors of lanes, with few additions that wait for another.
+/// Adds four vectors of lanes, in pairs, so that few additions wait for another one.
 #[inline(always)]
 fn sum_of_vectors(x: &[f32; 4 * LANES]) -> f32 {
     let mut lanes = [0.0; LANES];
@@ -81,7 +82,7 @@ simd_fn! {
         order.clear();
         let is_between = |w: f32| w.to_bits().wrapping_sub(low) < high - low;
         for (c, chunk) in weights.chunks(LANES).enumerate() {
-            // Most chunks have no such token.
+            // Most chunks have no token in the range and are skipped.
             if chunk.iter().map(|w| u32::from(is_between(*w))).sum::<u32>() == 0 {
                 continue;
             }
@@ -97,9 +98,9 @@ fn weight_of(key: u64) -> f32 {
     f32::from_bits(!((key >> 32) as u32))
 }
 
-/// Reorders the keys so that the smallest (those of the largest weights) come first, until their weights and
-/// `before`, the sum of larger ones, add up to `bound`. Returns how many keys that takes: at least one if `before` is
-/// 0.
+/// Reorders the keys so that the smallest ones (those of the largest weights) come first, until their weights plus
+/// `before`, the sum of all larger weights, reach `bound`. Returns the number of these keys: at least one if `before`
+/// is 0.
 fn kept_first(order: &mut [u64], bound: f64, mut before: f64) -> usize {
     let (mut from, mut to) = (0, order.len());
     // Halves the range that contains the last kept key, until it is short enough to be sorted.
@@ -122,20 +123,20 @@ fn kept_first(order: &mut [u64], bound: f64, mut before: f64) -> usize {
     kept
 }
 
-/// The bits of two weights: top-p keeps the tokens whose weights are at least the second one, and excludes those whose
-/// weights are below the first one. Few tokens are between them, unless their weights are equal or their sums are as
-/// close to `bound` as rounding. `all` is the sum of all weights.
+/// Returns the bits of two weights `low` and `high`: top-p keeps the tokens whose weights are at least `high`, and
+/// excludes those below `low`. Few tokens are between the two, unless their weights are equal or their sums are within
+/// a rounding error of `bound`. `all` is the sum of all weights.
 ///
 /// Positive floats are ordered like their bits, so the search halves a range of bits.
 fn last_kept_range(weights: &[f32], bound: f64, all: f64) -> (u32, u32) {
-    // All weights below this one together are less than the total weight that top-p excludes, so top-p excludes each
-    // of them; the factor 0.5 is a margin for rounding. Unless the distribution is flat, few tokens then remain.
+    // All weights below `floor` add up to less than the weight that top-p excludes, so top-p excludes each of them; the
+    // factor 0.5 is a margin for rounding. Unless the distribution is flat, few tokens then remain.
     let floor = (0.5 * (all - bound) / weights.len() as f64) as f32;
     // No weight is greater than 1, except for rounding. The floor is NaN if a logit is infinite; then no token is kept.
     let mut high = 2.0f32.to_bits();
     let mut low = floor.to_bits().clamp(1, high);
     let (mut from_low, mut from_high) = (sum_and_count(weights, f32::from_bits(low)).1, 0);
-    // Passes over all weights pay off while there are more tokens between than this.
+    // Another pass over all weights pays off while more than `few` tokens are between low and high.
     let few = SORTED + weights.len() / 128;
     while high - low > 1 && from_low - from_high > few {
         let middle = low + (high - low) / 2;
@@ -170,7 +171,8 @@ mod tests {
 
     use super::*;
 
-    /// Weights of the tokens that top-p keeps: those of a sorted list before which the sum is less than `p` of all.
+    /// Returns the weights after top-p by definition: in a list sorted by weight, a token is kept if the weights before
+    /// it add up to less than `p` times the sum of all.
     fn sorted_top_p(weights: &[f32], p: f32) -> Vec<f32> {
         let mut ids: Vec<usize> = (0..weights.len()).filter(|&id| weights[id] > 0.0).collect();
         ids.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
@@ -196,7 +198,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(500))]
 
-        /// Weights are multiples of 2^-14, so that all sums are exact in any order, and many are equal.
+        /// Compares `keep_top_p` with a sorted list. Weights are multiples of 2^-14, so that all sums are exact in any
+        /// order, and many weights are equal.
         #[test]
         fn top_p_keeps_the_tokens_of_a_sorted_list(
             steps in prop::collection::vec(1u32..=1 << 14, 1..3000),

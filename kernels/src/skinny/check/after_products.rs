@@ -1,4 +1,5 @@
-//! Checks what a launch does with its products: it has the bits of a launch of its own, with which training does it.
+//! Checks the operations that are fused with products (norm, residual, SwiGLU, rotation): they have the bits of the
+//! separate launches that training uses.
 
 use reel_device::Addr;
 use reel_device::DType::{self, BF16, F32};

@@ -32,7 +32,7 @@ checks!(
 mod after_products;
 mod qkv;
 
-/// The bits of all elements, as those of f32.
+/// Returns the bits of all elements as f32.
 fn bits(array: &TestArray) -> Vec<u32> {
     array.values().iter().map(|x| x.to_bits()).collect()
 }
@@ -66,7 +66,7 @@ impl Stored {
         self.products_by(FORMULAS, x, k)
     }
 
-    /// As [`Stored::products`], by other formulas.
+    /// Returns the same three versions as [`Stored::products`], but the first two by the given formulas.
     fn products_by(&self, formulas: [Product; 2], x: &TestArray, k: usize) -> [Vec<f64>; 3] {
         let of = |w: &[f64], scale: &[f64]| {
             let size = |x: &[f64]| x.iter().map(|x| x.abs()).collect::<Vec<f64>>();
@@ -87,13 +87,14 @@ impl Stored {
 type Product = fn(&[f64], &[f64], &[f64], usize) -> Vec<f64>;
 const FORMULAS: [Product; 2] = [formula::product_rounded, formula::product];
 
-/// The rounding to an element of an array.
+/// Returns the function that rounds to an element type.
 fn rounding_of(dtype: DType) -> fn(f64) -> f64 {
     if dtype == F32 { f32 } else { bf16 }
 }
 
-/// Returns the tolerance of sums as a multiple of the error of one rounding. In f32 it grows with cancellation: with
-/// the norm of `sizes`, the sums of the terms' magnitudes, relative to the norm of `sums`.
+/// Returns the tolerance of sums as a multiple of the error of one rounding. In f32 the tolerance grows with
+/// cancellation, that is, with the ratio of the norm of `sizes` (the sums of the terms' magnitudes) to the norm of
+/// `sums`.
 fn rounding_factor(dtype: DType, sizes: &[f64], sums: &[f64]) -> f64 {
     let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
     if dtype == F32 {
@@ -137,10 +138,11 @@ impl Given {
     }
 }
 
-/// Sizes (m, n, k) with so many columns that a block has more than 64 of them, if there is one for two multiprocessors.
+/// Sizes (m, n, k) with so many columns n that a block has more than 64 of them if there is one block for every two
+/// multiprocessors.
 const MANY_COLUMNS_M_N_K: [(usize, usize, usize); 3] = [(12, 4300, 16), (24, 4300, 16), (50, 4300, 16)];
 
-/// A launch with as many products takes long on the simulator.
+/// Number of multiplications (m · n · k) from which a launch takes long on the simulator.
 const MANY_PRODUCTS: usize = 100_000;
 
 fn all(mut f: impl FnMut(DType, WeightFormat, (usize, usize, usize))) {
@@ -210,7 +212,7 @@ fn swiglu_equals_the_formula() {
         let stored = |x: &[f64]| x.iter().copied().map(rounding_of(dtype)).collect::<Vec<f64>>();
         let with = swiglu_alone::formula::fwd_rounded(&stored(&with_gate), &stored(&with_up));
         let want = swiglu_alone::formula::fwd(&gate, &up);
-        // An error of `up` is multiplied by silu(gate), so the tolerance grows with the largest gate.
+        // An error of `up` is multiplied by silu(gate) in y, so the tolerance grows with the largest gate.
         let largest = gate.iter().fold(1.0f64, |a, g| a.max(g.abs()));
         let terms = rounding_factor(dtype, &gate_size, &gate) + rounding_factor(dtype, &up_size, &up);
         let rounding_factor = if dtype == F32 { largest.sqrt() * terms } else { DEFAULT_ROUNDING_FACTOR };
@@ -218,10 +220,10 @@ fn swiglu_equals_the_formula() {
     });
 }
 
-/// Batches of 1 to 70 rows: every row has the same bits in each of them.
+/// Every row has the same bits in batches of 1 to 70 rows.
 fn a_row_does_not_know_its_batch() {
     with_one_interleaving(|| {
-        // Whole 16-byte units, and no whole box of 128 bytes.
+        // Rows of 2096 elements are whole 16-byte units, but not whole boxes of 128 bytes.
         let (n, k) = (40, 2096);
         for dtype in [F32, BF16] {
             for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
@@ -246,8 +248,8 @@ fn a_row_does_not_know_its_batch() {
     });
 }
 
-/// Row counts, columns and lengths whose norms are computed by one, 8 and 16 warps in `rms_norm`, with aligned and
-/// unaligned rows, and with elements beyond those that a thread of `rms_norm` keeps in registers.
+/// Sizes (m, n, k) that cover the cases of `rms_norm`: a row of k elements is normalised by 1, 8 or 16 warps, is
+/// aligned or unaligned, and in some cases has more elements than the threads keep in registers.
 const NORM_CASES_M_N_K: [(usize, usize, usize); 8] =
     [(1, 9, 24), (17, 7, 31), (64, 8, 40), (3, 20, 512), (16, 5, 520), (9, 1, 1031), (2, 3, 4104), (2, 2, 8200)];
 
@@ -305,14 +307,15 @@ fn logits_equal_the_formula_and_do_not_know_their_batch() {
     }
 }
 
-/// Sizes (m, n, k) whose sums are so long that the rings are used several times, with a last group of k that is not
-/// whole. The first one is also a case of several blocks of rows and of missing columns.
+/// Sizes (m, n, k) whose sums over k are so long that the rings of stages are used several times, with an incomplete
+/// last group of k. The first size also has several blocks of rows and an incomplete block of columns.
 const LONG_CASES_M_N_K: [(usize, usize, usize); 3] = [(67, 9, 4112), (1, 41, 8272), (3, 17, 12_304)];
 
-/// Elements of the heads of [`for_each_kind`], at most.
+/// Maximum head_dim of the `qkv` launches of [`for_each_kind`].
 const MAX_HEAD_DIM: usize = 144;
 
-/// Calls `f` with each kind of launch of these operands, by the output that it writes, and the output's type and size.
+/// Calls `f` for each kind of launch of these operands, with a function that returns the launch for a given output
+/// address, and the output's type and number of elements.
 fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&dyn Fn(Addr) -> Launch, DType, usize)) {
     let (kind, count) = (given.weights[0].kind, m * given.n);
     let y = TestArray::output(BF16, 1);
@@ -323,20 +326,20 @@ fn for_each_kind(given: &Given, norm: &TestArray, m: usize, mut f: impl FnMut(&d
     f(&|y| logits(BF16, kind, &Params { y, ..single }), F32, count);
     f(&|y| swiglu(BF16, kind, &Params { y, ..pair }), BF16, count);
     f(&|y| swiglu(BF16, kind, &Params { y, norm: norm.addr(), ..pair }), BF16, count);
-    // A head has the columns of the other products, if they are not too many.
+    // head_dim is the number of columns of the other products, up to MAX_HEAD_DIM.
     let case = QkvCase::new(BF16, kind, [m, given.k], [2, 1, given.n.next_multiple_of(2).min(MAX_HEAD_DIM)]);
     f(&|y| super::qkv(BF16, kind, &case.params(y, norm.addr())), BF16, case.count());
 }
 
 fn variants_of_a_scheme_have_the_same_bits() {
     for kind in [WeightFormat::Bf16, WeightFormat::Int8] {
-        // Every second case has all plans.
+        // Every second case is enough to run all plans.
         for case in test_cases_m_n_k().into_iter().skip(1).step_by(2).chain(LONG_CASES_M_N_K) {
             let (m, _, k) = case;
             let given = Given::new(BF16, kind, case);
             let norm = TestArray::new(BF16, &normal_numbers(k, 6, 1.0));
             for_each_kind(&given, &norm, m, |launch, dtype, count| {
-                // The results by units and by tiles, and the plans that have run.
+                // The results of the schemes `Units` and `Tiles`, and the plans that have run.
                 let mut want: [Option<Vec<u32>>; 2] = [None, None];
                 let mut plans = Vec::new();
                 let Launch::Kernel(chosen) = launch(norm.addr()) else { return };

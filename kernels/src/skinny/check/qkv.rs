@@ -26,7 +26,7 @@ pub(super) struct QkvCase {
     biases: [Option<TestArray>; 3],
     cos: TestArray,
     sin: TestArray,
-    /// Different slots; every fifth row from the third one on is padding, which has none.
+    /// The cache slot of each row. Slots differ; every fifth row, from the third on, is padding with a negative slot.
     slots: Vec<i32>,
 }
 
@@ -37,7 +37,7 @@ impl QkvCase {
         let data = |count, seed| TestArray::new(dtype, &normal_numbers(count, seed, 1.0));
         let angles = normal_numbers(m * head_dim / 2, 20, 3.0);
         let of_angles = |f: fn(f32) -> f32| TestArray::new(F32, &angles.iter().map(|&a| f(a)).collect::<Vec<_>>());
-        // 17 has no factor in common with the number of slots below 272 rows, so slots are different.
+        // Slots differ because, below 272 rows, 17 has no factor in common with the number of slots.
         let slots = m.div_ceil(PAGE) * PAGE;
         let slot = |row: usize| if row % 5 == 2 { -1 - row as i32 } else { (row * 17 % slots) as i32 };
         QkvCase {
@@ -55,20 +55,20 @@ impl QkvCase {
         }
     }
 
-    /// The numbers of elements of q and of a cache.
+    /// Returns the numbers of elements of q and of one cache.
     fn counts(&self) -> [usize; 2] {
         let [queries, keys, head_dim] = self.heads;
         [self.m * queries * head_dim, self.m.div_ceil(PAGE) * PAGE * keys * head_dim]
     }
 
-    /// The number of elements of q and of both caches.
+    /// Returns the number of elements of q and both caches together.
     pub(super) fn count(&self) -> usize {
         let [q, cache] = self.counts();
         q + 2 * cache
     }
 
-    /// The parameters of a launch that writes q, the cache of keys and the cache of values to `results`, one after the
-    /// other. `norm` may be null.
+    /// Returns the parameters of a launch whose outputs lie one after the other from `results` on: q, the cache of
+    /// keys, the cache of values. `norm` may be null.
     pub(super) fn params(&self, results: Addr, norm: Addr) -> QkvParams {
         let [queries, keys, head_dim] = self.heads.map(|n| n as u32);
         let [q_bytes, cache_bytes] = self.counts().map(|n| n * self.dtype.size());
@@ -105,7 +105,7 @@ impl QkvCase {
         }
     }
 
-    /// Computes the results of [`QkvCase::params`] by launches of their own.
+    /// Computes the results of [`QkvCase::params`] by separate launches of norm, products, rotation and cache writes.
     fn results_one_by_one(&self, norm: Addr) -> TestArray {
         let (dtype, [queries, keys, head_dim]) = (self.dtype, self.heads);
         let results = TestArray::output(dtype, self.count());
@@ -137,7 +137,8 @@ impl QkvCase {
     }
 }
 
-/// Rows, length of the sums and heads: whole and partial units of eight pairs, several blocks of rows.
+/// Cases (rows, k, [query heads, key and value heads, head_dim]): whole and partial units of eight pairs of columns,
+/// and several blocks of rows.
 const CASES_M_K_HEADS: [(usize, usize, [usize; 3]); 10] = [
     (1, 72, [4, 2, 16]),
     (5, 40, [2, 1, 6]),
@@ -151,7 +152,7 @@ const CASES_M_K_HEADS: [(usize, usize, [usize; 3]); 10] = [
     (70, 32, [1, 1, 12]),
 ];
 
-/// As [`CASES_M_K_HEADS`], with so many heads that a block of a cluster has 64 pairs of columns, as in a 72B model.
+/// A further case with so many heads that a block of a cluster has 64 pairs of columns, as in a 72B model.
 const MANY_HEADS_M_K_HEADS: (usize, usize, [usize; 3]) = (18, 16, [57, 2, 128]);
 
 fn check(dtype: DType, kind: WeightFormat, (m, k, heads): (usize, usize, [usize; 3]), has_norm: bool) {
@@ -167,7 +168,7 @@ fn check(dtype: DType, kind: WeightFormat, (m, k, heads): (usize, usize, [usize;
 pub(super) fn qkv_has_the_bits_of_products_and_of_rope_kv_write() {
     with_one_interleaving(|| {
         check(BF16, WeightFormat::Bf16, MANY_HEADS_M_K_HEADS, true);
-        // The lengths of sums at which `rms_norm` changes its way.
+        // These lengths k cover all ways in which `rms_norm` computes a row.
         let norms = NORM_CASES_M_N_K.map(|(m, n, k)| (m, k, [1, 1, n.next_multiple_of(2)]));
         for dtype in [F32, BF16] {
             for kind in [WeightFormat::Bf16, WeightFormat::Int8] {

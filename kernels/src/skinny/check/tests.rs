@@ -35,7 +35,7 @@ fn the_weight_is_read_once_and_without_bank_conflicts() {
     });
 }
 
-/// Every block of 16 columns of y reads all rows of x again, from L2, and the weight once.
+/// Every block of 16 columns of y reads all rows of x again, from L2; the weight is read once.
 #[test]
 fn rows_are_read_again_by_each_block_and_the_weight_is_not() {
     crate::checks::on_sim(|| {
@@ -58,7 +58,8 @@ fn rows_are_read_again_by_each_block_and_the_weight_is_not() {
     });
 }
 
-/// A block that normalises x reads its rows twice; each of its lanes loads the elements of the norm that it needs.
+/// A block that normalises x reads its rows of x twice; each lane loads the elements of the norm's weight that it
+/// needs.
 #[test]
 fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
     crate::checks::on_sim(|| {
@@ -69,7 +70,8 @@ fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
         let launch = swiglu(BF16, WeightFormat::Bf16, &Params { norm: norm.addr(), ..given.params(&y, m) });
         let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
         let (x, blocks) = ((2 * m * k) as f64, (n / 16) as f64);
-        // Eight lanes that multiply the same columns of x each load the norm's elements there, from the same address.
+        // Eight lanes multiply the same columns of x, and each of them loads the norm's elements for these columns,
+        // from the same address.
         let asked = cost.bytes + (2.0 * blocks - 1.0) * x + (8.0 * blocks - 1.0) * (2 * k) as f64;
         let bytes = (count.global_read + count.global_written) as f64;
         assert!(bytes <= 1.02 * asked, "{bytes} bytes of memory traffic, expected {asked}");
@@ -78,8 +80,8 @@ fn a_norm_reads_the_rows_twice_and_without_bank_conflicts() {
     });
 }
 
-/// The launch by tiles, on a GPU with so many multiprocessors, and its only stage. A block has the first of these
-/// numbers of KiB of shared memory that is enough.
+/// Returns the launch with the scheme `Tiles`, a GPU with the given number of multiprocessors, and the launch's only
+/// stage. `shared` are sizes of a block's shared memory in KiB; the first one with which there is a plan is used.
 fn by_tiles(launch: Launch, multiprocessors: u32, shared: &[u32]) -> (Launch, Arch, Stage) {
     let Launch::Kernel(launch) = launch else { unreachable!("a kernel") };
     let variant =
@@ -93,7 +95,7 @@ fn by_tiles(launch: Launch, multiprocessors: u32, shared: &[u32]) -> (Launch, Ar
     (Launch::Kernel(KernelLaunch { kernel: variant.kernel, ..launch }), arch, stage)
 }
 
-/// Every block reads its rows of x once, and with a norm once more.
+/// With the scheme `Tiles`, every block reads its rows of x once, with a norm twice, and the weight is read once.
 #[test]
 fn tiles_read_the_weight_once_and_without_bank_conflicts() {
     crate::checks::on_sim(|| {
@@ -115,7 +117,7 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
                     let Launch::Kernel(kernel) = &launch else { return };
                     let has_norm = kernel.operands().any(|operand| operand == norm.addr());
                     let (x, blocks) = ((2 * m * k) as f64, f64::from(stage.grid[1]));
-                    // Blocks of a cluster share x, so the first of them reads it. Four lanes of each normalising warp
+                    // Blocks of a cluster share x, so each cluster reads it once. Four lanes of each normalising warp
                     // load the same elements of the norm.
                     let clusters = stage.cluster[1] > 1;
                     let readers = blocks / f64::from(stage.cluster[1]);
@@ -128,7 +130,8 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
                         }
                     };
                     let x_again = x * if has_norm { 2.0 * readers - 1.0 } else { readers - 1.0 };
-                    // Every row reads bias and scales, and every head of queries and keys the angles of its pairs.
+                    // For every row of x, bias and scales are read; for every head of queries and keys, the cosines and
+                    // sines of its pairs.
                     let of_columns = if kind == WeightFormat::Int8 { 12.0 } else { 2.0 } * (m * n) as f64;
                     let angles =
                         if stage.symbol.contains("qkv") { 2.0 * 8.0 * (m * MAX_HEAD_DIM / 2) as f64 } else { 0.0 };
@@ -143,8 +146,8 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
     });
 }
 
-/// Tiles of 4 to 144 rows of the weight and of 8 to 64 rows of x, in rings of all stages and of one or two: every
-/// element has the same bits in each of them.
+/// Every element has the same bits with tiles of 4 to 144 rows of the weight and 8 to 64 rows of x, and with rings that
+/// hold all stages, or only one or two.
 #[test]
 fn bits_do_not_depend_on_the_shape_of_tiles() {
     crate::checks::on_sim(|| {
@@ -166,7 +169,8 @@ fn bits_do_not_depend_on_the_shape_of_tiles() {
             let shared: Vec<u32> = (8..=227).step_by(8).collect();
             for (m, multiprocessors) in [(m, 1), (m, 5), (32, 11), (16, 1), (8, 1), (1, 11)] {
                 for ((symbol, got), (of, want)) in results(m, multiprocessors, &shared).into_iter().zip(&want) {
-                    // The rows of keys and values are not the first ones of the results of qkv.
+                    // The results of qkv are compared up to the end of q: with fewer rows, the keys and values behind q
+                    // lie elsewhere.
                     let rows = if symbol.contains("qkv") { m * 2 * MAX_HEAD_DIM } else { got.len() };
                     assert!(
                         got[..rows] == want[..rows],
@@ -178,8 +182,8 @@ fn bits_do_not_depend_on_the_shape_of_tiles() {
     });
 }
 
-/// On an H100, rows have the same bits in a product of a few of them and in a product of many: in decoding, prefill and
-/// training alike.
+/// On an H100, a row has the same bits in a product of few rows (decoding) and in a product of many (prefill,
+/// training).
 #[test]
 fn bits_are_those_of_products_of_many_rows() {
     crate::checks::on_sim(|| {

@@ -97,7 +97,8 @@ pub(super) fn a_step_with_bf16_moments_is_close_to_the_formula() {
             for (i, g) in g.iter().enumerate() {
                 let [_, m, v] = formula::step(&scalars, old(i), *g as f64);
                 // Stochastic rounding moves a value at most to the neighbouring bf16, a relative distance of 2⁻⁷. The
-                // new m may be much smaller than the old one, whose part of it is rounded.
+                // new m may be much smaller than the old m, so the f32 roundings of the old m's terms are bounded
+                // separately.
                 let (got, rounding) = (state.bf16[0][i].to_f64(), 4.0 * F32_ROUNDING * old(i)[1].abs());
                 assert!((got - m).abs() <= 0.0079 * m.abs() + rounding + 1e-30, "m[{i}]: {got}, want {m}");
                 assert!(near(state.bf16[1][i].to_f64(), v, 0.0079), "v[{i}]: {}, want {v}", state.bf16[1][i]);
@@ -204,7 +205,7 @@ fn assert_unbiased(name: &str, x: f64, got: impl Iterator<Item = f64> + Clone) {
     );
 }
 
-/// Gives many weights the same update, each with its own random bits, and checks that rounding has no bias.
+/// Gives many weights the same update with different random bits, and checks that rounding of the moments has no bias.
 pub(super) fn rounded_moments_have_no_bias() {
     for g in [0.83f32, -2.7e-5, 311.0] {
         let mut state = State::new(&vec![0.5; DRAWS]);
@@ -217,7 +218,8 @@ pub(super) fn rounded_moments_have_no_bias() {
             assert!(bits().max() == bits().min().map(|low| low + 1), "{name}: {x}");
         }
     }
-    // The first weight of a block sets its scale; the others are rounded stochastically.
+    // The first weight of a block of weights has the largest moments and sets the block's scale; the moments of the
+    // other weights are rounded stochastically.
     let blocks = DRAWS / (WEIGHTS_PER_SCALE - 1) + 1;
     for g in [0.83f32, -2.7e-2] {
         let mut state = State::new(&vec![0.5; blocks * WEIGHTS_PER_SCALE]);

@@ -1,5 +1,5 @@
-//! Checks of the backward pass by products of warpgroups, which is compiled for Hopper. The GPU has two
-//! multiprocessors, so that blocks of threads draw tickets for several tiles.
+//! Checks of the backward pass by products of warpgroups (wgmma), which is compiled for Hopper. The simulated GPU has
+//! two multiprocessors, so that each block of threads draws tickets for several tiles.
 
 use reel_device::DType::{BF16, F32};
 use reel_device::{Addr, Arch, KernelLaunch, Launch};
@@ -26,7 +26,7 @@ pub(super) struct WarpgroupGradients {
 }
 
 impl WarpgroupGradients {
-    /// Takes output and log-sum-exps from the formula.
+    /// Makes the launch's operands; its output and log-sum-exps come from the formula.
     pub(super) fn new(given: Given) -> WarpgroupGradients {
         let (q, k, v) = (given.q.to_f64(), given.k.to_f64(), given.v.to_f64());
         let (o, lse) = formula::fwd(&given.case, &q, &k, &v, given.scale.into());
@@ -63,9 +63,9 @@ fn gradients(case: &PackedBatch) -> WarpgroupGradients {
     WarpgroupGradients::new(Given::new(case, BF16))
 }
 
-/// Lengths around 64 queries and tiles of 128 keys, empty sequences, groups of 1, 2, 3, 4 and 7 query heads; prefixes that
-/// end inside of a block of keys and at its end, that span sequences, and that come after the tokens that use them; a
-/// tile of queries with more blocks of keys than their ring has slots.
+/// Covers lengths around 64 queries and tiles of 128 keys, empty sequences, groups of 1, 2, 3, 4 and 7 query heads;
+/// prefixes that end inside of a block of keys and at its end, that span sequences, and that come after the tokens that
+/// use them; a tile of queries with more blocks of keys than their ring has slots.
 pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() {
     let cases = [
         batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
@@ -94,8 +94,8 @@ pub(in super::super) fn gradients_by_products_of_warpgroups_equal_the_formula() 
     }
 }
 
-/// A row has the same bits if its sequence is alone, with any number of multiprocessors, and without a ticket counter;
-/// dq also if the prefix is given as the sequence's own first tokens.
+/// The gradients of a row have the same bits if its sequence is alone, with any number of multiprocessors, and without
+/// a ticket counter; dq also if the prefix is given as the sequence's own first tokens.
 pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_by_products_of_warpgroups() {
     let cases = [
         batch(&[3, 140, 0, 17], &[], (2, 1), 128, true, 1.0),
@@ -122,7 +122,8 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
             let (from, to) = (call.given.cu_seqlens[n] as usize, call.given.cu_seqlens[n + 1] as usize);
             let given = call.given.alone(n, BF16);
             let skip = given.tokens() - (to - from);
-            // The rows of the prefix have no output here; any finite numbers do, since dq does not depend on them.
+            // The prefix has been copied to the sequence's first `skip` tokens. Their o and lse do not affect the
+            // compared gradients, so they are set to 0.5.
             let rows = |x: &TestArray, width: usize| {
                 [vec![0.5; skip * width], x.values()[from * width..to * width].to_vec()].concat()
             };
@@ -142,7 +143,7 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
     }
 }
 
-/// Numbers of other sequences affect nothing, even if they are not finite.
+/// Operands of other sequences do not affect a sequence's gradients, even if they are NaN or infinite.
 pub(in super::super) fn other_sequences_that_are_not_finite_change_no_gradient_by_products_of_warpgroups() {
     with_gpu(small_h100(2), || {
         for (causal, head_dim, prefix) in
@@ -151,7 +152,8 @@ pub(in super::super) fn other_sequences_that_are_not_finite_change_no_gradient_b
             let case = batch(&[150, 70, 20], &prefix, (2, 1), head_dim, causal, 1.0);
             let call = gradients(&case);
             let before = call.bits();
-            // Tokens that get other numbers, and ranges of tokens whose gradients must stay.
+            // Each case: the tokens whose q, k, v and d_o are replaced, the new value, and the token ranges whose
+            // gradients must not change.
             for (changed, value, kept) in
                 [(150..220, f32::NAN, [0..150, 220..240]), (150..220, f32::INFINITY, [0..150, 220..240])]
             {

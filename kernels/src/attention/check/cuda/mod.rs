@@ -48,9 +48,9 @@ fn equals_the_formula(dtype: DType) {
     }
 }
 
-/// Returns the tolerances of o and of the gradients in f32, as multiples of the error of one rounding. Each is a sum
-/// over head_dim and the keys, a gradient is the difference of two such sums, and a saturated softmax amplifies the
-/// rounding errors of its large scores.
+/// Returns the tolerances of o and of the gradients in f32, as multiples of the error of one rounding. Each element of
+/// o is a sum over head_dim and the keys, a gradient is the difference of two such sums, and a saturated softmax
+/// amplifies the rounding errors of its large scores.
 pub(super) fn output_and_gradient_tolerances(case: &PackedBatch) -> [f64; 2] {
     let saturated = f64::from(case.spread / 2.0).max(1.0);
     [20.0 * saturated, 300.0 * saturated]
@@ -65,7 +65,8 @@ pub(super) fn with_fourfold_query_and_key_errors(rounded: [Vec<f64>; 3], exact: 
     [wide(dq, &exact[0]), wide(dk, &exact[1]), dv]
 }
 
-// These checks simulate an A100: an H100 plans products of warpgroups, which checks of their own compare.
+// The checks below simulate an A100. On an H100 the plan chooses products of warpgroups (wgmma), which separate checks
+// compare.
 
 pub(super) fn equals_the_formula_in_f32() {
     with_gpu(Arch::A100, || equals_the_formula(F32));

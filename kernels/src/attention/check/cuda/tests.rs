@@ -7,7 +7,7 @@ use super::*;
 use crate::attention::{BwdParams, FwdParams};
 use crate::checks::{normal_numbers, on_sim, simulated_stages};
 
-/// Extrapolates the matrix-product FLOPs of a causal sequence of 8192 tokens from those of its first and its last
+/// Extrapolates the matrix-product FLOPs of a causal sequence of 8192 tokens from the FLOPs of its first and its last
 /// tile of 64 queries. The last tile is simulated as a sequence of 64 tokens with a prefix of 8128 tokens.
 #[test]
 fn matrix_products_at_8k_are_the_useful_ones() {
@@ -151,8 +151,8 @@ impl Backward {
     }
 }
 
-/// Computes the matrix-product FLOPs of a tile on the diagonal and of a tile below it from those of sequences of two
-/// and of four tiles; those of a sequence of six tiles must agree.
+/// Computes the matrix-product FLOPs of a tile on the diagonal and of a tile below it from sequences of two and of four
+/// tiles. The FLOPs of a sequence of six tiles must agree with them.
 #[test]
 fn the_gradient_does_the_useful_products_at_8k() {
     on_sim(|| {
@@ -162,7 +162,8 @@ fn the_gradient_does_the_useful_products_at_8k() {
             call.run().iter().map(|s| s.counters.total().matrix_flops as f64).sum()
         };
         let (two, four) = (flops(2), flops(4));
-        // A sequence of two tiles has two tiles on the diagonal and one below it; one of four tiles has four and six.
+        // A sequence of two tiles has two tiles on the diagonal and one below it; a sequence of four tiles has four on
+        // the diagonal and six below it.
         let below = (four - 2.0 * two) / 4.0;
         let diagonal = (two - below) / 2.0;
         assert_eq!(flops(6), 6.0 * diagonal + 15.0 * below);
@@ -174,8 +175,9 @@ fn the_gradient_does_the_useful_products_at_8k() {
     });
 }
 
-/// Compares the bytes that the backward kernels read and write with those of their tiles: k, v, dk and dv once, and q,
-/// d_o, lse and delta for each tile of keys; then q, d_o and dq once, and k and v for each tile of queries.
+/// Compares the bytes that the backward kernels read and write with the expected bytes. The kernel for dk and dv moves
+/// k, v, dk and dv once, and q, d_o, lse and delta for each tile of keys; the kernel for dq moves q, d_o and dq once,
+/// and k and v for each tile of queries.
 #[test]
 fn bytes_of_the_gradient_are_those_of_its_tiles() {
     on_sim(|| {

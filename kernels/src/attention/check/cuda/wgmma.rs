@@ -1,4 +1,4 @@
-//! Checks of the forward pass by products of warpgroups, which is compiled for Hopper and sums in the order of
+//! Checks of the forward pass by products of warpgroups (wgmma), which is compiled for Hopper and sums in the order of
 //! `row_state.cuh`.
 
 use reel_device::DType::{BF16, F32};
@@ -10,7 +10,7 @@ use crate::attention::{FWD_BF16_WGMMA, PackedBatch, formula, fwd};
 use crate::checks::{TestArray, run, run_once, with_gpu};
 use crate::compare::{DEFAULT_ROUNDING_FACTOR, assert_close, assert_rounded};
 
-/// Returns a batch; `prefix` may be empty.
+/// Makes a batch; `prefix` may be empty.
 pub(super) fn batch(
     lengths: &[usize],
     prefix: &[(usize, usize)],
@@ -23,7 +23,7 @@ pub(super) fn batch(
 }
 
 impl Given {
-    /// Returns the launch by products of warpgroups.
+    /// Returns the forward launch with the kernel that uses products of warpgroups (wgmma).
     fn by_warpgroups(&self, o: &TestArray, lse: Addr) -> Launch {
         let Launch::Kernel(launch) = fwd(BF16, &self.fwd(o.addr(), lse), self.query_key_pair_count()) else {
             unreachable!("attention is not a matrix product")
@@ -31,7 +31,7 @@ impl Given {
         Launch::Kernel(KernelLaunch { kernel: &FWD_BF16_WGMMA, ..launch })
     }
 
-    /// Returns the output and its log-sum-exps under one interleaving.
+    /// Runs the kernel with products of warpgroups under one interleaving and returns the output and its log-sum-exps.
     fn output_and_lse_by_warpgroups(&self) -> [TestArray; 2] {
         let rows = self.tokens() * self.case.heads;
         let (o, lse) = (TestArray::output(BF16, rows * self.case.head_dim), TestArray::output(F32, rows));
@@ -40,9 +40,9 @@ impl Given {
     }
 }
 
-/// Lengths around 64 rows of a warpgroup, blocks of 128 and segments of 512 keys; prefixes that end inside of a block,
-/// at its end, and inside of the tile's first block; more tiles than the grid has blocks; two whole blocks that all
-/// queries see.
+/// Covers lengths around a warpgroup's 64 rows, blocks of 128 and segments of 512 keys; prefixes that end inside of a
+/// block, at its end, and inside of the tile's first block; more tiles than the grid has blocks; two whole blocks that
+/// all queries see.
 pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
     let cases = [
         batch(&[0, 1, 63, 0, 130], &[], (2, 1), 128, true, 1.0),
@@ -73,7 +73,8 @@ pub(in super::super) fn products_of_warpgroups_equal_the_formula() {
     }
 }
 
-/// A row has the same bits if its sequence is alone, and if its prefix is given as the sequence's own first tokens.
+/// A row of the output has the same bits if its sequence is alone, and if its prefix is given as the sequence's own
+/// first tokens.
 pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_of_warpgroups() {
     let cases = [
         batch(&[3, 200, 0, 17], &[], (2, 1), 128, true, 1.0),
@@ -101,8 +102,8 @@ pub(in super::super) fn other_sequences_and_prefixes_change_no_bit_of_products_o
     });
 }
 
-/// Keys and values of other sequences affect nothing, even if they are not finite; those of later tokens affect nothing
-/// if they are finite (departure 2 in `sm80.cu`).
+/// Keys and values of other sequences do not affect a row's output, even if they are NaN or infinite; finite keys and
+/// values of later tokens do not affect it either (departure 2 in `sm80.cu` is about values that are not finite).
 pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
     with_gpu(Arch::H100, || {
         for (causal, head_dim) in [(true, 128), (false, 64)] {
@@ -110,7 +111,8 @@ pub(in super::super) fn keys_and_values_of_no_query_change_nothing() {
             let (row, kv_row) = (case.heads * head_dim, case.kv_heads * head_dim);
             let given = Given::new(&case, BF16);
             let before = bits(&given.output_and_lse_by_warpgroups()[0]);
-            // Tokens that get other keys and values, these values, and tokens whose outputs must stay.
+            // Each case: the tokens whose keys and values are replaced, the new value, and the tokens whose outputs
+            // must not change.
             let finite = [1, 63, 64, 65, 127, 128, 149].map(|cut| (cut..150, 1e18, 0..cut));
             let others =
                 [(150..220, f32::NAN, 0..150), (150..220, f32::INFINITY, 220..240), (0..150, f32::NAN, 150..240)];

@@ -16,7 +16,7 @@ use super::avx2::Avx2Vector;
 use super::plain::PlainVector;
 use super::{EXP, LANES, LN2_HI, LN2_LO, LOW, Vector, VectorCode, dispatch};
 
-/// The indices 0, 16, 1, 17, ... that take the elements of both halves of a register in turns.
+/// The indices 0, 16, 1, 17, ..., which interleave the elements of the two halves of a register.
 const IN_TURNS: [u16; 32] = {
     let mut indices = [0; 32];
     let mut i = 0;
@@ -27,7 +27,8 @@ const IN_TURNS: [u16; 32] = {
     indices
 };
 
-/// What multiplies bf16 arrays: f32 multiply-adds of their elements, bf16 dot products, or tiles.
+/// The unit that multiplies bf16 arrays: f32 multiply-adds of their elements, bf16 dot products (`vdpbf16ps`), or AMX
+/// tiles.
 pub const ELEMENTS: u8 = 0;
 pub const DOTS: u8 = 1;
 pub const TILES: u8 = 2;
@@ -135,7 +136,8 @@ impl<const UNIT: u8> Vector for Avx512Vector<UNIT> {
             a[i] = _mm512_unpacklo_ps(r[i].0, r[i + 1].0);
             a[i + 1] = _mm512_unpackhi_ps(r[i].0, r[i + 1].0);
         }
-        // From four rows, b[i + k] gets the columns k, 4 + k, 8 + k and 12 + k, one in each quarter of the register.
+        // From four rows, b[i + k] gets the columns k, 4 + k, 8 + k and 12 + k, one column in each quarter of the
+        // register.
         for i in (0..LANES).step_by(4) {
             for k in 0..2 {
                 let (x, y) = (_mm512_castps_pd(a[i + k]), _mm512_castps_pd(a[i + k + 2]));
@@ -176,7 +178,7 @@ impl<const UNIT: u8> Vector for Avx512Vector<UNIT> {
     }
     #[inline(always)]
     unsafe fn pair_with(self, second: Self) -> Self {
-        // The elements of `self`, then those of `second`; then one of each in turns.
+        // `halves` has the elements of `self`, then those of `second`; the permutation interleaves them.
         let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second.0, self.0));
         Avx512Vector(_mm512_castsi512_ps(_mm512_permutexvar_epi16(transmute::<[u16; 32], __m512i>(IN_TURNS), halves)))
     }

@@ -44,7 +44,7 @@ pub trait Vector: Copy {
     const TALL: usize;
     /// Whether products of bf16 arrays multiply pairs and not elements widened to f32.
     const PAIRS: bool = false;
-    /// Whether [`Self::dot`] multiplies these pairs; else tiles do.
+    /// Whether [`Self::dot`] multiplies the pairs; if false, AMX tiles multiply them.
     const DOTS: bool = false;
 
     unsafe fn splat(x: f32) -> Self;
@@ -72,8 +72,8 @@ pub trait Vector: Copy {
     /// Runs `p` with this vector type, compiled for its instruction set.
     unsafe fn product(p: &SmallProduct);
 
-    // Lanes as pairs: the lower and the upper half of a lane's 32 bits are the first and the second bf16 of a pair.
-    // These functions are called only if `PAIRS`; their default implementations are portable.
+    // Functions on lanes that hold pairs: the lower and the upper half of a lane's 32 bits are the first and the second
+    // bf16 of a pair. They are called only if `PAIRS` is true; their default implementations are portable.
 
     /// Adds to each lane of `c` both products of the pairs of `self` and `b`.
     #[inline(always)]
@@ -115,7 +115,8 @@ pub trait Vector: Copy {
             p.add(i).write(pair_of([bf16::from_f32(lanes[0]), bf16::from_f32(lanes[1])]));
         }
     }
-    /// Makes pairs of the `count` (at most 16) elements at `first` and those at `second`; the other lanes are 0.
+    /// Makes pairs: lane i has element i at `first` and element i at `second`, for the `count` (at most 16) elements;
+    /// the other lanes are 0.
     #[inline(always)]
     unsafe fn load_pairs(first: *const bf16, second: *const bf16, count: usize) -> Self {
         let mut pairs = [0.0; LANES];
@@ -134,7 +135,7 @@ pub trait Vector: Copy {
     }
 }
 
-/// Vectors of a processor whose tiles multiply pairs.
+/// Vectors of AVX-512 on a processor with AMX, whose tiles multiply pairs.
 #[cfg(target_arch = "x86_64")]
 pub type AmxVector = Avx512Vector<TILES>;
 
@@ -158,7 +159,7 @@ pub trait VectorCode {
 /// Runs `work` with the vector type of instruction set `isa`.
 ///
 /// # Safety
-/// The machine supports `isa`, and the conditions of the work hold.
+/// The machine supports `isa`, and the safety conditions of `W` hold.
 pub unsafe fn dispatch<W: VectorCode>(isa: Isa, work: W) {
     match isa {
         #[cfg(target_arch = "x86_64")]

@@ -28,9 +28,9 @@
 //! as much as one rounding to f32. So a sum is as close to the exact one as a sum of f32 multiply-adds. By the rates of
 //! single instructions (`cpu/simd/isa.rs` of the crate `device`), six `tdpbf16ps` take 0.4 of the time of the
 //! multiply-adds that they replace; products of 512 rows take 0.54 to 0.68
-//! (benches/results/intel-xeon/2026-11-26-amx-f32-2.json). Products with a k below `LEAST_K_ON_TILES` use multiply-adds.
-//! Two limits: a part below 2^-126 counts as zero (numbers below 2^-103 may lose bits), and an infinite element, or one
-//! that rounds to infinity in bf16 (from 3.39e38 on), gives NaN or infinity.
+//! (benches/results/intel-xeon/2026-11-26-amx-f32-2.json). Products with a k below `LEAST_K_ON_TILES` use
+//! multiply-adds. Two limits: a part below 2^-126 counts as zero (numbers below 2^-103 may lose bits), and an infinite
+//! element, or one that rounds to infinity in bf16 (from 3.39e38 on), gives NaN or infinity.
 //!
 //! **Order.** k is taken in steps of 32 from 0 on, with one `tdpbf16ps` each for every product of parts; zeros complete
 //! the last step. Each adds one f32 to the sum: its products over even k plus those over odd k. A product of bf16
@@ -90,21 +90,21 @@ const SUMS: usize = 4 * TILE;
 /// Maximum number of panels (32 columns of C) of a task.
 const MAX_PANELS: usize = 14;
 
-/// Sizes of blocks. No bit of a result depends on them.
+/// Block sizes. They affect speed only: results have the same bits with all sizes.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::matmul) struct Blocking {
     /// Maximum number of steps along k of a block.
     pub(in crate::matmul) steps: usize,
-    /// Maximum number of blocks of 32 rows of A of a task that stores partial sums, and of those that a panel of B
-    /// stays in the first-level cache for.
+    /// Maximum number of blocks of 32 rows of A that a task processes if it stores partial sums; also the number of row
+    /// blocks during which a panel of B stays in the first-level cache.
     pub(in crate::matmul) row_blocks: usize,
     /// Maximum number of panels of a task, at most [`MAX_PANELS`].
     pub(in crate::matmul) panels: usize,
-    /// Maximum number of words of A that are packed at a time, if these are at least 128 rows.
+    /// Maximum number of words of A that are packed at a time; at least 128 rows are packed even if they have more.
     pub(in crate::matmul) packed_words: usize,
     /// Maximum number of words of a packed A that all threads read.
     pub(in crate::matmul) shared_words: usize,
-    /// Whether a product with up to 32 rows of A has code of its own.
+    /// Whether products with up to 32 rows of A use separate code.
     pub(in crate::matmul) thin: bool,
 }
 
@@ -128,7 +128,7 @@ impl Blocking {
     }
 }
 
-/// The number of tiles that hold 16 rows or columns of an operand for one step.
+/// Number of tiles that hold 16 rows or columns of an operand for one step: one for each bf16 part.
 fn parts(unit: Unit) -> usize {
     if matches!(unit, Unit::F32 | Unit::GroupedF32) { PARTS } else { 1 }
 }
@@ -166,7 +166,7 @@ struct Product<'a, T> {
     b_parts: usize,
     c: OutputArray<T>,
     bias: &'a [T],
-    /// The scales of an int8 B; else empty.
+    /// The scales of an int8 B; empty for other types.
     b_scale: &'a [f32],
     accumulate: bool,
     scale: f32,
@@ -185,7 +185,7 @@ impl<'a, T: Element> Product<'a, T> {
                 (_, true) => Unit::GroupedPair,
                 _ => Unit::Pair,
             },
-            // Groups have pairs as well, or become pairs.
+            // Operands in groups hold pairs of neighbouring k, or are packed into pairs, as transposed operands are.
             transposed: x.transposed || x.dtype == DType::I8 || grouped,
             rows,
             k: p.k,
@@ -222,7 +222,7 @@ impl<'a, T: Element> Product<'a, T> {
         2 * self.steps * self.a_parts * TILE
     }
 
-    /// Whether B's pairs are packed block by block: it is stored `[k, n]`, as int8, or in groups of f32.
+    /// Whether pairs of B are packed block by block. True if B is stored as `[k, n]`, as int8, or in groups of f32.
     fn packs_pairs(&self) -> bool {
         self.b.transposed && self.b.unit != Unit::GroupedPair
     }
@@ -263,12 +263,13 @@ impl<'a, T: Element> Product<'a, T> {
         }
         let (panels, threads) = (self.n.div_ceil(BLOCK), self.team.threads());
         let least_columns = panels.div_ceil(self.blocking.panels);
-        // Threads that share the columns all read the whole packed A. If that is too large for a second-level cache, each
-        // has rows of its own instead, which it has packed itself, and packs all of a B that is not larger than A.
+        // By default the threads divide the columns, and each reads the whole packed A. If packed A is too large for a
+        // second-level cache and B is not larger than A, each thread instead gets rows that it has packed itself, and
+        // packs all of B.
         let has_own_rows =
             row_blocks * words > self.blocking.shared_words && self.m >= self.n && row_blocks >= 2 * threads;
         let columns = if has_own_rows { least_columns } else { least_columns.next_multiple_of(threads).min(panels) };
-        // Partial sums of a task have to fit into its second-level cache; without them a task may have all rows.
+        // Partial sums of a task must fit into the second-level cache. A task without partial sums may have all rows.
         let least = if self.steps <= self.blocking.steps { 1 } else { row_blocks.div_ceil(self.blocking.row_blocks) };
         let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(columns) };
         let parts = least.max(wanted).next_multiple_of(if has_own_rows { threads } else { 1 }).min(row_blocks);
@@ -302,9 +303,9 @@ impl<'a, T: Element> Product<'a, T> {
         let sums = unsafe { b.add(panels.len() * panel_words).cast::<f32>() };
         let copied = self.competing_rows() && row_blocks.len() >= 4;
         let mut ready = [Panel::NONE; MAX_PANELS];
-        // With f32, A stays in the first-level cache, else B; see the module's text.
+        // If an operand is f32, A stays in the first-level cache, otherwise B (see the module's text).
         let by_rows = self.a_parts * self.b_parts > 1;
-        // What streams, or is packed block by block, is needed again only with the next block of k.
+        // If B streams or is packed block by block, B's next lines are needed only with the next block of k.
         let ahead_is_next_block = by_rows || self.packs_pairs();
         for block in 0..blocks {
             let first = block * step;
@@ -322,8 +323,8 @@ impl<'a, T: Element> Product<'a, T> {
                         (part.start + pair % part.len(), pair / part.len())
                     };
                     let panel = panels.start + i;
-                    // The panel and the step that are prefetched meanwhile, and the blocks of rows that share the
-                    // lines.
+                    // `next`: the panel and the step of B that are prefetched meanwhile. `sharing`: the blocks of rows
+                    // among which the panel's lines are divided.
                     let next = match (ahead_is_next_block, last, panel + 1 < panels.end) {
                         (true, false, _) => (panel, first + count),
                         (true, true, _) => (panel + panels.len(), 0),
@@ -389,19 +390,19 @@ impl<'a, T: Element> Product<'a, T> {
         unsafe { multiply(&call) }
     }
 
-    /// Bytes of a row of B that lies along k.
+    /// Size in bytes of a row of B, for a B stored `[n, k]`.
     fn row_bytes(&self) -> usize {
         self.b.unit.element() * self.k
     }
 
-    /// Whether 32 rows of B that lie along k have their elements of one k in one or two sets of the first-level cache
-    /// (64 sets of lines of 64 bytes), which then cannot hold them.
+    /// Whether rows of B, stored `[n, k]`, compete for the first-level cache: their elements of one k then lie in one
+    /// or two of its 64 sets of lines of 64 bytes, which cannot hold 32 rows.
     fn competing_rows(&self) -> bool {
         self.row_bytes().is_multiple_of(2048)
     }
 
-    /// Packs `rows` rows of A (at most 32) from `row` on, as tiles of rows or of pairs: first all steps of 16 of them,
-    /// then all steps of the others. What stands in the place of missing rows has no effect on C.
+    /// Packs `rows` rows of A (at most 32) from `row` on, as tiles of rows or of pairs: first all steps of the first 16
+    /// rows, then all steps of the other rows. The values in missing rows have no effect on C.
     unsafe fn pack_a(&self, row: usize, rows: usize, dst: *mut u32) {
         // SAFETY: the rows exist, and `dst` has room for two rows of tiles.
         unsafe {
@@ -435,7 +436,8 @@ impl<'a, T: Element> Product<'a, T> {
             }
             let columns = SIDE.min(self.n - column);
             let mask = ((1u32 << columns) - 1) as u16;
-            // The tiles of sums are ordered by rows of the instruction: those of C, or its columns.
+            // The order of the four tiles of sums depends on which operand has the tiles of rows: A (rows of C) or B
+            // (columns of C).
             let tile = if self.b.transposed { 2 * i + j } else { 2 * j + i };
             let mut lines = [_mm512_setzero_si512(); SIDE];
             for (x, line) in lines.iter_mut().enumerate() {
@@ -470,7 +472,7 @@ impl<'a, T: Element> Product<'a, T> {
     }
 }
 
-/// Lines (of 32) that block `index` of `count` blocks prefetches at each step.
+/// Returns which of a panel's 32 cache lines per step are prefetched by row block `index` of `count` row blocks.
 fn lines_of(index: usize, count: usize) -> Range<usize> {
     let each = BLOCK.div_ceil(count);
     (index * each).min(BLOCK)..((index + 1) * each).min(BLOCK)

@@ -1,4 +1,4 @@
-//! Packing of operands into tiles, of f32 in parts, and vectors of elements of C.
+//! Packs operands into AMX tiles, f32 operands in bf16 parts; loads and stores vectors of elements of C.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -10,8 +10,8 @@ use super::super::avx512::transpose;
 use super::super::{Source, Unit, groups};
 use super::{PARTS, SIDE, STEP, TILE, parts};
 
-/// Copies some steps of up to 16 rows of an operand that lies along k into tiles, one step after the other and of each
-/// step one part after the other. Missing elements are 0; missing rows of a tile keep what they have.
+/// Copies some steps of up to 16 rows of an operand that is stored `[rows, k]` into tiles: one step after the other,
+/// and the parts of each step one after the other. Missing elements are 0; missing rows of a tile keep what they have.
 ///
 /// # Safety
 /// The operand is not transposed; the rows exist; `dst` has room for the tiles of all parts of each step.
@@ -25,8 +25,8 @@ pub(super) unsafe fn copy_rows(source: &Source, row: usize, rows: usize, steps: 
     }
 }
 
-/// Packs all steps of up to 16 rows of an operand that lies along k as tiles of pairs, in the order of [`copy_rows`].
-/// Missing elements are 0; the columns of missing rows have no meaning.
+/// Packs all steps of up to 16 rows of an operand that is stored `[rows, k]` as tiles of pairs, in the order of
+/// [`copy_rows`]. Missing elements are 0; the columns of missing rows have no meaning.
 ///
 /// # Safety
 /// The conditions of [`copy_rows`], for `steps` steps from 0 on.
@@ -71,7 +71,8 @@ pub(super) unsafe fn pack_transposed_rows(source: &Source, row: usize, rows: usi
     }
 }
 
-/// [`copy_rows`], or if `TRANSPOSED` [`pack_rows_as_pairs`]: a tile of pairs is the transpose of a tile of rows.
+/// Does what [`copy_rows`] does or, if `TRANSPOSED`, what [`pack_rows_as_pairs`] does: a tile of pairs is the transpose
+/// of a tile of rows.
 ///
 /// # Safety
 /// The conditions of [`copy_rows`]; `P` is the number of parts of the operand.
@@ -102,7 +103,7 @@ unsafe fn copy_rows_of<const P: usize, const TRANSPOSED: bool>(
     }
 }
 
-/// [`pack_pairs`], or if `TRANSPOSED` [`pack_transposed_rows`].
+/// Does what [`pack_pairs`] does or, if `TRANSPOSED`, what [`pack_transposed_rows`] does.
 ///
 /// # Safety
 /// The conditions of [`pack_pairs`]; `P` is the number of parts of the operand.
@@ -166,8 +167,8 @@ unsafe fn transpose_tiles<const P: usize>(tiles: *mut u32) {
     }
 }
 
-/// Reads up to 32 neighbouring elements of a row, and returns each of their parts as 32 bf16. Beyond the `left`
-/// elements that the row still has they are 0.
+/// Reads up to 32 neighbouring elements of a row, of which `left` exist, and returns each of their bf16 parts as 32
+/// elements. Elements that do not exist are 0.
 ///
 /// # Safety
 /// `left` elements are readable from `at` on, f32 if `P` is [`PARTS`], else bf16.
@@ -223,7 +224,7 @@ unsafe fn load_pairs<const P: usize>(source: &Source, column: usize, mask: u32, 
             unsafe { _mm512_maskz_loadu_epi16(mask(k), at.cast()) }
         };
         let (even, odd) = (line(k), line(k + 1));
-        // 16-bit element i of the pairs: of `even` (0 to 31) or `odd` (32 to 63).
+        // Index of the source of each 16-bit element: 0 to 31 is an element of `even`, 32 to 63 one of `odd`.
         let low: [u16; 32] = const { pair_indexes(0) };
         let high: [u16; 32] = const { pair_indexes(16) };
         // SAFETY: 64 bytes as 64 bytes.
@@ -249,7 +250,7 @@ unsafe fn load_pairs<const P: usize>(source: &Source, column: usize, mask: u32, 
     halves
 }
 
-/// Where the 32 halves of 16 pairs come from, whose first column is `first`.
+/// Returns the indices of the sources of 16 pairs (32 halves) whose first column is `first`.
 const fn pair_indexes(first: u16) -> [u16; 32] {
     let mut indexes = [0; 32];
     let mut i = 0;

@@ -1,4 +1,4 @@
-//! Panels of B: 32 columns of C for some steps along k, packed or where they lie, and their prefetches.
+//! Panels of B (32 columns of C for some steps along k), packed or in place, and their prefetches.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -11,14 +11,14 @@ use super::tiles::Prefetch;
 use super::{BLOCK, Product, SIDE, STEP, TILE};
 use crate::matmul::cpu::{Unit, groups, int8};
 
-/// Where the tiles of a panel of B lie.
+/// Where the AMX tiles of a panel of B are in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// Packed, one after the other.
     Packed,
     /// Rows of B where they lie.
     Rows,
-    /// Lines of a group where they lie.
+    /// Not packed: lines of a group of B, in place.
     Group,
 }
 
@@ -30,8 +30,8 @@ pub(super) struct Panel {
     pub(super) place: Place,
     /// Steps of full tiles.
     pub(super) steps: usize,
-    /// The two tiles of an incomplete last step, if the others are in place: one after the other, or 16 lines of a
-    /// group. Null if k has whole steps only.
+    /// The two tiles of an incomplete last step, if the tiles of the other steps are read in place: a copy, either one
+    /// tile after the other or as 16 lines of a group. Null if no step is incomplete.
     pub(super) tail: *const u8,
 }
 
@@ -49,8 +49,9 @@ impl Panel {
 }
 
 impl<T: Element> Product<'_, T> {
-    /// Makes a panel of B ready for some steps along k: packs pairs, or finds rows or lines, copying what lies in place
-    /// only in part. `dst` has room for two tiles of each part: of each step, or of one step if B may stay in place.
+    /// Prepares a panel of B for some steps along k: packs pairs, or finds the rows or lines in place and copies only
+    /// an incomplete last step. `dst` has room for two tiles of each part, for every step, or for one step if B may
+    /// stay in place.
     pub(super) unsafe fn prepare(&self, panel: usize, steps: Range<usize>, copied: bool, dst: *mut u32) -> Panel {
         let (row, rows) = (panel * BLOCK, BLOCK.min(self.n - panel * BLOCK));
         let halves = [dst, dst.wrapping_add(steps.len() * self.b_parts * TILE)];
@@ -95,8 +96,9 @@ impl<T: Element> Product<'_, T> {
         Panel { tiles: [at(row), at(row + SIDE)], place: Place::Rows, steps: full, tail }
     }
 
-    /// Some steps of the group of B that begins with row `row`. An incomplete last step is copied to `dst` and
-    /// completed with zeros: the lines that follow it belong to other rows, or do not exist.
+    /// Returns the panel for some steps of the group of B that begins with row `row`, read in place. An incomplete last
+    /// step is copied to `dst` and completed with zeros: the lines that follow it belong to other rows, or do not
+    /// exist.
     pub(super) unsafe fn lines_in_place(&self, row: usize, steps: Range<usize>, dst: *mut u32) -> Panel {
         let first = groups::line_at(&self.b, row, steps.start * SIDE);
         let full = steps.len().min(self.k / STEP - steps.start);
@@ -115,11 +117,11 @@ impl<T: Element> Product<'_, T> {
         Panel { tiles, place: Place::Group, steps: full, tail }
     }
 
-    /// What to prefetch while a block of rows of A is multiplied: some of the 32 lines of a panel of B that each step
-    /// along k has, beginning with a step. In a panel of rows the lines of a step are those of 32 columns of C; else,
-    /// of 32 k. With f32 there are twice as many; processors with AMX fetch the neighbour of a line as well.
+    /// Returns what to prefetch while a block of rows of A is multiplied: for each step along k from `step` on, the
+    /// lines `lines` of the panel's 32 cache lines. If the panel is rows of B, a step's lines belong to 32 columns of
+    /// C, otherwise to 32 k. f32 has twice as many lines; processors with AMX also fetch the neighbour of each line.
     pub(super) fn prefetch(&self, (panel, step): (usize, usize), lines: Range<usize>) -> Prefetch {
-        // The processor prefetches the neighbouring lines of int8 while they are packed.
+        // int8 needs no prefetch: the processor prefetches neighbouring lines while int8 is packed.
         if panel * BLOCK >= self.n || self.b.unit == Unit::Int8Pair {
             return Prefetch::NONE;
         }

@@ -1,5 +1,6 @@
-//! The inner loop of a product of up to 32 rows of f32 with a group of f32: while the tiles multiply one step along k,
-//! the vector unit splits the next one into its [`PARTS`](super::PARTS), so that B is read once and never stored whole.
+//! The inner loop of a product of up to 32 rows of an f32 A with a group of an f32 B: while the tiles multiply one step
+//! along k, the vector unit splits the next step of B into bf16 [`PARTS`](super::PARTS), so that B is read once and the
+//! parts of all of B are never stored.
 //!
 //! ```text
 //! split step 0 into buffer 0
@@ -15,7 +16,8 @@
 use std::arch::asm;
 use std::mem::offset_of;
 
-/// Words of the two buffers of split steps: two tiles of three parts each.
+/// Number of 32-bit words in the two buffers of split elements of B. Each buffer holds one step along k: two tiles of
+/// three bf16 parts each.
 pub(super) const BUFFER: usize = 2 * STEP_BYTES / 4;
 /// Bytes of a split step.
 const STEP_BYTES: usize = 6144;
@@ -23,23 +25,26 @@ const STEP_BYTES: usize = 6144;
 /// The operands of a block of up to 32 rows and 32 columns of sums.
 #[repr(C)]
 pub(super) struct SplitCall {
-    /// Up to 16 packed rows of A in their three parts, and the rows from 16 on: a step later they are 3072 bytes
-    /// further.
+    /// Addresses of A's packed rows, split into three bf16 parts: rows 0 to 15, and rows 16 to 31. The tiles of the
+    /// next step along k are 3072 bytes further.
     pub(super) rows: [*const u8; 2],
-    /// The first of the lines of B: 32 f32 of one k. A step has 32 lines.
+    /// The first line of B. A line is 32 f32: one element along k of 32 columns. A step has 32 lines.
     pub(super) lines: *const f32,
     /// Steps, at least 1.
     pub(super) steps: usize,
-    /// The lines of the last step, completed with zeros, or null if they follow the others.
+    /// A copy of the lines of the last step, completed with zeros; null if the last step is complete and directly
+    /// follows the other steps.
     pub(super) tail: *const f32,
-    /// [`BUFFER`] words, at a multiple of 64 bytes.
+    /// Room for the split elements of B: [`BUFFER`] words, aligned to 64 bytes.
     pub(super) buffer: *mut u32,
-    /// Tiles of rows 0 and columns 0, rows 0 and columns 1, rows 1 and columns 0, rows 1 and columns 1.
+    /// Four tiles of 16 x 16 sums, one after the other: rows 0 to 15 with columns 0 to 15, rows 0 to 15 with columns 16
+    /// to 31, then rows 16 to 31 with either half of the columns.
     pub(super) sums: *mut f32,
 }
 
-/// Splits line `$x` of a step: two k of 32 columns at `{$from}`, with pairs to `{$to}`. Prefetches what follows in the
-/// stream of lines: from 1.5 KiB on to the first-level cache, and from 3 KiB on to the second.
+/// Splits line `$x` of a step: reads 32 columns of two neighbouring k from `{$from}`, and writes them to `{$to}` as
+/// pairs of bf16 parts. Prefetches later lines: those 1.5 KiB ahead to the first-level cache, those 3 KiB ahead to the
+/// second.
 macro_rules! split_line {
     ($from:literal, $to:literal, $x:literal) => {
         concat!(
@@ -58,7 +63,7 @@ macro_rules! split_line {
             "prefetcht0 byte ptr [{", $from, "} + 256*", $x, " + 1536 + ", $byte, "]\n",
         )
     };
-    // 16 columns of an even k and of the odd one after it.
+    // Splits 16 columns of an even k (register `$even`) and of the next, odd k (register `$odd`).
     (@pairs $to:literal, $x:literal, $byte:literal, $even:literal, $odd:literal) => {
         concat!(
             split_line!(@part $to, $x, $byte, "0", $even, $odd),
@@ -68,7 +73,8 @@ macro_rules! split_line {
             "vmovups zmmword ptr [{", $to, "} + 64*", $x, " + 2048 + ", $byte, "], zmm", $even, "\n",
         )
     };
-    // Both rounded to bf16 and stored as pairs; what remains stays in the registers.
+    // Rounds the elements of both registers to bf16, stores them as pairs, and leaves the rounding errors in the
+    // registers.
     (@part $to:literal, $x:literal, $byte:literal, $part:literal, $even:literal, $odd:literal) => {
         concat!(
             "vpaddd zmm4, zmm", $even, ", zmm31\n",
@@ -84,7 +90,7 @@ macro_rules! split_line {
     };
 }
 
-/// Loads a part of the columns: two tiles of pairs.
+/// Loads one part (high, middle or low) of 32 columns of B: two tiles of pairs.
 macro_rules! load_columns {
     ($part:literal) => {
         concat!(
@@ -98,21 +104,21 @@ macro_rules! load_columns {
     };
 }
 
-/// Loads a part of up to 16 rows.
+/// Loads one part (high, middle or low) of up to 16 rows of A.
 macro_rules! load_one {
     ($part:literal) => {
         concat!("tileloadd tmm4, [{r0} + {line}*1 + ", $part, "]\n")
     };
 }
 
-/// Loads a part of up to 32 rows.
+/// Loads one part (high, middle or low) of up to 32 rows of A.
 macro_rules! load_two {
     ($part:literal) => {
         concat!(load_one!($part), "tileloadd tmm5, [{r1} + {line}*1 + ", $part, "]\n")
     };
 }
 
-/// The products of up to 16 rows.
+/// Multiplies the loaded tile of up to 16 rows with both tiles of columns.
 macro_rules! multiply_one {
     () => {
         "
@@ -122,7 +128,7 @@ macro_rules! multiply_one {
     };
 }
 
-/// The products of up to 32 rows.
+/// Multiplies the loaded tiles of up to 32 rows with both tiles of columns.
 macro_rules! multiply_two {
     () => {
         concat!(
@@ -135,8 +141,9 @@ macro_rules! multiply_two {
     };
 }
 
-/// Six products of parts in the order of [`super`], with up to 16 lines of the next step between them. The first tiles
-/// are loaded after a few lines, when the stores of the step before have reached the cache.
+/// One step along k: the six products of bf16 parts in the order that [`super`] gives. Between the products, 16 lines
+/// of the next step are split, if there is one. The first tiles are loaded after five of these lines, when the stores
+/// of the step before have reached the cache.
 macro_rules! step {
     ($load:ident, $multiply:ident, $line:ident) => {
         concat!(
@@ -226,7 +233,7 @@ macro_rules! split_function {
                     "dec {left}",
                     "jz 4f",
                     "3:",
-                    // The last step may have lines of its own.
+                    // The lines of an incomplete last step are a copy at `tail`.
                     "cmp {left}, 1",
                     "jne 5f",
                     "mov {x}, qword ptr [{call} + {tail}]",

@@ -1,5 +1,5 @@
-//! Products with up to 32 rows of A, whose time is that of reading B: B is read from memory once, from rows or from
-//! groups, with prefetches.
+//! Products with up to 32 rows of A, which take as long as reading B from memory: B is read once, with prefetches. B is
+//! stored row by row or in groups of 32 rows.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -19,21 +19,23 @@ use super::tiles::{
 use super::{BLOCK, PARTS, Product, SIDE, STEP, SUMS, TILE};
 use crate::matmul::cpu::{Packed, Scratch, TASK, THIN_BYTES, groups, runs};
 
-/// Steps that a product with few rows of A prefetches ahead in rows of B.
+/// Prefetch distance in rows of bf16 B, in steps of 32 elements along k, of a product with few rows of A.
 const AHEAD: usize = 6;
 
-/// Steps that a product with few rows of A prefetches ahead in rows of f32, which it copies: a block.
+/// Prefetch distance in rows of f32 B, in steps along k: one block. A product with few rows of A copies such rows block
+/// by block.
 const AHEAD_OF_COPY: usize = 4;
 
-/// Steps of a panel of int8 that a product with few rows of A widens at a time: 4 KiB, which stay in the first-level
-/// cache.
+/// Number of steps along k of an int8 panel that a product with few rows of A converts to bf16 at a time: 4 KiB, which
+/// stay in the first-level cache.
 const WIDENED_STEPS: usize = 2;
 
-/// Columns of C that a product with few rows of A and groups of B finishes before it stores them. The stream of B has
-/// pushed C out of the near caches, so an ordinary store first reads its line, in the place of a line of B
+/// Columns of C that a product with few rows of A and groups of B finishes before it stores them. Reading B has evicted
+/// C from the near caches, so an ordinary store would first read its cache line of C, which evicts a line of B
 /// (benches/results/intel-xeon/2026-11-25-amx-decode.json).
 pub(super) const STRIP: usize = 8 * BLOCK;
-/// Bytes of B that count as such a stream. A small B leaves C in the caches, where the next launch finds it.
+/// If B has at least this many bytes, C is stored past the caches. A smaller B leaves C in the caches, where the next
+/// launch finds it.
 const STREAM: usize = 1 << 20;
 
 /// Up to 32 rows of A as two tiles.
@@ -43,14 +45,14 @@ struct RowsInTiles {
     rows: [*const u8; 2],
     row_stride: usize,
     row_step: usize,
-    /// The tiles of an incomplete last step, else null.
+    /// The tiles of an incomplete last step along k; null if the last step is complete.
     tail: [*const u8; 2],
     /// 1, or [`PARTS`] of f32.
     parts: usize,
 }
 
 impl RowsInTiles {
-    /// Multiplies them with all lines of a group of B. The lines that follow are prefetched.
+    /// Multiplies these rows of A with all lines of a group of B, and prefetches the lines that follow.
     ///
     /// # Safety
     /// The tiles exist for all steps; `sums` has room for four tiles; the tiles of this thread have the shape of the
@@ -81,7 +83,8 @@ impl RowsInTiles {
 }
 
 impl<T: Element> Product<'_, T> {
-    /// Computes a product with up to 32 rows of A and rows of B. B is read once; each task reads a range of its rows.
+    /// Computes a product with up to 32 rows of A and a B that is stored row by row. B is read once; each task reads a
+    /// range of its rows.
     pub(super) unsafe fn thin_rows(&self, scratch: &mut Scratch) {
         let a = Packed(scratch.words(self.words_per_row_block()));
         // SAFETY: `a` has room for 32 rows.
@@ -113,13 +116,13 @@ impl<T: Element> Product<'_, T> {
         });
     }
 
-    /// Multiplies all of k of a panel of 32 rows of B with up to 32 packed rows of A, and prefetches.
+    /// Multiplies all of k of a panel of 32 rows of B with up to 32 packed rows of A, and prefetches rows of B.
     unsafe fn thin_in_place(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
         // SAFETY: the panel exists; `dst` has room for two tiles.
         let ready = unsafe { self.prepare(panel, 0..self.steps, false, dst) };
         let next = ready.tiles[0].wrapping_add(BLOCK * self.row_bytes());
         let prefetch = Prefetch {
-            // AHEAD steps further in the same rows; near their end, in the next rows.
+            // Starts AHEAD steps ahead in the same rows of B; in the next panel's rows if the rows have fewer steps.
             at: if ready.steps > AHEAD {
                 ready.tiles[0].wrapping_add(AHEAD * 64)
             } else {
@@ -154,8 +157,8 @@ impl<T: Element> Product<'_, T> {
         }
     }
 
-    /// Multiplies all of k of a panel of B, which is copied block by block, with up to 32 packed rows of A: an
-    /// incomplete panel, or one of f32, of which the blocks that follow are prefetched.
+    /// Multiplies all of k of a panel of B with up to 32 packed rows of A. The panel is copied block by block, because
+    /// it has fewer than 32 rows or is f32. The next blocks of an f32 panel are prefetched.
     unsafe fn thin_copied(&self, panel: usize, a: [*const u8; 2], dst: *mut u32, sums: *mut f32) {
         for first in (0..self.steps.max(1)).step_by(self.blocking.steps) {
             let steps = first..self.steps.min(first + self.blocking.steps);
@@ -175,8 +178,8 @@ impl<T: Element> Product<'_, T> {
     }
 
     /// Computes a product with up to 32 rows of A and groups of bf16. B is read once; each task reads some of its
-    /// groups. Rows of bf16 that lie along k stay in place, with tiles of as many rows as there are; each task packs
-    /// others: what another thread has written takes longer to read.
+    /// groups. A bf16 A that is not transposed is read in place, in tiles of as many rows as A has. Any other A is
+    /// packed by each task for itself, because data that another thread has written takes longer to read.
     pub(super) unsafe fn thin_groups(&self) {
         let in_place = !self.a.transposed && self.a_parts == 1;
         let (full, stride) = (self.k / STEP, 2 * self.k);
@@ -197,7 +200,8 @@ impl<T: Element> Product<'_, T> {
         unsafe { self.each_group(a_words + 2 * TILE, task) }
     }
 
-    /// Rows of A that lie along k as tiles with `full` whole steps. An incomplete last step is copied to `dst`.
+    /// Returns the rows of an A that is not transposed as tiles in place, with `full` whole steps along k. Copies an
+    /// incomplete last step to `dst`.
     unsafe fn rows_in_place(&self, full: usize, stride: usize, dst: *mut u32) -> RowsInTiles {
         let second = if self.m > SIDE { SIDE } else { 0 };
         let mut tail = [null(); 2];
@@ -222,8 +226,9 @@ impl<T: Element> Product<'_, T> {
         RowsInTiles { rows, row_stride: 64, row_step, tail, parts: self.a_parts }
     }
 
-    /// Computes a product with up to 32 rows of f32 and groups of f32. B is read once; each task reads some of its
-    /// groups and splits them step by step. It also splits A: what another thread has written takes longer to read.
+    /// Computes a product with up to 32 rows of an f32 A and an f32 B in groups. B is read once; each task reads some
+    /// of its groups and splits them into bf16 parts step by step. Each task also splits A for itself, because data
+    /// that another thread has written takes longer to read.
     pub(super) unsafe fn thin_f32_groups(&self) {
         let a_words = self.words_per_row_block();
         let full = self.k / STEP;
@@ -253,8 +258,9 @@ impl<T: Element> Product<'_, T> {
         unsafe { self.each_group(a_words + BUFFER + STEP * BLOCK, task) }
     }
 
-    /// Computes a product with up to 32 rows of A and groups of int8. B is read once; each task reads some of its groups
-    /// and widens them block by block. It also packs A: what another thread has written takes longer to read.
+    /// Computes a product with up to 32 rows of A and an int8 B in groups. B is read once; each task reads some of its
+    /// groups and converts them to bf16 block by block. Each task also packs A for itself, because data that another
+    /// thread has written takes longer to read.
     pub(super) unsafe fn thin_int8(&self) {
         let a_words = self.words_per_row_block();
         let task = |dst: *mut u32| {
@@ -278,8 +284,9 @@ impl<T: Element> Product<'_, T> {
         unsafe { self.each_group(a_words + 2 * WIDENED_STEPS * TILE, task) }
     }
 
-    /// Computes the sums of every group of B, on all threads, and stores C. `task` gets `words` words for a task and
-    /// returns what computes the sums of the group that begins with a column, on tiles of the shape of A's rows.
+    /// Computes the sums of every group of B, on all threads, and stores C. `task` is called once in each task, with an
+    /// address of `words` 32-bit words, and returns a function. That function computes the sums of the group that
+    /// begins with a given column; its AMX tiles have as many rows as A.
     ///
     /// # Safety
     /// The operands are valid as `Matmul` documents; B is in groups.
@@ -314,7 +321,8 @@ impl<T: Element> Product<'_, T> {
         });
     }
 
-    /// Stores all rows of some columns of C, rows of [`STRIP`] elements; whole cache lines past the caches, if asked.
+    /// Copies some columns of all rows of C from `strip`, whose rows have [`STRIP`] elements. With `past_caches`, rows
+    /// that are whole cache lines are stored with non-temporal stores.
     #[target_feature(enable = "avx512f")]
     unsafe fn store_strip(&self, strip: *const T, columns: Range<usize>, past_caches: bool) {
         for row in 0..self.m {

@@ -1,15 +1,17 @@
 //! The inner loops over k of a block of 32 × 32 sums: one assembler block each, so that no other code runs while the
 //! tiles hold sums.
 //!
-//! Each function is put together from the products of a step, the form of the pairs, and what is prefetched.
+//! Macros put each function together from three parts: the products of a step along k, the layout of the tiles of
+//! pairs, and the prefetches.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
 use std::mem::offset_of;
 use std::ptr::null;
 
-/// What a call prefetches: at each step, `lines` cache lines that are `stride` bytes apart. They begin at `at` in the
-/// first step, and `advance` bytes further in every next one; when `change` steps are left, they begin at `next`.
+/// The prefetches of a call: at each step along k, `lines` cache lines that are `stride` bytes apart. The first of
+/// these lines is at `at` in the first step, and `advance` bytes further in every next step; when `change` steps are
+/// left, it is at `next`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Prefetch {
@@ -28,27 +30,29 @@ impl Prefetch {
 /// The operands of a block of 32 × 32 sums.
 #[repr(C)]
 pub(super) struct TileCall {
-    /// The first of the two tiles of rows, 16 rows that are `row_stride` bytes apart, and the second. A step later,
-    /// they are `row_step` bytes further. With several parts, those of a step follow one another: high, middle, low.
+    /// Addresses of the two tiles of rows: 16 rows each, `row_stride` bytes apart. The tiles of the next step along k
+    /// are `row_step` bytes further. If f32 rows are split into bf16 parts, the high, middle and low parts of a step
+    /// follow one another.
     pub(super) rows: [*const u8; 2],
     pub(super) row_stride: usize,
     pub(super) row_step: usize,
-    /// The two tiles of pairs. Packed, their rows are 64 bytes apart, and a step later they are 1024 bytes further,
-    /// with three parts 3072; in groups, 128 and 2048.
+    /// Addresses of the two tiles of pairs. In packed pairs, the rows of a tile are 64 bytes apart, and the next step's
+    /// tile is 1024 bytes further (3072 with three parts). In groups of B, the distances are 128 and 2048 bytes.
     pub(super) pairs: [*const u8; 2],
     pub(super) steps: usize,
-    /// The tiles of an incomplete last step, completed with zeros. Rows are 64 bytes apart, or 128 for pairs in groups.
-    /// Null if k has whole steps only.
+    /// The tiles of an incomplete last step along k, completed with zeros. Rows of these tiles are 64 bytes apart, or
+    /// 128 for pairs in groups. Null if k is a multiple of a step.
     pub(super) tail_rows: [*const u8; 2],
     pub(super) tail_pairs: [*const u8; 2],
-    /// Tiles of rows 0 and pairs 0, rows 0 and pairs 1, rows 1 and pairs 0, rows 1 and pairs 1.
+    /// Four tiles of 16 x 16 sums, one after the other: the products of row tile 0 with pair tiles 0 and 1, then of row
+    /// tile 1 with pair tiles 0 and 1.
     pub(super) sums: *mut f32,
-    /// 1: the sums continue those in memory; 0: they start at 0.
+    /// 1: the products are added to the sums in memory; 0: the sums start at 0.
     pub(super) add: usize,
     pub(super) prefetch: Prefetch,
 }
 
-/// One step along k of four tiles of sums.
+/// One step along k for all four tiles of sums.
 macro_rules! four_tiles {
     () => {
         concat!(
@@ -62,7 +66,7 @@ macro_rules! four_tiles {
     };
 }
 
-/// One step along k of tiles 0 and 2 of the sums, those of pairs 0.
+/// One step along k for tiles 0 and 2 of the sums, the products with pair tile 0.
 macro_rules! tiles_of_first_pairs {
     () => {
         "
@@ -75,7 +79,7 @@ macro_rules! tiles_of_first_pairs {
     };
 }
 
-/// One step along k of tiles 0 and 1 of the sums, those of rows 0.
+/// One step along k for tiles 0 and 1 of the sums, the products of row tile 0.
 macro_rules! tiles_of_first_rows {
     () => {
         "
@@ -128,8 +132,9 @@ macro_rules! products {
     };
 }
 
-/// The products of three parts of both operands, in the order of [`super`], given what loads a part of A and of B. Each
-/// product after the first loads one part anew.
+/// The six products of two operands that are split into three bf16 parts each, in the order that [`super`] gives.
+/// `$load_a` and `$load_b` load one part of A and of B. Each product after the first one loads a new part of one
+/// operand only.
 macro_rules! six_products {
     ($load_a:ident, $load_b:ident) => {
         concat!(
@@ -150,7 +155,8 @@ macro_rules! six_products {
     };
 }
 
-/// The products of an operand in one part with one in three parts, given what loads a part of each.
+/// The three products of a bf16 operand (one part) with an f32 operand that is split into three bf16 parts.
+/// `$load_whole` loads the former, `$load_parts` one part of the latter.
 macro_rules! three_products {
     ($load_whole:ident, $load_parts:ident) => {
         concat!(
@@ -165,42 +171,42 @@ macro_rules! three_products {
     };
 }
 
-/// One step of four tiles of sums; A, in three parts, is the rows, B the pairs.
+/// One step along k for four tiles of sums: both operands have three parts, A's tiles are the rows and B's the pairs.
 macro_rules! six_products_a_is_rows {
     () => {
         six_products!(load_rows, load_pairs)
     };
 }
 
-/// The same where A is the pairs and B the rows.
+/// One step along k for four tiles of sums: both operands have three parts, A's tiles are the pairs and B's the rows.
 macro_rules! six_products_a_is_pairs {
     () => {
         six_products!(load_pairs, load_rows)
     };
 }
 
-/// One step of four tiles of sums; the rows have three parts, the pairs one.
+/// One step along k for four tiles of sums: the rows have three parts, the pairs one.
 macro_rules! three_parts_of_rows {
     () => {
         three_products!(load_pairs, load_rows)
     };
 }
 
-/// One step of tiles 0 and 1 of the sums, those of rows 0; the rows have three parts, the pairs one.
+/// One step along k for tiles 0 and 1 of the sums (row tile 0): the rows have three parts, the pairs one.
 macro_rules! three_parts_of_first_rows {
     () => {
         concat!(load_pairs!(0), parts_of_first_rows!(2048), parts_of_first_rows!(1024), parts_of_first_rows!(0),)
     };
 }
 
-/// One step of tiles 0 and 2 of the sums, those of pairs 0; the rows have one part, the pairs three.
+/// One step along k for tiles 0 and 2 of the sums (pair tile 0): the rows have one part, the pairs three.
 macro_rules! three_parts_of_first_pairs {
     () => {
         concat!(load_rows!(0), parts_of_first_pairs!(2048), parts_of_first_pairs!(1024), parts_of_first_pairs!(0),)
     };
 }
 
-/// Loads one part of pairs 0, and adds its products with the loaded rows to tiles 0 and 2 of the sums.
+/// Loads one part of pair tile 0, and adds its products with the loaded rows to tiles 0 and 2 of the sums.
 macro_rules! parts_of_first_pairs {
     ($part:literal) => {
         concat!(
@@ -211,7 +217,7 @@ macro_rules! parts_of_first_pairs {
     };
 }
 
-/// Loads one part of rows 0, and adds its products with the loaded pairs to tiles 0 and 1 of the sums.
+/// Loads one part of row tile 0, and adds its products with the loaded pairs to tiles 0 and 1 of the sums.
 macro_rules! parts_of_first_rows {
     ($part:literal) => {
         concat!(
@@ -222,14 +228,15 @@ macro_rules! parts_of_first_rows {
     };
 }
 
-/// One step of four tiles of sums; the rows have one part, the pairs three.
+/// One step along k for four tiles of sums: the rows have one part, the pairs three.
 macro_rules! three_parts_of_pairs {
     () => {
         three_products!(load_rows, load_pairs)
     };
 }
 
-/// Prefetches what [`TileCall::prefetch`] says: of each line, the cache lines at these bytes from it.
+/// Prefetches the lines that [`TileCall::prefetch`] describes: for each line, the cache lines at offsets `$byte` from
+/// its address.
 macro_rules! prefetch_lines {
     ($instruction:literal, $($byte:literal)*) => {
         concat!(
@@ -255,9 +262,9 @@ macro_rules! prefetch_lines {
     };
 }
 
-/// Prefetches 32 lines of a stream of lines that begins at `{p0}`: from 1.5 KiB on to the first-level cache, and from
-/// 3 KiB on to the second. The compiler wants every operand in the text, so a comment names those of
-/// [`prefetch_lines`].
+/// Prefetches 32 cache lines of a group of B, which is read at `{p0}`: those 1.5 KiB ahead to the first-level cache,
+/// and those 3 KiB ahead to the second. `asm!` requires every operand in its text, so an assembler comment names the
+/// operands that only [`prefetch_lines`] uses.
 macro_rules! prefetch_stream {
     () => {
         prefetch_stream!(
@@ -273,8 +280,8 @@ macro_rules! prefetch_stream {
     };
 }
 
-/// Defines a function that computes a block of sums: the instructions of a step, the distances of rows and of steps of
-/// the pairs in bytes, and the instructions that prefetch.
+/// Defines a function that computes a block of sums. The arguments are the instructions of a step along k (`step`), the
+/// bytes between rows (`line`) and between steps (`pair_step`) of the pairs, and the instructions that prefetch.
 macro_rules! tile_function {
     (
         $name:ident, $step:ident, line: $line:literal, pair_step: $pair_step:literal, prefetch: $prefetch:expr
@@ -378,14 +385,14 @@ macro_rules! tile_function {
     };
 }
 
-/// Defines functions for packed pairs: of one part, or of three.
+/// Defines functions for packed tiles of pairs, of one bf16 part or of three.
 macro_rules! functions_of_packed_pairs {
     ($($name:ident, $step:ident, $pair_step:literal, $prefetch:expr;)*) => {
         $(tile_function!($name, $step, line: 64, pair_step: $pair_step, prefetch: $prefetch);)*
     };
 }
 
-/// Defines functions for pairs in groups.
+/// Defines functions for tiles of pairs that are read in place from groups of B.
 macro_rules! functions_of_groups {
     ($($name:ident, $step:ident, $prefetch:expr;)*) => {
         $(tile_function!($name, $step, line: 128, pair_step: 2048, prefetch: $prefetch);)*
@@ -393,14 +400,15 @@ macro_rules! functions_of_groups {
 }
 
 functions_of_packed_pairs! {
-    // With many rows of A, what follows goes to the second-level cache.
+    // With many rows of A, the operands of later steps are prefetched to the second-level cache.
     multiply, four_tiles, 1024, prefetch_lines!("prefetcht1", 0);
-    // With 17 to 32 rows of A, or up to 16, what follows goes to the first-level cache.
+    // With 17 to 32 rows of A (`*_two`) or up to 16 (`*_one`), the rows of later steps are prefetched to the
+    // first-level cache.
     thin_two, four_tiles, 1024, prefetch_lines!("prefetcht0", 0);
     thin_one, tiles_of_first_pairs, 1024, prefetch_lines!("prefetcht0", 0);
     thin_f32_pairs_two, three_parts_of_pairs, 3072, prefetch_lines!("prefetcht0", 0);
     thin_f32_pairs_one, three_parts_of_first_pairs, 3072, prefetch_lines!("prefetcht0", 0);
-    // Two f32 operands, or an f32 and a bf16 operand.
+    // For two f32 operands, or for an f32 and a bf16 operand.
     multiply_f32_a_is_rows, six_products_a_is_rows, 3072, prefetch_lines!("prefetcht1", 0 64);
     multiply_f32_a_is_pairs, six_products_a_is_pairs, 3072, prefetch_lines!("prefetcht1", 0 64);
     multiply_f32_rows, three_parts_of_rows, 1024, prefetch_lines!("prefetcht1", 0);
@@ -410,7 +418,7 @@ functions_of_packed_pairs! {
 functions_of_groups! {
     multiply_groups, four_tiles, prefetch_lines!("prefetcht1", 0);
     multiply_f32_rows_and_groups, three_parts_of_rows, prefetch_lines!("prefetcht1", 0);
-    // 17 to 32 rows of A, or up to 16.
+    // For 17 to 32 rows of A (`*_two`), or up to 16 (`*_one`).
     thin_groups_two, four_tiles, prefetch_stream!();
     thin_groups_one, tiles_of_first_rows, prefetch_stream!();
     thin_f32_and_groups_two, three_parts_of_rows, prefetch_stream!();

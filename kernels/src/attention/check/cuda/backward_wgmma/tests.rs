@@ -1,8 +1,8 @@
 use super::*;
 use crate::checks::{on_sim, simulated_stages_on};
 
-/// Each pair of a tile of 128 keys and 128 queries that the diagonal does not hide as a whole takes seven products of
-/// 128 x 128 x head_dim. Shared memory has no bank conflicts.
+/// For each pair of a tile of 128 keys and a tile of 128 queries that causality does not hide completely, the kernel
+/// computes seven products of 128 x 128 x head_dim. Shared memory has no bank conflicts.
 #[test]
 fn gradients_by_products_of_warpgroups_multiply_whole_tiles_without_bank_conflicts() {
     on_sim(|| {
@@ -13,8 +13,8 @@ fn gradients_by_products_of_warpgroups_multiply_whole_tiles_without_bank_conflic
             let stages = simulated_stages_on(&call.launch(&call.params()), &small_h100(2));
             let pairs = |tiles: usize| if causal { tiles * (tiles + 1) / 2 } else { tiles * tiles };
             let pairs: usize = lengths.iter().map(|n| pairs(n.div_ceil(128))).sum();
-            // dk and dv take four of the products, for 64 queries at a time. A sequence of up to 64 tokens has no second
-            // 64 queries.
+            // Four of the seven products are for dk and dv, and process 64 queries at a time. A sequence of up to 64
+            // tokens has only one such half tile of queries.
             let unvisited = 4.0 * 0.5 * lengths.iter().filter(|&&n| n <= 64).count() as f64;
             let product = 2.0 * 128.0 * 128.0 * head_dim as f64;
             let want = 2.0 * (7.0 * pairs as f64 - unvisited) * product;
