@@ -33,7 +33,7 @@ fn offsets(base: u64, bytes: u64) -> [u64; 32] {
 }
 
 /// Times an access of a warp to its row of 512 bytes in shared memory. Each of eight warps accesses one row, then a
-/// barrier follows; after it, each warp accesses the row `turn` rows after its previous one.
+/// barrier follows; after the barrier, each warp accesses the row that lies `turn` rows after its previous row.
 fn rows(name: &str, access: AccessKind, bytes: u64, turn: usize) {
     let ops = AsyncOps::new();
     let cx = CheckContext { ops: &ops, clusters: &ClusterLayout::NONE };

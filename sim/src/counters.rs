@@ -126,11 +126,11 @@ fn ascending(addresses: &[u64; 32], bytes: u32) -> Option<u64> {
 pub struct Wavefronts {
     /// Wavefronts that the access needs.
     pub needed: u64,
-    /// Wavefronts that it would need without bank conflicts.
+    /// Wavefronts that the access would need without bank conflicts.
     pub without_conflicts: u64,
 }
 
-/// What a group of lanes that go through the banks together needs.
+/// The use of the banks by one group of lanes; the lanes of a group go through the banks together.
 struct BankUse {
     /// Number of passes through the banks.
     passes: u64,
@@ -138,8 +138,8 @@ struct BankUse {
     words: u64,
 }
 
-/// Counts the wavefronts of a shared-memory access. Half warps with 8 bytes per lane, and quarter warps with 16
-/// bytes, go through the banks one after the other. Lanes that access the same word need it only once.
+/// Counts the wavefronts of a shared-memory access. Half warps with 8 bytes per lane, and quarter warps with 16 bytes,
+/// go through the banks one after the other. A word that several lanes access is transferred only once.
 #[inline(always)]
 pub fn count_wavefronts(addresses: &[u32; 32], lane_mask: u32, bytes: u32) -> Wavefronts {
     if lane_mask == 0 {
@@ -178,7 +178,7 @@ fn conflict_free_quads(addresses: &[u32], lanes: u32, bytes: u32) -> Option<Bank
 #[inline(never)]
 fn bank_use(addresses: &[u32], lanes: u32, bytes: u32) -> BankUse {
     let per_lane = bytes.div_ceil(4).max(1);
-    // At most 32 words: one for each of 32 lanes, two for 16, or four for 8.
+    // A group accesses at most 32 words: 32 lanes with one word each, 16 lanes with two, or 8 lanes with four.
     let mut words = [0u32; 32];
     let mut n = 0;
     let mut consecutive = true;
@@ -202,8 +202,8 @@ fn bank_use(addresses: &[u32], lanes: u32, bytes: u32) -> BankUse {
     if taken.count_ones() as usize == n {
         return BankUse { passes: 1, words: n as u64 };
     }
-    // For each bank, a list of its different words: `newest` is the index of the last one in `words`, `older[i]` the
-    // index of the one before `words[i]`.
+    // A linked list of the different words of each bank: `newest[bank]` is the index in `words` of the bank's last
+    // word, `older[i]` the index of the word before `words[i]` in the same bank.
     const NONE: u8 = u8::MAX;
     let (mut newest, mut older, mut counts) = ([NONE; 32], [NONE; 32], [0u8; 32]);
     for i in 0..n {

@@ -36,8 +36,8 @@ pub const WINDOW_BYTES: u64 = 1 << 32;
 /// variable has address 0.
 pub const FIRST_SHARED_ADDRESS: u32 = 1024;
 /// Position of the block number in a shared address. The bits below are the offset in a block; the bits from here on
-/// are the block's rank in its cluster. As on Hopper, this is also so for the addresses of a block's own variables: the
-/// window of `.shared::cta` is part of the window of `.shared::cluster`.
+/// are the block's rank in its cluster. As on Hopper, the addresses of a block's own variables contain the rank, too:
+/// the window of `.shared::cta` is part of the window of `.shared::cluster`.
 pub const CLUSTER_RANK_SHIFT: u32 = 24;
 
 /// Returns the shared address by which any block of the cluster names `shared_address` in the block of rank
@@ -62,7 +62,7 @@ pub fn split_shared_address(shared_address: u32, own_rank: u32) -> SharedAddress
 }
 
 /// Describes an access with `.shared` or `.shared::cta` in the block of rank `own_rank` to an address that names the
-/// block of rank `other`: on an H200 an illegal instruction.
+/// block of rank `other`. On an H200 such an access is an illegal instruction.
 pub fn describe_foreign_cta_address(shared_address: u32, other: u32, own_rank: u32) -> String {
     format!(
         "the shared address {shared_address:#x} names the block of rank {other} (bits 24 and above), but .shared::cta \

@@ -20,7 +20,7 @@ pub struct Allocation {
     pub shadow: ShadowMemory,
     /// Whether kernels may write to the buffer.
     pub writable: bool,
-    /// The name for messages: that of a module's variable, or the one that [`SimMemory::name_buffer`] gave.
+    /// The name for messages: the name of a module's variable, or the name that [`SimMemory::name_buffer`] gave.
     name: Option<Box<str>>,
 }
 

@@ -23,11 +23,11 @@ pub struct Registers {
     pub predicates: Vec<u32>,
     /// For each predicate, the mask of the lanes in which it is undefined.
     pub undefined_predicates: Vec<u32>,
-    /// For registers into which a load copied bytes that nothing has written, by slot and lane: which bytes, and where
-    /// they were. An entry counts only while the register is undefined in the lane.
+    /// For registers into which a load copied bytes that nothing has written, by slot and lane: which bytes these are,
+    /// and the load that read them. An entry counts only while the register is undefined in the lane.
     pub unwritten: HashMap<(Slot, u8), UnwrittenBytes>,
-    /// For registers into which an instruction packed two halves of which only one is defined: the lanes in which the
-    /// low half is defined, and those in which the high half is. Counts only in lanes in which the register is
+    /// For registers that an instruction packed from a defined and an undefined half: the mask of the lanes in which
+    /// the low half is defined, and the mask for the high half. The masks count only in lanes in which the register is
     /// undefined.
     pub defined_halves: HashMap<Slot, [u32; 2]>,
 }
@@ -37,7 +37,7 @@ pub struct Registers {
 pub struct UnwrittenBytes {
     /// Mask of the bytes of the register.
     pub bytes: u16,
-    /// The load.
+    /// The load that read the bytes.
     pub source: UnwrittenSource,
 }
 
@@ -51,7 +51,7 @@ pub struct UnwrittenSource {
     pub space: &'static str,
     /// The address that the load reads.
     pub address: u64,
-    /// True if the compiler declares all of these bytes as padding.
+    /// True if the compiler declares all the unwritten bytes as padding.
     pub is_padding: bool,
 }
 
@@ -72,8 +72,8 @@ impl Registers {
         }
     }
 
-    /// After an instruction that packed two halves into the register at `slot` in the lanes of `mask`: records in which
-    /// lanes each half is undefined, low half first.
+    /// Records that an instruction packed two halves into the register at `slot` in the lanes of `mask`. `undefined`
+    /// holds the lanes in which each half is undefined, low half first.
     #[cold]
     pub fn set_undefined_halves(&mut self, slot: Slot, mask: u32, undefined: [u32; 2]) {
         let halves = self.defined_halves.entry(slot).or_default();
@@ -82,7 +82,7 @@ impl Registers {
         }
     }
 
-    /// Forgets everything that is recorded of single bytes and halves, for registers that are all written anew.
+    /// Forgets which single bytes and halves of registers are undefined, because a new call frame reuses all registers.
     pub fn forget_parts(&mut self) {
         self.unwritten.clear();
         self.defined_halves.clear();

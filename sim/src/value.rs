@@ -205,7 +205,8 @@ mod tests {
         };
         let x = of(7);
         let n = x.len() as f64;
-        // Tolerance: five standard deviations of the estimated moments, which are 1/√n, √(2/n), √(15/n), √(96/n).
+        // Tolerance: five standard deviations of the estimated moments; these deviations are 1/√n, √(2/n), √(15/n),
+        // √(96/n).
         for (power, mean, spread) in [(1, 0.0, 1.0f64), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
             let moment = x.iter().map(|v| v.powi(power)).sum::<f64>() / n;
             assert!((moment - mean).abs() < 5.0 * (spread / n).sqrt(), "moment {power}: {moment}");

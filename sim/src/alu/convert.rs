@@ -34,8 +34,8 @@ const NUMBER_FORMATS: [NumberFormat; 14] = [
     NumberFormat::Float(E4M3),
 ];
 
-/// Returns the index of a format in [`NUMBER_FORMATS`]. [`ScalarFlags::bits`] holds this index of the source format,
-/// the low four bits of [`ScalarFlags::wide`] that of the destination format.
+/// Returns the index of a format in [`NUMBER_FORMATS`]. For conversions, [`ScalarFlags::bits`] holds the index of the
+/// source format, and the low four bits of [`ScalarFlags::wide`] hold the index of the destination format.
 pub fn number_format_index(kind: NumberFormat) -> Option<u8> {
     NUMBER_FORMATS.iter().position(|k| *k == kind).map(|i| i as u8)
 }
@@ -68,7 +68,7 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
                 let zero = format != F64 && to != 64;
                 if zero { 0 } else { sign_or_zero_extend(1 << (to - 1), to, signed) }
             } else {
-                // The cast clamps to the range of i128, which contains that of every PTX integer type.
+                // The cast clamps to the range of i128, which contains the range of every PTX integer type.
                 clamp_to_type(integral(x, f.rounding) as i128, to, signed)
             };
             x as u64 & low_bits_mask(register)
@@ -92,7 +92,7 @@ pub fn cvt(f: ScalarFlags, a: u64, _: u64, _: u64, _: u64) -> u64 {
     }
 }
 
-/// Converts a NaN to tf32 with `.rna`. Like an H200, it cuts off the low 13 bits. If only zeros remain in the
+/// Converts a NaN to tf32 with `.rna`. As on an H200, the low 13 bits are cut off. If only zeros remain in the
 /// mantissa, the result is infinity, or with `.satfinite` the largest finite number.
 fn nan_to_tf32(f: ScalarFlags, a: u64) -> u64 {
     let cut = a & 0xffff_e000;

@@ -54,7 +54,8 @@ pub fn is_nan(x: u32) -> bool {
 pub fn min_or_max<const MAX: bool>(a: u32, b: u32) -> u32 {
     let (x, y) = (f32::from_bits(a), f32::from_bits(b));
     let first = if MAX { x > y } else { x < y };
-    // Equal numbers differ at most in the sign of zero.
+    // Operands that compare equal differ at most in the sign of a zero: OR gives −0 for the minimum, AND gives +0 for
+    // the maximum.
     let tie = if MAX { a & b } else { a | b };
     let z = if first { a } else { b };
     let z = if x == y { tie } else { z };
@@ -124,8 +125,8 @@ fn truncate(x: f32, least: f64, most: f64) -> u32 {
 pub fn f32_to_f16(x: u32) -> u32 {
     let (sign, a) = (x >> 16 & 0x8000, x & 0x7fff_ffff);
     let normal = a.wrapping_sub(112 << 23).wrapping_add(0xfff + (a >> 13 & 1)) >> 13;
-    // Adding 1/2 rounds to a multiple of 2^-24: that is f16's smallest subnormal and the last place of an f32 near
-    // 1/2.
+    // Adding 1/2 rounds to a multiple of 2^-24, which is both the smallest subnormal f16 and one unit in the last place
+    // of an f32 in [1/2, 1).
     let small = (f32::from_bits(a) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let y = if a < 0x3880_0000 { small } else { normal };
     let y = if a >= 0x4780_0000 { 0x7c00 } else { y };

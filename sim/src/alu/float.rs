@@ -27,8 +27,8 @@ pub enum FloatArithmetic {
     Sqrt,
 }
 
-/// Returns the result rounded in mode `mode`. For rounding to nearest, and for operands that are not finite, this is
-/// `native`, the processor's result.
+/// Returns the result rounded in mode `mode`. For rounding to nearest, and for operands that are not finite, the
+/// returned value is `native`, the processor's result.
 fn rounded_arithmetic(
     op: FloatArithmetic,
     mode: RoundingMode,
@@ -115,8 +115,8 @@ pub fn is_tiny_after_rounding(format: FloatFormat, mode: RoundingMode, x: f64) -
 }
 
 /// For an f32 result that was rounded to the smallest normal number, returns the result in f64 for
-/// [`is_tiny_after_rounding`]. That is precise enough: an f64 holds a product of two f32s exactly, and a quotient
-/// that is not an f32 is far from every f32.
+/// [`is_tiny_after_rounding`]. The f64 is precise enough: it holds a product of two f32s exactly, and a quotient that
+/// is not an f32 is far from every f32.
 fn unrounded_result(op: FloatArithmetic, a: f64, b: f64, c: f64) -> f64 {
     match op {
         FloatArithmetic::Mul => a * b,

@@ -21,8 +21,8 @@ pub struct HalfOp {
 }
 
 impl HalfOp {
-    /// Executes the instruction for the lanes of `mask`. `add`, `sub` and `mul` have two sources; they get the second
-    /// one again as the third source and ignore it.
+    /// Executes the instruction for the lanes of `mask`. `add`, `sub` and `mul` have two sources: the slot of the third
+    /// source repeats the second source, and its value is ignored.
     pub fn run(self, r: &mut Registers, s: &OperandSlots, mask: u32) {
         let mut s = *s;
         if self.op != FloatArithmetic::Fma {

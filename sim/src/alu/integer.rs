@@ -5,7 +5,7 @@
 
 use super::scalar::{ScalarFlags, scalar_functions};
 
-/// Returns the integer that the bits `x` represent in the type of the flags.
+/// Returns the integer that the bits `x` represent in the integer type that the flags `f` describe.
 pub fn integer_value(f: ScalarFlags, x: u64) -> i128 {
     sign_or_zero_extend(x, f.bits as u32, f.signed)
 }
@@ -100,7 +100,8 @@ pub fn add_16bit_pairs(f: ScalarFlags, a: u64, b: u64, _: u64, _: u64) -> u64 {
     halves(f, a, b, add)
 }
 
-/// `dp4a`: adds four products of bytes to `c`. The bytes of `a` are signed if `signed`, those of `b` if `variant`.
+/// `dp4a`: adds four products of bytes to `c`. The bytes of `a` are signed if `signed`; the bytes of `b` are signed if
+/// `variant`.
 pub fn dp4a(f: ScalarFlags, a: u64, b: u64, c: u64, _: u64) -> u64 {
     let byte = |x: u64, i: u32, signed| sign_or_zero_extend(x >> (8 * i), 8, signed);
     let sum: i128 = (0..4).map(|i| byte(a, i, f.signed) * byte(b, i, f.variant)).sum();

@@ -52,7 +52,7 @@ pub fn mark_undefined_lanes(r: &mut Registers, slot: Slot, mask: u32, undefined:
 }
 
 /// Computes `dst = f(src0, src1)`, which packs two halves into a register: `halves` are the indices of the sources of
-/// the low and of the high half. Each half of a result lane is undefined where its source is.
+/// the low and of the high half. Each half of a result lane is undefined where the source of this half is undefined.
 #[inline(always)]
 pub fn pack_halves(r: &mut Registers, s: &OperandSlots, mask: u32, halves: [usize; 2], f: impl Fn(u32, u32) -> u32) {
     let undefined = halves.map(|half| r.undefined[s.src[half] as usize]);
@@ -63,7 +63,8 @@ pub fn pack_halves(r: &mut Registers, s: &OperandSlots, mask: u32, halves: [usiz
 }
 
 /// Runs an instruction with one destination whose result may depend on only one half of a source. `undefined` returns
-/// the lanes in which the result is undefined if some registers have one defined half.
+/// the lanes in which the result is undefined; it is called only if some registers have one defined and one undefined
+/// half.
 #[inline(always)]
 pub fn run_on_half(
     r: &mut Registers,

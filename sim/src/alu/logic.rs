@@ -42,7 +42,8 @@ pub fn run_predicate_logic(
     let (value, u) = match logic {
         PredicateLogic::Copy => (a, ua),
         PredicateLogic::Not => (!a, ua),
-        // One operand may decide the result, so that it is defined although the other operand is not.
+        // A defined operand may decide the result alone; the result is then defined although the other operand is
+        // undefined.
         PredicateLogic::And => {
             let (b, ub) = source(1, not1);
             (a & b, ua & (b | ub) | ub & (a | ua))
@@ -56,8 +57,8 @@ pub fn run_predicate_logic(
     set_predicate(r, s.dst[0], value, mask, u);
 }
 
-/// `lop3`. Every function of three bits is a polynomial over GF(2) with eight coefficients. They are computed from
-/// the 8-bit table once per warp.
+/// `lop3`. Every function of three bits is a polynomial over GF(2) with eight coefficients. The coefficients are
+/// computed from the 8-bit table once per warp.
 #[inline(always)]
 pub fn lop3(r: &mut Registers, s: &OperandSlots, mask: u32) {
     let k = lop3_coefficients(r.rows[s.src[3] as usize].0[0]);

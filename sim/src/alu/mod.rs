@@ -65,10 +65,11 @@ pub struct OperandType {
 /// one operand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OperandTypes {
-    /// Destinations (the first written operand). For `_`, pass a register of the same class that no instruction
-    /// reads.
+    /// Destinations (the parts of the first operand in the PTX text). For `_`, pass a register of the same class that
+    /// no instruction reads.
     pub dst: Vec<OperandType>,
-    /// Sources (all other written operands). Whether a predicate is negated (`!p`) is stored in the [`AluOp`].
+    /// Sources (the parts of all other operands in the PTX text). Whether a predicate is negated (`!p`) is stored in
+    /// the [`AluOp`].
     pub src: Vec<OperandType>,
     /// True if the instruction reads or writes the carry flag, which is the predicate at [`OperandSlots::carry`].
     pub carry: bool,

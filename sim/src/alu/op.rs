@@ -111,7 +111,7 @@ pub enum Op {
     Pack64,
     Unpack32,
     Unpack64,
-    /// One of the other instructions, executed through a function call.
+    /// Any instruction without a variant of its own above, executed through a function call.
     OutOfLine(OutOfLineOp),
 }
 
@@ -330,8 +330,8 @@ pub enum OutOfLineOp {
     Mov128,
     /// f16 or bf16 arithmetic without modifiers.
     Half(HalfOp),
-    /// `lop3` that also writes the predicate `result != 0`, combined with a source predicate; true if the source
-    /// predicate is negated.
+    /// `lop3` that also writes the predicate `result != 0`, combined with a source predicate; the `bool` is true if the
+    /// source predicate is negated.
     Lop3(PredicateCombination, bool),
 }
 

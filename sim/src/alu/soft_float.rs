@@ -169,8 +169,8 @@ impl ExactFloat {
         let top = self.exponent + 127 - self.mantissa.leading_zeros() as i32;
         let unit =
             if self.mantissa == 0 { format.min_exponent - digits } else { top.max(format.min_exponent) - digits };
-        // The lowest mantissa bit of `w` is worth half a unit in the last place of the result; `sticky` stands for
-        // all smaller parts.
+        // The lowest mantissa bit of `w` is half a unit in the last place of the result; `sticky` stands for all
+        // smaller parts.
         let w = self.shifted(self.exponent - (unit - 1));
         let (kept, half, rest) = (w.mantissa as u64 >> 1, w.mantissa & 1 != 0, w.sticky);
         let up = match mode {

@@ -81,7 +81,7 @@ impl CheckReport {
 /// Checks launches that run one after the other, on a clone of `memory` for each interleaving.
 ///
 /// # Errors
-/// A launch that is outside of the limits of its kernel or of the GPU.
+/// Returns an error if a launch is outside of the limits of its kernel or of the GPU.
 pub fn check(launches: &[SimLaunch], memory: &SimMemory, plan: &CheckPlan) -> Result<CheckReport, LaunchError> {
     check_interleavings(memory, plan, |memory, options| {
         launches.iter().map(|s| exec::run(s.program, s.kernel, s.launch, memory, options)).collect()
@@ -91,7 +91,7 @@ pub fn check(launches: &[SimLaunch], memory: &SimMemory, plan: &CheckPlan) -> Re
 /// Checks a single launch.
 ///
 /// # Errors
-/// A launch that is outside of the limits of the kernel or of the GPU.
+/// Returns an error if the launch is outside of the limits of the kernel or of the GPU.
 pub fn check_kernel(
     program: &Program,
     kernel: &Kernel,
@@ -103,11 +103,11 @@ pub fn check_kernel(
 }
 
 /// Calls `run` once for each interleaving, with a clone of `memory` and the interleaving's options. `run` returns one
-/// outcome per launch that it makes, always the same number. No run starts after one that a limit has stopped, and the
-/// report covers the runs up to the first of them.
+/// outcome per launch that it makes, always the same number. Once a limit has stopped a run, no further run starts; the
+/// report covers the runs up to the first stopped run.
 ///
 /// # Errors
-/// The error of the first interleaving for which `run` fails.
+/// Returns the error of the first interleaving for which `run` fails.
 pub fn check_interleavings<E: Send>(
     memory: &SimMemory,
     plan: &CheckPlan,
@@ -115,7 +115,7 @@ pub fn check_interleavings<E: Send>(
 ) -> Result<CheckReport, E> {
     let runs = plan.interleavings.max(1) as usize;
     let bases: Vec<u64> = memory.iter().map(|a| a.base).collect();
-    // `last` is the first run that a limit has stopped.
+    // Run numbers: `next` is the next run to start, `last` the first run that a limit has stopped.
     let (next, last) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
     let runs_done = Mutex::new(Runs::new(runs));
     std::thread::scope(|scope| {
@@ -155,7 +155,8 @@ struct Runs<E> {
     outcomes: Vec<Option<Result<Vec<SimOutcome>, E>>>,
     /// Memory after run 0.
     first: Option<SimMemory>,
-    /// Index and memory of the runs that ended before run 0; they are compared with the memory of run 0 when it ends.
+    /// Index and memory of the runs that ended before run 0; their memory is compared with the memory of run 0 when run
+    /// 0 ends.
     waiting: Vec<(usize, SimMemory)>,
     /// For each buffer, the first run whose bytes differ from those of run 0, and a description of the difference.
     differences: Vec<Option<(usize, String)>>,
@@ -213,7 +214,7 @@ impl<E> Runs<E> {
                 }
             }
         }
-        // The buffers of a stopped run differ because it has not ended.
+        // The stopped run is not compared: its buffers differ because its kernel has not ended.
         let complete = if stopped.is_some() { interleavings - 1 } else { interleavings };
         let differences =
             self.differences.into_iter().flatten().filter(|(run, _)| *run < complete).map(|(_, text)| text);

@@ -26,7 +26,7 @@ pub struct InstructionContext<'i, 'a> {
     pub warp: &'i mut Warp,
     /// The fragment of the warp that executes the instruction.
     pub fragment: &'i mut WarpFragment,
-    /// Mask of the lanes that execute the instruction: those of the fragment whose guard is true.
+    /// Mask of the lanes that execute the instruction: the lanes of the fragment whose guard is true.
     pub mask: u32,
     /// Index of the instruction in the kernel, over all functions.
     pub pc: u32,

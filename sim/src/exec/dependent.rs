@@ -1,9 +1,9 @@
 //! Programmatic dependent launch: a secondary grid that may start before its primary grid has ended. PTX ISA,
 //! "griddepcontrol".
 //!
-//! What a thread of the secondary grid does before `griddepcontrol.wait` is not ordered after the primary grid. The
-//! simulator runs that part first and the primary grid afterwards, so that race checks of the primary grid find every
-//! conflict:
+//! Accesses that a thread of the secondary grid makes before `griddepcontrol.wait` are not ordered after the primary
+//! grid. The simulator runs this part of the secondary grid first and the primary grid afterwards, so that race checks
+//! of the primary grid find every conflict:
 //!
 //! ```text
 //! run the secondary grid until its resident blocks wait at griddepcontrol.wait (or end)
@@ -24,7 +24,7 @@ use crate::order::MAX_BLOCKS;
 /// Returns the outcomes of `primary` and `secondary`.
 ///
 /// # Errors
-/// A launch that is outside of the limits of its kernel or of the GPU.
+/// Returns an error if a launch is outside of the limits of its kernel or of the GPU.
 pub fn run_with_dependent_launch(
     primary: SimLaunch,
     secondary: SimLaunch,

@@ -20,7 +20,7 @@ pub struct ProgressCounters {
     /// Number of executed instructions that are typical of waiting loops: strong loads (volatile, relaxed, acquire),
     /// atomics, `nanosleep`, mbarrier tests that are false.
     pub waits: u64,
-    /// Number of those strong loads and atomics that access global memory, by which blocks wait for each other.
+    /// Number of executed strong loads and atomics that access global memory, by which blocks wait for each other.
     pub global_polls: u64,
     /// Number of instructions that count as executed while warps slept (`nanosleep`, a false mbarrier test).
     pub slept: u64,
@@ -88,8 +88,8 @@ impl<'a> GridState<'a> {
         self.context.finding_site(self.blocks[block_slot].coordinates, warp * 32 + lane, pc)
     }
 
-    /// Reports that the instruction `pc` uses an undefined register of a lane in a way that matters; at the load, if
-    /// the value may come from shared memory that nothing has written.
+    /// Reports that the instruction `pc` uses an undefined register of a lane in a way that matters. If the value may
+    /// come from shared memory that nothing has written, the finding points at the load of that memory.
     #[cold]
     pub fn report_undefined(&mut self, warp: &Warp, lane: u32, pc: u32, message: impl FnOnce() -> String) {
         // The result of an instruction that the simulator does not support is undefined, which is no defect.
@@ -103,7 +103,8 @@ impl<'a> GridState<'a> {
         }
     }
 
-    /// Reports bytes that nothing has written, where the load at `source` read them. `site` is the use of their value.
+    /// Reports bytes that nothing has written. The finding points at `source`, the load that read the bytes; `site` is
+    /// the instruction that uses the value.
     pub fn report_unwritten(&mut self, site: FindingSite, source: UnwrittenSource) {
         let UnwrittenSource { pc, space, address, .. } = source;
         let writer = if space == "local" { "instruction" } else { "thread" };

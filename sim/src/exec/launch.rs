@@ -57,9 +57,9 @@ pub struct ExecOptions {
     pub completion: CompletionTiming,
     /// Only counts instructions and memory traffic: no race checks, no matrix products.
     pub count_only: bool,
-    /// Whether it is a finding (else only a note) if an asynchronous copy overwrites bytes that were read through the
-    /// generic proxy before, without a proxy fence in between, or completes on an mbarrier without a fence after its
-    /// initialisation.
+    /// Whether two missing fences are findings (else only notes): an asynchronous copy overwrites bytes that were read
+    /// through the generic proxy before, without a proxy fence in between; or a copy completes on an mbarrier whose
+    /// initialisation no fence followed.
     pub strict_proxy: bool,
     /// Whether the module was compiled from CUDA source, so that the CUDA programming guide applies where its rules are
     /// stricter than those of PTX.
@@ -205,7 +205,8 @@ pub(super) fn check_launch(kernel: &Kernel, launch: &LaunchConfig, options: &Exe
     Ok(())
 }
 
-/// Returns the blocks per cluster along x, y and z: those of the launch, or else those that the kernel declares.
+/// Returns the blocks per cluster along x, y and z: the numbers that the launch gives, or else the numbers that the
+/// kernel declares.
 pub(super) fn cluster_size(kernel: &Kernel, launch: &LaunchConfig) -> [u32; 3] {
     if launch.cluster == [1, 1, 1] { kernel.cluster.unwrap_or([1, 1, 1]).map(|n| n.max(1)) } else { launch.cluster }
 }

@@ -1,5 +1,4 @@
-//! Limits of a run, so that kernels without an end, and kernels that need more memory than there is, end with a
-//! message.
+//! Limits of a run: a kernel without an end, or a kernel that needs too much memory, is stopped with a message.
 
 use super::launch::{LaunchConfig, LaunchError};
 use crate::memory::SimMemory;
@@ -11,8 +10,8 @@ use std::time::Instant;
 #[derive(Clone, Debug)]
 pub struct RunLimits {
     /// Steps that warps may execute although no thread ends, no block starts and no instruction is executed for the
-    /// first time; then the run ends with a `deadlock` finding. An instruction is one step; an access to memory counts
-    /// as 16, other slow instructions as more, in proportion to the time that the simulator needs for them.
+    /// first time; then the run ends with a `deadlock` finding. An instruction is one step; an access to memory adds 16
+    /// steps, another slow instruction adds more, in proportion to the time that the simulator needs for them.
     pub idle_steps: u64,
     /// The time at which the run stops without a finding.
     pub deadline: Option<Instant>,
@@ -52,11 +51,11 @@ pub const CALL_BYTES: u32 = 64;
 /// Why a run ended before the kernel did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopCause {
-    /// No progress for [`RunLimits::idle_steps`]; the run has a finding that says so.
+    /// The run made no progress for [`RunLimits::idle_steps`] steps; the run has a finding that says so.
     NoProgress,
-    /// [`RunLimits::deadline`].
+    /// The run reached [`RunLimits::deadline`].
     Time,
-    /// [`RunLimits::memory_bytes`].
+    /// The run exceeded [`RunLimits::memory_bytes`].
     Memory,
 }
 
@@ -67,7 +66,7 @@ pub struct EarlyStop {
     pub cause: StopCause,
     /// The source line that the busiest warp was executing.
     pub line: u32,
-    /// Where the run was, for a message.
+    /// The block and thread that the run was executing, as text for a message.
     pub place: String,
 }
 

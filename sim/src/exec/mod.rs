@@ -47,7 +47,7 @@ use machine::Machine;
 /// Runs a kernel on the buffers of `memory`, which hold the results afterwards.
 ///
 /// # Errors
-/// A launch that is outside of the limits of the kernel or of the GPU.
+/// Returns an error if the launch is outside of the limits of the kernel or of the GPU.
 pub fn run(
     program: &Program,
     kernel: &Kernel,

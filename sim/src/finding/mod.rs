@@ -190,16 +190,16 @@ impl Findings {
         });
     }
 
-    /// Counts another occurrence of a defect if it was reported for the same instructions before; returns whether it
-    /// was.
+    /// Counts another occurrence of a defect if it was reported for the same instructions before; returns whether this
+    /// was the case.
     pub fn count_repeated_finding(&mut self, kind: FindingKind, pc: u32, other: Option<u32>) -> bool {
         let Some(&at) = self.known.get(&(kind, pc, other)) else { return false };
         self.list[at].count += 1;
         true
     }
 
-    /// Returns the gap of a finding about two instructions. Races in global memory have no gap: it would merge all of
-    /// them into one defect, because no barrier separates the blocks of a grid.
+    /// Returns the gap of a finding about two instructions. Races in global memory have no gap: no barrier separates
+    /// the blocks of a grid, so gaps would merge all these races into one defect.
     fn gap(
         &mut self,
         kernel: &Kernel,
@@ -218,8 +218,8 @@ impl Findings {
         }
         let segments = &self.segments.as_ref()?.1;
         let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());
-        // A missing wait counts as one defect of the operation, so both ends of its gap are in its segment, whichever
-        // instruction accesses the bytes.
+        // A missing wait counts as one defect of the asynchronous operation, whichever instruction accesses the bytes.
+        // So both ends of the gap get the segment of the operation's instruction.
         let here = if matches!(kind, FindingKind::AsyncNotWaited | FindingKind::Wgmma) { there } else { here };
         Some(Gap { kind, space, kernel: kernel.name.clone(), segments: [here?, there?], lines })
     }
@@ -234,10 +234,11 @@ impl Findings {
         self.list.iter().any(|f| f.kind == kind)
     }
 
-    /// Returns the findings in the order of their lines, one for each cause. Drops two consequences of unordered
-    /// accesses, because in another interleaving the access comes first, and both have one cause: a load of unwritten
-    /// bytes at a line that also has a race, and the use of an mbarrier that does not exist (whose other instruction is
-    /// the use itself) at a line whose use of an mbarrier is not ordered after the initialisation.
+    /// Returns the findings in the order of their lines, one for each cause. Drops two kinds of findings that only
+    /// repeat an unordered access, in an interleaving in which this access comes too early: a load of unwritten bytes
+    /// at a line that also has a race; and the use of an mbarrier that does not exist (a finding whose other
+    /// instruction is the use itself) at a line where another finding says that the use is not ordered after the
+    /// initialisation.
     pub fn into_list(self) -> Vec<Finding> {
         let races = self.by_cause.keys().filter(|(kind, ..)| *kind == FindingKind::Race);
         let raced: HashSet<u32> = races.flat_map(|&(_, a, b)| [a, b]).collect();
@@ -272,8 +273,8 @@ impl Findings {
     }
 }
 
-/// Merges findings that lack synchronisation in the same segment into the first of them, whose message then names the
-/// lines of the others.
+/// Merges findings that lack synchronisation in the same segment into the first such finding; its message then names
+/// the lines of the other findings.
 fn merge_by_gap(list: Vec<Finding>, gaps: &[Option<Gap>]) -> Vec<Finding> {
     // One entry per group of merged findings: the first gap, all segments, and the index of its finding in `out`.
     let mut groups: Vec<(Gap, HashSet<u32>, usize)> = Vec::new();

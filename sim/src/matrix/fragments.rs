@@ -82,9 +82,9 @@ pub(super) fn register_to_b_rows<V: LaneVector, const E: usize>(
     }
 }
 
-/// Converts eight rows and eight columns of an accumulator to f32; `half` and `group` are the numbers of these rows
-/// and columns, counted in eights. Returns the even and the odd columns. Returns zeros for integers, which f32 may
-/// not hold exactly: [`store_accumulators`] adds them to the sum of the products.
+/// Converts eight rows and eight columns of an accumulator to f32; `half` and `group` are the numbers of these rows and
+/// columns, counted in eights. Returns the even and the odd columns. Returns zeros for integer accumulators, which f32
+/// may not hold exactly: [`store_accumulators`] adds the integers to the sum of the products.
 #[inline(always)]
 pub(super) fn load_accumulators<'a>(
     accumulator: AccumulatorFormat,

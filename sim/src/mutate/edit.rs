@@ -46,8 +46,8 @@ pub fn thread_count_operand_index(i: &Instruction) -> Option<usize> {
     (i.operands.len() == 2).then_some(1)
 }
 
-/// Returns the index of the parity operand of `try_wait.parity`. It follows the address; a time limit may come after
-/// it.
+/// Returns the index of the parity operand of `try_wait.parity`. The parity operand follows the address operand; a time
+/// limit may follow the parity.
 fn parity_operand(i: &Instruction) -> usize {
     let address = i.operands.iter().position(|o| matches!(o, Operand::Address(..)));
     address.map_or(i.operands.len() - 1, |a| (a + 1).min(i.operands.len() - 1))
@@ -85,7 +85,8 @@ fn delete(i: &mut Instruction) {
 }
 
 /// Changes an operand by `by` with the arithmetic of `opcode` (an addition or an exclusive or). Changes an integer
-/// operand directly, a register operand by an instruction that it inserts before.
+/// operand directly; for a register operand, inserts an instruction before `at` that computes the changed value in a
+/// new register.
 fn adjust(function: &mut Function, at: usize, operand: usize, opcode: &str, by: i64) {
     match function.body[at].operands[operand].clone() {
         Operand::Integer(n) => {

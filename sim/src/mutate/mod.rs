@@ -23,7 +23,7 @@ pub enum Mutation {
     FlipParity,
     /// This number is added to the bytes of `expect_tx`.
     ExpectTx(i32),
-    /// `.gpu` becomes `.cta`.
+    /// The scope `.gpu` (or `.gl`) of a fence or access becomes `.cta`.
     NarrowScope,
     /// This number is added to the thread count of a block barrier.
     Count(i32),
@@ -78,8 +78,9 @@ pub fn all_mutants(module: &Module) -> Vec<Mutant> {
     bodies.flat_map(|(function, f)| of_function(function, f)).collect()
 }
 
-/// Returns the mutants of a kernel and its callees, but only of instructions that were executed: other mutants would
-/// prove nothing. `executed` takes the index of an instruction in the kernel.
+/// Returns the mutants of a kernel and its callees, but only of instructions that were executed, because no check can
+/// notice a change of an instruction that never runs. `executed` tells whether the instruction with this index in the
+/// kernel was executed.
 pub fn reached_mutants(program: &Program, kernel: &Kernel, executed: impl Fn(u32) -> bool) -> Vec<Mutant> {
     let module = &program.module;
     let of_code = |name: &str| module.functions.iter().position(|f| f.name == name && !f.declaration);

@@ -67,17 +67,18 @@ struct Node {
     across_blocks: bool,
 }
 
-/// Value of [`Node::strong_width`] for every other list; no width code.
+/// Value of [`Node::strong_width`] for a list whose accesses differ in width or are not all strong at `.gpu` scope. No
+/// width code has this value.
 const NOT_ALL_STRONG: u8 = u8::MAX;
 
 /// Id of a list: the index of its first node plus one, or 0 for the empty list.
 pub(super) type ListId = u32;
 
-/// Maximum length of a list. Longer lists lose their oldest accesses, so races with those may be missed; no false
-/// race is reported.
+/// Maximum length of a list. Longer lists lose their oldest accesses, so races with the lost accesses may be missed; no
+/// false race is reported.
 const MAX_DEPTH: u32 = 4096;
-/// How many accesses of a list [`AccessLists::push`] searches for those that the new access replaces, if one block
-/// made all accesses of the list. The number is above the number of warps of a block.
+/// Number of accesses at the front of a list that [`AccessLists::push`] compares with a new access, which may replace
+/// them, if one block made all accesses of the list. The number is above the number of warps of a block.
 const MAX_SEARCH: usize = 80;
 const MAX_SEARCH_ACROSS_BLOCKS: usize = 12;
 /// Maximum number of cached pushes; small, so that the cache stays in the processor's cache.
@@ -140,7 +141,7 @@ impl AccessLists {
     /// the new list.
     #[inline]
     pub(super) fn push(&mut self, list: ListId, entry: &AccessRecord) -> ListId {
-        // Do not cache pushes of asynchronous operations onto the empty list: equal ones are rare, and the access
+        // Do not cache pushes of asynchronous operations onto the empty list: equal pushes are rare, and the access
         // check caches its own last push.
         if list == 0 && entry.key >= FIRST_OP_KEY {
             return self.cons(0, *entry);
@@ -180,16 +181,18 @@ impl AccessLists {
         self.cons(below, merged)
     }
 
-    /// How many accesses of a list are searched for those that a new access replaces.
+    /// Returns the number of accesses at the front of a list that are compared with a new access, which may replace
+    /// them.
     fn search_length(&self, list: ListId) -> usize {
         let across = list != 0 && self.nodes[list as usize - 1].across_blocks;
         if across { MAX_SEARCH_ACROSS_BLOCKS } else { MAX_SEARCH }
     }
 
-    /// Returns the list without those of its newest accesses for which `drop` returns true. As many are searched as
-    /// [`AccessLists::push`] searches.
+    /// Returns the list without those of its newest accesses for which `drop` returns true. Tests as many accesses as
+    /// [`AccessLists::push`] does.
     pub(super) fn without_newest(&mut self, list: ListId, mut drop: impl FnMut(&AccessRecord) -> bool) -> ListId {
-        // The accesses that are kept, and how many of them are newer than the last dropped one, which `rest` follows.
+        // `kept` are the tested accesses that stay in the list, the first `newer` of them newer than the last dropped
+        // access; `rest` is the list after this dropped access.
         let (mut kept, mut newer, mut at, mut rest) = (Vec::new(), 0, list, list);
         for _ in 0..self.search_length(list) {
             let Some(node) = at.checked_sub(1).map(|at| &self.nodes[at as usize]) else { break };

@@ -71,7 +71,7 @@ pub(super) struct CellChunk {
     /// Log2 of the bytes per cell.
     pub shift: u32,
     /// Whether a cell may stand for consecutive 16-byte accesses of several lanes. The cell then holds the history of
-    /// its first 16 bytes; [`ShadowCell::with_lanes_shifted`] gives that of the following ones.
+    /// its first 16 bytes; [`ShadowCell::with_lanes_shifted`] gives the history of the following bytes.
     pub has_row_cells: bool,
     pub cells: Vec<ShadowCell>,
 }

@@ -1,4 +1,6 @@
-//! Vector clocks: for each agent, the last epoch whose accesses happen before the present point of a thread.
+//! Vector clocks. A clock maps each agent (a thread, or a virtual agent such as an mbarrier) to an epoch: the agent's
+//! accesses up to this epoch happen before the point for which the clock stands. An epoch is the part of a warp's
+//! execution between two releases or fences.
 //!
 //! A clock stores one epoch per warp and a mask of lanes, because the lanes of a warp usually share an epoch. Clocks
 //! of other blocks are in a persistent tree, so that cloning a clock is O(1) and joining costs only the differences.
@@ -24,8 +26,8 @@ pub(super) struct BlockClock {
     /// Mask of the warps that have exceptions in `extra`.
     uneven: u32,
     extra: Vec<LaneException>,
-    /// The virtual agents, whose indices follow those of a block's 1024 possible threads: index - 1024 and epoch of
-    /// each, sorted by index.
+    /// Pairs (index - 1024, epoch) of the block's virtual agents, sorted by index. Indices 0 to 1023 belong to the
+    /// block's threads.
     virtuals: Vec<(u16, u32)>,
 }
 
@@ -126,7 +128,7 @@ impl BlockClock {
         }
     }
 
-    /// Returns true if no epoch of `other` is above the epoch of the same agent here.
+    /// Returns true if no epoch of `other` is above the epoch of the same agent in this clock.
     fn covers(&self, other: &BlockClock) -> bool {
         (0..LANES).all(|warp| self.covers_warp(other, warp))
             && other.virtuals.iter().all(|&(index, epoch)| self.virtual_epoch(index) >= epoch)
@@ -203,7 +205,7 @@ impl BlockTree {
         }
     }
 
-    /// Joins the clock of `block` into a node at `level`.
+    /// Joins `clock`, which belongs to `block`, into a tree node at level `level`.
     fn raise(&mut self, block: u32, level: u32, clock: &Rc<BlockClock>) {
         match self {
             BlockTree::Leaf(mine) => join_blocks(mine, clock),
@@ -267,7 +269,7 @@ fn same(a: &Option<Rc<BlockTree>>, b: &Option<Rc<BlockTree>>) -> bool {
     }
 }
 
-/// The epochs of a clock: those of its own block and those of other blocks.
+/// The epochs that a clock holds for the agents of its own block and of other blocks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClockEpochs {
     own: Rc<BlockClock>,
@@ -362,14 +364,14 @@ pub struct VectorClock {
     /// with `fence.mbarrier_init`, and a relaxed cluster barrier or a release passed them on. `None` if there are none.
     fenced_inits: Option<ClockEpochs>,
     /// The epochs whose loads are complete before this point although `seen` may be lower, because the loading warp
-    /// executed `wgmma.fence` after the loads or now stores as a whole (`stmatrix`). `None` if there are no such
-    /// epochs.
+    /// executed `wgmma.fence` after the loads, or because it executes a store of all lanes together (`stmatrix`).
+    /// `None` if there are no such epochs.
     completed_loads: Option<ClockEpochs>,
     /// The epochs whose accesses to shared memory happen before this point although `seen` may be lower: a fence
     /// with `.sync_restrict` passed them on. `None` if there are none.
     shared_accesses: Option<ClockEpochs>,
-    /// The epochs whose writes of tensor maps an acquire fence of the tensormap proxy makes visible although `seen`
-    /// may be lower: a release fence of that proxy passed them on. `None` if there are none.
+    /// The epochs whose writes of tensor maps were passed on by a release fence of the tensormap proxy, although `seen`
+    /// may be lower. An acquire fence of this proxy makes these writes visible. `None` if there are no such epochs.
     released_maps: Option<ClockEpochs>,
     /// For each tensor map (by the address of its acquire fence), in ascending order, the epochs whose writes of the
     /// map are visible to the tensormap proxy.
@@ -427,8 +429,8 @@ impl VectorClock {
         }
     }
 
-    /// Executes `fence.proxy.tensormap::generic.acquire` for the tensor map at `address`: makes all writes of this map
-    /// in this clock, and those that a release fence of the tensormap proxy passed on, visible to that proxy.
+    /// Executes `fence.proxy.tensormap::generic.acquire` for the tensor map at `address`: makes visible to the
+    /// tensormap proxy all writes of this map that are in this clock or that a release fence of this proxy passed on.
     pub(super) fn make_map_visible(&mut self, address: u64) {
         let mut visible = self.seen.clone();
         self.released_maps.iter().for_each(|maps| visible.join(self.block, maps, self.block));

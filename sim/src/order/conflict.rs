@@ -35,8 +35,8 @@ pub enum ConflictKind {
     Uninitialized,
     /// A data race: the access is not ordered after an earlier one, and at least one of them writes.
     Race {
-        /// Whether both are plain stores and no thread read the bytes in between; storing equal values is harmless
-        /// then.
+        /// True if both accesses are plain stores and no thread read the bytes between the two stores; if the stored
+        /// values are equal, the race is harmless.
         two_stores: bool,
         /// Whether both accesses are strong at a common scope and race only because they overlap in part: their sizes
         /// differ.

@@ -22,14 +22,14 @@ const COMPARED_BITS: [u64; 4] = {
     let all = u32::MAX;
     let (writer, write, reader, read) = if cfg!(target_endian = "little") { (0, 32, 0, 32) } else { (32, 0, 32, 0) };
     let first = ((all & !31) as u64) << writer | (all as u64) << write;
-    // The 64-bit word that contains `write_pc` also contains the list of older accesses.
+    // One 64-bit word holds `write_pc` and the list of older accesses (`older`); only `older` is compared.
     let second = (all as u64) << read;
     [first, second, (all as u64) << reader | (all as u64) << read, u64::MAX]
 };
 
 impl LaneCache {
     pub(super) fn new() -> LaneCache {
-        // No real cell has all bits set, so these entries match none.
+        // No real cell has all bits set, so these entries match no cell.
         LaneCache { before: [[u64::MAX; ENTRIES]; 4], after: [[0; 4]; ENTRIES], next: 0 }
     }
 

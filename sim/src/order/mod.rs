@@ -139,8 +139,8 @@ impl ClusterLayout {
     }
 }
 
-/// The owner of an access, without the lane: a warp (its agents >> 5), a group of 32 virtual agents, or an
-/// asynchronous operation.
+/// The owner of an access, without the lane: a warp (agent >> 5, which is equal for all its lanes), a group of 32
+/// virtual agents, or an asynchronous operation.
 type OwnerKey = u32;
 
 /// Owner keys from this value on are asynchronous operations.
@@ -176,8 +176,8 @@ impl AccessStamp {
     fn strength(self) -> AccessStrength {
         [AccessStrength::Weak, AccessStrength::Cta, AccessStrength::Cluster, AccessStrength::Gpu][(self.0 & 3) as usize]
     }
-    /// Returns by how many lanes the masks of accesses at `offset` are rotated in lists. Because of this rotation,
-    /// neighbouring cells of a coalesced access have equal masks.
+    /// Returns by how many lanes the masks of accesses at `offset` are rotated in access lists. Because of this
+    /// rotation, neighbouring cells of a coalesced access have equal masks.
     fn mask_rotation(self, offset: u64) -> u32 {
         if self.wide() == AccessStamp::RANGE { 0 } else { (offset >> self.wide()) as u32 & 31 }
     }

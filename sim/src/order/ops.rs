@@ -1,5 +1,5 @@
-//! Asynchronous operations: who started them, through which proxy they access memory, and who has observed their
-//! completion.
+//! Asynchronous operations: for each one, the thread that started it, the proxy through which it accesses memory, and
+//! the threads that have observed its completion.
 //!
 //! Rule: an access to bytes that an operation reads or writes is ordered after the operation only if the accessing
 //! thread has observed its completion, directly or through synchronisation with a thread that did. For example:
@@ -54,14 +54,15 @@ impl AsyncOpKind {
 }
 
 /// Records which lanes of a warp know that an operation is complete: from epoch `epoch` of warp `key` on, the lanes
-/// that `by` selects know it, for the shares of the operation that the lanes in the mask `lanes` issued.
+/// that `by` selects know that the shares of the operation that the lanes in the mask `lanes` issued are complete.
 #[derive(Clone, Debug)]
 struct Observation {
     lanes: u32,
     key: OwnerKey,
     epoch: u32,
-    /// Which lanes of the warp know it. A lane index: only this lane, for the shares of all of `lanes`; [`ANY_LANE`]:
-    /// every lane, for the shares of all of `lanes`; `None`: each lane in `lanes`, for its own share only.
+    /// Which lanes of the warp know that shares are complete. A lane index: only this lane, for the shares of all of
+    /// `lanes`; [`ANY_LANE`]: every lane, for the shares of all of `lanes`; `None`: each lane in `lanes`, for its own
+    /// share only.
     by: Option<u8>,
 }
 

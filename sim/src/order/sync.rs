@@ -47,16 +47,16 @@ struct SyncLocation {
     /// All clocks that a read of the current value acquires: one for scope `.gpu`; for each narrower scope, one per
     /// releasing block.
     all: Vec<Released>,
-    /// The clocks that the last releasing thread itself attached. A later plain write of this thread keeps them and
-    /// removes those of other threads.
+    /// The clocks that the last releasing thread itself attached. A later plain write of this thread keeps these clocks
+    /// and removes the clocks of other threads.
     last: Vec<Released>,
     by: Agent,
-    /// Block and scope of the last write. A read that is not morally strong with it acquires nothing.
+    /// Block and scope of the last write. A read that is not morally strong with this write acquires nothing.
     write: (u32, AccessStrength),
 }
 
-/// The memory locations to which a launch's release patterns attached clocks; the caller gives each location a unique
-/// number. It reports every strong access in execution order; a read observes the last write.
+/// The memory locations to which a launch's release patterns attached clocks. The caller gives each location a unique
+/// number and reports every strong access in execution order; a read observes the last write.
 #[derive(Clone, Debug, Default)]
 pub struct SyncLocations {
     locations: HashMap<u64, SyncLocation>,

@@ -17,7 +17,7 @@ pub(super) struct TransitionCache {
 
 impl TransitionCache {
     pub(super) fn new() -> TransitionCache {
-        // No real cell has all bits set, with or without its writer's lane, so these entries match none.
+        // No real cell has all bits set, with or without its writer's lane, so these entries match no cell.
         TransitionCache { before: [[u64::MAX; 4]; SIZE], after: [ShadowCell::NEVER_ACCESSED; SIZE] }
     }
 

@@ -16,7 +16,7 @@ struct Part {
 pub struct MemoryFence {
     /// The threads that the fence can synchronise with.
     pub scope: AccessStrength,
-    /// Whether the fence acquires what earlier strong reads of its thread observed.
+    /// Whether the fence acquires the clocks that earlier strong reads of its thread observed.
     pub acquires: bool,
     /// Whether later strong writes of its thread release the accesses before the fence.
     pub releases: bool,
@@ -399,9 +399,9 @@ impl WarpClocks {
         }
     }
 
-    /// Executes `fence.proxy.tensormap::generic.acquire` of `lanes` for the tensor map at `address`: makes all writes
-    /// of the map that happen before this point, and those that a release fence of the tensormap proxy passed on,
-    /// visible to tensor copies.
+    /// Executes `fence.proxy.tensormap::generic.acquire` of `lanes` for the tensor map at `address`: makes visible to
+    /// tensor copies all writes of the map that happen before this point or that a release fence of the tensormap proxy
+    /// passed on.
     pub fn acquire_tensor_map(&mut self, lanes: u32, address: u64, scope: AccessStrength) {
         let covers = FenceCoverage::TensorMaps;
         self.acquire_observed(lanes, MemoryFence { scope, acquires: true, releases: false, covers });

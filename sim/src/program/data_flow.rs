@@ -2,7 +2,8 @@
 //! copy bytes to other memory, which read a word to change a bit-field in it, which read the first value of a
 //! compare-and-swap loop, and which bytes of a loaded word are used (see [`demanded_bits`]).
 //!
-//! The analysis does not follow the order of instructions: a register counts by all of its uses in the function.
+//! The analysis does not follow the order of instructions: all uses of a register in the function count, wherever they
+//! are.
 
 use super::demanded_bits;
 use super::uses::{collect_registers, destination_count};
@@ -72,7 +73,7 @@ fn copies(function: &Function, moves: &[Move]) -> Vec<bool> {
             computed.extend(values);
         }
     }
-    // A move passes both properties from its destination to its source.
+    // A move passes the properties `stored` and `computed` from its destination to its source.
     loop {
         let before = stored.len() + computed.len();
         for (to, from) in moves {
@@ -128,7 +129,7 @@ fn bit_field_updates(function: &Function) -> HashMap<usize, u32> {
     if !function.body.iter().any(|i| i.operands.len() == 3 && masks(i)) {
         return found;
     }
-    // For each register, its definition if it has only one, and the number of its uses.
+    // For each register, the instruction that defines it, if there is only one, and the number of its uses.
     let (mut definitions, mut uses): (HashMap<u32, Option<usize>>, HashMap<u32, u32>) = Default::default();
     for (n, i) in function.body.iter().enumerate() {
         let (mut written, mut read) = (Vec::new(), Vec::new());
@@ -149,7 +150,7 @@ fn bit_field_updates(function: &Function) -> HashMap<usize, u32> {
     for (n, store) in function.body.iter().enumerate().filter(|(_, i)| is_store(i)) {
         let [to, value @ Operand::Register(_)] = &store.operands[..] else { continue };
         let Some((_, combined)) = definition(value) else { continue };
-        // The word is masked and then, unless the new bits are zero, combined with them.
+        // The loaded word is masked and then combined with the new bits by `or`, unless these are zero.
         let masked: Vec<&Instruction> = match combined.opcode.starts_with("or.b") {
             true => combined.operands[1..].iter().filter_map(definition).map(|(_, i)| i).collect(),
             false => vec![combined],
@@ -179,7 +180,7 @@ fn cas_reads(function: &Function, moves: &[Move]) -> Vec<bool> {
     let addresses = AddressOrigins::new(function);
     for cas in function.body.iter().filter(is_cas) {
         let [_, address, Operand::Register(expected), ..] = &cas.operands[..] else { continue };
-        // Registers from which moves lead to the expected value.
+        // Registers whose value reaches the compare-and-swap as its expected value, directly or through moves.
         let mut sources: HashSet<u32> = [*expected].into();
         loop {
             let before = sources.len();
@@ -220,7 +221,8 @@ fn is_only_a_guess(function: &Function, moves: &[Move], cas: &Instruction, guess
         Some(Operand::Register(result)) => closure(*result),
         _ => HashSet::new(),
     };
-    // The registers whose value depends on the load: `derived` in any way, `direct` without the loop's variable.
+    // `derived`: registers whose value depends on the load in any way. `direct`: registers whose value depends on the
+    // load without passing through the loop's variable.
     let (mut derived, mut direct): (HashSet<u32>, HashSet<u32>) = ([guess].into(), HashSet::new());
     direct.extend((!results.contains(&guess)).then_some(guess));
     loop {
@@ -259,7 +261,7 @@ fn is_comparison_with_result(i: &Instruction, results: &HashSet<u32>, derived: &
     i.opcode.starts_with("setp.") && read.iter().any(|r| results.contains(r) && !derived.contains(r))
 }
 
-/// Returns the registers that an instruction writes and those that it reads, without those of addresses and of its
+/// Returns the registers that an instruction writes and the registers that it reads, except address registers and its
 /// guard.
 fn registers_with_predicates(i: &Instruction) -> (Vec<u32>, Vec<u32>) {
     fn collect(operand: &Operand, out: &mut Vec<u32>) {
@@ -292,8 +294,8 @@ enum Origin {
 /// Maximum number of registers in an [`Origin::Sum`]. An address that is a longer sum has no origin.
 const MAX_TERMS: usize = 16;
 
-/// The registers and the constant whose sum a register holds, for each register that only one instruction writes, if
-/// this instruction is a move, an address conversion (`cvta`) or a 64-bit addition.
+/// For each register that only one instruction writes, if this is a move, an address conversion (`cvta`) or a 64-bit
+/// addition: the registers and the constant whose sum the register holds.
 struct AddressOrigins {
     sums: HashMap<u32, (Vec<u32>, i64)>,
 }
@@ -428,7 +430,8 @@ mod tests {
         assert!(!element("ld.global.cg.b32 %r0, [%d0+8];", "%d6"));
         // Two instructions write %d4, so its origin is unknown.
         assert!(!element("ld.global.cg.b32 %r0, [%d3+8];", "%d4"));
-        // The loop's variable may have other uses, the loaded value itself and its comparisons may not.
+        // The loop's variable may have other uses, but the loaded value may not, and no branch may depend on another
+        // comparison of the two.
         let with = |load: &str, after: &str| flow(&format!("{} {after}", body(load))).cas_reads[1];
         let load = "ld.global.u32 %r0, [%d1];";
         assert!(with(load, "st.global.u32 [%d2], %r2;"));

@@ -1,5 +1,5 @@
-//! Finds which bytes of the values that loads read can change what a function does. A compiler loads a whole word of
-//! which it needs one byte, as here, where the other bytes are padding:
+//! Finds which bytes of the values that loads read can change what a function does. A compiler may load a whole word
+//! although the function needs only one byte of it. In this example, the other bytes are padding:
 //!
 //! ```text
 //! ld.global.u64 %rd1, [%rd0];     used: byte 0
@@ -8,11 +8,11 @@
 //! st.global.u8  [%rd2], %rs2;     demanded of %rs2: bits 0 to 7
 //! ```
 //!
-//! A bit of a register is demanded if an instruction uses it, or writes a register with it of which the corresponding
-//! bit is demanded. The analysis starts with the bits that instructions use and follows copies, conversions, masks,
-//! shifts and sums backwards until nothing is added. It does not follow the order of instructions: a register counts
-//! by all of its uses in the function, after [`with_separate_values`] has given values that are replaced within a basic
-//! block registers of their own. A register that one `mov` sets to a constant counts as that constant.
+//! A bit of a register is demanded if an instruction uses the bit, or computes from it a demanded bit of another
+//! register. The analysis starts with the bits that instructions use and follows copies, conversions, masks, shifts and
+//! sums backwards until nothing is added. It does not follow the order of instructions: all uses of a register in the
+//! function count. Therefore [`with_separate_values`] first gives a register of its own to each value that is replaced
+//! within a basic block. A register that one `mov` sets to a constant counts as that constant.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ use super::values::with_separate_values;
 use crate::ptx::ast::{Function, Instruction, Operand, RegisterIndex, Type};
 
 /// Returns, for each load instruction, the mask of the bytes that can change what the function does; all bits are set
-/// for every other instruction, and for a register that nothing reads.
+/// for every other instruction, and for a load into a register that nothing reads.
 pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
     let function = &*with_separate_values(function);
     let mut demanded = vec![0u64; function.registers.len()];
@@ -41,7 +41,7 @@ pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
     }
     loop {
         let mut changed = false;
-        // Most registers are read after they are written.
+        // Visit the rules backwards: most registers are read after they are written, so few rounds are needed.
         for (source, rule) in rules.iter().rev() {
             let bits = rule.bits_of_source(demanded[rule.result as usize]);
             changed |= bits & !demanded[*source] != 0;
@@ -58,7 +58,8 @@ pub(super) fn used_bytes(function: &Function) -> Vec<u32> {
     function.body.iter().map(|i| bytes_of_load(i, bits_of).unwrap_or(u32::MAX)).collect()
 }
 
-/// Returns the values of the registers that only one instruction writes, an unconditional `mov` of an integer.
+/// Returns the value of each register that only one instruction writes, if this is an unconditional `mov` of an
+/// integer.
 fn constant_registers(function: &Function) -> HashMap<RegisterIndex, i64> {
     let (mut writes, mut constants) = (HashMap::<RegisterIndex, u32>::new(), HashMap::new());
     for i in &function.body {
@@ -97,9 +98,9 @@ fn with_constants<'a>(i: &'a Instruction, constants: &HashMap<RegisterIndex, i64
 
 /// How an instruction uses a register that it reads.
 enum Used {
-    /// It uses these bits, whatever becomes of its results.
+    /// The instruction uses these bits, even if its results are not used.
     Bits(u64),
-    /// It uses the bits that affect demanded bits of a result.
+    /// The instruction uses the bits that affect demanded bits of a result.
     Through(Vec<Rule>),
 }
 
@@ -107,21 +108,22 @@ enum Used {
 #[derive(Clone, Copy)]
 struct Rule {
     result: RegisterIndex,
-    /// The bits of the result that are bits of the source, moved.
+    /// Mask of the bits of the result that are copies of bits of the source, possibly at another position.
     moved: u64,
-    /// How far the moved bits lie further left in the source than in the result.
+    /// Number of positions by which the copied bits are higher in the source than in the result; negative if lower.
     left: i32,
     /// Bits of the result that repeat the source's bit `sign`.
     extended: u64,
     sign: u32,
     /// Whether a bit of the result depends on all lower bits of the source, as in a sum.
     carries: bool,
-    /// Bits of the result each of which depends on all of the same bits of the source, as in one number of a pair.
+    /// Mask of bits that belong together, such as one half of an `f16x2`: each of these bits of the result depends on
+    /// all of these bits of the source.
     together: u64,
 }
 
 impl Rule {
-    /// Each bit of `moved` is the same bit of the source.
+    /// Returns the rule that each bit of the result in the mask `moved` is the same bit of the source.
     fn same(result: RegisterIndex, moved: u64) -> Rule {
         Rule { result, moved, left: 0, extended: 0, sign: 0, carries: false, together: 0 }
     }
@@ -157,8 +159,8 @@ fn sources(function: &Function, i: &Instruction) -> Vec<(RegisterIndex, Used)> {
     read.chain(addresses.into_iter().map(|r| (r, Used::Bits(u64::MAX)))).collect()
 }
 
-/// Returns the sources of an instruction of which only the demanded bits of the result matter; `None` if the
-/// instruction is of another kind.
+/// Returns the sources of an instruction that is used only through its result, such as a copy, a mask, a shift or a
+/// sum; `None` for all other instructions.
 fn rules(function: &Function, i: &Instruction) -> Option<Vec<(RegisterIndex, Used)>> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     let ty = parts.last().and_then(|name| Type::from_name(name)).filter(|ty| ty.bits() <= 64)?;
@@ -167,7 +169,7 @@ fn rules(function: &Function, i: &Instruction) -> Option<Vec<(RegisterIndex, Use
     if ty == Type::Pred || i.operands.iter().any(|o| matches!(o, Operand::Register(r) if is_wide(*r))) {
         return None;
     }
-    // Every register among `operands` is a source with this rule.
+    // Returns every register among `operands` as a source with the rule `rule`.
     let each = |operands: &[Operand], rule: Rule| {
         let registers = operands.iter().filter_map(|o| match o {
             Operand::Register(r) if function.registers[*r as usize].ty != Type::Pred => Some(*r),
@@ -304,7 +306,8 @@ fn integer_type(name: &str) -> Option<(u32, bool)> {
     Some((bits_of_type(Some(name)).filter(|_| is_integer)?, name.starts_with('s')))
 }
 
-/// Returns the bytes of a load whose bits are demanded of its registers; `None` if the instruction is no load.
+/// Returns the mask of the loaded bytes that contain demanded bits of the destination registers; `None` if the
+/// instruction is not a load.
 fn bytes_of_load(i: &Instruction, demanded: impl Fn(RegisterIndex) -> u64) -> Option<u32> {
     if !is_load(i) {
         return None;

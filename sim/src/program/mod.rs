@@ -200,7 +200,7 @@ pub enum ProgramError {
         line: u32,
         /// The instruction or special register.
         what: String,
-        /// The first target that has it.
+        /// The first target that has the instruction or special register.
         needed: Target,
         /// The module's target.
         target: Target,

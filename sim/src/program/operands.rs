@@ -246,8 +246,8 @@ impl<'a> OperandResolver<'a> {
         self.registers[register as usize]
     }
 
-    /// Resolves an address operand. Returns it with its state space: `window` for a register or an absolute address,
-    /// the variable's own state space for a symbol.
+    /// Resolves an address operand. Returns the address with its state space: `window` for a register or an absolute
+    /// address, the variable's own state space for a symbol.
     pub fn address_operand(
         &mut self,
         operand: &Operand,
@@ -321,7 +321,7 @@ impl<'a> OperandResolver<'a> {
         self.param_offsets.get(name).or_else(of_kernel).copied()
     }
 
-    /// Returns the first register-file row of the address of a shared variable.
+    /// Returns the first register-file row that holds the address of a shared variable.
     fn shared(&mut self, address: i64, wide: bool) -> Slot {
         if let Some(&slot) = self.shared.get(&(address, wide)) {
             return slot;
@@ -358,8 +358,8 @@ impl<'a> OperandResolver<'a> {
             Some((base, c)) => (base, ["x", "y", "z", "w"].iter().position(|x| *x == c).unwrap_or(3) as u8),
             None => (name, 0),
         };
-        // The driver sets these special registers to the addresses of the memory that cooperative groups use
-        // internally.
+        // The driver sets these special registers (`%envreg1`, `%envreg2`, `%reserved_smem_offset_1`) to the addresses
+        // of memory that cooperative groups use internally.
         let rows = if wide { 2 } else { 1 };
         match base {
             "envreg1" | "envreg2" => {
@@ -412,8 +412,8 @@ impl<'a> OperandResolver<'a> {
     }
 }
 
-/// Returns the bits of the integer literal `value` truncated to type `ty`; for a float type, the bits of the number
-/// converted to it.
+/// Returns the bits of the integer literal `value` truncated to type `ty`; for a float type, the bits of `value`
+/// converted to that type.
 fn truncate(value: i64, ty: Type) -> u128 {
     match ty {
         Type::F32 => u128::from((value as f32).to_bits()),

@@ -2,7 +2,7 @@
 //! for nearly every value, thousands per function. Registers that are not live at the same time share rows, so that a
 //! simulated warp's registers fit into the CPU's caches.
 //!
-//! A register is live at an instruction if some path from there reads it before an unguarded write.
+//! A register is live at an instruction if some path from the instruction reads the register before an unguarded write.
 //!
 //! ```text
 //! liveness of the basic blocks                        # live_in = read first | live_out & !written
@@ -10,9 +10,10 @@
 //! for each instruction in order: take a free row for each life that begins here; free the rows of those that end
 //! ```
 //!
-//! A register that is live at the function's entry may be read before it is written; it keeps its row alone, so that
-//! such reads are detected. All other registers are written before each read, on every path, so each keeps its value
-//! in every lane until its last use: a row's lanes are only written by their own lane, and a lane follows one path.
+//! A register that is live at the function's entry may be read before it is written; it shares its row with no other
+//! register, so that reads of undefined values are detected. All other registers are written before each read, on every
+//! path, so each keeps its value in every lane until its last use: a row's lanes are only written by their own lane,
+//! and a lane follows one path.
 
 use super::uses::{collect_registers, destination_count, is_register_copy};
 use crate::ptx::ast::{Function, Instruction, Operand, Type};
@@ -29,15 +30,15 @@ pub fn register_row_count(ty: Type) -> u8 {
     }
 }
 
-/// Where a register must keep its value.
+/// The part of a function in which a register must keep its value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Life {
-    /// From instruction `first` to instruction `last`.
+    /// The register keeps its value from instruction `first` to instruction `last`.
     Range { first: usize, last: usize },
-    /// In the whole function: the register is a parameter, live at the entry, or used by a call or by an asynchronous
-    /// wgmma.
+    /// The register keeps its value in the whole function: it is a parameter, live at the entry, or used by a call or
+    /// by an asynchronous wgmma.
     Own,
-    /// Nowhere: no instruction names the register. Compilers declare more registers than they use.
+    /// No instruction names the register. Compilers declare more registers than they use.
     Unused,
 }
 
@@ -90,10 +91,11 @@ fn lives(function: &Function) -> Vec<Life> {
         p.register.into_iter().for_each(|r| own[r as usize] = true);
     }
     let wgmma = function.body.iter().any(|i| i.opcode.starts_with("wgmma."));
-    // The first and the last instruction that use a register.
+    // For each register, the first and the last instruction that use it.
     let mut ranges: Vec<Option<(usize, usize)>> = vec![None; count];
     for (at, (i, uses)) in function.body.iter().zip(&uses).enumerate() {
-        // A call writes its results when the callee returns, and wgmma accesses registers asynchronously.
+        // Registers of calls and of wgmma keep rows of their own: a call writes its results when the callee returns,
+        // and wgmma accesses registers asynchronously.
         let named =
             i.opcode.starts_with("call") || wgmma && (i.opcode.starts_with("wgmma.") || is_register_copy(function, i));
         for &r in uses.reads.iter().chain(&uses.writes) {
@@ -130,7 +132,7 @@ fn extend(range: &mut Option<(usize, usize)>, at: usize) {
 struct RegisterUses {
     reads: Vec<u32>,
     writes: Vec<u32>,
-    /// True if the writes happen in every lane that is at the instruction.
+    /// True if the instruction writes in every lane that executes it, because it has no guard.
     is_unguarded: bool,
 }
 
@@ -146,7 +148,7 @@ impl RegisterUses {
     }
 }
 
-/// A set of registers: bit n stands for the n-th candidate.
+/// A set of registers: bit n stands for the n-th register of `Liveness::candidates`.
 type RegisterSet = Vec<u64>;
 
 /// Returns the registers of a set.
@@ -156,8 +158,8 @@ fn registers_in<'a>(set: &'a RegisterSet, candidates: &'a [usize]) -> impl Itera
 
 /// Which registers are live at the start and at the end of each basic block.
 struct Liveness {
-    /// The registers that may be live at the start of a block: the others are written before each use in their only
-    /// block.
+    /// The registers that may be live at the start of a block. Every other register is used in only one block and
+    /// written there before each use.
     candidates: Vec<usize>,
     live_in: Vec<RegisterSet>,
     live_out: Vec<RegisterSet>,
@@ -303,7 +305,7 @@ mod tests {
             assert_eq!(all.len(), 4, "{body}");
         };
         // Registers that must not share rows, one case per line: a guarded first write, a read before the write, a
-        // write that some path leaves out, a loop that reads the value of the round before.
+        // write that some path leaves out, a loop that reads the value of the previous iteration.
         distinct(
             "@%p1 mov.b32 %r1, 1;\nadd.s32 %r2, %r1, 1;\n@%p1 mov.b32 %r3, 1;\n@%p1 mov.b32 %r4, %r3;\nadd.s32 %r5, %r2, %r4;",
         );
@@ -340,7 +342,7 @@ mod tests {
             }
             let function = function(&body);
             let RowAssignment { first_rows: rows, total_rows: total } = assign_rows(&function);
-            // For each register-file row, the register whose write it holds.
+            // For each register-file row, the register whose value the row holds.
             let mut holds: Vec<Option<u32>> = vec![None; total as usize];
             let mut at = 0;
             for taken in taken {

@@ -17,10 +17,10 @@ use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, RegisterIndex
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-/// The predicate that decides whether the value of a load is used, and whether it must be false.
+/// The predicate that decides whether the value of a load is used, and true if it is used where the predicate is false.
 pub(super) type UsedWhere = (RegisterIndex, bool);
 
-/// Maximum number of instructions between a load and the selection.
+/// Maximum number of instructions between a load and the instruction that selects its value.
 const MAX_DISTANCE: usize = 64;
 
 /// Instructions without effects besides their destination. They may be executed in another order.
@@ -30,8 +30,8 @@ const PURE: [&str; 39] = [
     "sad", "selp", "set", "setp", "shl", "shr", "sub", "xor",
 ];
 
-/// Returns the function with its speculative loads moved to their selections, and where their values are used, by the
-/// new index of the load.
+/// Returns the function with each speculative load moved to the instruction that selects its value and, by the new
+/// index of the load, the predicate that tells where the value is used.
 pub(super) fn delay_loads(function: &Function) -> (Cow<'_, Function>, HashMap<usize, UsedWhere>) {
     let (mut result, mut used_where) = (Cow::Borrowed(function), HashMap::new());
     let is_candidate = |i: &Instruction| {
@@ -52,11 +52,12 @@ pub(super) fn delay_loads(function: &Function) -> (Cow<'_, Function>, HashMap<us
             let order: Vec<usize> = kept.iter().chain(&moved).copied().collect();
             let moved_instructions: Vec<Instruction> = order.iter().map(|&n| body[n].clone()).collect();
             body[at..index].clone_from_slice(&moved_instructions);
-            // Loads that have moved before move again if they are among these instructions.
+            // Earlier moved loads that are among the reordered instructions get new indices.
             let new_index = |n: usize| order.iter().position(|&old| old == n).map_or(n, |position| at + position);
             used_where = used_where.into_iter().map(|(n, used)| (new_index(n), used)).collect();
             used_where.insert(at + kept.len(), used);
-            // The next instruction is at this index now, unless nothing was between the load and the selection.
+            // If instructions moved ahead of the load, the first of them is now at index `at`. Otherwise the load is
+            // still there; skip it.
             at += usize::from(kept.is_empty());
         } else {
             at += 1;
@@ -90,7 +91,7 @@ impl Registers {
         all
     }
 
-    /// Whether one instruction writes the register and one operand reads it.
+    /// Whether exactly one instruction writes the register and exactly one operand reads it.
     fn has_one_use(&self, register: RegisterIndex) -> bool {
         self.reads.get(&register) == Some(&1) && self.writes.get(&register) == Some(&1)
     }
@@ -117,7 +118,7 @@ fn find_selection(body: &[Instruction], registers: &Registers, at: usize) -> Opt
         if !reads.contains(&value) {
             others_write.extend(writes);
         } else if let Some(used) = selecting_predicate(i, value) {
-            // Instructions that move ahead of the chain must not overwrite what it reads.
+            // Instructions that move ahead of the chain must not overwrite registers that the chain reads.
             return chain_reads.is_disjoint(&others_write).then_some(Selection { index, chain, used });
         } else if let [result] = writes[..] {
             chain.push(index);
@@ -130,7 +131,8 @@ fn find_selection(body: &[Instruction], registers: &Registers, at: usize) -> Opt
     None
 }
 
-/// Returns the predicate that decides whether an instruction uses `value`, and whether it must be false.
+/// Returns the predicate that decides whether an instruction uses `value`, and true if it uses `value` where the
+/// predicate is false.
 fn selecting_predicate(i: &Instruction, value: RegisterIndex) -> Option<UsedWhere> {
     let is_value = |o: &Operand| matches!(o, Operand::Register(r) | Operand::Not(r) if *r == value);
     match &i.operands[..] {
@@ -149,7 +151,8 @@ fn selecting_predicate(i: &Instruction, value: RegisterIndex) -> Option<UsedWher
     }
 }
 
-/// Whether an instruction only writes its destination. Strong loads synchronise, so they are not pure.
+/// Whether an instruction has no effect besides the write of its destination. Strong loads synchronise, so they are not
+/// pure.
 fn is_pure(i: &Instruction) -> bool {
     let mut words = i.opcode.split('.');
     let base = words.next().unwrap_or("");
@@ -193,7 +196,7 @@ fn collect(operand: &Operand, written: bool, reads: &mut Vec<RegisterIndex>, wri
 mod tests {
     use super::*;
 
-    /// Returns the opcodes after the loads have moved, and where their values are used.
+    /// Returns the opcodes after the loads have moved, and for each moved load its index and the predicate of its use.
     fn delayed(body: &str) -> (Vec<String>, Vec<(usize, UsedWhere)>) {
         let text = format!(
             ".version 8.0\n.target sm_80\n.address_size 64\n.entry k(.param .u64 p) {{ .reg .pred %p<4>; .reg .b32 %r<9>;

@@ -37,7 +37,8 @@ pub fn place_module_variables(module: &Module) -> Result<Vec<ModuleVariable>, Pr
     for v in &placed {
         at = at.next_multiple_of(v.align.max(16) as u64);
         let mut init = v.init.clone();
-        // Relocations write into the initial bytes.
+        // Relocations write addresses of up to 8 bytes into the initial bytes, which must reach to the end of the last
+        // one.
         let relocated = v.relocations.iter().map(|r| r.at.saturating_add(8)).max().unwrap_or(0).min(v.size);
         init.resize(init.len().max(relocated as usize).min(v.size as usize), 0);
         let constant = v.space == StateSpace::Const;
@@ -142,7 +143,8 @@ pub(super) fn place_shared_variables(module: &Module, reached: &[usize], layout:
         at += v.size as u32;
     }
     at += gap;
-    // Memory that the driver reserves; it is not part of the shared memory that the kernel declares.
+    // Place the memory that the driver reserves for cooperative groups; it is not part of the shared memory that the
+    // kernel declares.
     if reached.iter().any(|&f| reads_special_register(&module.functions[f], "reserved_smem_offset_1")) {
         let start = at.next_multiple_of(16);
         at = start + GROUP_SCRATCH_BYTES;

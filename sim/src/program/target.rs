@@ -34,7 +34,7 @@ impl Target {
     /// Checks that this target has all instructions and special registers of a function.
     ///
     /// # Errors
-    /// Returns [`ProgramError::Target`] for the first one that it lacks.
+    /// Returns [`ProgramError::Target`] for the first instruction or special register that the target lacks.
     pub(super) fn check_instructions(self, function: &Function) -> Result<(), ProgramError> {
         for i in &function.body {
             let of_instruction = needed_by_instruction(i).map(|needed| (i.opcode.clone(), needed));
@@ -50,7 +50,7 @@ impl Target {
         Ok(())
     }
 
-    /// Returns true if this target has everything that `needed` has first.
+    /// Returns true if this target has the instructions that the target `needed` introduced.
     fn includes(self, needed: Target) -> bool {
         self.architecture >= needed.architecture && (self.specific || !needed.specific)
     }
@@ -62,7 +62,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// Returns the first target that has a special register; `None` if every simulated GPU has it.
+/// Returns the first target that has a special register; `None` if targets before sm_80 already have it.
 fn needed_by_special_register(name: &str) -> Option<Target> {
     let of_cluster = ["cluster_", "clusterid", "nclusterid", "is_explicit_cluster", "aggr_smem_size"];
     match () {
@@ -72,7 +72,7 @@ fn needed_by_special_register(name: &str) -> Option<Target> {
     }
 }
 
-/// Returns the first target that has an instruction; `None` if it is older than sm_80.
+/// Returns the first target that has an instruction; `None` if targets before sm_80 already have it.
 fn needed_by_instruction(i: &Instruction) -> Option<Target> {
     let parts: Vec<&str> = i.opcode.split('.').collect();
     let any = |words: &[&str]| words.iter().any(|word| parts.contains(word));

@@ -1,5 +1,5 @@
-//! Gives each value of a register a register of its own where the code of one basic block shows which uses the value
-//! has, so that analyses that do not follow the order of instructions are exact there:
+//! Renames registers: a value gets a register of its own if its basic block shows all uses of the value. Analyses that
+//! do not follow the order of instructions are then exact for this value:
 //!
 //! ```text
 //! ld.shared.u32 %r1, [a];                      ld.shared.u32 %r9, [a];
@@ -7,15 +7,15 @@
 //! st.global.u32 [b], %r1;                      st.global.u32 [b], %r1;
 //! ```
 //!
-//! A value gets its own register if the same block, without a condition, writes the register again.
+//! A value gets its own register if a later instruction of the same block, which has no guard, overwrites the register.
 
 use super::uses::{collect_registers, destination_count};
 use crate::ptx::ast::{AddressBase, Function, Instruction, Operand, RegisterIndex, is_branch};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-/// Returns the function with such values in registers of their own. The instructions keep their indices. Predicates
-/// keep their registers.
+/// Returns the function in which each value that is overwritten within its basic block has a register of its own. The
+/// instructions keep their indices, and predicates keep their registers.
 pub(super) fn with_separate_values(function: &Function) -> Cow<'_, Function> {
     let starts = block_starts(function);
     let replaced = replaced_values(function, &starts);
@@ -23,7 +23,7 @@ pub(super) fn with_separate_values(function: &Function) -> Cow<'_, Function> {
         return Cow::Borrowed(function);
     }
     let mut renamed = function.clone();
-    // For each register that holds such a value now: the value's own register.
+    // For each register that holds a renamed value at this point: the value's new register.
     let mut current: HashMap<RegisterIndex, RegisterIndex> = HashMap::new();
     for (n, i) in renamed.body.iter_mut().enumerate() {
         if starts[n] {
@@ -60,8 +60,8 @@ fn block_starts(function: &Function) -> Vec<bool> {
     starts
 }
 
-/// Returns the values, each as the instruction that writes it and the register, that a later instruction of the same
-/// basic block replaces. Both instructions have no guard.
+/// Returns the values that a later instruction of the same basic block overwrites, each as the index of the instruction
+/// that writes the value, and the register. Neither instruction has a guard.
 fn replaced_values(function: &Function, starts: &[bool]) -> HashSet<(usize, RegisterIndex)> {
     let (mut replaced, mut written_later) = (HashSet::new(), HashSet::new());
     for (n, i) in function.body.iter().enumerate().rev() {

@@ -80,7 +80,7 @@ impl FlowGraph {
 fn common(dominators: &[Option<NodeIndex>], rank: &[usize], mut a: NodeIndex, mut b: NodeIndex) -> NodeIndex {
     while a != b {
         // Replace the node that is later in reverse postorder by its dominator. The root reaches both nodes, so each
-        // has one.
+        // has a dominator.
         let later = if rank[a] > rank[b] { &mut a } else { &mut b };
         *later = dominators[*later].unwrap_or(*later);
     }

@@ -71,8 +71,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Closes a scope: operands with a name of one of its labels are resolved; those with other undeclared names are
-    /// passed on to the outer scope.
+    /// Closes a scope: resolves the operands that name a label of this scope, and passes the operands with other
+    /// undeclared names on to the outer scope.
     fn close_scope(&mut self) -> Result<()> {
         self.cursor.expect(b'}')?;
         let Some(mut scope) = self.scopes.stack.pop() else { return Ok(()) };
@@ -356,9 +356,9 @@ impl<'a> Parser<'a> {
         Ok(operands)
     }
 
-    /// Replaces `{%r1}`, a vector of one element, by the element where ptxas takes one for the other: as the data of a
-    /// load or store without `.v2`, `.v4` or `.v8`, and on one side of a `mov` of an untyped size. Triton writes all its
-    /// scalar loads and stores so. In other places such a vector stays one, and the instruction is refused.
+    /// Replaces `{%r1}`, a vector of one element, by the element where ptxas accepts both forms: as the data of a load
+    /// or store without `.v2`, `.v4` or `.v8`, and on one side of a `mov` of an untyped size. Triton writes all its
+    /// scalar loads and stores with braces. Elsewhere the vector stays a vector, and the instruction is refused.
     fn unwrap_single_elements(&self, opcode: &str, operands: &mut [Operand]) {
         let mut parts = opcode.split('.');
         let base = parts.next().unwrap_or_default();

@@ -9,14 +9,14 @@ pub(super) type Result<T> = std::result::Result<T, ParseError>;
 pub(super) enum Literal {
     /// An integer's 64 bits, and true if its type is unsigned.
     Integer(i64, bool),
-    /// The bits of `0f…`.
+    /// The bits of an f32 literal, `0f…`.
     Float32(u32),
     /// `0d…` or a decimal literal.
     Float64(f64),
 }
 
-/// The PTX text and a position in it. It only moves over ASCII bytes or up to one, so the position is always on a
-/// UTF-8 character boundary.
+/// The PTX text and a position in it. The position only moves past ASCII bytes or up to the next ASCII byte, so it is
+/// always on a UTF-8 character boundary.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Cursor<'a> {
     text: &'a str,

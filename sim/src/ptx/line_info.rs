@@ -29,7 +29,8 @@ pub(super) struct LineInfo<'a> {
     /// For each location in the module's list, the name of the function that was inlined there; `None` if the code is
     /// not inlined.
     names: Vec<Option<DebugStringReference<'a>>>,
-    /// For each file, line and column, the latest such location in the current function: `inlined_at` refers to it.
+    /// For each file, line and column, the index of the latest location of the current function with these values, to
+    /// which `inlined_at` refers.
     latest: HashMap<FileLineColumn, u32>,
     pub strings: Vec<u8>,
     pub labels: HashMap<&'a str, usize>,
@@ -100,8 +101,8 @@ impl<'a> LineInfo<'a> {
     }
 }
 
-/// Returns the placeholder for an inlined function's name, such as `$L__info_string0+12`. It stays in the location if
-/// the PTX text has no `.debug_str`.
+/// Returns the placeholder for an inlined function's name, such as `$L__info_string0+12`. The placeholder stays in the
+/// location if the PTX text has no `.debug_str`.
 fn written((symbol, offset): DebugStringReference) -> String {
     if offset == 0 { symbol.to_owned() } else { format!("{symbol}{offset:+}") }
 }

@@ -1,5 +1,5 @@
-//! Encoding of a tensor map in 128 bytes of memory. The format is the simulator's own: that of the hardware is not
-//! documented.
+//! Encoding of a tensor map in 128 bytes of memory. The format is the simulator's own, because the format of the
+//! hardware is not documented.
 //!
 //! A kernel may copy the bytes and change fields with `tensormap.replace`; any other change breaks the checksum. The
 //! fields with their bytes, little endian:

@@ -54,8 +54,8 @@ pub enum DataType {
 
 impl DataType {
     /// Converts an element, given by its bits, as a load to shared memory does: the types with `Ftz` flush subnormals
-    /// to zero, and tf32 rounds to 10 bits of mantissa. The rounding is not documented; to nearest, with ties away from
-    /// zero, is that of `cvt.rna.tf32`. Other types keep their bits.
+    /// to zero, and tf32 rounds to 10 bits of mantissa. How the hardware rounds is not documented; the simulator rounds
+    /// like `cvt.rna.tf32`, to nearest with ties away from zero. Other types keep their bits.
     pub fn converted_bits(self, bits: u32) -> u32 {
         let is_subnormal = bits & 0x7f80_0000 == 0;
         let flushed = if is_subnormal { bits & 0x8000_0000 } else { bits };

@@ -139,8 +139,8 @@ fn rejects_invalid_replacements() {
     assert_eq!(field(MapField::FillMode, 0, 2), "oobFill");
 }
 
-/// The swizzle as the programming guide defines it: the 16-byte unit x of the 128-byte row y moves to unit (y % rows)
-/// ^ x, where `rows` is 8, 4 or 2, the units per span.
+/// The swizzle as the programming guide defines it: the 16-byte unit x of the 128-byte row y moves to unit (y % rows) ^
+/// x, where `rows`, the number of 16-byte units per span, is 8, 4 or 2.
 #[test]
 fn swizzle_matches_the_programming_guide() {
     for base in (0..4096).step_by(128) {
@@ -307,8 +307,8 @@ mod reductions {
         out
     }
 
-    /// Accepts exactly the element types and operations that ptxas accepts, for destinations in global and in shared
-    /// memory.
+    /// `Reduction::from_bulk_opcode` accepts exactly the element types and operations that ptxas accepts, for
+    /// destinations in global and in shared memory.
     #[test]
     fn supports_the_forms_of_the_assembler() {
         let global = "f16 add.noftz min max;bf16 add.noftz min max;b32 and or xor;u32 add min max inc dec;s32 add min max;\

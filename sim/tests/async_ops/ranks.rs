@@ -1,4 +1,4 @@
-//! A wgmma descriptor that contains the block's rank in its cluster, compared with what an H200 did.
+//! A wgmma descriptor that contains the block's rank in its cluster, compared with the results of an H200.
 
 use super::common::*;
 use reel_sim::exec::{ExecOptions, LaunchConfig};
@@ -13,13 +13,14 @@ fn setup(memory: &mut SimMemory) -> LaunchConfig {
     launch_config(2, 128, Params::default().append_u64(output).append_u64(addresses))
 }
 
-/// Element (k, n) of B, which row k of the result has in column n.
+/// Returns element (k, n) of B, which is also element (k, n) of the correct product.
 fn element(k: usize, n: usize) -> f32 {
     ((k * 128 + n) % 251) as f32
 }
 
-/// Checks the addresses that the blocks have stored, and that row r of the result in the block of rank `rank` is row
-/// `row(rank, r, n)` of B in column n, if that is one.
+/// Checks the addresses that the blocks have stored, and that element (r, n) of the product in the block of rank `rank`
+/// is element (k, n) of B, where k = `row(rank, r % 16, n)`. Elements with k > 15 are outside of B and are not
+/// compared.
 fn check(memory: &SimMemory, row: impl Fn(usize, usize, usize) -> usize) {
     assert_eq!(buffer_words(memory, 1), [0x400, 0, 0x0100_0400, 1]);
     let got = buffer_floats(memory, 0);
@@ -41,7 +42,8 @@ fn a_rank_in_a_descriptor_is_reported_and_shifts_what_the_block_reads() {
     for seed in 0..8 {
         let options = ExecOptions { seed, ..early_deadlock_options() };
         let (outcome, memory) = run_once(&program, "wrong", &options, &setup);
-        // On the GPU, 256 bytes more of leading byte offset are two rows further in columns 64 to 127.
+        // On the GPU, a leading byte offset that is 256 bytes too large makes columns 64 to 127 read B two rows further
+        // on.
         check(&memory, |rank, r, n| if rank == 1 && n >= 64 { r + 2 } else { r });
         let found = outcome.findings.into_list();
         let rank = found.iter().find(|f| f.kind == FindingKind::Wgmma).expect("a finding");
@@ -52,7 +54,8 @@ fn a_rank_in_a_descriptor_is_reported_and_shifts_what_the_block_reads() {
     }
 }
 
-/// Columns 0 to 63 of the product need no leading byte offset: their layout ignores it, so the rank in it is only a note.
+/// Columns 0 to 63 of the product need no leading byte offset: their layout ignores the offset, so a rank in the offset
+/// is reported only as a note.
 #[test]
 fn a_rank_that_the_layout_ignores_is_a_note() {
     let narrow = program_text(FILE).replace("m64n128k16", "m64n64k16");

@@ -145,7 +145,8 @@ fn a_tensor_map_that_the_device_changed_needs_a_fence_of_its_proxy() {
     assert_eq!(kinds(&text.replace(acquire, "")), [FindingKind::AsyncProxy]);
     assert_eq!(kinds(&text.replace(acquire, "fence.proxy.async;")), [FindingKind::AsyncProxy]);
     assert_eq!(kinds(&text.replace(acquire, &acquire.replace("%rd3", "%rd3+128"))), [FindingKind::AsyncProxy]);
-    // Both fences of the tensormap proxy together order the map, but a relaxed flag without them does not.
+    // A relaxed flag does not order the accesses to the map: without the acquire fence of the tensormap proxy they
+    // race.
     let relaxed = text.replace("st.release.gpu.global.u32", "st.relaxed.gpu.global.u32");
     let relaxed = relaxed.replace("ld.acquire.gpu.global.u32", "ld.relaxed.gpu.global.u32");
     assert_eq!(kinds(&relaxed.replace(acquire, "")), [FindingKind::Race]);

@@ -91,7 +91,7 @@ template <int SPAN, int TA, int TB> DEVICE void layouts(const u32* in, float* ou
             asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(in[w / row * 32 + i * row + w % row]) : "memory");
         }
     }
-    constexpr int lines = TB ? 64 : 16, words = TB ? 8 : 32; // of B in memory
+    constexpr int lines = TB ? 64 : 16, words = TB ? 8 : 32; // rows of B in memory, words of a row
     constexpr int brow = SPAN / 4 < words ? SPAN / 4 : words;
     for (int i = 0; i < words / brow; i++) {
         for (int w = threadIdx.x; w < lines * brow; w += 128) {

@@ -2,7 +2,8 @@
 
 use super::harness::Case;
 
-/// All threads exchange a shared variable for zero, meet at `barrier`, and add to it; `after` follows the exchange.
+/// All threads replace a shared variable by zero with the instruction `exchange`, run `after`, meet at `barrier`, and
+/// add 1 to the variable.
 fn cleared_by_exchange(exchange: &str, after: &str, barrier: &str) -> Case {
     let body = format!(
         ".reg .b32 %r<6>; .reg .b64 %d<6>; .reg .pred %p; .shared .align 16 .b8 s[16];
@@ -20,7 +21,8 @@ fn exchange_clears_memory_that_nothing_has_written() {
     let (exchange, barrier) = ("atom.shared.exch.b32 %r1, [s], 0;", "bar.sync 0;");
     assert_eq!(kinds(exchange, "", barrier), [""; 0]);
     assert_eq!(kinds("atom.shared.exch.b64 %d3, [s], %d2;", "", barrier), [""; 0]);
-    // The old value is used: in a result, in a branch, in an address. One thread reads an undefined one.
+    // A use of the old value in a result, a branch or an address is a finding: the first thread reads an undefined
+    // value.
     assert_eq!(kinds(exchange, "st.global.u32 [%d1+512], %r1;", barrier), ["uninitialized"]);
     assert_eq!(
         kinds(exchange, "setp.eq.u32 %p, %r1, 0; @%p bra L; add.u32 %r3, %r1, 1; L:", barrier),
@@ -28,11 +30,12 @@ fn exchange_clears_memory_that_nothing_has_written() {
     );
     let address = "cvt.u64.u32 %d4, %r1; add.u64 %d4, %d0, %d4; st.global.u32 [%d4], %r0;";
     assert!(kinds(exchange, address, barrier).contains(&"uninitialized"));
-    // Threads after the first one exchange what another thread has written.
+    // Only thread 0 exchanges at first. The other threads exchange after a barrier, so they read values that threads
+    // wrote.
     let others = "@!%p bra L; st.global.u32 [%d1+512], %r1; L:";
     let later = format!("setp.ne.u32 %p, %r0, 0; @%p bra M; {exchange} M: bar.sync 0; @!%p bra N; {exchange} N:");
     assert_eq!(kinds(&later, others, barrier), [""; 0]);
-    // Other operations compute with the old value.
+    // Operations other than an exchange compute with the old value, so they need a written one.
     assert_eq!(kinds("atom.shared.add.u32 %r1, [s], 0;", "", barrier), ["uninitialized"]);
     assert_eq!(kinds("atom.shared.cas.b32 %r1, [s], 0, 0;", "", barrier), ["uninitialized"]);
     // The exchange is a write: an ordinary read needs a barrier after it.
@@ -74,7 +77,7 @@ fn unordered_strong_accesses_of_different_sizes_race() {
     for same in ["ld.relaxed.gpu.global.u64 %d2, [%d0];", "red.global.add.u32 [%d0+8], %r1;"] {
         assert_eq!(unordered(whole, same).kinds(), [""; 0], "{same}");
     }
-    // A vector counts as its elements, and a packed type as its halves.
+    // An access to a vector counts as one access per element, and an access to a packed type as one access per half.
     let vector = "st.relaxed.gpu.global.v2.u32 [%d0], {%r1, %r2};";
     assert_eq!(unordered(vector, "ld.relaxed.gpu.global.u32 %r3, [%d0+4];").kinds(), [""; 0]);
     assert_eq!(unordered(vector, "ld.relaxed.gpu.global.u64 %d2, [%d0];").kinds(), ["race"]);

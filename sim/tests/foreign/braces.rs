@@ -1,6 +1,6 @@
-//! Operands in braces, `{%r1}`: the simulator takes the forms that ptxas 13.0 takes and no others. `braces.txt` lists them
-//! with ptxas's verdict, which a test of `reel sim run` compares with ptxas if it is installed. ptxas takes a form that is
-//! `unstable` in most runs and crashes in some.
+//! Operands in braces, `{%r1}`: the simulator accepts exactly the forms that ptxas 13.0 accepts. `braces.txt` lists the
+//! forms with ptxas's verdict; a test of `reel sim run` compares the list with ptxas if ptxas is installed. A form with
+//! the verdict `unstable` is accepted by ptxas in most runs and crashes it in the others.
 
 use super::harness::{Case, words};
 use reel_sim::program::Program;
@@ -8,11 +8,11 @@ use reel_sim::program::op::Op;
 
 const FORMS: &str = include_str!("braces.txt");
 
-/// The declarations for the statements of the list.
+/// Declarations of the registers and variables that the statements in `braces.txt` use.
 const DECLARATIONS: &str = ".reg .pred %p<8>; .reg .b16 %h<8>; .reg .b32 %r<16>; .reg .b64 %d<16>; .reg .f32 %f<16>;
     .reg .f64 %e<8>; .reg .v2 .b32 %v; .shared .align 128 .b8 sm[1024];";
 
-/// Whether the simulator can execute an instruction: the error of the parser or of the decoder if not.
+/// Checks that the simulator can execute an instruction; otherwise returns the error of the parser or of the decoder.
 fn decoded(statement: &str) -> Result<(), String> {
     let text = format!(
         ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 a) {{ {DECLARATIONS}\n{statement}\nret; }}\n"

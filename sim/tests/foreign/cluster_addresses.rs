@@ -2,9 +2,9 @@
 
 use super::harness::{Case, words};
 
-/// Runs one warp in each of two blocks of a cluster. Each block stores 100 plus its rank in `word`, and after the barrier
-/// runs `body`, whose result `%r9` goes to the word of the block's rank in the buffer. `%r0` is the rank, `%r1` the
-/// address of `word`, `%r2` that address without the rank, and `%r3` that of the other block.
+/// Runs one warp in each of two blocks of a cluster. Each block stores 100 plus its rank in `word`, and after the
+/// barrier runs `body`, whose result `%r9` goes to the word of the block's rank in the buffer. `%r0` is the rank, `%r1`
+/// the address of `word`, `%r2` this address without the rank, and `%r3` the address of `word` in the other block.
 fn case(body: &str) -> Case {
     let text = format!(
         ".reg .b32 %r<12>; .reg .b64 %d<8>; .reg .pred %p<3>; .shared .b32 word;
@@ -63,7 +63,8 @@ fn addresses_without_a_rank_name_rank_0() {
     assert_eq!(results(&own("%r3")), [0, 0]);
 }
 
-/// On the GPU these are illegal instructions in the block of rank 1.
+/// On the GPU, each of the accesses below is an illegal instruction in the block of rank 1, because its address names
+/// rank 0.
 #[test]
 fn cta_accesses_to_another_block_are_reported() {
     for access in [

@@ -3,7 +3,7 @@
 use super::harness::Case;
 
 /// A kernel that fills a struct `{ char c; int x; }` in local memory, copies it word by word to another struct, and
-/// then executes `then`. `%r9` is stored in the output at its end.
+/// then executes `then`. At the end, the kernel stores `%r9` in the output.
 fn structs(then: &str) -> Case {
     Case::new(
         "sm_80",
@@ -30,9 +30,9 @@ fn copied_padding_is_no_finding_and_its_use_is() {
     assert_eq!(structs("").kinds(), [""; 0]);
     assert_eq!(structs(field).kinds(), [""; 0]);
     assert_eq!(structs(padding).kinds(), ["uninitialized"]);
-    // The padding of a word decides about a branch.
+    // A branch depends on a word that contains padding.
     assert_eq!(structs("ld.local.u32 %r4, [b]; setp.eq.u32 %p, %r4, 5; @%p bra END; END:").kinds(), ["uninitialized"]);
-    // Byte by byte, as large structs are copied.
+    // The struct is copied byte by byte, as compilers copy large structs.
     let bytes = "ld.local.u8 %r4, [a+1]; st.local.u8 [b+2], %r4; ld.local.u8 %r5, [a]; st.local.u8 [b+1], %r5;";
     assert_eq!(structs(&format!("{bytes} {padding}")).kinds(), [""; 0]);
     assert_eq!(structs(&format!("{bytes} ld.local.u8 %r9, [b+2]; add.u32 %r9, %r9, 1;")).kinds(), ["uninitialized"]);
@@ -47,7 +47,8 @@ fn copied_padding_stays_unwritten_in_shared_and_global_memory() {
         assert_eq!(structs(&copy).kinds(), [""; 0], "{space}");
         let use_of = |at: u32| format!("{copy} ld.{space}.u8 %r9, [{base}+{at}]; add.u32 %r9, %r9, 1;");
         assert_eq!(structs(&use_of(0)).kinds(), [""; 0], "{space}");
-        // The buffer was written by the host, and the padding of the struct overwrites it.
+        // The host has written the buffer, but the copied padding makes the bytes that it overwrites uninitialised
+        // again.
         assert_eq!(structs(&use_of(2)).kinds(), ["uninitialized"], "{space}");
         let back = format!("{copy} ld.{space}.u32 %r6, [{base}]; st.local.u32 [a], %r6;");
         assert_eq!(structs(&format!("{back} ld.local.u8 %r9, [a]; add.u32 %r9, %r9, 1;")).kinds(), [""; 0]);
@@ -57,12 +58,12 @@ fn copied_padding_stays_unwritten_in_shared_and_global_memory() {
 
 #[test]
 fn unwritten_words_that_become_results_are_findings() {
-    // The whole word is unwritten, so it is no padding.
+    // The whole word is unwritten, so it does not count as padding.
     let word = ".local .align 4 .b8 c[4]; ld.local.u32 %r9, [c];";
     assert_eq!(structs(word).kinds(), ["uninitialized"]);
     let moved = ".local .align 4 .b8 c[4]; ld.local.u32 %r8, [c]; mov.b32 %r9, %r8;";
     assert_eq!(structs(moved).kinds(), ["uninitialized"]);
-    // Shared memory is no struct of the thread.
+    // Unwritten bytes in shared memory do not count as padding of a struct.
     assert_eq!(structs("st.shared.u8 [%r11], %r0; ld.shared.u32 %r9, [%r11];").kinds(), ["uninitialized"]);
     // A copy within shared memory passes the unwritten bytes on.
     let copy = "ld.shared.u32 %r4, [%r11]; st.shared.u32 [%r11+4], %r4;";
@@ -82,12 +83,12 @@ fn array_set_by_one_lane(exchange: &str) -> Vec<&'static str> {
 
 #[test]
 fn lanes_may_pass_unwritten_array_elements_that_no_lane_uses() {
-    // Every lane takes the word of lane 0.
+    // Every lane receives the word of lane 0, the only lane that has written it.
     assert_eq!(array_set_by_one_lane("shfl.sync.idx.b32 %r9, %r8, 0, 31, -1;"), [""; 0]);
     assert_eq!(array_set_by_one_lane("mov.b32 %r7, %r8; shfl.sync.idx.b32 %r9, %r7, 0, 31, -1;"), [""; 0]);
-    // Lanes that take the word of another lane use an unwritten value.
+    // Lanes that receive the word of another lane use an unwritten value.
     assert_eq!(array_set_by_one_lane("shfl.sync.bfly.b32 %r9, %r8, 1, 31, -1;"), ["uninitialized"]);
-    // The value has a use besides the shuffle.
+    // The unwritten value also decides a branch.
     let branch = "setp.eq.u32 %p, %r8, 3; shfl.sync.idx.b32 %r9, %r8, 0, 31, -1; @%p bra END; END:";
     assert_eq!(array_set_by_one_lane(branch), ["uninitialized"]);
 }
@@ -110,7 +111,7 @@ fn variables_may_be_loaded_ahead_of_the_branch_that_decides_on_their_use() {
 
 #[test]
 fn the_compiler_may_declare_bytes_as_padding() {
-    // A word that is all padding, as in `{ short; double }`: nvcc names it by a pragma.
+    // nvcc declares a word that is all padding, as in `{ short; double }`, by a pragma.
     let copy = |mask: &str| {
         format!(
             ".local .align 4 .b8 c[4];
@@ -124,7 +125,7 @@ fn the_compiler_may_declare_bytes_as_padding() {
         structs(&format!("{} ld.global.u32 %r9, [%d0]; add.u32 %r9, %r9, 1;", copy("0"))).kinds(),
         ["uninitialized"]
     );
-    // The pragma belongs to the next instruction only, and to loads that compute, too.
+    // The pragma applies only to the next instruction. That may be a load whose value is used in a computation.
     let compute = |mask: &str, space: &str, base: &str| {
         format!(
             "st.{space}.u8 [{base}], %r0; .pragma \"used_bytes_mask {mask}\";
@@ -140,7 +141,8 @@ fn the_compiler_may_declare_bytes_as_padding() {
 
 #[test]
 fn bytes_of_a_loaded_word_that_no_result_depends_on_may_be_unwritten() {
-    // As cub reduces `tuple<bool, long>`: the word with the `bool` is loaded whole and exchanged in halves.
+    // cub reduces `tuple<bool, long>` like this: it loads the whole word with the `bool` and exchanges the word in
+    // halves.
     let exchange = "mov.b64 {%r4, %r5}, %d2; shfl.sync.down.b32 %r6, %r4, 1, 31, -1;
         shfl.sync.down.b32 %r7, %r5, 1, 31, -1; mov.b64 %d3, {%r6, %r7}; cvt.u16.u64 %h1, %d3;";
     for (space, base) in [("local", "c"), ("shared", "%r11"), ("global", "%d0")] {
@@ -148,14 +150,14 @@ fn bytes_of_a_loaded_word_that_no_result_depends_on_may_be_unwritten() {
             ".local .align 8 .b8 c[8]; .local .align 8 .b8 d[8]; ld.local.u64 %d1, [d]; st.{space}.u64 [{base}], %d1;
             st.{space}.u8 [{base}], %r0; ld.{space}.u64 %d2, [{base}];"
         );
-        // The copy of an unwritten word to global memory is a finding of its own.
+        // Storing the unwritten word to global memory is already a finding.
         let copy = if space == "global" { vec!["uninitialized"] } else { vec![] };
         let kinds = |then: &str| structs(&format!("{load} {then} cvt.u32.u16 %r9, %h2;")).kinds();
         assert_eq!(kinds(&format!("{exchange} and.b16 %h2, %h1, 255;")), copy, "{space}");
         assert_eq!(kinds("cvt.u16.u64 %h1, %d2; and.b16 %h2, %h1, 1;"), copy, "{space}");
         assert_eq!(kinds(&format!("{exchange} and.b16 %h2, %h1, 256;")), ["uninitialized"], "{space}");
         assert_eq!(kinds("shr.u64 %d3, %d2, 8; cvt.u16.u64 %h1, %d3; and.b16 %h2, %h1, 1;"), ["uninitialized"]);
-        // Instructions whose destination is also a source.
+        // The destination of these instructions is also a source.
         assert_eq!(
             kinds("cvt.u32.u64 %r4, %d2; prmt.b32 %r4, %r4, 0, 0x4440; mov.b32 {%h2, %h1}, %r4;"),
             copy,
@@ -205,7 +207,8 @@ fn copied_padding_passes_through_arguments() {
 }
 
 /// A block of 64 threads exchanges values through shared memory, as sorting libraries do, but only 40 threads have
-/// loaded one. `use_of` follows the load of the other thread's value, for threads that `%p` does not exclude.
+/// loaded a value. `use_of` runs after the load of the other thread's value, where `%p0` is true in the threads whose
+/// partner had none.
 fn exchange_of_a_part_of_a_tile(use_of: &str) -> Vec<&'static str> {
     let body = format!(
         ".reg .b32 %r<8>; .reg .b64 %d<4>; .reg .pred %p<2>; .shared .align 8 .b8 tile[256];

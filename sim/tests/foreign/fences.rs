@@ -2,8 +2,8 @@
 
 use super::harness::Case;
 
-/// Block 0 stores a word and sets a flag; block 1 waits for the flag and loads the word. The fences stand between the
-/// accesses of each block.
+/// Block 0 stores a word and sets a flag; block 1 waits for the flag and loads the word. `release` and `acquire` are
+/// the fences between the two accesses of block 0 and of block 1.
 fn flag(release: &str, acquire: &str) -> Case {
     let body = format!(
         "
@@ -89,7 +89,7 @@ fn mbarriers_order_blocks_only_at_cluster_scope() {
     assert_eq!(kinds(".release.cluster", ".acquire.cluster"), [""; 0]);
     assert_eq!(kinds(".release.cluster", ".acquire.cta"), ["race"]);
     assert_eq!(kinds(".release.cta", ".acquire.cluster"), ["race"]);
-    // CUTLASS names neither semantics nor scope.
+    // CUTLASS writes these instructions without semantics and without a scope.
     assert_eq!(kinds("", ""), [""; 0]);
     assert_eq!(kinds(".relaxed.cluster", ".acquire.cluster"), ["race"]);
     // A relaxed arrival passes on what a fence before it covers, and a fence after a relaxed wait acquires it.
@@ -101,7 +101,7 @@ fn mbarriers_order_blocks_only_at_cluster_scope() {
     assert_eq!(unfenced.kinds(), ["race"]);
 }
 
-/// A bulk copy reads shared memory that `fence` precedes.
+/// A bulk copy reads shared memory that a thread has written before a fence; the fence must be one of the async proxy.
 #[test]
 fn fences_of_the_tensormap_proxy_are_no_fences_of_the_async_proxy() {
     let case = Case::new(

@@ -92,7 +92,7 @@ fn llm_c_softmax_reuses_shared_memory_without_a_barrier() {
 
 #[test]
 fn llm_c_softmax_shuffles_from_threads_that_have_exited() {
-    // The first `threads` lanes of a warp continue and shuffle with all 32 lanes named.
+    // The first `threads` lanes of a warp continue and shuffle with a member mask of all 32 lanes.
     let case = |threads: u32| {
         let body = format!(
             ".reg .b32 %r<4>; .reg .b64 %d<2>; .reg .pred %p<2>;
@@ -188,7 +188,8 @@ fn llm_c_attention_clears_shared_sums_while_other_warps_write_them() {
 
 #[test]
 fn llm_c_classifier_compares_a_negative_index_as_an_unsigned_number() {
-    // A loop steps down while the elements of its index lie beyond the row; small rows begin at a negative index.
+    // A loop decreases an index until the eight elements at this index lie inside the row. In small rows the first
+    // index is negative.
     let case = |compare: &str, elements: u32| {
         let body = format!(
             ".reg .b32 %r<4>; .reg .b64 %d<3>; .reg .pred %p; mov.u32 %r0, %tid.x; add.s32 %r1, %r0, {};
@@ -205,7 +206,7 @@ fn llm_c_classifier_compares_a_negative_index_as_an_unsigned_number() {
 
 #[test]
 fn llm_c_bias_shuffles_in_a_loop_that_some_lanes_do_not_enter() {
-    // Four lanes of each group add `rows` numbers; every step of the loop shuffles with all 32 lanes named.
+    // Each group of four lanes adds `rows` numbers; every iteration shuffles with a member mask of all 32 lanes.
     let case = |rows: u32| {
         let body = format!(
             ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p<2>; ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x;
@@ -222,7 +223,7 @@ fn llm_c_bias_shuffles_in_a_loop_that_some_lanes_do_not_enter() {
 
 #[test]
 fn cuda_samples_large_chunk_reads_b_with_the_row_length_of_a() {
-    // B has 16 rows of 4 words, A has 8 rows of 16 words.
+    // B has 16 rows of 4 words, A has 8 rows of 16 words. `row_length` is the row length with which the kernel reads B.
     let case = |row_length: u32| {
         let body = format!(
             ".reg .b32 %r<5>; .reg .b64 %d<4>; .shared .align 4 .b8 tile[512];
@@ -254,7 +255,8 @@ fn llm_c_classifier_overwrites_the_logit_that_another_thread_reads() {
 
 #[test]
 fn cuda_samples_cache_test_polls_a_counter_that_other_threads_increment() {
-    // Threads increment words of an array that depend on their numbers, until a shared counter reaches 500.
+    // Each thread increments words of an array, at indices computed from its thread index, until a shared counter
+    // reaches 500.
     let case = |load: &str, update: &str| {
         let body = format!(
             ".reg .b32 %r<6>; .reg .b64 %d<4>; .reg .pred %p; .shared .b32 hit;
@@ -275,7 +277,7 @@ fn cuda_samples_cache_test_polls_a_counter_that_other_threads_increment() {
 
 #[test]
 fn cuda_samples_vector_tests_its_size_without_an_atomic_load() {
-    // Thread 0 sets the index of the last element; every thread takes an element if there is one.
+    // Thread 0 sets the index of the last element; every thread takes an element, unless none is left.
     let case = |load: &str| {
         let body = format!(
             ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p<2>; .shared .b32 top;
@@ -293,7 +295,8 @@ fn cuda_samples_vector_tests_its_size_without_an_atomic_load() {
 
 #[test]
 fn cuda_samples_mandelbrot_compares_pixels_that_other_threads_overwrite() {
-    // Each thread compares its pixel with the next one and stores a new one `out` bytes further if they differ.
+    // Each thread compares its pixel with the next one and, if they differ, stores a new pixel `out` bytes behind its
+    // own.
     let case = |out: u32| {
         let pixels = words((0..64).map(|n| n / 3));
         let body = format!(
@@ -310,7 +313,8 @@ fn cuda_samples_mandelbrot_compares_pixels_that_other_threads_overwrite() {
 
 #[test]
 fn cuda_samples_colour_sums_rely_on_lanes_that_run_in_step() {
-    // 16 lanes add their neighbours' sums in place; `read` separates the read of a step from its write.
+    // 16 lanes add their neighbours' sums in place; `read` is the instruction between the reads and the write of each
+    // step.
     let case = |read: &str| {
         let steps: String = [32, 16, 8, 4]
             .iter()
@@ -335,8 +339,8 @@ fn cuda_samples_colour_sums_rely_on_lanes_that_run_in_step() {
 
 #[test]
 fn cuda_samples_segmentation_removes_cycles_while_other_threads_follow_them() {
-    // Each vertex follows its successor's successor; of two that point at each other, the lower one becomes a root.
-    // The new successor is stored `out` bytes further.
+    // Each thread looks up the successor of its vertex's successor. If two vertices point at each other, the lower one
+    // becomes a root: its new successor is stored `out` bytes behind the old one.
     let case = |out: u32| {
         let successors = words((0..64).map(|n| n ^ 1));
         let body = format!(

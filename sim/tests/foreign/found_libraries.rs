@@ -5,7 +5,8 @@ use super::harness::Case;
 
 #[test]
 fn thunder_kittens_gives_two_warpgroups_the_same_barrier() {
-    // Two warpgroups each fill their own tile, meet, and read each other's lanes; `barrier` computes the barrier's id.
+    // Each of two warpgroups fills its own tile, meets at a barrier, and reads words that its other threads wrote;
+    // `barrier` computes the barrier's id.
     let case = |barrier: &str| {
         let body = format!(
             ".reg .b32 %r<6>; .reg .b64 %d<3>; .shared .align 4 .b8 tiles[1024]; ld.param.u64 %d0, [p];
@@ -177,9 +178,9 @@ fn thunder_kittens_signals_before_the_other_lanes_have_loaded() {
 
 #[test]
 fn thunder_kittens_polls_phases_that_two_later_phases_hide() {
-    // Warp 0 completes a phase of `done` per iteration; warps 1 and 2 poll every phase, and the one whose turn it is
-    // lets warp 0 continue. Without `meet`, a warp may still poll phase n when phase n + 1 is complete: both have
-    // the same parity as the current phase, so it polls for ever.
+    // In each iteration, warp 0 completes a phase of `done`. Warps 1 and 2 poll for it, and one of them in turn lets
+    // warp 0 continue. Without the barrier `meet`, one warp may still poll phase n when phase n + 1 is complete. The
+    // current phase n + 2 has the parity of phase n, so the warp polls for ever.
     let case = |meet: &str| {
         let body = format!(
             ".reg .b32 %r<8>; .reg .b64 %d; .reg .pred %p<4>; .shared .align 8 .b64 done; .shared .align 8 .b64 go;
@@ -203,8 +204,8 @@ fn thunder_kittens_polls_phases_that_two_later_phases_hide() {
 
 #[test]
 fn thunder_kittens_completes_a_phase_before_all_warps_have_seen_the_last_one() {
-    // A warpgroup waits for phase 0 and multiplies; thread 0 then completes phase 1. A warp that has not seen phase 0
-    // until then waits for ever, and with it the warps that have issued the product.
+    // A warpgroup waits for phase 0 and multiplies; thread 0 then completes phase 1. A warp that has not seen the end
+    // of phase 0 by then waits for ever, and so do the warps that have issued the product.
     let case = |meet: &str| {
         let body = format!(
             ".reg .b32 %r<5>; .reg .b64 %d<6>; .reg .f32 %f<4>; .reg .pred %p<4>;
@@ -260,7 +261,8 @@ fn cutlass_multiplies_tiles_that_cp_async_wrote_without_a_proxy_fence() {
 
 #[test]
 fn thunder_kittens_layernorm_stores_elements_that_other_lanes_write() {
-    // Each lane adds to its own elements of a row in shared memory, one in 32, then stores four consecutive ones.
+    // Each lane writes every 32nd element of a row in shared memory, then copies four consecutive elements to global
+    // memory.
     let case = |between: &str| {
         let body = format!(
             ".reg .b32 %r<9>; .reg .b64 %d<2>; .shared .align 16 .b8 row[512];
@@ -317,7 +319,8 @@ fn cutlass_reference_multiplies_unwritten_elements_by_zero() {
 
 #[test]
 fn cutlass_enables_the_loads_after_the_last_tile_again() {
-    // A loop over four tiles loads two tiles ahead. It stops when no tile is left, but only in that iteration.
+    // A loop over four tiles loads two tiles ahead. With `eq` it skips only the first load past the last tile; the next
+    // iteration loads out of bounds.
     let case = |is_over: &str| {
         let body = format!(
             ".reg .b32 %r<6>; .reg .b64 %d<3>; .reg .pred %p<2>; ld.param.u64 %d0, [p]; mov.u32 %r0, %tid.x;

@@ -2,7 +2,8 @@
 
 use super::harness::{Case, words};
 
-/// 64 threads of two blocks add to one word by compare-and-swap, as `atomicAdd` of a type that the hardware lacks.
+/// 64 threads of two blocks add to one word by compare-and-swap, as an `atomicAdd` of a type that the hardware does not
+/// support.
 fn cas_loop(load: &str, swap: &str) -> Case {
     let body = format!(
         ".reg .b32 %r<8>; .reg .b64 %d<4>; .reg .pred %p;
@@ -25,10 +26,10 @@ fn the_first_read_of_a_cas_loop_is_a_note() {
     assert!(report.notes.iter().any(|n| n.contains("compare-and-swap loop")), "{:?}", report.notes);
     let sum = report.memory.iter().next().map(|b| b.data[..4].to_vec());
     assert_eq!(sum, Some(words([128 * 3])));
-    // A relaxed load needs no note, because it does not race.
+    // A relaxed load gives no note, because it does not race.
     let relaxed = cas_loop("ld.relaxed.gpu.global.u32 %r1, [%d1];", SWAP).run();
     assert!(relaxed.has_no_findings() && relaxed.notes.is_empty(), "{:?}", relaxed.notes);
-    // The plain read of another word, whose value decides what is swapped in, is a race.
+    // Plain accesses to another word, to which each thread stores the loaded value, are a race.
     let other = "ld.global.u32 %r1, [%d1]; ld.global.u32 %r4, [%d1+4]; st.global.u32 [%d1+4], %r1;";
     assert_eq!(cas_loop(other, SWAP).kinds(), ["race"]);
     // A plain store instead of the swap is a race.

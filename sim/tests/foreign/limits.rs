@@ -31,7 +31,7 @@ fn a_loop_that_changes_memory_for_ever_is_a_finding_at_its_line() {
     assert!((7..=9).contains(&line), "{line}");
     let message = &report.findings[0][0].message;
     assert!(message.contains("lines 7, 8, 9,"), "{message}");
-    // The other interleavings are not run.
+    // After a run without progress, the other interleavings are not run.
     assert_eq!((report.interleavings, report.stopped.map(|s| s.cause)), (1, Some(StopCause::NoProgress)));
 }
 
@@ -65,7 +65,7 @@ fn wait_for_time(clock: &str, pause: &str) -> Case {
 
 #[test]
 fn waiting_for_a_clock_ends() {
-    // Instructions that change nothing, that sleep, and that change memory in each iteration.
+    // Loops that change nothing, that sleep, and that change memory in each iteration.
     for pause in ["", "nanosleep.u32 100;", "st.global.u64 [%d3], %d1;"] {
         for clock in ["%clock64", "%globaltimer"] {
             let mut case = wait_for_time(clock, pause);

@@ -26,7 +26,7 @@ fn guard_that_is_not_a_predicate_makes_an_instruction_unsupported() {
     assert!(format!("{:?}", instruction.op).contains("the guard is not a predicate"), "{:?}", instruction.op);
 }
 
-/// The index of a predicate is no row of the register file.
+/// A predicate register is refused as an address: its index is not a row of the register file.
 #[test]
 fn predicate_as_an_address_makes_an_instruction_unsupported() {
     for address in ["[%p2]", "[%p2+8]"] {

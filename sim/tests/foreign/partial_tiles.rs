@@ -1,5 +1,5 @@
 //! Products of tiles of which some rows or columns were never written to shared memory, as at the edges of matrices.
-//! The kernel is right if it does not store the elements that depend on them.
+//! The kernel is correct if it does not store the elements of the product that depend on unwritten rows or columns.
 
 use super::harness::Case;
 
@@ -104,7 +104,8 @@ fn unwritten_elements_may_be_selected_away_and_not_decide_or_leave_their_thread(
     let zero: String = (0..4).map(|n| format!("selp.f32 %f{n}, %f{n}, 0f00000000, %p5; ")).collect::<Vec<_>>().concat();
     assert_eq!(kinds(&format!("setp.lt.u32 %p5, %r1, 10; {zero}")), [""; 0]);
     assert_eq!(kinds(&format!("setp.lt.u32 %p5, %r1, 11; {zero}")), ["uninitialized"]);
-    // A thread without a result of its own passes an element to one that stores it.
+    // A shuffle exchanges elements within a row of the product, or passes elements of unwritten rows to threads that
+    // store.
     let stored = Extent { loaded: (10, 8), stored: (10, 8) };
     let kinds = |then: &str| product(stored, false, then).kinds();
     assert_eq!(kinds("shfl.sync.bfly.b32 %f0, %f0, 1, 31, -1;"), [""; 0]);
@@ -154,7 +155,7 @@ fn a_warp_stores_a_tile_in_place_after_loading_it() {
     let lane_by_lane = "xor.b32 %r7, %r2, 4; add.u32 %r7, %r1, %r7; st.shared.u32 [%r7], %r5;";
     assert_eq!(case(lane_by_lane, "bar.warp.sync -1;"), [""; 0]);
     assert_eq!(case(lane_by_lane, ""), ["race"]);
-    // What single lanes store before must still be ordered.
+    // A store by single lanes before the `stmatrix` must still be ordered.
     assert_eq!(case(together, "st.shared.u32 [%r3], %r0;"), ["race"]);
 }
 
@@ -191,7 +192,8 @@ fn the_halves_of_a_packed_register_are_defined_one_by_one() {
             for store in undefined.into_iter().chain(["st.global.u32 [%d1], %r4;"]) {
                 assert_eq!(case(&format!("{pack} {store}")), ["uninitialized"], "{pack} {store}");
             }
-            // What was packed says nothing about a later value of the register.
+            // An undefined value that is written to the register later does not keep the defined half of the packed
+            // value.
             for store in low {
                 let again = format!("{pack} mov.b32 %r4, %f1; add.u32 %r4, %r4, 1; {store}");
                 assert_eq!(case(&again), ["uninitialized"], "{again}");

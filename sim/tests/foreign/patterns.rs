@@ -1,5 +1,5 @@
-//! Synchronisation patterns of public kernels: each is right as it stands, and each mutant of it (a fence, wait, phase
-//! or count removed or changed) has a finding.
+//! Synchronisation patterns of public kernels: each kernel is correct, and each of its mutants (a fence, wait, phase or
+//! count removed or changed) has a finding.
 
 use super::harness::{Case, words};
 
@@ -34,7 +34,7 @@ fn a_fenced_mbarrier_initialisation_passes_a_relaxed_cluster_barrier() {
     let report = case.run();
     assert!(report.notes.is_empty(), "{:?}", report.notes);
     assert_eq!(case.without("fence").kinds(), ["mbarrier"]);
-    // The fence covers only initialisations before it, and only those of its own thread.
+    // The fence covers only the initialisations that its own thread executed before it.
     let init = "mbarrier.init.shared::cta.b64 [%r2], 2;";
     let late = case.replace(init, "").replace("READY:\n", &format!("@!%p0 {init} READY:\n"));
     assert_eq!(late.kinds(), ["mbarrier"]);
@@ -123,13 +123,13 @@ fn ring_of_stages() -> Case {
 fn a_ring_of_bulk_copies_needs_every_wait_phase_and_count() {
     let case = ring_of_stages();
     let survivors = case.survivors();
-    // The block barrier orders the initialisation; the missing fence is a note.
+    // The block barrier orders the initialisation, so a missing `fence.mbarrier_init` gives only a note.
     assert!(survivors.iter().all(|m| m.contains("fence.mbarrier_init")), "{survivors:?}");
     assert!(!case.replace("[%r2], 32", "[%r2], 31").kinds().is_empty());
     assert!(!case.replace("xor.b32 %r7, %r6, 1;", "mov.u32 %r7, %r6;").kinds().is_empty());
 }
 
-/// Threads fill a tile twice; one thread stores it by a bulk copy each time.
+/// Threads fill a tile three times; each time, one thread stores the tile by a bulk copy.
 fn ordered_bulk_store() -> Case {
     let body = "
         .reg .pred %p<2>; .reg .b32 %r<8>; .reg .b64 %d<3>; .shared .align 128 .b8 tile[256];
@@ -165,11 +165,11 @@ fn lanes_may_issue_the_same_bulk_store() {
     let report = case.run();
     assert_eq!(report.findings.concat(), []);
     assert!(report.notes.iter().any(|n| n.contains("one elected lane is enough")), "{:?}", report.notes);
-    // The copies of all lanes read the tile, so each lane must wait for its own.
+    // The copies of all lanes read the tile, so each lane must wait for its own copy.
     let wait = "cp.async.bulk.wait_group.read 0;";
     let one_waits = format!("setp.ne.u32 %p1, %r0, 0; @%p1 bra STORED; {wait}");
     assert_eq!(case.replace(wait, &one_waits).kinds(), ["async-not-waited"]);
-    // Stores of different bytes to one place.
+    // Lanes that store different bytes to the same address are reported.
     let store = "cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r1], 256;";
     let pieces = "and.b32 %r5, %r0, 15; shl.b32 %r5, %r5, 4; add.u32 %r5, %r1, %r5;
         cp.async.bulk.global.shared::cta.bulk_group [%d0], [%r5], 16;";
@@ -342,10 +342,10 @@ fn loads_ahead_of_a_branch_count_only_where_the_value_is_used() {
     let either = "setp.eq.u32 %p2, %r1, 5; setp.ge.u32 %p4, %r0, 32; or.pred %p3, %p4, %p2; @%p3 bra END; trap;";
     for case in [select.clone(), variable_of_one_warp(both), variable_of_one_warp(either)] {
         assert_eq!(case.kinds(), [""; 0], "{}", case.ptx);
-        // Warp 0 needs the barrier.
+        // Without the warp barrier, the accesses of warp 0 race.
         assert_eq!(case.replace("bar.warp.sync -1;", "").kinds()[0], "race");
     }
-    // Warp 1 uses the value.
+    // If warp 1 uses the value, its load races with the store of warp 0.
     for wrong in
         [select.replace("%r1, 7, %p1", "7, %r1, %p1"), variable_of_one_warp(&both.replace("%p2, %p1", "%p2, !%p1"))]
     {
@@ -355,7 +355,8 @@ fn loads_ahead_of_a_branch_count_only_where_the_value_is_used() {
     assert_eq!(also.kinds()[0], "race");
 }
 
-/// The last threads leave early. `early` is what they execute: they return themselves, or meet the others at the `ret`.
+/// Threads 40 to 63 skip the barrier. `early` decides whether they then return by a `ret` of their own or by the `ret`
+/// of the other threads.
 #[test]
 fn threads_that_only_return_need_no_barrier() {
     let case = |early: &str| {
@@ -369,6 +370,6 @@ fn threads_that_only_return_need_no_barrier() {
     };
     assert_eq!(case("ret; EARLY:").kinds(), [""; 0]);
     assert_eq!(case("bra END; EARLY:").kinds(), [""; 0]);
-    // Threads that skip the barrier and go on with work are reported.
+    // Threads that skip the barrier and then execute the same stores as the other threads are reported.
     assert_eq!(case("EARLY:").kinds(), ["barrier"]);
 }

@@ -1,11 +1,11 @@
-//! Blocks that wait for later blocks of the grid. A GPU runs all blocks that fit on it at once, in any order, so each of
-//! them must make progress, whatever the blocks that wait do in their loops.
+//! Blocks that wait for later blocks of the grid. A GPU runs all blocks that fit on it at once, in any order, so each
+//! block must make progress, whatever the waiting blocks execute in their loops.
 
 use super::harness::{Case, words};
 
-/// Each block of 64 threads publishes its number plus 1 in `part` and adds 1 to `count`; `poll` waits until `count` is the
-/// number of blocks, `%r2`. Then each block writes its successor's number to `out`. In `poll`, `%d0` is the address of
-/// `count`, `%p0` is false in thread 0, and `%r5` is free.
+/// Each block of 64 threads publishes its number plus 1 in `part` and adds 1 to `count`; `poll` waits until `count` is
+/// the number of blocks, `%r2`. Then each block writes its successor's number to `out`. In `poll`, `%d0` is the address
+/// of `count`, `%p0` is false in thread 0, and `%r5` is free.
 fn case(blocks: u32, poll: &str) -> Case {
     let text = format!(
         ".reg .pred %p<6>; .reg .b32 %r<12>; .reg .b64 %d<9>; .shared .u32 seen;
@@ -36,15 +36,15 @@ const EXCHANGE: &str = "bar.sync 0;
     @%p0 bra READ; ld.acquire.gpu.global.b32 %r5, [%d0]; st.shared.u32 [seen], %r5;
     READ: bar.sync 0; ld.shared.u32 %r5, [seen]; setp.lt.u32 %p1, %r5, %r2; @%p1 bra LOOP;";
 
-/// All threads poll, and vote: CUTLASS's semaphore.
+/// All threads poll and then vote on whether to poll again, as in CUTLASS's semaphore.
 const VOTE: &str =
     "ld.acquire.gpu.global.b32 %r5, [%d0]; setp.lt.u32 %p1, %r5, %r2; bar.red.or.pred %p2, 0, %p1; @%p2 bra LOOP;";
 
-/// The same with an atomic that changes nothing, and with pauses.
+/// The loop of `VOTE`, which polls by an atomic that changes nothing, and pauses in each iteration.
 const ATOMIC: &str = "atom.acquire.gpu.global.add.u32 %r5, [%d0], 0; nanosleep.u32 100; setp.lt.u32 %p1, %r5, %r2;
     bar.red.or.pred %p2, 0, %p1; @%p2 bra LOOP;";
 
-/// The loop also counts its iterations in shared memory, so that memory changes all the time.
+/// The loop of `EXCHANGE`, which also counts its iterations in shared memory, so that memory changes all the time.
 const COUNTING: &str = "bar.sync 0;
     @%p0 bra READ; ld.acquire.gpu.global.b32 %r5, [%d0]; st.shared.u32 [seen], %r5;
     atom.shared.add.u32 %r9, [turns], 1;
@@ -63,7 +63,7 @@ fn blocks_that_poll_with_block_barriers_let_later_blocks_start() {
     for poll in [EXCHANGE, ATOMIC] {
         assert_ends(4, &case(4, poll));
     }
-    // Simulating acquires takes long, so few threads vote.
+    // Only eight threads per block vote, because the simulation of many acquires takes long.
     assert_ends(4, &Case { threads: 8, ..case(4, VOTE) });
     let counting = case(4, COUNTING).replace(".shared .u32 seen;", ".shared .u32 seen; .shared .u32 turns;");
     assert_ends(4, &counting.replace("@%p0 bra LOOP;\n", "@%p0 bra LOOP; st.shared.u32 [turns], 0;\n"));
@@ -71,13 +71,13 @@ fn blocks_that_poll_with_block_barriers_let_later_blocks_start() {
 
 #[test]
 fn a_whole_grid_that_fits_the_gpu_may_wait_for_its_last_block() {
-    // A multiprocessor holds 32 blocks.
+    // One multiprocessor holds 32 blocks of this kernel.
     let mut many = case(32, EXCHANGE);
     many.options.gpu.multiprocessors = 1;
     assert_ends(32, &many);
 }
 
-/// A grid that does not fit on the GPU ends in a deadlock there, too.
+/// A grid that does not fit on the GPU ends in a deadlock on real hardware, too.
 #[test]
 fn blocks_that_wait_for_more_blocks_than_the_gpu_holds_are_a_deadlock() {
     // A multiprocessor holds two of these blocks, and the GPU has two multiprocessors.

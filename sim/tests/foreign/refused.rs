@@ -1,4 +1,5 @@
-//! Defects that the simulator once missed because the instruction continued, and findings that followed from another.
+//! Defects that the simulator once missed because it executed the faulty instruction, and findings that are mere
+//! consequences of another finding.
 
 use super::harness::Case;
 
@@ -57,7 +58,7 @@ fn an_undefined_index_of_a_branch_is_reported() {
     assert_eq!(kinds(&body("")), ["uninitialized"]);
 }
 
-/// A refused copy completes its mbarrier, so that the wait for it is not another finding.
+/// A refused copy completes its mbarrier, so that the wait for the mbarrier is not another finding.
 #[test]
 fn a_refused_copy_is_one_finding() {
     let copy = |source: &str, target: &str| {
@@ -145,7 +146,7 @@ fn findings_in_constant_memory_name_the_variable() {
 
 #[test]
 fn the_stack_is_restored() {
-    // More iterations than local memory has room for without stackrestore.
+    // Without `stackrestore`, local memory is too small for the allocations of all iterations.
     let body = |between: &str| {
         format!(
             "mov.u32 %r1, 0; AGAIN: stacksave.u64 %d1; mov.u64 %d2, 4096; alloca.u64 %d3, %d2; st.local.u32 [%d3], %r0;

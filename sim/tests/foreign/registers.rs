@@ -2,7 +2,7 @@
 
 use super::harness::Case;
 
-/// A kernel of two warpgroups: the first changes its registers to `first`, the second to `second`.
+/// A kernel of two warpgroups: the first executes `setmaxnreg` with the operands `first`, the second with `second`.
 fn pool(bounds: &str, first: &str, second: &str) -> Case {
     let case = Case::new(
         "sm_90a",
@@ -27,7 +27,7 @@ fn launch_bounds_alone_give_no_setmaxnreg_finding() {
     for (first, second) in [(dec(40), inc(232)), (dec(24), inc(160)), (dec(200), inc(240)), (inc(64), inc(64))] {
         assert_eq!(pool(BOUNDS, &first, &second).kinds(), [""; 0], "{first} {second}");
     }
-    // No register count makes room for 2 · 128 · 264 registers; but the second warpgroup alone may have 256.
+    // The launch has three warpgroups, which ask for 3 · 128 · 256 registers. A multiprocessor has 65 536.
     let case = pool(".maxntid 512, 1, 1", &inc(256), &inc(256));
     let twice = Case { threads: 384, ..case };
     assert_eq!(twice.kinds(), ["setmaxnreg"]);
@@ -45,7 +45,7 @@ fn setmaxnreg_is_checked_against_the_register_count_of_ptxas() {
     assert_eq!(with(128, "dec.sync.aligned.u32 136", inc), ["setmaxnreg"]);
     assert_eq!(with(128, dec, "inc.sync.aligned.u32 120"), ["setmaxnreg"]);
     assert_eq!(with(128, "dec.sync.aligned.u32 48", inc), ["setmaxnreg"]);
-    // A directive of the kernel counts as ptxas' report does.
+    // A `.maxnreg` directive counts like a register count that ptxas reports.
     let declared = |second: &str| pool(&format!("{BOUNDS} .maxnreg 128"), dec, second).kinds();
     assert_eq!(declared(inc), [""; 0]);
     assert_eq!(declared("inc.sync.aligned.u32 224"), ["setmaxnreg"]);

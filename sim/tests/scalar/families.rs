@@ -100,7 +100,7 @@ fn hopper() {
     check_every_run("families", "hopper", |ran| {
         let m = ran.buffer_words(0);
         assert_eq!(m[..8], [f(32.0), f(64.0), 0, 0, f(32.0), f(64.0), f(32.0), f(32.0)]);
-        // 32 times 1 in the upper half and 0.5 in the lower half, in bf16.
+        // The last word is a pair of bf16: 1 was added 32 times to the upper half, 0.5 to the lower half.
         assert_eq!(m[8..13], [5, 0, 5, 0, 0x4200_4180]);
         let expected: Vec<u32> = (0..32).map(|t| if t == 0 { 10 } else { 0 }).collect();
         assert_eq!(ran.buffer_words(1)[..32], expected);

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 /// The seeds with which every kernel is run.
 pub const SEEDS: std::ops::Range<u64> = 0..8;
-/// The architectures for which the PTX files were compiled. A file `NAME.ptx` is the same for all of them but for its
-/// `.target` line, which names the first.
+/// The architectures for which the PTX files were compiled. A file `NAME.ptx` serves all architectures: only its
+/// `.target` line, which names the first one, is replaced.
 pub const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90a"];
 /// The completion policies of asynchronous operations.
 pub const COMPLETIONS: [CompletionTiming; 3] =

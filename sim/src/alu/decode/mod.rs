@@ -15,7 +15,7 @@ use crate::ptx::ast::{Operand, RegisterDecl, RegisterIndex, Type};
 /// of its destination, to which it extends the result.
 ///
 /// Returns `None` for an instruction or form that is not supported. The caller replaces special registers and symbols
-/// (`mov.u32 %r1, %tid.x`) by registers; here each one counts as one source.
+/// (`mov.u32 %r1, %tid.x`) by registers; this function counts each of them as one source.
 pub fn decode(opcode: &str, operands: &[Operand], registers: &[RegisterDecl]) -> Option<(AluOp, OperandTypes)> {
     let mut tokens = opcode.split('.');
     let base = tokens.next()?;
@@ -35,13 +35,13 @@ pub(super) type DecodedInstruction = Option<(AluOp, OperandTypes)>;
 /// The numbers of operands of an instruction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct OperandCounts {
-    /// The number of destinations, which are in the first written operand.
+    /// The number of destinations: the parts of the first operand in the instruction's text.
     pub destinations: usize,
-    /// The number of sources, which are in all other written operands.
+    /// The number of sources: the parts of all other operands in the instruction's text.
     pub sources: usize,
 }
 
-/// An instruction as written: the name, the modifiers and types after it, and the operands.
+/// An instruction as it stands in the PTX text: the name, the modifiers and types after it, and the operands.
 #[derive(Clone)]
 pub(super) struct InstructionForm<'a> {
     pub base: &'a str,
@@ -55,7 +55,7 @@ pub(super) fn is_float(ty: Type) -> bool {
     matches!(ty, Type::F16 | Type::F16x2 | Type::BF16 | Type::BF16x2 | Type::F32 | Type::F64)
 }
 
-/// Counts the operands that a written operand stands for: the elements of a vector, two for `p|q`, else one.
+/// Counts the operands that one operand of the PTX text stands for: the elements of a vector, two for `p|q`, else one.
 fn count(operand: &Operand) -> usize {
     match operand {
         Operand::Vector(v) => v.len(),
@@ -101,7 +101,7 @@ impl<'a> InstructionForm<'a> {
         Some((AluOp(op), OperandTypes { dst: expect(dst), src: expect(src), carry: false }))
     }
 
-    /// Returns true if written operand `i` is a negated predicate.
+    /// Returns true if operand `i` of the PTX text is a negated predicate.
     fn negated(&self, i: usize) -> bool {
         matches!(self.operands.get(i), Some(Operand::Not(_)))
     }

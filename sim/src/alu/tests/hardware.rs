@@ -32,7 +32,8 @@ fn results_match_an_h200() {
         ("cvt.rm.ftz.f16.f32", &[0x8000_002a], 0x8001),
         ("cvt.rp.ftz.f16.f32", &[0x7_8ad2], 1),
         ("cvt.rp.ftz.sat.f16.f32", &[0x6ce], 1),
-        // `cvt` from f64 follows the same rule as arithmetic: 2^-126 · (1 − 2^-24) has 24 bits, so it stays tiny.
+        // `cvt` from f64 flushes like arithmetic, by the result after rounding with unlimited exponent range: 2^-126 ·
+        // (1 − 2^-24) has 24 bits, so it stays below the smallest normal number.
         ("cvt.rn.ftz.f32.f64", &[0x380f_ffff_e000_0000], 0),
         ("cvt.rn.ftz.sat.f32.f64", &[0x380f_ffff_e000_0000], 0),
         ("cvt.rm.ftz.f32.f64", &[0xb80f_ffff_e000_0000], 0x8000_0000),
@@ -60,8 +61,8 @@ fn results_that_round_up_to_the_smallest_normal_number_are_kept() {
     assert_eq!(result("fma.rz.ftz.f32", &[a, b, c]), 0);
     assert_eq!(result("fma.rm.ftz.f32", &[a, b, c]), 0);
     assert_eq!(result("fma.rn.ftz.sat.f32", &[a, b, c]), 0x80_0000);
-    // The same for conversions: 2^-126 · (1 − 2^-26), and half way to the next number of 24 bits, where the even one is
-    // the smallest normal number.
+    // Conversions of 2^-126 · (1 − 2^-26), of the midpoint between 2^-126 and the next smaller number of 24 bits (a
+    // tie, which rounds to the even 2^-126), and of the f64 just below this midpoint.
     for (bits, nearest) in
         [(0x380f_ffff_f800_0000u64, 0x80_0000), (0x380f_ffff_f000_0000, 0x80_0000), (0x380f_ffff_efff_ffff, 0)]
     {

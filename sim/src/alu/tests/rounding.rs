@@ -141,7 +141,7 @@ fn soft_float_to_nearest_equals_the_processor() {
 
 #[test]
 fn directed_f32_arithmetic_brackets_the_exact_result() {
-    // f64 holds the product of two f32 exactly, so the comparison with it is exact.
+    // f64 holds the product of two f32 exactly, so the comparison with the f64 product is exact.
     for (mode, _) in &MODES[1..] {
         check_instruction_with(
             &format!("mul.{mode}.f32"),

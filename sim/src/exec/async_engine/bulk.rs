@@ -35,7 +35,7 @@ pub(super) struct BulkRequest {
     /// Cluster ranks of the destination blocks of a multicast copy; without multicast a single `None`, which means
     /// the block that the destination address names.
     pub ranks: Vec<Option<u32>>,
-    /// Whether an earlier lane issues the same store with this instruction.
+    /// Whether an earlier lane issues an equal store (same bytes, same destination) with this instruction.
     pub repeats_store: bool,
 }
 
@@ -149,8 +149,9 @@ impl AsyncEngine {
         Some(())
     }
 
-    /// Signals the bytes of a load that was reported and not issued, so that its mbarrier's phase completes: threads
-    /// that wait for it are not another defect. Marks the destination as written for the same reason.
+    /// Signals the bytes of a load that was reported and not issued, so that its mbarrier's phase completes and the
+    /// threads that wait for the phase are not reported as another defect. Marks the destination as written, so that
+    /// later reads of it are not reported either.
     pub(super) fn signal_refused_load(
         &mut self,
         cx: &mut InstructionContext,

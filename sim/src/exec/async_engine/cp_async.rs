@@ -191,7 +191,8 @@ impl AsyncEngine {
             part.rows.retain(|row| row.lanes != 0);
         }
         // Starts a new batch, so that later copies belong to a new operation but to the same commit group. Drops old
-        // empty batches: no commit does that in kernels that use only mbarrier arrivals.
+        // empty batches here, because a kernel that uses only mbarrier arrivals executes no commit that would drop
+        // them.
         if let Some(op) = open.last().map(|p| p.op) {
             open.retain(|p| p.lanes != 0);
             if open.len() > 16 && open[0].rows.is_empty() {
@@ -273,8 +274,8 @@ fn locate_partial(
         let request = AccessRequest { window: c.window, addresses: &addresses, lanes: 1 << lane, bytes: 1 };
         memory.locate_lanes(cx, request, found);
     };
-    // Both the first and the last byte must be in bounds. The first is located last, because `found` keeps its
-    // offset.
+    // Both the first and the last byte must be in bounds. The first byte is located after the last one, so that `found`
+    // holds the offset of the first byte in the end.
     locate(address + bytes as u64 - 1, &mut found);
     if found.is_empty() {
         return;

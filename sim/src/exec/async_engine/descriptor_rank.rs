@@ -1,10 +1,11 @@
-//! Finds the rank of a block in its cluster in wgmma descriptors, where it does not belong.
+//! Finds wgmma descriptors that wrongly contain the rank of the block in its cluster.
 //!
-//! On sm_90 a block's own shared addresses have its rank in bits 24 and above. A descriptor encodes an address as
-//! `(address & 0x3ffff) >> 4` (PTX ISA, "Matrix descriptor format"). Without the mask, bit 24 of the address becomes bit
-//! 20 of the descriptor, which belongs to the leading byte offset: with `+` it grows by 256 bytes times the rank, with
-//! `|` it gets these bits. Neither shows in one descriptor, so the descriptors that blocks of different ranks give to the
-//! same instruction are compared.
+//! On sm_90 the shared addresses of a block's own variables have the block's rank in bits 24 and above. A descriptor
+//! encodes an address as `(address & 0x3ffff) >> 4` (PTX ISA, "Matrix descriptor format"). Without the mask, bit 24 of
+//! the address becomes bit 20 of the descriptor, which belongs to the leading byte offset: if the address is added with
+//! `+`, this offset grows by 256 bytes times the rank; with `|` the rank's bits are set in the offset. One descriptor
+//! alone does not show the mistake, so the descriptors that blocks of different ranks give to the same instruction are
+//! compared.
 
 use super::engine::AsyncEngine;
 use crate::exec::context::InstructionContext;
@@ -27,8 +28,8 @@ pub(super) struct LeadingOffset {
 }
 
 impl LeadingOffset {
-    /// Whether this offset and that of a block of another rank are one offset to which the rank was added, or in which
-    /// its bits were set.
+    /// Whether this offset and the offset `other` of a block of another rank come from one common offset, to which each
+    /// block added its rank or in which it set the bits of its rank.
     fn differs_by_rank(&self, other: &LeadingOffset) -> bool {
         let (ours, theirs) = (self.rank << RANK_SHIFT, other.rank << RANK_SHIFT);
         let added = self.bytes.wrapping_sub(ours) == other.bytes.wrapping_sub(theirs);
@@ -40,8 +41,8 @@ impl LeadingOffset {
 }
 
 impl AsyncEngine {
-    /// Reports a descriptor that contains the block's rank: a finding if the product reads other bytes because of it,
-    /// else a note.
+    /// Reports a descriptor that contains the block's rank: a finding if the product reads wrong bytes because of the
+    /// rank, else a note.
     pub(super) fn check_leading_offsets(
         &mut self,
         cx: &mut InstructionContext,

@@ -92,7 +92,7 @@ impl AsyncEngine {
     }
 
     /// Completes an operation in flight because no warp can run: the oldest, or with some seeds a random one. Returns
-    /// whether there was one.
+    /// false if no operation was in flight.
     pub fn complete_one_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
         if self.in_flight.is_empty() {
             return false;
@@ -103,7 +103,7 @@ impl AsyncEngine {
         self.complete_operation_at(grid, memory, 0)
     }
 
-    /// Completes a random operation in flight; returns whether there was one.
+    /// Completes a random operation in flight; returns false if no operation was in flight.
     pub fn complete_random_operation(&mut self, grid: &mut GridState, memory: &mut MemorySystem) -> bool {
         let pick = grid.rng.draw_below(self.in_flight.len() as u32) as usize;
         self.complete_operation_at(grid, memory, pick)

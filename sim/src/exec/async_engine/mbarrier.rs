@@ -123,11 +123,12 @@ impl AsyncEngine {
                 continue;
             }
             // Lanes that arrive in the same phase of an mbarrier release their accesses together, with one vector
-            // clock. Lanes whose arrival comes after the phase is complete belong to the next one.
+            // clock. Lanes whose arrival comes after the phase is complete belong to the next phase.
             let clock = match &released {
-                // An arrival at `.cta` scope orders nothing with another block.
+                // An arrival with `.cta` scope at another block's mbarrier orders no accesses: it releases no vector
+                // clock.
                 _ if at.slot != cx.warp.slot && m.scope < AccessStrength::Cluster => None,
-                // A relaxed arrival passes on what an earlier fence of its thread covers.
+                // A relaxed arrival releases only the accesses that an earlier fence of its thread covers.
                 _ if !m.ordered => cx.warp.order.release_fenced(1 << lane, scope_of_arrival(cx, at)),
                 Some((to, clock)) if *to == at => Some(clock.clone()),
                 _ => {
@@ -280,7 +281,8 @@ impl AsyncEngine {
         let Some(object) = grid.blocks.mbarrier(at) else { return false };
         object.pending_bytes -= bytes as i64;
         object.last_copy = site;
-        // Until the last arrival a thread may still raise the expected bytes, so an excess is reported only after it.
+        // Until the last arrival a thread may still raise the expected bytes, so excess bytes are reported only after
+        // the last arrival.
         let (excess, pending) = (-object.pending_bytes, object.pending);
         if let (Some(site), 0, true) = (site, pending, excess > 0) {
             let memory = Some(("shared", at.address as u64));
@@ -307,9 +309,9 @@ fn scope_of_arrival(cx: &InstructionContext, at: MbarrierLocation) -> AccessStre
     if at.slot == cx.warp.slot { AccessStrength::Cta } else { AccessStrength::Cluster }
 }
 
-/// Makes `lanes` acquire the arrivals of the phases that a successful wait found complete, and the operations that
-/// completed them: at once, or for a relaxed wait at a later fence. `agent` is the mbarrier and the number of its
-/// complete phases.
+/// After a successful wait: makes `lanes` acquire the vector clocks of the arrivals in the complete phases, and the
+/// completion of the operations that delivered the bytes. A relaxed wait acquires them only at a later fence. `agent`
+/// is the mbarrier and the number of its complete phases.
 fn acquire_phase(
     cx: &mut InstructionContext,
     m: &Mbarrier,

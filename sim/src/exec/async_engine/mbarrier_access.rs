@@ -82,7 +82,8 @@ pub fn check_mbarrier_use(
 ) -> bool {
     let address = at.address;
     if cx.grid.blocks.mbarrier(at).is_none() {
-        // With the use itself as the other instruction, the finding gives way to one that names the initialisation.
+        // Giving the use itself as the other instruction marks the finding: `Findings::into_list` drops it if another
+        // finding says that a use at this line is not ordered after the initialisation.
         let (site, memory) = (cx.finding_site(lane), Some(("shared", address as u64)));
         cx.grid.reporter.report_with_details(FindingKind::Mbarrier, site, Some(cx.pc), memory, || {
             format!("an mbarrier at {address:#x} is {verb} before mbarrier.init or after mbarrier.inval")
@@ -94,8 +95,8 @@ pub fn check_mbarrier_use(
 }
 
 impl AsyncEngine {
-    /// Returns the mbarriers to which a copy reports its bytes: the one at `address`, or with multicast the one at
-    /// the same offset in each block of `ranks`. `None` if one of these mbarriers does not exist.
+    /// Returns the mbarriers to which a copy reports its bytes: the mbarrier at `address`, or with multicast the
+    /// mbarrier at the same offset in each block of `ranks`. `None` if one of these mbarriers does not exist.
     pub(super) fn mbarriers_of_copy(
         &mut self,
         cx: &mut InstructionContext,
@@ -117,8 +118,8 @@ impl AsyncEngine {
         Some(mbarriers)
     }
 
-    /// Notes an mbarrier whose initialisation was not made visible to the async proxy before a copy uses it; with
-    /// `strict_proxy` it is a finding.
+    /// Adds a note if the initialisation of the mbarrier was not made visible to the async proxy before a copy uses the
+    /// mbarrier; with `strict_proxy` adds a finding instead.
     fn note_unfenced_init(&mut self, cx: &mut InstructionContext, lane: u32, at: MbarrierLocation) {
         let Some((agent, epoch)) = cx.grid.blocks.mbarrier(at).map(|object| object.init) else { return };
         let order = &cx.warp.order;

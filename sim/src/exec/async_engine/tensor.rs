@@ -21,13 +21,13 @@ struct BoxCopy<'b> {
     lane: u32,
     /// The asynchronous operation to which shadow memory attributes the reads of the source.
     reading: AsyncOpId,
-    /// The asynchronous operation to which shadow memory attributes the writes; for a load the same as `reading`.
+    /// The asynchronous operation to which shadow memory attributes the writes; for a load equal to `reading`.
     writing: AsyncOpId,
     /// Whether the copy goes from global to shared memory.
     load: bool,
-    /// Whether an earlier lane issues the same store with this instruction.
+    /// Whether an earlier lane issues an equal store (same bytes, same destination) with this instruction.
     repeats_store: bool,
-    /// Whether the writes to global memory are weak or strong, and the scope of strong ones.
+    /// Whether the writes to global memory are weak or strong, and the scope of strong writes.
     strength: AccessStrength,
     /// Whether the copy counts as traffic. A multicast load reads global memory once for all its destinations.
     is_counted: bool,

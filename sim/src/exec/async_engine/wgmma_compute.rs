@@ -31,8 +31,8 @@ impl AsyncEngine {
         }
     }
 
-    /// Computes product `number` for the four warps of a warpgroup. `warp` is the warp that is executing; the block
-    /// does not hold it during its turn.
+    /// Computes product `number` for the four warps of a warpgroup. `warp` is the executing warp, which is taken out of
+    /// its block during its turn.
     fn compute(
         &mut self,
         grid: &mut GridState,

@@ -55,7 +55,7 @@ pub fn isspacep(
             AddressWindow::Shared => found == AddressWindow::Shared && own(),
             AddressWindow::FrameParam => found == AddressWindow::KernelParam,
             AddressWindow::Const => memory.is_constant_address(addresses[l]),
-            // The window of kernel parameters lies within that of global memory.
+            // The address window of kernel parameters lies within the window of global memory.
             AddressWindow::Global => matches!(found, AddressWindow::Global | AddressWindow::KernelParam),
             window => found == window,
         }
@@ -120,8 +120,9 @@ pub fn stacksave(cx: &mut InstructionContext, dst: u32, wide: bool) -> NextActio
     NextAction::Next
 }
 
-/// Executes `stackrestore`: frees what `alloca` has allocated since the `stacksave`. If some lanes of the warp are
-/// elsewhere, whose allocations may be among these bytes, nothing is freed before the function returns.
+/// Executes `stackrestore`: frees what `alloca` has allocated since the `stacksave`. If only some lanes of the warp
+/// execute the instruction, the bytes may hold allocations of the other lanes; these bytes are then freed only when the
+/// function returns.
 pub fn stackrestore(cx: &mut InstructionContext, src: u32, wide: bool) -> NextAction {
     let regs = cx.regs();
     let saved: [u64; 32] = if wide { regs.get64(src) } else { regs.get(src).map(u64::from) };

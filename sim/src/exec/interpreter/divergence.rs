@@ -22,7 +22,7 @@ impl Interpreter<'_> {
         if warp.fragments.is_empty() || warp.fragments.iter().any(|f| !waits_in_warp(f.state)) {
             return false;
         }
-        // Lanes that wait for the others only to exit together exit first, as they would at a `ret` of their own.
+        // Lanes that wait at a reconvergence point behind which the kernel ends exit now, without the missing lanes.
         if self.let_lanes_exit(warp) {
             return true;
         }
@@ -39,8 +39,8 @@ impl Interpreter<'_> {
         warp.give_up_reconvergence(|_| true)
     }
 
-    /// Makes fragments ready that wait at a reconvergence point behind which the kernel ends. Returns whether there
-    /// were any.
+    /// Makes every fragment ready that waits at a reconvergence point behind which the kernel ends. Returns whether any
+    /// fragment waited at such a point.
     fn let_lanes_exit(&mut self, warp: &mut Warp) -> bool {
         let functions = &self.grid.context.kernel.functions;
         let exits = |warp: &Warp, f: &WarpFragment| {
@@ -77,7 +77,7 @@ impl Interpreter<'_> {
 /// Returns whether lanes at instruction `pc` of a function do nothing but end the kernel. `is_kernel` says whether a
 /// `ret` of the function ends it.
 fn ends_kernel(code: &FunctionCode, mut pc: u32, is_kernel: bool) -> bool {
-    // Unguarded branches can form a cycle, which has no end.
+    // The number of steps is bounded, because unguarded branches can form an endless cycle.
     for _ in 0..code.instrs.len() {
         let Some(instruction) = code.instrs.get(pc as usize).filter(|i| i.guard.is_none()) else { return false };
         match instruction.op {

@@ -94,8 +94,8 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
         return NextAction::Next;
     }
     report_unsynchronised_setmaxnreg(cx);
-    // Warps whose register count is unknown count as holding none, so that only a wait that no register count could
-    // end is reported.
+    // A warp whose register count is unknown counts as holding no registers. A wait is then reported only if it could
+    // not end with any register count.
     let known = cx.warp.max_registers;
     let now = known.unwrap_or(0);
     if known.is_some() && (increase && count < now || !increase && count > now) {
@@ -135,7 +135,7 @@ pub fn set_max_registers(cx: &mut InstructionContext, count: u32, increase: bool
 }
 
 /// Reports a second or later `setmaxnreg` before which the warps of the warpgroup have not synchronised: the previous
-/// one of every other warp must happen before it.
+/// `setmaxnreg` of every other warp must happen before this one.
 fn report_unsynchronised_setmaxnreg(cx: &mut InstructionContext) {
     let Some(previous) = cx.warp.setmaxnreg.len().checked_sub(1) else { return };
     if cx.grid.context.options.count_only {

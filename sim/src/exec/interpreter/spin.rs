@@ -5,7 +5,8 @@ use super::warp_turn::Interpreter;
 use crate::exec::state::warp::{FragmentState, WarpFragment};
 use crate::regs::Registers;
 
-/// A loop is checked for only waiting after this number of backward branches without a memory change; a power of two.
+/// Number of backward branches without a memory change after which the interpreter checks whether a loop only waits; a
+/// power of two.
 const BRANCHES_BEFORE_CHECK: u32 = 64;
 
 impl Interpreter<'_> {
@@ -32,7 +33,8 @@ impl Interpreter<'_> {
         let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
         // The hash includes the number of memory changes: the loop may not have read the latest change yet.
         add(changes);
-        // A loop that reads a clock may wait for time to pass, which this loop sees in its next turn.
+        // The hash includes the number of clock reads: a loop that reads a clock may wait for time to pass and does not
+        // need another thread to end.
         add(self.grid.progress.clock_reads);
         for row in &regs.rows {
             row.0.chunks_exact(2).for_each(|c| add(c[0] as u64 | (c[1] as u64) << 32));

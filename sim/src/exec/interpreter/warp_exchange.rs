@@ -1,5 +1,5 @@
 //! Instructions in which the lanes of a warp exchange registers: `shfl`, `vote`, `match`, `redux`, `elect`; and
-//! `bar.warp.sync`, the only one of them that orders memory.
+//! `bar.warp.sync`, the only one of these instructions that orders memory.
 
 use crate::exec::context::{InstructionContext, NextAction, lanes_in_mask};
 use crate::exec::operands::{lanes_where, mark_undefined_lanes, set_predicate};
@@ -40,7 +40,7 @@ pub fn execute_warp_exchange(cx: &mut InstructionContext, w: &WarpOp) -> NextAct
 /// Executes `bar.warp.sync`.
 fn warp_sync(cx: &mut InstructionContext, members: u32) -> NextAction {
     if cx.fragment.gathered {
-        // The lanes' vector clocks were joined when the last lane arrived.
+        // The vector clocks of the lanes were already joined when the last lane arrived.
         cx.fragment.gathered = false;
         return NextAction::Next;
     }

@@ -74,8 +74,8 @@ impl MemorySystem {
         });
     }
 
-    /// Returns the lanes of a store that store the value which their bytes already hold, in the order in which the
-    /// shadow memory checks the lanes: the lanes that share a clock together.
+    /// Returns the lanes of a store whose value equals the bytes that it overwrites. The lanes are taken to store in
+    /// the order in which shadow memory checks them: group by group of lanes that share a vector clock.
     #[cold]
     fn lanes_with_same_value(&self, cx: &InstructionContext, group: &LaneGroup, t: &LoadStore) -> u32 {
         let data = self.location_bytes(&cx.grid.blocks, group.location);
@@ -104,8 +104,9 @@ impl MemorySystem {
         });
     }
 
-    /// Checks that a tensor copy of `lane` may read the tensor map of `bytes` bytes at `offset` of `location`: its
-    /// writes are ordered before the copy and visible to the tensormap proxy. `address` is the map's address.
+    /// Checks that a tensor copy of `lane` may read the tensor map of `bytes` bytes at `offset` of `location`: the
+    /// writes of the map are ordered before the copy and visible to the tensormap proxy. `address` is the map's
+    /// address.
     pub fn check_tensor_map_read(
         &mut self,
         cx: &mut InstructionContext,
@@ -140,8 +141,8 @@ impl MemorySystem {
         let offsets = [(at.address - FIRST_SHARED_ADDRESS) as u64; 32];
         let warp = &cx.warp.order;
         block.shadow.check_access(access, warp, 1 << lane, &offsets, 8, strength, cx.pc, &order, &mut found);
-        // After `fence.mbarrier_init` and a relaxed cluster barrier, the initialisation is visible although nothing
-        // else of its thread is ordered.
+        // After `fence.mbarrier_init` and a relaxed cluster barrier, the initialisation is visible although the other
+        // accesses of the initialising thread are not ordered.
         let init = block.mbarriers.get(&at.address).map(|object| object.init);
         let is_visible_init = |conflict: &Conflict| {
             let by_init = |(agent, epoch)| conflict.earlier.0 == agent && warp.sees_fenced_init(lane, agent, epoch);
@@ -282,9 +283,9 @@ impl AccessSize {
         AccessSize { bytes: element * t.regs.len() as u32, element }
     }
 
-    /// Calls `check` with the offsets and the size of each access that the memory model distinguishes: for a strong
-    /// access to a vector or packed type one per element, else one for all bytes. Only for strong accesses does the
-    /// size matter.
+    /// Calls `check` with the offsets and the size of each access that the memory model distinguishes: one per element
+    /// for a strong access to a vector or packed type, else one for all bytes. The memory model compares the sizes of
+    /// strong accesses only.
     #[inline(always)]
     fn for_each_access(self, strength: AccessStrength, offsets: &[u64; 32], mut check: impl FnMut(&[u64; 32], u32)) {
         check(offsets, if strength == AccessStrength::Weak { self.bytes } else { self.element });

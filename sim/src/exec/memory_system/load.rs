@@ -44,7 +44,7 @@ impl MemorySystem {
                         self.count_traffic(cx.grid.reporter.counts(cx.pc), group, bytes, false);
                     }
                     self.acquire_clocks(cx, group, t);
-                    // Lanes that do not use the value are not checked.
+                    // Lanes that do not use the loaded value are not checked.
                     let checked = used_lanes(cx.regs(), group, t);
                     let may_be_unwritten = if t.copies { u32::MAX } else { !t.used_bytes };
                     let unwritten = match may_be_unwritten {

@@ -27,8 +27,9 @@ impl MemorySystem {
             if unwritten && t.copies {
                 copied.push((lane, start, offset as u64));
             } else if unwritten && elements_are_whole(cx, start, bytes, width) {
-                // Only a use of the value is a defect. Compilers load a local variable ahead of the branch that
-                // decides whether its value is used, and lanes pass values that no lane uses to shuffles.
+                // The load is no defect, only a use of the loaded value is. Compilers load a local variable ahead of
+                // the branch that decides whether its value is used, and lanes pass values that no lane uses to
+                // shuffles.
                 for (n, undefined) in undefined.iter_mut().enumerate() {
                     *undefined |= u32::from(!cx.warp.local_init[start + n * width]) << lane;
                 }
@@ -90,8 +91,8 @@ impl MemorySystem {
     }
 }
 
-/// Whether each element of `width` bytes, of `bytes` bytes of local memory from `start` on, is written or unwritten as
-/// a whole.
+/// Whether the `bytes` bytes of local memory from `start` on consist of elements of `width` bytes that are each fully
+/// written or fully unwritten.
 fn elements_are_whole(cx: &InstructionContext, start: usize, bytes: usize, width: usize) -> bool {
     let mut elements = cx.warp.local_init[start..start + bytes].chunks(width);
     elements.all(|element| element.iter().all(|&written| written == element[0]))

@@ -156,7 +156,8 @@ impl MemorySystem {
     }
 }
 
-/// Runs `store`, which stores for all lanes of the warp together, after the earlier loads of these lanes.
+/// Runs `store`, which stores for all lanes of the warp together. The earlier loads of these lanes count as ordered
+/// before the store.
 pub(super) fn after_own_loads<T>(cx: &mut InstructionContext, store: impl FnOnce(&mut InstructionContext) -> T) -> T {
     let completed = cx.warp.order.with_completed_loads();
     let own = std::mem::replace(&mut cx.warp.order, completed);

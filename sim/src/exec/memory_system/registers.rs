@@ -137,8 +137,8 @@ pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: 
     changed
 }
 
-/// Returns the lanes that store the values that their bytes already hold: those in `data`, or those that other lanes of
-/// the same instruction stored before. `order` lists the lanes in the order in which they store.
+/// Returns the lanes whose store changes no byte: the stored values equal the bytes in `data`, or the values that
+/// earlier lanes of the same instruction stored there. `order` lists the lanes in the order in which they store.
 pub fn lanes_that_change_nothing(
     data: &[u8],
     group: &LaneGroup,

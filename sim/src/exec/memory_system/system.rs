@@ -12,7 +12,8 @@ use crate::order::{AsyncOps, ClusterLayout, Conflict, SyncLocations};
 /// Maximum bytes of the device heap, so that a kernel that allocates in an endless loop gets a null pointer.
 const MAX_HEAP_BYTES: u64 = 128 << 20;
 
-/// The memory of a running grid, its asynchronous operations, and the vector clocks that synchronise through memory.
+/// The memory of a running grid, its asynchronous operations, and the vector clocks that threads release and acquire
+/// through memory.
 #[derive(Debug)]
 pub struct MemorySystem {
     /// Global buffers.
@@ -32,8 +33,8 @@ pub struct MemorySystem {
     pub(super) shared_variables: Vec<(u64, u64)>,
     /// Scratch space of [`MemorySystem::check_shadow`], kept to avoid an allocation per access.
     pub(super) conflicts: Vec<Conflict>,
-    /// Lanes in which the load that runs read unwritten shared memory, for `ldmatrix`: lanes whose matrix row is
-    /// unwritten. The load makes registers undefined, and sets this to zero.
+    /// Mask of the lanes in which the load instruction being executed has read unwritten shared memory; for `ldmatrix`,
+    /// bit i stands for matrix row i. The load makes the registers undefined and resets the mask to zero.
     pub(super) unwritten_lanes: u32,
     /// Scratch space of loads and stores: lanes grouped by location.
     pub(super) groups: Vec<LaneGroup>,

@@ -1,5 +1,6 @@
 //! Copies of bytes that nothing has written, such as the padding of structs. A load that only copies is not a defect:
-//! it passes on which bytes are unwritten, through registers, parameters and memory. A use of the copied bytes is.
+//! it passes on which bytes are unwritten, through registers, parameters and memory. A use of the copied bytes is a
+//! defect.
 //!
 //! ```text
 //! load that only copies:   its unwritten bytes become unwritten bytes of the register
@@ -41,9 +42,9 @@ use crate::regs::{Registers, Slot, UnwrittenSource};
 pub(super) type UnwrittenLanes = Vec<(u32, u32)>;
 
 impl MemorySystem {
-    /// Returns which bytes a load of `group` reads that nothing has written, of those in the mask `wanted`, and marks
-    /// them as written, so that the race check does not report them. [`MemorySystem::copy_unwritten`] marks them as
-    /// unwritten again.
+    /// Returns the unwritten bytes that a load of `group` reads, limited to the mask `wanted`. Marks these bytes as
+    /// written, so that the race check does not report them; [`MemorySystem::copy_unwritten`] marks them as unwritten
+    /// again.
     pub(super) fn find_unwritten_bytes(
         &mut self,
         cx: &mut InstructionContext,
@@ -68,7 +69,7 @@ impl MemorySystem {
                 found.extend((mask != 0).then_some((lane, mask)));
             }
         }
-        // Several lanes may read the same bytes, so they are marked after all lanes have been looked at.
+        // Several lanes may read the same bytes, so the bytes are marked only after all lanes have been examined.
         for &(lane, mask) in &found {
             let start = group.offsets[lane as usize];
             let unwritten = (0..32).filter(|byte| mask >> byte & 1 != 0);
@@ -143,7 +144,7 @@ impl MemorySystem {
 
 impl MemorySystem {
     /// Returns the origin of unwritten bytes that the current instruction loads at an offset: an earlier load, if a
-    /// store put a value there that depends on it, else the current instruction.
+    /// store put a value that depends on that load at this offset; else the current instruction.
     fn unwritten_source(&self, cx: &InstructionContext, at: MemoryLocation, offset: u64) -> UnwrittenSource {
         let (base, stored) = match at {
             MemoryLocation::Global(index) => (self.buffers.buffer(index).base, None),
@@ -164,7 +165,7 @@ impl MemorySystem {
         (0..bytes).filter(is_unwritten).fold(0, |mask, byte| mask | 1 << byte)
     }
 
-    /// After a load that read unwritten shared memory: makes the registers undefined that hold its bytes.
+    /// After a load that read unwritten shared memory: makes the registers that hold the unwritten bytes undefined.
     #[cold]
     pub(super) fn set_loaded_registers_undefined(
         &mut self,
@@ -188,8 +189,8 @@ impl MemorySystem {
         }
     }
 
-    /// After an `ldmatrix` that read unwritten rows: makes the registers undefined in the lanes that hold their
-    /// elements. `offsets` are the offsets of the rows, `rows` is the mask of those that have unwritten bytes.
+    /// After an `ldmatrix` that read unwritten rows: makes the registers undefined in the lanes that hold elements of
+    /// these rows. `offsets` are the offsets of all rows, `rows` is the mask of the rows with unwritten bytes.
     #[cold]
     pub(super) fn set_loaded_fragments_undefined(
         &mut self,
@@ -208,7 +209,7 @@ impl MemorySystem {
             source = Some(self.unwritten_source(cx, at, offsets[row] + u64::from(bytes.trailing_zeros())));
         }
         let Some(source) = source else { return };
-        // The marks of the bytes move to lanes in the same way as the bytes do.
+        // `ldmatrix::load` distributes the marks to the lanes in the same way as the bytes.
         let mut marks = [[0u32; 32]; 4];
         let count = t.regs.len();
         ldmatrix::load(&unwritten_rows[..8 * count], t.trans, &mut marks[..count]);
@@ -223,8 +224,8 @@ impl MemorySystem {
     }
 
     /// After a store of `group` with undefined registers in the lanes `undefined`: reports a store to global memory,
-    /// which makes the registers a result of the kernel. Shared memory becomes unwritten, as local memory does, and the
-    /// block remembers from which load of unwritten shared memory the value may come.
+    /// which makes the registers a result of the kernel. A store to shared memory marks the stored bytes as unwritten,
+    /// and the block records the load of unwritten shared memory from which the value may come.
     #[cold]
     pub(super) fn store_undefined(
         &mut self,
@@ -265,7 +266,7 @@ pub(super) fn lanes_with_copies(regs: &Registers, t: &LoadStore, undefined: u32)
     lanes_in_mask(undefined).filter(is_copy).fold(0, |lanes, lane| lanes | 1 << lane)
 }
 
-/// Marks the registers of a load whose value is only copied as unwritten in one lane. `bytes` is the mask of the
+/// After a load whose value is only copied: marks its registers as unwritten in one lane. `bytes` is the mask of the
 /// unwritten bytes among those that the lane has read.
 pub(super) fn set_registers_unwritten(
     regs: &mut Registers,

@@ -58,8 +58,8 @@ impl MemorySystem {
         NextAction::Next
     }
 
-    /// Moves all registers of a fragment of the matrix at `base`, whose rows are `strides` elements apart, in each
-    /// lane.
+    /// Moves all registers of a matrix fragment between registers and memory. In each lane, `base` is the address of
+    /// the matrix and `strides` the distance of its rows in elements.
     fn wmma_registers(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer, base: &[u64; 32], strides: &[u32; 32]) {
         let form = &t.fragment;
         for register in 0..form.distinct_register_count() {
@@ -110,8 +110,8 @@ impl MemorySystem {
         }
     }
 
-    /// Executes number `transfer` of the loads or stores that make up the instruction. `at` holds the address of each
-    /// lane.
+    /// Executes the load or store with index `transfer` among those that make up the instruction. `at` holds the
+    /// address of each lane.
     fn wmma_element(&mut self, cx: &mut InstructionContext, t: &WmmaTransfer, transfer: usize, at: &[u64; 32]) {
         let regs = cx.regs_mut();
         regs.set64(t.at, at, u32::MAX);

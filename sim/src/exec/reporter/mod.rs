@@ -84,7 +84,8 @@ impl<'a> Reporter<'a> {
         self.findings.add_kernel_defect(context.program, context.kernel, kind, site, other, memory, message);
     }
 
-    /// Whether missing proxy fences are findings that are only notes by default ([`ExecOptions::strict_proxy`]).
+    /// Whether the run reports, as findings, the missing proxy fences that are only notes by default
+    /// ([`ExecOptions::strict_proxy`]).
     ///
     /// [`ExecOptions::strict_proxy`]: crate::exec::ExecOptions
     pub fn is_strict_about_proxies(&self) -> bool {

@@ -23,7 +23,8 @@ pub(super) struct ClockAdvance {
     due: u64,
     /// Whether the clocks have advanced since the last progress.
     advanced: bool,
-    /// Value of [`ProgressCounters::clock_reads`] at the last advance or progress, and of `exits` at the last progress.
+    /// Value of [`ProgressCounters::clock_reads`] at the last advance or progress; then the value of `exits` at the
+    /// last progress.
     reads: u64,
     exits: u64,
 }
@@ -35,15 +36,16 @@ impl Default for ClockAdvance {
 }
 
 impl ClockAdvance {
-    /// The grid makes progress. The next advance needs the first, short wait again. It is as long as the last one,
-    /// because the blocks of a grid often wait for equal times.
+    /// Called when the grid makes progress: the next advance needs the first, short wait again. The next advance is as
+    /// long as the last one, because the blocks of a grid often wait for equal times.
     pub fn restart(&mut self, progress: &ProgressCounters) {
         let due = progress.executed + FIRST_WAIT;
         let (cycles, reads, exits) = (self.cycles, progress.clock_reads, progress.exits);
         *self = ClockAdvance { cycles, wait: FIRST_WAIT, due, advanced: false, reads, exits };
     }
 
-    /// Memory has not changed: advances the clocks if no thread has ended either and the grid has waited long enough.
+    /// Called while memory does not change: advances the clocks if no thread has ended since the last progress and the
+    /// grid has waited long enough.
     pub fn advance_if_due(&mut self, progress: &mut ProgressCounters) {
         if progress.exits != self.exits {
             self.restart(progress);

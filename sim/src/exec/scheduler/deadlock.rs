@@ -1,5 +1,5 @@
-//! Deadlocks: reports where the threads of a stuck run wait, as one finding. Its kind is specific if the cause is
-//! known.
+//! Deadlocks: reports where the threads of a stuck run wait, as one finding. The kind of the finding names the cause if
+//! the cause is known.
 
 use crate::exec::async_engine::report_missing_warps;
 use crate::exec::grid::GridState;
@@ -13,7 +13,7 @@ const MAX_LISTED: usize = 4;
 
 /// Fragments (lanes of a warp at one instruction) that wait for the same thing at the same line.
 struct WaitGroup {
-    /// What they wait for, beginning with a verb in the singular.
+    /// What the fragments wait for, as text that begins with a verb in the singular.
     wait: String,
     line: u32,
     /// Coordinates of the block and index of the warp of each fragment.
@@ -45,7 +45,7 @@ impl WaitGroup {
 enum StuckCause {
     /// No specific cause can be named.
     Unknown,
-    /// Some warps of a warpgroup of the block in this slot do not execute a wgmma.
+    /// In the block in this slot, some warps of a warpgroup do not execute a wgmma that the others execute.
     MissingWarps(u32),
     /// A fragment waits for an mbarrier phase or for registers that no thread will provide: kind, site and text of
     /// the finding.
@@ -68,8 +68,8 @@ pub(super) fn report_deadlock(grid: &mut GridState) {
     let mut first = None;
     for (block, warp, fragment) in fragments(grid) {
         let Some((site, line)) = wait_site(grid, block, warp, fragment) else { continue };
-        // The finding points at the fragment with the lowest rank: rather one that waits for something specific than
-        // one that runs or waits to reconverge.
+        // The finding points at the first fragment with the lowest rank: fragments that wait for something specific
+        // come before fragments that run or wait to reconverge.
         let rank = u32::from(matches!(fragment.state, FragmentState::Ready | FragmentState::AtJoin));
         if first.as_ref().is_none_or(|(r, _)| rank < *r) {
             first = Some((rank, site));
@@ -197,8 +197,8 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
     short_of_bytes.unwrap_or(StuckCause::Unknown)
 }
 
-/// Returns whether a warp of the warpgroup of `warp` waits for an mbarrier or polls memory: then it may be on its way
-/// to the wgmma that `warp` executes, and what it waits for is the cause.
+/// Returns whether a warp of the warpgroup of `warp` waits for an mbarrier or polls memory: such a warp may still reach
+/// the wgmma that `warp` executes, so the cause of the deadlock is whatever that warp waits for.
 fn group_polls(block: &Block, warp: &Warp) -> bool {
     let mut group = block.warps.iter().flatten().filter(|other| other.index / 4 == warp.index / 4);
     let polls =

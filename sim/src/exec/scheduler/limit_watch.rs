@@ -9,17 +9,17 @@ use crate::finding::{FindingKind, FindingSite, source_line};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-/// Number of scans of the counters within the limit of steps.
+/// Number of times that the counters are scanned for progress before the limit of steps is reached.
 const SCANS: u64 = 8;
-/// Turns of warps between two looks at the clock and at the memory.
+/// Number of turns between two checks of the elapsed time and of the memory in use.
 const TURNS_PER_CHECK: u32 = 64;
 /// Maximum number of source lines that a message lists.
 const MAX_LINES: usize = 6;
 
-/// What a grid has achieved. It is unchanged as long as all warps only repeat what they did before.
+/// A measure of the progress of a grid. It stays unchanged as long as all warps only repeat instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Achievements {
-    /// Instructions of the kernel that any warp has executed.
+    /// Number of instructions of the kernel that at least one warp has executed.
     instructions: usize,
     /// Threads that have exited.
     exits: u64,
@@ -32,7 +32,7 @@ struct Achievements {
 pub(super) struct LimitWatch {
     limits: RunLimits,
     turns: u32,
-    /// Steps at the last scan, and at the last scan that found progress.
+    /// Number of steps at the last scan, and at the last scan that found progress.
     scanned_at: u64,
     progress_at: u64,
     achieved: Achievements,
@@ -78,7 +78,8 @@ impl LimitWatch {
         std::mem::take(&mut self.idle)
     }
 
-    /// Looks for progress since the last scan; reports a loop without an end if there was none for too long.
+    /// Looks for progress since the last scan. After too many steps without progress, reports an endless loop and
+    /// returns true.
     fn scan(&mut self, grid: &mut GridState, steps: u64) -> bool {
         let counters = &grid.reporter.counters;
         let executed: Vec<u64> = counters.by_instruction.iter().map(|c| c.warps).collect();
@@ -125,7 +126,8 @@ fn stop(grid: &mut GridState, cause: StopCause) -> bool {
     true
 }
 
-/// Returns where the warp stands that has executed the most instructions, and how many of its lanes stand there.
+/// Finds the warp that has executed the most instructions. Returns the instruction at which most of its lanes are, and
+/// the number of these lanes.
 fn busiest_site(grid: &GridState) -> Option<(FindingSite, u32)> {
     let warps = grid.blocks.iter().flat_map(|block| block.warps.iter().flatten().map(move |warp| (block, &**warp)));
     let (block, warp): (_, &Warp) = warps.filter(|(_, warp)| warp.live != 0).max_by_key(|(_, warp)| warp.clock)?;
@@ -137,7 +139,7 @@ fn busiest_site(grid: &GridState) -> Option<(FindingSite, u32)> {
     Some((grid.context.finding_site(block.coordinates, thread, pc), fragment.mask.count_ones()))
 }
 
-/// Reports that the warps repeat the instructions `pcs` and nothing else.
+/// Reports an endless loop: the warps only repeat the instructions `pcs`.
 fn report_endless_loop(grid: &mut GridState, pcs: &[u32], steps: u64) {
     let Some((site, _)) = busiest_site(grid) else { return };
     let (context, waiting) = (grid.context, describe_blocks_not_started(grid));

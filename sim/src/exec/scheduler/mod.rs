@@ -32,19 +32,20 @@ use clock_advance::ClockAdvance;
 use deadlock::report_deadlock;
 use limit_watch::LimitWatch;
 
-/// Number of warp instructions without a change to memory after which all waiting fragments are woken once.
+/// Number of warp instructions without a change to memory after which `wake_all` wakes everything that might continue.
 const INSTRUCTIONS_BEFORE_WAKING_ALL: u64 = 20_000;
-/// If memory changes all the time, waiting loops are woken to read it again after this number of warp instructions.
+/// If memory changes all the time, waiting loops are woken to read memory again after this number of warp instructions.
 const INSTRUCTIONS_BEFORE_SPIN_CHECK: u64 = 4096;
 /// Loops that compute may run this many times longer without a memory change than loops that wait.
 const COMPUTE_PATIENCE: u64 = 40;
 /// If the running warps only compute, another block starts after this number of warp instructions without a change to
-/// memory. It is much larger than [`INSTRUCTIONS_BEFORE_WAKING_ALL`]: in a long loop without stores, every further
-/// block would postpone the end of the running ones.
+/// memory. This number is much larger than [`INSTRUCTIONS_BEFORE_WAKING_ALL`]: in a long loop without stores, every
+/// further block would postpone the end of the running ones.
 const COMPUTE_INSTRUCTIONS_BEFORE_NEXT_BLOCK: u64 = 1_000_000;
 
 /// If no thread exits during this number of warp instructions and the blocks poll global memory, further blocks start:
-/// the polling ones may wait for them. Barriers and other changes to memory in their loops do not matter.
+/// the polling blocks may wait for blocks that have not started. Barriers and other changes to memory in their loops do
+/// not matter.
 const POLLING_INSTRUCTIONS_BEFORE_NEXT_BLOCK: u64 = 100_000;
 
 /// The warps that can run, and the blocks that are to start.
@@ -79,10 +80,11 @@ struct ProgressMarks {
     /// Values of `elapsed` and `waits` when `changes` last changed.
     elapsed_at_change: u64,
     waits_at_change: u64,
-    /// Values of `elapsed` when waiting loops were last woken, and when all waiting fragments were last woken.
+    /// Values of `elapsed` when a memory change last woke waiting loops, and when `wake_all` last ran or memory last
+    /// changed.
     spin_check: u64,
     wake_all: u64,
-    /// Value of `elapsed` when blocks last started because nothing changed.
+    /// Value of `elapsed` when blocks were last started because memory did not change.
     block_start: u64,
     /// The counters when a thread last exited, or when the scheduler last looked for blocks that poll global memory.
     polling: ProgressCounters,
@@ -106,7 +108,8 @@ impl Scheduler {
     pub fn new(grid: &mut GridState) -> Scheduler {
         let context = grid.context;
         let window = if context.options.count_only { 1 } else { 1 + grid.rng.draw_below(6) };
-        // Half of the memory is for blocks that start because the running ones wait for them.
+        // Only half of the memory limit is used here: the other half is for blocks that start because the running ones
+        // wait for them.
         let limits = &context.options.limits;
         let bytes = bytes_of_block(context.kernel, context.launch).max(1);
         let window = window.min((limits.memory_bytes / 2 / bytes).min(u64::from(window)).max(1) as u32);
@@ -248,7 +251,7 @@ impl Scheduler {
         }
     }
 
-    /// Starts as many clusters as run and one more, if the GPU has room for them.
+    /// Starts one cluster more than are running now, as far as the GPU has room.
     fn start_further_clusters(&mut self, grid: &mut GridState) {
         let cluster_blocks = grid.context.cluster_blocks();
         for _ in 0..=self.live_blocks / cluster_blocks {
@@ -288,7 +291,7 @@ impl Scheduler {
         self.live_blocks + cluster_blocks <= self.resident_limit
     }
 
-    /// Completes an asynchronous operation; returns whether there was one.
+    /// Completes an asynchronous operation; returns false if no operation was in flight.
     fn complete_operation(&mut self, interpreter: &mut Interpreter) -> bool {
         let completed = interpreter.async_engine.complete_one_operation(&mut interpreter.grid, &mut interpreter.memory);
         if completed {
@@ -317,7 +320,7 @@ impl Scheduler {
         let cluster = block.cluster.clone();
         interpreter.async_engine.complete_block_operations(&mut interpreter.grid, &mut interpreter.memory, slot);
         self.wake_waiters_at_mbarriers(interpreter);
-        // Shared memory lives until all blocks of the cluster have ended, because the others may still access it.
+        // Shared memory lives until all blocks of the cluster have ended, because the other blocks may still access it.
         let blocks = &mut interpreter.grid.blocks;
         if cluster.iter().all(|&s| blocks.get(s).is_none_or(|block| block.ended)) {
             for s in cluster {
@@ -332,7 +335,7 @@ impl Scheduler {
 /// Maximum number of times that the scheduler passes over a polling warp before it runs again.
 const MAX_PASSES: u32 = 64;
 
-/// Whether the warp only polls and is to run later, so that the warps for which it waits run more often.
+/// Whether the scheduler passes over this warp because it only polls; the warps for which it waits then run more often.
 fn passes_over_polling_warp(grid: &mut GridState, slot: u32, w: u32) -> bool {
     let warp = grid.blocks.get_mut(slot).and_then(|block| block.warps.get_mut(w as usize)?.as_mut());
     match warp {
@@ -344,8 +347,9 @@ fn passes_over_polling_warp(grid: &mut GridState, slot: u32, w: u32) -> bool {
     }
 }
 
-/// After a turn: postpones the next turn of a warp that only polled. It polled if it executed an instruction that is
-/// typical of waiting loops and changed nothing. Each further turn of this kind doubles the pause.
+/// After a turn: postpones the next turn of a warp that only polled. A warp polled if it executed an instruction that
+/// is typical of waiting loops and changed neither memory nor a barrier. Each further turn of this kind doubles the
+/// pause.
 fn postpone_polling_warp(grid: &mut GridState, slot: u32, w: u32, before: &ProgressCounters) {
     let polled = grid.progress.changes == before.changes && grid.progress.waits > before.waits;
     let warp = grid.blocks.get_mut(slot).and_then(|block| block.warps.get_mut(w as usize)?.as_mut());

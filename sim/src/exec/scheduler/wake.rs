@@ -32,7 +32,8 @@ impl Scheduler {
         any
     }
 
-    /// Makes a block's fragments ready whose state satisfies `which`. Returns whether there were any.
+    /// Makes those fragments of a block ready whose state satisfies `which`. Returns whether any fragment was made
+    /// ready.
     fn wake_in_block(&mut self, grid: &mut GridState, slot: u32, which: impl Fn(&FragmentState) -> bool) -> bool {
         self.wake_warps(grid, slot, |warp| {
             let mut any = false;
@@ -44,7 +45,8 @@ impl Scheduler {
         })
     }
 
-    /// Makes the fragments of all blocks ready whose state satisfies `which`. Returns whether there were any.
+    /// Makes those fragments of all blocks ready whose state satisfies `which`. Returns whether any fragment was made
+    /// ready.
     fn wake_everywhere(&mut self, grid: &mut GridState, which: impl Fn(&FragmentState) -> bool) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.slot_count() {
@@ -53,8 +55,8 @@ impl Scheduler {
         any
     }
 
-    /// Wakes loops that wait for a memory change, if memory has changed since their last iteration. Returns whether
-    /// any was woken.
+    /// Wakes loops that wait for a memory change, if memory has changed since their last iteration. Returns whether any
+    /// loop was woken.
     pub(super) fn wake_spinning_loops(&mut self, grid: &mut GridState) -> bool {
         let changes = grid.progress.changes;
         self.wake_everywhere(grid, |state| matches!(state, FragmentState::Spin { progress: seen } if *seen != changes))
@@ -109,8 +111,8 @@ impl Scheduler {
         }
     }
 
-    /// Lets lanes that wait at a reconvergence point (join) continue alone, because the lanes that they wait for may
-    /// in turn wait for them. Returns whether there were any.
+    /// Lets lanes that wait at a reconvergence point (join) continue alone, because the missing lanes may in turn wait
+    /// for these lanes. Returns whether any lane waited at a reconvergence point.
     pub(super) fn give_up_reconvergence(&mut self, grid: &mut GridState) -> bool {
         let mut any = false;
         for slot in 0..grid.blocks.slot_count() {

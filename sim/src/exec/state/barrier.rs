@@ -16,7 +16,7 @@ pub struct BlockBarrier {
     pub reduces: bool,
     /// Mask of the lanes that have arrived, by the index of their warp.
     pub lanes: BTreeMap<u32, u32>,
-    /// The barrier instruction that lanes of a warp have executed first, by the index of the warp.
+    /// For each warp, by its index: the barrier instruction that the first arriving lanes of the warp executed.
     pub first_pcs: BTreeMap<u32, u32>,
     /// Joined vector clocks of the threads that have arrived.
     pub clock: Option<VectorClock>,

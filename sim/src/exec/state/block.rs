@@ -30,7 +30,8 @@ pub struct Block {
     pub barriers: Vec<BlockBarrier>,
     /// mbarrier objects by shared address.
     pub mbarriers: BTreeMap<u32, MbarrierObject>,
-    /// Number of mbarriers initialised so far, at most 1023: the index of the next mbarrier's agent in vector clocks.
+    /// Number of mbarriers initialised so far, at most 1023. The next mbarrier gets this number as the index of its
+    /// agent (owner of a clock) in vector clocks.
     pub virtual_agents: u32,
     /// Number of threads that have not exited.
     pub live: u32,
@@ -53,8 +54,9 @@ pub struct Block {
     /// Whether, in this turn, the last of the four warps of a warpgroup issued a wgmma product; after the turn, warps
     /// that wait for the product are woken.
     pub wgmma_issued: bool,
-    /// Words of shared memory (offset divided by 4) into which a store put a value that depends on unwritten shared
-    /// memory, and the load of that memory. An entry counts only while shadow memory has unwritten bytes in the word.
+    /// For each word of shared memory (offset divided by 4) into which a store put a value that depends on unwritten
+    /// shared memory: the load of this unwritten memory. An entry counts only while shadow memory has unwritten bytes
+    /// in the word.
     pub undefined_words: BTreeMap<u64, UnwrittenSource>,
 }
 

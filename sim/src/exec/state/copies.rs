@@ -62,7 +62,8 @@ pub struct CopyEffect {
     pub rows: Vec<CpAsyncCopy>,
     /// Boxes that tensor loads move.
     pub boxes: Vec<TensorBoxLoad>,
-    /// How the bytes are combined with those at the destination; `None`: they overwrite the destination.
+    /// How the moved bytes are combined with the bytes at the destination; `None`: the moved bytes overwrite the
+    /// destination.
     pub reduce: Option<Reduction>,
     /// `st.async`: the bytes to store.
     pub bytes: Option<Vec<u8>>,

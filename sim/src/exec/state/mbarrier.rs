@@ -54,8 +54,8 @@ impl MbarrierObject {
     }
 }
 
-/// Joined vector clocks of the threads that arrived at an mbarrier. A wait at `.cta` scope acquires only those of the
-/// mbarrier's own block.
+/// Joined vector clocks of the threads that arrived at an mbarrier. A wait at `.cta` scope acquires only the clocks of
+/// threads of the mbarrier's own block.
 #[derive(Clone, Debug, Default)]
 pub struct ArrivalClocks {
     /// Arrivals of threads of the mbarrier's block.

@@ -40,7 +40,7 @@ pub struct CallFrame {
     pub local_base: u32,
     /// The caller's frame and the instruction to return to; `None` for the kernel itself.
     pub parent: Option<(u32, u32)>,
-    /// Number of calls that led here; 0 for the kernel itself.
+    /// Depth of nested calls of this frame; 0 for the kernel itself.
     pub depth: u32,
     /// Lanes that have not returned from the function.
     pub lanes: u32,
@@ -53,8 +53,8 @@ pub enum FragmentState {
     Ready,
     /// Waits at its reconvergence point (join) for the other fragments.
     AtJoin,
-    /// Waits at an instruction that needs the lanes `members` together. With `same_instruction` all of them must be
-    /// at this instruction; without it (`bar.warp.sync`) each may be at a different one.
+    /// Waits at an instruction that needs the lanes `members` together. With `same_instruction` all these lanes must be
+    /// at this instruction; without it (`bar.warp.sync`) each lane may be at a different `bar.warp.sync`.
     Gather { members: u32, same_instruction: bool },
     /// Waits at the block barrier `id` (0 to 15).
     BlockBarrier { id: u32 },
@@ -96,7 +96,8 @@ pub struct WarpFragment {
     /// Number of backward branches since the fragment last changed memory; a high number suggests a loop that only
     /// waits.
     pub backward_branches: u32,
-    /// Hash of instruction and registers from the interpreter's last check for a waiting loop; 0 if there was none.
+    /// Hash of instruction and registers from the interpreter's last check for a waiting loop; 0 if there was no such
+    /// check.
     pub spin_hash: u64,
 }
 
@@ -120,7 +121,7 @@ pub struct ReconvergencePoint {
 pub struct ExecutedSetmaxnreg {
     /// Index of the instruction in the kernel.
     pub pc: u32,
-    /// The warp's epoch in vector clocks.
+    /// The warp's epoch when it executed the instruction; vector clocks count epochs.
     pub epoch: u32,
 }
 
@@ -184,7 +185,8 @@ impl Warp {
     }
 
     /// Returns the load from which an undefined register of `lane` may come: the lane's own last load of unwritten
-    /// shared memory, or that of another lane, whose value a shuffle or a matrix product may have passed on.
+    /// shared memory, or the last such load of another lane, whose value a shuffle or a matrix product may have passed
+    /// on.
     pub fn unwritten_load(&self, lane: u32) -> Option<UnwrittenSource> {
         let own = self.unwritten_loads.get(lane as usize).copied().flatten();
         own.or_else(|| self.unwritten_loads.iter().find_map(|source| *source))
@@ -250,8 +252,8 @@ impl Warp {
     }
 
     /// Splits a fragment in two at a branch: `fragment` keeps the lanes `taken` and goes to `target`; the returned
-    /// fragment has the other lanes and goes to `next`. They reconverge at the instruction `reconverge`, if there is
-    /// one.
+    /// fragment has the other lanes and goes to `next`. Both fragments reconverge at the instruction `reconverge`, if
+    /// it is given.
     pub fn split_off_lanes(
         &mut self,
         fragment: &mut WarpFragment,
@@ -298,7 +300,8 @@ impl Warp {
         let base = self.local_top.next_multiple_of(16);
         self.local_top = base + bytes;
         if self.local_top > self.local_size {
-            // At least half as much again, so that deep recursion does not copy all frames at every call.
+            // The memory grows by at least half of its size, so that deep recursion does not copy all frames at every
+            // call.
             let wanted = self.local_top.max(self.local_size + self.local_size / 2);
             let (old, new) = (self.local_size as usize, wanted.next_multiple_of(64) as usize);
             let mut local = vec![0xa5u8; new * 32];
@@ -359,8 +362,8 @@ impl Warp {
         });
     }
 
-    /// Makes those fragments that `which` selects among the ones that wait at a reconvergence point ready, although
-    /// lanes are missing; returns whether there were any.
+    /// Makes every fragment ready that waits at a reconvergence point and that `which` selects, although lanes are
+    /// missing. Returns whether any fragment was made ready.
     pub fn give_up_reconvergence(&mut self, which: impl Fn(&WarpFragment) -> bool) -> bool {
         let gives_up = |f: &WarpFragment| f.state == FragmentState::AtJoin && which(f);
         let waiting: Vec<usize> = (0..self.fragments.len()).filter(|&i| gives_up(&self.fragments[i])).collect();
@@ -423,7 +426,7 @@ impl Warp {
         progress
     }
 
-    /// Completes `bar.warp.sync` once all its lanes execute one; they may execute different `bar.warp.sync`
+    /// Completes a `bar.warp.sync` once all its member lanes wait at a `bar.warp.sync`; the lanes may wait at different
     /// instructions.
     fn complete_warp_syncs(&mut self) -> bool {
         for i in 0..self.fragments.len() {
@@ -454,8 +457,8 @@ impl Warp {
         false
     }
 
-    /// Merges fragment `k` into fragment `i`. The merged fragment next reconverges at the innermost point that
-    /// encloses both.
+    /// Merges fragment `k` into fragment `i`. The merged fragment next reconverges at the innermost reconvergence point
+    /// that encloses both fragments.
     fn merge(&mut self, i: usize, k: usize) {
         let g = self.fragments.swap_remove(k);
         let f = self.fragments[i];

@@ -120,7 +120,7 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
 }
 
 /// Completes the barriers of a block at which enough threads have arrived: writes the results of reductions, and
-/// waiting threads acquire the vector clocks of those that arrived. Returns the numbers of the completed barriers.
+/// waiting threads acquire the vector clocks of the arrived threads. Returns the numbers of the completed barriers.
 pub fn complete_barriers(grid: &mut GridState, block_slot: u32) -> Vec<u32> {
     let mut done = Vec::new();
     let mut overfull = Vec::new();

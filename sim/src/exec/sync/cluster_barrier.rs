@@ -8,7 +8,8 @@ use crate::finding::FindingKind;
 use crate::order::AccessStrength;
 
 /// Executes `barrier.cluster.arrive`. With `release`, the threads that wait at the barrier see the writes that the
-/// executing threads made before; without it (`.relaxed`), they see only what an earlier fence covers.
+/// executing threads made before; without it (`.relaxed`), they see only the writes that an earlier fence of the
+/// executing threads covers.
 pub fn cluster_arrive(cx: &mut InstructionContext, release: bool, aligned: bool) -> NextAction {
     if aligned && !cx.gather_lanes(u32::MAX) {
         return NextAction::Stop;

@@ -77,7 +77,7 @@ pub struct FragmentCache {
     /// For each cached fragment, the registers that it was converted from.
     of_a: [[u32; 4]; CACHED_A],
     of_b: [[u32; 2]; CACHED_B],
-    /// The index of the cached fragment of A that the next conversion overwrites; then the same for B.
+    /// The index of the cached fragment that the next conversion overwrites, for A and then for B.
     next_a: usize,
     next_b: usize,
 }

@@ -104,7 +104,7 @@ fn undefined_registers_spread_along_rows_of_a_and_columns_of_b() {
         let counts = op.registers_per_lane();
         let per_register = |bits: u32| if op.a == ElementFormat::F64 { 1 } else { 32 / bits as usize };
         let values = if op.accumulator == AccumulatorFormat::F16 { 2 } else { 1 };
-        // One undefined lane in one register of each operand, or in none.
+        // Returns the undefined lanes of each register of an operand: one lane of one register, or none.
         let mut one_lane = |count: usize| {
             let mut masks = vec![0u32; count];
             masks[random.next() as usize % count] = 1u32.wrapping_shl(random.next()) & random.next();

@@ -175,7 +175,8 @@ impl SharedOperand {
     }
 
     /// Checks that the operand begins where the swizzle pattern begins, which is at multiples of eight rows. An operand
-    /// that begins elsewhere is right only if its bytes were swizzled by their addresses, as tensor copies do.
+    /// that begins elsewhere is right only if its bytes were swizzled by their addresses, as tensor copies swizzle
+    /// them.
     pub fn check_pattern(&self) -> Result<(), DescriptorError> {
         let start = self.descriptor.start;
         match self.descriptor.swizzle.span_bytes().map(|span| (span, start / span % 8)) {

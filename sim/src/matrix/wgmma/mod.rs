@@ -232,8 +232,8 @@ impl<F: Fn(u32) -> [u8; 16]> VectorKernel for ReadA<'_, F> {
             for (r, register) in registers.iter_mut().enumerate() {
                 let (eight, unit) = (2 * warp as u32 + (r as u32 & 1), r as u32 >> 1);
                 *register = if operand.is_mn_major() {
-                    // Here a line is one k, and a unit has eight elements along m: transposing eight lines gives
-                    // eight rows of A.
+                    // If A is M-major, a line is one index along k and a unit has eight elements along m: transposing
+                    // the units of eight lines gives eight rows of A.
                     v.transposed(&matrix(operand, 8 * unit, eight, &fetch))
                 } else {
                     matrix(operand, 8 * eight, unit, &fetch)
@@ -323,7 +323,7 @@ impl VectorKernel for ProductKernel<'_> {
 }
 
 /// Computes `H` groups of eight rows and `G` groups of eight columns of D. `half` is the number of the first group of
-/// rows, `group` that of columns. A register's 32 lanes take `N` CPU vectors.
+/// rows, `group` the number of the first group of columns. A register's 32 lanes take `N` CPU vectors.
 #[inline(always)]
 fn block<V: LaneVector, const G: usize, const H: usize, const N: usize>(
     v: V,

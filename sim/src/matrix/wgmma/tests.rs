@@ -221,8 +221,8 @@ fn a_from_registers_equals_a_from_shared_memory() {
             let mut registers = [[0u32; 32]; 4];
             for lane in 0..32 {
                 for i in 0..4 * per {
-                    // The fragment as in the ISA: rows 0 to 7 in registers 0 and 2, the second half of k in registers
-                    // 2 and 3.
+                    // The fragment of A as the PTX ISA defines it: rows 0 to 7 in registers 0 and 2, the second half of
+                    // k in registers 2 and 3.
                     let register = i / per;
                     let row = 16 * warp + lane / 4 + if register & 1 == 0 { 0 } else { 8 };
                     let column = per * (lane % 4) + i % per + if register < 2 { 0 } else { 4 * per };
@@ -400,7 +400,7 @@ fn rejects_invalid_descriptors() {
         DescriptorError::BaseOffset { base_offset: 3 }
     );
     let shifted = Descriptor { start: 4096 + 256, ..good };
-    // The swizzle follows the address, so a tile may begin within the pattern.
+    // The swizzle depends only on the shared address, so a tile may begin within the pattern.
     let operand = SharedOperand::new(shifted.encode(), false, 64).unwrap();
     assert_eq!(operand.unit_shared_address(0, 0), 4096 + 256 + 2 * 16);
     assert!(matches!(operand.check_pattern(), Err(DescriptorError::Pattern { row: 2, pattern: 1024, .. })));

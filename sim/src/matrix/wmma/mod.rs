@@ -1,9 +1,9 @@
 //! `wmma`: which lane holds which element of a matrix in memory, and the product of whole fragments.
 //!
 //! The PTX ISA does not specify which element a register of a fragment holds. Here a fragment consists of
-//! [`mma`](super::mma) tiles: a row of tiles of eight columns, or for a 32-row matrix a column of tiles of 16 rows,
-//! as on tensor cores since sm_75. `m8n32k16` is computed as the transpose of `m32n8k16`. A fragment of f16 operands
-//! always has eight registers; if its elements need fewer, the others repeat the first ones.
+//! [`mma`](super::mma) tiles: a row of tiles of eight columns, or for a 32-row matrix a column of tiles of 16 rows, as
+//! on tensor cores since sm_75. `m8n32k16` is computed as the transpose of `m32n8k16`. A fragment of f16 operands
+//! always has eight registers; if its elements need fewer registers, the remaining registers repeat the first ones.
 //!
 //! Source: PTX ISA 9.0, "Matrix fragments for wmma" and "Matrix storage for wmma".
 
@@ -89,7 +89,7 @@ pub struct Fragment {
     shape: WmmaShape,
     operand: MatrixRole,
     bits: u32,
-    /// Elements per register: one tf32 or f32 per 32-bit register, one f64 per 64-bit register; smaller ones are
+    /// Elements per register: one tf32 or f32 per 32-bit register, one f64 per 64-bit register; smaller elements are
     /// packed.
     per_register: usize,
     /// Number of registers that hold different elements.
@@ -99,7 +99,7 @@ pub struct Fragment {
 }
 
 impl Fragment {
-    /// Creates the fragment of a matrix with elements of type `ty`; `None` if there is no such form.
+    /// Creates the fragment of a matrix with elements of type `ty`; `None` if PTX has no such fragment.
     pub fn new(shape: WmmaShape, operand: MatrixRole, ty: &str) -> Option<Self> {
         let (bits, exists) = match (operand, ty) {
             (MatrixRole::C, "f16") => (16, shape.k == 16),
@@ -210,8 +210,8 @@ pub struct WmmaOp {
 }
 
 impl WmmaOp {
-    /// Parses `wmma.mma{.OP.popc}.sync.aligned.LAYOUT.LAYOUT.SHAPE.TYPES{.rn}{.satfinite}`. TYPES are those of D, A,
-    /// B and C; f16 forms name only D and C. Returns `None` for forms that do not exist, for directed rounding of
+    /// Parses `wmma.mma{.OP.popc}.sync.aligned.LAYOUT.LAYOUT.SHAPE.TYPES{.rn}{.satfinite}`. TYPES are the types of D,
+    /// A, B and C; f16 forms name only D and C. Returns `None` for forms that do not exist, for directed rounding of
     /// f64, and for `.satfinite` of f16.
     pub fn decode(opcode: &str) -> Option<Self> {
         let rest = opcode.strip_prefix("wmma.mma.")?;

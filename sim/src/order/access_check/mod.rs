@@ -37,8 +37,8 @@ impl ConflictWithoutLane {
     }
 }
 
-/// A cached answer: of the earlier accesses by owner `key` with stamp `stamp`, those of the lanes `known` are ordered
-/// before the present access.
+/// A cached answer about the earlier accesses with stamp `stamp` (epoch, width and strength) by owner `key` (a warp or
+/// an asynchronous operation): the accesses of the lanes `known` are ordered before the present access.
 #[derive(Clone, Copy)]
 pub(super) struct OrderedLanes {
     key: OwnerKey,
@@ -107,8 +107,8 @@ pub(super) struct AccessCheck<'a> {
     ordered_lists: [ListId; 2],
     /// The last push onto a list: the list, the pushed record, and the resulting list.
     pushed: (ListId, AccessRecord, ListId),
-    /// For the async proxy: the last write that was found not to conflict; then the last reader whose reads were
-    /// found without a proxy fence after them.
+    /// For accesses through the async proxy: the last write that was found not to conflict; then the last reader whose
+    /// reads no proxy fence follows.
     last_ordered_write: AccessRecord,
     last_unfenced_reader: (OwnerKey, AccessStamp),
     /// Owner and stamp of the last readers that were found to be unordered: none of their lanes is ordered before
@@ -300,7 +300,8 @@ impl<'a> AccessCheck<'a> {
         same && fenced
     }
 
-    /// Returns true if lists would store the cell's mask of readers rotated (see [`AccessStamp::mask_rotation`]).
+    /// Returns true if a list of older accesses would store the cell's mask of readers rotated (see
+    /// [`AccessStamp::mask_rotation`]).
     pub(super) fn are_readers_rotated_in_lists(cell: &ShadowCell) -> bool {
         cell.reader != NO_AGENT && cell.readers != u32::MAX && cell.read.wide() != AccessStamp::RANGE
     }
@@ -569,8 +570,8 @@ impl<'a> AccessCheck<'a> {
                 && self.is_ordered_for_lane(cell.reader, cell.read, cell.readers, lane)
     }
 
-    /// Returns true if a lane may be ordered after accesses of owner `key` that its clock does not contain: its own
-    /// accesses, and those of operations for which it waited.
+    /// Returns true if a lane may be ordered after accesses of owner `key` that its clock does not contain: the lane's
+    /// own accesses, and the accesses of operations for which the lane waited.
     pub(super) fn may_lane_know_more_than_clock(&self, key: OwnerKey) -> bool {
         key == self.warp.key() || key >= FIRST_OP_KEY
     }

@@ -37,8 +37,9 @@ impl AccessCheck<'_> {
     ///    completed;
     /// 2. otherwise `Proxy`, if the access goes through the async proxy and no proxy fence follows the generic write
     ///    `old`;
-    /// 3. `TensorMapProxy` in the same case, if the access reads a tensor map. A write that is visible to the tensormap
-    ///    proxy is no conflict, because the fences of this proxy also order the write before the read.
+    /// 3. `TensorMapProxy`, if the access reads a tensor map and `old` is a write that is ordered but not visible to
+    ///    the tensormap proxy. A visible write is no conflict, because the fences of this proxy also order the write
+    ///    before the read.
     #[cold]
     pub(in crate::order) fn find_conflict(
         &self,
@@ -111,8 +112,8 @@ impl AccessCheck<'_> {
         old.mask & !visible == 0
     }
 
-    /// Returns true if both accesses are morally strong, or would be if they overlapped completely: both are strong, and
-    /// each one's scope includes the other's thread.
+    /// Returns true if both accesses are morally strong, or would be morally strong if they overlapped completely: both
+    /// are strong, and the scope of each access includes the thread of the other access.
     fn are_strong_at_common_scope(&self, old: &AccessRecord) -> bool {
         let (mine, theirs) = (self.stamp.strength(), old.stamp.strength());
         if mine.min(theirs) == AccessStrength::Weak {

@@ -11,7 +11,7 @@ use super::{LaneAccess, ShadowMemory};
 
 impl ShadowMemory {
     /// Checks and records `cp.async` reads of 16 bytes per lane, one whole row at a time, where no read of the row
-    /// conflicts. Returns the mask of the lanes that this did not handle and that must be checked one by one.
+    /// conflicts. Returns the mask of the remaining lanes, which must be checked one by one.
     pub(super) fn check_rows_and_return_other_lanes(&mut self, access: &LaneAccess, check: &mut AccessCheck) -> u32 {
         let offsets = access.offsets;
         let Some(count) =

@@ -1,4 +1,5 @@
-//! Cached changes of shadow cells do not change results: shadow memory with caches is compared with one without.
+//! Tests that the caches of shadow-cell changes do not affect results: a shadow memory with caches is compared with a
+//! shadow memory without caches.
 
 use super::{barrier, xorshift};
 use crate::order::CACHES_DISABLED;
@@ -99,8 +100,8 @@ impl CachedAndUncached {
         op
     }
 
-    /// Draws at random which of these to do: complete the open operations, make a warp's writes visible to the async
-    /// proxy, synchronise warps.
+    /// Does some of three things, chosen at random: completes the open operations, makes a warp's writes visible to the
+    /// async proxy, synchronises warps.
     fn order(&mut self) {
         if self.random(4) != 0 {
             for (op, w) in std::mem::take(&mut self.open) {

@@ -126,7 +126,7 @@ impl World {
     }
 
     /// Forgets all accesses, as the end of a launch does. Called when more than a quarter of the bytes have had a
-    /// conflict, after which they are no longer compared.
+    /// conflict, because bytes with a conflict are no longer compared.
     fn settle(&mut self) {
         self.shadow.forget_accesses();
         self.past.clear();
@@ -304,7 +304,8 @@ impl World {
     }
 
     /// Completes a random open operation. Either its lanes wait for it, or a virtual agent (such as an mbarrier)
-    /// observes the completion; threads that later acquire this agent's clock from `tokens` then know of it, too.
+    /// observes the completion; threads that later acquire this agent's clock from `tokens` then know of the
+    /// completion, too.
     fn end_op(&mut self, n: [u8; 4]) {
         if self.open.is_empty() {
             return;
@@ -341,7 +342,7 @@ impl World {
         if access == AccessKind::Atomic {
             strength = strength.max(AccessStrength::Cta);
         }
-        // Strong accesses mostly have one size, because those of different sizes race.
+        // Strong accesses mostly have one size, because strong accesses of different sizes race.
         let bytes = match strength {
             AccessStrength::Weak => [4, 4, 4, 2, 1, 8, 16][n[2] as usize % 7],
             _ => [4, 8][usize::from(n[2] >= 245)],

@@ -1,4 +1,5 @@
-//! Access lists drop only entries that a later access of the same lanes replaces.
+//! Tests that an access list (the older accesses of a shadow cell) drops an entry only if a later access of the same
+//! lanes replaces it.
 
 use super::xorshift;
 use crate::order::access_lists::{AccessLists, AccessRecord};

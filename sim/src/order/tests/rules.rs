@@ -59,8 +59,8 @@ impl RuleTest {
         self.access(AccessKind::Atomic, w, lane, offset, 4, strength)
     }
 
-    /// Makes lane 0 of warp `w` start an operation on 64 bytes at `offset`; returns it and the kind of its conflict,
-    /// if any.
+    /// Makes lane 0 of warp `w` start an operation on 64 bytes at `offset`; returns the operation and the kind of its
+    /// conflict, if any.
     fn start(&mut self, kind: AsyncOpKind, reads: bool, w: usize, offset: u64) -> (AsyncOpId, Option<ConflictKind>) {
         let op = self.ops.start(kind, &self.warps[w], 1, 9);
         let strength = if kind == AsyncOpKind::Reduce { AccessStrength::Gpu } else { AccessStrength::Weak };
@@ -382,7 +382,7 @@ fn strong_accesses_race_unless_they_cover_the_same_bytes() {
         let mut s = RuleTest::new(true);
         assert_eq!(s.access(first, 0, 0, 0, 8, gpu), None);
         assert_eq!(s.access(second, 4, 0, offset, 4, gpu), mixed, "{first:?} {second:?}");
-        // Accesses beside these bytes, of the same size, and of an ordered thread are no races.
+        // Strong accesses of the same size to bytes beside these do not race.
         assert_eq!(s.access(Atomic, 6, 0, 8, 4, gpu), None);
         assert_eq!(s.access(Atomic, 2, 0, 8, 4, gpu), None);
         assert!(s.access(Atomic, 4, 0, offset, 4, gpu).is_some(), "the 8-byte access is still remembered");
@@ -391,7 +391,8 @@ fn strong_accesses_race_unless_they_cover_the_same_bytes() {
     assert_eq!(s.access(Atomic, 0, 0, 0, 8, gpu), None);
     s.meet(0);
     assert_eq!(s.access(Atomic, 1, 0, 0, 4, gpu), None);
-    // The ordered access of 4 bytes does not hide that of 8 bytes, with which other threads race.
+    // The 4-byte access is ordered after the 8-byte access but does not hide it: accesses of other warps still race
+    // with the access of the other size.
     assert_eq!(s.access(Atomic, 4, 0, 0, 4, gpu), mixed);
     assert_eq!(s.access(Atomic, 6, 0, 0, 8, gpu), mixed);
     // Reads of different sizes are no conflict.

@@ -62,7 +62,7 @@ impl Decoder<'_> {
             semantics,
             scope,
             copies: self.flow.copies[self.index],
-            // A load that only serves to change a bit-field uses none of the bytes.
+            // A load whose value only serves to change a bit-field counts as using none of the loaded bytes.
             used_bytes: if kept_bytes.is_some() { 0 } else { declared_bytes & self.flow.used_bytes[self.index] },
             kept_bytes: kept_bytes.unwrap_or(0),
             cas_read: self.flow.cas_reads[self.index],
@@ -74,8 +74,8 @@ impl Decoder<'_> {
         Ok(if store { Op::Store(Box::new(transfer)) } else { Op::Load(Box::new(transfer)) })
     }
 
-    /// Returns the elements of the data operand of a load, store or atomic: as many as `.v2`, `.v4` or `.v8` says, or a
-    /// single one that is not in braces.
+    /// Returns the elements of the data operand of a load, store or atomic: as many as `.v2`, `.v4` or `.v8` says, or
+    /// the single element, which is not in braces.
     pub(super) fn data_elements(&self, data: &Operand, parts: &[&str]) -> Result<Vec<Operand>, ProgramError> {
         let width = parts.iter().find_map(|part| match *part {
             "v2" => Some(2),
@@ -92,8 +92,8 @@ impl Decoder<'_> {
         }
     }
 
-    /// Returns the parameter that an address operand names. A parameter without a size, which takes the variable
-    /// arguments of a function, bounds nothing.
+    /// Returns the parameter that an address operand names, inside which the access must lie. `None` if there is none,
+    /// or if the parameter has no size, because it takes the variable arguments of a function.
     fn named_param(&self, address: &Operand) -> Option<Box<NamedParam>> {
         let (Operand::Address(AddressBase::Symbol(name), _) | Operand::Symbol(name, _)) = address else { return None };
         let (offset, size) = self.o.param_offset_and_size(name).filter(|(_, size)| *size > 0)?;

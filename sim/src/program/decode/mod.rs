@@ -88,7 +88,7 @@ pub(super) fn decode_function(
     Ok(decoder.o.code)
 }
 
-/// Decodes the instructions of one function. In its methods, `parts` are the opcode's words, which dots separate.
+/// Decodes the instructions of one function. In its methods, `parts` holds the words of the opcode between the dots.
 pub(super) struct Decoder<'a> {
     pub(super) o: OperandResolver<'a>,
     program: &'a Program,
@@ -101,7 +101,8 @@ pub(super) struct Decoder<'a> {
     /// True if `volatile` accesses to shared memory count as weak accesses.
     volatile_is_data: bool,
     flow: DataFlow,
-    /// For loads whose value not all threads use: where it is used.
+    /// For each load whose value only some threads use, by the load's index: the predicate that tells which threads use
+    /// the value.
     used_where: HashMap<usize, UsedWhere>,
     /// Index in the function of the instruction that is being decoded.
     index: usize,
@@ -245,7 +246,7 @@ impl Decoder<'_> {
     }
 
     /// Returns where a write to the PTX sink `_` goes: the first of `rows` register-file rows that no instruction
-    /// reads, or, for `rows` = 0, the index of such a predicate.
+    /// reads, or, for `rows` = 0, the index of a predicate that no instruction reads.
     pub(in crate::program) fn sink_slot_or_predicate(&mut self, rows: u8) -> u32 {
         let code = &mut self.o.code;
         *self.sinks.entry(rows).or_insert_with(|| {
@@ -294,8 +295,8 @@ impl Decoder<'_> {
         (semantics, scope)
     }
 
-    /// Returns the first register-file row of each register of a matrix fragment, which is in braces even if it has only
-    /// one register.
+    /// Returns the first register-file row of each register of a matrix fragment. The PTX operand must be in braces,
+    /// even for a single register.
     pub(in crate::program) fn row_list(&mut self, operand: &Operand, ty: Type) -> Result<Vec<u32>, ProgramError> {
         let Operand::Vector(list) = operand else {
             return Err(self.o.error("the registers of a matrix must be in braces"));
@@ -307,8 +308,8 @@ impl Decoder<'_> {
 /// Returns operand number `index`, from 0.
 ///
 /// # Errors
-/// The instruction has fewer operands. The error has no line, because the instruction becomes one that is not
-/// supported.
+/// Returns an error if the instruction has fewer operands. The error names no line, because the caller turns the
+/// instruction into an unsupported instruction.
 pub(super) fn nth(operands: &[Operand], index: usize) -> Result<&Operand, ProgramError> {
     let what = || format!("operand {} is missing", index + 1);
     operands.get(index).ok_or_else(|| ProgramError::Operand { line: 0, what: what() })

@@ -28,7 +28,7 @@ pub struct CpAsync {
 pub struct BulkCopy {
     /// The direction of the copy.
     pub kind: BulkCopyKind,
-    /// The destination; for a prefetch, which has none, the source.
+    /// The destination; for a prefetch, which has no destination, the source.
     pub dst: AddressOperand,
     /// The state space of the destination.
     pub dst_window: AddressWindow,

@@ -24,7 +24,7 @@ pub struct MatrixTransfer {
 /// `mma.sync`: a matrix product of one warp.
 #[derive(Clone, Debug)]
 pub struct Mma {
-    /// The decoded form.
+    /// The shape and the element types of the product.
     pub op: MmaOp,
     /// Registers of D.
     pub d: Vec<Slot>,
@@ -68,7 +68,7 @@ pub struct WmmaTransfer {
 /// A `wmma.mma`.
 #[derive(Clone, Debug)]
 pub struct Wmma {
-    /// The decoded form.
+    /// The shape and the element types of the product.
     pub op: WmmaOp,
     /// Registers of D.
     pub d: Vec<Slot>,
@@ -83,7 +83,7 @@ pub struct Wmma {
 /// `wgmma.mma_async`: a matrix product of a warpgroup of four warps.
 #[derive(Clone, Debug)]
 pub struct Wgmma {
-    /// The decoded form.
+    /// The shape and the element types of the product.
     pub op: WgmmaOp,
     /// Registers of D.
     pub d: Vec<Slot>,

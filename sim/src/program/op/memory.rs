@@ -18,11 +18,11 @@ pub struct AddressOperand {
 /// A parameter of a kernel or function, or a `.param` variable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedParam {
-    /// Its name in the PTX.
+    /// The parameter's name in the PTX.
     pub name: Box<str>,
-    /// Offset of its first byte in the parameter space.
+    /// Offset of the parameter's first byte in parameter space.
     pub offset: u32,
-    /// Its size in bytes.
+    /// The parameter's size in bytes.
     pub size: u32,
 }
 
@@ -46,21 +46,21 @@ pub struct LoadStore {
     pub register_rows: u8,
     /// Memory semantics; `None` for a weak load or store.
     pub semantics: Option<MemorySemantics>,
-    /// Scope, for strong accesses.
+    /// Scope of the memory semantics, for a strong access.
     pub scope: AccessStrength,
-    /// Whether the instruction only copies: the loaded values are only stored again, or a stored value is such a
-    /// loaded value.
+    /// True if the instruction only copies memory: a load whose values are only stored again, or a store of such a
+    /// value.
     pub copies: bool,
-    /// For a load: mask of the loaded bytes whose value matters. The compiler declares the others as padding, or the
-    /// function drops them.
+    /// For a load: mask of the loaded bytes whose value matters. The compiler declares the other bytes as padding, or
+    /// the function does not use them.
     pub used_bytes: u32,
-    /// For a store: mask of the stored bytes that have the value that a load before has read there, because the store
-    /// changes a bit-field in the other bytes.
+    /// For a store that changes a bit-field of a word: mask of the bytes outside the bit-field, which are stored with
+    /// the value that an earlier load read there.
     pub kept_bytes: u32,
     /// True for a plain load of the first expected value of a compare-and-swap on the same word.
     pub cas_read: bool,
     /// For a load that the compiler has moved ahead of a branch: the predicate that decides whether a thread uses the
-    /// value, and whether it must be false.
+    /// value, and true if the value is used where the predicate is false.
     pub used_where: Option<(u32, bool)>,
 }
 
@@ -185,6 +185,6 @@ pub struct Atomic {
     pub b: Option<Slot>,
     /// Memory semantics; `.relaxed` if the instruction names none.
     pub semantics: Option<MemorySemantics>,
-    /// Scope, for strong accesses.
+    /// Scope of the memory semantics.
     pub scope: AccessStrength,
 }

@@ -48,7 +48,7 @@ pub enum Op {
     },
     Load(Box<LoadStore>),
     Store(Box<LoadStore>),
-    /// A `mov` of a value that a load has copied from memory; keeps track of its undefined bytes.
+    /// A `mov` of a value that a load has copied from memory; keeps track of the value's undefined bytes.
     CopyRegister {
         dst: Slot,
         src: Slot,

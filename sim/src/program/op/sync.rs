@@ -56,7 +56,7 @@ pub struct Mbarrier {
     pub scope: AccessStrength,
 }
 
-/// The kinds of [`Mbarrier`].
+/// The operations that an [`Mbarrier`] instruction can perform.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum MbarrierOperationKind {

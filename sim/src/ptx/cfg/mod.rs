@@ -411,9 +411,9 @@ impl EnclosedCode {
             }
             below == above
         };
-        // Count for each block the edges that leave the code it dominates. Such blocks are, on the dominator tree,
-        // those from the edge's source up to, but excluding, the dominator of its target (for a back edge, the target
-        // itself). So add 1 at the source, subtract 1 at the excluded block, and sum over subtrees.
+        // Count for each block the edges that leave the code it dominates. An edge counts for the blocks on the path in
+        // the dominator tree from its source up to, but excluding, the dominator of its target (for a back edge, the
+        // target itself). So add 1 at the source, subtract 1 at the excluded block, and sum over subtrees.
         let mut leaving = vec![0i64; nodes];
         let mut one_way_in = vec![true; nodes];
         for &from in &order {
