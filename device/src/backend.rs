@@ -8,7 +8,7 @@ use crate::host_memory::free_host_bytes;
 use crate::launch::Launch;
 use crate::profile::{LaunchRecord, TimedLaunch};
 
-/// The error of a launch that has code for device `cpu` alone.
+/// The error for a launch whose code exists only for device `cpu`.
 pub(crate) fn only_on_a_cpu(launch: &Launch) -> DeviceError {
     DeviceError::Failed(format!("{}: runs on device cpu only; use plain weights on this device", launch.name()))
 }
@@ -58,7 +58,7 @@ pub(crate) trait Backend: Send + Sync {
     /// Allocates at least `bytes` (> 0) bytes, 64-byte aligned, with unspecified contents. `None` if the device is out
     /// of memory.
     fn alloc(&self, bytes: usize) -> Option<u64>;
-    /// [`Backend::alloc`] for weights, which live long.
+    /// Allocates memory for weights. A device may place weights apart from other memory, because they live long.
     fn alloc_weights(&self, bytes: usize) -> Option<u64> {
         self.alloc(bytes)
     }
@@ -67,8 +67,8 @@ pub(crate) trait Backend: Send + Sync {
     fn free_bytes(&self) -> Option<u64> {
         free_host_bytes()
     }
-    /// Makes the system provide the memory of a live range now, if it would do so only at the first access to each
-    /// page. Contents do not change, so others may use the memory meanwhile.
+    /// Makes the system provide the memory of a live range now instead of at the first access to each page. Contents do
+    /// not change, so other threads may use the memory meanwhile.
     fn populate(&self, _addr: u64, _bytes: usize) {}
     /// Returns to the system the freed memory that the device keeps for later allocations.
     fn return_kept_memory(&self) {}

@@ -18,26 +18,27 @@ pub struct Capabilities {
     pub async_launches: bool,
     /// The times of launches are those of a real machine; on the simulator they are not.
     pub real_times: bool,
-    /// A row of a matrix product has the same bits whatever the number of rows. On a GPU it has not, because cuBLASLt
-    /// chooses its algorithm by that number.
+    /// A row of a matrix product has the same bits for every number of rows in the product. False on a GPU, because
+    /// cuBLASLt chooses its algorithm by the number of rows.
     pub batch_invariant_products: bool,
-    /// A continuous batch computes all its slots in every decode step, so its bits depend on their number and not on
-    /// the other requests. A CPU computes occupied slots only, and no bit depends on their number.
+    /// A decode step of a continuous batch always computes all slots, so the bits of a sequence depend on the number of
+    /// slots and not on the other requests. A CPU computes occupied slots only, and no bit depends on their number.
     pub fixed_decode_batch: bool,
     /// The number of sequences that decode together if no option says it.
     pub decode_batch_size: usize,
     /// The most tokens of prompts that a forward pass computes between two decode steps if no option says it.
     pub prefill_chunk_tokens: usize,
-    /// The multiple of bytes at which rows of a matrix begin for the fastest products: tensor copies (TMA) of a GPU
-    /// need 16.
+    /// The fastest matrix products need rows that begin at multiples of this number of bytes: tensor copies (TMA) of a
+    /// GPU need 16.
     pub row_alignment_bytes: usize,
-    /// Kernels copy whole boxes of rows of bf16, of which some may lie behind the last token of a KV block. So unused
-    /// rows must be finite.
+    /// Kernels copy keys and values in whole boxes of rows, which may include rows behind the last token of a KV block.
+    /// So these unused rows must be finite.
     pub reads_unused_kv_rows: bool,
-    /// The memory serves this process alone. The memory of a CPU has other users, and holds the media workers and
-    /// copies of checkpoints, too.
+    /// The device's memory serves this process alone. The memory of a CPU also serves other processes, the media
+    /// workers and copies of checkpoints.
     pub own_memory: bool,
-    /// The most bytes of keys and values; the simulator keeps a record of every byte.
+    /// The maximum bytes of keys and values, if there is one. The simulator has a maximum because it keeps a record of
+    /// every byte.
     pub max_kv_bytes: Option<u64>,
 }
 
@@ -68,7 +69,7 @@ impl Capabilities {
         max_kv_bytes: None,
     };
 
-    /// The simulated GPU computes products on the CPU, or by kernels of which each row has one order of summation.
+    /// The simulated GPU computes matrix products on the CPU or by kernels, and both add up a row in one fixed order.
     pub(crate) const SIMULATED_GPU: Self = Self {
         async_launches: false,
         real_times: false,

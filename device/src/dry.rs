@@ -33,7 +33,8 @@ impl Backend for Dry {
         self.kernels
     }
 
-    /// Those of the device that is planned for, without lookahead: a result is known at once.
+    /// The capabilities of the planned device, except that launches are not asynchronous: device `dry` knows each
+    /// result at once.
     fn capabilities(&self) -> Capabilities {
         Capabilities { async_launches: false, ..Capabilities::of_kernels(self.kernels) }
     }

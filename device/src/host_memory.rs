@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-/// The bytes of host memory that this process can still allocate: those of the machine and, if there is a limit, those
-/// of its cgroup. `None` if they are unknown.
+/// The bytes of host memory that this process can still allocate: the smaller of the machine's free memory and, if
+/// there is a limit, of the free memory of its cgroup. `None` if they are unknown.
 pub fn free_host_bytes() -> Option<u64> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

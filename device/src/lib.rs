@@ -8,7 +8,7 @@
 //! - How does a launch run on a GPU, real or fake? [`cuda`]; on the simulator: [`simulate`]; on the CPU: [`Team`] and
 //!   [`cpu`].
 //!
-//! The kernels are above this crate: it names none, and a launch carries the code that executes it.
+//! The kernels are in a crate above this one. This crate names no kernel; a launch carries the code that executes it.
 
 mod backend;
 mod capabilities;

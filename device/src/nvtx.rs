@@ -1,5 +1,5 @@
-//! NVTX ranges: named spans of host time that NVIDIA Nsight shows. Every launch is one span. Without the feature
-//! `nvtx` they do nothing, and without a profiling tool they cost almost nothing.
+//! NVTX ranges: named spans of host time that NVIDIA Nsight shows. Every launch is one span. Without the feature `nvtx`
+//! the ranges do nothing, and without a profiling tool they cost almost nothing.
 
 /// A named span of host time. It ends when this value is dropped, which must be on the thread that began it.
 pub struct NvtxRange {

@@ -100,8 +100,8 @@ impl Sim {
     }
 }
 
-/// Checks that the tables of addresses in device memory are those that the launch lists, by which the device chooses
-/// the buffers that the launch may access.
+/// Checks that the tables of addresses in device memory equal the tables that the launch lists. The device chooses the
+/// buffers that the launch may access by the listed tables.
 fn check_tables(launch: &KernelLaunch, memory: &SimMemory) -> Result<()> {
     for field in launch.kernel.fields.iter().filter(|f| f.address) {
         let Some(table) = launch.table_of(field).filter(|table| !table.bytes().is_empty()) else { continue };

@@ -41,7 +41,7 @@ struct Alone<T>(T);
 
 /// A job number (upper half; it only grows) and the number of tasks left in a thread's share (lower half). A thread
 /// owns a task once it has decremented the lower half by compare-and-swap. The swap also proves that the task pointer
-/// and the count, which it read before, belong to this job.
+/// and the count, which the thread read before the swap, belong to this job.
 type Share = Alone<AtomicU64>;
 
 struct Shared {
@@ -108,13 +108,13 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// The tasks of [`Team::run`] with which thread `thread` begins, of `count` tasks.
+    /// Returns the range of tasks with which thread `thread` begins if [`Team::run`] runs `count` tasks.
     pub fn share(&self, thread: usize, count: usize) -> Range<usize> {
         span(thread, self.threads(), count)
     }
 
-    /// Calls `task(0) … task(count - 1)`, each once and on any thread of the team, and returns when all are done. If
-    /// a task itself calls `run`, all tasks of that call run on the task's thread.
+    /// Calls `task(0) … task(count - 1)`, each once and on any thread of the team, and returns when all tasks are done.
+    /// If a task itself calls `run`, all tasks of that call run on the task's thread.
     ///
     /// # Panics
     /// If a task panics (after all other tasks are done), or with 2^32 tasks or more.
@@ -138,8 +138,8 @@ impl Team {
             share.0.store(job << 32 | span(i, n, count).len() as u64, Ordering::Release);
         }
         s.job.0.store(job, Ordering::SeqCst);
-        // Either this load sees the sleeping worker, or the worker, which checks again after it has counted itself as
-        // sleeping, sees the job.
+        // Either this load sees the sleeping worker, or the worker sees the new job: it checks for one again after it
+        // has counted itself as sleeping.
         if s.sleepers.load(Ordering::SeqCst) != 0 {
             let _guard = s.asleep.lock().unwrap_or_else(|e| e.into_inner());
             s.wake.notify_all();
@@ -185,9 +185,9 @@ impl Drop for Team {
 }
 
 impl Shared {
-    /// Runs tasks of the current job until none is left: first those of share `first`, then those of the other
-    /// shares. They are counted together at the end: the counter moves from core to core only once for each thread. All
-    /// belong to one job, because a job lasts until all of its tasks are counted.
+    /// Runs tasks of the current job until none is left: first those of share `first`, then those of the other shares.
+    /// The finished tasks are counted together at the end, so the counter moves from core to core only once for each
+    /// thread. All of these tasks belong to one job, because a job lasts until all of its tasks are counted.
     fn take_tasks(&self, first: usize) {
         let n = self.shares.len();
         let taken: usize = (first..first + n).map(|i| self.take_share(i % n)).sum();
@@ -247,7 +247,7 @@ impl Shared {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            // If a later job has begun since then and all its tasks are taken already, `take_tasks` finds no task.
+            // If a job later than `seen` has begun and all its tasks are taken already, `take_tasks` finds no task.
             seen = self.job.0.load(Ordering::SeqCst);
             self.take_tasks(index);
         }
@@ -328,7 +328,7 @@ mod tests {
         for _ in 0..5 {
             std::thread::sleep(std::time::Duration::from_millis(5));
             let barrier = std::sync::Barrier::new(2);
-            // Both threads must take part: one alone would wait forever.
+            // Both threads must take part: one thread alone would wait forever.
             team.run(2, |_| {
                 barrier.wait();
             });

@@ -1,5 +1,5 @@
-//! The LoRA adapters that the requests of a batch can name. A prompt is computed by a model with its adapter; a decode
-//! step computes all rows together, each with its own adapter.
+//! The LoRA adapters that the requests of a batch can name. The prefill of a prompt uses a model with the prompt's
+//! adapter; a decode step computes all rows together, each with its own adapter.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ struct LoadedAdapter {
     id: AdapterId,
     /// The engine's model with this adapter.
     model: Arc<Qwen25Vl>,
-    /// Whether new requests can name it. One that is not available stays until no sequence uses it.
+    /// Whether new requests can name the adapter. An unavailable adapter stays loaded until no sequence uses it.
     is_available: bool,
 }
 
@@ -41,14 +41,14 @@ impl Adapters {
         self.loaded.iter().find(|adapter| adapter.id == id).map(|adapter| adapter.model.clone())
     }
 
-    /// The adapter's number in decode steps; -1 for none.
+    /// The adapter's number in decode steps; -1 without an adapter.
     pub(crate) fn number(&self, id: Option<AdapterId>) -> i32 {
         let position = |id| self.loaded.iter().position(|adapter| adapter.id == id);
         id.and_then(position).map_or(-1, |number| number as i32)
     }
 
-    /// The same adapters and one more, whose model is `model`. Those that are neither available nor in use are left
-    /// out.
+    /// Returns these adapters and a new one, whose model is `model`, and the new adapter's id. Adapters that are
+    /// neither available nor in use are left out.
     pub(crate) fn with(&self, model: Qwen25Vl, in_use: &BTreeSet<AdapterId>) -> (Adapters, AdapterId) {
         let mut adapters = self.without_unused(in_use);
         adapters.last_id += 1;
@@ -75,8 +75,7 @@ impl Adapters {
         self.loaded.len()
     }
 
-    /// Returns these adapters, attached to `base`, which has other weights than the model that they are attached to
-    /// now.
+    /// Returns these adapters attached to `base`, a model with other weights of the same architecture.
     pub(crate) fn of_model(&self, base: &Qwen25Vl) -> Adapters {
         let mut adapters = self.clone();
         for adapter in &mut adapters.loaded {
@@ -85,7 +84,7 @@ impl Adapters {
         adapters
     }
 
-    /// The decoder for decode steps; without adapters it is that of the model.
+    /// The decoder for decode steps, with all adapters; without adapters, the decoder of `base`.
     pub(crate) fn decoder(&self, base: &Qwen25Vl, cx: &Cx) -> Result<TextDecoder> {
         let models: Vec<&Qwen25Vl> = self.loaded.iter().map(|adapter| &*adapter.model).collect();
         match models[..] {

@@ -41,11 +41,11 @@ pub struct VideoShape {
     pub frames: usize,
     /// Height of a frame in pixels, a multiple of the model's patch size times its merge size.
     pub height: usize,
-    /// Width of a frame in pixels, a multiple of the same size.
+    /// Width of a frame in pixels, a multiple of the model's patch size times its merge size.
     pub width: usize,
 }
 
-/// A prompt of arbitrary tokens, after a video of arbitrary pixels if the shape has one.
+/// A prompt of arbitrary text tokens, optionally preceded by a video of arbitrary pixels.
 pub struct Prompt {
     ids: Vec<TokenId>,
     positions: [Vec<i64>; 3],
@@ -72,7 +72,7 @@ impl Prompt {
             grids: Vec::new(),
         };
         let Some(VideoShape { frames, height, width }) = video else { return Ok(prompt) };
-        // The time does not depend on the pixels, so any that differ from each other will do.
+        // The time does not depend on the pixel values, so arbitrary values are used.
         let data = (0..frames * height * width * 3).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]);
         let video = FrameBuf { data: data.collect(), frames, height, width };
         let grid = prompt.frames.grid_thw(&video)?;
@@ -87,7 +87,7 @@ impl Prompt {
         Ok(prompt)
     }
 
-    /// The number of tokens, those of the video included.
+    /// The number of tokens of the prompt, including the video's tokens.
     pub fn tokens(&self) -> usize {
         self.ids.len()
     }

@@ -19,14 +19,14 @@ use reel_runtime::ops::KvPages;
 
 use crate::block_hash::BlockHash;
 
-/// What a block that no sequence uses is good for.
+/// The reference count of a block, and the hash by which the prefix cache finds it.
 #[derive(Clone, Copy, Debug, Default)]
 struct BlockState {
     /// The number of sequences that hold the block.
     references: u32,
-    /// The hash by which the block is found, if it is full and the first one with this content.
+    /// The hash by which the block is found; `None` if the block is not full or another block has the same content.
     hash: Option<BlockHash>,
-    /// The key of the block in `cached`, while it is there.
+    /// The block's key in `BlockAllocator::cached`, while the block is cached.
     released_at: u64,
 }
 
@@ -75,7 +75,8 @@ impl BlockAllocator {
         self.free.len() + self.cached.len()
     }
 
-    /// How many of the cached blocks [`Self::find`] would take for this chain of hashes, and how many blocks in all.
+    /// Of the blocks that [`Self::find`] would return for this chain of hashes: the number of cached (unused) blocks,
+    /// and the number of all blocks.
     pub(crate) fn peek(&self, hashes: &[BlockHash]) -> (usize, usize) {
         let found = hashes.iter().map_while(|hash| self.by_hash.get(hash));
         let (mut unused, mut all) = (0, 0);
@@ -104,8 +105,8 @@ impl BlockAllocator {
         }
     }
 
-    /// Allocates `count` blocks with one reference each; `None` if fewer are available. Blocks of the prefix cache are
-    /// forgotten for it, the least recently used ones first.
+    /// Allocates `count` blocks with one reference each; `None` if fewer are available. If no free block is left,
+    /// cached blocks are evicted from the prefix cache, the least recently used ones first.
     pub(crate) fn allocate(&mut self, count: usize) -> Option<Vec<i32>> {
         if self.available() < count {
             return None;
@@ -123,8 +124,8 @@ impl BlockAllocator {
         Some(block)
     }
 
-    /// Makes full blocks of a sequence known by their hashes, so that later prompts find them. A block whose content is
-    /// known already stays without a hash.
+    /// Registers full blocks of a sequence under their hashes, so that later prompts find them. If another block with
+    /// the same content is registered already, the block gets no hash.
     pub(crate) fn remember(&mut self, blocks: &[i32], hashes: &[BlockHash]) {
         for (&block, &hash) in blocks.iter().zip(hashes) {
             if self.states[block as usize].hash.is_none() && !self.by_hash.contains_key(&hash) {
@@ -134,8 +135,8 @@ impl BlockAllocator {
         }
     }
 
-    /// Gives back the blocks of a sequence and empties its block table. The last blocks of the table are the first to
-    /// be forgotten, because a prefix is of use without them.
+    /// Releases the blocks of a sequence and empties its block table. The last blocks of the table will be evicted
+    /// first, because the blocks before them can be found without them.
     pub(crate) fn release(&mut self, table: &mut Vec<i32>) {
         for block in table.drain(..).rev() {
             let state = &mut self.states[block as usize];
@@ -154,7 +155,7 @@ impl BlockAllocator {
         }
     }
 
-    /// Forgets the content of all blocks: no later prompt finds them.
+    /// Empties the prefix cache: no later prompt finds any block.
     pub(crate) fn forget_all(&mut self) {
         self.by_hash.clear();
         self.states.iter_mut().for_each(|state| state.hash = None);
@@ -195,7 +196,7 @@ mod tests {
         blocks.remember(&table, &chain);
         blocks.release(&mut table);
         assert_eq!((blocks.available(), blocks.peek(&chain)), (4, (3, 3)));
-        // The free block goes first, then the last block of the chain.
+        // The free block is allocated first, then the last block of the chain is evicted.
         assert_eq!(blocks.allocate(2), Some(vec![3, 2]));
         assert_eq!(blocks.find(&chain), vec![0, 1]);
         assert_eq!(blocks.available(), 0);
@@ -205,9 +206,9 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Action {
-        /// Start a sequence with this prefix of a chain of hashes and so many further blocks.
+        /// Start a sequence whose first blocks have these contents (0 or 1), with this number of further blocks.
         Start(Vec<u8>, usize),
-        /// End the sequence with this number, modulo their count.
+        /// End the running sequence with this index, modulo the number of running sequences.
         End(usize),
         ForgetAll,
     }
@@ -221,13 +222,13 @@ mod tests {
     }
 
     proptest! {
-        /// Blocks are never lost, never given to two sequences unless both have the same content up to there, and a
-        /// found block holds what it was remembered with.
+        /// No block is lost. Two sequences share a block only if their contents up to its end are equal. A block that
+        /// is found by a hash holds the content that was registered under this hash.
         #[test]
         fn every_block_is_free_cached_or_in_use(actions in prop::collection::vec(action(), 1..60), count in 1usize..12) {
             let mut blocks = BlockAllocator::new(count);
             let mut running: Vec<(Vec<i32>, usize)> = Vec::new();
-            // What the memory of each block holds: the chain up to its end.
+            // The content that the memory of each block holds: the chain up to the end of the block.
             let mut content: Vec<Option<Vec<u8>>> = vec![None; count];
             for action in actions {
                 match action {

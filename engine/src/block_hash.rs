@@ -1,13 +1,13 @@
-//! Hashes of KV blocks, by which a later prompt finds the keys and values of an equal beginning.
+//! Hashes of KV blocks, by which a later prompt that begins with the same tokens finds their keys and values.
 //!
 //! ```text
 //! hash(block i) = SHA-256(hash(block i - 1), ids, M-RoPE positions and media of the 64 tokens of block i)
 //! ```
 //!
-//! Before block 0 stands the id of the LoRA adapter.
+//! For block 0, the id of the LoRA adapter takes the place of the previous block's hash.
 //!
-//! The media of a token is the content hash of the image or video that it stands for; which of its vision tokens it is
-//! follows from the tokens before. So equal hashes mean equal keys and values, as long as the weights are the same.
+//! The media of a token is the content hash of its image or video; the tokens before determine which vision token of
+//! the image or video it is. So equal hashes mean equal keys and values, as long as the weights are the same.
 
 use reel_model::chunked_prompt::PromptTokens;
 use reel_runtime::ops::KvPages;
@@ -30,7 +30,7 @@ impl BlockHash {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SequenceTokens<'a> {
     pub(crate) prompt: &'a PromptTokens,
-    /// All ids, of the prompt and generated.
+    /// The ids of all tokens: of the prompt, then the generated ones.
     pub(crate) ids: &'a [i32],
     /// The offset from a generated token's index to its position, on each axis.
     pub(crate) rope_delta: i64,
@@ -45,7 +45,7 @@ impl SequenceTokens<'_> {
         self.prompt.positions[axis].get(index).copied().unwrap_or_else(generated)
     }
 
-    /// Extends `hashes`, those of the first blocks, to all blocks that the first `tokens` tokens fill.
+    /// Extends `hashes`, which has the hashes of the first blocks, to all blocks that the first `tokens` tokens fill.
     pub(crate) fn extend_block_hashes(&self, hashes: &mut Vec<BlockHash>, tokens: usize) {
         const N: usize = KvPages::BLOCK_TOKENS;
         for block in hashes.len()..tokens / N {
@@ -84,7 +84,8 @@ mod tests {
         hashes
     }
 
-    /// A prompt with an image of 40 vision tokens from token 30 on, then another one of 40 from token 100 on.
+    /// A prompt with an image of 40 vision tokens from token 30 on, then a second image of 40 vision tokens from token
+    /// 100 on.
     fn prompt(tokens: usize) -> PromptTokens {
         let ids: Vec<i32> = (0..tokens as i32).map(|i| i * 7 % 50).collect();
         let axis: Vec<i32> = (0..tokens as i32).collect();
@@ -102,7 +103,7 @@ mod tests {
     }
 
     proptest! {
-        /// A change of one token changes the hash of its block and of all later ones, and of no earlier one.
+        /// A change of one token changes the hashes of its block and of all later blocks, but of no earlier block.
         #[test]
         fn a_change_reaches_all_later_blocks(at in 0usize..256, kind in 0usize..4) {
             let before = prompt(256);

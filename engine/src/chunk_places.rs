@@ -1,4 +1,4 @@
-//! The places of the tokens of a forward pass over chunks of prompts in the rows that are kept.
+//! Finds the rows of `KeptProducts` in which a forward pass over chunks of prompts stores the outputs for its tokens.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::prefill::PrefillJob;
 use crate::scheduler::Scheduler;
 use crate::sequence::SequenceState;
 
-/// The places of the rows of a forward pass over chunks of prompts.
+/// Pairs of a row of a forward pass over chunks of prompts and the row of `KeptProducts` that stores its outputs.
 #[derive(Debug, Default)]
 pub(crate) struct ChunkPlaces {
     tokens: Vec<(usize, usize)>,
@@ -18,9 +18,9 @@ pub(crate) struct ChunkPlaces {
 }
 
 impl ChunkPlaces {
-    /// Adds a chunk with the tokens `range` of a job, the first of which is token `at` of the pass. If the hidden state
-    /// of the last one is needed, it is row `needed` of those that are. A job after a preemption has kept its rows
-    /// before.
+    /// Adds a chunk: the tokens `range` of a job, which are the tokens from index `at` on of the pass. If the hidden
+    /// state of the chunk's last token is needed, `needed` is its row among the needed hidden states. A job of a
+    /// preempted sequence is skipped, because its outputs were stored before the preemption.
     pub(crate) fn add_chunk(
         &mut self,
         (job, sequence): (&PrefillJob, &SequenceState),
@@ -43,7 +43,7 @@ impl ChunkPlaces {
         }
     }
 
-    /// The places of all tokens and of the needed ones, on the device.
+    /// Copies the pairs to the device: for all tokens, and for the tokens whose hidden states are needed.
     pub(crate) fn on_device(&self, device: &Device) -> Result<[RowPlaces; 2]> {
         Ok([RowPlaces::of_pairs(device, &self.tokens)?, RowPlaces::of_pairs(device, &self.needed)?])
     }

@@ -1,5 +1,5 @@
-//! What all parts of the engine share: the model, the device, the limits, and the memory that one call leaves for the
-//! next.
+//! The data that all parts of the engine share: the model, the device, the limits, and the device memory that one call
+//! keeps for the next call.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use crate::running_batch::{BatchCapacity, RunningBatch};
 /// The model, the device and the limits of an engine.
 #[derive(Debug)]
 pub(crate) struct EngineContext<'a> {
-    /// A clone that shares its weights with the caller's model, until
+    /// A clone of the caller's model, which shares its weights until they are replaced by
     /// [`ContinuousBatch::replace_weights`](crate::ContinuousBatch::replace_weights).
     pub(crate) model: Mutex<Arc<Qwen25Vl>>,
     /// The model with packed copies of weights that are trained, from the first call of
@@ -82,7 +82,7 @@ impl EngineContext<'_> {
     }
 
     /// Whether one forward pass may compute several prompts. On a GPU the bits of a matrix product depend on its number
-    /// of rows, so a prompt would depend on the other ones.
+    /// of rows, so the results of a prompt would depend on the other prompts of the pass.
     pub(crate) fn packs_prompts(&self) -> bool {
         self.cx.device().capabilities().batch_invariant_products
     }

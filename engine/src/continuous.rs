@@ -1,5 +1,5 @@
-//! Continuous batching: requests are added while earlier ones decode, so that a finished sequence makes room for the
-//! next request.
+//! Continuous batching: requests are added while earlier requests decode, so that a finished sequence makes room for
+//! the next request.
 //!
 //! ```text
 //! loop:
@@ -25,7 +25,7 @@ use crate::stats::EngineStats;
 ///
 /// A completion does not depend on the other requests, nor on when its request is added. On a GPU this holds for equal
 /// numbers of slots ([`Engine::max_slots`](crate::Engine::max_slots)) and an empty prefix cache: each step computes all
-/// slots, because the bits of a matrix product depend on its size there.
+/// slots, because on a GPU the bits of a matrix product depend on its number of rows.
 pub struct ContinuousBatch<'e, 'a, 'r> {
     run: Run<'e, 'a, 'r>,
 }
@@ -52,19 +52,20 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         Ok(ContinuousBatch { run: Run::new(context, context.batch_for(capacity, None)?, options) })
     }
 
-    /// Starts a thread that makes the system provide the memory of all KV blocks, if so much is free. So the memory of
-    /// the process does not grow with the number of blocks that were ever used, and steps do not wait for pages.
+    /// Starts a thread that makes the operating system provide the physical memory of all KV blocks, if that much
+    /// memory is free. Then the memory of the process does not grow as more blocks are used, and steps do not wait for
+    /// page faults.
     pub fn populate_kv_blocks(&self) {
         let cache = self.run.kv_cache().clone();
         let bytes = cache.tensors().map(|tensor| tensor.bytes() as u64).sum::<u64>();
         let free = cache.tensors().next().and_then(|tensor| tensor.device().free_bytes());
         if free.is_some_and(|free| bytes <= free) {
-            // Without the thread, blocks get their memory when they are used.
+            // If the thread cannot be started, each block gets its memory at its first use.
             let _ = std::thread::Builder::new().name("kv memory".into()).spawn(move || cache.populate());
         }
     }
 
-    /// Whether no request is unfinished.
+    /// Whether all requests are finished.
     pub fn is_idle(&self) -> bool {
         self.run.scheduler().is_idle()
     }
@@ -74,25 +75,25 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         self.run.scheduler().unfinished() < self.run.scheduler().slot_count()
     }
 
-    /// What the batch does and has done.
+    /// The state of the batch and its counters, for metrics.
     pub fn stats(&self) -> EngineStats {
         self.run.scheduler().stats()
     }
 
-    /// Queues a request. `index` becomes [`Completion::request`](crate::Completion::request); it must differ from those
-    /// of unfinished requests.
+    /// Queues a request. `index` becomes [`Completion::request`](crate::Completion::request); it must differ from the
+    /// indices of unfinished requests.
     ///
     /// # Errors
-    /// An invalid request; one that needs more KV blocks than there are.
+    /// The request is invalid, or needs more KV blocks than there are.
     pub fn add(&mut self, index: usize, request: GenerationRequest<'r>) -> Result<()> {
         self.run.add_request(index, request)
     }
 
     /// Computes a share of the waiting prompts, does one decode step over all running sequences, and calls `on_token`
-    /// with each token. Returns what is finished and what failed.
+    /// with each token. Returns the finished completions and the failed requests.
     ///
     /// # Errors
-    /// The interrupt flag is set; a device error. The batch cannot be used after it.
+    /// The interrupt flag is set; a device error. After an error the batch cannot be used.
     pub fn step(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<StepOutput> {
         self.run.step(on_token)?;
         Ok(self.run.take_output())
@@ -112,16 +113,17 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     }
 
     /// Loads a LoRA adapter: requests can name it from now on. `model` is the engine's model with the adapter
-    /// ([`Qwen25Vl::with_adapter`]). Running requests go on with the bits that they would have had.
+    /// ([`Qwen25Vl::with_adapter`]). Running requests continue, and the bits of their results do not change.
     ///
     /// # Errors
-    /// The engine's model has an adapter already, or out of memory; then nothing has changed. A device error.
+    /// The engine's model has an adapter already, or out of memory: in these cases nothing changes. A device error.
     pub fn load_adapter(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<AdapterId> {
         self.run.load_adapter(model, on_token)
     }
 
-    /// Unloads an adapter: new requests cannot name it, running ones go on. Its memory is freed now if no request uses
-    /// it, else when another adapter is loaded or unloaded after its last request.
+    /// Unloads an adapter: new requests cannot name it, running requests continue with it. The adapter's memory is
+    /// freed now if no request uses it; otherwise when an adapter is loaded or unloaded after its last request has
+    /// ended.
     ///
     /// # Errors
     /// A device error.
@@ -129,8 +131,8 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
         self.run.unload_adapter(id, on_token)
     }
 
-    /// Makes unfinished requests go on with changed weights: their keys and values are computed again, and the prefix
-    /// cache is emptied. The caller empties the model's feature cache.
+    /// Continues unfinished requests after the weights have changed in place: their keys and values are computed again,
+    /// and the prefix cache is emptied. The caller empties the model's feature cache.
     ///
     /// # Errors
     /// A device error.
@@ -143,8 +145,8 @@ impl<'e, 'a, 'r> ContinuousBatch<'e, 'a, 'r> {
     /// feature cache. Returns the number of unfinished requests whose keys and values are computed again.
     ///
     /// # Errors
-    /// `model` has another architecture, or an adapter beside those that are loaded; out of memory; then the former
-    /// weights stay. A device error, after which the batch cannot be used.
+    /// `model` has another architecture; `model` has an adapter itself while adapters are loaded; out of memory: in
+    /// these cases the former weights stay. A device error, after which the batch cannot be used.
     pub fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
         self.run.replace_weights(model, on_token)
     }

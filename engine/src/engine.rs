@@ -65,23 +65,23 @@ impl<'a> Engine<'a> {
         Ok(Engine { context, packs_trained_weights: false, has_room_for_copies: OnceLock::new() })
     }
 
-    /// Sets the maximum number of sequences that decode at the same time; the others wait. 0 counts as 1. The
+    /// Sets the maximum number of sequences that decode at the same time; further sequences wait. 0 counts as 1. The
     /// generated completions do not depend on this number.
     pub fn max_slots(mut self, slots: usize) -> Engine<'a> {
         self.context.max_slots = slots.max(1);
         self
     }
 
-    /// Sets how many further decode steps are enqueued before the host reads the tokens of the oldest one. The
-    /// default is 1 on an asynchronous device, else 0. The generated completions do not depend on this number.
+    /// Sets how many further decode steps are enqueued before the host reads the tokens of the oldest step. The default
+    /// is 1 on an asynchronous device, else 0. The generated completions do not depend on this number.
     pub fn lookahead(mut self, steps: usize) -> Engine<'a> {
         self.context.lookahead = steps;
         self
     }
 
     /// Sets the maximum number of tokens of prompts that one forward pass computes. 0 counts as 1. The default is 512,
-    /// on a GPU 4096. In a continuous batch this is also the number per step, between two decode steps; on a GPU the
-    /// last chunk of a step may exceed it. On device `cpu` the generated completions do not depend on this number.
+    /// on a GPU 4096. In a continuous batch it is also the maximum between two decode steps; on a GPU the last chunk of
+    /// a step may exceed it. On device `cpu` the generated completions do not depend on this number.
     pub fn chunk_tokens(mut self, tokens: usize) -> Engine<'a> {
         self.context.chunk_tokens = tokens.max(1);
         self
@@ -94,9 +94,9 @@ impl<'a> Engine<'a> {
         self
     }
 
-    /// Makes [`Engine::generate`] copy the weights that are trained into the layout that the device reads fastest, if
-    /// it has another one, and keep the copies until [`Engine::release_memory`], which is to be called before the
-    /// weights change. A decode step of a small batch then takes less time; copying takes that of a few steps. If the
+    /// Makes [`Engine::generate`] copy the trained weights into the layout that the device reads fastest, if their
+    /// layout differs, and keep the copies until [`Engine::release_memory`], which must be called before the weights
+    /// change. A decode step of a small batch then takes less time; copying takes the time of a few steps. If the
     /// copies would take more than half of the memory that is free at the first call, none are made. The generated
     /// completions are the same.
     pub fn packing_trained_weights(mut self) -> Engine<'a> {
@@ -135,8 +135,8 @@ impl<'a> Engine<'a> {
         self.generate_keeping(requests, None, on_token)
     }
 
-    /// [`Engine::generate`], which keeps the outputs of the decoder's products in `products`, where
-    /// [`GenerationRequest::kept`] says.
+    /// Like [`Engine::generate`], and stores the outputs of the decoder's matrix products in the rows of `products`
+    /// that [`GenerationRequest::kept`] names, for reuse in training.
     ///
     /// # Errors
     /// The errors of [`Engine::generate`].
@@ -154,9 +154,10 @@ impl<'a> Engine<'a> {
         let options = RunOptions {
             max_slots: self.context.max_slots,
             fixed_batch_size: false,
-            // The prompts of one call share little, and a plan of memory and time counts each of them whole.
+            // The prompts of one call rarely begin with the same tokens, and plans of memory and time count each prompt
+            // in full.
             prefix_cache: false,
-            // All prompts first: decode steps with few sequences would take longer in all.
+            // All prompts are computed first: decode steps with few sequences in between would take longer in total.
             prefill_tokens_per_step: usize::MAX,
         };
         let mut run = Run::new(&self.context, batch, options);
@@ -167,7 +168,7 @@ impl<'a> Engine<'a> {
         generated
     }
 
-    /// An empty batch, to which requests are added while earlier ones decode. Its KV cache takes at most
+    /// Creates an empty batch, to which requests are added while earlier requests decode. Its KV cache takes at most
     /// `max_kv_bytes` bytes, and has room for at least one block.
     ///
     /// # Errors
@@ -176,7 +177,8 @@ impl<'a> Engine<'a> {
         ContinuousBatch::new(&self.context, max_kv_bytes)
     }
 
-    /// Makes the packed copies of trained weights, if they are wanted, absent, and have room.
+    /// Makes the packed copies of trained weights if the caller asked for them, they do not exist yet, and they fit
+    /// into memory.
     fn pack_trained_weights(&self) -> Result<()> {
         if !self.packs_trained_weights || lock(&self.context.packed_model).is_some() {
             return Ok(());

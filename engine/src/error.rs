@@ -15,7 +15,7 @@ pub enum EngineError {
     /// An error of the device or an op.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// A request has an invalid field, or more sequences than the KV cache holds.
+    /// A request has an invalid field, or more tokens than the KV cache holds.
     #[error("{0}")]
     Request(Diagnostic),
     /// The logits of a sequence are NaN.

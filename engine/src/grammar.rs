@@ -1,6 +1,6 @@
 //! Grammars that a completion must follow: a JSON schema, a regular expression, a choice of texts, or a grammar in
-//! Lark's syntax. The crate `llguidance` says after each token which tokens may follow; sampling never takes another
-//! one.
+//! Lark's syntax. The crate `llguidance` says after each token which tokens may follow; sampling takes only one of
+//! these tokens.
 //!
 //! [`GrammarCompiler`] is made once for a vocabulary. It compiles the [`GrammarSpec`] of a request to a [`Grammar`],
 //! which each completion copies and advances.
@@ -52,7 +52,7 @@ impl GrammarCompiler {
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(TokTrie::from(&TokRxInfo::new(vocab as u32, end), &words)));
         let mut factory = ParserFactory::new_simple(&env).map_err(|e| refused(e.to_string(), "report this"))?;
         factory.quiet();
-        // Errors are for users of a model; verbose ones have the whole state of the parser.
+        // Users of the model read these errors; verbose errors would contain the whole state of the parser.
         factory.limits_mut().verbose_errors = false;
         Ok(GrammarCompiler { factory, end_token_ids, mask_words: vocab.div_ceil(32) })
     }
@@ -60,7 +60,7 @@ impl GrammarCompiler {
     /// Compiles a grammar. Time and memory are limited.
     ///
     /// # Errors
-    /// The grammar is wrong, uses a feature that is not supported, or is too large.
+    /// The grammar is invalid, uses a feature that is not supported, or is too large.
     pub fn compile(&self, spec: &GrammarSpec) -> Result<Grammar> {
         let grammar = match spec {
             GrammarSpec::JsonSchema(schema) => TopLevelGrammar::from_json_schema(without_spaces(schema)),
@@ -92,7 +92,8 @@ impl GrammarCompiler {
 }
 
 impl GrammarCompiler {
-    /// The error of a rule for tools, with the name of the first function whose parameters cannot be compiled.
+    /// The error for tools whose grammar cannot be compiled. It names the first function whose parameter schema is at
+    /// fault.
     fn wrong_tool(&self, calls: &ToolCallGrammar, e: &str) -> EngineError {
         let error_of = |(name, schema): &(String, Value)| {
             let grammar = TopLevelGrammar::from_json_schema(schema.clone());
@@ -104,7 +105,7 @@ impl GrammarCompiler {
     }
 }
 
-/// A compiled grammar and the state in it that the tokens so far have reached.
+/// A compiled grammar, with the parser's state after the tokens so far.
 pub struct Grammar {
     matcher: Matcher,
     end_token_ids: Arc<[TokenId]>,
@@ -119,7 +120,7 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Clone for Grammar {
-    /// A copy that advances on its own.
+    /// A copy whose parser advances independently.
     fn clone(&self) -> Grammar {
         Grammar {
             matcher: self.matcher.deep_clone(),
@@ -142,7 +143,7 @@ impl Grammar {
         self.allowed.iter().map(|word| word.count_ones() as usize).sum::<usize>() == ends
     }
 
-    /// Whether a sampled token is an end token, which the grammar allows where the completion may end.
+    /// Whether a sampled token is an end token and the grammar allows the completion to end here.
     pub(crate) fn is_end_token(&self, id: TokenId) -> bool {
         self.end_token_ids.contains(&id) && self.end_token_ids.first().is_some_and(|&first| self.allows(first))
     }
@@ -151,7 +152,7 @@ impl Grammar {
         self.allowed.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
     }
 
-    /// Advances by a token that may come next and is no end token.
+    /// Advances the parser by a token that the grammar allows and that is not an end token.
     ///
     /// # Errors
     /// Computing the tokens that may follow takes too long.
@@ -166,7 +167,7 @@ impl Grammar {
         self.allowed.clear();
         self.allowed.extend_from_slice(&mask.as_slice()[..self.mask_words.min(mask.as_slice().len())]);
         self.allowed.resize(self.mask_words, 0);
-        // The crate knows one end token; all of them may end the completion where it may.
+        // `llguidance` knows one end token. Where it allows this token, all end tokens of the model are allowed.
         if self.end_token_ids.first().is_some_and(|&id| self.allows(id)) {
             for &id in self.end_token_ids.iter() {
                 self.allowed[id as usize / 32] |= 1 << (id % 32);
@@ -176,8 +177,9 @@ impl Grammar {
     }
 }
 
-/// The schema with the crate's option that leaves no free white space between the parts of a value: small models fill
-/// it without end. A schema may set the options itself.
+/// Returns the schema with the option of `llguidance` that allows no extra white space between the parts of a value,
+/// because small models would generate white space without end. A schema that sets `x-guidance` itself keeps its
+/// options.
 fn without_spaces(schema: &Value) -> Value {
     let mut schema = schema.clone();
     if let Value::Object(fields) = &mut schema {
@@ -193,7 +195,7 @@ fn refused(what: String, help: &str) -> EngineError {
 /// The error of a grammar whose next tokens cannot be computed.
 fn stopped(text: &str) -> EngineError {
     match one_line(text) {
-        // The crate's names for a state from which no token leads on.
+        // The names by which `llguidance` reports a state in which no token is allowed.
         line if ["NoExtension", "NoExtensionBias"].contains(&line.as_str()) => {
             refused("no text satisfies it".into(), "correct the grammar; a schema may refer to itself without end")
         }
@@ -201,8 +203,8 @@ fn stopped(text: &str) -> EngineError {
     }
 }
 
-/// The beginning of an error of the crate, which may quote the grammar at length. A mark at its end says that the state
-/// of the parser is left out.
+/// Shortens an error text of `llguidance`, which may quote the whole grammar, to one line of 300 characters. The mark
+/// `<non-verbose/>` at its end, which says that the parser's state is left out, is removed.
 fn one_line(text: &str) -> String {
     let text = text.trim_end().trim_end_matches("<non-verbose/>");
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");

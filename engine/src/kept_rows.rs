@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-/// The rows of a request.
+/// The rows that belong to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptRows {
     first: usize,
@@ -25,7 +25,7 @@ impl KeptRows {
         KeptRows { first, prompt_tokens, max_new_tokens }
     }
 
-    /// The row after those of `completions` completions.
+    /// The row after the rows of the first `completions` completions.
     pub fn end(&self, completions: usize) -> usize {
         self.prompt().end + completions * self.max_new_tokens
     }

@@ -1,8 +1,8 @@
 //! Prefill: the forward pass over a prompt, which fills its KV blocks and gives the logits of the first token.
 //!
 //! A prompt is computed in chunks, one or more per step, so that running sequences go on decoding meanwhile. Tokens
-//! whose blocks are in the prefix cache are skipped. A preempted sequence comes back in the same way: its prompt and
-//! all tokens but the last are computed again.
+//! whose blocks are in the prefix cache are skipped. A preempted sequence is resumed in the same way: its prompt and
+//! all its generated tokens but the last are computed again.
 
 use std::ops::Range;
 
@@ -23,18 +23,18 @@ use crate::sequence::{SampledToken, SequenceState};
 /// Tokens whose keys and values must be computed before sequences can decode.
 #[derive(Debug)]
 pub(crate) struct PrefillJob {
-    /// The keys of the sequences that continue from these tokens: all completions of a new request, or one sequence
-    /// after a preemption.
+    /// The scheduler's keys of the sequences that continue from these tokens: all completions of a new request, or one
+    /// sequence after a preemption.
     pub(crate) keys: Vec<usize>,
     /// The number of tokens.
     pub(crate) tokens: usize,
     /// The number of tokens that are computed or were found in the prefix cache.
     pub(crate) computed: usize,
-    /// The KV blocks of the tokens; `None` until the job has got them.
+    /// The KV blocks of the tokens; `None` until blocks are allocated for the job.
     pub(crate) block_table: Option<Vec<i32>>,
     /// The hashes of the full blocks.
     pub(crate) hashes: Vec<BlockHash>,
-    /// The vision tokens of the prompt, from the first chunk on that has some.
+    /// The vision tokens of the prompt; `None` before the first chunk that needs them.
     pub(crate) vision: Option<Tensor>,
     /// The log-probabilities of the computed tokens, if the request asked for them.
     pub(crate) log_probs: Vec<PromptTokenLogProbs>,
@@ -46,7 +46,7 @@ impl PrefillJob {
         PrefillJob { keys, tokens, computed: 0, block_table: None, hashes, vision: None, log_probs }
     }
 
-    /// The input of the forward pass over a range of the job's tokens, which are those of `sequence`.
+    /// The input of the forward pass over a range of the job's tokens. `sequence` is one of the job's sequences.
     pub(crate) fn chunk<'j>(&'j self, sequence: &SequenceState, range: Range<usize>) -> PromptChunk<'j> {
         let tokens = sequence.tokens();
         let vision_index = match tokens.prompt.has_vision_tokens(range.clone()) {
@@ -74,7 +74,7 @@ pub(crate) struct NeededRows {
     pub(crate) rows: Vec<usize>,
     /// The range of `rows` that belongs to each chunk; may be empty.
     pub(crate) of_chunks: Vec<Range<usize>>,
-    /// The number of tokens of the chunks.
+    /// The total number of tokens of all chunks.
     tokens: usize,
 }
 
@@ -96,7 +96,7 @@ impl NeededRows {
     }
 }
 
-/// The rows of `x` `[S, H]` with these numbers, which ascend.
+/// The rows of `x` `[S, H]` with the indices `numbers`, in ascending order.
 pub(crate) fn rows(cx: &Cx, x: &Tensor, numbers: &[usize]) -> Result<Tensor> {
     match numbers {
         _ if numbers.len() == x.shape()[0] => Ok(x.clone()),
@@ -110,8 +110,8 @@ fn select_rows(cx: &Cx, x: &Tensor, rows: &[usize]) -> Result<Tensor> {
     Ok(ops::gather_rows(cx, x, &Tensor::from_i32(cx.device(), &[rows.len()], &rows)?)?)
 }
 
-/// Samples the first token of each sequence, whose prompt ends with row `row` of `hidden` `[ends, H]`; never one of
-/// `suppressed` (i32 `[n]`).
+/// Samples the first token of each sequence. `sequences` pairs a sequence with the row of `hidden` `[ends, H]` for the
+/// last token of its prompt. The ids in `suppressed` (i32 `[n]`) are never sampled.
 pub(crate) fn sample_first_tokens(
     cx: &Cx,
     model: &Qwen25Vl,
@@ -162,7 +162,8 @@ fn sample_tokens(
     PendingStep::download(&sampled)?.wait_for_tokens()
 }
 
-/// The tokens of all sequences with a penalty, i32 `[sequences, longest]`, and their numbers, i32 `[sequences]`.
+/// The tokens that penalties count, i32 `[sequences, longest]`, and the number of these tokens of each sequence, i32
+/// `[sequences]`. A sequence without penalties has 0.
 fn histories(device: &Device, sequences: &[&SequenceState]) -> Result<(Tensor, Tensor)> {
     let histories: Vec<&[i32]> = sequences.iter().map(|s| s.penalty_history()).collect();
     let longest = histories.iter().map(|ids| ids.len()).max().unwrap_or(0);

@@ -9,22 +9,22 @@ use crate::error::{EngineError, Result};
 /// Rows of logits that are computed at a time.
 pub(crate) const LOGIT_ROWS: usize = 64;
 
-/// The log-probabilities of a token of the prompt and of the most likely tokens at its place, under softmax(logits) of
-/// the tokens before it.
+/// The log-probabilities of a token of the prompt and of the most likely tokens at its position, under softmax(logits)
+/// given the tokens before it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptTokenLogProbs {
     /// The token.
     pub id: TokenId,
-    /// Its log-probability.
+    /// The log-probability of the token.
     pub log_prob: f32,
-    /// Its place among all tokens, from 1 on: one more than the number of tokens with larger logits.
+    /// The token's rank in the vocabulary: one more than the number of tokens with larger logits.
     pub rank: usize,
-    /// The most likely tokens in descending order; of equal ones the lowest id first.
+    /// The most likely tokens in descending order of log-probability; among equal tokens the lowest id comes first.
     pub top: Vec<(TokenId, f32)>,
 }
 
-/// The log-probabilities of `tokens`, of which number i follows the token with row i of `hidden` `[S, H]`; there may be
-/// more rows. Each comes with the `top` most likely tokens.
+/// The log-probabilities of `tokens`. Row i of `hidden` `[S, H]` is the hidden state that predicts `tokens[i]`;
+/// `hidden` may have further rows. Each result also lists the `top` most likely tokens.
 ///
 /// # Errors
 /// Logits that are NaN; out of memory.
@@ -47,7 +47,7 @@ pub(crate) fn prompt_log_probs(
     Ok(all)
 }
 
-/// The log-probabilities of token `id` and of the `top` most likely ones. `None` if a logit is NaN.
+/// The log-probabilities of token `id` and of the `top` most likely tokens. `None` if a logit is NaN.
 fn of_row(logits: &[f32], id: usize, top: usize) -> Option<PromptTokenLogProbs> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return None;
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// The probabilities of all tokens add up to 1, their order is that of the logits, and ranks count from 1.
+        /// The probabilities of all tokens add up to 1, they are in the order of the logits, and ranks count from 1.
         #[test]
         fn probabilities_follow_the_logits(logits in prop::collection::vec(-30.0f32..30.0, 1..60), id: prop::sample::Index) {
             let id = id.index(logits.len());

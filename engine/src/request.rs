@@ -61,18 +61,18 @@ impl From<Arc<ModelInput>> for PromptInput<'_> {
 pub enum TooLong {
     /// The prompt leaves no position for an answer.
     Prompt,
-    /// More new tokens are asked for than the prompt leaves positions.
+    /// The request asks for more new tokens than the positions that the prompt leaves.
     NewTokens {
-        /// The positions that the prompt leaves.
+        /// The number of positions that the prompt leaves.
         left: usize,
     },
 }
 
-/// The maximum number of new tokens after a prompt: as many as are asked for, else `default_tokens` or as many as the
-/// prompt leaves of the model's positions. A model is not trained beyond its positions, so its text there has no use.
+/// The maximum number of new tokens after a prompt: `asked` or, without it, `default_tokens`, but at most the number of
+/// positions that the prompt leaves. A model is not trained beyond its positions, so text beyond them would be useless.
 ///
 /// # Errors
-/// The prompt leaves no position, or fewer than are asked for.
+/// The prompt leaves no position, or fewer positions than `asked`.
 pub fn new_tokens_within_positions(
     positions: usize,
     prompt_tokens: usize,
@@ -100,7 +100,7 @@ pub struct GenerationRequest<'r> {
     pub max_new_tokens: usize,
     /// Ids that end a completion. The id that ends a completion becomes its last token.
     pub eos_token_ids: Vec<TokenId>,
-    /// Minimum number of tokens of a completion: until it has that many, `eos_token_ids` are never sampled.
+    /// Minimum number of tokens of a completion: before this number is reached, `eos_token_ids` are never sampled.
     pub min_new_tokens: usize,
     /// One stop condition per completion: the length of this vector is the number of completions of the prompt.
     /// Completion i samples with the seed of the sampling parameters plus i.
@@ -109,18 +109,19 @@ pub struct GenerationRequest<'r> {
     /// likely tokens, at most [`MAX_TOP_LOG_PROBS`].
     pub top_log_probs: Option<usize>,
     /// With a number, the completions come with the log-probabilities of the prompt's tokens, each with this many of
-    /// the most likely ones, at most [`MAX_TOP_LOG_PROBS`]. The whole prompt is computed then.
+    /// the most likely tokens, at most [`MAX_TOP_LOG_PROBS`]. The whole prompt is computed then, even if the prefix
+    /// cache has a part of it.
     pub prompt_log_probs: Option<usize>,
-    /// What each completion must look like.
+    /// The grammar that each completion must follow.
     pub grammar: Option<Grammar>,
-    /// The LoRA adapter, one of those of the batch; `None`: the model alone.
+    /// The LoRA adapter, which must be loaded in the batch; `None`: the base model.
     pub adapter: Option<AdapterId>,
-    /// Requests with a lower number start earlier and are preempted later. Among equal ones the first to arrive comes
-    /// first.
+    /// Requests with a lower number start earlier and are preempted later. Among equal numbers, the order of arrival
+    /// counts.
     pub priority: i32,
-    /// The request fails with [`EngineError::DeadlineExceeded`] if it is not finished by then.
+    /// The request fails with [`EngineError::DeadlineExceeded`] if it is not finished by this time.
     pub deadline: Option<Instant>,
-    /// Where the outputs of products are kept, in a call of
+    /// The rows in which the outputs of matrix products are stored, in a call of
     /// [`Engine::generate_keeping`](crate::Engine::generate_keeping).
     pub kept: Option<KeptRows>,
 }
@@ -129,7 +130,7 @@ pub struct GenerationRequest<'r> {
 pub const MAX_BIASED_TOKENS: usize = 1024;
 
 impl<'r> GenerationRequest<'r> {
-    /// A request for one greedy completion of one token, which no id ends.
+    /// A request for one greedy completion of one token, without end tokens and stop strings.
     pub fn new(prompt: impl Into<PromptInput<'r>>) -> GenerationRequest<'r> {
         GenerationRequest {
             prompt: prompt.into(),
@@ -149,9 +150,9 @@ impl<'r> GenerationRequest<'r> {
         }
     }
 
-    /// A request with the settings of an OpenAI request. What these leave out comes from the model's
-    /// generation_config.json; `eos_token_ids` are the model's. `detokenizer` decodes tokens to find stop strings.
-    /// Without a limit of tokens in the settings, the request has `max_new_tokens`.
+    /// A request with the settings of an OpenAI request. Settings that are not given come from the model's
+    /// generation_config.json; `eos_token_ids` are the model's end tokens. `detokenizer` decodes tokens to find stop
+    /// strings. If the settings have no maximum number of tokens, it is `max_new_tokens`.
     pub fn from_settings<D: Detokenizer + Clone + 'static>(
         prompt: impl Into<PromptInput<'r>>,
         settings: &RequestSettings,
@@ -183,12 +184,12 @@ impl<'r> GenerationRequest<'r> {
         }
     }
 
-    /// The number of tokens of the prompt plus those of a completion of maximum length.
+    /// The number of tokens of the prompt plus the maximum number of tokens of a completion.
     pub(crate) fn max_sequence_tokens(&self) -> usize {
         self.prompt.input_ids.len().saturating_add(self.max_new_tokens)
     }
 
-    /// Refuses an empty prompt and parameters that are out of range, with an error that says which.
+    /// Refuses an empty prompt and parameters that are out of range. The error names the parameter.
     pub(crate) fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
         let invalid = |location: &str, what: String, help: String| {
@@ -248,20 +249,21 @@ pub struct Completion {
     /// For each id, `log softmax(logits / temperature)` over the whole vocabulary: top-p, top-k and penalties do not
     /// change it. At temperature 0, `log softmax(logits)`.
     pub log_probs: Vec<f32>,
-    /// For each id, what [`GenerationRequest::top_log_probs`] asked for; else empty.
+    /// For each id, the log-probabilities that [`GenerationRequest::top_log_probs`] asked for; else empty.
     pub token_log_probs: Vec<TokenLogProbs>,
-    /// What [`GenerationRequest::prompt_log_probs`] asked for, of all tokens of the prompt but the first; else empty.
+    /// The log-probabilities of all tokens of the prompt but the first, if [`GenerationRequest::prompt_log_probs`]
+    /// asked for them; else empty.
     pub prompt_log_probs: Arc<[PromptTokenLogProbs]>,
     /// Why the completion ended.
     pub finish_reason: FinishReason,
 }
 
-/// The log-probabilities of a generated token and of the most likely tokens at its place, under softmax(logits).
+/// The log-probabilities of a generated token and of the most likely tokens at its position, under softmax(logits).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TokenLogProbs {
     /// The log-probability of the token.
     pub log_prob: f32,
-    /// The most likely tokens in descending order.
+    /// The most likely tokens, each with its log-probability, in descending order.
     pub top: Vec<(TokenId, f32)>,
 }
 
@@ -274,16 +276,16 @@ pub struct TokenEvent<'a> {
     pub index: usize,
     /// The token's id.
     pub id: TokenId,
-    /// Its log-probabilities, if the request asked for them.
+    /// The token's log-probabilities, if the request asked for them.
     pub log_probs: Option<&'a TokenLogProbs>,
 }
 
-/// What a step of the engine has ended.
+/// The completions and requests that ended in a step of the engine.
 #[derive(Debug, Default)]
 pub struct StepOutput {
     /// The completions that are finished, in the order in which their requests were added.
     pub completions: Vec<Completion>,
-    /// The requests that failed, each with its error. The engine has dropped their other completions.
+    /// The requests that failed, each with its error. The engine has dropped all completions of these requests.
     pub failed: Vec<(usize, EngineError)>,
 }
 

@@ -1,4 +1,4 @@
-//! The engine's loop.
+//! The engine's loop: each step schedules, runs prefill and decode on the device, and processes sampled tokens.
 //!
 //! ```text
 //! step:
@@ -28,7 +28,7 @@ use crate::running_batch::{PendingStep, RunningBatch};
 use crate::scheduler::{ChunkPlan, Rank, RunOptions, Scheduler, SlotMove};
 use crate::sequence::{SampledToken, SequenceState};
 
-/// The sequences that are being generated, with the running batch that holds them on the device.
+/// The state of the engine's loop: the sequences that are being generated, and the running batch on the device.
 pub(crate) struct Run<'e, 'a, 'r> {
     context: &'e EngineContext<'a>,
     scheduler: Scheduler<'r>,
@@ -57,7 +57,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         self.batch
     }
 
-    /// The model with the present weights.
+    /// The model with the current weights.
     pub(crate) fn model(&self) -> Arc<Qwen25Vl> {
         self.context.model()
     }
@@ -79,7 +79,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// Queues a request.
     ///
     /// # Errors
-    /// An invalid request; one that needs more KV blocks than there are; an adapter that is not loaded.
+    /// The request is invalid, needs more KV blocks than there are, or names an adapter that is not loaded.
     pub(crate) fn add_request(&mut self, index: usize, request: GenerationRequest<'r>) -> Result<()> {
         if request.adapter.is_some_and(|id| !self.adapters.is_available(id)) {
             let help = "load the adapter into this batch, or leave it out";
@@ -99,7 +99,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(())
     }
 
-    /// Removes and returns what is finished.
+    /// Removes and returns the finished completions and the failed requests.
     pub(crate) fn take_output(&mut self) -> StepOutput {
         let (completions, failed) = (self.scheduler.take_finished(), std::mem::take(&mut self.failed));
         StepOutput { completions, failed }
@@ -123,11 +123,12 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(is_busy)
     }
 
-    /// Computes chunks of queued prompts, as many as the step's share of tokens allows.
+    /// Computes chunks of queued prompts, up to `prefill_tokens_per_step` tokens.
     fn prefill(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let (mut left, packs) = (self.options.prefill_tokens_per_step, self.context.packs_prompts());
         while left > 0 {
-            // Where bits depend on the number of rows, the chunks of a prompt must not depend on the other prompts.
+            // On a device whose bits depend on the number of rows, the chunks of a prompt must not depend on other
+            // prompts.
             let most = if packs { left.min(self.context.chunk_tokens) } else { self.context.chunk_tokens };
             let chunks = self.scheduler.next_chunks(most, packs);
             if chunks.is_empty() {
@@ -139,7 +140,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
                 Ok(first_tokens) => self.finish_chunks(&chunks, first_tokens, on_token)?,
                 Err(EngineError::Interrupted) => return Err(EngineError::Interrupted),
                 Err(e) if chunks.len() == 1 => self.fail_job(chunks[0].job, e)?,
-                // The error does not say whose fault it was, so each prompt is computed alone.
+                // The error does not say which prompt caused it, so each prompt is computed alone.
                 Err(_) => chunks.chunks(1).try_for_each(|chunk| match self.forward(chunk) {
                     Ok(first_tokens) => self.finish_chunks(chunk, first_tokens, on_token),
                     Err(e) => self.fail_job(chunk[0].job, e),
@@ -150,8 +151,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(())
     }
 
-    /// Computes chunks in one forward pass. Returns the first token of each completion whose prompt is then complete,
-    /// with the sequence's key.
+    /// Computes chunks in one forward pass. For each sequence whose prompt is complete after this pass, returns the
+    /// sequence's key and its first generated token.
     fn forward(&mut self, chunks: &[ChunkPlan]) -> Result<Vec<(usize, SampledToken)>> {
         for chunk in chunks {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
@@ -196,7 +197,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         for (rows, chunk) in needed.of_chunks.iter().zip(chunks.iter().filter(|chunk| !chunk.range.is_empty())) {
             let Some((_, sequence)) = self.scheduler.job(chunk.job) else { continue };
             let Some(top) = sequence.wanted_prompt_log_probs() else { continue };
-            // Each row belongs to the token after it; the last token of the prompt has none.
+            // Each row predicts the token after it; no token of the prompt follows the prompt's last row.
             let ids = &sequence.request.prompt.ids;
             let tokens = &ids[chunk.range.start + 1..ids.len().min(chunk.range.end + 1)];
             let rows = hidden.rows(rows.start, rows.len())?;
@@ -214,7 +215,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(receivers.into_iter().map(|(_, key)| key).zip(tokens).collect())
     }
 
-    /// The model that computes a sequence's prompt: the engine's, or the one with the sequence's adapter.
+    /// The model that computes a sequence's prompt: the engine's model, with the sequence's adapter if it has one.
     fn model_of(&self, sequence: &SequenceState) -> Arc<Qwen25Vl> {
         sequence.request.adapter.and_then(|id| self.adapters.model(id)).unwrap_or_else(|| self.context.model())
     }
@@ -252,7 +253,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         self.cancel(request)
     }
 
-    /// Enqueues a decode step over all running sequences, and takes the tokens of the oldest enqueued one.
+    /// Enqueues a decode step over all running sequences, then reads the tokens of the oldest enqueued step.
     fn decode(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
         if self.scheduler.has_grammars() {
             while self.postprocess(on_token)? {}
@@ -274,18 +275,18 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(true)
     }
 
-    /// Gives running sequences the KV blocks that the next step needs. If there are too few, takes those of the
-    /// sequences with the last rank.
+    /// Gives running sequences the KV blocks that the next step needs. If there are too few, preempts the sequences
+    /// with the last ranks.
     fn grow_block_tables(&mut self, assigned: &[usize], on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         loop {
             let (growths, are_enough) = self.scheduler.grow_block_tables();
             for growth in growths {
-                // A slot that was assigned in this step gets its whole block table later.
+                // A slot that was assigned in this step gets its whole block table in `write_slots`.
                 if !assigned.contains(&growth.slot) {
                     self.batch.set_blocks(growth.slot, growth.index, &growth.blocks)?;
                 }
             }
-            // A sequence that ends in a step in flight may make room.
+            // A sequence that ends in a step in flight may free blocks.
             if are_enough || self.postprocess(on_token)? {
                 match are_enough {
                     true => return Ok(()),
@@ -298,8 +299,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         }
     }
 
-    /// Writes the state of the sequences in the slots `assigned` to the device. If they need something for which there
-    /// is no memory yet, all slots are written again.
+    /// Writes the state of the sequences in the slots `assigned` to the device. If the sequences need more device
+    /// memory than is allocated (wider block tables, a new sampling feature), all slots are written again.
     fn write_slots(&mut self, assigned: &[usize], on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let needs = self.scheduler.step_needs();
         let grows = self.batch.must_grow_for(needs);
@@ -347,7 +348,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(())
     }
 
-    /// Waits for the oldest enqueued step and gives its tokens to their sequences. Returns false when no step is
+    /// Waits for the oldest enqueued step and appends its tokens to their sequences. Returns false if no step is
     /// enqueued.
     fn postprocess(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
         let Some((receivers, step)) = self.in_flight.pop_front() else { return Ok(false) };
@@ -380,7 +381,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(())
     }
 
-    /// Refuses a base model that has an adapter itself: a layer has one adapter.
+    /// Refuses a base model that has an adapter itself, because a layer can have only one adapter.
     fn check_base(&self, base: &Qwen25Vl) -> Result<()> {
         match base.has_adapter() {
             false => Ok(()),
@@ -401,7 +402,8 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         Ok(id)
     }
 
-    /// Refuses new requests with an adapter, and drops it once no request uses it: now, or with a later call.
+    /// Refuses new requests with the adapter, and drops the adapter now if no request uses it; otherwise a later call
+    /// that loads or unloads an adapter drops it.
     pub(crate) fn unload_adapter(&mut self, id: AdapterId, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         while self.postprocess(on_token)? {}
         self.adapters.retire(id);
@@ -412,18 +414,18 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         }
     }
 
-    /// Replaces the adapters. No step may be in flight. If this fails, the former ones stay.
+    /// Replaces the adapters. No step may be in flight. If this fails, the former adapters stay.
     fn set_adapters(&mut self, adapters: Adapters) -> Result<()> {
         let decoder = adapters.decoder(&self.context.model(), &self.context.cx)?;
         self.batch.set_decoder(decoder, adapters.len() > 0)?;
         self.adapters = adapters;
-        // The numbers of adapters may have changed.
+        // The adapters may have other numbers now, so all occupied slots are written again.
         self.to_write = self.scheduler.occupied_slots().map(|(slot, _)| slot).collect();
         Ok(())
     }
 
-    /// Makes all running sequences compute their keys and values again, and forgets those of earlier prompts. To be
-    /// called after the weights have changed.
+    /// Makes all running sequences compute their keys and values again, and empties the prefix cache. Must be called
+    /// after the weights have changed.
     pub(crate) fn recompute_after_weights_changed(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         while self.postprocess(on_token)? {}
         while self.scheduler.has_started_sequences() {
@@ -436,7 +438,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     }
 
     /// Replaces the weights, and makes all running sequences compute their keys and values again. Returns the number of
-    /// requests that had begun.
+    /// requests that were running.
     pub(crate) fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
         if let Some((field, other, own)) = self.context.model().config.first_difference(&model.config) {
             let what = format!("is {other}, and the model in service has {own}");
@@ -449,7 +451,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         let model = Qwen25Vl { features: self.context.model().features.clone(), ..model };
         let adapters = self.adapters.of_model(&model);
         let decoder = adapters.decoder(&model, &self.context.cx)?;
-        // The tokens of the steps in flight may end requests.
+        // Reads the tokens of the steps in flight first, because they may end requests.
         while self.postprocess(on_token)? {}
         let begun = self.scheduler.started_requests();
         self.recompute_after_weights_changed(on_token)?;

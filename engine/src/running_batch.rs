@@ -33,14 +33,14 @@ use crate::sequence::SampledToken;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BatchCapacity {
     pub(crate) slots: usize,
-    /// Number of KV blocks of the sequence in one slot; it grows with the longest sequence.
+    /// Maximum number of KV blocks of the sequence in one slot; it grows with the longest sequence.
     pub(crate) blocks_per_slot: usize,
     /// KV blocks of all sequences together.
     pub(crate) blocks: usize,
 }
 
 impl BatchCapacity {
-    /// The capacity that this one and a further request need together.
+    /// The capacity that is needed for a further request beside this capacity.
     pub(crate) fn plus(self, request: &GenerationRequest) -> BatchCapacity {
         let (completions, tokens) = (request.stop_conditions.len(), request.max_sequence_tokens());
         BatchCapacity {
@@ -50,7 +50,7 @@ impl BatchCapacity {
         }
     }
 
-    /// The capacity with 1 to `max` slots, and with at least one block per slot.
+    /// This capacity, limited to 1 to `max` slots and with at least one block per slot.
     pub(crate) fn with_max_slots(self, max: usize) -> BatchCapacity {
         BatchCapacity { slots: self.slots.clamp(1, max), blocks_per_slot: self.blocks_per_slot.max(1), ..self }
     }
@@ -68,7 +68,7 @@ impl BatchCapacity {
     }
 }
 
-/// What the sequences in the slots need from a decode step.
+/// The sampling features and the block table length that the sequences in the slots need from a decode step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct StepNeeds {
     pub(crate) features: SamplingFeatures,
@@ -85,7 +85,7 @@ struct StepVariant {
     grammar: bool,
 }
 
-/// Everything that a decode step reads and writes, for all slots or for the first ones.
+/// Everything that a decode step reads and writes, for all slots or for the first slots.
 #[derive(Clone, Debug)]
 struct StepState {
     decoder: TextDecoder,
@@ -95,7 +95,7 @@ struct StepState {
     cache: Arc<KvCache>,
     rotary_frequencies: RotaryFrequencies,
     suppressed: Tensor, // i32 [n]: ids that are never sampled
-    /// Where the outputs of products are kept: the memory, and i32 `[slots]`, the row of each slot.
+    /// Where the outputs of matrix products are stored: the memory, and the row in it for each slot, i32 `[slots]`.
     kept: Option<(Arc<KeptProducts>, Tensor)>,
 }
 
@@ -149,7 +149,8 @@ impl StepState {
 pub(crate) struct PendingStep {
     ids: Download,
     log_probs: Download,
-    /// The log-probabilities under softmax(logits), and the most likely tokens of each row with theirs.
+    /// The log-probability under softmax(logits) of each row's token, the ids of its most likely tokens, and their
+    /// log-probabilities.
     likeliest: Option<[Download; 3]>,
 }
 
@@ -177,8 +178,8 @@ impl PendingStep {
     }
 }
 
-/// The log-probabilities of each row's token, and its most likely tokens. The kernel marks what does not exist by a
-/// negative id.
+/// The log-probability of each row's token, and the row's most likely tokens. A negative id from the kernel marks an
+/// unused entry.
 fn likeliest_tokens(raw: &[f32], ids: &[i32], log_probs: &[f32]) -> Vec<Option<TokenLogProbs>> {
     let per_row = ids.len() / raw.len().max(1);
     let row = |(i, &log_prob): (usize, &f32)| {
@@ -189,7 +190,7 @@ fn likeliest_tokens(raw: &[f32], ids: &[i32], log_probs: &[f32]) -> Vec<Option<T
     raw.iter().enumerate().map(row).collect()
 }
 
-/// A variant of the decode step: its captured graphs, and the state that they use.
+/// A variant of the decode step: its captured graphs, and the state that the graphs use.
 #[derive(Debug)]
 struct DecodeStep {
     graphs: GraphCache,
@@ -207,14 +208,14 @@ pub(crate) struct RunningBatch {
     /// The state with every feature that any sequence has needed so far.
     state: StepState,
     features: SamplingFeatures,
-    /// What the sequences in the slots need together.
+    /// The sampling features that at least one sequence in the slots needs.
     needed: SamplingFeatures,
     row_adapters: bool,
 }
 
 impl RunningBatch {
-    /// An empty batch of at least the given capacity. `suppressed` are ids that are never sampled. Without `capture`,
-    /// the launches of each step are enqueued one by one instead of being captured.
+    /// Creates an empty batch of at least the given capacity. `suppressed` are ids that are never sampled. Without
+    /// `capture`, the launches of each step are enqueued one by one instead of being captured.
     pub(crate) fn new(
         model: &Qwen25Vl,
         cx: &Cx,
@@ -271,10 +272,11 @@ impl RunningBatch {
         self.cx.device().padded_decode_batch_size(used_slots, self.capacity.slots)
     }
 
-    /// Makes the next steps keep the outputs of products in `products`, or nowhere. No step may be in flight.
+    /// Makes the next steps store the outputs of matrix products in `products`; `None`: they are not stored. No step
+    /// may be in flight.
     pub(crate) fn keep_products(&mut self, products: Option<Arc<KeptProducts>>) -> Result<()> {
         if products.is_some() || self.state.kept.is_some() {
-            // The captured graphs write to the former memory, or to none.
+            // The captured graphs store their outputs in the former memory, or not at all.
             self.steps.clear();
         }
         let slots = self.capacity.slots;
@@ -285,12 +287,12 @@ impl RunningBatch {
         Ok(())
     }
 
-    /// Where the outputs of products are kept, if they are.
+    /// The memory in which outputs of matrix products are stored, if any.
     pub(crate) fn kept_products(&self) -> Option<&Arc<KeptProducts>> {
         self.state.kept.as_ref().map(|(products, _)| products)
     }
 
-    /// Sets the row in which the next step keeps the outputs of each of the first slots; -1: nowhere.
+    /// Sets, for each of the first slots, the row in which the next step stores its outputs; -1: not stored.
     pub(crate) fn set_kept_rows(&self, of_slots: &[i32]) -> Result<()> {
         match &self.state.kept {
             Some((_, rows)) => Ok(rows.rows(0, of_slots.len())?.write(of_slots)?),
@@ -298,8 +300,8 @@ impl RunningBatch {
         }
     }
 
-    /// Makes the next steps use another decoder. With `row_adapters`, each slot has the number of its adapter. No step
-    /// may be in flight, and all slots must be assigned again.
+    /// Makes the next steps use another decoder. With `row_adapters`, the device state has an adapter number for each
+    /// slot. No step may be in flight, and all slots must be assigned again.
     pub(crate) fn set_decoder(&mut self, decoder: TextDecoder, row_adapters: bool) -> Result<()> {
         if row_adapters && self.state.rows.adapters().is_none() {
             self.state.rows.keep_adapters(self.cx.device())?;
@@ -311,13 +313,13 @@ impl RunningBatch {
         Ok(())
     }
 
-    /// Whether [`Self::provide`] would allocate memory. No step may be in flight then, and all slots must be assigned
-    /// again after it.
+    /// Whether [`Self::provide`] would allocate memory. If so, no step may be in flight at that call, and all slots
+    /// must be assigned again afterwards.
     pub(crate) fn must_grow_for(&self, needs: StepNeeds) -> bool {
         self.features.union(needs.features) != self.features || needs.blocks_per_slot > self.capacity.blocks_per_slot
     }
 
-    /// Makes the next steps compute what the sequences in the slots need.
+    /// Makes the next steps compute the sampling features that the sequences need, with long enough block tables.
     pub(crate) fn provide(&mut self, needs: StepNeeds) -> Result<()> {
         self.needed = needs.features;
         let mut grown = self.features.union(needs.features);

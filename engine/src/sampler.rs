@@ -1,4 +1,4 @@
-//! Sampling parameters of a request, and what the sampling of a sequence needs of a decode step.
+//! Sampling parameters of a request, and the sampling features that a sequence needs from a decode step.
 
 use std::ops::RangeInclusive;
 
@@ -8,13 +8,15 @@ use reel_input::request::RequestSettings;
 
 use crate::error::{EngineError, Result};
 
-/// The repetition penalties that are accepted: beyond them, logits may overflow, and all of them become NaN.
+/// The range of accepted repetition penalties. Outside of this range logits may overflow, and then all logits become
+/// NaN.
 const REPETITION_PENALTIES: RangeInclusive<f32> = 1e-3..=1e3;
 
 /// Lower temperatures count as 0.
 const MIN_TEMPERATURE: f32 = 1e-20;
 
-/// How the tokens of a completion are sampled. Names and meanings are those of transformers' generation_config.json.
+/// How the tokens of a completion are sampled. The fields have the names and meanings of transformers'
+/// generation_config.json.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits. 0, or less than 1e-20, is greedy decoding: always the most likely token.
@@ -56,8 +58,8 @@ impl SamplingParams {
         seed: 0,
     };
 
-    /// The parameters that a request sets; those that it leaves out come from generation_config.json. Greedy unless
-    /// the request sets a temperature or the file has `do_sample`, as in transformers.
+    /// The parameters of a request. Parameters that the request leaves out come from generation_config.json. As in
+    /// transformers, decoding is greedy unless the request sets a temperature or the file has `do_sample`.
     pub fn from_settings(settings: &RequestSettings, config: &GenerationConfig) -> SamplingParams {
         let samples = config.do_sample == Some(true);
         let own = |value: Option<f64>| value.filter(|_| samples).map(|v| v as f32);
@@ -107,20 +109,20 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// The temperature that the kernel divides logits by. Below 1e-20, at which all but equal logits are infinitely far
-    /// apart already, it is 0: the division would overflow.
+    /// The temperature that the kernel divides logits by. Below 1e-20 it is 0 (greedy), because the division would
+    /// overflow; at 1e-20 sampling is practically greedy already.
     pub(crate) fn kernel_temperature(&self) -> f32 {
         if self.temperature < MIN_TEMPERATURE { 0.0 } else { self.temperature }
     }
 
-    /// Whether sampling depends on the tokens before.
+    /// Whether sampling depends on the tokens before, because a penalty is set.
     pub(crate) fn has_penalty(&self) -> bool {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 }
 
-/// What the sampling of a sequence needs beyond temperature, top-p, top-k and min-p. A decode step computes only what
-/// one of its sequences needs.
+/// The features that the sampling of a sequence needs beyond temperature, top-p, top-k and min-p. A decode step
+/// computes only features that at least one of its sequences needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct SamplingFeatures {
     /// Penalties, which read the tokens before.
@@ -134,7 +136,7 @@ pub(crate) struct SamplingFeatures {
 }
 
 impl SamplingFeatures {
-    /// What both need together.
+    /// The features that `self` or `other` needs.
     pub(crate) fn union(self, other: SamplingFeatures) -> SamplingFeatures {
         SamplingFeatures {
             history: self.history || other.history,

@@ -7,10 +7,10 @@
 //!         └──────────── preempted: its blocks were needed ─────────┘
 //! ```
 //!
-//! The rank of a sequence is its priority, then its arrival. Jobs start in the order of rank, and none passes one that
-//! waits for blocks, so no request starves within its priority. A running sequence gets its blocks one by one; if none
-//! is left, the sequence with the last rank gives up its blocks and is computed again later. The sequence with the
-//! first rank is never preempted for another one, so the engine always makes progress.
+//! The rank of a sequence is its priority, then its arrival. Jobs start in the order of rank, and no job overtakes a
+//! job that waits for blocks, so no request starves within its priority. A running sequence gets its blocks one by one;
+//! if none is left, the sequence with the last rank gives up its blocks and is computed again later. The sequence with
+//! the first rank is never preempted for another one, so the engine always makes progress.
 //!
 //! On an asynchronous device the host enqueues further steps before it has read a sequence's last token. Tokens that
 //! such steps compute for a sequence that has ended meanwhile are dropped, so completions do not depend on the
@@ -35,22 +35,23 @@ use crate::sampler::SamplingFeatures;
 use crate::sequence::{SampledToken, SequenceState};
 use crate::stats::EngineStats;
 
-/// The order in which sequences get what is scarce: priority, then key, which counts the sequences in order of arrival.
+/// The order in which sequences get slots and blocks: priority, then key. Keys number the sequences in order of
+/// arrival.
 pub(crate) type Rank = (i32, usize);
 
-/// How a run schedules.
+/// The scheduling options of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunOptions {
     /// Maximum number of slots that the run uses.
     pub(crate) max_slots: usize,
     /// Whether each step computes all slots, including free ones. All steps then have the same batch size, so the bits
-    /// of a sequence do not depend on the number of other running sequences, even on a device whose matrix products
-    /// have other bits at another batch size.
+    /// of a sequence do not depend on the number of other running sequences, even on a device where the bits of matrix
+    /// products depend on the batch size.
     pub(crate) fixed_batch_size: bool,
-    /// Whether prompts are looked up in the prefix cache, and blocks are kept for it.
+    /// Whether prompts are looked up in the prefix cache, and finished sequences leave their blocks in it.
     pub(crate) prefix_cache: bool,
     /// Maximum number of tokens of prompts that one step computes besides decoding. On a GPU the last chunk may exceed
-    /// it, because its length must not depend on other prompts.
+    /// this number, because the chunk's length must not depend on other prompts.
     pub(crate) prefill_tokens_per_step: usize,
 }
 
@@ -80,7 +81,7 @@ pub(crate) struct Scheduler<'r> {
     sequences: BTreeMap<usize, SequenceState<'r>>,
     next_key: usize,
     queue: BTreeMap<Rank, PrefillJob>,
-    /// Sequences whose prompt is computed and that have no slot.
+    /// Sequences whose prompt is computed and that wait for a slot.
     ready: BTreeSet<Rank>,
     /// For each slot, the key of the sequence that holds it.
     slots: Vec<Option<usize>>,
@@ -111,12 +112,12 @@ impl<'r> Scheduler<'r> {
         self.slots.len()
     }
 
-    /// Whether no sequence waits, is computed, or holds a slot.
+    /// Whether no sequence is queued, ready, or holds a slot.
     pub(crate) fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.ready.is_empty() && self.slots.iter().all(Option::is_none)
     }
 
-    /// Whether a sequence or a job holds KV blocks.
+    /// Whether any sequence or prefill job holds KV blocks.
     pub(crate) fn has_started_sequences(&self) -> bool {
         let has_begun = |job: &PrefillJob| job.block_table.is_some();
         !self.ready.is_empty() || self.slots.iter().any(Option::is_some) || self.queue.values().any(has_begun)
@@ -135,7 +136,7 @@ impl<'r> Scheduler<'r> {
         self.sequences.len() - self.finished.len()
     }
 
-    /// What the engine has done so far, and what it does now.
+    /// The counters of the run so far, and the current number of sequences and blocks in use.
     pub(crate) fn stats(&self) -> EngineStats {
         let running = self.slots.iter().flatten().count();
         EngineStats {
@@ -150,7 +151,7 @@ impl<'r> Scheduler<'r> {
     /// Adds the sequences of a request.
     ///
     /// # Errors
-    /// A sequence may need more KV blocks than there are.
+    /// A sequence of the request may need more KV blocks than the cache has.
     pub(crate) fn add(&mut self, sequences: Vec<SequenceState<'r>>, max_tokens: usize) -> Result<()> {
         let (needed, most) = (BlockAllocator::blocks_for_tokens(max_tokens), self.blocks.block_count());
         let is_computed = sequences.first().is_some_and(|sequence| !sequence.is_finished());
@@ -172,8 +173,8 @@ impl<'r> Scheduler<'r> {
         Ok(())
     }
 
-    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs; jobs without blocks get them, as
-    /// far as there are enough. `pack`: the pass may compute several jobs.
+    /// Plans the next forward pass over at most `max_tokens` tokens of queued jobs; jobs without blocks get blocks as
+    /// long as there are enough. With `pack`, the pass may compute several jobs.
     pub(crate) fn next_chunks(&mut self, max_tokens: usize, pack: bool) -> Vec<ChunkPlan> {
         let (mut chunks, mut left, mut has_vision, mut is_blocked) = (Vec::new(), max_tokens, false, false);
         let mut adapter = None;
@@ -181,8 +182,8 @@ impl<'r> Scheduler<'r> {
             if left == 0 || !pack && !chunks.is_empty() {
                 break;
             }
-            // No job passes one that waits for blocks; one that has begun goes on, because it will give its blocks
-            // back.
+            // No job overtakes a job that waits for blocks. A job that has begun continues, because it will release its
+            // blocks.
             is_blocked = is_blocked || !self.admit(rank);
             let job = &self.queue[&rank];
             if job.block_table.is_none() {
@@ -191,7 +192,7 @@ impl<'r> Scheduler<'r> {
             let range = job.computed..job.tokens.min(job.computed + left);
             let request = &self.sequences[&job.keys[0]].request;
             let vision = request.prompt.has_vision_tokens(range.clone());
-            // One forward pass has one adapter.
+            // A forward pass uses one adapter, and at most one chunk with vision tokens.
             if vision && has_vision || *adapter.get_or_insert(request.adapter) != request.adapter {
                 break;
             }
@@ -202,8 +203,8 @@ impl<'r> Scheduler<'r> {
         chunks
     }
 
-    /// Gives a job its KV blocks: those that the prefix cache knows, and new ones. Returns false if there are too few,
-    /// or if none of its sequences would get a slot.
+    /// Gives a job its KV blocks: blocks found in the prefix cache, and new ones. Returns false if there are too few
+    /// blocks, or if none of the job's sequences would get a slot.
     fn admit(&mut self, rank: Rank) -> bool {
         let Some(job) = self.queue.get(&rank) else { return false };
         if job.block_table.is_some() {
@@ -216,8 +217,8 @@ impl<'r> Scheduler<'r> {
         if self.slots.len() - running.len() <= claimed.len() {
             return false;
         }
-        // Each sequence that has begun may soon need a block, and each completion after the first one needs its own
-        // copy of the last block of the prompt.
+        // Blocks are reserved: one for each started sequence that may still grow, and one for each completion after the
+        // first, which needs its own copy of the prompt's last block.
         let grow = running.iter().chain(self.ready.iter().map(|(_, key)| key));
         let growing = grow.map(|key| &self.sequences[key]).filter(|s| s.max_blocks() > s.block_table.len()).count();
         let jobs = self.queue.values().filter_map(|job| Some((job, job.block_table.as_ref()?.len())));
@@ -235,7 +236,7 @@ impl<'r> Scheduler<'r> {
         if self.prefix_cache {
             sequence.tokens().extend_block_hashes(&mut hashes, job.tokens);
         }
-        // The last token of a prompt is computed in any case, because its logits are needed.
+        // The last token of a prompt is computed even if the prefix cache has it, because its logits are needed.
         let skippable = match sequence.wanted_prompt_log_probs() {
             Some(_) => 0,
             None => job.tokens - usize::from(sequence.generated() == 0),
@@ -273,15 +274,15 @@ impl<'r> Scheduler<'r> {
         }
     }
 
-    /// Adds the log-probabilities of tokens that a chunk has computed to a job's.
+    /// Appends the log-probabilities of the prompt tokens that a chunk has computed to the job.
     pub(crate) fn add_prompt_log_probs(&mut self, rank: Rank, log_probs: Vec<PromptTokenLogProbs>) {
         if let Some(job) = self.queue.get_mut(&rank) {
             job.log_probs.extend(log_probs);
         }
     }
 
-    /// Records that a chunk is computed, and makes its full blocks known. If its job is then complete, removes it from
-    /// the queue and returns it.
+    /// Records that a chunk is computed, and registers its full blocks in the prefix cache. If the job is then
+    /// complete, removes the job from the queue and returns it.
     pub(crate) fn finish_chunk(&mut self, chunk: &ChunkPlan) -> Option<PrefillJob> {
         let job = self.queue.get_mut(&chunk.job)?;
         self.stats.prefill_tokens += chunk.range.len() as u64;
@@ -320,8 +321,8 @@ impl<'r> Scheduler<'r> {
         self.sequences.get(&key)
     }
 
-    /// Makes the sequences of a complete job ready for a slot; those that their first token has ended are finished. The
-    /// sequences share the full blocks. Returns the blocks to copy as (from, to): each sequence but one has its own
+    /// Makes the sequences of a complete job ready for a slot, or finished if their first token has ended them. The
+    /// sequences share the full blocks. Returns the blocks to copy as (from, to): every sequence but one gets its own
     /// copy of the last, partly filled block. A sequence for which no block is left is queued again.
     pub(crate) fn start_sequences(&mut self, job: PrefillJob) -> Vec<(i32, i32)> {
         let PrefillJob { keys, tokens, block_table, hashes, .. } = job;
@@ -368,8 +369,8 @@ impl<'r> Scheduler<'r> {
         assigned
     }
 
-    /// Gives each running sequence the blocks that its next step needs, in the order of rank. The flag says whether
-    /// there were enough.
+    /// Gives each running sequence the blocks that its next step needs, in the order of rank. The returned flag says
+    /// whether there were enough blocks.
     pub(crate) fn grow_block_tables(&mut self) -> (Vec<TableGrowth>, bool) {
         let mut growths = Vec::new();
         let holders = self.slots.iter().enumerate().filter_map(|(slot, holder)| Some((slot, (*holder)?)));
@@ -390,8 +391,8 @@ impl<'r> Scheduler<'r> {
         (growths, true)
     }
 
-    /// Takes the blocks of the sequence with the last rank away and queues it again. Returns its slot, if it had one.
-    /// No step may be in flight.
+    /// Preempts the sequence with the last rank: releases its blocks and queues it again. Returns its slot, if it had
+    /// one. No step may be in flight.
     pub(crate) fn preempt_last(&mut self) -> Option<usize> {
         let rank = |key: usize| (self.sequences[&key].request.priority, key);
         let running = self.slots.iter().flatten().map(|&key| rank(key)).max();
@@ -418,7 +419,7 @@ impl<'r> Scheduler<'r> {
         slot
     }
 
-    /// Gives back the blocks of a sequence. Its full blocks stay known until their memory is needed.
+    /// Releases the blocks of a sequence. Its full blocks stay in the prefix cache until they are evicted.
     fn release_blocks(&mut self, key: usize) {
         let Some(sequence) = self.sequences.get_mut(&key) else { return };
         let mut hashes = std::mem::take(&mut sequence.hashes);
@@ -458,7 +459,7 @@ impl<'r> Scheduler<'r> {
         freed
     }
 
-    /// The requests whose deadline is over.
+    /// The unfinished requests whose deadline has passed.
     pub(crate) fn late_requests(&self) -> Vec<usize> {
         let late = self.sequences.values().filter(|s| !s.is_finished()).filter_map(|s| {
             let deadline = s.request.deadline?;
@@ -477,12 +478,13 @@ impl<'r> Scheduler<'r> {
         (0..self.slots.len()).filter_map(|slot| Some((slot, self.sequence_in_slot(slot)?)))
     }
 
-    /// Whether a running sequence follows a grammar: its next step needs the token of the step before.
+    /// Whether a running sequence has a grammar. The next step of such a sequence needs the token of the step before,
+    /// so steps cannot overlap.
     pub(crate) fn has_grammars(&self) -> bool {
         self.occupied_slots().any(|(_, sequence)| !sequence.allowed_tokens().is_empty())
     }
 
-    /// What the sequences in the slots need.
+    /// The sampling features and block table length that the sequences in the slots need.
     pub(crate) fn step_needs(&self) -> StepNeeds {
         let sequences = || self.occupied_slots().map(|(_, sequence)| sequence);
         let features = sequences().map(SequenceState::sampling_features).reduce(SamplingFeatures::union);
@@ -529,8 +531,8 @@ impl<'r> Scheduler<'r> {
     ) -> (Vec<usize>, Vec<(usize, EngineError)>) {
         let (mut freed, mut failed) = (Vec::new(), Vec::new());
         for (slot, (receiver, token)) in receivers.iter().zip(tokens).enumerate() {
-            // A step may have been enqueued before the end of a sequence was known. The completion of such a sequence
-            // may have been taken meanwhile.
+            // The step may have been enqueued before the host knew that a sequence had ended, and the sequence's
+            // completion may already have been returned.
             let Some((key, sequence)) = receiver.and_then(|key| Some((key, self.sequences.get_mut(&key)?))) else {
                 continue;
             };
@@ -575,7 +577,7 @@ impl<'r> Scheduler<'r> {
         sequences.map(SequenceState::into_completion).collect()
     }
 
-    /// Makes the prefix cache forget everything, because the weights have changed. No sequence may hold blocks.
+    /// Empties the prefix cache, because the weights have changed. No sequence may hold blocks.
     pub(crate) fn forget_prefixes(&mut self) {
         self.blocks.forget_all();
     }

@@ -1,4 +1,4 @@
-//! One sequence that is being generated: its tokens, its KV blocks, and when it ends.
+//! A sequence that is being generated: its tokens, its KV blocks, and the conditions that end it.
 
 use std::cell::OnceCell;
 use std::rc::Rc;
@@ -21,7 +21,7 @@ use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, T
 use crate::sampler::{SamplingFeatures, SamplingParams};
 use crate::stop::StopCondition;
 
-/// What all completions of a request share.
+/// The part of a request that all its completions share.
 #[derive(Debug)]
 pub(crate) struct RequestState<'r> {
     /// The index of the request in the call of the engine.
@@ -37,13 +37,14 @@ pub(crate) struct RequestState<'r> {
     eos_token_ids: Vec<TokenId>,
     logit_bias: Vec<(i32, f32)>,
     top_log_probs: Option<usize>,
-    /// How many of the most likely tokens come with each token of the prompt.
+    /// The number of most likely tokens to list for each token of the prompt; `None`: the request asks for no
+    /// log-probabilities of its prompt.
     top_prompt_log_probs: Option<usize>,
     /// The log-probabilities of the prompt's tokens, once they are computed.
     prompt_log_probs: OnceCell<Arc<[PromptTokenLogProbs]>>,
 }
 
-/// A sampled token, as the device gives it.
+/// A sampled token, as downloaded from the device.
 #[derive(Debug)]
 pub(crate) struct SampledToken {
     /// -1 if the logits were not numbers.
@@ -61,7 +62,7 @@ pub(crate) struct SequenceState<'r> {
     sampling: SamplingParams,
     stop: StopCondition,
     grammar: Option<Grammar>,
-    /// The token ids of the prompt, followed by those of the completion so far.
+    /// The token ids of the prompt, followed by the ids of the completion so far.
     ids: Vec<i32>,
     log_probs: Vec<f32>,
     token_log_probs: Vec<TokenLogProbs>,
@@ -75,11 +76,11 @@ pub(crate) struct SequenceState<'r> {
 }
 
 impl<'r> SequenceState<'r> {
-    /// One sequence for each completion of the request with this index. The sequences have no KV blocks yet.
-    /// `with_hashes`: the prompt is for the prefix cache.
+    /// Creates a sequence for each completion of the request with this index, without KV blocks. `with_hashes`: the
+    /// content of the prompt's media is hashed for the prefix cache.
     ///
     /// # Errors
-    /// A prompt that does not fit the model; parameters that are out of range.
+    /// The prompt does not fit the model; a parameter is out of range.
     pub(crate) fn for_request(
         index: usize,
         request: GenerationRequest<'r>,
@@ -148,42 +149,42 @@ impl<'r> SequenceState<'r> {
         self.ids.len() - self.prompt_tokens()
     }
 
-    /// The number of tokens whose keys and values a prefill must compute before the sequence can go on: those of the
-    /// prompt; after a preemption all but the last one, whose keys the next decode step writes.
+    /// The number of tokens whose keys and values a prefill must compute before the sequence can decode: all tokens of
+    /// the prompt; after a preemption, all tokens but the last, whose key and value the next decode step writes.
     pub(crate) fn prefill_tokens(&self) -> usize {
         if self.generated() == 0 { self.ids.len() } else { self.ids.len() - 1 }
     }
 
-    /// How many of the most likely tokens come with each token of the prompt, if their log-probabilities are wanted and
-    /// not known yet.
+    /// The number of most likely tokens to list for each token of the prompt, if the request asks for log-probabilities
+    /// of its prompt and they are not computed yet.
     pub(crate) fn wanted_prompt_log_probs(&self) -> Option<usize> {
         let is_known = self.request.prompt_log_probs.get().is_some();
         self.request.top_prompt_log_probs.filter(|_| !is_known)
     }
 
-    /// Keeps the log-probabilities of the prompt's tokens for all completions of the request.
+    /// Stores the log-probabilities of the prompt's tokens for all completions of the request.
     pub(crate) fn set_prompt_log_probs(&self, log_probs: Vec<PromptTokenLogProbs>) {
         self.request.prompt_log_probs.get_or_init(|| log_probs.into());
     }
 
-    /// The number of tokens whose keys and values are in the cache, as far as the host knows, while the sequence
-    /// decodes: all but the last one.
+    /// The number of tokens whose keys and values are in the cache while the sequence decodes: all tokens that the host
+    /// has read but the last.
     pub(crate) fn cached_tokens(&self) -> usize {
         self.ids.len() - 1
     }
 
-    /// Maximum number of keys: the last token of the longest completion is never read.
+    /// Maximum number of keys in the cache. The last token of a completion is no input of a step, so it has no key.
     fn max_keys(&self) -> usize {
         self.prompt_tokens() + self.request.max_new_tokens - 1
     }
 
-    /// The number of KV blocks that the sequence has in the end if no token ends it early.
+    /// The number of KV blocks that the sequence needs if it reaches its maximum length.
     pub(crate) fn max_blocks(&self) -> usize {
         BlockAllocator::blocks_for_tokens(self.max_keys())
     }
 
-    /// The number of keys for which the next decode step needs blocks: it writes the key of its input token, and finds
-    /// the place of the key after that one.
+    /// The number of keys for which the next decode step needs blocks: the step writes the key of its input token, and
+    /// computes the cache slot of the key after that.
     pub(crate) fn keys_after_next_step(&self) -> usize {
         (self.ids.len() + self.in_flight + 1).min(self.max_keys())
     }
@@ -193,19 +194,19 @@ impl<'r> SequenceState<'r> {
         self.index
     }
 
-    /// The row in which the outputs of products of the next decode step are kept; -1 if they are not.
+    /// The row in which the next decode step stores the outputs of its matrix products; -1 if they are not stored.
     pub(crate) fn kept_row_of_next_step(&self) -> i32 {
         let enqueued = self.generated() + self.in_flight;
         let rows = self.request.kept.map(|kept| kept.completion(self.index, usize::MAX));
         rows.and_then(|mut rows| rows.nth(enqueued)).map_or(-1, |row| row as i32)
     }
 
-    /// Whether the sequence still needs tokens after those of all steps in flight.
+    /// Whether the sequence needs further decode steps after all steps in flight.
     pub(crate) fn needs_another_step(&self) -> bool {
         !self.is_finished() && self.generated() + self.in_flight < self.request.max_new_tokens
     }
 
-    /// The numbers that are added to logits: the request's own, and −∞ for end tokens until the completion has its
+    /// The numbers that are added to logits: the request's biases, and −∞ for end tokens until the completion has its
     /// minimum number of tokens.
     pub(crate) fn logit_biases(&self) -> Vec<(i32, f32)> {
         let request = &self.request;
@@ -243,7 +244,7 @@ impl<'r> SequenceState<'r> {
         self.grammar.as_ref().map_or(&[], Grammar::allowed)
     }
 
-    /// What the sampling of this sequence's tokens needs beyond temperature, top-p, top-k and min-p.
+    /// The features that this sequence's sampling needs beyond temperature, top-p, top-k and min-p.
     pub(crate) fn sampling_features(&self) -> SamplingFeatures {
         let request = &self.request;
         let banned = if self.generated() < request.min_new_tokens { request.eos_token_ids.len() } else { 0 };
@@ -267,8 +268,7 @@ impl<'r> SequenceState<'r> {
         if self.sampling.has_penalty() { &self.ids } else { &[] }
     }
 
-    /// The number that selects the sequence's next random number under its seed: the index of the next token in the
-    /// sequence.
+    /// The counter of the sequence's next random number under its seed: the index of the next token in the sequence.
     pub(crate) fn next_draw_number(&self) -> i32 {
         self.ids.len() as i32
     }
@@ -292,8 +292,8 @@ impl<'r> SequenceState<'r> {
     /// Appends a generated token, reports it to `on_token`, and finishes the sequence if the token ends it.
     ///
     /// # Errors
-    /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel gives where all logits are NaN; a
-    /// grammar for which the tokens that may follow take too long to find.
+    /// [`EngineError::NotANumber`] for a negative id, which the sampling kernel returns if all logits are NaN;
+    /// computing the tokens that the grammar allows next takes too long.
     pub(crate) fn push_token(&mut self, sampled: SampledToken, on_token: &mut dyn FnMut(TokenEvent)) -> Result<()> {
         let Ok(id) = u32::try_from(sampled.id) else {
             return Err(EngineError::NotANumber { completion: self.index, token: self.generated() });
@@ -306,7 +306,8 @@ impl<'r> SequenceState<'r> {
         }
         let log_probs = self.token_log_probs.last();
         on_token(TokenEvent { request: self.request.index, index: self.index, id, log_probs });
-        // An end token ends a grammar also in a request that ignores end tokens: nothing may follow it.
+        // An end token that the grammar allows ends the completion even if the request ignores end tokens, because no
+        // token may follow it.
         let ends_grammar = self.grammar.as_ref().is_some_and(|grammar| grammar.is_end_token(id));
         if ends_grammar || self.request.eos_token_ids.contains(&id) || self.stop.push_and_match(id) {
             self.finish_reason = Some(FinishReason::Stop);

@@ -6,7 +6,7 @@ pub trait Detokenizer {
     /// Returns the text that `id` adds; empty while the bytes of a character are incomplete.
     fn push(&mut self, id: u32) -> String;
 
-    /// Ends the text. Returns what was held back; an incomplete character becomes U+FFFD.
+    /// Ends the text. Returns the text that was held back; an incomplete character becomes U+FFFD.
     fn finish(&mut self) -> String;
 }
 

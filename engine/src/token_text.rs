@@ -1,4 +1,4 @@
-//! The text of generated tokens: piece by piece, to find stop strings, and of a whole completion.
+//! Decodes generated tokens to text: token by token, to find stop strings, or a whole completion at once.
 
 use std::sync::Arc;
 
@@ -138,7 +138,7 @@ mod tests {
         }
     }
 
-    /// The first byte of a character of two bytes, then a letter that cannot follow it.
+    /// Token 0 is the first byte of a character of two bytes; token 1 is a letter, which cannot be its second byte.
     #[test]
     fn text_after_an_invalid_byte_comes_with_its_own_token() {
         let pieces = Arc::new(vec![Some(vec![0xc9]), Some(b"c".to_vec())]);
@@ -157,7 +157,7 @@ mod tests {
             stop in prop::collection::vec("[ab\u{e9}]{0,4}", 0..3),
         ) {
             let mut stream = CompletionStream::new(Bytes::default(), &stop);
-            // The first stop string that is complete ends the text.
+            // The stop string that is complete first ends the text.
             let prefixes = text.char_indices().map(|(at, c)| &text[..at + c.len_utf8()]);
             let at = prefixes.into_iter().find_map(|t| StopCondition::first_match(t, &stop)).unwrap_or(text.len());
             let mut streamed = String::new();

@@ -14,7 +14,7 @@ pub(crate) fn lark_grammar(calls: &ToolCallGrammar) -> String {
     let (begin, start) = match (calls.otherwise, calls.several) {
         (OtherAnswer::None, true) => ("<tool_call>", "start: call (\"\\n\" call)*\n"),
         (OtherAnswer::None, false) => ("<tool_call>", "start: call\n"),
-        // The text before a call ends with the first tag.
+        // The text before a call ends with the first `<tool_call>` tag.
         (OtherAnswer::Text, true) => ("", "start: (before call)* TEXT\n"),
         (OtherAnswer::Text, false) => ("", "start: TEXT | before call\n"),
     };
@@ -32,8 +32,8 @@ pub(crate) fn lark_grammar(calls: &ToolCallGrammar) -> String {
     grammar
 }
 
-/// The schema with llguidance's options for white space as chat templates write JSON: a space after each comma and
-/// colon, and no other. A schema may set the options itself.
+/// Returns the schema with options of llguidance that allow only the white space of chat templates: one space after
+/// each comma and colon. A schema that sets `x-guidance` itself keeps its options.
 fn with_spaces(schema: &Value) -> Value {
     let mut schema = schema.clone();
     if let Value::Object(fields) = &mut schema {
@@ -66,7 +66,7 @@ mod tests {
         results[0]
     }
 
-    /// The tokens of a text's single bytes.
+    /// The text as tokens of one byte each.
     fn single_bytes(folder: &ModelFolder, text: &str) -> Vec<u32> {
         let vocab = 0..folder.config.text.vocab_size as u32;
         let id = |byte: u8| vocab.clone().find(|&id| folder.tokenizer.token_bytes(id) == [byte]).unwrap();
@@ -100,7 +100,7 @@ mod tests {
                 (call.replace('3', "30"), false),
                 (call.replace("speed", "other"), false),
                 ("<tool_call> text".into(), false),
-                // An answer does not end inside of a call.
+                // The answer must not end inside of a call.
                 (call[..call.len() - 1].into(), false),
             ] {
                 assert_eq!(accepts(&folder, &grammar, &text), is_accepted, "{several} {otherwise:?} {text:?}");

@@ -1,4 +1,4 @@
-//! Requests of one batch that have different LoRA adapters: each gets the bits that it would have alone.
+//! Requests with different LoRA adapters in one batch: each request gets the same bits as alone in the engine.
 
 mod support;
 
@@ -35,7 +35,7 @@ fn models(device: &Device, dtype: DType) -> Vec<Qwen25Vl> {
     [vec![base], adapted].concat()
 }
 
-/// What [`strangers`] get alone from a model, for the requests of which `is_wanted`.
+/// The completions of the test requests [`strangers`] with `is_wanted`, each generated alone with a model.
 fn alone(model: &Qwen25Vl, cx: &Cx, is_wanted: impl Fn(usize) -> bool) -> Vec<Completion> {
     let engine = Engine::new(model, cx).unwrap();
     let of_request = |(i, request): (usize, GenerationRequest<'static>)| {
@@ -50,7 +50,7 @@ fn load(batch: &mut ContinuousBatch, models: &[Qwen25Vl]) -> Vec<Option<AdapterI
     std::iter::once(None).chain(adapters.collect::<Vec<_>>()).collect()
 }
 
-/// Request i of [`strangers`] has model `i % 4`.
+/// The expected completions of [`strangers`]: request i is generated alone with model `i % 4`.
 fn wanted(models: &[Qwen25Vl], cx: &Cx) -> Vec<Completion> {
     let mut want: Vec<Completion> = (0..4).flat_map(|m| alone(&models[m], cx, |i| i % 4 == m)).collect();
     want.sort_by_key(|c| (c.request, c.index));
@@ -73,7 +73,7 @@ fn requests_with_different_adapters_have_the_bits_of_each_alone() {
             let engine = Engine::new(&models[0], &cx).unwrap().chunk_tokens(chunk).max_slots(slots);
             let mut batch = engine.continuous_batch(blocks * block).unwrap();
             let ids = load(&mut batch, &models);
-            // The second round finds the blocks of the first one.
+            // The second round finds the blocks of the first round in the prefix cache.
             for round in 0..2 {
                 for (i, request) in strangers().into_iter().enumerate() {
                     batch.add(i, GenerationRequest { adapter: ids[i % 4], ..request }).unwrap();
@@ -92,7 +92,7 @@ fn the_prefix_cache_keeps_adapters_apart() {
     let engine = Engine::new(&models[0], &cx).unwrap();
     let mut batch = engine.continuous_batch(400 * BLOCK_BYTES).unwrap();
     let ids = load(&mut batch, &models);
-    // The last stranger's prompt has several blocks.
+    // The prompt of the last test request has several blocks.
     for (number, adapter) in ids.iter().enumerate() {
         for found in [0, 1] {
             let before = batch.stats().prefix_tokens_found;
@@ -138,7 +138,7 @@ fn an_unloaded_adapter_serves_its_requests_to_the_end() {
     batch.unload_adapter(ids[1].unwrap(), &mut |_| {}).unwrap();
     let refused = batch.add(5, request(5, ids[1])).unwrap_err().to_string();
     assert!(refused.starts_with("adapter: is not loaded"), "{refused}");
-    // Another adapter takes a number while the request still runs.
+    // A newly loaded adapter gets a number while the request of an unloaded adapter still runs.
     let again = batch.load_adapter(models[1].clone(), &mut |_| {}).unwrap();
     batch.unload_adapter(ids[2].unwrap(), &mut |_| {}).unwrap();
     batch.add(5, request(5, Some(again))).unwrap();
@@ -173,8 +173,8 @@ fn adapters_stay_when_the_weights_are_replaced() {
     assert_eq!(finish(&mut batch), want(&new));
 }
 
-/// What a stranger gets alone from the model with this number, on one thread in f32. Each is computed once for all cases
-/// of the test below.
+/// The completions of test request `stranger` alone with model `number`, on one thread in f32. They are computed once
+/// for all cases of the test below.
 fn alone_once(models: &[Qwen25Vl], cx: &Cx, number: usize, stranger: usize) -> Vec<Completion> {
     static ALONE: Mutex<BTreeMap<(usize, usize), Vec<Completion>>> = Mutex::new(BTreeMap::new());
     let mut known = ALONE.lock().unwrap();
@@ -185,7 +185,7 @@ fn alone_once(models: &[Qwen25Vl], cx: &Cx, number: usize, stranger: usize) -> V
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
-    /// Whatever is asked for, loaded and unloaded in which order: each request gets what it would get alone.
+    /// Requests, loads and unloads come in any order: each request gets the same completions as alone.
     #[test]
     fn any_order_of_loads_and_requests(
         events in prop::collection::vec((0usize..16, 0usize..4, 0u8..6), 1..30),
@@ -224,7 +224,8 @@ proptest! {
     }
 }
 
-/// On the simulator and on a GPU's driver, a request has the same bits with and without others that have adapters.
+/// On the simulator and on a fake GPU driver, a request has the same bits with and without other requests with
+/// adapters.
 #[test]
 fn on_a_gpu_other_adapters_change_nothing() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -244,7 +245,7 @@ fn on_a_gpu_other_adapters_change_nothing() {
                 finish(&mut batch)
             })
             .collect();
-        // Other ids of requests make no difference, and the blocks are known by now.
+        // The second run has the same results, although the prefix cache has the blocks now.
         (0..4).for_each(|i| batch.add(i, request(i)).unwrap());
         assert_eq!(finish(&mut batch), alone, "{device:?}");
         alone

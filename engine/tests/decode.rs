@@ -15,7 +15,8 @@ use reel_runtime::Cx;
 
 use support::{PENALISED, SAMPLED, TestAdapter, TestRequest, model, run, run_continuously, simulated, with_adapter};
 
-/// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second one.
+/// Returns ids that, used as end tokens, make some of these completions end early: the middle id of every second
+/// completion.
 fn early_end_tokens(completions: &[Completion]) -> Vec<u32> {
     completions.iter().skip(1).step_by(2).filter_map(|c| c.ids.get(c.ids.len() / 2).copied()).collect()
 }
@@ -137,7 +138,7 @@ fn few_requests() -> Vec<TestRequest> {
     ]
 }
 
-/// On a device with CUDA kernels each step computes all slots.
+/// On a device with CUDA kernels each step of a continuous batch computes all slots.
 #[test]
 fn continuous_batch_on_the_simulator_equals_requests_alone() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -172,13 +173,13 @@ fn cuda_graphs_keep_driver_rules_and_equal_sim() {
     }
 }
 
-/// 16 decode steps on a Hopper GPU of the fake driver, in captured graphs with programmatic dependent launches, from the
-/// first block of the KV cache, of 64 tokens, into the second. Each sequence alone has the same bits. Device `sim` sums
-/// products in another order, so its log-probabilities are near.
+/// 16 decode steps on a Hopper GPU of the fake driver, in captured graphs with programmatic dependent launches. The
+/// sequences grow from the first KV block (64 tokens) into the second. Each sequence alone has the same bits. Device
+/// `sim` sums matrix products in another order, so its log-probabilities are only close.
 #[test]
 fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
-    // The prefill gives the first token, each decode step one more.
+    // The prefill samples the first token, each decode step samples one more.
     let requests = |steps: usize| TestRequest {
         prompt_tokens: 56,
         completions: 2,
@@ -212,9 +213,10 @@ fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
     assert!(got.iter().all(|c| c.ids.len() == 17));
     assert!(few.iter().zip(&got).all(|(few, got)| few.ids[..] == got.ids[..3]));
     assert!(engine.graph_capture_count() > 0);
-    // Five programmatic launches a layer (attention has no second one without a workspace); before them cosines and
-    // sines, embeddings; after them norm, logits, sample, advance. The first layer's first launch follows the
-    // embeddings, which may not be overtaken; the norm is not programmatic.
+    // Launches of a step: before the layers, the rotary table and the embeddings; 5 per layer, all programmatic
+    // (attention needs no second launch without a workspace); after the layers norm, logits, sample and advance. Not
+    // programmatic are the first two, the first launch of the first layer, which must wait for the embeddings, and the
+    // norm.
     let layers = on_gpu.config.text.num_hidden_layers as u64;
     assert_eq!((launches - launches_of_few, early - early_of_few), (14 * (5 * layers + 6), 14 * (5 * layers + 2)));
     drop((engine, on_gpu, cx, device));

@@ -1,5 +1,5 @@
-//! Greedy completions equal those of transformers (tests/golden/model), and completions do not depend on the batch or
-//! on threads.
+//! Greedy completions equal the completions of transformers (tests/golden/model), and completions do not depend on the
+//! batch or on threads.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -107,8 +107,8 @@ fn completions_do_not_depend_on_batch_or_threads() {
     }
 }
 
-/// An engine that packs trained weights gives the completions of one that reads them where they are: of the weights at
-/// its first call, and after its memory is released of the changed weights.
+/// An engine with packed copies of trained weights gives the same completions as an engine without copies. The copies
+/// have the weights of the first call; after `release_memory`, new copies have the changed weights.
 #[test]
 fn packed_copies_of_trained_weights_change_no_completion() {
     let case = open(&golden().join("mixed_stop"));
@@ -234,7 +234,7 @@ fn refuses_invalid_parameters_and_stops_when_interrupted() {
         let e = engine.generate(vec![case.request(bad, 3, 1)], |_| {});
         assert!(matches!(e, Err(EngineError::Request(_))), "{bad:?}");
     }
-    // Parameters at the ends of their ranges overflow nothing.
+    // Sampling parameters at the ends of their ranges cause no overflow.
     let ids = |sampling| engine.generate(vec![case.request(sampling, 3, 1)], |_| {}).unwrap().0.remove(0).ids;
     let greedy = ids(SamplingParams { temperature: 0.0, ..SAMPLED });
     for temperature in [1e-45, 1e-20, 1e-9] {

@@ -1,5 +1,5 @@
-//! Outputs of products that generation keeps for training: they do not depend on how tokens are computed, and keeping
-//! them changes no completion.
+//! Outputs of matrix products that generation stores for training: they do not depend on chunks, slots or threads, and
+//! storing them changes no completion.
 
 mod support;
 
@@ -14,8 +14,8 @@ use reel_runtime::Cx;
 
 use support::{TestRequest, image_prompt, int8_model, model, strangers};
 
-/// The number of outputs of a layer, and of those among them that the last layer computes for all tokens: queries, keys
-/// and values, attention, log-sum-exps.
+/// The number of stored outputs of a layer, and how many of them the last layer computes for all tokens (q, k and v,
+/// attention, log-sum-exps).
 fn outputs_per_layer(layout: ProductLayout) -> (usize, usize) {
     match layout {
         ProductLayout::Joined => (6, 3),
@@ -23,7 +23,7 @@ fn outputs_per_layer(layout: ProductLayout) -> (usize, usize) {
     }
 }
 
-/// Requests with their rows; every third one keeps nothing.
+/// Requests with the rows for their outputs. Every third request stores no outputs.
 fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
     let sampling = support::SAMPLED;
     let (max_new_tokens, prompt_tokens) = (9, 1);
@@ -42,7 +42,7 @@ fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
     (requests, end)
 }
 
-/// The completions, and the bits of all rows that they must have filled, of each output of each layer.
+/// The completions, and for each output of each layer the bits of all rows that the completions must have filled.
 fn generate(engine: &Engine, model: &Qwen25Vl, layout: ProductLayout, cx: &Cx) -> (Vec<Completion>, Vec<Vec<u32>>) {
     let (requests, rows) = requests(model);
     let kept: Vec<Option<KeptRows>> = requests.iter().map(|request| request.kept).collect();
@@ -80,7 +80,7 @@ fn kept_rows_do_not_depend_on_chunks_slots_threads_or_graphs() {
             let engine = Engine::new(&model, &cx).unwrap().chunk_tokens(chunk).max_slots(slots);
             let engine = if captures { engine } else { engine.without_captured_graphs() };
             let got = generate(&engine, &model, layout, &cx);
-            // A call without memory for them keeps nothing, whatever its requests say.
+            // A call without memory for outputs stores none, even if its requests have rows.
             let plain = engine.generate(requests(&model).0, |_| {}).unwrap().0;
             assert_eq!(got.0, plain, "{dtype}: keeping changes completions");
             let want = want.get_or_insert_with(|| got.clone());

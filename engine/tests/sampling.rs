@@ -1,4 +1,5 @@
-//! What a request can ask of sampling: grammars, biases, penalties, log-probabilities. Each holds in any batch.
+//! Sampling options of requests: grammars, biases, penalties, log-probabilities. Other requests of the batch do not
+//! change their effect.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -91,7 +92,7 @@ fn a_json_schema_is_followed_alone_and_beside_others() {
         let alone = complete(vec![with_grammar(&schema(), sampled(seed))]);
         assert_eq!(alone[0].ids, together.iter().find(|c| c.request == 1 + seed as usize).unwrap().ids);
     }
-    // Requests without a grammar do not notice those with one.
+    // Requests without a grammar get the same completions beside requests with one.
     let plain = complete(vec![request(SAMPLED, 30)]);
     assert_eq!((&plain[0].ids, &plain[0].log_probs), (&together[0].ids, &together[0].log_probs));
 }
@@ -119,7 +120,7 @@ fn functions() -> Vec<(String, Value)> {
     vec![("speed".into(), speed), ("stop".into(), stop)]
 }
 
-/// Checks that a text is calls of the two functions, and returns the names of the called ones.
+/// Checks that a text consists of calls of the two functions, and returns the names of the called functions.
 fn called(mut text: &str) -> Vec<String> {
     let mut names = Vec::new();
     while let Some(rest) = text.strip_prefix("<tool_call>\n") {
@@ -157,7 +158,7 @@ fn forced_calls_follow_the_schemas_of_their_functions() {
         calls.extend(names);
     }
     assert!(["speed", "stop"].iter().all(|name| calls[..16].iter().any(|called| called == name)), "{calls:?}");
-    // Several calls: a completion of random weights goes on with them until its tokens are used up.
+    // With several calls allowed, a model with random weights calls functions until the maximum number of tokens.
     let several = with_grammar(&rule(functions(), true), sampled(1));
     let completion = complete(vec![GenerationRequest { max_new_tokens: 400, ..several }]).remove(0);
     let got = FOLDER.tokenizer.decode(&completion.ids, true);
@@ -203,7 +204,7 @@ fn without_end_tokens_a_complete_grammar_ends_the_completion() {
         let got = complete(vec![GenerationRequest { eos_token_ids: Vec::new(), ..preferred }]);
         assert_eq!((text(&got[0]).as_str(), got[0].ids.last()), ("a", Some(&end)));
     }
-    // A minimum number of tokens cannot be reached either.
+    // The grammar also ends a completion before its minimum number of tokens.
     let got = complete(vec![GenerationRequest { min_new_tokens: 50, ..with_grammar(&spec, SAMPLED) }]);
     assert_eq!(text(&got[0]), "yes");
 }
@@ -248,7 +249,8 @@ fn penalties_count_the_completion_only() {
         let free = complete(vec![request(SamplingParams::GREEDY, 1)]);
         assert_eq!(ids[0], free[0].ids[0], "no token of the completion was there before");
     }
-    // 1 adds the same to a token however often it has occurred, 2 more each time: over a long completion they differ.
+    // The presence penalty is the same however often a token has occurred, the frequency penalty grows each time, so
+    // long completions differ.
     let with = |presence_penalty, frequency_penalty| {
         let sampling = SamplingParams { presence_penalty, frequency_penalty, ..SamplingParams::GREEDY };
         complete(vec![GenerationRequest { eos_token_ids: Vec::new(), ..request(sampling, 60) }])[0].ids.clone()
@@ -280,7 +282,7 @@ fn log_probabilities_come_with_each_token() {
         }
     }
     assert_eq!(all[3].token_log_probs[0].top[..5], all[0].token_log_probs[0].top[..]);
-    // At temperature 2 the log-probability of the completion is another one than under softmax(logits).
+    // At temperature 2 the completion's log-probability differs from the one under softmax(logits).
     assert_ne!(all[2].log_probs[0], all[2].token_log_probs[0].log_prob);
     assert_eq!(all[0].log_probs[0], all[0].token_log_probs[0].log_prob);
 }

@@ -29,7 +29,7 @@ const BLOCK_BYTES: u64 = 2 * 2 * 64 * 128 * 4;
 /// Opens the test model on a device.
 type Model = fn(&Device, DType) -> Qwen25Vl;
 
-/// The completions of all requests together in a batch, added `per_step` at a time; and what the engine did.
+/// The completions of all requests together in a batch, added `per_step` at a time, and the engine's counters.
 fn together(engine: &Engine, kv_bytes: u64, per_step: usize) -> (Vec<Completion>, EngineStats) {
     let mut batch = engine.continuous_batch(kv_bytes).unwrap();
     let (mut completions, mut requests) = (Vec::new(), strangers().into_iter().enumerate().peekable());
@@ -125,20 +125,20 @@ fn a_known_prompt_is_not_computed_again() {
         batch.stats().prefix_tokens_found - before.prefix_tokens_found,
         batch.stats().prefill_tokens - before.prefill_tokens,
     );
-    // All full blocks but one that ends with the last token of a prompt.
+    // All full blocks are found, except a block that ends with the last token of a prompt.
     let blocks = |tokens: usize| (tokens - 1) / 64 * 64;
     let want: usize = strangers().iter().map(|request| blocks(request.prompt.input_ids.len())).sum();
     let all: usize = strangers().iter().map(|request| request.prompt.input_ids.len()).sum();
     assert_eq!((found as usize, computed as usize), (want, all - want));
-    // Changed weights make it forget.
+    // Changed weights empty the prefix cache.
     batch.weights_changed(&mut |_| {}).unwrap();
     let before = batch.stats().prefix_tokens_found;
     assert_eq!(ask(&mut batch), cold);
     assert_eq!(batch.stats().prefix_tokens_found, before);
 }
 
-/// Requests that run while the weights are replaced go on as if their tokens so far were part of a prompt of the new
-/// model; later ones are those of the new model; the old weights are freed.
+/// Requests that run while the weights are replaced continue as if their tokens so far were part of a prompt for the
+/// new model. Later requests get the completions of the new model. The old weights are freed.
 #[test]
 fn replaced_weights_continue_running_requests() {
     let device = Device::cpu(1);
@@ -180,11 +180,11 @@ fn replaced_weights_continue_running_requests() {
     assert_ne!(completions[0].ids, restarted.ids);
     batch.add(0, request(0, &[], 30)).unwrap();
     assert_eq!(finish(&mut batch).remove(0).ids, restarted.ids);
-    // So does the batch that the engine keeps for `generate`.
+    // `Engine::generate`, which reuses a batch of an earlier call, also uses the new weights.
     assert!(generated(0) == restarted.ids && before_all != restarted.ids);
 }
 
-/// The golden model with other signs of its weights.
+/// The golden model with changed signs of its weights.
 fn changed_model(device: &Device, dtype: DType) -> Qwen25Vl {
     let copy = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(folder()).unwrap() {
@@ -200,7 +200,8 @@ fn changed_model(device: &Device, dtype: DType) -> Qwen25Vl {
     Qwen25Vl::open(device, &Checkpoint::open(copy.path()).unwrap(), &config, dtype).unwrap()
 }
 
-/// As on a GPU, decode steps are captured graphs, which hold addresses of the old weights.
+/// On the simulator, as on a GPU, decode steps are captured graphs that hold addresses of the old weights; they must
+/// not be replayed with new weights.
 #[test]
 fn replaced_weights_are_those_of_captured_steps() {
     let Some(()) = compile::skip_without_nvrtc() else { return };
@@ -231,7 +232,7 @@ fn replaced_weights_are_those_of_captured_steps() {
     assert_ne!(got, alone(&[], 6), "both weights give the same tokens");
 }
 
-/// `reel plan serve` counts the memory of a server on device `dry`.
+/// Device `dry` counts the same memory as the CPU device uses; `reel plan serve` relies on it.
 #[test]
 fn a_batch_takes_the_same_memory_on_device_dry() {
     let use_of = |device: &Device| {
@@ -250,7 +251,7 @@ fn a_batch_takes_the_same_memory_on_device_dry() {
     assert_eq!(use_of(&Device::cpu(1)), use_of(&Device::dry(Kernels::Cpu)));
 }
 
-/// A conversation goes on from the blocks of its earlier answer.
+/// The next turn of a conversation finds the blocks of the earlier answer in the prefix cache.
 #[test]
 fn generated_tokens_are_found_as_part_of_a_later_prompt() {
     let device = Device::cpu(1);
@@ -271,8 +272,8 @@ fn generated_tokens_are_found_as_part_of_a_later_prompt() {
     assert_eq!(got.ids, engine.generate(vec![second()], |_| {}).unwrap().0[0].ids);
 }
 
-/// Two prompts that differ only in the pixels of their image share nothing from the image on; with the same image the
-/// vision tower does not run.
+/// Two prompts that differ only in the pixels of their image share no blocks from the image on. With the same image,
+/// the blocks are found and the vision tower does not run.
 #[test]
 fn media_count_in_the_prefix_cache() {
     let device = Device::cpu(2);
@@ -333,7 +334,8 @@ fn requests_start_by_priority_and_arrival() {
     assert_eq!(order, [3, 5, 0, 2, 1, 4]);
 }
 
-/// A long prompt does not stop the others from decoding: each step computes a chunk of it and one token of theirs.
+/// A long prompt does not stop other sequences from decoding: each step computes a chunk of the prompt and one token of
+/// each running sequence.
 #[test]
 fn running_sequences_decode_while_a_long_prompt_is_computed() {
     let device = Device::cpu(1);
@@ -365,7 +367,7 @@ fn cancelled_and_late_requests_free_their_blocks_at_once() {
         deadline,
         ..GenerationRequest::new(text_prompt(vec![4; tokens]))
     };
-    // One that decodes, one whose prompt is being computed, one that waits.
+    // Three requests: one decodes, one has a prompt that is being computed, one waits.
     for (i, tokens) in [10, 300, 20].into_iter().enumerate() {
         batch.add(i, request(tokens, None)).unwrap();
     }
@@ -398,7 +400,7 @@ fn requests_that_can_never_fit_are_refused() {
     assert_eq!(finish(&mut batch)[0].ids.len(), 92);
 }
 
-/// What happens between two steps.
+/// An event between two steps of the batch.
 #[derive(Clone, Debug)]
 enum Arrival {
     Add { stranger: usize, priority: i32 },
@@ -414,8 +416,8 @@ fn arrival() -> impl Strategy<Value = Arrival> {
     ]
 }
 
-/// The tokens of a greedy completion have the same log-probabilities as part of a later prompt, whatever the chunks,
-/// the prefix cache and the other requests.
+/// The tokens of a greedy completion have the same log-probabilities as part of a later prompt, for all chunk sizes,
+/// with and without the prefix cache and other requests.
 #[test]
 fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
     let device = Device::cpu(2);
@@ -451,7 +453,7 @@ fn log_probabilities_of_a_prompt_are_those_of_its_generation() {
     }
     for (token, wanted) in results[0].1[ids.len() - 1..].iter().zip(&generated.token_log_probs) {
         assert!((token.log_prob - wanted.log_prob).abs() < 1e-5, "{token:?} {wanted:?}");
-        // Tokens that stand for media are never sampled, and may be more likely.
+        // Media tokens (vision start, pads) may be more likely, but are never sampled, so the rank may be above 1.
         assert_eq!(wanted.top[token.rank - 1].0, token.id, "{token:?} {wanted:?}");
         let ids = |top: &[(u32, f32)]| top.iter().map(|(id, _)| *id).collect::<Vec<_>>();
         assert_eq!(ids(&token.top), ids(&wanted.top));
@@ -467,8 +469,8 @@ static ALONE: LazyLock<Vec<Completion>> = LazyLock::new(|| {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Whatever arrives when, with any limits: each request that is not cancelled gets its completions, with the bits
-    /// of the request alone, and all blocks are free in the end.
+    /// Requests and cancellations arrive in any order, with any limits. Each request that is not cancelled gets the
+    /// completions that it gets alone, with the same bits, and all blocks are free in the end.
     #[test]
     fn any_order_of_events_gives_the_completions_of_requests_alone(
         arrivals in prop::collection::vec(arrival(), 1..40),

@@ -25,7 +25,7 @@ fn messages() -> Value {
     ])
 }
 
-/// Token ids of `text` text tokens, and of the pad tokens of a video in between.
+/// Token ids: `text` text tokens, with the pad tokens of a video between them.
 fn ids(config: &ModelConfig, text: usize) -> Vec<TokenId> {
     let pads = VIDEO.iter().product::<usize>() / config.vision.patches_per_vision_token();
     let mut ids = vec![1; text];

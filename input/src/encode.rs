@@ -35,16 +35,16 @@ use crate::tokenizer::Tokenizer;
 use crate::window::GridThw;
 
 /// Everything in a model folder except the weights: config, tokenizer, chat template and preprocessor settings.
-/// Opening checks that they agree.
+/// [`ModelFolder::open`] checks that these files agree.
 #[derive(Debug)]
 pub struct ModelFolder {
     /// config.json
     pub config: ModelConfig,
     /// generation_config.json
     pub generation: GenerationConfig,
-    /// preprocessor_config.json
+    /// The settings in preprocessor_config.json.
     pub preprocessor: PreprocessorConfig,
-    /// tokenizer.json
+    /// The tokenizer, from tokenizer.json.
     pub tokenizer: Tokenizer,
     /// The chat template.
     pub template: ChatTemplate,
@@ -65,13 +65,13 @@ impl ModelFolder {
         })
     }
 
-    /// The ids that end a completion: those of generation_config.json, or of config.json if it has none.
+    /// The ids that end a completion, from generation_config.json or, if it has none, from config.json.
     pub fn stop_token_ids(&self) -> &[TokenId] {
         if self.generation.eos_token_id.is_empty() { &self.config.tokens.eos } else { &self.generation.eos_token_id }
     }
 }
 
-/// Which time between two frame pairs of a video the M-RoPE positions are computed with.
+/// The time between two frame pairs of a video that M-RoPE positions assume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SecondPerGrid {
     /// The time that follows from the rate at which frames were sampled.
@@ -86,15 +86,15 @@ pub enum SecondPerGrid {
 pub struct MediaOptions {
     /// The profile, which sets the limits for frames and pixels.
     pub profile: MediaProfile,
-    /// Command-line flags, which win over the same keys in a message's image or video part.
+    /// Command-line flags, which override the same keys in a message's image or video part.
     pub overrides: MediaOverrides,
-    /// The settings that the model was trained with; flags and the keys of a message's part win over them.
+    /// The settings that the model was trained with; flags and the keys of a message's part override them.
     pub trained: MediaOverrides,
-    /// Decodes videos in a worker process. Its time limit is also that of a download.
+    /// Decodes videos in a worker process. Its time limit also applies to each download.
     pub decoder: DecodeWorker,
     /// Which files and addresses may be read.
     pub access: MediaAccess,
-    /// Which time between two frame pairs of a video the M-RoPE positions are computed with.
+    /// The time between two frame pairs of a video that M-RoPE positions assume.
     pub second_per_grid: SecondPerGrid,
 }
 
@@ -112,13 +112,13 @@ impl Default for MediaOptions {
 }
 
 impl MediaOptions {
-    /// The limits of an image or a video whose part sets the keys `part`.
+    /// The limits of an image or a video whose message part sets the keys `part`.
     fn limits(&self, part: MediaOverrides) -> MediaOverrides {
         self.overrides.or_fallback(part).or_fallback(self.trained)
     }
 }
 
-/// The loaded images and videos of a conversation. Fields mean the same as in [`ModelInput`].
+/// The loaded images and videos of a conversation. The fields have the same meaning as in [`ModelInput`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LoadedMedia {
     /// Decoded images and videos.
@@ -178,10 +178,10 @@ pub fn load_media_with(
     Ok(media)
 }
 
-/// Where a rendered prompt comes from, for the location of error messages.
+/// The origin of a rendered prompt, for the location in error messages.
 #[derive(Clone, Copy, Debug)]
 pub enum PromptOrigin<'a> {
-    /// A text with this name.
+    /// A plain text; the field is its name.
     Text(&'a str),
     /// The messages of a conversation.
     Conversation(&'a Conversation),
@@ -195,7 +195,7 @@ impl PromptOrigin<'_> {
         }
     }
 
-    /// The location of the text that contains `token`; `None` if the chat template has written it.
+    /// The location of the text that contains `token`; `None` if the chat template has written the token.
     fn location_of_typed(&self, token: &str) -> Option<String> {
         match self {
             PromptOrigin::Text(name) => Some((*name).to_string()),
@@ -204,11 +204,11 @@ impl PromptOrigin<'_> {
     }
 }
 
-/// Refuses a prompt with tokens that stand for images or videos of which it has none: they have probably been lost. The
-/// model would take the tokens for text.
+/// Refuses a prompt that has image or video pad tokens but no images or no videos for them: the media have probably
+/// been lost, and the model would take the pad tokens for text.
 ///
 /// # Errors
-/// The prompt has such a token.
+/// The prompt has an image pad token and no image, or a video pad token and no video.
 pub fn refuse_pads_without_media(folder: &ModelFolder, input: &ModelInput, origin: PromptOrigin<'_>) -> Result<()> {
     let tokens = &folder.config.tokens;
     for (kind, pad, grids) in
@@ -232,8 +232,8 @@ fn pad_token(kind: &str) -> String {
 /// Encodes a rendered prompt: repeats each pad token once for each vision token of its image or video, and computes
 /// the positions.
 ///
-/// If there are no images, image pad tokens in the prompt are text and not repeated, as in transformers; the same holds
-/// for videos.
+/// If there are no images, image pad tokens in the prompt are text and not repeated, as in transformers. If there are
+/// no videos, the same holds for video pad tokens.
 pub fn encode_prompt(
     folder: &ModelFolder,
     text: &str,
@@ -247,7 +247,7 @@ pub fn encode_prompt(
     for (kind, pad, grids) in
         [("image", tokens.image, &media.image_grid_thw), ("video", tokens.video, &media.video_grid_thw)]
     {
-        // Beside media of the other kind, M-RoPE needs a grid for each pad that follows <|vision_start|>.
+        // If the prompt has media of the other kind, M-RoPE needs a grid for each pad token after <|vision_start|>.
         if grids.is_empty() && has_media && ids.windows(2).any(|pair| pair == [tokens.vision_start, pad]) {
             let token = pad_token(kind);
             let location = origin.location_of_typed(&token).unwrap_or_else(|| origin.location().to_string());
@@ -337,7 +337,8 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
     match &video.source {
         VideoSource::Frames(frames) => frame_list(frames, video, options, processor, false),
         VideoSource::File(source) => {
-            // The worker reads files, so other sources become temporary files, which live until it has finished.
+            // The worker reads files, so other sources are written to temporary files, which exist until the worker has
+            // finished.
             let temporary = match source {
                 MediaSource::Path(path) => {
                     let path = options.access.allowed_path(path)?;
@@ -358,8 +359,8 @@ fn load_video(video: &VideoPart, options: &MediaOptions, processor: &PatchProces
     }
 }
 
-/// Loads a video that is given as a list of images. The size limits for images apply to each of them. Those of a folder
-/// must have one size.
+/// Loads a video that is given as a list of images. The size limits for images apply to each image. The images of a
+/// folder must all have the same size.
 fn frame_list(
     frames: &[MediaSource],
     video: &VideoPart,
@@ -412,7 +413,7 @@ fn video_file(
         shared => shared.to_vec(),
     };
     let frames = FrameBuf { data, frames: read.indices.len(), height: read.height, width: read.width };
-    // The second resize is that of the image processor. Most frames already have the size that it gives.
+    // The second resize is the image processor's. Most frames already have the right size after the first resize.
     let frames = patches::processor_resize(frames, processor)?;
     let frame_indices = even(read.indices.iter().map(|&i| i as i64).collect());
     let times = read.indices.iter().map(|&i| i as f64 / read.video_fps).collect();
@@ -433,8 +434,8 @@ fn name_source(error: InputError, name: &str) -> InputError {
     }
 }
 
-/// Puts the part of a message before the location of an error that is a setting or a `data:` URI. Paths and addresses
-/// say enough.
+/// Adds the message part to an error's location if the location is a setting or a `data:` URI. A path or address
+/// identifies the medium without it.
 fn name_part(error: InputError, part: &str) -> InputError {
     match error {
         InputError::Media(error) => error.of_part(part).into(),
@@ -519,7 +520,7 @@ mod tests {
                 let error = given(key, wrong.into());
                 assert!(error.contains("is a list of 3 frames") && error.contains(asked), "{error}");
             }
-            // What is taken anyway.
+            // Settings that all 3 frames of the list satisfy are accepted; the next error is about the missing file.
             for (key, value) in [("nframes", 3), ("nframes", 4), ("max_frames", 3), ("min_frames", 3)] {
                 let error = given(key, value.into());
                 assert!(error.contains("0.png"), "{key} {value}: {error}");
@@ -590,7 +591,7 @@ mod tests {
                 LoadedMedia::default(),
                 "m: message 1, part 1: has the token <|video_pad|>, and there is no video for it; remove this token",
             ),
-            // No text has the token: the media do not fit the template.
+            // No text of the user has the token, so the error is about the template and the number of media.
             (
                 vec![picture.clone(), picture],
                 with_image(),

@@ -1,4 +1,4 @@
-//! The error of this crate. Each message names the location, what is wrong there, and what the user can do.
+//! The error type of this crate. Each message names the location, what is wrong there, and what the user can do.
 
 use std::io;
 use std::path::Path;
@@ -35,10 +35,10 @@ pub enum InputError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// What makes room ([`reel_diagnostic::no_room_help`]).
+        /// How the user can make room ([`reel_diagnostic::no_room_help`]).
         remedy: &'static str,
     },
-    /// An image or a video could not be decoded, or the limits for it contradict each other.
+    /// An image or a video could not be decoded, or its size or frame limits contradict each other.
     #[error(transparent)]
     Media(#[from] reel_media::MediaError),
 }

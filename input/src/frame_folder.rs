@@ -1,5 +1,4 @@
-//! A video that is given as the folder of its frames, as ms-swift and video data sets have it: one image file per
-//! frame.
+//! Reads a video that is given as a folder with one image file per frame, as in ms-swift and in video data sets.
 
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
@@ -12,11 +11,11 @@ use crate::messages::MediaSource;
 const IMAGES: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
 const HELP: &str = "give a folder that has the frames of one video, as images of one size, and nothing else";
 
-/// The frames of a folder, in the order of their names, in which numbers count as numbers: `f2.png` precedes
-/// `f10.png`. Names that begin with a dot are left out.
+/// The frames of a folder, sorted by name. Digits in names are compared as numbers: `f2.png` precedes `f10.png`. Names
+/// that begin with a dot are left out.
 ///
 /// # Errors
-/// The folder cannot be read, has no images, or has something else.
+/// The folder cannot be read, has no images, or has an entry that is not an image.
 pub fn frames_in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(|e| InputError::cannot_read(folder, e))?;
     let mut names = Vec::new();
@@ -40,7 +39,7 @@ pub fn frames_in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// Checks that all frames of a folder have one height and width: others are most likely not of the same video.
+/// Checks that all frames of a folder have the same height and width; otherwise they are most likely not of one video.
 ///
 /// # Errors
 /// Two frames differ; the message names the second one.
@@ -56,7 +55,7 @@ pub fn check_sizes(frames: &[MediaSource], sizes: impl IntoIterator<Item = (usiz
     }
 }
 
-/// Compares names with runs of digits as numbers; equal numbers by their texts.
+/// Compares names, with runs of digits as numbers. Names that differ only in leading zeros are compared as texts.
 fn by_numbers(a: &str, b: &str) -> Ordering {
     let (mut left, mut right) = (a, b);
     while let (Some(x), Some(y)) = (left.chars().next(), right.chars().next()) {

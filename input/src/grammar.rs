@@ -1,8 +1,8 @@
-//! The rule that a completion follows, as a request states it.
+//! The grammar that a completion must follow, as a request states it; the engine compiles it.
 
 use serde_json::Value;
 
-/// What a completion must look like.
+/// A grammar that a completion must follow.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GrammarSpec {
     /// A JSON value that satisfies a JSON schema, without white space between its parts.
@@ -17,21 +17,21 @@ pub enum GrammarSpec {
     ToolCalls(ToolCallGrammar),
 }
 
-/// The rule that calls of tools follow; see [`crate::tools`] for the form of a call.
+/// The grammar of an answer with tool calls; see [`crate::tools`] for the form of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToolCallGrammar {
     /// The name and the JSON schema of the arguments of each function that may be called; at least one.
     pub functions: Vec<(String, Value)>,
     /// Whether several calls may follow each other.
     pub several: bool,
-    /// What the answer may be instead.
+    /// What the answer may contain instead of calls.
     pub otherwise: OtherAnswer,
 }
 
-/// What an answer may be instead of calls.
+/// What an answer may contain instead of tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OtherAnswer {
-    /// Nothing: it must be calls.
+    /// Nothing: the answer must consist of calls.
     None,
     /// Any text, also before, between and after calls.
     Text,

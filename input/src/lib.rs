@@ -1,10 +1,10 @@
 //! The host-only part of Qwen2.5-VL: reads the small files of a model folder, and converts a conversation to the
 //! model's input, plain arrays in host memory. No device is needed.
 //!
-//! [`encode()`] does all of it with the config ([`config`]), the chat template ([`chat`]), the tokenizer
-//! ([`tokenizer`]), images and videos ([`media_frames`]) and positions ([`mrope`]). The result is a [`ModelInput`].
+//! [`encode()`] converts a conversation to a [`ModelInput`]. It uses the config ([`config`]), the chat template
+//! ([`chat`]), the tokenizer ([`tokenizer`]), images and videos ([`media_frames`]) and positions ([`mrope`]).
 //!
-//! Read [`messages`] for what a conversation is, then [`mod@encode`].
+//! Read [`messages`] first, which defines a conversation, then [`mod@encode`].
 
 pub mod chat;
 pub mod config;

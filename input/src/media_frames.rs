@@ -15,8 +15,8 @@ pub struct MediaFrames {
     pub images: Vec<FrameBuf>,
     /// The videos in order. The last frame of a video with an odd number of frames counts twice.
     pub videos: Vec<FrameBuf>,
-    /// For each video the times of its frames in seconds, as `videos` has them: the frame's index divided by the
-    /// average frame rate of the file, or by `fps` for a list of images. Empty if the times are not known.
+    /// For each video in `videos`, the time of each frame in seconds: the frame's index divided by the average frame
+    /// rate of the file, or by `fps` for a list of images. Empty if the times are not known.
     pub video_times: Vec<Vec<f64>>,
     /// How frames are normalised and cut into patches.
     pub processor: PatchProcessor,

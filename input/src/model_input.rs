@@ -23,8 +23,7 @@ pub struct ModelInput {
     pub input_ids: Vec<TokenId>,
     /// M-RoPE positions `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
-    /// By how much the M-RoPE position of a token that is generated after this sequence exceeds its index in the
-    /// sequence.
+    /// The M-RoPE position of a token generated after this sequence is its index plus `rope_delta`.
     pub rope_delta: i64,
     /// Decoded images and videos; empty if `pixel_values` and `pixel_values_videos` are given instead.
     pub frames: MediaFrames,
@@ -66,7 +65,7 @@ pub struct Sequence<'a> {
 const HELP: &str = "give a file as `reel preprocess` writes it for this model";
 
 impl ModelInput {
-    /// Borrows this input as a [`Sequence`], which a batch on a device is packed from.
+    /// Borrows this input as a [`Sequence`], from which a batch on a device is made.
     pub fn sequence(&self) -> Sequence<'_> {
         Sequence {
             input_ids: &self.input_ids,
@@ -79,7 +78,7 @@ impl ModelInput {
         }
     }
 
-    /// Pixels `[N, patch_dim]` of all images, and those of all videos: as given, or computed from the frames.
+    /// The pixels `[N, patch_dim]` of all images and the pixels of all videos, as given or computed from the frames.
     ///
     /// # Errors
     /// Frames that cannot be cut into patches; more pixels than fit in memory.
@@ -125,9 +124,10 @@ impl ModelInput {
         Ok(())
     }
 
-    /// Checks the arrays against each other and against the model: the grids must give as many vision tokens as there
-    /// are pad tokens, and as many patches as there are pixels for. Pad tokens of a kind without grids are text, as in a
-    /// batch. `location` (a file) names the input in error messages.
+    /// Checks the arrays against each other and against the model. The number of vision tokens that the grids state
+    /// must equal the number of pad tokens, and the number of patches must match the number of pixels. If there are no
+    /// image grids, image pad tokens are text, as in a batch; likewise for videos. `location` (a file) names the input
+    /// in error messages.
     pub fn check(&self, config: &ModelConfig, location: &str) -> Result<()> {
         let fault = |name: &str, what: String| Err(InputError::inputs(format!("{location}: {name}"), what, HELP));
         if self.input_ids.is_empty() {
@@ -206,8 +206,8 @@ impl ModelInput {
         Ok(())
     }
 
-    /// Writes the safetensors file of `reel preprocess`. Tensors have the names of transformers' processor; empty ones
-    /// are left out.
+    /// Writes the safetensors file of `reel preprocess`. The tensors have the names of transformers' processor; empty
+    /// tensors are left out.
     pub fn write(&self, path: &Path, config: &ModelConfig) -> Result<()> {
         let ids: Vec<i64> = self.input_ids.iter().map(|&id| id.into()).collect();
         let positions: Vec<i64> = self.position_ids.concat();

@@ -25,8 +25,8 @@ use crate::window::GridThw;
 pub struct MropePositions {
     /// `[3][S]`: time, height, width.
     pub position_ids: [Vec<i64>; 3],
-    /// By how much the position of a token that is generated after the sequence exceeds its index: largest position +
-    /// 1 - S.
+    /// The position of a token generated after the sequence is its index plus `rope_delta`, which equals the largest
+    /// position + 1 - S.
     pub rope_delta: i64,
 }
 

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static FORBIDDEN: AtomicBool = AtomicBool::new(false);
 
-/// Forbids all downloads of this process, for models and for media. There is no way back: what a process may do must
-/// not depend on which of its parts ran before.
+/// Forbids all downloads of this process, for models and for media. Downloads cannot be allowed again, so that the
+/// result does not depend on the order of calls.
 pub fn forbid_downloads() {
     FORBIDDEN.store(true, Ordering::Relaxed);
 }

@@ -5,8 +5,8 @@
 //! "mm_processor_kwargs": {"fps": 1, "max_pixels": 200704}   each video: fps 1; each image and video: max_pixels 200704
 //! "media_io_kwargs": {"video": {"num_frames": 16}}          each video: 16 evenly spaced frames, or all if it has fewer
 //! ```
-//! They become limits of each image and video, as if its part had the keys of qwen-vl-utils. A value that contradicts
-//! that of a part or of the other field is refused, and so is a key that is not read.
+//! The values become limits of each image and video, as if its message part had the keys of qwen-vl-utils. A value that
+//! contradicts the part's value or the other field's value is refused, and so are unknown keys.
 
 use std::path::Path;
 
@@ -31,27 +31,27 @@ pub struct PromptFields {
     template_variables: Map<String, Value>,
 }
 
-/// What a request says about all of its images and videos.
+/// The settings of a request for all of its images and videos.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct MediaFields {
     /// The limits of each image and video.
     limits: MediaOverrides,
-    /// The frame rate of each video, in order: `fps` as a list, as qwen-vl-utils returns it.
+    /// The frame rate of each video, in order, if `fps` is a list, as qwen-vl-utils returns it.
     rates: Option<Vec<f64>>,
-    /// `do_sample_frames`: whether frames of a video are selected, or all are taken.
+    /// `do_sample_frames`: true if frames of a video are selected, false if all frames are used.
     selects_frames: Option<bool>,
     /// `num_frames` of media_io_kwargs.
     num_frames: Option<NumFrames>,
-    /// media_io_kwargs has `fps`.
+    /// Whether media_io_kwargs has `fps`.
     reads_at_a_rate: bool,
 }
 
-/// How many frames of a video are read.
+/// The number of frames of a video to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum NumFrames {
-    /// At most that many.
+    /// At most this number of frames.
     AtMost(i64),
-    /// Those that `fps` selects: vLLM's -1.
+    /// All frames that `fps` selects: the value -1 of vLLM.
     All,
 }
 
@@ -67,7 +67,7 @@ impl PromptFields {
     /// errors.
     ///
     /// # Errors
-    /// A field has the wrong form, or a key that is not read; two values contradict each other.
+    /// A field has the wrong form or an unknown key, or two values contradict each other.
     pub fn from_body(location: &str, body: &Map<String, Value>) -> Result<Self> {
         let field = |name: &'static str| match body.get(name) {
             None | Some(Value::Null) => Ok(Map::new()),
@@ -82,11 +82,11 @@ impl PromptFields {
 }
 
 impl Conversation {
-    /// Reads the messages of a request, with the tools that the model may call and the fields that hold for all
+    /// Reads the messages of a request, with the tools that the model may call and the fields that apply to all
     /// messages. `location` names the request in errors; relative paths are resolved against `root`.
     ///
     /// # Errors
-    /// The messages are wrong; a part of them has a key that is not read; a field contradicts a part.
+    /// A message is malformed, a message part has an unknown key, or a field contradicts a part.
     pub fn from_request(
         location: &str,
         messages: &Value,
@@ -105,8 +105,8 @@ fn without_nulls(map: &Map<String, Value>) -> Map<String, Value> {
     map.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// The variables of a chat template that a request may set. [`crate::chat`] refuses those that the template does not
-/// have.
+/// Checks the variables of the chat template that a request sets. [`crate::chat`] later refuses variables that the
+/// template does not use.
 fn template_variables(location: &str, variables: Map<String, Value>) -> Result<Map<String, Value>> {
     const FIELDS: [&str; 4] = ["messages", "tools", "add_generation_prompt", "continue_final_message"];
     const OTHERS: [&str; 3] = ["documents", "chat_template", "tokenize"];
@@ -163,7 +163,7 @@ impl MediaFields {
                         put(&mut limits, location, &path(&format!("size.{edge}")), limit, value)?;
                     }
                 }
-                // What is done anyway.
+                // The image processor does these steps in any case.
                 "do_resize" | "do_rescale" | "do_normalize" | "do_convert_rgb" if *value == Value::Bool(true) => {}
                 key if VIDEO_KEYS.contains(&key) => put(&mut limits, location, &path(key), key, value)?,
                 _ => return Err(not_read(location, &path(key))),
@@ -173,7 +173,7 @@ impl MediaFields {
         refuse_wrong_rate(location, &path("fps"), self.limits.fps)
     }
 
-    /// Reads `media_io_kwargs`: how vLLM reads media, by their kind.
+    /// Reads `media_io_kwargs`, vLLM's settings for reading media, by kind (`image`, `video`).
     fn read_media_io(&mut self, location: &str, map: &Map<String, Value>) -> Result<()> {
         for (kind, settings) in map {
             let path = |key: &str| format!("{MEDIA_IO}.{kind}.{key}");
@@ -204,7 +204,7 @@ impl MediaFields {
                         self.limits = self.limits.union(rate).map_err(differs)?;
                         self.reads_at_a_rate = true;
                     }
-                    // What is done anyway.
+                    // Images are converted to RGB in any case.
                     ("image", "image_mode") if value == "RGB" => {}
                     _ => return Err(not_read(location, &path(key))),
                 }
@@ -213,7 +213,7 @@ impl MediaFields {
         Ok(())
     }
 
-    /// Gives each image and video of a conversation the limits of the request.
+    /// Adds the limits of the request to each image and video of a conversation.
     fn apply(&self, conversation: &mut Conversation) -> Result<()> {
         let location = conversation.location.clone();
         let is_video = |part: &&ContentPart| matches!(part, ContentPart::Video(_));
@@ -252,7 +252,7 @@ impl MediaFields {
                 self.check_file(location, &limits)?;
                 if let Some(NumFrames::AtMost(n)) = self.num_frames {
                     let asked = match limits.nframes {
-                        // A rate of 0 selects the least number of frames, as in qwen-vl-utils.
+                        // A rate of 0 selects `min_frames` frames, as in qwen-vl-utils.
                         None => {
                             let (fps, min_frames) = limits.fps.is_none().then_some((0.0, n)).unzip();
                             MediaOverrides { fps, min_frames, max_frames: Some(n), ..none }
@@ -270,7 +270,7 @@ impl MediaFields {
         }
     }
 
-    /// Checks what the request says about lists of frames, all of which are taken.
+    /// Checks the request's settings for a video that is a list of frames: all frames of a list are used.
     fn check_list(&self, location: &str, frames: usize) -> Result<()> {
         if self.selects_frames == Some(true) {
             let what =
@@ -287,7 +287,7 @@ impl MediaFields {
         }
     }
 
-    /// Checks that the limits and the request say which frames of a video file are read.
+    /// Checks that the limits and the request determine which frames of a video file are read.
     fn check_file(&self, location: &str, limits: &MediaOverrides) -> Result<()> {
         if limits.nframes.is_some() && limits.fps.is_some() {
             let what = "cannot be given together with fps";
@@ -306,7 +306,8 @@ impl MediaFields {
     }
 }
 
-/// Adds the value of a key to those of the limit `limit`, unless it has another one.
+/// Sets the limit `limit` to the value of the key at `path`. Refuses the value if another key has set the limit to a
+/// different value.
 fn put(limits: &mut Map<String, Value>, location: &str, path: &str, limit: &str, value: &Value) -> Result<()> {
     match limits.get(limit).filter(|other| other.as_f64() != value.as_f64()) {
         Some(other) => {
@@ -320,7 +321,7 @@ fn put(limits: &mut Map<String, Value>, location: &str, path: &str, limit: &str,
     }
 }
 
-/// The limits of a part and of the request.
+/// Combines the limits of a part with the limits of the request; refuses contradictions.
 fn both(location: &str, own: MediaOverrides, request: MediaOverrides) -> Result<MediaOverrides> {
     own.union(request).map_err(|e| {
         let what = format!("is {}, and {} for all media of the request ({PROCESSOR}, {MEDIA_IO})", e.own, e.other);
@@ -351,7 +352,7 @@ mod tests {
 
     const FILE: &str = "v.mp4";
 
-    /// The content of one user message with these parts, and the limits that the fields of a request give them.
+    /// The limits of each image and video in a request with these fields and one user message with these parts.
     fn limits(fields: Value, parts: Value) -> std::result::Result<Vec<MediaOverrides>, String> {
         let messages = json!([{"role": "user", "content": parts}]);
         let read = PromptFields::from_body("r", fields.as_object().unwrap())
@@ -429,7 +430,7 @@ mod tests {
                 none.clone(),
                 json!({"nframes": 4}),
             ),
-            // The same value in two places.
+            // The same value in three places is accepted.
             (
                 json!({PROCESSOR: {"fps": 2}, MEDIA_IO: {"video": {"fps": 2.0}}}),
                 video(json!({"fps": 2})),
@@ -506,7 +507,7 @@ mod tests {
             (json!({MEDIA_IO: [1]}), file(), "r: media_io_kwargs: is [1]"),
             (json!({TEMPLATE: {"tools": []}}), file(), "r: chat_template_kwargs.tools: is set by the request itself"),
             (json!({TEMPLATE: {"tokenize": false}}), file(), "r: chat_template_kwargs.tokenize: is not a variable"),
-            // Keys of the parts themselves.
+            // Unknown keys in the parts themselves.
             (json!({}), video(json!({"max_pixel": 784})), "r: message 0, part 0: max_pixel: is not a key that is read"),
             (
                 json!({}),

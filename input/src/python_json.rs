@@ -1,4 +1,4 @@
-//! JSON and floats as Python writes them.
+//! Writes JSON and floats as Python does.
 
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -17,7 +17,7 @@ pub(crate) fn python_json(value: &serde_json::Value) -> String {
 pub(crate) struct PythonJson {
     item_separator: String,
     key_separator: String,
-    /// The indentation of one level; without it, all is on one line.
+    /// The indentation of one level; `None`: everything is on one line.
     indent: Option<String>,
     /// Whether characters outside of ASCII are written as `\uXXXX`.
     ensure_ascii: bool,
@@ -30,7 +30,7 @@ pub(crate) struct PythonJson {
 type Written = std::io::Result<()>;
 
 impl PythonJson {
-    /// Writes these texts between items, and between a key and its value.
+    /// Creates a formatter that writes `item_separator` between items and `key_separator` between a key and its value.
     pub(crate) fn new(
         item_separator: String,
         key_separator: String,
@@ -126,8 +126,8 @@ impl Formatter for PythonJson {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits that give the number again, with an exponent of at least two digits
-/// below 1e-4 and from 1e16 on.
+/// Python's `repr` of a float: the shortest digits from which the number can be read back; below 1e-4 and from 1e16 on,
+/// with an exponent of at least two digits.
 pub(crate) fn float_repr(value: f64) -> String {
     if value.is_nan() {
         return "nan".to_string();

@@ -1,4 +1,4 @@
-//! Parses what a messages file may hold: a JSON list of chat messages, or the whole body of an OpenAI chat request with
+//! Parses a messages file, which holds a JSON list of chat messages or the whole body of an OpenAI chat request with
 //! its sampling fields.
 
 use std::path::Path;
@@ -30,16 +30,16 @@ pub struct ChatRequest {
     pub prompt: PromptFields,
 }
 
-/// The fields of an OpenAI or vLLM chat request that decide how its answers are sampled.
+/// The sampling fields of an OpenAI or vLLM chat request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RequestSettings {
     /// The sampling temperature; 0 is greedy.
     pub temperature: Option<f32>,
-    /// Nucleus sampling: the total probability of the most likely tokens that are sampled from.
+    /// Nucleus sampling: only the most likely tokens with this total probability are sampled.
     pub top_p: Option<f32>,
     /// The number of most likely tokens that are sampled from; 0 means all tokens.
     pub top_k: Option<u32>,
-    /// The least probability of a token that is sampled from, as a share of the most likely token's; 0 means all.
+    /// Only tokens with at least this share of the most likely token's probability are sampled; 0 means all tokens.
     pub min_p: Option<f32>,
     /// Subtracted from the logits of tokens that occur in the completion.
     pub presence_penalty: Option<f32>,
@@ -59,7 +59,7 @@ pub struct RequestSettings {
     pub stop_token_ids: Vec<TokenId>,
     /// Whether end-of-sequence tokens do not end a completion.
     pub ignore_eos: bool,
-    /// Minimum number of tokens of a completion before a token may end it: the field `min_tokens`.
+    /// Minimum number of tokens of a completion, before which end tokens are not sampled: the field `min_tokens`.
     pub min_new_tokens: usize,
     /// Numbers that are added to the logits of tokens.
     pub logit_bias: Vec<(TokenId, f32)>,
@@ -67,11 +67,12 @@ pub struct RequestSettings {
     /// fields `logprobs` and `top_logprobs`.
     pub top_log_probs: Option<usize>,
     /// With a number, the answer has the log-probability of each token of the prompt and this many of the most likely
-    /// tokens there: the field `prompt_logprobs`.
+    /// tokens at its position: the field `prompt_logprobs`.
     pub prompt_log_probs: Option<usize>,
-    /// What a completion must look like: `response_format`, `guided_json` and so on, or `structured_outputs`.
+    /// The grammar that a completion must follow: from `response_format`, `guided_json` and similar fields, or
+    /// `structured_outputs`.
     pub grammar: Option<GrammarSpec>,
-    /// Requests with a lower number come first.
+    /// Requests with a lower number are computed first.
     pub priority: i32,
 }
 
@@ -108,7 +109,7 @@ impl ChatRequest {
     /// Reads the messages. Relative paths in them are resolved against `root`.
     ///
     /// # Errors
-    /// As [`Conversation::from_request`].
+    /// The errors of [`Conversation::from_request`].
     pub fn conversation(&self, root: &Path) -> Result<Conversation> {
         let tools = self.tools.definitions.clone();
         Conversation::from_request(&self.location, &self.messages, root, tools, self.prompt.clone())
@@ -116,8 +117,8 @@ impl ChatRequest {
 }
 
 impl RequestSettings {
-    /// Reads the fields of a request body other than `messages` and those of tools. A field that is null counts as
-    /// absent. `continues_answer`: the last message is the assistant's, so that the model continues it.
+    /// Reads the fields of a request body, except `messages` and the fields about tools. A field that is null counts as
+    /// absent. `continues_answer`: the last message is from the assistant, and the model continues this message.
     ///
     /// # Errors
     /// A field is unknown to reel or not supported, or its value has the wrong type or is out of range.
@@ -135,7 +136,7 @@ impl RequestSettings {
         match field.name {
             "temperature" => self.temperature = Some(field.real("a number that is 0 or more", |x| x >= 0.0)?),
             "top_p" => self.top_p = Some(field.real("a number above 0, up to 1", |x| x > 0.0 && x <= 1.0)?),
-            // vLLM's -1 stands for all tokens, as 0 does.
+            // In vLLM, -1 means all tokens, as 0 does.
             "top_k" if value.as_i64() == Some(-1) => self.top_k = Some(0),
             "top_k" => self.top_k = Some(field.whole_of()?),
             "min_p" => self.min_p = Some(field.real("a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?),
@@ -154,7 +155,7 @@ impl RequestSettings {
                 let is_possible = (1..=MAX_COMPLETIONS).contains(&n);
                 self.n = Some(is_possible.then_some(n).ok_or_else(|| field.wrong(&format!("1 to {MAX_COMPLETIONS}")))?);
             }
-            // vLLM's -1 stands for no seed. OpenAI's API has other negative seeds.
+            // In vLLM, -1 means no seed. Other negative seeds are allowed, as in OpenAI's API.
             "seed" if value.as_i64() == Some(-1) => {}
             "seed" => {
                 let seed = |value: &Value| value.as_u64().or(value.as_i64().map(i64::cast_unsigned));
@@ -188,7 +189,7 @@ impl RequestSettings {
             // These fields do not change the answer. The field `model` is ignored: --model names the model.
             "model" | "stream" | "stream_options" | "user" | "metadata" | "store" | "service_tier"
             | "safety_identifier" | "prompt_cache_key" => {}
-            // A server's answer may have the reasoning in a field of its own.
+            // This field only selects whether a server's answer has its reasoning in a separate field.
             "include_reasoning" => drop(field.truth()?),
             name if ToolRequest::FIELDS.contains(&name) || PromptFields::FIELDS.contains(&name) => {}
             name if has_no_effect(name, value, continues_answer) => {}
@@ -200,7 +201,7 @@ impl RequestSettings {
 
 /// A field of a request. Its methods return its value, or an error that names the field.
 struct Field<'a> {
-    /// Names the request.
+    /// The name of the request, for errors.
     location: &'a str,
     name: &'a str,
     value: &'a Value,
@@ -211,12 +212,13 @@ impl Field<'_> {
         InputError::messages(format!("{}: {}", self.location, self.name), what, help)
     }
 
-    /// The error of a value that is not what `wanted` says.
+    /// The error for a value that does not have the form `wanted` (a description in words).
     fn wrong(&self, wanted: &str) -> InputError {
         self.refused(&format!("is {}", self.value), &format!("give {wanted}"))
     }
 
-    /// The value as `parse` reads it; `wanted` says what it returns a value for.
+    /// The value, converted by `parse`. If `parse` returns `None`, the error asks for `wanted`, a description of valid
+    /// values.
     fn parsed<T>(&self, wanted: &str, parse: impl FnOnce(&Value) -> Option<T>) -> Result<T> {
         parse(self.value).ok_or_else(|| self.wrong(wanted))
     }
@@ -250,7 +252,7 @@ fn stop_strings(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// What the two penalties of OpenAI's API may be.
+/// The valid values of OpenAI's two penalties, for errors.
 const PENALTY: &str = "a number from -2 to 2";
 
 fn is_penalty(x: f32) -> bool {
@@ -262,7 +264,7 @@ fn token_ids(value: &Value) -> Option<Vec<TokenId>> {
     value.as_array()?.iter().map(id).collect()
 }
 
-/// OpenAI's form: an object whose keys are token ids as texts.
+/// Parses OpenAI's form of biases: an object that maps token ids, written as texts, to numbers.
 fn logit_bias(value: &Value) -> Option<Vec<(TokenId, f32)>> {
     let bias = |(id, bias): (&String, &Value)| {
         let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias))?;
@@ -279,13 +281,13 @@ fn top_log_probs(location: &str, body: &Map<String, Value>) -> Result<usize> {
     }
 }
 
-/// What the fields that set a grammar may be.
+/// The valid values of the fields that set a grammar, for errors.
 const GRAMMAR_HELP: &str = "a JSON schema, a regular expression, a list of texts, or a grammar as this field takes it; \
     response_format: {\"type\": \"text\"}, {\"type\": \"json_object\"} or {\"type\": \"json_schema\", \"json_schema\": \
     {\"schema\": ...}}; structured_outputs: one of json, regex, choice, grammar";
 
-/// The grammar of a field; `Some(None)` if the field asks for plain text, `None` if its value is wrong. OpenAI's API
-/// has `response_format`, vLLM's the others.
+/// The grammar of a field; `Some(None)` if the field asks for plain text, `None` if its value is wrong.
+/// `response_format` is from OpenAI's API, the other fields are from vLLM.
 fn grammar(name: &str, value: &Value) -> Option<Option<GrammarSpec>> {
     let text = |value: &Value| value.as_str().map(String::from);
     Some(Some(match name {
@@ -319,25 +321,26 @@ fn json_schema(value: &Value) -> Option<GrammarSpec> {
     schema.is_object().then_some(GrammarSpec::JsonSchema(schema))
 }
 
-/// Whether the model continues the last message.
+/// Whether the last message is from the assistant, so that the model continues it.
 fn ends_with_assistant(messages: &Value) -> bool {
     messages.as_array().and_then(|list| list.last()).is_some_and(|last| last["role"] == "assistant")
 }
 
-/// Returns true if the value of a field that reel does not support asks for what reel does without the field.
-/// `continues_answer`: the model continues the last message, so that a field may not ask for a new one.
+/// Returns true if an unsupported field has the value that describes what reel does anyway, so the field can be
+/// ignored. `continues_answer`: the model continues the last message, so a field that asks for a new message is not
+/// ignored.
 fn has_no_effect(name: &str, value: &Value, continues_answer: bool) -> bool {
     match name {
         "echo" | "include_stop_str_in_output" | "use_beam_search" => *value == Value::Bool(false),
         "skip_special_tokens" => *value == Value::Bool(true),
         "add_generation_prompt" => *value == Value::Bool(true) && !continues_answer,
         "continue_final_message" => *value == Value::Bool(false) && !continues_answer,
-        // The tokenizers of Qwen2.5-VL add no special tokens, so both values give the same.
+        // The tokenizers of Qwen2.5-VL add no special tokens, so both values have the same result.
         "add_special_tokens" => value.is_boolean(),
         "best_of" => value.as_u64() == Some(1),
         "length_penalty" => value.as_f64() == Some(1.0),
         "functions" | "bad_words" => value.as_array().is_some_and(Vec::is_empty),
-        // Only special tokens in the text would be spaced.
+        // This field only affects special tokens in the text, and the text has none.
         "spaces_between_special_tokens" => value.is_boolean(),
         "return_token_ids" | "return_tokens_as_token_ids" => *value == Value::Bool(false),
         "modalities" => *value == json!(["text"]),
@@ -444,7 +447,8 @@ mod tests {
         };
         let user = json!({"role": "user", "content": "x"});
         assert_eq!(with_messages(json!([user]), &fields).unwrap().settings, RequestSettings::default());
-        // The model would continue the answer, although the field asks for a new one.
+        // The model would continue the assistant's message, although the field asks for a new message, so the field is
+        // refused.
         let messages = json!([user, {"role": "assistant", "content": "y"}]);
         for (name, value) in [("add_generation_prompt", true), ("continue_final_message", false)] {
             let e = with_messages(messages.clone(), &json!({name: value})).unwrap_err().to_string();

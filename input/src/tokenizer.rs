@@ -96,7 +96,7 @@ impl Tokenizer {
         }
     }
 
-    /// Encodes a text. Special tokens in it become their ids.
+    /// Encodes a text. Special tokens in the text are encoded as their ids.
     pub fn encode(&self, text: &str) -> Result<Vec<TokenId>> {
         guarded(&self.location, || {
             let encoding = self.inner.encode_fast(text, true).map_err(|e| {
@@ -121,9 +121,9 @@ impl Tokenizer {
         StreamingDecoder { tokenizer: self, skip_special_tokens, pending: Vec::new() }
     }
 
-    /// The first id that stands for other text in another tokenizer, or is special in only one of them: the id, the
-    /// other tokenizer's token, this tokenizer's token. A missing token is an empty text. How texts are split into
-    /// tokens is not compared.
+    /// The first id whose token differs between this tokenizer and `other`, or is special in only one of them: the id,
+    /// the other tokenizer's token, this tokenizer's token. A missing token is an empty text. The rules for splitting a
+    /// text into tokens are not compared.
     pub fn first_difference(&self, other: &Tokenizer) -> Option<(TokenId, String, String)> {
         let ids = self.vocab_size().max(other.vocab_size()) as u32;
         let added = |tokenizer: &Tokenizer| tokenizer.inner.get_added_tokens_decoder().keys().copied().max();
@@ -194,7 +194,7 @@ impl StreamingDecoder<'_> {
         take_complete_text(&mut self.pending)
     }
 
-    /// Ends the text. Returns what was held back; an incomplete character becomes U+FFFD.
+    /// Ends the text. Returns the text that was held back; an incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
@@ -229,8 +229,8 @@ pub fn take_complete_text(bytes: &mut Vec<u8>) -> String {
     text
 }
 
-/// The character that represents a byte in byte-level tokens (GPT-2's table): the byte itself if printable, otherwise
-/// the next unused character from U+0100 on.
+/// The character that represents a byte in byte-level tokens (GPT-2's table): the character of this code if it is
+/// printable, otherwise the next unused character from U+0100 on.
 pub fn byte_level_character(byte: u8) -> char {
     let own = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match own(byte) {
@@ -330,7 +330,7 @@ mod tests {
         let id = TOKENIZER.token_to_id("<|im_start|>").unwrap();
         let difference = (id, "<|im_begin|>".to_string(), "<|im_start|>".to_string());
         assert_eq!(TOKENIZER.first_difference(&renamed), Some(difference));
-        // A tokenizer that has one token more, a token less, or a token that is not special.
+        // Differences: one token more, one token less, or a token that is special in only one tokenizer.
         let mut more = json.clone();
         let added = more["added_tokens"].as_array_mut().unwrap();
         let mut last = added.last().unwrap().clone();

@@ -1,14 +1,14 @@
 //! The fields of a chat request about tools: which functions the model may call (`tools`), whether it must
 //! (`tool_choice`), and whether one answer may have several calls (`parallel_tool_calls`).
 //!
-//! The functions stand in the prompt, which the chat template renders. A call in an answer looks like this, as
-//! Qwen2.5's template asks for it:
+//! The chat template writes the functions into the prompt. A call in an answer has the form that Qwen2.5's template
+//! asks for:
 //! ```text
 //! <tool_call>
 //! {"name": "get_weather", "arguments": {"city": "Paris"}}
 //! </tool_call>
 //! ```
-//! [`ToolRequest::grammar`] gives the rule that forces calls. [`crate::messages`] reads calls and results.
+//! [`ToolRequest::grammar`] returns the grammar that forces calls. [`crate::messages`] reads calls and results.
 
 use serde_json::{Map, Value, json};
 
@@ -22,20 +22,20 @@ pub const MAX_TOOLS: usize = 128;
 /// The tools of a chat request, and how the model may call them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ToolRequest {
-    /// The tools as the request has them, for the chat template. Empty if the request has none.
+    /// The tools as JSON of the request, for the chat template. Empty if the request has no tools.
     pub definitions: Vec<Value>,
     /// The function of each tool.
     functions: Vec<Function>,
-    /// Whether the model may or must call them.
+    /// Whether the model may or must call the tools.
     pub choice: ToolChoice,
-    /// Whether an answer has one call at most.
+    /// Whether an answer may have at most one call.
     pub one_call: bool,
 }
 
 /// The field `tool_choice`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ToolChoice {
-    /// The tools stand in the prompt, and the answer is text whatever the model writes.
+    /// The prompt has the tools, but the answer is always treated as text.
     None,
     /// The model answers with text, calls, or both.
     #[default]
@@ -50,9 +50,9 @@ pub enum ToolChoice {
 #[derive(Clone, Debug, PartialEq)]
 struct Function {
     name: String,
-    /// The JSON schema of its arguments, an object.
+    /// The JSON schema of the function's arguments, which are an object.
     parameters: Value,
-    /// Whether calls that the model is free to make follow the schema.
+    /// Whether calls must follow the schema even if `tool_choice` does not force a call.
     strict: bool,
 }
 
@@ -68,7 +68,7 @@ impl ToolRequest {
     /// Reads the fields of a request. A field that is null counts as absent. `location` names the request in errors.
     ///
     /// # Errors
-    /// A field has the wrong form; `tool_choice` forces a call and there is no such tool.
+    /// A field has the wrong form, or `tool_choice` forces a call of a tool that does not exist.
     pub fn from_body(location: &str, body: &Map<String, Value>) -> Result<Self> {
         let field = |name: &str| body.get(name).filter(|value| !value.is_null());
         let tools = field("tools").map(|value| read_tools(location, value)).transpose()?.unwrap_or_default();
@@ -99,11 +99,11 @@ impl ToolRequest {
         !self.functions.is_empty() && self.choice != ToolChoice::None
     }
 
-    /// The rule that the answer follows, given the rule of `response_format` and the like. Without a forced call and
-    /// without a `strict` function, that rule stays as it is.
+    /// The grammar that the answer must follow. `other` is the grammar of `response_format` and similar fields. Without
+    /// a forced call and without a `strict` function, the result is `other`.
     ///
     /// # Errors
-    /// The answer would have to follow both rules.
+    /// The answer would have to follow both `other` and a grammar for calls.
     pub fn grammar(&self, location: &str, other: Option<GrammarSpec>) -> Result<Option<GrammarSpec>> {
         let rule = |functions: Vec<(String, Value)>, otherwise: OtherAnswer| {
             let several = !self.one_call;
@@ -139,12 +139,12 @@ impl ToolRequest {
     }
 }
 
-/// The schema of arguments that may be any object.
+/// A JSON schema that allows any object as arguments.
 fn any_object() -> Value {
     json!({"type": "object"})
 }
 
-/// Reads `tools`: each as the request has it, and its function.
+/// Reads `tools`. Returns each tool as JSON of the request, and its function.
 fn read_tools(location: &str, value: &Value) -> Result<Vec<(Value, Function)>> {
     let Some(list) = value.as_array() else {
         return Err(wrong(location, "tools", "is not a list", TOOLS));
@@ -193,7 +193,7 @@ fn read_tool(location: &str, path: &str, tool: &Value) -> Result<Function> {
             .ok_or_else(|| wrong(location, &format!("{path}.strict"), format!("is {value}"), "give true or false"))?,
     };
     let parameters = match field("parameters") {
-        // As in OpenAI's API, a function without parameters takes none.
+        // As in OpenAI's API, a function without `parameters` takes no arguments.
         None => json!({"type": "object", "properties": {}, "additionalProperties": false}),
         Some(value) => arguments_schema(value).map_err(|what| {
             wrong(location, &format!("{path}.parameters"), what, "give the JSON schema of an object")
@@ -202,7 +202,8 @@ fn read_tool(location: &str, path: &str, tool: &Value) -> Result<Function> {
     Ok(Function { name, parameters, strict })
 }
 
-/// The schema of arguments, which are always an object. The error says what is wrong with it.
+/// The schema of a function's arguments, with `"type": "object"` added if it is missing. The error says what is wrong
+/// with the schema.
 fn arguments_schema(value: &Value) -> std::result::Result<Value, String> {
     let Some(fields) = value.as_object() else {
         return Err(format!("is {value}, not a JSON schema"));

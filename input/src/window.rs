@@ -1,4 +1,4 @@
-//! Window order: in which order the vision tower computes patches, and which patches attend to each other.
+//! Window order: the order in which the vision tower computes patches, and which patches attend to each other.
 //!
 //! The image processor writes patches square by square; each square of `merge × merge` patches becomes one vision
 //! token. Most blocks of the tower attend within windows of `side × side` squares only, so the tower places the
@@ -29,10 +29,10 @@ pub struct WindowOrder {
     /// `[M]`: for each square in processor order, its index in window order. The inverse of `window_index`:
     /// `window_index[reverse_index[i]] == i`.
     pub reverse_index: Vec<usize>,
-    /// Cumulative lengths of the windows, in patches, as blocks with windowed attention use them.
+    /// Cumulative lengths of the windows in patches, for blocks with windowed attention.
     pub cu_window_seqlens: Vec<usize>,
-    /// Cumulative lengths of the frames, in patches, as blocks with full attention use them. They are the same in
-    /// processor order and in window order.
+    /// Cumulative lengths of the frames in patches, for blocks with full attention. They are the same in processor
+    /// order and in window order.
     pub cu_seqlens: Vec<usize>,
 }
 
@@ -192,7 +192,7 @@ mod tests {
             sorted.sort_unstable();
             sorted.dedup();
             prop_assert_eq!(sorted.len(), frame.len());
-            // The patches of one square are neighbours in the frame.
+            // Consecutive patches of one square are in the same square of the frame.
             for square in positions.chunks(merge * merge) {
                 prop_assert!(square.iter().all(|p| p[0] / merge == square[0][0] / merge && p[1] / merge == square[0][1] / merge));
             }

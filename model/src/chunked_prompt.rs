@@ -31,11 +31,11 @@ pub struct PromptTokens {
 }
 
 impl PromptTokens {
-    /// Checks a prompt. With `with_hashes`, hashes its media: `media` is empty without. `location` names the prompt in
-    /// error messages.
+    /// Checks a prompt. Hashes the prompt's media if `with_hashes` is true; otherwise `media` is empty. `location`
+    /// names the prompt in error messages.
     ///
     /// # Errors
-    /// Ids outside the vocabulary; positions, pad tokens or pixels whose number does not match.
+    /// An id is outside the vocabulary; the number of positions, pad tokens or pixels does not match.
     pub fn new(config: &ModelConfig, prompt: &Sequence, with_hashes: bool, location: &str) -> Result<PromptTokens> {
         let ids = prompt.input_ids.iter().map(|&id| checked_id(id, config, location)).collect::<Result<Vec<i32>>>()?;
         if let Some(axis) = prompt.position_ids.iter().find(|axis| axis.len() != ids.len()) {
@@ -75,7 +75,7 @@ pub struct PromptChunk<'a> {
     pub ids: Vec<i32>,
     /// M-RoPE positions `[3][s]`.
     pub positions: [Vec<i32>; 3],
-    /// The index of each token's vision token, -1 for text: `[s]`, or empty if there is none.
+    /// The index of each token's vision token, -1 for text: `[s]`, or empty if the range has no vision tokens.
     pub vision_index: Vec<i32>,
     /// The vision tokens `[M, H]` of the sequence; needed if `vision_index` is not empty.
     pub vision: Option<&'a Tensor>,
@@ -92,8 +92,8 @@ impl Qwen25Vl {
     }
 
     /// Adds the keys and values of the tokens of all `chunks` to the KV cache. Returns the hidden states `[R, H]` after
-    /// the last norm of the tokens `rows`, ascending indices into the tokens of all chunks, one chunk after the other.
-    /// At most one chunk may have vision tokens. Outputs of products are kept if `keep` says where.
+    /// the last norm of the tokens `rows`: ascending indices into the tokens of all chunks, one chunk after the other.
+    /// At most one chunk may have vision tokens. If `keep` is given, outputs of matrix products are copied there.
     ///
     /// # Errors
     /// Several chunks with vision tokens; too few cache blocks; out of memory.

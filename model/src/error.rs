@@ -11,14 +11,14 @@ use reel_input::InputError;
 /// An error of this crate: in a model folder, a conversation, or the computation of hidden states.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A file of the model folder cannot be read or written, its content is wrong, or prepared inputs are: what the
-    /// crate `reel-input` and this crate both find.
+    /// An error that the crate `reel-input` also reports: a file of the model folder cannot be read or written, its
+    /// content is wrong, or prepared inputs are wrong.
     #[error(transparent)]
     Input(#[from] InputError),
     /// A weight file is incomplete, or does not match the config.
     #[error(transparent)]
     Weights(Diagnostic),
-    /// An option of the command line has a value that does not fit the others.
+    /// An option of the command line has a value that does not fit the other options.
     #[error(transparent)]
     Option(Diagnostic),
     /// A hub id could not be resolved.

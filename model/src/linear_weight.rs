@@ -37,10 +37,10 @@ pub(crate) enum Weight {
 }
 
 impl Weight {
-    /// Loads tensor `name`: quantised if the loader says so, else as [`Weight::load_unquantized`] does.
+    /// Loads tensor `name`: quantised if the loader quantises, else as [`Weight::load_unquantized`] loads it.
     ///
     /// # Errors
-    /// The tensor is missing or has another shape, or has a NaN or an infinity that would have to be quantised; out of
+    /// The tensor is missing or has another shape, or it has a NaN or an infinity, which cannot be quantised; out of
     /// memory.
     pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2]) -> Result<Weight> {
         Ok(match (from.quantization, from.source) {
@@ -54,8 +54,8 @@ impl Weight {
         })
     }
 
-    /// Loads tensor `name`: packed if [`WeightLoader::packed_dtype`] says so; filled up with zeros where a width says
-    /// so.
+    /// Loads tensor `name`: packed if [`WeightLoader::packed_dtype`] returns a dtype, and padded with zeros if a width
+    /// in `widths` has padding.
     ///
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
@@ -82,7 +82,7 @@ impl Weight {
         }
     }
 
-    /// A packed copy of the weight, if [`Weight::worth_packing`] has it.
+    /// A packed copy of the weight if [`Weight::worth_packing`] returns it, else `None`.
     ///
     /// # Errors
     /// Out of memory.
@@ -100,7 +100,8 @@ impl Weight {
         dense.into_iter().chain(packed.into_iter().flatten())
     }
 
-    /// `x · weightᵀ + bias`, with the output of an adapter: x `[.., K]`, weight `[N, K]`, bias `[N]`, result `[.., N]`.
+    /// `x · weightᵀ + bias`, plus the output of an adapter if there is one: x `[.., K]`, weight `[N, K]`, bias `[N]`,
+    /// result `[.., N]`.
     pub(crate) fn linear(&self, cx: &Cx, x: &Tensor, bias: Option<&Tensor>, adapter: Option<&Lora>) -> Result<Tensor> {
         Ok(match (self, adapter) {
             (Weight::Dense(w), None) => ops::linear(cx, x, w, bias)?,
@@ -110,7 +111,7 @@ impl Weight {
         })
     }
 
-    /// [`Weight::linear`] of a decode step, plus `residual`. Has no backward rule.
+    /// [`Weight::linear`] for a decode step, plus `residual` if it is given. Has no backward rule.
     pub(crate) fn linear_skinny(
         &self,
         cx: &Cx,
@@ -130,9 +131,9 @@ impl Weight {
         })
     }
 
-    /// The queries `[R, H, D]` of a decode step; writes keys and values into the caches. The layers are weights and
-    /// biases of the products `norm(x) · weightᵀ + bias`. `None` if the weights are stored in different ways. Has no
-    /// backward rule.
+    /// Computes the queries `[R, H, D]` of a decode step and writes keys and values into the caches. `layers` has the
+    /// weights and biases of q, k and v, each a product `norm(x) · weightᵀ + bias`. `None` if the weights are stored in
+    /// different ways. Has no backward rule.
     pub(crate) fn qkv_skinny(
         cx: &Cx,
         x: &Tensor,
@@ -167,7 +168,7 @@ impl Weight {
         })
     }
 
-    /// Logits `x · weightᵀ` `[R, V]` in f32, for a decode step if `skinny`. Has no backward rule.
+    /// Logits `x · weightᵀ` `[R, V]` in f32. If `skinny` is true, uses the ops for decode steps. Has no backward rule.
     pub(crate) fn logits(&self, cx: &Cx, x: &Tensor, skinny: bool) -> Result<Tensor> {
         Ok(match self {
             Weight::Dense(w) if skinny => ops::skinny_logits(cx, x, w)?,
@@ -180,11 +181,11 @@ impl Weight {
 /// Rows that a thread writes at a time: few enough to stay in its second-level cache as f32.
 const ROWS_AT_ONCE: usize = 2 * PackedWeight::ROWS;
 
-/// Bytes of a file that are written before their pages are given back (16 MiB).
+/// Bytes of a file (16 MiB) after which the pages that were read are given back to the system.
 const BYTES_AT_ONCE: usize = 16 << 20;
 
-/// Calls `write` with parts of a stored tensor and the row that each begins with, on several threads. The pages of the
-/// file that it has read leave the process's memory.
+/// Calls `write` on several threads for parts of a stored tensor, each with the number of its first row. Pages of the
+/// file that were read are dropped from the process's memory.
 fn for_each_part(view: &TensorView, columns: usize, write: impl Fn(usize, &[u8]) -> Result<()> + Sync) -> Result<()> {
     let part_bytes = (ROWS_AT_ONCE * columns * view.dtype.element_bytes()).max(1);
     let parts = BYTES_AT_ONCE.div_ceil(part_bytes);
@@ -196,7 +197,8 @@ fn for_each_part(view: &TensorView, columns: usize, write: impl Fn(usize, &[u8])
     Ok(())
 }
 
-/// Packs a stored tensor with elements of type T. The pages of the file that it has read leave the process's memory.
+/// Packs a stored tensor with elements of type T. Pages of the file that were read are dropped from the process's
+/// memory.
 fn pack<T: Element>(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<PackedWeight> {
     let view = files.tensor_with_shape(name, &shape)?;
     let weight = PackedWeight::in_groups(device, shape, T::DTYPE)?;

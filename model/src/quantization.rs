@@ -4,9 +4,9 @@
 /// norms, biases and LoRA adapters always have the dtype of the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Quantization {
-    /// In the dtype of the model.
+    /// Weights are stored in the dtype of the model.
     #[default]
     None,
-    /// int8 with one scale for each row: symmetric, rounded to nearest. For inference only.
+    /// Weights are stored as int8 with one scale for each row: symmetric, rounded to nearest. For inference only.
     Int8,
 }

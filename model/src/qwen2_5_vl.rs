@@ -49,13 +49,13 @@ pub struct ForwardOptions<'a> {
     /// sequence. Without a cache, tokens attend only within the batch.
     pub cache: Option<(&'a KvCache, &'a KvPages)>,
     /// The tokens whose hidden states are needed, i32 `[R]`, each at most once; `None`: all tokens. The last layer
-    /// computes its output projection and its MLP for these tokens only. Where bits do not depend on the number of rows
-    /// (`cpu`, `sim`), these tokens have the bits that they have in a pass for all tokens.
+    /// computes its output projection and its MLP for these tokens only. On devices whose bits do not depend on the
+    /// number of rows (`cpu`, `sim`), the result has the same bits as these rows of a pass for all tokens.
     pub rows: Option<&'a Tensor>,
-    /// With a cache: where the outputs of the decoder's products are kept.
+    /// With a cache: where to store the outputs of the decoder's matrix products, for a later pass with `known`.
     pub keep: Option<&'a KeepRows<'a>>,
-    /// Without a cache: outputs of the decoder's products, which are not computed then. Each is taken once; layers that
-    /// are computed again in the backward pass ([`reel_runtime::Checkpointing::Full`]) do not use them.
+    /// Without a cache: stored outputs of the decoder's matrix products, used in place of computing them. Each is used
+    /// once; layers that are computed again in the backward pass ([`reel_runtime::Checkpointing::Full`]) ignore them.
     pub known: Option<&'a KnownProducts>,
 }
 
@@ -82,7 +82,7 @@ impl Qwen25Vl {
         Qwen25Vl::open_quantized(device, files, config, dtype, Quantization::None)
     }
 
-    /// [`Qwen25Vl::open`], with the weights of the decoder's linear layers and of the output layer quantised.
+    /// Like [`Qwen25Vl::open`], but quantises the weights of the decoder's linear layers and of the output layer.
     ///
     /// # Errors
     /// The errors of [`Qwen25Vl::open`]; a NaN or an infinity in a weight that would be quantised.
@@ -101,8 +101,8 @@ impl Qwen25Vl {
         )
     }
 
-    /// A model whose weights are uninitialised memory, of the sizes that they would have if files stored the dtype
-    /// `stored`. For device `dry`.
+    /// Returns a model whose weights are uninitialised memory, for device `dry`. The weights have the sizes that they
+    /// would have if the files stored them in dtype `stored`.
     ///
     /// # Errors
     /// The errors of [`Qwen25Vl::load`].
@@ -130,14 +130,14 @@ impl Qwen25Vl {
         self.vision.tensors().any(|t| t.parameter_name().is_some())
     }
 
-    /// The bytes of the weights that [`Self::with_packed_copies`] copies; the copies take about as much memory.
+    /// The size in bytes of the weights that [`Self::with_packed_copies`] copies; the copies have about the same size.
     pub fn packed_copy_bytes(&self) -> u64 {
         self.text.packed_copy_bytes()
     }
 
-    /// A model for generation that shares all weights but the decoder's trained ones. Of those it has packed copies
-    /// where the device reads packed weights faster; the bits of its results are the same. It does not see later
-    /// changes of the trained weights.
+    /// Returns a model for generation, with packed copies of the decoder's trained weights where the device reads
+    /// packed weights faster. It shares all other weights, and its results have the same bits. Later changes of the
+    /// trained weights do not change the copies.
     ///
     /// # Errors
     /// Out of memory.

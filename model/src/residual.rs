@@ -27,7 +27,7 @@ impl Residual {
         self.x.shape()[0]
     }
 
-    /// Returns the summed residual and its norm, both `[S, hidden]`; `weight` `[hidden]`.
+    /// Returns the summed residual and its RMSNorm with `weight` `[hidden]`, both `[S, hidden]`.
     pub(crate) fn sum_and_norm(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
         Ok(match &self.delta {
             Some(delta) => ops::rms_norm_add(cx, &self.x, delta, weight, eps)?,
@@ -35,7 +35,7 @@ impl Residual {
         })
     }
 
-    /// Returns only the norm of the sum, `[S, hidden]`, for the norm after the last layer.
+    /// Returns only the RMSNorm of the summed residual, `[S, hidden]`: the norm after the last layer.
     pub(crate) fn norm_after_last_layer(self, cx: &Cx, weight: &Tensor, eps: f32) -> Result<Tensor> {
         Ok(match &self.delta {
             Some(delta) => ops::rms_norm_add(cx, &self.x, delta, weight, eps)?.1,

@@ -1,4 +1,4 @@
-//! What tests of several modules share.
+//! Helper functions that the tests of several modules use.
 
 use reel_input::config::ModelConfig;
 use serde_json::Value;

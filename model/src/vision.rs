@@ -109,8 +109,8 @@ impl VisionTower {
             let _layer = in_layer(STACK, i);
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
             residual = if cx.checkpointing() == Checkpointing::Full {
-                // A block that is computed again has one input, so the residual and the output of the block before are
-                // added here and not in the next norm. The bits are the same.
+                // A block that the backward pass computes again takes one input tensor, so the residual and the
+                // previous block's output are added here, not in the next norm. The bits are the same.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
                 let f = move |cx: &Cx, x: &[Tensor]| {
                     let _layer = in_layer(STACK, i);

@@ -1,6 +1,6 @@
 //! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
-//! copied if they are trained, change dtype, are filled up with zeros ([`Width`]) or if the checkpoint says so
-//! ([`Checkpoint::copied`]). On device `dry` they are only counted.
+//! copied if they are trained, change dtype, are padded with zeros ([`Width`]) or if the checkpoint asks for copies
+//! ([`Checkpoint::copied`]). On device `dry` only the bytes of the weights are counted.
 
 use half::{bf16, f16};
 use reel_device::{DType, Device, MemoryCategory};
@@ -23,7 +23,7 @@ pub enum WeightSource<'a> {
 }
 
 impl WeightSource<'_> {
-    /// The dtype in which the source stores weights: that of the embedding table.
+    /// The dtype in which the source stores weights, taken from the embedding table.
     pub fn dtype(&self) -> StoredDType {
         match self {
             WeightSource::Files(files) => {
@@ -34,29 +34,32 @@ impl WeightSource<'_> {
     }
 }
 
-/// A number of rows or columns of a weight: in files, and on the device, where zeros may fill it up.
+/// A number of rows or columns of a weight: in files, and on the device, where the weight may be padded with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Width {
-    /// In files, as the config states it.
+    /// The number in files, as the config states it.
     pub(crate) stored: usize,
-    /// On the device.
+    /// The number on the device, with padding.
     pub(crate) padded: usize,
 }
 
 impl From<usize> for Width {
-    /// A width that is not filled up.
+    /// A width without padding.
     fn from(width: usize) -> Width {
         Width { stored: width, padded: width }
     }
 }
 
 impl Width {
-    /// Filled-up rows have a multiple of this length, so that they begin at a 32-byte sector of the GPU's memory.
+    /// The length of padded rows is a multiple of this, so that rows of bf16 begin at a 32-byte sector of the GPU's
+    /// memory.
     const PADDED: usize = 16;
-    /// Rows of bf16 with a multiple of this length have a multiple of 8 bytes, the word of the weights' hashes.
+    /// Only rows with a multiple of this length are padded: in bf16 they have a multiple of 8 bytes, as the hash of the
+    /// weights reads words of 8 bytes.
     const HASHED: usize = 4;
 
-    /// The intermediate size of a gated MLP on a device whose products need rows of bf16 at these multiples of bytes.
+    /// The intermediate size of a gated MLP on a device whose matrix products need bf16 rows that begin at multiples of
+    /// `row_alignment_bytes`.
     ///
     /// Kernels with bulk tensor copies (TMA) need matrices whose rows begin at multiples of 16 bytes. The
     /// published vision towers have the intermediate size 3420, that is rows of 6840 bytes, which slower kernels
@@ -80,7 +83,8 @@ pub struct WeightLoader<'a> {
     pub dtype: DType,
     /// How the weights of the decoder's linear layers are stored. Quantised weights cannot be trained.
     pub quantization: Quantization,
-    /// Whether zeros may fill up the MLP of the vision tower on a GPU. Not for training with 8-bit moments.
+    /// Whether the MLP of the vision tower may be padded with zeros on a GPU; must be false in training with 8-bit
+    /// moments.
     pub may_pad: bool,
     /// Whether a parameter is trained, by its classic name, which is the name on the Hugging Face hub.
     pub trainable: &'a dyn Fn(&str) -> bool,
@@ -95,7 +99,7 @@ impl WeightLoader<'_> {
         Width::of_mlp(self.device.capabilities().row_alignment_bytes, size)
     }
 
-    /// Loads tensor `name`, a vector or matrix, filled up with zeros where a width says so.
+    /// Loads tensor `name`, a vector or matrix, padded with zeros to the padded sizes of `widths`.
     ///
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
@@ -123,7 +127,7 @@ impl WeightLoader<'_> {
         Ok(if trained { t.into_parameter(name)? } else { t })
     }
 
-    /// Copies stored elements into `to`, and zeros to where it is filled up.
+    /// Copies stored elements into `to`, and zeros into its padding.
     fn copy(&self, name: &str, dtype: StoredDType, bytes: &[u8], trained: bool, to: &Tensor) -> Result<()> {
         match self.kept_dtype(dtype, to.shape(), trained) {
             Some(_) => to.write_unpadded(bytes)?,
@@ -142,7 +146,7 @@ impl WeightLoader<'_> {
         self.load_placed(name, file_shape, shape, copied)
     }
 
-    /// [`WeightLoader::load`]; `copied` says whether a weight is copied that could be read in place.
+    /// [`WeightLoader::load`]; with `copied`, a weight is copied even if it could be read in place.
     fn load_placed(&self, name: &str, file_shape: &[usize], shape: &[usize], copied: bool) -> Result<Tensor> {
         let trained = (self.trainable)(name);
         let t = match self.source {
@@ -170,9 +174,9 @@ impl WeightLoader<'_> {
         self.load_placed(name, shape, shape, false)
     }
 
-    /// Loads trained tensors as the rows of one tensor: `parts` has the name of each and its number of rows, `row` is
-    /// the shape of a row. Returns the joined tensor and each part of it, with the rows that fill it up. Trained
-    /// tensors are copied in any case, so this takes no more memory.
+    /// Loads trained tensors as the rows of one tensor. `parts` has the name and number of rows of each tensor, `row`
+    /// is the shape of a row. Returns the joined tensor and its parts, including padding rows, all in the same memory.
+    /// Trained tensors are copied in any case, so joining takes no more memory.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; out of memory.
@@ -196,8 +200,8 @@ impl WeightLoader<'_> {
         Ok((joined, each))
     }
 
-    /// The dtype in which tensor `name`, of shape `shape`, is packed; `None` if it is not. A linear layer reads a
-    /// packed weight faster, so one is packed that is copied, not trained, and keeps the dtype of the file.
+    /// The dtype in which tensor `name`, of shape `shape`, is packed; `None` if it is not packed. A linear layer reads
+    /// packed weights faster, so a weight is packed if it is copied, not trained, and keeps the dtype of the file.
     pub(crate) fn packed_dtype(&self, files: &Checkpoint, name: &str, shape: &[usize]) -> Option<DType> {
         let may_pack = files.is_copied() && !(self.trainable)(name);
         let stored = files.tensor(name).filter(|_| may_pack)?.dtype;

@@ -114,7 +114,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
             (DType::F32, Quantization::Int8, false),
             (DType::BF16, Quantization::Int8, false),
         ] {
-            // Copied weights have another layout, and the same bits result.
+            // Copied weights have another layout, but the results must have the same bits.
             let mut case = Case::open(&folder);
             case.files = case.files.copied(copied);
             let want = packed(&mapped, &Device::cpu(1), dtype, quantization);
@@ -176,7 +176,7 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
     }
 }
 
-/// A forward pass for some tokens has the bits that these tokens have in a pass for all of them.
+/// The hidden states of some tokens have the same bits as in a forward pass for all tokens.
 #[test]
 fn hidden_states_of_some_rows_have_the_bits_of_all_rows() {
     for folder in cases() {
@@ -287,7 +287,7 @@ fn weights_that_int8_cannot_store_are_refused_by_name() {
     }
 }
 
-/// The layer of logits of a quantised model has no log-probabilities for training.
+/// The output layer of a quantised model cannot be used in training.
 #[test]
 fn a_quantised_head_is_refused_where_training_needs_it() {
     let case = Case::open(&cases()[0]);
@@ -320,6 +320,6 @@ fn int8_takes_half_the_memory_of_bf16() {
     let (mut elements, mut tensors) = (0, 0);
     quantised.for_each(|(_, shape)| (elements, tensors) = (elements + shape[0] * shape[1], tensors + 1));
     let saved = weights(Quantization::None) - weights(Quantization::Int8);
-    // A scale of 4 bytes for each row, rows up to a multiple of 16, and the device rounds sizes up.
+    // The scales (4 bytes per row), rows padded to a multiple of 16 and rounded allocation sizes reduce the saving.
     assert!(saved <= elements && saved + elements / 4 + tensors * 1024 >= elements, "{saved} of {elements}");
 }

@@ -27,7 +27,8 @@ fn weights_fit_their_config() {
     }
 }
 
-/// The table of replacements in SigLIP's tokenizer is indexed without checks, so a damaged one is refused.
+/// The tokenizer library reads the replacement table of SigLIP's tokenizer without bounds checks, so this program
+/// refuses a damaged table.
 #[test]
 fn damaged_replacement_tables_are_refused() {
     let whole: Value = read("siglip/model/tokenizer.json");
@@ -46,7 +47,7 @@ fn damaged_replacement_tables_are_refused() {
         table[at..at + bytes.len()].copy_from_slice(bytes);
         STANDARD.encode(table)
     };
-    // A component that this program cannot read is not left to the tokenizer's own parser.
+    // A file with a value that this program cannot read is refused, not passed to the tokenizer library's own parser.
     let unreadable = whole.to_string().replace(text, "~").replacen('{', "{\"decoder\": 1e400, ", 1);
     let error = SiglipTokenizer::parse("t", unreadable.as_bytes(), 40_000, 64).map(drop).unwrap_err().to_string();
     assert!(error.starts_with("t: content: cannot be read ("), "{error}");
@@ -55,7 +56,7 @@ fn damaged_replacement_tables_are_refused() {
         "~".to_string(),
         text[1..].to_string(),
         STANDARD.encode(&table[..1000]),
-        // A trie beyond the end; children beyond the trie; replacements that are not UTF-8.
+        // The trie ends beyond the table; a node has children beyond the trie; replacements are not UTF-8.
         changed(0, &[0xff; 4]),
         changed(4, &[0, 0, 0, 0x7f]),
         changed(table.len() - 9, &[0xff]),
@@ -66,8 +67,8 @@ fn damaged_replacement_tables_are_refused() {
     }
 }
 
-/// A vocabulary is dropped by recursion, one level for each byte of a token: a token of a megabyte would end the
-/// process.
+/// The tokenizer library frees a vocabulary by recursion, one level for each byte of a token, so a token of a megabyte
+/// would overflow the stack and end the process.
 #[test]
 fn long_tokens_are_refused() {
     let whole: Value = read("siglip/model/tokenizer.json");

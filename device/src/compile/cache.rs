@@ -98,7 +98,8 @@ pub(super) struct KeyLock {
 
 impl Drop for KeyLock {
     fn drop(&mut self) {
-        // A waiting process keeps the removed file and finds the entry; a later one makes a new file.
+        // A process that waits for the lock keeps the removed file open and then finds the entry; a later process
+        // creates a new file.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -39,9 +39,9 @@ impl UserCompilerOptions<'_> {
     }
 }
 
-/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` finds headers among the stand-ins, in
-/// the file's own folder, in the folders of the options, and among the CUDA headers of this machine. If NVRTC reports
-/// errors, for example because of host code or the C++ library, nvcc compiles the file.
+/// Compiles the file at `path` for an architecture such as `sm_90a`. `#include` finds headers among the replacements
+/// (`stand_ins`), in the file's own folder, in the folders `include`, and among the CUDA headers of this machine. If
+/// NVRTC reports errors, for example because of host code or the C++ library, nvcc compiles the file.
 pub fn compile_user_file(
     path: &Path,
     sm: &str,

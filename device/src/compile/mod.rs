@@ -6,9 +6,9 @@
 //! sm80.cu --NVRTC--> CUBIN of each architecture                                  else
 //! ```
 //!
-//! With ptxas, one translation to PTX, which takes two thirds of NVRTC's time, serves all architectures and the
-//! simulator. The machine code need not be that of the other way: of 12 folders on four architectures it was the same
-//! in 46 of 48 cases; for sm_86 NVRTC translates `advance` and `elementwise` with other instructions.
+//! With ptxas, one translation to PTX serves all architectures and the simulator; it takes two thirds of NVRTC's time.
+//! The two ways may give different machine code: for 12 kernel folders on four architectures it was the same in 46 of
+//! 48 cases; for sm_86 NVRTC translates `advance` and `elementwise` with other instructions.
 //!
 //! Results are cached on disk under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
 //! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
@@ -37,9 +37,10 @@ pub const ARCHITECTURES: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 /// The architecture whose PTX ptxas assembles for all architectures, see [`architecture_of_ptx`]. A file `sm80.cu` and
 /// its headers use only what sm_80 has, except under `#if __CUDA_ARCH__ >= 900`.
 const BASE_ARCHITECTURE: &str = "sm_80";
-/// The architecture of the PTX for Hopper of sources with programmatic dependent launches.
+/// The architecture of the PTX for Hopper if a source has programmatic dependent launches.
 const DEPENDENT_LAUNCH_ARCHITECTURE: &str = "sm_90";
-/// The architecture of the PTX for Hopper of sources with products of warpgroups. It runs on no later architecture.
+/// The architecture of the PTX for Hopper if a source has warpgroup matrix products (wgmma). This PTX runs on no later
+/// architecture.
 const WARPGROUP_PRODUCT_ARCHITECTURE: &str = "sm_90a";
 
 /// The reason why a unit was not compiled. Each message is one line.
@@ -150,8 +151,8 @@ pub fn compile_to_cubin(source: &Source, sm: &str) -> Result<Cubin, CompileError
     Ok(Cubin { image: cubin, ptx, report })
 }
 
-/// Returns the architecture whose PTX is assembled for `sm`: sm_80, or one for Hopper if
-/// both the source and the GPU have programmatic dependent launches or products of warpgroups.
+/// Returns the architecture whose PTX is assembled for `sm`: one of Hopper if `sm` is at least 9.0 and the source has
+/// programmatic dependent launches or warpgroup matrix products (wgmma), else sm_80.
 fn architecture_of_ptx(source: &Source, sm: &str) -> Result<&'static str, CompileError> {
     let capability = number_of(sm)?.trim_end_matches(['a', 'f']).parse::<u32>().unwrap_or_default();
     Ok(match capability {
@@ -161,7 +162,7 @@ fn architecture_of_ptx(source: &Source, sm: &str) -> Result<&'static str, Compil
     })
 }
 
-/// Returns the unit that ptxas assembles: the PTX is its text.
+/// Returns the unit that ptxas assembles. Its text is the PTX.
 fn ptxas_unit(source: &Source, sm: &str, ptx: String) -> Result<Unit, CompileError> {
     let options = [format!("-arch=sm_{}", number_of(sm)?), "-v".into(), "-lineinfo".into()];
     Ok(Unit { name: format!("{}/sm80.ptx", source.name), text: ptx, headers: Vec::new(), options: options.to_vec() })

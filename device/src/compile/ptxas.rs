@@ -60,7 +60,8 @@ impl PtxasReport {
         let mut report = PtxasReport::default();
         // The function that the following "N bytes stack frame" and "Used N registers" lines describe.
         let (mut function, mut entry) = (String::new(), String::new());
-        // The program prints the "bytes stack frame" lines without the word ptxas, which they have in NVRTC's log.
+        // The program ptxas prints the "bytes stack frame" lines without the prefix `ptxas`, which these lines have in
+        // NVRTC's log.
         for line in log.lines().filter(|l| l.starts_with("ptxas") || l.contains(" bytes stack frame")) {
             if let Some(symbol) = quoted_after(line, "Compiling entry function ") {
                 entry = symbol.to_string();

@@ -51,7 +51,7 @@ fn a_cubin_comes_with_its_resources() {
     assert_eq!(cubin.report.warnings, [""; 0]);
 }
 
-/// For a small kernel, ptxas as a program gives the report of resources that NVRTC gives.
+/// For a small kernel, the program ptxas reports the same resources as NVRTC.
 #[test]
 fn ptxas_and_nvrtc_give_the_same_report() {
     let Some(()) = skip_without_nvrtc() else { return };

@@ -21,7 +21,7 @@ pub const CUDA_MAJOR: u32 = 13;
 #[derive(Clone, Debug, Default)]
 pub struct Toolkit {
     places: Vec<Place>,
-    /// Returns the places in which a library is searched that `places` does not have; `None`: there are none.
+    /// Returns further places to search for a library that no place in `places` has; `None` if there are none.
     last: Option<fn() -> &'static [Place]>,
 }
 
@@ -218,7 +218,8 @@ mod tests {
         assert_eq!(of(&[("LD_LIBRARY_PATH", "toolkit/lib64")]).nvrtc(), Some(toolkit));
         let include = header.parent().unwrap().to_path_buf();
         assert_eq!(of(&[("REEL_CUDA", "venv")]).header_folders(), [include.clone(), include.join("cccl")]);
-        // The programs and headers of an older toolkit come last, even if an environment variable names it.
+        // The programs and headers of an older toolkit are taken last, even if an environment variable names that
+        // toolkit.
         let bin = touch(dir.path().join("old/bin/nvcc"));
         fs::set_permissions(&bin, PermissionsExt::from_mode(0o755)).unwrap();
         touch(dir.path().join("old/include/cuda_bf16.h"));

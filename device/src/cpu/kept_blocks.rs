@@ -1,18 +1,18 @@
 //! Freed blocks of memory that are kept for later allocations of about the same size. The system takes longer to
-//! provide new memory than many kernels to fill it, because it sets each page to zero.
+//! provide new memory than many kernels need to fill the memory, because the system sets each page to zero.
 //!
 //! The memory in use and the kept blocks together exceed the highest use so far by at most [`SLACK_BYTES`]. So a
-//! training step, which allocates the same blocks as the one before, gets all of them from here, however large they are
-//! together; and blocks of sizes that no longer occur are returned when others are needed.
+//! training step, which allocates the same blocks as the one before, gets all of them from the kept blocks, whatever
+//! their total size. Kept blocks of sizes that no longer occur are returned to the system when other blocks are needed.
 //!
-//! Only bookkeeping: addresses are numbers here, and the caller returns blocks to the system.
+//! This module only does the bookkeeping: addresses are numbers, and the caller returns blocks to the system.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::HUGE_PAGE;
 
-/// Bytes by which used and kept memory may exceed the highest use: room for blocks of varying sizes, as those of
-/// prompts.
+/// Bytes by which used and kept memory together may exceed the highest use. They are room for blocks of varying sizes,
+/// such as those of prompts.
 const SLACK_BYTES: usize = 1 << 30;
 
 /// The kept blocks, and how much memory is in use.
@@ -56,8 +56,8 @@ impl KeptBlocks {
         returned
     }
 
-    /// Keeps the block at `addr`, which served an allocation of `asked` bytes. Returns it instead, with its size, if it
-    /// must be returned to the system.
+    /// Keeps the block at `addr`, which served an allocation of `asked` bytes. If the block must go back to the system
+    /// instead, returns its address and size.
     pub(super) fn give_back(&mut self, addr: u64, asked: usize) -> Option<Block> {
         let size = self.sizes.remove(&addr).unwrap_or(asked);
         self.used -= size;
@@ -94,8 +94,9 @@ impl KeptBlocks {
     }
 }
 
-/// The largest kept block that serves an allocation of `size` bytes. Small ones may be twice as large: prompts of ever
-/// other lengths would otherwise keep nine times the memory of the longest one, a set of blocks for each eighth.
+/// The size of the largest kept block that may serve an allocation of `size` bytes. Small blocks may be twice as large
+/// as the allocation: with a limit of an eighth, prompts of many different lengths would keep nine times the memory of
+/// the longest prompt.
 fn largest_block_for(size: usize) -> usize {
     size + if size < HUGE_PAGE { size } else { size / 8 }
 }
@@ -137,7 +138,7 @@ mod tests {
 
     proptest! {
         /// Used and kept blocks together exceed the highest use by at most the slack, and no block is lost or given to
-        /// two.
+        /// two allocations.
         #[test]
         fn memory_stays_bounded(choices in prop::collection::vec((any::<bool>(), 0usize..12, any::<prop::sample::Index>()), 1..200)) {
             let mut blocks = KeptBlocks::default();

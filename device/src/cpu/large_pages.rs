@@ -16,7 +16,7 @@ impl LargeArray {
     /// The system has too little memory.
     pub fn zeroed(bytes: usize) -> io::Result<LargeArray> {
         let map = MmapMut::map_anon(bytes)?;
-        // Systems without large pages refuse the advice; the array then has small ones.
+        // Systems without large pages refuse this advice; the array then has small pages.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(LargeArray(map))

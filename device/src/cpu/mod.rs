@@ -1,4 +1,4 @@
-//! Device `cpu`: launches run the Rust kernels on a thread team (`crate::Team`). Their code uses [`simd`].
+//! Device `cpu`: launches run the Rust kernels on a thread team (`crate::Team`). The code of the kernels uses [`simd`].
 #![allow(unsafe_code)]
 
 mod kept_blocks;
@@ -50,7 +50,7 @@ impl Cpu {
         self.blocks.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// A kept block of `size` bytes, or else a new one; `new` makes it.
+    /// Returns a kept block of `size` bytes, or else a new block that `new` allocates.
     fn take(&self, size: usize, new: impl Fn(usize) -> Option<u64>) -> Option<u64> {
         if let Some(addr) = self.blocks().take(size) {
             return Some(addr);
@@ -136,7 +136,7 @@ impl Backend for Cpu {
     #[cfg(target_os = "linux")]
     fn populate(&self, addr: u64, bytes: usize) {
         let (start, end) = ((addr as usize).next_multiple_of(PAGE), (addr as usize + bytes) / PAGE * PAGE);
-        // Other threads cannot change mappings during a call, so each is for one page.
+        // Other threads cannot change memory mappings during a call of `madvise`, so each call is for one huge page.
         for part in (start..end).step_by(HUGE_PAGE) {
             let size = HUGE_PAGE.min(end - part);
             // SAFETY: the pages lie in a live block; this advice changes no contents, even if other threads write them.
@@ -173,7 +173,7 @@ impl Backend for Cpu {
     }
 }
 
-/// Allocates zeroed memory of at least 64 bytes, or none if the system has too little.
+/// Allocates `size` bytes of zeroed memory, at least 64; returns `None` if the system has too little memory.
 fn allocate(size: usize) -> Option<u64> {
     if size >= HUGE_PAGE {
         return map_zeros(size);

@@ -1,14 +1,14 @@
-//! Memory for weights that are smaller than a huge page: side by side in slabs of several huge pages. On pages of 4 KiB
-//! products with few rows read them more slowly (benches/results/intel-xeon/2026-11-25-amx-decode.json).
+//! Memory for weights that are smaller than a huge page: they lie side by side in slabs of several huge pages. Products
+//! with few rows read weights on pages of 4 KiB more slowly (benches/results/intel-xeon/2026-11-25-amx-decode.json).
 //!
-//! Blocks lie one after the other. Weights live long, so the place of a block that is returned is not used again: its
-//! pages go back to the system, and the slab does when its last block is returned.
+//! Blocks lie one after the other. Weights live long, so the memory of a returned block is not allocated again: its
+//! pages go back to the system, and the whole slab goes back when its last block is returned.
 
 use super::{HUGE_PAGE, PAGE, map_zeros, unmap};
 
 /// Bytes of a slab.
 const SLAB: usize = 8 * HUGE_PAGE;
-/// Weights of fewer bytes are vectors and adapters, whose reading takes no time.
+/// Weights of fewer bytes do not lie in slabs: they are vectors and adapters, and reading them takes no time.
 const SMALLEST: usize = 64 << 10;
 
 /// Slabs with blocks in use, the newest last.
@@ -31,12 +31,12 @@ impl Slab {
 }
 
 impl Slabs {
-    /// Whether blocks of `size` bytes lie in slabs.
+    /// Tells whether blocks of `size` bytes lie in slabs.
     pub(super) fn suit(size: usize) -> bool {
         (SMALLEST..HUGE_PAGE).contains(&size)
     }
 
-    /// A new block of zeros, or none if the system has too little memory. The size is a multiple of a cache line.
+    /// Returns a new block of zeros; `None` if the system has too little memory. `size` is a multiple of a cache line.
     pub(super) fn take(&mut self, size: usize) -> Option<u64> {
         if self.0.last().is_none_or(|slab| slab.taken + size > SLAB) {
             self.0.push(Slab { start: map_zeros(SLAB)?, taken: 0, blocks: 0 });
@@ -48,7 +48,7 @@ impl Slabs {
         Some(addr)
     }
 
-    /// Returns a block to the system. False if it lies in no slab.
+    /// Returns a block to the system. The result is false if the block lies in no slab.
     pub(super) fn give_back(&mut self, addr: u64, size: usize) -> bool {
         let Some(index) = self.0.iter().position(|slab| slab.has(addr)) else { return false };
         let slab = &mut self.0[index];
@@ -85,7 +85,7 @@ mod tests {
             block.fill(i as u8);
         }
         assert!(slabs.0.len() > 1 && slabs.0.iter().all(|slab| slab.taken <= SLAB));
-        // Every second block is returned; the others keep their bytes.
+        // Every second block is returned; the other blocks keep their bytes.
         for (&addr, &size) in blocks.iter().zip(&sizes).step_by(2) {
             assert!(slabs.give_back(addr, size));
         }

@@ -160,7 +160,7 @@ mod tests {
             prop_assert_eq!(arena.by_length.len(), 1);
         }
 
-        /// A repeated step gets the addresses of the first one, without growing.
+        /// A repeated step gets the addresses of the first step, and the arena does not grow.
         #[test]
         fn repeated_step_gets_the_same_offsets(sizes in prop::collection::vec(1usize..100_000, 1..40)) {
             let mut arena = Arena::new();

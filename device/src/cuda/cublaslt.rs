@@ -68,7 +68,7 @@ pub struct CublasLt {
     functions: Functions,
     handle: Handle,
     /// The context for which the handle was made. Each product makes it current, because the library computes in the
-    /// context of the calling thread, and a thread that has none gets that of GPU 0.
+    /// context of the calling thread, and a thread without a context gets the context of GPU 0.
     context: Context,
     known: Mutex<HashMap<ProductShape, Prepared>>,
 }

@@ -24,9 +24,10 @@ use crate::{Addr, DType, KernelLaunch, Launch};
 /// The code that computes matrix products on device `cuda`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Products {
-    /// The project's own kernels ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)), whose bits for a
-    /// row depend neither on the other rows nor on their number. cuBLASLt computes the products that they do not take:
-    /// on GPUs below compute capability 9.0, of f32 operands, and of operands that tensor copies cannot read.
+    /// The project's own kernels ([`ProductCode::gpu_kernel`](crate::launch::ProductCode::gpu_kernel)), whose bits for
+    /// a row depend neither on the other rows nor on their number. cuBLASLt computes the products that these kernels do
+    /// not support: those on GPUs below compute capability 9.0, of f32 operands, and of operands that tensor copies
+    /// (TMA) cannot read.
     #[default]
     Own,
     /// cuBLASLt.

@@ -64,8 +64,8 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// If the GPU cannot be opened: what is wrong, and how to get one. The printed message also names the devices `cpu`
-    /// and `sim`, which not every command takes.
+    /// Returns what is wrong and how to get a GPU if the error means that no GPU can be opened. The printed message
+    /// also names the devices `cpu` and `sim`, which not every command supports.
     pub fn missing_gpu(&self) -> Option<(String, String)> {
         match self {
             Self::NoDriver => Some(("no NVIDIA driver (libcuda.so.1)".into(), "install it".into())),
@@ -80,7 +80,7 @@ impl CudaError {
         }
     }
 
-    /// The message of an error of [`CudaError::missing_gpu`].
+    /// Returns the message of an error for which [`CudaError::missing_gpu`] returns a text.
     fn with_other_device(&self) -> String {
         let (what, remedy) = self.missing_gpu().unwrap_or_default();
         format!("cuda: {what}; {remedy}, or choose --device cpu or --device sim")

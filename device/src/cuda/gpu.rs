@@ -14,10 +14,10 @@ use crate::compile::builtin::{self, BuiltinCode};
 use crate::compile::{self, CompileError};
 use crate::launch::{Arch, Kernel, Source, Stage};
 
-/// The kernel folders after whose launches a programmatic dependent launch ([`Stage::programmatic`]) may start early.
-/// Their kernels write activations, the KV cache and the state of sequences, but no weights, which are all that such a
-/// launch reads before it waits. A launch after any other work starts when that work has ended. So whatever wrote
-/// weights has ended before the first launch of a chain of early launches starts.
+/// The kernel folders whose launches a following programmatic dependent launch ([`Stage::programmatic`]) may overlap.
+/// Before it waits, such a launch reads weights only, and the kernels of these folders write activations, the KV cache
+/// and the state of sequences, but no weights. After any other work, a launch starts when that work has ended. So all
+/// writes of weights have ended before the first launch of a chain of early launches starts.
 const FOLDERS_BEFORE_EARLY_LAUNCHES: [&str; 5] = ["paged_attention", "rms_norm", "rope_kv_write", "sample", "skinny"];
 
 /// An opened GPU with its loaded kernels and one stream.
@@ -25,19 +25,21 @@ pub struct Gpu {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) stream: StreamHandle,
     modules: Mutex<HashMap<&'static str, Loaded>>,
-    /// Whether the newest work of the stream is a launch of [`FOLDERS_BEFORE_EARLY_LAUNCHES`].
+    /// Whether the newest work of the stream is a launch of a kernel in [`FOLDERS_BEFORE_EARLY_LAUNCHES`].
     next_may_start_early: AtomicBool,
 }
 
-/// A loaded translation unit with those of its functions that were used.
+/// A loaded translation unit, and those of its functions that have been used.
 struct Loaded {
     module: ModuleHandle,
-    /// Whether the code has the waits of programmatic dependent launches. The PTX of sm_80 in the binary has none.
+    /// Whether the code has the waits of programmatic dependent launches. The PTX of sm_80 in the binary has no such
+    /// waits.
     has_waits: bool,
     functions: HashMap<&'static str, LoadedFunction>,
 }
 
-/// A loaded function with its properties. The two last fields are driver attributes that have been raised for it.
+/// A loaded function with its properties. The two last fields are driver attributes that have been raised for the
+/// function.
 #[derive(Clone, Copy)]
 struct LoadedFunction {
     function: FunctionHandle,
@@ -130,7 +132,7 @@ impl Gpu {
     /// Copies bytes of the buffer from `offset` on to the host, and returns when the copy is done.
     ///
     /// # Panics
-    /// If the buffer has fewer bytes.
+    /// If the buffer ends before the last of these bytes.
     pub fn download(&self, buffer: &Buffer, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         let end = offset + bytes.len();
         assert!(
@@ -156,7 +158,7 @@ impl Gpu {
     /// Enqueues a copy of a whole buffer to another of the same size.
     ///
     /// # Panics
-    /// If their sizes differ.
+    /// If the sizes of the buffers differ.
     pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<(), CudaError> {
         assert_eq!(from.bytes, to.bytes);
         self.next_launch_waits();
@@ -181,8 +183,8 @@ impl Gpu {
         Ok(())
     }
 
-    /// Says that work other than kernels' launches is enqueued on the stream. The next launch starts after its end,
-    /// also if it is a programmatic dependent launch.
+    /// Records that work other than a kernel launch was enqueued on the stream. The next launch then starts after the
+    /// end of this work, even if it is a programmatic dependent launch.
     pub fn next_launch_waits(&self) {
         self.next_may_start_early.store(false, Ordering::Relaxed);
     }
@@ -197,9 +199,9 @@ impl Gpu {
         self.modules.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Loads a kernel folder's code, which [`Gpu::launch`] otherwise does when it is first used. The code is, in
-    /// order of preference: the machine code in the binary for this GPU, the code that NVRTC compiles (cached on
-    /// disk), or, without NVRTC, the PTX in the binary.
+    /// Loads a kernel folder's code. Otherwise [`Gpu::launch`] loads the code at its first use. The code is, in order
+    /// of preference: the machine code in the binary for this GPU, the code that NVRTC compiles (cached on disk), or,
+    /// without NVRTC, the PTX in the binary.
     pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
         if self.modules().contains_key(source.name) {
             return Ok(());
@@ -218,7 +220,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Loads a folder's code; also returns whether it has the waits of programmatic dependent launches.
+    /// Loads a folder's code; also returns whether the code has the waits of programmatic dependent launches.
     fn load_code(&self, source: &'static Source) -> Result<(ModuleHandle, bool), CudaError> {
         let sm = self.sm_name();
         let has_waits = self.arch().sm >= 90 && source.has_dependent_launches();
@@ -291,8 +293,8 @@ impl Gpu {
     /// Enqueues all launches of a kernel call, in order.
     ///
     /// # Safety
-    /// The addresses in `params` are addresses of this GPU that cover what the kernel documents, until
-    /// [`Gpu::synchronize`].
+    /// The addresses in `params` point to memory of this GPU with the sizes that the kernel documents, which stays
+    /// allocated until [`Gpu::synchronize`].
     pub unsafe fn launch(&self, kernel: &'static Kernel, params: &[u8]) -> Result<(), CudaError> {
         for stage in (kernel.plan)(params, &self.arch()) {
             // SAFETY: the caller guarantees the addresses in `params`.
@@ -367,8 +369,9 @@ impl PtxFunction<'_> {
     /// Enqueues a launch of `grid` blocks of `block` threads.
     ///
     /// # Safety
-    /// `arguments` are the bytes of each parameter of the function, as it declares them; every address in them is one
-    /// of this GPU that covers what the function accesses, until [`Gpu::synchronize`].
+    /// `arguments` are the bytes of each parameter of the function, as it declares them; every address in them points
+    /// to memory of this GPU that contains all that the function accesses and stays allocated until
+    /// [`Gpu::synchronize`].
     pub unsafe fn launch(
         &self,
         grid: [u32; 3],

@@ -1,8 +1,8 @@
 //! CUDA graphs: launches that are captured once and then enqueued together by one call.
 //!
-//! During a capture the host must neither wait nor allocate memory, as loading a kernel does. So
-//! [`Gpu::load_for_capture`] loads the kernels before the capture. Source: CUDA C++ Programming Guide 13.0, "Creating
-//! a Graph Using Stream Capture".
+//! During a capture the host must neither wait nor allocate memory. Loading a kernel does, so [`Gpu::load_for_capture`]
+//! loads the kernels before the capture. Source: CUDA C++ Programming Guide 13.0, "Creating a Graph Using Stream
+//! Capture".
 
 use std::sync::Arc;
 
@@ -35,7 +35,8 @@ impl Gpu {
     /// # Errors
     /// The driver's error.
     pub fn begin_capture(&self) -> Result<(), CudaError> {
-        // What precedes the first captured launch is known only when the graph is launched.
+        // The work before the first captured launch is known only when the graph is launched, so this launch must wait
+        // for it.
         self.next_launch_waits();
         // SAFETY: the stream belongs to this GPU.
         unsafe { self.driver.begin_capture(self.stream) }

@@ -109,7 +109,8 @@ impl Nvidia {
         let mut opened = Nvidia { properties: GpuProperties::unknown(version as u32), device, context, granularity: 0 };
         opened.current()?;
         opened.properties = opened.query_properties(version as u32)?;
-        // A driver that cannot compile PTX does not answer. Plans without these clusters then give the same bits.
+        // A driver that cannot compile PTX cannot tell this number. With 0, launch plans use no such clusters and give
+        // the same bits.
         opened.properties.arch.clusters_of_8 = opened.query_clusters_of_8().unwrap_or(0);
         let mut granularity = 0;
         let minimum = sys::CUmemAllocationGranularity_flags_enum::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
@@ -150,13 +151,13 @@ impl Nvidia {
         };
         // SAFETY: the device comes from the driver.
         let bytes = named("querying the GPU's memory size", unsafe { driver::device::total_mem(self.device) })?;
-        // Asked for when the GPU is open, because the question needs a kernel.
+        // `clusters_of_8` is queried once the GPU is open, because the query needs a loaded kernel.
         let arch = Arch { sm, shared_per_block: shared, multiprocessors, clusters_of_8: 0 };
         Ok(GpuProperties { name, arch, limits, memory: bytes as u64, version })
     }
 
-    /// Returns [`Arch::clusters_of_8`]. The driver answers for a kernel; this one does nothing, and all of a
-    /// multiprocessor's shared memory is asked for, so that each block has a multiprocessor of its own.
+    /// Returns [`Arch::clusters_of_8`]. The driver gives this number for a kernel. Here the kernel does nothing and
+    /// asks for all of a multiprocessor's shared memory, so that each block has a multiprocessor of its own.
     fn query_clusters_of_8(&self) -> Result<u32, CudaError> {
         const PTX: &str = ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry one_block() { ret; }\n";
         let Arch { sm, shared_per_block: shared, .. } = self.properties.arch;
@@ -459,8 +460,8 @@ impl Driver for Nvidia {
         Ok(blocks.max(0) as u32)
     }
 
-    // cuTensorMapEncodeTiled. The enumerations of `TensorMap` have the driver's values, which their own tests compare
-    // with the manual.
+    // cuTensorMapEncodeTiled. The enumerations of `TensorMap` have the driver's values; their tests compare these
+    // values with the manual.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
         let mut out = sys::CUtensorMap { opaque: [0; 16] };
         let strides = map.strides;

@@ -234,8 +234,8 @@ impl ParallelCopier {
         bytes.div_ceil(self.lanes.len()).next_multiple_of(LANE_SLOT_BYTES)
     }
 
-    /// Runs each job on a thread with a lane of its own, whose stream first waits for the work that is enqueued on
-    /// `stream`. There are at most as many jobs as lanes.
+    /// Runs each job on its own thread and lane (a ring of pinned slots and a stream). The lane's stream first waits
+    /// for the work that is enqueued on `stream`. There are at most as many jobs as lanes.
     fn in_lanes<J: Send>(
         &mut self,
         stream: StreamHandle,

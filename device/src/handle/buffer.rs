@@ -66,8 +66,8 @@ impl Buffer {
         self.file.is_none()
     }
 
-    /// Makes the system provide the memory now. Without it, a CPU gets each page at the first access. Contents do not
-    /// change, so other threads may use the buffer meanwhile.
+    /// Makes the system provide the memory now. Without this call, a CPU gets each page at the first access. Contents
+    /// do not change, so other threads may use the buffer meanwhile.
     pub fn populate(&self) {
         if self.is_writable() {
             self.device.0.backend.populate(self.addr, self.bytes);
@@ -111,8 +111,8 @@ impl Buffer {
         self.device.0.backend.download(self.addr + offset as u64, to)
     }
 
-    /// Enqueues a copy of `bytes` bytes of the buffer, from byte `offset` on, to the host. It runs after all launches
-    /// so far.
+    /// Enqueues a copy of `bytes` bytes of the buffer, from byte `offset` on, to the host. The copy runs after all
+    /// launches so far.
     ///
     /// # Errors
     /// The device is capturing a graph, or an earlier launch failed.

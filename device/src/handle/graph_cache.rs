@@ -7,8 +7,8 @@
 //!     later calls                            replay the graphs
 //! ```
 //!
-//! Device `cpu` has nothing to compile or to choose, so it captures the very first step, too. With later numbers of
-//! rows it also waits for the second call, because it does not round numbers up: with some numbers there is only one.
+//! Device `cpu` has nothing to compile or to choose, so it captures the very first step, too. For every later number of
+//! rows it waits for the second call: it does not round the number of rows up, so some numbers occur in one step only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,8 +41,9 @@ impl GraphCache {
         self.captures
     }
 
-    /// Runs the step over the first `rows` rows. `first_rows(rows)` gives their state, which shares memory with the
-    /// whole state. `launch` enqueues the step for such a state; it must make the same launches each time.
+    /// Runs the step over the first `rows` rows. `first_rows(rows)` returns the state of these rows, which shares
+    /// memory with the state of all rows. `launch` enqueues the step for such a state; it must make the same launches
+    /// each time.
     ///
     /// # Errors
     /// The error of `first_rows`, `launch` or the device.
@@ -60,8 +61,8 @@ impl GraphCache {
         let may_capture = self.warmed_up.contains(&rows) || (is_cpu && self.warmed_up.is_empty());
         if self.enabled && !self.graphs.contains_key(&rows) && may_capture {
             if is_cpu {
-                // Device `cpu` does not round the number of rows up, so it changes whenever a sequence ends. Graphs
-                // for earlier numbers are seldom used again and would keep memory.
+                // Device `cpu` does not round the number of rows up, so this number changes whenever a sequence ends.
+                // Graphs for earlier numbers are seldom used again and would keep memory.
                 self.graphs.clear();
             }
             let state = first_rows(rows)?;

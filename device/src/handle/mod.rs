@@ -88,8 +88,8 @@ impl Device {
         Device::dry_machine(kernels, compute_capability, None)
     }
 
-    /// A [`Self::dry`] device for a machine of this compute capability, on which `free_bytes` bytes can be allocated.
-    /// What a run decides by free memory is decided as on that machine. The device does not refuse larger allocations.
+    /// A [`Self::dry`] device for a machine of this compute capability, on which `free_bytes` bytes can be allocated. A
+    /// run that decides by the free memory decides as on that machine. The device does not refuse larger allocations.
     pub fn dry_machine(kernels: Kernels, compute_capability: u32, free_bytes: Option<u64>) -> Device {
         let device = Device::with_memory_limit(Dry::new(kernels, compute_capability), free_bytes);
         device.profiler().collect_totals(true);
@@ -144,12 +144,13 @@ impl Device {
     }
 
     /// The instruction set of the CPU code that computes on this device: all of it on `cpu`, the matrix products on
-    /// `sim`. Two instruction sets may give other bits. `None` on devices whose bits do not depend on it.
+    /// `sim`. Two instruction sets may give different bits. `None` on devices whose bits do not depend on the
+    /// instruction set.
     pub fn instruction_set(&self) -> Option<&'static str> {
         ["cpu", "sim"].contains(&self.name()).then(|| crate::cpu::simd::isa().name())
     }
 
-    /// Which kernels the device runs, or counts on device `dry`. Ops read it; code above the ops reads
+    /// Which kernels the device runs, or counts on device `dry`. Ops read this value; code above the ops reads
     /// [`Device::capabilities`] instead.
     pub fn kernels(&self) -> Kernels {
         self.0.backend.kernels()
@@ -244,7 +245,8 @@ impl Device {
         Ok(())
     }
 
-    /// Returns to the system the freed memory that the device keeps for later allocations; the next ones take longer.
+    /// Returns to the system the freed memory that the device keeps for later allocations; the next allocations take
+    /// longer.
     pub fn return_kept_memory(&self) {
         self.0.backend.return_kept_memory();
     }
@@ -300,9 +302,8 @@ impl Device {
         Some(limit.saturating_sub(allocated))
     }
 
-    /// Tells device `dry` that `bytes` of the allocated weights are read in place from their files on the planned
-    /// machine, which needs no free memory for them. No effect on other devices, and on planned GPUs, which copy all
-    /// weights.
+    /// Tells device `dry` that the planned machine reads `bytes` of the allocated weights in place from their files and
+    /// needs no free memory for them. Has no effect on other devices and for planned GPUs, which copy all weights.
     pub fn count_as_mapped(&self, bytes: usize) {
         if self.0.memory_limit.is_some() && self.kernels() == Kernels::Cpu {
             self.0.mapped_bytes.fetch_add(bytes as u64, Ordering::Relaxed);

@@ -4,9 +4,9 @@
 use super::{Addr, Arch, Cost, DType, KernelLaunch, Launch};
 use crate::Team;
 
-/// Rows of a group of an int8 operand.
+/// Number of rows in a group of an int8 operand, which is stored as `[n / 16][k][16]`.
 pub const INT8_GROUP: usize = 16;
-/// Rows of a group of an f32 or bf16 operand that is stored in groups.
+/// Number of rows in a group of an f32 or bf16 operand that is stored in groups, see [`WeightGroups`].
 pub const GROUP_ROWS: usize = 32;
 
 /// The number of elements of a matrix `[n, k]` of this dtype, F32 or BF16, that is stored in groups.
@@ -88,8 +88,7 @@ impl Matmul {
         if self.b_scale.is_null() { 0.0 } else { 4.0 * self.n as f64 }
     }
 
-    /// Returns the number of elements of B in memory: one that is stored in groups has rows of zeros up to a whole
-    /// group.
+    /// Returns the number of elements of B in memory. If B is stored in groups, rows of zeros fill the last group.
     pub fn elements_of_b(&self) -> usize {
         if self.b_grouped {
             return group_elements(self.b.dtype, self.n, self.k);
@@ -100,8 +99,8 @@ impl Matmul {
 }
 
 /// A launch that arranges a plain weight `[n, k]` of f32 or bf16 in groups: f32 as `[n / 32][k][32]`, bf16 as `[n /
-/// 32][k / 2][32][2]`, pairs of neighbouring k of 32 rows side by side. What is missing in the last group and in the
-/// last pair is 0. Only on the CPU.
+/// 32][k / 2][32][2]`, pairs of neighbouring k of 32 rows side by side. Missing rows of the last group and a missing k
+/// of the last pair are 0. Only on the CPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct WeightGroups {
     /// Rows.
@@ -112,7 +111,7 @@ pub struct WeightGroups {
     pub dtype: DType,
     /// `[n, k]`, read.
     pub from: Addr,
-    /// [`group_elements`] elements, written.
+    /// [`group_elements`] elements: the weight in groups, written.
     pub to: Addr,
     /// The code that arranges it.
     pub code: &'static ProductCode,
@@ -126,15 +125,16 @@ impl WeightGroups {
     }
 }
 
-/// The code that executes matrix products. Devices cannot name it, because it is part of the kernels, which are above
-/// them; so each product carries it, as a call of a kernel carries its [`Kernel`](super::Kernel).
+/// The code that executes matrix products. It is part of the kernels, in a crate above the devices, so devices cannot
+/// name it. Instead each product carries its code, as a kernel call carries its [`Kernel`](super::Kernel).
 pub struct ProductCode {
     /// Computes a product on device `cpu`.
     ///
     /// # Safety
     /// The addresses cover the shapes that [`Matmul`] documents, and nothing else uses C.
     pub cpu: unsafe fn(&Matmul, &Team),
-    /// Computes a product that no kernel of the simulated GPU takes, on the CPU, with the sums of the simulated kernels.
+    /// Computes on the CPU a product that no kernel of the simulated GPU supports, with the same f32 multiply-adds as
+    /// the simulated kernels.
     ///
     /// # Safety
     /// The conditions of [`ProductCode::cpu`].

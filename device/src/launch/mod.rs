@@ -1,6 +1,7 @@
 //! A launch as plain data: which kernel, with which parameters, and the operations and bytes that it needs at least.
-//! Devices execute it. They are below the kernels and name none: a launch carries the code that executes it. A call of
-//! a kernel has its [`Kernel`], a matrix product its [`ProductCode`]; both are tables of functions.
+//! Devices execute it. Devices are in a crate below the kernels and name no kernel: a launch carries the code that
+//! executes it. A call of a kernel has its [`Kernel`], a matrix product its [`ProductCode`]; both are tables of
+//! functions.
 //!
 //! [`params!`](crate::params) declares a kernel's parameters once, as a Rust struct and as the C declaration that a
 //! CUDA compiler reads. [`kernel!`](crate::kernel) declares a [`Kernel`]: symbol, parameters, code for device `cpu`,
@@ -39,7 +40,8 @@ pub struct Kernel {
     /// Runs the kernel on device `cpu`; the bytes are its parameter struct.
     ///
     /// # Safety
-    /// The bytes are this kernel's parameter struct, and every address in it covers what the kernel documents.
+    /// The bytes are this kernel's parameter struct, and every address in it points to memory of the size that the
+    /// kernel documents.
     pub cpu: unsafe fn(&[u8], &Team),
     /// The CUDA source with the kernel's symbols, which a GPU and the simulator run.
     pub source: &'static Source,
@@ -102,10 +104,11 @@ pub struct KernelLaunch {
     pub kernel: &'static Kernel,
     /// The kernel's parameter struct as bytes.
     pub params: Box<[u8]>,
-    /// The floating-point operations and bytes of memory traffic that the call needs at least; with `keys`, if its rows
-    /// have as many keys as they may have.
+    /// The floating-point operations and bytes of memory traffic that the call needs at least. If `keys` is set, they
+    /// are those of the maximum number of keys.
     pub cost: Cost,
-    /// What the keys of its rows add to `cost`, if their number changes while the launch is captured.
+    /// What the keys of the launch's rows add to `cost`, for a captured launch whose rows get more keys from replay to
+    /// replay.
     pub keys: Option<CostOfKeys>,
     /// The operands that are tables of further operands: the names of their parameters, and their contents.
     pub tables: Vec<(&'static str, AddressTable)>,
@@ -120,7 +123,7 @@ impl KernelLaunch {
         direct.chain(self.tables.iter().flat_map(|(_, table)| table.addresses().map(|(_, address)| address)))
     }
 
-    /// The table that this parameter points to, if it is one.
+    /// The table of addresses that this parameter points to, if it points to one.
     pub fn table_of(&self, param: &ParamField) -> Option<&AddressTable> {
         self.tables.iter().find(|(name, _)| *name == param.name).map(|(_, table)| table)
     }
@@ -164,8 +167,8 @@ impl Launch {
         }
     }
 
-    /// The sizes of the launch by name: the whole numbers among a kernel's parameters that are not addresses, or those
-    /// of the matrices.
+    /// The sizes of the launch by name: the whole numbers among a kernel's parameters that are not addresses, or the
+    /// sizes of the matrices.
     pub fn sizes(&self) -> Vec<(&'static str, u64)> {
         match self {
             Launch::Kernel(k) => k.kernel.fields.iter().filter_map(|f| Some((f.name, f.size_in(&k.params)?))).collect(),
@@ -185,7 +188,7 @@ impl Launch {
         Cost { flops: flops - unused.flops, bytes: bytes - unused.bytes }
     }
 
-    /// [`Self::cost`] with as many keys as its rows may have.
+    /// The cost of the launch if its rows had their maximum number of keys.
     pub fn max_cost(&self) -> Cost {
         match self {
             Launch::Kernel(k) => k.cost,
@@ -198,8 +201,8 @@ impl Launch {
 /// Executes a launch on host memory with the code of device `cpu`.
 ///
 /// # Safety
-/// Every address in the launch is a host address that covers what its kernel documents, and nothing else uses what it
-/// writes.
+/// Every address in the launch points to host memory of the size that its kernel documents, and nothing else uses the
+/// memory that the launch writes.
 #[allow(unsafe_code)]
 pub unsafe fn run_on_cpu(launch: &Launch, team: &Team) {
     match launch {

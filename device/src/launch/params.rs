@@ -34,8 +34,8 @@ pub struct ParamField {
 }
 
 impl ParamField {
-    /// The value of this field in a parameter struct if it is a size: a whole number that is not negative and no
-    /// address. Padding (`reserved`) is none.
+    /// The value of this field in a parameter struct if the field is a size: a whole number that is neither negative
+    /// nor an address. Padding (`reserved`) is not a size.
     pub(super) fn size_in(&self, params: &[u8]) -> Option<u64> {
         if self.address || self.name.starts_with("reserved") {
             return None;

@@ -1,4 +1,4 @@
-//! The numbers of keys of the rows of a decode step, as the host counts them.
+//! The host's count of how many keys each row of a decode step has.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::Cost;
 
 /// The number of keys of each row of a decode step. A captured launch reads them from device memory, where each step
-/// changes them ([`crate::advance`]); its cost needs them on the host. Clones and ranges count the same rows.
+/// changes them ([`crate::advance`]); its cost needs them on the host. Clones and ranges of this value share the
+/// numbers.
 #[derive(Clone, Debug)]
 pub struct RowKeys {
     all: Arc<Mutex<Vec<KeysOfRow>>>,
@@ -21,25 +22,25 @@ struct KeysOfRow {
 }
 
 impl RowKeys {
-    /// `rows` rows that are not in use.
+    /// Makes the numbers of `rows` rows that are not in use.
     pub fn new(rows: usize) -> RowKeys {
         RowKeys { all: Arc::new(Mutex::new(vec![KeysOfRow::default(); rows])), rows: 0..rows }
     }
 
-    /// Rows `first .. first + rows` of these.
+    /// Returns rows `first .. first + rows` of these rows, which share the numbers.
     #[must_use]
     pub fn range(&self, first: usize, rows: usize) -> RowKeys {
         let start = self.rows.start + first;
         RowKeys { all: self.all.clone(), rows: start..(start + rows).min(self.rows.end) }
     }
 
-    /// Sets the number of keys of these rows, and the number with which each row ends.
+    /// Sets the number of keys of these rows, and the number of keys at which each row ends.
     pub fn assign(&self, keys_and_limits: impl Iterator<Item = (usize, usize)>) {
         let new = keys_and_limits.map(|(keys, limit)| KeysOfRow { keys, limit });
         self.lock()[self.rows.clone()].iter_mut().zip(new).for_each(|(row, new)| *row = new);
     }
 
-    /// Counts a step that was enqueued: each row in use has one more key, or ends if it has its limit.
+    /// Counts a step that was enqueued: each row in use gets one more key, or ends if it has reached its limit.
     pub fn advance(&self) {
         for row in &mut self.lock()[self.rows.clone()] {
             row.keys = if row.keys == 0 || row.keys >= row.limit { 0 } else { row.keys + 1 };
@@ -56,19 +57,20 @@ impl RowKeys {
     }
 }
 
-/// What the keys of its rows add to the cost of a launch.
+/// What the keys of a launch's rows add to the launch's cost.
 #[derive(Clone, Debug)]
 pub struct CostOfKeys {
     /// The rows.
     pub rows: RowKeys,
-    /// The number of keys that [`KernelLaunch::cost`](super::KernelLaunch::cost) counts: as many as the rows may have.
+    /// The number of keys that [`KernelLaunch::cost`](super::KernelLaunch::cost) counts: the maximum of all rows
+    /// together.
     pub max_keys: f64,
     /// The cost of one key.
     pub of_one: Cost,
 }
 
 impl CostOfKeys {
-    /// The part of the cost of `max_keys` keys that the present number of keys does not need.
+    /// The part of the cost of `max_keys` keys that the rows do not have yet.
     pub(super) fn unused(&self) -> Cost {
         let keys = self.max_keys - self.rows.total() as f64;
         Cost { flops: keys * self.of_one.flops, bytes: keys * self.of_one.bytes }

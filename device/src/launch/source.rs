@@ -10,7 +10,7 @@ pub struct Source {
     pub sm80: &'static str,
     /// The C declarations of the parameter structs that the source uses.
     pub params: &'static [fn() -> String],
-    /// The headers that all kernel folders share, those of `cuh/`: the name by which `#include` refers to each, and its
+    /// The headers in `cuh/`, which all kernel folders share: the name by which `#include` refers to each, and its
     /// text.
     pub shared_headers: &'static [(&'static str, &'static str)],
     /// The folder's headers: the name by which `#include` refers to each, and its text.
@@ -35,7 +35,8 @@ impl Source {
         self.preamble() + &format!("#line 1 \"{}/sm80.cu\"\n", self.name) + self.sm80
     }
 
-    /// Returns the declarations that precede the source: `offsetof` and the parameter structs. No file has them.
+    /// Returns the declarations that precede the source: `offsetof` and the parameter structs. They are generated; no
+    /// file has them.
     pub fn preamble(&self) -> String {
         // Defines offsetof, which NVRTC lacks, unless the headers of another compiler define it.
         let mut text = String::from(
@@ -72,8 +73,8 @@ impl Source {
     }
 
     /// Returns a hash (FNV-1a) of the folder's CUDA code: `sm80.cu`, then the folder's headers by name, without line
-    /// comments and whitespace. A record of measured times has it, so that a reader sees whether a kernel has changed
-    /// since. Headers of `cuh/` are left out.
+    /// comments and whitespace. A record of measured times contains this hash, so that a reader sees whether a kernel
+    /// has changed since. Headers of `cuh/` are left out.
     pub fn code_hash(&self) -> u64 {
         let mut headers = self.headers.to_vec();
         headers.sort_unstable();
@@ -98,7 +99,7 @@ mod tests {
             plain
         );
         assert_ne!(source("int a; int c;", &[("x/y.cuh", "c"), ("x/z.cuh", "d")]).code_hash(), plain);
-        // The number that benches/gpu/shares.py computes for the same text.
+        // benches/gpu/shares.py computes this number for the same text.
         assert_eq!(source("int a; // x", &[]).code_hash(), 0xfaf8_478f_437e_2d22);
     }
 }

@@ -1,4 +1,4 @@
-//! Stages, the CUDA launches that a kernel's plan makes of a call, and the encoding of their tensor maps into the
+//! Stages (the CUDA launches that a kernel's plan makes from a call), and the encoding of their tensor maps into the
 //! parameters.
 
 use std::borrow::Cow;
@@ -31,11 +31,12 @@ impl Arch {
     pub const SM89: Arch = Arch { sm: 89, shared_per_block: 99 << 10, multiprocessors: 128, clusters_of_8: 0 };
     /// H100 and H200. 120 of their 132 multiprocessors run clusters of eight blocks: that many were in use in a
     /// measurement of the placement of clusters (github.com/accel-sim/gpu-app-collection, pull request 87), and cuBLAS
-    /// launches as many blocks in such clusters (github.com/NVIDIA/cutlass, issue 1921). An opened GPU is asked.
+    /// launches as many blocks in such clusters (github.com/NVIDIA/cutlass, issue 1921). For an opened GPU, the driver
+    /// tells the number.
     pub const H100: Arch = Arch { sm: 90, shared_per_block: 227 << 10, multiprocessors: 132, clusters_of_8: 15 };
 
-    /// The same GPU with only two multiprocessors: small inputs give each block of threads as many tiles or rows as large
-    /// ones do on a whole GPU.
+    /// Returns this GPU with only two multiprocessors. Small inputs then give each block of threads as many tiles or
+    /// rows as large inputs do on a whole GPU.
     pub const fn with_two_multiprocessors(self) -> Arch {
         Arch { multiprocessors: 2, ..self }
     }

@@ -30,7 +30,7 @@ params! {
     pub struct ArrayEntry {
         /// The array; null if the launch leaves it out.
         pub x: Addr,
-        /// Its length, in the unit that the kernel documents.
+        /// The length of the array, in the unit that the kernel documents.
         pub len: u64,
     }
 }
@@ -52,7 +52,8 @@ pub fn chunks(lens: impl IntoIterator<Item = usize>, chunk_len: usize) -> Vec<Ch
 /// The contents of an operand that is a table with addresses of further operands.
 ///
 /// The kernel reads the table in device memory. The launch has this copy of it because a device must know which memory
-/// a launch accesses: the simulator gives it no other, and checks and benchmarks move operands to other addresses.
+/// a launch accesses: the simulator lets the launch access no other memory, and checks and benchmarks move operands to
+/// other addresses.
 #[derive(Clone, Debug)]
 pub struct AddressTable {
     fields: &'static [ParamField],

@@ -44,7 +44,7 @@ impl<T> OutputArray<T> {
     /// Returns the address of the elements `start .. start + len`, for code that writes some of them.
     ///
     /// # Panics
-    /// If they exceed the array.
+    /// If the range exceeds the array.
     pub fn address(&self, start: usize, len: usize) -> *mut T {
         assert!(start + len <= self.len, "part {start}..{} exceeds an array of {} elements", start + len, self.len);
         self.base.wrapping_add(start)

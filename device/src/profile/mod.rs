@@ -39,7 +39,7 @@ pub struct OpTotals {
     pub operands: OperandReads,
     /// Seconds that the launches took.
     pub seconds: f64,
-    /// On device `dry`: what a GPU would execute.
+    /// On device `dry`: the CUDA launches that a GPU would execute.
     pub planned: PlannedLaunches,
 }
 
@@ -76,14 +76,14 @@ pub struct LaunchEvent {
     pub start: Instant,
     /// Duration in seconds.
     pub seconds: f64,
-    /// On device `dry`: what a GPU would execute.
+    /// On device `dry`: the CUDA launches that a GPU would execute.
     pub stages: Vec<PlannedStage>,
 }
 
 /// A profiled launch whose time is not known yet.
 pub(crate) struct LaunchRecord {
-    /// What the profiler collects about the launch: totals, timeline or both. The record keeps it, because the mode of
-    /// the profiler may change before the launch's time is known.
+    /// What the profiler collects about the launch: totals, timeline or both. The record keeps this mode, because the
+    /// mode of the profiler may change before the launch's time is known.
     mode: u8,
     event: LaunchEvent,
 }
@@ -171,8 +171,8 @@ impl ProfileData {
         }
     }
 
-    /// Makes the profiler plan each launch for a GPU of this compute capability, such as 90, and collect the plans; not
-    /// if it is 0.
+    /// Makes the profiler plan each launch for a GPU of this compute capability, such as 90, and collect the plans.
+    /// With 0 it plans nothing.
     pub(crate) fn plan_launches(&self, compute_capability: u32) {
         let known = [Arch::A100, Arch::SM86, Arch::SM89, Arch::H100];
         *self.arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);

@@ -1,14 +1,14 @@
-//! How much of what matrix products read cannot be in a cache. A decoding step reads every weight once, and the next
-//! step reads them again in the same order: a cycle of about the size of the model. Of a cycle that repeats, caches of
-//! `capacity` bytes can keep at most that much, whatever they replace:
+//! A lower bound on the bytes that matrix products read from memory and not from a cache. A decode step reads every
+//! weight once, and the next step reads the weights again in the same order: a cycle of about the size of the model.
+//! Caches of `capacity` bytes can keep at most `capacity` bytes of a repeated cycle, whatever they replace:
 //!
 //! ```text
 //! bytes of an operand from memory >= bytes * (1 - capacity / cycle)
 //! cycle = bytes of the different operands that products have read since they read this one last, itself included
 //! ```
 //!
-//! Only right operands count. Other data that is read in between makes the true cycle longer, so this is a lower bound.
-//! Two operands that overlap but begin at different addresses count as two, as if both were in memory.
+//! Only right operands count. Other data that is read in between makes the true cycle longer, so the bound stays a
+//! lower one. Two operands that overlap but begin at different addresses count as two, as if both were in memory.
 
 use std::collections::BTreeMap;
 
@@ -19,13 +19,14 @@ use crate::Addr;
 pub struct OperandRead {
     /// Bytes of the operand.
     pub bytes: f64,
-    /// Bytes of the cycle that ends with this read. If the profile has no earlier read of the operand: bytes of all
-    /// different operands in the profile, because a profile shows one of several equal rounds of work.
+    /// Bytes of the cycle that ends with this read: of all different operands that were read since the last read of
+    /// this operand, this operand included. Without an earlier read in the profile: bytes of all different operands in
+    /// the profile, because a profile shows one of several equal rounds of work.
     pub cycle: f64,
 }
 
 impl OperandRead {
-    /// Sets a cycle whose begin is not in the profile to the bytes of all operands in the profile.
+    /// Sets the cycle of a read without an earlier read in the profile to the bytes of all operands in the profile.
     pub(crate) fn close_cycle(&mut self, all_operands: f64) {
         if self.cycle.is_infinite() {
             self.cycle = all_operands;
@@ -41,9 +42,9 @@ impl OperandRead {
 /// The right operands of several matrix products.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct OperandReads {
-    /// Bytes of the operands, as often as they were read.
+    /// Bytes of the operands, counted once for each read.
     bytes: f64,
-    /// The sum, over all reads, of the operand's share of its cycle.
+    /// The sum over all reads of the operand's bytes divided by the bytes of its cycle.
     shares: f64,
     /// Bytes of the reads whose cycle begins before the profile; they are not among `shares`.
     open: f64,
@@ -72,12 +73,12 @@ impl OperandReads {
     }
 }
 
-/// The right operands of all products so far, each with the time of its last read.
+/// The right operands of all products so far, each with the number of its last read.
 #[derive(Debug, Default)]
 pub(crate) struct OperandHistory {
     /// For each address: the number of the last read, and the bytes of the largest operand that was read there.
     last: BTreeMap<u64, (u64, f64)>,
-    /// These bytes by the number of the last read.
+    /// For each number of a last read: the bytes of that operand.
     order: BTreeMap<u64, f64>,
     reads: u64,
 }
@@ -137,8 +138,8 @@ mod tests {
     }
 
     proptest! {
-        /// A cache that keeps what was read last, with room for `capacity` operands of one byte, misses at least as
-        /// often as the bound says.
+        /// A cache that keeps the operands that were read last, with room for `capacity` operands of one byte, misses
+        /// at least as often as the bound says.
         #[test]
         fn a_real_cache_misses_at_least_as_often(
             addresses in prop::collection::vec(0u64..12, 1..200),
@@ -146,7 +147,7 @@ mod tests {
         ) {
             let (mut history, mut reads) = (OperandHistory::default(), OperandReads::default());
             let (mut cache, mut misses) = (Vec::new(), 0);
-            // The second of two equal rounds counts, as in a profile after a round that warms up.
+            // Only the second of two equal rounds counts, as in a profile after a warm-up round.
             for round in 0..2 {
                 for &address in &addresses {
                     let read = history.read((Addr(address), 1.0));

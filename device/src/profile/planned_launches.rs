@@ -45,13 +45,13 @@ pub(crate) fn planned_stages(launch: &Launch, arch: &Arch) -> Vec<PlannedStage> 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlannedLaunches(BTreeMap<Group, Launches>);
 
-/// Stages, and the bits of the operations and bytes of one launch as it was planned.
+/// The key of a group of equal launches: their stages, and the bits of the planned operations and bytes of one launch.
 type Group = (Vec<PlannedStage>, [u64; 2]);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Launches {
     count: u64,
-    /// Cost of all of them.
+    /// The cost of all launches of the group together.
     cost: Cost,
 }
 
@@ -75,7 +75,7 @@ impl PlannedLaunches {
         }
     }
 
-    /// Removes launches that were counted earlier by the same counters.
+    /// Removes the launches of `before`, an earlier state of the same counters.
     pub fn subtract(&mut self, before: &PlannedLaunches) {
         for (group, before) in &before.0 {
             if let Some(mine) = self.0.get_mut(group) {
@@ -87,7 +87,7 @@ impl PlannedLaunches {
         self.0.retain(|_, launches| launches.count > 0);
     }
 
-    /// Multiplies the operations and the bytes of all launches.
+    /// Multiplies the operations of all launches by `flops`, and their bytes by `bytes`.
     pub fn scale(&mut self, flops: f64, bytes: f64) {
         for launches in self.0.values_mut() {
             launches.cost.flops *= flops;
@@ -100,7 +100,8 @@ impl PlannedLaunches {
         self.0.values().map(|launches| launches.count).sum()
     }
 
-    /// For each group of equal launches: their stages, their number and the cost of all of them.
+    /// Returns for each group of equal launches the stages, the number of launches and the cost of all launches
+    /// together.
     pub fn groups(&self) -> impl Iterator<Item = (&[PlannedStage], u64, Cost)> {
         self.0.iter().map(|((stages, _), launches)| (stages.as_slice(), launches.count, launches.cost))
     }

@@ -1,6 +1,6 @@
 //! A small model with bf16 weights, and requests of text, for tests of the engine.
 
-// Each test program uses its own part.
+// Each test program uses only some of these functions.
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::save::{SmallFiles, TensorSpec};
 
-/// A model folder with bf16 weights, which the skinny GEMM kernels of decode steps need.
+/// A model folder with bf16 weights, because the skinny GEMM kernels of decode steps need bf16.
 pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model/image_hd128_bf16/model")
 }
@@ -44,7 +44,7 @@ pub struct TestAdapter {
     pub seed: u32,
 }
 
-/// The model with an adapter that was written to a folder and read again.
+/// The model with a random adapter, which is written to a folder and read back.
 pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &TestAdapter) -> Qwen25Vl {
     let TestAdapter { rank, targets, seed } = *adapter;
     let targets = targets.iter().map(|target| target.to_string()).collect();
@@ -68,7 +68,7 @@ pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &Te
             let salt = spec.name.bytes().fold(seed, |a, b| a.wrapping_mul(31).wrapping_add(b.into()));
             let number = |i: u32| ((i ^ salt).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0;
             let n = spec.shape.iter().product::<usize>() as u32;
-            // Writes the upper 16 bits of each f32, which are a bf16.
+            // Writes the upper 16 bits of each f32, that is, a bf16 number.
             (0..n).try_for_each(|i| to.write_all(&(0.3 * number(i)).to_le_bytes()[2..]))
         },
     )
@@ -93,7 +93,7 @@ pub const SAMPLED: SamplingParams =
 pub const PENALISED: SamplingParams = SamplingParams { repetition_penalty: 1.3, seed: 11, ..SAMPLED };
 
 impl TestRequest {
-    /// The engine's request, with `eos` as end tokens.
+    /// The request for the engine, with `eos` as end tokens.
     pub fn request(&self, eos: &[u32]) -> GenerationRequest<'static> {
         let at: Vec<i64> = (0..self.prompt_tokens as i64).collect();
         let prompt = ModelInput {
@@ -139,7 +139,7 @@ pub fn simulated() -> Device {
     Device::sim(SimOptions { threads: 1, ..SimOptions::default() }).unwrap()
 }
 
-/// 16 requests of different lengths, each with a prompt of its own, some sampled.
+/// 16 requests of different lengths with unrelated prompts, some greedy and some sampled.
 pub fn strangers() -> Vec<GenerationRequest<'static>> {
     let request = |i: usize| {
         let ids: Vec<u32> = (0..(17 + 23 * i) as u32).map(|t| (t * 31 + 7 * i as u32) % 97).collect();
@@ -165,7 +165,7 @@ pub fn image_prompt(model: &Qwen25Vl) -> Arc<ModelInput> {
     Arc::new(ModelInput::read(Path::new(&file), &model.config).unwrap())
 }
 
-/// Steps until the batch is idle, and returns its completions in the order of requests.
+/// Runs steps until the batch is idle, and returns its completions in the order of requests.
 pub fn finish(batch: &mut ContinuousBatch) -> Vec<Completion> {
     let mut completions = Vec::new();
     while !batch.is_idle() {
@@ -177,7 +177,7 @@ pub fn finish(batch: &mut ContinuousBatch) -> Vec<Completion> {
     completions
 }
 
-/// The model of a preset with random weights of a seed.
+/// A model of a preset size with random weights.
 pub fn random_model(device: &Device, seed: u64) -> Qwen25Vl {
     let folder = tempfile::tempdir().unwrap();
     let options = InitOptions { preset: Preset::Tiny, layers: None, vocab: None, dtype: None, seed };

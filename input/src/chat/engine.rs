@@ -20,13 +20,13 @@ use super::{limits, python};
 
 const NAME: &str = "chat";
 
-/// The number of steps (instructions of minijinja) that a rendering may take: for the template, and for each message
-/// and tool beyond. Qwen2.5-VL's template takes about 100 steps per message.
+/// The maximum number of steps (instructions of minijinja) of a rendering: `STEPS`, and `STEPS_PER_MESSAGE` more for
+/// each message and tool. Qwen2.5-VL's template takes about 100 steps per message.
 const STEPS: u64 = 1_000_000;
 const STEPS_PER_MESSAGE: u64 = 2_000;
 
-/// The size limit of a rendered prompt in bytes, beyond four times that of its messages and tools. What published
-/// templates add to the messages is a few hundred bytes, at most some thousand; tokenizing and computing a longer text
+/// A rendered prompt may have this many bytes more than four times the size of its messages and tools. Published
+/// templates add a few hundred bytes to the messages, at most some thousand; tokenizing and computing a longer text
 /// takes seconds.
 const MAX_OUTPUT_BYTES: usize = 64 << 10;
 
@@ -36,18 +36,18 @@ const MAX_RECURSION: usize = 200;
 /// The longest text of an error, in characters.
 const MAX_ERROR_CHARS: usize = 300;
 
-/// The stack of a thread that compiles or renders a template whose nesting is not known. Dropping a value that is
-/// nested as deep as the limit of steps allows needs about 200 MB of it.
+/// The stack size of a thread that compiles or renders an untrusted template, in bytes. Within the limit of steps, a
+/// template can nest a value so deeply that dropping the value needs about 200 MB of stack.
 const STACK_BYTES: usize = 256 << 20;
 
-/// What a template renders.
+/// The input of a rendering.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RenderInput {
     pub(super) messages: Value,
-    /// Null if there are none.
+    /// The tools of the conversation; null if it has none.
     pub(super) tools: Value,
     pub(super) add_generation_prompt: bool,
-    /// Further variables. Those of the other fields win over them, and they win over the special tokens.
+    /// Further variables. They override special tokens of the same name; the other fields override them.
     pub(super) variables: Map<String, Value>,
 }
 
@@ -60,8 +60,8 @@ pub(super) struct CompiledTemplate {
 }
 
 impl CompiledTemplate {
-    /// Compiles a template. The error says what is wrong with it. A trusted template is rendered without a thread of
-    /// its own.
+    /// Compiles a template. The error says what is wrong with the template. An untrusted template is compiled and
+    /// rendered on a thread with a large stack.
     pub(super) fn compile(text: &str, tokens: Map<String, Value>, is_trusted: bool) -> Result<Self, String> {
         let text = &python::with_newlines(text);
         limits::check_template_text(text)?;
@@ -80,7 +80,7 @@ impl CompiledTemplate {
         Ok(Self { environment: environment.map_err(|what| format!("cannot be compiled: {what}"))?, tokens, is_trusted })
     }
 
-    /// Renders a prompt. The error says what is wrong.
+    /// Renders a prompt. The error says why the messages cannot be rendered.
     pub(super) fn render(&self, input: &RenderInput) -> Result<String, String> {
         let RenderInput { messages, tools, add_generation_prompt, variables } = input;
         let mut context = self.tokens.clone();
@@ -97,7 +97,7 @@ impl CompiledTemplate {
         text.map_err(|what| format!("cannot render these messages: {what}"))
     }
 
-    /// Renders with at most `steps` steps to at most `limit` bytes.
+    /// Renders the template in at most `steps` steps to at most `limit` bytes.
     fn render_context(&self, context: Map<String, Value>, steps: u64, limit: usize) -> Result<String, String> {
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(steps));
@@ -108,7 +108,8 @@ impl CompiledTemplate {
     }
 }
 
-/// The bytes of a value: those of its strings and names, and some for each other value, which a template may print.
+/// An estimate of a value's size when a template prints it, in bytes: its strings and names, and a few bytes for each
+/// other value.
 fn bytes_of(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
@@ -118,12 +119,12 @@ fn bytes_of(value: &Value) -> usize {
     }
 }
 
-/// Runs `work` on a thread with a stack of [`STACK_BYTES`], of which the system provides only what is used.
+/// Runs `work` on a thread with a stack of [`STACK_BYTES`], of which the operating system provides only the used pages.
 fn with_large_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().name("chat template".to_string()).stack_size(STACK_BYTES);
         let thread = builder.spawn_scoped(scope, work).map_err(|e| format!("no thread can be started: {e}"))?;
-        // A panic was printed by the panic hook; the caller reports the template.
+        // The panic hook has printed the panic; the caller adds the name of the template to this error.
         thread.join().unwrap_or_else(|_| Err("the template engine panicked".to_string()))
     })
 }
@@ -134,7 +135,7 @@ fn describe(error: &minijinja::Error) -> String {
         minijinja::ErrorKind::WriteFailure => error.source().map_or_else(|| error.to_string(), |e| e.to_string()),
         kind => error.detail().map_or_else(|| kind.to_string(), str::to_string),
     };
-    // A template chooses the text of its own errors.
+    // A template can raise an error with any text, so the text is cut.
     let what = match what.char_indices().nth(MAX_ERROR_CHARS) {
         Some((end, _)) => format!("{}…", &what[..end]),
         None => what,

@@ -1,7 +1,7 @@
 //! Renders chat templates in a worker process (see [`reel_worker`]) with limits on memory and processor time. A
-//! template is a program that a model folder brings: a few of its steps can fill the memory or overflow the stack,
-//! which ends the process that renders it. So the program renders every template that it does not know in a process of
-//! its own.
+//! template is a program that comes with a model folder. A few of its steps can fill the memory or overflow the stack,
+//! and so end the process that renders it. Therefore every template except the published ones is rendered in a separate
+//! process.
 //!
 //! The worker compiles one template, its first job, and then renders many conversations. The header of its reply is
 //! `{"Ok": null}` or `{"Err": what}`, and the body is the prompt.
@@ -20,17 +20,18 @@ use super::limits;
 /// The kind of worker that renders templates.
 pub const TEMPLATE_WORKER: Kind = Kind { name: "template", malloc_arenas: "1", main: worker_main };
 
-/// The memory that a worker may use beside the program itself, in bytes; of this, 256 MiB are for its stack.
+/// The memory limit of a worker in bytes, without the program itself but with a stack of 256 MiB.
 const MEMORY_BYTES: u64 = 448 << 20;
 
-/// The processor time of a worker. Rendering a conversation takes about a millisecond.
+/// The limit of a worker's processor time. Rendering a conversation takes about a millisecond.
 const CPU_SECONDS: u64 = 1;
 
 /// The number of conversations that one worker renders, so that many short renderings do not add up to the limit of
 /// processor time.
 const CONVERSATIONS_PER_WORKER: usize = 200;
 
-/// The time to wait for a reply. The worker's own limit ends it long before, except on a machine that is overloaded.
+/// The maximum time to wait for a reply. On a machine that is not overloaded, the limit of processor time ends the
+/// worker long before.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The longest reply in bytes.
@@ -39,12 +40,12 @@ const MAX_REPLY_BYTES: u64 = 256 << 20;
 /// The number of conversations in a row that exceed the limits before the template itself is refused.
 const MAX_FAILURES: usize = 3;
 
-/// What the worker compiles.
+/// The template that the worker compiles.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Setup {
     /// The template.
     pub(super) text: String,
-    /// The special tokens that it can use by name.
+    /// The special tokens that the template can use by name.
     pub(super) tokens: Map<String, Value>,
 }
 
@@ -62,7 +63,8 @@ struct State {
     failures: usize,
 }
 
-/// What the caller sends: references to a [`Setup`] and a [`RenderInput`], which the worker gets.
+/// A message to the worker. The caller sends references to a [`Setup`] or a [`RenderInput`]; the worker receives owned
+/// values.
 #[derive(Debug, Serialize, Deserialize)]
 enum Job<S, R> {
     Compile(S),
@@ -70,14 +72,14 @@ enum Job<S, R> {
 }
 
 impl IsolatedTemplate {
-    /// Starts a worker, which compiles the template. The error says what is wrong.
+    /// Starts a worker, which compiles the template. The error says what is wrong with the template.
     pub(super) fn compile(program: Program, setup: Setup) -> Result<Self, String> {
         limits::check_template_text(&setup.text)?;
         let worker = start(&program, &setup).map_err(|how| format!("cannot be compiled: {how}"))??;
         Ok(Self { program, setup, state: Mutex::new(State { worker: Some(worker), failures: 0 }) })
     }
 
-    /// Renders a prompt. The error says what is wrong.
+    /// Renders a prompt. The error says why the messages cannot be rendered.
     pub(super) fn render(&self, input: &RenderInput) -> Result<String, String> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.failures >= MAX_FAILURES {
@@ -105,14 +107,14 @@ impl IsolatedTemplate {
                     state.failures += 1;
                     return Err(format!("cannot render these messages: {how}"));
                 }
-                // A worker that has rendered other conversations may have had little processor time left.
+                // The worker may have used up its processor time for other conversations, so a new worker tries again.
                 Err(_) => {}
             }
         }
     }
 }
 
-/// Starts a worker and lets it compile the template. The inner error is that of the template, the outer one says how
+/// Starts a worker and lets it compile the template. The inner error is about the template; the outer error says how
 /// the worker ended.
 fn start(program: &Program, setup: &Setup) -> Result<Result<Worker, String>, String> {
     let started = Worker::start(program, &TEMPLATE_WORKER);
@@ -121,9 +123,10 @@ fn start(program: &Program, setup: &Setup) -> Result<Result<Worker, String>, Str
     Ok(compiled.map(|_| worker))
 }
 
-/// Gives a worker a job. The inner error is that of the template, the outer one says how the worker ended.
+/// Sends a job to a worker and waits for the reply. The inner error is about the template; the outer error says how the
+/// worker ended.
 fn ask(worker: &mut Worker, job: &impl Serialize) -> Result<Result<String, String>, String> {
-    // The kernel sends SIGXCPU at the soft limit of processor time, and SIGKILL at the hard one.
+    // The kernel sends SIGXCPU at the soft limit of processor time, and SIGKILL at the hard limit.
     const SIGKILL: i32 = 9;
     const SIGXCPU: i32 = 24;
     let mut prompt = Vec::new();

@@ -8,7 +8,8 @@ use serde::{Serialize, Serializer};
 use super::python::argument;
 use crate::python_json::PythonJson;
 
-/// The widest indentation of one level, in bytes. A deeply nested value has this many for each level on each line.
+/// The widest indentation of one level, in bytes. Each line of a deeply nested value has this many bytes for each of
+/// its levels.
 const MAX_INDENT: usize = 64;
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, with the defaults that
@@ -42,7 +43,7 @@ fn refused(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"))
 }
 
-/// The indentation of one level: that many spaces if `indent` is a number, else the text itself.
+/// The indentation of one level: `indent` spaces if it is a number, else the text `indent`.
 fn indent_text(indent: Value) -> Result<String, Error> {
     let text = match indent.as_str() {
         Some(text) => text.to_string(),
@@ -57,7 +58,7 @@ fn indent_text(indent: Value) -> Result<String, Error> {
     }
 }
 
-/// The texts between items, and between a key and its value.
+/// The two separators of JSON: between items, and between a key and its value.
 fn separator_texts(separators: Value) -> Result<[String; 2], Error> {
     let texts = match separators.try_iter() {
         Ok(values) => values.map(|value| value.as_str().map(str::to_string)).collect::<Option<Vec<String>>>(),

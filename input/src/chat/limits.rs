@@ -1,14 +1,15 @@
 //! Limits on the text of a chat template, checked before it is parsed: the parser and the compiler recurse once for
 //! each level of nesting, and a template from a stranger can nest until the stack overflows.
 
-/// The longest template, in bytes. The largest published ones have about 20 KB.
+/// The maximum length of a template in bytes. The largest published templates have about 20 KB.
 const MAX_BYTES: usize = 256 << 10;
 
-/// The most bytes of a tag outside of quoted strings. A tag of N operators gives an expression of depth N.
+/// The maximum length of a tag in bytes, without its quoted strings. A tag with N operators is parsed to an expression
+/// of depth N.
 const MAX_TAG_BYTES: usize = 4 << 10;
 
-/// The deepest nesting of brackets in a tag, and of blocks (`if`, `for`, `macro`, …). Each `elif` counts as a level, as
-/// it does for the parser.
+/// The maximum nesting of brackets in a tag (`MAX_DEPTH`) and of blocks such as `if`, `for` and `macro` (`MAX_BLOCKS`).
+/// Each `elif` counts as a level, because the parser recurses for it too.
 const MAX_DEPTH: usize = 64;
 const MAX_BLOCKS: usize = 200;
 
@@ -17,7 +18,7 @@ pub(super) fn check_template_text(text: &str) -> Result<(), String> {
     if text.len() > MAX_BYTES {
         return Err(format!("is {} bytes long, above the limit of {MAX_BYTES}", text.len()));
     }
-    // Each step goes on where the last one ended, so that the time is linear in the length.
+    // Lines are counted from the previous tag on, not from the start, so the time is linear in the template's length.
     let (mut line, mut counted) = (1, 0);
     let mut blocks = Vec::new();
     let mut rest = text;
@@ -47,8 +48,8 @@ pub(super) fn check_template_text(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Finds the end of a tag, whose text `tag` begins with. Returns the number of bytes before its closing bracket and the
-/// deepest nesting of brackets in it.
+/// Finds the end of the tag at the start of `tag` (after its opening bracket). Returns the number of bytes before the
+/// closing bracket and the tag's deepest nesting of brackets.
 fn tag_end(tag: &str) -> Result<(usize, usize), String> {
     let bytes = tag.as_bytes();
     let (mut depth, mut deepest, mut counted, mut at) = (0usize, 0, 0, 0);
@@ -74,12 +75,12 @@ fn tag_end(tag: &str) -> Result<(usize, usize), String> {
             return Err(format!("has a tag of more than {MAX_TAG_BYTES} bytes outside of strings"));
         }
     }
-    // A tag without an end, or one whose end lies inside of a character, is left to the parser.
+    // If the tag has no end, the parser reports it. The end is moved to the next character boundary.
     let end = at.min(tag.len());
     Ok(((end..=tag.len()).find(|&end| tag.is_char_boundary(end)).unwrap_or(tag.len()), deepest))
 }
 
-/// Adds a block tag to the open blocks: for each, the number of its levels.
+/// Updates `blocks`, which has the number of levels of each open block, for a block tag.
 fn count_block(tag: &str, blocks: &mut Vec<usize>) {
     let word: String =
         tag.trim_start_matches(['-', '+']).trim_start().chars().take_while(|c| c.is_alphanumeric()).collect();
@@ -136,7 +137,7 @@ mod tests {
             "{% set x = 1".to_string(),
             "{{ '\\".to_string(),
             "{{ '\\é".to_string(),
-            // Quadratic time would be seconds.
+            // With quadratic time, this template would take seconds.
             "{{ 1 }}\n".repeat(30_000),
         ] {
             assert_eq!(check_template_text(&text), Ok(()), "{}", &text[..text.len().min(50)]);

@@ -7,7 +7,8 @@ use minijinja_contrib::pycompat;
 
 use super::python::argument;
 
-/// The widest text that padding makes, in characters. A template could otherwise fill the memory in one step.
+/// The maximum width to which a template can pad a text, in characters. A template could otherwise fill the memory in
+/// one step.
 const MAX_WIDTH: usize = 1 << 20;
 
 /// Calls a method of a string, list or dict.
@@ -27,7 +28,7 @@ fn invalid(what: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
-/// Calls a method of a string. `None`: it is left to `pycompat`.
+/// Calls a method of a string. Returns `None` for a method that `pycompat` provides.
 fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "split" | "rsplit" => split(text, args, method == "rsplit")?,
@@ -83,8 +84,8 @@ fn list_index(list: &Value, args: &[Value]) -> Result<Value, Error> {
     Err(invalid("index: the list does not have this item".to_string()))
 }
 
-/// The range that Python's slice `[start:stop]` has in `len` items. It is empty if the second number is below the
-/// first, which may exceed `len`.
+/// The start and stop index of Python's slice `[start:stop]` of `len` items. The start may exceed `len`. If the stop is
+/// below the start, the slice is empty.
 fn bounds(len: usize, start: Option<i64>, stop: Option<i64>) -> (usize, usize) {
     let index = |i: i64| if i < 0 { (len as i64).saturating_add(i).max(0) as usize } else { i as usize };
     (start.map_or(0, index), stop.map_or(len, index).min(len))
@@ -126,8 +127,8 @@ fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Takes words from one end of a text. `trim` removes white space at this end; `take` gives the first word from there
-/// and the rest. After `limit` words, the rest is one part.
+/// Takes words from one end of a text. `trim` removes white space at this end; `take` returns the first word from this
+/// end and the rest of the text. After `limit` words, the rest is one part.
 fn split_at_spaces<'a>(
     text: &'a str,
     limit: usize,
@@ -171,7 +172,7 @@ fn partition(text: &str, args: &[Value], from_right: bool) -> Result<Value, Erro
     Ok(Value::from(Tuple::from(parts.map(Value::from))))
 }
 
-/// How many characters a text lacks to `width`.
+/// The number of characters to add to a text so that it has `width` characters.
 fn padding(text: &str, width: i64) -> Result<usize, Error> {
     match usize::try_from(width) {
         Ok(width) if width > MAX_WIDTH => {
@@ -187,7 +188,7 @@ pub(super) fn pad(text: &str, width: i64, fill: char, method: &str) -> Result<St
     let left = match method {
         "ljust" => 0,
         "rjust" => missing,
-        // CPython gives the odd character to the left only if the width is odd too.
+        // If the number of padding characters is odd, CPython puts the extra one on the left only for an odd width.
         _ => missing / 2 + (missing & width as usize & 1),
     };
     let fill = |count: usize| std::iter::repeat_n(fill, count);
@@ -217,7 +218,7 @@ fn title(text: &str) -> String {
     titled
 }
 
-/// Whether a text has letters, and exactly those that no letter precedes are upper case.
+/// Whether a text has letters, every letter at the start of a word is upper case, and every other letter is not.
 fn is_title(text: &str) -> bool {
     let (mut is_in_word, mut has_letters) = (false, false);
     for c in text.chars() {

@@ -1,9 +1,9 @@
 //! The chat template of a model folder: a Jinja template, rendered as Hugging Face does, that turns a conversation into
 //! a prompt.
 //!
-//! A template is a program by the author of the model folder, who may be unknown. `limits` checks its text, `engine`
-//! compiles and renders it with limits, and `isolation` does so in a worker process, unless the template is one of
-//! those that this program knows.
+//! A template is a program by the author of the model folder, who may be unknown. `limits` checks the template's text.
+//! `engine` compiles and renders the template with limits. `isolation` runs `engine` in a worker process, except for
+//! published templates, which are known to be harmless.
 
 mod engine;
 mod isolation;
@@ -38,25 +38,25 @@ pub struct ChatTemplate {
     tools: ToolsTemplate,
 }
 
-/// Which template renders conversations with tools.
+/// The template that renders conversations with tools.
 #[derive(Debug)]
 enum ToolsTemplate {
-    /// The one that renders the others.
+    /// The main template, which renders all other conversations too.
     Main,
-    /// Another one.
+    /// Another template of the model folder.
     Other(Box<LazyTemplate>),
-    /// None.
+    /// No template of the model folder supports tools.
     Missing,
 }
 
-/// A template that is compiled when it is first needed.
+/// A template that is compiled at its first use.
 #[derive(Debug)]
 struct LazyTemplate {
     source: Source,
     compiled: OnceLock<Template>,
 }
 
-/// The text of a template, and what names it in errors.
+/// The text of a template, its location for error messages, and the special tokens.
 #[derive(Clone, Debug)]
 struct Source {
     location: String,
@@ -84,25 +84,26 @@ const NO_TOOLS: &str = "has no chat template that mentions `tools`, and the conv
 const NO_TOOLS_HELP: &str = "add the tokenizer_config.json that was published with these weights, or remove the tools";
 
 /// The SHA-256 digests of the templates that were published with Qwen2.5-VL (chat_template.json and
-/// tokenizer_config.json). They are rendered without a worker process, which takes some milliseconds to start.
+/// tokenizer_config.json). They are rendered in this process, because a worker process takes some milliseconds to
+/// start.
 const PUBLISHED: [&str; 2] = [
     "a0bc6f6fc7a29a80017a433e8f03a1cc1236e838a944a2d034295a60c4f2fddb",
     "cd8e9439f0570856fd70470bf8889ebd8b5d1107207f67a5efb46e342330527f",
 ];
 
-/// What a message's content has for an image and for a video where a template takes texts only; Qwen2.5-VL's template
-/// writes the same for an image or video part.
+/// The text that stands for an image or a video in the content of a message if a template supports only text content.
+/// It equals the text that Qwen2.5-VL's template writes for an image or video part.
 const IMAGE_TEXT: &str = "<|vision_start|><|image_pad|><|vision_end|>";
 const VIDEO_TEXT: &str = "<|vision_start|><|video_pad|><|vision_end|>";
 
 impl ChatTemplate {
-    /// Reads the template of a model folder. It is in `chat_template.jinja`, `chat_template.json` or
-    /// `tokenizer_config.json`; the first file that has a template is used.
+    /// Reads the template of a model folder from `chat_template.jinja`, `chat_template.json` or
+    /// `tokenizer_config.json`: the first of these files that has a template.
     ///
-    /// A conversation with tools is rendered by the same template if it mentions `tools`, else by the first one of the
-    /// other files that does. Qwen2.5-VL's chat_template.json knows media and no tools; its tokenizer_config.json has
-    /// a template for tools, in which the content of a message is a text. A file with several templates may have one
-    /// with the name `tool_use`, which comes first.
+    /// A conversation with tools is rendered by the same template if the template mentions `tools`, else by the first
+    /// template of the other files that mentions `tools`. Qwen2.5-VL's chat_template.json supports media but no tools;
+    /// its tokenizer_config.json has a template for tools, which supports only text content. If a file has a template
+    /// with the name `tool_use`, this template is preferred for tools.
     pub fn open(folder: &Path) -> Result<Self> {
         let templates = FolderTemplates::read(folder)?;
         let Some(main) = templates.default.first() else {
@@ -135,12 +136,13 @@ impl ChatTemplate {
 
     /// Renders a conversation to a prompt, with one pad token for each image or video.
     ///
-    /// Without tools, the template of all other conversations also writes the messages with results of tools, as
-    /// transformers does. Calls that it does not write stand in the content of their message.
+    /// If a conversation has no tools, the main template also renders its messages with tool calls and tool results, as
+    /// transformers does. If the main template does not mention `tool_calls`, the calls are first written into the
+    /// content of their message as text.
     ///
     /// # Errors
-    /// The conversation has tools, and no template knows them; it has a variable that the template does not use; the
-    /// template refuses the messages.
+    /// The conversation has tools, and no template supports tools; the conversation has a variable that the template
+    /// does not use; the template refuses the messages.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
         let main = &self.main;
         let (template, tools, messages) = match (&conversation.tools[..], &self.tools) {
@@ -171,7 +173,7 @@ impl ChatTemplate {
 /// The templates in the files of a model folder, in the order of the files.
 #[derive(Default)]
 struct FolderTemplates {
-    /// The only template of a file, or its template with the name `default`.
+    /// For each file, its only template or its template with the name `default`.
     default: Vec<Source>,
     /// Templates with the name `tool_use`.
     tool_use: Vec<Source>,
@@ -190,7 +192,7 @@ impl FolderTemplates {
         let mut found = Self::default();
         found.default.extend(read(&jinja)?.map(|text| source(&jinja, &text)));
         let json_object = match read_json(&json) {
-            // A file after the one that is used may have a template for tools; if it is wrong, it has none.
+            // chat_template.json is only searched for a template for tools here, so an invalid file is ignored.
             Err(_) if !found.default.is_empty() => None,
             object => object?,
         };
@@ -213,7 +215,7 @@ impl LazyTemplate {
     fn compiled(&self) -> Result<&Template> {
         match self.compiled.get() {
             Some(template) => Ok(template),
-            // Two threads may compile it at the same time; one of the two is kept.
+            // Two threads may compile the template at the same time; one of the two results is kept.
             None => {
                 let made = self.source.clone().compile()?;
                 Ok(self.compiled.get_or_init(|| made))
@@ -241,7 +243,8 @@ impl Template {
     /// The variables of a conversation that the template uses.
     ///
     /// # Errors
-    /// The template does not use one of them, and it is not false, which a variable that is not there stands for.
+    /// The template does not use a variable whose value is not `false`. (An undefined variable counts as false in a
+    /// template.)
     fn used_variables(&self, conversation: &Conversation) -> Result<Map<String, Value>> {
         let mut variables = conversation.template_variables.clone();
         variables.retain(|name, value| *value != Value::Bool(false) || mentions(&self.text, name));
@@ -273,13 +276,14 @@ fn mentions(text: &str, name: &str) -> bool {
     })
 }
 
-/// Whether a template is known to be harmless: that of `reel init`, or one of [`PUBLISHED`].
+/// Whether a template is known to be harmless: the template of `reel init`, or a template in [`PUBLISHED`].
 fn is_known(text: &str) -> bool {
     let digest = || Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     text == CHAT_TEMPLATE || PUBLISHED.contains(&digest().as_str())
 }
 
-/// The template itself if `value` is a string; the one called `name` if `value` is a list of named templates.
+/// Returns `value` if it is a string, or the template called `name` if `value` is a list or an object of named
+/// templates.
 fn template_named<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
     match value {
         Value::String(text) => Some(text),

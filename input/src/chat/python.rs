@@ -36,12 +36,12 @@ pub(super) fn install_python_functions(environment: &mut Environment<'static>) {
     environment.set_formatter(print);
 }
 
-/// Python's line ends of a text: Jinja2 replaces `\r\n` and `\r` in the source of a template.
+/// Replaces the line ends `\r\n` and `\r` by `\n`, as Jinja2 does in the source of a template.
 pub(super) fn with_newlines(text: &str) -> String {
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// An argument of a function that may be given by its position or by its name.
+/// The value of an argument that a template may give by position or by name.
 pub(super) fn argument(
     by_position: Option<Value>,
     options: &Kwargs,
@@ -125,12 +125,12 @@ fn dict(value: Option<Value>, named: Kwargs) -> Result<Value, Error> {
     Ok(Value::from_pairs(pairs))
 }
 
-/// The length of a value; that of an undefined one is 0.
+/// The length of a value; 0 for an undefined value.
 fn length(value: &Value) -> Result<usize, Error> {
     if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
 }
 
-/// A number as an integer; a text without a number as `default`.
+/// Converts a number or a text to an integer; `default` if the text is not a number.
 fn int(
     state: &State,
     value: Value,
@@ -142,7 +142,7 @@ fn int(
     minijinja::filters::int(state, &without_outer_spaces(value), Some(default), base, options)
 }
 
-/// A number as a float; a text without a number as `default`.
+/// Converts a number or a text to a float; `default` if the text is not a number.
 fn float(state: &State, value: Value, default: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     let default = argument(default, &options, "default")?.unwrap_or(Value::from(0.0));
     minijinja::filters::float(state, &without_outer_spaces(value), Some(default), options)
@@ -168,7 +168,7 @@ fn text_of(value: &Value) -> String {
     text
 }
 
-/// Replaces the characters that HTML gives a meaning, as the package markupsafe does.
+/// Escapes the special characters of HTML, as the Python package markupsafe does.
 fn escape(value: Value) -> Value {
     if value.is_safe() {
         return value;

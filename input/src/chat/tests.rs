@@ -23,7 +23,7 @@ fn renders_like_transformers() {
         ("{{ messages[0]['role'].startswith('us') }} {{ tools }} {{ add_generation_prompt }}", "True None True"),
         ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": " hi ", "n": 3}"#),
         ("{{ ['é', 1.5, none, {}, []] | tojson }}", r#"["é", 1.5, null, {}, []]"#),
-        // As `json.dumps` of Python 3.12.
+        // The expected text is the output of `json.dumps` of Python 3.12.
         (
             "{{ [1.0, -0.0, 1e15, 1e16, 1.5e300, 1e-4, 1.25e-5, 123456789, '\t\x01\x7f<\u{2028}\"'] | tojson }}",
             "[1.0, -0.0, 1000000000000000.0, 1e+16, 1.5e+300, 0.0001, 1.25e-05, 123456789, \"\\t\\u0001\u{7f}<\u{2028}\\\"\"]",
@@ -56,7 +56,7 @@ fn renders_like_transformers() {
     assert!(year >= 2024);
 }
 
-/// The expected texts are those of transformers 4.51.3 with Jinja2 3.1.6.
+/// The expected texts were made with transformers 4.51.3 and Jinja2 3.1.6.
 #[test]
 fn python_functions_give_the_texts_of_transformers() {
     for (text, expected) in [
@@ -227,16 +227,16 @@ fn conversations_with_tools_have_a_template_that_knows_them() {
     put("tokenizer_config.json", r#"{"chat_template": "{{ tools | tojson }} {{ messages[0].content }}"}"#);
     let tool = r#"[{"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": "é"}}}]"#;
     assert_eq!(asked(), format!("{tool} {IMAGE_TEXT}?"));
-    // Other conversations have the first template, those with calls and results of tools, too.
+    // Conversations without tools use the first template, even if they have tool calls or tool results.
     assert_eq!(render(&without_tools(&result)).unwrap(), "media 42 no_tools");
     let call = json!([{"role": "assistant", "content": null, "tool_calls": [{"name": "f", "arguments": {"a": 1}}]}]);
     let written = "media <tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call> no_tools";
     assert_eq!(render(&without_tools(&call)).unwrap(), written);
-    // A template that is wrong is found when it is needed.
+    // An invalid template for tools is reported at its first use.
     put("tokenizer_config.json", r#"{"chat_template": "{% tools %}"}"#);
     let error = render(&with_tool(image.clone())).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json: cannot be compiled"), "{error}");
-    // The template of the first file comes first, and one with the name `tool_use` before it.
+    // The first file's template is preferred, and a template of this file with the name `tool_use` is preferred to it.
     put("chat_template.json", r#"{"chat_template": "{{ tools | length }} {{ messages[0].content | length }}"}"#);
     assert_eq!(asked(), "1 2");
     let named = r#"{"chat_template": {"default": "{{ tools }}", "tool_use": "use {{ messages[0].content }}"}}"#;
@@ -253,7 +253,7 @@ fn a_request_sets_the_variables_that_its_template_uses() {
         template.render(&Conversation { template_variables, ..conversation.unwrap() }, true).map_err(|e| e.to_string())
     };
     assert_eq!(render(json!({"style": "a", "eos_token": "E"})).unwrap(), "a E");
-    // A variable that is not there is false.
+    // An undefined variable counts as false.
     assert_eq!(render(json!({"style": false, "enable_thinking": false})).unwrap(), "False ");
     let error = render(json!({"styl": "a"})).unwrap_err();
     assert_eq!(error, "m: chat_template_kwargs.styl: is not a variable of the model's chat template; remove it");

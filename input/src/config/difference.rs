@@ -1,11 +1,11 @@
-//! Whether two configs are of the same architecture.
+//! Checks whether two configs have the same architecture.
 
 use super::ModelConfig;
 
 /// A key of config.json with two values that differ.
 type Difference = (&'static str, String, String);
 
-/// The first of the named keys whose value in `$other` differs from that in `$own`: (key, other value, own value).
+/// The first of the listed keys whose values in `$other` and `$own` differ: (key, other value, own value).
 macro_rules! first_difference {
     ($own:expr, $other:expr; $($key:literal => $($field:ident).+),* $(,)?) => {
         [$(($own.$($field).+ != $other.$($field).+).then(|| {
@@ -15,7 +15,7 @@ macro_rules! first_difference {
 }
 
 impl ModelConfig {
-    /// The first key of config.json in which another model has another architecture or other special tokens: the key,
+    /// The first difference in architecture or special tokens between this config and `other`: the key of config.json,
     /// the other model's value, this model's value. The dtype of the weights may differ.
     pub fn first_difference(&self, other: &ModelConfig) -> Option<Difference> {
         first_difference!(self, other;

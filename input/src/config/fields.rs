@@ -10,7 +10,7 @@ use crate::error::{InputError, Result};
 const MAX_SIZE: u64 = 1 << 31;
 
 /// A JSON object of a config file; errors name its file and its key path. A getter fails if the value has another type,
-/// or if a key without which there is no value is absent or null.
+/// or if a required key is absent or null.
 #[derive(Debug)]
 pub struct JsonFields {
     file: String,

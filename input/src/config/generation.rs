@@ -7,10 +7,10 @@ use reel_diagnostic::input;
 use super::fields::JsonFields;
 use crate::error::{InputError, Result};
 
-/// The default sampling parameters of a model folder; `None` where the file has no value.
+/// The default sampling parameters of a model folder; `None` if the file has no value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
-    /// The ids of the tokens that end a completion. If empty, those of config.json apply.
+    /// The ids of the tokens that end a completion. If empty, the end tokens of config.json apply.
     pub eos_token_id: Vec<u32>,
     /// Whether to sample; if false or absent, decoding is greedy.
     pub do_sample: Option<bool>,
@@ -21,11 +21,12 @@ pub struct GenerationConfig {
     /// How many of the most likely tokens to sample from; 0 means all.
     pub top_k: Option<usize>,
     /// The repetition penalty, above 0: positive logits of tokens that already occurred are divided by it, negative
-    /// ones multiplied.
+    /// logits are multiplied.
     pub repetition_penalty: Option<f64>,
 }
 
-/// The most end tokens. Each of them is compared with each generated token; published models have one or two.
+/// The maximum number of end tokens. Each generated token is compared with all of them; published models have one or
+/// two.
 const MAX_END_TOKENS: usize = 256;
 
 const HELP: &str = "correct the value, or remove the key to use the default";

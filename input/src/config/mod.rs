@@ -1,7 +1,7 @@
 //! The config files of a model folder: `config.json`, `generation_config.json`, `preprocessor_config.json`.
 //!
 //! Accepts the files of transformers 4.49 to 5: text keys at the top level or in `text_config`, `torch_dtype` or
-//! `dtype`, `rope_theta` and `rope_scaling` or `rope_parameters`, and vision keys left out where they equal the defaults
+//! `dtype`, `rope_theta` and `rope_scaling` or `rope_parameters`, and vision keys left out if they equal the defaults
 //! of `Qwen2_5_VLVisionConfig`. Unsupported values, and values that contradict each other, are rejected here, so the
 //! rest of the program does not check them again.
 
@@ -275,7 +275,8 @@ fn check_sliding_window(fields: &JsonFields, layers: usize) -> Result<()> {
     Ok(())
 }
 
-/// Rejects a config with `text_config` and a different size at the top level: one of the two is of another model.
+/// Rejects a config with `text_config` and a different size at the top level: one of the two sizes must belong to
+/// another model.
 fn check_levels(root: &JsonFields, text: &JsonFields) -> Result<()> {
     const SIZES: [&str; 7] = [
         "vocab_size",
@@ -390,8 +391,8 @@ fn token_ids(root: &JsonFields, text: &JsonFields, vocab_size: usize) -> Result<
     })
 }
 
-/// The dtype that the config states. transformers writes it at up to two levels; the outer one counts, and a different
-/// inner one is named in a note: the weights have the dtype that they are stored in, whatever the config says.
+/// The dtype that the config states. transformers writes it at up to two levels. The outer dtype counts; a different
+/// inner dtype only causes a note, because weights are read in the dtype of their files in any case.
 fn dtype(root: &JsonFields, text: &JsonFields) -> Result<Option<StoredDType>> {
     let mut stated: Option<(String, StoredDType)> = None;
     for (fields, key) in [(root, "dtype"), (root, "torch_dtype"), (text, "dtype"), (text, "torch_dtype")] {

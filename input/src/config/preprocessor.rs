@@ -1,4 +1,5 @@
-//! `preprocessor_config.json` or `processor_config.json`: how the image processor resizes and normalises images and frames.
+//! `preprocessor_config.json` or `processor_config.json`: the settings by which the image processor resizes and
+//! normalises images and frames.
 
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use super::fields::JsonFields;
 use super::{ModelConfig, VisionConfig};
 use crate::error::{InputError, Result};
 
-/// The settings of the image processor. The defaults are those of transformers' `Qwen2VLImageProcessor`.
+/// The settings of the image processor, with the defaults of transformers' `Qwen2VLImageProcessor`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PreprocessorConfig {
     /// The minimum number of pixels of an image; smaller images are enlarged.
@@ -17,7 +18,7 @@ pub struct PreprocessorConfig {
     pub max_pixels: u64,
     /// The mean of each channel, which is subtracted from pixel values scaled to 0 to 1.
     pub image_mean: [f32; 3],
-    /// The standard deviation of each channel, by which pixel values are divided last.
+    /// The standard deviation of each channel, by which pixel values are divided after the mean is subtracted.
     pub image_std: [f32; 3],
     /// The side of a patch, in pixels.
     pub patch_size: usize,
@@ -51,13 +52,13 @@ const HELP: &str = "use the preprocessor_config.json that was published with the
 
 impl PreprocessorConfig {
     /// Reads the settings of a model folder and checks them against the vision tower. transformers 5 has them under
-    /// `image_processor` in `processor_config.json`, earlier versions in `preprocessor_config.json`. Without either, the
-    /// defaults apply. The settings of the video processor (`video_processor`, or `video_preprocessor_config.json`) must
-    /// agree with them, as this program processes images and frames in one way; its limits of sizes and frames are those
-    /// of a profile (`--profile`) instead.
+    /// `image_processor` in `processor_config.json`, earlier versions in `preprocessor_config.json`. Without either
+    /// file, the defaults apply. The settings of the video processor (`video_processor`, or
+    /// `video_preprocessor_config.json`) must be the same, because this program processes images and frames in one way.
+    /// The video processor's size and frame limits are ignored; a profile (`--profile`) sets these limits.
     ///
     /// # Errors
-    /// A file cannot be read, has an unsupported value, or contradicts another one.
+    /// A file cannot be read, has an unsupported value, or contradicts another file.
     pub fn open(folder: &Path, config: &ModelConfig) -> Result<Self> {
         let processor = read_fields(&folder.join("processor_config.json"))?;
         let nested = |key: &str| processor.as_ref().map_or(Ok(None), |fields| fields.opt_object(key));
@@ -127,7 +128,7 @@ impl PreprocessorConfig {
         if min_pixels > max_pixels {
             return Err(fields.error("min_pixels", format!("is {min_pixels}, above max_pixels {max_pixels}")));
         }
-        // Every smaller image would be enlarged to this size.
+        // Every smaller image would be enlarged to `min_pixels` pixels.
         if min_pixels > MAX_MIN_PIXELS {
             return Err(fields.error("min_pixels", format!("is {min_pixels}, above the limit of {MAX_MIN_PIXELS}")));
         }

@@ -1,5 +1,6 @@
-//! The rotary embedding of a config. transformers 5 has both its settings in `rope_parameters`; earlier versions have
-//! `rope_theta` and `rope_scaling.mrope_section`. Each can stand at the top level, in `text_config`, or in both.
+//! Reads the settings of the rotary embedding, theta and the M-RoPE sections. transformers 5 writes both to
+//! `rope_parameters`; earlier versions write `rope_theta` and `rope_scaling.mrope_section`. Each setting can be at the
+//! top level, in `text_config`, or in both.
 
 use super::fields::JsonFields;
 use crate::error::Result;
@@ -41,7 +42,7 @@ pub(super) fn theta_and_section(fields: &JsonFields, root: &JsonFields, head_dim
     }
 }
 
-/// Keeps the first value; refuses a different second one.
+/// Stores the first value of a setting; refuses a second value that differs.
 fn add<T: PartialEq + std::fmt::Debug>(found: &mut Found<T>, fields: &JsonFields, key: &str, value: T) -> Result<()> {
     match found {
         Some((first, other)) if *other != value => {

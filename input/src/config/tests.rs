@@ -58,7 +58,7 @@ fn layout_of_version_5_equals_flat_layout() {
     assert_eq!(ModelConfig::parse("config.json", &version_5().to_string()).unwrap(), tiny_config());
 }
 
-/// Values at two levels of one file that cannot both be right.
+/// Contradicting values at two levels of one file.
 #[test]
 fn values_that_contradict_each_other_are_refused_by_name() {
     for (path, value, expected) in [
@@ -95,7 +95,7 @@ fn processor_files_of_version_5_are_read_and_must_agree() {
     let videos = json!({"size": {"shortest_edge": 100352, "longest_edge": 602112}, "max_frames": 768});
     let found = open(&[("processor_config.json", joint(&image, videos.clone()))]).unwrap();
     assert_eq!((found.min_pixels, found.max_pixels), (3136, 50176));
-    // A file of version 4 may say the same, in its own way.
+    // A file of version 4 beside it may have the same settings in its own format.
     let same = json!({"min_pixels": 3136, "max_pixels": 50176}).to_string();
     let both = [("processor_config.json", joint(&image, videos)), ("preprocessor_config.json", same.clone())];
     assert_eq!(open(&both).unwrap(), found);

@@ -1,9 +1,9 @@
 //! Opens the files and addresses that conversations name, within the limits of [`MediaAccess`]: downloads from
 //! `http(s):` addresses to temporary files, decodes `data:` URIs, and confines paths to a folder.
 //!
-//! A row of a data set or a chat message may come from a stranger, and this program may run inside a network that
-//! trusts it. So an address is only downloaded if the user allowed it, and never from a private network: the check is
-//! on the address that the connection uses, for each redirect again, so that no host name can hide it.
+//! A row of a data set or a chat message may come from a stranger, and this program may run inside a private network.
+//! So an address is only downloaded if the user allows downloads, and never from a private network. The check is on the
+//! IP address of the connection, again for each redirect, so that a host name cannot hide a private address.
 
 use std::io::{Read, Seek, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -32,37 +32,37 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Which files and addresses the images and videos of a conversation may come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MediaAccess {
-    /// Which `http(s):` addresses are downloaded.
+    /// Which `http(s):` addresses may be downloaded.
     pub remote: RemoteMedia,
-    /// The folder in which all files must lie, symbolic links followed; `None`: any file.
+    /// The folder in which all files must lie after symbolic links are resolved; `None`: any file is allowed.
     pub confined_to: Option<PathBuf>,
 }
 
-/// Which `http(s):` addresses are downloaded.
+/// Which `http(s):` addresses may be downloaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum RemoteMedia {
-    /// None.
+    /// No address: all downloads are refused.
     #[default]
     Refused,
-    /// Those on the public internet: not in private networks, on this machine, or multicast.
+    /// Addresses on the public internet: not in private networks, on this machine, or multicast.
     Public,
-    /// Those on any network, for tests with a server on this machine. No option of the program sets it.
+    /// Addresses on any network, for tests with a server on this machine. No option of the program selects this.
     AnyNetwork,
 }
 
 impl MediaAccess {
     /// The path to open for the file `path`: without `confined_to` the path itself, else its canonical form, so that a
-    /// symbolic link that changes between check and use leads nowhere else.
+    /// symbolic link that is changed after the check has no effect.
     ///
     /// # Errors
-    /// The file lies outside the folder, or one of the two cannot be found.
+    /// The file lies outside of the folder `confined_to`, or the file or the folder does not exist.
     pub fn allowed_path(&self, path: &Path) -> Result<PathBuf> {
         let Some(root) = &self.confined_to else { return Ok(path.to_path_buf()) };
-        // The folder of a data file that is given by its name alone is the current folder, whose path is empty.
+        // An empty path means the current folder: it is the parent of a data file that is given by its name alone.
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
         let folder = root.canonicalize().map_err(|e| InputError::cannot_read(root, e))?;
-        // A path that leads outside gets the same error whether or not there is a file: clients must not learn which
-        // files this machine has.
+        // A path outside of the folder gets the same error whether or not the file exists, so that clients cannot find
+        // out which files this machine has.
         let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok());
         if existing.is_some_and(|existing| existing.starts_with(&folder)) {
             return path.canonicalize().map_err(|e| InputError::cannot_read(path, e));
@@ -92,7 +92,7 @@ impl MediaAccess {
     }
 }
 
-/// An address without user name, password and query, which may be secret.
+/// An address without its user name, password and query, because these may be secret.
 pub(crate) fn without_secrets(address: &str) -> String {
     let visible = address.split(['?', '#']).next().unwrap_or_default();
     let Some((scheme, rest)) = visible.split_once("://") else { return visible.to_string() };
@@ -108,7 +108,7 @@ fn download(address: &str, max_bytes: u64, timeout: Duration, remote: RemoteMedi
     let config = ureq::Agent::config_builder()
         .timeout_connect(Some(CONNECT_TIMEOUT))
         .timeout_global(Some(timeout))
-        // A proxy would connect in place of this program, to addresses that this program cannot check.
+        // A proxy would make the connection itself, so this program could not check the IP address.
         .proxy(None)
         .build();
     let resolver = CheckedResolver { inner: DefaultResolver::default(), remote };
@@ -143,8 +143,8 @@ fn download_failure(error: &ureq::Error) -> String {
     }
 }
 
-/// Resolves host names and drops the addresses that may not be connected to. The client asks it for the first address
-/// and for the target of each redirect, and connects only to what it returns.
+/// Resolves host names and drops the addresses that may not be connected to. The HTTP client calls this resolver for
+/// the first address and for the target of each redirect, and connects only to the returned addresses.
 #[derive(Debug)]
 struct CheckedResolver {
     inner: DefaultResolver,
@@ -178,8 +178,8 @@ impl Resolver for CheckedResolver {
 #[error("is at {0}, which is not on the public internet, so it is not downloaded")]
 struct NotPublic(IpAddr);
 
-/// Whether an address is on the public internet: not of this machine, a private network, a link, a shared carrier
-/// network, documentation, or multicast. Addresses that carry an IPv4 address inside count as that address.
+/// Whether an address is on the public internet: not loopback, private, link-local, shared by a carrier, for
+/// documentation, or multicast. An IPv6 address that contains an IPv4 address is checked as this IPv4 address.
 fn is_public(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => is_public_v4(ip),
@@ -203,14 +203,15 @@ fn is_public_v6(ip: Ipv6Addr) -> bool {
     let s = ip.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     match s {
-        // Mapped, translated (RFC 2765) and NAT64 addresses carry an IPv4 address at the end, 6to4 after the prefix.
+        // Mapped, translated (RFC 2765) and NAT64 addresses contain an IPv4 address at the end, 6to4 addresses after
+        // the prefix.
         [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         | [0x2002, high, low, ..] => is_public_v4(v4(high, low)),
         [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false, // Teredo and others; documentation
         [0x3fff, second, ..] if second < 0x1000 => false,                   // documentation
-        // Global unicast is 2000::/3. All others are of this machine, a link, a site, or multicast.
+        // Global unicast addresses are 2000::/3. All others are loopback, link-local, site-local, or multicast.
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }

@@ -55,7 +55,7 @@ fn download_respects_the_size_limit() {
 fn slow_downloads_end_at_the_time_limit() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/x.mp4", listener.local_addr().unwrap());
-    // The server accepts connections (the system does) but never answers.
+    // The operating system accepts the connection, but no server answers.
     let error = access(RemoteMedia::AnyNetwork).download(&address, 9, Duration::from_millis(50)).unwrap_err();
     assert!(error.to_string().contains("cannot be downloaded"), "{error}");
 }
@@ -67,7 +67,7 @@ fn addresses_of_other_networks_are_never_downloaded() {
         assert!(error.contains(expected) && error.contains("; ") && !error.contains('\n'), "{address}: {error}");
     };
     refused(RemoteMedia::Refused, "https://host/x.png", "only with --allow-remote-media");
-    // Other notations of 127.0.0.1 are resolved before the check. Nothing is connected, so nothing need listen there.
+    // Other notations of 127.0.0.1 are resolved before the check. No connection is made, so no server is needed.
     for host in ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "10.0.0.1"]
     {
         refused(RemoteMedia::Public, &format!("http://{host}:1/x.png"), "is not on the public internet");
@@ -77,8 +77,8 @@ fn addresses_of_other_networks_are_never_downloaded() {
     }
 }
 
-/// A resolver whose first answer may be connected to and whose later ones are checked: the first server is on this
-/// machine too, but stands for one on the public internet.
+/// A resolver that does not check its first answer but checks all later answers. So the first server, which runs on
+/// this machine, can play a server on the public internet.
 #[derive(Debug)]
 struct FirstIsPublic(CheckedResolver, std::sync::atomic::AtomicBool);
 
@@ -169,7 +169,7 @@ fn confined_paths_cannot_leave_the_folder() {
     std::fs::write(root.join("sub/a.png"), "x").unwrap();
     std::os::unix::fs::symlink(&outside, root.join("link.png")).unwrap();
     std::os::unix::fs::symlink(root.join("sub"), root.join("inside")).unwrap();
-    // A folder whose name begins with that of the root is another folder.
+    // A folder whose name only begins with the name of the root must be refused.
     std::fs::create_dir(folder.path().join("media2")).unwrap();
     std::fs::write(folder.path().join("media2/a.png"), "x").unwrap();
     let confined = MediaAccess { remote: RemoteMedia::Refused, confined_to: Some(root.clone()) };
@@ -181,7 +181,7 @@ fn confined_paths_cannot_leave_the_folder() {
         let error = confined.allowed_path(&bad).unwrap_err().to_string();
         assert!(error.contains("lies outside of") && error.contains("; "), "{error}");
     }
-    // The error of a path that leads outside does not tell whether there is a file.
+    // The error for a path outside of the root does not reveal whether the file exists.
     for none in ["../none.png", "../none/a.png", "up/none.png", "up/none/../none.png"] {
         let error = confined.allowed_path(&root.join(none)).unwrap_err().to_string();
         assert!(error.contains("lies outside of"), "{none}: {error}");

@@ -4,7 +4,7 @@
 //! `image_url` and `video_url` become `image` and `video`. Relative paths are resolved against the folder of the
 //! messages file (or `--media-root`). The keys of qwen-vl-utils (`fps`, `max_pixels`, …) become [`MediaOverrides`].
 //! Other keys of a message are kept for the chat template. [`crate::prompt_fields`] reads the fields of a request that
-//! hold for all messages.
+//! apply to all messages.
 
 pub(crate) mod part_keys;
 mod tool_messages;
@@ -89,24 +89,25 @@ pub struct VideoPart {
 }
 
 impl VideoPart {
-    /// The largest number of frames that the request gives this video (`num_frames` of `media_io_kwargs`), which
-    /// `prompt_fields.rs` expresses by a rate of 0.
+    /// The maximum number of frames that the request sets for this video (`num_frames` of `media_io_kwargs`).
+    /// `prompt_fields.rs` stores this setting as a frame rate of 0 with `min_frames` = `max_frames`.
     pub(crate) fn largest_number_of_frames(&self) -> Option<i64> {
         let limits = &self.overrides;
         limits.max_frames.filter(|_| limits.fps == Some(0.0) && limits.min_frames == limits.max_frames)
     }
 
-    /// Checks what the part and its request say about a list of so many frames, all of which are taken.
+    /// Checks the settings of a video that is a list of `frames` frames: all frames of a list are used, so no setting
+    /// may ask for another number or a part of them.
     ///
     /// # Errors
-    /// Another number of frames, or a part of the video, is asked for.
+    /// A setting asks for another number of frames, or for a part of the video.
     pub fn check_frame_count(&self, frames: usize) -> Result<()> {
         let (limits, count) = (&self.overrides, frames as i64);
         let at_most = self.largest_number_of_frames();
         let least = limits.min_frames.filter(|_| at_most.is_none());
         let largest = if at_most.is_some() { "num_frames" } else { "max_frames" };
         let asked = [
-            // Frames are used in pairs, so the even number above is asked for, too.
+            // Frames are used in pairs, so `nframes` may also be the next even number.
             ("nframes", limits.nframes.filter(|&n| n != count && n != count + count % 2).map(|n| n.to_string())),
             (largest, limits.max_frames.filter(|&n| n < count).map(|n| format!("at most {n}"))),
             ("min_frames", least.filter(|&n| n > count).map(|n| format!("at least {n}"))),
@@ -123,12 +124,12 @@ impl VideoPart {
     }
 }
 
-/// A video as a file or folder, or as a list of images that are its frames.
+/// The source of a video: a file, a folder of frames, or a list of images that are its frames.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VideoSource {
     /// A video file, or a folder of images that are the frames ([`crate::frame_folder`]).
     File(MediaSource),
-    /// A list of images that are the frames; at least one.
+    /// A list of at least one image: the frames of the video.
     Frames(Vec<MediaSource>),
 }
 
@@ -158,8 +159,8 @@ impl MediaSource {
         }
     }
 
-    /// The path or address of this source, or `data: URI`, as error messages and the chat template show it: an address
-    /// without user name, password and query.
+    /// The path or address of this source, or the text `data: URI`, for error messages and the chat template. An
+    /// address is shown without user name, password and query.
     pub fn path_or_address(&self) -> String {
         match self {
             MediaSource::Path(path) => path.display().to_string(),
@@ -170,7 +171,7 @@ impl MediaSource {
 }
 
 const SHAPE: &str = "give a list of messages, each {\"role\": …, \"content\": text or list of parts}";
-/// The types of content parts that are texts; the last two are those of OpenAI's Responses API.
+/// The types of content parts that are texts. The last two types are from OpenAI's Responses API.
 pub const TEXT_TYPES: [&str; 3] = ["text", "input_text", "output_text"];
 
 const PART: &str = "give parts like {\"type\": \"text\", \"text\": …}, {\"type\": \"image\", \"image\": path}, {\"type\": \"video\", \"video\": path}";
@@ -221,7 +222,7 @@ impl Conversation {
         }
     }
 
-    /// Whether the last message is from the assistant; then no generation prompt is added.
+    /// Whether the last message is from the assistant. If so, no generation prompt is added.
     pub fn ends_with_assistant(&self) -> bool {
         self.messages.last().is_some_and(|message| message.role == "assistant")
     }
@@ -296,7 +297,7 @@ fn read_message(location: &str, message: &Value, root: &Path) -> Result<Message>
     };
     let has_calls = map.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
     let content = match map.get("content") {
-        // A message of calls may have no text.
+        // A message with tool calls may have no text.
         None | Some(Value::Null) if role == "assistant" && has_calls => MessageContent::Text(String::new()),
         Some(Value::String(text)) => MessageContent::Text(text.clone()),
         Some(Value::Array(parts)) => {
@@ -353,12 +354,13 @@ fn read_part(location: &str, part: &Value, root: &Path) -> Result<ContentPart> {
     }
 }
 
-/// The kind of a content part: its `type`, or without one the kind that its keys imply. A key whose value is null
+/// The kind of a content part: its `type` or, if it has none, the kind that its keys imply. A key whose value is null
 /// counts as absent, because data in table formats has a null for each missing key.
 ///
 /// # Errors
-/// An unknown type; an image or video that the kind does not use. Qwen's chat template and qwen-vl-utils go by the keys
-/// and ignore a `type` of `text`; here such a part is refused, because its text or its image would be lost.
+/// The type is unknown, or the part also has an image or video of another kind. (Qwen's chat template and qwen-vl-utils
+/// use the keys and ignore a `type` of `text`; here a text part with an image is refused, because the text or the image
+/// would be lost.)
 pub(crate) fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> {
     let has = |key: &&str| map.get(*key).is_some_and(|value| !value.is_null());
     let (image, video) = (["image", "image_url"].into_iter().find(has), ["video", "video_url"].into_iter().find(has));
@@ -377,7 +379,7 @@ pub(crate) fn kind_of(location: &str, map: &Map<String, Value>) -> Result<Kind> 
     };
     let (name, unused) = match kind {
         Kind::Text => ("a text part", image.or(video)),
-        // A part without its own medium is refused by its reader.
+        // A part without the medium of its kind is refused later, when the medium is read.
         Kind::Image => ("an image part", video.filter(|_| image.is_some())),
         Kind::Video => ("a video part", image.filter(|_| video.is_some())),
     };
@@ -415,8 +417,8 @@ fn video_source(location: &str, address: Option<&Value>, root: &Path) -> Result<
     }
 }
 
-/// The frames of `data:video/jpeg;base64,FRAME,FRAME,…`, vLLM's form of a list of JPEG images: each as a URI of its
-/// own. `None` for another address.
+/// Splits `data:video/jpeg;base64,FRAME,FRAME,…`, vLLM's form of a list of JPEG images, into one URI per frame. `None`
+/// for another address.
 fn frames_of_uri(text: &str) -> Option<Vec<MediaSource>> {
     let (head, frames) = text.split_once(',')?;
     let head = head.to_ascii_lowercase();

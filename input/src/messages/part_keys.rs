@@ -1,5 +1,5 @@
 //! The keys of image and video parts in chat messages: the limits of qwen-vl-utils (`fps`, `max_pixels`, …), which may
-//! also stand beside the `url` of an `image_url` or `video_url`. A key that is not read is refused.
+//! also stand beside the `url` of an `image_url` or `video_url`. Unknown keys are refused.
 
 use reel_media::profile::MediaOverrides;
 use serde_json::{Map, Value};
@@ -22,12 +22,12 @@ pub(crate) const VIDEO_KEYS: [&str; 11] = [
     "video_end",
 ];
 
-/// Those of them that an image may have.
+/// The keys of [`VIDEO_KEYS`] that an image may have.
 const IMAGE_KEYS: [&str; 4] = ["min_pixels", "max_pixels", "resized_height", "resized_width"];
 
 /// The path, address or list under Qwen's key (`image`, `video`) or OpenAI's key (`image_url`, `video_url`), and the
-/// limits of the part. An object `{"url": …}` stands for its `url`; it may also have the limits, and OpenAI's `detail`,
-/// which changes nothing: `max_pixels` sets the size.
+/// limits of the part. The value may also be an object `{"url": …}`, with the limits beside `url`. OpenAI's `detail` is
+/// accepted there and ignored, because `max_pixels` sets the size.
 pub(crate) fn address<'a>(
     location: &str,
     map: &'a Map<String, Value>,
@@ -66,14 +66,14 @@ pub(crate) fn address<'a>(
     Ok((Some(object.get("url").unwrap_or(value)), limits))
 }
 
-/// The error of a key that is not read.
+/// The error for an unknown key.
 fn unknown_key(location: &str, key: &str, known: &[&str]) -> InputError {
     let help = format!("remove it; the keys that set frames and pixels here are {}", known.join(", "));
     InputError::messages(format!("{location}: {key}"), "is not a key that is read", help)
 }
 
-/// Refuses keys of image and video parts that are not read: a limit with a wrong name would have no effect. The parts
-/// have been read before.
+/// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect. The parts themselves
+/// have been read and checked before.
 pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value) -> Result<()> {
     for (i, message) in messages.as_array().into_iter().flatten().enumerate() {
         for (j, part) in message["content"].as_array().into_iter().flatten().enumerate() {
@@ -84,7 +84,7 @@ pub(crate) fn refuse_unknown_part_keys(location: &str, messages: &Value) -> Resu
                 Kind::Image => (&["image", "image_url", "detail"], &IMAGE_KEYS),
                 Kind::Video => (&["video", "video_url"], &VIDEO_KEYS),
             };
-            // vLLM's `uuid` names the medium for its cache.
+            // `uuid` is vLLM's name of the medium for its media cache; this program ignores it.
             let is_known = |key: &str| ["type", "uuid"].contains(&key) || own.contains(&key) || limits.contains(&key);
             if let Some((key, _)) = map.iter().find(|(key, value)| !value.is_null() && !is_known(key)) {
                 return Err(unknown_key(&location, key, limits));

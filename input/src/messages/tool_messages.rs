@@ -13,11 +13,11 @@ const MAX_NAME_CHARS: usize = 64;
 const CALL: &str = "give {\"id\": ..., \"type\": \"function\", \"function\": {\"name\": ..., \"arguments\": an object as \
     JSON}}";
 
-/// Reads the tool calls among the keys of a message that are neither role nor content, and turns their arguments into
-/// objects, which chat templates expect.
+/// Reads the tool calls in `keys`, a message's keys other than `role` and `content`. Converts the arguments of calls to
+/// JSON objects, which chat templates expect.
 ///
 /// # Errors
-/// A call has the wrong form; the message has the field `function_call`, which `tool_calls` has replaced.
+/// A call has the wrong form; the message has the old field `function_call`, which `tool_calls` has replaced.
 pub(crate) fn read_tool_calls(location: &str, role: &str, mut keys: Map<String, Value>) -> Result<Map<String, Value>> {
     if keys.get("function_call").is_some_and(|call| !call.is_null()) {
         let location = format!("{location}: function_call");
@@ -41,7 +41,7 @@ pub(crate) fn read_tool_calls(location: &str, role: &str, mut keys: Map<String, 
     Ok(keys)
 }
 
-/// Checks one call and replaces arguments that are a text by the object in it.
+/// Checks one call. If its arguments are a text, they are replaced by the JSON object in the text.
 fn read_call(location: &str, call: &mut Value) -> Result<()> {
     let wrong = |what: String| Err(InputError::messages(location, what, CALL));
     if !call.is_object() {
@@ -50,7 +50,7 @@ fn read_call(location: &str, call: &mut Value) -> Result<()> {
     if call.get("type").is_some_and(|kind| kind != "function") {
         return wrong(format!("has the type {}", call["type"]));
     }
-    // Templates take a call with and without `function` around its name and arguments.
+    // The name and the arguments of a call are in its key `function`, or directly in the call; templates accept both.
     let function = if call.get("function").is_some() { &mut call["function"] } else { call };
     match function.get("name") {
         Some(Value::String(name)) if is_function_name(name) => {}
@@ -59,7 +59,7 @@ fn read_call(location: &str, call: &mut Value) -> Result<()> {
     }
     let arguments = match function.get("arguments") {
         Some(Value::Object(_)) => return Ok(()),
-        // A call without arguments.
+        // A call without arguments gets an empty object.
         None | Some(Value::Null) => Map::new(),
         Some(Value::String(text)) if text.trim().is_empty() => Map::new(),
         Some(Value::String(text)) => match serde_json::from_str(text) {
@@ -72,7 +72,7 @@ fn read_call(location: &str, call: &mut Value) -> Result<()> {
     Ok(())
 }
 
-/// A call that [`read_call`] has read, as Qwen2.5's template writes it after the text of a message.
+/// The text that Qwen2.5's template writes for a call after the text of a message. `call` was checked by [`read_call`].
 fn call_text(call: &Value) -> String {
     let function = call.get("function").unwrap_or(call);
     let arguments = python_json(&function["arguments"]);
@@ -97,8 +97,8 @@ impl Conversation {
         self.messages.iter().any(|message| !message.tool_calls().is_empty())
     }
 
-    /// The conversation with the calls of each message at the end of its content, as the model writes them, for a chat
-    /// template that does not write calls.
+    /// The conversation with the tool calls of each message appended to its content, as the model writes them. This is
+    /// for a chat template that does not render tool calls.
     pub(crate) fn with_calls_as_text(&self) -> Self {
         let mut conversation = self.clone();
         for message in &mut conversation.messages {
@@ -119,7 +119,8 @@ impl Conversation {
     /// the assistant.
     ///
     /// # Errors
-    /// A call has no id or that of another call; a result has no `tool_call_id`, or that of no call before it.
+    /// A call has no id, or the id of another call; a result has no `tool_call_id`, or an id that no call before it
+    /// has.
     pub fn check_tool_results(&self) -> Result<()> {
         let mut open: Vec<&str> = Vec::new();
         for (i, message) in self.messages.iter().enumerate() {
@@ -148,8 +149,8 @@ impl Conversation {
         Ok(())
     }
 
-    /// The messages as JSON for a chat template whose contents are texts. An image or video becomes the text `image` or
-    /// `video`.
+    /// The messages as JSON for a chat template that supports only text content. Each image is replaced by the text
+    /// `image`, each video by the text `video`.
     pub(crate) fn to_text_template_value(&self, image: &str, video: &str) -> Value {
         let with_text = |message: &Message| {
             let part = |part: &ContentPart| match part {
@@ -169,7 +170,7 @@ impl Conversation {
     }
 }
 
-/// Whether a function may have this name.
+/// Whether `name` is allowed as the name of a function.
 pub(crate) fn is_function_name(name: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     (1..=MAX_NAME_CHARS).contains(&name.len()) && name.chars().all(is_allowed)
@@ -205,7 +206,7 @@ mod tests {
             let wanted = json!([{"role": "assistant", "content": "", "tool_calls": [call("1", expected)]}]);
             assert_eq!(conversation.to_template_value(), wanted);
         }
-        // The form of transformers' examples, and messages without calls.
+        // Calls in the form of transformers' examples, and messages without calls.
         let bare = read(assistant(json!([{"name": "f", "arguments": "{\"a\": 1}"}]))).unwrap();
         assert_eq!(bare.to_template_value()[0]["tool_calls"], json!([{"name": "f", "arguments": {"a": 1}}]));
     }

@@ -36,11 +36,11 @@ pub struct SafetensorsHeader {
 /// The longest header that the format allows, in bytes.
 const MAX_HEADER_BYTES: usize = 100_000_000;
 
-/// Reads and validates the header of the file `path` with these bytes: each tensor lies inside the file, has the size of
-/// its shape and dtype, and overlaps no other tensor.
+/// Reads and validates the header of the file `path`, whose content is `bytes`: each tensor lies inside the file, has
+/// the size of its shape and dtype, and overlaps no other tensor.
 ///
 /// # Errors
-/// The file is no safetensors file, or is damaged.
+/// The file is not a safetensors file, or is damaged.
 pub fn read_header(path: &Path, bytes: &[u8]) -> Result<SafetensorsHeader> {
     let text = header_text(path, bytes)?;
     let raw: RawHeader =
@@ -81,8 +81,7 @@ fn header_text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a [u8]> {
     }
 }
 
-/// Converts one header entry to file offsets and checks this entry alone; [`check_end_to_end`] compares it with the
-/// others.
+/// Converts one header entry to file offsets and checks this entry alone; [`check_end_to_end`] compares all entries.
 fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: usize) -> Result<HeaderTensor> {
     let [from, to] = entry.data_offsets;
     let (begin, end) = match (start.checked_add(from), start.checked_add(to)) {
@@ -100,7 +99,7 @@ fn locate(path: &Path, name: String, entry: RawEntry, start: usize, file_len: us
         let what = format!("ends at byte {end}, but the file has {file_len} bytes; the file is cut off");
         return Err(fault(path, &name, what, COPY_AGAIN));
     }
-    // Accepts a tensor of unknown dtype: the program refuses it only when it uses it.
+    // A tensor of unknown dtype is accepted here and refused only when it is used.
     if let Some(size) = element_size(&entry.dtype) {
         let needed = entry.shape.iter().try_fold(size, |product, &length| product.checked_mul(length));
         if needed != Some(end - begin) {

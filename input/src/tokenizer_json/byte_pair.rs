@@ -1,12 +1,12 @@
 //! Byte-pair encoding: splits a word into tokens.
 //!
-//! A word begins as one token per character. Each rule of the list of merges joins two neighbouring tokens to one. The
-//! rule that comes first in the list is applied first, at its leftmost place, until no rule fits (Sennrich et al. 2016,
-//! arXiv:1508.07909). `tests` compares the result with the same model of the crate `tokenizers`.
+//! A word begins as one token per character. Each rule of the list of merges joins two neighbouring tokens into one. As
+//! long as a rule can be applied, the rule that comes first in the list is applied at its leftmost position (Sennrich
+//! et al. 2016, arXiv:1508.07909). `tests` compares the result with the same model of the crate `tokenizers`.
 //!
-//! That crate's own model takes 0.2 s to read the 151 643 tokens and 151 387 merges of Qwen2.5-VL, most of the time
-//! from the start of a program to its first token. This one takes a quarter of the time and less memory: it borrows
-//! strings from the file, and stores numbers instead of strings.
+//! The model of that crate takes 0.2 s to read the 151 643 tokens and 151 387 merges of Qwen2.5-VL, which is most of
+//! the time from the start of a program to its first token. The model in this file takes a quarter of the time and less
+//! memory, because it borrows strings from the file and stores merges as numbers.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -26,11 +26,11 @@ use super::vocabulary::Vocabulary;
 pub(crate) struct BytePairModel {
     vocabulary: Vocabulary,
     merges: Merges,
-    /// The token for characters that are not in the vocabulary; without it they are left out.
+    /// The token for characters that are not in the vocabulary; `None`: these characters are left out.
     unknown: Option<u32>,
-    /// Whether unknown characters in a row become one token.
+    /// Whether consecutive unknown characters become one token.
     fuse_unknown: bool,
-    /// Whether a word that is a token is not split, whatever the merges say.
+    /// Whether a word that is itself a token is never split, even if the merges would not build this token.
     ignore_merges: bool,
 }
 
@@ -102,7 +102,7 @@ impl Model for BytePairModel {
     }
 }
 
-/// The trainer that the trait [`Model`] demands. It trains nothing.
+/// The trait [`Model`] requires a trainer; training with this one fails.
 pub(crate) struct NoTrainer;
 
 impl Trainer for NoTrainer {
@@ -130,11 +130,11 @@ impl Trainer for NoTrainer {
 #[derive(Clone, Copy)]
 struct Symbol {
     id: u32,
-    /// Length of its part of the word, in bytes.
+    /// The number of bytes of the word that this token stands for.
     bytes: usize,
 }
 
-/// The rules of an encoding: which two tokens become which one.
+/// The merge rules of an encoding: each rule replaces a pair of tokens by one token.
 struct Merges {
     /// The rules in their order; a rule's index is its rank.
     rules: Vec<Rule>,
@@ -155,7 +155,7 @@ impl Merges {
         Self { rules: Vec::with_capacity(rules), ranks: HashTable::with_capacity(rules), hasher: Default::default() }
     }
 
-    /// Adds a rule after all others. If two rules have the same pair, the second one counts.
+    /// Adds a rule after all others. If two rules have the same pair, the second rule counts.
     fn push(&mut self, pair: (u32, u32), result: u32) {
         let rank = self.rules.len() as u32;
         self.rules.push(Rule { pair, result });
@@ -167,14 +167,15 @@ impl Merges {
         }
     }
 
-    /// The rank of the rule for two neighbours, if there is one.
+    /// The rank of the rule for a pair of neighbouring tokens; `None` if no rule joins them.
     fn rank(&self, pair: (u32, u32)) -> Option<u32> {
         self.ranks.find(self.hasher.hash_one(pair), |rank| self.rules[*rank as usize].pair == pair).copied()
     }
 
-    /// Applies the rules to the tokens of a word until none fits. Takes n log n time for n tokens.
+    /// Applies the rules to the tokens of a word until no rule can be applied. Takes n log n time for n tokens.
     fn apply(&self, word: Vec<Symbol>) -> impl Iterator<Item = Symbol> {
-        // A list with links: a token that was merged into its left neighbour is skipped and has no bytes.
+        // The word is a linked list: a token that was merged into its left neighbour has 0 bytes and is skipped by the
+        // links.
         let n = word.len();
         let mut links: Vec<Link> = (0..n).map(|at| Link { left: at.wrapping_sub(1), right: at + 1 }).collect();
         let mut word = word;
@@ -182,8 +183,8 @@ impl Merges {
             let pair = (word.get(left)?.id, word.get(right)?.id);
             Some(Reverse((self.rank(pair)?, left)))
         };
-        // The first of all candidates has the lowest rank, then the leftmost place. A candidate is out of date if one
-        // of its two tokens has been merged in the meantime.
+        // The queue returns the pair with the lowest rank first, and among equal ranks the leftmost pair. A queued pair
+        // is out of date if one of its two tokens has been merged in the meantime.
         let mut queue: BinaryHeap<_> = (1..n).filter_map(|right| candidate(&word, right - 1, right)).collect();
         while let Some(Reverse((rank, at))) = queue.pop() {
             let Rule { pair, result } = self.rules[rank as usize];
@@ -205,13 +206,13 @@ impl Merges {
     }
 }
 
-/// The neighbours of a token in a word. Outside of the word, an index is larger than every index of a token.
+/// The indices of a token's neighbours in a word. Where there is no neighbour, the index is beyond the end of the word.
 struct Link {
     left: usize,
     right: usize,
 }
 
-/// The key `model` as it is written.
+/// The fields of the key `model` of a tokenizer.json.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(default, rename = "type")]
@@ -236,7 +237,7 @@ struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    /// Returns the model, or what is wrong with the fields.
+    /// Returns the model. The error says what is wrong with the fields.
     fn into_model(self) -> Result<BytePairModel, String> {
         if let Some(kind) = self.kind.filter(|kind| kind != "BPE") {
             return Err(format!("the type is `{kind}`, not `BPE`"));
@@ -266,7 +267,8 @@ impl Fields<'_> {
             let in_vocabulary =
                 |token| id(token).map_err(|what| format!("a merge is `{} {}`, but {what}", left.0, right.0));
             let pair = (in_vocabulary(&left.0)?, in_vocabulary(&right.0)?);
-            // Published files number the results of merges in the order of the merges.
+            // In published files, the results of merges have consecutive ids in the order of the merges, so the next id
+            // is tried first.
             let result = if vocabulary.token(next) == Some(&joined) { next } else { in_vocabulary(&joined)? };
             merges.push(pair, result);
             next = result + 1;
@@ -312,7 +314,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for MergeList<'a> {
     }
 }
 
-/// A merge: `"a b"` or `["a", "b"]`. `None` is the line `#version: …`, with which older files begin.
+/// A merge: `"a b"` or `["a", "b"]`. `None` for the line `#version: …` at the start of older files.
 struct Merge<'a>(Option<(Text<'a>, Text<'a>)>);
 
 impl<'de> Deserialize<'de> for Merge<'de> {
@@ -361,12 +363,13 @@ mod tests {
 
     use super::*;
 
-    /// A model over a few characters: random merges of tokens that exist, some given twice, in either notation.
+    /// A model over a few characters, with random merges of existing tokens. Some merges occur twice. The merges are
+    /// lists or strings.
     fn random_model(seeds: &[(u8, u8)], as_lists: bool, options: Value) -> Value {
         let mut tokens: Vec<String> = ["a", "b", "c", "é", "你", "<unk>"].map(String::from).into();
         let mut merges = Vec::new();
         for (left, right) in seeds {
-            // Tokens 0 to 4 are characters; those from 6 on are results of merges.
+            // Tokens 0 to 4 are characters; tokens from 6 on are results of merges.
             let usable: Vec<&String> = tokens[..5].iter().chain(&tokens[6..]).collect();
             let (left, right) =
                 (usable[usize::from(*left) % usable.len()].clone(), usable[usize::from(*right) % usable.len()].clone());
@@ -379,7 +382,7 @@ mod tests {
                 tokens.push(joined);
             }
         }
-        // With `as_lists` the ids have gaps; without, they follow the order of the merges, as in published files.
+        // With `as_lists` the ids have gaps; without it the ids are in the order of the merges, as in published files.
         let step = if as_lists { 3 } else { 1 };
         let vocab: serde_json::Map<String, Value> =
             tokens.into_iter().enumerate().map(|(id, token)| (token, json!(id * step))).collect();
@@ -410,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_long_word_is_merged_to_its_end() {
-        // Merges to tokens of two, four and eight characters.
+        // The merges build tokens of two, four and eight characters.
         let model = random_model(&[(0, 0), (5, 5), (6, 6)], false, json!({})).to_string();
         let model: BytePairModel = serde_json::from_str(&model).unwrap();
         assert_eq!(model.tokenize(&"a".repeat(1 << 14)).unwrap().len(), 1 << 11);

@@ -1,7 +1,7 @@
-//! Parses tokenizer.json, and checks what it brings beside its vocabulary: regular expressions and replacements that
-//! run on every text. A regular expression with lookahead or backreferences is matched by backtracking, which can take
-//! exponential time; replacements in a row can multiply the length of a text. Both are checked before an expression is
-//! compiled. A defect of the tokenizer library at a file that passes becomes an error ([`guarded`]).
+//! Parses tokenizer.json, and checks its regular expressions and replacements, which run on every text. A regular
+//! expression with lookahead or backreferences is matched by backtracking, which can take exponential time; a series of
+//! replacements can multiply the length of a text. Both are checked before an expression is compiled. If the tokenizer
+//! library panics at a file that passes these checks, the panic becomes an error ([`guarded`]).
 
 mod byte_pair;
 mod vocabulary;
@@ -24,40 +24,42 @@ use crate::error::InputError;
 pub(crate) type BytePairTokenizer =
     TokenizerImpl<BytePairModel, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-/// What is wrong with a tokenizer.json: the key at fault (`content` if the file cannot be parsed), and the fault.
+/// The fault of a tokenizer.json: the key at fault (`content` if the file cannot be parsed), and what is wrong.
 pub type Fault = (&'static str, String);
 
-/// What a user does about a wrong tokenizer.json.
+/// The help in errors about an invalid tokenizer.json.
 pub const HELP: &str = "use the tokenizer.json that was published with these weights";
 
-/// The expressions with lookahead that published tokenizers split texts with: those of Qwen2 and later, Llama 3, GPT-2.
-/// Each of them looks ahead by one character.
+/// The regular expressions with lookahead by which published tokenizers split texts: of Qwen2 and later, Llama 3,
+/// GPT-2. They are allowed because each of them looks ahead by only one character.
 const PUBLISHED: [&str; 3] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
 ];
 
-/// The longest regular expression in bytes, other than the published ones.
+/// The maximum length of a regular expression in bytes, except for the published expressions.
 const MAX_PATTERN_BYTES: usize = 1024;
 
-/// Maximum length of a string in bytes of the JSON text; only a table of replacements may be longer. Tokens of
-/// published vocabularies have up to a few hundred bytes. The tokenizer frees the trie of a vocabulary recursively,
-/// with one call for each byte of a token, so a long token would overflow the stack.
+/// Maximum length of a string in bytes of the JSON text; only a table of replacements (`precompiled_charsmap`) may be
+/// longer. Tokens of published vocabularies have up to a few hundred bytes. The tokenizer frees the trie of a
+/// vocabulary recursively, with one call for each byte of a token, so a long token would overflow the stack.
 const MAX_STRING_BYTES: usize = 2048;
 
-/// The most components (normalizers, pre-tokenizers, …) of a tokenizer. Published ones have up to about ten.
+/// The maximum number of components (normalizers, pre-tokenizers, …) of a tokenizer. Published tokenizers have up to
+/// about ten.
 const MAX_COMPONENTS: usize = 64;
 
-/// The longest text that a component inserts, in bytes, and the largest factor by which all together lengthen a text.
+/// The maximum length in bytes of a text that one component inserts (`MAX_INSERTED_BYTES`), and the maximum factor by
+/// which all components together may lengthen a text (`MAX_GROWTH`).
 const MAX_INSERTED_BYTES: usize = 64;
 const MAX_GROWTH: usize = 256;
 
-/// Runs calls of the tokenizer library on what the file `location` brought. The library panics at some damaged files;
-/// such a panic becomes an error of the file.
+/// Runs calls of the tokenizer library with data of the file `location`. The library panics at some damaged files; such
+/// a panic becomes an error about the file.
 ///
 /// # Errors
-/// That of the calls, or their panic.
+/// The error or the panic of `calls`.
 pub fn guarded<T, E: From<InputError>>(location: &str, calls: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     reel_diagnostic::catch_panic(calls).unwrap_or_else(|panic| {
         let what = format!("is damaged in a way that the tokenizer library does not expect (it panicked: {panic})");
@@ -66,7 +68,7 @@ pub fn guarded<T, E: From<InputError>>(location: &str, calls: impl FnOnce() -> R
 }
 
 /// The content of a tokenizer.json with a model of type `M`. The keys `truncation` and `padding` are ignored: they are
-/// settings of a training script, and would change the ids.
+/// left over from a training script, and would change the ids.
 #[derive(Deserialize)]
 struct Content<M> {
     #[serde(default)]
@@ -134,7 +136,7 @@ pub(crate) fn parse_byte_pair(bytes: &[u8]) -> Result<BytePairTokenizer, Fault> 
 /// # Errors
 /// The key at fault, and what is wrong.
 pub fn check_unigram(bytes: &[u8]) -> Result<(), Fault> {
-    /// The key `model`.
+    /// The value of the key `model`.
     #[derive(Deserialize)]
     struct Model {
         #[serde(rename = "type")]
@@ -155,7 +157,7 @@ fn oversized_token(length: usize) -> String {
     format!("has a token of {length} bytes, above the limit of {MAX_STRING_BYTES}")
 }
 
-/// A string of the file; only one with escapes is copied.
+/// A string of the file. It borrows from the file unless it has escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -191,14 +193,14 @@ fn longest_string(json: &[u8]) -> Option<usize> {
     longest
 }
 
-/// What has been counted so far.
+/// The number of components and the growth factor that have been counted so far.
 struct Limits {
     components: usize,
     growth: usize,
 }
 
 impl Limits {
-    /// Checks a component and those inside of it.
+    /// Checks a component and the components inside of it.
     fn check(&mut self, value: &Value) -> Result<(), String> {
         match value {
             Value::Array(list) => list.iter().try_for_each(|value| self.check(value)),
@@ -216,7 +218,7 @@ impl Limits {
                     self.lengthen_text(text.len())?;
                 }
                 let table = fields.get("precompiled_charsmap");
-                // The tokenizer's parser panics at a normalizer of this type without a table.
+                // The parser of the tokenizer library panics at a normalizer of type `Precompiled` without a table.
                 if table.is_none() && fields.get("type").and_then(Value::as_str) == Some("Precompiled") {
                     return Err("has no precompiled_charsmap".to_string());
                 }
@@ -246,9 +248,9 @@ impl Limits {
 /// the table is damaged. With a damaged table the tokenizer would index out of bounds.
 ///
 /// The table is in base64. It holds the size of a trie in bytes (u32), the trie, and the replacements, each of which
-/// ends with a zero byte. The trie is a double array in the format of darts-clone. Its units are u32: bit 31 marks a
-/// value (the position of a replacement), bit 8 marks a node that has a value, and bits 10 to 30 are the offset to the
-/// node's children, shifted left by 8 if bit 9 is set.
+/// ends with a zero byte. The trie is a double array in the format of darts-clone. It consists of u32 units. Bit 31
+/// marks a unit that is a value (the position of a replacement). In a unit that is a node, bit 8 says that the node has
+/// a value, and bits 10 to 30 are the offset to its children, shifted left by 8 if bit 9 is set.
 fn longest_replacement(table: &str) -> Option<usize> {
     let bytes = base64::engine::general_purpose::STANDARD.decode(table).ok()?;
     let (size, rest) = bytes.split_first_chunk::<4>()?;
@@ -270,8 +272,8 @@ fn longest_replacement(table: &str) -> Option<usize> {
     Some(longest)
 }
 
-/// Whether a regular expression is matched in time linear in the text: one of [`PUBLISHED`], or without lookaround,
-/// backreferences, possessive and atomic groups, which need backtracking.
+/// Whether a regular expression is matched in time linear in the length of the text. It is if it is in [`PUBLISHED`],
+/// or has no lookaround, backreferences, possessive quantifiers and atomic groups, which need backtracking.
 fn is_linear(pattern: &str) -> bool {
     if PUBLISHED.contains(&pattern) {
         return true;
@@ -289,7 +291,7 @@ fn is_linear(pattern: &str) -> bool {
                 if !(escaped.is_ascii_punctuation() || "pPsSdDwWrntfvxuU".contains(escaped)) {
                     return false;
                 }
-                // The braces of `\p{L}` or `\x{41}` are no quantifier.
+                // The braces of `\p{L}` or `\x{41}` are not a quantifier.
                 if "pPxuU".contains(escaped) && rest.next_if_eq(&'{').is_some() {
                     rest.by_ref().find(|&c| c == '}');
                 }
@@ -388,8 +390,8 @@ mod tests {
         assert_eq!(parse_byte_pair(b"{").err().unwrap().0, "content");
     }
 
-    /// The check refuses each file that is known to make the library panic. So this test gives such a file to the
-    /// library alone.
+    /// `parse_byte_pair` refuses every file that is known to make the library panic. So this test passes such a file to
+    /// the library directly.
     #[test]
     fn panics_of_the_library_are_errors_of_the_file() {
         let damaged = json!({"version": "1.0", "normalizer": {"type": "Precompiled"},

@@ -1,5 +1,5 @@
-//! The tokens of a vocabulary with their ids, in little memory: one text and two tables, instead of two strings per
-//! token.
+//! The tokens of a vocabulary with their ids. To save memory, all tokens are in one text with two tables, instead of
+//! two strings per token.
 
 use std::fmt;
 use std::hash::BuildHasher;
@@ -10,15 +10,15 @@ use serde::{Deserialize, Deserializer};
 
 use super::{MAX_STRING_BYTES, Text};
 
-/// Ids must be smaller. The largest published vocabularies have 262 144 tokens.
+/// Ids must be smaller than this. The largest published vocabularies have 262 144 tokens.
 const MAX_IDS: u32 = 1 << 21;
 
-/// Tokens and their ids. Each token has one id, each id at most one token.
+/// Tokens and their ids. Each token has one id, and each id has at most one token.
 #[derive(Default)]
 pub(super) struct Vocabulary {
     /// All tokens, one after another.
     text: String,
-    /// For each id the place of its token; `None` for an id without a token.
+    /// For each id, the place of its token in `text`; `None` for an id without a token.
     places: Vec<Option<Place>>,
     /// The tokens, found by their hash.
     tokens: HashTable<Entry>,

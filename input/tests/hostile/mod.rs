@@ -1,5 +1,5 @@
-//! Chat templates that try to crash the program, hang it or fill its memory. Each must give a prompt or a one-line
-//! error.
+//! Chat templates that try to crash the program, hang it or fill its memory. Each template must render to a prompt or
+//! fail with a one-line error.
 
 use reel_input::chat::ChatTemplate;
 use serde_json::{Map, json};
@@ -27,7 +27,8 @@ pub fn hostile_templates_give_one_line_errors() {
     assert_eq!(render("{{ messages[0].content }}!").unwrap(), "hi!");
 }
 
-/// A template that fails for some messages still renders others, until it has failed for several in a row.
+/// A template that exceeds the limits for some conversations still renders others, until it has failed for several
+/// conversations in a row.
 pub fn template_that_fails_for_some_messages_is_kept() {
     let text = "{% if messages[0].content == 'bad' %}{% set n = 90000000 %}{% set x = 'x' * n %}{{ x ~ x ~ x ~ x }}{% endif %}ok";
     let template = ChatTemplate::parse("t", text.to_string(), Map::new()).unwrap();
@@ -49,7 +50,7 @@ fn render(text: &str) -> Result<String, String> {
 
 fn templates() -> Vec<String> {
     let mut all = Vec::new();
-    // Nesting that overflows the stack of a parser or compiler.
+    // Templates nested so deeply that they would overflow the stack of the parser or compiler.
     for n in [100, 3_000, 100_000] {
         for (open, inside, close) in [
             ("[", "1", "]"),
@@ -86,7 +87,7 @@ fn templates() -> Vec<String> {
         }
         all.push(format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(n)));
     }
-    // Loops and recursion without end.
+    // Templates with endless loops and recursion.
     let range = "range(99999)";
     for body in ["", "x", "{{ i }}", "{% set y = i %}"] {
         all.push(format!("{{% for h in {range} %}}{{% for i in {range} %}}{body}{{% endfor %}}{{% endfor %}}"));
@@ -111,7 +112,7 @@ fn templates() -> Vec<String> {
     ] {
         all.push(text.to_string());
     }
-    // Few steps that build a large value.
+    // Templates that build a huge value in few steps.
     for grow in ["n.x ~ n.x", "n.x * 16", "n.x | replace('a', n.x)", "[n.x, n.x, n.x] | join", "n.x.join(n.x)"] {
         all.push(format!(
             "{{% set n = namespace(x='aaaaaaaa') %}}{{% for i in range(60) %}}{{% set n.x = {grow} %}}{{% endfor %}}{{{{ n.x }}}}"
@@ -125,7 +126,7 @@ fn templates() -> Vec<String> {
         ));
     }
     for text in [
-        // Values nested so deeply that printing or dropping them overflows the stack.
+        // Values nested so deeply that printing or dropping them would overflow the stack.
         "{% set n = namespace(x=[]) %}{% for i in range(99999) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x }}",
         "{% set n = namespace(x=[]) %}{% for i in range(99999) %}{% set n.x = [n.x] %}{% endfor %}",
         "{% set n = namespace() %}{% set n.self = n %}{{ n }}",

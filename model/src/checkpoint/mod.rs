@@ -118,9 +118,9 @@ impl Checkpoint {
     }
 
     /// Says whether weights are copied to the device's own memory even if it could read them in place. On a CPU the
-    /// copy lies on large pages, and linear layers that are not trained may have it in a layout for inference alone
-    /// ([`reel_runtime::ops::PackedWeight`]): decoding reads both faster than the pages of a mapped file. The embedding
-    /// table stays in its file, unless it is the weight of the output layer, too, in its plain layout.
+    /// copies lie on large pages, and linear layers that are not trained may have copies in a layout for inference only
+    /// ([`reel_runtime::ops::PackedWeight`]): decoding reads such copies faster than the pages of a mapped file. The
+    /// embedding table stays in its file, unless it is also the weight of the output layer in its plain layout.
     pub fn copied(self, is_copied: bool) -> Self {
         Self { is_copied, ..self }
     }
@@ -223,8 +223,8 @@ impl Checkpoint {
     }
 
     /// Checks the files against a config: every tensor of the model must exist with its shape, and there must be no
-    /// other tensor. With tied embeddings there may be an output layer, which is not used; a note names it if it differs
-    /// from the embedding table.
+    /// other tensor. With tied embeddings there may be an output layer, which is not used; a note names the layer if it
+    /// differs from the embedding table.
     pub fn check(&self, config: &ModelConfig) -> Result<()> {
         let is_tied = config.tie_word_embeddings;
         self.check_tensor_list(&expected_tensors(config), |name| is_tied && name == LM_HEAD)?;
@@ -314,8 +314,8 @@ fn first_non_finite(view: &TensorView) -> Option<usize> {
     }
 }
 
-/// The index of the first bad value. Whole blocks are examined without a branch for each value, so that the compiler
-/// vectorises them.
+/// The index of the first value for which `is_bad` returns true. Whole blocks are examined without a branch for each
+/// value, so that the compiler vectorises them.
 fn first_position<T: Sync>(values: &[T], is_bad: impl Fn(&T) -> bool + Sync) -> Option<usize> {
     const BLOCK: usize = 1 << 16;
     let has_bad = |block: &[T]| block.iter().fold(false, |any, value| any | is_bad(value));

@@ -1,4 +1,4 @@
-//! Tests with generated folders: valid ones in both naming schemes, and one for each kind of damage.
+//! Tests with generated folders: valid folders in both naming schemes, and one folder for each kind of damage.
 
 use std::fs;
 

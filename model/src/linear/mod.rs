@@ -17,12 +17,12 @@ pub(crate) struct Linear {
     weight: Weight,       // [out, in]
     bias: Option<Tensor>, // [out]
     pub(crate) adapter: Option<Lora>,
-    /// The adapters that rows of a decode step may have instead.
+    /// The adapters of the rows of a decode step: each row may have one of these instead of `adapter`.
     pub(crate) row_adapters: Option<LoraStack>,
 }
 
-/// The weights of linear layers with the same input that follow each other in memory, so that one product computes
-/// the outputs of all. Trained layers have them.
+/// The weights of linear layers with the same input that follow each other in memory, so that one product computes the
+/// outputs of all. Only trained layers have joined weights.
 #[derive(Clone, Debug)]
 pub(crate) struct JoinedWeights {
     weight: Tensor,       // [sum of out, in]
@@ -30,8 +30,9 @@ pub(crate) struct JoinedWeights {
 }
 
 impl JoinedWeights {
-    /// The outputs of `layers`, whose joined weights these are, side by side: `[S, sum of out]`. `None` if there are no
-    /// joined weights or a layer has an adapter. The next of `known`, if there is one, is not computed.
+    /// The outputs of `layers` side by side, `[S, sum of out]`; `joined` are the weights of these layers. `None` if
+    /// there are no joined weights or a layer has an adapter. If `known` has a next tensor, it is the output and is not
+    /// computed.
     pub(crate) fn forward(
         joined: Option<&Self>,
         layers: &[&Linear],
@@ -110,7 +111,7 @@ impl Linear {
         Ok(Linear { name: name.into(), weight, bias, adapter: None, row_adapters: None })
     }
 
-    /// The weight if [`Weight::worth_packing`] has it.
+    /// The weight if it is trained and the device reads packed weights faster ([`Weight::worth_packing`]).
     pub(crate) fn worth_packing(&self) -> Option<&Tensor> {
         self.weight.worth_packing()
     }
@@ -138,7 +139,7 @@ impl Linear {
     }
 
     /// The forward pass of a decode step, for few rows; adds `residual` to the output if it is given. `rows` i32 `[R]`
-    /// has the number of each row's adapter, if the rows may have different ones. Has no backward rule.
+    /// has the number of each row's adapter, if the rows may have different adapters. Has no backward rule.
     pub(crate) fn forward_skinny(
         &self,
         cx: &Cx,
@@ -149,8 +150,8 @@ impl Linear {
         self.weight.linear_skinny(cx, x, self.bias.as_ref(), self.adapter_of(rows), residual)
     }
 
-    /// The adapter of a decode step: one for each row, if this layer has such and `rows` has their numbers, else its
-    /// own.
+    /// The adapters of a decode step: one for each row if this layer has row adapters and `rows` has their numbers,
+    /// else the layer's own adapter, if it has one.
     fn adapter_of<'a>(&'a self, rows: Option<&'a Tensor>) -> LayerAdapter<'a> {
         match (&self.row_adapters, rows, &self.adapter) {
             (Some(stack), Some(numbers), _) => LayerAdapter::OfRows(RowAdapters { stack, numbers }),
@@ -159,8 +160,9 @@ impl Linear {
         }
     }
 
-    /// The queries `[R, H, D]` of a decode step from the layers of q, k and v, for the norm of x; writes keys and
-    /// values into the caches. `rows` as in [`Linear::forward_skinny`]. Has no backward rule.
+    /// Computes the queries `[R, H, D]` of a decode step from the norm of x and the layers of q, k and v, and writes
+    /// keys and values into the caches. `rows` has the number of each row's adapter, as in [`Linear::forward_skinny`].
+    /// Has no backward rule.
     pub(crate) fn qkv_skinny(
         cx: &Cx,
         x: &Tensor,
@@ -204,9 +206,10 @@ impl Linear {
         Ok(ops::swiglu(cx, &of_x(gate)?, &of_x(up)?)?)
     }
 
-    /// A gated MLP, `down(silu(gate(x)) · up(x))`; `joined` are the joined weights of gate and up, if there are any,
-    /// and `known` are the outputs of gate and up, side by side if their weights are joined, then that of down, or
-    /// none. Frees x and the intermediate results as soon as possible, unless the tape keeps them.
+    /// A gated MLP, `down(silu(gate(x)) · up(x))`. `joined` are the joined weights of gate and up, if there are any.
+    /// `known` has the outputs of gate, up and down, which are then not computed, or nothing; with joined weights, gate
+    /// and up are one tensor side by side. Frees x and the intermediate results as soon as possible, unless the tape
+    /// keeps them.
     pub(crate) fn gated_mlp(
         cx: &Cx,
         x: Tensor,
@@ -237,7 +240,7 @@ impl Linear {
         self.weight.linear(cx, x, self.bias.as_ref(), self.adapter.as_ref())
     }
 
-    /// [`Linear::forward`]; does not compute an output that is `known`, if the weight is not packed.
+    /// [`Linear::forward`], but an output that is `known` is not computed again unless the weight is packed.
     pub(crate) fn forward_unless_known(&self, cx: &Cx, x: &Tensor, known: Option<Tensor>) -> Result<Tensor> {
         let bias = self.bias.as_ref();
         Ok(match (&self.weight, &self.adapter, known) {

@@ -1,4 +1,5 @@
-//! Gated MLPs that a GPU's weights fill up with zeros, compared with the same ones without padding on the simulator.
+//! Compares gated MLPs whose weights are padded with zeros, as on a GPU, with the same MLPs without padding, on the
+//! simulator.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,7 +77,7 @@ fn checked(t: &Tensor, parameter: &Tensor) -> Checked {
     Checked { unpadded, padding_is_zero }
 }
 
-/// The output and the gradients of an MLP, by parameter.
+/// The output of an MLP and the gradient of each parameter, by name.
 fn pass(
     device: &Device,
     files: &Checkpoint,
@@ -150,7 +151,7 @@ proptest! {
                     let want = &want[name];
                     let at = format!("{training:?} {dtype} {inner}: {name}");
                     prop_assert!(got.padding_is_zero, "{}: padding has a gradient", at);
-                    // The simulator's products add the zeros last.
+                    // The simulator's products add the zeros of the padding last, so the bits stay the same.
                     prop_assert!(got.unpadded == want.unpadded, "{}: padding changes the result", at);
                 }
             }
@@ -158,7 +159,7 @@ proptest! {
     }
 }
 
-/// Only devices with CUDA kernels fill up weights, and only sizes that are not aligned.
+/// Only devices with CUDA kernels pad weights, and only if their sizes are not aligned.
 #[test]
 fn widths_of_mlps() {
     let width = |device: &Device, may_pad: bool, size: usize| {

@@ -1,4 +1,4 @@
-//! Merges an adapter into its base model: `W + scale · B A` in f32, rounded once to the stored dtype of W.
+//! Merges a LoRA adapter into its base model: `W + scale · B A` in f32, rounded once to the stored dtype of W.
 
 use std::borrow::Cow;
 use std::fs;
@@ -28,13 +28,13 @@ pub struct MergeReport {
     pub bytes: u64,
 }
 
-/// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must be new or empty.
-/// Weights keep dtype and name. The other files of `base` are copied, but not its sub-folders; then `more_files`, which
-/// replace files of the same name. With a `format` the small files are brought into it. The folder has a temporary name
-/// until it is complete.
+/// Merges `adapter` into the model folder `base` and writes the model folder `out`, which must be new or empty. Weights
+/// keep dtype and name. The other files of `base` (but not its sub-folders) are copied, then `more_files`, which
+/// replace files of the same name. With a `format`, the config, tokenizer and template files are converted to this
+/// format. `out` has a temporary name until all files are written.
 ///
 /// # Errors
-/// An adapter that does not belong to the model; a folder that cannot be read or written.
+/// The adapter does not fit the model; `out` is not empty; a folder cannot be read or written.
 pub fn merge(
     base: &Path,
     adapter: &Path,
@@ -60,7 +60,7 @@ pub fn merge(
         .map(|(name, view)| TensorSpec { name: name.to_string(), dtype: view.dtype, shape: view.shape.to_vec() })
         .collect();
     let cx = Cx::inference(device, DType::F32);
-    // The error that made `fill` fail; it is returned instead of the write error that it causes.
+    // The error that made `fill` fail. `merge` returns this error, not the write error that `fill` makes of it.
     let mut wrong = None;
     let fill = |spec: &TensorSpec, to: &mut dyn Write| {
         let view =
@@ -139,8 +139,8 @@ fn copy_into(file: &Path, folder: &Path) -> Result<()> {
     fs::copy(file, &to).map(drop).map_err(|e| ModelError::cannot_write(to, e))
 }
 
-/// A folder that is written under a hidden temporary name next to its final path. If it is dropped before it gets its
-/// final name, it is removed.
+/// A folder that is written under a hidden temporary name next to its final path. If the `Draft` is dropped before the
+/// folder gets its final name, the folder is removed.
 struct Draft {
     path: std::path::PathBuf,
     _unfinished: TemporaryPaths,

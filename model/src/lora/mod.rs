@@ -140,11 +140,11 @@ pub enum AdapterSource<'a> {
 }
 
 impl AdapterSource<'_> {
-    /// Returns the matrices for the layer `name`, if the adapter has any. They are filled up with zeros where the
-    /// layer's weight is, which has `widths`.
+    /// Returns the matrices A and B for the layer `name`; `None` if the adapter does not change this layer. `widths`
+    /// are the stored and padded sizes of the layer's weight: A and B are padded with zeros where the weight is.
     fn of(&self, device: &Device, dtype: DType, name: &str, widths: Option<[Width; 2]>) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
-        // Dimension `i` of the weight with its padding, if the stored matrix has the same size there.
+        // The size of dimension `i`: with the weight's padding if the weight has `stored` unpadded elements there.
         let width = |i: usize, stored: usize| {
             let of_weight = widths.map(|widths| widths[i]).filter(|width| width.stored == stored);
             of_weight.unwrap_or(stored.into())
@@ -201,8 +201,8 @@ fn uniform(seed: u64, name: &str, n: usize, bound: f32) -> Vec<f32> {
 }
 
 impl Qwen25Vl {
-    /// Returns the model with an adapter, which replaces any other adapter. If `trained`, its matrices are parameters
-    /// named `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
+    /// Returns the model with an adapter, which replaces any other adapter. If `trained`, the adapter's matrices are
+    /// parameters named `LAYER.lora_A.weight` and `LAYER.lora_B.weight`.
     ///
     /// # Errors
     /// Out of memory; a matrix of an unsupported dtype.
@@ -255,8 +255,8 @@ impl Qwen25Vl {
         model
     }
 
-    /// Gives the model an empty cache of vision tokens if its tower had an adapter, or has one: the cache that it
-    /// shares with other models has the vision tokens of another tower.
+    /// Gives the model an empty feature cache if its vision tower had an adapter (`changed_tower`) or has one now.
+    /// Other models share the old cache, and their towers compute other vision tokens.
     fn forget_features_if(&mut self, changed_tower: bool) {
         if changed_tower || self.vision.linear_layers_mut().any(|linear| linear.adapter.is_some()) {
             self.features = self.features.take().map(|cache| Arc::new(cache.empty_copy()));

@@ -1,8 +1,8 @@
-//! Several adapters in one decode step: each row of the batch has its own.
+//! Uses several LoRA adapters in one decode step: each row of the batch can have a different adapter.
 //!
-//! A prompt is computed by a model with its adapter alone ([`Qwen25Vl::with_adapter`]). For decode steps, the matrices
-//! of all adapters of a layer are copied into one tensor each, and a kernel picks those of each row
-//! ([`reel_kernels::lora_rows`]).
+//! The prefill of a prompt uses a model with only this prompt's adapter ([`Qwen25Vl::with_adapter`]). For decode steps,
+//! the A matrices of all adapters of a layer are copied into one tensor, the B matrices into another, and a kernel
+//! picks the matrices for each row ([`reel_kernels::lora_rows`]).
 
 use reel_device::{DType, Device, MemoryCategory};
 use reel_runtime::Tensor;
@@ -12,12 +12,12 @@ use crate::error::Result;
 use crate::linear::Linear;
 use crate::qwen2_5_vl::Qwen25Vl;
 
-/// The rank of a stack is a multiple of this, so that the kernel can load 16 bytes at a time.
+/// The common rank of stacked adapters is a multiple of this, so that the kernel can load 16 bytes at a time.
 const RANK_STEP: usize = 8;
 
 impl Qwen25Vl {
-    /// Returns the model for decode steps whose rows have different adapters: number i of a row stands for the adapter
-    /// of `adapted[i]`, as far as it changes the decoder. The models must have this model's base weights.
+    /// Returns the model for decode steps whose rows have different adapters: a row with adapter number i uses the
+    /// adapter of the model `adapted[i]`, but only in the decoder. The models must have this model's base weights.
     ///
     /// # Errors
     /// Out of memory.
@@ -33,7 +33,7 @@ impl Qwen25Vl {
     }
 }
 
-/// The matrices of a layer's adapters, filled up with zeros to one rank; `None` if no adapter changes the layer.
+/// The matrices of a layer's adapters, padded with zeros to a common rank; `None` if no adapter changes the layer.
 fn stack(device: &Device, dtype: DType, adapters: &[Option<&Lora>]) -> Result<Option<LoraStack>> {
     let Some(first) = adapters.iter().flatten().next() else { return Ok(None) };
     let (k, n) = (first.down.shape()[1], first.up.shape()[0]);

@@ -78,7 +78,8 @@ fn logits_with_peft_adapters_equal_peft() {
     }
 }
 
-/// An adapter stays exact on top of int8 weights: the logits are off by no more than those of the quantised base model.
+/// An adapter stays exact on top of int8 weights: its logits are off by no more than the logits of the quantised base
+/// model without an adapter.
 #[test]
 fn adapters_work_with_an_int8_base() {
     let device = Device::cpu(2);
@@ -108,7 +109,7 @@ fn merged_model_equals_adapted_model() {
         // slightly.
         assert!(off <= 3e-6, "{name}: off by {off:.2e}");
         weights_are_the_formula(&out, &golden("lora").join(name));
-        // All files except the weights equal those of the base, and there are no others.
+        // All files except the weights equal the files of the base folder, and there are no further files.
         for entry in fs::read_dir(base()).unwrap().map(|e| e.unwrap().file_name()) {
             if entry != "model.safetensors" {
                 assert!(fs::read(base().join(&entry)).unwrap() == fs::read(out.join(&entry)).unwrap(), "{entry:?}");

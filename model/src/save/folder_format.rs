@@ -1,13 +1,16 @@
-//! Writes the small files of a model folder as another version of transformers does.
+//! Converts the small files of a model folder between the layouts of transformers 4 and transformers 5.
 //!
 //! | transformers 4 | transformers 5 |
 //! |---|---|
-//! | config.json: text keys at the top level, `rope_theta` and `rope_scaling`, `torch_dtype` | text keys in `text_config`, `rope_parameters`, `dtype` |
-//! | preprocessor_config.json with `min_pixels`, video_preprocessor_config.json | processor_config.json with `image_processor` (`size`), `video_processor` |
+//! | config.json: text keys at the top level, `torch_dtype` | text keys in `text_config`, `dtype` |
+//! | config.json: `rope_theta` and `rope_scaling` | `rope_parameters` |
+//! | preprocessor_config.json with `min_pixels` | processor_config.json: `image_processor` with `size` |
+//! | video_preprocessor_config.json | processor_config.json: `video_processor` |
 //! | chat_template.json, and `chat_template` in tokenizer_config.json | chat_template.jinja |
 //! | `additional_special_tokens` in tokenizer_config.json | `extra_special_tokens` |
 //!
-//! Both versions read vocab.json and merges.txt only where there is no tokenizer.json, so that these stay as they are.
+//! Both versions read vocab.json and merges.txt only if there is no tokenizer.json, so these two files are not
+//! converted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,17 +19,17 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{ModelError, Result};
 
-/// The layout of a model folder's configuration, tokenizer and template files: that of transformers 4 or of
-/// transformers 5. Folders of both layouts are read.
+/// The layout of a model folder's configuration, tokenizer and template files: as transformers 4 or transformers 5
+/// writes them. This program reads folders of both layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FolderFormat {
-    /// That of transformers 4.49, which later versions read too.
+    /// The layout of transformers 4.49, which later versions of transformers read too.
     Transformers4,
-    /// That of transformers 5.
+    /// The layout of transformers 5.
     Transformers5,
 }
 
-/// The files beside config.json, by name.
+/// The contents of the small files other than config.json, by file name.
 pub(super) type Companions = BTreeMap<&'static str, Vec<u8>>;
 
 /// The keys that config.json of transformers 5 has at its top level; all others are in `text_config`.
@@ -47,7 +50,7 @@ const TOP_KEYS: [&str; 11] = [
 /// The settings that a video processor shares with the image processor.
 const SHARED_WITH_VIDEO: [&str; 5] = ["image_mean", "image_std", "merge_size", "patch_size", "temporal_patch_size"];
 
-/// Brings config.json and the other files of `folder` into a format.
+/// Converts `config` (config.json) and `files` (the other small files) of `folder` to the layout `format`.
 ///
 /// # Errors
 /// A file is not a JSON object.
@@ -72,7 +75,7 @@ fn not_an_object(folder: &Path, name: &str) -> ModelError {
     ModelError::config(folder.join(name).display().to_string(), "is not a JSON object", help)
 }
 
-/// The object in a file; `None` if there is no such file.
+/// Parses the JSON object in the file `name`; `None` if there is no such file.
 fn read(folder: &Path, files: &Companions, name: &'static str) -> Result<Option<Map<String, Value>>> {
     let Some(bytes) = files.get(name) else { return Ok(None) };
     serde_json::from_slice(bytes).map(Some).map_err(|_| not_an_object(folder, name))
@@ -154,7 +157,7 @@ fn flat_config(config: &mut Map<String, Value>) {
     config.insert("transformers_version".into(), json!("4.49.0"));
 }
 
-/// preprocessor_config.json and video_preprocessor_config.json become processor_config.json.
+/// Joins preprocessor_config.json and video_preprocessor_config.json into processor_config.json.
 fn joint_processors(folder: &Path, files: &mut Companions) -> Result<()> {
     let mut joint = read(folder, files, "processor_config.json")?.unwrap_or_default();
     let image = read(folder, files, "preprocessor_config.json")?;
@@ -182,7 +185,7 @@ fn joint_processors(folder: &Path, files: &mut Companions) -> Result<()> {
     Ok(())
 }
 
-/// processor_config.json becomes preprocessor_config.json and video_preprocessor_config.json.
+/// Splits processor_config.json into preprocessor_config.json and video_preprocessor_config.json.
 fn separate_processors(folder: &Path, files: &mut Companions) -> Result<()> {
     let Some(mut joint) = read(folder, files, "processor_config.json")? else { return Ok(()) };
     let Some(Value::Object(mut image)) = joint.shift_remove("image_processor") else { return Ok(()) };
@@ -215,7 +218,7 @@ fn template_in_jinja(folder: &Path, files: &mut Companions) -> Result<()> {
         files.insert("chat_template.jinja", text.clone().into_bytes());
     }
     if let Some(jinja) = files.get("chat_template.jinja") {
-        // Another template stays: Qwen2.5-VL's tokenizer_config.json has one for tools.
+        // A template that differs from chat_template.jinja stays: Qwen2.5-VL's tokenizer_config.json has one for tools.
         if tokenizer.get(TEMPLATE).and_then(Value::as_str).is_some_and(|own| own.as_bytes() == jinja) {
             tokenizer.shift_remove(TEMPLATE);
         }

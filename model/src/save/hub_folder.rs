@@ -34,7 +34,7 @@ impl TensorSpec {
 /// The largest size of a shard: 5 GB, as on the hub.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// The small files that are copied from the source folder, as far as it has them.
+/// The small files that are copied from the source folder if they exist there.
 const COMPANIONS: [&str; 12] = [
     "generation_config.json",
     "preprocessor_config.json",
@@ -54,10 +54,10 @@ const COMPANIONS: [&str; 12] = [
 /// first step, so that a save does not depend on the folder any more.
 #[derive(Debug, Clone)]
 pub struct SmallFiles {
-    /// The folder that they were read from.
+    /// The folder that the files were read from.
     folder: PathBuf,
     config: Value,
-    /// The other files.
+    /// The contents of the other small files, by file name.
     others: Companions,
 }
 
@@ -79,7 +79,7 @@ impl SmallFiles {
         self.others.get(name).map(Vec::as_slice)
     }
 
-    /// The files as this version of transformers writes them.
+    /// Converts the files to the layout of a transformers version.
     ///
     /// # Errors
     /// A file is not a JSON object.
@@ -88,7 +88,7 @@ impl SmallFiles {
         Ok(self)
     }
 
-    /// Brings the small files of a folder that this program has just written into a format.
+    /// Converts the small files of `folder`, which this program has just written, to the layout `format`.
     ///
     /// # Errors
     /// A file cannot be read or written, or is not a JSON object.
@@ -107,7 +107,7 @@ impl SmallFiles {
     }
 
     /// Writes the files of tokenizer, templates and processor settings into `out` under temporary names. If `out` is
-    /// the folder that they were read from, nothing is written.
+    /// the folder that the files were read from, nothing is written.
     pub(crate) fn write_tokenizer_and_processor_files(&self, out: &Path) -> Result<Vec<FinishedFile>> {
         if is_same_folder(&self.folder, out) {
             return Ok(Vec::new());
@@ -115,8 +115,8 @@ impl SmallFiles {
         self.others.iter().map(|(name, bytes)| Ok(write_unfinished(&out.join(name), bytes)?)).collect()
     }
 
-    /// The text of config.json for weights of type `dtype`, which it states under the key that the source uses
-    /// (`dtype` or `torch_dtype`).
+    /// The text of config.json for weights of type `dtype`. The dtype is written under the key that the source file
+    /// uses (`dtype` or `torch_dtype`).
     fn config_text(&self, dtype: StoredDType) -> String {
         let mut root = self.config.clone();
         set_dtype(&mut root, dtype);
@@ -134,7 +134,7 @@ impl SmallFiles {
 pub struct HubFolder<'a> {
     /// Config, tokenizer and templates.
     pub small_files: &'a SmallFiles,
-    /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::naming`] returns that of a
+    /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::naming`] returns the scheme of a
     /// source folder.
     pub naming: TensorNaming,
     /// The dtype of the weights, which config.json states.
@@ -203,7 +203,8 @@ pub fn write_weights(
     write_weights_and(Vec::new(), out, naming, tensors, shard_bytes, fill)
 }
 
-/// Writes the weights as [`write_weights`] does. `files` get their final names together with them.
+/// Writes the weights as [`write_weights`] does. The finished `files` get their final names together with the weight
+/// files.
 fn write_weights_and(
     mut files: Vec<FinishedFile>,
     out: &Path,
@@ -237,8 +238,8 @@ fn write_weights_and(
     remove_others(out, &names)
 }
 
-/// Writes a safetensors file of `tensors`. `files` get their final names together with it. `rename` gives each tensor
-/// its name in the file.
+/// Writes a safetensors file of `tensors`. The finished `files` get their final names together with this file. `rename`
+/// gives each tensor its name in the file.
 pub(crate) fn write_tensor_file_and(
     mut files: Vec<FinishedFile>,
     path: &Path,
@@ -288,7 +289,7 @@ fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
     shards
 }
 
-/// Removes the weight files of an earlier save, which loaders might read instead of the new ones.
+/// Removes the weight files of an earlier save, which loaders might read instead of the new files.
 fn remove_others(out: &Path, names: &[String]) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))? {
         let path = entry.map_err(|e| ModelError::cannot_read(out, e))?.path();
@@ -303,8 +304,8 @@ fn remove_others(out: &Path, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A writer for one tensor. It refuses more bytes than the header states, and [`Counted::check`] fails if there were
-/// fewer.
+/// A writer for the bytes of one tensor. It refuses more bytes than the file's header states, and [`Counted::check`]
+/// fails if fewer were written.
 struct Counted<'a> {
     inner: &'a mut AtomicFile,
     left: u64,

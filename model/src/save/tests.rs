@@ -59,8 +59,8 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
     }
 }
 
-/// A full disk leaves no config without weights, and the small files are those that were read, whatever became of their
-/// folder since.
+/// A save on a full disk leaves no config.json without weights. The small files are saved as they were read, even if
+/// their source folder has been removed since.
 #[test]
 fn small_files_get_their_names_together_with_the_weights() {
     let source = source();
@@ -139,7 +139,8 @@ fn full_device_error_is_one_line() {
     );
 }
 
-/// The small files in the layout of transformers 5 say the same, and brought back they are those of before.
+/// Converting the small files to the layout of transformers 5 keeps their content, and converting them back restores
+/// their keys and values.
 #[test]
 fn folders_are_written_in_both_formats() {
     let source = source();
@@ -166,7 +167,7 @@ fn folders_are_written_in_both_formats() {
         (&json!("bfloat16"), &json!(null), &json!(null))
     );
     assert_eq!(read("processor_config.json")["video_processor"]["patch_size"], 14);
-    // The template for tools is another one, and stays.
+    // tokenizer_config.json keeps its own chat template, because it differs from chat_template.json.
     let tokenizer = read("tokenizer_config.json");
     assert_eq!(
         (&tokenizer["chat_template"], &tokenizer["extra_special_tokens"][0]),

@@ -50,7 +50,7 @@ impl Mlp {
         })
     }
 
-    /// x `[rows, C]` to `[rows, C]`.
+    /// Applies the MLP to x `[rows, C]`. The result has the same shape.
     pub(super) fn forward(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         let wide = self.fc1.forward(cx, x)?;
         self.fc2.forward(cx, &ops::gelu_tanh(cx, &wide)?)

@@ -14,7 +14,7 @@ use super::config::SiglipVisionConfig;
 
 const HELP: &str = "use the preprocessor_config.json that was published with these weights";
 
-/// The settings of the image processor. The defaults are those of all published models.
+/// The settings of the image processor. All published models use the default settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SiglipProcessor {
     rescale: f64,
@@ -46,7 +46,7 @@ impl SiglipProcessor {
     /// Parses the text of a preprocessor_config.json; `file` names its source in error messages.
     ///
     /// # Errors
-    /// As [`SiglipProcessor::open`].
+    /// A key of the wrong type, or with an unsupported value.
     pub fn parse_preprocessor_config(file: &str, text: &str, config: &SiglipVisionConfig) -> Result<Self> {
         let fields = JsonFields::parse(file, text, HELP)?;
         let standard = Self::with_published_settings(config);

@@ -91,7 +91,7 @@ impl Siglip {
         (MAX_TOKENS_PER_PASS / self.config.vision.patch_count()).max(1)
     }
 
-    /// Computes one embedding of length 1 per text.
+    /// Computes one embedding per text, normalised to Euclidean length 1.
     ///
     /// # Errors
     /// Embeddings that are not finite; an error of the tokenizer or the device.
@@ -105,8 +105,8 @@ impl Siglip {
         Ok(all)
     }
 
-    /// Computes one embedding of length 1 for each frame, view after view. With `negative`, every byte v of the
-    /// frames is first replaced by `(256 - v) % 256`.
+    /// Computes one embedding per frame, normalised to Euclidean length 1, in the order of `frames`. With `negative`,
+    /// every byte v of the frames is first replaced by `(256 - v) % 256`.
     ///
     /// # Errors
     /// A frame that cannot be resized; embeddings that are not finite; a device error.

@@ -141,7 +141,7 @@ fn pixels_equal_the_image_processor() {
         for negative in [false, true] {
             let mut image = image.clone();
             if negative {
-                // Taking the negative twice gives the original image, so the result must be that of the original.
+                // The negative of the negative is the original image, so the pixels must equal the original's pixels.
                 image.data.iter_mut().for_each(|v| *v = ((256 - u32::from(*v)) % 256) as u8);
             }
             let got = model.processor.resize_and_crop(image.view().unwrap(), negative).unwrap();
@@ -212,7 +212,7 @@ fn so400m_fits_and_takes_little() {
                 .unwrap();
         assert_eq!(vision.forward(&cx, &images).unwrap().shape(), [5, 1152]);
         let flops: f64 = device.profiler().totals().unwrap().values().map(|t| t.cost.flops).sum();
-        // For each of 5 images of 729 patches: two operations per weight and patch, and those of attention in 27
+        // Operations for 5 images of 729 patches: two per weight and patch, plus the two products of attention in 27
         // layers.
         let expected = 5.0 * 729.0 * 2.0 * (414e6 + 27.0 * 2.0 * 729.0 * 1152.0);
         assert!((flops / expected - 1.0).abs() < 0.03, "{flops:.3e} operations, {expected:.3e} expected");
@@ -223,8 +223,8 @@ fn so400m_fits_and_takes_little() {
     }
 }
 
-/// A copy of the golden folder in which `file` has the bytes that `change` returns; the file is removed if that is
-/// `None`.
+/// A copy of the golden folder in which `file` has the bytes that `change` returns; if `change` returns `None`, the
+/// file is removed.
 fn changed(file: &str, change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(golden("model")).unwrap() {

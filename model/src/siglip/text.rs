@@ -45,7 +45,8 @@ impl SiglipText {
         })
     }
 
-    /// Computes embeddings `[T, E]` of length 1 for texts of exactly L ids each, including padding.
+    /// Computes embeddings `[T, E]`, normalised to Euclidean length 1, of T texts with exactly L ids each, including
+    /// padding.
     ///
     /// # Errors
     /// A number of ids that is not a multiple of L; out of memory; a device error.

@@ -23,7 +23,7 @@ const SPACE: char = '▁';
 /// The tokenizer of a SigLIP folder.
 pub struct SiglipTokenizer {
     inner: tokenizers::Tokenizer,
-    special: [i32; 2], // of SPECIAL
+    special: [i32; 2], // the ids of the tokens SPECIAL
     bracket_is_unknown: bool,
     length: usize,
     location: String,

@@ -46,7 +46,7 @@ impl SiglipVision {
         })
     }
 
-    /// Computes embeddings `[T, C]` of length 1.
+    /// Computes one embedding per image, `[T, C]`, normalised to Euclidean length 1.
     ///
     /// # Errors
     /// Images with another number of patches; out of memory; a device error.

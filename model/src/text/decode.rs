@@ -19,18 +19,19 @@ impl TextDecoder {
         Ok(RotaryFrequencies::new(device, &inv_freq, &vec![0; inv_freq.len()], 1)?)
     }
 
-    /// Allocates `rows` unused rows of decode steps with at most `max_blocks` cache blocks each, without a history.
+    /// Allocates the device state of `rows` decode slots, all free, with at most `max_blocks` KV blocks each and
+    /// without token histories (which penalties need).
     pub fn decode_rows(&self, device: &Device, rows: usize, max_blocks: usize) -> Result<DecodeRows> {
         let mut rows = DecodeRows::new(device, rows, max_blocks, 0)?;
         rows.keep_attention_counters(device, self.config.num_attention_heads, self.config.num_key_value_heads)?;
         Ok(rows)
     }
 
-    /// Computes the logits f32 `[R, V]` for the tokens that follow the current ones. Adds the keys and values of the
-    /// current tokens to the cache, and keeps the outputs of products if `keep` says where.
+    /// Computes the logits f32 `[R, V]` for the tokens that follow the current tokens. Adds the keys and values of the
+    /// current tokens to the cache. With `keep`, also stores the outputs of the matrix products there.
     ///
     /// # Errors
-    /// Outputs of rows with adapters of their own are to be kept; out of memory.
+    /// `keep` is given and rows have their own adapters; out of memory.
     pub fn decode(
         &self,
         cx: &Cx,
@@ -47,7 +48,8 @@ impl TextDecoder {
                 let what = "have adapters of their own, whose outputs cannot be kept";
                 return Err(ModelError::inputs("rows", what, "keep no outputs, or load the adapter into the model"));
             }
-            // The launches below join products with what follows them. These have the same bits on device `cpu`.
+            // The fused kernels below do not write the outputs of single products. The unfused kernels have the same
+            // bits on device `cpu`.
             let context = AttentionContext::Cached { cache, pages: &pages, keep };
             return self.head.logits(cx, &self.forward_rotated(cx, &x, &rotary, context, None)?, true);
         }
@@ -61,7 +63,7 @@ impl TextDecoder {
 }
 
 impl KvCache {
-    /// Fills the cache with zeros, for benchmarks that attend to keys which they have not computed.
+    /// Fills the cache with zeros, for benchmarks of attention to keys that were never computed.
     pub fn fill_with_zeros(&self) -> Result<()> {
         Ok(self.tensors().try_for_each(ops::fill_zero)?)
     }

@@ -94,7 +94,7 @@ impl KvCache {
         Ok(KvCache { layers, blocks })
     }
 
-    /// Makes the system provide the memory of all blocks now; see [`Tensor::populate`].
+    /// Makes the operating system provide the physical memory of all blocks now; see [`Tensor::populate`].
     pub fn populate(&self) {
         self.tensors().for_each(Tensor::populate);
     }
@@ -104,8 +104,8 @@ impl KvCache {
         self.layers.iter().flat_map(|(k, v)| [k, v])
     }
 
-    /// Copies the keys and values of the first `tokens` tokens of blocks, given as (from, to). No block may be written
-    /// twice, or both read and written.
+    /// Copies the keys and values of the first `tokens` tokens of one block to another, for each pair (from, to). No
+    /// block may be written twice, or both read and written.
     pub fn copy_blocks(&self, cx: &Cx, pairs: &[(i32, i32)], tokens: usize) -> Result<()> {
         let blocks: Vec<i32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
         let pairs = Tensor::from_i32(cx.device(), &[pairs.len(), 2], &blocks)?;
@@ -118,18 +118,18 @@ impl KvCache {
     }
 }
 
-/// Which keys and values the tokens of a forward pass attend to, and which outputs of products it takes or keeps.
+/// Which keys and values the tokens of a forward pass attend to, and which product outputs the pass reuses or stores.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum AttentionContext<'a> {
     /// Keys and values of earlier tokens in the same packed sequence, and of its shared prefix (training, scoring).
-    /// Products whose outputs are known are not computed.
+    /// Matrix products whose outputs are in `known` are not computed.
     Packed { seqs: &'a CuSeqlens, known: Option<&'a KnownProducts> },
-    /// Keys and values in the KV cache, to which the new tokens are added first (generation).
+    /// Keys and values in the KV cache, including the keys and values of the new tokens (generation).
     Cached { cache: &'a KvCache, pages: &'a KvPages, keep: Option<&'a KeepRows<'a>> },
 }
 
 impl AttentionContext<'_> {
-    /// The outputs of a product of layer `layer`; empty if they are not known.
+    /// Takes the stored outputs of a matrix product of layer `layer`; empty if the product must be computed.
     fn known(&self, layer: usize, product: LayerProduct) -> Vec<Tensor> {
         match self {
             AttentionContext::Packed { known: Some(known), .. } => known.take(layer, product),
@@ -137,7 +137,7 @@ impl AttentionContext<'_> {
         }
     }
 
-    /// Where outputs of products are kept, if they are.
+    /// Where to store the outputs of matrix products; `None` if they are not stored.
     fn keep(&self) -> Option<&KeepRows<'_>> {
         match self {
             AttentionContext::Cached { keep, .. } => *keep,
@@ -155,7 +155,7 @@ impl TextDecoder {
         let text = &config.text;
         let table = [text.vocab_size, text.hidden_size];
         let name = "model.embed_tokens.weight";
-        // The output layer reads its whole weight in every step, an embedding one row of the table.
+        // The output layer reads its whole weight in every step, so it may be packed; an embedding reads one row.
         let (embed_tokens, head) = match config.tie_word_embeddings {
             true => match Weight::load(from, name, table)? {
                 Weight::Dense(shared) => (shared.clone(), Weight::Dense(shared)),
@@ -205,7 +205,7 @@ impl TextDecoder {
         self.layers.iter().flat_map(|layer| layer.linear_layers())
     }
 
-    /// The layers of [`Self::linear_layers`], to be changed.
+    /// The layers of [`Self::linear_layers`], as mutable references.
     pub(crate) fn linear_layers_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         self.layers.iter_mut().flat_map(|layer| {
             let l = Arc::make_mut(layer);
@@ -213,7 +213,7 @@ impl TextDecoder {
         })
     }
 
-    /// How training computes the products of all layers; `None` if it cannot take known outputs ([`KnownProducts`]).
+    /// Whether training joins matrix products; `None` if it cannot reuse stored outputs ([`KnownProducts`]).
     pub fn product_layout(&self) -> Option<ProductLayout> {
         let first = self.layers.first()?.product_layout();
         first.filter(|_| self.layers.iter().all(|layer| layer.product_layout() == first))
@@ -225,8 +225,8 @@ impl TextDecoder {
         copied.map(|w| w.bytes() as u64).sum()
     }
 
-    /// A decoder for generation with packed copies of the weights that are trained, where the device reads those
-    /// faster; it shares all others. It does not see later changes of the trained weights.
+    /// Returns a decoder for generation, with packed copies of the trained weights where the device reads packed
+    /// weights faster. It shares all other weights. Later changes of the trained weights do not change the copies.
     ///
     /// # Errors
     /// Out of memory.
@@ -238,8 +238,8 @@ impl TextDecoder {
         Ok(packed)
     }
 
-    /// Computes hidden states after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`: those of the
-    /// tokens `rows` i32 `[R]`, or of all tokens: `[R, H]`.
+    /// Computes hidden states `[R, H]` after the last norm from embeddings x `[S, H]` and positions i32 `[3, S]`, for
+    /// the tokens `rows` i32 `[R]` or, without `rows`, for all tokens.
     pub(crate) fn forward(
         &self,
         cx: &Cx,
@@ -251,7 +251,7 @@ impl TextDecoder {
         self.forward_rotated(cx, x, &self.rotary(cx, positions)?, context, rows)
     }
 
-    /// [`Self::forward`] with the rotary table of the positions.
+    /// [`Self::forward`], with the rotary table in place of the positions.
     fn forward_rotated(
         &self,
         cx: &Cx,
@@ -266,8 +266,8 @@ impl TextDecoder {
             let rows = rows.filter(|_| layer.index + 1 == self.layers.len());
             residual = match context {
                 AttentionContext::Packed { seqs, .. } if cx.checkpointing() == Checkpointing::Full => {
-                    // A layer that is computed again has one input, so the residual and the output of the layer
-                    // before are added here and not in the next norm. The bits are the same.
+                    // A layer that the backward pass computes again takes one input tensor, so the residual and the
+                    // previous layer's output are added here, not in the next norm. The bits are the same.
                     let (layer, rotary, seqs, rows) = (layer.clone(), rotary.clone(), seqs.clone(), rows.cloned());
                     let f = move |cx: &Cx, x: &[Tensor]| {
                         let _layer = in_layer(STACK, layer.index);
@@ -297,7 +297,7 @@ impl TextDecoder {
 }
 
 impl Layer {
-    /// Makes products of packed layers read their packed weights, not the joined plain ones.
+    /// Drops the joined unpacked weights of packed layers, so that their products read the packed weights.
     fn forget_joined_weights(&mut self) {
         let is_packed = |linear: &Linear| linear.widths().is_none();
         self.qkv.take_if(|_| is_packed(&self.q));
@@ -350,7 +350,7 @@ impl Layer {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
 
-    /// The residual after this layer: of the tokens `rows` i32 `[R]`, or of all tokens.
+    /// Computes the residual after this layer, for the tokens `rows` i32 `[R]` or, without `rows`, for all tokens.
     fn forward(
         &self,
         cx: &Cx,
@@ -416,7 +416,8 @@ impl Layer {
         Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref(), known)?))
     }
 
-    /// The MLP, with the outputs of its products kept.
+    /// Computes the MLP and stores the outputs of its matrix products. `of_needed`: `normed` has only the needed
+    /// tokens.
     fn kept_mlp(&self, cx: &Cx, normed: &Tensor, keep: &KeepRows, of_needed: bool) -> Result<Tensor> {
         let (gate, up) = (self.gate.forward(cx, normed)?, self.up.forward(cx, normed)?);
         keep.write(cx, (self.index, LayerProduct::GateUp), &[&gate, &up], of_needed)?;
@@ -425,7 +426,7 @@ impl Layer {
         Ok(down)
     }
 
-    /// How training computes the products of this layer; `None` if it cannot take known outputs.
+    /// Whether training joins the matrix products of this layer; `None` if it cannot reuse stored outputs.
     fn product_layout(&self) -> Option<ProductLayout> {
         let linears = self.linear_layers();
         let are_packed = linears.iter().any(|linear| linear.widths().is_none());
@@ -438,7 +439,7 @@ impl Layer {
         }
     }
 
-    /// Queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation; those that are `known` are not
+    /// Queries `[S, heads, D]`, keys and values `[S, kv_heads, D]`, without rotation. Outputs that are `known` are not
     /// computed.
     fn q_k_v(&self, cx: &Cx, normed: &Tensor, known: impl IntoIterator<Item = Tensor>) -> Result<[Tensor; 3]> {
         let (s, mut known) = (normed.shape()[0], known.into_iter());
@@ -447,8 +448,8 @@ impl Layer {
         Ok([of(&self.q)?.reshape(&heads)?, of(&self.k)?.reshape(&kv_heads)?, of(&self.v)?.reshape(&kv_heads)?])
     }
 
-    /// [`Self::q_k_v`] with queries and keys rotated; `known` are side by side if the weights are joined. Frees
-    /// `normed` and the results before the rotation, unless the tape keeps them.
+    /// [`Self::q_k_v`] with queries and keys rotated. If the weights are joined, `known` is one tensor with q, k and v
+    /// side by side. Frees `normed` and the results before the rotation, unless the tape keeps them.
     fn rotated_q_k_v(&self, cx: &Cx, normed: Tensor, rotary: &RotaryTable, known: Vec<Tensor>) -> Result<[Tensor; 3]> {
         let mut known = known.into_iter();
         let layers = [&self.q, &self.k, &self.v];

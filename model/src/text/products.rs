@@ -1,10 +1,9 @@
-//! The outputs of the decoder's matrix products and attention, which generation can keep for training.
+//! Stores outputs of the decoder's matrix products and attention in generation, for reuse in training.
 //!
-//! Where the bits of a row depend neither on the batch around it nor on whether it is decoded or computed with a whole
-//! sequence (device `cpu`), training computes products that generation has computed before with the same weights.
-//! A pass that fills the KV cache writes their outputs to [`KeptProducts`] as [`KeepRows`] says. Training picks the
-//! rows of its batch ([`KeptProducts::of_batch`]) and computes only what is between the products: norms, rotation and
-//! SwiGLU.
+//! On device `cpu` a row has the same bits in a decode step and in a pass over a whole sequence, in any batch. So
+//! training would compute products again that generation has computed with the same weights. Instead, a pass that fills
+//! the KV cache writes their outputs to [`KeptProducts`], in the rows that [`KeepRows`] names. Training reads the rows
+//! of its batch ([`KeptProducts::of_batch`]) and computes only the norms, the rotation and SwiGLU.
 
 use std::cell::RefCell;
 
@@ -14,27 +13,27 @@ use reel_runtime::{Cx, Tensor, ops};
 
 use crate::error::Result;
 
-/// How training computes the products that have the same input.
+/// How training computes matrix products that have the same input (q, k and v; gate and up).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProductLayout {
-    /// One product for queries, keys and values, and one for gate and up: layers whose weights are trained.
+    /// One product for queries, keys and values, and one for gate and up, in layers whose weights are trained.
     Joined,
-    /// Each alone: layers with adapters, and frozen ones.
+    /// One product for each weight, in layers with adapters and in frozen layers.
     Separate,
 }
 
-/// Products of a layer, or other outputs of it.
+/// The outputs of a decoder layer that are stored: of matrix products and of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LayerProduct {
     /// Queries, keys and values before the rotation.
     Qkv,
-    /// Attention.
+    /// The output of attention.
     Attention,
     /// The log-sum-exp of each query head's scores, f32.
     Lse,
     /// The output projection of attention.
     O,
-    /// Gate and up.
+    /// The outputs of gate and up.
     GateUp,
     /// The output of the MLP.
     Down,
@@ -42,47 +41,50 @@ pub(crate) enum LayerProduct {
 
 const PRODUCTS: usize = 6;
 
-/// Memory for the outputs of all products of the decoder's layers. What the rows stand for is up to its owner.
+/// Memory for the outputs of all matrix products of the decoder's layers. The owner decides which token each row is
+/// for.
 #[derive(Debug)]
 pub struct KeptProducts {
-    /// The outputs of each layer by [`LayerProduct`], `[rows, columns]` each: one, or one for each of several products.
+    /// For each layer and [`LayerProduct`], the outputs `[rows, columns]`: one tensor, or one for each separate
+    /// product.
     layers: Vec<[Vec<Tensor>; PRODUCTS]>,
 }
 
-/// The outputs of the products of a batch, each until the forward pass takes it.
+/// The stored outputs for a training batch. The forward pass takes each of them once.
 #[derive(Debug)]
 pub struct KnownProducts {
     layers: RefCell<Vec<[Vec<Tensor>; PRODUCTS]>>,
 }
 
-/// Where a forward pass keeps the outputs of its products.
+/// Where a forward pass stores the outputs of its matrix products.
 #[derive(Clone, Debug)]
 pub struct KeepRows<'a> {
-    /// The memory.
+    /// The memory that the outputs are written to.
     pub products: &'a KeptProducts,
-    /// The rows of all tokens of the pass.
+    /// The rows of the memory for all tokens of the pass.
     pub tokens: RowPlaces,
-    /// The rows of the tokens whose hidden states are needed, if these are not all: the last layer computes only
-    /// attention of the other ones.
+    /// The rows of the memory for the tokens whose hidden states are needed, if not all are. For the other tokens, the
+    /// last layer computes only attention.
     pub needed: RowPlaces,
 }
 
-/// The rows of [`KeptProducts`] to which rows of an output go.
+/// Assigns rows of an output to the rows of [`KeptProducts`] that store them.
 #[derive(Clone, Debug)]
 pub struct RowPlaces {
-    /// i32 `[m]`: rows of the output; `None`: all in order.
+    /// i32 `[m]`: the rows of the output to store; `None`: all rows in order.
     from: Option<Tensor>,
-    /// i32 `[m]`: where each of them goes, nowhere if negative. No row of the memory occurs twice.
+    /// i32 `[m]`: the row of [`KeptProducts`] for each of these rows; a row with a negative number is not stored. No
+    /// row of [`KeptProducts`] occurs twice.
     to: Tensor,
 }
 
 impl RowPlaces {
-    /// Row i of the output goes to row `to[i]` (i32 `[m]`), or nowhere if that is negative.
+    /// Assigns row i of the output to row `to[i]` (i32 `[m]`); it is not stored if `to[i]` is negative.
     pub fn of_all(to: &Tensor) -> RowPlaces {
         RowPlaces { from: None, to: to.clone() }
     }
 
-    /// The places of pairs (row of the output, row of the memory). A row of the output may occur several times.
+    /// Assigns rows by pairs (row of the output, row of [`KeptProducts`]). A row of the output may occur several times.
     pub fn of_pairs(device: &Device, pairs: &[(usize, usize)]) -> Result<RowPlaces> {
         let column = |of: fn(&(usize, usize)) -> usize| {
             let column: Vec<i32> = pairs.iter().map(|pair| of(pair) as i32).collect();
@@ -93,7 +95,7 @@ impl RowPlaces {
 }
 
 impl KeptProducts {
-    /// Allocates `rows` rows for each product. `dtype` is that of activations.
+    /// Allocates `rows` rows for each matrix product. `dtype` is the dtype of activations.
     ///
     /// # Errors
     /// Out of memory.
@@ -121,8 +123,8 @@ impl KeptProducts {
         self.layers.iter().flatten().flatten()
     }
 
-    /// The outputs of the products of a batch: `tokens` has the row of each token, and `needed` those of the tokens
-    /// whose hidden states are needed, for the last layer. Rows that follow each other are not copied.
+    /// Returns the stored outputs for a training batch. `tokens` has the row of each token, and `needed` the rows of
+    /// the tokens whose hidden states are needed, for the last layer. Consecutive rows are not copied.
     ///
     /// # Errors
     /// Out of memory.
@@ -143,7 +145,7 @@ impl KeptProducts {
 }
 
 impl KnownProducts {
-    /// Returns the outputs of a product, once; then none.
+    /// Takes the outputs of a matrix product. A second call for the same product returns none.
     pub(crate) fn take(&self, layer: usize, product: LayerProduct) -> Vec<Tensor> {
         let mut layers = self.layers.borrow_mut();
         layers.get_mut(layer).map(|outputs| std::mem::take(&mut outputs[product as usize])).unwrap_or_default()
@@ -151,7 +153,8 @@ impl KnownProducts {
 }
 
 impl KeepRows<'_> {
-    /// Keeps the outputs `parts` of a product, of the tokens whose hidden states are needed or of all.
+    /// Stores the outputs `parts` of a matrix product. With `of_needed`, their rows are the tokens whose hidden states
+    /// are needed; otherwise all tokens of the pass.
     pub(crate) fn write(
         &self,
         cx: &Cx,
@@ -183,7 +186,7 @@ impl KeepRows<'_> {
     }
 }
 
-/// The number of columns of each product's outputs, and their dtype; that of activations is `dtype`.
+/// The number of columns and the dtype of each product's outputs; `dtype` is the dtype of activations.
 fn columns(config: &TextConfig, layout: ProductLayout, dtype: DType) -> [Vec<(usize, DType)>; PRODUCTS] {
     let (h, inner, heads) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
     let [q, kv] = [heads, config.num_key_value_heads].map(|heads| heads * config.head_dim);
@@ -209,7 +212,7 @@ fn try_map<T, U: Default, const N: usize>(of: [T; N], mut f: impl FnMut(T) -> Re
 
 /// Some rows of a tensor.
 enum Rows {
-    /// Rows that follow each other: the first one and their number.
+    /// Consecutive rows: the first row and the number of rows.
     Range(usize, usize),
     /// i32 `[m]`
     Listed(Tensor),

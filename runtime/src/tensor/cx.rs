@@ -111,7 +111,7 @@ impl Cx {
         output
     }
 
-    /// [`Cx::record`] for an op with two outputs, each of which may or may not get a gradient
+    /// Records like [`Cx::record`] an op with two outputs, either of which may stay without a gradient
     /// ([`BackwardContext::take_dy_pair`]).
     pub fn record_pair(
         &self,
@@ -123,7 +123,7 @@ impl Cx {
         self.record_all(name, inputs, [a, b], backward).into()
     }
 
-    /// [`Cx::record`] for an op with any number of outputs, each of which may or may not get a gradient
+    /// Records like [`Cx::record`] an op with any number of outputs, each of which may stay without a gradient
     /// ([`BackwardContext::take_dys`]).
     pub fn record_all<const N: usize>(
         &self,
@@ -143,8 +143,8 @@ impl Cx {
     }
 
     /// Returns `y`, the output of the op `op`. With [`Checkpointing::Selective`], backward rules that save y call
-    /// `compute` instead of keeping its memory. `compute` returns the same bits and may hold only tensors that are kept
-    /// in any case.
+    /// `compute` again instead of keeping the memory of y. `compute` returns the same bits and may hold only tensors
+    /// that are kept in any case.
     pub(super) fn computed_again(
         &self,
         op: &'static str,

@@ -15,13 +15,13 @@ pub(super) enum Grad {
     Needed,
     /// Is a trained parameter with this name: its gradient is accumulated in f32.
     Parameter(Arc<str>),
-    /// Is a trained parameter and part `index` of a joined tensor.
+    /// Is a trained parameter: the rows of part `index` of a joined tensor.
     Part { joined: Arc<JoinedParameters>, index: usize },
     /// Consists of the rows of several trained parameters.
     Joined(Arc<JoinedParameters>),
 }
 
-/// Parameters whose rows follow each other in one tensor, so that one matrix product takes all of them.
+/// Parameters whose rows follow each other in one tensor, so that one matrix product uses all of them.
 #[derive(Debug)]
 pub(super) struct JoinedParameters {
     /// The name and the number of rows of each parameter.
@@ -37,7 +37,7 @@ pub struct TensorMeta {
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
     pub(super) grad: Grad,
-    /// The shape without the zeros that the tensor is filled up with, if it is (`padding.rs`).
+    /// The shape without the padding, if the tensor is padded with zeros (`padding.rs`).
     pub(super) unpadded: Option<Vec<usize>>,
 }
 
@@ -87,7 +87,7 @@ impl TensorMeta {
         }
     }
 
-    /// Whether the tensor is a trained parameter, or consists of several.
+    /// Whether the tensor is a trained parameter or consists of several trained parameters.
     pub fn is_trained(&self) -> bool {
         matches!(self.grad, Grad::Parameter(_) | Grad::Part { .. } | Grad::Joined(_))
     }

@@ -1,8 +1,8 @@
 //! A tensor: shape, dtype and a reference-counted slice of a device buffer. Tensors are always row-major and
 //! contiguous.
 //!
-//! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops. `meta` is a tensor without
-//! memory, `saved` what a backward rule keeps of a tensor, `padding` a tensor that is filled up with zeros.
+//! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops. Module `meta` has tensors
+//! without memory, `saved` what a backward rule keeps of a tensor, `padding` tensors that are padded with zeros.
 
 pub mod cx;
 mod meta;
@@ -56,7 +56,7 @@ impl Tensor {
         Tensor(Arc::new(Inner { meta: TensorMeta::new(shape, dtype, grad), buffer, offset, recipe: None }))
     }
 
-    /// This tensor's memory as the tensor `meta`, which has as many bytes.
+    /// Returns a tensor with this tensor's memory and another shape or dtype, `meta`, that needs as many bytes.
     fn with_meta(&self, meta: TensorMeta) -> Tensor {
         debug_assert_eq!(meta.bytes(), self.bytes());
         Tensor(Arc::new(Inner { meta, buffer: self.0.buffer.clone(), offset: self.0.offset, recipe: None }))
@@ -74,8 +74,8 @@ impl Tensor {
         Ok(Tensor::build(shape, dtype, Arc::new(device.alloc(bytes, category)?), 0, Grad::None))
     }
 
-    /// Makes the system provide the tensor's memory now. Without it, a CPU gets each page at the first access. Contents
-    /// do not change, so other threads may use the tensor meanwhile.
+    /// Makes the system provide the tensor's memory now. Without this call, a CPU gets each page at the first access.
+    /// Contents do not change, so other threads may use the tensor meanwhile.
     pub fn populate(&self) {
         self.0.buffer.populate();
     }
@@ -165,8 +165,8 @@ impl Tensor {
         }
     }
 
-    /// The same tensor, of which backward rules save `compute` instead of the memory. `compute` returns the same bits
-    /// and must not hold this tensor's memory.
+    /// Returns this tensor with a recipe: backward rules save the function `compute` instead of the tensor's memory.
+    /// `compute` returns the same bits and must not hold this tensor's memory.
     pub(super) fn with_recipe(&self, compute: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Tensor {
         let Inner { ref meta, ref buffer, offset, .. } = *self.0;
         let recipe = Some(Arc::new(Recipe::new(compute)));
@@ -201,7 +201,7 @@ impl Tensor {
     /// other. Returns the joined tensor and the parameters, all in the same memory. A backward pass may use either.
     ///
     /// # Errors
-    /// The memory belongs to a mapped file; the rows are not those of the tensor.
+    /// The memory belongs to a mapped file; the rows of the parts do not add up to the rows of the tensor.
     pub fn into_joined_parameters<const N: usize>(self, parts: [(&str, usize); N]) -> Result<(Tensor, [Tensor; N])> {
         self.check_trainable(parts.first().map_or("", |(name, _)| name))?;
         let rows: usize = parts.iter().map(|(_, rows)| rows).sum();

@@ -1,4 +1,4 @@
-//! Tensors that are filled up with zeros: rows and columns at the end, so that all rows begin at addresses that a GPU
+//! Tensors that are padded with rows and columns of zeros at the end, so that all rows begin at addresses that a GPU
 //! reads in wide accesses.
 //!
 //! ```text
@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Matrix products, the optimizer and the gradient norm take the whole tensor; files and hashes have the unpadded part.
-//! So the unpadded shape is part of the tensor, and nothing else depends on it.
+//! So the tensor keeps the unpadded shape, and nothing else depends on it.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ use reel_device::{DType, Element};
 use super::{Inner, Tensor, TensorMeta, format_shape, rounded_to_bf16};
 use crate::error::{Result, shape_error};
 
-/// Where the elements of a tensor without its padding lie: in `count` runs of `bytes` bytes, of which each begins
-/// `pitch` bytes after the one before.
+/// Where the elements of a tensor without its padding lie: in `count` runs of `bytes` bytes, each of which begins
+/// `pitch` bytes after the previous run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Runs {
     /// The number of runs.
@@ -36,7 +36,7 @@ impl Runs {
         (0..self.count).flat_map(|i| &padded[i * self.pitch..][..self.bytes]).copied().collect()
     }
 
-    /// The bytes of the tensor, of `len` bytes, that has these runs and zeros.
+    /// Returns the `len` bytes of the tensor: the runs in `unpadded`, with zeros between and after them.
     fn scatter(self, unpadded: &[u8], len: usize) -> Vec<u8> {
         let mut padded = vec![0; len];
         for (i, run) in unpadded.chunks_exact(self.bytes.max(1)).enumerate() {
@@ -47,17 +47,17 @@ impl Runs {
 }
 
 impl TensorMeta {
-    /// The shape without the rows and columns of zeros at the end that only fill up the tensor. Files have this shape.
+    /// The shape without the rows and columns of zeros that pad the tensor at the end. Files have this shape.
     pub fn unpadded_shape(&self) -> &[usize] {
         self.unpadded.as_deref().unwrap_or(&self.shape)
     }
 
-    /// The size in bytes without the zeros that fill up the tensor.
+    /// The size in bytes without the padding.
     pub fn unpadded_bytes(&self) -> usize {
         self.unpadded_shape().iter().product::<usize>() * self.dtype.size()
     }
 
-    /// Where the elements lie that do not only fill up the tensor. Rows that are complete are one run together.
+    /// Where the elements lie that are not padding. If the columns are not padded, all rows are one run.
     pub(crate) fn unpadded_runs(&self) -> Runs {
         match (self.unpadded_shape(), &self.shape[..]) {
             (&[rows, cols], &[_, pitch]) if cols < pitch => {
@@ -67,7 +67,7 @@ impl TensorMeta {
         }
     }
 
-    /// [`TensorMeta::unpadded_shape`] of rows `start .. start + len`, if the tensor is filled up.
+    /// [`TensorMeta::unpadded_shape`] of rows `start .. start + len`; `None` if the tensor is not padded.
     pub(super) fn unpadded_rows(&self, start: usize, len: usize) -> Option<Vec<usize>> {
         let mut shape = self.unpadded.clone()?;
         shape[0] = shape[0].saturating_sub(start).min(len);
@@ -76,11 +76,11 @@ impl TensorMeta {
 }
 
 impl Tensor {
-    /// The same tensor, of which the rows and columns beyond `unpadded` only fill it up. The caller has set them to
-    /// zero, or writes the tensor with [`Tensor::write_unpadded`].
+    /// Returns this tensor with the rows and columns beyond the shape `unpadded` marked as padding. The caller has set
+    /// them to zero, or writes the tensor with [`Tensor::write_unpadded`].
     ///
     /// # Errors
-    /// A shape that is not a part of this tensor's; neither a vector nor a matrix.
+    /// `unpadded` is larger than the shape in some dimension; the tensor is neither a vector nor a matrix.
     pub fn with_unpadded_shape(self, unpadded: &[usize]) -> Result<Tensor> {
         let shape = self.shape();
         if unpadded == shape {
@@ -104,7 +104,7 @@ impl Tensor {
         Tensor(Arc::new(Inner { meta, buffer: buffer.clone(), offset, recipe: recipe.clone() }))
     }
 
-    /// Overwrites the tensor with `data`, which has the unpadded shape, and with zeros where it is filled up.
+    /// Overwrites the tensor with `data`, which has the unpadded shape, and the padding with zeros.
     ///
     /// # Errors
     /// Data of another size, or memory of a mapped file.
@@ -192,7 +192,7 @@ mod tests {
                     let want = if row < rows && col < cols { values[row * cols + col] } else { 0.0 };
                     prop_assert_eq!(*x, want, "row {} column {}", row, col);
                 }
-                // Rows of the tensor are filled up like the tensor.
+                // A range of the tensor's rows is padded like the tensor.
                 let first = first.min(all[0]);
                 let some = t.rows(first, all[0] - first).unwrap();
                 let left = &values[(first * cols).min(values.len())..];

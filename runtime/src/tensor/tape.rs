@@ -88,7 +88,7 @@ impl Tape {
             if dys.iter().all(Option::is_none) {
                 continue;
             }
-            // The ops that gradient checkpointing computes again name themselves.
+            // The ops that gradient checkpointing computes again set their own names.
             let op = if node.name == RECOMPUTE { "" } else { node.name };
             let _origin = with_origin(LaunchOrigin { op, is_backward: !op.is_empty(), layer: node.layer });
             let mut bw = BackwardContext { device: &device, dys, by_id: &mut by_id, grads, sums: &mut sums };
@@ -111,7 +111,7 @@ impl LeafGrads {
     }
 }
 
-/// The argument of a backward rule: it has the gradients of the op's outputs and collects those of its inputs.
+/// The argument of a backward rule: it has the gradients of the op's outputs and collects the gradients of its inputs.
 pub struct BackwardContext<'a> {
     device: &'a Device,
     dys: Vec<Option<Tensor>>,
@@ -124,12 +124,13 @@ pub struct BackwardContext<'a> {
 #[derive(Default)]
 struct PendingColumnSums {
     layer: Option<LayerOrigin>,
-    /// Matrices `[rows, cols]` of one shape[0] and dtype, the sums `[cols]`, and whether to add to what these hold.
+    /// For each matrix: the matrix `[rows, cols]`, its sum `[cols]`, and whether to add to the old contents of the sum.
+    /// All matrices have the same number of rows and the same dtype.
     matrices: Vec<(Tensor, Tensor, bool)>,
 }
 
 impl PendingColumnSums {
-    /// Adds a matrix. Launches the earlier ones if this one cannot be in the same launch.
+    /// Adds a matrix. If it cannot be in the same launch as the earlier matrices, launches them first.
     fn push(&mut self, device: &Device, x: Tensor, sum: Tensor, accumulate: bool) -> Result<()> {
         let shares_launch = self.matrices.iter().all(|(other, other_sum, _)| {
             other.shape()[0] == x.shape()[0] && other.dtype() == x.dtype() && other_sum.addr() != sum.addr()
@@ -199,9 +200,9 @@ impl BackwardContext<'_> {
         std::mem::take(&mut self.dys)
     }
 
-    /// The memory to which a matrix product writes a gradient of `x`, and whether it must add to what it holds: the
-    /// gradient that x has so far, or new memory. The rule gives the sum to [`BackwardContext::add`] afterwards. This
-    /// saves the launch that would add the product to the earlier gradient, and its rounding.
+    /// The memory to which a matrix product writes a gradient of `x`, and whether the product must add to the contents.
+    /// The memory holds the gradient that x has so far, or is new. The rule gives the sum to [`BackwardContext::add`]
+    /// afterwards. This saves the launch that would add the product to the earlier gradient, and its rounding.
     pub fn grad_to_write(&mut self, x: &TensorMeta) -> Result<(Tensor, bool)> {
         match self.by_id.remove(&x.id()) {
             Some(sum) if !sum.is_shared() => return Ok((sum, true)),
@@ -247,7 +248,7 @@ impl BackwardContext<'_> {
     }
 
     /// [`BackwardContext::parameter_grad`] for launches that write every element of the buffer, together with whether
-    /// they must add to what it holds. The first gradient of a step need not be added to zeros.
+    /// they must add to its contents. The first gradient of a step replaces them, so they need not be set to zero.
     pub fn parameter_grad_to_write(&mut self, x: &TensorMeta) -> Result<Option<(Tensor, bool)>> {
         if !x.is_trained() {
             return Ok(None);
@@ -256,8 +257,8 @@ impl BackwardContext<'_> {
         Ok(Some((sum, !is_first)))
     }
 
-    /// [`BackwardContext::parameter_grad_to_write`] for launches over `rows` rows. If there are none, they write
-    /// nothing, so the buffer gets zeros.
+    /// [`BackwardContext::parameter_grad_to_write`] for launches over `rows` rows. Launches over 0 rows write nothing,
+    /// so this function then sets the buffer to zero in its first use.
     pub fn parameter_grad_over_rows(&mut self, x: &TensorMeta, rows: usize) -> Result<Option<(Tensor, bool)>> {
         match rows {
             0 => Ok(self.parameter_grad(x)?.map(|sum| (sum, true))),
@@ -266,7 +267,7 @@ impl BackwardContext<'_> {
     }
 
     /// Adds the column sums of x `[rows, cols]` to the gradient of parameter `bias` `[cols]`, if it is trained. One
-    /// launch, after the rules of the layer, does so for several biases. x must not change until then.
+    /// launch after the backward rules of the layer computes the sums of several biases; x must not change before it.
     ///
     /// # Errors
     /// More columns than a kernel supports; a device error.
@@ -290,11 +291,11 @@ fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
 }
 
 /// Gradients of parameters by name, in f32. The buffers stay allocated between steps. Joined parameters share one
-/// buffer, of which the gradient of each is some rows.
+/// buffer: the gradient of each parameter is a range of the buffer's rows.
 #[derive(Debug, Default)]
 pub struct Grads {
     buffers: BTreeMap<Arc<str>, Tensor>,
-    /// The buffers of joined parameters, by the name of the first.
+    /// The buffers of joined parameters, keyed by the name of the first parameter of each.
     joined: BTreeMap<Arc<str>, Tensor>,
     /// The parameters that got a gradient since the last [`Grads::clear`].
     reached: BTreeSet<Arc<str>>,
@@ -343,8 +344,8 @@ impl Grads {
         Ok(sum)
     }
 
-    /// The buffer of the parameter's gradient, and whether this is the first use of it in this step. Then it holds
-    /// the gradient of an earlier step.
+    /// The buffer of the parameter's gradient, and whether this is its first use in this step. Before its first use the
+    /// buffer holds the gradient of an earlier step.
     fn buffer(&mut self, device: &Device, parameter: &TensorMeta) -> Result<(Tensor, bool)> {
         let f32_like = |shape: &[usize]| Tensor::empty(device, shape, DType::F32, MemoryCategory::Gradients);
         if let Grad::Part { joined, .. } | Grad::Joined(joined) = &parameter.grad {
@@ -356,7 +357,7 @@ impl Grads {
             (Grad::Joined(_), [first, ..]) => {
                 let whole = self.joined[first].clone();
                 let all = is_first.iter().all(|first| *first);
-                // Some of the parameters may have been used alone before.
+                // If some of the parameters have had a gradient in this step, the others must start at zero.
                 for (name, _) in names.iter().zip(is_first).filter(|(_, is_first)| *is_first && !all) {
                     fill_zero(&self.buffers[name])?;
                 }

@@ -141,7 +141,7 @@ fn large_downloads_wait_for_what_was_enqueued_before() {
     buffer.upload(0, &want).unwrap();
     let mut back = vec![0; bytes];
     for (at, seed) in [(0, 1), (MULTI_STREAM_BYTES - 5, 2), (bytes - 100_000, 3)] {
-        // Small uploads run on the device's stream, large downloads on others.
+        // Small uploads run on the device's stream, large downloads on other streams.
         let piece = vec![seed; 100_000];
         buffer.upload(at, &piece).unwrap();
         want[at..at + piece.len()].copy_from_slice(&piece);
@@ -191,8 +191,8 @@ proptest! {
     }
 }
 
-/// On compute capability 9.0 a product of bf16 operands whose rows are multiples of 16 bytes does not need cuBLASLt, also
-/// in a captured graph. All others do.
+/// On compute capability 9.0 a product of bf16 operands whose rows are multiples of 16 bytes does not need cuBLASLt,
+/// also in a captured graph. All other products do.
 #[test]
 fn own_products_compute_what_tensor_copies_can_read() {
     let Some(()) = compile::skip_without_nvrtc() else { return };

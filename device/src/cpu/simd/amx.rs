@@ -28,8 +28,8 @@ pub(super) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     }
 }
 
-/// Whether this process may use AMX with bf16; else why not. The first call asks the system for permission, which
-/// then holds for the whole process.
+/// Returns `Ok` if this process may use AMX with bf16, else the reason why not. The first call asks the system for
+/// permission, which then holds for the whole process.
 pub(super) fn support() -> Result<(), &'static str> {
     static SUPPORT: OnceLock<Result<(), &'static str>> = OnceLock::new();
     *SUPPORT.get_or_init(|| {
@@ -92,8 +92,8 @@ impl TileShape {
         rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
     };
 
-    /// The shape for products of `rows` rows, 1 to 32: tiles 4 and 5 hold up to 16 of them each, tiles 0 and 1 the sums
-    /// of tile 4, tiles 2 and 3 those of tile 5. A tile that would have none has one row.
+    /// The tile shapes for products of `rows` rows, 1 to 32. Tile 4 holds the first 16 rows and tile 5 the others;
+    /// tiles 0 and 1 hold the sums of tile 4, tiles 2 and 3 those of tile 5. A tile without rows is given one row.
     pub fn with_rows(rows: usize) -> TileShape {
         let mut shape = Self::FULL;
         let (first, second) = (rows.clamp(1, 16) as u8, rows.clamp(17, 32) as u8 - 16);
@@ -104,8 +104,8 @@ impl TileShape {
 
 static FULL_TILES: TileShape = TileShape::FULL;
 
-/// The eight tiles of this thread, configured while the value lives. Dropping it releases them, so that the system need
-/// not save them and no later code of the thread finds them in use.
+/// The eight tiles of this thread, configured while this value lives. Dropping the value releases the tiles, so that
+/// the system need not save them and later code of the thread does not find them in use.
 pub struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
@@ -119,10 +119,10 @@ impl Tiles {
         unsafe { Self::configure_as(&FULL_TILES) }
     }
 
-    /// Configures the tiles of this thread to these shapes.
+    /// Configures the tiles of this thread to the shapes in `shape`.
     ///
     /// # Safety
-    /// Those of [`Tiles::configure`].
+    /// The conditions of [`Tiles::configure`] hold.
     pub unsafe fn configure_as(shape: &TileShape) -> Tiles {
         // SAFETY: the process may use AMX; the operand is a valid configuration of 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const *shape, options(nostack, preserves_flags)) };

@@ -1,8 +1,8 @@
 //! Instruction sets: which ones this machine has, and which one device `cpu` uses.
 //!
-//! The choice is made once per process and holds for every product of it, because two instruction sets add up a sum in
-//! different orders: a choice by the number of rows would give a row other bits in a large batch than in a small one.
-//! Within `amx-f32`, k decides between tiles and multiply-adds; a row has the same k in every batch.
+//! The choice is made once per process and holds for all of its matrix products, because two instruction sets add up a
+//! sum in different orders. A choice by the number of rows would give a row different bits in a large and in a small
+//! batch. Within `amx-f32`, k decides between tiles and multiply-adds; a row has the same k in every batch.
 //!
 //! | machine | default |
 //! |---|---|
@@ -11,8 +11,8 @@
 //! | AVX-512 with bf16 dot products, on other processors | `avx512-bf16` |
 //! | AVX-512 without them; AVX2 with FMA; neither | `avx512`; `avx2`; `plain` |
 //!
-//! The source of the table are rates of single instructions from registers, in GFLOP/s of one thread, measured in
-//! November 2026 on one machine of each kind:
+//! The table is based on rates of single instructions on registers, in GFLOP/s of one thread, measured in November 2026
+//! on one machine of each kind:
 //!
 //! | processor | f32 multiply-adds | bf16 dot products | AMX |
 //! |---|---|---|---|
@@ -24,8 +24,8 @@
 
 use std::sync::OnceLock;
 
-/// Instruction sets for which the code of device `cpu` is compiled. Two instruction sets may add up a sum in
-/// different orders; one always uses the same order.
+/// Instruction sets for which the code of device `cpu` is compiled. Two instruction sets may add up a sum in different
+/// orders; each of them always uses the same order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// The compilation target's baseline instruction set.
@@ -38,13 +38,14 @@ pub enum Isa {
     Avx512Bf16,
     /// [`Isa::Avx512Bf16`], and the tiles of AMX for products of two bf16 matrices.
     Amx,
-    /// [`Isa::Amx`], and the tiles for products with f32 matrices as well, which are split into bf16 parts, if k is at
-    /// least 512.
+    /// [`Isa::Amx`], and the tiles also for products with f32 matrices if k is at least 512. The f32 values are split
+    /// into bf16 parts.
     AmxF32,
 }
 
 impl Isa {
-    /// All instruction sets, from the least to the best. A machine that has one of them has all before it.
+    /// All instruction sets, from the least to the best. A machine that has an instruction set has all earlier ones,
+    /// too.
     pub const ALL: [Isa; 6] = [Isa::Plain, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx, Isa::AmxF32];
 
     /// The name in [`ISA_VARIABLE`], `run.json` and `reel doctor`.
@@ -59,7 +60,7 @@ impl Isa {
         }
     }
 
-    /// What computes products of two bf16 matrices, in words.
+    /// The instructions that compute products of two bf16 matrices, in words.
     pub fn bf16_unit(self) -> &'static str {
         match self {
             Isa::Plain | Isa::Avx2 | Isa::Avx512 => "f32 multiply-adds of widened bf16",
@@ -73,8 +74,8 @@ impl Isa {
 pub const ISA_VARIABLE: &str = "REEL_CPU";
 
 /// The instruction set that device `cpu` uses: the one that [`ISA_VARIABLE`] names, else the default of this machine.
-/// It is chosen once per process. A program calls [`requested_isa`] at its start and refuses a wrong value; here a
-/// wrong value has no effect.
+/// It is chosen once per process. A program calls [`requested_isa`] at its start and refuses a wrong value; this
+/// function ignores a wrong value.
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(|| requested_isa().ok().flatten().unwrap_or_else(|| default_isa().isa))
@@ -86,12 +87,12 @@ pub fn best_isa() -> Isa {
     *BEST.get_or_init(detect)
 }
 
-/// The instruction set of a machine for which [`ISA_VARIABLE`] names none, and why it is this one.
+/// The instruction set of a machine for which [`ISA_VARIABLE`] names none, and the reason for this choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultIsa {
     /// The instruction set.
     pub isa: Isa,
-    /// Why it is this one, as a clause without a full stop.
+    /// The reason for this choice, as a clause without a full stop.
     pub reason: String,
 }
 
@@ -124,8 +125,8 @@ const SLOW_DOT_PRODUCTS: [SlowDotProduct; 3] = [
     SlowDotProduct { family: 6, models: &[0xad, 0xae], name: "Granite Rapids" },
 ];
 
-/// Chooses by the table above. `no_amx` says why AMX cannot be used, if so; `intel` is the family and the model of an
-/// Intel processor.
+/// Chooses by the table of the module's documentation. `no_amx` is the reason why AMX cannot be used, `None` if it can;
+/// `intel` is the family and the model of an Intel processor.
 fn choose(best: Isa, no_amx: Option<&str>, intel: Option<(u32, u32)>) -> DefaultIsa {
     let no_amx = no_amx.filter(|_| best >= Isa::Avx512).map_or(String::new(), |why| format!("; no AMX: {why}"));
     let slow = SLOW_DOT_PRODUCTS
@@ -166,7 +167,8 @@ fn parse_isa(name: &str, best: Isa) -> Result<Option<Isa>, String> {
     }
 }
 
-/// Whether this process may use AMX with bf16; else why not. The first call asks the system for permission.
+/// Returns `Ok` if this process may use AMX with bf16, else the reason why not. The first call asks the system for
+/// permission.
 #[cfg(target_arch = "x86_64")]
 fn amx_support() -> Result<(), &'static str> {
     #[cfg(all(feature = "emulate-amx", target_os = "linux"))]
@@ -223,8 +225,8 @@ pub fn is_intel() -> bool {
     *INTEL.get_or_init(|| intel_family_and_model().is_some())
 }
 
-/// Decodes EAX of CPUID leaf 1. Families 6 and 15 have the upper four bits of the model elsewhere; family 15 is
-/// extended.
+/// Decodes family and model from EAX of CPUID leaf 1. Families 6 and 15 have four more bits of the model in a second
+/// field, and family 15 more bits of the family.
 fn family_and_model(eax: u32) -> (u32, u32) {
     let (family, model) = (eax >> 8 & 15, eax >> 4 & 15);
     let upper = eax >> 16 & 15;
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn default_follows_the_table() {
-        // Processor, its best instruction set, the default one.
+        // Each case has the processor's family and model, its best instruction set, and the expected default.
         let zen4 = None;
         for (intel, best, default) in [
             (zen4, Isa::Avx512Bf16, Isa::Avx512Bf16),

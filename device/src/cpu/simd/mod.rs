@@ -1,5 +1,6 @@
 //! Code for the instruction sets of a processor: [`isa()`] is the one in use, chosen at run time or named by
-//! `REEL_CPU`; [`simd_fn!`](crate::simd_fn) compiles a function once for each. `amx` gives access to tiles.
+//! `REEL_CPU`; [`simd_fn!`](crate::simd_fn) compiles a function once for each instruction set. `amx` gives access to
+//! the tiles of AMX.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -59,7 +60,8 @@ pub const LANES: usize = 16;
 /// Adds 16 lanes, always in the same tree order.
 #[inline(always)]
 pub fn sum_lanes(lanes: [f32; LANES]) -> f32 {
-    // Arrays of constant length become vectors; a loop over the lengths would stay scalar code with branches.
+    // Arrays of constant length compile to vector code; a loop over the lengths would compile to scalar code with
+    // branches.
     fold_once::<2>(fold_once::<4>(fold_once::<8>(fold_once::<16>(lanes))))[0]
 }
 
@@ -96,8 +98,8 @@ pub fn exp(x: f32) -> f32 {
     p = p.mul_add_fast(r, 1.666_666_5e-1);
     p = p.mul_add_fast(r, 5e-1);
     let y = p.mul_add_fast(r * r, r) + 1.0;
-    // Adding n to the exponent multiplies by 2^n. Between the bounds below the product is a normal number, also where n
-    // is 128: y is then less than 1. Beyond them y is meaningless.
+    // Adding n to the exponent multiplies y by 2^n. For x between the bounds below the result is a normal number, even
+    // for n = 128, where y is less than 1. For other x the result is meaningless.
     let y = f32::from_bits(y.to_bits().wrapping_add(shifted.to_bits() << 23));
     let y = if x < -87.336_54 { 0.0 } else { y };
     let y = if x > 88.722_83 { f32::INFINITY } else { y };

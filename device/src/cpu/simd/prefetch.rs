@@ -1,24 +1,25 @@
 //! Prefetches of memory that a loop reads or writes soon. A processor's own prefetches begin only after some misses,
-//! and stop at the end of each row or page; a store to a line that is not in the cache has to read it first.
+//! and stop at the end of each row or page; a store to a cache line that is not in the cache reads the line first.
 #![allow(unsafe_code)]
 
 use crate::launch::view::OutputArray;
 
-/// Distance in bytes of prefetches into the second-level cache, which has more requests for memory under way than the
-/// first: on Intel some 48 instead of 16 (Golden Cove).
+/// Bytes from the data that a loop reads to its prefetches into the second-level cache. This cache has more memory
+/// requests in flight than the first-level cache: on Intel (Golden Cove) some 48 instead of 16.
 const FAR: usize = 4096;
-/// Distance in bytes of prefetches into the first-level cache.
+/// Bytes from the data that a loop accesses to its prefetches into the first-level cache.
 const NEAR: usize = 1024;
-/// Rows from the one that is computed to the one that is prefetched.
+/// Number of rows by which prefetches are ahead of the computation.
 const ROWS_AHEAD: usize = 2;
-/// Bytes of a row that are prefetched at most; the processor finds the rest itself.
+/// Maximum number of bytes of a row that are prefetched; the processor's own prefetches cover the rest.
 const ROW_BYTES: usize = 4096;
-/// Arrays of at most this many bytes are in the caches already, mostly.
+/// Arrays of at most this many bytes are not prefetched row by row, because they are mostly in the caches already.
 const SMALL: usize = 32 << 10;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// Prefetches lines behind `at`, which a loop reads; they may lie behind the end of the array.
+/// Prefetches two cache lines that lie ahead of `at` in an array that a loop reads. They may lie behind the end of the
+/// array.
 #[inline(always)]
 pub fn read_ahead<T>(at: &T) {
     let at = std::ptr::from_ref(at).cast::<u8>();
@@ -26,19 +27,20 @@ pub fn read_ahead<T>(at: &T) {
     read(at.wrapping_add(NEAR));
 }
 
-/// Prefetches a line behind `at`, which a loop writes; it may lie behind the end of the array.
+/// Prefetches a cache line that lies ahead of `at` in an array that a loop writes. The line may lie behind the end of
+/// the array.
 #[inline(always)]
 pub fn write_ahead<T>(at: &mut T) {
     write(std::ptr::from_mut(at).cast::<u8>().wrapping_add(NEAR));
 }
 
-/// Prefetches row `row + 2` of an array with `cols` elements in a row, of which a loop reads row `row`.
+/// Prefetches row `row + 2` of an array with `cols` elements in a row, while a loop reads row `row`.
 #[inline(always)]
 pub fn read_row_ahead<T>(x: &[T], row: usize, cols: usize) {
     read_part_ahead(x, row, cols, cols);
 }
 
-/// [`read_row_ahead`] with rows that begin `stride` elements apart.
+/// Prefetches like [`read_row_ahead`], for rows of `cols` elements that begin `stride` elements apart.
 #[inline(always)]
 pub fn read_part_ahead<T>(x: &[T], row: usize, stride: usize, cols: usize) {
     let start = (row + ROWS_AHEAD) * stride;
@@ -49,13 +51,13 @@ pub fn read_part_ahead<T>(x: &[T], row: usize, stride: usize, cols: usize) {
     }
 }
 
-/// Prefetches row `row + 2` of an array with `cols` elements in a row, of which a loop writes row `row`.
+/// Prefetches row `row + 2` of an array with `cols` elements in a row, while a loop writes row `row`.
 #[inline(always)]
 pub fn write_row_ahead<T>(y: &OutputArray<T>, row: usize, cols: usize) {
     write_part_ahead(y, row, cols, cols);
 }
 
-/// [`write_row_ahead`] with rows that begin `stride` elements apart.
+/// Prefetches like [`write_row_ahead`], for rows of `cols` elements that begin `stride` elements apart.
 #[inline(always)]
 pub fn write_part_ahead<T>(y: &OutputArray<T>, row: usize, stride: usize, cols: usize) {
     let start = (row + ROWS_AHEAD) * stride;
@@ -64,13 +66,13 @@ pub fn write_part_ahead<T>(y: &OutputArray<T>, row: usize, stride: usize, cols: 
     }
 }
 
-/// Prefetches `bytes` bytes from `at` on, which may be any address, for writing.
+/// Prefetches `bytes` bytes for writing, from address `at` on. The address need not be valid.
 #[inline(always)]
 pub fn write_lines(at: *const u8, bytes: usize) {
     lines(at, bytes, write);
 }
 
-/// Calls `prefetch` for each line of `bytes` bytes from `at` on.
+/// Calls `prefetch` for each cache line of the `bytes` bytes from `at` on.
 #[inline(always)]
 fn lines(at: *const u8, bytes: usize, prefetch: impl Fn(*const u8)) {
     let offset = at.addr() % LINE;
@@ -79,7 +81,7 @@ fn lines(at: *const u8, bytes: usize, prefetch: impl Fn(*const u8)) {
     }
 }
 
-/// Loads the line at `at`, which may be any address.
+/// Loads the cache line at `at` into the caches. The address need not be valid.
 #[inline(always)]
 fn read(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -88,7 +90,7 @@ fn read(at: *const u8) {
     let _ = at;
 }
 
-/// Loads the line at `at`, which may be any address, into the second-level cache.
+/// Loads the cache line at `at` into the second-level cache. The address need not be valid.
 #[inline(always)]
 pub fn read_later(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -104,7 +106,8 @@ fn load<const HINT: i32>(at: *const u8) {
     unsafe { std::arch::x86_64::_mm_prefetch::<HINT>(at.cast()) };
 }
 
-/// Loads the line at `at`, which may be any address, as the only copy of all cores, so that a store need not wait.
+/// Loads the cache line at `at` for writing: no other core keeps a copy, so a store need not wait. The address need not
+/// be valid.
 #[inline(always)]
 fn write(at: *const u8) {
     #[cfg(target_arch = "x86_64")]

@@ -1,22 +1,23 @@
-//! Addresses of rows that a loop reads side by side, without arithmetic in the loop.
+//! Addresses of rows that a loop reads side by side, without address arithmetic in the loop.
 //!
-//! On x86-64 an address may be a register plus a register times 1, 2, 4 or 8. So the address of the first row and
-//! seven distances reach twelve rows of 32-bit words. If the compiler knew the distances as multiples of one number, it
-//! would add up to a dozen registers in each step of the loop, on ports that multiply-adds need: with AVX-512 on Intel
-//! most f32 products took 9 to 17 % longer (benches/results/intel-xeon/2026-11-26-row-steps.json).
+//! On x86-64 an address may be a register plus a register times 1, 2, 4 or 8. So the address of the first row and seven
+//! distances reach twelve rows of 32-bit words. If the compiler knew the distances as multiples of one number, it would
+//! change up to a dozen address registers in each step of the loop, on execution ports that multiply-adds need: with
+//! AVX-512 on Intel most f32 products took 9 to 17 % longer (benches/results/intel-xeon/2026-11-26-row-steps.json).
 
 /// The distances of up to 12 rows of 32-bit words from the first one, in words.
 #[derive(Clone, Copy)]
 pub struct RowSteps([usize; 7]);
 
 impl RowSteps {
-    /// Rows that are `stride` words apart.
+    /// Makes the distances of rows that begin `stride` words apart.
     #[inline(always)]
     pub fn new(stride: usize) -> RowSteps {
         RowSteps([1, 3, 4, 5, 7, 9, 11].map(|rows: usize| hide(rows.wrapping_mul(stride))))
     }
 
-    /// Words from row 0 to row `i`, which is below 12; a constant, once the caller's loop over the rows is unrolled.
+    /// Number of words from row 0 to row `i`, which is below 12. `i` is a constant once the caller's loop over the rows
+    /// is unrolled.
     #[inline(always)]
     pub fn row(&self, i: usize) -> usize {
         let [one, three, four, five, seven, nine, eleven] = self.0;
@@ -38,7 +39,7 @@ impl RowSteps {
     }
 }
 
-/// Returns `x`, of which the compiler then knows nothing.
+/// Returns `x` and hides its origin, so that the compiler assumes nothing about the value.
 #[inline(always)]
 #[allow(unsafe_code)]
 fn hide(mut x: usize) -> usize {
@@ -50,7 +51,7 @@ fn hide(mut x: usize) -> usize {
     x
 }
 
-/// Returns `at`, of which the compiler then knows nothing: it computes the addresses of rows from this one, and keeps
+/// Returns `at` and hides its origin from the compiler, which then computes the addresses of rows from `at` and keeps
 /// none of them from one step of a loop to the next.
 #[inline(always)]
 #[allow(unsafe_code)]

@@ -74,8 +74,8 @@ impl Driver for FakeDriver {
         let mut s = self.0.state_unless_capturing("mapping")?;
         let end = at + bytes as u64;
         let within = s.reserved.range(..=at).next_back().filter(|(r, b)| end <= *r + **b as u64);
-        // A GPU's reservations begin at multiples of the granularity; the simulator's begin where it has room. So the
-        // offset within the reservation is checked.
+        // On a GPU, reservations begin at multiples of the granularity; in the simulator they begin where it has room.
+        // So the offset within the reservation is checked.
         let inside = within.is_some_and(|(r, _)| (at - r).is_multiple_of(GRANULARITY as u64));
         let taken = s.backed.range(..end).next_back().is_some_and(|(b, (len, _))| b + *len as u64 > at);
         let even = bytes.is_multiple_of(GRANULARITY) && bytes > 0;
@@ -348,7 +348,7 @@ impl Driver for FakeDriver {
         Ok(self.0.resident_blocks(&known.kernel, threads, shared))
     }
 
-    // cuTensorMapEncodeTiled, with its rules. The returned bytes have the simulator's own format.
+    // cuTensorMapEncodeTiled: the map must obey the manual's rules. The returned bytes have the simulator's own format.
     fn encode(&self, map: &TensorMap) -> Result<[u8; 128], CudaError> {
         map.encode().map_err(|e| failed("encoding a tensor map", &format!("CUDA_ERROR_INVALID_VALUE ({e})")))
     }

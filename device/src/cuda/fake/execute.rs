@@ -87,7 +87,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Runs a kernel, together with the next launch of its stream if that may begin before this one has ended
+    /// Runs a kernel, together with the next launch of its stream if that launch may begin before the kernel has ended
     /// (programmatic dependent launch). The simulator runs at most two launches together: the third launch of a chain
     /// begins when the second has ended.
     pub(super) fn run_kernel(&self, state: &mut State, stream: usize, launch: &EnqueuedLaunch) -> Result<(), String> {

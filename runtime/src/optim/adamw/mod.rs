@@ -99,8 +99,8 @@ impl AdamW {
     /// weight's index.
     ///
     /// # Errors
-    /// The device is out of memory; a tensor is not a parameter; moments are 8-bit and the columns of a parameter are
-    /// filled up, because then blocks of codes would not be those of the unpadded weights, which files have.
+    /// The device is out of memory; a tensor is not a parameter; moments are 8-bit and a parameter has padded columns,
+    /// because its blocks of codes would then differ from those of the unpadded weights in files.
     pub fn new(parameters: &[Tensor], moments: MomentFormat, seed: u64) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
@@ -149,7 +149,7 @@ impl AdamW {
         self.parameters.iter_mut().for_each(|(name, (_, state))| state.steps = steps(name));
     }
 
-    /// Writes the addresses of this step's gradients to their table, and returns the number of their elements.
+    /// Writes the addresses of this step's gradients to their table. Returns the number of all gradient elements.
     ///
     /// # Errors
     /// A gradient of a tensor that is not among the optimizer's parameters.
@@ -201,7 +201,7 @@ impl AdamW {
         self.set_gradients(grads)?;
         let Some(tables) = &self.tables else { return Ok(()) };
         let mut steps = Vec::with_capacity(self.parameters.len());
-        // The numbers of f32 and of bf16 weights that change.
+        // The numbers of f32 and of bf16 weights that this step changes.
         let mut weights = [(DType::F32, 0), (DType::BF16, 0)];
         for (index, (name, (p, state))) in (0u64..).zip(&mut self.parameters) {
             if grads.get(name).is_none() {
@@ -242,8 +242,8 @@ impl AdamW {
 }
 
 impl AdamW {
-    /// A 64-bit hash of the bits of each parameter, by name, in the order of the names, without the zeros that fill it
-    /// up. It is computed on the device, so weights are not downloaded.
+    /// A 64-bit hash of the bits of each parameter, by name, in the order of the names, without its padding. The hashes
+    /// are computed on the device, so weights are not downloaded.
     ///
     /// # Errors
     /// The device is out of memory, or a launch fails.

@@ -1,6 +1,6 @@
-//! The tables in device memory by which one launch works on all parameters: their addresses and lengths, the chunks
-//! into which they are cut, and the values that change from step to step. They are made once; a step writes only the
-//! scalars, and the addresses of the gradients if those have changed.
+//! The tables in device memory by which one launch works on all parameters: the addresses and lengths of the
+//! parameters, the chunks into which they are cut, and the values that change from step to step. The tables are made
+//! once; a step writes only the scalars, and the addresses of the gradients if they have changed.
 
 use reel_device::launch::{AddressTable, ArrayEntry, Chunk, Params, chunks};
 use reel_device::{Addr, DType, Device, MemoryCategory};
@@ -11,14 +11,14 @@ use super::ParameterState;
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 
-/// All tables of an optimizer's parameters, in the order of their names.
+/// All tables of an optimizer's parameters, whose entries are in the order of the parameters' names.
 #[derive(Debug)]
 pub(super) struct ParameterTables {
     /// The weights and the optimizer state of each parameter.
     pub parameters: DeviceTable,
-    /// The weights of each parameter, as bytes: one range, or one for each row if its columns are filled up.
+    /// The weights of each parameter as ranges of bytes: one range, or one for each row if the columns are padded.
     pub weights: DeviceTable,
-    /// The gradient of each parameter in the current step; null if it has none.
+    /// The gradient of each parameter in the current step; null if the parameter has none.
     pub gradients: DeviceTable,
     /// The scalars of the current step for each parameter.
     pub steps: Tensor,
@@ -31,7 +31,7 @@ pub(super) struct ParameterTables {
 }
 
 impl ParameterTables {
-    /// The tables of `parameters`, which have no gradients yet.
+    /// Makes the tables of `parameters`, which have no gradients yet.
     pub fn new<'a>(
         device: &Device,
         parameters: impl Iterator<Item = &'a (Tensor, ParameterState)> + Clone,
@@ -67,10 +67,10 @@ impl ParameterTables {
     }
 }
 
-/// The ranges of bytes whose hashes add up to that of a parameter without the zeros that fill it up.
+/// The ranges of bytes whose hashes add up to the hash of a parameter without its padding.
 ///
 /// # Errors
-/// Filled-up rows whose sizes are no multiples of a word of the hash.
+/// The parameter has padded rows whose size is not a multiple of the hash's words of 8 bytes.
 fn hashed_ranges(p: &Tensor) -> Result<impl Iterator<Item = ByteRange>> {
     let (runs, start) = (p.unpadded_runs(), p.addr());
     if runs.count > 1 && !runs.bytes.is_multiple_of(8) {
@@ -97,7 +97,7 @@ impl DeviceTable {
         Ok(DeviceTable { memory: upload(device, entries)?, contents: AddressTable::new(entries) })
     }
 
-    /// Replaces all entries. Copies them to the device if they differ from those before.
+    /// Replaces all entries. Copies them to the device if they differ from the previous entries.
     pub fn replace<E: Params>(&mut self, entries: &[E]) -> Result<()> {
         let contents = AddressTable::new(entries);
         if contents.bytes() != self.contents.bytes() {
@@ -112,7 +112,7 @@ impl DeviceTable {
         self.memory.addr()
     }
 
-    /// The contents of the table, which a launch that reads it lists.
+    /// The contents of the table. A launch that reads the table lists these contents.
     pub fn contents(&self) -> AddressTable {
         self.contents.clone()
     }

@@ -92,8 +92,8 @@ proptest! {
         let device = Device::cpu(2);
         for dtype in [DType::F32, DType::BF16] {
             let (want, _) = run(&device, dtype, MomentFormat::F32, 0, n, 6);
-            // Limits in learning rates. Reading a weight as bf16 rounds it by up to 2^-9, here at most 0.2 learning
-            // rates. 8-bit codes are coarse for moments far below the largest moment of their block.
+            // Limits of the distance, in learning rates. Reading a weight as bf16 rounds it by up to 2^-9, here at most
+            // 0.2 learning rates. 8-bit codes are coarse for moments far below the largest moment of their block.
             for (moments, limit) in [(MomentFormat::Bf16, 0.3), (MomentFormat::Int8, 1.0)] {
                 let (got, _) = run(&device, dtype, moments, seed, n, 6);
                 let off = distance_in_learning_rates(&got, &want);
@@ -146,7 +146,7 @@ fn optimizer_memory_matches_the_documented_bytes() {
             let p = Tensor::empty(&device, &[10, 100], dtype, MemoryCategory::Weights).unwrap();
             let before = device.memory().current;
             let optimizer = AdamW::new(&[p.into_parameter("p").unwrap()], moments, 0).unwrap();
-            // Four tables with one entry each, and three lists of one chunk.
+            // The optimizer has four tables with one entry each, and three lists of one chunk.
             let tables = size_of::<kernel::ParameterEntry>()
                 + size_of::<ArrayEntry>()
                 + size_of::<fingerprint::ByteRange>()
@@ -195,7 +195,7 @@ fn a_parameter_without_a_gradient_does_not_change() {
             assert!(of_b(&first).iter().flatten().all(|&byte| byte == 0), "{moments:?}");
             assert_eq!(b.to_f32().unwrap(), numbers(300, 5));
             assert_ne!(a.to_f32().unwrap(), numbers(300, 5));
-            // In another step other parameters may have a gradient.
+            // In another step, different parameters may have a gradient.
             let (norm, second) = step(std::slice::from_ref(&b));
             assert_eq!(norm, 300.0f32.sqrt());
             assert_ne!(of_b(&first), of_b(&second));
@@ -268,8 +268,8 @@ fn accepts_a_parameter_without_weights() {
     }
 }
 
-/// Trains a matrix `[rows, cols]` for some steps, as it is or filled up to the shape `padded`, with gradients that are
-/// 0 where it is filled up. Returns the weights, the optimizer, and the gradient norms.
+/// Trains a matrix `[rows, cols]` for some steps, as it is or padded to the shape `padded`, with gradients that are 0
+/// in the padding. Returns the weights, the optimizer, and the gradient norms.
 fn train_matrix(
     device: &Device,
     dtype: DType,
@@ -304,7 +304,7 @@ fn train_matrix(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Weights, moments, low bits, hashes and norms are those of the matrix without padding, and the padding stays 0.
+    /// Weights, moments, low bits, hashes and norms equal those of the matrix without padding, and the padding stays 0.
     #[test]
     fn padding_stays_zero_and_changes_nothing(
         rows in 1usize..9, quads in 1usize..40, more_rows in 0usize..4, more_cols in 1usize..9, on_sim: bool,
@@ -324,7 +324,7 @@ proptest! {
             for (norm, want) in got_norms.iter().zip(&norms) {
                 prop_assert!((norm / want - 1.0).abs() < 1e-6, "norm {} for {}", norm, want);
             }
-            // The random bits of bf16 moments depend on the weight's index, so only these differ.
+            // The random bits of bf16 moments depend on the weight's index, so only these moments differ.
             let exact = moments == MomentFormat::F32 && got_norms == norms;
             let all = |o: &AdamW, w: &Tensor| -> Vec<Tensor> {
                 let states = o.parameter_states().flat_map(|(_, _, state)| tensors(state)).flatten();
@@ -333,14 +333,14 @@ proptest! {
             for (t, want) in all(&padded, &got).iter().zip(all(&plain, &want)) {
                 prop_assert_eq!(t.unpadded_shape(), want.shape());
                 prop_assert!(!exact || t.read_unpadded_bytes().unwrap() == want.read_bytes().unwrap());
-                // So a checkpoint of the unpadded bytes restores the whole tensor.
+                // The padding is 0, so a checkpoint of the unpadded bytes restores the whole tensor.
                 let (whole, size) = (t.read_bytes().unwrap(), t.dtype().size());
                 let outside = |i: &usize| i / size % cols >= part[1] || i / size / cols >= part[0];
                 prop_assert!(
                     (0..whole.len()).filter(outside).all(|i| whole[i] == 0), "{:?} {}: padding is not 0", moments, dtype
                 );
             }
-            // Hashes are those of the unpadded bits.
+            // Equal unpadded bits give equal hashes.
             let same = want.read_bytes().unwrap() == got.read_unpadded_bytes().unwrap();
             let (a, b) = (plain.parameter_hashes().unwrap(), padded.parameter_hashes().unwrap());
             prop_assert_eq!(a == b, same);

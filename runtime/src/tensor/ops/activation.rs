@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 
-/// `silu(gate) * up`, elementwise. The result has the shape and dtype of gate and up, which are alike.
+/// `silu(gate) * up`, elementwise. The result has the shape and dtype of gate and up, which are equal.
 pub fn swiglu(cx: &Cx, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let _op = in_op("swiglu");
     want_alike("swiglu", ("gate", "up"), gate, up)?;

@@ -79,7 +79,7 @@ pub fn grpo_loss(cx: &Cx, log_probs: &Tensor, inputs: &GrpoInputs) -> Result<(Te
         kl_limit: inputs.kl_limit,
     };
     cx.launch(&kernel::loss(tokens, &params))?;
-    // The loss is the sum of the first column of the statistics.
+    // The loss is the sum of the first of the four columns of the statistics.
     let first: Vec<f32> = [1.0, 0.0, 0.0, 0.0].repeat(n);
     let column = Tensor::from_f32(
         cx.device(),

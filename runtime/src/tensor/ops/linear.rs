@@ -52,10 +52,10 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
     Ok(record_linear(cx, x, w, b, product(cx, x, w, b, x.dtype())?))
 }
 
-/// [`linear`] whose output `y` is known: computes nothing, and has the backward rule of [`linear`].
+/// Returns the known output `y` of [`linear`] without computing it, and records the backward rule of [`linear`].
 ///
 /// # Errors
-/// The errors of [`linear`]; a y that does not have the shape and the dtype of the output.
+/// The errors of [`linear`]; `y` does not have the shape and the dtype of the output.
 pub fn linear_of_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Result<Tensor> {
     let _op = in_op("linear");
     check_known("linear", &y, &product_shape(x, w, b, x.dtype())?.0, x.dtype())?;
@@ -115,11 +115,11 @@ pub fn lora_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, lora: &L
     Ok(record_lora_linear(cx, x, w, b, lora, (y, thin)))
 }
 
-/// [`lora_linear`] whose output `y` is known: computes only `scale · x · downᵀ`, and has the backward rule of
-/// [`lora_linear`].
+/// Returns the known output `y` of [`lora_linear`] and records the backward rule of [`lora_linear`]. Computes only
+/// `scale · x · downᵀ`, which the rule needs.
 ///
 /// # Errors
-/// The errors of [`lora_linear`]; a y that does not have the shape and the dtype of the output.
+/// The errors of [`lora_linear`]; `y` does not have the shape and the dtype of the output.
 pub fn lora_linear_of_known_output(
     cx: &Cx,
     x: &Tensor,
@@ -134,7 +134,7 @@ pub fn lora_linear_of_known_output(
     Ok(record_lora_linear(cx, x, w, b, lora, (y, thin)))
 }
 
-/// `thin` is `scale · x · downᵀ`, `[.., R]`.
+/// Records the backward rule of `y`. `thin` is `scale · x · downᵀ`, `[.., R]`.
 fn record_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -174,7 +174,7 @@ pub(super) fn add_lora_output(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> R
     Ok(thin)
 }
 
-/// `scale · x · downᵀ`, `[.., R]`, for an output `y`, whose shape it checks.
+/// Computes `scale · x · downᵀ`, `[.., R]`. Checks that the adapter fits to x and to the output `y`.
 fn lora_input(cx: &Cx, x: &Tensor, lora: &Lora, y: &Tensor) -> Result<Tensor> {
     let (m, k) = rows_cols("lora_linear", "x", x)?;
     let (n, r) = (y.shape().last().copied().unwrap_or(0), lora.down.shape().first().copied().unwrap_or(0));
@@ -204,7 +204,8 @@ fn weight_gradient(
     }
 }
 
-/// The launch of a weight gradient: `dw [n, k] = dyᵀ · x` with dy `[m, n]`, x `[m, k]`, plus the old dw if `adds`.
+/// The launch of a weight gradient: `dw [n, k] = dyᵀ · x` with dy `[m, n]`, x `[m, k]`, plus the old dw if `adds` is
+/// true.
 pub(super) fn weight_gradient_launch(
     dy: &Tensor,
     x: &Tensor,
@@ -216,9 +217,9 @@ pub(super) fn weight_gradient_launch(
     Launch::Matmul(Matmul { c_dtype: DType::F32, accumulate: adds, ..product })
 }
 
-/// `(silu(gate) · up) · wᵀ + b` of gate and up, which are the halves of the rows of x `[.., 2 · I]`, a fused product:
-/// the second half of a gated MLP. w `[N, I]` and b `[N]` have the dtype of x; the result is `[.., N]`. With selective
-/// checkpointing, the backward launch of SwiGLU writes the input of the product again.
+/// `(silu(gate) · up) · wᵀ + b`, the second half of a gated MLP. gate and up are the halves of each row of x `[.., 2 ·
+/// I]`, the result of one joined product. w `[N, I]` and b `[N]` have the dtype of x; the result is `[.., N]`. With
+/// selective checkpointing, the backward launch of SwiGLU computes the input of the product with w again.
 ///
 /// # Errors
 /// An odd number of columns; the errors of [`linear`].
@@ -226,10 +227,11 @@ pub fn swiglu_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Res
     swiglu_linear_with(cx, x, w, b, |inner| product(cx, inner, w, b, x.dtype()))
 }
 
-/// [`swiglu_linear`] whose output `y` is known: computes SwiGLU, but not the product.
+/// Returns the known output `y` of [`swiglu_linear`] and records its backward rule. Computes SwiGLU, but not the
+/// product.
 ///
 /// # Errors
-/// The errors of [`swiglu_linear`]; a y that does not have the shape and the dtype of the output.
+/// The errors of [`swiglu_linear`]; `y` does not have the shape and the dtype of the output.
 pub fn swiglu_linear_of_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Result<Tensor> {
     swiglu_linear_with(cx, x, w, b, |inner| {
         check_known("swiglu_linear", &y, &product_shape(inner, w, b, x.dtype())?.0, x.dtype())?;
@@ -237,7 +239,7 @@ pub fn swiglu_linear_of_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<
     })
 }
 
-/// [`swiglu_linear`]; `output` returns the product of the output of SwiGLU.
+/// Computes [`swiglu_linear`]; `output` returns the product of SwiGLU's output with w.
 fn swiglu_linear_with(
     cx: &Cx,
     x: &Tensor,

@@ -1,4 +1,4 @@
-//! LoRA adapters of a batch whose rows have different ones, see [`reel_kernels::lora_rows`].
+//! LoRA adapters for a batch in which each row may have a different adapter, see [`reel_kernels::lora_rows`].
 
 use reel_device::{Addr, DType};
 use reel_kernels::lora_rows::{self, Params};
@@ -8,14 +8,14 @@ use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
 use crate::tensor::{Tensor, format_shape};
 
-/// The LoRA matrices of `A` adapters for one weight `[N, K]`. Adapters of a rank below R are filled up with zeros.
+/// The LoRA matrices of `A` adapters for one weight `[N, K]`. Adapters of a rank below R are padded with zeros.
 #[derive(Clone, Debug)]
 pub struct LoraStack {
     /// `[A, R, K]`
     pub down: Tensor,
     /// `[A, N, R]`
     pub up: Tensor,
-    /// f32 `[A]`: the factor of each adapter; 0 for one that does not adapt this weight.
+    /// f32 `[A]`: the factor of each adapter; 0 for an adapter that does not adapt this weight.
     pub scale: Tensor,
 }
 
@@ -24,7 +24,7 @@ pub struct LoraStack {
 pub struct RowAdapters<'a> {
     /// The matrices of all adapters.
     pub stack: &'a LoraStack,
-    /// i32 `[M]`: the number of each row's adapter in the stack; -1 for a row without one.
+    /// i32 `[M]`: the number of each row's adapter in the stack; -1 for a row without an adapter.
     pub numbers: &'a Tensor,
 }
 

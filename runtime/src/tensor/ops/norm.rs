@@ -50,7 +50,7 @@ impl Sizes {
         if wants { cx.empty(&[self.n_rows], DType::F32).map(Some) } else { Ok(None) }
     }
 
-    /// The gradient of the weight that the backward launch writes, if the weight is trained.
+    /// Returns where the backward launch writes the gradient of the weight; null if the weight is not trained.
     fn dw(&self, bw: &mut BackwardContext, w: &Tensor) -> Result<WeightGradient> {
         let Some((dw, adds)) = bw.parameter_grad_over_rows(w, self.n_rows)? else {
             return Ok(WeightGradient { dw: Addr::NULL, partial: Addr::NULL, accumulate: 0, _workspace: None });
@@ -197,7 +197,7 @@ pub fn rms_norm_branch(cx: &Cx, x: &Tensor, w: &Tensor, eps: f32) -> Result<(Ten
     Ok((branch, norm_computed_again(cx, y, x, w, eps)))
 }
 
-/// Lets backward rules compute `y`, the norm of x, again. The backward rule of the norm keeps x.
+/// Lets backward rules compute `y`, the norm of x, again. The backward rule of the norm keeps x for this purpose.
 fn norm_computed_again(cx: &Cx, y: Tensor, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
     let (x, w) = (x.clone(), w.clone());
     cx.computed_again("rms_norm", y, move |cx| rms_norm(cx, &x, &w, eps))

@@ -91,7 +91,7 @@ pub fn rotary_table(cx: &Cx, positions: &Tensor, inv_freq: &[f32], axis: &[i32])
 }
 
 impl RotaryTable {
-    /// The rotation of `tokens` tokens by the angles of this table; checks the table's shape.
+    /// The parameters of a kernel that rotates `tokens` tokens by the angles of this table; checks the table's shape.
     fn rotation(&self, tokens: usize, head_dim: usize) -> Result<rope::Rotation> {
         want_shape(OP, "table", &self.cos, &[tokens, head_dim / 2], "[tokens, head_dim / 2]")?;
         let (tokens, head_dim) = (size(OP, tokens)?, size(OP, head_dim)?);
@@ -142,7 +142,7 @@ pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Res
 /// kv_heads, D]`, and rotates queries and keys as [`apply_rotary`] does, in one launch.
 ///
 /// # Errors
-/// A number of columns that is not a multiple of all heads; a table of another shape; out of memory.
+/// The number of columns is not a multiple of `heads + 2 · kv_heads`; the table has another shape; out of memory.
 pub fn split_and_rotate(
     cx: &Cx,
     x: &Tensor,

@@ -50,10 +50,11 @@ pub fn gather_rows(cx: &Cx, x: &Tensor, index: &Tensor) -> Result<Tensor> {
 }
 
 /// Writes row i of x `[.., cols]` to row `index[i]` of `to` `[n, columns]`, from column `column` on. `index` i32 `[m]`
-/// has a number for each row of x, all different; a row with a negative one is written nowhere. Has no backward rule.
+/// has a number for each row of x, all different; a row with a negative number is not written. Has no backward rule.
 ///
 /// # Errors
-/// Shapes that do not match; columns that `to` does not have; some of its columns on another device than `cpu`.
+/// The shapes do not match; the columns exceed those of `to`; x has fewer columns than `to` and the device is not
+/// `cpu`.
 pub fn write_rows(cx: &Cx, x: &Tensor, index: &Tensor, to: &Tensor, column: usize) -> Result<()> {
     let _op = in_op("write_rows");
     const OP: &str = "write_rows";

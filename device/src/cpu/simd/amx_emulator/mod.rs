@@ -1,5 +1,5 @@
 //! Emulates AMX for tests on a processor without it: a handler of SIGILL that executes the instruction in software.
-//! With the feature `emulate-amx` a whole program runs so.
+//! With the feature `emulate-amx` a whole program runs on the emulator.
 //!
 //! ```text
 //! code of reel executes, say, `tdpbf16ps tmm0, tmm4, tmm6`     # the bytes that ship
@@ -9,9 +9,9 @@
 //!     rip = the next instruction; return
 //! ```
 //!
-//! It knows `ldtilecfg`, `sttilecfg`, `tilerelease`, `tilezero`, `tileloadd`, `tileloaddt1`, `tilestored` and
-//! `tdpbf16ps` in 64-bit mode with 64-bit addresses. It checks what the processor checks: that tiles are configured and
-//! that their sizes fit each other. Any other instruction, and one that fails these checks, gets the usual end of a
+//! The emulator executes `ldtilecfg`, `sttilecfg`, `tilerelease`, `tilezero`, `tileloadd`, `tileloaddt1`, `tilestored`
+//! and `tdpbf16ps` in 64-bit mode with 64-bit addresses. It checks what the processor checks: that tiles are configured
+//! and that their sizes fit each other. Any other instruction, and one that fails these checks, gets the usual end of a
 //! process that executes an invalid opcode. Limits: an address that cannot be accessed ends the process inside the
 //! handler, so `start_row` is always 0; time says nothing about the hardware.
 //!
@@ -65,11 +65,11 @@ enum Instruction {
     StoreConfig(usize),
     Release,
     Zero(usize),
-    /// Tile, address of the first row, bytes between rows.
+    /// Number of the tile, address of the first row, bytes from one row to the next.
     Load(usize, usize, usize),
     /// As `Load`.
     Store(usize, usize, usize),
-    /// The tile of sums, the tile of rows along k, the tile of pairs.
+    /// Numbers of the tiles of sums, of the left operand's rows, and of the right operand's pairs.
     MultiplyBf16(usize, usize, usize),
 }
 
@@ -88,7 +88,7 @@ impl TileState {
         if size.row_bytes.is_multiple_of(4) { Ok(size) } else { Err("a row is not a whole number of words") }
     }
 
-    /// Checks and takes over the operand of `ldtilecfg`.
+    /// Checks the operand of `ldtilecfg` and configures the tiles by it.
     fn configure(&mut self, config: Row) -> Result<(), Fault> {
         let bytes = &config.0;
         if bytes[0] == 0 {
@@ -172,8 +172,8 @@ impl TileState {
     }
 }
 
-/// Computes one row of `tdpbf16ps`: 16 sums over `count` pairs, as [`super::amx`] defines them. The instructions are
-/// those of AVX-512, with an MXCSR that rounds to nearest and treats denormals as zero.
+/// Computes one row of `tdpbf16ps`: 16 sums over `count` pairs, as [`super::amx`] defines them. Uses AVX-512
+/// instructions, with an MXCSR that rounds to nearest and treats denormals as zero.
 ///
 /// # Safety
 /// The processor has AVX-512 F; `count` is 1 to 16.
@@ -225,11 +225,12 @@ unsafe fn multiply_row(sums: &mut Row, a: &Row, b: &[Row; ROWS], count: usize) {
 type Registers = [usize; 16];
 
 /// Decodes the instruction of AMX at `code`, the bytes from address `rip` on, and returns it with its length. `None` if
-/// it is another instruction or incomplete.
+/// the bytes are another instruction or an incomplete one.
 fn decode(code: &[u8], rip: usize, registers: &Registers) -> Option<(Instruction, usize)> {
     let &[0xc4, p1, p2, opcode, modrm, ..] = code else { return None };
-    // The second byte has the inverted upper bits of the three register numbers and the opcode map, which is 0F 38; the
-    // third has W (0), the inverted number of the third register, L (0) and the prefix that the instruction replaces.
+    // The second byte of the VEX prefix has the inverted upper bits of the three register numbers and the opcode map,
+    // which is 0F 38. The third byte has W (0), the inverted number of the third register, L (0) and the code of a
+    // legacy prefix.
     let (high_reg, high_index, high_base) = (p1 & 0x80 == 0, p1 & 0x40 == 0, p1 & 0x20 == 0);
     if p1 & 0x1f != 2 || p2 & 0x84 != 0 {
         return None;
@@ -306,7 +307,7 @@ pub fn install() -> bool {
     })
 }
 
-/// Numbers of the saved registers in the order of their numbers in instructions.
+/// Indices of the general registers in the signal's context, in the order of the registers' numbers in instructions.
 const SAVED: [c_int; 16] = [
     libc::REG_RAX,
     libc::REG_RCX,
@@ -341,7 +342,7 @@ extern "C" fn handle(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     });
     match done {
         Ok(length) => saved[libc::REG_RIP as usize] = (rip + length) as i64,
-        // The instruction is executed again, and then has the default effect.
+        // After the handler the processor executes the instruction again; SIGILL then has its default effect.
         // SAFETY: `signal` may be called in a handler.
         Err(_) => unsafe {
             libc::signal(libc::SIGILL, libc::SIG_DFL);

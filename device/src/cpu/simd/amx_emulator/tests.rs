@@ -1,5 +1,5 @@
-//! Known values of `tdpbf16ps`, the forms of addresses, what the processor refuses, and the comparison with a processor
-//! that has AMX.
+//! Tests of the emulator: known values of `tdpbf16ps`, the forms of addresses, what the processor refuses, and a
+//! comparison with a processor that has AMX.
 #![allow(unsafe_code)]
 
 use half::bf16;
@@ -25,7 +25,7 @@ fn full_tiles() -> TileState {
     state
 }
 
-/// Tile from a function of row and word.
+/// Makes a tile whose 32-bit word `w` of row `r` is `word(r, w)`.
 fn tile(word: impl Fn(usize, usize) -> u32) -> [Row; ROWS] {
     std::array::from_fn(|r| {
         let words: [u32; 16] = std::array::from_fn(|w| word(r, w));
@@ -42,7 +42,8 @@ fn pair(even: f32, odd: f32) -> u32 {
     bits(even) | bits(odd) << 16
 }
 
-/// The sum that `tdpbf16ps` makes of one old sum and some pairs, each pair of products given as factors.
+/// The sum that `tdpbf16ps` computes from an old sum and pairs of products. Each pair is given by its factors: two of
+/// the left operand and two of the right one.
 fn sum_of(old: f32, pairs: &[([f32; 2], [f32; 2])]) -> f32 {
     let mut state = full_tiles();
     state.tiles[0] = tile(|_, _| old.to_bits());
@@ -58,9 +59,10 @@ fn order_of_a_sum_is_that_of_the_manual() {
         return println!("skipped: the processor has no AVX-512");
     }
     let big = 16_777_216.0; // 2^24: the next f32 is 2 more.
-    // Two sums over even and odd elements; a single one would lose the first 1.
+    // `tdpbf16ps` keeps two sums, of even and of odd elements; a single sum would lose the first 1.
     assert_eq!(sum_of(0.0, &[([big, 1.0], [1.0, 1.0]), ([-big, 1.0], [1.0, 1.0])]), 2.0);
-    // Both are added to each other before they are added to the old sum, which would lose each 1 alone.
+    // The even and the odd sum are added to each other before they are added to the old sum, which would lose each 1
+    // alone.
     assert_eq!(sum_of(big, &[([1.0, 1.0], [1.0, 1.0])]), big + 2.0);
     // Ties round to even.
     assert_eq!(sum_of(0.0, &[([big, 0.0], [1.0, 0.0]), ([1.0, 0.0], [1.0, 0.0])]), big);
@@ -83,7 +85,7 @@ fn denormals_are_zero_and_nan_and_infinity_spread() {
     assert_eq!(sum_of(-0.0, &[([-0.0, -0.0], [1.0, 1.0])]).to_bits(), 0, "the two sums start at +0");
 }
 
-/// One row of `tdpbf16ps` in scalar arithmetic. The values must not be denormal.
+/// Computes one sum of `tdpbf16ps` in scalar arithmetic. The values must not be denormal.
 fn scalar_sum(old: f32, a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; 2];
     for (i, (a, b)) in a.iter().zip(b).enumerate() {
@@ -110,8 +112,8 @@ fn random_bf16(count: usize, seed: u64) -> Vec<f32> {
     normal_numbers(count, seed, 1.0).into_iter().map(|x| <bf16 as Element>::from_f32(x).to_f32()).collect()
 }
 
-/// Tiles 0 (sums), 1 (rows), 2 (pairs) with random numbers, and the same numbers as `[16, 32]`, `[16, 32]`, `[16,
-/// 16]`: A, the transpose of B, and the sums.
+/// Returns tiles 0 (sums), 1 (rows) and 2 (pairs) with random numbers, and the same numbers as arrays: A `[16, 32]`,
+/// the transpose of B `[16, 32]`, and the sums `[16, 16]`.
 fn random_tiles(seed: u64) -> ([[Row; ROWS]; 3], [Vec<f32>; 3]) {
     let (a, b) = (random_bf16(512, seed), random_bf16(512, seed + 1));
     let c = normal_numbers(256, seed + 2, 3.0);
@@ -206,7 +208,7 @@ fn every_form_of_an_address_is_decoded() {
     if !install() {
         return println!("skipped: the processor has no AVX-512");
     }
-    // 16 rows at a distance of 128 bytes, from byte 256 of the array on.
+    // The second and the third load below read 16 rows of this array that begin 128 bytes apart, from byte 256 on.
     let memory: Vec<u32> = (0..1024).collect();
     let row = |first: usize| -> [u32; 16] { std::array::from_fn(|i| (first + i) as u32) };
     let mut stored = [Row([0xff; 64]); 48];
@@ -215,13 +217,15 @@ fn every_form_of_an_address_is_decoded() {
     unsafe {
         let _tiles = Tiles::configure();
         asm!(
-            // No index: all rows are the same; base r13 needs a displacement, r12 a SIB byte.
+            // No index register: all rows are the same. The base r13 needs a displacement in its encoding, the base r12
+            // a SIB byte.
             "tileloadd tmm1, [r13]",
             "tilestored [{to} + {line}*1], tmm1",
-            // An extended index with a scale, a displacement of 32 bits, the other hint.
+            // An extended index register with a scale, a displacement of 32 bits, and the other cache hint
+            // (`tileloaddt1`).
             "tileloaddt1 tmm7, [r12 + r9*2 + 256]",
             "tilestored [{to} + {line}*1 + 1024], tmm7",
-            // A displacement of 8 bits that is negative.
+            // A negative displacement of 8 bits.
             "tileloadd tmm2, [r14 + r9*2 - 64]",
             "tilezero tmm7",
             "tilestored [{to} + {line}*1 + 2048], tmm2",
@@ -259,7 +263,8 @@ fn relative_addresses_and_other_instructions() {
     // tilestored [8 + rbx*4], tmm2: no base.
     let store = at(&[0xc4, 0xe2, 0x7a, 0x4b, 0x14, 0x9d, 8, 0, 0, 0]);
     assert_eq!(store, Some((Instruction::Store(2, 8, 12_000), 10)));
-    // ud2; tdpbssd (another prefix); a load that is cut off; vpdpbusd, a three-byte VEX code of the same map.
+    // Codes that are not decoded: ud2; tdpbssd (another prefix); a load that is cut off; vpdpbusd, a three-byte VEX
+    // code of the same map.
     for code in [
         &[0x0f, 0x0b, 0, 0, 0][..],
         &[0xc4, 0xe2, 0x4b, 0x5e, 0xdd],
@@ -297,7 +302,7 @@ fn what_the_processor_refuses_is_refused() {
     }
     state.configure(config([full; 8])).unwrap();
     assert!(state.multiply_bf16(0, 1, 1).is_err() && state.multiply_bf16(0, 0, 1).is_err());
-    // A product that is not refused is computed with AVX-512.
+    // The emulator computes a product that it accepts with AVX-512.
     if install() {
         assert!(state.multiply_bf16(7, 6, 5).is_ok());
     }

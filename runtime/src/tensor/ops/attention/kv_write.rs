@@ -12,7 +12,7 @@ use crate::tensor::Tensor;
 use crate::tensor::cx::Cx;
 use crate::tensor::ops::{RotaryTable, rows_cols, size, want_alike, want_dtype, want_shape};
 
-/// Where the keys and values of new tokens go, and by which angles queries and keys are rotated before.
+/// Where the keys and values of new tokens go, and the angles by which queries and keys are rotated first.
 #[derive(Clone, Copy, Debug)]
 pub struct KvDestination<'a> {
     /// The angles of the new tokens `[S, D / 2]`.
@@ -44,10 +44,10 @@ impl KvDestination<'_> {
         Ok(blocks)
     }
 
-    /// The heads of the caches and their elements.
+    /// The number of heads of the caches and of elements of a head.
     ///
     /// # Errors
-    /// A cache of keys that does not have four dimensions.
+    /// The cache of keys does not have four dimensions.
     fn kv_heads_and_head_dim(&self, op: &'static str) -> Result<[usize; 2]> {
         match *self.caches.0.shape() {
             [_, _, kv_heads, head_dim] => Ok([kv_heads, head_dim]),
@@ -55,7 +55,7 @@ impl KvDestination<'_> {
         }
     }
 
-    /// Checks the numbers of columns of keys and values.
+    /// Checks that keys and values have as many columns as the heads of the caches have elements.
     fn check_columns(&self, op: &'static str, [keys, values]: [usize; 2]) -> Result<()> {
         let [kv_heads, head_dim] = self.kv_heads_and_head_dim(op)?;
         if [keys, values] == [kv_heads * head_dim; 2] {
@@ -67,10 +67,10 @@ impl KvDestination<'_> {
         Err(shape_error(op, text))
     }
 
-    /// The shape of the queries `[S, H, D]` of `tokens` new tokens, which are `columns` wide.
+    /// The shape of the queries `[S, H, D]` of `tokens` new tokens, which have `columns` columns.
     ///
     /// # Errors
-    /// Columns that are not whole heads; heads of an odd number of elements.
+    /// The columns are not whole heads, or a head has an odd number of elements.
     pub(in crate::tensor::ops) fn query_shape(
         &self,
         op: &'static str,
@@ -87,9 +87,9 @@ impl KvDestination<'_> {
         Ok([tokens, columns / head_dim, head_dim])
     }
 
-    /// The parameters of the kernel that computes the products to q, k and v and writes the results: to `q`, whose
-    /// shape is [`KvDestination::query_shape`], and to the caches. The results of `products` are ignored; all have the
-    /// same x and norm.
+    /// The parameters of the kernel that computes q, k and v and writes them to the tensor `q`, whose shape is
+    /// [`KvDestination::query_shape`], and to the caches. The three products have the same x and norm; the addresses of
+    /// their results are ignored.
     ///
     /// # Errors
     /// Shapes that do not match.
@@ -133,8 +133,8 @@ impl KvDestination<'_> {
         })
     }
 
-    /// Rotates and writes what the products to q `[S, H · D]`, k and v `[S, Hkv · D]` gave; returns the rotated queries
-    /// `[S, H, D]`. Has no backward rule.
+    /// Rotates queries and keys and writes keys and values into the caches, given the rows of q `[S, H · D]`, k and v
+    /// `[S, Hkv · D]`. Returns the rotated queries `[S, H, D]`. Has no backward rule.
     ///
     /// # Errors
     /// Shapes that do not match.
@@ -180,9 +180,9 @@ pub fn rotate_and_cache(cx: &Cx, q: Tensor, (k, v): (&Tensor, &Tensor), to: KvDe
     Ok(q)
 }
 
-/// Copies the keys and values of the first `tokens` tokens of blocks of the cache: for each row of `pairs` i32 `[N, 2]`
-/// from its first block to its second one. No block may be written twice, or both read and written. The numbers of
-/// blocks are not checked.
+/// Copies the keys and values of the first `tokens` tokens of cache blocks. Each row of `pairs` i32 `[N, 2]` has the
+/// numbers of the block to read and of the block to write. No block may be written twice, or both read and written. The
+/// numbers of blocks are not checked.
 pub fn copy_kv_blocks(cx: &Cx, caches: (&Tensor, &Tensor), pairs: &Tensor, tokens: usize) -> Result<()> {
     const UNIT: usize = 16;
     let _op = in_op("copy_kv_blocks");

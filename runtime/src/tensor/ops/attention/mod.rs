@@ -183,10 +183,10 @@ pub fn attention(cx: &Cx, q: &Tensor, k: &Tensor, v: &Tensor, seqs: &CuSeqlens, 
 }
 
 /// Causal [`attention`] whose output `o` `[S, Hq, D]` and log-sum-exps `lse` f32 `[S, Hq]` are known: computes nothing,
-/// and has the backward rule of [`attention`].
+/// and records the backward rule of [`attention`].
 ///
 /// # Errors
-/// The errors of [`attention`]; an o or lse of another shape or dtype.
+/// The errors of [`attention`]; `o` or `lse` has another shape or dtype.
 pub fn attention_of_known_output(
     cx: &Cx,
     [q, k, v]: [&Tensor; 3],
@@ -330,9 +330,10 @@ pub struct KvPages {
     kv_lens_device: Tensor, // i32 [seqs]
     tables: Tensor,         // i32 [seqs, max_blocks]
     slots: Tensor,          // i32 [new tokens]
-    // i32 [new tokens, counters_per_token] zeros, by which a decode step merges segments of keys in one launch.
+    // i32 [new tokens, counters_per_token], zeros. A decode step uses these counters to merge the results of segments
+    // of keys in the same launch.
     counters: Option<Tensor>,
-    // The keys of the rows of a decode step; `kv_lens` has as many as each may have.
+    // The current number of keys of each row of a decode step; `kv_lens` has the maximum number of each row.
     row_keys: Option<RowKeys>,
 }
 
@@ -377,8 +378,8 @@ impl KvPages {
     }
 
     /// The block tables of a decode step, in which each of `R` rows (sequences) has one new token. Its three tensors
-    /// are already in device memory: `lens` i32 `[R]`, `tables` i32 `[R, width]`, and `slots` i32 `[R]`. `max_keys`
-    /// is the maximum number of keys of a row, and `keys` counts them. `counters` are those of
+    /// are already in device memory: `lens` i32 `[R]`, `tables` i32 `[R, width]`, and `slots` i32 `[R]`. `max_keys` is
+    /// the maximum number of keys of a row, and `keys` counts the current ones. `counters` come from
     /// [`super::DecodeRows::keep_attention_counters`].
     pub(super) fn for_decode_rows(
         rows: &CuSeqlens,
@@ -403,11 +404,11 @@ pub fn paged_attention(cx: &Cx, q: &Tensor, caches: (&Tensor, &Tensor), pages: &
     paged_attention_into(cx, q, caches, pages, None)
 }
 
-/// [`paged_attention`] and the log-sum-exp of each row's scores, f32 `[S, Hq]`, on device `cpu`: the known output that
-/// [`attention_of_known_output`] takes.
+/// [`paged_attention`] and the log-sum-exp of each row's scores, f32 `[S, Hq]`, on device `cpu`: both are the known
+/// output that [`attention_of_known_output`] takes.
 ///
 /// # Errors
-/// Another device; the errors of [`paged_attention`].
+/// The device is not `cpu`; the errors of [`paged_attention`].
 pub fn paged_attention_with_lse(
     cx: &Cx,
     q: &Tensor,

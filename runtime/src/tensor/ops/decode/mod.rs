@@ -24,8 +24,8 @@ pub struct DecodeSlot<'a> {
     pub keys: usize,
     /// Maximum number of keys of the sequence. Once it has this many keys, the token sampled next is its last.
     pub limit: usize,
-    /// The cache blocks of the sequence. They cover one key more than `keys`, or `limit` keys; later ones are added by
-    /// [`DecodeRows::set_blocks`].
+    /// The cache blocks of the sequence. They cover one key more than `keys`, or `limit` keys; later blocks are added
+    /// by [`DecodeRows::set_blocks`].
     pub blocks: &'a [i32],
     /// The index of the row's next random draw. The same seed and index always give the same random number.
     pub draw: i32,
@@ -90,8 +90,8 @@ impl DecodeRows {
         Ok(())
     }
 
-    /// Keeps the counters by which several blocks of threads share a row's keys in attention with these numbers of
-    /// query and key heads. They are 0 between launches.
+    /// Allocates the counters that attention needs if several blocks of threads share the keys of a row, for these
+    /// numbers of query and key heads. The counters are 0 between launches.
     pub fn keep_attention_counters(&mut self, device: &Device, heads: usize, kv_heads: usize) -> Result<()> {
         const OP: &str = "decode rows";
         let per_row = counters_per_token(size(OP, heads)?, size(OP, kv_heads)?) as usize;
@@ -154,7 +154,7 @@ impl DecodeRows {
         })
     }
 
-    /// The block tables of the rows. The costs of launches that use these tables follow the rows' numbers of keys.
+    /// The block tables of the rows. The costs of launches that use these tables change with the rows' numbers of keys.
     pub fn kv_pages(&self) -> KvPages {
         let max_keys = self.max_blocks() * BLOCK_TOKENS;
         let rows = [&self.kv_lens, &self.tables, &self.slots];
@@ -245,7 +245,7 @@ impl DecodeRows {
     }
 
     /// Counts a step over these rows that was enqueued with [`Self::advance`], directly or as part of a captured graph:
-    /// the costs of the next step's launches have its number of keys.
+    /// the costs of the next step's launches then count one key more for each row in use.
     pub fn count_step(&self) {
         self.keys.advance();
     }

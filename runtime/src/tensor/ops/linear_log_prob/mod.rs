@@ -37,8 +37,8 @@ use crate::tensor::{Tensor, format_shape};
 
 /// Maximum bytes of a tile of logits and its gradient.
 const MAX_LOGITS_BYTES: usize = 64 << 20;
-/// Maximum bytes of logits that the CPU keeps from the forward to the backward pass: those of 883 rows and 151936
-/// words. To compute them again takes a twelfth of a training step of the 0.5 B model.
+/// Maximum bytes of logits that the CPU keeps from the forward to the backward pass: the logits of 883 rows and 151936
+/// words. Computing these logits again takes a twelfth of a training step of the 0.5 B model.
 const KEPT_LOGITS_BYTES: usize = 512 << 20;
 
 /// The number of rows whose f32 logits fit into 64 MiB; at least one.
@@ -57,7 +57,7 @@ pub fn linear_log_prob(cx: &Cx, h: &Tensor, w: &Tensor, targets: &Tensor, inv_te
 /// pass over the logits. A row with a negative target has entropy 0. The entropies have no gradient.
 ///
 /// # Errors
-/// As [`linear_log_prob`].
+/// The errors of [`linear_log_prob`].
 pub fn linear_log_prob_with_entropy(
     cx: &Cx,
     h: &Tensor,
@@ -138,7 +138,8 @@ impl Head {
         }))
     }
 
-    /// The gradient buffer of the weight, if it is trained, and whether the first rows must add to what it holds.
+    /// The buffer of the weight's gradient if the weight is trained, and whether the first rows must add to the
+    /// buffer's contents instead of replacing them.
     fn weight_gradient(&self, bw: &mut BackwardContext<'_>) -> Result<Option<(Tensor, bool)>> {
         bw.parameter_grad_over_rows(&self.w, self.rows)
     }

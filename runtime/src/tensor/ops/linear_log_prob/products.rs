@@ -1,5 +1,5 @@
-//! For each tile of rows and columns, a matrix product writes the logits and the kernels of
-//! `reel_kernels::log_prob` read them. The next tile overwrites them, unless they are kept for the backward pass.
+//! For each tile of rows and columns, a matrix product writes the logits and the kernels of `reel_kernels::log_prob`
+//! read them. The next tile overwrites the logits, unless they are kept for the backward pass.
 
 use reel_device::launch::{Matmul, Operand};
 use reel_device::{Addr, DType, Device, Kernels, Launch, MemoryCategory};
@@ -91,8 +91,8 @@ impl Head {
         LogitTile::new(DType::F32.size() + self.h.dtype().size(), self.vocab, self.limit)
     }
 
-    /// The tiles of the forward pass. The CPU uses those of the backward pass, which can then use logits that the
-    /// forward pass has kept.
+    /// The tiles of the forward pass. The CPU uses the tiles of the backward pass, which can then use the logits that
+    /// the forward pass has kept.
     fn forward_tile(&self, device: &Device) -> LogitTile {
         match device.kernels() {
             Kernels::Cpu => self.backward_tile(),

@@ -84,7 +84,7 @@ proptest! {
         let a = Case { rows, vocab, hidden, dtype, weight: dtype, entropy, keep: 0, seed };
         let device = Device::cpu(2);
         let tiles = results(&device, a, squares_of(side));
-        // Of the logits, some are kept, or none, or all.
+        // The forward pass keeps `keep` percent of the logits: none, some or all of them.
         let some = Case { keep: keep * rows * vocab * 4 / 100, ..a };
         prop_assert_eq!(&tiles, &results(&device, some, squares_of(side)));
         agree(&tiles, &results(&device, a, MAX_LOGITS_BYTES), a, "one tile");
@@ -149,7 +149,7 @@ fn sim_equals_cpu() {
 /// takes as long as its operations or its bytes alone would take, whichever is longer.
 fn floor(profile: Profiler) -> f64 {
     let totals = profile.totals().unwrap();
-    // Without the launches that set gradients to 0.
+    // The sum leaves out the launches that set gradients to 0.
     let own = totals.iter().filter(|(name, _)| !name.starts_with("fill"));
     own.map(|(_, t)| (t.cost.flops / 790e12).max(t.cost.bytes / 4.3e12) * 1e3).sum()
 }
@@ -170,7 +170,8 @@ fn entropies_do_not_change_the_log_probabilities() {
     assert!(entropy.to_f32().unwrap().iter().any(|&e| e > 1.0));
 }
 
-/// Returns the operations of the backward pass and the bytes of a training step of the head on the CPU.
+/// Returns the operations of the backward pass, in matrix products over all rows and words, and the peak bytes of a
+/// training step of the head on the CPU.
 fn step_of(rows: usize) -> (f64, usize) {
     let device = Device::dry(Kernels::Cpu);
     let (vocab, hidden) = (152_064, 64);
@@ -195,7 +196,8 @@ fn step_of(rows: usize) -> (f64, usize) {
 
 #[test]
 fn the_cpu_keeps_at_most_512_mib_of_logits() {
-    // Two products per row and word, and three for those of which the logits are not kept.
+    // The backward pass takes two products if the logits of a row are kept, and a third one to compute them again
+    // otherwise.
     let (few, bytes) = step_of(800);
     assert!((1.999..2.001).contains(&few) && bytes < (512 << 20), "{few} {bytes}");
     let (many, bytes) = step_of(2000);
@@ -203,7 +205,8 @@ fn the_cpu_keeps_at_most_512_mib_of_logits() {
     assert!((many - (3.0 - kept)).abs() < 0.05 && bytes < (640 << 20), "{many}, kept {kept} {bytes}");
 }
 
-/// The memory of the head of a 7B model, and the least time of its launches, the figures of docs/guide-performance.md.
+/// The memory of the output layer of a 7B model, and the least time of its launches: the figures of
+/// docs/guide-performance.md.
 #[test]
 fn least_time_of_products_on_an_h200() {
     let device = Device::dry(Kernels::Cuda);

@@ -1,4 +1,4 @@
-//! Matrix products with a weight in a layout of its own, for inference:
+//! Matrix products with a packed weight, which is stored in a special layout for inference:
 //!
 //! - int8 with one scale for each output, `y[r, n] = scale[n] · Σ x[r, k] q[n, k]`;
 //! - f32 or bf16 in groups of rows, on the CPU alone. Products have the bits of [`super::linear`] and read the weight
@@ -6,8 +6,8 @@
 //!
 //! Activations keep their dtype, and sums are f32. On the CPU one product serves prefill and decode
 //! ([`reel_kernels::matmul`]). On a GPU the skinny kernel computes products with any number of rows; it reads the
-//! weight again for every 32 of them (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows
-//! on either. No op here has a backward rule.
+//! weight again for every 32 rows (64 on Hopper, 16 in f32). So the bits of a row do not depend on the other rows,
+//! neither on the CPU nor on a GPU. No op here has a backward rule.
 
 use bytemuck::Zeroable;
 use reel_device::launch::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, WeightGroups, group_elements};
@@ -35,7 +35,8 @@ pub struct PackedWeight {
 }
 
 impl PackedWeight {
-    /// Rows that are written together: all but the last call of a `write` function write a multiple of them.
+    /// The granularity of writes in rows: each call of a `write` function begins at a multiple of this number, and each
+    /// call but the last one writes a multiple of it.
     pub const ROWS: usize = GROUP_ROWS;
 
     /// An int8 weight whose elements are not initialised.
@@ -50,7 +51,7 @@ impl PackedWeight {
         Ok(PackedWeight { shape, elements, scales: Some(scales) })
     }
 
-    /// A weight of f32 or bf16 in groups of rows, whose elements are not initialised.
+    /// Allocates a weight of f32 or bf16 in groups of rows. Its elements are not initialised.
     ///
     /// # Errors
     /// The device is not a CPU; out of memory.
@@ -66,10 +67,10 @@ impl PackedWeight {
     }
 
     /// A copy of a plain weight `[N, K]` of f32 or bf16 in groups of rows. Later changes of the plain weight do not
-    /// reach it.
+    /// change the copy.
     ///
     /// # Errors
-    /// The device is not a CPU; the weight is no matrix; out of memory.
+    /// The device is not a CPU; the weight is not a matrix; out of memory.
     pub fn copy_in_groups(cx: &Cx, plain: &Tensor) -> Result<PackedWeight> {
         let _op = in_op("copy_in_groups");
         let &[n, k] = plain.shape() else {
@@ -90,8 +91,8 @@ impl PackedWeight {
     /// different rows.
     ///
     /// # Errors
-    /// The weight is not int8. Rows that do not begin at a multiple of [`PackedWeight::ROWS`], that end neither there
-    /// nor with the last row, or that are not in the weight.
+    /// The weight is not int8. The rows do not begin at a multiple of [`PackedWeight::ROWS`], end neither at such a
+    /// multiple nor at the weight's last row, or exceed the weight.
     pub fn write_int8_rows(&self, first: usize, rows: &[i8], scales: &[f32]) -> Result<()> {
         let count = scales.len();
         self.check_rows(DType::I8, first, count, rows.len())?;
@@ -110,7 +111,7 @@ impl PackedWeight {
     /// device.
     ///
     /// # Errors
-    /// The weight has another dtype; else as [`PackedWeight::write_int8_rows`].
+    /// The weight has another dtype; the errors of [`PackedWeight::write_int8_rows`] for the range of rows.
     pub fn write_rows<T: Element>(&self, first: usize, rows: &[T], count: usize) -> Result<()> {
         self.check_rows(T::DTYPE, first, count, rows.len())?;
         if count == 0 {
@@ -157,7 +158,7 @@ impl PackedWeight {
     }
 }
 
-/// Arranges rows `[n, k]` in the groups `to`, which has their dtype.
+/// Copies the rows `[n, k]` at `from` into the groups of rows `to`, which have the same dtype.
 fn arrange(to: &Tensor, [n, k]: [usize; 2], from: Addr) -> Result<()> {
     let groups = WeightGroups { n, k, dtype: to.dtype(), from, to: to.addr(), code: &PRODUCT_CODE };
     Ok(to.device().launch(&Launch::WeightGroups(groups))?)
@@ -190,9 +191,9 @@ pub fn packed_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// The queries, keys and values of a decode step, as [`super::skinny_qkv`] with the bits of [`packed_linear`]: x `[R,
-/// K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more
-/// for the norm of many rows.
+/// Computes the queries, keys and values of a decode step like [`super::skinny_qkv`], with the bits of
+/// [`packed_linear`]: x `[R, K]`, weights `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is
+/// one launch, and one more for the norm of many rows.
 ///
 /// # Errors
 /// Shapes that do not match; out of memory.
@@ -236,8 +237,8 @@ pub fn packed_lora_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// [`packed_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`packed_lora_linear`]
-/// gives it with its adapter, and those of [`packed_linear`] without one.
+/// [`packed_linear`] with one LoRA adapter for each row. A row with an adapter has the bits of
+/// [`packed_lora_linear`], a row without an adapter those of [`packed_linear`].
 pub fn packed_linear_with_row_adapters(
     cx: &Cx,
     x: &Tensor,
@@ -252,7 +253,8 @@ pub fn packed_linear_with_row_adapters(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// `silu(x gateᵀ) · (x upᵀ)`, for the norm of x if there is one: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
+/// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`. If `norm` is given, x is normalised
+/// first.
 pub fn packed_swiglu(
     cx: &Cx,
     x: &Tensor,
@@ -291,8 +293,7 @@ pub fn packed_logits(cx: &Cx, x: &Tensor, w: &PackedWeight) -> Result<Tensor> {
     Ok(y)
 }
 
-/// Checks that x `[.., K]` fits to the weight and that nothing is to be trained through it; returns the shape of the
-/// result.
+/// Checks that x `[.., K]` fits to the weight and needs no gradient; returns the shape of the result.
 fn check(cx: &Cx, op: &'static str, x: &Tensor, w: &PackedWeight) -> Result<Vec<usize>> {
     let (_, k) = rows_cols(op, "x", x)?;
     if k != w.shape[1] {
@@ -336,7 +337,7 @@ fn product(op: &'static str, x: &Tensor, w: &PackedWeight, y: &Tensor) -> Result
     })
 }
 
-/// The skinny kernel's parameters for `y = x wᵀ` with an int8 weight: a GPU has no others.
+/// The skinny kernel's parameters for `y = x wᵀ` with an int8 weight, the only kind of packed weight on a GPU.
 fn params(op: &'static str, x: &Tensor, w: &PackedWeight, y: Addr) -> Result<Params> {
     let (m, k) = rows_cols(op, "x", x)?;
     Ok(Params {

@@ -51,7 +51,8 @@ fn products(device: &Device, dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> 
     all.map(|t| t.to_f32().unwrap())
 }
 
-/// The same results in f64, from the same rounded inputs; and for each result the sum of its terms' magnitudes.
+/// The results of `products` by the formulas in f64, from the same rounded inputs, each with the sum of the magnitudes
+/// of its terms.
 fn formulas(dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<(f64, f64)>; 4] {
     let cpu = Device::cpu(1);
     let of = |shape: &[usize], salt| -> Vec<f64> {
@@ -76,7 +77,8 @@ fn formulas(dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<(f64, f64)>;
         let (row, column) = (i / n, i % n);
         let thin = |j: usize| x[row * k..][..k].iter().zip(&down[j * k..][..k]).map(|(a, b)| a * b).sum::<f64>();
         let y: f64 = (0..3).map(|j| 0.6 * thin(j) * up_factor[column * 3 + j]).sum();
-        // The sum over k of the adapter has at most k terms below 1, which 3 factors below 1 multiply.
+        // A bound on the adapter's sum of magnitudes: each of its 3 ranks has k terms below 1, multiplied by a factor
+        // below 1.
         (y + sum(i).0, 3.0 * k as f64 + sum(i).1)
     };
     let gated = gate.iter().zip(&up).map(|((g, gate_size), (u, up_size))| {
@@ -89,7 +91,7 @@ fn formulas(dtype: DType, [m, n, k]: [usize; 3], seed: u32) -> [Vec<(f64, f64)>;
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// The bound: k roundings of f32 to each sum of magnitudes, and four roundings of the result to its dtype.
+    /// The bound allows k roundings of f32 for each sum of magnitudes, and four roundings of the result to its dtype.
     #[test]
     fn products_equal_the_formula(m in 1usize..40, n in 1usize..70, k in 1usize..200, seed: u32) {
         for dtype in [DType::F32, DType::BF16] {
@@ -123,8 +125,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(6))]
 
-    /// The GPU's kernel on the simulator. It sums in another order than the CPU, and rounds a sum once where the CPU
-    /// rounds twice.
+    /// The GPU's kernel, on the simulator, is near the CPU's results. It adds in another order than the CPU, and rounds
+    /// a sum once where the CPU rounds twice.
     #[test]
     fn simulator_is_near_the_cpu_and_batch_invariant(m in 1usize..36, n in 1usize..50, k in 1usize..100, seed: u32) {
         let Some(()) = compile::skip_without_nvrtc() else { return Ok(()) };

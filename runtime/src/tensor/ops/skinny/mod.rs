@@ -1,9 +1,9 @@
 //! Matrix products of a decode step (skinny GEMM): up to 64 rows times a whole weight.
 //!
-//! Reading the weight takes most of the time of such a product. On a GPU one kernel reads it once and also does the
-//! work before and after it (norm, bias, residual, SwiGLU), each with the bits of an op of its own. Its products have
-//! the bits of [`super::linear`] on compute capability 9.0 if x is bf16, otherwise they sum in another order. On the
-//! CPU these ops call [`super::linear`]. No op here has a backward rule.
+//! Reading the weight takes most of the time of such a product. On a GPU one kernel reads the weight once and also does
+//! the work before and after the product (norm, bias, residual, SwiGLU), each with the bits of the separate op. The
+//! kernel's products have the bits of [`super::linear`] on compute capability 9.0 if x is bf16, otherwise they add in
+//! another order. On the CPU these ops call [`super::linear`]. No op here has a backward rule.
 
 use bytemuck::Zeroable;
 use reel_device::{Addr, DType, Kernels, in_op};
@@ -22,7 +22,8 @@ fn uses_skinny_kernel(cx: &Cx, x: &Tensor, w: &Tensor) -> Result<bool> {
 }
 
 /// Whether `x` has so few rows and `w` is such a weight that the kernel of decode steps multiplies them. `max_rows`
-/// chooses the largest number of rows; with more, the kernel would read the weight again, and cuBLASLt multiplies.
+/// selects the maximum number of rows. With more rows, the kernel would read the weight again, and cuBLASLt multiplies
+/// instead.
 fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&Choices) -> usize) -> Result<bool> {
     let (m, _) = rows_cols("skinny_linear", "x", x)?;
     let most = max_rows(skinny::choices(cx.device().compute_capability()));
@@ -30,8 +31,8 @@ fn is_decode_product(cx: &Cx, x: &Tensor, w: &Tensor, max_rows: fn(&Choices) -> 
     Ok(fits && cx.device().kernels() == Kernels::Cuda && !cx.is_training())
 }
 
-/// An RMS normalisation of the rows of x that precedes products. On a GPU it is part of their launch if there are few
-/// rows.
+/// An RMS normalisation of the rows of x before matrix products. If there are few rows, a GPU normalises them in the
+/// launch of the products.
 #[derive(Clone, Copy, Debug)]
 pub struct InputNorm<'a> {
     /// `[K]`, in the dtype of x.
@@ -41,13 +42,13 @@ pub struct InputNorm<'a> {
 }
 
 impl InputNorm<'_> {
-    /// `rms_norm(x)`, or x itself without a norm.
+    /// Returns `rms_norm(x)`, or x itself if `norm` is `None`.
     pub(super) fn apply(norm: Option<Self>, cx: &Cx, x: &Tensor) -> Result<Tensor> {
         norm.map_or_else(|| Ok(x.clone()), |norm| rms_norm(cx, x, norm.weight, norm.eps))
     }
 
-    /// The rows to multiply, for x `[R, K]`, and the kernel parameters `norm` and `eps`. Many rows are normalised here,
-    /// by a launch of their own, which gives the same bits.
+    /// Returns the rows that the products use, for x `[R, K]`, and the kernel parameters `norm` and `eps`. Many rows
+    /// are normalised here by a separate launch, which gives the same bits.
     pub(super) fn before_products(
         norm: Option<Self>,
         cx: &Cx,
@@ -85,7 +86,7 @@ fn product(x: &Tensor, w: &Tensor) -> Result<Params> {
     Ok(Params { x: x.addr(), w: w.addr(), m: size(OP, m)?, n: size(OP, n)?, k: size(OP, k)?, ..Zeroable::zeroed() })
 }
 
-/// Allocates the result `[M, N]` of the product, and enters it in the parameters.
+/// Allocates the result `[M, N]` of the product, and sets its address in the parameters.
 fn with_result(cx: &Cx, params: Params, dtype: DType) -> Result<(Params, Tensor)> {
     let y = cx.empty(&[params.m as usize, params.n as usize], dtype)?;
     Ok((Params { y: y.addr(), ..params }, y))
@@ -112,7 +113,7 @@ pub fn skinny_linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, residu
     Ok(y)
 }
 
-/// The queries, keys and values of a decode step: three products of the same x, after its norm, with the bits of
+/// The queries, keys and values of a decode step: three products of the same x, normalised first, with the bits of
 /// [`skinny_linear`]. Queries and keys are rotated, keys and values are written into the caches. x `[R, K]`, weights
 /// `[Ni, K]` and biases `[Ni]` give the queries `[R, H, D]`. On a GPU this is one launch, and one more for the norm of
 /// many rows.
@@ -144,20 +145,20 @@ pub fn skinny_qkv(
     Ok(q)
 }
 
-/// Checks that a bias has the shape `rows` of one element for each row of the weight, and the dtype of x.
+/// Checks that a bias has the shape `rows`, one element for each row of the weight, and the dtype of x.
 pub(super) fn check_bias(op: &'static str, x: &Tensor, bias: Option<&Tensor>, rows: &[usize]) -> Result<()> {
     let Some(bias) = bias else { return Ok(()) };
     want_shape(op, "bias", bias, rows, "the rows of the weight")?;
     want_dtype(op, "bias", bias, x.dtype())
 }
 
-/// Calls `f` with each layer until it fails.
+/// Returns the results of `f` for the three layers, or its first error.
 pub(super) fn results_of<L, T>(layers: [L; 3], mut f: impl FnMut(L) -> Result<T>) -> Result<[T; 3]> {
     let [a, b, c] = layers;
     Ok([f(a)?, f(b)?, f(c)?])
 }
 
-/// [`skinny_linear`], of the same shapes, with a LoRA adapter: [`super::lora_linear`], then the residual addition.
+/// [`skinny_linear`] with a LoRA adapter: [`super::lora_linear`] on the same shapes, then the addition of the residual.
 pub fn skinny_lora_linear(
     cx: &Cx,
     x: &Tensor,
@@ -172,8 +173,8 @@ pub fn skinny_lora_linear(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// [`skinny_linear`] with a LoRA adapter of its own for each row. A row has the bits that [`skinny_lora_linear`] gives
-/// it with its adapter, and those of [`skinny_linear`] without one.
+/// [`skinny_linear`] with one LoRA adapter for each row. A row with an adapter has the bits of
+/// [`skinny_lora_linear`], a row without an adapter those of [`skinny_linear`].
 pub fn skinny_linear_with_row_adapters(
     cx: &Cx,
     x: &Tensor,
@@ -188,7 +189,8 @@ pub fn skinny_linear_with_row_adapters(
     residual.map_or(Ok(y.clone()), |r| add(cx, r, &y))
 }
 
-/// `silu(x gateᵀ) · (x upᵀ)`, for the norm of x if there is one: x `[M, K]`, gate and up `[N, K]` give `[M, N]`.
+/// `silu(x gateᵀ) · (x upᵀ)`: x `[M, K]`, gate and up `[N, K]` give `[M, N]`. If `norm` is given, x is normalised
+/// first.
 pub fn skinny_swiglu(cx: &Cx, x: &Tensor, norm: Option<InputNorm>, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let _op = in_op("skinny_swiglu");
     const OP: &str = "skinny_swiglu";

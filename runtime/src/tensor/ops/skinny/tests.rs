@@ -31,7 +31,8 @@ fn near(dtype: DType, shape: [usize; 3], seed: u32) {
     let (got, want) = (products(&sim, dtype, shape, seed), products(&Device::cpu(1), dtype, shape, seed));
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         let off = relative_distance(got, want);
-        // CPU and GPU sum in different orders, so that some sums are rounded to another bf16. Logits are f32 on both.
+        // CPU and GPU add in different orders, so some sums are rounded to different bf16 values. Logits are f32 on
+        // both.
         let limit = if dtype == DType::BF16 && i != 2 { 1e-2 } else { 1e-5 };
         assert!(off <= limit, "{dtype} {shape:?}, product {i}: relative L2 {off:.2e}");
     }
@@ -63,7 +64,7 @@ proptest! {
     }
 }
 
-/// The products of rows with adapters 1, none and 0, and those that each row has alone, with its adapter.
+/// The products of three rows with adapter 1, none and adapter 0: computed together, and computed for each row alone.
 fn products_with_row_adapters(device: &Device, dtype: DType, [n, k]: [usize; 2], seed: u32) -> [Vec<f32>; 2] {
     let cx = Cx::inference(device, dtype);
     let (ranks, most) = ([3, 5], 8);
@@ -124,7 +125,7 @@ proptest! {
     }
 }
 
-/// The norm of x is computed in the launch of the products on a GPU; its bits are those of `rms_norm`.
+/// On a GPU the launch of the products normalises x, with the bits of `rms_norm`.
 #[test]
 fn a_norm_before_products_has_the_bits_of_rms_norm() {
     let sim = compile::skip_without_nvrtc()
@@ -151,7 +152,7 @@ fn a_norm_before_products_has_the_bits_of_rms_norm() {
     }
 }
 
-/// Blocks that are no cluster would each normalise all rows again.
+/// Without a cluster, each block of threads would normalise all rows again, so many rows get a separate launch.
 #[test]
 fn many_rows_are_normalised_by_a_launch_of_their_own_without_clusters() {
     for (compute_capability, rows, launches) in [(80, 16, 0), (80, 17, 2), (89, 64, 2), (90, 64, 0)] {

@@ -172,7 +172,7 @@ fn text_and_vision_tokens(device: &Device, text: usize, vision: usize, hidden: u
     }
 }
 
-/// Compares the fused patch embedding with the one that stores normalised pixels, which is used if the weight has
+/// Compares the fused patch embedding with the separate ops, which store normalised pixels and run if the weight has
 /// another dtype.
 fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize; 3], seed: u32) {
     let patching = PatchingParams {
@@ -210,7 +210,7 @@ fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize;
         let (got, want) = (of(dtype), of(other));
         let limit = if dtype == DType::F32 { 1e-6 } else { 4e-3 };
         assert!(relative_distance(&got, &want) <= limit, "{what}: {:.2e}", relative_distance(&got, &want));
-        // The gradient of the weight must equal that of a matrix product with stored pixels.
+        // The gradient of the weight must equal the gradient of a matrix product with stored pixels.
         let gradient = |w: DType| {
             let cx = Cx::training(device, dtype);
             let w = weight(&cx, w).unwrap().into_parameter("w").unwrap();
@@ -228,7 +228,8 @@ fn frames(device: &Device, videos: &[[usize; 3]], [patch, merge, embed]: [usize;
     }
 }
 
-/// Compares the log-probabilities, entropies and gradients of both backends with the formula in f64.
+/// Compares the log-probabilities, entropies and gradients of the output layer, with and without entropies, with the
+/// formula in f64.
 fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32, seed: u32) {
     let targets: Vec<i32> = (0..rows as i32).map(|r| (r * 5 + 1) % (vocab as i32 + 1) - 1).collect();
     let shapes: [&[usize]; 2] = [&[rows, hidden], &[vocab, hidden]];
@@ -285,7 +286,7 @@ fn head(device: &Device, [rows, vocab, hidden]: [usize; 3], inv_temperature: f32
         });
         close("log-probability", &got.y, &lps);
         close("entropy", &got_entropies.borrow(), &entropies);
-        // The terms of an element can cancel: with one row, dh is the target's weight row minus the average one. So
+        // The terms of an element can cancel: with one row, dh is the target's weight row minus the average row. So
         // errors are compared with the sum of absolute terms. In bf16 the gradient of each logit is rounded, and so is
         // each result: two relative errors of at most 2^-8.
         let limit = if dtype == DType::F32 { 1e-5 } else { 1.01 / 128.0 };
@@ -375,7 +376,7 @@ fn tiles_of_rows_have_the_bits_of_rows_alone() {
     let all = outcome(&device, DType::F32, &shapes, 2, |cx, x| {
         Ok(vec![linear_log_prob(cx, &x[0], &x[1], &index(cx, &targets)?, 1.0)?])
     });
-    // The logits are few enough to be kept.
+    // The logits are few enough to be kept for the backward pass.
     let (peak, logits) = (device.memory().peak - before, rows * vocab * 4);
     assert!(peak < logits + (72 << 20) && logits > (75 << 20), "{peak} bytes for logits");
     // f32 rows times a bf16 weight.

@@ -1,4 +1,4 @@
-//! Ops whose output is known: they compute nothing, and have the gradients of the ops that compute it.
+//! Tests of the ops `*_of_known_output`: they do not compute the output, and have the gradients of the ops that do.
 
 use super::*;
 use crate::ops::{
@@ -11,10 +11,10 @@ const M: usize = 7;
 const K: usize = 6;
 const N: usize = 4;
 
-/// An op on parameters; the tensor is its known output.
+/// An op on parameters. If a tensor is given, the op takes it as its known output.
 type WithKnown = fn(&Cx, &[Tensor], Option<Tensor>) -> Result<Tensor>;
 
-/// The output of an op, and all gradients of the sum of its elements by differing weights.
+/// Runs an op. Returns its output, and the gradients of a loss: a sum of the output's elements with different weights.
 fn run(shapes: &[[usize; 2]], op: WithKnown, known: Option<&[f32]>) -> (Vec<f32>, Vec<Vec<f32>>) {
     let device = Device::cpu(2);
     let parameter = |(i, shape): (usize, &[usize; 2])| {

@@ -42,7 +42,7 @@ impl SmallKvCache {
         KvDestination { rotary: &self.rotary, caches: (&self.keys, &self.values), pages: &self.pages }
     }
 
-    /// The elements of q and of both caches, after `op` has written them.
+    /// The elements of q and of both caches after `op` has written q and the caches.
     pub(crate) fn results(&self, op: impl FnOnce(KvDestination) -> Result<Tensor>) -> [Vec<f32>; 3] {
         let q = op(self.destination()).unwrap();
         [&q, &self.keys, &self.values].map(|t| t.to_f32().unwrap())

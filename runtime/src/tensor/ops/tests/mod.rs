@@ -140,8 +140,9 @@ fn cases() -> Vec<Case> {
                 Tensor::from_f32(cx.device(), &[9], DType::F32, &pseudo_random_numbers(9, 82), MemoryCategory::Inputs)?;
             layer_norm(cx, &x[0], &fixed, &fixed, 1e-6)
         }),
-        // One input of three products and a sum: the last two products add their gradients themselves, the first must
-        // not, because the gradient of the sum shares its memory with others.
+        // `h` is the input of three products and a sum. The first product rule that runs in the backward pass must not
+        // add to the gradient of h in place, because the sum's gradient shares its memory with others; the two later
+        // rules do.
         case("linear", &[&[3, 4], &[4, 4], &[4, 4], &[4, 4]], |cx, x| {
             let h = swiglu(cx, &x[0], &x[0])?;
             let of = |w: &Tensor| linear(cx, &h, w, None);
@@ -195,7 +196,7 @@ fn cases() -> Vec<Case> {
             swiglu(cx, &stream, &y)
         }),
         case("rms_norm_branch", &[&[2, 5], &[5]], |cx, x| Ok(rms_norm_branch(cx, &x[0], &x[1], 1e-6)?.1)),
-        // The loss uses both outputs, then one of them.
+        // Two cases: the loss uses both outputs, and only one of them.
         case("rotary", &[&[3, 2, 8], &[3, 1, 8]], |cx, x| {
             let (q, k) = apply_rotary(cx, &x[0], &x[1], &small_rotary_table(cx)?)?;
             attention(cx, &q, &k, &x[1], &CuSeqlens::from_lengths(cx.device(), &[3])?, false)
@@ -216,7 +217,7 @@ fn cases() -> Vec<Case> {
             let parts = split_and_rotate(cx, &x[0], [3, 1], &small_rotary_table(cx)?)?;
             attention(cx, &parts[0], &parts[1], &parts[2], &CuSeqlens::from_lengths(cx.device(), &[3])?, true)
         }),
-        // The result of an op with a recipe goes into a product, which saves the recipe.
+        // A product saves the recipe of its input, the output of swiglu, instead of the memory.
         case("swiglu", &[&[5, 4], &[5, 4], &[3, 4]], |cx, x| linear(cx, &swiglu(cx, &x[0], &x[1])?, &x[2], None)),
         case("rms_norm", &[&[4, 10], &[10], &[3, 10], &[2, 10], &[3, 2]], |cx, x| {
             let normed = rms_norm(cx, &x[0], &x[1], 1e-6)?;
@@ -365,8 +366,8 @@ fn gradients_through_activations(
     grads.iter().map(|(k, g)| (k.to_string(), g.to_f32().unwrap())).collect()
 }
 
-/// `x · wᵀ + b` with parameters p, q of w and b, joined or each of its own product: the outputs and all gradients of
-/// two micro-batches, of which the first uses them as `joined` says.
+/// Returns the outputs and all gradients of `x · wᵀ + b` in two micro-batches. w and b consist of the parameters p and
+/// q; `joined` says for each micro-batch whether one product uses both or each has its own product.
 fn gradients_of_two_products(device: &Device, joined: [bool; 2]) -> BTreeMap<String, Vec<f32>> {
     let numbers = |n, seed| pseudo_random_numbers(n, seed);
     let new = |shape: &[usize], seed| {
@@ -380,7 +381,7 @@ fn gradients_of_two_products(device: &Device, joined: [bool; 2]) -> BTreeMap<Str
     for (batch, joined) in (0u32..).zip(joined) {
         let cx = Cx::training(device, DType::F32);
         let x = new(&[6, 5], 3 + batch);
-        // Weights of the loss by column, so that both ways have the same loss.
+        // Each column has a weight in the loss, so that one product and two products give the same loss.
         let column_weights = numbers(7, 9);
         let weighted = |y: &Tensor, columns: std::ops::Range<usize>| {
             let w: Vec<f32> = (0..6).flat_map(|_| column_weights[columns.clone()].to_vec()).collect();
