@@ -12,7 +12,7 @@ const FRAMES: usize = 16;
 const DECODED: (usize, usize) = (480, 854);
 const RESIZED: (usize, usize) = (224, 420);
 
-/// Made-up frames with sharp edges and smooth gradients.
+/// Synthetic frames with sharp edges and smooth gradients.
 fn video((height, width): (usize, usize)) -> FrameBuf {
     let data = (0..FRAMES * height * width * 3).map(|i| (i * 7 % 251 + i / 997 % 5) as u8).collect();
     FrameBuf { data, frames: FRAMES, height, width }

@@ -9,22 +9,24 @@ use serde::{Deserialize, Serialize};
 /// The result of a function of this crate.
 pub type Result<T> = std::result::Result<T, MediaError>;
 
-/// The location of errors of a `data:` URI, whose content is too long to be one.
+/// The location in errors about a `data:` URI, in place of the URI, which is too long.
 pub const DATA_URI: &str = "data: URI";
 
-/// What can go wrong between a media file and its frames or patches.
+/// An error in reading a media file or in converting it to frames or patches.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum MediaError {
     /// The content of a file is not usable. Reading it again would not help.
     #[error("{0}")]
     File(Diagnostic),
-    /// A file cannot be read: there is none, the system reports an error, or it changed meanwhile.
+    /// A file cannot be read: it does not exist, the operating system reports an error, or the file changed while it
+    /// was read.
     #[error("{0}")]
     Unreadable(Diagnostic),
     /// Decoding a file took longer than the time limit.
     #[error("{0}")]
     Timeout(Diagnostic),
-    /// Decoding a file needs more memory than the memory limit, or resizing it more than there is.
+    /// Decoding a file needs more memory than the memory limit allows, or resizing its frames needs more memory than is
+    /// free.
     #[error("{0}")]
     Memory(Diagnostic),
     /// The worker process that decodes a file was killed by a signal.
@@ -35,7 +37,7 @@ pub enum MediaError {
     #[error("{0}")]
     Setting(Diagnostic),
     /// No file is at fault: the worker process that decodes files cannot be started or fails, or this machine lacks
-    /// threads, open files or memory. The next file would fail, too.
+    /// threads, open files or memory. Other files would fail too.
     #[error("{0}")]
     Worker(Diagnostic),
 }
@@ -56,7 +58,8 @@ impl MediaError {
         Self::Setting(Diagnostic::new(name, what, help))
     }
 
-    /// A [`MediaError::Unreadable`], or a [`MediaError::Worker`] if the error says what this machine lacks.
+    /// A [`MediaError::Unreadable`], or a [`MediaError::Worker`] if this machine lacks a resource such as memory or
+    /// open files.
     pub(crate) fn cannot_read(path: &Path, error: &std::io::Error) -> Self {
         let diagnostic = Diagnostic::cannot_read(path, error);
         if shortage_help(error).is_some() { Self::Worker(diagnostic) } else { Self::Unreadable(diagnostic) }
@@ -68,7 +71,7 @@ impl MediaError {
         Self::Worker(Diagnostic::new(program.display().to_string(), what, help))
     }
 
-    /// The `operation` on a file needs threads or other means of this machine, which cannot be had.
+    /// A [`MediaError::Worker`]: the `operation` on a file failed because this machine could not create threads.
     pub(crate) fn cannot_start_threads(path: &Path, operation: &str, error: &std::io::Error) -> Self {
         let what = format!("{operation} failed because threads cannot be created: {error}");
         let help = start_shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
@@ -88,8 +91,8 @@ impl MediaError {
         }
     }
 
-    /// Replaces the file that an error of a file is about, for a caller that knows a better name than its path.
-    /// Errors of settings and of the worker program stay as they are.
+    /// Replaces the path in an error about a file by `name`, for a caller that knows a better name of the file. Errors
+    /// of settings and of the worker program stay as they are.
     #[must_use]
     pub fn with_file_name(self, name: &str) -> Self {
         match self {
@@ -98,8 +101,8 @@ impl MediaError {
         }
     }
 
-    /// Puts `part`, the part of a chat message that has the media, before the location of an error that is a setting or
-    /// a `data:` URI. Other errors, which have the path or address of their file, stay as they are.
+    /// Adds `part`, the part of a chat message that has the media, to the error's location if the location is a setting
+    /// or a `data:` URI. Other errors already have the path or address of their file.
     #[must_use]
     pub fn of_part(self, part: &str) -> Self {
         match matches!(self, Self::Setting(_)) || self.diagnostic().location == DATA_URI {

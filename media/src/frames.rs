@@ -2,8 +2,8 @@
 
 use crate::{MediaError, Result};
 
-/// Images of more pixels (height × width) are refused before memory is allocated for them. The value is Pillow's
-/// limit against decompression bombs.
+/// Images with more pixels (height × width) than this are refused before memory is allocated for them. The value is
+/// Pillow's limit against decompression bombs.
 pub const MAX_IMAGE_PIXELS: usize = 178_956_970;
 
 /// Borrowed frames of one size, u8 RGB `[T, H, W, 3]`, row-major. An image is one frame.

@@ -1,5 +1,5 @@
-//! Profiles: the presets of frame and pixel limits that the reference recipes use. Flags, or keys of a message's
-//! video or image part, override single limits. [`crate::selection`] and [`crate::resize`] apply them.
+//! Profiles: the presets of frame and pixel limits that the reference recipes use. Flags, or keys of a message's video
+//! or image part, override single limits. [`crate::selection`] and [`crate::resize`] apply the limits.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,8 @@ pub enum MediaProfile {
 /// How a profile selects frames.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SelectionRule {
-    /// Frames are evenly spaced from the first to the last. Their number is `fps` times the video's seconds, kept
-    /// within `min_frames` and `max_frames`.
+    /// Frames are evenly spaced from the first to the last. The number of frames is `fps` times the video's seconds,
+    /// kept within `min_frames` and `max_frames`.
     Rate {
         /// Frames per second of video.
         fps: f64,
@@ -51,7 +51,7 @@ pub struct PixelLimits {
     pub video_min: u64,
     /// Maximum area of a video frame.
     pub video_max: u64,
-    /// Maximum sum of the areas of a video's frames. Each pair of frames counts as one frame, because it shares a
+    /// Maximum sum of the areas of a video's frames. A pair of frames counts as one frame, because the two share a
     /// temporal patch.
     pub video_total: u64,
     /// Minimum area of an image.
@@ -64,7 +64,7 @@ pub struct PixelLimits {
 const TOKEN_PIXELS: u64 = 28 * 28;
 
 impl MediaProfile {
-    /// All profiles, in the order of help texts.
+    /// All profiles, in the order in which help texts list them.
     pub const ALL: [Self; 6] =
         [Self::VideorftTrain, Self::VideoR1Train, Self::VideorftEval, Self::Qwen, Self::Uniform16, Self::Stride1Fps];
 
@@ -134,8 +134,8 @@ impl std::fmt::Display for MediaProfile {
     }
 }
 
-/// Flags or message keys (in the spelling of qwen-vl-utils) that replace limits of the profile; `None` keeps the
-/// profile's.
+/// Flags or message keys (in the spelling of qwen-vl-utils) that replace limits of the profile; `None` keeps the limit
+/// of the profile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MediaOverrides {
@@ -168,16 +168,15 @@ pub struct MediaOverrides {
 pub struct LimitConflict {
     /// The name of the limit.
     pub key: &'static str,
-    /// Its value in the first one.
+    /// The value in the first [`MediaOverrides`].
     pub own: String,
-    /// Its value in the second one.
+    /// The value in the second [`MediaOverrides`].
     pub other: String,
 }
 
 impl MediaOverrides {
-    /// Takes each limit from `self`, or from `fallback` where `self` has `None` (`self` holds flags, which win over
-    /// message keys). If `self` has `nframes` or `fps`, both are taken from `self`, because the two cannot be
-    /// combined.
+    /// Takes each limit from `self`, or from `fallback` if `self` has `None` (`self` holds flags, which override
+    /// message keys). If `self` has `nframes` or `fps`, both are taken from `self`, because the two cannot be combined.
     pub fn or_fallback(self, fallback: Self) -> Self {
         let count_given = self.nframes.is_some() || self.fps.is_some();
         Self {
@@ -195,10 +194,10 @@ impl MediaOverrides {
         }
     }
 
-    /// The limits of both.
+    /// Combines the limits of `self` and `other`.
     ///
     /// # Errors
-    /// Both have a limit, with different values.
+    /// `self` and `other` set the same limit to different values.
     pub fn union(self, other: Self) -> std::result::Result<Self, LimitConflict> {
         fn one<T: Copy + PartialEq + std::fmt::Display>(
             key: &'static str,
@@ -225,14 +224,15 @@ impl MediaOverrides {
         })
     }
 
-    /// Checks overrides that hold for every image and video of a command, before the first one is read.
+    /// Checks overrides that apply to every image and video of a command, before the first medium is read.
     ///
-    /// qwen-vl-utils corrects some values without a word: it takes the minimum number of frames at a rate of 0 or less,
-    /// rounds an odd number of frames to an even one, and lets the maximum win over the minimum. This check refuses
-    /// them, because the user would not notice. [`crate::selection::select_frames`] follows qwen-vl-utils.
+    /// qwen-vl-utils silently corrects some values: a rate of 0 or less selects the minimum number of frames, an odd
+    /// number of frames is rounded to an even number, and a maximum below the minimum counts. This check refuses such
+    /// values, because the user would not notice the correction. [`crate::selection::select_frames`] corrects them as
+    /// qwen-vl-utils does.
     ///
     /// # Errors
-    /// The first setting that is wrong, by name.
+    /// A setting is invalid; the error names the first one.
     pub fn validate(&self, profile: MediaProfile) -> Result<()> {
         self.validate_frame_counts(profile)?;
         self.validate_pixels(profile)

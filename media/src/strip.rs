@@ -1,4 +1,4 @@
-//! Frames as image files: PNG or JPEG images of one or several frames, for logs, pages, and requests to other servers.
+//! Encodes one or several frames as a PNG or JPEG image, for logs, HTML pages, and requests to other servers.
 
 use std::io::Cursor;
 
@@ -47,8 +47,8 @@ pub struct JpegStrip {
     pub bytes: Vec<u8>,
 }
 
-/// Draws at most `max_frames` frames as [`frame_strip`] does, as JPEG of this quality (1 to 100). Frames are shrunk so
-/// that neither side exceeds `max_side` pixels.
+/// Draws at most `max_frames` evenly spaced frames side by side, as [`frame_strip`] does, and encodes them as JPEG of
+/// this `quality` (1 to 100). Frames are shrunk so that neither side exceeds `max_side` pixels.
 ///
 /// # Errors
 /// `frames.data` does not have the length that `frames` states, there is no frame, or memory runs out.
@@ -65,16 +65,16 @@ pub fn jpeg_strip(frames: &FrameBuf, max_frames: usize, max_side: usize, quality
     Ok(JpegStrip { shown, width, height, bytes })
 }
 
-/// At most `most` of the indices below `count`, at even distances, with the first and the last one.
+/// Returns at most `most` evenly spaced indices below `count`, including the first and the last index.
 fn evenly_spaced(count: usize, most: usize) -> Vec<usize> {
     let shown = count.min(most);
     (0..shown).map(|i| i * (count - 1) / (shown - 1).max(1)).collect()
 }
 
-/// The pixels of an image with the frames of these indices side by side, each resized to height and width `size`.
+/// Returns the pixels of an image that shows the frames `shown` side by side, each resized to `size`, (height, width).
 fn side_by_side(frames: &FrameBuf, shown: &[usize], size: (usize, usize)) -> Result<Vec<u8>> {
     let ((height, width), count) = (size, shown.len());
-    // The view checks the length of the data.
+    // `view` checks that the data has the length that the frames' size and number state.
     let data = frames.view()?.data();
     let mut pixels = vec![0u8; height * width * count * 3];
     let frame_len = frames.height * frames.width * 3;
@@ -100,7 +100,7 @@ pub fn thumbnail(frame: &[u8], (height, width): (usize, usize), max_side: usize)
     encode_png(&small.data, small.height, small.width)
 }
 
-/// The quality of [`encode_jpeg`], from 1 to 100.
+/// JPEG quality that [`encode_jpeg`] uses, on the scale from 1 to 100.
 const JPEG_QUALITY: u8 = 90;
 
 /// Encodes one frame, u8 RGB `[height, width, 3]`, as the bytes of a JPEG file.
@@ -186,7 +186,7 @@ mod tests {
     }
 
     proptest! {
-        /// A strip of frames of one grey each has these greys from left to right, up to the loss of JPEG.
+        /// If every frame has a single grey value, the strip shows these values from left to right, up to JPEG's loss.
         #[test]
         fn jpeg_strip_has_the_stated_frames_in_order(
             frames in 1usize..40, h in 1usize..300, w in 1usize..300, max_frames in 1usize..9, side in 8usize..80,

@@ -1,6 +1,6 @@
-//! Videos of many formats, written and read back: frame `i` in display order must be decoded as frame `i`, with equal
-//! bits whether it is decoded alone or with all others. Formats that this FFmpeg cannot write are skipped with a
-//! message.
+//! Writes videos of many formats and decodes them: frame `i` in display order must be decoded as frame `i`, with the
+//! same bits whether the frame is decoded alone or with all others. Formats that this FFmpeg cannot write are skipped
+//! with a message.
 
 use std::path::Path;
 
@@ -148,7 +148,7 @@ fn every_format_decodes_to_the_written_frames() {
         check(&path, 44, HEIGHT, WIDTH);
         done += 1;
     }
-    // Any FFmpeg can write GIF and the three formats with MPEG-4 video.
+    // Every FFmpeg build can write at least four of the formats: GIF and the three with MPEG-4 video.
     assert!(done >= 4, "only {done} formats could be written");
 }
 
@@ -169,7 +169,8 @@ fn variable_frame_rate_decodes_to_the_written_frames() {
     }
 }
 
-/// Two MPEG-TS files in one, as `cat a.ts b.ts` makes it. The times of the second video start within the first one.
+/// Decodes a file made of two MPEG-TS files, as `cat a.ts b.ts` makes it. The times of the second video start within
+/// the first one.
 #[test]
 fn joined_videos_decode_one_after_the_other() {
     let folder = tempfile::tempdir().unwrap();
@@ -198,8 +199,9 @@ fn joined_videos_decode_one_after_the_other() {
     }
 }
 
-/// A video that begins with an open group of pictures, as a cut without re-encoding makes it. The frames before its
-/// first key frame cannot be decoded; they show the key frame, and all others keep their indices.
+/// Decodes a video that begins with an open group of pictures, as a cut without re-encoding makes it. The frames
+/// displayed before its first key frame cannot be decoded: the key frame is returned for them, and all other frames
+/// keep their indices.
 #[test]
 fn video_cut_at_an_open_group_keeps_its_indices() {
     if VideoCodec::H264.available_encoder_name().is_none() {
@@ -231,7 +233,7 @@ fn video_cut_at_an_open_group_keeps_its_indices() {
         let got = decode_n(&path, n);
         let shown: Vec<u64> =
             got.data.chunks(HEIGHT * WIDTH * 3).map(|f| shown_index(f, HEIGHT, WIDTH) as u64).collect();
-        // Three B-frames come before the key frame, which is the twelfth frame.
+        // Three B-frames are displayed before the key frame, frame 12 of the uncut video, and are replaced by it.
         assert_eq!(shown, got.indices.iter().map(|i| (first + i).max(12)).collect::<Vec<_>>(), "{n} of {total} frames");
     }
 }

@@ -1,7 +1,7 @@
 //! Tests the decoding worker from outside. This test program starts itself as the worker, as the binary `reel` does,
 //! and can also behave like a broken worker.
 //!
-//! It does not use the test harness, because it also runs as the worker.
+//! This program does not use Rust's test harness, because it also runs as the worker.
 
 use std::fs::File;
 use std::io::Write;
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     let wanted = args.iter().skip(1).find(|a| !a.starts_with('-'));
     for (name, test) in tests {
         if wanted.is_none_or(|w| name.contains(w.as_str())) {
-            // A failing test panics, which prints its location and ends the program with an error.
+            // A failing test panics; the panic prints its location and ends this program with an error.
             test();
             println!("test {name} ... ok");
         }
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Aborts at the first N calls. `part` is N and the path of a file that counts the calls.
+/// Aborts the process in the first N calls. `part` holds N and the path of a file that counts the calls.
 fn abort_first(part: &str) {
     let (times, path) = part.split_once(' ').unwrap();
     let starts = std::fs::read(path).unwrap_or_default().len() + 1;
@@ -143,7 +143,7 @@ fn forbid_threads() {
     }
 }
 
-/// Prints the error of a caller that can start no process.
+/// Asks for a video as a caller that cannot start a process, and prints the caller's error.
 fn caller_without_processes(video: &Path) -> ExitCode {
     let decoder = DecodeWorker::new(me());
     forbid_threads();
@@ -152,8 +152,9 @@ fn caller_without_processes(video: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Answers as the real worker does, but opens the pipe that the variable [`PIPE`] names instead of the requested file,
-/// and so hangs as a decoder may. (A request cannot name a pipe, because the caller refuses it.)
+/// Answers as the real worker does, but opens the pipe that the environment variable [`PIPE`] names instead of the
+/// requested file. Opening the pipe blocks, as a hanging decoder does. (A request cannot name a pipe, because the
+/// caller refuses it.)
 fn open_pipe(mut request: Value, memory: Option<File>, replies: &mut Replies) -> std::io::Result<()> {
     request["path"] = json!({"Unix": std::env::var(PIPE).unwrap().into_bytes()});
     worker::run_job(serde_json::from_value(request)?, memory, replies)
@@ -170,13 +171,13 @@ fn clip(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "../tests/golden/clips", name].iter().collect()
 }
 
-/// A `DecodeWorker` that starts this program with other arguments.
+/// Returns a `DecodeWorker` that starts this program with the arguments `args`.
 fn with_args<const N: usize>(args: [&str; N]) -> DecodeWorker {
     let args = args.map(str::to_owned).to_vec();
     DecodeWorker { program: Program { args, ..Program::new(me()) }, ..DecodeWorker::new(me()) }
 }
 
-/// A `DecodeWorker` whose worker process is broken in the way `part` (see [`play`]).
+/// Returns a `DecodeWorker` whose worker process is broken in the way that `part` names (see [`play`]).
 fn player(part: &str, timeout: Duration) -> DecodeWorker {
     let mut player = with_args(["__play", part]);
     player.program.timeout = timeout;
@@ -263,7 +264,7 @@ fn crash_is_reported_with_signal_or_exit_code() {
         &["exited with code 3", "a message of its own"],
     );
     one_line(player("panic", wait).probe(&clip("vp9.webm")).unwrap_err(), &["it panicked: a bug"]);
-    // The exit code of a worker without a reply says nothing about the file, but a panic of the decoder does.
+    // The error does not blame the file if a worker exits without a reply, but does so if the decoder panics.
     for part in ["panic", "exit 3", "unknown"] {
         let error = player(part, wait).probe(&clip("vp9.webm")).unwrap_err();
         assert!(matches!(error, MediaError::Worker(_)), "{error}");
@@ -292,7 +293,8 @@ fn failed_worker_is_replaced_once() {
     one_line(late, &["vp9.webm", "timed out after 0.3 s, twice"]);
 }
 
-/// A limit of processes and threads that stops the worker, its server or the caller is an error of the machine.
+/// If a limit of processes and threads stops the worker, its server or the caller, the error blames the machine's
+/// limits.
 fn lack_of_threads_is_never_blamed_on_the_file() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
@@ -342,8 +344,8 @@ fn memory_limit_is_enforced() {
         let error = decoder.decode(&path, MediaProfile::Qwen, &o).unwrap_err();
         one_line(error, &["memory"]);
     }
-    // Some of these limits admit the size of the frames but not the memory that decoding needs; then the worker's
-    // address space limit makes decoding fail.
+    // Some of these memory limits are large enough for the frames but not for decoding; decoding then fails at the
+    // worker's address space limit.
     let two = MediaOverrides { nframes: Some(2), ..Default::default() };
     let mut refused = 0;
     for memory_mib in (34..100).step_by(6) {
@@ -415,7 +417,7 @@ fn worker_dies_with_its_caller() {
     let mut caller = Command::new(me()).arg("__decode-and-wait").arg(&video).env(PIPE, &pipe).spawn().unwrap();
     let server = until(|| child_of(caller.id()));
     let worker = until(|| child_of(server));
-    // Waits until the worker sleeps, because it opens the pipe. By then it has asked the kernel to kill it when its
+    // Waits until the worker sleeps in opening the pipe. By then the worker has asked the kernel to kill it when its
     // server ends.
     until(|| (state(worker) == Some('S')).then_some(()));
     std::thread::sleep(Duration::from_millis(100));
@@ -461,8 +463,8 @@ fn one_server_serves_many_videos() {
     assert!(servers().len() == 1 && servers() != second);
 }
 
-/// A request whose frames are in the cache gets the same frames without a worker. Frames in their original size, other
-/// requests, and requests without a cache need one.
+/// A request whose frames are in the cache gets the same frames without a worker. Requests for frames in their original
+/// size, requests for other frames, and requests without a cache need a worker.
 fn kept_frames_need_no_worker() {
     let cache = Some(Arc::new(FrameCache::new(16 << 20)));
     let decoder = DecodeWorker { cache, ..DecodeWorker::new(me()) };

@@ -81,7 +81,7 @@ const STORAGES: [Storage; 5] = [
 
 /// The training result of one way of storing weights.
 struct Curve {
-    /// Pairs of a step and the loss on the held-out rows after it: step 0, then every [`EVERY`] steps.
+    /// Pairs (step, loss on the held-out rows after that step): step 0, then every [`EVERY`] steps.
     loss: Vec<(u64, f64)>,
     /// L2 distance between the weights before and after the run, over all weights.
     distance: f64,
@@ -115,7 +115,8 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The training data as JSONL: the sum of every pair of numbers from 0 to 23, in a fixed shuffled order.
+/// Returns the training data as JSONL: one question per pair of numbers from 0 to 23, which asks for their sum, in a
+/// fixed shuffled order.
 fn rows() -> String {
     let pairs = (0..24 * 24).map(|i| i * 227 % (24 * 24)).map(|i| (i / 24, i % 24));
     let row = |(a, b): (usize, usize)| {
@@ -128,7 +129,7 @@ fn rows() -> String {
     pairs.map(row).collect::<Vec<_>>().join("\n")
 }
 
-/// Trains with one way of storing weights. Every way starts from the same weights and uses the same rows.
+/// Trains with one way of storing weights. All ways start from the same weights and use the same rows.
 fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve, Box<dyn Error>> {
     let run = RunOptions {
         model: model.display().to_string(),
@@ -190,7 +191,7 @@ fn clear_low_bits(state: &ParameterState) -> Result<()> {
     }
 }
 
-/// Mean loss over the learned tokens (those of the answers) of these rows.
+/// Returns the mean loss over the learned tokens (the answers' tokens) of `rows`.
 fn loss(t: &Trainer, rows: &[Sample]) -> Result<f64> {
     let packed = MicroBatchInput::new(&t.device, &t.model.config, rows)?;
     let cx = Cx::inference(&t.device, t.dtype);

@@ -1,5 +1,5 @@
-//! `--config FILE`: a file with any options of a command, under the names of their flags, in TOML, YAML or JSON. Flags
-//! on the command line override it.
+//! Reads the file of `--config FILE`: any options of a command, under the names of their flags, in TOML, YAML or JSON.
+//! Flags on the command line override the file.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,14 +13,14 @@ use serde_json::{Map, Value};
 
 use crate::option_names;
 
-/// The options of a configuration file that say how the command starts: by overwriting an earlier run, or by resuming
-/// it. They do not describe the run, so `run.json` does not have them.
+/// The options of a configuration file that say how the command starts: by overwriting or by resuming an earlier run.
+/// These options do not describe the run, so they are not written to `run.json`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct StartFlags {
-    /// Overwrite an earlier run in OUT.
+    /// Whether to overwrite an earlier run in OUT.
     pub overwrite: bool,
-    /// Resume from this checkpoint folder, or from the `last` one.
+    /// The checkpoint folder to resume from; `last` is the newest checkpoint in OUT.
     pub resume_from_checkpoint: Option<String>,
 }
 
@@ -44,7 +44,7 @@ struct Entry {
     value: Value,
 }
 
-/// The format of a configuration file, by its extension; TOML if that is another one.
+/// The format of a configuration file. The file's extension determines it; any other extension means TOML.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Format {
     Toml,
@@ -63,10 +63,11 @@ impl Format {
 }
 
 impl ConfigFile {
-    /// Reads a configuration file. Its extension decides about the format: .yaml or .yml, .json, else TOML.
+    /// Reads a configuration file. Its extension determines the format: YAML for .yaml or .yml, JSON for .json, else
+    /// TOML.
     ///
     /// # Errors
-    /// The file cannot be read, is too large, or is not of its format.
+    /// The file cannot be read, is too large, or is not valid in its format.
     pub fn read(path: &Path) -> Result<Self> {
         let text = input::read_text(path, input::MAX_CONFIG_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
         Self::parse(&path.display().to_string(), Format::of(path), &text)
@@ -78,7 +79,7 @@ impl ConfigFile {
             Format::Yaml => yaml_options(path, text),
             Format::Json => json_options(path, text),
         }?;
-        // A key with the value null counts as absent, as in the files of other trainers.
+        // A key with the value null counts as absent, as in the configuration files of other trainers.
         let entries = options.into_iter().filter(|(_, value)| !value.is_null());
         let entries = entries.map(|(key, value)| Entry { field: option_names::field_name(&key), key, value }).collect();
         Ok(Self { path: path.to_string(), entries })
@@ -87,7 +88,7 @@ impl ConfigFile {
     /// The options of the file that say how the command starts.
     ///
     /// # Errors
-    /// One of them has a value of another type.
+    /// The value of one of these options has a wrong type.
     pub fn start_flags(&self) -> Result<StartFlags> {
         let mut options = Map::new();
         for entry in &self.entries {
@@ -100,10 +101,12 @@ impl ConfigFile {
         serde_json::from_value(Value::Object(options)).map_err(|e| self.defect(e.to_string()))
     }
 
-    /// Takes the value of each option that the command line leaves unset from this file.
+    /// Returns the options of the command line, with the values of this file for the options that the command line
+    /// leaves unset.
     ///
     /// `parsed` has the options of the command line; `on_command_line(name)` is true if the command line sets the
-    /// option `name`, such as `learning_rate`. Keys may be written with `-` or `_`, or as the aliases of an option.
+    /// option `name`, such as `learning_rate`. Keys in the file may be written with `-` or `_`, or as an alias of an
+    /// option.
     ///
     /// # Errors
     /// An unknown or repeated key, or a value of the wrong type; the error names the key.
@@ -143,7 +146,7 @@ impl ConfigFile {
         serde_json::from_value(Value::Object(options)).map_err(|e| self.defect(e.to_string()))
     }
 
-    /// The error of a key that is not an option. It names the option that is probably meant.
+    /// The error for a key that is not an option. The error suggests the option that is probably meant.
     fn unknown_key(&self, entry: &Entry, options: &Map<String, Value>) -> TrainError {
         let is_option = |name: &str| options.contains_key(name) || START.contains(&name);
         let spelled = |field: &str| if entry.key.contains('_') { field.to_string() } else { field.replace('_', "-") };
@@ -156,9 +159,9 @@ impl ConfigFile {
         self.error(entry, "is not an option of this command", help)
     }
 
-    /// The value of a key in a type that the option takes. To check a type, deserializes the options with only this
-    /// value changed, so that an error is about its key. A text stands for a list, a number or a switch where the
-    /// option is one, and `true` for the text "true", as on the command line.
+    /// Returns the value of a key in a type that the option accepts. Tests a type by deserializing the options with
+    /// only this value changed, so that an error is about this key. As on the command line, a text may stand for a
+    /// list, number or boolean if the option needs one, and `true` for the text "true".
     fn fitting_value<T: DeserializeOwned>(
         &self,
         options: &Map<String, Value>,
@@ -200,7 +203,7 @@ fn defect(path: &str, what: String) -> TrainError {
     TrainError::option(path, what, "report this as a defect")
 }
 
-/// The keys and values of a file, in its order.
+/// The keys and values of a configuration file, in the order of the file.
 type Options = Vec<(String, Value)>;
 
 fn toml_options(path: &str, text: &str) -> Result<Options> {
@@ -208,7 +211,7 @@ fn toml_options(path: &str, text: &str) -> Result<Options> {
         let line = e.span().map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
         not_of_format(path, Some(line), "TOML", e.message(), "write one option per line: name = value")
     })?;
-    // JSON has no such numbers: they would become null, which stands for an option that is not set.
+    // NaN and infinity are refused: JSON has no such numbers, and null would mean that the option is not set.
     let is_finite = |value: &toml::Value| value.as_float().is_none_or(f64::is_finite);
     let json = |key: &str, value: toml::Value| {
         let all_finite = is_finite(&value) && value.as_array().is_none_or(|values| values.iter().all(is_finite));
@@ -231,7 +234,7 @@ fn json_options(path: &str, text: &str) -> Result<Options> {
     }
 }
 
-/// The entries of a JSON object in their order, those with the same key too.
+/// The entries of a JSON object in file order, including entries with a repeated key.
 struct ObjectEntries(Options);
 
 impl<'de> Deserialize<'de> for ObjectEntries {
@@ -365,7 +368,7 @@ mod tests {
         let start = StartFlags { overwrite: true, resume_from_checkpoint: Some("last".into()) };
         assert_eq!(parse(text).unwrap().start_flags().unwrap(), start);
         assert_eq!(parse("max-steps = 3").unwrap().start_flags().unwrap(), StartFlags::default());
-        // The two start flags do not become options of the run.
+        // `overwrite` and `resume_from_checkpoint` of the file are not merged into the options of the run.
         let o = merged(text, &[]).unwrap();
         assert_eq!((o.max_steps, o.overwrite, o.resume_from_checkpoint.as_deref()), (Some(3), false, None));
         for (text, start) in [

@@ -1,9 +1,9 @@
 //! Names of options in other programs: TRL, transformers, the scripts of VideoRFT and Video-R1, vLLM, LLaMA-Factory.
 //!
-//! A name whose meaning is the same is an alias, which the command line and configuration files accept. For other known
-//! names, [`advice_on`] says which option to use instead, or why reel has no such option.
+//! A name with the same meaning as an option of reel is an alias; the command line and configuration files accept it.
+//! For other known names, [`advice_on`] says which option to use instead, or why reel has no such option.
 
-/// Names that are accepted for an option, and the option's own name as in configuration files.
+/// Pairs (alias, option): a name that is accepted for an option, and the option's name as in configuration files.
 const ALIASES: [(&str, &str); 13] = [
     ("model_name_or_path", "model"),
     ("dataset_name", "data"),
@@ -20,7 +20,7 @@ const ALIASES: [(&str, &str); 13] = [
     ("num_return_sequences", "n"),
 ];
 
-/// For each group of names, the options that may be meant. The first of them that the command has is suggested.
+/// Pairs (names, options): for each of the names, the error suggests the first of the options that the command has.
 const SUGGESTIONS: &[(&[&str], &[&str])] = &[
     (&["lr", "base_lr", "peak_lr", "max_lr"], &["learning_rate"]),
     (&["lr_scheduler", "lr_schedule", "scheduler"], &["lr_scheduler_type"]),
@@ -115,8 +115,8 @@ const SUGGESTIONS: &[(&[&str], &[&str])] = &[
     (&["disable_tqdm", "silent"], &["quiet"]),
 ];
 
-/// Why an option of another program has no counterpart: its names (a name that ends with `*` stands for all names that
-/// begin so), what is the case, and what to do.
+/// An option of other programs without a counterpart in reel: its names (`ddp_*` stands for all names that begin with
+/// `ddp_`), what reel does instead, and what the user can do.
 struct Absent {
     names: &'static [&'static str],
     what: &'static str,
@@ -303,13 +303,13 @@ pub struct Advice {
     pub help: String,
 }
 
-/// The field name of an option as a user may write it: `learning_rate` for `--learning-rate`.
+/// Converts an option's name, as a user may write it, to its field name: `--learning-rate` to `learning_rate`.
 pub fn field_name(written: &str) -> String {
     written.trim_start_matches('-').replace('-', "_").to_ascii_lowercase()
 }
 
-/// The option that the alias `name` stands for among those of a command, which `is_option` knows; else `name` itself.
-/// Both are field names.
+/// Returns the option for which `name` is an alias, if the command has this option (`is_option`), else `name` itself.
+/// Argument and result are field names.
 pub fn option_of_alias(name: &str, is_option: impl Fn(&str) -> bool) -> &str {
     if is_option(name) {
         return name;
@@ -322,8 +322,8 @@ pub fn aliases_of(option: &str) -> impl Iterator<Item = &'static str> {
     ALIASES.iter().filter(move |(_, own)| *own == option).map(|(alias, _)| *alias)
 }
 
-/// Advice on the field name `name`, which is not an option of the command; `None` if the name is unknown. `is_option`
-/// tells which field names are options; `spelled` writes a field name as the user must write it.
+/// Returns advice on the field name `name`, which is not an option of the command; `None` if the name is unknown.
+/// `is_option` tells whether a field name is an option; `spelled` returns the spelling that the user must write.
 pub fn advice_on(name: &str, is_option: impl Fn(&str) -> bool, spelled: impl Fn(&str) -> String) -> Option<Advice> {
     let candidates = SUGGESTIONS.iter().filter(|(names, _)| names.contains(&name)).flat_map(|(_, options)| *options);
     if let Some(option) = candidates.copied().find(|option| is_option(option)) {
@@ -353,7 +353,8 @@ pub fn advice_on(name: &str, is_option: impl Fn(&str) -> bool, spelled: impl Fn(
     Some(Advice { what: absent.what.into(), help: absent.help.into() })
 }
 
-/// The option among `options` whose name is most similar to the field name `name`, if any is similar.
+/// Returns the option in `options` whose name is most similar to the field name `name`; `None` if none is similar
+/// enough.
 pub fn most_similar<'a>(name: &str, options: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let scored = options.map(|option| (strsim::jaro(name, option), option)).filter(|(score, _)| *score > 0.8);
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, option)| option)
@@ -381,7 +382,7 @@ mod tests {
         assert_eq!(advice("nonsense", &["learning_rate"]), "");
     }
 
-    /// A suggestion or alias that no command has would mislead.
+    /// Every option that the tables suggest must exist in a command, or the suggestion would mislead the user.
     #[test]
     fn training_options_that_tables_name_exist() {
         let (sft, grpo) = (SftOptions::default().resolved(), GrpoOptions::default().resolved());

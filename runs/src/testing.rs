@@ -15,8 +15,8 @@ pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train").join(name)
 }
 
-/// Asserts that the run changed the weights from those in `model` to those in `out` as a golden case expects
-/// (`expected.safetensors`). `limits` gives the allowed relative error of the change by weight name.
+/// Asserts that the changes of the weights from the folder `model` to the folder `out` are those that a golden case
+/// expects (`expected.safetensors`). `limits` gives the allowed relative error of the change by weight name.
 pub(crate) fn assert_weight_changes(
     name: &str,
     case: &Path,
@@ -49,7 +49,7 @@ pub(crate) fn assert_weight_changes(
     }
 }
 
-/// The changes of all weights from the folder `model` to the folder `out`, concatenated.
+/// Returns the changes of all weights from the folder `model` to the folder `out`, concatenated.
 pub(crate) fn weight_changes(model: &Path, out: &Path) -> Vec<f64> {
     let (before, after) = (Checkpoint::open(model).unwrap(), Checkpoint::open(out).unwrap());
     let config = reel_input::config::ModelConfig::open(model).unwrap();
@@ -83,8 +83,9 @@ pub(crate) fn metrics_without_times(out: &Path) -> Vec<StepMetrics> {
     metrics(out).into_iter().map(without_times).collect()
 }
 
-/// The names and bytes of all files below a folder, except those that differ between equal runs: metrics (times) and
-/// the lists with their digests, event files, run.json and trainer_state.json (paths).
+/// Returns the names and bytes of all files below a folder, except files that differ between equal runs: metrics (they
+/// contain times), the lists of digests (they cover the metrics), event files, and run.json and trainer_state.json
+/// (they contain paths).
 pub(crate) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];

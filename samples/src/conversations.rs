@@ -1,4 +1,4 @@
-//! The rows of a data file as conversations, and a random seed for each row.
+//! Turns the rows of a data file into conversations, with a random seed for each row.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ const STREAM: u32 = 0x7072_6564;
 /// can be the data of another run.
 pub const RESULT_COLUMNS: [&str; 4] = ["output", "outputs", "generation", "error"];
 
-/// The rows of a data file, with all that is needed to make conversations of them.
+/// The rows of a data file, with the media options, question template and seeds that turn a row into a conversation.
 #[derive(Debug)]
 pub struct RowConversations {
     data: Dataset,
@@ -36,9 +36,9 @@ pub struct RowConversations {
 /// The rows whose fields are wrong, found without opening their media.
 #[derive(Debug, Default)]
 pub struct UnusableRows {
-    /// Number of these rows.
+    /// Number of rows whose fields are wrong.
     pub count: usize,
-    /// The error of the first of these rows.
+    /// The error of the first row whose fields are wrong.
     pub first: Option<SampleError>,
 }
 
@@ -55,7 +55,7 @@ impl RowConversations {
     ) -> Self {
         let seeds = row_seeds(&data, seed);
         // The training code of VideoRFT and Video-R1 computes M-RoPE positions with one second between frame pairs,
-        // whatever the true time is, also for its rollouts.
+        // regardless of the true time, in its rollouts as well.
         let true_times = template == QuestionTemplate::Evaluation || recipe == Recipe::Paper;
         let second_per_grid = if true_times { SecondPerGrid::True } else { SecondPerGrid::One };
         let media = MediaOptions { second_per_grid, ..media };
@@ -77,8 +77,8 @@ impl RowConversations {
         columns(&self.data, row)
     }
 
-    /// The seed of a row's first completion. It depends on the run's seed and the row's columns; the second of two
-    /// equal rows has another seed than the first. The seed is below 2^53, so that every JSON parser reads it exactly.
+    /// Returns the seed of a row's first completion. The seed depends on the run's seed and the row's columns; two
+    /// equal rows get different seeds. The seed is below 2^53, so that every JSON parser reads it exactly.
     pub fn seed(&self, row: usize) -> u64 {
         self.seeds[row]
     }

@@ -1,4 +1,4 @@
-//! The data of a run: the rows of one or several files as rows of training data.
+//! The dataset of a run: reads the rows of one or several data files.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ pub struct Dataset {
 /// A file or folder of `--data`, as a run records it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataFile {
-    /// The path as it was given, with the split of a folder.
+    /// The path as the user gave it, including the split if a folder's split is named.
     pub path: String,
     /// Fingerprint of the content.
     pub fingerprint: String,
@@ -33,12 +33,12 @@ pub struct DataFile {
 }
 
 impl Dataset {
-    /// Opens the value of `--data`: a file, a folder, or several with commas between them. If they have weights, they
-    /// are mixed ([`Mixture`]), else the rows of one follow those of the other. Rows of a JSONL file are parsed and
-    /// checked later, by [`Self::row`].
+    /// Opens the paths that `--data` names: a file, a folder, or several separated by commas. Files with weights are
+    /// mixed ([`Mixture`]); files without weights are concatenated. Rows of a JSONL file are parsed and checked later,
+    /// by [`Self::row`].
     ///
     /// # Errors
-    /// A file cannot be opened; the weights are not positive numbers, or so small that an epoch has no row of a file.
+    /// A file cannot be opened; a weight is not a positive number, or is so small that an epoch has no row of its file.
     pub fn open(paths: &Path) -> Result<Self> {
         let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at("--data"));
         let paths = parse_data_paths(paths).map_err(in_option)?;
@@ -50,13 +50,13 @@ impl Dataset {
             files.push(DataFile { path, fingerprint: table.fingerprint(), weight });
             tables.push(table);
         }
-        // The weight of a single file changes nothing.
+        // A single file is not a mixture, even if it has a weight.
         let is_mixture = files.len() > 1 && files.iter().all(|file| file.weight.is_some());
         let mixture = is_mixture.then(|| Mixture::new(&sizes)).transpose().map_err(in_option)?;
         Ok(Self { table: Table::concatenate(tables), files, mixture })
     }
 
-    /// Refuses weights, for a command that uses each row once.
+    /// Returns an error if a file has a weight, for commands that use each row exactly once.
     pub fn refuse_weights(&self) -> Result<()> {
         match self.files.iter().find(|file| file.weight.is_some()) {
             Some(file) => {
@@ -72,7 +72,7 @@ impl Dataset {
         &self.files
     }
 
-    /// How the files are mixed, if they have weights.
+    /// The mixture of the files; `None` if they have no weights.
     pub fn mixture(&self) -> Option<&Mixture> {
         self.mixture.as_ref()
     }
@@ -117,7 +117,7 @@ impl Dataset {
         self.table.line_number(index)
     }
 
-    /// Fingerprint of the data and of the weights, by which a resumed run recognises it.
+    /// Fingerprint of the data and of the files' weights. A resumed run compares it with the recorded one.
     pub fn fingerprint(&self) -> String {
         let content = self.table.fingerprint();
         if self.mixture.is_none() {
@@ -128,8 +128,8 @@ impl Dataset {
     }
 }
 
-/// Says which of the files of a run differ from those that it recorded, such as ` (b.jsonl differs)`; empty if the
-/// record has no files.
+/// Returns a text that names the first difference between the data files given `now` and the `recorded` ones, such as
+/// `(b.jsonl differs)`. Empty if there is no difference or `recorded` is empty.
 pub fn differences_from(now: &[DataFile], recorded: &[DataFile]) -> String {
     if recorded.is_empty() {
         return String::new();
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(differs(&mixed, &open(a.clone()).unwrap()), " (2 files, but then 1)");
         assert_eq!(differs(&open(a.clone()).unwrap(), &open(b.clone()).unwrap()), format!(" ({a} differs)"));
         assert_eq!(differs(&both, &both), "");
-        // One file has the fingerprint of its text, as in runs of earlier versions.
+        // The fingerprint of a single data file is that of its text, as in runs of earlier versions.
         let alone = Dataset::parse(Path::new("x"), std::fs::read_to_string(&a).unwrap()).unwrap();
         assert_eq!(open(format!("{a}:3")).unwrap().fingerprint(), alone.fingerprint());
         for (data, wanted) in

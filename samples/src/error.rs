@@ -9,7 +9,7 @@ use reel_files::FileError;
 use reel_files::LockError;
 use serde::{Deserialize, Serialize};
 
-/// What can go wrong between a data file and a sample.
+/// An error on the way from a data file to a training sample.
 #[derive(Debug, thiserror::Error)]
 pub enum SampleError {
     /// An option on the command line or in a configuration file is invalid.
@@ -27,11 +27,11 @@ pub enum SampleError {
     /// An image or a video of a row cannot be loaded.
     #[error("{diagnostic}")]
     Media {
-        /// Which file of which row, what is wrong with it, and what to do.
+        /// Names the row and its media file, what is wrong with the file, and what to do.
         diagnostic: Diagnostic,
-        /// Why it cannot be loaded.
+        /// Why the image or video cannot be loaded.
         cause: SkipCause,
-        /// Whether the file was read, so that its content is at fault.
+        /// Whether the media file could be read; if so, its content is at fault.
         was_read: bool,
     },
     /// The output folder, a checkpoint or a log cannot be used as requested.
@@ -45,7 +45,7 @@ pub enum SampleError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// What makes room ([`reel_diagnostic::no_room_help`]).
+        /// How the user can free disk space or raise the limit (a text of [`reel_diagnostic::no_room_help`]).
         remedy: &'static str,
     },
     /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that
@@ -60,7 +60,7 @@ pub enum SampleError {
     Input(#[from] reel_input::InputError),
 }
 
-/// Why a row is skipped. Rows of one cause are usually mended in the same way.
+/// Why a row is skipped. Rows that are skipped for one cause can usually be fixed in the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SkipCause {
@@ -70,16 +70,16 @@ pub enum SkipCause {
     TooLong,
     /// An image or a video cannot be read.
     Media,
-    /// Decoding a video took longer than `--media-timeout`, also when it was tried again.
+    /// Decoding a video took longer than `--media-timeout`, both in the first and in the second attempt.
     DecoderTimeout,
-    /// The process that decodes a video was killed by a signal, also when it was tried again.
+    /// The process that decodes a video was killed by a signal, both in the first and in the second attempt.
     DecoderKilled,
     /// Anything else, such as a row without a token to learn.
     Other,
 }
 
 impl SkipCause {
-    /// The cause in a message: `2 decoder timeout`.
+    /// The cause's name in a message such as `2 decoder timeout`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -132,7 +132,7 @@ impl SampleError {
         FileError::cannot_write(path, &source).into()
     }
 
-    /// The error of a lock for the file or folder `path` of the option `flag`.
+    /// The error for a failed attempt to lock the file or folder `path`, the value of the option `flag`.
     pub fn cannot_lock(e: LockError, flag: &str, path: &Path) -> Self {
         let refuse = |what: String, help: &str| Self::output(format!("{flag} {}", path.display()), what, help);
         match e {
@@ -146,13 +146,13 @@ impl SampleError {
         }
     }
 
-    /// The error of a thread for the work `what` that could not be started.
+    /// The error for a thread that could not be started; `what` names the thread's work.
     pub fn cannot_start_thread(what: &str, e: &io::Error) -> Self {
         Self::Output(Diagnostic::cannot_start_thread(what, e))
     }
 
-    /// The error of a data file without a usable row. `reason` is the error of the row at `location`; `used` tells whether
-    /// rows were used before.
+    /// The error for a data file without a usable row. `reason` is the error of the row at `location`; `used` tells
+    /// whether rows of the file were used earlier.
     pub fn no_usable_row(location: &str, reason: &str, used: bool) -> Self {
         Self::data(
             location,
@@ -171,13 +171,13 @@ impl SampleError {
         }
     }
 
-    /// Whether this is a mistake in the command line (exit code 2).
+    /// Whether this error is a mistake in the command line, for which the program exits with code 2.
     pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }
 
-    /// The error that an interrupted operation (Ctrl-C) returns. The training loop replaces it by an error that says
-    /// after which step the run stopped and how to resume.
+    /// The error that an operation interrupted by Ctrl-C returns. The training loop replaces this error by one that
+    /// names the last finished step and says how to resume.
     pub fn interrupted() -> Self {
         Self::Stopped(Diagnostic::new("", "interrupted", "run the command again"))
     }

@@ -1,12 +1,12 @@
-//! Chooses the tokens that supervised fine-tuning learns, by one of the rules `assistant`, `text` and `videorft` (see
-//! [`LabelRule`]).
+//! Chooses the tokens that count in the loss of supervised fine-tuning, by one of the rules `assistant`, `text` and
+//! `videorft` (see [`LabelRule`]).
 
 use std::collections::BTreeSet;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Which tokens supervised fine-tuning learns.
+/// Rule for which tokens supervised fine-tuning learns, that is, which tokens count in the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LabelRule {
@@ -18,7 +18,7 @@ pub enum LabelRule {
     Videorft,
 }
 
-/// What the label rules need of a tokenizer: the ids of special tokens, and decoding.
+/// The two functions of a tokenizer that the label rules call: looking up the ids of special tokens, and decoding.
 pub trait Vocabulary {
     /// The id of a special token, if the tokenizer has it.
     fn special(&self, token: &str) -> Option<u32>;
@@ -26,7 +26,8 @@ pub trait Vocabulary {
     fn text(&self, ids: &[u32]) -> String;
 }
 
-/// A label rule with the token ids of one tokenizer. It decides which tokens of a conversation are learned.
+/// A label rule with the token ids of one tokenizer. The labeler decides which tokens of a conversation count in the
+/// loss.
 #[derive(Clone, Debug)]
 pub struct TokenLabeler {
     rule: LabelRule,
@@ -39,7 +40,8 @@ pub struct TokenLabeler {
 const ASSISTANT: &str = "assistant\n";
 
 impl TokenLabeler {
-    /// Prepares a rule for a tokenizer. The error is the special token that the rule needs and the tokenizer lacks.
+    /// Prepares a rule for a tokenizer. The error is the name of a special token that the rule needs and the tokenizer
+    /// lacks.
     pub fn new(rule: LabelRule, vocabulary: &impl Vocabulary) -> Result<Self, String> {
         let need = |token: &str| vocabulary.special(token).ok_or_else(|| token.to_string());
         let some = |token: &str| vocabulary.special(token);
@@ -59,7 +61,7 @@ impl TokenLabeler {
             .into_iter()
             .chain(some("<|vision_pad|>"))
             .collect(),
-            // VideoRFT's script excludes more token ids, but not for Qwen2.5-VL's processor.
+            // VideoRFT's script excludes further token ids only for processors other than Qwen2.5-VL's.
             LabelRule::Videorft => [need("<|endoftext|>")?, need("<|image_pad|>")?].into(),
         };
         Ok(Self { rule, im_start: None, im_end: None, hidden })
@@ -74,8 +76,8 @@ impl TokenLabeler {
         }
     }
 
-    /// The next-token targets of a text of which the first `prompt_len` tokens are given. The rule `assistant` does not
-    /// learn these.
+    /// The next-token targets of a text whose first `prompt_len` tokens are the prompt. The rule `assistant` does not
+    /// learn the prompt.
     pub fn completion_targets(&self, ids: &[u32], prompt_len: usize) -> Vec<i32> {
         match self.rule {
             LabelRule::Assistant => targets(ids, &(0..ids.len()).map(|t| t >= prompt_len).collect::<Vec<_>>()),
@@ -83,7 +85,7 @@ impl TokenLabeler {
         }
     }
 
-    /// Whether the rule learns only some answers of a conversation if it is told to.
+    /// Whether the rule supports learning only selected answers of a conversation.
     pub fn selects_answers(&self) -> bool {
         self.rule == LabelRule::Assistant
     }
@@ -92,8 +94,8 @@ impl TokenLabeler {
         ids.iter().map(|id| !self.hidden.contains(id)).collect()
     }
 
-    /// Marks the tokens after each `<|im_start|>assistant\n` up to and including the next `<|im_end|>`, but not those
-    /// of the n-th answer if `answers[n]` is false.
+    /// Marks the tokens after each `<|im_start|>assistant\n` up to and including the next `<|im_end|>`; the tokens of
+    /// the n-th answer are not marked if `answers[n]` is false.
     fn assistant(&self, ids: &[u32], answers: &[bool], vocabulary: &impl Vocabulary) -> Vec<bool> {
         let mut learned = vec![false; ids.len()];
         let mut answers = answers.iter();
@@ -255,8 +257,8 @@ mod tests {
     }
 
     proptest! {
-        /// The rule `assistant` works on token ids. It learns the same text as a search for the markers in the text
-        /// would, for any roles and contents.
+        /// The rule `assistant` works on token ids. For any roles and contents, the rule selects the same text as a
+        /// search for the markers in the decoded text.
         #[test]
         fn learned_tokens_agree_with_a_text_search(turns in prop::collection::vec(("(user|assistant|system|assistant2)", "[ab#]{0,5}"), 0..6)) {
             let text: String = turns.iter().map(|(role, words)| format!("{{{role}\n{words}}}\n")).collect();

@@ -14,16 +14,16 @@ use crate::skipped_row::SkippedRow;
 use crate::token_limit::check_token_count;
 use crate::{Result, SampleError};
 
-/// How many micro-batches the data give in all epochs, and which rows cannot be used.
+/// Result of scanning the rows: the number of micro-batches in all epochs, and the rows that cannot be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowScanResult {
     /// Number of micro-batches in all epochs; 0 if they were not counted.
     pub batches: u64,
-    /// Unusable rows in file order, if every row was read.
+    /// Unusable rows in file order; empty if the rows were not scanned.
     pub skipped: Vec<SkippedRow>,
 }
 
-/// Which rows are read, with their images and videos, before the first step to find unusable ones.
+/// The rows that a scan reads, with their images and videos, before the first step, to find unusable rows.
 #[derive(Debug)]
 pub enum RowsToScan<'a> {
     /// No rows. The number of micro-batches is then computed as if all rows were usable.
@@ -34,8 +34,8 @@ pub enum RowsToScan<'a> {
     Checking(Box<ScanJournal>),
 }
 
-/// Reads the rows that `look` selects and finds the unusable ones; with `count`, also counts the micro-batches of all
-/// epochs. Returns an error when `stop` becomes true.
+/// Reads the rows that `look` selects and finds the unusable ones. If `count` is true, also counts the micro-batches of
+/// all epochs. Returns an error when `stop` becomes true.
 pub fn scan_and_count_batches<S: SampleSource>(
     batching: &MicroBatchOptions,
     count: bool,
@@ -131,7 +131,7 @@ fn count_batches(
     Ok(count)
 }
 
-/// A data source that has only the token counts of the rows; it makes counting micro-batches fast.
+/// A sample source with only the token counts of the rows, so that counting micro-batches need not load rows again.
 struct Lengths {
     rows: usize,
     tokens: BTreeMap<usize, usize>,

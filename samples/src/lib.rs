@@ -1,7 +1,7 @@
-//! From a data file to micro-batches of samples: rows are parsed, checked, ordered, turned into tokens and grouped.
-//! No device is needed. Read [`rows`] for the fields of a row, [`sample`] for the training sample of a row, and [`feed`]
-//! for the micro-batches. [`conversations`] has the rows as prompts, for predictions and curation; [`inspect`] checks
-//! and describes data files.
+//! Turns a data file into micro-batches of samples: parses, checks, orders, tokenizes and groups the rows. No GPU or
+//! other device is needed. Read [`rows`] for the fields of a row, [`sample`] for the training sample of a row, and
+//! [`feed`] for the micro-batches. [`conversations`] turns rows into prompts, for predictions and curation; [`inspect`]
+//! checks and describes data files.
 
 pub mod conversations;
 pub mod dataset;

@@ -1,6 +1,6 @@
-//! Tells an image or a video that is missing or damaged, whose row is skipped, from media that cannot be read for the
-//! moment, such as those of a network folder that is gone. A run ends at the latter: if it skipped all rows of an
-//! outage, it would lose good rows.
+//! Distinguishes a missing or damaged image or video from an outage, such as a network folder that is unavailable. The
+//! row of a missing or damaged file is skipped. An outage ends the run, because skipping all rows during an outage
+//! would lose good rows.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,10 +14,10 @@ use reel_input::messages::{ContentPart, MediaSource, VideoSource};
 
 use crate::{Result, SampleError, SkipCause};
 
-/// The help of the errors of this file.
+/// The help text of the errors that this module reports.
 const HELP: &str = "make the media available again";
 
-/// Linux's numbers of the errors that concern the machine or the disk, not a single file: EIO, ENOMEM, ENODEV, ENFILE,
+/// Linux `errno` values of errors that concern the machine or the disk, not a single file: EIO, ENOMEM, ENODEV, ENFILE,
 /// EMFILE, ENOTCONN, ETIMEDOUT, EHOSTDOWN, EHOSTUNREACH, ESTALE.
 const NOT_OF_A_FILE: [i32; 10] = [5, 12, 19, 23, 24, 107, 110, 112, 113, 116];
 
@@ -29,17 +29,18 @@ pub struct MediaFiles(Mutex<ReadFiles>);
 struct ReadFiles {
     /// Hashes of the paths of all files read so far.
     paths: HashSet<u64>,
-    /// For each folder the file in it that was read last.
+    /// Maps each folder to the last file in it that was read.
     last_in_folder: HashMap<PathBuf, PathBuf>,
 }
 
 impl MediaFiles {
-    /// Calls `load`, which loads the media of `conversation`. If it fails because of a file, the conversation's local
-    /// files are looked at. If all of them can be read, but the error was that one cannot, an outage has ended meanwhile,
-    /// and `load` is called once more. `root` is the folder that relative paths refer to.
+    /// Calls `load`, which loads the media of `conversation`. If `load` fails because of a file, reads all local files
+    /// of the conversation. If all can be read now although `load` could not read one, an outage has just ended, and
+    /// `load` is called once more. `root` is the folder that relative paths refer to.
     ///
     /// # Errors
-    /// The error of `load`, which concerns the row; [`SampleError::MediaUnavailable`] if the reason lies elsewhere.
+    /// The error of `load` if a file of the row is at fault; [`SampleError::MediaUnavailable`] if the machine, a disk
+    /// or a folder is.
     pub fn load<T>(&self, conversation: &Conversation, root: &Path, load: impl Fn() -> Result<T>) -> Result<T> {
         let mut result = load();
         if let Err(SampleError::Media { cause: SkipCause::Media, was_read, .. }) = result {
@@ -57,7 +58,8 @@ impl MediaFiles {
         result
     }
 
-    /// Whether all these files can be read. If not, and the reason is not the file itself, returns an error.
+    /// Whether all files in `paths` can be read. Returns an error if one cannot be read for a reason other than the
+    /// file itself.
     fn check(&self, paths: &[&Path], root: &Path) -> Result<bool> {
         let mut all = true;
         for path in paths {
@@ -113,7 +115,7 @@ fn path_hash(path: &Path) -> u64 {
     hasher.finish()
 }
 
-/// Reads a file, or all files of the folder of a video's frames.
+/// Reads a file to its end; for a folder of a video's frames, reads all files in the folder.
 fn read_through(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return fs::read_dir(path)?.try_for_each(|entry| {
@@ -124,7 +126,7 @@ fn read_through(path: &Path) -> io::Result<()> {
     io::copy(&mut input::open_regular_file(path)?, &mut io::sink()).map(drop)
 }
 
-/// The media files of a conversation that are files of this machine.
+/// The media of a conversation that are local files, not URLs or `data:` URIs.
 fn local_files(conversation: &Conversation) -> Vec<&Path> {
     let sources = conversation.media_parts().flat_map(|part| match part {
         ContentPart::Image(image) => std::slice::from_ref(&image.source),
@@ -163,7 +165,7 @@ mod tests {
         Err(SampleError::Media { diagnostic, cause: SkipCause::Media, was_read })
     }
 
-    /// A load that fails if the file is missing.
+    /// Calls [`MediaFiles::load`] with a closure that fails if the file is missing.
     fn load(files: &MediaFiles, root: &Path, file: &str) -> Result<()> {
         let path = root.join(file);
         files.load(&conversation(root, file), root, || if path.exists() { Ok(()) } else { row_error(false) })
@@ -197,7 +199,7 @@ mod tests {
             assert!(said.contains(words) && said.ends_with("; make the media available again"), "{file}: {said}");
         };
         fs::remove_dir_all(root.join("clips")).unwrap();
-        // This file was read before, this one was not: its neighbour was.
+        // `a.png` was read earlier. `never.png` was not, but `a.png` in the same folder was.
         refused("clips/a.png", "clips/a.png: was read earlier in this run, and now it cannot be read");
         refused("clips/never.png", "clips/a.png: was read earlier in this run, and now there is no such file");
         assert!(matches!(load(&files, &root, "never.png"), Err(SampleError::Media { .. })));
@@ -216,7 +218,7 @@ mod tests {
         assert!(files.check_failed(path, root, io::Error::from_raw_os_error(2)).is_ok());
     }
 
-    /// A file that could not be read is loaded once more if it can be read now; a damaged one is decoded once.
+    /// A file that could not be read is loaded once more if it can be read now; a damaged file is decoded only once.
     #[test]
     fn only_files_that_could_not_be_read_are_loaded_once_more() {
         let dir = tempfile::tempdir().unwrap();
@@ -235,7 +237,7 @@ mod tests {
         assert_eq!(calls.get(), 2);
         assert!(matches!(load(2, true), Err(SampleError::Media { .. })));
         assert_eq!(calls.get(), 1);
-        // A damaged file that has become unreadable is an outage as well.
+        // If a file seemed damaged and its folder cannot be read any more, the error is an outage.
         let (missing, root) = (self::conversation(dir.path(), "gone/a.png"), dir.path().join("gone"));
         let e = files.load(&missing, &root, || row_error::<()>(true));
         assert!(matches!(e, Err(SampleError::MediaUnavailable(_))), "{e:?}");

@@ -1,4 +1,4 @@
-//! The columns of a row that rewards read.
+//! Checks the columns of a row that reward functions read.
 
 use reel_diagnostic::Diagnostic;
 use reel_rewards::{self as rewards, ProblemType};
@@ -10,8 +10,9 @@ pub fn solution_and_type(columns: &Map<String, Value>) -> (Option<&str>, Option<
     (text("solution"), text("problem_type"))
 }
 
-/// Checks that a row has the columns that its rewards need. If `custom` rewards are given, a solution is not needed, and
-/// one without a `problem_type` (as in rows of TRL and ms-swift) is for these rewards alone.
+/// Checks that a row has the columns that its rewards need. If `custom` is true, the user gave custom rewards: a row
+/// then needs no solution, and a solution without a `problem_type` (as in rows of TRL and ms-swift) is read by the
+/// custom rewards only.
 pub fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Result<(), Diagnostic> {
     if custom && columns.get("problem_type").is_none_or(Value::is_null) {
         return Ok(());
@@ -34,7 +35,7 @@ pub fn check_reward_columns(columns: &Map<String, Value>, custom: bool) -> Resul
             let what = format!("is `{name}`, for which there is no accuracy rule");
             Err(Diagnostic::new("problem_type", what, format!("use one of {}", known())))
         }
-        // Without tags, for example, every completion without tags would match the solution.
+        // A solution without `<answer>` tags, for example, is refused: every completion without tags would match it.
         Some(name) => rewards::check_solution(ProblemType::parse(name).ok(), solution),
     }
 }

@@ -1,4 +1,4 @@
-//! Supervised training samples: the token ids and media of a row, and the tokens to learn.
+//! Makes samples for supervised fine-tuning: the token ids and media of a row, and the tokens that count in the loss.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use crate::{Result, SampleError, SkipCause};
 pub struct Sample {
     /// The model's inputs, S tokens.
     pub tokens: ModelInput,
-    /// The target of each of the S tokens: the id of the next token if that is learned, else -1.
+    /// The target of each of the S tokens, `[S]`: the id of the next token if that token is learned, else -1.
     pub targets: Vec<i32>,
 }
 
@@ -43,25 +43,26 @@ pub struct SftSource {
     pub data: Dataset,
     /// Config, tokenizer and chat template of the model.
     pub bundle: Arc<ModelFolder>,
-    /// The rule that chooses the tokens to learn.
+    /// The rule that chooses the tokens that count in the loss.
     pub labels: TokenLabeler,
     /// Frame and pixel limits.
     pub media: MediaOptions,
     /// The folder that relative media paths refer to.
     pub media_root: PathBuf,
-    /// Whose prompt templates to use.
+    /// The recipe whose prompt templates are used.
     pub parity: Recipe,
-    /// The samples made so far, for later epochs.
+    /// Cache of the samples made so far, for later epochs.
     pub kept: SampleCache,
     /// The media files read so far.
     pub files: MediaFiles,
 }
 
-/// Maximum bytes of all cached samples (256 MiB). If all samples fit, media are decoded only in the first epoch.
+/// Maximum size of all cached samples in bytes (256 MiB). If all samples fit, media are decoded only in the first
+/// epoch.
 const MAX_KEPT: usize = 256 << 20;
 
-/// Samples by row number. A sample that would exceed [`MAX_KEPT`] bytes in all is not kept, and is made again in each
-/// epoch.
+/// Cache of samples by row number. A sample that would make the cache exceed [`MAX_KEPT`] bytes is not kept; it is made
+/// again in each epoch.
 #[derive(Debug, Default)]
 pub struct SampleCache(Mutex<CachedSamples>);
 
@@ -88,7 +89,7 @@ impl SampleCache {
     }
 }
 
-/// The end of a turn, which TRL adds to a completion that is a text.
+/// The end-of-turn token, which TRL appends to a completion that is plain text.
 const END: &str = "<|im_end|>";
 
 impl SftSource {
@@ -102,7 +103,7 @@ impl SftSource {
             .map_err(|e| to_row_error(location, e))
     }
 
-    /// Tokens and targets of a conversation.
+    /// Makes the sample of a conversation. `learned` tells for each assistant message whether it is learned.
     fn chat(&self, location: &str, messages: Vec<Value>, learned: &[bool]) -> Result<Sample> {
         if learned.contains(&false) && !self.labels.selects_answers() {
             let what = "has an answer that is not to be learned (of a `prompt`, or with `loss` or `weight`)";
@@ -116,12 +117,14 @@ impl SftSource {
         Ok(Sample { tokens, targets })
     }
 
-    /// Tokens and targets of two texts that follow each other. The second one ends with `<|im_end|>`.
+    /// Makes the sample of a prompt and a completion in plain text. Appends `<|im_end|>` to the completion if it is
+    /// missing.
     fn text(&self, location: &str, prompt: &str, completion: &str) -> Result<Sample> {
         let end = if completion.ends_with(END) { "" } else { END };
         let text = |text: &str| tokenize_text_with_media(&self.bundle, text, LoadedMedia::default(), location);
         let tokens = text(&format!("{prompt}{completion}{end}"))?;
-        // A token can have the end of the prompt and the start of the completion; it is learned.
+        // A token that spans the end of the prompt and the start of the completion is learned, so the prompt ends
+        // before it.
         let given = text(prompt)?.input_ids;
         let prompt_len = tokens.input_ids.iter().zip(&given).take_while(|(both, prompt)| both == prompt).count();
         let targets = self.labels.completion_targets(&tokens.input_ids, prompt_len);
@@ -182,13 +185,13 @@ impl SampleSource for SftSource {
     }
 }
 
-/// The error of a row of which no token is learned.
+/// The error for a row in which no token is learned.
 pub fn nothing_to_learn(location: String) -> SampleError {
     SampleError::row(location, "has no token to learn", "add an assistant's answer, or choose other --labels")
 }
 
-/// Makes model inputs of a conversation: renders its text with the chat template and loads its media. An error names
-/// the row at `location`, and the run can skip that row.
+/// Makes model inputs of a conversation: renders its text with the chat template and loads its media. Errors name the
+/// row at `location`, and the run can skip that row.
 pub fn tokenize_conversation(
     bundle: &ModelFolder,
     conversation: &Conversation,
@@ -201,8 +204,8 @@ pub fn tokenize_conversation(
     encode_row(bundle, &text, media, PromptOrigin::Conversation(conversation)).map_err(|e| to_row_error(location, e))
 }
 
-/// Makes model inputs of a rendered text and its loaded media. An error names the row at `location`, and the run can
-/// skip that row.
+/// Makes model inputs of a rendered text and its loaded media. Errors name the row at `location`, and the run can skip
+/// that row.
 pub fn tokenize_text_with_media(
     bundle: &ModelFolder,
     text: &str,
@@ -223,8 +226,8 @@ fn encode_row(
     Ok(tokens)
 }
 
-/// Turns an error of a conversation or its media into an error of its row, which the run can skip. A decoding worker
-/// that cannot be started is not the row's fault: that error is returned unchanged.
+/// Turns an error of a conversation or its media into an error of its row, which the run can skip. If a decoding worker
+/// cannot be started, the row is not at fault: this error is returned unchanged.
 pub fn to_row_error(location: &str, e: InputError) -> SampleError {
     if matches!(e, InputError::Media(MediaError::Worker(_))) {
         return e.into();
@@ -240,7 +243,7 @@ pub fn to_row_error(location: &str, e: InputError) -> SampleError {
     if diagnostic.help.is_empty() {
         diagnostic = diagnostic.with_help("fix the file, or remove the row");
     }
-    // An error of the conversation's messages already begins with the row's location.
+    // An error about the conversation's messages already begins with the row's location.
     if !diagnostic.location.starts_with(location) {
         diagnostic = diagnostic.at(location);
     }

@@ -11,7 +11,7 @@ pub struct SkippedRow {
     pub row: usize,
     /// The line of this row in the data file, counted from 1.
     pub line: usize,
-    /// The kind of the error; `None` in lists of earlier versions.
+    /// Why the row was skipped; `None` in a list that an earlier version of the program wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<SkipCause>,
     /// The error that made the row unusable.
@@ -19,7 +19,7 @@ pub struct SkippedRow {
 }
 
 impl SkippedRow {
-    /// The row `row` at line `line` of the data file, which cannot be used because of `e`.
+    /// Records that row `row`, at line `line` of the data file, cannot be used because of the error `e`.
     pub fn new(row: usize, line: usize, e: &SampleError) -> Self {
         Self { row, line, cause: Some(e.skip_cause()), reason: e.to_string() }
     }

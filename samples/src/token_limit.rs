@@ -1,8 +1,8 @@
-//! The limit on the tokens of a row.
+//! Checks the limit on the number of tokens of a row.
 
 use crate::{Result, SampleError};
 
-/// Refuses a row with more than `max` tokens. `flag` is the flag that sets `max`, for the message.
+/// Returns an error for a row with more than `max` tokens. `flag` is the flag that sets `max`; the message names it.
 pub fn check_token_count(
     location: impl FnOnce() -> String,
     tokens: usize,

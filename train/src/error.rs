@@ -10,7 +10,7 @@ use reel_input::InputError;
 use reel_model::ModelError;
 use reel_samples::{SampleError, SkipCause};
 
-/// What can go wrong between a data file and a trained model folder.
+/// An error on the way from a data file to a trained model folder.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// An option on the command line or in a configuration file is invalid.
@@ -28,17 +28,17 @@ pub enum TrainError {
     /// An image or a video of a row cannot be loaded.
     #[error("{diagnostic}")]
     Media {
-        /// Which file of which row, what is wrong with it, and what to do.
+        /// Names the row and its media file, what is wrong with the file, and what to do.
         diagnostic: Diagnostic,
-        /// Why it cannot be loaded.
+        /// Why the image or video cannot be loaded.
         cause: SkipCause,
-        /// Whether the file was read, so that its content is at fault.
+        /// Whether the media file could be read; if so, its content is at fault.
         was_read: bool,
     },
     /// The output folder, a checkpoint or a log cannot be used as requested.
     #[error("{0}")]
     Output(Diagnostic),
-    /// A file that a resume or a replay reads is missing or has other bytes than the run wrote.
+    /// A file that a resumed or replayed run reads is missing, or its bytes differ from what the run wrote.
     #[error("{0}")]
     Damaged(Diagnostic),
     /// A file could not be read or written.
@@ -49,7 +49,7 @@ pub enum TrainError {
     NoRoom {
         /// The file, what is wrong, and what to do.
         diagnostic: Diagnostic,
-        /// What makes room ([`reel_diagnostic::no_room_help`]).
+        /// How the user can free disk space or raise the limit (a text of [`reel_diagnostic::no_room_help`]).
         remedy: &'static str,
     },
     /// Images or videos cannot be read for a reason that does not concern a single row, such as a media folder that
@@ -114,7 +114,7 @@ impl TrainError {
         FileError::cannot_write(path, &source).into()
     }
 
-    /// The error of a lock for the file or folder `path` of the option `flag`.
+    /// The error for a failed attempt to lock the file or folder `path`, the value of the option `flag`.
     pub fn cannot_lock(e: LockError, flag: &str, path: &Path) -> Self {
         SampleError::cannot_lock(e, flag, path).into()
     }
@@ -127,7 +127,7 @@ impl TrainError {
         }
     }
 
-    /// The error of a thread for the work `what` that could not be started.
+    /// The error for a thread that could not be started; `what` names the thread's work.
     pub fn cannot_start_thread(what: &str, e: &io::Error) -> Self {
         Self::Output(Diagnostic::cannot_start_thread(what, e))
     }
@@ -145,8 +145,8 @@ impl TrainError {
         self
     }
 
-    /// Says that the run continues from its newest checkpoint, after an error of a row, of the data or of media.
-    /// `strict` tells whether the run was one that stops at the first unusable row. Other errors stay as they are.
+    /// Adds to the help of an error about a row, the data or media how to resume from the newest checkpoint. `strict`
+    /// tells whether the run stops at the first unusable row (`--strict`). Other errors are returned unchanged.
     pub fn with_help_to_resume(mut self, strict: bool) -> Self {
         let row = matches!(self, Self::Row(_) | Self::TooLong(_) | Self::Media { .. } | Self::Data(_));
         if let Self::Row(diagnostic)
@@ -168,13 +168,14 @@ impl TrainError {
         matches!(self, Self::Data(_) | Self::Row(_) | Self::TooLong(_) | Self::Media { .. })
     }
 
-    /// The error that an interrupted operation (Ctrl-C) returns. The training loop replaces it by an error that says
-    /// after which step the run stopped and how to resume.
+    /// The error that an operation interrupted by Ctrl-C returns. The training loop replaces this error by one that
+    /// names the last finished step and says how to resume.
     pub fn interrupted() -> Self {
         Self::Stopped(Diagnostic::new("", "interrupted", "run the command again"))
     }
 
-    /// Whether this is a mistake in the command line or a configuration file (exit code 2).
+    /// Whether this error is a mistake in the command line or a configuration file, for which the program exits with
+    /// code 2.
     pub fn is_usage_error(&self) -> bool {
         match self {
             Self::Option(_) => true,

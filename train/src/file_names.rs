@@ -4,17 +4,17 @@
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// The log of unusable rows in OUT.
 pub const SKIPPED_FILE: &str = "skipped.jsonl";
-/// Rows in OUT that a stopped run skipped after the checkpoint that it resumes from.
+/// The file in OUT that lists the rows which a stopped run skipped after the checkpoint from which it is resumed.
 pub const LATER_SKIPPED_FILE: &str = ".skipped-later.jsonl";
-/// What the run records about itself in OUT.
+/// The file in OUT in which a run records its options, data and weights.
 pub const RUN_FILE: &str = "run.json";
-/// The best checkpoint, in OUT.
+/// The file in OUT that names the best checkpoint.
 pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
 /// The hashes of all tensors after each step, in OUT.
 pub const HASHES_FILE: &str = "hashes.bin";
 /// The log of evaluations in OUT.
 pub const EVALUATIONS_FILE: &str = "eval.jsonl";
-/// The folder in OUT with one folder for each evaluated step.
+/// The folder of evaluations in OUT, with one subfolder for each evaluated step.
 pub const EVALUATIONS_FOLDER: &str = "eval";
 /// The file in OUT that lists the unusable rows, unless `--quarantine` names another file.
 pub const QUARANTINE_FILE: &str = "quarantine.jsonl";
@@ -25,7 +25,7 @@ pub const ROLLOUTS_FOLDER: &str = "rollouts";
 pub const FRAME_STRIPS_FOLDER: &str = "strips";
 /// The file in a checkpoint that stores the run state.
 pub const RUN_STATE_FILE: &str = "training/state.json";
-/// The list of fingerprints in a checkpoint.
+/// The file in a checkpoint that lists the fingerprints of the files that a resume reads.
 pub const DIGESTS_FILE: &str = "training/digests.json";
-/// The file in a checkpoint with a rollout set that further steps train on.
+/// The file in a checkpoint that stores the rollout set (groups of completions) on which further steps train.
 pub const ROLLOUT_SET_FILE: &str = "training/set.json";

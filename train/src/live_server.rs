@@ -1,29 +1,30 @@
-//! A server that answers requests with the weights in training (`--serve`). It uses the device that the run lends it
-//! between passes: between micro-batches, between the decode steps of rollouts, and while the run waits for data or
-//! for rewards. What the run computes does not depend on it.
+//! Interface of the server that answers requests with the weights in training (`--serve`). The run lends the device to
+//! the server between passes: between micro-batches, between the decode steps of rollouts, and while the run waits for
+//! data or rewards. The server does not change the run's results.
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::Result;
 
-/// Requests that a server decodes together. Few, because each decode step keeps the run waiting.
+/// Maximum number of requests that the server decodes together. It is small, because the run waits during each decode
+/// step of the server.
 pub const SERVED_BATCH: usize = 16;
 
-/// A server that answers requests with the model in training. Another thread answers them; it uses the device only
-/// inside the calls of this trait, and between `begin_host_work` and `end_host_work`.
+/// A server that answers requests with the model in training. The server has its own thread, which uses the device only
+/// during a call of this trait's methods, and between `begin_host_work` and `end_host_work`.
 pub trait LiveServer: std::fmt::Debug {
     /// Starts to answer requests with `model`, whose weights are those after training step `step`.
     ///
     /// # Errors
     /// The server cannot be started.
     fn start(&self, model: &Qwen25Vl, step: u64) -> Result<()>;
-    /// Lets the server use the device for its share of the time. Returns at once if there are no requests.
+    /// Lets the server use the device for the server's share of the time. Returns at once if no request is waiting.
     fn lend_device(&self);
     /// Lets the server use the device until `end_host_work`.
     fn begin_host_work(&self);
-    /// Takes the device back.
+    /// Takes the device back from the server.
     fn end_host_work(&self);
-    /// Says that the run has written the weights after step `step` in place.
+    /// Tells the server that the run has updated the weights in place; they are now those after step `step`.
     fn weights_changed(&self, step: u64);
 }
 
@@ -32,14 +33,14 @@ pub trait LiveServer: std::fmt::Debug {
 pub struct DeviceLender<'a>(pub Option<&'a dyn LiveServer>);
 
 impl DeviceLender<'_> {
-    /// Lets the server use the device for its share of the time. To be called where the run holds no activations.
+    /// Lets the server use the device for the server's share of the time. Called where the run holds no activations.
     pub fn lend(&self) {
         if let Some(server) = self.0 {
             server.lend_device();
         }
     }
 
-    /// Does work that needs no device, while the server may use it.
+    /// Runs `host_work`, which needs no device, and lets the server use the device meanwhile.
     pub fn during<T>(&self, host_work: impl FnOnce() -> T) -> T {
         let Some(server) = self.0 else { return host_work() };
         server.begin_host_work();

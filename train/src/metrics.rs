@@ -1,4 +1,4 @@
-//! What a step reports: its metrics (a line of `metrics.jsonl`) and some of its rollouts to show.
+//! The report of a training step: its metrics (a line of `metrics.jsonl`) and a preview of its rollouts.
 
 use reel_media::strip::PngImage;
 use serde::{Deserialize, Serialize};
@@ -17,21 +17,20 @@ pub struct StepMetrics {
     pub learning_rate: f64,
     /// Number of tokens in the forward and backward passes of the step, learned or not.
     pub tokens: u64,
-    /// `tokens / step_seconds`. Depends on the clock.
+    /// `tokens / step_seconds`. The value depends on the clock, so it differs between equal runs.
     pub tokens_per_second: f64,
-    /// Seconds from preparing the first row of the step to its updated weights. Depends on the clock.
+    /// Seconds from preparing the step's first row to the updated weights. The value depends on the clock.
     pub step_seconds: f64,
     /// Largest number of bytes in the device's buffers since the run began.
     pub peak_bytes: u64,
     /// Fingerprint of the updated weights.
     pub hash: String,
-    /// The metrics that only GRPO has; all absent for supervised fine-tuning.
+    /// The metrics that only a GRPO step has; they are all absent for supervised fine-tuning.
     #[serde(flatten)]
     pub grpo: GrpoMetrics,
 }
 
-/// The metrics that a GRPO step has beside those of every step. A field that does not apply to the run is absent from
-/// the JSON line.
+/// The metrics that only a GRPO step has. A field that does not apply to the run is absent from the JSON line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GrpoMetrics {
     /// Mean of each reward before its weight is applied. The pair `("accuracy", mean)` is the key `rewards/accuracy`
@@ -44,8 +43,8 @@ pub struct GrpoMetrics {
     /// Number of groups that dynamic sampling left out because all their completions had the same reward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped_groups: Option<u64>,
-    /// Seconds of sampling and of the wait for rewards; 0 in further steps on the same completions. Depends on the
-    /// clock.
+    /// Seconds of sampling completions and of waiting for their rewards; 0 in a further step on the same completions.
+    /// The value depends on the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_seconds: Option<f64>,
     /// Mean weighted reward of the completions that the step trains on.
@@ -70,8 +69,8 @@ pub struct GrpoMetrics {
     /// pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout_drift: Option<f64>,
-    /// Seconds of the forward passes, the reference model's included, the backward pass and the update. Depends on the
-    /// clock.
+    /// Seconds of the forward passes (the reference model's included), the backward passes and the weight update. The
+    /// value depends on the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_seconds: Option<f64>,
 }
@@ -95,7 +94,7 @@ mod rewards_by_name {
 }
 
 impl StepMetrics {
-    /// The numbers that TensorBoard and Weights & Biases get for the step, each with its name `train/KEY`: all
+    /// Returns the numbers that are reported to TensorBoard and Weights & Biases, each with its name `train/KEY`: all
     /// numbers of the JSON line except `step`, `tokens` and `step_seconds`.
     pub fn named_metric_values(&self) -> Vec<(String, f64)> {
         const NOT_SHOWN: [&str; 3] = ["step", "tokens", "step_seconds"];
@@ -112,7 +111,7 @@ pub struct RolloutPreview {
     pub rewards: Vec<f32>,
     /// The first prompt's completions with their rewards, as Markdown.
     pub text: String,
-    /// Frames of that prompt's video side by side, or its image.
+    /// Frames of the first prompt's video side by side, or the prompt's image.
     pub strip: Option<PngImage>,
 }
 

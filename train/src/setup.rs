@@ -1,5 +1,5 @@
-//! The inputs of a run, and what the program that starts it may attach to it: a server of the model in training
-//! ([`LiveServer`]) and an evaluator between steps ([`PolicyEvaluator`]).
+//! The inputs of a run. The program that starts a run may attach a server for the model in training ([`LiveServer`])
+//! and an evaluator that is called between steps ([`PolicyEvaluator`]).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,18 +28,18 @@ pub struct RunSetup<'a, O> {
     pub dtype: DType,
     /// Seed of the row order and of all random numbers.
     pub seed: u64,
-    /// Options for reading images and videos, such as pixel limits. Whether M-RoPE uses the seconds between frames is
-    /// decided by `options.parity` instead.
+    /// Options for reading images and videos, such as pixel limits. Exception: `options.parity` decides whether M-RoPE
+    /// uses the true seconds between frames.
     pub media: &'a MediaOptions,
     /// All options as a JSON object, for `run.json`.
     pub resolved: &'a Value,
     /// Whether only errors are printed.
     pub quiet: bool,
-    /// Becomes true when the run is to stop (Ctrl-C).
+    /// Set to true, by Ctrl-C, when the run must stop.
     pub stop: &'a AtomicBool,
-    /// Answers requests with the model in training, if given.
+    /// The server that answers requests with the model in training (`--serve`), if any.
     pub server: Option<&'a dyn LiveServer>,
-    /// Evaluates the model in training (`--eval-steps`), if given.
+    /// The evaluator of the model in training (`--eval-steps`), if any.
     pub evaluator: Option<&'a dyn PolicyEvaluator>,
 }
 
@@ -61,8 +61,8 @@ pub type GrpoSetup<'a> = RunSetup<'a, GrpoOptions>;
 pub trait PolicyEvaluator: std::fmt::Debug {
     /// The names of the benchmarks.
     fn benchmarks(&self) -> Vec<String>;
-    /// Answers and scores the questions of all benchmarks. Writes the answers and scores into `folder`, which may not
-    /// exist. Continues what an earlier process has left there if it was for the same weights and options; else
+    /// Answers and scores the questions of all benchmarks. Writes answers and scores into `folder`, which is created if
+    /// it does not exist. Continues an unfinished evaluation in `folder` if it is of the same weights and options, else
     /// replaces it. Returns the scores by benchmark.
     ///
     /// # Errors
@@ -100,8 +100,8 @@ pub struct EvaluatedPolicy<'a> {
     pub step: u64,
     /// Fingerprint of the trained weights.
     pub hash: &'a str,
-    /// Answers requests between decode steps, if given.
+    /// The server that answers requests between decode steps, if any.
     pub server: Option<&'a dyn LiveServer>,
-    /// Becomes true when the run is to stop (Ctrl-C).
+    /// Set to true, by Ctrl-C, when the run must stop.
     pub stop: &'a AtomicBool,
 }

@@ -1,13 +1,13 @@
-//! The bytes of a tensor, in parts.
+//! Reads the bytes of a tensor in parts.
 
 use reel_runtime::Tensor;
 
-/// The bytes of a tensor without padding, in parts of about 1 MiB (at least one row each), so that a large tensor is
-/// never copied as a whole.
+/// Iterates over the bytes of a tensor without padding, in parts of about 1 MiB (at least one row each), so that a
+/// large tensor is never copied as a whole.
 pub fn tensor_byte_parts(t: &Tensor) -> impl Iterator<Item = reel_runtime::Result<Vec<u8>>> + '_ {
     let total = t.unpadded_shape().first().copied().unwrap_or(0);
     let rows = ((1 << 20) * total / t.unpadded_bytes().max(1)).max(1);
-    // `rows` fails only for ranges outside of the tensor, which do not occur here.
+    // `Tensor::rows` fails only for ranges outside of the tensor, which do not occur here.
     (0..total)
         .step_by(rows)
         .filter_map(move |start| t.rows(start, rows.min(total - start)).ok())

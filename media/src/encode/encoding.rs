@@ -56,7 +56,7 @@ pub struct VideoEncodingOptions {
     pub gop: Option<u32>,
     /// Maximum number of consecutive B-frames; `None`: the encoder's default.
     pub b_frames: Option<usize>,
-    /// Options that only this encoder knows, as FFmpeg names and values (`preset`, `x264-params`, …).
+    /// Options of this one encoder, as FFmpeg names and values (`preset`, `x264-params`, …).
     pub options: Vec<(String, String)>,
 }
 

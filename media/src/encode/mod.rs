@@ -18,7 +18,7 @@ use crate::{MediaError, Result, libraries};
 ///
 /// # Errors
 /// FFmpeg is missing or lacks the encoder, the frame rate is not positive, `times_ms` is not ascending or does not have
-/// one time per frame, a side is odd for a codec that needs even ones, or the file cannot be written.
+/// one time per frame, a side is odd for a codec that needs even sides, or the file cannot be written.
 pub fn encode_video(path: &Path, frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
     #[cfg(feature = "ffmpeg")]
     libraries::load_for(path)?;
@@ -70,7 +70,8 @@ fn check(frames: FrameView<'_>, encoding: &VideoEncodingOptions) -> Result<()> {
     Ok(())
 }
 
-/// A temporary path in the same folder. It keeps the extension, because FFmpeg selects the container by it.
+/// A temporary path in the folder of `path`, with the same extension, because FFmpeg selects the container by
+/// extension.
 fn temporary_path(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().and_then(|n| n.to_str());
     match (name, path.to_str()) {

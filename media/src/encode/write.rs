@@ -113,7 +113,7 @@ fn open_encoder(
         video.set_flags(flags | codec::flag::Flags::QSCALE);
         video.set_global_quality(2 * ffmpeg::ffi::FF_QP2LAMBDA);
     }
-    // libx264 0.164 reads uninitialised memory in its macroblock tree and then writes another file in each run.
+    // libx264 0.164 reads uninitialised memory in its macroblock tree, so its output would differ from run to run.
     let deterministic = (encoding.codec == VideoCodec::H264).then_some(("mbtree", "0"));
     let given = encoding.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
     let options: ffmpeg::Dictionary = deterministic.into_iter().chain(given).collect();

@@ -1,18 +1,20 @@
-//! JPEG files, as Pillow reads them: by the arithmetic of libjpeg-turbo, in its mode L, RGB or CMYK.
+//! Decodes JPEG files to the same pixels as Pillow, which uses the arithmetic of libjpeg-turbo and reads a JPEG in mode
+//! L, RGB or CMYK.
 
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, JpegError, PixelFormat};
 
 use super::{ImageFile, MAX_DECODER_BYTES, RgbImage, check_size, divide_by_255};
 use crate::{MediaError, Result};
 
-/// Files with more scans are refused: a scan of a few bytes takes as long as the whole image.
+/// Files with more scans than this are refused, because decoding a scan of a few bytes takes as long as the whole
+/// image.
 const MAX_SCANS: usize = 500;
 
 /// Decodes a JPEG file.
 ///
 /// # Errors
-/// The file is damaged, cut off, too large, has samples of more than 8 bits or other than 1, 3 or 4 components, or
-/// stores the black of a CMYK image at a lower resolution.
+/// The file is damaged, cut off, too large, has samples of more than 8 bits, has 2 or more than 4 components, or is a
+/// CMYK image with an unsupported sampling.
 pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
     let name = file.name;
     let refuse = |error: JpegError| {
@@ -48,8 +50,8 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
         .map(|c| (usize::from(c.horizontal_sampling), usize::from(c.vertical_sampling)))
         .collect();
     if let &[first, second, third, fourth] = sampling.as_slice() {
-        // The decoder reads the first and the fourth component at full resolution, and the other two at one resolution
-        // that divides it. From other files it would make a wrong image.
+        // The decoder supports only a first and fourth component at full resolution and a second and third component at
+        // one common resolution that divides it. It would decode other files to a wrong image.
         let divides = second.0 <= first.0 && second.1 <= first.1 && first.0 % second.0 == 0 && first.1 % second.1 == 0;
         if fourth != first || third != second || !divides {
             let what = format!("is a CMYK JPEG whose components have the sampling {sampling:?}");
@@ -66,8 +68,8 @@ pub fn decode(file: ImageFile<'_>) -> Result<RgbImage> {
     Ok(RgbImage { data, height: image.height, width: image.width })
 }
 
-/// Pillow's conversion of CMYK to RGB. Pillow takes every CMYK JPEG for one of Adobe's, whose samples are 255 for no
-/// ink: `colour` and `black` are such samples.
+/// Pillow's conversion of CMYK to RGB. Pillow assumes that every CMYK JPEG is Adobe's, with inverted samples: 255 means
+/// no ink. `colours` and `black` are such inverted samples.
 fn inks_to_rgb(colours: [u8; 3], black: u8) -> [u8; 3] {
     // With c = 255 - colour and k = 255 - black: (255 - k) - (255 - k) * c / 255.
     colours.map(|colour| black - divide_by_255(u32::from(255 - colour) * u32::from(black)))

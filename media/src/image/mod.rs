@@ -1,8 +1,8 @@
 //! Decodes images: a file, bytes or a `data:` URI to u8 RGB `[H, W, 3]`, by the rules of Pillow and qwen-vl-utils.
 //!
-//! Alpha is blended over white only where Pillow's mode is RGBA; palette images and grey images with alpha lose their
-//! alpha. EXIF rotation is ignored. Of an animation, the first frame is used. The content decides the format, not the
-//! file name.
+//! Alpha is blended over white only if Pillow opens the image in mode RGBA; the alpha of palette images and grey images
+//! is dropped. EXIF rotation is ignored. Of an animation, the first frame is used. The content decides the format, not
+//! the file name.
 
 use std::io::Cursor;
 use std::num::NonZeroU64;
@@ -22,8 +22,8 @@ mod tests;
 /// Memory that a decoder may allocate: the largest image at 8 bytes per pixel (16-bit RGBA), and 64 MiB for tables.
 const MAX_DECODER_BYTES: u64 = MAX_IMAGE_PIXELS as u64 * 8 + (64 << 20);
 
-/// Longer files are refused before they are read: an image that the decoder may allocate memory for never needs more
-/// bytes, even uncompressed.
+/// Longer files are refused before they are read: no image within the decoder's memory limit has more bytes, even
+/// uncompressed.
 const MAX_FILE_BYTES: u64 = MAX_DECODER_BYTES;
 /// Memory limit for decoding a GIF frame: one byte per pixel of the largest image.
 const GIF_FRAME_BYTES: NonZeroU64 = NonZeroU64::new(MAX_IMAGE_PIXELS as u64).unwrap();
@@ -123,26 +123,27 @@ impl ImageFile<'_> {
     /// Whether the file is long enough for this many pixels. Decoders allocate the pixels that the header states before
     /// they read the data, so a few damaged bytes could take a gigabyte.
     fn can_hold(self, pixels: u64) -> bool {
-        /// Images up to this size are always tried.
+        /// Images of up to this many pixels are always decoded.
         const SMALL: u64 = 1 << 24;
         let pixels_per_byte = match self.format {
-            // In lossless WebP, an image of one colour has codes of 0 bits.
+            // In lossless WebP, the pixels of an image of one colour are coded in 0 bits, so the size has no bound.
             ImageFormat::WebP if self.bytes.get(12..16) == Some(b"VP8L") => return true,
-            // One colour, or white lines, take almost no data.
+            // An image of one colour (WebP), or white lines (TIFF), take almost no data.
             ImageFormat::WebP | ImageFormat::Tiff => 1 << 17,
-            // Deflate shortens to a 1032nd, and a byte holds eight black and white pixels; the others shorten less.
+            // Deflate (PNG) compresses up to 1032 times, and a byte holds eight black and white pixels. The other
+            // formats compress less.
             _ => 8 * 1032,
         };
         pixels <= SMALL || pixels <= (self.bytes.len() as u64).saturating_mul(pixels_per_byte)
     }
 }
 
-/// Whether Pillow opens this PNG in mode RGBA: it does for colour type 6 (RGBA), and for type 4 (grey with alpha)
-/// with 16 bits. Our decoder gives four samples per pixel for other types with transparency too, but Pillow drops
-/// their alpha.
+/// Whether Pillow opens this PNG in mode RGBA: it does for colour type 6 (RGBA), and for type 4 (grey with alpha) with
+/// 16 bits. The decoder of this program returns RGBA for other types with transparency too, but Pillow drops their
+/// alpha.
 fn png_is_rgba(bytes: &[u8]) -> bool {
-    // Bytes 24 and 25 are bit depth and colour type; before them: 8 bytes of signature, 8 of IHDR's length and name,
-    // 8 of width and height.
+    // Bytes 24 and 25 are bit depth and colour type. Before them are 8 bytes of signature, 8 bytes of IHDR's length and
+    // name, and 8 bytes of width and height.
     matches!(bytes.get(24..26), Some([_, 6] | [16, 4]))
 }
 
@@ -207,8 +208,8 @@ fn divide_by_255(value: u32) -> u8 {
     (((value >> 8) + value) >> 8) as u8
 }
 
-/// Decodes the first frame of a GIF. Outside of the frame, Pillow fills the canvas with the transparent colour, or
-/// with colour 0 where there is none.
+/// Decodes the first frame of a GIF. The canvas around the frame is filled with the transparent colour, or with colour
+/// 0 if the frame has none, as in Pillow.
 fn gif(file: ImageFile<'_>) -> Result<RgbImage> {
     let name = file.name;
     let refuse = |error: gif::DecodingError| {

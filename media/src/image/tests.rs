@@ -165,7 +165,7 @@ proptest! {
         }
     }
 
-    /// Once the decoder panicked when the fourth component had fewer samples than the first.
+    /// An earlier version of the decoder panicked if the fourth component had fewer samples than the first.
     #[test]
     fn cmyk_of_any_sampling_is_decoded_or_refused(factors in prop::collection::vec((1u8..=4, 1u8..=4), 4)) {
         let mut bytes = golden("kinds/jpeg_cmyk.jpg");
@@ -204,10 +204,10 @@ fn headers_that_state_more_pixels_than_the_file_can_hold_are_refused() {
 #[test]
 fn a_large_webp_of_one_colour_is_read() {
     const SIDE: u64 = 4200;
-    // Fields of the format, each a value and its number of bits: width and height less 1, alpha and version, neither
-    // transforms nor a cache of colours nor several groups of codes.
+    // The header fields of a lossless WebP as (value, number of bits): width - 1, height - 1, alpha, version, then
+    // three flags for transforms, a colour cache and several groups of codes, all off.
     let mut fields = vec![(SIDE - 1, 14), (SIDE - 1, 14), (0, 1), (0, 3), (0, 1), (0, 1), (0, 1)];
-    // Codes of green, red, blue, alpha and distance: simple ones with one symbol of 8 bits.
+    // The prefix codes of green, red, blue, alpha and distance. Each is a simple code with one symbol of 8 bits.
     for symbol in [20, 10, 30, 255, 0] {
         fields.extend([(1, 1), (0, 1), (1, 1), (symbol, 8)]);
     }

@@ -1,19 +1,20 @@
 //! Loads FFmpeg's libraries when a video is first opened, instead of at the start of the program.
 //!
-//! FFmpeg brings about a hundred other libraries. The dynamic linker needs 40 ms for them, which every command would
-//! pay, most of them for nothing. A program that loads them itself also starts on a machine that has no FFmpeg.
+//! FFmpeg brings about a hundred other libraries. The dynamic linker needs 40 ms to load them, a delay for every
+//! command, although most commands do not use FFmpeg. A program that loads the libraries itself also starts on a
+//! machine without FFmpeg.
 //!
-//! The crate `ffmpeg-sys-next` calls FFmpeg's functions by their names, as if the program were linked with them. So
-//! this file defines a function of each of these names. It consists of one jump, to an address that [`load`] looks up
-//! and stores:
+//! The crate `ffmpeg-sys-next` calls FFmpeg's functions by their names, as if the program were linked with FFmpeg. So
+//! this file defines a function for each of these names. Each function is one jump, to an address that [`load`] looks
+//! up and stores:
 //! ```text
 //! av_read_frame:  jmp [ADDRESS of av_read_frame]     before `load`: the function `not_loaded`, which aborts
 //! ```
-//! The static linker then finds no undefined name for which it needs FFmpeg's libraries, and does not list them as
-//! libraries of the program (`--as-needed`). If [`functions!`] lacks a function that is called, the program is linked
-//! with that function's library again; the test `ffmpeg_is_not_loaded_at_the_start` notices.
+//! The static linker then finds all names defined, so it does not list FFmpeg's libraries as dependencies of the
+//! program (`--as-needed`). If [`functions!`] lacks a function that is called, the program is linked with that
+//! function's library again; the test `ffmpeg_is_not_loaded_at_the_start` notices.
 //!
-//! The names are hidden, so FFmpeg's own calls between its libraries do not reach them.
+//! The names are hidden symbols, so calls between FFmpeg's own libraries do not reach these functions.
 
 use std::arch::global_asm;
 use std::ffi::c_void;
@@ -25,15 +26,15 @@ use libloading::os::unix::{Library, RTLD_LAZY, RTLD_LOCAL};
 
 /// A function of FFmpeg.
 struct Function {
-    /// Its name with a zero byte at the end.
+    /// The function's name with a zero byte at the end.
     name: &'static [u8],
-    /// Where its address is stored.
+    /// Holds the function's address.
     address: &'static AtomicPtr<c_void>,
-    /// The function of the same name in this file.
+    /// The function of the same name in this file, which jumps to `address`.
     jump: unsafe extern "C" fn(),
 }
 
-/// Defines the functions of each library: the name of the library, its major version, the names of the functions.
+/// Defines the jump functions of each library from its name, its major version and the names of its functions.
 macro_rules! functions {
     ($($library:ident, $version:expr, $table:ident: $($name:ident)*;)*) => {
         #[allow(non_upper_case_globals)]
@@ -91,7 +92,7 @@ functions! {
         sws_setColorspaceDetails swscale_version;
 }
 
-/// The target of all jumps before [`load`].
+/// The target of all jumps until [`load`] has stored the addresses: prints an error and aborts.
 extern "C" fn not_loaded() {
     eprintln!("a function of FFmpeg was called before its libraries were loaded; this is a bug in reel-media");
     std::process::abort();

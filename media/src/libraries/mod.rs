@@ -1,4 +1,4 @@
-//! The FFmpeg libraries: loading them, their versions, decoders and encoders.
+//! Loads the FFmpeg libraries, and finds out their versions, decoders and encoders.
 
 #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
 #[allow(unsafe_code)]
@@ -13,7 +13,7 @@ use std::path::Path;
 /// Name of this program's FFmpeg in error messages about a missing codec.
 pub const FFMPEG_BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "this build without FFmpeg" };
 
-/// Loads the FFmpeg libraries unless they are loaded. Must be called before any function of FFmpeg. The error says
+/// Loads the FFmpeg libraries if they are not loaded yet. Must be called before any function of FFmpeg. The error says
 /// which library is missing.
 #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
 pub(crate) fn load() -> Result<(), &'static str> {

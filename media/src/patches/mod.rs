@@ -44,11 +44,11 @@ pub struct PatchProcessor {
     pub temporal_patch_size: usize,
     /// Patches along each side of a merge block.
     pub merge_size: usize,
-    /// Factor by which pixel values 0..=255 are multiplied first.
+    /// Factor by which pixel values 0..=255 are multiplied before normalisation.
     pub rescale_factor: f64,
     /// Mean of each channel, subtracted after rescaling.
     pub image_mean: [f32; CHANNELS],
-    /// Standard deviation of each channel, by which values are divided last.
+    /// Standard deviation of each channel, by which values are divided after the mean is subtracted.
     pub image_std: [f32; CHANNELS],
 }
 
@@ -68,8 +68,8 @@ impl Default for PatchProcessor {
     }
 }
 
-/// Resizes an image twice: to the size that `limits` gives, then to the size that the image processor gives. Returns
-/// u8 `[1, H, W, 3]`. Error messages use `name` as location.
+/// Resizes an image twice: to the size within `limits`, then to the size that the image processor computes. Returns u8
+/// `[1, H, W, 3]`. Error messages use `name` as location.
 ///
 /// # Errors
 /// The image cannot be resized to these limits (see [`crate::resize::smart_resize`]), or memory runs out.
@@ -85,9 +85,9 @@ pub fn resize_image(
     })
 }
 
-/// Resizes the images of a video that is given as a list of image files; returns u8 `[T, H, W, 3]` with T even: an
-/// odd list repeats its last image. Each image is resized to its own size by `limits`, then all are resized to one
-/// size: the one that the image processor gives for the first image.
+/// Resizes the images of a video that is given as a list of image files; returns u8 `[T, H, W, 3]` with T even: an odd
+/// list repeats its last image. Each image is resized to its own size within `limits`, then all images are resized to
+/// the size that the image processor computes for the first image.
 ///
 /// # Errors
 /// The list is empty, an image cannot be resized to these limits, or memory runs out.
@@ -124,7 +124,7 @@ pub fn resize_image_list(
     })
 }
 
-/// The second resize: Pillow's bicubic to the size that the image processor's `smart_resize` gives, usually the same
+/// The second resize: Pillow's bicubic to the size that the image processor's `smart_resize` computes, usually the same
 /// size.
 ///
 /// # Errors
@@ -162,8 +162,8 @@ pub fn patch_grid_thw(frames: FrameView<'_>, processor: &PatchProcessor) -> Resu
     Ok([frames.frame_count().div_ceil(tp), height / p, width / p])
 }
 
-/// Normalises frames and cuts them into patches. The last frame is repeated where the last temporal patch is
-/// incomplete, so an image counts as two equal frames.
+/// Normalises frames and cuts them into patches. The last frame is repeated if the last temporal patch is incomplete,
+/// so an image counts as two equal frames.
 ///
 /// # Errors
 /// The sides are not multiples of `patch_size * merge_size`, or memory runs out.
@@ -207,8 +207,8 @@ pub fn patchify(frames: FrameView<'_>, processor: &PatchProcessor) -> Result<Pat
     Ok(Patches { pixel_values, grid_thw })
 }
 
-/// The normalised value for each pixel value 0..=255 of each channel. Operations and types are those of transformers:
-/// product in f64, rounded to f32, then subtraction and division in f32.
+/// The normalised value for each pixel value 0..=255 of each channel. Computed with the operations and types of
+/// transformers: product in f64, rounded to f32, then subtraction and division in f32.
 fn normalisation_table(processor: &PatchProcessor) -> [[f32; 256]; CHANNELS] {
     std::array::from_fn(|channel| {
         std::array::from_fn(|level| {

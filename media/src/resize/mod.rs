@@ -1,7 +1,7 @@
 //! Resizes images and video frames exactly as the reference stack does, to the last bit.
 //!
-//! Target sizes come from [`smart_resize`] and the limits around it (`sizes.rs`). Pixels come from a separable
-//! bicubic filter with antialiasing: Pillow's for images ([`pillow_bicubic`]), torchvision's for video frames
+//! Target sizes come from [`smart_resize`] and the size limits in `sizes.rs`. Pixels come from a separable bicubic
+//! filter with antialiasing: Pillow's for images ([`pillow_bicubic`]), torchvision's for video frames
 //! ([`torch_bicubic`]).
 //! ```text
 //! weights = filter taps of each output column and row        taps.rs
@@ -28,7 +28,7 @@ use crate::{MediaError, Result};
 use passes::{FixedPoint, FloatingPoint};
 use taps::FilterTaps;
 
-/// Images with a longer side are refused, because the workspace of a pass grows with it.
+/// Images with a side longer than this are refused, because the workspace of a pass grows with the side.
 const MAX_SOURCE_SIDE: usize = 1 << 20;
 
 /// Resizes each frame to `size` = `(height, width)` as Pillow 13's `Image.resize` with bicubic filter does on mode
@@ -51,9 +51,9 @@ pub fn pillow_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<Fra
     })
 }
 
-/// Whether Pillow 13 resizes columns before rows: it does if the height shrinks by more than twice as many pixels as
-/// the width. The order matters for equal bits, because Pillow rounds after each pass. Earlier versions always
-/// resized rows first. Source: `Resample.c`, `ImagingResampleInner`.
+/// Whether Pillow 13 resizes columns before rows. It does so if the height shrinks by more than twice as many pixels as
+/// the width. The order matters for equal bits, because Pillow rounds after each pass. Earlier versions always resized
+/// rows first. Source: `Resample.c`, `ImagingResampleInner`.
 fn pillow_resizes_columns_first(from: (usize, usize), to: (usize, usize)) -> bool {
     let (height_loss, width_loss) = (from.0 as i64 - to.0 as i64, from.1 as i64 - to.1 as i64);
     height_loss > 0 && height_loss > width_loss * 2
@@ -74,8 +74,8 @@ pub fn torch_bicubic(frames: FrameView<'_>, size: (usize, usize)) -> Result<Fram
     })
 }
 
-/// Refuses to resize `from` to a size with a side of 0. [`smart_resize`] gives such a size for a long thin image or
-/// video under a small `max_pixels`.
+/// Refuses to resize `from` to a size with a side of 0. [`smart_resize`] returns such a size for a long thin image or
+/// video if `max_pixels` is small.
 pub(crate) fn refuse_side_of_zero(from: (usize, usize), to: (usize, usize)) -> Result<()> {
     if to.0 > 0 && to.1 > 0 {
         return Ok(());

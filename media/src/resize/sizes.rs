@@ -13,7 +13,7 @@ use crate::{MediaError, Result};
 
 /// Images whose longer side exceeds this multiple of the shorter one are refused, as in qwen-vl-utils and transformers.
 pub const MAX_ASPECT_RATIO: u64 = 200;
-/// Each resized side is a multiple of this many pixels: patch side 14 × merge size 2.
+/// Each resized side is a multiple of this number of pixels: patch side 14 × merge size 2.
 pub const RESIZED_SIDE_MULTIPLE: usize = 28;
 /// Default minimum area of an image in pixels (qwen-vl-utils).
 pub const DEFAULT_MIN_PIXELS: u64 = 4 * 28 * 28;
@@ -21,11 +21,10 @@ pub const DEFAULT_MIN_PIXELS: u64 = 4 * 28 * 28;
 pub const DEFAULT_MAX_PIXELS: u64 = 16384 * 28 * 28;
 /// Number of frames that share one temporal patch; the pixel budget of a video counts pairs of frames.
 const FRAME_FACTOR: f64 = 2.0;
-/// Longer sides are refused, because f64 would no longer give the results of Python's unbounded integers.
+/// Sides longer than this are refused, because f64 would no longer give the results of Python's unbounded integers.
 const MAX_SIDE: usize = 1 << 26;
 
-/// The size that the overrides `resized_height` and `resized_width` ask for, with the area limits that it must still
-/// meet.
+/// The size that the overrides `resized_height` and `resized_width` ask for, and the area limits that apply to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestedSize {
     /// `resized_height` in pixels.
@@ -39,10 +38,10 @@ pub struct RequestedSize {
 }
 
 impl RequestedSize {
-    /// Returns `None` unless both `resized_height` and `resized_width` are given: qwen-vl-utils ignores one without
-    /// the other.
+    /// Returns `None` unless both `resized_height` and `resized_width` are given: qwen-vl-utils ignores one of them
+    /// without the other.
     fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Option<Self> {
-        // A value beyond usize becomes a side that smart_resize refuses.
+        // A value that does not fit into usize becomes a side that [`smart_resize`] refuses.
         let side = |key: u64| usize::try_from(key).unwrap_or(usize::MAX);
         let limits = profile.pixel_limits();
         Some(Self {
@@ -58,7 +57,7 @@ impl RequestedSize {
     }
 }
 
-/// Size limits of an image: those of a profile, except where overrides replace them.
+/// Size limits of an image: the limits of a profile, with some replaced by overrides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImagePixelLimits {
     /// Minimum area in pixels.
@@ -76,7 +75,7 @@ impl Default for ImagePixelLimits {
 }
 
 impl ImagePixelLimits {
-    /// The limits of `profile`, except those that `overrides` replaces.
+    /// The limits of `profile`, with those replaced that `overrides` sets.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {
@@ -95,7 +94,7 @@ impl ImagePixelLimits {
     }
 }
 
-/// Size limits of video frames: those of a profile, except where overrides replace them.
+/// Size limits of video frames: the limits of a profile, with some replaced by overrides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VideoPixelLimits {
     /// Minimum area of a frame in pixels (the profile's `VIDEO_MIN_PIXELS`, or the override `min_pixels`).
@@ -112,7 +111,7 @@ pub struct VideoPixelLimits {
 }
 
 impl VideoPixelLimits {
-    /// The limits of `profile`, except those that `overrides` replaces.
+    /// The limits of `profile`, with those replaced that `overrides` sets.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {
@@ -140,11 +139,11 @@ impl VideoPixelLimits {
     }
 }
 
-/// The `smart_resize` of qwen-vl-utils: rounds both sides to the nearest multiple of `factor` pixels (half to even,
-/// at least one `factor`) and scales them where their product leaves `min_pixels..=max_pixels`.
+/// The `smart_resize` of qwen-vl-utils: rounds both sides to the nearest multiple of `factor` pixels (half to even, at
+/// least one `factor`) and scales them if their product is outside of `min_pixels..=max_pixels`.
 ///
-/// A returned side can be 0 (a long thin image under a small `max_pixels`), as in qwen-vl-utils; resizing to it fails
-/// later.
+/// A returned side can be 0 (for a long thin image and a small `max_pixels`), as in qwen-vl-utils; the resize to this
+/// size then fails.
 ///
 /// # Errors
 /// A side of 0 or above 2^26, a ratio of sides above [`MAX_ASPECT_RATIO`], a `factor` of 0, or `max_pixels` below 1.
@@ -211,7 +210,7 @@ fn check(height: usize, width: usize, factor: usize, max_pixels: f64) -> Result<
             "give 28 (patch side 14 x merge size 2)",
         ));
     }
-    // Written so that NaN is refused too.
+    // `max_pixels < 1.0` would accept NaN; this condition refuses it.
     if !(max_pixels >= 1.0) {
         return Err(MediaError::setting_error("max_pixels", format!("is {max_pixels}"), "give at least 784 (28 x 28)"));
     }
@@ -223,7 +222,7 @@ fn round_to_multiple(side: usize, factor: usize) -> usize {
     (side as f64 / factor as f64).round_ties_even() as usize * factor
 }
 
-/// Returns the `rounded` sides if their area is within the limits; else scales the original sides up or down until it
+/// Returns the `rounded` sides if their area is within the limits; else scales the original sides up or down so that it
 /// is.
 fn fit(
     (height, width): (usize, usize),

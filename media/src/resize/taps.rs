@@ -1,6 +1,6 @@
 //! Filter taps of a resize along one axis: which source samples contribute to an output sample, and with what weights.
 //!
-//! The filter is bicubic with a = -0.5. When shrinking it is stretched over the source ("antialias"):
+//! The filter is bicubic with a = -0.5. If the image shrinks, the filter is stretched over the source ("antialias"):
 //! ```text
 //! scale   = source / target;  stretch = max(scale, 1);  support = 2 * stretch
 //! center  = (i + 0.5) * scale                                   of output sample i, in source samples
@@ -11,7 +11,7 @@
 //! 0.459, 0.459, 0.120 and -0.037. [`pillow_taps`] computes this in f64 and rounds weights to fixed point;
 //! [`torch_taps`] computes it in f32.
 
-/// Half the width of the bicubic filter: 2 output samples, or 2 source samples when enlarging.
+/// Half the width of the bicubic filter: 2 output samples if the image shrinks, 2 source samples if it is enlarged.
 const SUPPORT: f64 = 2.0;
 /// Fractional bits of Pillow's i32 weights. The other 10 bits of the weighted sums hold the 8-bit sample, the sign,
 /// and overshoot beyond 255.
@@ -40,8 +40,8 @@ impl<W: Copy> FilterTaps<W> {
         self.spans.len()
     }
 
-    /// The index of the first source sample that contributes to output sample `i`, and the weights of that sample and
-    /// the following ones.
+    /// The index of the first source sample that contributes to output sample `i`, and the weights of this sample and
+    /// of the samples after it.
     pub(super) fn first_source_index_and_weights(&self, i: usize) -> (usize, &[W]) {
         let (first, range) = &self.spans[i];
         (*first, &self.weights[range.clone()])
@@ -86,7 +86,7 @@ fn bicubic_f64(x: f64) -> f64 {
     }
 }
 
-/// PyTorch's taps for resizing `source` to `target` samples, bit for bit those of its CPU kernel
+/// PyTorch's taps for resizing `source` to `target` samples, with the same bits as its CPU kernel
 /// (`upsample_bicubic2d_aa`, torch 2.7): f32, with fused multiply-add in the filter polynomial.
 pub(super) fn torch_taps(source: usize, target: usize) -> FilterTaps<f32> {
     let scale = source as f32 / target as f32;

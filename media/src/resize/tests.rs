@@ -180,8 +180,8 @@ proptest! {
         if let Ok((h, w)) = smart_resize(height, width, 28, min, max as f64) {
             prop_assert!(h % 28 == 0 && w % 28 == 0);
             prop_assert!((h * w) as u64 <= max || (h * w) as u64 >= min);
-            // Only for an image with one side at least four times as long as the other can a result have a side of 0
-            // or an area outside the limits.
+            // A result can have a side of 0 or an area outside the limits only if one side of the image is at least
+            // four times as long as the other.
             if height.max(width) < 4 * height.min(width) && max >= 16 * 784 && min * 4 <= max {
                 prop_assert!((h * w) as u64 <= max && (h * w) as u64 >= min && h > 0 && w > 0, "{h} {w}");
             }

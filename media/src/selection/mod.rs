@@ -1,6 +1,6 @@
-//! Selects frame indices of a video, by the rules of qwen-vl-utils 0.0.10 (with decord) and of the two quick starts.
+//! Selects video frames by the rules of qwen-vl-utils 0.0.10 (with decord) and the VideoRFT and Video-R1 quick starts.
 //!
-//! A profile with a rate, without overrides (all in f64 as in Python):
+//! The rule of a profile with a frame rate, without overrides, in f64 as in Python:
 //! ```text
 //! n       = total_frames / video_fps * fps
 //! n       = min(min(max(n, min_frames), max_frames), total_frames), rounded down to even
@@ -32,7 +32,7 @@ pub struct FrameSelection {
 /// Selects frames of a video of `total_frames` frames at `video_fps` frames per second.
 ///
 /// # Errors
-/// Each names the setting that is at fault: a video without frames, a rate that is not positive, `fps` together with
+/// The error names the setting at fault: a video without frames, a rate that is not positive, `fps` together with
 /// `nframes`, a count outside `2..=total_frames`, a time range with fewer than two frames, and overrides that the
 /// profile's rule does not use.
 pub fn select_frames(
@@ -135,10 +135,10 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
     let limit = total.min(MAX_SELECTED_FRAMES);
     if !(n >= FRAME_FACTOR && n <= limit as f64) {
         let count = match overrides.nframes {
-            // The given number is within the limits, and only the even number that it is rounded to is not.
+            // The given number is within the limits, but the even number to which it is rounded is not.
             Some(given) if given >= 2 && given.unsigned_abs() <= limit => format!("{given}, which is rounded to {n}"),
             Some(given) => given.to_string(),
-            // Rounding down may give -0; adding 0 makes it 0.
+            // Rounding down may result in -0, which would be printed; adding 0 makes it 0.
             None => (n + 0.0).to_string(),
         };
         return Err(bad_count(&count, 2, limit));
@@ -147,8 +147,8 @@ fn frame_count(total: u64, video_fps: f64, [fps, min, max]: [f64; 3], overrides:
 }
 
 /// `n` indices from `first` to `last` as `torch.linspace` computes them: in f32, from both ends inwards, rounded half
-/// to even. Multiplication and addition round once (fused), as torch's AVX2 and AVX-512 kernels do; with two
-/// roundings some indices of long videos differ by one.
+/// to even. Multiplication and addition are fused and round once, as in torch's AVX2 and AVX-512 kernels; with two
+/// roundings some indices of long videos would differ by one.
 fn linspace(first: u64, last: u64, n: u64) -> Vec<u64> {
     let (a, b) = (first as f32, last as f32);
     let step = (b - a) / (n - 1) as f32;
@@ -175,7 +175,7 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
     Ok((0..n).map(|i| first + i * step).collect())
 }
 
-/// The error for a number of frames outside of `min..=max`; `count` is that number as text.
+/// The error for a number of frames outside of `min..=max`; `count` is the number as text.
 fn bad_count(count: &str, min: u64, max: u64) -> MediaError {
     if max < min {
         let what = format!("has too few frames to choose from: {max}, and at least {min} are needed");

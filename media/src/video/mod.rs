@@ -7,7 +7,8 @@
 //! for each selected frame: start at the key frame before it, decode up to it              ffmpeg/plan.rs, decode.rs
 //! convert only selected frames to RGB, rotate and resize them                             ffmpeg/convert.rs
 //! ```
-//! Frame `i` is the `i`-th in display order, also if frames after a key frame are displayed before it (open GOP).
+//! Frame `i` is the `i`-th frame in display order, also if frames that follow a key frame in the file are displayed
+//! before that key frame (open GOP).
 
 #![allow(unsafe_code)]
 

@@ -22,7 +22,7 @@ pub struct VideoInfo {
     pub video_fps: f64,
 }
 
-/// Selected frames of a video, decoded. Serialized without the pixels.
+/// Selected and decoded frames of a video. The serialized form leaves out the pixels.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct DecodedVideo {
     /// Pixels, u8 RGB `[T, height, width, 3]`.
@@ -47,9 +47,10 @@ pub struct DecodedVideo {
 pub enum PixelBuffer {
     /// Pixels in the memory of this process.
     Owned(Vec<u8>),
-    /// In shared memory that a worker process filled; unmapped when the last copy is dropped.
+    /// Pixels in shared memory that a worker process filled; unmapped when the last clone of this value is dropped.
     Shared(Arc<memmap2::Mmap>),
-    /// Pixels in the memory of this process that a [`FrameCache`](crate::worker::FrameCache) may hold, too.
+    /// Reference-counted pixels in the memory of this process; a [`FrameCache`](crate::worker::FrameCache) may share
+    /// them.
     Counted(Arc<[u8]>),
 }
 

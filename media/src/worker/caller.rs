@@ -1,4 +1,4 @@
-//! The caller's side: sends a request to a worker and maps the frames that it returns.
+//! The caller's side of a decoding worker: sends a request to the worker and maps the frames that the worker returns.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -21,7 +21,7 @@ use crate::{MediaError, Result};
 /// Default memory limit for one video, in MiB.
 pub const DEFAULT_DECODE_MEMORY_MIB: u64 = 2048;
 
-/// The pause before a second attempt if this machine had no threads, processes or open files left.
+/// The pause before a job is tried again because this machine had no threads, processes or open files left.
 const RESTART_PAUSE: Duration = Duration::from_millis(50);
 
 /// Decodes videos, each one in its own worker process.
@@ -33,12 +33,12 @@ pub struct DecodeWorker {
     pub memory_mib: u64,
     /// Number of decoding threads.
     pub threads: usize,
-    /// Keeps the frames of [`DecodeWorker::decode_resized`] for later requests; `None` decodes each time.
+    /// Cache of the frames that [`DecodeWorker::decode_resized`] returns; with `None`, each request decodes its video.
     pub cache: Option<Arc<FrameCache>>,
 }
 
 impl DecodeWorker {
-    /// A decoder that starts the program at `path`, with the default limits.
+    /// Creates a decoder that starts the program at `path` as its worker, with the default limits.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             program: Program::new(path),
@@ -48,7 +48,7 @@ impl DecodeWorker {
         }
     }
 
-    /// A decoder that starts this program as its worker.
+    /// Creates a decoder that starts the running program's own binary as its worker.
     pub fn from_this_program() -> Self {
         Self::new("/proc/self/exe")
     }
@@ -73,11 +73,11 @@ impl DecodeWorker {
         self.decode_at_size(path, profile, overrides, DecodedFrameSize::Original)
     }
 
-    /// Decodes the frames that `profile` and `overrides` select, resized by their pixel limits inside the worker; or
-    /// takes them from the cache.
+    /// Decodes the frames that `profile` and `overrides` select and resizes them to the pixel limits inside the worker,
+    /// or returns them from the cache.
     ///
     /// # Errors
-    /// Those of [`DecodeWorker::decode`], and a video that cannot be resized to the pixel limits.
+    /// The video cannot be decoded or resized, the selection is invalid, or the worker fails or cannot be started.
     pub fn decode_resized(
         &self,
         path: &Path,
@@ -96,7 +96,8 @@ impl DecodeWorker {
     /// Decodes the frames that `profile` and `overrides` select, in the given size.
     ///
     /// # Errors
-    /// Those of [`DecodeWorker::decode_resized`].
+    /// The video cannot be decoded or resized, the selection is invalid, or the worker fails, exceeds its limits or
+    /// cannot be started.
     pub fn decode_at_size(
         &self,
         path: &Path,
@@ -118,7 +119,8 @@ impl DecodeWorker {
     /// memory, a disk was slow, there were too many threads for a moment). Without a second attempt, a run would lose
     /// the row, or end.
     fn run(&self, path: &Path, job: WorkerJob) -> Result<(WorkerReply, File)> {
-        // FFmpeg would wait for a pipe's writer or read a device without end, until the deadline.
+        // FFmpeg would wait for a pipe's writer, or read a device without end, until the deadline, so only regular
+        // files and folders are passed on.
         if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
             return Err(MediaError::cannot_read(path, &UnsuitableFile::Special.into()));
         }
@@ -161,7 +163,8 @@ impl DecodeWorker {
     }
 
     /// The error for a job whose worker gave no reply. A signal may come from a damaged file ([`MediaError::Killed`]).
-    /// An exit code does not ([`MediaError::Worker`]): a worker that has met a damaged file replies so.
+    /// An exit code does not come from a damaged file ([`MediaError::Worker`]), because a worker reports damage in a
+    /// reply.
     fn worker_failed(&self, path: &Path, failure: Failure) -> MediaError {
         let end = match failure {
             Failure::Timeout => {
@@ -203,7 +206,7 @@ impl DecodeWorker {
     }
 }
 
-/// What to do with a file that may be damaged.
+/// The help text of an error about a file that may be damaged.
 const DAMAGED: &str = "the file may be damaged: leave it out, or convert it";
 
 /// The error for a job whose decoder panicked.
@@ -225,7 +228,7 @@ fn signal_name(signal: i32) -> &'static str {
     }
 }
 
-/// Says in the error of a second worker that a first one failed, too.
+/// Adds "twice" to the error of the second worker, because the first worker failed on the same job.
 fn tried_twice(e: MediaError) -> MediaError {
     let note = |d: Diagnostic| Diagnostic { what: format!("{}, twice", d.what), ..d };
     match e {

@@ -1,6 +1,6 @@
-//! A cache of decoded and resized frames in host memory. A later request for the same frames of a file that has not
-//! changed starts no worker: the next epoch of a training run, a further question about a video, another model that
-//! answers the same benchmark in this process.
+//! A cache of decoded and resized frames in host memory. A later request for the same frames of an unchanged file
+//! starts no worker. Such requests come from the next epoch of a training run, a further question about a video, or
+//! another model that answers the same benchmark in this process.
 
 use std::collections::HashMap;
 use std::fs::Metadata;
@@ -12,11 +12,11 @@ use std::time::{Duration, SystemTime};
 use crate::profile::{MediaOverrides, MediaProfile};
 use crate::video::{DecodedVideo, PixelBuffer};
 
-/// Frames of a file that was changed this short time before its frames were requested are not kept. File systems record
-/// times in steps of a few milliseconds, so a second change in the same step would not be noticed.
+/// Minimum age of a file's last change when its frames are requested; frames of a file changed later are not kept. File
+/// systems record times in steps of a few milliseconds, so a second change in the same step would not be noticed.
 const MIN_AGE: Duration = Duration::from_millis(100);
 
-/// Resized frames of videos, by file and request. The least recently used video is evicted first.
+/// Cache of the resized frames of videos, keyed by file and request. The least recently used video is evicted first.
 #[derive(Debug)]
 pub struct FrameCache {
     max_bytes: usize,
@@ -25,24 +25,24 @@ pub struct FrameCache {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The videos, each with the value of `now` at its last use.
+    /// Maps a request to its decoded video and to the value of `now` at the video's last use.
     videos: HashMap<FrameKey, (DecodedVideo, u64)>,
     bytes: usize,
     /// Counts the uses of the cache; serves as the clock for the last use.
     now: u64,
 }
 
-/// A request for the frames of a file, with the state of the file at the request.
+/// Key of a cache entry: a request for the frames of a file, with the file's state at the time of the request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FrameKey {
     path: PathBuf,
     file: FileState,
-    /// Profile and overrides as Rust prints them, because the numbers with a fraction among them have no hash.
+    /// Profile and overrides as text (their `Debug` format), because their f64 fields do not implement `Hash`.
     request: String,
 }
 
-/// What changes when a file is written or replaced: device, inode, length, and the times of the last change of its
-/// contents and of its inode, in seconds and nanoseconds.
+/// Properties that change when a file is written or replaced: device, inode, length, and the times of the last change
+/// of its contents (mtime) and of its inode (ctime), in seconds and nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct FileState {
     inode: [u64; 2],
@@ -51,8 +51,8 @@ struct FileState {
 }
 
 impl FrameKey {
-    /// The key of a request; `None` if the frames cannot be kept, because the file cannot be found or was changed just
-    /// now.
+    /// Returns the key of a request; `None` if the frames cannot be kept, because the file cannot be found or was
+    /// changed less than [`MIN_AGE`] ago.
     pub(super) fn new(path: &Path, profile: MediaProfile, overrides: &MediaOverrides) -> Option<Self> {
         let file = FileState::of(&std::fs::metadata(path).ok()?);
         let [.., changed, changed_nanos] = file.times;
@@ -62,7 +62,7 @@ impl FrameKey {
         (age >= MIN_AGE).then(key)
     }
 
-    /// Whether the file is still the one of the request.
+    /// Whether the file is unchanged since the request.
     fn is_current(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|metadata| FileState::of(&metadata) == self.file)
     }
@@ -101,7 +101,8 @@ impl FrameCache {
         if bytes > self.max_bytes || !key.is_current() {
             return video;
         }
-        // A mapping for each video would soon reach the limit of mappings per process.
+        // Copies the frames out of the shared memory, because one mapping per video would soon reach the limit of
+        // mappings per process.
         let video = DecodedVideo { data: PixelBuffer::Counted(Arc::from(&*video.data)), ..video };
         let mut state = self.lock();
         state.now += 1;
@@ -167,7 +168,7 @@ mod tests {
         assert!(cache.get(&key(&path, 6).unwrap()).is_none(), "other frames of the file");
         let other = FrameKey::new(&path, MediaProfile::VideorftTrain, &MediaOverrides::default()).unwrap();
         assert!(cache.get(&other).is_none(), "another profile");
-        // The same length and the same times of the contents: the time of the inode differs.
+        // The file keeps its length and modification time (mtime); only its inode change time (ctime) differs.
         let times = std::fs::metadata(&path).unwrap();
         let mut file = std::fs::File::create(&path).unwrap();
         file.write_all(b"two").unwrap();

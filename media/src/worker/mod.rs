@@ -5,11 +5,11 @@
 //! [`WorkerReply`] without pixels. The caller checks and seals the memfd, and maps it as pixels.
 //!
 //! Starting a process takes ten times as long as decoding a short clip, because the dynamic linker loads FFmpeg's
-//! hundred libraries. So a worker loads them once, and decodes each video in a fork of its own.
+//! hundred libraries. So a worker loads the libraries once and decodes each video in a separate fork.
 //!
 //! If a worker is killed, misses the deadline or fails without a reply, a new worker tries to decode the video once
-//! more. A worker that has met a damaged file replies so, even if its decoder panicked. A failure without a reply, or
-//! for lack of threads, processes or open files, is [`MediaError::Worker`], which is never the file's fault.
+//! more. A worker reports a damaged file in its reply, even if its decoder panicked. A failure without a reply, or for
+//! lack of threads, processes or open files, is [`MediaError::Worker`], which is never the file's fault.
 
 #![allow(unsafe_code)]
 
@@ -55,10 +55,10 @@ enum WorkerJob {
 #[derive(Debug, Serialize, Deserialize)]
 enum WorkerReply {
     Probed(VideoInfo),
-    /// Decoded frames without their pixels, which are in the shared memory.
+    /// The decoded frames without their pixels; the pixels are in the shared memory.
     Decoded(DecodedVideo),
     Failed(MediaError),
-    /// The job failed, and the worker had come so close to its memory limit that this is the likely cause.
+    /// The job failed when the worker was so close to its memory limit that lack of memory is the likely cause.
     OutOfMemory,
     /// The decoder panicked, with this message. Its threads had been created, so the likely cause is the file.
     Panicked(String),

@@ -1,4 +1,4 @@
-//! The worker's side: decodes videos.
+//! The worker's side of video decoding: receives a request, decodes the video into shared memory, and sends a reply.
 
 use std::error::Error;
 use std::fs::File;
@@ -17,7 +17,8 @@ use crate::{MediaError, Result};
 
 /// The `main` function of a worker.
 pub(super) fn worker_main() -> ExitCode {
-    // Loaded here, the libraries are in the memory of every fork. If they are missing, each fork replies so.
+    // FFmpeg's libraries are loaded before forking, so that every fork inherits them. If they are missing, each fork
+    // reports this in its reply.
     #[cfg(feature = "ffmpeg")]
     let _ = crate::libraries::load();
     reel_worker::serve_in_forks(run_job)
@@ -30,10 +31,12 @@ pub(super) fn worker_main() -> ExitCode {
 pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut Replies) -> io::Result<()> {
     let memory = memory.ok_or_else(|| io::Error::other("a job came without a file"))?;
     let path = Path::new(&request.path);
-    // Checked before the limits, so that an error that does not depend on memory is never taken for lack of memory.
+    // The file is checked before memory is limited, so that an error with another cause is never taken for lack of
+    // memory.
     let reply = match check_file(path) {
         Ok(()) => {
-            // It is meant for the video alone, beyond what the program and its libraries use.
+            // The limit applies to memory that decoding allocates, beyond what the program and its libraries already
+            // use.
             reel_worker::limit_memory(request.memory_bytes)?;
             run_with_limits(&request, path, &memory)
         }
@@ -42,8 +45,9 @@ pub fn run_job(request: WorkerRequest, memory: Option<File>, replies: &mut Repli
     replies.send(&reply, &[])
 }
 
-/// Does the requested job. If it fails near the memory limit, the reply says so and drops the error of the job, which
-/// would blame the file: with too little memory FFmpeg may lose frames, find damaged data, or end the file early.
+/// Does the requested job. If the job fails near the memory limit, the reply is `OutOfMemory` instead of the job's
+/// error. That error would blame the file, because with too little memory FFmpeg may lose frames, report damaged data,
+/// or end the file early.
 fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> WorkerReply {
     let limits = DecodeLimits { threads: request.threads, memory_bytes: request.memory_bytes };
     let job = || match request.job {
@@ -59,7 +63,7 @@ fn run_with_limits(request: &WorkerRequest, path: &Path, memory: &File) -> Worke
     to_reply(catch_panic(job))
 }
 
-/// The reply of a job that ended, failed or panicked.
+/// Converts the result of a job (`Err`: its panic message) to the reply for the caller.
 fn to_reply(ended: std::result::Result<Result<WorkerReply>, String>) -> WorkerReply {
     match ended {
         Ok(Ok(reply)) => reply,
@@ -74,24 +78,26 @@ fn to_reply(ended: std::result::Result<Result<WorkerReply>, String>) -> WorkerRe
     }
 }
 
-/// Creates the threads of the resize, which would panic later if they cannot be created: a panic while decoding is
-/// blamed on the file.
+/// Creates Rayon's threads for the resize. Otherwise Rayon would create them later and panic if it cannot, and a panic
+/// while decoding is blamed on the file.
 fn create_resize_threads(path: &Path) -> Result<()> {
     let created = rayon::ThreadPoolBuilder::new().build_global();
-    // Rayon's error has the operating system's one as its source only. Another error says that the threads exist.
+    // If threads cannot be created, the source of Rayon's error is an I/O error. Any other error means that the thread
+    // pool already exists.
     let cause = created.as_ref().err().and_then(|e| e.source()?.downcast_ref::<std::io::Error>());
     cause.map_or(Ok(()), |e| Err(MediaError::cannot_start_threads(path, "resizing its frames", e)))
 }
 
-/// How close to its limit the address space must have come for [`is_near_memory_limit`]. The largest allocations whose
-/// failure FFmpeg does not report as such are smaller: stacks of threads (8 MiB), packets and buffers for reading.
+/// [`is_near_memory_limit`] holds if the peak of the address space is within this many bytes of its limit. The largest
+/// allocations whose failure FFmpeg does not report as lack of memory are smaller: thread stacks (8 MiB), packets and
+/// read buffers.
 const NEAR_LIMIT_BYTES: u64 = 16 << 20;
 
-/// Whether the address space of this process has come so close to its limit that an allocation may have failed. The
-/// peak is what counts, because after a failure memory is free again.
+/// Whether the address space of this process has come so close to its limit that an allocation may have failed.
+/// Compares the peak size, because the failed job has freed its memory by now.
 fn is_near_memory_limit() -> bool {
     let Some(limit) = rustix::process::getrlimit(Resource::As).current else { return false };
-    // Reading fails only if there is no memory left for the text.
+    // Reading this file fails only if no memory is left for its text.
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return true };
     let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")?.trim().strip_suffix(" kB"));
     let peak_kib = peak.and_then(|n| n.parse::<u64>().ok());

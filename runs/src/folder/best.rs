@@ -1,7 +1,7 @@
-//! The best checkpoint: the one with the highest mean score of its evaluation or, in a run without evaluations, with
-//! the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never removes it, and
-//! `OUT/trainer_state.json` names it with the keys of transformers' Trainer: `best_model_checkpoint`, `best_metric`,
-//! `best_global_step`.
+//! Tracks the best checkpoint of a run. It has the highest mean score of its evaluation or, in a run without
+//! evaluations, the highest mean reward over the steps since the previous checkpoint. `--save-total-limit` never
+//! removes the best checkpoint, and `OUT/trainer_state.json` names it with the keys of transformers' Trainer:
+//! `best_model_checkpoint`, `best_metric`, `best_global_step`.
 
 use std::path::Path;
 
@@ -15,23 +15,23 @@ use serde_json::json;
 use crate::folder::checkpoint;
 use crate::folder::evaluations::EvaluationLine;
 
-/// The metric of checkpoints that are compared by their mean reward.
+/// The name of the metric if checkpoints are compared by their mean reward.
 const REWARD: &str = "reward";
 
-/// The step of a checkpoint, and the number by which checkpoints are compared.
+/// The best checkpoint: its step, and the value by which checkpoints are compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BestCheckpoint {
     /// Step of the checkpoint.
     pub step: u64,
-    /// Mean score of its evaluation, or mean reward over the steps from the previous checkpoint to this one.
+    /// Mean score of the checkpoint's evaluation, or mean reward over the steps since the previous checkpoint.
     #[serde(alias = "reward")]
     pub value: f64,
-    /// What `value` is: `reward`, or the benchmarks ([`EvaluationLine::metric_name`]).
+    /// The name of the metric of `value`: `reward`, or a name of benchmarks ([`EvaluationLine::metric_name`]).
     #[serde(default = "reward_metric")]
     pub metric: String,
 }
 
-/// The metric of earlier versions, which compared rewards only.
+/// The default of `metric`, for files of earlier versions, which compared checkpoints by reward only.
 fn reward_metric() -> String {
     REWARD.into()
 }
@@ -53,8 +53,8 @@ impl RewardTracker {
         }
     }
 
-    /// To be called when the scheduled checkpoint of step `step` is written. It becomes the best one if its mean
-    /// reward is the highest so far.
+    /// Records that the scheduled checkpoint of step `step` is written. This checkpoint becomes the best one if its
+    /// mean reward is the highest so far.
     pub fn record_checkpoint(&mut self, step: u64) {
         if self.steps == 0 {
             return;
@@ -63,13 +63,14 @@ impl RewardTracker {
         (self.sum, self.steps) = (0.0, 0);
     }
 
-    /// To be called when the scheduled checkpoint of an evaluated step is written. It becomes the best one if its mean
-    /// score is the highest so far.
+    /// Records that the scheduled checkpoint of an evaluated step is written. This checkpoint becomes the best one if
+    /// its mean score is the highest so far.
     pub fn record_evaluated_checkpoint(&mut self, evaluation: &EvaluationLine) {
         self.compare(evaluation.step, evaluation.score, &evaluation.metric_name());
     }
 
-    /// Values of different metrics are not comparable, so a checkpoint replaces one that has a value of another metric.
+    /// Replaces the best checkpoint if `value` is higher, or if the metric differs, because values of different metrics
+    /// are not comparable.
     fn compare(&mut self, step: u64, value: f64, metric: &str) {
         if self.best.as_ref().is_none_or(|best| best.metric != metric || value > best.value) {
             self.best = Some(BestCheckpoint { step, value, metric: metric.into() });
@@ -116,8 +117,8 @@ mod tests {
     }
 
     proptest! {
-        /// The best checkpoint is the first one with the highest mean reward, also when the tracker is stored and
-        /// loaded in between.
+        /// The best checkpoint is the first one with the highest mean reward, even if the tracker is stored and loaded
+        /// again during the run.
         #[test]
         fn best_checkpoint_is_the_first_with_the_highest_mean(
             rewards in prop::collection::vec(-2i32..3, 1..40),
@@ -173,7 +174,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_trainer_state(dir.path(), None, 1, 2).unwrap();
         assert!(!dir.path().join(TRAINER_STATE_FILE).exists());
-        // The form of earlier versions.
+        // Files of earlier versions have `reward` instead of `value` and no `metric`.
         all.best = serde_json::from_value(json!({"step": 4, "reward": 0.5})).unwrap();
         write_trainer_state(dir.path(), all.best.as_ref(), 5, 9).unwrap();
         let message: serde_json::Value =

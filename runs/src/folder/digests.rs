@@ -1,10 +1,11 @@
-//! `training/digests.json` in a checkpoint: the fingerprint of every file that a resume reads. A resume compares them
-//! with the files before it uses any, so that a flipped bit on a disk is an error and not another run.
+//! Writes and verifies `training/digests.json` in a checkpoint: the fingerprint of every file that a resume reads. A
+//! resume compares the fingerprints with the files before it uses any file, so that a flipped bit on a disk is an error
+//! and does not change the run's results.
 //!
 //! | key | value |
 //! |---|---|
 //! | `files` | fingerprint of each file of the checkpoint that a resume reads, by its path in the checkpoint |
-//! | `logs` | for each log in OUT: its length in bytes when the checkpoint was made, and the fingerprint of these bytes |
+//! | `logs` | for each log in OUT: length in bytes when the checkpoint was made, and fingerprint of these bytes |
 //! | `digest` | the fingerprint of this list without this key |
 
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ use crate::folder::{checkpoint, resume};
 pub struct CheckpointDigests {
     /// Fingerprint by path in the checkpoint folder.
     pub files: BTreeMap<String, String>,
-    /// What each log in OUT held when the checkpoint was made, by file name.
+    /// Length and fingerprint of each log in OUT when the checkpoint was made, by file name.
     pub logs: LogDigests,
 }
 
@@ -53,8 +54,8 @@ pub(crate) fn write(folder: &Path, logs: LogDigests) -> Result<()> {
     write_synced(&path, format!("{:#}\n", with_own_digest(list)).as_bytes()).map_err(failed)
 }
 
-/// The files in a checkpoint that a resume reads: weights, adapter, and everything in `training/` but the list itself.
-/// The small files of the model (config, tokenizer) are read from the model that the run started from.
+/// Returns the files in a checkpoint that a resume reads: weights, adapter, and everything in `training/` except
+/// `digests.json`. A resume reads config and tokenizer from the model that the run started from.
 fn files_of_a_resume(folder: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for part in ["", "training"] {
@@ -73,11 +74,11 @@ fn files_of_a_resume(folder: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Compares the files of a checkpoint with its list and returns the list; `None` for a checkpoint of an earlier
-/// version, which has none.
+/// Compares the files of a checkpoint with its `digests.json` and returns these digests; `None` for a checkpoint of an
+/// earlier version, which has no such file.
 ///
 /// # Errors
-/// The folder is no checkpoint, or a file is missing or has other bytes than the run wrote.
+/// The folder is no checkpoint, or a file is missing, or its bytes differ from what the run wrote.
 pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigests>> {
     let path = folder.join(DIGESTS_FILE);
     let text = match input::read_file(&path, input::MAX_ROWS_BYTES) {
@@ -110,10 +111,10 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigest
 }
 
 /// Checks that the log `name` in `home`, the output folder of the checkpoint `folder`, still begins with the bytes that
-/// it had when the checkpoint was made.
+/// the log had when the checkpoint was made.
 ///
 /// # Errors
-/// The file is missing, shorter, or begins with other bytes.
+/// The log is missing, shorter, or begins with other bytes.
 pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: Option<&CheckpointDigests>) -> Result<()> {
     let Some(digest) = digests.and_then(|list| list.logs.get(name)) else { return Ok(()) };
     let path = home.join(name);
@@ -131,14 +132,15 @@ pub(crate) fn verify_log(folder: &Path, home: &Path, name: &str, digests: Option
     Err(TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help(folder, "the file"))))
 }
 
-/// The error of the file `name` of the checkpoint `folder`, which is missing or damaged; with an empty name, of the
-/// whole checkpoint.
+/// The error for a missing or damaged file `name` in the checkpoint `folder`. An empty `name` means the whole
+/// checkpoint.
 pub(crate) fn damaged(folder: &Path, name: &str, what: &str) -> TrainError {
     let path = if name.is_empty() { folder.to_path_buf() } else { folder.join(name) };
     TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help(folder, "the checkpoint")))
 }
 
-/// What the user can do when the checkpoint `folder` cannot be used: the checkpoint before it, if there is one.
+/// The help text for a checkpoint `folder` that cannot be used: restore it, or resume from the checkpoint before it, if
+/// any.
 fn help(folder: &Path, thing: &str) -> String {
     let out = folder.parent().unwrap_or(Path::new(""));
     let step = checkpoint::step_of(folder).unwrap_or(0);
@@ -205,7 +207,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// A flipped bit in any file of a checkpoint, the list included, is an error that names the file.
+        /// A flipped bit in any file of a checkpoint, including `digests.json`, is an error that names the file.
         #[test]
         fn any_flipped_bit_is_noticed(file in 0usize..5, at in 0.0f64..1.0, bit in 0u8..8) {
             let dir = tempfile::tempdir().unwrap();
@@ -216,7 +218,7 @@ mod tests {
             let path = folder.join(names.get(file).unwrap_or(&DIGESTS_FILE));
             let mut bytes = fs::read(&path).unwrap();
             let index = (bytes.len() as f64 * at) as usize;
-            // The list is compared by its content: another white space between its values is harmless.
+            // `digests.json` is compared by its JSON content, so a changed white space character is not an error.
             prop_assume!(!bytes[index].is_ascii_whitespace());
             bytes[index] ^= 1 << bit;
             fs::write(&path, &bytes).unwrap();
@@ -224,7 +226,8 @@ mod tests {
             prop_assert!(e.starts_with(&format!("{}: is damaged: ", path.display())), "{}", e);
         }
 
-        /// A log may grow, but its first bytes must stay; pieces and whole have one digest.
+        /// A log may grow, but its recorded first bytes must not change. The digest of a log is the same whether its
+        /// bytes are added in pieces or at once.
         #[test]
         fn log_is_checked_up_to_the_checkpoint(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..9),

@@ -1,12 +1,13 @@
-//! The evaluations of a run in its output folder.
+//! Reads and writes the evaluations of a run in its output folder.
 //!
 //! | file | contents |
 //! |---|---|
 //! | `OUT/eval.jsonl` | a line for each evaluation: step, scores, weights |
 //! | `OUT/eval/step-N/` | the answers and scores of one evaluation, in the form of `reel eval` |
 //!
-//! A line is written when its evaluation is complete. A resumed run keeps the lines up to its checkpoint; the folders
-//! of later steps stay, and an evaluation that comes to such a step again with the same weights uses their answers.
+//! A line is written when its evaluation is complete. A resumed run keeps the lines up to its checkpoint. The folders
+//! of later steps are kept as well: when the resumed run evaluates such a step with the same weights, it reuses the
+//! answers in the folder.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +20,7 @@ use reel_train::setup::BenchmarkScore;
 use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 
-/// What the name of a step's folder begins with.
+/// The prefix of the name of a step's folder.
 const STEP_FOLDER: &str = "step-";
 
 /// One evaluation: a line of `eval.jsonl`.
@@ -33,31 +34,33 @@ pub struct EvaluationLine {
     pub benchmarks: BTreeMap<String, BenchmarkScore>,
     /// Fingerprint of the trained weights, as in `metrics.jsonl`.
     pub hash: String,
-    /// Seconds that this process took for the evaluation. Depends on the clock, and on the answers of an earlier
-    /// process that it continued.
+    /// Seconds that this process took for the evaluation. The value depends on the clock, and is smaller if an earlier
+    /// process had already written some of the answers.
     pub eval_seconds: f64,
 }
 
 impl EvaluationLine {
-    /// The line of an evaluation after step `step`, with at least one benchmark.
+    /// Makes the line of an evaluation of at least one benchmark after step `step`.
     pub fn new(step: u64, benchmarks: BTreeMap<String, BenchmarkScore>, hash: String, eval_seconds: f64) -> Self {
         let score = benchmarks.values().map(|b| b.score).sum::<f64>() / benchmarks.len().max(1) as f64;
         Self { step, score, benchmarks, hash, eval_seconds }
     }
 
-    /// The numbers that TensorBoard and Weights & Biases get: `eval/NAME` for each benchmark, and their mean.
+    /// Returns the numbers for TensorBoard and Weights & Biases: `eval/NAME` for each benchmark, and the mean
+    /// `eval/mean`.
     pub fn named_values(&self) -> Vec<(String, f64)> {
         let scores = self.benchmarks.iter().map(|(name, b)| (format!("eval/{name}"), b.score));
         scores.chain([("eval/mean".to_string(), self.score)]).collect()
     }
 
-    /// What was evaluated, with the number of rows: `eval/mmvu(625)`. Scores of other questions are not comparable.
+    /// Names the benchmarks and their numbers of rows: `eval/mmvu(625)`. Scores with different names are not
+    /// comparable, because the questions differ.
     pub fn metric_name(&self) -> String {
         let names: Vec<String> = self.benchmarks.iter().map(|(name, b)| format!("{name}({})", b.n)).collect();
         format!("eval/{}", names.join(","))
     }
 
-    /// The scores for a line of progress, in percent with their intervals.
+    /// The text for a line of progress: the scores in percent with their confidence intervals.
     pub fn summary(&self) -> String {
         let percent = |score: f64| format!("{:.1}", 100.0 * score);
         let one = |(name, b): (&String, &BenchmarkScore)| {
@@ -79,7 +82,7 @@ pub fn step_folder(out: &Path, step: u64) -> PathBuf {
     out.join(EVALUATIONS_FOLDER).join(format!("{STEP_FOLDER}{step}"))
 }
 
-/// The evaluations in the output folder `home`, up to step `last_step`.
+/// Reads the evaluations in the output folder `home`, up to step `last_step`.
 ///
 /// # Errors
 /// The log cannot be read.
@@ -88,8 +91,8 @@ pub fn read(home: &Path, last_step: u64) -> Result<Vec<EvaluationLine>> {
     Ok(lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
-/// Opens the log of a run that continues after step `step` of the run in `home`, with the lines up to there. For a run
-/// that starts, `step` is `None`.
+/// Opens the log of evaluations in `out` for a run that continues after step `step` of the run in `home`; the lines up
+/// to this step are kept. For a new run, `step` is `None`.
 ///
 /// # Errors
 /// The log cannot be read or written.
@@ -100,8 +103,8 @@ pub fn open(out: &Path, home: &Path, step: Option<u64>) -> Result<JsonlLog> {
     Ok(JsonlLog::resume(&path, &lines)?)
 }
 
-/// The folders of the evaluated steps in the output folder `out`, relative to it. Other files in `OUT/eval` are the
-/// user's.
+/// Returns the folders of the evaluated steps, as paths relative to the output folder `out`. Other files in `OUT/eval`
+/// belong to the user.
 pub(crate) fn step_folders(out: &Path) -> Result<Vec<PathBuf>> {
     let folder = out.join(EVALUATIONS_FOLDER);
     let entries = match fs::read_dir(&folder) {
@@ -136,7 +139,7 @@ pub(crate) fn remove_empty_folder(out: &Path) -> Result<()> {
 pub(crate) mod tests {
     use super::*;
 
-    /// An evaluation of benchmarks with ten rows each.
+    /// Makes an evaluation of benchmarks with ten rows each.
     pub(crate) fn line(step: u64, scores: &[(&str, f64)]) -> EvaluationLine {
         let score = |score| BenchmarkScore {
             n: 10,

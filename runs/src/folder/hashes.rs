@@ -1,6 +1,6 @@
-//! `OUT/hashes.bin`: for each step, the low 32 bits of the hash of every trained tensor, sorted by name, little-endian,
-//! without header. With it `reel replay` names the first tensor that differs; `metrics.jsonl` has only one fingerprint
-//! of all tensors.
+//! Writes and reads `OUT/hashes.bin`: for each step, the low 32 bits of the hash of every trained tensor, sorted by
+//! name, little-endian, without header. `reel replay` uses this file to name the first tensor that differs;
+//! `metrics.jsonl` has only one fingerprint of all tensors.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,8 +20,8 @@ pub struct TensorHashLog {
 }
 
 impl TensorHashLog {
-    /// Opens the file of a run that continues after `step`. The hashes of the steps up to there are copied from the
-    /// run in `home`, which may be `out` itself. If some are missing, zeros take their place.
+    /// Opens the file for a run that continues after `step`. The hashes of the steps up to `step` are copied from the
+    /// run in `home`, which may be `out` itself. Missing hashes are replaced by zeros.
     pub fn open(out: &Path, home: &Path, step: u64, tensor_count: usize) -> Result<Self> {
         let path = out.join(HASHES_FILE);
         let failed = |e| TrainError::cannot_write(&path, e);
@@ -47,7 +47,7 @@ impl TensorHashLog {
         Ok(())
     }
 
-    /// Length and fingerprint of the hashes so far.
+    /// Returns length and fingerprint of the file so far.
     pub fn digest(&self) -> LogDigest {
         self.digest.digest()
     }
@@ -58,7 +58,7 @@ impl TensorHashLog {
     }
 }
 
-/// The part of a hash that the file stores: its low 32 bits.
+/// Returns the low 32 bits of a hash, the part that the file stores.
 pub fn low_32_bits(hash: u64) -> u32 {
     hash as u32
 }

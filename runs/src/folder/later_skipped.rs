@@ -1,8 +1,9 @@
-//! `OUT/.skipped-later.jsonl`: rows that a stopped run skipped after the checkpoint that it resumes from.
+//! Reads and writes `OUT/.skipped-later.jsonl`: the rows that a stopped run skipped after the checkpoint from which it
+//! is resumed.
 //!
-//! A row can fail by accident, for example when a busy machine kills its decoder. The resumed run skips it, too, when
-//! it comes to it: so the run has one set of skipped rows, however often it was stopped. The file is removed when the
-//! run ends.
+//! A row can fail by accident, for example when a busy machine kills the row's decoder. The resumed run skips the same
+//! rows when it reaches them, so the set of skipped rows does not depend on how often the run was stopped. The file is
+//! removed when the run ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +14,8 @@ use reel_samples::skipped_row::SkippedRow;
 use reel_train::file_names::{LATER_SKIPPED_FILE, SKIPPED_FILE};
 use reel_train::{Result, TrainError};
 
-/// Returns the rows that the run in `home` skipped after a checkpoint, which has skipped the rows `known`.
+/// Returns the rows that the run in `home` skipped after a checkpoint. `known` are the rows skipped before the
+/// checkpoint.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -30,8 +32,8 @@ pub fn read(home: &Path, known: &[usize]) -> Result<Vec<SkippedRow>> {
     Ok(rows.into_values().collect())
 }
 
-/// Writes the rows into `out`. To be called before skipped.jsonl is cut back to the checkpoint, so that a kill loses
-/// none.
+/// Writes `rows` to the file in `out`. Must be called before `skipped.jsonl` is cut back to the checkpoint, so that no
+/// row is lost if the process is killed.
 ///
 /// # Errors
 /// The file cannot be written.

@@ -1,4 +1,4 @@
-//! The logs of a run in OUT. A resumed run first cuts them back to what its checkpoint recorded.
+//! Opens and writes the logs of a run in OUT. A resumed run first cuts the logs back to what its checkpoint recorded.
 
 use std::fs;
 use std::path::Path;
@@ -25,14 +25,14 @@ pub struct RunLogs {
     pub skipped: JsonlLog,
     /// The hashes of all tensors after each step.
     pub hashes: TensorHashLog,
-    /// One line per evaluation; `None` in a run that evaluates nothing and has evaluated nothing.
+    /// One line per evaluation; `None` in a run without evaluations, now and before its checkpoint.
     pub evaluations: Option<JsonlLog>,
 }
 
 impl RunLogs {
-    /// Opens the logs of a fresh run, after setting any earlier run in OUT aside, which is returned. The rows
-    /// `unusable`, which are already known to be unusable, are logged as skipped. `tensors` is the number of trained
-    /// tensors.
+    /// Opens the logs of a new run. First moves the files of an earlier run in OUT aside; this earlier run is returned,
+    /// too. The rows in `unusable`, which are known to be unusable, are logged as skipped. `tensors` is the number of
+    /// trained tensors.
     ///
     /// # Errors
     /// The model to train is in OUT, or a file cannot be moved or written.
@@ -54,9 +54,9 @@ impl RunLogs {
         Ok((Self { metrics, skipped, hashes, evaluations }, previous))
     }
 
-    /// Opens the logs of a run that resumes from the checkpoint in `folder`, with the lines up to there. `later_skipped`
-    /// are the rows that the run skipped after it. If OUT is not the folder of the checkpoint's run, an earlier run in
-    /// OUT is set aside and returned.
+    /// Opens the logs of a run that resumes from the checkpoint in `folder`, and keeps their lines up to the
+    /// checkpoint. `later_skipped` are the rows that the run skipped after the checkpoint. If the checkpoint is not in
+    /// OUT, the files of an earlier run in OUT are moved aside, and that run is returned, too.
     ///
     /// # Errors
     /// The logs cannot be written.
@@ -99,7 +99,7 @@ impl RunLogs {
         self.evaluations.as_ref().map_or(Ok(()), |log| Ok(log.sync()?))
     }
 
-    /// What each log holds so far.
+    /// Returns length and fingerprint of each log so far, by file name.
     pub fn digests(&self) -> LogDigests {
         let logs = [
             (METRICS_FILE, self.metrics.digest()),
@@ -111,24 +111,24 @@ impl RunLogs {
     }
 }
 
-/// What the checkpoint in `folder` says about the logs of its run, checked against the logs themselves.
+/// The contents of a run's logs up to a checkpoint, after checking them against the checkpoint's digests.
 #[derive(Debug)]
 pub struct RecordedLogs {
     /// The lines of `metrics.jsonl` up to the checkpoint.
     metrics: Vec<String>,
     /// The lines of `skipped.jsonl` up to the checkpoint.
     skipped: Vec<String>,
-    /// The last of these steps.
+    /// Metrics of the last step up to the checkpoint.
     pub last: Option<StepMetrics>,
     /// The step of the checkpoint.
     step: u64,
 }
 
-/// Reads what the run that wrote the checkpoint in `folder` had logged up to there: one line of metrics per step, and
+/// Reads the logs up to the checkpoint in `folder` from the output folder of its run: one line of metrics per step, and
 /// the skipped rows.
 ///
 /// # Errors
-/// The logs lack lines, or are not what the run wrote.
+/// A log lacks lines, or differs from what the run wrote.
 pub fn recorded_logs(folder: &Path, state: &RunState, digests: Option<&CheckpointDigests>) -> Result<RecordedLogs> {
     let home = home_of(folder);
     for name in [METRICS_FILE, SKIPPED_FILE, EVALUATIONS_FILE] {

@@ -1,5 +1,5 @@
-//! The output folder of a run: its files, checkpoints, and what resuming from them needs. `docs/run.md` lists the
-//! files.
+//! Manages the output folder of a run: its files, its checkpoints, and resuming from a checkpoint. `docs/run.md` lists
+//! the files.
 
 pub mod best;
 pub mod checkpoint;

@@ -1,5 +1,5 @@
-//! The output folder of a run (OUT): locked while a process writes it, refused if it has other files; with
-//! `--overwrite` an earlier run's files are replaced.
+//! Checks and locks the output folder of a run (OUT). One process at a time may write OUT. A new run is refused if OUT
+//! has files; with `--overwrite` it replaces an earlier run's files.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -37,8 +37,8 @@ impl RunStart {
     }
 }
 
-/// Locks OUT for this process, until the returned lock is dropped, and restores what a killed process left half done
-/// there.
+/// Locks OUT for this process until the returned lock is dropped. Then restores an earlier run in OUT that a killed
+/// process was replacing.
 ///
 /// # Errors
 /// Another process writes OUT, or OUT cannot be created.
@@ -48,8 +48,8 @@ pub fn lock(out: &Path) -> Result<FolderLock> {
     Ok(lock)
 }
 
-/// Says after a full disk how the run in `out` continues, which depends on whether it has a checkpoint. Other errors
-/// stay as they are.
+/// Adds to a disk-full error how to continue the run in `out`, which depends on whether the run has a checkpoint. Other
+/// errors are returned unchanged.
 pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
     let TrainError::NoRoom { diagnostic, remedy } = e else { return e };
     let has_checkpoint = checkpoint::checkpoints_by_step(out).is_ok_and(|found| !found.is_empty());
@@ -61,7 +61,7 @@ pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
     TrainError::NoRoom { diagnostic: diagnostic.with_help(format!("{remedy}, then {then}")), remedy }
 }
 
-/// Decides where the run starts, by its options and by what is in OUT. Changes no file.
+/// Decides where the run starts, from its options and the files in OUT. Changes no file.
 pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
@@ -113,10 +113,10 @@ fn is_check_file(path: &Path) -> bool {
     path.file_name().is_some_and(|name| own.iter().any(|own| own == Path::new(name)))
 }
 
-/// Whether `checkpoint` is a folder directly in `out`. True if it does not exist.
+/// Whether `checkpoint` is a folder directly in `out`. Also true if `checkpoint` does not exist.
 pub(super) fn lies_in(checkpoint: &Path, out: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
-    // A missing checkpoint gets its own error later.
+    // A missing checkpoint is reported later, by the code that reads it.
     real(checkpoint).is_none_or(|path| path.parent().map(Path::to_path_buf) == real(out))
 }
 
@@ -124,7 +124,7 @@ fn not_empty(out: &Path, what: &str, help: &str) -> TrainError {
     TrainError::output(format!("--out {}", out.display()), what, help)
 }
 
-/// Refuses a run whose model, or checkpoint to resume from, is in OUT: it would be replaced.
+/// Refuses a run whose model, or whose checkpoint to resume from, is in OUT, because the run would replace it.
 pub(super) fn refuse_model_inside(out: &Path, model: &Path) -> Result<()> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     match real(model).starts_with(real(out)) {
@@ -133,8 +133,8 @@ pub(super) fn refuse_model_inside(out: &Path, model: &Path) -> Result<()> {
     }
 }
 
-/// Whether OUT has the trained model of the run whose last step the checkpoint in `folder` is after: OUT's weights are
-/// those of the checkpoint.
+/// Whether OUT holds the final model of a finished run whose last checkpoint is `folder`: the checkpoint is in OUT, and
+/// OUT's weight files equal the checkpoint's.
 ///
 /// # Errors
 /// A weight file cannot be read.
@@ -177,7 +177,7 @@ pub fn read_run_json(out: &Path) -> Result<Value> {
     let damaged =
         |what: String, help: &str| TrainError::Damaged(Diagnostic::new(path.display().to_string(), what, help));
     let restore = "restore it from a copy, or remove it: a resume works without it, a replay does not";
-    // A folder with the log of steps is that of a run.
+    // A folder that has a `metrics.jsonl` is the output folder of a run.
     let help = if out.join(METRICS_FILE).exists() { restore } else { "give the output folder of a run" };
     let run: Value = serde_json::from_slice(&text).map_err(|e| damaged(format!("is not JSON: {e}"), help))?;
     if !run.is_object() {
@@ -270,7 +270,7 @@ mod tests {
             let e = read_run_json(dir.path()).unwrap_err().to_string();
             assert!(e.contains("run.json: is not ") && e.ends_with("; give the output folder of a run"), "{e}");
         }
-        // In the folder of a run, it was cut short.
+        // If the folder has a `metrics.jsonl`, it belongs to a run, and the error says how to restore `run.json`.
         fs::write(dir.path().join(METRICS_FILE), "").unwrap();
         let e = read_run_json(dir.path()).unwrap_err().to_string();
         assert!(e.contains("run.json: is not JSON") && e.contains("; restore it from a copy, or remove it: "), "{e}");
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(read_run_json(dir.path()).unwrap()["options"]["reward_command"], Value::Null);
     }
 
-    /// After a full disk, the help recommends a checkpoint only if there is one.
+    /// After a full disk, the help text recommends resuming from a checkpoint only if a checkpoint exists.
     #[test]
     fn full_disk_help_names_what_is_there() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What OUT held before a run, kept until the first step of the run is done.
+//! Keeps the files of an earlier run in OUT until the first step of the new run is done (`--overwrite`).
 //!
 //! ```text
 //! set_aside     move the files of the earlier run to .previous-run.moving, then rename that folder to .previous-run
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! While `.previous-run` exists, every file of a run in OUT belongs to the new run. While `.previous-run.moving`
-//! exists, every file in OUT and in that folder belongs to the earlier one. So a kill between any two of these steps
-//! leaves a state from which [`PreviousRun::recover`] restores the earlier run.
+//! exists, every file of a run in OUT and in that folder belongs to the earlier run. So if the process is killed
+//! between any two of these steps, [`PreviousRun::recover`] can restore the earlier run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,16 +25,16 @@ use reel_train::{Result, TrainError};
 use crate::folder::{checkpoint, evaluations};
 use crate::reporting::wandb;
 
-/// The folder in OUT with the files of the earlier run, while the first step of the new run is not done.
+/// The folder in OUT that holds the files of the earlier run until the first step of the new run is done.
 const ASIDE: &str = ".previous-run";
-/// The name of [`ASIDE`] while files are moved into it or out of it.
+/// The name of the folder [`ASIDE`] while files are moved into or out of this folder.
 const MOVING: &str = ".previous-run.moving";
-/// The name of [`ASIDE`] while it is removed. It ends as the names that
-/// [`checkpoint::remove_incomplete_files`] removes.
+/// The name of the folder [`ASIDE`] while the folder is removed. The name ends in `.part`, so
+/// [`checkpoint::remove_incomplete_files`] removes the folder if the process is killed.
 const REMOVED: &str = ".previous-run.part";
 
-/// The earlier run in OUT that a new run replaces. Dropping it before [`PreviousRun::remove`] puts the earlier run
-/// back.
+/// The earlier run in OUT that a new run replaces. Dropping this value before [`PreviousRun::remove`] puts the files of
+/// the earlier run back.
 #[derive(Debug)]
 pub struct PreviousRun {
     out: PathBuf,
@@ -42,12 +42,12 @@ pub struct PreviousRun {
 }
 
 impl PreviousRun {
-    /// No earlier run is replaced, because the run continues the one in OUT.
+    /// A value for a run that continues the run in OUT, so that no earlier run is replaced.
     pub fn none(out: &Path) -> Self {
         Self { out: out.to_path_buf(), is_aside: false }
     }
 
-    /// Moves the files of the run in `out`, if there is any, into a hidden folder. Other files stay.
+    /// Moves the files of the run in `out`, if there is a run, into a hidden folder. Other files stay.
     ///
     /// # Errors
     /// A file cannot be moved.
@@ -64,7 +64,7 @@ impl PreviousRun {
         Ok(Self { out: out.to_path_buf(), is_aside: true })
     }
 
-    /// Removes the earlier run, after the first step of the new one.
+    /// Removes the files of the earlier run. Called after the first step of the new run.
     ///
     /// # Errors
     /// A file cannot be removed.
@@ -78,11 +78,11 @@ impl PreviousRun {
         fs::remove_dir_all(&removed).map_err(|e| TrainError::cannot_write(&removed, e))
     }
 
-    /// Removes the files of the new run and puts those of the earlier one back, unless [`PreviousRun::remove`] was
+    /// Removes the files of the new run and puts the files of the earlier run back, unless [`PreviousRun::remove`] was
     /// called.
     ///
     /// # Errors
-    /// A file cannot be removed or moved. The next start in this folder tries again.
+    /// A file cannot be removed or moved. The next process that starts in this folder tries again.
     pub fn put_back(&mut self) -> Result<()> {
         if !self.is_aside {
             return Ok(());
@@ -91,7 +91,8 @@ impl PreviousRun {
         put_back(&self.out)
     }
 
-    /// Restores what a killed process left in `out` between [`PreviousRun::set_aside`] and the end of its first step.
+    /// Restores the earlier run in `out` if a process was killed between [`PreviousRun::set_aside`] and the end of its
+    /// first step.
     ///
     /// # Errors
     /// A file cannot be removed or moved.
@@ -105,7 +106,8 @@ impl PreviousRun {
 
 impl Drop for PreviousRun {
     fn drop(&mut self) {
-        // An error cannot be returned here, and another one already ends the run. The next start tries again.
+        // An error cannot be returned here, and another error already ends the run. The next process that starts in
+        // this folder tries again.
         let _ = self.put_back();
     }
 }
@@ -126,8 +128,8 @@ fn put_back(out: &Path) -> Result<()> {
 fn move_back(out: &Path) -> Result<()> {
     let moving = out.join(MOVING);
     for path in names_in(&moving)? {
-        // The folders of Weights & Biases and of evaluations are moved in parts: those in OUT may have files of the
-        // user.
+        // Weights & Biases' folder and the evaluations' folder are moved run by run and step by step, because the same
+        // folders in OUT may also hold files of the user.
         let parts = match path.to_str() {
             Some(wandb::FOLDER) => wandb::run_folders(&moving)?,
             Some(EVALUATIONS_FOLDER) => evaluations::step_folders(&moving)?,
@@ -138,7 +140,7 @@ fn move_back(out: &Path) -> Result<()> {
     fs::remove_dir_all(&moving).map_err(|e| TrainError::cannot_write(&moving, e))
 }
 
-/// Renames a file or folder; creates the folder of the new name.
+/// Renames a file or folder. Creates the parent folder of `to` if necessary.
 fn rename(from: &Path, to: &Path) -> Result<()> {
     to.parent().map_or(Ok(()), create)?;
     fs::rename(from, to).map_err(|e| TrainError::cannot_write(to, e))
@@ -148,7 +150,8 @@ fn create(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))
 }
 
-/// The files and folders in `folder` that belong to a run, relative to it. An incomplete checkpoint does not.
+/// Returns the files and folders that belong to a run, as paths relative to `folder`. Incomplete checkpoints are left
+/// out.
 fn run_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let checkpoints = checkpoint::checkpoints_by_step(folder)?;
     let is_checkpoint = |name: &PathBuf| checkpoints.values().any(|path| path.ends_with(name));
@@ -210,7 +213,7 @@ mod tests {
         }
     }
 
-    /// All files below `out` with their texts, sorted.
+    /// Returns the path and text of all files below `out`, sorted.
     fn files(out: &Path) -> Vec<(PathBuf, String)> {
         let (mut found, mut folders) = (Vec::new(), vec![out.to_path_buf()]);
         while let Some(folder) = folders.pop() {
@@ -226,7 +229,7 @@ mod tests {
         found
     }
 
-    /// Copies a folder as it is at this moment, as a kill would leave it.
+    /// Copies a folder in its present state, the state that a killed process would leave.
     fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
         for entry in fs::read_dir(from).unwrap() {
@@ -266,7 +269,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        /// A kill in the middle of moving files, in either direction, or of the first step, loses nothing.
+        /// No file of the earlier run is lost if the process is killed while files are moved aside or back, or during
+        /// the first step.
         #[test]
         fn killed_process_loses_no_file(
             chosen in prop::sample::subsequence(FILES.to_vec(), 1..=FILES.len()), moved in 0usize..10, early: bool,
@@ -275,7 +279,7 @@ mod tests {
             let out = dir.path().join("out");
             write(&out, &chosen, "old");
             let before = files(&out);
-            // A kill while files are moved aside or back: some of them are in the hidden folder.
+            // Simulates a kill while files are moved aside or back: some of the files are in the hidden folder.
             let killed = dir.path().join("moving");
             copy(&out, &killed);
             for path in run_files(&killed).unwrap().iter().take(moved) {
@@ -283,7 +287,7 @@ mod tests {
             }
             PreviousRun::recover(&killed).unwrap();
             prop_assert_eq!(&files(&killed), &before);
-            // A kill during the first step, and a kill while the new run's files are removed.
+            // Simulates a kill during the first step, or while the new run's files are removed.
             std::mem::forget(PreviousRun::set_aside(&out).unwrap());
             let new = ["run.json", "metrics.jsonl", "rollouts/1.jsonl"];
             write(&out, &new[..if early { 1 } else { 3 }], "new");

@@ -1,4 +1,5 @@
-//! Resuming: the state that a checkpoint stores, and the check that a command's options, model and data match it.
+//! Defines the run state that a checkpoint stores, and checks that a command's options, model and data match this state
+//! before a run resumes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,23 +23,23 @@ use serde_json::{Map, Value, json};
 use crate::folder::best::RewardTracker;
 use crate::folder::output;
 
-/// How many steps a run planned, and from which step on. A resumed run may plan another number of steps, which
-/// changes the learning rates.
+/// The number of steps that a run planned, and the step after which this plan applies. A resumed run may plan another
+/// number of steps, which changes the learning rates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedStepCount {
-    /// The number was planned for the steps after this one.
+    /// The plan applies to the steps after this step.
     pub after: u64,
     /// Planned number of steps of the whole run.
     pub steps: u64,
 }
 
-/// All numbers of steps that a run has planned so far, if it resumes with `state` from the checkpoint in `folder`.
-/// `home` is the output folder of the run that wrote the checkpoint.
+/// Returns all numbers of steps that a run has planned so far, for a run that resumes with `state` from the checkpoint
+/// in `folder`. `home` is the output folder of the run that wrote the checkpoint.
 ///
 /// # Errors
 /// `run.json` is damaged.
 pub fn planned_step_counts(folder: &Path, home: &Path, state: &RunState) -> Result<Vec<PlannedStepCount>> {
-    // Without run.json, the number of steps that the checkpoint records is taken as the plan of all steps before it.
+    // Without `run.json`, the number of steps in the checkpoint counts as the plan of all steps before the checkpoint.
     let run = home.join(RUN_FILE).exists().then(|| output::read_run_json(home)).transpose()?;
     let known = run.and_then(|mut run| serde_json::from_value::<Vec<PlannedStepCount>>(run["lengths"].take()).ok());
     let mut lengths = known.unwrap_or_default();
@@ -66,13 +67,13 @@ pub struct RunState {
     pub step: u64,
     /// Planned number of steps of the whole run.
     pub steps: u64,
-    /// Position in the data after these steps.
+    /// Position in the data after the finished steps.
     pub position: DataPosition,
     /// Largest number of bytes in the device's buffers so far.
     pub peak_bytes: u64,
     /// Fingerprint of the model that the run started from.
     pub model_hash: String,
-    /// Fingerprints of the files of that model; empty in checkpoints of earlier versions.
+    /// Fingerprints of the files of the model that the run started from; empty in checkpoints of earlier versions.
     #[serde(default)]
     pub model_files: ModelFiles,
     /// Fingerprint of the data file.
@@ -82,7 +83,8 @@ pub struct RunState {
     pub data_files: Vec<DataFile>,
     /// The options that influence the resulting weights.
     pub options: Map<String, Value>,
-    /// By parameter name, the number of optimizer steps of those parameters for which it is not `step`.
+    /// Maps a parameter name to its number of optimizer steps. Only parameters whose number differs from `step` are
+    /// listed.
     pub parameter_steps: BTreeMap<String, u64>,
     /// The rewards since the last checkpoint, and the best checkpoint.
     #[serde(default)]
@@ -95,8 +97,8 @@ pub struct RunState {
     pub hash: String,
 }
 
-/// Options that a resumed run may change. Either they do not influence the resulting weights, or they are paths and
-/// the fingerprint of the file is compared instead.
+/// Options that a resumed run may change: options that do not influence the resulting weights, and paths of files whose
+/// fingerprints are compared instead.
 const NOT_COMPARED: [&str; 31] = [
     "model",
     "data",
@@ -131,7 +133,8 @@ const NOT_COMPARED: [&str; 31] = [
     "metric_for_best_model",
 ];
 
-/// Options that set the number of steps. A resumed run may change them too, because the finished steps stay valid.
+/// Options that set the number of steps. A resumed run may change these options, too, because the finished steps stay
+/// valid.
 const LENGTH_OPTIONS: [&str; 2] = ["num_train_epochs", "max_steps"];
 
 /// The options of a command that influence the resulting weights.
@@ -147,8 +150,8 @@ fn result_options<O: TrainingOptions>(setup: &RunSetup<O>) -> Map<String, Value>
     all
 }
 
-/// The options of a checkpoint in the form in which this version compares them: an option that the version that wrote
-/// it did not have gets its default, and URLs are redacted.
+/// Returns the options of a checkpoint, prepared for comparison with those of this version: options that did not exist
+/// when the checkpoint was written get their defaults, and URLs are redacted.
 fn stored_options<O: TrainingOptions>(stored: &Map<String, Value>, now: &Map<String, Value>) -> Map<String, Value> {
     let mut all = O::default().resolved();
     all.retain(|name, _| now.contains_key(name) && !stored.contains_key(name));
@@ -197,8 +200,8 @@ pub fn fresh_run_state<O: TrainingOptions>(
     })
 }
 
-/// Reads the state of the checkpoint in `folder` and checks that model, data and options are those of its run. If the
-/// options set another number of steps, `measure_steps` computes it.
+/// Reads the state of the checkpoint in `folder` and checks that model, data and options are the same as in the run
+/// that wrote the checkpoint. If the options change the number of steps, `measure_steps` computes the new number.
 pub fn resumed_run_state<O: TrainingOptions>(
     setup: &RunSetup<O>,
     rows: &impl DataSource,
@@ -242,7 +245,7 @@ pub fn resumed_run_state<O: TrainingOptions>(
     }
     if let Some(name) = different.first() {
         let (mut name, mut values) = (*name, [now.get(*name), then.get(*name)]);
-        // The media options are one object; the error names the option in it.
+        // The media options are stored as one JSON object; the error names the single option in it that differs.
         if let [Some(Value::Object(now)), Some(Value::Object(then))] = values
             && let Some(key) = now.keys().chain(then.keys()).find(|key| now.get(*key) != then.get(*key))
         {

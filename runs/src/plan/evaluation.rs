@@ -1,8 +1,8 @@
-//! The memory of an evaluation during training (`--eval-steps`) in a plan.
+//! Adds the memory of an evaluation during training (`--eval-steps`) to a plan.
 //!
-//! An evaluation runs between two steps, when the run holds weights and optimizer state only, and takes for its KV
-//! cache what is free then. A plan counts the least that it needs: one answer of maximum length, its prompt, and the
-//! buffers of all slots.
+//! An evaluation runs between two steps, when the run holds only weights and optimizer state, and uses the free memory
+//! for its KV cache. A plan counts the minimum that an evaluation needs: the KV cache of one prompt with an answer of
+//! maximum length, and the buffers of all decode slots.
 
 use reel_device::{DType, Device};
 use reel_engine::{Engine, GenerationRequest};
@@ -15,9 +15,9 @@ use reel_train::options::RunOptions;
 
 use super::Plan;
 
-/// Returns the plan with the memory of an evaluation in place of that of a step, if it is more. `prompt` is the
-/// question: the longest row of the plan stands for it. Weights and optimizer state must be allocated on the dry
-/// device.
+/// Returns the plan. If an evaluation needs more memory than a step, replaces the plan's memory by that of the
+/// evaluation. `prompt` is the longest row of the plan, which stands for the evaluation's question. Weights and
+/// optimizer state must be allocated on the dry device.
 pub(super) fn with_evaluation(
     plan: Plan,
     options: &RunOptions,

@@ -40,7 +40,8 @@ use evaluation::with_evaluation;
 /// The predicted memory and the costs of a training run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Bytes by category when the device's memory use was highest. Their sum is what a run reports as `peak_bytes`.
+    /// Bytes by category at the moment of the highest memory use of the device. A run reports their sum as
+    /// `peak_bytes`.
     pub memory: MemoryUse,
     /// Costs of the ops of all planned steps, by phase.
     pub phases: PhaseCosts,
@@ -48,14 +49,14 @@ pub struct Plan {
     pub steps: u64,
     /// Tokens of the planned steps.
     pub tokens: u64,
-    /// The most rows that a planned micro-batch has, or for `grpo` prompts of a planned step. Fewer than the options ask
-    /// for if the data has no more.
+    /// Largest number of rows in a planned micro-batch; for `grpo`, of prompts in a planned step. The number is below
+    /// that of the options if the data has fewer rows.
     pub rows: usize,
-    /// What the last micro-batch computes again; with `--gradient-checkpointing auto`, as the memory limit of the device
-    /// decides.
+    /// What the backward pass of the last micro-batch recomputes; with `--gradient-checkpointing auto` it depends on
+    /// the memory limit of the device.
     pub checkpointing: Option<Checkpointing>,
-    /// Bytes of the weights and optimizer state in a checkpoint: its size on disk, and the host memory that its copy
-    /// takes while it is written in the background.
+    /// Bytes of the weights and optimizer state in a checkpoint: the checkpoint's size on disk, and the host memory for
+    /// its copy while it is written in the background.
     pub checkpoint: u64,
 }
 
@@ -86,7 +87,7 @@ impl PhaseCosts {
         }
     }
 
-    /// Adds `times` launches that are equal to this one.
+    /// Adds `times` launches that are equal to `launch`.
     fn add_launch(&mut self, launch: &LaunchEvent, times: u64) {
         let total = self.phase_mut(launch.part).entry(launch.name).or_default();
         let Cost { flops, bytes } = launch.cost;
@@ -118,16 +119,18 @@ pub struct RowShape {
     pub video_grid_thw: Vec<GridThw>,
 }
 
-/// Maximum number of rows in a plan with data. More would be slow: the size of a row is known only after its media
-/// are decoded.
+/// Maximum number of rows in a plan with data. More rows would make planning slow, because the size of a row is known
+/// only after its media are decoded.
 const MAX_ROWS: u64 = 256;
 
-/// Maximum tokens, and maximum patches, of a planned row: eight times the model's context length.
+/// Maximum number of tokens, and maximum number of patches, of a planned row: about eight times the model's context
+/// length.
 const MAX_ROW_SIZE: usize = 1 << 20;
 
 impl RowShape {
-    /// The shape of a row of `tokens` tokens, of which one video of `patches` patches makes some. The video has 16
-    /// frames if the patches divide evenly among them, else 2 frames. Its frames are as square as possible.
+    /// Makes the shape of a row of `tokens` tokens, which include the vision tokens of one video of `patches` patches.
+    /// The video has 16 frames if the patches can be divided evenly among them, else 2 frames. The frames are as square
+    /// as possible.
     pub fn new(tokens: usize, patches: usize, config: &ModelConfig) -> Result<Self> {
         for (option, n, least) in [("--tokens", tokens, 1), ("--vision-patches", patches, 0)] {
             if !(least..=MAX_ROW_SIZE).contains(&n) {
@@ -155,7 +158,7 @@ impl RowShape {
         Ok(Self { tokens, video_grid_thw: vec![[pairs, rows * side, squares / rows * side]] })
     }
 
-    /// All-black videos of the sizes that the patch grids of this row state.
+    /// Makes all-black videos whose sizes match the patch grids of this row.
     pub fn black_videos(&self, config: &ModelConfig) -> MediaFrames {
         let vision = &config.vision;
         let video = |&[t, h, w]: &GridThw| {
@@ -172,7 +175,7 @@ impl RowShape {
         MediaFrames { videos: self.video_grid_thw.iter().map(video).collect(), processor, ..MediaFrames::default() }
     }
 
-    /// A training sample of this size, with the vision tokens first. All text tokens are learned.
+    /// Makes a training sample of this size, with the vision tokens first. All text tokens are learned.
     fn sample(&self, config: &ModelConfig) -> Sample {
         let patches: usize = self.video_grid_thw.iter().map(|g| g.iter().product::<usize>()).sum();
         let pads = patches / config.vision.patches_per_vision_token();
@@ -191,7 +194,8 @@ impl RowShape {
     }
 }
 
-/// The dtype in which a model folder stores its weights: that of its weight files or, if it has none, of config.json.
+/// Returns the dtype in which a model folder stores its weights: that of its weight files or, without weight files,
+/// that of config.json.
 pub fn stored_weight_dtype(folder: &Path, config: &ModelConfig) -> StoredDType {
     let stored = Checkpoint::open(folder)
         .ok()
@@ -224,7 +228,7 @@ pub fn plan_rows_of_one_size(
     })
 }
 
-/// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
+/// Plans a run with the user's data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
 /// of `setup`.
 pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     let options = setup.options;
@@ -237,7 +241,7 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
         Some(steps) => steps.min(MAX_ROWS.div_ceil((batching.rows * options.gradient_accumulation_steps) as u64)),
         None => u64::MAX,
     };
-    // At least one whole micro-batch: its size decides about the memory.
+    // Plans at least one whole micro-batch, because the size of a micro-batch determines the memory.
     batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let config = samples.bundle.config.clone();
     let mut feed = MicroBatchFeed::new(samples, order, batching, &DataPosition { slot: 0, skipped }, 1, 2);
@@ -257,7 +261,7 @@ pub fn plan_run_on_data(setup: &SftSetup, stored: StoredDType) -> Result<Plan> {
     })
 }
 
-/// Replaces `longest` by the longest of `rows` if that is longer.
+/// Replaces `longest` by the longest row of `rows` if that row is longer.
 fn keep_longest<'r>(longest: &mut Option<ModelInput>, rows: impl Iterator<Item = &'r ModelInput>) {
     if let Some(row) =
         rows.max_by_key(|row| row.len()).filter(|row| longest.as_ref().is_none_or(|l| row.len() > l.len()))
@@ -266,8 +270,9 @@ fn keep_longest<'r>(longest: &mut Option<ModelInput>, rows: impl Iterator<Item =
     }
 }
 
-/// Plans with `plan` while the KV cache of `--serve` is allocated, if the run serves. The activations of requests are
-/// not counted: they are computed where the run holds none, and the peak of a step is higher.
+/// Calls `plan`. If the run has `--serve`, the server's KV cache is allocated meanwhile, so that the plan counts it.
+/// Activations of requests are not counted: requests run while the run holds no activations, and a step's peak is
+/// higher.
 pub(super) fn with_server(
     options: &RunOptions,
     model: &Qwen25Vl,

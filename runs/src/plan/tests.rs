@@ -10,7 +10,7 @@ fn config() -> ModelConfig {
     ModelConfig::open(&golden("model_a")).unwrap()
 }
 
-/// The plan of a run with these options and the summary of the run itself; the tests compare the two peaks of memory.
+/// Plans a run, does the run, and returns the plan and the run's summary. The tests compare the two peaks of memory.
 fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummary) {
     let dir = tempfile::tempdir().unwrap();
     let run = RunOptions {
@@ -68,7 +68,7 @@ fn a_run_needs_what_its_plan_says() {
     }
 }
 
-/// An evaluation counts if it needs more than a step, which it does where its answers are long.
+/// If an evaluation needs more memory than a step, as with long answers, the plan's peak is that of the evaluation.
 #[test]
 fn an_evaluation_that_needs_more_than_a_step_is_counted() {
     const TOKENS: usize = 100_000;
@@ -126,8 +126,9 @@ fn operations_follow_the_tokens() {
     };
     let per_token =
         |checkpointing| (products(&plan(400, 0, checkpointing)) - products(&plan(200, 0, checkpointing))) / 200.0;
-    // Per weight and token, the forward pass has 2 operations and the backward pass 4. Gradient checkpointing adds a
-    // second forward pass of the layers (8 in all). The output head has 6 in any case: the CPU keeps few logits.
+    // Per weight and token, the forward pass does 2 operations and the backward pass 4. Full gradient checkpointing
+    // adds a second forward pass of the layers, so they do 8 in all. The output head always does 6, because the CPU
+    // keeps few logits.
     let layers = 2.0 * (64.0 * (64.0 + 2.0 * 32.0) + 64.0 * 64.0 + 3.0 * 64.0 * 96.0);
     let head = 64.0 * 432.0;
     let (kept, again) = (6.0 * (layers + head), 8.0 * layers + 6.0 * head);
@@ -139,7 +140,8 @@ fn operations_follow_the_tokens() {
     assert!(products(&plan(2000, 4096, Full)) > products(&plan(2000, 0, Full)));
 }
 
-/// The launches of one step on a GPU, by kernel: one row of 400 tokens, 64 patches of a video among them.
+/// Returns the number of launches of each kernel in one step on a GPU, for one row of 400 tokens with a video of 64
+/// patches.
 fn launches_of_a_step(optim: Optim, dtype: DType, lora_r: usize) -> BTreeMap<&'static str, u64> {
     let options = SftOptions {
         run: RunOptions { optim, lora_r, gradient_accumulation_steps: 1, ..Default::default() },

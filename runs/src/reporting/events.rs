@@ -1,8 +1,9 @@
-//! Writes TensorBoard event files. A record is length, data and a masked CRC-32C of each (the TFRecord format); the
-//! data is a small protobuf message. Field numbers of `tensorflow/core/util/event.proto`: wall_time 1, step 2,
-//! file_version 3, summary 5. Of `summary.proto`: value 1 with tag 1, simple_value 2, image 4 (height 1, width 2,
-//! colorspace 3, encoded_image_string 4), histo 5 (min 1, max 2, num 3, sum 4, sum_squares 5, bucket_limit 6, bucket
-//! 7), tensor 8 (dtype 1, tensor_shape 2, string_val 8), metadata 9 (plugin_data 1 with plugin_name 1).
+//! Writes TensorBoard event files. A record consists of length and data, each followed by its masked CRC-32C (the
+//! TFRecord format); the data is a small protobuf message. Field numbers of `tensorflow/core/util/event.proto`:
+//! wall_time 1, step 2, file_version 3, summary 5. Of `summary.proto`: value 1 with tag 1, simple_value 2, image 4
+//! (height 1, width 2, colorspace 3, encoded_image_string 4), histo 5 (min 1, max 2, num 3, sum 4, sum_squares 5,
+//! bucket_limit 6, bucket 7), tensor 8 (dtype 1, tensor_shape 2, string_val 8), metadata 9 (plugin_data 1 with
+//! plugin_name 1).
 
 use std::fs::File;
 use std::io::Write;
@@ -74,7 +75,7 @@ fn scalars(values: &[(impl AsRef<str>, f64)]) -> ProtoMessage {
     })
 }
 
-/// The protobuf message of one summary value: its tag, and `message` as its field number `field`.
+/// Makes the protobuf message of one summary value: its tag, and `message` in the field with number `field`.
 fn tagged(tag: &str, field: u32, message: ProtoMessage) -> ProtoMessage {
     ProtoMessage::default().bytes(1, tag).bytes(field, message)
 }
@@ -90,7 +91,8 @@ fn histogram(values: &[f32]) -> ProtoMessage {
     message.bytes(6, packed(limits)).bytes(7, packed(counts))
 }
 
-/// A value that TensorBoard shows as Markdown: a tensor of one string (dtype 7, no dimensions), for the plugin `text`.
+/// Makes a summary value that TensorBoard shows as Markdown: a tensor of one string (dtype 7, no dimensions) for the
+/// plugin `text`.
 fn text(tag: &str, text: &str) -> ProtoMessage {
     let tensor = ProtoMessage::default().varint(1, 7).bytes(2, []).bytes(8, text);
     let plugin = ProtoMessage::default().bytes(1, "text");
@@ -107,8 +109,8 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&length[..], &masked(&length), message, &masked(message)].concat()
 }
 
-/// The checksum of the TFRecord format: a CRC-32C that is masked (rotated, plus a constant), because the CRC of data
-/// that itself contains CRCs would be weak.
+/// Computes the checksum of the TFRecord format: a CRC-32C that is masked (rotated, plus a constant), because a plain
+/// CRC of data that contains CRCs is a weak check.
 fn masked(bytes: &[u8]) -> [u8; 4] {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -134,7 +136,7 @@ mod tests {
 
     #[test]
     fn scalar_event_matches_tensorflow_bytes() {
-        // The bytes of TensorFlow's Event(wall_time=1.0, step=300, summary=Summary(value=[Value(tag="loss",
+        // The bytes that TensorFlow writes for Event(wall_time=1.0, step=300, summary=Summary(value=[Value(tag="loss",
         // simple_value=0.5)])).
         let want = [
             &[0x09][..],

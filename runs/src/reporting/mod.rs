@@ -1,4 +1,4 @@
-//! What a run reports while it trains: the progress bar, TensorBoard and Weights & Biases.
+//! Reports of a run while it trains: progress on the terminal, TensorBoard and Weights & Biases.
 
 pub mod events;
 pub mod progress;

@@ -1,5 +1,5 @@
-//! Progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere, nothing with `--quiet`. stdout
-//! is reserved for results.
+//! Shows the progress of a run on stderr: a progress bar on a terminal, plain lines elsewhere, nothing with `--quiet`.
+//! stdout is reserved for results.
 
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -17,7 +17,7 @@ pub enum Progress {
     Quiet,
     /// Output is not a terminal: a line every few steps or seconds.
     Lines {
-        /// Steps, or rows, of the whole run.
+        /// Number of steps, or rows, of the whole run.
         total: u64,
         /// When a line is printed.
         cadence: Cadence,
@@ -31,9 +31,9 @@ pub enum Progress {
 /// When lines of progress are printed.
 #[derive(Clone, Debug)]
 pub enum Cadence {
-    /// After each multiple of this number of steps.
+    /// A line is printed after every multiple of this number of steps.
     Steps(u64),
-    /// Every [`ROW_INTERVAL`] since the last line, which was printed at this time.
+    /// A line is printed if [`ROW_INTERVAL`] has passed since the last line; holds the time of the last line.
     Since(Cell<Instant>),
 }
 
@@ -48,7 +48,8 @@ pub struct TimeEstimate {
 }
 
 impl TimeEstimate {
-    /// The estimated remaining time after step `step` of `steps`, if this process has run for `elapsed`.
+    /// Returns the estimated remaining time after step `step` of `steps`. `elapsed` is the time since this process
+    /// began.
     fn left(&self, elapsed: Duration, step: u64, steps: u64) -> Duration {
         let made = step.saturating_sub(self.done).max(1) as f64;
         Duration::from_secs_f64(elapsed.as_secs_f64() / made * steps.saturating_sub(step) as f64)
@@ -61,7 +62,8 @@ impl Progress {
         Self::with_cadence(quiet, steps, finished_steps, Cadence::Steps(steps_per_line))
     }
 
-    /// Starts the display of a run over `rows` rows, of which an earlier run did the first `finished_rows`.
+    /// Starts the display of a run over `rows` rows, the first `finished_rows` of which an earlier process has
+    /// finished.
     pub fn rows(quiet: bool, rows: u64, finished_rows: u64) -> Self {
         Self::with_cadence(quiet, rows, finished_rows, Cadence::Since(Cell::new(Instant::now())))
     }
@@ -99,7 +101,7 @@ impl Progress {
         }
     }
 
-    /// Displays that the first `done` rows are written, `errors` of them without an output.
+    /// Displays that the first `done` rows are written; `errors` of these rows have an error instead of an output.
     pub fn show_rows(&self, done: u64, tokens_per_second: f64, errors: usize) {
         let text = |rows_per_second: f64| {
             let failed = if errors == 0 { String::new() } else { format!("  {errors} with errors") };
@@ -145,7 +147,7 @@ impl Progress {
     }
 }
 
-/// One line about a step; GRPO puts reward, KL and completion length first.
+/// Returns a line about a step. A GRPO step's line begins with reward, KL and completion length.
 fn summary(m: &StepMetrics) -> String {
     let mut parts = Vec::new();
     parts.extend(m.grpo.reward.map(|x| format!("reward {x:.3}")));

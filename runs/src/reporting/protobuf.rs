@@ -1,8 +1,8 @@
-//! Writes and reads the part of the protobuf wire format that the event and W&B logs need (protobuf.dev, "Encoding"). A
-//! message is a list of fields, each a varint of field number and wire type (0 varint, 1 eight bytes, 2 length and
-//! bytes, 5 four bytes), then the value.
+//! Writes and reads the part of the protobuf wire format that TensorBoard and W&B logs need (protobuf.dev, "Encoding").
+//! A message is a list of fields. Each field is a varint of field number and wire type (0 varint, 1 eight bytes, 2
+//! length and bytes, 5 four bytes), followed by the value.
 
-/// A message, built field by field.
+/// A protobuf message that is built field by field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProtoMessage(Vec<u8>);
 
@@ -111,7 +111,7 @@ mod tests {
     }
 
     proptest! {
-        /// Length-delimited fields are read back, whatever other fields are between them.
+        /// Length-delimited fields are read back correctly, regardless of other fields between them.
         #[test]
         fn length_delimited_fields_round_trip(all in prop::collection::vec((1u32..300, any::<u64>(), prop::collection::vec(any::<u8>(), 0..200)), 0..9)) {
             let message = all.iter().fold(ProtoMessage::default(), |m, (field, n, bytes)| {

@@ -28,8 +28,8 @@ pub struct Reporters {
 }
 
 impl Reporters {
-    /// Starts the reporters. The run is in the output folder `home` and continues after step `step`; `run` is the
-    /// content of run.json.
+    /// Starts the reporters for a run that continues after step `step` of the run in the output folder `home`. `run` is
+    /// the content of run.json.
     pub fn begin(options: &RunOptions, home: &Path, step: u64, run: &Value) -> Result<Self> {
         let events = options
             .reports_to(ReportTo::Tensorboard)
@@ -53,12 +53,12 @@ impl Reporters {
         Ok(Self { events, wandb: Some(Wandb::begin(&begin)?) })
     }
 
-    /// The folder that `wandb sync` uploads, with `--report-to wandb`.
+    /// The folder that `wandb sync` uploads; `None` without `--report-to wandb`.
     pub fn wandb_folder(&self) -> Option<&Path> {
         self.wandb.as_ref().map(Wandb::folder)
     }
 
-    /// Reports a step: the numbers `values` with their names.
+    /// Reports a step: its named numbers `values`, and its rollout preview if there is one.
     pub fn report_step(&mut self, step: u64, values: &[(String, f64)], preview: Option<&RolloutPreview>) -> Result<()> {
         if let Some(events) = &mut self.events {
             events.write_scalars(step, values)?;
@@ -80,7 +80,7 @@ impl Reporters {
     }
 }
 
-/// A histogram with 30 bins of equal width from the smallest to the largest value.
+/// A histogram of values with 30 bins of equal width, from the smallest to the largest value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
     /// The smallest value.
@@ -94,7 +94,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// The histogram of `values`, which must not be empty.
+    /// Makes the histogram of `values`, which must not be empty.
     pub fn new(values: &[f32]) -> Self {
         const BINS: usize = 30;
         let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();

@@ -1,5 +1,5 @@
-//! Evaluations of the model in training (`--eval-steps`). [`PolicyEvaluator`] answers and scores; this file decides
-//! when, keeps `OUT/eval.jsonl`, and makes the scores known to reports and checkpoints.
+//! Evaluates the model in training (`--eval-steps`). [`PolicyEvaluator`] answers and scores the questions. This file
+//! decides when to evaluate, writes `OUT/eval.jsonl`, and passes the scores to reports and checkpoints.
 //!
 //! ```text
 //! step N is done and logged
@@ -8,12 +8,13 @@
 //!     checkpoint, which says that step N is evaluated
 //! ```
 //!
-//! A process that is stopped during the evaluation leaves a checkpoint of step N that does not say so, or none. The
-//! process that resumes from it evaluates first, and continues the answers that are there: they have the same weights,
-//! because a resumed run has the bits of an unbroken one. It then writes the checkpoint again.
+//! If a process is stopped during the evaluation, its checkpoint of step N, if any, does not say that step N is
+//! evaluated. The process that resumes from this checkpoint evaluates first and reuses the answers that are already in
+//! OUT. They are answers of the same weights, because a resumed run gives the same bits as an uninterrupted run. The
+//! process then writes the checkpoint again.
 //!
-//! An evaluation reads the weights and changes nothing: it has its own engine, KV cache and cache of vision tokens,
-//! which are freed when it ends, and no random number of the training depends on it.
+//! An evaluation reads the weights and does not change the training. Its engine, KV cache and cache of vision tokens
+//! are its own and are freed at its end, and no random number of the training depends on it.
 
 use std::time::Instant;
 
@@ -26,11 +27,12 @@ use super::{Run, TrainLoop};
 use crate::folder::evaluations::{self, EvaluationLine};
 
 impl<'a, W: TrainLoop<'a>> Run<'a, W> {
-    /// Evaluates the model after the last finished step if that is due and not done. `steps` is the number of steps of
-    /// the run. Returns the line of the evaluation.
+    /// Evaluates the model after the last finished step if an evaluation is due and not yet done. `steps` is the number
+    /// of steps of the run. Returns the line of the evaluation.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] when the run was interrupted. After another error there is a checkpoint of the step.
+    /// [`TrainError::Stopped`] when the run was interrupted. Before any other error is returned, a checkpoint of the
+    /// step is written.
     pub(super) fn evaluate_if_due(&mut self, steps: u64) -> Result<Option<EvaluationLine>> {
         let step = self.state.step;
         let is_due = self.setup.options.evaluation.is_due(step, steps) && self.state.evaluated != Some(step);
@@ -49,7 +51,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(Some(line))
     }
 
-    /// The line of the last finished step: that of `eval.jsonl` if it is there, else that of a new evaluation.
+    /// Returns the evaluation line of the last finished step: from `eval.jsonl` if it has one, else from a new
+    /// evaluation.
     fn evaluate(&mut self, evaluator: &dyn PolicyEvaluator) -> Result<EvaluationLine> {
         let (out, step) = (&self.setup.options.out, self.state.step);
         let hash = match step {
@@ -79,8 +82,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(line)
     }
 
-    /// Evaluates before the first step of this process: before step 1, or after the step of the checkpoint that the run
-    /// resumes from, if its evaluation is not complete.
+    /// Evaluates before the first step of this process: in a new run the initial model, in a resumed run the
+    /// checkpoint's step if its evaluation is not complete.
     pub(super) fn evaluate_before_steps(&mut self) -> Result<()> {
         let Some(line) = self.evaluate_if_due(self.state.steps)? else { return Ok(()) };
         let finished = self.reports.unreported.take();
@@ -91,12 +94,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if self.is_scheduled_checkpoint(line.step) {
             self.record_checkpoint(Some(&line));
         }
-        // The checkpoint does not have the evaluation yet.
+        // The checkpoint does not contain the evaluation yet, so it is written again.
         self.checkpoints.saved = None;
         self.save()
     }
 
-    /// Reports step `step`: its metrics, if it is one of the steps that are reported, and its evaluation.
+    /// Reports step `step`: its metrics if the step is a reported one (`--logging-steps`), and its evaluation if there
+    /// is one.
     pub(super) fn report(
         &mut self,
         step: u64,
@@ -117,13 +121,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.reports.reporters.report_step(step, &values, preview.as_ref())
     }
 
-    /// Whether a checkpoint of step `step` is written without an interruption.
+    /// Whether a checkpoint of step `step` is due by `--save-steps`, as opposed to one after an interruption.
     pub(super) fn is_scheduled_checkpoint(&self, step: u64) -> bool {
         let every = self.setup.options.save_steps;
         every > 0 && (step.is_multiple_of(every) || step == self.state.steps)
     }
 
-    /// Compares the scheduled checkpoint of the last finished step with the best one.
+    /// Compares the scheduled checkpoint of the last finished step with the best checkpoint so far.
     pub(super) fn record_checkpoint(&mut self, evaluation: Option<&EvaluationLine>) {
         match (self.setup.options.evaluation.best_metric(), evaluation) {
             (BestMetric::Eval, Some(line)) => self.state.rewards.record_evaluated_checkpoint(line),

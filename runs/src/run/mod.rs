@@ -1,4 +1,4 @@
-//! A training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`],
+//! Does a training run, from options to a folder with the trained model. [`sft`] and [`grpo`] implement [`TrainLoop`],
 //! which defines what a step does. `start.rs` prepares a run, fresh or resumed. This file does everything around the
 //! steps: checkpoints, logs, reports, interruption. `evaluation.rs` evaluates the model between steps.
 
@@ -52,7 +52,8 @@ pub use validate::{DataCheckResult, check_data};
 pub struct RunSummary {
     /// Number of finished steps of the whole run, earlier processes included.
     pub steps: u64,
-    /// Planned number of steps of the whole run. Fewer are finished if the data ended early, because rows were skipped.
+    /// Planned number of steps of the whole run. Fewer steps are finished if the data ended early because rows were
+    /// skipped.
     pub planned_steps: u64,
     /// The step of the checkpoint that this process resumed from; 0 for a fresh run.
     pub resumed_after: u64,
@@ -60,11 +61,12 @@ pub struct RunSummary {
     pub last: Option<StepMetrics>,
     /// Number of skipped rows.
     pub skipped: usize,
-    /// Number of skipped rows by cause. Rows that an earlier version skipped have no cause.
+    /// Number of skipped rows by cause. Rows that an earlier version of the program skipped have no cause and are not
+    /// counted.
     pub skipped_by_cause: BTreeMap<SkipCause, usize>,
 }
 
-/// Trains to the last step, or until `setup.stop` becomes true. OUT is locked meanwhile.
+/// Trains to the last step, or until `setup.stop` becomes true. OUT is locked during the run.
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
     let out = &setup.options.out;
@@ -81,10 +83,12 @@ fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<Fold
     let done = done.and_then(|()| run.finish_folder());
     let reported = run.reports.reporters.finish(&done);
     if let Err(e) = done.and(reported) {
-        // A run that did not do its first step leaves OUT as it was. Its threads and files are closed first.
+        // If the run failed before the end of its first step, OUT is restored to its earlier state. The run's threads
+        // and files are closed first.
         let mut previous = std::mem::replace(&mut run.folder.previous, PreviousRun::none(&setup.options.out));
         drop(run);
-        // If this fails, the next start in the folder tries again; the error that ended the run says more.
+        // If restoring fails, the next process that starts in this folder tries again. The error that ended the run is
+        // more informative and is returned.
         let _ = previous.put_back();
         return Err(e);
     }
@@ -108,9 +112,9 @@ fn skipped_by_cause(out: &Path) -> Result<BTreeMap<SkipCause, usize>> {
     Ok(counts)
 }
 
-/// Does the steps of a recorded run again, up to `step`, and returns the trainer with the resulting weights. `recorded`
-/// is the run's run.json, with the fingerprints of model and data, and the number of steps that the run had planned at
-/// which step; the learning rate depends on it.
+/// Repeats the steps of a recorded run up to `step` and returns the trainer with the resulting weights. `recorded` is
+/// the run's run.json, which has the fingerprints of model and data, and the numbers of steps that the run had planned.
+/// The learning rate of a step depends on the number that was planned at that step.
 pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     step: u64,
@@ -133,7 +137,7 @@ pub(crate) fn replay_steps<'a, W: TrainLoop<'a>>(
     Ok(run.trainer)
 }
 
-/// Checks that model and data of a replay are those that the run recorded in its run.json.
+/// Checks that the model and data of a replay have the fingerprints that the run recorded in its run.json.
 fn check_inputs<O: TrainingOptions>(setup: &RunSetup<O>, data_hash: &str, recorded: &Value) -> Result<()> {
     let model = ModelFiles::read(setup.model)?;
     let same_model = recorded["model_hash"].as_str().is_none_or(|hash| model.have_fingerprint(hash));
@@ -163,26 +167,28 @@ struct Run<'a, W: TrainLoop<'a>> {
     logs: RunLogs,
     reports: Reports,
     checkpoints: Checkpoints,
-    /// The last field: the files of the run are closed when an earlier run is put back.
+    /// Must be the last field, so that the run's files are closed before an earlier run is put back.
     folder: OutFolder,
 }
 
-/// What a run shows: the progress bar, TensorBoard and Weights & Biases.
+/// The reports of a run: progress on the terminal, TensorBoard and Weights & Biases.
 struct Reports {
     reporters: Reporters,
     progress: Progress,
-    /// The latest rollouts that were not reported yet. A step that is not reported may have sampled them.
+    /// The latest rollout preview that was not reported yet, possibly from a step that is not a reported one.
     preview: Option<RolloutPreview>,
-    /// The step of the checkpoint that the run resumes from, if it is reported with the evaluation that it lacks.
+    /// Metrics of the step of the checkpoint from which the run resumes, if that step still lacks its evaluation. The
+    /// step is reported when it has been evaluated.
     unreported: Option<StepMetrics>,
 }
 
-/// How a run saves its model.
+/// State for writing the checkpoints and the final model of a run.
 struct Checkpoints {
-    /// The model that the run started from. In a resumed run its weight files are those of the checkpoint.
+    /// The model that the run started from. In a resumed run, the weight files in it are those of the checkpoint.
     base: BaseModel,
     writer: CheckpointWriter,
-    /// The step of the checkpoint that was last written or resumed from; a checkpoint of it is not written again.
+    /// The step of the checkpoint that was last written or resumed from; a checkpoint of this step is not written
+    /// again.
     saved: Option<u64>,
 }
 
@@ -190,7 +196,7 @@ struct Checkpoints {
 struct OutFolder {
     /// The lock on OUT; `None` in a replay.
     lock: Option<Arc<FolderLock>>,
-    /// What the run replaces in OUT, until its first step is done.
+    /// The earlier run in OUT that this run replaces; kept until this run's first step is done.
     previous: PreviousRun,
 }
 
@@ -199,7 +205,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         match self.steps_and_evaluations() {
             Ok(()) => {}
             Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
-            // If a custom reward fails, or a row cannot be used, the finished steps are saved before the run ends.
+            // If a custom reward fails, media are unavailable, or a row cannot be used, the finished steps are saved
+            // before the run ends.
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
                 self.save()?;
                 self.checkpoints.writer.wait()?;
@@ -218,11 +225,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.recorded.update_products(&self.setup, &self.state)
     }
 
-    /// Does all steps that are left, with the evaluations between them.
+    /// Does all remaining steps, with the evaluations between the steps.
     fn steps_and_evaluations(&mut self) -> Result<()> {
         self.evaluate_before_steps()?;
         while self.state.step < self.state.steps && self.one_step()? {}
-        // The data may have ended before the planned number of steps.
+        // If the data ended before the planned number of steps, the evaluation after the last step is still missing.
         let last = self.evaluate_if_due(self.state.step)?;
         last.map_or(Ok(()), |line| self.report(line.step, None, Some(&line)))
     }
@@ -296,7 +303,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.save()
     }
 
-    /// Writes a checkpoint of the last finished step unless it has one. If host memory has room for a copy of weights
+    /// Writes a checkpoint of the last finished step unless there is one. If host memory has room for a copy of weights
     /// and optimizer state, a background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
         self.check_out_is_the_same()?;
@@ -325,7 +332,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if copied { self.checkpoints.writer.start(job) } else { job() }
     }
 
-    /// Checks that OUT is still the folder that the run has locked and keeps its logs in.
+    /// Checks that OUT is still the folder that the run has locked and in which its logs are.
     fn check_out_is_the_same(&self) -> Result<()> {
         if self.folder.lock.as_ref().is_none_or(|lock| lock.still_protects_folder()) {
             return Ok(());
@@ -339,7 +346,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         ))
     }
 
-    /// Writes a checkpoint after an interruption. Returns the error that says how to resume.
+    /// Writes a checkpoint after an interruption and returns the error that says how to resume.
     fn stopped(&mut self) -> Result<TrainError> {
         self.save()?;
         self.checkpoints.writer.wait()?;

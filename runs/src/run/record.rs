@@ -1,4 +1,4 @@
-//! What a run records about itself in `run.json`, and what a later process compares with it.
+//! Writes `run.json`, in which a run records its options, data and device, and compares it with a later process.
 
 use reel_device::MatmulLibrary;
 use reel_files::json::redact;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::folder::output;
 use crate::folder::resume::{PlannedStepCount, RunState};
 
-/// What `run.json` has of a run beside its setup and its state.
+/// The data in `run.json` that come neither from the run's setup nor from its state.
 pub(super) struct Recorded {
     /// The numbers of steps that the run has planned so far.
     lengths: Vec<PlannedStepCount>,
@@ -38,7 +38,8 @@ impl Recorded {
         self.products.is_some()
     }
 
-    /// Updates `run.json` if the device has chosen new matrix-product algorithms, which it does for each new shape.
+    /// Updates `run.json` if the device has chosen new matrix-product algorithms. It chooses an algorithm for each new
+    /// shape.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -51,7 +52,7 @@ impl Recorded {
         Ok(())
     }
 
-    /// The content of `run.json`. User names, passwords and queries of URLs are not recorded.
+    /// Makes the content of `run.json`. User names, passwords and query strings of URLs are not recorded.
     pub(super) fn run_json<O: TrainingOptions>(&self, setup: &RunSetup<O>, state: &RunState) -> Value {
         let hardware = setup.device.hardware();
         let products = self.products.as_ref();
@@ -79,8 +80,8 @@ impl Recorded {
     }
 }
 
-/// How device or instruction set differ from those that `run`, an earlier `run.json`, names: a warning, because the
-/// steps of this process may then have other bits.
+/// Returns a warning if the device or its instruction set differs from the one that `run`, an earlier `run.json`,
+/// names. The steps of this process may then give other bits than the earlier process would.
 pub fn difference_in_bits(run: &Value, device: &reel_device::Device) -> Option<String> {
     let now = [("device", Some(device.name())), ("instruction_set", device.instruction_set())];
     let then = |key: &str| run.get(key).and_then(Value::as_str);

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::folder::{checkpoint, hashes, output};
 use crate::run::{self, TrainLoop};
 
-/// Where a replay starts, and what it must arrive at.
+/// The start of a replay, and the fingerprint of the weights at which the replay must arrive.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplayStart {
     /// The step of the checkpoint that the replay starts from; 0 if it starts at the beginning of the run.
@@ -30,11 +30,11 @@ pub struct ReplayStart {
 pub struct ReplayReport {
     /// Whether all weights have the recorded bits.
     pub same: bool,
-    /// Name of the first tensor with other bits; `None` if all are equal or the run recorded no hash per tensor.
+    /// Name of the first tensor whose bits differ; `None` if no tensor differs or the run recorded no hash per tensor.
     pub first: Option<String>,
 }
 
-/// Finds where the replay of step `step` of the run in `out` must start: at the newest checkpoint before it.
+/// Finds where the replay of step `step` of the run in `out` must start: at the newest checkpoint before this step.
 pub fn find_replay_start(out: &Path, step: u64) -> Result<ReplayStart> {
     let file = out.join(METRICS_FILE);
     let lines = log::read_matching_lines(&file, |m: &StepMetrics| m.step == step)?;
@@ -52,9 +52,9 @@ pub fn find_replay_start(out: &Path, step: u64) -> Result<ReplayStart> {
     Ok(ReplayStart { step: nearest.as_ref().map_or(0, |n| n.0), checkpoint: nearest.map(|n| n.1), hash: recorded.hash })
 }
 
-/// Does the steps up to `step` again and compares the weights with those of the run in `recorded`; `want` is their
-/// fingerprint. `setup` has the options of that run, but an output folder of its own, the checkpoint to resume from,
-/// and no checkpoints to write.
+/// Repeats the steps up to `step` and compares the weights with those of the run in `recorded`; `want` is the recorded
+/// fingerprint of the weights. `setup` has the options of that run, except for a separate output folder, the checkpoint
+/// to resume from, and no checkpoints to write.
 pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     recorded: &Path,
@@ -79,7 +79,7 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     Ok(ReplayReport { same: false, first })
 }
 
-/// Says after a damaged checkpoint how to repeat the step without it.
+/// Adds to the error for a damaged checkpoint how to repeat the step without that checkpoint.
 fn help_of_replay(e: TrainError, options: &RunOptions) -> TrainError {
     match (e, &options.resume_from_checkpoint) {
         (TrainError::Damaged(d), Some(folder)) if d.location.starts_with(folder.as_str()) => {
@@ -99,8 +99,8 @@ pub fn recorded_command_and_options(out: &Path) -> Result<(String, Value)> {
     }
 }
 
-/// The folder in which a run was started, which relative paths in its options are relative to; `None` if its `run.json`
-/// does not have it.
+/// Returns the working directory in which a run was started; relative paths in its options are relative to this folder.
+/// `None` if the run's `run.json` does not record it.
 pub fn recorded_working_directory(out: &Path) -> Result<Option<PathBuf>> {
     Ok(output::read_run_json(out)?["working_directory"].as_str().map(PathBuf::from))
 }

@@ -1,4 +1,4 @@
-//! The start of a run, fresh or resumed from a checkpoint, in three stages:
+//! Starts a run, either new or resumed from a checkpoint, in three stages:
 //!
 //! ```text
 //! find     read what is on disk: rows, their order, the checkpoint and its logs. Changes no file
@@ -6,7 +6,7 @@
 //! begin    change OUT: set an earlier run aside, open the logs and the reporters
 //! ```
 //!
-//! So a run that fails to start leaves OUT as it was.
+//! So a run that fails in the first two stages does not change OUT.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +38,7 @@ use crate::folder::{best, digests, later_skipped};
 use crate::reporting::progress::Progress;
 use crate::reporting::watch::Reporters;
 
-/// What a run finds on disk.
+/// The inputs of a run that are read from disk.
 pub(super) struct Found<S> {
     rows: Arc<S>,
     order: RowOrder,
@@ -46,16 +46,16 @@ pub(super) struct Found<S> {
     state: RunState,
     /// The numbers of steps that the run has planned so far.
     lengths: Vec<PlannedStepCount>,
-    /// Rows that a fresh run already knows to be unusable.
+    /// Rows that are known to be unusable before the first step of a fresh run.
     unusable: Vec<SkippedRow>,
-    /// What the run resumes from; `None` for a fresh run.
+    /// The checkpoint that the run resumes from; `None` for a fresh run.
     resumed: Option<Resumed>,
 }
 
-/// The checkpoint that a run resumes from, with what its run has logged.
+/// The checkpoint that a run resumes from, with the logs up to this checkpoint.
 struct Resumed {
     folder: PathBuf,
-    /// Whether the checkpoint lists the fingerprints of its files; those of earlier versions do not.
+    /// Whether the checkpoint lists the fingerprints of its files; checkpoints of earlier versions do not.
     has_digests: bool,
     logs: RecordedLogs,
     /// Rows that the run skipped after the checkpoint.
@@ -77,7 +77,7 @@ impl<S> Found<S> {
     }
 }
 
-/// Reads what is on disk, and checks that data, options and checkpoint belong together.
+/// Reads the run's inputs from disk, and checks that data, options and checkpoint belong together.
 ///
 /// # Errors
 /// An input cannot be read, is damaged, or does not belong to the run of the checkpoint.
@@ -145,7 +145,7 @@ fn find_checkpoint<'a, W: TrainLoop<'a>>(
     Ok(Found { rows, order, state, lengths, unusable: Vec::new(), resumed })
 }
 
-/// What a run has loaded before its first step.
+/// The parts of a run that are loaded before its first step.
 pub(super) struct Opened<W> {
     trainer: Trainer,
     train_loop: W,
@@ -166,7 +166,8 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
     let (mut trainer, files) =
         Trainer::resume(setup.device, &config, setup.model, found.checkpoint(), setup.dtype, hyperparameters)?;
     files.check_values()?;
-    // Read before the first step, so that no file of the model makes a save fail hours later.
+    // The small files are read before the first step, so that a missing or damaged file cannot make a save fail hours
+    // later.
     let small_files = SmallFiles::read(setup.model)?;
     let small_files = Arc::new(match options.folder_format {
         Some(name) => small_files.in_format(name.format())?,
@@ -190,7 +191,7 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
     Ok(Opened { trainer, train_loop, base })
 }
 
-/// Begins the run in OUT, which `lock` protects; a replay has no lock.
+/// Begins the run in OUT, which `lock` protects. A replay has no lock.
 ///
 /// # Errors
 /// A file in OUT cannot be moved or written.
@@ -212,7 +213,7 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     };
     let folder = OutFolder { lock, previous };
     let recorded = Recorded::write(setup, &state, lengths)?;
-    // The last step before the checkpoint is reported with the evaluation that it lacks.
+    // If the checkpoint's step still lacks its evaluation, that step is reported after the evaluation.
     let lacks_evaluation =
         evaluates && options.evaluation.is_due(state.step, state.steps) && state.evaluated != Some(state.step);
     let last_step = resumed.as_ref().and_then(|resumed| resumed.logs.last.clone());
@@ -245,18 +246,19 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
     })
 }
 
-/// Loads the state of the optimizer from a checkpoint, after a check that the trainer has the weights of the
-/// checkpoint. `last` is the last step in the run's log of metrics.
+/// Checks that the trainer's weights are those that the run had after the checkpoint's step, then loads the optimizer
+/// state from the checkpoint. `last` is the last step in the run's log of metrics.
 ///
 /// # Errors
-/// The weights are not those that the run had after its step `state.step`; the optimizer's file cannot be read.
+/// The weights are not those that the run had after step `state.step`; the optimizer's file cannot be read.
 fn restore_optimizer_state(
     folder: &Path,
     trainer: &mut Trainer,
     state: &RunState,
     last: Option<&StepMetrics>,
 ) -> Result<()> {
-    // A checkpoint of an earlier version lacks the hash of the weights; the last line of the metrics has it.
+    // A checkpoint of an earlier version lacks the hash of the weights; the hash is then taken from the last line of
+    // the metrics.
     let hash = Some(&state.hash).filter(|hash| !hash.is_empty()).or(last.map(|last| &last.hash));
     let now = trainer.weights_fingerprint()?;
     if hash.is_some_and(|hash| now != *hash) {
@@ -266,8 +268,8 @@ fn restore_optimizer_state(
     checkpoint::load_optimizer_state(folder, trainer, state)
 }
 
-/// Prints where a run resumes, and what differs from the run that wrote the checkpoint. `difference` says why its bits
-/// may differ.
+/// Prints at which step a run resumes, with warnings. `difference` is a warning that device or instruction set have
+/// changed, so that bits may differ from the earlier process.
 fn print_resumption(progress: &Progress, resumed: &Resumed, state: &RunState, difference: Option<String>) {
     let (step, steps, folder) = (state.step, state.steps, resumed.folder.display());
     progress.print_line(&format!("resuming after step {step} of {steps} from {folder}"));

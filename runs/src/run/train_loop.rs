@@ -1,4 +1,4 @@
-//! What the training commands define of a run: [`TrainLoop`].
+//! Defines [`TrainLoop`], the part of a run that each training command implements.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use reel_train::options::TrainingOptions;
 use reel_train::setup::RunSetup;
 use reel_train::step::trainer::{StepResult, Trainer};
 
-/// What differs between the training commands (`sft` and `grpo`): their data, and what one step does.
+/// The part of a run that differs between the training commands `sft` and `grpo`: the data, and what one step does.
 pub trait TrainLoop<'a>: Sized {
     /// The options of the command.
     type Options: TrainingOptions + 'a;
-    /// The data that micro-batches are made of.
+    /// The data source from which micro-batches are made.
     type DataSource: DataSource;
 
-    /// Opens the data.
+    /// Opens the data source of the run.
     fn open_rows(setup: &RunSetup<'a, Self::Options>) -> Result<Self::DataSource>;
-    /// How rows are grouped into micro-batches, if the data has `rows` rows.
+    /// Returns how the rows are grouped into micro-batches, for data of `rows` rows.
     fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
-    /// Number of training steps that a run does if the data feed gives it `batches` batches.
+    /// Number of training steps of a run whose data gives `batches` micro-batches.
     fn step_count(options: &Self::Options, batches: u64) -> u64;
     /// Whether every row must be read with its media before the first step.
     fn must_scan_all_rows(options: &Self::Options) -> bool;
@@ -35,7 +35,7 @@ pub trait TrainLoop<'a>: Sized {
     ) -> Result<Self>;
     /// Does step `n`, counted from 1. Returns `None` if the data has ended.
     fn step(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<StepResult>>;
-    /// Files that a checkpoint needs for this loop besides weights and optimizer state, as (path in the checkpoint
-    /// folder, contents).
+    /// The files that this loop needs in a checkpoint in addition to weights and optimizer state, as (path in the
+    /// checkpoint folder, contents).
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>>;
 }

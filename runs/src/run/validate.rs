@@ -1,4 +1,4 @@
-//! Checks of the data before the first step: which rows cannot be used, and how many steps the run has.
+//! Checks the data before the first step: finds the rows that cannot be used, and the number of steps of the run.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -39,8 +39,8 @@ pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Res
     Ok(DataCheckResult { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list_path() })
 }
 
-/// The rows, in file order, that are unusable as far as one can tell without loading media: those in the
-/// `--quarantine` list, and those with wrong fields. In a strict run the first row with wrong fields is an error.
+/// Returns, in file order, the rows that are found to be unusable without loading media: rows in the `--quarantine`
+/// list, and rows with wrong fields. In a strict run, the first row with wrong fields is an error.
 pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Result<Vec<SkippedRow>> {
     let line_of = |row| (row < rows.row_count()).then(|| rows.location(row).1);
     let mut found = match &options.quarantine {
@@ -64,8 +64,8 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     }
 }
 
-/// Returns the run's number of steps, counted from the data unless `--max-steps` gives it, and its unusable rows.
-/// These are the `known` ones or, if the command reads every row before the first step, all of them.
+/// Returns the run's number of steps (`--max-steps`, else counted from the data) and its unusable rows. If the command
+/// reads every row before the first step, these are all unusable rows, otherwise the rows in `known`.
 pub(super) fn count_steps_and_unusable_rows<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: &Arc<W::DataSource>,

@@ -1,4 +1,4 @@
-//! Which rows a step uses.
+//! Keeps track of the rows that a step uses.
 
 use std::sync::atomic::AtomicBool;
 

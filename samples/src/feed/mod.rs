@@ -1,5 +1,5 @@
-//! Makes micro-batches of rows: chooses which rows go together, skips unusable ones, and tracks the position in the
-//! data. Threads prepare rows ahead of time. The micro-batches depend only on the rows, not on the number of threads.
+//! Makes micro-batches of rows: groups the rows, skips unusable rows, and tracks the position in the data. Threads
+//! prepare rows ahead of time. The micro-batches depend only on the rows, not on the number of threads.
 
 mod cursor;
 mod prefetch;
@@ -20,7 +20,7 @@ pub use prefetch::{Prefetcher, decoding_threads};
 /// A source of training samples: one sample for each row of the data. An error for which [`is_row_error`] is true
 /// concerns one row, which can be skipped.
 pub trait SampleSource: Send + Sync + 'static {
-    /// A row in the form that the training step needs.
+    /// The training sample made of a row, in the form that the training step needs.
     type Sample: Send + 'static;
     /// Number of rows.
     fn row_count(&self) -> usize;
@@ -28,7 +28,7 @@ pub trait SampleSource: Send + Sync + 'static {
     fn sample(&self, row: usize) -> Result<Self::Sample>;
     /// Number of tokens of a sample.
     fn token_count(sample: &Self::Sample) -> usize;
-    /// Where a row is in its file: `FILE:LINE` for messages, and the line number alone.
+    /// Returns where a row is in its file: `FILE:LINE` for messages, and the line number.
     fn location(&self, row: usize) -> (String, usize);
 }
 
@@ -42,35 +42,35 @@ pub fn is_row_error(e: &SampleError) -> bool {
 pub struct MicroBatchOptions {
     /// Rows per micro-batch; ignored with packing.
     pub rows: usize,
-    /// Fill each micro-batch with rows up to `max_length` tokens.
+    /// Whether each micro-batch is filled with rows up to `max_length` tokens in all.
     pub packing: bool,
     /// Maximum tokens of a row and, with packing, of a micro-batch.
     pub max_length: Option<usize>,
     /// The name of the flag that sets `max_length`, for messages.
     pub limit: &'static str,
-    /// Number of rows of all epochs together, after which the feed ends; `None`: it never ends.
+    /// Number of rows, over all epochs, after which the feed ends; with `None` the feed never ends.
     pub end: Option<u64>,
-    /// Fail at the first unusable row instead of skipping it.
+    /// Whether the run fails at the first unusable row instead of skipping it.
     pub strict: bool,
 }
 
 /// The position of a run in its data, as a checkpoint stores it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataPosition {
-    /// Number of rows passed so far, over all epochs and with skipped rows. The next row has this index in the
-    /// epochs' sequence of rows.
+    /// Number of rows passed so far over all epochs, skipped rows included. This is also the index of the next row in
+    /// the sequence of all epochs' rows.
     pub slot: u64,
-    /// Unusable rows found so far, in the order in which they were found. They are not tried again.
+    /// Unusable rows found so far, in the order in which they were found. Later epochs do not try these rows again.
     pub skipped: Vec<usize>,
 }
 
-/// One micro-batch: its rows and their samples. It has no rows if the data ended and all remaining rows were
-/// unusable.
+/// One micro-batch: its rows and their samples. The micro-batch has no rows if the data ended and all remaining rows
+/// were unusable.
 #[derive(Debug)]
 pub struct MicroBatch<S> {
     /// Row numbers in the data file, counted from 0.
     pub rows: Vec<usize>,
-    /// The samples made of these rows.
+    /// The samples made of the rows `rows`, in the same order.
     pub samples: Vec<S>,
     /// Unusable rows found while this micro-batch was made.
     pub skipped: Vec<SkippedRow>,
@@ -79,7 +79,7 @@ pub struct MicroBatch<S> {
 }
 
 impl DataPosition {
-    /// Moves the position behind a micro-batch, and adds the unusable rows that were found while it was made.
+    /// Moves the position past `batch` and adds the unusable rows that were found while the batch was made.
     pub fn advance_past<S>(&mut self, batch: &MicroBatch<S>) {
         self.slot = batch.slot;
         self.skipped.extend(batch.skipped.iter().map(|s| s.row));
@@ -92,14 +92,15 @@ pub struct MicroBatchFeed<S: SampleSource> {
     batching: MicroBatchOptions,
     slot: u64,
     bad: BTreeSet<usize>,
-    /// Whether a row was used so far, in this process or, if the feed continues, before.
+    /// Whether any row has been used so far, by this process or, in a resumed run, by an earlier one.
     used: bool,
-    /// Rows that are skipped without being tried when the feed comes to them, by row number.
+    /// Rows that the feed skips without preparing them, by row number (see [`Self::skip_when_reached`]).
     expected: BTreeMap<usize, SkippedRow>,
 }
 
 impl<S: SampleSource> MicroBatchFeed<S> {
-    /// Continues at data position `from`. `threads` background threads prepare rows, at most `window` rows ahead.
+    /// Creates a feed that starts at data position `from`. `threads` background threads prepare at most `window` rows
+    /// ahead.
     pub fn new(
         source: Arc<S>,
         order: RowOrder,
@@ -114,7 +115,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         Self { ahead, batching, slot: from.slot, bad, used: from.slot > 0, expected: BTreeMap::new() }
     }
 
-    /// Skips these rows, with the reasons that an earlier process of the run found, when the feed comes to them.
+    /// Makes the feed skip `rows` when it reaches them, for the reasons that an earlier process of the run recorded.
     pub fn skip_when_reached(mut self, rows: Vec<SkippedRow>) -> Self {
         self.ahead.skip_rows(rows.iter().map(|row| row.row));
         self.expected = rows.into_iter().map(|row| (row.row, row)).collect();
@@ -163,7 +164,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self.batching.packing && !batch.rows.is_empty() && self.batching.max_length.is_some_and(|m| filled > m)
     }
 
-    /// The sample of the row `row` at position `slot`, or why it is skipped.
+    /// Returns the sample of row `row`, which is at position `slot`, or the reason why the row is skipped.
     fn sample_or_skip(&self, slot: u64, row: usize) -> Result<Result<S::Sample, SkippedRow>> {
         match self.ahead.get(slot).and_then(|sample| self.check_token_count(row, sample)) {
             Ok(sample) => Ok(Ok(sample)),

@@ -34,19 +34,21 @@ struct PrefetchState<T> {
     ready: BTreeMap<u64, Result<T>>,
     bad: BTreeSet<usize>,
     closed: bool,
-    /// Why no thread could be started.
+    /// The error if no thread could be started.
     not_started: Option<io::Error>,
 }
 
-/// Starts threads until one cannot be started. Returns that error if there is no thread: fewer give the same samples.
+/// Starts threads until a start fails. Returns the error only if no thread was started, because the samples do not
+/// depend on the number of threads.
 fn error_without_threads(mut starts: impl Iterator<Item = io::Result<()>>) -> Option<io::Error> {
     let first = starts.next()?;
     let _ = first.is_ok() && starts.all(|start| start.is_ok());
     first.err()
 }
 
-/// Number of threads that decode images and videos: a quarter of the CPU cores, but 2 to 8. The other cores are left
-/// for computing. A single thread would leave cores idle in an evaluation of short videos, which waits for the decoder.
+/// Number of threads that decode images and videos: a quarter of the CPU cores, at least 2 and at most 8. The other
+/// cores are left for computing. With a single thread, an evaluation of short videos would wait for the decoder while
+/// cores are idle.
 pub fn decoding_threads() -> usize {
     std::thread::available_parallelism().map_or(2, |n| (n.get() / 4).clamp(2, 8))
 }
@@ -98,7 +100,7 @@ impl<S: SampleSource> Prefetcher<S> {
         self.shared.source.row_count()
     }
 
-    /// The location of a row for messages, and its line.
+    /// Returns the location of a row for messages (`FILE:LINE`), and its line number.
     pub fn location(&self, row: usize) -> (String, usize) {
         self.shared.source.location(row)
     }
@@ -192,8 +194,8 @@ impl<S: SampleSource> Shared<S> {
     }
 }
 
-/// A guard of a worker thread: if the thread panics, it closes the prefetcher, so that the consumer does not wait
-/// forever.
+/// A drop guard of a worker thread: if the thread panics, the guard closes the prefetcher, so that the consumer does
+/// not wait forever.
 struct CloseOnPanic<'a, S: SampleSource>(&'a Shared<S>);
 
 impl<S: SampleSource> Drop for CloseOnPanic<'_, S> {

@@ -104,7 +104,7 @@ fn strict_run_and_data_without_usable_rows_fail() {
     assert!(e.to_string().contains("no row of the file can be used"), "{e}");
 }
 
-/// If rows were used before, the message does not say that none can be used.
+/// If the last usable row fails, the message says that no usable row is left, not that no row can be used.
 #[test]
 fn data_whose_last_usable_row_fails_says_that_none_is_left() {
     struct OnlyOnce(AtomicBool);
@@ -136,7 +136,8 @@ fn data_whose_last_usable_row_fails_says_that_none_is_left() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
-    /// A feed that starts at any position continues as an uninterrupted one, with any number of threads and any window.
+    /// A feed that starts at any position gives the same micro-batches as an uninterrupted feed, with any number of
+    /// threads and any prefetch window.
     #[test]
     fn any_position_is_found_again(
         rows in prop::collection::vec(prop::option::weighted(0.8, 1usize..8), 1..8),
@@ -168,7 +169,7 @@ proptest! {
     }
 }
 
-/// Rows that an earlier process skipped are skipped where the feed comes to them, without being prepared.
+/// Rows that an earlier process skipped are skipped without being prepared when the feed reaches them.
 #[test]
 fn expected_rows_are_skipped_without_being_tried() {
     let rows = [Some(1); 4];

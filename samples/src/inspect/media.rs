@@ -1,4 +1,5 @@
-//! Looks at one image or video of a row: whether it exists, can be decoded, and how long and large it is.
+//! Inspects one image or video of a row: whether the file exists and can be decoded, its duration and its size in
+//! pixels.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,7 +15,7 @@ use serde::Serialize;
 
 use crate::Result;
 
-/// What is known about an image or a video.
+/// Properties of an image or a video: name, duration, frame rate and size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MediaFact {
     /// The file, or `data: URI`.
@@ -37,16 +38,16 @@ pub(super) struct MediaFault {
     pub(super) diagnostic: Diagnostic,
 }
 
-/// Looks at images and videos.
+/// Inspects images and videos.
 #[derive(Clone, Copy, Debug)]
 pub struct MediaInspector<'a> {
-    /// Frame and pixel limits, and the decoder.
+    /// Frame limits, pixel limits and the decoder to use.
     pub options: &'a MediaOptions,
     /// Whether files are decoded; otherwise only their existence is checked.
     pub decodes: bool,
 }
 
-/// What an image or a video is recognised by if several rows have it, and its place in the messages.
+/// Returns a key that is equal for the same image or video in several rows, and the location of `part` in the messages.
 pub(super) fn key_and_location(part: &ContentPart) -> (String, &str) {
     match part {
         ContentPart::Text(_) => (String::new(), ""),
@@ -56,10 +57,10 @@ pub(super) fn key_and_location(part: &ContentPart) -> (String, &str) {
 }
 
 impl MediaInspector<'_> {
-    /// Looks at an image or a video.
+    /// Inspects an image or a video.
     ///
     /// # Errors
-    /// The worker process that decodes cannot be started; the inner error is that of the file.
+    /// Outer error: the worker process that decodes cannot be started. Inner error: the image or video cannot be used.
     pub(super) fn look(&self, part: &ContentPart) -> Result<Result<MediaFact, MediaFault>> {
         let looked = match part {
             ContentPart::Text(_) => return Ok(Err(fault(Diagnostic::new("", "is a text", "")))),
@@ -92,7 +93,7 @@ impl MediaInspector<'_> {
         }
     }
 
-    /// Looks at the frames of a video.
+    /// Inspects the image files that are the frames of a video.
     fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaFact>, InputError> {
         frames.iter().map(|frame| self.image(frame)).collect()
     }
@@ -112,7 +113,7 @@ impl MediaInspector<'_> {
         Ok(MediaFact { size: Some((image.height, image.width)), ..fact(source) })
     }
 
-    /// Looks at a video that is one file or the folder of its frames.
+    /// Inspects a video that is a single file or a folder of frames.
     fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaFact, InputError> {
         let overrides = self.options.overrides.or_fallback(video.overrides);
         let look = |path: &Path| {
@@ -120,7 +121,7 @@ impl MediaInspector<'_> {
                 return self.exists(path, source);
             }
             let info = self.options.decoder.probe(path)?;
-            // Decodes the frames that training would select.
+            // Decodes the frames that training would select, to find out whether decoding fails.
             self.options.decoder.decode_resized(path, self.options.profile, &overrides)?;
             let seconds = info.total_frames as f64 / info.video_fps;
             Ok(MediaFact {
@@ -175,13 +176,13 @@ fn fault(diagnostic: Diagnostic) -> MediaFault {
     MediaFault { is_missing: false, diagnostic }
 }
 
-/// The files of an image or a video.
-/// Whether nothing has this name. A file that cannot be reached for another reason, such as symbolic links that lead in
-/// a circle, is not missing.
+/// Whether no file or folder exists at `path`. A file that cannot be reached for another reason, such as symbolic links
+/// that lead in a circle, is not missing.
 fn is_missing(path: &Path) -> bool {
     std::fs::metadata(path).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
+/// Returns the paths of the local files of an image or a video.
 fn part_paths(part: &ContentPart) -> Vec<&Path> {
     let sources: Vec<&MediaSource> = match part {
         ContentPart::Text(_) => Vec::new(),

@@ -1,5 +1,5 @@
-//! Looks at a data file without training: which rows cannot be used and why, and what the rows hold. `reel data check`
-//! and `reel data stats` print it.
+//! Inspects a data file without training: finds out which rows cannot be used and why, and counts what the rows hold.
+//! `reel data check` and `reel data stats` print the result.
 
 mod media;
 mod stats;
@@ -39,7 +39,7 @@ pub enum TrainingCommand {
 impl TrainingCommand {
     const ALL: [Self; 2] = [Self::Sft, Self::Grpo];
 
-    /// How the command is called.
+    /// The command as it is typed in a shell.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sft => "reel sft",
@@ -58,20 +58,20 @@ pub enum ProblemKind {
     MissingMedia,
     /// An image or a video cannot be decoded.
     UnusableMedia,
-    /// The row cannot be made into tokens for the model.
+    /// The row cannot be tokenized for the model.
     Tokens,
-    /// The row has nothing that the answer is learned from or compared with.
+    /// The row has no answer: no text to train on, and no solution to compare a completion with.
     NoAnswer,
     /// An earlier row has the same fields.
     Duplicate,
 }
 
 impl ProblemKind {
-    /// All kinds, the grave ones first.
+    /// All kinds of problems, the most severe first.
     pub const ALL: [Self; 6] =
         [Self::Malformed, Self::MissingMedia, Self::UnusableMedia, Self::Tokens, Self::NoAnswer, Self::Duplicate];
 
-    /// What rows of this kind have or lack, for messages.
+    /// The name of this kind of problem in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -83,7 +83,8 @@ impl ProblemKind {
         }
     }
 
-    /// Whether no command can use such a row. The others are usable, for example for generating answers.
+    /// Whether no command can use a row with this problem. Rows with other problems are usable, for example for
+    /// generating answers.
     pub fn is_unusable(self) -> bool {
         !matches!(self, Self::NoAnswer | Self::Duplicate)
     }
@@ -96,33 +97,33 @@ pub struct RowProblem {
     pub row: usize,
     /// What is wrong.
     pub kind: ProblemKind,
-    /// File, line, field, the reason, and what to do.
+    /// The error message: file, line, field, the reason, and what the user can do.
     pub message: String,
 }
 
-/// How rows are looked at.
+/// The settings of an inspection of a data file.
 #[derive(Debug)]
 pub struct Inspection<'a> {
     /// The folder that media paths are relative to.
     pub media_root: &'a Path,
-    /// The command that the rows are for. Without it a row is usable if any command can use it.
+    /// The command that the rows are for. If it is `None`, a row is usable if any command can use the row.
     pub command: Option<TrainingCommand>,
-    /// Whose prompt templates to use.
+    /// The recipe whose prompt templates are used.
     pub recipe: Recipe,
     /// Frame and pixel limits, and the decoder.
     pub media: &'a MediaOptions,
     /// Whether images and videos are decoded; otherwise only their existence is checked.
     pub decodes: bool,
-    /// The model whose tokens are counted, if any.
+    /// The model whose tokenizer counts the tokens of a row; `None` if tokens are not counted.
     pub bundle: Option<&'a ModelFolder>,
 }
 
-/// What was found out about a row.
+/// The result of inspecting one row.
 #[derive(Debug, Default)]
 pub(super) struct RowFacts {
-    /// The layout of the row: the field that names it.
+    /// The layout of the row, named by its main field such as `messages`; `None` if the row is malformed.
     layout: Option<&'static str>,
-    /// The columns that are counted: `data_type`, `problem_type`, `source`.
+    /// Name and value of those columns whose values are counted: `data_type`, `problem_type`, `source`.
     labels: Vec<(&'static str, String)>,
     content: Option<RowContent>,
     /// The commands that cannot use the row, with the reason.
@@ -133,7 +134,7 @@ pub(super) struct RowFacts {
     hash: String,
 }
 
-/// What a command makes tokens of.
+/// The part of a row that a command tokenizes.
 #[derive(Debug)]
 enum RowContent {
     Conversation(Conversation),
@@ -150,14 +151,14 @@ impl RowContent {
     }
 }
 
-/// Columns whose values are counted.
+/// Names of the columns for which the inspection counts how many rows have each value.
 const COUNTED: [&str; 3] = ["data_type", "problem_type", "source"];
 
 impl Inspection<'_> {
-    /// Looks at all rows of `data`.
+    /// Inspects all rows of `data` and returns their statistics and problems.
     ///
     /// # Errors
-    /// Errors that concern no row, such as a decoder that cannot be started.
+    /// An error that does not concern a single row, such as a decoder that cannot be started.
     pub fn run(&self, data: &Dataset) -> Result<DataStats> {
         let mut rows: Vec<RowFacts> =
             (0..data.len()).into_par_iter().map(|row| self.fields(data, row)).collect::<Result<_>>()?;
@@ -183,7 +184,7 @@ impl Inspection<'_> {
         Ok(DataStats::new(data, &rows, media, self.commands()))
     }
 
-    /// The commands whose use of the rows is looked at.
+    /// The commands for which the inspection checks whether they can use the rows.
     fn commands(&self) -> &[TrainingCommand] {
         self.command.as_ref().map_or(&TrainingCommand::ALL, std::slice::from_ref)
     }
@@ -224,7 +225,7 @@ impl Inspection<'_> {
         Ok(facts)
     }
 
-    /// What a command makes tokens of: the conversation that is learned, or the prompt of completions.
+    /// Returns what a command tokenizes: for `reel sft` the conversation to train on, for `reel grpo` the prompt.
     ///
     /// # Errors
     /// The reason why the command does not use the row.
@@ -251,8 +252,8 @@ impl Inspection<'_> {
         read.map(RowContent::Conversation).map_err(|e| to_row_error(&location, e))
     }
 
-    /// The problem of a row without an answer. For `reel grpo` it is what the command says without a reward of the
-    /// user's own.
+    /// Returns the problem of a row without an answer. For `reel grpo` this is the error that the command would report
+    /// if the user gave no custom reward.
     fn missing_answer(
         &self,
         data: &Dataset,
@@ -270,7 +271,7 @@ impl Inspection<'_> {
         missing.map(|e| (ProblemKind::NoAnswer, e))
     }
 
-    /// Looks at the images and videos of all rows, each file once.
+    /// Inspects the images and videos of all rows, each file once, and adds the problems found to the rows.
     fn media_of(&self, data: &Dataset, rows: &mut [RowFacts]) -> Result<Vec<MediaFact>> {
         let inspector = MediaInspector { options: self.media, decodes: self.decodes };
         let mut parts: Vec<&ContentPart> = Vec::new();
@@ -300,7 +301,7 @@ impl Inspection<'_> {
         Ok(looked.into_iter().flatten().collect())
     }
 
-    /// The number of tokens of a row that has no problem so far.
+    /// Counts the tokens of a row; `None` if the row is already known to be unusable.
     fn tokens(&self, bundle: &ModelFolder, data: &Dataset, row: usize, facts: &RowFacts) -> Option<Result<usize>> {
         if facts.layout.is_none() || facts.problems.iter().any(|(kind, _)| kind.is_unusable()) {
             return None;
@@ -317,12 +318,13 @@ impl Inspection<'_> {
     }
 }
 
-/// An error of a row as a value; another error ends the inspection.
+/// Returns an error that concerns a single row as `Ok`. Any other error is returned as `Err` and ends the inspection.
 fn usable_row_error(e: SampleError) -> Result<SampleError> {
     if crate::feed::is_row_error(&e) { Ok(e) } else { Err(e) }
 }
 
-/// Whether a row has an answer: of a chat the last message, or else the column `solution` or `answer`.
+/// Whether a row has an answer: a completion, a last chat message of the assistant, or the column `solution` or
+/// `answer`.
 fn has_answer(row: &DataRow, columns: &Map<String, Value>) -> bool {
     let is_text = |name: &str| match columns.get(name) {
         None | Some(Value::Null) => false,
@@ -337,5 +339,5 @@ fn has_answer(row: &DataRow, columns: &Map<String, Value>) -> bool {
     }
 }
 
-/// Counts of texts.
+/// Maps a text to how often it occurs.
 pub type Counts = BTreeMap<String, usize>;

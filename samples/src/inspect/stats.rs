@@ -1,11 +1,11 @@
-//! Numbers about the rows of a data file.
+//! Statistics of the rows of a data file.
 
 use serde::Serialize;
 
 use super::{Counts, MediaFact, ProblemKind, RowFacts, RowProblem, TrainingCommand};
 use crate::dataset::Dataset;
 
-/// What the rows of a data file hold.
+/// Statistics of the rows of a data file, which `reel data stats` prints.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DataStats {
     /// Number of rows.
@@ -14,9 +14,9 @@ pub struct DataStats {
     pub unusable_rows: usize,
     /// How many of the rows each command can use.
     pub commands: Vec<CommandUse>,
-    /// Rows by layout, named by its main field.
+    /// Number of rows of each layout; a layout is named by its main field, such as `messages`.
     pub layouts: Counts,
-    /// Rows by the values of the columns `data_type`, `problem_type` and `source`.
+    /// For each of the columns `data_type`, `problem_type` and `source`: how many rows have each value.
     pub columns: Vec<(String, Counts)>,
     /// Number of different images and videos.
     pub media_files: usize,
@@ -26,11 +26,11 @@ pub struct DataStats {
     pub video_fps: Option<Distribution>,
     /// The longer side of images and videos in pixels.
     pub longer_side: Option<Distribution>,
-    /// Tokens of a row, vision tokens included.
+    /// Tokens per row, vision tokens included.
     pub tokens: Option<Distribution>,
-    /// Rows with a problem by its kind, those without rows left out.
+    /// Number of rows with each kind of problem; kinds without rows are left out.
     pub problem_counts: Vec<(ProblemKind, usize)>,
-    /// All problems, in the order of kinds and rows.
+    /// All problems, sorted by kind and then by row.
     #[serde(skip)]
     pub problems: Vec<RowProblem>,
 }
@@ -40,13 +40,13 @@ pub struct DataStats {
 pub struct CommandUse {
     /// The command.
     pub command: TrainingCommand,
-    /// Number of rows that it can use.
+    /// Number of rows that the command can use.
     pub usable_rows: usize,
-    /// Why it cannot use the first row that it refuses and another command accepts.
+    /// Why the command refuses a row that another command accepts; the first such row is described.
     pub first_refusal: Option<String>,
 }
 
-/// The values of a number over rows or files.
+/// Distribution of a quantity over rows or files, such as tokens per row.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Distribution {
     /// Number of values.
@@ -69,7 +69,7 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// The distribution of finite values; `None` without any.
+    /// Returns the distribution of the finite `values`; `None` if no value is finite.
     pub fn new(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
         values.sort_by(f64::total_cmp);
@@ -82,8 +82,8 @@ impl Distribution {
         Some(Self { count: values.len(), min, mean, p50, p90, p99, max, values })
     }
 
-    /// Counts the values in `bins` intervals of equal width from the smallest to the largest value: the lower end, the
-    /// upper end and the count of each. If all values are equal, there is one interval.
+    /// Counts the values in `bins` intervals of equal width from the smallest to the largest value. Returns the lower
+    /// end, the upper end and the count of each interval. If all values are equal, there is one interval.
     pub fn histogram(&self, bins: usize) -> Vec<(f64, f64, usize)> {
         if self.min == self.max {
             return vec![(self.min, self.max, self.count)];

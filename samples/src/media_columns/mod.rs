@@ -7,9 +7,9 @@
 //!                                            {"type": "text", "text": "What happens?"}]}, …]}
 //! ```
 //! A place is the mark `<image>` or `<video>` in a text, or a part of the type `image` or `video` without a file (TRL).
-//! The n-th place of a kind gets the n-th file of that kind. Without any place, the files stand before the text of the
-//! first message of the user, as in TRL and ms-swift. A row whose files and places do not agree is refused, and so is a
-//! row with media in a column that nothing reads: training on such a row would ignore its media.
+//! The n-th place of a kind gets the n-th file of that kind. If a row has no place, its files are put before the text
+//! of the first user message, as in TRL and ms-swift. A row with more or fewer files than places is refused. A row with
+//! media in a column that nothing reads is refused, too, because training on the row would ignore these media.
 
 use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value, json};
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// The `type` of a part with a file, and the key of its file.
+    /// The `type` of a message part that holds a file of this kind; the file is under the key of the same name.
     fn key(self) -> &'static str {
         match self {
             Self::Image => "image",
@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// Whether a part is of this kind and has no file.
+    /// Whether a message part is a place: it is of this kind and has no file.
     fn is_place(self, part: &Value) -> bool {
         let kinds: &[&str] = match self {
             Self::Image => &["image", "image_url", "input_image"],
@@ -57,7 +57,7 @@ impl Kind {
         part.get("type").and_then(Value::as_str).is_some_and(|kind| kinds.contains(&kind)) && !self.has_file(part)
     }
 
-    /// Whether a part has a file of this kind.
+    /// Whether a message part has a file of this kind.
     fn has_file(self, part: &Value) -> bool {
         let has = |key: &str| part.get(key).is_some_and(|value| !value.is_null());
         has(self.key()) || has(&format!("{}_url", self.key()))
@@ -104,7 +104,7 @@ pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>
     check_other_columns(&[], columns)
 }
 
-/// Refuses media columns of a row in VideoRFT's layout, whose file is in `path`.
+/// Refuses a row in VideoRFT's layout that has media columns: this layout names its file in the column `path`.
 pub(super) fn refuse_media_beside_path(columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let names = Kind::ALL.iter().flat_map(|kind| kind.columns());
     match names.into_iter().find(|name| columns.get(*name).is_some_and(is_given)) {
@@ -145,8 +145,9 @@ fn read_files(kind: Kind, columns: &Map<String, Value>) -> Result<Files, Diagnos
     Ok(Files { kind, column, parts })
 }
 
-/// The part of one file: a path or an address; a list of image files, which are the frames of a video; or an object
-/// with the file under `image`, `video`, `path` or `url`, whose other keys, such as `max_pixels`, are kept.
+/// Makes the message part for one file. `value` is a path or an address, a list of image files (the frames of a video),
+/// or an object with the file under `image`, `video`, `path` or `url`. The object's other keys, such as `max_pixels`,
+/// are kept.
 fn media_part(kind: Kind, location: &str, value: &Value) -> Result<Map<String, Value>, Diagnostic> {
     let is_path = |value: &Value| value.as_str().is_some_and(|path| !path.is_empty());
     let is_source = |value: &Value| match value {
@@ -176,8 +177,8 @@ fn media_part(kind: Kind, location: &str, value: &Value) -> Result<Map<String, V
     Ok(part)
 }
 
-/// Adds the places of the files of a row that marks none, before the text of the first message of the user. A row with
-/// files of both kinds must mark them: their order is not known.
+/// If the messages mark no place, adds a place for each file before the text of the first user message. A row with both
+/// images and videos must mark their places, because the order of the files is unknown.
 fn add_places(messages: &mut [Value], files: &[Files; 2]) {
     let mut given = files.iter().filter(|files| !files.parts.is_empty());
     let (Some(files), None) = (given.next(), given.next()) else { return };
@@ -196,7 +197,7 @@ fn add_places(messages: &mut [Value], files: &[Files; 2]) {
     first["content"] = places.chain(content).collect();
 }
 
-/// Checks that there are as many places as files of this kind.
+/// Checks that the messages have as many places as `files` has files.
 fn check_counts(field: &str, messages: &[Value], files: &Files) -> Result<(), Diagnostic> {
     let (kind, given) = (files.kind, files.parts.len());
     let places: usize = messages.iter().map(|message| count_places(message, kind)).sum();
@@ -208,7 +209,8 @@ fn check_counts(field: &str, messages: &[Value], files: &Files) -> Result<(), Di
     if given > 0 {
         return Ok(());
     }
-    // An assistant may write about the HTML tag; without media columns that is text to learn.
+    // The mark `<video>` in an assistant's message is accepted as text (it may be about the HTML tag) if there are no
+    // media columns.
     let is_prompt = |message: &&Value| message.get("role").and_then(Value::as_str) != Some("assistant");
     let marked = |(_, message): &(usize, &Value)| is_prompt(message) && texts(message).any(|text| text.contains(mark));
     match messages.iter().enumerate().find(marked) {
@@ -230,7 +232,7 @@ fn parts(message: &Value) -> &[Value] {
     message.get("content").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// The texts of a message: its content, or those of its parts.
+/// The texts of a message: its content if that is a string, otherwise the texts of its parts.
 fn texts(message: &Value) -> impl Iterator<Item = &str> {
     let whole = message.get("content").and_then(Value::as_str);
     whole.into_iter().chain(parts(message).iter().filter_map(text_of_part))
@@ -241,7 +243,8 @@ fn text_of_part(part: &Value) -> Option<&str> {
     part.get("text").and_then(Value::as_str).filter(|_| is_text)
 }
 
-/// Replaces the places of a message by the parts that `next` gives. Where it gives none, the place stays as it is.
+/// Replaces the places of a message by the parts that `next` returns. A place for which `next` returns `None` stays as
+/// it is.
 fn fill_places(mut message: Value, next: &mut impl FnMut(Kind) -> Option<Map<String, Value>>) -> Value {
     let has_places = Kind::ALL.into_iter().any(|kind| count_places(&message, kind) > 0);
     let Some(content) = message.get_mut("content").filter(|_| has_places) else { return message };
@@ -250,7 +253,7 @@ fn fill_places(mut message: Value, next: &mut impl FnMut(Kind) -> Option<Map<Str
         Value::Array(parts) => parts.into_iter().flat_map(|part| fill_part(part, next)).collect(),
         other => vec![other],
     };
-    // A text without any file stays a text.
+    // If the content is a single text without a file, it stays a string.
     *content = match &filled[..] {
         [only] if only.get("type").is_some_and(|kind| kind == "text") => only["text"].clone(),
         _ => Value::Array(filled),
@@ -269,7 +272,7 @@ fn fill_part(mut part: Value, next: &mut impl FnMut(Kind) -> Option<Map<String, 
     vec![part]
 }
 
-/// Splits a text into parts: a file for each mark, and the texts between them.
+/// Splits a text into parts: one file part for each mark, and text parts for the texts between the marks.
 fn split_at_marks(text: &str, next: &mut impl FnMut(Kind) -> Option<Map<String, Value>>) -> Vec<Value> {
     let mut parts = Vec::new();
     let (mut pending, mut rest) = (String::new(), text);
@@ -300,12 +303,12 @@ fn first_mark(text: &str) -> Option<(usize, Kind)> {
     found.min_by_key(|(at, _)| *at)
 }
 
-/// Columns that are never taken for media, whatever they hold: the reward functions read them.
+/// Columns that are never treated as media, regardless of their values, because the reward functions read them.
 const ANSWER_COLUMNS: [&str; 8] =
     ["solution", "answer", "problem", "problem_type", "data_type", "options", "process", "question"];
 
-/// Refuses a column that holds media, by its name or its values, and that nothing reads. A column that repeats a file
-/// of the messages is accepted.
+/// Refuses a column that nothing reads if its name or its values show that it holds media. A column that only repeats
+/// files of the messages is accepted.
 fn check_other_columns(messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let known: Vec<&str> = Kind::ALL.iter().flat_map(|kind| kind.columns()).chain(ANSWER_COLUMNS).collect();
     let mut used = Vec::new();
@@ -330,7 +333,7 @@ fn check_other_columns(messages: &[Value], columns: &Map<String, Value>) -> Resu
     Ok(())
 }
 
-/// The strings of a value: itself, or those of a list or an object, a few levels deep.
+/// Appends all non-empty strings in a JSON value, at any depth, to `found`.
 fn collect_strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     match value {
         Value::String(text) if !text.is_empty() => found.push(text),
@@ -340,8 +343,8 @@ fn collect_strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     }
 }
 
-/// Whether a column name is that of media: a word for media, alone or with words such as `path` or `file`. A word that
-/// says something about media (`video_id`, `image_caption`) makes it another name.
+/// Whether a column name denotes media: it consists of a word for media, alone or with words such as `path` or `file`.
+/// A name with any other word (`video_id`, `image_caption`) does not denote media.
 fn is_media_name(name: &str) -> bool {
     const MEDIA: [&str; 12] =
         ["image", "img", "video", "audio", "picture", "photo", "frame", "film", "clip", "media", "modal", "multimodal"];

@@ -12,7 +12,7 @@ fn columns(value: Value) -> Map<String, Value> {
     value.as_object().cloned().unwrap()
 }
 
-/// The content of the user's message of a row with this content and these columns.
+/// Inserts media into a row whose user message has the given content; returns that message's new content.
 fn content(content: Value, others: Value) -> Result<Value, String> {
     let messages = insert_media("messages", user(content), &columns(others)).map_err(|d| d.to_string())?;
     assert_eq!(messages[1], json!({"role": "assistant", "content": "yes"}));
@@ -37,7 +37,7 @@ fn marks_are_replaced_in_order() {
         (json!("<video>What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!("<video>\nWhat?"), json!({"video": "a.mp4"}), json!([video("a.mp4"), text("\nWhat?")])),
         (json!("<image>"), json!({"image": ["a.png"], "videos": []}), json!([image("a.png")])),
-        // Without any place.
+        // The messages mark no place.
         (json!("What?"), json!({"videos": ["a.mp4"]}), json!([video("a.mp4"), text("What?")])),
         (json!([text("?")]), json!({"images": ["a", "b"]}), json!([image("a"), image("b"), text("?")])),
         (
@@ -50,14 +50,14 @@ fn marks_are_replaced_in_order() {
             json!({"videos": [["0.png", "1.png"]]}),
             json!([{"type": "video", "video": ["0.png", "1.png"]}, text("?")]),
         ),
-        // Parts without a file, as TRL writes them, and marks inside of text parts.
+        // The places are parts without a file, as TRL writes them, and marks inside text parts.
         (
             json!([{"type": "image"}, text("<video> or"), {"type": "image", "image": null, "max_pixels": 9}]),
             json!({"images": ["a.png", {"bytes": null, "path": "b.png"}], "videos": [{"video": "c.mp4", "fps": 2}]}),
             json!([image("a.png"), {"type": "video", "video": "c.mp4", "fps": 2}, text(" or"),
                 {"type": "image", "image": "b.png", "max_pixels": 9}]),
         ),
-        // Media in the messages themselves, which a column may repeat; columns about media.
+        // The messages already hold the file; the other columns only repeat it or describe it.
         (
             json!([video("v/a.mp4"), text("?")]),
             json!({"video_path": "a.mp4", "video_id": "a", "num_frames": 16, "image_caption": "x", "frames": 8}),
@@ -65,7 +65,7 @@ fn marks_are_replaced_in_order() {
         ),
         (json!("no media"), json!({"images": [], "solution": "a.png", "source": "web"}), json!("no media")),
     ] {
-        // Maps compare without regard to the order of their keys.
+        // JSON objects compare equal regardless of the order of their keys.
         assert_eq!(content(given.clone(), others.clone()), Ok(want), "{given} {others}");
     }
 }
@@ -152,7 +152,7 @@ fn assistants_may_write_the_marks_without_media_columns() {
 }
 
 proptest! {
-    /// For any texts between any marks, the texts and files come out in the order in which they went in.
+    /// For random texts and marks, the texts and files of the resulting parts are in their original order.
     #[test]
     fn texts_and_files_keep_their_order(
         pieces in prop::collection::vec(("[a-z<> ]{0,6}", any::<bool>()), 0..6),
@@ -168,7 +168,7 @@ proptest! {
         }
         let whole = marked.clone() + &end;
         let count = |kind: Kind| whole.matches(kind.mark()).count();
-        // A text may by chance contain a mark.
+        // Rejects cases in which the random text contains a mark by chance.
         prop_assume!(count(Kind::Image) == images.len() && count(Kind::Video) == videos.len());
         let got = content(json!(whole), json!({"images": images, "videos": videos})).unwrap();
         let show = |part: &Value| match part["type"].as_str() {

@@ -1,14 +1,14 @@
-//! A mixture of data files with weights: how many rows of each file an epoch has, and which.
+//! A mixture of data files with weights: decides how many rows of each file an epoch has, and which rows.
 //!
-//! Let file `i` have `n_i` rows and the share `p_i` of the sum of all weights. An epoch has
-//! `E = min over i of ⌊n_i / p_i⌋` rows, so it ends when the first file has no rows left for its share; the other files
-//! are not used up. File `i` has `E p_i` of these rows, rounded so that the sum is `E` (largest remainders). The next
-//! epoch continues in each file where this one stopped, and begins the file again after its last row.
+//! Let file `i` have `n_i` rows and the share `p_i` of the sum of all weights. An epoch has `E = min over i of ⌊n_i /
+//! p_i⌋` rows, so it ends when the first file has no rows left for its share; the other files are not used up. File `i`
+//! has `E p_i` of these rows, rounded so that the sum is `E` (largest remainders). In each file, the next epoch
+//! continues where the previous epoch stopped, and starts again at the first row after the last row.
 //!
-//! Example: 100 rows with weight 0.5 and 1000 rows with weight 0.5 give epochs of 200 rows. Each has all rows of the
-//! first file; ten epochs have every row of the second file once.
+//! Example: 100 rows with weight 0.5 and 1000 rows with weight 0.5 give epochs of 200 rows. Each epoch has all rows of
+//! the first file; ten epochs together have every row of the second file once.
 //!
-//! All of this follows from the seed and the position, so a resumed run continues the mixture without stored state.
+//! The mixture depends only on the seed and the position, so a resumed run continues the mixture without stored state.
 
 use reel_diagnostic::Diagnostic;
 
@@ -17,15 +17,15 @@ use super::{RowOrder, permutation};
 /// A file of a mixture.
 #[derive(Clone, Debug, PartialEq)]
 struct MixedFile {
-    /// The number of its first row among the rows of all files.
+    /// Index of the file's first row among the rows of all files.
     first_row: usize,
-    /// Number of its rows.
+    /// Number of rows of the file.
     rows: usize,
-    /// Number of its rows in an epoch.
+    /// Number of rows of this file in an epoch.
     rows_per_epoch: usize,
 }
 
-/// The files of a mixture and the numbers of their rows in an epoch.
+/// The files of a mixture and the number of rows that each file has in an epoch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mixture {
     files: Vec<MixedFile>,
@@ -33,25 +33,25 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// Mixes files, each with its name, number of rows and weight (positive and finite). Their rows are numbered one
-    /// file after the other.
+    /// Creates a mixture of `files`, each given as (name, number of rows, weight); weights are positive and finite.
+    /// Rows are numbered consecutively over all files, in the order of the files.
     ///
     /// # Errors
     /// A weight is so small that an epoch has no row of its file.
     pub fn new(files: &[(String, usize, f64)]) -> Result<Self, Diagnostic> {
-        // Scaled by the largest one, the sum of weights is finite.
+        // Divides all weights by the largest weight, so that their sum is finite.
         let largest = files.iter().map(|file| file.2).fold(0.0, f64::max);
         let scaled: Vec<f64> = files.iter().map(|file| file.2 / largest).collect();
         let sum: f64 = scaled.iter().sum();
         let shares: Vec<f64> = scaled.iter().map(|weight| weight / sum).collect();
         let limits = files.iter().zip(&shares).map(|((_, rows, _), share)| *rows as f64 / share);
         let epoch_rows = limits.fold(f64::INFINITY, f64::min);
-        // A quotient that is whole but for its rounding is whole.
+        // The factor makes up for rounding errors: a quotient just below a whole number counts as that number.
         let epoch_rows = (epoch_rows * (1.0 + 1e-12)).floor() as usize;
         let exact: Vec<f64> = shares.iter().map(|share| epoch_rows as f64 * share).collect();
         let mut counts: Vec<usize> =
             exact.iter().zip(files).map(|(exact, (_, rows, _))| (exact.floor() as usize).min(*rows)).collect();
-        // The rows that rounding down leaves go to the files with the largest remainders.
+        // Rounding down leaves a few rows over; they go to the files with the largest remainders.
         let mut by_remainder: Vec<usize> = (0..files.len()).collect();
         by_remainder.sort_by(|&a, &b| exact[b].fract().total_cmp(&exact[a].fract()));
         let left = epoch_rows.saturating_sub(counts.iter().sum());
@@ -76,8 +76,8 @@ impl Mixture {
         self.epoch_rows
     }
 
-    /// The row numbers of epoch `epoch` in their order: shuffled by `seed`; without one, the rows of each file in file
-    /// order, evenly spread over the epoch.
+    /// Returns the row numbers of epoch `epoch` in order. With a seed, the rows are shuffled; without a seed, the rows
+    /// of each file stay in file order and are spread evenly over the epoch.
     pub(super) fn epoch(&self, seed: Option<u64>, epoch: u64) -> Vec<u32> {
         let mut rows = Vec::with_capacity(self.epoch_rows);
         for (i, file) in self.files.iter().enumerate() {
@@ -95,8 +95,8 @@ impl Mixture {
         positions.into_iter().map(|position| rows[position as usize]).collect()
     }
 
-    /// The positions `0..E`, which count the files' rows one file after the other, in an order that spreads each file
-    /// evenly: the n-th of c rows of a file comes at (n + 1/2) / c of the epoch.
+    /// Returns a permutation of `0..E`, the epoch's rows numbered file by file, that spreads each file evenly: the n-th
+    /// of a file's c rows is placed at the fraction (n + 1/2) / c of the epoch.
     fn spread(&self) -> Vec<u32> {
         let mut all = Vec::with_capacity(self.epoch_rows);
         for file in &self.files {
@@ -104,13 +104,14 @@ impl Mixture {
             let first = all.len() as u32;
             all.extend((0..count).map(|n| (2 * n + 1, count, first + n as u32)));
         }
-        // a / b < c / d as a d < c b; equal fractions stay in the order of the files.
+        // Compares the fractions a / b and c / d by a d and c b. The sort is stable: equal fractions stay in file
+        // order.
         all.sort_by(|a, b| (u128::from(a.0) * u128::from(b.1)).cmp(&(u128::from(b.0) * u128::from(a.1))));
         all.into_iter().map(|(_, _, position)| position).collect()
     }
 }
 
-/// The seed of the row order of file `i`, so that files of equal length have different orders.
+/// Derives the seed of the row order of file `i` from `seed`, so that files of equal length have different row orders.
 fn file_seed(seed: u64, i: usize) -> u64 {
     // The odd constant is 2^64 divided by the golden ratio; its multiples are far apart.
     seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
@@ -154,7 +155,8 @@ mod tests {
     }
 
     proptest! {
-        /// Each epoch has the files' shares; over the epochs every file is used pass by pass, each row once per pass.
+        /// Each epoch has each file's share of rows. Over the epochs each file is used in passes, each row once per
+        /// pass.
         #[test]
         fn each_file_is_used_evenly(
             files in prop::collection::vec((1usize..40, 0.1f64..10.0), 1..5),

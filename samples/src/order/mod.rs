@@ -1,6 +1,6 @@
 //! The order in which a run uses the rows: an endless sequence of row numbers, in passes over all rows. The order
-//! within a pass depends only on the seed and the number of the pass, so a resumed run continues it without stored
-//! state.
+//! within a pass depends only on the seed and the number of the pass, so a resumed run continues the sequence without
+//! stored state.
 
 pub mod mixture;
 
@@ -20,25 +20,26 @@ pub struct RowOrder {
     rows: usize,
     /// `None`: rows in file order.
     seed: Option<u64>,
-    /// The mixture of files whose epochs are the passes.
+    /// The mixture of files, one of whose epochs is one pass; `None` for a single data source.
     mixture: Option<Arc<Mixture>>,
-    /// The pass over the data whose row order is in `order`.
+    /// Number of the pass whose row order `order` holds.
     pass: Option<u64>,
     order: Vec<u32>,
 }
 
 impl RowOrder {
-    /// The order in which every pass goes through the rows as they are in the file.
+    /// Creates an order whose passes all go through the rows in file order.
     pub fn file_order(rows: usize) -> Self {
         Self { rows, seed: None, mixture: None, pass: None, order: Vec::new() }
     }
 
-    /// The order in which every pass goes through the rows in a new random order.
+    /// Creates an order whose passes each go through the rows in a new random order.
     pub fn shuffled(rows: usize, seed: u64) -> Self {
         Self { seed: Some(seed), ..Self::file_order(rows) }
     }
 
-    /// The order of a mixture of files: within an epoch shuffled by `seed`, or without one spread evenly.
+    /// Creates the order of a mixture of files. With a seed, the rows of an epoch are shuffled; without a seed, each
+    /// file is spread evenly over the epoch.
     pub fn mixed(mixture: Mixture, seed: Option<u64>) -> Self {
         let rows = mixture.epoch_rows();
         Self { seed, mixture: Some(Arc::new(mixture)), ..Self::file_order(rows) }
@@ -49,8 +50,8 @@ impl RowOrder {
         self.rows
     }
 
-    /// The row number at `stream_index` of the sequence, counted from 0. At the first row of a pass, computes its
-    /// order.
+    /// Returns the row number at index `stream_index` of the sequence, counted from 0. Computes the row order of a pass
+    /// when the pass changes.
     pub fn row_at(&mut self, stream_index: u64) -> usize {
         let rows = self.rows as u64;
         let (pass, location) = (stream_index / rows, (stream_index % rows) as usize);

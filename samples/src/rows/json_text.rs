@@ -1,16 +1,17 @@
-//! Conversations that a row holds as JSON text. CSV files, data frames and Parquet files of many tools have no type
-//! for values of varying shape, so that their writers store `json.dumps(messages)`, whole or message by message.
+//! Reads conversations that a row holds as JSON text. CSV files, data frames and the Parquet files of many tools have
+//! no type for values of varying shape, so their writers store `json.dumps(messages)`, either of the whole list or of
+//! each message.
 
 use reel_diagnostic::Diagnostic;
 use serde_json::{Map, Value};
 
 use super::layouts::CHAT;
 
-/// Replaces the JSON texts in the columns of a conversation by their values. A text in `prompt` or `completion` is JSON
-/// only if it is a list of messages, and a text in a media column only if it is a list.
+/// Parses the JSON texts in a conversation's columns and replaces them by their values. A text in `prompt` or
+/// `completion` is treated as JSON only if it is a list of messages; a text in a media column only if it is a list.
 ///
 /// # Errors
-/// A column that must be a list is a text, or has a text, that is not JSON.
+/// A column that must be a list is a text that is not JSON, or holds such a text.
 pub(super) fn read_json_texts(fields: &mut Map<String, Value>) -> Result<(), Diagnostic> {
     for name in ["messages", "conversations", "history"] {
         let Some(value) = fields.get_mut(name) else { continue };
@@ -36,7 +37,7 @@ pub(super) fn read_json_texts(fields: &mut Map<String, Value>) -> Result<(), Dia
     Ok(())
 }
 
-/// Replaces the messages of a list that are JSON texts.
+/// Parses those items of the list `value` that are JSON texts of a message, and replaces them by the message.
 fn read_items(name: &str, value: &mut Value) -> Result<(), Diagnostic> {
     let Value::Array(items) = value else { return Ok(()) };
     for (i, item) in items.iter_mut().enumerate() {
@@ -49,7 +50,7 @@ fn read_items(name: &str, value: &mut Value) -> Result<(), Diagnostic> {
     Ok(())
 }
 
-/// The list that a text is as JSON.
+/// Parses a text as a JSON list; `None` if it is not one.
 fn list_of(text: &str) -> Option<Vec<Value>> {
     if !text.trim_start().starts_with('[') {
         return None;
@@ -62,8 +63,8 @@ fn is_chat(list: &[Value]) -> bool {
     !list.is_empty() && list.iter().all(is_message)
 }
 
-/// Refuses a message whose content is the JSON text of a list of parts. Training would learn the text, and its images
-/// and videos would be lost.
+/// Refuses a message whose content is the JSON text of a list of parts. Otherwise training would learn the JSON text,
+/// and the images and videos of its parts would be lost.
 pub(super) fn refuse_parts_as_text(field: &str, messages: &[Value]) -> Result<(), Diagnostic> {
     let is_part = |part: &Value| match part.get("type").and_then(Value::as_str) {
         Some("text") => part.get("text").is_some_and(Value::is_string),

@@ -7,7 +7,7 @@ use super::json_text::refuse_parts_as_text;
 use super::{DataRow, PromptContent};
 use crate::media_columns;
 
-/// A layout of rows, named by the field that shows it.
+/// The layout of a row: which fields hold its conversation. Each layout is recognised by one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// Chat `messages`.
@@ -25,11 +25,11 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// All layouts. A row with the fields of two of them has the first one.
+    /// All layouts, in order of precedence: a row with the fields of two layouts has the one that comes first here.
     const ALL: [Self; 6] =
         [Self::Messages, Self::Conversations, Self::Prompt, Self::Query, Self::Instruction, Self::Problem];
 
-    /// The field that shows the layout.
+    /// The field by which this layout is recognised.
     pub fn field(self) -> &'static str {
         match self {
             Self::Messages => "messages",
@@ -41,8 +41,8 @@ impl Layout {
         }
     }
 
-    /// The layout of a row; `None` for a row without any of the fields. Null counts as absent: a table of rows in
-    /// several layouts has it for the fields of the others.
+    /// Returns the layout of a row; `None` if no layout's field is present. A null field counts as absent, because a
+    /// table of rows in several layouts has null in the fields of the other layouts.
     pub fn of(fields: &Map<String, Value>) -> Option<Self> {
         Self::ALL.into_iter().find(|layout| is_given(fields, layout.field()))
     }
@@ -55,8 +55,8 @@ fn is_given(fields: &Map<String, Value>, name: &str) -> bool {
 pub(super) const CHAT: &str = "give a list of {\"role\", \"content\"} messages";
 
 impl DataRow {
-    /// Reads a row with one of the layouts whose messages are complete: all but [`Layout::Prompt`] and
-    /// [`Layout::Problem`].
+    /// Reads a row with any layout except [`Layout::Prompt`] and [`Layout::Problem`]: its fields hold the complete
+    /// chat.
     pub(super) fn from_chat(layout: Layout, mut fields: Map<String, Value>) -> Result<Self, Diagnostic> {
         let field = layout.field();
         let value = fields.shift_remove(field).unwrap_or_default();
@@ -69,7 +69,8 @@ impl DataRow {
         Self::whole_chat(field, messages, 0, fields)
     }
 
-    /// Reads a row with a `prompt`: messages or a text, with a `completion` of the same kind or without one.
+    /// Reads a row with a `prompt`, which is a list of messages or a text, and optionally a `completion` of the same
+    /// kind.
     pub(super) fn from_prompt(mut fields: Map<String, Value>) -> Result<Self, Diagnostic> {
         let content = PromptContent::parse(fields.shift_remove("prompt").unwrap_or_default())?;
         let completion = fields.shift_remove("completion").filter(|value| !matches!(value.as_str(), Some("")));
@@ -116,7 +117,7 @@ impl DataRow {
         Ok(Self::Prompt { content, columns })
     }
 
-    /// A row of all messages of a chat, of which the answers of the first `given` are not learned.
+    /// Makes a row of all messages of a chat. Answers among the first `given` messages are not learned.
     fn whole_chat(
         field: &str,
         messages: Vec<Value>,
@@ -134,8 +135,8 @@ impl DataRow {
     }
 }
 
-/// Checks that `value` is a list of messages with roles and contents. What is in a content is checked later, when the
-/// chat template is applied.
+/// Checks that `value` is a list of messages with roles and contents. The parts of a content are checked later, when
+/// the chat template is applied.
 pub(super) fn chat(field: &str, value: Value) -> Result<Vec<Value>, Diagnostic> {
     let Value::Array(messages) = value else { return Err(Diagnostic::new(field, "is not a list", CHAT)) };
     if messages.is_empty() {
@@ -157,8 +158,8 @@ fn message(role: &str, text: &str) -> Value {
     json!({"role": role, "content": text})
 }
 
-/// For each answer of the assistant, whether it is learned: not if it is one of the first `given` messages, or if its
-/// `loss` (ms-swift) or `weight` (OpenAI) is false or 0.
+/// For each assistant message, returns whether it is learned. A message is not learned if it is among the first `given`
+/// messages, or if its `loss` (ms-swift) or `weight` (OpenAI) is false or 0.
 fn learned_answers(field: &str, messages: &[Value], given: usize) -> Result<Vec<bool>, Diagnostic> {
     let answers = messages.iter().enumerate().filter(|(_, message)| message["role"] == "assistant");
     let learned = answers.map(|(i, message)| {
@@ -181,8 +182,8 @@ fn learned_answers(field: &str, messages: &[Value], given: usize) -> Result<Vec<
     learned.collect()
 }
 
-/// Refuses a row with a second conversation beside the one in `field`, unless the second repeats messages of the first,
-/// as rows often keep the text that their messages were made of.
+/// Refuses a row with a second conversation in another column than `field`, unless the second conversation repeats
+/// messages of the first: rows often keep the text from which their messages were made.
 fn refuse_second_chat(field: &str, messages: &[Value], columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let repeats = |value: &Value| match value {
         Value::Null => true,
@@ -229,8 +230,8 @@ fn refuse_system_column(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
     }
 }
 
-/// Refuses a row with descriptions of tools. The chat template of Qwen2.5-VL has no place for them, so the model would
-/// learn to call tools that it is not told of.
+/// Refuses a row with descriptions of tools. The chat template of Qwen2.5-VL does not show tools, so the model would
+/// learn to call tools that its prompt does not describe.
 fn refuse_tools(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
     let none = match fields.get("tools") {
         None | Some(Value::Null) => true,
@@ -246,8 +247,8 @@ fn refuse_tools(fields: &Map<String, Value>) -> Result<(), Diagnostic> {
     }
 }
 
-/// Refuses a row whose texts have ms-swift's marks for the boxes and names in its column `objects`: the model would
-/// learn the marks.
+/// Refuses a row whose texts have ms-swift's marks for the boxes and names in its column `objects`. Otherwise the model
+/// would learn the marks themselves, because the column is not read.
 fn refuse_objects(messages: &[Value], fields: &Map<String, Value>) -> Result<(), Diagnostic> {
     let mark = ["<bbox>", "<ref-object>"].into_iter().find(|mark| {
         let has = |value: &Value| value.as_str().is_some_and(|text| text.contains(mark));
@@ -297,7 +298,7 @@ fn sharegpt_messages(turns: Value) -> Result<Vec<Value>, Diagnostic> {
     turns.collect()
 }
 
-/// The messages of ms-swift's `query`, `response` and `history`. Removes the columns that it reads.
+/// Makes messages of ms-swift's `query`, `response` and `history`. Removes `response` and `history` from `fields`.
 fn query_messages(query: &Value, fields: &mut Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
     let Some(query) = query.as_str().filter(|text| !text.is_empty()) else {
         return Err(Diagnostic::new("query", "is empty or not a string", "write the question as a JSON string"));
@@ -305,7 +306,8 @@ fn query_messages(query: &Value, fields: &mut Map<String, Value>) -> Result<Vec<
     dialogue(query, "response", fields)
 }
 
-/// The messages of Alpaca's `instruction`, `input`, `output` and `history`. Removes the columns that it reads.
+/// Makes messages of Alpaca's `instruction`, `input`, `output` and `history`. Removes `input`, `output` and `history`
+/// from `fields`.
 fn instruction_messages(instruction: &Value, fields: &mut Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
     let texts = [Some(instruction.clone()), fields.shift_remove("input")];
     let mut question = Vec::new();
@@ -323,8 +325,9 @@ fn instruction_messages(instruction: &Value, fields: &mut Map<String, Value>) ->
     dialogue(&question.join("\n"), "output", fields)
 }
 
-/// The messages of a question, its answer in the column `answer` and the questions and answers before it in the column
-/// `history`. Removes these columns. Without an answer the messages end with the question.
+/// Makes messages of the earlier questions and answers in the column `history`, the question, and the answer in the
+/// column named `answer`. Removes these two columns from `fields`. Without an answer, the messages end with the
+/// question.
 fn dialogue(question: &str, answer: &str, fields: &mut Map<String, Value>) -> Result<Vec<Value>, Diagnostic> {
     let history = match fields.shift_remove("history") {
         None | Some(Value::Null) => Vec::new(),

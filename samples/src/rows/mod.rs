@@ -1,4 +1,4 @@
-//! Parses one row of training data in any of these layouts, and makes the conversation to train on.
+//! Parses one row of training data, which has one of the following layouts, and makes the conversation to train on.
 //!
 //! | layout | fields |
 //! |---|---|
@@ -9,10 +9,10 @@
 //! | ms-swift | `query`, `response`, `history` |
 //! | Alpaca | `instruction`, `input`, `output`, `history` |
 //! | EasyR1 | `problem`: the prompt; other columns, such as `answer`, are for rewards |
-//! | problem | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` (VideoRFT's and Video-R1's data sets) |
+//! | VideoRFT, Video-R1 | `problem`, `data_type`, `problem_type`, `options`, `process`, `solution`, `path` |
 //!
-//! In all but the last, images and videos are parts of the messages, or stand in columns (`media_columns`), and the text
-//! in a column `system` becomes the system message. Columns may hold their lists as JSON text (`json_text`).
+//! In all layouts but the last, images and videos are parts of the messages or named in columns (`media_columns`), and
+//! a column `system` becomes the system message. Columns may hold their lists as JSON text (`json_text`).
 
 mod json_text;
 pub mod layouts;
@@ -29,7 +29,7 @@ use crate::media_columns;
 /// A row of a data file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataRow {
-    /// A chat with the answers of the assistant, or up to an answer.
+    /// A chat that includes the assistant's answers, or that ends before an answer.
     Chat {
         /// The chat messages.
         messages: Vec<Value>,
@@ -45,11 +45,11 @@ pub enum DataRow {
         /// The other columns of the row.
         columns: Map<String, Value>,
     },
-    /// Two texts that follow each other and are used without the chat template. The second is learned.
+    /// A prompt and its completion as plain texts, used without the chat template. Only the completion is learned.
     Completion {
-        /// The text that is given.
+        /// The prompt, which is not learned.
         prompt: String,
-        /// The text that is learned.
+        /// The completion, which is learned.
         completion: String,
     },
     /// A row of VideoRFT's or Video-R1's data sets.
@@ -61,7 +61,7 @@ pub enum DataRow {
     },
 }
 
-/// What supervised fine-tuning learns of a row.
+/// A row in the form that supervised fine-tuning learns from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum SupervisedRow {
     /// A conversation.
@@ -71,11 +71,11 @@ pub enum SupervisedRow {
         /// For each message of the assistant, whether it is learned.
         learned: Vec<bool>,
     },
-    /// Two texts that are used without the chat template. The second is learned.
+    /// A prompt and its completion as plain texts, used without the chat template. Only the completion is learned.
     Text {
-        /// The text that is given.
+        /// The prompt, which is not learned.
         prompt: String,
-        /// The text that is learned.
+        /// The completion, which is learned.
         completion: String,
     },
 }
@@ -139,7 +139,7 @@ pub enum ProblemMedia {
 
 const LAYOUTS: &str = "give chat `messages`, ShareGPT `conversations`, `prompt` and `completion`, `query` and `response`, `instruction` and `output`, or the fields problem, data_type, problem_type, process, solution, path";
 
-/// The fields of which a row in VideoRFT's layout has at least one beside `problem`.
+/// A row with `problem` is in VideoRFT's layout if it also has at least one of these fields; otherwise in EasyR1's.
 const VIDEORFT_FIELDS: [&str; 4] = ["data_type", "problem_type", "path", "process"];
 
 impl DataRow {
@@ -188,8 +188,8 @@ impl DataRow {
         }
     }
 
-    /// The prompt of an answer that is generated outside of training. Of a whole chat, the answer at its end is left
-    /// out; a problem gets the question template `template`. Media paths are returned as written.
+    /// Returns the prompt for generating an answer outside of training. If a chat ends with an answer, that answer is
+    /// left out. A problem gets the question template `template`. Media paths are returned as written.
     pub fn generation_prompt(self, parity: Recipe, template: QuestionTemplate) -> Result<PromptContent, Diagnostic> {
         match self {
             Self::Prompt { content, .. } => Ok(content),

@@ -3,7 +3,8 @@
 use super::*;
 
 impl DataRow {
-    /// The messages that supervised fine-tuning learns from; of two texts a message each.
+    /// Returns the messages that supervised fine-tuning learns from. A row of plain texts gives two messages, one per
+    /// text.
     fn supervised_messages(&self, recipe: Recipe) -> Result<Vec<Value>, Diagnostic> {
         Ok(match self.supervised(recipe)? {
             SupervisedRow::Chat { messages, .. } => messages,
@@ -31,8 +32,8 @@ fn anything() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// A row that has any JSON value in any field is either accepted, with its texts unchanged, or refused with
-    /// an error that names the field.
+    /// If one field of a row holds an arbitrary JSON value, the row is either accepted with its texts unchanged, or
+    /// refused with an error that names this field.
     #[test]
     fn any_value_in_any_field_is_read_or_named(
         field in prop::sample::select(vec!["problem", "data_type", "problem_type", "options", "process", "solution", "path", "messages", "prompt"]),
@@ -158,7 +159,7 @@ fn sharegpt_turns_become_messages() {
     }
 }
 
-/// A text that a row has beside its chat is used or refused, never left out in silence.
+/// The columns `system` and `tools` beside a chat are either used or refused, never ignored silently.
 #[test]
 fn system_column_is_used_and_tools_are_refused() {
     let (ask, answer) = (json!({"role": "user", "content": "?"}), json!({"role": "assistant", "content": "!"}));
@@ -252,7 +253,7 @@ fn answer(text: &str) -> Value {
     json!({"role": "assistant", "content": text})
 }
 
-/// The rows of TRL, ms-swift and LLaMA-Factory, with the chats that these train on.
+/// Each row in a layout of TRL, ms-swift or LLaMA-Factory becomes the chat that this program trains on.
 #[test]
 fn rows_of_other_programs_become_chats() {
     let image =
@@ -313,7 +314,7 @@ fn answers_without_loss_are_not_learned() {
     assert_eq!(row(with("weight", json!(0.5))).unwrap_err().location, "messages[1].weight");
 }
 
-/// Prompts of GRPO: a chat up to an answer, and rows of EasyR1.
+/// A GRPO prompt may be a chat without a final answer, or a row of EasyR1; a chat with an answer is refused.
 #[test]
 fn prompts_may_be_chats_without_an_answer() {
     let prompt = |row: Value| DataRow::parse(row)?.prompt_and_columns(Recipe::Paper);
@@ -335,7 +336,7 @@ fn prompts_may_be_chats_without_an_answer() {
     }
 }
 
-/// Texts that would be lost are refused by name.
+/// A row with a text that training would ignore is refused, with an error that names the text's field.
 #[test]
 fn rows_that_contradict_themselves_are_refused() {
     let chat = json!([user("?"), answer("!")]);
@@ -359,7 +360,7 @@ fn rows_that_contradict_themselves_are_refused() {
         (json!({"instruction": "?", "input": 3, "output": "!"}), "input"),
         (json!({"instruction": "?", "output": "!", "audios": ["a.wav"]}), "audios"),
         (json!({"query": "Find <bbox>", "response": "!", "objects": {"bbox": [[1, 2, 3, 4]]}}), "objects"),
-        // An image that stands in the messages as another file.
+        // The messages already name another image file than the column `images`.
         (
             json!({"messages": [{"role": "user", "content": [{"type": "image", "image": "b.png"}]}], "images": ["a.png"]}),
             "images",
@@ -367,7 +368,7 @@ fn rows_that_contradict_themselves_are_refused() {
     ] {
         assert_eq!(row(given.clone()).map_err(|e| e.location), Err(location.to_string()), "{given}");
     }
-    // Columns that repeat the chat, as public data sets keep them.
+    // Columns that only repeat the chat are accepted, because public data sets have them.
     for (name, value) in [("prompt", json!("?")), ("prompt", json!([user("?")])), ("instruction", json!("?"))] {
         assert!(row(and(name, value.clone())).is_ok(), "{name} {value}");
     }

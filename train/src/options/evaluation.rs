@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{check, run};
 use crate::Result;
 
-/// By which number checkpoints are compared.
+/// The metric by which checkpoints are compared to find the best one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BestMetric {
@@ -80,13 +80,13 @@ impl EvaluationOptions {
         }
     }
 
-    /// By which number checkpoints are compared.
+    /// The metric by which checkpoints are compared: `--metric-for-best-model`, or its default.
     pub fn best_metric(&self) -> BestMetric {
         let default = if self.is_on() { BestMetric::Eval } else { BestMetric::Reward };
         self.metric_for_best_model.unwrap_or(default)
     }
 
-    /// Checks the values. `save_steps` is the value of `--save-steps`.
+    /// Checks the values of the evaluation options. `save_steps` is the value of `--save-steps`.
     pub(super) fn validate(&self, save_steps: u64) -> Result<()> {
         let metric = self.best_metric();
         if !self.is_on() {

@@ -122,7 +122,8 @@ pub struct GrpoOptions {
     /// gives it only these [default: it gets the whole environment]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub reward_env: Option<Vec<String>>,
-    /// Time limit in seconds for scoring the completions of one step with custom rewards; the run ends if it is exceeded
+    /// Time limit in seconds for scoring the completions of one step with custom rewards; the run ends if it is
+    /// exceeded
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     pub reward_timeout: f64,
     /// Weights of the rewards in the sum: NAME=WEIGHT,… for accuracy, format, temporal, semantic, length, command (of
@@ -152,8 +153,8 @@ pub struct GrpoOptions {
 
 run::extends_run_options!(GrpoOptions);
 
-/// Writes no text as null and a single one as text, as `run.json` had it when there could be only one. Reads these and
-/// lists.
+/// Serializes a list of texts. An empty list is written as null and a single text as a string, as in `run.json` of
+/// earlier versions, which allowed only one text. Reads null, a string or a list.
 mod text_or_list {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -181,7 +182,8 @@ mod text_or_list {
     }
 }
 
-/// Reads a text, or a list of numbers as configuration files of TRL have it, which becomes `1,0.5`.
+/// Reads reward weights: a text, or a list of numbers as in TRL's configuration files, which becomes a text such as
+/// `1,0.5`.
 fn numbers_or_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "not a text or a list of numbers")]
@@ -206,11 +208,11 @@ impl GrpoOptions {
         self.per_device_train_batch_size / self.num_generations.max(1)
     }
 
-    /// The weight of each reward; that of the length reward is 0 with `--len-control false`.
+    /// The weight of each reward. The weight of the length reward is 0 with `--len-control false`.
     ///
     /// # Errors
-    /// A name that is not a reward or is given twice, a weight that is not a number, or another count of numbers than
-    /// of custom rewards.
+    /// A name is not a reward or is given twice, a weight is not a number, or the count of numbers differs from the
+    /// count of custom rewards.
     pub fn reward_weights(&self) -> Result<RewardWeights> {
         let given = self.reward_weights.as_deref().map(|text| RewardWeights::parse(text, &self.custom_reward_names()));
         let weights = given.transpose()?.unwrap_or_default();
@@ -384,8 +386,8 @@ mod tests {
         }
     }
 
-    /// `run.json` and configuration files name no, one or several reward commands; a run that an earlier version wrote
-    /// has null or a text.
+    /// In `run.json` and configuration files, no reward command is null, one is a string and several are a list.
+    /// Earlier versions wrote only null or a string.
     #[test]
     fn reward_commands_are_null_a_text_or_a_list() {
         for (value, commands) in [("null", &[][..]), ("\"a, b\"", &["a, b"]), ("[\"a\",\"b\"]", &["a", "b"])] {

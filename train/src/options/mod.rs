@@ -1,5 +1,5 @@
-//! The options of the commands that train, with TRL's names and the recipes' defaults: declared once, for the command
-//! line, for configuration files and for `run.json`.
+//! The options of the training commands, with TRL's names and the recipes' defaults. Each option is declared once, for
+//! the command line, for configuration files and for `run.json`.
 
 mod evaluation;
 mod grpo;
@@ -109,7 +109,8 @@ impl std::fmt::Display for GradientCheckpointing {
     }
 }
 
-/// The values of [`GradientCheckpointing`] in files. TRL has a switch: true is `full`, false is `none`.
+/// The values of [`GradientCheckpointing`] in configuration files. TRL's files have a boolean instead: true means
+/// `full`, false means `none`.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum CheckpointingName {

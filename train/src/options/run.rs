@@ -20,10 +20,10 @@ pub trait TrainingOptions: Default + Serialize + Deref<Target = RunOptions> {
     /// The name of the command: `sft` or `grpo`.
     const COMMAND: &'static str;
 
-    /// Checks the values of all options. The error names the first invalid one by its flag.
+    /// Checks the values of all options. The error names the flag of the first invalid option.
     fn validate_values(&self) -> Result<()>;
 
-    /// All options by field name, those that were not given with their defaults.
+    /// All options by field name; options that were not given have their default values.
     fn resolved(&self) -> Map<String, Value> {
         match serde_json::to_value(self) {
             Ok(Value::Object(map)) => map,
@@ -215,13 +215,13 @@ pub struct RunOptions {
     pub evaluation: EvaluationOptions,
 }
 
-/// Parses a path that may be empty, which means "not given": a configuration file may give it. (The path parser of
-/// clap rejects an empty path.)
+/// Parses a path that may be empty. An empty path means "not given on the command line"; a configuration file may give
+/// the path instead. (clap's path parser rejects an empty path.)
 fn path_or_none() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-/// The options that an empty command line gives: all defaults.
+/// Returns the options with their default values, as an empty command line gives them.
 pub(super) fn default_options<T: Args>() -> T {
     let matches = T::augment_args(clap::Command::new("options")).try_get_matches_from(["options"]);
     matches.and_then(|m| T::from_arg_matches(&m)).expect("every option has a default, which a test checks")
@@ -260,8 +260,8 @@ impl Default for RunOptions {
     }
 }
 
-/// Maximum of rows per micro-batch, and of micro-batches per step. It is limited because all rows of a step are in
-/// memory.
+/// Maximum number of rows per micro-batch, and of micro-batches per step. There is a limit because all rows of a step
+/// are in memory.
 const MAX_ROWS: usize = 1 << 16;
 
 impl RunOptions {
@@ -273,12 +273,13 @@ impl RunOptions {
         }
     }
 
-    /// Whether `--report-to` names this reporter.
+    /// Whether `--report-to` names `reporter`.
     pub fn reports_to(&self, reporter: ReportTo) -> bool {
         self.report_to.contains(&reporter)
     }
 
-    /// The project in Weights & Biases, found as its client does: the option, the environment, or `uncategorized`.
+    /// The project in Weights & Biases, found as the W&B client finds it: `--wandb-project`, else the environment
+    /// variable `WANDB_PROJECT`, else `uncategorized`.
     pub fn wandb_project(&self) -> String {
         let given = self.wandb_project.clone().or_else(|| std::env::var("WANDB_PROJECT").ok());
         given.filter(|name| !name.is_empty()).unwrap_or_else(|| "uncategorized".into())
@@ -294,13 +295,13 @@ impl RunOptions {
         self.quarantine.clone().unwrap_or_else(|| self.out.join(QUARANTINE_FILE))
     }
 
-    /// The value of `--max-steps`. `None` if it is not given, or if it is 0 or negative: then the epochs determine
-    /// the number of steps, as in TRL.
+    /// The value of `--max-steps`. `None` if the option is not given, 0 or negative: the number of epochs then
+    /// determines the number of steps, as in TRL.
     pub fn requested_step_count(&self) -> Option<u64> {
         self.max_steps.and_then(|n| u64::try_from(n).ok()).filter(|&n| n > 0)
     }
 
-    /// The LoRA adapter to train, if any.
+    /// The LoRA adapter to train; `None` if the run trains the weights themselves.
     pub fn lora_spec(&self) -> Option<LoraSpec> {
         let decoder = || DECODER_LINEAR_LAYERS.map(str::to_string).to_vec();
         (self.lora_r > 0).then(|| LoraSpec {
@@ -320,12 +321,12 @@ impl RunOptions {
         }
     }
 
-    /// Warmup steps in a run of `steps` steps.
+    /// Number of learning-rate warmup steps in a run of `steps` steps.
     pub fn warmup_step_count(&self, steps: u64) -> u64 {
         if self.warmup_steps > 0 { self.warmup_steps } else { (self.warmup_ratio * steps as f64).ceil() as u64 }
     }
 
-    /// Checks the values of these options. The error names the first invalid one by its flag.
+    /// Checks the values of these options. The error names the flag of the first invalid option.
     pub fn validate_values(&self) -> Result<()> {
         let rate = |flag: &str, value: f64| range(flag, value, value >= 0.0, "give a number that is 0 or more");
         rate("--learning-rate", self.learning_rate)?;
@@ -377,7 +378,7 @@ impl RunOptions {
         if !self.reports_to(ReportTo::Wandb) {
             return Ok(());
         }
-        // The W&B client accepts only such project names (`wandb_settings.py`).
+        // The W&B client accepts only project names that pass this check (`wandb_settings.py`).
         let project = self.wandb_project();
         let location = if self.wandb_project.is_some() { "--wandb-project" } else { "WANDB_PROJECT" };
         let fits = project.chars().count() <= 128 && !project.contains(['/', '\\', '#', '?', '%', ':']);

@@ -34,7 +34,7 @@ pub struct RolloutFile {
     lines: Vec<(usize, RolloutLine)>,
 }
 
-/// The help of errors about a line; it shows the form of a line.
+/// The help text of errors about a line; shows the format of a line.
 const FORM: &str = "write one {\"row\": 0, \"completions\": [[ids], …], \"rewards\": [numbers]} per line";
 
 impl RolloutFile {
@@ -65,7 +65,7 @@ impl RolloutFile {
         &self.lines[index].1
     }
 
-    /// The line of the group at `index`, counted from 1.
+    /// The line number in the file, counted from 1, of the group at `index`.
     pub fn line_number(&self, index: usize) -> usize {
         self.lines[index].0
     }

@@ -1,4 +1,4 @@
-//! Groups of completions as the loss sees them, and the set of groups that one or more steps train on.
+//! Groups of completions in the form that the loss needs, and the set of groups that one or more steps train on.
 //!
 //! [`RolloutWorker`](super::worker::RolloutWorker) makes groups by sampling, [`groups_from_file`] from `--rollouts`;
 //! [`crate::step::grpo::step`] trains on a [`RolloutSet`].
@@ -35,15 +35,15 @@ pub struct CompletionTokens {
 /// The tokens that end a completion.
 #[derive(Clone, Debug, Default)]
 pub struct EndTokens {
-    /// `<|im_end|>`, which ends a turn. What follows it in a given completion is not learned.
+    /// `<|im_end|>`, the end-of-turn token. Tokens after the first `<|im_end|>` of a completion are not learned.
     pub turn: Option<TokenId>,
-    /// The tokens at which sampling stops, `<|im_end|>` mostly included.
+    /// The tokens at which sampling stops, usually including `<|im_end|>`.
     pub stop: Vec<TokenId>,
 }
 
 impl CompletionTokens {
-    /// A completion whose loss counts the tokens up to the first `<|im_end|>`, or all if there is none. With
-    /// `mask_truncated` it counts none of a completion without `<|im_end|>` that no other end token ends.
+    /// Makes a completion whose tokens count in the loss up to the first `<|im_end|>`, or all if it has none. With
+    /// `mask_truncated`, a completion that has no `<|im_end|>` and does not end with a stop token counts no token.
     pub fn new(ids: Vec<TokenId>, log_probs: Vec<f32>, ends: &EndTokens, mask_truncated: bool) -> Self {
         let is_stopped = ids.last().is_some_and(|id| ends.stop.contains(id));
         let learned_len = match ids.iter().position(|&id| Some(id) == ends.turn) {
@@ -60,12 +60,12 @@ impl CompletionTokens {
     }
 }
 
-/// The completions of one prompt, whose rewards are compared with each other.
+/// A GRPO group: the completions of one prompt. Their rewards are compared with each other to give advantages.
 #[derive(Clone, Debug)]
 pub struct Group {
     /// The prompt.
     pub prompt: Arc<Prompt>,
-    /// Its completions.
+    /// The completions of the prompt.
     pub completions: Vec<CompletionTokens>,
     /// The weighted reward of each completion.
     pub rewards: Vec<f32>,
@@ -88,18 +88,19 @@ pub struct RolloutSet {
     pub ref_log_probs: Vec<Vec<f32>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
-    /// How long the reference model computed while the custom rewards did. The first step on the set counts it as its
-    /// own time.
+    /// Time that the reference model computed while custom rewards were computed. The first step on the set adds it to
+    /// `train_seconds`.
     pub while_scoring: Duration,
-    /// Some of the rollouts, to show in TensorBoard and Weights & Biases. The first step on the set takes it out and
-    /// reports it.
+    /// A preview of some rollouts for TensorBoard and Weights & Biases. The first step on the set takes the preview out
+    /// and reports it.
     pub preview: Option<RolloutPreview>,
-    /// Outputs of products that sampling kept. The first step on the set uses them and frees their memory.
+    /// Outputs of matrix products that sampling kept. The first step on the set reuses the outputs and frees their
+    /// memory.
     pub products: Option<Arc<RolloutProducts>>,
 }
 
 impl RolloutSet {
-    /// A rollout set of new groups. Computes their advantages.
+    /// Makes a rollout set of new groups and computes the advantages of their completions.
     pub fn new(mut groups: Vec<Group>, scale: ScaleRewards) -> Self {
         let rewards: Vec<f32> = groups.iter().flat_map(|g| g.rewards.iter().copied()).collect();
         let advantages = group_advantages(&rewards, groups.first().map_or(1, |g| g.rewards.len()), scale);
@@ -111,8 +112,9 @@ impl RolloutSet {
         Self { groups, ..Self::default() }
     }
 
-    /// The old and the reference log-probabilities of a micro-batch. The old ones are `None` in the first step on the
-    /// set, where they equal the policy's. The reference ones are `None` with `--beta 0`.
+    /// Returns the old and the reference log-probabilities of a micro-batch. The old log-probabilities are `None` in
+    /// the first step on the set, where they equal the policy's. The reference log-probabilities are `None` with
+    /// `--beta 0`.
     pub fn old_and_ref_log_probs(&self, micro_batch: usize) -> (Option<&[f32]>, Option<&[f32]>) {
         let old = if self.uses > 0 { self.old_log_probs.get(micro_batch) } else { None };
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
@@ -164,14 +166,15 @@ impl RolloutSet {
             groups: groups.collect(),
             old_log_probs: self.old_log_probs.clone(),
             ref_log_probs: self.ref_log_probs.clone(),
-            // A checkpoint's set was sampled by an earlier process: the resumed steps spend no time on sampling it.
+            // The set in a checkpoint was sampled by an earlier process, so a resumed step must not count its sampling
+            // time.
             metrics: GrpoMetrics { rollout_seconds: None, ..self.metrics.clone() },
         };
         serde_json::to_vec(&stored).map_err(|e| TrainError::cannot_write(ROLLOUT_SET_FILE, e.into()))
     }
 }
 
-/// A [`RolloutSet`] as a checkpoint stores it: of each prompt only the row number.
+/// A [`RolloutSet`] as a checkpoint stores it: only the row number of each prompt is stored.
 #[derive(Serialize, Deserialize)]
 struct StoredSet {
     uses: u64,
@@ -193,7 +196,7 @@ struct StoredGroup {
     advantages: Vec<f32>,
 }
 
-/// Makes a group of each prompt, with the completions and rewards that the `--rollouts` file gives for it.
+/// Makes a group of each prompt, with the prompt's completions and rewards from the `--rollouts` file.
 pub fn groups_from_file(options: &GrpoOptions, prompts: Vec<Prompt>, ends: &EndTokens) -> Vec<Group> {
     let group = |mut prompt: Prompt| {
         let line = prompt.given.take().unwrap_or_default();
@@ -218,7 +221,7 @@ mod tests {
         let learned = |ids: &[TokenId], mask| CompletionTokens::new(ids.to_vec(), Vec::new(), &ends, mask).learned_len;
         for mask in [false, true] {
             assert_eq!(learned(&[1, 9, 2, 9], mask), 2);
-            // Another end token ends only what was sampled.
+            // A stop token other than `<|im_end|>` (here 8) does not end the learned tokens if further tokens follow.
             assert_eq!(learned(&[1, 8, 2, 9], mask), 4);
             assert_eq!(learned(&[1, 2, 8], mask), 3);
         }

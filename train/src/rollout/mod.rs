@@ -1,4 +1,4 @@
-//! From prompts to groups of completions with rewards and advantages, sampled by the engine or read from a file.
+//! Turns prompts into groups of completions with rewards and advantages, sampled by the engine or read from a file.
 //! Read [`worker`] first: it samples, scores, records and groups the completions of one step.
 
 pub mod given;

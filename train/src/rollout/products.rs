@@ -1,9 +1,9 @@
-//! The outputs of the policy's matrix products that a rollout keeps, so that the training step on it need not compute
-//! them again.
+//! Keeps the outputs of the policy's matrix products during a rollout, so that the training step on this rollout need
+//! not compute them again.
 //!
-//! On device `cpu` the policy's forward pass of a step computes the products of the rollout before it, bit by bit: the
-//! same weights, the same tokens. If the outputs fit into the memory, they are kept ([`ProductKeeper::for_requests`])
-//! and the forward pass takes them ([`RolloutProducts::of_micro_batch`]).
+//! On device `cpu`, the policy's forward pass in a training step computes the same products as the preceding rollout,
+//! with the same bits, because weights and tokens are the same. If the outputs fit into memory, the rollout keeps them
+//! ([`ProductKeeper::for_requests`]) and the forward pass reuses them ([`RolloutProducts::of_micro_batch`]).
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,30 +18,31 @@ use crate::Result;
 use crate::options::GrpoOptions;
 use crate::step::trainer::Trainer;
 
-/// Decides whether the products of a rollout are kept, and allocates their memory.
+/// Decides whether the outputs of a rollout's matrix products are kept, and allocates memory for them.
 #[derive(Debug)]
 pub struct ProductKeeper {
     device: Device,
     config: TextConfig,
     layout: ProductLayout,
     dtype: DType,
-    /// Maximum bytes of the outputs of a rollout: a quarter of the memory that is free at the first one.
+    /// Maximum number of bytes for the outputs of one rollout: a quarter of the memory that is free at the first
+    /// rollout.
     limit: OnceLock<u64>,
 }
 
-/// The outputs of the products of a rollout.
+/// The kept outputs of a rollout's matrix products.
 #[derive(Debug)]
 pub struct RolloutProducts {
     /// The kept outputs.
     pub products: Arc<KeptProducts>,
-    /// The rows of each prompt and its completions, in the order of the prompts.
+    /// For each prompt, the rows in `products` of the prompt's tokens and of its completions' tokens.
     groups: Vec<KeptRows>,
 }
 
 impl ProductKeeper {
-    /// A keeper for the rollouts of a run. `None` if training cannot use what it would keep: it computes with other
-    /// bits than generation (on a GPU), computes every layer twice, packs its tokens in another way, or chooses groups
-    /// by their rewards.
+    /// Creates a keeper for the rollouts of a run. Returns `None` if the training step cannot use kept outputs: on a
+    /// GPU, where training and generation do not give the same bits; with full recompute; without a shared prefix; or
+    /// with dynamic sampling.
     pub fn new(trainer: &Trainer, options: &GrpoOptions) -> Option<Self> {
         let layout = trainer.model.text.product_layout()?;
         let is_used = !trainer.device.capabilities().fixed_decode_batch
@@ -57,7 +58,8 @@ impl ProductKeeper {
         })
     }
 
-    /// Memory for the rollouts of `requests`, which learn their rows; `None` if there is too little.
+    /// Allocates memory for the outputs of a rollout of `requests`, and sets in each request the rows to write them to.
+    /// Returns `None` if there is too little memory.
     pub fn for_requests(&self, requests: &mut [GenerationRequest]) -> Result<Option<RolloutProducts>> {
         let (mut groups, mut end) = (Vec::new(), 0);
         for request in requests.iter() {
@@ -65,7 +67,8 @@ impl ProductKeeper {
             end = rows.end(request.stop_conditions.len());
             groups.push(rows);
         }
-        // Device `dry`, which plans memory, has no limit. Row numbers are i32.
+        // Device `dry`, which only counts memory, has no limit. The number of rows must fit an i32, because row numbers
+        // are i32.
         let limit = *self.limit.get_or_init(|| self.device.free_bytes().map_or(u64::MAX, |free| free / 4));
         if KeptProducts::bytes(&self.config, self.layout, self.dtype, end) > limit || i32::try_from(end).is_err() {
             return Ok(None);
@@ -79,8 +82,8 @@ impl ProductKeeper {
 }
 
 impl RolloutProducts {
-    /// The outputs of the products of a micro-batch of groups, of which the first is number `first` of the rollout. The
-    /// rows have the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix.
+    /// Returns the outputs for a micro-batch of `groups`; `first` is the index of its first group in the rollout. The
+    /// rows are in the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix.
     pub fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<KnownProducts> {
         let (mut tokens, mut learned) = (Vec::new(), Vec::new());
         for (rows, group) in self.groups[first..].iter().zip(groups) {

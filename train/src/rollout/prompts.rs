@@ -1,4 +1,5 @@
-//! Prompts for GRPO: rows of a data file as model inputs, or the rows that a `--rollouts` file names.
+//! Makes the prompts of GRPO: turns the rows of a data file, or the rows that a `--rollouts` file names, into model
+//! inputs.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,14 +36,14 @@ pub struct Prompt {
     pub tokens: ModelInput,
     /// The `prompt` of the row: chat messages or a text.
     pub content: Value,
-    /// The columns of the row, from which completions are scored: `solution`, `problem_type`, …
+    /// The columns of the row, which the rewards read to score completions: `solution`, `problem_type`, …
     pub columns: Map<String, Value>,
-    /// With `--rollouts`: the line of that file that gives this prompt's completions and rewards.
+    /// The line of the `--rollouts` file with this prompt's completions and rewards; `None` without such a file.
     pub given: Option<RolloutLine>,
 }
 
 impl Prompt {
-    /// A prompt of which only the model inputs matter: it has no row, text or columns.
+    /// Makes a prompt with model inputs only, without row, text and columns.
     pub fn of_size(tokens: ModelInput) -> Self {
         Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
     }
@@ -53,8 +54,8 @@ impl Prompt {
     }
 }
 
-/// The data source of GRPO: makes prompts of the rows of the data file. With `--rollouts` it makes them of the rows
-/// that the lines of that file name.
+/// The data source of GRPO: makes prompts of the rows of the data file. With `--rollouts`, makes prompts only of the
+/// rows that the lines of that file name.
 #[derive(Debug)]
 pub struct PromptSource {
     data: Dataset,
@@ -66,7 +67,7 @@ pub struct PromptSource {
     parity: Recipe,
     /// Whether the options name a reward command or a reward URL.
     custom_reward: bool,
-    /// The `--rollouts` file. If it is given, the run goes through its lines instead of the data rows.
+    /// The `--rollouts` file. If it is given, the run goes through the lines of this file instead of the data rows.
     given: Option<RolloutFile>,
 }
 
@@ -116,8 +117,8 @@ impl PromptSource {
         self.bundle.tokenizer.decode(ids, true)
     }
 
-    /// The prompt of a row, and the columns that the rewards of its completions need. Checks these columns unless
-    /// `--rollouts` gives the rewards.
+    /// Returns the prompt of a row, and the columns that the rewards of its completions need. Checks these columns
+    /// unless a `--rollouts` file gives the rewards.
     fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>), SampleError> {
         let (content, columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;

@@ -1,5 +1,5 @@
-//! `OUT/rollouts/STEP.jsonl`: every sampled completion with its rewards, one group per line. `--rollouts` can train
-//! on these lines again.
+//! Writes and reads `OUT/rollouts/STEP.jsonl`: every sampled completion with its rewards, one group per line. A run
+//! with `--rollouts` can train on these lines again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,14 +22,15 @@ use crate::options::GrpoOptions;
 use crate::rollout::group::{CompletionTokens, Group};
 use crate::{Result, TrainError};
 
-/// About the largest number of strips that a run writes. In longer runs only some steps get one.
+/// Approximate maximum number of frame strips (PNG images of a prompt's frames side by side) per run. In runs of more
+/// steps, only some steps get a strip.
 const MAX_STRIPS: u64 = 24;
 
-/// Decides which steps get a strip.
+/// Decides for which steps a frame strip (a PNG image of a prompt's frames) is written.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameStripSchedule {
-    /// Number of steps from one strip to the next: a multiple of `--logging-steps`, so that each of these steps is
-    /// reported to TensorBoard and Weights & Biases.
+    /// Number of steps from one strip to the next: a multiple of `--logging-steps`, so that each step with a strip is
+    /// also reported to TensorBoard and Weights & Biases.
     every: u64,
     /// Number of steps that train on the rollouts of one step (`--num-iterations`).
     iterations: u64,
@@ -38,15 +39,15 @@ pub struct FrameStripSchedule {
 }
 
 impl FrameStripSchedule {
-    /// The schedule of a run of `steps` steps that reports every `logging_steps` steps and samples every `iterations`
-    /// steps.
+    /// Makes the schedule for a run of `steps` steps that reports metrics every `logging_steps` steps and samples new
+    /// completions every `iterations` steps.
     pub fn new(steps: u64, logging_steps: u64, iterations: u64) -> Self {
         let every = steps.div_ceil(MAX_STRIPS).max(1).next_multiple_of(logging_steps.max(1));
         Self { every, iterations: iterations.max(1), steps }
     }
 
-    /// Whether the rollouts that are sampled in step `step` get a strip: those of step 1, and those that a step trains
-    /// on at which a strip is due.
+    /// Whether the rollouts sampled in step `step` get a strip: true for step 1, and if a strip is due at a step that
+    /// trains on these rollouts.
     fn has_strip(self, step: u64) -> bool {
         let last = step + self.iterations - 1;
         step == 1 || last / self.every > (step - 1) / self.every || (step..=last).contains(&self.steps)
@@ -57,7 +58,7 @@ impl FrameStripSchedule {
 pub struct RolloutRecorder {
     folder: PathBuf,
     strips: FrameStripSchedule,
-    /// The step that is being recorded; `text` has its lines so far.
+    /// The step that is being recorded; `text` holds the lines of this step so far.
     step: u64,
     text: String,
     /// The path of the file that a background thread is writing, and the thread.
@@ -72,14 +73,14 @@ impl Drop for RolloutRecorder {
 }
 
 impl RolloutRecorder {
-    /// A recorder for a run with the output folder `out`. The folder of rollouts is created with the first record, so
-    /// that a run that fails to start leaves no files.
+    /// Creates a recorder for a run with the output folder `out`. The rollouts folder is created with the first record,
+    /// so that a run that fails to start leaves no files.
     pub fn new(out: &Path, strips: FrameStripSchedule) -> Self {
         Self { folder: out.join(ROLLOUTS_FOLDER), strips, step: 0, text: String::new(), writing: None }
     }
 
     /// Writes the strip of a step: some frames of its first prompt side by side, which `reel report` shows. Returns
-    /// `None` for prompts without media and for steps that get no strip.
+    /// `None` if the prompt has no media or the step gets no strip.
     pub fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<PngImage>> {
         let frames = &rollout.prompt.tokens.frames;
         let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
@@ -92,9 +93,9 @@ impl RolloutRecorder {
         Ok(Some(strip))
     }
 
-    /// Records the groups of one sampling round of a step; `used(scores)` tells whether the step trains on the group.
-    /// A background thread writes the file under another name and renames it, so the file never ends in half a line.
-    /// [`Self::wait_until_written`] waits for that.
+    /// Records the groups of one sampling round of a step; `used(scores)` tells whether the step trains on the group. A
+    /// background thread writes the file under another name and renames it, so the file never ends in half a line.
+    /// [`Self::wait_until_written`] waits for this thread.
     pub fn record_groups(
         &mut self,
         step: u64,
@@ -133,7 +134,7 @@ impl RolloutRecorder {
     }
 }
 
-/// The keys of a recorded group that a replay needs.
+/// The fields of a recorded group that a replay needs.
 #[derive(Deserialize)]
 struct Recorded {
     row: usize,
@@ -193,7 +194,7 @@ pub fn rollouts_file_path(folder: &Path, step: u64) -> PathBuf {
     folder.join(format!("{step:06}.jsonl"))
 }
 
-/// One line of a step's file. `reel report` and `--rollouts` read these keys.
+/// Makes the JSON line of one group in a step's file. `reel report` and `--rollouts` read its keys.
 fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
     let each = |f: &dyn Fn(&Completion) -> Value| rollout.completions.iter().map(f).collect::<Vec<_>>();
     let mut line = Map::new();
@@ -214,7 +215,7 @@ fn line(step: u64, rollout: &Rollout, scores: &Scores, used: bool) -> Value {
     json::with_own_digest(Value::Object(line))
 }
 
-/// A prompt without the passwords and queries in the addresses of its media. Texts stay as they are.
+/// Returns a prompt without the passwords and query strings in the URLs of its media. Texts are not changed.
 fn without_secrets(mut prompt: Value) -> Value {
     let messages = prompt.as_array_mut().into_iter().flatten();
     let parts = messages.filter_map(|message| message.get_mut("content")?.as_array_mut()).flatten();
@@ -233,15 +234,15 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// In a run with any options, the rollouts of step 1 and those of some reported step have a strip, and there
-        /// are not many strips.
+        /// For random run options, the rollouts of step 1 and of at least one reported step have a strip, and the run
+        /// has at most `MAX_STRIPS + 2` strips.
         #[test]
         fn some_reported_step_has_a_strip(steps in 1u64..3000, logging_steps in 1u64..70, iterations in 1u64..9) {
             let schedule = FrameStripSchedule::new(steps, logging_steps, iterations);
             let sampled = (1..=steps).step_by(iterations as usize);
             let sampled: Vec<u64> = sampled.filter(|&n| schedule.has_strip(n)).collect();
             prop_assert!(sampled[0] == 1 && sampled.len() as u64 <= MAX_STRIPS + 2, "{:?}", sampled);
-            // A preview is reported at the first reported step that trains on its rollouts.
+            // A preview is reported at the first reported step that trains on the preview's rollouts.
             let reported = |n: u64| n.next_multiple_of(logging_steps).min(steps) < n + iterations;
             let shown = sampled.iter().filter(|&&n| reported(n)).count();
             prop_assert!(shown > 0 && shown + 1 >= sampled.len(), "{:?}", sampled);

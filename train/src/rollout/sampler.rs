@@ -23,15 +23,15 @@ pub struct CompletionSampler<'a> {
     stop_token_ids: Vec<u32>,
     seed: u64,
     lender: DeviceLender<'a>,
-    /// Keeps outputs of products for the training step; `None` if it cannot use them.
+    /// Keeps outputs of matrix products for the training step; `None` if the training step cannot use them.
     keeper: Option<ProductKeeper>,
 }
 
-/// What sampling for the prompts of a step gives.
+/// The result of sampling completions for the prompts of a step.
 pub struct SampledPrompts {
     /// The completions of each prompt.
     pub prompts: Vec<SampledCompletions>,
-    /// The outputs of products that were kept.
+    /// The kept outputs of matrix products, if any.
     pub products: Option<RolloutProducts>,
 }
 
@@ -40,7 +40,7 @@ pub struct SampledPrompts {
 pub struct SampledCompletions {
     /// Completions of the prompt.
     pub completions: Vec<Completion>,
-    /// Completions for the same videos with shuffled frames; empty without `--temporal`.
+    /// Completions of the prompt with the frames of its videos shuffled; empty without `--temporal`.
     pub shuffled: Vec<Completion>,
 }
 
@@ -54,8 +54,8 @@ enum RandomStream {
 }
 
 impl<'a> CompletionSampler<'a> {
-    /// A sampler whose engine has the model of `trainer`, and packs its weights for each rollout. `lender` lends the
-    /// device to a server after each token.
+    /// Creates a sampler. `engine` generates with the model of `trainer` and repacks its trained weights for each
+    /// rollout. `lender` lends the device to the server after each token.
     pub fn new(
         engine: Engine<'a>,
         options: &'a GrpoOptions,
@@ -73,7 +73,7 @@ impl<'a> CompletionSampler<'a> {
     /// `prefilled` once, when every completion has its first token.
     ///
     /// # Errors
-    /// A prompt that does not fit the KV cache, logits that are not numbers, an interruption, or a device error.
+    /// A prompt does not fit into the KV cache, a logit is NaN, the run is interrupted, or the device fails.
     pub fn sample_completions(
         &self,
         prompts: &[&ModelInput],
@@ -132,8 +132,8 @@ impl<'a> CompletionSampler<'a> {
         Ok(SampledPrompts { prompts, products })
     }
 
-    /// Frees the KV cache and the captured graphs, because training needs the device memory. Without this the peak
-    /// memory of a resumed run would also differ from that of an uninterrupted run.
+    /// Frees the KV cache and the captured graphs, because training needs the device memory. Otherwise the peak memory
+    /// of a resumed run would also differ from that of an uninterrupted run.
     pub fn release_memory(&self) {
         self.engine.release_memory();
     }

@@ -19,8 +19,8 @@ use crate::options::GrpoOptions;
 use crate::rollout::siglip::SiglipScorer;
 use crate::{Result, TrainError};
 
-/// How long a step waits for custom rewards before other work begins. Fast rewards gain nothing from it: on a machine
-/// with few cores, their program and the threads of this process would hold each other up.
+/// Time that a step waits for custom rewards before it starts other work beside them. Starting other work during fast
+/// rewards gains nothing: on a machine with few cores, the reward program and this process would slow each other down.
 const PATIENCE: Duration = Duration::from_millis(2);
 
 /// Scores groups of completions with the rewards that the options name.
@@ -29,7 +29,7 @@ pub struct CompletionScorer<'a> {
     stop: &'a AtomicBool,
     rules: RewardRules,
     custom: Vec<CustomReward>,
-    /// The semantic reward (`--siglip`): compares the reasoning of a completion with the frames.
+    /// The model of the semantic reward (`--siglip`), which compares the reasoning of a completion with the frames.
     siglip: Option<SiglipScorer>,
     lender: DeviceLender<'a>,
 }
@@ -67,8 +67,8 @@ impl<'a> CompletionScorer<'a> {
         Ok(Self { stop, rules, custom, siglip, lender })
     }
 
-    /// Scores the completions of `rollouts`. Custom rewards compute outside of this process: `meanwhile` is called
-    /// while they do, if they take longer than [`PATIENCE`].
+    /// Scores the completions of `rollouts`. Custom rewards are computed outside of this process. If they take longer
+    /// than [`PATIENCE`], `meanwhile` is called while they are computed.
     pub fn score(&mut self, rollouts: &[Rollout], meanwhile: impl FnOnce() -> Result<()>) -> Result<Vec<Scores>> {
         let custom = match self.custom.is_empty() {
             true => Vec::new(),
@@ -91,13 +91,13 @@ impl<'a> CompletionScorer<'a> {
         Ok(rollouts.iter().enumerate().map(score).collect())
     }
 
-    /// Frames that SigLIP has encoded so far; `None` without `--siglip`.
+    /// Number of frames that SigLIP has encoded so far; `None` without `--siglip`.
     pub fn frames_encoded(&self) -> Option<u64> {
         self.siglip.as_ref().map(SiglipScorer::frames_encoded)
     }
 
-    /// The semantic reward of each completion: how similar its reasoning is to the frames of the prompt. `None` for
-    /// prompts without media, or without `--siglip`.
+    /// Returns the semantic reward of each completion, which measures how similar its reasoning is to the frames of the
+    /// prompt. `None` for prompts without media, or without `--siglip`.
     fn semantic_rewards(&mut self, rollout: &Rollout) -> Result<Option<Vec<f32>>> {
         let frames = &rollout.prompt.tokens.frames;
         let (seen, video) = match frames.videos.is_empty() {
@@ -110,8 +110,8 @@ impl<'a> CompletionScorer<'a> {
         Ok(Some(cosines.iter().map(|cosines| rewards::semantic_reward(cosines)).collect()))
     }
 
-    /// Sends one JSON row per completion to each custom reward, and calls `meanwhile` if they take longer than
-    /// [`PATIENCE`].
+    /// Sends one JSON row per completion to each custom reward and collects the scores. Calls `meanwhile` if the custom
+    /// rewards take longer than [`PATIENCE`].
     fn custom_scores(
         &mut self,
         rollouts: &[Rollout],
@@ -143,7 +143,8 @@ impl<'a> CompletionScorer<'a> {
             }),
         };
         let scores = |(reward, flat): (&CustomReward, Result<Vec<f64>, RewardError>)| {
-            // If the run was interrupted, return that error, not the error of the reward that was cut off.
+            // If the run was interrupted, returns the error of the interruption, not that of the reward that was cut
+            // off.
             let flat = flat.or_else(|e| error_if_stopped(stop).map_err(TrainError::from).and(Err(e.into())))?;
             let mut rest = flat.iter().map(|&r| r as f32);
             let by_group = rollouts.iter().map(|r| rest.by_ref().take(r.completions.len()).collect()).collect();
@@ -153,7 +154,7 @@ impl<'a> CompletionScorer<'a> {
     }
 }
 
-/// The rows that custom rewards get: one for each completion.
+/// Makes the JSON rows that are sent to custom rewards, one for each completion.
 fn custom_reward_rows(rollouts: &[Rollout]) -> Vec<Value> {
     let row = |(r, (completion, text)): (&Rollout, (&Completion, &String))| {
         let mut row = r.prompt.columns.clone();
@@ -218,7 +219,7 @@ mod tests {
     fn other_work_runs_while_custom_rewards_compute() {
         let dir = tempfile::tempdir().unwrap();
         let (file, stop) = (dir.path().join("written-meanwhile"), AtomicBool::new(false));
-        // The command answers only after the other work has written a file.
+        // The reward command answers only after the other work (`meanwhile`) has written a file.
         let wait = format!("until test -e '{}'; do sleep 0.01; done", file.display());
         let mut scorer = scorer(&format!("while read -r line; do {wait}; echo 2; done"), &stop);
         let write = || {
@@ -233,7 +234,7 @@ mod tests {
     #[test]
     fn custom_rewards_compute_at_the_same_time() {
         let (dir, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
-        // Each command answers only after the other one has begun.
+        // Each reward command answers only after the other command has started.
         let command = |own: &str, other: &str| {
             let [own, other] = [own, other].map(|name| dir.path().join(name).display().to_string());
             let wait = format!("until test -e '{other}'; do sleep 0.01; done");

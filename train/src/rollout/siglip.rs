@@ -1,5 +1,5 @@
-//! The SigLIP reward model: cosine similarities of texts and frames. Each frame is encoded once, however many
-//! completions are compared with it, and recent embeddings are kept for the next calls.
+//! The SigLIP reward model: computes cosine similarities of texts and frames. Each frame is encoded once, regardless of
+//! how many completions are compared with the frame, and recent embeddings are cached for later calls.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -14,8 +14,8 @@ use reel_model::siglip::Siglip;
 use reel_rewards::{RewardError, SemanticModel};
 use twox_hash::XxHash3_128;
 
-/// Number of frame embeddings that the cache keeps: those of 1024 videos of 16 frames. The model so400m has 4.5 KiB per
-/// embedding, so they take at most 72 MiB.
+/// Maximum number of frame embeddings in the cache: enough for 1024 videos of 16 frames. An embedding of the model
+/// so400m takes 4.5 KiB, so the cache takes at most 72 MiB.
 const MAX_CACHED_FRAMES: usize = 16 * 1024;
 
 /// A frame embedding, shared between the cache and callers.
@@ -50,11 +50,12 @@ impl SiglipScorer {
         Self { model, cache: Cache::default(), encoded: 0 }
     }
 
-    /// Cosine similarities between texts and frames: one list per text, with one value per frame of all `frames` in
-    /// order. With `negative` every byte v of a frame is replaced by `(256 - v) % 256`, as in VideoRFT's code.
+    /// Computes cosine similarities between texts and frames: returns one list per text, with one value per frame of
+    /// all `frames` in order. If `negative` is true, every byte v of a frame is replaced by `(256 - v) % 256`, as in
+    /// VideoRFT's code.
     ///
     /// # Errors
-    /// Frame data of the wrong size, embeddings that are not numbers, or a device error.
+    /// The data of a frame has the wrong size, an embedding is NaN, or the device fails.
     pub fn similarities_of(
         &mut self,
         texts: &[&str],
@@ -85,7 +86,7 @@ impl SiglipScorer {
         Ok(texts.iter().map(|text| pictures.iter().map(|picture| product(text, picture)).collect()).collect())
     }
 
-    /// The embedding of each frame. Frames that are not in the cache are encoded in small batches.
+    /// Returns the embedding of each frame. Frames that are not in the cache are encoded in small batches.
     fn embed<'a>(
         &mut self,
         frames: impl Iterator<Item = Result<Frame<'a>, ModelError>>,
@@ -132,7 +133,7 @@ impl SiglipScorer {
     }
 }
 
-/// Opens image files one after the other and compares texts with them.
+/// Compares texts with image files, which are opened one after the other.
 impl SemanticModel for SiglipScorer {
     fn similarities(
         &mut self,
@@ -166,7 +167,7 @@ fn product(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Frame embeddings by cache key; the oldest is dropped first.
+/// Cache of frame embeddings by cache key; the embedding that was added first is dropped first.
 #[derive(Debug, Default)]
 struct Cache {
     vectors: HashMap<u128, Vector>,
@@ -220,7 +221,7 @@ mod tests {
         assert_eq!((first.len(), first[0].len(), scorer.frames_encoded()), (8, 16, 16));
         assert!(first.iter().flatten().all(|cos| (-1.0..=1.0).contains(cos)));
         assert!(first[0].windows(2).any(|w| w[0] != w[1]) && first[0] != first[7]);
-        // The first video's frames in another order, and new frames: only the new ones are encoded.
+        // Passes the first video's frames in another order, and two new frames: only the new frames are encoded.
         let mut shuffled = videos[0].clone();
         let frame = 40 * 60 * 3;
         shuffled.data.rotate_left(5 * frame);

@@ -1,5 +1,5 @@
-//! Samples completions of a step's prompts with the current weights, scores them, records them and makes groups of
-//! them.
+//! Samples completions of a step's prompts with the current weights, scores and records the completions, and makes
+//! groups of them.
 //!
 //! ```text
 //! for each round, up to 10 with --dynamic-sampling, else 1:
@@ -49,34 +49,33 @@ pub struct RolloutWorker<'a> {
 pub struct Rollout {
     /// The prompt.
     pub prompt: Arc<Prompt>,
-    /// Its completions.
+    /// The completions of the prompt.
     pub completions: Vec<Completion>,
     /// The texts of the completions.
     pub texts: Vec<String>,
-    /// Texts of completions for the same videos with shuffled frames; empty without `--temporal`.
+    /// Texts of the completions that were sampled with shuffled video frames; empty without `--temporal`.
     pub shuffled_texts: Vec<String>,
 }
 
-/// What sampling for one step gives.
+/// The result of sampling for one step.
 pub struct RolloutBatch {
     /// The groups to train on.
     pub groups: Vec<Group>,
     /// The metrics of sampling.
     pub metrics: GrpoMetrics,
-    /// How long the work beside scoring took.
+    /// Time that the work done during scoring took (the `while_scoring` of [`RolloutWorker::next_groups`]).
     pub while_scoring: Duration,
-    /// Some of the rollouts, to show.
+    /// A preview of some rollouts for reports.
     pub preview: RolloutPreview,
-    /// The outputs of products that were kept.
+    /// The kept outputs of matrix products, if any.
     pub products: Option<RolloutProducts>,
 }
 
-/// Maximum number of sampling rounds that dynamic sampling does in one step. Each round uses further rows of the
-/// data.
+/// Maximum number of sampling rounds in one step with dynamic sampling. Each round uses new rows of the data.
 const MAX_ROUNDS: u64 = 10;
 
 impl<'a> RolloutWorker<'a> {
-    /// A worker that samples with the model of `trainer`.
+    /// Creates a worker that samples with the model of `trainer`.
     ///
     /// # Errors
     /// The KV cache does not fit, or a reward model cannot be loaded.
@@ -109,9 +108,9 @@ impl<'a> RolloutWorker<'a> {
         })
     }
 
-    /// Samples the groups of step `n` from the next rows; `None` at the end of the data. While custom rewards compute,
-    /// unless they are fast, calls `while_scoring` with the groups, which have no rewards yet; not with
-    /// `--dynamic-sampling`, where rewards decide which groups are used.
+    /// Samples the groups of step `n` from the next rows; `None` at the end of the data. If custom rewards are slow,
+    /// calls `while_scoring` during their computation with the groups, which have no rewards yet. With
+    /// `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide which groups are used.
     pub fn next_groups(
         &mut self,
         n: u64,
@@ -135,7 +134,8 @@ impl<'a> RolloutWorker<'a> {
             let scores = match dynamic {
                 true => self.scorer.score(&rollouts, || Ok(()))?,
                 false => {
-                    // Scoring and the reference model need memory; with dynamic sampling, further rounds do.
+                    // Frees the engine's memory for scoring and the reference model. With dynamic sampling, further
+                    // rounds need this memory.
                     self.sampler.release_memory();
                     self.scorer.score(&rollouts, || {
                         let begun = Instant::now();
@@ -165,7 +165,7 @@ impl<'a> RolloutWorker<'a> {
         }
         self.sampler.release_memory();
         if kept.is_empty() {
-            // No group is left: the data has ended, or in every group all completions got the same reward.
+            // No group is left, because the data has ended or all completions of every group got the same reward.
             return if dropped == 0 || data_ended && n > 1 { Ok(None) } else { Err(equal_rewards(n, dropped)) };
         }
         kept.truncate(self.options.groups_per_step());
@@ -184,7 +184,7 @@ impl<'a> RolloutWorker<'a> {
         self.recorder.wait_until_written()
     }
 
-    /// The group of a rollout, without rewards and advantages.
+    /// Makes the group of a rollout, still without rewards and advantages.
     fn group(&self, rollout: &Rollout) -> Group {
         let (ends, mask) = (self.prompts.end_tokens(), self.options.mask_truncated_completions);
         let tokens = |c: &Completion| CompletionTokens::new(c.ids.clone(), c.log_probs.clone(), &ends, mask);
@@ -196,8 +196,8 @@ impl<'a> RolloutWorker<'a> {
         }
     }
 
-    /// Samples completions for `prompts` in sampling round `round` of step `n`. Also returns the outputs of products
-    /// that were kept.
+    /// Samples completions for `prompts` in sampling round `round` of step `n`. Also returns the outputs of matrix
+    /// products that were kept.
     fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<(Vec<Rollout>, Option<RolloutProducts>)> {
         let inputs: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         let SampledPrompts { prompts: sampled, products } =
@@ -213,8 +213,8 @@ impl<'a> RolloutWorker<'a> {
     }
 }
 
-/// The error of a step in which every group has equal rewards: every advantage is 0, so there is nothing to learn. It
-/// is a reward error, after which the run saves its finished steps.
+/// The error of a step in which the rewards of every group are all equal: every advantage is 0, so nothing can be
+/// learned. After a reward error such as this one, the run saves its finished steps.
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom_reward_failed(
         "--dynamic-sampling",
@@ -223,7 +223,8 @@ fn equal_rewards(step: u64, groups: u64) -> TrainError {
     ))
 }
 
-/// Text of the preview, as Markdown: where the prompt is in the data file, then each completion with its rewards.
+/// Makes the text of the preview, in Markdown: the prompt's location in the data file, then each completion with its
+/// rewards.
 fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     let quoted = |text: &str| text.lines().map(|line| format!("    {line}\n")).collect::<String>();
     let mut page = format!("{}\n\n", rollout.prompt.location);
@@ -234,7 +235,7 @@ fn preview_text(rollout: &Rollout, scores: &Scores) -> String {
     page
 }
 
-/// The mean of each reward, by its name, over the completions that have this reward.
+/// Returns the name and the mean of each reward, over the completions that have this reward.
 fn mean_rewards(all: &[Scores]) -> Vec<(String, f64)> {
     let mut sums: Vec<(String, f64, usize)> = Vec::new();
     for (name, values) in all.iter().flat_map(Scores::named_rewards) {

@@ -1,8 +1,9 @@
-//! Which activations a micro-batch keeps for its backward pass.
+//! Chooses which activations a micro-batch keeps for its backward pass (gradient checkpointing).
 //!
-//! `--gradient-checkpointing auto` keeps as much as fits: it runs the micro-batch on device `dry`, which counts memory
-//! and computes nothing, with nothing computed again, then with norms and SwiGLU computed again. The first of the two
-//! whose activations fit is used; if neither fits, every layer is computed again. All three give the same bits.
+//! `--gradient-checkpointing auto` keeps as much as fits. It runs the micro-batch on device `dry`, which counts memory
+//! and computes nothing: first with all activations kept, then with norms and SwiGLU recomputed. It uses the first of
+//! these two settings whose activations fit; if neither fits, every layer is recomputed. All three settings give the
+//! same bits.
 //!
 //! ```text
 //! fits if   activations ≤ share · memory that was free before the model was loaded − what is allocated now
@@ -16,21 +17,21 @@ use reel_runtime::{Checkpointing, Cx, Grads, Tensor, ops};
 use crate::Result;
 use crate::options::GradientCheckpointing;
 
-/// The share of the memory that a run may fill. Of memory with other users, the media workers and the copy of a
-/// checkpoint that is being written need the rest; of a GPU's, the driver and the libraries do, and memory between
-/// allocated blocks is lost.
+/// The share of the free memory that a run may fill. In host memory (0.5), media workers and the copy of a checkpoint
+/// that is being written need the rest. In GPU memory (0.94), the driver and libraries need the rest, and gaps between
+/// allocated blocks are lost.
 fn usable_share(device: &Device) -> f64 {
     if device.capabilities().own_memory { 0.94 } else { 0.5 }
 }
 
-/// A micro-batch and the tokens that its loss is computed from.
+/// A micro-batch, and the tokens from which its loss is computed.
 #[derive(Debug)]
 pub struct LearnedTokens {
     /// The packed batch.
     pub batch: Batch,
-    /// i32 `[L]`: indices of the tokens whose next token is learned.
+    /// i32 `[L]`: indices in the batch of the tokens whose next token is learned.
     pub positions: Tensor,
-    /// i32 `[L]`: ids of the tokens to learn.
+    /// i32 `[L]`: ids of these next tokens, the targets of the loss.
     pub targets: Tensor,
 }
 
@@ -38,13 +39,13 @@ pub struct LearnedTokens {
 #[derive(Debug)]
 pub struct CheckpointingChoice {
     setting: GradientCheckpointing,
-    /// What the choice needs if it depends on memory.
+    /// The data for choosing by memory; `None` if the choice does not depend on memory.
     memory: Option<MemoryPlan>,
     /// The last choice.
     pub last: Option<Checkpointing>,
 }
 
-/// The model on device `dry`, and what was planned with it.
+/// The model on device `dry`, and the results of planning micro-batches with this model.
 #[derive(Debug)]
 struct MemoryPlan {
     /// Bytes that the run may allocate.
@@ -52,14 +53,14 @@ struct MemoryPlan {
     model: Qwen25Vl,
     dtype: DType,
     grads: Grads,
-    /// Micro-batches that were planned: tokens, patches and learned tokens, what is computed again, and the bytes of
-    /// the activations.
+    /// Micro-batches planned so far: (numbers of tokens, patches and learned tokens; what is recomputed; bytes of the
+    /// activations).
     planned: Vec<([usize; 3], Checkpointing, u64)>,
 }
 
 impl CheckpointingChoice {
-    /// A choice for a device of which `free` bytes were free before the model was loaded; `None` if that is unknown.
-    /// Then `auto` computes every layer again. `on_dry_device` makes the model of the run on the given device.
+    /// Creates a choice for a device with `free` bytes of free memory before the model was loaded. With `None`
+    /// (unknown), `auto` recomputes every layer. `on_dry_device` makes the model of the run on the given device.
     pub fn new(
         setting: GradientCheckpointing,
         device: &Device,
@@ -80,7 +81,7 @@ impl CheckpointingChoice {
         Ok(Self { setting, memory, last: None })
     }
 
-    /// Whether a micro-batch may keep activations, and not compute every layer again.
+    /// Whether a micro-batch may keep activations; false if every layer is always recomputed.
     pub fn may_keep_activations(&self) -> bool {
         match self.setting {
             GradientCheckpointing::None | GradientCheckpointing::Selective => true,
@@ -89,7 +90,8 @@ impl CheckpointingChoice {
         }
     }
 
-    /// Chooses for a micro-batch of `batch` and `learned` tokens to learn. `pack_on` packs it on another device.
+    /// Chooses which activations the micro-batch `batch` with `learned` learned tokens keeps. `pack_on` packs the
+    /// micro-batch on another device.
     pub fn choose(
         &mut self,
         device: &Device,
@@ -110,7 +112,7 @@ impl CheckpointingChoice {
 }
 
 impl MemoryPlan {
-    /// Chooses for a micro-batch of `size`: tokens, patches, and tokens to learn.
+    /// Chooses for a micro-batch of `size`: the numbers of tokens, patches and learned tokens.
     fn choose(
         &mut self,
         device: &Device,
@@ -141,9 +143,10 @@ impl MemoryPlan {
         Ok(Checkpointing::Full)
     }
 
-    /// Whether the activations of a micro-batch fit into `left` bytes, by those that were planned before: one that is
-    /// nowhere larger than one that fits does too, and one that is nowhere smaller than one that does not fit does not.
-    /// The tenth more is for attention, whose workspace depends on how the tokens are divided into sequences.
+    /// Whether the activations of a micro-batch fit into `left` bytes, judged by earlier plans; `None` if they do not
+    /// tell. It fits if a planned micro-batch that is at least as large in all three sizes fits with a tenth to spare.
+    /// It does not fit if a planned one that is at most as large does not. The tenth is for attention: its workspace
+    /// depends on the sequence lengths.
     fn known_to_fit(&self, size: [usize; 3], checkpointing: Checkpointing, left: u64) -> Option<bool> {
         let within = |a: [usize; 3], b: [usize; 3]| a.iter().zip(b).all(|(a, b)| *a <= b);
         let of_kind = || self.planned.iter().filter(|(_, kind, _)| *kind == checkpointing);
@@ -153,8 +156,8 @@ impl MemoryPlan {
         of_kind().any(|(planned, _, bytes)| within(*planned, size) && *bytes > left).then_some(false)
     }
 
-    /// The highest number of bytes that the forward and the backward pass of a micro-batch on the dry device hold at a
-    /// time.
+    /// Returns the peak number of bytes that the forward and backward pass of a micro-batch hold, counted on device
+    /// `dry`.
     fn activation_bytes(&mut self, micro_batch: &LearnedTokens, checkpointing: Checkpointing) -> Result<usize> {
         let device = micro_batch.positions.device();
         self.grads.reserve(self.model.parameters())?;
@@ -226,7 +229,7 @@ mod tests {
         assert_eq!(choose(&mut trainer, 40, 2 * none), (Checkpointing::None, 0));
         assert_eq!(choose(&mut trainer, 30, 2 * none), (Checkpointing::None, 0));
         assert_eq!(choose(&mut trainer, 60, selective - 1), (Checkpointing::Full, 0));
-        // A tenth more than a known size needs is planned exactly.
+        // Planned again, because the known bytes plus a tenth exceed the memory left.
         assert_eq!(choose(&mut trainer, 40, none), (Checkpointing::None, 1));
         assert_eq!(choose(&mut trainer, 40, none - 1), (Checkpointing::Selective, 0));
     }

@@ -1,4 +1,4 @@
-//! One step of GRPO, on one page. [`sft`](super::sft) has the same structure with other data and another loss.
+//! Does one training step of GRPO. [`sft`](super::sft) has the same structure with other data and another loss.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,8 +17,8 @@ use crate::rollout::RolloutProducts;
 use crate::rollout::group::{Group, RolloutSet};
 use crate::step::trainer::{StepResult, Trainer};
 
-/// Does step `n`, counted from 1, on the groups of `set`. `reference` is the model of the KL term, if there is one; it
-/// computes unless the set has its log-probabilities already. `lender` lends the device to a server before each
+/// Does step `n`, counted from 1, on the groups of `set`. `reference` is the reference model of the KL term, if any;
+/// its log-probabilities are computed unless `set` already has them. `lender` lends the device to a server before each
 /// micro-batch.
 pub fn step(
     t: &mut Trainer,
@@ -47,7 +47,7 @@ pub fn step(
         };
         let mut kept = choose()?;
         if kept == Checkpointing::Full && set.products.take().is_some() {
-            // There may be room for activations without the outputs of products, of which they are a part.
+            // Without the kept outputs of matrix products, which have just been freed, activations may fit into memory.
             kept = choose()?;
         }
         let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
@@ -55,7 +55,8 @@ pub fn step(
         let of_batch = |products: &Arc<RolloutProducts>| products.of_micro_batch(&cx, first_group, groups);
         let known = set.products.as_ref().map(of_batch).transpose()?;
         if first_group + groups.len() == set.groups.len() {
-            // From here on each output is freed as soon as the forward pass has used it.
+            // Drops this reference at the last micro-batch, so that each kept output is freed as soon as the forward
+            // pass has used it.
             set.products = None;
         }
         let learned = ForwardOptions { rows: Some(&packed.positions), known: known.as_ref(), ..Default::default() };
@@ -91,7 +92,7 @@ pub fn step(
     Ok(result)
 }
 
-/// The log-probabilities of the learned tokens of `groups` under the model `reference`: f32 `[L]` for each micro-batch.
+/// Computes the log-probabilities of the learned tokens of `groups` under `reference`: f32 `[L]` per micro-batch.
 pub fn reference_log_probs(
     t: &Trainer,
     options: &GrpoOptions,
@@ -111,7 +112,7 @@ pub fn reference_log_probs(
     groups.chunks(options.groups_per_micro_batch()).map(of_micro_batch).collect()
 }
 
-/// The log-probability of each of the L learned tokens, `log softmax(logits / temperature)`: f32 `[L]`.
+/// Computes the log-probability of each of the L learned tokens, `log softmax(logits / temperature)`: f32 `[L]`.
 fn log_probs(
     cx: &Cx,
     model: &Qwen25Vl,
@@ -122,8 +123,8 @@ fn log_probs(
     Ok(ops::linear_log_prob(cx, hidden, model.text.lm_head()?, &packed.targets, 1.0 / options.temperature as f32)?)
 }
 
-/// The log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
-/// distribution that it was drawn from: two tensors, f32 `[L]` each.
+/// Computes the log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
+/// distribution from which the token was drawn: two tensors, f32 `[L]` each.
 fn log_probs_with_entropy(
     cx: &Cx,
     model: &Qwen25Vl,
@@ -139,7 +140,7 @@ fn mean(x: &[f64]) -> f64 {
     x.iter().sum::<f64>() / x.len().max(1) as f64
 }
 
-/// What the loss of one micro-batch needs in addition to the policy's log-probabilities.
+/// Makes the inputs of one micro-batch's loss other than the policy's log-probabilities.
 fn grpo_inputs(
     device: &Device,
     options: &GrpoOptions,
@@ -230,7 +231,7 @@ struct StepStats {
     clipped: Vec<f64>,
     entropy: Vec<f64>,
     tokens: usize,
-    /// Largest difference between the log-probability of a token when it was sampled and in training; `None` if the
+    /// Largest absolute difference between a token's log-probability during sampling and during training; `None` if the
     /// completions come from a `--rollouts` file.
     drift: Option<f32>,
 }
@@ -270,7 +271,7 @@ impl StepStats {
         }
     }
 
-    /// The metrics of the step, and those of sampling the rollout set.
+    /// Returns the metrics of the step, together with the metrics of sampling the rollout set.
     fn metrics(&self, set: &RolloutSet, with_kl: bool) -> GrpoMetrics {
         let groups = &set.groups;
         let rewards: Vec<f64> = groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))).collect();
@@ -280,7 +281,7 @@ impl StepStats {
             let center = mean(&rewards);
             (rewards.iter().map(|r| (r - center).powi(2)).sum::<f64>() / (rewards.len() - 1).max(1) as f64).sqrt()
         };
-        // A set is sampled once; further steps on it spend no time on sampling.
+        // The sampling time is counted in the first step on the set only.
         let rollout_seconds = set.metrics.rollout_seconds.filter(|_| set.uses == 0).unwrap_or(0.0);
         GrpoMetrics {
             rollout_seconds: Some(rollout_seconds),

@@ -9,15 +9,16 @@ use crate::options::{GradientCheckpointing, LrScheduler, RunOptions};
 /// The hyperparameters of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hyperparameters {
-    /// The decoder's learning rate by step. Vision tower and merger have the same schedule with their own peak rates.
+    /// Schedule of the decoder's learning rate. The vision tower and its merger have the same schedule with their own
+    /// peak rates.
     pub schedule: LearningRateSchedule,
     /// Micro-batches per step.
     pub gradient_accumulation_steps: usize,
     /// Maximum L2 norm of all gradients together; larger gradients are scaled down to it.
     pub max_grad_norm: f64,
-    /// What the backward pass computes again instead of keeping it.
+    /// Which activations the backward pass recomputes instead of keeping them.
     pub gradient_checkpointing: GradientCheckpointing,
-    /// Whether the vision tower and its merger stay as they are.
+    /// Whether the vision tower and its merger are frozen.
     pub freeze_vision: bool,
     /// The LoRA adapter to train; `None` trains the model's own weights.
     pub lora: Option<LoraSpec>,
@@ -71,14 +72,14 @@ impl Hyperparameters {
         Self { seed, ..self }
     }
 
-    /// Whether the model weight `name` is trained; with LoRA none is. Names are in the original form, before
+    /// Whether the model weight `name` is trained; with LoRA no model weight is. Names have the form used before
     /// transformers 4.52 (`visual.…`, `model.…`).
     pub fn is_trained(&self, name: &str) -> bool {
         self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
     }
 
-    /// Whether zeros may fill up weights on a GPU. 8-bit moments have a scale for each block of weights, and blocks of
-    /// filled-up weights would not be those of the weights in files.
+    /// Whether weights may be padded with zeros on a GPU. 8-bit moments have one scale per block of weights; with
+    /// padding, these blocks would differ from the blocks of the unpadded weights in files.
     pub fn may_pad_weights(&self) -> bool {
         self.moments != MomentFormat::Int8
     }

@@ -1,8 +1,8 @@
 //! Packs a micro-batch of groups into one batch, with the prompt of each group stored and computed once (a shared
 //! prefix).
 //!
-//! Example: the prompt `a b c` with the completions `x y` and `z`. Each token predicts the next one, so the last token
-//! of a completion is not an input, and the last token of the prompt belongs to each completion:
+//! Example: the prompt `a b c` with the completions `x y` and `z`. Each token predicts the next token, so the last
+//! token of a completion is not an input, and each completion's sequence begins with the last token of the prompt:
 //!
 //! ```text
 //! sequence   tokens   prefix     targets
@@ -40,7 +40,7 @@ pub struct PackedGroups {
 }
 
 impl PackedGroups {
-    /// The micro-batch and the tokens that its loss is computed from.
+    /// Returns the micro-batch and the tokens from which its loss is computed.
     pub fn learned_tokens(self) -> LearnedTokens {
         LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }
@@ -54,13 +54,13 @@ struct TokenRun {
 }
 
 impl TokenRun {
-    /// The tokens `range` of a prompt, with their positions.
+    /// Copies the tokens `range` of a prompt, with their M-RoPE positions.
     fn of_prompt(tokens: &ModelInput, range: std::ops::Range<usize>) -> Self {
         let positions = tokens.position_ids.each_ref().map(|axis| axis[range.clone()].to_vec());
         Self { ids: tokens.input_ids[range].to_vec(), positions }
     }
 
-    /// Appends tokens of a completion. Their positions continue those of the prompt.
+    /// Appends the tokens `ids` of a completion. Their M-RoPE positions continue the positions of the prompt.
     fn append(&mut self, prompt: &ModelInput, ids: &[TokenId]) {
         for (index, &id) in (prompt.len() as i64..).zip(ids) {
             self.ids.push(id);
@@ -68,7 +68,7 @@ impl TokenRun {
         }
     }
 
-    /// This sequence as model input. `media` is the prompt whose images and videos are in the sequence.
+    /// Returns this sequence as model input. `media` is the prompt whose images and videos are in the sequence, if any.
     fn sequence<'a>(&'a self, media: Option<&'a ModelInput>) -> Sequence<'a> {
         let rest = media.filter(|_| !self.ids.is_empty()).map_or(Sequence::default(), ModelInput::sequence);
         Sequence { input_ids: &self.ids, position_ids: self.positions.each_ref().map(Vec::as_slice), ..rest }

@@ -1,4 +1,4 @@
-//! One step of supervised fine-tuning, on one page. [`grpo`](super::grpo) has the same structure with other data and
+//! Does one training step of supervised fine-tuning. [`grpo`](super::grpo) has the same structure with other data and
 //! another loss.
 
 use reel_device::Device;
@@ -9,7 +9,7 @@ use reel_samples::sample::Sample;
 use crate::Result;
 use crate::step::trainer::{MicroBatchInput, StepResult, Trainer};
 
-/// Does step `n`, counted from 1, on the micro-batches that `next` returns. Returns `None` if `next` returns none.
+/// Does step `n`, counted from 1, on the micro-batches that `next` returns; `None` if `next` returns no micro-batch.
 ///
 /// The loss of a micro-batch is the mean over its learned tokens; the loss of the step is the mean over its
 /// micro-batches.
@@ -44,7 +44,7 @@ pub fn step(
     }
     part("optimizer");
     // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
-    // micro-batches; then this factor makes up for it.
+    // micro-batches; this factor then corrects the division.
     let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
     let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
     let result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), tokens)?;

@@ -1,5 +1,5 @@
-//! What a run keeps on its device: the model, the gradients and the optimizer. [`sft`](super::sft) and
-//! [`grpo`](super::grpo) do the steps with it.
+//! Holds what a run keeps on its device: the model, the gradients and the optimizer. The training steps in
+//! [`sft`](super::sft) and [`grpo`](super::grpo) use it.
 
 use std::path::Path;
 
@@ -52,15 +52,15 @@ pub struct StepResult {
     pub learning_rate: f64,
     /// Number of tokens in the forward and backward passes of the step.
     pub tokens: usize,
-    /// The metrics that only GRPO has.
+    /// The metrics that only a GRPO step has.
     pub grpo: GrpoMetrics,
-    /// Some of the step's rollouts, to show in TensorBoard and Weights & Biases.
+    /// A preview of the step's rollouts for TensorBoard and Weights & Biases.
     pub preview: Option<RolloutPreview>,
 }
 
 impl StepResult {
-    /// The result of a step whose [`Trainer::norm_and_clip_factor`] returned `clip`, from which the gradient norm is
-    /// taken.
+    /// Makes the result of a step. `clip` is the return value of [`Trainer::norm_and_clip_factor`]; its first element
+    /// is the gradient norm.
     pub fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
         Ok(Self { loss, grad_norm, learning_rate, tokens, grpo: GrpoMetrics::default(), preview: None })
@@ -73,7 +73,7 @@ impl StepResult {
 }
 
 impl Trainer {
-    /// Loads `weights` for training and allocates gradients and optimizer state. With LoRA it makes a new adapter.
+    /// Loads `weights` for training and allocates gradients and optimizer state. With LoRA, makes a new adapter.
     pub fn new(
         device: &Device,
         config: &ModelConfig,
@@ -84,7 +84,8 @@ impl Trainer {
         Self::build(device, config, weights, None, dtype, hyperparameters)
     }
 
-    /// Like [`Self::new`]; with LoRA it loads the weights of `adapter` if one is given (from a checkpoint).
+    /// Like [`Self::new`]. With LoRA, loads the weights of `adapter` (from a checkpoint) if it is given, else makes a
+    /// new adapter.
     fn build(
         device: &Device,
         config: &ModelConfig,
@@ -107,8 +108,8 @@ impl Trainer {
         Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters, checkpointing })
     }
 
-    /// Adds the gradients of `scale` times `loss` to those of the step. The loss of a micro-batch without media depends
-    /// on no trained parameter if only the vision tower or its adapters are trained; it adds nothing.
+    /// Adds the gradients of `scale * loss` to the gradients of the step. If only the vision tower or its adapters are
+    /// trained, the loss of a micro-batch without media depends on no trained parameter and adds nothing.
     ///
     /// # Errors
     /// The model has no trained parameter at all; the device fails.
@@ -132,9 +133,9 @@ impl Trainer {
         Ok((Self::new(device, config, WeightSource::Files(&files), dtype, hyperparameters)?, files))
     }
 
-    /// Opens a run's weights. A fresh run takes them from the folder `model`. A resumed run takes them from the
-    /// checkpoint; with LoRA that has only the adapter, and the other weights come from `model`. Also returns the
-    /// opened weight files.
+    /// Opens a run's weights. A new run loads the weights from the folder `model`, a resumed run from the checkpoint.
+    /// With LoRA the checkpoint has only the adapter, and the base weights come from `model`. Also returns the opened
+    /// weight files.
     pub fn resume(
         device: &Device,
         config: &ModelConfig,
@@ -155,13 +156,13 @@ impl Trainer {
         Ok((trainer, files))
     }
 
-    /// What the backward pass of the last micro-batch computed again; `None` before the first.
+    /// What the backward pass of the last micro-batch recomputed; `None` before the first micro-batch.
     pub fn last_checkpointing(&self) -> Option<Checkpointing> {
         self.checkpointing.last
     }
 
-    /// Computes f32 `[2]`: the L2 norm of all gradients after scaling them by `weight`, and the factor for the
-    /// unscaled gradients that scales them and clips that norm to `max_grad_norm`.
+    /// Computes f32 `[2]`: the L2 norm of all gradients multiplied by `weight`, and the factor by which the optimizer
+    /// multiplies the gradients. The factor combines `weight` with clipping that norm to `max_grad_norm`.
     pub fn norm_and_clip_factor(&mut self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
         let clip = self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?;
@@ -178,13 +179,13 @@ impl Trainer {
         Ok(self.optimizer.parameter_hashes()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
     }
 
-    /// One fingerprint of all trained weights.
+    /// Returns one fingerprint of all trained weights together.
     pub fn weights_fingerprint(&self) -> Result<String> {
         Ok(combined_fingerprint(&self.tensor_hashes()?))
     }
 }
 
-/// Loads the model of a run; with LoRA, with the matrices of `adapter` or with new ones.
+/// Loads the model of a run. With LoRA, attaches the matrices of `adapter`, or new matrices if it is `None`.
 fn load_model(
     device: &Device,
     config: &ModelConfig,
@@ -226,8 +227,8 @@ pub fn combined_fingerprint(hashes: &[(String, u64)]) -> String {
     all.finish()
 }
 
-/// Checks that a checkpoint's adapter has the layers and the scale that the options require; it may not if its files
-/// were replaced.
+/// Checks that a checkpoint's adapter has the layers and the scale that the options require. They can differ if the
+/// adapter's files were replaced.
 fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &ModelConfig) -> Result<()> {
     let mut wanted: Vec<String> =
         spec.target_layers(config).unwrap_or_default().into_iter().map(|layer| layer.name).collect();
@@ -244,9 +245,9 @@ fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Mod
 pub struct MicroBatchInput {
     /// The packed batch.
     pub batch: Batch,
-    /// i32 `[L]`: indices of the tokens whose next token is learned.
+    /// i32 `[L]`: indices in the batch of the tokens whose next token is learned.
     pub positions: Tensor,
-    /// i32 `[L]`: ids of the tokens to learn.
+    /// i32 `[L]`: ids of these next tokens, the targets of the loss.
     pub targets: Tensor,
     /// f32 `[L]`, each −1/L. The sum of the log-probabilities with these weights is the mean negative log-likelihood.
     pub weights: Tensor,
@@ -268,7 +269,7 @@ impl MicroBatchInput {
         })
     }
 
-    /// The micro-batch and the tokens that its loss is computed from.
+    /// Returns the micro-batch and the tokens from which its loss is computed.
     pub fn learned_tokens(self) -> LearnedTokens {
         LearnedTokens { batch: self.batch, positions: self.positions, targets: self.targets }
     }

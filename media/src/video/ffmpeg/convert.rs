@@ -29,8 +29,9 @@ pub(super) struct Rotation {
 }
 
 impl Rotation {
-    /// Parses a display matrix: nine native-endian i32 `a b u / c d v / x y w` (ISO 14496-12, 6.2.2) that map `(p,
-    /// q)` to `(a p + c q, b p + d q)`. A rotation that is not by a multiple of 90 degrees is ignored, as in decord.
+    /// Parses a display matrix: nine native-endian i32 `a b u / c d v / x y w` (ISO 14496-12, 6.2.2) that map a pixel
+    /// position `(p, q)` to `(a p + c q, b p + d q)`. A rotation that is not by a multiple of 90 degrees is ignored, as
+    /// in decord.
     pub(super) fn from_display_matrix(bytes: &[u8]) -> Self {
         let m: Vec<f64> = bytes
             .chunks_exact(4)

@@ -26,8 +26,8 @@ use super::plan::{PacketRun, has_usable_times, key_packet_index_before, leading_
 use crate::video::types::DecodeLimits;
 use crate::{MediaError, Result};
 
-/// Number of pixels that are decoded before a further thread saves more time than it takes: each thread has a decoder
-/// of its own, about a megabyte of memory for H.264, whose pages the worker touches for the first time.
+/// Number of pixels to decode per thread below which a further thread costs more time than it saves. Each thread has
+/// its own decoder: about a megabyte of memory for H.264, with a page fault at the first use of each page.
 const MIN_PIXELS_PER_THREAD: u64 = 4 << 20;
 
 /// Upper bound of the frames that a decoder holds in memory at once: 16 reference frames and a few that its threads
@@ -85,8 +85,8 @@ pub(super) fn decode_frames(
     Ok(())
 }
 
-/// Distributes the jobs, last one first, over as many lanes (decoding threads) as the limits of threads and memory
-/// allow and the number of pixels is worth.
+/// Distributes the jobs, last one first, over lanes (decoding threads). The thread limit, the memory limit and
+/// [`MIN_PIXELS_PER_THREAD`] bound the number of lanes.
 fn run_jobs(
     video: &VideoFile,
     target_size: Option<(usize, usize)>,
@@ -137,8 +137,8 @@ fn run_jobs(
     })
 }
 
-/// Whether memory for 6 more frames of the video can be allocated. This tells lack of memory from a damaged file,
-/// because decoders do not always report that they failed for lack of memory.
+/// Whether memory for 6 more frames of the video can be allocated. The check distinguishes lack of memory from a
+/// damaged file, because decoders do not always report a lack of memory as such.
 fn has_memory_for_frames(video: &VideoFile) -> bool {
     const FRAMES: usize = 6;
     let bytes = video.coded_size.0.saturating_mul(video.coded_size.1).saturating_mul(2 * FRAMES);
@@ -256,7 +256,8 @@ impl<'f> DecodeLane<'f> {
         let first_time = self.video.packets.iter().find(|e| !e.hidden).and_then(|e| e.pts);
         let mut count = 0u64;
         let mut frame_index = |frame: &AvFrame| {
-            // The frames before the first key frame have no pictures if its own picture comes out first.
+            // If the decoder outputs the first key frame first, it will output nothing for the frames displayed before
+            // it.
             if count == 0 && leading > 0 && frame.pts() == first_time {
                 count = leading;
             }
@@ -275,9 +276,9 @@ impl<'f> DecodeLane<'f> {
         self.drain(frame_index, &mut job.slots)
     }
 
-    /// Writes the first picture of the video, its key frame, to all `slots`. They belong to the frames before the key
-    /// frame of a video that is cut at an open group of pictures ([`leading_frames`]). No decoder can give those, but
-    /// they count as frames, as in decord.
+    /// Writes the first decoded picture of the video, its key frame, to all `slots`. The slots belong to frames that
+    /// are displayed before this key frame in a video cut at an open group of pictures ([`leading_frames`]). No decoder
+    /// can decode these frames, but they count as frames, as in decord.
     fn repeat_first_picture(&mut self, slots: &mut Slots<'_>) -> Result<()> {
         let Some(frame) = slots.keys().next().copied() else { return Ok(()) };
         let Some(slot) = slots.remove(&frame) else { return Ok(()) };

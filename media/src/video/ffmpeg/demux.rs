@@ -164,7 +164,7 @@ impl VideoFile {
     }
 }
 
-/// The error that the system reported when the file was read, if it did. Demuxers take it for the end of the file.
+/// Returns the I/O error, if any, that the system reported while the file was read. Demuxers treat it as end of file.
 fn read_error(input: &Input) -> Option<std::io::Error> {
     // SAFETY: the context is open; its `pb` is null, or valid as long as the context is open.
     let code = unsafe { (*input.as_ptr()).pb.as_ref() }.map_or(0, |io| io.error);

@@ -14,7 +14,7 @@ pub(super) fn ffmpeg_error(path: &Path, operation: &str, error: ffmpeg::Error) -
     };
     match error {
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::ENOMEM => out_of_memory(path, operation),
-        // Decoders report so that a thread cannot be created.
+        // Decoders return `EAGAIN` if a thread cannot be created.
         ffmpeg::Error::Other { errno } if errno == ffmpeg::error::EAGAIN => {
             MediaError::cannot_start_threads(path, operation, &std::io::Error::from_raw_os_error(errno))
         }

@@ -20,7 +20,7 @@ use crate::{MediaError, Result};
 /// Checks that FFmpeg is installed and that the file can be opened and is not empty.
 ///
 /// # Errors
-/// One of these does not hold.
+/// FFmpeg is not installed, or the file cannot be opened or is empty.
 pub(crate) fn check_file(path: &Path) -> Result<()> {
     load_for(path)?;
     let cannot_read = |e| MediaError::cannot_read(path, &e);

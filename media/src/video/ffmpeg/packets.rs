@@ -12,8 +12,8 @@ use reel_diagnostic::Diagnostic;
 use super::demux::{PacketInfo, VideoFile, open_container_and_stream, packet_info};
 use crate::{MediaError, Result};
 
-/// If the wanted packet is at most this many packets ahead, the packets up to it are read instead of seeking: this is
-/// assumed to be cheaper.
+/// If the wanted packet is at most this many packets ahead, the packets up to it are read in sequence, which is assumed
+/// to be cheaper than seeking.
 const MAX_READ_AHEAD: usize = 64;
 
 /// A source of the packets of one video.
@@ -32,7 +32,7 @@ struct Reader {
     peeked: Option<ffmpeg::Packet>,
 }
 
-/// A packet in memory, or one read from the file.
+/// A packet that was kept in memory, or that was read from the file again.
 pub(super) enum FetchedPacket<'f> {
     Kept(&'f ffmpeg::Packet),
     Read(ffmpeg::Packet),

@@ -37,11 +37,11 @@ pub(super) fn has_usable_times(packets: &[PacketInfo]) -> bool {
     is_unique && packets.iter().filter_map(|e| e.dts).is_sorted()
 }
 
-/// The number of frames that are displayed before the first packet's frame, a key frame; their packets follow it.
+/// Number of leading frames: their packets follow the first packet, a key frame, but they are displayed before it.
 ///
-/// They refer to frames before the key frame. If a video is cut at the start of an open group of pictures, those are
-/// gone, and most decoders output no picture for these packets. A packet without a time counts, too, if all packets
-/// after these have times: Matroska files lose the time of frames that are displayed before time 0.
+/// Leading frames refer to frames before the key frame. In a video that is cut at an open group of pictures, those
+/// earlier frames are missing, and most decoders output no picture for leading frames. A packet without a time counts
+/// as leading if all packets after the leading ones have times: Matroska loses times below 0.
 pub(super) fn leading_frames(packets: &[PacketInfo]) -> u64 {
     let mut displayed = packets.iter().filter(|e| !e.hidden);
     let Some(first) = displayed.next().filter(|e| e.key && e.pts.is_some()) else { return 0 };
@@ -128,13 +128,14 @@ mod tests {
     fn leading_frames_follow_the_first_key_frame() {
         let untimed = PacketInfo { pts: None, ..packet(0, false) };
         let hidden = PacketInfo { hidden: true, ..packet(0, false) };
-        // I3 B1 B2 P6 B4 B5 starts with an open group. I0 P3 B1 B2 does not.
+        // I3 B1 B2 P6 B4 starts with an open group of pictures: B1 and B2 are displayed before I3. I0 P3 B1 does not.
         let open = [packet(3, true), packet(1, false), packet(2, false), packet(6, false), packet(4, false)];
         assert_eq!(leading_frames(&open), 2);
         assert_eq!(leading_frames(&[packet(0, true), packet(3, false), packet(1, false)]), 0);
         assert_eq!(leading_frames(&[packet(0, true), untimed, packet(1, false)]), 1);
         assert_eq!(leading_frames(&[hidden, packet(3, true), packet(1, false), hidden, packet(2, false)]), 2);
-        // Times that are missing elsewhere, or lower in a second video, tell nothing.
+        // No leading frames are counted if times are missing later in the file, or a later time is below the key
+        // frame's.
         assert_eq!(leading_frames(&[packet(0, true), untimed, packet(1, false), untimed]), 0);
         assert_eq!(leading_frames(&[packet(3, true), packet(1, false), packet(4, false), packet(2, false)]), 0);
         assert_eq!(leading_frames(&[packet(3, false), packet(1, false)]), 0);
@@ -147,10 +148,10 @@ mod tests {
         let times = |times: &[(i64, Option<i64>)]| -> Vec<PacketInfo> {
             times.iter().map(|&(pts, dts)| PacketInfo { dts, ..packet(pts, pts == 0) }).collect()
         };
-        // B-frames: presentation times go back, decoding times do not.
+        // With B-frames, presentation times decrease from packet to packet, but decoding times do not.
         assert!(has_usable_times(&times(&[(0, Some(-2)), (3, Some(-1)), (1, Some(0)), (2, Some(1)), (4, Some(2))])));
         assert!(has_usable_times(&times(&[(0, None), (3, Some(1)), (1, None), (2, Some(1))])));
-        // Two videos in one file; the times of the second one start before the end of the first one.
+        // The file holds two videos; the times of the second video start before the end of the first video.
         assert!(!has_usable_times(&times(&[(0, Some(0)), (10, Some(10)), (20, Some(20)), (15, Some(15))])));
         assert!(!has_usable_times(&times(&[(0, Some(0)), (20, Some(20)), (10, None), (15, Some(15))])));
     }

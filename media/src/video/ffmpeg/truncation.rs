@@ -36,7 +36,7 @@ fn ends_early(path: &Path) -> std::io::Result<bool> {
     Ok(tail.iter().rfind(|&&b| b != 0) != Some(&b';'))
 }
 
-/// The length of the whole file in bytes, as its header states it.
+/// Returns the length of the whole file in bytes that its header states; `None` if the header states none.
 fn stated_length(head: &[u8]) -> Option<u64> {
     match head.get(..4)? {
         [0x1A, 0x45, 0xDF, 0xA3] => matroska(head),
@@ -69,8 +69,8 @@ fn matroska(head: &[u8]) -> Option<u64> {
     }
 }
 
-/// Parses an EBML number; returns its value and its length of 1 to 8 bytes. The first bit that is set marks the
-/// length; `drop_marker` clears it, as is needed for element sizes but not for element ids.
+/// Parses an EBML number; returns its value and its length of 1 to 8 bytes. The first set bit marks the length; with
+/// `drop_marker` this bit is cleared, which is needed for element sizes but not for element ids.
 fn ebml_number(bytes: &[u8], drop_marker: bool) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let len = first.leading_zeros() as usize + 1;

@@ -1,6 +1,6 @@
-//! `OUT/checkpoint-N/`: a model folder (or adapter folder) with the weights after step N and, below `training/`, what
-//! a bit-exact resume needs: `optimizer.safetensors` (moments, their scales, low bits of the master weights),
-//! `state.json`, and `digests.json` with the fingerprints of all these files.
+//! `OUT/checkpoint-N/`: a model folder (or adapter folder) with the weights after step N and, below `training/`, the
+//! files for a bit-exact resume: `optimizer.safetensors` (moments, their scales, low bits of the master weights),
+//! `state.json`, and `digests.json` with the fingerprints of the files that a resume reads.
 //!
 //! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so a killed run or a
 //! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`CheckpointSnapshot`] while the next
@@ -52,8 +52,8 @@ fn state_tensors<'a>(
     moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
 }
 
-/// Loads the optimizer state of a checkpoint: moments, low bits of the master weights and step counts. The trainer's
-/// weights must already be those of the same checkpoint.
+/// Loads the optimizer state of a checkpoint into `t`: moments, low bits of the master weights and step counts. The
+/// weights of `t` must already have been loaded from the same checkpoint.
 pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
     let path = folder.join(OPTIMIZER);
     let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
@@ -79,12 +79,12 @@ pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) ->
     Ok(())
 }
 
-/// The step in the name of a checkpoint folder.
+/// Returns the step in the name of a checkpoint folder; `None` if the name is not `checkpoint-STEP`.
 pub fn step_of(folder: &Path) -> Option<u64> {
     folder.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
 }
 
-/// The complete checkpoints in `out`: the path of the folder by step.
+/// Returns the complete checkpoints in `out`: maps a step to the path of its checkpoint folder.
 pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     let mut found = BTreeMap::new();
     let entries = match fs::read_dir(out) {
@@ -103,8 +103,8 @@ pub fn checkpoints_by_step(out: &Path) -> Result<BTreeMap<u64, PathBuf>> {
     Ok(found)
 }
 
-/// Removes old checkpoints, so that the newest `keep` are left. The checkpoint of step `best_step` is always left, in
-/// addition to these.
+/// Removes all checkpoints but the newest `keep` (`None`: keeps all). The checkpoint of step `best_step` is always
+/// kept, in addition to the newest `keep`.
 pub fn remove_old_checkpoints(out: &Path, keep: Option<usize>, best_step: Option<u64>) -> Result<()> {
     let mut found = checkpoints_by_step(out)?;
     best_step.map(|step| found.remove(&step));
@@ -112,8 +112,8 @@ pub fn remove_old_checkpoints(out: &Path, keep: Option<usize>, best_step: Option
     found.values().take(old).try_for_each(|path| remove_checkpoint(path))
 }
 
-/// Removes a checkpoint. Its folder is renamed first, so that a kill during the removal leaves no damaged folder
-/// under a checkpoint's name.
+/// Removes a checkpoint. Its folder is renamed first, so that a process killed during the removal leaves no damaged
+/// folder under a checkpoint's name.
 pub(crate) fn remove_checkpoint(path: &Path) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.old.part"));
@@ -142,7 +142,8 @@ fn remove_dir(path: &Path) -> Result<()> {
     fs::remove_dir_all(path).map_err(|e| TrainError::cannot_write(path, e))
 }
 
-/// A folder with a hidden name while it is filled. Dropping it before [`Self::publish`] removes it.
+/// A folder that has a hidden name while its files are written. Dropping this value before [`Self::publish`] removes
+/// the folder.
 struct FolderDraft(PathBuf);
 
 impl FolderDraft {
@@ -176,7 +177,7 @@ impl FolderDraft {
 
 impl Drop for FolderDraft {
     fn drop(&mut self) {
-        // After `publish` the hidden folder no longer exists and this does nothing. `drop` cannot return an error.
+        // After `publish` the hidden folder no longer exists and nothing is removed. `drop` cannot return an error.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

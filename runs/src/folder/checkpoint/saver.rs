@@ -5,7 +5,7 @@ use std::thread::{self, JoinHandle};
 use reel_device::{Device, free_host_bytes};
 use reel_train::{Result, TrainError};
 
-/// The background thread that writes checkpoints. Dropping it waits for the checkpoint in progress.
+/// Handle of the background thread that writes checkpoints. Dropping the handle waits for the checkpoint in progress.
 #[derive(Debug, Default)]
 pub struct CheckpointWriter(Option<JoinHandle<Result<()>>>);
 
@@ -13,7 +13,7 @@ impl CheckpointWriter {
     /// Starts `job` on a background thread, after waiting for the previous job.
     ///
     /// # Errors
-    /// The error of the previous job; then `job` is not started.
+    /// The error of the previous job, in which case `job` is not started.
     pub fn start(&mut self, job: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
         self.wait()?;
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(job);
@@ -42,14 +42,14 @@ impl CheckpointWriter {
 
 impl Drop for CheckpointWriter {
     fn drop(&mut self) {
-        // An error here is not reported: the run is already ending with another one.
+        // An error here is not reported, because the run is already ending with another error.
         let _ = self.wait();
     }
 }
 
-/// Whether `bytes` bytes are at most half of the free memory: of the machine's and, if there is a limit, of the
-/// cgroup's. If they are not, the device first returns the memory that it keeps for the next step. False if the free
-/// memory is unknown.
+/// Whether `bytes` is at most half of the free host memory (the machine's, and the cgroup's if it has a limit). If not,
+/// the device returns the memory that it keeps for the next step, and the check is repeated. False if the free memory
+/// is unknown.
 pub fn host_memory_has_room_for(device: &Device, bytes: u64) -> bool {
     let has_room = || free_host_bytes().is_some_and(|free| bytes <= free / 2);
     has_room() || {

@@ -1,5 +1,5 @@
-//! What a checkpoint contains, captured after one step. It holds copies of the tensors, or the tensors themselves if
-//! the checkpoint is written before the next step changes them.
+//! A snapshot of what a checkpoint contains, captured after one step. A snapshot holds copies of the tensors, or the
+//! tensors themselves if the checkpoint is written before the next step changes them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,24 +27,24 @@ use super::{FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensor
 use crate::folder::digests::{self, LogDigests};
 use crate::folder::resume::RunState;
 
-/// The model that a run started from. Saved models take from it the weights that are not trained and the small files
-/// (config, tokenizer).
+/// The model that a run started from. A saved model gets its untrained weights and its small files (config, tokenizer)
+/// from this model.
 #[derive(Clone, Debug)]
 pub struct BaseModel {
     /// Config, tokenizer and templates of the model folder that the run started from.
     pub small_files: Arc<SmallFiles>,
-    /// The weight files of that folder.
+    /// The weight files of the model folder that the run started from.
     pub files: Arc<Checkpoint>,
     /// The base model's name as an adapter's config states it: an absolute path, or a Hugging Face id.
     pub name: String,
 }
 
-/// Whether this process can allocate so many bytes. An allocation that fails in any other place ends the process.
+/// Tests whether `bytes` bytes can be allocated. Elsewhere a failed allocation would end the process.
 pub(super) fn has_memory_for(bytes: usize) -> bool {
     Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
 }
 
-/// The bytes of a tensor without padding, or the tensor to read them from.
+/// The bytes of a tensor without padding: a copy of the bytes, or the tensor to read them from.
 #[derive(Debug)]
 pub(super) enum TensorBytes {
     /// Copied bytes.
@@ -56,7 +56,7 @@ pub(super) enum TensorBytes {
 impl TensorBytes {
     /// Copies the bytes of `t`. Returns `None` if `has_memory_for` says that there is no memory for them.
     fn copy(t: &Tensor, has_memory_for: &dyn Fn(usize) -> bool) -> Result<Option<Self>> {
-        // A padded tensor is read as a whole first.
+        // Copying a padded tensor takes more memory, because the tensor is read with its padding first.
         let padded = if t.bytes() == t.unpadded_bytes() { 0 } else { t.bytes() };
         match has_memory_for(t.unpadded_bytes().saturating_add(padded)) {
             true => Ok(Some(Self::Copy(t.read_unpadded_bytes()?))),
@@ -78,7 +78,7 @@ pub(super) struct StoredTensor {
     pub(super) held: TensorBytes,
 }
 
-/// Bytes of the trained weights and the optimizer state of `t`: the memory that a copy for a checkpoint takes.
+/// Number of bytes of the trained weights and optimizer state of `t`: the memory that a copy for a checkpoint takes.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     let state = |(name, weights, state): (_, &Tensor, _)| {
         let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.unpadded_bytes()).sum();
@@ -114,7 +114,7 @@ impl TrainedWeights {
         }
     }
 
-    /// Writes a model folder in the dtype of training; with LoRA an adapter folder.
+    /// Writes a model folder in the dtype of training, or an adapter folder if the run trains a LoRA adapter.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -180,13 +180,13 @@ struct OptimizerTensor {
 #[derive(Debug)]
 pub struct CheckpointSnapshot {
     weights: TrainedWeights,
-    /// The tensors of the optimizer, those of large elements first: so each tensor in the file is aligned for its
-    /// type.
+    /// The optimizer's tensors, sorted by element size, largest first, so that each tensor in the file is aligned for
+    /// its type.
     optimizer: Vec<OptimizerTensor>,
     state: RunState,
     /// Further files that the training loop needs to resume, as (path in the checkpoint folder, contents).
     files: Vec<(&'static str, Vec<u8>)>,
-    /// What the logs in OUT hold after the step.
+    /// Digests of the logs in OUT after the step.
     logs: LogDigests,
 }
 
@@ -238,7 +238,7 @@ impl CheckpointSnapshot {
         self.weights.trained.values_mut().chain(self.optimizer.iter_mut().map(|tensor| &mut tensor.stored))
     }
 
-    /// Adds what the logs in OUT hold after the step, which a resume compares.
+    /// Adds the digests of the logs in OUT after the step, which a resume compares with the logs.
     #[must_use]
     pub fn with_logs(self, logs: LogDigests) -> Self {
         Self { logs, ..self }
@@ -252,7 +252,7 @@ impl CheckpointSnapshot {
         let step = self.state.step;
         let target = out.join(checkpoint_folder_name(step));
         let name = format!(".{PREFIX}{step}.part");
-        // Errors name the final path, because the user does not know the hidden one.
+        // Errors name the final path, because the user does not know the hidden path.
         self.write_draft(out, &name, &target).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
     }
 

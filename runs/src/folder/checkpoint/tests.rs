@@ -14,7 +14,7 @@ use reel_train::step::hyperparameters::Hyperparameters;
 use super::*;
 use crate::testing::{assert_same_files, golden};
 
-/// A trainer and the base model of its checkpoints.
+/// Makes a trainer and the base model of its checkpoints.
 fn trainer(dtype: DType) -> (Trainer, BaseModel) {
     let folder = golden("model_a");
     let config = ModelConfig::open(&folder).unwrap();
@@ -51,7 +51,7 @@ fn copied_snapshot_is_independent_of_later_steps() {
         live.write(&later).unwrap();
         let weights = |step| fs::read(later.join(checkpoint_folder_name(step)).join("model.safetensors")).unwrap();
         assert!(weights(3) != weights(4));
-        // `checkpoint_bytes` is the size of both files without their headers, which are small.
+        // `checkpoint_bytes` is the size of both files without their headers. The headers are smaller than 256 KiB.
         let size = |file: &str| fs::metadata(later.join("checkpoint-3").join(file)).unwrap().len();
         let files = size(OPTIMIZER) + size("model.safetensors");
         assert!(checkpoint_bytes(&trainer) < files && files < checkpoint_bytes(&trainer) + (1 << 18), "{files}");
@@ -125,7 +125,7 @@ fn snapshot_without_memory_for_a_copy_is_written_from_the_tensors() {
     assert!(!snapshot::has_memory_for(usize::MAX));
 }
 
-/// An error of a checkpoint names its final path, not the hidden one that it is written under.
+/// An error about a checkpoint names the checkpoint's final path, not the hidden path under which it is written.
 #[test]
 fn errors_name_the_final_path_of_a_checkpoint() {
     let (draft, target) = (Path::new("out/.checkpoint-6.part"), Path::new("out/checkpoint-6"));
@@ -137,7 +137,7 @@ fn errors_name_the_final_path_of_a_checkpoint() {
     assert!(
         matches!(e, TrainError::NoRoom { .. }) && e.to_string().starts_with("out/checkpoint-6/model.safetensors: ")
     );
-    // The whole way: the draft's folder cannot be created.
+    // Checks the same for a complete `write` whose draft folder cannot be created.
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let (trainer, origin) = trainer(DType::F32);

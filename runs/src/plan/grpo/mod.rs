@@ -33,12 +33,12 @@ use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, TrainLoop};
 
-/// Maximum number of prompts that a plan counts. More would be slow: every decode step of their completions runs on
-/// the dry device.
+/// Maximum number of prompts that a plan counts. More prompts would make planning slow, because every decode step of
+/// their completions runs on the dry device.
 const MAX_ROWS: u64 = 64;
 
 /// Maximum number of training steps per rollout set that run on the dry device. A set is used for `--num-iterations`
-/// steps; from the second on they cost the same, so the second one's cost is multiplied.
+/// steps. All steps after the first cost the same, so the cost of the second step is multiplied.
 const MAX_USES: u64 = 2;
 
 /// Plans the training steps on one rollout set. All prompts have the size `shape`. `device` is a dry device.
@@ -66,7 +66,7 @@ pub fn plan_rows_of_one_size(
     })
 }
 
-/// Plans a run with its own data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
+/// Plans a run with the user's data: all steps, or the steps of the first [`MAX_ROWS`] rows. The plan is for the device
 /// of `setup`.
 pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> {
     let options = setup.options;
@@ -77,7 +77,7 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let mut batching = GrpoLoop::batching(options, order.rows_per_pass());
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
     let sets = options.requested_step_count().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
-    // At least one whole step.
+    // Plans at least one whole step.
     batching.end = batching.end.map(|end| end.min(MAX_ROWS.max(batching.rows as u64)));
     let position = DataPosition { slot: 0, skipped };
     let mut feed = MicroBatchFeed::new(prompts.clone(), order, batching, &position, 1, 2);
@@ -99,14 +99,14 @@ struct Counter<'a> {
     options: &'a GrpoOptions,
     trainer: Trainer,
     reference: Option<Qwen25Vl>,
-    /// Samples completions; `None` with `--rollouts`, where they are given.
+    /// Samples completions; `None` with `--rollouts`, where the completions come from a file.
     sampler: Option<CompletionSampler<'a>>,
     siglip: Option<SiglipScorer>,
     ends: EndTokens,
     phases: PhaseCosts,
     steps: u64,
     tokens: u64,
-    /// The most prompts of a step so far.
+    /// Largest number of prompts in a step so far.
     rows: usize,
     /// The longest prompt so far.
     longest: Option<ModelInput>,
@@ -185,7 +185,7 @@ impl<'a> Counter<'a> {
             let (options, reference) = (self.options, self.reference.as_ref());
             let result = step(&mut self.trainer, options, reference, &mut set, 1, DeviceLender::default())?;
             device.profiler().record_timeline(false);
-            // The last step that runs here stands for itself and for all further steps on this set.
+            // The last step that is computed here stands for itself and for all remaining steps on this rollout set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
             for event in device.profiler().launch_events()? {
                 self.phases.add_launch(&event, times);
@@ -196,8 +196,8 @@ impl<'a> Counter<'a> {
         Ok(())
     }
 
-    /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP. Returns the outputs
-    /// of products that were kept.
+    /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP. Returns the kept
+    /// outputs of matrix products.
     fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<Option<RolloutProducts>> {
         let Some(sampler) = &self.sampler else { return Ok(None) };
         let device = &self.trainer.device;
@@ -209,7 +209,7 @@ impl<'a> Counter<'a> {
         super::subtract_costs(&mut decode, &prefill);
         self.phases.add_costs("prefill", &prefill);
         self.phases.add_costs("decode", &decode);
-        // As in a run: with dynamic sampling, further rounds need the memory.
+        // Frees the engine's memory as a run does. With dynamic sampling, further sampling rounds need this memory.
         if !self.options.dynamic_sampling {
             sampler.release_memory();
         }
@@ -228,7 +228,7 @@ impl<'a> Counter<'a> {
         Ok(sampled.products)
     }
 
-    /// A group of completions that all have the maximum length, and reward 0.
+    /// Makes a group of completions that all have the maximum length and reward 0.
     fn group(&self, prompt: Prompt) -> Group {
         let longest = self.options.max_completion_length;
         let completion =

@@ -10,7 +10,8 @@ use super::*;
 use crate::plan::stored_weight_dtype;
 use crate::testing::golden;
 
-/// Options of a run on three rows: text only, a video, an image. All completions have the maximum length.
+/// Options of a run on three rows: one with text only, one with a video, one with an image. All completions have the
+/// maximum length.
 fn options(dir: &Path) -> GrpoOptions {
     let frames =
         "[\"media/frames/000.png\", \"media/frames/001.png\", \"media/frames/002.png\", \"media/frames/003.png\"]";
@@ -124,7 +125,7 @@ fn phases_are_those_of_the_work() {
     let plan = shaped(100, 64, |_| ()).unwrap();
     let names: Vec<&str> = plan.phases.0.iter().map(|p| p.0).filter(|name| !name.is_empty()).collect();
     assert_eq!(names, ["prefill", "decode", "reference", "forward", "backward", "optimizer"]);
-    // Each of the 8 completions decodes 31 tokens after the first one.
+    // Each of the 8 completions decodes 31 tokens after its first token, or 62 if the maximum length is 63.
     let more = shaped(100, 64, |o| o.max_completion_length = 63).unwrap();
     let ratio = flops(&more, "decode") / flops(&plan, "decode");
     assert!((1.9..2.3).contains(&ratio), "{ratio}");
@@ -151,8 +152,8 @@ fn steps_on_a_set_share_its_draws() {
 #[test]
 fn temporal_reward_samples_half_as_many_completions_more() {
     let [plain, temporal] = [false, true].map(|t| shaped(100, 64, |o| o.temporal = t).unwrap());
-    // The temporal reward samples for each prompt with shuffled frames, too: twice as many prompts are prefilled, and
-    // half as many completions more are decoded.
+    // With the temporal reward, completions are also sampled for each prompt with shuffled frames: twice as many
+    // prompts are prefilled, and 50 % more completions are decoded.
     let ratio = flops(&temporal, "prefill") / flops(&plain, "prefill");
     assert!((1.99..=2.0).contains(&ratio), "{ratio}");
     let ratio = flops(&temporal, "decode") / flops(&plain, "decode");

@@ -15,7 +15,7 @@ use super::record::Record;
 const PREFIX: &str = "offline-run-";
 const TIME: &str = "%Y%m%d_%H%M%S";
 
-/// The start time and run id in the name of a part's folder. A part is what one process of a W&B run wrote.
+/// Identifies a part of a W&B run (what one process of the run wrote): the start time and run id in its folder's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RunPart {
     /// Start time, in whole seconds.
@@ -24,7 +24,7 @@ pub(super) struct RunPart {
     pub id: String,
 }
 
-/// What a log has about one step: its values and its media files.
+/// The contents of a log about one step: values and media files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct LoggedStep {
     /// Media files of the step: paths below `files/`.
@@ -50,9 +50,9 @@ impl RunPart {
         format!("run-{}.wandb", self.id)
     }
 
-    /// Whether `wandb sync` has uploaded this part's folder, or has begun to: old clients leave a file `.synced` when
-    /// they have finished, newer ones `.syncstate` when they begin. `wandb` is the folder that contains the part's
-    /// folder.
+    /// Whether `wandb sync` has uploaded this part's folder or begun to upload it. Old clients create a file `.synced`
+    /// when they have finished, newer clients a file `.syncstate` when they begin. `wandb` is the folder that contains
+    /// the part's folder.
     pub fn is_uploaded(&self, wandb: &Path) -> bool {
         ["synced", "syncstate"].iter().any(|mark| self.mark(wandb, mark).exists())
     }
@@ -61,8 +61,8 @@ impl RunPart {
         wandb.join(self.folder_name()).join(format!("{}.{mark}", self.log_file_name()))
     }
 
-    /// The folder's name while the steps of the earlier parts are copied into it. It is hidden, so that `wandb sync`
-    /// ignores it.
+    /// The folder's name while the steps of earlier parts are copied into the folder. The name is hidden, so that
+    /// `wandb sync` ignores the folder.
     pub fn hidden_folder_name(&self) -> String {
         format!(".{}.part", self.folder_name())
     }
@@ -79,19 +79,19 @@ fn names(wandb: &Path) -> Result<Vec<String>> {
     entries.map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// The part in the folder `wandb` that started last.
+/// Returns the part in the folder `wandb` that started last, if any.
 pub(super) fn newest_run_part(wandb: &Path) -> Result<Option<RunPart>> {
     Ok(names(wandb)?.iter().filter_map(|name| RunPart::of(name)).max())
 }
 
-/// The names of the folders of all parts in the folder `wandb`, incomplete ones included.
+/// Returns the folder names of all parts in the folder `wandb`, including incomplete parts.
 pub(super) fn part_folder_names(wandb: &Path) -> Result<Vec<String>> {
     let mut names = names(wandb)?;
     names.retain(|name| RunPart::of(name).is_some() || is_incomplete(name));
     Ok(names)
 }
 
-/// Whether this is the hidden folder of a part that a killed process did not complete.
+/// Whether `name` is the hidden folder of a part that a killed process did not complete.
 fn is_incomplete(name: &str) -> bool {
     name.strip_prefix('.').and_then(|name| name.strip_suffix(".part")).and_then(RunPart::of).is_some()
 }
@@ -105,8 +105,8 @@ pub(super) fn remove_incomplete_part_folders(wandb: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Marks all older parts with the run id of `current` as uploaded. `wandb sync` then leaves them out; `current` has
-/// their steps, too.
+/// Marks all older parts with the run id of `current` as uploaded, so that `wandb sync` skips them. `current` contains
+/// the steps of these parts, too.
 pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &RunPart) -> Result<()> {
     let others = names(wandb)?.into_iter().filter_map(|name| RunPart::of(&name));
     for part in others.filter(|part| part.id == current.id && part.folder_name() != current.folder_name()) {
@@ -116,11 +116,11 @@ pub(super) fn mark_older_parts_as_uploaded(wandb: &Path, current: &RunPart) -> R
     Ok(())
 }
 
-/// Reads the steps up to `last_step` from a log, by step number.
+/// Reads the steps up to `last_step` from a log; returns them by step number.
 pub(super) fn read_logged_steps(log: &Path, last_step: u64) -> Result<BTreeMap<u64, LoggedStep>> {
     let (mut steps, mut media) = (BTreeMap::new(), Vec::new());
     for record in log::read_records(log)?.iter().filter_map(|bytes| Record::parse(bytes)) {
-        // The records of a step's files come before its history record.
+        // The records of a step's files precede the step's history record in the log.
         media.extend(record.media_paths());
         let Some(values) = record.history_values() else { continue };
         let media = std::mem::take(&mut media);

@@ -1,6 +1,6 @@
-//! The framing of records in a `.wandb` file. It is LevelDB's log format (`doc/log_format.md` of google/leveldb) with a
-//! header of 7 bytes, and with a plain CRC-32 instead of a masked CRC-32C (`wandb/sdk/internal/datastore.py` of wandb
-//! 0.19, `core/pkg/leveldb/record.go` later):
+//! Writes and reads the framing of records in a `.wandb` file. The framing is LevelDB's log format (`doc/log_format.md`
+//! of google/leveldb) with a header of 7 bytes, and with a plain CRC-32 instead of a masked CRC-32C
+//! (`wandb/sdk/internal/datastore.py` of wandb 0.19, `core/pkg/leveldb/record.go` later):
 //!
 //! - the header is `:W&B`, 0xBEE1 and the version 0, and counts as the first bytes of the first block;
 //! - a block has 32768 bytes. A chunk lies in one block: the CRC of its type and payload (u32), the length of its
@@ -29,7 +29,7 @@ const LAST: u8 = 4;
 pub struct WandbLogFile {
     path: PathBuf,
     file: File,
-    /// Length in bytes that the file has once `pending` is written.
+    /// Length of the file in bytes after `pending` is written.
     at: usize,
     pending: Vec<u8>,
 }
@@ -61,8 +61,8 @@ impl WandbLogFile {
     }
 }
 
-/// Splits `record` into chunks and appends them to `out`. `at` is the position in the file where they will begin; it
-/// decides where a block ends.
+/// Splits `record` into chunks and appends the chunks to `out`. `at` is the position in the file at which the first
+/// chunk begins, from which the ends of blocks follow.
 fn frame(mut at: usize, record: &[u8], out: &mut Vec<u8>) {
     let mut rest = record;
     let mut first = true;
@@ -98,7 +98,7 @@ fn checksum(kind: u8, payload: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// Reads the records of a file up to the first damaged or incomplete one: a killed run may leave part of a record.
+/// Reads the records of a file up to the first damaged or incomplete record, which a killed run may leave.
 pub fn read_records(path: &Path) -> Result<Vec<Vec<u8>>> {
     let bytes = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
     if !bytes.starts_with(&HEADER[..bytes.len().min(HEADER.len())]) {
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// CRC-32 by its definition, bit by bit.
+    /// Computes CRC-32 by its definition, bit by bit.
     fn crc(bytes: &[u8]) -> u32 {
         let bit = |c: u32| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
         !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn records_at_block_boundaries_are_read_back() {
-        // After the first record 0 to 16 bytes are left in the block. The record after it is empty, short, or spans
+        // After the first record, 0 to 16 bytes are left in the block. The second record is empty, short, or spans
         // several blocks.
         for left in 0..=16 {
             for next in [0, 1, 10, 32761, 32762, 3 * 32768] {
@@ -218,7 +218,7 @@ mod tests {
             prop_assert_eq!(strictly(&file_of(&records)), records);
         }
 
-        /// A file that is truncated or damaged at any byte gives the records before that byte.
+        /// From a file that is truncated or damaged at any byte, the records before that byte are read.
         #[test]
         fn a_prefix_is_readable(lengths in prop::collection::vec(0usize..40_000, 1..6), share in 0.0..1.0f64, damage in 1u8..=255) {
             let records: Vec<Vec<u8>> = lengths.into_iter().map(some).collect();

@@ -8,12 +8,13 @@
 //!   names them.
 //!
 //! A resumed run gets a new folder with the whole run in it. Steps up to the checkpoint are copied from the previous
-//! folder with their media or, if it lacks them, made from metrics.jsonl. Uploading two folders with one id instead
-//! would give a wrong history: wandb 0.19.11 overwrites steps, 0.31.0 appends them, and the steps after the checkpoint
-//! exist twice (`benches/peers/wandb_sync.py` shows it).
+//! folder with their media, or made from metrics.jsonl if the previous folder lacks them. Uploading two folders with
+//! one id instead would give a wrong history: wandb 0.19.11 overwrites steps, 0.31.0 appends them, and the steps after
+//! the checkpoint exist twice (`benches/peers/wandb_sync.py` shows it).
 //!
-//! The new folder has the id of the previous one, which is marked as uploaded (`.synced`) so that the client skips it.
-//! If the previous folder was already uploaded or lies in another OUT, the new folder gets a new id.
+//! The new folder has the run id of the previous folder. The previous folder is marked as uploaded (`.synced`), so that
+//! the client skips it. If the previous folder was already uploaded or lies in another OUT, the new folder gets a new
+//! id.
 
 mod earlier;
 mod log;
@@ -40,8 +41,8 @@ use crate::reporting::watch::{COMPLETIONS_TAG, FRAMES_TAG, Histogram, REWARDS_TA
 /// The folder in OUT with one folder for each part of the run.
 pub(crate) const FOLDER: &str = "wandb";
 
-/// What the W&B folder of a new process starts with: where it is, the run it continues, and the metrics up to the
-/// checkpoint.
+/// The inputs for creating the W&B folder of a new process: output folder, the run to continue, and the metrics up to
+/// the checkpoint.
 #[derive(Debug)]
 pub struct WandbStart<'a> {
     /// The output folder OUT.
@@ -50,11 +51,11 @@ pub struct WandbStart<'a> {
     pub home: &'a Path,
     /// The step of the checkpoint that the run resumes from; 0 for a fresh run.
     pub step: u64,
-    /// Metrics of the steps up to the checkpoint, as far as they are reported (every `--logging-steps`).
+    /// Metrics of the reported steps (every `--logging-steps`) up to the checkpoint.
     pub done: &'a [StepMetrics],
     /// The W&B project.
     pub project: &'a str,
-    /// The run name; `None`: the name of OUT.
+    /// The run name; with `None`, the name of OUT is used.
     pub name: Option<&'a str>,
     /// The content of run.json.
     pub run: &'a Value,
@@ -72,7 +73,7 @@ pub struct Wandb {
     before: f64,
 }
 
-/// The folders of all W&B parts in the output folder `out`, incomplete ones included, relative to it.
+/// Returns the folders of all W&B parts, including incomplete parts, as paths relative to the output folder `out`.
 pub(crate) fn run_folders(out: &Path) -> Result<Vec<PathBuf>> {
     Ok(earlier::part_folder_names(&out.join(FOLDER))?.into_iter().map(|name| Path::new(FOLDER).join(name)).collect())
 }
@@ -153,8 +154,8 @@ impl Wandb {
         Ok(())
     }
 
-    /// Copies the steps before this process into its folder: their values and media from the folder of the last part,
-    /// or the metrics alone for steps that it lacks.
+    /// Copies the steps of earlier processes into the folder of this process: values and media from the folder of the
+    /// last part, or only the metrics for steps that the last part lacks.
     fn copy_earlier_steps(&mut self, begin: &WandbStart, last: Option<(PathBuf, String)>) -> Result<()> {
         let logged = match &last {
             Some((folder, log)) => earlier::read_logged_steps(&folder.join(log), begin.step)?,
@@ -183,7 +184,7 @@ impl Wandb {
         Ok(())
     }
 
-    /// Adds a step. It is written to the file, but not synced to the disk, when this returns.
+    /// Adds a step and writes it to the file, without syncing the file to the disk.
     pub fn log_step(&mut self, step: u64, points: &[(String, f64)], preview: Option<&RolloutPreview>) -> Result<()> {
         let mut seen = LoggedStep { media: Vec::new(), values: values(step, points) };
         let now = Utc::now();
@@ -285,8 +286,8 @@ fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
     own.into_iter().chain(points.iter().map(|(name, x)| (name.clone(), json!(x)))).collect()
 }
 
-/// The W&B config: the content of run.json, but with the options at the top level, where W&B users look for
-/// `learning_rate`, and without the reward command, which may hold secrets.
+/// Returns the W&B config: the content of run.json without the reward command, which may hold secrets. The options are
+/// moved to the top level, where W&B users look for names such as `learning_rate`.
 fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
@@ -301,8 +302,8 @@ fn page(text: &str) -> String {
     format!("<!doctype html>\n<meta charset=\"utf-8\">\n<pre style=\"white-space: pre-wrap\">{text}</pre>\n")
 }
 
-/// A random run id of 8 letters and digits, in the client's format (`sdk/lib/runid.py`). Training does not depend on
-/// it.
+/// Returns a random run id of 8 letters and digits, in the W&B client's format (`sdk/lib/runid.py`). Training does not
+/// depend on this id.
 fn new_id() -> String {
     const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     let mut n = RandomState::new().hash_one((Utc::now().timestamp_micros(), std::process::id()));

@@ -1,10 +1,11 @@
-//! The messages of a `.wandb` file. Each is one `Record` of `wandb/proto/wandb_internal.proto` (fields as in wandb
-//! 0.19.11 and 0.31.0): num 1 and one of history 2, summary 3, files 6, run 17, exit 18, header 21.
+//! Makes and parses the messages of a `.wandb` file. Each message is one `Record` of `wandb/proto/wandb_internal.proto`
+//! (fields as in wandb 0.19.11 and 0.31.0): num 1 and one of history 2, summary 3, files 6, run 17, exit 18, header 21.
 //!
 //! | message | fields |
 //! |---|---|
 //! | `HeaderRecord` | version_info 1: producer 1 |
-//! | `RunRecord` | run_id 1, project 3, config 4 (update 1), job_type 7, display_name 8, host 13, start_time 17 (seconds 1, nanos 2) |
+//! | `RunRecord` | run_id 1, project 3, config 4 (update 1), job_type 7, display_name 8, host 13, start_time 17 |
+//! | start_time of `RunRecord` | seconds 1, nanos 2 |
 //! | `ConfigItem` | key 1, value_json 16 |
 //! | `HistoryRecord` | item 1, step 2 (num 1) |
 //! | `SummaryRecord` | update 1 |
@@ -17,8 +18,8 @@ use serde_json::{Map, Value};
 
 use crate::reporting::protobuf::{ProtoMessage, length_delimited_fields};
 
-/// A `Record` message without its sequence number: the field number that gives its kind, and the message in that
-/// field.
+/// A `Record` message without its sequence number: a field number, which determines the kind of record, and the message
+/// in that field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     kind: u32,

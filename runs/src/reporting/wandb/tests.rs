@@ -1,4 +1,4 @@
-//! Tests of W&B runs that several processes write, by the content of their logs and folders.
+//! Tests the logs and folders of W&B runs that several processes write.
 
 use std::fs;
 
@@ -87,7 +87,7 @@ fn step_is_written_with_its_media() {
     let out = dir.path();
     let wandb = part(out, out, 0, 3, true);
     let folder = wandb.folder().to_path_buf();
-    // The log was not closed, as after a kill; still it has all steps.
+    // The log was not closed, as if the process had been killed, but it contains all steps.
     assert_eq!(steps(&folder), losses(|_| true, 3));
     let before = records(&folder).len();
     wandb.finish(0).unwrap();
@@ -126,7 +126,7 @@ fn resumed_part_contains_the_whole_run_and_replaces_the_previous_folder() {
     let all = folders(out);
     assert_eq!(steps(&all[2]), losses(|n| n <= 4 || n > 5, 7));
     assert!(id(&all[2]) != id(&all[1]) && !marked(&all[1]));
-    // The run resumes with another output folder.
+    // Resumes the run with another output folder.
     let other = dir.path().join("other");
     part(&other, out, 6, 8, true).finish(0).unwrap();
     let there = folders(&other);

@@ -4,7 +4,7 @@
 //! | stage | output | file |
 //! |---|---|---|
 //! | row → prompt | `Prompt` | `rollout/prompts.rs` |
-//! | prompt → completions | `Rollout`; with `--rollouts`: `Group` | `rollout/sampler.rs`, `rollout/worker.rs`; `rollout/given.rs` |
+//! | prompt → completions | `Rollout`; with `--rollouts`: `Group` | `rollout/sampler.rs`, `worker.rs`; `given.rs` |
 //! | completions → rewards → advantages | `Scores`, `Group`, [`RolloutSet`] | `rollout/scorer.rs`, `rollout/group.rs` |
 //! | groups → packed batch | `PackedGroups` | `step/packing.rs` |
 //! | log-probabilities → loss, gradients, update | [`StepResult`] | `step/grpo.rs` |
@@ -60,7 +60,7 @@ pub(crate) struct GrpoLoop<'a> {
     lender: DeviceLender<'a>,
     /// The reference model of the KL term, with the weights that the run started from; `None` with `--beta 0`.
     reference: Option<Qwen25Vl>,
-    /// Samples completions; `None` where they are given: with `--rollouts`, and in a replay.
+    /// Samples completions; `None` if the completions are given: with `--rollouts`, and in a replay.
     worker: Option<RolloutWorker<'a>>,
     /// The rollout set in use: `--num-iterations` steps train on it, then the next step replaces it.
     set: Option<RolloutSet>,
@@ -134,13 +134,13 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 }
 
 impl GrpoLoop<'_> {
-    /// The rollout set of step `n`, sampled or read from a file; `None` at the end of the data. The reference model
-    /// computes while slow custom rewards do.
+    /// Returns the rollout set of step `n`, sampled or read from a file; `None` at the end of the data. If custom
+    /// rewards are slow, the reference model's log-probabilities are computed at the same time.
     fn next_set(&mut self, trainer: &mut Trainer, n: u64, cursor: &mut StepRowCursor) -> Result<Option<RolloutSet>> {
         if let Some(folder) = &self.options.recorded {
             let mut groups = records::read_recorded_groups(folder, n, self.options, &self.rows)?;
-            // Dynamic sampling may record more usable groups than a step needs; the step trained on the first of
-            // them.
+            // Dynamic sampling may record more usable groups than a step needs; the recorded step trained on the first
+            // groups.
             groups.truncate(self.options.groups_per_step());
             return Ok(Some(RolloutSet::new(groups, self.options.scale_rewards)));
         }
@@ -153,7 +153,8 @@ impl GrpoLoop<'_> {
         let mut ref_log_probs = Vec::new();
         let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
             if let Some(model) = &self.reference {
-                // The next step does that, too. Here it makes room for the reference model's activations.
+                // Frees the gradients' memory for the reference model's activations. The next step would clear the
+                // gradients anyway.
                 trainer.grads.clear();
                 ref_log_probs = step::reference_log_probs(trainer, options, model, groups, lender)?;
             }
@@ -170,14 +171,14 @@ impl GrpoLoop<'_> {
     }
 }
 
-/// Loads the reference model: the weights that the run started from.
+/// Loads the reference model with the weights that the run started from.
 fn first_weights(setup: &GrpoSetup, trainer: &Trainer) -> Result<Qwen25Vl> {
     let files = Checkpoint::open(setup.model)?;
     reference_model(trainer, WeightSource::Files(&files))
 }
 
-/// Makes the reference model of the KL term from `weights`, which the run started from. With LoRA the reference is
-/// the model without its adapter.
+/// Makes the reference model of the KL term from `weights`, the weights that the run started from. With LoRA, the
+/// reference model is the policy without its adapter.
 pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Result<Qwen25Vl> {
     let (policy, config) = (&trainer.model, &trainer.model.config);
     let loader = WeightLoader {
@@ -190,7 +191,7 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
     };
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
-        // If the vision tower is frozen, policy and reference share it and its feature cache.
+        // If the vision tower is frozen, policy and reference share the vision tower and its feature cache.
         (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config)?, ..policy.clone() },
         (false, true) => Qwen25Vl::load(&loader, config)?,
     };
@@ -205,8 +206,8 @@ fn features() -> Arc<FeatureCache> {
     Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES))
 }
 
-/// Gives the policy model a feature cache if its vision tower is not trained. Call it before other models are cloned
-/// from the policy, so that they share the cache.
+/// Gives the policy model a feature cache if its vision tower is not trained. Must be called before other models are
+/// cloned from the policy, so that the clones share the cache.
 pub(crate) fn add_feature_cache(trainer: &mut Trainer) {
     trainer.model.features = (!trainer.model.trains_vision()).then(features);
 }

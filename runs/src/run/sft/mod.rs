@@ -68,8 +68,8 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         batches.div_ceil(options.gradient_accumulation_steps as u64)
     }
 
-    /// True with `--check-data`, and with packing, where the number of micro-batches depends on the length of every
-    /// row.
+    /// True with `--check-data`. Also true with packing (unless `--max-steps` is given), because the number of
+    /// micro-batches then depends on the length of every row.
     fn must_scan_all_rows(options: &SftOptions) -> bool {
         options.check_data || options.packing && options.requested_step_count().is_none()
     }
@@ -92,7 +92,7 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         })
     }
 
-    /// No files: what it needs to resume, the position in the data, is already part of the run state.
+    /// Returns no files, because a resume only needs the position in the data, which is part of the run state.
     fn resume_files(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         Ok(Vec::new())
     }
@@ -110,7 +110,7 @@ pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
         )
     })?;
     let second_per_grid = if options.parity == Recipe::Paper { SecondPerGrid::True } else { SecondPerGrid::One };
-    // The cache of samples holds the frames already.
+    // The decoder needs no cache of frames, because the sample cache already holds the frames.
     let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
     Ok(SftSource {
         data: Dataset::open(&options.data)?,

@@ -1,4 +1,4 @@
-//! Invalid input gives an error of one line with location, problem and help, or a skipped row.
+//! Tests that invalid input gives a one-line error with location, problem and help, or a skipped row.
 
 use super::live::case;
 use super::*;

@@ -1,4 +1,4 @@
-//! Training steps that take the outputs of the rollout's products instead of computing them again.
+//! Tests training steps that reuse the outputs of the rollout's matrix products instead of computing them again.
 
 use proptest::prelude::*;
 use reel_train::metrics::StepMetrics;
@@ -8,10 +8,10 @@ use super::live::case;
 use super::*;
 use crate::testing::metrics_without_times;
 
-/// A reward that differs between completions.
+/// A reward command whose rewards differ between completions: the length of the JSON row.
 const REWARD: &str = "while read -r line; do echo ${#line}; done";
 
-/// The number of matrix products in the policy's forward passes of a run of two steps on a row of text.
+/// Does a run of two steps on a text row; returns the number of matrix products in the policy's forward passes.
 fn forward_products(dir: &Path, change: impl FnOnce(&mut GrpoOptions)) -> usize {
     let row = live::rows().lines().next().unwrap().to_string();
     let case = case(dir, "out", &row).with(|o| {
@@ -30,20 +30,20 @@ fn the_forward_pass_computes_no_product_of_the_rollout_again() {
     let dir = tempfile::tempdir().unwrap();
     let layers = reel_input::config::ModelConfig::open(&golden("model_a")).unwrap().text.num_hidden_layers;
     let products = |change: fn(&mut GrpoOptions)| forward_products(dir.path(), change);
-    // Each of two steps computes four products a layer, and those of the output layer.
+    // With full recompute, each of the two steps computes four matrix products per layer and those of the output layer.
     let all = products(|o| o.gradient_checkpointing = GradientCheckpointing::Full);
     let none = all - 2 * 4 * layers;
     assert_eq!(products(|o| o.gradient_checkpointing = GradientCheckpointing::None), none);
     assert_eq!(products(|o| o.gradient_checkpointing = GradientCheckpointing::Selective), none);
     assert_eq!(products(|o| o.gradient_checkpointing = GradientCheckpointing::Auto), none);
-    // Each of a layer's seven products with an adapter is three products, of which one is computed again.
+    // With an adapter, each of a layer's seven linear layers does three matrix products; one of them is computed again.
     let with_adapters = |o: &mut GrpoOptions, kind| (o.lora_r, o.gradient_checkpointing) = (2, kind);
     let of_kind = |kind| forward_products(dir.path(), |o| with_adapters(o, kind));
     let all_with_adapters = of_kind(GradientCheckpointing::Full);
     assert_eq!(of_kind(GradientCheckpointing::None), all_with_adapters - 2 * 2 * 7 * layers);
-    // The second step on a rollout computes with other weights.
+    // The second step on a rollout has other weights, so it must compute its products.
     assert_eq!(products(|o| o.num_iterations = 2), all - 4 * layers);
-    // Where the tokens are packed in another way, or groups are chosen by their rewards, nothing is kept.
+    // No output is kept if tokens are packed without a shared prefix, or if groups are chosen by their rewards.
     assert_eq!(products(|o| o.dynamic_sampling = true), all);
     let repeated = |o: &mut GrpoOptions, kind| (o.shared_prefix, o.gradient_checkpointing) = (false, kind);
     let of_kind = |kind| forward_products(dir.path(), |o| repeated(o, kind));
@@ -52,7 +52,7 @@ fn the_forward_pass_computes_no_product_of_the_rollout_again() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
-    /// A run has the same bits if it computes the products of its rollouts again.
+    /// A run that reuses the products of its rollouts gives the same bits as a run that computes them again.
     #[test]
     fn runs_have_the_bits_of_computed_products(
         bf16: bool,
@@ -64,7 +64,7 @@ proptest! {
         seed in 0u64..1000,
     ) {
         let dir = tempfile::tempdir().unwrap();
-        // A prompt of several chunks, too.
+        // One of the prompts is long enough to be prefilled in several chunks.
         let long = "Count to ten. ".repeat(60);
         let row = json!({"prompt": [{"role": "user", "content": long}], "problem_type": "numerical", "solution": "4"});
         let rows = format!("{}\n{row}", live::rows());

@@ -35,7 +35,7 @@ pub(super) fn rows() -> String {
     .join("\n")
 }
 
-/// A run of four steps on the data rows `rows`, with output folder `out` in `dir`.
+/// Makes a run of four steps on the data rows `rows`, with output folder `out` in `dir`.
 pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
     let data = dir.join("rows.jsonl");
     fs::write(&data, rows).unwrap();
@@ -57,7 +57,7 @@ pub(super) fn case(dir: &Path, out: &str, rows: &str) -> Case {
 /// A reward command whose rewards differ between completions: the length of the JSON row that it gets.
 const DIFFERENT_REWARDS: &str = "while read -r line; do echo ${#line}; done";
 
-/// [`case`] on three data rows, with rewards that differ between completions.
+/// Makes a run ([`case`]) on three data rows, with rewards that differ between completions.
 fn live(dir: &Path, out: &str) -> Case {
     case(dir, out, &rows()).with(|o| o.reward_command = vec![DIFFERENT_REWARDS.into()])
 }
@@ -65,7 +65,7 @@ fn live(dir: &Path, out: &str) -> Case {
 #[test]
 fn sampled_log_probs_equal_trained_log_probs() {
     let dir = tempfile::tempdir().unwrap();
-    // Every product is computed in training, too: none is taken from the rollout.
+    // With full recompute, training computes every matrix product itself and reuses none from the rollout.
     let case = live(dir.path(), "out").with(|o| o.gradient_checkpointing = GradientCheckpointing::Full);
     case.run().unwrap();
     let lines = metrics(&dir.path().join("out"));
@@ -134,8 +134,8 @@ fn resumed_run_equals_uninterrupted_run_also_inside_a_rollout_set() {
             let drew = (line.step - 1).is_multiple_of(iterations);
             assert_eq!(line.grpo.rollout_seconds > Some(0.0), drew, "step {}", line.step);
         }
-        // Checkpoints of the first part are not compared: they store the planned number of steps, and the first part
-        // was planned with fewer.
+        // Checkpoints of the run's first part are not compared, because they store the planned number of steps, and the
+        // first part planned fewer steps.
         for step in first + 1..=4 {
             let name = format!("checkpoint-{step}");
             assert_same_files(&whole.join(&name), &broken.join(&name));
@@ -185,7 +185,7 @@ fn run_ends_normally_when_its_last_groups_have_equal_rewards() {
     assert!(dir.path().join("out/model.safetensors").is_file() && dir.path().join("out/checkpoint-3").is_dir());
 }
 
-/// The steps that sample and the steps that are reported need not be the same ones: the frames are reported anyway.
+/// The frames of a sampling step are reported even if that step itself is not a reported step.
 #[test]
 fn event_file_has_frames_although_the_sampling_steps_are_not_reported() {
     let dir = tempfile::tempdir().unwrap();
@@ -276,15 +276,16 @@ fn simulator_samples_the_log_probs_that_it_trains() {
     assert!(drift <= 1e-6, "{drift:e}");
 }
 
-/// The kernels of an H100 sum in one order and round the same results in prefill, in decode steps and in training, and
-/// sampling sums exponentials exactly. So no bit of a log-probability changes between a rollout and its training step, for
-/// any number of completions: products have kernels for 8, for 16 and for more rows.
+/// On an H100, prefill, decode steps and training sum in the same order and round the same results, and sampling sums
+/// exponentials exactly. So no bit of a log-probability changes between a rollout and its training step. The test
+/// varies the number of completions, because there are different matrix-product kernels for up to 8, up to 16 and more
+/// rows.
 #[test]
 fn hopper_trains_the_log_probs_that_it_sampled() {
     let Some(()) = reel_device::compile::skip_without_nvrtc() else { return };
     let dir = tempfile::tempdir().unwrap();
     let frames: Vec<String> = (0..4).map(|i| format!("media/frames/{i:03}.png")).collect();
-    // An adapter adds zeros before its first step, so a run with one has two steps.
+    // An adapter adds zeros before its first step, so the run with an adapter has two steps.
     for (completions, words, lora, steps) in [(2, 1, 0, 1), (7, 20, 4, 2), (16, 1, 0, 1), (20, 1, 0, 1)] {
         let text = "Where? ".repeat(words);
         let content = json!([{"type": "video", "video": frames}, {"type": "text", "text": text}]);

@@ -57,7 +57,7 @@ impl Case {
     }
 }
 
-/// The run of a golden case, with output folder `out`, and the expected values of the case.
+/// Returns the run of a golden case, with output folder `out`, and the expected values of the case.
 fn given(name: &str, out: &Path) -> (Case, Value) {
     let case = golden("../grpo").join(name);
     let expected: Value = serde_json::from_slice(&fs::read(case.join("expected.json")).unwrap()).unwrap();

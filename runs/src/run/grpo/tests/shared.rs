@@ -1,4 +1,4 @@
-//! Shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
+//! Tests that shared prefixes (`--shared-prefix`) give the same loss and gradients with fewer tokens.
 
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
@@ -35,7 +35,7 @@ fn shared_prefix_keeps_loss_gradient_norm_and_weight_changes() {
     }
 }
 
-/// The gradients of the first step of a golden case, sorted by name.
+/// Computes the gradients of the first step of a golden case, sorted by name.
 fn gradients(name: &str, shared: bool) -> Vec<f32> {
     let dir = tempfile::tempdir().unwrap();
     let case = given(name, dir.path()).0.with(|o| o.shared_prefix = shared);
@@ -79,8 +79,8 @@ fn shared_prefix_keeps_every_gradient() {
     }
 }
 
-/// The number of tokens that one group takes in a packed batch: a prompt of `prompt` tokens and completions of these
-/// lengths.
+/// Returns the number of tokens in a packed batch of one group, which has a prompt of `prompt` tokens and completions
+/// of the lengths `completions`.
 fn tokens(prompt: usize, completions: &[usize], shared: bool) -> usize {
     let config = ModelConfig::open(&golden("model_a")).unwrap();
     let positions: Vec<i64> = (0..prompt as i64).collect();

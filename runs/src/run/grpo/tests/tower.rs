@@ -1,4 +1,4 @@
-//! The vision feature cache: a frozen vision tower encodes each video once.
+//! Tests the vision feature cache: a frozen vision tower encodes each video once.
 
 use reel_input::ModelInput;
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -6,7 +6,7 @@ use reel_runtime::Cx;
 
 use super::*;
 
-/// Number of forward passes of the vision tower in a run of three steps on one video.
+/// Does a run of three steps on one video; returns the number of forward passes of the vision tower.
 fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let video = live::rows().lines().nth(1).unwrap().to_string();
@@ -24,7 +24,7 @@ fn passes(change: impl FnOnce(&mut GrpoOptions)) -> u64 {
 #[test]
 fn frozen_vision_tower_encodes_a_video_once() {
     // A trained vision tower encodes the video in each of three steps for sampling and again for training. The
-    // reference's tower is frozen and encodes it once.
+    // reference model's tower is frozen and encodes the video once.
     assert_eq!(passes(|_| ()), 3 + 3 + 1);
     assert_eq!(passes(|o| o.beta = 0.0), 3 + 3);
     assert_eq!(passes(|o| o.num_iterations = 3), 1 + 3 + 1);

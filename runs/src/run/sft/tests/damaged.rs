@@ -1,4 +1,4 @@
-//! A resume notices every flipped bit in what it reads, names the file, and leaves OUT as it was.
+//! Tests that a resume detects a flipped bit in any file that it reads, names the file, and does not change OUT.
 
 use reel_train::file_names::{DIGESTS_FILE, HASHES_FILE};
 
@@ -10,7 +10,7 @@ fn resume(out: &Path, from: &str) -> Case {
     case(out).with(|o| (o.resume_from_checkpoint, o.max_steps) = (Some(from), Some(6)))
 }
 
-/// Flips one bit of a file; returns the file's bytes before.
+/// Flips one bit of a file; returns the original bytes of the file.
 fn flip(path: &Path, share: f64) -> Vec<u8> {
     let before = fs::read(path).unwrap();
     let mut bytes = before.clone();
@@ -45,14 +45,15 @@ fn flipped_bit_is_refused_with_the_file_and_the_checkpoint_before() {
             fs::write(&path, before).unwrap();
         }
     }
-    // The checkpoint before, which the message offers, is intact.
+    // The run can resume from the previous checkpoint, which the message suggests.
     flip(&out.join("checkpoint-4/model.safetensors"), 0.5);
     resume(&out, "checkpoint-2").run().unwrap();
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&out));
     assert_same_files(&whole.join("checkpoint-6"), &out.join("checkpoint-6"));
 }
 
-/// A checkpoint of an earlier version has no digests. Its weights are compared with the hash in metrics.jsonl.
+/// A checkpoint of an earlier version of the program has no `digests.json`. The checkpoint's weights are compared with
+/// the hash in metrics.jsonl.
 #[test]
 fn checkpoint_of_an_earlier_version_is_checked_by_the_hash_of_its_step() {
     let dir = tempfile::tempdir().unwrap();
@@ -64,7 +65,7 @@ fn checkpoint_of_an_earlier_version_is_checked_by_the_hash_of_its_step() {
     assert!(e.contains("checkpoint-4/training/digests.json: is missing; "), "{e}");
     let mut state: Value = serde_json::from_slice(&fs::read(folder.join(RUN_STATE_FILE)).unwrap()).unwrap();
     state.as_object_mut().unwrap().remove("hash");
-    // Nor had earlier versions every option of today.
+    // A checkpoint of an earlier version may also lack an option that this version has.
     state["options"].as_object_mut().unwrap().remove("no_decay_norms");
     fs::write(folder.join(RUN_STATE_FILE), state.to_string()).unwrap();
     let before = flip(&folder.join("model.safetensors"), 0.9);

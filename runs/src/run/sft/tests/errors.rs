@@ -1,8 +1,8 @@
-//! Invalid input gives an error of one line with location, problem and help, and leaves no incomplete files.
+//! Tests that invalid input gives a one-line error with location, problem and help, and leaves no incomplete files.
 
 use super::*;
 
-/// A run on the given data rows, with the images of a golden case.
+/// Makes a run on the data rows `rows`, with the images of a golden case.
 pub(super) fn on_rows(dir: &Path, rows: &str) -> Case {
     let data = dir.join("rows.jsonl");
     fs::write(&data, rows).unwrap();
@@ -50,7 +50,7 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
 
     let e = message(&on_rows(dir.path(), &rows).with(|o| (o.strict, o.overwrite) = (true, true)));
     assert!(e.contains("rows.jsonl:2: ") && e.contains("none.png"), "{e}");
-    // The step before that row is saved, and the run can go on without it.
+    // The step before the unusable row is saved, and the run can be resumed without `--strict`.
     assert!(e.ends_with("; then resume with --resume-from-checkpoint last, without --strict to skip such rows"), "{e}");
     let resumed = on_rows(dir.path(), &rows).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
     assert_eq!((resumed.resumed_after, resumed.steps, resumed.skipped), (1, 4, 1));
@@ -59,8 +59,8 @@ fn row_without_its_image_is_skipped_or_stops_a_strict_run() {
     assert_eq!(skipped(&out), skipped_rows);
 }
 
-/// Some errors of a row are found only when its sample is made. They make only this row unusable, and --check-data
-/// finds them, too.
+/// Some errors of a row are found only when its sample is made. Such an error makes only its row unusable, and
+/// --check-data finds the error, too.
 #[test]
 fn rows_without_a_valid_sample_are_skipped() {
     for (row, want) in [
@@ -95,7 +95,7 @@ fn check_data_can_be_interrupted() {
     let case = on_rows(dir.path(), GOOD).with(|o| o.check_data = true);
     case.stop.store(true, Ordering::Relaxed);
     assert!(message(&case).contains("rows.jsonl:1: stopped before the first step; run the command again"));
-    // OUT has only the journal of the check. That is no run, so the next command starts fresh there.
+    // OUT has only the journal of the check and no run, so the next command can start a new run in OUT.
     let left: Vec<_> = fs::read_dir(dir.path().join("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["quarantine.jsonl.journal"]);
     case.stop.store(false, Ordering::Relaxed);
@@ -120,7 +120,7 @@ fn resumed_run_skips_the_same_rows() {
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&broken));
 }
 
-/// A row that failed after the checkpoint is skipped by the resumed run, too, although it would no longer fail.
+/// If a row failed after the checkpoint, the resumed run skips the row, too, even if the row would no longer fail.
 #[test]
 fn resumed_run_keeps_rows_that_failed_by_accident() {
     let dir = tempfile::tempdir().unwrap();
@@ -137,7 +137,7 @@ fn resumed_run_keeps_rows_that_failed_by_accident() {
         (step + 1..=4).for_each(|n| drop(fs::remove_dir_all(broken.join(format!("checkpoint-{n}")))));
         case(&broken).with(|o| (o.resume_from_checkpoint, o.max_steps) = (Some("last".into()), Some(4)))
     };
-    // The first resumed process is stopped before it comes to the row again.
+    // The first resumed process is stopped before it reaches the failed row again.
     let stopped = resume(1);
     stopped.stop.store(true, Ordering::Relaxed);
     stopped.run().unwrap_err();

@@ -1,5 +1,5 @@
-//! The output folder belongs to one process at a time, and an earlier run in it stays until the first step of the new
-//! one is done.
+//! Tests that only one process at a time can use an output folder, and that an earlier run in the folder is kept until
+//! the first step of the new run is done.
 
 use super::errors::{GOOD, MISSING, message, on_rows};
 use super::resumed::case;
@@ -23,12 +23,12 @@ fn folder_in_use_is_refused_with_the_process_id() {
         let e = message(&case(&out).with(change));
         assert!(e.contains(&format!("out: is in use by process {}; ", std::process::id())), "{e}");
     }
-    // A resume into another folder locks that one.
+    // A resume with another output folder succeeds, because it locks only its own output folder.
     let from = |o: &mut SftOptions| o.resume_from_checkpoint = Some(out.join("checkpoint-2").display().to_string());
     case(&dir.path().join("other")).with(from).run().unwrap();
     drop(lock);
     assert_eq!(files(&out), before);
-    // A check without --out locks its list.
+    // `--check-data` without `--out` locks the list file that it writes.
     let list = dir.path().join("list.jsonl");
     let _lock = reel_files::FileLock::acquire(&reel_samples::quarantine::lock_path(&list)).unwrap();
     let check =
@@ -50,7 +50,8 @@ fn earlier_run_stays_until_the_first_step_is_done() {
         all
     };
     let before = all_files(&out);
-    // The first step fails, or the run is stopped before it; in an empty folder nothing is left.
+    // If the first step fails, or the run is stopped before the first step, the earlier run is restored; a new folder
+    // is removed.
     for (folder, is_left) in [(&out, true), (&fresh, false)] {
         let begin = |rows: &str| {
             on_rows(dir.path(), rows).with(|o| (o.out, o.overwrite, o.strict) = (folder.clone(), true, true))
@@ -64,7 +65,7 @@ fn earlier_run_stays_until_the_first_step_is_done() {
         assert!(e.contains("stopped after step 0; no step was finished, and the folder is as it was before"), "{e}");
         assert!(folder.exists() == is_left && (!is_left || all_files(folder) == before));
     }
-    // A run whose first step is done replaces the earlier one, also if it fails later.
+    // A run whose first step is done replaces the earlier run, even if the new run fails later.
     let rows = [GOOD, MISSING].join("\n");
     let e = message(&on_rows(dir.path(), &rows).with(|o| (o.overwrite, o.strict, o.max_steps) = (true, true, Some(2))));
     assert!(e.contains("none.png"), "{e}");

@@ -1,4 +1,4 @@
-//! Steps match those of transformers' Trainer (tests/golden/train).
+//! Tests that steps match those of transformers' Trainer (tests/golden/train).
 
 use clap::{Args, FromArgMatches};
 

@@ -1,4 +1,4 @@
-//! The number of steps that follows from the lengths of rows.
+//! Tests the number of steps of a run, which follows from the lengths of its rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use reel_train::options::{RunOptions, SftOptions};
 use crate::run::TrainLoop;
 use crate::run::sft::SftLoop;
 
-/// A data source that has only the token counts of the rows; it makes counting micro-batches fast.
+/// A sample source that has only the token counts of the rows.
 struct Lengths {
     rows: usize,
     tokens: BTreeMap<usize, usize>,
@@ -102,6 +102,6 @@ fn check_data_finds_unusable_rows_and_the_exact_length() {
 fn packed_micro_batches_are_counted_by_token_counts() {
     let rows = [Some(4), Some(4), Some(3), Some(8), Some(1), Some(1)];
     let packed = |o: &mut SftOptions| (o.packing, o.max_length, o.gradient_accumulation_steps) = (true, Some(8), 1);
-    // 4+4, 3, 8, 1+1
+    // The micro-batches have 4 + 4, 3, 8 and 1 + 1 tokens.
     assert_eq!(steps(&rows, packed).unwrap().steps, 4);
 }

@@ -1,19 +1,20 @@
-//! bf16 weights learn from updates far below their resolution, because of the low 16 bits of their f32 master weights.
+//! Tests that bf16 weights learn from updates far below the resolution of bf16, thanks to the low 16 bits of their f32
+//! master weights.
 
 use reel_model::weights::widen_to_f32;
 use safetensors::SafeTensors;
 
 use super::*;
 
-/// A weight in a model folder, converted to f32.
+/// Reads a weight of a model folder, converted to f32.
 fn weights(folder: &Path, name: &str) -> Vec<f32> {
     let files = Checkpoint::open(folder).unwrap();
     let view = files.tensor(name).unwrap();
     widen_to_f32(view.dtype, view.bytes).unwrap()
 }
 
-/// A weight's f32 master weight in a checkpoint, put together from the bf16 weight (upper 16 bits) and the stored low
-/// 16 bits.
+/// Reads the f32 master weight of a weight in a checkpoint: the bf16 weight is its upper 16 bits, and the optimizer
+/// state stores its low 16 bits.
 fn master(folder: &Path, name: &str) -> Vec<f32> {
     let bytes = fs::read(folder.join("training/optimizer.safetensors")).unwrap();
     let stored = SafeTensors::deserialize(&bytes).unwrap();
@@ -51,8 +52,8 @@ fn small_updates_are_not_lost() {
         let want = change(&weights(&wide, name), &start);
         let got = change(&master(&narrow.join("checkpoint-4"), name), &rounded);
         let off: Vec<f64> = got.iter().zip(&want).map(|(g, w)| g - w).collect();
-        // Adam's first steps depend only on the sign of a gradient. Rounding of bf16 activations may flip it near 0,
-        // so the tolerance is wide.
+        // Adam's first steps depend mainly on the sign of a gradient. Rounding of bf16 activations may flip the sign of
+        // a gradient near 0, so the tolerance is wide.
         assert!(norm(&off) < 0.25 * norm(&want), "{name}: {:.3}", norm(&off) / norm(&want));
         // The updates went into the low bits: more than half of the bf16 weights still have their initial bits.
         let moved = change(&weights(&narrow, name), &rounded).iter().filter(|&&d| d != 0.0).count();

@@ -1,11 +1,11 @@
-//! Runs on several data files and on Parquet.
+//! Tests runs on several data files and on a Parquet file.
 
 use reel_data::{Table, convert};
 
 use super::resumed::case;
 use super::*;
 
-/// The golden case's rows as a Parquet file in `dir`.
+/// Writes the golden case's rows as a Parquet file into `dir`; returns its path.
 fn parquet(dir: &Path) -> PathBuf {
     let path = dir.join("rows.parquet");
     convert(&Table::open(&golden("sft_all_tokens/data.jsonl")).unwrap(), &path, false).unwrap();

@@ -35,17 +35,17 @@ use crate::testing::*;
 struct Case {
     options: SftOptions,
     dtype: DType,
-    /// The device; `None`: a CPU with this many threads.
+    /// The device; with `None`, the CPU with `threads` threads is used.
     device: Option<Device>,
     threads: usize,
-    /// The maximum number of pixels of an image, if it is not that of the media profile.
+    /// The maximum number of pixels of an image; `None` uses the limit of the media profile.
     max_pixels: Option<u64>,
     seed: u64,
     stop: AtomicBool,
 }
 
 impl Case {
-    /// A run of 4 steps on a golden case, with one micro-batch per step.
+    /// Makes a run of 4 steps on a golden case, with one micro-batch per step.
     fn new(name: &str, model: &str, out: &Path) -> Self {
         let case = golden(name);
         let run = RunOptions {
@@ -62,7 +62,7 @@ impl Case {
         Self::of(options)
     }
 
-    /// A run with these options on two threads of the CPU.
+    /// Makes a run with `options` on two CPU threads.
     fn of(options: SftOptions) -> Self {
         let stop = AtomicBool::new(false);
         Self { options, dtype: DType::F32, device: None, threads: 2, max_pixels: None, seed: 0, stop }

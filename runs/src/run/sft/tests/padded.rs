@@ -1,5 +1,5 @@
-//! A vision tower whose MLP a GPU's weights fill up with zeros: files have the published shapes and values, and every
-//! device resumes from them.
+//! Tests a vision tower whose MLP weights are padded with zeros on a GPU: files have the unpadded shapes and values,
+//! and every device can resume from these files.
 
 use reel_device::{SimOptions, compile};
 use safetensors::tensor::TensorView;
@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::*;
 
-/// The intermediate size of the tower: a multiple of 4, not of 8.
+/// The intermediate size of the vision tower's MLP: a multiple of 4 but not of 8, so that a GPU pads it.
 const INNER: usize = 44;
 
 /// Copies the golden model `model_a` with fewer intermediate features of the vision tower.
@@ -43,7 +43,7 @@ fn narrow_model(to: &Path) {
     safetensors::serialize_to_file(views, None, &to.join("model.safetensors")).unwrap();
 }
 
-/// A run on a row with a small image, so that a step on the simulator takes little time.
+/// Makes a run on a row with a small image, so that a step on the simulator takes little time.
 fn case(model: &Path, out: &Path, steps: i64, device: &Device) -> Case {
     let rows = golden("sft_videorft_rows");
     let case = Case::new("sft_videorft_rows", "model_a", out).with(|o| {
@@ -86,7 +86,7 @@ fn files_have_the_published_shapes_and_every_device_resumes_from_them() {
     let down = trainer.model.parameters().find(down).unwrap();
     assert_eq!((down.unpadded_shape()[1], down.shape()[1]), (INNER, 48));
 
-    // A resumed run has the bits of an uninterrupted one.
+    // A resumed run gives the same bits as an uninterrupted run.
     case(&model, &whole, 2, &sim()).run().unwrap();
     case(&model, &parts, 1, &sim()).run().unwrap();
     copy_folder(&parts, &on_cpu);
@@ -108,7 +108,7 @@ fn files_have_the_published_shapes_and_every_device_resumes_from_them() {
     assert!((a.loss / b.loss - 1.0).abs() < 1e-4, "{} on sim, {} on cpu", a.loss, b.loss);
     assert!((a.grad_norm / b.grad_norm - 1.0).abs() < 1e-3, "{} on sim, {} on cpu", a.grad_norm, b.grad_norm);
 
-    // Without a change of the weights, the saved file has the bits of the loaded one.
+    // If training does not change the weights (learning rate 0), the saved file has the same bits as the loaded file.
     case(&model, &still, 1, &sim()).with(|o| o.learning_rate = 0.0).run().unwrap();
     let [before, after] = [&model, &still].map(|folder| Checkpoint::open(folder).unwrap());
     for (name, shape) in reel_model::checkpoint::expected_tensors(&config) {

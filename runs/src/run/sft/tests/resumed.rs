@@ -1,4 +1,4 @@
-//! A resumed run equals an uninterrupted run, bit for bit.
+//! Tests that a resumed run equals an uninterrupted run, bit for bit.
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn gradient_checkpointing_gives_the_same_bits_in_less_memory() {
     }
     let peaks = [&full, &selective, &none].map(|steps| steps[3].peak_bytes);
     assert!(peaks[0] < peaks[1] && peaks[1] < peaks[2], "{peaks:?}");
-    // There is memory for all activations of this small model.
+    // `auto` keeps all activations, because memory is sufficient for those of this small model.
     assert_eq!(run("auto", Auto)[3].peak_bytes, none[3].peak_bytes);
 }
 
@@ -101,8 +101,8 @@ fn killed_run_resumes_from_its_last_checkpoint() {
     let done = case(&killed).with(|o| o.resume_from_checkpoint = Some("last".into())).run().unwrap();
     assert_eq!(done.resumed_after, 2);
     assert_eq!(metrics_without_times(&whole), metrics_without_times(&killed));
-    // Checkpoint 2 stores the planned number of steps, which was 3 in the killed run and 4 in the other; it is not
-    // compared.
+    // Checkpoint 2 is not compared: it stores the planned number of steps, which was 3 in the killed run and 4 in the
+    // whole run.
     let without_2 = |out: &Path| fs::remove_dir_all(out.join("checkpoint-2")).unwrap();
     without_2(&whole);
     without_2(&killed);
@@ -138,7 +138,7 @@ fn resume_beyond_the_end_is_refused() {
     refused(case(&out).with(last).with(|o| o.max_steps = Some(3)), "--max-steps: gives a run of 3 steps, but ");
     let fewer = |o: &mut SftOptions| (o.max_steps, o.num_train_epochs) = (None, 0.01);
     refused(case(&out).with(last).with(fewer), "--num-train-epochs: gives a run of 1 steps, but ");
-    // A run that was killed after its last checkpoint writes its model.
+    // If a run was killed after its last checkpoint, resuming it writes the trained model.
     let model = out.join("model.safetensors");
     let weights = fs::read(&model).unwrap();
     fs::remove_file(&model).unwrap();
