@@ -1,4 +1,5 @@
-//! The simulator as a library: finds the race of a PTX kernel that lacks a barrier, and none once the barrier is there.
+//! The simulator as a library: finds the race of a PTX kernel that lacks a barrier, and no race in the same kernel with
+//! the barrier.
 //!
 //!     cargo run --release --example 03_find_a_race
 

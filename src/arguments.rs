@@ -1,4 +1,4 @@
-//! Changes that hold for the arguments of all subcommands, made to the parser that clap derives from the structs.
+//! Changes to the argument parser that clap derives from the structs, for all subcommands:
 //!
 //! - An option is accepted with underscores (`--learning_rate`), and by the names of other programs for it
 //!   (`--output_dir`; `reel_runs::option_names`).
@@ -41,8 +41,8 @@ pub fn join_negative_numbers(words: impl Iterator<Item = OsString>) -> Vec<OsStr
     joined
 }
 
-/// Refuses words that are not UTF-8. Results in JSON, records of runs and files of messages name paths as text, so a
-/// path of other bytes could not be written there.
+/// Refuses command-line words that are not UTF-8. Paths appear as text in JSON results, records of runs and message
+/// files, where other bytes could not be written.
 pub fn refuse_other_encodings(words: &[OsString]) -> anyhow::Result<()> {
     let Some(at) = words.iter().position(|word| word.to_str().is_none()) else { return Ok(()) };
     let word = words[at].as_encoded_bytes().escape_ascii().to_string();
@@ -55,8 +55,8 @@ pub fn refuse_other_encodings(words: &[OsString]) -> anyhow::Result<()> {
     Err(bad_usage(&option, format!("is {value}, which is not UTF-8"), "rename the file or folder"))
 }
 
-/// Refuses an option of several commands, such as `--seed`, that is given twice. Before and after the name of a
-/// subcommand, the parser takes it for two options and would keep one of the values.
+/// Refuses a common option (one of several commands, such as `--seed`) that is given twice. The parser treats an
+/// occurrence before and one after the subcommand's name as two options and would keep only one value.
 pub fn refuse_repeated_common_options(words: &[OsString], root: &Command) -> anyhow::Result<()> {
     let texts = words.iter().skip(1).take_while(|word| *word != "--").filter_map(|word| word.to_str());
     let given: Vec<&str> = texts.filter_map(|word| word.strip_prefix("--")?.split('=').next()).collect();
@@ -74,7 +74,7 @@ pub fn refuse_repeated_common_options(words: &[OsString], root: &Command) -> any
     Ok(())
 }
 
-/// Returns the parser with these changes.
+/// Returns the parser with the changes that this module describes.
 pub fn adapt(root: Command) -> Command {
     let common: Vec<Arg> = root.get_arguments().filter(|a| a.is_global_set()).cloned().collect();
     let common: Vec<Arg> = common.into_iter().map(|argument| adapt_argument(argument, |_| false)).collect();
@@ -109,7 +109,7 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
 }
 
 /// Makes the parser accept underscores in an option's name, Python's words for true and false as its value, and the
-/// option's names in other programs, except those that are another option of the command (`is_option`).
+/// names that other programs give this option, unless such a name is another option of the command (`is_option`).
 fn adapt_argument(argument: Arg, is_option: impl Fn(&str) -> bool) -> Arg {
     let option = argument.get_id().to_string();
     let foreign = option_names::aliases_of(&option).filter(|alias| !is_option(alias));
@@ -156,7 +156,7 @@ fn own_help(option: &str, path: &str) -> Option<String> {
 
 /// Returns true if the common option `option` changes what the subcommand `path` does.
 fn has_effect(option: &str, path: &str) -> bool {
-    // Commands that compute on any device.
+    // Commands that run a model on the device of `--device`.
     const MODEL: [&str; 14] = [
         "generate",
         "score",
@@ -232,7 +232,7 @@ mod tests {
         cli::command().try_get_matches_from(join_negative_numbers(line.split(' ').map(OsString::from)))
     }
 
-    /// Every option of every command, written with underscores, is the same option.
+    /// Every option of every command is also accepted with underscores instead of hyphens.
     #[test]
     fn underscores_are_accepted_in_every_option() {
         fn check(command: &Command, path: &str) -> usize {
@@ -268,8 +268,8 @@ mod tests {
         }
     }
 
-    /// Every option of every command that takes one value is refused if it is given twice, and the message names it.
-    /// Switches may be repeated.
+    /// Every option that takes one value is refused if it is given twice, and the message names the option. Switches
+    /// may be repeated.
     #[test]
     fn options_given_twice_are_refused() {
         use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -287,7 +287,7 @@ mod tests {
                     _ => false,
                 };
                 let is_twice = parsed.is_err_and(|e| e.kind() == ErrorKind::ArgumentConflict && name(&e));
-                // The parser of some values refuses the value before it sees the second one.
+                // Some options' value parsers already refuse the first value; such options are not checked.
                 let fits = !matches!(command.clone().try_get_matches_from(["reel", &word]),
                     Err(e) if matches!(e.kind(), ErrorKind::ValueValidation | ErrorKind::WrongNumberOfValues));
                 if fits {
@@ -328,7 +328,8 @@ mod tests {
                     continue;
                 };
                 for value in ["-1", "-1e-6", "-inf"] {
-                    // Other required arguments are left out, so the parser may refuse that before it reads the value.
+                    // Other required arguments are missing, so the parser may report a missing argument before it reads
+                    // the value.
                     let words = ["reel".to_string(), format!("--{long}"), value.to_string()];
                     let words = join_negative_numbers(words.into_iter().map(OsString::from));
                     let parsed = command.clone().try_get_matches_from(words);
@@ -396,7 +397,7 @@ mod tests {
             assert!(shown.iter().all(|option| text.contains(option)), "{path}: {text}");
             assert!(hidden.iter().all(|option| !text.contains(&format!("  {option}"))), "{path}: {text}");
         }
-        // Hidden options are accepted, before and after the name of the subcommand.
+        // Hidden common options are accepted before and after the name of the subcommand.
         for line in ["reel --device cpu resize --height 1 --width 1", "reel resize --height 1 --width 1 --device cpu"] {
             assert_eq!(parse(line).unwrap().get_one::<String>("device").map(String::as_str), Some("cpu"), "{line}");
         }

@@ -79,7 +79,7 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Write the model inputs of chat messages: token ids, M-RoPE positions, patches
     Preprocess(preprocess::PreprocessArgs),
-    /// Repeat one step of a training run and check that its weights are the same bits
+    /// Repeat one step of a training run and check that the resulting weights have the same bits
     Replay(replay::ReplayArgs),
     /// Write an HTML page about a training run: curves and sampled completions
     Report(report::ReportArgs),
@@ -146,8 +146,8 @@ mod tests {
         super::command().debug_assert();
     }
 
-    /// Every subcommand at every level has an example whose lines fit a terminal; an example that the terminal breaks
-    /// could not be pasted.
+    /// Every subcommand at every level has an example whose lines fit a terminal: a line that the terminal wraps could
+    /// not be copied and pasted.
     #[test]
     fn every_command_has_an_example() {
         fn check(command: &clap::Command, path: &str) {

@@ -30,7 +30,8 @@ pub struct CommonOptions {
     /// [default: 1]
     #[arg(long, global = true, value_name = "N", display_order = 904, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub interleavings: Option<u32>,
-    /// On device cuda: code of matrix products of bf16 operands [default: own where a kernel takes them, else cublaslt]
+    /// On device cuda: which code computes matrix products of bf16 operands [default: own where a kernel supports them,
+    /// else cublaslt]
     #[arg(long, global = true, value_name = "CODE", display_order = 905)]
     pub products: Option<ProductsName>,
     /// Print the result as JSON on stdout, and nothing else
@@ -55,18 +56,19 @@ pub struct CommonOptions {
     pub verbose: bool,
 }
 
-/// The code of matrix products on device cuda.
+/// The implementation of matrix products on device cuda (`--products`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProductsName {
-    // The kernels of this program, on compute capability 9.0; a row's bits do not depend on the other rows.
+    // The kernels of this program, on compute capability 9.0; the bits of a row's result do not depend on the other
+    // rows.
     Own,
-    // NVIDIA's library.
+    // NVIDIA's library cuBLASLt.
     Cublaslt,
 }
 
 impl ProductsName {
-    /// Converts the name to the choice that device `cuda` takes.
+    /// Converts this name to the value that device `cuda` takes.
     pub fn to_products(self) -> Products {
         match self {
             Self::Own => Products::Own,
@@ -90,7 +92,7 @@ pub enum DtypeName {
 }
 
 impl DtypeName {
-    /// Converts the name to the [`DType`] that the runtime's tensors use.
+    /// Converts this name to the [`DType`] of the runtime's tensors.
     pub fn to_dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -160,10 +162,10 @@ impl CommonOptions {
     }
 }
 
-/// Returns true if the environment variable RUST_LOG asks for details, which then has the effect of `--verbose`.
+/// Returns true if the environment variable RUST_LOG asks for details, as `--verbose` does.
 ///
-/// reel has no log with levels per module, so of a filter such as `warn,reel=debug` only the levels count: info, debug
-/// and trace ask for details; error, warn and off do not.
+/// reel has no log levels per module, so only the levels in a filter such as `warn,reel=debug` count: info, debug and
+/// trace ask for details; error, warn and off do not.
 pub fn rust_log_asks_for_details() -> bool {
     std::env::var("RUST_LOG").is_ok_and(|filter| has_detail_level(&filter))
 }

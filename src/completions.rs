@@ -22,7 +22,7 @@ pub struct CompletionsArgs {
 }
 
 impl CompletionsArgs {
-    /// Prints the script for the command line that `parser` parses.
+    /// Prints the completion script for the command line that `parser` describes.
     pub fn run(&self, mut parser: clap::Command) -> Result<()> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut parser, "reel", &mut script);

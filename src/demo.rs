@@ -43,8 +43,8 @@ pub struct DemoArgs {
     /// Training steps of each stage [default: 600 for SFT, 800 for GRPO]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
     steps: Option<i64>,
-    /// Number of held-out clips. The first N are the same for every N; with fewer clips the evaluation takes less time
-    /// and the accuracies are less precise
+    /// Number of held-out clips. The clips of a smaller N are among those of a larger N; with fewer clips the
+    /// evaluation takes less time and the accuracies are less precise
     #[arg(long, value_name = "N", default_value_t = ClipSet::HeldOut.default_clip_count() as u64, value_parser = clap::value_parser!(u64).range(4..=100_000))]
     held_out: u64,
     /// Train the second stage without the temporal reward (plain GRPO), for comparison
@@ -106,7 +106,7 @@ impl DemoArgs {
     }
 }
 
-/// Runs a command line of the demo in this process. `parser` is that of the whole command line; `common` has the
+/// Runs a command line of the demo in this process. `parser` is the parser of the whole command line; `common` has the
 /// options that all commands share.
 fn run_command(parser: &Command, command: &CommandLine, common: &CommonOptions) -> Result<()> {
     let matches = parser.clone().try_get_matches_from(&command.words)?;
@@ -118,8 +118,8 @@ fn run_command(parser: &Command, command: &CommandLine, common: &CommonOptions) 
     }
 }
 
-/// Returns the options of a training stage: those that its .toml file sets, and the training command's defaults for
-/// all others.
+/// Returns the options of a training stage: the values that the stage's .toml file sets, and the training command's
+/// defaults for all others.
 fn resolved<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned>(
     options: O,
     config: &Path,

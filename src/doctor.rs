@@ -31,7 +31,7 @@ struct Finding {
     found: bool,
     /// What was found: version, path or size.
     what: String,
-    /// What to do if it is missing.
+    /// How to install the thing if it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     install: Option<&'static str>,
 }
@@ -98,7 +98,7 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     ])
 }
 
-/// The number of threads, and the time until one of them reads what another one has written.
+/// Describes the number of threads, and the time until one thread reads what another one has written.
 fn threads(count: usize) -> String {
     match limits::handover_seconds(&Team::new(count)) {
         Some(seconds) => format!("{count}; {:.0} ns from core to core", seconds * 1e9),
@@ -127,7 +127,7 @@ fn memory_and_disk() -> Vec<Finding> {
     ]
 }
 
-/// FFmpeg's libraries and the codecs that reel reads and writes.
+/// The findings about FFmpeg's libraries, and about the codecs that reel reads and writes.
 fn ffmpeg() -> Vec<Finding> {
     let missing = |help: &'static str| Finding::new("FFmpeg", "FFmpeg", None, help);
     let versions = match libraries::ffmpeg_library_names_and_versions() {
@@ -160,8 +160,8 @@ fn ffmpeg() -> Vec<Finding> {
     versions.chain(decoders).chain(encoders).collect()
 }
 
-/// Looks for the programs and libraries that compile kernels and inspect their machine code, by file name only; loads
-/// no library but NVRTC, to ask its version.
+/// Looks for the programs and libraries that compile kernels and inspect their machine code, by file name only. The
+/// only library that is loaded is NVRTC, for its version.
 fn compilers() -> Vec<Finding> {
     let group = "CUDA compilers (for `reel kernels check` and the simulator)";
     let toolkit = Toolkit::from_environment();
@@ -192,8 +192,8 @@ fn version_of(program: &Path) -> Option<String> {
     Some(version.trim().to_string())
 }
 
-/// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time, by file name only; loads
-/// none.
+/// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time, by file name only, without
+/// loading them.
 fn gpu() -> Vec<Finding> {
     let group = "GPU";
     let read = |path: &str| fs::read_to_string(path).ok();

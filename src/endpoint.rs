@@ -1,4 +1,4 @@
-//! Options of commands that ask servers with OpenAI's chat API.
+//! Options of the commands that send requests to servers with OpenAI's chat API.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use serde_json::{Map, Value};
 
 use crate::fail::bad_usage;
 
-/// The environment variable that is read if `--api-key-env` is not given.
+/// The environment variable with the API key if `--api-key-env` is not given.
 const DEFAULT_KEY_VARIABLE: &str = "OPENAI_API_KEY";
-/// Maximum number of concurrent requests. Each needs a thread.
+/// Maximum number of concurrent requests. Each request needs a thread.
 const MAX_CONCURRENCY: usize = 1024;
 
 /// How requests are sent to a server.
@@ -33,8 +33,8 @@ pub struct EndpointFlags {
     /// Maximum number of attempts of a request
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     max_attempts: u32,
-    /// Wait before the second attempt, in seconds; it doubles with each further one, up to a minute. A server's
-    /// Retry-After wins
+    /// Wait before the second attempt, in seconds; the wait doubles with each further attempt, up to a minute. A
+    /// server's Retry-After takes precedence
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     first_wait: f64,
     /// Maximum number of attempts per minute
@@ -57,7 +57,7 @@ pub struct EndpointFlags {
     request_field: Vec<(String, Value)>,
 }
 
-/// `IN,OUT` in US dollars per million tokens.
+/// Prices `IN,OUT`: US dollars per million tokens of requests and of answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PriceValue(pub Prices);
 
@@ -100,13 +100,13 @@ impl EndpointFlags {
         self.request_field.iter().cloned().collect()
     }
 
-    /// Whether requests have prices.
+    /// Whether `--price` is given.
     pub fn has_prices(&self) -> bool {
         self.price.is_some()
     }
 
-    /// A client of the server at `url`, which `option` names, for the model `model`. If it is not `quiet`, it prints
-    /// how long the server asks it to wait.
+    /// A client for the model `model` of the server at `url`; `option` is the option that names the server. Unless
+    /// `quiet`, the client prints how long the server asks it to wait.
     pub fn client(&self, option: &str, url: &str, model: Option<&str>, quiet: bool) -> Result<ChatClient> {
         let options = ClientOptions {
             api_key: self.api_key()?,
@@ -156,7 +156,7 @@ fn seconds(option: &str, value: f64, may_be_zero: bool) -> Result<Duration> {
     duration.ok_or_else(|| bad_usage(option, format!("is {value}"), "give seconds"))
 }
 
-/// The name of the model that a server will answer with.
+/// The name of the model with which a server will answer.
 pub fn model_name(client: &ChatClient) -> Result<String> {
     client.model(&AtomicBool::new(false)).map_err(|failure| endpoint_error(&failure))
 }

@@ -49,8 +49,8 @@ pub fn report_panics_in_one_line() {
     }));
 }
 
-/// The error of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created. That is no fault of
-/// reel, and the message is all that a panic hook gets.
+/// The error message of a panic. The standard library, Rayon and Tokio panic if a thread cannot be created: this is not
+/// a defect of reel, so such a panic is recognised by its text, the only information that the hook gets.
 fn describe_panic(what: &str, location: &str) -> String {
     const EAGAIN: i32 = 11;
     let contains = |texts: &[&str]| texts.iter().any(|text| what.contains(text));
@@ -71,7 +71,7 @@ const WRONG_OPTIONS: u8 = 2;
 
 /// Runs a command, prints its error, and returns the process's exit code.
 pub fn run_and_exit_code(command: impl FnOnce() -> anyhow::Result<()>, verbose: bool) -> u8 {
-    // After a panic, whose message the panic hook has printed, the exit code is that of any failure.
+    // After a panic the exit code is that of any failure; the panic hook has already printed the message.
     catch_unwind(AssertUnwindSafe(command)).map_or(FAILURE, |result| print_error_and_exit_code(result, verbose))
 }
 
@@ -228,7 +228,7 @@ fn option_of_other_command(parser: &Command, path: &str, argument: &str) -> Opti
     has.then(|| format!("{argument}: is an option of reel {other}, not of {path}; leave it out"))
 }
 
-/// Returns the subcommand that the words name, and its name with those above it, such as `reel sim run`.
+/// Returns the subcommand that the words name, and its full name, such as `reel sim run`.
 fn named_command(parser: &Command, words: impl Iterator<Item = String>) -> (&Command, String) {
     words.fold((parser, "reel".to_string()), |(command, path), word| match command.find_subcommand(&word) {
         Some(inner) => (inner, format!("{path} {word}")),
@@ -284,7 +284,8 @@ fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (S
     match (kind, range) {
         (Some(_), Some(range)) => {
             let range = range.replace("..=", " to ");
-            // A range without an end is printed with the largest number of its type.
+            // The parser prints a range without an upper end with the largest number of the type; this suffix is
+            // removed.
             let ends = ["..".to_string(), format!("..{}", i64::MAX), format!(" to {}", u32::MAX)];
             let largest = range.rsplit_once(['.', ' ']).and_then(|(_, end)| end.parse::<f64>().ok());
             let is_above = number.zip(largest).is_some_and(|(number, largest)| number > largest);
@@ -334,7 +335,8 @@ pub fn one_line(text: &str) -> String {
     escape_controls(&text.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
 }
 
-/// Returns true if the error is that the reader closed stdout early, as `head` does; such an error is not printed.
+/// Returns true if the error is a write to stdout after the reader has closed it, as `head` does; this error is not
+/// printed.
 fn closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
@@ -353,7 +355,8 @@ mod tests {
         usage_line(&e, &parser, words.iter().map(ToString::to_string))
     }
 
-    /// Run by [`the_panic_hook_prints_each_panic_once`] in a process of its own, since the panic hook is the process's.
+    /// [`the_panic_hook_prints_each_panic_once`] runs this test in its own process, because a process has only one
+    /// panic hook.
     #[test]
     #[ignore = "another test runs it"]
     fn panics_for_the_hook() {
@@ -362,15 +365,15 @@ mod tests {
         std::thread::spawn(|| panic!("a thread's")).join().expect_err("it panics");
     }
 
-    /// The outcome of an ignored test of this module that runs in a process of its own.
+    /// Runs an ignored test of this module in its own process and returns the process's output.
     fn run_in_process(test: &str) -> std::process::Output {
         let mut child = std::process::Command::new(std::env::current_exe().expect("this program"));
         let name = format!("fail::tests::{test}");
         child.args(["--exact", &name, "--ignored", "--nocapture"]).output().expect("it starts")
     }
 
-    /// Run by [`a_panic_of_the_engine_of_a_server_ends_the_process_with_code_1`]: what `main` does when the thread of
-    /// the engine panics. `reel_serve::serve` then returns this error (its own tests check that).
+    /// [`a_panic_of_the_engine_of_a_server_ends_the_process_with_code_1`] runs this test, which does what `main` does
+    /// when the engine's thread panics. `reel_serve::serve` then returns this error (its own tests check that).
     #[test]
     #[ignore = "another test runs it"]
     fn panics_as_the_engine_of_a_server() {

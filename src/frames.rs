@@ -56,7 +56,8 @@ impl FramesArgs {
                 "give --video FILE, or remove it",
             )),
             (None, Some(total), Some(fps)) => {
-                // This form shows the rules of qwen-vl-utils for any limits, so the limits are not checked beforehand.
+                // With `--total-frames` the command shows what qwen-vl-utils does with any limits, so the limits are
+                // not checked.
                 let overrides = self.media.unchecked_overrides();
                 let choice = select_frames(total, fps, profile, &overrides).map_err(error_naming_option)?;
                 self.print(common, &choice.indices, choice.sample_fps)
@@ -71,8 +72,8 @@ impl FramesArgs {
         }
     }
 
-    /// Decodes the selected frames and writes them to `--out`. Without `--out` it decodes them as well, only to
-    /// report a damaged video as an error; it then resizes the frames as for a model, to need less memory.
+    /// Decodes the selected frames and writes them to `--out`. Without `--out` frames are decoded only to report a
+    /// damaged video as an error; they are then resized as for a model, to need less memory.
     fn decode(
         &self,
         common: &CommonOptions,

@@ -16,7 +16,7 @@ pub struct HelpArgs {
 }
 
 impl HelpArgs {
-    /// Prints the help text; `parser` is that of the whole command line.
+    /// Prints the help text; `parser` is the parser of the whole command line.
     pub fn run(&self, parser: &Command) -> Result<()> {
         output::print_text(&help_text(parser, &self.command)?)
     }
@@ -32,8 +32,8 @@ fn help_text(parser: &Command, path: &[String]) -> Result<String> {
     }
 }
 
-/// Refuses a path that is not that of a command; the error lists the commands that there are. `parent` is the name of
-/// `parser`'s command.
+/// Refuses a path that names no command; the error lists the available commands. `parent` is the name of `parser`'s
+/// command.
 fn refuse_unknown_command(parser: &Command, parent: &str, path: &[String]) -> Result<()> {
     let Some((name, rest)) = path.split_first() else { return Ok(()) };
     if let Some(inner) = parser.find_subcommand(name) {

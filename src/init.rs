@@ -19,8 +19,8 @@ const SIGLIP_TINY: &str = "siglip-tiny";
 /// The dtype of the weights of [`SIGLIP_TINY`] without `--dtype`.
 const SIGLIP_DTYPE: StoredDType = StoredDType::F32;
 
-/// Maximum number of decoder layers, and of rows of the embedding table. Larger numbers are mistakes, and would fill
-/// the memory with names of tensors.
+/// Maximum number of decoder layers, and of rows of the embedding table. Larger numbers are mistakes; the names of so
+/// many tensors would fill the memory.
 const MAX_LAYERS: usize = 1000;
 const MAX_VOCAB: usize = 1 << 24;
 
@@ -79,7 +79,7 @@ fn stored(common: &CommonOptions) -> Option<StoredDType> {
     })
 }
 
-/// The help text of `--dtype`. Its default is the preset's, whatever the device.
+/// The help text of `--dtype` for `reel init`. The default is the preset's dtype, whatever the device.
 pub fn dtype_help() -> String {
     let presets = Preset::ALL.map(|preset| (preset.name(), preset.default_dtype()));
     let of = |wanted: StoredDType| {

@@ -1,7 +1,7 @@
 //! Signals. Ctrl-C ends the process and removes incomplete files. Training and generation have safe points: they
-//! continue to the next one and stop there, and a second Ctrl-C ends the process at once. The exit code is 128 plus the
-//! signal's number, as in a shell: 130 for SIGINT, 143 for SIGTERM. Exceeding the file size limit (`ulimit -f`) is a
-//! write error.
+//! continue to the next safe point and stop there; a second Ctrl-C ends the process at once. The exit code is 128 plus
+//! the signal's number, as in a shell: 130 for SIGINT, 143 for SIGTERM. Exceeding the file size limit (`ulimit -f`) is
+//! a write error.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -11,8 +11,8 @@ use reel_diagnostic::remove_unfinished_files;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-/// The flag by which a signal asks training or generation to stop at its next safe point; empty until such work has
-/// asked for it.
+/// The flag with which a signal asks training or generation to stop at the next safe point; empty until [`stop_flag`]
+/// is called for the first time.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// The number of the first signal that asked the process to end; 0 if there was none.
 static SIGNAL: AtomicU8 = AtomicU8::new(0);
@@ -41,7 +41,7 @@ fn on_signal(signal: i32) {
     ENDING.store(true, Ordering::SeqCst);
     remove_unfinished_files();
     if begun.is_none() {
-        // A panic of `eprintln!`, because nobody reads stderr any more, would end this thread before the process.
+        // `eprintln!` would panic if stderr is closed, which would end this thread before the process.
         let _ =
             writeln!(std::io::stderr(), "error: interrupted: the command was stopped before it finished; run it again");
     }
@@ -66,13 +66,13 @@ fn ignored_signals() -> u64 {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Returns the flag that the first Ctrl-C sets. From this call on, the first Ctrl-C only sets it; the second ends the
-/// process.
+/// Returns the flag that the first Ctrl-C sets. After this call the first Ctrl-C only sets the flag; the second one
+/// ends the process.
 pub fn stop_flag() -> Arc<AtomicBool> {
     Arc::clone(STOP.get_or_init(Arc::default))
 }
 
-/// Blocks forever if a signal is ending the process, so that errors that the ending itself causes are not printed.
+/// Blocks forever if a signal is ending the process, so that errors caused by the ending are not printed.
 pub fn wait_if_ending() {
     while ENDING.load(Ordering::SeqCst) {
         std::thread::sleep(std::time::Duration::from_millis(50));

@@ -8,8 +8,8 @@ use reel_diagnostic::Diagnostic;
 use crate::fail::failed;
 use crate::output;
 
-/// Parses each line that is not blank with `parse`. Returns each result with its line number, counted from 1; or the
-/// first error, prefixed by the file and the line number.
+/// Parses each line that is not blank with `parse`. Returns the values with their line numbers, counted from 1; or the
+/// first error, with the file and the line number in front.
 pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
     path: &Path,
     parse: impl Fn(&str) -> Result<T, E>,
@@ -35,9 +35,9 @@ pub fn parse_json_lines<T, E: std::error::Error + Send + Sync + 'static>(
     rows.collect()
 }
 
-/// Prints a warning on stderr if some rows of a file have a solution that no answer can be compared with; the scores of
-/// such rows say nothing about the answers. `check` returns the fault of a row's solution. Returns the number of such
-/// rows.
+/// Prints a warning on stderr if some rows of a file have a solution that no answer can be compared with, because the
+/// scores of these rows say nothing about the answers. `check` returns what is wrong with a row's solution. Returns the
+/// number of these rows.
 pub fn warn_of_unusable_solutions<T>(
     path: &Path,
     rows: &[(usize, T)],

@@ -1,7 +1,7 @@
 //! `reel`: fine-tunes, runs and evaluates Qwen2.5-VL on video, straight from safetensors.
 //!
-//! Each subcommand is one file here that parses its options, calls a library and prints. [`cli`] lists them; `common`
-//! has the options that all of them take.
+//! Each subcommand is one file here that parses its options, calls a library and prints. [`cli`] lists the subcommands;
+//! `common` has the options that all subcommands take.
 
 mod arguments;
 mod bench;
@@ -77,8 +77,8 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(e) => return fail::print_usage_error(&e, &cli::command()),
     };
-    // A wrong value is an error of every command, so that a test or a script cannot run on another instruction set
-    // than it names.
+    // A wrong value of the variable is an error in every command, so that a test or a script cannot silently run on
+    // another instruction set than the variable names.
     if let Err(what) = simd::requested_isa() {
         let names = simd::Isa::ALL.map(simd::Isa::name).join(", ");
         let e = fail::bad_usage(simd::ISA_VARIABLE, what, format!("give one of {names}, or unset it"));

@@ -32,7 +32,7 @@ impl ManArgs {
         output::print_line(format!("{}: {pages} pages; read one with `man -l FILE`", self.out.display()))
     }
 
-    /// Writes the pages of a command and of those below it; returns their number.
+    /// Writes the pages of a command and of its subcommands; returns the number of pages.
     fn write(&self, command: &Command, name: &str) -> Result<usize> {
         let file = self.out.join(format!("{name}.1"));
         let page = Man::new(command.clone().name(name.to_string()).display_name(name.to_string()));

@@ -56,15 +56,15 @@ impl MediaFlags {
         self.profile.as_deref().map_or(Ok(default), MediaProfile::parse).map_err(error_naming_option)
     }
 
-    /// These flags, with the profile `name` if `--profile` is not given.
+    /// Returns a copy of these options, with the profile `name` if `--profile` is not given.
     pub fn with_default_profile(&self, name: &str) -> Self {
         let mut flags = self.clone();
         flags.profile.get_or_insert_with(|| name.to_string());
         flags
     }
 
-    /// Returns the limits that flags set, after a check of their values. They override those of the profile and those
-    /// that a chat message sets for its image or video.
+    /// Checks the limits that options set, and returns them. These limits override those of the profile and those that
+    /// a chat message sets for its image or video.
     pub fn overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
         let overrides = self.unchecked_overrides();
         overrides.validate(profile).map_err(error_naming_option)?;
@@ -89,7 +89,7 @@ impl MediaFlags {
 /// The frame and pixel settings of the run that trained a model.
 #[derive(Debug)]
 pub struct TrainingMediaSettings {
-    /// The run.json that has them.
+    /// The run.json that records the settings.
     pub file: PathBuf,
     pub flags: MediaFlags,
 }
@@ -108,7 +108,7 @@ impl TrainingMediaSettings {
 }
 
 impl fmt::Display for TrainingMediaSettings {
-    /// The settings as they are typed on a command line.
+    /// Writes the settings as options on a command line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let o = &self.flags;
         write!(f, "--profile {}", o.profile.as_deref().unwrap_or_default())?;
@@ -134,7 +134,7 @@ pub struct MediaAccessFlags {
     /// networks and of this machine stay refused
     #[arg(long)]
     allow_remote_media: bool,
-    /// Refuse media files outside of --media-root, also those that a symbolic link leads to
+    /// Refuse media files outside of --media-root, including files outside that a symbolic link leads to
     #[arg(long)]
     confine_media: bool,
 }
@@ -149,7 +149,8 @@ impl MediaAccessFlags {
     }
 }
 
-/// Makes the error of a media setting one about the option of this name (exit code 2); other errors stay as they are.
+/// Turns the error of a media setting into an error about the option with the setting's name (exit code 2); other
+/// errors are returned unchanged.
 pub fn error_naming_option(e: MediaError) -> anyhow::Error {
     match e {
         MediaError::Setting(d) => bad_usage(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
@@ -182,7 +183,7 @@ impl Default for WorkerFlags {
 /// Maximum bytes of decoded frames that are kept for later requests (256 MiB).
 const MAX_FRAMES: usize = 256 << 20;
 
-/// The frames that all decoders of this process keep.
+/// The cache of decoded frames that all decoders of this process share.
 fn frame_cache() -> Arc<FrameCache> {
     static CACHE: OnceLock<Arc<FrameCache>> = OnceLock::new();
     CACHE.get_or_init(|| Arc::new(FrameCache::new(MAX_FRAMES))).clone()

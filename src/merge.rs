@@ -43,7 +43,8 @@ pub struct MergeArgs {
 impl MergeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let base = prompt::find_or_download_model(&self.model)?;
-        // `generate`, `score` and `eval` read the frame and pixel settings of the adapter's training in its run.json.
+        // The merged folder gets the adapter's run.json, from which `generate`, `score` and `eval` read the frame and
+        // pixel settings of the training run.
         let trained = TrainingMediaSettings::find(&self.adapter).map(|settings| settings.file);
         let more_files: Vec<&Path> = trained.iter().map(PathBuf::as_path).collect();
         let format = self.folder_format.map(FolderFormatName::format);

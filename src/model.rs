@@ -1,4 +1,4 @@
-//! Opens a model on the device and with the dtype that the common options name.
+//! Opens a model on the device and with the dtype of the common options (`--device`, `--dtype`).
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -18,13 +18,13 @@ use reel_runtime::Cx;
 use crate::common::{self, CommonOptions};
 use crate::fail::bad_usage;
 
-/// Bytes for keys and values if the free memory of the device is unknown (2 GiB).
+/// Bytes for the KV cache if the free memory of the device is unknown (2 GiB).
 const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
-/// Tokens whose keys and values a server on a CPU keeps for each of the completions that decode together.
+/// Size of a server's KV cache on a CPU, in tokens per completion that can decode at the same time.
 const SERVED_TOKENS_PER_COMPLETION: usize = 4096;
 
-/// The option of commands that load a model only to generate.
+/// The option `--quantize` of commands that load a model only to generate.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct QuantizeFlag {
     /// Quantise the weights of the decoder's linear layers and of the output layer while loading: int8, half the bytes
@@ -41,7 +41,7 @@ enum QuantizeName {
 }
 
 impl QuantizeFlag {
-    /// The name of the format, if the weights are quantised.
+    /// The name of the format; `None` if the weights are not quantised.
     pub fn name(self) -> Option<&'static str> {
         self.quantize.map(|QuantizeName::Int8| "int8")
     }
@@ -59,14 +59,14 @@ impl QuantizeFlag {
 pub enum WeightPlace {
     /// In their files, which are memory-mapped: ready at once, and shared with other processes
     Mapped,
-    /// In memory of the process, on large pages, and in the layout of the products: they are read faster
+    /// In the process's own memory, on large pages and in the layout of the matrix products, which read them faster
     Copied,
 }
 
 /// A model with its weights on a device.
 pub struct LoadedModel {
     pub weights: Qwen25Vl,
-    /// Whether the weights are a copy in memory of the process.
+    /// Whether the weights are a copy in the process's own memory, not mapped files.
     pub is_copied: bool,
     /// Context for inference without gradients, in the dtype of `--dtype`.
     pub cx: Cx,
@@ -88,8 +88,8 @@ impl LoadedModel {
         Self::open_on(&open_device(common)?, folder, adapter, config, quantization, Some(WeightPlace::Mapped), common)
     }
 
-    /// Like [`Self::open_with_adapter`], on a device that is already open. Without a place, weights are copied if the
-    /// files take at most half of the device's free memory.
+    /// Like [`Self::open_with_adapter`], on a device that is already open. If `place` is `None`, weights are copied if
+    /// their files take at most half of the device's free memory.
     pub fn open_on(
         device: &Device,
         folder: &Path,
@@ -122,8 +122,8 @@ impl LoadedModel {
         Ok(Self { weights, is_copied, cx, load_seconds: begun.elapsed().as_secs_f64(), folder: folder.to_path_buf() })
     }
 
-    /// The error of a generation. If the logits are NaN because a weight is, it names the weight: that is the true
-    /// cause. All weights are read for it, so it is not checked before.
+    /// The error message of a failed generation. If the logits are NaN because a weight is NaN, the message names the
+    /// weight, the true cause. This check reads all weights, so it is made only after a failure.
     pub fn generation_error(&self, e: EngineError) -> anyhow::Error {
         let cause = match e {
             EngineError::NotANumber { .. } | EngineError::NotANumberInPrompt => {
@@ -162,7 +162,7 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
     }
 }
 
-/// The number of completions that decode together if no option says it.
+/// The default of `--batch-size`: how many completions decode together.
 pub fn default_batch_size(device: &Device) -> usize {
     device.capabilities().decode_batch_size
 }
@@ -173,10 +173,10 @@ pub fn kv_bytes(device: &Device) -> u64 {
     kv_bytes_of_free(device, device.free_bytes())
 }
 
-/// Bytes for the keys and values of a server's requests and of earlier prompts, if no option says it. `free` is the
-/// free memory of the device, if it is known. It is half of that; where the memory is not the server's alone, as that of
-/// a CPU, it is at most that of 4096 tokens for each of the `batch` completions that decode together, or of
-/// one request of maximum length.
+/// Bytes of a server's KV cache, for running requests and for earlier prompts, if no option sets it: half of the
+/// device's free memory `free`. Where other processes share the memory, as on a CPU, the cache is limited to 4096
+/// tokens for each of the `batch` completions that decode together, or to one request of maximum length if that is
+/// more.
 pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, dtype: DType, batch: usize) -> u64 {
     let half = kv_bytes_of_free(device, free);
     if device.capabilities().own_memory {
@@ -187,7 +187,7 @@ pub fn serving_kv_bytes(device: &Device, free: Option<u64>, text: &TextConfig, d
     half.min((tokens * token) as u64)
 }
 
-/// As [`kv_bytes`], for a device with so much free memory, if it is known.
+/// Like [`kv_bytes`], for a device with `free` bytes of free memory; `None` if they are unknown.
 fn kv_bytes_of_free(device: &Device, free: Option<u64>) -> u64 {
     let half = free.map_or(DEFAULT_KV_BYTES, |free| free / 2);
     device.capabilities().max_kv_bytes.map_or(half, |most| most.min(half))
@@ -216,10 +216,10 @@ mod tests {
         let options = InitOptions { preset: Preset::B3, layers: None, vocab: None, dtype: None, seed: 0 };
         let text = preset_config(&options).unwrap().text;
         let bytes = |device, free: u64, batch| serving_kv_bytes(device, Some(free), &text, DType::BF16, batch);
-        // 36 layers with 2 heads of 128 for keys and for values: 36 KiB a token.
+        // 36 layers with 2 key heads and 2 value heads of 128 bf16 numbers: 36 KiB per token.
         assert_eq!(bytes(&cpu, 1000 * gib, 32), (32 * 4096 * 36) << 10);
         assert_eq!(bytes(&cpu, 4 * gib, 32), 2 * gib);
-        // One request of maximum length fits.
+        // With a batch of 1, one request of maximum length (128000 tokens) must still fit.
         assert_eq!(bytes(&cpu, 1000 * gib, 1), (128_000 * 36) << 10);
         assert_eq!(bytes(&Device::dry(Kernels::Cuda), 1000 * gib, 32), 500 * gib);
     }

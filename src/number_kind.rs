@@ -15,7 +15,7 @@ pub enum NumberKind {
     Float,
 }
 
-/// Returns the kind of number that the values of a parser are; `None` if they are no numbers.
+/// Returns the kind of numbers that an option's value parser returns; `None` if the values are not numbers.
 pub fn number_kind(parser: &ValueParser) -> Option<NumberKind> {
     let id = parser.type_id();
     let any = |types: &[TypeId]| types.iter().any(|of| id == *of);

@@ -38,7 +38,7 @@ pub struct Predictor<'c> {
     /// Config, tokenizer and chat template.
     pub bundle: Arc<ModelFolder>,
     quantize: QuantizeFlag,
-    /// Where the weights are on a CPU; without it as in [`LoadedModel::open_on`].
+    /// Where the weights are stored on a CPU; `None` as in [`LoadedModel::open_on`].
     place: Option<WeightPlace>,
     batch_size: usize,
     model: Option<LoadedModel>,
@@ -47,18 +47,18 @@ pub struct Predictor<'c> {
 
 /// The rows of a run and how they are answered.
 pub struct PredictionJob<'j> {
-    /// The command that runs, for the settings file.
+    /// The name of the running command, for the settings file.
     pub command: &'j str,
-    /// The rows.
+    /// The rows to be answered.
     pub rows: Arc<RowConversations>,
     /// The data file or folder, and the fingerprint of the rows.
     pub data: (&'j Path, String),
-    /// The folder that paths of media are relative to, if the settings file records it.
+    /// The folder that paths of media are relative to; `None` if the settings file does not record it.
     pub media_root: Option<&'j Path>,
     /// The predictions file.
     pub out: &'j Path,
     pub existing: ExistingOutput,
-    /// The options that influence the lines, by name. A run that continues the file must have the same values.
+    /// The options that influence the predictions, by name. A run that continues the file must have the same values.
     pub options: Map<String, Value>,
     pub sampling: SamplingSettings,
     /// Whether the first row that cannot be used ends the run with an error.
@@ -83,12 +83,12 @@ impl<'c> Predictor<'c> {
         Ok(Self { device, folder, adapter, bundle, quantize, place, batch_size, model: None, common })
     }
 
-    /// The folder of the run that trained the weights: that of the adapter, else that of the model.
+    /// The folder that the training run wrote: the adapter's folder, else the model's.
     pub fn trained_folder(&self) -> &Path {
         self.adapter.as_deref().unwrap_or(&self.folder)
     }
 
-    /// The options of every run that influence its lines.
+    /// The options that influence the predictions of every run with a model.
     pub fn compared_options(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
         let mut options = sampling_options(sampling, media, self.common);
         options.insert("dtype".into(), json!(model::activation_dtype(self.common).name()));
@@ -98,7 +98,7 @@ impl<'c> Predictor<'c> {
         options
     }
 
-    /// Writes the predictions of a job, or what an earlier run of it has left.
+    /// Writes the predictions of a job, continuing the file that an earlier run has left.
     pub fn run(&mut self, job: PredictionJob<'_>) -> Result<PredictionSummary> {
         let rows = job.rows.data().len();
         let mut settings = PredictionSettings::new(
@@ -175,12 +175,12 @@ pub fn sampling_options(
     all
 }
 
-/// A number as the decimal that the user has typed, instead of the nearest f32.
+/// Converts a number to the decimal that the user typed: 0.1 instead of the value of the nearest f32.
 pub fn decimal(number: f32) -> Value {
     json!(number.to_string().parse::<f64>().unwrap_or(f64::from(number)))
 }
 
-/// The maximum number of sequences that decode together: that of `--batch-size`, else the default of the device.
+/// The maximum number of sequences that decode together: `--batch-size`, else the default of the device.
 pub fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize> {
     match given {
         Some(0) => Err(bad_usage("--batch-size", "is 0", "give 1 or more")),

@@ -52,8 +52,8 @@ pub struct MessageFlags {
     access: MediaAccessFlags,
     #[command(flatten)]
     worker: WorkerFlags,
-    /// Recipe (see reel sft --help): paper, videorft or video-r1. It has an effect only on the prompts of generate
-    /// --data; elsewhere it is accepted for scripts that pass it to several commands
+    /// Recipe (see reel sft --help): paper, videorft or video-r1. The recipe has an effect only on the prompts of
+    /// generate --data; other commands accept the option for scripts that pass it to several commands
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     pub parity: Recipe,
 }
@@ -82,7 +82,7 @@ pub struct EncodedPrompt {
     pub tokens: ModelInput,
     /// The sampling fields of the messages file, if it is the body of a request.
     pub settings: RequestSettings,
-    /// Seconds that preprocessing took.
+    /// Duration of preprocessing in seconds.
     pub seconds: f64,
 }
 
@@ -115,7 +115,7 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
             "give its base model, or merge the two with reel merge",
         ));
     }
-    // A path that exists but cannot be followed is not a Hugging Face id: its own error says why.
+    // A path that exists but cannot be read is not treated as a Hugging Face id: the error of reading it is reported.
     if let Err(e) = std::fs::metadata(model)
         && e.kind() != std::io::ErrorKind::NotFound
     {
@@ -141,8 +141,8 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
 impl MessageFlags {
     /// Reads the chat messages from their file (default: stdin) and encodes them for the model.
     ///
-    /// Frames and pixels are as in the run that trained the model, or its adapter in the folder `adapter`, unless
-    /// flags or messages say otherwise.
+    /// Frame and pixel limits are those of the run that trained the model, or its adapter in the folder `adapter`,
+    /// unless options or messages set others.
     pub fn encode(&self, model: &str, adapter: Option<&Path>, common: &CommonOptions) -> Result<EncodedPrompt> {
         let path = self.messages.as_deref().unwrap_or(Path::new("-"));
         let own_folder = path.parent().unwrap_or(Path::new(""));
@@ -153,7 +153,7 @@ impl MessageFlags {
         })
     }
 
-    /// Encodes the messages file, or the question if there is no file.
+    /// Encodes the messages file, or the question if there is no messages file.
     pub fn encode_messages_or_question(
         &self,
         question: &QuestionFlags,
@@ -164,7 +164,8 @@ impl MessageFlags {
         match &self.messages {
             Some(_) => self.encode(model, adapter, common),
             None => {
-                // The user typed the file or the address, so no flag is needed to read it; but --confine-media holds.
+                // The user typed the path or address of the media, so reading it needs no further option; only
+                // --confine-media still applies.
                 let root = self.media_root.as_deref().unwrap_or(Path::new(""));
                 let access = MediaAccess { remote: RemoteMedia::Public, ..self.access.media_access(root) };
                 self.encode_conversation(model, adapter, access, common, || {
@@ -195,24 +196,24 @@ impl MessageFlags {
         Ok(EncodedPrompt { folder, bundle, tokens, settings, seconds: begun.elapsed().as_secs_f64() })
     }
 
-    /// Refuses wrong media options, before a model is looked up or downloaded.
+    /// Refuses wrong frame and pixel options, before a model is looked up or downloaded.
     pub fn validate(&self) -> Result<()> {
         self.media.overrides(self.media.profile(MediaProfile::Qwen)?).map(drop)
     }
 
-    /// The folder that the media paths of the rows in a data file are relative to: that of the option, else the folder
-    /// of the data file, as in training.
+    /// The folder that the media paths in the rows of a data file are relative to: `--media-root`, else the folder of
+    /// the data file, as in training.
     pub fn media_root_of_rows(&self, data: &Path) -> PathBuf {
         self.media_root.clone().unwrap_or_else(|| reel_data::media_root(data))
     }
 
-    /// Where the media of rows below the folder `media_root` may come from.
+    /// Which files and addresses the media of rows may come from; `media_root` is the folder of relative paths.
     pub fn media_access(&self, media_root: &Path) -> MediaAccess {
         self.access.media_access(media_root)
     }
 
-    /// How images and videos are loaded: as in the run that wrote the model or adapter in `trained_folder`, unless
-    /// flags say otherwise. With `says_so`, a line on stderr names that run.
+    /// Options for loading images and videos: the frame and pixel limits of the run that wrote the model or adapter in
+    /// `trained_folder`, unless options set others. With `says_so`, a line on stderr names that run.
     pub fn media_options(
         &self,
         trained_folder: &Path,
@@ -224,8 +225,9 @@ impl MessageFlags {
     }
 }
 
-/// How images and videos are loaded: as in the run that wrote the model or adapter in `trained_folder`, if there is
-/// one, unless flags say otherwise. With `says_so`, a line on stderr names that run.
+/// Options for loading images and videos: the frame and pixel limits of the run that wrote the model or adapter in
+/// `trained_folder`, if there is such a run, unless options set others. With `says_so`, a line on stderr names that
+/// run.
 pub fn media_options(
     media: &MediaFlags,
     worker: &WorkerFlags,

@@ -1,9 +1,9 @@
 //! Refuses a command whose output would replace one of its inputs or another of its outputs.
 //!
-//! Pages, traces and lists of unusable rows replace only a file of their own kind, since not every input is known at
-//! the start: media, for example, are named by the rows of a data file. Paths are compared by the file that they lead
-//! to, so links of both kinds and different spellings of a path are noticed. Options are classified by their name in
-//! the parser; a test checks that every path option has a class.
+//! Not every input is known at the start: a data file's rows, for example, name media files. So pages, traces and lists
+//! of unusable rows may only replace a file of their own kind. Paths are compared by device and inode, so that hard
+//! links, symbolic links and different spellings of a path are noticed. Options are classified by their name in the
+//! parser; a test checks that every path option has a class.
 
 use std::fs;
 use std::io::{ErrorKind, Read};
@@ -17,7 +17,7 @@ use reel_diagnostic::input;
 
 use crate::fail::{bad_usage, failed};
 
-/// Options that name a file to write.
+/// Names of options for a file to write.
 const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
 
 /// Commands whose `--out` is a folder.
@@ -68,7 +68,8 @@ const RUN_FILES: [&str; 8] = [
     "eval",
 ];
 
-/// Files of a model folder beside its weights. Training commands, `merge` and `init` write them into their folder.
+/// Files of a model folder in addition to the weights. Training commands, `merge` and `init` write these files into
+/// their output folder.
 const MODEL_FILES: [&str; 10] = [
     "config.json",
     "generation_config.json",
@@ -82,7 +83,7 @@ const MODEL_FILES: [&str; 10] = [
     "adapter_config.json",
 ];
 
-/// What the command is going to write, with the option that names it.
+/// A file or folder that the command is going to write, with the option that names it.
 #[derive(Clone, Debug)]
 struct Output {
     option: String,
@@ -90,10 +91,10 @@ struct Output {
     is_folder: bool,
 }
 
-/// The output files of this command, for inputs that are only known later.
+/// The output files of this command. Inputs that become known later are compared with them.
 static OUTPUTS: Mutex<Vec<Output>> = Mutex::new(Vec::new());
 
-/// A file or folder on disk, whatever path leads to it.
+/// The identity of a file or folder on disk, which does not depend on the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -107,7 +108,7 @@ fn identity(path: &Path) -> Option<Identity> {
 }
 
 /// Refuses the command `name` if one of its outputs is one of its inputs or another output, or if the folder of an
-/// output file is missing. `matches` are its parsed arguments.
+/// output file is missing. `matches` are the command's parsed arguments.
 pub fn refuse_replaced_inputs(name: &str, matches: &ArgMatches) -> Result<()> {
     let mut given = Vec::new();
     collect(name, matches, &mut given);
@@ -115,8 +116,8 @@ pub fn refuse_replaced_inputs(name: &str, matches: &ArgMatches) -> Result<()> {
     refuse_replaced_files(name, &given, checks_data)
 }
 
-/// Refuses the command `name` as [`refuse_replaced_inputs`] does. `given` are the names of its options and their
-/// values, those of its configuration file included; `checks_data` is the value of `--check-data`.
+/// Refuses the command `name` for the reasons of [`refuse_replaced_inputs`]. `given` are the names and values of its
+/// options, including those in its configuration file; `checks_data` is the value of `--check-data`.
 pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data: bool) -> Result<()> {
     // `reel plan` takes the options of a command, but writes nothing.
     let writes_out = |option: &str| option != "out" || !["plan", "replay"].contains(&name);
@@ -154,7 +155,7 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
         }
         outputs.push(output);
     }
-    // A message names the main output second.
+    // The main output is sorted to the front, so that an error about two outputs names it second.
     outputs.sort_by_key(|output| !["--out", "--output"].contains(&output.option.as_str()));
     for (i, output) in outputs.iter().enumerate() {
         outputs[..i].iter().try_for_each(|other| refuse_same_output(output, other))?;
@@ -164,18 +165,20 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
     Ok(())
 }
 
-/// Refuses an input file that is known only now, such as a video in a messages file, if this command would replace it.
+/// Refuses an input file that has just become known, such as a video in a messages file, if this command would replace
+/// it.
 pub fn refuse_if_output(input: &Path, location: &str) -> Result<()> {
     let outputs = OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
     outputs.iter().try_for_each(|output| refuse_file(&output.option, &output.path, location, input))
 }
 
-/// Returns true if the command reads what its argument `out` names: `reel replay OUT`.
+/// Returns true if the command reads the folder that its argument `out` names: `reel replay OUT`.
 fn reads_out(command: &str, option: &str) -> bool {
     command == "replay" && option == "out"
 }
 
-/// Whether the command is `reel eval` that runs a model, whose `--out` is a folder; else it scores or compares files.
+/// Whether `reel eval` runs a model over benchmarks (`--data`), so that `--out` is a folder. Otherwise the command
+/// scores or compares files.
 fn runs_benchmarks(name: &str, given: &[(String, String)]) -> bool {
     name == "eval" && given.iter().any(|(option, _)| option == "data")
 }
@@ -197,7 +200,8 @@ fn collect(name: &str, matches: &ArgMatches, given: &mut Vec<(String, String)>) 
     }
 }
 
-/// Returns the file in a kernel argument such as `buf:f32:4:@x.safetensors#a`; other values are paths themselves.
+/// Returns the path of the file in a kernel argument such as `buf:f32:4:@x.safetensors#a`; for other options the value
+/// itself is the path.
 fn file_in_argument<'a>(option: &str, value: &'a str) -> &'a str {
     match value.split_once('@').filter(|_| option == "args") {
         Some((_, file)) => file.rsplit_once('#').map_or(file, |(file, _)| file),
@@ -205,7 +209,7 @@ fn file_in_argument<'a>(option: &str, value: &'a str) -> &'a str {
     }
 }
 
-/// The name of an option of command `name` as messages give it.
+/// The name of an option of the command `name` in error messages.
 fn spelled(name: &str, option: &str) -> String {
     match option {
         "input" if name == "data convert" => "IN".to_string(),
@@ -235,7 +239,8 @@ pub fn refuse_file(option: &str, output: &Path, input_option: &str, input: &Path
     Ok(())
 }
 
-/// Refuses an output folder that is an input, or an input file of the kind that a run in this folder replaces.
+/// Refuses an output folder that is also an input, or that contains an input file which a run in this folder would
+/// replace.
 pub fn refuse_run_folder(option: &str, folder: &Path, input_option: &str, input: &Path) -> Result<()> {
     if input_option == "--resume-from-checkpoint" {
         return Ok(());
@@ -256,7 +261,7 @@ pub fn refuse_run_folder(option: &str, folder: &Path, input_option: &str, input:
     Ok(())
 }
 
-/// Kinds of files that do not replace files of another kind.
+/// Kinds of output files. A file of one of these kinds may only replace a file of the same kind.
 #[derive(Clone, Copy, Debug)]
 enum FileKind {
     Trace,
@@ -295,7 +300,7 @@ impl FileKind {
     }
 }
 
-/// Refuses an output file that would replace a file of another kind. An empty file and what cannot be read have none.
+/// Refuses an output file that would replace a file of another kind. Empty and unreadable files have no kind.
 fn refuse_other_kind(output: &Output, kind: Option<FileKind>) -> Result<()> {
     let (Some(kind), Ok(file)) = (kind, input::open_regular_file(&output.path)) else { return Ok(()) };
     let mut start = Vec::new();
@@ -307,7 +312,8 @@ fn refuse_other_kind(output: &Output, kind: Option<FileKind>) -> Result<()> {
     Err(bad_usage(&output.option, what, "choose another file name, or remove that file"))
 }
 
-/// Refuses the output `output` if the command writes the same file as `other`.
+/// Refuses the output `output` if it is the same file as the output `other`, or a file that the command writes into the
+/// folder `other`.
 fn refuse_same_output(output: &Output, other: &Output) -> Result<()> {
     let (folder, file) = match (output.is_folder, other.is_folder) {
         (true, false) => (output, other),
@@ -329,7 +335,8 @@ fn refuse_same_output(output: &Output, other: &Output) -> Result<()> {
     Ok(())
 }
 
-/// The one path of a file or folder, which need not exist; `None` for a device or a pipe, and if its folder is missing.
+/// The canonical path of a file or folder, which need not exist; `None` for a device or a pipe, and if the parent
+/// folder is missing.
 fn location(path: &Path) -> Option<PathBuf> {
     if path.exists() {
         return identity(path).and_then(|_| path.canonicalize().ok());
@@ -338,7 +345,7 @@ fn location(path: &Path) -> Option<PathBuf> {
     Some(folder.canonicalize().ok()?.join(path.file_name()?))
 }
 
-/// Refuses `-`, which other programs take for stdout.
+/// Refuses the path `-`, which means stdout in other programs.
 fn refuse_stdout(option: &str, path: &Path) -> Result<()> {
     match path == Path::new("-") {
         false => Ok(()),
@@ -376,10 +383,10 @@ mod tests {
 
     use super::*;
 
-    /// Every option whose value is a path is an input, an output, or known to be neither.
+    /// Every option whose value is a path is classified as an input, as an output, or as neither.
     #[test]
     fn every_path_option_has_a_class() {
-        // Folders below which inputs are looked up.
+        // Options for folders in which inputs are looked up.
         const NEITHER: [&str; 3] = ["media_root", "eval_media_root", "include"];
         fn paths(command: &Command, path: &str, found: &mut Vec<(String, String)>) {
             let is_path = |a: &&Arg| a.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();

@@ -20,8 +20,8 @@ use crate::fail::failed;
 use crate::output;
 use crate::training::ResolvedOptions;
 
-/// Repeat one training step and compare the weights with those that the run recorded: exit code 0 if they are the same
-/// bits, else 1.
+/// Repeat one training step and compare the resulting weights with the recorded ones: exit code 0 if their bits are the
+/// same, else 1.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -89,7 +89,7 @@ impl ReplayArgs {
         run.save_steps = 0;
         run.report_to = vec![ReportTo::None];
         run.evaluation = EvaluationOptions::default();
-        // The port may be that of the run itself, which goes on.
+        // The run may still be going on and use the port of its server.
         run.serve = None;
         run.resume_from_checkpoint = from.checkpoint.as_ref().map(|path| path.display().to_string());
         resolved.common = CommonOptions {

@@ -1,5 +1,5 @@
-//! `reel report`: writes the HTML page of one training run, of several runs with their curves in the same charts, or of
-//! an evaluation, beside which a second one may stand.
+//! `reel report`: writes the HTML page of a training run, of several training runs with their curves in the same
+//! charts, or of an evaluation, optionally compared with a second evaluation.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,8 @@ const COMPARISON_PAGE: &str = "compare.html";
 const MAX_RUNS: usize = 8;
 
 /// Write an HTML page about a training run: its metrics as curves, and sampled completions with their rewards. Several
-/// runs share one page, with their curves over each other. For a folder of reel eval, the page has scores and answers.
+/// runs share one page, with their curves in the same charts. For a folder of reel eval, the page has scores and
+/// answers.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -44,7 +45,7 @@ pub struct ReportArgs {
     /// Benchmarks, or task files [default: the benchmarks that the folder has]
     #[arg(long, value_name = "NAME", help_heading = "Options for evaluations")]
     benchmark: Option<String>,
-    /// Folder that the paths of videos are relative to [default: that of the run]
+    /// Folder that the paths of videos are relative to [default: the folder that the run used]
     #[arg(long, value_name = "DIR", help_heading = "Options for evaluations")]
     media_root: Option<PathBuf>,
     #[command(flatten, next_help_heading = "Options for evaluations")]

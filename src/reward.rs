@@ -71,8 +71,8 @@ impl RewardArgs {
         self.input.parent().map_or_else(|| path.to_path_buf(), |folder| folder.join(path))
     }
 
-    /// Prints the mean reward. `unusable` is the number of rows with an unusable solution, `frames_encoded` the number
-    /// of frames that SigLIP encoded, or `None` without SigLIP.
+    /// Prints the mean reward. `unusable` is the number of rows whose solution cannot be compared with answers,
+    /// `frames_encoded` the number of frames that SigLIP encoded, or `None` without SigLIP.
     fn report(
         &self,
         common: &CommonOptions,

@@ -41,7 +41,7 @@ pub struct ScoreArgs {
     out: PathBuf,
 }
 
-/// The outputs of the forward pass. `hidden` has the final hidden states; the logits are computed from it when they
+/// The outputs of the forward pass. `hidden` holds the final hidden states. Logits are computed from them while they
 /// are written, a few positions at a time, because the logits of all positions may not fit into memory.
 struct Scored {
     hidden: Tensor,
@@ -123,7 +123,7 @@ fn forward(model: &LoadedModel, tokens: &ModelInput, place: &str) -> Result<Scor
     let batch = Batch::new(cx.device(), &weights.config, &[tokens.sequence()], place)?;
     let vision = batch.vision.as_ref().map(|input| weights.vision_tokens(cx, input)).transpose()?;
     let embeds = vision.as_ref().map(Tensor::to_f32).transpose()?.unwrap_or_default();
-    // Vision tokens are in the order of Qwen's processor: those of all images, then those of all videos.
+    // Vision tokens are in the order of Qwen's processor: the tokens of all images, then the tokens of all videos.
     let merged = |grids: &[GridThw]| {
         grids.iter().map(|g| g.iter().product::<usize>()).sum::<usize>()
             / weights.config.vision.patches_per_vision_token()

@@ -63,11 +63,11 @@ pub struct ServeArgs {
     worker: WorkerFlags,
 }
 
-/// Options that say where the server listens and who may use it.
+/// Options for the server's address and for access to it.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Server options")]
 struct ListenFlags {
-    /// Address or host name to listen on; another one than this machine's own needs an API key
+    /// Address or host name to listen on; an address that other machines can reach needs an API key
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: String,
     /// Port to listen on; 0 takes a free one
@@ -80,14 +80,13 @@ struct ListenFlags {
     /// File with one API key per line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Listen on other addresses than this machine's own without an API key
+    /// Allow an address that other machines can reach without an API key
     #[arg(long)]
     no_auth: bool,
     /// Name of the model in requests and answers [default: the name of its folder]
     #[arg(long, value_name = "NAME")]
     served_model_name: Option<String>,
-    /// Serve a LoRA adapter of the model, too, under a name of its own that requests give as their model; may be given
-    /// several times
+    /// Also serve a LoRA adapter of the model, under its own model name; may be given several times
     #[arg(long, value_name = "NAME=DIR")]
     lora: Vec<String>,
     /// Certificate chain (PEM) for encrypted connections; needs --tls-key
@@ -114,7 +113,7 @@ struct LimitFlags {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
     /// Memory for the keys and values of all requests and of earlier prompts, in MiB [default: half of the free memory;
-    /// on a CPU at most 4096 tokens for each of --batch-size]
+    /// on a CPU at most 4096 tokens per completion of --batch-size]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: Option<u32>,
     /// Maximum number of requests that run or wait; further ones get status 503
@@ -142,10 +141,12 @@ struct ConnectionFlags {
     /// Maximum number of open connections; further clients wait until one is closed
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_connections: u32,
-    /// Seconds for the header of a request, and for which a connection may be idle or a body make no progress
+    /// Time limit in seconds for the header of a request, for an idle connection, and for a request body without
+    /// progress
     #[arg(long, value_name = "S", default_value_t = 30.0)]
     read_timeout: f64,
-    /// Seconds for which a client may read nothing of its answer; then the connection is closed and the request dropped
+    /// Time limit in seconds for a client that reads nothing of its answer; then the connection is closed and the
+    /// request dropped
     #[arg(long, value_name = "S", default_value_t = 60.0)]
     write_timeout: f64,
 }
@@ -207,7 +208,7 @@ impl ServeArgs {
             stop: interrupt::stop_flag(),
         };
         let mut weights = loaded.weights;
-        // A video that is asked about again is not computed again.
+        // Vision tokens are cached, so that repeated requests about a video do not compute them again.
         weights.features = Some(Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
         let is_copied = loaded.is_copied;
         let served = ServedModel { name: name.clone(), folder: bundle, device, dtype, quantization, is_copied };
@@ -215,7 +216,7 @@ impl ServeArgs {
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {
             let url = format!("{scheme}://{address}");
-            // A closed stdout does not end a server.
+            // A write error, because stdout is closed, must not end the server.
             let _ = match common.json {
                 true => output::print_json(&json!({"model": name, "address": url})),
                 false => output::print_line(format!("{name}: listening on {url}")),
@@ -240,7 +241,8 @@ impl ServeArgs {
 }
 
 impl ListenFlags {
-    /// The names and folders of LoRA adapters. Refuses them beside an adapter that the served model itself has.
+    /// The names and folders of the LoRA adapters of `--lora`. Refuses them if the served model is itself an adapter
+    /// (`of_model`).
     fn adapters(&self, of_model: Option<&Path>) -> Result<Vec<(String, PathBuf)>> {
         let option = |lora: &String| match lora.split_once('=') {
             Some((name, folder)) if is_adapter_folder(Path::new(folder)) => Ok((name.to_string(), folder.into())),
@@ -259,8 +261,8 @@ impl ListenFlags {
         }
     }
 
-    /// The address of `--host` and `--port`. Of a name with several addresses it is the first one of IPv4, since
-    /// `localhost` may stand for ::1 first, and clients mostly use 127.0.0.1.
+    /// The address of `--host` and `--port`. For a name with several addresses, the first IPv4 address is taken:
+    /// `localhost` may list ::1 first, and clients mostly use 127.0.0.1.
     fn address(&self) -> Result<SocketAddr> {
         if let Ok(ip) = self.host.parse::<IpAddr>() {
             return Ok(SocketAddr::new(ip, self.port));
@@ -275,7 +277,7 @@ impl ListenFlags {
         first.copied().ok_or_else(|| unknown(""))
     }
 
-    /// Refuses a name of the model that no request can give.
+    /// Refuses an empty model name, which no request can use.
     fn check_model_name(&self) -> Result<()> {
         match &self.served_model_name {
             Some(name) if name.trim().is_empty() => {
@@ -288,7 +290,7 @@ impl ListenFlags {
     /// The API keys. Refuses keys that no request can carry, and an address that other machines can reach if there is
     /// no key.
     fn api_keys(&self, address: IpAddr) -> Result<Vec<String>> {
-        // Errors do not show the key.
+        // Error messages do not contain the key.
         for key in &self.api_key {
             check_key(key).map_err(|what| bad_usage("--api-key", what, "give a key, or leave it out"))?;
         }
@@ -328,7 +330,8 @@ impl ListenFlags {
         }
     }
 
-    /// The origins of web pages. Refuses what no browser sends as an origin, which would have no effect.
+    /// The origins of web pages that may use the server. Refuses texts that no browser sends as an origin, because they
+    /// would have no effect.
     fn allowed_origins(&self) -> Result<Vec<String>> {
         let is_origin = |origin: &str| match origin.split_once("://") {
             Some((scheme, host)) => {
@@ -380,13 +383,14 @@ impl ConnectionFlags {
     }
 }
 
-/// The longest time limit of a connection: a day.
+/// Maximum time limit of a connection: one day.
 const MAX_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// The memory that decoding the media of one request may take: images and videos above it are refused.
 const ENCODER_BYTES: u64 = 2 << 30;
 
-/// One encoder per core, as far as half of the free memory is enough.
+/// The default number of encoders (requests whose media are decoded at the same time): one per core, limited by half of
+/// the free memory.
 pub fn default_encoders() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let free = Device::cpu(1).free_bytes();

@@ -9,11 +9,11 @@ use crate::common::CommonOptions;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::training::ResolvedOptions;
 
-/// Supervised fine-tuning (SFT) on conversations about videos, images or text alone; of all weights or of a LoRA
-/// adapter (--lora-r).
+/// Supervised fine-tuning (SFT) of all weights or of a LoRA adapter (--lora-r), on conversations about videos, images
+/// or text alone.
 ///
-/// The output folder has the trained model, metrics.jsonl (a line per step), run.json (every option) and checkpoints
-/// that --resume-from-checkpoint continues to the same bits.
+/// The output folder has the trained model, metrics.jsonl (a line per step), run.json (every option) and checkpoints. A
+/// run that continues with --resume-from-checkpoint ends with the same bits as an uninterrupted run.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

@@ -62,8 +62,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             None => parsed,
             Some(file) => file.apply(&parsed, given)?,
         };
-        // `resume_from_checkpoint`, `overwrite` and the options for output do not describe the run, so the merge
-        // above leaves them out and they are set here.
+        // `resume_from_checkpoint`, `overwrite` and the options for output are not part of a run's description. The
+        // merge above leaves them out, so they are set here.
         let start = config.map(|file| file.start_flags()).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
@@ -89,7 +89,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Checks the options, finds the model folder, opens the device, and calls `f` with the result.
+    /// Checks the options, finds the model folder, opens the device, and calls `f` with this setup. Returns what `f`
+    /// returns.
     pub fn with_setup<T>(&self, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
         self.common.validate()?;
@@ -128,14 +129,15 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         done
     }
 
-    /// Refuses outputs that are inputs, as [`replaced`] does, for the paths of flags and configuration file together.
+    /// Refuses outputs that would replace inputs (see [`replaced`]), for the paths on the command line and in the
+    /// configuration file together.
     fn refuse_replaced_inputs(&self) -> Result<()> {
         let run: &RunOptions = &self.options;
         let all = serde_json::to_value(self)?;
         let texts = all.as_object().into_iter().flatten().filter_map(|(name, value)| Some((name, value.as_str()?)));
         let mut given: Vec<(String, String)> =
             texts.filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.clone(), text.to_string())).collect();
-        // These do not describe the run, so they are not among its options.
+        // These two paths are not part of a run's description, so they are not among its recorded options.
         for (name, path) in [("config", &run.config), ("trace", &self.common.trace)] {
             given.extend(path.iter().map(|path| (name.to_string(), path.display().to_string())));
         }

@@ -36,7 +36,7 @@ use crate::model;
 use crate::predictor::{MAX_FEATURE_CACHE_BYTES, checked_batch_size, sampling_options};
 use crate::prompt::media_options;
 
-/// Evaluates the model of one run.
+/// Evaluates the model that a training run trains.
 #[derive(Debug)]
 pub struct RunEvaluator {
     benchmarks: Vec<(Task, Questions, PathBuf)>,
@@ -47,7 +47,7 @@ pub struct RunEvaluator {
     out: PathBuf,
 }
 
-/// What the options of a run say about media and devices, for evaluations as for training.
+/// The parts of a run's options that evaluations share with training: model, device and media.
 #[derive(Clone, Copy, Debug)]
 pub struct EvaluationSetup<'a> {
     /// The folder of the model that the run starts from.
@@ -106,8 +106,8 @@ impl RunEvaluator {
         })
     }
 
-    /// The predictions file of a benchmark with what an earlier process has answered with the same weights. Answers of
-    /// other weights or options are replaced.
+    /// Opens the predictions file of a benchmark. Answers that an earlier process wrote with the same weights and
+    /// options are kept; other answers are replaced.
     fn predictions(
         &self,
         (task, questions, media_root): &(Task, Questions, PathBuf),
@@ -179,7 +179,8 @@ impl PolicyEvaluator for RunEvaluator {
         folder: &Path,
     ) -> reel_train::Result<BTreeMap<String, BenchmarkScore>> {
         std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
-        // A cache of vision tokens of its own: that of the policy, if it has one, stays as the training has left it.
+        // The evaluation has its own cache of vision tokens, so that a cache of the policy stays as training has left
+        // it.
         let features = Some(Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES)));
         let weights = Qwen25Vl { features, ..policy.model.clone() };
         let cx = Cx::inference(policy.device, policy.dtype);
@@ -191,7 +192,7 @@ impl PolicyEvaluator for RunEvaluator {
     }
 }
 
-/// The error of a scored evaluation as one of the run.
+/// Converts an error of scoring an evaluation to an error of the training run.
 fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
     let e = match e.downcast::<TrainError>() {
         Ok(e) => return e,
@@ -210,7 +211,8 @@ fn as_train_error(e: anyhow::Error, folder: &Path) -> TrainError {
     }
 }
 
-/// Makes the error of an option of `reel eval` one about the option of the training command, which begins with `eval-`.
+/// Converts an error about an option of `reel eval` to one about the training command's option, whose name begins with
+/// `eval-`.
 fn naming_training_options(e: anyhow::Error) -> anyhow::Error {
     let is_usage = e.is::<UsageError>() || e.downcast_ref::<EvalError>().is_some_and(EvalError::is_usage_error);
     let options = ["benchmark", "data", "media-root", "skip-bad-rows", "batch-size"];

@@ -18,7 +18,7 @@ use reel_train::options::RunOptions;
 
 use crate::serve::default_encoders;
 
-/// The limits of `reel serve` that these commands have no options for.
+/// Limits that `reel serve` has options for and the training commands do not.
 const REQUESTS: usize = 256;
 const CONNECTIONS: usize = 256;
 const BODY_BYTES: usize = 64 << 20;
@@ -30,14 +30,15 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct RunServer {
     server: TrainingServer,
-    /// The name of the model in requests.
+    /// The model's name in requests.
     name: String,
     quiet: bool,
 }
 
 impl RunServer {
-    /// The server of a run with these options that starts from the model in `folder`; `None` without `--serve`. It
-    /// listens once the run starts it. Requests carry their media; they name no files and no addresses.
+    /// The server of a training run with these options, which starts from the model in `folder`; `None` without
+    /// `--serve`. The server listens once the run starts it. Requests carry their media in themselves; they may not
+    /// name files or addresses.
     pub fn new(
         options: &RunOptions,
         folder: &Path,
@@ -68,7 +69,8 @@ impl RunServer {
         };
         let connections =
             ConnectionLimits { connections: CONNECTIONS, read_timeout: READ_TIMEOUT, write_timeout: WRITE_TIMEOUT };
-        // A signal stops the run first, which then ends the server: it does not share the run's flag.
+        // The server does not share the run's stop flag: a signal stops the run first, and the run then ends the
+        // server.
         let serve = ServeOptions {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             ..ServeOptions::local(limits, connections, MediaOptions { access, ..media.clone() })
@@ -76,7 +78,7 @@ impl RunServer {
         Ok(Some(Self { server: TrainingServer::new(model, serve, options.serve_share), name, quiet }))
     }
 
-    /// Ends the server after the run. Its error is a warning, because the run has done its work.
+    /// Ends the server after the run. A server error is only a warning, because the run has already done its work.
     pub fn finish(&self) {
         if let Err(e) = self.server.finish() {
             reel_diagnostic::note!("warning: --serve: {e}");

@@ -1,7 +1,7 @@
 //! Makes `docs/records.md` from the records of measurements, `benches/results/MACHINE/*.json`, and their tables
 //! (`README.md` beside them). `./x records` writes the page; a test checks that it is up to date.
 //!
-//! What a record has decides where it is shown:
+//! The fields of a record decide in which tables of the page it is shown:
 //!
 //! | in a record | shown as |
 //! |---|---|
@@ -21,9 +21,9 @@ use serde_json::Value;
 /// The path of the page in the repository.
 pub const PAGE: &str = "docs/records.md";
 
-/// A record: a file of `benches/results`.
+/// A record: one JSON file of `benches/results`.
 struct Record {
-    /// The folder of its machine, such as `h200`.
+    /// The name of its folder, which is the machine's, such as `h200`.
     folder: String,
     /// The name of the file.
     name: String,
@@ -31,12 +31,12 @@ struct Record {
 }
 
 impl Record {
-    /// A link from the page to the record; `text` is what it shows.
+    /// A link from the page to the record, shown as `text`.
     fn link(&self, text: &str) -> String {
         format!("[{text}](../benches/results/{}/{})", self.folder, self.name)
     }
 
-    /// The day and what follows it in the name: `11-26-cpu-amx`.
+    /// The file name without year and ending: the day and the remarks after it, such as `11-26-cpu-amx`.
     fn short_name(&self) -> &str {
         self.name.trim_end_matches(".json").trim_start_matches("2026-")
     }
@@ -49,7 +49,8 @@ impl Record {
 /// The text of the page, from the records in the repository `root`.
 ///
 /// # Errors
-/// A file cannot be read or is not JSON, or a folder has a record that its table does not name; the error names it.
+/// A file cannot be read or is not JSON, or a folder has a record that its table does not name; the error names the
+/// file or record.
 pub fn records_page(root: &Path) -> Result<String, String> {
     let results = root.join("benches/results");
     let folders = sorted_names(&results)?;
@@ -95,7 +96,7 @@ fn sorted_names(folder: &Path) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// A ratio of a record, the median of its rounds.
+/// The median over the rounds of one speed ratio in a record.
 struct Ratio {
     work: String,
     peer: String,
@@ -121,8 +122,8 @@ fn ratios(record: &Record) -> Vec<Ratio> {
     all
 }
 
-/// A table for each machine: works down, peers across. A cell has the median of each run, in the order of their
-/// names.
+/// A table for each machine with a row per work and a column per peer. A cell lists the medians of all runs, in the
+/// order of the runs' names.
 fn ratios_by_work(records: &[Record]) -> String {
     let mut machines: BTreeMap<&str, Vec<(&Record, Vec<Ratio>)>> = BTreeMap::new();
     for record in records {
@@ -136,7 +137,7 @@ fn ratios_by_work(records: &[Record]) -> String {
         "A decoder of 0.5 B parameters and a vision tower of 8 blocks on 2 cores. Each number is a run, in the order of the list.",
     );
     for (machine, runs) in machines {
-        // The name up to its remarks.
+        // The machine's name without the remarks after it.
         let _ = write!(text, "\n### {}\n\n", machine.split(", 2 cores").next().unwrap_or(machine));
         let links: Vec<String> = runs.iter().map(|(record, _)| record.link(record.short_name())).collect();
         text += &wrapped(&format!("Runs: {}.", links.join(", ")));
@@ -166,7 +167,7 @@ fn ratios_by_work(records: &[Record]) -> String {
     text
 }
 
-/// The works of `benches/peers/cpu.py` and `serving.py`, and what they are.
+/// Names of the works (measured tasks) in `benches/peers/cpu.py` and `serving.py`, with their descriptions.
 const WORKS: [(&str, &str); 15] = [
     ("prefill_f32", "prompt of 512 tokens, f32"),
     ("prefill_bf16", "prompt of 512 tokens, bf16"),
@@ -185,7 +186,7 @@ const WORKS: [(&str, &str); 15] = [
     ("clip", "serving a video"),
 ];
 
-/// Runs of GRPO beside TRL.
+/// The table of GRPO runs beside runs of TRL.
 fn trl(records: &[Record]) -> String {
     let mut text = String::from("\n## GRPO beside TRL\n\n");
     text += &wrapped(
@@ -208,7 +209,7 @@ fn trl(records: &[Record]) -> String {
     text
 }
 
-/// The speeds of models on GPUs, of reel and of its peers.
+/// The table of the speeds of models on GPUs, measured with reel and with other programs (peers).
 fn models(records: &[Record]) -> String {
     let mut rows = String::new();
     for record in records.iter().filter(|record| record.value["machine"].as_str().is_some_and(|m| m.contains("NVIDIA")))
@@ -254,7 +255,7 @@ fn model_row(record: &Record, list: &str, entry: &Value) -> Option<String> {
     ))
 }
 
-/// The times of kernels beside those of other libraries at the same size.
+/// The table of kernel times beside those of other libraries at the same size.
 fn kernels(records: &[Record]) -> String {
     let mut rows = String::new();
     for record in records {
@@ -280,7 +281,9 @@ fn kernels(records: &[Record]) -> String {
     )
 }
 
-/// The table of a machine's records, as the folder's `README.md` has it, with links.
+/// The table of a machine's records from the folder's `README.md`, with links to the records.
+///
+/// An error names a record that the table lacks.
 fn machine_table(folder: &str, table: &str, records: &[&Record]) -> Result<String, String> {
     let mut text = String::from("\n");
     let mut prose = String::new();
@@ -296,7 +299,7 @@ fn machine_table(folder: &str, table: &str, records: &[&Record]) -> Result<Strin
     }
     text += &wrapped(&prose);
     let names = |record: &&&Record| {
-        // `2026-11-20-cpu-run1.json`, `-run2.json`: an ending stands for the name before it.
+        // A table names a second run by its ending only: `2026-11-20-cpu-run1.json`, then `-run2.json`.
         let ending = record.name.rfind('-').map_or(&record.name[..], |at| &record.name[at..]);
         !table.contains(&format!("`{}`", record.name)) && !table.contains(&format!("`{ending}`"))
     };
@@ -309,7 +312,7 @@ fn machine_table(folder: &str, table: &str, records: &[&Record]) -> Result<Strin
     }
 }
 
-/// A line of a table with links in place of the names of records and of paths from its folder.
+/// A line of a folder's table, in which names of records become links and paths are made relative to `docs/`.
 fn linked(line: &str, records: &[&Record]) -> String {
     let line = line.replace("](../../../docs/", "](");
     records.iter().fold(line, |line, record| {
@@ -317,12 +320,12 @@ fn linked(line: &str, records: &[&Record]) -> String {
     })
 }
 
-/// A text that can stand in a cell of a table.
+/// Escapes `|`, so that the text can be a cell of a table.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-/// A paragraph in lines of at most 120 characters, with an end of line.
+/// Wraps a paragraph into lines of at most 120 characters. The text ends with a newline.
 fn wrapped(paragraph: &str) -> String {
     const WIDTH: usize = 120;
     let mut lines: Vec<String> = Vec::new();

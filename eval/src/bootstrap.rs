@@ -1,32 +1,34 @@
-//! Bootstrap intervals (B. Efron, 1979): the data is drawn again many times, and the statistic is computed each time.
+//! Computes bootstrap intervals (B. Efron, 1979): the data is resampled many times, and the statistics are computed for
+//! each resample.
 //!
 //! ```text
 //! 10 000 times:  draw as many videos as there are, with replacement; compute the statistics of their rows
 //! interval    =  the 2.5 % and 97.5 % quantiles of each statistic
 //! ```
 //! Whole videos are drawn, because the rows about one video are not independent: Video-MME asks three questions about
-//! each. The random numbers depend on nothing but the number of videos, so a result is reproducible.
+//! each video. The random numbers depend only on the number of videos, so a result is reproducible.
 
 use std::collections::HashMap;
 
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 
-/// How often the data is drawn.
+/// Number of resamples of the data.
 pub const RESAMPLES: usize = 10_000;
 
 /// A row with a score.
 #[derive(Clone, Debug)]
 pub struct ScoredRow<'a> {
-    /// The video, or whatever else rows have in common; `None` for a row that is drawn alone.
+    /// Name of the cluster, such as the video: rows of one cluster are drawn together. `None` for a row that is drawn
+    /// alone.
     pub cluster: Option<&'a str>,
-    /// The index of the group of rows that is summed up together: the category.
+    /// Index of the row's group, such as its category; scores are summed per group.
     pub group: usize,
     /// The score.
     pub score: f64,
 }
 
-/// The sum and the number of the drawn scores of a group.
+/// Sum and number of the drawn scores of a group.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Total {
     /// Sum of the scores.
@@ -47,11 +49,12 @@ pub fn sum_of_totals(totals: &[Total]) -> Total {
     totals.iter().fold(Total::default(), |a, b| Total { sum: a.sum + b.sum, count: a.count + b.count })
 }
 
-/// The rows of one video, summed up by group.
+/// The rows of one video: the total of each group, as (group, total).
 type Cluster = Vec<(usize, Total)>;
 
-/// Returns the 95 % interval of each statistic. `statistics` computes them from the totals of the groups `0 .. groups`;
-/// draws in which a statistic is `None` are left out. `None` for a statistic that no draw has.
+/// Returns the 95 % interval of each statistic. `statistics` computes all statistics from the totals of the groups `0
+/// .. groups`. Resamples in which a statistic is `None` are left out of its interval. The interval is `None` if the
+/// statistic is `None` in every resample.
 pub fn bootstrap_intervals(
     rows: &[ScoredRow<'_>],
     groups: usize,
@@ -103,7 +106,7 @@ fn clusters(rows: &[ScoredRow<'_>]) -> Vec<Cluster> {
     clusters
 }
 
-/// The quantile of sorted values, with linear interpolation.
+/// Returns the quantile `q` of sorted values, with linear interpolation; `None` without values.
 fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let at = q * sorted.len().checked_sub(1)? as f64;
     let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
@@ -122,7 +125,7 @@ mod tests {
         scores.map(|score| ScoredRow { cluster: None, group: 0, score }).collect()
     }
 
-    /// For many independent rows the interval is that of the normal distribution.
+    /// For many independent rows, the bootstrap interval is close to the interval of the normal distribution.
     #[test]
     fn agrees_with_the_normal_interval() {
         let rows = rows((0..1000).map(|i| f64::from(i % 10 < 3)));
@@ -132,7 +135,7 @@ mod tests {
         assert_eq!(mean_interval(&rows), [low, high], "the same numbers again");
     }
 
-    /// Rows that always agree carry as much information as one of them.
+    /// Three rows of a video with equal scores carry as much information as one row, so the interval is the same.
     #[test]
     fn rows_of_a_video_are_drawn_together() {
         let names: Vec<String> = (0..200).map(|i| i.to_string()).collect();

@@ -1,7 +1,8 @@
-//! Compares two runs over the same questions. The runs answer the same rows, so their scores are compared row by row,
-//! which needs far fewer rows than comparing two means.
+//! Compares two runs over the same questions. The scores are compared row by row, which needs far fewer rows to find a
+//! difference than comparing two means.
 //!
-//! - Difference of the scores with its 95 % interval: the bootstrap over videos of the row differences ("paired").
+//! - Difference of the scores with its 95 % interval: a paired bootstrap, which resamples the differences of rows by
+//!   video.
 //! - McNemar's test (1947), exact: if both runs were equally good, each row on which they disagree would favour either
 //!   with probability one half. Only rows whose score is 0 or 1 count.
 
@@ -15,7 +16,7 @@ use crate::score::{CATEGORIES, Groups};
 use crate::task::Task;
 use crate::{EvalError, Extraction, Prediction, Result};
 
-/// Two runs over the same questions; run B minus run A.
+/// The result of comparing two runs over the same questions. Differences are run B minus run A.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
     /// Name of the benchmark.
@@ -26,25 +27,27 @@ pub struct Comparison {
     pub only_in_a: usize,
     /// Number of rows that only run B has; they are not compared.
     pub only_in_b: usize,
-    /// The benchmark's figure in tables of results ([`crate::Headline`]).
+    /// The benchmark's headline figure, its score in tables of results ([`crate::Headline`]).
     pub score: Difference,
     /// Scores by category.
     pub by_category: BTreeMap<String, Difference>,
-    /// Rows that both runs answer correctly, of those whose score is 0 or 1.
+    /// Number of rows that both runs answer correctly. Only rows whose score is 0 or 1 count, here and in the next
+    /// fields.
     pub both_right: usize,
-    /// Rows that only run A answers correctly.
+    /// Number of rows that only run A answers correctly.
     pub only_a_right: usize,
-    /// Rows that only run B answers correctly.
+    /// Number of rows that only run B answers correctly.
     pub only_b_right: usize,
-    /// Rows that neither answers correctly.
+    /// Number of rows that neither run answers correctly.
     pub both_wrong: usize,
-    /// The probability of a disagreement at least as uneven if both runs were equally good (McNemar's exact test).
+    /// p-value of McNemar's exact test: the probability of a split of the disagreements at least as uneven as observed
+    /// if both runs were equally good.
     pub mcnemar_p: f64,
     /// The names of the rows on which the runs disagree.
     pub disagreements: Vec<String>,
 }
 
-/// A score of both runs and its difference.
+/// A score of both runs, and the difference of the two values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Difference {
     /// Number of rows.
@@ -59,17 +62,17 @@ pub struct Difference {
     pub ci95: [f64; 2],
 }
 
-/// A row of both runs, with its scores.
+/// A row that both runs have, with the scores of run A and run B.
 struct Pair<'a> {
     row: &'a Prediction,
     scores: [f64; 2],
 }
 
-/// Compares the predictions of run A with those of run B. Rows are paired by their name (`problem_id`), and rows of the
-/// same name in order.
+/// Compares the predictions of run A with those of run B. Rows are paired by their name (`problem_id`); if several rows
+/// have one name, they are paired in their order.
 ///
 /// # Errors
-/// The runs have no row in common; rows of the same name have other questions.
+/// The runs have no row in common, or two paired rows have different questions or solutions.
 pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extraction) -> Result<Comparison> {
     let pairs = pairs(runs, extraction)?;
     if pairs.is_empty() {
@@ -117,14 +120,14 @@ pub fn compare_runs(task: &Task, runs: [&[Prediction]; 2], extraction: Extractio
 }
 
 impl Pair<'_> {
-    /// Whether each run is right; `None` for a row whose score may be between 0 and 1.
+    /// Whether run A and run B are right; `None` for a row whose score may be between 0 and 1.
     fn right(&self) -> Option<[bool; 2]> {
         (!self.row.has_partial_score()).then(|| self.scores.map(|score| score == 1.0))
     }
 }
 
 fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Vec<Pair<'a>>> {
-    // The n-th row of a name in one run belongs to the n-th row of that name in the other.
+    // The n-th row of a name in one run is paired with the n-th row of this name in the other run.
     fn named(rows: &[Prediction]) -> impl Iterator<Item = ((&str, usize), &Prediction)> {
         let mut seen: HashMap<&str, usize> = HashMap::new();
         rows.iter().map(move |row| {
@@ -147,7 +150,8 @@ fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Ve
     Ok(pairs)
 }
 
-/// The two-sided p-value of McNemar's exact test, for the numbers of rows on which only one of the runs is right.
+/// Returns the two-sided p-value of McNemar's exact test. `only_a` and `only_b` are the numbers of rows on which only
+/// run A, or only run B, is right.
 fn mcnemar_p(only_a: usize, only_b: usize) -> f64 {
     let n = only_a + only_b;
     let mut log_term = n as f64 * 0.5f64.ln();
@@ -210,7 +214,7 @@ mod tests {
 
     #[test]
     fn p_values_are_those_of_the_binomial_test() {
-        // scipy.stats.binomtest(k, n, 0.5).pvalue
+        // The expected values are those of scipy.stats.binomtest(k, n, 0.5).pvalue.
         for (a, b, want) in [(0, 0, 1.0), (0, 5, 0.0625), (2, 10, 0.038_574_218_75), (10, 2, 0.038_574_218_75)] {
             assert!((mcnemar_p(a, b) - want).abs() < 1e-12, "{a} {b}: {}", mcnemar_p(a, b));
         }

@@ -2,7 +2,7 @@
 
 use reel_diagnostic::Diagnostic;
 
-/// What can go wrong between predictions and their scores.
+/// An error in options, task files, data files or predictions.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// A command line option is invalid.

@@ -1,4 +1,4 @@
-//! Finds the answer in the output of a model. Evaluation scripts differ in it, and scores with them.
+//! Finds the answer in the output of a model. Evaluation scripts do this in different ways, which changes the scores.
 
 use clap::ValueEnum;
 use reel_rewards::{ProblemType, extract_answer, parse_number, strip_white_space};
@@ -26,7 +26,8 @@ impl Extraction {
         }
     }
 
-    /// The answer in `output`, as it is compared with the solution. `options` are those of a multiple-choice question.
+    /// Returns the answer in `output`, in the form that is compared with the solution. `options` are the options of a
+    /// multiple-choice question.
     pub fn answer<'o>(self, output: &'o str, kind: Option<ProblemType>, options: &'o [String]) -> &'o str {
         let tagged = extract_answer(output);
         let whole = if tagged.is_empty() { strip_white_space(output) } else { tagged };
@@ -44,7 +45,8 @@ impl Extraction {
     }
 }
 
-/// The text in which a lenient reader looks for the answer: that in the tags, else what follows the chain of thought.
+/// Returns the text in which lenient extraction looks for the answer: the text in the `<answer>` tags, else the text
+/// after the chain of thought (`</think>`).
 fn conclusion<'o>(tagged: &'o str, output: &'o str) -> &'o str {
     match tagged {
         "" => strip_white_space(output.rsplit_once("</think>").map_or(output, |(_, after)| after)),
@@ -52,9 +54,10 @@ fn conclusion<'o>(tagged: &'o str, output: &'o str) -> &'o str {
     }
 }
 
-/// The letter of the option that a text names: in its last `\boxed{}`, else at its beginning (`B`, `(B)`, `B. red`), or
-/// after the last `answer is` or `answer:`, or as the only option whose text occurs in whole words. Letters that are
-/// listed (`\boxed{A, B}`, `Both A and B`), lower-case letters and an option's text in a box do not count as a letter.
+/// Returns the letter of the option that a text names. The letter is looked for in the last `\boxed{}`, then at the
+/// beginning (`B`, `(B)`, `B. red`), then after the last `answer is` or `answer:`. Otherwise it is the letter of the
+/// only option whose text occurs in whole words. Lists of letters (`\boxed{A, B}`, `Both A and B`), lower-case letters
+/// and an option's text in a box are not letters.
 fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
     const PHRASES: [&str; 4] = ["answer is", "answer:", "option is", "choice is"];
     let lower = text.to_ascii_lowercase();
@@ -70,8 +73,8 @@ fn letter<'o>(text: &'o str, options: &'o [String]) -> Option<&'o str> {
     })
 }
 
-/// The text in the last `\boxed{…}`, the form in which models that are trained on mathematics answer; without a command
-/// around it, such as `\text{…}`. A box that is not closed, as in an answer that was cut off, does not count.
+/// Returns the text in the last `\boxed{…}`, the form in which models trained on mathematics answer, without a command
+/// around the text such as `\text{…}`. A box that is not closed, as in an answer that was cut off, does not count.
 fn boxed(text: &str) -> Option<&str> {
     const BOX: &str = "\\boxed{";
     let mut inner = &text[text.rfind(BOX)? + BOX.len()..];
@@ -96,7 +99,7 @@ fn boxed(text: &str) -> Option<&str> {
     Some(inner)
 }
 
-/// Whether a text has these words, and not as a part of longer ones: `up` is not in `group`.
+/// Whether a text contains `words` as whole words: `up` does not occur in `group`.
 fn occurs_as_words(text: &str, words: &str) -> bool {
     let is_part = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let is_whole = |at: usize| {
@@ -106,7 +109,8 @@ fn occurs_as_words(text: &str, words: &str) -> bool {
     !words.is_empty() && text.match_indices(words).any(|(at, _)| is_whole(at))
 }
 
-/// The capital letter that begins a text, after brackets and stars, if no word begins with it.
+/// Returns the capital letter at the beginning of a text, after brackets and asterisks, unless a word begins with this
+/// letter.
 fn leading_letter(text: &str) -> Option<&str> {
     let text = text.trim_start_matches(|c: char| c.is_whitespace() || "(*[\"'`:".contains(c));
     let letter = text.get(..1).filter(|letter| letter.as_bytes()[0].is_ascii_uppercase())?;
@@ -115,7 +119,7 @@ fn leading_letter(text: &str) -> Option<&str> {
     (next.is_none_or(|c| ".):]*\"'`,\n".contains(c))).then_some(letter)
 }
 
-/// The first number of a text, without a full stop after it.
+/// Returns the first number in a text, without a full stop after the number.
 fn first_number(text: &str) -> Option<&str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || "+-.,".contains(c)))
         .map(|word| word.trim_end_matches(['.', ',']).trim_end_matches(|c: char| c.is_ascii_alphabetic()))
@@ -178,7 +182,8 @@ mod tests {
     }
 
     proptest! {
-        /// What the strict reading finds as a bare letter, the lenient one finds too; neither panics on any text.
+        /// A bare letter that [`Extraction::Tags`] finds is also found by [`Extraction::Lenient`]. Neither panics on
+        /// any text.
         #[test]
         fn lenient_agrees_where_the_answer_is_bare(letter in "[A-D]", text in "\\PC{0,20}") {
             let options: Vec<String> = ["A. x1", "B. x2", "C. x3", "D. x4"].map(String::from).to_vec();

@@ -3,9 +3,9 @@
 /// The 0.975 quantile of the normal distribution.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// The 95 % Wilson score interval of the mean of `score_count` scores from 0 to 1 (E. B. Wilson, 1927); `[0, 1]`
-/// without scores. The formula assumes scores of 0 or 1. Fractional scores vary less, so for them the interval is
-/// wider than necessary.
+/// Returns the 95 % Wilson score interval of the mean of `score_count` scores from 0 to 1 (E. B. Wilson, 1927); `[0,
+/// 1]` without scores. The formula assumes scores of 0 or 1. Fractional scores vary less, so their interval is wider
+/// than necessary.
 pub fn wilson_interval(mean: f64, score_count: usize) -> [f64; 2] {
     if score_count == 0 {
         return [0.0, 1.0];
@@ -13,7 +13,7 @@ pub fn wilson_interval(mean: f64, score_count: usize) -> [f64; 2] {
     let (centre, _) = adjusted(mean, score_count);
     let n = score_count as f64;
     let half = Z / (n + Z * Z) * (n * mean * (1.0 - mean) + Z * Z / 4.0).max(0.0).sqrt();
-    // Despite rounding errors, the clamps keep the mean inside the interval.
+    // `min(mean)` and `max(mean)` keep the mean inside the interval in spite of rounding errors.
     [(centre - half).max(0.0).min(mean), (centre + half).min(1.0).max(mean)]
 }
 
@@ -25,8 +25,8 @@ pub struct WeightedMean {
     pub score_count: usize,
 }
 
-/// The 95 % normal interval of a weighted sum of independent means. The variance of each mean is that of A. Agresti
-/// and B. Coull (1998), which is above 0 even if all scores are equal.
+/// Returns the 95 % normal interval of a weighted sum of independent means. The variance of each mean is that of A.
+/// Agresti and B. Coull (1998), which is above 0 even if all scores are equal.
 pub fn weighted_sum_interval(means: &[WeightedMean]) -> [f64; 2] {
     let sum: f64 = means.iter().map(|m| m.weight * m.mean).sum();
     let variance: f64 = means.iter().map(|m| m.weight * m.weight * adjusted(m.mean, m.score_count).1).sum();
@@ -34,8 +34,8 @@ pub fn weighted_sum_interval(means: &[WeightedMean]) -> [f64; 2] {
     [(sum - half).max(0.0), (sum + half).min(1.0)]
 }
 
-/// Adds z² (about 4) scores of one half to the `n` scores with this mean (Agresti and Coull). Returns the new mean
-/// and its variance for scores of 0 or 1.
+/// Adds z² (about 4) scores of 0.5 to `n` scores with mean `mean` (Agresti and Coull). Returns the new mean, and the
+/// variance of this mean for scores of 0 or 1.
 fn adjusted(mean: f64, n: usize) -> (f64, f64) {
     let more = n as f64 + Z * Z;
     let centre = (n as f64 * mean + Z * Z / 2.0) / more;
@@ -64,7 +64,7 @@ mod tests {
     }
 
     proptest! {
-        /// The definition of the Wilson interval: the observed mean is 1.96 standard errors away from each end.
+        /// Checks the definition of the Wilson interval: the observed mean is 1.96 standard errors away from each end.
         #[test]
         fn ends_are_roots_of_the_score_test(x in 1u32..99, n in 100usize..1000) {
             let mean = f64::from(x) / 100.0;

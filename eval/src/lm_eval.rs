@@ -1,11 +1,11 @@
-//! Results in the JSON schema of EleutherAI's lm-evaluation-harness, which many tools for tables and dashboards read.
-//! Source: `lm_eval/evaluator.py` and `lm_eval/utils.py` (`make_table`) of that project, version 0.4.
+//! Writes results in the JSON schema of EleutherAI's lm-evaluation-harness, which many tools for tables and dashboards
+//! read. Source: `lm_eval/evaluator.py` and `lm_eval/utils.py` (`make_table`) of that project, version 0.4.
 
 use serde_json::{Map, Value, json};
 
 use crate::score::BenchmarkReport;
 
-/// What a run did, besides its scores.
+/// The settings of an evaluation run that are recorded with its scores.
 #[derive(Clone, Debug)]
 pub struct LmEvalRun<'a> {
     /// The model folder or address.
@@ -14,15 +14,15 @@ pub struct LmEvalRun<'a> {
     pub generation: &'a Map<String, Value>,
     /// The device.
     pub device: &'a str,
-    /// The maximum number of rows, if not all are used.
+    /// The maximum number of rows of a benchmark; `None` if all rows are used.
     pub limit: Option<usize>,
     /// Seconds since 1970.
     pub date: f64,
 }
 
-/// The results of benchmarks in lm-evaluation-harness's schema. A benchmark is a group; each category is a task of its
-/// own, named `BENCHMARK_CATEGORY`. A benchmark with regressions and other rows has the scores of both kinds, `mra` and
-/// `acc`, beside its figure in tables.
+/// Returns the results of benchmarks in lm-evaluation-harness's schema. A benchmark is a group; each of its categories
+/// is a task, named `BENCHMARK_CATEGORY`. A benchmark with regression rows and other rows has the scores of both kinds,
+/// `mra` and `acc`, in addition to its headline figure.
 pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Value {
     let mut results = Map::new();
     let mut subtasks = Map::new();
@@ -84,7 +84,8 @@ pub fn lm_eval_results(reports: &[BenchmarkReport], run: &LmEvalRun<'_>) -> Valu
     })
 }
 
-/// The name of the benchmark's figure in tables: `acc`, `mra` if all rows are regressions, or `acc_mra` if some are.
+/// Returns the metric name of the benchmark's headline figure: `acc`, `mra` if all rows are regression problems, or
+/// `acc_mra` if some are.
 fn metric(report: &BenchmarkReport) -> &'static str {
     match report.regressions {
         0 => "acc",
@@ -93,13 +94,13 @@ fn metric(report: &BenchmarkReport) -> &'static str {
     }
 }
 
-/// Adds a metric and its standard error, `N/A` without an interval.
+/// Adds a metric and its standard error to `scores`. The standard error is `N/A` without an interval.
 fn add_score(scores: &mut Map<String, Value>, metric: &str, score: f64, interval: Option<[f64; 2]>) {
     scores.insert(format!("{metric},none"), json!(score));
     scores.insert(format!("{metric}_stderr,none"), interval.map_or(json!("N/A"), |i| json!(standard_error(i))));
 }
 
-/// The standard error of which the interval is 1.96 on either side.
+/// Converts a 95 % interval to a standard error: the interval extends 1.96 standard errors to either side.
 fn standard_error([low, high]: [f64; 2]) -> f64 {
     (high - low) / (2.0 * 1.959_963_984_540_054)
 }
@@ -112,7 +113,7 @@ mod tests {
     use crate::score::score_benchmark;
     use crate::task::Task;
 
-    /// The results of a benchmark of this name for the golden predictions that `keep` selects.
+    /// Returns the results of the benchmark `name` for the golden predictions that `keep` selects.
     fn results(name: &str, keep: impl Fn(&Prediction) -> bool) -> Value {
         let task = Task::from_names(name).unwrap().remove(0);
         let path = format!("{}/../tests/golden/rewards/eval/{name}.jsonl", env!("CARGO_MANIFEST_DIR"));

@@ -1,5 +1,5 @@
-//! Reads the data files of a benchmark. The layout (who published them) is recognised by the names of the files and by
-//! the columns of their first row.
+//! Reads the data files of a benchmark. Each publisher of a benchmark has its own layout, which is recognised by the
+//! names of the files and by the columns of their first row.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::{BenchmarkRow, EvalError, Result};
 /// The rows of a benchmark.
 #[derive(Clone, Debug)]
 pub struct LoadedBenchmark {
-    /// The layout of the files: who published them in this form.
+    /// The name of the files' layout: who published the files in this form.
     pub layout: String,
     /// The files.
     pub files: Vec<DataFile>,
@@ -32,23 +32,23 @@ pub struct LoadedBenchmark {
 /// A data file of a benchmark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataFile {
-    /// Its path.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Fingerprint of its content.
+    /// Fingerprint of the file's content.
     pub fingerprint: String,
-    /// Number of its rows.
+    /// Number of rows of the file.
     pub rows: usize,
 }
 
-/// The reason that is counted for rows which cannot be used.
+/// The reason under which unusable rows are counted in [`LoadedBenchmark::left_out`].
 const BAD_ROW: &str = "bad row";
 
-/// Reads the rows of a benchmark. `data` is a data file, or a folder with the files or with a folder of the task's
-/// name. Paths of videos are relative to `media_root`, else to the folder of the files. With `skip_bad_rows`, rows that
-/// cannot be used are left out and counted.
+/// Reads the rows of a benchmark. `data` is a data file, a folder with the data files, or a folder that contains a
+/// folder of the task's name with the files. Paths of videos are relative to `media_root` if it is given, else to the
+/// folder of the files. With `skip_bad_rows`, unusable rows are left out and counted.
 ///
 /// # Errors
-/// There is no file of the benchmark; a file cannot be read, or is that of another benchmark; without `skip_bad_rows`,
+/// There is no file of the benchmark; a file cannot be read, or belongs to another benchmark; without `skip_bad_rows`,
 /// a row cannot be used.
 pub fn load_benchmark(
     task: &Task,
@@ -107,9 +107,9 @@ fn data_error(location: String, what: String, help: &str) -> EvalError {
 struct Found<'t> {
     layout: &'t Layout,
     files: Vec<PathBuf>,
-    /// The folder in which they were found.
+    /// The folder in which the files were found.
     folder: PathBuf,
-    /// The first file, which is open because its layout was recognised by its first row.
+    /// The first file. It is already open, because the layout was recognised by its first row.
     first: SourceFile,
 }
 
@@ -129,7 +129,7 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
     }
     let mut looked_for = Vec::new();
     let mut other = None;
-    // Several layouts may have the same names of files.
+    // Files that stay open for the next layout, because several layouts may have the same file names.
     let mut opened: BTreeMap<PathBuf, SourceFile> = BTreeMap::new();
     for folder in [data.join(&task.name), data.to_path_buf()].into_iter().filter(|folder| folder.is_dir()) {
         for layout in &task.layouts {
@@ -162,7 +162,7 @@ fn find_files<'t>(task: &'t Task, data: &Path) -> Result<Found<'t>> {
     Err(EvalError::Data(Diagnostic::new(data.display().to_string(), what, help)))
 }
 
-/// The files in `folder` that match a pattern, sorted.
+/// Returns the files in `folder` that match the glob `pattern`, sorted.
 fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     let all = format!("{}/{pattern}", glob::Pattern::escape(&folder.to_string_lossy()));
     let wrong = |e: glob::PatternError| EvalError::Task(Diagnostic::new(pattern, e.msg, "correct `files` of the task"));
@@ -171,7 +171,8 @@ fn matches(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The columns of the first row of a file, for each depth of nesting that a layout of the task has.
+/// Returns the columns of the first row of a file, once for each kind of nesting (`nested`) that the task's layouts
+/// have.
 fn first_row_columns(file: &SourceFile, task: &Task) -> Result<Vec<Map<String, Value>>> {
     let mut depths: Vec<&[String]> = task.layouts.iter().map(|layout| &layout.nested[..]).collect();
     depths.sort_unstable();
@@ -199,7 +200,8 @@ fn fits(layout: &Layout, columns: &Map<String, Value>) -> bool {
     layout.is_layout_of(columns)
 }
 
-/// The error for a file whose columns are those of no layout of the task. It says if another benchmark has them.
+/// The error for a file whose columns fit no layout of the task. If the columns fit another benchmark, the error names
+/// that benchmark.
 fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> EvalError {
     let location = file.display().to_string();
     let found = columns.first().cloned().unwrap_or_default();
@@ -225,8 +227,8 @@ fn other_columns(task: &Task, file: &Path, columns: &[Map<String, Value>]) -> Ev
     }
 }
 
-/// Refuses a row of another benchmark. VideoRFT's files of all benchmarks have the same columns, so a row is told by
-/// its name of the benchmark, or by the folder in the path of its video.
+/// Refuses a row of another benchmark. VideoRFT's files have the same columns for all benchmarks, so the benchmark of a
+/// row is recognised by the benchmark's name in the row, or by the folder in the path of its video.
 fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let text = |name: &str| column(columns, name).and_then(Value::as_str).unwrap_or_default();
     let folder_of = |task: &Task| task.media_folder.as_ref().map(|folder| format!("/{}/", folder.to_ascii_lowercase()));
@@ -251,11 +253,11 @@ fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(
 /// The location of a row in its file, and the row's columns.
 type SourceRow = (String, Result<Map<String, Value>, Diagnostic>);
 
-/// An open data file. It is read once: to recognise its layout and to load its rows.
+/// An open data file. The file is read only once, both to recognise its layout and to load its rows.
 struct SourceFile {
     path: PathBuf,
     table: Table,
-    /// The text as one JSON value, parsed when a layout with nested objects needs it.
+    /// The file's text as one JSON value. The text is parsed when a layout with nested objects needs the value.
     nested: OnceCell<Result<Value, Diagnostic>>,
 }
 
@@ -265,7 +267,7 @@ impl SourceFile {
         Ok(Self { path: path.to_path_buf(), table, nested: OnceCell::new() })
     }
 
-    /// All rows; `nested` names the keys of the objects that contain them.
+    /// Returns all rows. `nested` gives the names of the columns that hold the keys of the objects around a row.
     fn rows(&self, nested: &[String]) -> Result<Vec<SourceRow>> {
         if nested.is_empty() {
             return Ok((0..self.table.len()).map(|index| self.row(index)).collect());
@@ -299,7 +301,7 @@ impl SourceFile {
     }
 
     fn row(&self, index: usize) -> SourceRow {
-        // The value's error already has the location of the row.
+        // Removes the location from the value's error, because the caller adds the location of the row.
         let row = self.table.value(index).map_err(|e| Diagnostic { location: String::new(), ..e.into_diagnostic() });
         (self.table.location(index), row.and_then(object))
     }
@@ -326,8 +328,8 @@ fn object(value: Value) -> Result<Map<String, Value>, Diagnostic> {
     }
 }
 
-/// Gives the rows in nested objects to `take` until it breaks. The keys of the objects become the columns that `nested`
-/// names; `columns` are those of the objects outside.
+/// Passes each row in nested objects to `take` until `take` returns `Break`. The keys of the objects become the columns
+/// that `nested` names; `columns` holds the columns from the outer objects.
 fn visit_nested(
     location: &str,
     columns: &Map<String, Value>,

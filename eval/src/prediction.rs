@@ -1,6 +1,7 @@
-//! A prediction: a row of a benchmark with the output of a model, and its score.
+//! A prediction is a row of a benchmark with the output of a model; this module parses predictions and computes their
+//! scores.
 //!
-//! The rules are those of the evaluation scripts of VideoRFT and Video-R1 ([`Extraction::Tags`]).
+//! The scoring rules are those of the evaluation scripts of VideoRFT and Video-R1 ([`Extraction::Tags`]).
 
 use reel_diagnostic::Diagnostic;
 use reel_rewards::{
@@ -13,7 +14,7 @@ use crate::task::Task;
 use crate::{EvalError, Extraction, Result};
 
 /// A row of predictions: the benchmark's `problem_type`, `solution` and `category`, and the model's `output`, or the
-/// `error` because of which the row has no output.
+/// `error` that explains why the row has no output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prediction {
     /// The kind of problem; `None` for an unknown kind.
@@ -24,7 +25,7 @@ pub struct Prediction {
     pub options: Vec<String>,
     /// The category of the row within the benchmark.
     pub category: Option<String>,
-    /// The benchmark, as `reel eval` writes it.
+    /// The name of the benchmark, which `reel eval` writes into the row.
     pub benchmark: Option<String>,
     /// The row's name within the benchmark (`problem_id`).
     pub id: Option<String>,
@@ -41,14 +42,14 @@ pub struct Prediction {
 }
 
 impl Prediction {
-    /// Parses a line of JSON. Columns that the score does not depend on are ignored.
+    /// Parses a line of JSON. Unknown columns are ignored.
     ///
     /// # Errors
     /// The line is not a JSON object, or a column is missing or not a string; the error names the column.
     pub fn from_json_line(line: &str) -> Result<Self> {
         let fields = parse_json_object(line).map_err(EvalError::Row)?;
         let text = |name: &str| text_field(&fields, name).map_err(EvalError::Row);
-        // Columns without which a row can be scored may have any type.
+        // These columns are not needed for the score, so they may have any type.
         let shown = |name: &str| match fields.get(name) {
             Some(Value::String(text)) => Some(text.clone()),
             Some(Value::Number(number)) => Some(number.to_string()),
@@ -76,8 +77,9 @@ impl Prediction {
         })
     }
 
-    /// The prediction as `task` scores it. The evaluation scripts of the built-in benchmarks give OCR and free-form
-    /// problems, which these do not have, no points; a benchmark of the user's own may have them.
+    /// Returns the prediction in the form in which `task` scores it. The scripts of the built-in benchmarks, which have
+    /// no OCR and free-form problems, give such problems no points. A user's own benchmark may have such problems, and
+    /// they are then scored.
     #[must_use]
     pub fn of_task(mut self, task: &Task) -> Self {
         if task.own_text.is_none() {
@@ -87,10 +89,11 @@ impl Prediction {
         self
     }
 
-    /// Checks that the row's solution can be compared with outputs, see [`reel_rewards::check_solution`].
+    /// Checks that the row's solution can be compared with outputs.
     ///
     /// # Errors
-    /// Those of [`reel_rewards::check_solution`].
+    /// The conditions of [`reel_rewards::check_solution`]: for example, the kind of problem is unknown, or the solution
+    /// has no `<answer>` tags or is not a number where a number is needed.
     pub fn check_solution(&self) -> Result<(), Diagnostic> {
         check_solution(self.problem_type, &self.solution)
     }
@@ -100,18 +103,19 @@ impl Prediction {
         self.problem_type == Some(ProblemType::Regression)
     }
 
-    /// Whether the score may be between 0 and 1: the problem is not answered by one right text or number.
+    /// Whether the score may be between 0 and 1, as in problems whose answer can be partly right.
     pub fn has_partial_score(&self) -> bool {
         matches!(self.problem_type, Some(ProblemType::Regression | ProblemType::Ocr | ProblemType::FreeForm))
     }
 
-    /// The answer in the output, as it is compared with the solution.
+    /// Returns the answer in the output, in the form that is compared with the solution.
     pub fn answer(&self, extraction: Extraction) -> &str {
         extraction.answer(&self.output, self.problem_type, &self.options)
     }
 
-    /// The score from 0 to 1. OCR and free-form problems, which do not occur in the built-in benchmarks, score as in
-    /// training ([`reel_rewards::accuracy_reward`]). An unknown kind of problem and a row with an `error` score 0.
+    /// Returns the score from 0 to 1. OCR and free-form problems, which do not occur in the built-in benchmarks, score
+    /// as in training ([`reel_rewards::accuracy_reward`]). An unknown kind of problem and a row with an `error` score
+    /// 0.
     pub fn score(&self, extraction: Extraction) -> f32 {
         if self.error.is_some() {
             return 0.0;
@@ -169,7 +173,7 @@ mod tests {
             [score("free-form", "green", "red"), score("OCR", "green", "red"), score("essay", "B", "B")],
             [0.0; 3]
         );
-        // ROUGE-1 and ROUGE-L are 1/2, ROUGE-2 is 0; one of two words is wrong.
+        // Free-form: the mean of ROUGE-1 (1/2), ROUGE-2 (0) and ROUGE-L (1/2). OCR: one of two words is wrong.
         assert!((score("free-form", "a car", "a dog") - 1.0 / 3.0).abs() < 1e-6);
         assert_eq!(score("OCR", "a car", "a dog"), 0.5);
     }

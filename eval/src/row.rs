@@ -1,5 +1,5 @@
-//! A row of a benchmark: the question, its options, the answer and the video, whatever form the benchmark is published
-//! in.
+//! A row of a benchmark: the question, its options, the answer and the video. The type is the same for every form in
+//! which a benchmark is published.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::task::{AnswerForm, Layout, Options, RowRules, Task, Template, column,
 /// A question of a benchmark with its answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BenchmarkRow {
-    /// `FILE:LINE` or the like, for messages.
+    /// Where the row was read, as `FILE:LINE` or similar, for error messages.
     pub location: String,
     /// The row's name; unique within a benchmark.
     pub id: String,
@@ -20,15 +20,15 @@ pub struct BenchmarkRow {
     pub question: String,
     /// The kind of problem.
     pub kind: ProblemType,
-    /// The options of a multiple-choice question as they are shown: `A. red`.
+    /// The options of a multiple-choice question as the model sees them: `A. red`.
     pub options: Vec<String>,
     /// The correct answer: the letter of an option, a number, or a text.
     pub answer: String,
-    /// The category, by which scores are reported.
+    /// The category of the question. Scores are also reported for each category.
     pub category: Option<String>,
     /// The video.
     pub video: Option<Clip>,
-    /// Images (paths or data URIs), which are shown after the video.
+    /// Images (paths or data URIs) of the question. The prompt shows them after the video.
     pub images: Vec<String>,
 }
 
@@ -37,9 +37,9 @@ pub struct BenchmarkRow {
 pub struct Clip {
     /// The file, or the folder with the frames, relative to the media folder.
     pub path: String,
-    /// The image files that are the frames, relative to the media folder; empty if `path` is a file.
+    /// The image files of the frames, relative to the media folder; empty if `path` is a video file.
     pub frames: Vec<String>,
-    /// Second at which the part begins.
+    /// Second at which the part of the video begins.
     pub start: Option<f64>,
     /// Second at which the part ends.
     pub end: Option<f64>,
@@ -47,12 +47,12 @@ pub struct Clip {
     pub fps: Option<f64>,
 }
 
-/// What a row of a data file is.
+/// The result of parsing a row of a data file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ParsedRow {
     /// A question of the benchmark.
     Question(Box<BenchmarkRow>),
-    /// A row that is not part of the benchmark's score, for this reason.
+    /// The row does not count in the benchmark's score. The text is the reason.
     LeftOut(String),
 }
 
@@ -137,13 +137,13 @@ impl BenchmarkRow {
         })))
     }
 
-    /// Removes the video and the images, so that the text alone is asked.
+    /// Removes the video and the images, so that a model is asked with the text alone.
     pub fn remove_media(&mut self) {
         self.video = None;
         self.images.clear();
     }
 
-    /// The row as JSON: VideoRFT's columns, which a prediction keeps, and the `prompt`.
+    /// The row as JSON: VideoRFT's columns, which are copied into the row's prediction, and the messages in `prompt`.
     pub fn to_json(&self, task: &Task, recipe: Recipe) -> Map<String, Value> {
         let media = match (&self.video, &self.images[..]) {
             (Some(_), _) => "video",
@@ -184,7 +184,7 @@ impl BenchmarkRow {
 }
 
 impl Clip {
-    /// The first candidate that exists, else the first one.
+    /// The first candidate path that exists; if none exists, the first candidate.
     fn find(
         columns: &Map<String, Value>,
         candidates: &[Template],
@@ -206,7 +206,7 @@ impl Clip {
         Ok(Some(Self { path, frames, start: None, end: None, fps: None }))
     }
 
-    /// The part of a message that shows the clip.
+    /// The content part of a chat message that shows the clip.
     fn content_part(&self) -> Value {
         if self.frames.is_empty() {
             let mut part = json!({"type": "video", "video": self.path});
@@ -220,11 +220,11 @@ impl Clip {
         json!({"type": "video", "video": self.frames, "fps": self.fps.unwrap_or(1.0)})
     }
 
-    /// Of a clip whose frames are image files, keeps those that a model sees. `select` returns the indices of these
-    /// frames and their rate, given the number of frames and their rate.
+    /// Keeps those frames of a clip that a model sees, if the clip's frames are image files. `select` gets the number
+    /// of frames between start and end and their rate; it returns the indices of the kept frames and their rate.
     ///
     /// # Errors
-    /// That of `select`.
+    /// `select` returns an error.
     pub fn select_frames<E>(&mut self, select: impl Fn(usize, f64) -> Result<(Vec<u64>, f64), E>) -> Result<(), E> {
         if self.frames.is_empty() {
             return Ok(());
@@ -243,7 +243,7 @@ impl Clip {
     }
 }
 
-/// The image files in a folder in the order of their names, which have leading zeros; as paths that begin with `path`.
+/// The paths of the image files in a folder, sorted by name (names have leading zeros). Each path begins with `path`.
 fn frames_in(folder: &Path, path: &str) -> Result<Vec<String>, Diagnostic> {
     let failed = |e| Diagnostic::cannot_read(folder, &e);
     let mut frames = Vec::new();
@@ -261,13 +261,15 @@ fn frames_in(folder: &Path, path: &str) -> Result<Vec<String>, Diagnostic> {
     }
 }
 
-/// The columns of a rule, for messages: `answer` from `{ground_truth}` is `ground_truth`.
+/// The columns that a rule reads, for error messages: the rule `answer` with the template `{ground_truth}` gives
+/// `ground_truth`. A rule without columns gives its own name.
 fn source(rule: &str, template: &Option<Template>) -> String {
     let columns: Vec<&str> = template.iter().flat_map(Template::columns).collect();
     if columns.is_empty() { rule.to_string() } else { columns.join(", ") }
 }
 
-/// The first of several texts that the row has. A text whose columns the row lacks is passed over.
+/// Fills in the first template whose columns the row has. Templates with a column that is missing, null or empty are
+/// skipped.
 fn first_text(texts: &Option<Vec<Template>>, columns: &Map<String, Value>) -> Result<Option<String>, Diagnostic> {
     let has_columns = |text: &&Template| {
         text.columns().all(|name| column(columns, name).is_some_and(|value| !value.is_null() && *value != ""))
@@ -275,7 +277,7 @@ fn first_text(texts: &Option<Vec<Template>>, columns: &Map<String, Value>) -> Re
     texts.iter().flatten().find(has_columns).map_or(Ok(None), |text| text.fill(columns))
 }
 
-/// The options of a question. If they are its last lines, they are removed from it.
+/// Reads the options of a question. Options that are the last lines of the question are removed from the question.
 fn options(
     columns: &Map<String, Value>,
     rules: &RowRules,
@@ -314,7 +316,8 @@ fn split_options(question: &str) -> (String, Vec<String>) {
     (lines[..first].join("\n"), lines[first..].iter().map(|line| line.to_string()).collect())
 }
 
-/// The answer as it is compared with outputs.
+/// The correct answer in the form that outputs are compared with: the letter of an option, or the text or number
+/// itself.
 fn answer(text: String, rules: &RowRules, kind: ProblemType, options: &Options) -> Result<String, Diagnostic> {
     let name = source("answer", &rules.answer);
     let form = rules.answer_form.unwrap_or(AnswerForm::Plain);
@@ -367,7 +370,7 @@ mod tests {
         assert_eq!((&written["path"], &written["solution"]), (&json!("data/7.mp4"), &json!("<answer>B</answer>")));
         let part = &written["prompt"][0]["content"][0];
         assert_eq!(*part, json!({"type": "video", "video": "data/7.mp4", "video_start": 1.5, "video_end": 4.0}));
-        // Without a file, the first candidate is named, so that the run says what is missing.
+        // If no candidate exists, the path is the first candidate, so that the error names the missing file.
         let gone = parse(&rules, json!({"id": 8, "q": "Which?", "o": ["x", "y"], "a": "B"}), root.path()).unwrap();
         assert_eq!(gone.video.unwrap().path, "8.mp4");
     }

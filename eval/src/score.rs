@@ -11,24 +11,24 @@ use crate::{EvalError, Extraction, Prediction, Result};
 
 /// The scores of a benchmark, from 0 to 1, with 95 % confidence intervals.
 ///
-/// An interval is that of the bootstrap over videos ([`bootstrap_intervals`]), widened to contain the score. Where all
-/// scores are equal the bootstrap has no width, so the interval of Wilson is given.
+/// Intervals come from the bootstrap over videos ([`bootstrap_intervals`]) and are widened to contain the score. If all
+/// scores are equal, the bootstrap interval has no width, and the Wilson interval is given instead.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchmarkReport {
     /// Name of the benchmark.
     pub benchmark: String,
     /// Version of the task file.
     pub task_version: u32,
-    /// How answers are found in outputs.
+    /// How the answer is extracted from an output.
     pub extraction: Extraction,
     /// Number of rows.
     pub n: usize,
-    /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). They count in
-    /// all means, as in the evaluation scripts.
+    /// Number of rows whose solution cannot be compared with outputs ([`Prediction::check_solution`]). These rows count
+    /// in all means, as in the papers' evaluation scripts.
     pub unusable_solutions: usize,
     /// Number of rows without an output, because of an error ([`Prediction::error`]). They score 0.
     pub errors: usize,
-    /// Number of rows whose output was cut at the maximum number of tokens. They are scored as they are.
+    /// Number of rows whose output was cut at the maximum number of tokens. The cut output is scored like any other.
     pub truncated: usize,
     /// Mean score of all rows.
     pub overall: f64,
@@ -41,9 +41,9 @@ pub struct BenchmarkReport {
     /// Number of rows whose problem is a regression.
     #[serde(default)]
     pub regressions: usize,
-    /// The figure of the benchmark in the papers' tables.
+    /// The benchmark's headline figure: the one score that the papers' tables list.
     pub headline: HeadlineScore,
-    /// Mean over tasks of the score of each task: the benchmark's own score of VSI-Bench.
+    /// Mean over tasks of each task's score: the official score of VSI-Bench.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_mean: Option<f64>,
     /// Interval of `task_mean`.
@@ -53,10 +53,10 @@ pub struct BenchmarkReport {
     pub by_category: BTreeMap<String, CategoryScore>,
 }
 
-/// The one figure of a benchmark in a table of results.
+/// The headline figure of a benchmark: the one score in a table of results.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadlineScore {
-    /// Which figure it is.
+    /// Which figure `score` is.
     pub metric: Headline,
     /// The score.
     pub score: f64,
@@ -140,19 +140,19 @@ pub fn score_benchmark(task: &Task, predictions: &[Prediction], extraction: Extr
     })
 }
 
-/// The indices of the statistics of a benchmark. Those of the categories follow.
+/// Indices into `Groups::statistics`. The statistics of the categories follow from `CATEGORIES` on.
 pub(crate) const OVERALL: usize = 0;
 const TASK_MEAN: usize = 1;
 const ACCURACY_AND_MRA: usize = 2;
-/// The statistic of the first category.
+/// Index of the first category's statistic.
 pub(crate) const CATEGORIES: usize = 3;
 
-/// The categories of a benchmark, and the tasks to which they belong. Rows are summed up by category and by whether
-/// their problem is a regression.
+/// The categories of a benchmark, and the tasks to which the categories belong. Scores are summed separately for each
+/// category and, within a category, for regression rows and other rows.
 pub(crate) struct Groups<'a> {
-    /// The names of the categories, sorted. The rows without a category count as one more.
+    /// The names of the categories, sorted. Rows without a category form one more category at the end.
     pub(crate) names: Vec<&'a str>,
-    /// The categories of each task; empty for a benchmark whose score is the mean over rows.
+    /// For each task, the indices of its categories; empty for a benchmark whose score is the mean over rows.
     tasks: Vec<Vec<usize>>,
 }
 
@@ -170,19 +170,20 @@ impl<'a> Groups<'a> {
         Self { names, tasks: tasks.into_values().collect() }
     }
 
-    /// The number of groups.
+    /// The number of groups: two per category (regression rows and other rows), counting rows without a category as one
+    /// more category.
     pub(crate) fn count(&self) -> usize {
         2 * (self.names.len() + 1)
     }
 
-    /// The group of a row.
+    /// The index of the group of a row.
     pub(crate) fn index(&self, prediction: &Prediction) -> usize {
         let position = |category: &String| self.names.binary_search(&&category[..]).ok();
         let category = prediction.category.as_ref().and_then(position).unwrap_or(self.names.len());
         2 * category + usize::from(prediction.is_regression())
     }
 
-    /// The totals of all groups.
+    /// The total of the scores of each group.
     pub(crate) fn totals(&self, rows: &[ScoredRow<'_>]) -> Vec<Total> {
         let mut totals = vec![Total::default(); self.count()];
         for row in rows {
@@ -200,7 +201,8 @@ impl<'a> Groups<'a> {
         totals[2 * category + 1].count as usize
     }
 
-    /// The statistics of the totals of all groups, `None` for a mean without rows.
+    /// All statistics, computed from the totals of all groups: the three fixed ones, then the mean of each category. A
+    /// mean without rows is `None`.
     pub(crate) fn statistics(&self, totals: &[Total]) -> Vec<Option<f64>> {
         let categories = (0..self.names.len()).map(|i| self.category_total(totals, i).mean());
         let of_kind = |regression: usize| {
@@ -214,8 +216,8 @@ impl<'a> Groups<'a> {
         [sum_of_totals(totals).mean(), self.task_mean(totals), both].into_iter().chain(categories).collect()
     }
 
-    /// The index of the statistic that is the benchmark's figure in tables. Without categories there is no mean over
-    /// tasks; the figure is then the mean over rows.
+    /// The index of the statistic that is the headline figure. Without categories the mean over tasks is undefined, so
+    /// the mean over rows is used.
     pub(crate) fn headline_index(&self, headline: Headline) -> usize {
         match headline {
             Headline::TaskMean if !self.tasks.is_empty() => TASK_MEAN,
@@ -224,8 +226,8 @@ impl<'a> Groups<'a> {
         }
     }
 
-    /// The mean over tasks of the score of each task, which is the mean of its categories' scores. `None` without
-    /// tasks, or if a category has no rows.
+    /// The mean over tasks of each task's score; a task's score is the mean of its categories' scores. `None` if there
+    /// are no tasks, or if a category has no rows.
     fn task_mean(&self, totals: &[Total]) -> Option<f64> {
         let mut sum = 0.0;
         for parts in &self.tasks {
@@ -235,7 +237,7 @@ impl<'a> Groups<'a> {
         (!self.tasks.is_empty()).then(|| sum / self.tasks.len() as f64)
     }
 
-    /// The interval of the mean over tasks by the normal distribution.
+    /// The confidence interval of the mean over tasks in the normal approximation.
     fn normal_interval(&self, totals: &[Total]) -> [f64; 2] {
         let weighted = self.tasks.iter().flat_map(|parts| {
             let weight = 1.0 / (self.tasks.len() * parts.len()) as f64;

@@ -48,11 +48,11 @@ fn preprocessed_files_of_the_papers_have_one_layout() {
     assert_eq!(loaded.layout, "videorft");
     let want = ("multiple choice", "B", "Engineering", "MMVU/videos/Civil_Engineering/7.mp4");
     assert_eq!(facts(&loaded.rows[0]), want);
-    // The folder may also be that of the benchmark itself.
+    // The media folder may also be the benchmark's own folder (here `MMVU`).
     let loaded =
         load("mmvu", &[("eval_mmvu.json", list(&[row.clone()]))], &["videos/Civil_Engineering/7.mp4"]).unwrap();
     assert_eq!(facts(&loaded.rows[0]).3, "videos/Civil_Engineering/7.mp4");
-    // The file of another benchmark has the same columns; its paths give it away.
+    // MVBench's file has the same columns as MMVU's; the row's path shows that the row belongs to MMVU.
     let e = load("mvbench", &[("eval_mvbench.json", list(&[row.clone()]))], &[]).unwrap_err().to_string();
     assert!(e.contains("eval_mvbench.json:1: path: is that of a row of MMVU (multiple choice), not of MVBench"), "{e}");
     row["path"] = json!("./mmvu/7.mp4");
@@ -169,7 +169,7 @@ fn mvbench_has_a_file_for_each_task_and_parts_of_videos() {
     assert_eq!((clip.start, clip.end), (Some(3.5), Some(12.0)));
     let clip = loaded.rows[2].video.clone().unwrap();
     assert_eq!((clip.frames.len(), clip.fps), (5, Some(3.0)));
-    // Rows of the papers' file have no task; their number tells it.
+    // Rows of VideoRFT's file have no column for the task; the row number determines the task.
     let row = |i: usize| {
         json!({"problem_id": i + 1, "problem": "Q?", "problem_type": "multiple choice", "options": ["A. x"],
             "solution": "<answer>A</answer>", "path": "./Evaluation/MVBench/star/x.mp4"})
@@ -215,7 +215,7 @@ fn videomme_and_videoholmes_have_their_own_columns() {
     assert_eq!((loaded.rows[0].id.as_str(), loaded.rows[0].question.as_str()), ("xyz-12", "Order?\n1\n2"));
 }
 
-/// The hub's files are Parquet; they have the rows of the same JSON.
+/// Files on the Hugging Face hub are Parquet, with the same rows as the JSON files.
 #[test]
 fn parquet_files_are_read() {
     let folder = tempfile::tempdir().unwrap();
@@ -254,7 +254,8 @@ fn parquet_files_are_read() {
     assert!(e.contains("test-00000-of-00001.parquet: ") && !e.contains('\n'), "{e}");
 }
 
-/// A folder without the files, another benchmark's file, wrong JSON, and rows whose columns are missing or wrong.
+/// Inputs: a folder without the files, another benchmark's file, wrong JSON, and rows whose columns are missing or
+/// wrong.
 #[test]
 fn wrong_data_names_file_row_and_column() {
     let holmes = json!({"video ID": "xyz", "Question ID": 1, "Question Type": "TA", "Question": "Q?",
@@ -286,7 +287,7 @@ fn wrong_data_names_file_row_and_column() {
     }
     let e = error("other.json", list(std::slice::from_ref(&holmes)));
     assert!(e.contains("has no data file of Video-Holmes; put one of ") && e.contains("test_Video-Holmes.json"), "{e}");
-    // Bad rows are counted if the user says so.
+    // With `skip_bad_rows` bad rows are counted instead of being an error.
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), file, with("Answer", json!("F")));
     let loaded = load_benchmark(&task("videoholmes"), &folder.path().join(file), None, true).unwrap();

@@ -1,4 +1,4 @@
-//! The fixed texts of VideoRFT's and Video-R1's prompts (`templates.toml`): the words around a question, and the system
+//! The fixed texts of VideoRFT's and Video-R1's prompts (`templates.toml`): the text around a question, and the system
 //! messages. Training (`reel-train`) and benchmarks (`reel-eval`) write their prompts with them.
 
 use std::collections::BTreeMap;
@@ -51,11 +51,11 @@ pub enum QuestionTemplate {
     /// As in the evaluation scripts: multiple-choice questions with their options.
     #[default]
     Evaluation,
-    /// As in training.
+    /// As in the two projects' training code.
     Training,
 }
 
-/// The templates. The file is compiled in, and a test parses it, so parsing cannot fail at run time.
+/// The parsed `templates.toml`. The file is compiled in, and a test parses it, so parsing cannot fail at run time.
 static TEXTS: LazyLock<Texts> =
     LazyLock::new(|| toml::from_str(include_str!("templates.toml")).expect("templates.toml is part of the program"));
 

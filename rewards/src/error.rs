@@ -2,7 +2,7 @@
 
 use reel_diagnostic::Diagnostic;
 
-/// What can go wrong between a completion and its reward.
+/// An error on the way from a completion to its reward.
 #[derive(Debug, thiserror::Error)]
 pub enum RewardError {
     /// A row to be scored is malformed.
@@ -36,7 +36,7 @@ impl RewardError {
         Self::Custom(Diagnostic::new(location, what, help))
     }
 
-    /// Whether the command line is wrong, so that the program exits with code 2.
+    /// Whether a command-line option is invalid. The program then exits with code 2.
     pub fn is_usage_error(&self) -> bool {
         matches!(self, Self::Option(_))
     }

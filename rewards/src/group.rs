@@ -19,12 +19,13 @@ pub struct ScoringGroup {
     pub solution: Option<String>,
     /// The completions.
     pub completions: Vec<String>,
-    /// Number of tokens of each completion, including the end token. Empty: no length reward.
+    /// Number of tokens of each completion, including the end token. If empty, there is no length reward.
     pub lengths: Vec<usize>,
-    /// Completions that the model generated from the same frames in shuffled order. `None`: no temporal reward.
+    /// Completions that the model generated from the same frames in shuffled order. If `None`, there is no temporal
+    /// reward.
     pub shuffled: Option<Vec<String>>,
-    /// The semantic reward of each completion ([`crate::semantic_reward`]), also for wrong answers, for which scoring
-    /// sets it to 0. `None`: no semantic reward.
+    /// The semantic reward of each completion ([`crate::semantic_reward`]), including wrong answers, for which scoring
+    /// sets it to 0. If `None`, there is no semantic reward.
     pub semantic: Option<Vec<f32>>,
     /// Custom rewards by name, one number per completion. If there are any, the length reward is off.
     pub custom: Vec<(String, Vec<f32>)>,
@@ -37,8 +38,8 @@ pub struct RewardRules {
     pub recipe: Recipe,
     /// Weight of each reward function.
     pub weights: RewardWeights,
-    /// The standard deviation that advantages are divided by. `Batch` needs all groups of a step, so scoring a single
-    /// group uses `Group` instead.
+    /// Which standard deviation rewards are divided by to give advantages. `Batch` needs all groups of a step, so
+    /// scoring a single group uses `Group` instead.
     pub scale: ScaleRewards,
 }
 
@@ -50,12 +51,12 @@ pub struct Scores {
     pub accuracy: Vec<f32>,
     /// 1 if the completion has the required format, else 0.
     pub format: Vec<f32>,
-    /// 0.3 for correct answers of a group that is about as accurate with ordered as with shuffled frames, or more
-    /// ([`crate::temporal`]).
+    /// 0.3 for correct answers if the group's mean accuracy with ordered frames is at least about that with shuffled
+    /// frames ([`crate::temporal`]), else 0.
     pub temporal: Vec<f32>,
-    /// Similarity of the reasoning of a correct answer with the frames, from 0 to 1.
+    /// Similarity of a correct answer's reasoning to the frames, from 0 to 1; 0 for a wrong answer.
     pub semantic: Vec<f32>,
-    /// 0.2 for correct answers of 320 to 512 tokens.
+    /// 0.2 for correct answers of 320 to 512 tokens, else 0.
     pub length: Vec<f32>,
     /// Custom rewards by name.
     pub custom: Vec<(String, Vec<f32>)>,
@@ -149,7 +150,7 @@ impl Scores {
     }
 }
 
-/// Serializes as an object with one list per reward function.
+/// Serializes as an object with one list of numbers per reward function.
 impl Serialize for Scores {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;

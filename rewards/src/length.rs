@@ -6,7 +6,7 @@ pub const LENGTH_REWARD: f32 = 0.2;
 /// Numbers of tokens of a completion that are rewarded, including the end token.
 pub const REWARDED_TOKEN_COUNTS: std::ops::RangeInclusive<usize> = 320..=512;
 
-/// An answer counts as correct if its accuracy is above this, for the length and the temporal reward.
+/// The length and the temporal reward count an answer as correct if its accuracy is above this threshold.
 pub const CORRECT_ACCURACY_THRESHOLD: f32 = 0.1;
 
 /// The reward of each completion of a group: [`LENGTH_REWARD`] for correct answers with a length in

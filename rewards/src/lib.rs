@@ -1,5 +1,5 @@
 //! Scores completions: the reward functions of VideoRFT and Video-R1, custom rewards of the user, and the advantages
-//! within a group. Input and output are texts and numbers: no device, no model, no media.
+//! within a group. Input and output are texts and numbers; the crate uses no device, model or media.
 //!
 //! ```text
 //! completion, solution -> accuracy, format, temporal, semantic, length, custom rewards      one number per completion

@@ -1,6 +1,6 @@
 //! Parses and rounds numbers as Python does.
 
-/// The zero digit of each script: code points that start a run of ten decimal digits outside ASCII (category Nd of
+/// The code point of digit zero in each script outside ASCII: the start of a run of ten decimal digits (category Nd of
 /// Unicode 14, which Python 3.11 uses).
 const ZEROS: [u32; 65] = [
     0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0, 0xf20,
@@ -38,7 +38,7 @@ fn to_ascii(c: char) -> Option<char> {
     char::from_digit(c as u32 - zero, 10)
 }
 
-/// Removes underscores; `None` if one of them is not between two digits.
+/// Removes underscores; `None` if an underscore is not between two digits.
 fn without_underscores(number: &str) -> Option<String> {
     let bytes = number.as_bytes();
     let is_digit = |i: Option<usize>| i.and_then(|i| bytes.get(i)).is_some_and(u8::is_ascii_digit);

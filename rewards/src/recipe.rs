@@ -1,19 +1,19 @@
-//! The recipe: whose rules apply where the papers and the code of VideoRFT and Video-R1 differ. `docs/parity.md`
-//! lists all rules.
+//! The recipe: which rules apply where the papers and the code of VideoRFT and Video-R1 differ. `docs/parity.md` lists
+//! all rules.
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Whose rules apply where the papers and the code of VideoRFT and Video-R1 differ (`--parity`).
+/// Which rules apply where the papers and the code of VideoRFT and Video-R1 differ (`--parity`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recipe {
-    /// The papers: true frame rates, loss on the assistant's tokens only.
+    /// The rules of the papers: true frame rates, loss on the assistant's tokens only.
     #[default]
     Paper,
-    /// The code of VideoRFT.
+    /// The rules of VideoRFT's code.
     Videorft,
-    /// The code of Video-R1: another system message, and options after the question.
+    /// The rules of Video-R1's code: another system message, and options after the question.
     #[value(name = "video-r1")]
     #[serde(rename = "video-r1")]
     VideoR1,
@@ -31,8 +31,9 @@ impl Recipe {
         }
     }
 
-    /// Whether SigLIP gets negative frames, `(256 - v) % 256`. VideoRFT's code passes video frames as floats from 0
-    /// to 255 to torchvision's ToPILImage, which multiplies by 255 and wraps around; images are not affected.
+    /// Whether SigLIP gets inverted frames, with pixel values `(256 - v) % 256`. VideoRFT's code passes video frames as
+    /// floats from 0 to 255 to torchvision's ToPILImage, which multiplies by 255 and wraps around. Images are not
+    /// affected.
     pub fn uses_negative_frames(self, is_video: bool) -> bool {
         self == Self::Videorft && is_video
     }

@@ -68,7 +68,7 @@ impl RewardRow {
     /// Checks that the row's solution can be compared with answers, see [`check_solution`].
     ///
     /// # Errors
-    /// Those of [`check_solution`].
+    /// The solution cannot be compared with answers.
     pub fn check_solution(&self) -> Result<(), Diagnostic> {
         check_solution(self.group.problem_type, self.group.solution.as_deref().unwrap_or_default())
     }
@@ -226,8 +226,8 @@ mod tests {
         }
     }
 
-    /// A model that records its last call: the texts, and the flag `negative`. The third field says how many of the
-    /// first frames it leaves out of its result.
+    /// A model that records its last call: the texts, and the flag `negative`. The third field is the number of first
+    /// frames that its result leaves out.
     struct RecordingModel(Vec<String>, bool, usize);
 
     impl SemanticModel for RecordingModel {

@@ -18,15 +18,16 @@ pub trait SemanticModel {
     fn similarities(&mut self, texts: &[&str], frames: &[PathBuf], negative: bool) -> Result<Vec<Vec<f32>>>;
 }
 
-/// The text that is compared with the frames: the content of the first pair of `<think>` tags without its first
-/// sentence, which ends at the first full stop; content without a full stop is used whole. A completion without such a
-/// pair is used whole and uncut, because the reference's code looks for the full stop only inside a pair.
+/// The part of a completion that is compared with the frames: the text between the first `<think>` and `</think>`
+/// without its first sentence (up to the first full stop), or all of it if it has no full stop. A completion without
+/// this pair of tags is used whole: the reference code looks for the full stop only inside the tags.
 pub fn reasoning_text(completion: &str) -> &str {
     let Some(thought) = text_between(completion, "<think>", "</think>") else { return completion };
     thought.split_once('.').map_or(thought, |(_, rest)| rest.trim_start_matches(is_space))
 }
 
-/// The semantic reward from the cosines with each frame: the mean of `min(1, 2 max(cos, 0))`; 0 without frames.
+/// The semantic reward from a text's cosine similarity with each frame: the mean of `min(1, 2 max(cos, 0))`; 0 without
+/// frames.
 pub fn semantic_reward(cosines: &[f32]) -> f32 {
     crate::torch_stats::mean(&cosines.iter().map(|cos| (2.0 * cos.max(0.0)).min(1.0)).collect::<Vec<_>>())
 }

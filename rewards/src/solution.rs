@@ -1,5 +1,5 @@
-//! Finds solutions that no answer can be compared with. Their rewards still follow the rules of the reference code,
-//! which gives them a number (often 0) without a word; this check is what a program tells its user about them.
+//! Finds solutions that no answer can be compared with. The reference code gives such rows a reward (often 0) without a
+//! warning, and so does this crate; programs use this check to warn their user.
 
 use reel_diagnostic::Diagnostic;
 
@@ -72,8 +72,8 @@ mod tests {
     }
 
     proptest! {
-        /// An accepted solution of a problem whose answers are compared as a whole gets full accuracy if it is given
-        /// back; a solution that is refused because it is not a number never does.
+        /// Multiple-choice, numerical and OCR answers are compared as a whole: an accepted solution, given back as the
+        /// answer, gets accuracy 1. A solution that is refused because it is not a number never does.
         #[test]
         fn accepted_solutions_can_be_matched(
             kind in prop::sample::select(vec![ProblemType::MultipleChoice, ProblemType::Numerical, ProblemType::Ocr]),

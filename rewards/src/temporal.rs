@@ -1,5 +1,5 @@
 //! The temporal reward of T-GRPO (Video-R1): a bonus for correct answers if the group's mean accuracy with ordered
-//! frames is at least `min_ratio` times that with shuffled frames (1 in the paper, 0.8 in Video-R1's code).
+//! frames is at least `min_ratio` times the mean with shuffled frames (1 in the paper, 0.8 in Video-R1's code).
 
 use crate::length::CORRECT_ACCURACY_THRESHOLD;
 use crate::torch_stats::mean;
@@ -7,8 +7,8 @@ use crate::torch_stats::mean;
 /// The temporal reward of a correct answer.
 pub const TEMPORAL_REWARD: f32 = 0.3;
 
-/// The reward of each completion: [`TEMPORAL_REWARD`] for correct ones if the mean accuracy is at least `min_ratio`
-/// times the mean accuracy with shuffled frames, else 0. Computed in f32.
+/// The reward of each completion: [`TEMPORAL_REWARD`] for correct completions if the mean accuracy is at least
+/// `min_ratio` times the mean accuracy with shuffled frames, else 0. Computed in f32.
 pub fn temporal_reward(accuracy: &[f32], shuffled_accuracy: &[f32], min_ratio: f32) -> Vec<f32> {
     let is_earned = mean(accuracy) >= min_ratio * mean(shuffled_accuracy);
     accuracy.iter().map(|a| if is_earned && *a > CORRECT_ACCURACY_THRESHOLD { TEMPORAL_REWARD } else { 0.0 }).collect()

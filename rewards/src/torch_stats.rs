@@ -10,7 +10,7 @@
 //! values, torch adds in another order).
 
 const LANES: usize = 8;
-/// Number of partial sums, which torch uses to hide the latency of additions.
+/// Number of partial sums. Torch adds rows to several partial sums to hide the latency of additions.
 const PARTIAL_SUMS: usize = 4;
 
 /// The sum in torch's order of additions.

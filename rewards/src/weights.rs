@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{Result, RewardError};
 
-/// Reward functions of this crate, each of which can have a weight, as every custom reward can.
+/// Names of the built-in reward functions that can have a weight. Custom rewards can have one too.
 const REWARD_NAMES: [&str; 5] = ["accuracy", "format", "temporal", "semantic", "length"];
 
 const FLAG: &str = "--reward-weights";
@@ -69,7 +69,7 @@ impl RewardWeights {
         }
     }
 
-    /// The weight of a reward function.
+    /// The weight of a reward function; 1 if none was given.
     pub fn weight(&self, name: &str) -> f32 {
         self.0.get(name).copied().unwrap_or(1.0)
     }

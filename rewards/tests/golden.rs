@@ -29,8 +29,8 @@ fn rewards_equal_golden_rows_bit_for_bit() {
                 numbers += 1;
             }
         }
-        // No score is written that the golden file does not expect. The file lists every score of a group; for a
-        // single completion it lists all but `reward`.
+        // No score may be written that the golden file does not list. For a single completion the file lists all scores
+        // except `reward`, for a group all scores.
         let written = got.as_object().unwrap().keys().filter(|key| !(single && *key == "reward"));
         assert!(written.clone().all(|key| expected.contains_key(key)), "{} {got}", row["id"]);
     }

@@ -56,9 +56,10 @@ pub struct BenchArgs {
     /// Prints the ratio of the median round times with a 99 % confidence interval (10000 bootstrap samples, fixed
     /// seed). B is faster or slower if three conditions hold: an exact two-sided permutation test of the rank sums of
     /// the round times has p < 0.01, the interval does not contain 1, and the medians differ by more than 1 %.
-    /// Otherwise: no difference. Five rounds each are enough to reach that level, or four and six; four each are not.
-    /// All rounds of one process share its state, for which the test cannot correct: two processes of one program may
-    /// differ as well. To compare programs, use --with, which runs several processes of each.
+    /// Otherwise: no difference. This p-value needs at least five rounds in each result, or four in one and six in the
+    /// other. All rounds of one process share the state of the process, which the test cannot correct for: two
+    /// processes of the same program may differ as well. To compare programs, use --with, which runs several processes
+    /// of each.
     #[arg(long, value_names = ["A.json", "B.json"], num_args = 2)]
     compare: Option<Vec<PathBuf>>,
 }
@@ -68,29 +69,29 @@ pub struct BenchArgs {
 enum What {
     /// Prefill: the forward pass over prompts, up to the logits of the last token of each
     ///
-    /// With --frames, a video is in front of the text of each prompt. The time then includes the vision tower, and
+    /// With --frames, each prompt begins with a video, before the text. The time then includes the vision tower, and
     /// tokens/s counts the video's tokens as well. Decoding and resizing of a video are not timed.
     Prefill(PrefillArgs),
     /// Decode: sampling one token after the other
     Decode(DecodeArgs),
     /// Rollouts: sampling completions of one prompt at temperature 1, as a GRPO step does
     ///
-    /// One prefill of the prompt for all completions, which then decode together to a fixed length; end tokens do not
-    /// end them. Tokens/s counts the tokens of the completions and includes the time of the prefill. In the JSON
-    /// result, `parts` splits the time of the profiled round into prefill and decode.
+    /// The prompt is prefilled once for all completions, which then decode together to a fixed length; end tokens are
+    /// ignored. Tokens/s counts the tokens of the completions and includes the time of the prefill. In the JSON result,
+    /// `parts` splits the time of the profiled round into prefill and decode.
     Rollout(RolloutArgs),
     /// Training: steps of full fine-tuning on text (forward, backward, AdamW)
     ///
     /// All sequences are packed into one micro-batch. `mfu` (model FLOPs utilization) is the model's operations per
-    /// second over the GPU's dense bf16 rate in its data sheet; null if reel does not know that rate for the GPU. The
-    /// model's operations: 6 for each token and each weight of a matrix that multiplies it, plus causal attention;
-    /// recomputed operations and the vision tower do not count. `busy` is the share of the profiled step in which a
-    /// kernel ran; `parts` splits that step into forward, backward (with recomputation) and optimizer;
+    /// second over the GPU's dense bf16 rate in its data sheet; null if reel does not know the rate of the GPU. The
+    /// model's operations are 6 per token and weight of the matrices that multiply the token, plus those of causal
+    /// attention; recomputed operations and the vision tower do not count. `busy` is the share of the profiled step in
+    /// which a kernel ran; `parts` splits that step into forward, backward (with recomputation) and optimizer;
     /// `planned_peak_bytes` is the peak memory that `reel plan` gives.
     Train(TrainArgs),
     /// One kernel, the kernels of a folder, matrix products, or the output layer, on cpu or cuda
     ///
-    /// Each is timed by itself, at the size of `reel kernels list` or at your own.
+    /// Each is timed by itself, at the size in `reel kernels list` or at sizes given with --size.
     ///
     /// NAME is a kernel of `reel kernels list`, or a folder of kernels; `matmul` for the products of a linear layer,
     /// forward and both gradients (or one of them: matmul_fwd_bf16, matmul_dx_f32, …);
@@ -103,8 +104,8 @@ enum What {
     /// (the tokens are divided into sequences of equal length) and prefix (1: each sequence but the first sees the
     /// first one).
     ///
-    /// On cuda, if NVIDIA's ncu is installed, the last column names the counter that explains the time: of DRAM, L2,
-    /// L1, the arithmetic units and the issue slots the one that was busiest, by its share of the highest rate.
+    /// On cuda, if NVIDIA's ncu is installed, a last column names what limits the kernel: the busiest of DRAM, L2, L1,
+    /// the arithmetic units and the issue slots, with its share of its highest rate.
     Op(OpArgs),
     /// A running server with OpenAI's API: requests/s, tokens/s and latency under load
     ///
@@ -186,7 +187,7 @@ struct PrefillArgs {
     /// Tokens of text in each prompt
     #[arg(long, value_name = "N", default_value_t = 512)]
     tokens: usize,
-    /// Frames of a video of arbitrary pixels, before the text
+    /// Number of frames of a video of arbitrary pixels that is put before the text
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     frames: Option<u16>,
     /// Size of a frame in pixels; both sides are multiples of 28
@@ -247,7 +248,7 @@ struct TrainArgs {
     /// Tokens of each sequence
     #[arg(long, value_name = "N", default_value_t = 512)]
     tokens: usize,
-    /// What the backward pass computes again instead of keeping it
+    /// Which activations the backward pass computes again instead of keeping them
     #[arg(long, value_enum, num_args = 0..=1, default_value_t, default_missing_value = "full")]
     gradient_checkpointing: GradientCheckpointing,
     /// Optimizer; the choices differ in how its state is stored
@@ -275,8 +276,8 @@ struct OpArgs {
     /// On cuda: do not read the GPU's counters, which takes a second process with NVIDIA's ncu
     #[arg(long)]
     no_counters: bool,
-    /// Only launch the op: neither measure ceilings nor print anything. `ncu` runs this command, and counts every
-    /// launch
+    /// Only launch the op: neither measure ceilings nor print anything. This program runs itself with this option under
+    /// `ncu`, which counts every launch
     #[arg(long, hide = true)]
     launch_only: bool,
 }
@@ -451,13 +452,13 @@ struct OpResults<'a> {
     clocks: Option<&'a ClockSummary>,
     /// Error messages of kernels that could not be timed.
     problems: &'a [String],
-    /// The matrix product library (such as cuBLASLt) and the algorithms that it chose, as JSON.
+    /// Name of the matrix product library (such as cuBLASLt) and the algorithms that the library chose, as JSON.
     products: Value,
     /// The GPU's counters of each CUDA kernel that ran.
     counters: &'a [KernelCounters],
 }
 
-/// Says for each kernel that was timed with its variants which of them was the fastest.
+/// Returns a line for each kernel that was timed with its variants: which variant was the fastest.
 fn fastest_variants(rows: &[TimedKernel]) -> Vec<String> {
     let chosen = rows.iter().filter(|row| row.variant.is_none());
     let with_variants = chosen.filter_map(|row| {
@@ -497,7 +498,8 @@ impl OpArgs {
                     for row in timed {
                         ceilings = raised_ceilings(&row, ceilings, limits.as_ref());
                         if !common.json {
-                            // The head comes with the first row, so that a failing command prints nothing on stdout.
+                            // The table's header is printed with the first row, so that a failing command prints
+                            // nothing on stdout.
                             if rows.is_empty() {
                                 output::print_line(format!("{}  of roofline", TimedKernel::table_header()))?;
                             }
@@ -546,8 +548,8 @@ impl OpArgs {
         }
     }
 
-    /// Reads the GPU's counters: runs this measurement once more under ncu, once per kernel. Without ncu, or if ncu
-    /// fails, there are none, and stderr says why in one line.
+    /// Reads the GPU's counters by running this measurement again under ncu. Without ncu, or if ncu fails, returns no
+    /// counters and says why in one line on stderr.
     fn counters(&self, common: &CommonOptions) -> Vec<KernelCounters> {
         let Some(ncu) = counters::find_ncu() else {
             reel_diagnostic::note!(

@@ -67,7 +67,7 @@ struct ScheduleFlags {
     /// Number of requests
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     num_prompts: u32,
-    /// Instead of a number of requests: send requests for this time; those that run at its end are awaited
+    /// Instead of a number of requests: send requests for this time, then wait for those that still run
     #[arg(long, value_name = "SECONDS", conflicts_with = "num_prompts")]
     duration: Option<f64>,
     /// Mean number of requests per second, with random (Poisson) arrival times; inf: send as soon as --max-concurrency
@@ -78,11 +78,11 @@ struct ScheduleFlags {
     /// intervals (shape of their gamma distribution)
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     burstiness: f64,
-    /// Maximum number of requests at the same time; further ones wait, which their latency does not include [default:
-    /// no limit]
+    /// Maximum number of requests at the same time; further requests wait in the client, and their latency does not
+    /// include this wait [default: no limit]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_concurrency: Option<u32>,
-    /// Requests before the measurement; all must be answered
+    /// Number of warm-up requests before the measurement; all must be answered
     #[arg(long, value_name = "N", default_value_t = 1)]
     warmup: u16,
     /// Maximum time of a request in seconds
@@ -105,7 +105,7 @@ struct RequestFlags {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     output_tokens: u32,
     /// Ask the server to ignore end tokens, so that all answers have --output-tokens tokens; not every server knows
-    /// this
+    /// this field
     #[arg(long)]
     ignore_eos: bool,
     /// Image to send with each prompt; may be given several times
@@ -199,7 +199,7 @@ impl ServeArgs {
     }
 }
 
-/// The result with what it was measured by: the machine is that of the client.
+/// The result as JSON, together with the program's version and the client's machine.
 fn record(report: &LoadReport) -> Value {
     let mut machine = hardware_json(&Device::cpu(1));
     machine["cpus"] = json!(std::thread::available_parallelism().map_or(1, usize::from));
@@ -213,7 +213,7 @@ fn record(report: &LoadReport) -> Value {
     record
 }
 
-/// Redraws one line of stderr, ten times a second at most.
+/// Returns a callback that redraws one line of progress on stderr, at most ten times per second.
 fn progress_line() -> OnProgress {
     let last = Mutex::new(None::<Instant>);
     Arc::new(move |progress: Progress| {
@@ -221,7 +221,7 @@ fn progress_line() -> OnProgress {
         if last.is_none_or(|last| last.elapsed() >= PROGRESS_INTERVAL) {
             *last = Some(Instant::now());
             let Progress { answered, failed, running, .. } = progress;
-            // A closed stderr does not end a measurement.
+            // A write error, because stderr is closed, must not end a measurement.
             let _ = write!(std::io::stderr(), "\r\x1b[K{answered} answered, {failed} failed, {running} running");
         }
     })

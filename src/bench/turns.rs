@@ -29,16 +29,16 @@ pub struct TurnsArgs {
     turns: usize,
 }
 
-/// The most turns: the exact test grows with their cube.
+/// Maximum number of turns: the cost of the exact test grows with the cube of this number.
 const MAX_TURNS: usize = 100;
 
 impl TurnsArgs {
-    /// Whether another program is given.
+    /// Whether another program is given (`--with`).
     pub fn is_given(&self) -> bool {
         self.with.is_some()
     }
 
-    /// Compares the programs, if another one is given; else returns false.
+    /// Compares the two programs and prints the result. Returns false if no other program is given.
     pub fn run(&self, common: &CommonOptions) -> Result<bool> {
         let Some(other) = &self.with else { return Ok(false) };
         if !(MIN_TURNS..=MAX_TURNS).contains(&self.turns) {
@@ -80,7 +80,7 @@ impl TurnsArgs {
     }
 }
 
-/// Runs the measurement by a program and returns its result.
+/// Runs the measurement with the program `program` and returns the JSON result.
 fn measure(program: &Path, words: &[String]) -> Result<Value> {
     let cannot = |what: String| failed(program.display(), what, "run it alone with the same options to see why");
     let mut command = Command::new(program);
@@ -94,7 +94,7 @@ fn measure(program: &Path, words: &[String]) -> Result<Value> {
     serde_json::from_slice(&done.stdout).map_err(|e| cannot(format!("printed no result in JSON: {e}")))
 }
 
-/// The index of an option among the words of a command line, before `--`.
+/// The index in `words` of an option before `--`, or of `OPTION=VALUE`.
 fn value_at(words: &[String], option: &str) -> Option<usize> {
     let is_option =
         |word: &String| word.strip_prefix(option).is_some_and(|rest| rest.is_empty() || rest.starts_with('='));

@@ -1,4 +1,4 @@
-//! The models of the stages: their addresses, names, keys and prices, and the limits of requests.
+//! Options for the models of a curation's stages: addresses, names, keys, prices, and limits on requests.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -30,7 +30,7 @@ pub struct EndpointFlags {
     /// Model of --recipe video-r1, which answers with chains
     #[arg(long, value_name = "URL|MODEL")]
     model: Option<String>,
-    /// Name of the model at an endpoint [default: the first that it lists]
+    /// Name of the model at an endpoint [default: the first model that the endpoint lists]
     #[arg(long, value_name = "[STAGE=]NAME")]
     name: Vec<StageValue<String>>,
     /// Environment variable with the API key of an endpoint
@@ -42,7 +42,8 @@ pub struct EndpointFlags {
     /// Maximum cost of the whole curation in US dollars, earlier runs included; it is never exceeded
     #[arg(long, value_name = "USD")]
     max_cost: Option<f64>,
-    /// Tokens that one image counts at most, for --max-cost; 85 to 10000 at commercial endpoints
+    /// Maximum number of tokens that an endpoint counts for one image, for --max-cost; 85 to 10000 at commercial
+    /// endpoints
     #[arg(long, value_name = "[STAGE=]N")]
     image_tokens: Vec<StageValue<u32>>,
     /// Maximum number of requests in flight
@@ -57,29 +58,29 @@ pub struct EndpointFlags {
     /// Time limit of one request, in seconds
     #[arg(long, value_name = "S", default_value_t = 300.0)]
     timeout: f64,
-    /// How often a request is sent at most until its answer is accepted
+    /// Maximum number of times a request is sent until its answer is accepted
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     max_attempts: u32,
-    /// Wait before the second attempt, in seconds; it is doubled for each further one, with a random part. A server's
-    /// Retry-After wins
+    /// Wait before the second attempt, in seconds; the wait doubles with each further attempt and has a random part. A
+    /// server's Retry-After takes precedence
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     first_wait: f64,
 }
 
-/// Where the model of a stage is.
+/// The place of a stage's model: an endpoint or this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelPlace {
-    /// Behind this URL.
+    /// At an endpoint with this URL.
     Url(String),
-    /// In this folder, or with this Hugging Face id.
+    /// In this folder, or on the Hugging Face hub under this id.
     Local(String),
 }
 
-/// The tokens of an image if `--image-tokens` is not given.
+/// Maximum number of tokens of an image if `--image-tokens` is not given.
 const DEFAULT_IMAGE_TOKENS: u32 = 1500;
 
 impl EndpointFlags {
-    /// The model of each stage of a recipe, after a check of all options.
+    /// Checks all options and returns the model of each stage of a recipe.
     pub fn models(&self, recipe: CurationRecipe) -> Result<Vec<(StageName, ModelPlace)>> {
         self.check()?;
         let mut models = Vec::new();
@@ -140,12 +141,12 @@ impl EndpointFlags {
         Ok(())
     }
 
-    /// The cap on cost with what earlier runs have spent.
+    /// The limit on cost (`--max-cost`), with `spent` US dollars already spent by earlier runs.
     pub fn budget(&self, spent: f64) -> Arc<Budget> {
         Arc::new(Budget::with_spent(self.max_cost, spent))
     }
 
-    /// How many requests are in flight at most.
+    /// Maximum number of requests in flight.
     pub fn concurrency(&self) -> usize {
         self.concurrency.into()
     }
@@ -158,13 +159,14 @@ impl EndpointFlags {
         }
     }
 
-    /// The most tokens of an image.
+    /// Maximum number of tokens that a stage's endpoint counts for one image.
     pub fn image_tokens(&self, stage: StageName) -> u32 {
         of_stage(&self.image_tokens, stage).copied().unwrap_or(DEFAULT_IMAGE_TOKENS)
     }
 
-    /// Connects to the model of a stage behind a URL. For a local model, `place` still is where the options name it.
-    /// If it is not `quiet`, it prints how long the server asks it to wait.
+    /// Connects to the server at `url` for the model of a stage. `place` is the model as the options name it: for a
+    /// local model, `url` is the address of this process's own server. Unless `quiet`, the client prints how long the
+    /// server asks it to wait.
     pub fn connect(
         &self,
         stage: StageName,
@@ -213,7 +215,7 @@ fn place(model: &str) -> ModelPlace {
     }
 }
 
-/// The error of a client before any request about a row.
+/// Converts a client's failure before the first request about a row to an error that names the stage's option.
 fn of_client(stage: StageName, failure: ChatFailure) -> anyhow::Error {
     let location = stage.model_option();
     match failure.kind {

@@ -20,14 +20,14 @@ use crate::model::{self, LoadedModel};
 use crate::prompt::{find_or_download_model, media_options};
 use crate::serve::default_encoders;
 
-/// A request has the frames of one video; this is far above what 4096 frames need.
+/// Maximum size of a request in bytes. A request has the frames of one video; this is far more than 4096 frames need.
 const BODY_BYTES: usize = 1 << 30;
 const NEW_TOKENS: usize = 1024;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// A running server. It ends when it is dropped.
+/// A running server, which ends when `LocalServer` is dropped.
 pub struct LocalServer {
-    /// The URL of its API.
+    /// The URL of the server's API.
     pub url: String,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
@@ -74,13 +74,14 @@ impl LocalServer {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new().name("local server".into()).spawn(move || {
             reel_serve::serve(served, weights, options, move |address| {
-                // The receiver waits until the server listens or has ended.
+                // The other thread waits for the address, which this thread sends once the server listens; an early end
+                // drops the sender.
                 let _ = sender.send(address);
             })
         })?;
         match receiver.recv() {
             Ok(address) => Ok(Self { url: format!("http://{address}/v1"), stop, thread: Some(thread) }),
-            // The server has ended before it listened.
+            // The sender was dropped: the server ended before it listened.
             Err(_) => match thread.join() {
                 Ok(Err(e)) => Err(e.into()),
                 _ => Err(failed(model, "its server has ended before it listened", "start again")),
@@ -89,7 +90,7 @@ impl LocalServer {
     }
 }
 
-/// Requests carry their frames as data: URIs. They name no files and no addresses.
+/// Media options of the server: requests carry their frames as data: URIs and may not name files or addresses.
 fn media(folder: &Path, worker: &WorkerFlags, common: &CommonOptions) -> Result<reel_input::MediaOptions> {
     let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
     media_options(&MediaFlags::default(), worker, Some(folder), access, false, common)

@@ -1,6 +1,6 @@
 //! `reel curate`: builds a data set of chains of thought with models behind HTTP endpoints or in local folders.
-//! `run.rs` runs the stages, `endpoints.rs` has the options of the models, `local_server.rs` serves a local model,
-//! `status.rs` shows how far a curation is.
+//! `run.rs` runs the stages, `endpoints.rs` has the options for the models, `local_server.rs` serves a local model,
+//! `status.rs` shows the progress of a curation.
 
 mod endpoints;
 mod local_server;
@@ -19,7 +19,7 @@ use crate::media::WorkerFlags;
 use endpoints::EndpointFlags;
 use stage_value::StageValue;
 
-/// Build a data set of chains of thought: models describe videos, reason, revise; filters keep what is right.
+/// Build a data set of chains of thought: models describe videos, reason, revise; filters keep the correct chains.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "\
@@ -46,45 +46,47 @@ pub struct CurateArgs {
 
 #[derive(Subcommand, Debug)]
 enum CurateCommand {
-    /// Show how far a curation is: answers, failures, tokens and cost by stage
+    /// Show the progress of a curation: answers, failures, tokens and cost by stage
     Status(status::StatusArgs),
 }
 
-/// What is curated, and how.
+/// The options of a curation.
 #[derive(Args, Clone, Debug)]
 pub struct CurateRun {
     /// Questions: a data file with VideoRFT's fields (problem, data_type, problem_type, options, solution, path), one
     /// row per question
     #[arg(long, value_name = "LIST", required = true)]
     videos: Option<PathBuf>,
-    /// Folder for the data set (dataset.jsonl), rejected.jsonl, failed.jsonl, report.html, and a table for each stage
+    /// Folder for the data set (dataset.jsonl), rejected.jsonl, failed.jsonl, report.html, and a table of answers for
+    /// each stage
     #[arg(long, value_name = "OUT", required = true)]
     out: Option<PathBuf>,
-    /// How chains are made: videorft (describe, reason blind, revise) or video-r1 (one model answers)
+    /// How chains are made: videorft (describe, reason without seeing the video, revise) or video-r1 (one model
+    /// answers)
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "RECIPE")]
     recipe: CurationRecipe,
     /// Folder that media paths are relative to [default: the folder of LIST]
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
-    /// Continue a curation in OUT: ask about what has no accepted answer yet, failed rows included
+    /// Continue a curation in OUT: ask again wherever there is no accepted answer yet, including failed rows
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
     /// Start a curation in OUT again; all its answers are lost
     #[arg(long)]
     overwrite: bool,
-    /// With --resume: ask again in this stage and all later ones; their answers are lost
+    /// With --resume: ask again in this stage and all later ones; the earlier answers of these stages are lost
     #[arg(long, value_name = "STAGE", requires = "resume", value_parser = parse_stage)]
     redo: Option<StageName>,
     /// With --resume: keep answers of other models or prompts beside new ones
     #[arg(long, requires = "resume")]
     accept_changes: bool,
-    /// Reject rows that cannot be used, such as those whose video is missing; without it, the first one is an error
+    /// Reject rows that cannot be used, such as rows whose video is missing; without it, the first such row is an error
     #[arg(long)]
     skip_bad_rows: bool,
     /// Use only the first N rows
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Print how many requests each stage would send, and what they can cost; send none
+    /// Print how many requests each stage would send and the maximum cost; send none
     #[arg(long)]
     dry_run: bool,
     /// Write paths as LIST has them, for use with the same --media-root; without it they are absolute
@@ -104,7 +106,7 @@ pub struct CurateRun {
     worker: WorkerFlags,
 }
 
-/// What models are asked with.
+/// Sampling options of the models.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Request options")]
 struct SamplingFlags {
@@ -117,11 +119,11 @@ struct SamplingFlags {
     /// Maximum number of tokens of an answer [default: caption 6144, reason 4096, revise 4096, answer 512]
     #[arg(long, value_name = "[STAGE=]N")]
     max_tokens: Vec<StageValue<u32>>,
-    /// How the form of descriptions is asked for: schema (a JSON schema), json (any JSON) or none, for endpoints that
-    /// refuse the others
+    /// How endpoints are asked to give descriptions as JSON: schema (a JSON schema), json (any JSON) or none, for
+    /// endpoints that refuse the other two
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "FORM")]
     response_format: ResponseFormat,
-    /// Frames that are shown per second of video
+    /// Frames per second of video that models are shown
     #[arg(long, value_name = "RATE", default_value_t = 1.0)]
     fps: f64,
     /// Maximum number of frames of a video; a longer video gets as many, evenly spaced
@@ -132,30 +134,31 @@ struct SamplingFlags {
     max_pixels: u64,
 }
 
-/// Which chains are kept.
+/// Options of the filters that decide which chains are kept.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Filter options")]
 struct FilterFlags {
     /// Keep chains whose answer has an accuracy reward above this number
     #[arg(long, value_name = "R", default_value_t = 0.6)]
     min_accuracy: f32,
-    /// SigLIP model folder (so400m-patch14-384), for the similarity of chains for free-form questions with the frames
+    /// SigLIP model folder (so400m-patch14-384), which measures how similar the chains of free-form questions are to
+    /// the frames
     #[arg(long, value_name = "DIR")]
     siglip: Option<PathBuf>,
-    /// Least similarity of a chain for a free-form question with its frames, 0 to 1 (the semantic reward of VideoRFT)
+    /// Minimum similarity of the chain of a free-form question to its frames, 0 to 1 (the semantic reward of VideoRFT)
     #[arg(long, value_name = "S", default_value_t = 0.1)]
     min_similarity: f32,
     /// Keep free-form rows without comparing their chains with the frames
     #[arg(long, conflicts_with = "siglip")]
     no_similarity: bool,
-    /// Fewest words of a chain
+    /// Minimum number of words of a chain
     #[arg(long, value_name = "N", default_value_t = 20)]
     min_words: usize,
-    /// Most words of a chain
+    /// Maximum number of words of a chain
     #[arg(long, value_name = "N", default_value_t = 1500)]
     max_words: usize,
-    /// Reject a chain if an earlier one with the same answer shares more than this part of their runs of three words; 1
-    /// keeps copies, for data with short chains
+    /// Reject a chain if its runs of three words overlap by more than this share with those of an earlier chain with
+    /// the same answer; 1 keeps copies, for data with short chains
     #[arg(long, value_name = "PART", default_value_t = 0.8)]
     max_overlap: f64,
 }
@@ -165,7 +168,7 @@ fn parse_stage(name: &str) -> Result<StageName, String> {
 }
 
 impl CurateArgs {
-    /// Runs the curation, or shows its status.
+    /// Runs the curation, or shows its status with `reel curate status`.
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         match &self.command {
             Some(CurateCommand::Status(status)) => status.run(common),

@@ -27,7 +27,7 @@ use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::{interrupt, model, output};
 
-/// The page about a curation, in OUT.
+/// The HTML page about a curation: file name in OUT.
 const REPORT_FILE: &str = "report.html";
 
 /// Time between two lines of progress.
@@ -56,12 +56,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Runs all stages. Returns false if the cap on cost was reached.
+    /// Runs all stages. Returns false if the limit on cost (`--max-cost`) was reached.
     fn ask(&self, models: &[(StageName, ModelPlace)]) -> Result<bool> {
         let (endpoints, stop) = (&self.flags.endpoints, interrupt::stop_flag());
         let needed = models.iter().filter(|(stage, _)| !self.curation.pending(*stage, true).is_empty());
         let needed: Vec<_> = needed.collect();
-        // All endpoints are tried before the first request costs money.
+        // Connects to all endpoints before the first request costs money.
         let mut connected: BTreeMap<StageName, Endpoint> = BTreeMap::new();
         for (stage, place) in &needed {
             let name = match place {
@@ -177,7 +177,7 @@ impl Run<'_> {
     }
 }
 
-/// `--dry-run`: prints what each stage would send.
+/// `--dry-run`: prints how many requests each stage would send, and their maximum cost.
 fn plan(
     flags: &CurateRun,
     options: CurationOptions,
@@ -256,7 +256,7 @@ impl CurateRun {
         })
     }
 
-    /// The prompts of the stages, with the sampling of the flags.
+    /// The prompt of each stage, with the sampling parameters that options set.
     fn prompts(&self) -> Result<BTreeMap<StageName, StagePrompt>> {
         let flags = &self.sampling;
         let mut prompts = BTreeMap::new();
@@ -319,7 +319,7 @@ impl CurateRun {
     }
 }
 
-/// Refuses a list in the output folder: some names of files there are those of results.
+/// Refuses a list inside the output folder, because result files there could have the list's name.
 fn refuse_list_in_output(options: &CurationOptions) -> Result<()> {
     let Ok(out) = options.out.canonicalize() else { return Ok(()) };
     for source in reel_data::input_paths(&options.list) {
@@ -331,7 +331,7 @@ fn refuse_list_in_output(options: &CurationOptions) -> Result<()> {
     Ok(())
 }
 
-/// The SigLIP model of the filters.
+/// The SigLIP model that the filters use.
 struct Siglip {
     scorer: SiglipScorer,
     id: String,
@@ -341,8 +341,7 @@ impl Siglip {
     fn open(folder: &Path, common: &CommonOptions) -> Result<Self> {
         let (device, dtype) = (model::open_device(common)?, model::activation_dtype(common));
         let scorer = SiglipScorer::open(&device, folder, dtype)?;
-        // Names the weights by their folder and sizes: hashing gigabytes for each run would take longer than it is
-        // worth.
+        // The id names the weights by folder name and total size: hashing gigabytes in each run would take too long.
         let files = std::fs::read_dir(folder).map_err(|e| output::cannot_read(folder, e))?;
         let bytes: u64 = files.flatten().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
         Ok(Self { scorer, id: format!("{} {bytes} {}", folder_name(folder), dtype.name()) })

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use reel_curate::StageName;
 
-/// A value, and the stage that it is for; without one, it is for all stages.
+/// A value of an option, and the stage it applies to; `None` means all stages.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageValue<T> {
     stage: Option<StageName>,
@@ -24,7 +24,7 @@ where
     }
 }
 
-/// The value for a stage: the last that names the stage, else the last that names none.
+/// The value for a stage: the last one given for this stage, else the last one given for all stages.
 pub fn of_stage<T>(values: &[StageValue<T>], stage: StageName) -> Option<&T> {
     let last = |wanted| values.iter().rev().find(|own| own.stage == wanted).map(|own| &own.value);
     last(Some(stage)).or_else(|| last(None))
@@ -41,7 +41,7 @@ mod tests {
         assert_eq!(of_stage(&values, StageName::Reason), Some(&0.25));
         assert_eq!(of_stage::<f64>(&[], StageName::Reason), None);
         assert!("caption=x".parse::<StageValue<f64>>().is_err() && "captions=1".parse::<StageValue<f64>>().is_err());
-        // A value may have an equals sign itself.
+        // The value itself may contain an equals sign.
         let name: StageValue<String> = "a=b".parse().unwrap();
         assert_eq!(of_stage(&[name], StageName::Revise).map(String::as_str), Some("a=b"));
     }

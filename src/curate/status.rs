@@ -1,4 +1,5 @@
-//! `reel curate status`: how far a curation is. It reads the tables, also those of a run in progress.
+//! `reel curate status`: shows the progress of a curation. It reads the stages' tables, also while a run is in
+//! progress.
 
 use std::path::PathBuf;
 
@@ -11,7 +12,7 @@ use serde_json::json;
 use crate::common::CommonOptions;
 use crate::output;
 
-/// Show how far a curation is: answers, failures, tokens and cost by stage.
+/// Show the progress of a curation: answers, failures, tokens and cost by stage.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -60,7 +61,7 @@ impl StatusArgs {
     }
 }
 
-/// One line about a stage.
+/// Describes a stage in one line.
 pub fn describe(stage: &StageSummary) -> String {
     format!(
         "{:8} {} of {} answered, {} failed, {} open; {} + {} tokens, ${:.4}, {:.1} s; {}",

@@ -12,10 +12,10 @@ use crate::output;
 
 /// Find the rows of a data file that cannot be used.
 ///
-/// Parses every row as training does, and opens its images and videos as training does, in a worker process with a
-/// time limit. Rows that neither reel sft nor reel grpo can use (with --for: the named one) have wrong fields, or media
-/// that are missing or cannot be decoded: the exit code is 1. Rows without an answer and rows that are equal to an
-/// earlier one are listed too. Media with an http address are not opened.
+/// Parses every row and opens its images and videos as training does, in a worker process with a time limit. A row
+/// cannot be used if it has wrong fields, or media that are missing or cannot be decoded. The exit code is 1 if there
+/// are rows that neither reel sft nor reel grpo can use (with --for: rows that the named command cannot use). Rows
+/// without an answer and duplicates of earlier rows are listed too. Media with an http address are not opened.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -25,7 +25,7 @@ Example:
 pub struct CheckArgs {
     #[command(flatten)]
     inspect: InspectFlags,
-    /// Command that the rows are for: sft or grpo. Says what that command would say [default: both]
+    /// Check for this command only: sft or grpo [default: both]
     #[arg(long = "for", value_name = "COMMAND", value_enum, hide_possible_values = true)]
     command: Option<TrainingCommand>,
     /// Number of rows that are named for each kind of problem; all are counted
@@ -61,7 +61,7 @@ impl CheckArgs {
         Ok(result)
     }
 
-    /// The problems of a kind that are named.
+    /// The first problems of a kind, as many as are listed (`--show`).
     fn first<'a>(
         &self,
         stats: &'a DataStats,

@@ -12,8 +12,8 @@ use crate::output;
 
 /// Convert between JSON, JSONL and Parquet, by the extensions of the file names.
 ///
-/// No value changes. Columns of Parquet get a type if all their values have one. Other columns are written as JSON
-/// text, which reel reads as the values again. Embedded images and videos become data: URIs.
+/// No value changes. A Parquet column gets a type if all its values have the same type. Other columns are written as
+/// JSON text, which reel reads back as the original values. Embedded images and videos become data: URIs.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

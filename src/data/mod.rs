@@ -33,7 +33,8 @@ pub struct DataArgs {
 
 #[derive(Subcommand, Debug)]
 enum DataCommand {
-    /// Find rows that cannot be used: wrong fields, missing or damaged media; also rows without answer and duplicates
+    /// Find rows that cannot be used: wrong fields, missing or damaged media; also rows without an answer and
+    /// duplicates
     Check(check::CheckArgs),
     /// Convert between JSON, JSONL and Parquet
     Convert(convert::ConvertArgs),
@@ -78,12 +79,12 @@ pub struct InspectFlags {
 }
 
 impl InspectFlags {
-    /// The files as one value, as `--data` of the training commands has them.
+    /// The data files joined by commas, as `--data` of the training commands takes them.
     fn data(&self) -> PathBuf {
         self.data.iter().map(|path| path.as_os_str()).collect::<Vec<_>>().join(OsStr::new(",")).into()
     }
 
-    /// Looks at all rows: whether `command`, or without it any command, can use them.
+    /// Inspects all rows: whether `command` can use each row, or, if it is `None`, any training command.
     fn inspect(&self, common: &CommonOptions, command: Option<TrainingCommand>) -> Result<DataStats> {
         let data = self.data();
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;

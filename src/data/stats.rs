@@ -31,7 +31,7 @@ pub struct StatsArgs {
     html: Option<PathBuf>,
 }
 
-/// The distributions that are known, with name and unit.
+/// The distributions that were measured, each with name and unit.
 pub(super) fn distributions(stats: &DataStats) -> Vec<(&'static str, &'static str, &Distribution)> {
     let all = [
         ("video duration", "s", &stats.video_seconds),

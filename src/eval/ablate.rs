@@ -13,8 +13,8 @@ use crate::common::CommonOptions;
 use crate::fail::bad_usage;
 use crate::output;
 
-/// Measure how much an option changes the scores: one run for each of its values in OUT/OPTION=VALUE, and the paired
-/// differences to the first value.
+/// Measure how much an option changes the scores: one run for each value, in OUT/OPTION=VALUE, and the paired
+/// differences to the run with the first value.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -25,7 +25,7 @@ Example:
   reel eval ablate --option temperature=0,1 --model tiny --data . \\
     --benchmark videoholmes --out ablation --max-new-tokens 8 --text-only")]
 pub struct AblateArgs {
-    /// Option of reel eval and its values, the usual one first: nframes=32,16,64 or clips=false,true
+    /// Option of reel eval and its values, the baseline first: nframes=32,16,64 or clips=false,true
     #[arg(long, value_name = "NAME=V1,V2", required = true)]
     option: Option<String>,
     #[command(flatten)]
@@ -63,7 +63,8 @@ impl AblateArgs {
             for (variant, own) in variants.iter().zip(&rows) {
                 let (first, extraction) = (variants[0].args.what.extraction, variant.args.what.extraction);
                 let report = score_benchmark(task, own, extraction)?;
-                // Runs that differ only in how answers are found have the same rows.
+                // Runs that differ only in the extraction of answers have the same predictions, so there is no paired
+                // difference.
                 let difference = match first == extraction {
                     true => Some(compare_runs(task, [&rows[0], own], extraction)?),
                     false => None,
@@ -100,8 +101,8 @@ impl AblateArgs {
         self.what.out.clone().unwrap_or_default()
     }
 
-    /// The runs: the words of this command line without `ablate` and `--option`, and with the option's value at the
-    /// end. Of options that are given twice, the later one wins here.
+    /// The runs. A run's arguments are this command line without `ablate` and `--option`, followed by `--out` and the
+    /// option's value; of options that are given twice, the last one counts.
     fn variants(&self, parser: &Command) -> Result<Vec<Variant>> {
         let given = self.option.as_deref().unwrap_or_default();
         let wrong =

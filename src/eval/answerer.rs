@@ -1,4 +1,5 @@
-//! What answers the questions of a benchmark: a model in this process (`--model`) or a server (`--endpoint`).
+//! The answerer: what answers the questions of a benchmark, a model in this process (`--model`) or a server
+//! (`--endpoint`).
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ pub(super) enum Answerer<'c> {
 pub(super) struct Server<'c> {
     client: ChatClient,
     url: String,
-    /// The name of the model, as the server lists it.
+    /// The name of the model in the server's list of models.
     model: String,
     options: &'c EvalRun,
     common: &'c CommonOptions,
@@ -42,7 +43,8 @@ impl<'c> Answerer<'c> {
             (Some(model), None) => {
                 let flags = ModelFlags { model: model.clone(), adapter: options.adapter.clone() };
                 let device = model::open_device(common)?;
-                // The parts of an evaluation may run beside each other, so they share the mapped files.
+                // The parts of an evaluation (`--shard`) may run at the same time on one machine, so they share the
+                // memory-mapped files.
                 let place = options.shard.map(|_| WeightPlace::Mapped);
                 let (quantize, batch) = (options.quantize, options.batch_size);
                 let predictor = Predictor::open(&flags, quantize, place, device, batch, common)?;
@@ -59,7 +61,7 @@ impl<'c> Answerer<'c> {
         }
     }
 
-    /// How images and videos are loaded: as in the run that trained the model, unless flags say otherwise.
+    /// Options for loading images and videos: the limits of the run that trained the model, unless options set others.
     pub(super) fn media_options(
         &self,
         flags: &MediaFlags,
@@ -74,7 +76,7 @@ impl<'c> Answerer<'c> {
         media_options(flags, &options.worker, trained_folder, access, false, common)
     }
 
-    /// The options of a run that influence its lines.
+    /// The options that influence the predictions of a run. A resumed run must have the same options.
     pub(super) fn compared_options(&self, sampling: &SamplingSettings, media: &MediaOptions) -> Map<String, Value> {
         match self {
             Self::Model(predictor) => predictor.compared_options(sampling, media),
@@ -90,7 +92,7 @@ impl<'c> Answerer<'c> {
         }
     }
 
-    /// Writes the answers of a job, or what an earlier run of it has left.
+    /// Writes the answers of a job, continuing the file that an earlier run has left.
     pub(super) fn run(&mut self, job: PredictionJob<'_>) -> Result<()> {
         match self {
             Self::Model(predictor) => predictor.run(job).map(drop),
@@ -131,7 +133,8 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// The fields of every request. Those that OpenAI's API does not have are left out at their default.
+    /// The sampling fields of every request. Fields that OpenAI's API does not have are left out if they have their
+    /// default value.
     fn params(&self, sampling: &SamplingSettings) -> Map<String, Value> {
         let of = &sampling.params;
         let mut params = Map::new();

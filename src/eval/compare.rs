@@ -1,4 +1,4 @@
-//! `reel eval compare`: two runs over the same questions.
+//! `reel eval compare`: compares two runs over the same questions.
 
 use std::path::{Path, PathBuf};
 
@@ -23,10 +23,10 @@ Example:
   sed 's/\"A\"/\"B\"/' a.jsonl > b.jsonl
   reel eval compare a.jsonl b.jsonl --benchmark mmvu")]
 pub struct CompareArgs {
-    /// Folder of run A, or its predictions of one benchmark
+    /// Folder of run A, or a predictions file of one benchmark from run A
     #[arg(value_name = "A")]
     a: PathBuf,
-    /// Folder of run B, or its predictions of one benchmark
+    /// Folder of run B, or a predictions file of one benchmark from run B
     #[arg(value_name = "B")]
     b: PathBuf,
     /// Benchmarks, or task files [default: the benchmarks that run A has]
@@ -78,7 +78,7 @@ impl CompareArgs {
     }
 }
 
-/// The benchmark of a predictions file, by the name that its first row has.
+/// The name of the benchmark in the first row of a predictions file.
 fn benchmark_of(file: &Path) -> Option<String> {
     let text = output::read_file(file).ok()?;
     let first = text.split(|&byte| byte == b'\n').find(|line| !line.is_empty())?;
@@ -86,8 +86,8 @@ fn benchmark_of(file: &Path) -> Option<String> {
     row.get("benchmark")?.as_str().map(String::from)
 }
 
-/// Warns if the runs differ in options that the comparison is not meant to measure: other frames or decoding, for
-/// example. The comparison is still valid for what it is.
+/// Prints a note if the runs differ in recorded options, for example in frames or decoding: the comparison then also
+/// measures the effect of these options.
 fn warn_of_other_protocols(files: &[PathBuf; 2], quiet: bool) {
     let [Ok(a), Ok(b)] = [read_settings(&files[0]), read_settings(&files[1])] else { return };
     let (Some(a), Some(b)) = (a["options"].as_object(), b["options"].as_object()) else { return };

@@ -1,5 +1,5 @@
-//! `reel eval merge`: joins the parts of runs with `--shard` to the file of a run without it, byte by byte, and scores
-//! it.
+//! `reel eval merge`: joins the parts that runs with `--shard` wrote into one predictions file, equal byte for byte to
+//! that of a run without `--shard`, and scores it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -42,7 +42,7 @@ pub struct MergeArgs {
     /// Replace joined files of an earlier merge
     #[arg(long)]
     overwrite: bool,
-    /// Folder that the paths of videos are relative to, for the page [default: that of the run]
+    /// Folder that the paths of videos are relative to, for the page [default: the folder that the run used]
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
     #[command(flatten)]
@@ -56,7 +56,7 @@ impl MergeArgs {
         for task in &tasks {
             let joined = predictions_file(&self.folder, &task.name);
             match (parts(&self.folder, task)?, joined.exists()) {
-                // The answers of an undivided run are scored as they are.
+                // A run without `--shard` has no parts; its answers are scored without joining.
                 (parts, true) if parts.is_empty() => {}
                 (_, true) if !self.overwrite => {
                     let help = "give --overwrite to join the parts again";
@@ -121,11 +121,11 @@ fn parts(folder: &Path, task: &Task) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Refuses a part that was made with other settings than the first one.
+/// Refuses a part that was made with other settings than the first part.
 fn refuse_other_settings(file: &Path, settings: &Value, first: &Part) -> Result<()> {
     let without_rows = |settings: &Value| {
         let mut settings = settings.clone();
-        // Each machine may have the videos in a folder of its own.
+        // The video folder may be different on each machine, so it is not compared.
         (settings["rows"], settings["media_root"]) = (Value::Null, Value::Null);
         settings
     };
@@ -145,7 +145,7 @@ fn refuse_other_settings(file: &Path, settings: &Value, first: &Part) -> Result<
     Err(failed(file.display(), what, "run all parts with the same settings"))
 }
 
-/// Writes the rows of all parts in the order of the benchmark, and the settings of the whole.
+/// Writes the rows of all parts in the order of the benchmark, and the settings file of the joined run.
 fn join(parts: &[Part], joined: &Path) -> Result<()> {
     let mut text = Vec::new();
     let mut readers = Vec::new();
@@ -162,7 +162,8 @@ fn join(parts: &[Part], joined: &Path) -> Result<()> {
         }
         rows += 1;
     }
-    // Part I of N has a row for each number that leaves the remainder I, so the first part without a row ends all.
+    // Part I of N has the rows whose number leaves the remainder I modulo N. Rows are read in turn from the parts, so
+    // all parts have ended when the first one has no further row; their row counts are checked here.
     for (index, part) in parts.iter().enumerate() {
         let expected = (rows + parts.len() - 1 - index) / parts.len();
         if part.settings["rows"].as_u64() != Some(expected as u64) {

@@ -1,6 +1,6 @@
 //! `reel eval`: runs a model or asks a server over video benchmarks (`questions.rs`, `run.rs`, `answerer.rs`), scores
 //! predictions (`score_only.rs`), joins the parts of a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and
-//! lists the benchmarks (`tasks.rs`). `results.rs` writes the result files of all of them, `page.rs` the page.
+//! lists the benchmarks (`tasks.rs`). `results.rs` writes their result files, `page.rs` writes the HTML page.
 
 mod ablate;
 mod answerer;
@@ -59,7 +59,7 @@ enum EvalCommand {
     Compare(compare::CompareArgs),
     /// Join the parts of runs with --shard, and score them
     Merge(merge::MergeArgs),
-    /// List the benchmarks, or print the task file of one
+    /// List the benchmarks, or print the task file of a benchmark
     Tasks(tasks::TasksArgs),
 }
 
@@ -71,8 +71,7 @@ pub struct EvalWhat {
     #[arg(long, value_name = "NAME", required = true)]
     benchmark: Option<String>,
     /// Folder for the results: NAME.jsonl (answers), NAME.json (scores), results.json (lm-evaluation-harness's schema),
-    /// report.html (the page).
-    /// With --score-only, the JSON file for the scores
+    /// report.html (a page with scores and answers). With --score-only, the JSON file for the scores
     #[arg(long, value_name = "OUT", required = true)]
     out: Option<PathBuf>,
     /// How the answer is found in an output: tags (as the scripts of VideoRFT and Video-R1) or lenient
@@ -95,7 +94,7 @@ pub struct EvalRun {
     /// Ask a server with OpenAI's API instead: its base URL, such as http://127.0.0.1:8000/v1
     #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter", "quantize", "batch_size"])]
     endpoint: Option<String>,
-    /// Name of the server's model [default: the first that it lists]
+    /// Name of the server's model [default: the first model that the server lists]
     #[arg(long, value_name = "NAME", requires = "endpoint")]
     endpoint_model: Option<String>,
     /// How a video is sent: images (an image_url for each frame), vllm (one video_url of JPEG frames) or reel (Qwen's
@@ -107,14 +106,15 @@ pub struct EvalRun {
     adapter: Option<PathBuf>,
     #[command(flatten)]
     quantize: QuantizeFlag,
-    /// Folder with the benchmarks' own files, as published; or, for one benchmark, its file. Files of a benchmark may
-    /// lie in a folder of its name
+    /// Folder with the benchmarks' own files, as published; or, for one benchmark, its file. The files of a benchmark
+    /// may be in a subfolder with the benchmark's name
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Folder that the paths of videos are relative to [default: the folder of the benchmark's files]
     #[arg(long, value_name = "DIR")]
     media_root: Option<PathBuf>,
-    /// Continue a run in OUT; the result has the bytes of an unbroken run, but for the date in results.json
+    /// Continue a run in OUT; the result has the same bytes as that of an uninterrupted run, except for the date in
+    /// results.json
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
     /// Replace the results in OUT
@@ -140,8 +140,8 @@ pub struct EvalRun {
     /// Maximum number of completions that decode together; memory may allow fewer [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
-    /// Whose rules apply where papers and code differ: paper (temperature 0.01), videorft or video-r1 (0.1, and the
-    /// options as their scripts write them)
+    /// Recipe where papers and code differ: paper (temperature 0.01), videorft or video-r1 (0.1, and options formatted
+    /// as in their scripts)
     #[arg(long, value_enum, default_value_t, hide_possible_values = true, value_name = "RECIPE")]
     parity: Recipe,
     /// Maximum number of tokens of an answer

@@ -1,5 +1,5 @@
-//! The page of an evaluation, which `reel eval`, `reel eval merge` and `reel report` write. It is made from the files
-//! of the output folder alone, so all three write the same bytes.
+//! The HTML page of an evaluation, which `reel eval`, `reel eval merge` and `reel report` write. The page is made only
+//! from the files in the output folder, so the three commands write the same bytes.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,11 @@ use crate::fail::failed;
 use crate::media::WorkerFlags;
 use crate::{lines, output};
 
-/// The page in the output folder of a run.
+/// File name of the page in the output folder of a run.
 pub const PAGE: &str = "report.html";
 /// Maximum number of videos that are decoded at the same time.
 const MAX_DECODERS: usize = 8;
-/// Difference of two means that are computed in another order.
+/// Allowed difference between two means whose sums were computed in different orders.
 const ROUNDING: f64 = 1e-6;
 
 /// Options for the frames in the page of an evaluation.
@@ -34,16 +34,16 @@ pub struct PageFlags {
     frames_mib: Option<u64>,
 }
 
-/// MiB of frames in a page without `--frames-mib`.
+/// MiB of frames in the page if `--frames-mib` is not given.
 const DEFAULT_FRAMES_MIB: u64 = 16;
 
 impl PageFlags {
-    /// Whether one of these options is given.
+    /// Whether an option for the page's frames is given.
     pub fn is_given(&self) -> bool {
         self.frames_mib.is_some()
     }
 
-    /// Where the frames come from. `media_root` replaces the folder that the settings of the run record.
+    /// The source of the frames. `media_root` replaces the media folder that the run's settings name.
     pub fn frame_source(
         &self,
         media_root: Option<&Path>,
@@ -92,7 +92,7 @@ fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
     Ok(BenchmarkAnswers { task: task.clone(), report, settings, answers })
 }
 
-/// Writes the page of a run, with a second run over the same questions beside it.
+/// Writes the page of a run. If `against` is given, this second run over the same questions is shown beside the first.
 pub fn write_page(
     page: &Path,
     run: &EvaluationRun,
@@ -115,8 +115,8 @@ pub fn write_page(
     output::write_file(page, html.as_bytes())
 }
 
-/// Whether a folder is one that `reel eval` wrote: it has the settings of predictions. Settings that cannot be read
-/// count, too: the error then names their file.
+/// Whether `reel eval` wrote the folder, which then has a settings file of predictions. A settings file that cannot be
+/// read counts too, so that a later error names it.
 pub fn is_evaluation(folder: &Path) -> bool {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -129,7 +129,7 @@ pub fn is_evaluation(folder: &Path) -> bool {
     settings.into_iter().any(|name| command(name) != Some(false))
 }
 
-/// The page of the run in the folder `out`.
+/// The path of the page of the run in the folder `out`.
 pub fn page_in(out: &Path) -> PathBuf {
     out.join(PAGE)
 }

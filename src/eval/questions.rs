@@ -1,5 +1,5 @@
 //! The questions of benchmarks, and the fixed protocol by which they are asked. `reel eval` and evaluations during
-//! training use it, so both ask the same questions in the same way.
+//! training use this module, so both ask the same questions in the same way.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use crate::fail::{bad_usage, failed};
 use crate::media::{MediaFlags, error_naming_option};
 use crate::predictor::decimal;
 
-/// The frame and pixel limits of the reference's evaluation, which `--profile` replaces.
+/// The profile of frame and pixel limits in the evaluations of VideoRFT, which `--profile` replaces.
 const DEFAULT_PROFILE: &str = "videorft-eval";
 
-/// Nucleus sampling of the model cards.
+/// Default top-p of evaluations, as in the model cards.
 pub const DEFAULT_TOP_P: f32 = 0.001;
 
 /// A benchmark and its rows.
@@ -46,15 +46,15 @@ pub struct Protocol {
     pub media_root: Option<PathBuf>,
     /// Answer only the first questions of each benchmark.
     pub limit: Option<usize>,
-    /// Leave out rows that cannot be used.
+    /// Leave out rows that cannot be used, instead of returning an error.
     pub skip_bad_rows: bool,
     /// Show only the part of a video that the question is about.
     pub clips: bool,
     /// Ask without videos and images.
     pub text_only: bool,
-    /// Whose rules apply where papers and code differ.
+    /// Which recipe's rules apply where papers and code differ.
     pub parity: Recipe,
-    /// Frames and pixels, with the profile of evaluations if none is given.
+    /// Frame and pixel options; the profile is that of evaluations if none is given.
     pub media: MediaFlags,
     pub sampling: SamplingSettings,
 }
@@ -88,7 +88,7 @@ impl Protocol {
     /// Reads the data of the benchmarks.
     ///
     /// # Errors
-    /// A file is missing or is not of its benchmark; a row cannot be used; no video is there.
+    /// A file is missing or belongs to another benchmark; a row cannot be used; all videos are missing.
     pub fn load(&self, tasks: Vec<Task>, quiet: bool) -> Result<Vec<Benchmark>> {
         tasks.into_iter().map(|task| self.load_one(task, quiet)).collect()
     }
@@ -104,7 +104,8 @@ impl Protocol {
         Ok(Benchmark { task, loaded })
     }
 
-    /// Applies `--clips`, and selects frames of videos that are image files as those of a video file are.
+    /// Applies `--clips`. For videos that are folders of image files, selects frames by the same rules as for video
+    /// files.
     fn select_frames(&self, loaded: &mut LoadedBenchmark) -> Result<()> {
         let profile = self.media.profile(MediaProfile::Qwen)?;
         let overrides = self.media.overrides(profile)?;
@@ -123,8 +124,8 @@ impl Protocol {
         Ok(())
     }
 
-    /// The questions of a benchmark; with a shard, those of one part. `options` are those of whoever answers, to which
-    /// the options of the protocol are added.
+    /// The questions of a benchmark; with a shard, only the questions of this part. `options` are the answerer's
+    /// options that influence its answers; the protocol's options are added to them.
     ///
     /// # Errors
     /// The shard has no row.
@@ -140,8 +141,8 @@ impl Protocol {
         let rows: Vec<String> =
             loaded.rows.iter().map(|row| Value::Object(row.to_json(task, self.parity)).to_string()).collect();
         let fingerprint = reel_files::fingerprint::bytes_fingerprint(rows.join("\n").as_bytes());
-        // Rows of other parts are blank lines, so that a row has the same line number in messages whatever the parts
-        // are.
+        // Rows of other parts become blank lines, so that a row has the same line number in messages for every
+        // `--shard`.
         let text: String = rows
             .iter()
             .enumerate()
@@ -166,15 +167,16 @@ impl Protocol {
             options.insert("shard".into(), json!(shard.to_string()));
         }
         let dataset = Dataset::parse(Path::new(&task.name), text)?;
-        // The prompts are complete; the template says only that frame times are the true ones.
+        // The rows already have complete prompts; of this template only the rule on frame times matters: the true
+        // times.
         let rules = (self.parity, QuestionTemplate::Evaluation);
         let rows = Arc::new(RowConversations::new(dataset, media, &loaded.media_root, rules, seed));
         Ok(Questions { rows, fingerprint, options })
     }
 }
 
-/// Sampling with the temperature of the model cards, or of the scripts with `--parity videorft` or `video-r1`, unless
-/// `temperature` is given.
+/// Sampling parameters, with the default temperature if `temperature` is not given: 0.01 as in the model cards, or 0.1
+/// as in the scripts with `--parity videorft` or `video-r1`.
 ///
 /// # Errors
 /// A parameter is out of its range; the error names its option.
@@ -193,8 +195,8 @@ pub fn sampling_settings(
     Ok(SamplingSettings { params, max_new_tokens, n: 1, stop: Vec::new() })
 }
 
-/// Refuses a benchmark none of whose videos is there, which is a wrong `--media-root`. If some are missing, warns, or
-/// with `leave_out` leaves their rows out and counts them.
+/// Refuses a benchmark if all its videos are missing, because `--media-root` is then wrong. If some are missing, warns;
+/// or, with `leave_out`, leaves their rows out and counts them.
 fn check_videos(task: &Task, loaded: &mut LoadedBenchmark, leave_out: bool, quiet: bool) -> Result<()> {
     let root = loaded.media_root.clone();
     let is_missing = |row: &BenchmarkRow| {

@@ -7,7 +7,7 @@
 //! | `OUT/NAME.json` | scores with 95 % intervals, and the settings (`protocol`) |
 //! | `OUT/NAME.toml` | the task file, if NAME is not built in |
 //! | `OUT/results.json` | the scores of all benchmarks in lm-evaluation-harness's schema |
-//! | `OUT/report.html` | the page (`page.rs`) |
+//! | `OUT/report.html` | the HTML page (`page.rs`) |
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -26,12 +26,12 @@ pub struct Scored {
     protocol: Value,
 }
 
-/// The predictions file of a benchmark.
+/// The path of a benchmark's predictions file.
 pub fn predictions_file(out: &Path, benchmark: &str) -> PathBuf {
     out.join(format!("{benchmark}.jsonl"))
 }
 
-/// Reads predictions with their line numbers. Warns of rows whose scores say nothing.
+/// Reads the predictions of a benchmark. Warns of rows whose scores say nothing about their answers.
 pub fn read_predictions(file: &Path, task: &Task, quiet: bool) -> Result<Vec<Prediction>> {
     let of_task = |line: &str| Prediction::from_json_line(line).map(|row| row.of_task(task));
     let rows = lines::parse_json_lines(file, of_task)?;
@@ -63,7 +63,8 @@ pub fn check_benchmark<'r>(
     }
 }
 
-/// Prints a warning on stderr if some rows have an error instead of an output, as a run writes them.
+/// Prints a warning on stderr if some rows have an error instead of an output: a run writes such a row if it could not
+/// answer.
 fn warn_of_errors(file: &Path, rows: &[(usize, Prediction)], quiet: bool) {
     let mut errors = rows.iter().filter_map(|(line, row)| Some((line, row.error.as_ref()?)));
     let Some((line, first)) = errors.next().filter(|_| !quiet) else { return };
@@ -85,8 +86,8 @@ pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: b
     Ok(Scored { report, protocol })
 }
 
-/// Writes `OUT/NAME.toml`, the file of a task that is not built in, so that later commands find the task of the answers.
-/// Refuses to replace another file of this name, unless `overwrite` is true.
+/// Writes `OUT/NAME.toml`, the file of a task that is not built in, so that later commands find the task of the
+/// answers. Refuses to replace a different file of this name, unless `overwrite` is true.
 pub fn write_own_task(task: &Task, out: &Path, overwrite: bool) -> Result<()> {
     let Some(text) = &task.own_text else { return Ok(()) };
     let file = out.join(format!("{}.toml", task.name));
@@ -154,7 +155,7 @@ pub fn print_reports(scored: &[Scored], as_json: bool, quiet: bool) -> Result<()
 
 /// Prints the scores of a benchmark as a table, in percent.
 pub fn print_report(report: &BenchmarkReport) -> Result<()> {
-    // A longer name moves only its own line; a width above 65535 would be a panic.
+    // Longer names only shift their own line. The limit is needed because a format width above 65535 would panic.
     let width = report.by_category.keys().map(|name| name.chars().count()).max().unwrap_or(0).clamp(10, 60);
     let line = |name: &str, n: usize, score: f64, [low, high]: [f64; 2]| {
         let (score, low, high) = (score * 100.0, low * 100.0, high * 100.0);
@@ -174,7 +175,7 @@ pub fn print_report(report: &BenchmarkReport) -> Result<()> {
     report.by_category.iter().try_for_each(|(name, part)| line(name, part.n, part.score, part.ci95))
 }
 
-/// The error of a run some of whose rows have an error instead of an output; `Ok` if none has.
+/// Returns an error if rows of the run have an error instead of an output.
 pub fn error_if_rows_failed(scored: &[Scored], out: &Path) -> Result<()> {
     let failed_rows: Vec<String> = scored
         .iter()
@@ -194,8 +195,9 @@ pub fn error_if_rows_failed(scored: &[Scored], out: &Path) -> Result<()> {
     }
 }
 
-/// The tasks of a run in the folder `out`: those of `--benchmark`, else those whose answers are there. A task that is not
-/// built in is read from `OUT/NAME.toml`, which the run wrote, or from the file that `--benchmark` names.
+/// The tasks of a run in the folder `out`: the tasks of `--benchmark`, else all tasks with answers in the folder. A
+/// task that is not built in is read from `OUT/NAME.toml`, which the run wrote, or from the file that `--benchmark`
+/// names.
 pub fn tasks_in(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
     let entries = std::fs::read_dir(out).map_err(|e| output::cannot_read(out, e))?;
     let mut names: Vec<String> =
@@ -211,7 +213,7 @@ pub fn tasks_in(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
     let built_in = Task::built_in();
     let is_built_in = |name: &str| built_in.iter().any(|task| task.name == name);
     if let Some(given) = benchmark {
-        // A name that is neither built in nor a file is that of a task file in the folder.
+        // A name that is neither a built-in task nor a `.toml` file refers to `NAME.toml` in the folder.
         let file = |name: &str| out.join(format!("{name}.toml"));
         let of_folder = |name: &&str| !name.ends_with(".toml") && !is_built_in(name) && file(name).exists();
         return match Some(given.trim()).filter(of_folder) {
@@ -233,7 +235,7 @@ pub fn tasks_in(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
     }
 }
 
-/// A JSON object with what the data of a benchmark is.
+/// Describes a benchmark's data as JSON: layout, files with fingerprints, and counts of rows that were left out.
 pub fn describe_data(loaded: &reel_eval::LoadedBenchmark) -> Value {
     let file = |file: &reel_eval::DataFile| {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();

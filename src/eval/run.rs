@@ -25,7 +25,7 @@ use crate::media::TrainingMediaSettings;
 use crate::predictor::PredictionJob;
 use crate::{output, replaced};
 
-/// The command that settings files name.
+/// The command's name in settings files.
 pub const COMMAND: &str = "eval";
 
 pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) -> Result<()> {
@@ -79,7 +79,7 @@ pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOption
 }
 
 impl EvalRun {
-    /// The sampling of the model cards, unless flags say otherwise.
+    /// The sampling parameters: those of the model cards, unless options set others.
     fn sampling(&self) -> Result<SamplingSettings> {
         let params = SamplingParams {
             top_p: self.top_p,
@@ -94,8 +94,8 @@ impl EvalRun {
         }
     }
 
-    /// Checks the values of sampling, frame and pixel options before anything is read but the settings of the run that
-    /// trained the model.
+    /// Checks the values of sampling, frame and pixel options. This reads only the settings of the run that trained the
+    /// model.
     pub(super) fn check_values(&self) -> Result<()> {
         self.sampling()?;
         let trained = self.model.as_deref().and_then(|model| TrainingMediaSettings::find(Path::new(model)));
@@ -104,7 +104,7 @@ impl EvalRun {
         self.media.overrides(self.media.profile(default)?).map(drop)
     }
 
-    /// How the questions of the benchmarks in `data` are asked.
+    /// The protocol: how the questions of the benchmarks in `data` are asked.
     fn protocol(&self, data: &Path, sampling: SamplingSettings) -> Protocol {
         Protocol {
             media_root: self.media_root.clone(),
@@ -125,7 +125,8 @@ impl EvalRun {
     }
 }
 
-/// Writes the answers to the questions of a benchmark, or those that an earlier run has left. Returns their file.
+/// Writes the answers to the questions of a benchmark, continuing the file that an earlier run has left. Returns the
+/// path of the file.
 fn answer(
     benchmark: &Benchmark,
     protocol: &Protocol,

@@ -1,20 +1,20 @@
-//! `--shard I/N`: the part of a benchmark's rows that one of several jobs answers. Part I has the rows I, I + N, …, so
-//! that long videos, which often follow each other in a file, are spread over the jobs.
+//! `--shard I/N`: divides the rows of a benchmark among N jobs. Part I has the rows I, I + N, …, so that long videos,
+//! which often follow each other in a file, are spread over the jobs.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// One of several parts of the rows.
+/// One part of the rows: number `index` of `count` parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// The part, from 0.
+    /// Number of this part, counted from 0.
     pub index: usize,
-    /// Number of parts.
+    /// Number of parts of the run.
     pub count: usize,
 }
 
-/// The most jobs that a run can be divided into.
+/// Maximum number of parts of a run.
 const MAX_COUNT: usize = 10_000;
 
 impl Shard {

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::common::CommonOptions;
 use crate::output;
 
-/// List the benchmarks, or print the task file of one, which is the model for a file of your own.
+/// List the benchmarks, or print the task file of a benchmark, which can serve as the example for your own task file.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:

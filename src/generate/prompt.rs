@@ -21,7 +21,7 @@ use crate::model::LoadedModel;
 use crate::prompt::EncodedPrompt;
 use crate::{interrupt, output};
 
-/// The number of tokens of an answer if no option says it.
+/// Default of the maximum number of tokens of an answer.
 const MAX_NEW_TOKENS: usize = 1024;
 
 /// Seconds of each stage of a generation, and its throughput.
@@ -36,7 +36,7 @@ struct Timing {
 }
 
 impl GenerateArgs {
-    /// Generates and prints the completions. If there is only one, prints its text while it is generated.
+    /// Generates and prints the completions. A single completion is printed while it is generated.
     pub(super) fn run_prompt(&self, common: &CommonOptions) -> Result<()> {
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let prompt = self.messages.encode_messages_or_question(&self.question, &base, adapter.as_deref(), common)?;

@@ -25,16 +25,16 @@ use crate::{model, output, replaced};
 #[command(next_help_heading = "Options for many prompts")]
 pub struct RowFlags {
     /// Data file instead of a single prompt: JSON, JSONL, Parquet or the folder of a data set (DIR@split), rows as for
-    /// sft, grpo and eval; several are divided by commas. Of a row with a whole chat, the answer at its end is left out
-    /// of the prompt
+    /// sft, grpo and eval; several files are separated by commas. If a row holds a whole chat, the answer at its end is
+    /// left out of the prompt
     #[arg(long, value_name = "D.jsonl", requires = "out")]
     #[arg(conflicts_with_all = ["messages", "video", "image", "prompt"])]
     pub data: Option<PathBuf>,
-    /// File for the predictions: for each row a line with its columns and the answer (output). OUT.partial until all
-    /// rows are done
+    /// File for the predictions: one line per row with the row's columns and the answer (output). The file is named
+    /// OUT.partial until all rows are done
     #[arg(long, value_name = "OUT")]
     out: Option<PathBuf>,
-    /// Continue OUT after its last whole line; the result has the bytes of an unbroken run
+    /// Continue OUT after its last complete line; the result has the same bytes as that of an uninterrupted run
     #[arg(long, conflicts_with = "overwrite")]
     resume: bool,
     /// Replace OUT when the new file is complete
@@ -43,7 +43,7 @@ pub struct RowFlags {
     /// Maximum number of completions that decode together; memory may allow fewer [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
-    /// Words around the question of a row with VideoRFT's fields: evaluation (with the options of a multiple-choice
+    /// Text around the question of a row with VideoRFT's fields: evaluation (with the options of a multiple-choice
     /// question) or training [default: evaluation]
     #[arg(long, value_enum, value_name = "USE", hide_possible_values = true)]
     question_template: Option<QuestionTemplate>,

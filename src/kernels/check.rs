@@ -130,8 +130,8 @@ impl KernelsCheckArgs {
     }
 }
 
-/// Compiles every source file for every architecture, in parallel. Prints the compile time of those that take longer
-/// than a second.
+/// Compiles every source file for every architecture, in parallel. Prints the compile time of each compilation that
+/// takes longer than a second.
 pub fn compile_all(
     sources: &[&'static Source],
     archs: &[String],

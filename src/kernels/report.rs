@@ -12,8 +12,9 @@ use super::check::compile_all;
 use crate::common::CommonOptions;
 use crate::output;
 
-/// Write an HTML page with kernels on a roofline: FLOP/s over arithmetic intensity. With --times, it has the kernels of
-/// that run, sorted by the time that each loses; without, all kernels with their least possible times.
+/// Write an HTML page with kernels on a roofline: FLOP/s over arithmetic intensity. With --times, the page has the
+/// kernels of that run, sorted by lost time (time above their least possible time); without, all kernels with their
+/// least possible times.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -42,8 +43,8 @@ impl KernelsReportArgs {
         self.gpu.as_deref().map(MachineSpec::gpu_by_name).transpose()?;
         let (gpu, times) = (self.gpu.as_deref(), self.times.as_deref());
         if is_page_of_gpu(gpu, times)? {
-            // Compile all kernels in parallel beforehand: the page asks for their register counts one by one, and would
-            // compile one after the other. Without NVRTC the page has no register counts.
+            // Compiles all kernels in parallel beforehand. The page asks for their register counts one by one, which
+            // would compile one kernel after the other. Without NVRTC the page has no register counts.
             compile_all(&FOLDERS.iter().map(|f| f.source).collect::<Vec<_>>(), &["sm_90a".to_string()], common)?;
         }
         let RooflinePage { html, kernel_count: kernels } = roofline_page(gpu, times)?;

@@ -25,7 +25,7 @@ pub struct KernelsShowArgs {
 /// The GPUs for which launches are shown: name, properties, and the architecture for which code is compiled.
 const PLANNED_GPUS: [(&str, Arch, &str); 2] = [("a100", Arch::A100, "sm_80"), ("h100", Arch::H100, "sm_90a")];
 
-/// A planned launch on a GPU; `resources` is what ptxas reports, `None` if the kernel was not compiled.
+/// A planned launch on a GPU; `resources` is what ptxas reports for the kernel, or `None` if it was not compiled.
 struct Planned {
     gpu: &'static str,
     sm: &'static str,

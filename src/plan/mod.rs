@@ -1,9 +1,9 @@
 //! `reel plan`: predicts memory and time of a command for a machine that need not exist here.
 //!
-//! It runs the code of the command itself on device `dry`, which counts allocations, floating-point operations
-//! and the bytes that kernels read and write, and computes nothing. Times follow from the shares of the ceilings that
-//! kernels reached in a record of the GPU, if there is one, and from a model of kernels whose code has changed since
-//! (`reel_measure::pricing`), else from the ceilings.
+//! The code of the command itself runs on device `dry`, which counts allocations, floating-point operations and the
+//! bytes that kernels read and write, and computes nothing. A time is predicted from the share of the ceiling that the
+//! kernel reached in a record of measurements on this GPU; from a model of the kernel if its code has changed since
+//! (`reel_measure::pricing`); from the ceiling alone if there is no record.
 
 mod serve;
 mod table;
@@ -41,11 +41,11 @@ use table::{DryRunCounts, print_plan};
 /// Predict peak memory, floating-point operations and the time of a command, without running it, without a GPU and
 /// without weights.
 ///
-/// For a GPU with a record of measured kernels (h200), each op is priced by the latency and the share of the ceilings
-/// that it had there, or, if the code of the kernel has changed since or has no record, by a model of the kernel; the
-/// table has the time by each basis, and `priced by` says which one counts and what limits the model. Predicted steps
-/// of a 7B model are within 25 % of the measured ones. For other GPUs every op is priced by the ceilings, which gives
-/// the least time.
+/// For a GPU with a record of measured kernels (h200), the time of each op is predicted from the latency and the share
+/// of the ceilings in that record, or, if the code of the kernel has changed since or has no record, from a model of
+/// the kernel. The table shows the time by each basis; `priced by` says which basis is used and what limits the model.
+/// Predicted steps of a 7B model are within 25 % of the measured ones. For other GPUs every op is predicted from the
+/// ceilings alone, which gives the least possible time.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -61,10 +61,10 @@ pub struct PlanArgs {
 
 #[derive(Subcommand, Debug)]
 enum What {
-    /// Plan `reel sft`, whose options it takes
+    /// Plan `reel sft`, with the same options
     #[command(after_help = "Example:\n  reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200")]
     Sft(Box<PlanSftArgs>),
-    /// Plan `reel grpo`, whose options it takes: sampling completions of maximum length, and the training steps on them
+    /// Plan `reel grpo`, with the same options: sampling completions of maximum length, and the training steps on them
     #[command(
         after_help = "Example:\n  reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\\n    --optim adamw-bf16"
     )]
@@ -163,12 +163,13 @@ impl Sizes {
         }
     }
 
-    /// The number of tokens of a prompt, which must be given.
+    /// The number of tokens of a prompt (`--tokens`); an error if the option is missing.
     fn prompt_tokens(&self) -> Result<usize> {
         self.tokens.ok_or_else(|| bad_usage("--tokens", "is missing", "give the number of tokens of the prompt"))
     }
 
-    /// Opens device `dry` with the kernels that the planned machine would run, and with its free memory.
+    /// Opens device `dry` with the kernels that the planned machine would run and with its memory (on a CPU, the free
+    /// memory).
     fn device(&self, common: &CommonOptions) -> Result<Device> {
         if self.gpu.is_none() && common.device()? == common::DeviceName::Cpu {
             return Ok(Device::dry_machine(Kernels::Cpu, 0, Device::cpu(1).free_bytes()));
@@ -193,8 +194,7 @@ impl Sizes {
         if common.dtype.is_none() && self.gpu.is_some() { DType::BF16 } else { model::activation_dtype(common) }
     }
 
-    /// Returns the config, the dtype of the weight files, and the name of the model, which is given by `--model` or
-    /// by `--preset`.
+    /// Returns the config, the dtype of the weight files, and the name of the model that `--model` or `--preset` names.
     fn config(&self, model: Option<&str>, common: &CommonOptions) -> Result<(ModelConfig, StoredDType, String)> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
             (Some(_), Some(_)) => Err(bad_usage("--preset", "cannot be combined with --model", "give one of the two")),
@@ -206,7 +206,8 @@ impl Sizes {
                 Ok((config, files, model.to_string()))
             }
             (None, Some(name)) => {
-                // Here, --dtype is the dtype of activations; the preset decides the dtype of the weight files.
+                // In `reel plan`, --dtype is the dtype of activations; the preset decides the dtype of the weight
+                // files.
                 let options = self.shape.options(&CommonOptions { dtype: None, ..common.clone() })?;
                 Ok((preset_config(&options)?, options.preset.default_dtype(), name.clone()))
             }
@@ -220,9 +221,9 @@ struct Counting<'a, O> {
     sizes: &'a Sizes,
     /// The word for training examples in the command's output: `rows` or `prompts`.
     rows: &'static str,
-    /// What has `wanted` of them: `micro-batch` or `step`.
+    /// The unit of work that needs `wanted` training examples: `micro-batch` or `step`.
     unit: &'static str,
-    /// How many of them the options ask for; `None` with packing.
+    /// How many training examples the options put into a unit; `None` with packing.
     wanted: fn(&O) -> Option<usize>,
     plan_rows_of_one_size: WithShape<O>,
     plan_run_on_data: fn(&RunSetup<O>, StoredDType) -> reel_train::Result<plan::Plan>,
@@ -355,7 +356,7 @@ impl PlanGenerateArgs {
             let what = format!("is {tokens}, more than the model's {positions} positions");
             return Err(bad_usage("--tokens", what, "lower it"));
         }
-        // Device `dry` runs one forward pass per token.
+        // Checked first, because device `dry` runs one forward pass per token, so a huge number would take very long.
         refuse_new_tokens(self.max_new_tokens, &config)?;
         generate::refuse_completion_count(self.n)?;
         let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
@@ -387,7 +388,7 @@ impl PlanGenerateArgs {
     }
 }
 
-/// Refuses a number of new tokens that the model has no positions for.
+/// Refuses a number of new tokens that is larger than the model's number of positions.
 fn refuse_new_tokens(tokens: usize, config: &ModelConfig) -> Result<()> {
     let positions = config.text.max_position_embeddings;
     match (1..=positions).contains(&tokens) {

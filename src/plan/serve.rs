@@ -27,11 +27,11 @@ use crate::fail::bad_usage;
 use crate::model::QuantizeFlag;
 use crate::{model, output};
 
-/// The category of keys and values in reports of memory.
+/// The category of the KV cache in reports of memory.
 const KV_CATEGORY: &str = "kv_cache";
 
-/// Tokens that the requests of the plan generate at least: the first one comes from the prompt, and the costs of a
-/// decode step are those of the second step.
+/// Minimum number of tokens that the planned requests generate: the first token comes from the prefill, and the costs
+/// of a decode step are counted in the second step.
 const MIN_NEW_TOKENS: usize = 4;
 
 #[derive(Args, Debug)]
@@ -42,7 +42,8 @@ pub struct PlanServeArgs {
     /// Maximum number of completions that decode together [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Maximum memory for keys and values, in MiB [default: as reel serve takes of the memory that the weights leave]
+    /// Maximum memory for keys and values, in MiB [default: the share of free memory that reel serve takes after
+    /// loading the weights]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: Option<u32>,
     /// Tokens of each answer
@@ -54,14 +55,14 @@ pub struct PlanServeArgs {
     sizes: Sizes,
 }
 
-/// What a server on device `dry` has room for.
+/// The sizes of a server on device `dry`: what its memory has room for.
 struct ServingPlan {
     batch: usize,
     kv_bytes: usize,
     blocks: usize,
     /// Sequences of prompt and answer whose KV blocks fit at the same time.
     sequences: usize,
-    /// Sequences of the decode step whose costs are counted.
+    /// Number of sequences in the decode step whose costs are counted.
     decoding: usize,
 }
 
@@ -127,7 +128,7 @@ impl PlanServeArgs {
             engine.continuous_batch(kv_memory.map_or_else(default_kv_bytes, |mib| u64::from(mib) << 20))?;
         let (blocks, kv_bytes) = (running.stats().blocks, bytes_now(&device, KV_CATEGORY));
         let planned = (*new).max(MIN_NEW_TOKENS);
-        // The last token of an answer is never read.
+        // The last token of an answer is never read, so it has no place in the KV cache.
         let sequences = blocks / (tokens + planned - 1).div_ceil(KvPages::BLOCK_TOKENS);
         let decoding = batch.min(sequences).max(1);
         device.profiler().clear();
@@ -136,7 +137,7 @@ impl PlanServeArgs {
             running.step(&mut |_| {})?;
         }
         let prefill = device.profiler().totals()?;
-        // Completions of one prompt decode as those of different prompts do.
+        // Completions of one prompt have the same decode costs as completions of different prompts.
         running.add(1, request(&config, &shape, planned, decoding))?;
         while running.stats().running < decoding && !running.is_idle() {
             running.step(&mut |_| {})?;
@@ -161,8 +162,8 @@ impl PlanServeArgs {
     }
 }
 
-/// Makes the attention of a decode step, which was counted at the begin of the answers, count `keys` keys of all
-/// sequences together.
+/// Replaces the number of keys that the attention of a decode step reads. The step was counted at the beginning of the
+/// answers; `keys` is the number of keys of all sequences in the middle of the answers.
 fn count_keys(decode: &mut OpCosts, text: &TextConfig, dtype: DType, keys: f64) {
     let layers = text.num_hidden_layers as f64;
     let (flops_per_key, bytes_per_key) = (
@@ -178,7 +179,7 @@ fn count_keys(decode: &mut OpCosts, text: &TextConfig, dtype: DType, keys: f64) 
     }
 }
 
-/// The bytes of a category of memory that are in use now.
+/// The bytes of a memory category that are in use now.
 fn bytes_now(device: &Device, category: &str) -> usize {
     device.memory().now.iter().filter(|(name, _)| *name == category).map(|(_, bytes)| bytes).sum()
 }

@@ -13,8 +13,7 @@ use serde_json::{Value, json};
 use crate::common::CommonOptions;
 use crate::output;
 
-/// What a run of a command on device `dry` counted. That device computes nothing: it only counts memory, operations
-/// and bytes.
+/// The counts of a command's run on device `dry`, which computes nothing and only counts memory, operations and bytes.
 pub struct DryRunCounts {
     pub command: &'static str,
     pub subject: String,
@@ -63,7 +62,7 @@ fn lines<'a>(counts: &'a DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
     lines
 }
 
-/// Words around a predicted time: a bound if the ceilings alone gave it, else an estimate.
+/// Words in front of predicted numbers: a bound if the prediction uses the ceilings alone, else an estimate.
 pub struct Wording {
     /// Before a time: `at least` or `about`.
     pub time: &'static str,
@@ -81,7 +80,7 @@ impl Wording {
     }
 }
 
-/// The predicted seconds of each phase, per step or call.
+/// The predicted time of each phase in seconds, per step or call.
 pub fn phase_seconds(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<(&'static str, f64)> {
     let lines = lines(counts, machine);
     let seconds = |phase: &str| lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds).sum::<f64>();
@@ -114,7 +113,8 @@ pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
     lines(counts, machine).iter().map(line).collect()
 }
 
-/// What times follow from, as JSON: the ceilings, the record and the constants of the model.
+/// The basis of the predicted times, as JSON: the ceilings, the record of measurements and the constants of the kernel
+/// model.
 pub fn ceilings_json(machine: &MachineSpec) -> Value {
     let record = record_of_gpu(&machine.name);
     json!({
@@ -128,7 +128,8 @@ pub fn ceilings_json(machine: &MachineSpec) -> Value {
     })
 }
 
-/// The predicted seconds of each phase by each basis alone, as JSON.
+/// The times of each phase in seconds if every op were predicted by one basis alone (ceilings, record or model), as
+/// JSON.
 pub fn phases_by_basis_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
     let lines = lines(counts, machine);
     let phases = counts.phases.0.iter().map(|(phase, _)| {
@@ -200,7 +201,7 @@ pub fn print_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> 
     Ok(())
 }
 
-/// Prints the ceilings, what the times follow from, and the table of ops.
+/// Prints the ceilings, the basis of the predicted times, and the table of ops.
 pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     let lines = lines(counts, machine);
     output::print_line(format!(
@@ -247,7 +248,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     Ok(())
 }
 
-/// The sentences on what the times follow from: the ceilings alone, or measured and modelled shares of them.
+/// Describes the basis of the predicted times: the ceilings alone, or measured and modelled shares of the ceilings.
 fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     let Some(record) = record_of_gpu(&machine.name) else {
         return "times: every op reaches its ceiling; what a launch costs by itself is not counted".to_string();
@@ -255,7 +256,7 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     let all: f64 = lines.iter().map(|l| l.price.seconds).sum();
     let percent = |wanted: &dyn Fn(&Price) -> bool| {
         let some: f64 = lines.iter().filter(|l| wanted(&l.price)).map(|l| l.price.seconds).sum();
-        // An empty sum is -0.
+        // The sum of no numbers is -0, so the sign is removed.
         (100.0 * some / all).abs()
     };
     let by_record = |p: &Price, changed: bool| {
@@ -276,7 +277,7 @@ fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     )
 }
 
-/// A duration in a unit that suits it.
+/// Formats a duration in s, ms or us.
 pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s >= 1.0 => format!("{s:.2} s"),

@@ -1,4 +1,4 @@
-//! Parses kernel arguments as `--arg` takes them.
+//! Parses the kernel arguments of `--arg`.
 
 use std::path::PathBuf;
 
@@ -39,15 +39,15 @@ pub enum BufferFill {
     Arange,
     /// Normally distributed numbers.
     Random,
-    /// The same element everywhere, given as its bytes.
+    /// The same value in all elements, given as the bytes of one element.
     Constant(Vec<u8>),
     /// The elements of a tensor in a safetensors file: the path of the file and the name of the tensor.
     Stored(PathBuf, String),
 }
 
 impl KernelArgument {
-    /// Returns true if this is a tensor map of the buffer that is argument number `argument`, or a struct with such a
-    /// map.
+    /// Returns true if this argument is a tensor map whose buffer is argument number `argument`, or a struct with such
+    /// a tensor map.
     pub fn has_tensor_map_of(&self, argument: usize) -> bool {
         match self {
             KernelArgument::TensorMap(map) => map.buffer.argument == argument,
@@ -58,7 +58,7 @@ impl KernelArgument {
 }
 
 impl KernelArgument {
-    /// Returns the bytes of the buffers that this argument asks for.
+    /// Returns the total bytes of the buffers in this argument.
     pub fn buffer_bytes(&self) -> u64 {
         match self {
             KernelArgument::Buffer(spec) => spec.count as u64 * spec.dtype.bytes() as u64,
@@ -68,7 +68,7 @@ impl KernelArgument {
     }
 }
 
-/// Where the buffer of a tensor map is among the kernel arguments.
+/// The position of a tensor map's buffer among the kernel arguments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BufferIndex {
     /// Index of the argument, from 0.
@@ -206,10 +206,10 @@ fn structure(text: &str) -> Result<KernelArgument, String> {
     fields.iter().map(field).collect::<Result<_, _>>().map(KernelArgument::Struct)
 }
 
-/// Maximum bytes of an array or of padding in a struct: the most that CUDA passes to a kernel.
+/// Maximum bytes of an array or of padding in a struct: the largest parameter size that CUDA passes to a kernel.
 const MAX_FIELD_BYTES: usize = 32764;
 
-/// Returns the type in the name of a struct field, `TYPE` or `TYPE[N]`, and N.
+/// Parses the name of a struct field, `TYPE` or `TYPE[N]`: returns the type, and N if it is there.
 fn array_type(name: &str) -> Option<(ElementType, Option<&str>)> {
     match name.strip_suffix(']').and_then(|n| n.split_once('[')) {
         Some((dtype, count)) => Some((ElementType::from_name(dtype)?, Some(count))),
@@ -217,7 +217,7 @@ fn array_type(name: &str) -> Option<(ElementType, Option<&str>)> {
     }
 }
 
-/// Parses an array in a struct: `TYPE[N]`, and its values or the one value of all elements.
+/// Parses an array in a struct: `name` is `TYPE[N]`, `values` are N values or one value for all elements.
 fn array(name: &str, values: &str) -> Result<KernelArgument, String> {
     let wrong = || format!("{name}={values} is not an array; write TYPE[N]=VALUE,VALUE,… or TYPE[N]=VALUE");
     let Some((dtype, Some(count))) = array_type(name) else { return Err(wrong()) };

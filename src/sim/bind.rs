@@ -31,8 +31,8 @@ pub struct BoundArguments {
 const MAP_ALIGN: usize = 64;
 
 /// Allocates the buffers of all arguments, then lays out the kernel's parameters. There may be more arguments than
-/// parameters: a kernel may take only the tensor map of a buffer and not its pointer, and such buffers come last.
-/// Their buffers may have `max_bytes` bytes together.
+/// parameters: a kernel may take only the tensor map of a buffer and not the buffer's pointer; such buffers must be the
+/// last arguments. All buffers together may have at most `max_bytes` bytes.
 pub fn bind_arguments(
     kernel: &Kernel,
     parameters: &[KernelParameter],
@@ -212,8 +212,8 @@ fn stored_name(dtype: ElementType) -> &'static str {
     }
 }
 
-/// Reads a tensor of a safetensors file as the contents of a buffer. Its type may differ from the buffer's type, but
-/// must be as wide.
+/// Reads a tensor of a safetensors file as the contents of a buffer. The tensor's type may differ from the buffer's
+/// type, but must have the same width.
 fn stored(file: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
     let bytes = output::read_file(file)?;
     let all = SafeTensors::deserialize(&bytes)

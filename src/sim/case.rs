@@ -11,7 +11,7 @@ use crate::fail::{bad_usage, failed};
 /// A kernel to simulate, with its launch configuration and initial memory.
 #[derive(Debug)]
 pub struct SimCase {
-    /// The file's path as it was given.
+    /// The file's path as the user gave it.
     pub file: String,
     pub ptx: String,
     pub program: Program,
@@ -19,7 +19,7 @@ pub struct SimCase {
     /// The allocated buffers and the bytes of the kernel's parameters.
     pub bound: BoundArguments,
     pub launch: LaunchConfig,
-    /// The options of the simulator for every run of this kernel.
+    /// The simulator's options for every run of this kernel.
     pub options: ExecOptions,
     pub interleavings: u32,
     /// Number of host threads.
@@ -27,8 +27,8 @@ pub struct SimCase {
 }
 
 impl SimCase {
-    /// Runs the kernel once per interleaving and returns what was found. `program` is the case's program or a mutant
-    /// of it.
+    /// Runs the kernel once per interleaving and returns the findings and counts. `program` is the case's program or a
+    /// mutant of it.
     pub fn check_kernel(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
         let plan = CheckPlan {
             interleavings: self.interleavings,

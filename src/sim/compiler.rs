@@ -1,4 +1,4 @@
-//! How `reel sim` gets PTX: it reads the file, or compiles it with the user's options.
+//! Gets PTX for `reel sim`: reads the file, or compiles it with the user's options.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ pub struct CompilerOptions {
 /// The PTX of a user's file.
 pub struct UserModule {
     pub ptx: String,
-    /// Whether the file is CUDA C++, from which the PTX was compiled.
+    /// True if the PTX was compiled from CUDA C++, false if the file itself is PTX.
     pub cuda_source: bool,
 }
 
@@ -43,7 +43,7 @@ fn language_standard(text: &str) -> Result<String, String> {
 }
 
 impl CompilerOptions {
-    /// The options of nvcc that limit the registers of a thread, which ptxas takes too.
+    /// The nvcc options that limit registers per thread (`maxrregcount`), which ptxas takes too.
     pub fn register_options(&self) -> Vec<String> {
         let limits = |option: &&String| option.trim_start_matches('-').starts_with("maxrregcount=");
         self.nvcc_arg.iter().filter(limits).cloned().collect()

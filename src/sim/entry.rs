@@ -1,4 +1,4 @@
-//! Resolves `--entry` to a kernel of the module: its symbol, or its name in the source.
+//! Resolves `--entry` to a kernel of the module. `--entry` is the kernel's symbol, or its name in the source.
 
 use anyhow::Result;
 use cpp_demangle::Symbol;
@@ -23,8 +23,8 @@ pub fn select_kernel_symbol<'a>(wanted: Option<&str>, symbols: &[&'a str], file:
 }
 
 /// Returns the only symbol that `wanted` selects. `wanted` is the symbol itself, or a C++ name:
-/// `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`. If no kernel has that name, the symbols are
-/// selected whose name begins with `wanted`, or else those whose name or parameters contain it.
+/// `ns::kernel<3>(float*)`, `ns::kernel<3>`, `ns::kernel` or `kernel`. If no kernel has this name, `wanted` selects
+/// symbols whose name begins with it, or else symbols whose name or parameters contain it.
 fn find<'a>(symbols: &[&'a str], wanted: &str) -> Result<&'a str, String> {
     if let Some(exact) = symbols.iter().find(|s| **s == wanted) {
         return Ok(exact);
@@ -71,7 +71,7 @@ fn without_literal_types(name: &str) -> String {
     out
 }
 
-/// Maximum number of kernels that a message lists, and of characters of each.
+/// Maximum number of kernels in a message, and maximum number of characters of each name.
 const MAX_LISTED: usize = 6;
 const MAX_LISTED_CHARACTERS: usize = 100;
 
@@ -115,7 +115,8 @@ pub fn signature(symbol: &str) -> String {
     text.strip_prefix("void ").map_or(text.clone(), str::to_string)
 }
 
-/// Returns the types of the parameters in a signature; `None` if it has none, as the name of a C function.
+/// Returns the types of the parameters in a signature; `None` if it has no parameter list, like the name of a C
+/// function.
 pub fn parameter_types(signature: &str) -> Option<Vec<String>> {
     let parameters = |rest: &str| rest.starts_with('(') && !rest.starts_with("(anonymous namespace)");
     let start = top_level(signature, parameters).next()? + 1;

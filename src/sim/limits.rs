@@ -30,7 +30,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl LimitOptions {
-    /// Returns the limits of runs that begin now.
+    /// Returns the limits for runs that begin now: `--max-seconds` becomes a deadline.
     pub fn limits_from_now(&self) -> RunLimits {
         RunLimits {
             idle_steps: self.max_instructions,
@@ -44,7 +44,8 @@ impl LimitOptions {
         self.max_memory << 20
     }
 
-    /// Returns the error of a run that one of these limits has stopped; `None` if the run has a finding that says so.
+    /// Returns the error of a run that one of these limits has stopped; `None` if the run already has a finding about
+    /// the stop.
     pub fn error_of_stop(&self, file: &str, stop: &EarlyStop) -> Option<anyhow::Error> {
         let EarlyStop { cause, line, place } = stop;
         let (what, help) = match cause {

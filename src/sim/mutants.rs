@@ -26,8 +26,8 @@ pub struct SimMutantsArgs {
     run: SimRunArgs,
 }
 
-/// A mutant counts as stuck if its warps execute this many instructions without progress. The simulator's default is
-/// higher; a lower limit is safe here because the unchanged kernel is known to end.
+/// A mutant counts as stuck if its warps execute this many instructions without a change in memory. The simulator's
+/// default is higher; a lower limit is safe here because the unchanged kernel is known to end.
 const MAX_IDLE_INSTRUCTIONS: u64 = 2_000_000;
 
 impl SimMutantsArgs {

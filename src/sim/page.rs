@@ -15,12 +15,12 @@ use reel_sim::roofline::Roofline;
 use super::entry::{demangle_symbols, signature};
 use super::show::{RunDisplay, readable_message};
 
-/// Lines of a long source that the page shows around each executed line or finding.
+/// Number of lines shown around each executed line or finding of a long source.
 const CONTEXT_LINES: usize = 3;
 /// Sources of up to this many lines are shown whole.
 const MAX_WHOLE_LINES: usize = 600;
 
-/// Style of this page, besides that of all pages.
+/// CSS of this page, in addition to the CSS of all pages.
 const STYLE: &str = "\
 td.code{font-family:ui-monospace,monospace;white-space:pre;font-size:12px;overflow-wrap:normal}\
 td.n{color:var(--dim)}tr.bad td{background:color-mix(in srgb,var(--bad) 18%,transparent)}\

@@ -1,4 +1,5 @@
-//! The types of a kernel's parameters, as far as its C++ symbol and its PTX show them, and whether an argument fits.
+//! The types of a kernel's parameters, as far as its C++ symbol and its PTX contain them, and the check of an
+//! argument's type.
 
 use anyhow::Result;
 use reel_sim::program::{Kernel, Program};
@@ -9,15 +10,15 @@ use super::args::KernelArgument;
 use super::entry;
 use crate::fail::bad_usage;
 
-/// What a parameter takes.
+/// The class of arguments that a parameter takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum ParameterClass {
     Integer,
     Float(ElementType),
     Pointer,
-    /// A 64-bit integer of PTX, which may be a pointer in the source.
+    /// A 64-bit integer of PTX, which may be an integer or a pointer in the source.
     IntegerOrPointer,
-    /// A struct, an array, or a type that does not show.
+    /// A struct, an array, or an unknown type.
     Other,
 }
 
@@ -25,11 +26,11 @@ enum ParameterClass {
 #[derive(Debug)]
 pub struct KernelParameter {
     index: usize,
-    /// The kernel as messages name it.
+    /// The kernel's name in messages.
     kernel: String,
-    /// The name in the PTX.
+    /// The parameter's name in the PTX.
     name: String,
-    /// The types in the source, if the symbol contains it, and in the PTX.
+    /// The parameter's types for messages: the source type, if the symbol contains it, then the PTX type.
     types: String,
     class: ParameterClass,
     bytes: usize,
@@ -41,7 +42,7 @@ pub fn kernel_parameters(program: &Program, kernel: &Kernel) -> Vec<KernelParame
     let function = functions.iter().find(|f| f.kernel && !f.declaration && f.name == kernel.name);
     let declared = function.map_or(&[][..], |f| &f.params);
     let signature = entry::signature(&kernel.name);
-    // The symbol of a function without C linkage has the types of the source.
+    // The mangled symbol of a C++ function without C linkage contains the types in the source.
     let sources = entry::parameter_types(&signature).filter(|types| types.len() == declared.len());
     let one = |(index, p): (usize, &reel_sim::ptx::ast::Param)| {
         let source = sources.as_ref().map(|types| types[index].as_str());
@@ -60,7 +61,8 @@ pub fn kernel_parameters(program: &Program, kernel: &Kernel) -> Vec<KernelParame
     declared.iter().enumerate().map(one).collect()
 }
 
-/// Returns what a parameter of this C++ type takes; `None` for structs and type names of the program.
+/// Returns the class of arguments for a parameter of this C++ type; `None` for structs and for type names of the
+/// program.
 fn class_of_source_type(name: &str) -> Option<ParameterClass> {
     Some(match name {
         _ if name.ends_with(['*', '&']) => ParameterClass::Pointer,
@@ -74,7 +76,7 @@ fn class_of_source_type(name: &str) -> Option<ParameterClass> {
     })
 }
 
-/// Returns what a parameter of this PTX type takes; `None` stands for an array.
+/// Returns the class of arguments for a parameter of this PTX type; `None` stands for an array.
 fn class_of_ptx_type(ty: Option<Type>) -> ParameterClass {
     match ty {
         Some(Type::U64 | Type::S64) => ParameterClass::IntegerOrPointer,
@@ -92,10 +94,10 @@ fn is_float(dtype: ElementType) -> bool {
 }
 
 impl KernelParameter {
-    /// Checks that an argument is of the parameter's kind. `text` is the argument as it was given.
+    /// Checks that an argument is of the parameter's kind. `text` is the argument as the user gave it.
     ///
     /// # Errors
-    /// A number of another kind, such as an f32 for an integer, or a buffer for a number.
+    /// The argument is a number of another kind, such as an f32 for an integer, or a buffer for a number.
     pub fn check_kind(&self, text: &str, argument: &KernelArgument) -> Result<()> {
         use ParameterClass::{Float, Integer, IntegerOrPointer, Pointer};
         let given = match (argument, self.class) {
@@ -112,7 +114,7 @@ impl KernelParameter {
         Err(bad_usage(&format!("--arg {text}"), format!("{given}, but {}", self.describe()), self.help(text)))
     }
 
-    /// Refuses an argument that has `given` bytes instead of the parameter's.
+    /// Makes the error for an argument that has `given` bytes instead of the parameter's number of bytes.
     pub fn refuse_size(&self, text: &str, given: usize) -> anyhow::Error {
         let what = format!("has {given} bytes, but {} has {}", self.describe(), self.bytes);
         bad_usage(&format!("--arg {text}"), what, self.help(text))
@@ -122,7 +124,7 @@ impl KernelParameter {
         format!("parameter {} ({}: {}) of kernel {}", self.index, self.name, self.types, self.kernel)
     }
 
-    /// Says what to write for the parameter: with the given number, if it fits.
+    /// Returns what to write for the parameter, with the number in `text` if it fits.
     fn help(&self, text: &str) -> String {
         let value = text.split_once(':').map_or("", |(_, value)| value);
         let bits = 8 * self.bytes;

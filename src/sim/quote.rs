@@ -9,7 +9,7 @@ use reel_sim::program::Program;
 /// A source file and its lines.
 #[derive(Debug)]
 pub struct SourceQuotes {
-    /// The name of the file, as it is printed.
+    /// The file's name in reports.
     pub name: String,
     /// True for CUDA, false for PTX.
     pub cuda: bool,
@@ -18,7 +18,7 @@ pub struct SourceQuotes {
 
 impl SourceQuotes {
     /// Opens the source that a report quotes: the kernel's main CUDA file if its PTX has line information, else the
-    /// PTX. `given` is the file that the user named; `ptx` is its text, or the compiler's output.
+    /// PTX. `given` is the file that the user named; `ptx` is the text of this file, or the compiler's output.
     pub fn new(program: &Program, kernel: &str, given: &Path, ptx: &str) -> SourceQuotes {
         let of = |name: String, cuda: bool, text: &str| SourceQuotes {
             name,
@@ -36,7 +36,7 @@ impl SourceQuotes {
         of(main.to_string(), true, &found.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())
     }
 
-    /// Returns all lines, as they stand in the file.
+    /// Returns all lines of the file, unchanged.
     pub fn lines(&self) -> &[String] {
         &self.lines
     }

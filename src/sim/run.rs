@@ -22,7 +22,7 @@ use crate::common::CommonOptions;
 use crate::fail::{bad_usage, failed};
 use crate::output;
 
-/// The example in the help text; it needs no compiler.
+/// The example in the help text of `reel sim run`, which needs no compiler.
 pub const RUN_EXAMPLE: &str = "\
 Example:
   echo '.version 8.0 .target sm_80 .address_size 64
@@ -77,7 +77,7 @@ pub struct SimRunArgs {
     /// Bytes of dynamic shared memory
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     smem: u32,
-    /// Architecture to compile for, whose limits apply [default: that of the PTX; sm_90a for CUDA]
+    /// Architecture to compile for, and whose limits apply [default: that of the PTX; sm_90a for CUDA]
     #[arg(long, value_name = "sm_80|sm_90a", value_parser = architecture)]
     arch: Option<String>,
     /// Kernel argument, in order; `--help` lists the forms
@@ -148,7 +148,7 @@ impl SimRunArgs {
         if let Some(html) = &self.html {
             output::write_file(html, page::run_page_html(&shown).as_bytes())?;
         }
-        // A reader that closes the pipe early, such as `head`, does not change the outcome of the check.
+        // If the reader of stdout, such as `head`, closes it early, the outcome of the check stays the same.
         let printed = if common.json {
             let _ = std::io::Write::write_all(
                 &mut std::io::stderr(),
@@ -175,7 +175,7 @@ impl SimRunArgs {
         report.stopped.as_ref().and_then(error).map_or(Ok(()), Err)
     }
 
-    /// Returns the file's path as it was given, for messages.
+    /// Returns the file's path as the user gave it, for messages.
     pub fn displayed_path(&self) -> String {
         self.file.display().to_string()
     }
@@ -238,7 +238,7 @@ impl SimRunArgs {
         self.args.iter().map(one).collect()
     }
 
-    /// Returns the GPU model whose limits apply to the launch: that of `--arch`, else that of the PTX's target.
+    /// Returns the GPU model whose limits apply to the launch: the GPU of `--arch`, else of the PTX's target.
     fn gpu(&self, program: &Program) -> Result<GpuSpec> {
         let target = number(&program.module.target).unwrap_or(80);
         let Some(arch) = &self.arch else { return Ok(GpuSpec::for_sm(target)) };
@@ -255,8 +255,8 @@ impl SimRunArgs {
 /// default, so that a kernel that polls for ever ends within seconds.
 const PATIENCE: u64 = 10_000_000;
 
-/// Returns the registers per thread that ptxas assigns with these options, for kernels with `setmaxnreg`, whose rules
-/// depend on them. `None` if the kernel has none or ptxas is not installed.
+/// Returns the registers per thread that ptxas assigns with these options. They are needed for kernels with
+/// `setmaxnreg`, whose rules depend on them. `None` if the kernel has no `setmaxnreg` or ptxas is not installed.
 fn registers(ptx: &str, kernel: &Kernel, options: &[String]) -> Option<u32> {
     let uses_setmaxnreg =
         kernel.functions.iter().flat_map(|code| &code.instrs).any(|i| matches!(i.op, Op::SetMaxNReg { .. }));

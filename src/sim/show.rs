@@ -17,7 +17,7 @@ use super::quote::SourceQuotes;
 /// A checked kernel and its report, ready to be shown.
 #[derive(Debug)]
 pub struct RunDisplay<'a> {
-    /// The file's path as it was given.
+    /// The file's path as the user gave it.
     pub file: &'a str,
     pub program: &'a Program,
     pub kernel: &'a Kernel,
@@ -27,7 +27,7 @@ pub struct RunDisplay<'a> {
     pub quotes: SourceQuotes,
 }
 
-/// Number of source lines in the text report's table; the lines with the highest counts are shown.
+/// Maximum number of source lines in the text report's table; the lines with the highest counts are shown.
 const MAX_COUNTED_LINES: usize = 8;
 
 impl RunDisplay<'_> {
@@ -88,7 +88,7 @@ impl RunDisplay<'_> {
         out
     }
 
-    /// Returns how many findings there are in how many runs.
+    /// Returns the number of findings and the number of runs as text, such as `1 finding in 8 interleavings`.
     pub fn verdict(&self) -> String {
         let verdict = match self.findings().count() {
             0 => "no findings".to_string(),

@@ -1,9 +1,9 @@
-//! What an answer of a model must look like: a description as JSON, or a chain of thought with an answer. Everything
-//! else is refused with a reason, and the request is sent again.
+//! The form that a model's answer must have: a description as JSON, or a chain of thought with an answer. An answer in
+//! another form is refused with a reason, and the request is sent again.
 
 use serde::{Deserialize, Serialize};
 
-/// The longest answer in bytes. It is above what any stage's number of tokens can have.
+/// Maximum length of an answer in bytes, which is more than any stage's maximum number of tokens can produce.
 pub const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 const TAGS: [&str; 4] = ["<think>", "</think>", "<answer>", "</answer>"];
@@ -24,25 +24,25 @@ pub struct Description {
 pub struct FrameDescription {
     /// The frame's time in seconds.
     pub timestamp: f64,
-    /// What it shows.
+    /// What the frame shows.
     pub caption: String,
-    /// What is in it.
+    /// Objects, actions and places in the frame.
     pub key_elements: KeyElements,
 }
 
-/// What is in a frame.
+/// Objects, actions and places in a frame.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyElements {
     /// Things and persons.
     pub objects: Vec<String>,
-    /// What they do.
+    /// What the things and persons do.
     pub actions: Vec<String>,
-    /// Where it is.
+    /// Where the scene takes place.
     pub scene: String,
-    /// What is where.
+    /// Where the things and persons are relative to each other.
     pub spatial_relations: Vec<String>,
-    /// What could act on what.
+    /// Which things and persons could act on each other.
     pub potential_interactions: Vec<String>,
 }
 
@@ -77,7 +77,7 @@ impl Description {
         }
         let mut before = 0.0;
         for (i, frame) in description.frames.iter().enumerate() {
-            // JSON has no NaN, so comparing is enough.
+            // JSON has no NaN, so this comparison catches every wrong time.
             if frame.timestamp < before {
                 return Err(format!("has the wrong form: frames[{i}].timestamp is {}, not ascending", frame.timestamp));
             }
@@ -91,11 +91,12 @@ impl Description {
 }
 
 impl Chain {
-    /// Parses the text of an answer. Reasoning models may write thoughts of their own first: the chain is in the last
+    /// Parses the text of an answer. Reasoning models may first write other thoughts: the chain is the text in the last
     /// `<think>` tags before the last answer.
     ///
     /// # Errors
-    /// The text is empty or too long, a tag is missing, or the chain or the answer is empty.
+    /// The text is empty or too long, a tag is missing or inside of the chain or the answer, or the chain or the answer
+    /// is empty.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = check_length(text)?;
         let missing = |tag: &str| format!("has no {tag}");
@@ -108,7 +109,7 @@ impl Chain {
             if content.is_empty() {
                 return Err(format!("has nothing in its {tag} tags"));
             }
-            // Training would read the chain and the answer up to the first of them.
+            // Training reads the chain and the answer only up to the first tag inside of them.
             if let Some(inner) = TAGS.iter().find(|inner| content.contains(*inner)) {
                 return Err(format!("has {inner} inside of its {tag} tags"));
             }
@@ -116,7 +117,7 @@ impl Chain {
         Ok(Self { thought: thought.into(), answer: answer.into() })
     }
 
-    /// The chain with its tags, as it is written to tables and compared by the reward functions.
+    /// The chain and its answer with tags: the text that tables hold and reward functions compare.
     pub fn text(&self) -> String {
         format!("<think>{}</think><answer>{}</answer>", self.thought, self.answer)
     }

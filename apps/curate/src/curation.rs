@@ -1,4 +1,5 @@
-//! A curation: the list, the tables of its stages in the folder OUT, and what is left to ask.
+//! A curation: the list of questions, the tables of its stages in the folder OUT, and the questions that are still to
+//! be asked.
 //!
 //! ```text
 //! Curation::open      list -> rows with keys; OUT is locked; tables of earlier runs
@@ -35,10 +36,10 @@ use crate::stage::{StageEnd, StageRun, Task};
 use crate::table::StageTable;
 use crate::{CurateError, Result};
 
-/// The file in OUT that says what the curation is made of.
+/// The file in OUT that records the inputs and options of the curation.
 pub const SETTINGS_FILE: &str = "curation.json";
 
-/// What a run does if OUT has a curation.
+/// What a run does if OUT already holds a curation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExistingCuration {
     /// Return an error.
@@ -52,7 +53,7 @@ pub enum ExistingCuration {
 /// How a data set is curated.
 #[derive(Clone, Debug)]
 pub struct CurationOptions {
-    /// The list: a data file or a folder of one.
+    /// The list of questions: a data file, or the folder of a data set.
     pub list: PathBuf,
     /// The folder that media paths are relative to.
     pub media_root: PathBuf,
@@ -60,11 +61,11 @@ pub struct CurationOptions {
     pub out: PathBuf,
     /// The recipe.
     pub recipe: CurationRecipe,
-    /// What to do if OUT has a curation.
+    /// What to do if OUT already holds a curation.
     pub existing: ExistingCuration,
-    /// Whether answers of other models or prompts are kept beside new ones.
+    /// Whether earlier answers of other models or prompts are kept beside new answers.
     pub accept_changes: bool,
-    /// The stage that is started again, with all later ones.
+    /// The first stage that is started again; all later stages are started again too.
     pub redo: Option<StageName>,
     /// Whether rows that cannot be used are rejected, instead of being an error.
     pub skip_bad_rows: bool,
@@ -72,15 +73,16 @@ pub struct CurationOptions {
     pub limit: Option<usize>,
     /// The prompts of the stages.
     pub prompts: BTreeMap<StageName, StagePrompt>,
-    /// Which frames models see.
+    /// Which frames of a video models see.
     pub frames: FrameSettings,
-    /// How the form of descriptions is asked for.
+    /// How the models are asked to give descriptions as JSON.
     pub response_format: ResponseFormat,
-    /// The seed of sampling, which is sent if it is given.
+    /// The sampling seed, which requests carry if it is given.
     pub seed: Option<u64>,
     /// The thresholds of the filters.
     pub filters: FilterSettings,
-    /// Whether rows keep their paths, relative to the media folder; else paths are absolute.
+    /// Whether the data set's rows keep the paths of the list, relative to the media folder; else paths are made
+    /// absolute.
     pub keep_paths: bool,
     /// The fields of the data set's rows.
     pub layout: RowLayout,
@@ -89,13 +91,13 @@ pub struct CurationOptions {
 }
 
 impl CurationOptions {
-    /// Whether the earlier answers of a stage are left out.
+    /// Whether a stage is started again without its earlier answers.
     fn starts_again(&self, stage: StageName) -> bool {
         self.existing == ExistingCuration::Overwrite || self.redo.is_some_and(|first| stage >= first)
     }
 }
 
-/// What `curation.json` says: for readers, and for `reel curate status`.
+/// The content of `curation.json`, for users and for `reel curate status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CurationSettings {
     /// The version of reel.
@@ -104,7 +106,7 @@ pub struct CurationSettings {
     pub recipe: CurationRecipe,
     /// The list.
     pub list: PathBuf,
-    /// Its fingerprint.
+    /// The fingerprint of the list.
     pub list_fingerprint: String,
     /// The folder of the media.
     pub media_root: PathBuf,
@@ -114,11 +116,11 @@ pub struct CurationSettings {
     pub questions: usize,
     /// Number of different videos and images.
     pub media: usize,
-    /// Which frames models see.
+    /// Which frames of a video models see.
     pub frames: FrameSettings,
     /// The thresholds of the filters.
     pub filters: FilterSettings,
-    /// The prompt of each stage, by the name that it has in records.
+    /// The prompt of each stage, keyed by the prompt's name in records.
     pub prompts: BTreeMap<String, StagePrompt>,
 }
 
@@ -127,7 +129,7 @@ pub struct CurationSettings {
 pub struct Curation {
     pub(crate) options: CurationOptions,
     pub(crate) rows: Vec<CurationRow>,
-    /// The first row with each key.
+    /// Index of the first row with each key.
     pub(crate) first_rows: HashMap<String, usize>,
     pub(crate) tables: BTreeMap<StageName, StageTable>,
     list_fingerprint: String,
@@ -139,8 +141,8 @@ impl Curation {
     /// Reads the list and the tables of earlier runs. With `is_dry`, nothing is locked or written.
     ///
     /// # Errors
-    /// The list has a row that cannot be used; OUT has a curation and the options do not say what to do with it, or is
-    /// in use by another process, or has a damaged table.
+    /// The list has a row that cannot be used; OUT holds a curation and the options say neither to resume nor to
+    /// overwrite it; OUT is in use by another process, or has a damaged table.
     pub fn open(options: CurationOptions, is_dry: bool) -> Result<Self> {
         let out = &options.out;
         let lock = if is_dry { None } else { Some(lock(out)?) };
@@ -181,17 +183,17 @@ impl Curation {
         self.rows.len()
     }
 
-    /// Whether a row asks for an answer in free form, whose chain is compared with the frames.
+    /// Whether some question asks for a free-form answer. The chains of such questions are compared with the frames.
     pub fn has_free_form_rows(&self) -> bool {
         self.questions().any(|(_, question)| question.kind == reel_rewards::ProblemType::FreeForm)
     }
 
-    /// US dollars that earlier runs have spent, or may have spent on requests that a kill cut off.
+    /// US dollars that earlier runs have spent, including requests that may have been charged when a run was killed.
     pub fn spent(&self) -> f64 {
         self.tables.values().map(StageTable::cost).sum()
     }
 
-    /// The different usable rows, with the index of the first row of each.
+    /// The different usable questions, each with the index of its first row.
     pub(crate) fn questions(&self) -> impl Iterator<Item = (usize, &Question)> {
         let usable = self.rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.question.as_ref().ok()?)));
         usable.filter(|(i, question)| self.first_rows.get(&question.key) == Some(i))
@@ -212,21 +214,21 @@ impl Curation {
         }
     }
 
-    /// The accepted output of a stage about a question.
+    /// The accepted answer of a stage to a question.
     pub(crate) fn output(&self, stage: StageName, question: &Question) -> Option<String> {
         let record = self.tables.get(&stage)?.get(Self::key_of(stage, question))?;
         record.output.filter(|_| record.status == Status::Ok)
     }
 
-    /// The stage whose output a stage starts from.
+    /// The stage whose answers are the input of the given stage.
     pub(crate) fn stage_before(&self, stage: StageName) -> Option<StageName> {
         let stages = self.options.recipe.stages();
         let at = stages.iter().position(|&own| own == stage)?;
         at.checked_sub(1).map(|before| stages[before])
     }
 
-    /// What a stage has to ask: the keys without an accepted answer. With `all`, also those whose stage before has none
-    /// yet.
+    /// The tasks of a stage: the keys without an accepted answer whose previous stage has one. With `all`, also keys
+    /// whose previous stage has no accepted answer yet.
     pub fn pending(&self, stage: StageName, all: bool) -> Vec<Task> {
         let before = self.stage_before(stage);
         let mut seen = HashSet::new();
@@ -242,7 +244,7 @@ impl Curation {
             .collect()
     }
 
-    /// The name of a stage's prompt in records. It depends on everything that changes what a model is asked.
+    /// The name of a stage's prompt in records, with a hash of everything that changes what a model is asked.
     pub fn prompt_id(&self, stage: StageName) -> String {
         let options = &self.options;
         let further = match stage {
@@ -253,10 +255,7 @@ impl Curation {
         options.prompts[&stage].id(stage, &further)
     }
 
-    /// Refuses to add answers of another model or prompt to a stage's table.
-    ///
-    /// # Errors
-    /// The table has accepted answers of another model or prompt, and the options do not accept changes.
+    /// Refuses to mix answers of another model or prompt into a stage's table.
     pub fn check_unchanged(&self, stage: StageName, model: &str) -> Result<()> {
         let (prompt, mut changed) = (self.prompt_id(stage), None);
         if let Some(table) = self.tables.get(&stage).filter(|_| !self.options.accept_changes) {
@@ -276,8 +275,8 @@ impl Curation {
         Err(CurateError::output(file.display().to_string(), what, help))
     }
 
-    /// Writes `curation.json` and the hashes of the media, and removes the tables of stages that start again. Is called
-    /// once, before the first stage.
+    /// Writes `curation.json` and the hashes of the media, and removes the tables of stages that start again. It is
+    /// called once, before the first stage.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -307,7 +306,7 @@ impl Curation {
         write_json(&options.out.join(SETTINGS_FILE), &settings)
     }
 
-    /// What makes the requests of a stage.
+    /// Returns the object that makes the requests of a stage.
     pub(crate) fn request_maker(&self, stage: StageName) -> RequestMaker<'_> {
         let options = &self.options;
         RequestMaker {
@@ -320,10 +319,7 @@ impl Curation {
         }
     }
 
-    /// Asks a model about everything that a stage has to ask. `progress` is called with the number of outcomes so far.
-    ///
-    /// # Errors
-    /// The endpoint cannot be used, or a file cannot be written.
+    /// Asks a model about all pending keys of a stage. `progress` is called with the number of outcomes so far.
     pub fn run_stage(
         &self,
         stage: StageName,
@@ -361,8 +357,8 @@ fn lock(out: &Path) -> Result<FolderLock> {
     })
 }
 
-/// Refuses an output folder with other files than those of a curation, and a curation if nothing says what to do with
-/// it.
+/// Refuses an output folder that holds other files than those of a curation. Refuses a folder with a curation if the
+/// options say neither to resume nor to overwrite it, or if its recipe is another one.
 fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let out = &options.out;
     let has_files = match fs::read_dir(out) {
@@ -392,7 +388,7 @@ fn refuse_existing(options: &CurationOptions) -> Result<()> {
 /// Reads `curation.json` of a folder.
 ///
 /// # Errors
-/// The file is missing, or is not one of this version of reel.
+/// The file is missing, or was not written by this version of reel.
 pub fn read_settings(out: &Path) -> Result<CurationSettings> {
     let path = out.join(SETTINGS_FILE);
     let help = "give the --out of a curation of this version of reel";

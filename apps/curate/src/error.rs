@@ -7,13 +7,13 @@ use reel_diagnostic::Diagnostic;
 use reel_files::FileError;
 use reel_media::MediaError;
 
-/// Why a curation cannot go on.
+/// The reason why a curation cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum CurateError {
-    /// A row of the list, or the file that it names, cannot be used.
+    /// A row of the list, or the media file that the row names, cannot be used.
     #[error("{0}")]
     Row(Diagnostic),
-    /// A file of the output folder is not what an earlier run has written, or belongs to another run.
+    /// A file of the output folder has other content than an earlier run wrote, or belongs to another run.
     #[error("{0}")]
     Output(Diagnostic),
     /// An endpoint cannot be used at all.
@@ -49,7 +49,7 @@ impl CurateError {
         Self::cannot_save(FileError::cannot_write(path, e))
     }
 
-    /// The error of a file that is written under a temporary name first.
+    /// The error of writing a file, which is first written under a temporary name.
     pub(crate) fn cannot_save(e: FileError) -> Self {
         match e.remedy {
             Some(remedy) => Self::no_room(e.diagnostic, remedy),

@@ -20,48 +20,49 @@ use crate::summary::Summary;
 use crate::table::write_parquet;
 use crate::{CurateError, Result};
 
-/// The data set in OUT.
+/// The file in OUT with the data set.
 pub const DATASET_FILE: &str = "dataset.jsonl";
-/// The rejected rows in OUT.
+/// The file in OUT with the rejected rows.
 pub const REJECTED_FILE: &str = "rejected.jsonl";
-/// The failed rows in OUT.
+/// The file in OUT with the failed rows.
 pub const FAILED_FILE: &str = "failed.jsonl";
-/// The numbers of the curation in OUT.
+/// The file in OUT with the counts and costs of the curation.
 pub const SUMMARY_FILE: &str = "summary.json";
 
-/// What became of a row.
+/// The outcome of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// It is a row of the data set.
+    /// The row is in the data set.
     Kept,
-    /// It is not, for this reason.
+    /// The row is not in the data set for this reason; the text has details.
     Rejected(Reason, String),
-    /// There is no accepted answer of this stage, for this reason; `None`: SigLIP failed.
+    /// The row has no accepted answer of this stage; the text is the reason. If the stage is `None`, the similarity to
+    /// the frames could not be computed.
     Failed(Option<StageName>, String),
 }
 
 /// A row with its outcome.
 #[derive(Clone, Debug)]
 pub struct FinishedRow {
-    /// `FILE:LINE`.
+    /// Location of the row in the list, `FILE:LINE`.
     pub location: String,
     /// The question with its options; empty if the row cannot be used.
     pub question: String,
-    /// What became of it.
+    /// What happened to the row.
     pub outcome: Outcome,
     /// The chain, if there is one.
     pub chain: Option<Chain>,
     /// What the filters measured.
     pub measured: Option<Measured>,
-    /// The name of the source.
+    /// The name of the source data set.
     pub source: String,
     /// The kind of answer.
     pub problem_type: String,
 }
 
 impl Curation {
-    /// Tests all chains and writes the results. `model` is the SigLIP model; without one, the test of similarity is
-    /// left out.
+    /// Tests all chains and writes the result files. `model` is the SigLIP model; without one, free-form rows that need
+    /// the similarity test fail.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -110,7 +111,8 @@ impl Curation {
         Ok((summary, finished))
     }
 
-    /// The question of a row, the chain before the revision and the final chain; else what became of the row.
+    /// Returns the question of a row, the chain before the revision, and the final chain. If there is no final chain,
+    /// the error is the outcome of the row.
     fn chains(&self, row: usize) -> Result<(&Question, Option<Chain>, Chain), Outcome> {
         let unusable = |what: &String| Outcome::Rejected(Reason::UnusableRow, what.clone());
         let question = self.rows[row].question.as_ref().map_err(unusable)?;
@@ -286,7 +288,7 @@ impl Curation {
     }
 }
 
-/// Why the similarity of a chain is not known.
+/// The reason why the similarity of a chain could not be computed: an error of this row, or an error that ends the run.
 enum SimilarityError {
     OfRow(String),
     OfRun(CurateError),

@@ -1,5 +1,5 @@
-//! The frames that models see: about one per second of video, each as a JPEG image in the request, after a line with
-//! its time. An image is shown as it is, without a time.
+//! The frames that models see: about one per second of video, each sent as a JPEG image after a line of text with its
+//! time. For a question about an image, the image is sent without a time.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use reel_media::{MediaError, image};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Which frames are shown, and how large.
+/// How many frames of a video models see, and how large.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FrameSettings {
     /// Frames per second of video.
@@ -42,7 +42,7 @@ pub struct TimedFrames {
     pub seconds: Vec<f64>,
 }
 
-/// The least pixels of a frame. Smaller ones are enlarged, as a video model would do.
+/// Minimum pixels of a frame. Smaller frames are enlarged, as Qwen2.5-VL's processor does.
 const MIN_PIXELS: u64 = 28 * 28;
 
 /// Decodes the frames of a video, or an image.

@@ -4,8 +4,9 @@
 //! VideoRFT   list ─► caption ─► reason ─► revise ─► filters ─► dataset.jsonl, rejected.jsonl, failed.jsonl
 //! Video-R1   list ───────────── answer ───────────► filters ─► dataset.jsonl, rejected.jsonl, failed.jsonl
 //! ```
-//! Each stage has a table in the output folder (`table.rs`), to which every answer is appended as soon as it is there,
-//! so a run that was killed goes on without asking twice. Start at [`Curation`]. The prompts are in `prompts.toml`.
+//! Each stage has a table in the output folder (`table.rs`), to which every answer is appended as soon as it arrives,
+//! so a run that was killed continues without asking any question twice. Start at [`Curation`]. The prompts are in
+//! `prompts.toml`.
 
 mod answers;
 mod complete_file;

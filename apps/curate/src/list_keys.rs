@@ -1,4 +1,5 @@
-//! Which videos and questions the list of a curation has: a table may also have answers about those of earlier lists.
+//! The keys of the videos and questions in a curation's list. A stage's table may also hold answers about keys of
+//! earlier lists.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -10,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use crate::recipe::StageName;
 use crate::{CurateError, Result};
 
-/// The file in OUT.
+/// The file in OUT with the keys.
 const FILE: &str = "list-keys.json";
-/// Number of characters of a key, a SHA-256 in hexadecimal digits, that are kept. With a million keys, the probability
-/// that two of them are equal is below 1e-7.
+/// Number of leading characters of a key (a SHA-256 in hexadecimal) that are stored. Among a million keys, the
+/// probability that any two have the same beginning is below 1e-7.
 const KEPT: usize = 16;
 
-/// The beginnings of the keys of the list's videos and questions.
+/// The first characters of the keys of the list's videos and questions.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ListKeys {
     media: BTreeSet<String>,
@@ -24,7 +25,7 @@ pub struct ListKeys {
 }
 
 impl ListKeys {
-    /// Adds a question about a video or an image.
+    /// Adds the keys of a question and of its video or image.
     pub(crate) fn add(&mut self, media: &str, question: &str) {
         self.media.insert(beginning(media).to_string());
         self.questions.insert(beginning(question).to_string());
@@ -65,7 +66,7 @@ impl ListKeys {
             CurateError::output(file.display().to_string(), what, "run reel curate on the folder again with --resume")
         };
         let text = input::read_file(&file, input::MAX_ROWS_BYTES).map_err(|e| match e.kind() {
-            // An earlier version of reel wrote none.
+            // An earlier version of reel did not write this file.
             ErrorKind::NotFound => unusable("is missing".into()),
             _ => CurateError::cannot_read(&file, &e),
         })?;

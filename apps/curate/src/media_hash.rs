@@ -1,4 +1,4 @@
-//! SHA-256 of media files. The hashes are kept in `OUT/media-hashes.jsonl` with each file's size and time of change, so
+//! SHA-256 of media files. `OUT/media-hashes.jsonl` stores the hashes with each file's size and modification time, so
 //! that a resumed run does not read all videos again.
 
 use std::collections::{BTreeSet, HashMap};
@@ -37,19 +37,20 @@ impl KnownHash {
     }
 }
 
-/// Hashes of files, those of earlier runs included.
+/// Hashes of media files, including those of earlier runs.
 #[derive(Debug, Default)]
 pub struct MediaHashes(HashMap<PathBuf, KnownHash>);
 
 impl MediaHashes {
-    /// Reads the hashes of earlier runs. A line that cannot be read only means that its file is hashed again.
+    /// Reads the hashes of earlier runs. If a line cannot be read, its file is hashed again.
     pub fn open(out: &Path) -> Self {
         let text = input::read_file(out.join(MEDIA_HASHES_FILE), input::MAX_ROWS_BYTES).unwrap_or_default();
         let known = text.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice::<KnownHash>(line).ok());
         Self(known.map(|hash| (hash.path.clone(), hash)).collect())
     }
 
-    /// Hashes files, in parallel. Returns the error of each file that cannot be read; the others have a hash then.
+    /// Hashes files in parallel. Returns the error of each file that cannot be read; all other files have a hash
+    /// afterwards.
     pub fn add(&mut self, paths: BTreeSet<PathBuf>) -> HashMap<PathBuf, std::io::Error> {
         let known = &self.0;
         let hashed: Vec<_> = paths
@@ -72,7 +73,7 @@ impl MediaHashes {
         errors
     }
 
-    /// The hash of a file that was added.
+    /// The hash of a file, if [`Self::add`] has hashed it.
     pub fn get(&self, path: &Path) -> Option<&str> {
         self.0.get(path).map(|hash| &hash.sha256[..])
     }
@@ -130,7 +131,7 @@ mod tests {
         assert_eq!(errors.into_keys().collect::<Vec<_>>(), [missing]);
         let of_abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(hashes.get(&a), Some(of_abc));
-        // A wrong hash in the file shows that an unchanged file is not read again.
+        // A wrong hash is written into the file: if it is returned, the unchanged media file was not read again.
         hashes.save(dir.path()).unwrap();
         let file = dir.path().join(MEDIA_HASHES_FILE);
         let text = std::fs::read_to_string(&file).unwrap();

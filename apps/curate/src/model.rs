@@ -1,5 +1,5 @@
-//! The models that a curation asks, as it sees them: a request goes in, an accepted answer comes out. The client of an
-//! HTTP endpoint is one; tests have scripted ones.
+//! The interface of the models that `reel curate` asks: a request goes in, an accepted answer comes out. [`Endpoint`]
+//! is a model behind an HTTP endpoint; tests implement models with scripted answers.
 
 use std::sync::atomic::AtomicBool;
 
@@ -10,13 +10,14 @@ pub trait ChatModel: Sync {
     /// The name of the model in requests.
     fn name(&self) -> &str;
 
-    /// The most that [`Self::ask`] can cost in US dollars, with all attempts.
+    /// The most that one call of [`Self::ask`] can cost in US dollars, with all of its attempts.
     fn max_cost(&self, request: &ChatRequest) -> f64;
 
-    /// Sends a request until `accept` takes the text of an answer; returns what `accept` made of it.
+    /// Sends a request, if need be several times, until `accept` returns `Ok` for the text of an answer; returns this
+    /// `Ok` value and the answer.
     ///
     /// # Errors
-    /// There is no accepted answer.
+    /// `accept` refused the answer of every attempt, or no attempt got an answer.
     fn ask(
         &self,
         request: &ChatRequest,
@@ -34,8 +35,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The model of a client; if the client's options do not name it, the endpoint is asked. `max_attempts` is that of
-    /// these options.
+    /// Creates the model that `client` sends requests to. If the client's options do not name a model, asks the
+    /// endpoint which models it has. `max_attempts` is the number of attempts in the client's options.
     ///
     /// # Errors
     /// The endpoint does not say which models it has.

@@ -1,4 +1,5 @@
-//! What a stage would send: the number of its requests, and the most that they can cost if each is answered at once.
+//! What a stage would send: the number of its requests, and the most that they can cost if each request is answered at
+//! the first attempt.
 
 use reel_client::{Prices, template_tokens};
 use serde::Serialize;
@@ -6,7 +7,7 @@ use serde::Serialize;
 use crate::curation::Curation;
 use crate::recipe::StageName;
 
-/// Messages of a request: the system's and the user's.
+/// Number of messages in a request: the system message and the user message.
 const MESSAGES: u64 = 2;
 
 /// The requests of a stage.
@@ -16,16 +17,16 @@ pub struct PlannedStage {
     pub stage: StageName,
     /// Number of requests.
     pub requests: usize,
-    /// The most tokens of all requests.
+    /// Upper bound of the prompt tokens of all requests.
     pub prompt_tokens: u64,
-    /// The most tokens of all answers.
+    /// Upper bound of the generated tokens of all answers.
     pub completion_tokens: u64,
-    /// The most US dollars, if each request is answered at the first attempt.
+    /// Upper bound of the cost in US dollars, if each request is answered at the first attempt.
     pub max_cost: f64,
 }
 
 /// Plans a stage of a curation. A request has at most one token per byte of its texts, `image_tokens` per frame, and
-/// what the stage before can answer.
+/// the `max_tokens` of the previous stage's answer.
 pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_tokens: u32) -> PlannedStage {
     let options = &curation.options;
     let prompt = &options.prompts[&stage];
@@ -34,7 +35,8 @@ pub fn plan_stage(curation: &Curation, stage: StageName, prices: &Prices, image_
     let before = curation.stage_before(stage).map_or(0, |before| u64::from(options.prompts[&before].max_tokens));
     let mut prompt_tokens = 0;
     for question in tasks.iter().filter_map(|task| curation.rows[task.row].question.as_ref().ok()) {
-        // Without a chain the text is not known, but its length is bounded by that of the template and the answer.
+        // Before the previous stage has run, the chain is missing and the text of the message is unknown. The length of
+        // the template stands for it, and `before` counts the tokens of the chain.
         let text = maker.text(question, None).map_or(prompt.user.len(), |text| text.len());
         let (frames, time_lines) = match (stage, question.is_video()) {
             (StageName::Reason, _) => (0, 0),

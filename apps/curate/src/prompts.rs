@@ -1,5 +1,5 @@
-//! The prompts of the stages (`prompts.toml`), their sampling settings, and the fingerprint by which a table knows what
-//! its answers were asked with.
+//! The prompts of the stages (`prompts.toml`), their sampling settings, and the fingerprint of both that a stage's
+//! table records with each answer.
 
 use std::sync::LazyLock;
 
@@ -21,9 +21,9 @@ pub struct StagePrompt {
     pub top_p: f64,
     /// The most tokens of an answer.
     pub max_tokens: u32,
-    /// The system message; empty: none.
+    /// The system message; an empty one is not sent.
     pub system: String,
-    /// The user's message, with the names of its parts in braces.
+    /// The template of the user message: names in braces, such as `{question}`, are replaced by values.
     pub user: String,
 }
 
@@ -40,7 +40,7 @@ struct Prompts {
 static PROMPTS: LazyLock<Prompts> =
     LazyLock::new(|| toml::from_str(include_str!("prompts.toml")).expect("prompts.toml is part of the program"));
 
-/// How the form of a description is asked for.
+/// How a request asks the model for a description as JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResponseFormat {
@@ -64,8 +64,8 @@ impl StagePrompt {
         }
     }
 
-    /// The name of this prompt in records: `STAGE-VERSION-FINGERPRINT`. `further` has the other settings that an answer
-    /// depends on.
+    /// The name of this prompt in records: `STAGE-VERSION-FINGERPRINT`. `further` has the settings beside the prompt
+    /// that an answer depends on; the fingerprint covers them.
     pub fn id(&self, stage: StageName, further: &Value) -> String {
         let text = json!({"prompt": self, "further": further}).to_string();
         format!("{stage}-{}-{}", self.version, &hex(&Sha256::digest(text.as_bytes()))[..16])
@@ -83,7 +83,7 @@ impl StagePrompt {
 }
 
 impl ResponseFormat {
-    /// The value of `response_format` for descriptions.
+    /// The value of `response_format` in a request for a description; `None` leaves the field out.
     pub fn of_descriptions(self) -> Option<Value> {
         match self {
             Self::None => None,
@@ -115,7 +115,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Puts values in place of the names in braces. A value that itself has braces is not changed.
+/// Replaces each `{name}` in a template by its value. Braces within a value are not replaced.
 pub fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let mut text = String::with_capacity(template.len());
     let mut rest = template;

@@ -9,12 +9,13 @@ pub const RECORD_FORMAT: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// A request was about to be sent. `cost` is the most that it can cost. A later line of the key has the outcome;
-    /// without one the process was killed, and the request is sent again.
+    /// The line was written before a request was sent; `cost` is the most that the request can cost. A later line with
+    /// the same key has the outcome. If there is no later line, the process was killed, and the next run sends the
+    /// request again.
     Asked,
     /// The model answered, and the answer has the form that the stage needs.
     Ok,
-    /// No usable answer came. A resumed run asks again.
+    /// The model gave no usable answer. A resumed run sends the request again.
     Failed,
 }
 
@@ -24,7 +25,7 @@ pub enum Status {
 pub struct StageRecord {
     /// The version of these fields.
     pub format: u32,
-    /// SHA-256 of what was asked about: the video for captions, else the video and the question.
+    /// SHA-256 of the subject of the request: of the video in the stage `caption`, else of the video and the question.
     pub key: String,
     /// The first row of the list with this key: `FILE:LINE`.
     pub location: String,
@@ -34,19 +35,19 @@ pub struct StageRecord {
     pub reason: Option<String>,
     /// The accepted answer: a description as JSON text, or `<think>…</think><answer>…</answer>`.
     pub output: Option<String>,
-    /// Name, version and fingerprint of the prompt with its sampling settings: `reason-1-0123456789abcdef`.
+    /// Name, version and fingerprint of the prompt with its sampling settings, such as `reason-1-0123456789abcdef`.
     pub prompt: String,
     /// The name of the model that was asked.
     pub model: String,
-    /// The tokens of the request whose answer was accepted.
+    /// Number of tokens of the request whose answer was accepted.
     pub prompt_tokens: u64,
-    /// The tokens of the accepted answer.
+    /// Number of tokens of the accepted answer.
     pub completion_tokens: u64,
     /// How often the request was sent.
     pub attempts: u32,
     /// US dollars for all attempts.
     pub cost: f64,
-    /// Seconds from the first attempt to the end of the last.
+    /// Seconds from the start of the first attempt to the end of the last attempt.
     pub seconds: f64,
     /// When the line was written, in seconds since 1970.
     pub unix_time: u64,

@@ -1,4 +1,4 @@
-//! Makes the request of each stage about a row, and checks its answer.
+//! Makes the request of a stage about a row, and checks the model's answer.
 
 use reel_client::ChatRequest;
 use reel_media::worker::DecodeWorker;
@@ -12,7 +12,7 @@ use crate::prompts::{ResponseFormat, StagePrompt, fill};
 use crate::recipe::StageName;
 use crate::rows::Question;
 
-/// What the requests of a stage have in common.
+/// What all requests of one stage share.
 #[derive(Debug)]
 pub struct RequestMaker<'a> {
     /// The stage.
@@ -21,7 +21,7 @@ pub struct RequestMaker<'a> {
     pub prompt: &'a StagePrompt,
     /// Which frames are shown.
     pub frames: &'a FrameSettings,
-    /// How the form of descriptions is asked for.
+    /// How a request asks for a description as JSON.
     pub response_format: ResponseFormat,
     /// The seed of sampling.
     pub seed: Option<u64>,
@@ -30,10 +30,10 @@ pub struct RequestMaker<'a> {
 }
 
 impl RequestMaker<'_> {
-    /// The request about a question. `before` is the output of the stage before: a description or a chain.
+    /// The request about a question. `before` is the output of the previous stage: a description or a chain.
     ///
     /// # Errors
-    /// The video cannot be decoded; the output of the stage before has been changed.
+    /// The video cannot be decoded, or the previous stage's output in the table is not a chain.
     pub fn request(&self, question: &Question, before: Option<&str>) -> Result<ChatRequest, String> {
         let prompt = self.prompt;
         let mut parts = Vec::new();
@@ -46,7 +46,8 @@ impl RequestMaker<'_> {
         if !prompt.system.is_empty() {
             messages.push(json!({"role": "system", "content": prompt.system}));
         }
-        // A request without images has a plain text, which servers without vision models accept.
+        // The content of a request without images is a plain string, because servers of text-only models accept no list
+        // of parts.
         let content = match &parts[..] {
             [only] => only["text"].clone(),
             _ => Value::Array(parts),
@@ -57,7 +58,7 @@ impl RequestMaker<'_> {
         Ok(ChatRequest { messages, max_tokens: prompt.max_tokens, params: prompt.params(format, self.seed) })
     }
 
-    /// The text of the user's message.
+    /// The text of the user message.
     pub fn text(&self, question: &Question, before: Option<&str>) -> Result<String, String> {
         let asked = question.text();
         let media = if question.is_video() { "video" } else { "image" };
@@ -83,7 +84,7 @@ impl RequestMaker<'_> {
     }
 }
 
-/// Checks the text of a stage's answer. Returns what is recorded of it.
+/// Checks the text of a stage's answer. Returns the text that is recorded.
 ///
 /// # Errors
 /// The answer does not have the form that the stage needs.

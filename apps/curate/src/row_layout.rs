@@ -8,6 +8,6 @@ pub enum RowLayout {
     /// VideoRFT's fields: `problem`, `process`, `solution`, …. Training writes VideoRFT's prompt around the question.
     #[default]
     Problem,
-    /// `messages`: the question with its options as it is, and the chain with the answer.
+    /// `messages`: the user message is the question with its options, the assistant message the chain with the answer.
     Chat,
 }

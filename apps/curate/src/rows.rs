@@ -1,10 +1,11 @@
-//! The rows of the list: their fields, the file that each is about, and the key by which its answers are found.
+//! The rows of the list: their fields, the video or image file of each row, and the key by which a stage's table finds
+//! the answers of a row.
 //!
 //! ```text
 //! key of a video  = SHA-256 of the file
 //! key of a row    = SHA-256 of (key of its video, question, options)
 //! ```
-//! So answers stay valid if rows are added, moved or renumbered, and if files are renamed.
+//! So recorded answers stay valid if rows are added, moved or renumbered, and if files are renamed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -25,9 +26,9 @@ use crate::{CurateError, Result};
 pub struct CurationRow {
     /// `FILE:LINE`.
     pub location: String,
-    /// The columns of the row; empty if it is not an object.
+    /// The columns of the row; empty if the row is not a JSON object.
     pub columns: Map<String, Value>,
-    /// What the row asks; else why the row cannot be used.
+    /// The question of the row, or the reason why the row cannot be used.
     pub question: Result<Question, String>,
 }
 
@@ -63,8 +64,8 @@ impl Question {
 }
 
 /// Reads the list. Media paths are relative to `media_root`. `hashes` gets the hashes of all media. With
-/// `skip_bad_rows`, the entry of an unusable row has the reason in place of the question; without, the first unusable
-/// row is an error.
+/// `skip_bad_rows`, the entry of an unusable row has the reason in place of the question. Without `skip_bad_rows`, the
+/// first unusable row is an error.
 ///
 /// # Errors
 /// The list cannot be read; a row has a wrong or missing field, no usable solution, or media that are missing.
@@ -112,10 +113,10 @@ pub fn read_list(
 
 const FIELDS: &str = "give the fields problem, data_type, problem_type, options, solution, path";
 
-/// The location of a row, its columns, and its fields.
+/// The location of a row, its columns, and its parsed fields or the reason why they cannot be used.
 type ListedRow = (String, Map<String, Value>, Result<Parsed, Diagnostic>);
 
-/// The fields of a row, before its file was read.
+/// The parsed fields of a row, before its video or image file is hashed.
 struct Parsed {
     problem: Problem,
     kind: ProblemType,
@@ -170,7 +171,7 @@ mod tests {
             "solution": "<answer>A</answer>", "path": "./a.mp4"})
     }
 
-    /// The rows of a list in a folder with the files `a.mp4` and `b.mp4` of the same content.
+    /// Reads a list with these rows in a folder where the files `a.mp4` and `b.mp4` have the same content.
     fn read(rows: &[Value], skip: bool) -> Result<Vec<CurationRow>> {
         let dir = tempfile::tempdir().unwrap();
         for name in ["a.mp4", "b.mp4"] {

@@ -1,5 +1,5 @@
-//! The similarity of chains with the frames of their videos, by a model of texts and images (SigLIP). Computed values
-//! are kept in `OUT/similarity.jsonl`, so that a resumed run does not compute them again.
+//! The similarity of chains of thought with the frames of their videos, computed by a model of texts and images
+//! (SigLIP). Computed values are kept in `OUT/similarity.jsonl`, so that a resumed run does not compute them again.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -17,7 +17,7 @@ use crate::{CurateError, Result};
 
 /// A model that compares texts with frames.
 pub trait VisualSimilarity {
-    /// Names the model and its weights; values of another model are not used.
+    /// Identifies the model and its weights. Stored values that another model computed are not used.
     fn id(&self) -> &str;
 
     /// The cosine similarity of a text with each frame.
@@ -27,8 +27,8 @@ pub trait VisualSimilarity {
     fn cosines(&mut self, text: &str, frames: &FrameBuf) -> Result<Vec<f32>, String>;
 }
 
-/// The similarity of a chain in its tags: VideoRFT's semantic reward, the mean over the frames of min(1, 2 max(cos,
-/// 0)), of the chain without its first sentence.
+/// The similarity of a chain of thought (a text with its tags) with frames: VideoRFT's semantic reward, which is the
+/// mean over the frames of min(1, 2 max(cos, 0)). The first sentence of the chain is left out.
 ///
 /// # Errors
 /// The model fails.
@@ -43,7 +43,7 @@ struct Line {
     similarity: f32,
 }
 
-/// The values of earlier runs and of this one.
+/// The similarities that earlier runs and this run have computed.
 #[derive(Debug)]
 pub struct KnownSimilarities {
     path: PathBuf,
@@ -52,7 +52,8 @@ pub struct KnownSimilarities {
 }
 
 impl KnownSimilarities {
-    /// Reads the values of earlier runs. A line that cannot be read only means that its value is computed again.
+    /// Reads the values of earlier runs. A line that cannot be read is skipped, and its value is computed again when it
+    /// is needed.
     pub fn open(out: &Path) -> Self {
         let path = out.join("similarity.jsonl");
         let text = input::read_file(&path, input::MAX_ROWS_BYTES).unwrap_or_default();
@@ -60,10 +61,10 @@ impl KnownSimilarities {
         Self { known: lines.map(|line| (line.key, line.similarity)).collect(), path, file: None }
     }
 
-    /// The value of a chain, computed by `compute` if it is not known.
+    /// The similarity of a chain: the stored value, or else the value that `compute` returns, which is then stored.
     ///
     /// # Errors
-    /// `compute` fails, or the file cannot be written.
+    /// The file cannot be written. The inner `Err` is the error of `compute`.
     pub fn get_or(
         &mut self,
         model: &str,
@@ -81,7 +82,8 @@ impl KnownSimilarities {
         };
         let failed = |e| CurateError::cannot_write(&self.path, &e);
         let line = Line { key, similarity };
-        // The line break is first, so that the incomplete line of a killed process stays apart.
+        // Each line begins with its line break, so that the incomplete line of a killed process is not joined with this
+        // one.
         let text = format!("\n{}", serde_json::to_string(&line).map_err(|e| failed(e.into()))?);
         if self.file.is_none() {
             self.file = Some(OpenOptions::new().append(true).create(true).open(&self.path).map_err(failed)?);

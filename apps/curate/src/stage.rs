@@ -36,7 +36,7 @@ pub enum StageEnd {
     Stopped,
 }
 
-/// Makes the request about a task; an error is the reason why its row fails, such as a video that cannot be decoded.
+/// Makes the request of a task. An `Err` is the reason why the task fails, such as a video that cannot be decoded.
 pub type MakeRequest<'a> = &'a (dyn Fn(&Task) -> Result<ChatRequest, String> + Sync);
 
 /// A stage that is about to run.
@@ -49,7 +49,7 @@ pub struct StageRun<'a> {
     pub prompt: &'a str,
     /// The stage's table.
     pub table: &'a StageTable,
-    /// How many requests are in flight at most.
+    /// Maximum number of requests that are in flight at the same time.
     pub concurrency: usize,
     /// Set by Ctrl-C.
     pub stop: &'a AtomicBool,
@@ -61,7 +61,7 @@ pub struct StageRun<'a> {
 struct Shared {
     next: AtomicUsize,
     done: AtomicUsize,
-    /// Set when no further request is to be sent.
+    /// Set when no further request may be sent.
     ended: AtomicBool,
     end: Mutex<Result<StageEnd>>,
 }
@@ -77,10 +77,10 @@ impl Shared {
 }
 
 impl StageRun<'_> {
-    /// Asks about all tasks. `accept` checks the text of an answer and returns what is recorded of it.
+    /// Asks the model about all tasks. `accept` checks the text of an answer and returns the text that is recorded.
     ///
     /// # Errors
-    /// The endpoint cannot be used, or the table cannot be written. Answers that came before are recorded.
+    /// The endpoint cannot be used, or the table cannot be written. Answers that arrived before the error are recorded.
     pub fn run(
         &self,
         tasks: &[Task],
@@ -121,7 +121,8 @@ impl StageRun<'_> {
         }
     }
 
-    /// Asks about one task and records the outcome. Returns how the stage ends if no further request can be sent.
+    /// Asks the model about one task and records the outcome. Returns `Some` with the stage's end if no further request
+    /// can be sent.
     fn ask(
         &self,
         task: &Task,
@@ -154,7 +155,8 @@ impl StageRun<'_> {
                 Ok(None)
             }
             Err(failure) => {
-                // Also of requests that were never sent: the line ends the one of status `asked`.
+                // This line is also written for a request that was never sent: it replaces the task's line of status
+                // `asked`.
                 self.table.append(StageRecord {
                     reason: Some(failure.message.clone()),
                     attempts: failure.attempts,

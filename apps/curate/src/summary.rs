@@ -1,4 +1,4 @@
-//! The funnel of a curation: how many rows went in, what each stage made of them, and what the data set has.
+//! The funnel of a curation: how many rows went in, what each stage accepted and rejected, and what the data set holds.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::recipe::StageName;
 use crate::record::Status;
 use crate::table::StageTable;
 
-/// The numbers of a curation. `kept + rejected + failed = rows`.
+/// The counts of a curation. `kept + rejected + failed = rows`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Rows of the list.
@@ -20,7 +20,7 @@ pub struct Summary {
     pub kept: usize,
     /// Rejected rows.
     pub rejected: usize,
-    /// Rows without an accepted answer. A resumed run asks for them again.
+    /// Rows without an accepted answer. A resumed run asks the model about them again.
     pub failed: usize,
     /// US dollars of all requests.
     pub cost: f64,
@@ -28,9 +28,9 @@ pub struct Summary {
     pub stages: Vec<StageSummary>,
     /// Rejected rows by reason.
     pub reasons: BTreeMap<Reason, usize>,
-    /// Rows by `data_source`: all, and those that were kept.
+    /// Number of rows by `data_source`: all rows, and kept rows.
     pub sources: BTreeMap<String, (usize, usize)>,
-    /// Rows by `problem_type`: all, and those that were kept.
+    /// Number of rows by `problem_type`: all rows, and kept rows.
     pub problem_types: BTreeMap<String, (usize, usize)>,
 }
 
@@ -39,23 +39,23 @@ pub struct Summary {
 pub struct StageSummary {
     /// The stage.
     pub stage: StageName,
-    /// Number of keys: videos for captions, else rows.
+    /// Number of keys: videos in the stage `caption`, else rows.
     pub keys: usize,
     /// Accepted answers.
     pub ok: usize,
     /// Keys whose requests failed.
     pub failed: usize,
-    /// Keys that were not asked about.
+    /// Keys that the model was not asked about.
     pub open: usize,
-    /// How often requests were sent, for the last outcome of each key.
+    /// How often requests were sent, summed over the last outcome of each key.
     pub attempts: u64,
     /// Tokens of the requests whose answers were accepted.
     pub prompt_tokens: u64,
     /// Tokens of accepted answers.
     pub completion_tokens: u64,
-    /// US dollars, with requests that failed and those that a kill cut off.
+    /// Cost in US dollars, with failed requests and with requests that were in flight when the process was killed.
     pub cost: f64,
-    /// Seconds of all requests together; they overlap.
+    /// Sum of the seconds of all requests. Requests run at the same time, so the stage itself takes less time.
     pub seconds: f64,
     /// The models that answered.
     pub models: Vec<String>,
@@ -64,7 +64,7 @@ pub struct StageSummary {
 }
 
 impl StageSummary {
-    /// The numbers of a table, without the answers about videos and questions that are not in the list.
+    /// Counts the records of a table. Answers about videos and questions that are not in the list are left out.
     pub fn new(stage: StageName, table: &StageTable, list: &ListKeys) -> Self {
         let mut summary = Self {
             stage,

@@ -1,10 +1,10 @@
-//! The table of a stage: `OUT/NAME.jsonl`, to which each answer is appended as soon as it is there, and
-//! `OUT/NAME.parquet`, which is made of it when the stage has ended.
+//! The table of a stage: `OUT/NAME.jsonl`, to which each outcome is appended as soon as it is known, and
+//! `OUT/NAME.parquet`, a copy that is written when the stage has ended.
 //!
-//! The last line of a key counts. A killed process can leave an incomplete last line, which the next run removes; every
-//! complete line is a finished answer, which no run asks for again. A line of status `asked` is written before a
-//! request that costs money, so that the cost of a request that a kill cut off is known to a later run, which counts it
-//! as spent.
+//! The last line of a key counts. A killed process can leave an incomplete last line, which the next run removes;
+//! complete lines are never lost, and an accepted answer is not asked for again. A line of status `asked` is written
+//! before a request that costs money. If the process is killed during the request, the next run reads the cost from
+//! this line and counts it as spent.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -20,8 +20,8 @@ use reel_files::AtomicFile;
 use crate::record::{RECORD_FORMAT, StageRecord, Status};
 use crate::{CurateError, Result};
 
-/// The longest time for which appended lines are only in the memory of the operating system, which a power failure
-/// would lose; the end of the process loses none.
+/// Maximum time for which appended lines are only in the page cache of the operating system. A power failure would lose
+/// these lines; the end of the process does not.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 const CHANGED: &str = "restore the file, or start this stage again with --redo";
@@ -35,24 +35,24 @@ pub struct StageTable {
 
 #[derive(Debug, Default)]
 struct Content {
-    /// The last record of each key; none of status `asked`.
+    /// The last record of each key, without records of status `asked`.
     records: HashMap<String, StageRecord>,
-    /// The most that each request without an outcome can have cost.
+    /// By key: the most that a request of status `asked`, which has no outcome yet, can have cost, in US dollars.
     unfinished: HashMap<String, f64>,
-    /// US dollars of all recorded requests.
+    /// Cost of all requests with a recorded outcome, in US dollars.
     recorded_cost: f64,
-    /// The most that requests can have cost whose process was killed.
+    /// The most that the requests of killed processes can have cost, in US dollars.
     lost_cost: f64,
     /// Opened by the first append.
     file: Option<File>,
-    /// Bytes of complete lines that were found in the file.
+    /// Number of bytes of the complete lines that were found in the file.
     bytes: u64,
     synced: Option<Instant>,
 }
 
 impl StageTable {
     /// Reads the table `NAME` in the folder `out`; an absent table is empty. Changes nothing. If only the Parquet file
-    /// is there, its records are read.
+    /// exists, its records are read.
     ///
     /// # Errors
     /// A file cannot be read, or a line is not a record.
@@ -65,12 +65,12 @@ impl StageTable {
         } else if parquet.exists() {
             content.read_parquet(&parquet)?;
         }
-        // What an earlier process did not finish, it never will.
+        // A request that an earlier process left without an outcome will never get one.
         content.lost_cost += content.unfinished.drain().map(|(_, cost)| cost).sum::<f64>();
         Ok(Self { path, content: Mutex::new(content) })
     }
 
-    /// A table without records, in place of one that [`Self::open`] would read.
+    /// A table without records. Does not read the files that [`Self::open`] would read.
     pub fn empty(out: &Path, name: &str) -> Self {
         Self { path: out.join(format!("{name}.jsonl")), content: Mutex::default() }
     }
@@ -84,12 +84,13 @@ impl StageTable {
         self.lock().records.get(key).cloned()
     }
 
-    /// Calls `visit` with each last record, in no particular order.
+    /// Calls `visit` with the last record of each key, in no particular order.
     pub fn for_each(&self, visit: impl FnMut(&StageRecord)) {
         self.lock().records.values().for_each(visit);
     }
 
-    /// US dollars of all requests, counting those that a kill cut off at the most that they can have cost.
+    /// Cost of all requests in US dollars. A request that was in flight when its process was killed counts with the
+    /// most that it can have cost.
     pub fn cost(&self) -> f64 {
         let content = self.lock();
         content.recorded_cost + content.lost_cost
@@ -110,7 +111,7 @@ impl StageTable {
         }
         let is_due = content.synced.is_none_or(|at| at.elapsed() >= SYNC_EVERY);
         if let Some(file) = &mut content.file {
-            // One write, so that a kill leaves at most one incomplete line.
+            // The line is written by one call, so that a killed process leaves at most one incomplete line.
             file.write_all(&line).map_err(failed)?;
             if is_due {
                 file.sync_data().map_err(failed)?;
@@ -123,7 +124,8 @@ impl StageTable {
         Ok(())
     }
 
-    /// Opens the file after its last complete line. A table that was read from Parquet is written first.
+    /// Opens the file for appending after its last complete line. If the records came from the Parquet file, writes
+    /// them to the new file first.
     fn open_for_append(&self, content: &Content) -> Result<File> {
         let failed = |e| CurateError::cannot_write(&self.path, &e);
         if content.bytes == 0 && !content.records.is_empty() {
@@ -140,7 +142,7 @@ impl StageTable {
         Ok(file)
     }
 
-    /// Makes all lines durable and writes the Parquet file. Does nothing to a table without records.
+    /// Syncs all lines to disk and writes the Parquet file. Does nothing if the table has no records.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -162,7 +164,7 @@ impl StageTable {
     }
 }
 
-/// Writes rows of JSON as a Parquet file, which appears when it is complete. `lines` is not empty.
+/// Writes rows of JSON as a Parquet file, which appears under its name when it is complete. `lines` must not be empty.
 pub(crate) fn write_parquet(path: &Path, lines: &[String]) -> Result<()> {
     let table = Table::parse(path, lines.join("\n"))?;
     let mut draft = AtomicFile::create(path).map_err(CurateError::cannot_save)?;
@@ -181,7 +183,7 @@ impl Content {
         for number in 1.. {
             line.clear();
             let bytes = reader.read_until(b'\n', &mut line).map_err(failed)?;
-            // The process was killed while it wrote the last line.
+            // A last line without a line break is incomplete: the process was killed while it wrote the line.
             if !line.ends_with(b"\n") {
                 break;
             }
@@ -207,7 +209,7 @@ impl Content {
     fn take(&mut self, record: StageRecord) {
         if record.status == Status::Asked {
             let earlier = self.unfinished.insert(record.key, record.cost);
-            // The process of the earlier request was killed.
+            // A second `asked` line of a key means that the process of the first one was killed.
             self.lost_cost += earlier.unwrap_or(0.0);
             return;
         }
@@ -216,7 +218,7 @@ impl Content {
         self.records.insert(record.key.clone(), record);
     }
 
-    /// The records in the order of their rows.
+    /// The records in the order of their keys.
     fn sorted(&self) -> Vec<&StageRecord> {
         let mut records: Vec<_> = self.records.values().collect();
         records.sort_by(|a, b| a.key.cmp(&b.key));
@@ -233,7 +235,7 @@ fn parse(line: &[u8]) -> Result<StageRecord, String> {
     }
 }
 
-/// The message of a JSON error without its line, which is 1 for every line of a table.
+/// The message of a JSON error without its line number, which is always 1 because each line of a table is parsed alone.
 fn without_position(e: &serde_json::Error) -> String {
     let text = e.to_string();
     text.split(" at line ").next().unwrap_or(&text).to_string()
@@ -272,7 +274,7 @@ mod tests {
         table.append(record("a", Status::Ok, 4.0)).unwrap();
         let path = dir.path().join("reason.jsonl");
         let whole = std::fs::read(&path).unwrap();
-        // A kill can cut the file at any byte: only the line that it cuts is lost.
+        // A killed process can cut the file at any byte. Only the line that contains this byte is lost.
         for cut in 0..=whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let table = StageTable::open(dir.path(), "reason").unwrap();
@@ -318,7 +320,7 @@ mod tests {
         again.append(record("c", Status::Ok, 3.0)).unwrap();
         let third = StageTable::open(dir.path(), "reason").unwrap();
         assert_eq!((third.get("a"), third.get("c")), (table.get("a"), Some(record("c", Status::Ok, 3.0))));
-        // A Parquet file that is cut short is named.
+        // The error about a truncated Parquet file names the file.
         std::fs::remove_file(dir.path().join("reason.jsonl")).unwrap();
         let parquet = dir.path().join("reason.parquet");
         let bytes = std::fs::read(&parquet).unwrap();

@@ -74,7 +74,8 @@ pub fn start_measurement() -> usize {
     live
 }
 
-/// Returns the peak of allocated bytes since the measurement started, less the `live` bytes allocated at its start.
+/// Returns the peak of allocated bytes since the measurement started, less the bytes `live` that were allocated at its
+/// start.
 pub fn peak_bytes_since(live: usize) -> usize {
     PEAK.load(Relaxed).saturating_sub(live)
 }

@@ -11,11 +11,12 @@ use anyhow::{Context, Result, bail};
 use crate::targets::Target;
 use crate::worker::{self, FAILURES_FILE, Limit, Plan, Status};
 
-/// Time after which the process of an input that does not end is killed. It is far above the time limit of an input, so
-/// that an input on a busy machine does not reach it.
+/// Time after which a worker process is killed if its current input does not end. This time is far above the limit of
+/// an input's processor time, so that a busy machine does not cause false failures.
 const HANG_TIME: Duration = Duration::from_secs(60);
 
-/// Maximum number of worker processes that a target may use; its campaign ends early when its inputs have ended them.
+/// Maximum number of worker processes that the campaign of one target may use. Each input that ends its process takes
+/// another one.
 const MAX_RESTARTS: usize = 20;
 
 /// The titles of the columns of [`Report::line`].

@@ -3,7 +3,8 @@
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// `Ok` with whether the parser accepted the input (both are fine), or `Err` with what the parser did wrong.
+/// `Ok(true)` if the parser accepted the input, `Ok(false)` if the parser refused the input (not a failure), or `Err`
+/// with what the parser did wrong.
 pub type Verdict = Result<bool, String>;
 
 /// Maximum length of an error message in characters. A message that quotes a whole file hides what is wrong.

@@ -1,4 +1,4 @@
-//! Runs the inputs of one target in this process and judges each.
+//! Runs the inputs of one target in this process and judges the outcome of each input.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -65,7 +65,7 @@ pub struct Status {
     pub index: u64,
     /// Number of inputs that parsers accepted.
     pub accepted: u64,
-    /// Heap bytes of the input that took the most.
+    /// Heap bytes of the input that took the most heap.
     pub peak_bytes: u64,
     /// Elapsed time of the slowest input, in microseconds.
     pub slowest_micros: u64,
@@ -97,7 +97,7 @@ pub fn input_of(target: &Target, seeds: &[Seed], seed: u64, index: u64) -> Vec<u
     mutate::make_input(seeds, target.words, &mut random)
 }
 
-/// Runs the inputs of a plan. Writes its status and its failures to files in `folder`.
+/// Runs the inputs of a plan. Writes the worker's status and its failures to files in `folder`.
 pub fn run(target: &'static Target, plan: Plan, folder: &Path) -> Result<()> {
     on_small_stack(|| {
         let status_file = File::create(folder.join(STATUS_FILE))?;
@@ -181,7 +181,7 @@ fn on_small_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T>
     })
 }
 
-/// The outcome of an input and what the input took.
+/// The outcome of an input, with the memory and the time that the input took.
 struct Judged {
     accepted: bool,
     peak_bytes: usize,
@@ -203,7 +203,7 @@ fn judge_input(judge: &mut Judge, input: &[u8], max_time: Option<Duration>) -> J
 /// hundredths of a second.
 fn processor_time() -> Duration {
     let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The program's name, field 2, may contain spaces: the fields are counted from the one after it.
+    // Field 2, the program's name, may contain spaces, so the text is split after the parenthesis that ends this field.
     let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
     let ticks: u64 = fields.skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
     Duration::from_millis(10 * ticks)

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-/// Checks that none of the first `inputs` inputs of a target fails. Their processor time is not limited, because other
-/// tests run at the same time; an input that does not end still fails.
+/// Checks that none of the first `inputs` inputs of a target fails. The processor time of an input is not limited,
+/// because other tests run at the same time. An input that does not end still fails.
 #[track_caller]
 fn holds(target: &str, inputs: u32) {
     let mut fuzz = Command::new(env!("CARGO_BIN_EXE_reel-fuzz"));

@@ -20,17 +20,17 @@ use crate::sse::EventParser;
 /// The times of one complete answer, in seconds after its request was sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// Tokens of the prompt, if the server says so.
+    /// Tokens of the prompt; `None` if the server does not report them.
     pub prompt_tokens: Option<u64>,
-    /// Tokens of all completions of the answer: the server's number, else the number of token events.
+    /// Tokens of all completions of the answer: as reported by the server, or else the number of token events.
     pub output_tokens: u64,
-    /// True if [`Answer::output_tokens`] is the server's number.
+    /// True if [`Answer::output_tokens`] was reported by the server.
     pub has_usage: bool,
     /// Number of completions.
     pub completions: u64,
-    /// TTFT: until the first token event. An answer without text has its first event in place of it.
+    /// TTFT: time until the first token event. For an answer without tokens, the time until its first event.
     pub time_to_first_token: f64,
-    /// E2EL: until the last event that belongs to a completion.
+    /// E2EL: time until the last event that belongs to a completion.
     pub latency: f64,
     /// ITL: times between the token events of a completion. A server may put several tokens into one event.
     pub gaps: Vec<f64>,
@@ -44,7 +44,7 @@ impl Answer {
     }
 }
 
-/// An event's data. Fields that have no effect here are skipped.
+/// The data of an event. Fields that are not measured are skipped.
 #[derive(Debug, Deserialize)]
 struct Chunk {
     choices: Option<Vec<Choice>>,
@@ -77,8 +77,9 @@ struct Usage {
 }
 
 impl Choice {
-    /// Whether the event was sent because of a token. A token can have no text, as it may hold part of a character or
-    /// be a special one. An event that has no text and only names the role or the finish reason does not count as one.
+    /// Whether the event was sent because of a token. A token can have no text, because the token holds a part of a
+    /// character or is a special token. An event without text that only names the role or the finish reason is not a
+    /// token event.
     fn is_token(&self) -> bool {
         let filled = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
         let is_last = self.finish_reason.is_some();
@@ -113,7 +114,7 @@ impl AnswerReader {
     /// Reads bytes that arrived `seconds` after the request was sent. Returns true after the last event.
     ///
     /// # Errors
-    /// An event is not one of the API, or is the server's error.
+    /// An event is not what OpenAI's API defines, or holds an error of the server.
     pub fn push(&mut self, bytes: &[u8], seconds: f64) -> Result<bool, Failure> {
         let events = self.parser.push(bytes);
         let events = events.map_err(|_| Failure::new(FailureKind::Malformed, "an event is longer than 16 MiB"))?;
@@ -153,10 +154,10 @@ impl AnswerReader {
         Ok(())
     }
 
-    /// The answer, after the end of its body.
+    /// The answer, after the end of the response body.
     ///
     /// # Errors
-    /// The body ended too early.
+    /// The body ended before all completions were finished, or has no completion.
     pub fn finish(self) -> Result<Answer, Failure> {
         let is_complete = self.is_done || self.completions.values().all(|state| state.is_finished);
         let Some(first_part) = self.first_part.filter(|_| is_complete) else {
@@ -178,7 +179,7 @@ impl AnswerReader {
     }
 }
 
-/// The text of OpenAI's error object, or of what other servers send in its place.
+/// The text of OpenAI's error object, or of the JSON that other servers send in place of this object.
 pub(crate) fn error_message(error: &Value) -> String {
     let message = [error.pointer("/error/message"), error.get("message"), error.get("error"), error.get("detail")];
     let text = message.into_iter().flatten().find_map(Value::as_str);
@@ -191,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads events that arrive one per second.
+    /// Reads a stream of events, of which one arrives per second.
     fn read(events: &[&str]) -> Result<Answer, Failure> {
         let mut reader = AnswerReader::default();
         for (i, event) in events.iter().enumerate() {
@@ -231,7 +232,8 @@ mod tests {
         };
         assert_eq!(answer, wanted);
         assert_eq!(answer.time_per_output_token(), Some(1.0));
-        // Without usage, token events are counted; without [DONE], the finish reason ends the answer.
+        // If the server reports no usage, token events are counted; if it sends no `[DONE]`, the finish reason ends the
+        // answer.
         let answer = read(&[ROLE, TEXT, TEXT, END]).unwrap();
         assert_eq!((answer.prompt_tokens, answer.output_tokens, answer.has_usage), (None, 2, false));
         // Tokens without text.
@@ -251,7 +253,7 @@ mod tests {
         let answer = read(&events.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
         assert_eq!((answer.completions, answer.gaps.as_slice()), (2, &[2.0, 2.0][..]));
         assert_eq!((answer.time_to_first_token, answer.latency), (1.0, 6.0));
-        // Two tokens each: one after the first.
+        // Both completions have two tokens, so each has one token after the first.
         assert_eq!(answer.time_per_output_token(), Some(5.0));
         let unfinished = &events[..5].iter().map(String::as_str).collect::<Vec<_>>();
         assert_eq!(failure(unfinished), FailureKind::Closed);

@@ -1,4 +1,4 @@
-//! When requests are sent: times between them follow a gamma distribution, as in `vllm bench serve`.
+//! Computes when requests are sent. The times between requests follow a gamma distribution, as in `vllm bench serve`.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ use rand_distr::{Distribution, Gamma};
 
 use crate::error::LoadError;
 
-/// Stream of the random numbers of arrival times; prompts use the streams of their own numbers.
+/// Random-number stream of the arrival times. The prompt of each request has a stream of its own.
 const ARRIVAL_STREAM: u64 = u64::MAX;
-/// Upper limit of a time after the start: ten years.
+/// Maximum time from the start of the run to a request: ten years.
 const MAX_OFFSET_SECONDS: f64 = 10.0 * 365.0 * 86400.0;
-/// Rates and burstiness that can be asked for.
+/// Accepted values of the request rate and of the burstiness.
 const RANGE: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
 
 /// An endless schedule: the time of each request after the start.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
-    /// Seconds from one request to the next; `None`: no wait.
+    /// Seconds from one request to the next; `None` sends all requests at time 0.
     interval: Option<Gamma<f64>>,
     random: ChaCha8Rng,
     next_seconds: f64,
@@ -40,7 +40,7 @@ impl Arrivals {
         let interval = match rate {
             None => None,
             Some(rate) if !RANGE.contains(&rate) => return Err(wrong("--request-rate", rate)),
-            // The mean of a gamma distribution is shape times scale.
+            // The mean of a gamma distribution is shape · scale, so this scale gives the mean 1 / rate.
             Some(rate) => {
                 Some(Gamma::new(burstiness, 1.0 / (rate * burstiness)).map_err(|_| wrong("--burstiness", burstiness))?)
             }

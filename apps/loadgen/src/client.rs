@@ -18,12 +18,14 @@ use serde_json::Value;
 use crate::answer::{Answer, AnswerReader, error_message};
 use crate::error::{Failure, FailureKind, LoadError};
 
-/// Maximum bytes that are read of an answer that is not streamed.
+/// Maximum number of bytes that are read of an answer that is not streamed.
 const MAX_PLAIN_BYTES: usize = 1 << 20;
-/// How long the end of a body is awaited after the last event of an answer, so that its connection can be reused.
+/// Maximum time to wait for the end of a response body after the last event of its answer. A connection can be reused
+/// only after this end.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
 
-/// The address of a server, such as `http://127.0.0.1:8000`; a path may follow, in front of `/v1`.
+/// The address of a server, such as `http://127.0.0.1:8000`. The address may end with a path, which then stands before
+/// `/v1`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerUrl(String);
 
@@ -103,7 +105,8 @@ impl Client {
         .await
     }
 
-    /// Posts a request and reads its streamed answer. Times begin here, so they include connecting.
+    /// Posts a request and reads its streamed answer. The answer's times start before the connection is made, so they
+    /// include connecting.
     pub(crate) async fn stream_answer(&self, address: &str, body: Bytes) -> Result<Answer, Failure> {
         let begun = Instant::now();
         let answer = async {
@@ -152,7 +155,7 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
-        // The status says more than a body that cannot be read.
+        // An unreadable body counts as empty, so that the failure has the HTTP status in any case.
         let body = start_of_body(response).await.unwrap_or_default();
         let message = serde_json::from_str(&body).map_or_else(|_| body, |error| error_message(&error));
         let reason = status.canonical_reason().unwrap_or("no known status");

@@ -4,7 +4,7 @@ use std::fmt;
 
 use reel_diagnostic::{escape_controls, one_line};
 
-/// Why nothing was measured. The text is one line: location, what is wrong, what to do.
+/// Why nothing was measured. The text of an error is one line: location, what is wrong, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The address of the server cannot be used.
@@ -15,7 +15,7 @@ pub enum LoadError {
         /// What is wrong with it.
         what: String,
     },
-    /// An option does not fit the others or the server.
+    /// An option contradicts another option, or the server does not support it.
     #[error("{option}: {what}; {help}")]
     Setting {
         /// The option.
@@ -25,7 +25,7 @@ pub enum LoadError {
         /// What to do.
         help: &'static str,
     },
-    /// A request that must succeed before the measurement failed.
+    /// A request before the measurement, which must succeed, failed.
     #[error("{address}: {failure}; {}", failure.help())]
     FirstRequest {
         /// The address of the request.
@@ -51,10 +51,10 @@ impl LoadError {
     }
 }
 
-/// The kinds of failed requests. Failures of one kind are counted together.
+/// The kinds of failed requests. A report counts the failures of each kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FailureKind {
-    /// No connection to the server, or none with TLS.
+    /// The connection to the server failed, with or without TLS.
     Connect,
     /// No complete answer within the time limit.
     Timeout,
@@ -64,7 +64,7 @@ pub enum FailureKind {
     Closed,
     /// The body of the answer is not a stream of events.
     NotAStream,
-    /// An event of the stream is not what the API defines.
+    /// An event of the stream is not in the format of OpenAI's API.
     Malformed,
     /// The stream has an error object.
     ErrorEvent,

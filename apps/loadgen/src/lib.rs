@@ -7,8 +7,9 @@
 //! answers  ──► throughput and distributions (report.rs, statistics.rs) ──► table and JSON
 //! ```
 //!
-//! All tasks share one thread, so that the load generator takes little from a server on the same machine. Figures are
-//! defined where they are computed: those of one answer at [`Answer`], those of a run at [`LoadReport`].
+//! All tasks share one thread, so that the load generator takes little processor time from a server on the same
+//! machine. Figures are defined where they are computed: those of one answer at [`Answer`], those of a run at
+//! [`LoadReport`].
 
 mod answer;
 mod arrivals;

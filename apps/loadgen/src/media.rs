@@ -34,7 +34,7 @@ impl Media {
         }
     }
 
-    /// The media type by the first bytes of the file; a general one for formats that are not listed.
+    /// The media type, found by the first bytes of the file; a general type for formats that are not listed here.
     fn mime_type(&self) -> &'static str {
         let begins = |signature: &[u8]| self.bytes.starts_with(signature);
         let has_at = |at: usize, signature: &[u8]| self.bytes.get(at..).is_some_and(|rest| rest.starts_with(signature));

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::error::LoadError;
 use crate::settings::{Endpoint, LoadSettings};
 
-/// Common English words: with the space before it, each is one token of the tokenizers of most models.
+/// Common English words. With a space before it, each word is one token for the tokenizers of most models.
 const WORDS: [&str; 128] = [
     "about", "after", "again", "air", "all", "also", "and", "animal", "any", "area", "back", "ball", "bank", "base",
     "bed", "best", "big", "bird", "black", "blue", "boat", "body", "book", "box", "boy", "bread", "bridge", "but",
@@ -22,13 +22,13 @@ const WORDS: [&str; 128] = [
     "near", "new", "night",
 ];
 
-/// Fields that the options of a run set.
+/// Fields of a request that the options of a run set; `--extra-body` may not set them.
 const OWN_FIELDS: [&str; 7] = ["messages", "prompt", "model", "stream", "stream_options", "max_tokens", "ignore_eos"];
 
 /// Makes the bodies of a run's requests.
 ///
-/// All bodies of a run are equal but for the text of the prompt, so the bytes before and after it are made once: media
-/// can be large, and time spent here would delay the events of running requests.
+/// All bodies of a run are equal except for the text of the prompt, so the bytes before and after this text are made
+/// once. Media can be large, and time spent here would delay the reading of other requests' events.
 #[derive(Debug)]
 pub(crate) struct RequestBodies {
     head: Vec<u8>,
@@ -40,7 +40,7 @@ pub(crate) struct RequestBodies {
 
 impl RequestBodies {
     /// # Errors
-    /// An additional field is one that options set; media or an empty prompt do not fit the endpoint.
+    /// `extra_body` has a field that other options set, or the endpoint takes no images and videos.
     pub(crate) fn new(settings: &LoadSettings, model: &str) -> Result<Self, LoadError> {
         if let Some(field) = settings.extra_body.keys().find(|field| OWN_FIELDS.contains(&field.as_str())) {
             let what = format!("has the field {field:?}, which other options set");
@@ -70,7 +70,7 @@ impl RequestBodies {
         })
     }
 
-    /// The body of the request with this number. Each number has words of its own.
+    /// The body of the request with this number. Apart from the shared prefix, each number has its own random words.
     pub(crate) fn body(&self, number: u64) -> Bytes {
         let mut all = self.shared_words.clone();
         all.extend(words(self.own_words, self.seed, number + 1));
@@ -79,7 +79,7 @@ impl RequestBodies {
     }
 }
 
-/// The JSON before and after the text of the prompt.
+/// The JSON of a request before and after the text of the prompt.
 fn around_prompt(settings: &LoadSettings) -> (String, &'static str) {
     if settings.endpoint == Endpoint::Completions {
         return ("\"prompt\":".to_string(), "");
@@ -92,7 +92,7 @@ fn around_prompt(settings: &LoadSettings) -> (String, &'static str) {
     (format!("{message}[{parts}{{\"type\":\"text\",\"text\":"), "}]}]")
 }
 
-/// `n` words; another sequence for each seed and stream.
+/// `n` random words. Each seed and stream gives another sequence of words.
 fn words(n: usize, seed: u64, stream: u64) -> Vec<&'static str> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(stream);

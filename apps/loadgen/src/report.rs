@@ -11,7 +11,7 @@ use crate::media::MediaKind;
 use crate::settings::{Amount, LoadSettings};
 use crate::statistics::Distribution;
 
-/// What a run has measured. Failed requests count only as failed.
+/// What a run has measured. A failed request adds only to the number of failures.
 #[derive(Clone, Debug)]
 pub struct LoadReport {
     settings: LoadSettings,
@@ -36,7 +36,7 @@ pub struct FailureGroup {
     pub first: Failure,
 }
 
-/// A measured time with its names, in milliseconds.
+/// A measured time in milliseconds, with its names in JSON and in the table.
 struct Latency {
     /// As in the keys of the JSON.
     key: &'static str,
@@ -70,7 +70,7 @@ impl LoadReport {
         self.failures.values().map(|group| group.count).sum()
     }
 
-    /// Tokens of all prompts; `None` if the server does not say for each.
+    /// Tokens of all prompts; `None` if the server did not report them for every answer.
     pub fn input_tokens(&self) -> Option<u64> {
         self.answers.iter().map(|answer| answer.prompt_tokens).sum()
     }
@@ -80,12 +80,12 @@ impl LoadReport {
         self.answers.iter().map(|answer| answer.output_tokens).sum()
     }
 
-    /// Number of answers whose tokens the server did not count, so that their events were counted.
+    /// Number of answers whose tokens the server did not report, so that their token events were counted.
     pub fn answers_without_usage(&self) -> usize {
         self.answers.iter().filter(|answer| !answer.has_usage).count()
     }
 
-    /// Number of answers with fewer tokens per completion than were asked for: an end token or a limit ended them.
+    /// Number of answers with fewer tokens per completion than requested, because an end token or a limit ended them.
     pub fn short_answers(&self) -> usize {
         let asked = self.settings.output_tokens as u64;
         self.answers.iter().filter(|answer| answer.output_tokens < asked * answer.completions).count()
@@ -114,8 +114,7 @@ impl LoadReport {
         ]
     }
 
-    /// All figures and settings. Times are in milliseconds, rates per second. A figure of which there is no sample is
-    /// null.
+    /// All figures and settings. Times are in milliseconds, rates per second. A figure without samples is null.
     pub fn json(&self) -> Value {
         let mut record = Map::new();
         let mut put = |key: &str, value: Value| drop(record.insert(key.to_string(), value));
@@ -153,7 +152,7 @@ impl LoadReport {
         Some(self.per_second((input + self.output_tokens()) as f64))
     }
 
-    /// The settings without the key. `request_rate` is `"inf"` if requests do not wait for each other, as JSON has no
+    /// The settings without the API key. `request_rate` is `"inf"` if requests are not spaced in time, as JSON has no
     /// infinite number.
     fn settings_json(&self) -> Value {
         let s = &self.settings;
@@ -210,8 +209,8 @@ impl LoadReport {
         lines.join("\n")
     }
 
-    /// What a reader of the figures must know: failures by kind, answers that ended early, tokens that were not
-    /// counted by the server. One line each.
+    /// Remarks for the reader of the figures, one line each: failures by kind, answers that ended early, and answers
+    /// whose tokens the server did not count.
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self
             .failures

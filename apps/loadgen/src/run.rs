@@ -1,5 +1,5 @@
-//! A run: warm-up, then requests at their arrival times, at most so many at once, until the number or the time is
-//! reached.
+//! A run: warm-up requests, then measured requests at their arrival times. A limit bounds the requests in flight; the
+//! run ends when its number of requests or its time is reached.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,17 +18,17 @@ use crate::prompts::RequestBodies;
 use crate::report::LoadReport;
 use crate::settings::{Amount, LoadSettings};
 
-/// Numbers of the warm-up requests begin here, so that their prompts are none of the measured ones.
+/// Number of the first warm-up request. Measured requests have smaller numbers, so no warm-up prompt is measured again.
 const FIRST_WARMUP: u64 = 1 << 62;
-/// Maximum of all times that a user gives; with much longer ones, the clock's numbers would overflow.
+/// Maximum of all durations that a user gives. Much longer ones would overflow the clock's arithmetic.
 const MAX_TIME: Duration = Duration::from_secs(10 * 365 * 86400);
 
 /// How far a run is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Requests that are being answered.
+    /// Number of requests that are being answered now.
     pub running: usize,
-    /// The highest number of them so far.
+    /// The highest value of `running` so far.
     pub peak_running: usize,
     /// Complete answers.
     pub answered: usize,
@@ -36,10 +36,10 @@ pub struct Progress {
     pub failed: usize,
 }
 
-/// Called after each request of the measurement; it must return soon, since it delays the times of others.
+/// Called after each measured request. It must return soon, because it delays the time measurement of other requests.
 pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 
-/// Sends the requests that `settings` describes, and measures their answers. Blocks until all are answered.
+/// Sends the requests that `settings` describes, and measures their answers. Blocks until all requests are answered.
 ///
 /// # Errors
 /// An option is wrong, or a request before the measurement failed: the list of models, or a warm-up. Failures of
@@ -47,7 +47,7 @@ pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadReport, LoadError> {
     check(settings)?;
     let client = Client::new(settings.api_key.as_deref(), settings.timeout)?;
-    // One thread: see the crate's documentation.
+    // The runtime has one thread; the crate's documentation says why.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(async {
         let model = match &settings.model {
@@ -68,7 +68,7 @@ pub fn run(settings: &LoadSettings, on_progress: OnProgress) -> Result<LoadRepor
         let peak_concurrency = sender.progress().peak_running;
         Ok(LoadReport::new(settings, model, seconds, peak_concurrency, results))
     });
-    // A name that is being resolved must not delay the end.
+    // Does not wait for a host name that is still being resolved.
     runtime.shutdown_background();
     report
 }
@@ -121,7 +121,7 @@ impl Sender {
         *progress
     }
 
-    /// Sends the measured request with this number; the permit is held until it is answered.
+    /// Sends the measured request with this number. The semaphore permit is held until the request is answered.
     async fn send(self: Arc<Self>, number: u64, permit: Option<OwnedSemaphorePermit>) -> Result<Answer, Failure> {
         let body = self.bodies.body(number);
         self.update(|progress| {
@@ -142,19 +142,19 @@ impl Sender {
     }
 }
 
-/// The most requests at the same time, within what a semaphore can count.
+/// Maximum number of requests at the same time, bounded by the permits that a semaphore can have.
 fn at_once(settings: &LoadSettings) -> Option<usize> {
     settings.max_concurrency.map(|n| n.min(Semaphore::MAX_PERMITS))
 }
 
-/// Sends the warm-up requests, as many at once as in the measurement.
+/// Sends the warm-up requests, with the same limit of concurrent requests as in the measurement.
 async fn warm_up(sender: &Arc<Sender>, settings: &LoadSettings) -> Result<(), LoadError> {
     let slots = Arc::new(Semaphore::new(at_once(settings).unwrap_or(Semaphore::MAX_PERMITS)));
     let mut requests = JoinSet::new();
     for i in 0..settings.warmup {
         let (sender, slots) = (sender.clone(), slots.clone());
         requests.spawn(async move {
-            // A semaphore that is never closed always gives a permit.
+            // Waiting for a permit cannot fail, because this semaphore is never closed.
             let _permit = slots.acquire_owned().await;
             let body = sender.bodies.body(FIRST_WARMUP + i as u64);
             sender.client.stream_answer(&sender.address, body).await
@@ -184,7 +184,7 @@ async fn send_all(
         sleep_until((begun + offset).min(deadline).into()).await;
         let permit = match &slots {
             None => None,
-            // A request that finds no place waits here, and so do those after it.
+            // If no permit is free, this request waits here, and all later requests wait behind it.
             Some(slots) => timeout_at(deadline.into(), slots.clone().acquire_owned()).await.ok().and_then(Result::ok),
         };
         if Instant::now() >= deadline {

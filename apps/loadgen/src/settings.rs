@@ -1,4 +1,4 @@
-//! What is sent to which server, how often and for how long.
+//! The settings of a run: what is sent to which server, how often and for how long.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ impl Endpoint {
 pub enum Amount {
     /// This many.
     Requests(usize),
-    /// As many as can be sent in this time; those that run at its end are awaited.
+    /// As many requests as can be sent in this time. Requests that are in flight at its end are awaited.
     Time(Duration),
 }
 
@@ -56,15 +56,16 @@ pub struct LoadSettings {
     pub endpoint: Endpoint,
     /// The number of requests or the time.
     pub amount: Amount,
-    /// Mean number of requests per second; `None`: each is sent as soon as [`LoadSettings::max_concurrency`] permits.
+    /// Mean number of requests per second; `None` sends each request as soon as [`LoadSettings::max_concurrency`]
+    /// permits.
     pub request_rate: Option<f64>,
     /// Shape of the gamma distribution of the times between requests. 1: a Poisson process. Below 1: bursts. Above 1:
     /// more regular.
     pub burstiness: f64,
     /// Maximum number of requests that are being answered at the same time.
     pub max_concurrency: Option<usize>,
-    /// Number of random words of a prompt after the shared ones. The words are common English ones, which most
-    /// tokenizers keep whole.
+    /// Number of random words of a prompt after the shared prefix. The words are common English words, most of which
+    /// are one token.
     pub prompt_tokens: usize,
     /// Number of words at the start of a prompt that are the same in all prompts.
     pub shared_prefix_tokens: usize,
@@ -74,9 +75,9 @@ pub struct LoadSettings {
     pub ignore_eos: bool,
     /// Images and videos before the text of each prompt.
     pub media: Vec<Media>,
-    /// Further fields of each request.
+    /// Additional JSON fields of each request.
     pub extra_body: Map<String, Value>,
-    /// Seed of words and arrival times.
+    /// Seed of the random words and of the arrival times.
     pub seed: u64,
     /// Number of requests that are answered before the measurement begins; each must succeed.
     pub warmup: usize,

@@ -2,7 +2,7 @@
 //!
 //! The format is that of the HTML standard: lines end with LF, CR or CR LF; an event ends with an empty line; each line
 //! `data: TEXT` adds a line to the event's data; a line that begins with a colon is a comment; other fields (`event`,
-//! `id`, `retry`) do not matter here. The bytes may be cut anywhere, also within a character or between CR and LF.
+//! `id`, `retry`) are ignored. The bytes may be cut anywhere, even within a character or between CR and LF.
 
 /// Maximum bytes of an event's data, and of one line (16 MiB).
 const MAX_EVENT_BYTES: usize = 16 << 20;
@@ -10,14 +10,14 @@ const MAX_EVENT_BYTES: usize = 16 << 20;
 /// Splits bytes into events.
 #[derive(Debug, Default)]
 pub struct EventParser {
-    /// The current line as far as it was received, without its end.
+    /// The bytes of the current line that have arrived so far.
     line: Vec<u8>,
     /// The data lines of the current event, each followed by LF.
     data: Vec<u8>,
     has_data: bool,
-    /// The last byte was CR: an LF after it belongs to the same line end.
+    /// The last byte was CR; if the next byte is LF, both are one line end.
     after_cr: bool,
-    /// Some line has ended, so that a byte order mark would be part of the text.
+    /// At least one line has ended; a byte order mark is removed only from the first line.
     has_begun: bool,
 }
 
@@ -26,7 +26,7 @@ pub struct EventParser {
 pub struct EventTooLong;
 
 impl EventParser {
-    /// Adds bytes, and returns the data of each event that they complete.
+    /// Adds bytes, and returns the data of each event that is now complete.
     ///
     /// # Errors
     /// A line or the data of an event has more than 16 MiB.
@@ -60,7 +60,7 @@ impl EventParser {
         Ok(())
     }
 
-    /// Processes the current line. Returns the event's data if the line is empty, which ends the event.
+    /// Processes the current line. An empty line ends the event; then returns the event's data.
     fn end_line(&mut self) -> Result<Option<String>, EventTooLong> {
         let mut line = std::mem::take(&mut self.line);
         if !self.has_begun && line.starts_with(b"\xef\xbb\xbf") {
@@ -84,10 +84,10 @@ impl EventParser {
         Ok(None)
     }
 
-    /// Returns the data of the event that ends here; `None` if it has no data, as after a comment.
+    /// Returns the data of the event that ends here; `None` if the event has no data, such as one with only a comment.
     fn end_event(&mut self) -> Option<String> {
         let mut data = std::mem::take(&mut self.data);
-        // The LF after the last data line.
+        // Removes the LF after the last data line.
         data.pop();
         std::mem::take(&mut self.has_data).then(|| String::from_utf8_lossy(&data).into_owned())
     }
@@ -135,7 +135,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Text made of the parts that matter gives the same events, wherever it is cut.
+        /// A stream of these pieces gives the same events, wherever its bytes are cut.
         #[test]
         fn cuts_do_not_change_events(
             parts in prop::collection::vec(prop::sample::select(vec![

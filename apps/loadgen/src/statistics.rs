@@ -16,7 +16,7 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// The distribution of finite values; `None` if there are none.
+    /// The distribution of these finite values; `None` for an empty list.
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
         if values.is_empty() {
             return None;
@@ -36,7 +36,7 @@ impl Distribution {
     }
 }
 
-/// The `p`-th percentile (0 to 100) of ascending values, of which there is at least one: linear interpolation between
+/// The `p`-th percentile (0 to 100) of `ascending`, a sorted list of at least one value: linear interpolation between
 /// the two values around rank p / 100 · (n - 1), as numpy's default.
 fn percentile(ascending: &[f64], p: f64) -> f64 {
     let rank = p / 100.0 * (ascending.len() - 1) as f64;
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn values_equal_those_of_numpy() {
-        // numpy 2: mean, median, std, percentile 90 and 99 of the list.
+        // Expected values by numpy 2: mean, median, std, and percentiles 90 and 99 of the list.
         let d = Distribution::of(vec![7.0, 1.0, 4.0, 4.5, 100.0]).unwrap();
         let wanted = [23.3, 4.5, 38.3973957, 62.8, 96.28];
         for (got, wanted) in [d.mean, d.median, d.std, d.p90, d.p99].into_iter().zip(wanted) {
@@ -73,7 +73,8 @@ mod tests {
             let most = values.iter().copied().fold(0.0, f64::max);
             prop_assert!(least <= d.median && d.median <= d.p90 && d.p90 <= d.p99 && d.p99 <= most);
             prop_assert!(least - 1e-6 <= d.mean && d.mean <= most + 1e-6 && d.std <= most - least + 1e-6);
-            // At least p percent of the values are at most the percentile, but for the one that it interpolates to.
+            // At least floor(p · (n - 1)) + 1 values are at most the percentile: those up to the lower of the two
+            // values between which it is interpolated.
             for (p, got) in [(0.5, d.median), (0.9, d.p90), (0.99, d.p99)] {
                 let below = values.iter().filter(|value| **value <= got).count() as f64;
                 prop_assert!(below >= (p * (values.len() - 1) as f64).floor() + 1.0, "{p} {below}");

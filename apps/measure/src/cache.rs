@@ -9,7 +9,8 @@ use std::time::Instant;
 use reel_device::{Device, Team, simd_fn};
 use serde::Serialize;
 
-/// The limit of data that is in the caches: a launch whose operands are there is not limited by memory.
+/// Capacity and bandwidth of the CPU's caches. A launch whose operands are in the caches is limited by this bandwidth,
+/// not by the bandwidth of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CacheCeiling {
     /// Bytes that all caches hold together.
@@ -25,10 +26,10 @@ const SYSFS: &str = "/sys/devices/system/cpu";
 /// memory is not applied to data that may be in a cache.
 const ASSUMED_CAPACITY: f64 = 1e9;
 
-/// Bytes that each thread reads again and again: they fit into the first-level cache of every CPU of today.
+/// Number of bytes that each thread reads again and again. They fit into the first-level cache of every CPU of today.
 const BLOCK: usize = 16 << 10;
 
-/// Number of times that a thread reads its block in one timing, which then takes a millisecond or so.
+/// Number of times that a thread reads its block in one timing. One timing then takes about a millisecond.
 const REPETITIONS: usize = 3_000;
 
 /// Measures the caches with this team of threads.
@@ -36,7 +37,8 @@ pub fn measure_caches(team: &Team) -> CacheCeiling {
     CacheCeiling { capacity: capacity(Path::new(SYSFS)).unwrap_or(ASSUMED_CAPACITY), bytes: bytes_per_second(team) }
 }
 
-/// Bytes of an array that is not in the caches: several times their capacity, but at most a quarter of the free memory.
+/// Size in bytes of an array that does not fit into the caches: several times the capacity of the caches, but at most a
+/// quarter of the free memory.
 pub(crate) fn bytes_beyond_caches() -> usize {
     const LEAST: usize = 256 << 20;
     const TIMES: f64 = 4.0;
@@ -45,8 +47,8 @@ pub(crate) fn bytes_beyond_caches() -> usize {
     caches.min(free).max(LEAST)
 }
 
-/// The sum of the sizes of all data caches; a cache that several CPUs share counts once. `None` if there is no
-/// description.
+/// The sum of the sizes of all data caches in bytes; a cache that several CPUs share counts once. `None` if `sysfs`
+/// does not describe the caches.
 fn capacity(sysfs: &Path) -> Option<f64> {
     let mut sizes = BTreeMap::new();
     for cpu in fs::read_dir(sysfs).ok()?.flatten().map(|entry| entry.path().join("cache")) {
@@ -76,7 +78,8 @@ fn parse_size(text: &str) -> Option<f64> {
     Some(digits.parse::<f64>().ok()? * factor)
 }
 
-/// The highest rate of several timings, in each of which every thread reads its own block from its cache.
+/// The highest of several measured rates, in bytes per second of all threads together. In each timing, every thread
+/// reads its own block from its first-level cache.
 fn bytes_per_second(team: &Team) -> f64 {
     let blocks: Vec<Vec<u32>> = (0..team.threads()).map(|_| (0..BLOCK as u32 / 4).collect()).collect();
     let read = |i: usize| {

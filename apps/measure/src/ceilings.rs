@@ -1,18 +1,19 @@
 //! Measures the ceilings of a machine: its highest rates of arithmetic and memory traffic. By the roofline model, the
 //! least time of a kernel (its floor) is the larger of operations over arithmetic rate and bytes over bandwidth.
 //!
-//! Bytes that fit into the caches may be there already, left by the launch before, so they have the bandwidth of the
-//! caches. The weights of a model that is larger than the caches are not: between two reads of a weight lie those of
-//! all others ([`OperandReads`]).
+//! Bytes that fit into the caches may still be there from the previous launch, so they count at the bandwidth of the
+//! caches. The weights of a model that is larger than the caches count at the bandwidth of memory: between two reads of
+//! a weight, all other weights are read ([`OperandReads`]).
 //!
 //! ```text
 //! bytes from memory = max(bytes - capacity, bytes of weights that the caches cannot have kept, 0)
 //! seconds of bytes = the other bytes / bandwidth of the caches + bytes from memory / bandwidth of memory
 //! ```
 //!
-//! No share of a ceiling exceeds 100 %: a launch that is faster than the measured ceilings allow raises them
-//! ([`Ceilings::raised_to`]), because it shows that they were measured too low. The ceilings of a GPU never exceed its
-//! data sheet: a launch that seems faster than that has a wrong count ([`crate::machine::PublishedLimits`]).
+//! No launch reaches more than 100 % of a ceiling: a launch that is faster than the measured ceilings allow raises the
+//! ceilings ([`Ceilings::raised_to`]), because they were measured too low. The ceilings of a GPU never exceed its data
+//! sheet: if a launch seems faster than the data sheet allows, its operations or bytes are counted wrong
+//! ([`crate::machine::PublishedLimits`]).
 
 use std::collections::BTreeMap;
 
@@ -36,7 +37,7 @@ pub struct Ceilings {
     pub bf16: f64,
     /// Memory bandwidth in bytes per second, reads and writes.
     pub bytes: f64,
-    /// The limit of data in the caches; `None` if every byte counts as one of memory.
+    /// Capacity and bandwidth of the caches; `None` if every byte counts as read from memory.
     pub cache: Option<CacheCeiling>,
 }
 
@@ -45,8 +46,8 @@ pub(crate) fn core_count() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Name prefixes of the kernels that multiply matrices. Their least time in bf16 uses the rate of bf16 products; that
-/// of every other kernel uses the rate of f32 products.
+/// Name prefixes of the kernels that multiply matrices. In bf16, their least time uses the rate of bf16 products. The
+/// least time of every other kernel uses the rate of f32 products.
 const MATRIX_KERNELS: [&str; 7] =
     ["matmul", "attention", "paged_attention", "pool_attention", "linear_log_prob", "skinny", "patch_embedding"];
 
@@ -62,13 +63,13 @@ pub struct RooflineFloor {
 }
 
 impl Ceilings {
-    /// Measures the ceilings of a device; takes about 0.25 s. Those of a CPU are measured on all of its cores, also if
-    /// the device uses fewer threads.
+    /// Measures the ceilings of a device; takes about 0.25 s. The ceilings of a CPU are measured on all of its cores,
+    /// even if the device uses fewer threads.
     ///
     /// # Errors
     /// The GPU has no memory for the operands, or a launch fails.
     pub fn measure(device: &Device) -> Result<Self> {
-        // A device is asynchronous only if it is a GPU, whose own clock times copies and products.
+        // Only a GPU is an asynchronous device. The GPU's own clock times copies and products.
         if device.capabilities().async_launches {
             return Self::measure_gpu(device);
         }
@@ -163,7 +164,7 @@ impl Ceilings {
     }
 
     /// The least time, in seconds, in which the kernel `name` can do these operations and move these bytes if no cache
-    /// holds any of them, as in a measurement that overwrites the caches before.
+    /// holds any of these bytes, as in a measurement that overwrites the caches before each run.
     pub fn roofline_seconds_from_memory(&self, name: &str, cost: Cost, dtype: DType) -> f64 {
         Self { cache: None, ..*self }.roofline_seconds(name, cost, dtype)
     }
@@ -174,8 +175,8 @@ impl Ceilings {
         totals.cost.flops / self.flops_per_second(name, dtype) > self.seconds_to_move_bytes_of(totals)
     }
 
-    /// These ceilings, raised as far as they do not allow that the launches of the kernel `name` took
-    /// `totals.seconds` only.
+    /// These ceilings, raised just enough that the least time of the launches of the kernel `name` is at most their
+    /// measured time, `totals.seconds`.
     #[must_use]
     pub fn raised_to(mut self, name: &str, totals: &OpTotals, dtype: DType) -> Self {
         let seconds = totals.seconds;
@@ -187,8 +188,8 @@ impl Ceilings {
         self.with_bandwidth_times(self.seconds_to_move_bytes_of(totals) / seconds)
     }
 
-    /// These ceilings, raised until the least time of a whole round of work is at most `measured_seconds`, the time
-    /// that it took. `floor_seconds` is its least time by the present ceilings.
+    /// These ceilings, raised just enough that the least time of a whole round of work is at most the round's measured
+    /// time, `measured_seconds`. `floor_seconds` is the round's least time by the present ceilings.
     #[must_use]
     pub fn raised_to_measured_round(self, floor_seconds: f64, measured_seconds: f64) -> Self {
         let is_exceeded = floor_seconds > measured_seconds && measured_seconds > 0.0;
@@ -196,14 +197,14 @@ impl Ceilings {
         Self { f32: self.f32 * factor, bf16: self.bf16 * factor, ..self }.with_bandwidth_times(factor)
     }
 
-    /// These ceilings, none of them above that of `limits`.
+    /// These ceilings, each of them lowered to the ceiling of `limits` if it is higher.
     #[must_use]
     pub fn at_most(self, limits: &Ceilings) -> Self {
         let Self { f32, bf16, bytes, .. } = self;
         Self { f32: f32.min(limits.f32), bf16: bf16.min(limits.bf16), bytes: bytes.min(limits.bytes), ..self }
     }
 
-    /// These ceilings with `factor` times the bandwidth of memory and caches, if that is more.
+    /// These ceilings with the bandwidths of memory and caches multiplied by `factor`. A factor below 1 counts as 1.
     fn with_bandwidth_times(self, factor: f64) -> Self {
         let factor = factor.max(1.0);
         let cache = self.cache.map(|cache| CacheCeiling { bytes: cache.bytes * factor, ..cache });
@@ -214,8 +215,8 @@ impl Ceilings {
         if uses_bf16_rate(name, dtype) { self.bf16 } else { self.f32 }
     }
 
-    /// The least time, in seconds, in which these launches can move their bytes. The launches are taken to be of equal
-    /// size, which makes the time shortest.
+    /// The least time, in seconds, in which these launches can move their bytes. All launches are assumed to move the
+    /// same number of bytes, which makes the time shortest.
     fn seconds_to_move_bytes_of(&self, totals: &OpTotals) -> f64 {
         let OpTotals { launches, cost: Cost { bytes, .. }, operands, .. } = totals;
         let Some(cache) = self.cache else { return bytes / self.bytes };
@@ -230,8 +231,8 @@ pub(crate) fn uses_bf16_rate(name: &str, dtype: DType) -> bool {
     dtype == DType::BF16 && MATRIX_KERNELS.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// The `i`-th pseudorandom number, from -1 to 1. Source: splitmix64, Steele, Lea and Flood, "Fast splittable pseudorandom
-/// number generators".
+/// The `i`-th pseudorandom number, from -1 to 1. Source: splitmix64, Steele, Lea and Flood, "Fast splittable
+/// pseudorandom number generators".
 pub fn pseudorandom_number(i: u64) -> f32 {
     let z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -275,7 +276,7 @@ mod tests {
     }
 
     proptest! {
-        /// However fast a launch was: after the ceilings are raised to it, it does not exceed them.
+        /// After the ceilings are raised to a launch, the launch does not exceed them, however fast it was.
         #[test]
         fn no_share_exceeds_one(
             flops in 0.0..1e12,

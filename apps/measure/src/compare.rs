@@ -101,7 +101,7 @@ impl ResultComparison {
 /// Maximum number of ops in the text; the ops whose time changed most are listed.
 const MAX_OP_CHANGES: usize = 5;
 
-/// An op whose time in the profiled round of one result differs from its time in that of the other result.
+/// An op whose time differs between the profiled rounds of the two results.
 struct OpChange {
     op: String,
     seconds: [f64; 2],
@@ -118,10 +118,10 @@ impl OpChange {
     }
 }
 
-/// The ops of both results, sorted by how much their time changed, largest change first. An op that is missing in one
-/// result counts as 0 s there.
+/// The ops whose time differs between the results, largest change first. An op that is missing in one result counts as
+/// 0 s in that result.
 ///
-/// These are times of a single round: they say where to look, not whether a change is more than chance.
+/// The times are those of a single round. They show where to look, but not whether a change is more than chance.
 fn op_changes(a: &Value, b: &Value) -> Vec<OpChange> {
     let mut all: Vec<OpChange> = Vec::new();
     for (i, result) in [a, b].into_iter().enumerate() {
@@ -173,8 +173,8 @@ fn not_a_result(path: &Path, what: &str) -> MeasureError {
     failed(path.display().to_string(), what, "give a file that reel bench --json printed")
 }
 
-/// Reads the round times from a result: those of each kernel if it timed kernels, else those of the whole
-/// measurement.
+/// Reads the round times from a result: the times of each kernel if the result has kernels, otherwise the times of the
+/// whole measurement.
 pub(crate) fn samples(path: &Path, result: &Value) -> Result<Vec<Samples>> {
     let one = |name: &Value, value: &Value| {
         let seconds: Option<Vec<f64>> = value["samples"].as_array().and_then(|s| s.iter().map(Value::as_f64).collect());

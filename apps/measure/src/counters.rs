@@ -1,9 +1,10 @@
-//! Reads a GPU's hardware counters for single kernels with NVIDIA's Nsight Compute (`ncu`), where it is installed:
-//! which part of the GPU was busiest, and so explains a kernel's time.
+//! Reads a GPU's hardware counters for single kernels with NVIDIA's Nsight Compute (`ncu`), if `ncu` is installed. The
+//! counters tell which part of the GPU was busiest, which explains a kernel's time.
 //!
 //! `ncu` runs a program and repeats each of its kernels several times under counters. The clocks stay as they are
-//! (`--clock-control none`), so that its times can be compared with others. It writes its table to a file, because the
-//! program's own output shares its stdout. Source: Nsight Compute's manual, "Command Line Options".
+//! (`--clock-control none`), so that the times can be compared with other measurements. `ncu` writes its table to a
+//! file, because it shares its stdout with the program that it runs. Source: Nsight Compute's manual, "Command Line
+//! Options".
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,8 @@ const PARTS: [&str; 5] = [
     "Issue Slots Busy",
 ];
 
-/// If no part is busier than this, in percent, the kernel waits: for latencies, or for too few warps.
+/// If no part of the GPU is busier than this, in percent, the kernel spends its time waiting: for latencies, or because
+/// it has too few warps.
 const BUSY: f64 = 60.0;
 
 /// The counters of the last launch of a CUDA kernel.
@@ -34,18 +36,19 @@ const BUSY: f64 = 60.0;
 pub struct KernelCounters {
     /// Name of the CUDA kernel, such as `attention_bwd_bf16_dkv_128`.
     pub symbol: String,
-    /// The metrics with a number, by name.
+    /// The metrics whose value is a number, by name.
     pub metrics: BTreeMap<String, f64>,
 }
 
 impl KernelCounters {
-    /// The busiest part of the GPU and its share of the highest rate in percent; `None` if `ncu` gave none.
+    /// The busiest part of the GPU and its share of the highest rate in percent; `None` if `ncu` reported none of the
+    /// metrics in `PARTS`.
     pub fn busiest(&self) -> Option<(&'static str, f64)> {
         let known = PARTS.iter().filter_map(|part| Some((*part, *self.metrics.get(*part)?)));
         known.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// What explains the time of the kernel, as text.
+    /// What explains the time of the kernel, as a short text.
     pub fn explanation(&self) -> String {
         let Some((part, percent)) = self.busiest() else { return "no counters".to_string() };
         if percent >= BUSY {
@@ -61,7 +64,7 @@ impl KernelCounters {
     }
 }
 
-/// The program `ncu`: of the CUDA installation, or on the shell's search path.
+/// Finds the program `ncu`, in the CUDA installation or on the shell's search path.
 pub fn find_ncu() -> Option<PathBuf> {
     Toolkit::from_environment().program("ncu")
 }
@@ -69,7 +72,7 @@ pub fn find_ncu() -> Option<PathBuf> {
 /// Runs `program` with `arguments` under `ncu` and returns the counters of its CUDA kernels.
 ///
 /// # Errors
-/// A file cannot be written, or `ncu` fails: it is not allowed to read counters, or the program fails.
+/// A file cannot be written, or `ncu` fails: this user may not read counters, or `program` fails.
 pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result<Vec<KernelCounters>> {
     let table = std::env::temp_dir().join(format!("reel-counters-{}.csv", std::process::id()));
     let mut command = Command::new(ncu);
@@ -78,7 +81,7 @@ pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result
     command.arg("--log-file").arg(&table).arg(program).args(arguments);
     let ran = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     let text = std::fs::read_to_string(&table).unwrap_or_default();
-    // The file is a scratch file: if it cannot be removed, nothing is lost.
+    // The file is in the temporary folder; a failure to remove it does no harm.
     let _ = std::fs::remove_file(&table);
     let found = counters_from_csv(&text);
     match ran {
@@ -92,8 +95,9 @@ pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result
     }
 }
 
-/// Parses the table that `ncu --csv --page details` writes: one line per launch and metric. Of several launches of a
-/// kernel the last one counts, because the first ones warm up. Lines before the table begin with `==`.
+/// Parses the table that `ncu --csv --page details` writes: one line per launch and metric. If a kernel is launched
+/// several times, its last launch is kept, because the first launches are warm-up. Lines before the table begin with
+/// `==`.
 fn counters_from_csv(text: &str) -> Vec<KernelCounters> {
     let mut lines = text.lines().filter(|line| line.starts_with('"')).map(csv_fields);
     let header = lines.next().unwrap_or_default();
@@ -109,7 +113,8 @@ fn counters_from_csv(text: &str) -> Vec<KernelCounters> {
         else {
             continue;
         };
-        // The name of a templated kernel has its arguments; `attention_fwd(const Params)` has its parameters.
+        // `ncu` writes a kernel's name with its parameters, as in `attention_fwd(const Params)`, and a template's name
+        // with its arguments. The symbol is the text before the parenthesis.
         let symbol = kernel.split('(').next().unwrap_or(kernel).to_string();
         if !launches.iter().any(|(known, _)| known == id) {
             launches.push((id.clone(), KernelCounters { symbol, metrics: BTreeMap::new() }));
@@ -125,7 +130,7 @@ fn counters_from_csv(text: &str) -> Vec<KernelCounters> {
     last
 }
 
-/// The fields of a line of CSV, whose quotes are doubled within quoted fields.
+/// Splits a line of CSV into its fields. Within a quoted field, two quotes stand for one.
 fn csv_fields(line: &str) -> Vec<String> {
     let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
     let mut characters = line.chars().peekable();

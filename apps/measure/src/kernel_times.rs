@@ -21,14 +21,14 @@ use crate::error::{MeasureError, Result, failed};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct KernelTime {
     pub kernel: String,
-    /// Its size as text; empty if the times are those of launches of several sizes.
+    /// Size of the launch as text; empty if the times are those of launches of several sizes.
     pub size: String,
     pub launches: u64,
     /// Seconds of all launches together.
     pub seconds: f64,
     /// Operations and bytes of all launches together; `None` where the file has only times.
     pub cost: Option<(f64, f64)>,
-    /// The least seconds of all launches together on the machine that ran them.
+    /// Least possible seconds of all launches together, on the machine that ran them.
     pub floor: Option<f64>,
 }
 
@@ -48,7 +48,7 @@ impl KernelTimes {
     /// Reads a file.
     ///
     /// # Errors
-    /// The file cannot be read, or is none of the results that have times of kernels.
+    /// The file cannot be read, or is not one of the results in the table at the top of this file.
     pub(crate) fn read(path: &Path) -> Result<KernelTimes> {
         let wrong = |what: &str| {
             let help = "give a file that `reel kernels bench --json`, `reel bench … --json` or --trace wrote";
@@ -97,7 +97,8 @@ fn ceilings(value: &Value) -> Option<Ceilings> {
     found.or_else(|| read(&value["roofline"], in_giga, 1e9))
 }
 
-/// The kernels of a list whose entries have their name under `name`; `None` if an entry lacks its name or time.
+/// Reads the kernels from a list of entries whose key `name` holds the kernel's name; `None` if an entry lacks its name
+/// or time.
 fn listed(entries: &[Value], name: &str) -> Option<Vec<KernelTime>> {
     let one = |entry: &Value| {
         let number = |key: &str| entry[key].as_f64().filter(|n| *n >= 0.0);

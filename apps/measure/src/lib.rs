@@ -1,12 +1,12 @@
-//! Measures speed: times rounds of some work, shows what limits them on this machine, and tests whether two results
-//! differ.
+//! Measures speed: times rounds of some work, shows what limits their speed on this machine, and tests whether two
+//! results differ.
 //!
-//! [`rounds`] times work of a model and then profiles one more round, whose time it splits by op ([`ops`]) and by
-//! part ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the data sheets of
-//! GPUs, [`pricing`] predicts times by what was measured on a GPU, or by the model of [`kernel_model`]. [`timing`]
-//! times single kernels, [`counters`] reads the GPU's counters for them. [`compare`] tests whether two results differ
-//! by more than chance, [`turns`] whether two programs do. [`page`] and [`roofline_page`] write results as HTML. [`trace`] records where the time of any
-//! command went.
+//! [`rounds`] times work of a model and then profiles one more round, whose time it splits by op ([`ops`]) and by part
+//! ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the data sheets of GPUs,
+//! [`pricing`] predicts times by what was measured on a GPU, or by the model of [`kernel_model`]. [`timing`] times
+//! single kernels, [`counters`] reads the GPU's counters for them. [`compare`] tests whether two results differ by more
+//! than chance, [`turns`] whether two programs do. [`page`] and [`roofline_page`] write results as HTML. [`trace`]
+//! records where the time of any command went.
 
 pub mod cache;
 pub mod catalogue;

@@ -29,16 +29,16 @@ pub struct LmHeadShape {
 }
 
 impl LmHeadShape {
-    /// The sizes given with `--size`, else those of a long sequence and the 7B model.
+    /// The sizes given with `--size`; sizes that are not given are those of a long sequence and the 7B model.
     ///
     /// # Errors
-    /// A size that the output layer does not have.
+    /// `--size` names a size that the output layer does not have.
     pub fn from_sizes(sizes: &Sizes) -> std::result::Result<LmHeadShape, SizeError> {
         let ([rows, width, vocab], size) = example_output_layer(sizes)?;
         Ok(LmHeadShape { rows, width, vocab, size })
     }
 
-    /// Operations and bytes of the forward pass: logits do not count as bytes.
+    /// Operations and bytes of the forward pass. The logits are not counted in the bytes.
     fn forward_cost(&self, dtype: DType) -> Cost {
         let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
         Cost { flops: 2.0 * rows * vocab * width, bytes: (rows + vocab) * width * dtype.size() as f64 + 16.0 * rows }
@@ -46,8 +46,8 @@ impl LmHeadShape {
 }
 
 impl LmHeadShape {
-    /// Returns an error if the operands do not fit into host memory, where they are created. On device `cpu` they
-    /// stay there, together with their gradients.
+    /// Returns an error if the operands do not fit into host memory, where they are created. On device `cpu`, the
+    /// operands and their gradients stay in host memory.
     fn check_memory(&self, device: &Device) -> Result<()> {
         let (rows, vocab, width) = (self.rows as f64, self.vocab as f64, self.width as f64);
         let kept = if !device.capabilities().own_memory { (rows + vocab) * width * 12.0 } else { 0.0 };
@@ -62,10 +62,10 @@ impl LmHeadShape {
     }
 }
 
-/// Times the forward and the backward pass: `runs` runs each.
+/// Times the forward and the backward pass: `runs` runs of each pass.
 ///
-/// The work of the backward pass is counted as two matrix products of the size of the forward one; recomputed logits do
-/// not count.
+/// The work of the backward pass is counted as two matrix products of the size of the forward product; the
+/// recomputation of the logits is not counted.
 ///
 /// # Errors
 /// The operands do not fit into memory, a launch fails, or the result is not finite.
@@ -112,8 +112,8 @@ pub fn time_lm_head(device: &Device, shape: &LmHeadShape, dtype: DType, runs: us
         }
     }
     let Cost { flops, bytes } = shape.forward_cost(dtype);
-    // Costs beyond the forward pass's: the backward pass does twice its operations, and it also writes the gradient
-    // of the hidden states, in their dtype, and that of the weight, in f32.
+    // The backward pass does twice the operations of the forward pass. Beyond the forward pass's bytes, it writes the
+    // gradient of the hidden states, in their dtype, and the gradient of the weight, in f32.
     let backward_cost = Cost { flops: 2.0 * flops, bytes: bytes + ((rows * dtype.size() + vocab * 4) * width) as f64 };
     let row = |direction: usize, cost, runs: Vec<TimedRun>| TimedKernel {
         kernel: kernel_name(direction, dtype),
@@ -126,8 +126,8 @@ pub fn time_lm_head(device: &Device, shape: &LmHeadShape, dtype: DType, runs: us
     Ok(vec![row(0, Cost { flops, bytes }, forward), row(1, backward_cost, backward)])
 }
 
-/// The name of a timed pass in results; direction 0 is forward, 1 is backward. Records of earlier versions have a fused
-/// kernel beside these passes by products.
+/// The name of a timed pass in results; direction 0 is forward, 1 is backward. The names contain `products`, because
+/// records of earlier versions also have a fused kernel.
 fn kernel_name(direction: usize, dtype: DType) -> &'static str {
     let names = match dtype {
         DType::F32 => ["linear_log_prob_products_fwd_f32", "linear_log_prob_products_bwd_f32"],

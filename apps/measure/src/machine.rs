@@ -97,7 +97,7 @@ fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
     DATA_SHEETS.iter().find(|s| plain.contains(s.name))
 }
 
-/// The short name of a GPU by its full name; `None` if it is not in the table.
+/// The short name of a GPU, looked up by its full name; `None` if the table does not have the GPU.
 pub(crate) fn data_sheet_name(full_name: &str) -> Option<&'static str> {
     data_sheet(full_name).map(|s| s.name)
 }
@@ -108,22 +108,22 @@ pub fn dense_bf16_flops_per_second(full_name: &str) -> Option<f64> {
     data_sheet(full_name).map(|s| s.bf16 * 1e12)
 }
 
-/// What the data sheet of a GPU says is impossible.
+/// The limits of a GPU by its data sheet. A launch that seems faster has wrongly counted operations or bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct PublishedLimits {
     /// The rates of the data sheet.
     pub rates: Ceilings,
-    /// Size of the L2 cache in bytes. As many bytes of each launch may be there already, left by the launch before.
+    /// Size of the L2 cache in bytes. Up to this many bytes of each launch may still be in L2 from the previous launch.
     l2_bytes: f64,
 }
 
 impl PublishedLimits {
-    /// The limits of the GPU that `device` is; `None` for a CPU and for a GPU that is not in the table.
+    /// The limits of the GPU `device`; `None` for a CPU and for a GPU that is not in the table.
     pub fn of_device(device: &Device) -> Option<Self> {
         if device.capabilities().async_launches { Self::of_gpu(&device.hardware().name) } else { None }
     }
 
-    /// The limits of a GPU by its full name; `None` if it is not in the table.
+    /// The limits of the GPU with this full name; `None` if the table does not have the GPU.
     pub fn of_gpu(full_name: &str) -> Option<Self> {
         let s = data_sheet(full_name)?;
         let rates = Ceilings { f32: s.f32 * 1e12, bf16: s.bf16 * 1e12, bytes: s.bandwidth * 1e12, cache: None };
@@ -131,7 +131,7 @@ impl PublishedLimits {
     }
 
     /// Whether the launches of the kernel `name` took less time than the data sheet allows for their operations and for
-    /// the bytes that L2 cannot have held. Then these are counted wrong.
+    /// the bytes that L2 cannot have held. If so, the operations or the bytes are counted wrong.
     pub fn exceeded_by(&self, name: &str, totals: &OpTotals, dtype: DType) -> bool {
         let Cost { flops, bytes } = totals.cost;
         let beyond_l2 = (bytes - self.l2_bytes * totals.launches as f64).max(0.0);
@@ -183,7 +183,7 @@ impl MachineSpec {
     /// GPU number `number` of this machine, with the rates of its data sheet.
     ///
     /// # Errors
-    /// The driver cannot open it, or the table has no such GPU.
+    /// The driver cannot open the GPU, or the table of data sheets does not have it.
     pub fn this_gpu(number: usize) -> Result<Self> {
         let gpu = Nvidia::open(number)?;
         let full_name = &gpu.properties().name;
@@ -232,11 +232,11 @@ mod tests {
             h200.exceeded_by("paged_attention_fwd_bf16", &totals, DType::BF16)
         };
         let bytes = |bytes: f64| Cost { flops: 0.0, bytes };
-        // Attention of a decode step of 64 sequences as the record of 2026-11-27 counted it, at 5 186 GB/s, and the
-        // keys that there were.
+        // Attention of a decode step of 64 sequences. The first byte count is that of the record of 2026-11-27, which
+        // means an impossible 5 186 GB/s. The second one counts only the keys that existed.
         assert!(took(448, bytes(448.0 * 1074.66e6), 0.092_827));
         assert!(!took(448, bytes(448.0 * 537.8e6), 0.092_827));
-        // L2 may have held 50 MB of each launch.
+        // Up to 50 MB of each launch may have been in L2, so these launches are not too fast.
         assert!(!took(10, bytes(10.0 * 45e6), 10.0 * 5e-6) && took(1, bytes(450e6), 50e-6));
         assert!(took(1, Cost { flops: 1e12, bytes: 0.0 }, 1e-3) && !took(1, Cost { flops: 9e11, bytes: 0.0 }, 1e-3));
     }

@@ -75,7 +75,7 @@ pub fn roofline_seconds(kernel: &TimedKernel, ceilings: &Ceilings) -> f64 {
 /// Least possible time divided by the measured median time: 1 if the call is as fast as the roofline allows, never
 /// more. `None` if it was faster than the GPU's data sheet allows: then its operations or bytes are counted wrong.
 pub fn roofline_share(kernel: &TimedKernel, ceilings: &Ceilings) -> Option<f64> {
-    // Only a data sheet keeps `raised_ceilings` from allowing the measured time.
+    // The share exceeds 1 only if the data sheet kept `raised_ceilings` from raising the ceilings to the measured time.
     let share = roofline_seconds(kernel, ceilings) / kernel.timed.median_seconds();
     (share <= 1.0 + 1e-9).then(|| share.min(1.0))
 }

@@ -26,14 +26,14 @@ pub struct OpTime {
     pub bytes: f64,
     /// Least seconds on this machine.
     pub floor: f64,
-    /// Whether the op was faster than the GPU's data sheet allows: then its operations or bytes are counted wrong.
+    /// Whether the op was faster than the GPU's data sheet allows. If so, its operations or bytes are counted wrong.
     pub is_miscounted: bool,
     /// Whether the operations need more time than the bytes.
     pub is_bound_by_arithmetic: bool,
 }
 
-/// The time of each op of a round, longest first. `seconds` is the length of the round; `limits` are those of the GPU's
-/// data sheet.
+/// The time of each op of a round, longest first. `seconds` is the length of the round; `limits` are the limits of the
+/// GPU's data sheet.
 pub fn op_times(
     totals: &BTreeMap<&'static str, OpTotals>,
     ceilings: &Ceilings,
@@ -85,7 +85,7 @@ impl OpTime {
     }
 }
 
-/// A share of the roofline as text; `None`: the operations or bytes are counted wrong.
+/// A share of the roofline as text. `None` means that the operations or bytes are counted wrong.
 pub fn share_text(share: Option<f64>) -> String {
     share.map_or_else(|| "wrong count".to_string(), |share| format!("{:.1} %", 100.0 * share))
 }

@@ -135,7 +135,7 @@ fn add_clocks(page: &mut Page, clocks: &ClockSummary) {
     page.add_table(&table);
 }
 
-/// Number of positions in time of the memory chart; each shows the highest total in its stretch of time.
+/// Number of columns of the memory chart. Each column shows the highest total in its stretch of time.
 const COLUMNS: usize = 448;
 
 /// Adds a stacked area chart of device memory by category over the profiled round, if the round used device memory.
@@ -150,7 +150,7 @@ fn add_memory(page: &mut Page, measured: &MeasuredRounds) {
             *column = Some(*bytes);
         }
     }
-    // A position without a memory sample repeats the bytes of the position before it.
+    // A column without a memory sample repeats the bytes of the column before it.
     let mut held = samples.first().map_or([0; MEMORY_CATEGORIES.len()], |s| s.bytes);
     for column in &mut columns {
         held = column.unwrap_or(held);

@@ -14,8 +14,8 @@ use crate::ceilings::Ceilings;
 pub struct PartTime {
     /// Name of the part.
     pub name: &'static str,
-    /// Seconds in this part. Each time, the part lasts from its first launch to the first launch of the next part;
-    /// the last part of the round lasts to the end of its last launch.
+    /// Seconds in this part. Each stretch of the part lasts from its first launch to the first launch of the next part;
+    /// the last stretch of the round lasts to the end of its last launch.
     pub seconds: f64,
     /// Seconds of this part during which a launch ran.
     pub busy: f64,

@@ -16,24 +16,26 @@
 //!           model,   if there is neither a record nor a count; without a plan: floor
 //! ```
 //!
-//! The record of a kernel whose code has changed since may be that of the prototype of its new code, if that has about as
-//! many operations per byte; it counts as a record of the code.
+//! If a kernel's code has changed since the record, the record of a prototype of the new code is used in its place, if
+//! the prototype's launch has about as many operations per byte. It counts as a record of the present code.
 //!
-//! Products of bf16 matrices are those of this project where a GPU has them, while the records have cuBLASLt's: the
-//! recorded time is divided by the speed of the products' prototypes relative to cuBLAS.
+//! Products of bf16 matrices run on this project's own kernels where a GPU has them, but the records have the times of
+//! cuBLASLt. The recorded time is divided by the speed of the own kernels' prototypes relative to cuBLAS.
 //!
-//! Of several recorded sizes of a kernel the nearest one counts, by the ratios of operations and bytes of one launch.
-//! The latency is what no size makes shorter: attention of a decode step takes 27 us with 2 MB of keys, 55 with 84 and
-//! 206 with 539, so 27 us and the rate of the last. It is 0 for a kernel with one recorded size, and at most
-//! [`MAX_LATENCY`]; the best share is the largest of `floor / seconds`.
+//! If a kernel was recorded at several sizes, the nearest size is used, by the ratios of operations and bytes of one
+//! launch. The latency is the part of a launch's time that does not shrink with its size: attention of a decode step
+//! takes 27 us with 2 MB of keys, 55 us with 84 MB and 206 us with 539 MB, which is a latency of 27 us and the rate of
+//! the last launch. The latency is 0 for a kernel with one recorded size, and at most [`MAX_LATENCY`]. The best share
+//! is the largest `floor / seconds` of the kernel's records.
 //!
-//! The records are in `benches/results`; `benches/gpu/shares.py` makes the tables from them. Launches within a model
-//! count before the same launch alone, because they have the clocks and the caches of a model.
+//! The records are in `benches/results`; `benches/gpu/shares.py` makes the tables from them. The tables prefer a launch
+//! that was measured within a model to the same launch measured alone, because clocks and caches are then those of real
+//! work.
 //!
-//! Until 2026-11-27 no decode step had been measured, and the model priced it. It found half of the time: it knows no
-//! latency of a launch whose blocks wait for each other (clusters, and the warps of 12 % occupancy, which have too few
-//! bytes in flight: the measured kernels moved 34 to 51 % of the bytes that memory can), and it gave products of few
-//! rows the bandwidth of copies, of which they reached 26 to 59 %.
+//! Until 2026-11-27 no decode step had been measured, and the model predicted half of its time, for two reasons. The
+//! model does not know the latency of blocks that wait for each other (clusters) or that have too few bytes in flight
+//! (12 % occupancy): the measured kernels reached 34 to 51 % of the memory bandwidth. And it gave matrix products of
+//! few rows the bandwidth of copies, of which the measured products reached 26 to 59 %.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -53,15 +55,16 @@ const RECORDS: [(&str, &str, &str); 1] = [(
     include_str!("../../../benches/results/h200/prototypes.json"),
 )];
 
-/// The sizes of two launches differ if the operations or bytes of one are more than this many times the other's.
+/// Two launches count as different in size if their operations or their bytes differ by more than this factor.
 const SAME_SIZE: f64 = 4.0;
 
-/// A prototype is another kernel's if its operations per byte differ by more than this factor: a decode step and a prefill,
-/// or products of 16 rows and of 64, which wait for caches more.
+/// A prototype's launch does not stand for a launch whose operations per byte differ by more than this factor. A decode
+/// step and a prefill differ so, and products of 16 and of 64 rows, which wait for caches more.
 const SAME_KIND: f64 = 3.0;
 
-/// No latency of a launch is longer, in seconds; what a small launch loses beyond it is a share. The longest of the
-/// records is that of attention in a decode step, whose blocks read 512 keys each.
+/// Maximum latency of a launch in seconds. Time that a small launch loses beyond this maximum lowers its share of the
+/// ceilings instead. The longest latency in the records is that of attention in a decode step, whose blocks read 512
+/// keys each.
 const MAX_LATENCY: f64 = 30e-6;
 
 /// The measured times of kernels on one GPU.
@@ -70,7 +73,7 @@ pub struct GpuRecord {
     /// File names of the records.
     pub records: Vec<String>,
     kernels: Vec<RecordedKernel>,
-    /// Of prototypes, which have a table of their own.
+    /// The speeds of the prototypes of matrix products, from the table of prototypes.
     #[serde(skip)]
     products: Vec<OwnProducts>,
 }
@@ -82,12 +85,12 @@ struct Prototypes {
     kernels: Vec<RecordedKernel>,
 }
 
-/// The measured speed of the prototypes of a product's kernels.
+/// The measured speed of this project's prototype kernels for one matrix product.
 #[derive(Debug, Deserialize)]
 struct OwnProducts {
-    /// Name of the product: `matmul_fwd`.
+    /// Name of the product, such as `matmul_fwd`.
     op: String,
-    /// Time of cuBLAS divided by theirs.
+    /// Time of cuBLAS divided by the time of the prototype kernels.
     speed: f64,
 }
 
@@ -107,7 +110,7 @@ struct RecordedKernel {
     /// Name of the prototype that was measured instead of the kernel.
     #[serde(default)]
     prototype: Option<String>,
-    /// Day of the measurement: `2026-11-20`.
+    /// Day of the measurement, such as `2026-11-20`.
     date: String,
 }
 
@@ -116,17 +119,17 @@ struct RecordedKernel {
 pub struct Price {
     /// Predicted time in seconds.
     pub seconds: f64,
-    /// What the prediction follows from.
+    /// The source of the predicted time.
     pub basis: Basis,
     /// Least time in seconds by the ceilings.
     pub floor_seconds: f64,
-    /// The time by a record of this GPU, if one has the kernel or a similar one.
+    /// The time by a record of this GPU, if a record has the kernel or a similar kernel.
     pub recorded: Option<Recorded>,
     /// The time by the model, if the GPU has a record and the launches have a plan.
     pub modelled: Option<Modelled>,
 }
 
-/// What a predicted time follows from.
+/// The source of a predicted time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Basis {
     /// The ceilings alone: the least possible time.
@@ -137,7 +140,7 @@ pub enum Basis {
     Model,
 }
 
-/// A time by the share of the ceilings that a recorded launch reached.
+/// A time that is predicted by the share of the ceilings that a recorded launch reached.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recorded {
     /// Time in seconds.
@@ -146,17 +149,18 @@ pub struct Recorded {
     pub share: f64,
     /// Day of the record.
     pub date: String,
-    /// The recorded kernel, if it is not the op itself but a similar one.
+    /// Name of the recorded kernel, if it is a similar kernel and not the op itself.
     pub similar: Option<String>,
     /// Size of the recorded launch.
     pub size: String,
-    /// Name of the prototype of the kernel that was recorded instead of it.
+    /// Name of the kernel's prototype, if the prototype was recorded instead of the kernel.
     pub prototype: Option<String>,
-    /// Speed of the planned product's prototypes relative to the recorded library, by which `seconds` are divided.
+    /// Speed of the product's prototype kernels relative to the recorded library; `seconds` is already divided by this
+    /// speed.
     pub own_speed: Option<f64>,
-    /// Whether that size differs from the planned one by more than a factor of [`SAME_SIZE`].
+    /// Whether the size of the recorded launch differs from the planned size by more than a factor of [`SAME_SIZE`].
     pub other_size: bool,
-    /// Whether the CUDA code of the op's folder is not that of the record.
+    /// Whether the CUDA code of the op's folder has changed since the record.
     pub changed: bool,
 }
 
@@ -209,8 +213,8 @@ pub fn record_of_gpu(name: &str) -> Option<&'static GpuRecord> {
     parsed.get(name)
 }
 
-/// Names under which a record may have an op, the best first. The ops of matrix products have no dtype in their names.
-/// The last name is that of a similar kernel, for ops that were written after a record.
+/// Names under which a record may hold an op, best first. The ops of matrix products have no dtype in their names. The
+/// last name is that of a similar kernel, for ops that were written after a record.
 fn recorded_names(op: &str, dtype: DType) -> Vec<String> {
     let mut names = vec![op.to_string()];
     for (prefix, similar) in [("skinny_qkv", "skinny_linear"), ("rope_kv_write", "rope_apply")] {
@@ -236,7 +240,8 @@ pub fn code_hash_of_kernel(name: &str) -> Option<String> {
     HASHES.get_or_init(all).get(name).cloned()
 }
 
-/// Kernels that only stream memory, whose share of the bandwidth the model gives to every kernel.
+/// Kernels that only stream memory. The model assumes for every kernel the share of the memory bandwidth that these
+/// kernels reach.
 const STREAMING: [&str; 6] = ["copy", "add_", "cast_", "mul_scalar", "columns_copy", "rows_gather"];
 
 impl GpuRecord {
@@ -262,8 +267,8 @@ impl GpuRecord {
 
     /// Predicts the time of the launches in `totals` from the kernel's latency and the share of the ceilings that its
     /// most similar recorded launches reached. If the plans of the launches are known, each group of equal launches is
-    /// predicted on its own; else the mean launch is. The other fields of the result are those of the group that takes
-    /// longest.
+    /// predicted on its own; otherwise the mean launch is predicted. The result's time is the sum over the groups; its
+    /// other fields are those of the group that takes longest.
     fn recorded(&self, name: &str, totals: &OpTotals, ceilings: &Ceilings, dtype: DType) -> Option<Recorded> {
         let mut groups: Vec<(u64, Cost)> = totals.planned.groups().map(|(_, count, cost)| (count, cost)).collect();
         if totals.planned.count() != totals.launches {
@@ -276,7 +281,7 @@ impl GpuRecord {
         Some(Recorded { seconds, ..longest })
     }
 
-    /// The time of `count` launches of the op `name`, which cost `cost` together.
+    /// The time of `count` launches of the op `name`. `cost` is the sum of their operations and bytes.
     fn recorded_of_equal_launches(
         &self,
         name: &str,
@@ -307,8 +312,9 @@ impl GpuRecord {
         })
     }
 
-    /// Seconds of every launch of a recorded kernel that no size makes shorter: those of its smallest launch beyond
-    /// what this launch would take at the best share. A kernel and its prototypes have latencies of their own.
+    /// The latency, in seconds, of a recorded kernel: the part of a launch's time that does not shrink with its size.
+    /// It is the time of the kernel's smallest recorded launch, less the time that this launch would take at the best
+    /// share. A kernel and its prototypes have separate latencies.
     fn latency_seconds(&self, of: &RecordedKernel, ceilings: &Ceilings) -> f64 {
         let is_alike = |k: &&RecordedKernel| k.kernel == of.kernel && k.prototype == of.prototype;
         let launches = || self.kernels.iter().filter(is_alike);
@@ -319,8 +325,8 @@ impl GpuRecord {
         smallest.map_or(0.0, |k| (k.seconds - floor(k) / best).clamp(0.0, least.min(MAX_LATENCY)))
     }
 
-    /// The median share of the ceilings that large launches of [`STREAMING`] kernels reached. Such a kernel has no
-    /// limit but memory, so its share holds for the GPU and not for a version of its code.
+    /// The median share of the ceilings that large launches of [`STREAMING`] kernels reached. Only memory limits such a
+    /// kernel, so the share depends on the GPU and not on the version of the kernel's code.
     pub fn streaming_share(&self, ceilings: &Ceilings) -> f64 {
         let large = self.kernels.iter().filter(|k| k.bytes > 5e7);
         let streams = large.filter(|k| STREAMING.iter().any(|name| k.kernel.starts_with(name)));
@@ -330,8 +336,8 @@ impl GpuRecord {
     }
 
     /// The recorded launch whose size is nearest to `cost`, of the first of [`recorded_names`] that the record has. If
-    /// the kernel's code is not that of the record, a launch of its prototype comes first, unless its operations per byte
-    /// differ by more than a factor of [`SAME_KIND`].
+    /// the kernel's code has changed since the record, a launch of its prototype is preferred, unless that launch's
+    /// operations per byte differ from those of `cost` by more than a factor of [`SAME_KIND`].
     fn nearest(&self, name: &str, cost: Cost, dtype: DType) -> Option<&RecordedKernel> {
         let from = |k: &RecordedKernel| distance(cost, Cost { flops: k.flops, bytes: k.bytes });
         let launches_of = |name: String| {
@@ -352,8 +358,8 @@ impl GpuRecord {
     }
 }
 
-/// The distance of two sizes: the sum, and the larger, of the absolute logarithms of the ratios of operations and of
-/// bytes.
+/// The distance of two sizes, from the absolute logarithms of the ratio of their operations and of the ratio of their
+/// bytes: the sum of the two logarithms, and the larger one.
 fn distance(a: Cost, b: Cost) -> (f64, f64) {
     let log = |x: f64, y: f64| (x.max(1.0) / y.max(1.0)).ln().abs();
     let (flops, bytes) = (log(a.flops, b.flops), log(a.bytes, b.bytes));
@@ -385,8 +391,8 @@ impl Price {
         self.floor_seconds / self.seconds
     }
 
-    /// The time by one basis: by the record, also if the code has changed, or by the model where there is one; else the
-    /// least time by the ceilings.
+    /// The time by one basis. By [`Basis::Record`], the recorded time, even if the code has changed; by
+    /// [`Basis::Model`], the modelled time. If there is no such time, the least time by the ceilings.
     pub fn seconds_by(&self, basis: Basis) -> f64 {
         let seconds = match basis {
             Basis::Ceiling => None,
@@ -396,12 +402,12 @@ impl Price {
         seconds.unwrap_or(self.floor_seconds)
     }
 
-    /// The recorded time of a matrix product, which the model does not have.
+    /// The recorded time, for a matrix product of a library, which the model does not cover.
     fn seconds_by_library(&self) -> Option<f64> {
         self.recorded.as_ref().map(|r| r.seconds)
     }
 
-    /// This price divided by a number of steps.
+    /// This price for one of `steps` steps: all times are divided by `steps`.
     #[must_use]
     pub fn per(mut self, steps: f64) -> Price {
         self.seconds /= steps;
@@ -411,7 +417,7 @@ impl Price {
         self
     }
 
-    /// What the time follows from, in words.
+    /// The source of the predicted time as text, such as `record 0.23 of 2026-01-01`.
     pub fn origin(&self) -> String {
         let record = self.recorded.as_ref().map_or("no record".to_string(), |r| format!("record {r}"));
         let limit = |m: &Modelled| {
@@ -442,7 +448,7 @@ mod tests {
         priced(record_of_gpu("h200").unwrap(), name, cost, PlannedLaunches::default())
     }
 
-    /// One launch of a grid that fills an H200, with this symbol.
+    /// The plan of one launch that fills an H200 with the blocks of the kernel `symbol`.
     fn planned(symbol: &'static str, cost: Cost) -> PlannedLaunches {
         let mut all = PlannedLaunches::default();
         let stage = PlannedStage { symbol, blocks: 132 * 64, cluster: 1, threads: 256, shared: 0, programmatic: true };
@@ -460,7 +466,8 @@ mod tests {
                 continue;
             }
             let seconds = recorded.seconds * recorded.own_speed.unwrap_or(1.0);
-            // The price of f32 kernels is that of a model in bf16, which uses the rate of bf16 products.
+            // The times of f32 kernels are not compared: these prices are for a bf16 model, with the rate of bf16
+            // products.
             if k.dtype == "bf16" {
                 assert!((seconds / k.seconds - 1.0).abs() < 0.1, "{name}: {recorded:?}");
             }
@@ -525,7 +532,7 @@ mod tests {
 
     #[test]
     fn a_model_of_a_kernel_that_computes_does_not_undercut_the_record() {
-        // 8192 tokens, as the record of 2026-11-20 has them, of other code.
+        // The size and time of a launch with 8192 tokens in the record of 2026-11-20, which was made with other code.
         let (flops, bytes) = (4.811e11, 1.3514e8);
         let k = RecordedKernel {
             kernel: "attention_fwd_bf16".to_string(),
@@ -552,7 +559,7 @@ mod tests {
         // Attention of a decode step: 28 query and 4 key heads of 128.
         let attention = |keys: f64| Cost { flops: 4.0 * 128.0 * 28.0 * keys, bytes: 2.0 * 4.0 * 128.0 * 2.0 * keys };
         let microseconds = |keys: f64| 1e6 * h200("paged_attention_fwd_bf16", attention(keys)).seconds;
-        // The prototype has 1024 keys (9 us), 8 x 5120 (29), 64 x 2048 (74) and 64 x 4096 (142).
+        // The prototype was recorded with 1024 keys (9 us), 8 x 5120 (29 us), 64 x 2048 (74 us) and 64 x 4096 (142 us).
         for (keys, least, most) in
             [(8.0, 7.0, 9.0), (4096.0, 9.0, 12.0), (8192.0, 10.0, 16.0), (196_608.0, 90.0, 130.0)]
         {
@@ -561,7 +568,8 @@ mod tests {
         assert!(microseconds(65536.0) > microseconds(16384.0));
     }
 
-    /// The streaming share that the model uses, and how far the model is from the record where the code is unchanged.
+    /// Checks the streaming share that the model uses, and compares the model with the record for kernels whose code is
+    /// unchanged.
     #[test]
     fn the_model_agrees_with_the_record_on_kernels_that_stream() {
         let (record, machine) = (record_of_gpu("h200").unwrap(), MachineSpec::gpu_by_name("h200").unwrap());
@@ -578,7 +586,8 @@ mod tests {
             let model = priced(record, name, cost, planned("no row", cost)).modelled.unwrap();
             let ratio = model.seconds / k.seconds;
             println!("{name}: model {:.1} us, record {:.1} us", model.seconds * 1e6, k.seconds * 1e6);
-            // A launch of a few megabytes was measured together with the gap of events around it.
+            // The recorded time of a launch of a few megabytes includes the gap between the events around it, so only
+            // larger launches are compared.
             if k.bytes > 5e7 {
                 assert!((0.8..1.25).contains(&ratio), "{name}: {ratio}");
             }

@@ -16,7 +16,7 @@ pub struct RolloutShape {
     pub context: usize,
     /// Number of completions of the prompt.
     pub completions: usize,
-    /// Tokens of each completion: always this many, because no token ends a completion.
+    /// Number of tokens of each completion. Every completion has exactly this many, because no token ends it.
     pub tokens: usize,
 }
 
@@ -44,7 +44,8 @@ pub fn time_rollout(model: &Qwen25Vl, cx: &Cx, shape: RolloutShape) -> Result<f6
     let (begun, mut sampled) = (Instant::now(), 0);
     let (completions, _) = engine.generate(vec![request], |_| {
         sampled += 1;
-        // The first token of each completion is sampled from the prompt's logits; decoding starts once all have it.
+        // The first token of each completion is sampled from the prompt's logits. Decoding starts once all completions
+        // have their first token.
         if sampled == shape.completions {
             profile.set_work_part("decode");
         }

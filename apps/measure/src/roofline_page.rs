@@ -1,5 +1,5 @@
 //! The HTML page of kernels on the roofline of a machine: operations per second over operations per byte, and a table
-//! sorted by the time that each kernel loses, which is its measured time above the least possible one.
+//! sorted by lost time, the measured time of a kernel less its least possible time.
 //!
 //! The page shows the kernels of a run; the other kernels of the catalogue stand in a closed list with their least
 //! possible times. Without a run, it shows the whole catalogue.
@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::kernel_times::{KernelTime, KernelTimes};
 use crate::machine::{MachineSpec, data_sheet_name};
 
-/// Operations per byte at which the chart shows kernels without arithmetic.
+/// Operations per byte at which the chart shows kernels that do no arithmetic.
 const NO_ARITHMETIC: f64 = 0.01;
 
 /// A kernel on a roofline page; work and times are sums over its launches.
@@ -38,12 +38,12 @@ struct PageRow {
     seconds: Option<f64>,
     /// Registers per thread of the kernel's first launch on sm_90a; `None` if the kernel was not compiled.
     registers: Option<u32>,
-    /// Bytes of shared memory of the same launch; `None` if the kernel was not compiled.
+    /// Bytes of shared memory per block of the kernel's first launch; `None` if the kernel was not compiled.
     shared: Option<u32>,
 }
 
 impl PageRow {
-    /// Lost time in seconds: the measured time above the least possible one.
+    /// Lost time in seconds: the measured time less the least possible time.
     fn lost(&self) -> Option<f64> {
         self.seconds.map(|seconds| (seconds - self.floor).max(0.0))
     }
@@ -57,11 +57,8 @@ pub struct RooflinePage {
     pub kernel_count: usize,
 }
 
-/// Whether the page that [`roofline_page`] would return for these arguments is that of a GPU, and so has what the
-/// compiler says about the CUDA kernels.
-///
-/// # Errors
-/// The file of times cannot be read, or has no times of kernels.
+/// Whether the page that [`roofline_page`] would return for these arguments is that of a GPU. The page of a GPU has the
+/// registers and the shared memory of the CUDA kernels, so the kernels are compiled for it.
 pub fn is_page_of_gpu(gpu: Option<&str>, times: Option<&Path>) -> Result<bool> {
     let times = times.filter(|_| gpu.is_none()).map(KernelTimes::read).transpose()?;
     Ok(times.is_none_or(|times| !times.is_of_cpu))
@@ -70,9 +67,9 @@ pub fn is_page_of_gpu(gpu: Option<&str>, times: Option<&Path>) -> Result<bool> {
 /// Returns the page of kernels on the roofline of a machine.
 ///
 /// `times` is a file with the times of a run's kernels: the JSON of `reel kernels bench`, of `reel bench`, or a trace.
-/// Without it, the page shows the catalogue with the least possible times, computed from the roofline. The machine is
-/// the GPU `gpu`. Without `gpu`, it is the machine that the file names, with the ceilings in the file; without both, it
-/// is an H200.
+/// Without this file, the page shows the catalogue with the least possible times, computed from the roofline. The
+/// machine is the GPU `gpu`. Without `gpu`, it is the machine that the file names, with the ceilings in the file;
+/// without both, it is an H200.
 ///
 /// # Errors
 /// There is no data sheet of the GPU. The file of times cannot be read, or has no times of kernels.
@@ -113,7 +110,7 @@ fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec
 }
 
 /// Returns the row of a kernel at its example size in the catalogue, without a measured time. Only on the page of a GPU
-/// does it have what the CUDA compiler says.
+/// does the row have registers and shared memory, for which the CUDA code is compiled.
 fn catalogue_row(
     machine: &MachineSpec,
     is_of_gpu: bool,
@@ -141,8 +138,8 @@ fn catalogue_row(
     }
 }
 
-/// Returns the row of a kernel of a run. What the file of times does not state about the kernel comes from the
-/// catalogue. `own_floors` keeps the least times that the file states.
+/// Returns the row of a kernel of a run. Figures that the file of times lacks come from the catalogue. With
+/// `own_floors`, the least times that the file states are kept.
 fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime, own_floors: bool) -> PageRow {
     let known = catalogue.iter().find(|row| row.kernel == time.kernel);
     let (flops, bytes) = time.cost.or(known.map(|row| (row.flops, row.bytes))).unwrap_or_default();
@@ -168,8 +165,8 @@ fn measured_row(machine: &MachineSpec, catalogue: &[PageRow], time: &KernelTime,
     }
 }
 
-/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a closed list. The page of a GPU has
-/// the registers and the shared memory of the CUDA kernels.
+/// Returns the page: it shows `rows` in the chart and in the table, and `others` in a closed list. The page of a GPU
+/// has the registers and the shared memory of the CUDA kernels.
 fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others: Vec<PageRow>) -> String {
     let is_measured = rows.iter().any(|row| row.seconds.is_some());
     let order = |row: &PageRow| row.lost().unwrap_or(row.floor);
@@ -260,7 +257,7 @@ pub(crate) struct KernelPoint {
     pub bytes: f64,
     /// Least possible seconds.
     pub floor: f64,
-    /// Measured seconds; `None` for a modelled kernel, which stands at its least time.
+    /// Measured seconds; `None` for a modelled kernel, which is drawn at its least possible time.
     pub seconds: Option<f64>,
     /// Whether the operations need more time than the bytes.
     pub is_bound_by_arithmetic: bool,
@@ -344,7 +341,7 @@ mod tests {
         assert_eq!(html.matches("\"weight\"").count(), 3, "the chart has other kernels than those of the run");
         assert!(!html.contains("NaN") && !html.contains("\"src="));
         assert!(html.contains(">registers<"));
-        // A processor has no registers of CUDA kernels.
+        // The page of a CPU has no column for registers of CUDA kernels.
         assert!(!render(&machine, false, measured.clone(), measured).contains(">registers<"));
     }
 
@@ -378,7 +375,8 @@ mod tests {
         let spec = machine(None, Some(&times)).unwrap();
         assert_eq!(measured_row(&spec, &[], &time, true).lost(), Some(0.25));
         assert_eq!(measured_row(&spec, &[], &time, false).floor, 1.0);
-        // 1 s of arithmetic and 1 ms of memory traffic, whatever least time the file states.
+        // The work needs 1 s of arithmetic and 1 ms of memory traffic, so arithmetic is the bound, whatever least time
+        // the file states.
         assert!(measured_row(&spec, &[], &time, true).is_bound_by_arithmetic);
         let of_bytes = KernelTime { cost: Some((1e6, 1e9)), ..time };
         assert!(!measured_row(&spec, &[], &of_bytes, true).is_bound_by_arithmetic);

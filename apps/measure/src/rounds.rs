@@ -28,8 +28,8 @@ const SAMPLING_INTERVAL: Duration = Duration::from_millis(20);
 pub struct MeasuredRounds {
     /// Seconds of each timed round, in order.
     pub samples: Vec<f64>,
-    /// Before each timed round, the seconds after which one core reads what another one has written. Empty on a GPU,
-    /// and on a CPU with one core.
+    /// For each timed round, the handover time in seconds: how long it takes until one core reads what another core has
+    /// written, measured before the round. Empty on a GPU, and on a CPU with one core.
     pub handovers: Vec<f64>,
     /// Ops of the profiled round, longest time first.
     pub ops: Vec<OpTime>,
@@ -37,13 +37,13 @@ pub struct MeasuredRounds {
     pub parts: Vec<PartTime>,
     /// Seconds of the profiled round.
     pub profiled: f64,
-    /// When the first launch of the profiled round started, and the time from then to the end of its last launch.
+    /// The start of the first launch of the profiled round, and the time from this start to the end of the last launch.
     pub launches: (Instant, Duration),
     /// Device memory in use over the profiled round.
     pub memory: Vec<MemorySample>,
     /// Ceilings of the machine.
     pub ceilings: Ceilings,
-    /// The least possible time of a round by these ceilings.
+    /// The least possible time of a round by `ceilings`.
     pub floor: RooflineFloor,
     /// Clocks and power of the GPU during the timed rounds; `None` without a GPU or NVML.
     pub clocks: Option<ClockSummary>,
@@ -51,7 +51,7 @@ pub struct MeasuredRounds {
     pub peak: usize,
 }
 
-/// Runs a warm-up round, `count` timed rounds and a profiled round; `round` runs one and returns its seconds.
+/// Runs a warm-up round, `count` timed rounds and a profiled round; `round` runs one round and returns its seconds.
 ///
 /// # Errors
 /// A round fails, or the device cannot be measured.
@@ -106,8 +106,8 @@ pub fn time_rounds(
     })
 }
 
-/// Raises the ceilings as far as the profiled launches or the fastest round, in seconds, show that they were measured
-/// too low, but not above the data sheet.
+/// Raises the ceilings if the profiled launches, or the fastest round of `fastest` seconds, show that they were
+/// measured too low. No ceiling is raised above the data sheet.
 fn ceilings_of_round(
     measured: Ceilings,
     limits: Option<&PublishedLimits>,
@@ -145,8 +145,8 @@ impl MeasuredRounds {
         self.ops.iter().map(|o| o.share).sum()
     }
 
-    /// The least possible time of a round divided by the time `seconds` that one took, at most 1; `None` if an op of
-    /// the round is counted wrong.
+    /// The least possible time of a round divided by `seconds`, the time that a round took; at most 1. `None` if the
+    /// operations or bytes of an op of the round are counted wrong.
     fn roofline_share(&self, seconds: f64) -> Option<f64> {
         let is_miscounted = self.ops.iter().any(|op| op.is_miscounted);
         (!is_miscounted).then(|| (self.floor.seconds / seconds).min(1.0))

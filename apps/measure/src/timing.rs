@@ -22,14 +22,14 @@ use crate::pricing::code_hash_of_kernel;
 pub struct TimedKernel {
     /// Name of the kernel or matrix product.
     pub kernel: &'static str,
-    /// The variant that was timed instead of what the kernel's plan chooses (`reel_kernels::tuning`); `None`: the
-    /// choice.
+    /// The variant of the kernel (`reel_kernels::tuning`) that was timed; `None` for the variant that the kernel's plan
+    /// chooses.
     pub variant: Option<&'static str>,
-    /// Size as text: `tokens=8192 hidden=3584`.
+    /// Size as text, such as `tokens=8192 hidden=3584`.
     pub size: String,
     /// The dtype that the kernel computes in.
     pub dtype: DType,
-    /// Floating-point operations of a run, and bytes that it must read and write.
+    /// Floating-point operations of a run, and bytes that the run must read and write.
     pub cost: Cost,
     /// Times of the single runs.
     pub timed: RunTimes,
@@ -37,14 +37,14 @@ pub struct TimedKernel {
 
 /// The GPU or the CPU that kernels are timed on.
 pub enum TimingDevice {
-    /// A GPU, and its matrix product library, which is opened for the first timed product.
+    /// A GPU with its matrix product library. The library is opened when the first product is timed.
     Gpu(Gpu, OnceLock<Box<dyn Blas>>),
     /// The CPU, with this number of threads.
     Cpu(usize),
 }
 
 impl TimingDevice {
-    /// A GPU whose matrix product library is not opened yet.
+    /// Creates a timing device for a GPU. Its matrix product library is not opened yet.
     pub fn for_gpu(gpu: Gpu) -> TimingDevice {
         TimingDevice::Gpu(gpu, OnceLock::new())
     }
@@ -57,11 +57,11 @@ impl TimingDevice {
         Ok(self.time_variants(example, &[], runs)?.remove(0))
     }
 
-    /// Times a kernel, and these variants of it: warm-up runs of each, then `runs` timed runs of each. On a GPU they run
-    /// in turns.
+    /// Times a kernel and these variants of it: warm-up runs of each, then `runs` timed runs of each. On a GPU, the
+    /// kernel and its variants run in turns.
     ///
     /// # Errors
-    /// As [`TimingDevice::time_kernel`].
+    /// The operands do not fit into memory, or a launch fails.
     pub fn time_variants(
         &self,
         example: &ExampleCall,
@@ -73,7 +73,8 @@ impl TimingDevice {
         let kernels = std::iter::once(example.launch.kernel).chain(variants.iter().map(|variant| variant.kernel));
         let times: Vec<RunTimes> = match self {
             TimingDevice::Gpu(gpu, _) => time_call_on_gpu(gpu, example, &kernels.collect::<Vec<_>>(), runs)?,
-            // All have the same code on a CPU, and a variant's time shows how much times scatter.
+            // On a CPU all variants run the same code, so the difference of their times shows the scatter of the
+            // measurement.
             TimingDevice::Cpu(threads) => {
                 kernels.map(|_| time_call_on_cpu(&Team::new(*threads), example, runs)).collect()
             }
@@ -146,7 +147,7 @@ impl TimedKernel {
         })
     }
 
-    /// The header line for [`TimedKernel::table_row`].
+    /// The header line of the table whose rows are made by [`TimedKernel::table_row`].
     pub fn table_header() -> String {
         format!(
             "{:34} {:>12} {:>8} {:>11} {:>11} {:>9} {:>9}",

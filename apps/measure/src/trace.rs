@@ -9,8 +9,8 @@
 //! memory                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 //! ```
 //!
-//! Kernels that are timed by themselves (`reel bench op`) do not pass through a device's profiler. Each timed run is
-//! one launch of the trace, with a call at the same time on the host's track.
+//! Launches of kernels that are timed alone (`reel bench op`) do not pass through a device's profiler. Each of their
+//! timed runs is one launch of the trace, with a call at the same time on the track of the host thread.
 //!
 //! Source: "Trace Event Format", Google: complete events (`X`), flow events (`s`, `f`), counters (`C`) and metadata
 //! (`M`).
@@ -62,17 +62,17 @@ struct Log {
     /// The device whose launches are recorded, and the dtype of activations.
     device: Option<(Device, DType)>,
     ceilings: Option<Ceilings>,
-    /// The launches of [`record_timed_kernels`].
+    /// The launches that [`record_timed_kernels`] has recorded.
     timed: Option<TimedLaunches>,
 }
 
-/// The runs of kernels that were timed by themselves.
+/// The runs of kernels that were timed alone (`reel bench op`).
 struct TimedLaunches {
-    /// Name of the device that ran them.
+    /// Name of the device that ran the kernels.
     device: &'static str,
     /// Name of the GPU or CPU.
     machine: String,
-    /// Each run as the call on the host and the launch.
+    /// For each run, the call on the host's track and the launch.
     calls: Vec<(Slice, Slice)>,
 }
 
@@ -84,7 +84,8 @@ fn log() -> MutexGuard<'static, Option<Log>> {
 
 /// Starts recording; [`finish_trace`] writes the trace to the file `to`.
 pub fn start_trace(to: &Path) {
-    // The thread that starts the trace gets its number before the threads that it starts, and is shown above them.
+    // Gives the thread that starts the trace the first thread number, so that viewers show it above the threads that it
+    // starts.
     host_thread_number();
     let (to, begun) = (to.to_path_buf(), Instant::now());
     *log() = Some(Log { to, begun, spans: Vec::new(), device: None, ceilings: None, timed: None });
@@ -99,7 +100,7 @@ pub fn span<T>(name: &str, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Records a span of this thread whose time the caller measured; the trace shows `details` with it.
+/// Records a span of this thread. The caller has measured its time; a viewer shows `details` with the span.
 pub fn record_span(name: &str, begun: Instant, seconds: f64, details: Value) {
     if let Some(log) = log().as_mut() {
         let args = if details.is_null() { json!({}) } else { details };
@@ -116,16 +117,16 @@ pub fn start_recording_launches(device: &Device, dtype: DType) {
     }
 }
 
-/// Sets the ceilings that launches are compared with; without them [`finish_trace`] measures the device.
+/// Sets the ceilings that launches are compared with. If they are not set, [`finish_trace`] measures the device.
 pub fn set_ceilings(ceilings: Ceilings) {
     if let Some(log) = log().as_mut() {
         log.ceilings = Some(ceilings);
     }
 }
 
-/// Records each run of kernels that were timed by themselves as a launch, if a trace was started. `machine` is the name
-/// of the GPU or CPU; `roofline_share` is the least possible time of a kernel divided by its median time, `None` if its
-/// operations or bytes are counted wrong.
+/// Records each run of kernels that were timed alone as a launch of the trace, if a trace was started. `machine` is the
+/// name of the GPU or CPU. `roofline_share` returns the least possible time of a kernel divided by its median time, or
+/// `None` if the kernel's operations or bytes are counted wrong.
 pub fn record_timed_kernels(
     device: &'static str,
     machine: &str,
@@ -153,7 +154,7 @@ pub fn record_timed_kernels(
     }
 }
 
-/// Writes the trace, if [`start_trace`] was called: the file is complete or absent.
+/// Writes the trace, if [`start_trace`] was called. The file appears under its name only when it is complete.
 ///
 /// # Errors
 /// The file cannot be written, or the device cannot be measured.
@@ -192,7 +193,7 @@ impl Log {
             let profile = device.profiler();
             profile.record_timeline(false);
             let launches = profile.launch_events()?;
-            // Launches on the simulated GPU take no real GPU time, so they are not compared with ceilings.
+            // Launches on the simulator take no real GPU time, so they are not compared with ceilings.
             let ceilings = match self.ceilings {
                 Some(known) => Some(known),
                 None if !device.capabilities().real_times || launches.is_empty() => None,
@@ -254,7 +255,7 @@ fn op_name(e: &LaunchEvent) -> String {
 /// Returns what the trace shows with a launch: its work, its share of the ceiling, sizes, op, layer and part.
 fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
     let share = ceilings.map(|c| c.roofline_seconds_of_launch(e, dtype) / e.seconds).filter(|s| s.is_finite());
-    // A launch is faster than the ceilings allow if the ceilings were measured too low; its share is then 1.
+    // If the ceilings were measured too low, a launch can be faster than they allow. Its share counts as 1.
     let share = share.map(|share| share.min(1.0));
     let sizes: Map<String, Value> = e.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
     let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share, "shape": sizes});
@@ -270,7 +271,7 @@ fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
     args
 }
 
-/// The two flow events that lead from the host's call to its launch.
+/// The two flow events of an arrow from the host's call to its launch.
 fn flow(id: usize, call: &Slice, launch: &Slice) -> [Value; 2] {
     let event = |ph: &str, track: u64, ts: f64| {
         let (name, pid) = ("launch", pid());
@@ -283,14 +284,14 @@ fn flow(id: usize, call: &Slice, launch: &Slice) -> [Value; 2] {
 }
 
 /// Sorts slices by track and start, and shortens each slice that ends after the slice around it: viewers show only
-/// slices that are nested. Callers measure some spans by another clock than the launches in them, so a launch can end
-/// microseconds after its span.
+/// slices that are nested. Some spans are measured by a different clock than the launches inside them, so a launch can
+/// end microseconds after its span.
 fn nested(mut slices: Vec<Slice>) -> Vec<Slice> {
     slices.sort_by(|a, b| {
         let by_start = a.track.cmp(&b.track).then(a.start.total_cmp(&b.start));
         by_start.then(b.end.total_cmp(&a.end))
     });
-    // Track and end of each slice around the present one, the innermost last.
+    // Track and end of each slice that encloses the present slice, the innermost last.
     let mut open: Vec<(u64, f64)> = Vec::new();
     for slice in &mut slices {
         while open.last().is_some_and(|(track, end)| *track != slice.track || *end <= slice.start) {

@@ -30,7 +30,7 @@ pub struct TrainShape {
     pub tokens: usize,
     /// Number of sequences, which are packed into one micro-batch.
     pub batch: usize,
-    /// What the backward pass computes again.
+    /// What the backward pass recomputes.
     pub gradient_checkpointing: GradientCheckpointing,
     /// How the optimizer stores its state.
     pub optim: Optim,
@@ -57,7 +57,7 @@ pub fn measure_training(
         gradient_checkpointing,
         ..RunOptions::default()
     };
-    // Two steps more than `count`: the warm-up round and the profiled round.
+    // The run has two steps more than `count`: the warm-up round and the profiled round.
     let hyperparameters = Hyperparameters::new(&options, count as u64 + 2);
     let (mut trainer, _files) = trace::span("load", || Trainer::open(device, config, folder, dtype, hyperparameters))?;
     trace::start_recording_launches(device, dtype);
@@ -141,9 +141,9 @@ fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
 
 /// Operations of a training step, without recomputation.
 ///
-/// Per token and weight: 2 in the forward pass and 4 in the backward pass. Attention of a head, with S tokens and
-/// head size D: two products of 2 · S · S · D operations in the forward pass, of which the causal mask leaves half,
-/// and twice as many operations in the backward pass.
+/// Each weight takes 2 operations per token in the forward pass and 4 in the backward pass. Attention of a head, with S
+/// tokens and head size D: two products of 2 · S · S · D operations in the forward pass, of which the causal mask
+/// leaves half. The backward pass takes twice as many operations.
 fn model_flops(text: &TextConfig, weights: usize, tokens: usize, batch: usize) -> f64 {
     let (tokens, batch) = (tokens as f64, batch as f64);
     let width = (text.num_attention_heads * text.head_dim) as f64;
@@ -155,7 +155,8 @@ fn model_flops(text: &TextConfig, weights: usize, tokens: usize, batch: usize) -
 mod tests {
     use super::*;
 
-    /// Qwen2.5-VL-7B at 8192 tokens: 6 · 7.07e9 · 8192 for weights, 6 · 8192² · 3584 · 28 for attention.
+    /// The wanted values are for Qwen2.5-VL-7B at 8192 tokens: 6 · 7.07e9 · 8192 for weights, and 6 · 8192² · 3584 · 28
+    /// for attention.
     #[test]
     fn model_flops_of_qwen_7b_agree_with_a_hand_calculation() {
         let text = TextConfig {

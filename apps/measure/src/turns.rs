@@ -1,4 +1,4 @@
-//! Compares two programs by results of the same benchmark from several processes of each, run in turns.
+//! Compares two programs by the results of one benchmark. Several processes of each program run in turns.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::compare::{Samples, milliseconds, samples};
 use crate::error::Result;
 use crate::stats::{self, TURN_LEVEL, TimeDifference};
 
-/// The times of both programs' processes, one of each per turn.
+/// The times of the processes of both programs; each turn has one process of each program.
 #[derive(Clone, Debug, Default)]
 pub struct ProgramTurns {
     measured: Vec<Measured>,
@@ -23,7 +23,8 @@ struct Measured {
 }
 
 impl ProgramTurns {
-    /// Adds a turn: the results of a process of program A and of one of program B, each with the program's name.
+    /// Adds a turn: the result of a process of program A and the result of a process of program B, each with the name
+    /// of its program.
     ///
     /// # Errors
     /// A result has no round times.
@@ -41,13 +42,13 @@ impl ProgramTurns {
         Ok(())
     }
 
-    /// The comparison of each time that every process measured.
+    /// The comparison of each time that all processes measured.
     fn compared(&self) -> impl Iterator<Item = (&Measured, TimeDifference)> {
         let complete = self.measured.iter().filter(|one| one.seconds.iter().all(|times| times.len() == self.turns));
         complete.map(|one| (one, stats::compare_turns(&one.seconds[0], &one.seconds[1])))
     }
 
-    /// Whether there is a time that every process measured.
+    /// Whether there is a time that all processes measured.
     pub fn has_common_times(&self) -> bool {
         self.compared().next().is_some()
     }

@@ -20,9 +20,9 @@ use crate::file::PredictionFile;
 use crate::line::{answer_line, error_line};
 use crate::requests::ChatRequests;
 
-/// How long the loop waits for media or an answer before it looks at the other again.
+/// How long the loop waits for the media of a row, or for an answer, before it checks for the other one.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// After this many rows in a row without an answer, no more rows are asked.
+/// After this many consecutive rows without an answer, the run sends no more requests.
 const MAX_UNANSWERED_IN_A_ROW: usize = 20;
 
 /// A run in which a server answers the rows of a data file.
@@ -46,9 +46,9 @@ pub struct EndpointRun<'a> {
 pub struct EndpointSummary {
     /// Number of rows that have a line, including rows of an earlier run that this run continued.
     pub rows: usize,
-    /// Number of rows that this process asked the server and that have an answer.
+    /// Number of rows that this process sent to the server and that have an answer.
     pub answered: usize,
-    /// Number of attempts of requests that were answered or refused.
+    /// Number of attempts of all requests, with those that got no answer.
     pub attempts: u64,
     /// Tokens of the prompts of answered requests, as the server counts them.
     pub prompt_tokens: u64,
@@ -69,13 +69,13 @@ impl std::fmt::Debug for EndpointRun<'_> {
 type Answered = (usize, Result<ChatAnswer, ChatFailure>);
 
 impl EndpointRun<'_> {
-    /// Asks the server for all rows that have no line in `file` yet, and writes their lines. A row that the server
-    /// refuses, or whose media cannot be loaded, gets a line with its error.
+    /// Sends the server a request for each row that has no line in `file` yet, and writes the rows' lines. A row that
+    /// the server refuses, or whose media cannot be loaded, gets a line with its error.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] if the run is interrupted; rows are left without an answer: the server fails, refuses
-    /// everything, or the cap on cost is reached (their requests are sent again by a run that continues the file); with
-    /// `strict`, the error of a row; the file cannot be written.
+    /// [`TrainError::Stopped`] if the run is interrupted. Rows are left without an answer, because the server fails,
+    /// refuses everything, or the cap on cost is reached; a run that continues the file sends their requests again.
+    /// With `strict`, a row cannot be used. The file cannot be written.
     pub fn run(&self, mut file: PredictionFile) -> Result<EndpointSummary> {
         let begun = Instant::now();
         file.begin()?;
@@ -97,7 +97,7 @@ impl EndpointRun<'_> {
             drop(answered);
             let mut loop_ = AskingLoop::new(self, to_send, &answers, &file);
             let asked = loop_.ask_all(&mut file);
-            // The rest of the loop is dropped, with the sender of requests, so that the threads end.
+            // This drops the other fields of the loop, among them the sender of requests, so that the threads end.
             let AskingLoop { summary, unanswered, first_failure, .. } = loop_;
             asked.map(|()| (summary, unanswered, first_failure))
         });
@@ -113,7 +113,7 @@ impl EndpointRun<'_> {
         }
     }
 
-    /// The loop of a thread that sends requests.
+    /// The loop of one thread: sends queued requests to the server, one at a time, and passes on the answers.
     fn answer_requests(&self, queued: &Mutex<Receiver<(usize, ChatRequest)>>, answered: &Sender<Answered>) {
         loop {
             let next = queued.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -134,11 +134,11 @@ struct AskingLoop<'r, 'a> {
     /// The next row to ask.
     next: usize,
     in_flight: usize,
-    /// Number of rows without an answer, of those asked.
+    /// Number of requested rows that got no answer.
     unanswered: usize,
     unanswered_in_a_row: usize,
     first_failure: Option<ChatFailure>,
-    /// No more rows are asked; requests in flight are waited for.
+    /// Set when no more requests may be sent. Requests in flight are still awaited.
     is_ending: bool,
     summary: EndpointSummary,
 }
@@ -236,7 +236,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
                 let is_run_over =
                     matches!(failure.kind, FailureKind::Unusable | FailureKind::Budget | FailureKind::Stopped);
                 self.is_ending |= is_run_over || self.unanswered_in_a_row >= MAX_UNANSWERED_IN_A_ROW;
-                // The failure that ends the run says more than that of a single row.
+                // The failure that ends the run explains more than the failure of a single row.
                 if is_run_over || self.first_failure.is_none() {
                     self.first_failure = Some(failure);
                 }

@@ -7,7 +7,8 @@
 //! | `OUT.partial.run.json`, then `OUT.run.json` | the settings, see [`PredictionSettings`] |
 //! | `OUT.partial.early` | lines of rows before which a row has no line yet, each as `{"row": …, "line": …}` |
 //!
-//! Early lines are kept only where they are expensive: a run that continues `OUT` does not ask a server for them again.
+//! Early lines are written to disk only if a server answers the rows, because its answers are expensive: a run that
+//! continues `OUT` does not ask the server for them again.
 //!
 //! A process may be killed at any moment, so a run takes these steps in a fixed order: create `OUT.partial`, write its
 //! settings, write the lines, rename `OUT.partial` to `OUT`, rename the settings. From the files that exist, a later
@@ -40,14 +41,14 @@ pub enum ExistingOutput {
     Overwrite,
 }
 
-/// Where a run starts, given the files of an earlier run.
+/// Where a run starts, depending on the files that an earlier run has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     /// At the first row.
     Fresh,
     /// After the first `bytes` bytes of `OUT.partial`, which are complete lines.
     After { bytes: u64 },
-    /// Nowhere: `OUT` has a line for each row.
+    /// The run has nothing to do: `OUT` has a line for each row.
     Complete,
 }
 
@@ -62,7 +63,7 @@ pub struct PredictionFile {
     file: Option<File>,
     /// Number of lines in the file. It is also the index of the row whose line is written next.
     lines: usize,
-    /// Lines that are ready but wait for the line of an earlier row, by row.
+    /// Lines that wait until the lines of all earlier rows are written, by row.
     waiting: BTreeMap<usize, Vec<u8>>,
     early: EarlyLines,
     errors: usize,
@@ -70,13 +71,13 @@ pub struct PredictionFile {
     _lock: FileLock,
 }
 
-/// What happens to lines that are ready before the line of an earlier row.
+/// What happens to a line that is ready before the lines of all earlier rows are.
 #[derive(Debug)]
 enum EarlyLines {
     /// They are kept in memory only.
     InMemory,
-    /// They are written to `OUT.partial.early` too, whose first `bytes` bytes an earlier run has left. The file is
-    /// `None` until [`PredictionFile::begin`].
+    /// They are also written to `OUT.partial.early`. An earlier run has left `bytes` bytes of complete lines in this
+    /// file. `file` is `None` until [`PredictionFile::begin`].
     OnDisk { bytes: u64, file: Option<File> },
 }
 
@@ -110,13 +111,13 @@ impl Paths {
 }
 
 impl PredictionFile {
-    /// Locks the output file and decides where the run starts. Does not change the file; if an earlier run was killed
+    /// Locks the output file and decides where the run starts. Does not change the file. If an earlier run was killed
     /// before its last rename, renames the settings of the complete file. `columns` returns the columns of a row of the
     /// data. With [`ExistingOutput::Resume`], each line of an earlier run must begin with the columns of its row.
     ///
     /// # Errors
     /// `out` or its `.partial` file exists and `existing` is [`ExistingOutput::Refuse`]; another process has locked
-    /// `out`; with [`ExistingOutput::Resume`], the earlier run had other settings, or its file was changed.
+    /// `out`; with [`ExistingOutput::Resume`], the earlier run had different settings, or its file was changed since.
     pub fn open(
         out: &Path,
         existing: ExistingOutput,
@@ -126,11 +127,11 @@ impl PredictionFile {
         Self::open_file(out, existing, EarlyLines::InMemory, settings, columns)
     }
 
-    /// Does the same as [`Self::open`], but lines that are ready before the line of an earlier row are written to disk
-    /// too, and a run that continues the file has them.
+    /// Does the same as [`Self::open`], but lines that are ready before the line of an earlier row are also written to
+    /// disk, and a run that continues the file reads them.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
+    /// The conditions of [`Self::open`].
     pub fn open_keeping_early_lines(
         out: &Path,
         existing: ExistingOutput,
@@ -182,7 +183,7 @@ impl PredictionFile {
         self.lines
     }
 
-    /// Whether the line of a row is ready, in the file or kept until the lines of earlier rows are.
+    /// Whether the line of a row is ready: either it is in the file, or it waits for the lines of earlier rows.
     pub fn has_line(&self, row: usize) -> bool {
         row < self.lines || self.waiting.contains_key(&row)
     }
@@ -192,12 +193,13 @@ impl PredictionFile {
         self.start == Start::Complete
     }
 
-    /// Number of rows for which nothing could be generated, and the error of the first one.
+    /// Number of rows that got a line with an error instead of an output, and the error of the first such row.
     pub fn errors(&self) -> (usize, Option<&str>) {
         (self.errors, self.first_error.as_deref())
     }
 
-    /// Returns a warning if this run may compute other bits than the earlier run that it continues.
+    /// Returns a warning if the results of this run may differ bit by bit from those of the earlier run that it
+    /// continues.
     pub fn difference_in_bits(&self, device: &reel_device::Device) -> Option<String> {
         self.settings.difference_in_bits(self.earlier.as_ref()?, device)
     }
@@ -292,7 +294,7 @@ impl PredictionFile {
         ))
     }
 
-    /// The error of a run that ends while `count` of the rows that it asked have no answer.
+    /// The error of a run that ends although `count` of its requested rows have no answer.
     pub(super) fn unanswered(&self, count: usize, failure: &str) -> TrainError {
         let lines = self.lines + self.waiting.len();
         let rows = self.settings.rows();
@@ -308,7 +310,8 @@ impl PredictionFile {
         let Paths { out, partial, partial_settings, .. } = &self.paths;
         let refuse =
             |path: &Path, what: &str, help: &str| Err(TrainError::output(path.display().to_string(), what, help));
-        // A process that was killed at its start leaves an empty file without settings. Such a file may be replaced.
+        // A process that was killed right after its start leaves an empty file without settings. Such a file may be
+        // replaced.
         if partial.exists() && (partial_settings.exists() || !is_empty(partial)) {
             let help = "continue it with --resume, or start again with --overwrite";
             return refuse(partial, "is the unfinished output of an earlier run", help);
@@ -322,7 +325,7 @@ impl PredictionFile {
     fn find_resume_point(&mut self, columns: impl Fn(usize) -> Map<String, Value>) -> Result<()> {
         let Paths { out, settings, partial, partial_settings, .. } = &self.paths;
         let (file, settings) = match (partial.exists(), out.exists()) {
-            // A process that was killed at its start has written no settings and no line.
+            // A process that was killed right after its start has written no settings and no line.
             (true, _) if !partial_settings.exists() && is_empty(partial) => return Ok(()),
             (true, _) => (partial, partial_settings),
             (false, true) => (out, settings),

@@ -40,8 +40,9 @@ pub(super) fn prediction_line(mut columns: Map<String, Value>, result: &RowResul
     to_line(columns)
 }
 
-/// Returns the line of a row that a server has answered: `columns`, then `output`. Reasoning that the server gives
-/// apart is put before the answer in `<think>` tags. The line does not depend on the number of attempts or the time.
+/// Returns the line of a row that a server has answered: `columns`, then `output`. Reasoning that the server returns in
+/// a field of its own is put before the answer in `<think>` tags. The line does not depend on the number of attempts or
+/// the time.
 pub(super) fn answer_line(mut columns: Map<String, Value>, answer: &ChatAnswer, seed: u64) -> Vec<u8> {
     let output = match &answer.reasoning {
         Some(reasoning) => format!("<think>{reasoning}</think>\n{}", answer.text),

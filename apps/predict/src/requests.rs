@@ -1,5 +1,5 @@
-//! Makes a chat request for each row of a data file: its messages as a server with OpenAI's API reads them, with the
-//! frames of its videos that a model of this program would see.
+//! Makes a chat request for each row of a data file: the row's messages in the format of OpenAI's API, with the frames
+//! of its videos that a model of this program would see.
 
 use std::sync::Arc;
 use std::vec::IntoIter;
@@ -37,7 +37,7 @@ pub enum VideoForm {
     Reel,
 }
 
-/// The rows of a data file, with all that is needed to make chat requests of them.
+/// The rows of a data file, with all that is needed to make a chat request of each row.
 #[derive(Debug)]
 pub struct ChatRequests {
     rows: Arc<RowConversations>,
@@ -48,7 +48,7 @@ pub struct ChatRequests {
 
 impl ChatRequests {
     /// Makes requests of rows, with at most `max_tokens` tokens in an answer. `params` are fields of every request;
-    /// each request has its row's `seed` too.
+    /// each request also has the `seed` of its row.
     pub fn new(
         rows: Arc<RowConversations>,
         video_form: VideoForm,
@@ -96,7 +96,7 @@ impl SampleSource for ChatRequests {
             ));
         };
         let conversation = self.rows.parse_conversation(row, messages)?;
-        // The limits of Qwen2.5-VL's processor; the server's model may have others.
+        // Frames are resized within the limits of Qwen2.5-VL's processor. The server's model may have other limits.
         let media = load_media_with(PatchProcessor::default(), &conversation, self.rows.media())
             .map_err(|e| to_row_error(&location, e))?;
         let messages = self.messages(&conversation, media, &location)?;

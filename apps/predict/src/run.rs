@@ -29,9 +29,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// How the completions of each row are sampled.
 #[derive(Clone, Debug)]
 pub struct SamplingSettings {
-    /// Sampling parameters. Their seed is not used: each row has its own seed.
+    /// Sampling parameters. Their seed is ignored: each row has its own seed.
     pub params: SamplingParams,
-    /// Maximum number of tokens of a completion. It ends earlier where the model's positions end.
+    /// Maximum number of tokens of a completion. A completion also ends at the last position of the model.
     pub max_new_tokens: usize,
     /// Number of completions of each row.
     pub n: usize,
@@ -47,7 +47,7 @@ pub struct PredictionRun<'a> {
     pub engine: &'a Engine<'a>,
     /// How completions are sampled.
     pub sampling: SamplingSettings,
-    /// Maximum number of bytes of keys and values of all sequences that decode together.
+    /// Maximum size of the KV cache of all sequences that decode together, in bytes.
     pub max_kv_bytes: u64,
     /// Whether the first row that cannot be used ends the run with an error.
     pub strict: bool,
@@ -55,7 +55,7 @@ pub struct PredictionRun<'a> {
     pub quiet: bool,
     /// Becomes true when the run is to stop (Ctrl-C).
     pub stop: &'a AtomicBool,
-    /// Answers requests with the same weights between the decode steps, if given.
+    /// If given, the server that answers requests with the same weights between the decode steps.
     pub server: Option<&'a dyn LiveServer>,
 }
 
@@ -66,9 +66,9 @@ pub struct PredictionSummary {
     pub rows: usize,
     /// Number of rows that an earlier run had written.
     pub resumed_after: usize,
-    /// Number of rows for which nothing could be generated.
+    /// Number of rows that got a line with an error instead of an output.
     pub errors: usize,
-    /// The error of the first of these rows.
+    /// The error of the first row that got one.
     pub first_error: Option<String>,
     /// Number of tokens that this process generated.
     pub completion_tokens: u64,
@@ -155,11 +155,11 @@ impl PredictionRun<'_> {
         let rows = self.prompts.row_count();
         let (order, threads) = (RowOrder::file_order(rows), decoding_threads());
         let positions = first as u64..rows as u64;
-        // Decoded frames of a row may take 50 MB, so few rows are prepared ahead.
+        // The decoded frames of a row may take 50 MB, so only a few rows are prepared ahead.
         Prefetcher::new(self.prompts.clone(), order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
     }
 
-    /// The request of a row; an error if its prompt leaves no position for an answer.
+    /// The generation request of a row. Returns an error if the row's prompt leaves no position for an answer.
     fn request(
         &self,
         prompt: Arc<ModelInput>,
@@ -192,15 +192,15 @@ struct UnfinishedRow {
     completions: Vec<Completion>,
 }
 
-/// The rows that are being processed and have no line yet: other threads decode their media, they wait for room in the
-/// batch, or some of their completions are not finished.
+/// The rows that are being processed and have no line yet. Either other threads decode their media, or they wait for
+/// room in the batch, or some of their completions are not finished.
 struct RowsInProgress<'r, 'a> {
     run: &'r PredictionRun<'a>,
     batch: ContinuousBatch<'r, 'a, 'static>,
     ahead: Prefetcher<RowPrompts>,
     /// The next row to add to the batch.
     next: usize,
-    /// Rows that did not fit into memory beside others. Each is computed again alone.
+    /// Rows that did not fit into memory together with other rows. Each is computed again alone.
     held: VecDeque<(usize, Arc<ModelInput>)>,
     /// The row that is computed alone now.
     alone: Option<usize>,
@@ -223,7 +223,7 @@ impl RowsInProgress<'_, '_> {
         completions.into_iter().try_for_each(|completion| self.finish_completion(completion, file))
     }
 
-    /// Adds rows to the batch. Waits for the media of a row only if the batch has nothing else to do.
+    /// Adds rows to the batch. Waits for the media of a row only if the batch is idle.
     fn add_rows_while_there_is_room(&mut self, file: &mut PredictionFile) -> Result<()> {
         if self.alone.is_some() {
             return Ok(());
@@ -263,8 +263,8 @@ impl RowsInProgress<'_, '_> {
         }
     }
 
-    /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory beside others is
-    /// computed again alone.
+    /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory together with other
+    /// rows is computed again alone.
     fn fail_running_row(&mut self, row: usize, e: EngineError, file: &mut PredictionFile) -> Result<()> {
         let Some(unfinished) = self.unfinished.remove(&row) else { return Ok(()) };
         if !e.is_out_of_memory() {

@@ -10,7 +10,7 @@ use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// An input of a run: its path, and the fingerprint by which a later run recognises it.
+/// An input of a run: its path, and the fingerprint by which a later run recognises the input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Input {
     path: String,
@@ -36,18 +36,19 @@ pub struct PredictionSettings {
     /// Device and instruction set. On another device or with another instruction set, the bits may differ.
     device: String,
     instruction_set: Option<String>,
-    /// The maximum number of sequences that decode together; `None` on a device where bits do not depend on it.
+    /// Maximum number of sequences that decode together; `None` on a device where it does not change the bits of
+    /// results.
     batch_size: Option<usize>,
-    /// The folder that paths of media are relative to. The report page finds the videos there; a run that continues on
-    /// another machine may have another one.
+    /// The folder that paths of media are relative to. The report page finds the videos there. A run that continues on
+    /// another machine may have a different folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     media_root: Option<String>,
 }
 
 impl PredictionSettings {
-    /// The settings of a run of `command` on `device`. The model is a folder, with that of an adapter; `data` is the
-    /// data file with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User names,
-    /// passwords and queries of URLs in the options are left out.
+    /// The settings of a run of `command` on `device`. The model is a folder, and so is the adapter, if there is one.
+    /// `data` is the data file with its fingerprint and its number of rows. `batch_size` is stored for a GPU only. User
+    /// names, passwords and queries of URLs in the options are left out.
     ///
     /// # Errors
     /// A file of the model or of the adapter cannot be read.
@@ -80,8 +81,8 @@ impl PredictionSettings {
         })
     }
 
-    /// The settings of a run of `command` whose rows the model `model` of the server at `url` answers. `data` is the
-    /// data file with its fingerprint and its number of rows.
+    /// The settings of a run of `command` whose rows a server answers: the model `model` of the server at `url`. `data`
+    /// is the data file with its fingerprint and its number of rows.
     pub fn of_endpoint(
         command: &str,
         (url, model): (&str, &str),
@@ -105,9 +106,9 @@ impl PredictionSettings {
         }
     }
 
-    /// The settings of a run of `command` whose rows the model in training answers. `model` is the name that the
-    /// checkpoint of its step has, with the fingerprint of the trained weights; `data` is the name of the data with its
-    /// fingerprint and its number of rows. `batch_size` is stored for a GPU only.
+    /// The settings of a run of `command` during training, whose rows the model in training answers. `model` is the
+    /// name of the checkpoint of the present step, with the fingerprint of the weights; `data` is the name of the data
+    /// with its fingerprint and its number of rows. `batch_size` is stored for a GPU only.
     pub fn of_policy(
         command: &str,
         model: (&Path, &str),
@@ -206,7 +207,8 @@ impl PredictionSettings {
         Ok(())
     }
 
-    /// Returns a warning if a run with these settings may compute other bits than a run with the settings `earlier`.
+    /// Returns a warning if the results of a run with these settings may differ bit by bit from those of a run with the
+    /// settings `earlier`.
     pub(super) fn difference_in_bits(&self, earlier: &Self, device: &reel_device::Device) -> Option<String> {
         let described = serde_json::to_value(earlier).unwrap_or_default();
         if let Some(said) = reel_runs::run::difference_in_bits(&described, device) {

@@ -51,7 +51,7 @@ const OPTIONS: Options =
 const RESUME: Options = Options { existing: ExistingOutput::Resume, ..OPTIONS };
 const SEED: u64 = 5;
 
-/// Tests use the fixture one after the other: a device captures the graph of one decode step at a time.
+/// Lets one test at a time use the fixture, because a device captures the graph of one decode step at a time.
 static IN_USE: Mutex<()> = Mutex::new(());
 
 fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummary> {
@@ -94,7 +94,7 @@ fn block_bytes() -> u64 {
     (2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 64 * 4) as u64
 }
 
-/// Rows in several layouts, with prompts of different lengths; the last two are equal.
+/// Rows in several layouts, with prompts of different lengths. The last two rows are equal.
 fn rows() -> Vec<Value> {
     let ask = |text: &str| json!([{"role": "user", "content": text}]);
     vec![
@@ -113,7 +113,7 @@ fn write_rows(file: &Path, rows: &[Value]) {
     fs::write(file, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
 }
 
-/// The lines that a run of one sequence at a time writes for these rows.
+/// The lines that a run writes for these rows if it decodes one sequence at a time.
 fn lines_of(rows: &[Value]) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
@@ -150,7 +150,7 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
-        // Little memory has room for the longest row alone.
+        // The small memory has room for the longest row alone.
         let kv_bytes = if small_memory { 5 * block_bytes() } else { 1 << 30 };
         write_rows(&data, &rows());
         predict(&data, &out, Options { slots, kv_bytes, ..OPTIONS }).unwrap();
@@ -216,7 +216,7 @@ fn rows_that_cannot_be_used_get_a_line_with_their_error() {
         assert!(line["error"].as_str().unwrap().contains(words) && line["output"] == "", "{line}");
     }
     assert_eq!(lines[2]["id"], 3);
-    // A run that is resumed after the errors counts them, too.
+    // A run that is resumed after lines with errors counts these errors, too.
     for bytes in [text.len() - 1, text.len() / 2] {
         kill_after(&out, bytes);
         assert_eq!(predict(&data, &out, RESUME).unwrap().errors, 3);
@@ -271,8 +271,8 @@ fn resume_requires_the_same_settings_and_unchanged_lines() {
     write_rows(&data, &rows());
     predict(&data, &out, RESUME).unwrap();
     assert_eq!(fs::read(&out).unwrap(), *EXPECTED);
-    // The files of a process that was killed between the last two renames; below, the files of a process that was
-    // killed before it wrote the settings.
+    // These are the files of a process that was killed between the last two renames. Below are the files of a process
+    // that was killed before it wrote the settings.
     fs::rename(&settings, &partial_settings).unwrap();
     assert_eq!(predict(&data, &out, RESUME).unwrap().resumed_after, 6);
     fs::remove_file(&out).unwrap();

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 use crate::escape::{escape_html, json_in_script};
 
-/// Maximum number of points of a line. A line with more points is cut into stretches of steps, and shows the lowest and
-/// the highest point of each.
+/// Maximum number of points of a line. A line with more points is cut into stretches of steps, and only the lowest and
+/// the highest point of each stretch are shown.
 const MAX_POINTS: usize = 2000;
 
-/// The range of values that a chart shows when the page opens; buttons in the chart's caption select another one.
+/// The range of values that a chart shows when the page opens. Buttons in the chart's caption select the other range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum YRange {
-    /// The range without spikes: with them, the rest of the curve would be nearly flat.
+    /// The range without spikes, which would make the rest of the curve nearly flat.
     Robust,
     /// A logarithmic range with all values above 0.
     Log,
@@ -55,7 +55,7 @@ pub struct AreaSeries {
 /// stays flat from there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Roof {
-    /// What is limited, for example `bf16 products`.
+    /// The rate of arithmetic that limits kernels under this roof, such as `bf16 products`.
     pub name: String,
     /// Operations per second.
     pub flops_per_second: f64,
@@ -68,7 +68,7 @@ pub struct Roof {
 pub struct RooflinePoint {
     /// The kernel's name.
     pub name: String,
-    /// What the chart shows about the kernel beside its name.
+    /// The text that the chart shows about the kernel beside its name.
     pub text: String,
     /// The HTML `id` of the kernel's row in a table of the page; empty if it has no row.
     pub id: String,
@@ -76,9 +76,9 @@ pub struct RooflinePoint {
     pub intensity: f64,
     /// Operations per second.
     pub flops_per_second: f64,
-    /// Whether arithmetic or memory traffic limits the kernel; `None` if neither does.
+    /// True if arithmetic limits the kernel, false if memory traffic does, `None` if neither does.
     pub is_bound_by_arithmetic: Option<bool>,
-    /// The kernel's lost time in seconds: its measured time above its floor. The larger it is, the larger is the dot.
+    /// The kernel's lost time in seconds: its measured time above its floor. A larger lost time gives a larger dot.
     pub lost_seconds: f64,
 }
 
@@ -89,9 +89,9 @@ pub enum Chart {
     Lines {
         /// The name of the metric.
         name: String,
-        /// The unit of its values: `s`, `B`, …; empty for plain numbers.
+        /// The unit of the values: `s`, `B`, …; empty for plain numbers.
         unit: &'static str,
-        /// The runs, in the order of their colors.
+        /// One line per run; the index of a run decides its color.
         series: Vec<LineSeries>,
         /// The range of values when the page opens.
         range: YRange,
@@ -109,14 +109,14 @@ pub enum Chart {
     Roofline {
         /// The machine's name.
         name: String,
-        /// The roofs of the machine, the most important one first.
+        /// The roofs of the machine, the most important roof first.
         roofs: Vec<Roof>,
-        /// The kernels. For kernels without arithmetic, the caller chooses a small intensity above 0.
+        /// The kernels. A kernel without arithmetic gets a small intensity above 0, which the caller chooses.
         points: Vec<RooflinePoint>,
     },
 }
 
-/// Whether all values of these points are equal.
+/// Whether the values of all points are equal.
 pub(crate) fn is_constant(points: &[(u64, f64)]) -> bool {
     points.windows(2).all(|two| two[0].1 == two[1].1)
 }
@@ -164,7 +164,7 @@ impl Chart {
                         "x": points.iter().map(|p| p.0).collect::<Vec<u64>>(),
                         "y": points.iter().map(|p| rounded(p.1)).collect::<Vec<f64>>(),
                     });
-                    // A line from which points were left out is too dense for bars.
+                    // If points were left out, the line is too dense for interval bars.
                     if !series.intervals.is_empty() && series.intervals.len() == points.len() {
                         for (i, name) in ["low", "high"].into_iter().enumerate() {
                             line[name] = json!(series.intervals.iter().map(|ci| rounded(ci[i])).collect::<Vec<f64>>());
@@ -262,14 +262,14 @@ impl Chart {
 }
 
 impl RooflinePoint {
-    /// Whether the point has a place on logarithmic axes.
+    /// Whether the point can be drawn on logarithmic axes: both coordinates are finite and above 0.
     fn is_drawable(&self) -> bool {
         [self.intensity, self.flops_per_second].iter().all(|v| v.is_finite() && *v > 0.0)
     }
 }
 
-/// Returns the finite points. If there are more than [`MAX_POINTS`], returns the lowest and the highest point of each
-/// stretch of them, so that spikes stay.
+/// Returns the finite points. If there are more than [`MAX_POINTS`], returns only the lowest and the highest point of
+/// each stretch, so that spikes stay visible.
 fn thinned(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let finite: Vec<(u64, f64)> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
     if finite.len() <= MAX_POINTS {
@@ -303,7 +303,7 @@ mod tests {
     }
 
     proptest! {
-        // Few cases, because each has thousands of values.
+        // Few cases are tried, because each case has thousands of values.
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         /// A line has at most [`MAX_POINTS`] points, sorted by step; the lowest and the highest value are among them.

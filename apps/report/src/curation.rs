@@ -13,11 +13,11 @@ use crate::table::Table;
 /// Number of bars of a histogram.
 const BINS: usize = 20;
 
-/// The most samples of kept rows, and of each reason.
+/// Maximum number of samples of kept rows; the next constant is the maximum for each reason of rejection.
 const KEPT_SAMPLES: usize = 10;
 const REASON_SAMPLES: usize = 3;
 
-/// The most characters of a sample's texts.
+/// Maximum number of characters of each text of a sample.
 const MAX_SAMPLE_CHARS: usize = 3000;
 
 const STYLE: &str = "
@@ -30,7 +30,7 @@ summary { overflow-wrap: anywhere; }
 details p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 4px 0 4px 14px; }
 ";
 
-/// The page about the curation in a folder named `title`. `rows` are its rows in the order of the list.
+/// The page about the curation in a folder named `title`. `rows` are the curation's rows in the order of the list.
 pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) -> String {
     let mut page = Page::new(&format!("Curation in {title}")).with_style(STYLE);
     let Summary { rows: all, kept, rejected, failed, cost, .. } = summary;
@@ -73,7 +73,7 @@ pub fn curation_page_html(title: &str, summary: &Summary, rows: &[FinishedRow]) 
     page.into_html()
 }
 
-/// The rows that are left after each step.
+/// The steps of the curation, each with the number of rows that are left after it.
 fn funnel(summary: &Summary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
     let is_usable =
         |row: &&FinishedRow| !matches!(row.outcome, Outcome::Rejected(Reason::UnusableRow | Reason::DuplicateRow, _));
@@ -81,7 +81,7 @@ fn funnel(summary: &Summary, rows: &[FinishedRow]) -> Vec<(String, usize)> {
     let usable: Vec<&FinishedRow> = rows.iter().filter(is_usable).collect();
     let mut bars = vec![("list".to_string(), rows.len()), ("usable, different".to_string(), usable.len())];
     for stage in stages {
-        // A row that failed in a stage has passed the stages before it.
+        // A row that failed in a stage has passed all earlier stages.
         let left =
             usable.iter().filter(|row| !matches!(row.outcome, Outcome::Failed(Some(at), _) if at <= stage)).count();
         bars.push((stage.name().to_string(), left));
@@ -159,7 +159,7 @@ fn sample_html(row: &FinishedRow, reason: &str) -> String {
         escape_html(&short) + more
     };
     let reason = if reason.is_empty() { String::new() } else { format!("<b>{}</b> ", escape_html(reason)) };
-    // The first line of the question, which options may follow.
+    // The first line of the question. The options may follow on further lines.
     let question = escape_html(row.question.lines().next().unwrap_or_default());
     let location = escape_html(&row.location);
     let mut html = format!("<details><summary>{reason}{location} <small>{question}</small></summary>\n");
@@ -177,7 +177,7 @@ fn sample_html(row: &FinishedRow, reason: &str) -> String {
     html + "</details>\n"
 }
 
-/// The histogram of whole numbers: at most [`BINS`] bars, each for the same number of values.
+/// The histogram of whole numbers. It has at most [`BINS`] bars, and each bar counts equally many consecutive numbers.
 fn counts_histogram_html(distribution: &Distribution) -> String {
     let (min, max) = (distribution.min as usize, distribution.max as usize);
     let width = (max - min + 1).div_ceil(BINS);
@@ -201,7 +201,8 @@ fn histogram_html(distribution: &Distribution) -> String {
     bars_html(&bins.into_iter().map(|(from, to, count)| (label(from, to), count)).collect::<Vec<_>>(), most)
 }
 
-/// Bars with a text before and the count after them; a bar of full width has the count `most`.
+/// Horizontal bars, each with its text on the left and its count on the right. The count `most` gives a bar of full
+/// width.
 fn bars_html(bars: &[(String, usize)], most: usize) -> String {
     let mut html = String::from("<div class=\"bars\">\n");
     for (text, count) in bars {
@@ -273,7 +274,7 @@ mod tests {
         for part in ["Which &lt;script&gt;?", "I see &lt;/details&gt; a ball.", "a&amp;b", "25.0 %"] {
             assert!(html.contains(part), "{part}: {html}");
         }
-        // Lengths of 3 to 42 words are drawn in twenty bars for two lengths each, few different ones in a bar each.
+        // Lengths of 3 to 42 words are drawn as twenty bars of two lengths each. A few lengths get one bar each.
         let lengths = |values: &[f64]| counts_histogram_html(&Distribution::new(values.iter().copied()).unwrap());
         let wide = lengths(&[3.0, 4.0, 42.0]);
         assert!(wide.contains("<span>3 – 4</span><div><i style=\"width:100.0%\"></i></div><span>2</span>"), "{wide}");

@@ -9,7 +9,7 @@ use crate::html::Page;
 use crate::run::Run;
 use crate::table::Table;
 
-/// Metrics whose charts come first, in this order; all others follow by name.
+/// Metrics whose charts come first, in this order. All other metrics follow by name.
 const FIRST: [&str; 8] =
     ["reward", "loss", "kl", "completion_length", "entropy", "grad_norm", "learning_rate", "tokens_per_second"];
 
@@ -99,7 +99,7 @@ mod tests {
         let mut page = Page::new("x");
         add_curves(&mut page, &[run("<a>", &[(3.0, 1.0), (2.0, 1.0)]), run("b", &[(4.0, 1.0), (4.0, 1.0)])]);
         let html = page.into_html();
-        // The loss of run b is constant, but that of run a is not: both are in one chart.
+        // The loss of run b is constant, but the loss of run a is not, so one chart shows both.
         let charts: Vec<&str> = html.split("<figcaption><b>").skip(1).filter_map(|t| t.split('<').next()).collect();
         assert_eq!(charts, ["loss", "tokens_per_second"]);
         assert!(html.contains("\"name\":\"\\u003ca\\u003e\",\"color\":0,\"x\":[1,2],\"y\":[3.0,2.0]"));

@@ -12,7 +12,7 @@ use crate::table::Table;
 /// Number of bars of a histogram.
 const BINS: usize = 20;
 
-/// The most values of a column that the page lists.
+/// Maximum number of values of a column that the page lists.
 const MAX_VALUES: usize = 50;
 
 const STYLE: &str = "
@@ -69,7 +69,8 @@ pub fn data_stats_page_html(title: &str, stats: &DataStats) -> String {
     page.into_html()
 }
 
-/// A histogram. Of values that are whole numbers, a bar names the first and the last one that it counts.
+/// A histogram. If all values are whole numbers, the label of a bar is the first and the last number that the bar
+/// counts.
 fn histogram_html(distribution: &Distribution, are_whole: bool) -> String {
     let bins = distribution.histogram(BINS);
     let most = bins.iter().map(|bin| bin.2).max().unwrap_or(1);
@@ -80,7 +81,8 @@ fn histogram_html(distribution: &Distribution, are_whole: bool) -> String {
         if !are_whole {
             return Some((label(from, to), count));
         }
-        // A bin ends before the next one begins; the last one has its end. Edges are rounded.
+        // A bin ends before the next bin begins; only the last bin includes its end. Edges are rounded, because they
+        // are computed in floating point.
         let ceil = |edge: f64| (edge - 1e-6).ceil();
         let (first, end) = (ceil(from), if i == last { to } else { ceil(to) - 1.0 });
         (first <= end || count > 0).then(|| (label(first, end), count))
@@ -88,7 +90,7 @@ fn histogram_html(distribution: &Distribution, are_whole: bool) -> String {
     bars_html(&bars.collect::<Vec<_>>(), most)
 }
 
-/// Bars with a text before and the count after them; the longest bar has the count `most`.
+/// Horizontal bars, each with its text on the left and its count on the right. The longest bar has the count `most`.
 fn bars_html(bars: &[(String, usize)], most: usize) -> String {
     let mut html = String::from("<div class=\"bars\">\n");
     for (text, count) in bars {

@@ -1,6 +1,6 @@
 //! Escaping of text and data in HTML.
 
-/// Escapes text for HTML content and attributes. Control characters of models and rows become visible.
+/// Escapes text for HTML content and attributes. Control characters in texts of models and data rows are made visible.
 pub fn escape_html(text: &str) -> String {
     reel_diagnostic::escape_controls(text)
         .replace('&', "&amp;")
@@ -10,8 +10,8 @@ pub fn escape_html(text: &str) -> String {
         .replace('\'', "&#39;")
 }
 
-/// Writes a value as JSON that may stand in a `<script>` element: no string of it can end the element or begin a
-/// comment, and control characters are JSON's escapes. A parser of JSON reads the same value.
+/// Writes a value as JSON for a `<script>` element. No string in the JSON can end the element or begin an HTML comment,
+/// and control characters are escaped. A JSON parser reads the same value.
 pub(crate) fn json_in_script(value: &serde_json::Value) -> String {
     reel_diagnostic::escape_controls_in_json(&value.to_string())
         .replace('<', "\\u003c")

@@ -1,5 +1,5 @@
-//! What all pages share: head, style sheet, scripts and title. A page is one file that loads no other files: its
-//! Content Security Policy forbids all requests, and allows only the two scripts that are part of this crate.
+//! The parts that all pages share: head, style sheet, scripts and title. A page is one file that loads no other files:
+//! its Content Security Policy forbids all requests, and allows only the two scripts that are part of this crate.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -32,7 +32,7 @@ impl Page {
         Page { title: escape_html(title), style: "", body: String::new(), interactive: false, script: None }
     }
 
-    /// Adds rules to the style sheet of all pages.
+    /// Adds CSS rules to this page, after the style sheet that all pages have.
     #[must_use]
     pub fn with_style(self, css: &'static str) -> Page {
         Page { style: css, ..self }

@@ -18,9 +18,10 @@ use crate::{ReportError, Result};
 
 /// Maximum number of steps shown per run.
 const MAX_STEPS: usize = 60;
-/// Minimum number of steps shown per run, whatever the size of their frames. A run with fewer steps shows all.
+/// Minimum number of steps shown per run, whatever the size of their frames. A run with fewer steps shows all of its
+/// steps.
 const MIN_STEPS: usize = 12;
-/// Maximum bytes of frame images per run; to stay below it, fewer steps are shown.
+/// Maximum bytes of frame images per run. If the images take more, fewer steps are shown.
 const MAX_FRAME_BYTES: u64 = 12 << 20;
 /// Maximum number of completions shown per group.
 const MAX_COMPLETIONS: usize = 8;
@@ -36,8 +37,8 @@ pub fn add_rollouts(page: &mut Page, runs: &[Run]) -> Result<()> {
             continue;
         }
         if runs.len() > 1 {
-            // Writing to a String cannot fail.
             let color = i % 8;
+            // Writing to a String cannot fail.
             let _ = writeln!(
                 html,
                 "<h3><i class=\"key\" style=\"background:var(--c{color})\"></i>{}</h3>",
@@ -126,7 +127,7 @@ fn article(run: usize, step: u64, group: &Value, strip: Option<&[u8]>) -> String
     page + "</div></article>\n"
 }
 
-/// The text of a prompt: of its last message if it is a chat.
+/// The text of a prompt. For a chat, the text of its last message.
 fn prompt_text(prompt: &Value) -> String {
     if let Value::String(text) = prompt {
         return text.clone();

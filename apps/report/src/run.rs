@@ -53,13 +53,13 @@ impl Run {
         self.about[key].as_str().unwrap_or("?")
     }
 
-    /// The number of the last finished step and the planned number of steps: `40 of 100`.
+    /// The number of the last finished step and the planned number of steps, such as `40 of 100`.
     pub fn progress(&self) -> String {
         let of = self.about["steps"].as_u64().map_or(String::new(), |n| format!(" of {n}"));
         format!("{}{of}", self.steps.last().map_or(0, |last| last.step))
     }
 
-    /// The first and the last value of a metric: `3.1 → 0.2`.
+    /// The first and the last value of a metric, such as `3.1 → 0.2`.
     pub fn change(&self, digits: usize, value: impl Fn(&StepMetrics) -> Option<f64>) -> Option<String> {
         let mut values = self.steps.iter().filter_map(&value);
         let first = values.next()?;
@@ -85,7 +85,7 @@ impl Run {
     }
 }
 
-/// Refuses a folder that has neither of the files which every run writes.
+/// Refuses a folder that has none of the files that every run writes.
 fn refuse_other_folders(run: &Path) -> Result<()> {
     let error = |what: &str| {
         let help = "give the --out of reel sft, reel grpo or reel eval";

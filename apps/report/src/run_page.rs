@@ -12,7 +12,7 @@ use crate::run::Run;
 use crate::table::Table;
 use crate::{Result, curves, evaluations, rollouts};
 
-/// The HTML page of the run whose output folder is `run`; the run may still be going on.
+/// The HTML page of the run whose output folder is `run`; the run may be unfinished.
 ///
 /// # Errors
 /// The folder is not that of a run, `metrics.jsonl` or a rollout file of the run cannot be read, or no step has

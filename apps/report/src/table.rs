@@ -49,8 +49,8 @@ impl Table {
         let cards = if is_wide { " class=\"cards\"" } else { "" };
         let align = |i: usize| if i < self.text_columns { " class=\"text\"" } else { "" };
         let mut html = format!("<div class=\"scroll\"><table{cards}><thead><tr>");
-        // Writing to a String cannot fail.
         for (i, column) in self.columns.iter().enumerate() {
+            // Writing to a String cannot fail.
             let _ = write!(html, "<th{}>{}</th>", align(i), escape_html(column));
         }
         html += "</tr></thead><tbody>\n";

@@ -5,8 +5,8 @@
 //! engine:          │ steps      │      │ steps while there are requests  │
 //! ```
 //!
-//! The training thread owns the device and lends it between its launches; the engine's thread enters only then. Without
-//! requests, lending takes no time.
+//! The training thread owns the device, and lends it to the engine's thread between its launches. The engine's thread
+//! uses the device only while it is lent. Without requests, lending takes no time.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ pub(crate) struct DeviceTurns {
 #[derive(Debug, Default)]
 struct State {
     access: Access,
-    /// The borrower waits for the device.
+    /// The borrower (the engine's thread) waits for the device.
     is_wanted: bool,
     /// The borrower uses the device.
     is_used: bool,
@@ -36,20 +36,22 @@ struct State {
 enum Access {
     #[default]
     None,
-    /// Begin a turn of this length. It has at least one step, however late the borrower's thread wakes up.
+    /// The borrower may begin a turn of this length. A turn has at least one step, even if the borrower's thread wakes
+    /// up late.
     Turn(Duration),
     /// Go on until then.
     Until(Instant),
-    /// Go on: the owner does not use the device.
+    /// The borrower may use the device without a limit of time, because the owner does not use it.
     Free,
 }
 
-/// The borrower's end. Dropping it, also by a panic, gives the device back for good.
+/// The borrower's handle. Dropping it, even by a panic, gives the device back for good.
 #[derive(Debug)]
 pub(crate) struct Borrower(pub(crate) std::sync::Arc<DeviceTurns>);
 
 impl DeviceTurns {
-    /// Lets the borrower use the device for about `time` if it waits for it. Returns the time that this took.
+    /// Lends the device for about `time` if the borrower waits for it. Returns the time until the borrower gave it
+    /// back.
     pub(crate) fn lend(&self, time: Duration) -> Duration {
         let mut state = self.lock();
         if !state.is_wanted || state.is_gone {
@@ -64,13 +66,13 @@ impl DeviceTurns {
         begun.elapsed()
     }
 
-    /// Lets the borrower use the device until [`DeviceTurns::end_host_work`].
+    /// Lets the borrower use the device until the call of [`DeviceTurns::end_host_work`].
     pub(crate) fn begin_host_work(&self) {
         self.lock().access = Access::Free;
         self.changed.notify_all();
     }
 
-    /// Waits until the borrower has done its present step, and takes the device back.
+    /// Takes the device back, after waiting for the end of the borrower's present step.
     pub(crate) fn end_host_work(&self) {
         let mut state = self.lock();
         state.access = Access::None;
@@ -94,7 +96,8 @@ impl DeviceTurns {
 }
 
 impl Borrower {
-    /// Waits until the device may be used for one more step. Returns how often the weights have changed so far.
+    /// Waits until the borrower may use the device for one more step. Returns how often the weights have changed so
+    /// far.
     pub(crate) fn enter(&self) -> u64 {
         let turns = &*self.0;
         let mut state = turns.lock();
@@ -118,7 +121,7 @@ impl Borrower {
         state.version
     }
 
-    /// Gives the device back before the end of the turn, because there is nothing to do.
+    /// Gives the device back before the end of the turn, because the borrower has no more work.
     pub(crate) fn leave(&self) {
         let mut state = self.0.lock();
         (state.is_used, state.is_wanted) = (false, false);
@@ -147,7 +150,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
     const SHORT: Duration = Duration::from_micros(200);
 
-    /// Starts a borrower that does `steps` steps, each of which `step` does, and leaves after each `burst` of them.
+    /// Starts a borrower thread that calls `step` `steps` times, and gives the device back after each `burst` of calls.
     fn borrow(
         turns: &Arc<DeviceTurns>,
         steps: usize,
@@ -213,7 +216,7 @@ mod tests {
         let (entered, steps) = std::sync::mpsc::channel();
         let thread = borrow(&turns, 3, 9, move |version| entered.send(version).unwrap());
         for version in 0..3 {
-            // The borrower may not have begun to wait.
+            // Lending takes no time as long as the borrower does not wait for the device yet, so it is repeated.
             while turns.lend(Duration::ZERO) == Duration::ZERO {
                 std::thread::yield_now();
             }

@@ -45,12 +45,12 @@ pub(crate) enum Event {
         index: usize,
         /// The token.
         id: TokenId,
-        /// Its log-probabilities, if the request asked for them.
+        /// The token's log-probabilities, if the request asked for them.
         log_probs: Option<TokenLogProbs>,
     },
     /// All tokens of a completion were sent.
     Finished(Completion),
-    /// The request failed; nothing follows.
+    /// The request failed. No further event follows.
     Failed(EngineError),
 }
 
@@ -59,38 +59,38 @@ pub(crate) enum Event {
 pub(crate) struct Job {
     /// The prompt.
     pub(crate) prompt: ModelInput,
-    /// How tokens are sampled, and how many; with a limit of tokens.
+    /// The sampling settings, which contain a limit of new tokens.
     pub(crate) settings: RequestSettings,
-    /// What a completion must look like.
+    /// The grammar that a completion must follow.
     pub(crate) grammar: Option<Grammar>,
     /// The LoRA adapter.
     pub(crate) adapter: Option<AdapterId>,
-    /// When the request fails if it is not finished.
+    /// The time at which the request fails if it is not finished.
     pub(crate) deadline: Option<Instant>,
 }
 
-/// Loads weights onto a device for activations of a dtype. It runs on the engine's thread, so that no step of the
-/// engine is captured or launched meanwhile; what can be checked is checked before.
+/// Loads weights onto a device, for activations of a dtype. The closure runs on the engine's thread, so that no step of
+/// the engine is captured or launched at the same time. Checks that can be made earlier have been made before.
 pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl, ModelError> + Send>;
 
 /// A command to replace the weights.
 pub(crate) struct NewWeights {
-    /// Loads them. If it fails, the old ones stay.
+    /// Loads the new weights. If this fails, the old weights stay in service.
     pub(crate) load: LoadWeights,
-    /// Gets the number of unfinished requests that go on with the new weights.
+    /// Receives the number of unfinished requests that continue with the new weights.
     pub(crate) done: oneshot::Sender<Result<usize, EngineError>>,
 }
 
 /// A command to load a LoRA adapter.
 pub(crate) struct NewAdapter {
-    /// The adapter, which fits the model.
+    /// The adapter. It was checked to fit the model.
     pub(crate) adapter: Adapter,
     /// Gets the adapter's id.
     pub(crate) done: oneshot::Sender<Result<AdapterId, EngineError>>,
 }
 
 enum Command {
-    /// A request, and where its events go.
+    /// A request, and the channel that receives its events.
     Generate(Box<Job>, UnboundedSender<Event>),
     ReplaceWeights(NewWeights),
     LoadAdapter(Box<NewAdapter>),
@@ -112,7 +112,7 @@ impl EngineQueue {
 
     /// Adds a request to the queue. If the engine's thread has ended, the request's channel closes without an event.
     pub(crate) fn send(&self, job: Job, events: UnboundedSender<Event>) {
-        // The error returns the command; dropping it closes the channel.
+        // If sending fails, the returned error holds the command. Dropping it closes the request's channel.
         let _ = self.commands.send(Command::Generate(Box::new(job), events));
     }
 
@@ -121,7 +121,7 @@ impl EngineQueue {
         let _ = self.commands.send(Command::LoadAdapter(Box::new(adapter)));
     }
 
-    /// Unloads an adapter. Its requests that are in the queue or run are answered.
+    /// Unloads an adapter. Requests for this adapter that are queued or running are still answered.
     pub(crate) fn unload_adapter(&self, id: AdapterId) {
         let _ = self.commands.send(Command::UnloadAdapter(id));
     }
@@ -133,7 +133,7 @@ impl EngineQueue {
     }
 }
 
-/// Clears a flag when it is dropped, also by a panic.
+/// Clears the flag when it is dropped, even by a panic.
 struct AliveFlag(Arc<AtomicBool>);
 
 impl Drop for AliveFlag {
@@ -142,8 +142,9 @@ impl Drop for AliveFlag {
     }
 }
 
-/// Starts the engine's thread and waits until it has allocated its KV cache. It ends once all clones of the queue are
-/// dropped. With `turns` it uses the device only in the turns that it gets, also for this allocation.
+/// Starts the engine's thread and waits until the thread has allocated its KV cache. The thread ends once all clones of
+/// the queue are dropped. With `turns`, the thread uses the device only during the turns that it gets, even for this
+/// allocation.
 ///
 /// # Errors
 /// The thread cannot be created; the device is out of memory; the thread has panicked.
@@ -166,7 +167,7 @@ pub(crate) fn start(
     })?;
     match is_ready.recv() {
         Ok(()) => Ok((EngineQueue { commands, alive }, thread)),
-        // The sender is dropped: the thread has ended. Without an error it would have sent.
+        // The sender was dropped, so the thread has ended, by an error or a panic.
         Err(mpsc::RecvError) => match thread.join() {
             Ok(Err(e)) => Err(e.into()),
             Ok(Ok(())) | Err(_) => Err(ServeError::EnginePanicked),
@@ -177,7 +178,7 @@ pub(crate) fn start(
 /// The engine thread's ends of its channels.
 struct Channels {
     commands: mpsc::Receiver<Command>,
-    /// Gets one message when the KV cache is allocated.
+    /// Receives one message when the KV cache is allocated.
     ready: mpsc::Sender<()>,
 }
 
@@ -193,7 +194,7 @@ fn run(
     let mut version = turns.as_ref().map(Borrower::enter);
     let cx = Cx::inference(&model.device, model.dtype);
     let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
-    // Only the engine holds the weights, so that replacing them frees their memory.
+    // From here on, only the engine holds the weights, so that replacing the weights frees their memory.
     drop(weights);
     let batch = engine.continuous_batch(limits.kv_bytes)?;
     // `start` waits for it.
@@ -219,14 +220,14 @@ fn run(
         requests.step()?;
         gauges.set(requests.batch.stats());
     }
-    // The device is in use while its memory is freed.
+    // Freeing the memory uses the device, so the thread waits for a turn first.
     if let Some(turns) = &turns {
         turns.enter();
     }
     Ok(())
 }
 
-/// A request that the batch has: its channel, and the number of completions that are not finished.
+/// A request in the batch: its channel, and the number of its unfinished completions.
 struct Running {
     events: UnboundedSender<Event>,
     unfinished: usize,
@@ -236,13 +237,13 @@ struct Requests<'e> {
     model: &'e ServedModel,
     text: &'e TokenText,
     batch: ContinuousBatch<'e, 'e, 'static>,
-    /// The requests by the number that the batch knows them by.
+    /// The requests, by the number under which the batch knows each.
     running: BTreeMap<usize, Running>,
     next: usize,
 }
 
 impl Requests<'_> {
-    /// Makes running requests go on with weights that were changed in place.
+    /// Makes running requests continue with weights that were changed in place.
     fn weights_changed(&mut self) -> Result<(), EngineError> {
         let running = &self.running;
         let model = self.batch.model();
@@ -265,7 +266,8 @@ impl Requests<'_> {
         Ok(())
     }
 
-    /// Loads an adapter. An error that concerns this adapter alone is its answer; one of the device ends the server.
+    /// Loads an adapter. An error about the adapter itself is sent to the request; an error of the device is returned
+    /// and ends the server.
     fn load_adapter(&mut self, adapter: NewAdapter) -> Result<(), EngineError> {
         let NewAdapter { adapter, done } = adapter;
         let ServedModel { device, dtype, .. } = self.model;
@@ -277,12 +279,13 @@ impl Requests<'_> {
             Err(e) if matches!(e, EngineError::Request(_) | EngineError::Model(_)) || e.is_out_of_memory() => Err(e),
             other => Ok(other?),
         };
-        // A closed channel has no reader.
+        // Sending fails only if the request that waits for the result is gone.
         let _ = done.send(loaded);
         Ok(())
     }
 
-    /// Loads weights and goes on with them. An error of loading leaves the old ones; one after it is of the device.
+    /// Loads new weights and continues with them. If loading fails, the old weights stay. A later error is an error of
+    /// the device, and is returned.
     fn replace_weights(&mut self, weights: NewWeights) -> Result<(), EngineError> {
         let NewWeights { load, done } = weights;
         let loaded = match load(&self.model.device, self.model.dtype) {
@@ -299,7 +302,7 @@ impl Requests<'_> {
             Err(e) if matches!(e, EngineError::Request(_)) || e.is_out_of_memory() => Err(e),
             other => Ok(other?),
         };
-        // A closed channel has no reader.
+        // Sending fails only if the request that waits for the result is gone.
         let _ = done.send(replaced);
         Ok(())
     }
@@ -309,11 +312,11 @@ impl Requests<'_> {
         let (unfinished, number) = (settings.n.unwrap_or(1), self.next);
         self.next += 1;
         let (generation, eos) = (&self.model.folder.generation, self.model.folder.stop_token_ids());
-        // The server has set the limit of new tokens.
+        // The settings already contain a limit of new tokens, so the default of 0 is not used.
         let request = GenerationRequest::from_settings(prompt, &settings, generation, eos, 0, self.text);
         match self.batch.add(number, GenerationRequest { grammar, adapter, deadline, ..request }) {
             Ok(()) => drop(self.running.insert(number, Running { events, unfinished })),
-            // A closed channel has no reader.
+            // Sending fails only if the request's handler is gone.
             Err(e) => drop(events.send(Event::Failed(e))),
         }
     }
@@ -328,7 +331,7 @@ impl Requests<'_> {
         })
     }
 
-    /// Does one step for all requests. An error is one of the device: the server ends.
+    /// Does one step for all requests. A returned error is an error of the device, which ends the server.
     fn step(&mut self) -> Result<(), EngineError> {
         let running = &self.running;
         let StepOutput { completions, failed } = self.batch.step(&mut |token| send_event(running, token))?;
@@ -344,7 +347,8 @@ impl Requests<'_> {
     fn finish(&mut self, completion: Completion) {
         let number = completion.request;
         let Some(running) = self.running.get_mut(&number) else { return };
-        // A closed channel has no reader; the request is removed below or by `cancel_abandoned`.
+        // Sending fails only if the request's handler is gone. Then the request is removed below or by
+        // `cancel_abandoned`.
         let _ = running.events.send(Event::Finished(completion));
         running.unfinished -= 1;
         if running.unfinished == 0 {
@@ -356,6 +360,6 @@ impl Requests<'_> {
 fn send_event(requests: &BTreeMap<usize, Running>, token: TokenEvent) {
     let Some(running) = requests.get(&token.request) else { return };
     let log_probs = token.log_probs.cloned();
-    // A closed channel has no reader; the request is cancelled before the next step.
+    // Sending fails only if the request's handler is gone. Then the request is cancelled before the next step.
     let _ = running.events.send(Event::Token { index: token.index, id: token.id, log_probs });
 }

@@ -12,7 +12,8 @@ pub(crate) struct Histogram {
 
 #[derive(Debug)]
 struct State {
-    /// The number of values up to each bound and above the one before; the last is the number above all bounds.
+    /// For each bound, the number of values up to this bound and above the previous bound. The last element counts the
+    /// values above all bounds.
     counts: Vec<u64>,
     sum: f64,
 }
@@ -38,7 +39,8 @@ impl Histogram {
         state.sum += value;
     }
 
-    /// Writes the lines of the histogram; `labels` are those of all its series, without braces.
+    /// Writes the lines of the histogram in Prometheus' text format. `labels` are the labels of all its series, without
+    /// braces.
     pub(crate) fn write(&self, out: &mut String, name: &str, help: &str, labels: &str) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");

@@ -6,10 +6,11 @@
 //! answer  ◄── text of tokens, stop strings (api/answer.rs, stream.rs) ◄── tokens and completions (api/events.rs)
 //! ```
 //!
-//! One thread owns the model and runs the engine's continuous batch (`engine_thread.rs`). Requests reach it through a
-//! queue, in the order in which they were encoded. Each request has a channel for its tokens; if its receiver is gone
-//! (the client has closed the connection), the engine drops the request before its next step. A training run can serve
-//! the model that it trains (`training_server.rs`): its thread lends the device to the engine's.
+//! One thread owns the model and runs the engine's continuous batch (`engine_thread.rs`). Requests reach this thread
+//! through a queue, in the order in which they were encoded. Each request has a channel for its tokens. If the client
+//! closes the connection, the channel's receiver is dropped, and the engine drops the request before its next step. A
+//! training run can serve the model that it trains (`training_server.rs`): the training thread lends the device to the
+//! engine's thread.
 
 mod api;
 mod device_turns;

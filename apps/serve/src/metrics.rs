@@ -1,5 +1,5 @@
-//! What `/metrics` tells, in the text format of Prometheus. Names and bounds are those of vLLM where the meaning is the
-//! same, so that its dashboards work here.
+//! The metrics that `/metrics` returns, in the text format of Prometheus. Names and bucket bounds are the same as in
+//! vLLM for metrics with the same meaning, so that dashboards for vLLM work with this server.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,12 +23,12 @@ const REQUEST_SECONDS: [f64; 21] = [
     1920.0, 7680.0,
 ];
 
-/// What only the engine knows. Its thread sets it after each step.
+/// Statistics that only the engine knows. The engine's thread sets them after each step.
 #[derive(Debug, Default)]
 pub(crate) struct EngineGauges(Mutex<Option<EngineStats>>);
 
 impl EngineGauges {
-    /// Replaces the statistics of the engine.
+    /// Replaces these statistics by new ones.
     pub(crate) fn set(&self, stats: EngineStats) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stats);
     }
@@ -38,7 +38,7 @@ impl EngineGauges {
     }
 }
 
-/// How a completion ended, as the label `finished_reason` names it.
+/// How a completion ended: the values of the label `finished_reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It is complete.
@@ -69,7 +69,7 @@ impl Outcome {
 /// The counters and histograms of a server.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    /// The label `model_name="…"` of all series.
+    /// The label `model_name="…"`, which all series have.
     labels: String,
     /// What the engine reports.
     pub(crate) engine: Arc<EngineGauges>,
@@ -85,7 +85,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics of a model with this name and number of positions.
+    /// Creates the metrics of the model `model`, which has `positions` positions.
     pub(crate) fn new(model: &str, positions: usize) -> Self {
         let escaped = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         Self {
@@ -103,13 +103,13 @@ impl Metrics {
         }
     }
 
-    /// Records a prompt of `tokens` tokens whose first token was generated `seconds` after the request came.
+    /// Records a prompt of `tokens` tokens whose first token was generated `seconds` after the request arrived.
     pub(crate) fn first_token(&self, tokens: usize, seconds: f64) {
         self.prompt_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
         self.first_token_seconds.observe(seconds);
     }
 
-    /// Records a generated token, and the time since the one before it in its completion.
+    /// Records a generated token, and the seconds since the previous token of its completion.
     pub(crate) fn token(&self, seconds: Option<f64>) {
         self.generation_tokens.fetch_add(1, Ordering::Relaxed);
         if let Some(seconds) = seconds {
@@ -122,7 +122,7 @@ impl Metrics {
         self.weight_replacements.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records the end of a completion of `tokens` tokens, `seconds` after the request came.
+    /// Records the end of a completion of `tokens` tokens, `seconds` after the request arrived.
     pub(crate) fn completion(&self, outcome: Outcome, prompt_tokens: usize, tokens: usize, seconds: f64) {
         for (count, other) in self.outcomes.iter().zip(Outcome::ALL) {
             count.fetch_add(u64::from(other == outcome), Ordering::Relaxed);

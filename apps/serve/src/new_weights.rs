@@ -1,4 +1,4 @@
-//! Weights that replace those in service: what is checked before the engine's thread loads them.
+//! Weights that replace the weights in service. Their files are checked before the engine's thread loads them.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::settings::ServedModel;
 
 const HELP: &str = "give a model of the same architecture with the same tokenizer";
 
-/// The files of a model folder, or of an adapter and its base model, which fit the model in service.
+/// The checked files of a model folder, or of an adapter and its base model. They fit the model in service.
 #[derive(Debug)]
 pub(crate) struct CheckedFiles {
     config: ModelConfig,
@@ -28,8 +28,8 @@ pub(crate) struct CheckedFiles {
 
 impl CheckedFiles {
     /// Checks the files of `folder`: config.json and tokenizer.json fit those of `served`, the weight files have
-    /// exactly the tensors of config.json, and every value is finite. Reading all values also brings the files into
-    /// memory, so that loading them takes less time.
+    /// exactly the tensors of config.json, and every value is finite. Reading all values also brings the files into the
+    /// page cache, so that loading the weights takes less time.
     ///
     /// # Errors
     /// A file is missing, damaged, or does not fit; the error names the file and the field or tensor.
@@ -73,7 +73,7 @@ impl CheckedFiles {
     }
 }
 
-/// Says that a value differs from that of the model in service.
+/// The text that says how a value differs from the value of the model in service.
 fn differs(other: &str, own: &str) -> String {
     match other == own {
         true => format!("is {other}, and is a special token in only one of this model and the model in service"),

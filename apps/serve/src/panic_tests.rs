@@ -1,6 +1,6 @@
-//! What clients and the caller see when the engine's thread panics: errors, a server that ends, and no hang.
+//! Tests of a panic of the engine's thread: clients get errors, the server ends, and nothing hangs.
 //!
-//! The panic is that of a command to replace the weights, whose loading panics on the engine's thread.
+//! The tests send a command to replace the weights, and the loading of these weights panics on the engine's thread.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ use crate::tiny_server::{PATIENCE, error, post, rest, send, serve_tiny};
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// A connection with a request whose answer has `max_tokens` tokens.
+/// Opens a connection and sends a chat request with `max_tokens`.
 fn ask(address: SocketAddr, max_tokens: usize, stream: bool) -> BufReader<TcpStream> {
     let messages = json!([{"role": "user", "content": "x"}]);
     post(address, CHAT, &json!({"messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": stream}))
@@ -34,7 +34,7 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
         ended.send(outcome).unwrap();
     });
     let (address, engine) = address.recv_timeout(PATIENCE).unwrap();
-    // A client whose body is not complete holds the server open after the panic.
+    // A client that has not sent its whole body keeps the server open after the panic.
     let mut open =
         send(address, "POST /tokenize HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 15\r\n\r\n");
     // Greedy decoding with this model samples no end token, so these requests would run for many seconds.
@@ -48,7 +48,7 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     let (done, result) = oneshot::channel();
     engine.replace_weights(NewWeights { load: Box::new(|_, _| panic!("wanted by this test")), done });
     assert!(result.blocking_recv().is_err());
-    // The stream ends with an error event, the other request with status 500.
+    // The streamed answer ends with an error event; the other request gets status 500.
     let text = rest(streamed);
     let events: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     let [.., last, "[DONE]"] = &events[..] else { panic!("{text}") };
@@ -57,14 +57,14 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     let failed = error(&rest(whole), 500);
     assert_eq!((&failed["type"], &failed["code"]), (&json!("server_error"), &json!("internal_error")));
     assert!(failed["message"].as_str().unwrap().contains("start the server again"), "{failed}");
-    // A command after the panic is not waited for.
+    // A command that is sent after the panic fails at once.
     let (done, result) = oneshot::channel();
     while engine.is_alive() {
         std::thread::yield_now();
     }
     engine.replace_weights(NewWeights { load: Box::new(|_, _| unreachable!("the thread has ended")), done });
     assert!(result.blocking_recv().is_err());
-    // While the server ends, it is not ready and takes no requests.
+    // While the server ends, `/ready` returns 503 and new requests are refused.
     let not_ready = error(&rest(send(address, "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), 503);
     assert_eq!(not_ready["code"], "unavailable");
     error(&rest(ask(address, 1, false)), 503);

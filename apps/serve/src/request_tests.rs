@@ -1,4 +1,4 @@
-//! What the answers to single requests look like: texts, offsets, and errors.
+//! Tests of the answers to single requests: texts, offsets, and errors.
 
 use reel_input::encode::ModelFolder;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 const KV_BYTES: u64 = 16 << 20;
 
-/// The body of a chat request with these fields.
+/// The body of a chat request with one message and these fields.
 fn chat(fields: Value) -> Value {
     let mut body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 2, "temperature": 0});
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -111,7 +111,7 @@ fn fields_that_ask_for_what_happens_anyway_are_accepted() {
         "structured_outputs": {"choice": ["q"], "regex": null},
     });
     assert_eq!(server.ok(CHAT, &chat(fields))["choices"][0]["message"]["content"], "q");
-    // A last message of the assistant is continued, unless the request asks for a new answer.
+    // If the last message is the assistant's, the answer continues it, unless the request asks for a new answer.
     let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]);
     let prompt_tokens = |fields: Value| {
         let mut body = chat(fields);

@@ -25,20 +25,21 @@ use crate::http::{AccessLog, BodyMemory, ConnectionLimits, observe_request, serv
 use crate::metrics::Metrics;
 use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 
-/// How often the server looks whether it should stop.
+/// How often the server checks whether it should stop.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Blocking threads beside those that decode media: they encode texts and compile grammars.
+/// Number of blocking threads beyond those that decode media. They encode texts and compile grammars.
 const SPARE_THREADS: usize = 2;
 
-/// Clients that may wait to be accepted. The system allows fewer if net.core.somaxconn is lower.
+/// Maximum number of clients that wait for their connection to be accepted. The system allows fewer if
+/// net.core.somaxconn is lower.
 const BACKLOG: u32 = 4096;
 
 /// Serves a model until `options.stop` is set and all requests are answered. Calls `on_listening` with the address once
 /// connections are accepted.
 ///
 /// # Errors
-/// The address cannot be listened on; the engine cannot start; the engine's thread has panicked.
+/// The server cannot listen on the address; the engine cannot start; the engine's thread has panicked.
 pub fn serve(
     model: ServedModel,
     weights: ServedWeights,
@@ -48,8 +49,8 @@ pub fn serve(
     serve_in_turns(model, weights, options, None, |address, _| on_listening(address))
 }
 
-/// As [`serve`], and gives `on_listening` what the handlers share. With `turns` the engine's thread uses the device
-/// only in its turns, and the weights are those of a training run.
+/// Does the same as [`serve`], and passes the state that the handlers share to `on_listening`. With `turns`, the
+/// weights belong to a training run, and the engine's thread uses the device only in its turns.
 pub(crate) fn serve_in_turns(
     model: ServedModel,
     weights: ServedWeights,
@@ -70,7 +71,8 @@ pub(crate) fn serve_in_turns(
         engine_thread::start(model.clone(), weights.weights, text.clone(), options.limits, gauges, turns)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        // Each thread keeps memory of the largest request that it encoded.
+        // Few threads are allowed, because each of them keeps memory of the size of the largest request that it
+        // encoded.
         .max_blocking_threads(options.limits.encoders + SPARE_THREADS)
         .enable_all()
         .build()?;
@@ -113,7 +115,7 @@ pub(crate) fn serve_in_turns(
         serve_connections(listener, routes, limits, options.tls, wait_for_stop(shared)).await;
         Ok::<(), ServeError>(())
     });
-    // Ends what is left of the handlers, and with them the last clones of the queue; then the engine's thread ends.
+    // Drops the remaining handlers, and with them the last clones of the queue, which ends the engine's thread.
     runtime.shutdown_timeout(STOP_INTERVAL);
     let engine = thread.join();
     if let Some(log) = log {
@@ -123,7 +125,7 @@ pub(crate) fn serve_in_turns(
     Ok(engine.map_err(|_| ServeError::EnginePanicked)??)
 }
 
-/// Listens on an address, also on a port whose connections of an earlier server have not timed out yet.
+/// Listens on an address, even if connections of an earlier server on the same port have not timed out yet.
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -131,7 +133,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// The limits that the system allows; says so if they are lower than wanted.
+/// The limits that the system allows. Prints a note if they are lower than `wanted`.
 fn reported_limits(wanted: ConnectionLimits) -> ConnectionLimits {
     let connections = usable_connections(wanted.connections);
     if connections < wanted.connections {
@@ -150,7 +152,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         true => AllowOrigin::any(),
         false => AllowOrigin::list(origins),
     };
-    // Keys are sent in a header that the page sets, not as credentials of the browser.
+    // The page sends its API key in a header that it sets itself, so browsers need not send credentials (cookies).
     CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST])
@@ -158,14 +160,15 @@ fn cors(origins: &[String]) -> CorsLayer {
         .expose_headers([HeaderName::from_static("x-request-id")])
 }
 
-/// Ends when the server is asked to stop, or when the engine's thread has ended.
+/// Waits until the server is asked to stop, or until the engine's thread has ended.
 async fn wait_for_stop(shared: Arc<Shared>) {
     while shared.is_ready() {
         tokio::time::sleep(STOP_INTERVAL).await;
     }
 }
 
-/// The endpoints. As in vLLM, those that show neither texts nor the model's answers need no key.
+/// The endpoints and their handlers. As in vLLM, endpoints that show neither texts nor the model's answers need no API
+/// key.
 fn routes(shared: Arc<Shared>) -> Router {
     let with_key = Router::new()
         .route("/v1/models", get(api::models::list))
@@ -181,7 +184,7 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/v1/load_lora_adapter", post(api::adapters::load))
         .route("/v1/unload_lora_adapter", post(api::adapters::unload))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
-        // The outer layer: a client of another machine learns nothing about its key.
+        // The outer layer runs first, so a client on another machine cannot find out whether its key is valid.
         .layer(middleware::from_fn(api::admin::only_local));
     Router::new()
         .route("/health", get(api::health::health))

@@ -1,4 +1,4 @@
-//! What a server serves, and how: the model, the limits, the addresses and keys, and the error of a server.
+//! The settings of a server: the model, the limits, the addresses and keys. Also the errors of a server.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::http::{ConnectionLimits, Tls};
 
-/// The model that a server answers with, without its weights, which the engine's thread owns.
+/// The model that a server answers with, without its weights. The engine's thread owns the weights.
 #[derive(Debug)]
 pub struct ServedModel {
     /// The name of the model in answers and in `/v1/models`.
@@ -28,16 +28,16 @@ pub struct ServedModel {
     pub dtype: DType,
     /// How the decoder's weights are stored.
     pub quantization: Quantization,
-    /// Whether a CPU's weights are a copy in memory, instead of being read in place from their files.
+    /// Whether the weights on a CPU are copied into memory instead of being mapped from their files.
     pub is_copied: bool,
 }
 
 impl ServedModel {
-    /// Opens the model in `folder` on one thread of the CPU, in f32, with weights that are read in place. Its name is
-    /// that of the folder.
+    /// Opens the model in `folder` on one thread of the CPU, in f32, with weights that are mapped from their files. The
+    /// model gets the name of the folder.
     ///
     /// # Errors
-    /// The folder is not that of a model.
+    /// The folder is not a model folder.
     pub fn open_on_cpu(folder: &Path) -> Result<(ServedModel, ServedWeights), ModelError> {
         let (device, bundle, dtype) = (Device::cpu(1), ModelFolder::open(folder)?, DType::F32);
         let weights = Qwen25Vl::open(&device, &Checkpoint::open(folder)?, &bundle.config, dtype)?;
@@ -52,16 +52,16 @@ impl ServedModel {
 pub struct ServedWeights {
     /// The weights, on the model's device.
     pub weights: Qwen25Vl,
-    /// The name of the folder that they were loaded from, which clients see.
+    /// The name of the folder that the weights were loaded from. Clients see this name.
     pub name: String,
 }
 
-/// How images and videos of requests are read.
+/// How the images and videos of requests are read.
 #[derive(Debug)]
 pub struct RequestMedia {
     /// Limits, decoder and access.
     pub options: MediaOptions,
-    /// The folder that paths of requests are relative to; `None`: requests may name no files.
+    /// The folder that file paths in requests are relative to. With `None`, requests may not name files.
     pub root: Option<PathBuf>,
 }
 
@@ -70,48 +70,49 @@ pub struct RequestMedia {
 pub struct Limits {
     /// Maximum number of sequences that decode together.
     pub batch: usize,
-    /// Maximum number of requests that are being answered or wait; further ones are refused with status 503.
+    /// Maximum number of requests that run or wait. Further requests are refused with status 503.
     pub requests: usize,
     /// Maximum bytes of a request's body.
     pub body_bytes: usize,
     /// Maximum number of requests whose media are decoded at the same time.
     pub encoders: usize,
-    /// Maximum bytes of keys and values of all running sequences.
+    /// Maximum size of the KV cache of all running sequences, in bytes.
     pub kv_bytes: u64,
-    /// Number of tokens to generate at most if a request does not say.
+    /// Maximum number of new tokens of a request that gives no maximum.
     pub new_tokens: usize,
-    /// The time after which a request that is not answered fails.
+    /// Maximum time of a request. A request that is not finished by then fails.
     pub request_time: Option<Duration>,
 }
 
 /// Where and how a server runs.
 #[derive(Debug)]
 pub struct ServeOptions {
-    /// The address to listen on; port 0 takes a free port.
+    /// The address to listen on. With port 0, the system chooses a free port.
     pub address: SocketAddr,
-    /// A request must carry one of these keys as `Authorization: Bearer KEY`; empty: none is needed.
+    /// The valid API keys. A request must carry one as `Authorization: Bearer KEY`; if the list is empty, no key is
+    /// needed.
     pub api_keys: Vec<String>,
-    /// The LoRA adapters that requests can name as their model: names and folders.
+    /// The LoRA adapters that requests can name as their model, as (name, folder).
     pub adapters: Vec<(String, PathBuf)>,
     /// Limits.
     pub limits: Limits,
     /// Limits of connections.
     pub connections: ConnectionLimits,
-    /// The certificate and key of encrypted connections; `None`: connections are not encrypted.
+    /// The certificate and key of encrypted connections. With `None`, connections are not encrypted.
     pub tls: Option<Tls>,
-    /// The origins of web pages that browsers may let use this server; `*` is any.
+    /// The origins whose web pages may use the server (CORS); `*` allows every origin.
     pub allowed_origins: Vec<String>,
     /// Whether each request writes a line to stderr.
     pub access_log: bool,
     /// Media of requests.
     pub media: RequestMedia,
-    /// Once this is set, new requests are refused, and the server ends when the running ones are answered.
+    /// Set to stop the server: it then refuses new requests, and ends when the running requests are answered.
     pub stop: Arc<AtomicBool>,
 }
 
 impl ServeOptions {
-    /// The options of a server for programs on this machine: at a free port, without keys, encryption and access log.
-    /// Requests may name no files.
+    /// The options of a server for programs on this machine: a free port, no keys, no encryption and no access log.
+    /// Requests may not name files.
     pub fn local(limits: Limits, connections: ConnectionLimits, media: MediaOptions) -> ServeOptions {
         ServeOptions {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -153,12 +154,13 @@ pub enum ServeError {
     /// The engine cannot start.
     #[error(transparent)]
     Engine(#[from] reel_engine::EngineError),
-    /// The engine's thread has ended before the server.
+    /// The engine's thread panicked, which ended the server.
     #[error("engine: its thread has panicked; requests were answered with errors; start the server again")]
     EnginePanicked,
 }
 
-/// The last part of a folder's path, which tells clients nothing about the rest; the whole path if it has none.
+/// The last part of a folder's path, so that clients do not learn the rest of the path. If the path has no last part,
+/// the whole path.
 pub fn folder_name(folder: &Path) -> String {
     let canonical = folder.canonicalize();
     let name = canonical.as_deref().unwrap_or(folder).file_name();

@@ -1,4 +1,4 @@
-//! A server of a tiny model with random weights, in the process of a test, and plain requests to it.
+//! Runs a server with a tiny random model inside a test's process, and sends plain HTTP requests to it.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -21,8 +21,8 @@ use crate::settings::{Limits, ServeError, ServeOptions, ServedModel};
 /// How long a test waits for an event before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Serves a tiny model with random weights until `stop` is set; `on_listening` gets the address and the queue to the
-/// engine.
+/// Serves a tiny model with random weights until `stop` is set. Calls `on_listening` with the address and the queue to
+/// the engine.
 pub(crate) fn serve_tiny(
     folder: &Path,
     kv_bytes: u64,
@@ -47,7 +47,7 @@ pub(crate) fn serve_tiny(
     serve_in_turns(model, weights, options, None, |address, shared| on_listening(address, shared.engine.clone()))
 }
 
-/// A connection on which `request` is sent, head and body.
+/// Opens a connection and sends `request`, which is the header and the body.
 pub(crate) fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
     let mut connection = TcpStream::connect(address).unwrap();
     connection.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -55,7 +55,7 @@ pub(crate) fn send(address: SocketAddr, request: &str) -> BufReader<TcpStream> {
     BufReader::new(connection)
 }
 
-/// A connection on which a JSON body is posted.
+/// Opens a connection and posts a JSON body.
 pub(crate) fn post(address: SocketAddr, path: &str, body: &Value) -> BufReader<TcpStream> {
     let body = body.to_string();
     let head =
@@ -63,14 +63,14 @@ pub(crate) fn post(address: SocketAddr, path: &str, body: &Value) -> BufReader<T
     send(address, &(head + &body))
 }
 
-/// What is left to read of an answer.
+/// Reads the rest of an answer.
 pub(crate) fn rest(mut connection: BufReader<TcpStream>) -> String {
     let mut text = String::new();
     connection.read_to_string(&mut text).unwrap();
     text
 }
 
-/// The error object that is the body of an answer with this status.
+/// Returns the error object in an answer's body. The answer must have this status.
 #[track_caller]
 pub(crate) fn error(answer: &str, status: u16) -> Value {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
@@ -87,7 +87,7 @@ pub(crate) struct TinyServer {
 }
 
 impl TinyServer {
-    /// Starts a server whose keys and values take at most `kv_bytes`.
+    /// Starts a server whose KV cache takes at most `kv_bytes` bytes.
     pub(crate) fn start(kv_bytes: u64) -> TinyServer {
         let (folder, stop) = (TempDir::new().unwrap(), Arc::new(AtomicBool::new(false)));
         let (listening, address) = mpsc::channel();
@@ -99,7 +99,7 @@ impl TinyServer {
         TinyServer { address, folder, stop, thread: Some(thread) }
     }
 
-    /// The answer to a JSON body, which must have status 200.
+    /// Posts a JSON body and returns the JSON of the answer, which must have status 200.
     #[track_caller]
     pub(crate) fn ok(&self, path: &str, body: &Value) -> Value {
         let answer = rest(post(self.address, path, body));
@@ -107,14 +107,14 @@ impl TinyServer {
         serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
-    /// The chunks of a streamed answer.
+    /// Posts a JSON body and returns the chunks of the streamed answer.
     pub(crate) fn chunks(&self, path: &str, body: &Value) -> Vec<Value> {
         let answer = rest(post(self.address, path, body));
         let events = answer.lines().filter_map(|line| line.strip_prefix("data: "));
         events.filter(|event| *event != "[DONE]").map(|event| serde_json::from_str(event).unwrap()).collect()
     }
 
-    /// The error object of an answer with this status.
+    /// Sends a request and returns the error object of the answer, which must have this status.
     #[track_caller]
     pub(crate) fn refused(&self, path: &str, body: &Value, status: u16) -> Value {
         error(&rest(post(self.address, path, body)), status)

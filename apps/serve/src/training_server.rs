@@ -1,7 +1,8 @@
-//! A server beside a training run, which answers with the weights in training.
+//! A server beside a training run. It answers requests with the model in training.
 //!
-//! The run calls [`TrainingServer::lend_device`] between its launches, where it holds no activations. Requests then get
-//! the device for their share of the time: each call adds time to an account, from which turns are paid.
+//! The run calls [`TrainingServer::lend_device`] between its launches, at moments when it holds no activations.
+//! Requests then use the device for their share of the time. Each call adds time to an account, and the turns of the
+//! engine's thread are paid from this account.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,15 +18,15 @@ use crate::device_turns::{Borrower, DeviceTurns};
 use crate::server::serve_in_turns;
 use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
 
-/// The most time that the account of a server without requests has saved.
+/// Maximum time that the account saves while there are no requests.
 const MAX_SAVED: Duration = Duration::from_secs(1);
 
-/// Host memory for the vision tokens of requests (256 MiB), if the run trains the vision tower and so keeps none
-/// itself.
+/// Bytes of host memory for the vision tokens of requests (256 MiB). Used if the run trains the vision tower, because
+/// it then has no such cache itself.
 const VISION_CACHE_BYTES: usize = 256 << 20;
 
-/// A server that answers requests with a model while it is trained. Dropping it ends it as [`TrainingServer::finish`]
-/// does.
+/// A server that answers requests with a model while the model is trained. Dropping the server ends it as
+/// [`TrainingServer::finish`] does.
 #[derive(Debug)]
 pub struct TrainingServer {
     turns: Arc<DeviceTurns>,
@@ -35,20 +36,20 @@ pub struct TrainingServer {
 
 #[derive(Debug)]
 struct State {
-    /// What the server is started with.
+    /// The model and the options to start the server with; `None` once it was started.
     prepared: Option<(ServedModel, ServeOptions)>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
-    /// What the handlers share. They alone keep it, so that the server can end.
+    /// The state that the handlers share. Only the handlers keep it alive, so that the server can end.
     shared: Weak<Shared>,
     account: Account,
 }
 
-/// The time that requests may take from training.
+/// An account of the time that requests may take from training.
 #[derive(Debug)]
 struct Account {
     /// Seconds that requests get for each second of training.
     rate: f64,
-    /// Seconds saved; below 0 if the last turn was longer than what was saved.
+    /// Saved time in seconds. Below 0 if the last turn was longer than the time that was saved.
     saved: f64,
     /// The end of the last call.
     counted: Instant,
@@ -59,7 +60,7 @@ impl Account {
         Self { rate: share / (1.0 - share), saved: 0.0, counted: Instant::now() }
     }
 
-    /// Adds the share of the time since the last turn. Returns the time that a turn may take now.
+    /// Adds the requests' share of the training time since the last call. Returns the time that a turn may take now.
     fn turn(&mut self, now: Instant) -> Option<Duration> {
         let trained = now.saturating_duration_since(self.counted).as_secs_f64();
         self.counted = now;
@@ -67,7 +68,7 @@ impl Account {
         (self.saved > 0.0).then(|| Duration::from_secs_f64(self.saved))
     }
 
-    /// Subtracts a turn that has ended now.
+    /// Subtracts the time of a turn that has just ended.
     fn spend(&mut self, time: Duration, now: Instant) {
         self.saved -= time.as_secs_f64();
         self.counted = now;
@@ -75,8 +76,8 @@ impl Account {
 }
 
 impl TrainingServer {
-    /// A server that takes at most `share` (above 0, below 1) of the time from training while there are requests. It
-    /// listens once it is started. [`ServeOptions::stop`] is set when it ends.
+    /// Creates a server that takes at most `share` (above 0, below 1) of the time from training while there are
+    /// requests. It listens after [`TrainingServer::start`]. Its end sets [`ServeOptions::stop`].
     pub fn new(model: ServedModel, options: ServeOptions, share: f64) -> Self {
         let stop = options.stop.clone();
         let account = Account::new(share);
@@ -84,11 +85,11 @@ impl TrainingServer {
         Self { turns: Arc::default(), stop, state: Mutex::new(state) }
     }
 
-    /// Starts to answer requests with `model`, whose weights are those after training step `step` and are changed in
-    /// place by later ones. Returns the address.
+    /// Starts to answer requests with `model`, whose weights are those after training step `step`. Later steps change
+    /// these weights in place. Returns the address.
     ///
     /// # Errors
-    /// The address cannot be listened on; the device is out of memory; the server was started before.
+    /// The server cannot listen on the address; the device is out of memory; the server was started before.
     pub fn start(&self, model: &Qwen25Vl, step: u64) -> Result<SocketAddr, ServeError> {
         let mut state = self.state();
         let Some((served, options)) = state.prepared.take() else {
@@ -115,7 +116,7 @@ impl TrainingServer {
                 state.account.counted = Instant::now();
                 Ok(address)
             }
-            // The sender is dropped: the server has ended.
+            // The sender was dropped, so the server has ended.
             Err(mpsc::RecvError) => match thread.join() {
                 Ok(outcome) => Err(outcome.err().unwrap_or(ServeError::EnginePanicked)),
                 Err(_) => Err(ServeError::EnginePanicked),
@@ -123,7 +124,8 @@ impl TrainingServer {
         }
     }
 
-    /// Lets requests use the device for their share of the time since the last call. Returns at once if there are none.
+    /// Lets requests use the device for their share of the time since the last call. Returns at once if there are no
+    /// requests.
     pub fn lend_device(&self) {
         let mut state = self.state();
         if let Some(time) = state.account.turn(Instant::now()) {
@@ -132,18 +134,20 @@ impl TrainingServer {
         }
     }
 
-    /// Lets requests use the device until [`TrainingServer::end_host_work`]. This time is not charged to them.
+    /// Lets requests use the device until [`TrainingServer::end_host_work`]. This time is not subtracted from the
+    /// account of requests.
     pub fn begin_host_work(&self) {
         self.turns.begin_host_work();
     }
 
-    /// Takes the device back after the step that requests are doing.
+    /// Takes the device back, after the end of the step that is running for requests.
     pub fn end_host_work(&self) {
         self.turns.end_host_work();
         self.state().account.counted = Instant::now();
     }
 
-    /// Makes requests go on with the weights after training step `step`, which the run has written in place.
+    /// Makes requests continue with the weights after training step `step`. The run has already written these weights
+    /// in place.
     pub fn weights_changed(&self, step: u64) {
         self.turns.weights_changed();
         if let Some(shared) = self.state().shared.upgrade() {
@@ -152,7 +156,8 @@ impl TrainingServer {
         }
     }
 
-    /// Ends the server: new requests are refused, and running ones are answered. The run no longer uses the device.
+    /// Ends the server. New requests are refused, and running requests are answered. The run must not use the device
+    /// any more.
     ///
     /// # Errors
     /// The server has ended before, by an error of its device or a panic.
@@ -170,12 +175,12 @@ impl TrainingServer {
 
 impl Drop for TrainingServer {
     fn drop(&mut self) {
-        // The error is lost here; a caller that reports it calls `finish` before.
+        // The error is dropped. A caller that wants to report it must call `finish` before.
         let _ = self.finish();
     }
 }
 
-/// The name of the weights of a run after a step, for `/v1/models`.
+/// The name of the weights after a training step, for `/v1/models`.
 fn step_name(model: &str, step: u64) -> String {
     format!("{model}/step-{step}")
 }
@@ -194,7 +199,7 @@ mod tests {
             let work = second / (1 + i % 7);
             trained += work;
             now += work;
-            // A turn has at least one step, which may take longer than what is saved.
+            // A turn has at least one step, which may take longer than the saved time.
             let Some(time) = account.turn(now) else { continue };
             let turn = time.max(second * (i % 3) / 2);
             served += turn;

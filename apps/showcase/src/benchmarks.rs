@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use crate::clips::{COLORS, Clip, ClipTask, DIRECTIONS, colors_answer};
 use crate::{Result, write};
 
-/// The rule by which the demo finds the answer in an output: as the text of an option.
+/// The rule by which the demo extracts the answer from an output; an answer may be given as the text of an option.
 pub const EXTRACTION: Extraction = Extraction::Lenient;
 
-/// The folder of clips, by which VSI-Bench's files call a data set.
+/// The folder of the clips. Rows in VSI-Bench's form name it in the field `dataset`.
 pub const CLIP_FOLDER: &str = "clips";
 
 /// A benchmark of held-out clips.
@@ -54,7 +54,7 @@ impl ClipBenchmark {
         }
     }
 
-    /// The questions about clips: the contents of the benchmark's data files, by their paths.
+    /// The data files of the benchmark, as (path, contents). They hold the questions about clips.
     fn data_files(self, clips: &[Clip]) -> Vec<(String, String)> {
         let of = |task: ClipTask| clips.iter().filter(move |clip| clip.task == task);
         let list = |rows: Vec<Value>| format!("{:#}\n", Value::Array(rows));
@@ -81,7 +81,7 @@ impl ClipBenchmark {
         }
     }
 
-    /// Writes the task file into `folder`, and the data files into a folder of the benchmark's name in it.
+    /// Writes the task file into `folder`, and the data files into the sub-folder with the benchmark's name.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -92,8 +92,8 @@ impl ClipBenchmark {
     }
 }
 
-/// The clips that are asked about a second time with their frames in random order: every second one of the task motion.
-/// The difference to ordered frames is large, so half of the clips are enough.
+/// The clips that are asked about a second time with their frames in random order: every second clip of the task
+/// motion. The accuracy is much lower with shuffled frames, so half of the clips are enough to see the difference.
 pub fn shuffled_clips(clips: &[Clip]) -> impl Iterator<Item = &Clip> {
     clips.iter().filter(|clip| clip.task == ClipTask::Motion).step_by(2)
 }
@@ -103,19 +103,20 @@ pub fn shuffled_file(clip: &Clip) -> String {
     format!("shuffled-{}", clip.file)
 }
 
-/// A question with four options, in MVBench's fields.
+/// A question with four options, as a row with MVBench's fields.
 fn choice(clip: &Clip, file: &str) -> Value {
     json!({"video": file, "question": clip.task.question(), "candidates": candidates(clip), "answer": clip.answer})
 }
 
-/// Four options: all directions; or the right colors, the same the other way round, and two with one of them.
+/// The four options of a question. Motion: all directions. Colors: the right pair of colors, the pair in reverse order,
+/// and two pairs with only one right color.
 fn candidates(clip: &Clip) -> Vec<String> {
     let colors = clip.answer.split_once(", ").filter(|_| clip.task == ClipTask::Colors);
     let Some((a, b)) = colors else { return DIRECTIONS.map(|(answer, ..)| answer.to_string()).into() };
     let others: Vec<&str> = COLORS.iter().map(|color| color.0).filter(|color| ![a, b].contains(color)).collect();
     let mut candidates: Vec<String> =
         [(a, b), (b, a), (a, others[0]), (others[1], b)].map(|(first, then)| colors_answer(first, then)).into();
-    // Sorted by name, so that the place of the right option depends on the colors.
+    // Sorting by name makes the position of the right option depend on the colors.
     candidates.sort();
     candidates
 }
@@ -126,7 +127,7 @@ mod tests {
     use crate::clips::{ClipSet, make_clips};
     use reel_eval::{Task, load_benchmark};
 
-    /// The built-in tasks of the real benchmarks read the files, too.
+    /// The built-in tasks of the real benchmarks can also read these files.
     #[test]
     fn files_have_the_published_forms() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! A command line as words, and as text for a shell.
+//! A command line as a list of words, which can be written as text for a shell.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ const MAX_LINE: usize = 100;
 /// The words of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {
-    /// The words, of which the first is `reel`.
+    /// The words of the command line. The first word is `reel`.
     pub words: Vec<String>,
 }
 
 impl CommandLine {
-    /// The command line with the words of `text`, which are separated by spaces.
+    /// Creates a command line: `reel`, then the words of `text`, which are separated by spaces.
     pub(crate) fn new(text: &str) -> Self {
         Self { words: std::iter::once("reel").chain(text.split(' ')).map(String::from).collect() }
     }
@@ -38,12 +38,12 @@ impl CommandLine {
         self
     }
 
-    /// The command for a shell, in lines of about [`MAX_LINE`] characters.
+    /// The command line as text for a shell, in lines of about [`MAX_LINE`] characters.
     pub fn for_shell(&self) -> String {
         let mut lines = vec![String::new()];
         for (i, word) in self.words.iter().enumerate() {
             let quoted = quoted(word);
-            // A line is broken before an option, never between it and its value.
+            // A line break may stand before an option, but never between an option and its value.
             let is_break = word.starts_with("--");
             let value = self.words.get(i + 1).filter(|next| is_break && !next.starts_with("--"));
             let width = quoted.chars().count() + value.map_or(0, |value| value.chars().count() + 1);

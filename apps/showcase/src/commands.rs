@@ -1,4 +1,4 @@
-//! The command lines of the demo: those that it runs itself, and those that its page shows.
+//! The command lines of the demo: the commands that the demo runs itself, and the commands that its page shows.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::pipeline::{
 const FRAMES_MIB: &str = "2";
 
 impl Demo {
-    /// The curation of the list of clips, which asks the endpoint at `url`.
+    /// The command that curates the list of clips with the models of the endpoint at `url`.
     pub fn curate_command(&self, url: &str) -> CommandLine {
         let command = CommandLine::new("curate")
             .path("--videos", &self.path_in_folder(LIST_FILE))
@@ -22,13 +22,13 @@ impl Demo {
         let command = MODELS.iter().fold(command, |command, (stage, model)| {
             command.with(&format!("--{stage}"), url).with("--name", format!("{stage}={model}"))
         });
-        // Chains are a sentence each, and clips with the same answer have the same one. A random SigLIP could not
-        // compare them with frames.
+        // Each chain is one sentence, and clips with the same answer have the same chain. The frames are not compared
+        // with chains, because the demo's SigLIP has random weights.
         let command = command.with("--min-words", "4").with("--max-overlap", "1").switch("--no-similarity");
         command.switch("--keep-paths").with("--layout", "chat").with("--seed", self.seed.to_string())
     }
 
-    /// The evaluation of the model in the sub-folder `model`.
+    /// The command that evaluates the model in the sub-folder `model`.
     pub fn eval_command(&self, model: &str) -> CommandLine {
         CommandLine::new("eval")
             .path("--model", &self.path_in_folder(model))
@@ -39,17 +39,17 @@ impl Demo {
             .with("--extraction", EXTRACTION.name())
             .with("--temperature", "0")
             .with("--max-new-tokens", "48")
-            // The frames and pixels of training, for the model that was not trained yet.
+            // The same frames and pixels as in training, for the model that is evaluated before training.
             .with("--profile", "qwen")
             .with("--nframes", "8")
             .with("--min-pixels", "3136")
             .with("--max-pixels", "3136")
-            // One page with frames is written at the end.
+            // This page has no frames. One page with frames is written at the end.
             .with("--frames-mib", "0")
             .with("--seed", self.seed.to_string())
     }
 
-    /// The page with the answers after SFT and after GRPO beside each other.
+    /// The command that writes the page of the answers after SFT and after GRPO, side by side.
     pub fn evaluation_page_command(&self) -> CommandLine {
         CommandLine::new("report")
             .switch(&self.evaluation_folder("sft").display().to_string())
@@ -59,8 +59,8 @@ impl Demo {
             .path("--out", &self.path_in_folder(EVALUATION_PAGE))
     }
 
-    /// Shell commands that repeat the demo step by step; the last one asks `question` about `video`. `url` is the
-    /// endpoint that curation has asked.
+    /// Shell commands that repeat the demo step by step. The last command asks `question` about `video`. `url` is the
+    /// endpoint that answered curation's requests.
     pub(crate) fn shown_commands(&self, url: &str, video: &Path, question: &str) -> Vec<String> {
         let seed = self.seed.to_string();
         let init = |preset: &str, folder: &str| {

@@ -1,6 +1,6 @@
-//! An HTTP endpoint with OpenAI's chat API on this machine, behind which the stand-in for large models answers
-//! ([`crate::stand_in`]). It serves curation as a paid endpoint would, with the faults of one: the first request is
-//! refused for a second (status 429), one description is cut, and one chain lacks its answer.
+//! An HTTP endpoint with OpenAI's chat API on this machine. The stand-in for large models ([`crate::stand_in`]) answers
+//! its requests. Like a paid endpoint, it has faults that curation must handle: the first request is refused for a
+//! second (status 429), one description is cut, and one chain lacks its answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,11 +20,11 @@ use tokio::sync::oneshot;
 use crate::stand_in::{self, SeenFrame};
 use crate::{Result, ShowcaseError};
 
-/// The models of the endpoint, by the stage of curation that asks them.
+/// The models of the endpoint, each with the stage of curation that asks it.
 pub const MODELS: [(&str, &str); 3] =
     [("caption", "stand-in-describer"), ("reason", "stand-in-reasoner"), ("revise", "stand-in-reviser")];
 
-/// Seconds for which the first request is refused.
+/// Value of the header `Retry-After` of the refused first request, in seconds.
 const REFUSED_SECONDS: &str = "1";
 
 /// The number of requests of each model so far, in the order of [`MODELS`].
@@ -60,7 +60,7 @@ impl StandInEndpoint {
         let (stop, stopped) = oneshot::channel::<()>();
         let serve = async {
             tokio::select! {
-                // It ends with an error of the listener only: the requests that follow say so.
+                // The server ends by itself only if its listener fails. Later requests then report the failure.
                 _ = axum::serve(listener, routes) => {}
                 _ = stopped => {}
             }
@@ -72,7 +72,7 @@ impl StandInEndpoint {
 
 impl Drop for StandInEndpoint {
     fn drop(&mut self) {
-        // Dropping the sender ends the server; a panic of its thread has been printed by then.
+        // Dropping the sender ends the server. If its thread has panicked, the panic was printed already.
         drop(self.stop.take());
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -109,7 +109,7 @@ async fn chat(State(counts): State<Arc<Counts>>, Json(body): Json<Value>) -> Res
         ("reason", 1) => answer.truncate(answer.find("<answer>").unwrap_or_default()),
         _ => {}
     }
-    // A token of the stand-in is a word.
+    // The stand-in counts each word as a token.
     let [prompt, completion] = [&request.text, &answer].map(|text| text.split_whitespace().count());
     let message = json!({"role": "assistant", "content": answer});
     let choice = json!({"index": 0, "message": message, "finish_reason": "stop"});
@@ -119,11 +119,11 @@ async fn chat(State(counts): State<Arc<Counts>>, Json(body): Json<Value>) -> Res
     .into_response()
 }
 
-/// What the messages of a request show.
+/// The parts of a request's messages that the stand-in uses.
 struct Request {
-    /// The last text, which is the question.
+    /// The last text of the messages, which contains the question.
     text: String,
-    /// The images, each with the time in the text before it.
+    /// The images, each with the time that the text before it names.
     frames: Vec<SeenFrame>,
 }
 
@@ -149,7 +149,7 @@ impl Request {
     }
 }
 
-/// The time in a line such as `Frame at 1.5 s:`.
+/// The time in seconds in a line such as `Frame at 1.5 s:`.
 fn frame_seconds(text: &str) -> Option<f64> {
     text.strip_prefix("Frame at ")?.strip_suffix(" s:")?.parse().ok()
 }

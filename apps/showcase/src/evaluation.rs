@@ -1,4 +1,4 @@
-//! What `reel eval` has written about the held-out clips: the answer to each of them, and how many are correct.
+//! Reads the results of `reel eval` on the held-out clips: the answer to each clip, and the number of correct answers.
 //!
 //! Half of the motion clips are asked about a second time with their frames in random order: an accuracy as high as
 //! with ordered frames would mean that the model does not use the order of frames.
@@ -13,7 +13,7 @@ use crate::benchmarks::{CLIP_FOLDER, ClipBenchmark, EXTRACTION, shuffled_clips, 
 use crate::clips::{Clip, ClipTask};
 use crate::{Result, ShowcaseError};
 
-/// The number of correct answers among a number of answers.
+/// The number of correct answers, and the number of all answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnswerTally {
     /// Number of correct answers.
@@ -31,7 +31,7 @@ impl AnswerTally {
         })
     }
 
-    /// Accuracy: correct answers over all, 0 to 1.
+    /// Accuracy, 0 to 1: the number of correct answers divided by the number of all answers.
     pub fn accuracy(self) -> f64 {
         self.correct as f64 / self.total.max(1) as f64
     }
@@ -42,8 +42,8 @@ impl AnswerTally {
     }
 }
 
-/// How far the accuracy of `high` is above that of `low`, in standard errors of the difference of two binomial
-/// proportions; 0 if the accuracies are equal.
+/// The accuracy of `high` less that of `low`, in standard errors of the difference of two binomial proportions; 0 if
+/// the accuracies are equal.
 pub fn difference_in_standard_errors(low: AnswerTally, high: AnswerTally) -> f64 {
     if low.accuracy() == high.accuracy() {
         return 0.0;

@@ -1,11 +1,11 @@
 //! The pipeline of `reel demo`: a tiny model with random weights learns to answer questions about synthetic video
 //! clips.
 //!
-//! [`clips`] draws the clips, with a question, a chain of thought and an answer each. [`pipeline`] has the chains of
-//! thought curated, for which [`endpoint`] stands in for large models ([`stand_in`]), trains on them (SFT, then GRPO
-//! with or without the temporal reward) and evaluates on held-out clips before, between and after the two stages:
-//! [`benchmarks`] writes the clips as benchmarks, `reel eval` answers them, [`evaluation`] reads the answers.
-//! `commands.rs` has the command lines, and [`page`] writes the results as HTML.
+//! [`clips`] draws the clips, with a question, a chain of thought and an answer each. [`pipeline`] curates the chains
+//! of thought with models behind [`endpoint`], where [`stand_in`] answers in place of large models. Then it trains on
+//! the chains (SFT, then GRPO with or without the temporal reward). It evaluates on held-out clips before, between and
+//! after the two stages: [`benchmarks`] writes the clips as benchmarks, `reel eval` answers them, [`evaluation`] reads
+//! the answers. `commands.rs` has the command lines, and [`page`] writes the results as HTML.
 
 pub mod benchmarks;
 pub mod clips;
@@ -26,7 +26,7 @@ use reel_files::AtomicFile;
 
 pub use error::{Result, ShowcaseError};
 
-/// Writes a whole file, and the folder that it is in; if that fails, an earlier file stays.
+/// Writes a whole file, and creates the folder that contains it. If writing fails, an earlier file stays unchanged.
 fn write(to: &Path, text: &str) -> Result<()> {
     let cannot_write = |e: std::io::Error| ShowcaseError::Output(Diagnostic::cannot_write(to, &e));
     std::fs::create_dir_all(to.parent().unwrap_or(to)).map_err(cannot_write)?;

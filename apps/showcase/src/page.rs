@@ -1,4 +1,4 @@
-//! The HTML pages of `reel demo`: one with all results of a seed, and an overview of several seeds.
+//! The HTML pages of `reel demo`: a page with all results of one seed, and an overview of several seeds.
 
 use std::fmt::Write;
 use std::io::Cursor;
@@ -30,7 +30,8 @@ pub struct ResultRow {
     guess: Option<f64>,
 }
 
-/// The result table of a demo: a row for each task, one for motion clips with shuffled frames, and one for all clips.
+/// The result table of a demo: one row for each task, one row for motion clips with shuffled frames, and one row for
+/// all clips.
 pub fn result_rows(outcome: &DemoOutcome) -> Vec<ResultRow> {
     let guess = |task: ClipTask| 1.0 / task.answer_count() as f64;
     let row = |name, task: Option<ClipTask>| ResultRow {
@@ -48,7 +49,7 @@ pub fn result_rows(outcome: &DemoOutcome) -> Vec<ResultRow> {
     rows
 }
 
-/// The page of one seed; `machine` is a line about the machine for the footer.
+/// The page of one seed. `machine` is a line of text about the machine, for the footer.
 ///
 /// # Errors
 /// A frame cannot be encoded as PNG.
@@ -242,7 +243,7 @@ fn gallery_html(outcome: &DemoOutcome) -> Result<String> {
     Ok(page)
 }
 
-/// A duration in words: `42 s`, `3 min 20 s`.
+/// A duration as text, such as `42 s` or `3 min 20 s`.
 pub fn duration_text(d: Duration) -> String {
     let s = d.as_secs_f64().round() as u64;
     if s < 100 { format!("{s} s") } else { format!("{} min {} s", s / 60, s % 60) }
@@ -257,7 +258,7 @@ fn shorten(text: &str) -> String {
     short
 }
 
-/// The page shows frames with width and height divided by this number.
+/// The page shows frames at their width and height divided by this number.
 const DOWNSCALE: usize = 2;
 
 /// A frame at half its size, u8 RGB `[CLIP_SIDE/2, CLIP_SIDE/2, 3]`: each pixel is the mean of 2 x 2 pixels.

@@ -34,14 +34,14 @@ use crate::endpoint::StandInEndpoint;
 use crate::evaluation::EvaluationAnswers;
 use crate::{Result, ShowcaseError, write};
 
-/// Clips whose frames and answers the page of the demo shows.
+/// Number of held-out clips whose frames and answers the page of the demo shows.
 pub const SHOWN_CLIP_COUNT: usize = 48;
 
 /// One of the two training stages of the demo.
 pub struct TrainingStage {
     /// The name of the stage's command and files: `sft` or `grpo`.
     pub name: &'static str,
-    /// The stage's options, in the TOML that `--config` takes.
+    /// The stage's options as TOML text, in the format of the file for `--config`.
     config: &'static str,
     /// The stage's heading on the page.
     pub title: &'static str,
@@ -76,7 +76,7 @@ pub const TRAINING_STAGES: [TrainingStage; 2] = [
     },
 ];
 
-/// The questions that are curated, in the demo's folder.
+/// The file of the questions that are curated, in the demo's folder.
 pub const LIST_FILE: &str = "list.jsonl";
 /// The folder of the curation, in the demo's folder.
 pub const CURATION_FOLDER: &str = "curated";
@@ -85,8 +85,8 @@ pub const BENCHMARK_FOLDER: &str = "benchmarks";
 /// The folder of the evaluations, in the demo's folder.
 pub const EVALUATION_FOLDER: &str = "eval";
 
-/// Everything that this version of the demo or an earlier one writes into its folder except the .toml files. The .toml
-/// files stay, because sft.toml shows that the folder is a demo's.
+/// Names of all files and folders that this or an earlier version of the demo writes into its folder, except the .toml
+/// files. The .toml files are not removed, because sft.toml shows that the folder belongs to a demo.
 const PARTS: [&str; 13] = [
     "model",
     "siglip",
@@ -110,7 +110,7 @@ pub const GRPO_PAGE: &str = "grpo/report.html";
 /// The path of the page of the evaluations after SFT and after GRPO, relative to the demo's folder.
 pub const EVALUATION_PAGE: &str = "eval/report.html";
 
-/// The models that are evaluated: sub-folders of the demo's folder, and when they are.
+/// The models that are evaluated, as (sub-folder of the demo's folder, when in the demo it is evaluated).
 const EVALUATED: [(&str, &str); 3] = [("model", "before"), ("sft", "after SFT"), ("grpo", "after GRPO")];
 
 /// The demo with one seed, in one folder.
@@ -129,12 +129,12 @@ pub struct Demo {
     pub quiet: bool,
 }
 
-/// A demo whose models, clips and data files are written, so that training can start.
+/// A demo whose models, clips and data files have been written, so that training can start.
 pub struct PreparedDemo {
     started: Instant,
     /// Number of parameters of the model.
     parameters: u64,
-    /// The held-out clips; only the first [`SHOWN_CLIP_COUNT`] have their frames.
+    /// The held-out clips. Only the first [`SHOWN_CLIP_COUNT`] clips still have their frames.
     held_out: Vec<Clip>,
 }
 
@@ -148,7 +148,7 @@ pub struct DemoOutcome {
     pub clips: Vec<Clip>,
     /// The answers to the held-out clips before, between and after the two training stages.
     pub answers: [EvaluationAnswers; 3],
-    /// What became of the rows of the curation.
+    /// The funnel of the curation: how many rows were kept, rejected or failed.
     pub curation: Summary,
     /// For each training stage, the lines of its `metrics.jsonl`.
     pub steps: [Vec<Value>; 2],
@@ -158,8 +158,8 @@ pub struct DemoOutcome {
     pub all: Duration,
     /// Number of parameters of the model.
     pub parameters: u64,
-    /// Shell commands that repeat the demo step by step with the same results. Curation finds all answers in its
-    /// tables.
+    /// Shell commands that repeat the demo step by step with the same results. The shown curation finds all answers in
+    /// its tables, so it asks no endpoint.
     pub commands: Vec<String>,
 }
 
@@ -174,7 +174,7 @@ impl Demo {
     /// Writes models, clips and data files; replaces an earlier demo in the folder.
     ///
     /// # Errors
-    /// The folder holds something else, a file cannot be written, or a clip cannot be encoded.
+    /// The folder holds other files than a demo, a file cannot be written, or a clip cannot be encoded.
     pub fn prepare(&self) -> Result<PreparedDemo> {
         let started = Instant::now();
         self.prepare_folder()?;
@@ -260,7 +260,8 @@ impl Demo {
         }
     }
 
-    /// Removes the files of an earlier demo and nothing else, and writes the configuration file (.toml) of each stage.
+    /// Removes the files of an earlier demo and no other files, and writes the configuration file (.toml) of each
+    /// stage.
     fn prepare_folder(&self) -> Result<()> {
         check_output_folder(&self.folder)?;
         let cannot = |path: &Path, what: &str, e: std::io::Error, help: &str| {
@@ -304,8 +305,8 @@ impl Demo {
             let frames = FrameView::new(frames, CLIP_FRAMES, CLIP_SIDE, CLIP_SIDE)?;
             Ok(encode_video(&folder.join(file), frames, &encoding)?)
         };
-        // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes, so each clip is drawn
-        // when its turn comes, and the frames of all but the first `kept` are dropped.
+        // Draws and encodes clips on all cores. The frames of all clips would take two gigabytes. So each clip is drawn
+        // right before it is encoded, and only the first `kept` clips keep their frames.
         let make_all = |count: usize, kept: usize, draw: &(dyn Fn(usize) -> Clip + Sync)| -> Result<Vec<Clip>> {
             let make = |i: usize| {
                 let clip = draw(i);
@@ -358,7 +359,7 @@ impl Demo {
         if set == ClipSet::HeldOut { self.held_out } else { set.default_clip_count() }
     }
 
-    /// Reads what the curation has written about itself.
+    /// Reads the summary that the curation has written.
     fn curation_summary(&self) -> Result<Summary> {
         let file = self.path_in_folder(CURATION_FOLDER).join(SUMMARY_FILE);
         let text = input::read_text(&file, input::MAX_CONFIG_BYTES)
@@ -370,7 +371,7 @@ impl Demo {
     }
 }
 
-/// The data set of SFT, relative to the demo's folder.
+/// The path of the data set for SFT, relative to the demo's folder.
 pub(crate) fn dataset_file() -> String {
     format!("{CURATION_FOLDER}/{DATASET_FILE}")
 }
@@ -384,7 +385,7 @@ fn without_temporal(config: &str) -> String {
 /// Locks the output folder of a demo, and checks that it may be overwritten ([`check_output_folder`]).
 ///
 /// # Errors
-/// Another process writes the folder, it cannot be created, or it holds anything else.
+/// Another process writes to the folder, the folder cannot be created, or it holds other files than a demo.
 pub fn lock_output_folder(folder: &Path) -> Result<FolderLock> {
     let lock = FolderLock::acquire(folder).map_err(|e| ModelError::cannot_lock(folder, e))?;
     check_output_folder(folder)?;
@@ -394,7 +395,7 @@ pub fn lock_output_folder(folder: &Path) -> Result<FolderLock> {
 /// Checks that a folder is new, empty, or holds a demo (or demos of several seeds) and may be overwritten.
 ///
 /// # Errors
-/// The folder holds anything else.
+/// The folder holds other files than a demo.
 pub fn check_output_folder(folder: &Path) -> Result<()> {
     // In every version of the demo, the first line of sft.toml ends with this text.
     let of_a_demo = |config: String| config.lines().next().is_some_and(|line| line.ends_with("(`reel sft --config`)."));
@@ -408,15 +409,15 @@ pub fn check_output_folder(folder: &Path) -> Result<()> {
     Err(ShowcaseError::Output(Diagnostic::new(folder.display().to_string(), what, "give another --out")))
 }
 
-/// A clip as a row of the list that is curated.
+/// A clip as a row of the list for curation.
 fn list_row(clip: &Clip, id: usize) -> Value {
-    // An answer in words is compared as a whole; there are no options.
+    // The type `free-form` compares an answer in words as a whole; these questions have no options.
     let kind = if clip.task == ClipTask::Count { "numerical" } else { "free-form" };
     json!({"problem_id": id, "problem": clip.task.question(), "data_type": "video", "problem_type": kind,
         "solution": clip.solution(), "path": format!("{CLIP_FOLDER}/{}", clip.file), "data_source": clip.source()})
 }
 
-/// A clip as a row of the data of GRPO.
+/// A clip as a row of the data for GRPO.
 fn prompt_row(clip: &Clip) -> Value {
     let video = json!({"type": "video", "video": format!("{CLIP_FOLDER}/{}", clip.file)});
     let question = json!({"role": "user", "content": [video, {"type": "text", "text": clip.task.question()}]});

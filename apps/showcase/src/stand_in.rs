@@ -1,12 +1,13 @@
-//! A stand-in for the three large models that curation asks: it answers about the demo's clips by thresholds and rules.
+//! A stand-in for the three large models that curation asks. It answers questions about the demo's clips by thresholds
+//! and rules.
 //!
 //! ```text
 //! describe   frames -> shapes with color and place, as the JSON of curation's descriptions
 //! reason     description and question, no frames -> chain of thought and answer
 //! revise     frames and chain -> the chain
 //! ```
-//! It sees the clips as models do, in the frames of its requests, and does not know their answers. About grey shapes it
-//! answers badly on purpose, in six ways ([`Flaw`]), so that each filter has something to reject.
+//! It sees only the frames in its requests, as a model does, and does not know the answers. For grey shapes, its
+//! answers are flawed on purpose, in six ways ([`Flaw`]), so that each filter of curation has something to reject.
 
 use std::fmt;
 
@@ -17,9 +18,9 @@ use crate::clips::{
     COLORS, ClipTask, DIRECTIONS, GREY_LEVELS, GREY_STEP, colors_answer, colors_thought, count_thought, motion_thought,
 };
 
-/// A pixel is part of a shape if one of its channels is above this. The background has at most 32.
+/// A pixel belongs to a shape if one of its channels is above this value. The background's channels are at most 32.
 const LIT: u8 = 90;
-/// Pixels between two points at which an image is looked at. Shapes are 20 pixels apart at least.
+/// Distance in pixels between two sampled points of an image. Shapes are at least 20 pixels apart.
 const STRIDE: usize = 4;
 
 /// A shape in a frame.
@@ -27,7 +28,7 @@ const STRIDE: usize = 4;
 struct SeenShape {
     /// A name of [`COLORS`], or `grey-N` with N from 0 to 255.
     color: String,
-    /// The mean position of its pixels, from the left and the top.
+    /// The mean position of the shape's pixels, as [x, y] from the top left corner.
     center: [usize; 2],
 }
 
@@ -39,14 +40,14 @@ impl fmt::Display for SeenShape {
 }
 
 impl SeenShape {
-    /// Reads what [`fmt::Display`] has written.
+    /// Parses the text that [`fmt::Display`] writes.
     fn parse(text: &str) -> Option<Self> {
         let (color, place) = text.split_once(" shape at ")?;
         let (x, y) = place.split_once(", ")?;
         Some(Self { color: color.into(), center: [x.parse().ok()?, y.parse().ok()?] })
     }
 
-    /// The way in which answers about this shape are bad; `None` unless it is grey.
+    /// The flaw of the answers about this shape; `None` unless the shape is grey.
     fn flaw(&self) -> Option<Flaw> {
         let level: usize = self.color.strip_prefix("grey-")?.parse().ok()?;
         let step = (level + GREY_STEP / 2).saturating_sub(GREY_LEVELS) / GREY_STEP;
@@ -54,12 +55,12 @@ impl SeenShape {
     }
 }
 
-/// A way in which a chain of thought is bad.
+/// A way in which a chain of thought or its answer is flawed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     /// Its answer is wrong.
     WrongAnswer,
-    /// The revision has another answer.
+    /// The revised chain has another answer than the chain before.
     ChangedAnswer,
     /// It goes round in circles.
     Loop,
@@ -82,7 +83,7 @@ impl Flaw {
         Self::TooShort,
     ];
 
-    /// The chain and the answer of a flawed reasoner, made of the right ones.
+    /// Makes the chain and the answer of a flawed reasoner from the right chain and answer.
     fn apply(self, thought: &str, answer: &str) -> (String, String) {
         let thought = match self {
             Self::WrongAnswer | Self::ChangedAnswer => thought.to_string(),
@@ -96,7 +97,7 @@ impl Flaw {
     }
 }
 
-/// A frame of a request, with its time in seconds.
+/// A frame in a request, with its time in seconds.
 pub struct SeenFrame {
     /// The time.
     pub seconds: f64,
@@ -104,7 +105,7 @@ pub struct SeenFrame {
     pub image: RgbImage,
 }
 
-/// Describes frames, as curation's stage caption asks.
+/// Describes frames, as the stage `caption` of curation asks.
 pub fn describe(frames: &[SeenFrame]) -> String {
     let frame = |frame: &SeenFrame| {
         let shapes: Vec<String> = shapes_in(&frame.image).iter().map(SeenShape::to_string).collect();
@@ -117,8 +118,8 @@ pub fn describe(frames: &[SeenFrame]) -> String {
     json!({"video_caption": "Plain shapes on a dark background.", "frames": frames}).to_string()
 }
 
-/// Answers a question from the description in the text of a request, as curation's stage reason asks. `None` if the
-/// text has no description or no question of the demo.
+/// Answers a question from the description in the text of a request, as the stage `reason` of curation asks. `None` if
+/// the text has no description or no question of the demo.
 pub fn reason(request: &str) -> Option<String> {
     let description = request.lines().find(|line| line.starts_with("{\"video_caption\""))?;
     let description: Value = serde_json::from_str(description).ok()?;
@@ -144,8 +145,8 @@ pub fn reason(request: &str) -> Option<String> {
     Some(chain(&thought, &answer))
 }
 
-/// Revises the chain in the text of a request, as curation's stage revise asks: leaves it as it is, but for one of the
-/// flaws. `None` if the text has no chain.
+/// Revises the chain in the text of a request, as the stage `revise` of curation asks. The chain is returned unchanged,
+/// except for the flaw [`Flaw::ChangedAnswer`]. `None` if the text has no chain.
 pub fn revise(request: &str, frames: &[SeenFrame]) -> Option<String> {
     let between = |open: &str, close: &str| Some(request.split_once(open)?.1.split_once(close)?.0);
     let (thought, answer) = (between("<think>", "</think>")?, between("<answer>", "</answer>")?);
@@ -166,7 +167,7 @@ fn shapes_of(frame: &Value) -> Vec<SeenShape> {
     objects.filter_map(|object| SeenShape::parse(object.as_str()?)).collect()
 }
 
-/// The number of the direction from one place to another.
+/// The index in [`DIRECTIONS`] of the direction from one position to another.
 fn direction(from: [usize; 2], to: [usize; 2]) -> usize {
     let [dx, dy] = [0, 1].map(|i| to[i] as i64 - from[i] as i64);
     match dx.abs() > dy.abs() {
@@ -175,7 +176,7 @@ fn direction(from: [usize; 2], to: [usize; 2]) -> usize {
     }
 }
 
-/// Finds the shapes of an image: groups of lit points that touch each other.
+/// Finds the shapes in an image. A shape is a group of adjacent lit points.
 fn shapes_in(image: &RgbImage) -> Vec<SeenShape> {
     let (height, width) = (image.height / STRIDE, image.width / STRIDE);
     let pixel = |x: usize, y: usize| -> [u8; 3] {
@@ -217,7 +218,7 @@ fn shapes_in(image: &RgbImage) -> Vec<SeenShape> {
     shapes
 }
 
-/// The name of the nearest color; grey with its level if the channels are almost equal.
+/// The name of the nearest color, or `grey-N` with the level N if the channels are almost equal.
 fn color_name(pixel: [u8; 3]) -> String {
     let [low, high] = [pixel.iter().min(), pixel.iter().max()].map(|c| usize::from(*c.unwrap_or(&0)));
     if high - low < GREY_STEP {

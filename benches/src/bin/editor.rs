@@ -1,6 +1,7 @@
-//! Writes what an editor needs to understand the CUDA files of the kernels: for each folder a header with the
-//! parameter structs that `params!` declares in Rust, and `compile_commands.json` for clangd, which includes it before
-//! `sm80.cu`. clangd compiles a header `*.cuh` as the `sm80.cu` of its folder. `./x editor` runs this program.
+//! Writes what an editor needs to understand the CUDA files of the kernels: for each kernel folder a header with the
+//! parameter structs that `params!` declares in Rust, and one `compile_commands.json` for clangd. Its commands include
+//! that header before the folder's `sm80.cu`; clangd compiles a header `*.cuh` with the command of the `sm80.cu` in the
+//! same folder. `./x editor` runs this program.
 //!
 //! `cargo run -p reel-benches --bin editor -- --out target/editor`
 
@@ -51,7 +52,7 @@ fn toolkit_folder() -> Option<PathBuf> {
     headers.first().and_then(|include| include.parent()).map(Path::to_path_buf)
 }
 
-/// The command by which clang would compile the folder's CUDA for Hopper.
+/// The entry of `compile_commands.json` that compiles the `sm80.cu` of a kernel folder for Hopper with clang.
 fn compile_command(project: &Path, kernel: &str, header: &Path, toolkit: Option<&Path>) -> Value {
     let file = project.join("kernels/src").join(kernel).join("sm80.cu");
     let mut arguments: Vec<String> =

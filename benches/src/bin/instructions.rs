@@ -18,7 +18,7 @@ struct Arguments {
     /// Run only instructions whose name contains this text
     #[arg(long, default_value = "")]
     cases: String,
-    /// Number of inputs of each instruction; eight times as many for an instruction with one source operand
+    /// Number of inputs of each instruction; an instruction with one source operand gets eight times as many
     #[arg(long, default_value_t = 8192)]
     lanes: usize,
     /// Run on the simulator only: report its findings, and approximations whose error exceeds the bound that PTX

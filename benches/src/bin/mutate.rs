@@ -1,5 +1,5 @@
 //! Mutation test of the kernels' checks: removes or changes one synchronisation instruction at a time, and reports
-//! whether a check notices.
+//! whether a check notices the change.
 //!
 //! `cargo run --release -p reel-benches --bin mutate [-- --kernel FOLDER] [--launches N] [--survivors]`
 //!

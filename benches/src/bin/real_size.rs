@@ -1,5 +1,5 @@
-//! Runs the whole program on a model of a published size, with random weights that it makes, and checks what each
-//! command leaves: `./x real-size`.
+//! Runs the commands of `reel` one after the other on a model of a published size with random weights, and checks the
+//! output of each command: `./x real-size`.
 //!
 //! ```text
 //! init → doctor → generate, score (16 frames of video) → sft with LoRA, killed after its first checkpoint, resumed →
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Prints a table of wall time and peak memory by command. With `--record` it writes the table as a record for
-//! `benches/results`. Exits with 1 at the first command that fails or leaves something wrong.
+//! `benches/results`. Exits with 1 at the first command that fails or whose output is wrong.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -26,8 +26,8 @@ struct Arguments {
     /// The program to run
     #[arg(long, default_value = "target/release/reel")]
     reel: PathBuf,
-    /// Folder for models and runs, which must be new or empty; it is removed at the end. 3b takes two copies of its
-    /// weights (15 GB) and checkpoints
+    /// Folder for models and runs, which must be new or empty; it is removed at the end. Model 3b needs space for two
+    /// copies of its weights (15 GB) and for checkpoints
     #[arg(long, default_value = "target/real-size")]
     folder: PathBuf,
     /// A video of at least 16 frames
@@ -41,12 +41,13 @@ struct Arguments {
     record: Option<PathBuf>,
 }
 
-/// Frames of a video, and the largest and smallest number of pixels of a frame: about 112 × 84, so that two cores
-/// without units for bf16 finish in 20 minutes. All that grows with the model has its real size.
+/// Frames of a video, and the largest and smallest number of pixels of a frame (at most 112 × 84). Such small videos
+/// let two cores without bf16 instructions finish in 20 minutes; everything that depends on the model has its real
+/// size.
 const FRAMES: u32 = 16;
 const PIXELS: [u32; 2] = [9_408, 6_272];
 const LORA: &str = "--lora-r 16 --lora-target-modules all-linear";
-/// Requests to the server, and how many are sent at a time.
+/// Number of requests to the server, and number of clients that send them at the same time.
 const REQUESTS: usize = 20;
 const CLIENTS: usize = 4;
 
@@ -149,7 +150,8 @@ impl RealSize {
         self.serve()
     }
 
-    /// A LoRA run on video that is killed after its first checkpoint and resumed; its replay, its plan, and the merge.
+    /// Runs `sft` with LoRA on video: it is killed after its first checkpoint and resumed. Then runs `replay`, `plan`
+    /// and `merge` on the result.
     fn supervised(&mut self) -> Outcome<()> {
         let video = video();
         let options = format!(
@@ -172,7 +174,7 @@ impl RealSize {
         fs::remove_dir_all(self.folder.join("merged")).map_err(|e| format!("merged: {e}"))
     }
 
-    /// A T-GRPO step with LoRA on video, its replay and its plan.
+    /// Runs a T-GRPO step with LoRA on video, then `replay` and `plan` for this step.
     fn reinforced(&mut self) -> Outcome<()> {
         let video = video();
         let options = format!(
@@ -248,7 +250,8 @@ impl RealSize {
         command
     }
 
-    /// Runs a command to its end, and adds its row with what `check` says of the folder and of its output.
+    /// Runs a command to its end and adds a row to the table. `check` gets the working folder and the command's stdout,
+    /// and returns the row's note.
     fn row(&mut self, name: &'static str, words: &str, check: impl Fn(&Path, &str) -> Outcome<String>) -> Outcome<()> {
         let begun = Instant::now();
         let said = fs::File::create(self.folder.join("stdout")).map_err(|e| e.to_string())?;
@@ -273,7 +276,7 @@ impl RealSize {
         Ok(())
     }
 
-    /// Runs a command until `reached` holds, and then kills it.
+    /// Runs a command until `reached` is true for the working folder, then kills the command.
     fn row_until(&mut self, name: &'static str, words: &str, reached: impl Fn(&Path) -> bool) -> Outcome<()> {
         let begun = Instant::now();
         let mut child = self.command(words).stdout(Stdio::null()).spawn().map_err(|e| format!("{name}: {e}"))?;
@@ -297,7 +300,7 @@ impl RealSize {
     }
 }
 
-/// A server; it is killed when it is dropped.
+/// A server process, which is killed when `Server` is dropped.
 struct Server(Child);
 
 impl Drop for Server {
@@ -334,7 +337,8 @@ fn ask(address: &str, clip: &str, n: usize) -> Outcome<()> {
     answered.then_some(()).ok_or_else(|| format!("serve: request {n}: {}", reply.lines().next().unwrap_or("no answer")))
 }
 
-/// The highest resident memory of a process so far, with the mapped weights that it has read; 0 after its end.
+/// The highest resident memory of a process so far (`VmHWM`), including the pages of mapped weights that it has read; 0
+/// if the process has ended.
 fn peak_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -362,7 +366,7 @@ fn peak_of_run(run: &Path) -> Outcome<u64> {
     metrics(run)?.iter().filter_map(|line| line["peak_bytes"].as_u64()).max().ok_or("no peak_bytes".to_string())
 }
 
-/// Checks that a plan says the same peak as a run.
+/// Checks that a plan's `peak_bytes` equals the peak of the run.
 fn same_peak(run: u64, plan: &str) -> Outcome<String> {
     let plan = parsed(plan)?["peak_bytes"].as_u64().ok_or("the plan has no peak_bytes")?;
     match plan == run {

@@ -1,5 +1,5 @@
 //! Compares the simulator's output of a case with the GPU's. For approximate instructions, also compares the error of
-//! each with the error bound that PTX documents.
+//! either result with the error bound that PTX documents.
 
 use super::InstructionCase;
 use super::format::FloatFormat;
@@ -80,8 +80,8 @@ fn inputs(case: &InstructionCase, lane: usize) -> Vec<String> {
     (0..case.sources.len()).map(|k| format!("{:#x}", case.operand_word(&case.input, k, lane))).collect()
 }
 
-/// Compares the outputs of the simulator and of a GPU. For a sum of products, `magnitudes` are the simulator's
-/// results on the same input without signs.
+/// Compares the outputs of the simulator and of a GPU. For a sum of products, `magnitudes` are the simulator's results
+/// for the same input with all sign bits cleared.
 pub fn compare_outputs(case: &InstructionCase, sim: &[u8], gpu: &[u8], magnitudes: Option<&[u8]>) -> CaseComparison {
     let mut all = CaseComparison { sum: magnitudes.map(|_| 0.0), ..CaseComparison::default() };
     let approximation = Approximation::documented(&case.name);
@@ -189,7 +189,7 @@ impl Approximation {
         let allowed: fn(&[f64], f64, FloatFormat) -> Option<f64> = match parts[0] {
             "div" if has("full") => |_, y, f| Some(2.0 * unit(y, f)),
             "div" => |x, y, f| (2f64.powi(-126)..=2f64.powi(126)).contains(&x[1].abs()).then(|| 2.0 * unit(y, f)),
-            // Of these f64 results, PTX documents only the upper 20 bits of the fraction, so an error below 2^-20 is
+            // PTX documents only the upper 20 bits of the fraction of these f64 results, so an error below 2^-20 is
             // allowed.
             "rcp" | "rsqrt" if wide && flush => |_, y, _| Some(2f64.powi(-20) * y.abs()),
             "rsqrt" if wide => |_, y, f| Some(2f64.powi(-51) * y.abs() + unit(y, f)),
@@ -208,7 +208,7 @@ impl Approximation {
                 _ => None,
             },
             _ if half => |_, _, _| Some(2f64.powf(-10.987)),
-            // PTX documents the bound 2^-8, which is rounded: the largest error of an H200 is slightly above it.
+            // PTX documents the bound 2^-8 as a rounded number: the largest error of an H200 is slightly above it.
             _ if bfloat => |_, _, _| Some(2f64.powi(-8) * 1.001),
             _ => |_, y, _| Some(2f64.powi(-11) * y.abs()),
         };

@@ -14,19 +14,19 @@ pub enum OperandFormat {
     Nonzero(u32),
     /// A shift amount in 32 bits, mostly from 0 to 70.
     Shift,
-    /// A lane index from 0 to 31, in 32 bits.
+    /// A lane index from 0 to 31, in a 32-bit register.
     Lane,
     /// A distance between lanes from -33 to 33, in 32 bits.
     Offset,
     /// The operand of `shfl` that limits source lanes: a clamp value and a segment mask.
     Clamp,
-    /// An integer that takes few different values among the lanes of a warp; 32 or 64 bits.
+    /// A 32-bit or 64-bit integer that takes only a few different values among the lanes of a warp.
     Warp(u32),
     /// A floating-point number.
     Float(FloatFormat),
     /// Two packed floating-point numbers of 16 bits each.
     Pair(FloatFormat),
-    /// Matrix elements, as many as fit in the register.
+    /// Matrix elements, as many as fit into one register.
     Matrix(MatrixElementFormat, ElementRange),
 }
 
@@ -53,7 +53,7 @@ pub const F64: FloatFormat = FloatFormat { exponent: 11, fraction: 52 };
 pub enum MatrixElementFormat {
     /// A floating-point number, alone in its register or packed with others of its format.
     Number(FloatFormat),
-    /// tf32, whose lower 13 bits are arbitrary.
+    /// A tf32 number; the lower 13 bits of its register are arbitrary.
     Tf32,
     /// e4m3
     E4m3,

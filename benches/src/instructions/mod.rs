@@ -1,8 +1,8 @@
 //! Runs single instructions on the simulator and on a GPU with the same inputs, and compares the results.
 //!
-//! [`table`] lists the instructions; [`ptx`] and [`products`] make a module with one kernel for each of them. The
-//! lanes of the kernel load their sources, execute the instruction and store its results. The forms of instructions
-//! and the allowed errors are those of PTX ISA 9.0, chapter 9.7.
+//! [`table`] lists the instructions; [`ptx`] and [`products`] make a PTX module with one kernel for each instruction.
+//! Each lane of the kernel loads its sources, executes the instruction and stores the results. The instructions' forms
+//! and the allowed errors are taken from PTX ISA 9.0, chapter 9.7.
 
 pub mod compare;
 pub mod format;
@@ -38,13 +38,13 @@ pub struct InstructionCase {
     pub results: Vec<OperandFormat>,
     /// The contents of the input buffer.
     pub input: Vec<u8>,
-    /// For a sum of products: the input without signs, for which the results are the sums of the products'
+    /// For a sum of products: the input with all sign bits cleared. Its results are the sums of the products'
     /// magnitudes.
     pub magnitudes: Option<Vec<u8>>,
-    /// Allowed difference between the sums of simulator and GPU, relative to the sum of magnitudes.
+    /// Allowed difference between the simulator's and the GPU's sums, relative to the sum of the products' magnitudes.
     pub tolerance: f64,
-    /// The kind of the findings that the simulator must have, if the case executes a defect; the results are compared
-    /// nevertheless.
+    /// The kind of finding that the simulator must report, for a case that executes a defect. The results are compared
+    /// in either case.
     pub finding: Option<FindingKind>,
 }
 
@@ -54,7 +54,7 @@ impl InstructionCase {
         8 * self.lanes * self.results.len().max(1)
     }
 
-    /// Returns the 8 bytes that a lane has for one operand in `bytes`, an input or output buffer.
+    /// Returns the 8 bytes of one operand of a lane. `bytes` is an input or output buffer.
     pub fn operand_word(&self, bytes: &[u8], operand: usize, lane: usize) -> u64 {
         let at = 8 * (operand * self.lanes + lane);
         bytes.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8 bytes")))

@@ -1,8 +1,8 @@
 //! Cases of matrix products: `mma.sync` of every shape, and `wgmma` on shared memory.
 //!
-//! Each form runs on two kinds of elements: small integers, whose sums must be exact, and numbers of magnitude about
-//! 1, whose sums are compared relative to the sum of magnitudes, since order and rounding of the tensor core's sums
-//! are not documented.
+//! Each form runs on two kinds of elements: small integers, whose sums must be exact, and numbers of magnitude about 1,
+//! whose sums may differ by a tolerance relative to the sum of the products' magnitudes: order and rounding of sums in
+//! the tensor core are not documented.
 
 use super::format::{BF16, ElementRange, F16, F32, F64, MatrixElementFormat, OperandFormat};
 use super::{InstructionCase, pattern, ptx, wgmma};
@@ -58,7 +58,7 @@ pub fn sum_tolerance(elements: MatrixElementFormat, sum: MatrixElementFormat) ->
     2f64.powi(match (sum, elements) {
         (MatrixElementFormat::Number(F16), _) => -9,
         (MatrixElementFormat::Number(F64), _) => -50,
-        // Hopper's tensor cores keep 14 bits when they sum products of 8-bit numbers.
+        // Hopper's tensor cores keep 14 bits in sums of products of 8-bit floating-point numbers.
         (_, MatrixElementFormat::E4m3 | MatrixElementFormat::E5m2) => -12,
         _ => -20,
     })

@@ -8,12 +8,12 @@ use std::fmt::Write;
 /// The first lines of every module.
 const MODULE_HEADER: &str = ".version 9.0\n.target sm_90a\n.address_size 64\n";
 
-/// Returns the name of the case for one text of an expanded pattern and its operand formats.
+/// Returns the name of a case: a text of an expanded pattern with the formats of its operands.
 pub fn case_name(text: &str, formats: &str) -> String {
     format!("{} {formats}", text.replace('$', ""))
 }
 
-/// Makes the case for one text of an expanded pattern and its operand formats.
+/// Makes the case of a text of an expanded pattern, given the formats of its operands.
 pub fn case_from_expanded_pattern(text: &str, formats: &str, lanes: usize) -> InstructionCase {
     let (results, sources) = formats.split_once('=').expect("results=sources");
     let named = |letters: &str| letters.chars().map(OperandFormat::from_letter).collect::<Vec<_>>();
@@ -35,13 +35,13 @@ pub fn case_from_formats(
     InstructionCase { name, ptx, lanes, sources, results, input, magnitudes: None, tolerance: 0.0, finding: None }
 }
 
-/// Returns the number of blocks per cluster of a text's kernel.
+/// Returns the number of blocks per cluster of the kernel that runs `text`.
 fn cluster_blocks(text: &str) -> usize {
     if text.contains("$c,") || text.contains("$c;") { 2 } else { 1 }
 }
 
-/// Returns the PTX statements for one text of an expanded pattern: appends the operands if the text is a single
-/// opcode, and returns a text of whole statements unchanged.
+/// Returns the PTX statements of a text of an expanded pattern. Operands are appended if the text is a single opcode; a
+/// text of whole statements is returned unchanged.
 fn statements(text: &str, results: usize, sources: usize) -> String {
     if text.contains('$') {
         return text.to_string();
@@ -50,8 +50,8 @@ fn statements(text: &str, results: usize, sources: usize) -> String {
     format!("{text} {};", operands.collect::<Vec<_>>().join(", "))
 }
 
-/// Returns the inputs of all lanes. If the only source has 16 bits and there are enough lanes, every 16-bit value
-/// occurs.
+/// Returns the inputs of all lanes. An instruction with one 16-bit source gets every 16-bit value, if there are enough
+/// lanes.
 pub fn random_inputs(name: &str, sources: &[OperandFormat], lanes: usize) -> Vec<u8> {
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut rng = SeededRng::new(seed);

@@ -11,8 +11,8 @@ use super::{InstructionCase, KERNEL_NAME, THREADS_PER_BLOCK};
 /// Bytes of scratch memory per lane.
 const SCRATCH: usize = 16;
 
-/// Runs a case on the simulator and returns its output. The error says why the module cannot run, or lists the
-/// simulator's findings, for example races, if the case does not expect them.
+/// Runs a case on the simulator and returns its output. The error says why the module cannot run, or lists findings of
+/// the simulator (for example races) that the case does not expect.
 pub fn simulate(case: &InstructionCase, input: &[u8]) -> Result<Vec<u8>, String> {
     let program = Program::parse(&case.ptx).map_err(|e| e.to_string())?;
     let kernel = program.kernel(KERNEL_NAME).map_err(|e| e.to_string())?;

@@ -1,7 +1,7 @@
 //! Cases of `wgmma`: in each block, one warpgroup computes one product.
 //!
-//! All of shared memory is filled with matrix elements. So an address computed from a descriptor always refers to an
-//! element, and a wrong interpretation of a descriptor gives a different sum.
+//! All of shared memory is filled with matrix elements, so every address that is computed from a descriptor refers to
+//! an element, and a wrong interpretation of a descriptor changes the sum.
 
 use super::format::{ElementRange, F16, F32, MatrixElementFormat, OperandFormat, random_matrix_elements};
 use super::products::{clear_bits_in_each_word, element_from_ptx, sum_tolerance};
@@ -24,23 +24,23 @@ struct Product {
     a: &'static str,
     b: &'static str,
     swizzle: Swizzle,
-    /// Whether A and B are stored transposed: A contiguous along m, B along n, instead of both along k.
+    /// Whether A and B are stored transposed: A contiguous along m, B contiguous along n, instead of both along k.
     transposed: [bool; 2],
     from_registers: bool,
     /// The factors by which the instruction multiplies A and B: 1 or -1 each.
     scales: [i32; 2],
     /// Whether the product is added to D instead of replacing it.
     adds: bool,
-    /// Offset of the operands' addresses in bytes, within the first row of a swizzle pattern.
+    /// Offset in bytes of the operands' start addresses, within the first row of a swizzle pattern.
     start: u32,
     span: ElementRange,
     /// Blocks per cluster.
     cluster: u32,
-    /// How the operands' addresses, which contain the block's rank in the cluster, become part of the descriptors.
+    /// How the operands' addresses are put into the descriptors. An address contains the block's rank in the cluster.
     encoding: AddressEncoding,
 }
 
-/// How a shared address becomes part of a descriptor.
+/// How a shared-memory address is put into a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum AddressEncoding {
     /// `(address & 0x3ffff) >> 4`, as PTX prescribes.
@@ -48,7 +48,7 @@ enum AddressEncoding {
     /// `address >> 4`, combined with the other fields by `or`: bits of the block's rank are set in the leading byte
     /// offset.
     Or,
-    /// `address >> 4`, combined with the other fields by `add`: the rank is added to the leading byte offset.
+    /// `address >> 4`, combined with the other fields by `add`: the block's rank is added to the leading byte offset.
     Add,
 }
 
@@ -112,7 +112,7 @@ fn cluster_products() -> Vec<Product> {
             for transposed in [[false, false], [true, false], [false, true], [true, true]] {
                 all.push(Product { swizzle, transposed, cluster: 2, encoding, ..PLAIN });
             }
-            // In a cluster of eight, the ranks also have bits that the leading byte offset has.
+            // The ranks in a cluster of eight have bits that are also set in the leading byte offset.
             all.push(Product { swizzle, transposed: [true, true], cluster: 8, encoding, ..PLAIN });
             all.push(Product {
                 swizzle,
@@ -133,7 +133,7 @@ fn cluster_products() -> Vec<Product> {
     all
 }
 
-/// Types of D, A and B that are tested in addition to those of [`PLAIN`] (f32, bf16 and bf16).
+/// Types of D, A and B that are tested in addition to the types of [`PLAIN`] (f32, bf16 and bf16).
 const TYPES: &[(&str, &str, &str)] = &[
     ("f32", "f16", "f16"),
     ("f16", "f16", "f16"),
@@ -180,7 +180,7 @@ impl Product {
         format!("{name} {:?}", self.span)
     }
 
-    /// Returns true if the rank of a block is part of a leading byte offset that the instruction uses.
+    /// Returns true if the instruction uses a leading byte offset that contains the block's rank.
     fn reads_rank(&self) -> bool {
         let uses = |which: usize| match self.swizzle.span_bytes() {
             None => true,
@@ -192,8 +192,8 @@ impl Product {
     /// Returns the shared-memory descriptor of A (0) or B (1), with start address 0.
     fn descriptor(&self, which: usize) -> u64 {
         let extent = [64, self.n][which];
-        // If each row of the operand is as long as the swizzle span, eight rows make one swizzle pattern. If the
-        // operand is too small for the hardware to use a stride, that stride can have any value.
+        // If each row of the operand is as long as the swizzle span, eight rows make one swizzle pattern. A stride that
+        // the hardware does not use, because the operand is too small, can have any value.
         let (leading, stride) = match (self.swizzle.span_bytes(), self.transposed[which]) {
             (Some(span), false) => (16, 8 * span),
             (Some(span), true) => (16 * span, 8 * span),
@@ -222,8 +222,8 @@ impl Product {
         }
     }
 
-    /// Returns the input buffer, and the same buffer without signs: first the contents of shared memory for each
-    /// block, then the registers of D and of A, each register with 8 bytes for every lane.
+    /// Returns the input buffer, and the same buffer with all sign bits cleared. A buffer holds the contents of shared
+    /// memory for each block, then the registers of D and of A, each register with 8 bytes for every lane.
     fn input(&self, lanes: usize, count: usize, registers: usize) -> (Vec<u8>, Vec<u8>) {
         let mut rng = SeededRng::new(u64::from(self.n) << 8 | self.k() as u64);
         let (mut input, mut unsigned) = (Vec::new(), Vec::new());
@@ -306,5 +306,5 @@ impl Product {
     }
 }
 
-/// Sums of products of small integers over the longest k must be exact in f16 and f32.
+/// The tests compare sums of small integers exactly, so even a sum over the longest k must be exact in f16 and f32.
 const _: () = assert!(32 * 9 + 3 < 1 << (F16.fraction + 1) && F16.fraction < F32.fraction);

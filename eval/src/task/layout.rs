@@ -15,49 +15,49 @@ use super::template::{Template, column};
 pub struct Layout {
     /// Who publishes this form: `videorft`, `authors`, …
     pub name: String,
-    /// Patterns of file names, relative to the data folder. All files that match the first pattern with a match are
-    /// read.
+    /// Patterns of file names, relative to the data folder. All files are read that match the first pattern for which
+    /// there is a file.
     pub files: Vec<String>,
-    /// Columns by which the layout is recognised: each row has all of them.
+    /// Columns by which the layout is recognised: each row of the layout has all of these columns.
     pub columns: Vec<String>,
     /// The names of the levels if the file is an object of objects instead of a list of rows: the keys of each level
     /// become columns of these names, and the values of the last level are rows or lists of rows.
     #[serde(default)]
     pub nested: Vec<String>,
-    /// Columns that are made of parts of others. The columns `file.stem`, `file.folder` and `row.number` (from 1) exist
-    /// without a rule.
+    /// Rules that make new columns out of parts of other columns. The columns `file.stem`, `file.folder` and
+    /// `row.number` (from 1) always exist.
     #[serde(default)]
     pub derive: Vec<Derive>,
-    /// The parts of a file that are told apart by the number of the row only.
+    /// The parts of a file that no column names, so that only the row number tells the part of a row.
     pub blocks: Option<Blocks>,
     /// The rules for every row.
     pub row: RowRules,
-    /// Rules for some of the rows; a rule that is given here replaces that of `row`. Of several cases that apply, the
-    /// later one wins.
+    /// Rules for some of the rows. A rule of a case replaces the rule of the same name in `row`; if several cases apply
+    /// to a row, the last one wins.
     #[serde(default)]
     pub case: Vec<Case>,
 }
 
-/// A rule that takes columns out of the text of another.
+/// A rule that makes columns out of the text of another column.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Derive {
     /// The column that is read.
     pub column: String,
-    /// A regular expression; each of its named groups becomes a column. Without a match there are none.
+    /// A regular expression; each of its named groups becomes a column. If the text does not match, no column is added.
     #[serde(deserialize_with = "regex")]
     pub regex: Regex,
 }
 
 fn regex<'de, D: Deserializer<'de>>(from: D) -> Result<Regex, D::Error> {
     Regex::new(&String::deserialize(from)?).map_err(|e| {
-        // The last line says what is wrong; those before show where.
+        // The last line of the regex error says what is wrong; the lines before show the position.
         serde::de::Error::custom(e.to_string().lines().last().unwrap_or_default().trim())
     })
 }
 
-/// Parts of a file of equal length, whose names are in no column. The column `block` has them, if the number of rows
-/// is right.
+/// Names of the equally long parts of a file whose part is in no column. The column `block` gets the name of a row's
+/// part, if the file has `rows` rows for each name.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Blocks {
@@ -67,17 +67,19 @@ pub struct Blocks {
     pub names: Vec<String>,
 }
 
-/// Rules for the rows in which columns have certain values.
+/// Rules that apply only to rows with certain values in certain columns.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Case {
-    /// The values, by column. A row belongs to the case if each of these columns has one of its values.
+    /// Column names with the values that select the case. A row belongs to the case if each of these columns has one of
+    /// the values listed for it.
     pub when: BTreeMap<String, Vec<String>>,
     /// The rules.
     pub row: RowRules,
 }
 
-/// How the columns of a row become a question with its answer. Texts may have placeholders, see [`Template`].
+/// How the columns of a row become a question with its answer. Each [`Template`] is a text with placeholders for
+/// columns.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct RowRules {
@@ -89,7 +91,8 @@ pub struct RowRules {
     pub kind: Option<Template>,
     /// Texts that are removed from the question.
     pub remove: Option<Vec<String>>,
-    /// The column with the options: a list of texts, an object whose keys are letters, or a text with a line for each.
+    /// The column with the options: a list of texts, an object whose keys are letters, or a text with one option per
+    /// line.
     pub options: Option<String>,
     /// The options, if they are the same for all rows.
     pub option_list: Option<Vec<String>>,
@@ -99,22 +102,22 @@ pub struct RowRules {
     pub option_marks: Option<OptionMarks>,
     /// The correct answer.
     pub answer: Option<Template>,
-    /// What the text of the answer is.
+    /// How the answer text names the answer: letter, number or text of an option, or the answer itself.
     pub answer_form: Option<AnswerForm>,
-    /// The category, by which scores are reported: the first of these texts that the row has.
+    /// The category by which scores are reported: the first of these templates whose columns the row has.
     pub category: Option<Vec<Template>>,
-    /// Paths of the video relative to the media folder; the first that exists is taken. A folder is a video whose
+    /// Paths of the video relative to the media folder; the first path that exists is taken. A folder is a video whose
     /// frames are image files.
     pub video: Option<Vec<Template>>,
     /// Second at which the part of the video that the question is about begins.
     pub start: Option<Template>,
-    /// Second at which it ends.
+    /// Second at which that part of the video ends.
     pub end: Option<Template>,
     /// Frames per second of a video whose frames are image files.
     pub fps: Option<Template>,
     /// Columns with images (a path or a data URI), which are shown after the video.
     pub images: Option<Vec<String>>,
-    /// The reason why such rows are not part of the benchmark's score.
+    /// If set, the row is left out of the benchmark's score for this reason.
     pub leave_out: Option<String>,
 }
 
@@ -122,14 +125,14 @@ pub struct RowRules {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptionMarks {
-    /// `A. text`, whatever marks the file has.
+    /// `A. text`, whatever marks the options have in the file.
     #[default]
     Letters,
-    /// As the file has them.
+    /// The options as they are in the file.
     AsIs,
 }
 
-/// What the text of an answer is.
+/// How the text of an answer names the correct answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AnswerForm {
@@ -139,21 +142,21 @@ pub enum AnswerForm {
     Index,
     /// The text of an option.
     OptionText,
-    /// A text or a number that is compared with the answer itself.
+    /// A text or a number: the answer itself.
     Plain,
     /// A text in which the answer is in `<answer>` tags.
     Tagged,
 }
 
 impl RowRules {
-    /// These rules, with those of `more` instead where it has some.
+    /// Returns these rules, with the rules that `more` sets in place of the rules of the same names.
     fn replaced_by(mut self, more: &Self) -> Self {
         fn replace<T: Clone>(rule: &mut Option<T>, more: &Option<T>) {
             if more.is_some() {
                 rule.clone_from(more);
             }
         }
-        // Every field is named, so that a new one cannot be forgotten.
+        // The pattern names every field, so that a new field without a line below is a compile error.
         let Self {
             id,
             question,
@@ -205,7 +208,8 @@ impl Layout {
         self.columns.iter().map(String::as_str).find(|name| column(row, name).is_none())
     }
 
-    /// Adds the derived columns to a row, which is number `index` (from 0) of `rows`.
+    /// Adds the derived columns to a row. `index` is the row's index in its file (from 0), `rows` the file's number of
+    /// rows.
     pub fn add_derived_columns(&self, row: &mut Map<String, Value>, index: usize, rows: usize) {
         row.insert("row.number".into(), json!(index + 1));
         if let Some(blocks) = self.blocks.as_ref().filter(|blocks| blocks.rows * blocks.names.len() == rows) {

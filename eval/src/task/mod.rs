@@ -1,14 +1,15 @@
-//! Tasks: one declarative file for each benchmark (`eval/tasks/*.toml`), so that a user adds a benchmark without Rust.
+//! Tasks: one declarative file for each benchmark (`eval/tasks/*.toml`), so that a user can add a benchmark without
+//! writing Rust.
 //!
 //! | table | contents |
 //! |---|---|
 //! | top | `name`, `title`, `version`, `source` |
-//! | `[prompt]` | the words around the question; without it those of the recipe (`--parity`) |
+//! | `[prompt]` | the text around the question; if absent, the recipe's text (`--parity`) |
 //! | `[score]` | how row scores become the benchmark's score |
 //! | `[[layout]]` | the forms in which the benchmark is published: files, columns, rules ([`Layout`]) |
 //! | `[[published]]` | published scores, for the report |
 //!
-//! A file is data from outside: each field is checked, and an error names the file and the field.
+//! Task files are untrusted input: each field is checked, and an error names the file and the field.
 
 mod layout;
 mod options;
@@ -32,25 +33,25 @@ use crate::{EvalError, Result};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Task {
-    /// The name on the command line and of the result files.
+    /// The task's name in `--benchmark` and in the names of result files.
     pub name: String,
-    /// The name in tables.
+    /// The benchmark's name in tables.
     pub title: String,
     /// The version of the protocol, which is part of every result. A change that may change a score raises it.
     pub version: u32,
     /// Where the benchmark is published.
     pub source: String,
-    /// Number of questions of the published scores; the report says if a run has another number.
+    /// Number of questions behind the published scores; the report notes a run with another number.
     pub rows: Option<usize>,
-    /// The folder of the benchmark's videos in VideoRFT's and Video-R1's files, which is in the paths of their rows.
+    /// The folder of the benchmark's videos as it is written in the paths of VideoRFT's and Video-R1's files.
     pub media_folder: Option<String>,
-    /// The words around the question.
+    /// The text around the question.
     #[serde(default)]
     pub prompt: PromptRules,
-    /// How row scores become the benchmark's score.
+    /// How the scores of rows become the benchmark's score.
     #[serde(default)]
     pub score: ScoreRules,
-    /// The forms in which the benchmark is published; the first one that the data has is used.
+    /// The forms in which the benchmark is published. The first layout that fits the data is used.
     #[serde(rename = "layout")]
     pub layouts: Vec<Layout>,
     /// Published scores.
@@ -61,14 +62,14 @@ pub struct Task {
     pub own_text: Option<String>,
 }
 
-/// The words around a question.
+/// The text around a question.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct PromptRules {
-    /// The text of the user's message, with `{question}` and `{options}`, which is one line for each option. Without
-    /// it, the template for evaluation of the recipe, which also says what form the answer has.
+    /// The text of the user's message, with placeholders `{question}` and `{options}` (one line per option). If it is
+    /// absent, the recipe's template for evaluation is used, which also says what form the answer has.
     pub template: Option<String>,
-    /// The system message. If it is absent, the row has no system message, and the chat template may add its own.
+    /// The system message. If it is absent, the prompt has no system message, and the chat template may add its own.
     pub system: Option<String>,
 }
 
@@ -76,19 +77,20 @@ pub struct PromptRules {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ScoreRules {
-    /// Whether the official score is the mean over tasks instead of that over rows. A task is a category, or the
+    /// Whether the official score is the mean over tasks instead of the mean over rows. A task is a category, or all
     /// categories of one entry of `merged_categories`.
     #[serde(default)]
     pub task_mean: bool,
-    /// What the papers of VideoRFT and Video-R1 report for this benchmark.
+    /// The figure that the papers of VideoRFT and Video-R1 report for this benchmark.
     #[serde(default)]
     pub headline: Headline,
-    /// Beginnings of names: the categories `NAME_*` are one task, whose score is the mean of theirs.
+    /// Prefixes of category names: for a prefix `NAME`, the categories `NAME_*` are one task, whose score is the mean
+    /// of their scores.
     #[serde(default)]
     pub merged_categories: Vec<String>,
 }
 
-/// The one figure of a benchmark in a table of results.
+/// Which score of a benchmark is its headline figure: the one score in a table of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Headline {
@@ -97,7 +99,7 @@ pub enum Headline {
     Overall,
     /// The mean over tasks.
     TaskMean,
-    /// The mean of two means: that over regression rows, and that over the other rows.
+    /// The mean of two means: the mean over regression rows and the mean over the other rows.
     MeanOfAccuracyAndMra,
 }
 
@@ -126,7 +128,7 @@ const BUILT_IN: [(&str, &str); 7] = [
     ("videoholmes.toml", include_str!("../../tasks/videoholmes.toml")),
 ];
 
-/// The number of built-in tasks that `--benchmark all` runs: those of the two papers.
+/// `--benchmark all` runs this many built-in tasks, the first ones in `BUILT_IN`: the six of the two papers.
 const ALL: usize = 6;
 
 impl Task {
@@ -136,14 +138,14 @@ impl Task {
         BUILT_IN.into_iter().map(parse).collect()
     }
 
-    /// All built-in tasks, parsed once.
+    /// All built-in tasks, parsed once per process.
     pub(crate) fn built_in_cached() -> &'static [Self] {
         static TASKS: LazyLock<Vec<Task>> = LazyLock::new(Task::built_in);
         &TASKS
     }
 
     /// The tasks that `--benchmark` names: names of built-in tasks and task files (`.toml`), separated by commas; `all`
-    /// is the six of the papers.
+    /// stands for the six tasks of the papers.
     ///
     /// # Errors
     /// A name is unknown; a file cannot be read or is not a task; two tasks have the same name.
@@ -216,12 +218,12 @@ impl Task {
         }
     }
 
-    /// The text of the file of a built-in task.
+    /// The text of the task file, if the task is built in.
     pub fn file_text(&self) -> Option<&'static str> {
         BUILT_IN.into_iter().find(|(name, _)| name.strip_suffix(".toml") == Some(&self.name)).map(|(_, text)| text)
     }
 
-    /// The text of the user's message.
+    /// The text of the user's message: question and options in the task's template, or in the recipe's.
     pub fn question_text(&self, question: &str, options: Option<&[String]>, kind: &str, recipe: Recipe) -> String {
         match &self.prompt.template {
             None => {
@@ -230,7 +232,7 @@ impl Task {
             }
             Some(template) => {
                 let lines: String = options.unwrap_or_default().iter().map(|option| format!("{option}\n")).collect();
-                // The options are put in first: a question that contains `{options}` stays as it is.
+                // Only the template's own `{options}` is replaced: a question that contains `{options}` stays as it is.
                 let (before, after) = template.split_once("{question}").unwrap_or((template, ""));
                 [&before.replace("{options}", &lines), question, &after.replace("{options}", &lines)].concat()
             }

@@ -1,11 +1,11 @@
-//! The options of a multiple-choice question, and which of them is the answer.
+//! The options of a multiple-choice question, and the letter of the correct one.
 
 use reel_diagnostic::Diagnostic;
 use serde_json::Value;
 
 use super::layout::{AnswerForm, OptionMarks};
 
-/// The letters of options, in order.
+/// The letters of options: A to Z.
 fn letters() -> impl Iterator<Item = char> {
     'A'..='Z'
 }
@@ -13,19 +13,19 @@ fn letters() -> impl Iterator<Item = char> {
 /// The options of a question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// As they are shown: `A. red`.
+    /// The options as the model sees them: `A. red`.
     pub shown: Vec<String>,
-    /// Without their letters: `red`.
+    /// The options without their letters: `red`.
     texts: Vec<String>,
 }
 
 impl Options {
     /// Reads the value of a column: a list of texts, an object whose keys are the letters, or a text with a line for
-    /// each option. A letter before an option (`A.`, `A:`, `A)` or `(A)`) is a mark if each option has the one of its
-    /// place.
+    /// each option. Letters before options (`A.`, `A:`, `A)` or `(A)`) are taken off if every option has the letter of
+    /// its position.
     ///
     /// # Errors
-    /// The value has another type, an option is not a text, there are more than 26, or two are equal.
+    /// The value has another type, an option is not a text, or there are more than 26 options.
     pub fn parse(value: &Value, marks: OptionMarks) -> Result<Self, String> {
         let listed: Vec<String> = match value {
             Value::Array(list) => list.iter().map(text_of).collect::<Result<_, _>>()?,
@@ -36,7 +36,7 @@ impl Options {
                 if !in_order {
                     return Err("is an object whose keys are not A, B, C, …".into());
                 }
-                // A benchmark with up to five options may write the missing ones as empty texts.
+                // A benchmark with up to five options may fill the keys of missing options with empty texts.
                 let used = entries.iter().rposition(|(_, text)| text.as_str() != Some("")).map_or(0, |last| last + 1);
                 entries.iter().take(used).map(|(_, text)| text_of(text)).collect::<Result<_, _>>()?
             }
@@ -63,10 +63,10 @@ impl Options {
         Ok(Self { shown, texts })
     }
 
-    /// The letter of the correct option. `answer` names it in the given form.
+    /// The letter of the correct option, which `answer` names in the form `form`.
     ///
     /// # Errors
-    /// There are no options; the answer is not among them.
+    /// There are no options, or `answer` names none of the options.
     pub fn letter_of(&self, answer: &str, form: AnswerForm) -> Result<char, String> {
         if self.texts.is_empty() {
             return Err("has no options".into());
@@ -100,7 +100,8 @@ impl Options {
         index.and_then(|index| letters().nth(index)).ok_or_else(|| not_among(what))
     }
 
-    /// The index of the option with this text; case and a full stop at the end do not count if they must not.
+    /// The index of the option with this text. If no option is exactly equal, case and a full stop at the end are
+    /// ignored, provided that exactly one option then matches.
     fn index_of_text(&self, answer: &str) -> Option<usize> {
         let exact = self.texts.iter().position(|text| text.trim() == answer);
         exact.or_else(|| {
@@ -135,7 +136,7 @@ fn mark(text: &str) -> Option<(char, &str)> {
     Some((letter, inner[1..].strip_prefix(ends)?.trim()))
 }
 
-/// The diagnostic of a column with options or an answer.
+/// An error about a column with options or an answer, as a diagnostic whose location is the column.
 pub fn option_error(column: &str, what: String) -> Diagnostic {
     Diagnostic::new(column, what, "correct the row, or leave such rows out with --skip-bad-rows")
 }
@@ -197,7 +198,7 @@ mod tests {
     }
 
     proptest! {
-        /// Options are found again whatever form they are published in.
+        /// Letter, index and text of each option lead back to the option, in every form in which options are published.
         #[test]
         fn each_option_is_the_answer_to_its_letter_number_and_text(
             texts in prop::collection::btree_set("[a-z]{1,6}( [a-z]{1,4})?", 1..6),

@@ -6,7 +6,8 @@ use reel_diagnostic::Diagnostic;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-/// A text in which `{column}` stands for a column of a row, and `{column.field}` for a field of an object in it.
+/// A text in which `{column}` stands for a column of a row, and `{column.field}` for a field of the object in that
+/// column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     parts: Vec<Part>,
@@ -19,7 +20,7 @@ enum Part {
 }
 
 impl Template {
-    /// Parses a text. Braces always belong to a placeholder.
+    /// Parses a template. Every brace must belong to a placeholder; there is no escape for braces.
     ///
     /// # Errors
     /// A brace is not closed, or a placeholder is empty.
@@ -41,7 +42,8 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// The text for a row. `None` if the text is one placeholder and its column is absent, null, or an empty text.
+    /// The template's text with the values of a row. `None` if the text is one placeholder and its column is absent,
+    /// null, or an empty text.
     ///
     /// # Errors
     /// A column is a list or an object; a column beside other text is absent or null. The error names the column.
@@ -90,7 +92,8 @@ impl<'de> Deserialize<'de> for Template {
     }
 }
 
-/// The value of a column: `name`, else, for a name with dots, the field of an object.
+/// The value of the column `name`. If there is no such column and the name has dots, `a.b` is the field `b` of the
+/// object in column `a`.
 pub fn column<'r>(row: &'r Map<String, Value>, name: &str) -> Option<&'r Value> {
     if let Some(value) = row.get(name) {
         return Some(value);

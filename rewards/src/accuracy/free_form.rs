@@ -7,7 +7,7 @@ use super::MAX_COMPARED_WORDS;
 use super::porter::porter_stem;
 
 /// The mean of the F1 values of ROUGE-1, ROUGE-2 and ROUGE-L. A single word compared with itself scores 2/3, because
-/// it has no pair of words for ROUGE-2. Of each text the first [`MAX_COMPARED_WORDS`] words are compared.
+/// one word has no pair of words for ROUGE-2. Only the first [`MAX_COMPARED_WORDS`] words of each text are compared.
 pub fn free_form_accuracy(answer: &str, truth: &str) -> f64 {
     let (answer, truth) = (rouge_words(answer), rouge_words(truth));
     (rouge_n(&answer, &truth, 1) + rouge_n(&answer, &truth, 2) + rouge_l(&answer, &truth)) / 3.0

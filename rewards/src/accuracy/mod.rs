@@ -17,8 +17,8 @@ use regression::regression_accuracy;
 use crate::ProblemType;
 use crate::answer::extract_answer;
 
-/// The most words of an answer and of a truth that are compared word by word: the time is the product of both numbers.
-/// A file can hold longer texts; completions of a model are shorter.
+/// Maximum number of words of each text, answer and truth, that are compared word by word: the time grows with the
+/// product of both lengths. Texts in a file can be longer; a model's completions are shorter.
 const MAX_COMPARED_WORDS: usize = 2048;
 
 /// The accuracy of a completion compared with the solution. Both texts have their answer in `<answer>` tags; without
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Word by word, these texts would take hours.
+    /// Comparing these texts in full, word by word, would take hours.
     #[test]
     fn very_long_texts_are_compared_in_part() {
         let long = format!("<answer>{}</answer>", "the dog ".repeat(20_000));

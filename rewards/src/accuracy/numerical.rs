@@ -3,8 +3,8 @@
 use crate::python_number::{parse_number, round_to_2_decimals};
 
 /// 1 if both answers are equal numbers after rounding to two decimals, else 0. As in VideoRFT and Video-R1, a number
-/// with a point or comma never equals a number without one: their code takes a comma for a decimal separator there,
-/// although it removes commas when it parses the number. NaN equals nothing.
+/// with a point or comma never equals a number without one: their code treats a comma as a decimal separator in this
+/// check, although it removes commas when it parses the number. NaN equals nothing.
 pub fn numerical_accuracy(answer: &str, truth: &str) -> f64 {
     let has_separator = |text: &str| text.contains(['.', ',']);
     if has_separator(answer) != has_separator(truth) {

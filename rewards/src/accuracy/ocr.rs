@@ -3,9 +3,9 @@
 use super::MAX_COMPARED_WORDS;
 use crate::python_text::split_words;
 
-/// `1 - WER`, at least 0. The word error rate is the edit distance in words divided by the number of words of the
-/// truth (at least 1). Words are separated by white space; case and punctuation count. Of each text the first
-/// [`MAX_COMPARED_WORDS`] words are compared.
+/// `1 - WER`, at least 0. The word error rate is the edit distance in words divided by the number of words of the truth
+/// (at least 1). Words are separated by white space; case and punctuation count. Only the first [`MAX_COMPARED_WORDS`]
+/// words of each text are compared.
 pub fn ocr_accuracy(answer: &str, truth: &str) -> f64 {
     let (mut answer, mut truth) = (split_words(answer), split_words(truth));
     answer.truncate(MAX_COMPARED_WORDS);

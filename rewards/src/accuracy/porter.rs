@@ -28,7 +28,7 @@ const IRREGULAR: [(&str, &str); 16] = [
     ("succeed", "succeed"),
 ];
 
-/// The stem of a word in lower-case ASCII.
+/// The stem of a word of lower-case ASCII letters and digits.
 pub(super) fn porter_stem(word: &str) -> String {
     if let Some((_, stem)) = IRREGULAR.iter().find(|(irregular, _)| *irregular == word) {
         return (*stem).to_string();

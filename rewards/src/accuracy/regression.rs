@@ -2,7 +2,7 @@
 
 use crate::python_number::parse_number;
 
-/// `1 - clamp((|answer - truth| + 1e-9) / (|truth| + 1e-9), 0, 1)`; 0 if one of them is not a number.
+/// `1 - clamp((|answer - truth| + 1e-9) / (|truth| + 1e-9), 0, 1)`; 0 if the answer or the truth is not a number.
 ///
 /// The clamp is Python's `min(1, max(0, x))`, which turns NaN into 0: a NaN answer scores 1, as does any answer to an
 /// infinite truth.

@@ -33,7 +33,8 @@ pub(super) struct HttpReward {
 #[derive(Debug)]
 struct Batch {
     rows: usize,
-    /// Gets the text of the response from the thread with the request, which ends it at its time limit.
+    /// Receives the text of the response from the thread that makes the request. The thread ends the request at its
+    /// time limit.
     response: mpsc::Receiver<Result<String>>,
 }
 
@@ -66,7 +67,8 @@ impl HttpReward {
         Ok(())
     }
 
-    /// Waits for the rewards of the batch, until `until` at most, if it is given; `None` if they are not there by then.
+    /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if the rewards have not
+    /// arrived by then.
     pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         let batch = self.batch.take()?;
         let client = &self.client;
@@ -103,8 +105,8 @@ impl Client {
         self.error(what, "check that the server runs, raise --reward-timeout, or make the server faster")
     }
 
-    /// Sends a batch and reads the response. A batch whose time has run out is not sent again, unless this process was
-    /// stopped meanwhile.
+    /// Sends a batch and reads the response. After a timeout the batch is sent again only if this process was stopped
+    /// (SIGSTOP) in between.
     fn post(&self, body: &str) -> Result<String> {
         loop {
             let begun = Instant::now();
@@ -263,7 +265,7 @@ mod tests {
         assert!(e.contains("cannot be reached"), "{e}");
     }
 
-    /// A server that hangs is asked once.
+    /// A server that hangs gets the request only once.
     #[test]
     fn a_batch_whose_time_ran_out_is_not_sent_again() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -286,7 +288,8 @@ mod tests {
         assert!(e.to_string().contains("was stopped before") && began.elapsed() < LONG / 2, "{e}");
     }
 
-    /// Passwords and queries of the URL reach no message, also where the message is cut or the server repeats them.
+    /// Error messages never contain passwords and queries of the URL, even if the message is cut or the server repeats
+    /// the URL.
     #[test]
     fn messages_have_no_secret_of_the_url() {
         let url = server(|_| response(500, "no such key in http://user:SECRET@x/y?key=SECRET"));

@@ -37,7 +37,7 @@ use serde_json::Value;
 
 use crate::{Result, RewardError};
 
-/// The variables that a command always gets, as far as they are set: without them few programs run.
+/// The environment variables that a command always gets, if they are set: few programs run without them.
 pub const BASIC_ENVIRONMENT: [&str; 7] = ["PATH", "HOME", "USER", "SHELL", "LANG", "LC_ALL", "TMPDIR"];
 
 /// A custom reward, by command or HTTP.
@@ -54,7 +54,8 @@ enum Source {
 }
 
 impl CustomReward {
-    /// The reward of a shell command, which is started with the first batch. `timeout` is the deadline of each batch.
+    /// A reward computed by a shell command, which is started with the first batch. `timeout` is the deadline of each
+    /// batch.
     ///
     /// # Errors
     /// The command is empty or contains a zero byte.
@@ -63,8 +64,8 @@ impl CustomReward {
         Ok(Self { name: "command".into(), source: Source::Command(command) })
     }
 
-    /// The command gets only these variables of this process's environment, and those of [`BASIC_ENVIRONMENT`]. Without
-    /// this call it gets the whole environment. A server is not started by this process, so it has no effect there.
+    /// Limits the command's environment to these variables and [`BASIC_ENVIRONMENT`]. Without this call the command
+    /// gets the whole environment. A reward by URL ignores the call, because this process does not start the server.
     #[must_use]
     pub fn with_environment(mut self, names: Vec<String>) -> Self {
         if let Source::Command(command) = &mut self.source {
@@ -73,7 +74,7 @@ impl CustomReward {
         self
     }
 
-    /// The reward of an HTTP server at `url`. `timeout` is the deadline of each batch.
+    /// A reward computed by the HTTP server at `url`. `timeout` is the deadline of each batch.
     ///
     /// # Errors
     /// `url` is not a valid `http:` or `https:` URL.
@@ -102,10 +103,10 @@ impl CustomReward {
         self.score_or_stop(rows, &AtomicBool::new(false))
     }
 
-    /// [`CustomReward::score`] that returns an error as soon as `stop` is true.
+    /// Scores like [`CustomReward::score`], but returns an error as soon as `stop` is true.
     ///
     /// # Errors
-    /// `stop` is true, or one of the reasons of [`CustomReward::score`].
+    /// `stop` is true, or scoring fails as in [`CustomReward::score`].
     pub fn score_or_stop(&mut self, rows: &[Value], stop: &AtomicBool) -> Result<Vec<f64>> {
         if rows.is_empty() {
             return Ok(Vec::new());
@@ -117,7 +118,8 @@ impl CustomReward {
     /// Sends a batch of at least one row. [`CustomReward::finish`] returns its rewards.
     ///
     /// # Errors
-    /// The command cannot be started or has ended; an invalid row.
+    /// The command or the request cannot be started; the command has ended or wrote an unexpected line; a row is not an
+    /// object or has a column `_batch`.
     pub fn begin(&mut self, rows: &[Value]) -> Result<()> {
         match &mut self.source {
             Source::Command(command) => command.begin(rows),
@@ -125,11 +127,11 @@ impl CustomReward {
         }
     }
 
-    /// Waits for the rewards of the batch that was sent last, until `until` at most; `None` if they are not there by
-    /// then. The deadline of the batch ends the wait in any case.
+    /// Waits for the rewards of the last batch sent, at most until `until`. Returns `None` if the rewards have not
+    /// arrived by then. The batch's own deadline also ends the wait, with an error.
     ///
     /// # Errors
-    /// The reasons of [`CustomReward::finish`].
+    /// Scoring fails as in [`CustomReward::finish`].
     pub fn finish_by(&mut self, until: Instant, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         self.wait(Some(until), stop)
     }
@@ -137,7 +139,7 @@ impl CustomReward {
     /// Waits for the rewards of the batch that was sent last.
     ///
     /// # Errors
-    /// The reasons of [`CustomReward::score_or_stop`]; no batch was sent since the last rewards.
+    /// Scoring fails as in [`CustomReward::score_or_stop`], or no batch was sent since the last rewards.
     pub fn finish(&mut self, stop: &AtomicBool) -> Result<Vec<f64>> {
         let none = || Err(RewardError::bad_row("batch", "was not sent", "send it before waiting for its rewards"));
         self.wait(None, stop).unwrap_or_else(none)

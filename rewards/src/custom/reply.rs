@@ -17,8 +17,9 @@ pub(super) fn parse_reward(value: &Value) -> Result<f64, String> {
     if number.abs() <= MAX_REWARD { Ok(number) } else { Err(format!("is {number:e}, but the largest reward is 1e18")) }
 }
 
-/// A text as one line of at most 120 characters for an error message, without control characters, which could change
-/// the terminal, and without the passwords and queries of URLs, which a cut could make unrecognisable.
+/// Shortens a text to one line of at most 120 characters for an error message. Removes control characters, which could
+/// change the terminal. Passwords and queries of URLs are removed before the cut, which could make a URL
+/// unrecognisable.
 pub(super) fn shorten_for_message(text: &str) -> String {
     let line = redact_urls(text);
     let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -32,7 +33,7 @@ pub(super) fn format_seconds(duration: Duration) -> String {
     format!("{} s", duration.as_secs_f64())
 }
 
-/// The error of a custom reward: its flag and value, what is wrong, what to do.
+/// Makes the error of a custom reward from its option, the option's value, what is wrong and what to do.
 pub(super) fn custom_reward_error(flag: &str, value: &str, what: impl std::fmt::Display, help: &str) -> RewardError {
     RewardError::custom_reward_failed(format!("{flag} `{}`", shorten_for_message(value)), what.to_string(), help)
 }

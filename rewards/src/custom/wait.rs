@@ -14,13 +14,13 @@ pub(super) enum NoMessageReason {
 /// Interval at which a wait checks the stop flag.
 pub(super) const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the error of a reward says if the wait for it was stopped.
+/// The text of a reward's error if the wait for the reward was stopped.
 pub(super) const STOPPED_PROBLEM: &str = "was stopped before it gave its rewards";
-/// What the user can do after [`STOPPED_PROBLEM`].
+/// The help of the error with [`STOPPED_PROBLEM`].
 pub(super) const STOPPED_HELP: &str = "start the run again";
 
-/// Receives the next message, unless the deadline passes or `stop` is set first. Without a deadline it waits as long as
-/// there is a sender.
+/// Receives the next message, unless the deadline passes or `stop` is set first. Without a deadline the wait lasts
+/// until the sender is dropped.
 pub(super) fn receive_until<T>(
     from: &Receiver<T>,
     deadline: Option<Instant>,

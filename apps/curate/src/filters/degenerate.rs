@@ -1,5 +1,5 @@
-//! Finds chains that no model should learn, whatever their answer: too short or too long, going round in circles,
-//! naming the answer first, betraying that the writer has not seen the video, or written in another script.
+//! Finds degenerate chains, which no model should learn, whatever their answer: they are too short or too long, repeat
+//! themselves, name the answer first, reveal that the writer has not seen the video, or are written in another script.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,42 +11,43 @@ use super::words::words as words_of;
 use super::{FilterSettings, Reason, Rejection};
 use crate::answers::Chain;
 
-/// This many words that occur [`MAX_LOOPS`] times are a loop.
+/// A run of this many words that occurs at least [`MAX_LOOPS`] times counts as a repetition.
 const LOOP_WORDS: usize = 6;
 const MAX_LOOPS: usize = 5;
 
-/// In a chain of at least `MIN_WORDS_FOR_SHARE` words, at least this share of all 4-grams must be different.
+/// A chain of at least `MIN_WORDS_FOR_SHARE` words is a repetition if less than this share of its 4-grams are
+/// different.
 const MIN_DISTINCT_SHARE: f64 = 0.5;
 const MIN_WORDS_FOR_SHARE: usize = 60;
 
-/// The answer may not be named in the first words.
+/// A chain may not name the answer in its first words; this is their number.
 const OPENING_WORDS: usize = 15;
 
-/// A script with at least this share of the question's letters is one of the question.
+/// A script with at least this share of the question's letters counts as a script of the question.
 const MIN_OWN_SCRIPT_SHARE: f64 = 0.25;
 
-/// The largest share of a chain's letters that another script may have.
+/// Maximum share of a chain's letters that a script other than the question's may have.
 const MAX_OTHER_SCRIPT_SHARE: f64 = 0.25;
 
 fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("the pattern is part of the program")
 }
 
-/// Names the answer, in English.
+/// Matches English phrases that name the answer.
 static NAMES_ANSWER: LazyLock<Regex> = LazyLock::new(|| {
     regex(
         r"(?i)\b((the|my|final|correct|right) (answer|option|choice)|answer|option [a-h])( here)? (is|must be|should be|would be)\b|^\W*(answer|option)\W+[a-h]\b",
     )
 });
 
-/// Speaks of what only a writer without the video has, in English.
+/// Matches English phrases about descriptions, which only a writer who has not seen the video mentions.
 static MENTIONS_DESCRIPTION: LazyLock<Regex> = LazyLock::new(|| {
     regex(
         r"(?i)\b(the|this|these|those|given|provided|video|frame|textual|written|frame-by-frame) (descriptions?|captions?|notes)\b|\b(metadata|video_caption|key_elements|as described in|according to the text)\b",
     )
 });
 
-/// Scripts, each with its letters.
+/// The scripts that are told apart, each with the pattern of its letters.
 static SCRIPTS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
     let names = [
         "Latin",
@@ -67,7 +68,7 @@ static SCRIPTS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
     names.map(|name| (name, regex(&format!(r"\p{{{name}}}")))).into()
 });
 
-/// The reason why a chain is degenerate; `words` are its words.
+/// The reason why a chain is degenerate, or `None`; `words` are the chain's words.
 pub(super) fn degenerate_reason(
     chain: &Chain,
     question: &str,
@@ -95,10 +96,10 @@ pub(super) fn degenerate_reason(
     other_script(text, question).map(|what| (Reason::OtherScript, what))
 }
 
-/// Says what a chain repeats.
+/// Describes what a chain repeats; `None` if it does not repeat itself.
 fn repetition(words: &[String]) -> Option<String> {
     let loops = counts(words.windows(LOOP_WORDS));
-    // The first of the most frequent, so that the message does not depend on the order of a hash table.
+    // The first of the most frequent runs, so that the message does not depend on the order of a hash table.
     let most = words.windows(LOOP_WORDS).max_by_key(|&gram| loops.get(gram).copied().unwrap_or(0));
     if let Some(gram) = most.filter(|&gram| loops[gram] >= MAX_LOOPS) {
         return Some(format!("{:?} occurs {} times", gram.join(" "), loops[gram]));
@@ -123,8 +124,8 @@ fn opening(text: &str) -> &str {
     ends.nth(OPENING_WORDS - 1).map_or(text, |end| &text[..end])
 }
 
-/// Says which script a text has that the question hardly has, if the text has much of it. The letters of options are
-/// Latin in every language, so a few letters do not make a script one of the question.
+/// Returns which script makes up more than `MAX_OTHER_SCRIPT_SHARE` of a text but hardly occurs in the question. The
+/// letters that mark options are Latin in every language, so a few letters do not make a script one of the question.
 fn other_script(text: &str, question: &str) -> Option<String> {
     let share = |text: &str, script: &Regex| {
         let letters = text.chars().filter(|c| c.is_alphabetic()).count();

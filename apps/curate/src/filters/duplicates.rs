@@ -25,9 +25,9 @@ const BAND_ROWS: usize = 4;
 #[derive(Debug)]
 pub(super) struct EarlierChains {
     max_overlap: f64,
-    /// The sorted shingles of each chain, and where it is.
+    /// The sorted shingles of each chain, and the location of its row.
     chains: Vec<(Vec<u64>, String)>,
-    /// The chains by the hash of a band and the answer.
+    /// Indices into `chains`, keyed by the hash of a band and the answer.
     bands: HashMap<u64, Vec<usize>>,
 }
 
@@ -36,7 +36,8 @@ impl EarlierChains {
         Self { max_overlap, chains: Vec::new(), bands: HashMap::new() }
     }
 
-    /// Says which earlier chain with the same answer a chain of these words repeats; else remembers it.
+    /// Returns a message about an earlier chain with the same answer that a chain of these words repeats. If there is
+    /// none, inserts the chain and returns `None`.
     pub(super) fn find_or_insert(&mut self, answer: &str, chain: &[String], location: &str) -> Option<String> {
         let shingles = shingles(chain);
         let bands = band_hashes(&shingles, &words(answer).join(" "));
@@ -123,7 +124,7 @@ mod tests {
         assert!(earlier.find_or_insert("A", &[], "list:6").is_none());
         assert!(earlier.find_or_insert("A", &["x".into()], "list:7").is_none());
         assert!(earlier.find_or_insert("A", &["x".into()], "list:8").is_some());
-        // No overlap is above 1, so copies are kept.
+        // No overlap can be above 1, so with this setting copies are kept.
         let mut all = EarlierChains::new(1.0);
         for _ in 0..2 {
             assert_eq!(all.find_or_insert("A", &long_chain(1), "list:1"), None);
@@ -138,7 +139,7 @@ mod tests {
             prop_assert_eq!(overlap(&list(&a), &list(&b)), wanted);
         }
 
-        /// Pairs of every overlap from 0.85 up are found.
+        /// Pairs of chains with any overlap of at least 0.85 are found.
         #[test]
         fn pairs_above_the_threshold_are_found(seed in 1usize..900, changed in prop::collection::btree_set(0usize..120, 0..4)) {
             let chain = long_chain(seed);

@@ -1,6 +1,6 @@
-//! The filters: which chains become rows of the data set. They need no model but SigLIP.
+//! The filters, which decide which chains become rows of the data set. SigLIP is the only model that they need.
 //!
-//! A chain is tested in this order, and the first test that it fails is its reason:
+//! A chain is tested in this order, and the first test that it fails is the reason for its rejection:
 //!
 //! ```text
 //! conclusion-changed    the revision's answer is the blind chain's answer
@@ -29,16 +29,16 @@ pub use words::word_count;
 pub struct FilterSettings {
     /// An answer's accuracy reward must be above this number. Video-R1's script has 0.6.
     pub min_accuracy: f32,
-    /// The least similarity of a chain for a free-form question with its frames; `None` leaves this test out.
+    /// Minimum similarity of the chain of a free-form question to its frames; `None` leaves this test out.
     pub min_similarity: Option<f32>,
-    /// The fewest words of a chain.
+    /// Minimum number of words of a chain.
     pub min_words: usize,
-    /// The most words of a chain.
+    /// Maximum number of words of a chain.
     pub max_words: usize,
-    /// Above this Jaccard similarity of their 3-grams of words, two chains with the same answer are duplicates; 1 keeps
-    /// duplicates.
+    /// Two chains with the same answer are duplicates if the Jaccard similarity of their 3-grams of words is above this
+    /// number; 1 keeps duplicates.
     pub max_overlap: f64,
-    /// Whether chains were written without the video, so that they may betray that they know descriptions only.
+    /// Whether chains were written without seeing the video, so that they may reveal this by mentioning descriptions.
     pub is_blind: bool,
 }
 
@@ -46,27 +46,27 @@ pub struct FilterSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// A field of the row is wrong or missing, or its video is.
+    /// A field of the row is wrong or missing, or its video cannot be used.
     UnusableRow,
     /// An earlier row has the same video and question.
     DuplicateRow,
-    /// The revision's answer is another one than that of the chain.
+    /// The revision's answer differs from the answer of the chain before the revision.
     ConclusionChanged,
-    /// The answer is wrong.
+    /// The answer's accuracy reward is too low.
     Accuracy,
-    /// The chain has too few words.
+    /// The chain has fewer words than `min_words`.
     TooShort,
-    /// The chain has too many words.
+    /// The chain has more words than `max_words`.
     TooLong,
     /// The chain repeats itself.
     Repetition,
     /// The chain names the answer before any reasoning.
     EarlyAnswer,
-    /// The chain speaks of descriptions instead of the video.
+    /// The chain mentions descriptions instead of the video.
     MentionsDescription,
-    /// The chain is written in another script than the question.
+    /// The chain is written in a script that the question does not use.
     OtherScript,
-    /// The chain and the frames are too different.
+    /// The similarity of the chain to the frames is too low.
     Similarity,
     /// An earlier chain with the same answer has nearly the same words.
     DuplicateChain,
@@ -92,7 +92,7 @@ impl Reason {
     }
 }
 
-/// A rejection: the reason, and what was measured.
+/// A rejection: the reason, and a text with details such as the measured value.
 pub type Rejection = (Reason, String);
 
 /// A chain to test.
@@ -102,22 +102,22 @@ pub struct Candidate<'a> {
     pub question: &'a str,
     /// The kind of answer.
     pub kind: ProblemType,
-    /// The answer of the list, in `<answer>` tags.
+    /// The correct answer from the list, in `<answer>` tags.
     pub solution: &'a str,
-    /// The chain that the revision started from.
+    /// The chain before the revision; `None` if there was no revision.
     pub before: Option<&'a Chain>,
-    /// The chain.
+    /// The chain to be tested.
     pub chain: &'a Chain,
 }
 
 /// The result of the tests of one chain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// The accuracy reward.
+    /// The accuracy reward of the answer.
     pub accuracy: f32,
-    /// The similarity with the frames, where it was computed.
+    /// The similarity to the frames; `None` if it was not computed.
     pub similarity: Option<f32>,
-    /// The number of words.
+    /// The number of words of the chain.
     pub words: usize,
 }
 
@@ -129,16 +129,16 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Filters that have seen no chain.
+    /// Creates filters that have tested no chain yet.
     pub fn new(settings: FilterSettings) -> Self {
         Self { settings, earlier: EarlierChains::new(settings.max_overlap) }
     }
 
-    /// Tests a chain. `location` names its row in the rejections of later chains. `similarity` computes the similarity
-    /// with the frames; it is called only for chains that pass the tests before.
+    /// Tests a chain. `location` is the location of its row, which rejections of later duplicates name. `similarity`
+    /// computes the similarity to the frames; it is called only if the chain passes the tests before.
     ///
     /// # Errors
-    /// `similarity` fails.
+    /// `similarity` returns an error.
     pub fn test<E>(
         &mut self,
         candidate: &Candidate<'_>,
@@ -174,7 +174,7 @@ impl Filters {
     }
 }
 
-/// Whether a revision has kept the answer.
+/// Whether the chain after the revision has the same answer as the chain before it.
 fn is_same_answer(kind: ProblemType, before: &Chain, after: &Chain) -> bool {
     let is_compared_as_a_whole = matches!(kind, ProblemType::MultipleChoice | ProblemType::Numerical);
     words(&before.answer) == words(&after.answer)

@@ -1,4 +1,4 @@
-//! Cuts text into words, without regard to case and punctuation.
+//! Splits text into words, ignoring case and punctuation.
 
 /// The words of a text in lower case: runs of letters and digits. In scripts without spaces each character is a word.
 pub fn words(text: &str) -> Vec<String> {

@@ -65,8 +65,8 @@ fn write_number(bytes: &mut [u8], random: &mut Random) {
     bytes[at..at + width].copy_from_slice(&field);
 }
 
-/// Writes the right checksum into each chunk of a PNG file, so that a decoder reads a changed chunk and does not
-/// refuse it for its checksum.
+/// Writes the correct checksum into each chunk of a PNG file. Otherwise the decoder would refuse a changed chunk for
+/// its checksum and never parse it.
 pub fn correct_png_checksums(bytes: &mut [u8]) {
     let mut at = 8;
     while let Some(length) = bytes.get(at..at + 4) {

@@ -6,11 +6,12 @@ use serde_json::{Map, Value};
 use super::text;
 use crate::random::Random;
 
-/// First character of a string that [`write`] writes without quotes: a number that [`Value`] cannot hold, or lists that
-/// are nested deeply.
+/// First character of a string that [`write`] writes without quotes. Such a string is a number that [`Value`] cannot
+/// hold, or deeply nested lists.
 const RAW: char = '\u{10fffd}';
 
-/// First character of a key that [`write`] writes without this character, so that an object can have a key twice.
+/// First character of a key that marks a duplicate: [`write`] leaves the character out, so that the object has one key
+/// twice.
 const TWICE: char = '\u{10fffc}';
 
 /// Makes one random change to JSON. Returns false if the bytes are not JSON.
@@ -130,8 +131,8 @@ fn extreme(words: &[&str], random: &mut Random) -> Value {
     }
 }
 
-/// Puts a value into nested lists and objects. In one of three cases, returns empty lists instead, which are nested up
-/// to 100,000 deep: deeper than parsers recurse.
+/// Puts a value into nested lists and objects. In one of three cases, returns empty lists that are nested up to 100,000
+/// deep instead: deeper than parsers recurse.
 fn nested(value: Value, random: &mut Random) -> Value {
     if random.one_in(3) {
         let depth = 1 + random.length(100_000);
@@ -143,7 +144,8 @@ fn nested(value: Value, random: &mut Random) -> Value {
     })
 }
 
-/// Writes a value as text; [`RAW`] and [`TWICE`] mark the strings and keys that are written in another way.
+/// Writes a value as text. Strings that begin with [`RAW`] are written without quotes, and [`TWICE`] is removed from
+/// keys.
 fn write(value: &Value) -> String {
     let text = value.to_string().replace(TWICE, "");
     let mut out = String::new();

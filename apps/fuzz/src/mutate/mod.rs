@@ -44,7 +44,7 @@ impl Seed {
         Self(vec![(kind, bytes.into())])
     }
 
-    /// The same input with one more part.
+    /// Appends one more part to this seed.
     pub fn and(mut self, kind: Kind, bytes: impl Into<Vec<u8>>) -> Self {
         self.0.push((kind, bytes.into()));
         self
@@ -55,7 +55,8 @@ impl Seed {
 pub fn make_input(seeds: &[Seed], words: &[&str], random: &mut Random) -> Vec<u8> {
     let mut parts = seeds[random.below(seeds.len())].0.clone();
     let changeable: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].0 != Kind::Fixed).collect();
-    // One input in 16 is a valid seed; of the others, half have one change, a quarter two, and so on.
+    // One input in 16 is an unchanged seed. Of the other inputs, half have one change, a quarter have two changes, and
+    // so on.
     let changes = if random.one_in(16) { 0 } else { 1 + (random.next().trailing_ones() as usize).min(7) };
     for _ in 0..changes {
         let Some(&part) = changeable.get(random.below(changeable.len())) else { break };
@@ -86,7 +87,7 @@ pub fn parts_of(input: &[u8]) -> Vec<&[u8]> {
     parts
 }
 
-/// Makes one random change to a part. `other` is the same part of another seed.
+/// Makes one random change to a part of an input. `other` is the part with the same index in another seed.
 fn change(kind: Kind, bytes: &mut Vec<u8>, other: &[u8], words: &[&str], random: &mut Random) {
     match kind {
         Kind::Fixed => {}

@@ -1,5 +1,5 @@
-//! Targets for data files in binary formats. A worker process decodes them, as in the program: at some inputs the
-//! decoder allocates all memory or crashes, which must end the worker only.
+//! Targets for data files in binary formats. A worker process decodes the files, as in `reel` itself: for some inputs
+//! the decoder allocates all memory or crashes, which must end only the worker.
 
 use std::fs;
 use std::time::Duration;
@@ -32,8 +32,9 @@ fn seeds(names: &[&str]) -> anyhow::Result<Vec<Seed>> {
     names.iter().map(seed).collect()
 }
 
-/// Reads the first rows of a file of this name. Each input has a worker of its own, so that its processor time counts.
-/// A worker that decodes without end is killed after half a second, three times.
+/// Returns a judge that writes each input to the file `name` and reads its first rows. Each input is decoded by a
+/// worker process of its own, so that the worker's processor time counts for this input. A worker that does not end is
+/// killed after half a second; a file gets three tries.
 fn rows_of(name: &str) -> anyhow::Result<Judge> {
     let timeout = Duration::from_millis(500);
     use_workers(Program { timeout, ..Program::this() });

@@ -32,7 +32,7 @@ pub const IMAGE: Target = Target {
     },
 };
 
-/// Video files, which a decoding worker decodes.
+/// Video files, which a worker process decodes.
 #[cfg(feature = "ffmpeg")]
 pub const VIDEO: Target = Target {
     name: "video",

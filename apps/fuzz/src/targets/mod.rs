@@ -28,7 +28,7 @@ pub struct Target {
     pub name: &'static str,
     /// Texts that the parser knows, such as field names. Random changes insert them.
     pub words: &'static [&'static str],
-    /// Makes the seeds: the same ones at each call.
+    /// Makes the seeds. Each call returns the same seeds.
     pub seeds: fn() -> Result<Vec<Seed>>,
     /// Prepares what all inputs share, such as a folder, and returns the function that judges an input.
     pub open: fn() -> Result<Judge>,

@@ -110,7 +110,7 @@ fn read_weights(weights: &Checkpoint, config: &ModelConfig) -> Result<(), String
     Ok(())
 }
 
-/// Weights in several files, and the index that names the file of each tensor.
+/// The weights of a model in several safetensors files, and the index that names the file of each tensor.
 pub const SHARDS: Target = Target {
     name: "shards",
     words: TENSOR_WORDS,
@@ -302,7 +302,7 @@ pub const TOKENIZER: Target = Target {
     seeds: || {
         let siglip = repository_file("tests/golden/siglip/model/tokenizer.json")?;
         let tiny = Seed::new(Kind::Json, tiny_file("tokenizer.json")?);
-        // SigLIP's file is large and slow to parse, so it is only one of five seeds.
+        // SigLIP's tokenizer.json is large and slow to parse, so only one of the five seeds has it.
         Ok(vec![tiny.clone(), tiny.clone(), tiny.clone(), tiny, Seed::new(Kind::Json, siglip)])
     },
     open: || {
@@ -365,7 +365,8 @@ fn random_text(random: &mut Random) -> String {
     text
 }
 
-/// Chat templates and messages. A template worker renders the messages, as for any template that reel does not know.
+/// Chat templates and messages. A template worker process renders the messages, as `reel` does for every template that
+/// it does not know.
 pub const CHAT_TEMPLATE: Target = Target {
     name: "chat-template",
     words: &[

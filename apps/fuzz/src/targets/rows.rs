@@ -1,4 +1,4 @@
-//! Targets for what users and clients write: messages, requests, addresses, rows of data, configuration files.
+//! Targets for texts that users and clients write: messages, requests, addresses, rows of data, configuration files.
 
 use std::fs;
 use std::path::Path;
@@ -108,7 +108,7 @@ fn conversation() -> Value {
     ])
 }
 
-/// A messages file: a list of messages, or the body of a chat request.
+/// A messages file: a JSON list of messages, or the body of a chat request.
 pub const MESSAGES: Target = Target {
     name: "messages",
     words: MESSAGE_WORDS,
@@ -139,8 +139,8 @@ pub const MESSAGES: Target = Target {
     },
 };
 
-/// Addresses and other text of unknown origin. Escaped text has no control characters, escaping JSON keeps its strings,
-/// and hiding the secrets of addresses a second time changes nothing.
+/// Addresses and other text of unknown origin. Checks that escaped text has no control characters, that escaping in
+/// JSON keeps the strings, and that hiding the secrets of an address twice gives the same text as hiding them once.
 pub const URLS: Target = Target {
     name: "urls",
     words: &[

@@ -163,7 +163,8 @@ pub const BENCH_RESULT: Target = Target {
     },
 };
 
-/// The Weights & Biases log (`.wandb`) of an earlier run. The run that continues it copies the steps of this log.
+/// The Weights & Biases log (`.wandb`) of an earlier run. A run that continues the earlier run copies the steps of this
+/// log.
 pub const WANDB: Target = Target {
     name: "wandb",
     words: &["_step", "train/loss", "media", "path", ":W&B"],
@@ -196,7 +197,7 @@ fn copy_steps(start: &WandbStart) -> Result<u64> {
     Ok(bytes)
 }
 
-/// Writes the right checksum into each record of a `.wandb` file that has a single block, so that the reader does not
+/// Writes the correct checksum into each record of a `.wandb` file that has a single block. Otherwise the reader would
 /// refuse a changed record for its checksum. A record is checksum (u32), length (u16), type (u8) and data.
 fn correct_record_checksums(input: &[u8]) -> Vec<u8> {
     let mut bytes = input.to_vec();

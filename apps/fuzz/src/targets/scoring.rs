@@ -62,7 +62,7 @@ const WORDS: &[&str] = &[
 
 const KINDS: [&str; 6] = ["multiple choice", "numerical", "OCR", "free-form", "regression", "math"];
 
-/// A completion and its solution for each of [`KINDS`].
+/// For each of [`KINDS`], a completion and the solution that it is scored against.
 const ANSWERS: [[&str; 2]; 6] = [
     ["<think>It is B.</think><answer>B</answer>", "<answer>B</answer>"],
     ["<think>2 + 2</think>\n<answer>4.00</answer>", "<answer>4</answer>"],
@@ -115,7 +115,7 @@ pub const PREDICTIONS: Target = Target {
     },
 };
 
-/// The rows that `reel reward` reads. The text of each completion is also scored as every kind of problem.
+/// The rows that `reel reward` reads. Each completion is also scored as every other kind of problem.
 pub const REWARDS: Target = Target {
     name: "rewards",
     words: WORDS,
@@ -155,7 +155,7 @@ pub const REWARDS: Target = Target {
     },
 };
 
-/// Extracts the answer of a text, and checks the accuracy reward of the text as each kind of problem.
+/// Extracts the answer of a text, and checks the accuracy reward that the text gets as each kind of problem.
 fn score_text(text: &str) -> Result<(), String> {
     let start: String = text.chars().take(4_000).collect();
     std::hint::black_box((extract_answer(text), reasoning_text(text), strip_white_space(text), parse_number(text)));

@@ -19,13 +19,14 @@ use crate::mutate::{Kind, Seed, parts_of};
 use crate::random::{self, Random};
 use crate::verdict::{Verdict, accepted, check_message, require, value_of};
 
-/// The server answers an input within this time, or its limit of a request's time has no effect.
+/// Maximum time for the server's answer to an input. A longer time would mean that the server's limit of a request's
+/// time (`request_time`) has no effect.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// Requests to a server in this process, from the bytes of the body to the last byte of the answer. An input is a path
-/// and a body; an answer must have a status that blames the request, or be complete.
+/// HTTP requests to a server in this process, from the bytes of the body to the last byte of the answer. An input is a
+/// path and a body. The answer must be complete, or have a status that says that the request is wrong.
 pub const REQUEST: Target = Target {
     name: "request",
     words: &[
@@ -136,7 +137,8 @@ pub const REQUEST: Target = Target {
     },
 };
 
-/// Starts a server for a tiny model in this process, and returns its address. Requests may name no files.
+/// Starts a server for a tiny model in this process, and returns its address. Requests to this server may not name
+/// files.
 fn start_server() -> Result<SocketAddr> {
     let folder = scratch_folder()?.join("tiny");
     init(&TINY, &folder)?;
@@ -177,7 +179,8 @@ fn exchange(address: SocketAddr, path: &str, body: &[u8]) -> std::io::Result<Vec
     Ok(answer)
 }
 
-/// Accepts complete answers; refuses requests by errors with a status of the client, or of the time limit.
+/// Returns true for a complete answer, false for an error with a status that blames the client (4xx) or the time limit
+/// (504). Any other answer is a failure.
 fn judge_answer(answer: &[u8]) -> Verdict {
     let text = std::str::from_utf8(answer).map_err(|e| format!("the answer is not UTF-8: {e}"))?;
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("the answer is cut: {text:?}"))?;
@@ -207,7 +210,7 @@ fn judge_stream(body: &str) -> Verdict {
     require(last == "[DONE]" && count > 0, || format!("the stream has no end: {body:?}"))?;
     match reader.push(body.as_bytes(), 1.0) {
         Ok(_) => reader.finish().map(|_| true).map_err(|e| format!("{e}: {body:?}")),
-        // The time of a request can be over while its answer streams.
+        // An error event is allowed, because the time limit of a request can end it while its answer streams.
         Err(e) => check_message(&e.to_string()).map(|()| false),
     }
 }
@@ -220,7 +223,7 @@ fn judge_error(value: &Value) -> Result<(), String> {
     check_message(message)
 }
 
-/// The body of a chunked answer; `None` if its last chunk is missing.
+/// The body of an answer with `Transfer-Encoding: chunked`; `None` if its last chunk is missing.
 fn unchunked(mut body: &str) -> Option<String> {
     let mut whole = String::new();
     loop {
@@ -234,8 +237,8 @@ fn unchunked(mut body: &str) -> Option<String> {
     }
 }
 
-/// Server-sent events of a server that is measured. Events do not depend on where the bytes are cut, and written again
-/// they are read as the same.
+/// Server-sent events as the load generator reads them from a server. The parsed events must not depend on where the
+/// bytes are cut, and events that are written and parsed again must be equal.
 pub const EVENTS: Target = Target {
     name: "events",
     words: &[

@@ -80,7 +80,7 @@ const WORDS: &[&str] = &[
     "nanosleep.u32 100;",
 ];
 
-/// PTX text, which is parsed; then each of its kernels is decoded.
+/// PTX text. The text is parsed, then each of its kernels is decoded.
 pub const PTX: Target = Target {
     name: "ptx",
     words: WORDS,
@@ -108,7 +108,7 @@ fn diagnostic(e: ProgramError) -> Diagnostic {
     Diagnostic::new("k.ptx", e.to_string(), "give complete PTX")
 }
 
-/// Returns a PTX module with one kernel, which has this body and one parameter, a pointer.
+/// Returns a PTX module with one kernel. The kernel has this body and one parameter, a pointer.
 fn module(body: &str) -> String {
     let registers = ".reg .b32 %r<24>; .reg .b64 %d<12>; .reg .pred %p<6>; .reg .f32 %f<8>;";
     format!(
@@ -119,7 +119,7 @@ fn module(body: &str) -> String {
     )
 }
 
-/// Small kernels, each of which uses another part of the simulator.
+/// Small kernels, each of which uses a different part of the simulator.
 fn kernels() -> impl Iterator<Item = String> {
     let bodies = [
         "ld.global.u32 %r1, [%d3];\nmul.lo.u32 %r2, %r1, 3;\nadd.u32 %r2, %r2, %r0;\nst.global.u32 [%d3], %r2;",
@@ -147,7 +147,7 @@ fn kernels() -> impl Iterator<Item = String> {
     bodies.into_iter().map(module)
 }
 
-/// Small kernels, which the simulator runs with limits of steps and memory but without a deadline.
+/// Small kernels. The simulator runs them with limits of steps and memory but without a deadline.
 pub const PTX_RUN: Target = Target {
     name: "ptx-run",
     words: WORDS,
@@ -184,13 +184,13 @@ pub const PTX_RUN: Target = Target {
     },
 };
 
-/// Tensor maps. A valid map is encoded, the input changes its fields as `tensormap.replace` does, and the result is
-/// decoded and used for a copy.
+/// Tensor maps. A valid map is encoded, the input changes fields of the encoded map as the instruction
+/// `tensormap.replace` does, and the result is decoded and used for a copy.
 pub const TENSOR_MAP: Target = Target {
     name: "tensor-map",
     words: &[],
     seeds: || {
-        // Each change of a seed sets the swizzle mode to none.
+        // 16 bytes of a seed describe one change of a field; each change of these seeds sets the swizzle mode to none.
         let change = [8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         Ok([0, 1, 4].map(|changes| Seed::new(Kind::Bytes, change.repeat(changes))).to_vec())
     },

@@ -12,8 +12,9 @@ use super::{Target, repository_file};
 use crate::mutate::{Kind, Seed};
 use crate::verdict::{require, value_of};
 
-/// Messages with any JSON in place of their values, rendered by the chat template that reel writes and by a published
-/// one. What [`Conversation`] accepts renders to a prompt with a pad token for each image and video.
+/// Messages with any JSON in place of their values. They are rendered by the chat template that reel writes and by a
+/// published template. Messages that [`Conversation`] accepts must render to a prompt with one pad token for each image
+/// and video.
 pub const TEMPLATE_VALUES: Target = Target {
     name: "template-values",
     words: &[

@@ -1,8 +1,9 @@
-//! Models the time of a kernel on a GPU from its launch plan, its cost and counts of its code. `reel plan` uses it for
-//! kernels without a measured time, and for kernels whose code has changed since they were measured.
+//! Models the time of a kernel on a GPU from its launch plan, its cost (operations and bytes), and counts of its
+//! instructions. `reel plan` uses this model for kernels without a measured time, and for kernels whose code has
+//! changed since they were measured.
 //!
-//! The blocks of a launch run in waves of `resident blocks × multiprocessors`, those of clusters on the multiprocessors
-//! that run clusters of eight (`Arch::clusters_of_8`). A wave takes the longest of:
+//! The blocks of a launch run in waves of `resident blocks × multiprocessors`; blocks of clusters use only the
+//! multiprocessors that can run clusters of eight (`Arch::clusters_of_8`). A wave takes the longest of:
 //!
 //! ```text
 //! memory        bytes of the cost / (bandwidth × share that plain copies reached in the record)
@@ -12,14 +13,16 @@
 //! matrices      operations of a multiprocessor / its rate of mma instructions                    (tensor cores)
 //! ```
 //!
-//! and a launch takes its waves, one latency until its first bytes arrive (not if it requests them before the previous
-//! launch has ended), and a gap for each CUDA launch. The result is a model, not a measurement: dependences between
-//! instructions, bank conflicts and barriers are not in it, so the true time of a kernel that they limit is longer.
+//! and a launch takes the time of its waves, one latency until its first bytes arrive (none if it requests them before
+//! the previous launch has ended), and a gap for each CUDA launch. The result is a model, not a measurement: it ignores
+//! dependences between instructions, bank conflicts and barriers, so the true time of a kernel that they limit is
+//! longer.
 //!
-//! What cannot be computed from a launch is in `inputs.json`, one row for each symbol; its counts are made by
-//! `kernels/src/checks/model_inputs.rs` on the simulator, `benches/gpu/model_inputs.py` joins them with the registers
-//! that ptxas assigns. The bytes in flight are known of kernels that copy into a ring in shared memory; of others the
-//! model assumes that they have enough. A kernel without a row is modelled by memory, L2 and tensor cores alone.
+//! Figures that cannot be computed from a launch are in `inputs.json`, one row for each symbol.
+//! `kernels/src/checks/model_inputs.rs` counts instructions on the simulator, and `benches/gpu/model_inputs.py` adds
+//! the registers that ptxas assigns. The bytes in flight are known for kernels that copy into a ring in shared memory;
+//! for other kernels the model assumes that enough bytes are in flight. A kernel without a row is modelled by memory,
+//! L2 and tensor cores alone.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -29,24 +32,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::ceilings::Ceilings;
 
-/// Seconds from a load to its data when memory is busy. Source: `kernels/src/skinny/sm80.cu`, whose ring is sized for
-/// it; published measurements of an idle H100 are 480 to 600 ns.
+/// Seconds from a load to its data when memory is busy. Source: `kernels/src/skinny/sm80.cu`, whose ring of copies is
+/// sized for this latency; published measurements of an idle H100 are 480 to 600 ns.
 pub const MEMORY_LATENCY: f64 = 700e-9;
 
 /// Seconds between the end of a kernel and the start of the next one in a captured graph. Source: NVIDIA, "Getting
-/// Started with CUDA Graphs" (2019): 3.4 us for each kernel of 2.9 us. No record has it.
+/// Started with CUDA Graphs" (2019): 3.4 us for each kernel of 2.9 us. No record of this project has this gap.
 pub const LAUNCH_GAP: f64 = 0.5e-6;
 
 /// Bandwidth of L2 in bytes per second. Source: Chips and Cheese, "Nvidia's H100: Funny L2, and Tons of Bandwidth"
 /// (2023), on an H100 PCIe with 114 multiprocessors.
 pub const L2_BANDWIDTH: f64 = 5.5e12;
 
-/// Share of the ceiling of bf16 products that `mma` instructions reach; only `wgmma` reaches all of it on Hopper.
-/// Source: Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture" (2024): 62 % of the data
-/// sheet's rate, of which the ceiling is 80 %.
+/// Share of the ceiling of bf16 products that `mma` instructions reach; on Hopper only `wgmma` reaches the whole
+/// ceiling. Source: Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture" (2024): `mma` reaches
+/// 62 % of the data sheet's rate; the ceiling is 80 % of that rate.
 pub const MMA_SHARE: f64 = 0.62 / 0.8;
 
-/// Registers of a thread if the table has no row of its kernel.
+/// Registers per thread that are assumed for a kernel without a row in the table.
 const DEFAULT_REGISTERS: u32 = 32;
 
 /// Limits of a multiprocessor of compute capability 9.0: threads, blocks, registers, and bytes of shared memory.
@@ -62,20 +65,22 @@ const RESERVED_SHARED: u32 = 1 << 10;
 /// Floating-point operations of a warp's multiply-add instruction.
 const FLOPS_PER_WARP_INSTRUCTION: f64 = 64.0;
 
-/// What is known about the code of a kernel.
+/// The row of a kernel in `inputs.json`: figures about its compiled code.
 #[derive(Clone, Debug, Deserialize)]
 struct KernelInputs {
     symbol: String,
-    /// Registers of a thread, by ptxas for sm_90a.
+    /// Registers per thread, as ptxas assigns them for sm_90a.
     registers: u32,
     /// Share of dynamic shared memory that holds copies in flight; `None` if the kernel loads into registers.
     ring_in_flight: Option<f64>,
-    /// PTX instructions that warps execute per byte, and per floating-point operation, that the kernel's `Cost` counts.
+    /// PTX instructions that warps execute for each byte that the kernel's `Cost` counts, and (next field) for each
+    /// floating-point operation.
     #[serde(default)]
     instructions_per_byte: f64,
     #[serde(default)]
     instructions_per_flop: f64,
-    /// Bytes that threads read and write, for each byte and each operation of the cost.
+    /// Bytes that threads read and write through L2 for each byte of the kernel's `Cost`, and (next field) for each
+    /// floating-point operation.
     #[serde(default)]
     l2_bytes_per_byte: f64,
     #[serde(default)]
@@ -87,11 +92,11 @@ struct KernelInputs {
 pub struct ModelledGpu {
     /// Its ceilings.
     pub ceilings: Ceilings,
-    /// Share of the bandwidth that plain streaming kernels reach.
+    /// Share of the memory bandwidth, 0 to 1, that kernels reach which only stream memory.
     pub streaming_share: f64,
     /// Number of multiprocessors.
     pub multiprocessors: u32,
-    /// Number of multiprocessors that run the blocks of clusters.
+    /// Number of multiprocessors that can run the blocks of clusters of eight.
     pub cluster_multiprocessors: u32,
 }
 
@@ -109,7 +114,7 @@ pub enum Limit {
     Instructions,
     /// Tensor cores.
     Matrices,
-    /// Launch gaps and the first latency.
+    /// Gaps between launches, and the latency until the first bytes arrive.
     Launch,
 }
 
@@ -134,7 +139,7 @@ pub struct Modelled {
     pub seconds: f64,
     /// Seconds that each limit alone would need.
     pub seconds_by_limit: BTreeMap<Limit, f64>,
-    /// Seconds of the launches whose instructions and bytes through L2 were counted.
+    /// Seconds of the launches whose kernels have a row of counts in `inputs.json`.
     pub counted_seconds: f64,
 }
 
@@ -146,7 +151,8 @@ impl Modelled {
         self.seconds_by_limit.values_mut().for_each(|seconds| *seconds /= by);
     }
 
-    /// Whether the code of most of the work was counted; else the model knows memory and latency only.
+    /// Whether most of the modelled time is that of kernels whose instructions were counted. Without counts, the model
+    /// knows memory, L2, tensor cores and launch gaps only.
     pub fn is_counted(&self) -> bool {
         2.0 * self.counted_seconds >= self.seconds
     }
@@ -178,8 +184,8 @@ fn resident_blocks(threads: u32, registers: u32, shared: u32) -> u32 {
     (MAX_THREADS / threads).min(by_registers).min(by_shared).clamp(1, MAX_BLOCKS)
 }
 
-/// The stage that does the work of a launch: the one with the most dynamic shared memory, of several the one with the
-/// most threads.
+/// The stage (one CUDA kernel launch of a kernel's call) that does the work: the stage with the most dynamic shared
+/// memory. Of stages with equal shared memory, the one with the most threads in its grid.
 fn main_stage(stages: &[PlannedStage]) -> Option<&PlannedStage> {
     stages.iter().max_by_key(|s| (s.shared, u64::from(s.blocks) * u64::from(s.threads)))
 }
@@ -189,9 +195,9 @@ fn main_stage(stages: &[PlannedStage]) -> Option<&PlannedStage> {
 struct BlockWork {
     /// Bytes of the cost.
     bytes: f64,
-    /// Bytes that its threads read and write.
+    /// Bytes that the block's threads read and write through L2.
     l2_bytes: f64,
-    /// Bytes that it has in flight at a time, if that is known.
+    /// Bytes that the block has in flight at a time; `None` if that is not known.
     bytes_in_flight: Option<f64>,
     warp_instructions: f64,
     /// Operations on tensor cores.
@@ -206,14 +212,15 @@ impl ModelledGpu {
     }
 
     /// Warp instructions that a multiprocessor issues per second. Its four schedulers issue one instruction per clock
-    /// each, and the ceiling of f32 is that of multiply-adds: `ceiling / 64 / multiprocessors`.
+    /// each, and the f32 ceiling is the rate of multiply-adds, 64 operations per warp instruction: `ceiling / 64 /
+    /// multiprocessors`.
     fn issue_rate(&self) -> f64 {
         self.ceilings.f32 / FLOPS_PER_WARP_INSTRUCTION / f64::from(self.multiprocessors)
     }
 
-    /// Seconds that each limit needs for `active` blocks that run at the same time on some multiprocessors, in the
-    /// order of [`Limit`]: bytes of all blocks by the bandwidths; `bytes × latency / bytes in flight` of one block;
-    /// instructions and operations of the blocks of one multiprocessor by its rates.
+    /// Seconds that each limit needs for a wave of `active` blocks on `multiprocessors` multiprocessors, in the order
+    /// of [`Limit`]. Memory and L2: the bytes of all blocks over the bandwidth. Latency: `bytes × latency / bytes in
+    /// flight` of one block. Instructions and matrices: the work of the blocks on one multiprocessor over its rate.
     fn wave(&self, block: &BlockWork, active: u64, multiprocessors: u64) -> [(Limit, f64); 5] {
         let (all, of_one) = (active as f64, active.div_ceil(multiprocessors) as f64);
         let in_flight = block.bytes_in_flight.filter(|_| active > 0);
@@ -228,8 +235,8 @@ impl ModelledGpu {
         ]
     }
 
-    /// The modelled time of one launch with these stages. One stage does all the work of `cost`; the others
-    /// take a gap and a latency. `on_tensor_cores`: whether the operations are matrix products in bf16.
+    /// The modelled time of one launch with these stages. One stage does all the work of `cost`; each other stage adds
+    /// a launch gap and a latency. `on_tensor_cores` is true if the operations are matrix products in bf16.
     fn launch(&self, stages: &[PlannedStage], cost: Cost, on_tensor_cores: bool) -> Modelled {
         let Some(main) = main_stage(stages) else {
             return Modelled::default();
@@ -249,7 +256,8 @@ impl ModelledGpu {
         };
         let registers = inputs.map_or(DEFAULT_REGISTERS, |i| i.registers);
         let resident = resident_blocks(main.threads, registers, main.shared);
-        // The blocks of a cluster run on one group of multiprocessors, so clusters of eight do not use all of them.
+        // The blocks of a cluster run on one group of multiprocessors (a GPC), and clusters of eight do not fill all
+        // groups.
         let used = if main.cluster > 1 { self.cluster_multiprocessors } else { self.multiprocessors };
         let wave_blocks = u64::from(resident) * u64::from(used);
         let mut modelled = Modelled::default();
@@ -268,7 +276,8 @@ impl ModelledGpu {
         modelled
     }
 
-    /// The modelled time of all launches of a kernel; `None` if there are none, as for matrix products of a library.
+    /// The modelled time of all launches of a kernel; `None` if no launch has a plan, as for matrix products of a
+    /// library.
     pub fn launches(&self, planned: &PlannedLaunches, on_tensor_cores: bool) -> Option<Modelled> {
         let mut all = Modelled::default();
         for (stages, count, cost) in planned.groups() {

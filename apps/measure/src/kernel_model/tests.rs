@@ -31,7 +31,7 @@ fn a_large_stream_takes_its_bytes_at_the_streaming_share() {
     let one = gpu.launch(&[STREAM], cost, false);
     assert!((one.seconds - LAUNCH_GAP - 1e-3 / 0.85).abs() < 1e-9, "{one:?}");
     assert!(one.limit() == Limit::Memory && !one.is_counted());
-    // Without programmatic launches, and with a second stage, each stage waits for its first bytes.
+    // Without programmatic dependent launch, each of the two stages waits for its first bytes.
     let waits = PlannedStage { programmatic: false, ..STREAM };
     let small = PlannedStage { blocks: 1, ..waits.clone() };
     let two = gpu.launch(&[small, waits], cost, false);
@@ -40,7 +40,7 @@ fn a_large_stream_takes_its_bytes_at_the_streaming_share() {
 
 #[test]
 fn few_blocks_cannot_keep_memory_busy() {
-    // One block with 4 KiB in flight reads 4 MiB in 1024 latencies.
+    // A block with 4 KiB in flight needs 1024 memory latencies to read 4 MiB.
     let stage = PlannedStage { symbol: "sample_cluster", blocks: 1, shared: 4096, ..STREAM };
     let one = h200().launch(&[stage], Cost { flops: 0.0, bytes: 4194304.0 }, false);
     assert_eq!(one.limit(), Limit::Latency);

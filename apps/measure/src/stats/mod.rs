@@ -4,7 +4,7 @@ use std::f64::consts::SQRT_2;
 
 /// Significance level: the probability of a verdict other than "no difference" when there is no difference.
 pub const SIGNIFICANCE_LEVEL: f64 = 0.01;
-/// Medians that differ by less than this share count as equal, even if the p-value is small.
+/// Two medians count as equal if they differ by less than this share, even if the p-value is small.
 pub const MIN_RELATIVE_DIFFERENCE: f64 = 0.01;
 /// Number of bootstrap samples for the confidence interval.
 const RESAMPLES: usize = 10_000;
@@ -49,7 +49,7 @@ impl SpeedVerdict {
 /// How two sets of times differ.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimeDifference {
-    /// Median of the first over median of the second: the speedup of the second.
+    /// Median of set `a` divided by median of set `b`: the speedup of `b`.
     pub ratio: f64,
     /// Confidence interval of the ratio, by bootstrap.
     pub interval: [f64; 2],
@@ -57,12 +57,12 @@ pub struct TimeDifference {
     pub p: f64,
     /// The verdict.
     pub verdict: SpeedVerdict,
-    /// Whether the sets have so few times that no p-value could be below [`SIGNIFICANCE_LEVEL`], even if every time
-    /// of one set were below every time of the other.
+    /// Whether the sets are so small that the p-value cannot be below [`SIGNIFICANCE_LEVEL`], even if every time of one
+    /// set is below every time of the other set.
     pub too_few: bool,
 }
 
-/// Compares times `a` with times `b`; both have at least one time, and all times are above 0.
+/// Compares times `a` with times `b`. Each slice has at least one time, and all times are above 0.
 pub fn compare_times(a: &[f64], b: &[f64]) -> TimeDifference {
     let ratio = median(a) / median(b);
     let (p, interval) = (rank_sum(a, b), interval(a, b));
@@ -85,14 +85,14 @@ fn choose(n: usize, k: usize) -> f64 {
 /// p-value of the two-sided permutation test of rank sums (Wilcoxon, "Individual comparisons by ranking methods",
 /// 1945).
 ///
-/// Exact if the table of rank sums is small enough to compute; else by the normal approximation, which is good for
-/// such large sets. Equal times share the mean of their ranks.
+/// Exact if the table of rank sums is small enough to compute. Larger sets use the normal approximation, which is
+/// accurate for them. Equal times share the mean of their ranks.
 fn rank_sum(a: &[f64], b: &[f64]) -> f64 {
     let (few, many) = if a.len() <= b.len() { (a, b) } else { (b, a) };
     let (ranks, ties) = doubled_ranks(few, many);
     let (k, n) = (few.len(), ranks.len());
     let (sum, all): (usize, usize) = (ranks[..k].iter().sum(), ranks.iter().sum());
-    // n times the distance of a rank sum from its expected value k * all / n; the factor n avoids fractions.
+    // n times the distance of a rank sum from its expected value, k * all / n. The factor n avoids fractions.
     let scaled_distance = |sum: usize| (sum * n).abs_diff(k * all);
     if k * n * all <= 200_000_000 {
         // ways[j][s]: in how many ways j of the ranks can be chosen so that their sum is s.
@@ -134,8 +134,8 @@ fn erfc(x: f64) -> f64 {
     terms.iter().rev().fold(0.0, |sum, term| (sum + term) * t) * (-x * x).exp()
 }
 
-/// Confidence interval of the ratio of medians: the middle share 1 − [`SIGNIFICANCE_LEVEL`] of the ratios of bootstrap
-/// samples, from a fixed seed.
+/// Confidence interval of the ratio of medians: the range of the middle share 1 − [`SIGNIFICANCE_LEVEL`] of the ratios
+/// of bootstrap samples, which are drawn with a fixed seed.
 ///
 /// Swapping `a` and `b` gives the reciprocal interval exactly.
 fn interval(a: &[f64], b: &[f64]) -> [f64; 2] {

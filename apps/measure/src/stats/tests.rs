@@ -32,7 +32,7 @@ fn spread_is_minimum_median_maximum() {
 fn p_value_equals_exhaustive_count() {
     for (n, m, seed) in [(1, 1, 0), (2, 3, 1), (4, 4, 2), (5, 3, 3), (6, 6, 4), (3, 7, 5)] {
         let mut next = noise(seed);
-        // Draws from few distinct values, so that some times are equal.
+        // Draws from a few distinct values, so that some times are equal.
         let mut some = |n: usize| (0..n).map(|_| 1.0 + (next() * 6.0).floor()).collect::<Vec<f64>>();
         let (a, b) = (some(n), some(m));
         let all: Vec<f64> = a.iter().chain(&b).copied().collect();
@@ -82,7 +82,7 @@ fn a_verdict_needs_rounds_and_a_difference() {
         let (b, c) = (times(7, seed + 1000, 0.4), times(7, seed + 2000, 2.5));
         assert_eq!(compare_times(&a, &b).verdict, SpeedVerdict::Faster, "{a:?} {b:?}");
         assert_eq!(compare_times(&a, &c).verdict, SpeedVerdict::Slower);
-        // Four rounds per set are too few for any verdict; five are enough.
+        // Four rounds per set are too few for a verdict; five rounds are enough.
         let four = compare_times(&a[..4], &b[..4]);
         assert_eq!((four.verdict, four.too_few), (SpeedVerdict::NoDifference, true));
         assert_eq!(compare_times(&a[..5], &b[..5]).verdict, SpeedVerdict::Faster);

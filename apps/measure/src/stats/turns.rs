@@ -1,24 +1,26 @@
 //! Compares two programs by turns of processes: each turn runs one process of each program, one right after the other.
 //!
-//! The rounds of one process share its state (where its memory lies, on which cores it runs), so processes of the same
-//! program differ by more than their rounds show. Here a process counts once, with the median of its rounds. Both
-//! processes of a turn share the state of the machine, so their ratio is compared with 1: the signed-rank test
-//! (Wilcoxon, "Individual comparisons by ranking methods", 1945) of the logarithms of the ratios.
+//! The rounds of one process share its state (where its memory lies, on which cores it runs), so two processes of one
+//! program differ by more than the rounds within a process do. Therefore each process counts once, with the median of
+//! its rounds. The two processes of a turn share the state of the machine, so the ratio of their times is compared with
+//! 1, by the signed-rank test (Wilcoxon, "Individual comparisons by ranking methods", 1945) of the logarithms of the
+//! ratios.
 
 use super::{MIN_RELATIVE_DIFFERENCE, SpeedVerdict, TimeDifference, doubled_ranks, median};
 
-/// Significance level of [`compare_turns`]: of 200 comparisons of equal programs, fewer than one is expected to give a
-/// verdict other than "no difference".
+/// Significance level of [`compare_turns`]. Of 200 comparisons of equal programs, fewer than one is expected to end
+/// with a verdict other than "no difference".
 pub const TURN_LEVEL: f64 = 0.002;
 
-/// The fewest turns with which a p-value below [`TURN_LEVEL`] is possible: 2 / 2^10.
+/// The smallest number of turns that allows a p-value below [`TURN_LEVEL`]: with 10 turns, p can be 2 / 2^10.
 pub const MIN_TURNS: usize = 10;
 
 /// Compares the time of a process of program B with that of program A, by turn. Both slices have one time above 0 per
 /// turn.
 ///
-/// The ratio is the Hodges-Lehmann estimate, the median of the means of all pairs of logarithms; the interval has the
-/// confidence 1 - [`TURN_LEVEL`], and without equal ratios it contains 1 exactly if p is not below the level.
+/// The ratio is the Hodges-Lehmann estimate: the median of the means of all pairs of logarithms. The interval has the
+/// confidence 1 - [`TURN_LEVEL`]. If no two ratios are equal, the interval contains 1 exactly if p is not below the
+/// level.
 pub fn compare_turns(a: &[f64], b: &[f64]) -> TimeDifference {
     let logs: Vec<f64> = a.iter().zip(b).map(|(a, b)| (a / b).ln()).collect();
     let n = logs.len();
@@ -41,8 +43,8 @@ pub fn compare_turns(a: &[f64], b: &[f64]) -> TimeDifference {
     TimeDifference { ratio, interval, p, verdict, too_few: n < MIN_TURNS }
 }
 
-/// Exact two-sided p-value of the signed-rank test: each sign is as likely as the other. Equal distances share the mean
-/// of their ranks.
+/// Exact two-sided p-value of the signed-rank test: under the null hypothesis, both signs of a logarithm are equally
+/// likely. Equal absolute values share the mean of their ranks.
 fn signed_rank(logs: &[f64]) -> f64 {
     let distances: Vec<f64> = logs.iter().map(|x| x.abs()).collect();
     let (ranks, _) = doubled_ranks(&distances, &[]);
@@ -55,7 +57,7 @@ fn signed_rank(logs: &[f64]) -> f64 {
     extreme / ways.iter().sum::<f64>()
 }
 
-/// By sum, in how many ways some of the ranks can be chosen so that they have this sum.
+/// Element `s` of the result is the number of subsets of the ranks whose sum is `s`.
 fn ways(ranks: &[usize]) -> Vec<f64> {
     let mut ways = vec![0.0; ranks.iter().sum::<usize>() + 1];
     ways[0] = 1.0;
@@ -67,7 +69,8 @@ fn ways(ranks: &[usize]) -> Vec<f64> {
     ways
 }
 
-/// How many of the means of pairs lie outside the interval on each side; `None` if no interval has the confidence.
+/// Number of pair means that lie outside the confidence interval on each side, for `n` turns; `None` if `n` is too
+/// small for the confidence 1 - [`TURN_LEVEL`].
 fn outside(n: usize) -> Option<usize> {
     let ways = ways(&(1..=n).collect::<Vec<_>>());
     let total: f64 = ways.iter().sum();
@@ -84,10 +87,10 @@ mod tests {
     use super::super::{compare_times, splitmix};
     use super::*;
 
-    /// Times of processes as shared machines give them. The factor of each is drawn anew.
+    /// A model of a shared machine that gives times of processes. Each process gets a random factor of its own.
     struct Machine {
         state: u64,
-        /// The slow change of the machine's speed from turn to turn.
+        /// The logarithm of the machine's slow change of speed, which changes from turn to turn.
         drift: f64,
     }
 
@@ -96,13 +99,13 @@ mod tests {
             (splitmix(&mut self.state) >> 11) as f64 / (1u64 << 53) as f64
         }
 
-        /// About normal, with mean 0 and standard deviation 1.
+        /// An approximately normal random number with mean 0 and standard deviation 1.
         fn normal(&mut self) -> f64 {
             (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
         }
 
-        /// Seconds of the rounds of one process: 2 % between processes, one in ten of them 5 to 30 % late; 0.5 %
-        /// between rounds.
+        /// Times of the rounds of one process in seconds. Processes vary by 2 %, and one process in ten is 5 to 30 %
+        /// slower; the rounds of a process vary by 0.5 %.
         fn rounds(&mut self, scale: f64) -> Vec<f64> {
             let late = if self.uniform() < 0.1 { 1.05 + 0.25 * self.uniform() } else { 1.0 };
             let process = scale * late * (self.drift + 0.02 * self.normal()).exp();
@@ -123,9 +126,9 @@ mod tests {
         }
     }
 
-    /// Of 200 comparisons of equal programs at most two are wrong; a program that takes 0.9 of the time is mostly found, on
-    /// a machine on which a tenth of the processes is late by more than that. Treating the
-    /// rounds of one process as independent, as [`compare_times`] does, is wrong in most of them.
+    /// Of 200 comparisons of equal programs, at most two give a verdict. A program that takes 0.9 of the time is found
+    /// in most comparisons, although a tenth of the processes are late by up to 30 %. [`compare_times`] treats the
+    /// rounds of one process as independent, and so gives wrong verdicts for equal programs.
     #[test]
     fn equal_programs_are_equal_in_198_of_200_comparisons() {
         let mut machine = Machine { state: 7, drift: 0.0 };

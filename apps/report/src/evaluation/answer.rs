@@ -1,4 +1,4 @@
-//! A row of a predictions file, with what the page shows besides its score.
+//! A row of a predictions file, with everything that the page shows about the row besides its score.
 
 use reel_eval::{EvalError, Prediction};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use serde_json::Value;
 pub struct Answer {
     /// What is scored.
     pub prediction: Prediction,
-    /// Number of tokens of the prompt, those of frames included.
+    /// Number of tokens of the prompt, including vision tokens.
     pub prompt_tokens: Option<u64>,
     /// Number of tokens of the output.
     pub completion_tokens: Option<u64>,
@@ -16,7 +16,7 @@ pub struct Answer {
     pub media: Vec<Value>,
     /// The texts of the prompt, system message included.
     pub prompt: Vec<String>,
-    /// Number of the line in its file, from 1; 0 if it is not known.
+    /// Number of the line in its file, from 1; 0 if the number is not known.
     pub line: usize,
 }
 
@@ -27,7 +27,7 @@ impl Answer {
     /// The line is not a JSON object, or a column that the score depends on is missing or wrong.
     pub fn from_json_line(text: &str) -> Result<Self, EvalError> {
         let prediction = Prediction::from_json_line(text)?;
-        // It is an object, as the prediction was read from it.
+        // Parsing cannot fail: the prediction was read from the same text, which is a JSON object.
         let row: Value = serde_json::from_str(text).unwrap_or_default();
         let messages = row["prompt"].as_array().into_iter().flatten();
         let (mut media, mut prompt) = (Vec::new(), Vec::new());
@@ -53,7 +53,7 @@ impl Answer {
         })
     }
 
-    /// What identifies the videos and images of the prompt: rows with the same key are about the same frames. `None`
+    /// Identifies the videos and images of the prompt. Rows with the same key were asked about the same frames. `None`
     /// for a question without media.
     pub(super) fn media_key(&self) -> Option<String> {
         (!self.media.is_empty()).then(|| Value::Array(self.media.clone()).to_string())

@@ -8,9 +8,9 @@
 //! | `reasons` | why answers have no frames |
 //! | `answers` | `{b: benchmark, c: category, id, line, kind, question, options, truth, path, strip or reason, runs}` |
 //!
-//! Each of an answer's `runs` has `{output, answer, score, cut, error, prompt_tokens, tokens}`; the second is null for
-//! a question that only the first run has. `answer` is null if the whole output is the answer. Texts are as the model
-//! wrote them: the script makes control characters visible.
+//! Each entry of an answer's `runs` is `{output, answer, score, cut, error, prompt_tokens, tokens}`; the entry of the
+//! second run is null for a question that only the first run has. `answer` is null if the whole output is the answer.
+//! Texts are stored as the model wrote them; the script makes control characters visible.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,13 +22,14 @@ use super::{Answer, BenchmarkAnswers, EvaluationRun, FrameStrips};
 use crate::escape::{escape_html, json_in_script};
 use crate::html::Page;
 
-/// Maximum bytes of an output that the page has. Outputs within the protocol have a few thousand.
+/// Maximum number of bytes of an output that the page stores. Outputs that follow the protocol have a few thousand
+/// bytes.
 const MAX_OUTPUT: usize = 256 << 10;
 
-/// Maximum characters of an answer that the page has beside the output that contains it.
+/// Maximum number of characters of the extracted answer that the page stores beside the output.
 const MAX_ANSWER: usize = 500;
 
-/// Adds the browser of single answers.
+/// Adds the part of the page in which a reader browses single answers.
 pub fn add_answers(page: &mut Page, run: &EvaluationRun, against: Option<&EvaluationRun>, frames: &FrameStrips) {
     let runs_filter = match against {
         None => "",
@@ -61,7 +62,7 @@ pub fn add_answers(page: &mut Page, run: &EvaluationRun, against: Option<&Evalua
     page.add(&format!("<script type=\"application/json\">{data}</script></section>\n"));
 }
 
-/// How many questions have frames, and why the others have none.
+/// A sentence: how many questions are shown with frames, and why the other questions have no frames.
 fn frames_note(run: &EvaluationRun, frames: &FrameStrips) -> String {
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut with = 0;
@@ -137,7 +138,7 @@ impl Reasons {
     }
 }
 
-/// The numbers of questions that run A answers better than run B, and the reverse.
+/// The number of questions that run A answers better than run B, and the number that run B answers better.
 pub fn better_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -> [usize; 2] {
     let mut paired = Pairs::new(b);
     let mut counts = [0; 2];
@@ -150,7 +151,8 @@ pub fn better_counts(a: &BenchmarkAnswers, b: &BenchmarkAnswers) -> [usize; 2] {
     counts
 }
 
-/// The answers of another run by the name of their row. The n-th row of a name belongs to the n-th of that name.
+/// The answers of another run, by the name of their row. If several rows have one name, the n-th row of one run is
+/// paired with the n-th row of the other run.
 struct Pairs<'a> {
     by_name: HashMap<&'a str, std::collections::VecDeque<&'a Answer>>,
 }

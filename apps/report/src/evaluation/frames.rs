@@ -1,12 +1,13 @@
-//! Small frames of the videos that the model saw. They are decoded when the page is written, in the media worker and by
-//! the settings of the run, so they are the frames that the model saw, shrunk.
+//! Small frames of the videos that the model saw. They are decoded when the page is written, by a worker process and
+//! with the settings of the run, so the page shows the same frames that the model saw, at a smaller size.
 //!
 //! ```text
 //! for each benchmark, which has an equal share of the bytes that are left:
 //!     for each video, those with a wrong answer first, each once:
 //!         decode it, draw up to 8 frames as one JPEG; end when the share is used up
 //! ```
-//! Videos are decoded on several threads, but accepted in order, so the page does not depend on the number of threads.
+//! Videos are decoded on several threads, but added to the page in order, so the page does not depend on the number of
+//! threads.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 
 use super::{BenchmarkAnswers, EvaluationRun};
 
-/// Maximum number of frames shown of a video.
+/// Maximum number of frames of a video that the page shows.
 const MAX_FRAMES: usize = 8;
 /// Maximum width and height of a frame of a video, in pixels.
 const MAX_SIDE: usize = 160;
@@ -34,10 +35,10 @@ const MAX_IMAGE_SIDE: usize = 480;
 /// Quality of JPEG.
 const QUALITY: u8 = 60;
 
-/// Where the videos of a run come from, and how much of them a page holds.
+/// Where the videos of a run come from, and how many bytes of their frames a page may hold.
 #[derive(Clone, Debug)]
 pub struct FrameSource {
-    /// The folder that paths are relative to, if it is not the one that the run's settings record.
+    /// The folder that paths of videos are relative to; `None` for the folder that the run's settings record.
     pub media_root: Option<PathBuf>,
     /// Decodes videos.
     pub decoder: DecodeWorker,
@@ -52,7 +53,7 @@ pub struct FrameSource {
 pub struct FrameStrips {
     /// The images of each video, as JSON for the page.
     pub(super) strips: Vec<Value>,
-    /// For each video, by benchmark and media key, the index of its images or the reason why it has none.
+    /// By benchmark and media key of a video: the index of its images in `strips`, or the reason why it has no images.
     found: HashMap<(String, String), Result<usize, NoFrames>>,
     /// Maximum bytes of all images.
     max_bytes: usize,
@@ -61,14 +62,14 @@ pub struct FrameStrips {
 /// Why a question has no frames in a page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NoFrames {
-    /// It was asked without videos and images.
+    /// The question was asked without videos and images.
     NoMedia,
-    /// The images of other videos need all bytes that a page may have for them.
+    /// The images of other videos use up all bytes that the page may have for images.
     Limit {
         /// The limit.
         max_bytes: usize,
     },
-    /// The video is not where the run had it.
+    /// The file of the video is missing.
     Missing,
     /// Another reason.
     Failed(String),
@@ -88,7 +89,7 @@ impl NoFrames {
         }
     }
 
-    /// The reason in words that are the same for all videos.
+    /// The reason in words, without details that differ between videos.
     pub(super) fn kind(&self) -> String {
         match self {
             Self::Failed(_) => "the video cannot be decoded".into(),
@@ -98,7 +99,7 @@ impl NoFrames {
 }
 
 impl FrameStrips {
-    /// Draws the frames of a run's videos. `progress` is called with the number of videos that are done.
+    /// Draws the frames of a run's videos. Calls `progress` with the number of videos that are done.
     pub fn load(run: &EvaluationRun, source: &FrameSource, progress: impl Fn(usize)) -> Self {
         let mut all = Self { max_bytes: source.max_bytes, ..Self::default() };
         let mut left = source.max_bytes;
@@ -109,14 +110,15 @@ impl FrameStrips {
         all
     }
 
-    /// The images of an answer's videos, or why there are none.
+    /// The index of the images of an answer's videos, or the reason why there are none.
     pub(super) fn find(&self, benchmark: &str, key: Option<&str>) -> Result<usize, NoFrames> {
         let Some(key) = key else { return Err(NoFrames::NoMedia) };
         let found = self.found.get(&(benchmark.to_string(), key.to_string()));
         found.cloned().unwrap_or(Err(NoFrames::Limit { max_bytes: self.max_bytes }))
     }
 
-    /// Adds the videos of a benchmark until they have `share` bytes. Returns the bytes that were used.
+    /// Adds the videos of a benchmark until their images have `share` bytes. Returns the number of bytes that were
+    /// used.
     fn add_benchmark(
         &mut self,
         benchmark: &BenchmarkAnswers,
@@ -173,7 +175,8 @@ struct Media<'a> {
     parts: &'a [Value],
 }
 
-/// The videos of a benchmark, each once; those with a wrong answer first, else in the order of the file.
+/// The videos of a benchmark, each once. Videos with a wrong answer come first; otherwise the order is that of the
+/// file.
 fn keys_wrong_first(benchmark: &BenchmarkAnswers) -> Vec<Media<'_>> {
     let scores = benchmark.scores();
     let rows = || benchmark.answers.iter().zip(&scores);
@@ -187,7 +190,7 @@ fn keys_wrong_first(benchmark: &BenchmarkAnswers) -> Vec<Media<'_>> {
     media.collect()
 }
 
-/// The folder of the videos, and how the run has loaded them; or why they cannot be loaded.
+/// The folder of the videos and the options with which the run loaded them, or the reason why they cannot be loaded.
 fn media_options(settings: &Value, source: &FrameSource) -> Result<(PathBuf, MediaOptions), String> {
     let recorded = settings["media_root"].as_str().map(PathBuf::from);
     let Some(root) = source.media_root.clone().or(recorded) else {
@@ -208,12 +211,12 @@ fn media_options(settings: &Value, source: &FrameSource) -> Result<(PathBuf, Med
     Ok((root, options))
 }
 
-/// The images of a question's videos as JSON; or why there are none.
+/// The images of a question's videos as JSON, or the reason why there are none.
 fn strips_of(parts: &[Value], root: &Path, options: &MediaOptions) -> Result<Value, NoFrames> {
     if paths_in(parts).any(|path| !path.contains("://") && !path.starts_with("data:") && !root.join(path).exists()) {
         return Err(NoFrames::Missing);
     }
-    // The page does not depend on where the videos are.
+    // The folder is removed from error messages, so that the page does not depend on where the videos are.
     let failed = |error: String| NoFrames::Failed(error.replace(&format!("{}/", root.display()), ""));
     let messages = json!([{"role": "user", "content": parts}]);
     let conversation = Conversation::from_json("prompt", &messages, root).map_err(|e| failed(e.to_string()))?;

@@ -8,7 +8,7 @@
 //! answers and frames -> JSON, which answers.js shows                  data.rs
 //! ```
 //! The page is a function of these inputs: it has no time stamps and no name of an output folder, so a merged or
-//! resumed run has the page of an undivided one.
+//! resumed run gives the same page as an uninterrupted run.
 
 mod answer;
 mod data;
@@ -62,7 +62,7 @@ impl EvaluationRun {
         self.benchmarks.iter().map(|own| own.answers.len()).sum()
     }
 
-    /// The model and the name of the run.
+    /// The model's name and the run's name, as one text.
     fn label(&self) -> String {
         format!("{} ({})", settings::model_name(self.first_settings()), self.name)
     }
@@ -73,7 +73,7 @@ impl EvaluationRun {
 }
 
 impl BenchmarkAnswers {
-    /// The rule by which answers are found in outputs, which is that of the scores.
+    /// The rule that extracts answers from outputs, which is the rule that the scores used.
     fn extraction(&self) -> Extraction {
         self.report.extraction
     }
@@ -84,7 +84,7 @@ impl BenchmarkAnswers {
     }
 }
 
-/// The comparison of two runs for each benchmark of run A that run B has.
+/// Compares the two runs on each benchmark that both runs have.
 fn comparisons(run: &EvaluationRun, against: &EvaluationRun) -> Result<Vec<Comparison>> {
     let mut compared = Vec::new();
     for own in &run.benchmarks {
@@ -104,10 +104,10 @@ fn comparisons(run: &EvaluationRun, against: &EvaluationRun) -> Result<Vec<Compa
     Ok(compared)
 }
 
-/// The HTML page of a run, with a second run over the same questions beside it.
+/// The HTML page of a run, beside a second run over the same questions, if there is one.
 ///
 /// # Errors
-/// The runs have no benchmark in common, or rows of the same name with other questions.
+/// The runs have no benchmark in common, or rows of the same name have different questions.
 pub fn evaluation_page_html(
     run: &EvaluationRun,
     against: Option<&EvaluationRun>,

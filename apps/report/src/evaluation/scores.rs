@@ -1,5 +1,5 @@
-//! The scores of a run as HTML: a table beside published scores, what makes figures not comparable, and bars with
-//! 95 % intervals by category.
+//! The scores of a run as HTML: a table beside published scores, the reasons why a score cannot be compared with them,
+//! and bars by category with 95 % intervals.
 
 use std::fmt::Write;
 
@@ -21,7 +21,7 @@ const PROTOCOL: [(&str, &str, &[f64]); 5] = [
     ("max_new_tokens", "--max-new-tokens", &[1024.0]),
 ];
 
-/// The profile of the protocol, and its number of frames.
+/// The profile with which published scores are measured, and its number of frames.
 const PROFILE: (&str, u64) = ("videorft-eval", 32);
 
 /// A number with spaces between groups of three digits.
@@ -75,13 +75,13 @@ fn percent(score: f64) -> String {
     format!("{:.1}", 100.0 * score)
 }
 
-/// A score with a mark, and its interval below.
+/// A score with its footnote mark, followed by its interval in small type, as HTML.
 fn with_interval(score: f64, mark: &str, [low, high]: [f64; 2]) -> String {
     let (score, low, high) = (percent(score), percent(low), percent(high));
     format!("<span><b>{score}</b>{mark} <small class=\"ci\">[{low}, {high}]</small></span>")
 }
 
-/// The models in rows and the benchmarks in columns, as the tables of papers are.
+/// A table with a row for each model and a column for each benchmark, as in papers.
 fn published_table(run: &EvaluationRun, against: Option<&EvaluationRun>) -> Table {
     let titles = run.benchmarks.iter().map(|own| &own.task.title[..]);
     let columns: Vec<&str> = ["model", "source", "frames"].into_iter().chain(titles).collect();
@@ -120,7 +120,8 @@ fn published_table(run: &EvaluationRun, against: Option<&EvaluationRun>) -> Tabl
     table
 }
 
-/// The models with published scores in these benchmarks, with their number of frames and the sources.
+/// The models with published scores in the run's benchmarks, each with its number of frames and the sources of its
+/// scores.
 fn published_models(run: &EvaluationRun) -> Vec<(&str, u32, Vec<&str>)> {
     let mut models: Vec<(&str, u32, Vec<&str>)> = Vec::new();
     for own in run.benchmarks.iter().flat_map(|own| &own.task.published) {
@@ -134,7 +135,7 @@ fn published_models(run: &EvaluationRun) -> Vec<(&str, u32, Vec<&str>)> {
     models
 }
 
-/// The number of frames of each video, if the run fixes it.
+/// The number of frames of each video, if the run's settings fix this number.
 fn frames(benchmark: &BenchmarkAnswers) -> Option<u64> {
     let options = &benchmark.settings["options"];
     if options["text_only"] == true {
@@ -144,7 +145,8 @@ fn frames(benchmark: &BenchmarkAnswers) -> Option<u64> {
     options["nframes"].as_u64().or(of_profile)
 }
 
-/// What differs from the protocol of the published scores, in words; empty if the score can be compared with them.
+/// The differences from the protocol of the published scores, in words; empty if the score can be compared with
+/// published scores.
 fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
     let BenchmarkAnswers { task, report, settings, .. } = benchmark;
     let options = &settings["options"];
@@ -162,7 +164,8 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
         found.push(format!("only part {shard} of the questions (--shard)"));
     }
     for (reason, count) in options["data_files"]["left_out"].as_object().into_iter().flatten() {
-        // Other reasons are rules of the benchmark, such as open-ended questions.
+        // Rows that are left out for another reason, such as open-ended questions, are left out by the rules of the
+        // benchmark.
         if ["video is missing", "bad row"].contains(&&reason[..]) {
             found.push(format!("{count} rows left out ({reason})"));
         }
@@ -203,7 +206,7 @@ fn differences_from_protocol(benchmark: &BenchmarkAnswers) -> Vec<String> {
     found
 }
 
-/// Adds the paired differences of two runs.
+/// Adds the paired differences of the scores of two runs.
 fn add_differences(page: &mut Page, run: &EvaluationRun, against: Option<&EvaluationRun>, compared: &[Comparison]) {
     if compared.is_empty() {
         return;
@@ -242,13 +245,13 @@ fn add_differences(page: &mut Page, run: &EvaluationRun, against: Option<&Evalua
     ));
 }
 
-/// A link to the answers of a benchmark with a filter. `text` is shown.
+/// A link to the answers of a benchmark, filtered by `filter`. The link shows `text`.
 fn link(benchmark: &str, filter: &str, text: &str) -> String {
     let mark = if filter.is_empty() { "" } else { "&amp;" };
     format!("<a href=\"#b={}{mark}{filter}\">{}</a>", encoded(benchmark), escape_html(text))
 }
 
-/// Text as a part of the query in an address.
+/// Encodes text for use in the query of a URL.
 fn encoded(text: &str) -> String {
     let mut made = String::new();
     for byte in text.bytes() {
@@ -261,7 +264,7 @@ fn encoded(text: &str) -> String {
     made
 }
 
-/// What the figure of a benchmark is.
+/// How the headline figure of a benchmark is computed, in words.
 fn metric_name(metric: Headline) -> &'static str {
     match metric {
         Headline::Overall => "mean over questions",
@@ -270,7 +273,7 @@ fn metric_name(metric: Headline) -> &'static str {
     }
 }
 
-/// The bars of a benchmark: its own score, published ones, and each category.
+/// The bars of a benchmark: the run's own score, the published scores, and the score of each category.
 fn board_html(benchmark: &BenchmarkAnswers, other: Option<&BenchmarkAnswers>, is_comparison: bool) -> String {
     let BenchmarkAnswers { task, report, .. } = benchmark;
     let mut facts = vec![format!("{} questions", grouped(report.n)), metric_name(report.headline.metric).to_string()];
@@ -314,7 +317,7 @@ fn board_html(benchmark: &BenchmarkAnswers, other: Option<&BenchmarkAnswers>, is
     )
 }
 
-/// A bar with the interval as a whisker. `label` is HTML; `class` names the colour.
+/// A bar with the interval as a whisker. `label` is HTML; `class` is the CSS class that sets the color.
 fn bar_html(label: &str, class: &str, score: f64, interval: Option<[f64; 2]>, count: &str) -> String {
     let at = |share: f64| 100.0 * share.clamp(0.0, 1.0);
     let (whisker, range) = match interval {

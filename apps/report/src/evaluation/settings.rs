@@ -50,7 +50,7 @@ pub fn summary(settings: &Value) -> String {
     )
 }
 
-/// Adds the settings of the run, or those of two runs with the differing ones first.
+/// Adds the settings of a run. For two runs, the settings that differ come first.
 pub fn add_settings(page: &mut Page, run: &EvaluationRun, against: Option<&EvaluationRun>) {
     page.add("<section aria-labelledby=\"settings\"><h2 id=\"settings\">Settings and protocol</h2>\n");
     page.add(
@@ -81,7 +81,7 @@ pub fn add_settings(page: &mut Page, run: &EvaluationRun, against: Option<&Evalu
     page.add("</section>\n");
 }
 
-/// The settings that all benchmarks of a run have, in the order of the settings file.
+/// The settings that apply to all benchmarks of a run, in the order of the settings file.
 fn named_settings(run: &EvaluationRun) -> Vec<(String, String)> {
     let settings = run.first_settings();
     let mut list = vec![("model".to_string(), model_name(settings))];
@@ -94,7 +94,7 @@ fn named_settings(run: &EvaluationRun) -> Vec<(String, String)> {
         let name = if name == "version" { "reel" } else { name };
         list.extend((!value.is_null()).then(|| (name.replace('_', " "), shown(value))));
     }
-    // Those of single benchmarks are in the table of data files.
+    // These options differ between benchmarks, so they are not listed here but in the table of data files.
     const OF_BENCHMARK: [&str; 4] = ["benchmark", "task_version", "data_files", "stop"];
     let options = settings["options"].as_object().into_iter().flatten();
     let options = options.filter(|(name, value)| !OF_BENCHMARK.contains(&&name[..]) && !value.is_null());

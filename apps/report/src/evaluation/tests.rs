@@ -48,7 +48,7 @@ fn page(run: &EvaluationRun, against: Option<&EvaluationRun>) -> String {
     evaluation_page_html(run, against, &FrameStrips::default()).unwrap()
 }
 
-/// The value of the page's JSON, as a browser reads it.
+/// The JSON data of the page, parsed as a browser does.
 fn page_json(html: &str) -> Value {
     let data = html.split("<script type=\"application/json\">").nth(1).unwrap();
     serde_json::from_str(data.split("</script>").next().unwrap()).unwrap()
@@ -67,7 +67,7 @@ fn page_has_scores_beside_published_ones_and_says_what_differs() {
     }
     assert!(html.contains("MMVU (multiple choice)</b>: 3 of 625 questions.</li>"), "{html}");
     assert!(html.contains("#b=mmvu&amp;c=Art%20%26%20%3Ci%3E\">Art &amp; &lt;i&gt;</a>"), "{html}");
-    // Only what the protocol does not have is named.
+    // Only settings that differ from the protocol are listed as not comparable.
     let differing = |options: &[(&str, Value)]| {
         let mut own = own.clone();
         own.benchmarks[0].task.rows = Some(3);
@@ -129,7 +129,8 @@ fn two_runs_are_paired_by_their_questions() {
     assert_eq!((outputs(0), outputs(1)), (vec!["A", "B", "A"], vec!["B", "B", "A"]));
     let fewer = run("c", &["A"]);
     assert!(data_for_test(&a, Some(&fewer))["answers"][1]["runs"][1].is_null());
-    // Other questions under the same names, and other benchmarks, are refused by the name of the file.
+    // Runs with other questions under the same names, or with other benchmarks, are refused. The error names their
+    // file.
     b.benchmarks[0].answers[0].prediction.question = Some("Another?".into());
     b.benchmarks[0].answers[0].prediction.id = Some("id0".into());
     let error = |b: &EvaluationRun| evaluation_page_html(&a, Some(b), &FrameStrips::default()).unwrap_err().to_string();
@@ -154,8 +155,8 @@ fn videos_that_are_not_there_are_no_error() {
     assert!(note(&without, 1 << 20)[0].as_str().unwrap().contains("give it as --media-root"));
 }
 
-/// Images are decoded in this process, so no worker is needed: rows about wrong answers have frames first, each image
-/// once, and the limit of bytes holds.
+/// Images are decoded in this process, so this test needs no worker. Images of wrong answers come first, each image
+/// once, and their bytes stay within the limit.
 #[test]
 fn images_of_wrong_answers_come_first_within_the_limit() {
     let folder = tempfile::tempdir().unwrap();
@@ -222,11 +223,11 @@ fn hostile() -> impl Strategy<Value = String> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
-    /// Any output, question and error reaches the reader of the page's JSON as it is, and adds no element to the page.
+    /// Any output, question and error reaches the reader of the page's JSON unchanged, and adds no element to the page.
     #[test]
     fn texts_round_trip_through_the_page(output in hostile(), question in hostile(), error in hostile()) {
         let with = |output: &str, question: &str, error: &str| {
-            // The scores are the same for all cases.
+            // The scores do not depend on the texts, so they are computed once for all cases.
             static RUN: LazyLock<EvaluationRun> = LazyLock::new(|| run("r", &["A", "B"]));
             let mut own = RUN.clone();
             let answers = &mut own.benchmarks[0].answers;

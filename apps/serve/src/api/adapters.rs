@@ -1,4 +1,4 @@
-//! `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, whose fields are those of vLLM.
+//! `POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, with the same fields as in vLLM.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(crate) async fn load(State(shared): State<Arc<Shared>>, body: Body) -> Resul
     let replace = fields.take("load_inplace", "true or false")?.unwrap_or(false);
     fields.refuse_others()?;
     let (loading, path, of) = (shared.clone(), folder.clone(), name.clone());
-    // A task of its own, so that a client that leaves does not stop it half-way.
+    // Loading runs in a task of its own, so that a client that disconnects does not stop it half-way.
     let loaded = tokio::spawn(async move {
         // The semaphore is never closed.
         let _turn = loading.weight_changes.acquire().await;
@@ -47,7 +47,7 @@ pub(crate) async fn unload(State(shared): State<Arc<Shared>>, body: Body) -> Res
     shared.refuse_if_training()?;
     let mut fields = Fields::of_object(read_body(&shared.bodies, body).await?)?;
     let name = take_name(&mut fields)?;
-    // vLLM's number of an adapter; here the name is enough.
+    // `lora_int_id` is vLLM's number of an adapter. It is ignored: the name identifies the adapter.
     fields.take_any("lora_int_id");
     fields.refuse_others()?;
     match shared.adapters.remove(&name) {

@@ -1,4 +1,4 @@
-//! `POST /admin/weights`: replaces the weights in service by those of another folder, without a restart.
+//! `POST /admin/weights`: replaces the weights in service by the weights in another folder, without a restart.
 //!
 //! ```text
 //! check    local client, key, one replacement at a time           status 403, 401, 409
@@ -30,11 +30,11 @@ use crate::http::{Peer, read_body};
 use crate::new_weights::CheckedFiles;
 use crate::settings::folder_name;
 
-/// Headers that a proxy adds, or a browser for the page of another server.
+/// Headers that a proxy adds, or that a browser adds to a request of another server's web page.
 const HEADERS_OF_OTHERS: [&str; 7] =
     ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "origin"];
 
-/// Refuses requests that do not come from a program on this machine, whatever keys they carry.
+/// Refuses requests that do not come from a program on this machine, even if they carry a valid key.
 pub(crate) async fn only_local(request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<Peer>();
     match refusal(peer, request.headers()) {
@@ -43,7 +43,8 @@ pub(crate) async fn only_local(request: Request, next: Next) -> Response {
     }
 }
 
-/// Returns why an admin request is refused: it comes from another machine, or from a web page. `None` if it is allowed.
+/// Returns why an admin request is refused: it comes from another machine, or from a web page. `None` if the request is
+/// allowed.
 fn refusal(peer: Option<&Peer>, headers: &HeaderMap) -> Option<String> {
     // A server that listens on an IPv6 address sees IPv4 clients as ::ffff:a.b.c.d.
     if !peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback()) {
@@ -70,7 +71,7 @@ pub(crate) async fn weights(State(shared): State<Arc<Shared>>, body: Body) -> Re
             "the weights or an adapter are being changed already; try again when that is done",
         ));
     };
-    // A task of its own, so that a client that leaves does not stop the replacement half-way.
+    // The replacement runs in a task of its own, so that a client that disconnects does not stop it half-way.
     let replacing = tokio::spawn(replace(shared, folder.clone(), turn));
     let requests = replacing.await.map_err(|_| ApiError::internal("replacing the weights has panicked"))??;
     Ok(Json(json!({
@@ -78,7 +79,7 @@ pub(crate) async fn weights(State(shared): State<Arc<Shared>>, body: Body) -> Re
     })))
 }
 
-/// Returns the number of unfinished requests that go on with the new weights.
+/// Replaces the weights. Returns the number of unfinished requests that continue with the new weights.
 async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermit) -> Result<usize, ApiError> {
     let _turn = turn;
     let (path, model) = (folder.clone(), shared.model.clone());
@@ -94,7 +95,8 @@ async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermi
     Ok(requests)
 }
 
-/// The error of weights that cannot be loaded; `field` named them. The old ones stay in service.
+/// The error about weights that cannot be loaded. `field` is the field of the request that named them. The old weights
+/// stay in service.
 pub(crate) fn wrong_files(e: EngineError, field: &str) -> ApiError {
     match e {
         EngineError::Model(e) if !matches!(e, ModelError::Runtime(_)) => {

@@ -1,4 +1,4 @@
-//! The objects of an answer: whole, or one chunk for each piece of text.
+//! Makes the JSON objects of an answer: one whole object, or one chunk for each piece of text.
 
 use reel_engine::{Completion, FinishReason, TokenLogProbs, completion_text};
 use reel_input::TokenId;
@@ -11,7 +11,7 @@ use super::reasoning::split_reasoning;
 use super::tool_calls::{AnswerPiece, ToolCallParser};
 use crate::http::random_number;
 
-/// Which API an answer belongs to.
+/// The API that an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// `/v1/chat/completions`
@@ -29,7 +29,7 @@ impl Form {
         }
     }
 
-    /// The field that has the prompt, which errors name.
+    /// Name of the request field that has the prompt, for error messages.
     pub(crate) fn prompt_field(self) -> &'static str {
         match self {
             Form::Chat => "messages",
@@ -52,24 +52,24 @@ impl Form {
     }
 }
 
-/// Counts the characters of a completion's text, to find where in it each token begins. The text is the one before a
-/// stop string cuts it.
+/// Counts the characters of a completion's text, to find the index of the character at which each token begins. The
+/// text is counted before a stop string cuts it.
 #[derive(Debug, Default)]
 pub(crate) struct TextOffsets {
     /// The number of complete characters.
     characters: usize,
-    /// The bytes of an incomplete character after them.
+    /// The bytes of an incomplete character that follows the complete ones.
     pending: Vec<u8>,
 }
 
 impl TextOffsets {
-    /// Adds the bytes of the next token. Returns the index of the character that has the first of them; without bytes,
-    /// the number of characters so far.
+    /// Adds the bytes of the next token. Returns the index of the character in which its first byte lies. For a token
+    /// without bytes, returns the number of characters so far.
     fn push(&mut self, bytes: &[u8]) -> usize {
         let Some((&first, others)) = bytes.split_first() else { return self.characters };
         self.pending.push(first);
         self.characters += take_complete_text(&mut self.pending).chars().count();
-        // The byte is in the last complete character, or in the incomplete one after it.
+        // The token's first byte lies in the last complete character, or in the incomplete character after it.
         let offset = self.characters - usize::from(self.pending.is_empty());
         self.pending.extend(others);
         self.characters += take_complete_text(&mut self.pending).chars().count();
@@ -77,16 +77,16 @@ impl TextOffsets {
     }
 }
 
-/// How calls of tools are found in an answer.
+/// How tool calls are found in an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallRules {
-    /// Calls after the first one are left out.
+    /// Keep only the first call of an answer.
     pub(crate) one_call: bool,
-    /// The request names the function. As in OpenAI's API, the finish reason is then `stop`.
+    /// The request names the function that must be called. As in OpenAI's API, the finish reason is then `stop`.
     pub(crate) is_named: bool,
 }
 
-/// What all parts of an answer have in common.
+/// What the whole answer, or all of its chunks, have in common.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) form: Form,
@@ -96,11 +96,11 @@ pub(crate) struct Answer {
     pub(crate) model: String,
     /// The number of tokens of all prompts.
     pub(crate) prompt_tokens: usize,
-    /// Strings before which a completion is cut.
+    /// Stop strings: a completion's text ends before the first of them.
     pub(crate) stop: Vec<String>,
-    /// `None` if an answer is text only.
+    /// How tool calls are found; `None` if the answer is text only.
     pub(crate) calls: Option<CallRules>,
-    /// Whether the reasoning of an answer is a field of its own (true), is left out (false), or stays in its text
+    /// Where the reasoning of an answer goes: into a field of its own (true), nowhere (false), or into the text
     /// (`None`).
     pub(crate) include_reasoning: Option<bool>,
     pub(crate) stream: StreamFields,
@@ -157,8 +157,9 @@ impl Answer {
         object
     }
 
-    /// The message of a text, with its reasoning and the calls in it. As in vLLM, an answer of reasoning only has no
-    /// content. Older clients read the reasoning as `reasoning_content`.
+    /// The chat message of an answer's text, with its reasoning and its tool calls in separate fields. As in vLLM, a
+    /// message with nothing but reasoning has no content. The reasoning is also in `reasoning_content`, for older
+    /// clients.
     fn message(&self, text: String) -> Value {
         let Some(is_shown) = self.include_reasoning else { return self.message_with_calls(text) };
         let (reasoning, text) = split_reasoning(&text);
@@ -179,7 +180,7 @@ impl Answer {
         let (mut content, mut calls) = (None, Vec::<(String, String)>::new());
         for piece in pieces {
             match piece {
-                // The reasoning is not part of the text any more.
+                // Reasoning was split off before, so no such piece occurs here.
                 AnswerPiece::Text(text) | AnswerPiece::Reasoning(text) => {
                     content.get_or_insert_with(String::new).push_str(&text)
                 }
@@ -202,8 +203,8 @@ impl Answer {
         }
     }
 
-    /// The log-probabilities of tokens in the form of the API; null if there are none. `offsets` has counted the tokens
-    /// of the completion before these, and counts these.
+    /// The log-probabilities of these tokens in the form of the API; null without tokens. `offsets` has counted the
+    /// completion's earlier tokens, and counts these tokens, too.
     pub(crate) fn log_probs(
         &self,
         tokenizer: &Tokenizer,
@@ -241,7 +242,7 @@ impl Answer {
         }
     }
 
-    /// The first chunk of a choice, which names the role; the API for texts has none.
+    /// The first chunk of a choice, which names the role. The completions API has no such chunk.
     pub(crate) fn first_chunk(&self, index: usize) -> Option<Value> {
         let content = if self.may_have_no_text() { Value::Null } else { json!("") };
         match self.form {
@@ -252,13 +253,13 @@ impl Answer {
         }
     }
 
-    /// Whether an answer can be without a text, rather than have an empty one: it may be calls or reasoning.
+    /// Whether `content` may be absent, and not merely empty: the answer may consist of tool calls or reasoning.
     fn may_have_no_text(&self) -> bool {
         self.calls.is_some() || self.include_reasoning.is_some()
     }
 
-    /// A piece of an answer; `None` is a token that adds none. `tokens` is the number of tokens that were generated
-    /// so far, of all choices.
+    /// The chunk for a piece of an answer. `piece` is `None` for a token that adds no text. `tokens` is the number of
+    /// tokens generated so far, of all choices.
     pub(crate) fn piece_chunk(
         &self,
         index: usize,
@@ -285,7 +286,7 @@ impl Answer {
         self.chunk(index, content, log_probs, None, tokens)
     }
 
-    /// The end of a choice. `has_calls`: calls of tools were found in it.
+    /// The chunk that ends a choice. `has_calls` is true if tool calls were found in the choice.
     pub(crate) fn last_chunk(&self, index: usize, reason: FinishReason, has_calls: bool, tokens: usize) -> Value {
         let reason = self.finish_reason(reason, has_calls);
         match self.form {
@@ -294,14 +295,14 @@ impl Answer {
         }
     }
 
-    /// The chunk with the usage, after all others.
+    /// The chunk with the usage, which is sent after all other chunks.
     pub(crate) fn usage_chunk(&self, tokens: usize) -> Value {
         let mut object = self.object(self.form.chunk_object(), json!([]));
         object["usage"] = self.usage(tokens);
         object
     }
 
-    /// `content` is the delta of a message, or a text.
+    /// A chunk of choice `index`. `content` is the delta of a chat message, or a text.
     fn chunk(&self, index: usize, content: Value, log_probs: Value, reason: Option<&str>, tokens: usize) -> Value {
         let key = if self.form == Form::Chat { "delta" } else { "text" };
         let choices = json!([{"index": index, key: content, "logprobs": log_probs, "finish_reason": reason}]);
@@ -309,14 +310,14 @@ impl Answer {
         if self.stream.continuous_usage {
             object["usage"] = self.usage(tokens);
         } else if self.stream.include_usage {
-            // The last chunk has the usage; the others say that they have none.
+            // Only the last chunk has the usage; in all other chunks, `usage` is null.
             object["usage"] = Value::Null;
         }
         object
     }
 }
 
-/// A random id for a call, which its result names.
+/// A random id for a tool call. The message with the call's result names this id.
 fn call_id() -> String {
     format!("call_{:016x}", random_number())
 }
@@ -350,7 +351,7 @@ mod tests {
         ] {
             let mut text = Vec::new();
             for (bytes, offset) in tokens.iter().zip(offsets(tokens)) {
-                // A token that goes on with a character begins in it.
+                // The offset of a token is the index of the character in which its first byte lies.
                 text.extend_from_slice(&bytes[..1]);
                 assert_eq!(offset, String::from_utf8_lossy(&text).chars().count() - 1, "{tokens:?}");
                 text.extend_from_slice(&bytes[1..]);

@@ -39,7 +39,8 @@ pub(crate) async fn complete(
     let checked = Checked::new(&shared, Form::Chat, model, stream, (settings, names), 1)?;
     let checked = checked.with_calls(calls).with_reasoning(reasoning);
     let prompt = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {
-        // The memory of the messages is free once the prompt is encoded.
+        // Moves the permit for the memory of the messages into the closure, which frees both when the prompt is
+        // encoded.
         let (_memory, messages): (_, Value) = (memory, messages);
         encode::messages(shared, &messages, tools.definitions, prompt_fields, add_generation_prompt)
     });

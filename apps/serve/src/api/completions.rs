@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::{ApiError, encode};
 use crate::http::RequestLog;
 
-/// Maximum number of new tokens of a request that does not say, as in OpenAI's API.
+/// Maximum number of new tokens of a request without `max_tokens`, as in OpenAI's API.
 const DEFAULT_NEW_TOKENS: usize = 16;
 
 /// The field `prompt`.
@@ -50,7 +50,7 @@ impl Prompts {
 }
 
 impl Prompt {
-    /// The model's input. A prompt of this API has no media.
+    /// The model input of a prompt. Prompts of this API have no images or videos.
     fn encode(self, shared: &Shared) -> Result<ModelInput, ApiError> {
         let input = match self {
             Prompt::Text(text) => encode::text(shared, &text)?,
@@ -98,7 +98,7 @@ pub(crate) async fn complete(
     checked.answer(&shared, log, prompts, DEFAULT_NEW_TOKENS).await
 }
 
-/// Takes out the fields that only this API has, if their values have no effect.
+/// Takes out the fields that only this API has. They are accepted only with values that have no effect.
 fn take_without_effect(fields: &mut Fields) -> Result<(), ApiError> {
     if fields.take::<String>("suffix", "a text")?.is_some_and(|suffix| !suffix.is_empty()) {
         return Err(wrong_field("suffix", "is not supported", "remove it"));

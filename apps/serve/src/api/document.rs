@@ -79,7 +79,7 @@ fn write_fields(page: &mut String, document: &Value, schema: &Value) {
     page.push_str("</table>\n");
 }
 
-/// The type of a field as HTML; an object with a name is a link to it.
+/// The type of a field as HTML. If the type is an object with a name, a link to the object.
 fn type_of(field: &Value) -> String {
     if let Some(name) = field["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
         return format!("<a href=\"#{0}\">{0}</a>", escape(name));
@@ -99,7 +99,7 @@ fn type_of(field: &Value) -> String {
     }
 }
 
-/// What a reference leads to; other values stay.
+/// Follows a `$ref` to the value that it refers to. Returns any other value unchanged.
 fn resolve<'a>(document: &'a Value, value: &'a Value) -> &'a Value {
     let path = value["$ref"].as_str().and_then(|path| path.strip_prefix('#'));
     path.and_then(|path| document.pointer(path)).unwrap_or(value)
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    /// With `include_usage` every chunk but the last one has a usage that is null.
+    /// With `include_usage`, every chunk except the last one has the field `usage` with the value null.
     #[test]
     fn chunks_may_have_a_usage_that_is_null() {
         let usage = serde_json::json!([{"$ref": "#/components/schemas/Usage"}, {"type": "null"}]);

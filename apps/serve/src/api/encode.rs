@@ -1,4 +1,4 @@
-//! Encodes prompts on blocking threads: chat templates, media and tokens.
+//! Encodes prompts to model inputs on blocking threads: chat templates, media and tokens.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use super::fields::wrong_field;
 use super::shared::Shared;
 use super::{ApiError, LOCATION, wrong_messages, wrong_request};
 
-/// Encodes chat messages with the tools that the model may call and the other fields that change the prompt.
-/// `add_generation_prompt`: `None` adds it unless the last message is the assistant's.
+/// Encodes chat messages with the tools that the model may call and the other fields that change the prompt. If
+/// `add_generation_prompt` is `None`, the prompt ends with the beginning of an answer unless the last message is the
+/// assistant's.
 pub(crate) fn messages(
     shared: &Shared,
     messages: &Value,
@@ -29,11 +30,12 @@ pub(crate) fn messages(
         refuse_files(&conversation)?;
     }
     let encoded = encode_conversation(shared, &conversation, add_generation_prompt);
-    // Clients need not know where on this machine the folder of the media is.
+    // Hides the media folder in the error message, so that clients do not learn where it lies on this machine.
     encoded.map_err(|e| secret_folders(&root).iter().fold(e, |e, folder| e.hide(folder, "MEDIA_ROOT")))
 }
 
-/// The absolute names of a folder. A relative name such as `.` tells nothing, and is part of other words.
+/// The absolute names of a folder, which error messages must not contain. A relative name such as `.` reveals nothing,
+/// and replacing it would change other words.
 fn secret_folders(folder: &Path) -> Vec<String> {
     let names = [Some(folder.to_path_buf()), folder.canonicalize().ok()].into_iter().flatten();
     names.filter(|name| name.is_absolute() && name.parent().is_some()).map(|name| name.display().to_string()).collect()
@@ -63,8 +65,8 @@ pub(crate) fn text(shared: &Shared, text: &str) -> Result<ModelInput, ApiError> 
     refuse_pads(shared, "prompt", input)
 }
 
-/// Refuses a text that cannot fit into the model's positions, however it is tokenized: tokenizing many MiB takes time
-/// and memory. `field` has it.
+/// Refuses a text that is too long for the model's positions, however it is tokenized. This check avoids tokenizing
+/// many MiB, which takes time and memory. `field` is the request field with the text.
 fn refuse_long_text(shared: &Shared, text: &str, field: &str) -> Result<(), ApiError> {
     let positions = shared.positions();
     match text.len() > positions.saturating_mul(shared.longest_token_bytes) {
@@ -80,13 +82,14 @@ fn refuse_long_text(shared: &Shared, text: &str, field: &str) -> Result<(), ApiE
     }
 }
 
-/// The input of given ids. `field` has them.
+/// The model input for these token ids. `field` is the request field with the ids.
 pub(crate) fn ids(shared: &Shared, field: &str, ids: Vec<TokenId>) -> Result<ModelInput, ApiError> {
     shared.check_ids(field, &ids)?;
     refuse_pads(shared, field, ModelInput::from_text_tokens(ids))
 }
 
-/// Refuses tokens that stand for images or videos in the prompt of a field that has no media.
+/// Refuses image and video pad tokens in the prompt of a request that has no media. `field` is the request field with
+/// the prompt.
 fn refuse_pads(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelInput, ApiError> {
     let refused = refuse_pads_without_media(&shared.model.folder, &input, PromptOrigin::Text(field));
     let as_field = |e: InputError| {
@@ -96,27 +99,28 @@ fn refuse_pads(shared: &Shared, field: &str, input: ModelInput) -> Result<ModelI
     refused.map(|()| input).map_err(as_field)
 }
 
-/// Encodes messages on a blocking thread, as [`on_blocking_thread`]. The number of those with images and videos that
-/// run at the same time is limited, because decoding takes memory; messages of text never wait for them.
+/// Encodes messages on a blocking thread, as [`on_blocking_thread`] does. Only a limited number of requests with images
+/// or videos is encoded at the same time, because decoding takes memory. Messages without media never wait for a
+/// permit.
 pub(crate) async fn messages_on_blocking_thread<T: Send + 'static>(
     shared: &Arc<Shared>,
     messages: Value,
     encode: impl FnOnce(&Shared, Value) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let permit = match may_have_media(&messages) {
-        // A semaphore that is never closed always gives a permit.
+        // Waiting for a permit cannot fail, because this semaphore is never closed.
         true => shared.encoders.clone().acquire_owned().await.ok(),
         false => None,
     };
     on_blocking_thread(shared, move |shared| {
-        // The thread goes on if the client is gone meanwhile, so it holds the permit itself.
+        // The thread continues even if the client disconnects, so the thread itself holds the permit.
         let _permit = permit;
         encode(shared, messages)
     })
     .await
 }
 
-/// Whether a part of a message is something else than text.
+/// Whether a part of a message is something other than text.
 fn may_have_media(messages: &Value) -> bool {
     let parts = messages.as_array().into_iter().flatten().filter_map(|message| message["content"].as_array());
     parts.flatten().any(|part| part["type"].as_str().is_none_or(|kind| !TEXT_TYPES.contains(&kind)))

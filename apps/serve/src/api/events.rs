@@ -1,4 +1,5 @@
-//! The events of all prompts of a request, in the order in which they come, with their record in metrics and log.
+//! The events of all prompts of a request, in the order of their arrival. Each event is recorded in the metrics and in
+//! the access log.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -29,25 +30,26 @@ pub(crate) enum ChoiceEvent {
 pub(crate) struct QueuedPrompt {
     /// The number of its tokens.
     pub(crate) tokens: usize,
-    /// Its events. Dropping the receiver makes the engine drop the prompt.
+    /// The events of the prompt. Dropping this receiver makes the engine drop the prompt.
     pub(crate) events: UnboundedReceiver<Event>,
 }
 
-/// The events of a request. Dropping it makes the engine drop what is not finished.
+/// The events of a request. Dropping this value makes the engine drop the request's unfinished prompts.
 #[derive(Debug)]
 pub(crate) struct RequestEvents {
     prompts: Vec<QueuedPrompt>,
     n: usize,
     /// The state of each choice.
     choices: Vec<Choice>,
-    /// The prompt that is asked first for its next event, so that none is asked last always.
+    /// Index of the prompt that is polled first for the next event. It changes with each event, so that all prompts get
+    /// their turn.
     next: usize,
     begun: Instant,
     metrics: Arc<Metrics>,
     log: Arc<RequestLog>,
-    /// The field that has the prompts, which errors name.
+    /// Name of the request field that has the prompts, for error messages.
     prompt_field: &'static str,
-    /// The number of permits limits the requests of the server.
+    /// Permits of the semaphore that limits the number of requests of the server.
     _permit: OwnedSemaphorePermit,
 }
 
@@ -59,7 +61,7 @@ struct Choice {
 }
 
 impl RequestEvents {
-    /// The events of prompts with `n` completions each, of a request that came at `begun`.
+    /// Creates the events of a request that arrived at `begun`, with `n` completions for each prompt.
     pub(crate) fn new(
         prompts: Vec<QueuedPrompt>,
         n: usize,
@@ -90,7 +92,7 @@ impl RequestEvents {
     pub(crate) fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<ChoiceEvent, ApiError>> {
         let count = self.prompts.len();
         for prompt in (0..count).map(|i| (self.next + i) % count) {
-            // A prompt without unfinished choices has closed its channel.
+            // The engine has closed the channel of a prompt whose choices are all finished.
             if self.choices[prompt * self.n..(prompt + 1) * self.n].iter().all(|choice| choice.is_finished) {
                 continue;
             }
@@ -157,7 +159,7 @@ impl RequestEvents {
 
 impl Drop for RequestEvents {
     fn drop(&mut self) {
-        // What is unfinished here has no reader any more.
+        // Choices that are unfinished here count as aborted, because the client no longer reads them.
         self.end_unfinished(Outcome::Abort);
     }
 }

@@ -1,5 +1,5 @@
-//! The fields of a request's body. Each endpoint takes out the fields that it handles; [`Fields::into_settings`] checks
-//! the others, which are sampling fields, and refuses unknown ones.
+//! The fields of a request's body. Each endpoint takes out the fields that it handles; [`Fields::into_settings`] reads
+//! the remaining fields, which are sampling fields, and refuses unknown fields.
 
 use axum::body::Body;
 use reel_diagnostic::Diagnostic;
@@ -19,32 +19,32 @@ use crate::http::{RequestBody, read_body};
 /// Bodies above this size are parsed on a thread of their own.
 const LARGE_BODY_BYTES: usize = 1 << 20;
 
-/// Maximum number of values in a body. A value takes up to 200 bytes of memory, so a body of short ones would take a
-/// hundred times its length.
+/// Maximum number of values in a body. A value takes up to 200 bytes of memory, so a body of many short values would
+/// take a hundred times its length in memory.
 const MAX_VALUES: usize = 1 << 20;
 
 /// Maximum number of completions of one request, as in OpenAI's API.
 pub(crate) const MAX_COMPLETIONS: usize = 128;
 
-/// The fields that can set the form of an answer; a request has one of them at most.
+/// The fields that can constrain the form of an answer (its grammar). A request has at most one of these fields.
 const GRAMMAR_FIELDS: [&str; 6] =
     ["response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"];
 
-/// The names of a request's fields that have several names, for errors.
+/// The names by which a request gave two fields that have several names. Error messages use these names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GivenNames {
-    /// The field that limits the number of new tokens.
+    /// Name of the field that limits the number of new tokens, as the request gave it.
     pub(crate) max_tokens: &'static str,
-    /// The field that sets the form of the answer.
+    /// Name of the field that constrains the form of the answer, as the request gave it.
     pub(crate) grammar: &'static str,
 }
 
-/// The fields that are not taken yet.
+/// The fields of a request that no handler has taken out yet.
 #[derive(Debug)]
 pub(crate) struct Fields {
     fields: Map<String, Value>,
     memory: Option<OwnedSemaphorePermit>,
-    /// The name of the model that the request names; that of the server's own model if it names none.
+    /// The name of the model in the request, or the name of the server's model if the request names none.
     model: String,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct StreamFields {
 struct StreamOptions {
     include_usage: Option<bool>,
     continuous_usage_stats: Option<bool>,
-    /// OpenAI pads chunks to hide the length of tokens; here they are never padded.
+    /// OpenAI pads chunks to hide the length of tokens. This server never pads chunks, so the field has no effect.
     #[serde(rename = "include_obfuscation")]
     _include_obfuscation: Option<bool>,
 }
@@ -73,7 +73,7 @@ impl Fields {
     /// Reads and parses a body, which must be a JSON object. A field that is null counts as absent.
     ///
     /// # Errors
-    /// The body cannot be read; it is no JSON object; its `model` is not one of this server.
+    /// The body cannot be read or is not a JSON object, or its `model` is not a model of this server.
     pub(crate) async fn read(shared: &Shared, body: Body) -> Result<Self, ApiError> {
         let mut fields = Self::of_object(read_body(&shared.bodies, body).await?)?;
         let name = fields.take::<String>("model", "the name of a model")?;
@@ -82,13 +82,14 @@ impl Fields {
         Ok(Self { model, ..fields })
     }
 
-    /// Parses a body as [`Fields::read`] does, whose field `model` is not the name of a model.
+    /// Parses a body as [`Fields::read`] does, but without a check of `model`, which has another meaning in this
+    /// request.
     ///
     /// # Errors
-    /// The body is no JSON object.
+    /// The body is not a JSON object.
     pub(crate) fn of_object(body: RequestBody) -> Result<Self, ApiError> {
         let parse = || parse_object(&body.bytes);
-        // Parsing many MiB must not hold back the answers to others.
+        // Parsing many MiB on an async thread would delay the answers to other requests.
         let parsed = if body.bytes.len() > LARGE_BODY_BYTES { block_in_place(parse) } else { parse() };
         let fields = parsed?.into_iter().filter(|(_, value)| !value.is_null()).collect();
         Ok(Self { fields, memory: body.memory, model: String::new() })
@@ -99,15 +100,15 @@ impl Fields {
         std::mem::take(&mut self.model)
     }
 
-    /// Takes out what counts the memory of the fields, which the caller drops together with them.
+    /// Takes out the permit that counts the memory of the fields. The caller drops the permit together with the fields.
     pub(crate) fn take_memory(&mut self) -> Option<OwnedSemaphorePermit> {
         self.memory.take()
     }
 
-    /// Takes out a field. `wanted` says what its value should be.
+    /// Takes out a field. `wanted` describes the expected value, for error messages.
     ///
     /// # Errors
-    /// Its value has the wrong type.
+    /// The field's value has the wrong type.
     pub(crate) fn take<T: DeserializeOwned>(&mut self, name: &str, wanted: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.take_any(name) else { return Ok(None) };
         T::deserialize(&value)
@@ -117,7 +118,7 @@ impl Fields {
 
     /// Takes out a field of any type.
     pub(crate) fn take_any(&mut self, name: &str) -> Option<Value> {
-        // The order of the other fields has no meaning.
+        // The removal changes the order of the other fields, which does not matter.
         self.fields.swap_remove(name)
     }
 
@@ -135,19 +136,19 @@ impl Fields {
         Ok(StreamFields { stream, include_usage, continuous_usage })
     }
 
-    /// The names that the request gives to the fields with several names.
+    /// The names by which the request gives the fields that have several names.
     pub(crate) fn given_names(&self) -> GivenNames {
-        // Of both fields, max_completion_tokens wins.
+        // If the request has both fields, `max_completion_tokens` is used.
         let limits = ["max_completion_tokens", "max_tokens"];
         let max_tokens = limits.into_iter().find(|name| self.fields.contains_key(*name)).unwrap_or("max_tokens");
-        // response_format may ask for plain text beside another field.
+        // A `response_format` for plain text sets no grammar, so it may stand beside a field that does.
         let has_grammar = |name: &&str| self.fields.get(*name).is_some_and(|value| value["type"] != "text");
         let grammar = GRAMMAR_FIELDS.into_iter().find(has_grammar).unwrap_or("response_format");
         GivenNames { max_tokens, grammar }
     }
 
     /// Takes out `add_generation_prompt` and `continue_final_message`. Returns whether the prompt ends with the
-    /// beginning of a new answer; `None`: unless the last message is the assistant's.
+    /// beginning of a new answer. `None` means that it does unless the last message is the assistant's.
     pub(crate) fn take_generation_prompt(&mut self) -> Result<Option<bool>, ApiError> {
         let added = self.take::<bool>("add_generation_prompt", "true or false")?;
         match self.take("continue_final_message", "true or false")? {
@@ -160,20 +161,20 @@ impl Fields {
         }
     }
 
-    /// Takes out `tools`, for an endpoint that only encodes them.
+    /// Takes out `tools`, for an endpoint that only encodes the prompt.
     ///
     /// # Errors
-    /// They are wrong.
+    /// The tools are malformed.
     pub(crate) fn take_tools(&mut self) -> Result<Vec<Value>, ApiError> {
         let field = self.take_any("tools").map(|tools| ("tools".to_string(), tools));
         let request = ToolRequest::from_body(LOCATION, &field.into_iter().collect()).map_err(wrong_request)?;
         Ok(request.definitions)
     }
 
-    /// Takes out the other fields that change the prompt of messages, for an endpoint that only encodes them.
+    /// Takes out the other fields that change the prompt of messages, for an endpoint that only encodes the prompt.
     ///
     /// # Errors
-    /// They are wrong.
+    /// A value of these fields is malformed.
     pub(crate) fn take_prompt_fields(&mut self) -> Result<PromptFields, ApiError> {
         let taken = PromptFields::FIELDS.into_iter().filter_map(|name| Some((name.to_string(), self.take_any(name)?)));
         PromptFields::from_body(LOCATION, &taken.collect()).map_err(wrong_request)
@@ -185,10 +186,10 @@ impl Fields {
         self.take("include_reasoning", "true or false")
     }
 
-    /// Reads the sampling fields of a request without messages, which must be all that is left.
+    /// Reads the remaining fields of a request without messages, which must all be sampling fields.
     ///
     /// # Errors
-    /// As [`Fields::into_chat_settings`].
+    /// A field is unknown or not supported, or its value has the wrong type or is out of range.
     pub(crate) fn into_settings(self) -> Result<RequestSettings, ApiError> {
         let of_chats = PromptFields::FIELDS.into_iter().chain(["tools", "include_reasoning"]);
         let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
@@ -199,8 +200,8 @@ impl Fields {
         }
     }
 
-    /// Reads the sampling fields, those of tools and the others that change the prompt, which must be all that is left.
-    /// A field that reel does not support is refused, unless its value has no effect.
+    /// Reads the remaining fields of a chat request, which must be sampling fields, fields about tools, or other fields
+    /// that change the prompt. A field that reel does not support is refused, unless its value has no effect.
     ///
     /// # Errors
     /// A field is unknown or not supported, or its value has the wrong type or is out of range.
@@ -210,7 +211,8 @@ impl Fields {
         {
             return Err(wrong_field("n", &format!("is {n}"), &format!("give 1 to {MAX_COMPLETIONS}")));
         }
-        // The model's parser reads a whole chat request, whose messages are taken out already.
+        // The parser expects a whole chat request. The messages are already taken out, so an empty list stands for
+        // them.
         if self.fields.insert("messages".into(), Value::Array(Vec::new())).is_some() {
             return Err(wrong_field("messages", "is not a field of this request", "remove it"));
         }
@@ -219,7 +221,7 @@ impl Fields {
         Ok((settings, tools, prompt))
     }
 
-    /// Refuses every field that is left.
+    /// Refuses the request if any field is left.
     pub(crate) fn refuse_others(self) -> Result<(), ApiError> {
         match self.fields.keys().next() {
             None => Ok(()),
@@ -241,14 +243,15 @@ fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     serde_json::from_slice(bytes).map_err(|e| wrong(format!("is not a JSON object ({e})"), "correct its JSON"))
 }
 
-/// The number of values in a JSON text, counted by what comes before them: a comma or an opening bracket.
+/// Upper bound of the number of values in a JSON text: counts commas and opening brackets, since one of them stands
+/// before each value in a list or an object.
 fn value_count(json: &[u8]) -> usize {
     let (mut count, mut bytes) = (0, json.iter());
     while let Some(byte) = bytes.next() {
         match byte {
             b',' | b'[' | b'{' => count += 1,
             b'"' => {
-                // Skips a string; a backslash is followed by a character that does not end it.
+                // Skips a string. The character after a backslash never ends the string.
                 while let Some(byte) = bytes.next() {
                     match byte {
                         b'\\' => drop(bytes.next()),

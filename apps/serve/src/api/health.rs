@@ -1,4 +1,4 @@
-//! `/health`: the process answers. `/ready`: requests are answered. `/version`, `/metrics`.
+//! `/health`: whether the process answers. `/ready`: whether the server accepts requests. `/version` and `/metrics`.
 
 use std::sync::Arc;
 

@@ -34,7 +34,7 @@ use reel_input::InputError;
 use reel_media::MediaError;
 use serde_json::json;
 
-/// What error messages call the body of a request.
+/// The location in error messages about the body of a request.
 pub(crate) const LOCATION: &str = "request";
 
 /// An error in the form of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`.
@@ -74,7 +74,7 @@ impl ApiError {
         Self { status: StatusCode::UNAUTHORIZED, message, param: None, code: "invalid_api_key" }
     }
 
-    /// The client may not do this, whatever key it carries.
+    /// The client may not send this request, even with a valid key.
     pub(crate) fn forbidden(message: String) -> Self {
         Self { status: StatusCode::FORBIDDEN, message, param: None, code: "forbidden" }
     }
@@ -94,7 +94,7 @@ impl ApiError {
         Self { status, message, param: None, code: "internal_error" }
     }
 
-    /// The engine has not answered a request, whose prompt is in the field `prompt_field`.
+    /// The error of the engine about a request. `prompt_field` is the request field with the prompt.
     pub(crate) fn of_request(e: &EngineError, prompt_field: &str) -> Self {
         match e.is_too_long() {
             true => Self::too_long(e.to_string(), prompt_field),
@@ -102,7 +102,7 @@ impl ApiError {
         }
     }
 
-    /// The engine has not done what a request asks for.
+    /// The error of the engine as an answer to the client.
     pub(crate) fn of_engine(e: &EngineError) -> Self {
         match e {
             EngineError::Request(diagnostic) => {
@@ -122,7 +122,7 @@ impl ApiError {
         &self.message
     }
 
-    /// Replaces a text in the message by another, for names that clients should not learn.
+    /// Replaces a text in the message, such as the name of a folder that clients should not learn.
     pub(crate) fn hide(self, text: &str, shown: &str) -> Self {
         Self { message: self.message.replace(text, shown), ..self }
     }
@@ -135,7 +135,7 @@ impl ApiError {
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
-        // A client chooses the names of its fields, so they are cut as the message is.
+        // The client chose the names of its fields, so a long name is cut and escaped as the message is.
         let param = self.param.as_ref().map(|name| Diagnostic::new("", name, "").to_string());
         json!({"error": {"message": self.message, "type": kind, "param": param, "code": self.code}})
     }
@@ -168,16 +168,18 @@ pub(crate) async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     }
 }
 
-/// The error of a request that cannot be encoded. A failure of the process that decodes its media is not the request's
-/// fault: the same request may succeed later.
+/// The error of a request that cannot be encoded. If the worker process that decodes the media fails, the request may
+/// be correct: it may succeed later.
 pub(crate) fn wrong_request(e: InputError) -> ApiError {
     match e {
         InputError::Media(e @ MediaError::Worker(_)) => {
-            // The client need not know what this machine lacks, but its owner must.
+            // The cause is written to the server's log for the owner of this machine. The client gets a general
+            // message.
             reel_diagnostic::note!("error: {e}");
             return ApiError::busy("this server cannot run the process that decodes media now; try again later");
         }
-        // A decoder that crashes was killed by a signal, too, so the file is named.
+        // A decoder that crashes is also reported as killed by a signal. The message names the file, because the file
+        // may be the cause.
         InputError::Media(e @ MediaError::Killed(_)) => {
             let Diagnostic { location, what, .. } = e.diagnostic().clone();
             let help = "try again later; if it fails again, the file may be damaged";
@@ -189,14 +191,14 @@ pub(crate) fn wrong_request(e: InputError) -> ApiError {
     ApiError::bad_request(diagnostic.to_string(), field_of(&diagnostic.location))
 }
 
-/// The field of a request that a location names: `tools[0]` of `request: tools[0]: name`.
+/// The request field in an error's location: `tools[0]` in the location `request: tools[0]: name`.
 fn field_of(location: &str) -> Option<String> {
     let path = location.strip_prefix(LOCATION)?.strip_prefix(": ")?;
     path.split(": ").next().map(String::from)
 }
 
-/// The error of messages that cannot be encoded: `param` is their field, and the location says which message it is, or
-/// which other field of the request.
+/// The error of messages that cannot be encoded. `param` is `messages`, or the name of another field of the request
+/// that is wrong; the location in the text says which message is wrong.
 pub(crate) fn wrong_messages(e: InputError) -> ApiError {
     if matches!(e, InputError::Media(MediaError::Worker(_) | MediaError::Killed(_))) {
         return wrong_request(e);

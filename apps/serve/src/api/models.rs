@@ -14,7 +14,7 @@ use super::named_adapters::NamedAdapter;
 use super::shared::Shared;
 use crate::settings::folder_name;
 
-/// The adapter that requests for this model have; `None` for the server's own model.
+/// The adapter that answers requests for the model `model`; `None` for the server's own model.
 ///
 /// # Errors
 /// The server has no model or adapter with this name.
@@ -67,7 +67,7 @@ pub(crate) async fn one(
     }
 }
 
-/// The error of a request that names another model.
+/// The error of a request for a model that the server does not have.
 pub(crate) fn unknown_model(shared: &Shared, name: &str) -> ApiError {
     let names: Vec<String> = shared.adapters.all().into_iter().map(|(name, _)| format!(", {name:?}")).collect();
     let (what, own) = (format!("there is no model {name:?} here"), &shared.model.name);

@@ -21,9 +21,9 @@ const MAX_NAME_BYTES: usize = 256;
 #[derive(Clone, Debug)]
 pub(crate) struct NamedAdapter {
     pub(crate) id: AdapterId,
-    /// The folder that it was loaded from.
+    /// The folder from which the adapter was loaded.
     pub(crate) folder: PathBuf,
-    /// Seconds since 1970 when it was loaded.
+    /// The time at which the adapter was loaded, in seconds since 1970.
     pub(crate) created: u64,
 }
 
@@ -51,7 +51,7 @@ impl AdapterNames {
     }
 }
 
-/// Checks that an adapter can have this name: it is not taken, unless by an adapter that is replaced.
+/// Checks that an adapter may get this name. The name of a loaded adapter is allowed only with `replace`.
 fn check_name(shared: &Shared, name: &str, replace: bool) -> Result<(), ApiError> {
     let wrong = |what: String, help: &str| Err(wrong_field("lora_name", &what, help));
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
@@ -67,12 +67,12 @@ fn check_name(shared: &Shared, name: &str, replace: bool) -> Result<(), ApiError
     Ok(())
 }
 
-/// Loads the adapter in `folder` under a name. An adapter that had the name serves its running requests to the end.
-/// The caller holds the permit for changes of the weights.
+/// Loads the adapter in `folder` under a name. If another adapter had this name, requests that already use it finish
+/// with it. The caller holds the permit for changes of the weights.
 ///
 /// # Errors
-/// A name that is taken; files that are missing, damaged, or do not fit the model; the device is out of memory. Nothing
-/// has changed then.
+/// The name is taken; a file is missing, damaged, or does not fit the model; the device is out of memory. After an
+/// error, the server's adapters are unchanged.
 pub(crate) async fn load(shared: &Arc<Shared>, name: &str, folder: &Path, replace: bool) -> Result<(), ApiError> {
     check_name(shared, name, replace)?;
     let (path, model) = (folder.to_path_buf(), shared.model.clone());

@@ -1,7 +1,7 @@
 //! `GET /`: a page to try the model, with its style and its scripts. All files are part of the program, and the page
 //! requests nothing from other servers.
 //!
-//! The page is served without an API key, because it contains nothing of the model. Its requests to `/v1` carry the key
+//! The page is served without an API key, because it holds no data of the model. Its requests to `/v1` carry the key
 //! that the user types.
 
 use std::sync::Arc;
@@ -60,14 +60,14 @@ fn file(content_type: &'static str, text: &'static str) -> impl IntoResponse {
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
-        // Another version of the program may be the next to listen on this address.
+        // The browser must ask again each time, because a later version of the program may listen on this address.
         (CACHE_CONTROL, "no-cache"),
     ];
     (headers, text)
 }
 
-/// `GET /page/limits.json`: the page refuses a file that is too large before it is sent, since a browser does not show
-/// the answer to a request that the server stops reading.
+/// `GET /page/limits.json`: the limit of a request's size. The page refuses a larger file before it is sent, because a
+/// browser shows no answer to a request that the server stops reading.
 async fn limits(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(json!({"max_body_bytes": shared.limits.body_bytes}))
 }

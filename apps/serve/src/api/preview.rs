@@ -31,9 +31,9 @@ use crate::settings::ServedModel;
 
 /// Maximum width and height of a thumbnail in pixels.
 const MAX_SIDE: usize = 160;
-/// Maximum number of thumbnails of an image or video; of a longer video, frames at even distances are shown.
+/// Maximum number of thumbnails of an image or video. From a longer video, evenly spaced frames are shown.
 const MAX_THUMBNAILS: usize = 64;
-/// Maximum number of thumbnails of an answer; images and videos after them have none.
+/// Maximum number of thumbnails of an answer. Once it is reached, further images and videos have none.
 const MAX_ALL_THUMBNAILS: usize = 512;
 
 /// `POST /v1/preview`
@@ -44,7 +44,7 @@ pub(crate) async fn preview(State(shared): State<Arc<Shared>>, body: Body) -> Re
         return Err(wrong_field("messages", "is missing", "give a list of messages"));
     };
     let memory = fields.take_memory();
-    // Checks the fields that do not change what the model sees; tools do.
+    // These fields are checked although they do not change what the model sees. The tools do change the prompt.
     fields.take_stream()?;
     let add_generation_prompt = fields.take_generation_prompt()?;
     let (_, tools, prompt_fields) = fields.into_chat_settings()?;
@@ -78,12 +78,12 @@ struct Medium<'a> {
     kind: &'static str,
     frames: &'a FrameBuf,
     grid: GridThw,
-    /// The time of each frame in seconds; none for an image.
+    /// The time of each frame in seconds; empty for an image.
     times: &'a [f64],
 }
 
-/// The images and videos in the order in which their pad tokens stand in the prompt. [`ModelInput`] has all images and,
-/// apart from them, all videos.
+/// The images and videos in the order in which their pad tokens stand in the prompt. [`ModelInput`] holds images and
+/// videos in separate lists.
 fn media_in_prompt_order<'a>(model: &ServedModel, input: &'a ModelInput) -> Vec<Medium<'a>> {
     let tokens = &model.folder.config.tokens;
     let frames = &input.frames;
@@ -101,7 +101,7 @@ fn media_in_prompt_order<'a>(model: &ServedModel, input: &'a ModelInput) -> Vec<
             None
         };
         if let Some(medium) = next {
-            // The other pad tokens of this image or video.
+            // Skips the other pad tokens of this image or video.
             ids.by_ref().take(vision_tokens(model, medium.grid) - 1).for_each(drop);
             media.push(medium);
         }
@@ -135,7 +135,7 @@ impl Medium<'_> {
     }
 }
 
-/// At most `most` of the indices below `count`, at even distances, with the first and the last one.
+/// At most `most` of the indices `0..count`, evenly spaced, with the first and the last index.
 fn evenly_spaced(count: usize, most: usize) -> Vec<usize> {
     let shown = count.min(most);
     (0..shown).map(|i| i * (count - 1) / (shown - 1).max(1)).collect()

@@ -1,12 +1,12 @@
 //! The field `prompt_logprobs` of an answer, in vLLM's form: for each token of the prompt an object that maps token ids
-//! to log-probabilities; null for the first token, which follows nothing.
+//! to log-probabilities; null for the first token, which has no token before it.
 
 use reel_engine::PromptTokenLogProbs;
 use reel_input::TokenId;
 use reel_input::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
-/// The field's value; `tokens` are all tokens of the prompt but the first.
+/// The value of the field. `tokens` are all tokens of the prompt except the first one.
 pub(super) fn value(tokenizer: &Tokenizer, tokens: &[PromptTokenLogProbs]) -> Value {
     let entry = |id: TokenId, log_prob: f32, rank: usize| {
         let text = String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned();

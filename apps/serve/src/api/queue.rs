@@ -1,4 +1,4 @@
-//! What all endpoints that generate have in common: checks, encoding, the engine's queue, and the answer.
+//! The steps that all endpoints that generate text share: checks, encoding, the engine's queue, and the answer.
 //!
 //! ```text
 //! check     fields, model, limits of the server                      status 400, 404, 503
@@ -45,8 +45,8 @@ pub(crate) struct Checked {
 }
 
 impl Checked {
-    /// Checks the settings of a request with `prompts` prompts, and counts it among those of the server. The settings
-    /// come with the names that the request gives to their fields.
+    /// Checks the settings of a request with `prompts` prompts, and takes its permits from the server's limit of
+    /// requests. `names` are the names by which the request gave two of the settings.
     ///
     /// # Errors
     /// The server is stopping or has too many requests; the settings are out of range.
@@ -75,13 +75,13 @@ impl Checked {
         Ok(Self { form, model, stream, settings, names, calls, include_reasoning, begun, permit })
     }
 
-    /// The same request; with rules, calls of tools are found in its answers.
+    /// Sets the rules by which tool calls are found in the answers; `None` for answers of text only.
     pub(crate) fn with_calls(self, calls: Option<CallRules>) -> Self {
         Self { calls, ..self }
     }
 
-    /// The same request, whose answers have their reasoning in a field of its own (true), without it (false), or in
-    /// their text (`None`).
+    /// Sets where the reasoning of the answers goes: into a field of its own (true), nowhere (false), or into the text
+    /// (`None`).
     pub(crate) fn with_reasoning(self, include_reasoning: Option<bool>) -> Self {
         Self { include_reasoning, ..self }
     }
@@ -109,7 +109,7 @@ impl Checked {
         let limit = |prompt: &ModelInput| new_tokens(shared, form, prompt.len(), asked, default_tokens);
         let limits = prompts.iter().map(limit).collect::<Result<Vec<usize>, ApiError>>()?;
         log.add_prompt_tokens(prompt_tokens);
-        // The adapter may have been loaded again or unloaded meanwhile.
+        // The adapter may have been replaced or unloaded while the prompt was encoded.
         let adapter = models::adapter_of(shared, &model)?;
         let queued: Vec<QueuedPrompt> = prompts
             .into_iter()
@@ -134,7 +134,7 @@ impl Checked {
         };
         let mut events = RequestEvents::new(queued, n, begun, shared.metrics.clone(), log, form.prompt_field(), permit);
         if stream.stream {
-            // The status of an answer is sent before its text, so the first event decides it.
+            // The HTTP status is sent before the text, so the first event decides whether the status is an error.
             let first = events.recv().await?;
             return Ok(stream::stream(answer, shared, choices, first, events));
         }
@@ -143,7 +143,7 @@ impl Checked {
     }
 }
 
-/// The error of a server that takes no further requests.
+/// Returns an error if the server takes no further requests.
 pub(crate) fn refuse_if_stopping(shared: &Shared) -> Result<(), ApiError> {
     match shared.is_ready() {
         true => Ok(()),
@@ -152,7 +152,7 @@ pub(crate) fn refuse_if_stopping(shared: &Shared) -> Result<(), ApiError> {
 }
 
 fn enqueue(shared: &Shared, job: Job) -> QueuedPrompt {
-    // Without a seed, every prompt draws other random numbers.
+    // A prompt without a seed gets a random one.
     let seed = Some(job.settings.seed.unwrap_or_else(random_number));
     let settings = RequestSettings { seed, ..job.settings };
     let (sender, events) = unbounded_channel();
@@ -161,11 +161,12 @@ fn enqueue(shared: &Shared, job: Job) -> QueuedPrompt {
     QueuedPrompt { tokens, events }
 }
 
-/// Compiles the grammar of a request, which is in `field` unless it is that of its tools.
+/// Compiles the grammar of a request. `field` is the request field with the grammar; a grammar that was made from tools
+/// belongs to `tools`.
 fn compile(shared: &Shared, spec: &GrammarSpec, field: &str) -> Result<Grammar, ApiError> {
     let compiler = match shared.grammars.get() {
         Some(compiler) => compiler,
-        // Two requests may make a compiler at the same time; one of the two compilers is kept.
+        // Two requests may create a compiler at the same time. Then one of the two compilers is kept.
         None => {
             let made = GrammarCompiler::new(&shared.model.folder).map_err(|e| ApiError::internal(e.to_string()))?;
             shared.grammars.get_or_init(|| made)
@@ -178,8 +179,8 @@ fn compile(shared: &Shared, spec: &GrammarSpec, field: &str) -> Result<Grammar, 
     })
 }
 
-/// The number of tokens to generate at most: what the request asks for, else the default, as far as there are positions
-/// after the prompt. `asked`: the name and the value of the request's field.
+/// The maximum number of tokens to generate: the number that the request gives or else the default, bounded by the
+/// positions that the prompt leaves. `asked` is the name and the value of the request's field.
 fn new_tokens(
     shared: &Shared,
     form: Form,
@@ -217,7 +218,7 @@ async fn collect(mut events: RequestEvents, choices: usize) -> Result<Vec<Comple
     Ok(completions.into_iter().flatten().collect())
 }
 
-/// A number for each answer of this server.
+/// An id for each answer of this server, with a running number.
 fn next_id(shared: &Shared, form: Form) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

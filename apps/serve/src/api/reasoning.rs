@@ -4,8 +4,8 @@
 //! <think>It rolls to the left.</think><answer>left</answer>
 //!        reasoning                    text
 //! ```
-//! White space before the first tag is dropped. An answer without that tag is text; one that ends before the second tag
-//! is reasoning. The parts do not depend on how the answer is split into pieces.
+//! White space before the first tag is dropped. An answer without the first tag is text. An answer that ends before the
+//! second tag is reasoning. The result does not depend on how the answer is split into pieces.
 
 const BEGIN: &str = "<think>";
 const END: &str = "</think>";
@@ -15,7 +15,7 @@ const END: &str = "</think>";
 pub(crate) struct ReasoningParser {
     state: State,
     has_reasoning: bool,
-    /// What was read and may be a part of a tag.
+    /// Characters that were read but not passed on, because they may be part of a tag.
     held: String,
 }
 
@@ -28,7 +28,7 @@ enum State {
     Text,
 }
 
-/// What a piece of an answer adds.
+/// The reasoning and the text that a piece of an answer adds.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Added {
     pub(crate) reasoning: String,
@@ -58,7 +58,7 @@ impl ReasoningParser {
                     (self.state, self.held) = (State::Text, rest.to_string());
                 }
                 None => {
-                    // The end of the text that may begin the second tag is held back.
+                    // Holds back the end of the text if it may be the beginning of the second tag.
                     let is_begun = |&at: &usize| self.held.is_char_boundary(at) && END.starts_with(&self.held[at..]);
                     let first = self.held.len().saturating_sub(END.len() - 1);
                     let at = (first..self.held.len()).find(is_begun).unwrap_or(self.held.len());
@@ -73,7 +73,7 @@ impl ReasoningParser {
         added
     }
 
-    /// Ends the answer. Returns what was held back.
+    /// Ends the answer. Returns the characters that were held back.
     pub(crate) fn finish(&mut self) -> Added {
         let held = std::mem::take(&mut self.held);
         match self.state {

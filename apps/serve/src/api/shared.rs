@@ -19,7 +19,7 @@ use crate::settings::{Limits, RequestMedia, ServedModel};
 pub(crate) struct Shared {
     pub(crate) model: Arc<ServedModel>,
     pub(crate) text: TokenText,
-    /// Made for the first request with a grammar.
+    /// Created for the first request with a grammar.
     pub(crate) grammars: OnceLock<GrammarCompiler>,
     pub(crate) media: RequestMedia,
     pub(crate) limits: Limits,
@@ -28,28 +28,28 @@ pub(crate) struct Shared {
     pub(crate) engine: EngineQueue,
     /// The LoRA adapters that requests can name.
     pub(crate) adapters: AdapterNames,
-    /// One permit, for the request that replaces the weights or loads an adapter.
+    /// Has one permit. A request that replaces the weights or loads an adapter must hold it.
     pub(crate) weight_changes: Arc<Semaphore>,
     /// The name of the folder of the weights in service, and the seconds since 1970 when they were loaded.
     pub(crate) weights: Mutex<(String, u64)>,
-    /// Whether the weights are those of a training run, which alone changes them.
+    /// Whether the weights belong to a training run. Only the training run may change them then.
     pub(crate) is_training: bool,
-    /// One permit for each request that may be answered or wait.
+    /// Has one permit for each request that may run or wait at the same time.
     pub(crate) permits: Arc<Semaphore>,
-    /// One permit for each request that may be encoded at the same time: decoding videos takes memory.
+    /// Has one permit for each request with media that may be encoded at the same time: decoding videos takes memory.
     pub(crate) encoders: Arc<Semaphore>,
-    /// The length of the longest token: a text has at least as many tokens as it has parts of this length.
+    /// The length of the longest token in bytes. A text of n bytes has at least n divided by this length tokens.
     pub(crate) longest_token_bytes: usize,
     /// Seconds since 1970 at the start of the server.
     pub(crate) started: u64,
-    /// The keys of which a request must carry one; empty: none is needed.
+    /// The valid API keys. If the list is empty, requests need no key.
     pub(crate) api_keys: Vec<String>,
     /// Whether the server is to stop.
     pub(crate) stop: Arc<AtomicBool>,
 }
 
 impl Shared {
-    /// Whether new requests are answered.
+    /// Whether the server accepts new requests.
     pub(crate) fn is_ready(&self) -> bool {
         !self.stop.load(Ordering::SeqCst) && self.engine.is_alive()
     }
@@ -59,7 +59,7 @@ impl Shared {
         self.model.folder.config.text.max_position_embeddings
     }
 
-    /// Counts `n` requests among those that run or wait, until the permit is dropped.
+    /// Takes `n` permits of the server's limit of running and waiting requests. Dropping the result returns them.
     pub(crate) fn request_permits(&self, n: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         self.permits.clone().try_acquire_many_owned(n).map_err(|_| {
@@ -72,12 +72,12 @@ impl Shared {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Records that the weights in service are now those with this name.
+    /// Records that the weights in service are now those of the folder `name`.
     pub(crate) fn set_weights(&self, name: String) {
         *self.weights.lock().unwrap_or_else(PoisonError::into_inner) = (name, seconds_since_1970());
     }
 
-    /// Refuses to change the weights if they are those of a training run.
+    /// Refuses to change the weights if they belong to a training run.
     pub(crate) fn refuse_if_training(&self) -> Result<(), ApiError> {
         match self.is_training {
             true => Err(ApiError::conflict(
@@ -87,7 +87,7 @@ impl Shared {
         }
     }
 
-    /// Refuses ids that the model does not have; `field` has them.
+    /// Refuses token ids that the model does not have. `field` is the request field with the ids.
     pub(crate) fn check_ids(&self, field: &str, ids: &[TokenId]) -> Result<(), ApiError> {
         let size = self.model.folder.config.text.vocab_size;
         match ids.iter().find(|&&id| id as usize >= size) {
@@ -99,8 +99,8 @@ impl Shared {
         }
     }
 
-    /// Whether a request may be answered: it carries a valid key, or none is needed. The comparison takes the same
-    /// time for every wrong key of the right length.
+    /// Whether a request may be answered: it carries a valid key, or the server has no keys. A comparison with a wrong
+    /// key of the right length always takes the same time.
     pub(crate) fn accepts(&self, authorization: Option<&str>) -> bool {
         let parts = authorization.and_then(|value| value.split_once(' '));
         let given = parts.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")).map_or("", |(_, key)| key.trim());

@@ -1,8 +1,8 @@
 //! An answer as server-sent events.
 //!
-//! The connection asks for the next event once it has room for it, so a slow client holds back its own answer and
-//! nothing else: the engine goes on, and its tokens wait. Dropping the stream, because the client is gone or reads
-//! nothing for too long, makes the engine drop the request.
+//! The connection polls for the next event when it can send one. So a slow client delays only its own answer: the
+//! engine continues, and the tokens wait in a queue. If the client disconnects or reads nothing for too long, the
+//! stream is dropped, which makes the engine drop the request.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -28,7 +28,7 @@ use crate::settings::ServedModel;
 /// The last event of a streamed answer.
 const DONE: &str = "[DONE]";
 
-/// The answer with the events of a request, of which `first` has come already.
+/// The streamed answer to a request. `first` is the request's first event, `events` gives the following ones.
 pub(crate) fn stream(
     answer: Answer,
     shared: &Shared,
@@ -48,7 +48,7 @@ pub(crate) fn stream(
     let mut stream =
         AnswerStream { answer, model: shared.model.clone(), choices: states, tokens: 0, ready, events: Some(events) };
     stream.take(first);
-    // nginx passes on the pieces at once, also where its configuration does not say so.
+    // This header makes nginx pass on each event at once, even if its configuration does not.
     let unbuffered = [(HeaderName::from_static("x-accel-buffering"), "no")];
     (unbuffered, Sse::new(stream).keep_alive(KeepAlive::default())).into_response()
 }
@@ -57,18 +57,19 @@ pub(crate) fn stream(
 struct StreamedChoice {
     /// `None` once the choice is finished.
     text: Option<CompletionStream<TokenText>>,
-    /// Finds the reasoning, which is part of the answer or left out; `None` if it stays in the text.
+    /// The parser that finds the reasoning, and whether the reasoning is part of the answer; `None` if reasoning stays
+    /// in the text.
     reasoning: Option<(ReasoningParser, bool)>,
-    /// `None` if the answer is text only.
+    /// The parser that finds tool calls; `None` if the answer is text only.
     calls: Option<ToolCallParser>,
-    /// The log-probabilities of tokens whose event is not made yet.
+    /// The log-probabilities of tokens that no event contains yet.
     log_probs: Vec<(TokenId, TokenLogProbs)>,
-    /// Counts the text of the tokens whose log-probabilities have been sent.
+    /// Counts the characters of the tokens whose log-probabilities have been sent.
     offsets: TextOffsets,
 }
 
 impl StreamedChoice {
-    /// What a text adds to the answer.
+    /// Reads a piece of the completion's text. Returns the pieces of the answer that it adds.
     fn push(&mut self, text: String) -> Vec<AnswerPiece> {
         match &mut self.reasoning {
             Some((parser, _)) => {
@@ -79,7 +80,7 @@ impl StreamedChoice {
         }
     }
 
-    /// The pieces of a reasoning and of the text after it.
+    /// The pieces of an answer for a piece of reasoning and the text after it.
     fn add(&mut self, Added { reasoning, text }: Added) -> Vec<AnswerPiece> {
         let is_shown = self.reasoning.as_ref().is_some_and(|(_, is_shown)| *is_shown) && !reasoning.is_empty();
         let mut pieces: Vec<AnswerPiece> = is_shown.then_some(AnswerPiece::Reasoning(reasoning)).into_iter().collect();
@@ -91,7 +92,7 @@ impl StreamedChoice {
         pieces
     }
 
-    /// Ends the choice. Returns what was held back.
+    /// Ends the choice. Returns the pieces that were held back.
     fn finish(&mut self) -> Vec<AnswerPiece> {
         let rest = self.text.take().map_or(String::new(), CompletionStream::finish);
         let mut pieces = self.push(rest);
@@ -101,7 +102,7 @@ impl StreamedChoice {
         }
         if let Some(parser) = &mut self.calls {
             pieces.extend(parser.finish());
-            // An empty answer is an empty text.
+            // An answer without any piece gets one piece of empty text.
             let empty = parser.is_empty().then(|| AnswerPiece::Text(String::new()));
             pieces.extend(empty);
         }
@@ -120,9 +121,9 @@ struct AnswerStream {
     choices: Vec<StreamedChoice>,
     /// The number of tokens of all choices so far.
     tokens: usize,
-    /// The data of events that are to be sent.
+    /// The data of the events that are to be sent next.
     ready: VecDeque<String>,
-    /// `None` once the last event is among `ready`.
+    /// The events of the request; `None` once the last event is in `ready`.
     events: Option<RequestEvents>,
 }
 
@@ -137,7 +138,7 @@ impl Stream for AnswerStream {
             let Some(events) = &mut self.events else { return Poll::Ready(None) };
             match ready!(events.poll_recv(cx)) {
                 Ok(event) => self.take(event),
-                // The status of the answer is sent already, so the error is an event.
+                // The HTTP status has already been sent, so the error is sent as an event.
                 Err(e) => {
                     self.ready.extend([e.to_json().to_string(), DONE.to_string()]);
                     self.events = None;
@@ -148,7 +149,7 @@ impl Stream for AnswerStream {
 }
 
 impl AnswerStream {
-    /// Adds the chunks of an event to those that are to be sent.
+    /// Turns an event of the engine into chunks, and adds them to `ready`.
     fn take(&mut self, event: ChoiceEvent) {
         let Self { answer, model, choices, tokens, ready, events } = self;
         match event {
@@ -159,7 +160,8 @@ impl AnswerStream {
                 let text = state.text.as_mut().map_or(String::new(), |text| text.push(id));
                 let mut pieces: Vec<Option<AnswerPiece>> = state.push(text).into_iter().map(Some).collect();
                 if pieces.is_empty() {
-                    // As in vLLM, each token has an event, whose time clients measure.
+                    // As in vLLM, each token has an event, even without text, because clients measure the time between
+                    // events.
                     pieces.push(None);
                 }
                 for piece in pieces {

@@ -32,10 +32,10 @@ pub(crate) async fn tokenize(State(shared): State<Arc<Shared>>, body: Body) -> R
     let (tools, prompt_fields) = (fields.take_tools()?, fields.take_prompt_fields()?);
     let with_texts = fields.take("return_token_strs", "true or false")?.unwrap_or(false);
     let add_generation_prompt = fields.take_generation_prompt()?;
-    // The tokenizers of Qwen2.5-VL add no special tokens, so both values give the same.
+    // The tokenizers of Qwen2.5-VL add no special tokens, so the value of this field makes no difference.
     fields.take::<bool>("add_special_tokens", "true or false")?;
     fields.refuse_others()?;
-    // Encoding may decode videos, so it counts as a request.
+    // Encoding may decode videos, so it needs a permit as any other request does.
     let permit = shared.request_permits(1)?;
     let messages = messages.unwrap_or_default();
     let tokens = encode::messages_on_blocking_thread(&shared, messages, move |shared, messages| {

@@ -6,16 +6,17 @@
 //! {"name": "get_weather", "arguments": {"city": "Paris"}}          head: `{"name": "get_weather", "arguments": {`
 //! </tool_call>                                                     the arguments are passed on as they come
 //! ```
-//! A block is a call once its head is there. Its arguments are the text up to the bracket that closes them, as the
-//! model wrote it. A block with the fields in another order is a call once it is complete and valid JSON. Every other
-//! block stays text. The pieces do not depend on how the text is split, so a streamed answer equals a whole one.
+//! A block becomes a call when its head is complete. The arguments are the text up to the bracket that closes them, as
+//! the model wrote it. A block with its fields in another order becomes a call when it is complete and valid JSON.
+//! Every other block stays text. The result does not depend on how the text is split into pieces, so a streamed answer
+//! equals an unstreamed one.
 
 use serde_json::{Map, Value};
 
 const BEGIN: &str = "<tool_call>";
 const END: &str = "</tool_call>";
 
-/// Maximum length of the JSON text of a name in a head. Functions have at most 64 characters.
+/// Maximum length of the JSON text of a function's name in a head. Valid names have at most 64 characters.
 const MAX_NAME_BYTES: usize = 256;
 
 /// A piece of an answer. The calls of an answer have the indices 0, 1, ...
@@ -23,22 +24,22 @@ const MAX_NAME_BYTES: usize = 256;
 pub(crate) enum AnswerPiece {
     /// Text outside of calls.
     Text(String),
-    /// The reasoning before the text; [`super::reasoning`] finds it.
+    /// Reasoning before the text, which [`super::reasoning`] finds.
     Reasoning(String),
-    /// The begin of a call of the function `name`.
+    /// The beginning of a call of the function `name`.
     Call { index: usize, name: String },
     /// The next piece of the arguments of a call.
     Arguments { index: usize, text: String },
 }
 
-/// The state of a text that is read.
+/// The state of the parser while it reads an answer's text.
 #[derive(Debug)]
 pub(crate) struct ToolCallParser {
     one_call: bool,
     state: State,
-    /// White space after the last text or call: content if text follows, nothing if a call follows.
+    /// White space after the last text or call. It becomes content if text follows, and is dropped if a call follows.
     space: String,
-    /// What was read in this state and is not passed on.
+    /// Characters that were read in the present state but not passed on yet.
     held: String,
     /// The number of calls that have begun.
     calls: usize,
@@ -48,22 +49,22 @@ pub(crate) struct ToolCallParser {
 
 #[derive(Debug)]
 enum State {
-    /// Outside of a block; `held` may be the start of [`BEGIN`].
+    /// Outside of a block. `held` may be the beginning of the tag [`BEGIN`].
     Text,
-    /// In a block, of which `held` is the start.
+    /// In the head of a block. `held` is the text of the block so far.
     Head(Head),
-    /// In a block that is an object without the usual head.
+    /// In a block that is a JSON object without the usual head.
     OtherObject,
     /// In the arguments of a call.
     Arguments(Nesting),
-    /// Behind the arguments, in the object of the call; `held` has what was read.
+    /// After the arguments, but still in the JSON object of the call. `held` is the text since the arguments.
     RestOfObject(Nesting),
-    /// Behind the object of a call; `held` may be the start of [`END`].
+    /// After the JSON object of a call. `held` may be the beginning of the tag [`END`].
     AfterObject,
 }
 
 impl ToolCallParser {
-    /// The state before a text. With `one_call`, calls after the first one are left out.
+    /// Creates a parser for one answer. With `one_call`, calls after the first one are left out.
     pub(crate) fn new(one_call: bool) -> Self {
         let (space, held, pieces) = Default::default();
         Self { one_call, state: State::Text, space, held, calls: 0, has_text: false, pieces }
@@ -74,23 +75,23 @@ impl ToolCallParser {
         self.calls > 0
     }
 
-    /// Whether no piece has been passed on.
+    /// Whether the answer has no text and no call so far.
     pub(crate) fn is_empty(&self) -> bool {
         self.calls == 0 && !self.has_text
     }
 
-    /// Reads a piece of the text. Returns what it adds.
+    /// Reads a piece of the text. Returns the pieces of the answer that are now complete enough to pass on.
     pub(crate) fn push(&mut self, text: &str) -> Vec<AnswerPiece> {
         text.chars().for_each(|c| self.read(c));
         std::mem::take(&mut self.pieces)
     }
 
-    /// Ends the text. Returns what was held back.
+    /// Ends the text. Returns the pieces that were held back.
     pub(crate) fn finish(&mut self) -> Vec<AnswerPiece> {
         let held = std::mem::take(&mut self.held);
         match std::mem::replace(&mut self.state, State::Text) {
             State::Text if !held.is_empty() => self.add_text(&held),
-            // White space after the last call has no meaning.
+            // White space after the last call is dropped.
             State::Text if self.calls == 0 && !self.space.is_empty() => self.add_text(""),
             State::Head(_) => self.add_text(&format!("{BEGIN}{held}")),
             State::OtherObject => self.end_other_object(&held, ""),
@@ -118,7 +119,8 @@ impl ToolCallParser {
                         self.end_block_at_tag();
                     }
                     HeadStep::Wrong => {
-                        // The block is white space and one more character, which may begin a tag.
+                        // The block is not an object: it has white space and one more character, which may begin
+                        // another tag.
                         let block = std::mem::take(&mut self.held);
                         self.state = State::Text;
                         self.add_text(BEGIN);
@@ -140,7 +142,7 @@ impl ToolCallParser {
             State::RestOfObject(nesting) => {
                 let is_end = nesting.read(c);
                 self.held.push(c);
-                // A tag also ends an object whose last bracket is missing.
+                // The end tag also ends an object whose last bracket is missing.
                 let is_tag = !nesting.in_string && self.held.ends_with(END);
                 if is_end || is_tag {
                     self.state = if is_tag { State::Text } else { State::AfterObject };
@@ -153,7 +155,7 @@ impl ToolCallParser {
                     self.held.clear();
                     self.state = State::Text;
                 } else if !END.starts_with(&self.held) {
-                    // Models write a bracket too much, or leave out the tag.
+                    // Some models write one bracket too many, or leave out the end tag.
                     let rest = std::mem::take(&mut self.held);
                     if rest.chars().any(|c| !c.is_ascii_whitespace() && c != '}') {
                         self.state = State::Text;
@@ -165,7 +167,7 @@ impl ToolCallParser {
     }
 
     fn read_text(&mut self, c: char) {
-        // Of the tag, only the first character is `<`.
+        // In a tag, only the first character is `<`, so `held` is not the beginning of a tag.
         if c == '<' && !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
             self.add_text(&held);
@@ -189,7 +191,7 @@ impl ToolCallParser {
         }
     }
 
-    /// Ends a block without the usual head if `held` ends with its tag.
+    /// Ends a block without the usual head if `held` ends with the end tag.
     fn end_block_at_tag(&mut self) {
         if self.held.ends_with(END) {
             let block = std::mem::take(&mut self.held);
@@ -198,7 +200,7 @@ impl ToolCallParser {
         }
     }
 
-    /// Passes on a complete block: as a call if it is one, else as text.
+    /// Passes on a complete block: as a call if it can be parsed as one, else as text.
     fn end_other_object(&mut self, block: &str, end: &str) {
         match parse_call(block) {
             Some((name, arguments)) => {
@@ -228,15 +230,15 @@ impl ToolCallParser {
         }
     }
 
-    /// Whether the last call is not left out.
+    /// Whether the last call is passed on. With `one_call`, only the first one is.
     fn is_shown(&self) -> bool {
         self.calls == 1 || !self.one_call
     }
 
-    /// Passes on text, and the white space before it.
+    /// Passes on text together with the white space before it.
     fn add_text(&mut self, more: &str) {
         let space = std::mem::take(&mut self.space);
-        // White space between calls and the first text has no meaning.
+        // White space between calls and the first text after them is dropped.
         let space = if self.has_text || self.calls == 0 { &*space } else { "" };
         self.has_text = true;
         match self.pieces.last_mut() {
@@ -249,8 +251,8 @@ impl ToolCallParser {
     }
 }
 
-/// The name and the arguments of a call that is JSON with its fields in any order. Some models write the arguments as a
-/// text with JSON.
+/// Parses a call from JSON with its fields in any order. Returns the name and the arguments. Some models write the
+/// arguments as a string that contains JSON.
 fn parse_call(block: &str) -> Option<(String, Map<String, Value>)> {
     let mut object: Map<String, Value> = serde_json::from_str(block).ok()?;
     let name = object.get("name")?.as_str().filter(|name| !name.is_empty())?.to_string();
@@ -261,7 +263,7 @@ fn parse_call(block: &str) -> Option<(String, Map<String, Value>)> {
     }
 }
 
-/// The nesting of brackets in a JSON text.
+/// Tracks the nesting of brackets in a JSON text.
 #[derive(Debug)]
 struct Nesting {
     depth: usize,
@@ -273,7 +275,7 @@ impl Nesting {
     /// Behind an opening bracket.
     const INSIDE: Nesting = Nesting { depth: 1, in_string: false, is_escaped: false };
 
-    /// Reads a character. Returns whether it closes the first bracket.
+    /// Reads a character. Returns whether this character closes the outermost bracket.
     fn read(&mut self, c: char) -> bool {
         match c {
             _ if self.is_escaped => self.is_escaped = false,
@@ -288,7 +290,7 @@ impl Nesting {
     }
 }
 
-/// The part of a head that is read: `{"name": NAME, "arguments": {`, with any white space between its parts.
+/// Reads the head of a call: `{"name": NAME, "arguments": {`, with any white space between its parts.
 #[derive(Debug, Default)]
 struct Head {
     /// The index in [`HEAD`].
@@ -299,7 +301,7 @@ struct Head {
     name: String,
 }
 
-/// The parts of a head; an empty one stands for the name.
+/// The parts of a head. The empty part stands for the name.
 const HEAD: [&str; 8] = ["{", "\"name\"", ":", "", ",", "\"arguments\"", ":", "{"];
 
 enum HeadStep {
@@ -330,7 +332,8 @@ impl Head {
         if self.part == HEAD.len() { HeadStep::Complete } else { HeadStep::Incomplete }
     }
 
-    /// Reads a character of the name. Returns whether it is the last one; `None` if this is no name.
+    /// Reads a character of the name. Returns whether this character ends the name, or `None` if the text is not a
+    /// name.
     fn read_name(&mut self, c: char) -> Option<bool> {
         if self.read.len() == 1 {
             return (c == '"').then_some(false);
@@ -352,7 +355,7 @@ mod tests {
 
     use super::*;
 
-    /// The text of an answer and its calls (name, arguments).
+    /// The text of an answer, and its calls as (name, arguments).
     type Parsed = (String, Vec<(String, String)>);
 
     fn collect(pieces: Vec<AnswerPiece>) -> Parsed {
@@ -398,14 +401,14 @@ mod tests {
             (&*call, "", vec![f(r#"{"a": 1}"#)]),
             (&format!("\n{call}\n"), "", vec![f(r#"{"a": 1}"#)]),
             (&format!(" Let me <<see. \n{call}\n{other}\n"), " Let me <<see.", vec![f(r#"{"a": 1}"#), f(b)]),
-            // The spelling of white space does not matter.
+            // Any white space is allowed between the parts of a head.
             ("<tool_call>{\"name\":\"f\",\"arguments\":{ }}</tool_call>", "", vec![f("{ }")]),
-            // Another order of fields, further fields, arguments as text.
+            // The fields are in another order, there are more fields, or the arguments are a string.
             (&block(r#"{"arguments": {"a": 1}, "name": "f"}"#), "", vec![f(r#"{"a":1}"#)]),
             (&block(r#"{"name": "f", "arguments": {"a": 1}, "id": "}</tool_call>"}"#), "", vec![f(r#"{"a": 1}"#)]),
             (&block(r#"{"name": "f", "arguments": "{\"a\": 1}"}"#), "", vec![f(r#"{"a":1}"#)]),
             (r#"<tool_call>{"arguments": {}, "name": "f"}"#, "", vec![f("{}")]),
-            // Brackets too many or too few, and a missing tag.
+            // There are too many or too few brackets, or the end tag is missing.
             (&block(r#"{"name": "f", "arguments": {"a": 1}}}"#), "", vec![f(r#"{"a": 1}"#)]),
             (&format!("{}{call}", block(r#"{"name": "f", "arguments": {}"#)), "", vec![f("{}"), f(r#"{"a": 1}"#)]),
             (
@@ -413,7 +416,7 @@ mod tests {
                 "",
                 vec![f("{}"), f(r#"{"a": 1}"#)],
             ),
-            // The end of an answer that was cut.
+            // The answer was cut.
             (r#"x <tool_call> {"name": "f", "argum"#, r#"x <tool_call> {"name": "f", "argum"#, vec![]),
             (r#"x <tool_call> {"name": "f", "arguments": {"a": "b"#, "x", vec![f(r#"{"a": "b"#)]),
             (r#"x <tool_call> {"name": "f", "arguments": {}, "#, "x", vec![f("{}")]),
@@ -444,7 +447,7 @@ mod tests {
             let text = format!("a {} z", block(content));
             assert_eq!(parse(&text, false), (text.clone(), vec![]), "{text:?}");
         }
-        // A block of text may be followed by a call.
+        // A block that stays text may be followed by a call.
         let call = block(r#"{"name": "f", "arguments": {}}"#);
         let text = format!("write <tool_call> and <tool_call><tool_call>\n{{\"name\": x</tool_call> {call}");
         let (content, calls) = parse(&text, false);
@@ -454,7 +457,7 @@ mod tests {
         assert_eq!(parse(&block(&long), false).0, block(&long));
     }
 
-    /// A JSON value of some depth, with the characters that matter.
+    /// A nested JSON value with the characters that the parser treats specially.
     fn value() -> impl Strategy<Value = Value> {
         let text = "([a-c<>/{}\\[\\]\"\\\\\n é]|<tool_call>|</tool_call>){0,6}";
         let leaf = prop_oneof![
@@ -478,7 +481,7 @@ mod tests {
             .prop_map(|fields| Value::Object(fields.into_iter().collect()))
     }
 
-    /// Reads a text in pieces that end at these places, of its characters.
+    /// Parses a text in pieces. `ends` are the ends of the pieces as indices of characters.
     fn parse_split(text: &str, ends: &[usize], one_call: bool) -> Parsed {
         let mut parser = ToolCallParser::new(one_call);
         let mut pieces = Vec::new();

@@ -1,7 +1,8 @@
 //! Request ids, and the access log: one line of JSON on stderr for each request.
 //!
-//! A line has neither texts nor keys: the time, the request id, method and path without query, the status, milliseconds
-//! until the last byte of the answer, prompt and completion tokens, and whether the client read the whole answer.
+//! A line contains no texts and no keys. It has the time, the request id, method and path without query, the status,
+//! milliseconds until the last byte of the answer, prompt and completion tokens, and whether the client read the whole
+//! answer.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
@@ -26,11 +27,12 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_ID_BYTES: usize = 128;
 /// Maximum length of a path in the log; the rest is left out.
 const MAX_PATH_CHARS: usize = 256;
-/// Lines that may wait for a reader of stderr; further ones are left out, so that a full pipe delays no request.
+/// Maximum number of lines that wait to be written to stderr. Further lines are dropped, so that a full pipe delays no
+/// request.
 const MAX_WAITING_LINES: usize = 4096;
-/// How long the end of the server waits until all lines are written.
+/// Maximum time that the server waits at its end until all lines are written.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// The status in the log of a request whose client closed the connection before there was an answer, as in nginx.
+/// The status in the log if the client closed the connection before it got an answer, as in nginx.
 const CLIENT_CLOSED: u16 = 499;
 
 /// The access log of a server. Its lines are written by a thread of its own.
@@ -49,27 +51,28 @@ impl AccessLog {
         let (lines, queue) = sync_channel::<String>(MAX_WAITING_LINES);
         let (done, written) = mpsc::channel();
         std::thread::Builder::new().name("access log".into()).spawn(move || {
-            // A closed stderr does not end a server.
+            // A write to a closed stderr fails, which must not end the server.
             queue.iter().for_each(|line| drop(writeln!(std::io::stderr(), "{line}")));
             let _ = done.send(());
         })?;
         Ok(Self { lines, written })
     }
 
-    /// The end of the log at which requests add lines.
+    /// The sender through which requests add lines to the log.
     pub(crate) fn sender(&self) -> SyncSender<String> {
         self.lines.clone()
     }
 
-    /// Waits until the lines of all requests are written, but not for a reader of stderr that reads nothing.
+    /// Waits until the lines of all requests are written, but at most [`LAST_LINES`], in case the reader of stderr
+    /// reads nothing.
     pub(crate) fn finish(self) {
         drop(self.lines);
         let _ = self.written.recv_timeout(LAST_LINES);
     }
 }
 
-/// What is known of one request. Dropping it, with the last byte of the answer or when the client is gone, writes its
-/// line. Handlers find it among the extensions of the request.
+/// The data of the log line of one request. The line is written when this value is dropped: with the last byte of the
+/// answer, or when the client disconnects. Handlers find this value among the extensions of the request.
 #[derive(Debug)]
 pub(crate) struct RequestLog {
     lines: Option<SyncSender<String>>,
@@ -111,12 +114,12 @@ impl Drop for RequestLog {
             "completion_tokens": self.completion_tokens.load(Ordering::Relaxed),
             "complete": self.complete.load(Ordering::Relaxed) == 1,
         });
-        // A full queue leaves out the line.
+        // If the queue is full, the line is dropped.
         let _ = lines.try_send(line.to_string());
     }
 }
 
-/// Gives each request an id, which its answer carries, and a line in the log if there is one.
+/// Gives each request an id, which is sent with its answer, and writes a line to the access log if the server has one.
 pub(crate) async fn observe_request(
     State(lines): State<Option<SyncSender<String>>>,
     mut request: Request,
@@ -141,13 +144,14 @@ pub(crate) async fn observe_request(
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response.map(|inner| {
-        // A body without bytes is never polled.
+        // A body without bytes is complete now, because it is never polled.
         log.complete.store(u16::from(http_body::Body::is_end_stream(&inner)), Ordering::Relaxed);
         Body::new(LoggedBody { inner, log })
     })
 }
 
-/// The id that a client gives, if it is short and has only characters that are safe in headers, logs and file names.
+/// The request id that a client gives, if it is short and has only characters that are safe in headers, logs and file
+/// names.
 fn usable_id(value: &HeaderValue) -> Option<String> {
     let id = value.to_str().ok()?;
     let is_safe = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.', ':'].contains(&c);
@@ -159,12 +163,12 @@ fn random_id() -> String {
     format!("{:016x}{:016x}", random_number(), random_number())
 }
 
-/// A random number from the system's source.
+/// A random number: a hash whose keys come from the random source of the operating system.
 pub(crate) fn random_number() -> u64 {
     RandomState::new().hash_one(())
 }
 
-/// The body of an answer, which keeps the log of its request until it is dropped.
+/// The body of an answer. It holds the log of its request, so that the log line is written when the body is dropped.
 struct LoggedBody {
     inner: Body,
     log: Arc<RequestLog>,
@@ -176,7 +180,7 @@ impl http_body::Body for LoggedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(cx);
-        // A body of known length is not polled again after its last bytes.
+        // A body of known length is not polled again after its last bytes, so its end must be noticed here.
         if matches!(polled, Poll::Ready(None)) || self.inner.is_end_stream() {
             self.log.complete.store(1, Ordering::Relaxed);
         }

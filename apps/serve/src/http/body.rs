@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::stall::StallBudget;
 use crate::api::{ApiError, LOCATION};
 
-/// How many bodies of maximum size are in memory at the same time.
+/// Number of bodies of maximum size that fit into the memory for bodies at the same time.
 const MAX_BODIES: usize = 16;
 
 /// The memory for bodies that are being read or encoded.
@@ -29,12 +29,14 @@ pub(crate) struct BodyMemory {
 #[derive(Debug)]
 pub(crate) struct RequestBody {
     pub(crate) bytes: Vec<u8>,
-    /// Counts the memory of the body, or of what is made of it, until it is dropped.
+    /// The permit for the memory of the body, or of the values parsed from it. Dropping the permit frees this memory
+    /// for other bodies.
     pub(crate) memory: Option<OwnedSemaphorePermit>,
 }
 
 impl BodyMemory {
-    /// Memory for 16 bodies of at most `max_bytes` bytes, each of which may make no progress for `read_timeout`.
+    /// Creates the memory for 16 bodies of `max_bytes` bytes. `max_bytes` is the maximum size of a body; a body may
+    /// stop making progress for at most `read_timeout`.
     pub(crate) fn new(max_bytes: usize, read_timeout: Duration) -> Self {
         let kib = (max_bytes >> 10).max(1).saturating_mul(MAX_BODIES).min(Semaphore::MAX_PERMITS);
         Self { max_bytes, read_timeout, free_kib: Arc::new(Semaphore::new(kib)) }
@@ -70,7 +72,7 @@ pub(crate) async fn read_body(memory: &BodyMemory, mut body: Body) -> Result<Req
             let message = format!("{LOCATION}: its body is incomplete or damaged ({e}); send it again");
             ApiError::unreadable(StatusCode::BAD_REQUEST, message)
         })?;
-        // Trailers, the only other kind of frame, have no meaning here.
+        // The only other kind of frame, trailers, is ignored.
         let Ok(data) = frame.into_data() else { continue };
         budget.record(begun.elapsed(), data.len());
         if read.bytes.len() + data.len() > memory.max_bytes {

@@ -33,22 +33,22 @@ use super::stopping::{AnswerBody, COMPLETION_GRACE, Progress, ReceivedBody};
 use super::{ConnectionLimits, Tls, http2, tls};
 
 /// Maximum bytes of a request's header, and of an answer that waits for the client. Each of thousands of connections
-/// may have as much.
+/// may take this much memory.
 pub(super) const MAX_BUFFER_BYTES: usize = 64 << 10;
-/// The open requests that all HTTP/2 connections together may have at least, however few connections there may be: one
-/// proxy may carry them all.
+/// Minimum of the limit of open requests on all HTTP/2 connections together. It applies even if few connections are
+/// allowed, because one proxy may carry all requests.
 const MIN_STREAMS: usize = 1024;
-/// The pause after a connection could not be accepted, because the process has no free descriptor.
+/// The pause after a connection could not be accepted because the process has no free file descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// The time for the answers with status 503 that are being sent when the last old connection closes.
+/// When the last old connection has closed, answers with status 503 may still be in flight. They get this much time.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
-/// The address of the other end of a connection; handlers find it among the extensions of a request. It is that of a
-/// proxy if there is one.
+/// The address of the other end of a connection, which may be a proxy. Handlers find it among the extensions of a
+/// request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
-/// Kept for the life of a connection.
+/// The permit that a connection holds as long as it is open.
 type Permit = Result<OwnedSemaphorePermit, AcquireError>;
 
 /// What all connections share.
@@ -60,7 +60,7 @@ pub(super) struct Server {
     pub(super) streams: Arc<Semaphore>,
 }
 
-/// Serves `router` on all connections of `listener` until `stopped` ends and all requests that came before are
+/// Serves `router` on all connections of `listener` until `stopped` ends and all requests that arrived before are
 /// answered.
 pub(crate) async fn serve_connections(
     listener: TcpListener,
@@ -104,15 +104,15 @@ async fn accept(listener: &TcpListener, permits: &Arc<Semaphore>) -> (TcpStream,
     loop {
         match listener.accept().await {
             Ok((stream, address)) => return (stream, Peer(address), permit),
-            // The client is gone already, or this process has no free descriptor.
+            // Either the client has already disconnected, or this process has no free file descriptor.
             Err(_) => sleep(ACCEPT_RETRY).await,
         }
     }
 }
 
 impl Server {
-    /// Serves one connection. `stop` changes when the server stops, and its last clone is dropped at the last
-    /// connection's end. Without `keep_alive` the connection ends after one answer.
+    /// Serves one connection. `stop` changes when the server stops. The server waits until all clones of `stop` are
+    /// dropped, that is, until all connections have ended. Without `keep_alive`, the connection ends after one answer.
     async fn handle(
         self: Arc<Self>,
         stream: TcpStream,
@@ -122,7 +122,8 @@ impl Server {
         keep_alive: bool,
     ) {
         let _permit = permit;
-        // Pieces of a streamed answer are small and must not wait for each other. An error means the client is gone.
+        // Small pieces of a streamed answer must be sent at once (no Nagle delay). An error means that the client is
+        // gone.
         let _ = stream.set_nodelay(true);
         let Some(tls) = &self.tls else {
             let mut stream = LimitedStream::new(stream, self.limits.write_timeout);
@@ -174,13 +175,13 @@ impl Server {
             .max_buf_size(MAX_BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        // The errors of a connection are its client's: gone, too slow, or not HTTP.
+        // Errors of a connection are ignored: their cause is a client that is gone, too slow, or does not speak HTTP.
         tokio::select! {
             _ = connection.as_mut() => return,
             _ = stop.changed() => connection.as_mut().graceful_shutdown(),
         }
         let _ = timeout(COMPLETION_GRACE, connection.as_mut()).await;
-        // The rest of an answer may wait for a slow client, which the stream limits.
+        // The rest of an answer may have to wait for a slow client. [`LimitedStream`] limits this wait.
         if progress.is_answering() || write_waits.load(Ordering::Relaxed) {
             let _ = connection.await;
         }

@@ -1,4 +1,5 @@
-//! Serves HTTP/2 on a connection, which may carry many requests at the same time: each is a stream with its own task.
+//! Serves HTTP/2 on a connection. The connection may carry many requests at the same time; each request is a stream
+//! with its own task.
 //!
 //! ```text
 //! loop:
@@ -39,15 +40,16 @@ use super::limited_stream::LimitedStream;
 use super::stall::StallBudget;
 use super::stopping::{Progress, ReceivedBody};
 
-/// The first bytes of a client that knows that the server speaks HTTP/2.
+/// The first bytes that a client sends on an HTTP/2 connection.
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Maximum number of open streams of a connection; clients open further ones later.
+/// Maximum number of open streams of a connection. A client opens further streams when earlier ones have ended.
 const MAX_STREAMS: u32 = 128;
-/// Bytes of bodies that a client may send before the server has read them.
+/// Maximum number of body bytes that a client may send before the server has read them.
 const WINDOW_BYTES: u32 = 1 << 20;
-/// Streams that may be reset before the server has seen them; further ones end the connection.
+/// Maximum number of streams that the client may reset before the server has accepted them. One more ends the
+/// connection.
 const MAX_UNSEEN_RESETS: usize = 20;
-/// Streams that the server resets because of the client's errors; further ones end the connection.
+/// Maximum number of streams that the server resets because of the client's errors. One more ends the connection.
 const MAX_ERROR_RESETS: usize = 100;
 /// How long a client may take to answer a GOAWAY once its streams have ended.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -66,7 +68,8 @@ fn builder() -> Builder {
 }
 
 impl Server {
-    /// Serves HTTP/2 until the connection is closed. `stop` and `keep_alive` are those of a connection with HTTP/1.1.
+    /// Serves HTTP/2 until the connection is closed. `stop` and `keep_alive` have the same meaning as in
+    /// `Server::handle`.
     pub(super) async fn serve_http2(
         &self,
         stream: LimitedStream<impl AsyncRead + AsyncWrite + Unpin>,
@@ -76,33 +79,35 @@ impl Server {
     ) {
         let ConnectionLimits { read_timeout, write_timeout, .. } = self.limits;
         let write_waits = stream.is_waiting();
-        // A receiver that has not seen the stop.
+        // Each request waits for the change of `stop` on its own, with a clone of this receiver, which has not seen the
+        // change.
         let stop_of_requests = stop.clone();
         let handshake = tokio::select! {
             handshake = timeout(read_timeout, builder().handshake::<_, Bytes>(stream)) => handshake,
             _ = stop.changed() => return,
         };
-        // The errors of a connection are its client's: gone, too slow, or not HTTP.
+        // Errors of a connection are ignored: their cause is a client that is gone, too slow, or does not speak HTTP.
         let Ok(Ok(mut connection)) = handshake else { return };
         let mut tasks = JoinSet::new();
         let mut is_closing = false;
-        // When the connection has been idle for too long. It has no meaning while a stream is open.
+        // The time at which the connection has been idle for too long. It is ignored while a stream is open.
         let mut idle_end = pin!(sleep(read_timeout));
         loop {
             tokio::select! {
                 accepted = connection.accept() => {
-                    // Dropping the tasks ends those that are left.
+                    // Returning drops the set of tasks, which ends the remaining tasks.
                     let Some(Ok((request, mut respond))) = accepted else { return };
                     match self.streams.clone().try_acquire_owned() {
                         Ok(permit) => drop(tasks.spawn({
                             let (router, stop) = (self.router.clone(), stop_of_requests.clone());
                             async move {
                                 let _permit = permit;
-                                // An error means that the client has reset the stream, or reads nothing.
+                                // An error means that the client has reset the stream or reads nothing, so there is
+                                // nothing to report.
                                 let _ = answer(router, request, respond, peer, write_timeout, stop).await;
                             }
                         })),
-                        // Clients may send such a request again.
+                        // After this error code, a client may send the request again.
                         Err(_) => respond.send_reset(Reason::REFUSED_STREAM),
                     }
                     if keep_alive {
@@ -115,7 +120,7 @@ impl Server {
                     continue;
                 }
                 () = idle_end.as_mut(), if tasks.is_empty() => {
-                    // What a slow client still has to read is limited by the stream.
+                    // The stream itself limits how long a slow client may take to read the rest.
                     if is_closing && !write_waits.load(Ordering::Relaxed) {
                         return;
                     }
@@ -172,7 +177,7 @@ async fn answer(
         match frame {
             None => return stream.send_data(Bytes::new(), true),
             Some(Ok(frame)) => {
-                // Answers have no trailers, the only other kind of frame.
+                // The only other kind of frame, trailers, does not occur in answers.
                 let Ok(data) = frame.into_data() else { continue };
                 let is_last = body.is_end_stream();
                 send(&mut stream, data, is_last, &mut budget).await?;
@@ -188,8 +193,8 @@ async fn answer(
     }
 }
 
-/// Sends a part of an answer as the client's flow control allows. h2 gets no more than that, so that nothing is left of
-/// a stream whose task has ended.
+/// Sends a part of an answer as the client's flow control allows. The crate h2 gets no more bytes than flow control
+/// allows, so that it holds no data of a stream whose task has ended.
 ///
 /// # Errors
 /// The client has reset the stream or is gone, or `budget` is used up.
@@ -221,7 +226,7 @@ async fn send(
 /// The body of a request.
 struct RequestStream {
     stream: RecvStream,
-    /// Bytes that are still to come, if the request says how many.
+    /// Number of bytes of the body that have not arrived yet; `None` if the request has no `Content-Length`.
     missing: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! A connection whose peer must read what it is sent.
+//! A connection that fails if its peer does not read the data that is sent to it.
 
 use std::future::poll_fn;
 use std::io;
@@ -18,21 +18,22 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// A stream that fails with [`io::ErrorKind::TimedOut`] if its peer reads nothing for a time.
 ///
-/// A failed write ends the connection. That drops the body of the answer, so the engine drops the request.
+/// A failed write ends the connection. The end of the connection drops the body of the answer, which makes the engine
+/// drop the request.
 ///
-/// At the end of the connection, what the client still sends is read and ignored for a second. Without that, the system
-/// answers such bytes with a reset, which can destroy an answer that the client has not read yet: the error for a body
-/// that is too large comes while the client still sends it.
+/// At the end of the connection, bytes that the client still sends are read and ignored for a second. Otherwise the
+/// system would answer them with a TCP reset, which can destroy an answer that the client has not read yet. For
+/// example, the error about a body that is too large is sent while the client still sends the body.
 pub(super) struct LimitedStream<S> {
     inner: S,
-    /// Bytes that were read ahead to tell the protocol, and not taken yet.
+    /// Bytes that were read ahead to find the protocol of the connection, and not passed on yet.
     ahead: Vec<u8>,
     budget: StallBudget,
-    /// Set while a write waits: when the wait began, and its end.
+    /// While a write waits: the time at which the wait began, and the timer that ends it.
     waiting: Option<(Instant, Pin<Box<Sleep>>)>,
-    /// Whether a write waits, for others than the owner of the stream.
+    /// Whether a write waits. The flag is shared, so that the connection's handler can read it, too.
     is_waiting: Arc<AtomicBool>,
-    /// Set once the write side is closed.
+    /// The timer of [`LINGER`]; set once the write side is closed.
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
@@ -53,7 +54,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         self.is_waiting.clone()
     }
 
-    /// Whether the first bytes from the peer are `text`. Waits for as many as that takes; they stay to be read.
+    /// Whether the first bytes from the peer are `text`. Waits until enough bytes have arrived to tell. The bytes can
+    /// still be read afterwards.
     ///
     /// # Errors
     /// The connection cannot be read.
@@ -70,7 +72,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         Ok(self.ahead == text)
     }
 
-    /// Passes on the result of a write of `bytes(result)` bytes; makes it an error if the time is used up.
+    /// Passes on the result of a write. `bytes` returns the number of bytes that a successful result has written. If
+    /// the write has waited longer than the budget allows, returns an error.
     fn limit<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -90,7 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> LimitedStream<S> {
         Poll::Ready(result)
     }
 
-    /// Ends when the client has closed its side, or after [`LINGER`].
+    /// Reads and ignores bytes until the client has closed its side, or until [`LINGER`] is over.
     fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut ignored = [0; 4096];
         loop {
@@ -164,7 +167,7 @@ mod tests {
         let mut stream = LimitedStream::new(end, Duration::from_secs(5));
         let bytes = [0; 64 << 10];
         assert_eq!(write(&mut stream, &bytes).await.unwrap(), bytes.len());
-        // A peer that reads in time lets the write go on.
+        // If the peer reads in time, the write continues.
         let reader = tokio::spawn(async move {
             sleep(Duration::from_secs(4)).await;
             let mut room = vec![0; 32 << 10];

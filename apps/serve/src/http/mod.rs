@@ -21,12 +21,12 @@ use std::time::Duration;
 /// What clients may hold up.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Maximum number of open connections; further ones wait in the listen backlog of the system. If it is more than
-    /// 1024, it is also the maximum number of open streams of all HTTP/2 connections together.
+    /// Maximum number of open connections. Further connections wait in the listen backlog of the system. A value above
+    /// 1024 is also the maximum number of open streams of all HTTP/2 connections together.
     pub connections: usize,
-    /// The time for a TLS handshake, for the header of a request, for an idle connection, and for a body that makes no
-    /// progress.
+    /// Maximum time for a TLS handshake, for the header of a request, for an idle connection, and for a body that makes
+    /// no progress.
     pub read_timeout: Duration,
-    /// The time for which a client may read nothing of its answer.
+    /// Maximum time in which a client reads nothing of its answer.
     pub write_timeout: Duration,
 }

@@ -1,13 +1,13 @@
-//! How long the other side of a connection may let this side wait.
+//! Limits how long the client may make the server wait during a transfer.
 
 use std::time::Duration;
 
-/// The slowest transfer that is waited for, in bytes per second.
+/// The slowest transfer rate that does not use up the budget, in bytes per second.
 const MIN_BYTES_PER_SECOND: f64 = 1024.0;
 
-/// The time that is left to a client that this side waits for. Waiting takes from it, and each byte that is transferred
-/// gives back 1/1024 s. So a client that transfers nothing is given up after the limit, and one that sends or reads a
-/// byte now and then soon after it.
+/// The time that the server may still wait for a client. Waiting reduces this time, and each transferred byte adds
+/// 1/1024 s. So a client that transfers nothing is given up when the time is over, and so is a client that sends or
+/// reads a byte only now and then.
 #[derive(Debug)]
 pub(super) struct StallBudget {
     limit: Duration,
@@ -15,17 +15,17 @@ pub(super) struct StallBudget {
 }
 
 impl StallBudget {
-    /// A budget of `limit`, which is also its maximum.
+    /// Creates a budget of `limit`. The budget never exceeds `limit`.
     pub(super) fn new(limit: Duration) -> Self {
         Self { limit, left: limit }
     }
 
-    /// How long this side may wait from now on.
+    /// How long the server may still wait.
     pub(super) fn left(&self) -> Duration {
         self.left
     }
 
-    /// Records that this side waited for `waited` until `bytes` bytes were transferred.
+    /// Records that `bytes` bytes were transferred after a wait of `waited`.
     pub(super) fn record(&mut self, waited: Duration, bytes: usize) {
         let earned = Duration::from_secs_f64(bytes as f64 / MIN_BYTES_PER_SECOND);
         self.left = (self.left.saturating_sub(waited) + earned).min(self.limit);

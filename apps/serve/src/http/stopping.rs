@@ -1,5 +1,6 @@
-//! Which requests a stopping server still answers: those that are complete. A client that has sent a part of a header
-//! or of a body when the server stops has [`COMPLETION_GRACE`] to send the rest; then the server gives it up.
+//! Decides which requests a stopping server still answers: the requests that have arrived completely. A client that has
+//! sent only a part of a header or of a body when the server stops has [`COMPLETION_GRACE`] to send the rest. After
+//! that time, the server drops the request.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::time::sleep;
 /// How long a stopping server waits for the rest of a request.
 pub(super) const COMPLETION_GRACE: Duration = Duration::from_secs(1);
 
-/// Whether a request has been received completely and its answer is not complete yet.
+/// A flag: true while a completely received request is being answered.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Progress(Arc<AtomicBool>);
 
@@ -23,14 +24,14 @@ impl Progress {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Counts a request as complete. This is also true if it is answered before all of its body has come.
+    /// Sets the flag. A request that is answered before its whole body has arrived also counts as being answered.
     pub(super) fn set_answering(&self, is_answering: bool) {
         self.0.store(is_answering, Ordering::Relaxed);
     }
 
     /// Ends once the server has stopped and the request is still incomplete after [`COMPLETION_GRACE`].
     pub(super) async fn given_up(&self, mut stop: watch::Receiver<()>) {
-        // An error says that the server is gone, and so does its end.
+        // An error means that the server has ended, which counts as a stop.
         let _ = stop.changed().await;
         sleep(COMPLETION_GRACE).await;
         if self.is_answering() {
@@ -39,7 +40,7 @@ impl Progress {
     }
 }
 
-/// The body of a request, whose end makes the request complete.
+/// The body of a request. When its end is read, the request is complete.
 pub(super) struct ReceivedBody<B> {
     body: B,
     progress: Progress,
@@ -73,7 +74,7 @@ impl<B: Body + Unpin> Body for ReceivedBody<B> {
     }
 }
 
-/// The body of an answer; when it is dropped, the answer is complete.
+/// The body of an answer. When it is dropped, the answer is complete.
 pub(super) struct AnswerBody<B> {
     body: B,
     progress: Progress,

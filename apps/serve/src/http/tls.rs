@@ -14,10 +14,10 @@ use tokio_rustls::server::TlsStream;
 /// Maximum bytes of a certificate or key file (1 MiB).
 const MAX_PEM_BYTES: u64 = 1 << 20;
 
-/// The name of HTTP/2 in ALPN, the part of the handshake that chooses a protocol.
+/// The name of HTTP/2 in ALPN, the TLS extension by which client and server choose a protocol.
 const HTTP2: &[u8] = b"h2";
 
-/// The certificate and the key with which connections are encrypted.
+/// The certificate and the private key with which the server encrypts connections.
 #[derive(Clone)]
 pub struct Tls(Arc<ServerConfig>);
 
@@ -62,7 +62,7 @@ impl Tls {
     }
 }
 
-/// Whether client and server have chosen HTTP/2.
+/// Whether client and server have agreed on HTTP/2.
 pub(super) fn is_http2<S>(stream: &TlsStream<S>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(HTTP2)
 }

@@ -18,7 +18,7 @@ pub(super) struct Shape {
     pub(super) color: [f32; 3],
 }
 
-/// Draws the frames of a clip, u8 RGB; a frame equal to the one before it is copied.
+/// Draws the frames of a clip, u8 RGB. A frame that equals the previous frame is copied.
 pub(super) fn render(scenes: &[Vec<Shape>]) -> Vec<u8> {
     let mut frames: Vec<u8> = Vec::with_capacity(scenes.len() * CLIP_SIDE * CLIP_SIDE * 3);
     for (t, scene) in scenes.iter().enumerate() {
@@ -49,14 +49,15 @@ fn render_frame(shapes: &[Shape]) -> Vec<u8> {
     pixels
 }
 
-/// Returns false if a shape is too far from a pixel along one axis to change it. `center` and `pixel` are the
-/// coordinates of their centers on this axis. A shape's edge is at most `radius` away from the shape's center.
-/// Antialiasing extends the shape beyond its edge by 0.5 pixels, at the top of a triangle by 0.5 √5 = 1.12 pixels.
+/// Returns false if a shape is too far from a pixel along one axis to change the pixel. `center` and `pixel` are the
+/// coordinates of the shape's and of the pixel's center on this axis. A shape's edge is at most `radius` away from the
+/// shape's center. Antialiasing extends the shape beyond its edge by 0.5 pixels, at the top of a triangle by 0.5 √5 =
+/// 1.12 pixels.
 fn reaches(s: &Shape, center: f32, pixel: f32) -> bool {
     (pixel - center).abs() <= s.radius + 1.2
 }
 
-/// Returns the color of the pixel with center (x, y) after a shape is drawn over it; `rgb` is the color before.
+/// Returns the color of the pixel with center (x, y) after a shape is drawn over it; `rgb` is the pixel's color before.
 fn blend(mut rgb: [f32; 3], s: &Shape, x: f32, y: f32) -> [f32; 3] {
     let inside = (0.5 - distance(s, x, y)).clamp(0.0, 1.0);
     for (c, want) in rgb.iter_mut().zip(s.color) {

@@ -26,27 +26,27 @@ pub const COLORS: [(&str, [f32; 3]); 4] = [
 ];
 const NUMBERS: [&str; 4] = ["one", "two", "three", "four"];
 
-/// The directions of motion: the answer, and where the shape starts and ends.
+/// The directions of motion: the answer, and the sides where the shape starts and ends.
 pub const DIRECTIONS: [(&str, &str, &str); 4] =
     [("left", "right", "left"), ("right", "left", "right"), ("up", "bottom", "top"), ("down", "top", "bottom")];
 
 /// The beginning of the file names of clips with a grey shape.
 const GREY: &str = "grey";
-/// Number of clips with a grey shape, whose levels are [`GREY_LEVELS`] and steps of [`GREY_STEP`] from there on.
+/// Number of clips with a grey shape. Clip `i` has the grey level [`GREY_LEVELS`] + `i` · [`GREY_STEP`].
 pub const GREY_CLIPS: usize = 12;
 /// The darkest grey of a shape, 0 to 255.
 pub const GREY_LEVELS: usize = 110;
-/// The distance of two levels of grey: far above what two encodings of a frame change.
+/// The distance between two levels of grey. It is far above the change of a level by two encodings of a frame.
 pub const GREY_STEP: usize = 10;
 
 /// The kind of question that is asked about a clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ClipTask {
-    /// In which direction a shape moves: left, right, up or down.
+    /// The direction in which a shape moves: left, right, up or down.
     Motion,
-    /// Which two colors a shape has, in order.
+    /// The two colors that a shape has one after the other.
     Colors,
-    /// How many shapes there are: one to four.
+    /// The number of shapes: one to four.
     Count,
 }
 
@@ -63,7 +63,7 @@ impl ClipTask {
         }
     }
 
-    /// The number of possible answers; a random guess is correct with probability 1 / this number.
+    /// The number of possible answers. A random guess is correct with a probability of 1 divided by this number.
     pub fn answer_count(self) -> usize {
         match self {
             Self::Motion | Self::Count => 4,
@@ -110,7 +110,7 @@ impl Clip {
         format!("<think>{}</think>{}", self.think, self.solution())
     }
 
-    /// The name by which curation's page counts the clip.
+    /// The name under which curation's page counts the clip (`data_source`).
     pub fn source(&self) -> &'static str {
         if self.file.starts_with(GREY) { "grey shapes" } else { self.task.name() }
     }
@@ -157,7 +157,7 @@ impl ClipSet {
         }
     }
 
-    /// `Some(n)`: of every n motion clips, n − 1 show a shape whose color tells its direction.
+    /// If `Some(n)`, then n − 1 of every n motion clips show a shape whose color tells its direction.
     ///
     /// A model trained with this hint learns to answer from a single frame. The clips for GRPO have no hint, so that
     /// only the order of frames tells the answer.
@@ -166,13 +166,13 @@ impl ClipSet {
     }
 }
 
-/// Draws the first `count` clips of a set. Tasks and answers alternate, so that all are equally frequent; everything
-/// else is random. A larger `count` adds clips and does not change the others.
+/// Draws the first `count` clips of a set. Tasks and answers alternate in a fixed pattern, so that the answers of a
+/// task are equally frequent. Everything else is random. A larger `count` adds clips and does not change the others.
 pub fn make_clips(set: ClipSet, count: usize, seed: u64) -> Vec<Clip> {
     (0..count).map(|i| make_clip(set, i, seed)).collect()
 }
 
-/// Draws clip `i` of a set, counted from 0: the clip that [`make_clips`] has at this place.
+/// Draws clip `i` of a set, counted from 0. It is the clip at index `i` of the result of [`make_clips`].
 pub fn make_clip(set: ClipSet, i: usize, seed: u64) -> Clip {
     let split = set.name();
     let mut random = ClipRandom::of_clip(split, i, seed);
@@ -192,7 +192,7 @@ pub fn make_clip(set: ClipSet, i: usize, seed: u64) -> Clip {
     Clip { task, file: format!("{split}-{i:03}-{}.mp4", task.name()), frames, think, answer }
 }
 
-/// Draws clip `i` of the [`GREY_CLIPS`] clips in which a grey shape moves. Each has another level of grey.
+/// Draws clip `i` of the [`GREY_CLIPS`] clips in which a grey shape moves. Each clip has its own level of grey.
 pub fn make_grey_clip(i: usize, seed: u64) -> Clip {
     let mut random = ClipRandom::of_clip(GREY, i, seed);
     let level = (GREY_LEVELS + i * GREY_STEP) as f32;
@@ -221,7 +221,7 @@ struct ClipRandom {
 }
 
 impl ClipRandom {
-    /// The random numbers of clip `i` of a set, which have a stream of their own.
+    /// The random numbers of clip `i` of a set. Each clip has its own random stream.
     fn of_clip(set: &str, i: usize, seed: u64) -> Self {
         let stream = set.bytes().fold(0, |h: u64, b| h.wrapping_mul(257).wrapping_add(u64::from(b)));
         Self { seed, stream: stream.wrapping_mul(1 << 20).wrapping_add(i as u64), index: 0 }
@@ -244,8 +244,8 @@ impl ClipRandom {
 /// The shapes in each frame of a clip, the chain of thought, and the answer.
 type Scene = (Vec<Vec<Shape>>, String, String);
 
-/// The number of the color of a shape that moves in direction `which`. With `Some(true)` the color tells the direction,
-/// with `Some(false)` it tells a wrong one, and with `None` it is random.
+/// The index of the color of a shape that moves in direction `which`. With `Some(true)`, the color tells the direction.
+/// With `Some(false)`, the color tells a wrong direction. With `None`, the color is random.
 fn hint_color(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> usize {
     match hinted {
         Some(true) => which,
@@ -254,7 +254,7 @@ fn hint_color(which: usize, hinted: Option<bool>, random: &mut ClipRandom) -> us
     }
 }
 
-/// A shape of one color that moves in direction number `which`.
+/// The scene of a shape of one color that moves in direction number `which` of [`DIRECTIONS`].
 fn motion(which: usize, color: [f32; 3], random: &mut ClipRandom) -> Scene {
     let answer = DIRECTIONS[which].0;
     let (kind, across) = (random.kind(), random.between(88.0, 136.0));
@@ -269,7 +269,7 @@ fn motion(which: usize, color: [f32; 3], random: &mut ClipRandom) -> Scene {
     (scenes.collect(), motion_thought(which), answer.to_string())
 }
 
-/// The chain of thought about direction number `which`.
+/// The chain of thought about a shape that moves in direction number `which` of [`DIRECTIONS`].
 pub(crate) fn motion_thought(which: usize) -> String {
     let (_, from, to) = DIRECTIONS[which];
     format!("It starts at the {from} and ends at the {to}.")
@@ -383,8 +383,8 @@ mod tests {
         assert_ne!(make_clips(ClipSet::Rl, 18, 1)[17].frames, sets[1][17].frames);
     }
 
-    /// The color tells the direction in 4 of 5 motion clips for SFT and evaluation, and by chance (1 of 4) in those for
-    /// GRPO.
+    /// The color tells the direction in 4 of 5 motion clips for SFT and evaluation, and only by chance (1 of 4) in
+    /// motion clips for GRPO.
     #[test]
     fn color_hints_are_in_sft_and_held_out_clips_only() {
         for set in ClipSet::ALL {

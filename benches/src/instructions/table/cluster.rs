@@ -1,6 +1,6 @@
-//! Shared addresses in a cluster of two blocks. `$c` is the block's rank, which a shared address has in bits 24 and above;
-//! an address without these bits names the block of rank 0. (With `.shared::cta` such an access is an illegal
-//! instruction in the other block, so it is not in the table.)
+//! Shared-memory addresses in a cluster of two blocks. `$c` is the block's rank, which is in bits 24 and above of a
+//! shared address; an address without these bits refers to the block of rank 0. (With `.shared::cta` such an access is
+//! an illegal instruction in the other block, so the table does not contain it.)
 
 use super::PatternAndFormats;
 
@@ -11,8 +11,8 @@ macro_rules! cluster_barrier {
     };
 }
 
-/// Statements that store the block's rank plus the source in the block's shared memory, then run the given ones between
-/// two barriers of the cluster. `$t1` is the address without the rank.
+/// Statements that store `$c + $a0` (rank plus source) in the block's shared memory, then run the statements `$then`
+/// between two cluster barriers. `$t1` is the address without the rank.
 macro_rules! stored {
     ($then:literal) => {
         concat!(

@@ -1,4 +1,4 @@
-//! Instructions on f16 and bf16, single and in pairs.
+//! Instructions on f16 and bf16: single numbers, and pairs in one register.
 
 use super::PatternAndFormats;
 

@@ -31,17 +31,18 @@ const MAX_STDERR_LINE_BYTES: u64 = 1 << 20;
 /// Time that the program has to exit after its input is closed.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// How often a wait for a reward checks whether the process has exited. A child of it may hold its output open.
+/// How often a wait for a reward checks whether the process has exited. The check is needed because a child of the
+/// process may hold its output open.
 const EXIT_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Time to wait for the rest of standard error after the process has exited.
 const STDERR_GRACE: Duration = Duration::from_millis(500);
 
 /// Time to wait for an extra output line after the first batch. Programs that print other text usually do so from the
-/// start; a later extra line is detected before the next batch.
+/// start. Later extra lines are detected before the next batch is sent.
 const EXTRA_LINE_WAIT: Duration = Duration::from_millis(5);
 
-/// The field of a row that holds its index in the batch and the size of the batch.
+/// The field that is added to each row: the row's index in the batch and the batch's number of rows.
 const BATCH_FIELD: &str = "_batch";
 
 /// A shell command, and its process once the first batch has started it.
@@ -49,7 +50,8 @@ const BATCH_FIELD: &str = "_batch";
 pub(super) struct CommandReward {
     command_line: String,
     timeout: Duration,
-    /// The variables that the command gets beside the basic ones; `None`: the whole environment.
+    /// The environment variables that the command gets in addition to [`BASIC_ENVIRONMENT`]; `None` passes on the whole
+    /// environment.
     environment: Option<Vec<String>>,
     running: Option<Running>,
     /// The batch that is being scored.
@@ -87,7 +89,8 @@ impl CommandReward {
         let deadline = Instant::now() + self.timeout;
         let lines = batch_lines(rows)?;
         if self.batch.take().is_some() {
-            // Rewards of an earlier batch were not read, and the command may still be writing them.
+            // Rewards of an earlier batch were not read and the command may still be writing them, so the command is
+            // ended.
             self.running = None;
         }
         let mut running = match self.running.take() {
@@ -103,8 +106,8 @@ impl CommandReward {
         Ok(())
     }
 
-    /// Waits for the rewards of the batch, until `until` at most, if it is given; `None` if there are not all of them
-    /// by then. After an error the process is killed.
+    /// Waits for the rewards of the batch, at most until `until` if it is given. Returns `None` if some rewards are
+    /// still missing by then. After an error the process is killed.
     pub(super) fn wait(&mut self, until: Option<Instant>, stop: &AtomicBool) -> Option<Result<Vec<f64>>> {
         let (mut running, mut batch) = (self.running.take()?, self.batch.take()?);
         match running.receive(&mut batch, until, stop) {
@@ -191,11 +194,11 @@ enum BatchFailure {
     /// The deadline passed when this many rewards of the batch had been received.
     Timeout(usize),
     Stopped,
-    /// The command's output ended when this many rewards of the batch had been received.
+    /// The command closed its output when this many rewards of the batch had been received.
     Ended(usize),
-    /// There was an output line after the last row.
+    /// The command wrote an output line after the last row's reward.
     ExtraLine,
-    /// There was an output line before the batch was sent.
+    /// The command wrote an output line before the batch was sent.
     UnexpectedLine,
     /// The output line with this index in the batch holds no reward; the text says why.
     BadLine(usize, String),
@@ -205,11 +208,12 @@ enum BatchFailure {
 /// then kills the process group `$0`.
 const GUARD_SCRIPT: &str = "read -r _; kill -s KILL -- -\"$0\"";
 
-/// The running process. When dropped, its input is closed and it has [`EXIT_GRACE`] to exit before it is killed.
+/// The running process. When `Running` is dropped, the process's input is closed and it has [`EXIT_GRACE`] to exit
+/// before it is killed.
 #[derive(Debug)]
 struct Running {
     child: Child,
-    /// The guard process, which kills the process group if this process ends first; `None` until it is started.
+    /// The guard process, which kills the process group if this process ends first; `None` until the guard is started.
     guard: Option<Child>,
     pipes: Pipes,
     /// Whether the command has answered at least one batch with exactly one line per row.
@@ -240,7 +244,7 @@ impl Running {
         let last_line = Arc::clone(&last_stderr_line);
         let (stderr_open, stderr_end) = mpsc::channel::<()>();
         let pipes = Pipes::new(stdin, stdout).inspect_err(|_| drop(child.kill()))?;
-        // From here on an early return drops `running`, which ends the process.
+        // From here on, an early return drops `running`, and its destructor ends the process.
         let mut running =
             Self { child, guard: None, pipes, has_replied_correctly: false, last_stderr_line, stderr_end };
         running.guard = Some(start_guard(running.child.id())?);
@@ -262,7 +266,8 @@ impl Running {
         Ok(())
     }
 
-    /// Reads one reward per row, until `until` at most, if it is given. Returns whether the batch has all of them.
+    /// Reads one reward per row, at most until `until` if it is given. Returns whether all rewards of the batch have
+    /// been read.
     fn receive(&mut self, batch: &mut Batch, until: Option<Instant>, stop: &AtomicBool) -> Result<bool, BatchFailure> {
         let end = until.unwrap_or(batch.deadline).min(batch.deadline);
         // When the process was first seen to have exited; its output may still be in the pipe.
@@ -314,14 +319,14 @@ impl Running {
         if message.is_empty() { how } else { format!("{how} ({message})") }
     }
 
-    /// The exit status, if the process exits before `deadline`. The process is not reaped (`WNOWAIT`), so its id,
-    /// which is also the id of its process group, is not reused.
+    /// The exit status, if the process exits before `deadline`. The process is not reaped (`WNOWAIT`), so the kernel
+    /// does not reuse its id, which is also the id of its process group.
     fn wait(&mut self, deadline: Instant) -> Option<ExitStatus> {
         let mut pause = Duration::from_micros(200);
         loop {
             let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
             if let Some(Ok(Some(status))) = self.pid().map(|pid| waitid(WaitId::Pid(pid), peek)) {
-                // Encodes the status as wait(2) does.
+                // Encodes the status in the format of wait(2).
                 let raw = status.exit_status().map_or(status.terminating_signal().unwrap_or(0), |code| code << 8);
                 return Some(ExitStatus::from_raw(raw));
             }
@@ -342,8 +347,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.pipes.close_input();
         self.wait(Instant::now() + EXIT_GRACE);
-        // The guard is ended before the process is reaped: as long as the process is not reaped, no other group can
-        // get the id that the guard would kill.
+        // The guard is ended before the process is reaped: until then no other process group can get the id that the
+        // guard would kill.
         if let Some(mut guard) = self.guard.take() {
             let _ = guard.kill().and_then(|()| guard.wait());
         }
@@ -351,16 +356,16 @@ impl Drop for Running {
             // An error means that the process group is empty.
             let _ = kill_process_group(group, Signal::KILL);
         }
-        // A killed process that does not exit in this time hangs in the kernel, for example on a broken disk; it is
-        // left to init.
+        // A killed process that does not exit within `EXIT_GRACE` hangs in the kernel, for example on a broken disk.
+        // Init reaps it later.
         self.wait(Instant::now() + EXIT_GRACE);
         let _ = self.child.try_wait();
     }
 }
 
-/// Starts the guard, a process that kills process group `group` when this process ends in any way. It has a process
-/// group of its own, so signals to the command or to the terminal's foreground group do not reach it. (Linux' parent
-/// death signal would reach only the shell, not its children.)
+/// Starts the guard, a process that kills process group `group` when this process ends in any way. The guard has its
+/// own process group, so signals to the command or to the terminal's foreground group do not reach the guard. (Linux'
+/// parent death signal would reach only the shell, not its children.)
 fn start_guard(group: u32) -> std::io::Result<Child> {
     std::process::Command::new("sh")
         .args(["-c", GUARD_SCRIPT, &group.to_string()])
@@ -371,7 +376,7 @@ fn start_guard(group: u32) -> std::io::Result<Child> {
         .spawn()
 }
 
-/// Keeps the last line of standard error that is not blank.
+/// Reads standard error to its end and keeps the last line that is not blank in `last`.
 fn keep_last_line(pipe: ChildStderr, last: &Mutex<String>) {
     let mut pipe = BufReader::new(pipe);
     let mut line = Vec::new();

@@ -1,6 +1,6 @@
-//! Standard input and output of the command. Neither blocks: while one pipe is full, the other one is read, so a
-//! command that answers before it has read its whole batch goes on. No threads: a batch is answered within one or two
-//! hundred microseconds, which is what waking a few threads would take.
+//! Standard input and output of the command, both non-blocking: while one pipe is full, the other one is read, so a
+//! command that answers before it has read its whole batch cannot cause a deadlock. There are no threads: a batch is
+//! answered within one or two hundred microseconds, and waking a few threads would take as long.
 
 use std::process::{ChildStdin, ChildStdout};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,17 +17,18 @@ const MAX_LINE_BYTES: usize = 1 << 20;
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 1 << 16;
 
-/// Both pipes.
+/// The pipes to the command's standard input and from its standard output.
 #[derive(Debug)]
 pub(super) struct Pipes {
-    /// `None` once either side has closed it.
+    /// The pipe to the command's standard input; `None` once either side has closed it.
     input: Option<ChildStdin>,
-    /// Bytes for the command; those before `sent` are in the pipe.
+    /// Bytes for the command; the bytes before index `sent` have been written to the pipe.
     batch: Vec<u8>,
     sent: usize,
-    /// `None` once the command has closed it.
+    /// The pipe from the command's standard output; `None` once the command has closed it.
     output: Option<ChildStdout>,
-    /// Output; the bytes before `taken` were returned as lines, and those from there to `searched` have no line end.
+    /// Bytes read from the command. Bytes before index `taken` were returned as lines; bytes from `taken` to `searched`
+    /// contain no line end.
     received: Vec<u8>,
     taken: usize,
     searched: usize,
@@ -41,8 +42,8 @@ impl Pipes {
         Ok(Self { input, batch, sent: 0, output, received, taken: 0, searched: 0 })
     }
 
-    /// Sends lines to the command. Those for which the pipe has no room follow in [`Self::next_line`]. A command that
-    /// has closed its input gets nothing: its output ends too, which the next line shows.
+    /// Sends lines to the command. Lines for which the pipe has no room are written later, by [`Self::next_line`]. If
+    /// the command has closed its input, nothing is sent; its output then ends too, which [`Self::next_line`] reports.
     pub(super) fn send(&mut self, lines: &[u8]) {
         self.batch.drain(..self.sent);
         self.sent = 0;
@@ -55,8 +56,8 @@ impl Pipes {
         self.input = None;
     }
 
-    /// The next line of output, or why it cannot be used, once it is complete: unless the output has ended, `until`
-    /// passes or `stop` is set before that.
+    /// Waits for the next complete line of output and returns it, or why the line cannot be used. Returns a
+    /// `NoMessageReason` if the output ends, `until` passes or `stop` is set first.
     pub(super) fn next_line(
         &mut self,
         until: Instant,
@@ -80,7 +81,8 @@ impl Pipes {
         }
     }
 
-    /// Waits until a pipe has room or content, then writes and reads. Returns false if nothing could be done in time.
+    /// Waits until a pipe can be written or read, at most `most`, then writes and reads. Returns false if nothing could
+    /// be done in this time.
     fn wait_for_pipes(&mut self, most: Duration) -> bool {
         let Some(output) = &self.output else { return false };
         let mut pipes = vec![PollFd::new(output, PollFlags::IN)];
@@ -129,7 +131,8 @@ impl Pipes {
         self.received.truncate(end + count);
     }
 
-    /// Takes a complete line out of what was received; at the end of the output also the rest.
+    /// Takes the next complete line from the received bytes; once the output has ended, also a last line without a line
+    /// end.
     fn take_line(&mut self) -> Option<Result<String, String>> {
         let found = self.received[self.searched..].iter().position(|&b| b == b'\n').map(|i| self.searched + i + 1);
         let rest = (self.output.is_none() && self.taken < self.received.len()).then_some(self.received.len());

@@ -50,7 +50,7 @@ fn command_receives_rows_unchanged_with_batch_field() {
 
 #[test]
 fn command_gets_the_environment_or_the_named_variables() {
-    // Any variable of this process that is not a basic one; cargo sets some.
+    // Picks any variable of this process that is not in `BASIC_ENVIRONMENT`; cargo sets some.
     let is_name = |name: &str| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     let mut others = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
     let Some((name, value)) = others
@@ -95,7 +95,7 @@ fn invalid_output_is_quoted_in_the_error() {
         let e = error_of(&format!("while read -r line; do echo \"{answer}\"; done"));
         assert!(e.contains(named), "{answer}: {e}");
     }
-    // serde_json refuses numbers that are infinite in f64.
+    // 1e999 overflows f64, and serde_json refuses such numbers.
     assert!(error_of("while read -r l; do echo 1e999; done").contains("1e999"));
     assert!(error_of("read -r l; printf '\\377\\n'; cat > /dev/null").contains("not UTF-8"));
     assert!(error_of("read -r l; echo 1; echo x; cat > /dev/null").contains("line 2 of its output is `x`"));
@@ -125,7 +125,7 @@ fn exit_is_noticed_although_a_child_holds_the_output() {
 
 #[test]
 fn extra_lines_are_detected() {
-    // The program writes two lines per row. On a busy machine only the next batch may notice the extra lines.
+    // The program writes two lines per row. On a busy machine the extra lines may be noticed only at the next batch.
     let mut twice = command_reward("while read -r line; do echo 1; echo 1; done");
     let e = (0..50).find_map(|_| twice.score(&rows(3)).err()).expect("an error").to_string();
     assert!(e.contains("more lines than the 3 rows") || e.contains("before it was given a batch"), "{e}");
@@ -202,8 +202,8 @@ fn invalid_commands_and_rows_are_refused() {
     assert!(command_reward("cat").score(&[json!(3)]).unwrap_err().to_string().contains("not an object"));
 }
 
-/// Environment variable of the process that [`killing_this_process_kills_the_command`] kills: the path where its
-/// command writes its process id.
+/// Environment variable that is set in the child process of [`killing_this_process_kills_the_command`], which the test
+/// kills. Its value is the path to which the child's command writes its process id.
 const HELD: &str = "REEL_TEST_HELD_COMMAND";
 
 #[test]
@@ -260,7 +260,7 @@ fn a_wait_may_end_before_the_batch_and_be_resumed() {
     assert!(own.finish_by(Instant::now() + Duration::from_millis(50), &never).is_none());
     std::fs::write(&mark, "").unwrap();
     assert_eq!(own.finish(&never).unwrap(), vec![1.0; 3]);
-    // Its rewards were returned.
+    // The batch's rewards have already been returned.
     assert!(own.finish(&never).unwrap_err().to_string().contains("was not sent"));
     assert!(own.finish_by(Instant::now() + Duration::from_secs(20), &never).is_none());
 }
