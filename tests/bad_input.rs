@@ -96,13 +96,13 @@ fn malformed_messages_are_refused() {
     }
 }
 
-/// A pipe without a writer, where the file `name` of the workspace was.
+/// Replaces the file `path` by a pipe without a writer.
 fn replace_by_pipe(path: &Path) {
     let _ = fs::remove_file(path);
     assert!(Command::new("mkfifo").arg(path).status().expect("mkfifo starts").success());
 }
 
-/// Reading a pipe never returns, and a device never ends: no input may be one.
+/// Opening a pipe without a writer never returns, and a device such as `/dev/zero` never ends: such inputs are refused.
 #[test]
 fn pipes_devices_and_folders_are_no_inputs() {
     let s = Workspace::new();
@@ -155,12 +155,12 @@ fn media_of_other_networks_and_folders_are_refused() {
     preprocess_image(&s, here, &[allowed]).refused(1, &["127.0.0.1, which is not on the public internet"]);
     preprocess_image(&s, "https://example.com/x.png", &[allowed, "--offline"])
         .refused(1, &["because --offline is given"]);
-    // An address that the user types needs no option, but stays out of private networks too.
+    // An address in a flag is allowed without `--allow-remote-media`, but it must not be in a private network either.
     for flag in ["--video", "--image"] {
         let ask = ["generate", "--model", "tiny", "--prompt", "?", flag, "http://127.0.0.1:1/x"];
         run_in(dir, ask).refused(1, &["which is not on the public internet"]);
     }
-    // Rows of training data are refused like messages.
+    // Media in rows of training data are refused like media in messages.
     let row = json!({"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "x"}], "images": [here]});
     fs::write(dir.join("rows.jsonl"), row.to_string()).expect("written");
     let sft = ["sft", "--model", "tiny", "--data", "rows.jsonl", "--out", "o", "--device", "cpu"];
@@ -186,7 +186,7 @@ fn media_of_other_networks_and_folders_are_refused() {
     support::finished_run(offline.output().expect("it starts")).refused(1, &["org/none", "because --offline is set"]);
 }
 
-/// Text of files, models and rows must not act on the terminal.
+/// Control characters in the text of files, models and rows must not reach the terminal.
 #[test]
 fn control_characters_are_printed_escaped() {
     let s = Workspace::new();

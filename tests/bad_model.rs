@@ -121,7 +121,8 @@ fn mismatched_tokenizers_are_refused() {
     s.score().refused(1, &["tokenizer.json"]);
 }
 
-/// A template or a tokenizer is a program that a model folder brings.
+/// A chat template is a program, and a tokenizer's regular expression can take endless time. Both come with a model
+/// folder.
 #[test]
 fn hostile_templates_and_tokenizers_are_refused() {
     let s = Workspace::new();
@@ -145,7 +146,7 @@ fn hostile_templates_and_tokenizers_are_refused() {
     s.score().refused(1, &["tiny/tokenizer.json: pre_tokenizer: has the regular expression `(x+x+)+(?!y)`"]);
 }
 
-/// What makes a command fail is said before the work that would be lost.
+/// A fault that would make a command fail is reported before the command does work that would be lost.
 #[test]
 fn faults_of_the_model_folder_are_found_before_the_work() {
     let s = Workspace::new();
@@ -165,7 +166,7 @@ fn faults_of_the_model_folder_are_found_before_the_work() {
         .refused(1, &["the prompt: has ", "which leave no answer in the model's 20 positions"]);
 }
 
-/// An answer ends where the model's positions end. As `reel serve`, a request for more tokens is refused.
+/// An answer ends at the model's last position. A request for more tokens is refused, as by `reel serve`.
 #[test]
 fn answers_stay_within_the_positions_of_the_model() {
     let s = Workspace::new();
@@ -198,7 +199,7 @@ fn answers_stay_within_the_positions_of_the_model() {
     assert!(refused.stderr.contains(&format!("rows.jsonl:1: prompt: {what}")), "{}", refused.stderr);
 }
 
-/// A weight that is NaN is the cause of NaN logits, so it is named in their place.
+/// If a weight is NaN and makes the logits NaN, the error names the weight.
 #[test]
 fn nan_weight_is_named_where_it_makes_logits_nan() {
     let w = Workspace::new();

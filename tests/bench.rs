@@ -45,7 +45,8 @@ fn prefill_with_a_video_counts_its_tokens_and_runs_the_vision_tower() {
         run_in(dir.path(), support::with_options(&args, more))
     };
     let got = bench(&["--frames", "3", "--frame-size", "56x84", "--json"]).json();
-    // Three frames are two pairs; a pair of 4 x 6 patches becomes 2 x 3 tokens. Two tokens mark the video's ends.
+    // Three frames are two pairs of frames. A pair has 4 x 6 patches, which become 2 x 3 tokens. Two more tokens mark
+    // the start and the end of the video.
     assert_eq!(number(&got, "/tokens"), 16.0 + 2.0 + 2.0 * 2.0 * 3.0);
     let ops = check_ops(&got);
     assert!(ops.iter().any(|op| op.starts_with("patch_embed")), "{ops:?}");
@@ -74,8 +75,8 @@ fn prefill_and_decode_results_have_their_keys_and_can_be_compared() {
         assert!(number("/tokens_per_second") <= number("/max"));
         assert!((number("/tokens_per_second") * number("/seconds") - 32.0).abs() < 1e-6);
         assert!((number("/roofline/share") - number("/roofline/seconds") / number("/seconds")).abs() < 1e-9);
-        // The tiny model lies in the caches, whose bandwidth is a ceiling of its own. Nothing is faster than its
-        // ceiling.
+        // The weights of the tiny model fit in the CPU's caches, whose bandwidth has a ceiling of its own. No op is
+        // faster than its ceiling.
         assert!(number("/roofline/cache/gigabytes_per_second") > 0.0 && number("/roofline/cache/bytes") > 1e4);
         let shares = got["ops"].as_array().expect("ops").iter().map(|op| op["share_of_floor"].as_f64());
         assert!(shares.chain([Some(number("/roofline/share"))]).all(|share| share <= Some(1.0)), "{got}");
@@ -148,8 +149,8 @@ fn rollout_results_have_parts_and_can_be_compared() {
         assert_eq!(names, ["prefill", "decode"]);
         let whole: f64 = parts.iter().map(|p| number(p, "/flops")).sum();
         assert!((whole - number(&got, "/flops")).abs() <= 1e-9 * whole);
-        // All completions share one prefill, and it gives the first token of each: a completion of 12 tokens has 11
-        // decode steps.
+        // All completions share one prefill, which gives the first token of each completion: a completion of 12 tokens
+        // has 11 decode steps.
         let weights = number(&parts[0], "/flops") / 40.0;
         let each = number(&parts[1], "/flops") / (3.0 * 11.0);
         assert!(
@@ -206,7 +207,7 @@ fn compare_says_which_result_is_faster() {
     compare("a.json", "bad.json").refused(1, &["bad.json", "samples"]);
 }
 
-/// A program that takes twice as long as this one in each turn is slower; a program that fails is named.
+/// A program that reports much longer times than this one in each turn is slower; the error names a program that fails.
 #[test]
 fn programs_are_compared_by_turns_of_processes() {
     use std::os::unix::fs::PermissionsExt;
@@ -276,8 +277,8 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     assert!(of("launches").iter().sum::<f64>() == ops_launches(&got));
     // The backward pass recomputes the forward pass and computes the gradients of inputs and of weights.
     assert!(of("flops")[1] > 2.5 * of("flops")[0], "{:?}", of("flops"));
-    // Recomputation adds to the operations that ran, but not to the operations of the model.
-    // There is memory for all activations of this model.
+    // Recomputation adds to the operations that ran, but not to the operations of the model. Without the option nothing
+    // is recomputed, because all activations of this model fit in memory.
     let kept = bench(&[]).json();
     assert_eq!((&kept["gradient_checkpointing"], &kept["model_flops"]), (&"none".into(), &got["model_flops"]));
     assert_eq!((&kept["recompute"], &got["optim"]), (&"nothing".into(), &"adamw".into()));
@@ -292,7 +293,8 @@ fn train_results_have_parts_planned_memory_and_mfu() {
     bench(&["--tokens", "1"]).refused(2, &["--tokens"]);
 }
 
-/// A decode step reads the weights and the keys that exist, not as many as the block tables have room for.
+/// A decode step reads the weights and the keys of the tokens so far, not of all tokens that the block tables have room
+/// for.
 #[test]
 fn bytes_of_a_decode_step_are_those_of_the_weights_and_of_the_keys() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -340,7 +342,8 @@ fn kernels_are_timed_on_the_cpu() {
     assert_eq!(same["verdicts"].as_array().map(Vec::len), Some(kernels.len()));
     bench("no_such_kernel").refused(2, &["no_such_kernel", "grpo_loss"]);
     run(["bench", "op", "grpo_loss", "--device", "sim"]).refused(2, &["--device"]);
-    // The command of which ncu counts the launches: it times nothing but the op, and prints nothing.
+    // With `--launch-only` the command runs only the op and prints nothing, so that the profiler ncu can count its
+    // launches.
     let only = run(["bench", "op", "grpo_loss", "--device", "cpu", "--runs", "1", "--launch-only"]);
     assert_eq!((only.ok(), only.stderr.as_str()), ("", ""));
 }
@@ -450,12 +453,12 @@ fn trace_has_spans_launches_and_memory() {
         assert!(number(e, "/args/share_of_ceiling") > 0.0);
     }
     check_flows(events, &launches);
-    // Launches of the decoder know their layer, also those of a replayed decode step: one prefill, two decode steps.
+    // Launches of the decoder name their layer, also in a replayed decode step: one prefill, two decode steps.
     for layer in ["decoder 0", "decoder 1", "decoder 2"] {
         let is_here = |e: &&&Value| e["name"] == "swiglu_fwd_f32" && e["args"]["layer"] == layer;
         assert_eq!(launches.iter().filter(is_here).count(), 3, "{layer}");
     }
-    // Matrix products know their sizes and the op that asked for them.
+    // The event of a matrix product has its sizes and the op that launched it.
     let ops = ["linear", "matmul", "skinny_linear", "skinny_qkv", "skinny_swiglu", "skinny_logits"];
     for e in launches.iter().filter(|e| e["name"] == "matmul_fwd") {
         let size = |key: &str| number(e, &format!("/args/shape/{key}"));
@@ -475,7 +478,8 @@ fn trace_has_spans_launches_and_memory() {
     assert!(activations.iter().any(|&b| b > 0.0) && activations.contains(&0.0));
 }
 
-/// Checks that a flow leads to each launch from a slice of a host thread that begins before it and has its op's name.
+/// Checks that a flow (an arrow of the trace) leads to each launch from an event of a host thread that begins before
+/// the launch and has the name of its op.
 fn check_flows(events: &[Value], launches: &[&Value]) {
     let (starts, ends) = (phase(events, "s"), phase(events, "f"));
     assert_eq!((starts.len(), ends.len()), (launches.len(), launches.len()));
@@ -505,18 +509,20 @@ fn trace_of_training_names_ops_layers_and_directions() {
     let events = trace["traceEvents"].as_array().expect("events");
     let launches: Vec<&Value> = phase(events, "X").into_iter().filter(|e| e["tid"] == 1).collect();
     check_flows(events, &launches);
-    // Each layer runs forward twice and backward once.
+    // With full checkpointing each layer runs forward twice and backward once.
     let of = |op: &str, layer: &str| {
         launches.iter().filter(|e| e["args"]["op"] == op && e["args"]["layer"] == layer).count()
     };
     for layer in ["decoder 0", "decoder 1"] {
-        // SwiGLU and the product with down are one op of two launches; its backward rule has three.
+        // SwiGLU and the product with the weight `down` are one op of two launches, which runs twice; its backward rule
+        // has three launches.
         assert_eq!(of("swiglu_linear", layer), 4, "{layer}");
         assert_eq!(of("swiglu_linear backward", layer), 3, "{layer}");
-        // Two products each for qkv, o, and gate with up, and the sums of the gradients of three biases.
+        // The backward rules of qkv, o, and gate with up have two products each; one more launch sums the gradients of
+        // the three biases.
         assert_eq!(of("linear backward", layer), 7, "{layer}");
     }
-    // The page of kernels reads the trace.
+    // `reel kernels report` reads the trace.
     let report = ["kernels", "report", "--times", "t.json", "--out", "k.html"];
     run_in(dir.path(), report).ok();
     let page = fs::read_to_string(dir.path().join("k.html")).expect("the page");
@@ -575,11 +581,11 @@ fn trace_of_bench_op_has_each_timed_run() {
             (&got["device"], &got["ceilings"])
         );
     }
-    // The page of kernels reads the trace.
+    // `reel kernels report` reads the trace.
     run_in(dir.path(), ["kernels", "report", "--times", "t.json", "--out", "k.html"]).ok();
 }
 
-/// The head of the table comes with its first row.
+/// The head of the table is printed together with its first row, so a command that fails before prints nothing.
 #[test]
 fn a_failing_bench_op_prints_nothing_on_stdout() {
     let bench = |args: &[&str]| run([&["bench", "op"], args].concat());

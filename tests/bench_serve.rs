@@ -54,13 +54,13 @@ fn plain(stream: &mut TcpStream, status: &str, body: &str) {
     let _ = stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{body}").as_bytes());
 }
 
-/// Begins a streamed answer, whose end is the end of the connection.
+/// Begins a streamed answer. It ends when the connection is closed.
 fn begin_stream(stream: &mut TcpStream) {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nConnection: close\r\n\r\n";
     let _ = stream.write_all(head.as_bytes());
 }
 
-/// Sends an event; a client that is gone does not matter.
+/// Sends an event. Errors are ignored, because the client may have closed the connection.
 fn event(stream: &mut TcpStream, data: &str) {
     let _ = stream.write_all(format!("data: {data}\n\n").as_bytes());
 }
@@ -69,7 +69,7 @@ fn token(text: &str) -> String {
     json!({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]}).to_string()
 }
 
-/// The events after the last token.
+/// The events that end a stream after its last token.
 fn end(prompt_tokens: usize, tokens: usize) -> [String; 3] {
     let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": tokens});
     [
@@ -147,7 +147,7 @@ fn figures_of_a_real_server_add_up() {
         assert!(figure("mean") >= 0.0 && figure("std") >= 0.0 && figure("median") == figure("p50"));
     }
     assert!(number(&got, "mean_ttft_ms") < number(&got, "mean_e2el_ms"));
-    // Two requests at a time: their latencies fill at most twice the time of the run.
+    // Two requests run at a time, so the sum of their latencies is at most twice the time of the run.
     assert!(6.0 * number(&got, "mean_e2el_ms") <= 2000.0 * seconds);
     let written = std::fs::read_to_string(server.folder.path().join("record.json")).unwrap();
     assert_eq!(serde_json::from_str::<Value>(&written).unwrap(), got);
@@ -155,7 +155,7 @@ fn figures_of_a_real_server_add_up() {
     assert!(machine["name"].as_str().is_some_and(|name| !name.is_empty()) && machine["cpus"].as_u64() >= Some(1));
     assert!(!written.contains("secret"), "the record has the API key");
 
-    // Several completions of a request, and an image: further fields and media arrive.
+    // The server receives further fields of a request (here several completions) and media (an image).
     let image = server.folder.path().join("image.png");
     std::fs::write(&image, PNG).unwrap();
     let base = ["--output-tokens", "8", "--json", "--prompt-tokens", "4"];
@@ -221,7 +221,7 @@ fn answers_in_single_bytes_are_read() {
 
 #[test]
 fn failures_are_counted_by_kind_and_the_others_are_measured() {
-    // Of each five requests two are answered, one after a status 503 of another; one is cut off; one gets nonsense.
+    // Of every five requests, two are answered, one gets status 503, one answer is cut off, and one is nonsense.
     let url = scripted(|request, stream| match request.number % 5 {
         0 | 3 => whole_answer(stream, 5, 3),
         1 => plain(stream, "503 Service Unavailable", r#"{"error": {"message": "too many requests"}}"#),
@@ -283,7 +283,7 @@ fn a_server_that_only_fails_is_an_error_that_names_the_cause() {
             &["ignore_eos: unknown", "leave out --ignore-eos"],
         ),
         (
-            // An event without an end, larger than any real one.
+            // A streamed event that never ends, larger than any real event.
             |_, stream| {
                 begin_stream(stream);
                 let block = vec![b'x'; 1 << 20];
@@ -298,9 +298,9 @@ fn a_server_that_only_fails_is_an_error_that_names_the_cause() {
     ];
     for (script, words) in scripts {
         let url = scripted(script);
-        // The first request, a warm-up, must succeed.
+        // The first request is a warm-up, which must succeed.
         bench(&url, &["--ignore-eos"]).refused(1, &[&["/v1/chat/completions: "], words].concat());
-        // Without it, all requests are counted before the error.
+        // Without a warm-up, all requests are counted before the error.
         let run = bench(&url, &["--ignore-eos", "--warmup", "0", "--num-prompts", "3"]);
         run.refused(1, &[&["all 3 requests failed; the first: "], words].concat());
         assert!(run.stdout.contains("Failed requests:                         3\n"), "{}", run.stdout);
@@ -311,7 +311,7 @@ fn a_server_that_only_fails_is_an_error_that_names_the_cause() {
 #[test]
 fn a_server_that_does_not_answer_is_given_up() {
     let url = scripted(|request, stream| {
-        // Every second request gets the start of an answer.
+        // Every second request gets the start of an answer, the others get nothing.
         if request.number % 2 == 0 {
             begin_stream(stream);
             event(stream, &token("x"));
@@ -323,7 +323,7 @@ fn a_server_that_does_not_answer_is_given_up() {
     let run = run(["bench", "serve", "--url", &url].iter().chain(&settings));
     run.refused(1, &["all 4 requests failed", "no complete answer after 0.5 s (timeout)", "--timeout"]);
     assert!(begun.elapsed() < Duration::from_secs(30));
-    // Not even the connection is accepted: the backlog of the socket has it.
+    // The server never accepts the connection: it stays in the backlog of the listening socket.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let run = support::run(["bench", "serve", "--url", &url, "--timeout", "0.5"]);

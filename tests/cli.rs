@@ -54,7 +54,7 @@ fn bad_usage_is_one_line_and_exit_code_2() {
     }
 }
 
-/// The parser's own errors have the form of all others: option, what is wrong, what to do.
+/// Errors of the argument parser have the form of all other errors: option, what is wrong, what to do.
 #[test]
 fn errors_of_the_parser_name_the_option() {
     for (command, message) in [
@@ -91,7 +91,7 @@ fn errors_of_the_parser_name_the_option() {
     }
 }
 
-/// A path of other bytes than UTF-8 is refused before anything is read or written.
+/// A path that is not UTF-8 is refused before anything is read or written.
 #[test]
 fn paths_that_are_not_utf8_are_refused() {
     use std::os::unix::ffi::OsStrExt as _;
@@ -104,7 +104,7 @@ fn paths_that_are_not_utf8_are_refused() {
     assert_eq!(std::fs::read_dir(&folder).expect("a folder").count(), 0);
 }
 
-/// A help text that cannot be written is an error.
+/// If the help text cannot be written to stdout, the command fails.
 #[test]
 fn help_needs_a_stdout_that_takes_it() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
@@ -127,7 +127,7 @@ fn errors_of_unavailable_devices_name_alternatives() {
     generate("dry").refused(2, &["--device", "reel plan"]);
     generate("tpu").refused(2, &["--device", "tpu"]);
     generate("cpu").ok();
-    // A command that takes fewer devices advises only these.
+    // The error of a command that supports fewer devices advises only the devices that it supports.
     let kernels = |words: &[&str]| run([words, &["--device", "cuda"]].concat());
     let advice = |words: &[&str], advised: &str, other: &str| {
         let got = kernels(words);
@@ -141,7 +141,7 @@ fn errors_of_unavailable_devices_name_alternatives() {
     run(["kernels", "bench"]).refused(1, &["reel bench op NAME --device cpu"]);
 }
 
-/// The default of --dtype in the help text is what the command does.
+/// The help text of --dtype states the default that the command uses.
 #[test]
 fn help_of_init_has_the_dtypes_of_the_presets() {
     let help = run(["init", "--help"]).ok().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -167,7 +167,7 @@ fn rejects_invalid_sizes_and_rates() {
     run(["frames", "--total-frames", "99", "--video-fps", "25", "--fps", "2", "--nframes", "4"])
         .refused(2, &["--nframes"]);
     // Without a video, the command shows the rules of qwen-vl-utils, which rounds an odd number and takes the minimum
-    // number of frames at a rate of 0. With one, such a value is a mistake.
+    // number of frames at a rate of 0. With a video, such a value is an error.
     let selected = |flag: &str, value: &str| {
         let args = ["frames", "--total-frames", "99", "--video-fps", "25", "--json", flag, value];
         run(args).json()["nframes"].clone()
@@ -190,7 +190,7 @@ fn json_output_is_one_line_and_nothing_else() {
     assert!(run(["doctor", "--json"]).json()["findings"].as_array().is_some_and(|f| f.len() > 5));
 }
 
-/// Loading FFmpeg's libraries takes longer than most commands.
+/// FFmpeg's libraries are not loaded at the start, because loading them takes longer than most commands.
 #[test]
 #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
 fn ffmpeg_is_not_loaded_at_the_start() {

@@ -66,8 +66,8 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
     }
 }
 
-/// What a training step leaves: the metrics of its first line, the bytes of the weights file, and the matrix-product
-/// library (`products`) in run.json.
+/// The results of a training step: values of the first line of metrics.jsonl, the bytes of the weights file, and the
+/// matrix-product library (`products`) in run.json.
 #[derive(PartialEq)]
 struct Step {
     metrics: Value,
@@ -150,8 +150,8 @@ fn grpo_step(device: &Device, dtype: DType, samples: bool) -> Step {
     step((device, dtype), &case, "model.safetensors", options, grpo::run)
 }
 
-/// Checks that a step on the fake driver has the bits of device `sim`, leaves no handle open and breaks no rule. Returns
-/// the matrix-product library in run.json.
+/// Checks that a step on the fake driver has the bits of device `sim`, leaves no handle open and breaks no rule of the
+/// driver API. Returns the matrix-product library in run.json.
 fn check_step_on_the_fake_driver(name: &str, step: impl Fn(&Device) -> Step) -> Value {
     let (fake, device) = fake_cuda();
     let (got, want) = (step(&device), step(&simulated()));

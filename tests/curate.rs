@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use support::{FinishedRun, golden, reel, run, tiny_model};
 use tempfile::TempDir;
 
-/// Rows of the list that differ; the image of row i is grey with the level i * GREY.
+/// Number of different rows in the list. The image of row i is grey with the level i * GREY.
 const ROWS: usize = 20;
 const GREY: usize = 12;
 
@@ -69,7 +69,7 @@ fn description(i: usize) -> String {
     json!({"video_caption": format!("A grey image {i}."), "frames": [frame]}).to_string()
 }
 
-/// A chain whose words depend on `i`.
+/// A chain of thought with an answer; its words depend on `i`.
 fn chain(i: usize, answer: &str) -> String {
     let words: Vec<String> = (0..30).map(|w| format!("w{}", i * 1000 + w)).collect();
     format!(
@@ -86,7 +86,7 @@ fn good((stage, i): (&str, usize)) -> String {
         ("revise", 6) => chain(i, "B"),
         (_, 7) => "<think>Too short.</think><answer>A</answer>".into(),
         (_, 8) => chain(i, "A").replace("look around", "read the description"),
-        // The endpoint sends the answer to another row again.
+        // For row 9 the endpoint sends the chain of row 10.
         (_, 9) => chain(10, "A"),
         _ => chain(i, "A"),
     }
@@ -141,7 +141,8 @@ impl Curation<'_> {
         self.file(name).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The numbers of the last run, after a check that each row is accounted for and listed once.
+    /// The numbers of kept, rejected and failed rows of the last run. Checks that each row of the list is in exactly
+    /// one of the three files.
     #[track_caller]
     fn counts(&self) -> [usize; 3] {
         let summary: Value = serde_json::from_str(&self.file("summary.json")).unwrap();
@@ -205,7 +206,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     let reasons = json!({"unusable-row": 1, "duplicate-row": 1, "conclusion-changed": 1, "accuracy": 1, "too-short": 1,
         "mentions-description": 1, "duplicate-chain": 1});
     assert_eq!(summary["reasons"], reasons);
-    // Rows of one stage have consecutive numbers of faults, so each kind came at least once in each stage.
+    // The numbers of the faults are consecutive over the rows of a stage, so each kind of fault occurred in each stage.
     let failed: Vec<Value> = curation.lines("failed.jsonl");
     let stages: Vec<&str> = failed.iter().map(|row| row["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["caption", "reason", "revise"]);
@@ -223,7 +224,7 @@ fn each_row_is_accounted_for_and_only_failed_rows_are_asked_again() {
     curation.run(&["--skip-bad-rows", "--resume", "--quiet"]).ok();
     assert_eq!((endpoint.count(), curation.counts()), (before, [15, 7, 0]));
 
-    // Another prompt is not mixed with the answers to the former one, unless that is asked for.
+    // Answers to a changed prompt are not added to the answers to the former prompt, unless --accept-changes is given.
     let changed = ["--skip-bad-rows", "--resume", "--max-tokens", "reason=9"];
     fs::write(path.join("list.jsonl"), fs::read_to_string(path.join("list.jsonl")).unwrap() + &row(21).to_string())
         .unwrap();
@@ -320,7 +321,7 @@ fn kills_lose_no_finished_answer() {
         let mut command = curation.command(args);
         let mut child =
             command.args(["--concurrency", "2"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        // Some are killed before their first request, others after some answers.
+        // Some runs are killed before their first request, others after some answers.
         let until = Instant::now() + Duration::from_millis(20 + (random >> 33) % 160);
         while Instant::now() < until && endpoint.count() < before + 1 + (random >> 40) as usize % 6 {
             std::thread::sleep(Duration::from_millis(2));
@@ -346,13 +347,13 @@ fn kills_lose_no_finished_answer() {
 #[test]
 fn cap_on_cost_is_never_exceeded() {
     let folder = list(ROWS);
-    // Every third request fails after it was answered, so it costs money, too.
+    // The first answer about every third row is empty. It is refused, but costs money, too.
     let endpoint = ChatEndpoint::start(|body, before| {
         let key = asked(body);
         if before == 0 && key.1.is_multiple_of(3) { Reply::Text(String::new()) } else { Reply::Text(good(key)) }
     });
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
-    // Dollars per token: 1e-4 and 1e-3.
+    // A token of a prompt costs 1e-4 dollars, and a token of an answer 1e-3 dollars.
     let cost_of_one = PROMPT_TOKENS as f64 * 1e-4 + ANSWER_TOKENS as f64 * 1e-3;
     let price = ["--price", "100,1000", "--max-tokens", "200"];
     let capped = |cap: &'static str| [&price[..], &["--max-cost", cap]].concat();
@@ -369,7 +370,7 @@ fn cap_on_cost_is_never_exceeded() {
         let summary: Value = serde_json::from_str(&curation.file("summary.json")).unwrap();
         let recorded = summary["cost"].as_f64().unwrap();
         assert!(spent <= cap && recorded <= cap && (recorded - spent).abs() < 1e-9, "{spent} {recorded} {cap}");
-        // Not a cap that stops at once: a further request could not have fitted.
+        // The run does not stop too early: it uses the cap until a further request could exceed it.
         assert!(spent > cap - 0.9, "{spent} of {cap}");
         assert!(curation.counts()[2] > 0);
     }
@@ -422,10 +423,10 @@ fn bad_input_is_named_in_one_line_before_money_is_spent() {
     let bytes = fs::read(&parquet).unwrap();
     fs::write(&list, &bytes[..bytes.len() / 2]).unwrap();
     curation.run(&[]).refused(1, &["list.jsonl", "Parquet"]);
-    // The whole Parquet file is a list like any other.
+    // The same Parquet file, not cut short, is accepted as a list.
     fs::write(&list, &bytes).unwrap();
     curation.run(&["--quiet"]).ok();
-    // A table that was changed is named with its line and field.
+    // The error about a changed table names its line and field.
     let table = folder.path().join("out/reason.jsonl");
     let lines = fs::read_to_string(&table).unwrap().replacen("\"model\"", "\"modell\"", 1);
     fs::write(&table, lines).unwrap();
@@ -443,7 +444,7 @@ fn chat_layout_has_the_question_as_it_is_and_copies_can_be_kept() {
     let curation = Curation { folder: folder.path(), url: &endpoint.url };
     curation.run(&["--layout", "chat", "--keep-paths", "--quiet"]).ok();
     assert_eq!(curation.counts(), [6, 5, 0]);
-    // The chain of row 9 is that of row 10.
+    // Rows 9 and 10 have the same chain; with --max-overlap 1 both are kept.
     curation.run(&["--layout", "chat", "--keep-paths", "--max-overlap", "1", "--resume", "--quiet"]).ok();
     assert_eq!(curation.counts(), [7, 4, 0]);
     let row = curation.lines("dataset.jsonl").remove(6);
@@ -466,7 +467,7 @@ fn chat_layout_has_the_question_as_it_is_and_copies_can_be_kept() {
     support::finished_run(sft.output().unwrap()).ok();
 }
 
-/// The page of a curation, with texts of models that are no words, at two widths.
+/// The page of a curation at two widths, with chains that contain HTML and a very long word.
 #[test]
 fn page_is_read_in_the_browser() {
     let Some(mut page) = page_checks::browser("page_is_read_in_the_browser") else { return };
@@ -503,7 +504,7 @@ fn page_is_read_in_the_browser() {
     let lengths = widths(&mut page, 2);
     assert!(lengths.iter().any(|&width| width > 300.0), "{lengths:?}");
     assert!(page.text("details summary").contains("Q0: Which is it?"));
-    // Samples are folded; a click opens one, and texts of models stay texts.
+    // Samples are folded; a click opens one, and HTML in the texts of models is shown as text.
     assert_eq!(page.count("details"), 15);
     assert_eq!(page.eval("document.querySelector('details p').checkVisibility()"), false);
     page.click("details summary");
@@ -516,7 +517,7 @@ fn page_is_read_in_the_browser() {
     page_checks::check_errors(&mut page);
 }
 
-/// Video-R1's way: one model answers, and SigLIP compares chains for open questions with the image.
+/// The recipe of Video-R1: one model answers, and SigLIP compares chains for open questions with the image.
 #[test]
 fn video_r1_asks_one_model() {
     let folder = list(4);
@@ -545,7 +546,8 @@ fn video_r1_asks_one_model() {
     assert_eq!((&summary["reasons"]["similarity"], endpoint.count()), (&json!(3), 4), "{summary}");
     let filter = fs::read_to_string(folder.path().join("out/filter.jsonl")).unwrap();
     assert_eq!(filter.matches("\"similarity\":0.").count(), 3, "{filter}");
-    // A local folder is served by this process. A model with random weights gives no chain, or an empty answer.
+    // If --model is a local folder, this process serves the model. With random weights it gives no chain, or an empty
+    // answer.
     let model = tiny_model(folder.path()).display().to_string();
     let local = folder.path().join("local").display().to_string();
     let args = ["--model", &model, "--max-attempts", "1", "--max-tokens", "8", "--out", &local];

@@ -63,7 +63,7 @@ fn check_names_unusable_rows_and_counts_all() {
     }
     assert_eq!(result["video_seconds"]["count"], 1);
     assert_eq!(result["layouts"], json!({"messages": 1, "problem": 5}));
-    // A circle of links is not a missing file.
+    // A loop of symbolic links is not reported as a missing file.
     std::os::unix::fs::symlink("circle.mp4", dir.join("circle.mp4")).expect("a link");
     write(dir, "circle.jsonl", video("circle.mp4").to_string() + "\n");
     let got = run_in(dir, ["data", "check", "circle.jsonl", "--json"]);
@@ -134,7 +134,8 @@ fn training_and_generation_read_every_format() {
     generate("set:1,a.jsonl:1", "q.jsonl").refused(2, &["--data", "each row once"]);
 }
 
-/// Files of the library `datasets` whose message contents have the type JSON, or null for every key that a part lacks.
+/// Files of the library `datasets` in which message contents have the type JSON, or in which each content part has null
+/// for the keys that it lacks.
 #[test]
 fn parts_of_datasets_files_keep_their_images() {
     let folder = folder();
@@ -158,7 +159,8 @@ fn sft(dir: &Path, data: &str, out: &str) -> FinishedRun {
     run_in(dir, ["sft", "--model", "tiny", "--data", data, "--out", out, "--max-steps", "1", "--no-shuffle", "--quiet"])
 }
 
-/// Rows of TRL, ms-swift and LLaMA-Factory train as the same chats in `messages`, to the same bits.
+/// Training on rows in the layouts of TRL, ms-swift and LLaMA-Factory gives the same bits as training on the same chats
+/// in `messages`.
 #[test]
 fn rows_of_other_programs_train_as_their_chats() {
     let folder = folder();
@@ -179,14 +181,14 @@ fn rows_of_other_programs_train_as_their_chats() {
     };
     let wanted = hash("chat");
     assert!(["trl", "swift", "alpaca"].into_iter().all(|name| hash(name) == wanted));
-    // Texts are used without the chat template, as in TRL: the prompt, the completion and its end token.
+    // Plain texts are used without the chat template, as in TRL: the prompt, the completion and its end token.
     write(dir, "texts.jsonl", rows(&|q, a| json!({"prompt": q, "completion": a})));
     sft(dir, "texts.jsonl", "texts").ok();
     let step = &read_metrics(&dir.join("texts"))[0];
     assert!(step["tokens"].as_u64() < read_metrics(&dir.join("chat"))[0]["tokens"].as_u64(), "{step}");
 }
 
-/// Rows of EasyR1 and ms-swift's chats up to the answer are prompts of GRPO.
+/// Rows of EasyR1, and chats of ms-swift that end before the answer, are prompts for GRPO.
 #[test]
 fn rows_of_easyr1_and_chats_without_answers_are_prompts() {
     let folder = folder();
@@ -194,14 +196,14 @@ fn rows_of_easyr1_and_chats_without_answers_are_prompts() {
     tiny_model(dir);
     fs::copy(golden("pixels/00_png_rgb.png"), dir.join("a.png")).expect("copied");
     let easyr1 = json!({"problem": "<image>Find x.", "answer": "3", "images": ["a.png"]});
-    // A solution without a problem_type is for a reward of the user's own.
+    // A solution without a `problem_type` can be used with a custom reward.
     let chat = json!({"messages": [{"role": "user", "content": "2 + 2?"}], "solution": "<answer>4</answer>"});
     write(dir, "rows.jsonl", format!("{easyr1}\n{chat}\n"));
     let own = ["--reward-command", "while read -r line; do echo 1; done"];
     let fixed = "grpo --model tiny --data rows.jsonl --out out --max-steps 1 --num-generations 2 --quiet --strict \
                  --per-device-train-batch-size 4 --gradient-accumulation-steps 1 --max-completion-length 2";
     run_in(dir, fixed.split_whitespace().chain(own)).ok();
-    // The check says what each command says.
+    // `reel data check` says for each command how many rows it can use.
     let check = |more: &[&str]| run_in(dir, [&["data", "check", "rows.jsonl"][..], more].concat());
     let both = check(&[]);
     assert!(
@@ -213,7 +215,7 @@ fn rows_of_easyr1_and_chats_without_answers_are_prompts() {
     write(dir, "rows.jsonl", CHAT);
     check(&["--for", "sft"]).ok();
     check(&["--for", "grpo"]).refused(1, &["rows.jsonl:1: ends with an answer of the assistant"]);
-    // A list with all rows on one line names the row.
+    // In a list with all rows on one line, the error names the row.
     write(dir, "list.json", format!("[{CHAT}, {}]", CHAT.replace("2 + 2", "<image>")));
     run_in(dir, ["data", "check", "list.json"]).refused(1, &["list.json: row 2: messages[0].content"]);
 }

@@ -16,8 +16,8 @@ fn lines(file: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// The data set has all clips with colored shapes, and the chains about grey ones are rejected, two for each reason.
-/// The faults of the stand-in cost three requests, and no answer.
+/// The data set has all clips with colored shapes. The chains about grey shapes are rejected, two for each reason. The
+/// faults of the stand-in for large models cost three requests, but no answer.
 fn check_curation(out: &Path) {
     let kept = lines(&out.join("curated/dataset.jsonl"));
     assert_eq!(kept.len(), 192);
@@ -67,8 +67,8 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     let options = fs::read_to_string(out.join("grpo/run.json")).expect("options");
     assert!(options.contains("semantic=0"), "{options}");
 
-    // The shell commands on the page repeat the demo and give the same bits. No model is asked in the curation: the
-    // stand-in is gone. The last command answers a question about a clip.
+    // The shell commands on the page repeat the demo and give the same bits. The curation asks no model: the stand-in
+    // for large models has ended. The last command answers a question about a clip.
     let files = [
         "curated/dataset.jsonl",
         "grpo/model.safetensors",
@@ -85,7 +85,7 @@ fn demo_writes_its_folder_and_replaces_an_earlier_demo() {
     assert_eq!(names.join(" "), wanted, "{shown}");
     files.iter().for_each(|file| fs::remove_file(out.join(file)).expect(file));
     for command in shown.replace("\\\n", "").lines() {
-        // The answer of a model that has learned nothing is long.
+        // A model that has learned nothing gives long answers, so this answer is limited to 4 tokens.
         let more = if command.starts_with("reel generate ") { " --max-new-tokens 4" } else { "" };
         let reel = reel();
         let folder = Path::new(reel.get_program()).parent().expect("a folder");

@@ -87,7 +87,7 @@ impl Workshop {
         let model = cached.join("snapshots/0123abc").display().to_string();
         run(["init", "--preset", "tiny", "--seed", "0", "--out", &model]).ok();
         fs::create_dir(at("clips")).expect("a folder");
-        // Nine frames: the commands are about the options, and a longer video takes most of their time.
+        // A clip of nine frames: the commands are about the options, and with a longer video they would take minutes.
         let clip = golden("clips/h264_709.mp4");
         fs::create_dir_all(at("benchmarks/videoholmes/videos")).expect("a folder");
         for name in ["clips/7.mp4", "holiday.mp4", "benchmarks/videoholmes/videos/a.mp4"] {

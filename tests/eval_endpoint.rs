@@ -1,5 +1,5 @@
-//! `reel eval --endpoint`: a server answers the questions of benchmarks. The answers are those of the model that it
-//! serves; failures, kills and the cap on cost lose no answer and ask for none twice.
+//! `reel eval --endpoint`: a server answers the questions of benchmarks. Its answers equal those of a local run with
+//! the same model. After failures, kills and a reached cap on cost, no answer is lost and none is asked for twice.
 
 #[path = "support/chat_endpoint.rs"]
 mod chat_endpoint;
@@ -75,7 +75,7 @@ fn a_server_gives_the_answers_of_the_model_that_it_serves() {
         }
     }
     assert!(served.iter().any(|row| row["output"] != served[0]["output"]), "all answers are the same");
-    // Images instead of a video are other tokens.
+    // Sent as images instead of a video, the frames take more tokens.
     let images = ["--endpoint", &url, "--out", "images"];
     run_in(at, [&args[..], &images].concat()).ok();
     let images = lines(&at.join("images/videoholmes.jsonl"));
@@ -138,8 +138,8 @@ fn frames_and_settings_are_in_the_requests() {
     );
 }
 
-/// A server that fails in every way gives the answers of one that does not fail; rows that it never answers are asked
-/// again by the next run, and only these.
+/// A server that fails in every way gives the same answers as a server that does not fail; rows that it never answers
+/// are asked again by the next run, and only these.
 #[test]
 fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     let folder = folder_with_questions(16);
@@ -171,7 +171,7 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     let asked = bad.count();
     run_in(at, args(&bad, "bad", &[])).refused(1, &["unfinished output", "--resume"]);
     run_in(at, args(&bad, "bad", &["--nframes", "2", "--resume"])).refused(2, &["--nframes: is 2, but it was 4"]);
-    // The second run asks for row 3 only, twice in vain; the third one gets its answer.
+    // The second run asks for row 3 only, twice without success; the third run gets the row's answer.
     run_in(at, args(&bad, "bad", &["--resume"])).refused(1, &["has answers of 15 of 16 rows"]);
     let last = run_in(at, args(&bad, "bad", &["--resume"]));
     assert_eq!(last.code, Some(1), "{}", last.stderr);
@@ -189,8 +189,8 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     assert!(!at.join("bad/videoholmes.jsonl.partial.early").exists());
 }
 
-/// A run that is killed at random moments ends with the bytes of an unbroken one. Answers that had arrived are not
-/// asked for again: at most those in flight at each kill are.
+/// A run that is killed at random moments ends with the bytes of an uninterrupted run. Answers that had arrived are not
+/// asked for again; at most the answers in flight at each kill are.
 #[test]
 fn killed_run_resumes_without_asking_twice() {
     const ROWS: usize = 120;
@@ -245,7 +245,8 @@ fn the_cap_on_cost_is_not_passed() {
     let folder = folder_with_questions(30);
     let at = folder.path();
     let server = ChatEndpoint::start(|_, _| Reply::text("<answer>B</answer>"));
-    // 150 tokens cost 0.15 cents; a request may cost more, by its bytes and its most tokens.
+    // A request has 150 tokens and costs 0.15 cents. Its largest possible cost, by its bytes and its maximum of tokens,
+    // is higher.
     let prices = ["--price", "10,10", "--max-cost", "0.02"];
     let args = ["--endpoint", &server.url, "--text-only", "--max-new-tokens", "20", "--out", "a"];
     let done = run_in(at, [&EVAL[..], &args, &prices].concat());

@@ -1,5 +1,5 @@
-//! The page of an evaluation, and that of `reel data stats`: their bytes, wrong input, and, if there is a browser, what
-//! they show and do (`support/page_checks.rs`).
+//! The page of an evaluation and the page of `reel data stats`: their bytes, wrong input, and, if there is a browser,
+//! what the pages show and do (`support/page_checks.rs`).
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -84,7 +84,7 @@ fn a_run_its_parts_and_its_folder_give_one_page() {
     assert!(String::from_utf8_lossy(&page("whole")).contains("4 without: the page was written without frames."));
 }
 
-/// The predictions of a run as `reel eval` writes them, scored by `reel eval merge`.
+/// Writes the predictions of a run as `reel eval` does; `reel eval merge` scores them.
 fn write_run(at: &Path, run: &str, rows: &[Value]) {
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     write(&at.join(run).join("mmvu.jsonl"), lines);
@@ -131,7 +131,7 @@ fn wrong_input_is_refused_by_the_name_of_its_file() {
     refused("a --benchmark videomme", 1, &["a/videomme.jsonl"]);
     refused("a --out a/mmvu.jsonl", 2, &["--out"]);
     refused("a --against b --out b/mmvu.json", 2, &["--out"]);
-    // Other questions, other answers than those that were scored, another benchmark, a cut line.
+    // Refused: other questions, answers that differ from the scored ones, another benchmark, a line that is cut short.
     let mut other = rows.clone();
     other[1]["problem"] = json!("Another?");
     write_run(at, "b", &other);
@@ -202,7 +202,7 @@ fn answers_are_found_and_read_in_the_browser() {
     assert_eq!(page.eval("document.querySelector('.think').open"), false);
     page.click(".think summary");
     assert_eq!(page.text(".think .text"), "The ball is red. So A.");
-    // The next answers, by keys and by the button. Texts of models stay texts.
+    // Keys and the button open the next answers. HTML in the texts of models is shown as text.
     page.press("j", false);
     page.wait("location.hash.includes('mmvu%3A2')");
     assert_eq!(
@@ -224,7 +224,7 @@ fn answers_are_found_and_read_in_the_browser() {
     page.press("k", false);
     assert_eq!(page.text("#detail .question"), "Question 298: why?");
 
-    // Filters, which the address keeps.
+    // The address of the page keeps the filters.
     set(&mut page, "show", "wrong");
     wait_for_count(&mut page, 201);
     set(&mut page, "category", "Art");
@@ -241,7 +241,7 @@ fn answers_are_found_and_read_in_the_browser() {
     assert_eq!(page.text(".noframes"), "No answer passes the filters.");
     page.click(".filters [type=reset]");
     wait_for_count(&mut page, 300);
-    // A category's name above leads to its answers.
+    // A click on the name of a category, above the list, shows the answers of this category.
     page.click(".scorebars .label a");
     wait_for_count(&mut page, 150);
     set(&mut page, "show", "error");
@@ -258,7 +258,7 @@ fn answers_are_found_and_read_in_the_browser() {
     check_layout(&mut page);
     picture(&mut page, "eval-narrow");
 
-    // Two runs: the answers on which they disagree.
+    // The page of two runs shows the answers on which the runs disagree.
     run_in(at, ["report", "a", "--against", "b", "--out", "ab.html"]).ok();
     page.resize(1200, 900);
     open(&mut page, &at.join("ab.html"), "#runs=differ");

@@ -45,7 +45,7 @@ fn folder_with_benchmarks() -> tempfile::TempDir {
     folder
 }
 
-/// Frames of 112 x 112 pixels: larger ones take most of the time of an evaluation.
+/// Frames have 112 x 112 pixels: larger frames would take most of the time of an evaluation.
 const EVAL: [&str; 15] = [
     "eval",
     "--model",
@@ -113,7 +113,7 @@ fn benchmarks_are_answered_and_scored() {
     let text = rows[0]["prompt"][0]["content"][1]["text"].as_str().unwrap_or_default();
     assert!(text.starts_with("Who is 0?\nA. he\nB. she\nC. it\n\nPlease think"), "{text}");
 
-    // The scores are those of --score-only over the same answers.
+    // `--score-only` with the same answers gives the same scores.
     let score = ["eval", "--score-only", "--benchmark", "videoholmes", "--predictions", "a/videoholmes.jsonl"];
     let scored = run_in(at, score.iter().chain(&["--out", "s.json", "--json"])).json();
     assert!(scored.as_object().expect("an object").iter().all(|(name, value)| report[name] == *value), "{scored}");
@@ -123,14 +123,14 @@ fn benchmarks_are_answered_and_scored() {
     let fewer = read(&at.join("skipped/videoholmes.json"));
     let left_out = &fewer["protocol"]["options"]["data_files"]["left_out"];
     assert_eq!((&fewer["n"], &left_out["video is missing"], &fewer["truncated"]), (&json!(8), &json!(4), &json!(8)));
-    // A complete run is not asked again; its scores are written again.
+    // A complete run is resumed without asking the model; only the missing scores are written again.
     fs::remove_file(at.join("a/mmvu.json")).expect("removed");
     let again = run_in(at, [&args[..], &["--resume"]].concat());
     assert!(!again.stderr.contains("row/s") && at.join("a/mmvu.json").exists(), "{}", again.stderr);
     run_in(at, [&args[..], &["--quiet"]].concat()).refused(1, &["a/mmvu.jsonl", "exists", "--resume"]);
     let other = ["--resume", "--quiet", "--nframes", "8"];
     run_in(at, support::with_options(&args, &other)).refused(2, &["--nframes: is 8, but it was 4"]);
-    // The harness's schema: a group for the benchmark and a task for each category.
+    // results.json has lm-evaluation-harness's schema: a group for the benchmark and a task for each category.
     let results = read(&at.join("a/results.json"));
     assert_eq!(results["group_subtasks"]["videoholmes"], json!(["videoholmes_SR", "videoholmes_TA"]));
     assert_eq!(results["results"]["videoholmes"]["acc,none"], report["overall"]);
@@ -175,7 +175,7 @@ fn batches_threads_parts_and_order_change_no_answer() {
     run_in(at, [&args[..], &["reversed"]].concat());
     let [mut a, mut b] = ["whole", "reversed"].map(|run| lines(&at.join(run).join("videoholmes.jsonl")));
     b.reverse();
-    // The text of an error has the line of the row.
+    // The text of an error names the line of the row, so only the presence of an error is compared.
     a.iter_mut().chain(&mut b).for_each(|row| row["error"] = json!(row.get("error").is_some()));
     assert_eq!(a, b);
 }
@@ -201,8 +201,8 @@ fn answers_in(folder: &Path) -> usize {
     files.into_iter().map(count).sum()
 }
 
-/// An evaluation that is killed twenty times at random moments ends with the bytes of an unbroken one: ten times within
-/// its first tenth of a second, ten times after up to thirty answers.
+/// An evaluation that is killed twenty times at random moments ends with the bytes of an uninterrupted one: ten times
+/// within its first tenth of a second, ten times after up to thirty answers.
 #[test]
 fn killed_evaluation_resumes_to_the_same_bytes() {
     let folder = folder_with_benchmarks();
@@ -257,7 +257,7 @@ fn runs_are_compared_row_by_row() {
         .refused(1, &["benchmark: is `videoholmes`, not mmvu"]);
 }
 
-/// One run for each value of an option, and the paired differences to the first one.
+/// `reel eval ablate` does one run for each value of an option, and compares each run with the first one, row by row.
 #[test]
 fn an_option_is_ablated() {
     let folder = folder_with_benchmarks();
@@ -273,7 +273,7 @@ fn an_option_is_ablated() {
         assert_eq!(report["protocol"]["options"]["nframes"], frames);
     }
     assert_eq!(read(&at.join("abl/ablation.json")), done);
-    // Answers that are there are not asked again; how they are read may differ.
+    // The values of the option may also differ only in how the answers are read (`extraction`).
     run_in(at, args.iter().chain(&more).chain(&["extraction=tags,lenient"])).ok();
     for (option, words) in [
         ("nframes", "has no values"),
@@ -286,8 +286,8 @@ fn an_option_is_ablated() {
     }
 }
 
-/// Frames in image files, as MVBench has them for one of its tasks, are selected as those of a video; `--clips` shows
-/// the part that the question is about.
+/// Frames that are image files, as in one task of MVBench, are selected like the frames of a video; with `--clips` the
+/// model sees only the part that the question is about.
 #[test]
 fn frames_of_folders_are_selected() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -336,7 +336,7 @@ fn grey_bitmap(grey: u8) -> Vec<u8> {
     bmp
 }
 
-/// A task file of the user's own, with its own words around the question.
+/// The user adds a benchmark by a task file, which also sets the words around the question.
 #[test]
 fn a_benchmark_is_added_without_code() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -368,14 +368,14 @@ row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options
         (&row["solution"], &read(&at.join("r/mine.json"))["task_version"]),
         (&json!("<answer>B</answer>"), &json!(3))
     );
-    // The folder has the task file, by which other commands find the task.
+    // The output folder has a copy of the task file, by which other commands find the task.
     let again = [&args[..7], &["--out", "s", "--max-new-tokens", "3", "--seed", "5"]].concat();
     run_in(at, again).ok();
     fs::rename(at.join("mine.toml"), at.join("moved.toml")).expect("renamed");
     let compared = |pair: [&str; 2]| run_in(at, ["eval", "compare", pair[0], pair[1], "--json"]).json();
     assert_eq!(compared(["r", "s"])[0]["benchmark"], "mine");
     assert_eq!(compared(["r/mine.jsonl", "s/mine.jsonl"]), compared(["r", "s"]));
-    // A task file of this name that the run has not written is kept.
+    // If the output folder has a task file of the same name that the run has not written, the run does not replace it.
     fs::create_dir(at.join("t")).expect("a folder");
     fs::write(at.join("t/mine.toml"), "mine = 1").expect("written");
     let beside =
@@ -419,7 +419,7 @@ fn wrong_use_and_wrong_data_are_refused_by_name() {
         2,
         &["mmvu.jsonl", "--data"],
     );
-    // A row that cannot be used, and a file that is cut short.
+    // Refused: a row that cannot be used, and a file that is cut short.
     let mut rows = holmes_rows();
     rows[7]["Answer"] = json!("D");
     write_json(&at.join(holmes), &json!(rows));

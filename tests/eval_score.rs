@@ -1,5 +1,6 @@
-//! `reel eval --score-only`: gives the scores of the evaluation scripts, and refuses malformed input. `reel generate
-//! --data` writes the predictions that it scores; a run that is killed or stopped is continued to the same bytes.
+//! `reel eval --score-only`: gives the same scores as the benchmarks' evaluation scripts, and refuses malformed input.
+//! `reel generate --data` writes the predictions that it scores; a run that is killed or stopped is continued to the
+//! same bytes.
 
 mod support;
 
@@ -96,8 +97,8 @@ fn malformed_predictions_are_refused_with_line_number() {
     score(good.to_string(), &["--predictions", "gone.jsonl"]).refused(1, &["gone.jsonl"]);
 }
 
-/// The first rows of a benchmark as its data file has them: without outputs. Their videos are not there, so they are
-/// about text, except the first one.
+/// The first two rows of a benchmark as in its data file, without outputs. The videos are missing, so every row except
+/// the first one of MMVU becomes a question without a video.
 fn benchmark_rows(benchmark: &str) -> Vec<Value> {
     let text = fs::read_to_string(golden(&format!("rewards/eval/{benchmark}.jsonl"))).expect("rows");
     let rows = text.lines().take(2).map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -117,7 +118,7 @@ fn write_lines(file: &Path, rows: &[Value]) {
     fs::write(file, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("written");
 }
 
-/// Rows of all six benchmarks become predictions in one run, which `reel eval` scores; every column of a row survives.
+/// Rows of all six benchmarks become predictions in one run, which `reel eval` scores; every column of a row is kept.
 #[test]
 fn generated_predictions_are_scored_for_every_benchmark() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -160,8 +161,8 @@ fn generated_predictions_are_scored_for_every_benchmark() {
     }
 }
 
-/// Runs `generate --data` and sends it a signal once it has written a line and its unfinished file has at least `lines`
-/// lines. `None` if the run ended before.
+/// Runs `generate --data` and sends it a signal once it has written a line and its file `p.jsonl.partial` has at least
+/// `lines` lines. `None` if the run ended before.
 fn generate_and_signal(at: &Path, signal: &str, lines: usize, more: &[&str]) -> Option<FinishedRun> {
     let count = || {
         let text = fs::read(at.join("p.jsonl.partial")).unwrap_or_default();
@@ -232,7 +233,7 @@ fn killed_and_stopped_generation_resumes_to_the_same_bytes() {
     assert!(resumed.ok().starts_with("p.jsonl: 60 rows") && resumed.stderr.starts_with("resuming after row "));
     assert!(fs::read(at.join("p.jsonl")).expect("predictions") == whole, "other bytes than the unbroken run");
     assert_eq!(file_names_in(at), ["p.jsonl", "p.jsonl.run.json", "rows.jsonl", "tiny"]);
-    // Another model, in the same folder.
+    // Resuming with another model in the same folder is refused.
     let args = ["init", "--preset", "tiny", "--seed", "9", "--out", "other"];
     run_in(at, args).ok();
     refused(

@@ -1,6 +1,6 @@
 //! `--eval-steps` of `reel sft` and `reel grpo`: the scores are those of `reel eval` on the checkpoint of the same
-//! step, an evaluation changes nothing in the training, a run that was stopped has the evaluations of an unbroken one,
-//! and the best checkpoint is the one with the highest score.
+//! step, an evaluation changes nothing in the training, a run that was stopped and resumed has the evaluations of an
+//! uninterrupted one, and the best checkpoint is the one with the highest score.
 
 mod support;
 
@@ -48,13 +48,13 @@ fn folder() -> tempfile::TempDir {
     write("prompts.jsonl", &mut (0..12).map(prompt));
     let question = |i: usize| json!({"q": format!("Which {i}?"), "o": ["x", "y", "z"], "a": i % 3, "v": if i == 1 { "clip" } else { "none" }});
     write("bench/rows.jsonl", &mut (0..4).map(question));
-    // Nine frames: a longer video takes most of the time of an evaluation.
+    // A clip of nine frames: with a longer video the evaluations would take most of the test's time.
     fs::copy(golden("clips/h264_709.mp4"), at.join("bench/clip.mp4")).expect("copied");
     fs::write(at.join("mine.toml"), TASK).expect("written");
     folder
 }
 
-/// The words of a command line, parts divided by spaces. Options of a part replace those of the parts before it.
+/// Splits the parts of a command line into words. The options of a part replace the same options of earlier parts.
 fn words(parts: &[&str]) -> Vec<String> {
     let mut all: Vec<&str> = Vec::new();
     for part in parts {
@@ -111,7 +111,7 @@ fn assert_equals_reel_eval(at: &Path, out: &str, step: u64, more: &str) {
     let line = lines.iter().find(|line| line["step"] == step).expect("a line");
     assert_eq!(line["benchmarks"]["mine"]["score"], a["overall"]);
     assert_eq!(line["benchmarks"]["mine"]["ci95"], a["overall_ci95"]);
-    // The folder is one of an evaluation: it is compared and shown as those of `reel eval`.
+    // The folder of an evaluation during training is compared and shown like a folder of `reel eval`.
     let compared = run_in(at, ["eval", "compare", &format!("{out}/eval/step-{step}"), &alone]);
     assert!(
         compared.ok().contains("only A right 0, only B right 0") && compared.stderr.is_empty(),
@@ -139,9 +139,9 @@ fn scores_of_sft_are_those_of_reel_eval_and_training_is_unchanged() {
         assert!(a == b, "{file}");
     }
     assert!(!at.join("plain/eval.jsonl").exists() && !at.join("plain/trainer_state.json").exists());
-    // The evaluation is no part of the step that a replay repeats.
+    // A replay repeats a training step without its evaluation.
     assert!(run_in(at, ["replay", "a", "--step", "5"]).ok().contains("gives the same bits"));
-    // The page has the scores, and the reporters their names.
+    // The page shows the scores, and the logs of TensorBoard and Weights & Biases have the name of the score.
     run_in(at, ["report", "a", "--out", "page.html"]).ok();
     let page = fs::read_to_string(at.join("page.html")).expect("a page");
     assert!(check_page(&page).iter().any(|chart| chart["name"] == "eval/mine"), "no chart of the scores");
@@ -249,7 +249,7 @@ fn stopped_runs_have_the_evaluations_of_an_unbroken_one() {
     assert_eq!(best(&broken), best(&whole));
 }
 
-/// Right answers in place of the model's show which answers a resumed run has taken from the files, and give a score.
+/// The test replaces recorded answers by right ones. The score then shows which answers a resumed run has reused.
 #[test]
 fn answers_of_the_same_weights_are_not_asked_again() {
     let folder = folder();
@@ -272,14 +272,14 @@ fn answers_of_the_same_weights_are_not_asked_again() {
         assert!(!resumed.stderr.contains("step 2: evaluating"), "{}", resumed.stderr);
         (fs::read_to_string(during.join("mine.jsonl")).expect("answers"), evaluations(&out))
     };
-    // A complete evaluation is only scored. Its checkpoint is the best one.
+    // A complete evaluation is only scored again. Its checkpoint becomes the best one.
     let all: String = own.lines().map(right).collect();
     fs::write(during.join("mine.jsonl"), &all).expect("written");
     let (answers, lines) = resume("");
     assert!(answers == all, "{answers}");
     assert_eq!((steps(&lines), &lines[1]["score"]), (vec![2, 4], &json!(1.0)));
     assert_eq!((&state()["best_global_step"], &state()["best_metric"]), (&json!(4), &json!(1.0)));
-    // One with two answers is continued after them.
+    // An evaluation with two answers is continued after these answers.
     let begun: String = own.lines().take(2).map(right).collect();
     fs::write(during.join("mine.jsonl.partial"), &begun).expect("written");
     fs::rename(during.join("mine.jsonl.run.json"), during.join("mine.jsonl.partial.run.json")).expect("renamed");
@@ -288,7 +288,8 @@ fn answers_of_the_same_weights_are_not_asked_again() {
     let rest: String = own.lines().skip(2).map(|line| format!("{line}\n")).collect();
     assert!(answers == begun + &rest, "{answers}");
     assert!(lines[1]["score"].as_f64().is_some_and(|score| (0.5..1.0).contains(&score)), "{}", lines[1]);
-    // Answers to other questions replace what is there, and their score is not compared.
+    // With another number of questions (--eval-limit), the recorded answers are replaced, and the score is not compared
+    // with earlier scores.
     let (answers, lines) = resume("--eval-limit 2");
     assert_eq!((answers.lines().count(), &lines[1]["benchmarks"]["mine"]["n"]), (2, &json!(2)));
     assert_eq!((&state()["best_global_step"], &state()["metric_for_best_model"]), (&json!(4), &json!("eval/mine(2)")));

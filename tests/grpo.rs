@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 use support::http::read_request;
 use support::{check_page, golden, metrics_without_times, read_metrics, reel, run, run_in};
 
-/// The options that continue the run in `out` after a kill: from its last checkpoint, or again if it has none yet.
+/// The options that continue the run in `out` after a kill: from its last checkpoint, or from the start if it has no
+/// checkpoint yet.
 fn again(out: &Path) -> &'static [&'static str] {
     let names = if out.exists() { support::file_names_in(out) } else { Vec::new() };
     let has_checkpoint = names.iter().any(|name| name.starts_with("checkpoint-"));
@@ -83,8 +84,8 @@ fn repeatedly_killed_run_equals_uninterrupted_run() {
     run_in(at, grpo("whole", &more)).ok();
     let whole = begun.elapsed();
     let mut kills = 0;
-    // The moments at which the run is killed are spread over its whole duration, so that some hit the writing of a
-    // checkpoint.
+    // The run is killed at moments that are spread over its whole duration, so that some of them lie within the writing
+    // of a checkpoint.
     for i in 0u32.. {
         let resumed = grpo("broken", &[&more[..], again(&at.join("broken"))].concat());
         let mut child = reel().current_dir(at).args(resumed).stdout(Stdio::null()).spawn().expect("it starts");
@@ -191,7 +192,7 @@ fn run_killed_in_its_first_step_leaves_the_earlier_run() {
         std::thread::sleep(Duration::from_millis(2));
     }
     assert!(!out.join("model.safetensors").exists(), "the earlier run is set aside");
-    // A second process is refused with the id of the first one.
+    // A second process is refused; the error has the id of the first process.
     let holder = format!("out: is in use by process {}", child.id());
     run_in(at, grpo("out", &["--overwrite"])).refused(1, &[&holder]);
     child.kill().expect("it is killed");
@@ -274,7 +275,7 @@ fn secrets_of_urls_reach_no_file_and_no_message() {
         let mode = fs::metadata(out.join(name)).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name} holds a command");
     }
-    // An option may change its secrets, and a replay needs none.
+    // A resumed run may have other secrets in an option (here a URL's query), and a replay needs no secrets.
     let other = url.replace("SECRET", "OTHER");
     let resumed = grpo(
         "out",
@@ -354,7 +355,7 @@ fn the_recipes_bound_the_log_ratio_of_the_kl_term() {
     let w = training_folder();
     fs::write(w.path().join("given.jsonl"), "{\"row\":0,\"completions\":[[5,6,460],[7,8,9,460]],\"rewards\":[0,1]}\n")
         .expect("written");
-    // Steps this large move the policy so far from the reference that the bound counts.
+    // The learning rate is so large that the policy moves beyond the bound of the log-ratio.
     let fixed = "grpo --model tiny --data rows.jsonl --rollouts given.jsonl --num-generations 2 \
                  --per-device-train-batch-size 2 --max-steps 3 --max-completion-length 8 --learning-rate 0.3 \
                  --lr-scheduler-type constant --quiet --parity";
@@ -429,7 +430,7 @@ fn replay_repeats_any_step_and_names_a_difference() {
     fs::write(&model, bytes).expect("written");
     replay("1").refused(1, &["tiny: is not the model that the run was started with"]);
     fs::write(&model, before).expect("written");
-    // A run of an earlier version has no digests: changed rewards give other weights.
+    // A run of an earlier version recorded no digests. Changed rewards are then noticed only by the different weights.
     let path = out.join("rollouts/000005.jsonl");
     let mut line: Value = serde_json::from_str(fs::read_to_string(&path).expect("rollouts").trim()).expect("JSON");
     line["rewards"] = json!([3.0, 2.0, 1.0, 0.0]);
@@ -465,8 +466,8 @@ fn replay_repeats_steps_with_dynamic_sampling() {
     }
 }
 
-/// The rewards of several commands are summed with their weights, as TRL does with a list of functions; the metrics have
-/// the mean of each. A resumed run and a replay run the same commands.
+/// The rewards of several commands are summed with their weights, as TRL does with a list of functions; the metrics
+/// have the mean reward of each command. A resumed run and a replay run the same commands.
 #[test]
 fn several_reward_commands_are_summed() {
     let folder = training_folder();
@@ -570,7 +571,7 @@ fn report_is_one_page_with_curves_rollouts_and_frames() {
     }
     assert!(html.contains("Where &lt;b&gt;does") && !html.contains("<b>does"));
     assert!(check_page(&html).iter().all(|chart| chart["kind"] == "lines"));
-    // Every third of three steps has a group, which the slider of the page selects.
+    // Each of the three steps shows one group; the slider of the page selects the step.
     assert_eq!(html.matches("<article class=\"group\" data-run=\"0\" data-step=").count(), 3);
 
     // Two runs over each other.

@@ -130,7 +130,7 @@ fn sampling_uses_the_adapter_and_the_reference_does_not() {
             ["--lora-r", "4", "--lora-target-modules", "all-linear", "--max-steps", "3", "--learning-rate", "0.05"];
         // The rewards alternate between 0 and 1, so that advantages are not 0.
         let reward = ["--reward-command", "while read -r row; do i=$((i + 1)); echo $((i % 2)); done"];
-        // With full checkpointing training computes every product, and takes none from the rollout.
+        // With full checkpointing, training computes every product itself and reuses none from the rollout.
         let steps = ["--gradient-accumulation-steps", "1", "--gradient-checkpointing", "full"];
         run([&args[..], &more, &lora, &steps, &reward].concat()).ok();
         let lines = read_metrics(Path::new(&out));

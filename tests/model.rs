@@ -180,7 +180,7 @@ fn completions_depend_on_their_seed_only() {
     assert_eq!(sample("1", "6"), three[1..2]);
 }
 
-/// With int8 weights a row's answer does not depend on the number of threads or on the batch, and repeats.
+/// With int8 weights a row's answer is the same in every run, for any number of threads and any batch.
 #[test]
 fn int8_completions_do_not_depend_on_threads_or_batch() {
     let c = case("text_multiturn");
@@ -225,7 +225,7 @@ fn int8_completions_do_not_depend_on_threads_or_batch() {
         assert_eq!(want, of("2", &["--threads", "2"]));
         assert_eq!(want, of("3", &["--threads", "3", "--batch-size", "3"]));
     }
-    // Predictions of quantised and other weights do not go into one file.
+    // A file of predictions with int8 weights cannot be continued with other weights.
     let out = c.out.path().join("f32-1").display().to_string();
     let (model, data) = (c.path("model"), data.display().to_string());
     let base = ["generate", "--model", &model, "--data", &data, "--out", &out, "--max-new-tokens", "9"];

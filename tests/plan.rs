@@ -1,4 +1,5 @@
-//! `reel plan` of training: its memory is that of the run, and the launches and the time of a 7B step.
+//! `reel plan` of training: its planned memory equals the memory of the run, and the launches and the time of a 7B
+//! step.
 
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
@@ -23,7 +24,7 @@ fn plan_and_run_agree_on_peak_bytes() {
     }
 }
 
-/// A plan with fewer rows than a micro-batch is to have says what it counts: what the run computes.
+/// If the data has fewer rows than a micro-batch, the plan says so, and plans for the rows that the run would compute.
 #[test]
 fn plan_says_that_the_data_has_too_few_rows() {
     let w = training_folder(6);
@@ -44,7 +45,7 @@ fn plan_says_that_the_data_has_too_few_rows() {
     for whole in [&six, &repeated] {
         assert!(!whole["subject"].as_str().expect("a text").contains("only"), "{whole}");
     }
-    // Without a number of epochs, a run repeats its rows until the micro-batch is full.
+    // Without --num-train-epochs, a run repeats its rows until the micro-batch is full.
     assert!(peak(&repeated) > peak(&six));
 }
 
@@ -52,7 +53,7 @@ fn plan_says_that_the_data_has_too_few_rows() {
 /// launches that a step once had is 1849.
 #[test]
 fn launches_of_a_7b_step_are_few() {
-    // How often each layer's first part runs forward, and the most launches.
+    // For each mode of gradient checkpointing: how often the first part of a layer runs forward, and the most launches.
     for (checkpointing, forward, most) in [("none", 1.0, 1849.0), ("selective", 1.0, 1849.0), ("full", 2.0, 2400.0)] {
         launches_of_a_7b_step(checkpointing, forward, most);
     }
@@ -71,12 +72,13 @@ fn launches_of_a_7b_step(checkpointing: &str, forward: f64, most: f64) {
     for name in ["sum_squares", "clip", "adamw_bf16_moments_bf16"] {
         assert_eq!(launches(&|op| op == name), 1.0, "{name}");
     }
-    // Only gradients that few rows are added to begin with zeros: of the embeddings, and in the last layer, which goes
-    // on with the learned rows, of the residual and of attention.
+    // Three gradients are first filled with zeros, because only some of their rows are added to: the gradient of the
+    // embeddings and, in the last layer, which continues only with the rows that are learned, the gradients of the
+    // residual and of attention.
     assert_eq!(launches(&|op| op.starts_with("fill")), 3.0);
     assert_eq!(launches(&|op| op.starts_with("accumulate")), 0.0);
     // The decoder's 28 layers and the 32 blocks of the vision tower rotate queries and keys in one launch in each
-    // direction, and sum the gradients of their biases in one. Patch embedding and merger have the last products.
+    // direction, and sum the gradients of their biases in one launch. Patch embedding and merger add at most two sums.
     assert_eq!(launches(&|op| op.starts_with("rope_apply")), (forward + 1.0) * (28.0 + 32.0));
     assert!(launches(&|op| op.starts_with("column_sum")) <= 28.0 + 32.0 + 2.0);
     let all = launches(&|_| true);
@@ -98,7 +100,7 @@ fn selective_checkpointing_takes_little_memory_and_time() {
     let [none, selective, full, auto] = ["none", "selective", "full", "auto"].map(plan);
     assert!(full.0 < selective.0 && selective.0 < none.0 && selective.0 < 141e9, "{full:?} {selective:?} {none:?}");
     assert!(selective.1 < 1.001 * none.1 && full.1 > 1.25 * none.1, "{full:?} {selective:?} {none:?}");
-    // The plan takes the first that fits.
+    // With `auto` the plan takes the first mode that fits in the GPU's memory.
     assert!([none, selective].contains(&auto), "{auto:?}");
 }
 

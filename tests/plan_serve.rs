@@ -28,7 +28,7 @@ fn numbers_of_a_plan_fit_each_other() {
     assert_eq!(parts, of("/peak_bytes"));
     assert_eq!(plan["fits"], true);
     assert_eq!(of("/memory/kv_cache"), of("/kv_bytes"));
-    // 2048 tokens of the prompt and 1023 of the answer are read: 48 blocks.
+    // A sequence keeps 2048 tokens of the prompt and 1023 of the answer in the KV cache: 48 blocks.
     assert_eq!(of("/sequences_that_fit"), (of("/kv_blocks") / 48.0).floor());
     assert_eq!((of("/batch_size"), of("/decoding")), (256.0, 256.0));
     assert_eq!(of("/tokens_per_second"), of("/decoding") / of("/inter_token_seconds"));
@@ -55,8 +55,8 @@ fn a_decode_step_has_five_launches_a_layer() {
         let plan = plan(&format!("--preset 7b --tokens 100 --gpu h200 {more}"));
         let ops = plan["ops"].as_array().unwrap().iter().filter(|op| op["phase"] == "decode");
         let all: f64 = ops.filter_map(|op| op["launches"].as_f64()).sum();
-        // Besides the layers: embedding, angles, the last norm, the output layer, sampling, and the advance of
-        // positions.
+        // Besides the launches of the layers there are six: embedding, angles, the last norm, the output layer,
+        // sampling, and the advance of positions.
         assert!(all - 5.0 * layers <= 6.0, "{all} launches in {layers} layers {more}");
         all - 5.0 * layers
     };
@@ -74,18 +74,19 @@ fn a_plan_of_generation_counts_the_keys_that_exist() {
     let read = ops.iter().find(reads).and_then(|op| op["bytes"].as_f64()).unwrap();
     // The second and the third token of each completion read the keys and values of 101 and 102 tokens.
     let keys = 2.0 * (101.0 + 102.0) * (2 * 36 * 2 * 128 * 2) as f64;
-    // Queries and results are some per cent of so few keys.
+    // For so few keys, the queries and results add some per cent to the bytes that are read and written.
     assert!(read >= keys && read < 1.1 * keys, "{read} {keys}");
 }
 
-/// The steps of a 7B model that are predicted for an H200 are within 25 % of those that were measured there. Decode steps
-/// were measured with the products of few rows that tiles have replaced: the predictions are shorter, that of 64 rows by
-/// half.
+/// The predicted times of a 7B model's prefill and training step on an H200 are within 25 % of the measured times.
+/// Decode steps were measured with earlier kernels for products of few rows, which tiles have since replaced: the
+/// predicted times are shorter, by half for 64 rows.
 #[test]
 fn predicted_steps_are_near_the_measured_ones() {
     let record: Value =
         serde_json::from_str(include_str!("../benches/results/h200/2026-11-27-models.json")).expect("JSON");
-    // A decode step was measured with both earlier ways to divide products of a few rows; the faster one counts.
+    // The record has a decode step measured with each of two earlier ways to divide products of few rows; the faster
+    // one counts.
     let measured = |op: &str, batch: f64| {
         let all = ["models", "models_by_blocks_of_columns"].map(|list| record[list].as_array().expect("a list"));
         let found = all.into_iter().flatten().filter(|m| m["op"] == op && m["model"] == "7b" && m["batch"] == batch);
@@ -121,8 +122,8 @@ fn longer_prompts_leave_room_for_fewer_sequences() {
     for path in ["/time_to_first_token_seconds", "/inter_token_seconds"] {
         assert!(number(&long, path) > number(&short, path), "{path}");
     }
-    // On a CPU: 4096 tokens for each of the completions, 3 layers with 64 values for keys and for values in f32 a
-    // token.
+    // On a CPU the cache has room for 4096 tokens of each completion. A token takes 64 values for keys and 64 for
+    // values, in f32, in each of 3 layers.
     let on_cpu = plan("--preset tiny --tokens 40 --device cpu --batch-size 64");
     assert_eq!(number(&on_cpu, "/kv_tokens"), 64.0 * 4096.0);
     let table = run("plan serve --preset tiny --tokens 40 --device cpu --batch-size 3".split(' ')).ok().to_string();

@@ -30,7 +30,7 @@ fn answers_equal_those_of_generate_alone_in_a_batch_and_streamed() {
     let first = server.chat(&body(0, false)).ok();
     assert_eq!(first["object"], "chat.completion");
     assert_eq!(first["usage"]["prompt_tokens"], wanted[0]["prompt_tokens"]);
-    // All at once, every second one streamed.
+    // All requests are sent at once; every second answer is streamed.
     std::thread::scope(|scope| {
         for i in 0..prompts.len() {
             let (server, body, wanted) = (&server, &body, &wanted[i]);
@@ -77,7 +77,7 @@ fn samples_stop_strings_and_several_completions_as_generate_does() {
         list.as_array().unwrap().iter().map(|one| one.pointer(path).unwrap().as_str().unwrap().to_string()).collect()
     };
     assert_eq!(texts(&answer["choices"], "/message/content"), texts(&wanted, "/text"));
-    // Without a seed, other random numbers are drawn each time.
+    // Without a seed, each request draws other random numbers.
     let unseeded = json!({"messages": messages, "temperature": 1.5, "max_tokens": 24});
     let answers = [server.chat(&unseeded).ok(), server.chat(&unseeded).ok()];
     assert_ne!(answers[0]["choices"][0]["message"], answers[1]["choices"][0]["message"]);
@@ -116,7 +116,7 @@ fn the_memory_of_keys_and_values_is_taken_at_the_start() {
 fn a_server_without_memory_for_keys_and_values_does_not_listen() {
     let folder = TempDir::new().unwrap();
     let model = support::tiny_model(folder.path());
-    // The keys and values of 32 sequences of this model take 5.9 GiB.
+    // The KV cache for 32 sequences of this model takes 5.9 GiB, more than the limit of the address space.
     let mut command = reel_with_address_space(2_500_000);
     command.args(["serve", "--port", "0", "--threads", "2", "--kv-memory", "100000", "--model"]).arg(&model);
     let output = command.output().unwrap();

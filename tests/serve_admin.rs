@@ -1,5 +1,6 @@
-//! `POST /admin/weights` of `reel serve`: answers before and after it are those of servers with either model, requests
-//! in flight finish, what does not fit leaves the old weights in service, and only local clients may ask for it.
+//! `POST /admin/weights` of `reel serve`: answers before and after the request are those of servers with the old and
+//! with the new model, requests in flight finish, weights that do not fit leave the old ones in service, and only local
+//! clients may send it.
 
 #[path = "support/server.rs"]
 mod server;
@@ -35,7 +36,7 @@ fn answers(server: &Server) -> Vec<Value> {
         {"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{png}")}},
         {"type": "text", "text": "What is this?"},
     ]}]);
-    // Long enough for the prefix cache.
+    // The prompt is long enough for the prefix cache.
     let long = question(&"Tell me more. ".repeat(40));
     let ask = |messages: Value| {
         let body = json!({"messages": messages, "max_tokens": 12, "temperature": 0, "logprobs": true});

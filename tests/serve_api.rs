@@ -38,7 +38,7 @@ fn texts_and_token_ids_are_continued_alone_together_and_streamed() {
     let other = complete(&with(json!({"prompt": "a time", "n": 2}))).ok();
     let (one_texts, other_texts) = (texts(&one), texts(&other));
     assert!(one_texts.len() == 2 && one_texts[0] != one_texts[1] && one_texts != other_texts);
-    // Both prompts together, as texts and as ids; completion j of prompt i is choice 2 i + j.
+    // Both prompts in one request, as texts and as token ids; completion j of prompt i is choice 2 i + j.
     let wanted = [one_texts.clone(), other_texts].concat();
     let both = complete(&with(json!({"prompt": ["Once upon", "a time"], "n": 2}))).ok();
     assert_eq!(texts(&both), wanted);
@@ -108,7 +108,7 @@ fn wrong_text_completions_name_their_field() {
         assert!(message.contains("; ") && message.len() < 3000 && message.lines().count() == 1, "{message}");
     }
     server.send("POST", "/v1/completions", "", "{\"prompt\": \"x\"}").ok();
-    // A chat message has no image either.
+    // A pad token in a chat message without an image is refused, too.
     let error = server.chat(&json!({"messages": question(pad), "max_tokens": 2})).error(400);
     let message = "message 0: has the token <|image_pad|>, and there is no image for it; remove this token";
     assert!(error["param"] == "messages" && error["message"].as_str().unwrap().ends_with(message), "{error}");
@@ -157,7 +157,7 @@ fn requests_are_read_as_vllms_and_openais_clients_send_them() {
     assert_ne!(text(json!({"seed": -1})), text(json!({"seed": -1})));
     assert_eq!(text(json!({"seed": -2})), text(json!({"seed": -2})));
     send("/v1/completions", &json!({"prompt": "x", "seed": -1, "max_tokens": 1})).ok();
-    // The variables of the chat template.
+    // Variables of the chat template (`chat_template_kwargs`).
     let count = |content: Value, variables: Value| {
         let body = json!({"messages": [{"role": "user", "content": content}], "chat_template_kwargs": variables});
         send("/tokenize", &body).ok()["count"].as_u64().unwrap()
@@ -170,7 +170,7 @@ fn requests_are_read_as_vllms_and_openais_clients_send_them() {
     assert!(count(image, json!({"add_vision_id": true})) > plain);
     let error = server.chat(&chat(json!({"chat_template_kwargs": {"enable_thinking": true}}))).error(400);
     assert_eq!(error["param"], "chat_template_kwargs.enable_thinking", "{error}");
-    // A rule that cannot be compiled.
+    // A schema or a regular expression that cannot be compiled is refused.
     for (rule, param) in
         [(json!({"guided_json": {"$ref": "#"}}), "guided_json"), (json!({"guided_regex": "[a-"}), "guided_regex")]
     {
@@ -241,7 +241,7 @@ fn tokens_of_texts_and_messages_and_back() {
     assert!(made["max_model_len"].as_u64().unwrap() > 1000);
     assert!(made["token_strs"].as_array().unwrap().contains(&json!("<|im_end|>")));
     assert_eq!(post("/detokenize", json!({"tokens": ids})).ok()["prompt"], "Hello <|im_end|> wörld");
-    // Messages have the tokens of the chat prompt.
+    // For `messages`, /tokenize counts the tokens of the chat prompt.
     let messages = question("Hi");
     let count = |extra: Value| {
         let mut body = json!({"messages": messages});
@@ -323,7 +323,7 @@ fn requests_have_ids_and_lines_in_the_log_without_texts() {
     send(&format!("{key}X-Request-Id: streamed\r\n"), &streamed);
     let none = server.send("GET", "/none?token=SECRETQUERY", "X-Request-Id: nowhere\r\n", "");
     assert_eq!((none.status, id_of(&none).as_str()), (404, "nowhere"));
-    // Clients that leave before there is an answer, and in the middle of one.
+    // Clients that close the connection before their answer begins, and in the middle of it.
     for (id, stream) in [("left", false), ("stopped", true)] {
         let long = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": stream});
         let mut connection = server.connect();
@@ -418,7 +418,7 @@ fn pages_of_allowed_origins_may_use_the_server_and_others_not() {
         assert!(head.contains("access-control-allow-headers: authorization,content-type"), "{head}");
     }
     assert!(!asked("https://evil.example").contains("access-control-allow-origin"));
-    // Also answers and errors carry the header, so that a page can read them.
+    // Answers and errors carry the header, too, so that a page can read them.
     let models = server.send("GET", "/v1/models", "Origin: http://b\r\n", "");
     assert!(models.head.to_ascii_lowercase().contains("www-authenticate: bearer"), "{}", models.head);
     assert!(models.status == 401 && models.head.contains("access-control-allow-origin: http://b"), "{}", models.head);
@@ -471,7 +471,7 @@ fn answers_have_the_form_that_the_request_asks_for() {
         body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         body
     };
-    // With others at the same time, some streamed.
+    // Several requests run at the same time, some of them streamed.
     std::thread::scope(|scope| {
         for seed in 0..6 {
             let (server, body) =

@@ -61,7 +61,7 @@ fn bodies_that_are_no_request_are_refused() {
     let many = format!("{{\"prompt\": [{}[1]]}}", "[1],".repeat(1 << 19));
     let error = server.send("POST", "/v1/completions", "", &many).error(400);
     assert!(error["message"].as_str().unwrap().contains("more than 1048576 JSON values"), "{error}");
-    // Not HTTP at all, or damaged HTTP.
+    // Bytes that are no HTTP, and damaged HTTP, end their connection.
     for bytes in ["\r\n\r\n\r\n\r\n", "GET\r\n\r\n", "POST / HTTP/9.9\r\n\r\n", "\u{0}\u{1}\u{2}\r\n\r\n"] {
         let mut stream = server.connect();
         stream.write_all(bytes.as_bytes()).unwrap();
@@ -74,13 +74,13 @@ fn bodies_that_are_no_request_are_refused() {
 #[test]
 fn a_body_above_the_limit_is_refused_announced_or_not() {
     let server = Server::start(&["--max-body", "1"]);
-    // Announced: refused before a byte of it is sent.
+    // A body of announced length is refused before a byte of it is sent.
     let mut stream = server.connect();
     let head = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
     stream.write_all(format!("{head}Content-Length: {}\r\n\r\n", 1u64 << 30).as_bytes()).unwrap();
     let error = read_reply(&mut stream).error(413);
     assert!(error["message"].as_str().unwrap().contains("--max-body"), "{error}");
-    // Not announced: refused after 1 MiB, and the answer is read although the client goes on sending.
+    // A body of unknown length is refused after 1 MiB, and the client can read the answer although it goes on sending.
     let mut stream = server.connect();
     stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n").as_bytes()).unwrap();
     let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
@@ -110,7 +110,8 @@ fn bodies_together_take_a_limited_memory() {
             stream
         })
         .collect();
-    // Sixteen bodies fit; one of them all is refused, and the others are waited for.
+    // Sixteen bodies fit in the memory limit. So one of the 17 requests is refused, and the others wait for the rest of
+    // their bodies.
     let mut refused = 0;
     for stream in &mut held {
         stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
@@ -131,7 +132,8 @@ fn bodies_together_take_a_limited_memory() {
 #[test]
 fn clients_that_send_slowly_are_given_up() {
     let server = Server::start(&["--read-timeout", "1"]);
-    // Nothing, a part of a header, a part of a body: closed after a second, or the last with status 408.
+    // Clients that send nothing, a part of a header, or a part of a body: each is closed after a second, the last one
+    // with status 408.
     let mut silent = server.connect();
     let mut header = server.connect();
     header.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A").unwrap();
@@ -163,7 +165,7 @@ fn clients_that_send_slowly_are_given_up() {
 /// Starts a long streamed answer that the client does not read.
 fn unread_stream(server: &Server) -> TcpStream {
     let mut stream = server.connect();
-    // A small window, so that the buffers of both sides are full soon.
+    // A small receive buffer, so that the buffers of both sides are full soon.
     set_socket_recv_buffer_size(&stream, 4096).unwrap();
     let body = json!({"messages": question("x"), "max_tokens": 100_000, "temperature": 0, "stream": true, "n": 8});
     write_request(&mut stream, "POST", CHAT, "", &body.to_string());
@@ -201,7 +203,7 @@ fn a_signal_ends_the_server_although_clients_read_nothing_or_send_slowly() {
     drop((unread, idle, header, body));
 }
 
-/// The time limits of requests are those of a running server: 30 s.
+/// The server has the default time limits of requests (30 s), but after a signal incomplete requests end sooner.
 #[test]
 fn a_signal_ends_incomplete_requests_within_seconds_and_answers_complete_ones() {
     let server = Server::start(&[]);
@@ -239,7 +241,7 @@ fn a_signal_under_load_answers_what_runs_and_refuses_what_comes() {
             stream
         })
         .collect();
-    // The server has read all requests once as many run or wait.
+    // After this time the server has read all requests: some run and the others wait.
     std::thread::sleep(Duration::from_millis(500));
     support::send_signal(server.child.id(), "-TERM");
     std::thread::sleep(Duration::from_millis(200));
@@ -320,7 +322,7 @@ fn a_prompt_beyond_the_context_is_refused() {
     let long = json!({"messages": question(&"word ".repeat(300_000)), "max_tokens": 2});
     let error = server.chat(&long).error(400);
     assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!("messages")));
-    // A text that cannot fit is not tokenized, which would take minutes.
+    // A text that cannot fit in the context is refused before it is tokenized, which would take minutes.
     let (longer, begun) = ("word ".repeat(8_000_000), Instant::now());
     for (path, body) in [
         (CHAT, json!({"messages": question(&longer)})),

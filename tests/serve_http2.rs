@@ -30,7 +30,7 @@ const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// A client with one connection, whose task ends with it.
+/// A client of one connection. The task `connection` ends when the connection does.
 struct Client {
     send: SendRequest<Bytes>,
     connection: JoinHandle<Result<(), h2::Error>>,
@@ -46,7 +46,7 @@ impl Client {
 
     async fn connect(server: &Server) -> Client {
         let stream = TcpStream::connect(server.address).await.unwrap();
-        // A stream that is not read must not use up the window of the others.
+        // A stream that is not read must not use up the window of the other streams.
         Client::open(stream, Builder::new().initial_connection_window_size(1 << 30)).await
     }
 
@@ -148,7 +148,7 @@ fn raw(server: &Server, bytes: &[u8]) -> std::net::TcpStream {
     stream
 }
 
-/// What the server sends until it closes the connection, and after how long it does.
+/// Returns the bytes that the server sends until it closes the connection, and the time until then.
 #[track_caller]
 fn rest_until_closed(mut stream: std::net::TcpStream, limit: Duration) -> (Vec<u8>, Duration) {
     stream.set_read_timeout(Some(limit)).unwrap();
@@ -190,7 +190,7 @@ fn streams_at_once_have_the_answers_that_they_have_alone() {
         for (answer, alone) in answers.into_iter().zip(&alone) {
             assert_eq!(&answer_text(&answer.await.unwrap().unwrap()), alone);
         }
-        // The other parts of an answer: status, headers, errors, an answer without a body.
+        // Further parts of an answer: status, headers, errors, an answer without a body.
         let answer = client.send("GET", "/v1/models", "").await.await.unwrap();
         assert_eq!((answer.status(), answer.version()), (http::StatusCode::OK, http::Version::HTTP_2));
         let header = |name| answer.headers().get(name).map(|value| value.to_str().unwrap().to_string());
@@ -198,11 +198,11 @@ fn streams_at_once_have_the_answers_that_they_have_alone() {
         assert!(header("date").is_some_and(|date| date.ends_with(" GMT")) && header("x-request-id").is_some());
         assert_eq!(read(client.send("GET", "/none", "").await).await.unwrap().0, 404);
         assert_eq!(read(client.send("HEAD", "/health", "").await).await.unwrap(), (200, String::new()));
-        // The server knows that this client is on its machine.
+        // A client on another machine would be refused; here the server finds only that the request is incomplete.
         assert_eq!(read(client.send("POST", "/admin/weights", "{}").await).await.unwrap().0, 400);
         let (status, error) = read(client.send("POST", CHAT, "{").await).await.unwrap();
         assert!(status == 400 && error.contains("\"error\""), "{status} {error}");
-        // A body above the limit is refused, announced or not, and one below it is read whole.
+        // A body above the limit is refused, of announced or unknown length; a body below the limit is read whole.
         let (status, _) = read(client.send("POST", CHAT, &"x".repeat(3 << 20)).await).await.unwrap();
         assert_eq!(status, 413);
         let padded = format!("{}{}", body(0), " ".repeat((2 << 20) - 4096));
@@ -249,7 +249,8 @@ fn tls_chooses_http2_or_http1_as_the_client_wishes() {
         whole["stream"] = json!(false);
         assert_eq!(answer_text(&streamed), answer_text(&read(client.chat(&whole).await).await.unwrap()));
         client.closed_within(Duration::from_secs(10)).await;
-        // A client that sends nothing after the handshake. An end without TLS's own farewell is an error here.
+        // A client that sends nothing after the handshake is closed. Reading may fail, because an end without TLS's
+        // `close_notify` is an error.
         let (mut silent, mut bytes) = (connect(&["h2"]).await, Vec::new());
         let _ = timeout(Duration::from_secs(10), silent.read_to_end(&mut bytes)).await.expect("it is closed");
     });
@@ -263,7 +264,7 @@ fn a_reset_stream_frees_its_request_and_leaves_the_others() {
         let mut client = Client::connect(&server).await;
         let mut other = client.chat(&long_request(100_000)).await.await.unwrap().into_body();
         next_data(&mut other).await.unwrap().unwrap();
-        // One whose answer has begun, and one that waits for it.
+        // One request whose answer has begun, and one that waits for its answer.
         for is_streamed in [true, false] {
             let mut body = long_request(100_000);
             body["stream"] = json!(is_streamed);
@@ -278,7 +279,7 @@ fn a_reset_stream_frees_its_request_and_leaves_the_others() {
                 loop {
                     let short = read(client.chat(&long_request(1)).await);
                     tokio::select! {
-                        // Refused, because the request before it is not quite freed.
+                        // The request is refused if the previous one is not freed yet.
                         refused = &mut answer => {
                             assert_eq!(refused.unwrap().status(), 503);
                             answer = client.chat(&body).await;
@@ -298,7 +299,7 @@ fn a_reset_stream_frees_its_request_and_leaves_the_others() {
             }
         }
         next_data(&mut other).await.unwrap().unwrap();
-        // The end of a connection ends its streams.
+        // The end of a connection ends the requests of its streams.
         client.connection.abort();
         let mut second = Client::connect(&server).await;
         let mut held = Vec::new();
@@ -321,7 +322,8 @@ fn idle_and_slow_clients_are_closed() {
     let headers = header_block(&GET_HEALTH);
     let end_headers = 4;
     let silent = [
-        // Half of a preface, a preface, settings, a header that does not end, and an idle connection after an answer.
+        // What each client sends before it falls silent: half of a preface, a preface, settings, a header that does not
+        // end, and a request, after whose answer the connection is idle.
         (PREFACE[..12].to_vec(), false),
         (PREFACE.to_vec(), true),
         ([PREFACE, &frame(SETTINGS, 0, 0, &[])].concat(), true),
@@ -335,7 +337,7 @@ fn idle_and_slow_clients_are_closed() {
         assert!(waited > Duration::from_millis(900), "{waited:?}");
         assert_eq!(goaway_code(&answer), says_why.then_some(0), "{bytes:?}");
     }
-    // PINGs, and a header whose parts come one after the other, are no use of the connection.
+    // PINGs, and a header whose parts never end, do not keep a connection open.
     let endless: [(&[u8], Vec<u8>); 2] =
         [(&[], frame(PING, 0, 0, &[0; 8])), (&frame(1, 1, 1, &headers[..10]), frame(9, 0, 1, &[]))];
     for (start, again) in endless {
@@ -346,7 +348,7 @@ fn idle_and_slow_clients_are_closed() {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
-    // A body that makes no progress; the connection is of use to other requests meanwhile.
+    // A body that makes no progress is refused; meanwhile the connection serves other requests.
     block_on(async {
         let mut client = Client::connect(&server).await;
         let request = Request::post(format!("http://test{CHAT}")).body(()).unwrap();
@@ -370,7 +372,7 @@ fn clients_that_take_nothing_of_an_answer_are_given_up() {
         }
     };
     block_on(async {
-        // No window for streams: the server reads and answers everything else.
+        // The client's window for each stream is 0 bytes, so the server can send only headers and resets the stream.
         let stream = TcpStream::connect(server.address).await.unwrap();
         let mut client = Client::open(stream, Builder::new().initial_window_size(0)).await;
         for is_streamed in [true, false] {
@@ -382,7 +384,7 @@ fn clients_that_take_nothing_of_an_answer_are_given_up() {
             assert_eq!(reset.reason(), Some(Reason::CANCEL));
             assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         }
-        // No window for the connection: a client that releases nothing.
+        // A client that never releases the window of its connection.
         let stream = TcpStream::connect(server.address).await.unwrap();
         let mut client = Client::open(stream, &Builder::new()).await;
         let unread = client.chat(&long_request(100_000)).await.await.unwrap().into_body();
@@ -391,7 +393,7 @@ fn clients_that_take_nothing_of_an_answer_are_given_up() {
         is_freed(&mut other).await;
         drop(unread);
     });
-    // A client that does not even read frames.
+    // A client that does not even read frames from its socket.
     let mut body = long_request(100_000);
     body["n"] = json!(8);
     let (body, length) = (body.to_string(), body.to_string().len().to_string());
@@ -433,7 +435,7 @@ fn floods_of_frames_end_their_connection() {
     // A header that does not end.
     let begin = frame(1, 1, 1, &headers);
     let continuation: Vec<u8> = begin.into_iter().chain((0..2000).flat_map(|_| frame(9, 0, 1, &[]))).collect();
-    // A header above the limit, in parts.
+    // A header whose parts together exceed the limit.
     let field = header_block(&[("x-filler", &"x".repeat(120))]).repeat(100);
     let large: Vec<u8> =
         frame(1, 1, 1, &headers).into_iter().chain((0..200).flat_map(|_| frame(9, 0, 1, &field))).collect();
@@ -441,11 +443,11 @@ fn floods_of_frames_end_their_connection() {
         let mut stream = server.connect();
         let _ = stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &bytes].concat());
         let (answer, _) = rest_until_closed(stream, Duration::from_secs(10));
-        // The system may have dropped the last frames with the bytes that the server did not read.
+        // The operating system may have dropped the last frames with the bytes that the server did not read.
         let code = goaway_code(&answer);
         assert!(code.is_none_or(|code| code == ENHANCE_YOUR_CALM || code == 1), "{name}: {code:?}");
     }
-    // A header that is too large, but ends, is a request that is refused.
+    // A header that is too large, but ends, is refused with status 431.
     block_on(async {
         let mut client = Client::connect(&server).await;
         let mut request = Request::get("http://test/health");
@@ -468,8 +470,8 @@ fn a_signal_lets_streams_end_and_closes_idle_connections() {
         for _ in 0..12 {
             requests.push(client.chat(&long_request(2000)).await);
         }
-        // A request with a header of its answer runs or waits. No answer fits into a stream's window of 64 KiB, so the
-        // server cannot end before the client reads.
+        // When the headers of an answer have arrived, its request runs or waits. No answer fits into a stream's window
+        // of 64 KiB, so the server cannot end before the client reads.
         let mut unread = Vec::new();
         for request in requests {
             unread.push(request.await.unwrap());
@@ -494,7 +496,7 @@ fn a_signal_lets_streams_end_and_closes_idle_connections() {
 #[test]
 fn a_signal_ends_the_server_although_clients_do_nothing() {
     let mut server = Server::start(&["--write-timeout", "1", "--read-timeout", "2"]);
-    // Clients that answer neither settings nor GOAWAY: idle, and with a body that does not come.
+    // Clients that answer neither SETTINGS nor GOAWAY: one is idle, the other never sends the body of its request.
     let headers = header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", CHAT)]);
     let idle = raw(&server, &[]);
     let slow = raw(&server, &frame(1, 4, 1, &headers));
@@ -510,7 +512,7 @@ fn a_signal_ends_the_server_although_clients_do_nothing() {
     drop((idle, slow));
 }
 
-/// The time limits of requests are those of a running server: 30 s.
+/// The server has the default time limits of requests (30 s), but after a signal incomplete requests end sooner.
 #[test]
 fn a_signal_ends_incomplete_requests_within_seconds() {
     let mut server = Server::start(&[]);
@@ -528,7 +530,8 @@ fn a_signal_ends_incomplete_requests_within_seconds() {
 fn open_streams_are_limited() {
     let server = Server::start(&["--max-connections", "16"]);
     let headers = header_block(&[(":method", "POST"), (":scheme", "http"), (":authority", "x"), (":path", CHAT)]);
-    // Requests whose bodies do not come: 129 on a connection, and more than 1024 on all.
+    // Requests whose bodies never come: 129 on each of nine connections. The server refuses more than 128 on one
+    // connection and more than 1024 on all.
     let requests: Vec<u8> = (0..129).flat_map(|i| frame(1, 4, 2 * i + 1, &headers)).collect();
     let resets = |stream: &mut std::net::TcpStream| {
         let mut bytes = Vec::new();

@@ -1,5 +1,5 @@
-//! LoRA adapters of `reel serve`: a request with an adapter gets the answer of `reel generate --adapter`, also beside
-//! requests with others; adapters are loaded, replaced and unloaded while the server runs.
+//! LoRA adapters of `reel serve`: a request with an adapter gets the answer of `reel generate --adapter`, also at the
+//! same time as requests with other adapters; adapters are loaded, replaced and unloaded while the server runs.
 
 #[path = "support/server.rs"]
 mod server;
@@ -64,7 +64,7 @@ fn requests_choose_an_adapter_by_its_name() {
     let one = server.send("GET", "/v1/models/large", "", "").ok();
     assert_eq!((&one["parent"], &one["root"]), (&json!("model_a"), &json!("large")));
 
-    // Servers of the adapter alone, and `reel generate`, give the same bits.
+    // A server of the adapter alone, and `reel generate`, give the same bits.
     let mut alone = Vec::new();
     for (name, folder) in [("model_a", None), ("small", Some(&small)), ("large", Some(&large))] {
         let only = match folder {
@@ -156,7 +156,7 @@ fn what_cannot_be_loaded_changes_nothing() {
     let list = server.send("GET", "/v1/models", "Authorization: Bearer secret\r\n", "").ok();
     assert_eq!(list["data"].as_array().unwrap().len(), 1);
 
-    // A server whose model has an adapter itself takes no others.
+    // A server whose model folder is an adapter loads no other adapters.
     let adapted = Server::start_with(TempDir::new().unwrap(), small.clone(), &[]);
     let reply = adapted.send("POST", load, "", &fine.to_string());
     assert!(reply.status == 400 && reply.body.contains("the served model itself has"), "{}", reply.body);

@@ -61,7 +61,8 @@ fn media_that_are_not_what_they_claim_are_refused_without_much_memory() {
     };
     server.answers();
     let before = peak_mib();
-    // 60 000 x 60 000 pixels of zeros: a few bytes for each MiB of pixels, and a header that lies about no data at all.
+    // Images whose headers state very many pixels (PNG: 60 000 x 60 000, GIF: 65 535 x 65 535), with little data or
+    // none.
     let gif =
         [&b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02"[..], &[0xff; 64]].concat();
     for address in [
@@ -112,7 +113,7 @@ fn files_outside_the_media_root_and_addresses_are_refused() {
         "file://../secret.png".to_string(),
         "link.png".to_string(),
         "inner/up/secret.png".to_string(),
-        // Whether there is such a file is not told.
+        // The error does not tell whether these files exist.
         "../none.png".to_string(),
         "/etc/none/none.png".to_string(),
     ];
@@ -131,7 +132,7 @@ fn files_outside_the_media_root_and_addresses_are_refused() {
     if made.is_ok_and(|status| status.success()) {
         server.chat(&image("pipe.png")).error(400);
     }
-    // Frames of a video are files, too.
+    // Frames of a video are files as well, so a frame outside of the media folder is refused.
     let frames =
         json!({"messages": [{"role": "user", "content": [{"type": "video", "video": ["dog.png", "link.png"]}]}]});
     assert!(server.chat(&frames).error(400)["message"].as_str().unwrap().contains("lies outside of"));
@@ -184,7 +185,7 @@ fn animated_gif(side: u16, frames: usize) -> Vec<u8> {
     [header, frame.repeat(frames), b";".to_vec()].concat()
 }
 
-/// The processes that `parent` has started, and those that they have started.
+/// The processes that `parent` has started, and the processes that these have started.
 fn descendants(parent: u32) -> BTreeSet<u32> {
     let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
         .unwrap()
@@ -222,7 +223,7 @@ fn a_video_that_does_not_end_is_given_up_and_hinders_no_one() {
         let error = asked.join().unwrap().error(400);
         let message = error["message"].as_str().unwrap();
         assert!(message.contains("timed out after 2 s") && message.contains("--media-timeout"), "{message}");
-        // The worker is replaced once, because a machine may be busy.
+        // After the time-out a new worker tries once more, because the machine may be busy.
         assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
         assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
         assert!(answered >= 3, "{answered} other requests were answered meanwhile");
@@ -270,12 +271,12 @@ fn frames_and_fields_of_vllms_clients_are_read() {
     limits.as_object().unwrap().iter().for_each(|(key, value)| inside["video_url"][key] = value.clone());
     assert_eq!(preview(&inside, json!({})), wanted);
     assert_ne!(preview(&joined, json!({})).2, wanted.2);
-    // The other endpoints take the same fields.
+    // `/tokenize` and the chat endpoint take the same fields as the preview.
     let mut chat = body(&joined, &json!({"mm_processor_kwargs": limits}));
     assert_eq!(server.send("POST", "/tokenize", "", &chat.to_string()).ok()["count"], wanted.2);
     chat["max_tokens"] = json!(1);
     assert_eq!(server.chat(&chat).ok()["usage"]["prompt_tokens"], wanted.2);
-    // A video file: its number of frames, or at most so many at a rate.
+    // For a video file, a request gives the number of frames, or a rate and the most frames.
     let file = json!({"type": "video_url", "video_url": {"url": data_uri("video/mp4", &animated_gif(64, 8))}});
     let frames = |fields: Value| preview(&file, fields).1.as_array().unwrap().len();
     let of_video = |settings: Value| json!({"media_io_kwargs": {"video": settings}});
@@ -284,7 +285,7 @@ fn frames_and_fields_of_vllms_clients_are_read() {
     assert_eq!(frames(of_video(json!({"num_frames": 32}))), 8);
     assert_eq!(frames(of_video(json!({"num_frames": 6, "fps": 100}))), 6);
     assert_eq!(frames(json!({"mm_processor_kwargs": {"num_frames": 6}})), 6);
-    // What contradicts or is not read is refused.
+    // Fields that contradict each other, and fields that the server does not read, are refused.
     let mut misspelled = joined.clone();
     misspelled["video_url"]["fpss"] = json!(4);
     let with_rate = list(json!({"fps": 2}));

@@ -44,7 +44,7 @@ fn the_page_and_all_its_files_are_served_with_a_policy() {
             assert!(policy.contains(part), "{path}: {policy}");
         }
         assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
-        // Nothing comes from another server; the only addresses are names of XML.
+        // The files load nothing from another server: the only addresses in them are names of XML.
         let foreign = file.body.replace("http://www.w3.org/2000/svg", "");
         assert!(!foreign.contains("http:") && !foreign.contains("https:") && !foreign.contains("innerHTML"), "{path}");
         for (mark, end) in [("src=\"", '"'), ("href=\"", '"'), (" from './", '\'')] {
@@ -61,13 +61,13 @@ fn the_page_and_all_its_files_are_served_with_a_policy() {
     assert_eq!(limits["max_body_bytes"], 3 << 20);
     server.get("/page/none.js").error(404);
     server.post("/", "{}").error(405);
-    // The page needs no key, what it asks for does.
+    // The page needs no API key, but the requests that it sends do.
     server.post(PREVIEW, &user(json!("x")).to_string()).error(401);
     let with_key = agent().post(format!("{}{PREVIEW}", server.address)).header("Authorization", "Bearer secret");
     assert_eq!(reply(with_key.send(user(json!("x")).to_string())).status, 200);
 }
 
-/// A browser with a window of 1200 × 800, or none; then says so.
+/// Starts a browser with a window of 1200 × 800. Without a browser, prints that the test is skipped and returns `None`.
 fn browser(test: &str) -> Option<Browser> {
     let found = find_browser();
     if found.is_none() {
@@ -116,7 +116,7 @@ fn a_video_is_asked_about_in_the_browser() {
     page.open(&format!("{}/", server.address));
     page.wait("document.getElementById('model').textContent === 'tiny'");
 
-    // A dropped clip: its frames with their times, before anything is asked.
+    // A dropped clip shows its frames with their times before a question is asked.
     page.drop_file(&clip);
     page.wait("document.querySelectorAll('.attached .frames img').length === 4");
     page.wait("[...document.querySelectorAll('.attached .frames img')].every((image) => image.naturalWidth > 0)");
@@ -184,7 +184,7 @@ fn a_video_is_asked_about_in_the_browser() {
     assert_eq!(page.count(".exchange"), 3);
     assert!(prompt_tokens(&page.text(".exchange:last-child .measures")) > prompt_tokens(&before));
 
-    // Files that are no media, and a broken video.
+    // The page reports files that are no media, and a broken video.
     let notes = server.file("notes.txt");
     std::fs::write(&notes, "no video").unwrap();
     page.choose_files("#file", &[&notes]);
@@ -249,7 +249,7 @@ fn check_curl(page: &mut Browser, server: &Server, wanted: &Value) {
     assert_eq!((&answer["choices"], &answer["usage"]), (&wanted["choices"], &wanted["usage"]), "{command}");
 }
 
-/// Everything that can be operated has a name for assistive technology.
+/// Checks that every element that can be operated has a name for assistive technology.
 fn check_names(page: &mut Browser) {
     let tree = page.call("Accessibility.getFullAXTree", json!({}));
     let nodes = tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] == false);
@@ -260,7 +260,8 @@ fn check_names(page: &mut Browser) {
     assert!(nameless.is_empty(), "{nameless:#?}");
 }
 
-/// At 390 pixels nothing is cut off at the right, in any state; colours follow the system and the button.
+/// At a width of 390 pixels nothing is cut off at the right, also with an open panel. The colours follow the system and
+/// the button.
 fn check_layout(page: &mut Browser) {
     let color = "getComputedStyle(document.body).backgroundColor";
     let (light, dark) = ("rgb(251, 251, 250)", "rgb(16, 18, 22)");
@@ -270,7 +271,7 @@ fn check_layout(page: &mut Browser) {
     let widths = "[document.documentElement.scrollWidth, document.body.scrollWidth,
         document.getElementById('thread').scrollWidth - document.getElementById('thread').clientWidth]";
     assert_eq!(page.eval(widths), json!([390, 390, 0]));
-    // Everything that is shown lies inside of the window, or inside of something that scrolls.
+    // Every visible element lies inside the window, or inside an element that scrolls.
     let outside = "[...document.querySelectorAll('body *')].filter((e) => e.checkVisibility({visibilityProperty: true})
         && e.getBoundingClientRect().right > 390.5 && !e.closest('.frames')).map((e) => e.outerHTML.slice(0, 80))";
     assert_eq!(page.eval(outside), json!([]));
@@ -348,7 +349,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     wait_for_end(&mut page);
     assert!(page.text(".exchange:last-child .measures").contains("stopped"));
     assert_eq!(page.text(".exchange:last-child .parts"), "It goes");
-    // The button does the same, also before the first token.
+    // The stop button does the same as Esc, also before the first token.
     ask(&mut page, "And?");
     server.next_chat();
     page.wait("!document.getElementById('stop').hidden");
@@ -356,7 +357,7 @@ fn thinking_is_folded_and_text_stays_text_in_the_browser() {
     server.wait_until_gone();
     wait_for_end(&mut page);
 
-    // Errors while an answer streams.
+    // Errors in the middle of a streamed answer are shown below its text.
     ask(&mut page, "Fail");
     server.next_chat();
     server.step(Step::Piece("half"));
@@ -392,7 +393,7 @@ fn the_page_asks_for_the_api_key_and_refuses_large_files_in_the_browser() {
     page.wait("document.querySelector('.measures')?.textContent.includes('4 tokens')");
     // The key is not stored beyond the session of the tab.
     assert_eq!(page.eval("JSON.stringify(localStorage).includes('secret')"), false);
-    // The page does not send what the server would not read.
+    // The page does not send a file that is larger than the server's limit.
     let large = server.file("large.mp4");
     std::fs::write(&large, vec![0; 1 << 20]).unwrap();
     page.choose_files("#file", &[&large]);

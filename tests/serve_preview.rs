@@ -1,4 +1,5 @@
-//! `POST /v1/preview` of `reel serve`: the token counts of the chat, the frames of the model with their times, errors.
+//! `POST /v1/preview` of `reel serve`: it reports the token counts of the chat, the frames that the model sees with
+//! their times, and errors.
 
 #[path = "support/serving.rs"]
 mod serving;
@@ -40,7 +41,7 @@ fn a_preview_has_the_tokens_of_the_chat_and_the_frames_of_the_model() {
         }
     }
     assert_eq!(previews[0]["media"], json!([]));
-    // In the order of the prompt, not all images first.
+    // Media are listed in the order of the prompt, not with all images first.
     let media = previews[2]["media"].as_array().unwrap();
     let kinds: Vec<&str> = media.iter().map(|medium| medium["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["video", "image", "video"]);
@@ -52,14 +53,14 @@ fn a_preview_has_the_tokens_of_the_chat_and_the_frames_of_the_model() {
         let (shown, drawn) = (mean_color(&png(thumbnail)), mean_color_of(&clip.frames, index));
         assert!(shown.iter().zip(drawn).all(|(a, b)| (a - b).abs() < 6.0), "frame {index}: {shown:?}, drawn {drawn:?}");
     }
-    // Vision tokens and text tokens are all of the prompt: without the media it is shorter by the tokens of the media
-    // and the two marks around each.
+    // The prompt consists of vision tokens and text tokens: without the media it is shorter by the tokens of the media
+    // and by the two marker tokens around each of them.
     let plain = server.ok(PREVIEW, &user(json!([text])))["prompt_tokens"].as_u64().unwrap();
     let vision: u64 = media.iter().map(|medium| medium["vision_tokens"].as_u64().unwrap() + 2).sum();
     assert_eq!(previews[2]["prompt_tokens"].as_u64().unwrap(), plain + vision);
 }
 
-/// Checks what a preview says of an image or video against itself.
+/// Checks that the numbers of a preview about one image or video agree with each other.
 #[track_caller]
 fn check_medium(medium: &Value) {
     let number = |name: &str| medium[name].as_u64().unwrap();
@@ -135,7 +136,7 @@ fn a_wrong_preview_gets_the_error_of_the_chat() {
         assert_eq!(preview.error(chat.status), chat.error(preview.status), "{}", &body[..body.len().min(200)]);
     }
     server.get(PREVIEW).error(405);
-    // While the one request that may run runs, a preview is refused, too.
+    // The server allows one request at a time; while it runs, a preview is refused, too.
     let body = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 100_000, "temperature": 0,
         "stream": true})
     .to_string();
@@ -145,7 +146,7 @@ fn a_wrong_preview_gets_the_error_of_the_chat() {
     stream.read_exact(&mut [0; 64]).unwrap();
     assert_eq!(server.post(PREVIEW, &user(json!("x")).to_string()).error(503)["code"], "unavailable");
     drop(stream);
-    // And its own place is free again after each preview.
+    // A preview also frees its place when it has been answered.
     let begun = Instant::now();
     while server.post(PREVIEW, &user(json!("x")).to_string()).status != 200 {
         assert!(begun.elapsed() < Duration::from_secs(60), "the server still counts the preview as running");

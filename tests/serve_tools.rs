@@ -32,7 +32,8 @@ fn body(fields: Value) -> Value {
     body
 }
 
-/// Checks the calls of a message: ids, types, and arguments that follow the schemas. Returns their names.
+/// Checks the calls of a message: ids, types, and arguments that follow the schemas. Returns the names of the called
+/// functions.
 #[track_caller]
 fn check_calls(message: &Value) -> Vec<String> {
     let calls = message["tool_calls"].as_array().unwrap_or_else(|| panic!("{message}"));
@@ -144,14 +145,14 @@ fn forced_calls_follow_their_schemas_whole_and_streamed() {
             );
         }
     }
-    // Several calls: until it has its minimum of tokens, the answer goes on with another call.
+    // Several calls: the answer goes on with another call until it has `min_tokens` tokens.
     let fields = json!({"tool_choice": "required", "tools": [tools()[1]], "min_tokens": 100, "max_tokens": 200});
     let mut several = ask(&server, fields).remove(0);
     if several["finish_reason"] == "length" {
         several["message"]["tool_calls"].as_array_mut().unwrap().pop();
     }
     assert!(check_calls(&several["message"]).len() > 1, "{several}");
-    // An answer that is cut in a call has the start of its arguments.
+    // An answer that is cut in the middle of a call has the start of the call's arguments.
     let named = json!({"type": "function", "function": {"name": "speed"}});
     let whole = server.chat(&body(json!({"tool_choice": named, "seed": 1}))).ok();
     let tokens = whole["usage"]["completion_tokens"].as_u64().unwrap();
@@ -165,7 +166,7 @@ fn forced_calls_follow_their_schemas_whole_and_streamed() {
 #[test]
 fn calls_that_the_model_is_free_to_make_are_found() {
     let server = Server::start(&[]);
-    // The grammar stands for a model that has learnt to call.
+    // The grammar makes the model write what a model that was trained for tool calls would write.
     let call =
         |arguments: &str| format!("<tool_call>\n{{\"name\": \"speed\", \"arguments\": {arguments}}}\n</tool_call>");
     let (one, two) = (call("{\"a\": \"</tool_call> é\"}"), call("{}"));
@@ -186,7 +187,7 @@ fn calls_that_the_model_is_free_to_make_are_found() {
     let first = with(&text, json!({"parallel_tool_calls": false, "tool_choice": "auto", "n": 2}));
     assert_eq!(calls(&first), ["{\"a\": \"</tool_call> é\"}"]);
     assert!(with(&one, json!({}))["message"]["content"].is_null());
-    // Text stays text: without tools, with tool_choice none, and if a block is no call.
+    // The text is not parsed as calls without tools, with tool_choice none, or if a block is no valid call.
     for (text, more) in [
         (&*text, json!({"tool_choice": "none"})),
         (&*text, json!({"tools": []})),
@@ -197,7 +198,7 @@ fn calls_that_the_model_is_free_to_make_are_found() {
         assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(text), &json!("stop")));
         assert!(choice["message"].get("tool_calls").is_none(), "{choice}");
     }
-    // Stop strings cut the text before calls are looked for, and log-probabilities of all tokens are there.
+    // Stop strings cut the text before it is searched for calls. The log-probabilities cover all tokens.
     let stopped = with(&text, json!({"stop": ["I look.\n"]}));
     assert_eq!(stopped["message"]["content"], "");
     let mut logged = body(grammar(&text));
@@ -221,7 +222,7 @@ fn strict_functions_are_called_with_arguments_that_follow_their_schemas() {
     let server = Server::start(&[]);
     let mut strict = tools();
     strict[0]["function"]["strict"] = json!(true);
-    // Tokens that begin a call are made likely.
+    // A bias makes the tokens that begin a call likely.
     let tokens = server.send("POST", "/tokenize", "", &json!({"prompt": "<tool_call>"}).to_string()).ok();
     let bias: Map<String, Value> =
         tokens["tokens"].as_array().unwrap().iter().map(|id| (id.to_string(), json!(30))).collect();
@@ -261,7 +262,7 @@ fn results_of_tools_go_back_into_the_prompt() {
     assert_eq!(first["usage"]["prompt_tokens"], count);
     let preview = server.send("POST", "/v1/preview", "", &body(json!({})).to_string()).ok();
     assert_eq!(preview["prompt_tokens"], count);
-    // The message goes back as it came, then its result.
+    // The next request has the model's message unchanged, and then the result of its call.
     let message = &first["choices"][0]["message"];
     let call = &message["tool_calls"][0];
     messages.as_array_mut().unwrap().push(message.clone());

@@ -75,7 +75,7 @@ fn sampled_completions_equal_those_of_cpu_under_several_interleavings() {
     assert_eq!(generate(&["--device", "sim", "--interleavings", "3"]), generate(&["--device", "cpu"]));
 }
 
-/// Only device cuda has a choice between codes of products.
+/// Only device `cuda` has several libraries of matrix products to choose from (`--products`).
 #[test]
 fn products_are_chosen_on_device_cuda_only() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -116,7 +116,7 @@ fn training_step_agrees_with_cpu() {
             assert!((a - b).abs() <= limit * b.abs(), "{dtype}: {key} is {a} on sim, but {b} on cpu");
         }
         // Adam's first step changes every weight by plus or minus the learning rate. If the two devices give a tiny
-        // gradient different signs, its weight differs by twice that, so the tolerance is wide.
+        // gradient different signs, its weight differs by twice the learning rate, so the tolerance is wide.
         let off = relative_distance("weights", &got.1, &want.1);
         println!("{dtype}: weight changes on sim and cpu differ by {off:.2e}");
         assert!(off <= weights, "{dtype}: weight changes on sim and cpu differ by {off:.2e}, allowed {weights}");

@@ -133,8 +133,8 @@ fn structs_have_c_layout() {
     };
     run("u8=7,i32=-2,f64=1.5,buf=u64:1:arange,u16=65535").ok();
     let out = stored(dir.path(), "r.safetensors", "arg1");
-    // The struct in C layout: u8 7, three bytes of padding, i32 −2; f64 1.5; a pointer, of which the kernel stores
-    // what it points to; u16 65535, six bytes of padding.
+    // The struct in C layout: u8 7, three bytes of padding, i32 −2; f64 1.5; a pointer, for which the kernel stores the
+    // value that it points to; u16 65535, six bytes of padding.
     assert_eq!(out[0], (0xffff_fffe_0000_0007u64) as f64);
     assert_eq!(out[1], 1.5f64.to_bits() as f64);
     assert_eq!((out[2], out[3]), (0.0, 65535.0));
@@ -244,7 +244,8 @@ fn rejects_wrong_command_lines() {
     run("/dev/zero --grid 1 --block 1").refused(1, &["/dev/zero", "regular file"]);
 }
 
-/// PTX names its source file, which a finding quotes. A name that is no regular file has no end, or blocks.
+/// A finding quotes the source file that the PTX names. A device such as /dev/zero never ends and a pipe blocks, so
+/// only a regular file is read.
 #[test]
 fn a_device_as_source_file_is_not_read() {
     let located = SHIFT.replace("    ld.shared", "    .loc 1 1 1\n    ld.shared");
@@ -428,7 +429,7 @@ fn compiler_options_reach_the_compiler() {
 
 #[test]
 fn arguments_of_another_kind_are_refused() {
-    // The types of SAXPY are in its symbol, those of `plain` only in the PTX.
+    // The argument types of SAXPY are in its symbol, those of `plain` only in the PTX.
     let plain =
         ".visible .entry plain(.param .u64 px, .param .u32 n, .param .f64 a, .param .align 4 .b8 s[12]) { ret; }";
     let dir = folder(&[("k.ptx", format!("{HEAD}{SAXPY}\n{plain}"))]);
@@ -467,7 +468,7 @@ fn with_statement(statement: &str) -> String {
     )
 }
 
-/// The simulator's own test takes the verdicts of the list as given.
+/// Compares the verdicts of the list with ptxas; the simulator's own test takes the list as given.
 #[test]
 fn the_list_of_operands_in_braces_agrees_with_ptxas() {
     let takes = |statement: &str| compile::registers_of_kernel(&with_statement(statement), "k", &[]).is_some();
@@ -499,8 +500,8 @@ fn blocks_that_poll_together_are_no_deadlock() {
     }
 }
 
-/// In the block of rank 1, the leading byte offset of the descriptor contains the rank; an H200 reads two rows further in
-/// columns 64 to 127.
+/// In the block of rank 1, the leading byte offset of the descriptor contains the rank; an H200 then reads two rows
+/// further in columns 64 to 127.
 #[test]
 fn a_descriptor_with_a_rank_is_reported() {
     let text = include_str!("../sim/tests/corpus_async/rank_in_shared_address.ptx");
@@ -527,7 +528,7 @@ fn a_descriptor_with_a_rank_is_reported() {
     assert_eq!(stored(dir.path(), "o.safetensors", "arg1"), [1024.0, 0.0, 16778240.0, 1.0]);
 }
 
-/// PTX takes barriers with equal numbers for one; CUDA does not.
+/// In PTX, barriers with the same number are one barrier; in CUDA, two calls of `__syncthreads()` are two barriers.
 #[test]
 fn a_barrier_in_divergent_warps_is_a_note_for_cuda() {
     let Some(()) = compile::skip_without_nvrtc() else { return };

@@ -1,6 +1,6 @@
-//! The crates and the modules in them form a structure that a reader can learn from below: crates use those that
-//! `docs/design.md` allows, and no circle of arrows runs through several parts of a crate. A part is a folder in `src`
-//! with all folders in it, or a file in `src`.
+//! Checks the dependencies between crates and between modules: a crate uses only crates that `docs/design.md` allows,
+//! and no circle of arrows runs through several parts of a crate. A part is a folder in `src` with all folders in it,
+//! or a file in `src`.
 //!
 //! An arrow leads from a file to a file whose items it names, in a `use` line or in a path such as `crate::data::Row`.
 //! Re-exports are followed to the file that defines the item. Code under `#[cfg(test)]` does not count.
@@ -63,7 +63,7 @@ fn lines_per_crate_are_printed() {
     assert!(all > 0, "no source file was found below {}", repository().display());
 }
 
-/// The tests of this program's own parser run on the texts in it.
+/// Tests of the parser of this program, with source texts as inputs.
 #[cfg(test)]
 mod parser {
     use super::*;

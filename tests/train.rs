@@ -102,7 +102,7 @@ fn config_file_sets_options_and_flags_win() {
     sft(w.path(), "more", &many).refused(2, &["--per-device-train-batch-size", "65536"]);
 }
 
-/// A refused option leaves nothing in the way of the corrected command.
+/// A refused command leaves no output folder that would be in the way of the corrected command.
 #[test]
 fn refused_options_leave_no_folder() {
     let w = training_folder(2);

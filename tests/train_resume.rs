@@ -100,7 +100,7 @@ fn second_run_in_a_folder_is_refused() {
     let holder = format!("out: is being written by process {}; ", first.id());
     run_in(w.path(), ["demo", "--out", "out"]).refused(1, &[&holder]);
     run_in(w.path(), ["init", "--preset", "tiny", "--out", "out"]).refused(1, &[&holder]);
-    // The lock of a killed process is no obstacle, although its file is left.
+    // The lock file of a killed process is left, but does not prevent the next run.
     first.kill().expect("killed");
     first.wait().expect("it ends");
     assert!(out.join(".reel.lock").exists());
@@ -129,7 +129,7 @@ fn instruction_set_is_recorded_and_compared() {
         doctor.stdout
     );
     assert!(run("plain", &["replay", "out", "--step", "2"]).ok().contains("same bits"));
-    // The best instruction set of this machine, unless that is the plain one.
+    // With an empty REEL_CPU the best instruction set of this machine is used, which may be the plain one.
     let replayed = run("", &["replay", "out", "--step", "1"]);
     let resumed = run("", &[&train[..], &["3", "--resume-from-checkpoint", "last"]].concat());
     resumed.ok();
@@ -140,7 +140,7 @@ fn instruction_set_is_recorded_and_compared() {
     }
     run("sse9", &["doctor"]).refused(2, &["REEL_CPU: is \"sse9\"", "plain, avx2, avx512, avx512-bf16, amx, amx-f32"]);
     assert!(doctor.stdout.contains("bf16 products") && doctor.stdout.contains("f32 multiply-adds of widened bf16"));
-    // AMX: used by default where the machine has it, else refused with a reason.
+    // AMX is used by default on a machine that has it; on another machine it is refused with a reason.
     let by_default = run("", &["doctor"]);
     if by_default.ok().contains("amx-f32: AVX-512, and AMX for products; the best of this machine") {
         assert!(run("amx", &["doctor"]).ok().contains("AMX tiles (tdpbf16ps)"));

@@ -9,7 +9,7 @@ use std::fs;
 use serde_json::Value;
 use sft_rows::{about, media, sft, training_folder};
 use support::{golden, read_metrics, run_in};
-/// Rows of LLaMA-Factory, ms-swift and TRL, with files in columns, are trained on as rows with files in their messages.
+/// Rows of LLaMA-Factory, ms-swift and TRL, with files in columns, train like rows with the files in their messages.
 #[test]
 fn media_columns_equal_media_in_messages() {
     let w = training_folder(1);
@@ -21,7 +21,7 @@ fn media_columns_equal_media_in_messages() {
     let columns =
         format!(r#"{{"messages": [{{"role": "user", "content": "<image>Red?"}}, {answer}], "images": ["a.png"]}}"#);
     let sharegpt = r#"{"conversations": [{"from": "human", "value": "<image>Red?"}, {"from": "gpt", "value": "yes"}], "image": "a.png"}"#;
-    // Without a mark the file stands before the text.
+    // Without a mark (`<image>`), the image stands before the text.
     let unmarked = columns.replace("<image>", "");
     let mut seen = Vec::new();
     for (out, row) in

@@ -1,5 +1,5 @@
-//! `--serve` of `reel grpo` and `reel sft`: answers come from the weights in training, and the run computes what it
-//! computes without requests.
+//! `--serve` of `reel grpo` and `reel sft`: answers come from the weights in training, and requests do not change what
+//! the run computes.
 
 #[path = "support/grpo_run.rs"]
 mod grpo_run;
@@ -29,8 +29,8 @@ fn command_in(folder: &Path, args: impl IntoIterator<Item = String>) -> Command 
     command
 }
 
-/// A GRPO run whose reward holds up every step, with the device lent to the server, while the file `held` exists. The
-/// reward makes the file; [`in_held_steps`] removes it.
+/// A GRPO run whose reward command waits in every step while the file `held` exists; meanwhile the device is lent to
+/// the server. The reward command makes the file; [`in_held_steps`] removes it.
 fn held_grpo(out: &str, more: &[&str]) -> Vec<String> {
     let mut args = grpo(out, more);
     let reward = args.iter().position(|arg| arg == "--reward-command").expect("a reward") + 1;
@@ -41,7 +41,7 @@ fn held_grpo(out: &str, more: &[&str]) -> Vec<String> {
     args
 }
 
-/// Calls `during` with each number below `steps` while the run in `folder` is held up in the step after it.
+/// Calls `during` with each number below `steps`, while the run in `folder` is held up in its next step.
 fn in_held_steps(server: &mut Server, folder: &Path, steps: u64, mut during: impl FnMut(&Server, u64)) {
     for step in 0..steps {
         let begin = Instant::now();
@@ -180,7 +180,7 @@ fn fine_tuning_serves_too() {
         let fixed = "--learning-rate 1e-3 --max-steps 300 --save-steps 0 --dtype f32 --threads 1 --quiet";
         args.into_iter().chain(fixed.split(' ')).chain(more.iter().copied()).map(String::from).collect::<Vec<_>>()
     };
-    // Ports below 32768 are not given to programs that ask for any free one.
+    // The system gives no port below 32768 to programs that ask for any free port.
     let port = (20_000..30_000).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port");
     let more = ["--serve", &port.to_string(), "--serve-share", "0.9"];
     let mut server = Server::of_run(folder, base.clone(), command_in(&at, sft("served", &more)));
@@ -223,7 +223,7 @@ fn wrong_options_are_refused_before_the_run_begins() {
 fn a_server_without_memory_ends_the_run_before_its_first_step() {
     let folder = training_folder();
     let at = folder.path();
-    // The keys and values of the server's 16 sequences take 2.9 GiB.
+    // The KV cache for the server's 16 sequences takes 2.9 GiB, more than the limit of the address space.
     let more = ["--max-steps", "1", "--serve", "0", "--serve-kv-memory", "100000"];
     let mut command = reel_with_address_space(2_500_000);
     command.current_dir(at).args(grpo("out", &more));

@@ -1,7 +1,7 @@
-//! A model as wide in its lists as a published one: 36 decoder layers, 32 vision blocks, all tensor names, a
-//! vocabulary of 151,936. Its hidden size is 16, so that training, serving and saving it take seconds. Lists, headers
-//! and tables of this length are what a tiny model does not have: the header of its weights, and that of the optimizer
-//! state, are longer than 65,535 bytes.
+//! A model whose lists are as long as those of a published model: 36 decoder layers, 32 vision blocks, all tensor
+//! names, a vocabulary of 151,936. Its hidden size is 16, so that training, serving and saving it take seconds. A tiny
+//! model has no lists, headers and tables of this length: here the headers of the weights file and of the optimizer
+//! state are longer than 65,535 bytes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::server::{Server, question};
 use crate::support::{file_names_in, golden, run_in};
 
-/// Small shards, so that the folder has several and an index.
+/// Maximum size of a shard in bytes; it is small, so that the folder has several shards and an index.
 const SHARD_BYTES: u64 = 2 << 20;
 
 /// A folder with the wide model, a question about an image, and rows that ask it.
@@ -37,7 +37,7 @@ fn wide_folder() -> tempfile::TempDir {
     folder
 }
 
-/// Writes the model with the small files of the 3B preset, whose sizes it lowers, and random weights.
+/// Writes the wide model: the config and other small files of the 3B preset, with smaller sizes, and random weights.
 fn write_wide_model(folder: &Path) {
     let options = InitOptions { preset: Preset::B3, layers: None, vocab: None, dtype: None, seed: 0 };
     init_without_weights(&options, folder).expect("the small files");
@@ -57,7 +57,7 @@ fn write_wide_model(folder: &Path) {
     let dtype = StoredDType::Bf16;
     let specs: Vec<TensorSpec> =
         expected_tensors(&config).into_iter().map(|(name, shape)| TensorSpec { name, dtype, shape }).collect();
-    // A linear congruential generator; weights are uniform in ±0.125, and those of norms are 1.
+    // A linear congruential generator; weights are uniform in ±0.125, and the weights of norms are 1.
     let mut state = 1u32;
     let mut random = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -81,8 +81,8 @@ fn reel(folder: &Path, command: &str) -> String {
     run_in(folder, command.split_whitespace().chain(["--quiet"])).ok().to_string()
 }
 
-/// Removes what the run `out` wrote after step 1, as if it had been killed then, and resumes it to step 2. Checks that
-/// this gives the weights of the uninterrupted run.
+/// Removes what the run `out` wrote after step 1, as if the run had been killed after that step, and resumes it to step
+/// 2. Checks that this gives the weights of the uninterrupted run.
 fn resume_equals(folder: &Path, out: &str, weights: &str, command: &str) {
     let straight = fs::read(folder.join(out).join(weights)).expect("weights");
     for name in file_names_in(&folder.join(out)).iter().filter(|name| *name == "checkpoint-2" || *name == weights) {

@@ -1,4 +1,4 @@
-//! Circles of arrows between files of different folders.
+//! Finds circles of arrows (uses of items) between files of different parts of a crate.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -10,7 +10,7 @@ fn part(file: &str) -> &str {
     file[from..].split('/').next().unwrap_or(file)
 }
 
-/// The files of a shortest way along arrows, both ends included.
+/// The files of a shortest path along arrows, both ends included.
 fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
     let (mut before, mut queue) = (BTreeMap::new(), VecDeque::from([from.to_string()]));
     while let Some(file) = queue.pop_front() {
@@ -32,7 +32,8 @@ fn way(graph: &Graph, from: &str, to: &str) -> Option<Vec<String>> {
     None
 }
 
-/// The shortest circle through each arrow that leads to another part of the crate, without the first file again.
+/// The shortest circle through each arrow that leads to another part of the crate, without repeating the first file at
+/// its end.
 fn circles(graph: &Graph) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for (from, named) in &graph.0 {

@@ -1,4 +1,4 @@
-//! The table of layers in `docs/design.md`, and the crates' manifests.
+//! Checks the crates' manifests against the table of layers in `docs/design.md`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub struct Layer {
     /// The folder without its slash, such as `train` or `apps/serve`.
     pub folder: String,
-    /// What the last column names: the last parts of folders.
+    /// The crates that the last column names, each by the last part of its folder.
     pub may_use: Vec<String>,
 }
 
@@ -19,7 +19,7 @@ impl Layer {
     }
 }
 
-/// The ring of the crate in a folder. A crate uses those of its own ring and of lower ones.
+/// The ring of the crate in a folder. A crate may use crates of its own ring and of lower rings.
 fn ring(folder: &str) -> usize {
     const APPLICATIONS: [&str; 3] = ["src", "eval", "benches"];
     match folder {
@@ -42,7 +42,7 @@ pub fn rows(page: &str) -> Vec<Layer> {
     page.lines().filter_map(row).collect()
 }
 
-/// All folders below the row at `at` that it may use, directly or through others.
+/// The crates that the row at index `at` may use, directly or through other crates.
 fn reachable(layers: &[Layer], at: usize) -> BTreeSet<&str> {
     let below = &layers[..at];
     if layers[at].may_use.iter().any(|name| name == "all") {
@@ -58,8 +58,9 @@ fn reachable(layers: &[Layer], at: usize) -> BTreeSet<&str> {
     found
 }
 
-/// What contradicts the table: a crate without a row, a row that names a crate which is not above it in the table, a
-/// crate that uses one which it may not use, and one that uses a crate of an outer ring. `manifest` returns the Cargo.toml in a folder.
+/// Describes what contradicts the table: a crate without a row, a row that names a crate which is not above it in the
+/// table, a crate that uses a crate which its row does not allow, and a crate that uses a crate of an outer ring.
+/// `manifest` returns the Cargo.toml in a folder.
 pub fn violations(layers: &[Layer], crates: &[PathBuf], manifest: impl Fn(&Path) -> String) -> Vec<String> {
     let mut wrong = Vec::new();
     for (at, layer) in layers.iter().enumerate() {

@@ -166,7 +166,7 @@ impl Modules {
         }
     }
 
-    /// The file of a child module, if it has one and was not read yet.
+    /// The file of a child module; `None` if the module has no file of its own or was read already.
     fn file_of_child(&self, id: usize, name: &str) -> Option<PathBuf> {
         let Module { folder, children, .. } = &self.modules[id];
         let candidates = [folder.join(format!("{name}.rs")), folder.join(name).join("mod.rs")];
@@ -239,8 +239,8 @@ impl Modules {
         next
     }
 
-    /// The file that a path in module `id` leads to, and the name of its item there. `None` for a module as a whole, for
-    /// paths into other crates, and for names that are no modules.
+    /// The file that a path in module `id` leads to, and the name of its item there. Returns `None` for a module as a
+    /// whole, for paths into other crates, and for names that are no modules.
     fn file_of(&self, id: usize, names: &[String], seen: &mut BTreeSet<(usize, String)>) -> Option<(String, String)> {
         match self.target(id, names, seen)? {
             Target::Module(_) => None,
@@ -262,7 +262,7 @@ impl Modules {
         }
     }
 
-    /// What `names` leads to, starting inside module `id`.
+    /// The module or item that the path `names` leads to, seen from inside module `id`.
     fn inside(&self, id: usize, names: &[String], seen: &mut BTreeSet<(usize, String)>) -> Option<Target> {
         let Some((name, rest)) = names.split_first() else { return Some(Target::Module(id)) };
         let module = &self.modules[id];

@@ -1,4 +1,5 @@
-//! Rust source text as tokens: identifiers, `::`, and single characters. Comments, texts and numbers are left out.
+//! Rust source text as tokens: identifiers, `::`, and single characters. Comments, string literals and numbers are left
+//! out.
 
 /// A token and its line, counted from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,8 @@ fn all_tokens(source: &str) -> Vec<Token> {
     found
 }
 
-/// The length of an identifier, a number or a raw text. Adds the token of an identifier.
+/// Returns the length of the identifier, number or raw string at the start of `rest`. Adds a token if it is an
+/// identifier.
 fn word(rest: &[char], line: usize, found: &mut Vec<Token>) -> usize {
     let length = rest.iter().position(|c| !c.is_alphanumeric() && *c != '_').unwrap_or(rest.len());
     let text: String = rest[..length].iter().collect();

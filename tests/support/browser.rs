@@ -13,14 +13,14 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Time in which a page shows what a test waits for.
+/// Time limit of a wait for the page to show something.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Time in which a browser ends by itself.
+/// Time limit for the browser to end by itself.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Names of the program, of which the first one in PATH is used.
+/// Names of the browser's program. The first one that is in PATH is used.
 const PROGRAMS: [&str; 3] = ["chromium", "chromium-headless-shell", "google-chrome"];
 
-/// The path of a browser: that in REEL_CHROMIUM, else one in PATH.
+/// The path of a browser: the value of REEL_CHROMIUM, or else a program in PATH.
 pub fn find_browser() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("REEL_CHROMIUM") {
         return Some(named.into());
@@ -42,8 +42,8 @@ pub struct Browser {
     _profile: TempDir,
 }
 
-/// Starts a program that reads the protocol from file descriptor 3 and writes it to 4: those of this shell's input and
-/// output.
+/// Starts a program that reads the protocol from file descriptor 3 and writes it to 4. They are copies of the shell's
+/// stdin and stdout.
 const SHELL: &str = r#"exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>/dev/null"#;
 
 impl Browser {
@@ -53,7 +53,8 @@ impl Browser {
         let mut child = Command::new("sh")
             .args(["-c", SHELL])
             .arg(program)
-            // Chromium's sandbox does not start as root, as whom tests in containers run. The only page is ours.
+            // Chromium's sandbox does not start as root, and tests in containers run as root. Only the test's own page
+            // is opened.
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
@@ -240,8 +241,8 @@ impl Browser {
 }
 
 impl Drop for Browser {
-    /// Ends the browser and waits for its end, since it would write into its profile after that was removed. Killing it
-    /// is not enough: Debian's program is a script that starts the browser.
+    /// Ends the browser and waits for its end, since it would write into its profile folder after the folder was
+    /// removed. Killing it is not enough: Debian's program is a script that starts the browser.
     fn drop(&mut self) {
         let close = json!({"id": self.next + 1, "method": "Browser.close"});
         let _ = self.commands.write_all(format!("{close}\0").as_bytes());
@@ -254,7 +255,7 @@ impl Drop for Browser {
     }
 }
 
-/// Reads messages on a thread of their own, so that a wait for one can end.
+/// Reads messages on a separate thread, so that waiting for a message can time out.
 fn read_messages(output: ChildStdout) -> Receiver<Value> {
     let (sender, messages) = channel();
     std::thread::spawn(move || {

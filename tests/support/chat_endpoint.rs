@@ -15,7 +15,7 @@ use super::support::http::read_request;
 pub const PROMPT_TOKENS: u64 = 100;
 pub const ANSWER_TOKENS: u64 = 50;
 
-/// Time for which the endpoint keeps a connection open on which it says nothing.
+/// How long the endpoint keeps a connection open without a reply.
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// What the endpoint does with a request.
@@ -52,7 +52,8 @@ pub struct ChatEndpoint {
 }
 
 impl ChatEndpoint {
-    /// Starts an endpoint that does `decide(body, n)` with a chat request of which it has seen `n` equal ones before.
+    /// Starts an endpoint that answers a chat request with `decide(body, n)`; `n` is the number of equal requests
+    /// before it.
     pub fn start(decide: impl Fn(&Value, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -61,7 +62,7 @@ impl ChatEndpoint {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (log, decide) = (log.clone(), decide.clone());
-                // An error is a client that is gone.
+                // An error means that the client has closed the connection.
                 thread::spawn(move || serve(stream, &log, &*decide).ok());
             }
         });

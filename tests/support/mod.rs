@@ -52,8 +52,9 @@ pub fn run_in<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<
     finished_run(reel().current_dir(folder).args(args).output().expect("the binary starts"))
 }
 
-/// The words of a command line, with the options of `more` in place of those of the same name in `args`: the program
-/// refuses an option that is given twice. An option is a word that begins with `--`; its value, if any, is the next one.
+/// The words of a command line, with the options of `more` in place of the options of the same name in `args`: the
+/// program refuses an option that is given twice. An option is a word that begins with `--`; its value, if any, is the
+/// next word.
 pub fn with_options<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     let mut words = Vec::new();
     let mut at = 0;
@@ -177,8 +178,8 @@ pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &b| (0..8).fold(crc ^ u32::from(b), |c, _| bit(c)))
 }
 
-/// Checks that a page loads nothing, that its policy forbids to, and that the data of its charts is complete JSON.
-/// Returns that data.
+/// Checks that an HTML page loads no files, that its policy forbids loading, and that the data of its charts is
+/// complete JSON. Returns the data of the charts.
 pub fn check_page(html: &str) -> Vec<serde_json::Value> {
     assert!(html.starts_with("<!doctype html>") && html.ends_with("</html>\n"));
     assert!(html.contains("default-src 'none'"), "the page may load other files");

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::browser::{Browser, find_browser};
 
-/// A browser with a window of 1200 × 900, or none; then says so.
+/// Starts a browser with a window of 1200 × 900. Without a browser, prints that the test is skipped and returns `None`.
 pub fn browser(test: &str) -> Option<Browser> {
     let found = find_browser();
     if found.is_none() {
@@ -21,13 +21,13 @@ pub fn browser(test: &str) -> Option<Browser> {
     found.map(|program| Browser::start(&program, 1200, 900))
 }
 
-/// Opens a file with this state in its address.
+/// Opens an HTML file; `state` is appended to its address.
 pub fn open(page: &mut Browser, file: &Path, state: &str) {
     page.open("about:blank");
     page.open(&format!("file://{}{state}", file.display()));
 }
 
-/// A picture of the page, if REEL_SCREENSHOTS names a folder for it.
+/// Writes a screenshot of the page, if REEL_SCREENSHOTS names a folder for it.
 pub fn picture(page: &mut Browser, name: &str) {
     if let Some(folder) = std::env::var_os("REEL_SCREENSHOTS") {
         page.screenshot(&Path::new(&folder).join(format!("{name}.png")));
@@ -41,20 +41,20 @@ pub fn check_errors(page: &mut Browser) {
     assert!(page.errors.is_empty(), "{:#?}", page.errors);
 }
 
-/// At this width nothing is cut off at the right.
+/// Checks that nothing is cut off at the right in a window of this size.
 #[track_caller]
 pub fn check_width(page: &mut Browser, width: u32, height: u32) {
     page.resize(width, height);
-    // The bar for scrolling down takes some of the width.
+    // The vertical scroll bar takes some of the width, so `clientWidth` is compared.
     let widths = "[document.documentElement, document.body].map((e) => e.scrollWidth - e.clientWidth)";
     assert_eq!(page.eval(widths), json!([0, 0]));
-    // Everything that is shown lies inside of the window, or inside of something that scrolls.
+    // Every visible element lies inside the window, or inside an element that scrolls.
     let outside = "[...document.querySelectorAll('body *')].filter((e) => e.checkVisibility({visibilityProperty: true})
         && e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5 && !e.closest('.scroll')).map((e) => e.outerHTML.slice(0, 80))";
     assert_eq!(page.eval(outside), json!([]));
 }
 
-/// At 390 pixels, and in dark colours, nothing is cut off at the right; the colours follow the system.
+/// Checks that nothing is cut off at the right at a width of 390 pixels, and that the colours follow the system.
 #[track_caller]
 pub fn check_layout(page: &mut Browser) {
     check_width(page, 390, 844);

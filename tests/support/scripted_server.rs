@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::serving::{agent, reply};
 use super::support::http::read_request;
 
-/// Time in which the page sends or ends a request.
+/// Time limit of a wait for the page to send or to end a request.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the server does next with the answer that it streams.
@@ -44,7 +44,7 @@ pub struct ScriptedServer {
 }
 
 impl ScriptedServer {
-    /// Starts the server; `real` is the address of the real one.
+    /// Starts the server; `real` is the address of the real `reel serve`.
     pub fn start(real: &str) -> ScriptedServer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -55,7 +55,7 @@ impl ScriptedServer {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (real, script, sender) = (real.clone(), script.clone(), sender.clone());
-                // An error is a client that is gone.
+                // An error means that the client has closed the connection.
                 std::thread::spawn(move || answer(stream, &real, &script, &sender).ok());
             }
         });
@@ -135,7 +135,7 @@ fn stream_answer(stream: &mut TcpStream, script: &Receiver<Step>, seen: &Sender<
             Ok(Step::Hang) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        // A closed connection reads as its end; an open one has nothing to read.
+        // A closed connection reads as 0 bytes; from an open connection there is nothing to read.
         if matches!(stream.peek(&mut [0]), Ok(0)) {
             let _ = seen.send(Seen::Gone);
             return Ok(());

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::{reel, run, tiny_model, with_options};
 
-/// Time in which every request of these tests is answered.
+/// Time limit of every request of these tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server; it is killed when it is dropped.
@@ -66,7 +66,7 @@ impl Server {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.by_ref().find_map(|line| address_in(&line)).expect("the run has said where it listens");
-        // A full pipe would hold up the run.
+        // The rest of stderr is read and dropped, because a full pipe would block the run.
         std::thread::spawn(move || lines.for_each(drop));
         Server { child, address, _folder: folder, model }
     }

@@ -50,8 +50,8 @@ pub fn check_training_case(mut reel: Command, case: &str, more_args: &[&str]) ->
             }
             let got = g[key].as_f64().unwrap_or_else(|| panic!("{case} step {}: no {key} in {g}", w["step"]));
             let relative = limit(format!("{key}_rel")).unwrap_or(1e-4);
-            // Mean rewards and clip ratios may be 0, where a relative tolerance allows no difference; so they get an
-            // absolute one.
+            // Mean rewards and clip ratios may be 0, where a relative tolerance allows no difference; so these two get
+            // an absolute tolerance.
             let absolute = if ["reward", "clip_ratio"].contains(&key) { 1e-6 } else { 1e-12 };
             let off = (got - want).abs();
             let tolerance = (relative * want.abs()).max(limit(format!("{key}_abs")).unwrap_or(absolute));

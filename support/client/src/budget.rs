@@ -1,7 +1,8 @@
 //! A cap on the cost of requests.
 //!
-//! The cost of a request is known at its end only. So its largest possible cost is reserved before it is sent, and the
-//! difference is given back at its end: what is spent never passes the cap, however many requests are in flight.
+//! The cost of a request is known only when the request ends. So its largest possible cost is reserved before the
+//! request is sent, and the unspent part is given back when it ends: the money spent never exceeds the cap, however
+//! many requests are in flight.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,8 @@ use std::time::Duration;
 /// Interval at which a wait checks the stop flag.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Money in US dollars that requests may cost together. Clients share it.
+/// The cap on the cost of all requests together, and their cost so far, in US dollars. Several clients can share a
+/// budget.
 #[derive(Debug)]
 pub struct Budget {
     cap: Option<f64>,
@@ -34,7 +36,8 @@ pub(crate) enum NotReserved {
     Stopped,
 }
 
-/// The largest possible cost of an attempt in flight. If it is dropped, nothing was spent.
+/// The largest possible cost of an attempt in flight. Dropping the reservation without [`Self::charge`] gives the whole
+/// amount back.
 #[derive(Debug)]
 pub(crate) struct Reservation<'b> {
     budget: &'b Budget,
@@ -130,7 +133,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever requests cost, up to what was reserved for them, the cap holds.
+        /// The cap holds for all costs of requests up to the amounts that were reserved for them.
         #[test]
         fn the_cap_is_never_passed(requests in proptest::collection::vec((0.0f64..1.0, 0.0f64..=1.0), 1..40)) {
             let budget = &Budget::new(Some(3.0));

@@ -20,7 +20,8 @@ use crate::{ChatRequest, ClientOptions};
 
 /// Maximum length of a reply in bytes.
 const MAX_REPLY_BYTES: u64 = 16 << 20;
-/// How long after its deadline an attempt is still waited for; its own thread ends it at the deadline.
+/// How long the caller waits for an attempt after the attempt's deadline, at which the attempt's own thread should end
+/// it.
 const DEADLINE_GRACE: Duration = Duration::from_secs(10);
 /// Interval at which a wait checks the stop flag.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
@@ -29,7 +30,7 @@ const MAX_UNREACHED: u32 = 3;
 /// After this many failed requests in a row, whatever the reasons, the run cannot go on: more of them cost time and
 /// money.
 const MAX_FAILED: u32 = 100;
-/// The shortest wait that a server asks for and that is printed.
+/// A wait that the server asks for (`Retry-After`) is printed if it is at least this long.
 const MIN_PRINTED_WAIT: Duration = Duration::from_secs(2);
 
 /// The answer to a request.
@@ -58,7 +59,7 @@ pub struct ChatAnswer {
 /// The reason why a request has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
-    /// Every attempt failed in a way that may not happen again.
+    /// Every attempt failed, the last one for a reason that may be temporary.
     Exhausted,
     /// The server refuses this request; it would refuse it again.
     Refused,
@@ -74,7 +75,7 @@ pub enum FailureKind {
 /// A request without an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatFailure {
-    /// What the caller can conclude from it.
+    /// The kind of the failure, which says whether other requests can succeed.
     pub kind: FailureKind,
     /// One line: the URL, what is wrong, and what to do.
     pub message: String,
@@ -102,11 +103,12 @@ pub struct ChatClient {
     pace: Pace,
     /// The model's name, once it is known.
     model: Mutex<Option<String>>,
-    /// Number of requests in a row of which no attempt reached the server.
+    /// Number of consecutive requests that did not reach the server in any attempt.
     unreached: AtomicU32,
     /// Number of requests in a row that failed.
     failed: AtomicU32,
-    /// The largest quotient so far of the tokens of a prompt and their bound, in thousandths; at least 1000.
+    /// The largest ratio so far of a prompt's tokens, as the server counts them, to the bound of their number, in
+    /// thousandths; at least 1000.
     bound_scale: AtomicU64,
 }
 
@@ -143,8 +145,8 @@ impl ChatClient {
     /// A client with these options. Nothing is sent yet.
     ///
     /// # Errors
-    /// The URL is not an HTTP URL, the key cannot stand in a header, a rate is not a positive number, or the number of
-    /// attempts is 0.
+    /// The URL is not an HTTP URL, the API key is empty or has characters that a header cannot have, a rate is not a
+    /// positive number, or the number of attempts is 0.
     pub fn new(options: ClientOptions) -> Result<Self, ChatFailure> {
         let invalid = |location: &str, what: String, help: &str| ChatFailure {
             kind: FailureKind::Unusable,
@@ -181,7 +183,7 @@ impl ChatClient {
         })
     }
 
-    /// The name of the model: that of the options, else the first that the server lists.
+    /// The name of the model: the name in the options, else the first one that the server lists.
     ///
     /// # Errors
     /// The server does not answer, or lists no model.
@@ -204,16 +206,17 @@ impl ChatClient {
     /// Returns the answer to a request.
     ///
     /// # Errors
-    /// See [`FailureKind`].
+    /// The request has no answer, for one of the reasons in [`FailureKind`].
     pub fn chat(&self, request: &ChatRequest, stop: &AtomicBool) -> Result<ChatAnswer, ChatFailure> {
         self.chat_parsed(request, stop, |_| Ok(())).map(|(_, answer)| answer)
     }
 
     /// Returns the answer to a request and what `parse` makes of its text. If `parse` refuses the text, the request is
-    /// sent again; its reason ends `the answer …`, for example "is not a JSON object".
+    /// sent again; the error of `parse` ends the message `gave an answer that …`, for example "is not a JSON object".
     ///
     /// # Errors
-    /// See [`FailureKind`]. A text that `parse` refuses at the last attempt is [`FailureKind::Exhausted`].
+    /// The request has no answer, for one of the reasons in [`FailureKind`]. A text that `parse` refuses at the last
+    /// attempt is [`FailureKind::Exhausted`].
     pub fn chat_parsed<T>(
         &self,
         request: &ChatRequest,
@@ -348,8 +351,8 @@ impl ChatClient {
         }
     }
 
-    /// Runs a request on another thread, so that the stop flag can end the wait for it. That thread ends at its
-    /// deadline.
+    /// Runs a request on another thread, so that the stop flag can end the wait for it. The thread itself ends when the
+    /// request does, at the latest at the request's deadline.
     fn send(
         &self,
         stop: &AtomicBool,
@@ -441,7 +444,8 @@ impl ChatClient {
         self.failed(running, kind, &what, help)
     }
 
-    /// A failure that counts: after too many in a row no request can succeed.
+    /// The failure of a request. It is counted: after `MAX_FAILED` failures in a row, no request can succeed
+    /// (`FailureKind::Unusable`).
     fn failed(&self, running: &Running<'_>, kind: FailureKind, what: &str, help: &str) -> ChatFailure {
         let failed = self.failed.fetch_add(1, Ordering::Relaxed) + 1;
         match kind {
@@ -480,7 +484,7 @@ impl Running<'_> {
     }
 }
 
-/// Decides what a reply with any status means.
+/// Decides by status and body whether a reply is an answer, a failure that may be temporary, or a final failure.
 fn judge(reply: Reply) -> Attempt {
     let Reply { status, body, wait } = reply;
     if status == 200 {

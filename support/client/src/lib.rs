@@ -1,5 +1,5 @@
 //! A client of servers with OpenAI's chat API (`POST /chat/completions`). [`ChatClient::chat`] sends one request and
-//! returns its answer; it is blocking, and as many threads call it as requests are to be in flight.
+//! returns its answer; it blocks until then. To keep N requests in flight, call it from N threads.
 //!
 //! ```text
 //! until the request is answered, or max_attempts attempts have failed:
@@ -10,8 +10,8 @@
 //!     charge what the attempt has cost: the tokens that the reply states
 //! ```
 //!
-//! An attempt whose end is unknown (time-out, broken connection, reply without token counts) is charged what was
-//! reserved for it, since the server may have charged for it too.
+//! An attempt whose outcome is unknown (time-out, broken connection, reply without token counts) is charged the whole
+//! reserved amount, since the server may have charged for it.
 
 mod budget;
 mod chat;

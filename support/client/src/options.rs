@@ -15,7 +15,7 @@ pub struct Prices {
 }
 
 impl Prices {
-    /// The cost in dollars of these tokens.
+    /// The cost in dollars of a request with these numbers of tokens.
     pub fn cost(&self, prompt_tokens: u64, completion_tokens: u64) -> f64 {
         (prompt_tokens as f64 * self.input_per_million + completion_tokens as f64 * self.output_per_million) * 1e-6
     }
@@ -34,8 +34,8 @@ pub struct ClientOptions {
     pub timeout: Duration,
     /// Maximum number of attempts of a request; at least 1.
     pub max_attempts: u32,
-    /// Wait before the second attempt; it doubles with each further one, up to a minute, and is shortened at random by
-    /// up to a half.
+    /// Wait before the second attempt; the wait doubles with each further attempt, up to a minute, and is shortened at
+    /// random by up to a half.
     pub first_wait: Duration,
     /// Maximum number of attempts per minute.
     pub requests_per_minute: Option<f64>,
@@ -48,13 +48,13 @@ pub struct ClientOptions {
     /// Upper bound of the tokens that the server counts for one image. The cost that is reserved for a request depends
     /// on it.
     pub image_tokens: u32,
-    /// Whether a line on stderr says so if the server asks to wait for two seconds or more.
+    /// Whether to print a line on stderr when the server asks to wait for two seconds or more (`Retry-After`).
     pub prints_waits: bool,
 }
 
 impl ClientOptions {
     /// The options for a server at `url` with the defaults: 10 minutes for an attempt, 5 attempts, 1 second before the
-    /// second one, no rate limits, no prices, no cap, 1500 tokens for an image, and no line about waits.
+    /// second attempt, no rate limits, no prices, no cap, 1500 tokens for an image, and no line about waits.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),

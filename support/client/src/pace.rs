@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 /// Interval at which a wait checks the stop flag.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(50);
-/// Seconds of the token limit that may be used at once after an idle time.
+/// The burst after an idle time: the tokens that the limit allows in this many seconds may be used at once.
 const TOKEN_BURST_SECONDS: f64 = 10.0;
 
-/// The rate limits of one server, and the pause that it has asked for.
+/// The rate limits of one server, and the pause that the server has asked for.
 #[derive(Debug)]
 pub(crate) struct Pace {
     limits: Mutex<Limits>,
@@ -22,8 +22,8 @@ struct Limits {
     paused_until: Option<Instant>,
 }
 
-/// An amount that grows with time up to `most`. A request may be sent while it is positive; what the request uses is
-/// subtracted, so it may become negative.
+/// A token bucket: an amount that grows with time up to `most`. A request may be sent while the amount is positive;
+/// what the request uses is subtracted, so the amount may become negative.
 #[derive(Debug)]
 struct Allowance {
     per_second: f64,
@@ -44,7 +44,7 @@ impl Allowance {
         self.available += now.saturating_duration_since(self.updated).as_secs_f64() * self.per_second;
         self.available = self.available.min(self.most);
         self.updated = now;
-        // An amount of exactly 0 is not positive: the smallest wait makes it so.
+        // At an amount of exactly 0 no request may be sent yet; the smallest wait makes the amount positive.
         let missing = if self.available > 0.0 { 0.0 } else { (-self.available).max(1e-6) };
         Duration::try_from_secs_f64(missing / self.per_second).unwrap_or(Duration::MAX)
     }
@@ -52,7 +52,7 @@ impl Allowance {
 
 impl Pace {
     pub fn new(requests_per_minute: Option<f64>, tokens_per_minute: Option<f64>) -> Self {
-        // Requests are spread evenly: nearly nothing is saved up in an idle time.
+        // Requests are spread evenly: an idle time saves up almost nothing for a burst.
         let requests = requests_per_minute.map(|rate| Allowance::new(rate, |_| 1e-3));
         let tokens = tokens_per_minute.map(|rate| Allowance::new(rate, |per_second| per_second * TOKEN_BURST_SECONDS));
         Self { limits: Mutex::new(Limits { requests, tokens, paused_until: None }) }
@@ -71,7 +71,8 @@ impl Pace {
         }
     }
 
-    /// Takes one request of `tokens` tokens and returns zero, or returns the time until it can be taken.
+    /// If a request of `tokens` tokens may be sent at `now`, subtracts it from the limits and returns zero. Otherwise
+    /// returns the time until it may be sent.
     fn take(&self, tokens: f64, now: Instant) -> Duration {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         let pause = limits.paused_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
@@ -89,7 +90,8 @@ impl Pace {
         wait
     }
 
-    /// Corrects the number of tokens of an attempt: it was taken as `estimated`, and it is `used`.
+    /// Corrects the token limit after an attempt: `estimated` tokens were subtracted from it, but the attempt used
+    /// `used` tokens.
     pub fn correct(&self, estimated: f64, used: f64) {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tokens) = &mut limits.tokens {
@@ -97,8 +99,8 @@ impl Pace {
         }
     }
 
-    /// Sends no attempt for this time: the server has asked for it. Returns whether this is at least a second longer
-    /// than all pauses so far, which requests that run at the same time ask for, too.
+    /// Sends no attempt for this duration, because the server has asked for a pause. Returns whether the pause ends at
+    /// least a second later than earlier pauses: several requests in flight may be asked for the same pause.
     pub fn pause(&self, duration: Duration) -> bool {
         let now = Instant::now();
         let until = now.checked_add(duration);
@@ -129,7 +131,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The times in seconds at which requests of these tokens are sent, each as early as possible.
+    /// The times in seconds at which requests with these numbers of tokens are sent, each as early as the limits allow.
     fn times(pace: &Pace, tokens: &[f64]) -> Vec<f64> {
         let start = Instant::now();
         let mut now = start;
@@ -176,7 +178,8 @@ mod tests {
     }
 
     proptest! {
-        /// After the burst, the tokens of the requests before a request fit into the time that has passed.
+        /// Beyond the burst, the tokens of all earlier requests never exceed what the limit allows in the time that has
+        /// passed.
         #[test]
         fn the_token_limit_holds(tokens in proptest::collection::vec(1.0f64..5000.0, 1..30)) {
             let sent = times(&Pace::new(None, Some(60_000.0)), &tokens);

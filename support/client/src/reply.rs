@@ -1,4 +1,4 @@
-//! What a reply of the server says.
+//! Parses the replies of a server: an answer, or the message of an error.
 
 use reel_diagnostic::{escape_controls, redact_urls};
 use serde_json::Value;
@@ -38,7 +38,7 @@ pub(crate) fn parse_answer(body: &str) -> Result<ReplyAnswer, (String, &'static 
     let reasoning = field("reasoning_content").or_else(|| field("reasoning")).filter(|text| !text.is_empty());
     let text = match (field("content").or_else(|| field("refusal")), &reasoning) {
         (Some(text), _) => text,
-        // A reasoning model that was cut before its answer.
+        // A reasoning model reached its token limit before its answer began.
         (None, Some(_)) => String::new(),
         (None, None) => return Err((format!("replied `{}`, without a text", quoted(body)), help)),
     };
@@ -52,7 +52,8 @@ pub(crate) fn parse_answer(body: &str) -> Result<ReplyAnswer, (String, &'static 
     })
 }
 
-/// What an error reply says: OpenAI's `{"error": {"message": …}}`, FastAPI's `{"detail": …}`, or a part of its text.
+/// What an error reply says: OpenAI's `{"error": {"message": …}}`, FastAPI's `{"detail": …}`, or the start of the
+/// reply's text.
 pub(crate) fn describe_error(body: &str) -> String {
     let message = serde_json::from_str(body).ok().and_then(|reply| error_message(&reply));
     message.unwrap_or_else(|| quoted(body.trim()))

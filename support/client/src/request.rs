@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// Bound of the tokens that a chat template adds: its own texts, and the marks around each of the messages.
+/// Upper bound of the tokens that a chat template adds: its own texts, and the special tokens around each message.
 pub const fn template_tokens(messages: u64) -> u64 {
     64 + 16 * messages
 }
@@ -17,8 +17,8 @@ pub struct ChatRequest {
     pub messages: Vec<Value>,
     /// Maximum number of tokens of the answer.
     pub max_tokens: u32,
-    /// Further fields: `temperature`, `top_p`, `seed`, `response_format`, …. They win over `max_tokens`; null removes a
-    /// field.
+    /// Further fields of the request's body: `temperature`, `top_p`, `seed`, `response_format`, …. A field here
+    /// replaces a field of the same name, such as `max_tokens`; null removes the field.
     pub params: Map<String, Value>,
 }
 
@@ -54,12 +54,12 @@ impl PromptSize {
         }
     }
 
-    /// Upper bound of the tokens: a token has at least one byte of text.
+    /// Upper bound of the prompt's tokens: a token stands for at least one byte of text.
     pub fn max_tokens(&self, image_tokens: u32) -> u64 {
         self.fixed(image_tokens) + self.text_bytes
     }
 
-    /// About how many tokens the prompt has.
+    /// The approximate number of tokens of the prompt.
     pub fn estimated_tokens(&self, image_tokens: u32) -> u64 {
         self.fixed(image_tokens) + self.text_bytes / BYTES_PER_TOKEN
     }
@@ -95,7 +95,7 @@ mod tests {
         ];
         let size = PromptSize::of(&messages);
         assert_eq!(size.images, 2);
-        // Roles and the kinds of parts count too: the size is a bound.
+        // Roles and the types of content parts count too, since the size is an upper bound.
         assert!((18..60).contains(&size.text_bytes), "{size:?}");
         assert_eq!(size.max_tokens(100), 64 + 2 * 16 + 200 + size.text_bytes);
         assert!(size.estimated_tokens(100) < size.max_tokens(100));

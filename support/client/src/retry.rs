@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 /// The longest wait between two attempts that the server has not asked for.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// The longest wait that the server may ask for. A longer one is cut to this.
+/// The longest wait that the server may ask for. A longer wait is shortened to this one.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 
 /// Whether a request that was answered with this status may succeed later.
@@ -13,9 +13,8 @@ pub(crate) fn is_retryable(status: u16) -> bool {
     matches!(status, 408 | 409 | 425 | 429 | 500..=599)
 }
 
-/// The wait after failed attempt number `attempt` (from 1): `first`, doubled for each further attempt, at most a
-/// minute, of which a random part between a half and the whole is taken, so that clients that failed together do not
-/// come back together.
+/// The wait after failed attempt number `attempt` (from 1): `first`, doubled for each further attempt up to a minute,
+/// times a random factor from 0.5 to 1, so that clients that failed at the same time do not retry at the same time.
 pub(crate) fn back_off(first: Duration, attempt: u32) -> Duration {
     let doubled = first.saturating_mul(1u32.checked_shl(attempt.saturating_sub(1)).unwrap_or(u32::MAX));
     doubled.min(MAX_WAIT.max(first)).mul_f64(0.5 + 0.5 * random_fraction())

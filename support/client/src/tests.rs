@@ -1,4 +1,4 @@
-//! The client against a server that follows a script.
+//! Tests of the client with a server that follows a script.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -30,7 +30,7 @@ enum Act {
     Silence,
 }
 
-/// A server that does `script[i]` with request number i, and the last act with all later ones.
+/// A server that does `script[i]` with request number i, and repeats the last act of the script for all later requests.
 struct Server {
     url: String,
     asked: Arc<AtomicUsize>,
@@ -180,7 +180,7 @@ fn failures_say_what_was_wrong_last() {
 
 #[test]
 fn a_server_that_is_down_ends_the_run_after_a_few_requests() {
-    // The port was free a moment ago.
+    // No server listens on this port: it was free a moment ago.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut options = ClientOptions::new(format!("http://{address}/v1"));
     (options.model, options.first_wait, options.max_attempts) = (Some("m".into()), Duration::ZERO, 2);
@@ -250,8 +250,8 @@ fn the_cap_holds_with_many_threads_and_unknown_ends() {
     let client = server.client(|options| {
         options.prices = Prices { input_per_million: 1.0, output_per_million: 10.0 };
         options.budget = budget.clone();
-        // More than the script has failures: the threads' order decides which request meets them, and no request may
-        // give up before the cap ends the run.
+        // More attempts than the script has failures: the order of the threads decides which request meets the
+        // failures, and no request may use up its attempts before the cap ends the run.
         (options.max_attempts, options.first_wait) = (1000, Duration::ZERO);
     });
     let (answered, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));

@@ -6,7 +6,8 @@ use ureq::http::Uri;
 /// 1 to 65535.
 ///
 /// # Errors
-/// What is wrong with it, and what to give instead. The text is quoted without its user name, password and query.
+/// The text is not such a URL. The error says what is wrong and what to give instead; it quotes the text without its
+/// user name, password and query.
 pub fn check_http_url(url: &str) -> Result<(), (String, &'static str)> {
     let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some();
     let Some(parsed) = url.parse::<Uri>().ok().filter(is_http) else {
@@ -27,7 +28,8 @@ pub fn check_http_url(url: &str) -> Result<(), (String, &'static str)> {
 /// Returns the text after the host's colon if it is not a port: a number from 1 to 65535.
 fn invalid_port(uri: &Uri) -> Option<&str> {
     let authority = uri.authority()?.as_str();
-    // The colons of an IPv6 address stand in brackets, and those of a password before an `@`.
+    // The colons of an IPv6 address are in brackets and the colon of a password is before an `@`: none of them begins a
+    // port.
     let host_end = authority.rfind([']', '@']).map_or(0, |at| at + 1);
     let (_, port) = authority[host_end..].split_once(':')?;
     if port.parse::<u16>().is_ok_and(|number| number > 0) { None } else { Some(port) }

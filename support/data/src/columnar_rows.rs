@@ -27,7 +27,7 @@ pub(crate) struct ColumnarRows {
     path: PathBuf,
     format: ColumnarFormat,
     columns: Vec<ColumnInfo>,
-    /// The columns in memory; without rows if all columns stay in the file.
+    /// The texts of the rows, with the columns that are kept in memory; no rows if all columns stay in the file.
     kept: RowTexts,
     /// Number of rows.
     count: usize,
@@ -37,7 +37,8 @@ pub(crate) struct ColumnarRows {
 }
 
 impl ColumnarRows {
-    /// Opens a file and decodes its columns without bytes, in a worker process if `program` starts one.
+    /// Opens a file and decodes its columns without bytes, in a worker process of `program`, or in this process if
+    /// `program` is `None`.
     ///
     /// # Errors
     /// The file cannot be read, is cut short, damaged or encrypted, has no rows, or has a column whose type has no JSON

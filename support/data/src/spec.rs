@@ -1,5 +1,6 @@
-//! The value of `--data`: one file or folder, or several with commas between them, each with a weight after a colon or
-//! none: `a.parquet:0.7,b.jsonl:0.3`. A file that has a comma or a colon in its name is found by its whole name.
+//! The value of `--data`: one file or folder, or several with commas between them. Either all of them have a weight
+//! after a colon or none has: `a.parquet:0.7,b.jsonl:0.3`. A file that has a comma or a colon in its name is found by
+//! its whole name.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use crate::folder::FolderPath;
 /// A file or folder of data, and its weight in a mixture.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WeightedPath {
-    /// The file, or the folder with its split.
+    /// The file, or the folder with its split (`DIR@split`).
     pub path: PathBuf,
     /// The weight after the colon, a positive number.
     pub weight: Option<f64>,
@@ -18,7 +19,7 @@ pub struct WeightedPath {
 
 const WEIGHTS: &str = "give each file a positive weight, as in a.parquet:0.7,b.jsonl:0.3, or none";
 
-/// Parses the value of `--data`. A path that exists is never divided.
+/// Parses the value of `--data`. A text that is an existing path is never split at its commas and colons.
 ///
 /// # Errors
 /// A weight is not a positive finite number; only some files have one; a path is empty.
@@ -28,7 +29,7 @@ pub fn parse_data_paths(text: &Path) -> Result<Vec<WeightedPath>, Diagnostic> {
     let pieces: Vec<&str> = value.split(',').collect();
     let (mut paths, mut next) = (Vec::new(), 0);
     while next < pieces.len() {
-        // The longest run of pieces that is a path, for names with commas; else a single piece.
+        // Names may contain commas: the longest run of pieces that is an existing path, or else a single piece.
         let runs = (next + 1..=pieces.len()).rev().map(|end| (end, pieces[next..end].join(",")));
         let found = runs.into_iter().find(|(_, run)| exists(Path::new(run)) || weighted(run).is_some());
         let (end, run) = found.unwrap_or((next + 1, pieces[next].to_string()));
@@ -41,8 +42,8 @@ pub fn parse_data_paths(text: &Path) -> Result<Vec<WeightedPath>, Diagnostic> {
     }
 }
 
-/// The folder that media paths in the data are relative to if no option says it: that of the first file, or the folder
-/// of a data set itself.
+/// The folder to which the media paths in the data are relative if no option names a folder: the folder of the first
+/// data file, or the folder of the data set.
 pub fn media_root(data: &Path) -> PathBuf {
     let first = parse_data_paths(data).ok().and_then(|paths| paths.into_iter().next());
     let path = first.map_or_else(|| data.to_path_buf(), |first| first.path);
@@ -58,7 +59,7 @@ pub fn input_paths(data: &Path) -> Vec<PathBuf> {
     paths.map(|path| FolderPath::parse(&path).map_or(path, |folder| folder.folder)).collect()
 }
 
-/// The path of `PATH:WEIGHT`, if it exists.
+/// Splits `PATH:WEIGHT` into path and weight; `None` if the path does not exist.
 fn weighted(text: &str) -> Option<(&str, &str)> {
     text.rsplit_once(':').filter(|(path, _)| exists(Path::new(path)))
 }
@@ -71,7 +72,7 @@ fn parse_one(text: &str) -> Result<WeightedPath, Diagnostic> {
     if exists(Path::new(text)) {
         return of_path(text, None);
     }
-    // A path that does not exist and has no number after a colon is a file that is missing.
+    // A text that is no existing path and does not end with a colon and a number is the name of a missing file.
     let parts = weighted(text).or_else(|| text.rsplit_once(':').filter(|(_, weight)| weight.parse::<f64>().is_ok()));
     let Some((path, weight)) = parts else { return of_path(text, None) };
     match weight.parse::<f64>() {

@@ -27,8 +27,8 @@ pub(crate) struct TextRows {
 struct RowPosition {
     bytes: Range<usize>,
     line: usize,
-    /// Whether the row's line has bytes that are not UTF-8. In `text` they are replaced by U+FFFD, and using the row
-    /// is an error.
+    /// Whether the row's line has bytes that are not UTF-8. In `text` these bytes are replaced by U+FFFD, and using the
+    /// row is an error.
     damaged: bool,
 }
 
@@ -85,7 +85,7 @@ impl TextRows {
         self.rows.len()
     }
 
-    /// The JSON value of row `index`, counted from 0, unchecked.
+    /// The JSON value of row `index`, counted from 0. Its type is not checked.
     pub fn value(&self, index: usize) -> Result<Value> {
         let RowPosition { bytes, damaged, .. } = &self.rows[index];
         if *damaged {

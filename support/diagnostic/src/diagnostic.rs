@@ -25,12 +25,12 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// A diagnostic of these three texts, in which line breaks become spaces.
+    /// Creates a diagnostic of these three texts, in which line breaks become spaces.
     pub fn new(location: impl Into<String>, what: impl Into<String>, help: impl Into<String>) -> Self {
         Self { location: one_line(location.into()), what: one_line(what.into()), help: one_line(help.into()) }
     }
 
-    /// A file or folder that could not be read.
+    /// Creates the diagnostic of a file or folder that could not be read.
     pub fn cannot_read(path: impl AsRef<Path>, error: &io::Error) -> Self {
         let unsuitable = error.get_ref().and_then(|cause| cause.downcast_ref::<input::UnsuitableFile>());
         if let Some(unsuitable) = unsuitable {
@@ -46,14 +46,15 @@ impl Diagnostic {
         Self::new(path.as_ref().display().to_string(), format!("cannot be read: {}", io_cause(error)), help)
     }
 
-    /// A file or folder that could not be written.
+    /// Creates the diagnostic of a file or folder that could not be written.
     pub fn cannot_write(path: impl AsRef<Path>, error: &io::Error) -> Self {
         let path = path.as_ref();
         if let Some(folder) = missing_folder(path).filter(|_| error.kind() == io::ErrorKind::NotFound) {
             let what = format!("cannot be written: the folder {} does not exist", folder.display());
             return Self::new(path.display().to_string(), what, "create it, or choose another folder");
         }
-        // "File exists" for a path that cannot be followed: the true cause is why it cannot.
+        // Creating a file reports "file exists" also for a path that cannot be followed, such as a loop of links. The
+        // error of following the path is then the true cause.
         let not_followed = std::fs::metadata(path).err().filter(|_| error.kind() == io::ErrorKind::AlreadyExists);
         let error = not_followed.as_ref().unwrap_or(error);
         if let Some(help) = no_room_help(error.kind()) {
@@ -72,7 +73,7 @@ impl Diagnostic {
         Self::new(path.display().to_string(), format!("cannot be written: {}", io_cause(error)), help)
     }
 
-    /// A thread that could not be created. `purpose` says what for.
+    /// Creates the diagnostic of a thread that could not be started; `purpose` says what the thread is for.
     pub fn cannot_start_thread(purpose: &str, error: &io::Error) -> Self {
         let help = start_shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
         Self::new(purpose, format!("its thread cannot be created: {error}"), help)
@@ -101,7 +102,8 @@ impl Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Each of the three may quote a file, a row or a model folder.
+        // Location, problem and help may each quote text of a file, a row or a model folder, so each is escaped and its
+        // URLs are redacted.
         let mut text = String::new();
         if !self.location.is_empty() {
             text = printed(&self.location) + ": ";
@@ -138,12 +140,12 @@ const LOOP_HELP: &str = "remove or correct the symbolic links";
 
 /// Whether a path could not be followed because its symbolic links lead in a circle.
 fn is_link_loop(error: &io::Error) -> bool {
-    // ELOOP. The standard library's own kind for it is not stable.
+    // The error of Linux for a loop of links. The standard library's `ErrorKind` for this error is not stable.
     const ELOOP: i32 = 40;
     error.raw_os_error() == Some(ELOOP)
 }
 
-/// The folder nearest to the root that a path needs and that does not exist.
+/// The outermost missing folder of a path.
 fn missing_folder(path: &Path) -> Option<&Path> {
     let folders = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty());
     folders.take_while(|folder| folder.symlink_metadata().is_err()).last()
@@ -201,7 +203,7 @@ mod tests {
                 "c: cannot be written: a file has the name of one of its folders; choose another name",
             ),
         ] {
-            // The path is one that exists, since the cause of a path that does not is said instead.
+            // The path must exist, because for a missing path the message names the missing folder instead.
             let said = Diagnostic::cannot_write("/", &io::Error::from(kind)).to_string();
             assert_eq!(said.replacen('/', "c", 1), wanted);
         }

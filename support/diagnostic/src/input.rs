@@ -10,8 +10,8 @@ use std::path::Path;
 /// The size limit of a JSON file of a model folder, such as config.json, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// The size limit of a tokenizer.json in bytes. That of Qwen2.5-VL has 11 MB; a vocabulary takes about ten times its
-/// bytes in memory.
+/// The size limit of a tokenizer.json in bytes. The tokenizer.json of Qwen2.5-VL has 11 MB; a vocabulary takes about
+/// ten times its bytes in memory.
 pub const MAX_TOKENIZER_BYTES: u64 = 32 << 20;
 
 /// The size limit of a file of chat messages, which may hold images as `data:` URIs, in bytes.
@@ -89,7 +89,7 @@ pub fn open_regular_file(path: impl AsRef<Path>) -> io::Result<File> {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// Those of [`open_regular_file`]; the file has more than `limit` bytes; reading fails.
+/// The file cannot be opened, or is not a regular file; it has more than `limit` bytes; reading fails.
 pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular_file(path)?;
     let bytes = file.metadata()?.len();
@@ -106,7 +106,7 @@ pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
 /// Reads a regular file of at most `limit` bytes as UTF-8 text.
 ///
 /// # Errors
-/// Those of [`read_file`]; the content is not UTF-8.
+/// The file cannot be read, is not a regular file, or has more than `limit` bytes; the content is not UTF-8.
 pub fn read_text(path: impl AsRef<Path>, limit: u64) -> io::Result<String> {
     let bytes = read_file(path, limit)?;
     String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))

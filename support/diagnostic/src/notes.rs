@@ -5,8 +5,8 @@ use std::fmt::Arguments;
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
-/// Prints a line to stderr, with the arguments of `format!`. If nobody can read it, because the pipe is closed or the
-/// disk of the log is full, the line is lost and the work goes on; `eprintln!` would end it by a panic.
+/// Prints a line to stderr, with the arguments of `format!`. If the line cannot be written, because the pipe is closed
+/// or the disk of the log is full, the line is lost and the program goes on; `eprintln!` would panic.
 #[macro_export]
 macro_rules! note {
     ($($text:tt)*) => {

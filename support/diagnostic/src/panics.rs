@@ -54,7 +54,7 @@ mod tests {
             let caught = catch_panic(|| {
                 assert_eq!(catch_panic(|| panic!("inner")), Err::<(), _>("inner".into()));
                 assert!(panic_is_caught());
-                // Another thread's panics are its own.
+                // Whether panics are caught is a property of the thread: a panic of another thread is not caught.
                 assert!(!std::thread::spawn(panic_is_caught).join().expect("it ends"));
                 let damaged: Vec<u8> = Vec::new();
                 damaged[damaged.len()]

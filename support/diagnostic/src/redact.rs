@@ -1,6 +1,6 @@
 //! Removes what may be secret from the URLs in a text: user name and password, query and fragment (tokens, signatures).
 
-/// What stands for a removed query and fragment.
+/// The text that replaces a removed query or fragment.
 const REMOVED: &str = "?…";
 
 /// Characters that end a URL in a text.
@@ -10,7 +10,7 @@ fn ends_url(c: char) -> bool {
 
 /// Removes user information, query and fragment from each URL in `text`: `https://user:key@host/a?token=b` becomes
 /// `https://host/a?…`. Everything else stays, also `file:` URLs, which are paths. Takes time linear in the text's
-/// length, also where a URL has many others in its path.
+/// length, even if a URL has many other URLs in its path.
 pub fn redact_urls(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut marks = UrlMarks { end: 0, query: 0, last_at: None };
@@ -29,7 +29,8 @@ pub fn redact_urls(text: &str) -> String {
             start += user;
         }
         let query = marks.query_from(text, start);
-        // A URL can have another one in its path (a proxy's do). Then the loop continues there.
+        // A URL can have another URL in its path (the URLs of some proxies do). The loop then continues at the inner
+        // URL.
         let inner = text[start..query]
             .find("://")
             .map(|at| start + at - scheme_at_end(&text[start..start + at]).len())
@@ -47,19 +48,19 @@ pub fn redact_urls(text: &str) -> String {
     out
 }
 
-/// Positions in a text that belong to a URL and to those in its path. They are searched for once per outer URL.
+/// Positions in a text that belong to a URL and to the URLs in its path. They are searched for once per outer URL.
 struct UrlMarks {
     /// The end of the URL.
     end: usize,
-    /// The position of the `?` or `#` that the last search found in the URL. If it found none: `end`.
+    /// The position of the `?` or `#` that the last search found in the URL. If the search found none, this is `end`.
     query: usize,
-    /// The position of the last `@` before the end.
+    /// The position of the last `@` before the end of the URL.
     last_at: Option<usize>,
 }
 
 impl UrlMarks {
-    /// Searches for the marks of the URL that begins (after its scheme) at `start`, unless it is in the path of the
-    /// URL before.
+    /// Searches for the marks of the URL that begins (after its scheme) at `start`, unless this URL lies in the path of
+    /// the previous URL.
     fn move_to(&mut self, text: &str, start: usize) {
         if self.end == 0 || start > self.end {
             let end = text[start..].find(ends_url).map_or(text.len(), |end| start + end);
@@ -77,7 +78,7 @@ impl UrlMarks {
     }
 }
 
-/// Finds the first `?` or `#` in `text[start..end]`. Returns its position in `text`; without one: `end`.
+/// Finds the first `?` or `#` in `text[start..end]`. Returns its position in `text`; returns `end` if there is none.
 fn next_query(text: &str, start: usize, end: usize) -> usize {
     text[start..end].find(['?', '#']).map_or(end, |query| start + query)
 }
@@ -95,13 +96,13 @@ fn user_len(url: &str, last_at: Option<usize>) -> Option<usize> {
     let authority = &url[..url.find(['/', '?', '#']).unwrap_or(url.len())];
     match authority.rfind('@') {
         Some(at) => Some(at + 1),
-        // A password may contain one of these characters unescaped, by mistake: `user:pa/ss@host`.
+        // A password may contain `/`, `?` or `#` unescaped, by mistake: `user:pa/ss@host`.
         None if has_password(authority) => last_at.map(|at| at + 1),
         None => None,
     }
 }
 
-/// Whether `host:text` has a text that is no port number.
+/// Whether the text after the host's colon is no port number. It is then taken for a password: `user:password`.
 fn has_password(authority: &str) -> bool {
     let host = authority.rfind(']').map_or(authority, |end| &authority[end..]);
     host.split_once(':').is_some_and(|(_, port)| !port.bytes().all(|b| b.is_ascii_digit()))
@@ -136,7 +137,7 @@ mod tests {
         }
     }
 
-    /// Code that takes quadratic time would need many minutes here.
+    /// If the redaction took quadratic time, this test would need many minutes.
     #[test]
     fn many_urls_in_one_are_redacted() {
         let many = |part: &str| part.repeat(200_000);

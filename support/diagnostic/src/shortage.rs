@@ -19,8 +19,8 @@ pub fn shortage_help(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// What to do if starting a process or a thread failed for want of something: the cases of [`shortage_help`], and the
-/// limit of processes and threads. `None` for other errors.
+/// What to do if starting a process or a thread failed because a resource is used up: open files or memory as in
+/// [`shortage_help`], or the number of processes and threads. `None` for other errors.
 pub fn start_shortage_help(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error()? {
         EAGAIN => Some(
@@ -60,7 +60,7 @@ mod tests {
         let thread = Diagnostic::cannot_start_thread("the server", &error(EAGAIN));
         assert!(thread.to_string().starts_with("the server: its thread cannot be created: "), "{thread}");
         assert!(thread.help.contains("ulimit -u") && thread.help.contains("pids limit"), "{thread}");
-        // Reading a file does not start a thread.
+        // EAGAIN means a lack of threads or processes only when one is started; reading a file does not start any.
         assert_eq!(shortage_help(&error(EAGAIN)), None);
     }
 }

@@ -1,5 +1,5 @@
-//! Files and folders that are not complete yet. Their writers register them, so that a program that a signal ends leaves
-//! none behind.
+//! Files and folders that are not complete yet. Their writers register them, so that the program can remove them when a
+//! signal ends it.
 
 use std::collections::BTreeSet;
 use std::fs;

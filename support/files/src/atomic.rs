@@ -8,9 +8,9 @@ use reel_diagnostic::TemporaryPaths;
 
 use crate::FileError;
 
-/// A file that is written under a temporary name; [`AtomicFile::commit`] renames it to its final name. If it is
-/// dropped before, it is removed. A device, a pipe or a standard stream is written directly, because renaming would
-/// replace it by a file.
+/// A file that is written under a temporary name; [`AtomicFile::commit`] renames it to its final name. If the value is
+/// dropped before that, the temporary file is removed. A device, a pipe or a standard stream is written directly,
+/// because renaming would replace it by a file.
 #[derive(Debug)]
 pub struct AtomicFile {
     target: PathBuf,
@@ -50,7 +50,7 @@ impl AtomicFile {
         let target = self.target.clone();
         if let Some(writer) = self.writer.take() {
             let file = writer.into_inner().map_err(|e| FileError::cannot_write(&target, &e.into_error()))?;
-            // Only files have a temporary name. Streams do not, and cannot be synced to a disk.
+            // Only regular files have a temporary name and are synced. Devices and pipes cannot be synced to a disk.
             self.temporary
                 .as_ref()
                 .map_or(Ok(()), |_| file.sync_data())

@@ -34,8 +34,8 @@ pub fn redact(value: &mut Value) {
     }
 }
 
-/// Whether a run's options hold a command of the user, which may contain secrets. Files with them are readable by the
-/// user alone.
+/// Whether a run's options hold a command of the user, which may contain secrets. Only the user can read files that
+/// hold such commands.
 pub fn holds_commands(options: &Value) -> bool {
     options.get("reward_command").is_some_and(|command| !command.is_null())
 }

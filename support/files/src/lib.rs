@@ -2,8 +2,8 @@
 //!
 //! An [`AtomicFile`] is written under a temporary name and renamed when it is complete. So a full disk or Ctrl-C leaves
 //! no incomplete file under a final name, and a program that has mapped the old file keeps its content. A command that
-//! writes a whole folder locks it first ([`FolderLock`]). Also JSON Lines logs ([`log`]), fingerprints of files and
-//! folders ([`fingerprint`], [`digest`]), and JSON objects that carry their own fingerprint ([`json`]).
+//! writes a whole folder locks it first ([`FolderLock`]). The crate also has JSON Lines logs ([`log`]), fingerprints of
+//! files and folders ([`fingerprint`], [`digest`]), and JSON objects that carry their own fingerprint ([`json`]).
 
 mod atomic;
 pub mod digest;

@@ -31,10 +31,10 @@ pub struct FileLock {
 }
 
 /// The exclusive lock of this process on a folder, held until it is dropped: a [`FileLock`] on a hidden file in it.
-/// Dropping it also removes the folder if [`FolderLock::acquire`] created it and it is still empty.
+/// Dropping the lock also removes the folder if [`FolderLock::acquire`] created it and it is still empty.
 #[derive(Debug)]
 pub struct FolderLock {
-    /// `None` only while the lock is dropped.
+    /// `None` only while this value is being dropped.
     lock: Option<FileLock>,
     /// The folders that [`FolderLock::acquire`] created, outermost first.
     created: Vec<PathBuf>,
@@ -44,7 +44,7 @@ pub struct FolderLock {
 /// The process that holds the lock on a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockHolder {
-    /// The process id, as far as the lock file has it.
+    /// The process id; `None` if the lock file does not hold an id.
     pub pid: Option<u32>,
     /// The name of the process's machine, if that is not this machine.
     pub machine: Option<String>,
@@ -70,7 +70,7 @@ impl std::fmt::Display for LockHolder {
 }
 
 impl LockHolder {
-    /// Whether the file names a process, and this machine has that process or cannot know.
+    /// Whether the process may be running: the lock file has its id, and the process exists or is on another machine.
     fn is_running(&self) -> bool {
         self.pid.is_some_and(|pid| self.machine.is_some() || Path::new(&format!("/proc/{pid}")).exists())
     }
@@ -90,7 +90,7 @@ impl FileLock {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     holder = read_holder(file);
-                    // The file of a killed process has its id until the new holder writes its own.
+                    // The lock file has the id of a killed process until the new holder writes its own id.
                     if holder.is_running() {
                         break;
                     }
@@ -121,8 +121,8 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // The file is removed before the lock is released. A destructor can only ignore errors; a file that stays is
-        // no obstacle for the next lock. If another file has the name now, it can be the lock of another process.
+        // The file is removed before the lock is released. A destructor can only ignore errors; a lock file that stays
+        // does not prevent the next lock. If another file has the name now, it can be the lock of another process.
         if is_file_at(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
         }
@@ -164,7 +164,7 @@ impl Drop for FolderLock {
     fn drop(&mut self) {
         self.lock = None;
         for folder in self.created.iter().rev() {
-            // Fails for a folder that has got files, which is what most commands create it for.
+            // Fails if the folder has files by now. Most commands create a folder to write files into it.
             let _ = fs::remove_dir(folder);
         }
     }
@@ -174,7 +174,7 @@ impl Drop for FolderLock {
 fn create_folders(folder: &Path, created: &mut Vec<PathBuf>) -> io::Result<()> {
     let missing: Vec<&Path> =
         folder.ancestors().filter(|path| !path.as_os_str().is_empty()).take_while(|path| !path.exists()).collect();
-    // If symbolic links lead in a circle, only reading says so; creating says that the path exists.
+    // For a loop of symbolic links, creating a folder reports that the path exists; only reading reports the loop.
     let cause = |e| fs::metadata(folder).err().filter(|read| read.kind() != io::ErrorKind::NotFound).unwrap_or(e);
     fs::create_dir_all(folder).map_err(cause)?;
     for path in missing.into_iter().rev() {
@@ -192,7 +192,7 @@ fn is_file_at(file: &File, path: &Path) -> bool {
 }
 
 fn has_no_locks(e: &io::Error) -> bool {
-    // ENOLCK and ENOSYS have no io::ErrorKind of their own; the numbers are those of Linux.
+    // ENOLCK and ENOSYS have no io::ErrorKind of their own; 37 and 38 are their numbers on Linux.
     e.kind() == io::ErrorKind::Unsupported || matches!(e.raw_os_error(), Some(37 | 38))
 }
 

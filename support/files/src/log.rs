@@ -1,6 +1,6 @@
 //! The JSON Lines logs of a run. `metrics.jsonl` gets one line when a step ends, `skipped.jsonl` one line for each
-//! unusable row. A resumed run first cuts both back to what its checkpoint recorded, so they become what an
-//! uninterrupted run would have written.
+//! unusable row. A resumed run first cuts both files back to the lines that its checkpoint recorded, so they become
+//! what an uninterrupted run would have written.
 
 use std::fs::{File, OpenOptions};
 use std::hash::Hasher;

@@ -12,7 +12,7 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Writes a file; with `private`, only the user can read it (mode 0600).
 pub fn write_synced_with_mode(path: &Path, bytes: &[u8], private: bool) -> io::Result<()> {
-    // The mode counts only for a new file.
+    // The mode is set only when a file is created, so an existing file is removed first.
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}

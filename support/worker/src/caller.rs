@@ -37,9 +37,9 @@ pub struct Worker {
     process: Child,
     socket: BufReader<Socket>,
     stderr: UnixStream,
-    /// Number of jobs that were sent to it.
+    /// Number of jobs that were sent to this worker.
     pub jobs: usize,
-    /// The subjects of its jobs, see [`Pool`].
+    /// The subjects of this worker's jobs, see [`Pool::take`].
     subjects: Vec<u64>,
     timeout: Duration,
 }
@@ -67,7 +67,7 @@ impl Read for Socket {
 pub enum Failure {
     /// It sent no reply in time.
     Timeout,
-    /// It sent a message that is not a reply, or that is too long.
+    /// The worker sent a message that is not a reply, or that is too long.
     Invalid,
     /// It ended.
     Ended(End),
@@ -84,17 +84,18 @@ pub struct End {
 }
 
 impl End {
-    /// Whether it was killed from outside, as the kernel does for lack of memory.
+    /// Whether the worker was killed by SIGKILL, as the kernel does for lack of memory.
     pub fn was_killed(&self) -> bool {
         self.signal == Some(Signal::KILL.as_raw())
     }
 
-    /// Whether it says that an allocation failed.
+    /// Whether the worker's standard error says that an allocation failed.
     pub fn is_out_of_memory(&self) -> bool {
         self.stderr.contains("memory allocation of") || self.stderr.contains("capacity overflow")
     }
 
-    /// The first line of its standard error since its last job began, in brackets after a space; or an empty text.
+    /// The first line that the worker printed to its standard error since its last job began, in brackets after a
+    /// space; or an empty text.
     pub fn detail(&self) -> String {
         let line = self.stderr.lines().map(str::trim).find(|line| !line.is_empty());
         line.map_or(String::new(), |line| format!(" ({})", line.chars().take(200).collect::<String>()))
@@ -109,7 +110,7 @@ impl Worker {
     pub fn start(program: &Program, kind: &Kind) -> io::Result<Self> {
         let (stream, other) = UnixStream::pair()?;
         let (stderr, stderr_end) = UnixStream::pair()?;
-        // What the worker prints beyond the capacity of the socket is lost, and it never waits for a reader.
+        // Output of the worker beyond the capacity of the socket is lost, so that the worker never waits for a reader.
         stderr.set_nonblocking(true)?;
         stderr_end.set_nonblocking(true)?;
         let process = Command::new(&program.path)
@@ -168,8 +169,8 @@ impl Worker {
             ErrorKind::InvalidData => return Failure::Invalid,
             _ => {}
         }
-        // A worker that ends closes the socket before it exits: killing it at once would hide its exit code. One that goes
-        // on is killed.
+        // A worker that ends closes the socket before it exits: killing it at once would hide its exit code. A worker
+        // that goes on is killed.
         self.wait_for_exit(EXIT_GRACE);
         let status = self.kill();
         let (signal, code) = status.map_or((None, None), |status| (status.signal(), status.code()));
@@ -195,7 +196,8 @@ impl Worker {
         self.wait_for_exit(KILL_GRACE)
     }
 
-    /// Waits for the worker to exit, for at most `limit`. Returns how it ended; `None` if it does not.
+    /// Waits for the worker to exit, for at most `limit`. Returns how it ended; `None` if it does not exit in this
+    /// time.
     fn wait_for_exit(&mut self, limit: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + limit;
         let mut status = self.process.try_wait();
@@ -236,7 +238,7 @@ impl Pool {
         Some(idle.swap_remove(at))
     }
 
-    /// Lets a worker, which has done a job with this subject, wait for the next one.
+    /// Lets a worker, which has done a job with this subject, wait for the next job.
     pub fn put(&self, mut worker: Worker, subject: u64) {
         if !worker.subjects.contains(&subject) {
             worker.subjects.push(subject);

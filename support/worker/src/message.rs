@@ -64,7 +64,7 @@ mod tests {
                 prop_assert_eq!(read(&sent[..sent.len() - 1], bytes).unwrap_err().kind(), ErrorKind::UnexpectedEof);
             }
             *at.get_mut(&mut sent) = value;
-            // Whatever it gives, it does not panic or take more memory than there is input.
+            // With a changed byte, reading may fail, but does not panic or take more memory than the input has bytes.
             let _ = read(&sent, u64::MAX);
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// The hidden command line argument that makes the program a worker. The next argument is the name of a [`Kind`].
 pub const WORKER_ARGUMENT: &str = "__worker";
 
-/// The time limit of [`Program::new`].
+/// The time limit that [`Program::new`] sets.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A kind of worker.
@@ -16,9 +16,11 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Kind {
     /// Its name on the command line.
     pub name: &'static str,
-    /// The most arenas of malloc, a number. Each one reserves address space, which counts against the memory limit.
+    /// The most arenas of malloc: a number, as the text of the variable `MALLOC_ARENA_MAX`. Each arena reserves address
+    /// space, which counts against the memory limit.
     pub malloc_arenas: &'static str,
-    /// Its `main` function, which calls [`serve`](crate::serve) or [`serve_in_forks`](crate::serve_in_forks).
+    /// The `main` function of such a worker, which calls [`serve`](crate::serve) or
+    /// [`serve_in_forks`](crate::serve_in_forks).
     pub main: fn() -> ExitCode,
 }
 
@@ -56,13 +58,13 @@ impl Program {
 
 static PROGRAM: RwLock<Option<Program>> = RwLock::new(None);
 
-/// From now on, work from strangers is done in workers that `program` starts. Without this call, as in a test or in
-/// another program that uses these libraries, it is done in this process, which a hostile input can end.
+/// From now on, input from strangers is processed in workers that `program` starts. Without this call, as in a test or
+/// in another program that uses these libraries, this process does the work, and a hostile input can crash it.
 pub fn use_workers(program: Program) {
     *PROGRAM.write().unwrap_or_else(PoisonError::into_inner) = Some(program);
 }
 
-/// The program of [`use_workers`].
+/// The program that was given to [`use_workers`].
 pub fn program() -> Option<Program> {
     PROGRAM.read().unwrap_or_else(PoisonError::into_inner).clone()
 }

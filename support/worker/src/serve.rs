@@ -1,4 +1,4 @@
-//! The worker's side: receives jobs, does them, sends replies, and limits what they may take.
+//! The worker's side: receives jobs, does them, sends replies, and limits the memory and processor time of jobs.
 
 #![allow(unsafe_code)]
 
@@ -33,7 +33,7 @@ impl Replies {
 }
 
 /// Does jobs until the caller closes the socket at standard input. `work` gets a job and its open file, and sends the
-/// replies. If it fails or panics, the worker prints the error and exits, because its memory may be half changed.
+/// replies. If `work` fails or panics, the worker prints the error and exits, because its memory may be half changed.
 pub fn serve<J: DeserializeOwned>(mut work: impl FnMut(J, Option<File>, &mut Replies) -> io::Result<()>) -> ExitCode {
     let served = start().and_then(|socket| {
         end_with_caller(socket.try_clone()?)?;
@@ -66,7 +66,8 @@ fn start() -> io::Result<UnixStream> {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     set_limit(Resource::Core, 0)?;
-    // If memory runs out, the kernel ends the worker before the caller. Without permission it chooses for itself.
+    // If memory runs out, the kernel ends the worker before the caller. Without permission to say so, the kernel
+    // chooses by itself.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     Ok(socket)
 }
@@ -153,7 +154,7 @@ fn wait_for_fork(socket: &UnixStream, fork: Pid) -> io::Result<()> {
     }
 }
 
-/// Ends this process in the way in which another one has ended.
+/// Ends this process as another process has ended: by the same signal, or with the same exit code.
 fn end_as(status: WaitStatus) -> ! {
     if let Some(signal) = status.terminating_signal() {
         // SAFETY: both functions take numbers and change no memory of Rust. The signal has ended the other process, so

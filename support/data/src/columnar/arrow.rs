@@ -1,6 +1,6 @@
 //! Decodes Arrow files, of the stream format (`Dataset.save_to_disk` of the library `datasets` writes it) or of the
 //! file format. All columns are decoded when the file is opened, embedded media too. A large file with media should be
-//! converted to Parquet, whose media stay in the file.
+//! converted to Parquet: the media of a Parquet file are read only when their row is.
 
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ pub(super) fn has_magic(start: &[u8]) -> bool {
 const FILE_MAGIC: &[u8] = b"ARROW1";
 
 impl ArrowDecoder {
-    /// Does not read the file; `path` is for messages.
+    /// Creates a decoder without reading the file; `path` is for messages.
     pub(super) fn new(path: &Path, file: SharedFile) -> Self {
         Self { path: path.to_path_buf(), file }
     }
@@ -86,7 +86,8 @@ impl ArrowDecoder {
                     let help = "write it as Parquet (Dataset.to_parquet), whose images and videos stay in the file";
                     return Err(DataError::data(self.path.display().to_string(), what, help));
                 }
-                // The rows of a batch with media can take many times the memory of those with texts.
+                // The rows are given to the sink in parts, because rows with media can take many times the memory of
+                // rows of text.
                 if rows.text.len() > APPEND_BYTES || row + 1 == batch.num_rows() {
                     sink.append(&rows)?;
                     rows.text.clear();
@@ -128,7 +129,7 @@ impl ArrowDecoder {
         DataError::data(self.path.display().to_string(), what, AGAIN)
     }
 
-    /// Calls the Arrow reader. Its errors and panics are those of the file.
+    /// Calls the Arrow reader. Its errors and panics become errors about the file.
     fn read<T>(&self, call: impl FnOnce() -> Result<T, ArrowError>) -> Result<T> {
         let failed = |reason: &str| self.damaged(format!("cannot be read as Arrow data: {}", one_line(reason)));
         match catch_panic(call) {
@@ -138,13 +139,13 @@ impl ArrowDecoder {
     }
 }
 
-/// Rows are given to the sink when their texts have this many bytes.
+/// Size of the rows' texts in bytes at which the rows are given to the sink.
 const APPEND_BYTES: usize = 1 << 20;
 
 const CUT: &str = "is cut short or damaged";
 
-/// Checks that each block of a file of the file format lies in the file, because the reader allocates what the footer
-/// claims. A footer that cannot be parsed is left to the reader.
+/// Checks that each block of a file of the file format lies within the file, because the reader allocates the sizes
+/// that the footer claims. A footer that cannot be parsed is an error, too.
 fn check_blocks(file: &SharedFile) -> io::Result<Result<(), String>> {
     let end = FILE_MAGIC.len() as u64 + 4;
     let Some(footer_end) = file.bytes().checked_sub(end) else { return Ok(Err(CUT.to_string())) };
@@ -164,7 +165,8 @@ fn check_blocks(file: &SharedFile) -> io::Result<Result<(), String>> {
     Ok(if blocks.all(lies_in_file) { Ok(()) } else { Err(CUT.to_string()) })
 }
 
-/// Checks that each message of a stream lies in the file, because the reader allocates what a message claims to have.
+/// Checks that each message of a stream lies within the file, because the reader allocates the size that a message
+/// claims.
 fn check_messages(file: &SharedFile) -> io::Result<Result<(), String>> {
     let bytes = file.bytes();
     let mut reader = BufReader::new(file.read_from(0));
@@ -176,7 +178,7 @@ fn check_messages(file: &SharedFile) -> io::Result<Result<(), String>> {
             other => other?,
         }
         position += 4;
-        // Streams of earlier versions do not have this mark before a length.
+        // Streams of earlier versions of the format do not have this mark (four bytes 0xff) before a length.
         if word == [0xff; 4] {
             match reader.read_exact(&mut word) {
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(Ok(())),

@@ -30,7 +30,8 @@ use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta};
 use super::media_type::media_type;
 use crate::text::whole_number_beyond_64_bits;
 
-/// The extension type of a text that is a JSON value. The reader of Parquet gives it to the logical type JSON too.
+/// The extension type of a text that is a JSON value. The Parquet reader gives this type to texts of the logical type
+/// JSON.
 const JSON: &str = "arrow.json";
 
 /// The most levels of nested values.
@@ -39,7 +40,7 @@ const MAX_DEPTH: usize = 64;
 /// Whether values of this type can be written as JSON.
 ///
 /// # Errors
-/// The type that is not supported, as Arrow names it.
+/// This type, or a type nested in it, is not supported. The error is Arrow's name of the unsupported type.
 pub(crate) fn check_type(data_type: &DataType) -> Result<(), String> {
     check_nested(data_type, 0)
 }
@@ -100,7 +101,7 @@ fn media_fields(fields: &Fields) -> Option<(usize, usize)> {
 
 /// Appends the text `text` as JSON.
 pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
-    // Writing to a vector does not fail, and any text is JSON.
+    // Writing to a vector does not fail, and any text can be written as a JSON string.
     let _ = serde_json::to_writer(out, text);
 }
 
@@ -117,7 +118,7 @@ pub(crate) fn write_value(out: &mut Vec<u8>, field: &Field, array: &dyn Array, r
     }
 }
 
-/// Appends a text that is a JSON value.
+/// Appends a text of the array that is itself a JSON value.
 fn write_json_text(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<(), String> {
     let mut text = Vec::new();
     write_typed(&mut text, array.data_type(), array, row)?;

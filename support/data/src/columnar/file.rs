@@ -1,5 +1,5 @@
-//! Positional reads of a data file. Several threads read rows at the same time, and a worker process shares the file's
-//! position with the process that opened it, so none of them may move it.
+//! Reads a data file at given positions (`pread`). Several threads read rows at the same time, and a worker process
+//! shares the file's offset with the process that opened the file, so no read may move the offset.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -68,7 +68,8 @@ impl ChunkReader for SharedFile {
     type T = BufReader<ReadFrom>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        // The reader of page headers starts again at each page, so a large buffer would read most of the file.
+        // The Parquet reader makes a new buffered reader for each page header, so a large buffer would read most of the
+        // file.
         Ok(BufReader::with_capacity(1 << 10, self.read_from(start)))
     }
 

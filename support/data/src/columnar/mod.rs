@@ -47,11 +47,11 @@ impl ColumnarFormat {
     }
 }
 
-/// A top-level column, as the user of a decoder needs to know it.
+/// What a decoder says about a top-level column.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ColumnInfo {
     pub(crate) name: String,
-    /// Whether the column stays in the file: [`Decoder::row`] reads it.
+    /// Whether the column is left in the file when the other columns are decoded; [`Decoder::row`] reads it later.
     pub(crate) in_file: bool,
 }
 
@@ -77,21 +77,21 @@ impl RowTexts {
     }
 }
 
-/// The part of a file that is decoded, for the message about a decoder that dies.
+/// The part of a file that is being decoded, for the error message if the decoder's process dies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Part {
-    /// How messages name it: `row group 2`.
+    /// Name of the part in messages, such as `row group 2`.
     pub(crate) name: String,
     /// The row group of a Parquet file, counted from 0, if its columns can be tried one by one.
     pub(crate) group: Option<usize>,
 }
 
-/// What takes the rows while they are decoded.
+/// Receives the rows while they are decoded.
 pub(crate) trait RowSink {
-    /// The decoder begins with this part of the file.
+    /// Is called when the decoder begins with this part of the file.
     fn begin(&mut self, part: Part) -> Result<()>;
 
-    /// The decoder gives the next rows. It uses the memory of `rows` again.
+    /// Is called with the next decoded rows. The decoder reuses the memory of `rows` afterwards.
     fn append(&mut self, rows: &RowTexts) -> Result<()>;
 }
 
@@ -115,7 +115,7 @@ impl Decoder {
         }
     }
 
-    /// The columns in the order of the file. Those of an Arrow file are not listed: none stays in the file.
+    /// The columns in the order of the file. Empty for an Arrow file, whose columns are all decoded when it is opened.
     pub(crate) fn columns(&self) -> Vec<ColumnInfo> {
         match self {
             Self::Parquet(file) => file.column_infos(),
@@ -124,7 +124,7 @@ impl Decoder {
     }
 
     /// Decodes the columns that do not stay in the file. Returns the number of rows; if all columns stay in the file,
-    /// `sink` gets none of them.
+    /// `sink` gets no rows.
     ///
     /// # Errors
     /// The file cannot be read or is damaged.
@@ -135,7 +135,8 @@ impl Decoder {
         }
     }
 
-    /// Decodes the columns of a row group one by one and drops the values, to find the one at which the decoder dies.
+    /// Decodes the columns of a row group one by one and drops the values, to find the column at which the decoder
+    /// dies.
     ///
     /// # Errors
     /// The file cannot be read or is damaged.

@@ -16,7 +16,7 @@ pub(super) fn data_type(shape: &Shape) -> DataType {
         Shape::Integer { beyond_i64: false, .. } => DataType::Int64,
         Shape::Integer { beyond_i64: true, .. } => DataType::UInt64,
         Shape::Float => DataType::Float64,
-        // A column of null alone needs some type.
+        // A column with only nulls has no type of its own; it is written as text.
         Shape::Null | Shape::Text | Shape::Mixed => DataType::Utf8,
         Shape::List(items) => DataType::List(item_field(items)),
         Shape::Object(fields) => DataType::Struct(struct_fields(fields)),

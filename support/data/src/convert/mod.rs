@@ -1,5 +1,5 @@
 //! Writes the rows of a table to a file of another format. `shape.rs` finds the types of the columns of a Parquet file,
-//! `arrays.rs` makes them of rows.
+//! `arrays.rs` makes Arrow arrays from the values.
 
 mod arrays;
 mod parquet;
@@ -52,8 +52,8 @@ impl DataFormat {
 /// JSON text, marked as such (the logical type JSON).
 ///
 /// # Errors
-/// The extension names no format; `out` exists and `overwrite` is false; a row cannot be read, or is no object while
-/// `out` is a Parquet file; writing fails.
+/// The extension names no format; `out` exists and `overwrite` is false; a row cannot be read, or is not a JSON object
+/// although `out` is a Parquet file; writing fails.
 pub fn convert(table: &Table, out: &Path, overwrite: bool) -> Result<()> {
     check_output(out, overwrite)?;
     let format = DataFormat::of_path(out)?;

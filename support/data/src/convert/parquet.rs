@@ -20,14 +20,14 @@ use super::shape::{ColumnShape, Columns, Shape};
 use crate::columnar::parquet::OPTIONAL_COLUMNS;
 use crate::{DataError, Table};
 
-/// The most rows, and about the most bytes, that become arrays together.
+/// The limits of a batch of rows that is written at once: the number of rows, and their size in bytes (approximately).
 const BATCH_ROWS: usize = 1024;
 const BATCH_BYTES: usize = 16 << 20;
 
-/// About the most bytes of a row group.
+/// The approximate limit of a row group's size in bytes.
 const GROUP_BYTES: usize = 64 << 20;
 
-/// Writes all rows of `table` as a Parquet file, with zstd and a page index.
+/// Writes all rows of `table` as a Parquet file, compressed with zstd and with a page index.
 ///
 /// # Errors
 /// A row cannot be read or is no object; no row has a field; writing fails.
@@ -74,7 +74,7 @@ fn object(table: &Table, row: usize) -> Result<Map<String, Value>, DataError> {
     }
 }
 
-/// About the bytes of the texts in a value.
+/// The approximate size of a value in bytes: its texts, and 8 for each number, bool or null.
 fn text_bytes(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
@@ -89,7 +89,7 @@ fn field(column: &ColumnShape) -> Field {
     if column.shape != Shape::Mixed {
         return field;
     }
-    // Arrow's name for texts that are JSON. The writer makes it the logical type JSON.
+    // Marks the texts as JSON by Arrow's extension type, which the Parquet writer turns into the logical type JSON.
     let keys = [("ARROW:extension:name", "arrow.json"), ("ARROW:extension:metadata", "")];
     field.with_metadata(HashMap::from(keys.map(|(key, value)| (key.to_string(), value.to_string()))))
 }
@@ -106,12 +106,12 @@ fn batch(
     Ok(RecordBatch::try_new(schema.clone(), columns.iter().map(array).collect())?)
 }
 
-/// Calls the Parquet writer. It panics at texts of more than 2 GiB in one batch.
+/// Calls the Parquet writer. Its panics become errors: it panics if one batch has more than 2 GiB of text.
 fn caught<T>(call: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, WriteError> {
     let failed = |reason: &str| WriteError::Io(io::Error::other(one_line(reason)));
     match catch_panic(call) {
         Ok(result) => result.map_err(|e| match e {
-            // An error of the file below keeps its kind, such as a full disk.
+            // An I/O error that the writer has wrapped keeps its kind, such as a full disk.
             ParquetError::External(source) => match source.downcast::<io::Error>() {
                 Ok(e) => WriteError::Io(*e),
                 Err(source) => failed(&source.to_string()),

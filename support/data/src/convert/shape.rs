@@ -1,4 +1,4 @@
-//! The type that holds all values of a column, found value by value.
+//! Finds the type that can hold all values of a column, one value after the other.
 
 use serde_json::{Map, Value};
 
@@ -95,7 +95,7 @@ pub(super) struct ColumnShape {
     has_null: bool,
     /// The number of rows that have this column.
     rows: usize,
-    /// Whether a row does not have this column. Then null stands for a missing field.
+    /// Whether some rows do not have this column. If so, null in the Parquet file stands for a missing field.
     pub(super) is_optional: bool,
 }
 

@@ -111,7 +111,7 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Values of one type, as most columns have them.
+/// Generates the values of a column: of one type, as in most files, or of any types.
 fn column() -> impl Strategy<Value = BoxedStrategy<Value>> {
     prop_oneof![
         Just(any::<i64>().prop_map(Value::from).boxed()),

@@ -17,7 +17,7 @@ pub(super) struct Config {
     data_dir: Option<String>,
 }
 
-/// The `configs` of DIR/README.md; none if there is no README.md, or no such field.
+/// The `configs` of DIR/README.md; empty if there is no README.md, or no field `configs` in it.
 pub(super) fn configs(folder: &Path) -> Result<Vec<Config>> {
     let path = folder.join("README.md");
     if !path.exists() {
@@ -58,7 +58,8 @@ impl Config {
     /// Finds the files of the configuration among all files of the folder.
     ///
     /// # Errors
-    /// What is wrong with the configuration.
+    /// A pattern matches no file, or `data_files` has an unknown form. The error says what is wrong with the
+    /// configuration.
     pub(super) fn splits(&self, all: &[PathBuf]) -> Result<Splits, String> {
         let in_folder: Vec<PathBuf> = match &self.data_dir {
             Some(folder) => all.iter().filter(|file| file.starts_with(normal(folder))).cloned().collect(),
@@ -92,7 +93,8 @@ impl Config {
         }
     }
 
-    /// The files that a pattern, or one of a list of patterns, matches: pattern by pattern, in the order of names.
+    /// The files that a pattern, or one of a list of patterns, matches, in the order of the patterns and then of the
+    /// file names.
     fn matching(&self, patterns: &Value, all: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
         let patterns: Vec<&Value> = match patterns {
             Value::Array(list) => list.iter().collect(),
@@ -128,7 +130,7 @@ fn normal(path: &str) -> PathBuf {
 
 /// Whether a path matches a pattern with `*` and `?` (no `/`), `**` (any folders) and `[a-z]` or `[!a-z]`.
 fn matches(pattern: &[char], path: &[char]) -> bool {
-    // One row of the table "do the first i characters of the pattern match the first j of the path".
+    // One row of the table: entry j says whether the first i characters of the pattern match the first j of the path.
     let mut now = vec![false; path.len() + 1];
     now[0] = true;
     let mut at = 0;

@@ -22,16 +22,16 @@ use crate::{DataError, Result};
 /// The split that is read if none is named.
 const DEFAULT_SPLIT: &str = "train";
 
-/// The most files of a folder that are looked at.
+/// The most data files that a folder may have.
 const MAX_FILES: usize = 100_000;
 
-/// The most levels of folders that are looked at.
+/// The most levels of subfolders that are searched for data files.
 const MAX_DEPTH: usize = 12;
 
 /// The files of each split by its name, in their order.
 type Splits = BTreeMap<String, Vec<PathBuf>>;
 
-/// The folder of a data set, and what of it is to be read.
+/// The folder of a data set, and which configuration and split of it are to be read.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct FolderPath {
     pub(crate) folder: PathBuf,
@@ -40,7 +40,7 @@ pub(crate) struct FolderPath {
 }
 
 impl FolderPath {
-    /// Parses `DIR`, `DIR@split`, `DIR#config` or `DIR#config@split`; `None` if that names no folder.
+    /// Parses `DIR`, `DIR@split`, `DIR#config` or `DIR#config@split`; `None` if the text names no folder.
     pub(crate) fn parse(path: &Path) -> Option<Self> {
         if path.exists() {
             return path.is_dir().then(|| Self { folder: path.to_path_buf(), config: None, split: None });
@@ -67,8 +67,8 @@ impl FolderPath {
     /// The files to read, in their order.
     ///
     /// # Errors
-    /// The folder has no files of a known format, lacks the configuration or the split, or has several and none is
-    /// chosen.
+    /// The folder has no files of a known format, does not have the configuration or the split, or has several
+    /// configurations and none is chosen.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         if let Some(saved) = self.saved_files()? {
             return Ok(saved);
@@ -96,7 +96,8 @@ impl FolderPath {
         Ok(files.into_iter().map(|file| self.folder.join(file)).collect())
     }
 
-    /// The configuration that is named, the only one, or the default one.
+    /// The files of each split of one configuration: the configuration that the path names, the only one, or the
+    /// default.
     fn splits_of_config(&self, configs: &[card::Config], all: &[PathBuf]) -> Result<Splits> {
         let names: Vec<&str> = configs.iter().map(|config| config.name.as_str()).collect();
         let list = names.join(", ");
@@ -135,7 +136,7 @@ impl FolderPath {
         }
     }
 
-    /// The files of a folder of `save_to_disk`; `None` if it is no such folder.
+    /// The files of a folder that `save_to_disk` wrote; `None` for other folders.
     fn saved_files(&self) -> Result<Option<Vec<PathBuf>>> {
         let (dict, state) = (self.folder.join("dataset_dict.json"), self.folder.join("state.json"));
         let folder = if dict.exists() {
@@ -165,7 +166,7 @@ impl FolderPath {
         }
     }
 
-    /// All files below the folder whose format is known, relative to it and sorted.
+    /// All files below the folder whose format is known. Their paths are relative to the folder and sorted.
     fn list(&self) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         let mut folders = vec![(PathBuf::new(), 0)];

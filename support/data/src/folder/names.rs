@@ -17,10 +17,10 @@ const SPLIT_WORDS: [(&str, &str); 9] = [
     ("eval", "test"),
 ];
 
-/// Files of data sets that have no rows.
+/// JSON files of a data set that hold metadata and no rows.
 const NO_DATA: [&str; 4] = ["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"];
 
-/// The format of a data file by its extension; JSON Lines has two names.
+/// The format of a data file by its extension; JSON Lines has two extensions.
 pub(super) fn format(path: &Path) -> &'static str {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     match &extension[..] {
@@ -31,14 +31,15 @@ pub(super) fn format(path: &Path) -> &'static str {
     }
 }
 
-/// Whether a file is one with rows, by its name.
+/// Whether a file has rows of data, judged by its name.
 pub(super) fn is_data_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     !format(path).is_empty() && !NO_DATA.contains(&&*name)
 }
 
-/// Divides files among splits. Names like `data/SPLIT-00000-of-00002.parquet` come first: where there are any, other
-/// files do not count. Else a folder or a file name says the split. If no name does, all files are `train`.
+/// Divides files among splits. If there are names like `data/SPLIT-00000-of-00002.parquet`, all other files are
+/// ignored. Otherwise a word in the name of a file or of its folder names the split. If no name does, all files are
+/// `train`.
 pub(super) fn splits(files: &[PathBuf]) -> Splits {
     for split_of in [split_of_shard, split_of_words] {
         let mut splits = Splits::new();
@@ -63,7 +64,7 @@ fn split_of_shard(file: &Path) -> Option<String> {
     (is_word && is_number(rest.get(..5)) && rest.get(5..9) == Some("-of-")).then(|| split.to_string())
 }
 
-/// The split that the name of the file, or else of a folder, has as a word.
+/// The split that a word in the file's name stands for, or else a word in the name of one of its folders.
 fn split_of_words(file: &Path) -> Option<String> {
     let split = |name: &str| {
         let words = name.split(|c: char| !c.is_ascii_alphabetic());

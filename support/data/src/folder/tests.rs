@@ -90,7 +90,7 @@ fn configurations_of_the_readme_come_first() {
     std::fs::write(dir.path().join("README.md"), "---\na: [\n---\n").unwrap();
     let e = read(dir.path(), "").unwrap_err().to_string();
     assert!(e.contains("README.md: has front matter that is not YAML") && !e.contains('\n'), "{e}");
-    // A README without configurations leaves the names.
+    // If README.md lists no configurations, the file names decide the splits.
     std::fs::write(dir.path().join("README.md"), "---\nlicense: mit\n---\n").unwrap();
     assert_eq!(read(dir.path(), "@test").unwrap(), ["c/test.jsonl"]);
 }

@@ -19,7 +19,7 @@ use crate::{DataError, Result};
 #[derive(Debug)]
 pub struct Table {
     files: Vec<FileRows>,
-    /// The first row of each file, and the number of all rows.
+    /// The index of the first row of each file; the last entry is the number of all rows.
     starts: Vec<usize>,
 }
 
@@ -32,8 +32,8 @@ enum FileRows {
 
 impl Table {
     /// Opens a data file: JSON (a list of rows), JSONL (one row per line), Parquet or Arrow; or the folder of a data
-    /// set, as `DIR`, `DIR@split` or `DIR#config@split`. A file or folder whose whole name is `path` comes first. Rows
-    /// of a JSONL file are parsed later, by [`Self::value`].
+    /// set, as `DIR`, `DIR@split` or `DIR#config@split`. If a file or folder with the whole name `path` exists, it is
+    /// opened. Rows of a JSONL file are parsed later, by [`Self::value`].
     ///
     /// # Errors
     /// The file cannot be read, has no rows, or is malformed as a whole; the folder has no such split.
@@ -41,11 +41,11 @@ impl Table {
         Self::open_with(path, reel_worker::program().as_ref())
     }
 
-    /// As [`Self::open`], but decodes Parquet and Arrow files in this process, which a damaged file can end. It is for
-    /// files of known origin, and for tests and measurements of the worker.
+    /// Opens a data file as [`Self::open`] does, but decodes Parquet and Arrow files in this process, so a damaged file
+    /// can crash it. For files of known origin, and for tests and measurements of the worker.
     ///
     /// # Errors
-    /// Those of [`Self::open`].
+    /// The file cannot be read, has no rows, or is malformed as a whole; the folder has no such split.
     pub fn open_in_this_process(path: &Path) -> Result<Self> {
         Self::open_with(path, None)
     }
@@ -99,7 +99,7 @@ impl Table {
     }
 
     /// The JSON value of row `index`, counted from 0: an object with the columns in the order of the file. A row of a
-    /// JSON or JSONL file may be another value; its user checks that.
+    /// JSON or JSONL file may be a value of another type, which the caller must check.
     ///
     /// # Errors
     /// The row is not JSON or not UTF-8, or its embedded media cannot be read.
@@ -138,8 +138,8 @@ impl Table {
         }
     }
 
-    /// Fingerprint of the content of all files, by which a resumed run recognises its data. That of a single file
-    /// depends on its bytes only.
+    /// Fingerprint of the content of all files, by which a resumed run recognises its data. The fingerprint of a single
+    /// file depends only on its bytes.
     pub fn fingerprint(&self) -> String {
         let all: Vec<String> = self.files.iter().map(FileRows::fingerprint).collect();
         match &all[..] {
@@ -168,8 +168,8 @@ impl FileRows {
 /// The start of a Git LFS pointer, which a clone without Git LFS has in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
-/// Opens a file whose format its first bytes tell. A Parquet or Arrow file is decoded in a worker process if `program`
-/// starts one, else in this process.
+/// Opens a file; its first bytes tell its format. A Parquet or Arrow file is decoded in a worker process of `program`,
+/// or in this process if `program` is `None`.
 fn open_file(path: &Path, program: Option<&Program>) -> Result<FileRows> {
     let mut start = Vec::new();
     let file = input::open_regular_file(path);

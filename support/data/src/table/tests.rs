@@ -24,7 +24,7 @@ fn rows_have_line_numbers() {
     let d = parse(&format!(" [\n{ROW},\n\n{ROW}\n]\n")).unwrap();
     assert_eq!((d.len(), d.line_number(0), d.line_number(1)), (2, 2, 4));
     assert_eq!(d.location(1), "d.jsonl:4");
-    // Rows that share a line have numbers.
+    // The location of rows that share a line has the row's number instead of the line number.
     let d = parse(&format!("[{ROW},\n{ROW}, {ROW}]")).unwrap();
     assert_eq!((d.line_number(2), d.location(2)), (3, "d.jsonl: row 3".into()));
 }
@@ -78,14 +78,15 @@ proptest! {
     }
 }
 
-/// A field of texts that are JSON.
+/// An Arrow field whose texts are marked as JSON.
 fn json_field(name: &str) -> Field {
     let keys = [("ARROW:extension:name", "arrow.json"), ("ARROW:extension:metadata", "")];
     let metadata = keys.map(|(key, value)| (key.to_string(), value.to_string()));
     Field::new(name, DataType::Utf8, true).with_metadata(HashMap::from(metadata))
 }
 
-/// Opens a column of lists of structs with a text and a JSON text, as Parquet and as Arrow.
+/// Opens a column of lists of structs, as Parquet and as Arrow; each struct has a text (`role`) and a JSON text
+/// (`content`).
 fn open_lists(contents: &[Option<&str>]) -> [Result<Table>; 2] {
     let fields = Fields::from(vec![Field::new("role", DataType::Utf8, true), json_field("content")]);
     let roles: StringArray = contents.iter().map(|_| Some("\"user\"")).collect();
@@ -125,7 +126,7 @@ fn json_inside_of_lists_and_structs_is_read_as_its_value() {
     }
 }
 
-/// Files that the library `datasets` wrote, whose contents are sometimes texts and sometimes parts.
+/// Files that the library `datasets` wrote, in which `content` is sometimes a text and sometimes a list of parts.
 #[test]
 fn json_of_datasets_is_read_as_its_value() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data/json");

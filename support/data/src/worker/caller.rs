@@ -14,17 +14,17 @@ use super::{Job, Reply, Task, WORKER};
 use crate::columnar::{ColumnInfo, ColumnarFormat, Part, RowTexts};
 use crate::{DataError, Result};
 
-/// The memory that a worker may take for any file, and at most for a large one. A page or a batch of rows is in memory
-/// as a whole, up to three times (compressed, decompressed, as text).
+/// The least and the largest memory limit of a worker; between them, the limit grows with the size of the file. A page
+/// or a batch of rows is in memory as a whole, up to three times (compressed, decompressed, as text).
 const MIN_MEMORY_BYTES: u64 = 1 << 30;
 const MAX_MEMORY_BYTES: u64 = 8 << 30;
 const MEMORY_PER_FILE_BYTE: u64 = 8;
 
-/// The number of times that workers may exceed the time limit at a file before it is refused: each row of a damaged
-/// file can take the whole time.
+/// The number of times that workers may exceed the time limit at one file; then the file is refused. Without this
+/// limit, each row of a damaged file could take the whole time.
 const MAX_TIMEOUTS: usize = 3;
 
-/// The idle workers of all tables. They end when the last user drops them.
+/// The idle workers that all tables share. They end when the last table that needs them is dropped.
 pub(crate) fn shared_pool() -> Arc<Pool> {
     static POOL: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
     let mut shared = POOL.lock().unwrap_or_else(PoisonError::into_inner);
@@ -40,7 +40,7 @@ pub(crate) fn shared_pool() -> Arc<Pool> {
 pub(crate) struct WorkerFile {
     program: Program,
     pool: Arc<Pool>,
-    /// A number of its own in this process.
+    /// The number by which the workers know this file; unique in this process.
     number: u64,
     path: PathBuf,
     format: ColumnarFormat,
@@ -51,9 +51,9 @@ pub(crate) struct WorkerFile {
 
 /// Why a job has no result.
 enum JobError {
-    /// The file is at fault, as the worker says; or no worker can be started.
+    /// The worker reports an error of the file, or no worker can be started.
     File(DataError),
-    /// The worker failed. With the part that it had begun.
+    /// The worker failed, while it decoded this part of the file.
     Worker(Failure, Option<Part>),
 }
 
@@ -82,7 +82,7 @@ impl WorkerFile {
         }
     }
 
-    /// Appends all rows to `rows`, which has none. Returns their number, also if all columns stay in the file.
+    /// Appends all rows to the empty `rows`. Returns the number of rows, also if all columns stay in the file.
     pub(crate) fn decode_rows(&self, rows: &mut RowTexts) -> Result<usize> {
         let reply = self.run(Task::Rows, rows).map_err(|e| match e {
             JobError::Worker(Failure::Ended(end), Some(Part { name, group: Some(group) })) => {
@@ -106,7 +106,7 @@ impl WorkerFile {
         }
     }
 
-    /// Decodes the columns of a row group one by one. Returns the name of the one at which the worker dies.
+    /// Decodes the columns of a row group one by one. Returns the name of the column at which the worker dies.
     fn column_that_ends_the_worker(&self, group: usize) -> Option<String> {
         match self.run(Task::TryColumns(group), &mut RowTexts::default()) {
             Err(JobError::Worker(Failure::Ended(_) | Failure::Timeout, part)) => part.map(|part| part.name),
@@ -114,8 +114,8 @@ impl WorkerFile {
         }
     }
 
-    /// Runs a job in an idle worker or in a new one. A worker that ends although it had ended well before, or that is
-    /// killed, is replaced once. Returns the last reply.
+    /// Runs a job in an idle worker or in a new one, and returns the last reply. If the idle worker ends during the
+    /// job, or the new worker is killed, a new worker does the job again, once in each case.
     fn run(&self, task: Task, rows: &mut RowTexts) -> Result<Reply, JobError> {
         if self.timeouts.load(Ordering::Relaxed) >= MAX_TIMEOUTS {
             let what = format!("is not decoded any more: decoding exceeded its time limit {MAX_TIMEOUTS} times");
@@ -165,7 +165,7 @@ impl WorkerFile {
         }
     }
 
-    /// The error of a job. `place` is the part of the file if the worker named none.
+    /// The error of a job. `place` names the part of the file if the worker has not named one.
     fn error(&self, place: &str, error: JobError) -> DataError {
         let (failure, part) = match error {
             JobError::File(e) => return e,

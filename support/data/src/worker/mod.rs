@@ -6,8 +6,8 @@
 //!
 //! A worker serves one job at a time; threads that read rows at the same time use several workers. Idle workers end
 //! with the last table that needs them. A job ends with an error if the worker sends nothing for a minute, dies, or
-//! sends more than a file of rows may have. A file is given up after three jobs without an end. A worker that was
-//! killed is replaced once, because a kernel without free memory kills the worker first.
+//! sends more than a file of rows may have. After three jobs that exceeded the time limit, the file is refused. A
+//! worker that was killed is replaced once, because a kernel without free memory kills the worker first.
 
 mod caller;
 mod serve;
@@ -28,12 +28,12 @@ pub const WORKER: Kind = Kind { name: "data", malloc_arenas: "1", main: serve::w
 /// What the worker is to do with a file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Job {
-    /// The number that the caller gave to the file: the worker keeps the decoders of some files.
+    /// The number that the caller gave to the file. The worker keeps the file's decoder under this number.
     file: u64,
     /// The path for messages.
     path: OsString,
     format: ColumnarFormat,
-    /// The memory in bytes that the worker may allocate, in addition to what it has when it begins.
+    /// The memory in bytes that the worker may allocate, in addition to the memory that it has when the job begins.
     memory_bytes: u64,
     task: Task,
 }
@@ -54,7 +54,7 @@ enum Task {
 enum Reply {
     /// A part of the file begins.
     Part(Part),
-    /// Rows: the end of each in the body, which is their text.
+    /// Rows. The body of the reply is their text; the numbers are the offsets in the body at which each row ends.
     Rows(Vec<usize>),
     /// The last reply: the number of rows.
     End(usize),

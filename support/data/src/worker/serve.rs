@@ -12,10 +12,10 @@ use super::{Job, Reply, Task};
 use crate::columnar::{Decoder, Part, RowSink, RowTexts};
 use crate::{DataError, Result};
 
-/// The most decoders that a worker keeps.
+/// The most decoders that a worker keeps, one per file.
 const MAX_DECODERS: usize = 64;
 
-/// The most rows of a reply: their ends are numbers in JSON.
+/// The most rows of a reply. The header of a reply holds the end of each row as a number in JSON.
 const MAX_ROWS: usize = 1 << 16;
 
 /// The `main` function of a worker: decodes files until the caller closes the socket at standard input.
@@ -79,7 +79,8 @@ impl Sender<'_> {
 
 impl RowSink for Sender<'_> {
     fn begin(&mut self, part: Part) -> Result<()> {
-        // If decoding the part ends this process, the caller knows the part.
+        // The caller is told of the part before it is decoded, so that it can name the part if decoding ends this
+        // process.
         self.send(&Reply::Part(part), &[])
     }
 

@@ -1,4 +1,4 @@
-//! Damaged files: whatever is wrong with one, the caller goes on with an error of one line.
+//! Tests with damaged files: whatever the damage, the caller gets rows or an error of one line, and goes on.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use reel_data::Table;
 
 use super::{golden, one_line};
 
-/// Texts, numbers, nested lists, structs and bytes.
+/// A batch with columns of texts, numbers, nested lists, structs and bytes.
 fn batch(rows: usize) -> RecordBatch {
     let text: StringArray =
         (0..rows).map(|i| (i % 7 > 0).then(|| format!("row {i} of {}", "many ".repeat(i % 5)))).collect();
@@ -94,7 +94,7 @@ fn files() -> Vec<Vec<u8>> {
     files
 }
 
-/// Reads the rows of a file: each is a row or an error of one line. Returns the number of rows.
+/// Reads the rows of a file and checks that each error has one line. Returns the number of rows.
 fn read(path: &Path) -> usize {
     match Table::open(path) {
         Err(e) => {
@@ -110,7 +110,7 @@ fn read(path: &Path) -> usize {
     }
 }
 
-/// Flips of bits, and of few bits near each other, in files of every encoding.
+/// Flips one to three random bits in files of every encoding. Reading such a file never ends the caller.
 pub fn damaged_files_never_end_the_caller() {
     // Keeps a worker alive between the files.
     let _table = Table::open(&golden("datasets.parquet")).unwrap();
@@ -137,17 +137,18 @@ pub fn damaged_files_never_end_the_caller() {
     held.unwrap();
 }
 
-/// The count of values in the header of a delta-encoded page is made larger than any memory.
+/// In the header of a delta-encoded page, the count of values is made larger than any memory. The error names the row
+/// group and the column.
 pub fn page_that_claims_all_memory_is_named() {
     let texts: StringArray = (0..600).map(|i| Some("x".repeat(i % 50))).collect();
     let numbers = Int64Array::from_iter_values(0..600);
     let batch = RecordBatch::try_from_iter([("n", Arc::new(numbers) as ArrayRef), ("text", Arc::new(texts))]).unwrap();
     let mut file = parquet_file(&batch, delta(Encoding::DELTA_LENGTH_BYTE_ARRAY));
-    // Blocks of 128 values in 4 parts; 300 values.
+    // The start of a page's header: blocks of 128 values in 4 parts, and 300 values in all.
     let header = [0x80, 0x01, 0x04, 0xac, 0x02];
     let found: Vec<usize> = (0..file.len()).filter(|&at| file[at..].starts_with(&header)).collect();
     assert_eq!(found.len(), 2, "the lengths of the texts of two row groups");
-    // The count becomes a number of 8 bytes, with 7 bits each.
+    // The count becomes a varint of 8 bytes with 7 bits each.
     let count = &mut file[found[1] + 3..][..8];
     count.iter_mut().for_each(|byte| *byte |= 0x80);
     count[7] = 0x7f;

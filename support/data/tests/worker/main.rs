@@ -105,7 +105,8 @@ fn play(part: &str) -> ExitCode {
             }
             std::thread::sleep(Duration::from_secs(600));
         }
-        // Killed at its first start: a file counts the starts.
+        // Kills itself at its first start and works afterwards; the length of the file `counter` is the number of
+        // starts.
         counter => {
             let starts = std::fs::read(counter).unwrap().len() + 1;
             std::fs::write(counter, vec![b'x'; starts]).unwrap();
@@ -134,11 +135,11 @@ fn open_and_wait(path: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints the times of opening a file here and in a worker, in turns, and the time in which a worker starts.
+/// Prints the times of opening a file in this process and in a worker, in turns.
 fn measure(path: &Path) -> ExitCode {
     let time = |what: &str, worker: bool| {
         let begun = Instant::now();
-        // Each file number has a decoder of its own, so none is warm.
+        // Each opening of a file makes a decoder of its own, so no decoder is warm.
         let table = match worker {
             true => Table::open(path),
             false => Table::open_in_this_process(path),
@@ -265,7 +266,7 @@ fn worker_has_no_other_files_and_dies_with_its_caller() {
         let is_own = text == "/dev/null" || text.starts_with("pipe:") || text.starts_with("socket:");
         assert!(is_own || *opened == file, "{files:?}");
     }
-    // Its process group is its own: Ctrl-C in a terminal reaches the caller only.
+    // The worker has a process group of its own, so that Ctrl-C in a terminal reaches only the caller.
     let stat = std::fs::read_to_string(worker.join("stat")).unwrap();
     let group = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(2).unwrap().to_string();
     assert_eq!(group, line.trim());

@@ -61,7 +61,7 @@ fn schema_depth(metadata: &[u8]) -> Option<usize> {
         if element != STRUCT {
             return None;
         }
-        // The number of children that each open group still has.
+        // For each schema element that is open, the number of its children that are not read yet.
         let (mut open, mut deepest): (Vec<u64>, usize) = (Vec::new(), 0);
         for _ in 0..count {
             let children = schema_element(&mut thrift)?;

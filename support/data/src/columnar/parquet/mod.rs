@@ -1,10 +1,10 @@
 //! Decodes Parquet files.
 //!
 //! Columns without bytes (texts, numbers, lists of them) are decoded once, when the file is opened, to one JSON text
-//! per row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads the row's own
-//! pages of them. The page index says where these are; in a file without one, the headers of the pages before are read.
-//! Only where a column of lists has neither a page index nor data pages of version 2 are the pages of its row group
-//! before the row decompressed, because nothing else says which rows they hold.
+//! per row. Columns with bytes, such as embedded images, stay in the file. [`ParquetDecoder::row`] reads only the pages
+//! that hold the row. The page index says where these pages are; in a file without a page index, the headers of the
+//! earlier pages are read. A column of lists with neither a page index nor data pages of version 2 is slower: all
+//! earlier pages of its row group are decompressed, because nothing else says which rows a page holds.
 
 mod footer;
 mod pages;
@@ -41,7 +41,7 @@ pub(crate) struct ParquetDecoder {
     pub(super) file: SharedFile,
     pub(super) metadata: ArrowReaderMetadata,
     columns: Vec<Column>,
-    /// The first row of each row group, and the number of all rows.
+    /// The index of the first row of each row group; the last entry is the number of all rows.
     group_starts: Vec<usize>,
 }
 
@@ -51,12 +51,12 @@ struct Column {
     name: String,
     /// Whether the column has bytes and therefore stays in the file.
     in_file: bool,
-    /// Whether a row with null does not have the column.
+    /// Whether null in this column means that the row does not have the column.
     null_is_absent: bool,
 }
 
 /// The key of the file's metadata that lists, as JSON, the columns in which null means that the row does not have the
-/// column. JSON rows can lack a field, rows of Parquet cannot; `reel data convert` writes it.
+/// column. `reel data convert` writes this key, because a JSON row can lack a field and a Parquet row cannot.
 pub(crate) const OPTIONAL_COLUMNS: &str = "reel.optional_columns";
 
 impl ParquetDecoder {
@@ -102,7 +102,8 @@ impl ParquetDecoder {
             if !kept.is_empty() {
                 self.decode_group(group, &kept, &mut bytes, sink)?;
             } else if end > first {
-                // Nothing is decoded that shows that the group has as many rows as its metadata says.
+                // No column is decoded that would show whether the group has as many rows as its metadata says, so its
+                // last row is read.
                 self.row(end - 1)?;
             }
         }
@@ -196,7 +197,7 @@ impl ParquetDecoder {
         Ok(())
     }
 
-    /// A column in the schema. A text in it whose logical type is JSON has Arrow's mark for JSON.
+    /// The field of a column in the schema. A text whose logical type is JSON has Arrow's extension type for JSON.
     fn field(&self, column: usize) -> &Field {
         self.metadata.schema().field(column)
     }
@@ -291,7 +292,7 @@ fn columns(path: &Path, metadata: &ArrowReaderMetadata) -> Result<Vec<Column>> {
     }
 }
 
-/// Calls the Parquet reader. Its errors are those of the file, and so are its panics, which damaged data causes.
+/// Calls the Parquet reader. Its errors, and its panics, which damaged data causes, become errors about the file.
 fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     let failed = |reason: &str| {
         let place = if place.is_empty() { String::new() } else { format!(": {place}") };
@@ -304,10 +305,10 @@ fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetErr
     }
 }
 
-/// The reason of a file at which the Parquet reader panics.
+/// What the error says about a file at which the Parquet reader panics.
 const INCONSISTENT: &str = "its parts contradict each other";
 
-/// Writes a value. Arrays of damaged files can make that panic.
+/// Writes a value by `call`. A panic becomes an error, because arrays of a damaged file can cause panics.
 fn without_panic(call: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     catch_panic(call).unwrap_or_else(|_| Err(INCONSISTENT.to_string()))
 }

@@ -1,5 +1,5 @@
 //! Checks what the pages of a column claim about themselves against the metadata and the length of the file, before the
-//! reader of Parquet files allocates memory by it. Only the headers of the pages are read.
+//! Parquet reader allocates memory of the claimed sizes. Only the headers of the pages are read.
 
 use std::io;
 
@@ -8,8 +8,8 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use super::super::file::SharedFile;
 use super::thrift::{I32, STRUCT, Thrift};
 
-/// The numbers of bytes in which the header of a page is looked for, one after the other. A header has few bytes unless
-/// it has statistics with long texts.
+/// How many bytes are read to parse the header of a page. If the header is longer, the next larger number is tried. A
+/// header has few bytes unless it has statistics with long texts.
 const HEADER_BYTES: [u64; 3] = [1 << 10, 1 << 16, 16 << 20];
 
 /// What the header of a page says.
@@ -77,8 +77,9 @@ fn read_header(file: &SharedFile, position: u64) -> io::Result<Option<PageHeader
     Ok(None)
 }
 
-/// The header of a page is a struct: 2 its decompressed and 3 its compressed length; then one of 5 a data page, 7 a
-/// dictionary and 8 a data page of version 2, each a struct whose field 1 is the number of values.
+/// Parses the header of a page, a Thrift struct. Fields 2 and 3 are the page's length in bytes, decompressed and
+/// compressed. A data page also has field 5, a dictionary field 7, and a data page of version 2 field 8; each of these
+/// is a struct whose field 1 is the number of values.
 fn parse_header(bytes: &[u8]) -> Option<PageHeader> {
     let mut thrift = Thrift::new(bytes);
     let mut header = PageHeader::default();
@@ -113,13 +114,13 @@ mod tests {
 
     #[test]
     fn headers_of_pages_are_parsed() {
-        // Type 0, 20 bytes decompressed, 12 compressed, then a data page with 5 values and encoding 0.
+        // A header of page type 0: 20 bytes decompressed, 12 compressed, then a data page with 5 values and encoding 0.
         let data = [0x15, 0, 0x15, 40, 0x15, 24, 0x2c, 0x15, 10, 0x15, 0, 0, 0, 99];
         let header =
             PageHeader { bytes: 13, compressed: 12, uncompressed: 20, values: Some(5), dictionary_values: None };
         assert_eq!(parse_header(&data), Some(header));
         assert_eq!(parse_header(&data[..12]), None);
-        // Type 2, then a dictionary with 3 values.
+        // A header of page type 2 (dictionary), with 3 values.
         let dictionary = [0x15, 4, 0x15, 40, 0x15, 24, 0x4c, 0x15, 6, 0, 0];
         let header =
             PageHeader { bytes: 11, compressed: 12, uncompressed: 20, values: None, dictionary_values: Some(3) };

@@ -151,7 +151,7 @@ fn embedded_media_become_data_uris_and_paths_stay() {
     }
 }
 
-/// Every compression of the format but LZO, which is deprecated, and both versions of data pages.
+/// Tests every compression of the Parquet format except LZO, which is deprecated, with both versions of data pages.
 #[test]
 fn compressions_are_read() {
     let text: StringArray = (0..500).map(|i| Some(format!("row {i} of many"))).collect();
@@ -176,8 +176,8 @@ fn compressions_are_read() {
     }
 }
 
-/// Reading one row of a column with images reads about a page, not the row group: with a page index, and without one,
-/// where only the headers of other pages are read.
+/// Reading one row of a column with images reads about a page, not the row group. Without a page index, only the
+/// headers of the other pages are read in addition.
 #[test]
 fn a_row_with_bytes_does_not_read_its_row_group() {
     let image: Vec<u8> = (0..20_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
@@ -257,13 +257,14 @@ fn unusable_files_are_refused_in_one_line() {
     assert!(e.contains(": has no rows; "), "{e}");
 }
 
-/// A schema with many levels is refused before the reader descends into it with as many stack frames.
+/// A schema with many levels is refused before the reader recurses into it, with a stack frame for each level.
 #[test]
 fn deep_schemas_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.parquet");
     let levels = 200_000usize;
-    // Version 1; then a list of schema elements: the name "a" (field 4) and one child (field 5).
+    // The metadata: version 1, then a list of schema elements, each with the name "a" (field 4) and one child (field
+    // 5).
     let mut metadata = vec![0x15, 2, 0x19, 0xfc];
     let mut count = levels;
     while count >= 0x80 {
@@ -278,7 +279,7 @@ fn deep_schemas_are_refused() {
     assert!(e.contains("more than 64 levels of nested values"), "{e}");
 }
 
-/// If all columns stay in the file, a number of rows that the metadata claims is checked by reading the last one.
+/// If all columns stay in the file, the number of rows that the metadata claims is checked by reading the last row.
 #[test]
 fn rows_of_images_alone_are_counted() {
     let rows = open(&[batch(vec![("image", images(&[(Some(b"x"), None), (None, Some("b"))]))])]);
@@ -307,7 +308,7 @@ fn mixed_file() -> Vec<u8> {
     std::fs::read(&path).unwrap()
 }
 
-/// Reads all rows of a damaged file: each is a row or an error of one line.
+/// Reads all rows of a damaged file and checks that each error has one line.
 fn read_damaged(content: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.parquet");
@@ -342,7 +343,7 @@ proptest! {
         read_damaged(&content);
     }
 
-    /// Most bytes of a small file are metadata, so its damages get a test of their own.
+    /// Most bytes of a small file are metadata, so damaged metadata has a test of its own.
     #[test]
     fn damaged_metadata_never_panics(at in any::<prop::sample::Index>(), bit in 0u8..8) {
         let mut content = MIXED.with(Clone::clone);
@@ -357,7 +358,7 @@ thread_local! {
     static MIXED: Vec<u8> = mixed_file();
 }
 
-/// A file of the folder `tests/golden/data`, which has files of Python's libraries.
+/// A file in the folder `tests/golden/data`, whose files Python libraries have written.
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/data").join(name)
 }

@@ -1,6 +1,6 @@
 //! Thrift's compact protocol, in which a Parquet file has its metadata and the headers of its pages.
 
-/// The types of a list, a struct and a 32-bit integer.
+/// Type codes of the protocol: a list, a struct and a 32-bit integer.
 pub(super) const LIST: u8 = 9;
 pub(super) const STRUCT: u8 = 12;
 pub(super) const I32: u8 = 5;
@@ -18,7 +18,7 @@ impl<'a> Thrift<'a> {
         Self { rest: bytes }
     }
 
-    /// The number of bytes that were not read.
+    /// The number of bytes that are not read yet.
     pub(super) fn remaining(&self) -> usize {
         self.rest.len()
     }
@@ -51,7 +51,7 @@ impl<'a> Thrift<'a> {
         Some((value >> 1) as i64 ^ -((value & 1) as i64))
     }
 
-    /// The number and type of the next field of a struct; `Some(None)` at its end.
+    /// The number and type of the next field of a struct; `Some(None)` at the end of the struct.
     pub(super) fn field(&mut self, last: &mut i64) -> Option<Option<(i64, u8)>> {
         let header = self.byte()?;
         if header == 0 {
@@ -81,7 +81,7 @@ impl<'a> Thrift<'a> {
             return None;
         }
         match kind {
-            // The type of a bool field is its value.
+            // A bool field has no bytes of its own: its type code (1 or 2) is its value.
             1 | 2 => Some(()),
             3 => self.advance(1),
             4..=6 => self.varint().map(drop),
