@@ -15,7 +15,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, Command};
 use reel_runs::option_names;
 
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::init;
 
 /// Joins an option and a negative number that follows it: `--fps -1e-6` becomes `--fps=-1e-6`. The parser would take
@@ -52,7 +52,7 @@ pub fn refuse_other_encodings(words: &[OsString]) -> anyhow::Result<()> {
         None if before.starts_with("--") && !before.contains('=') => (before.to_string(), &*word),
         None => (format!("argument {at}"), &*word),
     };
-    Err(bad_usage(&option, format!("is {value}, which is not UTF-8"), "rename the file or folder"))
+    Err(usage_error(&option, format!("is {value}, which is not UTF-8"), "rename the file or folder"))
 }
 
 /// Refuses a common option (one of several commands, such as `--seed`) that is given twice. The parser treats an
@@ -68,7 +68,7 @@ pub fn refuse_repeated_common_options(words: &[OsString], root: &Command) -> any
         let is_option = |word: &&&str| option.get_long() == Some(**word) || aliases.contains(*word);
         if given.iter().filter(is_option).count() > 1 {
             let name = format!("--{}", option.get_long().unwrap_or_default());
-            return Err(bad_usage(&name, "is given more than once", "give it once"));
+            return Err(usage_error(&name, "is given more than once", "give it once"));
         }
     }
     Ok(())

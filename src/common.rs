@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use reel_device::{DType, Products};
 use serde::{Deserialize, Serialize};
 
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 
 /// Options of every subcommand.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -136,7 +136,7 @@ impl CommonOptions {
                 Some(Ok(number)) => Ok(DeviceName::Cuda(number)),
                 _ => {
                     let what = format!("is {name}, which is not a device");
-                    Err(bad_usage("--device", what, "give cpu, cuda, cuda:N, sim or dry"))
+                    Err(usage_error("--device", what, "give cpu, cuda, cuda:N, sim or dry"))
                 }
             },
         }
@@ -146,10 +146,10 @@ impl CommonOptions {
     pub fn threads(&self) -> anyhow::Result<usize> {
         match self.threads {
             Some(0) => {
-                Err(bad_usage("--threads", "is 0, but the computation needs at least one thread", "give 1 or more"))
+                Err(usage_error("--threads", "is 0, but the computation needs at least one thread", "give 1 or more"))
             }
             Some(n) if n > 1024 => {
-                Err(bad_usage("--threads", format!("{n} is above the limit of 1024"), "give at most 1024"))
+                Err(usage_error("--threads", format!("{n} is above the limit of 1024"), "give at most 1024"))
             }
             Some(n) => Ok(n),
             None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),

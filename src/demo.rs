@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::common::CommonOptions;
 use crate::curate::CurateArgs;
 use crate::eval::EvalArgs;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::output;
 use crate::report::ReportArgs;
@@ -59,7 +59,7 @@ impl DemoArgs {
         let Some(last) = common.seed().checked_add(self.seeds - 1) else {
             let what =
                 format!("{} seeds, starting at seed {}, go beyond the largest 64-bit seed", self.seeds, common.seed());
-            return Err(bad_usage("--seeds", what, "lower --seed"));
+            return Err(usage_error("--seeds", what, "lower --seed"));
         };
         let mut outcomes = Vec::new();
         for seed in common.seed()..=last {

@@ -94,13 +94,13 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
         Finding::new(group, "model", model.or_else(|| Some(env::consts::ARCH.to_string())), ""),
         Finding::new(group, "threads", Some(threads(common.threads()?)), ""),
         Finding::new(group, "instructions", Some(isa), ""),
-        Finding::new(group, "bf16 products", Some(simd::isa().bf16_unit().to_string()), ""),
+        Finding::new(group, "bf16 products", Some(simd::isa().bf16_product_instructions().to_string()), ""),
     ])
 }
 
 /// Describes the number of threads, and the time until one thread reads what another one has written.
 fn threads(count: usize) -> String {
-    match limits::handover_seconds(&Team::new(count)) {
+    match limits::cache_line_handover_seconds(&Team::new(count)) {
         Some(seconds) => format!("{count}; {:.0} ns from core to core", seconds * 1e9),
         None => count.to_string(),
     }

@@ -10,7 +10,7 @@ use clap::Args;
 use reel_client::{Budget, ChatClient, ChatFailure, ClientOptions, FailureKind, Prices};
 use serde_json::{Map, Value};
 
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 
 /// The environment variable with the API key if `--api-key-env` is not given.
 const DEFAULT_KEY_VARIABLE: &str = "OPENAI_API_KEY";
@@ -87,9 +87,9 @@ impl EndpointFlags {
     /// Maximum number of requests in flight.
     pub fn concurrency(&self) -> Result<usize> {
         match self.concurrency {
-            0 => Err(bad_usage("--concurrency", "is 0", "give 1 or more")),
+            0 => Err(usage_error("--concurrency", "is 0", "give 1 or more")),
             n if n > MAX_CONCURRENCY => {
-                Err(bad_usage("--concurrency", format!("is {n}"), format!("give 1 to {MAX_CONCURRENCY}")))
+                Err(usage_error("--concurrency", format!("is {n}"), format!("give 1 to {MAX_CONCURRENCY}")))
             }
             n => Ok(n),
         }
@@ -122,17 +122,17 @@ impl EndpointFlags {
             prints_waits: !quiet,
             ..ClientOptions::new(url)
         };
-        reel_client::check_http_url(url).map_err(|(what, help)| bad_usage(option, what, help))?;
+        reel_client::check_http_url(url).map_err(|(what, help)| usage_error(option, what, help))?;
         ChatClient::new(options).map_err(|failure| endpoint_error(&failure))
     }
 
     fn prices(&self) -> Result<Prices> {
         match self.max_cost {
             Some(cap) if !cap.is_finite() || cap <= 0.0 => {
-                Err(bad_usage("--max-cost", format!("is {cap}"), "give dollars above 0"))
+                Err(usage_error("--max-cost", format!("is {cap}"), "give dollars above 0"))
             }
             Some(_) if !self.has_prices() => {
-                Err(bad_usage("--max-cost", "needs the prices of tokens", "give --price IN,OUT"))
+                Err(usage_error("--max-cost", "needs the prices of tokens", "give --price IN,OUT"))
             }
             _ => Ok(self.price.map(|price| price.0).unwrap_or_default()),
         }
@@ -145,7 +145,7 @@ impl EndpointFlags {
             _ if self.api_key_env.is_none() => Ok(None),
             _ => {
                 let what = format!("names {name}, which is not set");
-                Err(bad_usage("--api-key-env", what, "set that variable to the key, or leave the option out"))
+                Err(usage_error("--api-key-env", what, "set that variable to the key, or leave the option out"))
             }
         }
     }
@@ -153,7 +153,7 @@ impl EndpointFlags {
 
 fn seconds(option: &str, value: f64, may_be_zero: bool) -> Result<Duration> {
     let duration = Duration::try_from_secs_f64(value).ok().filter(|duration| may_be_zero || !duration.is_zero());
-    duration.ok_or_else(|| bad_usage(option, format!("is {value}"), "give seconds"))
+    duration.ok_or_else(|| usage_error(option, format!("is {value}"), "give seconds"))
 }
 
 /// The name of the model with which a server will answer.

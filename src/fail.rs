@@ -24,7 +24,7 @@ use crate::number_kind::{NumberKind, number_kind};
 pub struct UsageError(pub String);
 
 /// Makes a [`UsageError`] with the text `location: what; help`; the exit code is 2.
-pub fn bad_usage(location: &str, what: impl Display, help: impl Display) -> anyhow::Error {
+pub fn usage_error(location: &str, what: impl Display, help: impl Display) -> anyhow::Error {
     UsageError(format!("{location}: {what}; {help}")).into()
 }
 
@@ -139,7 +139,7 @@ fn usage_line(e: &clap::Error, parser: &Command, words: impl Iterator<Item = Str
                 similar => format!(" (did you mean {similar}?)"),
             };
             let name = option_name(argument);
-            Some(format!("{name}: is {value:?}, which it does not take; give one of {}{similar}", known.join(", ")))
+            Some(format!("{name}: {value:?} is not a possible value; give one of {}{similar}", known.join(", ")))
         }
         ErrorKind::InvalidSubcommand if command_for(context(ContextKind::InvalidSubcommand)).is_some() => {
             let name = context(ContextKind::InvalidSubcommand);
@@ -299,7 +299,7 @@ fn invalid_value_text(kind: Option<NumberKind>, value: &str, reason: &str) -> (S
             (format!("is {value}, a negative number"), "give a whole number that is not negative".into())
         }
         (Some(NumberKind::Unsigned | NumberKind::Signed), None) => match value.parse::<i128>() {
-            Ok(_) => (format!("is {value}, which is out of range"), "give a number nearer to 0".into()),
+            Ok(_) => (format!("is {value}, which is out of range"), "give a number closer to 0".into()),
             Err(_) => (format!("is {value:?}, which is not a whole number"), "give a whole number".into()),
         },
         (Some(NumberKind::Float), None) if number.is_some() => (format!("is {value}"), reason.to_string()),

@@ -11,8 +11,8 @@ use reel_media::selection::select_frames;
 use reel_media::video::DecodedFrameSize;
 
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
-use crate::media::{MediaFlags, WorkerFlags, error_naming_option};
+use crate::fail::{failed, usage_error};
+use crate::media::{MediaFlags, WorkerFlags, media_error_to_usage_error};
 use crate::output;
 
 /// Show which frames of a video are selected, and decode them.
@@ -50,7 +50,7 @@ impl FramesArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let profile = self.media.profile(MediaProfile::Qwen)?;
         match (&self.video, self.total_frames, self.video_fps) {
-            (None, Some(_), Some(_)) if self.out.is_some() => Err(bad_usage(
+            (None, Some(_), Some(_)) if self.out.is_some() => Err(usage_error(
                 "--out",
                 "is for the frames of a video, and none is given",
                 "give --video FILE, or remove it",
@@ -59,16 +59,18 @@ impl FramesArgs {
                 // With `--total-frames` the command shows what qwen-vl-utils does with any limits, so the limits are
                 // not checked.
                 let overrides = self.media.unchecked_overrides();
-                let choice = select_frames(total, fps, profile, &overrides).map_err(error_naming_option)?;
+                let choice = select_frames(total, fps, profile, &overrides).map_err(media_error_to_usage_error)?;
                 self.print(common, &choice.indices, choice.sample_fps)
             }
             (Some(video), ..) if is_address(video) => {
                 Err(failed(video.display(), "is an address, but reel frames reads files", "download the video first"))
             }
             (Some(video), ..) => self.decode(common, video, profile, &self.media.overrides(profile)?),
-            _ => {
-                Err(bad_usage("--video", "a video is needed", "give --video FILE, or --total-frames with --video-fps"))
-            }
+            _ => Err(usage_error(
+                "--video",
+                "a video is needed",
+                "give --video FILE, or --total-frames with --video-fps",
+            )),
         }
     }
 
@@ -86,7 +88,7 @@ impl FramesArgs {
             self.worker
                 .decode_worker(common)?
                 .decode_at_size(video, profile, overrides, size)
-                .map_err(error_naming_option)
+                .map_err(media_error_to_usage_error)
         })?;
         if let Some(to) = &self.out {
             let indices: Vec<u8> = frames.indices.iter().flat_map(|&i| (i as i64).to_le_bytes()).collect();

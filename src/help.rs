@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Command};
 
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::output;
 
 /// Print the help text of a command, as `reel COMMAND --help` does.
@@ -28,7 +28,7 @@ fn help_text(parser: &Command, path: &[String]) -> Result<String> {
     let words = ["reel"].into_iter().chain(path.iter().map(String::as_str)).chain(["--help"]);
     match parser.clone().try_get_matches_from(words) {
         Err(help) => Ok(help.render().to_string()),
-        Ok(_) => Err(bad_usage("help", "is not available for this command", "try reel --help")),
+        Ok(_) => Err(usage_error("help", "is not available for this command", "try reel --help")),
     }
 }
 
@@ -44,7 +44,7 @@ fn refuse_unknown_command(parser: &Command, parent: &str, path: &[String]) -> Re
         true => format!("it has no commands; see {parent} --help"),
         false => format!("give one of {}", known.join(", ")),
     };
-    Err(bad_usage(name, format!("is not a command of {parent}"), help))
+    Err(usage_error(name, format!("is not a command of {parent}"), help))
 }
 
 #[cfg(test)]

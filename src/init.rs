@@ -6,11 +6,11 @@ use anyhow::Result;
 use clap::Args;
 use reel_input::tensor_file::StoredDType;
 use reel_model::init::{InitOptions, InitReport, Preset, init, init_siglip};
-use reel_model::save::SmallFiles;
+use reel_model::save::ConfigAndTokenizerFiles;
 use reel_train::options::FolderFormatName;
 
 use crate::common::{CommonOptions, DtypeName};
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::output;
 
 /// The preset of the SigLIP model that computes the semantic reward; all other presets are Qwen2.5-VL models.
@@ -60,11 +60,11 @@ impl ModelSizeFlags {
     pub fn options(&self, common: &CommonOptions) -> Result<InitOptions> {
         let dtype = stored(common);
         let name = self.preset.as_deref().unwrap_or("tiny");
-        let unknown = |_| bad_usage("--preset", format!("there is no preset `{name}`"), "choose tiny, 3b or 7b");
+        let unknown = |_| usage_error("--preset", format!("there is no preset `{name}`"), "choose tiny, 3b or 7b");
         let preset = Preset::parse(name).map_err(unknown)?;
         for (flag, given, most) in [("--layers", self.layers, MAX_LAYERS), ("--vocab", self.vocab, MAX_VOCAB)] {
             if let Some(n) = given.filter(|n| !(1..=most).contains(n)) {
-                return Err(bad_usage(flag, format!("is {n}"), format!("give 1 to {most}")));
+                return Err(usage_error(flag, format!("is {n}"), format!("give 1 to {most}")));
             }
         }
         Ok(InitOptions { preset, layers: self.layers, vocab: self.vocab, dtype, seed: common.seed() })
@@ -95,10 +95,11 @@ impl InitArgs {
         let preset = self.shape.preset.as_deref().unwrap_or_default();
         if preset != SIGLIP_TINY {
             let help = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
-            Preset::parse(preset).map_err(|_| bad_usage("--preset", format!("there is no preset `{preset}`"), help))?;
+            Preset::parse(preset)
+                .map_err(|_| usage_error("--preset", format!("there is no preset `{preset}`"), help))?;
             let report = init(&self.shape.options(common)?, &self.out)?;
             if self.folder_format != FolderFormatName::Transformers4 {
-                SmallFiles::rewrite(&self.out, self.folder_format.format())?;
+                ConfigAndTokenizerFiles::rewrite(&self.out, self.folder_format.format())?;
             }
             return Ok(report);
         }
@@ -110,7 +111,7 @@ impl InitArgs {
         ];
         for (flag, is_given) in given {
             if is_given {
-                return Err(bad_usage(
+                return Err(usage_error(
                     flag,
                     format!("the preset {SIGLIP_TINY} has a fixed size and layout, which this flag cannot change"),
                     "leave the flag out",

@@ -50,7 +50,7 @@ pub fn warn_of_unusable_solutions<T>(
     if !quiet {
         let of = rows.len();
         reel_diagnostic::note!(
-            "warning: the scores of {count} of {of} rows say nothing about their answers; the first: {first}"
+            "warning: {count} of {of} rows have a solution that no answer can match, so their scores say nothing about the answers; the first: {first}"
         );
     }
     count

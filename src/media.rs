@@ -16,7 +16,7 @@ use reel_train::file_names::RUN_FILE;
 use serde::{Deserialize, Serialize};
 
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 
 /// Options for frame selection and pixel limits.
 #[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub struct MediaFlags {
 impl MediaFlags {
     /// Returns the profile that `--profile` names, else `default`.
     pub fn profile(&self, default: MediaProfile) -> Result<MediaProfile> {
-        self.profile.as_deref().map_or(Ok(default), MediaProfile::parse).map_err(error_naming_option)
+        self.profile.as_deref().map_or(Ok(default), MediaProfile::parse).map_err(media_error_to_usage_error)
     }
 
     /// Returns a copy of these options, with the profile `name` if `--profile` is not given.
@@ -67,7 +67,7 @@ impl MediaFlags {
     /// a chat message sets for its image or video.
     pub fn overrides(&self, profile: MediaProfile) -> Result<MediaOverrides> {
         let overrides = self.unchecked_overrides();
-        overrides.validate(profile).map_err(error_naming_option)?;
+        overrides.validate(profile).map_err(media_error_to_usage_error)?;
         Ok(overrides)
     }
 
@@ -151,9 +151,9 @@ impl MediaAccessFlags {
 
 /// Turns the error of a media setting into an error about the option with the setting's name (exit code 2); other
 /// errors are returned unchanged.
-pub fn error_naming_option(e: MediaError) -> anyhow::Error {
+pub fn media_error_to_usage_error(e: MediaError) -> anyhow::Error {
     match e {
-        MediaError::Setting(d) => bad_usage(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
+        MediaError::Setting(d) => usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
         other => other.into(),
     }
 }
@@ -196,7 +196,7 @@ impl WorkerFlags {
         let mut decoder = DecodeWorker::from_this_program();
         decoder.program.timeout = self.timeout()?;
         if self.media_memory == 0 {
-            return Err(bad_usage("--media-memory", "is 0, which no file can be decoded in", "give MiB, 1 or more"));
+            return Err(usage_error("--media-memory", "is 0, so no file could be decoded", "give MiB, 1 or more"));
         }
         decoder.memory_mib = self.media_memory;
         decoder.cache = Some(frame_cache());
@@ -208,7 +208,11 @@ impl WorkerFlags {
 
     fn timeout(&self) -> Result<Duration> {
         Duration::try_from_secs_f64(self.media_timeout).ok().filter(|d| !d.is_zero()).ok_or_else(|| {
-            bad_usage("--media-timeout", format!("{} is not a time limit", self.media_timeout), "give seconds above 0")
+            usage_error(
+                "--media-timeout",
+                format!("{} is not a time limit", self.media_timeout),
+                "give seconds above 0",
+            )
         })
     }
 }

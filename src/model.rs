@@ -16,7 +16,7 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
 
 use crate::common::{self, CommonOptions};
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 
 /// Bytes for the KV cache if the free memory of the device is unknown (2 GiB).
 const DEFAULT_KV_BYTES: u64 = 2 << 30;
@@ -140,7 +140,11 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
     let device = common.device()?;
     if common.products.is_some() && !matches!(device, common::DeviceName::Cuda(_)) {
         let help = "remove it, or give --device cuda";
-        return Err(bad_usage("--products", "chooses between codes of device cuda, which this is not", help));
+        return Err(usage_error(
+            "--products",
+            "chooses the matrix product implementation of device cuda, but this is another device",
+            help,
+        ));
     }
     match device {
         common::DeviceName::Cpu => Ok(Device::cpu(common.threads()?)),
@@ -154,7 +158,7 @@ pub fn open_device(common: &CommonOptions) -> Result<Device> {
             threads: common.threads()?,
             ..SimOptions::default()
         })?),
-        common::DeviceName::Dry => Err(bad_usage(
+        common::DeviceName::Dry => Err(usage_error(
             "--device",
             "dry computes nothing",
             "run reel plan, which predicts memory and time on this device",

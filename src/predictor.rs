@@ -20,7 +20,7 @@ use reel_train::TrainError;
 use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::prompt::{ModelFlags, find_or_download_model};
 use crate::{generate, interrupt};
@@ -183,10 +183,10 @@ pub fn decimal(number: f32) -> Value {
 /// The maximum number of sequences that decode together: `--batch-size`, else the default of the device.
 pub fn checked_batch_size(given: Option<usize>, device: &Device) -> Result<usize> {
     match given {
-        Some(0) => Err(bad_usage("--batch-size", "is 0", "give 1 or more")),
+        Some(0) => Err(usage_error("--batch-size", "is 0", "give 1 or more")),
         Some(n) if n > generate::MAX_COMPLETIONS => {
             let most = generate::MAX_COMPLETIONS;
-            Err(bad_usage("--batch-size", format!("is {n}"), format!("give 1 to {most}")))
+            Err(usage_error("--batch-size", format!("is {n}"), format!("give 1 to {most}")))
         }
         Some(n) => Ok(n),
         None => Ok(model::default_batch_size(device)),

@@ -20,7 +20,7 @@ use reel_model::lora::{Adapter, is_adapter_folder};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::media::{MediaAccessFlags, MediaFlags, TrainingMediaSettings, WorkerFlags};
 use crate::request::read_chat_request;
 use crate::{output, replaced};
@@ -94,7 +94,7 @@ impl ModelFlags {
             return Ok((self.model.clone(), self.adapter.clone()));
         }
         if self.adapter.is_some() {
-            return Err(bad_usage("--model", "is an adapter itself", "give a base model, or omit --adapter"));
+            return Err(usage_error("--model", "is an adapter itself", "give a base model, or omit --adapter"));
         }
         let help = format!("give --model BASE --adapter {}", folder.display());
         let base = Adapter::open(folder)?.local_base_model(folder, &help)?;
@@ -106,7 +106,7 @@ impl ModelFlags {
 /// downloaded if it is not there.
 pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
     if model.is_empty() {
-        return Err(bad_usage("--model", "is empty", "give a model folder, or a Hugging Face model id"));
+        return Err(usage_error("--model", "is empty", "give a model folder, or a Hugging Face model id"));
     }
     if is_adapter_folder(Path::new(model)) {
         return Err(failed(
@@ -189,7 +189,8 @@ impl MessageFlags {
         let folder = find_or_download_model(model)?;
         let bundle = trace::span("open", || ModelFolder::open(&folder))?;
         let (conversation, settings) = conversation()?;
-        media_files(&conversation).try_for_each(|(path, location)| replaced::refuse_if_output(path, location))?;
+        media_files(&conversation)
+            .try_for_each(|(path, location)| replaced::refuse_input_that_is_output(path, location))?;
         let has_media = conversation.media_parts().next().is_some();
         let options = self.media_options(adapter.unwrap_or(&folder), access, has_media && !common.quiet, common)?;
         let tokens = trace::span("preprocess", || encode(&bundle, &conversation, &options))?;
@@ -241,7 +242,7 @@ pub fn media_options(
     if let Some(trained) = trained.as_ref().filter(|_| says_so) {
         let file = trained.file.display().to_string();
         reel_diagnostic::note!(
-            "frames and pixels as in training: {trained} (from {}; flags win)",
+            "frame and pixel limits as in training: {trained} (from {}; options take precedence)",
             escape_controls(&file)
         );
     }

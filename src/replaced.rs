@@ -15,7 +15,7 @@ use anyhow::Result;
 use clap::ArgMatches;
 use reel_diagnostic::input;
 
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 
 /// Names of options for a file to write.
 const OUTPUT_FILES: [&str; 4] = ["out", "output", "html", "trace"];
@@ -167,7 +167,7 @@ pub fn refuse_replaced_files(name: &str, given: &[(String, String)], checks_data
 
 /// Refuses an input file that has just become known, such as a video in a messages file, if this command would replace
 /// it.
-pub fn refuse_if_output(input: &Path, location: &str) -> Result<()> {
+pub fn refuse_input_that_is_output(input: &Path, location: &str) -> Result<()> {
     let outputs = OUTPUTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
     outputs.iter().try_for_each(|output| refuse_file(&output.option, &output.path, location, input))
 }
@@ -228,13 +228,13 @@ pub fn refuse_file(option: &str, output: &Path, input_option: &str, input: &Path
     if written == read {
         let kind = if output.is_dir() { "folder" } else { "file" };
         let what = format!("is {}, the same {kind} as {input_option}, which would be replaced", output.display());
-        return Err(bad_usage(option, what, help));
+        return Err(usage_error(option, what, help));
     }
     let is_page = output.extension().is_some_and(|e| e == "html");
     let folder = output.canonicalize().ok().and_then(|file| identity(file.parent()?));
     if input.is_dir() && folder == Some(read) && !is_page {
         let what = format!("is {}, a file in the folder of {input_option}, which would be replaced", output.display());
-        return Err(bad_usage(option, what, help));
+        return Err(usage_error(option, what, help));
     }
     Ok(())
 }
@@ -249,14 +249,14 @@ pub fn refuse_run_folder(option: &str, folder: &Path, input_option: &str, input:
     if written == read {
         let kind = if folder.is_dir() { "folder" } else { "file" };
         let what = format!("is {}, the same {kind} as {input_option}", folder.display());
-        return Err(bad_usage(option, what, "choose another folder"));
+        return Err(usage_error(option, what, "choose another folder"));
     }
     let (Ok(folder), Ok(input)) = (folder.canonicalize(), input.canonicalize()) else { return Ok(()) };
     let Some(first) = input.strip_prefix(&folder).ok().and_then(|rest| rest.components().next()) else { return Ok(()) };
     let first = first.as_os_str().to_string_lossy();
     if input.is_file() && (RUN_FILES.contains(&&*first) || first.starts_with("checkpoint-")) {
         let what = format!("is the folder of {}, the file of {input_option}, which would be replaced", input.display());
-        return Err(bad_usage(option, what, "choose another folder"));
+        return Err(usage_error(option, what, "choose another folder"));
     }
     Ok(())
 }
@@ -308,8 +308,8 @@ fn refuse_other_kind(output: &Output, kind: Option<FileKind>) -> Result<()> {
     if read.is_err() || start.is_empty() || kind.begins_with(&start) {
         return Ok(());
     }
-    let what = format!("is {}, which exists and is not {}", output.path.display(), kind.name());
-    Err(bad_usage(&output.option, what, "choose another file name, or remove that file"))
+    let what = format!("is {}, an existing file that is not {}", output.path.display(), kind.name());
+    Err(usage_error(&output.option, what, "choose another file name, or remove that file"))
 }
 
 /// Refuses the output `output` if it is the same file as the output `other`, or a file that the command writes into the
@@ -320,7 +320,7 @@ fn refuse_same_output(output: &Output, other: &Output) -> Result<()> {
         (false, true) => (other, output),
         _ if location(&output.path).is_some_and(|own| Some(own) == location(&other.path)) => {
             let what = format!("is {}, as {} is", output.path.display(), other.option);
-            return Err(bad_usage(&output.option, what, "give each its own name"));
+            return Err(usage_error(&output.option, what, "give each its own name"));
         }
         _ => return Ok(()),
     };
@@ -330,7 +330,7 @@ fn refuse_same_output(output: &Output, other: &Output) -> Result<()> {
     let own = RUN_FILES.contains(&&*first) || MODEL_FILES.contains(&&*first) || first.ends_with(".safetensors");
     if own || first.starts_with("checkpoint-") {
         let what = format!("is {}, which the command writes itself ({})", file.path.display(), folder.option);
-        return Err(bad_usage(&file.option, what, "choose another file name"));
+        return Err(usage_error(&file.option, what, "choose another file name"));
     }
     Ok(())
 }
@@ -351,7 +351,7 @@ fn refuse_stdout(option: &str, path: &Path) -> Result<()> {
         false => Ok(()),
         true => {
             let help = "give the name of a file; ./- is a file of this name";
-            Err(bad_usage(option, "is -, but this command does not write its output to stdout", help))
+            Err(usage_error(option, "is -, but this command does not write its output to stdout", help))
         }
     }
 }

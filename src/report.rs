@@ -9,8 +9,8 @@ use reel_report::run_page;
 
 use crate::common::CommonOptions;
 use crate::eval::page::{PAGE, PageFlags, is_evaluation, read_run, write_page};
-use crate::eval::results::tasks_in;
-use crate::fail::bad_usage;
+use crate::eval::results::tasks_of_output_folder;
+use crate::fail::usage_error;
 use crate::media::WorkerFlags;
 use crate::output;
 
@@ -78,7 +78,7 @@ impl ReportArgs {
             ("--frames-mib", self.page.is_given(), "remove it"),
         ];
         if let Some((option, _, help)) = options.into_iter().find(|(_, given, _)| *given) {
-            return Err(bad_usage(option, "has an effect for folders of reel eval only", help));
+            return Err(usage_error(option, "has an effect for folders of reel eval only", help));
         }
         let folders: Vec<&Path> = self.run.iter().map(PathBuf::as_path).collect();
         output::write_file(out, run_page::runs_page_html(&folders)?.as_bytes())
@@ -88,12 +88,12 @@ impl ReportArgs {
         if let Some(other) = self.run.iter().find(|other| *other != folder) {
             let what = "is given beside a folder of reel eval";
             let help = format!("give the second of two evaluations as --against {}", other.display());
-            return Err(bad_usage(&other.display().to_string(), what, help));
+            return Err(usage_error(&other.display().to_string(), what, help));
         }
-        let run = read_run(folder, &tasks_in(folder, self.benchmark.as_deref())?)?;
+        let run = read_run(folder, &tasks_of_output_folder(folder, self.benchmark.as_deref())?)?;
         let against = match &self.against {
             None => None,
-            Some(other) => Some(read_run(other, &tasks_in(other, self.benchmark.as_deref())?)?),
+            Some(other) => Some(read_run(other, &tasks_of_output_folder(other, self.benchmark.as_deref())?)?),
         };
         let source = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
         write_page(out, &run, against.as_ref(), &source, common)
@@ -104,12 +104,12 @@ impl ReportArgs {
 fn refuse_repeated_runs(runs: &[PathBuf]) -> Result<()> {
     if runs.len() > MAX_RUNS {
         let what = format!("{} runs are too many for one page", runs.len());
-        return Err(bad_usage("OUT", what, format!("give at most {MAX_RUNS}")));
+        return Err(usage_error("OUT", what, format!("give at most {MAX_RUNS}")));
     }
     let identities: Vec<Option<PathBuf>> = runs.iter().map(|run| run.canonicalize().ok()).collect();
     for (i, run) in runs.iter().enumerate() {
         if identities[i].is_some() && identities[..i].contains(&identities[i]) {
-            return Err(bad_usage(&run.display().to_string(), "is given twice", "give each run once"));
+            return Err(usage_error(&run.display().to_string(), "is given twice", "give each run once"));
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use clap::Args;
 use reel_media::resize::smart_resize;
 
 use crate::common::CommonOptions;
-use crate::fail::{UsageError, bad_usage};
+use crate::fail::{UsageError, usage_error};
 use crate::output;
 
 /// Show to which height and width an image is resized: multiples of the factor, within the pixel limits, nearly the
@@ -33,14 +33,14 @@ pub struct ResizeArgs {
 impl ResizeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if self.factor == 0 {
-            return Err(bad_usage("--factor", "0 is not a factor", "give 28, as Qwen2.5-VL uses"));
+            return Err(usage_error("--factor", "0 is not a factor", "give a number above 0; Qwen2.5-VL uses 28"));
         }
         let (height, width) =
             smart_resize(self.height, self.width, self.factor, self.min_pixels, self.max_pixels as f64)
                 .map_err(|e| UsageError(e.to_string()))?;
         if height == 0 || width == 0 {
             let what = format!("{} x {} would be resized to {height} x {width}", self.height, self.width);
-            return Err(bad_usage("--max-pixels", what, "raise --max-pixels, or crop the image"));
+            return Err(usage_error("--max-pixels", what, "raise --max-pixels, or crop the image"));
         }
         if common.json {
             output::print_json(&serde_json::json!({"height": height, "width": width}))

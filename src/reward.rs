@@ -57,7 +57,9 @@ impl RewardArgs {
         for (_, mut row) in rows {
             let single = row.is_single;
             row.frames = row.frames.iter().map(|frame| self.beside_input(frame)).collect();
-            row.frames.iter().try_for_each(|frame| replaced::refuse_if_output(frame, "a frame of --input"))?;
+            row.frames
+                .iter()
+                .try_for_each(|frame| replaced::refuse_input_that_is_output(frame, "a frame of --input"))?;
             let scores = row.score(&rules, scorer.as_mut().map(|scorer| scorer as &mut dyn SemanticModel))?;
             write(&mut draft, &self.output, &scores, single)?;
             rewards.push(scores.reward);

@@ -17,7 +17,7 @@ use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedMod
 use serde_json::json;
 
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
@@ -229,7 +229,7 @@ impl ServeArgs {
         if let Some(root) = &self.media_root
             && !root.is_dir()
         {
-            return Err(bad_usage("--media-root", format!("{} is not a folder", root.display()), "give a folder"));
+            return Err(usage_error("--media-root", format!("{} is not a folder", root.display()), "give a folder"));
         }
         let access = MediaAccess {
             remote: if self.allow_remote_media { RemoteMedia::Public } else { RemoteMedia::Refused },
@@ -248,14 +248,14 @@ impl ListenFlags {
             Some((name, folder)) if is_adapter_folder(Path::new(folder)) => Ok((name.to_string(), folder.into())),
             Some((_, folder)) => {
                 let what = format!("{folder} is not the folder of an adapter: it has no {ADAPTER_CONFIG_FILE}");
-                Err(bad_usage("--lora", what, "give a folder that reel sft, reel grpo or PEFT has written"))
+                Err(usage_error("--lora", what, "give a folder that reel sft, reel grpo or PEFT has written"))
             }
-            None => Err(bad_usage("--lora", format!("{lora} has no name"), "give NAME=DIR")),
+            None => Err(usage_error("--lora", format!("{lora} has no name"), "give NAME=DIR")),
         };
         match of_model {
             Some(adapter) if !self.lora.is_empty() => {
                 let what = format!("the served model has the adapter {} itself", adapter.display());
-                Err(bad_usage("--lora", what, "serve the base model and give each adapter by --lora"))
+                Err(usage_error("--lora", what, "give the base model as --model, and each adapter with --lora"))
             }
             _ => self.lora.iter().map(option).collect(),
         }
@@ -269,7 +269,7 @@ impl ListenFlags {
         }
         let unknown = |cause: &str| {
             let what = format!("{:?} is not an address, and no host with this name is found{cause}", self.host);
-            bad_usage("--host", what, "give an address of this machine, such as 127.0.0.1, or its host name")
+            usage_error("--host", what, "give an address of this machine, such as 127.0.0.1, or its host name")
         };
         let found = (self.host.as_str(), self.port).to_socket_addrs();
         let found: Vec<SocketAddr> = found.map_err(|e| unknown(&format!(" ({e})")))?.collect();
@@ -281,7 +281,7 @@ impl ListenFlags {
     fn check_model_name(&self) -> Result<()> {
         match &self.served_model_name {
             Some(name) if name.trim().is_empty() => {
-                Err(bad_usage("--served-model-name", format!("is {name:?}"), "give a name, or leave it out"))
+                Err(usage_error("--served-model-name", format!("is {name:?}"), "give a name, or leave it out"))
             }
             _ => Ok(()),
         }
@@ -292,7 +292,7 @@ impl ListenFlags {
     fn api_keys(&self, address: IpAddr) -> Result<Vec<String>> {
         // Error messages do not contain the key.
         for key in &self.api_key {
-            check_key(key).map_err(|what| bad_usage("--api-key", what, "give a key, or leave it out"))?;
+            check_key(key).map_err(|what| usage_error("--api-key", what, "give a key, or leave it out"))?;
         }
         let mut keys = self.api_key.clone();
         if let Some(file) = &self.api_key_file {
@@ -302,7 +302,7 @@ impl ListenFlags {
             for (i, key) in lines {
                 check_key(key).map_err(|what| {
                     let what = format!("line {} of {} {what}", i + 1, file.display());
-                    bad_usage("--api-key-file", what, "write one key per line, in ASCII")
+                    usage_error("--api-key-file", what, "write one key per line, in ASCII")
                 })?;
                 keys.push(key.to_string());
             }
@@ -311,7 +311,7 @@ impl ListenFlags {
             }
         }
         if keys.is_empty() && !address.is_loopback() && !self.no_auth {
-            return Err(bad_usage(
+            return Err(usage_error(
                 "--host",
                 format!("{address} can be reached from other machines, and there is no API key"),
                 "give --api-key-file FILE, or --no-auth to serve everybody",
@@ -342,7 +342,7 @@ impl ListenFlags {
         };
         match self.allow_origin.iter().find(|origin| !is_origin(origin)) {
             None => Ok(self.allow_origin.clone()),
-            Some(origin) => Err(bad_usage(
+            Some(origin) => Err(usage_error(
                 "--allow-origin",
                 format!("{origin:?} is not an origin"),
                 "give scheme and host in small letters without a path, such as https://example.org, or *",
@@ -358,7 +358,7 @@ fn check_key(key: &str) -> Result<(), &'static str> {
     match key {
         "" => Err("is an empty text"),
         key if !key.chars().all(is_carried) => {
-            Err("has characters that are not visible ASCII, which no header carries")
+            Err("has characters other than visible ASCII, which an HTTP header cannot carry")
         }
         key if key.trim() != key => Err("begins or ends with white space, which is not part of a key in a header"),
         _ => Ok(()),
@@ -372,7 +372,7 @@ impl ConnectionFlags {
                 .ok()
                 .filter(|duration| !duration.is_zero() && *duration <= MAX_TIMEOUT)
                 .ok_or_else(|| {
-                    bad_usage(option, format!("{value} is not a time limit"), "give seconds, 0.001 to 86400")
+                    usage_error(option, format!("{value} is not a time limit"), "give seconds, 0.001 to 86400")
                 })
         };
         Ok(ConnectionLimits {

@@ -30,7 +30,7 @@ use crate::common::CommonOptions;
 use crate::eval::questions::{Benchmark, DEFAULT_TOP_P, Protocol, Questions, sampling_settings};
 use crate::eval::results;
 use crate::eval::run::COMMAND;
-use crate::fail::{UsageError, bad_usage};
+use crate::fail::{UsageError, usage_error};
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model;
 use crate::predictor::{MAX_FEATURE_CACHE_BYTES, checked_batch_size, sampling_options};
@@ -86,7 +86,7 @@ impl RunEvaluator {
         };
         if let Some(folder) = own.eval_media_root.as_ref().filter(|folder| !folder.is_dir()) {
             let what = format!("is {}, which is not a folder", folder.display());
-            return Err(bad_usage("--media-root", what, "give the folder of the benchmarks' videos"));
+            return Err(usage_error("--media-root", what, "give the folder of the benchmarks' videos"));
         }
         let loaded = protocol.load(tasks, common.quiet || common.json)?;
         let prepare = |benchmark: Benchmark| {

@@ -13,7 +13,7 @@ use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, TrainingServer, folder_name};
 use reel_train::TrainError;
-use reel_train::live_server::{LiveServer, SERVED_BATCH};
+use reel_train::live_server::{LiveServer, SERVED_BATCH_SIZE};
 use reel_train::options::RunOptions;
 
 use crate::serve::default_encoders;
@@ -59,7 +59,7 @@ impl RunServer {
         };
         let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
         let limits = Limits {
-            batch: SERVED_BATCH,
+            batch: SERVED_BATCH_SIZE,
             requests: REQUESTS,
             encoders: default_encoders(),
             body_bytes: BODY_BYTES,

@@ -74,7 +74,7 @@ fn errors_of_the_parser_name_the_option() {
         ("generate --model= --prompt x", "--model: is empty; give a model folder, or a Hugging Face model id"),
         (
             "plan sft --preset tiny --tokens 9 --data d --gpu h100",
-            "--tokens: is the size of every row, and --data has rows",
+            "--tokens: sets the size of every row, but the rows of --data have their own sizes",
         ),
         ("plan sft --preset tiny --tokens 9 --device cpu --gpu h100", "--gpu: is another machine than --device names"),
         (

@@ -415,7 +415,10 @@ fn replay_repeats_any_step_and_names_a_difference() {
     let mut bytes = before.clone();
     *bytes.last_mut().expect("a byte") ^= 1;
     fs::write(&path, bytes).expect("written");
-    replay("4").refused(1, &[optimizer, "is damaged", "remove that checkpoint to repeat the step from the one before"]);
+    replay("4").refused(
+        1,
+        &[optimizer, "is damaged", "remove this checkpoint to repeat the step from the previous checkpoint"],
+    );
     assert!(replay("2").json()["same"] == true, "step 2 does not need the checkpoint of step 3");
     fs::write(&path, before).expect("written");
     changed("checkpoint-3/training/set.json", "\"uses\":1", "\"uses\":2", "4", &["is damaged"]);
@@ -649,7 +652,7 @@ fn invalid_options_are_refused_before_files_are_written() {
     for (more, words) in [
         (&["--num-generations", "1"][..], &["--num-generations: is 1", "give 2 or more"][..]),
         (&["--reward-weights", "beauty=1"], &["--reward-weights", "beauty"]),
-        (&["--rollouts", "none.jsonl"], &["--rollouts", "gives rewards"]),
+        (&["--rollouts", "none.jsonl"], &["--rollouts", "already contains the rewards"]),
         (&["--reward-timeout", "0"], &["--reward-timeout"]),
         (&["--reward-env", "A=B"], &["--reward-env: is \"A=B\"", "none"]),
     ] {

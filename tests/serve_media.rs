@@ -290,7 +290,7 @@ fn frames_and_fields_of_vllms_clients_are_read() {
     misspelled["video_url"]["fpss"] = json!(4);
     let with_rate = list(json!({"fps": 2}));
     for (part, fields, param, words) in [
-        (&misspelled, json!({}), "messages", "message 0, part 0: video_url: fpss: is not a key that is read"),
+        (&misspelled, json!({}), "messages", "message 0, part 0: video_url: fpss: is an unknown key"),
         (&inside, json!({"mm_processor_kwargs": {"fps": 2}}), "messages", "fps: is 4, and 2 for all media"),
         (&with_rate, json!({"mm_processor_kwargs": {"fps": [4]}}), "messages", "fps: is 2, and 4 for all media"),
         (&joined, json!({"mm_processor_kwargs": {"fps": [4, 4]}}), "mm_processor_kwargs.fps", "has 2 numbers"),

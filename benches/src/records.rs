@@ -306,7 +306,7 @@ fn machine_table(folder: &str, table: &str, records: &[&Record]) -> Result<Strin
     match records.iter().find(names) {
         None => Ok(text),
         Some(record) => Err(format!(
-            "benches/results/{folder}/README.md: has no row for {}; add what made it and what to know about it",
+            "benches/results/{folder}/README.md: has no table row for {}; add a row with the command that wrote the record and remarks about it",
             record.name
         )),
     }

@@ -1,4 +1,4 @@
-//! Finds the rows of `KeptProducts` in which a forward pass over chunks of prompts stores the outputs for its tokens.
+//! Finds the rows of `StoredOutputs` in which a forward pass over chunks of prompts stores the outputs for its tokens.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::prefill::PrefillJob;
 use crate::scheduler::Scheduler;
 use crate::sequence::SequenceState;
 
-/// Pairs of a row of a forward pass over chunks of prompts and the row of `KeptProducts` that stores its outputs.
+/// Pairs of a row of a forward pass over chunks of prompts and the row of `StoredOutputs` that stores its outputs.
 #[derive(Debug, Default)]
 pub(crate) struct ChunkPlaces {
     tokens: Vec<(usize, usize)>,

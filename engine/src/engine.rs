@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::products::KeptProducts;
+use reel_model::text::products::StoredOutputs;
 use reel_runtime::{Cx, Tensor};
 
 use crate::context::{EngineContext, lock};
@@ -99,7 +99,7 @@ impl<'a> Engine<'a> {
     /// change. A decode step of a small batch then takes less time; copying takes the time of a few steps. If the
     /// copies would take more than half of the memory that is free at the first call, none are made. The generated
     /// completions are the same.
-    pub fn packing_trained_weights(mut self) -> Engine<'a> {
+    pub fn with_packed_trained_weights(mut self) -> Engine<'a> {
         self.packs_trained_weights = true;
         self
     }
@@ -132,7 +132,7 @@ impl<'a> Engine<'a> {
         requests: Vec<GenerationRequest<'r>>,
         on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
-        self.generate_keeping(requests, None, on_token)
+        self.generate_and_store_outputs(requests, None, on_token)
     }
 
     /// Like [`Engine::generate`], and stores the outputs of the decoder's matrix products in the rows of `products`
@@ -140,10 +140,10 @@ impl<'a> Engine<'a> {
     ///
     /// # Errors
     /// The errors of [`Engine::generate`].
-    pub fn generate_keeping<'r>(
+    pub fn generate_and_store_outputs<'r>(
         &self,
         requests: Vec<GenerationRequest<'r>>,
-        products: Option<Arc<KeptProducts>>,
+        products: Option<Arc<StoredOutputs>>,
         mut on_token: impl FnMut(TokenEvent),
     ) -> Result<(Vec<Completion>, GenerationTiming)> {
         let mut cached = self.context.cached_batch();

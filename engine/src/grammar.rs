@@ -196,9 +196,10 @@ fn refused(what: String, help: &str) -> EngineError {
 fn stopped(text: &str) -> EngineError {
     match one_line(text) {
         // The names by which `llguidance` reports a state in which no token is allowed.
-        line if ["NoExtension", "NoExtensionBias"].contains(&line.as_str()) => {
-            refused("no text satisfies it".into(), "correct the grammar; a schema may refer to itself without end")
-        }
+        line if ["NoExtension", "NoExtensionBias"].contains(&line.as_str()) => refused(
+            "no text satisfies it".into(),
+            "correct the grammar; for example, a schema that always refers to itself has no finite text",
+        ),
         line => refused(line, "use a simpler grammar"),
     }
 }

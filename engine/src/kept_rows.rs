@@ -1,4 +1,4 @@
-//! Which rows of [`KeptProducts`](reel_model::text::products::KeptProducts) the tokens of a request fill.
+//! Which rows of [`StoredOutputs`](reel_model::text::products::StoredOutputs) the tokens of a request fill.
 //!
 //! Example: a prompt `a b c` with two completions of at most 3 tokens, `x y z` and `u`, from row 10 on. Each token is
 //! the input that predicts the next one, so the last token of a completion has no row, and the last token of the
@@ -13,16 +13,16 @@ use std::ops::Range;
 
 /// The rows that belong to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeptRows {
+pub struct StoredRows {
     first: usize,
     prompt_tokens: usize,
     max_new_tokens: usize,
 }
 
-impl KeptRows {
+impl StoredRows {
     /// The rows from `first` on, for a prompt of `prompt_tokens` tokens and completions of at most `max_new_tokens`.
-    pub fn new(first: usize, prompt_tokens: usize, max_new_tokens: usize) -> KeptRows {
-        KeptRows { first, prompt_tokens, max_new_tokens }
+    pub fn new(first: usize, prompt_tokens: usize, max_new_tokens: usize) -> StoredRows {
+        StoredRows { first, prompt_tokens, max_new_tokens }
     }
 
     /// The row after the rows of the first `completions` completions.
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn the_example_of_the_module() {
-        let rows = KeptRows::new(10, 3, 3);
+        let rows = StoredRows::new(10, 3, 3);
         assert_eq!((rows.prompt(), rows.completion(0, 3), rows.completion(1, 1)), (10..12, 12..15, 15..16));
         assert_eq!(rows.end(2), 18);
     }

@@ -35,7 +35,7 @@ pub use continuous::ContinuousBatch;
 pub use engine::Engine;
 pub use error::{EngineError, Result};
 pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
-pub use kept_rows::KeptRows;
+pub use kept_rows::StoredRows;
 pub use prompt_log_probs::PromptTokenLogProbs;
 pub use request::{
     Completion, FinishReason, GenerationRequest, GenerationTiming, MAX_BIASED_TOKENS, MAX_TOP_LOG_PROBS, PromptInput,

@@ -13,7 +13,7 @@ use reel_input::{ModelInput, TokenId};
 use crate::adapters::AdapterId;
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
-use crate::kept_rows::KeptRows;
+use crate::kept_rows::StoredRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::sampler::SamplingParams;
 use crate::stop::{Detokenizer, StopCondition};
@@ -122,8 +122,8 @@ pub struct GenerationRequest<'r> {
     /// The request fails with [`EngineError::DeadlineExceeded`] if it is not finished by this time.
     pub deadline: Option<Instant>,
     /// The rows in which the outputs of matrix products are stored, in a call of
-    /// [`Engine::generate_keeping`](crate::Engine::generate_keeping).
-    pub kept: Option<KeptRows>,
+    /// [`Engine::generate_and_store_outputs`](crate::Engine::generate_and_store_outputs).
+    pub kept: Option<StoredRows>,
 }
 
 /// Maximum number of tokens in [`GenerationRequest::logit_bias`].

@@ -14,7 +14,7 @@ use std::time::Instant;
 use reel_diagnostic::Diagnostic;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
-use reel_model::text::products::KeepRows;
+use reel_model::text::products::OutputDestination;
 use reel_runtime::ops::KvPages;
 
 use crate::adapters::{AdapterId, Adapters};
@@ -188,7 +188,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         let keep = match self.batch.kept_products() {
             Some(products) => {
                 let [tokens, needed] = places.on_device(cx.device())?;
-                Some(KeepRows { products, tokens, needed })
+                Some(OutputDestination { products, tokens, needed })
             }
             None => None,
         };
@@ -386,7 +386,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
         match base.has_adapter() {
             false => Ok(()),
             true => {
-                let what = "cannot be loaded beside the adapter that the served model itself has";
+                let what = "cannot be loaded, because the served model already has an adapter of its own";
                 let help = "serve the base model, or merge its adapter (reel merge)";
                 Err(EngineError::Request(Diagnostic::new("adapter", what, help)))
             }
@@ -441,7 +441,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// requests that were running.
     pub(crate) fn replace_weights(&mut self, model: Qwen25Vl, on_token: &mut dyn FnMut(TokenEvent)) -> Result<usize> {
         if let Some((field, other, own)) = self.context.model().config.first_difference(&model.config) {
-            let what = format!("is {other}, and the model in service has {own}");
+            let what = format!("is {other}, but the model that is served has {own}");
             let help = "use weights of the same architecture";
             return Err(EngineError::Request(Diagnostic::new(field, what, help)));
         }

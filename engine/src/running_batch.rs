@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use reel_device::{Download, GraphCache};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::products::{KeepRows, KeptProducts, RowPlaces};
+use reel_model::text::products::{OutputDestination, RowPlaces, StoredOutputs};
 use reel_model::text::{KvCache, TextDecoder};
 use reel_runtime::ops::{
     self, DecodeRows, DecodeSlot, KvPages, RotaryFrequencies, RowSampling, SampledTokens, SamplingTable,
@@ -96,7 +96,7 @@ struct StepState {
     rotary_frequencies: RotaryFrequencies,
     suppressed: Tensor, // i32 [n]: ids that are never sampled
     /// Where the outputs of matrix products are stored: the memory, and the row in it for each slot, i32 `[slots]`.
-    kept: Option<(Arc<KeptProducts>, Tensor)>,
+    kept: Option<(Arc<StoredOutputs>, Tensor)>,
 }
 
 impl StepState {
@@ -104,7 +104,7 @@ impl StepState {
         let StepState { rows, sampling, sampled, suppressed, .. } = self;
         let keep = self.kept.as_ref().map(|(products, rows)| {
             let places = RowPlaces::of_all(rows);
-            KeepRows { products, tokens: places.clone(), needed: places }
+            OutputDestination { products, tokens: places.clone(), needed: places }
         });
         let logits = self.decoder.decode(cx, rows, &self.rotary_frequencies, &self.cache, keep.as_ref())?;
         ops::sample(cx, &logits, sampling, &rows.draws, rows.history(), suppressed, sampled)?;
@@ -274,7 +274,7 @@ impl RunningBatch {
 
     /// Makes the next steps store the outputs of matrix products in `products`; `None`: they are not stored. No step
     /// may be in flight.
-    pub(crate) fn keep_products(&mut self, products: Option<Arc<KeptProducts>>) -> Result<()> {
+    pub(crate) fn keep_products(&mut self, products: Option<Arc<StoredOutputs>>) -> Result<()> {
         if products.is_some() || self.state.kept.is_some() {
             // The captured graphs store their outputs in the former memory, or not at all.
             self.steps.clear();
@@ -288,7 +288,7 @@ impl RunningBatch {
     }
 
     /// The memory in which outputs of matrix products are stored, if any.
-    pub(crate) fn kept_products(&self) -> Option<&Arc<KeptProducts>> {
+    pub(crate) fn kept_products(&self) -> Option<&Arc<StoredOutputs>> {
         self.state.kept.as_ref().map(|(products, _)| products)
     }
 

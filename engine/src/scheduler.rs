@@ -156,7 +156,7 @@ impl<'r> Scheduler<'r> {
         let (needed, most) = (BlockAllocator::blocks_for_tokens(max_tokens), self.blocks.block_count());
         let is_computed = sequences.first().is_some_and(|sequence| !sequence.is_finished());
         if is_computed && needed > most {
-            let what = format!("has room for {} tokens, prompt and completion need {max_tokens}", most * BLOCK);
+            let what = format!("has room for {} tokens, but prompt and completion need {max_tokens}", most * BLOCK);
             let help = "shorten the prompt, lower the number of new tokens, or give the KV cache more memory";
             return Err(EngineError::Request(Diagnostic::new(KV_CACHE, what, help)));
         }

@@ -15,7 +15,7 @@ use crate::block_allocator::BlockAllocator;
 use crate::block_hash::{BlockHash, SequenceTokens};
 use crate::error::{EngineError, Result};
 use crate::grammar::Grammar;
-use crate::kept_rows::KeptRows;
+use crate::kept_rows::StoredRows;
 use crate::prompt_log_probs::PromptTokenLogProbs;
 use crate::request::{Completion, FinishReason, GenerationRequest, PromptInput, TokenEvent, TokenLogProbs};
 use crate::sampler::{SamplingFeatures, SamplingParams};
@@ -31,7 +31,7 @@ pub(crate) struct RequestState<'r> {
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) priority: i32,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) kept: Option<KeptRows>,
+    pub(crate) kept: Option<StoredRows>,
     max_new_tokens: usize,
     min_new_tokens: usize,
     eos_token_ids: Vec<TokenId>,

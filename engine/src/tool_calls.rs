@@ -1,6 +1,6 @@
 //! The grammar of an answer that calls tools, in llguidance's dialect of Lark.
 
-use reel_input::grammar::{OtherAnswer, ToolCallGrammar};
+use reel_input::grammar::{AnswerWithoutCalls, ToolCallGrammar};
 use serde_json::{Value, json};
 
 /// A grammar for calls of the functions, whose arguments follow the functions' schemas:
@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 /// ```
 pub(crate) fn lark_grammar(calls: &ToolCallGrammar) -> String {
     let (begin, start) = match (calls.otherwise, calls.several) {
-        (OtherAnswer::None, true) => ("<tool_call>", "start: call (\"\\n\" call)*\n"),
-        (OtherAnswer::None, false) => ("<tool_call>", "start: call\n"),
+        (AnswerWithoutCalls::None, true) => ("<tool_call>", "start: call (\"\\n\" call)*\n"),
+        (AnswerWithoutCalls::None, false) => ("<tool_call>", "start: call\n"),
         // The text before a call ends with the first `<tool_call>` tag.
-        (OtherAnswer::Text, true) => ("", "start: (before call)* TEXT\n"),
-        (OtherAnswer::Text, false) => ("", "start: TEXT | before call\n"),
+        (AnswerWithoutCalls::Text, true) => ("", "start: (before call)* TEXT\n"),
+        (AnswerWithoutCalls::Text, false) => ("", "start: TEXT | before call\n"),
     };
     let mut grammar = start.to_string();
-    if calls.otherwise == OtherAnswer::Text {
+    if calls.otherwise == AnswerWithoutCalls::Text {
         grammar += "before[lazy]: /(.|\\n)*<tool_call>/\nTEXT: /(.|\\n)*/\n";
     }
     let names: Vec<String> = (0..calls.functions.len()).map(|i| format!("call_{i}")).collect();
@@ -84,11 +84,11 @@ mod tests {
         let call = "<tool_call>\n{\"name\": \"speed\", \"arguments\": {\"v\": 3, \"u\": \"m/s\"}}\n</tool_call>";
         let any = "<tool_call>\n{\"name\": \"any\", \"arguments\": {\"x\": [\"</tool_call>\"]}}\n</tool_call>";
         for (several, otherwise) in
-            [true, false].into_iter().flat_map(|s| [(s, OtherAnswer::Text), (s, OtherAnswer::None)])
+            [true, false].into_iter().flat_map(|s| [(s, AnswerWithoutCalls::Text), (s, AnswerWithoutCalls::None)])
         {
             let rule = ToolCallGrammar { functions: functions.clone(), several, otherwise };
             let grammar = compiler.compile(&GrammarSpec::ToolCalls(rule)).unwrap();
-            let is_free = otherwise == OtherAnswer::Text;
+            let is_free = otherwise == AnswerWithoutCalls::Text;
             for (text, is_accepted) in [
                 (String::new(), is_free),
                 ("Hello.\n\nWorld é <tool_cal> {}".into(), is_free),

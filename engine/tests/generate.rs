@@ -125,7 +125,7 @@ fn packed_copies_of_trained_weights_change_no_completion() {
         let model = Qwen25Vl::load(&loader, &case.config).unwrap();
         let cx = Cx::inference(&device, dtype);
         let plain = Engine::new(&model, &cx).unwrap();
-        let packing = Engine::new(&model, &cx).unwrap().packing_trained_weights();
+        let packing = Engine::new(&model, &cx).unwrap().with_packed_trained_weights();
         let run = |engine: &Engine| {
             let completions = engine.generate(vec![case.request(SAMPLED, 20, 3)], |_| {}).unwrap().0;
             completions.into_iter().map(|c| (c.ids, c.log_probs)).collect::<Vec<_>>()

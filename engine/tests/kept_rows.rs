@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use reel_device::{DType, Device};
-use reel_engine::{Completion, Engine, GenerationRequest, KeptRows};
+use reel_engine::{Completion, Engine, GenerationRequest, StoredRows};
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::text::products::{KeptProducts, ProductLayout};
+use reel_model::text::products::{ProductLayout, StoredOutputs};
 use reel_runtime::Cx;
 
 use support::{TestRequest, image_prompt, int8_model, model, strangers};
@@ -33,7 +33,7 @@ fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
         [one_token.request(&[3]), image].into_iter().chain(strangers().into_iter().take(10)).collect();
     let mut end = 0;
     for request in requests.iter_mut().enumerate().filter(|(i, _)| i % 3 != 2).map(|(_, request)| request) {
-        let rows = KeptRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
+        let rows = StoredRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
         end = rows.end(request.stop_conditions.len());
         request.kept = Some(rows);
         // Some completions end early.
@@ -45,18 +45,18 @@ fn requests(model: &Qwen25Vl) -> (Vec<GenerationRequest<'static>>, usize) {
 /// The completions, and for each output of each layer the bits of all rows that the completions must have filled.
 fn generate(engine: &Engine, model: &Qwen25Vl, layout: ProductLayout, cx: &Cx) -> (Vec<Completion>, Vec<Vec<u32>>) {
     let (requests, rows) = requests(model);
-    let kept: Vec<Option<KeptRows>> = requests.iter().map(|request| request.kept).collect();
+    let kept: Vec<Option<StoredRows>> = requests.iter().map(|request| request.kept).collect();
     let config = &model.config.text;
-    let products = Arc::new(KeptProducts::new(cx.device(), config, layout, cx.dtype(), rows).unwrap());
+    let products = Arc::new(StoredOutputs::new(cx.device(), config, layout, cx.dtype(), rows).unwrap());
     let bytes = products.tensors().map(|t| t.bytes() as u64).sum::<u64>();
-    assert_eq!(KeptProducts::bytes(config, layout, cx.dtype(), rows), bytes);
-    let (completions, _) = engine.generate_keeping(requests, Some(products.clone()), |_| {}).unwrap();
+    assert_eq!(StoredOutputs::bytes(config, layout, cx.dtype(), rows), bytes);
+    let (completions, _) = engine.generate_and_store_outputs(requests, Some(products.clone()), |_| {}).unwrap();
     let (per_layer, of_all_tokens) = outputs_per_layer(layout);
     let last_layer = per_layer * (config.num_hidden_layers - 1);
     let filled = products.tensors().enumerate().map(|(i, output)| {
         let (values, columns) = (output.to_f32().unwrap(), output.shape()[1]);
         let bits = |rows: Range<usize>| values[rows.start * columns..rows.end * columns].iter().map(|x| x.to_bits());
-        let of_prompts = kept.iter().flatten().filter(|_| i < last_layer + of_all_tokens).map(KeptRows::prompt);
+        let of_prompts = kept.iter().flatten().filter(|_| i < last_layer + of_all_tokens).map(StoredRows::prompt);
         let of_completions = completions.iter().filter_map(|c| Some(kept[c.request]?.completion(c.index, c.ids.len())));
         of_prompts.chain(of_completions).flat_map(bits).collect()
     });

@@ -11,7 +11,7 @@ use reel_engine::{
 };
 use reel_input::ModelInput;
 use reel_input::encode::ModelFolder;
-use reel_input::grammar::{OtherAnswer, ToolCallGrammar};
+use reel_input::grammar::{AnswerWithoutCalls, ToolCallGrammar};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_runtime::Cx;
@@ -146,7 +146,7 @@ fn called(mut text: &str) -> Vec<String> {
 #[test]
 fn forced_calls_follow_the_schemas_of_their_functions() {
     let rule = |functions: Vec<(String, Value)>, several: bool| {
-        GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise: OtherAnswer::None })
+        GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise: AnswerWithoutCalls::None })
     };
     let sampled = |seed| SamplingParams { seed, temperature: 20.0, ..SAMPLED };
     let one = (0..16).map(|seed| with_grammar(&rule(functions(), false), sampled(seed)));
@@ -170,7 +170,7 @@ fn forced_calls_follow_the_schemas_of_their_functions() {
 fn a_tool_whose_parameters_cannot_be_compiled_is_named() {
     let mut functions = functions();
     functions.push(("paint".into(), json!({"type": "object", "properties": {"c": {"type": "colour"}}})));
-    let rule = ToolCallGrammar { functions, several: false, otherwise: OtherAnswer::None };
+    let rule = ToolCallGrammar { functions, several: false, otherwise: AnswerWithoutCalls::None };
     let e = COMPILER.compile(&GrammarSpec::ToolCalls(rule)).unwrap_err().to_string();
     assert!(e.starts_with("tools: the parameters of paint: ") && e.contains("colour") && !e.contains('\n'), "{e}");
 }

@@ -142,7 +142,7 @@ fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Ve
     for ((name, count), row) in named(a) {
         let Some(other) = others.get(&(name, count)) else { continue };
         if (&row.question, &row.solution) != (&other.question, &other.solution) {
-            let what = format!("row `{name}` has another question or solution in each run");
+            let what = format!("row `{name}` has different questions or solutions in the two runs");
             return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
         }
         pairs.push(Pair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });

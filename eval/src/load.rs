@@ -84,7 +84,7 @@ pub fn load_benchmark(
             });
             match parsed {
                 Ok(ParsedRow::Question(row)) => loaded.rows.push(*row),
-                Ok(ParsedRow::LeftOut(reason)) => *loaded.left_out.entry(reason).or_default() += 1,
+                Ok(ParsedRow::Excluded(reason)) => *loaded.left_out.entry(reason).or_default() += 1,
                 Err(_) if skip_bad_rows => *loaded.left_out.entry(BAD_ROW.into()).or_default() += 1,
                 Err(wrong) => return Err(EvalError::Data(wrong.at(location))),
             }
@@ -243,7 +243,7 @@ fn refuse_other_benchmark(task: &Task, columns: &Map<String, Value>) -> Result<(
     match Task::built_in_cached().iter().filter(|other| other.name != task.name).find(names) {
         Some(other) => {
             let name = ["benchmark", "data_source"].into_iter().find(|name| is_row_of(name, other)).unwrap_or("path");
-            let what = format!("is that of a row of {}, not of {}", other.title, task.title);
+            let what = format!("shows that the row belongs to {}, not to {}", other.title, task.title);
             Err(Diagnostic::new(name, what, "give the file of the benchmark that --benchmark names"))
         }
         None => Ok(()),

@@ -6,7 +6,7 @@
 use reel_diagnostic::Diagnostic;
 use reel_rewards::{
     ProblemType, check_solution, extract_answer, free_form_accuracy, multiple_choice_accuracy, numerical_accuracy,
-    ocr_accuracy, parse_json_object, parse_number, text_field,
+    ocr_accuracy, parse_json_object, parse_number, string_field,
 };
 use serde_json::Value;
 
@@ -48,7 +48,7 @@ impl Prediction {
     /// The line is not a JSON object, or a column is missing or not a string; the error names the column.
     pub fn from_json_line(line: &str) -> Result<Self> {
         let fields = parse_json_object(line).map_err(EvalError::Row)?;
-        let text = |name: &str| text_field(&fields, name).map_err(EvalError::Row);
+        let text = |name: &str| string_field(&fields, name).map_err(EvalError::Row);
         // These columns are not needed for the score, so they may have any type.
         let shown = |name: &str| match fields.get(name) {
             Some(Value::String(text)) => Some(text.clone()),
@@ -82,7 +82,7 @@ impl Prediction {
     /// they are then scored.
     #[must_use]
     pub fn of_task(mut self, task: &Task) -> Self {
-        if task.own_text.is_none() {
+        if task.user_file_text.is_none() {
             let has_rule = |kind: &ProblemType| !matches!(kind, ProblemType::Ocr | ProblemType::FreeForm);
             self.problem_type = self.problem_type.filter(has_rule);
         }

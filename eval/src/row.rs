@@ -53,7 +53,7 @@ pub enum ParsedRow {
     /// A question of the benchmark.
     Question(Box<BenchmarkRow>),
     /// The row does not count in the benchmark's score. The text is the reason.
-    LeftOut(String),
+    Excluded(String),
 }
 
 impl BenchmarkRow {
@@ -68,12 +68,12 @@ impl BenchmarkRow {
         media_root: &Path,
     ) -> Result<ParsedRow, Diagnostic> {
         if let Some(name) = layout.missing_column(columns) {
-            let help = format!("add the column, which rows of the layout `{}` have", layout.name);
+            let help = format!("add the column, which every row of the layout `{}` must have", layout.name);
             return Err(Diagnostic::new(name, "is missing", help));
         }
         let rules = layout.rules(columns);
         if let Some(reason) = &rules.leave_out {
-            return Ok(ParsedRow::LeftOut(reason.clone()));
+            return Ok(ParsedRow::Excluded(reason.clone()));
         }
         let text = |template: &Option<Template>| template.as_ref().map_or(Ok(None), |t| t.fill(columns));
         let needed = |name: &str, template: &Option<Template>| {
@@ -83,7 +83,7 @@ impl BenchmarkRow {
         let kind_name = needed("kind", &rules.kind)?;
         let kind = ProblemType::parse(&kind_name).map_err(|_| {
             let known = ProblemType::ALL.map(ProblemType::name).join(", ");
-            let what = format!("gives the kind of problem `{kind_name}`, which is unknown");
+            let what = format!("names the unknown kind of problem `{kind_name}`");
             Diagnostic::new(source("kind", &rules.kind), what, format!("use one of {known}"))
         })?;
         let mut question = needed("question", &rules.question)?;
@@ -352,7 +352,7 @@ mod tests {
     fn parse(rules: &str, row: Value, root: &Path) -> Result<BenchmarkRow, Diagnostic> {
         match BenchmarkRow::parse(row.as_object().unwrap(), &layout(rules), "f:1", root)? {
             ParsedRow::Question(row) => Ok(*row),
-            ParsedRow::LeftOut(reason) => Err(Diagnostic::new("left out", reason, "")),
+            ParsedRow::Excluded(reason) => Err(Diagnostic::new("left out", reason, "")),
         }
     }
 

@@ -163,7 +163,7 @@ impl<'a> Groups<'a> {
         names.dedup();
         let mut tasks: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (i, name) in names.iter().enumerate() {
-            if let Some(part) = task.part_of_category(name) {
+            if let Some(part) = task.subtask_of_category(name) {
                 tasks.entry(part).or_default().push(i);
             }
         }

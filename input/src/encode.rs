@@ -438,7 +438,7 @@ fn name_source(error: InputError, name: &str) -> InputError {
 /// identifies the medium without it.
 fn name_part(error: InputError, part: &str) -> InputError {
     match error {
-        InputError::Media(error) => error.of_part(part).into(),
+        InputError::Media(error) => error.with_message_part(part).into(),
         InputError::Messages(error) if error.location == reel_media::DATA_URI => {
             InputError::messages(format!("{part}: {}", error.location), error.what, error.help)
         }

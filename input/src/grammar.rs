@@ -25,12 +25,12 @@ pub struct ToolCallGrammar {
     /// Whether several calls may follow each other.
     pub several: bool,
     /// What the answer may contain instead of calls.
-    pub otherwise: OtherAnswer,
+    pub otherwise: AnswerWithoutCalls,
 }
 
 /// What an answer may contain instead of tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OtherAnswer {
+pub enum AnswerWithoutCalls {
     /// Nothing: the answer must consist of calls.
     None,
     /// Any text, also before, between and after calls.

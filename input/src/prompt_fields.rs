@@ -198,7 +198,7 @@ impl MediaFields {
                         refuse_wrong_rate(location, &path(key), limits.fps)?;
                         let rate = MediaOverrides { fps: limits.fps, ..MediaOverrides::default() };
                         let differs = |e: LimitConflict| {
-                            let what = format!("is {}, and {} in {PROCESSOR}", e.other, e.own);
+                            let what = format!("is {} here, but {} in {PROCESSOR}", e.other, e.own);
                             wrong(location, &path(key), what, ONE_PLACE)
                         };
                         self.limits = self.limits.union(rate).map_err(differs)?;
@@ -273,14 +273,12 @@ impl MediaFields {
     /// Checks the request's settings for a video that is a list of frames: all frames of a list are used.
     fn check_list(&self, location: &str, frames: usize) -> Result<()> {
         if self.selects_frames == Some(true) {
-            let what =
-                format!("is a list of frames, all of which are taken, and {PROCESSOR} has do_sample_frames true");
+            let what = format!("is a list of frames, all of which are used, but {PROCESSOR} has do_sample_frames true");
             return Err(InputError::messages(location, what, "set it to false, or send a video file"));
         }
         match self.num_frames {
             Some(NumFrames::AtMost(n)) if n < frames as i64 => {
-                let what =
-                    format!("is a list of {frames} frames, all of which are taken, and the request asks for {n}");
+                let what = format!("is a list of {frames} frames, all of which are used, but the request asks for {n}");
                 Err(InputError::messages(location, what, "send that many frames"))
             }
             Some(NumFrames::AtMost(_) | NumFrames::All) | None => Ok(()),
@@ -294,8 +292,10 @@ impl MediaFields {
             return Err(wrong(location, "nframes", what, "give only one of the two"));
         }
         if self.selects_frames == Some(false) && self.num_frames.is_none() && !self.reads_at_a_rate {
-            let what = format!("is a video file, and {PROCESSOR} has do_sample_frames false");
-            let help = format!("send its frames, or say in {MEDIA_IO}.video which frames are read");
+            let what = format!(
+                "is a video file, but {PROCESSOR} has do_sample_frames false, so it is not clear which frames to read"
+            );
+            let help = format!("send the video's frames as images, or set num_frames or fps in {MEDIA_IO}.video");
             return Err(InputError::messages(location, what, help));
         }
         if self.num_frames == Some(NumFrames::All) && limits.fps.is_none() && self.selects_frames != Some(true) {
@@ -311,7 +311,7 @@ impl MediaFields {
 fn put(limits: &mut Map<String, Value>, location: &str, path: &str, limit: &str, value: &Value) -> Result<()> {
     match limits.get(limit).filter(|other| other.as_f64() != value.as_f64()) {
         Some(other) => {
-            let what = format!("is {value}, and another key for the same limit is {other}");
+            let what = format!("is {value}, but another key sets the same limit to {other}");
             Err(wrong(location, path, what, ONE_PLACE))
         }
         None => {
@@ -324,7 +324,7 @@ fn put(limits: &mut Map<String, Value>, location: &str, path: &str, limit: &str,
 /// Combines the limits of a part with the limits of the request; refuses contradictions.
 fn both(location: &str, own: MediaOverrides, request: MediaOverrides) -> Result<MediaOverrides> {
     own.union(request).map_err(|e| {
-        let what = format!("is {}, and {} for all media of the request ({PROCESSOR}, {MEDIA_IO})", e.own, e.other);
+        let what = format!("is {} here, but {} for all media of the request ({PROCESSOR}, {MEDIA_IO})", e.own, e.other);
         wrong(location, e.key, what, ONE_PLACE)
     })
 }
@@ -508,7 +508,7 @@ mod tests {
             (json!({TEMPLATE: {"tools": []}}), file(), "r: chat_template_kwargs.tools: is set by the request itself"),
             (json!({TEMPLATE: {"tokenize": false}}), file(), "r: chat_template_kwargs.tokenize: is not a variable"),
             // Unknown keys in the parts themselves.
-            (json!({}), video(json!({"max_pixel": 784})), "r: message 0, part 0: max_pixel: is not a key that is read"),
+            (json!({}), video(json!({"max_pixel": 784})), "r: message 0, part 0: max_pixel: is an unknown key"),
             (
                 json!({}),
                 json!({"type": "image", "image": "a.png", "fps": 2}),

@@ -178,7 +178,7 @@ impl RequestSettings {
             | "guided_grammar" => {
                 let grammar = field.parsed(GRAMMAR_HELP, |value| grammar(field.name, value))?;
                 if grammar.is_some() && self.grammar.is_some() {
-                    return Err(field.refused("is a second rule for the answer's form", "give one"));
+                    return Err(field.refused("is a second grammar for the answer; only one is allowed", "give one"));
                 }
                 self.grammar = self.grammar.take().or(grammar);
             }

@@ -13,7 +13,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::error::{InputError, Result};
-use crate::grammar::{GrammarSpec, OtherAnswer, ToolCallGrammar};
+use crate::grammar::{AnswerWithoutCalls, GrammarSpec, ToolCallGrammar};
 use crate::messages::is_function_name;
 
 /// Maximum number of tools of a request, as in OpenAI's API.
@@ -105,7 +105,7 @@ impl ToolRequest {
     /// # Errors
     /// The answer would have to follow both `other` and a grammar for calls.
     pub fn grammar(&self, location: &str, other: Option<GrammarSpec>) -> Result<Option<GrammarSpec>> {
-        let rule = |functions: Vec<(String, Value)>, otherwise: OtherAnswer| {
+        let rule = |functions: Vec<(String, Value)>, otherwise: AnswerWithoutCalls| {
             let several = !self.one_call;
             Ok(Some(GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise })))
         };
@@ -117,12 +117,14 @@ impl ToolRequest {
                     other if !is_strict => Ok(other),
                     None => {
                         let schema = |f: &Function| if f.strict { f.parameters.clone() } else { any_object() };
-                        rule(self.functions.iter().map(|f| (f.name.clone(), schema(f))).collect(), OtherAnswer::Text)
+                        rule(
+                            self.functions.iter().map(|f| (f.name.clone(), schema(f))).collect(),
+                            AnswerWithoutCalls::Text,
+                        )
                     }
                     Some(_) => {
-                        let what =
-                            "has a function with `strict`, and the request has another rule for the answer's form";
-                        Err(wrong(location, "tools", what, "remove strict, or the other rule"))
+                        let what = "has a function with `strict`, but the request also sets a grammar for the answer";
+                        Err(wrong(location, "tools", what, "remove strict, or the grammar"))
                     }
                 };
             }
@@ -135,7 +137,7 @@ impl ToolRequest {
             return Err(wrong(location, "tool_choice", what, "give one of the two"));
         }
         let functions = forced.into_iter().map(|f| (f.name.clone(), f.parameters.clone())).collect();
-        rule(functions, OtherAnswer::None)
+        rule(functions, AnswerWithoutCalls::None)
     }
 }
 
@@ -257,7 +259,7 @@ mod tests {
         let nothing = json!({"type": "object", "properties": {}, "additionalProperties": false});
         let tools = json!([function("a"), strict]);
         let rule = |body: Value, other: Option<GrammarSpec>| read(body).unwrap().grammar("m.json", other);
-        let calls = |functions: Vec<(&str, Value)>, several: bool, otherwise: OtherAnswer| {
+        let calls = |functions: Vec<(&str, Value)>, several: bool, otherwise: AnswerWithoutCalls| {
             let functions = functions.into_iter().map(|(name, schema)| (name.to_string(), schema)).collect();
             Some(GrammarSpec::ToolCalls(ToolCallGrammar { functions, several, otherwise }))
         };
@@ -265,18 +267,18 @@ mod tests {
         let regex = || Some(GrammarSpec::Regex("a".into()));
         assert_eq!(
             rule(json!({"tools": tools, "tool_choice": "required"}), None).unwrap(),
-            calls(both(), true, OtherAnswer::None)
+            calls(both(), true, AnswerWithoutCalls::None)
         );
         assert_eq!(
             rule(json!({"tools": tools, "tool_choice": "required", "parallel_tool_calls": false}), None).unwrap(),
-            calls(both(), false, OtherAnswer::None)
+            calls(both(), false, AnswerWithoutCalls::None)
         );
         let named = json!({"type": "function", "function": {"name": "a"}});
         assert_eq!(
             rule(json!({"tools": tools, "tool_choice": named}), None).unwrap(),
-            calls(vec![("a", any_object())], false, OtherAnswer::None)
+            calls(vec![("a", any_object())], false, AnswerWithoutCalls::None)
         );
-        assert_eq!(rule(json!({"tools": tools}), None).unwrap(), calls(both(), true, OtherAnswer::Text));
+        assert_eq!(rule(json!({"tools": tools}), None).unwrap(), calls(both(), true, AnswerWithoutCalls::Text));
         assert_eq!(rule(json!({"tools": [function("a")]}), regex()).unwrap(), regex());
         assert_eq!(rule(json!({"tools": tools, "tool_choice": "none"}), regex()).unwrap(), regex());
         assert_eq!(rule(json!({}), None).unwrap(), None);

@@ -49,9 +49,11 @@ fn main() -> Result<(), String> {
             }
             ["limit", kind] => vec![1e9 / limits::operations_per_second(dtype(kind)?.0, &team)],
             ["read"] => vec![1e9 / limits::bytes_per_second(&team, 1 << 30)],
-            ["handover"] => vec![limits::handover_seconds(&team).ok_or("handover: needs two threads")?],
-            ["rewrite"] => vec![limits::rewrite_seconds(&team, false).ok_or("rewrite: needs two threads")?],
-            ["rewrite", "shared"] => vec![limits::rewrite_seconds(&team, true).ok_or("rewrite: needs two threads")?],
+            ["handover"] => vec![limits::cache_line_handover_seconds(&team).ok_or("handover: needs two threads")?],
+            ["rewrite"] => vec![limits::cache_line_rewrite_seconds(&team, false).ok_or("rewrite: needs two threads")?],
+            ["rewrite", "shared"] => {
+                vec![limits::cache_line_rewrite_seconds(&team, true).ok_or("rewrite: needs two threads")?]
+            }
             ["launch"] => (0..2000).map(|_| time(|| team.run(team.threads(), |_| {}))).collect(),
             _ => {
                 return Err(format!(

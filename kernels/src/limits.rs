@@ -65,7 +65,7 @@ pub fn bytes_per_second(team: &Team, bytes: usize) -> f64 {
 /// Measures the seconds after which one thread reads what another one has written, for a single cache line: the best of
 /// several series of exchanges, a few milliseconds in all. Cores that share a cache take some 30 ns, others several
 /// times as long. `None` for a team of one thread.
-pub fn handover_seconds(team: &Team) -> Option<f64> {
+pub fn cache_line_handover_seconds(team: &Team) -> Option<f64> {
     const EXCHANGES: usize = 2_000;
     if team.threads() < 2 {
         return None;
@@ -98,7 +98,7 @@ pub fn handover_seconds(team: &Team) -> Option<f64> {
 /// second-level cache: the best of several tries. With `read_between` the other thread reads the line in between.
 /// Writing it again then takes several times as long, because the other core must first give up its copy. `None` for a
 /// team of one thread.
-pub fn rewrite_seconds(team: &Team, read_between: bool) -> Option<f64> {
+pub fn cache_line_rewrite_seconds(team: &Team, read_between: bool) -> Option<f64> {
     #[repr(align(64))]
     struct Line(AtomicUsize);
     const LINES: usize = 2048;
@@ -303,18 +303,18 @@ mod tests {
 
     #[test]
     fn threads_hand_over_in_more_than_no_time() {
-        assert_eq!(handover_seconds(&Team::new(1)), None);
+        assert_eq!(cache_line_handover_seconds(&Team::new(1)), None);
         for threads in [2, 3] {
-            let seconds = handover_seconds(&Team::new(threads)).expect("two threads");
+            let seconds = cache_line_handover_seconds(&Team::new(threads)).expect("two threads");
             assert!(seconds > 1e-9 && seconds.is_finite(), "{threads} threads: {seconds}");
         }
     }
 
     #[test]
     fn lines_are_written_again_in_more_than_no_time() {
-        assert_eq!(rewrite_seconds(&Team::new(1), true), None);
+        assert_eq!(cache_line_rewrite_seconds(&Team::new(1), true), None);
         for read_between in [false, true] {
-            let seconds = rewrite_seconds(&Team::new(3), read_between).expect("two threads");
+            let seconds = cache_line_rewrite_seconds(&Team::new(3), read_between).expect("two threads");
             assert!(seconds > 1e-11 && seconds.is_finite(), "{seconds}");
         }
     }

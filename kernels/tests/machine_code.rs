@@ -52,7 +52,7 @@ fn main_loops_for_hopper_are_as_recorded() {
     let differing = found.lines().zip(recorded.iter().copied().chain(std::iter::repeat(""))).find(|(a, b)| a != b);
     assert!(
         differing.is_none() && found.lines().count() == recorded.len(),
-        "{differing:?}, (found, recorded), is the first difference; all main loops that were found:\n{found}"
+        "the first difference (found, recorded) is {differing:?}; all main loops that were found:\n{found}"
     );
 }
 

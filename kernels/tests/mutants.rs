@@ -38,7 +38,7 @@ fn every_mutant_is_found() {
         return;
     }
     let recorded =
-        fs::read_to_string(package().join("tests/mutants.proved")).expect("the record is part of the source");
+        fs::read_to_string(package().join("tests/mutants.proved")).expect("tests/mutants.proved is readable");
     let (proved, tried): (Vec<_>, Vec<_>) = FOLDERS
         .iter()
         .map(|folder| (folder, line_of(folder)))
@@ -140,7 +140,9 @@ fn same_target<'a>(
     let same = subjects.iter().filter(|s| (s.folder(), s.gpu().sm) == (subject.folder(), subject.gpu().sm));
     let is_target = |t: &&MutationTarget| (&t.function, &t.mutant) == (&target.function, &target.mutant);
     let mut found = same.filter_map(|s| Some((s, s.targets().iter().find(is_target)?)));
-    found.next().unwrap_or_else(|| panic!("{}: {} is not recorded again", target.function, target.mutant))
+    found
+        .next()
+        .unwrap_or_else(|| panic!("{}: {} is missing in the recording of all checks", target.function, target.mutant))
 }
 
 /// Returns the mutants that no launch finds, with their verdicts.

@@ -104,7 +104,7 @@ impl MediaError {
     /// Adds `part`, the part of a chat message that has the media, to the error's location if the location is a setting
     /// or a `data:` URI. Other errors already have the path or address of their file.
     #[must_use]
-    pub fn of_part(self, part: &str) -> Self {
+    pub fn with_message_part(self, part: &str) -> Self {
         match matches!(self, Self::Setting(_)) || self.diagnostic().location == DATA_URI {
             true => self.with_location(|location| format!("{part}: {location}")),
             false => self,

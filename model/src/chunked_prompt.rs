@@ -14,7 +14,7 @@ use crate::batch::{Batch, MediaHash, VisionInput, append_vision_indices, checked
 use crate::error::{ModelError, Result};
 use crate::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use crate::text::KvCache;
-use crate::text::products::KeepRows;
+use crate::text::products::OutputDestination;
 
 /// The tokens of a prompt, checked against the model, in host memory.
 #[derive(Clone, Debug)]
@@ -103,7 +103,7 @@ impl Qwen25Vl {
         cache: &KvCache,
         chunks: &[PromptChunk],
         rows: &[usize],
-        keep: Option<&KeepRows>,
+        keep: Option<&OutputDestination>,
     ) -> Result<Tensor> {
         let device = cx.device();
         let ids: Vec<i32> = chunks.iter().flat_map(|c| &c.ids).copied().collect();

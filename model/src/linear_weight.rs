@@ -249,6 +249,6 @@ fn not_finite(name: &str, row: usize) -> ModelError {
     ModelError::weights(
         name,
         format!("row {row} has a NaN or an infinity, which int8 cannot store"),
-        "copy or download the file again; a model that trained to NaN cannot be used",
+        "copy or download the file again; a model whose weights became NaN in training cannot be used",
     )
 }

@@ -21,7 +21,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
 use crate::quantization::Quantization;
-use crate::text::products::{KeepRows, KnownProducts};
+use crate::text::products::{OutputDestination, ReusedOutputs};
 use crate::text::{AttentionContext, KvCache, TextDecoder};
 use crate::vision::VisionTower;
 use crate::weights::{WeightLoader, WeightSource};
@@ -53,10 +53,10 @@ pub struct ForwardOptions<'a> {
     /// number of rows (`cpu`, `sim`), the result has the same bits as these rows of a pass for all tokens.
     pub rows: Option<&'a Tensor>,
     /// With a cache: where to store the outputs of the decoder's matrix products, for a later pass with `known`.
-    pub keep: Option<&'a KeepRows<'a>>,
+    pub keep: Option<&'a OutputDestination<'a>>,
     /// Without a cache: stored outputs of the decoder's matrix products, used in place of computing them. Each is used
     /// once; layers that are computed again in the backward pass ([`reel_runtime::Checkpointing::Full`]) ignore them.
-    pub known: Option<&'a KnownProducts>,
+    pub known: Option<&'a ReusedOutputs>,
 }
 
 impl Qwen25Vl {

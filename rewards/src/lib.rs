@@ -39,7 +39,7 @@ pub use problem_type::ProblemType;
 pub use python_number::parse_number;
 pub use python_text::strip_white_space;
 pub use recipe::Recipe;
-pub use row::{RewardRow, parse_json_object, text_field};
+pub use row::{RewardRow, parse_json_object, string_field};
 pub use semantic::{SemanticModel, reasoning_text, semantic_reward};
 pub use solution::check_solution;
 pub use weights::RewardWeights;

@@ -108,7 +108,7 @@ pub fn parse_json_object(line: &str) -> Result<Map<String, Value>, Diagnostic> {
 ///
 /// # Errors
 /// The field is missing or not a string.
-pub fn text_field(fields: &Map<String, Value>, name: &str) -> Result<String, Diagnostic> {
+pub fn string_field(fields: &Map<String, Value>, name: &str) -> Result<String, Diagnostic> {
     match fields.get(name) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(Value::Null) | None => Err(Diagnostic::new(name, "is missing", "add the field, or remove the row")),
@@ -125,7 +125,7 @@ impl Fields {
     }
 
     fn text(&self, name: &str) -> Result<String> {
-        text_field(&self.0, name).map_err(RewardError::Row)
+        string_field(&self.0, name).map_err(RewardError::Row)
     }
 
     /// The field `name`: a list of at least one string.

@@ -63,7 +63,7 @@ impl RewardWeights {
         match self.0.insert("length".into(), 0.0) {
             None => Ok(self),
             Some(_) => {
-                let what = "gives length a weight, and --len-control false gives it 0";
+                let what = "sets a weight for length, but --len-control false sets that weight to 0";
                 Err(RewardError::bad_option(FLAG, what, "leave one of the two out"))
             }
         }

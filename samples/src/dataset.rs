@@ -197,9 +197,10 @@ mod tests {
         // The fingerprint of a single data file is that of its text, as in runs of earlier versions.
         let alone = Dataset::parse(Path::new("x"), std::fs::read_to_string(&a).unwrap()).unwrap();
         assert_eq!(open(format!("{a}:3")).unwrap().fingerprint(), alone.fingerprint());
-        for (data, wanted) in
-            [(format!("{a}:0,{b}:1"), "is not a positive number"), (format!("{a}:1,{b}:1e-9"), "no row of it")]
-        {
+        for (data, wanted) in [
+            (format!("{a}:0,{b}:1"), "is not a positive number"),
+            (format!("{a}:1,{b}:1e-9"), "contains no row of this file"),
+        ] {
             let e = open(data).unwrap_err();
             assert!(e.is_usage_error() && e.to_string().starts_with("--data") && e.to_string().contains(wanted), "{e}");
         }

@@ -157,7 +157,7 @@ impl SampleError {
         Self::data(
             location,
             if used { "no usable row is left" } else { "no row of the file can be used" },
-            format!("fix the rows; this one has the error: {reason}"),
+            format!("fix the rows; the error of this row is: {reason}"),
         )
     }
 

@@ -106,8 +106,13 @@ impl SftSource {
     /// Makes the sample of a conversation. `learned` tells for each assistant message whether it is learned.
     fn chat(&self, location: &str, messages: Vec<Value>, learned: &[bool]) -> Result<Sample> {
         if learned.contains(&false) && !self.labels.selects_answers() {
-            let what = "has an answer that is not to be learned (of a `prompt`, or with `loss` or `weight`)";
-            return Err(SampleError::row(location, what, "use --labels assistant, which leaves it out"));
+            let what =
+                "has an answer that must not be learned (because it is part of `prompt`, or by its `loss` or `weight`)";
+            return Err(SampleError::row(
+                location,
+                what,
+                "use --labels assistant, which does not train on this answer",
+            ));
         }
         let conversation = self.conversation(location, messages)?;
         let tokens = self.files.load(&conversation, &self.media_root, || {

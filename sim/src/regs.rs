@@ -83,7 +83,7 @@ impl Registers {
     }
 
     /// Forgets which single bytes and halves of registers are undefined, because a new call frame reuses all registers.
-    pub fn forget_parts(&mut self) {
+    pub fn clear_partial_definitions(&mut self) {
         self.unwritten.clear();
         self.defined_halves.clear();
     }

@@ -29,7 +29,7 @@ use reel_train::options::{GradientCheckpointing, Optim};
 use serde_json::{Map, Value, json};
 
 use crate::common::{self, CommonOptions};
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
@@ -118,14 +118,15 @@ impl BenchArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         if let (None, Some(what)) = (&self.compare, &self.what) {
             if matches!(what, What::Serve(_)) && self.turns.is_given() {
-                let what = "compares programs that measure themselves; bench serve measures a server";
-                return Err(bad_usage("--with", what, "leave it out"));
+                let what =
+                    "compares two builds of reel by running the measurement with each; bench serve measures a server";
+                return Err(usage_error("--with", what, "leave it out"));
             }
             if self.turns.run(common)? {
                 return Ok(());
             }
         } else if self.turns.is_given() {
-            return Err(bad_usage("--with", "needs a measurement", "name prefill, decode, rollout, train or op"));
+            return Err(usage_error("--with", "needs a measurement", "name prefill, decode, rollout, train or op"));
         }
         match (&self.compare, &self.what) {
             (Some(files), None) => compare_files(common, &files[0], &files[1]),
@@ -135,14 +136,14 @@ impl BenchArgs {
             (None, Some(What::Train(c))) => c.run(common),
             (None, Some(What::Op(c))) => c.run(common),
             (None, Some(What::Serve(c))) => c.run(common),
-            (Some(_), Some(_)) => Err(bad_usage(
+            (Some(_), Some(_)) => Err(usage_error(
                 "--compare",
                 "only compares two result files and cannot be combined with a measurement",
                 "leave out the measurement's name and options",
             )),
             (None, None) => {
                 let help = "name what to measure (prefill, decode, rollout, train, op or serve), or give --compare A.json B.json";
-                Err(bad_usage("bench", "nothing to measure", help))
+                Err(usage_error("bench", "nothing to measure", help))
             }
         }
     }
@@ -292,7 +293,7 @@ impl PrefillArgs {
         self.rounds.check_sizes(tokens, 0)?;
         if batch.saturating_mul(tokens) > MAX_PREFILL_TOKENS {
             let what = format!("{batch} prompts of {tokens} tokens do not fit into one forward pass");
-            return Err(bad_usage("--batch", what, format!("give at most {MAX_PREFILL_TOKENS} tokens in all")));
+            return Err(usage_error("--batch", what, format!("give at most {MAX_PREFILL_TOKENS} tokens in all")));
         }
         self.rounds.measure(common, self.quantize, "prefill", tokens, 0, |model| {
             Ok(bench::time_prefill(&model.weights, &model.cx, &prompt, batch, 1)?.iter().sum())
@@ -311,11 +312,11 @@ impl PrefillArgs {
         let side = processor.patch_size * processor.merge_size;
         if !height.is_multiple_of(side) || !width.is_multiple_of(side) || height * width == 0 {
             let what = format!("{height}x{width} pixels cannot be divided into blocks of {side} x {side} pixels");
-            return Err(bad_usage("--frame-size", what, format!("give multiples of {side}")));
+            return Err(usage_error("--frame-size", what, format!("give multiples of {side}")));
         }
         if usize::from(frames) * height * width > MAX_PREFILL_PIXELS {
             let what = format!("{frames} frames of {height} x {width} pixels do not fit into one forward pass");
-            return Err(bad_usage("--frames", what, format!("give at most {MAX_PREFILL_PIXELS} pixels in all")));
+            return Err(usage_error("--frames", what, format!("give at most {MAX_PREFILL_PIXELS} pixels in all")));
         }
         let video = VideoShape { frames: frames.into(), height, width };
         Ok(Prompt::new(&config, processor, self.tokens, Some(video))?)
@@ -350,7 +351,11 @@ impl TrainArgs {
         let RoundsArgs { batch, rounds, .. } = self.rounds;
         not_zero(&[("--tokens", self.tokens), ("--batch", batch), ("--rounds", rounds)])?;
         if self.tokens == 1 {
-            return Err(bad_usage("--tokens", "a sequence of 1 token has no next token to predict", "give 2 or more"));
+            return Err(usage_error(
+                "--tokens",
+                "a sequence of 1 token has no next token to predict",
+                "give 2 or more",
+            ));
         }
         let folder = prompt::find_or_download_model(&self.rounds.model)?;
         let config = ModelConfig::open(&folder)?;
@@ -367,7 +372,7 @@ impl TrainArgs {
 /// Refuses options with the value 0, with which there would be nothing to measure.
 fn not_zero(amounts: &[(&str, usize)]) -> Result<()> {
     match amounts.iter().find(|(_, n)| *n == 0) {
-        Some((option, _)) => Err(bad_usage(option, "is 0, so there would be nothing to measure", "give 1 or more")),
+        Some((option, _)) => Err(usage_error(option, "is 0, so there would be nothing to measure", "give 1 or more")),
         None => Ok(()),
     }
 }
@@ -384,7 +389,7 @@ impl RoundsArgs {
     fn check_sizes(&self, tokens: usize, context: usize) -> Result<()> {
         if self.batch > MAX_COMPLETIONS {
             let what = format!("{} sequences are too many for one batch", self.batch);
-            return Err(bad_usage("--batch", what, format!("give 1 to {MAX_COMPLETIONS}")));
+            return Err(usage_error("--batch", what, format!("give 1 to {MAX_COMPLETIONS}")));
         }
         let positions = ModelConfig::open(&prompt::find_or_download_model(&self.model)?)?.text.max_position_embeddings;
         if context.saturating_add(tokens) > positions {
@@ -393,7 +398,7 @@ impl RoundsArgs {
                 n => (format!(" after a prompt of {n} tokens"), "give fewer tokens, or a smaller --context"),
             };
             let what = format!("{tokens} tokens{after} are more than the model's {positions} positions");
-            return Err(bad_usage("--tokens", what, help));
+            return Err(usage_error("--tokens", what, help));
         }
         Ok(())
     }
@@ -466,7 +471,10 @@ fn fastest_variants(rows: &[TimedKernel]) -> Vec<String> {
         let seconds = |row: &TimedKernel| row.timed.median_seconds();
         let (name, fastest) = variants.min_by(|(_, a), (_, b)| seconds(a).total_cmp(&seconds(b)))?;
         let ratio = seconds(row) / seconds(fastest);
-        Some(format!("  {}: fastest: {name}; the choice of the table takes {ratio:.3} times as long", row.kernel))
+        Some(format!(
+            "  {}: fastest variant: {name}; the variant that reel uses takes {ratio:.3} times as long",
+            row.kernel
+        ))
     });
     with_variants.collect()
 }
@@ -480,7 +488,7 @@ impl OpArgs {
                 let gpu = open_gpu(&format!("cuda:{number}"), "choose --device cpu")?;
                 (model::open_device(common)?, TimingDevice::for_gpu(gpu))
             }
-            _ => return Err(bad_usage("--device", "kernels can be timed only on cpu and cuda", "use one of them")),
+            _ => return Err(usage_error("--device", "kernels can be timed only on cpu and cuda", "use one of them")),
         };
         let dtype = common.dtype.map(common::DtypeName::to_dtype);
         let runs = self.runs as usize;
@@ -544,7 +552,7 @@ impl OpArgs {
         }
         match problems.first() {
             None => Ok(()),
-            Some(first) => Err(failed(&self.name, first, "the kernels without an error were timed")),
+            Some(first) => Err(failed(&self.name, first, "all other kernels were timed")),
         }
     }
 

@@ -243,7 +243,7 @@ fn first_key(file: &Path) -> Result<String> {
 
 fn seconds(option: &str, value: f64) -> Result<Duration> {
     let help = "give a number of seconds above 0";
-    Duration::try_from_secs_f64(value).map_err(|_| crate::fail::bad_usage(option, format!("is {value}"), help))
+    Duration::try_from_secs_f64(value).map_err(|_| crate::fail::usage_error(option, format!("is {value}"), help))
 }
 
 fn json_object(text: &str) -> Result<Map<String, Value>, String> {

@@ -11,7 +11,7 @@ use reel_measure::turns::ProgramTurns;
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::output;
 
 /// How two programs are compared.
@@ -43,11 +43,15 @@ impl TurnsArgs {
         let Some(other) = &self.with else { return Ok(false) };
         if !(MIN_TURNS..=MAX_TURNS).contains(&self.turns) {
             let help = format!("give {MIN_TURNS} to {MAX_TURNS}; fewer cannot tell programs apart");
-            return Err(bad_usage("--turns", format!("is {}", self.turns), help));
+            return Err(usage_error("--turns", format!("is {}", self.turns), help));
         }
         let words: Vec<String> = std::env::args().skip(1).collect();
         if let Some(option) = ["--html", "--trace"].into_iter().find(|option| value_at(&words, option).is_some()) {
-            return Err(bad_usage(option, "cannot be used with --with: it is a file of one process", "leave it out"));
+            return Err(usage_error(
+                option,
+                "cannot be used with --with, which runs several processes: the file would describe only one of them",
+                "leave it out",
+            ));
         }
         let words = without_options(words, &["--with", "--turns"]);
         let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
@@ -61,7 +65,7 @@ impl TurnsArgs {
             let [a, b] = &results;
             turns.add([(programs[0], a), (programs[1], b)])?;
             if !turns.has_common_times() {
-                let what = "measured nothing in this turn that this program measured, too";
+                let what = "measured nothing in this turn that this program also measured";
                 return Err(failed(other.display(), what, "give a build of reel with the same command"));
             }
             if !common.quiet {

@@ -12,7 +12,7 @@ use reel_diagnostic::Diagnostic;
 
 use super::stage_value::{StageValue, of_stage};
 use crate::endpoint::PriceValue;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 
 /// Options of the models.
 #[derive(Args, Clone, Debug)]
@@ -90,11 +90,11 @@ impl EndpointFlags {
                 (Some(model), true) => models.push((stage, place(model))),
                 (None, true) => {
                     let what = "is missing";
-                    return Err(bad_usage(option, what, "give the URL of an endpoint, or a model folder"));
+                    return Err(usage_error(option, what, "give the URL of an endpoint, or a model folder"));
                 }
                 (Some(_), false) => {
                     let what = "is an option of the other --recipe";
-                    return Err(bad_usage(option, what, "leave it out, or give that recipe"));
+                    return Err(usage_error(option, what, "leave it out, or give that recipe"));
                 }
                 (None, false) => {}
             }
@@ -106,7 +106,7 @@ impl EndpointFlags {
             if let Some((stage, _)) = without {
                 let what = format!("needs the price of the endpoint of stage {stage}");
                 let help = format!("give --price {stage}=IN,OUT in dollars per million tokens; 0,0 is free");
-                return Err(bad_usage("--max-cost", what, help));
+                return Err(usage_error("--max-cost", what, help));
             }
         }
         Ok(models)
@@ -123,11 +123,11 @@ impl EndpointFlags {
 
     fn check(&self) -> Result<()> {
         if let Some(cap) = self.max_cost.filter(|cap| !(cap.is_finite() && *cap >= 0.0)) {
-            return Err(bad_usage("--max-cost", format!("is {cap}"), "give US dollars, 0 or more"));
+            return Err(usage_error("--max-cost", format!("is {cap}"), "give US dollars, 0 or more"));
         }
         for (option, seconds) in [("--timeout", self.timeout), ("--first-wait", self.first_wait)] {
             if !(seconds > 0.0 && seconds <= 86_400.0) {
-                return Err(bad_usage(option, format!("is {seconds}"), "give seconds above 0, at most 86400"));
+                return Err(usage_error(option, format!("is {seconds}"), "give seconds above 0, at most 86400"));
             }
         }
         let rates =
@@ -135,7 +135,7 @@ impl EndpointFlags {
         for (option, values) in rates {
             let of_stages = StageName::ALL.into_iter().filter_map(|stage| of_stage(values, stage));
             if let Some(rate) = of_stages.into_iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
-                return Err(bad_usage(option, format!("is {rate}"), "give a number above 0"));
+                return Err(usage_error(option, format!("is {rate}"), "give a number above 0"));
             }
         }
         Ok(())
@@ -202,7 +202,7 @@ impl EndpointFlags {
             Ok(key) if !key.is_empty() => Ok(Some(key)),
             _ => {
                 let what = format!("names the environment variable {variable}, which is not set");
-                Err(bad_usage("--api-key-env", what, "set it to the key"))
+                Err(usage_error("--api-key-env", what, "set it to the key"))
             }
         }
     }

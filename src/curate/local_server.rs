@@ -84,7 +84,7 @@ impl LocalServer {
             // The sender was dropped: the server ended before it listened.
             Err(_) => match thread.join() {
                 Ok(Err(e)) => Err(e.into()),
-                _ => Err(failed(model, "its server has ended before it listened", "start again")),
+                _ => Err(failed(model, "its server ended before it accepted connections", "start again")),
             },
         }
     }

@@ -24,7 +24,7 @@ use super::local_server::LocalServer;
 use super::stage_value::of_stage;
 use super::{CurateRun, status};
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::{interrupt, model, output};
 
 /// The HTML page about a curation: file name in OUT.
@@ -149,7 +149,7 @@ impl Run<'_> {
         }
         if summary.failed > 0 {
             let what = format!("{} of {} rows have no accepted answer", summary.failed, summary.rows);
-            let help = "read their reasons, then ask again with --resume";
+            let help = "read the reasons in this file, then ask again with --resume";
             return Err(failed(out.join(FAILED_FILE).display(), what, help));
         }
         Ok(())
@@ -197,7 +197,7 @@ fn plan(
         return output::print_json(&serde_json::json!({"rows": curation.rows(), "stages": stages}));
     }
     output::print_line(format!(
-        "{} rows; nothing was sent. At most, if each request is answered at once:",
+        "{} rows; nothing was sent. Upper bounds, if every request is accepted at the first attempt:",
         curation.rows()
     ))?;
     stages.iter().try_for_each(|stage| {
@@ -217,14 +217,14 @@ impl CurateRun {
         let list = self.videos.clone().unwrap_or_default();
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&list));
         if self.limit == Some(0) {
-            return Err(bad_usage("--limit", "is 0", "give 1 or more"));
+            return Err(usage_error("--limit", "is 0", "give 1 or more"));
         }
         if !(self.sampling.fps > 0.0 && self.sampling.fps <= 1000.0) {
-            return Err(bad_usage("--fps", format!("is {}", self.sampling.fps), "give a rate above 0"));
+            return Err(usage_error("--fps", format!("is {}", self.sampling.fps), "give a rate above 0"));
         }
         if let Some(stage) = self.redo.filter(|stage| !self.recipe.stages().contains(stage)) {
             let what = format!("is {stage}, which this --recipe does not have");
-            return Err(bad_usage("--redo", what, "name a stage of the recipe"));
+            return Err(usage_error("--redo", what, "name a stage of the recipe"));
         }
         let existing = match (self.resume, self.overwrite) {
             (true, _) => ExistingCuration::Resume,
@@ -266,13 +266,13 @@ impl CurateRun {
             let top_p = of_stage(&flags.top_p, stage).copied().unwrap_or(own.top_p);
             let max_tokens = of_stage(&flags.max_tokens, stage).copied().unwrap_or(own.max_tokens);
             if !(0.0..=2.0).contains(&temperature) {
-                return Err(bad_usage("--temperature", format!("is {temperature}"), "give 0 to 2"));
+                return Err(usage_error("--temperature", format!("is {temperature}"), "give 0 to 2"));
             }
             if !(top_p > 0.0 && top_p <= 1.0) {
-                return Err(bad_usage("--top-p", format!("is {top_p}"), "give a number above 0, at most 1"));
+                return Err(usage_error("--top-p", format!("is {top_p}"), "give a number above 0, at most 1"));
             }
             if max_tokens == 0 {
-                return Err(bad_usage("--max-tokens", "is 0", "give 1 or more"));
+                return Err(usage_error("--max-tokens", "is 0", "give 1 or more"));
             }
             prompts.insert(stage, StagePrompt { temperature, top_p, max_tokens, ..own.clone() });
         }
@@ -288,12 +288,12 @@ impl CurateRun {
         ];
         for (option, value) in shares {
             if !(0.0..=1.0).contains(&value) {
-                return Err(bad_usage(option, format!("is {value}"), "give a number from 0 to 1"));
+                return Err(usage_error(option, format!("is {value}"), "give a number from 0 to 1"));
             }
         }
         if flags.min_words > flags.max_words {
             let what = format!("is {}, above --max-words {}", flags.min_words, flags.max_words);
-            return Err(bad_usage("--min-words", what, "give a smaller number"));
+            return Err(usage_error("--min-words", what, "give a smaller number"));
         }
         Ok(FilterSettings {
             min_accuracy: flags.min_accuracy,
@@ -309,7 +309,7 @@ impl CurateRun {
     fn check_similarity(&self, curation: &Curation) -> Result<()> {
         match &self.filters.siglip {
             Some(folder) => SiglipConfig::open(folder).map(drop).map_err(Into::into),
-            None if curation.has_free_form_rows() && !self.filters.no_similarity => Err(bad_usage(
+            None if curation.has_free_form_rows() && !self.filters.no_similarity => Err(usage_error(
                 "--siglip",
                 "is missing, but there are free-form rows, whose chains are compared with the frames",
                 "give the folder of a SigLIP model, or --no-similarity to keep such rows without this test",
@@ -325,7 +325,7 @@ fn refuse_list_in_output(options: &CurationOptions) -> Result<()> {
     for source in reel_data::input_paths(&options.list) {
         if source.canonicalize().is_ok_and(|source| source.starts_with(&out)) {
             let what = format!("is {}, the folder of the list {}", options.out.display(), source.display());
-            return Err(bad_usage("--out", what, "choose another folder"));
+            return Err(usage_error("--out", what, "choose another folder"));
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::results::{error_if_rows_failed, predictions_file, read_predictions, write_json};
 use super::{EvalArgs, EvalRun, EvalWhat, run};
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::output;
 
 /// Measure how much an option changes the scores: one run for each value, in OUT/OPTION=VALUE, and the paired
@@ -105,8 +105,9 @@ impl AblateArgs {
     /// option's value; of options that are given twice, the last one counts.
     fn variants(&self, parser: &Command) -> Result<Vec<Variant>> {
         let given = self.option.as_deref().unwrap_or_default();
-        let wrong =
-            |what: &str| bad_usage("--option", format!("is {given}, {what}"), "give NAME=V1,V2 such as nframes=32,16");
+        let wrong = |what: &str| {
+            usage_error("--option", format!("is {given}, {what}"), "give NAME=V1,V2 such as nframes=32,16")
+        };
         let Some((name, values)) = given.split_once('=') else { return Err(wrong("which has no values")) };
         let name = name.trim_start_matches('-').replace('_', "-");
         let values: Vec<&str> = values.split(',').map(str::trim).collect();
@@ -144,7 +145,7 @@ impl AblateArgs {
                 Err(e) => {
                     let said = e.to_string();
                     let said = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
-                    Err(bad_usage("--option", format!("{name}={value}: {said}"), "see reel eval --help"))
+                    Err(usage_error("--option", format!("{name}={value}: {said}"), "see reel eval --help"))
                 }
             }
         };

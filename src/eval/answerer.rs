@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::EvalRun;
 use crate::common::CommonOptions;
 use crate::endpoint::model_name;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::media::MediaFlags;
 use crate::model::WeightPlace;
 use crate::predictor::{PredictionJob, Predictor, decimal, sampling_options};
@@ -21,7 +21,7 @@ use crate::prompt::{ModelFlags, media_options};
 use crate::{interrupt, model};
 
 /// What answers questions.
-pub(super) enum Answerer<'c> {
+pub(super) enum AnswerSource<'c> {
     Model(Box<Predictor<'c>>),
     Server(Box<Server<'c>>),
 }
@@ -36,7 +36,7 @@ pub(super) struct Server<'c> {
     common: &'c CommonOptions,
 }
 
-impl<'c> Answerer<'c> {
+impl<'c> AnswerSource<'c> {
     /// Opens the model of `--model`, or asks the server of `--endpoint` for the name of its model.
     pub(super) fn open(options: &'c EvalRun, common: &'c CommonOptions) -> Result<Self> {
         match (&options.model, &options.endpoint) {
@@ -57,7 +57,7 @@ impl<'c> Answerer<'c> {
                 let model = model_name(&client)?;
                 Ok(Self::Server(Box::new(Server { client, url: url.clone(), model, options, common })))
             }
-            _ => Err(bad_usage("--model", "is missing", "give the model to evaluate, or --endpoint to ask a server")),
+            _ => Err(usage_error("--model", "is missing", "give the model to evaluate, or --endpoint to ask a server")),
         }
     }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use reel_eval::{Comparison, Difference, Extraction, Task, compare_runs};
 use serde_json::Value;
 
-use super::results::{predictions_file, read_predictions, read_settings, tasks_in, write_json};
+use super::results::{predictions_file, read_predictions, read_settings, tasks_of_output_folder, write_json};
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::output;
@@ -52,7 +52,7 @@ impl CompareArgs {
         let parent = || self.a.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = if self.a.is_dir() { &self.a } else { parent() };
         let names = self.benchmark.clone().or_else(|| benchmark_of(&self.a));
-        let tasks = tasks_in(folder, names.as_deref())?;
+        let tasks = tasks_of_output_folder(folder, names.as_deref())?;
         let mut compared = Vec::new();
         for task in &tasks {
             let files = [&self.a, &self.b].map(|run| match run.is_dir() {

@@ -11,7 +11,7 @@ use reel_eval::{Extraction, Task};
 use serde_json::{Value, json};
 
 use super::page::{self, PageFlags};
-use super::results::{self, predictions_file, read_settings, tasks_in};
+use super::results::{self, predictions_file, read_settings, tasks_of_output_folder};
 use super::shard::Shard;
 use crate::common::CommonOptions;
 use crate::fail::failed;
@@ -52,7 +52,7 @@ pub struct MergeArgs {
 impl MergeArgs {
     pub(super) fn run(&self, common: &CommonOptions) -> Result<()> {
         let mut scored = Vec::new();
-        let tasks = tasks_in(&self.folder, self.benchmark.as_deref())?;
+        let tasks = tasks_of_output_folder(&self.folder, self.benchmark.as_deref())?;
         for task in &tasks {
             let joined = predictions_file(&self.folder, &task.name);
             match (parts(&self.folder, task)?, joined.exists()) {
@@ -73,7 +73,13 @@ impl MergeArgs {
         }
         results::write_lm_eval(&self.folder, &scored)?;
         let frames = self.page.frame_source(self.media_root.as_deref(), &WorkerFlags::default(), common)?;
-        page::write_page(&page::page_in(&self.folder), &page::read_run(&self.folder, &tasks)?, None, &frames, common)?;
+        page::write_page(
+            &page::page_path(&self.folder),
+            &page::read_run(&self.folder, &tasks)?,
+            None,
+            &frames,
+            common,
+        )?;
         results::print_reports(&scored, common.json, common.quiet)?;
         results::error_if_rows_failed(&scored, &self.folder)
     }
@@ -141,7 +147,7 @@ fn refuse_other_settings(file: &Path, settings: &Value, first: &Part) -> Result<
             differing.push(format!("--{}", name.replace('_', "-")));
         }
     }
-    let what = format!("was made with another {} than {}", differing.join(", "), first.file.display());
+    let what = format!("was made with a different {} than {}", differing.join(", "), first.file.display());
     Err(failed(file.display(), what, "run all parts with the same settings"))
 }
 

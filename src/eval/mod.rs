@@ -25,7 +25,7 @@ use shard::Shard;
 
 use crate::common::CommonOptions;
 use crate::endpoint::EndpointFlags;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model::QuantizeFlag;
 
@@ -183,7 +183,7 @@ impl EvalArgs {
         match (self.what.score_only, &self.what.predictions) {
             (true, _) => self.refuse_model().and_then(|()| score_only::run(&self.what, common)),
             (false, Some(_)) => {
-                Err(bad_usage("--predictions", "needs --score-only", "give --score-only, or --model and --data"))
+                Err(usage_error("--predictions", "needs --score-only", "give --score-only, or --model and --data"))
             }
             (false, None) => run::run(&self.what, &self.run, common),
         }
@@ -200,7 +200,7 @@ impl EvalArgs {
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => {
-                Err(bad_usage(option, "has no effect with --score-only", "remove one of the two options"))
+                Err(usage_error(option, "has no effect with --score-only", "remove one of the two options"))
             }
             None => Ok(()),
         }

@@ -82,7 +82,7 @@ fn read_benchmark(folder: &Path, task: &Task) -> Result<BenchmarkAnswers> {
         read => read.map_err(|e| output::cannot_read(&scores, e))?,
     };
     let report: BenchmarkReport =
-        serde_json::from_slice(&bytes).map_err(|e| wrong(format!("is not the scores of a benchmark: {e}")))?;
+        serde_json::from_slice(&bytes).map_err(|e| wrong(format!("is not a scores file of a benchmark: {e}")))?;
     let mean = |total: f64| total / answers.len() as f64;
     let overall = mean(answers.iter().map(|answer| f64::from(answer.prediction.score(report.extraction))).sum());
     if report.benchmark != task.name || report.n != answers.len() || (overall - report.overall).abs() > ROUNDING {
@@ -130,6 +130,6 @@ pub fn is_evaluation(folder: &Path) -> bool {
 }
 
 /// The path of the page of the run in the folder `out`.
-pub fn page_in(out: &Path) -> PathBuf {
+pub fn page_path(out: &Path) -> PathBuf {
     out.join(PAGE)
 }

@@ -20,8 +20,8 @@ use serde_json::{Map, Value, json};
 
 use super::results;
 use super::shard::Shard;
-use crate::fail::{bad_usage, failed};
-use crate::media::{MediaFlags, error_naming_option};
+use crate::fail::{failed, usage_error};
+use crate::media::{MediaFlags, media_error_to_usage_error};
 use crate::predictor::decimal;
 
 /// The profile of frame and pixel limits in the evaluations of VideoRFT, which `--profile` replaces.
@@ -119,7 +119,7 @@ impl Protocol {
                 _ => select_frames(frames as u64, fps, profile, &overrides)
                     .map(|choice| (choice.indices, choice.sample_fps)),
             })
-            .map_err(error_naming_option)?;
+            .map_err(media_error_to_usage_error)?;
         }
         Ok(())
     }
@@ -149,8 +149,8 @@ impl Protocol {
             .map(|(i, row)| if shard.is_none_or(|shard| shard.has(i)) { format!("{row}\n") } else { "\n".into() })
             .collect();
         if text.trim().is_empty() {
-            let what = format!("leaves no row of {} for this part", task.title);
-            return Err(bad_usage("--shard", what, format!("use at most {} parts", rows.len())));
+            let what = format!("leaves this part without a row of {}", task.title);
+            return Err(usage_error("--shard", what, format!("use at most {} parts", rows.len())));
         }
         let params = &self.sampling.params;
         options.insert("temperature".into(), decimal(params.temperature));
@@ -189,7 +189,7 @@ pub fn sampling_settings(
     let default_temperature = if parity == Recipe::Paper { 0.01 } else { 0.1 };
     let params = SamplingParams { temperature: temperature.unwrap_or(default_temperature), ..params };
     params.validate().map_err(|e| match e {
-        EngineError::Request(d) => bad_usage(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
+        EngineError::Request(d) => usage_error(&format!("--{}", d.location.replace('_', "-")), d.what, d.help),
         other => other.into(),
     })?;
     Ok(SamplingSettings { params, max_new_tokens, n: 1, stop: Vec::new() })

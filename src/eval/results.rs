@@ -89,7 +89,7 @@ pub fn score_and_write(task: &Task, out: &Path, extraction: Extraction, quiet: b
 /// Writes `OUT/NAME.toml`, the file of a task that is not built in, so that later commands find the task of the
 /// answers. Refuses to replace a different file of this name, unless `overwrite` is true.
 pub fn write_own_task(task: &Task, out: &Path, overwrite: bool) -> Result<()> {
-    let Some(text) = &task.own_text else { return Ok(()) };
+    let Some(text) = &task.user_file_text else { return Ok(()) };
     let file = out.join(format!("{}.toml", task.name));
     match std::fs::read(&file) {
         Ok(old) if old == text.as_bytes() => Ok(()),
@@ -198,7 +198,7 @@ pub fn error_if_rows_failed(scored: &[Scored], out: &Path) -> Result<()> {
 /// The tasks of a run in the folder `out`: the tasks of `--benchmark`, else all tasks with answers in the folder. A
 /// task that is not built in is read from `OUT/NAME.toml`, which the run wrote, or from the file that `--benchmark`
 /// names.
-pub fn tasks_in(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
+pub fn tasks_of_output_folder(out: &Path, benchmark: Option<&str>) -> Result<Vec<Task>> {
     let entries = std::fs::read_dir(out).map_err(|e| output::cannot_read(out, e))?;
     let mut names: Vec<String> =
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! for each benchmark: task file + data files -> rows with prompts                 Protocol
-//! for each benchmark: rows -> OUT/NAME.jsonl; a killed run continues there        Answerer
+//! for each benchmark: rows -> OUT/NAME.jsonl; a killed run continues there        AnswerSource
 //! for each benchmark: OUT/NAME.jsonl -> OUT/NAME.json, OUT/results.json           results
 //! ```
 
@@ -12,15 +12,15 @@ use anyhow::Result;
 use reel_engine::SamplingParams;
 use reel_eval::Task;
 use reel_media::profile::MediaProfile;
-use reel_predict::{ExistingOutput, SamplingSettings, paths_beside};
+use reel_predict::{ExistingOutput, SamplingSettings, companion_paths};
 
-use super::answerer::Answerer;
+use super::answerer::AnswerSource;
 use super::page;
 use super::questions::{Benchmark, Protocol, Questions, sampling_settings};
 use super::results::{self, Scored};
 use super::{EvalRun, EvalWhat};
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::media::TrainingMediaSettings;
 use crate::predictor::PredictionJob;
 use crate::{output, replaced};
@@ -35,7 +35,7 @@ pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) ->
 
 /// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores.
 pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) -> Result<Vec<Scored>> {
-    let missing = |option: &str, help: &str| bad_usage(option, "is missing", help);
+    let missing = |option: &str, help: &str| usage_error(option, "is missing", help);
     if options.model.is_none() && options.endpoint.is_none() {
         let help =
             "give the model to evaluate, --endpoint to ask a server, or --score-only --predictions to score answers";
@@ -48,7 +48,7 @@ pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOption
     let tasks = Task::from_names(what.benchmark.as_deref().unwrap_or_default())?;
     let sampling = options.sampling()?;
     if options.limit == Some(0) {
-        return Err(bad_usage("--limit", "is 0", "give 1 or more"));
+        return Err(usage_error("--limit", "is 0", "give 1 or more"));
     }
     let protocol = options.protocol(data, sampling);
     let benchmarks = protocol.load(tasks, common.quiet)?;
@@ -58,7 +58,7 @@ pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOption
         describe(benchmark, common);
     }
     benchmarks.iter().try_for_each(|benchmark| results::write_own_task(&benchmark.task, out, options.overwrite))?;
-    let mut answerer = Answerer::open(options, common)?;
+    let mut answerer = AnswerSource::open(options, common)?;
     let mut scored = Vec::new();
     for benchmark in &benchmarks {
         let file = answer(benchmark, &protocol, &mut answerer, out, options, common)?;
@@ -72,7 +72,7 @@ pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOption
         results::write_lm_eval(out, &scored)?;
         let tasks: Vec<Task> = benchmarks.iter().map(|benchmark| benchmark.task.clone()).collect();
         let frames = options.page.frame_source(options.media_root.as_deref(), &options.worker, common)?;
-        page::write_page(&page::page_in(out), &page::read_run(out, &tasks)?, None, &frames, common)?;
+        page::write_page(&page::page_path(out), &page::read_run(out, &tasks)?, None, &frames, common)?;
         results::print_reports(&scored, common.json, common.quiet)?;
     }
     Ok(scored)
@@ -89,7 +89,7 @@ impl EvalRun {
         };
         let settings = sampling_settings(self.parity, self.temperature, params, self.max_new_tokens)?;
         match self.max_new_tokens {
-            0 => Err(bad_usage("--max-new-tokens", "is 0", "give 1 or more")),
+            0 => Err(usage_error("--max-new-tokens", "is 0", "give 1 or more")),
             _ => Ok(settings),
         }
     }
@@ -130,7 +130,7 @@ impl EvalRun {
 fn answer(
     benchmark: &Benchmark,
     protocol: &Protocol,
-    answerer: &mut Answerer<'_>,
+    answerer: &mut AnswerSource<'_>,
     out: &Path,
     options: &EvalRun,
     common: &CommonOptions,
@@ -163,8 +163,8 @@ fn answer(
 /// Refuses to write the results of a benchmark over its data files.
 fn refuse_data_in_outputs(benchmark: &Benchmark, out: &Path) -> Result<()> {
     let answers = results::predictions_file(out, &benchmark.task.name);
-    let scores = [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json"), page::page_in(out)];
-    let outputs = paths_beside(&answers).into_iter().chain(scores).chain([answers]);
+    let scores = [out.join(format!("{}.json", benchmark.task.name)), out.join("results.json"), page::page_path(out)];
+    let outputs = companion_paths(&answers).into_iter().chain(scores).chain([answers]);
     for output in outputs {
         for file in &benchmark.loaded.files {
             replaced::refuse_file("--out", &output, "--data", &file.path)?;

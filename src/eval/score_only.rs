@@ -5,7 +5,7 @@ use reel_eval::{Task, score_benchmark};
 
 use super::{EvalWhat, results};
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::output;
 
 pub(super) fn run(what: &EvalWhat, common: &CommonOptions) -> Result<()> {
@@ -13,10 +13,10 @@ pub(super) fn run(what: &EvalWhat, common: &CommonOptions) -> Result<()> {
     let tasks = Task::from_names(names)?;
     let [task] = &tasks[..] else {
         let wrong = format!("is {names}, but --predictions is a file of one benchmark");
-        return Err(bad_usage("--benchmark", wrong, "give the name of one benchmark"));
+        return Err(usage_error("--benchmark", wrong, "give the name of one benchmark"));
     };
     let (Some(file), Some(out)) = (&what.predictions, &what.out) else {
-        return Err(bad_usage("--predictions", "is missing", "give the file with the answers to score"));
+        return Err(usage_error("--predictions", "is missing", "give the file with the answers to score"));
     };
     let rows = results::read_predictions(file, task, common.quiet)?;
     let report = score_benchmark(task, &rows, what.extraction)?;

@@ -9,7 +9,7 @@ use reel_engine::{EngineError, SamplingParams};
 use reel_input::request::RequestSettings;
 
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::model::QuantizeFlag;
 use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
 use rows::RowFlags;
@@ -74,9 +74,9 @@ impl SamplingFlags {
     /// Checks the values of the flags, before a model is opened.
     fn validate(&self) -> Result<()> {
         if self.stop.iter().any(String::is_empty) {
-            return Err(bad_usage(
+            return Err(usage_error(
                 "--stop",
-                "is an empty text, which every completion has",
+                "is an empty text, which would end every completion at once",
                 "give a text, or leave it out",
             ));
         }
@@ -87,7 +87,7 @@ impl SamplingFlags {
             ..SamplingParams::default()
         };
         given.validate().map_err(|e| match e {
-            EngineError::Request(d) => bad_usage(&format!("--{}", d.location), d.what, d.help),
+            EngineError::Request(d) => usage_error(&format!("--{}", d.location), d.what, d.help),
             other => other.into(),
         })
     }
@@ -115,7 +115,7 @@ pub fn refuse_completion_count(n: usize) -> Result<()> {
         1..=MAX_COMPLETIONS => Ok(()),
         _ => {
             let what = format!("is {n}, outside the possible numbers of completions");
-            Err(bad_usage("--n", what, format!("give 1 to {MAX_COMPLETIONS}")))
+            Err(usage_error("--n", what, format!("give 1 to {MAX_COMPLETIONS}")))
         }
     }
 }

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::{GenerateArgs, refuse_completion_count};
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::model::LoadedModel;
 use crate::prompt::EncodedPrompt;
 use crate::{interrupt, output};
@@ -83,7 +83,7 @@ impl GenerateArgs {
         new_tokens_within_positions(positions, tokens, asked, MAX_NEW_TOKENS).map_err(|e| match e {
             TooLong::Prompt => failed(
                 "the prompt",
-                format!("has {tokens} tokens, which leave no answer in the model's {positions} positions"),
+                format!("has {tokens} tokens, which leave no room for an answer in the model's {positions} positions"),
                 "shorten it, or take fewer frames or pixels (--nframes, --max-pixels)",
             ),
             TooLong::NewTokens { left } => {
@@ -91,7 +91,7 @@ impl GenerateArgs {
                 let what = format!("is {number}, and the prompt has {tokens} of the model's {positions} positions");
                 let help = format!("give at most {left}, or shorten the prompt");
                 match self.sampling.max_new_tokens {
-                    Some(_) => bad_usage("--max-new-tokens", what, help),
+                    Some(_) => usage_error("--max-new-tokens", what, help),
                     None => failed("max_tokens", what, help),
                 }
             }

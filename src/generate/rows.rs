@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::GenerateArgs;
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::predictor::{self, PredictionJob, Predictor};
 use crate::prompt::media_files;
 use crate::{model, output, replaced};
@@ -65,7 +65,7 @@ impl RowFlags {
             ("--strict", self.strict),
         ];
         match given.iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(bad_usage(option, "needs --data", "give a data file instead of a prompt")),
+            Some((option, _)) => Err(usage_error(option, "needs --data", "give a data file instead of a prompt")),
             None => Ok(()),
         }
     }
@@ -86,7 +86,7 @@ impl GenerateArgs {
         self.messages.validate()?;
         let device = model::open_device(common)?;
         predictor::checked_batch_size(self.rows.batch_size, &device)?;
-        for own in reel_predict::paths_beside(out) {
+        for own in reel_predict::companion_paths(out) {
             for input in reel_data::input_paths(data) {
                 replaced::refuse_file("--out", &own, "--data", &input)?;
             }
@@ -144,7 +144,7 @@ impl GenerateArgs {
         if self.rows.out.as_ref().is_some_and(|out| out.exists()) {
             for conversation in (0..rows.data().len()).filter_map(|row| rows.conversation(row).ok().flatten()) {
                 media_files(&conversation)
-                    .try_for_each(|(path, location)| replaced::refuse_if_output(path, location))?;
+                    .try_for_each(|(path, location)| replaced::refuse_input_that_is_output(path, location))?;
             }
         }
         Ok(())

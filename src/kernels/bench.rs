@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::open_gpu;
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::output;
 
 /// Time kernels on a GPU at the sizes of `reel kernels list`.
@@ -37,7 +37,7 @@ impl KernelsBenchArgs {
         let name = common.device.as_deref().unwrap_or("cuda");
         if name != "cuda" && !name.starts_with("cuda:") {
             let help = "use --device cuda; `reel bench op` times kernels on the CPU";
-            return Err(bad_usage("--device", format!("{name}: this command times kernels on a GPU only"), help));
+            return Err(usage_error("--device", format!("{name}: this command times kernels on a GPU only"), help));
         }
         let examples: Vec<ExampleCall> = match &self.kernel {
             Some(name) => find_example_calls(name)?.into_iter().map(|(_, e)| e).collect(),
@@ -89,7 +89,7 @@ impl KernelsBenchArgs {
         match problems.into_iter().next() {
             None => Ok(()),
             Some(first) if rows.is_empty() => Err(anyhow::anyhow!("{first}")),
-            Some(first) => Err(failed("kernels", first, "the kernels without an error were timed")),
+            Some(first) => Err(failed("kernels", first, "all other kernels were timed")),
         }
     }
 }

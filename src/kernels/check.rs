@@ -19,7 +19,7 @@ use reel_measure::catalogue::find_example_calls;
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::output;
 
 /// Compile every kernel for every architecture; fail on register spills and on optimizations that ptxas gave up. With
@@ -56,7 +56,7 @@ impl KernelsCheckArgs {
         if common.device.is_some() {
             if !self.arch.is_empty() {
                 let help = "omit --arch or --device";
-                return Err(bad_usage(
+                return Err(usage_error(
                     "--arch",
                     "selects an architecture to compile for and cannot be combined with --device, which runs kernels on an existing device",
                     help,
@@ -65,7 +65,7 @@ impl KernelsCheckArgs {
             return super::run_checks::run(common, self.kernel.as_deref(), self.compare);
         }
         if self.compare {
-            return Err(bad_usage(
+            return Err(usage_error(
                 "--compare",
                 "compares a GPU with the simulator, so it needs a GPU",
                 "use --device cuda",
@@ -106,7 +106,11 @@ impl KernelsCheckArgs {
             None => Ok(()),
             Some(other) => {
                 let help = format!("use one of {}", ARCHITECTURES.join(", "));
-                Err(bad_usage("--arch", format!("{other}: reel does not compile kernels for this architecture"), help))
+                Err(usage_error(
+                    "--arch",
+                    format!("{other}: reel does not compile kernels for this architecture"),
+                    help,
+                ))
             }
         }
     }

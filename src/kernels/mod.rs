@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use reel_device::cuda::Gpu;
 
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 
 /// List, show, check and time the CPU and CUDA kernels.
 #[derive(Args, Debug)]
@@ -63,7 +63,7 @@ pub fn open_gpu(name: &str, alternative: &str) -> Result<Gpu> {
         None => 0,
         Some(n) => match n.parse() {
             Ok(n) => n,
-            Err(_) => return Err(bad_usage("--device", format!("{name}: no such device"), "use cuda or cuda:N")),
+            Err(_) => return Err(usage_error("--device", format!("{name}: no such device"), "use cuda or cuda:N")),
         },
     };
     Gpu::open(number).map_err(|e| match e.missing_gpu() {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::open_gpu;
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::output;
 
 /// Number of interleavings to simulate without `--interleavings`; the unit tests use the same number.
@@ -38,7 +38,7 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator:
         }
         other => {
             let name = other.unwrap_or_default();
-            return Err(bad_usage(
+            return Err(usage_error(
                 "--device",
                 format!("{name}: kernels cannot be checked on this device"),
                 "use cpu, sim or cuda",
@@ -46,7 +46,7 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator:
         }
     };
     if compare_with_simulator && !matches!(device, CheckDevice::Gpu(_)) {
-        return Err(bad_usage(
+        return Err(usage_error(
             "--compare",
             "compares a GPU with the simulator, so it needs a GPU",
             "use --device cuda",
@@ -86,7 +86,7 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator:
     match bad.first() {
         None if launches == 0 && setup.only.is_some() => Err(failed(
             kernel.unwrap_or("kernels"),
-            "no check launches this kernel on this device",
+            "there is no check of this kernel for this device",
             "check its whole folder",
         )),
         None => Ok(()),

@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use crate::common::{self, CommonOptions};
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::grpo::GrpoArgs;
 use crate::init::ModelSizeFlags;
 use crate::model::QuantizeFlag;
@@ -145,19 +145,19 @@ impl Sizes {
     fn machine(&self, common: &CommonOptions) -> Result<MachineSpec> {
         match &self.gpu {
             Some(_) if common.device.as_deref().is_some_and(|device| !device.starts_with("cuda")) => {
-                Err(bad_usage("--gpu", "is another machine than --device names", "give one of the two"))
+                Err(usage_error("--gpu", "is another machine than --device names", "give one of the two"))
             }
             Some(name) => Ok(MachineSpec::gpu_by_name(name)?),
             None => match common.device()? {
                 common::DeviceName::Cpu => Ok(MachineSpec::this_cpu(common.threads()?)),
                 common::DeviceName::Cuda(number) => Ok(MachineSpec::this_gpu(number)?),
-                common::DeviceName::Sim => Err(bad_usage(
+                common::DeviceName::Sim => Err(usage_error(
                     "--device",
                     "device sim is not a machine to plan for: it simulates a GPU on this CPU",
                     "give --gpu NAME or --device cpu",
                 )),
                 common::DeviceName::Dry => {
-                    Err(bad_usage("--device", "dry has no speed", "give --gpu NAME or --device cpu"))
+                    Err(usage_error("--device", "dry has no speed", "give --gpu NAME or --device cpu"))
                 }
             },
         }
@@ -165,7 +165,7 @@ impl Sizes {
 
     /// The number of tokens of a prompt (`--tokens`); an error if the option is missing.
     fn prompt_tokens(&self) -> Result<usize> {
-        self.tokens.ok_or_else(|| bad_usage("--tokens", "is missing", "give the number of tokens of the prompt"))
+        self.tokens.ok_or_else(|| usage_error("--tokens", "is missing", "give the number of tokens of the prompt"))
     }
 
     /// Opens device `dry` with the kernels that the planned machine would run and with its memory (on a CPU, the free
@@ -197,8 +197,10 @@ impl Sizes {
     /// Returns the config, the dtype of the weight files, and the name of the model that `--model` or `--preset` names.
     fn config(&self, model: Option<&str>, common: &CommonOptions) -> Result<(ModelConfig, StoredDType, String)> {
         match (model.filter(|m| !m.is_empty()), &self.shape.preset) {
-            (Some(_), Some(_)) => Err(bad_usage("--preset", "cannot be combined with --model", "give one of the two")),
-            (None, None) => Err(bad_usage("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
+            (Some(_), Some(_)) => {
+                Err(usage_error("--preset", "cannot be combined with --model", "give one of the two"))
+            }
+            (None, None) => Err(usage_error("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
             (Some(model), None) => {
                 let folder = prompt::find_or_download_model(model)?;
                 let config = ModelConfig::open(&folder)?;
@@ -240,9 +242,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let (config, files, name) = sizes.config(model, common)?;
         let (plan, rows) = match sizes.tokens {
             Some(_) if !options.data.as_os_str().is_empty() => {
-                return Err(bad_usage(
+                return Err(usage_error(
                     "--tokens",
-                    "is the size of every row, and --data has rows",
+                    "sets the size of every row, but the rows of --data have their own sizes",
                     "give one of the two",
                 ));
             }
@@ -254,7 +256,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 (plan, format!("{rows} of {tokens} tokens, {patches} patches"))
             }
             None if options.data.as_os_str().is_empty() => {
-                return Err(bad_usage("--tokens", "is missing", "give --tokens N, or --data FILE with --model"));
+                return Err(usage_error("--tokens", "is missing", "give --tokens N, or --data FILE with --model"));
             }
             None => {
                 // A preset has no model folder, so create a temporary one with its small tokenizer; it must exist
@@ -354,7 +356,7 @@ impl PlanGenerateArgs {
         let positions = config.text.max_position_embeddings;
         if tokens > positions {
             let what = format!("is {tokens}, more than the model's {positions} positions");
-            return Err(bad_usage("--tokens", what, "lower it"));
+            return Err(usage_error("--tokens", what, "lower it"));
         }
         // Checked first, because device `dry` runs one forward pass per token, so a huge number would take very long.
         refuse_new_tokens(self.max_new_tokens, &config)?;
@@ -393,7 +395,7 @@ fn refuse_new_tokens(tokens: usize, config: &ModelConfig) -> Result<()> {
     let positions = config.text.max_position_embeddings;
     match (1..=positions).contains(&tokens) {
         true => Ok(()),
-        false => Err(bad_usage(
+        false => Err(usage_error(
             "--max-new-tokens",
             format!("is {tokens}"),
             format!("give 1 to {positions}, the maximum sequence length of the model"),

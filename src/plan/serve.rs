@@ -23,7 +23,7 @@ use serde_json::json;
 use super::table::{self, DryRunCounts, Wording, duration};
 use super::{Sizes, refuse_new_tokens, request};
 use crate::common::CommonOptions;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 use crate::model::QuantizeFlag;
 use crate::{model, output};
 
@@ -89,7 +89,9 @@ impl PlanServeArgs {
             }));
         }
         table::print_memory(&counts, &machine)?;
-        output::print_line("host memory: up to 1 GiB of vision tokens that are kept for media that come again")?;
+        output::print_line(
+            "host memory: up to 1 GiB for a cache of vision tokens, for media that are requested again",
+        )?;
         output::print_line(format!(
             "\nKV cache: {blocks} blocks of {} tokens; room for {sequences} such sequences, of which {decoding} decode \
              together (--batch-size {batch})",
@@ -115,7 +117,7 @@ impl PlanServeArgs {
         let positions = config.text.max_position_embeddings;
         if tokens + new > positions {
             let what = format!("is {new}, and the prompt has {tokens} of the model's {positions} positions");
-            return Err(bad_usage("--max-new-tokens", what, "lower it, or lower --tokens"));
+            return Err(usage_error("--max-new-tokens", what, "lower it, or lower --tokens"));
         }
         let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
         let device = sizes.device(common)?;

@@ -251,7 +251,7 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
 /// Describes the basis of the predicted times: the ceilings alone, or measured and modelled shares of the ceilings.
 fn assumptions(lines: &[Line], machine: &MachineSpec) -> String {
     let Some(record) = record_of_gpu(&machine.name) else {
-        return "times: every op reaches its ceiling; what a launch costs by itself is not counted".to_string();
+        return "times: every op reaches its ceiling; launch overhead is not counted".to_string();
     };
     let all: f64 = lines.iter().map(|l| l.price.seconds).sum();
     let percent = |wanted: &dyn Fn(&Price) -> bool| {

@@ -13,7 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::args::{BufferFill, BufferIndex, BufferSpec, KernelArgument, TensorMapArgument};
 use super::parameters::KernelParameter;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::output;
 
 /// The buffers and parameters of a launch.
@@ -50,7 +50,7 @@ pub fn bind_arguments(
             kernel.name,
             sizes.join(", ")
         );
-        return Err(bad_usage(
+        return Err(usage_error(
             "--arg",
             what,
             "give one --arg per parameter, in order; more arguments must be buffers of tensor maps",
@@ -62,7 +62,7 @@ pub fn bind_arguments(
     let bytes: u64 = arguments.iter().map(|(_, argument)| argument.buffer_bytes()).sum();
     if bytes > max_bytes {
         let what = format!("the buffers have {bytes} bytes, but the limit is {} MiB", max_bytes >> 20);
-        return Err(bad_usage("--arg", what, "use smaller buffers, or raise --max-memory"));
+        return Err(usage_error("--arg", what, "use smaller buffers, or raise --max-memory"));
     }
     let mut bound =
         BoundArguments { memory: SimMemory::new(), params: vec![0; kernel.param_bytes as usize], buffers: Vec::new() };
@@ -155,7 +155,7 @@ impl BoundArguments {
                 true => "pass the buffer as its own --arg".to_string(),
                 false => format!("the buffers are {}", named.join(", ")),
             };
-            return Err(bad_usage(
+            return Err(usage_error(
                 location,
                 format!("argument {} is not a buffer", name.trim_start_matches("arg")),
                 help,
@@ -165,7 +165,7 @@ impl BoundArguments {
         let blob = map.and_then(|m| m.encode());
         Ok(blob
             .map_err(|e| {
-                bad_usage(
+                usage_error(
                     location,
                     e,
                     "correct the tensor map; the CUDA driver (cuTensorMapEncodeTiled) would reject it too",
@@ -227,7 +227,7 @@ fn stored(file: &Path, tensor: &str, spec: &BufferSpec) -> Result<Vec<u8>> {
     };
     if width(view.dtype()) != Some(spec.dtype.bytes()) {
         let what = format!(
-            "has elements of type {:?}, which have another width than the buffer's type {}",
+            "has elements of type {:?}, whose width differs from that of the buffer's type {}",
             view.dtype(),
             spec.dtype.name()
         );

@@ -6,11 +6,11 @@ use reel_sim::exec::{ExecOptions, LaunchConfig, LaunchError};
 use reel_sim::program::{Kernel, Program};
 
 use super::bind::BoundArguments;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 
 /// A kernel to simulate, with its launch configuration and initial memory.
 #[derive(Debug)]
-pub struct SimCase {
+pub struct PreparedLaunch {
     /// The file's path as the user gave it.
     pub file: String,
     pub ptx: String,
@@ -26,7 +26,7 @@ pub struct SimCase {
     pub threads: usize,
 }
 
-impl SimCase {
+impl PreparedLaunch {
     /// Runs the kernel once per interleaving and returns the findings and counts. `program` is the case's program or a
     /// mutant of it.
     pub fn check_kernel(&self, program: &Program, options: ExecOptions) -> Result<CheckReport> {
@@ -39,10 +39,10 @@ impl SimCase {
         let kernel = program.kernel(&self.kernel.name)?;
         check::check_kernel(program, &kernel, &self.launch, &self.bound.memory, &plan).map_err(|e| match e {
             LaunchError::Invalid { what, problem } => {
-                bad_usage(&format!("--{what}"), problem, "the CUDA driver would reject this launch too")
+                usage_error(&format!("--{what}"), problem, "the CUDA driver would reject this launch too")
             }
             LaunchError::NotSimulated { what, problem } => {
-                bad_usage(&format!("--{what}"), problem, "give fewer blocks")
+                usage_error(&format!("--{what}"), problem, "give fewer blocks")
             }
             LaunchError::Unsupported { problem } => failed(&self.file, problem, "use less local memory"),
             LaunchError::Memory { what, bytes, limit } => {

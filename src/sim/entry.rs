@@ -3,7 +3,7 @@
 use anyhow::Result;
 use cpp_demangle::Symbol;
 
-use crate::fail::{UsageError, bad_usage};
+use crate::fail::{UsageError, usage_error};
 
 /// Returns the symbol of the kernel that `wanted` names (see `find`); if `wanted` is `None`, the only kernel of the
 /// file.
@@ -11,8 +11,8 @@ pub fn select_kernel_symbol<'a>(wanted: Option<&str>, symbols: &[&'a str], file:
     let Some(wanted) = wanted else {
         return match symbols {
             [only] => Ok(only),
-            [] => Err(bad_usage(file, "has no kernel", "give a file with a __global__ function (.entry in PTX)")),
-            _ => Err(bad_usage(
+            [] => Err(usage_error(file, "has no kernel", "give a file with a __global__ function (.entry in PTX)")),
+            _ => Err(usage_error(
                 "--entry",
                 format!("{file} has {} kernels", symbols.len()),
                 format!("name one of {}", short_list(symbols)),

@@ -93,7 +93,7 @@ fn add_roofline(page: &mut Page, run: &RunDisplay, name: &str, counts: &CountRep
     match roofline_chart(r, name, counts) {
         Some(chart) => page.add_chart(&chart),
         None => page.add(
-            "<p>The kernel has no floating-point operations or no traffic, so it has no place on the roofline.</p>\n",
+            "<p>The kernel has no floating-point operations or no memory traffic, so it cannot be placed on the roofline.</p>\n",
         ),
     }
 }

@@ -8,7 +8,7 @@ use reel_sim::value::ElementType;
 
 use super::args::KernelArgument;
 use super::entry;
-use crate::fail::bad_usage;
+use crate::fail::usage_error;
 
 /// The class of arguments that a parameter takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -111,13 +111,13 @@ impl KernelParameter {
             (KernelArgument::Buffer(_), Integer | Float(_)) => "is a pointer",
             _ => return Ok(()),
         };
-        Err(bad_usage(&format!("--arg {text}"), format!("{given}, but {}", self.describe()), self.help(text)))
+        Err(usage_error(&format!("--arg {text}"), format!("{given}, but {}", self.describe()), self.help(text)))
     }
 
     /// Makes the error for an argument that has `given` bytes instead of the parameter's number of bytes.
     pub fn refuse_size(&self, text: &str, given: usize) -> anyhow::Error {
         let what = format!("has {given} bytes, but {} has {}", self.describe(), self.bytes);
-        bad_usage(&format!("--arg {text}"), what, self.help(text))
+        usage_error(&format!("--arg {text}"), what, self.help(text))
     }
 
     fn describe(&self) -> String {

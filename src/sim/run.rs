@@ -12,14 +12,14 @@ use reel_sim::program::{Kernel, Program, ProgramError};
 
 use super::args::{self, KernelArgument};
 use super::bind::bind_arguments;
-use super::case::SimCase;
+use super::case::PreparedLaunch;
 use super::compiler::{CompilerOptions, UserModule};
 use super::limits::LimitOptions;
 use super::parameters::kernel_parameters;
 use super::quote::SourceQuotes;
 use super::{entry, page, show};
 use crate::common::CommonOptions;
-use crate::fail::{bad_usage, failed};
+use crate::fail::{failed, usage_error};
 use crate::output;
 
 /// The example in the help text of `reel sim run`, which needs no compiler.
@@ -181,7 +181,7 @@ impl SimRunArgs {
     }
 
     /// Compiles the file, allocates the arguments and describes the launch.
-    pub fn prepare_case(&self, common: &CommonOptions) -> Result<SimCase> {
+    pub fn prepare_case(&self, common: &CommonOptions) -> Result<PreparedLaunch> {
         let arguments = self.arguments()?;
         let UserModule { ptx, cuda_source } = self.compiler.module(&self.file, self.arch.as_deref())?;
         let location = self.displayed_path();
@@ -216,7 +216,7 @@ impl SimRunArgs {
             params: bound.params.clone(),
         };
         let interleavings = if self.count_only { 1 } else { self.interleavings };
-        Ok(SimCase {
+        Ok(PreparedLaunch {
             file: location,
             ptx,
             program,
@@ -245,7 +245,7 @@ impl SimRunArgs {
         let sm = number(arch).unwrap_or(target);
         if sm < target {
             let what = format!("GPUs of {arch} cannot run PTX for {}", program.module.target);
-            return Err(bad_usage("--arch", what, format!("use --arch {} or none", program.module.target)));
+            return Err(usage_error("--arch", what, format!("use --arch {} or none", program.module.target)));
         }
         Ok(GpuSpec::for_sm(sm))
     }

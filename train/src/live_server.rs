@@ -8,7 +8,7 @@ use crate::Result;
 
 /// Maximum number of requests that the server decodes together. It is small, because the run waits during each decode
 /// step of the server.
-pub const SERVED_BATCH: usize = 16;
+pub const SERVED_BATCH_SIZE: usize = 16;
 
 /// A server that answers requests with the model in training. The server has its own thread, which uses the device only
 /// during a call of this trait's methods, and between `begin_host_work` and `end_host_work`.

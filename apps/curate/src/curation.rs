@@ -265,13 +265,15 @@ impl Curation {
                     changed = facts
                         .into_iter()
                         .find(|(_, before, now)| before != now)
-                        .map(|(fact, before, now)| format!("was made with {fact} {before}, and now it is {now}"));
+                        .map(|(fact, before, now)| format!("was made with {fact} {before}, but this run uses {now}"));
                 }
             });
         }
         let Some(what) = changed else { return Ok(()) };
         let file = self.options.out.join(format!("{stage}.jsonl"));
-        let help = format!("give the former one, --redo {stage} to start it again, or --accept-changes to mix both");
+        let help = format!(
+            "give the former model and prompt, --redo {stage} to start the stage again, or --accept-changes to keep both kinds of answers"
+        );
         Err(CurateError::output(file.display().to_string(), what, help))
     }
 
@@ -369,7 +371,11 @@ fn refuse_existing(options: &CurationOptions) -> Result<()> {
     let is_curation = out.join(SETTINGS_FILE).exists();
     let location = format!("--out {}", out.display());
     if has_files && !is_curation {
-        return Err(CurateError::output(location, "has files that are not of a curation", "choose another folder"));
+        return Err(CurateError::output(
+            location,
+            "has files that do not belong to a curation",
+            "choose another folder",
+        ));
     }
     if is_curation && options.existing == ExistingCuration::Refuse {
         let help = "continue it with --resume, or start again with --overwrite";
@@ -379,7 +385,7 @@ fn refuse_existing(options: &CurationOptions) -> Result<()> {
         let before = read_settings(out)?;
         if before.recipe != options.recipe {
             let what = "has a curation with another --recipe";
-            return Err(CurateError::output(location, what, "give the former one, or another --out"));
+            return Err(CurateError::output(location, what, "give the recipe of that curation, or another --out"));
         }
     }
     Ok(())

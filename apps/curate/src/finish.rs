@@ -15,7 +15,7 @@ use crate::recipe::StageName;
 use crate::record::Status;
 use crate::row_layout::RowLayout;
 use crate::rows::{CurationRow, Question};
-use crate::similarity::{KnownSimilarities, VisualSimilarity, chain_similarity};
+use crate::similarity::{SimilarityCache, VisualSimilarity, chain_similarity};
 use crate::summary::Summary;
 use crate::table::write_parquet;
 use crate::{CurateError, Result};
@@ -68,7 +68,7 @@ impl Curation {
     /// A file cannot be written.
     pub fn finish(&self, mut model: Option<&mut dyn VisualSimilarity>) -> Result<(Summary, Vec<FinishedRow>)> {
         let mut filters = Filters::new(self.options.filters);
-        let mut known = KnownSimilarities::open(&self.options.out);
+        let mut known = SimilarityCache::open(&self.options.out);
         let mut finished = Vec::with_capacity(self.rows.len());
         for (i, row) in self.rows.iter().enumerate() {
             let mut end = FinishedRow {
@@ -118,7 +118,7 @@ impl Curation {
         let question = self.rows[row].question.as_ref().map_err(unusable)?;
         let first = self.first_rows[&question.key];
         if first != row {
-            let what = format!("it has the video and the question of {}", self.rows[first].location);
+            let what = format!("its video and question are those of the earlier row {}", self.rows[first].location);
             return Err(Outcome::Rejected(Reason::DuplicateRow, what));
         }
         let mut chains = Vec::new();
@@ -143,7 +143,7 @@ impl Curation {
         &self,
         question: &Question,
         chain: &Chain,
-        known: &mut KnownSimilarities,
+        known: &mut SimilarityCache,
         model: &mut Option<&mut dyn VisualSimilarity>,
     ) -> Result<f32, SimilarityError> {
         let Some(model) = model.as_deref_mut() else {
@@ -157,7 +157,7 @@ impl Curation {
             let frames = frames.map_err(|e| e.to_string())?;
             chain_similarity(model, &text, &frames.frames)
         };
-        let value = known.get_or(&id, &question.key, &text, compute).map_err(SimilarityError::OfRun)?;
+        let value = known.get_or_compute(&id, &question.key, &text, compute).map_err(SimilarityError::OfRun)?;
         value.map_err(SimilarityError::OfRow)
     }
 

@@ -84,7 +84,7 @@ impl StagePrompt {
 
 impl ResponseFormat {
     /// The value of `response_format` in a request for a description; `None` leaves the field out.
-    pub fn of_descriptions(self) -> Option<Value> {
+    pub fn description_response_format(self) -> Option<Value> {
         match self {
             Self::None => None,
             Self::Json => Some(json!({"type": "json_object"})),

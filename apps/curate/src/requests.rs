@@ -54,7 +54,7 @@ impl RequestMaker<'_> {
         };
         messages.push(json!({"role": "user", "content": content}));
         let is_description = self.stage == StageName::Caption;
-        let format = is_description.then(|| self.response_format.of_descriptions()).flatten();
+        let format = is_description.then(|| self.response_format.description_response_format()).flatten();
         Ok(ChatRequest { messages, max_tokens: prompt.max_tokens, params: prompt.params(format, self.seed) })
     }
 

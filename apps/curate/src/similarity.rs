@@ -45,13 +45,13 @@ struct Line {
 
 /// The similarities that earlier runs and this run have computed.
 #[derive(Debug)]
-pub struct KnownSimilarities {
+pub struct SimilarityCache {
     path: PathBuf,
     known: HashMap<String, f32>,
     file: Option<File>,
 }
 
-impl KnownSimilarities {
+impl SimilarityCache {
     /// Reads the values of earlier runs. A line that cannot be read is skipped, and its value is computed again when it
     /// is needed.
     pub fn open(out: &Path) -> Self {
@@ -65,7 +65,7 @@ impl KnownSimilarities {
     ///
     /// # Errors
     /// The file cannot be written. The inner `Err` is the error of `compute`.
-    pub fn get_or(
+    pub fn get_or_compute(
         &mut self,
         model: &str,
         row: &str,
@@ -107,8 +107,8 @@ mod tests {
         for (model, row, chain, count) in
             [("m", "1", "a", 1), ("m", "1", "a", 1), ("n", "1", "a", 2), ("m", "2", "a", 3), ("m", "1", "b", 4)]
         {
-            let mut known = KnownSimilarities::open(dir.path());
-            let value = known.get_or(model, row, chain, || {
+            let mut known = SimilarityCache::open(dir.path());
+            let value = known.get_or_compute(model, row, chain, || {
                 computed += 1;
                 Ok(0.1 + 0.2 * count as f32)
             });
@@ -117,7 +117,7 @@ mod tests {
             let mut file = OpenOptions::new().append(true).open(dir.path().join("similarity.jsonl")).unwrap();
             file.write_all(b"\n{\"key\": \"x").unwrap();
         }
-        let failed = KnownSimilarities::open(dir.path()).get_or("m", "9", "a", || Err("no frames".into()));
+        let failed = SimilarityCache::open(dir.path()).get_or_compute("m", "9", "a", || Err("no frames".into()));
         assert_eq!(failed.unwrap(), Err("no frames".to_string()));
     }
 }

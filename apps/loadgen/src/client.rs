@@ -41,7 +41,7 @@ impl FromStr for ServerUrl {
         let authority = uri.authority().filter(|authority| !authority.host().is_empty());
         let Some(authority) = authority else { return Err(wrong("names no host")) };
         if authority.as_str().contains('@') {
-            return Err(wrong("has a user name, which is not sent"));
+            return Err(wrong("has a user name, but this client sends no user name"));
         }
         if uri.query().is_some() {
             return Err(wrong("has a query"));

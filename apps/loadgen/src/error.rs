@@ -40,7 +40,7 @@ pub enum LoadError {
         address: String,
     },
     /// The runtime of the client cannot start.
-    #[error("client: {0}; check the limits of this user (ulimit -a)")]
+    #[error("cannot start the HTTP client: {0}; check the limits of this user (ulimit -a)")]
     Io(#[from] std::io::Error),
 }
 

@@ -47,7 +47,7 @@ impl RequestBodies {
             return Err(LoadError::Setting { option: "--extra-body", what, help: "leave that field out" });
         }
         if settings.endpoint == Endpoint::Completions && !settings.media.is_empty() {
-            let what = "carries only text, no image and no video".to_string();
+            let what = "accepts only text, but images or videos are given".to_string();
             return Err(LoadError::Setting { option: "--endpoint completions", what, help: "use --endpoint chat" });
         }
         let mut fields = Map::new();

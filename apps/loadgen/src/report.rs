@@ -223,7 +223,10 @@ impl LoadReport {
             0 => {}
             n => {
                 let asked = self.settings.output_tokens;
-                notes.push(format!("{} ended before {asked} tokens; --ignore-eos asks for all", requests(n)));
+                notes.push(format!(
+                    "{} ended before {asked} tokens; --ignore-eos makes the server generate all of them",
+                    requests(n)
+                ));
             }
         }
         let gaps = self.answers.iter().map(|answer| answer.gaps.len()).sum::<usize>();
@@ -233,9 +236,10 @@ impl LoadReport {
         }
         match self.answers_without_usage() {
             0 => {}
-            n => {
-                notes.push(format!("the server did not count the tokens of {}: their events were counted", requests(n)))
-            }
+            n => notes.push(format!(
+                "the server did not report the number of tokens of {}; events were counted instead",
+                requests(n)
+            )),
         }
         notes
     }

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! No launch reaches more than 100 % of a ceiling: a launch that is faster than the measured ceilings allow raises the
-//! ceilings ([`Ceilings::raised_to`]), because they were measured too low. The ceilings of a GPU never exceed its data
+//! ceilings ([`Ceilings::raised_to_measured_launches`]), because they were measured too low. The ceilings of a GPU never exceed its data
 //! sheet: if a launch seems faster than the data sheet allows, its operations or bytes are counted wrong
 //! ([`crate::machine::PublishedLimits`]).
 
@@ -178,7 +178,7 @@ impl Ceilings {
     /// These ceilings, raised just enough that the least time of the launches of the kernel `name` is at most their
     /// measured time, `totals.seconds`.
     #[must_use]
-    pub fn raised_to(mut self, name: &str, totals: &OpTotals, dtype: DType) -> Self {
+    pub fn raised_to_measured_launches(mut self, name: &str, totals: &OpTotals, dtype: DType) -> Self {
         let seconds = totals.seconds;
         if seconds.is_nan() || seconds <= 0.0 {
             return self;
@@ -294,7 +294,7 @@ mod tests {
             let mut operands = OperandReads::default();
             operands.add(&OperandRead { bytes: bytes * weights, cycle });
             let totals = OpTotals { launches, cost, operands, seconds, ..OpTotals::default() };
-            let raised = machine.raised_to("matmul_fwd", &totals, dtype);
+            let raised = machine.raised_to_measured_launches("matmul_fwd", &totals, dtype);
             let floor = raised.roofline_seconds_of_launches("matmul_fwd", &totals, dtype);
             prop_assert!(floor <= seconds * (1.0 + 1e-9), "{floor} {seconds}");
             let floor = machine.roofline_seconds_of_launches("matmul_fwd", &totals, dtype);

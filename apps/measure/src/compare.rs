@@ -58,7 +58,11 @@ pub fn compare_results(a: &Path, b: &Path) -> Result<ResultComparison> {
     }
     differs.extend(second.iter().map(|other| format!("{} is only in {}", other.name, b.display())));
     if verdicts.is_empty() {
-        return Err(failed(b.display().to_string(), format!("has no measurement that {} has too", a.display()), HELP));
+        return Err(failed(
+            b.display().to_string(),
+            format!("has no measurement in common with {}", a.display()),
+            HELP,
+        ));
     }
     let moved = op_changes(&before, &after);
     Ok(ResultComparison { verdicts, differs, moved, before, after })
@@ -86,7 +90,7 @@ impl ResultComparison {
         let verdicts = self.verdicts.iter().map(|(difference, a, b)| verdict_line(difference, a, b));
         let mut lines: Vec<String> = verdicts.collect();
         lines.extend(self.differs.iter().map(|what| format!("measured under different conditions: {what}")));
-        lines.push("one process each, and processes of one program differ, too: --with compares programs".to_string());
+        lines.push("each result comes from one process, and processes of one program also differ; use --with to compare programs".to_string());
         for m in self.moved.iter().take(MAX_OP_CHANGES) {
             let [a, b] = m.seconds.map(milliseconds);
             let mut line = String::new();

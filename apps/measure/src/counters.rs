@@ -55,7 +55,7 @@ impl KernelCounters {
             return format!("{part} {percent:.0} %");
         }
         let warps = self.metrics.get("Achieved Occupancy").map(|w| format!(", Achieved Occupancy {w:.0} %"));
-        format!("waits: {part} {percent:.0} % is the busiest part{}", warps.unwrap_or_default())
+        format!("limited by waiting; the busiest part is {part} at {percent:.0} %{}", warps.unwrap_or_default())
     }
 
     /// These counters as JSON.
@@ -88,7 +88,7 @@ pub fn read_counters(ncu: &Path, program: &Path, arguments: &[String]) -> Result
         Ok(status) if status.success() && !found.is_empty() => Ok(found),
         Ok(status) => {
             let said = text.lines().find_map(|line| line.strip_prefix("==ERROR== "));
-            let what = said.map_or_else(|| format!("it ended with {status} and no counters"), str::to_string);
+            let what = said.map_or_else(|| format!("ncu ended with {status} and reported no counters"), str::to_string);
             Err(failed(ncu.display().to_string(), what, "allow this user to read counters, or give --no-counters"))
         }
         Err(e) => Err(failed(ncu.display().to_string(), e.to_string(), "give --no-counters")),

@@ -85,7 +85,7 @@ pub fn raised_ceilings(kernel: &TimedKernel, ceilings: Ceilings, limits: Option<
     let from_memory = Ceilings { cache: None, ..ceilings };
     let (cost, seconds) = (kernel.cost, kernel.timed.median_seconds());
     let totals = OpTotals { launches: 1, cost, seconds, ..OpTotals::default() };
-    let raised = from_memory.raised_to(kernel.kernel, &totals, kernel.dtype);
+    let raised = from_memory.raised_to_measured_launches(kernel.kernel, &totals, kernel.dtype);
     let raised = limits.map_or(raised, |limits| raised.at_most(&limits.rates));
     Ceilings { cache: ceilings.cache, ..raised }
 }

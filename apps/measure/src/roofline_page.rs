@@ -193,7 +193,7 @@ fn render(machine: &MachineSpec, is_of_gpu: bool, mut rows: Vec<PageRow>, others
     page.add_chart(&roofline_chart(&machine.name.to_uppercase(), &machine.ceilings, points.collect()));
     page.add_table(&table(&rows, is_measured, is_of_gpu));
     if !others.is_empty() {
-        let summary = format!("{} kernels that the run does not have, with modelled times", others.len());
+        let summary = format!("{} kernels that did not run, with modelled times", others.len());
         page.add(&format!("<details><summary>{summary}</summary>\n"));
         page.add_table(&table(&others, false, is_of_gpu));
         page.add("</details>\n");

@@ -72,7 +72,7 @@ pub fn time_rounds(
     let cores = (!device.capabilities().async_launches).then(|| Team::new(ceilings::core_count()));
     let mut handovers = Vec::new();
     let timed = |_| {
-        handovers.extend(cores.as_ref().and_then(limits::handover_seconds));
+        handovers.extend(cores.as_ref().and_then(limits::cache_line_handover_seconds));
         round()
     };
     let samples = (0..count).map(timed).collect::<Result<Vec<f64>>>();
@@ -115,7 +115,9 @@ fn ceilings_of_round(
     dtype: DType,
     fastest: f64,
 ) -> Ceilings {
-    let raise = |ceilings: Ceilings, (name, t): (&&'static str, &OpTotals)| ceilings.raised_to(name, t, dtype);
+    let raise = |ceilings: Ceilings, (name, t): (&&'static str, &OpTotals)| {
+        ceilings.raised_to_measured_launches(name, t, dtype)
+    };
     let raised = totals.iter().fold(measured, raise);
     let raised = raised.raised_to_measured_round(raised.roofline_floor_of_profile(totals, dtype).seconds, fastest);
     limits.map_or(raised, |limits| raised.at_most(&limits.rates))
@@ -221,7 +223,7 @@ pub fn result_headline(result: &Value) -> String {
         true => String::new(),
         false => {
             let [least, _, most] = stats::min_median_max(&times);
-            format!(", {least:.0} to {most:.0} ns from core to core")
+            format!(", core-to-core latency {least:.0} to {most:.0} ns")
         }
     };
     let share = ops::share_text(result["roofline"]["share"].as_f64());

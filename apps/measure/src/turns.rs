@@ -68,7 +68,7 @@ impl ProgramTurns {
     pub fn text(&self) -> String {
         let line = |(one, d): (&Measured, TimeDifference)| {
             let few = match d.too_few {
-                true => format!("; fewer than {} turns cannot tell", stats::MIN_TURNS),
+                true => format!("; at least {} turns are needed for a verdict", stats::MIN_TURNS),
                 false => String::new(),
             };
             let [a, b] = [0, 1].map(|i| milliseconds(stats::median(&one.seconds[i])));

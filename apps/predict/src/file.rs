@@ -91,7 +91,7 @@ struct Paths {
 }
 
 /// The files that a run with the output file `out` writes or replaces besides `out`.
-pub fn paths_beside(out: &Path) -> [PathBuf; 4] {
+pub fn companion_paths(out: &Path) -> [PathBuf; 4] {
     let Paths { settings, partial, partial_settings, early, .. } = Paths::of(out);
     [settings, partial, partial_settings, early]
 }
@@ -298,7 +298,7 @@ impl PredictionFile {
     pub(super) fn unanswered(&self, count: usize, failure: &str) -> TrainError {
         let lines = self.lines + self.waiting.len();
         let rows = self.settings.rows();
-        let what = format!("has answers of {lines} of {rows} rows; {count} asked rows have none: {failure}");
+        let what = format!("has answers for {lines} of {rows} rows; {count} requests were not answered: {failure}");
         TrainError::output(
             self.paths.partial.display().to_string(),
             what,
@@ -317,7 +317,11 @@ impl PredictionFile {
             return refuse(partial, "is the unfinished output of an earlier run", help);
         }
         match out.exists() {
-            true => refuse(out, "exists", "choose another file, or give --overwrite, or --resume if it is of this run"),
+            true => refuse(
+                out,
+                "exists",
+                "choose another file, or give --overwrite, or --resume if an earlier part of this run wrote it",
+            ),
             false => Ok(()),
         }
     }
@@ -375,7 +379,7 @@ fn read_lines(file: &Path, rows: usize, columns: &impl Fn(usize) -> Map<String, 
         }
         let location = || format!("{}:{}", file.display(), found.lines + 1);
         if found.lines == rows {
-            return Err(changed(location(), "is a line more than the data has rows".into()));
+            return Err(changed(location(), "is one line too many: the data has fewer rows".into()));
         }
         let Ok(mut row) = serde_json::from_slice::<Map<String, Value>>(&line) else {
             return Err(changed(location(), "is not JSON".into()));

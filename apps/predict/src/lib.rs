@@ -24,7 +24,7 @@ mod settings;
 mod tests;
 
 pub use endpoint::{EndpointRun, EndpointSummary};
-pub use file::{ExistingOutput, PredictionFile, paths_beside};
+pub use file::{ExistingOutput, PredictionFile, companion_paths};
 pub use prompts::RowPrompts;
 pub use requests::{ChatRequests, VideoForm};
 pub use run::{PredictionRun, PredictionSummary, SamplingSettings};

@@ -91,7 +91,7 @@ impl SampleSource for ChatRequests {
             let help = "write the prompt as a list of messages";
             return Err(SampleError::row(
                 format!("{location}: prompt"),
-                "is a text, which a chat server has no place for",
+                "is a plain text, but a chat server takes only messages",
                 help,
             ));
         };

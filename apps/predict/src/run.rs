@@ -169,7 +169,8 @@ impl PredictionRun<'_> {
         let SamplingSettings { params, max_new_tokens, n, stop: strings } = &self.sampling;
         let (tokens, positions) = (prompt.len(), self.prompts.bundle().config.text.max_position_embeddings);
         let max_new_tokens = new_tokens_within_positions(positions, tokens, None, *max_new_tokens).map_err(|_| {
-            let what = format!("has {tokens} tokens, which leave no answer in the model's {positions} positions");
+            let what =
+                format!("has {tokens} tokens, which leave no room for an answer in the model's {positions} positions");
             Diagnostic::new("prompt", what, "shorten the prompt, or take fewer frames or pixels")
         })?;
         let stop_condition = || match stop {

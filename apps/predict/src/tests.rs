@@ -133,7 +133,7 @@ fn sorted_lines(bytes: &[u8]) -> Vec<String> {
 /// Turns the files of a complete run into the files of a run that was killed after it wrote `bytes` bytes of lines.
 fn kill_after(out: &Path, bytes: usize) {
     let lines = fs::read(out).unwrap();
-    let [settings, partial, partial_settings, _] = paths_beside(out);
+    let [settings, partial, partial_settings, _] = companion_paths(out);
     fs::write(partial, &lines[..bytes]).unwrap();
     fs::remove_file(out).unwrap();
     fs::rename(settings, partial_settings).unwrap();
@@ -230,7 +230,7 @@ fn rows_that_cannot_be_used_get_a_line_with_their_error() {
 fn resume_requires_the_same_settings_and_unchanged_lines() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
-    let [settings, partial, partial_settings, _] = paths_beside(&out);
+    let [settings, partial, partial_settings, _] = companion_paths(&out);
     write_rows(&data, &rows());
     // No output exists: the run starts with the first row.
     assert_eq!(predict(&data, &out, RESUME).unwrap().resumed_after, 0);
@@ -295,7 +295,7 @@ fn output_must_be_a_regular_file_that_no_other_process_writes() {
     let e = predict(&data, &out, OPTIONS).unwrap_err();
     assert!(matches!(e, TrainError::Output(_)) && e.to_string().contains("is in use by process"), "{e}");
     drop(lock);
-    let [_, partial, ..] = paths_beside(&out);
+    let [_, partial, ..] = companion_paths(&out);
     fs::write(&partial, "of another program").unwrap();
     for existing in [ExistingOutput::Refuse, ExistingOutput::Resume] {
         assert!(predict(&data, &out, Options { existing, ..OPTIONS }).is_err());

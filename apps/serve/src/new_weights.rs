@@ -76,7 +76,7 @@ impl CheckedFiles {
 /// The text that says how a value differs from the value of the model in service.
 fn differs(other: &str, own: &str) -> String {
     match other == own {
-        true => format!("is {other}, and is a special token in only one of this model and the model in service"),
-        false => format!("is {other}, and the model in service has {own}"),
+        true => format!("is {other} in both models, but a special token in only one of them"),
+        false => format!("is {other}, but the model that is served has {own}"),
     }
 }

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     );
     match report(&cases, &arguments) {
         Ok((bad, all)) => {
-            eprintln!("{all} instructions, {bad} wrong");
+            eprintln!("{all} instructions, {bad} with different results");
             if bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(e) => {

@@ -284,7 +284,7 @@ impl Device {
         match self.current_capture().as_ref() {
             None => Ok(()),
             Some(_) => Err(DeviceError::Failed(format!(
-                "graph capture: {operation} is not possible here, because a captured graph holds launches only"
+                "graph capture: {operation} is not possible here; a captured graph can only contain launches"
             ))),
         }
     }

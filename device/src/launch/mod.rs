@@ -22,7 +22,7 @@ pub use cost::Cost;
 pub use dtype::{DType, Element};
 pub use matmul::{GROUP_ROWS, INT8_GROUP, Matmul, Operand, ProductCode, WeightGroups, group_elements};
 pub use params::{Addr, CType, Padding, ParamField, Params, TensorMapSlot};
-pub use row_keys::{CostOfKeys, RowKeys};
+pub use row_keys::{CostOfKeys, RowKeyCounts};
 pub use source::Source;
 pub use stage::{Arch, Stage, TensorMapError};
 pub use table::{AddressTable, ArrayEntry, Chunk, chunks};

@@ -9,7 +9,7 @@ use crate::Cost;
 /// changes them ([`crate::advance`]); its cost needs them on the host. Clones and ranges of this value share the
 /// numbers.
 #[derive(Clone, Debug)]
-pub struct RowKeys {
+pub struct RowKeyCounts {
     all: Arc<Mutex<Vec<KeysOfRow>>>,
     rows: Range<usize>,
 }
@@ -21,17 +21,17 @@ struct KeysOfRow {
     limit: usize,
 }
 
-impl RowKeys {
+impl RowKeyCounts {
     /// Makes the numbers of `rows` rows that are not in use.
-    pub fn new(rows: usize) -> RowKeys {
-        RowKeys { all: Arc::new(Mutex::new(vec![KeysOfRow::default(); rows])), rows: 0..rows }
+    pub fn new(rows: usize) -> RowKeyCounts {
+        RowKeyCounts { all: Arc::new(Mutex::new(vec![KeysOfRow::default(); rows])), rows: 0..rows }
     }
 
     /// Returns rows `first .. first + rows` of these rows, which share the numbers.
     #[must_use]
-    pub fn range(&self, first: usize, rows: usize) -> RowKeys {
+    pub fn range(&self, first: usize, rows: usize) -> RowKeyCounts {
         let start = self.rows.start + first;
-        RowKeys { all: self.all.clone(), rows: start..(start + rows).min(self.rows.end) }
+        RowKeyCounts { all: self.all.clone(), rows: start..(start + rows).min(self.rows.end) }
     }
 
     /// Sets the number of keys of these rows, and the number of keys at which each row ends.
@@ -61,7 +61,7 @@ impl RowKeys {
 #[derive(Clone, Debug)]
 pub struct CostOfKeys {
     /// The rows.
-    pub rows: RowKeys,
+    pub rows: RowKeyCounts,
     /// The number of keys that [`KernelLaunch::cost`](super::KernelLaunch::cost) counts: the maximum of all rows
     /// together.
     pub max_keys: f64,
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn ranges_count_the_same_rows_and_a_row_ends_at_its_limit() {
-        let all = RowKeys::new(3);
+        let all = RowKeyCounts::new(3);
         let last = all.range(1, 2);
         last.assign([(10, 11), (5, 100)].into_iter());
         assert_eq!((all.total(), all.range(0, 1).total(), last.range(1, 1).total()), (15, 0, 5));

@@ -16,7 +16,7 @@ use reel_model::init::{InitOptions, Preset, init};
 use reel_model::lora::{self, Adapter, AdapterFolder, AdapterSource, LinearLayer, LoraSpec};
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::save::{SmallFiles, TensorSpec};
+use reel_model::save::{ConfigAndTokenizerFiles, TensorSpec};
 
 /// A model folder with bf16 weights, because the skinny GEMM kernels of decode steps need bf16.
 pub fn folder() -> PathBuf {
@@ -59,7 +59,7 @@ pub fn with_adapter(base: &Qwen25Vl, device: &Device, dtype: DType, adapter: &Te
     };
     let tensors: Vec<TensorSpec> = spec.target_layers(&base.config).unwrap().iter().flat_map(spec_of).collect();
     let dir = tempfile::tempdir().unwrap();
-    let (small_files, naming) = (SmallFiles::read(&folder()).unwrap(), TensorNaming::Classic);
+    let (small_files, naming) = (ConfigAndTokenizerFiles::read(&folder()).unwrap(), TensorNaming::Classic);
     lora::save(
         dir.path(),
         AdapterFolder { spec: &spec, base: "base", small_files: &small_files, naming },

@@ -59,7 +59,7 @@ pub struct Task {
     pub published: Vec<PublishedScore>,
     /// The text of the file, for a task that is not built in.
     #[serde(skip)]
-    pub own_text: Option<String>,
+    pub user_file_text: Option<String>,
 }
 
 /// The text around a question.
@@ -181,7 +181,7 @@ impl Task {
         let text = input::read_text(path, input::MAX_CONFIG_BYTES)
             .map_err(|e| EvalError::Task(Diagnostic::cannot_read(path, &e)))?;
         let task = Self::parse(&path.display().to_string(), &text)?;
-        Ok(Self { own_text: Some(text), ..task })
+        Ok(Self { user_file_text: Some(text), ..task })
     }
 
     /// Parses the text of a task file; `location` names it in error messages.
@@ -241,7 +241,7 @@ impl Task {
 
     /// The task (part of the benchmark) to which a row category belongs, for benchmarks whose official score is a mean
     /// over tasks; `None` for the others.
-    pub fn part_of_category<'c>(&'c self, category: &'c str) -> Option<&'c str> {
+    pub fn subtask_of_category<'c>(&'c self, category: &'c str) -> Option<&'c str> {
         let is_part = |name: &&String| category.strip_prefix(&name[..]).is_some_and(|rest| rest.starts_with('_'));
         let merged = self.score.merged_categories.iter().find(is_part).map(String::as_str);
         self.score.task_mean.then(|| merged.unwrap_or(category))
@@ -277,9 +277,9 @@ mod tests {
     #[test]
     fn direction_categories_are_one_part() {
         let tasks = Task::from_names("vsibench,mvbench").unwrap();
-        assert_eq!(tasks[0].part_of_category("object_rel_direction_hard"), Some("object_rel_direction"));
-        assert_eq!(tasks[0].part_of_category("object_rel_distance"), Some("object_rel_distance"));
-        assert_eq!(tasks[1].part_of_category("object_rel_direction_hard"), None);
+        assert_eq!(tasks[0].subtask_of_category("object_rel_direction_hard"), Some("object_rel_direction"));
+        assert_eq!(tasks[0].subtask_of_category("object_rel_distance"), Some("object_rel_distance"));
+        assert_eq!(tasks[1].subtask_of_category("object_rel_direction_hard"), None);
     }
 
     const TASK: &str = r#"

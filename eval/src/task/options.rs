@@ -46,7 +46,7 @@ impl Options {
             _ => return Err("is not a list of options".into()),
         };
         if listed.len() > letters().count() {
-            return Err(format!("has {} options; at most 26 have letters", listed.len()));
+            return Err(format!("has {} options; at most 26 are supported (A to Z)", listed.len()));
         }
         let marked =
             listed.iter().zip(letters()).all(|(text, letter)| mark(text).is_some_and(|(own, _)| own == letter));
@@ -87,7 +87,7 @@ impl Options {
                 if let Some(index) = index.filter(|_| !rest.is_empty())
                     && !equal(&self.texts[index], rest)
                 {
-                    return Err(format!("`{short}` has another text than option {letter}"));
+                    return Err(format!("`{short}` does not have the text of option {letter}"));
                 }
                 index
             }

@@ -118,7 +118,8 @@ impl IsolatedTemplate {
 /// the worker ended.
 fn start(program: &Program, setup: &Setup) -> Result<Result<Worker, String>, String> {
     let started = Worker::start(program, &TEMPLATE_WORKER);
-    let mut worker = started.map_err(|e| format!("no process to render it can be started: {e}"))?;
+    let mut worker =
+        started.map_err(|e| format!("the worker process that renders the template cannot be started: {e}"))?;
     let compiled = ask(&mut worker, &Job::<_, &RenderInput>::Compile(setup))?;
     Ok(compiled.map(|_| worker))
 }
@@ -133,13 +134,13 @@ fn ask(worker: &mut Worker, job: &impl Serialize) -> Result<Result<String, Strin
     let sent = worker.send(job, None, REPLY_TIMEOUT);
     match sent.and_then(|()| worker.receive::<Result<(), String>>(MAX_REPLY_BYTES, &mut prompt)) {
         Ok(reply) => Ok(reply.map(|()| String::from_utf8_lossy(&prompt).into_owned())),
-        Err(Failure::Invalid) => Err("the process that renders it sent an invalid reply".to_string()),
+        Err(Failure::Invalid) => Err("the worker process that renders the template sent an invalid reply".to_string()),
         Err(Failure::Timeout) => Err(format!("it takes more than {} s", REPLY_TIMEOUT.as_secs())),
         Err(Failure::Ended(end)) => Err(match end.signal {
             Some(SIGXCPU | SIGKILL) => format!("it takes more than {CPU_SECONDS} s of processor time"),
             // A stack overflow and a failed allocation both end in abort (6) or a segmentation fault (11).
             Some(_) => format!("it needs more than {} MiB of memory", MEMORY_BYTES >> 20),
-            None => "the process that renders it ended unexpectedly".to_string(),
+            None => "the worker process that renders the template ended unexpectedly".to_string(),
         }),
     }
 }

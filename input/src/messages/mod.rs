@@ -117,8 +117,12 @@ impl VideoPart {
         match asked.into_iter().find_map(|(key, asked)| Some((key, asked?))) {
             None => Ok(()),
             Some((key, asked)) => {
-                let what = format!("is a list of {frames} frames, all of which are taken, and {key} asks for {asked}");
-                Err(InputError::messages(&self.location, what, format!("give these frames alone, and remove {key}")))
+                let what = format!("is a list of {frames} frames, all of which are used, but {key} asks for {asked}");
+                Err(InputError::messages(
+                    &self.location,
+                    what,
+                    format!("list only the frames to use, and remove {key}"),
+                ))
             }
         }
     }

@@ -60,7 +60,7 @@ pub(crate) fn address<'a>(
         }
     }
     let limits = limits.union(overrides(&location, object)?).map_err(|e| {
-        let what = format!("is {}, and {} in the part itself", e.other, e.own);
+        let what = format!("is {} here, but {} in the part itself", e.other, e.own);
         InputError::messages(format!("{location}: {}", e.key), what, "give it in one place")
     })?;
     Ok((Some(object.get("url").unwrap_or(value)), limits))
@@ -69,7 +69,7 @@ pub(crate) fn address<'a>(
 /// The error for an unknown key.
 fn unknown_key(location: &str, key: &str, known: &[&str]) -> InputError {
     let help = format!("remove it; the keys that set frames and pixels here are {}", known.join(", "));
-    InputError::messages(format!("{location}: {key}"), "is not a key that is read", help)
+    InputError::messages(format!("{location}: {key}"), "is an unknown key", help)
 }
 
 /// Refuses unknown keys in image and video parts, because a misspelt limit would have no effect. The parts themselves

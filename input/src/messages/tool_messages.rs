@@ -31,7 +31,7 @@ pub(crate) fn read_tool_calls(location: &str, role: &str, mut keys: Map<String, 
             }
         }
         Some(Value::Array(_)) => {
-            let what = format!("has tool_calls, and the role {role}");
+            let what = format!("has tool_calls, but its role is {role}");
             return Err(InputError::messages(location, what, "give them in a message of the assistant"));
         }
         Some(_) => {
@@ -141,8 +141,12 @@ impl Conversation {
             let help = "give the id of a call in the assistant's message before it";
             match message.others.get("tool_call_id") {
                 Some(Value::String(id)) if open.contains(&id.as_str()) => {}
-                Some(Value::String(id)) => return wrong(format!("has the tool_call_id {id:?} of no call"), help),
-                Some(Value::Null) | None => return wrong("is a tool's result without `tool_call_id`".into(), help),
+                Some(Value::String(id)) => {
+                    return wrong(format!("has the tool_call_id {id:?}, but no tool call before it has this id"), help);
+                }
+                Some(Value::Null) | None => {
+                    return wrong("is the result of a tool call, but has no `tool_call_id`".into(), help);
+                }
                 Some(id) => return wrong(format!("has the tool_call_id {id}"), help),
             }
         }

@@ -243,7 +243,7 @@ impl Fields<'_> {
             return Err(format!("the type is `{kind}`, not `BPE`"));
         }
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
-            return Err("dropout is set: the same text would get other tokens each time".to_string());
+            return Err("dropout is set, so the same text would be split into different tokens each time".to_string());
         }
         if self.byte_fallback {
             return Err("byte_fallback is set; a byte-level tokenizer has a token for each byte".to_string());

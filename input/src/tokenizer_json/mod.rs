@@ -149,7 +149,7 @@ pub fn check_unigram(bytes: &[u8]) -> Result<(), Fault> {
     }
     match Content::<Model>::parse(bytes)?.model.kind.as_str() {
         "Unigram" => Ok(()),
-        other => Err(("model", format!("has the type `{other}`; that of SigLIP is `Unigram`"))),
+        other => Err(("model", format!("has the type `{other}`, but SigLIP needs the type `Unigram`"))),
     }
 }
 

@@ -186,7 +186,7 @@ impl HeadsMap {
         let dims = [u64::from(columns), self.tokens, u64::from(groups), u64::from(self.heads)];
         let strides = [head_bytes * u64::from(self.heads), 2 * u64::from(columns), head_bytes];
         let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &[columns, rows, box_groups, 1], swizzle);
-        let map = map.expect("strides are multiples of 32, and there are tokens");
+        let map = map.expect("a valid tensor map: strides are multiples of 32 bytes, and there are tokens");
         TensorMap { address: self.tensor.0, l2_promotion: L2Promotion::B256, ..map }
     }
 }

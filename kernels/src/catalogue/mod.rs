@@ -53,7 +53,11 @@ mod tests {
             let examples = folder.examples();
             let shown: BTreeSet<&str> = examples.iter().map(|e| e.launch.kernel.name).collect();
             let declared = declared(folder.module);
-            assert!(declared.is_empty() || shown == declared, "{}: {shown:?}, not {declared:?}", folder.name);
+            assert!(
+                declared.is_empty() || shown == declared,
+                "{}: examples of {shown:?}, but `kernel!` declares {declared:?}",
+                folder.name
+            );
             assert_eq!(shown.len(), examples.len(), "{}: one example a kernel", folder.name);
             assert!(folder.documentation().len() > 50, "{}", folder.name);
         }

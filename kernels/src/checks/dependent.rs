@@ -174,11 +174,15 @@ fn check_early_launches(folder: &str, is_used: fn(&str) -> bool, weights: &[&str
     for (symbol, launches) in launches {
         for launch in &launches {
             let want = run_after_writer(unit.program(), launch, weights, false, 0);
-            let want = want.unwrap_or_else(|finding| panic!("{symbol} alone: {finding}"));
+            let want = want
+                .unwrap_or_else(|finding| panic!("{symbol}, started after the previous launch has ended: {finding}"));
             for seed in seeds.by_ref().take(COMPLETION_TIMINGS.len()) {
                 match run_after_writer(unit.program(), launch, weights, true, seed) {
-                    Ok(got) => assert!(got == want, "{symbol}: an early launch has other results"),
-                    Err(finding) => panic!("{symbol} started early: {finding}"),
+                    Ok(got) => assert!(
+                        got == want,
+                        "{symbol}: a launch that starts before the previous launch has ended has other results"
+                    ),
+                    Err(finding) => panic!("{symbol}, started before the previous launch has ended: {finding}"),
                 }
             }
         }

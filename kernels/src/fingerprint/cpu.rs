@@ -26,7 +26,7 @@ simd_fn! {
         let (groups, words) = words.as_chunks::<LANES>();
         let mut at = before;
         for group in groups {
-            prefetch::read_ahead(group);
+            prefetch::prefetch_read(group);
             for i in 0..LANES {
                 lanes[i] = lanes[i].wrapping_add(mixed(u64::from_le_bytes(group[i]), at + 1 + i as u64));
             }

@@ -89,7 +89,7 @@ impl Sizes {
         for (key, &value) in &self.given {
             if !keys.contains(&key.as_str()) {
                 let help = match keys.is_empty() {
-                    true => "its example calls have a fixed size: give none".to_string(),
+                    true => "its example calls have fixed sizes: leave out the size".to_string(),
                     false => format!("it has {}", keys.join(", ")),
                 };
                 return Err(SizeError::new(key, format!("is no size of {folder}"), help));

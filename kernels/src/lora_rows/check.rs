@@ -96,7 +96,7 @@ fn rows_without_an_adapter_are_zero_or_unchanged() {
         let (zeros, same) = (TestArray::output(dtype, 60), TestArray::new(dtype, &given.y));
         run(&down(dtype, &given.params(&zeros)), 1);
         run(&up(dtype, &given.params(&same)), 1);
-        assert!(zeros.values().iter().all(|y| y.to_bits() == 0), "{dtype}: rows without an adapter");
+        assert!(zeros.values().iter().all(|y| y.to_bits() == 0), "{dtype}: rows without an adapter must be 0");
         assert_eq!(same.values(), given.y, "{dtype}");
     }
 }

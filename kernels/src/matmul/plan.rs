@@ -32,7 +32,7 @@ use super::gemm::{Form, Params};
 
 /// What a kernel does with the old C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OldC {
+pub(super) enum AccumulateMode {
     /// Replaces it.
     Replaced,
     /// Adds the product to it.
@@ -55,24 +55,24 @@ pub(super) struct Tile {
     pub cluster: u32,
     /// Chunks (8 KiB of shared memory) in which each warpgroup collects C; 0 if its threads store C directly.
     pub chunks: u32,
-    pub old_c: OldC,
+    pub old_c: AccumulateMode,
 }
 
 /// Returns a tile of 256 x 192 elements, whose upper and lower half are computed and stored in turn.
 const fn halves(symbol: &'static str) -> Tile {
-    Tile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, OldC::Replaced) }
+    Tile { symbol, rows: 256, columns: 192, stages: 3, chunks: 3, ..wide(symbol, AccumulateMode::Replaced) }
 }
 
 /// Returns a tile of 128 x 256 elements, in a cluster of two blocks.
-const fn wide(symbol: &'static str, old_c: OldC) -> Tile {
+const fn wide(symbol: &'static str, old_c: AccumulateMode) -> Tile {
     Tile { symbol, rows: 128, columns: 256, warpgroups: 2, stages: 4, cluster: 2, chunks: 2, old_c }
 }
 
 pub(super) static FWD_HALVES: Tile = halves("gemm_fwd_bf16_256x192_halves");
-pub(super) static FWD_128X256: Tile = Tile { cluster: 1, ..wide("gemm_fwd_bf16_128x256", OldC::Replaced) };
-pub(super) static FWD_HELD: Tile = wide("gemm_fwd_bf16_128x256_held", OldC::Replaced);
+pub(super) static FWD_128X256: Tile = Tile { cluster: 1, ..wide("gemm_fwd_bf16_128x256", AccumulateMode::Replaced) };
+pub(super) static FWD_HELD: Tile = wide("gemm_fwd_bf16_128x256_held", AccumulateMode::Replaced);
 pub(super) static FWD_128X192: Tile =
-    Tile { columns: 192, stages: 5, cluster: 1, chunks: 1, ..wide("gemm_fwd_bf16_128x192", OldC::Replaced) };
+    Tile { columns: 192, stages: 5, cluster: 1, chunks: 1, ..wide("gemm_fwd_bf16_128x192", AccumulateMode::Replaced) };
 pub(super) static FWD_64X144: Tile = Tile {
     symbol: "gemm_fwd_bf16_64x144",
     rows: 64,
@@ -81,17 +81,17 @@ pub(super) static FWD_64X144: Tile = Tile {
     stages: 8,
     cluster: 1,
     chunks: 0,
-    old_c: OldC::Either,
+    old_c: AccumulateMode::Either,
 };
-pub(super) static FWD_ADDED: Tile = wide("gemm_fwd_bf16_128x256_added", OldC::Added);
-pub(super) static FWD_F32: Tile = wide("gemm_fwd_f32_128x256", OldC::Either);
+pub(super) static FWD_ADDED: Tile = wide("gemm_fwd_bf16_128x256_added", AccumulateMode::Added);
+pub(super) static FWD_F32: Tile = wide("gemm_fwd_f32_128x256", AccumulateMode::Either);
 pub(super) static DX_HALVES: Tile = halves("gemm_dx_bf16_256x192_halves");
-pub(super) static DX_128X256: Tile = wide("gemm_dx_bf16_128x256", OldC::Replaced);
-pub(super) static DX_ADDED: Tile = wide("gemm_dx_bf16_128x256_added", OldC::Added);
-pub(super) static DX_F32: Tile = wide("gemm_dx_f32_128x256", OldC::Either);
-pub(super) static DW_HELD: Tile = wide("gemm_dw_bf16_128x256_held", OldC::Replaced);
-pub(super) static DW_ADDED: Tile = wide("gemm_dw_bf16_128x256_added", OldC::Added);
-pub(super) static DW_F32: Tile = wide("gemm_dw_f32_128x256", OldC::Either);
+pub(super) static DX_128X256: Tile = wide("gemm_dx_bf16_128x256", AccumulateMode::Replaced);
+pub(super) static DX_ADDED: Tile = wide("gemm_dx_bf16_128x256_added", AccumulateMode::Added);
+pub(super) static DX_F32: Tile = wide("gemm_dx_f32_128x256", AccumulateMode::Either);
+pub(super) static DW_HELD: Tile = wide("gemm_dw_bf16_128x256_held", AccumulateMode::Replaced);
+pub(super) static DW_ADDED: Tile = wide("gemm_dw_bf16_128x256_added", AccumulateMode::Added);
+pub(super) static DW_F32: Tile = wide("gemm_dw_f32_128x256", AccumulateMode::Either);
 
 /// All tiles.
 #[cfg(test)]
@@ -131,7 +131,7 @@ impl Tile {
     /// Whether the tile can compute a product. The tiles in halves treat the first and the last stage of k differently,
     /// so k must have at least two stages.
     fn takes(&self, p: &Params) -> bool {
-        let other = if p.accumulate != 0 { OldC::Replaced } else { OldC::Added };
+        let other = if p.accumulate != 0 { AccumulateMode::Replaced } else { AccumulateMode::Added };
         self.old_c != other && (p.k > STAGE_K || self.rows != FWD_HALVES.rows)
     }
 
@@ -213,7 +213,7 @@ fn chosen(p: &Params, arch: &Arch, form: Form) -> &'static Tile {
         ],
     };
     let taken = candidates.iter().filter(|(applies, tile)| *applies && tile.takes(p)).map(|(_, tile)| *tile);
-    taken.min_by_key(|tile| tile.busiest(p, arch)).expect("every form has a tile for all products")
+    taken.min_by_key(|tile| tile.busiest(p, arch)).expect("every form has a tile that supports all products")
 }
 
 /// Returns the name of the plain kernel of a form, for GPUs below compute capability 9.0.

@@ -111,7 +111,8 @@ fn cache_map(p: &Params, cache: Addr) -> TensorMap {
     let dims = [u64::from(columns), SLOTS, u64::from(groups), u64::from(p.kv_heads)];
     let strides = [head_bytes * u64::from(p.kv_heads), 2 * u64::from(columns), head_bytes];
     let map = TensorMap::tiled(DataType::Bf16, 0, &dims, &strides, &[columns, rows, box_groups, 1], swizzle);
-    let map = map.expect("strides are multiples of 32, and there are pages");
+    let map =
+        map.expect("the tensor map of the KV cache is valid: strides are multiples of 32 bytes, and sizes are not 0");
     TensorMap { address: cache.0, l2_promotion: L2Promotion::B256, ..map }
 }
 

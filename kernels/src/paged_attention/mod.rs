@@ -63,7 +63,7 @@ mod examples;
 mod prefill_plan;
 
 pub use decode_plan::counters_per_token;
-use reel_device::launch::{CostOfKeys, RowKeys, TensorMapSlot, kernel_for_dtype};
+use reel_device::launch::{CostOfKeys, RowKeyCounts, TensorMapSlot, kernel_for_dtype};
 use reel_device::{Addr, Arch, Cost, DType, Launch, Stage, kernel, params};
 
 use crate::attention;
@@ -332,7 +332,7 @@ pub fn fwd(dtype: DType, params: &Params, pairs: f64, keys: f64) -> Launch {
 
 /// Makes the launch of a decode step, in which each sequence has one new token. `rows` holds the number of keys of each
 /// sequence, at most `max_keys`; the cost of a captured launch follows these numbers.
-pub fn decode(dtype: DType, params: &Params, max_keys: usize, rows: RowKeys) -> Launch {
+pub fn decode(dtype: DType, params: &Params, max_keys: usize, rows: RowKeyCounts) -> Launch {
     let max_keys = params.seqs as f64 * max_keys as f64;
     let (heads, kv_heads, d) = (params.heads as f64, params.kv_heads as f64, params.head_dim as f64);
     let of_one = Cost { flops: 4.0 * d * heads, bytes: 2.0 * kv_heads * d * dtype.size() as f64 };

@@ -8,5 +8,5 @@ pub(crate) fn example_calls(_: &Sizes) -> LabeledLaunches {
     let fwd = position_add::FwdParams { rows, cols, positions, ..placeholder_params() };
     let bwd = position_add::BwdParams { rows, cols, positions, ..placeholder_params() };
     let calls = FLOAT_DTYPES.map(|t| [position_add::fwd(t, &fwd), position_add::bwd(t, &bwd)]);
-    calls.into_iter().flatten().map(|launch| ("SigLIP's 729 positions, 16 pictures", launch)).collect()
+    calls.into_iter().flatten().map(|launch| ("SigLIP's 729 positions, 16 images", launch)).collect()
 }

@@ -37,7 +37,7 @@ simd_fn! {
         let mut lanes = [0.0f64; LANES];
         let (x, rest) = x.as_chunks::<LANES>();
         for x in x {
-            prefetch::read_ahead(x);
+            prefetch::prefetch_read(x);
             for i in 0..LANES {
                 let x = x[i] as f64;
                 lanes[i] += x * x;

@@ -121,9 +121,10 @@ fn parts_equal_launches_of_one_part() {
             });
             run(&apply(dtype, &ApplyParams::new(&rotation((&cos, &sin), case, 0), &split, 2)), 2);
             for (i, part) in parts.iter().enumerate() {
-                let of_part =
+                let with_message_part =
                     |x: &f32, at: usize| (first(i)..first(i) + heads[i] * d).contains(&(at % width)).then_some(*x);
-                let x: Vec<f32> = fused.values().iter().enumerate().filter_map(|(at, x)| of_part(x, at)).collect();
+                let x: Vec<f32> =
+                    fused.values().iter().enumerate().filter_map(|(at, x)| with_message_part(x, at)).collect();
                 let (x, alone) = (TestArray::new(dtype, &x), TestArray::output(dtype, tokens * heads[i] * d));
                 rotated(dtype, &x, alone.addr(), (&cos, &sin), (tokens, heads[i], d), 0);
                 let want = if i < 2 { alone.values() } else { x.values() };

@@ -148,8 +148,8 @@ impl<T: Element> PartView<'_, T> {
 
     /// Prefetches a token after `t`.
     fn prefetch_after(&self, t: usize) {
-        prefetch::read_part_ahead(self.x, t, self.x_stride, self.width);
-        prefetch::write_part_ahead(&self.y, t, self.y_stride, self.width);
+        prefetch::prefetch_strided_row_read(self.x, t, self.x_stride, self.width);
+        prefetch::prefetch_strided_row_write(&self.y, t, self.y_stride, self.width);
     }
 
     /// Copies token `t` from x to y and returns it.

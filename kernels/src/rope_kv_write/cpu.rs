@@ -19,7 +19,10 @@ pub unsafe fn write<T: Element>(p: &Params, team: &Team) {
     let (tokens, d, half) = (p.tokens as usize, p.head_dim as usize, p.head_dim as usize / 2);
     let (query, row) = (p.heads as usize * d, p.kv_heads as usize * d);
     let page_tokens = p.page_tokens as usize;
-    assert!(page_tokens.is_power_of_two() && (16..=256).contains(&page_tokens), "a page of {page_tokens} tokens");
+    assert!(
+        page_tokens.is_power_of_two() && (16..=256).contains(&page_tokens),
+        "a page of the KV cache has {page_tokens} tokens; the number must be a power of two from 16 to 256"
+    );
     let cached = p.pages as usize * page_tokens * row;
     // SAFETY: `p`'s addresses cover the shapes that [`Params`] documents.
     let (k, v, slots) = unsafe {

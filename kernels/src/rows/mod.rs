@@ -68,7 +68,10 @@ kernel!(pub SCATTER_16, "rows_scatter_16bit", ScatterParams, cpu::scatter::<u16>
 kernel!(pub SCATTER_32, "rows_scatter_32bit", ScatterParams, cpu::scatter::<u32>, &SOURCE, |p, _| plan_scatter("rows_scatter_32bit", p, 4));
 
 fn plan_scatter(symbol: &'static str, p: &ScatterParams, elements_per_vector: u64) -> Vec<Stage> {
-    assert!(p.stride == p.cols, "rows: only device cpu scatters to some columns of an array");
+    assert!(
+        p.stride == p.cols,
+        "rows: in CUDA, stride must equal cols; only device cpu can scatter to some columns of a wider array"
+    );
     cuh::plan_row_copy(symbol, p.m.into(), p.cols.into(), elements_per_vector)
 }
 

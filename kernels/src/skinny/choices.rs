@@ -18,7 +18,7 @@ pub struct Choices {
     /// How blocks divide a product and copy the weight to shared memory.
     pub(super) scheme: Scheme,
     /// The condition for 32 columns per block instead of 16, in the scheme `Units`.
-    pub(super) wide_blocks: WideBlocks,
+    pub(super) wide_blocks: MinWideBlocks,
     /// Products with a bf16 weight: maximum number of rows for these kernels; cuBLASLt computes products of more rows.
     /// `reel bench op` times `skinny` and `matmul` at a size.
     pub max_rows: usize,
@@ -30,12 +30,12 @@ pub struct Choices {
     pub logits_max_rows: usize,
 }
 
-/// Products with at most this many rows use the first of the two numbers of [`WideBlocks`].
+/// Products with at most this many rows use the first of the two numbers of [`MinWideBlocks`].
 pub(super) const FEW_ROWS: u32 = 16;
 
 /// Blocks have 32 columns instead of 16 if there are then at least this many blocks for every four multiprocessors. The
 /// first number is for up to [`FEW_ROWS`] rows, the second for more rows, since each block reads all rows again.
-pub(super) struct WideBlocks {
+pub(super) struct MinWideBlocks {
     /// With bf16 x and a bf16 weight.
     pub(super) bf16: [u64; 2],
     /// With bf16 x and an int8 weight.
@@ -55,7 +55,7 @@ static TABLE: [(u32, Choices); 2] = [
         80,
         Choices {
             scheme: Scheme::Units,
-            wide_blocks: WideBlocks { bf16: [8, 3], int8: [8, 3], f32: [8, 3] },
+            wide_blocks: MinWideBlocks { bf16: [8, 3], int8: [8, 3], f32: [8, 3] },
             max_rows: 64,
             norm_max_rows: 16,
             logits_max_rows: 64,
@@ -65,7 +65,7 @@ static TABLE: [(u32, Choices); 2] = [
         90,
         Choices {
             scheme: Scheme::Tiles,
-            wide_blocks: WideBlocks { bf16: [24, 3], int8: [3, 3], f32: [8, 3] },
+            wide_blocks: MinWideBlocks { bf16: [24, 3], int8: [3, 3], f32: [8, 3] },
             max_rows: 64,
             norm_max_rows: 64,
             logits_max_rows: 64,

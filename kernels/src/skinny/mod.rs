@@ -66,7 +66,7 @@ use reel_device::{Addr, Cost, DType, Launch, kernel, params};
 use crate::folder::kernel_folder;
 use crate::rope_kv_write;
 use crate::tuning::Variant;
-use choices::WideBlocks;
+use choices::MinWideBlocks;
 use plan::{geometry, qkv_geometry};
 use tiles::Shape;
 
@@ -243,8 +243,8 @@ struct Operands {
     max_rows: u32,
     /// Bytes of an element of the weight.
     weight_bytes: u64,
-    /// Selects the numbers of [`WideBlocks`] for these operands: when blocks have twice as many columns.
-    wide_blocks: fn(&WideBlocks) -> [u64; 2],
+    /// Selects the numbers of [`MinWideBlocks`] for these operands: when blocks have twice as many columns.
+    wide_blocks: fn(&MinWideBlocks) -> [u64; 2],
 }
 
 const BF16: Operands = Operands { x_units: 1, max_rows: 64, weight_bytes: 2, wide_blocks: |w| w.bf16 };

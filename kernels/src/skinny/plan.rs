@@ -107,7 +107,7 @@ pub(super) fn qkv_geometry(
 }
 
 /// Plans the blocks of one product or of swiglu. In the scheme `Units`, the second kernel name, if there is one, has
-/// blocks of twice as many columns. It is used if its grid still fills the GPU ([`WideBlocks`]); a smaller grid is
+/// blocks of twice as many columns. It is used if its grid still fills the GPU ([`MinWideBlocks`]); a smaller grid is
 /// enough with more than 16 rows, because each block reads all rows again.
 pub(super) fn geometry(p: &Params, arch: &Arch, symbols: Symbols, operands: Operands, fixed: Fixed) -> Vec<Stage> {
     // Only swiglu has two weights, and it has no wide blocks.

@@ -86,7 +86,10 @@ fn gradient_equals_differences_of_the_formula() {
                 let again = TestArray::output(dtype, rows * cols);
                 let BwdParams { gate, up, count, cols, stride, .. } = params;
                 run(&fwd(dtype, &FwdParams { gate, up, y: again.addr(), count, cols, stride }), 2);
-                assert!(y.values() == again.values(), "the result written again differs: {shape:?}");
+                assert!(
+                    y.values() == again.values(),
+                    "y written by the backward kernel differs from y of the forward kernel: {shape:?}"
+                );
             }
         }
     }

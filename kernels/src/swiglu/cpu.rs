@@ -19,9 +19,9 @@ simd_fn! {
         let ((gate, gate_rest), (up, up_rest)) = (gate.as_chunks::<LANES>(), up.as_chunks::<LANES>());
         let (y, y_rest) = y.as_chunks_mut::<LANES>();
         for ((g, u), y) in gate.iter().zip(up).zip(y) {
-            prefetch::read_ahead(g);
-            prefetch::read_ahead(u);
-            prefetch::write_ahead(y);
+            prefetch::prefetch_read(g);
+            prefetch::prefetch_read(u);
+            prefetch::prefetch_write(y);
             for i in 0..LANES {
                 y[i] = value(&g[i], &u[i]);
             }
@@ -43,11 +43,11 @@ simd_fn! {
         let (dy, dy_rest) = dy.as_chunks::<LANES>();
         let ((d_gate, d_gate_rest), (d_up, d_up_rest)) = (d_gate.as_chunks_mut::<LANES>(), d_up.as_chunks_mut::<LANES>());
         for ((((g, u), dy), d_gate), d_up) in gate.iter().zip(up).zip(dy).zip(d_gate).zip(d_up) {
-            prefetch::read_ahead(g);
-            prefetch::read_ahead(u);
-            prefetch::read_ahead(dy);
-            prefetch::write_ahead(d_gate);
-            prefetch::write_ahead(d_up);
+            prefetch::prefetch_read(g);
+            prefetch::prefetch_read(u);
+            prefetch::prefetch_read(dy);
+            prefetch::prefetch_write(d_gate);
+            prefetch::prefetch_write(d_up);
             for i in 0..LANES {
                 (d_gate[i], d_up[i]) = gradients(&g[i], &u[i], &dy[i]);
             }

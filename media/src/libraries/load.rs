@@ -114,7 +114,7 @@ pub(super) fn load() -> Result<(), &'static str> {
                 let found = unsafe { library.get::<*mut c_void>(function.name) };
                 let found = found.map_err(|e| format!("{file} has no function {} ({e})", name()))?.into_raw();
                 if found == function.jump as *mut c_void {
-                    return Err(format!("{file} has no function {} of its own", name()));
+                    return Err(format!("{file} does not define the function {}", name()));
                 }
                 function.address.store(found, Ordering::Release);
             }

@@ -187,7 +187,7 @@ impl DecodeWorker {
         let diagnostic = |help| Diagnostic::new(path.display().to_string(), what, help);
         match end.signal {
             Some(9 | 15) => MediaError::Killed(diagnostic(
-                "another program or the kernel ended it: see that the machine has free memory, or leave the file out",
+                "another program or the kernel killed the worker: make sure that the machine has free memory, or leave the file out",
             )),
             Some(_) => MediaError::Killed(diagnostic(DAMAGED)),
             None => MediaError::Worker(diagnostic(

@@ -42,7 +42,7 @@ pub(super) fn find_weight_files(folder: &Path) -> Result<WeightFiles> {
     let unused = |name: &String| name.starts_with("model") || name.starts_with("consolidated");
     let used = |name: &String| found.files.contains(&folder.join(name));
     for name in safetensors_names(folder)?.into_iter().filter(|name| unused(name) && !used(name)) {
-        note_once(format!("{}: is not used: the weights are those of other files", folder.join(name).display()));
+        note_once(format!("{}: not used, because the weights are read from other files", folder.join(name).display()));
     }
     Ok(found)
 }

@@ -45,7 +45,7 @@ impl JoinedWeights {
             return Ok(None);
         }
         Ok(Some(match known.next() {
-            Some(y) => ops::linear_of_known_output(cx, x, weight, bias.as_ref(), y)?,
+            Some(y) => ops::linear_with_known_output(cx, x, weight, bias.as_ref(), y)?,
             None => ops::linear(cx, x, weight, bias.as_ref())?,
         }))
     }
@@ -244,7 +244,7 @@ impl Linear {
     pub(crate) fn forward_unless_known(&self, cx: &Cx, x: &Tensor, known: Option<Tensor>) -> Result<Tensor> {
         let bias = self.bias.as_ref();
         Ok(match (&self.weight, &self.adapter, known) {
-            (Weight::Dense(w), None, Some(y)) => ops::linear_of_known_output(cx, x, w, bias, y)?,
+            (Weight::Dense(w), None, Some(y)) => ops::linear_with_known_output(cx, x, w, bias, y)?,
             (Weight::Dense(w), Some(lora), Some(y)) => ops::lora_linear_of_known_output(cx, x, w, bias, lora, y)?,
             _ => self.forward(cx, x)?,
         })

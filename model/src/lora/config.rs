@@ -31,7 +31,7 @@ pub(super) struct AdapterConfig {
 /// or empty.
 const UNSUPPORTED: [(&str, &str); 16] = [
     ("use_dora", "asks for DoRA, which is not supported"),
-    ("modules_to_save", "lists modules that were trained as a whole, which is not supported"),
+    ("modules_to_save", "lists modules that were trained in full (not by LoRA), which is not supported"),
     ("rank_pattern", "sets ranks of single layers, which is not supported"),
     ("alpha_pattern", "sets alpha of single layers, which is not supported"),
     ("fan_in_fan_out", "says that weights are stored transposed, which is not supported"),

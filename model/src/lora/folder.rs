@@ -17,7 +17,7 @@ use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 use crate::hub;
-use crate::save::{SmallFiles, TensorSpec, write_tensor_file_and};
+use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and};
 use crate::weights::widen_to_f32;
 
 /// The file with the matrices of an adapter.
@@ -185,7 +185,7 @@ pub struct AdapterFolder<'a> {
     /// The value of `base_model_name_or_path`: an absolute path or a hub id.
     pub base: &'a str,
     /// The base model's tokenizer and templates.
-    pub small_files: &'a SmallFiles,
+    pub small_files: &'a ConfigAndTokenizerFiles,
     /// The naming scheme of the base model.
     pub naming: TensorNaming,
 }

@@ -16,7 +16,7 @@ use super::Adapter;
 use super::folder::LoraMatrices;
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};
-use crate::save::{FolderFormat, MAX_SHARD_BYTES, SmallFiles, TensorSpec, write_weights};
+use crate::save::{ConfigAndTokenizerFiles, FolderFormat, MAX_SHARD_BYTES, TensorSpec, write_weights};
 use crate::weights::widen_to_f32;
 
 /// The result of a merge.
@@ -52,7 +52,7 @@ pub fn merge(
     copy_others(base, &draft.path)?;
     more_files.iter().try_for_each(|file| copy_into(file, &draft.path))?;
     if let Some(format) = format {
-        SmallFiles::rewrite(&draft.path, format)?;
+        ConfigAndTokenizerFiles::rewrite(&draft.path, format)?;
     }
     let specs: Vec<TensorSpec> = files
         .tensor_names()

@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::checkpoint::{Checkpoint, TensorNaming};
 use crate::quantization::Quantization;
 use crate::qwen2_5_vl::ForwardOptions;
-use crate::save::{SmallFiles, TensorSpec, write_tensor_file_and};
+use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and};
 use crate::weights::widen_to_f32;
 
 fn golden(name: &str) -> PathBuf {
@@ -297,7 +297,7 @@ fn saved_adapter_reads_back_equal() {
             }
         };
         let tensors: Vec<TensorSpec> = names.iter().flat_map(|n| [matrix(n, "lora_A"), matrix(n, "lora_B")]).collect();
-        let small_files = SmallFiles::read(&base()).unwrap();
+        let small_files = ConfigAndTokenizerFiles::read(&base()).unwrap();
         let folder = AdapterFolder { spec: &spec, base: "/models/base", small_files: &small_files, naming };
         save(dir.path(), folder, &tensors, |spec, to| {
             let (layer, part) = spec.name.strip_suffix(".weight").unwrap().rsplit_once('.').unwrap();
@@ -349,7 +349,7 @@ fn rejects_other_adapters_than_plain_lora() {
         ("lora_alpha", json!(1e300), "outside the range of f32"),
         ("peft_type", json!("LOHA"), "is LOHA, not LORA"),
         ("bias", json!("all"), "biases of the base model were trained too"),
-        ("modules_to_save", json!(["lm_head"]), "trained as a whole"),
+        ("modules_to_save", json!(["lm_head"]), "trained in full (not by LoRA)"),
         ("rank_pattern", json!({"q_proj": 2}), "ranks of single layers"),
         ("alpha_pattern", json!({"q_proj": 2}), "alpha of single layers"),
         ("fan_in_fan_out", json!(true), "transposed"),

@@ -53,7 +53,7 @@ const COMPANIONS: [&str; 12] = [
 /// The small files of a model folder (config, tokenizer, templates) in memory. A training run reads them before its
 /// first step, so that a save does not depend on the folder any more.
 #[derive(Debug, Clone)]
-pub struct SmallFiles {
+pub struct ConfigAndTokenizerFiles {
     /// The folder that the files were read from.
     folder: PathBuf,
     config: Value,
@@ -61,7 +61,7 @@ pub struct SmallFiles {
     others: Companions,
 }
 
-impl SmallFiles {
+impl ConfigAndTokenizerFiles {
     /// Reads the small files of the model folder `folder`.
     ///
     /// # Errors
@@ -133,7 +133,7 @@ impl SmallFiles {
 #[derive(Debug, Clone, Copy)]
 pub struct HubFolder<'a> {
     /// Config, tokenizer and templates.
-    pub small_files: &'a SmallFiles,
+    pub small_files: &'a ConfigAndTokenizerFiles,
     /// The naming scheme of the tensors in the files. [`crate::checkpoint::Checkpoint::naming`] returns the scheme of a
     /// source folder.
     pub naming: TensorNaming,

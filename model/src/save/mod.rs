@@ -10,4 +10,6 @@ mod tests;
 
 pub use folder_format::FolderFormat;
 pub(crate) use hub_folder::write_tensor_file_and;
-pub use hub_folder::{HubFolder, MAX_SHARD_BYTES, SmallFiles, TensorSpec, write_hub_folder, write_weights};
+pub use hub_folder::{
+    ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorSpec, write_hub_folder, write_weights,
+};

@@ -42,7 +42,7 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
     let source = source();
     for naming in [TensorNaming::Classic, TensorNaming::Nested] {
         let out = tempfile::tempdir().unwrap();
-        let small_files = SmallFiles::read(source.path()).unwrap();
+        let small_files = ConfigAndTokenizerFiles::read(source.path()).unwrap();
         let folder = HubFolder { small_files: &small_files, naming, dtype: StoredDType::F32 };
         write_hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
         assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);
@@ -64,7 +64,7 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
 #[test]
 fn small_files_get_their_names_together_with_the_weights() {
     let source = source();
-    let small_files = SmallFiles::read(source.path()).unwrap();
+    let small_files = ConfigAndTokenizerFiles::read(source.path()).unwrap();
     drop(source);
     let folder = HubFolder { small_files: &small_files, naming: TensorNaming::Classic, dtype: StoredDType::F32 };
     let out = tempfile::tempdir().unwrap();
@@ -149,12 +149,12 @@ fn folders_are_written_in_both_formats() {
     write("chat_template.json", json!({"chat_template": "{{ messages }}"}));
     let tools = "{{ tools }}";
     write("tokenizer_config.json", json!({"chat_template": tools, "additional_special_tokens": ["<|im_end|>"]}));
-    let before = SmallFiles::read(source.path()).unwrap();
+    let before = ConfigAndTokenizerFiles::read(source.path()).unwrap();
     let (config, preprocessor) = (ModelConfig::open(source.path()).unwrap(), |folder: &Path| {
         PreprocessorConfig::open(folder, &tiny_config()).unwrap()
     });
     let settings = preprocessor(source.path());
-    SmallFiles::rewrite(source.path(), FolderFormat::Transformers5).unwrap();
+    ConfigAndTokenizerFiles::rewrite(source.path(), FolderFormat::Transformers5).unwrap();
     assert_eq!(
         names(source.path()),
         ["chat_template.jinja", "config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -174,7 +174,7 @@ fn folders_are_written_in_both_formats() {
         (&json!(tools), &json!("<|im_end|>"))
     );
     assert_eq!((ModelConfig::open(source.path()).unwrap(), preprocessor(source.path())), (config, settings));
-    SmallFiles::rewrite(source.path(), FolderFormat::Transformers4).unwrap();
+    ConfigAndTokenizerFiles::rewrite(source.path(), FolderFormat::Transformers4).unwrap();
     for name in ["preprocessor_config.json", "chat_template.json", "tokenizer_config.json"] {
         let (now, then) = (read(name), serde_json::from_slice::<Value>(before.file(name).unwrap()).unwrap());
         for (key, value) in then.as_object().unwrap() {

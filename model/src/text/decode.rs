@@ -5,7 +5,7 @@ use reel_device::{Device, in_layer};
 use reel_runtime::ops::{self, DecodeRows, InputNorm, KvDestination, KvPages, RotaryFrequencies, RotaryTable};
 use reel_runtime::{Cx, Tensor};
 
-use super::products::KeepRows;
+use super::products::OutputDestination;
 use super::{AttentionContext, KvCache, Layer, STACK, TextDecoder};
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
@@ -38,15 +38,19 @@ impl TextDecoder {
         rows: &DecodeRows,
         frequencies: &RotaryFrequencies,
         cache: &KvCache,
-        keep: Option<&KeepRows>,
+        keep: Option<&OutputDestination>,
     ) -> Result<Tensor> {
         let rotary = frequencies.cos_sin_table(cx, &rows.positions)?;
         let pages = rows.kv_pages();
         let mut x = ops::embedding(cx, &self.embed_tokens, &rows.ids)?;
         if keep.is_some() {
             if rows.adapters().is_some() {
-                let what = "have adapters of their own, whose outputs cannot be kept";
-                return Err(ModelError::inputs("rows", what, "keep no outputs, or load the adapter into the model"));
+                let what = "use different adapters, so the outputs of matrix products cannot be stored";
+                return Err(ModelError::inputs(
+                    "rows",
+                    what,
+                    "do not store outputs, or load one adapter into the model",
+                ));
             }
             // The fused kernels below do not write the outputs of single products. The unfused kernels have the same
             // bits on device `cpu`.

@@ -29,7 +29,7 @@ use crate::error::{ModelError, Result};
 use crate::linear::{JoinedWeights, Linear};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
-use crate::text::products::{KeepRows, KnownProducts, LayerProduct, ProductLayout};
+use crate::text::products::{LayerProduct, OutputDestination, ProductLayout, ReusedOutputs};
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
 
@@ -123,9 +123,9 @@ impl KvCache {
 pub(crate) enum AttentionContext<'a> {
     /// Keys and values of earlier tokens in the same packed sequence, and of its shared prefix (training, scoring).
     /// Matrix products whose outputs are in `known` are not computed.
-    Packed { seqs: &'a CuSeqlens, known: Option<&'a KnownProducts> },
+    Packed { seqs: &'a CuSeqlens, known: Option<&'a ReusedOutputs> },
     /// Keys and values in the KV cache, including the keys and values of the new tokens (generation).
-    Cached { cache: &'a KvCache, pages: &'a KvPages, keep: Option<&'a KeepRows<'a>> },
+    Cached { cache: &'a KvCache, pages: &'a KvPages, keep: Option<&'a OutputDestination<'a>> },
 }
 
 impl AttentionContext<'_> {
@@ -138,7 +138,7 @@ impl AttentionContext<'_> {
     }
 
     /// Where to store the outputs of matrix products; `None` if they are not stored.
-    fn keep(&self) -> Option<&KeepRows<'_>> {
+    fn keep(&self) -> Option<&OutputDestination<'_>> {
         match self {
             AttentionContext::Cached { keep, .. } => *keep,
             AttentionContext::Packed { .. } => None,
@@ -213,7 +213,7 @@ impl TextDecoder {
         })
     }
 
-    /// Whether training joins matrix products; `None` if it cannot reuse stored outputs ([`KnownProducts`]).
+    /// Whether training joins matrix products; `None` if it cannot reuse stored outputs ([`ReusedOutputs`]).
     pub fn product_layout(&self) -> Option<ProductLayout> {
         let first = self.layers.first()?.product_layout();
         first.filter(|_| self.layers.iter().all(|layer| layer.product_layout() == first))
@@ -418,7 +418,7 @@ impl Layer {
 
     /// Computes the MLP and stores the outputs of its matrix products. `of_needed`: `normed` has only the needed
     /// tokens.
-    fn kept_mlp(&self, cx: &Cx, normed: &Tensor, keep: &KeepRows, of_needed: bool) -> Result<Tensor> {
+    fn kept_mlp(&self, cx: &Cx, normed: &Tensor, keep: &OutputDestination, of_needed: bool) -> Result<Tensor> {
         let (gate, up) = (self.gate.forward(cx, normed)?, self.up.forward(cx, normed)?);
         keep.write(cx, (self.index, LayerProduct::GateUp), &[&gate, &up], of_needed)?;
         let down = self.down.forward(cx, &ops::swiglu(cx, &gate, &up)?)?;

@@ -2,8 +2,8 @@
 //!
 //! On device `cpu` a row has the same bits in a decode step and in a pass over a whole sequence, in any batch. So
 //! training would compute products again that generation has computed with the same weights. Instead, a pass that fills
-//! the KV cache writes their outputs to [`KeptProducts`], in the rows that [`KeepRows`] names. Training reads the rows
-//! of its batch ([`KeptProducts::of_batch`]) and computes only the norms, the rotation and SwiGLU.
+//! the KV cache writes their outputs to [`StoredOutputs`], in the rows that [`OutputDestination`] names. Training reads the rows
+//! of its batch ([`StoredOutputs::outputs_of_batch`]) and computes only the norms, the rotation and SwiGLU.
 
 use std::cell::RefCell;
 
@@ -44,7 +44,7 @@ const PRODUCTS: usize = 6;
 /// Memory for the outputs of all matrix products of the decoder's layers. The owner decides which token each row is
 /// for.
 #[derive(Debug)]
-pub struct KeptProducts {
+pub struct StoredOutputs {
     /// For each layer and [`LayerProduct`], the outputs `[rows, columns]`: one tensor, or one for each separate
     /// product.
     layers: Vec<[Vec<Tensor>; PRODUCTS]>,
@@ -52,15 +52,15 @@ pub struct KeptProducts {
 
 /// The stored outputs for a training batch. The forward pass takes each of them once.
 #[derive(Debug)]
-pub struct KnownProducts {
+pub struct ReusedOutputs {
     layers: RefCell<Vec<[Vec<Tensor>; PRODUCTS]>>,
 }
 
 /// Where a forward pass stores the outputs of its matrix products.
 #[derive(Clone, Debug)]
-pub struct KeepRows<'a> {
+pub struct OutputDestination<'a> {
     /// The memory that the outputs are written to.
-    pub products: &'a KeptProducts,
+    pub products: &'a StoredOutputs,
     /// The rows of the memory for all tokens of the pass.
     pub tokens: RowPlaces,
     /// The rows of the memory for the tokens whose hidden states are needed, if not all are. For the other tokens, the
@@ -68,13 +68,13 @@ pub struct KeepRows<'a> {
     pub needed: RowPlaces,
 }
 
-/// Assigns rows of an output to the rows of [`KeptProducts`] that store them.
+/// Assigns rows of an output to the rows of [`StoredOutputs`] that store them.
 #[derive(Clone, Debug)]
 pub struct RowPlaces {
     /// i32 `[m]`: the rows of the output to store; `None`: all rows in order.
     from: Option<Tensor>,
-    /// i32 `[m]`: the row of [`KeptProducts`] for each of these rows; a row with a negative number is not stored. No
-    /// row of [`KeptProducts`] occurs twice.
+    /// i32 `[m]`: the row of [`StoredOutputs`] for each of these rows; a row with a negative number is not stored. No
+    /// row of [`StoredOutputs`] occurs twice.
     to: Tensor,
 }
 
@@ -84,7 +84,7 @@ impl RowPlaces {
         RowPlaces { from: None, to: to.clone() }
     }
 
-    /// Assigns rows by pairs (row of the output, row of [`KeptProducts`]). A row of the output may occur several times.
+    /// Assigns rows by pairs (row of the output, row of [`StoredOutputs`]). A row of the output may occur several times.
     pub fn of_pairs(device: &Device, pairs: &[(usize, usize)]) -> Result<RowPlaces> {
         let column = |of: fn(&(usize, usize)) -> usize| {
             let column: Vec<i32> = pairs.iter().map(|pair| of(pair) as i32).collect();
@@ -94,7 +94,7 @@ impl RowPlaces {
     }
 }
 
-impl KeptProducts {
+impl StoredOutputs {
     /// Allocates `rows` rows for each matrix product. `dtype` is the dtype of activations.
     ///
     /// # Errors
@@ -105,13 +105,13 @@ impl KeptProducts {
         layout: ProductLayout,
         dtype: DType,
         rows: usize,
-    ) -> Result<KeptProducts> {
+    ) -> Result<StoredOutputs> {
         let one = |(columns, dtype)| Ok(Tensor::empty(device, &[rows, columns], dtype, MemoryCategory::Activations)?);
         let layer = |_| try_map(columns(config, layout, dtype), |of_product| of_product.into_iter().map(one).collect());
-        Ok(KeptProducts { layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()? })
+        Ok(StoredOutputs { layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()? })
     }
 
-    /// The bytes that [`KeptProducts::new`] allocates.
+    /// The bytes that [`StoredOutputs::new`] allocates.
     pub fn bytes(config: &TextConfig, layout: ProductLayout, dtype: DType, rows: usize) -> u64 {
         let all = columns(config, layout, dtype).into_iter().flatten();
         let row_bytes = all.map(|(columns, dtype)| columns * dtype.size()).sum::<usize>();
@@ -128,7 +128,7 @@ impl KeptProducts {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn of_batch(&self, cx: &Cx, tokens: &[i32], needed: &[i32]) -> Result<KnownProducts> {
+    pub fn outputs_of_batch(&self, cx: &Cx, tokens: &[i32], needed: &[i32]) -> Result<ReusedOutputs> {
         let cx = cx.without_tape();
         let (tokens, needed) = (Rows::new(&cx, tokens)?, Rows::new(&cx, needed)?);
         let of_layer = |(index, outputs): (usize, &[Vec<Tensor>; PRODUCTS])| {
@@ -140,11 +140,11 @@ impl KeptProducts {
             })
         };
         let layers = self.layers.iter().enumerate().map(of_layer).collect::<Result<_>>()?;
-        Ok(KnownProducts { layers: RefCell::new(layers) })
+        Ok(ReusedOutputs { layers: RefCell::new(layers) })
     }
 }
 
-impl KnownProducts {
+impl ReusedOutputs {
     /// Takes the outputs of a matrix product. A second call for the same product returns none.
     pub(crate) fn take(&self, layer: usize, product: LayerProduct) -> Vec<Tensor> {
         let mut layers = self.layers.borrow_mut();
@@ -152,7 +152,7 @@ impl KnownProducts {
     }
 }
 
-impl KeepRows<'_> {
+impl OutputDestination<'_> {
     /// Stores the outputs `parts` of a matrix product. With `of_needed`, their rows are the tokens whose hidden states
     /// are needed; otherwise all tokens of the pass.
     pub(crate) fn write(

@@ -38,14 +38,14 @@ fn reward_metric() -> String {
 
 /// Sums up the rewards since the last scheduled checkpoint, and remembers the best checkpoint by reward or score.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RewardTracker {
+pub struct BestCheckpointTracker {
     sum: f64,
     steps: u64,
     /// The best checkpoint so far.
     pub best: Option<BestCheckpoint>,
 }
 
-impl RewardTracker {
+impl BestCheckpointTracker {
     /// Adds the mean reward of a step, if the step has one.
     pub fn add_step_reward(&mut self, m: &StepMetrics) {
         if let Some(reward) = m.grpo.reward {
@@ -125,7 +125,7 @@ mod tests {
             every in 1usize..6,
             stored in 0usize..40,
         ) {
-            let mut all = RewardTracker::default();
+            let mut all = BestCheckpointTracker::default();
             for (i, &reward) in rewards.iter().enumerate() {
                 all.add_step_reward(&step(f64::from(reward)));
                 if (i + 1).is_multiple_of(every) || i + 1 == rewards.len() {
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn scores_are_compared_with_scores_of_the_same_questions_only() {
-        let mut all = RewardTracker {
+        let mut all = BestCheckpointTracker {
             best: serde_json::from_value(json!({"step": 1, "reward": 9.0})).unwrap(),
             ..Default::default()
         };
@@ -165,12 +165,12 @@ mod tests {
 
     #[test]
     fn steps_without_rewards_have_no_best_checkpoint() {
-        let mut all = RewardTracker::default();
+        let mut all = BestCheckpointTracker::default();
         let mut plain = step(0.0);
         plain.grpo = GrpoMetrics::default();
         all.add_step_reward(&plain);
         all.record_checkpoint(1);
-        assert_eq!(all, RewardTracker::default());
+        assert_eq!(all, BestCheckpointTracker::default());
         let dir = tempfile::tempdir().unwrap();
         write_trainer_state(dir.path(), None, 1, 2).unwrap();
         assert!(!dir.path().join(TRAINER_STATE_FILE).exists());

@@ -106,7 +106,7 @@ pub(crate) fn verify_checkpoint(folder: &Path) -> Result<Option<CheckpointDigest
     }
     match list.files.contains_key(RUN_STATE_FILE) {
         true => Ok(Some(list)),
-        false => Err(damaged(folder, DIGESTS_FILE, "is damaged: it lists no run state")),
+        false => Err(damaged(folder, DIGESTS_FILE, "is damaged: it does not list training/state.json")),
     }
 }
 
@@ -150,7 +150,7 @@ fn help(folder: &Path, thing: &str) -> String {
     match earlier {
         Some(earlier) => {
             format!(
-                "restore {thing} from a copy, or resume from the one before: --resume-from-checkpoint {}",
+                "restore {thing} from a copy, or resume from the previous checkpoint: --resume-from-checkpoint {}",
                 earlier.display()
             )
         }

@@ -20,7 +20,7 @@ use reel_train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::folder::best::RewardTracker;
+use crate::folder::best::BestCheckpointTracker;
 use crate::folder::output;
 
 /// The number of steps that a run planned, and the step after which this plan applies. A resumed run may plan another
@@ -88,7 +88,7 @@ pub struct RunState {
     pub parameter_steps: BTreeMap<String, u64>,
     /// The rewards since the last checkpoint, and the best checkpoint.
     #[serde(default)]
-    pub rewards: RewardTracker,
+    pub rewards: BestCheckpointTracker,
     /// The last step whose evaluation is complete; absent in runs without evaluations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated: Option<u64>,
@@ -194,7 +194,7 @@ pub fn fresh_run_state<O: TrainingOptions>(
         data_files: rows.files().to_vec(),
         options: result_options(setup),
         parameter_steps: BTreeMap::new(),
-        rewards: RewardTracker::default(),
+        rewards: BestCheckpointTracker::default(),
         evaluated: None,
         hash: String::new(),
     })

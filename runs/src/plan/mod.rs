@@ -25,7 +25,7 @@ use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
 use reel_samples::sample::Sample;
 use reel_samples::source::row_order;
 use reel_samples::token_limit::check_token_count;
-use reel_train::live_server::SERVED_BATCH;
+use reel_train::live_server::SERVED_BATCH_SIZE;
 use reel_train::options::{RunOptions, SftOptions, TrainingOptions};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::sft::step;
@@ -144,8 +144,10 @@ impl RowShape {
             return Ok(Self { tokens, video_grid_thw: Vec::new() });
         }
         if !patches.is_multiple_of(unit) || tokens <= patches / unit {
-            let what =
-                format!("is {patches}, which makes {} of the row's {tokens} tokens", patches as f64 / unit as f64);
+            let what = format!(
+                "is {patches}, which gives {} vision tokens in a row of {tokens} tokens",
+                patches as f64 / unit as f64
+            );
             return Err(TrainError::option(
                 "--vision-patches",
                 what,
@@ -283,7 +285,7 @@ pub(super) fn with_server(
     if options.serve.is_none() {
         return plan();
     }
-    let engine = Engine::new(model, &Cx::inference(device, dtype))?.max_slots(SERVED_BATCH);
+    let engine = Engine::new(model, &Cx::inference(device, dtype))?.max_slots(SERVED_BATCH_SIZE);
     let _cache = engine.continuous_batch(u64::from(options.serve_kv_memory) << 20)?;
     plan()
 }

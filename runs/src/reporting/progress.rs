@@ -20,7 +20,7 @@ pub enum Progress {
         /// Number of steps, or rows, of the whole run.
         total: u64,
         /// When a line is printed.
-        cadence: Cadence,
+        cadence: PrintInterval,
         /// Estimates the remaining time.
         pace: TimeEstimate,
     },
@@ -30,7 +30,7 @@ pub enum Progress {
 
 /// When lines of progress are printed.
 #[derive(Clone, Debug)]
-pub enum Cadence {
+pub enum PrintInterval {
     /// A line is printed after every multiple of this number of steps.
     Steps(u64),
     /// A line is printed if [`ROW_INTERVAL`] has passed since the last line; holds the time of the last line.
@@ -59,16 +59,16 @@ impl TimeEstimate {
 impl Progress {
     /// Starts the display of a run of `steps` steps that continues after the first `finished_steps`.
     pub fn new(quiet: bool, steps: u64, finished_steps: u64, steps_per_line: u64) -> Self {
-        Self::with_cadence(quiet, steps, finished_steps, Cadence::Steps(steps_per_line))
+        Self::with_cadence(quiet, steps, finished_steps, PrintInterval::Steps(steps_per_line))
     }
 
     /// Starts the display of a run over `rows` rows, the first `finished_rows` of which an earlier process has
     /// finished.
     pub fn rows(quiet: bool, rows: u64, finished_rows: u64) -> Self {
-        Self::with_cadence(quiet, rows, finished_rows, Cadence::Since(Cell::new(Instant::now())))
+        Self::with_cadence(quiet, rows, finished_rows, PrintInterval::Since(Cell::new(Instant::now())))
     }
 
-    fn with_cadence(quiet: bool, total: u64, finished: u64, cadence: Cadence) -> Self {
+    fn with_cadence(quiet: bool, total: u64, finished: u64, cadence: PrintInterval) -> Self {
         if quiet {
             return Self::Quiet;
         }
@@ -88,7 +88,7 @@ impl Progress {
         match self {
             Self::Quiet => {}
             Self::Lines { total, cadence, pace } => {
-                let Cadence::Steps(every) = cadence else { return };
+                let PrintInterval::Steps(every) = cadence else { return };
                 if m.step.is_multiple_of(*every) || m.step == *total {
                     let left = pace.left(pace.since.elapsed(), m.step, *total);
                     reel_diagnostic::note!("step {}/{total}  {}  {} left", m.step, summary(m), time(left));
@@ -110,7 +110,7 @@ impl Progress {
         match self {
             Self::Quiet => {}
             Self::Lines { total, cadence, pace } => {
-                let Cadence::Since(last) = cadence else { return };
+                let PrintInterval::Since(last) = cadence else { return };
                 if last.get().elapsed() < ROW_INTERVAL && done < *total {
                     return;
                 }

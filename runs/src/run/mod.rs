@@ -351,7 +351,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.save()?;
         self.checkpoints.writer.wait()?;
         let help = if self.state.step == 0 {
-            "no step was finished, and the folder is as it was before; start again"
+            "no step was finished and the folder is unchanged; start the run again"
         } else {
             "resume with --resume-from-checkpoint last"
         };

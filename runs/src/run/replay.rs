@@ -73,7 +73,9 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     let first = now.iter().zip(then.iter().flatten()).find(differs).map(|((name, _), _)| name.clone());
     if then.is_some() && first.is_none() {
         let location = recorded.join(METRICS_FILE).display().to_string();
-        let what = format!("is damaged: its hash of step {step} is {want}, but the weights are those of {HASHES_FILE}");
+        let what = format!(
+            "is damaged: its hash of step {step} is {want}, but the repeated weights match the hashes in {HASHES_FILE}"
+        );
         return Err(TrainError::Damaged(Diagnostic::new(location, what, "restore the file from a copy")));
     }
     Ok(ReplayReport { same: false, first })
@@ -83,7 +85,8 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
 fn help_of_replay(e: TrainError, options: &RunOptions) -> TrainError {
     match (e, &options.resume_from_checkpoint) {
         (TrainError::Damaged(d), Some(folder)) if d.location.starts_with(folder.as_str()) => {
-            let help = "restore it from a copy, or remove that checkpoint to repeat the step from the one before";
+            let help =
+                "restore it from a copy, or remove this checkpoint to repeat the step from the previous checkpoint";
             TrainError::Damaged(d.with_help(help))
         }
         (e, _) => e,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use reel_files::FolderLock;
 use reel_input::config::ModelConfig;
-use reel_model::save::SmallFiles;
+use reel_model::save::ConfigAndTokenizerFiles;
 use reel_samples::feed::{MicroBatchFeed, SampleSource, decoding_threads};
 use reel_samples::order::RowOrder;
 use reel_samples::skipped_row::SkippedRow;
@@ -168,7 +168,7 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
     files.check_values()?;
     // The small files are read before the first step, so that a missing or damaged file cannot make a save fail hours
     // later.
-    let small_files = SmallFiles::read(setup.model)?;
+    let small_files = ConfigAndTokenizerFiles::read(setup.model)?;
     let small_files = Arc::new(match options.folder_format {
         Some(name) => small_files.in_format(name.format())?,
         None => small_files,

@@ -89,7 +89,10 @@ impl Tensor {
         let is_part = unpadded.len() == shape.len() && unpadded.iter().zip(shape).all(|(part, all)| part <= all);
         if !is_part || !(1..=2).contains(&shape.len()) {
             let (part, all) = (format_shape(unpadded), format_shape(shape));
-            return Err(shape_error("padding", format!("{part} is not a part of a vector or matrix of shape {all}")));
+            return Err(shape_error(
+                "padding",
+                format!("the unpadded shape {part} does not fit into a vector or matrix of shape {all}"),
+            ));
         }
         let unpadded = Some(unpadded.to_vec());
         Ok(self.with_unpadded(unpadded))

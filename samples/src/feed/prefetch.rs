@@ -141,7 +141,7 @@ impl<S: SampleSource> Prefetcher<S> {
                 return Some(Err(SampleError::data(
                     location,
                     "a thread that prepares rows panicked",
-                    "report this bug together with the row",
+                    "report this as a bug, and include the row",
                 )));
             }
             let left = patience.checked_sub(begun.elapsed()).filter(|left| !left.is_zero())?;

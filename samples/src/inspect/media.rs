@@ -17,7 +17,7 @@ use crate::Result;
 
 /// Properties of an image or a video: name, duration, frame rate and size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct MediaFact {
+pub struct MediaProperties {
     /// The file, or `data: URI`.
     pub name: String,
     /// Length of a video in seconds.
@@ -61,7 +61,7 @@ impl MediaInspector<'_> {
     ///
     /// # Errors
     /// Outer error: the worker process that decodes cannot be started. Inner error: the image or video cannot be used.
-    pub(super) fn look(&self, part: &ContentPart) -> Result<Result<MediaFact, MediaFault>> {
+    pub(super) fn look(&self, part: &ContentPart) -> Result<Result<MediaProperties, MediaFault>> {
         let looked = match part {
             ContentPart::Text(_) => return Ok(Err(fault(Diagnostic::new("", "is a text", "")))),
             ContentPart::Image(image) => self.image(&image.source),
@@ -70,7 +70,7 @@ impl MediaInspector<'_> {
                     let name = format!("{} frames", frames.len());
                     let checked = video.check_frame_count(frames.len());
                     let facts = checked.and_then(|()| self.frames(frames));
-                    facts.map(|facts| MediaFact { name, ..facts[0].clone() })
+                    facts.map(|facts| MediaProperties { name, ..facts[0].clone() })
                 }
                 VideoSource::File(source) => self.video(video, source),
             },
@@ -94,11 +94,11 @@ impl MediaInspector<'_> {
     }
 
     /// Inspects the image files that are the frames of a video.
-    fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaFact>, InputError> {
+    fn frames(&self, frames: &[MediaSource]) -> Result<Vec<MediaProperties>, InputError> {
         frames.iter().map(|frame| self.image(frame)).collect()
     }
 
-    fn image(&self, source: &MediaSource) -> Result<MediaFact, InputError> {
+    fn image(&self, source: &MediaSource) -> Result<MediaProperties, InputError> {
         let image = match source {
             MediaSource::Path(path) => {
                 let path = self.options.access.allowed_path(path)?;
@@ -110,11 +110,11 @@ impl MediaInspector<'_> {
             MediaSource::Data(uri) => reel_media::image::from_data_uri(uri)?,
             MediaSource::Url(_) => return Ok(fact(source)),
         };
-        Ok(MediaFact { size: Some((image.height, image.width)), ..fact(source) })
+        Ok(MediaProperties { size: Some((image.height, image.width)), ..fact(source) })
     }
 
     /// Inspects a video that is a single file or a folder of frames.
-    fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaFact, InputError> {
+    fn video(&self, video: &VideoPart, source: &MediaSource) -> Result<MediaProperties, InputError> {
         let overrides = self.options.overrides.or_fallback(video.overrides);
         let look = |path: &Path| {
             if !self.decodes {
@@ -124,7 +124,7 @@ impl MediaInspector<'_> {
             // Decodes the frames that training would select, to find out whether decoding fails.
             self.options.decoder.decode_resized(path, self.options.profile, &overrides)?;
             let seconds = info.total_frames as f64 / info.video_fps;
-            Ok(MediaFact {
+            Ok(MediaProperties {
                 seconds: Some(seconds).filter(|s| s.is_finite()),
                 fps: Some(info.video_fps),
                 size: Some((info.height, info.width)),
@@ -141,7 +141,7 @@ impl MediaInspector<'_> {
                 video.check_frame_count(frames.len())?;
                 let facts = self.frames(&frames)?;
                 check_sizes(&frames, facts.iter().filter_map(|fact| fact.size))?;
-                Ok(MediaFact { name: source.path_or_address(), ..facts[0].clone() })
+                Ok(MediaProperties { name: source.path_or_address(), ..facts[0].clone() })
             }
             MediaSource::Url(_) => Ok(fact(source)),
             MediaSource::Data(uri) => {
@@ -156,7 +156,7 @@ impl MediaInspector<'_> {
     }
 
     /// Checks that a file can be opened.
-    fn exists(&self, path: &Path, source: &MediaSource) -> Result<MediaFact, InputError> {
+    fn exists(&self, path: &Path, source: &MediaSource) -> Result<MediaProperties, InputError> {
         match reel_diagnostic::input::open_regular_file(path) {
             Ok(_) => Ok(fact(source)),
             Err(e) => Err(media_error(Diagnostic::cannot_read(path, &e))),
@@ -168,8 +168,8 @@ fn media_error(diagnostic: Diagnostic) -> InputError {
     MediaError::Unreadable(diagnostic).into()
 }
 
-fn fact(source: &MediaSource) -> MediaFact {
-    MediaFact { name: source.path_or_address(), seconds: None, fps: None, size: None }
+fn fact(source: &MediaSource) -> MediaProperties {
+    MediaProperties { name: source.path_or_address(), seconds: None, fps: None, size: None }
 }
 
 fn fault(diagnostic: Diagnostic) -> MediaFault {

@@ -23,7 +23,7 @@ use crate::rows::{DataRow, PromptContent, SupervisedRow};
 use crate::sample::{nothing_to_learn, to_row_error, tokenize_conversation, tokenize_text_with_media};
 use crate::{Result, SampleError};
 
-pub use media::{MediaFact, MediaInspector};
+pub use media::{MediaInspector, MediaProperties};
 pub use stats::{CommandUse, DataStats, Distribution};
 
 /// A command that trains on rows.
@@ -264,7 +264,7 @@ impl Inspection<'_> {
         let missing = match self.command {
             Some(TrainingCommand::Grpo) => data.add_location_to_error(row, check_reward_columns(columns, false)).err(),
             _ => (!has_answer(parsed, columns)).then(|| {
-                let help = "add the answer, score the row by a reward of your own, or use it for reel generate only";
+                let help = "add the answer, use a custom reward (--reward-command or --reward-url), or use the row only with reel generate";
                 SampleError::row(data.location(row), "has no answer", help)
             }),
         };
@@ -272,7 +272,7 @@ impl Inspection<'_> {
     }
 
     /// Inspects the images and videos of all rows, each file once, and adds the problems found to the rows.
-    fn media_of(&self, data: &Dataset, rows: &mut [RowFacts]) -> Result<Vec<MediaFact>> {
+    fn media_of(&self, data: &Dataset, rows: &mut [RowFacts]) -> Result<Vec<MediaProperties>> {
         let inspector = MediaInspector { options: self.media, decodes: self.decodes };
         let mut parts: Vec<&ContentPart> = Vec::new();
         let mut index_of: HashMap<String, usize> = HashMap::new();
@@ -288,7 +288,7 @@ impl Inspection<'_> {
                 uses.push((row, index, location.to_string()));
             }
         }
-        let looked: Vec<Result<MediaFact, media::MediaFault>> =
+        let looked: Vec<Result<MediaProperties, media::MediaFault>> =
             parts.into_par_iter().map(|part| inspector.look(part)).collect::<Result<_>>()?;
         for (row, index, location) in uses {
             if let Err(fault) = &looked[index] {

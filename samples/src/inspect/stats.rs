@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Counts, MediaFact, ProblemKind, RowFacts, RowProblem, TrainingCommand};
+use super::{Counts, MediaProperties, ProblemKind, RowFacts, RowProblem, TrainingCommand};
 use crate::dataset::Dataset;
 
 /// Statistics of the rows of a data file, which `reel data stats` prints.
@@ -99,7 +99,12 @@ impl Distribution {
 }
 
 impl DataStats {
-    pub(super) fn new(data: &Dataset, rows: &[RowFacts], media: Vec<MediaFact>, commands: &[TrainingCommand]) -> Self {
+    pub(super) fn new(
+        data: &Dataset,
+        rows: &[RowFacts],
+        media: Vec<MediaProperties>,
+        commands: &[TrainingCommand],
+    ) -> Self {
         let mut layouts = Counts::new();
         let mut columns: Vec<(String, Counts)> = Vec::new();
         let mut problems: Vec<RowProblem> = Vec::new();

@@ -95,10 +95,18 @@ pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>
     const HELP: &str = "write it as a list of {\"role\", \"content\"} messages";
     for kind in Kind::ALL {
         if let Some(column) = kind.columns().into_iter().find(|column| columns.get(*column).is_some_and(is_given)) {
-            return Err(Diagnostic::new(field, format!("is a text, which cannot hold the media of `{column}`"), HELP));
+            return Err(Diagnostic::new(
+                field,
+                format!("is plain text, which cannot contain the images or videos of the column `{column}`"),
+                HELP,
+            ));
         }
         if text.contains(kind.mark()) {
-            return Err(Diagnostic::new(field, format!("is a text with the mark {}", kind.mark()), HELP));
+            return Err(Diagnostic::new(
+                field,
+                format!("is plain text, but contains the media mark {}", kind.mark()),
+                HELP,
+            ));
         }
     }
     check_other_columns(&[], columns)
@@ -108,7 +116,11 @@ pub(super) fn refuse_media(field: &str, text: &str, columns: &Map<String, Value>
 pub(super) fn refuse_media_beside_path(columns: &Map<String, Value>) -> Result<(), Diagnostic> {
     let names = Kind::ALL.iter().flat_map(|kind| kind.columns());
     match names.into_iter().find(|name| columns.get(*name).is_some_and(is_given)) {
-        Some(name) => Err(Diagnostic::new(name, "is not read in a row with `problem`", "give the file as `path`")),
+        Some(name) => Err(Diagnostic::new(
+            name,
+            "is not read, because a row with `problem` names its file in `path`",
+            "give the file as `path`",
+        )),
         None => Ok(()),
     }
 }
@@ -204,7 +216,11 @@ fn check_counts(field: &str, messages: &[Value], files: &Files) -> Result<(), Di
     let (key, mark, column) = (kind.key(), kind.mark(), files.column);
     if given > 0 && given != places {
         let what = format!("has {given} {key} file(s), but the messages have {places} place(s) for them");
-        return Err(Diagnostic::new(column, what, format!("write {mark} where each {key} belongs, once for each")));
+        return Err(Diagnostic::new(
+            column,
+            what,
+            format!("write {mark} into the messages once for each {key}, where it belongs"),
+        ));
     }
     if given > 0 {
         return Ok(());
@@ -325,7 +341,7 @@ fn check_other_columns(messages: &[Value], columns: &Map<String, Value>) -> Resu
         if looks_so && !strings.is_empty() && !strings.iter().all(|text| is_used(text)) {
             return Err(Diagnostic::new(
                 name.as_str(),
-                "looks like media, but is not read",
+                "looks like images or videos, but reel does not read this column",
                 "name the column images or videos and write <image> or <video> where each file belongs, or remove it",
             ));
         }

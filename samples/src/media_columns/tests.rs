@@ -132,7 +132,10 @@ fn media_columns_that_nothing_reads_are_refused() {
     ] {
         let name = others.as_object().unwrap().keys().next().unwrap().clone();
         let error = content(json!("What?"), others.clone()).unwrap_err();
-        assert!(error.starts_with(&format!("{name}: looks like media, but is not read; ")), "{others}: {error}");
+        assert!(
+            error.starts_with(&format!("{name}: looks like images or videos, but reel does not read this column; ")),
+            "{others}: {error}"
+        );
         let error = refuse_media("prompt", "What?", &columns(others)).unwrap_err();
         assert_eq!(error.location, name);
     }

@@ -61,7 +61,8 @@ impl Mixture {
         let mut mixed = Vec::with_capacity(files.len());
         for ((name, rows, weight), rows_per_epoch) in files.iter().zip(counts) {
             if rows_per_epoch == 0 {
-                let what = format!("has the weight {weight}, so an epoch of {epoch_rows} rows has no row of it");
+                let what =
+                    format!("has the weight {weight}, so an epoch of {epoch_rows} rows contains no row of this file");
                 return Err(Diagnostic::new(name, what, "raise its weight, or leave the file out"));
             }
             mixed.push(MixedFile { first_row, rows: *rows, rows_per_epoch });
@@ -143,7 +144,7 @@ mod tests {
         let e = Mixture::new(&[("a".into(), 10, 1.0), ("b".into(), 10, 1e-3)]).unwrap_err().to_string();
         assert_eq!(
             e,
-            "b: has the weight 0.001, so an epoch of 10 rows has no row of it; raise its weight, or leave the file out"
+            "b: has the weight 0.001, so an epoch of 10 rows contains no row of this file; raise its weight, or leave the file out"
         );
     }
 

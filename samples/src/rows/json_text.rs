@@ -17,7 +17,8 @@ pub(super) fn read_json_texts(fields: &mut Map<String, Value>) -> Result<(), Dia
         let Some(value) = fields.get_mut(name) else { continue };
         if let Value::String(text) = value {
             let list = serde_json::from_str(text).ok().filter(|list: &Value| list.is_array() || list.is_null());
-            *value = list.ok_or_else(|| Diagnostic::new(name, "is not a list, and not the JSON text of one", CHAT))?;
+            *value =
+                list.ok_or_else(|| Diagnostic::new(name, "is neither a list nor the JSON text of a list", CHAT))?;
         }
         read_items(name, value)?;
     }
@@ -76,7 +77,7 @@ pub(super) fn refuse_parts_as_text(field: &str, messages: &[Value]) -> Result<()
     match messages.iter().position(text) {
         Some(i) => Err(Diagnostic::new(
             format!("{field}[{i}].content"),
-            "is the JSON text of a list of parts, not the list",
+            "is a string that contains the JSON of a list of parts, instead of the list itself",
             "write the list itself; in Parquet and Arrow, give the column the type JSON",
         )),
         None => Ok(()),

@@ -106,7 +106,7 @@ impl DataRow {
 
     /// Reads a row of EasyR1, whose `problem` is the prompt; the other columns are for the rewards.
     pub(super) fn from_easyr1(fields: Map<String, Value>) -> Result<Self, Diagnostic> {
-        let problem = reel_rewards::text_field(&fields, "problem")?;
+        let problem = reel_rewards::string_field(&fields, "problem")?;
         Self::chat_prompt("problem", vec![message("user", &problem)], fields)
     }
 

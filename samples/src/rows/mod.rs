@@ -21,7 +21,7 @@ use layouts::{CHAT, Layout, chat};
 use reel_diagnostic::Diagnostic;
 use reel_prompts::QuestionTemplate;
 use reel_rewards::Recipe;
-use reel_rewards::text_field;
+use reel_rewards::string_field;
 use serde_json::{Map, Value, json};
 
 use crate::media_columns;
@@ -236,14 +236,14 @@ fn ends_with_answer(messages: &[Value]) -> bool {
 
 impl Problem {
     fn parse(fields: &Map<String, Value>) -> Result<Self, Diagnostic> {
-        let problem = text_field(fields, "problem")?;
-        let data_type = match text_field(fields, "data_type")?.as_str() {
+        let problem = string_field(fields, "problem")?;
+        let data_type = match string_field(fields, "data_type")?.as_str() {
             "image" => ProblemMedia::Image,
             "video" => ProblemMedia::Video,
             "text" => ProblemMedia::Text,
             other => return Err(Diagnostic::new("data_type", format!("is `{other}`"), "use image, video or text")),
         };
-        let problem_type = text_field(fields, "problem_type")?;
+        let problem_type = string_field(fields, "problem_type")?;
         if reel_prompts::answer_instruction(&problem_type).is_none() {
             let known: Vec<&str> = reel_prompts::problem_types().collect();
             return Err(Diagnostic::new(
@@ -259,10 +259,10 @@ impl Problem {
             options: options(fields)?,
             process: match fields.get("process") {
                 None | Some(Value::Null) => None,
-                Some(_) => Some(text_field(fields, "process")?),
+                Some(_) => Some(string_field(fields, "process")?),
             },
-            solution: text_field(fields, "solution")?,
-            path: if data_type == ProblemMedia::Text { String::new() } else { text_field(fields, "path")? },
+            solution: string_field(fields, "solution")?,
+            path: if data_type == ProblemMedia::Text { String::new() } else { string_field(fields, "path")? },
         })
     }
 

@@ -7,7 +7,7 @@ use crate::ptx::ast::{Function, Instruction, Operand, RegisterDecl, RegisterInde
 pub fn apply_mutation(function: &mut Function, at: usize, change: Mutation) {
     match change {
         Mutation::Delete => delete(&mut function.body[at]),
-        Mutation::OneGroupMore => {
+        Mutation::WaitForOneGroupFewer => {
             if let Some(Operand::Integer(n)) = function.body[at].operands.last_mut() {
                 *n += 1;
             }

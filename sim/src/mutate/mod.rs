@@ -18,7 +18,7 @@ pub enum Mutation {
     /// The instruction is deleted; its results are defined as if it had succeeded at once.
     Delete,
     /// The operand N of `wait_group` becomes N + 1, so the wait covers one group fewer.
-    OneGroupMore,
+    WaitForOneGroupFewer,
     /// The phase parity of an mbarrier wait is flipped.
     FlipParity,
     /// This number is added to the bytes of `expect_tx`.
@@ -33,7 +33,7 @@ impl fmt::Display for Mutation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Mutation::Delete => f.write_str("deleted"),
-            Mutation::OneGroupMore => f.write_str("waits for one group fewer"),
+            Mutation::WaitForOneGroupFewer => f.write_str("waits for one group fewer"),
             Mutation::FlipParity => f.write_str("parity flipped"),
             Mutation::ExpectTx(n) => write!(f, "expects {n:+} bytes"),
             Mutation::NarrowScope => f.write_str(".gpu is .cta"),
@@ -142,7 +142,7 @@ fn changes(i: &Instruction) -> Vec<Mutation> {
         out.push(Mutation::Delete);
     }
     if has("wait_group") {
-        out.push(Mutation::OneGroupMore);
+        out.push(Mutation::WaitForOneGroupFewer);
     }
     if parts[0] == "mbarrier" && has("parity") {
         out.push(Mutation::FlipParity);

@@ -99,7 +99,7 @@ impl LaneCache {
         lists: &mut AccessLists,
     ) {
         let old = *cell;
-        if let Some(at) = self.find_read(cell).filter(|_| check.is_writer_ordered_for_all(&old)) {
+        if let Some(at) = self.find_read(cell).filter(|_| check.is_writer_ordered_for_all_lanes(&old)) {
             let after = self.after[at];
             self.insert_words(bytemuck::cast(old), after);
             self.apply_read(cell, after);

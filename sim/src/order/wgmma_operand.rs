@@ -125,7 +125,7 @@ impl ShadowMemory {
 
 impl OperandWriters {
     /// Whether all bytes of the operand that were written were last written by tensor copies.
-    pub fn are_tensor_copies(&self, ops: &AsyncOps) -> bool {
+    pub fn were_written_by_tensor_copies(&self, ops: &AsyncOps) -> bool {
         let is_tensor_copy = |key| key >= FIRST_OP_KEY && ops.kind(AsyncOpId::from_key(key)) == AsyncOpKind::TensorCopy;
         self.0.iter().all(|(entry, _)| is_tensor_copy(entry.key))
     }

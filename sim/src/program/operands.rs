@@ -218,7 +218,7 @@ impl<'a> OperandResolver<'a> {
                 Ok(Some(self.registers[*r as usize]))
             }
             Operand::Sink => Ok(None),
-            other => Err(self.error(format!("{other:?} is not a register"))),
+            other => Err(self.error(format!("the operand {other:?} is not a register"))),
         }
     }
 
@@ -237,7 +237,7 @@ impl<'a> OperandResolver<'a> {
                 Ok((self.registers[*r as usize], true))
             }
             Operand::Integer(value) => Ok((self.constant_predicate(*value != 0), false)),
-            other => Err(self.error(format!("{other:?} is not a predicate"))),
+            other => Err(self.error(format!("the operand {other:?} is not a predicate register"))),
         }
     }
 

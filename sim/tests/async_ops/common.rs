@@ -35,7 +35,10 @@ pub fn expected_lines_and_kinds(file: &str, name: &str, variant: u32) -> BTreeSe
         for part in comment.split(", ") {
             let Some((number, kind)) = part.split_once(": ") else { continue };
             if number.parse() == Ok(variant) {
-                let kind = FindingKind::ALL.into_iter().find(|k| k.name() == kind).expect("a kind of the contract");
+                let kind = FindingKind::ALL
+                    .into_iter()
+                    .find(|k| k.name() == kind)
+                    .expect("the comment names a kind of finding");
                 out.insert((line, kind.name()));
             }
         }

@@ -20,7 +20,7 @@ fn judge(case: &KernelCase, found: &[Finding], text: Option<&str>) -> Option<Str
         };
         let expected = case.kinds.iter().any(|k| k == f.kind.name()) && !lines.is_disjoint(&case.lines);
         if !expected {
-            return Some(format!("not expected: {f:?} (lines {lines:?})"));
+            return Some(format!("unexpected finding: {f:?} (lines {lines:?})"));
         }
     }
     let first = case.kinds.first()?;

@@ -109,7 +109,7 @@ pub fn kernel_cases(cuda: &str) -> Vec<KernelCase> {
             && let Some(case) = cases.last_mut()
         {
             let name = text.split("void ").nth(1).and_then(|t| t.split('(').next());
-            case.name = name.expect("a kernel's name follows void").to_string();
+            case.name = name.expect("the kernel's name follows `void`").to_string();
             inside = true;
         }
         if text.ends_with("//!") {

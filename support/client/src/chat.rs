@@ -157,7 +157,7 @@ impl ChatClient {
         check_http_url(&options.url).map_err(|(what, help)| invalid("the URL of the server", what, help))?;
         if options.api_key.as_deref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic())) {
             let what = "is empty or has characters that a header cannot have".to_string();
-            return Err(invalid("the API key", what, "give the key as the server's operator has named it"));
+            return Err(invalid("the API key", what, "give the API key exactly as the server's operator issued it"));
         }
         let rates =
             [("requests per minute", options.requests_per_minute), ("tokens per minute", options.tokens_per_minute)];
@@ -290,7 +290,7 @@ impl ChatClient {
             NotReserved::CapReached => {
                 let (spent, cap) = (options.budget.spent(), options.budget.cap().unwrap_or_default());
                 let what =
-                    format!("is not asked: of ${cap}, ${spent:.6} are spent, and a request may cost ${bound:.6}");
+                    format!("gets no further request: of ${cap}, ${spent:.6} are spent, and the next request may cost up to ${bound:.6}");
                 self.failure(running, FailureKind::Budget, &what, "raise the cap, or ask for fewer tokens")
             }
         })?;
@@ -506,7 +506,7 @@ fn judge(reply: Reply) -> Attempt {
     }
     let (kind, help) = match status {
         401 | 403 => (FailureKind::Unusable, "check the API key"),
-        402 => (FailureKind::Unusable, "check the account with the server's operator"),
+        402 => (FailureKind::Unusable, "check that the account at the server's operator has credit"),
         300..=399 => (FailureKind::Unusable, "give the URL that it redirects to"),
         404 | 405 => (FailureKind::Unusable, "check the URL (it often ends in /v1) and the model's name"),
         _ => (FailureKind::Refused, "check the request against the server's limits"),

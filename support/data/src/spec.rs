@@ -66,7 +66,11 @@ fn weighted(text: &str) -> Option<(&str, &str)> {
 
 fn parse_one(text: &str) -> Result<WeightedPath, Diagnostic> {
     if text.is_empty() {
-        return Err(Diagnostic::new("", "has an empty file name", "write no comma without a name on both sides"));
+        return Err(Diagnostic::new(
+            "",
+            "has an empty file name",
+            "remove the comma, or write a file name on both sides of it",
+        ));
     }
     let of_path = |path: &str, weight| Ok(WeightedPath { path: path.into(), weight });
     if exists(Path::new(text)) {

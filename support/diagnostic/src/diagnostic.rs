@@ -138,7 +138,7 @@ impl std::error::Error for Diagnostic {}
 
 const LOOP_HELP: &str = "remove or correct the symbolic links";
 
-/// Whether a path could not be followed because its symbolic links lead in a circle.
+/// Whether a path could not be followed because its symbolic links form a loop.
 fn is_link_loop(error: &io::Error) -> bool {
     // The error of Linux for a loop of links. The standard library's `ErrorKind` for this error is not stable.
     const ELOOP: i32 = 40;
@@ -160,8 +160,8 @@ fn io_cause(error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => "permission denied".to_string(),
         io::ErrorKind::IsADirectory => "it is a folder".to_string(),
         io::ErrorKind::AlreadyExists => "a file of this name exists".to_string(),
-        io::ErrorKind::NotADirectory => "a file has the name of one of its folders".to_string(),
-        _ if is_link_loop(error) => "its symbolic links lead in a circle".to_string(),
+        io::ErrorKind::NotADirectory => "a part of its path is a file, not a folder".to_string(),
+        _ if is_link_loop(error) => "its symbolic links form a loop".to_string(),
         _ => error.to_string(),
     }
 }
@@ -200,7 +200,7 @@ mod tests {
             (io::ErrorKind::AlreadyExists, "c: cannot be written: a file of this name exists; choose another name"),
             (
                 io::ErrorKind::NotADirectory,
-                "c: cannot be written: a file has the name of one of its folders; choose another name",
+                "c: cannot be written: a part of its path is a file, not a folder; choose another name",
             ),
         ] {
             // The path must exist, because for a missing path the message names the missing folder instead.
@@ -212,10 +212,7 @@ mod tests {
                       create it, or choose another folder";
         assert_eq!(missing.to_string(), wanted);
         let circle = Diagnostic::cannot_read("a", &io::Error::from_raw_os_error(40)).to_string();
-        assert_eq!(
-            circle,
-            "a: cannot be read: its symbolic links lead in a circle; remove or correct the symbolic links"
-        );
+        assert_eq!(circle, "a: cannot be read: its symbolic links form a loop; remove or correct the symbolic links");
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl FileLock {
                 Err(TryLockError::Error(e)) if has_no_locks(&e) => {
                     let path = path.display();
                     reel_diagnostic::note!(
-                        "warning: {path}: the file system has no locks ({e}); start no second process that writes there"
+                        "warning: {path}: the file system does not support locks ({e}); do not start a second process that writes there"
                     );
                 }
                 Err(TryLockError::Error(e)) => return Err(LockError::Io(e)),

@@ -299,7 +299,7 @@ impl TrainingOptions for GrpoOptions {
         check(
             self.rollouts.is_none() || !scores_completions,
             "--rollouts",
-            "gives rewards, so --temporal, --siglip, --reward-command, --reward-url, --reward-weights, --len-control and --dynamic-sampling have no effect".into(),
+            "already contains the rewards, so --temporal, --siglip, --reward-command, --reward-url, --reward-weights, --len-control and --dynamic-sampling have no effect".into(),
             "remove --rollouts or these options",
         )?;
         check(

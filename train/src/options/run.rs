@@ -359,7 +359,7 @@ impl RunOptions {
         check(
             !self.freeze_vision || (self.learning_rate_vision.is_none() && self.learning_rate_merger.is_none()),
             "--freeze-vision",
-            "contradicts a learning rate for the vision tower or its merger".into(),
+            "is given together with a learning rate for the frozen vision tower or its merger".into(),
             "give one of the two",
         )?;
         let share = self.serve_share;
@@ -373,7 +373,7 @@ impl RunOptions {
     fn validate_reports(&self) -> Result<()> {
         let places = &self.report_to;
         let alone = places.len() == 1 || !places.contains(&ReportTo::None);
-        let help = "give none without other names, or only names of reporters";
+        let help = "give either none alone, or the names of reporters";
         check(alone && !places.is_empty(), "--report-to", "is empty, or combines none with reporters".into(), help)?;
         if !self.reports_to(ReportTo::Wandb) {
             return Ok(());

@@ -56,7 +56,7 @@ impl TrainingOptions for SftOptions {
             self.evaluation.metric_for_best_model != Some(BestMetric::Reward),
             "--metric-for-best-model",
             "is reward, but sft has no rewards".into(),
-            "give eval with --eval-steps, or none",
+            "give eval together with --eval-steps, or give none",
         )?;
         check(self.max_length != Some(0), "--max-length", "is 0".into(), "give 1 or more")?;
         check(

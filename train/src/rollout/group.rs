@@ -12,7 +12,7 @@ use reel_input::TokenId;
 use reel_rewards::{ScaleRewards, group_advantages};
 use serde::{Deserialize, Serialize};
 
-use super::products::RolloutProducts;
+use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
@@ -96,7 +96,7 @@ pub struct RolloutSet {
     pub preview: Option<RolloutPreview>,
     /// Outputs of matrix products that sampling kept. The first step on the set reuses the outputs and frees their
     /// memory.
-    pub products: Option<Arc<RolloutProducts>>,
+    pub products: Option<Arc<StoredRolloutOutputs>>,
 }
 
 impl RolloutSet {

@@ -12,6 +12,6 @@ pub mod siglip;
 pub mod worker;
 
 pub use group::{CompletionTokens, Group, RolloutSet};
-pub use products::RolloutProducts;
+pub use products::StoredRolloutOutputs;
 pub use prompts::{Prompt, PromptSource};
 pub use sampler::with_shuffled_frames;

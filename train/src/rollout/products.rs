@@ -3,14 +3,14 @@
 //!
 //! On device `cpu`, the policy's forward pass in a training step computes the same products as the preceding rollout,
 //! with the same bits, because weights and tokens are the same. If the outputs fit into memory, the rollout keeps them
-//! ([`ProductKeeper::for_requests`]) and the forward pass reuses them ([`RolloutProducts::of_micro_batch`]).
+//! ([`RolloutOutputStore::for_requests`]) and the forward pass reuses them ([`StoredRolloutOutputs::of_micro_batch`]).
 
 use std::sync::{Arc, OnceLock};
 
 use reel_device::{DType, Device};
-use reel_engine::{GenerationRequest, KeptRows};
+use reel_engine::{GenerationRequest, StoredRows};
 use reel_input::config::TextConfig;
-use reel_model::text::products::{KeptProducts, KnownProducts, ProductLayout};
+use reel_model::text::products::{ProductLayout, ReusedOutputs, StoredOutputs};
 use reel_runtime::Cx;
 
 use super::group::Group;
@@ -20,7 +20,7 @@ use crate::step::trainer::Trainer;
 
 /// Decides whether the outputs of a rollout's matrix products are kept, and allocates memory for them.
 #[derive(Debug)]
-pub struct ProductKeeper {
+pub struct RolloutOutputStore {
     device: Device,
     config: TextConfig,
     layout: ProductLayout,
@@ -32,14 +32,14 @@ pub struct ProductKeeper {
 
 /// The kept outputs of a rollout's matrix products.
 #[derive(Debug)]
-pub struct RolloutProducts {
+pub struct StoredRolloutOutputs {
     /// The kept outputs.
-    pub products: Arc<KeptProducts>,
+    pub products: Arc<StoredOutputs>,
     /// For each prompt, the rows in `products` of the prompt's tokens and of its completions' tokens.
-    groups: Vec<KeptRows>,
+    groups: Vec<StoredRows>,
 }
 
-impl ProductKeeper {
+impl RolloutOutputStore {
     /// Creates a keeper for the rollouts of a run. Returns `None` if the training step cannot use kept outputs: on a
     /// GPU, where training and generation do not give the same bits; with full recompute; without a shared prefix; or
     /// with dynamic sampling.
@@ -60,31 +60,31 @@ impl ProductKeeper {
 
     /// Allocates memory for the outputs of a rollout of `requests`, and sets in each request the rows to write them to.
     /// Returns `None` if there is too little memory.
-    pub fn for_requests(&self, requests: &mut [GenerationRequest]) -> Result<Option<RolloutProducts>> {
+    pub fn for_requests(&self, requests: &mut [GenerationRequest]) -> Result<Option<StoredRolloutOutputs>> {
         let (mut groups, mut end) = (Vec::new(), 0);
         for request in requests.iter() {
-            let rows = KeptRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
+            let rows = StoredRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
             end = rows.end(request.stop_conditions.len());
             groups.push(rows);
         }
         // Device `dry`, which only counts memory, has no limit. The number of rows must fit an i32, because row numbers
         // are i32.
         let limit = *self.limit.get_or_init(|| self.device.free_bytes().map_or(u64::MAX, |free| free / 4));
-        if KeptProducts::bytes(&self.config, self.layout, self.dtype, end) > limit || i32::try_from(end).is_err() {
+        if StoredOutputs::bytes(&self.config, self.layout, self.dtype, end) > limit || i32::try_from(end).is_err() {
             return Ok(None);
         }
         for (request, rows) in requests.iter_mut().zip(&groups) {
             request.kept = Some(*rows);
         }
-        let products = Arc::new(KeptProducts::new(&self.device, &self.config, self.layout, self.dtype, end)?);
-        Ok(Some(RolloutProducts { products, groups }))
+        let products = Arc::new(StoredOutputs::new(&self.device, &self.config, self.layout, self.dtype, end)?);
+        Ok(Some(StoredRolloutOutputs { products, groups }))
     }
 }
 
-impl RolloutProducts {
+impl StoredRolloutOutputs {
     /// Returns the outputs for a micro-batch of `groups`; `first` is the index of its first group in the rollout. The
     /// rows are in the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix.
-    pub fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<KnownProducts> {
+    pub fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<ReusedOutputs> {
         let (mut tokens, mut learned) = (Vec::new(), Vec::new());
         for (rows, group) in self.groups[first..].iter().zip(groups) {
             tokens.extend(rows.prompt().map(|row| row as i32));
@@ -94,6 +94,6 @@ impl RolloutProducts {
                 learned.extend(of_completion);
             }
         }
-        Ok(self.products.of_batch(cx, &tokens, &learned)?)
+        Ok(self.products.outputs_of_batch(cx, &tokens, &learned)?)
     }
 }

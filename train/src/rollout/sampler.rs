@@ -9,7 +9,7 @@ use reel_input::ModelInput;
 use reel_kernels::philox::philox4x32_10;
 use reel_media::frames::FrameBuf;
 
-use super::products::{ProductKeeper, RolloutProducts};
+use super::products::{RolloutOutputStore, StoredRolloutOutputs};
 use crate::live_server::DeviceLender;
 use crate::options::GrpoOptions;
 use crate::step::trainer::Trainer;
@@ -24,7 +24,7 @@ pub struct CompletionSampler<'a> {
     seed: u64,
     lender: DeviceLender<'a>,
     /// Keeps outputs of matrix products for the training step; `None` if the training step cannot use them.
-    keeper: Option<ProductKeeper>,
+    keeper: Option<RolloutOutputStore>,
 }
 
 /// The result of sampling completions for the prompts of a step.
@@ -32,7 +32,7 @@ pub struct SampledPrompts {
     /// The completions of each prompt.
     pub prompts: Vec<SampledCompletions>,
     /// The kept outputs of matrix products, if any.
-    pub products: Option<RolloutProducts>,
+    pub products: Option<StoredRolloutOutputs>,
 }
 
 /// The completions of a prompt.
@@ -64,8 +64,8 @@ impl<'a> CompletionSampler<'a> {
         lender: DeviceLender<'a>,
         trainer: &Trainer,
     ) -> Self {
-        let engine = engine.packing_trained_weights();
-        let keeper = ProductKeeper::new(trainer, options);
+        let engine = engine.with_packed_trained_weights();
+        let keeper = RolloutOutputStore::new(trainer, options);
         Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender, keeper }
     }
 
@@ -104,7 +104,7 @@ impl<'a> CompletionSampler<'a> {
         }
         let (mut first_tokens, all) = (0, requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>());
         let kept = products.as_ref().map(|products| products.products.clone());
-        let generated = self.engine.generate_keeping(requests, kept, |_| {
+        let generated = self.engine.generate_and_store_outputs(requests, kept, |_| {
             first_tokens += 1;
             if first_tokens == all {
                 prefilled();

@@ -21,7 +21,7 @@ use reel_rewards::{RewardError, Scores};
 use reel_runtime::Cx;
 use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
 
-use super::products::RolloutProducts;
+use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
 use super::records::{FrameStripSchedule, RolloutRecorder};
 use super::sampler::{CompletionSampler, SampledPrompts};
@@ -68,7 +68,7 @@ pub struct RolloutBatch {
     /// A preview of some rollouts for reports.
     pub preview: RolloutPreview,
     /// The kept outputs of matrix products, if any.
-    pub products: Option<RolloutProducts>,
+    pub products: Option<StoredRolloutOutputs>,
 }
 
 /// Maximum number of sampling rounds in one step with dynamic sampling. Each round uses new rows of the data.
@@ -198,7 +198,7 @@ impl<'a> RolloutWorker<'a> {
 
     /// Samples completions for `prompts` in sampling round `round` of step `n`. Also returns the outputs of matrix
     /// products that were kept.
-    fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<(Vec<Rollout>, Option<RolloutProducts>)> {
+    fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<(Vec<Rollout>, Option<StoredRolloutOutputs>)> {
         let inputs: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
         let SampledPrompts { prompts: sampled, products } =
             self.sampler.sample_completions(&inputs, n, round, || {})?;
@@ -218,7 +218,7 @@ impl<'a> RolloutWorker<'a> {
 fn equal_rewards(step: u64, groups: u64) -> TrainError {
     TrainError::Reward(RewardError::custom_reward_failed(
         "--dynamic-sampling",
-        format!("in step {step}, all completions of a group got the same reward, in each of {groups} groups"),
+        format!("in step {step}, each of the {groups} sampled groups has the same reward for all of its completions"),
         "leave --dynamic-sampling out, raise --temperature, or give rows that the model sometimes gets right",
     ))
 }

@@ -37,7 +37,7 @@ pub struct LearnedTokens {
 
 /// Chooses which activations each micro-batch of a run keeps.
 #[derive(Debug)]
-pub struct CheckpointingChoice {
+pub struct CheckpointingPolicy {
     setting: GradientCheckpointing,
     /// The data for choosing by memory; `None` if the choice does not depend on memory.
     memory: Option<MemoryPlan>,
@@ -58,7 +58,7 @@ struct MemoryPlan {
     planned: Vec<([usize; 3], Checkpointing, u64)>,
 }
 
-impl CheckpointingChoice {
+impl CheckpointingPolicy {
     /// Creates a choice for a device with `free` bytes of free memory before the model was loaded. With `None`
     /// (unknown), `auto` recomputes every layer. `on_dry_device` makes the model of the run on the given device.
     pub fn new(

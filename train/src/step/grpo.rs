@@ -13,7 +13,7 @@ use crate::Result;
 use crate::live_server::DeviceLender;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
-use crate::rollout::RolloutProducts;
+use crate::rollout::StoredRolloutOutputs;
 use crate::rollout::group::{Group, RolloutSet};
 use crate::step::trainer::{StepResult, Trainer};
 
@@ -52,8 +52,8 @@ pub fn step(
         }
         let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
         let first_group = i * options.groups_per_micro_batch();
-        let of_batch = |products: &Arc<RolloutProducts>| products.of_micro_batch(&cx, first_group, groups);
-        let known = set.products.as_ref().map(of_batch).transpose()?;
+        let outputs_of_batch = |products: &Arc<StoredRolloutOutputs>| products.of_micro_batch(&cx, first_group, groups);
+        let known = set.products.as_ref().map(outputs_of_batch).transpose()?;
         if first_group + groups.len() == set.groups.len() {
             // Drops this reference at the last micro-batch, so that each kept output is freed as soon as the forward
             // pass has used it.

@@ -18,7 +18,7 @@ use reel_runtime::{Checkpointing, Cx, Grads, RuntimeError, Tensor};
 use reel_samples::sample::Sample;
 
 use crate::metrics::{GrpoMetrics, RolloutPreview};
-use crate::step::checkpointing::{CheckpointingChoice, LearnedTokens};
+use crate::step::checkpointing::{CheckpointingPolicy, LearnedTokens};
 use crate::step::hyperparameters::Hyperparameters;
 use crate::{Result, TrainError};
 
@@ -38,7 +38,7 @@ pub struct Trainer {
     /// Learning rates, weight decay, clipping.
     pub hyperparameters: Hyperparameters,
     /// Which activations each micro-batch keeps.
-    pub checkpointing: CheckpointingChoice,
+    pub checkpointing: CheckpointingPolicy,
 }
 
 /// The result of a training step.
@@ -101,7 +101,7 @@ impl Trainer {
         let mut grads = Grads::new();
         grads.reserve(&parameters)?;
         let setting = hyperparameters.gradient_checkpointing;
-        let checkpointing = CheckpointingChoice::new(setting, device, dtype, free, |dry| {
+        let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, |dry| {
             load_model(dry, config, WeightSource::Uninitialised(weights.dtype()), None, dtype, &hyperparameters)
         })?;
         device.reset_peak();
@@ -236,7 +236,7 @@ fn check_adapter(folder: &Path, adapter: &Adapter, spec: &LoraSpec, config: &Mod
     if adapter.adapted_layers().eq(wanted.iter().map(String::as_str)) && adapter.scale() == spec.scale() {
         return Ok(());
     }
-    let what = "has an adapter for other layers, or of another scale, than this run's options require";
+    let what = "has an adapter whose layers or scale (alpha / rank) differ from this run's options";
     Err(TrainError::output(folder.display().to_string(), what, "resume from another checkpoint"))
 }
 

@@ -54,14 +54,14 @@ pub struct FrameStrips {
     /// The images of each video, as JSON for the page.
     pub(super) strips: Vec<Value>,
     /// By benchmark and media key of a video: the index of its images in `strips`, or the reason why it has no images.
-    found: HashMap<(String, String), Result<usize, NoFrames>>,
+    found: HashMap<(String, String), Result<usize, MissingFramesReason>>,
     /// Maximum bytes of all images.
     max_bytes: usize,
 }
 
 /// Why a question has no frames in a page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum NoFrames {
+pub enum MissingFramesReason {
     /// The question was asked without videos and images.
     NoMedia,
     /// The images of other videos use up all bytes that the page may have for images.
@@ -75,7 +75,7 @@ pub enum NoFrames {
     Failed(String),
 }
 
-impl NoFrames {
+impl MissingFramesReason {
     /// The reason in words.
     pub(super) fn text(&self) -> String {
         match self {
@@ -111,10 +111,10 @@ impl FrameStrips {
     }
 
     /// The index of the images of an answer's videos, or the reason why there are none.
-    pub(super) fn find(&self, benchmark: &str, key: Option<&str>) -> Result<usize, NoFrames> {
-        let Some(key) = key else { return Err(NoFrames::NoMedia) };
+    pub(super) fn find(&self, benchmark: &str, key: Option<&str>) -> Result<usize, MissingFramesReason> {
+        let Some(key) = key else { return Err(MissingFramesReason::NoMedia) };
         let found = self.found.get(&(benchmark.to_string(), key.to_string()));
-        found.cloned().unwrap_or(Err(NoFrames::Limit { max_bytes: self.max_bytes }))
+        found.cloned().unwrap_or(Err(MissingFramesReason::Limit { max_bytes: self.max_bytes }))
     }
 
     /// Adds the videos of a benchmark until their images have `share` bytes. Returns the number of bytes that were
@@ -133,7 +133,8 @@ impl FrameStrips {
             Ok(options) => options,
             Err(reason) => {
                 let keys = benchmark.answers.iter().filter_map(|answer| answer.media_key());
-                let failed = |key| ((benchmark.task.name.clone(), key), Err(NoFrames::Failed(reason.clone())));
+                let failed =
+                    |key| ((benchmark.task.name.clone(), key), Err(MissingFramesReason::Failed(reason.clone())));
                 self.found.extend(keys.map(failed));
                 return 0;
             }
@@ -141,12 +142,14 @@ impl FrameStrips {
         let (root, options) = options;
         let mut used = 0;
         for group in keys_wrong_first(benchmark).chunks(source.threads.max(1)) {
-            let loaded: Vec<Result<Value, NoFrames>> = std::thread::scope(|scope| {
+            let loaded: Vec<Result<Value, MissingFramesReason>> = std::thread::scope(|scope| {
                 let (root, options) = (&root, &options);
                 let threads: Vec<_> =
                     group.iter().map(|media| scope.spawn(move || strips_of(media.parts, root, options))).collect();
                 let joined = threads.into_iter().map(|thread| thread.join());
-                joined.map(|done| done.unwrap_or(Err(NoFrames::Failed("the decoder failed".into())))).collect()
+                joined
+                    .map(|done| done.unwrap_or(Err(MissingFramesReason::Failed("the decoder failed".into()))))
+                    .collect()
             });
             for (media, strips) in group.iter().zip(loaded) {
                 let index = match strips {
@@ -198,7 +201,9 @@ fn media_options(settings: &Value, source: &FrameSource) -> Result<(PathBuf, Med
     };
     let options = &settings["options"];
     let profile = options["profile"].as_str().and_then(|name| MediaProfile::parse(name).ok());
-    let Some(profile) = profile else { return Err("the settings of the run name no known profile".into()) };
+    let Some(profile) = profile else {
+        return Err("the settings of the run have no known frame profile (--profile)".into());
+    };
     let limits: MediaOverrides = serde_json::from_value(options.clone()).unwrap_or_default();
     let options = MediaOptions {
         profile,
@@ -212,12 +217,12 @@ fn media_options(settings: &Value, source: &FrameSource) -> Result<(PathBuf, Med
 }
 
 /// The images of a question's videos as JSON, or the reason why there are none.
-fn strips_of(parts: &[Value], root: &Path, options: &MediaOptions) -> Result<Value, NoFrames> {
+fn strips_of(parts: &[Value], root: &Path, options: &MediaOptions) -> Result<Value, MissingFramesReason> {
     if paths_in(parts).any(|path| !path.contains("://") && !path.starts_with("data:") && !root.join(path).exists()) {
-        return Err(NoFrames::Missing);
+        return Err(MissingFramesReason::Missing);
     }
     // The folder is removed from error messages, so that the page does not depend on where the videos are.
-    let failed = |error: String| NoFrames::Failed(error.replace(&format!("{}/", root.display()), ""));
+    let failed = |error: String| MissingFramesReason::Failed(error.replace(&format!("{}/", root.display()), ""));
     let messages = json!([{"role": "user", "content": parts}]);
     let conversation = Conversation::from_json("prompt", &messages, root).map_err(|e| failed(e.to_string()))?;
     let loaded = load_media_with(PatchProcessor::default(), &conversation, options);
@@ -236,7 +241,7 @@ fn strips_of(parts: &[Value], root: &Path, options: &MediaOptions) -> Result<Val
     };
     let of_videos = videos.iter().zip(video_times).map(|(frames, times)| strip(frames, times, MAX_SIDE));
     let of_images = images.iter().map(|frame| strip(frame, &[], MAX_IMAGE_SIDE));
-    of_videos.chain(of_images).collect::<Result<Vec<Value>, NoFrames>>().map(Value::Array)
+    of_videos.chain(of_images).collect::<Result<Vec<Value>, MissingFramesReason>>().map(Value::Array)
 }
 
 /// The paths and addresses of videos and images in the parts of a message.

@@ -280,7 +280,7 @@ fn board_html(benchmark: &BenchmarkAnswers, other: Option<&BenchmarkAnswers>, is
     let filtered = |count: usize, filter: &str, words: &str| {
         (count > 0).then(|| link(&task.name, filter, &format!("{} {words}", grouped(count))))
     };
-    facts.extend(filtered(report.truncated, "show=cut", "cut at the maximum of tokens"));
+    facts.extend(filtered(report.truncated, "show=cut", "cut at the maximum number of tokens"));
     facts.extend(filtered(report.errors, "show=error", "with an error"));
     if report.unusable_solutions > 0 {
         facts.push(format!("{} solutions that no answer can be compared with", grouped(report.unusable_solutions)));

@@ -61,5 +61,7 @@ pub(crate) async fn unload(State(shared): State<Arc<Shared>>, body: Body) -> Res
 
 fn take_name(fields: &mut Fields) -> Result<String, ApiError> {
     let name = fields.take::<String>("lora_name", "the name of an adapter")?;
-    name.ok_or_else(|| wrong_field("lora_name", "is missing", "give the name that requests use as their model"))
+    name.ok_or_else(|| {
+        wrong_field("lora_name", "is missing", "give the name by which requests will name this adapter in `model`")
+    })
 }

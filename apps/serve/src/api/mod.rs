@@ -153,7 +153,7 @@ impl IntoResponse for ApiError {
 
 /// The answer to a path that does not exist.
 pub(crate) async fn unknown_path(uri: Uri) -> ApiError {
-    let diagnostic = Diagnostic::new(uri.path(), "there is no such path", "/docs lists those of this server");
+    let diagnostic = Diagnostic::new(uri.path(), "there is no such path", "/docs lists the paths of this server");
     ApiError::not_found(diagnostic.to_string(), None)
 }
 

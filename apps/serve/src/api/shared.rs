@@ -81,7 +81,7 @@ impl Shared {
     pub(crate) fn refuse_if_training(&self) -> Result<(), ApiError> {
         match self.is_training {
             true => Err(ApiError::conflict(
-                "the weights are those of a training run, which alone changes them; use reel serve for others",
+                "this server answers with the weights of a training run, which only that run may change; use reel serve for other weights",
             )),
             false => Ok(()),
         }

@@ -156,7 +156,7 @@ async fn answer(
     let Ok(response) = tokio::select! {
         response = service.call(request) => response,
         reset = poll_fn(|cx| respond.poll_reset(cx)) => return Err(reset?.into()),
-        () = progress.given_up(stop) => {
+        () = progress.wait_until_given_up(stop) => {
             respond.send_reset(Reason::CANCEL);
             return Err(Reason::CANCEL.into());
         }

@@ -30,7 +30,7 @@ impl Progress {
     }
 
     /// Ends once the server has stopped and the request is still incomplete after [`COMPLETION_GRACE`].
-    pub(super) async fn given_up(&self, mut stop: watch::Receiver<()>) {
+    pub(super) async fn wait_until_given_up(&self, mut stop: watch::Receiver<()>) {
         // An error means that the server has ended, which counts as a stop.
         let _ = stop.changed().await;
         sleep(COMPLETION_GRACE).await;

@@ -40,10 +40,10 @@ pub(super) fn support() -> Result<(), &'static str> {
         const OSXSAVE: u32 = 1 << 27;
         const TILE_STATE: u32 = 1 << 17 | 1 << 18;
         if cpuid(1, 0).ecx & OSXSAVE == 0 || xcr0() & TILE_STATE != TILE_STATE {
-            return Err("the system does not save its registers");
+            return Err("the operating system does not save the AMX registers");
         }
         if !permitted() {
-            return Err("the system does not permit it; Linux 5.16 or later does");
+            return Err("the operating system does not permit AMX; Linux 5.16 or later does");
         }
         Ok(())
     })

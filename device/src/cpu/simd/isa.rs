@@ -61,7 +61,7 @@ impl Isa {
     }
 
     /// The instructions that compute products of two bf16 matrices, in words.
-    pub fn bf16_unit(self) -> &'static str {
+    pub fn bf16_product_instructions(self) -> &'static str {
         match self {
             Isa::Plain | Isa::Avx2 | Isa::Avx512 => "f32 multiply-adds of widened bf16",
             Isa::Avx512Bf16 => "bf16 dot products (vdpbf16ps)",

@@ -21,28 +21,28 @@ const LINE: usize = 64;
 /// Prefetches two cache lines that lie ahead of `at` in an array that a loop reads. They may lie behind the end of the
 /// array.
 #[inline(always)]
-pub fn read_ahead<T>(at: &T) {
+pub fn prefetch_read<T>(at: &T) {
     let at = std::ptr::from_ref(at).cast::<u8>();
-    read_later(at.wrapping_add(FAR));
+    prefetch_l2(at.wrapping_add(FAR));
     read(at.wrapping_add(NEAR));
 }
 
 /// Prefetches a cache line that lies ahead of `at` in an array that a loop writes. The line may lie behind the end of
 /// the array.
 #[inline(always)]
-pub fn write_ahead<T>(at: &mut T) {
+pub fn prefetch_write<T>(at: &mut T) {
     write(std::ptr::from_mut(at).cast::<u8>().wrapping_add(NEAR));
 }
 
 /// Prefetches row `row + 2` of an array with `cols` elements in a row, while a loop reads row `row`.
 #[inline(always)]
 pub fn read_row_ahead<T>(x: &[T], row: usize, cols: usize) {
-    read_part_ahead(x, row, cols, cols);
+    prefetch_strided_row_read(x, row, cols, cols);
 }
 
 /// Prefetches like [`read_row_ahead`], for rows of `cols` elements that begin `stride` elements apart.
 #[inline(always)]
-pub fn read_part_ahead<T>(x: &[T], row: usize, stride: usize, cols: usize) {
+pub fn prefetch_strided_row_read<T>(x: &[T], row: usize, stride: usize, cols: usize) {
     let start = (row + ROWS_AHEAD) * stride;
     if size_of_val(x) > SMALL
         && let Some(next) = x.get(start..start + cols)
@@ -54,12 +54,12 @@ pub fn read_part_ahead<T>(x: &[T], row: usize, stride: usize, cols: usize) {
 /// Prefetches row `row + 2` of an array with `cols` elements in a row, while a loop writes row `row`.
 #[inline(always)]
 pub fn write_row_ahead<T>(y: &OutputArray<T>, row: usize, cols: usize) {
-    write_part_ahead(y, row, cols, cols);
+    prefetch_strided_row_write(y, row, cols, cols);
 }
 
 /// Prefetches like [`write_row_ahead`], for rows of `cols` elements that begin `stride` elements apart.
 #[inline(always)]
-pub fn write_part_ahead<T>(y: &OutputArray<T>, row: usize, stride: usize, cols: usize) {
+pub fn prefetch_strided_row_write<T>(y: &OutputArray<T>, row: usize, stride: usize, cols: usize) {
     let start = (row + ROWS_AHEAD) * stride;
     if size_of::<T>() * y.element_count() > SMALL && start + cols <= y.element_count() {
         write_lines(y.address(start, cols).cast(), (size_of::<T>() * cols).min(ROW_BYTES));
@@ -92,7 +92,7 @@ fn read(at: *const u8) {
 
 /// Loads the cache line at `at` into the second-level cache. The address need not be valid.
 #[inline(always)]
-pub fn read_later(at: *const u8) {
+pub fn prefetch_l2(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     load::<{ std::arch::x86_64::_MM_HINT_T1 }>(at);
     #[cfg(not(target_arch = "x86_64"))]
@@ -154,8 +154,8 @@ mod tests {
                 write_row_ahead(&view, row, cols);
             }
         }
-        read_ahead(&x[SMALL - 1]);
-        write_ahead(&mut y[SMALL - 1]);
+        prefetch_read(&x[SMALL - 1]);
+        prefetch_write(&mut y[SMALL - 1]);
         assert!(x.iter().all(|x| *x == 1.0) && y.iter().all(|y| *y == 0.0));
     }
 }

@@ -7,13 +7,13 @@
 
 /// The distances of up to 12 rows of 32-bit words from the first one, in words.
 #[derive(Clone, Copy)]
-pub struct RowSteps([usize; 7]);
+pub struct RowOffsets([usize; 7]);
 
-impl RowSteps {
+impl RowOffsets {
     /// Makes the distances of rows that begin `stride` words apart.
     #[inline(always)]
-    pub fn new(stride: usize) -> RowSteps {
-        RowSteps([1, 3, 4, 5, 7, 9, 11].map(|rows: usize| hide(rows.wrapping_mul(stride))))
+    pub fn new(stride: usize) -> RowOffsets {
+        RowOffsets([1, 3, 4, 5, 7, 9, 11].map(|rows: usize| hide(rows.wrapping_mul(stride))))
     }
 
     /// Number of words from row 0 to row `i`, which is below 12. `i` is a constant once the caller's loop over the rows
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn rows_are_multiples_of_the_stride() {
         for stride in [0, 1, 7, 4864, usize::MAX / 11] {
-            let steps = RowSteps::new(stride);
+            let steps = RowOffsets::new(stride);
             assert!((0..12).all(|i| steps.row(i) == i * stride), "{stride}");
         }
         let numbers = [1, 2];

@@ -210,7 +210,10 @@ fn hidden_keys_change_nothing_on_any_instruction_set() {
             }
             given.fwd_on(isa, dtype, 2, &after, Addr::NULL);
             let seen = cut * case.heads * case.head_dim;
-            assert!(bits(&before)[..seen] == bits(&after)[..seen], "{isa:?} {dtype}: keys from {cut} on");
+            assert!(
+                bits(&before)[..seen] == bits(&after)[..seen],
+                "{isa:?} {dtype}: keys from {cut} on change outputs of earlier queries"
+            );
         }
     }
 }
@@ -222,7 +225,10 @@ fn bits_do_not_depend_on_threads() {
             let given = Given::new(&case, dtype);
             let want = given.everything(dtype, 1);
             for threads in [2, 3, 6] {
-                assert!(given.everything(dtype, threads) == want, "{threads} threads, {dtype} {case:?}");
+                assert!(
+                    given.everything(dtype, threads) == want,
+                    "other bits with {threads} threads, {dtype} {case:?}"
+                );
             }
         }
     }
@@ -345,7 +351,7 @@ proptest! {
                 let outputs = if case.prefix.is_empty() { 5 } else { 3 };
                 for (i, width) in [heads * d, heads, heads * d, kv_heads * d, kv_heads * d].into_iter().enumerate() {
                     if i < outputs {
-                        prop_assert!(all[i][from * width..to * width] == alone[i][skip * width..], "sequence {n}, {i}, {dtype} {isa:?}");
+                        prop_assert!(all[i][from * width..to * width] == alone[i][skip * width..], "sequence {n} alone differs in output {i} (o, lse, dq, dk, dv): {dtype} {isa:?}");
                     }
                 }
             }

@@ -5,7 +5,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use reel_device::DType;
-use reel_device::cpu::simd::row_steps::{RowSteps, hide_address};
+use reel_device::cpu::simd::row_steps::{RowOffsets, hide_address};
 
 use super::vector::{LANES, Vector, VectorCode};
 
@@ -78,7 +78,7 @@ impl VectorCode for &SmallProduct {
     unsafe fn run<V: Vector>(self) {
         match self.words {
             Words::Pairs if V::DOTS => panels::<V, true>(self),
-            Words::Pairs => unreachable!("pairs are multiplied by dot products or by tiles"),
+            Words::Pairs => unreachable!("pairs of bf16 need bf16 dot products or AMX tiles"),
             Words::Elements => panels::<V, false>(self),
         }
     }
@@ -129,7 +129,7 @@ unsafe fn panel<V: Vector, const PAIRS: bool, const C: usize>(p: &SmallProduct, 
 unsafe fn tile<V: Vector, const PAIRS: bool, const R: usize, const C: usize>(p: &SmallProduct, row: usize, col: usize) {
     let per_word = if PAIRS { 2 } else { 1 };
     let mut sums = [[V::splat(0.0); C]; R];
-    let (mut a, rows) = (p.a.add(row * p.a_row), RowSteps::new(p.a_row));
+    let (mut a, rows) = (p.a.add(row * p.a_row), RowOffsets::new(p.a_row));
     let mut b = p.b.add(col * LANES);
     let limit = |r: usize| p.length(row + r);
     let common = limit(0) / per_word;

@@ -209,7 +209,7 @@ fn chunks_and_entropies_equal_the_formula() {
                 let off = (got[i][r] as f64 - want[i]).abs();
                 assert!(
                     off <= 4e-6 * (1.0 + want[i].abs()),
-                    "{rows}x{vocab}, answer {i}: {}, want {want:?}",
+                    "{rows}x{vocab}, result {i} (log_prob, entropy, lse): {}, want {want:?}",
                     got[i][r]
                 );
                 all.0.push(got[i][r]);

@@ -12,7 +12,7 @@ const LINE: usize = 64;
 /// finds the part in the second-level cache. If all lines were prefetched at once, the loads of the tile function would
 /// wait for them. Products of bf16 gain 1 to 6 % by this and other changes
 /// (benches/results/amd-epyc/2026-11-26-products-zen4.json).
-pub(super) struct Ahead {
+pub(super) struct PrefetchCursor {
     /// The next line.
     at: *const u8,
     /// Number of lines left in this stretch of memory.
@@ -24,11 +24,11 @@ pub(super) struct Ahead {
     skip: usize,
 }
 
-impl Ahead {
+impl PrefetchCursor {
     /// Makes the list of the lines of `part`, which may be empty. The list is empty for an f32 or bf16 operand in
     /// groups: such an operand is one stream of memory, and prefetching it made f32 products that read it in place 1 to
     /// 4 % slower (AMD EPYC, Zen 4).
-    pub(super) fn new(source: &Source, part: Part) -> Ahead {
+    pub(super) fn new(source: &Source, part: Part) -> PrefetchCursor {
         let element = source.unit.element();
         let elements = if matches!(source.unit, Unit::Pair | Unit::Int8Pair) { 2 } else { 1 };
         let (at, stretches, bytes, stride) = match source.unit {
@@ -49,14 +49,14 @@ impl Ahead {
         };
         let lines = bytes.div_ceil(LINE);
         let stretches = if lines == 0 { 0 } else { stretches };
-        Ahead { at, left: lines, stretches, lines, skip: stride.wrapping_sub(lines * LINE) }
+        PrefetchCursor { at, left: lines, stretches, lines, skip: stride.wrapping_sub(lines * LINE) }
     }
 
     /// Prefetches the next line into the second-level cache, if one is left.
     #[inline(always)]
     pub(super) fn prefetch_line(&mut self) {
         if let Some(line) = self.next_line() {
-            prefetch::read_later(line);
+            prefetch::prefetch_l2(line);
         }
     }
 
@@ -103,7 +103,7 @@ mod tests {
             let transposed = transposed && group == 1;
             let source = Source { base, unit, transposed, rows: row + rows + rows_after, k };
             let part = Part { row, rows, unit: unit_at, units };
-            let mut ahead = Ahead::new(&source, part);
+            let mut ahead = PrefetchCursor::new(&source, part);
             let lines: Vec<usize> = std::iter::from_fn(|| ahead.next_line()).map(|at| at as usize).collect();
             let element = unit.element();
             let address = |r: usize, u: usize, second: usize| match unit {

@@ -3,7 +3,8 @@
 
 use super::portable::{self, multiply_tile};
 use super::{
-    Ahead, Code, Part, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit, groups, int8, thin_rows_of_b,
+    Code, Part, PrefetchCursor, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit, groups, int8,
+    thin_rows_of_b,
 };
 use std::arch::x86_64::*;
 
@@ -26,7 +27,7 @@ pub(super) static F32: Code = Code {
 };
 
 #[target_feature(enable = "avx2,fma")]
-unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, to: Sums, ahead: &mut Ahead) {
+unsafe fn fixed<const MR: usize>(units: usize, a: *const u32, b: *const u32, to: Sums, ahead: &mut PrefetchCursor) {
     // SAFETY: the processor has AVX2 and FMA; `a` holds `[units][MR]`, `b` `[units][16]`; `to` has MR rows of 16.
     unsafe { multiply_tile::<MR, 16, true>(units, a, b, to, ahead) }
 }

@@ -3,11 +3,11 @@
 
 use std::arch::x86_64::*;
 
-use reel_device::cpu::simd::row_steps::{RowSteps, hide_address};
+use reel_device::cpu::simd::row_steps::{RowOffsets, hide_address};
 
 use super::{
-    Ahead, Code, Direct, DirectTiles, Part, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit, groups,
-    int8, thin_rows_of_b,
+    Code, Direct, DirectTiles, Part, PrefetchCursor, RowsOfA, Source, SumRows, Sums, THIN_PASSES, Thin, Tile, Unit,
+    groups, int8, thin_rows_of_b,
 };
 
 /// The instances of a tile function for 1 to 12 rows of A.
@@ -82,7 +82,7 @@ macro_rules! step {
 }
 
 /// Returns the index of the 32-bit word that holds unit `u` of row `i` of A, relative to the current unit. A is packed
-/// as `[units][MR]`; or it is read in place, with rows at the offsets `$steps` (a [`RowSteps`]) or with columns
+/// as `[units][MR]`; or it is read in place, with rows at the offsets `$steps` (a [`RowOffsets`]) or with columns
 /// `$steps` words apart.
 macro_rules! word_of_a {
     ($u:ident, $i:ident) => {
@@ -102,7 +102,7 @@ macro_rules! steps_of_a {
         (MR, ())
     };
     ($stride:ident rows) => {
-        (1, RowSteps::new($stride))
+        (1, RowOffsets::new($stride))
     };
     ($stride:ident columns) => {
         ($stride, $stride)
@@ -124,7 +124,7 @@ macro_rules! tile {
             $($stride: usize,)?
             mut b: *const u32,
             to: Sums,
-            ahead: &mut Ahead,
+            ahead: &mut PrefetchCursor,
         ) {
             let mut sums = [[_mm512_setzero_ps(); 2]; MR];
             if to.continued {

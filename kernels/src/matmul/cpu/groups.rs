@@ -132,7 +132,7 @@ pub(super) mod avx512 {
     /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
     pub(in super::super) static THIN_F32: Thin = thin(1, thin_elements);
 
-    const fn thin(passes: usize, multiply: super::super::MultiplyThin) -> Thin {
+    const fn thin(passes: usize, multiply: super::super::FewRowsFn) -> Thin {
         Thin { most: MOST, passes, rows: GROUP_ROWS, least_rows: GROUP_ROWS, reads_rows_of_a: true, multiply }
     }
 

@@ -13,13 +13,13 @@
 
 use reel_device::launch::INT8_GROUP;
 
-use super::{MultiplyThin, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
+use super::{FewRowsFn, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
 
 /// Maximum number of columns of C (rows of B) in one call of a [`Thin`] function.
 pub(super) const THIN_ROWS: usize = 64;
 
 /// Describes a function that multiplies at most `most` packed rows of A with an int8 B.
-const fn thin_of(most: usize, multiply: MultiplyThin) -> Thin {
+const fn thin_of(most: usize, multiply: FewRowsFn) -> Thin {
     Thin { most, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, reads_rows_of_a: false, multiply }
 }
 /// Prefetch distance in bytes, in the group that is read.

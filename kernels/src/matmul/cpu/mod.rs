@@ -19,7 +19,7 @@
 //! them by `mr` single units of A. Transposed and bf16 operands differ only in how they are packed. With few rows of
 //! A, reading B takes most of the time: `Code::thin` then transposes B inside registers and stores no packed copy
 //! (`thin`). A B that is stored in groups (`groups`) is packed already, and A can mostly be read where it lies
-//! ([`Product::direct`]). While a thread computes, it prefetches the part of B that it needs next ([`Ahead`]).
+//! ([`Product::direct`]). While a thread computes, it prefetches the part of B that it needs next ([`PrefetchCursor`]).
 #![allow(unsafe_code)]
 // Loops over constant ranges index arrays of registers: the compiler unrolls them completely.
 #![allow(clippy::needless_range_loop)]
@@ -45,9 +45,9 @@ use reel_device::launch::view::{OutputArray, slice_at};
 use reel_device::launch::{GROUP_ROWS, Matmul, Operand, WeightGroups};
 use reel_device::{DType, Element, Team};
 
-use ahead::Ahead;
+use ahead::PrefetchCursor;
 use store::{Destination, scale_columns, store};
-use thin::{MultiplyThin, RowsOfA, SumRows, THIN_BYTES, THIN_PASSES, Thin, runs, thin_rows_of_b};
+use thin::{FewRowsFn, RowsOfA, SumRows, THIN_BYTES, THIN_PASSES, Thin, runs, thin_rows_of_b};
 
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
 /// this length fill a quarter of a second-level cache.
@@ -72,7 +72,7 @@ const PACKED_A: usize = 16 << 20;
 /// Weights with a shorter k are mostly in the caches; with few rows of A, splitting such weights into bf16 parts takes
 /// longer than f32 multiply-adds do (benches/results/intel-xeon/2026-11-26-amx-f32.json, products with one copy of B).
 /// The choice depends on k alone, and so does the order of a sum.
-pub(super) const LEAST_K_ON_TILES: usize = 512;
+pub(super) const MIN_K_FOR_AMX_F32: usize = 512;
 /// If A has fewer units than this, one thread packs all of them.
 const PACK_ALONE: usize = 16 << 10;
 
@@ -156,10 +156,10 @@ struct Sums {
 
 /// A tile function: `tile(units, a, b, sums, ahead)` computes `sums[i][j] += sum over u of a[u][i] * b[u][j]`, and
 /// meanwhile prefetches the cache lines that `ahead` names.
-type Tile = unsafe fn(usize, *const u32, *const u32, Sums, &mut Ahead);
+type Tile = unsafe fn(usize, *const u32, *const u32, Sums, &mut PrefetchCursor);
 /// A [`Tile`] that reads A unpacked: its argument after `a` is the number of words from one row to the next, or of a
 /// transposed A from one unit to the next.
-type Direct = unsafe fn(usize, *const u32, usize, *const u32, Sums, &mut Ahead);
+type Direct = unsafe fn(usize, *const u32, usize, *const u32, Sums, &mut PrefetchCursor);
 /// A packing function: `pack(source, part, width, dst)` sets `dst[u][i]` to unit `u` of row `i` of the part, and lanes
 /// `part.rows .. width` to 0.
 type Pack = unsafe fn(&Source, Part, usize, *mut u32);
@@ -291,7 +291,7 @@ pub unsafe fn run_simulated(p: &Matmul, team: &Team) {
 
 /// Whether products read a B of f32 or bf16 in groups of rows faster than one that is stored row by row. The portable
 /// code gains nothing, since it packs either layout.
-pub fn reads_groups_faster() -> bool {
+pub fn prefers_grouped_weights() -> bool {
     isa() != Isa::Plain
 }
 
@@ -323,7 +323,7 @@ pub(super) unsafe fn run_on(isa: Isa, p: &Matmul, team: &Team) {
     let both_bf16 = p.a.dtype == DType::BF16 && p.b.dtype != DType::F32;
     let (code, pairs): (&Code, bool) = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx | Isa::AmxF32 if both_bf16 || isa == Isa::AmxF32 && p.k >= LEAST_K_ON_TILES => {
+        Isa::Amx | Isa::AmxF32 if both_bf16 || isa == Isa::AmxF32 && p.k >= MIN_K_FOR_AMX_F32 => {
             // SAFETY: the operands are valid as `Matmul` documents, and the machine has AMX.
             return unsafe { amx::run(p, team, amx::Blocking::usual(p)) };
         }
@@ -524,7 +524,7 @@ impl<'a, T: Element> Product<'a, T> {
                 unsafe { pack_b(&self.b, part, nr, b.add(i * step * nr)) };
             }
             let (coming, unit_ahead) = if block + 1 < blocks { (&panels, unit + step) } else { (&next, 0) };
-            let mut ahead = Ahead::new(
+            let mut ahead = PrefetchCursor::new(
                 &self.b,
                 Part {
                     row: coming.start * nr,

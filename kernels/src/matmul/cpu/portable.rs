@@ -1,6 +1,6 @@
 //! Matrix products as plain loops over arrays, which the compiler vectorises for the target.
 
-use super::{Ahead, Code, Part, Source, Sums, Tile, Unit, groups, int8};
+use super::{Code, Part, PrefetchCursor, Source, Sums, Tile, Unit, groups, int8};
 
 /// f32 arithmetic with tiles of 6 × 8 results: 12 accumulators of 4 lanes.
 pub(super) static PLAIN: Code = Code {
@@ -20,7 +20,7 @@ pub(super) static PLAIN: Code = Code {
     thin_f32_groups: None,
 };
 
-unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, to: Sums, ahead: &mut Ahead) {
+unsafe fn plain<const MR: usize>(units: usize, a: *const u32, b: *const u32, to: Sums, ahead: &mut PrefetchCursor) {
     // SAFETY: `a` holds `[units][MR]` floats, `b` `[units][8]`; `to` has MR rows of 8.
     unsafe { multiply_tile::<MR, 8, { cfg!(target_arch = "aarch64") }>(units, a, b, to, ahead) }
 }
@@ -33,7 +33,7 @@ pub(super) unsafe fn multiply_tile<const MR: usize, const NR: usize, const FMA: 
     a: *const u32,
     b: *const u32,
     to: Sums,
-    ahead: &mut Ahead,
+    ahead: &mut PrefetchCursor,
 ) {
     // SAFETY: the arrays have the documented sizes, and `to` does not overlap `a` or `b`.
     let (a, b) = unsafe {

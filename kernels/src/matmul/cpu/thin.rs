@@ -20,7 +20,7 @@ pub(super) const THIN_PASSES: usize = 3;
 
 /// `multiply(m, a, b, row, rows, acc)` multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows of B
 /// from `row` on. If `rows` is [`Thin::rows`], every sum of the `m` rows of `acc` is written.
-pub(super) type MultiplyThin = unsafe fn(usize, RowsOfA, &Source, usize, usize, SumRows);
+pub(super) type FewRowsFn = unsafe fn(usize, RowsOfA, &Source, usize, usize, SumRows);
 
 /// Where rows of sums are written.
 #[derive(Clone, Copy)]
@@ -77,11 +77,11 @@ pub(super) struct Thin {
     /// Whether rows of A are read where they are stored, if [`Product::rows_of_a`] allows it; otherwise all calls get
     /// packed rows, `[units][m]`.
     pub(super) reads_rows_of_a: bool,
-    pub(super) multiply: MultiplyThin,
+    pub(super) multiply: FewRowsFn,
 }
 
 /// Describes a function for a B that is stored row by row. The caller sets `most` and `passes`.
-pub(super) const fn thin_rows_of_b(multiply: MultiplyThin) -> Thin {
+pub(super) const fn thin_rows_of_b(multiply: FewRowsFn) -> Thin {
     Thin { most: 0, passes: 0, rows: THIN_ROWS, least_rows: THIN_ROWS, reads_rows_of_a: false, multiply }
 }
 

@@ -107,7 +107,7 @@ fn tiles_multiply_f32_from_a_certain_k_on() {
         return println!("skipped: the processor has no AVX-512");
     }
     for dtypes in [[F32; 3], [F32, BF16, F32], [BF16, F32, BF16]] {
-        for (k, on_tiles) in [(cpu::LEAST_K_ON_TILES - 1, false), (cpu::LEAST_K_ON_TILES, true)] {
+        for (k, on_tiles) in [(cpu::MIN_K_FOR_AMX_F32 - 1, false), (cpu::MIN_K_FOR_AMX_F32, true)] {
             for m in [1, 40] {
                 let c = Case { m, n: 35, k, dtypes, transposed: [false; 2], bias: true, accumulate: false, scale: 1.0 };
                 let x = inputs(&c, 5);

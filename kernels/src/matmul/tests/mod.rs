@@ -75,7 +75,7 @@ fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 }
 
 /// Runs a product with the code of an instruction set. For `amx-f32` the product always runs on AMX tiles, even if k is
-/// below `LEAST_K_ON_TILES`.
+/// below `MIN_K_FOR_AMX_F32`.
 ///
 /// # Safety
 /// The conditions of [`cpu::run_on`].

@@ -27,7 +27,7 @@ fn decoded(
     seed: usize,
     owner: impl Fn(usize, usize) -> usize,
 ) -> Vec<u32> {
-    assert_ne!(seed % 7, 2, "without counters another kernel runs");
+    assert_ne!(seed % 7, 2, "this seed gives no counters, so the prefill kernel would run");
     let mut bits = Vec::new();
     with_gpu(SMALL_HOPPER, || bits = paged_by(Some(&FWD_BF16_DECODE_ROWS), model, sequences, 1, seed, owner).0);
     bits

@@ -270,7 +270,10 @@ fn keys_are_read_once_and_without_bank_conflicts() {
         for (seqs, keys, kv_heads, with_workspace) in [(1, 4096, 1, true), (3, 1024, 2, true), (1, 1024, 1, false)] {
             for hopper in [false, true] {
                 let ratio = traffic_ratio(hopper, seqs, keys, kv_heads, false, with_workspace);
-                assert!(ratio <= 1.05, "{seqs} x {keys} keys, workspace {with_workspace}: {ratio} times the bytes");
+                assert!(
+                    ratio <= 1.05,
+                    "{seqs} x {keys} keys, workspace {with_workspace}: the launch moves {ratio} times the bytes of its cost"
+                );
             }
         }
     });

@@ -81,7 +81,7 @@ fn backward(dtype: DType, [x, w, dy]: [&TestArray; 3], index: &[i32], rstd: &[f3
     let mut alone = vec![f32::NAN; cols];
     run(&bwd(dtype, &BwdParams { dw: addr_mut(&mut alone), accumulate: 0, ..params }), 2);
     let is_same = |(alone, sum): (&f32, &f32)| 0.5 + alone == *sum;
-    assert!(rows == 0 || alone.iter().zip(&dw).all(is_same), "dw is the same whether it is added");
+    assert!(rows == 0 || alone.iter().zip(&dw).all(is_same), "dw must have the same bits with and without accumulate");
     [dx.values(), dw]
 }
 

@@ -155,7 +155,7 @@ pub(crate) fn backward(
     let (dw_at, partial) = (addr_mut(&mut alone), addr_mut(&mut partial));
     run(&bwd(dtype, &BwdParams { dw: dw_at, partial, accumulate: 0, ..params }), threads);
     let is_same = |(alone, sum): (&f32, &f32)| 0.5 + alone == *sum;
-    assert!(rows == 0 || alone.iter().zip(&dw).all(is_same), "dw is the same whether it is added");
+    assert!(rows == 0 || alone.iter().zip(&dw).all(is_same), "dw must have the same bits with and without accumulate");
     [dx.values(), dw]
 }
 

@@ -254,7 +254,10 @@ fn check(case: &str, logits: &[f32], s: &Settings, seed: u64, position: i32, hel
         match likeliest.get(i) {
             None => assert!(id == -1 && value.is_nan(), "{case}: {i}"),
             Some(want) => {
-                assert!(id == want.0 as i32, "{case}: {i}: {id} {value}, want {want:?}");
+                assert!(
+                    id == want.0 as i32,
+                    "{case}: most likely token {i} is {id} with log-probability {value}, want {want:?}"
+                );
                 held.hold(case, value, &wide, id, 1.0);
             }
         }

@@ -144,7 +144,11 @@ fn a_row_is_read_as_often_as_it_must() {
             let (count, cost) = (crate::checks::simulated_counts(&launch), launch.cost());
             let bytes = (count.global_read + count.global_written) as f64;
             println!("{} of {times}, {:?}", bytes / cost.bytes, count);
-            assert!(bytes <= 1.02 * times * cost.bytes, "{bytes} bytes, not {times} times {}", cost.bytes);
+            assert!(
+                bytes <= 1.02 * times * cost.bytes,
+                "the kernel moves {bytes} bytes, expected at most {times} times {}",
+                cost.bytes
+            );
             let count = crate::checks::simulated_counts_on(&launch, &Arch::H100);
             let bytes = (count.global_read + count.global_written) as f64;
             println!("cluster: {} of 1, {:?}", bytes / cost.bytes, count);
@@ -189,7 +193,10 @@ fn each_block_of_a_cluster_reads_the_history_three_times() {
             let count = crate::checks::simulated_counts_on(&launch, &Arch::H100);
             let bytes = (count.global_read + count.global_written) as f64;
             let most = of_logits + (history + workspace) * of_history;
-            assert!(bytes >= of_logits + history * of_history, "{bytes} bytes, fewer than the history has");
+            assert!(
+                bytes >= of_logits + history * of_history,
+                "the kernel moves {bytes} bytes, fewer than the logits and the history have"
+            );
             assert!(bytes <= 1.01 * most, "{bytes} bytes, more than {most}");
         }
     });

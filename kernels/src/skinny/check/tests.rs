@@ -53,7 +53,10 @@ fn rows_are_read_again_by_each_block_and_the_weight_is_not() {
                 cost.bytes
             );
             let extra = count.wavefronts - count.wavefronts_least;
-            assert!(extra * 20 <= count.wavefronts, "{kind:?}, {m} rows: {extra} extra wavefronts");
+            assert!(
+                extra * 20 <= count.wavefronts,
+                "{kind:?}, {m} rows: bank conflicts cause {extra} extra wavefronts"
+            );
         }
     });
 }
@@ -139,7 +142,7 @@ fn tiles_read_the_weight_once_and_without_bank_conflicts() {
                     let bytes = (counts.global_read + counts.global_written) as f64;
                     assert!(bytes <= 1.02 * asked, "{}, {m} rows: {bytes} bytes, expected {asked}", stage.symbol);
                     let extra = counts.wavefronts - counts.wavefronts_least;
-                    assert!(extra == 0, "{}, {m} rows: {extra} extra wavefronts", stage.symbol);
+                    assert!(extra == 0, "{}, {m} rows: bank conflicts cause {extra} extra wavefronts", stage.symbol);
                 }
             });
         }
@@ -206,7 +209,8 @@ fn bits_are_those_of_products_of_many_rows() {
             scale: 1.0,
             code: &PRODUCT_CODE,
         };
-        let many = gemm::kernel_launch(&product, &Arch::H100).expect("a kernel for these operands");
+        let many =
+            gemm::kernel_launch(&product, &Arch::H100).expect("matmul has a kernel for these operands on an H100");
         crate::checks::run_on(&Launch::Kernel(many), Arch::H100);
         let want = bits(&all);
         for m in [1, 7, 16, 64] {

@@ -112,7 +112,7 @@ impl VideoFile {
             return Err(MediaError::file_error(
                 path,
                 format!(
-                    "is truncated: it ends after {} frames, before the end that its header or index states",
+                    "is truncated: the file ends after {} frames, but its header or index states more",
                     video.packets.len()
                 ),
                 "copy or download it again",

@@ -141,7 +141,7 @@ impl CommandReward {
                 let how = running.describe_exit();
                 self.error(
                     format!("{how} after {got} of {rows} rewards"),
-                    "run it by hand with one row on its standard input",
+                    "run the command by hand with one row on its standard input",
                 )
             }
             BatchFailure::ExtraLine => self.error(

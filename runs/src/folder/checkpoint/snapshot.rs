@@ -14,7 +14,7 @@ use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{HeaderEntry, StoredDType, write_safetensors_header};
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
-use reel_model::save::{HubFolder, SmallFiles, TensorSpec, write_hub_folder};
+use reel_model::save::{ConfigAndTokenizerFiles, HubFolder, TensorSpec, write_hub_folder};
 use reel_model::weights::widen_to_f32;
 use reel_runtime::Tensor;
 use reel_train::file_names::RUN_STATE_FILE;
@@ -32,7 +32,7 @@ use crate::folder::resume::RunState;
 #[derive(Clone, Debug)]
 pub struct BaseModel {
     /// Config, tokenizer and templates of the model folder that the run started from.
-    pub small_files: Arc<SmallFiles>,
+    pub small_files: Arc<ConfigAndTokenizerFiles>,
     /// The weight files of the model folder that the run started from.
     pub files: Arc<Checkpoint>,
     /// The base model's name as an adapter's config states it: an absolute path, or a Hugging Face id.

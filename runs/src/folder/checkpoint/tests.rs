@@ -7,7 +7,7 @@ use reel_diagnostic::Diagnostic;
 use reel_input::InputError;
 use reel_input::config::ModelConfig;
 use reel_model::checkpoint::Checkpoint;
-use reel_model::save::SmallFiles;
+use reel_model::save::ConfigAndTokenizerFiles;
 use reel_train::options::RunOptions;
 use reel_train::step::hyperparameters::Hyperparameters;
 
@@ -21,7 +21,7 @@ fn trainer(dtype: DType) -> (Trainer, BaseModel) {
     let hyperparameters = Hyperparameters::new(&RunOptions::default(), 1);
     let (trainer, files) = Trainer::open(&Device::cpu(1), &config, &folder, dtype, hyperparameters).unwrap();
     let files: Arc<Checkpoint> = Arc::new(files);
-    let small_files = Arc::new(SmallFiles::read(&folder).unwrap());
+    let small_files = Arc::new(ConfigAndTokenizerFiles::read(&folder).unwrap());
     (trainer, BaseModel { small_files, files, name: "base".into() })
 }
 

@@ -22,7 +22,7 @@ use reel_train::options::{GrpoOptions, TrainingOptions};
 use reel_train::rollout::group::{EndTokens, groups_from_file};
 use reel_train::rollout::sampler::CompletionSampler;
 use reel_train::rollout::siglip::SiglipScorer;
-use reel_train::rollout::{CompletionTokens, Group, Prompt, RolloutProducts, RolloutSet};
+use reel_train::rollout::{CompletionTokens, Group, Prompt, RolloutSet, StoredRolloutOutputs};
 use reel_train::step::grpo::step;
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
@@ -198,7 +198,7 @@ impl<'a> Counter<'a> {
 
     /// Adds the costs of sampling the completions of a rollout set and of scoring them with SigLIP. Returns the kept
     /// outputs of matrix products.
-    fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<Option<RolloutProducts>> {
+    fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<Option<StoredRolloutOutputs>> {
         let Some(sampler) = &self.sampler else { return Ok(None) };
         let device = &self.trainer.device;
         let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();

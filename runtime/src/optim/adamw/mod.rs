@@ -108,8 +108,7 @@ impl AdamW {
                 shape_error("adamw", "got a tensor that is not a parameter; make it one with into_parameter")
             })?;
             if moments == MomentFormat::Int8 && p.unpadded_runs().count > 1 {
-                let what =
-                    format!("the columns of {name} are filled up with zeros, which 8-bit moments do not support");
+                let what = format!("the columns of {name} are padded with zeros, which 8-bit moments do not support");
                 return Err(shape_error("adamw", format!("{what}; load its weights without padding")));
             }
             let like = |dtype| {

@@ -75,7 +75,8 @@ fn hashed_ranges(p: &Tensor) -> Result<impl Iterator<Item = ByteRange>> {
     let (runs, start) = (p.unpadded_runs(), p.addr());
     if runs.count > 1 && !runs.bytes.is_multiple_of(8) {
         let name = p.parameter_name().unwrap_or_default();
-        let what = format!("the rows of {name} have {} bytes, which is no multiple of 8", runs.bytes);
+        let what =
+            format!("the padded rows of {name} have {} bytes of weights, which is not a multiple of 8", runs.bytes);
         return Err(shape_error("fingerprint", format!("{what}; load it without padding")));
     }
     Ok((0..runs.count).map(move |i| ByteRange {

@@ -56,7 +56,7 @@ pub fn linear(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Ten
 ///
 /// # Errors
 /// The errors of [`linear`]; `y` does not have the shape and the dtype of the output.
-pub fn linear_of_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Result<Tensor> {
+pub fn linear_with_known_output(cx: &Cx, x: &Tensor, w: &Tensor, b: Option<&Tensor>, y: Tensor) -> Result<Tensor> {
     let _op = in_op("linear");
     check_known("linear", &y, &product_shape(x, w, b, x.dtype())?.0, x.dtype())?;
     Ok(record_linear(cx, x, w, b, y))

@@ -110,7 +110,7 @@ pub fn apply_rotary(cx: &Cx, q: &Tensor, k: &Tensor, table: &RotaryTable) -> Res
     let _op = in_op("apply_rotary");
     let (&[tokens, q_heads, d], &[_, k_heads, _]) = (q.shape(), k.shape()) else {
         let (q, k) = (format_shape(q.shape()), format_shape(k.shape()));
-        return Err(shape_error(OP, format!("q has shape {q}, k {k}; expected [tokens, heads, head_dim] twice")));
+        return Err(shape_error(OP, format!("q has shape {q}, k {k}; expected [tokens, heads, head_dim] for both")));
     };
     want_shape(OP, "k", k, &[tokens, k_heads, d], "tokens and head_dim of q")?;
     want_dtype(OP, "k", k, q.dtype())?;

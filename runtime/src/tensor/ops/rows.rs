@@ -64,11 +64,11 @@ pub fn write_rows(cx: &Cx, x: &Tensor, index: &Tensor, to: &Tensor, column: usiz
     want_dtype(OP, "index", index, DType::I32)?;
     want_dtype(OP, "to", to, x.dtype())?;
     if column + cols > columns {
-        let text = format!("columns {column} .. {} exceed the {columns} of the destination", column + cols);
+        let text = format!("columns {column} .. {} exceed the {columns} columns of the destination", column + cols);
         return Err(shape_error(OP, text));
     }
     if cols != columns && cx.device().kernels() != Kernels::Cpu {
-        return Err(shape_error(OP, "only a CPU writes rows to some columns of a tensor"));
+        return Err(shape_error(OP, "writing rows to only some columns of a tensor is supported on device cpu only"));
     }
     let p = kernel::ScatterParams {
         src: x.addr(),

@@ -162,7 +162,7 @@ impl AsyncEngine {
             }
             if completed && no_complete {
                 cx.report(FindingKind::Mbarrier, lane, || {
-                    "an mbarrier.arrive with .noComplete completes the phase, which it must not".into()
+                    "an mbarrier.arrive with .noComplete completes the phase; with .noComplete another arrival must still be pending".into()
                 });
             }
             cx.fragment.backward_branches = 0;

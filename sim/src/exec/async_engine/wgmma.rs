@@ -186,7 +186,7 @@ impl AsyncEngine {
         self.runs = runs;
         let misplaced = a.iter().chain(Some(&b)).find_map(|operand| operand.check_pattern().err());
         match misplaced.filter(|_| !known) {
-            Some(e) if writers.are_tensor_copies(&memory.ops) => cx.grid.reporter.add_note(
+            Some(e) if writers.were_written_by_tensor_copies(&memory.ops) => cx.grid.reporter.add_note(
                 pc,
                 &format!("{e}; the product is right here, because tensor copies swizzle the bytes by their addresses"),
             ),

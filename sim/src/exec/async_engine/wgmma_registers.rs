@@ -47,7 +47,7 @@ pub(super) fn check_registers_at_issue(cx: &mut InstructionContext, w: &Wgmma) {
     let issued = state.issued.iter().enumerate();
     for (n, issued) in issued.filter(|(_, issued)| issued.frame == cx.fragment.frame) {
         let other = product_instruction(&context, issued);
-        let unfenced = state.waited + n as u64 >= state.fence_at;
+        let unfenced = state.waited + n as u64 >= state.products_before_fence;
         let shape = |w: &Wgmma| (w.op.n, w.op.accumulator);
         let other_shape = || shape(w) != shape(other) && w.d.iter().any(|s| other.d.contains(s));
         if w.a.iter().any(|s| other.d.contains(s)) || unfenced && other_shape() {

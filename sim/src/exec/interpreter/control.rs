@@ -32,7 +32,7 @@ pub fn branch_indexed(cx: &mut InstructionContext, index: u32, targets: &[u32], 
             None => {
                 let n = targets.len();
                 cx.report(FindingKind::OutOfBounds, same.trailing_zeros(), || {
-                    format!("brx.idx: index {value} of {n} targets")
+                    format!("brx.idx: index {value} is out of range, there are {n} branch targets")
                 });
                 groups.push((here + 1, same));
             }

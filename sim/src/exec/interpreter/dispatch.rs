@@ -79,7 +79,7 @@ impl Interpreter<'_> {
                 tensormap_replace(cx, memory, &TensorMapReplace { map: addr, window, field, ordinal, value, wide })
             }
             Op::TensorMapCopyFence { dst, src, scope } => tensormap_cp_fenceproxy(cx, memory, dst, src, *scope),
-            Op::MatrixTransfer(t) => memory.matrix_transfer(cx, t),
+            Op::LdStMatrix(t) => memory.matrix_transfer(cx, t),
             Op::MovMatrix { dst, src } => matrix::movmatrix(cx, *dst, *src),
             Op::Mma(m) => matrix::mma(cx, m),
             Op::Wmma(m) => matrix::wmma_mma(cx, m),
@@ -96,7 +96,7 @@ impl Interpreter<'_> {
             Op::GridDepWait => NextAction::Next,
             Op::Unsupported(what) => {
                 cx.report(FindingKind::Unsupported, cx.first_lane(), || {
-                    format!("{what}: the simulator does not know this instruction")
+                    format!("{what}: the simulator does not support this instruction")
                 });
                 NextAction::Next
             }

@@ -152,7 +152,7 @@ fn report_unsynchronised_setmaxnreg(cx: &mut InstructionContext) {
     if !others.into_iter().all(|other| is_ordered(other)) {
         let line = cx.grid.context.source_line(cx.warp.setmaxnreg[previous].pc);
         cx.report(FindingKind::Setmaxnreg, cx.first_lane(), || {
-            format!("setmaxnreg follows the one at line {line}, but the four warps have not synchronised in between")
+            format!("setmaxnreg follows the setmaxnreg at line {line}, but the four warps of the warpgroup have not synchronised in between")
         });
     }
 }

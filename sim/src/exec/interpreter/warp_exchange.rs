@@ -23,7 +23,7 @@ pub fn execute_warp_exchange(cx: &mut InstructionContext, w: &WarpOp) -> NextAct
     let outside = cx.mask & !members;
     if outside != 0 {
         cx.report(FindingKind::Barrier, outside.trailing_zeros(), || {
-            format!("a thread executes a .sync instruction whose member mask {members:#010x} leaves it out")
+            format!("a thread executes a .sync instruction whose member mask {members:#010x} does not contain the thread's lane")
         });
     }
     if matches!(w.kind, WarpOpKind::Sync) {

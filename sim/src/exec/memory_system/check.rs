@@ -2,7 +2,7 @@
 //! acquire and release vector clocks.
 
 use super::load::access_strength;
-use super::registers::lanes_that_change_nothing;
+use super::registers::lanes_with_unchanged_bytes;
 use super::system::MemorySystem;
 use crate::exec::context::{InstructionContext, lanes_in_mask};
 use crate::exec::reporter::conflicts::MemoryConflict;
@@ -81,7 +81,7 @@ impl MemorySystem {
         let data = self.location_bytes(&cx.grid.blocks, group.location);
         let parts = cx.warp.order.lane_groups_with_clocks();
         let order = parts.flat_map(|(mask, _)| lanes_in_mask(mask & group.lanes));
-        lanes_that_change_nothing(data, group, t, cx.warp.regs(cx.fragment.frame), order)
+        lanes_with_unchanged_bytes(data, group, t, cx.warp.regs(cx.fragment.frame), order)
     }
 
     /// Checks an access of asynchronous operation `op`, which `lane` issued, to the byte ranges `runs` (offset,
@@ -303,7 +303,7 @@ fn defers_unwritten(cx: &InstructionContext) -> bool {
     let (code, index) = cx.grid.context.kernel.function_and_instruction_index(cx.pc);
     match code.instrs.get(index).map(|i| &i.op) {
         Some(Op::Load(_)) => true,
-        Some(Op::MatrixTransfer(t)) => !t.store,
+        Some(Op::LdStMatrix(t)) => !t.store,
         _ => false,
     }
 }

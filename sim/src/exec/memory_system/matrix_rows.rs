@@ -10,11 +10,11 @@ use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::layout;
 use crate::matrix::{Lanes, ldmatrix};
 use crate::order::{AccessKind, AccessStrength};
-use crate::program::op::{AddressWindow, MatrixTransfer};
+use crate::program::op::{AddressWindow, LdStMatrix};
 
 impl MemorySystem {
     /// Executes `ldmatrix` or `stmatrix`.
-    pub fn matrix_transfer(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> NextAction {
+    pub fn matrix_transfer(&mut self, cx: &mut InstructionContext, t: &LdStMatrix) -> NextAction {
         if !cx.gather_lanes(u32::MAX) {
             return NextAction::Stop;
         }
@@ -55,7 +55,7 @@ impl MemorySystem {
         NextAction::Next
     }
 
-    fn store_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer, groups: &[LaneGroup]) {
+    fn store_rows(&mut self, cx: &mut InstructionContext, t: &LdStMatrix, groups: &[LaneGroup]) {
         let mut bytes = [[0u8; 16]; 32];
         let rows = 8 * t.regs.len();
         let (regs, mask) = (cx.regs(), cx.mask);
@@ -75,7 +75,7 @@ impl MemorySystem {
         }
     }
 
-    fn load_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer, groups: &[LaneGroup]) {
+    fn load_rows(&mut self, cx: &mut InstructionContext, t: &LdStMatrix, groups: &[LaneGroup]) {
         let mut bytes = [[0u8; 16]; 32];
         let (count, pc) = (t.regs.len(), cx.pc);
         let mut unwritten = Vec::new();
@@ -103,7 +103,7 @@ impl MemorySystem {
     /// Fast path: executes an `ldmatrix` of all lanes from the block's own shared memory. Returns false, and does
     /// nothing, if an address is undefined, out of bounds, misaligned or in another state space.
     #[inline(always)]
-    fn load_own_rows(&mut self, cx: &mut InstructionContext, t: &MatrixTransfer) -> bool {
+    fn load_own_rows(&mut self, cx: &mut InstructionContext, t: &LdStMatrix) -> bool {
         let (rows, frame, pc, own) = (8 * t.regs.len(), cx.fragment.frame, cx.pc, cx.warp.slot);
         let regs = cx.regs();
         let (AddressWindow::Shared, false, Some(base), 0) =

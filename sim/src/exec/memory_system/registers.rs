@@ -139,7 +139,7 @@ pub fn store_registers(data: &mut [u8], group: &LaneGroup, t: &LoadStore, regs: 
 
 /// Returns the lanes whose store changes no byte: the stored values equal the bytes in `data`, or the values that
 /// earlier lanes of the same instruction stored there. `order` lists the lanes in the order in which they store.
-pub fn lanes_that_change_nothing(
+pub fn lanes_with_unchanged_bytes(
     data: &[u8],
     group: &LaneGroup,
     t: &LoadStore,

@@ -35,7 +35,7 @@ use crate::exec::operands::{lanes_where, mark_undefined_lanes};
 use crate::exec::state::location::{LaneGroup, MemoryLocation};
 use crate::layout::FIRST_SHARED_ADDRESS;
 use crate::matrix::ldmatrix;
-use crate::program::op::{LoadStore, MatrixTransfer};
+use crate::program::op::{LdStMatrix, LoadStore};
 use crate::regs::{Registers, Slot, UnwrittenSource};
 
 /// The lanes of a copying load that read unwritten bytes: the lane, and the mask of these bytes.
@@ -198,7 +198,7 @@ impl MemorySystem {
         at: MemoryLocation,
         offsets: &[u64; 32],
         rows: u32,
-        t: &MatrixTransfer,
+        t: &LdStMatrix,
     ) {
         let mut unwritten_rows = [[0u8; 16]; 32];
         let mut source = None;

@@ -133,7 +133,7 @@ impl Reporter<'_> {
             self.add_note(
                 m.site.pc,
                 &format!(
-                    "{space} memory that line {line} accesses in threads that then exit; a barrier of the block does not \
+                    "line {line} accesses the same {space} memory in threads that then exit; a barrier of the block does not \
                      wait for threads that have exited, but the CUDA programming guide promises that only the \
                      accesses of threads that reach __syncthreads() are visible after it"
                 ),

@@ -168,7 +168,8 @@ fn stuck_cause(grid: &GridState) -> StuckCause {
             FragmentState::Wgmma if !group_polls(block, warp) => return StuckCause::MissingWarps(warp.slot),
             FragmentState::Registers => {
                 let left = block.register_pool;
-                let now = warp.max_registers.map_or(String::new(), |n| format!("the warp has {n} per thread, "));
+                let now =
+                    warp.max_registers.map_or(String::new(), |n| format!("the warp has {n} registers per thread, "));
                 let cause = format!(
                     "setmaxnreg.inc waits for registers that no setmaxnreg.dec will free ({now}{left} are in the block's pool); "
                 );

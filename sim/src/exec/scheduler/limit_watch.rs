@@ -120,7 +120,7 @@ fn stop(grid: &mut GridState, cause: StopCause) -> bool {
     if let Some((site, lanes)) = busiest_site(grid) {
         let line = grid.context.source_line(site.pc);
         let ([bx, by, bz], [x, y, z]) = (site.block, site.thread);
-        let place = format!("block ({bx},{by},{bz}) thread ({x},{y},{z}) and {} more of its warp", lanes - 1);
+        let place = format!("block ({bx},{by},{bz}) thread ({x},{y},{z}) and {} more threads of its warp", lanes - 1);
         grid.reporter.stopped = Some(EarlyStop { cause, line, place });
     }
     true

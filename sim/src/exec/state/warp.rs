@@ -490,7 +490,7 @@ pub fn initial_registers(code: &FunctionCode, spare: Option<Registers>) -> Regis
     let mut regs = match spare {
         Some(mut spare) => {
             spare.rows[..register_rows].fill(RegisterRow([0; 32]));
-            spare.forget_parts();
+            spare.clear_partial_definitions();
             spare
         }
         None => Registers {

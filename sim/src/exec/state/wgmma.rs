@@ -57,7 +57,7 @@ pub struct WarpWgmma {
     /// Whether the warp has executed a `wgmma.fence`.
     pub fenced: bool,
     /// Number of products issued before the last `wgmma.fence`.
-    pub fence_at: u64,
+    pub products_before_fence: u64,
     /// Whether the warp has executed a `wgmma.fence` and committed no group since then. A register access in this
     /// time probably stands before the fence in the CUDA source, and the compiler moved it behind the fence. ptxas
     /// repairs that, so the access causes a note, not a finding.
@@ -119,7 +119,7 @@ impl WarpWgmma {
     /// Executes `wgmma.fence`: orders earlier register accesses before later products.
     pub fn execute_fence(&mut self) {
         self.fenced = true;
-        self.fence_at = self.next_product_number();
+        self.products_before_fence = self.next_product_number();
         if std::mem::take(&mut self.any_accessed) {
             self.accessed.fill(false);
         }

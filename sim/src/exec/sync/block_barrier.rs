@@ -49,13 +49,15 @@ pub fn execute_block_barrier(cx: &mut InstructionContext, b: &Barrier) -> NextAc
         reporter.report_with_details(FindingKind::Barrier, site, Some(barrier.pc), None, || {
             let name = |reduces| if reduces { "a reduction (bar.red)" } else { "bar.sync or bar.arrive" };
             let (here, there) = (name(reduces), name(!reduces));
-            format!("barrier {id} is used by {here} here and by {there} of other threads at the same time")
+            format!("barrier {id}: this thread executes {here} while other threads execute {there} at the same barrier")
         });
     } else if barrier.expected != count {
         let name = |n: Option<u32>| n.map_or("all threads".to_string(), |n| format!("{n} threads"));
         let (here, there) = (name(count), name(barrier.expected));
         reporter.report_with_details(FindingKind::Barrier, site, Some(barrier.pc), None, || {
-            format!("barrier {id} is used with {here} here and with {there} by other threads at the same time")
+            format!(
+                "barrier {id}: this thread's barrier instruction waits for {here}, that of other threads for {there}"
+            )
         });
     }
     let lanes = barrier.lanes.entry(cx.warp.index).or_insert(0);
@@ -164,7 +166,7 @@ pub fn complete_barriers(grid: &mut GridState, block_slot: u32) -> Vec<u32> {
     for (id, pc, arrived, expected) in overfull {
         let site = grid.finding_site(block_slot, 0, 0, pc);
         grid.reporter.report(FindingKind::Barrier, site, || {
-            format!("barrier {id}: {arrived} threads arrive where {expected} are expected")
+            format!("barrier {id}: {arrived} threads have arrived, but the barrier instruction expects {expected}")
         });
     }
     grid.reporter.counters.barriers += done.len() as u64;

@@ -21,7 +21,7 @@ pub struct MmaRegisters {
 
 impl MmaRegisters {
     /// Returns the registers of an instruction; `None` if an operand has another number of registers than in the form
-    /// that [`MmaOp::is_m16n8k16_half`] describes.
+    /// that [`MmaOp::is_m16n8k16_f16_or_bf16`] describes.
     #[inline(always)]
     pub fn new(a: &[u32], b: &[u32], c: &[u32], d: &[u32]) -> Option<MmaRegisters> {
         Some(MmaRegisters {
@@ -46,7 +46,7 @@ impl MmaOp {
     /// Returns true for the form that most kernels use and that [`FragmentCache::multiply_add_sequence`] supports:
     /// m16n8k16 of bf16 or f16 with f32 accumulators.
     #[inline(always)]
-    pub fn is_m16n8k16_half(&self) -> bool {
+    pub fn is_m16n8k16_f16_or_bf16(&self) -> bool {
         let half = matches!(self.a, ElementFormat::Bf16 | ElementFormat::F16);
         half && (self.m, self.k, self.accumulator) == (16, 16, AccumulatorFormat::F32)
     }
@@ -97,7 +97,7 @@ impl Default for FragmentCache {
 
 impl FragmentCache {
     /// Computes D = A·B + C for one product after the other. All have the form `op`, which [must be
-    /// supported](MmaOp::is_m16n8k16_half). The resulting bits equal those of [`MmaOp::multiply_add`], except that
+    /// supported](MmaOp::is_m16n8k16_f16_or_bf16). The resulting bits equal those of [`MmaOp::multiply_add`], except that
     /// every NaN is 0x7fffffff.
     pub fn multiply_add_sequence<'p>(
         &mut self,
@@ -316,7 +316,7 @@ mod tests {
         ) {
             let element = if bf16 { "bf16" } else { "f16" };
             let op = MmaOp::decode(&format!("mma.sync.aligned.m16n8k16.row.col.f32.{element}.{element}.f32")).expect("a form");
-            prop_assert!(op.is_m16n8k16_half());
+            prop_assert!(op.is_m16n8k16_f16_or_bf16());
             // Gives the elements exponents near that of 1, so that sums need rounding and rarely overflow.
             let tame = |word: u32| if bf16 { word & 0xc0ff_c0ff | 0x3f00_3f00 } else { word & 0xafff_afff | 0x3000_3000 };
             let mut registers: Vec<Lanes> =

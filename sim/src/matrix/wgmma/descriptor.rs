@@ -50,7 +50,7 @@ pub enum DescriptorError {
     },
     /// The instruction reads past the end of the swizzle pattern's row in which it starts.
     #[error(
-        "wgmma descriptor: the instruction reads {bytes} bytes from {start:#x} on, but that row of the {span}-byte swizzle has \
+        "wgmma descriptor: the instruction reads {bytes} bytes from {start:#x} on, but this row of the {span}-byte swizzle pattern has \
          only {left} bytes left"
     )]
     Row {

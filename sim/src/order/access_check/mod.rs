@@ -186,7 +186,7 @@ impl<'a> AccessCheck<'a> {
             return self.check_cell_slow(WRITES, cell, offset, lane, lists);
         }
         if !read_known {
-            if WRITES || !self.was_last_push(cell, offset) {
+            if WRITES || !self.is_last_pushed_record(cell, offset) {
                 return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
             cell.older = self.pushed.2;
@@ -235,7 +235,7 @@ impl<'a> AccessCheck<'a> {
             return;
         }
         if !reader_known {
-            if !self.was_last_push(cell, offset) {
+            if !self.is_last_pushed_record(cell, offset) {
                 return self.check_cell_slow(WRITES, cell, offset, lane, lists);
             }
             cell.older = self.pushed.2;
@@ -258,7 +258,7 @@ impl<'a> AccessCheck<'a> {
         if !(write_known && (self.is_list_cached_as_ordered(cell.older) || self.has_no_write(cell.older, lists))) {
             self.check_cell_slow(false, cell, offset, lane, lists);
         } else if cell.reader != self.key && !self.are_readers_cached_as_ordered(cell) {
-            if self.was_last_push(cell, offset) {
+            if self.is_last_pushed_record(cell, offset) {
                 cell.older = self.pushed.2;
             } else {
                 self.move_readers_to_older_list(cell, offset, lane, lists);
@@ -521,7 +521,7 @@ impl<'a> AccessCheck<'a> {
 
     /// Returns true if the last push was of this cell's reads onto this cell's list.
     #[inline(always)]
-    pub(super) fn was_last_push(&self, cell: &ShadowCell, offset: u64) -> bool {
+    pub(super) fn is_last_pushed_record(&self, cell: &ShadowCell, offset: u64) -> bool {
         let (of, pushed, _) = &self.pushed;
         let mask = cell.readers.rotate_right(cell.read.mask_rotation(offset));
         *of == cell.older

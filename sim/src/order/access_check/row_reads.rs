@@ -17,7 +17,7 @@ impl AccessCheck<'_> {
         count: u32,
         lists: &mut AccessLists,
     ) -> bool {
-        let written = cell.writer != NO_AGENT && !self.is_writer_ordered_for_all(cell);
+        let written = cell.writer != NO_AGENT && !self.is_writer_ordered_for_all_lanes(cell);
         if !self.is_plain || written || cell.reader == self.key {
             return false;
         }
@@ -28,7 +28,7 @@ impl AccessCheck<'_> {
             match self.are_row_readers_ordered(cell, lane, count) {
                 None => return false,
                 Some(true) => (),
-                Some(false) if self.was_last_push(cell, offset) => cell.older = self.pushed.2,
+                Some(false) if self.is_last_pushed_record(cell, offset) => cell.older = self.pushed.2,
                 Some(false) => {
                     cell.older = self.push_to_older_list(cell.older, cell.last_reads_record(), offset, lists)
                 }
@@ -40,7 +40,7 @@ impl AccessCheck<'_> {
 
     /// Returns true if the cell's last write is ordered before this access, whichever lane wrote and whichever lane
     /// accesses.
-    pub(in crate::order) fn is_writer_ordered_for_all(&mut self, cell: &ShadowCell) -> bool {
+    pub(in crate::order) fn is_writer_ordered_for_all_lanes(&mut self, cell: &ShadowCell) -> bool {
         let (key, stamp) = (cell.writer >> 5, cell.write);
         if answer_index(&self.writer_answers, key, stamp).is_none() {
             self.writer_answers = [self.find_ordered_lanes(key, stamp), self.writer_answers[0]];

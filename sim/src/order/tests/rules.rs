@@ -201,7 +201,11 @@ fn cp_async_is_observed_by_waiting_and_by_others_after_a_barrier() {
     assert_eq!(s.read(1, 0, 4), Some(ConflictKind::NotWaited(op)), "a barrier does not wait for copies");
     s.wait(op, 0);
     assert_eq!(s.read(0, 0, 8), None);
-    assert_eq!(s.read(0, 1, 12), Some(ConflictKind::NotWaited(op)), "the wait is one thread's");
+    assert_eq!(
+        s.read(0, 1, 12),
+        Some(ConflictKind::NotWaited(op)),
+        "a wait covers only the copies of the waiting thread"
+    );
     s.meet(0);
     assert_eq!((s.read(0, 1, 16), s.read(1, 9, 20), s.write(1, 3, 24)), (None, None, None));
 }
@@ -264,7 +268,7 @@ fn source_of_a_pending_operation_must_not_be_written() {
     let (op, verdict) = s.start(AsyncOpKind::BulkCopy, true, 0, 0);
     assert_eq!(verdict, None);
     assert_eq!((s.ops.issuer(op), s.ops.pc(op)), (Agent::thread(0, 0), 9));
-    assert_eq!(s.read(0, 0, 0), None, "reading does no harm");
+    assert_eq!(s.read(0, 0, 0), None, "the source of a pending copy may be read");
     assert_eq!(s.write(0, 0, 8), Some(ConflictKind::NotWaited(op)));
     assert_eq!(
         s.start(AsyncOpKind::TensorCopy, false, 0, 0).1,

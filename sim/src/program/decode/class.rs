@@ -28,7 +28,7 @@ pub(super) fn instruction_class(opcode: &str, op: &Op) -> InstructionClass {
         | Op::BulkCommit
         | Op::BulkWait { .. }
         | Op::StAsync { .. } => InstructionClass::Async,
-        Op::MatrixTransfer(_) => InstructionClass::Shared,
+        Op::LdStMatrix(_) => InstructionClass::Shared,
         Op::WmmaTransfer(t) => match t.transfers.first().map(|t| t.window) {
             Some(AddressWindow::Shared) => InstructionClass::Shared,
             _ => InstructionClass::Global,

@@ -17,7 +17,7 @@ impl Decoder<'_> {
         let (addr, window) = self.o.address_operand(nth(&instruction.operands, address)?, window)?;
         let regs = self.row_list(nth(&instruction.operands, data)?, Type::B32)?;
         let trans = parts.contains(&"trans");
-        Ok(Op::MatrixTransfer(Box::new(MatrixTransfer { store, addr, window, trans, regs })))
+        Ok(Op::LdStMatrix(Box::new(LdStMatrix { store, addr, window, trans, regs })))
     }
 
     pub(super) fn decode_mma(&mut self, instruction: &Instruction) -> Decoded {
@@ -45,7 +45,7 @@ impl Decoder<'_> {
         if [mma.a.len(), mma.b.len(), mma.c.len(), mma.d.len()] != [want.a, want.b, want.c, want.c] {
             return Err(self.o.error("the number of registers does not fit the opcode"));
         }
-        if op.is_m16n8k16_half() {
+        if op.is_m16n8k16_f16_or_bf16() {
             mma.batched = MmaRegisters::new(&mma.a, &mma.b, &mma.c, &mma.d);
         }
         Ok(Op::Mma(Box::new(mma)))

@@ -33,7 +33,7 @@ impl Decoder<'_> {
         }
         let list = self.data_elements(nth(operands, data)?, parts)?;
         if !store && list == [Operand::Sink] {
-            return Err(self.o.error("only an element of a vector may be _"));
+            return Err(self.o.error("a load may discard (_) elements of a vector, but not its only destination"));
         }
         let mut regs = Vec::new();
         let mut register_rows = register_row_count(ty);
@@ -87,7 +87,7 @@ impl Decoder<'_> {
             (Operand::Vector(list), Some(width)) if list.len() == width => Ok(list.clone()),
             (Operand::Vector(_), None) | (_, Some(_)) => Err(self
                 .o
-                .error("a vector operand needs .v2, .v4 or .v8 with its number of elements, and these need one")),
+                .error("a vector operand needs .v2, .v4 or .v8 with its number of elements, and each of these needs a vector operand")),
             (one, None) => Ok(vec![one.clone()]),
         }
     }

@@ -8,7 +8,7 @@ use crate::regs::Slot;
 
 /// An `ldmatrix` or `stmatrix`.
 #[derive(Clone, Debug)]
-pub struct MatrixTransfer {
+pub struct LdStMatrix {
     /// True for a store, false for a load.
     pub store: bool,
     /// The address of a matrix row, one per lane.
@@ -34,7 +34,7 @@ pub struct Mma {
     pub b: Vec<Slot>,
     /// Registers of C.
     pub c: Vec<Slot>,
-    /// The registers of A, B, C and D in arrays of fixed size; only for the [form](MmaOp::is_m16n8k16_half) that the
+    /// The registers of A, B, C and D in arrays of fixed size; only for the [form](MmaOp::is_m16n8k16_f16_or_bf16) that the
     /// interpreter executes in batches.
     pub batched: Option<MmaRegisters>,
 }

@@ -15,7 +15,7 @@ mod warp;
 pub use class::InstructionClass;
 pub use control::{Call, CallArgument, CallTarget, VaryingSpecialRegister};
 pub use copies::{BulkCopy, BulkCopyKind, BulkReduction, CpAsync};
-pub use matrix::{MatrixTransfer, Mma, Wgmma, Wmma, WmmaTransfer};
+pub use matrix::{LdStMatrix, Mma, Wgmma, Wmma, WmmaTransfer};
 pub use memory::{AddressOperand, AddressWindow, Atomic, AtomicOp, AtomicType, LoadStore, NamedParam};
 pub use sync::{Barrier, BarrierKind, Fence, Mbarrier, MbarrierOperationKind};
 pub use warp::{ShuffleMode, VoteMode, WarpOp, WarpOpKind};
@@ -149,7 +149,7 @@ pub enum Op {
         src: AddressOperand,
         scope: AccessStrength,
     },
-    MatrixTransfer(Box<MatrixTransfer>),
+    LdStMatrix(Box<LdStMatrix>),
     MovMatrix {
         dst: Slot,
         src: Slot,
@@ -195,7 +195,7 @@ impl Op {
                 | Op::ClusterArrive { .. }
                 | Op::ClusterWait { .. }
                 | Op::Mbarrier(_)
-                | Op::MatrixTransfer(_)
+                | Op::LdStMatrix(_)
                 | Op::MovMatrix { .. }
                 | Op::Mma(_)
                 | Op::Wmma(_)

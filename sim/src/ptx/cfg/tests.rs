@@ -176,7 +176,10 @@ fn reconvergence_points_are_reachable_from_their_branch() {
         for (branch, place) in reconvergence_points(&function).into_iter().enumerate() {
             let Some(place) = place else { continue };
             assert!(is_branch(&function.body[branch].opcode));
-            assert!(reaches(&function, branch as u32, place), "{body}\n{branch} never comes to {place}");
+            assert!(
+                reaches(&function, branch as u32, place),
+                "{body}\nno path leads from the branch {branch} to its reconvergence point {place}"
+            );
         }
     }
 }

@@ -134,7 +134,7 @@ impl ArrowDecoder {
         let failed = |reason: &str| self.damaged(format!("cannot be read as Arrow data: {}", one_line(reason)));
         match catch_panic(call) {
             Ok(result) => result.map_err(|e| failed(&e.to_string())),
-            Err(_) => Err(failed("its parts contradict each other")),
+            Err(_) => Err(failed("the data in the file is inconsistent")),
         }
     }
 }

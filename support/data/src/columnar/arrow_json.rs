@@ -122,8 +122,8 @@ pub(crate) fn write_value(out: &mut Vec<u8>, field: &Field, array: &dyn Array, r
 fn write_json_text(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<(), String> {
     let mut text = Vec::new();
     write_typed(&mut text, array.data_type(), array, row)?;
-    let text: Option<String> =
-        serde_json::from_slice(&text).map_err(|_| format!("is JSON, but has the type {}", array.data_type()))?;
+    let text: Option<String> = serde_json::from_slice(&text)
+        .map_err(|_| format!("is marked as JSON, but has the type {} instead of text", array.data_type()))?;
     let text = text.as_deref().unwrap_or("null").trim();
     serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|e| format!("is not JSON: {e}"))?;
     if let Some(number) = whole_number_beyond_64_bits(text) {
@@ -176,7 +176,7 @@ fn write_typed(out: &mut Vec<u8>, data_type: &DataType, array: &dyn Array, row: 
         T::Dictionary(_, values) => {
             let dictionary = array.as_any_dictionary();
             let key = dictionary_key(dictionary.keys(), row).filter(|key| *key < dictionary.values().len());
-            let key = key.ok_or("has a key that its dictionary lacks")?;
+            let key = key.ok_or("has an index beyond the end of its dictionary")?;
             write_typed(out, values, dictionary.values(), key)?;
         }
         other => return Err(format!("has the type {other}, which is not supported")),

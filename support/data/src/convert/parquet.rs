@@ -38,7 +38,7 @@ pub fn write_parquet(table: &Table, out: &mut (impl Write + Send)) -> Result<(),
     }
     let columns = columns.finish();
     if columns.is_empty() {
-        let what = "has a row without fields, and no row has any";
+        let what = "has no columns: every row is an empty object";
         return Err(DataError::data(table.location(0), what, "write it as JSON or JSONL").into());
     }
     let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));

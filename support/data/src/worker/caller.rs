@@ -176,7 +176,7 @@ impl WorkerFile {
             Failure::Ended(end) => format!("is damaged, or too large: {}", self.how_it_ended(&end)),
             Failure::Timeout => {
                 let seconds = self.program.timeout.as_secs_f64();
-                format!("is damaged, or its disk is too slow: decoding gave nothing for {seconds} s")
+                format!("is damaged, or its disk is too slow: decoding made no progress for {seconds} s")
             }
         };
         let place = part.map_or(place.to_string(), |part| part.name);
@@ -201,7 +201,7 @@ impl WorkerFile {
             "cannot be decoded: the worker sent an invalid reply, or more than {} bytes",
             input::MAX_ROWS_BYTES
         );
-        let help = "use the same version of the program as worker; split a file with so many rows";
+        let help = "use the same version of the program for the worker, or split the file if it has very many rows";
         DataError::data(self.path.display().to_string(), what, help)
     }
 }

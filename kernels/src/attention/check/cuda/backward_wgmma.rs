@@ -112,7 +112,10 @@ pub(in super::super) fn other_sequences_and_the_grid_change_no_bit_of_gradients_
                 run_once(&call.launch(&BwdParams { workspace, ..call.params() }));
                 let got = call.grads.each_ref().map(bits);
                 let want = all.get_or_insert_with(|| got.clone());
-                assert!(*want == got, "{multiprocessors} multiprocessors, tickets: {tickets}: {case:?}");
+                assert!(
+                    *want == got,
+                    "gradients have other bits with {multiprocessors} multiprocessors, tickets: {tickets}: {case:?}"
+                );
             });
         }
         let all = all.unwrap_or_default();

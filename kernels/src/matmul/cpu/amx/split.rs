@@ -24,7 +24,7 @@ const STEP_BYTES: usize = 6144;
 
 /// The operands of a block of up to 32 rows and 32 columns of sums.
 #[repr(C)]
-pub(super) struct SplitCall {
+pub(super) struct SplitProductArgs {
     /// Addresses of A's packed rows, split into three bf16 parts: rows 0 to 15, and rows 16 to 31. The tiles of the
     /// next step along k are 3072 bytes further.
     pub(super) rows: [*const u8; 2],
@@ -199,7 +199,7 @@ macro_rules! split_function {
         /// # Safety
         /// The tiles of this thread have the shape of the rows; the rows and the lines of all steps are readable; the
         /// buffer and the sums are writable.
-        pub(super) unsafe fn $name(call: &SplitCall) {
+        pub(super) unsafe fn $name(call: &SplitProductArgs) {
             // SAFETY: the instructions access the operands of the call and change no register that is not named. A
             // prefetch may name any address.
             unsafe {
@@ -253,12 +253,12 @@ macro_rules! split_function {
                     $store,
                     "vzeroupper",
                     call = in(reg) std::ptr::from_ref(call),
-                    rows = const offset_of!(SplitCall, rows),
-                    lines_at = const offset_of!(SplitCall, lines),
-                    steps = const offset_of!(SplitCall, steps),
-                    tail = const offset_of!(SplitCall, tail),
-                    buffer = const offset_of!(SplitCall, buffer),
-                    sums = const offset_of!(SplitCall, sums),
+                    rows = const offset_of!(SplitProductArgs, rows),
+                    lines_at = const offset_of!(SplitProductArgs, lines),
+                    steps = const offset_of!(SplitProductArgs, steps),
+                    tail = const offset_of!(SplitProductArgs, tail),
+                    buffer = const offset_of!(SplitProductArgs, buffer),
+                    sums = const offset_of!(SplitProductArgs, sums),
                     step_bytes = const STEP_BYTES,
                     line = out(reg) _,
                     r0 = out(reg) _,

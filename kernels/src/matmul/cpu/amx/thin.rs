@@ -11,7 +11,7 @@ use reel_device::cpu::simd::amx::{TileShape, Tiles};
 
 use super::pack::copy_rows;
 use super::panel::Panel;
-use super::split::{BUFFER, SplitCall, split_one, split_two};
+use super::split::{BUFFER, SplitProductArgs, split_one, split_two};
 use super::tiles::{
     Prefetch, TileCall, thin_f32_and_groups_one, thin_f32_and_groups_two, thin_f32_pairs_one, thin_f32_pairs_two,
     thin_groups_one, thin_groups_two, thin_one, thin_two,
@@ -243,7 +243,7 @@ impl<T: Element> Product<'_, T> {
                 unsafe {
                     let rows = [dst, dst.add(self.steps * PARTS * TILE)].map(|tile| tile.cast::<u8>().cast_const());
                     let buffer = dst.add(a_words);
-                    let mut call = SplitCall { rows, lines, steps: self.steps, tail: null(), buffer, sums };
+                    let mut call = SplitProductArgs { rows, lines, steps: self.steps, tail: null(), buffer, sums };
                     if rest > 0 {
                         let tail = buffer.add(BUFFER).cast::<f32>();
                         tail.copy_from_nonoverlapping(lines.add(full * STEP * BLOCK), rest);

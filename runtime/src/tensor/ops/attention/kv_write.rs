@@ -80,7 +80,7 @@ impl KvDestination<'_> {
         let [_, head_dim] = self.kv_heads_and_head_dim(op)?;
         if head_dim == 0 || !head_dim.is_multiple_of(2) || !columns.is_multiple_of(head_dim) {
             let text = format!(
-                "the queries have {columns} columns, which are not heads of {head_dim} elements, an even number"
+                "the queries have {columns} columns, which are not heads of {head_dim} elements; expected whole heads of an even number of elements"
             );
             return Err(shape_error(op, text));
         }
@@ -193,7 +193,10 @@ pub fn copy_kv_blocks(cx: &Cx, caches: (&Tensor, &Tensor), pairs: &Tensor, token
     want_shape(OP, "pairs", pairs, &[count, 2], "source and destination of each copy")?;
     want_dtype(OP, "pairs", pairs, DType::I32)?;
     if tokens > BLOCK_TOKENS {
-        return Err(shape_error(OP, format!("{tokens} tokens of each block, which has {BLOCK_TOKENS}")));
+        return Err(shape_error(
+            OP,
+            format!("cannot copy {tokens} tokens of each cache block; a block has {BLOCK_TOKENS}"),
+        ));
     }
     let block_bytes = caches.0.bytes() / blocks.max(1);
     let p = block_copy::Params {

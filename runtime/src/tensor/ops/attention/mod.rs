@@ -17,7 +17,7 @@
 
 use std::sync::Arc;
 
-use reel_device::launch::RowKeys;
+use reel_device::launch::RowKeyCounts;
 use reel_device::{Addr, DType, Device, Kernels, MemoryCategory, in_op};
 use reel_kernels::paged_attention::BLOCK_TOKENS;
 use reel_kernels::{attention as packed, paged_attention as paged};
@@ -334,7 +334,7 @@ pub struct KvPages {
     // of keys in the same launch.
     counters: Option<Tensor>,
     // The current number of keys of each row of a decode step; `kv_lens` has the maximum number of each row.
-    row_keys: Option<RowKeys>,
+    row_keys: Option<RowKeyCounts>,
 }
 
 impl KvPages {
@@ -383,7 +383,7 @@ impl KvPages {
     /// [`super::DecodeRows::keep_attention_counters`].
     pub(super) fn for_decode_rows(
         rows: &CuSeqlens,
-        (max_keys, keys): (usize, &RowKeys),
+        (max_keys, keys): (usize, &RowKeyCounts),
         [lens, tables, slots]: [&Tensor; 3],
         counters: Option<&Tensor>,
     ) -> KvPages {
@@ -416,7 +416,10 @@ pub fn paged_attention_with_lse(
     pages: &KvPages,
 ) -> Result<(Tensor, Tensor)> {
     if cx.device().kernels() != Kernels::Cpu {
-        return Err(shape_error("paged_attention", "only a CPU computes log-sum-exps of cached keys"));
+        return Err(shape_error(
+            "paged_attention",
+            "log-sum-exps of attention to cached keys are supported on device cpu only",
+        ));
     }
     let lse = cx.empty(&q.shape()[..q.shape().len().saturating_sub(1)], DType::F32)?;
     Ok((paged_attention_into(cx, q, caches, pages, Some(&lse))?, lse))

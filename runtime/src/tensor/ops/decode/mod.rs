@@ -2,7 +2,7 @@
 //! (token, position, length, block table) is updated there, so the host can enqueue a step, or replay it as a
 //! captured graph, before it has read the tokens of the previous step.
 
-use reel_device::launch::RowKeys;
+use reel_device::launch::RowKeyCounts;
 use reel_device::{Addr, DType, Device, in_op};
 use reel_kernels::advance as kernel;
 use reel_kernels::paged_attention::{BLOCK_TOKENS, counters_per_token};
@@ -53,7 +53,7 @@ pub struct DecodeRows {
     adapters: Option<Tensor>,          // i32 [R]
     counters: Option<Tensor>,          // i32 [R, counters_per_token]
     seqs: CuSeqlens,
-    keys: RowKeys, // as `kv_lens`, on the host
+    keys: RowKeyCounts, // as `kv_lens`, on the host
 }
 
 impl DecodeRows {
@@ -73,7 +73,7 @@ impl DecodeRows {
             adapters: None,
             counters: None,
             seqs: CuSeqlens::from_lengths(device, &vec![1; rows])?,
-            keys: RowKeys::new(rows),
+            keys: RowKeyCounts::new(rows),
         })
     }
 
@@ -226,8 +226,14 @@ impl DecodeRows {
     pub fn set_blocks(&self, row: usize, index: usize, blocks: &[i32]) -> Result<()> {
         let width = self.max_blocks();
         if row >= self.rows() || index + blocks.len() > width {
-            let what = format!("{} cache blocks from entry {index} of row {row}", blocks.len());
-            return Err(shape_error("decode rows", format!("{what}; there are {} rows of {width}", self.rows())));
+            let what = format!(
+                "cannot write {} cache blocks from entry {index} of the block table of row {row}",
+                blocks.len()
+            );
+            return Err(shape_error(
+                "decode rows",
+                format!("{what}; there are {} rows with {width} entries each", self.rows()),
+            ));
         }
         let entries = self.tables.reshape(&[self.rows() * width])?;
         entries.rows(row * width + index, blocks.len())?.write(blocks)

@@ -57,7 +57,9 @@ impl PackedWeight {
     /// The device is not a CPU; out of memory.
     pub fn in_groups(device: &Device, shape: [usize; 2], dtype: DType) -> Result<PackedWeight> {
         if device.kernels() != Kernels::Cpu {
-            let text = format!("only a CPU reads {dtype} weights in groups of rows; use plain weights");
+            let text = format!(
+                "packed {dtype} weights (stored in groups of rows) are supported on device cpu only; use plain weights"
+            );
             return Err(shape_error("packed weight", text));
         }
         let [n, k] = shape;
@@ -84,7 +86,7 @@ impl PackedWeight {
 
     /// Whether products on this device read f32 or bf16 weights in groups of rows faster than plain ones.
     pub fn suits(device: &Device) -> bool {
-        device.kernels() == Kernels::Cpu && cpu::reads_groups_faster()
+        device.kernels() == Kernels::Cpu && cpu::prefers_grouped_weights()
     }
 
     /// Writes some rows of an int8 weight, `rows` as `[R, K]` and `scales` as `[R]`. Several threads may write

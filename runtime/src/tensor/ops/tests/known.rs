@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ops::{
-    Lora, attention_of_known_output, linear, linear_of_known_output, lora_linear, lora_linear_of_known_output,
+    Lora, attention_of_known_output, linear, linear_with_known_output, lora_linear, lora_linear_of_known_output,
     swiglu_linear, swiglu_linear_of_known_output, write_rows,
 };
 
@@ -44,7 +44,7 @@ fn loss_of(cx: &Cx, y: &Tensor) -> Tensor {
 #[test]
 fn products_of_known_outputs_have_the_same_gradients() {
     let plain: WithKnown = |cx, p, known| match known {
-        Some(y) => linear_of_known_output(cx, &p[0], &p[1], Some(&p[2]), y),
+        Some(y) => linear_with_known_output(cx, &p[0], &p[1], Some(&p[2]), y),
         None => linear(cx, &p[0], &p[1], Some(&p[2])),
     };
     let with_adapter: WithKnown = |cx, p, known| {
@@ -81,7 +81,7 @@ fn known_outputs_of_another_shape_or_dtype_are_refused() {
     let of = |shape: &[usize], dtype| Tensor::empty(&device, shape, dtype, MemoryCategory::Inputs).unwrap();
     let (x, w) = (of(&[M, K], f32), of(&[N, K], f32));
     let message = |result: Result<Tensor>| result.unwrap_err().to_string();
-    let linear = |y| message(linear_of_known_output(&cx, &x, &w, None, y));
+    let linear = |y| message(linear_with_known_output(&cx, &x, &w, None, y));
     assert!(
         linear(of(&[M, K], f32)).contains("known output has shape [7, 6], expected [7, 4]"),
         "{}",

@@ -306,7 +306,7 @@ fn read<T>(path: &Path, place: &str, call: impl FnOnce() -> Result<T, ParquetErr
 }
 
 /// What the error says about a file at which the Parquet reader panics.
-const INCONSISTENT: &str = "its parts contradict each other";
+const INCONSISTENT: &str = "the data in the file is inconsistent";
 
 /// Writes a value by `call`. A panic becomes an error, because arrays of a damaged file can cause panics.
 fn without_panic(call: impl FnOnce() -> Result<(), String>) -> Result<(), String> {

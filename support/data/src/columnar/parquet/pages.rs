@@ -35,7 +35,7 @@ pub(super) fn check_column(file: &SharedFile, column: &ColumnChunkMetaData) -> i
         return Ok(Err("is damaged: its metadata has a negative size".to_string()));
     };
     if start.checked_add(length).is_none_or(|end| end > file.bytes()) {
-        return Ok(Err("is damaged: its metadata says that it goes on beyond the end of the file".to_string()));
+        return Ok(Err("is damaged: according to its metadata it ends beyond the end of the file".to_string()));
     }
     let mut position = start;
     let mut left = column.num_values();
