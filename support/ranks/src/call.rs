@@ -1,0 +1,117 @@
+//! The calls of [`Ranks`](crate::Ranks), and what a rank reports of its own.
+
+use std::fmt;
+
+use reel_diagnostic::Diagnostic;
+use serde::{Deserialize, Serialize};
+
+use crate::error::RankError;
+
+/// The longest name of a call in bytes. Longer names are cut.
+const MAX_NAME_BYTES: usize = 256;
+
+/// The kind of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    Barrier,
+    Broadcast,
+    AllGather,
+    AllToAll,
+    Send,
+    Receive,
+    Leave,
+}
+
+impl Kind {
+    pub const ALL: [Self; 7] =
+        [Self::Barrier, Self::Broadcast, Self::AllGather, Self::AllToAll, Self::Send, Self::Receive, Self::Leave];
+
+    /// The kind of call that sends the messages which this kind of call receives.
+    pub fn of_sender(self) -> Self {
+        if self == Self::Receive { Self::Send } else { self }
+    }
+
+    /// Its number in the headers of messages.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Barrier => "barrier",
+            Self::Broadcast => "broadcast",
+            Self::AllGather => "all_gather",
+            Self::AllToAll => "all_to_all",
+            Self::Send => "send",
+            Self::Receive => "receive",
+            Self::Leave => "leave",
+        }
+    }
+}
+
+/// A call of a rank. Prints as `barrier 'step 5'` or `send 'samples' to rank 2`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Call {
+    pub kind: Kind,
+    /// The name that the caller gives it.
+    pub name: String,
+    /// Counts the collectives of the job. Of a send or receive: counts the messages of this sender to this receiver.
+    pub sequence: u64,
+    /// The other rank of a send or receive.
+    pub peer: Option<usize>,
+}
+
+impl Call {
+    pub fn new(kind: Kind, name: &str, sequence: u64, peer: Option<usize>) -> Self {
+        let mut end = name.len().min(MAX_NAME_BYTES);
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        Self { kind, name: name[..end].to_string(), sequence, peer }
+    }
+
+    /// Whether all ranks make this call.
+    pub fn is_collective(&self) -> bool {
+        self.peer.is_none() && self.kind != Kind::Leave
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.name())?;
+        if !self.name.is_empty() {
+            write!(f, " '{}'", self.name)?;
+        }
+        match (self.kind, self.peer) {
+            (Kind::Send, Some(peer)) => write!(f, " to rank {peer}"),
+            (_, Some(peer)) => write!(f, " from rank {peer}"),
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+/// What a rank does, as its heartbeats report it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Activity {
+    /// Its last call.
+    pub call: Option<Call>,
+    /// Milliseconds since this call last sent or received a byte, or began. `None` if the call has returned.
+    pub waiting_ms: Option<u64>,
+    /// The number of collectives that the rank has begun.
+    pub collectives: u64,
+}
+
+/// The help of errors of ranks that make different calls.
+pub(crate) const SAME_START: &str =
+    "all ranks must make the same calls: start them with the same program, options and data";
+
+/// The error of two ranks whose calls do not match.
+pub(crate) fn mismatched_calls(first: (usize, &Call), second: (usize, &Call)) -> RankError {
+    let named = |call: &Call, other: &Call| {
+        let text = call.to_string();
+        if text == other.to_string() { format!("{text} (call {})", call.sequence) } else { text }
+    };
+    let (one, two) = (named(first.1, second.1), named(second.1, first.1));
+    let what = format!("is in {one}, but rank {} is in {two}", second.0);
+    RankError { diagnostic: Diagnostic::new(format!("rank {}", first.0), what, SAME_START), rank: None }
+}

@@ -1,0 +1,38 @@
+//! The error of this crate.
+
+use reel_diagnostic::Diagnostic;
+use serde::{Deserialize, Serialize};
+
+/// Why a process cannot join its job, or why the job has failed. All ranks of a job that has failed get the same error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{diagnostic}")]
+pub struct RankError {
+    /// The rank, environment variable or file, what is wrong with it, and what to do.
+    pub diagnostic: Diagnostic,
+    /// The rank that the job fails for, such as one that was killed. `None` if the socket_error is not one rank's.
+    pub rank: Option<usize>,
+}
+
+/// The crate's result.
+pub type Result<T, E = RankError> = std::result::Result<T, E>;
+
+impl From<Diagnostic> for RankError {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self { diagnostic, rank: None }
+    }
+}
+
+/// Formats ranks as `3, 5`. Of more than ten, shows the first eight and the number of others.
+pub(crate) fn list(ranks: &[usize]) -> String {
+    let shown = if ranks.len() > 10 { 8 } else { ranks.len() };
+    let mut text = ranks[..shown].iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    if shown < ranks.len() {
+        text += &format!(" and {} others", ranks.len() - shown);
+    }
+    text
+}
+
+/// Formats ranks as `rank 3` or `ranks 3, 5`.
+pub(crate) fn named(ranks: &[usize]) -> String {
+    format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, list(ranks))
+}

@@ -1,0 +1,285 @@
+//! The exchange of data in one call. One thread sends and receives all of it, on sockets that do not block, and waits
+//! for whichever is ready. So however much all ranks send at once, none waits for another one to receive first.
+//!
+//! Each message must belong to the call that this rank is in. While a send or receive waits, messages from other ranks
+//! are received early and kept for later calls. Otherwise ranks that each send to the next one, in a circle, would wait
+//! for ever as soon as the sockets' buffers are full.
+
+use std::collections::VecDeque;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use reel_diagnostic::Diagnostic;
+use rustix::event::{PollFd, PollFlags};
+
+use crate::call::{Call, Kind, SAME_START, mismatched_calls};
+use crate::control::wait_for;
+use crate::error::RankError;
+use crate::message::{Header, Message, Outgoing, SocketError, receive_into};
+use crate::shared::Shared;
+
+/// How often a waiting send or receive checks whether other ranks have connected.
+const CONNECTION_CHECK: Duration = Duration::from_millis(10);
+
+/// The longest wait for a socket. A failure of the job ends the wait at once.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// Why an exchange is not complete.
+#[derive(Debug)]
+pub(crate) enum ExchangeError {
+    /// The connection to this rank has closed, or cannot be made.
+    Unreachable(usize),
+    /// A message is not the expected one.
+    Invalid(RankError),
+    /// The job has failed.
+    JobFailed,
+}
+
+/// The connection to another rank.
+#[derive(Debug, Default)]
+pub(crate) struct DataConnection {
+    /// `None` until a call needs the connection.
+    pub stream: Option<TcpStream>,
+    /// Messages that no call has taken yet, in the order of their arrival. Only the last one may be incomplete.
+    messages: VecDeque<Message>,
+    /// Set if the connection closed while messages were received early.
+    is_closed: bool,
+}
+
+/// The data that one call exchanges with one rank.
+#[derive(Debug)]
+pub(crate) struct Transfer<'a> {
+    pub peer: usize,
+    /// `None` when all is sent.
+    send: Option<Outgoing<'a>>,
+    /// `None` when all is received.
+    receive: Option<Target<'a>>,
+    received: Vec<u8>,
+    /// Whether the header of the received message has been compared with this rank's call.
+    is_checked: bool,
+}
+
+/// Where received data go.
+#[derive(Debug)]
+enum Target<'a> {
+    /// To a new buffer.
+    New,
+    /// To a given buffer, of which this number of bytes is filled. The message must have its length.
+    Given(&'a mut [u8], usize),
+}
+
+impl<'a> Transfer<'a> {
+    /// An exchange of nothing.
+    pub fn new(peer: usize) -> Self {
+        Self { peer, send: None, receive: None, received: Vec::new(), is_checked: false }
+    }
+
+    /// Also sends these data.
+    pub fn sending(mut self, call: &Call, data: &'a [u8]) -> Self {
+        self.send = Some(Outgoing::new(call, data));
+        self
+    }
+
+    /// Also receives data, into a new buffer.
+    pub fn receiving(mut self) -> Self {
+        self.receive = Some(Target::New);
+        self
+    }
+
+    /// Also receives data, into this buffer.
+    pub fn receiving_into(mut self, buffer: &'a mut [u8]) -> Self {
+        self.receive = Some(Target::Given(buffer, 0));
+        self
+    }
+
+    /// The data that were received into a new buffer.
+    pub fn into_received(self) -> Vec<u8> {
+        self.received
+    }
+
+    fn is_done(&self) -> bool {
+        self.send.is_none() && self.receive.is_none()
+    }
+
+    fn poll_flags(&self) -> PollFlags {
+        let out = if self.send.is_some() { PollFlags::OUT } else { PollFlags::empty() };
+        out | if self.receive.is_some() { PollFlags::IN } else { PollFlags::empty() }
+    }
+
+    /// Sends once and receives once. Returns whether there was any progress.
+    fn advance(&mut self, connection: &mut DataConnection, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+        let has_sent = self.send(connection).or_else(|error| no_progress(error, self.peer, here, call))?;
+        let has_received = self.receive.is_some() && self.receive(connection, here, call)?;
+        Ok(has_sent || has_received)
+    }
+
+    fn send(&mut self, connection: &DataConnection) -> Result<bool, SocketError> {
+        let Some(outgoing) = &mut self.send else { return Ok(false) };
+        outgoing.send(connection.stream.as_ref().ok_or(SocketError::Closed)?)?;
+        self.send.take_if(|outgoing| outgoing.is_complete());
+        Ok(true)
+    }
+
+    fn receive(&mut self, connection: &mut DataConnection, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+        let failed = |error| no_progress(error, self.peer, here, call);
+        let Some(stream) = &connection.stream else { return failed(SocketError::Closed) };
+        if connection.messages.is_empty() {
+            connection.messages.push_back(Message::default());
+        }
+        let Some(message) = connection.messages.front_mut() else { return Ok(false) };
+        let Some(header) = &message.header else {
+            return message.receive(stream).map(|()| true).or_else(failed);
+        };
+        let length = header.length;
+        if !self.is_checked {
+            self.check(header, here, call).map_err(ExchangeError::Invalid)?;
+            self.is_checked = true;
+        }
+        let received = match &mut self.receive {
+            Some(Target::Given(buffer, filled)) if message.has_no_data() && *filled < length => {
+                receive_into(stream, &mut buffer[*filled..]).map(|bytes| *filled += bytes)
+            }
+            _ if message.is_complete() => Ok(()),
+            _ => message.receive(stream),
+        };
+        if let Err(error) = received {
+            return failed(error);
+        }
+        let is_filled = matches!(self.receive, Some(Target::Given(_, filled)) if filled == length);
+        if (is_filled || message.is_complete())
+            && let Some(message) = connection.messages.pop_front()
+        {
+            self.finish(message);
+        }
+        Ok(true)
+    }
+
+    fn finish(&mut self, message: Message) {
+        match self.receive.take() {
+            // The message was received early.
+            Some(Target::Given(buffer, 0)) => buffer.copy_from_slice(&message.into_data()),
+            Some(Target::New) => self.received = message.into_data(),
+            Some(Target::Given(..)) | None => {}
+        }
+    }
+
+    /// Compares the header of a message with the call of this rank.
+    fn check(&self, header: &Header, here: usize, call: &Call) -> Result<(), RankError> {
+        let Header { call: theirs, length } = header;
+        let has_kind = theirs.kind == call.kind.of_sender();
+        if !has_kind || theirs.name != call.name || theirs.sequence != call.sequence {
+            return Err(mismatched_calls((self.peer, theirs), (here, call)));
+        }
+        match &self.receive {
+            Some(Target::Given(buffer, _)) if buffer.len() != *length => {
+                let what = format!("sends {length} bytes to rank {here}, which expects {} in {call}", buffer.len());
+                Err(invalid_message(self.peer, what, SAME_START))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl DataConnection {
+    /// Receives once, for a later call. Returns whether anything has arrived.
+    fn receive_early(&mut self) -> Result<bool, SocketError> {
+        let Some(stream) = self.stream.as_ref().filter(|_| !self.is_closed) else { return Ok(false) };
+        if self.messages.back().is_none_or(Message::is_complete) {
+            self.messages.push_back(Message::default());
+        }
+        match self.messages.back_mut().map_or(Ok(()), |message| message.receive(stream)) {
+            Err(SocketError::WouldBlock) => Ok(false),
+            // This call does not need the rank. The next one that does will fail.
+            Err(SocketError::Closed) => {
+                self.is_closed = true;
+                Ok(false)
+            }
+            received => received.map(|()| true),
+        }
+    }
+}
+
+/// Returns false if the socket is not ready, and otherwise what the error means for the call.
+fn no_progress(error: SocketError, peer: usize, here: usize, call: &Call) -> Result<bool, ExchangeError> {
+    let (what, help) = match error {
+        SocketError::WouldBlock => return Ok(false),
+        SocketError::Closed => return Err(ExchangeError::Unreachable(peer)),
+        SocketError::Malformed => {
+            ("sends a malformed message".to_string(), "start all ranks with the same version of the program")
+        }
+        SocketError::NoMemory(bytes) => {
+            (format!("sends {bytes} bytes, for which there is no memory,"), "free memory on the receiving machine")
+        }
+    };
+    Err(ExchangeError::Invalid(invalid_message(peer, format!("{what} to rank {here}, which is in {call}"), help)))
+}
+
+fn invalid_message(sender: usize, what: String, help: &str) -> RankError {
+    RankError { diagnostic: Diagnostic::new(format!("rank {sender}"), what, help), rank: None }
+}
+
+/// Does all transfers of a call of rank `here`. `connections` has one entry per rank.
+///
+/// # Errors
+/// A connection closes, a message does not belong to the call, or the job fails.
+pub(crate) fn exchange(
+    here: usize,
+    call: &Call,
+    connections: &mut [DataConnection],
+    transfers: &mut [Transfer<'_>],
+    shared: &Shared,
+) -> Result<(), ExchangeError> {
+    loop {
+        let mut has_progress = false;
+        for transfer in transfers.iter_mut().filter(|transfer| !transfer.is_done()) {
+            has_progress |= transfer.advance(&mut connections[transfer.peer], here, call)?;
+        }
+        if transfers.iter().all(Transfer::is_done) {
+            return Ok(());
+        }
+        if has_progress {
+            shared.record_progress();
+        } else if !receive_early_messages(here, call, connections, shared)? {
+            wait(call, connections, transfers, shared);
+        }
+        if shared.has_failed() {
+            return Err(ExchangeError::JobFailed);
+        }
+    }
+}
+
+/// In a send or receive, receives messages that other ranks have sent. Returns whether anything has arrived.
+fn receive_early_messages(
+    here: usize,
+    call: &Call,
+    connections: &mut [DataConnection],
+    shared: &Shared,
+) -> Result<bool, ExchangeError> {
+    let Some(needed) = call.peer else { return Ok(false) };
+    let mut has_progress = false;
+    for (peer, connection) in connections.iter_mut().enumerate() {
+        if connection.stream.is_none() {
+            connection.stream = shared.try_take_connection(peer);
+        }
+        // In a receive, the transfer itself receives from the needed rank.
+        if peer != needed || call.kind == Kind::Send {
+            has_progress |= connection.receive_early().or_else(|error| no_progress(error, peer, here, call))?;
+        }
+    }
+    Ok(has_progress)
+}
+
+/// Waits until a socket is ready or the job fails.
+fn wait(call: &Call, connections: &[DataConnection], transfers: &[Transfer<'_>], shared: &Shared) {
+    let mut events = vec![PollFd::from_borrowed_fd(shared.failed(), PollFlags::IN)];
+    for transfer in transfers.iter().filter(|transfer| !transfer.is_done()) {
+        let stream = connections[transfer.peer].stream.as_ref();
+        events.extend(stream.map(|stream| PollFd::new(stream, transfer.poll_flags())));
+    }
+    if call.peer.is_some() {
+        let open = connections.iter().filter(|connection| !connection.is_closed);
+        let streams = open.filter_map(|connection| connection.stream.as_ref());
+        events.extend(streams.map(|stream| PollFd::new(stream, PollFlags::IN)));
+    }
+    wait_for(&mut events, if call.peer.is_some() { CONNECTION_CHECK } else { MAX_WAIT });
+}

@@ -1,0 +1,328 @@
+//! Decides on rank 0 whether the job has failed, and because of which rank.
+//!
+//! The input is what rank 0 hears from the other ranks: heartbeats, activities, closed connections. The decision is
+//! made in one place, so that all ranks name the same cause. This module has no connection of its own and is given the
+//! time, so that tests can let any amount of it pass.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use reel_diagnostic::Diagnostic;
+
+use crate::call::{Activity, Call, Kind, mismatched_calls};
+use crate::error::{RankError, list, named};
+use crate::member::Member;
+use crate::timeouts::Timeouts;
+
+/// How long a suspicion is kept before it counts as a failure. If the suspected rank was killed, its connection to rank
+/// 0 closes meanwhile, which is the better explanation.
+const SUSPICION_TIME: Duration = Duration::from_secs(2);
+
+/// What rank 0 knows about all ranks.
+#[derive(Debug)]
+pub(crate) struct FailureDetector {
+    members: Vec<Member>,
+    peers: Vec<Peer>,
+    suspicions: Vec<Suspicion>,
+    timeouts: Timeouts,
+}
+
+#[derive(Debug)]
+struct Peer {
+    /// When bytes last arrived from it.
+    last_received: Instant,
+    activity: Activity,
+    has_left: bool,
+}
+
+/// Rank `by` cannot reach rank `about`, which `call` needs.
+#[derive(Debug)]
+struct Suspicion {
+    by: usize,
+    about: usize,
+    call: Call,
+    since: Instant,
+}
+
+impl FailureDetector {
+    pub fn new(members: Vec<Member>, timeouts: Timeouts, now: Instant) -> Self {
+        let peer = |_: &Member| Peer { last_received: now, activity: Activity::default(), has_left: false };
+        Self { peers: members.iter().map(peer).collect(), members, suspicions: Vec::new(), timeouts }
+    }
+
+    /// Records when bytes last arrived from a rank.
+    pub fn record_received(&mut self, rank: usize, at: Instant) {
+        self.peers[rank].last_received = at;
+    }
+
+    /// Records what a rank does.
+    pub fn record_activity(&mut self, rank: usize, activity: Activity) {
+        self.peers[rank].activity = activity;
+    }
+
+    /// Records that a rank makes no more calls.
+    pub fn record_leave(&mut self, rank: usize) {
+        self.peers[rank].has_left = true;
+    }
+
+    /// Records that rank `by` cannot reach rank `about`.
+    pub fn record_suspicion(&mut self, by: usize, about: usize, call: Call, now: Instant) {
+        if about < self.peers.len() {
+            self.suspicions.push(Suspicion { by, about, call, since: now });
+        }
+    }
+
+    /// The failure that a closed control connection means: none if the rank has left.
+    pub fn failure_of_closed_connection(&self, rank: usize) -> Option<RankError> {
+        (!self.peers[rank].has_left).then(|| ended(&self.members[rank]))
+    }
+
+    /// Whether all ranks but rank 0 have left.
+    pub fn all_others_have_left(&self) -> bool {
+        self.peers[1..].iter().all(|peer| peer.has_left)
+    }
+
+    /// The failure of the job at this time, if it has failed.
+    pub fn failure(&self, now: Instant) -> Option<RankError> {
+        self.silence(now).or_else(|| self.lost_connection(now)).or_else(|| self.mismatch()).or_else(|| self.stall())
+    }
+
+    /// A rank that sends no heartbeats.
+    fn silence(&self, now: Instant) -> Option<RankError> {
+        let is_silent = |peer: &Peer| !peer.has_left && now.duration_since(peer.last_received) > self.timeouts.silence;
+        let rank = (1..self.peers.len()).find(|rank| is_silent(&self.peers[*rank]))?;
+        Some(silent(&self.members[rank], self.timeouts.silence))
+    }
+
+    /// A rank that another one cannot reach.
+    fn lost_connection(&self, now: Instant) -> Option<RankError> {
+        let failure = |suspicion: &Suspicion| {
+            if self.peers[suspicion.about].has_left {
+                return Some(self.has_left(suspicion.about, suspicion.by, &suspicion.call));
+            }
+            (now.duration_since(suspicion.since) > SUSPICION_TIME).then(|| self.unreachable(suspicion))
+        };
+        self.suspicions.iter().find_map(failure)
+    }
+
+    /// Two ranks whose collectives of the same number differ. Most mismatches are found in the headers of messages, but
+    /// not those of ranks that wait for each other's connection, because these send no message.
+    fn mismatch(&self) -> Option<RankError> {
+        let calls = self.peers.iter().map(|peer| peer.activity.call.as_ref()).enumerate();
+        let calls = calls.filter_map(|(rank, call)| Some((rank, call.filter(|call| call.is_collective())?)));
+        let mut by_number = BTreeMap::new();
+        for (rank, call) in calls {
+            let (first, same) = *by_number.entry(call.sequence).or_insert((rank, call));
+            if (same.kind, &same.name) != (call.kind, &call.name) {
+                return Some(mismatched_calls((rank, call), (first, same)));
+            }
+        }
+        None
+    }
+
+    /// A rank whose call needs one that has left, or waits for others longer than the limit.
+    fn stall(&self) -> Option<RankError> {
+        (0..self.peers.len()).find_map(|rank| {
+            let Activity { call, waiting_ms, .. } = &self.peers[rank].activity;
+            let (call, waiting) = (call.as_ref()?, Duration::from_millis((*waiting_ms)?));
+            let missing = self.missing(rank, call);
+            // The sender of a message may leave before the message has arrived.
+            let is_certain = call.is_collective() || waiting > 2 * self.timeouts.heartbeat;
+            if let Some(left) = missing.iter().find(|rank| self.peers[**rank].has_left && is_certain) {
+                return Some(self.has_left(*left, rank, call));
+            }
+            (waiting > self.timeouts.call).then(|| self.missing_too_long(rank, call, &missing))
+        })
+    }
+
+    /// The ranks that have not made a call in which rank `by` waits for them.
+    fn missing(&self, by: usize, call: &Call) -> Vec<usize> {
+        let has_called = |rank: usize| match call.kind {
+            Kind::Send | Kind::Receive => call.peer != Some(rank) || self.is_counterpart(rank, by, call),
+            Kind::Leave => self.peers[rank].has_left,
+            _ => self.peers[rank].activity.collectives > call.sequence,
+        };
+        (0..self.peers.len()).filter(|rank| *rank != by && !has_called(*rank)).collect()
+    }
+
+    /// Whether a rank is in the receive that belongs to a send of rank `by`, or in the send that belongs to a receive.
+    fn is_counterpart(&self, rank: usize, by: usize, call: &Call) -> bool {
+        let Activity { call: theirs, waiting_ms, .. } = &self.peers[rank].activity;
+        let belongs =
+            |theirs: &Call| theirs.peer == Some(by) && theirs.kind != call.kind && theirs.sequence == call.sequence;
+        waiting_ms.is_some() && theirs.as_ref().is_some_and(belongs)
+    }
+
+    fn has_left(&self, rank: usize, waiting: usize, call: &Call) -> RankError {
+        let what = format!("has left, but rank {waiting} waits for it in {call}");
+        failure(&self.members[rank], what, "look at its output: it may have stopped because of an error of its own")
+    }
+
+    fn unreachable(&self, suspicion: &Suspicion) -> RankError {
+        let what =
+            format!("cannot be reached by {}, which waits for it in {}", self.members[suspicion.by], suspicion.call);
+        let help = "let the processes of the job connect to each other at all ports (firewall, network policy)";
+        failure(&self.members[suspicion.about], what, help)
+    }
+
+    fn missing_too_long(&self, by: usize, call: &Call, missing: &[usize]) -> RankError {
+        let seconds = self.timeouts.call.as_secs_f64();
+        let Some(first) = missing.first() else {
+            let what = format!("has moved no data for {seconds} s in {call}, although no rank is missing");
+            return failure(&self.members[by], what, "check the network between the machines");
+        };
+        let others = if missing.len() > 1 { format!(", as are ranks {}", list(&missing[1..])) } else { String::new() };
+        let waiting = format!("rank {by} has waited {seconds} s for it in {call}");
+        let what = format!("is missing{others}: {waiting}, and {}", self.last_call(*first));
+        let help = format!("look at the output of {}, which may wait for something else", named(missing));
+        failure(&self.members[*first], what, &help)
+    }
+
+    fn last_call(&self, rank: usize) -> String {
+        let Activity { call, waiting_ms, .. } = &self.peers[rank].activity;
+        match call {
+            Some(call) if waiting_ms.is_some() => format!("rank {rank} is in {call}"),
+            Some(call) => format!("the last call of rank {rank} was {call}"),
+            None => format!("rank {rank} has made no call"),
+        }
+    }
+}
+
+fn failure(member: &Member, what: String, help: &str) -> RankError {
+    RankError { diagnostic: Diagnostic::new(member.to_string(), what, help), rank: Some(member.rank) }
+}
+
+/// The failure of a rank whose connection has closed.
+pub(crate) fn ended(member: &Member) -> RankError {
+    let help = "look at its output; if that says nothing, the kernel may have killed it for lack of memory (dmesg)";
+    failure(member, "ended".into(), help)
+}
+
+/// The failure of a rank that has sent no heartbeats for this time.
+pub(crate) fn silent(member: &Member, time: Duration) -> RankError {
+    let what = format!("ended: it has sent no heartbeat for {} s", time.as_secs_f64());
+    failure(member, what, "check that its machine runs and can be reached, and that its process is not stopped")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn detector(size: usize, now: Instant) -> FailureDetector {
+        let member = |rank| Member {
+            rank,
+            host: "node".into(),
+            pid: 10 + rank as u32,
+            machine: String::new(),
+            addresses: Vec::new(),
+            port: 1,
+        };
+        FailureDetector::new((0..size).map(member).collect(), Timeouts::default(), now)
+    }
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn barrier(sequence: u64) -> Call {
+        Call::new(Kind::Barrier, &format!("step {sequence}"), sequence, None)
+    }
+
+    fn waits(call: Call, collectives: u64, time: Duration) -> Activity {
+        Activity { call: Some(call), waiting_ms: Some(time.as_millis() as u64), collectives }
+    }
+
+    #[test]
+    fn silence_counts_from_the_last_bytes() {
+        let now = Instant::now();
+        let mut detector = detector(3, now);
+        detector.record_received(1, now + seconds(20));
+        assert_eq!(detector.failure(now + seconds(40)), None);
+        let error = detector.failure(now + seconds(41)).expect("rank 2 is silent");
+        assert_eq!(error.rank, Some(2));
+        assert!(error.to_string().starts_with("rank 2 (node, process 12): ended: "), "{error}");
+        detector.record_leave(2);
+        assert_eq!(detector.failure(now + seconds(60)), None, "a rank that has left is silent");
+        assert_eq!(detector.failure(now + seconds(61)).and_then(|e| e.rank), Some(1));
+    }
+
+    #[test]
+    fn a_lost_connection_is_explained_by_what_else_is_known_of_the_rank() {
+        let now = Instant::now();
+        let mut detector = detector(3, now);
+        detector.record_suspicion(1, 2, barrier(0), now);
+        assert_eq!(detector.failure(now + seconds(1)), None);
+        assert_eq!(
+            detector.failure_of_closed_connection(2).map(|e| e.rank),
+            Some(Some(2)),
+            "the killed rank's own connection ends"
+        );
+        let error = detector.failure(now + seconds(3)).expect("a failure").to_string();
+        assert!(error.contains("rank 2 (node, process 12): cannot be reached by rank 1 (node, process 11)"), "{error}");
+        detector.record_leave(2);
+        let error = detector.failure(now).expect("a failure").to_string();
+        assert!(error.contains("has left, but rank 1 waits for it in barrier 'step 0'"), "{error}");
+        assert_eq!(detector.failure_of_closed_connection(2), None);
+    }
+
+    #[test]
+    fn ranks_that_do_not_come_are_named_with_their_last_call() {
+        let now = Instant::now();
+        let mut detector = detector(4, now);
+        detector.record_activity(0, waits(barrier(7), 8, seconds(599)));
+        detector.record_activity(1, waits(barrier(7), 8, seconds(0)));
+        detector.record_activity(2, Activity { call: Some(barrier(6)), waiting_ms: None, collectives: 7 });
+        assert_eq!(detector.failure(now), None);
+        detector.record_activity(1, waits(barrier(7), 8, seconds(601)));
+        let error = detector.failure(now).expect("a failure");
+        assert_eq!(error.rank, Some(2));
+        let text = error.to_string();
+        for part in
+            ["is missing, as are ranks 3: rank 1 has waited 600 s for it in barrier 'step 7'", "was barrier 'step 6'"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        detector.record_activity(2, waits(barrier(7), 8, seconds(0)));
+        let error = detector.failure(now).expect("a failure").to_string();
+        assert!(error.contains("rank 3 has made no call; look at the output of rank 3"), "{error}");
+        detector.record_activity(3, waits(barrier(7), 8, seconds(0)));
+        let error = detector.failure(now).expect("a failure").to_string();
+        assert!(error.contains("although no rank is missing"), "{error}");
+    }
+
+    #[test]
+    fn ranks_in_different_calls_of_one_number_are_named() {
+        let now = Instant::now();
+        let mut detector = detector(3, now);
+        let gather = Call::new(Kind::AllGather, "metrics", 3, None);
+        detector.record_activity(0, waits(barrier(3), 4, seconds(0)));
+        detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
+        detector.record_activity(2, waits(Call::new(Kind::Receive, "x", 3, Some(0)), 3, seconds(0)));
+        assert_eq!(detector.failure(now), None);
+        detector.record_activity(2, waits(gather, 4, seconds(0)));
+        let error = detector.failure(now).expect("a failure").to_string();
+        assert!(
+            error.starts_with("rank 2: is in all_gather 'metrics', but rank 0 is in barrier 'step 3'; "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn ranks_that_have_left_are_missed_only_by_calls_that_they_have_not_made() {
+        let now = Instant::now();
+        let mut detector = detector(3, now);
+        detector.record_activity(2, Activity { call: Some(barrier(3)), waiting_ms: None, collectives: 4 });
+        detector.record_leave(2);
+        detector.record_activity(1, waits(barrier(3), 4, seconds(0)));
+        detector.record_activity(0, Activity { call: None, waiting_ms: None, collectives: 4 });
+        assert_eq!(detector.failure(now), None, "its bytes are on their way");
+        detector.record_activity(1, waits(barrier(4), 5, seconds(0)));
+        assert_eq!(detector.failure(now).and_then(|e| e.rank), Some(2));
+        let receive = Call::new(Kind::Receive, "x", 0, Some(2));
+        detector.record_activity(1, waits(receive.clone(), 4, seconds(9)));
+        assert_eq!(detector.failure(now), None);
+        detector.record_activity(1, waits(receive, 4, seconds(11)));
+        let error = detector.failure(now).expect("a failure").to_string();
+        assert!(error.contains("has left, but rank 1 waits for it in receive 'x' from rank 2"), "{error}");
+    }
+}

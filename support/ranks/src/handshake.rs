@@ -1,0 +1,338 @@
+//! Connections between the processes of one job, and no others. The process that connects sends the job's token first.
+//! Nothing else that it sends is read before the token is right:
+//! ```text
+//! connecting process                                                              accepting process
+//! "reelrnk1" (8 bytes), token (16 bytes),
+//! length of the JSON (u32, little-endian), JSON (`Hello`)                    --->
+//!                                                                            <--- "reelack1" (8 bytes)
+//! ```
+//! The accepting process closes a connection that begins differently, is meant for another rank, or takes too long. The
+//! token keeps out port scanners, other jobs, and earlier runs of the same job. It is sent in the clear and data are
+//! not encrypted, so it gives no protection against those who can read the network.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
+
+use crate::member::Member;
+
+const HELLO: [u8; 8] = *b"reelrnk1";
+const ACCEPTED: [u8; 8] = *b"reelack1";
+
+/// The length of what precedes the JSON.
+const HEAD_BYTES: usize = HELLO.len() + TOKEN_BYTES + 4;
+
+const TOKEN_BYTES: usize = 16;
+
+/// The longest JSON of a [`Hello`] in bytes.
+const MAX_HELLO_BYTES: usize = 64 << 10;
+
+/// The most handshakes at a time. Further connections are closed; a process of the job connects again.
+const MAX_PENDING: usize = 128;
+
+/// The time limit for the connection itself, before the handshake.
+const MAX_CONNECT: Duration = Duration::from_secs(5);
+
+/// How often a process that waits for an answer checks whether it still should.
+const CONTINUE_CHECK: Duration = Duration::from_millis(50);
+
+/// How long no connection is accepted after accepting has failed, as it does if the process has no free file
+/// descriptor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The secret of a job: 128 random bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token([u8; TOKEN_BYTES]);
+
+impl Token {
+    /// A new token.
+    ///
+    /// # Errors
+    /// The kernel gives no random numbers.
+    pub fn random() -> io::Result<Self> {
+        let mut bytes = [0; TOKEN_BYTES];
+        getrandom(&mut bytes[..], GetRandomFlags::empty())?;
+        Ok(Self(bytes))
+    }
+
+    /// The token in 32 hex digits.
+    pub fn to_hex(self) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.0))
+    }
+
+    /// Reads 32 hex digits.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let is_hex = text.len() == 2 * TOKEN_BYTES && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let bits = u128::from_str_radix(text, 16).ok().filter(|_| is_hex)?;
+        Some(Self(bits.to_be_bytes()))
+    }
+
+    /// Whether these bytes are the token. The time that this takes does not depend on how many bytes are right.
+    fn equals(self, bytes: &[u8]) -> bool {
+        let differing = self.0.iter().zip(bytes).fold(0, |all, (a, b)| all | (a ^ b));
+        bytes.len() == TOKEN_BYTES && differing == 0
+    }
+}
+
+/// The first message of a process that connects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// The rank of the sender.
+    pub from: usize,
+    /// The rank that the sender wants. Another rank may have the same address: the same private one, or one of a stale
+    /// file.
+    pub to: usize,
+    /// The number of ranks that the sender counts.
+    pub size: usize,
+    /// What the connection is for.
+    pub purpose: Purpose,
+}
+
+/// What a connection is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Purpose {
+    /// Joining the job, at rank 0. Control messages follow.
+    Join(Member),
+    /// Exchanging data.
+    Data,
+}
+
+/// Connects to a process and does the handshake. The returned connection blocks. `may_continue` is asked again and
+/// again while the answer is awaited.
+///
+/// # Errors
+/// Nothing listens there, another program does, it does not accept, or it takes longer than `limit`.
+pub(crate) fn connect_to(
+    address: SocketAddr,
+    token: Token,
+    hello: &Hello,
+    limit: Duration,
+    may_continue: impl Fn() -> bool,
+) -> io::Result<TcpStream> {
+    let deadline = Instant::now() + limit;
+    let mut stream = TcpStream::connect_timeout(&address, limit.min(MAX_CONNECT))?;
+    stream.set_nodelay(true)?;
+    let json = serde_json::to_vec(hello)?;
+    let length = (json.len() as u32).to_le_bytes();
+    // Does not block, because the buffer of a new socket has room for these bytes.
+    stream.write_all(&[&HELLO[..], &token.0, &length, &json].concat())?;
+    let mut answer = [0; ACCEPTED.len()];
+    read_exact_until(&mut stream, &mut answer, deadline, may_continue)?;
+    if answer != ACCEPTED {
+        return Err(io::Error::new(ErrorKind::InvalidData, "another program listens there"));
+    }
+    Ok(stream)
+}
+
+fn read_exact_until(
+    stream: &mut TcpStream,
+    mut bytes: &mut [u8],
+    deadline: Instant,
+    may_continue: impl Fn() -> bool,
+) -> io::Result<()> {
+    stream.set_read_timeout(Some(CONTINUE_CHECK))?;
+    while !bytes.is_empty() {
+        match stream.read(bytes) {
+            Ok(0) => return Err(io::Error::new(ErrorKind::UnexpectedEof, "the connection was closed")),
+            Ok(read) => bytes = &mut bytes[read..],
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) => return Err(e),
+        }
+        if !bytes.is_empty() && (Instant::now() >= deadline || !may_continue()) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+    }
+    Ok(())
+}
+
+/// Accepts connections of processes of the job, without blocking.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    listener: TcpListener,
+    token: Token,
+    rank: usize,
+    /// The time limit for a handshake.
+    limit: Duration,
+    pending: Vec<PendingHandshake>,
+    paused_until: Option<Instant>,
+}
+
+/// A connection whose handshake is not complete.
+#[derive(Debug)]
+struct PendingHandshake {
+    stream: TcpStream,
+    received: Vec<u8>,
+    deadline: Instant,
+}
+
+/// The state of a handshake.
+enum Progress {
+    Incomplete,
+    Invalid,
+    Complete(Hello),
+}
+
+impl Acceptor {
+    /// Listens at a free port. `is_local`: accepts connections from this machine only.
+    ///
+    /// # Errors
+    /// No port or file descriptor is free, or the machine has no network.
+    pub fn open(rank: usize, is_local: bool, limit: Duration) -> io::Result<Self> {
+        let listener = if is_local {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+        } else {
+            // A socket for IPv6 accepts IPv4 as well.
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?
+        };
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, token: Token::random()?, rank, limit, pending: Vec::new(), paused_until: None })
+    }
+
+    /// The port at which it listens.
+    ///
+    /// # Errors
+    /// The operating system does not tell.
+    pub fn port(&self) -> io::Result<u16> {
+        Ok(self.listener.local_addr()?.port())
+    }
+
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Sets the token that connections must have from now on.
+    pub fn set_token(&mut self, token: Token) {
+        self.token = token;
+    }
+
+    /// Adds the events after which [`Acceptor::accept_ready`] has something to do.
+    pub fn poll_events<'a>(&'a self, events: &mut Vec<PollFd<'a>>) {
+        if self.paused_until.is_none() {
+            events.push(PollFd::new(&self.listener, PollFlags::IN));
+        }
+        events.extend(self.pending.iter().map(|handshake| PollFd::new(&handshake.stream, PollFlags::IN)));
+    }
+
+    /// Continues all handshakes. Returns the connections whose handshake is now complete; they do not block.
+    pub fn accept_ready(&mut self) -> Vec<(Hello, TcpStream)> {
+        self.accept();
+        let now = Instant::now();
+        let mut done = Vec::new();
+        for mut handshake in std::mem::take(&mut self.pending) {
+            match handshake.progress(self.token, self.rank) {
+                Progress::Incomplete if now < handshake.deadline => self.pending.push(handshake),
+                Progress::Incomplete | Progress::Invalid => {}
+                // If the connection has closed meanwhile, its first use fails.
+                Progress::Complete(hello) => {
+                    let _ = (&handshake.stream).write(&ACCEPTED);
+                    done.push((hello, handshake.stream));
+                }
+            }
+        }
+        done
+    }
+
+    fn accept(&mut self) {
+        self.paused_until = self.paused_until.filter(|until| Instant::now() < *until);
+        while self.paused_until.is_none() {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    let is_ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).is_ok();
+                    if is_ready && self.pending.len() < MAX_PENDING {
+                        let deadline = Instant::now() + self.limit;
+                        self.pending.push(PendingHandshake { stream, received: Vec::new(), deadline });
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                // The connection has closed meanwhile.
+                Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
+                Err(_) => self.paused_until = Some(Instant::now() + ACCEPT_PAUSE),
+            }
+        }
+    }
+}
+
+impl PendingHandshake {
+    fn progress(&mut self, token: Token, rank: usize) -> Progress {
+        loop {
+            let Some(wanted) = self.wanted(token) else { return Progress::Invalid };
+            let missing = wanted - self.received.len();
+            if missing == 0 {
+                return self.hello(rank).map_or(Progress::Invalid, Progress::Complete);
+            }
+            match (&self.stream).take(missing as u64).read_to_end(&mut self.received) {
+                Ok(read) if read == missing => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    // The bytes so far may be wrong already.
+                    return if self.wanted(token).is_some() { Progress::Incomplete } else { Progress::Invalid };
+                }
+                Ok(_) | Err(_) => return Progress::Invalid,
+            }
+        }
+    }
+
+    /// The number of bytes of the hello, as far as it is known: its JSON is read only after the token. Returns `None`
+    /// if the bytes so far are wrong.
+    fn wanted(&self, token: Token) -> Option<usize> {
+        let first = self.received.len().min(HELLO.len());
+        if self.received[..first] != HELLO[..first] {
+            return None;
+        }
+        let Some(head) = self.received.first_chunk::<HEAD_BYTES>() else { return Some(HEAD_BYTES) };
+        if !token.equals(&head[HELLO.len()..HELLO.len() + TOKEN_BYTES]) {
+            return None;
+        }
+        let length = u32::from_le_bytes(*head.last_chunk()?) as usize;
+        (length <= MAX_HELLO_BYTES).then_some(HEAD_BYTES + length)
+    }
+
+    fn hello(&self, rank: usize) -> Option<Hello> {
+        let hello: Hello = serde_json::from_slice(self.received.get(HEAD_BYTES..)?).ok()?;
+        (hello.to == rank).then_some(hello)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A listener that is open to other machines is reached at each IPv4 address of this machine.
+    #[test]
+    fn other_machines_connect_at_any_address_of_this_one() {
+        let mut acceptor = Acceptor::open(0, false, Duration::from_secs(5)).unwrap();
+        let token = acceptor.token();
+        let mut member = Member::this(0, acceptor.port().unwrap(), false);
+        member.machine = "another machine".into();
+        member.addresses.retain(|address| address.is_ipv4());
+        member.addresses.push(Ipv4Addr::LOCALHOST.into());
+        let hello = Hello { from: 1, to: 0, size: 2, purpose: Purpose::Data };
+        for address in member.socket_addresses(None) {
+            std::thread::scope(|scope| {
+                let connecting = scope.spawn(|| connect_to(address, token, &hello, Duration::from_secs(5), || true));
+                let accepted = loop {
+                    if let Some(accepted) = acceptor.accept_ready().pop() {
+                        break accepted;
+                    }
+                };
+                assert_eq!(accepted.0, hello);
+                let stream = connecting.join().unwrap().unwrap_or_else(|e| panic!("{address}: {e}"));
+                assert_eq!(stream.local_addr().unwrap().port(), accepted.1.peer_addr().unwrap().port());
+            });
+        }
+    }
+
+    #[test]
+    fn tokens_are_written_in_32_hex_digits() {
+        let token = Token::random().unwrap();
+        assert_ne!(token, Token::random().unwrap());
+        assert_eq!(Token::from_hex(&token.to_hex()), Some(token));
+        assert!(token.equals(&token.0) && !token.equals(&token.0[..15]) && !token.equals(&[]));
+        for wrong in ["", "0", "+0000000000000000000000000000000", "000000000000000000000000000000000"] {
+            assert_eq!(Token::from_hex(wrong), None, "{wrong}");
+        }
+    }
+}

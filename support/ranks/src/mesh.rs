@@ -1,0 +1,106 @@
+//! The mesh: the connections on which pairs of ranks exchange data. Each connection is made by the first call that
+//! needs it. The higher rank of a pair connects to the lower one.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::call::{Call, Kind};
+use crate::exchange::{DataConnection, ExchangeError, Transfer, exchange};
+use crate::handshake::{Hello, Purpose, Token, connect_to};
+use crate::member::Member;
+use crate::shared::Shared;
+use crate::timeouts::Timeouts;
+
+/// How long a rank tries to connect to one that refuses. A rank refuses for a moment when very many connect at once.
+const RETRY_TIME: Duration = Duration::from_secs(1);
+
+/// The pause between two attempts.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The data connections of a rank, and the numbers of its calls.
+#[derive(Debug)]
+pub(crate) struct Mesh {
+    rank: usize,
+    members: Vec<Member>,
+    token: Token,
+    timeouts: Timeouts,
+    /// By rank.
+    connections: Vec<DataConnection>,
+    /// The number of collectives.
+    collectives: u64,
+    /// By rank: the number of [`Kind::Send`] calls to it.
+    sent: Vec<u64>,
+    /// By rank: the number of [`Kind::Receive`] calls from it.
+    received: Vec<u64>,
+}
+
+impl Mesh {
+    pub fn new(rank: usize, members: Vec<Member>, token: Token, timeouts: Timeouts) -> Self {
+        let connections = members.iter().map(|_| DataConnection::default()).collect();
+        let zeros = vec![0; members.len()];
+        Self { rank, members, token, timeouts, connections, collectives: 0, sent: zeros.clone(), received: zeros }
+    }
+
+    /// Numbers the next call of this kind.
+    pub fn next_call(&mut self, kind: Kind, name: &str, peer: Option<usize>) -> Call {
+        let count = match (kind, peer) {
+            (Kind::Send, Some(peer)) => &mut self.sent[peer],
+            (Kind::Receive, Some(peer)) => &mut self.received[peer],
+            _ => &mut self.collectives,
+        };
+        *count += 1;
+        Call::new(kind, name, *count - 1, peer)
+    }
+
+    /// Does all transfers of a call at the same time. Returns what each one has received into a new buffer.
+    pub fn exchange(
+        &mut self,
+        shared: &Shared,
+        call: &Call,
+        mut transfers: Vec<Transfer<'_>>,
+    ) -> Result<Vec<Vec<u8>>, ExchangeError> {
+        self.connect(shared, &transfers)?;
+        exchange(self.rank, call, &mut self.connections, &mut transfers, shared)?;
+        Ok(transfers.into_iter().map(Transfer::into_received).collect())
+    }
+
+    /// Makes the missing connections. First this rank connects to lower ranks, whose watching threads accept at any
+    /// time; then it waits for higher ranks. So no two ranks wait for each other.
+    fn connect(&mut self, shared: &Shared, transfers: &[Transfer<'_>]) -> Result<(), ExchangeError> {
+        let peers = || transfers.iter().map(|transfer| transfer.peer);
+        for peer in peers().filter(|peer| *peer < self.rank) {
+            if self.connections[peer].stream.is_none() {
+                self.connections[peer].stream = Some(self.connect_to_peer(shared, peer)?);
+            }
+        }
+        for peer in peers().filter(|peer| *peer > self.rank) {
+            if self.connections[peer].stream.is_none() {
+                let stream = shared.take_connection(peer).ok_or(ExchangeError::JobFailed)?;
+                self.connections[peer].stream = Some(stream);
+            }
+        }
+        Ok(())
+    }
+
+    fn connect_to_peer(&self, shared: &Shared, peer: usize) -> Result<TcpStream, ExchangeError> {
+        let hello = Hello { from: self.rank, to: peer, size: self.members.len(), purpose: Purpose::Data };
+        let may_continue = || !shared.has_failed();
+        let start = Instant::now();
+        loop {
+            for address in self.members[peer].socket_addresses(None) {
+                // A stopped process does not answer; the watching thread notices its silence.
+                let connected = connect_to(address, self.token, &hello, self.timeouts.silence, may_continue);
+                if let Ok(stream) = connected.and_then(|stream| stream.set_nonblocking(true).map(|()| stream)) {
+                    return Ok(stream);
+                }
+            }
+            if shared.has_failed() {
+                return Err(ExchangeError::JobFailed);
+            }
+            if start.elapsed() >= RETRY_TIME {
+                return Err(ExchangeError::Unreachable(peer));
+            }
+            std::thread::sleep(RETRY_PAUSE);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Messages with data, on the connection of two ranks: a header, the name of the call, and the bytes.
+//! ```text
+//! offset  size  contents
+//!      0     4  "reel"
+//!      4     1  kind of the call
+//!      5     1  0
+//!      6     2  length of the name in bytes
+//!      8     8  sequence number of the call
+//!     16     8  length of the data in bytes
+//!     24        name, data
+//! ```
+//! Numbers are little-endian.
+
+use std::io::IoSlice;
+use std::net::TcpStream;
+
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
+
+use crate::call::{Call, Kind};
+
+const MAGIC: [u8; 4] = *b"reel";
+const HEADER_BYTES: usize = 24;
+
+/// A message to send.
+#[derive(Debug)]
+pub(crate) struct Outgoing<'a> {
+    /// Header and name.
+    head: Vec<u8>,
+    data: &'a [u8],
+    /// The number of bytes of both that are sent.
+    sent: usize,
+}
+
+/// A message that is received, as far as it has arrived. Its data are in a buffer of its own, unless the caller
+/// receives them from the socket into another one.
+#[derive(Debug, Default)]
+pub(crate) struct Message {
+    head: Vec<u8>,
+    /// `None` until header and name have arrived.
+    pub header: Option<Header>,
+    data: Vec<u8>,
+}
+
+/// The contents of a header.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// The sender's call, without [`Call::peer`].
+    pub call: Call,
+    /// The number of bytes of data.
+    pub length: usize,
+}
+
+/// Why a socket was not read or written.
+#[derive(Debug)]
+pub(crate) enum SocketError {
+    /// It is not ready.
+    WouldBlock,
+    /// The connection has closed.
+    Closed,
+    /// The header is malformed.
+    Malformed,
+    /// There is no memory for this number of bytes.
+    NoMemory(usize),
+}
+
+impl From<Errno> for SocketError {
+    fn from(error: Errno) -> Self {
+        if matches!(error, Errno::WOULDBLOCK | Errno::INTR) { Self::WouldBlock } else { Self::Closed }
+    }
+}
+
+impl<'a> Outgoing<'a> {
+    pub fn new(call: &Call, data: &'a [u8]) -> Self {
+        Self { head: encode_head(call, data.len()), data, sent: 0 }
+    }
+
+    /// Sends as much as the socket takes in one system call.
+    pub fn send(&mut self, stream: &TcpStream) -> Result<(), SocketError> {
+        let head = &self.head[self.sent.min(self.head.len())..];
+        let data = &self.data[self.sent.saturating_sub(self.head.len())..];
+        let parts = [IoSlice::new(head), IoSlice::new(data)];
+        self.sent += sendmsg(stream, &parts, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.sent == self.head.len() + self.data.len()
+    }
+}
+
+impl Message {
+    pub fn is_complete(&self) -> bool {
+        self.header.as_ref().is_some_and(|header| self.data.len() == header.length)
+    }
+
+    /// Whether the message has no data in its own buffer.
+    pub fn has_no_data(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    pub fn into_data(self) -> Vec<u8> {
+        self.data
+    }
+
+    /// Receives a part of the head or of the data, by one system call.
+    pub fn receive(&mut self, stream: &TcpStream) -> Result<(), SocketError> {
+        let Some(header) = &self.header else { return self.receive_head(stream) };
+        let left = header.length - self.data.len();
+        if self.data.capacity() == 0 && left > 0 {
+            self.data.try_reserve_exact(left).map_err(|_| SocketError::NoMemory(left))?;
+        }
+        if self.data.capacity() - self.data.len() == left {
+            not_closed(recv(stream, spare_capacity(&mut self.data), RecvFlags::empty())?.1)?;
+            return Ok(());
+        }
+        // The allocator has given more memory than requested. It must not be filled with the next message.
+        let mut buffer = [0; 16 << 10];
+        let wanted = left.min(buffer.len());
+        let received = receive_into(stream, &mut buffer[..wanted])?;
+        self.data.extend(&buffer[..received]);
+        Ok(())
+    }
+
+    fn receive_head(&mut self, stream: &TcpStream) -> Result<(), SocketError> {
+        let mut buffer = [0; HEADER_BYTES];
+        let wanted = (head_length(&self.head) - self.head.len()).min(buffer.len());
+        let received = receive_into(stream, &mut buffer[..wanted])?;
+        self.head.extend(&buffer[..received]);
+        if self.head.len() == head_length(&self.head) {
+            self.header = Some(decode_head(&self.head).ok_or(SocketError::Malformed)?);
+        }
+        Ok(())
+    }
+}
+
+/// Receives into a buffer that is not empty, by one system call. Returns the number of bytes.
+pub(crate) fn receive_into(stream: &TcpStream, buffer: &mut [u8]) -> Result<usize, SocketError> {
+    not_closed(recv(stream, buffer, RecvFlags::empty())?.1)
+}
+
+/// Receiving 0 bytes means that the peer has closed the connection.
+fn not_closed(received: usize) -> Result<usize, SocketError> {
+    if received == 0 { Err(SocketError::Closed) } else { Ok(received) }
+}
+
+fn encode_head(call: &Call, length: usize) -> Vec<u8> {
+    let mut head = Vec::with_capacity(HEADER_BYTES + call.name.len());
+    head.extend(MAGIC);
+    head.extend([call.kind.of_sender().code(), 0]);
+    head.extend((call.name.len() as u16).to_le_bytes());
+    head.extend(call.sequence.to_le_bytes());
+    head.extend((length as u64).to_le_bytes());
+    head.extend(call.name.as_bytes());
+    head
+}
+
+/// The length of header and name in bytes; without the name's until the header has arrived.
+fn head_length(head: &[u8]) -> usize {
+    let name = if head.len() < HEADER_BYTES { 0 } else { u16::from_le_bytes([head[6], head[7]]) };
+    HEADER_BYTES + usize::from(name)
+}
+
+/// Returns `None` if the header is malformed.
+fn decode_head(head: &[u8]) -> Option<Header> {
+    let (header, name) = head.split_first_chunk::<HEADER_BYTES>()?;
+    let number = |at: usize| Some(u64::from_le_bytes(*header[at..].first_chunk()?));
+    if header[..4] != MAGIC {
+        return None;
+    }
+    let kind = Kind::ALL.into_iter().find(|kind| kind.code() == header[4])?;
+    let call = Call { kind, name: String::from_utf8(name.to_vec()).ok()?, sequence: number(8)?, peer: None };
+    Some(Header { call, length: usize::try_from(number(16)?).ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn heads_round_trip_and_damaged_ones_do_not_panic(
+            kind in 0..5usize, name in ".{0,40}", sequence: u64, length: u32,
+            at in any::<prop::sample::Index>(), value: u8,
+        ) {
+            let call = Call::new(Kind::ALL[kind], &name, sequence, None);
+            let mut bytes = encode_head(&call, length as usize);
+            prop_assert_eq!(head_length(&bytes), bytes.len());
+            prop_assert_eq!(decode_head(&bytes), Some(Header { call, length: length as usize }));
+            *at.get_mut(&mut bytes) = value;
+            let _ = (head_length(&bytes), decode_head(&bytes));
+        }
+    }
+
+    #[test]
+    fn long_names_are_cut_between_characters() {
+        let call = Call::new(Kind::Barrier, &"é".repeat(1000), 0, None);
+        assert_eq!(call.name, "é".repeat(128));
+        assert_eq!(Call::new(Kind::Barrier, &format!("x{}", "é".repeat(1000)), 0, None).name.len(), 255);
+    }
+}

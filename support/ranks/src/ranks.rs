@@ -1,0 +1,379 @@
+//! The calls by which ranks exchange data.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use reel_diagnostic::{Diagnostic, shortage_help};
+
+use crate::call::{Call, Kind};
+use crate::error::{RankError, Result};
+use crate::exchange::{ExchangeError, Transfer};
+use crate::launch::World;
+use crate::member::Member;
+use crate::mesh::Mesh;
+use crate::rendezvous;
+use crate::shared::{Request, Shared};
+use crate::timeouts::Timeouts;
+use crate::traffic::{Counters, Traffic};
+use crate::watch::{self, OnFailure};
+
+/// The longest time that [`Ranks::fail`] waits until the other ranks know.
+const FAIL_TIME: Duration = Duration::from_secs(5);
+
+/// All ranks of a job, as one of them sees them.
+///
+/// All ranks make the same collectives ([`barrier`](Ranks::barrier), [`broadcast`](Ranks::broadcast),
+/// [`all_gather`](Ranks::all_gather), [`all_to_all`](Ranks::all_to_all)) in the same order and with the same names.
+/// What one rank sends to another one, in collectives and by [`send`](Ranks::send), arrives in that order. Errors show
+/// the name of a call, so it should be specific, such as `gradients 17 of step 5`; only its first 256 bytes count.
+///
+/// Calls of several threads of a rank run one after the other.
+///
+/// # Errors
+/// When the job has failed, the running call and all later ones return the same error, on all ranks. A job fails
+/// - if a rank ends without leaving, or sends no heartbeats for [`Timeouts::silence`];
+/// - if a call waits for a rank that has left, or longer than [`Timeouts::call`] for one that is alive;
+/// - if ranks make different calls, or one gives data of an unexpected length;
+/// - if a rank calls [`Ranks::fail`].
+#[derive(Debug)]
+pub struct Ranks {
+    world: World,
+    /// `None` if this is the only rank.
+    job: Option<Job>,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct Job {
+    rank: usize,
+    members: Vec<Member>,
+    timeouts: Timeouts,
+    shared: Arc<Shared>,
+    /// `None` after this rank has left.
+    mesh: Mutex<Option<Mesh>>,
+    /// `None` after this rank has left.
+    watcher: Option<JoinHandle<()>>,
+}
+
+impl Ranks {
+    /// Joins the job that `world` describes, through a file in `folder`, which all ranks share. Returns when all ranks
+    /// have joined. A job of one rank needs no folder and no network.
+    ///
+    /// `on_failure` is called from the watching thread, at most once, if the job fails and no call returns the failure
+    /// within [`Timeouts::notice`]. Then the other threads may wait for something else, such as a GPU, that cannot
+    /// complete without the failed rank. The function should end this wait or the process, and must not use these
+    /// ranks.
+    ///
+    /// # Errors
+    /// - A rank is missing when [`Timeouts::join`] is over, or ends before all have joined.
+    /// - Two processes have the same rank, or differ in the number of ranks.
+    /// - The folder cannot be written, no port is free, or no thread can be created.
+    ///
+    /// All ranks that have connected to rank 0 get its error.
+    pub fn join(world: World, folder: &Path, timeouts: Timeouts, on_failure: OnFailure) -> Result<Self> {
+        let counters = Counters::default();
+        if world.size == 1 {
+            return Ok(Self { world, job: None, counters });
+        }
+        let joined = rendezvous::join(&world, folder, &timeouts)?;
+        let (rank, members, token) = (world.rank, joined.members.clone(), joined.acceptor.token());
+        let shared = Arc::new(Shared::new(world.size).map_err(|e| no_event(&e))?);
+        let watcher = Some(watch::start(rank, joined, &shared, &timeouts, on_failure)?);
+        let mesh = Mutex::new(Some(Mesh::new(rank, members.clone(), token, timeouts)));
+        Ok(Self { world, job: Some(Job { rank, members, timeouts, shared, mesh, watcher }), counters })
+    }
+
+    /// This process, from 0 to [`Ranks::size`] - 1.
+    pub fn rank(&self) -> usize {
+        self.world.rank
+    }
+
+    /// The number of ranks.
+    pub fn size(&self) -> usize {
+        self.world.size
+    }
+
+    /// The place of this process in its job.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The data that this rank has exchanged since it joined.
+    pub fn traffic(&self) -> Traffic {
+        self.counters.read()
+    }
+
+    /// Returns the failure if the job has failed, without waiting for anything.
+    ///
+    /// # Errors
+    /// The job has failed.
+    pub fn check(&self) -> Result<()> {
+        self.job.as_ref().map_or(Ok(()), |job| job.shared.check())
+    }
+
+    /// Waits until all ranks have called it.
+    ///
+    /// # Errors
+    /// The job fails, see [`Ranks`].
+    pub fn barrier(&self, name: &str) -> Result<()> {
+        let Some(job) = &self.job else { return Ok(()) };
+        job.call(Kind::Barrier, name, None, |mesh, call| {
+            let notify = |peer| Transfer::new(peer).sending(call, &[]);
+            let wait = |peer| Transfer::new(peer).receiving();
+            // Rank 0 waits for all others and then notifies them.
+            let (first, second): (Vec<_>, Vec<_>) = match job.rank {
+                0 => (job.others().map(wait).collect(), job.others().map(notify).collect()),
+                _ => (vec![notify(0)], vec![wait(0)]),
+            };
+            mesh.exchange(&job.shared, call, first)?;
+            mesh.exchange(&job.shared, call, second).map(drop)
+        })
+    }
+
+    /// Returns the bytes of rank `root` on all ranks. `root` passes `Some`, the others `None`. The call may return on
+    /// `root` before the others have the bytes.
+    ///
+    /// # Errors
+    /// The job fails, see [`Ranks`].
+    ///
+    /// # Panics
+    /// The root passes `None`, another rank passes `Some`, or `root` is not below the number of ranks.
+    pub fn broadcast(&self, name: &str, root: usize, bytes: Option<Vec<u8>>) -> Result<Vec<u8>> {
+        assert!(root < self.size(), "broadcast '{name}': there is no rank {root}");
+        assert_eq!(
+            self.rank() == root,
+            bytes.is_some(),
+            "broadcast '{name}': the root, and only the root, passes bytes"
+        );
+        let Some(job) = &self.job else { return Ok(bytes.unwrap_or_default()) };
+        let received = job.call(Kind::Broadcast, name, None, |mesh, call| {
+            let transfers = match &bytes {
+                Some(bytes) => job.others().map(|peer| Transfer::new(peer).sending(call, bytes)).collect(),
+                None => vec![Transfer::new(root).receiving()],
+            };
+            mesh.exchange(&job.shared, call, transfers)
+        })?;
+        let Some(bytes) = bytes else {
+            let bytes = received.into_iter().next().unwrap_or_default();
+            self.counters.add(Kind::Broadcast, 0, bytes.len());
+            return Ok(bytes);
+        };
+        self.counters.add(Kind::Broadcast, bytes.len() * (self.size() - 1), 0);
+        Ok(bytes)
+    }
+
+    /// Returns the bytes that each rank passes, by rank. Their lengths may differ.
+    ///
+    /// # Errors
+    /// The job fails, see [`Ranks`].
+    pub fn all_gather(&self, name: &str, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.exchange_all(Kind::AllGather, name, &vec![mine; self.size()])
+    }
+
+    /// Sends `send[r]` to each rank r. Returns the bytes that each rank has sent to this one, by rank.
+    ///
+    /// # Errors
+    /// The job fails, see [`Ranks`].
+    ///
+    /// # Panics
+    /// The length of `send` is not the number of ranks.
+    pub fn all_to_all(&self, name: &str, send: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
+        assert_eq!(send.len(), self.size(), "all_to_all '{name}': parts to send");
+        self.exchange_all(Kind::AllToAll, name, send)
+    }
+
+    fn exchange_all(&self, kind: Kind, name: &str, send: &[&[u8]]) -> Result<Vec<Vec<u8>>> {
+        let here = self.rank();
+        let mut received = match &self.job {
+            None => Vec::new(),
+            Some(job) => job.call(kind, name, None, |mesh, call| {
+                let transfer = |peer| Transfer::new(peer).sending(call, send[peer]).receiving();
+                mesh.exchange(&job.shared, call, job.others().map(transfer).collect())
+            })?,
+        };
+        self.count(kind, send, received.iter().map(Vec::len).sum());
+        received.insert(here, send[here].to_vec());
+        Ok(received)
+    }
+
+    /// As [`Ranks::all_to_all`], but writes the bytes that rank r has sent into `receive[r]`, which must have their
+    /// length. Allocates no memory for them.
+    ///
+    /// # Errors
+    /// The job fails, see [`Ranks`]. After an error, the contents of `receive` are unspecified.
+    ///
+    /// # Panics
+    /// The length of `send` or `receive` is not the number of ranks, or this rank's own parts differ in length.
+    pub fn all_to_all_into(&self, name: &str, send: &[&[u8]], receive: &mut [&mut [u8]]) -> Result<()> {
+        assert_eq!(send.len(), self.size(), "all_to_all '{name}': parts to send");
+        assert_eq!(receive.len(), self.size(), "all_to_all '{name}': parts to receive");
+        let here = self.rank();
+        receive[here].copy_from_slice(send[here]);
+        let Some(job) = &self.job else { return Ok(()) };
+        let bytes = receive.iter().map(|part| part.len()).sum::<usize>() - send[here].len();
+        job.call(Kind::AllToAll, name, None, |mesh, call| {
+            let mut transfers = Vec::with_capacity(send.len());
+            for (peer, buffer) in receive.iter_mut().enumerate().filter(|(peer, _)| *peer != here) {
+                transfers.push(Transfer::new(peer).sending(call, send[peer]).receiving_into(buffer));
+            }
+            mesh.exchange(&job.shared, call, transfers)
+        })?;
+        self.count(Kind::AllToAll, send, bytes);
+        Ok(())
+    }
+
+    fn count(&self, kind: Kind, send: &[&[u8]], received: usize) {
+        let sent = send.iter().map(|part| part.len()).sum::<usize>() - send[self.rank()].len();
+        self.counters.add(kind, sent, received);
+    }
+
+    /// Sends bytes to another rank, which must call [`Ranks::receive`]. Returns when the operating system has accepted
+    /// the bytes, possibly before the other rank has received them.
+    ///
+    /// # Errors
+    /// The job fails, see [`Ranks`].
+    ///
+    /// # Panics
+    /// `to` is this rank, or not below the number of ranks.
+    pub fn send(&self, name: &str, to: usize, bytes: &[u8]) -> Result<()> {
+        self.check_peer("send", name, to);
+        let Some(job) = &self.job else { return Ok(()) };
+        job.call(Kind::Send, name, Some(to), |mesh, call| {
+            mesh.exchange(&job.shared, call, vec![Transfer::new(to).sending(call, bytes)])
+        })?;
+        self.counters.add(Kind::Send, bytes.len(), 0);
+        Ok(())
+    }
+
+    /// Waits for the bytes that another rank sends to this one by [`Ranks::send`].
+    ///
+    /// # Errors
+    /// The job fails, see [`Ranks`].
+    ///
+    /// # Panics
+    /// `from` is this rank, or not below the number of ranks.
+    pub fn receive(&self, name: &str, from: usize) -> Result<Vec<u8>> {
+        self.check_peer("receive", name, from);
+        let Some(job) = &self.job else { return Ok(Vec::new()) };
+        let received = job.call(Kind::Receive, name, Some(from), |mesh, call| {
+            mesh.exchange(&job.shared, call, vec![Transfer::new(from).receiving()])
+        })?;
+        let bytes = received.into_iter().next().unwrap_or_default();
+        self.counters.add(Kind::Receive, 0, bytes.len());
+        Ok(bytes)
+    }
+
+    fn check_peer(&self, what: &str, name: &str, peer: usize) {
+        assert!(peer < self.size() && peer != self.rank(), "{what} '{name}': {peer} is not another rank");
+    }
+
+    /// Ends the job because of an error of this rank: the calls of all ranks return `rank 3: TEXT`. Returns when rank 0
+    /// has told the others. Does nothing if the job has failed already.
+    pub fn fail(&self, text: &str) {
+        if let Some(job) = &self.job {
+            job.fail(text);
+        }
+    }
+
+    /// Leaves the job, which is the normal end. On rank 0 it waits until all other ranks have left, at most
+    /// [`Timeouts::call`], because rank 0 watches over them until then. Dropping the value does the same, but hides the
+    /// error. If a thread drops it while it panics, the job fails.
+    ///
+    /// If another rank then waits for this one in a call, the job fails and the error names this rank. A rank that
+    /// leaves because of an error should call [`Ranks::fail`] before, so that the others print the reason.
+    ///
+    /// # Errors
+    /// The job fails before this rank has left, or has failed.
+    pub fn leave(mut self) -> Result<()> {
+        self.job.as_mut().map_or(Ok(()), Job::leave)
+    }
+}
+
+impl Job {
+    fn others(&self) -> impl Iterator<Item = usize> {
+        let rank = self.rank;
+        (0..self.members.len()).filter(move |other| *other != rank)
+    }
+
+    /// Runs a call. `work` exchanges its data.
+    fn call<T>(
+        &self,
+        kind: Kind,
+        name: &str,
+        peer: Option<usize>,
+        work: impl FnOnce(&mut Mesh, &Call) -> Result<T, ExchangeError>,
+    ) -> Result<T> {
+        let mut mesh = self.mesh();
+        self.shared.check()?;
+        let Some(mesh) = mesh.as_mut() else { return Err(self.error_of(self.rank, "has left")) };
+        let call = mesh.next_call(kind, name, peer);
+        self.shared.begin_call(&call);
+        let result = work(mesh, &call).map_err(|error| self.fail_call(error, &call));
+        self.shared.end_call();
+        result
+    }
+
+    fn mesh(&self) -> MutexGuard<'_, Option<Mesh>> {
+        self.mesh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails the job because of this call. Returns the failure that rank 0 decides on, which can be another one.
+    fn fail_call(&self, error: ExchangeError, call: &Call) -> RankError {
+        // Rank 0 answers within seconds. If it has ended, the watching thread notices within the time of silence.
+        let limit = self.timeouts.silence + FAIL_TIME;
+        match error {
+            ExchangeError::Invalid(error) => self.shared.request_failure(Request::Report(error.clone()), limit, error),
+            ExchangeError::Unreachable(about) => {
+                let otherwise = self.error_of(about, &format!("has closed its connection to rank {}", self.rank));
+                let request = Request::Suspicion { about, call: call.clone() };
+                self.shared.request_failure(request, limit, otherwise)
+            }
+            ExchangeError::JobFailed => match self.shared.check() {
+                Err(error) => error,
+                Ok(()) => self.error_of(self.rank, "is in a job that has failed"),
+            },
+        }
+    }
+
+    fn error_of(&self, rank: usize, what: &str) -> RankError {
+        let diagnostic = Diagnostic::new(self.members[rank].to_string(), what, "look at the output of all ranks");
+        RankError { diagnostic, rank: Some(rank) }
+    }
+
+    fn fail(&self, text: &str) {
+        let error =
+            RankError { diagnostic: Diagnostic::new(format!("rank {}", self.rank), text, ""), rank: Some(self.rank) };
+        if self.shared.check().is_ok() {
+            self.shared.request_failure(Request::Report(error.clone()), FAIL_TIME, error);
+        }
+    }
+
+    fn leave(&mut self) -> Result<()> {
+        let Some(watcher) = self.watcher.take() else { return Ok(()) };
+        // Closes the connections, so that ranks that wait for this one notice.
+        *self.mesh() = None;
+        if self.rank == 0 {
+            self.shared.begin_call(&Call::new(Kind::Leave, "", 0, None));
+        }
+        self.shared.leave();
+        // If the watching thread has panicked, its panic has been printed.
+        let _ = watcher.join();
+        self.shared.check()
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if self.watcher.is_some() && std::thread::panicking() {
+            self.fail("it panicked");
+        }
+        let _ = self.leave();
+    }
+}
+
+fn no_event(error: &std::io::Error) -> RankError {
+    let help = shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
+    Diagnostic::new("", format!("an event for the ranks of the job cannot be created: {error}"), help).into()
+}

@@ -1,0 +1,425 @@
+//! The processes of a job find each other through a file in a folder that they share.
+//!
+//! Rank 0 listens at a free port and writes its addresses, the port and a random token to the file. The other ranks
+//! wait for the file, connect, and send the token. When all are connected, rank 0 removes the file.
+//!
+//! A file can be stale: left by an earlier job that crashed, possibly with the same job id. Then the connection is
+//! refused, or another program has the port and does not answer as rank 0 would. The rank reads the file again until
+//! rank 0 has replaced it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use reel_diagnostic::{Diagnostic, TemporaryPaths, input, note};
+use reel_files::{digest::FingerprintBuilder, write_synced_with_mode};
+use rustix::event::{PollFd, PollFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::control::{ControlConnection, ControlMessage, wait_for, wait_until};
+use crate::error::{RankError, Result, named};
+use crate::handshake::{Acceptor, Hello, Purpose, Token, connect_to};
+use crate::launch::World;
+use crate::member::Member;
+use crate::timeouts::Timeouts;
+
+/// The longest rendezvous file in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The pause before a rank reads the file again: at first, and at most. It doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_millis(320);
+
+/// How often rank 0 checks that no other process has replaced its file.
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The longest time for sending an error to the other ranks before their connections are closed.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+/// The connections of a rank that has joined its job.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    /// By rank.
+    pub members: Vec<Member>,
+    /// Accepts connections for data.
+    pub acceptor: Acceptor,
+    /// The control connections by rank: rank 0 has one to each other rank, which has one to rank 0.
+    pub controls: Vec<Option<ControlConnection>>,
+}
+
+/// The contents of the rendezvous file.
+#[derive(Debug, Serialize, Deserialize)]
+struct RendezvousInfo {
+    job: String,
+    size: usize,
+    /// 32 hex digits.
+    token: String,
+    rank_0: Member,
+}
+
+impl RendezvousInfo {
+    fn token(&self) -> Option<Token> {
+        Token::from_hex(&self.token)
+    }
+}
+
+/// Whether a file of this name is one by which ranks meet in a folder. A killed job may leave it there.
+pub fn is_meeting_file(name: &str) -> bool {
+    name.strip_prefix("ranks-").is_some_and(|rest| rest.ends_with(".json"))
+}
+
+/// Connects the ranks of a job.
+///
+/// # Errors
+/// A rank is missing when the time limit is over, or has ended; two processes have the same rank, or differ in the
+/// number of ranks; no port is free; rank 0 cannot write the folder.
+pub(crate) fn join(world: &World, folder: &Path, timeouts: &Timeouts) -> Result<Joined> {
+    let mut job = FingerprintBuilder::default();
+    job.add(&world.job, 0);
+    let path = folder.join(format!("ranks-{}.json", job.finish()));
+    let acceptor = Acceptor::open(world.rank, world.is_on_one_machine(), timeouts.handshake).map_err(cannot_listen)?;
+    let port = acceptor.port().map_err(cannot_listen)?;
+    let member = Member::this(world.rank, port, world.is_on_one_machine());
+    if world.rank == 0 {
+        Coordinator::new(world, path, acceptor, member, *timeouts)?.join()
+    } else {
+        Joiner { world, path, member, timeouts: *timeouts }.join(acceptor)
+    }
+}
+
+fn cannot_listen(error: io::Error) -> RankError {
+    let what = format!("no port can be opened for the other ranks: {error}");
+    Diagnostic::new("", what, "check the network of this machine and the limit of open files (ulimit -n)").into()
+}
+
+/// The end of waiting, and the times of notes meanwhile.
+struct Deadline {
+    end: Instant,
+    next_note: Instant,
+    interval: Duration,
+}
+
+impl Deadline {
+    fn new(timeouts: &Timeouts) -> Self {
+        let now = Instant::now();
+        Self { end: now + timeouts.join, next_note: now + timeouts.note, interval: timeouts.note }
+    }
+
+    /// Prints a note if it is time for one.
+    fn note(&mut self, text: impl FnOnce() -> String) {
+        let now = Instant::now();
+        if now >= self.next_note {
+            self.next_note = now + self.interval;
+            note!("{}", text());
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.end
+    }
+}
+
+/// The rendezvous file of this process, which is rank 0. Dropping it removes the file.
+struct RendezvousFile {
+    path: PathBuf,
+    token: Token,
+    _unfinished: TemporaryPaths,
+}
+
+impl RendezvousFile {
+    fn write(path: PathBuf, info: &RendezvousInfo, token: Token) -> Result<Self> {
+        let text = serde_json::to_vec(info).unwrap_or_default();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let part = path.with_file_name(format!(".{name}.{}-{}.part", info.rank_0.pid, info.rank_0.port));
+        let unfinished = TemporaryPaths::new([path.clone(), part.clone()]);
+        // Only this user may read the token.
+        let written = write_synced_with_mode(&part, &text, true).and_then(|()| fs::rename(&part, &path));
+        written.map_err(|e| {
+            let _ = fs::remove_file(&part);
+            Diagnostic::cannot_write(&path, &e)
+        })?;
+        Ok(Self { path, token, _unfinished: unfinished })
+    }
+}
+
+impl Drop for RendezvousFile {
+    fn drop(&mut self) {
+        // Another process may have replaced the file; then it stays.
+        if read_info(&self.path).is_some_and(|info| info.token() == Some(self.token)) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Rank 0 while the others join.
+struct Coordinator<'a> {
+    world: &'a World,
+    timeouts: Timeouts,
+    member: Member,
+    acceptor: Acceptor,
+    file: RendezvousFile,
+    next_check: Instant,
+    /// By rank: the processes that have joined.
+    joined: Vec<Option<(Member, ControlConnection)>>,
+}
+
+impl<'a> Coordinator<'a> {
+    fn new(world: &'a World, path: PathBuf, acceptor: Acceptor, member: Member, timeouts: Timeouts) -> Result<Self> {
+        let token = acceptor.token();
+        let (job, size) = (world.job.clone(), world.size);
+        let contents = RendezvousInfo { job, size, token: token.to_hex(), rank_0: member.clone() };
+        let file = RendezvousFile::write(path, &contents, token)?;
+        let joined = (0..world.size).map(|_| None).collect();
+        Ok(Self { world, timeouts, member, acceptor, file, next_check: Instant::now() + FILE_CHECK_INTERVAL, joined })
+    }
+
+    fn join(mut self) -> Result<Joined> {
+        match self.wait_for_all() {
+            Ok(()) => Ok(self.welcome()),
+            Err(error) => {
+                let deadline = Instant::now() + CLOSE_TIME;
+                for (_, mut control) in self.joined.drain(..).flatten() {
+                    control.send(&ControlMessage::Failed(error.clone()));
+                    control.close(deadline);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn missing(&self) -> Vec<usize> {
+        (1..self.world.size).filter(|rank| self.joined[*rank].is_none()).collect()
+    }
+
+    fn wait_for_all(&mut self) -> Result<()> {
+        let mut deadline = Deadline::new(&self.timeouts);
+        while !self.missing().is_empty() {
+            self.wait();
+            for (hello, stream) in self.acceptor.accept_ready() {
+                self.add(hello, ControlConnection::new(stream).map_err(cannot_listen)?)?;
+            }
+            self.check_joined()?;
+            self.check_file()?;
+            deadline.note(|| format!("waiting for {} of {}", named(&self.missing()), self.world.size));
+            if deadline.is_over() {
+                return Err(self.missing_ranks());
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self) {
+        let mut events = Vec::new();
+        self.acceptor.poll_events(&mut events);
+        events.extend(self.joined.iter().flatten().map(|(_, control)| control.poll_event()));
+        wait_for(&mut events, MAX_PAUSE);
+    }
+
+    /// Adds a process that has connected.
+    fn add(&mut self, hello: Hello, mut control: ControlConnection) -> Result<()> {
+        let Purpose::Join(mut member) = hello.purpose else { return Ok(()) };
+        let error = if hello.size != self.world.size || member.rank >= hello.size {
+            Some(different_sizes(&self.member, self.world, &member, hello.size))
+        } else {
+            self.member_of_rank(member.rank).map(|first| duplicate_rank(first, &member))
+        };
+        if let Some(error) = error {
+            control.send(&ControlMessage::Failed(error.clone()));
+            control.close(Instant::now() + CLOSE_TIME);
+            return Err(error);
+        }
+        if let Ok(address) = control.stream().peer_addr() {
+            member.put_address_first(address.ip());
+        }
+        let rank = member.rank;
+        self.joined[rank] = Some((member, control));
+        Ok(())
+    }
+
+    /// The process that has joined with this rank.
+    fn member_of_rank(&self, rank: usize) -> Option<&Member> {
+        if rank == 0 { Some(&self.member) } else { self.joined[rank].as_ref().map(|(member, _)| member) }
+    }
+
+    fn check_joined(&mut self) -> Result<()> {
+        for (member, control) in self.joined.iter_mut().flatten() {
+            if control.receive().1 {
+                return Err(ended_early(member));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if another process has replaced the file: it is rank 0 as well. Connecting to it lets it fail, too,
+    /// together with the ranks that have found it.
+    fn check_file(&mut self) -> Result<()> {
+        if Instant::now() < self.next_check {
+            return Ok(());
+        }
+        self.next_check = Instant::now() + FILE_CHECK_INTERVAL;
+        let Some(info) = read_info(&self.file.path) else { return Ok(()) };
+        let Some(token) = info.token().filter(|token| *token != self.file.token) else { return Ok(()) };
+        let purpose = Purpose::Join(self.member.clone());
+        let hello = Hello { from: 0, to: 0, size: self.world.size, purpose };
+        for socket in info.rank_0.socket_addresses(None) {
+            if connect_to(socket, token, &hello, self.timeouts.handshake, || true).is_ok() {
+                return Err(duplicate_rank(&info.rank_0, &self.member));
+            }
+        }
+        Ok(())
+    }
+
+    fn missing_ranks(&self) -> RankError {
+        let missing = self.missing();
+        let what = format!(
+            "{} of {} {} not come within {} seconds",
+            named(&missing),
+            self.world.size,
+            if missing.len() == 1 { "has" } else { "have" },
+            self.timeouts.join.as_secs_f64()
+        );
+        let help = format!(
+            "look at the output of the missing ranks, and check that all use the folder {} and reach {} at port {}",
+            self.folder().display(),
+            self.member.host,
+            self.member.port
+        );
+        RankError { diagnostic: Diagnostic::new("", what, help), rank: missing.first().copied() }
+    }
+
+    fn folder(&self) -> &Path {
+        self.file.path.parent().unwrap_or(Path::new("."))
+    }
+
+    fn welcome(self) -> Joined {
+        let mut members = vec![self.member];
+        let mut controls = vec![None];
+        for (member, control) in self.joined.into_iter().flatten() {
+            members.push(member);
+            controls.push(Some(control));
+        }
+        for control in controls.iter_mut().flatten() {
+            control.send(&ControlMessage::Welcome(members.clone()));
+        }
+        Joined { members, acceptor: self.acceptor, controls }
+    }
+}
+
+fn different_sizes(rank_0: &Member, world: &World, joiner: &Member, size: usize) -> RankError {
+    let what = format!("counts {size} ranks, but {rank_0} counts {}", world.size);
+    let help = "start all processes of the job with the same number of ranks";
+    Diagnostic::new(joiner.to_string(), what, help).into()
+}
+
+/// The error of two processes that have the same rank.
+pub(crate) fn duplicate_rank(first: &Member, second: &Member) -> RankError {
+    let place = |member: &Member| format!("process {} on {}", member.pid, member.host);
+    let what = format!("{} has this rank, and so has {}", place(first), place(second));
+    let help = "start each rank once, and one job at a time in an output folder";
+    Diagnostic::new(format!("rank {}", second.rank), what, help).into()
+}
+
+fn ended_early(member: &Member) -> RankError {
+    let diagnostic = Diagnostic::new(member.to_string(), "ended before all ranks had joined", "look at its output");
+    RankError { diagnostic, rank: Some(member.rank) }
+}
+
+/// Reads the rendezvous file. Returns `None` if it does not exist or is malformed. Lists the folder first: NFS caches
+/// that a file does not exist, so opening it could fail for a while after rank 0 has written it.
+fn read_info(path: &Path) -> Option<RendezvousInfo> {
+    let name = path.file_name()?;
+    let mut entries = fs::read_dir(path.parent()?).ok()?;
+    entries.find(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name() == name))?.ok()?;
+    serde_json::from_slice(&input::read_file(path, MAX_FILE_BYTES).ok()?).ok()
+}
+
+/// A rank other than 0 while it joins.
+struct Joiner<'a> {
+    world: &'a World,
+    path: PathBuf,
+    member: Member,
+    timeouts: Timeouts,
+}
+
+impl Joiner<'_> {
+    fn join(&self, mut acceptor: Acceptor) -> Result<Joined> {
+        let mut deadline = Deadline::new(&self.timeouts);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let obstacle = match read_info(&self.path) {
+                None => format!("there is no file {}", self.path.display()),
+                Some(info) => match self.connect(&info) {
+                    Ok((token, control)) => {
+                        acceptor.set_token(token);
+                        return self.wait_for_welcome(acceptor, control, info.rank_0);
+                    }
+                    Err(obstacle) => obstacle,
+                },
+            };
+            deadline.note(|| format!("rank {} is waiting for rank 0: {obstacle}", self.world.rank));
+            if deadline.is_over() {
+                return Err(self.rank_0_not_found(&obstacle));
+            }
+            std::thread::sleep(pause);
+            pause = (2 * pause).min(MAX_PAUSE);
+        }
+    }
+
+    /// Connects to rank 0. The error says what failed.
+    fn connect(&self, info: &RendezvousInfo) -> std::result::Result<(Token, ControlConnection), String> {
+        let token = info.token().ok_or_else(|| format!("{} has no token", self.path.display()))?;
+        let purpose = Purpose::Join(self.member.clone());
+        let hello = Hello { from: self.world.rank, to: 0, size: self.world.size, purpose };
+        let mut obstacles = Vec::new();
+        for socket in info.rank_0.socket_addresses(self.world.address.as_deref()) {
+            match connect_to(socket, token, &hello, self.timeouts.handshake, || true).and_then(ControlConnection::new) {
+                Ok(control) => return Ok((token, control)),
+                Err(e) => obstacles.push(format!("{socket} ({e})")),
+            }
+        }
+        Err(format!("{} cannot be reached at {}", info.rank_0, obstacles.join(", ")))
+    }
+
+    fn wait_for_welcome(
+        &self,
+        acceptor: Acceptor,
+        mut control: ControlConnection,
+        mut rank_0: Member,
+    ) -> Result<Joined> {
+        // Rank 0 reaches its own time limit before, and its error names the missing ranks.
+        let deadline = Instant::now() + self.timeouts.join + CLOSE_TIME;
+        if let Ok(address) = control.stream().peer_addr() {
+            rank_0.put_address_first(address.ip());
+        }
+        loop {
+            match control.receive_one() {
+                (Some(ControlMessage::Welcome(mut members)), _) if members.len() == self.world.size => {
+                    members[0] = rank_0;
+                    let mut controls: Vec<_> = (0..members.len()).map(|_| None).collect();
+                    controls[0] = Some(control);
+                    return Ok(Joined { members, acceptor, controls });
+                }
+                (Some(ControlMessage::Failed(error)), _) => return Err(error),
+                (Some(_), _) => {}
+                (None, true) => return Err(ended_early(&rank_0)),
+                (None, false) if Instant::now() >= deadline => return Err(self.no_answer(&rank_0)),
+                (None, false) => {
+                    wait_until(&mut [PollFd::new(control.stream(), PollFlags::IN)], deadline);
+                }
+            }
+        }
+    }
+
+    fn rank_0_not_found(&self, obstacle: &str) -> RankError {
+        let (size, seconds) = (self.world.size, self.timeouts.join.as_secs_f64());
+        let what = format!("has not found rank 0 of {size} within {seconds} seconds: {obstacle}");
+        let help = "look at the output of rank 0, and check that all ranks use one output folder and reach its machine";
+        RankError { diagnostic: Diagnostic::new(format!("rank {}", self.world.rank), what, help), rank: Some(0) }
+    }
+
+    fn no_answer(&self, rank_0: &Member) -> RankError {
+        let what = format!("has not answered within {} seconds", self.timeouts.join.as_secs_f64());
+        RankError { diagnostic: Diagnostic::new(rank_0.to_string(), what, "look at its output"), rank: Some(0) }
+    }
+}

@@ -1,0 +1,63 @@
+//! Counts the data that a rank has sent and received.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::call::Kind;
+
+/// The data that a rank has sent to other ranks and received from them, in bytes, by the kind of call. Headers and
+/// control messages do not count, nor does a rank's own part of a collective. Data for several ranks count once for
+/// each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// [`Ranks::broadcast`](crate::Ranks::broadcast).
+    pub broadcast: Volume,
+    /// [`Ranks::all_gather`](crate::Ranks::all_gather).
+    pub all_gather: Volume,
+    /// [`Ranks::all_to_all`](crate::Ranks::all_to_all) and [`Ranks::all_to_all_into`](crate::Ranks::all_to_all_into).
+    pub all_to_all: Volume,
+    /// [`Ranks::send`](crate::Ranks::send) and [`Ranks::receive`](crate::Ranks::receive).
+    pub point_to_point: Volume,
+}
+
+/// A number of bytes in each direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Bytes sent.
+    pub sent: u64,
+    /// Bytes received.
+    pub received: u64,
+}
+
+impl Traffic {
+    /// The sum over all kinds of calls.
+    pub fn total(&self) -> Volume {
+        let all = [self.broadcast, self.all_gather, self.all_to_all, self.point_to_point];
+        let sum = |part: fn(&Volume) -> u64| all.iter().map(part).sum();
+        Volume { sent: sum(|volume| volume.sent), received: sum(|volume| volume.received) }
+    }
+}
+
+/// The counters behind [`Traffic`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters([[AtomicU64; 2]; Kind::ALL.len()]);
+
+impl Counters {
+    pub fn add(&self, kind: Kind, sent: usize, received: usize) {
+        let [all_sent, all_received] = &self.0[usize::from(kind.code())];
+        all_sent.fetch_add(sent as u64, Ordering::Relaxed);
+        all_received.fetch_add(received as u64, Ordering::Relaxed);
+    }
+
+    pub fn read(&self) -> Traffic {
+        let volume = |kind: Kind| {
+            let [sent, received] = self.0[usize::from(kind.code())].each_ref().map(|n| n.load(Ordering::Relaxed));
+            Volume { sent, received }
+        };
+        Traffic {
+            broadcast: volume(Kind::Broadcast),
+            all_gather: volume(Kind::AllGather),
+            all_to_all: volume(Kind::AllToAll),
+            point_to_point: Volume { sent: volume(Kind::Send).sent, received: volume(Kind::Receive).received },
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! What the calls return, compared with a model in one thread.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::common::{in_threads, short};
+use proptest::prelude::*;
+use reel_ranks::{RankError, Ranks, Timeouts, Traffic, Volume};
+
+/// A call of all ranks, or a message from each rank to another.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Barrier,
+    Broadcast(usize),
+    AllGather,
+    AllToAll,
+    AllToAllInto,
+    /// Each rank sends to the one this far above it, and then receives.
+    Circle(usize),
+    /// Each rank other than 0 sends two messages to rank 0, which receives them in this order of ranks, reversed.
+    Fan,
+}
+
+fn step() -> impl Strategy<Value = (Step, u64)> {
+    let kind = prop_oneof![
+        Just(Step::Barrier),
+        (0..8usize).prop_map(Step::Broadcast),
+        Just(Step::AllGather),
+        Just(Step::AllToAll),
+        Just(Step::AllToAllInto),
+        (1..8usize).prop_map(Step::Circle),
+        Just(Step::Fan),
+    ];
+    (kind, any::<u64>())
+}
+
+/// The bytes from one rank to another in a step: up to `most`, and often none.
+fn bytes(seed: u64, from: usize, to: usize, most: usize) -> Vec<u8> {
+    let mut state = seed ^ ((from as u64) << 32) ^ ((to as u64) << 40) ^ 0x9e37_79b9_7f4a_7c15;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 33
+    };
+    let limit = [0, 1, 40, 70_000, most][(next() % 5) as usize];
+    let length = if limit == 0 { 0 } else { next() as usize % limit };
+    (0..length).map(|i| (i as u64 * 31 + seed + i as u64 / 999) as u8).collect()
+}
+
+const TO_ALL: usize = 99;
+
+/// Does a step and compares what comes with the model. Returns the bytes that were sent and received.
+fn run_step(ranks: &Ranks, step: Step, seed: u64, most: usize) -> Result<[usize; 2], RankError> {
+    let (here, size) = (ranks.rank(), ranks.size());
+    let from_all: Vec<Vec<u8>> = (0..size).map(|rank| bytes(seed, rank, here, most)).collect();
+    let to_all: Vec<Vec<u8>> = (0..size).map(|rank| bytes(seed, here, rank, most)).collect();
+    let length = |parts: &[Vec<u8>]| parts.iter().map(Vec::len).sum::<usize>() - parts[here].len();
+    let parts: Vec<&[u8]> = to_all.iter().map(Vec::as_slice).collect();
+    match step {
+        Step::Barrier => ranks.barrier("meet").map(|()| [0, 0]),
+        Step::Broadcast(root) => {
+            let root = root % size;
+            let wanted = bytes(seed, root, TO_ALL, most);
+            let mine = (here == root).then(|| wanted.clone());
+            assert!(ranks.broadcast("weights", root, mine)? == wanted, "broadcast");
+            Ok(if here == root { [wanted.len() * (size - 1), 0] } else { [0, wanted.len()] })
+        }
+        Step::AllGather => {
+            let wanted: Vec<Vec<u8>> = (0..size).map(|rank| bytes(seed, rank, TO_ALL, most)).collect();
+            assert!(ranks.all_gather("metrics", &wanted[here])? == wanted, "all_gather");
+            Ok([wanted[here].len() * (size - 1), length(&wanted)])
+        }
+        Step::AllToAll => {
+            assert!(ranks.all_to_all("gradients", &parts)? == from_all, "all_to_all");
+            Ok([length(&to_all), length(&from_all)])
+        }
+        Step::AllToAllInto => {
+            let mut buffers: Vec<Vec<u8>> = from_all.iter().map(|part| vec![0xee; part.len()]).collect();
+            let mut places: Vec<&mut [u8]> = buffers.iter_mut().map(Vec::as_mut_slice).collect();
+            ranks.all_to_all_into("gradients", &parts, &mut places)?;
+            assert!(buffers == from_all, "all_to_all_into");
+            Ok([length(&to_all), length(&from_all)])
+        }
+        Step::Circle(by) if by % size != 0 => {
+            let (to, from) = ((here + by) % size, (here + size - by % size) % size);
+            ranks.send("samples", to, &to_all[to])?;
+            assert!(ranks.receive("samples", from)? == from_all[from], "circle");
+            Ok([to_all[to].len(), from_all[from].len()])
+        }
+        Step::Fan if here == 0 => {
+            for from in (1..size).rev() {
+                assert!(ranks.receive("first", from)? == from_all[from], "first of a fan");
+                assert!(ranks.receive("second", from)? == [from as u8], "second of a fan");
+            }
+            Ok([0, length(&from_all) + size - 1])
+        }
+        Step::Fan => {
+            ranks.send("first", 0, &to_all[0])?;
+            ranks.send("second", 0, &[here as u8])?;
+            Ok([to_all[0].len() + 1, 0])
+        }
+        Step::Circle(_) => Ok([0, 0]),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 20, ..ProptestConfig::default() })]
+
+    #[test]
+    fn all_ranks_get_what_a_model_in_one_thread_says(
+        size in 1..=8usize, steps in prop::collection::vec(step(), 1..12),
+    ) {
+        // Some MB per rank, and less for many of them: the longest parts together have 8 MB.
+        let most = (8 << 20) / size.pow(2);
+        in_threads(size, Timeouts::default(), |ranks| {
+            let mut volume = Volume::default();
+            for (step, seed) in &steps {
+                let [sent, received] = run_step(&ranks, *step, *seed, most).expect("the step");
+                volume.sent += sent as u64;
+                volume.received += received as u64;
+            }
+            assert_eq!(ranks.traffic().total(), volume);
+            ranks.leave().expect("all leave");
+        });
+    }
+}
+
+#[test]
+fn ranks_that_all_send_at_once_do_not_wait_for_each_other() {
+    let length = 48 << 20;
+    in_threads(3, Timeouts::default(), |ranks| {
+        let here = ranks.rank();
+        let mine = vec![here as u8; length];
+        let all = ranks.all_to_all("all", &[&mine, &mine, &mine]).expect("bytes");
+        assert!(all.iter().enumerate().all(|(rank, part)| part.len() == length && part[length / 2] == rank as u8));
+        // Nobody receives before it has sent.
+        ranks.send("circle", (here + 1) % 3, &mine).expect("sent");
+        let got = ranks.receive("circle", (here + 2) % 3).expect("received");
+        assert!(got.len() == length && got[length - 1] == ((here + 2) % 3) as u8);
+        // Rank 0 and 1 send to each other.
+        if here < 2 {
+            ranks.send("pair", 1 - here, &mine).expect("sent");
+            assert_eq!(ranks.receive("pair", 1 - here).expect("received").len(), length);
+        }
+    });
+}
+
+#[test]
+fn a_single_process_needs_no_folder_and_no_network() {
+    let ranks =
+        crate::common::join(crate::common::world(0, 1), "/nowhere".as_ref(), Timeouts::default()).expect("it joins");
+    ranks.barrier("a").expect("a barrier");
+    assert_eq!(ranks.broadcast("b", 0, Some(vec![1, 2])).expect("bytes"), [1, 2]);
+    assert_eq!(ranks.all_gather("c", &[3]).expect("bytes"), [[3]]);
+    assert_eq!(ranks.all_to_all("d", &[&[4]]).expect("bytes"), [[4]]);
+    let mut buffer = [0];
+    ranks.all_to_all_into("e", &[&[5]], &mut [&mut buffer]).expect("bytes");
+    assert_eq!((buffer, ranks.traffic()), ([5], Traffic::default()));
+    ranks.fail("an error of its own");
+    ranks.leave().expect("it leaves");
+}
+
+#[test]
+fn threads_of_a_rank_take_turns() {
+    let sum = AtomicUsize::new(0);
+    in_threads(2, Timeouts::default(), |ranks| {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let all = ranks.all_gather("turn", &[ranks.rank() as u8]).expect("bytes");
+                        sum.fetch_add(usize::from(all[1][0]), Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+    });
+    assert_eq!(sum.load(Ordering::Relaxed), 2 * 4 * 50);
+}
+
+/// The errors of a job in which each rank does something else.
+fn errors(size: usize, timeouts: Timeouts, work: impl Fn(&Ranks) -> Result<(), RankError> + Sync) -> Vec<String> {
+    in_threads(size, timeouts, |ranks| work(&ranks).expect_err("the job fails").to_string())
+}
+
+#[test]
+fn ranks_in_different_calls_are_named_with_both_calls() {
+    let all = errors(4, short(), |ranks| match ranks.rank() {
+        2 => ranks.all_gather("metrics", &[1]).map(drop),
+        _ => ranks.barrier("step 5"),
+    });
+    let wanted = "rank 2: is in all_gather 'metrics', but rank 0 is in barrier 'step 5'; all ranks must make the same";
+    assert!(all.iter().all(|text| text.starts_with(wanted)), "{all:#?}");
+
+    let all = errors(2, Timeouts::default(), |ranks| match ranks.rank() {
+        0 => ranks.all_gather("step 1", &[1]).and_then(|_| ranks.all_gather("step 2", &[1])).map(drop),
+        _ => ranks.all_gather("step 2", &[1]).map(drop),
+    });
+    assert!(all[0].contains("is in all_gather 'step") && all[0] == all[1], "{all:#?}");
+
+    let all = errors(2, Timeouts::default(), |ranks| match ranks.rank() {
+        0 => ranks.broadcast("weights", 0, Some(vec![1])).and_then(|_| ranks.receive("x", 1)).map(drop),
+        _ => ranks.receive("x", 0).map(drop),
+    });
+    let wanted = "rank 0: is in broadcast 'weights', but rank 1 is in receive 'x' from rank 0";
+    assert!(all[0].starts_with(wanted) && all[0] == all[1], "{all:#?}");
+}
+
+#[test]
+fn lengths_that_differ_from_those_of_buffers_are_named() {
+    let all = errors(2, Timeouts::default(), |ranks| {
+        let (mut a, mut b) = ([0; 8], [0; 8]);
+        let room = if ranks.rank() == 0 { 7 } else { 8 };
+        ranks.all_to_all_into("parts", &[&[0; 8], &[0; 8]], &mut [&mut a, &mut b[..room]])?;
+        ranks.barrier("end")
+    });
+    let wanted = "rank 1: sends 8 bytes to rank 0, which expects 7 in all_to_all 'parts'";
+    assert!(all.iter().all(|text| text.starts_with(wanted)), "{all:#?}");
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named_with_its_last_call() {
+    let timeouts = Timeouts { call: Duration::from_millis(700), ..short() };
+    let all = errors(3, timeouts, |ranks| {
+        ranks.barrier("step 4")?;
+        if ranks.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        ranks.all_gather("metrics", &[1]).map(drop)
+    });
+    for text in &all {
+        assert!(
+            text.starts_with("rank 1 (") && text.contains("has waited 0.7 s for it in all_gather 'metrics'"),
+            "{text}"
+        );
+        assert!(text.contains("the last call of rank 1 was barrier 'step 4'"), "{text}");
+    }
+    // A call may take longer than the limit if data arrive again and again.
+    let timeouts = Timeouts { call: Duration::from_millis(700), ..short() };
+    in_threads(4, timeouts, |ranks| {
+        let parts: [&[u8]; 4] = [&[1]; 4];
+        ranks.all_to_all("first", &parts).expect("bytes");
+        std::thread::sleep(Duration::from_millis(350) * ranks.rank() as u32);
+        ranks.all_to_all("second", &parts).expect("bytes");
+    });
+}
+
+#[test]
+fn a_rank_that_has_left_is_named_by_those_that_wait_for_it() {
+    for leaver in [0, 2] {
+        let errors = in_threads(3, short(), |ranks| {
+            if ranks.rank() == leaver {
+                // A rank that is slow may hear of the failure before it has returned from the first barrier.
+                return ranks.barrier("step 4").and_then(|()| ranks.leave()).err().map(|error| error.to_string());
+            }
+            let error = ranks.barrier("step 4").and_then(|()| ranks.barrier("step 5")).expect_err("the job fails");
+            assert_eq!(error.rank, Some(leaver));
+            Some(error.to_string())
+        });
+        for (rank, text) in errors.iter().enumerate().filter(|(rank, _)| *rank != leaver || leaver == 0) {
+            let text = text.as_ref().unwrap_or_else(|| panic!("rank {rank} has no error"));
+            assert!(text.contains("has left, but rank") && text.contains("in barrier 'step 5'"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_may_leave_while_others_still_exchange() {
+    in_threads(4, short(), |ranks| {
+        let here = ranks.rank();
+        if here == 3 {
+            ranks.send("last words", 2, &vec![7; 3 << 20]).expect("sent");
+            return ranks.leave().expect("it leaves");
+        }
+        std::thread::sleep(Duration::from_millis(150));
+        if here == 2 {
+            assert_eq!(ranks.receive("last words", 3).expect("received").len(), 3 << 20);
+            ranks.send("x", 1, b"x").expect("sent");
+        }
+        if here == 1 {
+            assert_eq!(ranks.receive("x", 2).expect("received"), b"x");
+        }
+        // Rank 0 leaves first of these, and waits for the others.
+        ranks.leave().expect("it leaves");
+    });
+}
+
+#[test]
+fn an_error_of_one_rank_is_the_error_of_all() {
+    for failing in 0..3 {
+        let all = errors(3, Timeouts::default(), |ranks| {
+            if ranks.rank() == failing {
+                ranks.fail("data.jsonl:7: video: cannot be read; check the path");
+            }
+            let error = ranks.barrier("step 1").expect_err("the job fails");
+            assert_eq!((error.rank, ranks.check()), (Some(failing), Err(error.clone())));
+            Err(error)
+        });
+        let wanted = format!("rank {failing}: data.jsonl:7: video: cannot be read; check the path");
+        assert!(all.iter().all(|text| *text == wanted), "{all:#?}");
+    }
+}
+
+#[test]
+fn a_rank_that_panics_tells_the_others() {
+    let all = in_threads(2, Timeouts::default(), |ranks| {
+        if ranks.rank() == 1 {
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                let _ranks = ranks;
+                std::panic::resume_unwind(Box::new(()));
+            }));
+            assert!(panicked.is_err());
+            return String::new();
+        }
+        ranks.barrier("step 1").expect_err("the job fails").to_string()
+    });
+    assert_eq!(all[0], "rank 1: it panicked");
+}

@@ -1,0 +1,48 @@
+//! Ranks of one job: threads of the test, or processes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use reel_ranks::{Launcher, RankError, Ranks, Timeouts, World};
+
+/// A rank on a machine with all others.
+pub fn world(rank: usize, size: usize) -> World {
+    World {
+        rank,
+        size,
+        local_rank: rank,
+        local_size: size,
+        launcher: Launcher::Reel,
+        job: "test".into(),
+        address: None,
+    }
+}
+
+/// Joins a job with a callback that does nothing.
+pub fn join(world: World, folder: &Path, timeouts: Timeouts) -> Result<Ranks, RankError> {
+    Ranks::join(world, folder, timeouts, Box::new(|_| {}))
+}
+
+/// Limits for jobs that must fail soon.
+pub fn short() -> Timeouts {
+    Timeouts {
+        join: Duration::from_secs(5),
+        heartbeat: Duration::from_millis(50),
+        silence: Duration::from_millis(1500),
+        call: Duration::from_secs(20),
+        ..Timeouts::default()
+    }
+}
+
+/// Runs `work` in a thread for each rank of a job. Returns the results by rank.
+pub fn in_threads<T: Send>(size: usize, timeouts: Timeouts, work: impl Fn(Ranks) -> T + Sync) -> Vec<T> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let results = std::thread::scope(|scope| {
+        let (folder, work) = (folder.path(), &work);
+        let start = |rank| scope.spawn(move || work(join(world(rank, size), folder, timeouts).expect("it joins")));
+        let threads: Vec<_> = (0..size).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "a rendezvous file is left");
+    results
+}

@@ -1,0 +1,7 @@
+//! Whole jobs: their launch, how their ranks find each other, what calls return, and how jobs fail.
+
+mod calls;
+mod common;
+mod failures;
+mod launch;
+mod rendezvous;
