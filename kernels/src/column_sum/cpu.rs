@@ -10,8 +10,9 @@ use super::{Params, ROWS_PER_PARTIAL_SUM};
 const COLS: usize = 256;
 
 simd_fn! {
-    fn sum_block<T: Element>(x: &[T], cols: usize, start: usize, sum: &mut [f32]) {
-        let width = sum.len();
+    /// Adds the columns from `start` on to `total`.
+    fn sum_block<T: Element>(x: &[T], cols: usize, start: usize, total: &mut [f32]) {
+        let width = total.len();
         for rows in x.chunks(ROWS_PER_PARTIAL_SUM * cols) {
             let mut part = [0.0f32; COLS];
             for row in rows.chunks_exact(cols) {
@@ -19,8 +20,8 @@ simd_fn! {
                     *p += v.to_f32();
                 }
             }
-            for (s, p) in sum.iter_mut().zip(part) {
-                *s += p;
+            for (total, p) in total.iter_mut().zip(part) {
+                *total += p;
             }
         }
     }
@@ -40,11 +41,13 @@ pub unsafe fn column_sums<T: Element>(p: &Params, team: &Team) {
     let tasks: Vec<_> = matrices.iter().flat_map(|matrix| ranges(matrix.2).map(move |start| (matrix, start))).collect();
     team.run(tasks.len(), |task| {
         let (&(x, ref sum, cols, accumulate), start) = tasks[task];
+        let width = COLS.min(cols - start);
+        let mut total = [0.0f32; COLS];
+        sum_block(x, cols, start, &mut total[..width]);
         // SAFETY: ranges of one matrix do not overlap, and matrices have sums of their own.
-        let sum = unsafe { sum.part(start, COLS.min(cols - start)) };
-        if !accumulate {
-            sum.fill(0.0);
+        let sum = unsafe { sum.part(start, width) };
+        for (sum, total) in sum.iter_mut().zip(total) {
+            *sum = if accumulate { *sum + total } else { total };
         }
-        sum_block(x, cols, start, sum);
     });
 }

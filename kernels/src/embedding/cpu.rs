@@ -82,13 +82,23 @@ pub unsafe fn bwd<T: Element>(p: &BwdParams, team: &Team) {
     if !p.dw.is_null() {
         // SAFETY: `p`'s addresses cover the shapes that [`BwdParams`] documents.
         let dw = unsafe { OutputArray::<f32>::new(p.dw, vocab * hidden) };
+        // The tokens that add to dw, each with its row of dw, sorted by row; the tokens of a row are in order.
+        let text = ids.iter().enumerate().filter(|(t, _)| vision_row_of(vision_index, *t).is_none());
+        let mut adding: Vec<(usize, usize)> = text.filter_map(|(t, &id)| Some((row_of(id, vocab)?, t))).collect();
+        adding.sort_unstable();
         team.run(hidden.div_ceil(COLUMNS), |task| {
             let (start, len) = (task * COLUMNS, COLUMNS.min(hidden - task * COLUMNS));
-            for (t, &id) in ids.iter().enumerate().filter(|(t, _)| vision_row_of(vision_index, *t).is_none()) {
-                if let Some(row) = row_of(id, vocab) {
-                    // SAFETY: the column ranges of two tasks do not overlap.
-                    add_to_sums(&dy[t * hidden + start..][..len], unsafe { dw.part(row * hidden + start, len) });
+            let dy_of = |t: usize| &dy[t * hidden + start..][..len];
+            for same_row in adding.chunk_by(|a, b| a.0 == b.0) {
+                // SAFETY: the column ranges of two tasks do not overlap.
+                let dw = unsafe { dw.part(same_row[0].0 * hidden + start, len) };
+                if let [(_, t)] = same_row {
+                    add_to_sums(dy_of(*t), dw);
+                    continue;
                 }
+                let mut total = [0.0f32; COLUMNS];
+                same_row.iter().for_each(|(_, t)| add_to_sums(dy_of(*t), &mut total[..len]));
+                add_to_sums(&total[..len], dw);
             }
         });
     }

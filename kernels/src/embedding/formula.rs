@@ -31,13 +31,13 @@ pub fn fwd_with_vision(text: &[f64], vision: &[f64], vision_index: &[i32], hidde
     (0..vision_index.len()).flat_map(|t| (0..hidden).map(move |c| (t, c))).map(|(t, c)| element(t, c)).collect()
 }
 
-/// Computes [`bwd`] with each addition rounded to f32; the tokens are added in order.
+/// Computes [`bwd`] with each addition rounded to f32: the tokens of a row in order, then their sum and the old value.
 pub fn bwd_rounded(ids: &[i32], dy: &[f64], dw: &[f64], hidden: usize) -> Vec<f64> {
-    let mut sum = dw.to_vec();
+    let mut sum = vec![0.0; dw.len()];
     for (&id, dy) in ids.iter().zip(dy.chunks_exact(hidden)).filter(|(id, _)| **id >= 0) {
         for (sum, d) in sum.iter_mut().skip(id as usize * hidden).zip(dy) {
             *sum = f32(*sum + d);
         }
     }
-    sum
+    dw.iter().zip(sum).map(|(old, sum)| f32(old + sum)).collect()
 }

@@ -3,7 +3,8 @@
 // A token with a vision row r = vision_index[t] >= 0: y[t] = vision[r]; no gradient for dw; d_vision[r] = dy[t].
 //
 // Shapes and limits: mod.rs; hidden < 2^31. Numerics: fwd rounds f32 to bf16 once, otherwise copies bits; bwd adds in
-// f32, one token after the other to the old value of dw. An id outside the vocabulary gives zeros and no gradient.
+// f32, the tokens with one id in order and then their sum to the old value of dw. An id outside the vocabulary gives
+// zeros and no gradient.
 //
 // fwd, grid of rows.cuh: up to 256 threads per row. bwd, one block per OWN tokens and strip of STRIP columns:
 //   copy dy of the block's tokens that have a vision row to d_vision; such a token has no id below
@@ -12,6 +13,7 @@
 //     id does not occur later: dw += dy
 //     else for each tile of 256 tokens from this token on:
 //       list the tokens with this id in order; add their dy to the strip's registers
+//     dw += the registers
 //
 // bwd needs no workspace for a sorted list of ids; instead its blocks read all ids, 4 * tokens / OWN bytes per token
 // and strip. Memory-bound.
@@ -205,15 +207,17 @@ __device__ __forceinline__ void backward(const BwdParams& p) {
     const int id = shared.id[k];
     if (id < 0 || static_cast<u32>(id) >= p.vocab || (earlier >> k & 1) != 0) continue;
     float* dw = global<float>(p.dw) + static_cast<u64>(id) * p.hidden;
-    float sum[V], own[V];
-    load_elements(dw, column, p.hidden, vector, sum);
+    float old[V], sum[V];
+    load_elements(dw, column, p.hidden, vector, old);
     if ((later >> k & 1) != 0) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) sum[j] = 0.0f;
       add_repeats<T>(p, first + k, id, column, vector, parity, sum, shared);
     } else {
-      load_elements(global<const T>(p.dy) + static_cast<u64>(first + k) * p.hidden, column, p.hidden, vector, own);
-#pragma unroll
-      for (int j = 0; j < V; ++j) sum[j] += own[j];
+      load_elements(global<const T>(p.dy) + static_cast<u64>(first + k) * p.hidden, column, p.hidden, vector, sum);
     }
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] = old[j] + sum[j];
     store_elements(dw, column, p.hidden, vector, sum);
   }
 }

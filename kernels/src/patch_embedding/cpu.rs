@@ -2,6 +2,8 @@
 //! [`matmul`].
 #![allow(unsafe_code)]
 
+use reel_device::cpu::simd::add_to_sums;
+use reel_device::launch::view::OutputArray;
 use reel_device::launch::{Matmul, Operand, run_on_cpu};
 use reel_device::{Addr, DType, Element, Team};
 
@@ -68,9 +70,12 @@ pub unsafe fn fwd<T: Element>(p: &FwdParams, team: &Team) {
 pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
     let (n, embed) = (p.pixels.elements_per_patch(), p.embed as usize);
     let operand = |addr| Operand { addr, dtype: T::DTYPE, transposed: true };
+    // The time steps are summed apart from the old value of dw, which is added to their sum.
+    let mut sum = vec![0.0f32; if p.accumulate == 1 { embed * n } else { 0 }];
+    let c = if p.accumulate == 1 { Addr(sum.as_mut_ptr() as u64) } else { p.dw };
     let product = |first: usize, count: usize, at: Addr| {
         let (a, b) = (operand(p.dy.offset(first * embed * size_of::<T>())), operand(at));
-        let (c, c_dtype, bias) = (p.dw, DType::F32, Addr::NULL);
+        let (c_dtype, bias) = (DType::F32, Addr::NULL);
         let product = Matmul {
             m: embed,
             n,
@@ -82,7 +87,7 @@ pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
             c,
             c_dtype,
             bias,
-            accumulate: first > 0 || p.accumulate == 1,
+            accumulate: first > 0,
             scale: 1.0,
             code: &PRODUCT_CODE,
         };
@@ -91,4 +96,8 @@ pub unsafe fn dw<T: Element>(p: &DwParams, team: &Team) {
     };
     // SAFETY: `p`'s addresses cover the shapes that [`DwParams`] documents.
     unsafe { each_time::<T>(&p.pixels, p.frames, team, product) }
+    // SAFETY: `p`'s addresses cover the shapes that [`DwParams`] documents.
+    let dw = unsafe { OutputArray::<f32>::new(p.dw, sum.len()) };
+    // SAFETY: no other part of dw is in use.
+    add_to_sums(&sum, unsafe { dw.part(0, sum.len()) });
 }

@@ -12,9 +12,8 @@
 //! Numerics: pixels round to T as in [`crate::patches`]. In CUDA `level · rescale` rounds once, not first to f64,
 //! with 40 bits of `rescale`, and the quotient is corrected by its remainder, which gives the same pixels. Products
 //! and sums in f32, then the bias, then one rounding to T; dw stays f32. A sum over k is in ascending order, which
-//! depends on the number of k alone. A sum over patches ascends from patch 0: in CUDA as one sum, on the CPU with the
-//! patches of each time step summed before they are added to dw. Bound by matrix products, `2 · N · embed · k`
-//! operations.
+//! depends on the number of k alone. A sum over patches ascends from patch 0: in CUDA as one sum, on the CPU as the sum
+//! of each time step's sum; the old value of dw is added last. Bound by matrix products, `2 · N · embed · k` operations.
 
 pub(crate) mod check;
 mod cpu;

@@ -206,7 +206,8 @@ impl Cx {
             return Err(crate::RuntimeError::NothingToTrain);
         }
         let dy = Tensor::from_f32(&self.device, &[1], DType::F32, &[scale], MemoryCategory::Activations)?;
+        grads.begin_pass(tape.parameters_of_several_ops());
         tape.backward(loss, dy, grads)?;
-        Ok(())
+        grads.end_pass(&self.device)
     }
 }

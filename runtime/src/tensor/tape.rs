@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Gradients are added in the reverse order of the tape, so equal inputs give equal bits. The gradients of parameters
-//! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step. Ops are recorded by
-//! [`super::cx::Cx::record`].
+//! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step: `(g1 + g2) + g3 …`, where g2
+//! is the whole gradient of the second micro-batch. Ops are recorded by [`super::cx::Cx::record`].
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -67,6 +67,14 @@ impl Tape {
     /// Moves the recorded nodes to a new tape, which leaves this one empty.
     pub(super) fn take_nodes(&self) -> Tape {
         Tape(RefCell::new(self.0.take()))
+    }
+
+    /// The trained parameters that more than one recorded op uses.
+    pub(super) fn parameters_of_several_ops(&self) -> BTreeSet<Arc<str>> {
+        let mut seen = BTreeSet::new();
+        let nodes = self.0.borrow();
+        let parameters = nodes.iter().flat_map(|node| node.parameters.iter());
+        parameters.filter(|name| !seen.insert(Arc::clone(name))).cloned().collect()
     }
 
     /// Runs the backward pass from `output` with the gradient `dy`. Returns the gradients of leaves that are not
@@ -266,6 +274,25 @@ impl BackwardContext<'_> {
         }
     }
 
+    /// [`BackwardContext::parameter_grad_over_rows`] for a rule whose `parts` launches add to the buffer one after the
+    /// other. After them, the rule calls [`BackwardContext::end_parts`].
+    pub fn parameter_grad_in_parts(
+        &mut self,
+        x: &TensorMeta,
+        rows: usize,
+        parts: usize,
+    ) -> Result<Option<(Tensor, bool)>> {
+        if parts > 1 {
+            self.grads.pass.in_parts.extend(x.parameter_names());
+        }
+        self.parameter_grad_over_rows(x, rows)
+    }
+
+    /// Ends the launches of [`BackwardContext::parameter_grad_in_parts`] for `x`.
+    pub fn end_parts(&mut self, x: &TensorMeta) -> Result<()> {
+        self.grads.end_parts(self.device, &x.parameter_names())
+    }
+
     /// Adds the column sums of x `[rows, cols]` to the gradient of parameter `bias` `[cols]`, if it is trained. One
     /// launch after the backward rules of the layer computes the sums of several biases; x must not change before it.
     ///
@@ -299,6 +326,29 @@ pub struct Grads {
     joined: BTreeMap<Arc<str>, Tensor>,
     /// The parameters that got a gradient since the last [`Grads::clear`].
     reached: BTreeSet<Arc<str>>,
+    pass: Pass,
+}
+
+/// The state of a backward pass that adds to the gradients of earlier passes, those of the step's earlier micro-batches.
+///
+/// A launch adds its whole result to the sum of the earlier passes. If several launches add to one parameter, their
+/// results are summed in a buffer of this pass first, so that the step's sum is one of whole gradients in any case.
+#[derive(Debug, Default)]
+struct Pass {
+    /// The parameters that had a gradient when the pass began.
+    earlier: BTreeSet<Arc<str>>,
+    /// The parameters to which several rules add, such as an embedding that is also the output layer.
+    of_several_rules: BTreeSet<Arc<str>>,
+    /// The parameters to which one rule adds in several launches.
+    in_parts: BTreeSet<Arc<str>>,
+    /// The buffers of this pass.
+    buffers: BTreeMap<Arc<str>, Tensor>,
+}
+
+impl Pass {
+    fn has_own_buffer(&self, name: &Arc<str>) -> bool {
+        self.earlier.contains(name) && (self.of_several_rules.contains(name) || self.in_parts.contains(name))
+    }
 }
 
 impl Grads {
@@ -331,8 +381,44 @@ impl Grads {
         self.buffers.iter().filter(|(k, _)| self.reached.contains(*k)).map(|(k, t)| (&**k, t))
     }
 
+    /// The buffer of a parameter's gradient, whether or not it got one in this step; `None` if it has no buffer yet.
+    pub fn buffer_of(&self, name: &str) -> Option<&Tensor> {
+        self.buffers.get(name)
+    }
+
+    /// Says that the buffer of a parameter holds its gradient of this step, which was written by
+    /// [`Tensor::write_elements`].
+    pub fn mark_as_reached(&mut self, name: &str) {
+        if let Some((name, _)) = self.buffers.get_key_value(name) {
+            self.reached.insert(name.clone());
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
         self.reached.contains(name)
+    }
+
+    /// Begins a backward pass over ops of which several use the parameters `of_several_rules`.
+    pub(super) fn begin_pass(&mut self, of_several_rules: BTreeSet<Arc<str>>) {
+        self.pass = Pass { earlier: self.reached.clone(), of_several_rules, ..Pass::default() };
+    }
+
+    /// Ends the backward pass: adds its own buffers to the sums of the earlier passes.
+    pub(super) fn end_pass(&mut self, device: &Device) -> Result<()> {
+        let pass = std::mem::take(&mut self.pass);
+        pass.buffers.iter().try_for_each(|(name, buffer)| accumulate(device, buffer, &self.buffers[name]))
+    }
+
+    /// Ends the launches of one rule that add to `names`. Their buffers stay if another rule adds to them.
+    fn end_parts(&mut self, device: &Device, names: &[Arc<str>]) -> Result<()> {
+        for name in names.iter().filter(|name| self.pass.in_parts.remove(*name)) {
+            if !self.pass.of_several_rules.contains(name)
+                && let Some(buffer) = self.pass.buffers.remove(name)
+            {
+                accumulate(device, &buffer, &self.buffers[name])?;
+            }
+        }
+        Ok(())
     }
 
     /// The buffer to which a gradient of the parameter is added. Starts at zero in every step.
@@ -362,6 +448,14 @@ impl Grads {
                     fill_zero(&self.buffers[name])?;
                 }
                 Ok((whole, all))
+            }
+            (_, [name, ..]) if self.pass.has_own_buffer(name) => {
+                if let Some(buffer) = self.pass.buffers.get(name) {
+                    return Ok((buffer.clone(), false));
+                }
+                let buffer = f32_like(parameter.shape())?;
+                self.pass.buffers.insert(name.clone(), buffer.clone());
+                Ok((buffer, true))
             }
             (_, [name, ..]) => {
                 let sum = match self.buffers.get(name) {

@@ -133,7 +133,8 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
         if let Some(kb) = &kb {
             bw.add_column_sums(kb, &dy, [n, embed])?;
         }
-        let Some((dw, mut adds)) = bw.parameter_grad_over_rows(&kw, n)? else { return Ok(()) };
+        let parts = frames.iter().filter(|f| f.patch_count() > 0).count();
+        let Some((dw, mut adds)) = bw.parameter_grad_in_parts(&kw, n, parts)? else { return Ok(()) };
         for (f, start) in frames.iter().zip(starts(&frames)) {
             let p = kernel::DwParams {
                 frames: f.levels.addr(),
@@ -146,7 +147,7 @@ pub fn patch_embedding(cx: &Cx, frames: &[DeviceFrames], w: &Tensor, b: Option<&
             bw.launch(&kernel::dw(dy.dtype(), &p))?;
             adds |= f.patch_count() > 0;
         }
-        Ok(())
+        bw.end_parts(&kw)
     }))
 }
 

@@ -9,6 +9,7 @@ mod master;
 mod mixture;
 mod padded;
 mod resumed;
+mod sums;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -91,6 +92,7 @@ impl Case {
             stop: &self.stop,
             server: None,
             evaluator: None,
+            ranks: None,
         })
     }
 }

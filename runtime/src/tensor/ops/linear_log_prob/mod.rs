@@ -32,7 +32,6 @@ use reel_kernels::matmul::PRODUCT_CODE;
 use super::{size, want_dtype, want_shape};
 use crate::error::{Result, shape_error};
 use crate::tensor::cx::Cx;
-use crate::tensor::tape::BackwardContext;
 use crate::tensor::{Tensor, format_shape};
 
 /// Maximum bytes of a tile of logits and its gradient.
@@ -136,12 +135,6 @@ impl Head {
             let d_lp = bw.take_dy().reshape(&[self.rows])?;
             self.backward(bw, &lse, kept, &d_lp)
         }))
-    }
-
-    /// The buffer of the weight's gradient if the weight is trained, and whether the first rows must add to the
-    /// buffer's contents instead of replacing them.
-    fn weight_gradient(&self, bw: &mut BackwardContext<'_>) -> Result<Option<(Tensor, bool)>> {
-        bw.parameter_grad_over_rows(&self.w, self.rows)
     }
 
     /// The launch that computes `dh [rows, H] (+)= d_logits [rows, columns] · w [columns, H]`.

@@ -161,9 +161,9 @@ impl Head {
         d_lp: &Tensor,
     ) -> Result<()> {
         let dtype = self.h.dtype();
-        let dw = self.weight_gradient(bw)?;
-        let dh = if self.h.needs_grad() { Some(bw.empty_like(&self.h)?) } else { None };
         let tile = self.backward_tile();
+        let dw = bw.parameter_grad_in_parts(&self.w, self.rows, self.rows.div_ceil(tile.rows))?;
+        let dh = if self.h.needs_grad() { Some(bw.empty_like(&self.h)?) } else { None };
         let max_rows = tile.rows.min(self.rows);
         let (mut kept, mut overwritten) = (kept.into_iter(), None);
         let d_logits = bw.empty(&[max_rows * tile.columns], dtype, MemoryCategory::Workspace)?;
@@ -217,6 +217,7 @@ impl Head {
             }
         }
         drop((overwritten, d_logits, sums));
+        bw.end_parts(&self.w)?;
         match dh {
             Some(dh) => bw.add(&self.h, dh),
             None => Ok(()),

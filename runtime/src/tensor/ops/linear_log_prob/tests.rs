@@ -25,6 +25,14 @@ struct Case {
 type Results = [Vec<f32>; 3];
 
 fn results(device: &Device, a: Case, limit: usize) -> Results {
+    let mut grads = Grads::new();
+    let outputs = add_gradients(device, a, limit, &mut grads);
+    let [dh, dw] = ["h", "w"].map(|name| grads.get(name).unwrap().to_f32().unwrap());
+    [outputs, dh, dw]
+}
+
+/// Runs one forward and backward pass, which adds to `grads`. Returns log-probabilities followed by entropies.
+fn add_gradients(device: &Device, a: Case, limit: usize, grads: &mut Grads) -> Vec<f32> {
     let values = |n: usize, m: usize, seed: u32| pseudo_random_numbers(n * m, a.seed + seed);
     let leaf = |name: &str, n: usize, m: usize, dtype, seed| {
         let t = Tensor::from_f32(device, &[n, m], dtype, &values(n, m, seed), MemoryCategory::Weights).unwrap();
@@ -43,14 +51,9 @@ fn results(device: &Device, a: Case, limit: usize) -> Results {
     let weights =
         Tensor::from_f32(device, y.shape(), DType::F32, &values(y.count(), 1, 3), MemoryCategory::Inputs).unwrap();
     let total = weighted_sum(&cx, &y, &weights).unwrap();
-    let mut grads = Grads::new();
-    cx.backward(&total, 1.0, &mut grads).unwrap();
+    cx.backward(&total, 1.0, grads).unwrap();
     let entropies = if a.entropy { entropy.to_f32().unwrap() } else { Vec::new() };
-    [
-        [y.to_f32().unwrap(), entropies].concat(),
-        grads.get("h").unwrap().to_f32().unwrap(),
-        grads.get("w").unwrap().to_f32().unwrap(),
-    ]
+    [y.to_f32().unwrap(), entropies].concat()
 }
 
 fn agree(got: &Results, want: &Results, a: Case, what: &str) {
@@ -89,6 +92,22 @@ proptest! {
         prop_assert_eq!(&tiles, &results(&device, some, squares_of(side)));
         agree(&tiles, &results(&device, a, MAX_LOGITS_BYTES), a, "one tile");
         prop_assert_eq!(&tiles, &results(&Device::cpu(1), a, squares_of(side)));
+    }
+
+    /// The gradient of a step is `g1 + g2` in f32, where g2 is the whole gradient of the second micro-batch, also if
+    /// several tiles of rows add to g2.
+    #[test]
+    fn a_second_micro_batch_adds_its_whole_gradient(rows in 1usize..30, side in 1usize..12, bf16: bool, seed in 1u32..1000) {
+        let dtype = if bf16 { DType::BF16 } else { DType::F32 };
+        let first = Case { rows, vocab: 50, hidden: 9, dtype, weight: dtype, entropy: false, keep: 0, seed };
+        let (device, limit) = (Device::cpu(2), squares_of(side));
+        let batches = [first, Case { seed: seed + 1, ..first }, Case { seed: seed + 2, ..first }];
+        let mut grads = Grads::new();
+        batches.iter().for_each(|a| drop(add_gradients(&device, *a, limit, &mut grads)));
+        let of = |a: &Case| results(&device, *a, limit)[2].clone();
+        let add = |sum: Vec<f32>, next: Vec<f32>| -> Vec<f32> { sum.iter().zip(next).map(|(a, b)| a + b).collect() };
+        let want = batches.iter().map(of).reduce(add).unwrap();
+        prop_assert_eq!(grads.get("w").unwrap().to_f32().unwrap(), want);
     }
 
     #[test]
