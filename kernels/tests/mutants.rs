@@ -4,22 +4,17 @@
 //! `benches/src/bin/mutate.rs` tries all instantiations and these instructions too, records all checks, and reports the
 //! outcome for each folder.
 //!
-//! `mutants.proved` records the folders whose mutants were all found, each with a hash of what the answer depends on:
-//! the folder, those whose headers it includes, the code that kernels share, this file, the simulator, and the parts of
-//! `device` that make a launch, compile it and run it; comments do not count. A folder with its recorded hash is left
-//! out. The test prints the lines of the folders that it tried, to be recorded.
+//! A folder that is unchanged since its mutants were all found is left out (`checks/proof.rs`). The test prints the
+//! lines of the folders that it tried, to be recorded once all tests of these folders have passed.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::hash::Hasher;
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use reel_device::compile;
 use reel_kernels::catalogue::{FOLDERS, KernelFolder};
 use reel_kernels::checks::mutation::{MutantVerdict, MutationSubject, MutationTarget};
-use twox_hash::XxHash3_64;
+use reel_kernels::checks::proof;
 
 /// The number of launches that must execute each instruction to be changed. Checks beyond that number do not run.
 const ENOUGH: usize = 2;
@@ -37,15 +32,10 @@ fn every_mutant_is_found() {
         println!("skipped: every_mutant_is_found: {e}");
         return;
     }
-    let recorded =
-        fs::read_to_string(package().join("tests/mutants.proved")).expect("tests/mutants.proved is readable");
-    let (proved, tried): (Vec<_>, Vec<_>) = FOLDERS
-        .iter()
-        .map(|folder| (folder, line_of(folder)))
-        .partition(|(_, line)| recorded.lines().any(|l| l == line));
+    let (proved, tried): (Vec<_>, Vec<_>) = FOLDERS.iter().partition(|folder| proof::is_proved(folder));
     println!("left out: mutants of {} of {} kernel folders, which have not changed", proved.len(), FOLDERS.len());
-    every_mutant_of_these_is_found(&tried.iter().map(|(folder, _)| *folder).collect::<Vec<_>>());
-    tried.iter().for_each(|(_, line)| println!("to be recorded in mutants.proved: {line}"));
+    every_mutant_of_these_is_found(&tried);
+    tried.iter().for_each(|folder| println!("to be recorded in {}: {}", proof::RECORD, proof::line_of(folder)));
 }
 
 fn every_mutant_of_these_is_found(folders: &[&'static KernelFolder]) {
@@ -78,48 +68,6 @@ fn every_mutant_of_these_is_found(folders: &[&'static KernelFolder]) {
         format!("{}: {} at {:?}: {verdict:?}", target.function, target.mutant, target.places)
     });
     assert!(survivors.is_empty(), "{}", lines.collect::<Vec<_>>().join("\n"));
-}
-
-fn package() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The line of a folder in the record: its name, and the hash of the names and the texts of all files that decide
-/// whether its mutants are found. Lines that are comments do not count, except those that mark an instruction as
-/// redundant, because it is then not tried.
-fn line_of(folder: &KernelFolder) -> String {
-    let kernels = package().join("src");
-    let owners: Vec<&str> = folder.source.header_owners.iter().map(|source| source.name).collect();
-    let is_of_another = |path: &Path| {
-        let name = path.strip_prefix(&kernels).ok().and_then(|path| path.components().next());
-        let name = name.and_then(|name| name.as_os_str().to_str()).unwrap_or_default();
-        FOLDERS.iter().any(|other| other.name == name) && name != folder.name && !owners.contains(&name)
-    };
-    let mut hash = XxHash3_64::with_seed(0);
-    let below =
-        ["launch", "compile", "cpu", "simulate.rs", "team.rs"].map(|part| package().join("../device/src").join(part));
-    let own = [kernels.clone(), package().join("tests/mutants.rs"), package().join("../sim/src")];
-    for root in own.into_iter().chain(below) {
-        for file in files(&root).into_iter().filter(|path| !is_of_another(path)) {
-            let name = file.strip_prefix(package()).unwrap_or(&file).to_str().expect("a name in UTF-8");
-            let text = fs::read_to_string(&file).unwrap_or_else(|e| panic!("{name}: {e}"));
-            let counts = |line: &&str| !line.trim_start().starts_with("//") || line.contains("redundant");
-            let code: Vec<&str> = text.split('\n').filter(counts).collect();
-            [name, "\0", &code.join("\n"), "\0"].iter().for_each(|part| hash.write(part.as_bytes()));
-        }
-    }
-    format!("{} {:016x}", folder.name, hash.finish())
-}
-
-/// Returns all files of a folder, sorted by path, or the file itself.
-fn files(path: &Path) -> Vec<PathBuf> {
-    if path.is_file() {
-        return vec![path.to_path_buf()];
-    }
-    let entries = fs::read_dir(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let mut inside: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
-    inside.sort();
-    inside.iter().flat_map(|path| files(path)).collect()
 }
 
 /// Records launches of these folders' checks, until `enough` launches execute each instruction.

@@ -12,6 +12,7 @@ pub(crate) mod model_inputs;
 pub mod mutation;
 mod on_gpu;
 mod on_sim;
+pub mod proof;
 pub(crate) mod rounding;
 pub mod suite;
 #[cfg(test)]
@@ -274,9 +275,25 @@ pub(crate) fn with_gpu(gpu: Arch, body: impl FnOnce()) {
 /// Runs the body of a test on the simulator; skips it if there is no NVRTC.
 #[cfg(test)]
 pub(crate) fn on_sim(body: impl Fn()) {
+    on_sim_with(CheckSetup::new(CheckDevice::Sim), body);
+}
+
+/// Runs a check as a test on the simulator. `module` is the path of the test's module, whose first part below the crate
+/// is the kernel folder. Of an unchanged folder, whose checks have passed under all interleavings ([`proof`]), it tries
+/// one interleaving.
+#[cfg(test)]
+pub(crate) fn check_on_sim(module: &str, check: fn()) {
+    let folder = module.split("::").nth(1).and_then(crate::catalogue::find_kernel_folder);
+    let folder = folder.unwrap_or_else(|| panic!("{module} is in no kernel folder"));
+    let setup = CheckSetup::new(CheckDevice::Sim);
+    let interleavings = if proof::is_proved(folder) { 1 } else { setup.interleavings };
+    on_sim_with(CheckSetup { interleavings, ..setup }, check);
+}
+
+#[cfg(test)]
+fn on_sim_with(setup: CheckSetup, body: impl Fn()) {
     if reel_device::compile::skip_without_nvrtc().is_some() {
-        let setup = CheckSetup { in_test: true, ..CheckSetup::new(CheckDevice::Sim) };
-        let before = RUNNING.replace(Running::new(setup));
+        let before = RUNNING.replace(Running::new(CheckSetup { in_test: true, ..setup }));
         on_each_gpu(body);
         RUNNING.replace(before);
     }
@@ -297,8 +314,8 @@ macro_rules! checks {
         }
         #[cfg(test)]
         mod sim {
-            $(#[test] fn $check() { $crate::checks::on_sim(super::$check); })*
-            $($(#[test] fn $cuda() { $crate::checks::on_sim(super::$cuda); })*)?
+            $(#[test] fn $check() { $crate::checks::check_on_sim(module_path!(), super::$check); })*
+            $($(#[test] fn $cuda() { $crate::checks::check_on_sim(module_path!(), super::$cuda); })*)?
         }
     };
 }
