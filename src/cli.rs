@@ -7,7 +7,7 @@ use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 use crate::common::CommonOptions;
 use crate::{
     arguments, bench, completions, curate, data, demo, doctor, eval, frames, generate, grpo, help, init, kernels, man,
-    merge, plan, preprocess, replaced, replay, report, resize, reward, score, serve, sft, sim, tokenize,
+    merge, plan, preprocess, ranks, replaced, replay, report, resize, reward, score, serve, sft, sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -108,6 +108,7 @@ pub fn command() -> clap::Command {
 pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
     let common = &cli.common;
     common.validate()?;
+    ranks::refuse_several_processes(name)?;
     replaced::refuse_replaced_inputs(name, matches)?;
     match cli.command {
         Command::Bench(c) => c.run(common),

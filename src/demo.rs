@@ -99,8 +99,8 @@ impl DemoArgs {
         demo.set_paths_and_steps(&mut sft_run.options, "model", "sft");
         demo.set_paths_and_steps(&mut grpo_run.options, "sft", "grpo");
         grpo_run.options.siglip = Some(demo.path_in_folder("siglip"));
-        let run_sft = || sft_run.with_setup(|setup| Ok(sft::run(setup)?)).map(drop);
-        let run_grpo = || grpo_run.with_setup(|setup| Ok(grpo::run(setup)?)).map(drop);
+        let run_sft = || sft_run.with_setup(None, |setup| Ok(sft::run(setup)?)).map(drop);
+        let run_grpo = || grpo_run.with_setup(None, |setup| Ok(grpo::run(setup)?)).map(drop);
         let printless = CommonOptions { quiet: true, ..common.clone() };
         demo.run(prepared, |command| run_command(parser, command, &printless), run_sft, run_grpo)
     }

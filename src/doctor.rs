@@ -15,7 +15,7 @@ use reel_media::libraries;
 use serde::Serialize;
 
 use crate::common::CommonOptions;
-use crate::output;
+use crate::{output, ranks};
 
 /// Check this machine: CPU, memory, FFmpeg, CUDA compilers, GPU, model cache. Says what to install for what is missing.
 #[derive(Args, Debug)]
@@ -93,6 +93,7 @@ fn processor(common: &CommonOptions) -> Result<Vec<Finding>> {
     Ok(vec![
         Finding::new(group, "model", model.or_else(|| Some(env::consts::ARCH.to_string())), ""),
         Finding::new(group, "threads", Some(threads(common.threads()?)), ""),
+        Finding::new(group, "processes", Some(ranks::description()), ""),
         Finding::new(group, "instructions", Some(isa), ""),
         Finding::new(group, "bf16 products", Some(simd::isa().bf16_product_instructions().to_string()), ""),
     ])
@@ -234,7 +235,6 @@ fn gpu() -> Vec<Finding> {
             builtin(),
             "none in this binary: NVRTC compiles each kernel at its first use",
         ),
-        library("libnccl.so", "install NCCL, for several GPUs"),
     ]
 }
 

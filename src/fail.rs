@@ -465,7 +465,8 @@ mod tests {
         }
         let wrong_name = message("grpo --loss-type grppo");
         assert!(
-            wrong_name.starts_with("--loss-type: is \"grppo\"") && wrong_name.contains("did you mean grpo?"),
+            wrong_name.starts_with("--loss-type: \"grppo\" is not a possible value; ")
+                && wrong_name.contains("did you mean grpo?"),
             "{wrong_name}"
         );
         assert!(

@@ -102,7 +102,7 @@ impl ReplayArgs {
             ..resolved.common
         };
         let run = output_folder::read_run_json(out)?;
-        resolved.with_setup(|setup| {
+        resolved.with_setup(None, |setup| {
             if let Some(warning) = difference_in_bits(&run, setup.device).filter(|_| !common.quiet && !common.json) {
                 reel_diagnostic::note!("warning: {}: {warning}", file.display());
             }

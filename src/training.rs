@@ -9,6 +9,7 @@ use clap::parser::ValueSource;
 use reel_input::{MediaOptions, SecondPerGrid};
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
+use reel_ranks::World;
 use reel_runs::config_file::ConfigFile;
 use reel_runs::run::{DataCheckResult, RunSummary};
 use reel_train::live_server::LiveServer;
@@ -18,11 +19,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::common::CommonOptions;
-use crate::fail::failed;
+use crate::fail::{failed, usage_error};
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::ranks::{self, RunProcess};
 use crate::training_evaluator::{EvaluationSetup, RunEvaluator};
 use crate::training_server::RunServer;
-use crate::{interrupt, model, output, prompt, replaced};
+use crate::{interrupt, launch, model, output, prompt, replaced};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -89,9 +91,9 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         })
     }
 
-    /// Checks the options, finds the model folder, opens the device, and calls `f` with this setup. Returns what `f`
-    /// returns.
-    pub fn with_setup<T>(&self, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
+    /// Checks the options, finds the model folder, opens the device, and calls `f` with the result. `process` is this
+    /// process of a run of several.
+    pub fn with_setup<T>(&self, process: Option<&RunProcess>, f: impl FnOnce(&RunSetup<O>) -> Result<T>) -> Result<T> {
         self.options.validate()?;
         self.common.validate()?;
         let media = &self.media_options()?;
@@ -121,9 +123,11 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             media,
             resolved: &serde_json::to_value(self)?,
             quiet,
-            stop: &stop,
+            // Several processes agree on when to stop.
+            stop: process.map_or(&*stop, |process| &process.stop),
             server: server.as_ref().map(|server| server as &dyn LiveServer),
             evaluator: evaluator.as_ref().map(|evaluator| evaluator as &dyn PolicyEvaluator),
+            ranks: process.map(RunProcess::ranks),
         });
         server.iter().for_each(RunServer::finish);
         done
@@ -166,7 +170,44 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         if self.options.max_steps == Some(0) && !self.common.quiet && !self.common.json {
             reel_diagnostic::note!("--max-steps 0 sets no limit, as in TRL: the number of epochs decides");
         }
-        let summary = self.with_setup(|setup| Ok(run(setup)?))?;
+        let world = ranks::world()?;
+        match (world, self.options.gpus) {
+            (Some(world), gpus) => {
+                if let Some(gpus) = gpus.filter(|&gpus| gpus as usize != world.size) {
+                    let what = format!("is {gpus}, but {} has started {} processes", world.launcher, world.size);
+                    return Err(usage_error("--gpus", what, "leave it out"));
+                }
+                self.run_as_rank(world, run)
+            }
+            (None, Some(count @ 2..)) => {
+                self.options.validate()?;
+                launch::run(count as usize)
+            }
+            (None, _) => self.print(&self.with_setup(None, |setup| Ok(run(setup)?))?),
+        }
+    }
+
+    /// Trains as one process of several.
+    fn run_as_rank(
+        &self,
+        world: World,
+        run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
+    ) -> Result<()> {
+        if O::COMMAND != "sft" {
+            let what = format!("runs as one process, but {} has started {}", world.launcher, world.size);
+            return Err(failed(format!("reel {}", O::COMMAND), what, "start one process"));
+        }
+        self.options.validate()?;
+        let process = RunProcess::join(world, &self.options, &self.common)?;
+        let own = process.options(self);
+        let done = own.with_setup(Some(&process), |setup| Ok(run(setup)?));
+        let prints = process.prints();
+        let summary = process.finish(done)?;
+        if prints { self.print(&summary) } else { Ok(()) }
+    }
+
+    /// Prints the result of a run.
+    fn print(&self, summary: &RunSummary) -> Result<()> {
         let out = self.options.out.display();
         let last = summary.last.as_ref();
         if self.common.json {
@@ -193,7 +234,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 
     /// Prints the result of `--check-data`; an error (exit code 1) if rows cannot be used.
     fn check(&self, check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheckResult>) -> Result<()> {
-        let DataCheckResult { rows, bad, list } = self.with_setup(|setup| Ok(check(setup)?))?;
+        let DataCheckResult { rows, bad, list } = self.with_setup(None, |setup| Ok(check(setup)?))?;
         let data = self.options.data.display();
         if self.common.json {
             output::print_json(&serde_json::json!({"rows": rows, "bad": bad, "quarantine": list}))?;

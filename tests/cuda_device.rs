@@ -113,6 +113,7 @@ fn step<O, S>(
         stop: &AtomicBool::new(false),
         server: None,
         evaluator: None,
+        ranks: None,
     };
     run(&setup).expect("a step");
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");

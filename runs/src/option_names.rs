@@ -147,8 +147,8 @@ const ABSENT: &[Absent] = &[
             "tensor_parallel_size",
             "ds3_gather_for_generation",
         ],
-        what: "has no effect here: reel trains on one device, in one process",
-        help: "leave it out, and start reel without torchrun, accelerate or deepspeed",
+        what: "has no effect here: reel shares the micro-batches of a step among its processes by itself",
+        help: "leave it out; --gpus N or torchrun starts several processes (docs/cluster.md)",
     },
     Absent {
         names: &[

@@ -42,7 +42,7 @@ pub(super) fn run(flags: &CurateRun, common: &CommonOptions) -> Result<()> {
     }
     let curation = Curation::open(options, false)?;
     flags.check_similarity(&curation)?;
-    let run = Run { flags, common, budget: flags.endpoints.budget(curation.spent()), curation };
+    let run = Run { flags, common, budget: flags.endpoints.budget(curation.dollars_spent()), curation };
     let is_complete = run.ask(&models)?;
     run.finish(is_complete)
 }

@@ -60,7 +60,7 @@ impl MergeArgs {
                 (parts, true) if parts.is_empty() => {}
                 (_, true) if !self.overwrite => {
                     let help = "give --overwrite to join the parts again";
-                    return Err(failed(joined.display(), "exists beside the parts", help));
+                    return Err(failed(joined.display(), "already exists beside the files of the shards", help));
                 }
                 (parts, _) if parts.is_empty() => {
                     let what = format!("has no part of {}", task.title);

@@ -128,7 +128,7 @@ fn roofline_chart(r: &Roofline, name: &str, counts: &CountReport) -> Option<Char
         lost_seconds: 0.0,
     };
     Some(Chart::Roofline {
-        name: format!("{} (data sheet); the dot is the kernel at its least time", r.gpu.name),
+        name: format!("{} (data sheet); the dot is the kernel at its least possible time", r.gpu.name),
         roofs: vec![roof("bf16 products", r.gpu.bf16_flops), roof("f32", r.gpu.f32_flops)],
         points: vec![point],
     })

@@ -74,6 +74,9 @@ pub enum TrainError {
     /// An error of the device, a tensor or the tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
+    /// Another process of the run has failed, or cannot be reached.
+    #[error(transparent)]
+    Ranks(#[from] reel_ranks::RankError),
 }
 
 /// The crate's result.

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use reel_device::{DType, Device};
 use reel_input::MediaOptions;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_ranks::Ranks;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,6 +43,17 @@ pub struct RunSetup<'a, O> {
     pub server: Option<&'a dyn LiveServer>,
     /// The evaluator of the model in training (`--eval-steps`), if any.
     pub evaluator: Option<&'a dyn PolicyEvaluator>,
+    /// The other processes of the run, if there are several.
+    pub ranks: Option<RunRanks<'a>>,
+}
+
+/// The processes (ranks) of a run, of which rank 0 writes OUT.
+#[derive(Clone, Copy, Debug)]
+pub struct RunRanks<'a> {
+    /// All ranks.
+    pub ranks: &'a Arc<Ranks>,
+    /// Set to true, by Ctrl-C, on this rank. All ranks stop before the same step: they agree on [`RunSetup::stop`].
+    pub interrupted: &'a AtomicBool,
 }
 
 impl<O> Clone for RunSetup<'_, O> {

@@ -65,7 +65,8 @@ pub(crate) fn with_help_to_continue(e: TrainError, out: &Path) -> TrainError {
 pub fn find_run_start(options: &RunOptions) -> Result<RunStart> {
     let out = &options.out;
     let entries = match fs::read_dir(out) {
-        // The lock and the files of an earlier --check-data do not make OUT count as non-empty.
+        // The lock, the file by which ranks meet and the files of an earlier --check-data do not make OUT count as
+        // non-empty.
         Ok(entries) => entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| is_check_file(&entry.path()))).count(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
@@ -110,7 +111,9 @@ fn is_check_file(path: &Path) -> bool {
     let list = Path::new(QUARANTINE_FILE);
     let own =
         [list.to_path_buf(), quarantine::journal_path(list), quarantine::lock_path(list), FOLDER_LOCK_FILE.into()];
-    path.file_name().is_some_and(|name| own.iter().any(|own| own == Path::new(name)))
+    path.file_name().is_some_and(|name| {
+        own.iter().any(|own| own == Path::new(name)) || reel_ranks::is_meeting_file(&name.to_string_lossy())
+    })
 }
 
 /// Whether `checkpoint` is a folder directly in `out`. Also true if `checkpoint` does not exist.

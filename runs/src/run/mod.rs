@@ -14,6 +14,7 @@ mod validate;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
@@ -26,7 +27,7 @@ use reel_samples::skipped_row::SkippedRow;
 use reel_train::file_names::SKIPPED_FILE;
 use reel_train::metrics::{RolloutPreview, StepMetrics};
 use reel_train::options::TrainingOptions;
-use reel_train::setup::RunSetup;
+use reel_train::setup::{RunRanks, RunSetup};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::{StepResult, Trainer, combined_fingerprint};
 use reel_train::{Result, TrainError};
@@ -77,6 +78,8 @@ pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<Run
 fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<FolderLock>) -> Result<RunSummary> {
     let found = start::find::<W>(setup)?;
     let opened = start::open::<W>(setup, &found)?;
+    // Rank 0 changes OUT when all ranks have read the checkpoint that they resume from.
+    setup.ranks.map_or(Ok(()), |run| run.ranks.barrier("start of the run"))?;
     let mut run = start::begin(setup, found, opened, Some(lock.clone()))?;
     let done = run.steps();
     run.reports.progress.finish();
@@ -247,6 +250,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn one_step(&mut self) -> Result<bool> {
         let begun = Instant::now();
         let n = self.state.step + 1;
+        self.agree_to_stop()?;
         self.checkpoints.writer.check_finished_job()?;
         self.trainer.device.reset_peak();
         let mut cursor = StepRowCursor { position: self.state.position.clone(), ..StepRowCursor::default() };
@@ -264,10 +268,33 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(true)
     }
 
+    /// Makes all ranks stop before the same step if one of them was interrupted.
+    fn agree_to_stop(&self) -> Result<()> {
+        let Some(RunRanks { ranks, interrupted }) = self.setup.ranks else { return Ok(()) };
+        let flags = ranks.all_gather("interruptions", &[u8::from(interrupted.load(Ordering::Relaxed))])?;
+        if flags.iter().flatten().any(|&flag| flag != 0) {
+            self.setup.stop.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Compares the weights of all ranks after step `n`; `hash` is the fingerprint of this rank's.
+    fn check_ranks_have_the_same_weights(&self, n: u64, hash: &str) -> Result<()> {
+        let Some(RunRanks { ranks, .. }) = self.setup.ranks else { return Ok(()) };
+        let hashes = ranks.all_gather("fingerprints of the weights", hash.as_bytes())?;
+        let Some(other) = hashes.iter().position(|other| *other != hashes[0]) else { return Ok(()) };
+        Err(TrainError::Damaged(Diagnostic::new(
+            format!("step {n}"),
+            format!("left other weights on rank {other} than on rank 0"),
+            "start all ranks with the same program, options and instruction set; resume from the last checkpoint",
+        )))
+    }
+
     /// Logs and reports a finished step, and writes a checkpoint if one is due.
     fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
         let hashes = self.trainer.tensor_hashes()?;
         let hash = combined_fingerprint(&hashes);
+        self.check_ranks_have_the_same_weights(n, &hash)?;
         self.logs.hashes.append(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
         self.state.step = n;

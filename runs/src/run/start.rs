@@ -166,6 +166,7 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
     let (mut trainer, files) =
         Trainer::resume(setup.device, &config, setup.model, found.checkpoint(), setup.dtype, hyperparameters)?;
     files.check_values()?;
+    trainer = trainer.with_ranks(setup.ranks.map(|run| run.ranks.clone()));
     // The small files are read before the first step, so that a missing or damaged file cannot make a save fail hours
     // later.
     let small_files = ConfigAndTokenizerFiles::read(setup.model)?;

@@ -62,6 +62,11 @@ pub struct RunOptions {
     /// Model to train: model folder, or Hugging Face model id
     #[arg(long, value_name = "MODEL", default_value = "", hide_default_value = true)]
     pub model: String,
+    /// Start N processes on this machine, which share the micro-batches of each step (several machines:
+    /// docs/cluster.md)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[serde(skip)]
+    pub gpus: Option<u32>,
     /// Training data: JSON, JSON lines, Parquet, or the folder of a data set (DIR, DIR@split, DIR#config@split;
     /// default split: train). Several are divided by commas and may have weights: a.parquet:0.7,b.jsonl:0.3
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, value_parser = path_or_none())]

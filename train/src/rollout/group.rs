@@ -88,11 +88,11 @@ pub struct RolloutSet {
     pub ref_log_probs: Vec<Vec<f32>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
-    /// Time that the reference model computed while custom rewards were computed. The first step on the set adds it to
-    /// `train_seconds`.
+    /// Time that the reference model computed while custom rewards were computed. The first step on this
+    /// rollout set adds this time to `train_seconds`.
     pub while_scoring: Duration,
-    /// A preview of some rollouts for TensorBoard and Weights & Biases. The first step on the set takes the preview out
-    /// and reports it.
+    /// A preview of some rollouts for TensorBoard and Weights & Biases. The first step on this rollout set takes the
+    /// preview out and reports it.
     pub preview: Option<RolloutPreview>,
     /// Outputs of matrix products that sampling kept. The first step on the set reuses the outputs and frees their
     /// memory.

@@ -7,7 +7,7 @@ use reel_runtime::{Cx, ops};
 use reel_samples::sample::Sample;
 
 use crate::Result;
-use crate::step::trainer::{MicroBatchInput, StepResult, Trainer};
+use crate::step::trainer::{ComputedMicroBatch, MicroBatchInput, StepResult, Trainer};
 
 /// Does step `n`, counted from 1, on the micro-batches that `next` returns; `None` if `next` returns no micro-batch.
 ///
@@ -18,35 +18,41 @@ pub fn step(
     n: u64,
     mut next: impl FnMut() -> Result<Option<Vec<Sample>>>,
 ) -> Result<Option<StepResult>> {
-    t.grads.clear();
+    t.begin_step();
     let device = t.device.clone();
     let part = |name| device.profiler().set_work_part(name);
-    let (mut losses, mut tokens) = (Vec::new(), 0);
-    while losses.len() < t.hyperparameters.gradient_accumulation_steps {
+    let (mut own, mut count) = (Vec::new(), 0);
+    while count < t.hyperparameters.gradient_accumulation_steps {
         let Some(samples) = next()? else { break };
-        part("forward");
-        let pack_on = |device: &Device| MicroBatchInput::new(device, &t.model.config, &samples);
-        let packed = pack_on(&device)?; // rows → one row of S tokens with cu_seqlens
-        let size = (&packed.batch, packed.targets.count());
-        let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
-        let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
-        let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
-        let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
-        let log_probs = ops::linear_log_prob(&cx, &hidden, t.model.text.lm_head()?, &packed.targets, 1.0)?; // [L]
-        let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
-        part("backward");
-        t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
-        losses.push(loss.to_f32()?[0]);
-        tokens += packed.batch.token_count();
+        if t.computes_micro_batch(count) {
+            part("forward");
+            let pack_on = |device: &Device| MicroBatchInput::new(device, &t.model.config, &samples);
+            let packed = pack_on(&device)?; // rows → one row of S tokens with cu_seqlens
+            let size = (&packed.batch, packed.targets.count());
+            let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
+            let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
+            let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
+            let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
+            let log_probs = ops::linear_log_prob(&cx, &hidden, t.model.text.lm_head()?, &packed.targets, 1.0)?; // [L]
+            let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
+            part("backward");
+            t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
+            own.push(ComputedMicroBatch { loss: loss.to_f32()?[0], tokens: packed.batch.token_count() as u32 });
+        }
+        t.end_micro_batch(count)?; // several ranks: the sums of the gradients so far
+        count += 1;
     }
-    if losses.is_empty() {
+    if count == 0 {
         return Ok(None);
     }
+    t.end_micro_batches(count)?;
+    let all = t.of_all_ranks(own)?;
     part("optimizer");
     // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
-    // micro-batches; this factor then corrects the division.
-    let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / losses.len() as f32)?; // [norm, factor]
-    let loss = losses.iter().map(|&x| f64::from(x)).sum::<f64>() / losses.len() as f64;
+    // micro-batches; then this factor makes up for it.
+    let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / count as f32)?; // [norm, factor]
+    let loss = all.iter().map(|batch| f64::from(batch.loss)).sum::<f64>() / count as f64;
+    let tokens = all.iter().map(|batch| batch.tokens as usize).sum();
     let result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), tokens)?;
     if result.is_finite() {
         t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.adamw_params_of(name, n))?;

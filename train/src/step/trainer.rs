@@ -2,6 +2,7 @@
 //! [`sft`](super::sft) and [`grpo`](super::grpo) use it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use reel_device::{DType, Device, MemoryCategory};
 use reel_files::digest::FingerprintBuilder;
@@ -13,12 +14,14 @@ use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
+use reel_ranks::Ranks;
 use reel_runtime::optim::AdamW;
 use reel_runtime::{Checkpointing, Cx, Grads, RuntimeError, Tensor};
 use reel_samples::sample::Sample;
 
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::step::checkpointing::{CheckpointingPolicy, LearnedTokens};
+use crate::step::gradient_sum::GradientSum;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::{Result, TrainError};
 
@@ -39,6 +42,18 @@ pub struct Trainer {
     pub hyperparameters: Hyperparameters,
     /// Which activations each micro-batch keeps.
     pub checkpointing: CheckpointingPolicy,
+    /// The sum over the micro-batches of all ranks; `None` in a single process, which sums in `grads`.
+    pub gradient_sum: Option<GradientSum>,
+}
+
+/// A micro-batch that this rank has computed.
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct ComputedMicroBatch {
+    /// Its loss.
+    pub loss: f32,
+    /// Number of tokens in its forward and backward pass.
+    pub tokens: u32,
 }
 
 /// The result of a training step.
@@ -105,7 +120,67 @@ impl Trainer {
             load_model(dry, config, WeightSource::Uninitialised(weights.dtype()), None, dtype, &hyperparameters)
         })?;
         device.reset_peak();
-        Ok(Self { device: device.clone(), dtype, model, optimizer, grads, hyperparameters, checkpointing })
+        let device = device.clone();
+        Ok(Self { device, dtype, model, optimizer, grads, hyperparameters, checkpointing, gradient_sum: None })
+    }
+
+    /// Makes the trainer one of several ranks, each of which computes some of the micro-batches of a step.
+    pub fn with_ranks(mut self, ranks: Option<Arc<Ranks>>) -> Self {
+        self.gradient_sum =
+            ranks.filter(|ranks| ranks.size() > 1).map(|ranks| GradientSum::new(ranks, &self.optimizer));
+        self
+    }
+
+    /// Begins a step: there is no gradient yet.
+    pub fn begin_step(&mut self) {
+        self.grads.clear();
+        self.gradient_sum.iter_mut().for_each(GradientSum::clear);
+    }
+
+    /// Whether this rank computes micro-batch `index` of the step.
+    pub fn computes_micro_batch(&self, index: usize) -> bool {
+        self.gradient_sum.as_ref().is_none_or(|sum| sum.computes_micro_batch(index))
+    }
+
+    /// Ends micro-batch `index` of the step, on the rank that has computed it and on all others.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device fails.
+    pub fn end_micro_batch(&mut self, index: usize) -> Result<()> {
+        let Some(sum) = &mut self.gradient_sum else { return Ok(()) };
+        if (index + 1).is_multiple_of(sum.ranks().size()) {
+            sum.add_round(&self.grads, sum.ranks().size())?;
+            self.grads.clear();
+        }
+        Ok(())
+    }
+
+    /// Ends the micro-batches of the step, of which there were `count`. Then `grads` have the gradient of the step on
+    /// every rank.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device fails.
+    pub fn end_micro_batches(&mut self, count: usize) -> Result<()> {
+        let Some(sum) = &mut self.gradient_sum else { return Ok(()) };
+        let in_last_round = count % sum.ranks().size();
+        if in_last_round > 0 {
+            sum.add_round(&self.grads, in_last_round)?;
+        }
+        sum.write_to(&mut self.grads)
+    }
+
+    /// All micro-batches of the step, in order; `own` are those that this rank has computed.
+    ///
+    /// # Errors
+    /// Another rank has failed.
+    pub fn of_all_ranks(&self, own: Vec<ComputedMicroBatch>) -> Result<Vec<ComputedMicroBatch>> {
+        let Some(sum) = &self.gradient_sum else { return Ok(own) };
+        let gathered = sum.ranks().all_gather("losses", bytemuck::cast_slice(&own))?;
+        let of_ranks: Vec<Vec<ComputedMicroBatch>> =
+            gathered.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
+        // Rank 0 has micro-batches 0, N, 2 N …, rank 1 has 1, N + 1 ….
+        let rounds = of_ranks.first().map_or(0, Vec::len);
+        Ok((0..rounds).flat_map(|round| of_ranks.iter().filter_map(move |own| own.get(round).copied())).collect())
     }
 
     /// Adds the gradients of `scale * loss` to the gradients of the step. If only the vision tower or its adapters are

@@ -94,6 +94,7 @@ fn plan_equals_the_peak_of_a_run() {
             stop: &never,
             server: None,
             evaluator: None,
+            ranks: None,
         };
         let config = ModelConfig::open(&model).unwrap();
         let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config)).unwrap();

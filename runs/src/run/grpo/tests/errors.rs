@@ -161,6 +161,7 @@ fn checkpoint_of_another_command_is_refused() {
         stop: &AtomicBool::new(false),
         server: None,
         evaluator: None,
+        ranks: None,
     };
     let e = crate::run::sft::run(&setup).unwrap_err().to_string();
     assert!(e.contains("--data: differs from the data of the run") || e.contains("belongs to a run of grpo"), "{e}");

@@ -167,7 +167,7 @@ fn dynamic_sampling_replaces_groups_of_equal_rewards() {
     let e = e.to_string();
     assert!(
         e.starts_with(
-            "--dynamic-sampling: in step 1, all completions of a group got the same reward, in each of 10 groups"
+            "--dynamic-sampling: in step 1, each of the 10 sampled groups has the same reward for all of its completions"
         ),
         "{e}"
     );

@@ -52,6 +52,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         stop: &case.stop,
         server: None,
         evaluator: None,
+        ranks: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();
     let samples = (0..options.groups_per_step())

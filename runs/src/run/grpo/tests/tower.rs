@@ -56,6 +56,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
         stop: &case.stop,
         server: None,
         evaluator: None,
+        ranks: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();
     [1, 0, 2].map(|row| prompts.prompt(row).unwrap().tokens).into()

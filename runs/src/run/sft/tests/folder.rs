@@ -62,7 +62,7 @@ fn earlier_run_stays_until_the_first_step_is_done() {
         let stopped = begin(GOOD);
         stopped.stop.store(true, Ordering::Relaxed);
         let e = message(&stopped);
-        assert!(e.contains("stopped after step 0; no step was finished, and the folder is as it was before"), "{e}");
+        assert!(e.contains("stopped after step 0; no step was finished and the folder is unchanged"), "{e}");
         assert!(folder.exists() == is_left && (!is_left || all_files(folder) == before));
     }
     // A run whose first step is done replaces the earlier run, even if the new run fails later.

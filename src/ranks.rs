@@ -1,0 +1,180 @@
+//! A training run of several processes (ranks), started by `--gpus N`, torchrun, mpirun, srun or on Kubernetes. Rank 0
+//! writes OUT and prints; the other ranks compute micro-batches and have an output folder of their own, which is removed
+//! at the end.
+
+use std::fs;
+use std::io::Write;
+use std::ops::DerefMut;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use anyhow::Result;
+use reel_diagnostic::remove_unfinished_files;
+use reel_ranks::{RankError, Ranks, Timeouts, World};
+use reel_runs::folder::output;
+use reel_train::TrainError;
+use reel_train::options::{ReportTo, RunOptions, TrainingOptions};
+use reel_train::setup::RunRanks;
+use tempfile::TempDir;
+
+use crate::common::{CommonOptions, DeviceName};
+use crate::fail::{failed, usage_error};
+use crate::training::ResolvedOptions;
+use crate::{interrupt, output as print};
+
+/// How long a rank waits for the others between two steps. An evaluation or a checkpoint of rank 0 may be meanwhile.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Returns which process of which job this is, by the environment variables of a launcher; `None` for a single process.
+///
+/// # Errors
+/// The variables of a launcher contradict each other.
+pub fn world() -> Result<Option<World>> {
+    let world = World::from_variables(|name| std::env::var(name).ok())?;
+    Ok(world.filter(|world| world.size > 1))
+}
+
+/// Refuses a command that runs as one process if a launcher has started several.
+pub fn refuse_several_processes(command: &str) -> Result<()> {
+    const OF_SEVERAL: [&str; 2] = ["sft", "doctor"];
+    // These write nothing that several processes would write at once.
+    const HARMLESS: [&str; 4] = ["help", "completions", "man", "plan"];
+    let Some(world) = world()? else { return Ok(()) };
+    if OF_SEVERAL.contains(&command) || HARMLESS.contains(&command) {
+        return Ok(());
+    }
+    let World { rank, size, launcher, .. } = world;
+    let what = format!("runs as one process, but {launcher} has started {size}, of which this is rank {rank}");
+    Err(failed(format!("reel {command}"), what, "start it without the launcher"))
+}
+
+/// Describes this process's place in its job, for `reel doctor`.
+pub fn description() -> String {
+    match World::from_variables(|name| std::env::var(name).ok()) {
+        Ok(None) => "one: no launcher has set its variables".to_string(),
+        Ok(Some(world)) => {
+            let World { rank, size, local_rank, local_size, launcher, .. } = world;
+            format!("rank {rank} of {size}, {local_rank} of {local_size} on this machine, started by {launcher}")
+        }
+        Err(e) => e.to_string(),
+    }
+}
+
+/// This process of a run of several.
+pub struct RunProcess {
+    ranks: Arc<Ranks>,
+    /// Set when all ranks have agreed to stop.
+    pub stop: AtomicBool,
+    interrupted: Arc<AtomicBool>,
+    /// The output folder of a rank other than 0.
+    scratch: Option<TempDir>,
+    /// The checkpoint that the run resumes from.
+    checkpoint: Option<String>,
+}
+
+impl RunProcess {
+    /// Waits until all processes of `world` are there, and finds where the run starts.
+    ///
+    /// # Errors
+    /// A process is missing; the command or the device is not one of several processes; rank 0 refuses OUT.
+    pub fn join(world: World, options: &RunOptions, common: &CommonOptions) -> Result<Self> {
+        if common.device()? != DeviceName::Cpu {
+            let help = "give --device cpu, or start one process";
+            return Err(usage_error("--device", "several processes train on CPUs only", help));
+        }
+        if options.serve.is_some() {
+            return Err(usage_error("--serve", "is not possible with several processes", "leave it out"));
+        }
+        let accumulated = options.gradient_accumulation_steps;
+        if accumulated < world.size {
+            let what = format!("is {accumulated}, so {} processes would leave some without a micro-batch", world.size);
+            let help = format!("give at least {}; it counts the micro-batches of all processes", world.size);
+            return Err(usage_error("--gradient-accumulation-steps", what, help));
+        }
+        let out = &options.out;
+        fs::create_dir_all(out).map_err(|e| print::cannot_write(out, e))?;
+        let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
+        let ranks = Arc::new(Ranks::join(world, out, timeouts, Box::new(end_process))?);
+        let mut process = Self {
+            ranks,
+            stop: AtomicBool::new(false),
+            interrupted: interrupt::stop_flag(),
+            scratch: None,
+            checkpoint: None,
+        };
+        if process.ranks.rank() > 0 {
+            process.scratch = Some(tempfile::tempdir().map_err(|e| print::cannot_write(&std::env::temp_dir(), e))?);
+        }
+        process.checkpoint = process.find_start(options).inspect_err(|e| process.ranks.fail(&format!("{e:#}")))?;
+        Ok(process)
+    }
+
+    /// The checkpoint that rank 0 finds, absolute.
+    fn find_start(&self, options: &RunOptions) -> Result<Option<String>> {
+        let found = match self.ranks.rank() {
+            0 => {
+                let start = output::find_run_start(options)?;
+                let path = start.checkpoint().map(|path| path.canonicalize().unwrap_or(path.to_path_buf()));
+                Some(path.map(|path| path.display().to_string()).unwrap_or_default().into_bytes())
+            }
+            _ => None,
+        };
+        let path = self.ranks.broadcast("start of the run", 0, found)?;
+        Ok(Some(String::from_utf8_lossy(&path).into_owned()).filter(|path| !path.is_empty()))
+    }
+
+    /// The options with which this rank runs: those of the command on rank 0. The other ranks write nothing outside
+    /// their own folder.
+    pub fn options<O>(&self, given: &ResolvedOptions<O>) -> ResolvedOptions<O>
+    where
+        O: TrainingOptions + DerefMut<Target = RunOptions> + Clone,
+    {
+        let mut own = given.clone();
+        if own.common.threads.is_none() {
+            let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+            own.common.threads = Some((cpus / self.ranks.world().local_size).max(1));
+        }
+        if let Some(scratch) = &self.scratch {
+            let run: &mut RunOptions = &mut own.options;
+            run.out = scratch.path().join("out");
+            run.resume_from_checkpoint.clone_from(&self.checkpoint);
+            (run.save_steps, run.overwrite, run.report_to) = (0, false, vec![ReportTo::None]);
+            run.evaluation = Default::default();
+            (own.common.quiet, own.common.json) = (true, false);
+        }
+        own
+    }
+
+    /// The ranks for the run.
+    pub fn ranks(&self) -> RunRanks<'_> {
+        RunRanks { ranks: &self.ranks, interrupted: &self.interrupted }
+    }
+
+    /// Whether this rank prints the result of the run.
+    pub fn prints(&self) -> bool {
+        self.scratch.is_none()
+    }
+
+    /// Ends this rank: tells the others of an error, or waits until they have left, too.
+    pub fn finish<T>(self, done: Result<T>) -> Result<T> {
+        match &done {
+            Err(e) if !is_of_another_rank(e) => self.ranks.fail(&format!("{e:#}")),
+            Err(_) => {}
+            Ok(_) => Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave)?,
+        }
+        done
+    }
+}
+
+/// Whether an error says that another rank has failed.
+fn is_of_another_rank(e: &anyhow::Error) -> bool {
+    matches!(e.downcast_ref::<TrainError>(), Some(TrainError::Ranks(_))) || e.is::<RankError>()
+}
+
+/// Ends this process after another rank has failed, if the main thread has not noticed it.
+fn end_process(e: &RankError) {
+    remove_unfinished_files();
+    let _ = writeln!(std::io::stderr(), "error: {e}");
+    signal_hook::low_level::exit(1);
+}

@@ -1,0 +1,261 @@
+//! `reel sft` as several processes (ranks): by `--gpus`, and by the variables of other launchers.
+
+#[path = "support/sft_rows.rs"]
+mod sft_rows;
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use sft_rows::{about, media, training_folder};
+use support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, run, with_options};
+
+const SFT: [&str; 14] = [
+    "sft",
+    "--model",
+    "tiny",
+    "--data",
+    "rows.jsonl",
+    "--device",
+    "cpu",
+    "--learning-rate",
+    "1e-3",
+    "--lr-scheduler-type",
+    "constant",
+    "--gradient-accumulation-steps",
+    "8",
+    "--save-steps=2",
+];
+
+/// A command that trains in `folder`, with more options, which replace others of the same name.
+fn sft(folder: &Path, out: &str, more: &[&str]) -> Command {
+    let mut command = reel();
+    command.current_dir(folder).args(with_options(&SFT, more)).args(["--out", out]);
+    command
+}
+
+fn train(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
+    finished_run(sft(folder, out, more).output().expect("the binary starts"))
+}
+
+/// Asserts that two runs have the same metrics, and a checkpoint with the same weights and optimizer state.
+#[track_caller]
+fn same_results(a: &Path, b: &Path, checkpoint: &str) {
+    assert_eq!(metrics_without_times(a), metrics_without_times(b));
+    let files = file_names_in(&a.join(checkpoint));
+    assert_eq!(files, file_names_in(&b.join(checkpoint)));
+    let tensors: Vec<&String> = files.iter().filter(|name| name.ends_with(".safetensors")).collect();
+    assert!(tensors.len() >= 2, "{files:?}");
+    for name in tensors {
+        let bytes = |out: &Path| fs::read(out.join(checkpoint).join(name)).expect("a file");
+        assert!(bytes(a) == bytes(b), "{checkpoint}/{name} differs");
+    }
+}
+
+#[test]
+fn any_number_of_processes_gives_the_bits_of_one() {
+    let w = training_folder(9);
+    media(w.path());
+    let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    fs::write(w.path().join("media.jsonl"), [text, about("video", "good.mp4"), about("image", "good.png")].concat())
+        .expect("written");
+    let runs: [(&str, &[&str], &[&str]); 5] = [
+        ("full", &[], &["2", "3", "4", "8"]),
+        ("bf16", &["--dtype", "bf16", "--optim", "adamw-8bit"], &["3"]),
+        ("lora", &["--lora-r", "4", "--lora-target-modules", "all-linear"], &["2"]),
+        ("packing", &["--packing", "--max-length", "60"], &["2"]),
+        // The last step has fewer micro-batches than the others; a row that cannot be used is skipped.
+        ("media", &["--data", "media.jsonl", "--num-train-epochs", "1", "--max-pixels", "12544"], &["3"]),
+    ];
+    for (name, options, sizes) in runs {
+        let options = [&["--max-steps", "2"], options].concat();
+        let one = format!("{name}1");
+        train(w.path(), &one, &options).ok();
+        for size in sizes {
+            let out = format!("{name}{size}");
+            let done = train(w.path(), &out, &[&options[..], &["--gpus", size]].concat());
+            assert_eq!(done.ok(), format!("{out}: {}", train_summary(&w.path().join(&one))), "{name}");
+            same_results(&w.path().join(&one), &w.path().join(&out), "checkpoint-2");
+            let left = file_names_in(&w.path().join(&out));
+            assert!(!left.iter().any(|file| file.starts_with("ranks-")), "{left:?}");
+        }
+    }
+}
+
+/// The result that `reel sft` prints after OUT.
+fn train_summary(out: &Path) -> String {
+    let metrics = metrics_without_times(out);
+    let last = metrics.last().expect("a step");
+    format!("{} steps, last loss {:.4}\n", metrics.len(), last["loss"].as_f64().expect("a loss"))
+}
+
+#[test]
+fn a_run_changes_its_number_of_processes_at_a_resume() {
+    let w = training_folder(9);
+    train(w.path(), "straight", &["--max-steps", "6"]).ok();
+    for (steps, gpus) in [("2", "2"), ("4", "1"), ("6", "3")] {
+        let more: &[&str] = if steps == "2" { &[] } else { &["--resume-from-checkpoint", "last"] };
+        train(w.path(), "changing", &[&["--max-steps", steps, "--gpus", gpus], more].concat()).ok();
+    }
+    same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-6");
+}
+
+/// Waits until `metrics.jsonl` has `steps` lines.
+fn wait_for_steps(out: &Path, steps: usize) {
+    let begun = Instant::now();
+    while fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default().lines().count() < steps {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the run did not do {steps} steps in a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The processes that `parent` has started, in the order of their ranks.
+fn children(parent: &Child) -> Vec<u32> {
+    let id = parent.id();
+    let text = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("a list of processes");
+    text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
+}
+
+#[test]
+fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
+    let w = training_folder(9);
+    train(w.path(), "straight", &["--max-steps", "12"]).ok();
+    for rank in [0, 2] {
+        let out = format!("killed{rank}");
+        let mut command = sft(w.path(), &out, &["--max-steps", "400", "--gpus", "3"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        wait_for_steps(&w.path().join(&out), 3);
+        support::send_signal(children(&child)[rank], "-KILL");
+        let killed = Instant::now();
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        assert!(killed.elapsed() < Duration::from_secs(60));
+        done.refused(1, &[&format!("rank {rank}")]);
+        let survivors = (0..3).filter(|survivor| *survivor != rank);
+        for survivor in survivors {
+            let line = done.stderr.lines().find(|line| line.starts_with(&format!("[rank {survivor}] error: ")));
+            assert!(line.is_some_and(|line| line.contains(&format!("rank {rank}"))), "{}", done.stderr);
+        }
+        let resumed = ["--max-steps", "12", "--gpus", "2", "--resume-from-checkpoint", "last"];
+        train(w.path(), &out, &resumed).ok();
+        same_results(&w.path().join("straight"), &w.path().join(&out), "checkpoint-12");
+    }
+}
+
+#[test]
+fn a_signal_stops_all_processes_after_the_same_step() {
+    let w = training_folder(9);
+    support::let_children_receive_sigint();
+    for (name, code) in [("-INT", 130), ("-TERM", 143)] {
+        let mut command = sft(w.path(), name, &["--max-steps", "400", "--gpus", "2", "--save-steps", "100"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        wait_for_steps(&w.path().join(name), 3);
+        support::send_signal(child.id(), name);
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        assert_eq!(done.code, Some(code), "{}", done.stderr);
+        for rank in 0..2 {
+            let line = done.stderr.lines().find(|line| line.starts_with(&format!("[rank {rank}] error: ")));
+            assert!(line.is_some_and(|line| line.contains("stopped after step")), "{}", done.stderr);
+        }
+        let steps = metrics_without_times(&w.path().join(name)).len();
+        assert!(w.path().join(name).join(format!("checkpoint-{steps}")).is_dir(), "{steps}");
+    }
+}
+
+/// Starts two processes with the variables that `variables(rank)` gives, and returns what they print.
+fn started_by(folder: &Path, out: &str, variables: impl Fn(usize) -> Vec<(&'static str, String)>) -> [FinishedRun; 2] {
+    let start = |rank| {
+        let mut command = sft(folder, out, &["--max-steps", "2"]);
+        command.envs(variables(rank)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("the binary starts")
+    };
+    [0, 1].map(start).map(|child| finished_run(child.wait_with_output().expect("it ends")))
+}
+
+#[test]
+fn launchers_start_processes_by_their_variables() {
+    let w = training_folder(9);
+    train(w.path(), "one", &["--max-steps", "2"]).ok();
+    let text = |value: &str| value.to_string();
+    let torchrun = |rank: usize| {
+        let numbers = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)];
+        let mut all: Vec<_> = numbers.into_iter().map(|(name, value)| (name, value.to_string())).collect();
+        all.extend([("TORCHELASTIC_RUN_ID", text("none")), ("MASTER_ADDR", text("127.0.0.1"))]);
+        all.extend([("MASTER_PORT", text("29500")), ("TORCHELASTIC_RESTART_COUNT", text("0"))]);
+        all
+    };
+    let open_mpi = |rank: usize| {
+        vec![
+            ("OMPI_COMM_WORLD_RANK", rank.to_string()),
+            ("OMPI_COMM_WORLD_SIZE", text("2")),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", rank.to_string()),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", text("2")),
+            ("PMIX_NAMESPACE", text("prterun-host-123@1")),
+        ]
+    };
+    let srun = |rank: usize| {
+        vec![
+            ("SLURM_PROCID", rank.to_string()),
+            ("SLURM_LOCALID", rank.to_string()),
+            ("SLURM_STEP_NUM_TASKS", text("2")),
+            ("SLURM_STEP_TASKS_PER_NODE", text("2")),
+            ("SLURM_NODEID", text("0")),
+            ("SLURM_JOB_ID", text("17")),
+            ("SLURM_STEP_ID", text("0")),
+        ]
+    };
+    type Variables<'a> = &'a dyn Fn(usize) -> Vec<(&'static str, String)>;
+    let launchers: [(&str, Variables); 3] = [("torchrun", &torchrun), ("mpirun", &open_mpi), ("srun", &srun)];
+    for (name, variables) in launchers {
+        let [first, second] = started_by(w.path(), name, variables);
+        assert!(first.ok().starts_with(&format!("{name}: 2 steps, ")), "{}", first.stdout);
+        assert_eq!((second.ok(), second.stderr.as_str()), ("", ""), "{name}");
+        same_results(&w.path().join("one"), &w.path().join(name), "checkpoint-2");
+        let doctor = finished_run(reel().arg("doctor").envs(variables(1)).output().expect("the binary starts"));
+        assert!(doctor.ok().contains("rank 1 of 2, 1 of 2 on this machine, started by "), "{name}: {}", doctor.stdout);
+    }
+}
+
+#[test]
+fn what_several_processes_cannot_do_is_refused_in_one_line() {
+    let w = training_folder(9);
+    let more: [(&[&str], &[&str]); 4] = [
+        (
+            &["--gradient-accumulation-steps", "2", "--gpus", "3"],
+            &["--gradient-accumulation-steps: is 2", "at least 3"],
+        ),
+        (&["--device", "sim", "--gpus", "2"], &["--device", "CPUs"]),
+        (&["--serve", "0", "--gpus", "2"], &["--serve"]),
+        (&["--out", "rows.jsonl", "--gpus", "2"], &["rows.jsonl"]),
+    ];
+    for (options, words) in more {
+        let done = train(w.path(), "out", options);
+        assert!(done.code.is_some_and(|code| code == 1 || code == 2), "{}", done.stderr);
+        let said = done.stderr.lines().find(|line| line.starts_with("[rank 0] error: ")).unwrap_or_default();
+        assert!(words.iter().all(|word| done.stderr.contains(word)), "{options:?}: {said}: {}", done.stderr);
+    }
+    // OUT has files: rank 0 says so, and the others say that rank 0 did.
+    train(w.path(), "full", &["--max-steps", "1"]).ok();
+    let done = train(w.path(), "full", &["--max-steps", "1", "--gpus", "2"]);
+    done.refused(1, &["is not empty", "[rank 1] error: rank 0: "]);
+
+    let of_two = [("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")];
+    let refused = |args: &[&str], words: &[&str]| {
+        let done = reel().current_dir(w.path()).args(args).envs(of_two).output().expect("the binary starts");
+        let done = finished_run(done);
+        assert!(done.code.is_some_and(|code| code == 1 || code == 2), "{}", done.stderr);
+        assert!(words.iter().all(|word| done.stderr.contains(word)), "{args:?}: {}", done.stderr);
+    };
+    refused(&["generate", "--model", "tiny", "--text", "x"], &["reel generate: runs as one process", "rank 0"]);
+    refused(
+        &["grpo", "--model", "tiny", "--data", "rows.jsonl", "--out", "g"],
+        &["reel grpo: runs as one process", "torchrun"],
+    );
+    refused(&[&SFT[..], &["--out", "x", "--gpus", "3"]].concat(), &["--gpus: is 3", "has started 2"]);
+    let wrong = finished_run(
+        reel().arg("doctor").envs([("RANK", "2")]).envs(of_two[1..].to_vec()).output().expect("the binary starts"),
+    );
+    assert!(wrong.ok().contains("RANK: is 2, but WORLD_SIZE is 2"), "{}", wrong.stdout);
+    assert!(run(["doctor"]).ok().contains("one: no launcher"));
+}
