@@ -163,7 +163,7 @@ fn faults_of_the_model_folder_are_found_before_the_work() {
         .refused(1, &["--media-root: is no-such-folder, which is not a folder"]);
     s.set_positions(20);
     run_in(dir, ["generate", "--model", "tiny", "--prompt", "x"])
-        .refused(1, &["the prompt: has ", "which leave no answer in the model's 20 positions"]);
+        .refused(1, &["the prompt: has ", "which leave no room for an answer in the model's 20 positions"]);
 }
 
 /// An answer ends at the model's last position. A request for more tokens is refused, as by `reel serve`.
@@ -192,7 +192,7 @@ fn answers_stay_within_the_positions_of_the_model() {
     let line: Value = serde_json::from_str(&line).expect("a line of JSON");
     assert_eq!((&line["output"], &line["generation"]["finish_reason"]), (&answer["text"], &json!("length")));
     s.set_positions(tokens);
-    let what = format!("has {tokens} tokens, which leave no answer in the model's {tokens} positions");
+    let what = format!("has {tokens} tokens, which leave no room for an answer in the model's {tokens} positions");
     generate(&prompt).refused(1, &[&format!("the prompt: {what}")]);
     let refused = generate(&[&rows[..], &["--overwrite"]].concat());
     assert_eq!(refused.code, Some(1));

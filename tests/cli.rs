@@ -83,7 +83,7 @@ fn errors_of_the_parser_name_the_option() {
         ),
         ("plan sft --preset 3b --vocab 1000 --tokens 9", "--vocab: 1000 is too small for this preset's tokenizer"),
         ("frames --total-frames 9 --video-fps 5 --out f", "--out: is for the frames of a video, and none is given"),
-        ("frames --total-frames 1 --video-fps 5", "--video: has too few frames to choose from: 1, and at least 2"),
+        ("frames --total-frames 1 --video-fps 5", "--video: has only 1 frame(s) to choose from, but at least 2"),
     ] {
         let got = run(command.split(' '));
         assert!(got.stderr.starts_with(&format!("error: {message}")), "{command}: {}", got.stderr);
@@ -273,11 +273,17 @@ fn suggestions_know_the_field() {
 
 #[test]
 fn common_options_are_checked_in_every_command() {
-    for (option, value) in [("--threads", "0"), ("--device", "nonsense"), ("--interleavings", "0"), ("--dtype", "f8")] {
-        run(["resize", "--height", "28", "--width", "28", option, value]).refused(2, &[&format!("{option}: is ")]);
+    for (option, value, words) in [
+        ("--threads", "0", "--threads: is "),
+        ("--device", "nonsense", "--device: is "),
+        ("--interleavings", "0", "--interleavings: is "),
+        ("--dtype", "f8", "--dtype: \"f8\" is not a possible value; give one of f32, bf16"),
+    ] {
+        run(["resize", "--height", "28", "--width", "28", option, value]).refused(2, &[words]);
     }
     run(["resize", "--height", "28", "--width", "28", "--device", "cpu", "--threads", "2"]).ok();
-    run("generate --model m --prompt x --device cuda --products nosuch".split(' ')).refused(2, &["--products: is "]);
+    run("generate --model m --prompt x --device cuda --products nosuch".split(' '))
+        .refused(2, &["--products: \"nosuch\" is not a possible value"]);
     let help = |command: &str| run(command.split(' ').chain(["--help"])).ok().to_string();
     assert!(!help("resize").contains("--device") && help("generate").contains("--device"));
 }

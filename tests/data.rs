@@ -67,7 +67,11 @@ fn check_names_unusable_rows_and_counts_all() {
     std::os::unix::fs::symlink("circle.mp4", dir.join("circle.mp4")).expect("a link");
     write(dir, "circle.jsonl", video("circle.mp4").to_string() + "\n");
     let got = run_in(dir, ["data", "check", "circle.jsonl", "--json"]);
-    assert!(got.stdout.contains("lead in a circle") && !got.stdout.contains("does not exist"), "{}", got.stdout);
+    assert!(
+        got.stdout.contains("symbolic links form a loop") && !got.stdout.contains("does not exist"),
+        "{}",
+        got.stdout
+    );
     // Without decoding, the damaged video counts as usable.
     let got = run_in(dir, ["data", "check", "rows.jsonl", "--no-decode", "--show", "1"]);
     assert!(got.code == Some(1) && got.stderr.contains("3 of 8 rows cannot be used"), "{}", got.stderr);

@@ -167,12 +167,12 @@ fn failures_are_retried_and_only_unanswered_rows_are_asked_again() {
     };
     run_in(at, args(&good, "good", &[])).ok();
     let first = run_in(at, args(&bad, "bad", &[]));
-    first.refused(1, &["has answers of 15 of 16 rows; 1 asked rows have none", "no memory", "--resume"]);
+    first.refused(1, &["has answers for 15 of 16 rows; 1 request(s) got no answer", "no memory", "--resume"]);
     let asked = bad.count();
     run_in(at, args(&bad, "bad", &[])).refused(1, &["unfinished output", "--resume"]);
     run_in(at, args(&bad, "bad", &["--nframes", "2", "--resume"])).refused(2, &["--nframes: is 2, but it was 4"]);
     // The second run asks for row 3 only, twice without success; the third run gets the row's answer.
-    run_in(at, args(&bad, "bad", &["--resume"])).refused(1, &["has answers of 15 of 16 rows"]);
+    run_in(at, args(&bad, "bad", &["--resume"])).refused(1, &["has answers for 15 of 16 rows"]);
     let last = run_in(at, args(&bad, "bad", &["--resume"]));
     assert_eq!(last.code, Some(1), "{}", last.stderr);
     assert!(last.stderr.contains("1 of 16 rows of videoholmes have an error"), "{}", last.stderr);

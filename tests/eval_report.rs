@@ -135,7 +135,9 @@ fn wrong_input_is_refused_by_the_name_of_its_file() {
     let mut other = rows.clone();
     other[1]["problem"] = json!("Another?");
     write_run(at, "b", &other);
-    refused("a --against b", 1, &["b/mmvu.jsonl: row `v_1` has another question or solution in each run than a"]);
+    let words =
+        "b/mmvu.jsonl: cannot be compared with a: the two runs have different questions or solutions in row `v_1`; ";
+    refused("a --against b", 1, &[words]);
     let lines = |rows: &[Value]| rows.iter().map(|row| format!("{row}\n")).collect::<String>();
     write(&at.join("b/mmvu.jsonl"), lines(&[row(0, "B"), row(1, "B")]));
     refused("b", 1, &["b/mmvu.json: is not the scores of the answers in b/mmvu.jsonl", "reel eval merge b"]);

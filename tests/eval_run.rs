@@ -164,9 +164,11 @@ fn batches_threads_parts_and_order_change_no_answer() {
         let [a, b] = ["whole", "parts"].map(|run| fs::read(at.join(run).join(name)).expect("a file"));
         assert!(a == b, "{name}");
     }
-    run_in(at, ["eval", "merge", "parts"]).refused(1, &["parts/mmvu.jsonl: exists beside the parts", "--overwrite"]);
+    run_in(at, ["eval", "merge", "parts"])
+        .refused(1, &["parts/mmvu.jsonl: already exists beside the files of the shards", "--overwrite"]);
     run_in(at, [&args[..], &["parts", "--shard", "3/3"]].concat()).refused(2, &["--shard", "numbered from 0"]);
-    run_in(at, [&args[..], &["parts", "--shard", "19/20"]].concat()).refused(2, &["--shard: leaves no row"]);
+    run_in(at, [&args[..], &["parts", "--shard", "19/20"]].concat())
+        .refused(2, &["--shard: leaves this part without a row"]);
     run_in(at, [&args[..], &["parts", "--shard", "0/4"]].concat());
     run_in(at, ["eval", "merge", "parts", "--overwrite"]).refused(1, &["parts of runs with 3 and with 4"]);
     // Rows in another order have the same answers.

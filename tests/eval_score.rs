@@ -74,7 +74,11 @@ fn unusable_solutions_are_counted_and_said() {
     let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let got = score(&text, &["--json"]);
     assert_eq!(got.json()["unusable_solutions"], 2);
-    assert!(got.stderr.starts_with("warning: the scores of 2 of 3 rows "), "{}", got.stderr);
+    assert!(
+        got.stderr.starts_with("warning: 2 of 3 rows have a solution that no answer can match, "),
+        "{}",
+        got.stderr
+    );
     assert!(got.stderr.contains("p.jsonl:2: solution: has no answer in <answer> tags; "), "{}", got.stderr);
     assert_eq!(score(rows[0].to_string(), &[]).stderr, "");
 }

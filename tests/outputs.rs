@@ -167,7 +167,7 @@ fn outputs_that_would_replace_an_input_are_refused() {
         ),
         ("o", "quarantine = \"rows.jsonl\"\ncheck-data = true", "sft --config c.toml", &["same file as --data"]),
         ("o", "", "sft --config c.toml --trace rows.jsonl", &["--trace", "rows.jsonl"]),
-        ("o", "", "sft --config c.toml --trace i.png", &["--trace: is i.png, which exists and is not a trace"]),
+        ("o", "", "sft --config c.toml --trace i.png", &["--trace: is i.png, an existing file that is not a trace"]),
         ("o", "", "sft --config c.toml --check-data --quarantine i.png", &["is not a list of unusable rows"]),
         ("old", "", "sft --config c.toml --overwrite --trace old/model.safetensors", &["writes itself (--out)"]),
         ("c.toml", "", "sft --config c.toml", &["--out: is c.toml, the same file as --config"]),

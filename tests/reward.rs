@@ -88,7 +88,11 @@ fn unusable_solutions_are_counted_and_said() {
     let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let got = workspace.reward(&text, &["--json"]);
     assert_eq!(got.json()["unusable_solutions"], 4);
-    assert!(got.stderr.starts_with("warning: the scores of 4 of 5 rows "), "{}", got.stderr);
+    assert!(
+        got.stderr.starts_with("warning: 4 of 5 rows have a solution that no answer can match, "),
+        "{}",
+        got.stderr
+    );
     assert!(got.stderr.contains("in.jsonl:2: solution: has no answer in <answer> tags; "), "{}", got.stderr);
     assert_eq!(workspace.reward(&text, &["--quiet"]).stderr, "");
     assert_eq!(workspace.reward(rows[0].to_string(), &[]).stderr, "");

@@ -216,7 +216,7 @@ fn keys_are_checked_and_strangers_need_one() {
     };
     refused(&["--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other machines");
     refused(&["--api-key", ""], "--api-key: is an empty text");
-    refused(&["--api-key", "ké"], "--api-key: has characters that are not visible ASCII");
+    refused(&["--api-key", "ké"], "--api-key: has characters other than visible ASCII");
     refused(&["--served-model-name", ""], "--served-model-name: is \"\"; give a name");
     refused(&["--host", "no such host"], "--host: \"no such host\" is not an address");
     refused(&["--media-root", "/nowhere"], "--media-root: /nowhere is not a folder");

@@ -213,7 +213,7 @@ fn what_does_not_fit_leaves_the_old_weights_in_service() {
     for (model, words) in [
         (&none, &["none/config.json: cannot be read"][..]),
         (&fewer, &["config.json: num_hidden_layers: is ", "the model that is served has "]),
-        (&other_norm, &["config.json: rms_norm_eps: is 0.5, and the model that is served has "]),
+        (&other_norm, &["config.json: rms_norm_eps: is 0.5, but the model that is served has "]),
         (&other_token, &["tokenizer.json: token ", "im_begin"]),
         (&cut, &["model.safetensors"]),
         (&header, &["model.safetensors"]),

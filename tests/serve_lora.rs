@@ -159,7 +159,11 @@ fn what_cannot_be_loaded_changes_nothing() {
     // A server whose model folder is an adapter loads no other adapters.
     let adapted = Server::start_with(TempDir::new().unwrap(), small.clone(), &[]);
     let reply = adapted.send("POST", load, "", &fine.to_string());
-    assert!(reply.status == 400 && reply.body.contains("the served model itself has"), "{}", reply.body);
+    assert!(
+        reply.status == 400 && reply.body.contains("the served model already has an adapter of its own"),
+        "{}",
+        reply.body
+    );
     adapted.answers();
 }
 

@@ -291,8 +291,8 @@ fn frames_and_fields_of_vllms_clients_are_read() {
     let with_rate = list(json!({"fps": 2}));
     for (part, fields, param, words) in [
         (&misspelled, json!({}), "messages", "message 0, part 0: video_url: fpss: is an unknown key"),
-        (&inside, json!({"mm_processor_kwargs": {"fps": 2}}), "messages", "fps: is 4, and 2 for all media"),
-        (&with_rate, json!({"mm_processor_kwargs": {"fps": [4]}}), "messages", "fps: is 2, and 4 for all media"),
+        (&inside, json!({"mm_processor_kwargs": {"fps": 2}}), "messages", "fps: is 4 here, but 2 for all media"),
+        (&with_rate, json!({"mm_processor_kwargs": {"fps": [4]}}), "messages", "fps: is 2 here, but 4 for all media"),
         (&joined, json!({"mm_processor_kwargs": {"fps": [4, 4]}}), "mm_processor_kwargs.fps", "has 2 numbers"),
         (&joined, json!({"mm_processor_kwargs": {"crop": 1}}), "mm_processor_kwargs.crop", "is not a setting"),
         (&joined, json!({"mm_processor_kwargs": {"max_pixels": "x"}}), "mm_processor_kwargs", "is not a number"),

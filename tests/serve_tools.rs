@@ -306,7 +306,7 @@ fn wrong_requests_with_tools_are_refused_by_name() {
         (json!({"tools": strict, "response_format": format}), "tools", "strict"),
         (json!({"parallel_tool_calls": "no"}), "parallel_tool_calls", "is \"no\""),
         (json!({"tools": broken, "tool_choice": "required"}), "tools", "the parameters of f"),
-        (json!({"messages": orphan}), "messages", "of no call"),
+        (json!({"messages": orphan}), "messages", "no tool call before it has this id"),
         (json!({"messages": cut}), "messages", "not a JSON object"),
         (json!({"functions": [{"name": "f"}]}), "functions", "does not support"),
         (json!({"function_call": "auto"}), "function_call", "does not support"),

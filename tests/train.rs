@@ -49,10 +49,13 @@ fn trained_folders_carry_their_frame_settings() {
         let tensors = tensors::read_tensors(&w.path().join("p.safetensors"));
         (tensors["frame_indices"].shape[0], got.stderr)
     };
-    let said = "frames and pixels as in training: --profile videorft-train --nframes 6 --max-pixels 3136 (from ";
+    let said = "frame and pixel limits as in training: --profile videorft-train --nframes 6 --max-pixels 3136 (from ";
     for model in ["out", "out/checkpoint-1"] {
         let (count, stderr) = frames(model, &[]);
-        assert!(count == 6 && stderr.starts_with(&format!("{said}out/run.json; flags win)")), "{count}: {stderr}");
+        assert!(
+            count == 6 && stderr.starts_with(&format!("{said}out/run.json; options take precedence)")),
+            "{count}: {stderr}"
+        );
     }
     assert_eq!(frames("out", &["--nframes", "4"]).0, 4);
     let (count, stderr) = frames("out", &["--profile", "qwen"]);

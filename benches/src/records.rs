@@ -382,7 +382,7 @@ mod tests {
         assert!(models.contains("| served | serve | reel | 8 | – | 250 | – | – | – |"), "{models}");
         let own: Vec<&Record> = all[..1].iter().collect();
         let error = machine_table("m", "# M\n", &own).unwrap_err();
-        assert!(error.contains("no row for 2026-01-02-x.json"), "{error}");
+        assert!(error.contains("no table row for 2026-01-02-x.json"), "{error}");
         assert!(
             machine_table("m", "# M\n\n| `2026-01-02-x.json` | a |\n", &own)
                 .unwrap()

@@ -395,7 +395,7 @@ fn requests_that_can_never_fit_are_refused() {
     let request =
         |tokens| GenerationRequest { max_new_tokens: tokens, ..GenerationRequest::new(text_prompt(vec![4; 100])) };
     let e = batch.add(0, request(93)).unwrap_err().to_string();
-    assert!(e.starts_with("KV cache: has room for 192 tokens, prompt and completion need 193"), "{e}");
+    assert!(e.starts_with("KV cache: has room for 192 tokens, but prompt and completion need 193"), "{e}");
     batch.add(1, request(92)).unwrap();
     assert_eq!(finish(&mut batch)[0].ids.len(), 92);
 }

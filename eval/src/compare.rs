@@ -142,7 +142,7 @@ fn pairs<'a>([a, b]: [&'a [Prediction]; 2], extraction: Extraction) -> Result<Ve
     for ((name, count), row) in named(a) {
         let Some(other) = others.get(&(name, count)) else { continue };
         if (&row.question, &row.solution) != (&other.question, &other.solution) {
-            let what = format!("row `{name}` has different questions or solutions in the two runs");
+            let what = format!("have different questions or solutions in row `{name}`");
             return Err(EvalError::Data(Diagnostic::new("the two runs", what, "compare runs over the same data")));
         }
         pairs.push(Pair { row, scores: [row, other].map(|row| f64::from(row.score(extraction))) });
@@ -207,7 +207,7 @@ mod tests {
     fn runs_over_other_questions_are_refused() {
         let (a, mut b) = (run(&["A", "B"]), run(&["A", "B"]));
         b[1].question = Some("Another?".into());
-        assert!(compare(&a, &b).unwrap_err().to_string().contains("row `1` has another question"));
+        assert!(compare(&a, &b).unwrap_err().to_string().contains("different questions or solutions in row `1`"));
         b.iter_mut().for_each(|row| row.id = Some("z".into()));
         assert!(compare(&a, &b).unwrap_err().to_string().contains("no row of mmvu in common"));
     }

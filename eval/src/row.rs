@@ -441,7 +441,8 @@ mod tests {
             assert_eq!(d.location, column, "{row}: {d}");
         }
         let e = parse(&rules, json!({"id": 1}), Path::new("")).unwrap_err();
-        assert!(e.to_string().starts_with("q: is missing; add the column, which rows of the layout `own` have"), "{e}");
+        let wanted = "q: is missing; add the column, which every row of the layout `own` must have";
+        assert!(e.to_string().starts_with(wanted), "{e}");
         let number = "kind = \"{k}\"\nanswer = \"{a}\"\n";
         assert!(parse(number, json!({"id": 1, "q": "How far?", "k": "regression", "a": 2.5}), Path::new("")).is_ok());
         for (kind, answer, column) in [("regression", "far", "a"), ("numerical", "nan", "a"), ("essay", "1", "k")] {

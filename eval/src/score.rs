@@ -196,7 +196,7 @@ impl<'a> Groups<'a> {
         sum_of_totals(&totals[2 * category..2 * category + 2])
     }
 
-    /// The number of a category's rows whose problem is a regression.
+    /// The number of rows of a category whose problem type is `regression` (the answer is a number).
     fn regressions(&self, totals: &[Total], category: usize) -> usize {
         totals[2 * category + 1].count as usize
     }

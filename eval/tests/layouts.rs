@@ -54,14 +54,15 @@ fn preprocessed_files_of_the_papers_have_one_layout() {
     assert_eq!(facts(&loaded.rows[0]).3, "videos/Civil_Engineering/7.mp4");
     // MVBench's file has the same columns as MMVU's; the row's path shows that the row belongs to MMVU.
     let e = load("mvbench", &[("eval_mvbench.json", list(&[row.clone()]))], &[]).unwrap_err().to_string();
-    assert!(e.contains("eval_mvbench.json:1: path: is that of a row of MMVU (multiple choice), not of MVBench"), "{e}");
+    let wanted = "eval_mvbench.json:1: path: shows that the row belongs to MMVU (multiple choice), not to MVBench";
+    assert!(e.contains(wanted), "{e}");
     row["path"] = json!("./mmvu/7.mp4");
     row["data_source"] = json!("tempcompass");
     let e = load("mmvu", &[("eval_mmvu.json", list(&[row.clone()]))], &[]);
     assert!(e.is_ok(), "a row in the folder of its own benchmark is accepted");
     row["path"] = json!("./7.mp4");
     let e = load("mmvu", &[("eval_mmvu.json", list(&[row]))], &[]).unwrap_err().to_string();
-    assert!(e.contains("data_source: is that of a row of TempCompass"), "{e}");
+    assert!(e.contains("data_source: shows that the row belongs to TempCompass"), "{e}");
 }
 
 #[test]

@@ -283,7 +283,7 @@ fn expand(
     let pads = ids.iter().filter(|&&id| id == pad).count();
     if pads != counts.len() {
         let token = pad_token(kind);
-        let numbers = format!("the prompt has {pads} of them for {} {kind}(s)", counts.len());
+        let numbers = format!("the prompt has {pads} such tokens for {} {kind}(s)", counts.len());
         return Err(match origin.location_of_typed(&token) {
             Some(location) => {
                 let what = format!("has the token {token} in its text, so {numbers}");
@@ -533,7 +533,7 @@ mod tests {
             load(Conversation::from_request("r", &messages, folder.path(), Vec::new(), fields).unwrap())
         };
         assert!(
-            num_frames(2).contains("is a list of 3 frames, all of which are taken, and num_frames asks for at most 2")
+            num_frames(2).contains("is a list of 3 frames, all of which are used, but num_frames asks for at most 2")
         );
         assert!(num_frames(3).contains("0.png") && num_frames(8).contains("0.png"), "{}", num_frames(8));
     }
@@ -577,8 +577,8 @@ mod tests {
             (
                 vec![picture.clone(), "a <|image_pad|>".into()],
                 with_image(),
-                "m: message 1: has the token <|image_pad|> in its text, so the prompt has 2 of them for 1 image(s); remove \
-                 it from the text",
+                "m: message 1: has the token <|image_pad|> in its text, so the prompt has 2 such tokens for 1 image(s); \
+                 remove it from the text",
             ),
             (
                 vec![serde_json::json!([image, text("<|vision_start|><|video_pad|>")])],
@@ -595,7 +595,7 @@ mod tests {
             (
                 vec![picture.clone(), picture],
                 with_image(),
-                "m: the chat template does not write one <|image_pad|> for each image: the prompt has 2 of them for 1 \
+                "m: the chat template does not write one <|image_pad|> for each image: the prompt has 2 such tokens for 1 \
                  image(s); use the chat template of the published model",
             ),
         ] {

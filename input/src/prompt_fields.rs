@@ -456,7 +456,7 @@ mod tests {
             (
                 json!({PROCESSOR: {"fps": 1}}),
                 video(json!({"fps": 2})),
-                "r: message 0, part 0: fps: is 2, and 1 for all media",
+                "r: message 0, part 0: fps: is 2 here, but 1 for all media",
             ),
             (
                 json!({PROCESSOR: {"fps": 1}}),
@@ -466,7 +466,7 @@ mod tests {
             (
                 json!({PROCESSOR: {"fps": 1}, MEDIA_IO: {"video": {"fps": 2}}}),
                 file(),
-                "r: media_io_kwargs.video.fps: is 2, and 1 in",
+                "r: media_io_kwargs.video.fps: is 2 here, but 1 in",
             ),
             (
                 json!({PROCESSOR: {"max_pixels": 784, "size": {"longest_edge": 1000}}}),
@@ -476,12 +476,12 @@ mod tests {
             (
                 json!({PROCESSOR: {"num_frames": 8}, MEDIA_IO: {"video": {"num_frames": 4}}}),
                 file(),
-                "part 0: nframes: is 8, and 4",
+                "part 0: nframes: is 8 here, but 4",
             ),
             (
                 json!({MEDIA_IO: {"video": {"num_frames": 4}}}),
                 video(json!({"max_frames": 8})),
-                "part 0: max_frames: is 8, and 4",
+                "part 0: max_frames: is 8 here, but 4",
             ),
             (json!({PROCESSOR: {"fps": [1, 2]}}), file(), "r: mm_processor_kwargs.fps: has 2 numbers for 1 video(s)"),
             (json!({PROCESSOR: {"fps": []}}), file(), "r: mm_processor_kwargs.fps: is []"),
@@ -494,9 +494,9 @@ mod tests {
             (
                 json!({PROCESSOR: {"do_sample_frames": true}}),
                 list(),
-                "part 0: is a list of frames, all of which are taken",
+                "part 0: is a list of frames, all of which are used",
             ),
-            (json!({PROCESSOR: {"do_sample_frames": false}}), file(), "part 0: is a video file, and"),
+            (json!({PROCESSOR: {"do_sample_frames": false}}), file(), "part 0: is a video file, but"),
             (json!({MEDIA_IO: {"video": {"num_frames": 1}}}), list(), "part 0: is a list of 2 frames"),
             (json!({PROCESSOR: {"num_frames": 4}}), list(), "part 0: is a list of 2 frames"),
             (json!({MEDIA_IO: {"video": {"num_frames": 0}}}), file(), "r: media_io_kwargs.video.num_frames: is 0"),
@@ -512,7 +512,7 @@ mod tests {
             (
                 json!({}),
                 json!({"type": "image", "image": "a.png", "fps": 2}),
-                "r: message 0, part 0: fps: is not a key",
+                "r: message 0, part 0: fps: is an unknown key",
             ),
         ] {
             let error = limits(fields.clone(), json!([part])).expect_err(&fields.to_string());

@@ -417,7 +417,7 @@ mod tests {
             assert_eq!(read(&body.to_string()).unwrap().settings.grammar, Some(wanted), "{body}");
         }
         let both = json!({"messages": [], "guided_regex": "a", "guided_choice": ["a"]});
-        assert!(read(&both.to_string()).unwrap_err().to_string().contains("second rule"));
+        assert!(read(&both.to_string()).unwrap_err().to_string().contains("second grammar"));
     }
 
     #[test]

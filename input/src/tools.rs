@@ -282,9 +282,12 @@ mod tests {
         assert_eq!(rule(json!({"tools": [function("a")]}), regex()).unwrap(), regex());
         assert_eq!(rule(json!({"tools": tools, "tool_choice": "none"}), regex()).unwrap(), regex());
         assert_eq!(rule(json!({}), None).unwrap(), None);
-        for body in [json!({"tools": tools, "tool_choice": "required"}), json!({"tools": tools})] {
+        for (body, words) in [
+            (json!({"tools": tools, "tool_choice": "required"}), "rule for the answer's form"),
+            (json!({"tools": tools}), "also sets a grammar for the answer"),
+        ] {
             let error = rule(body, regex()).unwrap_err().to_string();
-            assert!(error.contains("rule for the answer's form"), "{error}");
+            assert!(error.contains(words), "{error}");
         }
     }
 

@@ -104,7 +104,7 @@ fn rejects_an_extra_pad_token(case: &Path) {
     conversation.messages.extend(question.messages);
     let error = said(&conversation).unwrap_err().to_string();
     assert!(
-        error.contains("has the token <|video_pad|> in its text, so the prompt has 2 of them for 1 video(s)"),
+        error.contains("has the token <|video_pad|> in its text, so the prompt has 2 such tokens for 1 video(s)"),
         "{error}"
     );
 }

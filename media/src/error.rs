@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use reel_diagnostic::{Diagnostic, shortage_help, start_shortage_help};
+use reel_diagnostic::{Diagnostic, help_for_failed_start, shortage_help};
 use serde::{Deserialize, Serialize};
 
 /// The result of a function of this crate.
@@ -67,14 +67,14 @@ impl MediaError {
 
     pub(crate) fn cannot_start_worker(program: &Path, error: &std::io::Error) -> Self {
         let what = format!("cannot be started as the process that decodes media: {error}");
-        let help = start_shortage_help(error).unwrap_or("check that the program exists and may be executed");
+        let help = help_for_failed_start(error).unwrap_or("check that the program exists and may be executed");
         Self::Worker(Diagnostic::new(program.display().to_string(), what, help))
     }
 
     /// A [`MediaError::Worker`]: the `operation` on a file failed because this machine could not create threads.
     pub(crate) fn cannot_start_threads(path: &Path, operation: &str, error: &std::io::Error) -> Self {
         let what = format!("{operation} failed because threads cannot be created: {error}");
-        let help = start_shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
+        let help = help_for_failed_start(error).unwrap_or("check the limits of this process (ulimit -a)");
         Self::Worker(Diagnostic::new(path.display().to_string(), what, help))
     }
 

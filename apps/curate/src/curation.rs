@@ -189,7 +189,7 @@ impl Curation {
     }
 
     /// US dollars that earlier runs have spent, including requests that may have been charged when a run was killed.
-    pub fn spent(&self) -> f64 {
+    pub fn dollars_spent(&self) -> f64 {
         self.tables.values().map(StageTable::cost).sum()
     }
 

@@ -172,7 +172,7 @@ impl Curation {
             kept: 0,
             rejected: 0,
             failed: 0,
-            cost: self.spent(),
+            cost: self.dollars_spent(),
             stages: self.stage_summaries(),
             reasons: BTreeMap::new(),
             sources: BTreeMap::new(),

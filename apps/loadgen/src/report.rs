@@ -346,6 +346,9 @@ mod tests {
         let json = report.json();
         assert!(json["total_input_tokens"].is_null() && json["total_token_throughput"].is_null());
         assert_eq!((&json["output_throughput"], &json["answers_without_usage"]), (&json!(8.0), &json!(1)));
-        assert!(report.table().contains("unknown") && report.notes().concat().contains("did not count"));
+        assert!(
+            report.table().contains("unknown")
+                && report.notes().concat().contains("did not report the number of tokens of ")
+        );
     }
 }

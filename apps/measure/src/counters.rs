@@ -169,7 +169,8 @@ mod tests {
     fn the_busiest_part_explains_the_last_launch_of_each_kernel() {
         let found = counters_from_csv(TABLE);
         let said: Vec<_> = found.iter().map(|k| (k.symbol.as_str(), k.explanation())).collect();
-        let waits = "waits: Compute (SM) Throughput 41 % is the busiest part, Achieved Occupancy 12 %".to_string();
+        let waits = "limited by waiting; the busiest part is Compute (SM) Throughput at 41 %, Achieved Occupancy 12 %"
+            .to_string();
         assert_eq!(said, [("void gemm<2, \"x\">", waits), ("swiglu_fwd_bf16", "DRAM Throughput 91 %".to_string())]);
         assert_eq!(found[1].metrics["Elapsed Cycles"], 1_234_567.0);
         assert_eq!(found[1].metrics.len(), 2);

@@ -155,8 +155,8 @@ pub struct Recorded {
     pub size: String,
     /// Name of the kernel's prototype, if the prototype was recorded instead of the kernel.
     pub prototype: Option<String>,
-    /// Speed of the product's prototype kernels relative to the recorded library; `seconds` is already divided by this
-    /// speed.
+    /// Speed of the prototype kernels of this matrix product divided by the speed of the recorded library (cuBLASLt);
+    /// `seconds` is already divided by this ratio.
     pub own_speed: Option<f64>,
     /// Whether the size of the recorded launch differs from the planned size by more than a factor of [`SAME_SIZE`].
     pub other_size: bool,

@@ -298,7 +298,7 @@ impl PredictionFile {
     pub(super) fn unanswered(&self, count: usize, failure: &str) -> TrainError {
         let lines = self.lines + self.waiting.len();
         let rows = self.settings.rows();
-        let what = format!("has answers for {lines} of {rows} rows; {count} requests were not answered: {failure}");
+        let what = format!("has answers for {lines} of {rows} rows; {count} request(s) got no answer: {failure}");
         TrainError::output(
             self.paths.partial.display().to_string(),
             what,

@@ -257,7 +257,10 @@ mod tests {
             (with(call("1", json!("{\"a\": "))), "has arguments that are not a JSON object (EOF"),
             (with(call("1", json!("[1]"))), "has arguments that are not a JSON object"),
             (with(call("1", json!(3))), "has arguments that are neither"),
-            (json!([{"role": "user", "content": "x", "tool_calls": [call("1", json!({}))]}]), "and the role user"),
+            (
+                json!([{"role": "user", "content": "x", "tool_calls": [call("1", json!({}))]}]),
+                "has tool_calls, but its role is user",
+            ),
             (json!([{"role": "assistant", "content": "", "function_call": {"name": "f"}}]), "function_call: is not"),
             (json!([{"role": "user", "content": null}]), "message 0: has a `content`"),
         ] {
@@ -276,11 +279,11 @@ mod tests {
         let good = json!([user, calls, result(json!("2")), result(json!("1")), calls, result(json!("1")), user]);
         assert_eq!(check(good), Ok(()));
         for (messages, expected) in [
-            (json!([user, result(json!("1"))]), "message 1: has the tool_call_id \"1\" of no call"),
-            (json!([calls, user, result(json!("1"))]), "message 2: has the tool_call_id \"1\" of no call"),
-            (json!([calls, result(json!("3"))]), "message 1: has the tool_call_id \"3\" of no call"),
+            (json!([user, result(json!("1"))]), "message 1: has the tool_call_id \"1\", but no tool call"),
+            (json!([calls, user, result(json!("1"))]), "message 2: has the tool_call_id \"1\", but no tool call"),
+            (json!([calls, result(json!("3"))]), "message 1: has the tool_call_id \"3\", but no tool call"),
             (json!([calls, result(json!(1))]), "message 1: has the tool_call_id 1"),
-            (json!([calls, result(Value::Null)]), "message 1: is a tool's result without"),
+            (json!([calls, result(Value::Null)]), "message 1: is the result of a tool call, but has no"),
             (assistant(json!([call("1", json!({})), call("1", json!({}))])), "message 0: has a second tool call"),
             (assistant(json!([{"function": {"name": "f"}}])), "message 0: has the tool call 0 without an `id`"),
         ] {

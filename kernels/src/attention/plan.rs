@@ -170,7 +170,7 @@ impl HeadsMap {
     }
 
     /// Returns the tensor map whose box has `rows` tokens and one group of columns.
-    pub(crate) fn boxes_of_a_group(&self, rows: u32) -> TensorMap {
+    pub(crate) fn map_of_column_group(&self, rows: u32) -> TensorMap {
         self.map(rows, 1)
     }
 

@@ -1,6 +1,6 @@
-// Attention in f32 with fused multiply-adds, for prefill and decode: a tile has 16 packed rows of one sequence. A
-// thread computes the scores of two rows for four keys that are 16 apart, then the outputs of two rows in four of 64
-// columns.
+// Attention in f32 with fused multiply-adds, for prefill and decode: a tile has 16 rows of one sequence; a row is one
+// query of one of the heads that share a KV head. A thread computes the scores of two rows for four keys that are 16
+// apart, then the outputs of two rows in four of 64 columns.
 #pragma once
 
 #include "paged_attention/tile.cuh"

@@ -31,7 +31,7 @@ pub(super) fn plan_bf16_wgmma(p: &Params, arch: &Arch) -> Vec<Stage> {
         let map = HeadsMap { tensor, tokens: SLOTS, heads: kv_heads, head_dim };
         match p.page_tokens >= POSITIONS {
             true => map.boxes_of(POSITIONS),
-            false => map.boxes_of_a_group(p.page_tokens),
+            false => map.map_of_column_group(p.page_tokens),
         }
     };
     let q = HeadsMap { tensor: p.q, tokens: tokens.into(), heads, head_dim };

@@ -268,7 +268,8 @@ struct Fixed {
     /// Whether blocks have twice as many columns, in the scheme `Units`.
     wide: Option<bool>,
     scheme: Option<Scheme>,
-    /// Number of blocks of the scheme `Units` that fit into a multiprocessor's shared memory, if there are few rows.
+    /// For products of few rows: number of thread blocks of [`Scheme::Units`] that fit into the shared memory of one
+    /// multiprocessor.
     blocks: u32,
     /// Number of blocks of the scheme `Tiles` for every two multiprocessors.
     blocks_per_2_multiprocessors: Option<u32>,
@@ -349,8 +350,8 @@ kernels! {
             LINEAR_BF16_32_COLUMNS: "32 columns", WIDE;
             LINEAR_BF16_ONE_BLOCK: "one block per multiprocessor", Fixed { blocks: 1, ..UNITS };
             LINEAR_BF16_TILES: "tiles", TILES;
-            LINEAR_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
-            LINEAR_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+            LINEAR_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
+            LINEAR_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
     LINEAR_F32: "skinny_linear_f32", Params, geometry, cpu::linear::<f32>, symbols!("skinny_linear_f32"), F32;
     LINEAR_INT8_BF16: "skinny_linear_int8_bf16", Params, geometry, cpu::linear_int8::<half::bf16>,
@@ -358,8 +359,8 @@ kernels! {
             LINEAR_INT8_BF16_16_COLUMNS: "16 columns", NARROW;
             LINEAR_INT8_BF16_32_COLUMNS: "32 columns", WIDE;
             LINEAR_INT8_BF16_TILES: "tiles", TILES;
-            LINEAR_INT8_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
-            LINEAR_INT8_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+            LINEAR_INT8_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
+            LINEAR_INT8_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
     LINEAR_INT8_F32: "skinny_linear_int8_f32", Params, geometry, cpu::linear_int8::<f32>,
         symbols!("skinny_linear_int8_f32"), INT8_F32;
@@ -368,24 +369,24 @@ kernels! {
             LOGITS_BF16_16_COLUMNS: "16 columns", NARROW;
             LOGITS_BF16_32_COLUMNS: "32 columns", WIDE;
             LOGITS_BF16_TILES: "tiles", TILES;
-            LOGITS_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
-            LOGITS_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+            LOGITS_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
+            LOGITS_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
     LOGITS_INT8_BF16: "skinny_logits_int8_bf16", Params, geometry, cpu::logits_int8::<half::bf16>,
         symbols!("skinny_logits_int8_bf16", 144), INT8_BF16, [
             LOGITS_INT8_BF16_16_COLUMNS: "16 columns", NARROW;
             LOGITS_INT8_BF16_32_COLUMNS: "32 columns", WIDE;
             LOGITS_INT8_BF16_TILES: "tiles", TILES;
-            LOGITS_INT8_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
-            LOGITS_INT8_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+            LOGITS_INT8_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
+            LOGITS_INT8_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
     SWIGLU_BF16: "skinny_swiglu_bf16", Params, geometry, cpu::swiglu::<half::bf16>,
         symbols!("skinny_swiglu_bf16" (4), 144; 160: 1), BF16, [
             SWIGLU_BF16_UNITS: "copies of 16 bytes", UNITS;
             SWIGLU_BF16_ONE_BLOCK: "one block per multiprocessor", Fixed { blocks: 1, ..UNITS };
             SWIGLU_BF16_TILES: "tiles", TILES;
-            SWIGLU_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
-            SWIGLU_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+            SWIGLU_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
+            SWIGLU_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
     SWIGLU_F32: "skinny_swiglu_f32", Params, geometry, cpu::swiglu::<f32>,
         symbols!("skinny_swiglu_f32" (4)), F32;
@@ -393,8 +394,8 @@ kernels! {
         symbols!("skinny_swiglu_int8_bf16" (4), 144), INT8_BF16, [
             SWIGLU_INT8_BF16_UNITS: "copies of 16 bytes", UNITS;
             SWIGLU_INT8_BF16_TILES: "tiles", TILES;
-            SWIGLU_INT8_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
-            SWIGLU_INT8_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+            SWIGLU_INT8_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
+            SWIGLU_INT8_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
     SWIGLU_INT8_F32: "skinny_swiglu_int8_f32", Params, geometry, cpu::swiglu_int8::<f32>,
         symbols!("skinny_swiglu_int8_f32" (4)), INT8_F32;
@@ -402,16 +403,16 @@ kernels! {
         symbols!("skinny_qkv_bf16" (2), 64; 32: 2, 64: 2), BF16, [
             QKV_BF16_UNITS: "copies of 16 bytes", UNITS;
             QKV_BF16_TILES: "tiles", TILES;
-            QKV_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
-            QKV_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+            QKV_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
+            QKV_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
     QKV_F32: "skinny_qkv_f32", QkvParams, qkv_geometry, cpu::qkv::<f32>, symbols!("skinny_qkv_f32" (2)), F32;
     QKV_INT8_BF16: "skinny_qkv_int8_bf16", QkvParams, qkv_geometry, cpu::qkv_int8::<half::bf16>,
         symbols!("skinny_qkv_int8_bf16" (2), 64), INT8_BF16, [
             QKV_INT8_BF16_UNITS: "copies of 16 bytes", UNITS;
             QKV_INT8_BF16_TILES: "tiles", TILES;
-            QKV_INT8_BF16_MANY_TILES: "tiles of half the columns", MANY_TILES;
-            QKV_INT8_BF16_FEW_TILES: "tiles of twice the columns", FEW_TILES;
+            QKV_INT8_BF16_MANY_TILES: "tiles with half as many columns", MANY_TILES;
+            QKV_INT8_BF16_FEW_TILES: "tiles with twice as many columns", FEW_TILES;
         ];
     QKV_INT8_F32: "skinny_qkv_int8_f32", QkvParams, qkv_geometry, cpu::qkv_int8::<f32>,
         symbols!("skinny_qkv_int8_f32" (2)), INT8_F32;

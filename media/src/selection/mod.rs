@@ -178,7 +178,7 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
 /// The error for a number of frames outside of `min..=max`; `count` is the number as text.
 fn bad_count(count: &str, min: u64, max: u64) -> MediaError {
     if max < min {
-        let what = format!("has only {max} frames to choose from, but at least {min} are needed");
+        let what = format!("has only {max} frame(s) to choose from, but at least {min} are needed");
         return MediaError::setting_error("video", what, "give a longer video, or a longer part of it");
     }
     MediaError::setting_error(

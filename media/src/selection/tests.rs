@@ -96,7 +96,7 @@ fn count_outside_the_limits_is_reported_as_given() {
         assert!(error.starts_with(&format!("nframes: {what}")), "{error}");
     }
     let short = select_frames(1, 25.0, MediaProfile::Qwen, &MediaOverrides::default()).unwrap_err().to_string();
-    assert!(short.starts_with("video: has too few frames to choose from: 1, and at least 2 are needed; "), "{short}");
+    assert!(short.starts_with("video: has only 1 frame(s) to choose from, but at least 2 are needed; "), "{short}");
 }
 
 #[test]

@@ -211,7 +211,7 @@ mod tests {
         for (shape, part) in [(&[4, 8][..], &[5, 8][..]), (&[4, 8], &[4, 9]), (&[4, 8], &[4]), (&[2, 2, 4], &[2, 2, 3])]
         {
             let e = tensor(shape).unwrap().with_unpadded_shape(part).unwrap_err().to_string();
-            assert!(e.contains("is not a part"), "{e}");
+            assert!(e.contains("does not fit into a vector or matrix"), "{e}");
         }
         assert!(tensor(&[4]).unwrap().with_unpadded_shape(&[4]).unwrap().unpadded.is_none());
     }

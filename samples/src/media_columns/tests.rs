@@ -140,9 +140,10 @@ fn media_columns_that_nothing_reads_are_refused() {
         assert_eq!(error.location, name);
     }
     let error = refuse_media("prompt", "<video>?", &Map::new()).unwrap_err().to_string();
-    assert!(error.starts_with("prompt: is a text with the mark <video>; "), "{error}");
+    assert!(error.starts_with("prompt: is plain text, but contains the media mark <video>; "), "{error}");
     let error = refuse_media("prompt", "What?", &columns(json!({"images": ["a.png"]}))).unwrap_err().to_string();
-    assert!(error.starts_with("prompt: is a text, which cannot hold the media of `images`; "), "{error}");
+    let wanted = "prompt: is plain text, which cannot contain the images or videos of the column `images`; ";
+    assert!(error.starts_with(wanted), "{error}");
     assert_eq!(refuse_media_beside_path(&columns(json!({"images": ["a.png"]}))).unwrap_err().location, "images");
 }
 

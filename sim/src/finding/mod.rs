@@ -214,7 +214,7 @@ impl Findings {
             _ => return None,
         }
         if self.segments.as_ref().is_none_or(|of| of.0 != kernel.name) {
-            self.segments = Some(Box::new((kernel.name.clone(), segments::segment_numbers(kernel))));
+            self.segments = Some(Box::new((kernel.name.clone(), segments::segment_of_each_instruction(kernel))));
         }
         let segments = &self.segments.as_ref()?.1;
         let [here, there] = pcs.map(|pc| segments.get(pc as usize).copied());

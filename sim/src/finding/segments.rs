@@ -9,8 +9,9 @@ use crate::program::op::{MbarrierOperationKind, Op, WarpOpKind};
 use crate::program::{FunctionCode, Kernel};
 use std::collections::HashMap;
 
-/// Returns the number of the segment of every instruction of a kernel.
-pub(super) fn segment_numbers(kernel: &Kernel) -> Vec<u32> {
+/// Returns for every instruction of a kernel the number of its segment: instructions with the same last synchronising
+/// instructions have the same number.
+pub(super) fn segment_of_each_instruction(kernel: &Kernel) -> Vec<u32> {
     let mut names = HashMap::new();
     kernel.functions.iter().flat_map(|code| function_segments(code, &mut names)).collect()
 }

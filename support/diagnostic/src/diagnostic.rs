@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::input;
 use crate::printable::{escape_controls, one_line};
 use crate::redact::redact_urls;
-use crate::shortage::{no_room_help, shortage_help, start_shortage_help};
+use crate::shortage::{help_for_failed_start, no_room_help, shortage_help};
 
 /// A problem that the user can act on. Prints as one line: `location: what; help`. User names, passwords and queries of
 /// URLs are not printed ([`redact_urls`]), and of a text longer than 2000 characters the middle is left out.
@@ -75,7 +75,7 @@ impl Diagnostic {
 
     /// Creates the diagnostic of a thread that could not be started; `purpose` says what the thread is for.
     pub fn cannot_start_thread(purpose: &str, error: &io::Error) -> Self {
-        let help = start_shortage_help(error).unwrap_or("check the limits of this process (ulimit -a)");
+        let help = help_for_failed_start(error).unwrap_or("check the limits of this process (ulimit -a)");
         Self::new(purpose, format!("its thread cannot be created: {error}"), help)
     }
 

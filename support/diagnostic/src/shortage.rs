@@ -21,7 +21,7 @@ pub fn shortage_help(error: &io::Error) -> Option<&'static str> {
 
 /// What to do if starting a process or a thread failed because a resource is used up: open files or memory as in
 /// [`shortage_help`], or the number of processes and threads. `None` for other errors.
-pub fn start_shortage_help(error: &io::Error) -> Option<&'static str> {
+pub fn help_for_failed_start(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error()? {
         EAGAIN => Some(
             "raise the limit of processes and threads (ulimit -u, or the pids limit of the container), or end other \

@@ -95,7 +95,7 @@ fn comparisons(run: &EvaluationRun, against: &EvaluationRun) -> Result<Vec<Compa
         compared.push(comparison.map_err(|e| match e {
             EvalError::Data(wrong) => {
                 let file = format!("{}/{}.jsonl", against.name, own.task.name);
-                let what = format!("{} than {}", wrong.what, run.name);
+                let what = format!("cannot be compared with {}: {} {}", run.name, wrong.location, wrong.what);
                 ReportError::Run(Diagnostic::new(file, what, wrong.help))
             }
             other => ReportError::Evaluation(other),

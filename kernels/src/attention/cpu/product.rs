@@ -84,7 +84,8 @@ impl VectorCode for &SmallProduct {
     }
 }
 
-/// Multiplies one word of `a` by a vector of words of `b`.
+/// Returns `sum + a · b` for each 32-bit lane. A lane of `a` and `b` is one f32, or with `PAIRS` two bf16, both of
+/// whose products are added.
 #[inline(always)]
 pub unsafe fn multiply_add<V: Vector, const PAIRS: bool>(a: V, b: V, sum: V) -> V {
     if PAIRS { a.dot(b, sum) } else { a.mul_add(b, sum) }

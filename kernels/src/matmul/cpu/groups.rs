@@ -17,7 +17,7 @@
 
 use reel_device::Team;
 
-use super::{Pack, Packed, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
+use super::{FewRowsProduct, Pack, Packed, Part, RowsOfA, Source, SumRows, THIN_PASSES, Unit};
 #[cfg(target_arch = "x86_64")]
 use reel_device::cpu::simd::is_intel;
 use reel_device::launch::GROUP_ROWS;
@@ -126,14 +126,14 @@ pub(super) mod avx512 {
     use super::*;
 
     /// Products with few rows of A and a bf16 B in groups, by f32 multiply-adds.
-    pub(in super::super) static THIN_WIDENED: Thin = thin(2, thin_widened);
+    pub(in super::super) static THIN_WIDENED: FewRowsProduct = thin(2, thin_widened);
     /// bf16 dot products.
-    pub(in super::super) static THIN_PAIRS: Thin = thin(1, thin_pairs);
+    pub(in super::super) static THIN_PAIRS: FewRowsProduct = thin(1, thin_pairs);
     /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
-    pub(in super::super) static THIN_F32: Thin = thin(1, thin_elements);
+    pub(in super::super) static THIN_F32: FewRowsProduct = thin(1, thin_elements);
 
-    const fn thin(passes: usize, multiply: super::super::FewRowsFn) -> Thin {
-        Thin { most: MOST, passes, rows: GROUP_ROWS, least_rows: GROUP_ROWS, reads_rows_of_a: true, multiply }
+    const fn thin(passes: usize, multiply: super::super::FewRowsFn) -> FewRowsProduct {
+        FewRowsProduct { most: MOST, passes, rows: GROUP_ROWS, least_rows: GROUP_ROWS, reads_rows_of_a: true, multiply }
     }
 
     /// Maximum number of rows of A in a block: their sums, 32 columns each, take 24 of the 32 registers and leave room
@@ -378,9 +378,9 @@ pub(super) mod avx2 {
     use super::*;
 
     /// Products with few rows of A and a bf16 B in groups, by f32 multiply-adds.
-    pub(in super::super) static THIN_WIDENED: Thin = Thin { multiply: thin::<true>, ..THIN_F32 };
+    pub(in super::super) static THIN_WIDENED: FewRowsProduct = FewRowsProduct { multiply: thin::<true>, ..THIN_F32 };
     /// Products with few rows of A and an f32 B in groups, by f32 multiply-adds.
-    pub(in super::super) static THIN_F32: Thin = Thin {
+    pub(in super::super) static THIN_F32: FewRowsProduct = FewRowsProduct {
         most: 4,
         passes: THIN_PASSES,
         rows: GROUP_ROWS,

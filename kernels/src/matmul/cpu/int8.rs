@@ -13,14 +13,21 @@
 
 use reel_device::launch::INT8_GROUP;
 
-use super::{FewRowsFn, Part, RowsOfA, Source, SumRows, THIN_PASSES, Thin, Unit};
+use super::{FewRowsFn, FewRowsProduct, Part, RowsOfA, Source, SumRows, THIN_PASSES, Unit};
 
-/// Maximum number of columns of C (rows of B) in one call of a [`Thin`] function.
+/// Maximum number of columns of C (rows of B) in one call of a [`FewRowsProduct`] function.
 pub(super) const THIN_ROWS: usize = 64;
 
 /// Describes a function that multiplies at most `most` packed rows of A with an int8 B.
-const fn thin_of(most: usize, multiply: FewRowsFn) -> Thin {
-    Thin { most, passes: THIN_PASSES, rows: THIN_ROWS, least_rows: INT8_GROUP, reads_rows_of_a: false, multiply }
+const fn thin_of(most: usize, multiply: FewRowsFn) -> FewRowsProduct {
+    FewRowsProduct {
+        most,
+        passes: THIN_PASSES,
+        rows: THIN_ROWS,
+        least_rows: INT8_GROUP,
+        reads_rows_of_a: false,
+        multiply,
+    }
 }
 /// Prefetch distance in bytes, in the group that is read.
 const AHEAD: usize = 2048;
@@ -89,9 +96,9 @@ pub(super) mod avx512 {
     use super::*;
 
     /// f32 multiply-adds.
-    pub(in super::super) static THIN_F32: Thin = thin_of(12, thin_f32);
+    pub(in super::super) static THIN_F32: FewRowsProduct = thin_of(12, thin_f32);
     /// bf16 dot products.
-    pub(in super::super) static THIN_BF16: Thin = thin_of(12, thin_bf16);
+    pub(in super::super) static THIN_BF16: FewRowsProduct = thin_of(12, thin_bf16);
 
     /// Reads one element along k of each of 16 rows and converts it to f32.
     ///
@@ -314,7 +321,7 @@ pub(super) mod avx2 {
     use super::*;
 
     /// f32 multiply-adds.
-    pub(in super::super) static THIN_F32: Thin = thin_of(4, thin);
+    pub(in super::super) static THIN_F32: FewRowsProduct = thin_of(4, thin);
 
     /// Reads one element along k of each of 8 rows and converts it to f32.
     ///

@@ -47,7 +47,9 @@ use reel_device::{DType, Element, Team};
 
 use ahead::PrefetchCursor;
 use store::{Destination, scale_columns, store};
-use thin::{FewRowsFn, RowsOfA, SumRows, THIN_BYTES, THIN_PASSES, Thin, runs, thin_rows_of_b};
+use thin::{
+    FewRowsFn, FewRowsProduct, RowsOfA, SumRows, THIN_BYTES, THIN_PASSES, runs, thin_product_reading_rows_of_b,
+};
 
 /// Maximum number of units along k (elements, or pairs of bf16) that are packed at a time. 64 packed rows of B of
 /// this length fill a quarter of a second-level cache.
@@ -185,13 +187,13 @@ struct Code {
     /// Packs a B that is stored in groups.
     pack_groups: Pack,
     /// The function for products with few rows of A and a B that is not transposed.
-    thin: Option<&'static Thin>,
+    thin: Option<&'static FewRowsProduct>,
     /// The function for products with few rows of A and an int8 B.
-    thin_int8: Option<&'static Thin>,
+    thin_int8: Option<&'static FewRowsProduct>,
     /// The function for products with few rows of A and a bf16 B that is stored in groups.
-    thin_groups: Option<&'static Thin>,
+    thin_groups: Option<&'static FewRowsProduct>,
     /// The function for products with few rows of A and an f32 B that is stored in groups.
-    thin_f32_groups: Option<&'static Thin>,
+    thin_f32_groups: Option<&'static FewRowsProduct>,
 }
 
 impl Code {
@@ -205,7 +207,7 @@ impl Code {
     }
 
     /// Returns the function for products with few rows of A and a B of these units, if there is one.
-    fn thin_of(&self, unit: Unit) -> Option<&'static Thin> {
+    fn thin_of(&self, unit: Unit) -> Option<&'static FewRowsProduct> {
         match unit {
             Unit::Int8 | Unit::Int8Pair => self.thin_int8,
             Unit::GroupedPair | Unit::GroupedWidened => self.thin_groups,

@@ -12,14 +12,14 @@ use super::{Packed, Part, Product, Scratch, Source};
 pub(super) const THIN_BYTES: usize = 2048 << 10;
 /// Number of rows of B that a product with few rows of A reads at a time, if B is not stored in groups.
 const THIN_ROWS: usize = 16;
-/// Maximum number of sums that a [`Thin`] function computes in one call: 24 rows of A by 16 of B, 12 by 64, or 36 by
-/// 32.
+/// Maximum number of sums that a [`FewRowsProduct`] function computes in one call: 24 rows of A by 16 of B, 12 by 64,
+/// or 36 by 32.
 const THIN_SUMS: usize = 1152;
-/// The usual [`Thin::passes`].
+/// The usual [`FewRowsProduct::passes`].
 pub(super) const THIN_PASSES: usize = 3;
 
-/// `multiply(m, a, b, row, rows, acc)` multiplies `m` rows of A with `rows` (at most [`Thin::rows`]) unpacked rows of B
-/// from `row` on. If `rows` is [`Thin::rows`], every sum of the `m` rows of `acc` is written.
+/// `multiply(m, a, b, row, rows, acc)` multiplies `m` rows of A with `rows` (at most [`FewRowsProduct::rows`]) unpacked
+/// rows of B from `row` on. If `rows` is [`FewRowsProduct::rows`], every sum of the `m` rows of `acc` is written.
 pub(super) type FewRowsFn = unsafe fn(usize, RowsOfA, &Source, usize, usize, SumRows);
 
 /// Where rows of sums are written.
@@ -27,7 +27,7 @@ pub(super) type FewRowsFn = unsafe fn(usize, RowsOfA, &Source, usize, usize, Sum
 pub(super) struct SumRows {
     /// The first sum of the first row.
     pub(super) first: *mut f32,
-    /// Distance from one row to the next, in sums: at least [`Thin::rows`].
+    /// Distance from one row to the next, in sums: at least [`FewRowsProduct::rows`].
     pub(super) stride: usize,
 }
 
@@ -64,7 +64,7 @@ impl RowsOfA {
 unsafe impl Sync for RowsOfA {}
 
 /// A function for products with few rows of A.
-pub(super) struct Thin {
+pub(super) struct FewRowsProduct {
     /// Maximum number of rows of A in one call. `most` times `rows` is at most [`THIN_SUMS`].
     pub(super) most: usize,
     /// Maximum number of calls with the same rows of B, which are in a cache after the first call. For an A with more
@@ -81,15 +81,15 @@ pub(super) struct Thin {
 }
 
 /// Describes a function for a B that is stored row by row. The caller sets `most` and `passes`.
-pub(super) const fn thin_rows_of_b(multiply: FewRowsFn) -> Thin {
-    Thin { most: 0, passes: 0, rows: THIN_ROWS, least_rows: THIN_ROWS, reads_rows_of_a: false, multiply }
+pub(super) const fn thin_product_reading_rows_of_b(multiply: FewRowsFn) -> FewRowsProduct {
+    FewRowsProduct { most: 0, passes: 0, rows: THIN_ROWS, least_rows: THIN_ROWS, reads_rows_of_a: false, multiply }
 }
 
 impl<T: Element> Product<'_, T> {
     /// Computes a product with few rows of A. B is read from memory once and not packed; each task reads a range of its
     /// rows. More than `thin.most` rows of A are divided into passes. All passes multiply one group of rows of B before
     /// the next group is read.
-    pub(super) unsafe fn thin(&self, thin: &Thin, scratch: &mut Scratch) {
+    pub(super) unsafe fn thin(&self, thin: &FewRowsProduct, scratch: &mut Scratch) {
         let passes = self.m.div_ceil(thin.most);
         let rows_of = |pass: usize| pass * self.m / passes..(pass + 1) * self.m / passes;
         let in_place = if thin.reads_rows_of_a { self.rows_of_a() } else { None };

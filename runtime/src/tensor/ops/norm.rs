@@ -39,7 +39,7 @@ struct Sizes {
 impl Sizes {
     fn new(op: &'static str, x: &Tensor, w: &Tensor, eps: f32) -> Result<Sizes> {
         let (n_rows, n_cols) = rows_cols(op, "x", x)?;
-        want_shape(op, "weight", w, &[n_cols], "the last dimension of x; was a wrong shard loaded?")?;
+        want_shape(op, "weight", w, &[n_cols], "the last dimension of x; check that the right shard was loaded")?;
         want_dtype(op, "weight", w, x.dtype())?;
         Ok(Sizes { n_rows, n_cols, rows: size(op, n_rows)?, cols: size(op, n_cols)?, eps })
     }

@@ -36,8 +36,8 @@ impl Default for ClockAdvance {
 }
 
 impl ClockAdvance {
-    /// Called when the grid makes progress: the next advance needs the first, short wait again. The next advance is as
-    /// long as the last one, because the blocks of a grid often wait for equal times.
+    /// Called when the grid makes progress. The clocks are advanced after [`FIRST_WAIT`] instructions without progress
+    /// again, and by as many cycles as the last time, because the blocks of a grid often wait for equal times.
     pub fn restart(&mut self, progress: &ProgressCounters) {
         let due = progress.executed + FIRST_WAIT;
         let (cycles, reads, exits) = (self.cycles, progress.clock_reads, progress.exits);

@@ -32,8 +32,9 @@ struct Achievements {
 pub(super) struct LimitWatch {
     limits: RunLimits,
     turns: u32,
-    /// Number of steps at the last scan, and at the last scan that found progress.
+    /// Number of steps that had run when the warps were last scanned for progress.
     scanned_at: u64,
+    /// Number of steps at the last scan that found progress.
     progress_at: u64,
     achieved: Achievements,
     /// Executions of each instruction at the last scan.

@@ -192,7 +192,7 @@ fn errors_of_a_file_are_those_of_this_process() {
 fn broken_workers_give_one_line() {
     let path = golden("types_v1.parquet");
     for (part, wanted) in [
-        ("sleep", "decoding gave nothing for 0.5 s"),
+        ("sleep", "decoding made no progress for 0.5 s"),
         ("abort", "the process that decodes it crashed (signal 6)"),
         ("exit", "the process that decodes it exited with code 3 (a message of its own)"),
         ("garbage", "invalid reply"),
@@ -242,7 +242,7 @@ fn file_is_given_up_after_three_timeouts() {
     for attempt in 0..5 {
         let e = one_line(table.value(0).unwrap_err(), &path);
         let wanted = match attempt {
-            0..3 => ": row 1: is damaged, or its disk is too slow: decoding gave nothing for 0.5 s",
+            0..3 => ": row 1: is damaged, or its disk is too slow: decoding made no progress for 0.5 s",
             _ => ": is not decoded any more: decoding exceeded its time limit 3 times",
         };
         assert!(e.starts_with(wanted), "{attempt}: {e}");

@@ -211,7 +211,7 @@ fn groups_are_for_the_cpu_and_are_written_whole() {
     let gpu = Device::dry(Kernels::Cuda);
     for dtype in [DType::F32, DType::BF16] {
         let e = PackedWeight::in_groups(&gpu, [4, 4], dtype).unwrap_err().to_string();
-        assert!(e.contains("only a CPU"), "{e}");
+        assert!(e.contains("on device cpu only"), "{e}");
         assert!(!PackedWeight::suits(&gpu));
     }
     let device = Device::cpu(1);

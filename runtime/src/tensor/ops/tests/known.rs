@@ -96,7 +96,7 @@ fn known_outputs_of_another_shape_or_dtype_are_refused() {
     assert!(known(of(&[5, 4, 8], f32), of(&[5, 4], DType::BF16)).contains("known lse has dtype bf16"));
     let index = Tensor::from_i32(&device, &[M], &[0; M]).unwrap();
     let error = write_rows(&cx, &x, &index, &of(&[9, 8], f32), 3).unwrap_err().to_string();
-    assert!(error.contains("columns 3 .. 9 exceed the 8 of the destination"), "{error}");
+    assert!(error.contains("columns 3 .. 9 exceed the 8 columns of the destination"), "{error}");
 }
 
 #[test]
