@@ -378,7 +378,7 @@ mod tests {
         assert!(advice("max_new_tokens", &["max_completion_length"]).ends_with("use --max_completion_length"));
         assert!(advice("use_peft", &["lora_r"]).contains("--lora_r with a rank"));
         assert!(advice("vllm_gpu_memory_utilization", &[]).contains("own engine"));
-        assert!(advice("deepspeed", &[]).contains("one device"));
+        assert!(advice("deepspeed", &[]).contains("among its processes"));
         assert_eq!(advice("nonsense", &["learning_rate"]), "");
     }
 
