@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -14,13 +13,12 @@ use reel_diagnostic::remove_unfinished_files;
 use reel_ranks::{RankError, Ranks, Timeouts, World};
 use reel_runs::folder::output;
 use reel_train::TrainError;
-use reel_train::options::{ReportTo, RunOptions, TrainingOptions};
+use reel_train::options::{ReportTo, RunOptions};
 use reel_train::setup::RunRanks;
 use tempfile::TempDir;
 
 use crate::common::{CommonOptions, DeviceName};
 use crate::fail::{failed, usage_error};
-use crate::training::ResolvedOptions;
 use crate::{interrupt, output as print};
 
 /// How long a rank waits for the others between two steps. An evaluation or a checkpoint of rank 0 may be meanwhile.
@@ -40,10 +38,10 @@ pub fn refuse_several_processes(command: &str) -> Result<()> {
     const OF_SEVERAL: [&str; 2] = ["sft", "doctor"];
     // These write nothing that several processes would write at once.
     const HARMLESS: [&str; 4] = ["help", "completions", "man", "plan"];
-    let Some(world) = world()? else { return Ok(()) };
     if OF_SEVERAL.contains(&command) || HARMLESS.contains(&command) {
         return Ok(());
     }
+    let Some(world) = world()? else { return Ok(()) };
     let World { rank, size, launcher, .. } = world;
     let what = format!("runs as one process, but {launcher} has started {size}, of which this is rank {rank}");
     Err(failed(format!("reel {command}"), what, "start it without the launcher"))
@@ -124,26 +122,20 @@ impl RunProcess {
         Ok(Some(String::from_utf8_lossy(&path).into_owned()).filter(|path| !path.is_empty()))
     }
 
-    /// The options with which this rank runs: those of the command on rank 0. The other ranks write nothing outside
-    /// their own folder.
-    pub fn options<O>(&self, given: &ResolvedOptions<O>) -> ResolvedOptions<O>
-    where
-        O: TrainingOptions + DerefMut<Target = RunOptions> + Clone,
-    {
-        let mut own = given.clone();
-        if own.common.threads.is_none() {
-            let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-            own.common.threads = Some((cpus / self.ranks.world().local_size).max(1));
-        }
+    /// The number of this machine's CPUs for each of the processes on it, at least 1.
+    pub fn cpu_share(&self) -> usize {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        (cpus / self.ranks.world().local_size).max(1)
+    }
+
+    /// Makes the options of a run those of this rank: ranks other than 0 write nothing outside a folder of their own.
+    pub fn change_options(&self, run: &mut RunOptions) {
         if let Some(scratch) = &self.scratch {
-            let run: &mut RunOptions = &mut own.options;
             run.out = scratch.path().join("out");
             run.resume_from_checkpoint.clone_from(&self.checkpoint);
             (run.save_steps, run.overwrite, run.report_to) = (0, false, vec![ReportTo::None]);
             run.evaluation = Default::default();
-            (own.common.quiet, own.common.json) = (true, false);
         }
-        own
     }
 
     /// The ranks for the run.

@@ -199,7 +199,12 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
         self.options.validate()?;
         let process = RunProcess::join(world, &self.options, &self.common)?;
-        let own = process.options(self);
+        let mut own = self.clone();
+        process.change_options(&mut own.options);
+        own.common.threads = own.common.threads.or(Some(process.cpu_share()));
+        if !process.prints() {
+            (own.common.quiet, own.common.json) = (true, false);
+        }
         let done = own.with_setup(Some(&process), |setup| Ok(run(setup)?));
         let prints = process.prints();
         let summary = process.finish(done)?;

@@ -259,7 +259,7 @@ fn suggestions_know_the_field() {
         ("grpo --batch-size 2", &["--batch-size: ", "use --per-device-train-batch-size"]),
         ("grpo --use_peft", &["--use_peft: ", "use --lora-r"]),
         ("grpo --use-vllm true", &["--use-vllm: has no effect here: reel samples with its own engine"]),
-        ("grpo --deepspeed zero3.json", &["--deepspeed: ", "trains on one device"]),
+        ("grpo --deepspeed zero3.json", &["--deepspeed: ", "among its processes"]),
         ("grpo --attn_implementation flash_attention_2", &["--attn_implementation: ", "its own kernels"]),
         ("grpo --bf16 true", &["--bf16: ", "use --dtype bf16"]),
         ("grpo --semantic true", &["--semantic: ", "use --siglip"]),
