@@ -94,8 +94,8 @@ impl End {
         self.stderr.contains("memory allocation of") || self.stderr.contains("capacity overflow")
     }
 
-    /// The first line that the worker printed to its standard error since its last job began, in brackets after a
-    /// space; or an empty text.
+    /// The first line that the worker printed to its standard error since its last job (or the worker) began, in
+    /// brackets after a space; or an empty text.
     pub fn detail(&self) -> String {
         let line = self.stderr.lines().map(str::trim).find(|line| !line.is_empty());
         line.map_or(String::new(), |line| format!(" ({})", line.chars().take(200).collect::<String>()))
@@ -137,7 +137,10 @@ impl Worker {
         file: Option<BorrowedFd<'_>>,
         timeout: Duration,
     ) -> Result<(), Failure> {
-        self.read_stderr();
+        // Before its first job, a worker prints only why it cannot start, such as a missing library.
+        if self.jobs > 0 {
+            self.read_stderr();
+        }
         self.jobs += 1;
         self.timeout = timeout;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
