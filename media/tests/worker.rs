@@ -448,7 +448,8 @@ fn one_server_serves_many_videos() {
     let open = || std::fs::read_dir(format!("/proc/{}/fd", first[0])).unwrap().count();
     let before = open();
     (0..20).for_each(|_| probe());
-    assert_eq!(open(), before, "the server keeps files of its jobs");
+    // The server closes the file of a job after it has replied, so the count falls to the former one a moment later.
+    until(|| (open() <= before).then_some(()));
 
     assert!(Command::new("kill").args(["-9", &first[0].to_string()]).status().unwrap().success());
     until(|| (!alive(first[0])).then_some(()));
