@@ -164,13 +164,21 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                 "give the folder that the media paths in the data are relative to",
             ));
         }
+        let world = ranks::world()?;
+        if self.options.check_data && world.is_some() {
+            let help = "check the data first, as one process, with --check-data and without --out";
+            return Err(usage_error(
+                "--check-data",
+                "is work of one process, but a launcher has started several",
+                help,
+            ));
+        }
         if self.options.is_check_only() {
             return self.check(check);
         }
         if self.options.max_steps == Some(0) && !self.common.quiet && !self.common.json {
             reel_diagnostic::note!("--max-steps 0 sets no limit, as in TRL: the number of epochs decides");
         }
-        let world = ranks::world()?;
         match (world, self.options.gpus) {
             (Some(world), gpus) => {
                 if let Some(gpus) = gpus.filter(|&gpus| gpus as usize != world.size) {

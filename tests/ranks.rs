@@ -232,7 +232,8 @@ fn launchers_start_processes_by_their_variables() {
 #[test]
 fn what_several_processes_cannot_do_is_refused_in_one_line() {
     let w = training_folder(9);
-    let more: [(&[&str], &[&str]); 3] = [
+    let more: [(&[&str], &[&str]); 4] = [
+        (&["--check-data", "--gpus", "2"], &["--check-data: is work of one process"]),
         (
             &["--gradient-accumulation-steps", "2", "--gpus", "3"],
             &["--gradient-accumulation-steps: is 2", "at least 3"],

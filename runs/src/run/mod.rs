@@ -242,6 +242,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.checkpoints.writer.wait()?;
         self.check_out_is_the_same()?;
         self.folder.previous.remove()?;
+        if !self.writes_model() {
+            return Ok(());
+        }
         TrainedWeights::capture(&self.trainer, self.checkpoints.base.clone()).write(&self.setup.options.out)?;
         later_skipped::remove(&self.setup.options.out)
     }
@@ -266,6 +269,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
         self.finish(n, result, begun)?;
         Ok(true)
+    }
+
+    /// Whether this process writes checkpoints and the trained model: rank 0 does, which has the same weights as all.
+    fn writes_model(&self) -> bool {
+        self.setup.ranks.is_none_or(|run| run.ranks.rank() == 0)
     }
 
     /// Makes all ranks stop before the same step if one of them was interrupted.
@@ -333,6 +341,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     /// Writes a checkpoint of the last finished step unless there is one. If host memory has room for a copy of weights
     /// and optimizer state, a background thread writes the copy while the next steps run.
     fn save(&mut self) -> Result<()> {
+        if !self.writes_model() {
+            return Ok(());
+        }
         self.check_out_is_the_same()?;
         if self.checkpoints.saved == Some(self.state.step) {
             return Ok(());

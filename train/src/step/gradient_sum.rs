@@ -117,9 +117,8 @@ impl GradientSum {
             self.ranks.all_to_all_into("gradients", &sent, &mut received)?;
             let sums = &mut self.sums[owned..owned + mine.len()];
             owned += mine.len();
-            let overlaps = |part: &&Part| part.range.start < mine.end && mine.start < part.range.end;
-            for (index, part) in self.parts.iter().enumerate().filter(|(_, part)| overlaps(part)) {
-                let at = part.range.start.max(mine.start) - mine.start..part.range.end.min(mine.end) - mine.start;
+            for (index, part) in self.parts.iter().enumerate() {
+                let Some((at, _)) = overlap(part, &mine) else { continue };
                 let mut has_sum = self.reached[index];
                 for from in (0..micro_batches).filter(|&from| flags[from][index] != 0) {
                     let gradient = &self.received[from][at.clone()];
