@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -65,6 +66,8 @@ pub struct RunProcess {
     /// Set when all ranks have agreed to stop.
     pub stop: AtomicBool,
     interrupted: Arc<AtomicBool>,
+    /// OUT, which all ranks see, absolute.
+    out: PathBuf,
     /// The output folder of a rank other than 0.
     scratch: Option<TempDir>,
     /// The checkpoint that the run resumes from.
@@ -98,6 +101,7 @@ impl RunProcess {
             ranks,
             stop: AtomicBool::new(false),
             interrupted: interrupt::stop_flag(),
+            out: std::path::absolute(out).unwrap_or_else(|_| out.clone()),
             scratch: None,
             checkpoint: None,
         };
@@ -133,14 +137,14 @@ impl RunProcess {
         if let Some(scratch) = &self.scratch {
             run.out = scratch.path().join("out");
             run.resume_from_checkpoint.clone_from(&self.checkpoint);
-            (run.save_steps, run.overwrite, run.report_to) = (0, false, vec![ReportTo::None]);
+            (run.overwrite, run.report_to) = (false, vec![ReportTo::None]);
             run.evaluation = Default::default();
         }
     }
 
     /// The ranks for the run.
     pub fn ranks(&self) -> RunRanks<'_> {
-        RunRanks { ranks: &self.ranks, interrupted: &self.interrupted }
+        RunRanks { ranks: &self.ranks, out: &self.out, interrupted: &self.interrupted }
     }
 
     /// Whether this rank prints the result of the run.

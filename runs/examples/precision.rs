@@ -186,10 +186,8 @@ fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve,
 
 /// Clears the low bits of the master weights, so that each step starts from weights rounded to bf16.
 fn clear_low_bits(state: &ParameterState) -> Result<()> {
-    match &state.low {
-        Some(low) => Ok(low.write(&vec![0u16; low.count()])?),
-        None => Ok(()),
-    }
+    let mut low_bits = state.cells.iter().filter_map(|cell| cell.low.as_ref());
+    low_bits.try_for_each(|low| Ok(low.write(&vec![0u16; low.count()])?))
 }
 
 /// Returns the mean loss over the learned tokens (the answers' tokens) of `rows`.

@@ -52,6 +52,8 @@ pub struct RunSetup<'a, O> {
 pub struct RunRanks<'a> {
     /// All ranks.
     pub ranks: &'a Arc<Ranks>,
+    /// OUT of rank 0, in which all ranks write checkpoints together.
+    pub out: &'a Path,
     /// Set to true, by Ctrl-C, on this rank. All ranks stop before the same step: they agree on [`RunSetup::stop`].
     pub interrupted: &'a AtomicBool,
 }

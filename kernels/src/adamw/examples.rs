@@ -16,7 +16,7 @@ const ALL_MOMENTS: [Moments; 3] = [Moments::F32, Moments::Bf16, Moments::Int8];
 
 /// Makes the launch of a step of one parameter of `n` weights, at placeholder addresses.
 fn example_step(dtype: DType, moments: Moments, n: u64) -> Launch {
-    let entry: ParameterEntry = ParameterEntry { n, ..placeholder_params() };
+    let entry: ParameterEntry = ParameterEntry { n, first: 0, ..placeholder_params() };
     let low = if dtype == BF16 { entry.low } else { Addr::NULL };
     let scales = if moments == Moments::Int8 { entry.scales } else { Addr::NULL };
     let tables = StepTables {
@@ -54,7 +54,7 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
         let entries = [(); 2].map(|()| {
             let [w, m, v] = [(); 3].map(|()| arrays.f32(count));
             let low = if dtype == BF16 { arrays.elements(count, 2) } else { Addr::NULL };
-            ParameterEntry { w, low, m, v, scales: arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE)), n }
+            ParameterEntry { w, low, m, v, scales: arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE)), n, first: 0 }
         });
         let parameters = arrays.structs(&entries);
         let params = adamw::Params { parameters, gradients: gradients.0, steps, chunks, clip, seed: 3, chunk_count };

@@ -75,7 +75,8 @@ impl CType for StepNumbers {
 }
 
 params! {
-    /// An entry of the table of model parameters: the addresses of one parameter's weights and optimizer state.
+    /// An entry of the table of model parameters: the addresses of the weights and the optimizer state of a parameter,
+    /// or of a part of one. All arrays begin with the first weight of the part.
     pub struct ParameterEntry {
         /// f32 `[n]`, or bf16 `[n]` (the high halves of the master weights); updated.
         pub w: Addr,
@@ -87,8 +88,12 @@ params! {
         pub v: Addr,
         /// f32 `[ceil(n / WEIGHTS_PER_SCALE), 2]`, scales of m and v, updated; null without 8-bit moments.
         pub scales: Addr,
-        /// Weights.
+        /// Number of weights.
         pub n: u64,
+        /// Number of the parameter's weights before the part, a multiple of [`WEIGHTS_PER_SCALE`]; 0 for a whole
+        /// parameter. The random bits of a weight depend on its index in the parameter, so a parameter that is updated
+        /// in parts gets the bits of one that is updated whole.
+        pub first: u64,
     }
 }
 

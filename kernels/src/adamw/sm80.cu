@@ -179,12 +179,13 @@ struct Step {
   }
 };
 
-// The random bits for the weights 8 * group .. 8 * group + 8. Element j has 32 bits for weight 8 * group + j: the lower
-// half for m, the upper half for v.
+// The random bits for the weights 8 * group .. 8 * group + 8 of the task's part of a parameter. Element j has 32 bits
+// for weight 8 * group + j: the lower half for m, the upper half for v.
 struct Draws {
   PhiloxWords words;
 
-  __device__ __forceinline__ Draws(const Task& task, u64 group) : words(philox(task.seed, task.stream, group)) {}
+  __device__ __forceinline__ Draws(const Task& task, u64 group)
+      : words(philox(task.seed, task.stream, task.parameter.first / 8 + group)) {}
 
   __device__ __forceinline__ u32 operator[](u32 j) const {
     // Selects the word with conditions. An index that is not a constant would put the words into local memory.

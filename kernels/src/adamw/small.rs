@@ -171,7 +171,7 @@ pub(super) unsafe fn step_bf16_moments<W: Weights>(p: &Params, team: &Team) {
         let mut drawn = [[0; 8]; 2];
         let one = |i: usize, w: f32| {
             if i.is_multiple_of(8) {
-                drawn = draws(step.seed, step.stream, ((at + i) / 8) as u64);
+                drawn = draws(step.seed, step.stream, (parameter.first + (at + i) as u64) / 8);
             }
             let [w, m_new, v_new] = step.apply([w, m[i].to_f32(), v[i].to_f32()], g[at + i]);
             m[i] = round_stochastically_to_bf16(m_new, drawn[0][i % 8]);
@@ -219,7 +219,7 @@ pub(super) unsafe fn step_8bit<W: Weights>(p: &Params, team: &Team) {
             unsafe { weights.update(at, len, one) };
             scale.copy_from_slice(&[largest(&new_m[..len]), largest(&new_v[..len])]);
             for group in (0..len).step_by(8) {
-                let [for_m, for_v] = draws(step.seed, step.stream, ((at + group) / 8) as u64);
+                let [for_m, for_v] = draws(step.seed, step.stream, (parameter.first + (at + group) as u64) / 8);
                 for i in group..len.min(group + 8) {
                     m[i] = encode_first_moment(new_m[i], scale[0], for_m[i % 8]);
                     v[i] = encode_second_moment(new_v[i], scale[1], for_v[i % 8]);

@@ -210,6 +210,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
             // If a custom reward fails, media are unavailable, or a row cannot be used, the finished steps are saved
             // before the run ends.
+            // One of several ranks cannot save alone; the others end, too.
+            Err(e) if self.setup.ranks.is_some() => return Err(e),
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
                 self.save()?;
                 self.checkpoints.writer.wait()?;
@@ -271,14 +273,14 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(true)
     }
 
-    /// Whether this process writes checkpoints and the trained model: rank 0 does, which has the same weights as all.
+    /// Whether this process writes the trained model: rank 0 does, which has the same weights as all.
     fn writes_model(&self) -> bool {
         self.setup.ranks.is_none_or(|run| run.ranks.rank() == 0)
     }
 
     /// Makes all ranks stop before the same step if one of them was interrupted.
     fn agree_to_stop(&self) -> Result<()> {
-        let Some(RunRanks { ranks, interrupted }) = self.setup.ranks else { return Ok(()) };
+        let Some(RunRanks { ranks, interrupted, .. }) = self.setup.ranks else { return Ok(()) };
         let flags = ranks.all_gather("interruptions", &[u8::from(interrupted.load(Ordering::Relaxed))])?;
         if flags.iter().flatten().any(|&flag| flag != 0) {
             self.setup.stop.store(true, Ordering::Relaxed);
@@ -339,11 +341,9 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     }
 
     /// Writes a checkpoint of the last finished step unless there is one. If host memory has room for a copy of weights
-    /// and optimizer state, a background thread writes the copy while the next steps run.
+    /// and optimizer state, a background thread writes the copy while the next steps run. Several ranks write it
+    /// together, without a copy.
     fn save(&mut self) -> Result<()> {
-        if !self.writes_model() {
-            return Ok(());
-        }
         self.check_out_is_the_same()?;
         if self.checkpoints.saved == Some(self.state.step) {
             return Ok(());
@@ -353,19 +353,30 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.logs.sync()?;
         let logs = self.logs.digests();
         self.recorded.update_products(&self.setup, &self.state)?;
-        let bytes = checkpoint::checkpoint_bytes(&self.trainer);
-        let copy = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes);
         let (base, state) = (self.checkpoints.base.clone(), self.state.clone());
         let files = self.train_loop.resume_files()?;
-        let mut snapshot = CheckpointSnapshot::capture(&self.trainer, base, state.clone(), files).with_logs(logs);
-        let copied = copy && snapshot.copy_tensors()?;
+        let mut snapshot = CheckpointSnapshot::capture(&self.trainer, base, state.clone(), files)?.with_logs(logs);
         self.checkpoints.saved = Some(state.step);
         let (out, keep) = (self.setup.options.out.clone(), self.setup.options.save_total_limit);
+        let folder = out.clone();
+        let finish = move || {
+            let best = state.rewards.best.as_ref();
+            best::write_trainer_state(&folder, best, state.step, state.steps)?;
+            checkpoint::remove_old_checkpoints(&folder, keep, best.map(|best| best.step))
+        };
+        if let Some(RunRanks { ranks, out: shared, .. }) = self.setup.ranks {
+            let meet = |name: &str| Ok(ranks.barrier(name)?);
+            if ranks.rank() > 0 {
+                return snapshot.write_cells(shared, &meet);
+            }
+            snapshot.write_with(&out, &meet)?;
+            return finish();
+        }
+        let bytes = checkpoint::checkpoint_bytes(&self.trainer);
+        let copied = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes) && snapshot.copy_tensors()?;
         let job = move || {
             snapshot.write(&out)?;
-            let best = state.rewards.best.as_ref();
-            best::write_trainer_state(&out, best, state.step, state.steps)?;
-            checkpoint::remove_old_checkpoints(&out, keep, best.map(|best| best.step))
+            finish()
         };
         if copied { self.checkpoints.writer.start(job) } else { job() }
     }

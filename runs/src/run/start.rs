@@ -163,10 +163,10 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
     let (options, state) = (setup.options, &found.state);
     let config = ModelConfig::open(setup.model)?;
     let hyperparameters = Hyperparameters::new(options, state.steps).with_seed(setup.seed);
+    let ranks = setup.ranks.map(|run| run.ranks.clone());
     let (mut trainer, files) =
-        Trainer::resume(setup.device, &config, setup.model, found.checkpoint(), setup.dtype, hyperparameters)?;
+        Trainer::resume(setup.device, &config, setup.model, found.checkpoint(), setup.dtype, hyperparameters, ranks)?;
     files.check_values()?;
-    trainer = trainer.with_ranks(setup.ranks.map(|run| run.ranks.clone()));
     // The small files are read before the first step, so that a missing or damaged file cannot make a save fail hours
     // later.
     let small_files = ConfigAndTokenizerFiles::read(setup.model)?;

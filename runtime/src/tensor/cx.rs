@@ -15,11 +15,13 @@
 //!     })
 //! ```
 
+use std::sync::Arc;
+
 use reel_device::{DType, Device, Launch, LaunchOrigin, MemoryCategory, current_origin, with_origin};
 
 use super::Tensor;
 use super::tape::{BackwardContext, Grads, RECOMPUTE, Tape};
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
 
 /// What the backward pass computes again instead of keeping it in memory (gradient checkpointing). Results have the
 /// same bits.
@@ -183,7 +185,7 @@ impl Cx {
             let again = f(&cx, &leaves)?;
             let dy = bw.take_dy();
             let tape = cx.tape.as_ref().map(Tape::take_nodes).unwrap_or_default();
-            let leaf_grads = tape.backward(&again, dy, bw.grads())?;
+            let leaf_grads = bw.backward_recomputed(tape, &again, dy)?;
             drop(again);
             for (input, leaf) in kept.iter().zip(&leaves) {
                 if let Some(g) = leaf_grads.get(leaf) {
@@ -201,13 +203,28 @@ impl Cx {
     /// # Errors
     /// A parameter that was used but got no gradient, by name; a loss that depends on no parameter; out of memory.
     pub fn backward(&self, loss: &Tensor, scale: f32, grads: &mut Grads) -> Result<()> {
+        self.backward_with(loss, scale, grads, &mut |_, _| Ok(()))
+    }
+
+    /// [`Cx::backward`] for the first micro-batch of a step, which calls `finished` with the parameters whose gradients are
+    /// finished, while the pass goes on. `finished` may [release](Grads::release) them.
+    ///
+    /// # Errors
+    /// As for [`Cx::backward`]; an error of `finished`.
+    pub fn backward_with<E: From<RuntimeError>>(
+        &self,
+        loss: &Tensor,
+        scale: f32,
+        grads: &mut Grads,
+        finished: &mut impl FnMut(Vec<Arc<str>>, &mut Grads) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         let tape = self.tape.as_ref().map(Tape::take_nodes).unwrap_or_default();
         if !loss.needs_grad() {
-            return Err(crate::RuntimeError::NothingToTrain);
+            return Err(RuntimeError::NothingToTrain.into());
         }
         let dy = Tensor::from_f32(&self.device, &[1], DType::F32, &[scale], MemoryCategory::Activations)?;
         grads.begin_pass(tape.parameters_of_several_ops());
-        tape.backward(loss, dy, grads)?;
-        grads.end_pass(&self.device)
+        tape.backward(loss, dy, grads, finished)?;
+        Ok(grads.end_pass(&self.device)?)
     }
 }

@@ -310,40 +310,23 @@ impl Tensor {
         }
     }
 
-    /// Copies the elements of an f32 tensor from `start` on to `to`.
-    ///
-    /// # Errors
-    /// A tensor of another dtype, or elements beyond its end; a device error.
-    pub fn read_elements(&self, start: usize, to: &mut [f32]) -> Result<()> {
-        self.check_elements("read", start, to.len())?;
-        Ok(self.0.buffer.download(self.0.offset + start * DType::F32.size(), bytemuck::cast_slice_mut(to))?)
-    }
-
-    /// Overwrites the elements of an f32 tensor from `start` on with `values`.
-    ///
-    /// # Errors
-    /// A tensor of another dtype, elements beyond its end, or memory of a mapped file; a device error.
-    pub fn write_elements(&self, start: usize, values: &[f32]) -> Result<()> {
-        self.check_elements("write", start, values.len())?;
-        self.check_trainable("the tensor")?;
-        Ok(self.0.buffer.upload(self.0.offset + start * DType::F32.size(), bytemuck::cast_slice(values))?)
-    }
-
-    fn check_elements(&self, op: &'static str, start: usize, len: usize) -> Result<()> {
-        if self.dtype() != DType::F32 {
-            return Err(RuntimeError::DType { got: self.dtype(), want: DType::F32 });
-        }
-        if start.checked_add(len).is_none_or(|end| end > self.count()) {
-            return Err(shape_error(op, format!("{start}+{len} elements of {}", format_shape(self.shape()))));
-        }
-        Ok(())
-    }
-
     /// Copies the elements to the host, as bytes.
     pub fn read_bytes(&self) -> Result<Vec<u8>> {
         let mut out = vec![0; self.bytes()];
-        self.0.buffer.download(self.0.offset, &mut out)?;
+        self.read_bytes_into(&mut out)?;
         Ok(out)
+    }
+
+    /// Copies the elements to `to`, as bytes.
+    ///
+    /// # Errors
+    /// `to` has another size than the tensor; a device error.
+    pub fn read_bytes_into(&self, to: &mut [u8]) -> Result<()> {
+        if to.len() != self.bytes() {
+            let what = format!("{} bytes of {} of {}", to.len(), format_shape(self.shape()), self.dtype());
+            return Err(shape_error("read", what));
+        }
+        Ok(self.0.buffer.download(self.0.offset, to)?)
     }
 
     /// Starts a copy of the elements to the host. The copy has the values after all launches so far.

@@ -12,6 +12,9 @@
 //! Gradients are added in the reverse order of the tape, so equal inputs give equal bits. The gradients of parameters
 //! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step: `(g1 + g2) + g3 …`, where g2
 //! is the whole gradient of the second micro-batch. Ops are recorded by [`super::cx::Cx::record`].
+//!
+//! A gradient of a parameter is finished when no node is left that uses the parameter. The caller hears of it, so that a
+//! job of several ranks can exchange gradients and free their memory while the backward pass goes on.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -77,36 +80,54 @@ impl Tape {
         parameters.filter(|name| !seen.insert(Arc::clone(name))).cloned().collect()
     }
 
-    /// Runs the backward pass from `output` with the gradient `dy`. Returns the gradients of leaves that are not
-    /// parameters.
-    pub(super) fn backward(self, output: &Tensor, dy: Tensor, grads: &mut Grads) -> Result<LeafGrads> {
+    /// Runs the backward pass from `output` with the gradient `dy`. Calls `finished` with the parameters whose gradients
+    /// are finished, in the order of the pass. Returns the gradients of leaves that are not parameters.
+    pub(super) fn backward<E: From<RuntimeError>>(
+        self,
+        output: &Tensor,
+        dy: Tensor,
+        grads: &mut Grads,
+        finished: &mut impl FnMut(Vec<Arc<str>>, &mut Grads) -> std::result::Result<(), E>,
+    ) -> std::result::Result<LeafGrads, E> {
         let device = output.device().clone();
         let mut by_id = HashMap::from([(output.id(), dy)]);
-        let mut used = BTreeSet::new();
         let mut sums = PendingColumnSums::default();
         // Each node is dropped after its rule ran. This frees the tensors that the rule kept.
         let mut nodes = self.0.into_inner();
+        let mut uses_left = HashMap::<Arc<str>, usize>::new();
+        for name in nodes.iter().flat_map(|node| &node.parameters) {
+            *uses_left.entry(name.clone()).or_default() += 1;
+        }
+        // The parameters that no further node uses, and to whose gradients only `sums` may still add.
+        let mut complete = Vec::new();
         while let Some(node) = nodes.pop() {
             if sums.layer != node.layer {
                 sums.launch(&device)?;
                 sums.layer = node.layer;
+                finished(std::mem::take(&mut complete), grads)?;
             }
-            used.extend(node.parameters.iter().cloned());
             let dys: Vec<Option<Tensor>> = node.outputs.iter().map(|id| by_id.remove(id)).collect();
-            if dys.iter().all(Option::is_none) {
-                continue;
+            let mut of_recomputed = Vec::new();
+            if dys.iter().any(Option::is_some) {
+                // The ops that gradient checkpointing computes again set their own names.
+                let op = if node.name == RECOMPUTE { "" } else { node.name };
+                let _origin = with_origin(LaunchOrigin { op, is_backward: !op.is_empty(), layer: node.layer });
+                let (by_id, sums, of_recomputed) = (&mut by_id, &mut sums, &mut of_recomputed);
+                (node.backward)(&mut BackwardContext { device: &device, dys, by_id, grads, sums, of_recomputed })?;
             }
-            // The ops that gradient checkpointing computes again set their own names.
-            let op = if node.name == RECOMPUTE { "" } else { node.name };
-            let _origin = with_origin(LaunchOrigin { op, is_backward: !op.is_empty(), layer: node.layer });
-            let mut bw = BackwardContext { device: &device, dys, by_id: &mut by_id, grads, sums: &mut sums };
-            (node.backward)(&mut bw)?;
+            for name in node.parameters {
+                let uses = uses_left.entry(name.clone()).or_default();
+                *uses -= 1;
+                if *uses == 0 && !grads.has(&name) {
+                    return Err(RuntimeError::NoGradient(name.to_string()).into());
+                }
+                complete.extend((*uses == 0).then_some(name));
+            }
+            complete.extend(of_recomputed.into_iter().filter(|name| uses_left.get(name).is_none_or(|uses| *uses == 0)));
         }
         sums.launch(&device)?;
-        match used.iter().find(|name| !grads.has(name)) {
-            Some(name) => Err(RuntimeError::NoGradient(name.to_string())),
-            None => Ok(LeafGrads(by_id)),
-        }
+        finished(complete, grads)?;
+        Ok(LeafGrads(by_id))
     }
 }
 
@@ -126,6 +147,8 @@ pub struct BackwardContext<'a> {
     by_id: &'a mut HashMap<u64, Tensor>,
     grads: &'a mut Grads,
     sums: &'a mut PendingColumnSums,
+    /// The parameters of the ops that the rule has computed again, with finished gradients.
+    of_recomputed: &'a mut Vec<Arc<str>>,
 }
 
 /// Column sums that the rules of a layer have asked for and that one launch will compute.
@@ -306,8 +329,12 @@ impl BackwardContext<'_> {
         self.sums.push(self.device, x.reshape(&[rows, cols])?, sum, adds)
     }
 
-    pub(super) fn grads(&mut self) -> &mut Grads {
-        self.grads
+    /// Runs the backward pass over ops that the rule has computed again.
+    pub(super) fn backward_recomputed(&mut self, tape: Tape, output: &Tensor, dy: Tensor) -> Result<LeafGrads> {
+        tape.backward(output, dy, self.grads, &mut |names, _| {
+            self.of_recomputed.extend(names);
+            Ok(())
+        })
     }
 }
 
@@ -371,6 +398,14 @@ impl Grads {
         self.reached.clear();
     }
 
+    /// Frees the memory of a parameter's gradient, which is forgotten. Memory that joined parameters share is freed with
+    /// the last of them.
+    pub fn release(&mut self, name: &str) {
+        self.buffers.remove(name);
+        self.reached.remove(name);
+        self.joined.retain(|_, whole| whole.is_shared());
+    }
+
     /// The gradient of a parameter; `None` if it got none in this step.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.reached.contains(name).then(|| self.buffers.get(name)).flatten()
@@ -379,19 +414,6 @@ impl Grads {
     /// The parameters that got a gradient in this step, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.buffers.iter().filter(|(k, _)| self.reached.contains(*k)).map(|(k, t)| (&**k, t))
-    }
-
-    /// The buffer of a parameter's gradient, whether or not it got one in this step; `None` if it has no buffer yet.
-    pub fn buffer_of(&self, name: &str) -> Option<&Tensor> {
-        self.buffers.get(name)
-    }
-
-    /// Says that the buffer of a parameter holds its gradient of this step, which was written by
-    /// [`Tensor::write_elements`].
-    pub fn mark_as_reached(&mut self, name: &str) {
-        if let Some((name, _)) = self.buffers.get_key_value(name) {
-            self.reached.insert(name.clone());
-        }
     }
 
     fn has(&self, name: &str) -> bool {

@@ -80,7 +80,7 @@ pub fn step(
     let loss = stats.losses.iter().map(|&x| f64::from(x)).sum();
     let mut result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), stats.tokens)?;
     if result.is_finite() {
-        t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.adamw_params_of(name, n))?;
+        t.update_weights(n, &clip)?;
     }
     part("");
     result.grpo = stats.metrics(set, reference.is_some());

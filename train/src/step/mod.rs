@@ -2,7 +2,8 @@
 //! holds the model, its gradients and its optimizer; [`hyperparameters`] the learning rates and weight decays.
 
 pub mod checkpointing;
-pub mod gradient_sum;
+mod exchange;
+mod gradient_sum;
 pub mod grpo;
 pub mod hyperparameters;
 pub mod packing;

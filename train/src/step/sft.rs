@@ -23,8 +23,9 @@ pub fn step(
     let part = |name| device.profiler().set_work_part(name);
     let (mut own, mut count) = (Vec::new(), 0);
     while count < t.hyperparameters.gradient_accumulation_steps {
-        let Some(samples) = next()? else { break };
-        if t.computes_micro_batch(count) {
+        // Of several ranks, each computes one micro-batch of a round.
+        let Some((in_round, samples)) = next_round(t, count, &mut next)? else { break };
+        if let Some(samples) = samples {
             part("forward");
             let pack_on = |device: &Device| MicroBatchInput::new(device, &t.model.config, &samples);
             let packed = pack_on(&device)?; // rows → one row of S tokens with cu_seqlens
@@ -39,13 +40,12 @@ pub fn step(
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
             own.push(ComputedMicroBatch { loss: loss.to_f32()?[0], tokens: packed.batch.token_count() as u32 });
         }
-        t.end_micro_batch(count)?; // several ranks: the sums of the gradients so far
-        count += 1;
+        t.end_round()?; // several ranks: the sums of the gradients so far
+        count += in_round;
     }
     if count == 0 {
         return Ok(None);
     }
-    t.end_micro_batches(count)?;
     let all = t.of_all_ranks(own)?;
     part("optimizer");
     // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
@@ -55,8 +55,25 @@ pub fn step(
     let tokens = all.iter().map(|batch| batch.tokens as usize).sum();
     let result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), tokens)?;
     if result.is_finite() {
-        t.optimizer.step(&t.grads, &clip, |name| t.hyperparameters.adamw_params_of(name, n))?;
+        t.update_weights(n, &clip)?;
     }
     part("");
     Ok(Some(result))
+}
+
+/// The number of micro-batches of the round that begins with micro-batch `first` of the step, and the rows of this rank's,
+/// if it computes one. `None` if `next` returns no micro-batch.
+fn next_round(
+    t: &Trainer,
+    first: usize,
+    next: &mut impl FnMut() -> Result<Option<Vec<Sample>>>,
+) -> Result<Option<(usize, Option<Vec<Sample>>)>> {
+    let len = t.round_len().min(t.hyperparameters.gradient_accumulation_steps - first);
+    let (mut count, mut own) = (0, None);
+    while count < len {
+        let Some(samples) = next()? else { break };
+        own = if t.computes_micro_batch(first + count) { Some(samples) } else { own };
+        count += 1;
+    }
+    Ok((count > 0).then_some((count, own)))
 }

@@ -15,7 +15,7 @@ use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_ranks::Ranks;
-use reel_runtime::optim::AdamW;
+use reel_runtime::optim::{AdamW, clip_factor};
 use reel_runtime::{Checkpointing, Cx, Grads, RuntimeError, Tensor};
 use reel_samples::sample::Sample;
 
@@ -42,7 +42,7 @@ pub struct Trainer {
     pub hyperparameters: Hyperparameters,
     /// Which activations each micro-batch keeps.
     pub checkpointing: CheckpointingPolicy,
-    /// The sum over the micro-batches of all ranks; `None` in a single process, which sums in `grads`.
+    /// The sum over the micro-batches of all ranks, and their exchanges; `None` in a single process, which sums in `grads`.
     pub gradient_sum: Option<GradientSum>,
 }
 
@@ -96,11 +96,11 @@ impl Trainer {
         dtype: DType,
         hyperparameters: Hyperparameters,
     ) -> Result<Self> {
-        Self::build(device, config, weights, None, dtype, hyperparameters)
+        Self::build(device, config, weights, None, dtype, hyperparameters, None)
     }
 
     /// Like [`Self::new`]. With LoRA, loads the weights of `adapter` (from a checkpoint) if it is given, else makes a
-    /// new adapter.
+    /// new adapter. One of several `ranks` has the optimizer state of its cells only.
     fn build(
         device: &Device,
         config: &ModelConfig,
@@ -108,27 +108,32 @@ impl Trainer {
         adapter: Option<&Adapter>,
         dtype: DType,
         hyperparameters: Hyperparameters,
+        ranks: Option<Arc<Ranks>>,
     ) -> Result<Self> {
-        let free = device.free_bytes();
+        let ranks = ranks.filter(|ranks| ranks.size() > 1);
+        // The ranks of a machine share its host memory.
+        let sharing = match &ranks {
+            Some(ranks) if !device.capabilities().own_memory => ranks.world().local_size as u64,
+            _ => 1,
+        };
+        let free = device.free_bytes().map(|free| free / sharing.max(1));
         let model = load_model(device, config, weights, adapter, dtype, &hyperparameters)?;
         let parameters: Vec<Tensor> = model.parameters().cloned().collect();
-        let optimizer = AdamW::new(&parameters, hyperparameters.moments, hyperparameters.seed)?;
+        let (rank, size) = ranks.as_ref().map_or((0, 1), |ranks| (ranks.rank(), ranks.size()));
+        let optimizer = AdamW::of_rank(&parameters, hyperparameters.moments, hyperparameters.seed, rank, size)?;
+        let gradient_sum = ranks.map(|ranks| GradientSum::new(ranks, device, &optimizer, &parameters)).transpose()?;
         let mut grads = Grads::new();
-        grads.reserve(&parameters)?;
+        if gradient_sum.is_none() {
+            grads.reserve(&parameters)?;
+        }
         let setting = hyperparameters.gradient_checkpointing;
-        let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, |dry| {
+        let bucket_bytes = gradient_sum.as_ref().map(GradientSum::largest_bucket_bytes);
+        let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, bucket_bytes, |dry| {
             load_model(dry, config, WeightSource::Uninitialised(weights.dtype()), None, dtype, &hyperparameters)
         })?;
         device.reset_peak();
         let device = device.clone();
-        Ok(Self { device, dtype, model, optimizer, grads, hyperparameters, checkpointing, gradient_sum: None })
-    }
-
-    /// Makes the trainer one of several ranks, each of which computes some of the micro-batches of a step.
-    pub fn with_ranks(mut self, ranks: Option<Arc<Ranks>>) -> Self {
-        self.gradient_sum =
-            ranks.filter(|ranks| ranks.size() > 1).map(|ranks| GradientSum::new(ranks, &self.optimizer));
-        self
+        Ok(Self { device, dtype, model, optimizer, grads, hyperparameters, checkpointing, gradient_sum })
     }
 
     /// Begins a step: there is no gradient yet.
@@ -137,36 +142,23 @@ impl Trainer {
         self.gradient_sum.iter_mut().for_each(GradientSum::clear);
     }
 
+    /// The number of micro-batches of a round: of each round, every rank computes one.
+    pub fn round_len(&self) -> usize {
+        self.gradient_sum.as_ref().map_or(1, |sum| sum.ranks().size())
+    }
+
     /// Whether this rank computes micro-batch `index` of the step.
     pub fn computes_micro_batch(&self, index: usize) -> bool {
         self.gradient_sum.as_ref().is_none_or(|sum| sum.computes_micro_batch(index))
     }
 
-    /// Ends micro-batch `index` of the step, on the rank that has computed it and on all others.
+    /// Ends a round. After the last one, which may have fewer micro-batches, each rank has the gradient of the step for the
+    /// weights that it updates. All ranks call it together.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
-    pub fn end_micro_batch(&mut self, index: usize) -> Result<()> {
-        let Some(sum) = &mut self.gradient_sum else { return Ok(()) };
-        if (index + 1).is_multiple_of(sum.ranks().size()) {
-            sum.add_round(&self.grads, sum.ranks().size())?;
-            self.grads.clear();
-        }
-        Ok(())
-    }
-
-    /// Ends the micro-batches of the step, of which there were `count`. Then `grads` have the gradient of the step on
-    /// every rank.
-    ///
-    /// # Errors
-    /// Another rank has failed; the device fails.
-    pub fn end_micro_batches(&mut self, count: usize) -> Result<()> {
-        let Some(sum) = &mut self.gradient_sum else { return Ok(()) };
-        let in_last_round = count % sum.ranks().size();
-        if in_last_round > 0 {
-            sum.add_round(&self.grads, in_last_round)?;
-        }
-        sum.write_to(&mut self.grads)
+    pub fn end_round(&mut self) -> Result<()> {
+        self.gradient_sum.as_mut().map_or(Ok(()), |sum| sum.end_round(&mut self.grads))
     }
 
     /// All micro-batches of the step, in order; `own` are those that this rank has computed.
@@ -184,14 +176,22 @@ impl Trainer {
     }
 
     /// Adds the gradients of `scale * loss` to the gradients of the step. If only the vision tower or its adapters are
-    /// trained, the loss of a micro-batch without media depends on no trained parameter and adds nothing.
+    /// trained, the loss of a micro-batch without media depends on no trained parameter and adds nothing. One of several
+    /// ranks exchanges the gradients with the others meanwhile, so it calls this once in a round.
     ///
     /// # Errors
     /// The model has no trained parameter at all; the device fails.
     pub fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
-        match cx.backward(loss, scale, &mut self.grads) {
-            Err(RuntimeError::NothingToTrain) if self.model.parameters().next().is_some() => Ok(()),
-            done => Ok(done?),
+        let sum = &mut self.gradient_sum;
+        let mut finished = |names: Vec<_>, grads: &mut Grads| match sum {
+            None => Ok(()),
+            Some(sum) => sum.add_finished(&names, grads),
+        };
+        match cx.backward_with(loss, scale, &mut self.grads, &mut finished) {
+            Err(TrainError::Runtime(RuntimeError::NothingToTrain)) if self.model.parameters().next().is_some() => {
+                Ok(())
+            }
+            done => done,
         }
     }
 
@@ -209,8 +209,8 @@ impl Trainer {
     }
 
     /// Opens a run's weights. A new run loads the weights from the folder `model`, a resumed run from the checkpoint.
-    /// With LoRA the checkpoint has only the adapter, and the base weights come from `model`. Also returns the opened
-    /// weight files.
+    /// With LoRA the checkpoint has only the adapter, and the base weights come from `model`. One of several `ranks`
+    /// computes some of the micro-batches of each step. Also returns the opened weight files.
     pub fn resume(
         device: &Device,
         config: &ModelConfig,
@@ -218,16 +218,18 @@ impl Trainer {
         checkpoint: Option<&Path>,
         dtype: DType,
         hyperparameters: Hyperparameters,
+        ranks: Option<Arc<Ranks>>,
     ) -> Result<(Self, Checkpoint)> {
-        let Some((folder, spec)) = checkpoint.zip(hyperparameters.lora.as_ref()) else {
-            return Self::open(device, config, checkpoint.unwrap_or(model), dtype, hyperparameters);
-        };
-        let files = Checkpoint::open(model)?;
+        let with_adapter = checkpoint.zip(hyperparameters.lora.as_ref());
+        let files = Checkpoint::open(if with_adapter.is_some() { model } else { checkpoint.unwrap_or(model) })?;
         files.check(config)?;
-        let adapter = Adapter::open(folder)?;
-        adapter.check(config)?;
-        check_adapter(folder, &adapter, spec, config)?;
-        let trainer = Self::build(device, config, WeightSource::Files(&files), Some(&adapter), dtype, hyperparameters)?;
+        let adapter = with_adapter.map(|(folder, _)| Adapter::open(folder)).transpose()?;
+        if let (Some(adapter), Some((folder, spec))) = (&adapter, with_adapter) {
+            adapter.check(config)?;
+            check_adapter(folder, adapter, spec, config)?;
+        }
+        let weights = WeightSource::Files(&files);
+        let trainer = Self::build(device, config, weights, adapter.as_ref(), dtype, hyperparameters, ranks)?;
         Ok((trainer, files))
     }
 
@@ -240,13 +242,35 @@ impl Trainer {
     /// multiplies the gradients. The factor combines `weight` with clipping that norm to `max_grad_norm`.
     pub fn norm_and_clip_factor(&mut self, weight: f32) -> Result<Tensor> {
         let max_norm = self.hyperparameters.max_grad_norm as f32;
-        let clip = self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?;
+        let clip = match &self.gradient_sum {
+            None => self.optimizer.norm_and_clip_factor(&self.device, &self.grads, max_norm)?,
+            Some(sum) => {
+                let own = self.optimizer.sums_of_squares(&self.device, sum)?;
+                clip_factor(&self.device, &sum.sums_of_squares(&own)?, max_norm)?
+            }
+        };
         if weight == 1.0 {
             return Ok(clip);
         }
         let norm = clip.to_f32()?.first().copied().unwrap_or(0.0) * weight;
         let pair = [norm, weight * (max_norm / (norm + 1e-6)).min(1.0)];
         Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, MemoryCategory::Workspace)?)
+    }
+
+    /// Updates the weights in step `n`, counted from 1. `clip` is the return value of [`Self::norm_and_clip_factor`]. All
+    /// ranks call it together; each updates its weights and gets those of the others.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device fails.
+    pub fn update_weights(&mut self, n: u64, clip: &Tensor) -> Result<()> {
+        let hyper = |name: &str| self.hyperparameters.adamw_params_of(name, n);
+        match &mut self.gradient_sum {
+            None => Ok(self.optimizer.step(&self.grads, clip, hyper)?),
+            Some(sum) => {
+                self.optimizer.step(&*sum, clip, hyper)?;
+                sum.gather_weights()
+            }
+        }
     }
 
     /// The name and the 64-bit hash of each trained tensor, sorted by name.

@@ -14,7 +14,7 @@ use crate::compare::{DEFAULT_ROUNDING_FACTOR, F32_ROUNDING, assert_close, assert
 use small::{
     a_gradient_that_is_not_finite_spreads_over_its_block, a_split_master_takes_the_same_small_steps,
     a_step_with_8_bit_moments_is_close_to_the_formula, a_step_with_bf16_moments_is_close_to_the_formula,
-    rounded_moments_have_no_bias,
+    parts_step_as_the_whole_parameter, rounded_moments_have_no_bias,
 };
 
 checks!(
@@ -28,6 +28,7 @@ checks!(
     a_step_with_8_bit_moments_is_close_to_the_formula,
     a_split_master_takes_the_same_small_steps,
     a_gradient_that_is_not_finite_spreads_over_its_block,
+    parts_step_as_the_whole_parameter,
     rounded_moments_have_no_bias,
 );
 
@@ -84,7 +85,7 @@ impl Weights {
             _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
         };
         let (m, v) = (addr_mut(&mut self.m), addr_mut(&mut self.v));
-        ParameterEntry { w, low, m, v, scales: Addr::NULL, n: self.f32.len() as u64 }
+        ParameterEntry { w, low, m, v, scales: Addr::NULL, n: self.f32.len() as u64, first: 0 }
     }
 
     fn step(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], clip: Addr, threads: usize) {

@@ -4,8 +4,9 @@
 //!
 //! A checkpoint is written under a hidden name and renamed when it is complete and on the disk, so a killed run or a
 //! full disk leaves earlier checkpoints intact. [`CheckpointWriter`] writes a [`CheckpointSnapshot`] while the next
-//! steps run.
+//! steps run. If the run has several ranks, all write it together, before the next step.
 
+mod optimizer;
 mod saver;
 mod snapshot;
 #[cfg(test)]
@@ -16,67 +17,18 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use reel_device::DType;
-use reel_runtime::Tensor;
-use reel_runtime::optim::ParameterState;
 use reel_train::file_names::RUN_STATE_FILE;
-use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
-use safetensors::SafeTensors;
 
-use crate::folder::resume::RunState;
-
+pub use optimizer::load_optimizer_state;
 pub use saver::{CheckpointWriter, host_memory_has_room_for};
 pub use snapshot::{BaseModel, CheckpointSnapshot, TrainedWeights, checkpoint_bytes};
 
 const PREFIX: &str = "checkpoint-";
-const OPTIMIZER: &str = "training/optimizer.safetensors";
 
 /// The name of the folder of a checkpoint: `checkpoint-STEP`.
 pub fn checkpoint_folder_name(step: u64) -> String {
     format!("{PREFIX}{step}")
-}
-
-/// The optimizer tensors of one parameter, each as (name in the file, dtype in the file, tensor).
-fn state_tensors<'a>(
-    name: &str,
-    state: &'a ParameterState,
-) -> impl Iterator<Item = (String, &'static str, &'a Tensor)> {
-    let (m, v) = match state.m.dtype() {
-        DType::U8 => ("I8", "U8"),
-        DType::BF16 => ("BF16", "BF16"),
-        _ => ("F32", "F32"),
-    };
-    let moments = [(format!("m/{name}"), m, &state.m), (format!("v/{name}"), v, &state.v)];
-    let scales = state.scales.as_ref().map(|scales| (format!("scales/{name}"), "F32", scales));
-    moments.into_iter().chain(scales).chain(state.low.as_ref().map(|low| (format!("low/{name}"), "U16", low)))
-}
-
-/// Loads the optimizer state of a checkpoint into `t`: moments, low bits of the master weights and step counts. The
-/// weights of `t` must already have been loaded from the same checkpoint.
-pub fn load_optimizer_state(folder: &Path, t: &mut Trainer, state: &RunState) -> Result<()> {
-    let path = folder.join(OPTIMIZER);
-    let damaged = |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
-    let mapped = reel_device::MappedFile::open(&path).map_err(|e| TrainError::cannot_read(&path, e))?;
-    let stored = SafeTensors::deserialize(mapped.as_bytes()).map_err(|e| damaged(format!("is damaged: {e}")))?;
-    let mut read = 0;
-    t.optimizer.set_step_counts(|name| state.parameter_steps.get(name).copied().unwrap_or(state.step));
-    for (name, _, own) in t.optimizer.parameter_states() {
-        for (key, dtype, tensor) in state_tensors(name, own) {
-            let view = stored.tensor(&key).map_err(|_| damaged(format!("lacks {key}")))?;
-            let shape = tensor.unpadded_shape();
-            if view.dtype().to_string() != dtype || view.shape() != shape {
-                let what = format!("{key} is {} {:?}, expected {dtype} {shape:?}", view.dtype(), view.shape());
-                return Err(damaged(what));
-            }
-            tensor.write_unpadded(view.data())?;
-            read += 1;
-        }
-    }
-    if read != stored.len() {
-        return Err(damaged(format!("holds {} optimizer tensors, but this run has {read}", stored.len())));
-    }
-    Ok(())
 }
 
 /// Returns the step in the name of a checkpoint folder; `None` if the name is not `checkpoint-STEP`.

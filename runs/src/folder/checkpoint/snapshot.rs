@@ -2,8 +2,8 @@
 //! tensors themselves if the checkpoint is written before the next step changes them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use reel_device::DType;
 use reel_files::json::holds_commands;
 use reel_files::{write_synced, write_synced_with_mode};
 use reel_input::config::ModelConfig;
-use reel_input::tensor_file::{HeaderEntry, StoredDType, write_safetensors_header};
+use reel_input::tensor_file::StoredDType;
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
 use reel_model::save::{ConfigAndTokenizerFiles, HubFolder, TensorSpec, write_hub_folder};
@@ -23,7 +23,8 @@ use reel_train::tensor_bytes::tensor_byte_parts;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
-use super::{FolderDraft, OPTIMIZER, PREFIX, checkpoint_folder_name, state_tensors};
+use super::optimizer::{self, OPTIMIZER, OptimizerFile};
+use super::{FolderDraft, PREFIX, checkpoint_folder_name};
 use crate::folder::digests::{self, LogDigests};
 use crate::folder::resume::RunState;
 
@@ -38,6 +39,10 @@ pub struct BaseModel {
     /// The base model's name as an adapter's config states it: an absolute path, or a Hugging Face id.
     pub name: String,
 }
+
+/// The names of the two waits of all ranks that write a checkpoint together.
+const BEGUN: &str = "begin of a checkpoint";
+const WRITTEN: &str = "end of a checkpoint";
 
 /// Tests whether `bytes` bytes can be allocated. Elsewhere a failed allocation would end the process.
 pub(super) fn has_memory_for(bytes: usize) -> bool {
@@ -64,7 +69,15 @@ impl TensorBytes {
         }
     }
 
-    fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+    /// Number of bytes.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Copy(bytes) => bytes.len(),
+            Self::Tensor(t) => t.unpadded_bytes(),
+        }
+    }
+
+    pub(super) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Copy(bytes) => to.write_all(bytes),
             Self::Tensor(t) => tensor_byte_parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
@@ -80,11 +93,8 @@ pub(super) struct StoredTensor {
 
 /// Number of bytes of the trained weights and optimizer state of `t`: the memory that a copy for a checkpoint takes.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
-    let state = |(name, weights, state): (_, &Tensor, _)| {
-        let kept: usize = state_tensors(name, state).map(|(_, _, tensor)| tensor.unpadded_bytes()).sum();
-        (weights.unpadded_bytes() + kept) as u64
-    };
-    t.optimizer.parameter_states().map(state).sum()
+    let weights: usize = t.optimizer.parameter_states().map(|(_, weights, _)| weights.unpadded_bytes()).sum();
+    weights as u64 + optimizer::state_bytes(t)
 }
 
 /// The trained weights of a run, ready to be written as a model folder or an adapter folder.
@@ -168,21 +178,11 @@ fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) ->
     }
 }
 
-#[derive(Debug)]
-struct OptimizerTensor {
-    name: String,
-    dtype: &'static str,
-    bytes: usize,
-    stored: StoredTensor,
-}
-
 /// Everything that a checkpoint stores: weights, optimizer state, run state, and further files of the training loop.
 #[derive(Debug)]
 pub struct CheckpointSnapshot {
     weights: TrainedWeights,
-    /// The optimizer's tensors, sorted by element size, largest first, so that each tensor in the file is aligned for
-    /// its type.
-    optimizer: Vec<OptimizerTensor>,
+    optimizer: OptimizerFile,
     state: RunState,
     /// Further files that the training loop needs to resume, as (path in the checkpoint folder, contents).
     files: Vec<(&'static str, Vec<u8>)>,
@@ -193,24 +193,24 @@ pub struct CheckpointSnapshot {
 impl CheckpointSnapshot {
     /// Captures the run after step `state.step` without copying its tensors: [`Self::write`] must be called before the
     /// next step, unless [`Self::copy_tensors`] copies them.
-    pub fn capture(t: &Trainer, origin: BaseModel, mut state: RunState, files: Vec<(&'static str, Vec<u8>)>) -> Self {
-        let mut all: Vec<_> =
-            t.optimizer.parameter_states().flat_map(|(name, _, state)| state_tensors(name, state)).collect();
-        all.sort_by_key(|(_, _, tensor)| std::cmp::Reverse(tensor.dtype().size()));
-        let kept = |(name, dtype, tensor): (String, &'static str, &Tensor)| {
-            let shape = tensor.unpadded_shape().to_vec();
-            let stored = StoredTensor { shape, held: TensorBytes::Tensor(tensor.clone()) };
-            OptimizerTensor { name, dtype, bytes: tensor.unpadded_bytes(), stored }
-        };
+    ///
+    /// # Errors
+    /// The header of the optimizer file cannot be made.
+    pub fn capture(
+        t: &Trainer,
+        origin: BaseModel,
+        mut state: RunState,
+        files: Vec<(&'static str, Vec<u8>)>,
+    ) -> Result<Self> {
         state.parameter_steps = t
             .optimizer
             .parameter_states()
             .filter(|(_, _, s)| s.steps != state.step)
             .map(|(name, _, s)| (name.to_string(), s.steps))
             .collect();
-        let optimizer = all.into_iter().map(kept).collect();
+        let optimizer = OptimizerFile::capture(t).map_err(|e| TrainError::cannot_write(OPTIMIZER, e))?;
         let weights = TrainedWeights::capture(t, origin);
-        Self { weights, optimizer, state, files, logs: LogDigests::new() }
+        Ok(Self { weights, optimizer, state, files, logs: LogDigests::new() })
     }
 
     /// Copies the tensors, so that [`Self::write`] can be called while further steps change them. If there is not
@@ -224,18 +224,18 @@ impl CheckpointSnapshot {
 
     pub(super) fn copy_tensors_if(&mut self, has_memory_for: &dyn Fn(usize) -> bool) -> Result<bool> {
         let mut copies = Vec::new();
-        for stored in self.stored_tensors() {
-            let TensorBytes::Tensor(tensor) = &stored.held else { continue };
+        for held in self.stored_tensors() {
+            let TensorBytes::Tensor(tensor) = held else { continue };
             let Some(copy) = TensorBytes::copy(tensor, has_memory_for)? else { return Ok(false) };
             copies.push(copy);
         }
-        let tensors = self.stored_tensors().filter(|stored| matches!(stored.held, TensorBytes::Tensor(_)));
-        tensors.zip(copies).for_each(|(stored, copy)| stored.held = copy);
+        let tensors = self.stored_tensors().filter(|held| matches!(held, TensorBytes::Tensor(_)));
+        tensors.zip(copies).for_each(|(held, copy)| *held = copy);
         Ok(true)
     }
 
-    pub(super) fn stored_tensors(&mut self) -> impl Iterator<Item = &mut StoredTensor> {
-        self.weights.trained.values_mut().chain(self.optimizer.iter_mut().map(|tensor| &mut tensor.stored))
+    pub(super) fn stored_tensors(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
+        self.weights.trained.values_mut().map(|stored| &mut stored.held).chain(self.optimizer.held())
     }
 
     /// Adds the digests of the logs in OUT after the step, which a resume compares with the logs.
@@ -249,40 +249,55 @@ impl CheckpointSnapshot {
     /// # Errors
     /// A file cannot be written; the incomplete checkpoint is removed.
     pub fn write(&self, out: &Path) -> Result<()> {
-        let step = self.state.step;
-        let target = out.join(checkpoint_folder_name(step));
-        let name = format!(".{PREFIX}{step}.part");
-        // Errors name the final path, because the user does not know the hidden path.
-        self.write_draft(out, &name, &target).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
+        self.write_with(out, &|_| Ok(()))
     }
 
-    fn write_draft(&self, out: &Path, name: &str, target: &Path) -> Result<()> {
+    /// [`Self::write`] on rank 0 of several, which the others meet by [`Self::write_cells`]. `meet` waits for all ranks.
+    ///
+    /// # Errors
+    /// A file cannot be written; the incomplete checkpoint is removed. Another rank has failed.
+    pub fn write_with(&self, out: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+        let target = out.join(checkpoint_folder_name(self.state.step));
+        // Errors name the final path, because the user does not know the hidden path.
+        let name = self.draft_name();
+        self.write_draft(out, &name, &target, meet).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
+    }
+
+    /// Writes the optimizer state of this rank into the checkpoint in `out` that rank 0 writes by [`Self::write_with`].
+    ///
+    /// # Errors
+    /// A file cannot be written; another rank has failed.
+    pub fn write_cells(&self, out: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+        meet(BEGUN)?;
+        let written = self.optimizer.write_cells(&out.join(self.draft_name()).join(OPTIMIZER));
+        let target = out.join(checkpoint_folder_name(self.state.step));
+        written.map_err(|e| TrainError::cannot_write(target.join(OPTIMIZER), e))?;
+        meet(WRITTEN)
+    }
+
+    /// The hidden name of the folder until it is complete.
+    fn draft_name(&self) -> String {
+        format!(".{PREFIX}{}.part", self.state.step)
+    }
+
+    fn write_draft(&self, out: &Path, name: &str, target: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         let draft = FolderDraft::begin(out, name)?;
-        self.weights.write(&draft.0)?;
         let training = draft.0.join("training");
         fs::create_dir(&training).map_err(|e| TrainError::cannot_write(&training, e))?;
         let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
-        self.write_optimizer(&draft.0.join(OPTIMIZER)).map_err(|e| failed(OPTIMIZER, e))?;
+        let optimizer = draft.0.join(OPTIMIZER);
+        self.optimizer.create(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
+        meet(BEGUN)?;
+        self.weights.write(&draft.0)?;
+        self.optimizer.write_cells(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
         let private = holds_commands(&Value::Object(self.state.options.clone()));
         write_synced_with_mode(&draft.0.join(RUN_STATE_FILE), &text, private).map_err(|e| failed(RUN_STATE_FILE, e))?;
         for (file, bytes) in &self.files {
             write_synced(&draft.0.join(file), bytes).map_err(|e| failed(file, e))?;
         }
+        meet(WRITTEN)?;
         digests::write(&draft.0, self.logs.clone())?;
         draft.publish(target)
-    }
-
-    fn write_optimizer(&self, path: &Path) -> io::Result<()> {
-        let entries = self.optimizer.iter().map(|t| HeaderEntry {
-            name: &t.name,
-            dtype: t.dtype,
-            shape: &t.stored.shape,
-            bytes: t.bytes as u64,
-        });
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        write_safetensors_header(&mut file, entries)?;
-        self.optimizer.iter().try_for_each(|kept| kept.stored.held.write(&mut file))?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     }
 }

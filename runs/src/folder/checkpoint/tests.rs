@@ -11,6 +11,7 @@ use reel_model::save::ConfigAndTokenizerFiles;
 use reel_train::options::RunOptions;
 use reel_train::step::hyperparameters::Hyperparameters;
 
+use super::optimizer::OPTIMIZER;
 use super::*;
 use crate::testing::{assert_same_files, golden};
 
@@ -38,12 +39,12 @@ fn copied_snapshot_is_independent_of_later_steps() {
         let (now, later) = (dir.path().join("now"), dir.path().join("later"));
         let (trainer, origin) = trainer(dtype);
         let files = || vec![("training/set.json", b"{}".to_vec())];
-        CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files()).write(&now).unwrap();
-        let mut copy = CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files());
+        CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files()).unwrap().write(&now).unwrap();
+        let mut copy = CheckpointSnapshot::capture(&trainer, origin.clone(), state(3), files()).unwrap();
         assert!(copy.copy_tensors().unwrap());
-        let live = CheckpointSnapshot::capture(&trainer, origin, state(4), files());
+        let live = CheckpointSnapshot::capture(&trainer, origin, state(4), files()).unwrap();
         for (_, weights, state) in trainer.optimizer.parameter_states() {
-            [weights, &state.m].into_iter().for_each(|t| t.write(&vec![1u8; t.bytes()]).unwrap());
+            [weights, &state.cells[0].m].into_iter().for_each(|t| t.write(&vec![1u8; t.bytes()]).unwrap());
         }
         copy.write(&later).unwrap();
         assert_same_files(&now, &later);
@@ -114,12 +115,12 @@ fn snapshot_without_memory_for_a_copy_is_written_from_the_tensors() {
     let dir = tempfile::tempdir().unwrap();
     let (trainer, origin) = trainer(DType::F32);
     let (want, got) = (dir.path().join("want"), dir.path().join("got"));
-    let mut snapshot = CheckpointSnapshot::capture(&trainer, origin, state(3), Vec::new());
+    let mut snapshot = CheckpointSnapshot::capture(&trainer, origin, state(3), Vec::new()).unwrap();
     snapshot.write(&want).unwrap();
     let left = std::cell::Cell::new(5_usize);
     let scarce = |_| left.replace(left.get().saturating_sub(1)) > 0;
     assert!(!snapshot.copy_tensors_if(&scarce).unwrap());
-    assert!(snapshot.stored_tensors().all(|stored| matches!(stored.held, snapshot::TensorBytes::Tensor(_))));
+    assert!(snapshot.stored_tensors().all(|stored| matches!(stored, snapshot::TensorBytes::Tensor(_))));
     snapshot.write(&got).unwrap();
     assert_same_files(&want, &got);
     assert!(!snapshot::has_memory_for(usize::MAX));
@@ -141,7 +142,7 @@ fn errors_name_the_final_path_of_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let (trainer, origin) = trainer(DType::F32);
-    let snapshot = CheckpointSnapshot::capture(&trainer, origin, state(6), Vec::new());
+    let snapshot = CheckpointSnapshot::capture(&trainer, origin, state(6), Vec::new()).unwrap();
     let e = snapshot.write(&dir.path().join("file")).unwrap_err().to_string();
     assert!(e.contains("file/checkpoint-6: cannot be written") && !e.contains(".part"), "{e}");
 }

@@ -6,16 +6,20 @@
 //!
 //! The gradient norm, the step and the hashes of the weights take one launch each (a step, one per dtype of the
 //! weights), whatever the number of parameters: tables in device memory list them (`tables.rs`).
+//!
+//! In a job of several ranks, each rank has the state of its [cells](super::partition) only and updates their weights.
 
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use bytemuck::Zeroable;
 use reel_device::launch::ArrayEntry;
 use reel_device::{Addr, DType, Device, MemoryCategory};
 use reel_kernels::{adamw as kernel, fingerprint, reduce};
 
+use super::partition::{ParameterSize, Partition};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::tape::{Grads, fill_zero};
@@ -69,26 +73,83 @@ impl MomentFormat {
 }
 
 /// The optimizer state of one parameter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ParameterState {
-    /// First moment, of the parameter's shape: f32, bf16, or signed 8-bit codes (as U8).
-    pub m: Tensor,
-    /// Second moment, of the parameter's shape: f32, bf16, or unsigned 8-bit codes.
-    pub v: Tensor,
-    /// f32 `[ceil(n / WEIGHTS_PER_SCALE), 2]`: for 8-bit moments, the scales of m and v in each block of codes.
-    pub scales: Option<Tensor>,
-    /// For a bf16 parameter, the low 16 bits of the f32 master weights (two's complement).
-    pub low: Option<Tensor>,
+    /// The state of this rank's cells of the parameter; in a single process, that of the whole parameter.
+    pub cells: Vec<CellState>,
     /// The number of steps in which this parameter had a gradient.
     pub steps: u64,
 }
 
+/// The optimizer state of a cell of n weights. A cell that is a whole parameter has tensors of the parameter's shape.
+#[derive(Clone, Debug)]
+pub struct CellState {
+    /// The weights of the cell, as indices into the parameter.
+    pub range: Range<usize>,
+    /// First moment, `[n]`: f32, bf16, or signed 8-bit codes (as U8).
+    pub m: Tensor,
+    /// Second moment, `[n]`: f32, bf16, or unsigned 8-bit codes.
+    pub v: Tensor,
+    /// f32 `[ceil(n / WEIGHTS_PER_SCALE), 2]`: for 8-bit moments, the scales of m and v in each block of codes.
+    pub scales: Option<Tensor>,
+    /// For a bf16 parameter, the low 16 bits of the f32 master weights (two's complement), `[n]`.
+    pub low: Option<Tensor>,
+}
+
+impl CellState {
+    /// Zero moments, and master weights equal to the weights.
+    fn new(p: &Tensor, range: &Range<usize>, moments: MomentFormat) -> Result<Self> {
+        let (device, n) = (p.device(), range.len());
+        let is_whole = n == p.count();
+        let like = |dtype| match is_whole {
+            true => Tensor::empty(device, p.shape(), dtype, MemoryCategory::Optimizer)?
+                .with_unpadded_shape(p.unpadded_shape()),
+            false => Tensor::empty(device, &[n], dtype, MemoryCategory::Optimizer),
+        };
+        let (m, v) = (like(moments.dtype())?, like(moments.dtype())?);
+        let scales = match moments {
+            MomentFormat::Int8 => {
+                let shape = [n.div_ceil(kernel::WEIGHTS_PER_SCALE), 2];
+                Some(Tensor::empty(device, &shape, DType::F32, MemoryCategory::Optimizer)?)
+            }
+            MomentFormat::F32 | MomentFormat::Bf16 => None,
+        };
+        [&m, &v].into_iter().chain(&scales).try_for_each(fill_zero)?;
+        let low = if p.dtype() == DType::BF16 { Some(like(DType::U16)?) } else { None };
+        if let Some(low) = &low {
+            let w = p.addr().offset(range.start * p.dtype().size());
+            let params = kernel::SplitParams { src: w, w, low: low.addr(), n: n as u64 };
+            device.launch(&kernel::split_master(DType::BF16, &params))?;
+        }
+        Ok(Self { range: range.clone(), m, v, scales, low })
+    }
+}
+
+/// The gradients of a step.
+pub trait GradientSource {
+    /// The names of the parameters that have a gradient.
+    fn names(&self) -> impl Iterator<Item = &str>;
+    /// The gradient of a parameter from element `start` on, f32; null if the parameter has none.
+    fn address(&self, parameter: &str, start: usize) -> Addr;
+}
+
+impl GradientSource for Grads {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.iter().map(|(name, _)| name)
+    }
+
+    fn address(&self, parameter: &str, start: usize) -> Addr {
+        self.get(parameter).map_or(Addr::NULL, |gradient| gradient.addr().offset(start * DType::F32.size()))
+    }
+}
+
 /// The AdamW optimizer with the state of all parameters.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct AdamW {
     moments: MomentFormat,
     seed: u64,
     parameters: BTreeMap<String, (Tensor, ParameterState)>,
+    partition: Partition,
     /// The tables of the parameters; `None` if there are no parameters.
     tables: Option<ParameterTables>,
 }
@@ -102,6 +163,29 @@ impl AdamW {
     /// The device is out of memory; a tensor is not a parameter; moments are 8-bit and a parameter has padded columns,
     /// because its blocks of codes would then differ from those of the unpadded weights in files.
     pub fn new(parameters: &[Tensor], moments: MomentFormat, seed: u64) -> Result<AdamW> {
+        Self::of_rank(parameters, moments, seed, 0, 1)
+    }
+
+    /// The part of [`Self::new`] that rank `rank` of `ranks` has: the state of its cells.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn of_rank(
+        parameters: &[Tensor],
+        moments: MomentFormat,
+        seed: u64,
+        rank: usize,
+        ranks: usize,
+    ) -> Result<AdamW> {
+        Self::with_partition(parameters, moments, seed, |sizes| Partition::new(sizes, rank, ranks))
+    }
+
+    fn with_partition(
+        parameters: &[Tensor],
+        moments: MomentFormat,
+        seed: u64,
+        partition: impl Fn(&[ParameterSize]) -> Partition,
+    ) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
             let name = p.parameter_name().ok_or_else(|| {
@@ -111,31 +195,30 @@ impl AdamW {
                 let what = format!("the columns of {name} are padded with zeros, which 8-bit moments do not support");
                 return Err(shape_error("adamw", format!("{what}; load its weights without padding")));
             }
-            let like = |dtype| {
-                let t = Tensor::empty(p.device(), p.shape(), dtype, MemoryCategory::Optimizer)?;
-                t.with_unpadded_shape(p.unpadded_shape())
-            };
-            let (m, v) = (like(moments.dtype())?, like(moments.dtype())?);
-            let scales = match moments {
-                MomentFormat::Int8 => {
-                    let shape = [p.count().div_ceil(kernel::WEIGHTS_PER_SCALE), 2];
-                    Some(Tensor::empty(p.device(), &shape, DType::F32, MemoryCategory::Optimizer)?)
-                }
-                MomentFormat::F32 | MomentFormat::Bf16 => None,
-            };
-            [&m, &v].into_iter().chain(&scales).try_for_each(fill_zero)?;
-            let low = if p.dtype() == DType::BF16 { Some(like(DType::U16)?) } else { None };
-            if let Some(low) = &low {
-                let params = kernel::SplitParams { src: p.addr(), w: p.addr(), low: low.addr(), n: p.count() as u64 };
-                p.device().launch(&kernel::split_master(DType::BF16, &params))?;
-            }
-            all.insert(name.to_string(), (p.clone(), ParameterState { m, v, scales, low, steps: 0 }));
+            all.insert(name.to_string(), (p.clone(), ParameterState::default()));
+        }
+        let size =
+            |(p, _): &(Tensor, _)| ParameterSize { weights: p.count(), divisible: p.unpadded_shape() == p.shape() };
+        let partition = partition(&all.values().map(size).collect::<Vec<_>>());
+        for (index, (p, state)) in all.values_mut().enumerate() {
+            let owned = partition.owned().filter(|cell| cell.parameter == index);
+            state.cells = owned.map(|cell| CellState::new(p, &cell.range, moments)).collect::<Result<_>>()?;
         }
         let tables = match all.first_key_value() {
             Some((_, (first, _))) => Some(ParameterTables::new(first.device(), all.values())?),
             None => None,
         };
-        Ok(AdamW { moments, seed, parameters: all, tables })
+        Ok(AdamW { moments, seed, parameters: all, partition, tables })
+    }
+
+    /// The storage type of the moments.
+    pub fn moments(&self) -> MomentFormat {
+        self.moments
+    }
+
+    /// Which cells of the parameters belong to which rank.
+    pub fn partition(&self) -> &Partition {
+        &self.partition
     }
 
     /// All parameters with their optimizer states, in the order of their names.
@@ -152,16 +235,17 @@ impl AdamW {
     ///
     /// # Errors
     /// A gradient of a tensor that is not among the optimizer's parameters.
-    fn set_gradients(&mut self, grads: &Grads) -> Result<u64> {
-        if let Some((name, _)) = grads.iter().find(|(name, _)| !self.parameters.contains_key(*name)) {
+    fn set_gradients(&mut self, gradients: &impl GradientSource) -> Result<u64> {
+        if let Some(name) = gradients.names().find(|name| !self.parameters.contains_key(*name)) {
             let what = format!("{name} has a gradient, but the optimizer was made without it");
             return Err(shape_error("adamw", format!("{what}; give AdamW::new all parameters that are trained")));
         }
-        let entry = |(name, (p, _)): (&String, &(Tensor, ParameterState))| ArrayEntry {
-            x: grads.get(name).map_or(Addr::NULL, Tensor::addr),
-            len: p.count() as u64,
+        let cells = self.parameters.iter().flat_map(|(name, (_, s))| s.cells.iter().map(move |cell| (name, cell)));
+        let entry = |(name, cell): (&String, &CellState)| ArrayEntry {
+            x: gradients.address(name, cell.range.start),
+            len: cell.range.len() as u64,
         };
-        let entries: Vec<ArrayEntry> = self.parameters.iter().map(entry).collect();
+        let entries: Vec<ArrayEntry> = cells.map(entry).collect();
         self.tables.iter_mut().try_for_each(|tables| tables.gradients.replace(&entries))?;
         Ok(entries.iter().filter(|entry| !entry.x.is_null()).map(|entry| entry.len).sum())
     }
@@ -171,8 +255,24 @@ impl AdamW {
     ///
     /// # Errors
     /// A gradient of a tensor that is not among the optimizer's parameters; a device error.
-    pub fn norm_and_clip_factor(&mut self, device: &Device, grads: &Grads, max_norm: f32) -> Result<Tensor> {
-        let elements = self.set_gradients(grads)?;
+    pub fn norm_and_clip_factor(
+        &mut self,
+        device: &Device,
+        gradients: &impl GradientSource,
+        max_norm: f32,
+    ) -> Result<Tensor> {
+        let partials = self.sums_of_squares(device, gradients)?;
+        clip_factor(device, &partials, max_norm)
+    }
+
+    /// The sums of the squares of the gradients of this rank's cells, one for each chunk of
+    /// [`reduce::ELEMENTS_PER_CHUNK`] elements, in the order of the cells: f64 `[chunks]`, stored as f32 `[chunks, 2]`.
+    /// A chunk without gradient has the sum 0.
+    ///
+    /// # Errors
+    /// A gradient of a tensor that is not among the optimizer's parameters; a device error.
+    pub fn sums_of_squares(&mut self, device: &Device, gradients: &impl GradientSource) -> Result<Tensor> {
+        let elements = self.set_gradients(gradients)?;
         let count = self.tables.as_ref().map_or(0, |tables| tables.norm_chunks.count);
         // Each f64 partial sum takes two f32 elements.
         let partials = Tensor::empty(device, &[count as usize, 2], DType::F32, MemoryCategory::Workspace)?;
@@ -185,26 +285,29 @@ impl AdamW {
             };
             device.launch(&reduce::sum_squares(&params, tables.gradients.contents(), elements))?;
         }
-        let out = Tensor::empty(device, &[2], DType::F32, MemoryCategory::Workspace)?;
-        let params = reduce::ClipParams { partials: partials.addr(), out: out.addr(), count, max_norm, reserved: 0 };
-        device.launch(&reduce::clip(&params))?;
-        Ok(out)
+        Ok(partials)
     }
 
-    /// Updates all parameters once. Each gradient is multiplied by the clipping factor in `clip` (see
+    /// Updates the weights of this rank's cells once. Each gradient is multiplied by the clipping factor in `clip` (see
     /// [`Self::norm_and_clip_factor`]). `hyper` returns the hyperparameters of a parameter by its name.
     ///
     /// # Errors
     /// A gradient of a tensor that is not among the optimizer's parameters; a device error.
-    pub fn step(&mut self, grads: &Grads, clip: &Tensor, hyper: impl Fn(&str) -> AdamWParams) -> Result<()> {
-        self.set_gradients(grads)?;
+    pub fn step(
+        &mut self,
+        gradients: &impl GradientSource,
+        clip: &Tensor,
+        hyper: impl Fn(&str) -> AdamWParams,
+    ) -> Result<()> {
+        self.set_gradients(gradients)?;
         let Some(tables) = &self.tables else { return Ok(()) };
+        let reached: BTreeSet<&str> = gradients.names().collect();
         let mut steps = Vec::with_capacity(self.parameters.len());
         // The numbers of f32 and of bf16 weights that this step changes.
         let mut weights = [(DType::F32, 0), (DType::BF16, 0)];
         for (index, (name, (p, state))) in (0u64..).zip(&mut self.parameters) {
-            if grads.get(name).is_none() {
-                steps.push(kernel::StepEntry::zeroed());
+            if !reached.contains(name.as_str()) {
+                steps.extend(state.cells.iter().map(|_| kernel::StepEntry::zeroed()));
                 continue;
             }
             state.steps += 1;
@@ -218,8 +321,10 @@ impl AdamW {
                 step: state.steps,
             };
             let stream = rounding_stream(state.steps, index);
-            steps.push(kernel::StepEntry { stream, numbers: scalars.numbers() });
-            weights.iter_mut().filter(|(dtype, _)| *dtype == p.dtype()).for_each(|(_, n)| *n += p.count() as u64);
+            let entry = kernel::StepEntry { stream, numbers: scalars.numbers() };
+            steps.extend(state.cells.iter().map(|_| entry));
+            let owned: usize = state.cells.iter().map(|cell| cell.range.len()).sum();
+            weights.iter_mut().filter(|(dtype, _)| *dtype == p.dtype()).for_each(|(_, n)| *n += owned as u64);
         }
         tables.steps.write(&steps)?;
         let params = kernel::Params {
@@ -268,6 +373,19 @@ impl AdamW {
         };
         Ok(self.parameters.iter().map(|(name, (p, _))| (name.as_str(), hash(p))).collect())
     }
+}
+
+/// The L2 norm of gradients from the sums of their squares ([`AdamW::sums_of_squares`] of all cells in their order), and
+/// the factor that clips them: f32 `[2]`, as [`AdamW::norm_and_clip_factor`] returns it.
+///
+/// # Errors
+/// A device error.
+pub fn clip_factor(device: &Device, partials: &Tensor, max_norm: f32) -> Result<Tensor> {
+    let out = Tensor::empty(device, &[2], DType::F32, MemoryCategory::Workspace)?;
+    let count = (partials.count() / 2) as u64;
+    let params = reduce::ClipParams { partials: partials.addr(), out: out.addr(), count, max_norm, reserved: 0 };
+    device.launch(&reduce::clip(&params))?;
+    Ok(out)
 }
 
 /// The number of the Philox stream from which one parameter gets its random numbers for stochastic rounding in one

@@ -11,16 +11,17 @@ use super::ParameterState;
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 
-/// All tables of an optimizer's parameters, whose entries are in the order of the parameters' names.
+/// All tables of an optimizer. The entries of this rank's cells are in the order of the parameters' names, then of their
+/// weights.
 #[derive(Debug)]
 pub(super) struct ParameterTables {
-    /// The weights and the optimizer state of each parameter.
+    /// The weights and the optimizer state of each cell.
     pub parameters: DeviceTable,
     /// The weights of each parameter as ranges of bytes: one range, or one for each row if the columns are padded.
     pub weights: DeviceTable,
-    /// The gradient of each parameter in the current step; null if the parameter has none.
+    /// The gradient of each cell in the current step; null if its parameter has none.
     pub gradients: DeviceTable,
-    /// The scalars of the current step for each parameter.
+    /// The scalars of the current step for each cell.
     pub steps: Tensor,
     /// The chunks of an AdamW step.
     pub step_chunks: DeviceChunks,
@@ -37,21 +38,23 @@ impl ParameterTables {
         parameters: impl Iterator<Item = &'a (Tensor, ParameterState)> + Clone,
     ) -> Result<ParameterTables> {
         let address = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
-        let entries = parameters.clone().map(|(p, state)| kernel::ParameterEntry {
-            w: p.addr(),
-            low: address(&state.low),
-            m: state.m.addr(),
-            v: state.v.addr(),
-            scales: address(&state.scales),
-            n: p.count() as u64,
+        let cells = parameters.clone().flat_map(|(p, state)| state.cells.iter().map(move |cell| (p, cell)));
+        let entries = cells.clone().map(|(p, cell)| kernel::ParameterEntry {
+            w: p.addr().offset(cell.range.start * p.dtype().size()),
+            low: address(&cell.low),
+            m: cell.m.addr(),
+            v: cell.v.addr(),
+            scales: address(&cell.scales),
+            n: cell.range.len() as u64,
+            first: cell.range.start as u64,
         });
         let mut weights = Vec::new();
         for (p, _) in parameters.clone() {
             weights.extend(hashed_ranges(p)?);
         }
-        let gradients = parameters.clone().map(|(p, _)| ArrayEntry { x: Addr::NULL, len: p.count() as u64 });
-        let steps = parameters.clone().count() * size_of::<kernel::StepEntry>();
-        let counts = parameters.clone().map(|(p, _)| p.count());
+        let counts = cells.map(|(_, cell)| cell.range.len());
+        let gradients = counts.clone().map(|count| ArrayEntry { x: Addr::NULL, len: count as u64 });
+        let steps = counts.clone().count() * size_of::<kernel::StepEntry>();
         let step_chunks = chunks(counts.clone(), kernel::WEIGHTS_PER_CHUNK);
         let norm_chunks = chunks(counts, reduce::ELEMENTS_PER_CHUNK);
         let hash_chunks = chunks(weights.iter().map(|range| range.len as usize), fingerprint::BYTES_PER_CHUNK);

@@ -70,11 +70,11 @@ fn as_f32(cx: &Cx, x: &Tensor) -> Tensor {
 }
 
 fn bits(optimizer: &AdamW) -> Vec<Vec<u8>> {
-    let of = |s: &ParameterState| {
+    let of = |s: &CellState| {
         let all = [Some(&s.m), Some(&s.v), s.scales.as_ref(), s.low.as_ref()];
         all.into_iter().flatten().map(|t| t.read_bytes().unwrap()).collect::<Vec<_>>()
     };
-    optimizer.parameter_states().flat_map(|(_, _, s)| of(s)).collect()
+    optimizer.parameter_states().flat_map(|(_, _, s)| s.cells.iter().flat_map(of)).collect()
 }
 
 /// The mean distance of two weight vectors, divided by the learning rate.
@@ -317,7 +317,7 @@ proptest! {
         let kinds = [
             (DType::F32, MomentFormat::F32), (DType::BF16, MomentFormat::F32), (DType::BF16, MomentFormat::Bf16),
         ];
-        let tensors = |s: &ParameterState| [Some(s.m.clone()), Some(s.v.clone()), s.low.clone()];
+        let tensors = |s: &ParameterState| [Some(s.cells[0].m.clone()), Some(s.cells[0].v.clone()), s.cells[0].low.clone()];
         for (dtype, moments) in kinds {
             let (want, plain, norms) = train_matrix(&device, dtype, moments, part, None);
             let (got, padded, got_norms) = train_matrix(&device, dtype, moments, part, Some([rows + more_rows, cols]));
@@ -355,4 +355,114 @@ fn moments_of_8_bits_refuse_filled_up_columns() {
     let w = w.with_unpadded_shape(&[2, 12]).unwrap().into_parameter("w").unwrap();
     let e = AdamW::new(&[w], MomentFormat::Int8, 0).unwrap_err().to_string();
     assert!(e.contains("load its weights without padding"), "{e}");
+}
+
+/// Each rank of a job updates its cells. The weights, moments and hashes that they have together are those of a single
+/// process, and so is the norm of the gradients, from the ranks' sums of squares in the order of the cells.
+#[test]
+fn cells_of_several_ranks_have_the_bits_of_one_process() {
+    let counts = [700, 5, 256, 1300, 0, 513];
+    for (device, dtype) in [Some(Device::cpu(2)), sim()]
+        .into_iter()
+        .flatten()
+        .flat_map(|device| [DType::F32, DType::BF16].map(|dtype| (device.clone(), dtype)))
+    {
+        for (moments, ranks) in ALL.into_iter().flat_map(|moments| [2, 3].map(|ranks| (moments, ranks))) {
+            let make = || -> Vec<Tensor> {
+                let parameter = |(i, n): (usize, &usize)| {
+                    let t = Tensor::from_f32(&device, &[*n], dtype, &numbers(*n, i as u64), MemoryCategory::Weights);
+                    t.unwrap().into_parameter(&format!("p{i}")).unwrap()
+                };
+                counts.iter().enumerate().map(parameter).collect()
+            };
+            let whole = make();
+            let mut one = AdamW::new(&whole, moments, 3).unwrap();
+            // The ranks of a test share one process, so each has a copy of all weights, of which it updates a part.
+            let mut all: Vec<(Vec<Tensor>, AdamW)> = (0..ranks)
+                .map(|rank| {
+                    let weights = make();
+                    let partition = |sizes: &[ParameterSize]| Partition::with_cell_size(sizes, rank, ranks, 256);
+                    let optimizer = AdamW::with_partition(&weights, moments, 3, partition).unwrap();
+                    (weights, optimizer)
+                })
+                .collect();
+            let gradient = |i: usize, t: u64| numbers(counts[i], 100 * t + i as u64);
+            for t in 1..=3 {
+                // In step 2 one parameter has no gradient.
+                let names: Vec<usize> = (0..counts.len()).filter(|i| t != 2 || *i != 3).collect();
+                let gradients = GradientsOfTest(
+                    names
+                        .iter()
+                        .map(|&i| {
+                            let values = gradient(i, t);
+                            let shape = [values.len()];
+                            let category = MemoryCategory::Gradients;
+                            let t = Tensor::from_f32(&device, &shape, DType::F32, &values, category).unwrap();
+                            (format!("p{i}"), t)
+                        })
+                        .collect(),
+                );
+                let clip = one.norm_and_clip_factor(&device, &gradients, 0.5).unwrap();
+                one.step(&gradients, &clip, |_| HYPER).unwrap();
+                let partials = all.iter_mut().map(|(_, o)| o.sums_of_squares(&device, &gradients).unwrap());
+                let mut partials: Vec<std::vec::IntoIter<f32>> =
+                    partials.map(|t| t.to_f32().unwrap().into_iter()).collect();
+                let mut ordered = Vec::new();
+                for cell in all[0].1.partition().cells() {
+                    let chunks = cell.range.len().div_ceil(reduce::ELEMENTS_PER_CHUNK);
+                    ordered.extend(partials[cell.owner].by_ref().take(2 * chunks));
+                }
+                let shape = [ordered.len() / 2, 2];
+                let ordered = Tensor::from_f32(&device, &shape, DType::F32, &ordered, MemoryCategory::Workspace);
+                // Chunks are longer than these cells, so the partial sums are others than those of one process, and
+                // only the norm is compared.
+                let norm = clip_factor(&device, &ordered.unwrap(), 0.5).unwrap().to_f32().unwrap()[0];
+                let want = clip.to_f32().unwrap()[0];
+                assert!((norm / want - 1.0).abs() < 1e-6, "{norm}, want {want}");
+                for (_, optimizer) in &mut all {
+                    optimizer.step(&gradients, &clip, |_| HYPER).unwrap();
+                }
+                // The owner of a cell sends its weights to all others.
+                let cells = all[0].1.partition().cells().to_vec();
+                for cell in cells {
+                    let view = |weights: &[Tensor]| weights[cell.parameter].rows(cell.range.start, cell.range.len());
+                    let new = view(&all[cell.owner].0).unwrap().read_bytes().unwrap();
+                    all.iter().for_each(|(weights, _)| view(weights).unwrap().write(&new).unwrap());
+                }
+            }
+            let what = format!("{} {dtype} {moments:?} {ranks} ranks", device.name());
+            for (weights, optimizer) in &all {
+                assert_eq!(optimizer.parameter_hashes().unwrap(), one.parameter_hashes().unwrap(), "{what}");
+                assert!(weights.iter().zip(&whole).all(|(a, b)| a.read_bytes().unwrap() == b.read_bytes().unwrap()));
+            }
+            for (index, (name, _, state)) in one.parameter_states().enumerate() {
+                let mut parts: Vec<&CellState> = Vec::new();
+                let of_parameter = |o: &'_ (Vec<Tensor>, AdamW)| -> Vec<CellState> {
+                    o.1.parameter_states().nth(index).unwrap().2.cells.clone()
+                };
+                let cells: Vec<CellState> = all.iter().flat_map(of_parameter).collect();
+                parts.extend(&cells);
+                parts.sort_by_key(|cell| cell.range.start);
+                let fields = |s: &CellState| [Some(s.m.clone()), Some(s.v.clone()), s.scales.clone(), s.low.clone()];
+                for field in 0..4 {
+                    let bytes = |cell: &CellState| fields(cell)[field].as_ref().map(|t| t.read_bytes().unwrap());
+                    let joined: Vec<u8> = parts.iter().filter_map(|cell| bytes(cell)).flatten().collect();
+                    assert_eq!(joined, bytes(&state.cells[0]).unwrap_or_default(), "{what}: {name}");
+                }
+            }
+        }
+    }
+}
+
+struct GradientsOfTest(Vec<(String, Tensor)>);
+
+impl GradientSource for GradientsOfTest {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    fn address(&self, parameter: &str, start: usize) -> Addr {
+        let found = self.0.iter().find(|(name, _)| name == parameter);
+        found.map_or(Addr::NULL, |(_, t)| t.addr().offset(4 * start))
+    }
 }

@@ -39,7 +39,7 @@ impl State {
         }
     }
 
-    fn step(&mut self, dtype: DType, moments: Moments, scalars: &StepHyperparameters, g: &[f32], threads: usize) {
+    fn entry(&mut self, dtype: DType, moments: Moments) -> ParameterEntry {
         let (w, low) = match dtype {
             F32 => (addr_mut(&mut self.f32), Addr::NULL),
             _ => (addr_mut(&mut self.hi), addr_mut(&mut self.low)),
@@ -48,9 +48,41 @@ impl State {
             Moments::Int8 => (addr_mut(&mut self.first), addr_mut(&mut self.second), addr_mut(&mut self.scales)),
             _ => (addr_mut(&mut self.bf16[0]), addr_mut(&mut self.bf16[1]), Addr::NULL),
         };
-        let entry = ParameterEntry { w, low, m, v, scales, n: g.len() as u64 };
-        let step = StepEntry { stream: scalars.step, numbers: scalars.numbers() };
-        run_step(dtype, moments, &[(entry, addr(g), step)], Addr::NULL, threads);
+        ParameterEntry { w, low, m, v, scales, n: self.f32.len() as u64, first: 0 }
+    }
+
+    fn step(&mut self, dtype: DType, moments: Moments, scalars: &StepHyperparameters, g: &[f32], threads: usize) {
+        let entry = self.entry(dtype, moments);
+        run_step(dtype, moments, &[(entry, addr(g), step_entry(scalars))], Addr::NULL, threads);
+    }
+
+    /// Like [`State::step`], with an entry of its own for each part of the weights. Parts begin at 0, at the multiples
+    /// of `part_len`, and end at the end of the weights.
+    fn step_in_parts(
+        &mut self,
+        dtype: DType,
+        moments: Moments,
+        scalars: &StepHyperparameters,
+        g: &[f32],
+        part_len: usize,
+    ) {
+        let (whole, gradient) = (self.entry(dtype, moments), addr(g));
+        let moment_bytes = if moments == Moments::Int8 { 1 } else { 2 };
+        let part = |first: usize| {
+            let at = |start: Addr, bytes| if start.is_null() { start } else { start.offset(first * bytes) };
+            let entry = ParameterEntry {
+                w: at(whole.w, dtype.size()),
+                low: at(whole.low, 2),
+                m: at(whole.m, moment_bytes),
+                v: at(whole.v, moment_bytes),
+                scales: if whole.scales.is_null() { Addr::NULL } else { whole.scales.offset(8 * first / WEIGHTS_PER_SCALE) },
+                n: part_len.min(g.len() - first) as u64,
+                first: first as u64,
+            };
+            (entry, at(gradient, 4), step_entry(scalars))
+        };
+        let parts: Vec<_> = (0..g.len()).step_by(part_len).map(part).collect();
+        run_step(dtype, moments, &parts, Addr::NULL, 2);
     }
 
     fn step_bf16(&mut self, dtype: DType, scalars: &StepHyperparameters, g: &[f32], threads: usize) {
@@ -71,6 +103,10 @@ impl State {
     fn joined(&self) -> Vec<f32> {
         self.hi.iter().zip(&self.low).map(|(h, l)| from_bf16_and_remainder(*h, *l)).collect()
     }
+}
+
+fn step_entry(scalars: &StepHyperparameters) -> StepEntry {
+    StepEntry { stream: scalars.step, numbers: scalars.numbers() }
 }
 
 /// Tells whether `got` differs from `want` by at most `rel` times the magnitude of `want`.
@@ -166,6 +202,22 @@ pub(super) fn a_split_master_takes_the_same_small_steps() {
             (&plain.bf16, &plain.first, &plain.second, &plain.scales)
         );
         assert_eq!((&split.hi, &split.low, &split.first), (&more.hi, &more.low, &more.first));
+    }
+}
+
+/// Ranks of a job update parts of a parameter each.
+pub(super) fn parts_step_as_the_whole_parameter() {
+    for (n, part_len) in [(17, WEIGHTS_PER_SCALE), (8191, 3 * WEIGHTS_PER_SCALE), (8192, 8 * WEIGHTS_PER_SCALE)] {
+        let start = normal_numbers(n, 1, 0.1);
+        for (dtype, moments) in [F32, BF16].into_iter().flat_map(|t| [(t, Moments::Bf16), (t, Moments::Int8)]) {
+            let [mut whole, mut parts] = [(); 2].map(|()| State::new(&start));
+            for t in 1..=3 {
+                let (scalars, g) = (StepHyperparameters { step: t, ..SCALARS }, normal_numbers(n, 10 + t, 1.0));
+                whole.step(dtype, moments, &scalars, &g, 2);
+                parts.step_in_parts(dtype, moments, &scalars, &g, part_len);
+            }
+            assert_eq!(parts, whole, "{n} weights in parts of {part_len}, {dtype}, {moments:?}");
+        }
     }
 }
 

@@ -1,0 +1,144 @@
+//! Which rank of a job has the optimizer state of which weights (ZeRO: Rajbhandari et al., arXiv 1910.02054).
+//!
+//! Each parameter is cut into cells, and each cell belongs to one rank: the rank that keeps the moments and the low
+//! halves of its weights, sums its gradients and updates its weights. Example, two ranks, cells of 4 weights:
+//!
+//! ```text
+//! parameter   a (10 weights)     b (3)    c (6)
+//! cell        0..4  4..8  8..10  0..3     0..4  4..6
+//! rank        0     1     0      1        0     1
+//! ```
+//!
+//! In a single process each parameter is one cell.
+
+use std::ops::Range;
+
+use reel_kernels::{adamw, reduce};
+
+/// The number of weights of a cell. A whole number of the chunks of all kernels, so that a chunk of a parameter is the
+/// same, whether the parameter is cut or not.
+const WEIGHTS_PER_CELL: usize = 1 << 20;
+
+const _: () = assert!(WEIGHTS_PER_CELL.is_multiple_of(adamw::WEIGHTS_PER_CHUNK));
+const _: () = assert!(WEIGHTS_PER_CELL.is_multiple_of(adamw::WEIGHTS_PER_SCALE));
+const _: () = assert!(WEIGHTS_PER_CELL.is_multiple_of(reduce::ELEMENTS_PER_CHUNK));
+
+/// A part of a parameter that belongs to one rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// Index of the parameter in the order of names.
+    pub parameter: usize,
+    /// Its weights, as indices into the parameter.
+    pub range: Range<usize>,
+    /// The rank that the cell belongs to.
+    pub owner: usize,
+}
+
+/// The size of a parameter.
+#[derive(Clone, Copy, Debug)]
+pub struct ParameterSize {
+    /// Number of weights, padding included.
+    pub weights: usize,
+    /// Whether the parameter may be cut. A padded one is whole, because files have its weights without the padding.
+    pub divisible: bool,
+}
+
+/// The cells of all parameters of an optimizer, as one rank of several sees them.
+#[derive(Clone, Debug)]
+pub struct Partition {
+    rank: usize,
+    ranks: usize,
+    cells: Vec<Cell>,
+}
+
+impl Partition {
+    /// The partition for rank `rank` of `ranks`; `sizes` are those of the parameters in the order of their names.
+    pub fn new(sizes: &[ParameterSize], rank: usize, ranks: usize) -> Self {
+        Self::with_cell_size(sizes, rank, ranks, WEIGHTS_PER_CELL)
+    }
+
+    pub(crate) fn with_cell_size(sizes: &[ParameterSize], rank: usize, ranks: usize, cell_size: usize) -> Self {
+        let mut weights_of_ranks = vec![0; ranks];
+        let mut cells = Vec::new();
+        for (parameter, size) in sizes.iter().enumerate() {
+            let len = if ranks > 1 && size.divisible { cell_size } else { size.weights.max(1) };
+            for start in (0..size.weights.max(1)).step_by(len) {
+                let range = start..(start + len).min(size.weights);
+                // The rank with the fewest weights so far, the lowest of several.
+                let owner = (0..ranks).min_by_key(|&rank| weights_of_ranks[rank]).unwrap_or(0);
+                weights_of_ranks[owner] += range.len();
+                cells.push(Cell { parameter, range, owner });
+            }
+        }
+        Self { rank, ranks, cells }
+    }
+
+    /// This process's rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// All cells, in the order of parameters and weights.
+    pub fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
+    /// The cells of this rank, in the same order.
+    pub fn owned(&self) -> impl Iterator<Item = &Cell> + Clone {
+        self.cells.iter().filter(|cell| cell.owner == self.rank)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sizes() -> impl Strategy<Value = Vec<ParameterSize>> {
+        prop::collection::vec((0usize..50, any::<bool>()), 0..12).prop_map(|sizes| {
+            sizes.into_iter().map(|(weights, divisible)| ParameterSize { weights, divisible }).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn each_weight_belongs_to_one_rank_and_all_ranks_agree(sizes in sizes(), ranks in 1usize..6) {
+            let cells = Partition::with_cell_size(&sizes, 0, ranks, 8).cells;
+            for rank in 0..ranks {
+                let partition = Partition::with_cell_size(&sizes, rank, ranks, 8);
+                prop_assert_eq!(&partition.cells, &cells);
+                prop_assert!(partition.owned().all(|cell| cell.owner == rank));
+            }
+            for (index, size) in sizes.iter().enumerate() {
+                let of_parameter: Vec<&Cell> = cells.iter().filter(|cell| cell.parameter == index).collect();
+                let mut end = 0;
+                for cell in &of_parameter {
+                    prop_assert_eq!(cell.range.start, end);
+                    end = cell.range.end;
+                }
+                prop_assert_eq!(end, size.weights);
+                let is_cut = of_parameter.len() > 1;
+                prop_assert!(!is_cut || size.divisible && ranks > 1);
+            }
+        }
+
+        #[test]
+        fn ranks_have_equal_shares_but_for_one_cell(weights in prop::collection::vec(0usize..50, 0..12), ranks in 1usize..6) {
+            let sizes: Vec<ParameterSize> =
+                weights.iter().map(|&weights| ParameterSize { weights, divisible: true }).collect();
+            let share = |rank| -> usize {
+                Partition::with_cell_size(&sizes, rank, ranks, 8).owned().map(|cell| cell.range.len()).sum()
+            };
+            let shares: Vec<usize> = (0..ranks).map(share).collect();
+            if let (Some(least), Some(most)) = (shares.iter().min(), shares.iter().max()) {
+                prop_assert!(ranks == 1 || most - least <= 8, "{shares:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The gradient of a step whose micro-batches are computed by several processes (ranks), and the exchanges around it.
+//!
+//! Micro-batch i of a step, counted from 0, belongs to rank `i mod N`. N micro-batches make a round. The optimizer's
+//! parameters are cut into cells, each of which belongs to one rank ([`Partition`]). In a round, every rank sends its
+//! gradient of each cell to the owner of the cell, and the owner adds them in the order of their micro-batches:
+//!
+//! ```text
+//! rank 0   g0 ─┐ all to all        cells of rank 0: sum = ((g0 + g1) + g2) + g3 …
+//! rank 1   g1 ─┤ ───────────>      cells of rank 1: the same sums of other elements
+//! rank 2   g2 ─┘ in a round        cells of rank 2
+//! ```
+//!
+//! The ranks exchange a bucket of cells as soon as their backward passes have finished its gradients, and free them. The
+//! buckets are in the reverse order of the model, in which backward passes finish gradients. So a rank has the gradients
+//! of a few buckets in memory, not those of the whole model.
+//!
+//! The owner clips the sum, updates the weights of its cells ([`AdamW`] has the state of these only) and sends the new
+//! weights to all ranks. A sum has the bits that one process computes, because that adds whole gradients of micro-batches
+//! in the same order ([`reel_runtime::Grads`]); so the trained weights do not depend on the number of ranks.
+//!
+//! Bytes that a rank sends in a step of R rounds, and about as many that it receives, for a gradient of G bytes and
+//! trained weights of W bytes: `R · G · (N - 1) / N` for the sums (those of a reduce-scatter in each round), and `W · (N -
+//! 1) / N` for the new weights.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use reel_device::{Addr, DType, Device, MemoryCategory};
+use reel_kernels::{elementwise, reduce};
+use reel_ranks::Ranks;
+use reel_runtime::optim::{AdamW, Cell, GradientSource, Partition};
+use reel_runtime::{Grads, RuntimeError, Tensor};
+
+use crate::Result;
+use crate::step::exchange::{Exchange, HostExchange};
+
+/// The number of weights that each rank owns in a bucket, about.
+const BUCKET: usize = 4 << 20;
+
+/// The sum of the gradients of a step's micro-batches, of which this rank has the cells that it owns.
+#[derive(Debug)]
+pub struct GradientSum {
+    ranks: Arc<Ranks>,
+    exchange: Box<dyn Exchange>,
+    partition: Partition,
+    /// The trained parameters, by index in the partition.
+    parameters: Vec<(String, Tensor)>,
+    /// The cells, in the order in which they are exchanged.
+    buckets: Vec<Vec<Cell>>,
+    /// f32 `[n]`: the sums of the owned cells, one after the other.
+    sums: Tensor,
+    /// For each parameter with owned cells, its index, and where the sum of each cell begins in `sums`, by the cell's first
+    /// weight.
+    starts: BTreeMap<String, (usize, BTreeMap<usize, usize>)>,
+    /// For each other rank, f32: its gradients of the owned cells in one bucket.
+    received: Vec<Tensor>,
+    /// For each parameter, whether a micro-batch of an earlier round had a gradient.
+    reached: Vec<bool>,
+    round: Round,
+}
+
+/// The state of a round. The values are by parameter.
+#[derive(Debug, Default)]
+struct Round {
+    /// The number of buckets that were exchanged.
+    exchanged: usize,
+    /// Whether this rank's gradient is finished.
+    finished: Vec<bool>,
+    /// Whether the micro-batch of any rank had a gradient.
+    reached: Vec<bool>,
+}
+
+impl Round {
+    fn new(parameters: usize) -> Self {
+        Self { exchanged: 0, finished: vec![false; parameters], reached: vec![false; parameters] }
+    }
+}
+
+impl GradientSum {
+    /// The sum for the parameters of an optimizer, which is that of this rank. `model_order` has all trained parameters
+    /// of the model in the order in which a forward pass uses them, about.
+    ///
+    /// # Errors
+    /// The device is out of memory.
+    pub fn new(ranks: Arc<Ranks>, device: &Device, optimizer: &AdamW, model_order: &[Tensor]) -> Result<Self> {
+        Self::with_buckets_of(BUCKET, ranks, device, optimizer, model_order)
+    }
+
+    fn with_buckets_of(
+        weights: usize,
+        ranks: Arc<Ranks>,
+        device: &Device,
+        optimizer: &AdamW,
+        model_order: &[Tensor],
+    ) -> Result<Self> {
+        let partition = optimizer.partition().clone();
+        let parameters: Vec<(String, Tensor)> =
+            optimizer.parameter_states().map(|(name, parameter, _)| (name.to_string(), parameter.clone())).collect();
+        let (mut starts, mut total) = (BTreeMap::<String, (usize, BTreeMap<usize, usize>)>::new(), 0);
+        for cell in partition.owned() {
+            let name = parameters[cell.parameter].0.clone();
+            starts.entry(name).or_insert((cell.parameter, BTreeMap::new())).1.insert(cell.range.start, total);
+            total += cell.range.len();
+        }
+        let index = |t: &Tensor| parameters.binary_search_by_key(&t.parameter_name(), |(name, _)| Some(name)).ok();
+        let order: Vec<usize> = model_order.iter().rev().filter_map(index).collect();
+        let buckets = buckets(&partition, &order, weights);
+        let owned = |bucket: &Vec<Cell>| bucket.iter().filter(|c| c.owner == ranks.rank()).map(|c| c.range.len()).sum();
+        let largest: usize = buckets.iter().map(owned).max().unwrap_or(0);
+        let f32s = |count: usize| Tensor::empty(device, &[count], DType::F32, MemoryCategory::Gradients);
+        let received = |from: usize| f32s(if from == ranks.rank() { 0 } else { largest });
+        Ok(Self {
+            sums: f32s(total)?,
+            received: (0..ranks.size()).map(received).collect::<reel_runtime::Result<_>>()?,
+            reached: vec![false; parameters.len()],
+            round: Round::new(parameters.len()),
+            exchange: Box::new(HostExchange::new(ranks.clone())),
+            ranks,
+            partition,
+            parameters,
+            buckets,
+            starts,
+        })
+    }
+
+    /// The ranks that compute the micro-batches.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    /// The bytes of the gradients in the largest bucket.
+    pub fn largest_bucket_bytes(&self) -> u64 {
+        let weights = |bucket: &Vec<Cell>| bucket.iter().map(|cell| cell.range.len()).sum::<usize>();
+        (self.buckets.iter().map(weights).max().unwrap_or(0) * DType::F32.size()) as u64
+    }
+
+    /// Whether this rank computes micro-batch `index` of a step.
+    pub fn computes_micro_batch(&self, index: usize) -> bool {
+        index % self.ranks.size() == self.ranks.rank()
+    }
+
+    /// Begins a step: no micro-batch has been added.
+    pub fn clear(&mut self) {
+        self.reached.fill(false);
+    }
+
+    /// Takes gradients that a backward pass of this rank has finished. Exchanges the buckets that are complete, and frees
+    /// their gradients in `own`. All ranks exchange the same buckets in the same order.
+    ///
+    /// # Errors
+    /// A gradient grew after it was sent; another rank has failed; the device fails.
+    pub fn add_finished(&mut self, names: &[Arc<str>], own: &mut Grads) -> Result<()> {
+        for name in names {
+            let found = self.parameters.binary_search_by_key(&&**name, |(name, _)| name);
+            let Ok(index) = found else { continue };
+            if std::mem::replace(&mut self.round.finished[index], true) {
+                let what = format!("{name} got a gradient after the exchange of its gradient");
+                return Err(RuntimeError::Shape { op: "backward", what }.into());
+            }
+        }
+        let is_complete = |bucket: &Vec<Cell>, round: &Round| bucket.iter().all(|cell| round.finished[cell.parameter]);
+        while self.buckets.get(self.round.exchanged).is_some_and(|bucket| is_complete(bucket, &self.round)) {
+            self.exchange_bucket(own)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a round: exchanges the remaining buckets. All ranks call it together, also those without a micro-batch in the
+    /// round. Then `own` has no gradient.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device fails.
+    pub fn end_round(&mut self, own: &mut Grads) -> Result<()> {
+        while self.round.exchanged < self.buckets.len() {
+            self.exchange_bucket(own)?;
+        }
+        let round = std::mem::replace(&mut self.round, Round::new(self.parameters.len()));
+        self.reached.iter_mut().zip(round.reached).for_each(|(reached, now)| *reached |= now);
+        own.clear();
+        Ok(())
+    }
+
+    /// Exchanges the next bucket, adds the gradients of the owned cells to the sums, and frees those in `own`.
+    fn exchange_bucket(&mut self, own: &mut Grads) -> Result<()> {
+        let (rank, size) = (self.ranks.rank(), self.ranks.size());
+        let bucket = &self.buckets[self.round.exchanged];
+        let gradient = |cell: &Cell| own.get(&self.parameters[cell.parameter].0);
+        let flags: Vec<u8> = bucket.iter().map(|cell| u8::from(gradient(cell).is_some())).collect();
+        let flags = self.ranks.all_gather("cells with a gradient", &flags)?;
+        let mut send = vec![Vec::new(); size];
+        let mut receive = vec![Vec::new(); size];
+        // What is added to the sum of each owned cell, in the order of micro-batches.
+        let mut added = Vec::new();
+        let mut start = 0;
+        for (index, cell) in bucket.iter().enumerate() {
+            let own = gradient(cell).map(|gradient| part(gradient, cell)).transpose()?;
+            if cell.owner != rank {
+                send[cell.owner].extend(own);
+                continue;
+            }
+            let sum = self.sum_of(cell)?;
+            let mut has_sum = self.reached[cell.parameter];
+            for from in (0..size).filter(|&from| flags[from][index] != 0) {
+                let gradient = match &own {
+                    Some(own) if from == rank => own.clone(),
+                    _ => {
+                        let received = self.received[from].rows(start, cell.range.len())?;
+                        receive[from].push(received.clone());
+                        received
+                    }
+                };
+                added.push((gradient, sum.clone(), has_sum));
+                has_sum = true;
+            }
+            start += cell.range.len();
+        }
+        self.exchange.all_to_all("gradients", &send, &receive)?;
+        added.iter().try_for_each(|(gradient, sum, has_sum)| add(gradient, sum, *has_sum))?;
+        drop((send, added));
+        for (index, cell) in bucket.iter().enumerate() {
+            let (name, parameter) = &self.parameters[cell.parameter];
+            self.round.reached[cell.parameter] |= flags.iter().any(|flags| flags[index] != 0);
+            if cell.range.end == parameter.count() {
+                own.release(name);
+            }
+        }
+        self.round.exchanged += 1;
+        Ok(())
+    }
+
+    /// The sum of an owned cell.
+    fn sum_of(&self, cell: &Cell) -> Result<Tensor> {
+        let starts = self.starts.get(&self.parameters[cell.parameter].0);
+        let start = starts.and_then(|(_, starts)| starts.get(&cell.range.start)).copied().unwrap_or(0);
+        Ok(self.sums.rows(start, cell.range.len())?)
+    }
+
+    /// The sums of the squares of all ranks' cells, in the order of the cells, from those of this rank
+    /// ([`AdamW::sums_of_squares`]). All ranks call it together.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device fails.
+    pub fn sums_of_squares(&self, own: &Tensor) -> Result<Tensor> {
+        let gathered = self.ranks.all_gather("sums of squares", &own.read_bytes()?)?;
+        let mut of_ranks: Vec<&[u8]> = gathered.iter().map(Vec::as_slice).collect();
+        let mut all = Vec::with_capacity(gathered.iter().map(Vec::len).sum());
+        for cell in self.partition.cells() {
+            let chunks = cell.range.len().div_ceil(reduce::ELEMENTS_PER_CHUNK);
+            let (sums, rest) = of_ranks[cell.owner].split_at(chunks * size_of::<f64>());
+            of_ranks[cell.owner] = rest;
+            all.extend_from_slice(sums);
+        }
+        let shape = [all.len() / size_of::<f64>(), 2];
+        Ok(Tensor::from_slice(own.device(), &shape, DType::F32, &all, MemoryCategory::Workspace)?)
+    }
+
+    /// Sends the weights of this rank's cells to all ranks, after a step of the optimizer, and receives theirs. All ranks
+    /// call it together.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device fails.
+    pub fn gather_weights(&mut self) -> Result<()> {
+        let (rank, size) = (self.ranks.rank(), self.ranks.size());
+        for bucket in &self.buckets {
+            let mut of_ranks = vec![Vec::new(); size];
+            for cell in bucket.iter().filter(|cell| self.reached[cell.parameter]) {
+                of_ranks[cell.owner].push(part(&self.parameters[cell.parameter].1, cell)?);
+            }
+            let own = std::mem::take(&mut of_ranks[rank]);
+            self.exchange.all_gather("weights", &own, &of_ranks)?;
+        }
+        Ok(())
+    }
+}
+
+impl GradientSource for GradientSum {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let reached = self.parameters.iter().zip(&self.reached).filter(|(_, reached)| **reached);
+        reached.map(|((name, _), _)| name.as_str())
+    }
+
+    fn address(&self, parameter: &str, start: usize) -> Addr {
+        let reached = self.starts.get(parameter).filter(|(index, _)| self.reached[*index]);
+        let sum = reached.and_then(|(_, starts)| starts.get(&start));
+        sum.map_or(Addr::NULL, |sum| self.sums.addr().offset(sum * DType::F32.size()))
+    }
+}
+
+/// Cuts the cells of the parameters, in the order `order` of their indices, into buckets of at most `weights` weights for
+/// each rank, on average. The buckets are the same on every rank.
+fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<Cell>> {
+    let (limit, mut buckets, mut in_last) = (weights * partition.ranks(), Vec::<Vec<Cell>>::new(), 0);
+    let cells_of = |&parameter: &usize| partition.cells().iter().filter(move |cell| cell.parameter == parameter);
+    for cell in order.iter().flat_map(cells_of) {
+        in_last += cell.range.len();
+        match buckets.last_mut().filter(|_| in_last <= limit) {
+            Some(bucket) => bucket.push(cell.clone()),
+            None => {
+                buckets.push(vec![cell.clone()]);
+                in_last = cell.range.len();
+            }
+        }
+    }
+    buckets
+}
+
+/// The elements of a cell in a tensor of its parameter.
+fn part(t: &Tensor, cell: &Cell) -> Result<Tensor> {
+    Ok(t.reshape(&[t.count()])?.rows(cell.range.start, cell.range.len())?)
+}
+
+/// Adds a gradient to a sum, or copies it to the sum if there is none yet: `-0.0` stays `-0.0`.
+fn add(gradient: &Tensor, sum: &Tensor, has_sum: bool) -> Result<()> {
+    let (src, dst, count) = (gradient.addr(), sum.addr(), sum.count() as u64);
+    let launch = match has_sum {
+        true => elementwise::accumulate(DType::F32, DType::F32, &elementwise::AccumulateParams { src, dst, count }),
+        false => elementwise::copy(&elementwise::CopyParams { src, dst, bytes: sum.bytes() as u64 }),
+    };
+    Ok(sum.device().launch(&launch)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! Training steps of several ranks, which are threads of the test.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use reel_device::MemoryCategory::{Gradients, Optimizer};
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
+use reel_ranks::{Launcher, Timeouts, Traffic, World};
+use reel_samples::sample::Sample;
+
+use super::*;
+use crate::options::{GradientCheckpointing, RunOptions};
+use crate::step::hyperparameters::Hyperparameters;
+use crate::step::sft;
+use crate::step::trainer::Trainer;
+
+/// Micro-batches of a step. The last round of 2, 3 and 4 ranks has fewer than the others.
+const MICRO_BATCHES: usize = 5;
+const STEPS: u64 = 3;
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
+}
+
+/// A sample of text, different for each micro-batch.
+fn sample(step: u64, micro_batch: usize) -> Sample {
+    let tokens = 5 + 2 * micro_batch;
+    let positions: Vec<i64> = (0..tokens as i64).collect();
+    let ids = (0..tokens).map(|t| (1 + (t * 7 + micro_batch * 3 + step as usize) % 90) as i32);
+    let input_ids: Vec<_> = ids.map(|id| id.try_into().unwrap()).collect();
+    let position_ids = [positions.clone(), positions.clone(), positions];
+    let inputs = ModelInput { input_ids, position_ids, ..ModelInput::default() };
+    let targets = (0..tokens).map(|t| if t + 1 < tokens { t as i32 + 2 } else { -1 }).collect();
+    Sample { tokens: inputs, targets }
+}
+
+/// What a rank has after its steps.
+#[derive(Debug)]
+struct Trained {
+    hashes: Vec<(String, u64)>,
+    results: Vec<(f64, f64, usize)>,
+    /// Bytes of all allocated memory after each step.
+    current: Vec<usize>,
+    /// Bytes of gradients when most memory was in use.
+    gradient_bytes: usize,
+    optimizer_bytes: usize,
+    traffic: Traffic,
+    /// Bytes of the gradient of a micro-batch and of the weights that it changes.
+    exchanged: [u64; 2],
+}
+
+fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket: usize) -> Trained {
+    let device = Device::cpu(1);
+    let config = ModelConfig::open(&model()).unwrap();
+    let options = RunOptions {
+        gradient_accumulation_steps: MICRO_BATCHES,
+        gradient_checkpointing: checkpointing,
+        learning_rate: 1e-3,
+        ..RunOptions::default()
+    };
+    let hyperparameters = Hyperparameters::new(&options, STEPS);
+    let opened = Trainer::resume(&device, &config, &model(), None, DType::F32, hyperparameters, ranks.clone());
+    let (mut t, _files) = opened.unwrap();
+    if let Some(ranks) = &ranks {
+        let parameters: Vec<Tensor> = t.model.parameters().cloned().collect();
+        let sum = GradientSum::with_buckets_of(bucket, ranks.clone(), &device, &t.optimizer, &parameters).unwrap();
+        t.gradient_sum = Some(sum);
+    }
+    let before = ranks.as_ref().map(|ranks| ranks.traffic()).unwrap_or_default();
+    device.reset_peak();
+    let (mut results, mut current) = (Vec::new(), Vec::new());
+    for step in 1..=STEPS {
+        let mut micro_batches = 0..MICRO_BATCHES;
+        let next = || Ok(micro_batches.next().map(|i| vec![sample(step, i)]));
+        let result = sft::step(&mut t, step, next).unwrap().unwrap();
+        results.push((result.loss, result.grad_norm, result.tokens));
+        current.push(device.memory().current);
+    }
+    let after = ranks.as_ref().map(|ranks| ranks.traffic()).unwrap_or_default();
+    let reached = match &t.gradient_sum {
+        Some(sum) => sum.names().map(str::to_string).collect(),
+        None => Vec::new(),
+    };
+    let weights = t.model.parameters().filter(|p| reached.iter().any(|name| p.parameter_name() == Some(name)));
+    let bytes = weights.map(|p| p.bytes() as u64).sum();
+    let volume = |now: reel_ranks::Volume, then: reel_ranks::Volume| reel_ranks::Volume {
+        sent: now.sent - then.sent,
+        received: now.received - then.received,
+    };
+    Trained {
+        hashes: t.tensor_hashes().unwrap(),
+        results,
+        current,
+        gradient_bytes: bytes_of(Gradients, &device.memory().at_peak),
+        optimizer_bytes: bytes_of(Optimizer, &device.memory().now),
+        traffic: Traffic {
+            all_to_all: volume(after.all_to_all, before.all_to_all),
+            all_gather: volume(after.all_gather, before.all_gather),
+            ..Traffic::default()
+        },
+        // The model of the test is f32, so gradients have the size of weights.
+        exchanged: [bytes, bytes],
+    }
+}
+
+fn bytes_of(category: MemoryCategory, bytes: &[(&str, usize)]) -> usize {
+    bytes.iter().find(|(name, _)| *name == category.name()).map_or(0, |(_, bytes)| *bytes)
+}
+
+fn train_on(size: usize, checkpointing: GradientCheckpointing, bucket: usize) -> Vec<Trained> {
+    let folder = tempfile::tempdir().unwrap();
+    let timeouts = Timeouts { join: Duration::from_secs(60), ..Timeouts::default() };
+    std::thread::scope(|scope| {
+        let start = |rank| {
+            let (launcher, job) = (Launcher::Reel, "test".to_string());
+            let (local_rank, local_size, address) = (rank, size, None);
+            let world = World { rank, size, local_rank, local_size, launcher, job, address };
+            let folder = folder.path();
+            scope.spawn(move || {
+                let ranks = Arc::new(Ranks::join(world, folder, timeouts, Box::new(|_| {})).unwrap());
+                let trained = train(Some(ranks.clone()), checkpointing, bucket);
+                Arc::into_inner(ranks).unwrap().leave().unwrap();
+                trained
+            })
+        };
+        let threads: Vec<_> = (0..size).map(start).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn any_number_of_ranks_trains_the_same_weights() {
+    for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Full] {
+        let one = train(None, checkpointing, 1);
+        // A bucket of one weight has one cell.
+        for (size, bucket) in [(2, 1), (3, 2000), (4, 1 << 20)] {
+            for rank in train_on(size, checkpointing, bucket) {
+                assert_eq!(rank.hashes, one.hashes, "{size} ranks, {checkpointing:?}");
+                assert_eq!(rank.results, one.results, "{size} ranks, {checkpointing:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_exchanges_gradients_and_weights_once_and_keeps_its_share_of_memory() {
+    let one = train(None, GradientCheckpointing::None, 1);
+    for size in [2, 4] {
+        let all = train_on(size, GradientCheckpointing::None, 2000);
+        let rounds = MICRO_BATCHES.div_ceil(size) as u64;
+        for rank in &all {
+            let [gradients, weights] = rank.exchanged;
+            let exchanged = rank.traffic.all_to_all.sent + rank.traffic.all_to_all.received;
+            let limit = 2.05 * (STEPS * (rounds * gradients + weights)) as f64;
+            assert!(exchanged > STEPS * gradients && exchanged as f64 <= limit, "{size} ranks: {rank:?}");
+            // Flags, losses and sums of squares.
+            let small = rank.traffic.all_gather.sent + rank.traffic.all_gather.received;
+            assert!(small < exchanged / 10, "{rank:?}");
+            // A step leaves no memory behind.
+            assert!(rank.current.iter().all(|bytes| *bytes == rank.current[0]), "{:?}", rank.current);
+            let share = |bytes: usize| bytes / size + bytes / 4;
+            assert!(
+                rank.optimizer_bytes < share(one.optimizer_bytes),
+                "{} {}",
+                rank.optimizer_bytes,
+                one.optimizer_bytes
+            );
+            assert!(rank.gradient_bytes < one.gradient_bytes, "{} {}", rank.gradient_bytes, one.gradient_bytes);
+        }
+        let total = |part: fn(&Trained) -> u64| all.iter().map(part).sum::<u64>();
+        assert_eq!(total(|r| r.traffic.all_to_all.sent), total(|r| r.traffic.all_to_all.received));
+    }
+}
+
+#[test]
+fn buckets_have_all_cells_in_the_order_of_the_parameters() {
+    let sizes = [5, 70, 0, 9].map(|weights| reel_runtime::optim::ParameterSize { weights, divisible: true });
+    let partition = Partition::new(&sizes, 0, 2);
+    let order = [3, 1, 0, 2];
+    let made = buckets(&partition, &order, 10);
+    let parameters: Vec<usize> = made.iter().flatten().map(|cell| cell.parameter).collect();
+    assert_eq!(parameters, order);
+    assert_eq!(made.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 2]);
+}
