@@ -27,7 +27,7 @@ const MAX_VOCAB: usize = 1 << 24;
 /// Create a model folder with random weights, in the layout of the Hugging Face hub.
 #[derive(Args, Debug)]
 #[command(mut_arg("preset", |a| {
-    a.required(true).help("Model size: tiny (1 M parameters, f32), 3b or 7b (as published, bf16), or siglip-tiny (a SigLIP for --siglip, f32)")
+    a.required(true).help("Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b (as published, bf16), or siglip-tiny (a SigLIP for --siglip, f32)")
 }))]
 #[command(after_help = "Example:\n  reel init --preset tiny --out tiny")]
 pub struct InitArgs {
@@ -44,7 +44,7 @@ pub struct InitArgs {
 /// Options for the size of a model. With them, `reel plan` needs no model folder.
 #[derive(Args, Clone, Debug)]
 pub struct ModelSizeFlags {
-    /// Model size: tiny (1 M parameters, f32), 3b or 7b (as published, bf16)
+    /// Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b (as published, bf16)
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
     /// Number of decoder layers [default: the preset's]
@@ -60,7 +60,8 @@ impl ModelSizeFlags {
     pub fn options(&self, common: &CommonOptions) -> Result<InitOptions> {
         let dtype = stored(common);
         let name = self.preset.as_deref().unwrap_or("tiny");
-        let unknown = |_| usage_error("--preset", format!("there is no preset `{name}`"), "choose tiny, 3b or 7b");
+        let help = || format!("choose {}", Preset::NAMES);
+        let unknown = |_| usage_error("--preset", format!("there is no preset `{name}`"), help());
         let preset = Preset::parse(name).map_err(unknown)?;
         for (flag, given, most) in [("--layers", self.layers, MAX_LAYERS), ("--vocab", self.vocab, MAX_VOCAB)] {
             if let Some(n) = given.filter(|n| !(1..=most).contains(n)) {
@@ -84,7 +85,11 @@ pub fn dtype_help() -> String {
     let presets = Preset::ALL.map(|preset| (preset.name(), preset.default_dtype()));
     let of = |wanted: StoredDType| {
         let all = presets.into_iter().chain([(SIGLIP_TINY, SIGLIP_DTYPE)]);
-        all.filter(|(_, dtype)| *dtype == wanted).map(|(name, _)| name).collect::<Vec<_>>().join(" and ")
+        let names: Vec<&str> = all.filter(|(_, dtype)| *dtype == wanted).map(|(name, _)| name).collect();
+        match names.split_last() {
+            Some((last, names @ [_, ..])) => format!("{} and {last}", names.join(", ")),
+            _ => names.concat(),
+        }
     };
     let (f32, bf16) = (of(StoredDType::F32), of(StoredDType::Bf16));
     format!("Data type of the weights [default: f32 for {f32}, bf16 for {bf16}]")
@@ -94,7 +99,7 @@ impl InitArgs {
     fn create(&self, common: &CommonOptions) -> Result<InitReport> {
         let preset = self.shape.preset.as_deref().unwrap_or_default();
         if preset != SIGLIP_TINY {
-            let help = format!("choose tiny, 3b, 7b or {SIGLIP_TINY}");
+            let help = format!("choose {}", Preset::NAMES.replace(" or", ",") + " or " + SIGLIP_TINY);
             Preset::parse(preset)
                 .map_err(|_| usage_error("--preset", format!("there is no preset `{preset}`"), help))?;
             let report = init(&self.shape.options(common)?, &self.out)?;

@@ -145,7 +145,7 @@ fn errors_of_unavailable_devices_name_alternatives() {
 #[test]
 fn help_of_init_has_the_dtypes_of_the_presets() {
     let help = run(["init", "--help"]).ok().split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(help.contains("[default: f32 for tiny and siglip-tiny, bf16 for 3b and 7b]"), "{help}");
+    assert!(help.contains("[default: f32 for tiny and siglip-tiny, bf16 for 3b, 7b, 32b and 72b]"), "{help}");
     assert!(!help.contains("bf16 on cuda"), "{help}");
     let folder = tempfile::tempdir().expect("a folder");
     for (preset, dtype) in [("tiny", "float32"), ("siglip-tiny", "float32")] {

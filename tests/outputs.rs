@@ -23,7 +23,7 @@ fn unwritable_outputs_are_refused() {
     score("folder").refused(1, &["folder"]);
     run_in(s.dir.path(), ["init", "--preset", "tiny", "--out", "tiny"]).refused(1, &["tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "huge", "--out", "other"])
-        .refused(2, &["huge", "tiny, 3b, 7b or siglip-tiny"]);
+        .refused(2, &["huge", "tiny, 3b, 7b, 32b, 72b or siglip-tiny"]);
     run_in(s.dir.path(), ["init", "--preset", "siglip-tiny", "--vocab", "9", "--out", "other"])
         .refused(2, &["--vocab"]);
     assert!(!s.dir.path().join("other").exists());

@@ -1,5 +1,5 @@
-//! `reel plan` of training: its planned memory equals the memory of the run, and the launches and the time of a 7B
-//! step.
+//! `reel plan` of training: its planned memory equals the memory of the run, the launches and the time of a 7B step, and
+//! jobs of several GPUs.
 
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
@@ -7,7 +7,8 @@ mod support;
 
 use serde_json::Value;
 use sft_rows::{sft, training_folder};
-use support::{read_metrics, run, run_in};
+use support::{check_page, read_metrics, run, run_in};
+
 #[test]
 fn plan_and_run_agree_on_peak_bytes() {
     let w = training_folder(6);
@@ -138,4 +139,132 @@ fn plan_of_a_preset_needs_no_weights() {
     let saved = weights(&plan) - weights(&int8);
     assert!((saved - 2.46e9).abs() < 0.02e9, "{saved}");
     assert!(int8["phases"]["decode"].as_f64() < decode.map(|seconds| 0.65 * seconds), "{int8}");
+}
+
+fn number(plan: &Value, key: &str) -> f64 {
+    plan.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key} in {plan}"))
+}
+
+/// A job of one GPU has the memory and the time of the plan without `--world`, whose other figures do not change.
+#[test]
+fn job_of_one_gpu_is_the_plain_plan() {
+    for command in ["sft", "grpo --num-generations 4 --per-device-train-batch-size 4 --max-completion-length 32"] {
+        let sizes = "--preset tiny --tokens 300 --vision-patches 64 --gpu h200 --json --gradient-accumulation-steps";
+        let plan = |more: &str| run(format!("plan {command} {sizes} {more}").split(' ')).json();
+        let (plain, mut job) = (plan("3"), plan("3 --world 1"));
+        let one = job.as_object_mut().and_then(|plan| plan.remove("job")).expect("a job");
+        assert_eq!(plain, job, "{command}");
+        assert_eq!((&one["peak_bytes"], &one["memory"]), (&plain["peak_bytes"], &plain["memory"]), "{command}");
+        assert!((number(&one, "/seconds") / number(&plain, "/seconds") - 1.0).abs() < 1e-9, "{one}");
+        assert_eq!((number(&one, "/exposed_seconds"), number(&one, "/rounds")), (0.0, 3.0), "{command}");
+        // The rank of a larger job with as many rounds differs in the optimizer state and the sums of gradients alone.
+        let four = plan("12 --world 4");
+        let parts = |name: &str| [&plain["memory"], &four["job"]["memory"]].map(|memory| memory[name].as_f64());
+        for name in ["weights", "gradients", "activations", "kv_cache", "inputs", "workspace"] {
+            let [before, now] = parts(name);
+            assert_eq!(before, now, "{command}: {name}");
+        }
+        let ([before, now], trained) = (parts("optimizer"), number(&four, "/job/trained_parameters"));
+        let (before, now) = (before.expect("bytes"), now.expect("bytes"));
+        assert!((now - before / 4.0).abs() <= 16.0, "{command}: {before} {now}");
+        assert!((number(&four, "/job/memory/gradient_sums") - trained).abs() <= 16.0, "{command}: {four}");
+    }
+}
+
+/// 16 GPUs in two machines, 20 micro-batches: two rounds, the second on four GPUs. Bytes and times are those of the
+/// formulas in `docs/cluster.md`, and the page and the text have the table of scaling.
+#[test]
+fn job_of_two_machines_exchanges_what_the_formulas_say() {
+    let w = tempfile::tempdir().expect("a folder");
+    let command = "plan sft --preset 7b --layers 4 --tokens 2048 --vision-patches 4096 --gpu h200 --optim adamw-bf16 \
+                   --world 16 --nodes 2 --gradient-accumulation-steps 20 --link ib200";
+    let words = || command.split_whitespace();
+    let plan = run_in(w.path(), words().chain(["--html", "job.html", "--json"])).json();
+    let job = &plan["job"];
+    let of = |key: &str| number(job, key);
+    let (parameters, weights) = (of("/trained_parameters"), of("/trained_bytes"));
+    assert!(parameters > 2.6e9 && weights == 2.0 * parameters, "{job}");
+    let near = |got: f64, wanted: f64| assert!((got / wanted - 1.0).abs() < 1e-6, "{got} {wanted}: {job}");
+    // Rank 0 sends the gradients of two micro-batches. It receives its own part of the 18 others, 7 of them from the
+    // other GPUs of its machine in the first round, and 3 in the second.
+    let part = 4.0 * parameters / 16.0;
+    near(of("/bytes/gradients/within_node/sent"), 2.0 * 7.0 * part);
+    near(of("/bytes/gradients/between_nodes/sent"), 2.0 * 8.0 * part);
+    near(of("/bytes/gradients/within_node/received"), 10.0 * part);
+    near(of("/bytes/gradients/between_nodes/received"), 8.0 * part);
+    near(of("/bytes/weights/between_nodes/sent"), 8.0 * weights / 16.0);
+    // InfiniBand HDR at 80 % of 25 GB/s bounds both exchanges.
+    near(of("/gradient_exchange_seconds"), 2.0 * 8.0 * part / 20e9);
+    near(of("/weight_exchange_seconds"), 8.0 * weights / 16.0 / 20e9);
+    near(of("/exposed_seconds"), of("/gradient_exchange_seconds") + of("/weight_exchange_seconds"));
+    near(of("/seconds"), of("/compute_seconds") + of("/optimizer_seconds") + of("/exposed_seconds"));
+    assert!(of("/hideable_seconds") > 0.0 && of("/hideable_seconds") <= of("/gradient_exchange_seconds"), "{job}");
+    // 20 micro-batches of 2048 tokens.
+    near(of("/tokens_per_second") * of("/seconds"), 20.0 * 2048.0);
+    let peaks = job["peak_bytes_by_rank"].as_array().expect("a list");
+    assert!(peaks.len() == 16 && peaks.iter().all(|bytes| bytes.as_f64() <= Some(of("/peak_bytes"))), "{job}");
+    let scaling = job["scaling"].as_array().expect("a table");
+    let gpus: Vec<f64> = scaling.iter().map(|point| number(point, "/gpus")).collect();
+    assert_eq!(gpus, (0..=10).map(|power| f64::from(1 << power)).collect::<Vec<_>>());
+    near(number(&scaling[4], "/seconds"), of("/seconds"));
+    assert_eq!((number(&scaling[0], "/efficiency"), number(&scaling[10], "/nodes")), (1.0, 128.0));
+    assert!(scaling.windows(2).all(|two| number(&two[1], "/peak_bytes") <= number(&two[0], "/peak_bytes")), "{job}");
+    let charts = check_page(&std::fs::read_to_string(w.path().join("job.html")).expect("the page"));
+    assert!(charts.len() == 5 && charts.iter().all(|chart| chart["x"] == "GPUs"), "{charts:?}");
+    let text = run_in(w.path(), words());
+    for part in [
+        "16 GPUs on 2 machines, 20 micro-batches in a step, at most 2 on a GPU",
+        "gradient_sums",
+        "InfiniBand 200 Gb/s (HDR) (25.0 GB/s)",
+        "could be hidden behind the backward pass",
+        "Weak scaling: every GPU computes 2 micro-batches in a step",
+        "\n   1024    128 ",
+    ] {
+        assert!(text.ok().contains(part), "no {part:?} in {}", text.stdout);
+    }
+}
+
+/// The largest presets are planned without weights: all weights of 72B do not fit a GPU, also not with any number of
+/// ranks; of an adapter only its own weights are exchanged.
+#[test]
+fn jobs_of_the_largest_presets() {
+    let job = |preset: &str, more: &str| {
+        let sizes = "--tokens 1024 --vision-patches 1024 --gpu h200 --gradient-accumulation-steps 64 --json";
+        let job = format!("plan sft --preset {preset} {sizes} --world 64 --nodes 8{more}");
+        run(job.split(' ')).json()["job"].clone()
+    };
+    for (preset, parameters) in [("32b", 33_452_718_336.0), ("72b", 73_410_777_344.0)] {
+        let job = job(preset, "");
+        // Kernels pad some weights.
+        let trained = number(&job, "/trained_parameters");
+        assert!((parameters..1.001 * parameters).contains(&trained), "{preset}: {trained}");
+        assert!(number(&job, "/peak_bytes") > 6.0 * parameters && job["fits"] == false, "{preset}: {job}");
+    }
+    let adapter = job("32b", " --lora-r 16");
+    assert!(number(&adapter, "/trained_parameters") < 0.01 * 33.45e9 && adapter["fits"] == true, "{adapter}");
+    let sent =
+        number(&adapter, "/bytes/gradients/within_node/sent") + number(&adapter, "/bytes/gradients/between_nodes/sent");
+    let wanted = 4.0 * number(&adapter, "/trained_parameters") * 63.0 / 64.0;
+    assert!((sent / wanted - 1.0).abs() < 1e-6, "{adapter}");
+}
+
+#[test]
+fn jobs_that_cannot_be_are_refused() {
+    let sizes = "plan sft --preset tiny --tokens 64 --gradient-accumulation-steps 8";
+    for (more, words) in [
+        (
+            "--gpu h200 --world 16",
+            "--gradient-accumulation-steps: is 8, so 16 GPUs would leave some without a micro-batch",
+        ),
+        ("--gpu h200 --world 8 --nodes 3", "--nodes: is 3, by which the 8 GPUs of --world cannot be divided"),
+        ("--gpu h200 --gpus 4 --world 8", "--gpus: is 4, but --world is 8; "),
+        ("--gpu h200 --nodes 2", "--nodes: is for a job of several GPUs; give --world N as well"),
+        ("--gpu h200 --html job.html", "--html: is for a job of several GPUs"),
+        ("--gpu h200 --world 8 --link ib4000", "--link: there is no link named \"ib4000\"; give nvlink, "),
+        ("--gpu rtx4090 --world 8 --link nvlink", "--link: is nvlink, which rtx4090 does not have"),
+        ("--device cpu --world 8", "--world: plans GPUs and the links between them"),
+        ("--gpu h200 --world 0", "--world: is 0; give 1 to 1024"),
+    ] {
+        run(format!("{sizes} {more}").split(' ')).refused(2, &[words]);
+    }
 }

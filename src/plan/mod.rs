@@ -5,6 +5,7 @@
 //! kernel reached in a record of measurements on this GPU; from a model of the kernel if its code has changed since
 //! (`reel_measure::pricing`); from the ceiling alone if there is no record.
 
+mod job;
 mod serve;
 mod table;
 
@@ -35,8 +36,9 @@ use crate::model::QuantizeFlag;
 use crate::sft::SftArgs;
 use crate::training::ResolvedOptions;
 use crate::{generate, model, prompt};
+use job::{Job, JobFlags};
 use serve::PlanServeArgs;
-use table::{DryRunCounts, print_plan};
+use table::{DryRunCounts, TrainingCounts, print_plan};
 
 /// Predict peak memory, floating-point operations and the time of a command, without running it, without a GPU and
 /// without weights.
@@ -46,12 +48,17 @@ use table::{DryRunCounts, print_plan};
 /// the kernel. The table shows the time by each basis; `priced by` says which basis is used and what limits the model.
 /// Predicted steps of a 7B model are within 25 % of the measured ones. For other GPUs every op is predicted from the
 /// ceilings alone, which gives the least possible time.
+///
+/// `--world N` plans a training job of N GPUs: memory of each rank, bytes on each link, step time, and a table of weak
+/// scaling to 1024 GPUs.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Example:
   reel plan sft --preset 3b --tokens 2048 --vision-patches 4096 --gpu h200
   reel plan grpo --preset 7b --tokens 2048 --vision-patches 4096 --gpu h200 \\
     --optim adamw-bf16
+  reel plan sft --preset 72b --tokens 4096 --gpu h200 --lora-r 16 \\
+    --world 16 --nodes 2 --gradient-accumulation-steps 16
   reel plan generate --preset 7b --tokens 2048 --gpu h100
   reel plan serve --preset 7b --tokens 2048 --gpu h100")]
 pub struct PlanArgs {
@@ -101,6 +108,8 @@ struct PlanSftArgs {
     sft: SftArgs,
     #[command(flatten)]
     sizes: Sizes,
+    #[command(flatten)]
+    job: JobFlags,
 }
 
 #[derive(Args, Debug)]
@@ -109,6 +118,8 @@ struct PlanGrpoArgs {
     grpo: GrpoArgs,
     #[command(flatten)]
     sizes: Sizes,
+    #[command(flatten)]
+    job: JobFlags,
 }
 
 #[derive(Args, Debug)]
@@ -131,13 +142,17 @@ struct PlanGenerateArgs {
 impl PlanArgs {
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         let matches = matches.subcommand().map_or(matches, |(_, m)| m);
-        let (sizes, counted) = match &self.what {
+        let (sizes, (counted, job)) = match &self.what {
             What::Sft(p) => (&p.sizes, p.count(common, matches)?),
             What::Grpo(p) => (&p.sizes, p.count(common, matches)?),
-            What::Generate(p) => (&p.sizes, p.count(common)?),
+            What::Generate(p) => (&p.sizes, (p.count(common)?, None)),
             What::Serve(p) => return p.run(common),
         };
-        print_plan(common, &counted, &sizes.machine(common)?)
+        let machine = sizes.machine(common)?;
+        match job {
+            Some(job) => job.print(common, &counted, &machine),
+            None => print_plan(common, &counted, &machine),
+        }
     }
 }
 
@@ -200,7 +215,9 @@ impl Sizes {
             (Some(_), Some(_)) => {
                 Err(usage_error("--preset", "cannot be combined with --model", "give one of the two"))
             }
-            (None, None) => Err(usage_error("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b")),
+            (None, None) => {
+                Err(usage_error("--model", "is missing", "give --model MODEL or --preset tiny|3b|7b|32b|72b"))
+            }
             (Some(model), None) => {
                 let folder = prompt::find_or_download_model(model)?;
                 let config = ModelConfig::open(&folder)?;
@@ -315,25 +332,32 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             units: plan.steps,
             unit: "step",
             tokens: plan.tokens,
-            checkpoint: Some(plan.checkpoint),
+            training: Some(TrainingCounts { checkpoint: plan.checkpoint, parts: plan.parts, trained: plan.trained }),
         })
     }
 }
 
 impl PlanSftArgs {
-    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<DryRunCounts> {
-        let resolved = &self.sft.resolved(common, matches)?;
+    /// Counts the process of one rank.
+    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<(DryRunCounts, Option<Job>)> {
+        let mut resolved = self.sft.resolved(common, matches)?;
+        let job = self.job.take_one_rank(&mut resolved.options, &self.sizes, common)?;
+        let resolved = &resolved;
         let (plan_rows_of_one_size, plan_run_on_data) = (plan::plan_rows_of_one_size, plan::plan_run_on_data);
         let wanted = |o: &SftOptions| (!o.packing).then_some(o.per_device_train_batch_size);
         let (rows, unit) = ("rows", "micro-batch");
-        Counting { resolved, sizes: &self.sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data }
-            .count(common)
+        let counting =
+            Counting { resolved, sizes: &self.sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data };
+        Ok((counting.count(common)?, job))
     }
 }
 
 impl PlanGrpoArgs {
-    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<DryRunCounts> {
-        let resolved = &self.grpo.resolved(common, matches)?;
+    /// Counts the process of one rank.
+    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<(DryRunCounts, Option<Job>)> {
+        let mut resolved = self.grpo.resolved(common, matches)?;
+        let job = self.job.take_one_rank(&mut resolved.options, &self.sizes, common)?;
+        let resolved = &resolved;
         let (plan_rows_of_one_size, plan_run_on_data) =
             (plan::grpo::plan_rows_of_one_size, plan::grpo::plan_run_on_data);
         let wanted = |o: &GrpoOptions| Some(o.groups_per_step());
@@ -345,7 +369,7 @@ impl PlanGrpoArgs {
         let shuffled = if o.temporal { ", and half as many more with shuffled frames" } else { "" };
         counted.subject +=
             &format!("; {} completions of {} tokens per prompt{shuffled}", o.num_generations, o.max_completion_length);
-        Ok(counted)
+        Ok((counted, job))
     }
 }
 
@@ -386,7 +410,7 @@ impl PlanGenerateArgs {
             units: 1,
             unit: "call",
             tokens: (tokens + self.n * self.max_new_tokens) as u64,
-            checkpoint: None,
+            training: None,
         })
     }
 }

@@ -158,7 +158,7 @@ impl PlanServeArgs {
             units: 1,
             unit: "prompt and decode step",
             tokens: (tokens + decoding) as u64,
-            checkpoint: None,
+            training: None,
         };
         Ok((counts, ServingPlan { batch, kv_bytes, blocks, sequences, decoding }))
     }

@@ -7,7 +7,7 @@ use reel_device::{DType, MemoryUse};
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::pricing::{Basis, Price, record_of_gpu};
-use reel_runs::plan::PhaseCosts;
+use reel_runs::plan::{PhaseCosts, TrainedSize};
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
@@ -25,8 +25,18 @@ pub struct DryRunCounts {
     pub units: u64,
     pub unit: &'static str,
     pub tokens: u64,
-    /// Size in bytes of a checkpoint that the command would write; `None` for commands that write none.
-    pub checkpoint: Option<u64>,
+    /// What only training commands have.
+    pub training: Option<TrainingCounts>,
+}
+
+/// The counts that only a plan of a training command has.
+pub struct TrainingCounts {
+    /// Size of a checkpoint in bytes.
+    pub checkpoint: u64,
+    /// The costs by part of the work, among them `backward` and `optimizer`, of some of the steps.
+    pub parts: PhaseCosts,
+    /// What is trained.
+    pub trained: TrainedSize,
 }
 
 /// One line of the table of ops: the costs of one op in one phase, per step or call.
@@ -40,11 +50,12 @@ struct Line<'a> {
     bound: &'static str,
 }
 
-fn lines<'a>(counts: &'a DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
+/// The lines of `phases`, costs of the command of `counts`.
+fn lines<'a>(phases: &'a PhaseCosts, counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
     let each = counts.units as f64;
     let record = record_of_gpu(&machine.name);
     let mut lines = Vec::new();
-    for (phase, totals) in &counts.phases.0 {
+    for (phase, totals) in &phases.0 {
         lines.extend(totals.iter().map(|(op, t)| {
             let floor_seconds = machine.ceilings.roofline_seconds_of_launches(op, t, counts.dtype);
             let bound =
@@ -82,9 +93,18 @@ impl Wording {
 
 /// The predicted time of each phase in seconds, per step or call.
 pub fn phase_seconds(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<(&'static str, f64)> {
-    let lines = lines(counts, machine);
+    seconds_of_phases(&counts.phases, counts, machine)
+}
+
+/// The predicted time of each phase of `phases`, costs of the command of `counts`, in seconds per step or call.
+pub fn seconds_of_phases(
+    phases: &PhaseCosts,
+    counts: &DryRunCounts,
+    machine: &MachineSpec,
+) -> Vec<(&'static str, f64)> {
+    let lines = lines(phases, counts, machine);
     let seconds = |phase: &str| lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds).sum::<f64>();
-    counts.phases.0.iter().map(|(name, _)| (*name, seconds(name))).collect()
+    phases.0.iter().map(|(name, _)| (*name, seconds(name))).collect()
 }
 
 /// Whether the peak memory fits the machine; `None` if the machine's memory is unknown.
@@ -110,7 +130,7 @@ pub fn ops_json(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Value> {
             })),
         })
     };
-    lines(counts, machine).iter().map(line).collect()
+    lines(&counts.phases, counts, machine).iter().map(line).collect()
 }
 
 /// The basis of the predicted times, as JSON: the ceilings, the record of measurements and the constants of the kernel
@@ -131,7 +151,7 @@ pub fn ceilings_json(machine: &MachineSpec) -> Value {
 /// The times of each phase in seconds if every op were predicted by one basis alone (ceilings, record or model), as
 /// JSON.
 pub fn phases_by_basis_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
-    let lines = lines(counts, machine);
+    let lines = lines(&counts.phases, counts, machine);
     let phases = counts.phases.0.iter().map(|(phase, _)| {
         let [ceiling, record, model] = BASES.map(|basis| seconds_by(&lines, phase, basis));
         (phase.to_string(), json!({ "ceiling": ceiling, "record": record, "model": model }))
@@ -145,29 +165,47 @@ fn seconds_by(lines: &[Line], phase: &str, basis: Basis) -> f64 {
     lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds_by(basis)).sum()
 }
 
-pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
-    let lines = lines(counts, machine);
-    let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
-    let (flops, bytes, seconds) = (sum(|l| l.flops), sum(|l| l.bytes), sum(|l| l.price.seconds));
-    let tokens = counts.tokens as f64 / counts.units as f64;
-    let phases = phase_seconds(counts, machine);
-    if common.json {
-        let phases: BTreeMap<&str, f64> = phases.into_iter().collect();
-        return output::print_json(&json!({
-            "command": counts.command, "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
-            "peak_bytes": counts.memory.peak, "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
-            "capacity_bytes": machine.memory, "fits": fits(counts, machine),
-            "checkpoint_bytes": counts.checkpoint, "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
-            "tokens_per_second": tokens / seconds, "ops": ops_json(counts, machine),
-            "phases_by_basis": phases_by_basis_json(counts, machine), "ceilings": ceilings_json(machine),
-        }));
+/// Totals of a plan per step or call.
+struct Totals {
+    flops: f64,
+    bytes: f64,
+    seconds: f64,
+    tokens: f64,
+}
+
+impl Totals {
+    fn of(counts: &DryRunCounts, machine: &MachineSpec) -> Self {
+        let lines = lines(&counts.phases, counts, machine);
+        let sum = |f: fn(&Line) -> f64| lines.iter().map(f).sum::<f64>();
+        let tokens = counts.tokens as f64 / counts.units as f64;
+        Self { flops: sum(|l| l.flops), bytes: sum(|l| l.bytes), seconds: sum(|l| l.price.seconds), tokens }
     }
+}
+
+/// A plan as JSON.
+pub fn plan_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
+    let Totals { flops, bytes, seconds, tokens } = Totals::of(counts, machine);
+    let phases: BTreeMap<&str, f64> = phase_seconds(counts, machine).into_iter().collect();
+    json!({
+        "command": counts.command, "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
+        "peak_bytes": counts.memory.peak, "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
+        "capacity_bytes": machine.memory, "fits": fits(counts, machine),
+        "checkpoint_bytes": counts.training.as_ref().map(|training| training.checkpoint),
+        "tokens": tokens, "flops": flops, "bytes": bytes, "seconds": seconds, "phases": phases,
+        "tokens_per_second": tokens / seconds, "ops": ops_json(counts, machine),
+        "phases_by_basis": phases_by_basis_json(counts, machine), "ceilings": ceilings_json(machine),
+    })
+}
+
+pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+    if common.json {
+        return output::print_json(&plan_json(counts, machine));
+    }
+    let Totals { flops, bytes, seconds, tokens } = Totals::of(counts, machine);
+    let phases = phase_seconds(counts, machine);
     print_memory(counts, machine)?;
-    if let Some(bytes) = counts.checkpoint {
-        let bytes = bytes as f64 / 1e9;
-        output::print_line(format!(
-            "checkpoint {bytes:.3} GB on disk, and as much host memory while it is written in the background"
-        ))?;
+    if let Some(training) = &counts.training {
+        print_checkpoint(training)?;
     }
     let Wording { time, rate } = Wording::for_machine(machine);
     output::print_line(format!(
@@ -186,43 +224,40 @@ pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &Machi
     print_ops(counts, machine)
 }
 
+/// Prints the size of a checkpoint.
+pub fn print_checkpoint(training: &TrainingCounts) -> Result<()> {
+    let bytes = training.checkpoint as f64 / 1e9;
+    output::print_line(format!(
+        "checkpoint {bytes:.3} GB on disk, and as much host memory while it is written in the background"
+    ))
+}
+
 /// Prints what is planned, and the peak memory by category.
 pub fn print_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     output::print_line(format!("reel {} in {}: {}", counts.command, counts.dtype, counts.subject))?;
-    let verdict = match (machine.memory, fits(counts, machine)) {
-        (Some(all), Some(true)) => format!(" of {:.1} GB: fits", all / 1e9),
-        (Some(all), _) => format!(" of {:.1} GB: DOES NOT FIT", all / 1e9),
-        _ => String::new(),
+    let parts: Vec<(&str, u64)> = counts.memory.at_peak.iter().map(|(name, bytes)| (*name, *bytes as u64)).collect();
+    print_peak("peak memory", &parts, machine)
+}
+
+/// Prints the sum of `parts`, bytes by category, after the word `title`; whether it fits; and the parts.
+pub fn print_peak(title: &str, parts: &[(&str, u64)], machine: &MachineSpec) -> Result<()> {
+    let peak = parts.iter().map(|(_, bytes)| bytes).sum::<u64>() as f64;
+    let verdict = match machine.memory {
+        Some(all) if peak <= all => format!(" of {:.1} GB: fits", all / 1e9),
+        Some(all) => format!(" of {:.1} GB: DOES NOT FIT", all / 1e9),
+        None => String::new(),
     };
-    output::print_line(format!("\npeak memory {:.3} GB{verdict}", counts.memory.peak as f64 / 1e9))?;
-    for (name, bytes) in counts.memory.at_peak.iter().filter(|(_, b)| *b > 0) {
-        output::print_line(format!("  {name:12} {:>11.3} GB", *bytes as f64 / 1e9))?;
+    output::print_line(format!("\n{title} {:.3} GB{verdict}", peak / 1e9))?;
+    for (name, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
+        output::print_line(format!("  {name:13} {:>10.3} GB", *bytes as f64 / 1e9))?;
     }
     Ok(())
 }
 
 /// Prints the ceilings, the basis of the predicted times, and the table of ops.
 pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
-    let lines = lines(counts, machine);
-    output::print_line(format!(
-        "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
-        machine.ceilings.bf16 / 1e12,
-        machine.ceilings.f32 / 1e12,
-        machine.ceilings.bytes / 1e12,
-        machine.source
-    ))?;
-    output::print_line(assumptions(&lines, machine))?;
-    if record_of_gpu(&machine.name).is_some() {
-        for (phase, _) in &counts.phases.0 {
-            let [ceiling, record, model] = BASES.map(|basis| duration(seconds_by(&lines, phase, basis)));
-            let predicted = lines.iter().filter(|l| l.phase == *phase).map(|l| l.price.seconds).sum();
-            output::print_line(format!(
-                "{phase}: {} predicted; by ceilings alone {ceiling}, by the record also of changed code {record}, by the \
-                 model {model}",
-                duration(predicted)
-            ))?;
-        }
-    }
+    print_basis(counts, machine)?;
+    let lines = lines(&counts.phases, counts, machine);
     output::print_line(format!(
         "\n  {:9} {:34} {:>9} {:>12} {:>11} {:>10} {:>10} {:>10} {:>10} {:>6}  {:10}  priced by",
         "phase", "op", "launches", "TFLOP", "GB", "time", "ceiling", "record", "model", "share", "bound by"
@@ -244,6 +279,31 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
             l.bound,
             l.price.origin()
         ))?;
+    }
+    Ok(())
+}
+
+/// Prints the ceilings and the basis of the predicted times.
+pub fn print_basis(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+    let lines = lines(&counts.phases, counts, machine);
+    output::print_line(format!(
+        "ceilings: {:.1} TFLOP/s bf16, {:.1} TFLOP/s f32, {:.3} TB/s ({})",
+        machine.ceilings.bf16 / 1e12,
+        machine.ceilings.f32 / 1e12,
+        machine.ceilings.bytes / 1e12,
+        machine.source
+    ))?;
+    output::print_line(assumptions(&lines, machine))?;
+    if record_of_gpu(&machine.name).is_some() {
+        for (phase, _) in &counts.phases.0 {
+            let [ceiling, record, model] = BASES.map(|basis| duration(seconds_by(&lines, phase, basis)));
+            let predicted = lines.iter().filter(|l| l.phase == *phase).map(|l| l.price.seconds).sum();
+            output::print_line(format!(
+                "{phase}: {} predicted; by ceilings alone {ceiling}, by the record also of changed code {record}, by the \
+                 model {model}",
+                duration(predicted)
+            ))?;
+        }
     }
     Ok(())
 }

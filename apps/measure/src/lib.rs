@@ -6,7 +6,8 @@
 //! [`pricing`] predicts times by what was measured on a GPU, or by the model of [`kernel_model`]. [`timing`] times
 //! single kernels, [`counters`] reads the GPU's counters for them. [`compare`] tests whether two results differ by more
 //! than chance, [`turns`] whether two programs do. [`page`] and [`roofline_page`] write results as HTML. [`trace`]
-//! records where the time of any command went.
+//! records where the time of any command went. [`job`] predicts training jobs of several GPUs, whose links are in
+//! [`links`]; [`job_page`] is their page.
 
 pub mod cache;
 pub mod catalogue;
@@ -15,8 +16,11 @@ pub mod clocks;
 pub mod compare;
 pub mod counters;
 mod error;
+pub mod job;
+pub mod job_page;
 pub mod kernel_model;
 mod kernel_times;
+pub mod links;
 pub mod lm_head;
 pub mod machine;
 pub mod op;

@@ -24,6 +24,25 @@ pub enum YRange {
     Log,
 }
 
+/// What the x axis of a line chart counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XAxis {
+    /// Steps of a run: many points, drawn with a running mean.
+    Steps,
+    /// Numbers of GPUs: few points, on a logarithmic axis.
+    Gpus,
+}
+
+impl XAxis {
+    /// The name of one point of the axis.
+    fn unit(self) -> &'static str {
+        match self {
+            XAxis::Steps => "step",
+            XAxis::Gpus => "GPUs",
+        }
+    }
+}
+
 /// One line of a chart: the values of one run over its steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineSeries {
@@ -85,10 +104,12 @@ pub struct RooflinePoint {
 /// A chart of a page.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Chart {
-    /// A metric over the steps of training runs, one line per run.
+    /// A metric over the steps of training runs, one line per run, or over numbers of GPUs.
     Lines {
         /// The name of the metric.
         name: String,
+        /// What the x axis counts.
+        x: XAxis,
         /// The unit of the values: `s`, `B`, …; empty for plain numbers.
         unit: &'static str,
         /// One line per run; the index of a run decides its color.
@@ -122,10 +143,10 @@ pub(crate) fn is_constant(points: &[(u64, f64)]) -> bool {
 }
 
 impl Chart {
-    /// Returns a sentence with the values of a line chart whose lines are all constant, as HTML; `None` for any other
-    /// chart.
+    /// Returns a sentence with the values of a line chart over steps whose lines are all constant, as HTML; `None` for
+    /// any other chart.
     pub(crate) fn constant_values_html(&self) -> Option<String> {
-        let Chart::Lines { name, unit, series, .. } = self else { return None };
+        let Chart::Lines { name, unit, series, x: XAxis::Steps, .. } = self else { return None };
         let values: Vec<String> = series
             .iter()
             .filter_map(|s| s.points.first().filter(|_| is_constant(&s.points)))
@@ -156,7 +177,7 @@ impl Chart {
     /// The data that `page.js` reads.
     fn data(&self) -> Value {
         match self {
-            Chart::Lines { name, unit, series, range } => {
+            Chart::Lines { name, x, unit, series, range } => {
                 let one = |(color, series): (usize, &LineSeries)| {
                     let points = thinned(&series.points);
                     let mut line = json!({
@@ -174,7 +195,7 @@ impl Chart {
                 };
                 let with_values = series.iter().enumerate().filter(|(_, s)| s.points.iter().any(|p| p.1.is_finite()));
                 json!({
-                    "kind": "lines", "name": escape_controls(name), "x": "step", "unit": unit,
+                    "kind": "lines", "name": escape_controls(name), "x": x.unit(), "unit": unit,
                     "range": match range { YRange::Robust => "robust", YRange::Log => "log" },
                     "series": with_values.map(one).collect::<Vec<Value>>(),
                 })
@@ -242,14 +263,14 @@ impl Chart {
     /// What a browser without JavaScript shows: the first and the last value of each line of a line chart, and a notice
     /// in place of other charts.
     fn fallback(&self) -> String {
-        let Chart::Lines { series, .. } = self else { return "<p>This chart needs JavaScript.</p>".into() };
-        let mut text = String::new();
+        let Chart::Lines { x, series, .. } = self else { return "<p>This chart needs JavaScript.</p>".into() };
+        let (x, mut text) = (x.unit(), String::new());
         for LineSeries { name, points, .. } in series {
             let (Some(first), Some(last)) = (points.first(), points.last()) else { continue };
             // Writing to a String cannot fail.
             let _ = write!(
                 text,
-                "<p>{} step {}: {}, step {}: {}</p>",
+                "<p>{} {x} {}: {}, {x} {}: {}</p>",
                 escape_html(name),
                 first.0,
                 rounded(first.1),
@@ -299,7 +320,7 @@ mod tests {
 
     fn lines(points: Vec<(u64, f64)>) -> Value {
         let series = vec![LineSeries::new("a", points)];
-        Chart::Lines { name: "loss".into(), unit: "", series, range: YRange::Robust }.data()
+        Chart::Lines { name: "loss".into(), x: XAxis::Steps, unit: "", series, range: YRange::Robust }.data()
     }
 
     proptest! {
@@ -340,7 +361,8 @@ mod tests {
     #[test]
     fn line_chart_with_constant_values_is_a_sentence() {
         let series = |values: [f64; 2]| LineSeries::new("a", vec![(1, values[0]), (2, values[1])]);
-        let chart = |series| Chart::Lines { name: "<kl>".into(), unit: "nats", series, range: YRange::Robust };
+        let chart =
+            |series| Chart::Lines { name: "<kl>".into(), x: XAxis::Steps, unit: "nats", series, range: YRange::Robust };
         let constant = chart(vec![series([0.5, 0.5]), series([2.0, 2.0])]);
         let text = "<p>&lt;kl&gt;: 0.5 nats, 2 nats in every step</p>\n";
         assert_eq!(constant.constant_values_html().as_deref(), Some(text));
@@ -351,10 +373,20 @@ mod tests {
     #[test]
     fn chart_shows_its_last_value_without_javascript() {
         let series = vec![LineSeries::new("run", vec![(1, 3.0), (9, 0.1234567)])];
-        let chart = Chart::Lines { name: "step_seconds".into(), unit: "s", series, range: YRange::Log };
+        let (name, x) = ("step_seconds".into(), XAxis::Steps);
+        let chart = Chart::Lines { name, x, unit: "s", series, range: YRange::Log };
         let html = chart.html();
         assert!(html.contains("<noscript><p>run step 1: 3, step 9: 0.123457</p></noscript>"), "{html}");
         assert!(html.contains("<b>step_seconds</b> <small>s</small>") && html.contains("\"range\":\"log\""));
+    }
+
+    #[test]
+    fn chart_over_gpus_is_drawn_even_if_it_is_constant() {
+        let series = vec![LineSeries::new("memory", vec![(1, 3.0), (1024, 3.0)])];
+        let (name, x) = ("memory".into(), XAxis::Gpus);
+        let chart = Chart::Lines { name, x, unit: "B", series, range: YRange::Robust };
+        assert_eq!((chart.constant_values_html(), &chart.data()["x"]), (None, &json!("GPUs")));
+        assert!(chart.html().contains("<p>memory GPUs 1: 3, GPUs 1024: 3</p>"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::chart::{Chart, LineSeries, YRange, is_constant};
+use crate::chart::{Chart, LineSeries, XAxis, YRange, is_constant};
 use crate::escape::escape_html;
 use crate::html::Page;
 use crate::run::Run;
@@ -36,7 +36,13 @@ pub fn add_curves(page: &mut Page, runs: &[Run]) {
         for name in changing {
             let points = runs.iter().zip(&metrics[name]);
             let series = points.map(|(run, p)| LineSeries::new(&run.name, p.clone())).collect();
-            page.add_chart(&Chart::Lines { name: name.clone(), unit: unit(name), series, range: YRange::Robust });
+            page.add_chart(&Chart::Lines {
+                name: name.clone(),
+                x: XAxis::Steps,
+                unit: unit(name),
+                series,
+                range: YRange::Robust,
+            });
         }
         page.add("</div>\n");
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use reel_runs::folder::evaluations::EvaluationLine;
 
-use crate::chart::{Chart, LineSeries, YRange};
+use crate::chart::{Chart, LineSeries, XAxis, YRange};
 use crate::escape::escape_html;
 use crate::html::Page;
 use crate::run::Run;
@@ -26,7 +26,13 @@ pub fn add_evaluations(page: &mut Page, runs: &[Run]) {
             LineSeries { intervals, ..LineSeries::new(&run.name, points) }
         };
         let series = runs.iter().map(series).collect();
-        page.add_chart(&Chart::Lines { name: format!("eval/{name}"), unit: "", series, range: YRange::Robust });
+        page.add_chart(&Chart::Lines {
+            name: format!("eval/{name}"),
+            x: XAxis::Steps,
+            unit: "",
+            series,
+            range: YRange::Robust,
+        });
     }
     page.add("</div>\n");
     add_table(page, runs, &benchmarks);

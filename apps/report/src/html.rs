@@ -92,7 +92,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chart::{LineSeries, YRange};
+    use crate::chart::{LineSeries, XAxis, YRange};
     use proptest::prelude::*;
 
     /// Returns texts with the characters that end elements, strings, comments and attributes.
@@ -115,7 +115,7 @@ mod tests {
                 let mut page = Page::new(text);
                 let series = LineSeries::new(text, vec![(1, 0.5), (2, 1.0)]);
                 let (name, series) = (text.to_string(), vec![series]);
-                page.add_chart(&Chart::Lines { name, unit: "", series, range: YRange::Robust });
+                page.add_chart(&Chart::Lines { name, x: XAxis::Steps, unit: "", series, range: YRange::Robust });
                 let mut table = Table::new(&["a"]);
                 table.row(vec![escape_html(text)]);
                 page.add_table(&table);

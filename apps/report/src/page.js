@@ -2,7 +2,8 @@
 //
 // Rust writes each chart as <figure class="chart"> with its data as JSON inside (chart.rs documents the fields):
 //
-//   lines     values over steps, one line per run, with a running mean, or with bars for their intervals
+//   lines     values over steps, one line per run, with a running mean, or with bars for their intervals; or values
+//             over numbers of GPUs, on a logarithmic axis and without a mean
 //   area      values over time, as stacked layers
 //   roofline  dots of kernels below the roofs of a machine, both axes logarithmic
 //
@@ -180,6 +181,20 @@
       },
     );
 
+  // An axis with a tick at each point, for lines of few points.
+  const pointAxis = (name) =>
+    axis(
+      2,
+      (ticks) => ticks.map((t) => String(t)),
+      (low, high, u) => u.data[0].filter((x) => x >= low && x <= high),
+      {
+        label: name,
+        labelFont: FONT,
+        labelSize: 16,
+        labelGap: 0,
+      },
+    );
+
   // Resizes a chart when the width of its figure changes.
   const sizes = new ResizeObserver((entries) => {
     for (const { target, contentRect } of entries) target.resize?.(Math.floor(contentRect.width));
@@ -262,8 +277,9 @@
     }
     figure.append(legend, note);
 
-    // Values with intervals are few and have no running mean.
-    const isSmoothed = (run) => smoothing > 0 && run.x.length > 2 && !run.low;
+    const isOverSteps = data.x === "step";
+    // Values with intervals and values over numbers of GPUs are few and have no running mean.
+    const isSmoothed = (run) => isOverSteps && smoothing > 0 && run.x.length > 2 && !run.low;
 
     // Writes each run's value at x into the legend; the last value if x is null.
     const read = (x) => {
@@ -362,16 +378,20 @@
           padding: [10, 16, 0, 0],
           legend: { show: false },
           cursor: {
-            sync: { key: "steps", setSeries: false },
+            sync: { key: isOverSteps ? "steps" : data.x, setSeries: false },
             y: false,
             points: { size: 6 },
             drag: { x: true, y: false },
           },
           scales: {
-            x: { time: false, range: (u, low, high) => (high > low ? [low, high] : [low - 1, low + 1]) },
+            x: {
+              time: false,
+              distr: isOverSteps ? 1 : 3,
+              range: (u, low, high) => (high > low ? [low, high] : [low - 1, low + 1]),
+            },
             y: { distr: mode === "log" ? 3 : 1, range },
           },
-          axes: [stepAxis(data.x), axis(3, texts, ticks)],
+          axes: [isOverSteps ? stepAxis(data.x) : pointAxis(data.x), axis(3, texts, ticks)],
           series: [{}, ...series],
           hooks: { draw: [bars], setCursor: [(u) => read(u.cursor.left >= 0 ? u.posToVal(u.cursor.left, "x") : null)] },
         },

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use serde_json::Value;
 
-use reel_report::chart::{Chart, LineSeries, YRange};
+use reel_report::chart::{Chart, LineSeries, XAxis, YRange};
 use reel_report::escape::escape_html;
 use reel_report::html::Page;
 use reel_report::table::Table;
@@ -75,7 +75,7 @@ pub fn demo_page(outcome: &DemoOutcome, machine: &str) -> Result<String> {
             let series = vec![LineSeries::new("", points)];
             let range = if *log { YRange::Log } else { YRange::Robust };
             let has_values = !series[0].points.is_empty();
-            has_values.then(|| Chart::Lines { name: caption.to_string(), unit: "", series, range })
+            has_values.then(|| Chart::Lines { name: caption.to_string(), x: XAxis::Steps, unit: "", series, range })
         });
         curves.for_each(|chart| page.add_chart(&chart));
     }

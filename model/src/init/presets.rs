@@ -16,6 +16,10 @@ pub enum Preset {
     B3,
     /// Qwen2.5-VL-7B: untied embeddings, bf16.
     B7,
+    /// Qwen2.5-VL-32B: untied embeddings, bf16.
+    B32,
+    /// Qwen2.5-VL-72B: untied embeddings, bf16.
+    B72,
 }
 
 /// The first id of the added tokens in the published Qwen2.5 tokenizers.
@@ -23,7 +27,10 @@ const FIRST_ADDED: u32 = 151_643;
 
 impl Preset {
     /// All presets.
-    pub const ALL: [Preset; 3] = [Preset::Tiny, Preset::B3, Preset::B7];
+    pub const ALL: [Preset; 5] = [Preset::Tiny, Preset::B3, Preset::B7, Preset::B32, Preset::B72];
+
+    /// The names of all presets, for the help of an error message.
+    pub const NAMES: &str = "tiny, 3b, 7b, 32b or 72b";
 
     /// The preset's name on the command line.
     pub fn name(self) -> &'static str {
@@ -31,13 +38,16 @@ impl Preset {
             Preset::Tiny => "tiny",
             Preset::B3 => "3b",
             Preset::B7 => "7b",
+            Preset::B32 => "32b",
+            Preset::B72 => "72b",
         }
     }
 
-    /// Parses a preset name of the command line: `tiny`, `3b` or `7b`.
+    /// Parses a preset name of the command line, one of [`Preset::NAMES`].
     pub fn parse(name: &str) -> Result<Self> {
         Preset::ALL.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
-            ModelError::config("--preset", format!("there is no preset `{name}`"), "choose tiny, 3b or 7b")
+            let help = format!("choose {}", Preset::NAMES);
+            ModelError::config("--preset", format!("there is no preset `{name}`"), help)
         })
     }
 
@@ -45,7 +55,7 @@ impl Preset {
     pub fn default_dtype(self) -> StoredDType {
         match self {
             Preset::Tiny => StoredDType::F32,
-            Preset::B3 | Preset::B7 => StoredDType::Bf16,
+            Preset::B3 | Preset::B7 | Preset::B32 | Preset::B72 => StoredDType::Bf16,
         }
     }
 
@@ -132,7 +142,7 @@ impl Preset {
                 kv_heads: 2,
                 vocab_size: Some(151_936),
                 tied: true,
-                vision: published_vision(2048),
+                vision: published_vision(3420, 2048),
             },
             Preset::B7 => Shape {
                 hidden: 3584,
@@ -142,7 +152,27 @@ impl Preset {
                 kv_heads: 4,
                 vocab_size: Some(152_064),
                 tied: false,
-                vision: published_vision(3584),
+                vision: published_vision(3420, 3584),
+            },
+            Preset::B32 => Shape {
+                hidden: 5120,
+                intermediate: 27_648,
+                layers: 64,
+                heads: 40,
+                kv_heads: 8,
+                vocab_size: Some(152_064),
+                tied: false,
+                vision: published_vision(3456, 5120),
+            },
+            Preset::B72 => Shape {
+                hidden: 8192,
+                intermediate: 29_568,
+                layers: 80,
+                heads: 64,
+                kv_heads: 8,
+                vocab_size: Some(152_064),
+                tied: false,
+                vision: published_vision(3456, 8192),
             },
         }
     }
@@ -169,9 +199,9 @@ struct Vision {
     full: &'static [usize],
 }
 
-/// The vision tower of all published Qwen2.5-VL models; only the output width differs.
-fn published_vision(out: usize) -> Value {
-    vision(Vision { depth: 32, hidden: 1280, intermediate: 3420, heads: 16, out, window: 112, full: &[7, 15, 23, 31] })
+/// The vision tower of the published Qwen2.5-VL models. They differ in the width of its MLPs and of its output.
+fn published_vision(intermediate: usize, out: usize) -> Value {
+    vision(Vision { depth: 32, hidden: 1280, intermediate, heads: 16, out, window: 112, full: &[7, 15, 23, 31] })
 }
 
 fn vision(v: Vision) -> Value {

@@ -59,10 +59,12 @@ fn presets_have_the_published_shapes() {
         expected_tensors(config).iter().map(|(_, s)| s.iter().product::<usize>()).sum()
     };
     let b3 = preset_config(&options(Preset::B3)).unwrap();
-    let b7 = preset_config(&options(Preset::B7)).unwrap();
+    let [b7, b32, b72] = [Preset::B7, Preset::B32, Preset::B72].map(|preset| preset_config(&options(preset)).unwrap());
     // The parameter counts of the published checkpoints.
     assert_eq!((count(&b3), b3.tie_word_embeddings, b3.text.head_dim), (3_754_622_976, true, 128));
     assert_eq!((count(&b7), b7.tie_word_embeddings, b7.text.head_dim), (8_292_166_656, false, 128));
+    assert_eq!((count(&b32), b32.tie_word_embeddings, b32.text.head_dim), (33_452_718_336, false, 128));
+    assert_eq!((count(&b72), b72.tie_word_embeddings, b72.text.head_dim), (73_410_777_344, false, 128));
     assert_eq!(b3.text.mrope_section, [16, 24, 24]);
     assert_eq!((b3.tokens.image, b3.tokens.video, b3.tokens.eos.clone()), (151_655, 151_656, vec![151_645]));
     let cut = preset_config(&InitOptions { layers: Some(4), vocab: Some(160_000), ..options(Preset::B3) }).unwrap();
@@ -70,5 +72,7 @@ fn presets_have_the_published_shapes() {
     let small = init(&InitOptions { vocab: Some(100), ..tiny(0) }, Path::new("nowhere")).unwrap_err().to_string();
     assert!(small.starts_with("--vocab: 100 is too small"), "{small}");
     assert!(preset_config(&InitOptions { layers: Some(0), ..tiny(0) }).is_err());
-    assert!(Preset::parse("13b").unwrap_err().to_string().contains("choose tiny, 3b or 7b"));
+    assert!(Preset::parse("13b").unwrap_err().to_string().contains("choose tiny, 3b, 7b, 32b or 72b"));
+    let names = Preset::NAMES.replace(" or", ",");
+    assert_eq!(names.split(", ").collect::<Vec<_>>(), Preset::ALL.map(Preset::name));
 }

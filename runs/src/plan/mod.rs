@@ -45,6 +45,11 @@ pub struct Plan {
     pub memory: MemoryUse,
     /// Costs of the ops of all planned steps, by phase.
     pub phases: PhaseCosts,
+    /// The same costs by part of the work, among them `backward` and `optimizer`. Those of `sft` are of the first step
+    /// alone.
+    pub parts: PhaseCosts,
+    /// What is trained.
+    pub trained: TrainedSize,
     /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
     pub steps: u64,
     /// Tokens of the planned steps.
@@ -58,6 +63,27 @@ pub struct Plan {
     /// Bytes of the weights and optimizer state in a checkpoint: the checkpoint's size on disk, and the host memory for
     /// its copy while it is written in the background.
     pub checkpoint: u64,
+}
+
+/// Number and size of the trained parameters: the model's own weights or those of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrainedSize {
+    /// Elements of all trained parameters, with the zeros by which a GPU pads them.
+    pub parameters: u64,
+    /// Bytes of these elements.
+    pub bytes: u64,
+}
+
+impl TrainedSize {
+    fn of(trainer: &Trainer) -> Self {
+        trainer.optimizer.parameter_states().fold(Self { parameters: 0, bytes: 0 }, |sum, (_, parameter, _)| {
+            let elements = parameter.count();
+            Self {
+                parameters: sum.parameters + elements as u64,
+                bytes: sum.bytes + (elements * parameter.dtype().size()) as u64,
+            }
+        })
+    }
 }
 
 /// Launches and costs by op name.
@@ -296,21 +322,29 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
     device.profiler().clear();
     device.reset_peak();
     let (mut done, mut tokens, mut rows) = (0, 0, 0);
+    let mut parts = PhaseCosts::default();
     let mut next = || -> Result<Option<Vec<Sample>>> {
         let batch = next()?;
         rows = batch.as_ref().map_or(rows, |batch| batch.len().max(rows));
         Ok(batch)
     };
     while done < steps {
+        device.profiler().record_timeline(done == 0);
         let Some(result) = step(trainer, done + 1, &mut next)? else { break };
+        if done == 0 {
+            device.profiler().launch_events()?.iter().for_each(|event| parts.add_launch(event, 1));
+        }
         done += 1;
         tokens += result.tokens as u64;
     }
+    device.profiler().record_timeline(false);
     let mut phases = PhaseCosts::default();
     phases.add_costs("step", &device.profiler().totals()?);
     Ok(Plan {
         memory: device.memory(),
         phases,
+        parts,
+        trained: TrainedSize::of(trainer),
         steps: done,
         tokens,
         rows,

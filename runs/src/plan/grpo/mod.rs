@@ -28,7 +28,7 @@ use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
 use super::evaluation::with_evaluation;
-use super::{OpCosts, PhaseCosts, Plan, RowShape};
+use super::{OpCosts, PhaseCosts, Plan, RowShape, TrainedSize};
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, TrainLoop};
@@ -246,7 +246,9 @@ impl<'a> Counter<'a> {
         let Self { trainer, phases, steps, tokens, rows, options, longest, .. } = self;
         let plan = Plan {
             memory: trainer.device.memory(),
+            parts: phases.clone(),
             phases,
+            trained: TrainedSize::of(&trainer),
             steps,
             tokens,
             rows,

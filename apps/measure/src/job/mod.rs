@@ -1,0 +1,260 @@
+//! Predicts a training job of several GPUs from the plan of one process: the memory of each rank, the bytes that it
+//! exchanges, and the time of a step.
+//!
+//! The ranks split gradients and optimizer state as in ZeRO-2. With N ranks, A micro-batches in a step, P trained
+//! parameters, gradients of G = 4 P bytes, and trained weights of W bytes:
+//!
+//! ```text
+//! R = ceil(A / N) rounds: every rank computes one micro-batch       forward and backward pass of one process
+//!     after each round: parts of the gradient go to their owners    G (N - 1) / N bytes sent by each rank
+//! owners step on their parts                                        optimizer step of one process / N
+//! updated weights go to all ranks (all-gather)                      W (N - 1) / N bytes sent by each rank
+//! ```
+//!
+//! Every rank keeps all weights and the whole gradient of its micro-batch; of optimizer state and of the sums of
+//! gradients it keeps 1/N. The exchange does not overlap with computing, so all of its time is exposed. Not counted:
+//! latency of messages, buffers of the exchange, and waiting for ranks that compute a longer micro-batch.
+
+use std::ops::Range;
+
+use reel_device::{MemoryCategory, MemoryUse};
+
+use crate::links::Links;
+
+/// The category of a rank's share of the sums of gradients, in reports of memory. One process has no such sums: it adds
+/// micro-batches in its gradients.
+pub const SUMS_CATEGORY: &str = "gradient_sums";
+
+/// Bytes of an element of a gradient: f32.
+const GRADIENT_ELEMENT: u64 = 4;
+
+/// What one process needs for the micro-batches of one rank, from a run on device `dry`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProcessCosts {
+    /// Peak memory.
+    pub memory: MemoryUse,
+    /// Number of trained parameters.
+    pub parameters: u64,
+    /// Bytes of the trained parameters.
+    pub weight_bytes: u64,
+    /// Seconds of a step without the optimizer.
+    pub compute_seconds: f64,
+    /// Seconds of the backward passes of a step, a part of `compute_seconds`.
+    pub backward_seconds: f64,
+    /// Seconds of the optimizer in a step.
+    pub optimizer_seconds: f64,
+    /// Tokens of a step.
+    pub tokens: f64,
+}
+
+/// How many ranks a job has, where they are, and what they compute in a step. A rank is a process with a GPU of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobShape {
+    /// Number of ranks, at least 1.
+    pub ranks: usize,
+    /// Number of GPUs in a machine, at least 1; the last machine may have fewer.
+    pub gpus_per_node: usize,
+    /// Micro-batches of a step, of all ranks together; at least `ranks`.
+    pub micro_batches: usize,
+}
+
+/// Bytes that a rank sends and receives over one link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkBytes {
+    /// Bytes to other ranks.
+    pub sent: u64,
+    /// Bytes from other ranks.
+    pub received: u64,
+}
+
+/// Bytes that a rank exchanges with the ranks of its own machine and with those of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// With ranks of the same machine.
+    pub within_node: LinkBytes,
+    /// With ranks of other machines.
+    pub between_nodes: LinkBytes,
+}
+
+/// Predicted seconds of a step of a job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepTime {
+    /// Forward and backward passes, and the rollouts of GRPO.
+    pub compute: f64,
+    /// The optimizer on the part of a rank.
+    pub optimizer: f64,
+    /// The exchange of gradients of all rounds.
+    pub gradients: f64,
+    /// The exchange of updated weights.
+    pub weights: f64,
+    /// The part of `gradients` that is not longer than the backward pass of its round, so that it could be hidden
+    /// behind it.
+    pub hideable: f64,
+}
+
+impl StepTime {
+    /// Seconds of the exchange that no computation hides: all of it.
+    pub fn exposed(&self) -> f64 {
+        self.gradients + self.weights
+    }
+
+    /// Seconds of a step.
+    pub fn total(&self) -> f64 {
+        self.compute + self.optimizer + self.exposed()
+    }
+}
+
+/// A number of GPUs, in a table of weak scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScalingPoint {
+    /// The job.
+    pub shape: JobShape,
+    /// Predicted seconds of a step.
+    pub time: StepTime,
+    /// Step time of one GPU, divided by that of this number. Above 1 if the exchange takes less time than the optimizer
+    /// step saves.
+    pub efficiency: f64,
+    /// Peak bytes of a rank.
+    pub peak_bytes: u64,
+    /// Tokens per second of all GPUs.
+    pub tokens_per_second: f64,
+}
+
+impl JobShape {
+    /// Number of machines.
+    pub fn nodes(&self) -> usize {
+        self.ranks.div_ceil(self.gpus_per_node)
+    }
+
+    /// Micro-batches of the ranks that compute most.
+    pub fn rounds(&self) -> usize {
+        self.micro_batches.div_ceil(self.ranks)
+    }
+
+    /// Micro-batches that a rank computes: those whose index is `rank` modulo the number of ranks.
+    fn micro_batches_of(&self, rank: usize) -> u64 {
+        (self.micro_batches.saturating_sub(rank)).div_ceil(self.ranks) as u64
+    }
+
+    /// The ranks on the machine of a rank.
+    fn node_of(&self, rank: usize) -> Range<usize> {
+        let first = rank / self.gpus_per_node * self.gpus_per_node;
+        first..(first + self.gpus_per_node).min(self.ranks)
+    }
+
+    /// The part of `total` bytes that these ranks own together. The parts of all ranks differ by at most the bytes of
+    /// one element and have the sum `total`.
+    fn owned(&self, ranks: Range<usize>, total: u64, parameters: u64) -> u64 {
+        let share = |of: u64, part: u64, all: u64| {
+            u64::try_from(u128::from(of) * u128::from(part) / u128::from(all.max(1))).unwrap_or(u64::MAX)
+        };
+        let until = |rank: usize| {
+            let element = share(parameters, rank as u64, self.ranks as u64);
+            share(total, element, parameters)
+        };
+        until(ranks.end) - until(ranks.start)
+    }
+
+    /// Peak bytes of a rank by category, in the order of reports. With one rank, those of the process itself.
+    pub fn memory_of(&self, rank: usize, process: &ProcessCosts) -> Vec<(&'static str, u64)> {
+        let mut memory: Vec<(&'static str, u64)> =
+            process.memory.at_peak.iter().map(|(name, bytes)| (*name, *bytes as u64)).collect();
+        if self.ranks == 1 {
+            return memory;
+        }
+        let parameters = process.parameters;
+        let optimizer = MemoryCategory::Optimizer.name();
+        for (_, bytes) in memory.iter_mut().filter(|(name, _)| *name == optimizer) {
+            *bytes = self.owned(rank..rank + 1, *bytes, parameters);
+        }
+        let sums = self.owned(rank..rank + 1, GRADIENT_ELEMENT * parameters, parameters);
+        let gradients = MemoryCategory::Gradients.name();
+        let at = memory.iter().position(|(name, _)| *name == gradients).map_or(memory.len(), |at| at + 1);
+        memory.insert(at, (SUMS_CATEGORY, sums));
+        memory
+    }
+
+    /// Peak bytes of the rank that needs most.
+    pub fn peak_bytes(&self, process: &ProcessCosts) -> u64 {
+        let peak = |rank| self.memory_of(rank, process).iter().map(|(_, bytes)| bytes).sum();
+        (0..self.ranks).map(peak).max().unwrap_or(0)
+    }
+
+    /// Bytes of gradients that a rank exchanges in a step.
+    pub fn gradient_traffic(&self, rank: usize, parameters: u64) -> Traffic {
+        let gradient = GRADIENT_ELEMENT * parameters;
+        let node = self.node_of(rank);
+        let own = self.owned(rank..rank + 1, gradient, parameters);
+        let of_node = self.owned(node.clone(), gradient, parameters);
+        let computed = self.micro_batches_of(rank);
+        let computed_in_node: u64 = node.map(|rank| self.micro_batches_of(rank)).sum();
+        Traffic {
+            within_node: LinkBytes { sent: computed * (of_node - own), received: (computed_in_node - computed) * own },
+            between_nodes: LinkBytes {
+                sent: computed * (gradient - of_node),
+                received: (self.micro_batches as u64 - computed_in_node) * own,
+            },
+        }
+    }
+
+    /// Bytes of updated weights that a rank exchanges in a step.
+    pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
+        let ProcessCosts { parameters, weight_bytes: all, .. } = *process;
+        let node = self.node_of(rank);
+        let own = self.owned(rank..rank + 1, all, parameters);
+        let of_node = self.owned(node.clone(), all, parameters);
+        Traffic {
+            within_node: LinkBytes { sent: (node.len() as u64 - 1) * own, received: of_node - own },
+            between_nodes: LinkBytes { sent: (self.ranks - node.len()) as u64 * own, received: all - of_node },
+        }
+    }
+
+    /// Predicted seconds of a step. `process` has the costs of [`Self::rounds`] micro-batches.
+    pub fn step_time(&self, process: &ProcessCosts, links: &Links) -> StepTime {
+        let rounds = self.rounds() as f64;
+        // In a round each rank computes one micro-batch. The last round may have fewer; those who send then send as
+        // much as in any other.
+        let round = JobShape { micro_batches: self.ranks, ..*self };
+        let slowest = |traffic: &dyn Fn(usize) -> Traffic| {
+            (0..self.ranks).map(|rank| traffic(rank).seconds(links)).fold(0.0, f64::max)
+        };
+        let round_seconds = slowest(&|rank| round.gradient_traffic(rank, process.parameters));
+        StepTime {
+            compute: process.compute_seconds,
+            optimizer: process.optimizer_seconds / self.ranks as f64,
+            gradients: rounds * round_seconds,
+            weights: slowest(&|rank| self.weight_traffic(rank, process)),
+            hideable: rounds * round_seconds.min(process.backward_seconds / rounds),
+        }
+    }
+}
+
+impl Traffic {
+    /// Seconds of the exchange. Both links work at the same time, so the slower one counts.
+    pub fn seconds(&self, links: &Links) -> f64 {
+        let of = |bytes: LinkBytes| bytes.sent.max(bytes.received);
+        links.within_node.seconds(of(self.within_node)).max(links.between_nodes.seconds(of(self.between_nodes)))
+    }
+}
+
+/// Weak scaling: step time and efficiency for 1, 2, 4, … 1024 GPUs, each of which computes `rounds` micro-batches in a
+/// step, so that the global batch grows with the number of GPUs. `process` has the costs of `rounds` micro-batches.
+pub fn weak_scaling(process: &ProcessCosts, rounds: usize, gpus_per_node: usize, links: &Links) -> Vec<ScalingPoint> {
+    let shape = |ranks: usize| JobShape { ranks, gpus_per_node, micro_batches: rounds * ranks };
+    let alone = shape(1).step_time(process, links).total();
+    let point = |power: u32| {
+        let shape = shape(1 << power);
+        let time = shape.step_time(process, links);
+        ScalingPoint {
+            shape,
+            time,
+            efficiency: alone / time.total(),
+            peak_bytes: shape.peak_bytes(process),
+            tokens_per_second: process.tokens * shape.ranks as f64 / time.total(),
+        }
+    };
+    (0..=10).map(point).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn process(parameters: u64, bytes_per_weight: u64, bytes_of_moments: u64) -> ProcessCosts {
+    let parts = [
+        ("weights", parameters * bytes_per_weight),
+        ("gradients", 4 * parameters),
+        ("optimizer", parameters * bytes_of_moments),
+        ("activations", 12_345),
+        ("kv_cache", 0),
+        ("inputs", 678),
+        ("workspace", 9),
+    ];
+    let at_peak: Vec<(&'static str, usize)> =
+        parts.into_iter().map(|(name, bytes)| (name, usize::try_from(bytes).unwrap())).collect();
+    let peak = at_peak.iter().map(|(_, bytes)| bytes).sum();
+    ProcessCosts {
+        memory: MemoryUse { current: 0, peak, now: Vec::new(), at_peak },
+        parameters,
+        weight_bytes: parameters * bytes_per_weight,
+        compute_seconds: 1.0,
+        backward_seconds: 0.6,
+        optimizer_seconds: 0.1,
+        tokens: 1000.0,
+    }
+}
+
+fn shapes() -> impl Strategy<Value = JobShape> {
+    (1usize..40, 1usize..10, 0usize..100).prop_map(|(ranks, gpus_per_node, more)| JobShape {
+        ranks,
+        gpus_per_node,
+        micro_batches: ranks + more,
+    })
+}
+
+fn sum(traffic: impl Iterator<Item = Traffic>) -> [u64; 4] {
+    traffic.fold([0; 4], |[a, b, c, d], Traffic { within_node: n, between_nodes: m }| {
+        [a + n.sent, b + n.received, c + m.sent, d + m.received]
+    })
+}
+
+proptest! {
+    /// On each link, the ranks together receive what they send: the parts of all gradients that other ranks own, and
+    /// each updated weight at all ranks but its owner.
+    #[test]
+    fn all_ranks_receive_what_all_send(
+        shape in shapes(), parameters in 1u64..1_000_000, bytes in prop_oneof![Just(2u64), Just(4)],
+    ) {
+        let process = process(parameters, bytes, 10);
+        let ranks = 0..shape.ranks;
+        let gradients = sum(ranks.clone().map(|rank| shape.gradient_traffic(rank, parameters)));
+        prop_assert_eq!((gradients[0], gradients[2]), (gradients[1], gradients[3]));
+        let weights = sum(ranks.clone().map(|rank| shape.weight_traffic(rank, &process)));
+        prop_assert_eq!((weights[0], weights[2]), (weights[1], weights[3]));
+        prop_assert_eq!(weights[0] + weights[2], process.weight_bytes * (shape.ranks as u64 - 1));
+        // A rank never sends the part that it owns itself.
+        let own = |rank| shape.owned(rank..rank + 1, 4 * parameters, parameters);
+        let kept: u64 = ranks.map(|rank| shape.micro_batches_of(rank) * own(rank)).sum();
+        prop_assert_eq!(gradients[0] + gradients[2] + kept, 4 * parameters * shape.micro_batches as u64);
+    }
+
+    /// One node has no traffic between nodes; nodes of one GPU have none within.
+    #[test]
+    fn bytes_cross_only_links_between_different_places(shape in shapes(), parameters in 1u64..1_000_000) {
+        let total = |shape: JobShape| sum((0..shape.ranks).map(|rank| shape.gradient_traffic(rank, parameters)));
+        let together = total(JobShape { gpus_per_node: shape.ranks, ..shape });
+        let apart = total(JobShape { gpus_per_node: 1, ..shape });
+        prop_assert_eq!((together[2], together[3], apart[0], apart[1]), (0, 0, 0, 0));
+        let both = total(shape);
+        prop_assert_eq!(both[0] + both[2], together[0]);
+        prop_assert_eq!(apart[2], together[0]);
+    }
+
+    /// A rank of more ranks needs no more memory. The first step, from one rank to two, adds the sums of gradients,
+    /// which moments of f32 and of bf16 outweigh.
+    #[test]
+    fn memory_falls_with_the_number_of_ranks(parameters in 1_000u64..1_000_000, moments in prop_oneof![Just(6u64), Just(10)]) {
+        let process = process(parameters, 2, moments);
+        let peak = |ranks| JobShape { ranks, gpus_per_node: 8, micro_batches: ranks }.peak_bytes(&process);
+        prop_assert_eq!(peak(1), process.memory.peak as u64);
+        for ranks in 1..64 {
+            prop_assert!(peak(ranks + 1) <= peak(ranks), "{} ranks: {} {}", ranks, peak(ranks), peak(ranks + 1));
+        }
+    }
+
+    /// All ranks together hold the optimizer state and the sums once.
+    #[test]
+    fn ranks_share_the_optimizer_state(shape in shapes(), parameters in 1u64..1_000_000) {
+        prop_assume!(shape.ranks > 1);
+        let process = process(parameters, 2, 10);
+        let of = |wanted: &str| -> u64 {
+            let all = (0..shape.ranks).flat_map(|rank| shape.memory_of(rank, &process));
+            all.filter(|(name, _)| *name == wanted).map(|(_, bytes)| bytes).sum()
+        };
+        prop_assert_eq!((of("optimizer"), of(SUMS_CATEGORY)), (10 * parameters, 4 * parameters));
+        prop_assert_eq!(of("weights"), shape.ranks as u64 * process.weight_bytes);
+    }
+}
+
+#[test]
+fn one_rank_is_the_process_itself() {
+    let process = process(1000, 2, 10);
+    let shape = JobShape { ranks: 1, gpus_per_node: 8, micro_batches: 3 };
+    let as_before: Vec<(&str, u64)> =
+        process.memory.at_peak.iter().map(|(name, bytes)| (*name, *bytes as u64)).collect();
+    assert_eq!(shape.memory_of(0, &process), as_before);
+    assert_eq!(shape.gradient_traffic(0, 1000), Traffic::default());
+    assert_eq!(shape.weight_traffic(0, &process), Traffic::default());
+    let time = shape.step_time(&process, &Links::new("h200", &[]).unwrap());
+    assert_eq!((time.total(), time.exposed(), time.hideable), (1.1, 0.0, 0.0));
+}
+
+/// 16 GPUs in two machines, two rounds, a gradient of 16 GB, weights of 8 GB; each number by hand.
+#[test]
+fn exchange_of_two_nodes_is_bound_by_the_network() {
+    let process = process(4_000_000_000, 2, 10);
+    let shape = JobShape { ranks: 16, gpus_per_node: 8, micro_batches: 32 };
+    let links = Links::new("h200", &[]).unwrap();
+    let of = |sent: u64, received: u64| LinkBytes { sent, received };
+    let gb = 1_000_000_000;
+    // Per round 1 GB to each other rank: 7 of the own machine, 8 of the other one.
+    let gradients = Traffic { within_node: of(14 * gb, 14 * gb), between_nodes: of(16 * gb, 16 * gb) };
+    assert_eq!(shape.gradient_traffic(5, process.parameters), gradients);
+    // 0.5 GB of weights to each other rank.
+    let weights = Traffic { within_node: of(7 * gb / 2, 7 * gb / 2), between_nodes: of(4 * gb, 4 * gb) };
+    assert_eq!(shape.weight_traffic(5, &process), weights);
+    let time = shape.step_time(&process, &links);
+    // 80 % of 50 GB/s; the backward pass of a round takes 0.3 s, an exchange 0.2 s.
+    assert!((time.gradients - 0.4).abs() < 1e-9 && (time.weights - 0.1).abs() < 1e-9, "{time:?}");
+    assert!((time.hideable - 0.4).abs() < 1e-9 && (time.total() - (1.0 + 0.1 / 16.0 + 0.5)).abs() < 1e-9, "{time:?}");
+    // With NVLink alone, one machine: 15 GB per round at 80 % of 450 GB/s.
+    let one = JobShape { gpus_per_node: 16, ..shape }.step_time(&process, &links);
+    assert!((one.gradients - 2.0 * 15.0 / 360.0).abs() < 1e-9, "{one:?}");
+}
+
+/// 33 micro-batches on 16 ranks need three rounds, of which the last has one micro-batch.
+#[test]
+fn the_last_round_may_be_incomplete() {
+    let shape = JobShape { ranks: 16, gpus_per_node: 8, micro_batches: 33 };
+    assert_eq!((shape.rounds(), shape.micro_batches_of(0), shape.micro_batches_of(1)), (3, 3, 2));
+    assert_eq!((0..16).map(|rank| shape.micro_batches_of(rank)).sum::<u64>(), 33);
+}
+
+#[test]
+fn weak_scaling_goes_to_1024_gpus() {
+    let links = Links::new("h200", &["ib200".to_string()]).unwrap();
+    let points = weak_scaling(&process(4_000_000_000, 2, 10), 2, 8, &links);
+    let gpus: Vec<usize> = points.iter().map(|p| p.shape.ranks).collect();
+    assert_eq!(gpus, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);
+    assert_eq!((points[0].efficiency, points[10].shape.nodes(), points[10].shape.rounds()), (1.0, 128, 2));
+    // Between machines the exchange is longer, and its time tends to G / rate.
+    assert!(points.windows(2).all(|two| two[1].time.exposed() >= two[0].time.exposed()), "{points:?}");
+    assert!(points[4].efficiency < points[3].efficiency && points[10].efficiency > 0.3, "{points:?}");
+    assert!(points.windows(2).all(|two| two[1].tokens_per_second > two[0].tokens_per_second), "{points:?}");
+}

@@ -1,0 +1,340 @@
+//! `reel plan sft|grpo --world N`: plans a training job of N GPUs from the plan of one process.
+//!
+//! The process of one rank runs on device `dry`, with the micro-batches of the rank that computes most. From its
+//! counts, [`reel_measure::job`] predicts the memory of each rank, the bytes that the ranks exchange, and step times.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use reel_measure::job::{JobShape, ProcessCosts, ScalingPoint, StepTime, Traffic, weak_scaling};
+use reel_measure::job_page::job_page;
+use reel_measure::links::{ATTAINABLE_SHARE, GPUS_PER_NODE, Link, Links};
+use reel_measure::machine::MachineSpec;
+use reel_train::options::RunOptions;
+use serde_json::{Value, json};
+
+use super::Sizes;
+use super::table::{self, DryRunCounts, TrainingCounts, Wording, duration};
+use crate::common::{CommonOptions, DeviceName};
+use crate::fail::usage_error;
+use crate::output;
+
+/// Options of a job of several GPUs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Plan options")]
+pub struct JobFlags {
+    /// Plan a job of N GPUs with a process for each, which share the micro-batches of --gradient-accumulation-steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    world: Option<u32>,
+    /// Machines of the job; each has the same number of its GPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    nodes: Option<u32>,
+    /// Link within machines (nvlink, pcie4, pcie5), between them (ib400, ib200, eth100), or both with a comma
+    /// [default: nvlink or, for GPUs without it, pcie4; ib400]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    link: Vec<String>,
+    /// HTML page to write, with charts of step time and efficiency for 1 to 1024 GPUs
+    #[arg(long, value_name = "OUT.html")]
+    html: Option<PathBuf>,
+}
+
+/// A job to plan.
+pub struct Job {
+    shape: JobShape,
+    links: Links,
+    html: Option<PathBuf>,
+}
+
+impl JobFlags {
+    /// Returns the job of `--world`, or of `--gpus` of the planned command; `None` for a single process. Changes
+    /// `options` to those of one process that computes the micro-batches of one rank.
+    ///
+    /// # Errors
+    /// The GPU is not known, the numbers contradict each other, or the links are not those of the GPU.
+    pub fn take_one_rank(
+        &self,
+        options: &mut RunOptions,
+        sizes: &Sizes,
+        common: &CommonOptions,
+    ) -> Result<Option<Job>> {
+        let (option, ranks) = match (self.world, options.gpus) {
+            (Some(world), Some(gpus)) if world != gpus => {
+                return Err(usage_error("--gpus", format!("is {gpus}, but --world is {world}"), "leave out --gpus"));
+            }
+            (Some(world), _) => ("--world", world as usize),
+            (None, Some(gpus)) => ("--gpus", gpus as usize),
+            (None, None) => {
+                let given = [
+                    ("--nodes", self.nodes.is_some()),
+                    ("--link", !self.link.is_empty()),
+                    ("--html", self.html.is_some()),
+                ];
+                return match given.iter().find(|(_, is_given)| *is_given) {
+                    Some((name, _)) => Err(usage_error(name, "is for a job of several GPUs", "give --world N as well")),
+                    None => Ok(None),
+                };
+            }
+        };
+        if sizes.gpu.is_none() && !matches!(common.device()?, DeviceName::Cuda(_)) {
+            let what = "plans GPUs and the links between them, and the machine is none of the known GPUs";
+            return Err(usage_error(option, what, "give --gpu NAME"));
+        }
+        let nodes = self.nodes.map_or(1, |nodes| nodes as usize);
+        if !ranks.is_multiple_of(nodes) {
+            let what = format!("is {nodes}, by which the {ranks} GPUs of {option} cannot be divided");
+            return Err(usage_error("--nodes", what, "give machines with the same number of GPUs"));
+        }
+        let micro_batches = options.gradient_accumulation_steps;
+        if micro_batches < ranks {
+            let what = format!("is {micro_batches}, so {ranks} GPUs would leave some without a micro-batch");
+            let help = format!("give at least {ranks}; it counts the micro-batches of all GPUs");
+            return Err(usage_error("--gradient-accumulation-steps", what, help));
+        }
+        let links = Links::new(&sizes.machine(common)?.name, &self.link)?;
+        // A job on one machine does not say how many GPUs the machines of larger jobs would have.
+        let gpus_per_node = if nodes > 1 { ranks / nodes } else { ranks.max(GPUS_PER_NODE) };
+        let shape = JobShape { ranks, gpus_per_node, micro_batches };
+        options.gradient_accumulation_steps = shape.rounds();
+        Ok(Some(Job { shape, links, html: self.html.clone() }))
+    }
+}
+
+/// What is predicted of a job.
+struct Prediction {
+    process: ProcessCosts,
+    /// Peak bytes of the rank that needs most, by category.
+    memory: Vec<(&'static str, u64)>,
+    /// Peak bytes of each rank.
+    peaks: Vec<u64>,
+    /// Bytes of gradients and of weights that rank 0 exchanges in a step. No rank exchanges more.
+    gradients: Traffic,
+    weights: Traffic,
+    time: StepTime,
+    tokens_per_second: f64,
+    scaling: Vec<ScalingPoint>,
+}
+
+impl Job {
+    /// Prints the job and writes its page, if `--html` is given. `counts` are those of one process with the
+    /// micro-batches of one rank.
+    pub fn print(&self, common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+        let Some(training) = &counts.training else { return table::print_plan(common, counts, machine) };
+        let prediction = self.predict(counts, training, machine);
+        if let Some(to) = &self.html {
+            let title = format!("{} of {} on {}", counts.command, counts.subject, machine.name.to_uppercase());
+            output::write_file(to, job_page(&title, &self.notes(), &prediction.scaling).as_bytes())?;
+        }
+        if common.json {
+            let mut plan = table::plan_json(counts, machine);
+            plan["job"] = self.json(&prediction, machine);
+            return output::print_json(&plan);
+        }
+        self.print_text(&prediction, counts, training, machine)
+    }
+
+    fn predict(&self, counts: &DryRunCounts, training: &TrainingCounts, machine: &MachineSpec) -> Prediction {
+        let process = process_costs(counts, training, machine);
+        let shape = &self.shape;
+        let memory_of = |rank| shape.memory_of(rank, &process);
+        let peaks: Vec<u64> =
+            (0..shape.ranks).map(|rank| memory_of(rank).iter().map(|(_, bytes)| bytes).sum()).collect();
+        let largest = (0..shape.ranks).max_by_key(|rank| peaks[*rank]).unwrap_or(0);
+        let time = shape.step_time(&process, &self.links);
+        let tokens = process.tokens / shape.rounds() as f64 * shape.micro_batches as f64;
+        Prediction {
+            memory: memory_of(largest),
+            peaks,
+            gradients: shape.gradient_traffic(0, process.parameters),
+            weights: shape.weight_traffic(0, &process),
+            time,
+            tokens_per_second: tokens / time.total(),
+            scaling: weak_scaling(&process, shape.rounds(), shape.gpus_per_node, &self.links),
+            process,
+        }
+    }
+
+    /// What a reader of the table of scaling must know, a paragraph each.
+    fn notes(&self) -> Vec<String> {
+        let Links { within_node, between_nodes } = self.links;
+        let link = |link: &Link| format!("{}, {:.1} GB/s", link.title, link.bytes_per_second / 1e9);
+        vec![
+            format!(
+                "Weak scaling: every GPU computes {} in a step, so the global batch grows with the GPUs. Efficiency is \
+                 the step time of one GPU divided by that of N.",
+                counted(self.shape.rounds(), "micro-batch", "es")
+            ),
+            format!(
+                "Links of a GPU in one direction: {} within a machine of {} GPUs, {} between machines; {:.0} % of these \
+                 rates are assumed. All of the exchange is exposed, as in the program. Latency of messages, buffers of \
+                 the exchange and waiting for slower ranks are not counted.",
+                link(within_node),
+                self.shape.gpus_per_node,
+                link(between_nodes),
+                100.0 * ATTAINABLE_SHARE,
+            ),
+        ]
+    }
+
+    fn json(&self, prediction: &Prediction, machine: &MachineSpec) -> Value {
+        let Prediction { process, memory, peaks, gradients, weights, time, tokens_per_second, scaling } = prediction;
+        let fits = |bytes: u64| machine.memory.map(|all| bytes as f64 <= all);
+        let link = |link: &Link| {
+            json!({
+                "name": link.name, "title": link.title, "bytes_per_second": link.bytes_per_second,
+                "attainable_share": ATTAINABLE_SHARE,
+            })
+        };
+        let traffic = |Traffic { within_node, between_nodes }: &Traffic| {
+            json!({
+                "within_node": {"sent": within_node.sent, "received": within_node.received},
+                "between_nodes": {"sent": between_nodes.sent, "received": between_nodes.received},
+            })
+        };
+        let peak = peaks.iter().copied().max().unwrap_or(0);
+        let point = |p: &ScalingPoint| {
+            json!({
+                "gpus": p.shape.ranks, "nodes": p.shape.nodes(), "seconds": p.time.total(),
+                "exposed_seconds": p.time.exposed(), "hideable_seconds": p.time.hideable, "efficiency": p.efficiency,
+                "tokens_per_second": p.tokens_per_second, "peak_bytes": p.peak_bytes, "fits": fits(p.peak_bytes),
+            })
+        };
+        json!({
+            "world": self.shape.ranks, "nodes": self.shape.nodes(), "gpus_per_node": self.shape.gpus_per_node,
+            "micro_batches": self.shape.micro_batches, "rounds": self.shape.rounds(),
+            "links": {"within_node": link(self.links.within_node), "between_nodes": link(self.links.between_nodes)},
+            "trained_parameters": process.parameters, "trained_bytes": process.weight_bytes,
+            "peak_bytes": peak, "fits": fits(peak), "memory": memory.iter().copied().collect::<BTreeMap<_, _>>(),
+            "peak_bytes_by_rank": peaks,
+            "bytes": {"gradients": traffic(gradients), "weights": traffic(weights)},
+            "seconds": time.total(), "compute_seconds": time.compute, "optimizer_seconds": time.optimizer,
+            "gradient_exchange_seconds": time.gradients, "weight_exchange_seconds": time.weights,
+            "exposed_seconds": time.exposed(), "hideable_seconds": time.hideable,
+            "tokens_per_second": tokens_per_second,
+            "scaling": scaling.iter().map(point).collect::<Vec<_>>(),
+        })
+    }
+
+    fn print_text(
+        &self,
+        prediction: &Prediction,
+        counts: &DryRunCounts,
+        training: &TrainingCounts,
+        machine: &MachineSpec,
+    ) -> Result<()> {
+        let JobShape { ranks, micro_batches, .. } = self.shape;
+        output::print_line(format!(
+            "reel {} in {}: {}; {} on {}, {} in a step, at most {} on a GPU",
+            counts.command,
+            counts.dtype,
+            counts.subject,
+            counted(ranks, "GPU", "s"),
+            counted(self.shape.nodes(), "machine", "s"),
+            counted(micro_batches, "micro-batch", "es"),
+            self.shape.rounds()
+        ))?;
+        table::print_peak("peak memory of a GPU", &prediction.memory, machine)?;
+        table::print_checkpoint(training)?;
+        self.print_traffic(prediction)?;
+        let Wording { time: about, rate } = Wording::for_machine(machine);
+        let time = prediction.time;
+        output::print_line(format!(
+            "\none step on {ranks} {}: takes {about} {}; {rate} {:.0} tokens/s",
+            machine.name,
+            duration(time.total()),
+            prediction.tokens_per_second
+        ))?;
+        output::print_line(format!(
+            "of which computing {}, optimizer {}, exchange {} (gradients {}, weights {}), all of it exposed; {} of the \
+             exchange could be hidden behind the backward pass",
+            duration(time.compute),
+            duration(time.optimizer),
+            duration(time.exposed()),
+            duration(time.gradients),
+            duration(time.weights),
+            duration(time.hideable)
+        ))?;
+        table::print_basis(counts, machine)?;
+        output::print_line("")?;
+        self.notes().iter().try_for_each(output::print_line)?;
+        print_scaling(&prediction.scaling, machine)
+    }
+
+    /// Prints the bytes that a rank sends and receives in a step, by link.
+    fn print_traffic(&self, Prediction { gradients, weights, .. }: &Prediction) -> Result<()> {
+        if self.shape.ranks == 1 {
+            return Ok(());
+        }
+        output::print_line("\nbytes of a GPU in a step, sent and received")?;
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        let Links { within_node, between_nodes } = self.links;
+        let rows = [
+            ("within machines", within_node, gradients.within_node, weights.within_node),
+            ("between machines", between_nodes, gradients.between_nodes, weights.between_nodes),
+        ];
+        for (place, link, gradients, weights) in rows.into_iter().take(self.shape.nodes()) {
+            output::print_line(format!(
+                "  {place:16} gradients {:>9.3} and {:>9.3} GB, weights {:>9.3} and {:>9.3} GB, by {} ({:.1} GB/s)",
+                gb(gradients.sent),
+                gb(gradients.received),
+                gb(weights.sent),
+                gb(weights.received),
+                link.title,
+                link.bytes_per_second / 1e9
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+/// A number of things: `1 machine`, `2 machines`.
+fn counted(number: usize, thing: &str, plural_end: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { plural_end })
+}
+
+fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
+    output::print_line(format!(
+        "\n  {:>5} {:>6} {:>10} {:>10} {:>10} {:>11} {:>12} {:>12}",
+        "GPUs", "nodes", "step", "exposed", "hideable", "efficiency", "tokens/s", "memory"
+    ))?;
+    let seconds = |seconds: f64| if seconds > 0.0 { duration(seconds) } else { "-".to_string() };
+    for ScalingPoint { shape, time, efficiency, peak_bytes, tokens_per_second } in points {
+        let peak = *peak_bytes as f64;
+        let fits = if machine.memory.is_some_and(|all| peak > all) { "  DOES NOT FIT" } else { "" };
+        output::print_line(format!(
+            "  {:>5} {:>6} {:>10} {:>10} {:>10} {:>9.1} % {:>12.0} {:>9.3} GB{fits}",
+            shape.ranks,
+            shape.nodes(),
+            seconds(time.total()),
+            seconds(time.exposed()),
+            seconds(time.hideable),
+            100.0 * efficiency,
+            tokens_per_second,
+            peak / 1e9
+        ))?;
+    }
+    Ok(())
+}
+
+/// The costs of the process of `counts` per step.
+fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &MachineSpec) -> ProcessCosts {
+    let step: f64 = table::phase_seconds(counts, machine).iter().map(|(_, seconds)| seconds).sum();
+    // The parts may be those of fewer steps, so only their shares of the time count.
+    let parts = table::seconds_of_phases(&training.parts, counts, machine);
+    let all: f64 = parts.iter().map(|(_, seconds)| seconds).sum();
+    let seconds_of = |wanted: &str| {
+        let part: f64 = parts.iter().filter(|(name, _)| *name == wanted).map(|(_, seconds)| seconds).sum();
+        if all > 0.0 { step * part / all } else { 0.0 }
+    };
+    let optimizer_seconds = seconds_of("optimizer");
+    ProcessCosts {
+        memory: counts.memory.clone(),
+        parameters: training.trained.parameters,
+        weight_bytes: training.trained.bytes,
+        compute_seconds: step - optimizer_seconds,
+        backward_seconds: seconds_of("backward"),
+        optimizer_seconds,
+        tokens: counts.tokens as f64 / counts.units as f64,
+    }
+}
