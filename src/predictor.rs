@@ -1,4 +1,5 @@
-//! Generates completions for the rows of data files with one model. `reel generate --data` and `reel eval` use it.
+//! Generates completions for the rows of data files with one model, on one process or several. `reel generate --data`
+//! and `reel eval` use it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use reel_input::encode::ModelFolder;
 use reel_measure::trace;
 use reel_model::features::FeatureCache;
 use reel_predict::{
-    ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
+    ExistingOutput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts,
+    SamplingSettings,
 };
 use reel_samples::SampleError;
 use reel_samples::conversations::RowConversations;
@@ -23,6 +25,7 @@ use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::prompt::{ModelFlags, find_or_download_model};
+use crate::ranks::RunProcess;
 use crate::{generate, interrupt};
 
 /// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
@@ -43,6 +46,8 @@ pub struct Predictor<'c> {
     batch_size: usize,
     model: Option<LoadedModel>,
     common: &'c CommonOptions,
+    /// This process, if several share the rows.
+    process: Option<&'c RunProcess>,
 }
 
 /// The rows of a run and how they are answered.
@@ -67,7 +72,8 @@ pub struct PredictionJob<'j> {
 
 impl<'c> Predictor<'c> {
     /// Opens the model folder on a device that is already open. `place` is where the weights are on a CPU (see
-    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`.
+    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`. `process` is this process, if several share the rows
+    /// of each job.
     pub fn open(
         flags: &ModelFlags,
         quantize: QuantizeFlag,
@@ -75,12 +81,13 @@ impl<'c> Predictor<'c> {
         device: Device,
         batch_size: Option<usize>,
         common: &'c CommonOptions,
+        process: Option<&'c RunProcess>,
     ) -> Result<Self> {
         let batch_size = checked_batch_size(batch_size, &device)?;
         let (base, adapter) = flags.base_model_and_adapter_folder()?;
         let folder = find_or_download_model(&base)?;
         let bundle = Arc::new(trace::span("open", || ModelFolder::open(&folder))?);
-        Ok(Self { device, folder, adapter, bundle, quantize, place, batch_size, model: None, common })
+        Ok(Self { device, folder, adapter, bundle, quantize, place, batch_size, model: None, common, process })
     }
 
     /// The folder that the training run wrote: the adapter's folder, else the model's.
@@ -98,8 +105,9 @@ impl<'c> Predictor<'c> {
         options
     }
 
-    /// Writes the predictions of a job, continuing the file that an earlier run has left.
-    pub fn run(&mut self, job: PredictionJob<'_>) -> Result<PredictionSummary> {
+    /// Writes the predictions of a job, continuing the file that an earlier run has left. The summary is `None` on
+    /// ranks other than 0.
+    pub fn run(&mut self, job: PredictionJob<'_>) -> Result<Option<PredictionSummary>> {
         let rows = job.rows.data().len();
         let mut settings = PredictionSettings::new(
             job.command,
@@ -112,30 +120,35 @@ impl<'c> Predictor<'c> {
         if let Some(folder) = job.media_root {
             settings = settings.with_media_root(folder);
         }
-        let file = PredictionFile::open(job.out, job.existing, settings, |row| job.rows.columns(row))?;
-        if let Some(done) = PredictionSummary::of_complete_file(&file) {
-            return Ok(done);
+        let ranks = self.process.map(RunProcess::ranks);
+        let output = PredictionOutput::open(ranks, &settings, &job.rows, || {
+            PredictionFile::open(job.out, job.existing, settings.clone(), |row| job.rows.columns(row))
+        })?;
+        if output.is_complete() {
+            return Ok(output.file().and_then(PredictionSummary::of_complete_file));
         }
-        if job.existing == ExistingOutput::Resume && !self.common.quiet {
-            reel_diagnostic::note!("{}", describe_resume(&file, rows, &self.device));
+        if let Some(file) = output.file().filter(|_| job.existing == ExistingOutput::Resume && !self.common.quiet) {
+            reel_diagnostic::note!("{}", describe_resume(file, rows, &self.device));
         }
         let model = match self.model.take() {
             Some(model) => model,
             None => self.open_model()?,
         };
-        let stop = interrupt::stop_flag();
-        let engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size).interrupt_flag(&stop);
+        let own_stop = interrupt::stop_flag();
+        // Several processes agree on when to stop.
+        let stop = self.process.map_or(&*own_stop, |process| &process.stop);
+        let engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size).interrupt_flag(stop);
         let run = PredictionRun {
             prompts: Arc::new(RowPrompts::new(job.rows, self.bundle.clone())),
             engine: &engine,
             sampling: job.sampling,
-            max_kv_bytes: model::kv_bytes(&self.device),
+            max_kv_bytes: model::kv_bytes(&self.device) / self.process.map_or(1, RunProcess::processes_on_machine),
             strict: job.strict,
             quiet: self.common.quiet || self.common.json,
-            stop: &stop,
+            stop,
             server: None,
         };
-        let summary = trace::span("rows", || run.run(file)).map_err(|e| generation_error(&model, e));
+        let summary = trace::span("rows", || run.run(output)).map_err(|e| generation_error(&model, e));
         drop(engine);
         self.model = Some(model);
         summary

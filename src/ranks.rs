@@ -1,10 +1,10 @@
-//! A training run of several processes (ranks), started by `--gpus N`, torchrun, mpirun, srun or on Kubernetes. Rank 0
-//! writes OUT and prints; the other ranks compute micro-batches and have an output folder of their own, which is removed
-//! at the end.
+//! A training run or an evaluation of several processes (ranks), started by `--gpus N`, torchrun, mpirun, srun or on
+//! Kubernetes. Rank 0 writes OUT and prints; the other ranks compute. In a training run they have an output folder of
+//! their own, which is removed at the end.
 
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::common::{CommonOptions, DeviceName};
 use crate::fail::{failed, usage_error};
 use crate::{interrupt, output as print};
 
-/// How long a rank waits for the others between two steps. An evaluation or a checkpoint of rank 0 may be meanwhile.
+/// How long a rank waits for the others between two steps. Rank 0 may write a checkpoint or a report meanwhile.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Returns which process of which job this is, by the environment variables of a launcher; `None` for a single process.
@@ -36,7 +36,7 @@ pub fn world() -> Result<Option<World>> {
 
 /// Refuses a command that runs as one process if a launcher has started several.
 pub fn refuse_several_processes(command: &str) -> Result<()> {
-    const OF_SEVERAL: [&str; 2] = ["sft", "doctor"];
+    const OF_SEVERAL: [&str; 3] = ["sft", "eval", "doctor"];
     // These write nothing that several processes would write at once.
     const HARMLESS: [&str; 4] = ["help", "completions", "man", "plan"];
     if OF_SEVERAL.contains(&command) || HARMLESS.contains(&command) {
@@ -46,6 +46,13 @@ pub fn refuse_several_processes(command: &str) -> Result<()> {
     let World { rank, size, launcher, .. } = world;
     let what = format!("runs as one process, but {launcher} has started {size}, of which this is rank {rank}");
     Err(failed(format!("reel {command}"), what, "start it without the launcher"))
+}
+
+/// Refuses a value of `--gpus` that is not the number of processes of the launcher.
+pub fn refuse_other_count(gpus: Option<u32>, world: &World) -> Result<()> {
+    let Some(gpus) = gpus.filter(|&gpus| gpus as usize != world.size) else { return Ok(()) };
+    let what = format!("is {gpus}, but {} has started {} processes", world.launcher, world.size);
+    Err(usage_error("--gpus", what, "leave it out"))
 }
 
 /// Describes this process's place in its job, for `reel doctor`.
@@ -60,7 +67,7 @@ pub fn description() -> String {
     }
 }
 
-/// This process of a run of several.
+/// This process of a training run or an evaluation of several.
 pub struct RunProcess {
     ranks: Arc<Ranks>,
     /// Set when all ranks have agreed to stop.
@@ -80,10 +87,7 @@ impl RunProcess {
     /// # Errors
     /// A process is missing; the command or the device is not one of several processes; rank 0 refuses OUT.
     pub fn join(world: World, options: &RunOptions, common: &CommonOptions) -> Result<Self> {
-        if common.device()? != DeviceName::Cpu {
-            let help = "give --device cpu, or start one process";
-            return Err(usage_error("--device", "several processes train on CPUs only", help));
-        }
+        refuse_other_devices(common)?;
         if options.serve.is_some() {
             return Err(usage_error("--serve", "is not possible with several processes", "leave it out"));
         }
@@ -93,23 +97,35 @@ impl RunProcess {
             let help = format!("give at least {}; it counts the micro-batches of all processes", world.size);
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
-        let out = &options.out;
-        fs::create_dir_all(out).map_err(|e| print::cannot_write(out, e))?;
-        let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
-        let ranks = Arc::new(Ranks::join(world, out, timeouts, Box::new(end_process))?);
-        let mut process = Self {
-            ranks,
-            stop: AtomicBool::new(false),
-            interrupted: interrupt::stop_flag(),
-            out: std::path::absolute(out).unwrap_or_else(|_| out.clone()),
-            scratch: None,
-            checkpoint: None,
-        };
-        if process.ranks.rank() > 0 {
+        let mut process = Self::connect(world, &options.out)?;
+        if !process.prints() {
             process.scratch = Some(tempfile::tempdir().map_err(|e| print::cannot_write(&std::env::temp_dir(), e))?);
         }
         process.checkpoint = process.find_start(options).inspect_err(|e| process.ranks.fail(&format!("{e:#}")))?;
         Ok(process)
+    }
+
+    /// Waits until all processes of `world` are there, for an evaluation with the output folder `out`.
+    ///
+    /// # Errors
+    /// A process is missing; the device is not one of several processes; `out` cannot be written.
+    pub fn join_evaluation(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
+        refuse_other_devices(common)?;
+        Self::connect(world, out)
+    }
+
+    fn connect(world: World, out: &Path) -> Result<Self> {
+        fs::create_dir_all(out).map_err(|e| print::cannot_write(out, e))?;
+        let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
+        let ranks = Arc::new(Ranks::join(world, out, timeouts, Box::new(end_process))?);
+        Ok(Self {
+            ranks,
+            stop: AtomicBool::new(false),
+            interrupted: interrupt::stop_flag(),
+            out: std::path::absolute(out).unwrap_or_else(|_| out.to_path_buf()),
+            scratch: None,
+            checkpoint: None,
+        })
     }
 
     /// The checkpoint that rank 0 finds, absolute.
@@ -126,10 +142,20 @@ impl RunProcess {
         Ok(Some(String::from_utf8_lossy(&path).into_owned()).filter(|path| !path.is_empty()))
     }
 
-    /// The number of this machine's CPUs for each of the processes on it, at least 1.
-    pub fn cpu_share(&self) -> usize {
+    /// The number of processes on this machine.
+    pub fn processes_on_machine(&self) -> u64 {
+        self.ranks.world().local_size as u64
+    }
+
+    /// The common options of this rank: it has its share of this machine's CPUs, and only rank 0 prints.
+    pub fn common_options(&self, common: &CommonOptions) -> CommonOptions {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        (cpus / self.ranks.world().local_size).max(1)
+        let share = (cpus / self.ranks.world().local_size).max(1);
+        let mut own = CommonOptions { threads: common.threads.or(Some(share)), ..common.clone() };
+        if !self.prints() {
+            (own.quiet, own.json) = (true, false);
+        }
+        own
     }
 
     /// Makes the options of a run those of this rank: ranks other than 0 write nothing outside a folder of their own.
@@ -138,7 +164,6 @@ impl RunProcess {
             run.out = scratch.path().join("out");
             run.resume_from_checkpoint.clone_from(&self.checkpoint);
             (run.overwrite, run.report_to) = (false, vec![ReportTo::None]);
-            run.evaluation = Default::default();
         }
     }
 
@@ -147,20 +172,32 @@ impl RunProcess {
         RunRanks { ranks: &self.ranks, out: &self.out, interrupted: &self.interrupted }
     }
 
-    /// Whether this rank prints the result of the run.
+    /// Whether this rank, which is rank 0, writes OUT and prints the result.
     pub fn prints(&self) -> bool {
-        self.scratch.is_none()
+        self.ranks.rank() == 0
     }
 
     /// Ends this rank: tells the others of an error, or waits until they have left, too.
     pub fn finish<T>(self, done: Result<T>) -> Result<T> {
         match &done {
-            Err(e) if !is_of_another_rank(e) => self.ranks.fail(&format!("{e:#}")),
-            Err(_) => {}
+            Err(e) if is_of_another_rank(e) => {}
+            // All ranks have agreed to stop. Rank 0 may still write a checkpoint, which a failure would end.
+            Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
+                let _ = Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave);
+            }
+            Err(e) => self.ranks.fail(&format!("{e:#}")),
             Ok(_) => Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave)?,
         }
         done
     }
+}
+
+fn refuse_other_devices(common: &CommonOptions) -> Result<()> {
+    if common.device()? == DeviceName::Cpu {
+        return Ok(());
+    }
+    let help = "give --device cpu, or start one process";
+    Err(usage_error("--device", "several processes compute on CPUs only", help))
 }
 
 /// Whether an error says that another rank has failed.

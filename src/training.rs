@@ -181,10 +181,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         }
         match (world, self.options.gpus) {
             (Some(world), gpus) => {
-                if let Some(gpus) = gpus.filter(|&gpus| gpus as usize != world.size) {
-                    let what = format!("is {gpus}, but {} has started {} processes", world.launcher, world.size);
-                    return Err(usage_error("--gpus", what, "leave it out"));
-                }
+                ranks::refuse_other_count(gpus, &world)?;
                 self.run_as_rank(world, run)
             }
             (None, Some(count @ 2..)) => {
@@ -209,10 +206,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let process = RunProcess::join(world, &self.options, &self.common)?;
         let mut own = self.clone();
         process.change_options(&mut own.options);
-        own.common.threads = own.common.threads.or(Some(process.cpu_share()));
-        if !process.prints() {
-            (own.common.quiet, own.common.json) = (true, false);
-        }
+        own.common = process.common_options(&self.common);
         let done = own.with_setup(Some(&process), |setup| Ok(run(setup)?));
         let prints = process.prints();
         let summary = process.finish(done)?;

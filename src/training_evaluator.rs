@@ -15,7 +15,7 @@ use reel_input::encode::ModelFolder;
 use reel_model::features::FeatureCache;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_predict::{
-    ExistingOutput, PredictionFile, PredictionRun, PredictionSettings, PredictionSummary, RowPrompts, SamplingSettings,
+    ExistingOutput, PredictionFile, PredictionOutput, PredictionRun, PredictionSettings, RowPrompts, SamplingSettings,
 };
 use reel_runs::folder::checkpoint::checkpoint_folder_name;
 use reel_runtime::Cx;
@@ -106,14 +106,14 @@ impl RunEvaluator {
         })
     }
 
-    /// Opens the predictions file of a benchmark. Answers that an earlier process wrote with the same weights and
-    /// options are kept; other answers are replaced.
-    fn predictions(
+    /// Opens the predictions file of a benchmark, and takes this process's share of the questions. Answers that an
+    /// earlier process wrote with the same weights and options are kept; other answers are replaced.
+    fn predictions<'p>(
         &self,
         (task, questions, media_root): &(Task, Questions, PathBuf),
-        policy: &EvaluatedPolicy<'_>,
+        policy: &EvaluatedPolicy<'p>,
         folder: &Path,
-    ) -> reel_train::Result<PredictionFile> {
+    ) -> reel_train::Result<PredictionOutput<'p>> {
         let file = results::predictions_file(folder, &task.name);
         let model = self.out.join(checkpoint_folder_name(policy.step));
         let settings = PredictionSettings::of_policy(
@@ -127,7 +127,9 @@ impl RunEvaluator {
         .with_media_root(media_root);
         let open =
             |existing| PredictionFile::open(&file, existing, settings.clone(), |row| questions.rows.columns(row));
-        open(ExistingOutput::Resume).or_else(|_| open(ExistingOutput::Overwrite))
+        PredictionOutput::open(policy.ranks, &settings, &questions.rows, || {
+            open(ExistingOutput::Resume).or_else(|_| open(ExistingOutput::Overwrite))
+        })
     }
 
     fn answer_and_score(
@@ -138,19 +140,20 @@ impl RunEvaluator {
         folder: &Path,
     ) -> reel_train::Result<BenchmarkScore> {
         let (task, questions, _) = benchmark;
-        let file = self.predictions(benchmark, policy, folder)?;
-        if PredictionSummary::of_complete_file(&file).is_none() {
+        let output = self.predictions(benchmark, policy, folder)?;
+        if !output.is_complete() {
+            let processes = policy.ranks.map_or(1, |run| run.ranks.world().local_size as u64);
             let run = PredictionRun {
                 prompts: Arc::new(RowPrompts::new(questions.rows.clone(), self.bundle.clone())),
                 engine,
                 sampling: self.sampling.clone(),
-                max_kv_bytes: model::kv_bytes(policy.device),
+                max_kv_bytes: model::kv_bytes(policy.device) / processes,
                 strict: false,
                 quiet: true,
                 stop: policy.stop,
                 server: policy.server,
             };
-            run.run(file)?;
+            run.run(output)?;
         }
         let score = || {
             results::write_own_task(task, folder, true)?;
@@ -164,7 +167,11 @@ impl RunEvaluator {
                 completion_tokens: results::completion_tokens(&results::predictions_file(folder, &task.name))?,
             })
         };
-        score().map_err(|e| as_train_error(e, folder))
+        let score = || score().map_err(|e| as_train_error(e, folder));
+        match policy.ranks {
+            None => score(),
+            Some(run) => run.broadcast("scores", if run.is_rank_0() { Some(score()?) } else { None }),
+        }
     }
 }
 
@@ -178,7 +185,9 @@ impl PolicyEvaluator for RunEvaluator {
         policy: &EvaluatedPolicy<'_>,
         folder: &Path,
     ) -> reel_train::Result<BTreeMap<String, BenchmarkScore>> {
-        std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
+        if policy.ranks.is_none_or(|run| run.is_rank_0()) {
+            std::fs::create_dir_all(folder).map_err(|e| TrainError::cannot_write(folder, e))?;
+        }
         // The evaluation has its own cache of vision tokens, so that a cache of the policy stays as training has left
         // it.
         let features = Some(Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES)));

@@ -2,6 +2,8 @@
 //! step, an evaluation changes nothing in the training, a run that was stopped and resumed has the evaluations of an
 //! uninterrupted one, and the best checkpoint is the one with the highest score.
 
+#[path = "support/own_task.rs"]
+mod own_task;
 mod support;
 
 use std::fs;
@@ -10,26 +12,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use own_task::TASK;
 use serde_json::{Value, json};
 use support::{check_page, file_names_in, golden, metrics_without_times, run_in, send_signal, tiny_model};
-
-/// A task file for rows of text and of videos.
-const TASK: &str = r#"
-name = "mine"
-title = "Mine"
-version = 1
-source = "https://example.org"
-[prompt]
-template = "{question}\n{options}"
-[[layout]]
-name = "own"
-files = ["*.jsonl"]
-columns = ["q", "o", "a", "v"]
-row = { id = "{row.number}", question = "{q}", kind = "multiple choice", options = "o", answer = "{a}", answer-form = "index" }
-[[layout.case]]
-when = { v = ["clip"] }
-row = { video = ["clip.mp4"] }
-"#;
 
 /// A folder with a tiny model, rows for both commands, and a benchmark of four rows, of which the second has a video.
 fn folder() -> tempfile::TempDir {

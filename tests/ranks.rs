@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sft_rows::{about, media, training_folder};
@@ -121,13 +121,6 @@ fn wait_for_steps(out: &Path, steps: usize) {
     }
 }
 
-/// The processes that `parent` has started, in the order of their ranks.
-fn children(parent: &Child) -> Vec<u32> {
-    let id = parent.id();
-    let text = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("a list of processes");
-    text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
-}
-
 #[test]
 fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
     let w = training_folder(9);
@@ -137,7 +130,7 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
         let mut command = sft(w.path(), &out, &["--max-steps", "400", "--gpus", "3"]);
         let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         wait_for_steps(&w.path().join(&out), 3);
-        support::send_signal(children(&child)[rank], "-KILL");
+        support::send_signal(support::child_processes(&child)[rank], "-KILL");
         let killed = Instant::now();
         let done = finished_run(child.wait_with_output().expect("it ends"));
         assert!(killed.elapsed() < Duration::from_secs(60));

@@ -7,11 +7,12 @@ use clap::{Args, Command, FromArgMatches};
 use reel_eval::{Task, compare_runs, score_benchmark};
 use serde_json::json;
 
-use super::results::{error_if_rows_failed, predictions_file, read_predictions, write_json};
-use super::{EvalArgs, EvalRun, EvalWhat, run};
+use super::results::{Scored, error_if_rows_failed, predictions_file, read_predictions, write_json};
+use super::{EvalArgs, EvalRun, EvalWhat, processes, run};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::output;
+use crate::ranks::RunProcess;
 
 /// Measure how much an option changes the scores: one run for each value, in OUT/OPTION=VALUE, and the paired
 /// differences to the run with the first value.
@@ -45,15 +46,26 @@ impl AblateArgs {
     pub(super) fn run(&self, common: &CommonOptions, parser: &Command) -> Result<()> {
         let variants = self.variants(parser)?;
         variants.iter().try_for_each(|variant| variant.args.run.check_values())?;
-        let tasks = Task::from_names(self.what.benchmark.as_deref().unwrap_or_default())?;
-        let mut scored = Vec::new();
-        for variant in &variants {
-            if !common.quiet {
-                reel_diagnostic::note!("{}:", variant.out.display());
+        let evaluate_all = |process: Option<&RunProcess>, common: &CommonOptions| {
+            let mut scored = Vec::new();
+            for variant in &variants {
+                if !common.quiet {
+                    reel_diagnostic::note!("{}:", variant.out.display());
+                }
+                let quiet = CommonOptions { quiet: common.quiet || common.json, json: false, ..common.clone() };
+                scored.extend(run::evaluate(&variant.args.what, &variant.args.run, &quiet, process)?);
             }
-            let quiet = CommonOptions { quiet: common.quiet || common.json, json: false, ..common.clone() };
-            scored.extend(run::evaluate(&variant.args.what, &variant.args.run, &quiet)?);
+            Ok(scored)
+        };
+        match processes::run(&self.what, &self.run, common, evaluate_all)? {
+            Some(scored) => self.compare(&variants, &scored, common),
+            None => Ok(()),
         }
+    }
+
+    /// Writes and prints the scores of the runs, with their differences to the first one.
+    fn compare(&self, variants: &[Variant], scored: &[Scored], common: &CommonOptions) -> Result<()> {
+        let tasks = Task::from_names(self.what.benchmark.as_deref().unwrap_or_default())?;
         let mut table = Vec::new();
         for task in &tasks {
             let rows: Vec<_> = variants
@@ -94,7 +106,7 @@ impl AblateArgs {
         if common.json {
             output::print_json(&result)?;
         }
-        error_if_rows_failed(&scored, &self.out())
+        error_if_rows_failed(scored, &self.out())
     }
 
     fn out(&self) -> PathBuf {
@@ -115,7 +127,7 @@ impl AblateArgs {
             return Err(wrong("which is not a list of at least two values"));
         }
         let what_is_evaluated = ["model", "adapter", "endpoint", "endpoint-model", "data", "benchmark", "media-root"];
-        if what_is_evaluated.contains(&name.as_str()) || ["out", "shard", "option"].contains(&name.as_str()) {
+        if what_is_evaluated.contains(&name.as_str()) || ["out", "shard", "option", "gpus"].contains(&name.as_str()) {
             return Err(wrong("but --option changes how questions are asked"));
         }
         let mut words: Vec<String> = std::env::args().collect();

@@ -18,6 +18,7 @@ use crate::media::MediaFlags;
 use crate::model::WeightPlace;
 use crate::predictor::{PredictionJob, Predictor, decimal, sampling_options};
 use crate::prompt::{ModelFlags, media_options};
+use crate::ranks::RunProcess;
 use crate::{interrupt, model};
 
 /// What answers questions.
@@ -37,17 +38,23 @@ pub(super) struct Server<'c> {
 }
 
 impl<'c> AnswerSource<'c> {
-    /// Opens the model of `--model`, or asks the server of `--endpoint` for the name of its model.
-    pub(super) fn open(options: &'c EvalRun, common: &'c CommonOptions) -> Result<Self> {
+    /// Opens the model of `--model`, or asks the server of `--endpoint` for the name of its model. `process` is this
+    /// process, if several share the rows.
+    pub(super) fn open(
+        options: &'c EvalRun,
+        common: &'c CommonOptions,
+        process: Option<&'c RunProcess>,
+    ) -> Result<Self> {
         match (&options.model, &options.endpoint) {
             (Some(model), None) => {
                 let flags = ModelFlags { model: model.clone(), adapter: options.adapter.clone() };
                 let device = model::open_device(common)?;
-                // The parts of an evaluation (`--shard`) may run at the same time on one machine, so they share the
-                // memory-mapped files.
-                let place = options.shard.map(|_| WeightPlace::Mapped);
+                // The parts of an evaluation (`--shard`) and its processes may run at the same time on one machine, so
+                // they share the memory-mapped files.
+                let has_others = options.shard.is_some() || process.is_some_and(|p| p.processes_on_machine() > 1);
+                let place = has_others.then_some(WeightPlace::Mapped);
                 let (quantize, batch) = (options.quantize, options.batch_size);
-                let predictor = Predictor::open(&flags, quantize, place, device, batch, common)?;
+                let predictor = Predictor::open(&flags, quantize, place, device, batch, common, process)?;
                 Ok(Self::Model(Box::new(predictor)))
             }
             (None, Some(url)) => {
@@ -110,7 +117,7 @@ impl Server<'_> {
             settings = settings.with_media_root(folder);
         }
         let columns = |row| job.rows.columns(row);
-        let file = PredictionFile::open_keeping_early_lines(job.out, job.existing, settings, columns)?;
+        let file = PredictionFile::open(job.out, job.existing, settings, columns)?;
         if file.is_complete() {
             return Ok(());
         }

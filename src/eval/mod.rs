@@ -1,12 +1,14 @@
 //! `reel eval`: runs a model or asks a server over video benchmarks (`questions.rs`, `run.rs`, `answerer.rs`), scores
 //! predictions (`score_only.rs`), joins the parts of a run (`merge.rs`), compares runs (`compare.rs`, `ablate.rs`), and
-//! lists the benchmarks (`tasks.rs`). `results.rs` writes their result files, `page.rs` writes the HTML page.
+//! lists the benchmarks (`tasks.rs`). Several processes may share the questions (`processes.rs`). `results.rs` writes
+//! the result files, `page.rs` the HTML page.
 
 mod ablate;
 mod answerer;
 mod compare;
 mod merge;
 pub mod page;
+mod processes;
 pub mod questions;
 pub mod results;
 pub mod run;
@@ -28,6 +30,7 @@ use crate::endpoint::EndpointFlags;
 use crate::fail::usage_error;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model::QuantizeFlag;
+use crate::ranks;
 
 /// Run a model over video benchmarks under one fixed protocol, and score its answers with 95 % confidence intervals.
 #[derive(Args, Debug)]
@@ -92,7 +95,7 @@ pub struct EvalRun {
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     /// Ask a server with OpenAI's API instead: its base URL, such as http://127.0.0.1:8000/v1
-    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter", "quantize", "batch_size"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "adapter", "quantize", "batch_size", "gpus"])]
     endpoint: Option<String>,
     /// Name of the server's model [default: the first model that the server lists]
     #[arg(long, value_name = "NAME", requires = "endpoint")]
@@ -123,6 +126,10 @@ pub struct EvalRun {
     /// Answer only part I of N (I from 0 to N-1), for jobs on several machines; reel eval merge joins the parts
     #[arg(long, value_name = "I/N")]
     shard: Option<Shard>,
+    /// Start N processes on this machine, which share the questions and write the files of one process (several
+    /// machines: docs/cluster.md)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    gpus: Option<u32>,
     /// Answer only the first N questions of each benchmark
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -174,6 +181,13 @@ pub struct EvalRun {
 impl EvalArgs {
     pub fn run(&self, common: &CommonOptions, parser: &Command) -> Result<()> {
         match &self.command {
+            Some(EvalCommand::Compare(_)) => ranks::refuse_several_processes("eval compare")?,
+            Some(EvalCommand::Merge(_)) => ranks::refuse_several_processes("eval merge")?,
+            Some(EvalCommand::Tasks(_)) => ranks::refuse_several_processes("eval tasks")?,
+            None if self.what.score_only => ranks::refuse_several_processes("eval --score-only")?,
+            Some(EvalCommand::Ablate(_)) | None => {}
+        }
+        match &self.command {
             Some(EvalCommand::Ablate(args)) => return args.run(common, parser),
             Some(EvalCommand::Compare(args)) => return args.run(common),
             Some(EvalCommand::Merge(args)) => return args.run(common),
@@ -195,6 +209,7 @@ impl EvalArgs {
             ("--endpoint", self.run.endpoint.is_some()),
             ("--data", self.run.data.is_some()),
             ("--shard", self.run.shard.is_some()),
+            ("--gpus", self.run.gpus.is_some()),
             ("--limit", self.run.limit.is_some()),
             ("--resume", self.run.resume),
         ];

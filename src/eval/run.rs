@@ -18,57 +18,60 @@ use super::answerer::AnswerSource;
 use super::page;
 use super::questions::{Benchmark, Protocol, Questions, sampling_settings};
 use super::results::{self, Scored};
-use super::{EvalRun, EvalWhat};
+use super::{EvalRun, EvalWhat, processes};
 use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::media::TrainingMediaSettings;
 use crate::predictor::PredictionJob;
+use crate::ranks::RunProcess;
 use crate::{output, replaced};
 
 /// The command's name in settings files.
 pub const COMMAND: &str = "eval";
 
 pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) -> Result<()> {
-    let scored = evaluate(what, options, common)?;
-    results::error_if_rows_failed(&scored, what.out.as_deref().unwrap_or(Path::new("")))
+    let out = what.out.as_deref().unwrap_or(Path::new(""));
+    let evaluate = |process: Option<&RunProcess>, common: &CommonOptions| evaluate(what, options, common, process);
+    match processes::run(what, options, common, evaluate)? {
+        Some(scored) => results::error_if_rows_failed(&scored, out),
+        None => Ok(()),
+    }
 }
 
-/// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores.
-pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) -> Result<Vec<Scored>> {
-    let missing = |option: &str, help: &str| usage_error(option, "is missing", help);
-    if options.model.is_none() && options.endpoint.is_none() {
-        let help =
-            "give the model to evaluate, --endpoint to ask a server, or --score-only --predictions to score answers";
-        return Err(missing("--model", help));
-    }
-    let Some(data) = &options.data else {
-        return Err(missing("--data", "give the folder with the benchmarks' files"));
-    };
+/// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores. If
+/// `process` is one of several, all of them call this: each answers its share of the questions, and rank 0 does the
+/// rest.
+pub(super) fn evaluate(
+    what: &EvalWhat,
+    options: &EvalRun,
+    common: &CommonOptions,
+    process: Option<&RunProcess>,
+) -> Result<Vec<Scored>> {
+    let writes = process.is_none_or(RunProcess::prints);
     let out = what.out.as_deref().unwrap_or(Path::new(""));
-    let tasks = Task::from_names(what.benchmark.as_deref().unwrap_or_default())?;
-    let sampling = options.sampling()?;
-    if options.limit == Some(0) {
-        return Err(usage_error("--limit", "is 0", "give 1 or more"));
-    }
-    let protocol = options.protocol(data, sampling);
+    let (data, tasks) = options.validate(what)?;
+    let protocol = options.protocol(data, options.sampling()?);
     let benchmarks = protocol.load(tasks, common.quiet)?;
-    std::fs::create_dir_all(out).map_err(|e| output::cannot_write(out, e))?;
-    for benchmark in &benchmarks {
-        refuse_data_in_outputs(benchmark, out)?;
-        describe(benchmark, common);
+    if writes {
+        std::fs::create_dir_all(out).map_err(|e| output::cannot_write(out, e))?;
+        for benchmark in &benchmarks {
+            refuse_data_in_outputs(benchmark, out)?;
+            describe(benchmark, common);
+        }
+        benchmarks.iter().try_for_each(|benchmark| results::write_own_task(&benchmark.task, out, options.overwrite))?;
     }
-    benchmarks.iter().try_for_each(|benchmark| results::write_own_task(&benchmark.task, out, options.overwrite))?;
-    let mut answerer = AnswerSource::open(options, common)?;
+    let mut answerer = AnswerSource::open(options, common, process)?;
     let mut scored = Vec::new();
     for benchmark in &benchmarks {
         let file = answer(benchmark, &protocol, &mut answerer, out, options, common)?;
         match options.shard {
+            _ if !writes => {}
             Some(_) if !common.quiet => output::print_line(format!("{}: complete", file.display()))?,
             Some(_) => {}
             None => scored.push(results::score_and_write(&benchmark.task, out, what.extraction, common.quiet)?),
         }
     }
-    if options.shard.is_none() {
+    if writes && options.shard.is_none() {
         results::write_lm_eval(out, &scored)?;
         let tasks: Vec<Task> = benchmarks.iter().map(|benchmark| benchmark.task.clone()).collect();
         let frames = options.page.frame_source(options.media_root.as_deref(), &options.worker, common)?;
@@ -79,6 +82,25 @@ pub(super) fn evaluate(what: &EvalWhat, options: &EvalRun, common: &CommonOption
 }
 
 impl EvalRun {
+    /// Checks what can be checked without reading a file. Returns the folder of the benchmarks' data and the tasks.
+    pub(super) fn validate(&self, what: &EvalWhat) -> Result<(&Path, Vec<Task>)> {
+        let missing = |option: &str, help: &str| usage_error(option, "is missing", help);
+        if self.model.is_none() && self.endpoint.is_none() {
+            let help = "give the model to evaluate, --endpoint to ask a server, or --score-only --predictions to score \
+                        answers";
+            return Err(missing("--model", help));
+        }
+        let Some(data) = &self.data else {
+            return Err(missing("--data", "give the folder with the benchmarks' files"));
+        };
+        let tasks = Task::from_names(what.benchmark.as_deref().unwrap_or_default())?;
+        self.sampling()?;
+        match self.limit {
+            Some(0) => Err(usage_error("--limit", "is 0", "give 1 or more")),
+            _ => Ok((data, tasks)),
+        }
+    }
+
     /// The sampling parameters: those of the model cards, unless options set others.
     fn sampling(&self) -> Result<SamplingSettings> {
         let params = SamplingParams {

@@ -93,7 +93,8 @@ impl GenerateArgs {
         }
         let dataset = Dataset::open(data)?;
         dataset.refuse_weights()?;
-        let mut predictor = Predictor::open(&self.model, self.quantize, None, device, self.rows.batch_size, common)?;
+        let mut predictor =
+            Predictor::open(&self.model, self.quantize, None, device, self.rows.batch_size, common, None)?;
         let media_root = &self.messages.media_root_of_rows(data);
         let access = self.messages.media_access(media_root);
         let media = self.messages.media_options(predictor.trained_folder(), access, !common.quiet, common)?;
@@ -126,7 +127,7 @@ impl GenerateArgs {
             sampling,
             strict,
         })?;
-        report(out, &summary, common)
+        summary.map_or(Ok(()), |summary| report(out, &summary, common))
     }
 
     /// Prints how many rows cannot be used; with `--strict`, returns the error of the first such row instead. Also

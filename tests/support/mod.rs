@@ -4,7 +4,7 @@
 pub mod http;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Once};
 
@@ -131,6 +131,13 @@ pub fn let_children_receive_sigint() {
 pub fn send_signal(pid: u32, name: &str) {
     let script = format!("kill {name} {pid}");
     assert!(Command::new("sh").args(["-c", &script]).status().expect("sh starts").success());
+}
+
+/// The processes that `parent` has started, in the order of their starts.
+pub fn child_processes(parent: &Child) -> Vec<u32> {
+    let id = parent.id();
+    let text = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("a list of processes");
+    text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
 }
 
 /// Path of `tests/golden/NAME`. The environment variable `REEL_TEST_GOLDEN` names another folder in place of

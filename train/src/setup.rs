@@ -10,12 +10,13 @@ use reel_device::{DType, Device};
 use reel_input::MediaOptions;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_ranks::Ranks;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Result;
 use crate::live_server::LiveServer;
 use crate::options::{GrpoOptions, SftOptions};
+use crate::{Result, TrainError};
 
 /// The inputs of a training run.
 #[derive(Debug)]
@@ -58,6 +59,35 @@ pub struct RunRanks<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
+impl RunRanks<'_> {
+    /// Whether this is rank 0, which writes the files of the run.
+    pub fn is_rank_0(&self) -> bool {
+        self.ranks.rank() == 0
+    }
+
+    /// Returns the value of rank 0 on all ranks. Rank 0 passes `Some`, the others `None`.
+    ///
+    /// # Errors
+    /// Another rank has failed, or is of another version of the program.
+    pub fn broadcast<T: Serialize + DeserializeOwned>(&self, name: &str, value: Option<T>) -> Result<T> {
+        let bytes = value.as_ref().map(|value| serde_json::to_vec(value).unwrap_or_default());
+        let bytes = self.ranks.broadcast(name, 0, bytes)?;
+        // Rank 0 keeps its own value, because a number may change in its last bit when it is written and read.
+        value.map_or_else(|| Self::parse(0, &bytes), Ok)
+    }
+
+    /// Parses a value that rank `rank` has sent as JSON.
+    ///
+    /// # Errors
+    /// The rank is of another version of the program.
+    pub fn parse<T: DeserializeOwned>(rank: usize, bytes: &[u8]) -> Result<T> {
+        serde_json::from_slice(bytes).map_err(|e| {
+            let help = "start all ranks with the same version of the program";
+            TrainError::output(format!("rank {rank}"), format!("sends what this rank cannot read: {e}"), help)
+        })
+    }
+}
+
 impl<O> Clone for RunSetup<'_, O> {
     fn clone(&self) -> Self {
         *self
@@ -78,7 +108,8 @@ pub trait PolicyEvaluator: std::fmt::Debug {
     fn benchmarks(&self) -> Vec<String>;
     /// Answers and scores the questions of all benchmarks. Writes answers and scores into `folder`, which is created if
     /// it does not exist. Continues an unfinished evaluation in `folder` if it is of the same weights and options, else
-    /// replaces it. Returns the scores by benchmark.
+    /// replaces it. Returns the scores by benchmark. With several ranks, each of them calls it and answers its share of
+    /// the questions; rank 0 writes.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when `policy.stop` becomes true; a file cannot be written; a logit is NaN.
@@ -119,4 +150,6 @@ pub struct EvaluatedPolicy<'a> {
     pub server: Option<&'a dyn LiveServer>,
     /// Set to true, by Ctrl-C, when the run must stop.
     pub stop: &'a AtomicBool,
+    /// The other processes of the run, if there are several.
+    pub ranks: Option<RunRanks<'a>>,
 }

@@ -7,8 +7,7 @@
 //! | `OUT.partial.run.json`, then `OUT.run.json` | the settings, see [`PredictionSettings`] |
 //! | `OUT.partial.early` | lines of rows before which a row has no line yet, each as `{"row": …, "line": …}` |
 //!
-//! Early lines are written to disk only if a server answers the rows, because its answers are expensive: a run that
-//! continues `OUT` does not ask the server for them again.
+//! A run that continues `OUT` keeps the early lines, too: it answers only rows that have no line in either file.
 //!
 //! A process may be killed at any moment, so a run takes these steps in a fixed order: create `OUT.partial`, write its
 //! settings, write the lines, rename `OUT.partial` to `OUT`, rename the settings. From the files that exist, a later
@@ -65,20 +64,13 @@ pub struct PredictionFile {
     lines: usize,
     /// Lines that wait until the lines of all earlier rows are written, by row.
     waiting: BTreeMap<usize, Vec<u8>>,
-    early: EarlyLines,
+    /// `OUT.partial.early`; `None` until [`Self::begin`].
+    early: Option<File>,
+    /// Number of bytes of complete lines that an earlier run has left in `OUT.partial.early`.
+    early_bytes: u64,
     errors: usize,
     first_error: Option<String>,
     _lock: FileLock,
-}
-
-/// What happens to a line that is ready before the lines of all earlier rows are.
-#[derive(Debug)]
-enum EarlyLines {
-    /// They are kept in memory only.
-    InMemory,
-    /// They are also written to `OUT.partial.early`. An earlier run has left `bytes` bytes of complete lines in this
-    /// file. `file` is `None` until [`PredictionFile::begin`].
-    OnDisk { bytes: u64, file: Option<File> },
 }
 
 #[derive(Clone, Debug)]
@@ -124,30 +116,6 @@ impl PredictionFile {
         settings: PredictionSettings,
         columns: impl Fn(usize) -> Map<String, Value>,
     ) -> Result<Self> {
-        Self::open_file(out, existing, EarlyLines::InMemory, settings, columns)
-    }
-
-    /// Does the same as [`Self::open`], but lines that are ready before the line of an earlier row are also written to
-    /// disk, and a run that continues the file reads them.
-    ///
-    /// # Errors
-    /// The conditions of [`Self::open`].
-    pub fn open_keeping_early_lines(
-        out: &Path,
-        existing: ExistingOutput,
-        settings: PredictionSettings,
-        columns: impl Fn(usize) -> Map<String, Value>,
-    ) -> Result<Self> {
-        Self::open_file(out, existing, EarlyLines::OnDisk { bytes: 0, file: None }, settings, columns)
-    }
-
-    fn open_file(
-        out: &Path,
-        existing: ExistingOutput,
-        early: EarlyLines,
-        settings: PredictionSettings,
-        columns: impl Fn(usize) -> Map<String, Value>,
-    ) -> Result<Self> {
         let paths = Paths::of(out);
         refuse_other_kinds(out)?;
         let lock = FileLock::acquire(&lock_path(out)).map_err(|e| TrainError::cannot_lock(e, "--out", out))?;
@@ -165,7 +133,8 @@ impl PredictionFile {
             file: None,
             lines: 0,
             waiting: BTreeMap::new(),
-            early,
+            early: None,
+            early_bytes: 0,
             errors: 0,
             first_error: None,
             _lock: lock,
@@ -186,6 +155,16 @@ impl PredictionFile {
     /// Whether the line of a row is ready: either it is in the file, or it waits for the lines of earlier rows.
     pub fn has_line(&self, row: usize) -> bool {
         row < self.lines || self.waiting.contains_key(&row)
+    }
+
+    /// The rows whose line is not ready, in the order of the data; none if an earlier run has completed the file.
+    pub fn rows_without_line(&self) -> Vec<usize> {
+        (self.lines..self.settings.rows()).filter(|&row| !self.has_line(row)).collect()
+    }
+
+    /// The settings of this run.
+    pub(super) fn settings(&self) -> &PredictionSettings {
+        &self.settings
     }
 
     /// Whether an earlier run has written all rows and given the file its final name.
@@ -210,7 +189,7 @@ impl PredictionFile {
     /// # Errors
     /// A file cannot be written.
     pub fn begin(&mut self) -> Result<()> {
-        let Paths { partial, partial_settings, early: early_path, .. } = &self.paths;
+        let Paths { partial, partial_settings, early, .. } = &self.paths;
         let failed = |e| TrainError::cannot_write(partial, e);
         let file = match self.start {
             Start::Complete => return Ok(()),
@@ -231,13 +210,12 @@ impl PredictionFile {
             }
         };
         self.file = Some(file);
-        if let EarlyLines::OnDisk { bytes, file } = &mut self.early {
-            let failed = |e| TrainError::cannot_write(early_path, e);
-            let options = File::options().create(true).append(true).open(early_path).map_err(failed)?;
-            options.set_len(*bytes).map_err(failed)?;
-            *file = Some(options);
-        }
-        Ok(())
+        let failed = |e| TrainError::cannot_write(early, e);
+        let early_lines = File::options().create(true).append(true).open(early).map_err(failed)?;
+        early_lines.set_len(self.early_bytes).map_err(failed)?;
+        self.early = Some(early_lines);
+        // A process that was killed between two lines may have left the next line among the early ones.
+        self.write_waiting_lines().map(drop)
     }
 
     /// Accepts the line of a row; rows may come in any order. Writes all accepted lines up to the first row without a
@@ -251,7 +229,7 @@ impl PredictionFile {
             self.first_error.get_or_insert(error);
         }
         if row != self.lines
-            && let EarlyLines::OnDisk { file: Some(file), .. } = &mut self.early
+            && let Some(file) = &mut self.early
         {
             let line = line.strip_suffix(b"\n").unwrap_or(&line);
             let text = [format!("{{\"row\":{row},\"line\":").as_bytes(), line, b"}\n"].concat();
@@ -345,8 +323,8 @@ impl PredictionFile {
         }
         (self.lines, self.errors, self.first_error) = (found.lines, found.errors, found.first_error);
         self.earlier = Some(earlier);
-        if let (EarlyLines::OnDisk { bytes, .. }, Start::After { .. }) = (&mut self.early, self.start) {
-            *bytes =
+        if matches!(self.start, Start::After { .. }) {
+            self.early_bytes =
                 read_early_lines(&self.paths.early, self.lines, self.settings.rows(), &columns, &mut self.waiting)?;
             let errors: Vec<String> = self.waiting.values().filter_map(|line| error_of(line)).collect();
             self.errors += errors.len();

@@ -10,12 +10,15 @@
 //! ```
 //!
 //! A row's line depends only on the row, the model and the options. It does not depend on the other rows of the batch,
-//! and a run that was killed and resumed writes the same line. [`RowPrompts`] makes prompts, [`PredictionFile`] writes
-//! lines and continues an unfinished file, [`PredictionRun`] is the loop.
+//! and a run that was killed and resumed writes the same line. So several processes may share the rows: they write the
+//! file that one process writes. [`RowPrompts`] makes prompts, [`PredictionFile`] writes lines and continues an
+//! unfinished file, [`PredictionOutput`] divides the rows among processes, [`PredictionRun`] is the loop.
 
 mod endpoint;
+mod exchange;
 mod file;
 mod line;
+mod output;
 mod prompts;
 mod requests;
 mod run;
@@ -25,6 +28,7 @@ mod tests;
 
 pub use endpoint::{EndpointRun, EndpointSummary};
 pub use file::{ExistingOutput, PredictionFile, companion_paths};
+pub use output::PredictionOutput;
 pub use prompts::RowPrompts;
 pub use requests::{ChatRequests, VideoForm};
 pub use run::{PredictionRun, PredictionSummary, SamplingSettings};

@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use crate::file::PredictionFile;
 use crate::line::{RowResult, error_line, prediction_line};
+use crate::output::{OwnRows, PredictionOutput};
 use crate::prompts::RowPrompts;
 
 /// How long the loop waits for the media of a row before it checks again whether the run was interrupted.
@@ -70,36 +71,36 @@ pub struct PredictionSummary {
     pub errors: usize,
     /// The error of the first row that got one.
     pub first_error: Option<String>,
-    /// Number of tokens that this process generated.
+    /// Number of tokens that this run generated, on all ranks.
     pub completion_tokens: u64,
-    /// Seconds from the start of this process's loop to its last line.
+    /// Seconds from the start of this run's loop to its last line.
     pub seconds: f64,
-    /// Rows of this process per second.
+    /// Rows of this run per second.
     pub rows_per_second: f64,
-    /// Tokens that this process generated per second.
+    /// Tokens that this run generated per second.
     pub tokens_per_second: f64,
 }
 
 impl PredictionSummary {
-    /// The summary of a process that found `resumed_after` lines in `file`, wrote the lines after them, and generated
+    /// The summary of a run that found `resumed_after` lines in `file`, then answered `answered` rows and generated
     /// `tokens` tokens in `seconds`.
-    fn new(file: &PredictionFile, resumed_after: usize, tokens: u64, seconds: f64) -> Self {
-        let (rows, (errors, first_error)) = (file.lines(), file.errors());
+    fn new(file: &PredictionFile, resumed_after: usize, answered: usize, tokens: u64, seconds: f64) -> Self {
+        let (errors, first_error) = file.errors();
         Self {
-            rows,
+            rows: file.lines(),
             resumed_after,
             errors,
             first_error: first_error.map(String::from),
             completion_tokens: tokens,
             seconds,
-            rows_per_second: (rows - resumed_after) as f64 / seconds.max(1e-9),
+            rows_per_second: answered as f64 / seconds.max(1e-9),
             tokens_per_second: tokens as f64 / seconds.max(1e-9),
         }
     }
 
     /// Returns the summary if an earlier run has written all rows, so that nothing is left to do; else `None`.
     pub fn of_complete_file(file: &PredictionFile) -> Option<Self> {
-        file.is_complete().then(|| Self::new(file, file.lines(), 0, 0.0))
+        file.is_complete().then(|| Self::new(file, file.lines(), 0, 0, 0.0))
     }
 }
 
@@ -109,54 +110,117 @@ impl std::fmt::Debug for PredictionRun<'_> {
     }
 }
 
-impl PredictionRun<'_> {
-    /// Generates the completions of all rows that have no line in `file` yet, and writes their lines.
+/// Where the loop puts the lines of rows that it has finished.
+pub(super) trait FinishedLines {
+    /// Accepts the line of a row; rows come in any order. `error` is the row's error if it could not be answered.
     ///
     /// # Errors
-    /// [`TrainError::Stopped`] if the run is interrupted; with `strict`, the error of a row; the file cannot be
-    /// written; a logit is NaN.
-    pub fn run(&self, mut file: PredictionFile) -> Result<PredictionSummary> {
-        let (begun, resumed_after) = (Instant::now(), file.lines());
+    /// The line cannot be written.
+    fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()>;
+
+    /// Is called after each decode step. `tokens` is the number of tokens that the loop has generated so far.
+    fn step_done(&mut self, tokens: u64);
+}
+
+/// The predictions file and the progress of a run.
+pub(super) struct FileWithProgress {
+    pub(super) file: PredictionFile,
+    progress: Progress,
+    begun: Instant,
+    /// Number of lines that the file had at the beginning.
+    resumed_after: usize,
+    /// Number of rows that had no line at the beginning.
+    missing: usize,
+}
+
+impl FileWithProgress {
+    /// Creates the file, or opens it to continue it.
+    pub(super) fn begin(mut file: PredictionFile, quiet: bool) -> Result<Self> {
+        let (begun, resumed_after, missing) = (Instant::now(), file.lines(), file.rows_without_line().len());
         file.begin()?;
-        let tokens = match self.generate_rows(&mut file, begun) {
-            Err(TrainError::Engine(EngineError::Interrupted) | TrainError::Stopped(_)) => return Err(file.stopped()),
-            generated => generated?,
-        };
-        file.finish()?;
-        Ok(PredictionSummary::new(&file, resumed_after, tokens, begun.elapsed().as_secs_f64()))
+        let progress = Progress::rows(quiet, file.settings().rows() as u64, file.lines() as u64);
+        Ok(Self { file, progress, begun, resumed_after, missing })
     }
 
-    /// Generates and writes all rows that have no line in `file` yet. Returns the number of generated tokens.
-    fn generate_rows(&self, file: &mut PredictionFile, begun: Instant) -> Result<u64> {
+    /// Gives the file its final name. `tokens` is the number of tokens that the run has generated.
+    pub(super) fn finish(mut self, tokens: u64) -> Result<PredictionSummary> {
+        self.file.finish()?;
+        let seconds = self.begun.elapsed().as_secs_f64();
+        Ok(PredictionSummary::new(&self.file, self.resumed_after, self.missing, tokens, seconds))
+    }
+}
+
+impl FinishedLines for FileWithProgress {
+    fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()> {
+        self.file.put(row, line, error).map(drop)
+    }
+
+    fn step_done(&mut self, tokens: u64) {
+        let rate = tokens as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
+        self.progress.show_rows(self.file.lines() as u64, rate, self.file.errors().0);
+    }
+}
+
+impl Drop for FileWithProgress {
+    fn drop(&mut self) {
+        self.progress.finish();
+    }
+}
+
+/// Whether an error says that a run was interrupted.
+pub(super) fn is_interruption(e: &TrainError) -> bool {
+    matches!(e, TrainError::Engine(EngineError::Interrupted) | TrainError::Stopped(_))
+}
+
+impl PredictionRun<'_> {
+    /// Generates the completions of all rows that have no line in the file yet, and writes their lines. If several
+    /// processes share the rows, all of them call it, and it returns when all rows have a line. The summary is `None`
+    /// on ranks other than 0.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] if the run is interrupted, on any rank; with `strict`, the error of a row; the file
+    /// cannot be written; a logit is NaN; another rank has failed.
+    pub fn run(&self, output: PredictionOutput<'_>) -> Result<Option<PredictionSummary>> {
+        let PredictionOutput { file, rows, ranks, .. } = output;
+        let file = file.map(|file| FileWithProgress::begin(file, self.quiet)).transpose()?;
+        match (ranks, file) {
+            (Some(ranks), file) => self.run_with_ranks(ranks, file, rows),
+            (None, None) => Ok(None),
+            (None, Some(mut file)) => match self.generate_rows(rows, &mut file) {
+                Err(e) if is_interruption(&e) => Err(file.file.stopped()),
+                generated => file.finish(generated?).map(Some),
+            },
+        }
+    }
+
+    /// Generates the lines of `own` rows and puts them into `lines`. Returns the number of generated tokens.
+    pub(super) fn generate_rows(&self, own: Vec<usize>, lines: &mut impl FinishedLines) -> Result<u64> {
+        let ahead = self.prefetcher(&own);
         let mut rows = RowsInProgress {
             run: self,
             batch: self.engine.continuous_batch(self.max_kv_bytes)?,
-            ahead: self.prefetcher(file.lines()),
-            next: file.lines(),
+            ahead,
+            own,
+            next: 0,
             held: VecDeque::new(),
             alone: None,
             unfinished: BTreeMap::new(),
             stop_strings: (!self.sampling.stop.is_empty()).then(|| TokenText::new(self.prompts.bundle())),
             tokens: 0,
         };
-        let all = self.prompts.row_count();
-        let progress = Progress::rows(self.quiet, all as u64, file.lines() as u64);
-        let mut result = Ok(());
-        while result.is_ok() && (rows.next < all || !rows.unfinished.is_empty() || !rows.held.is_empty()) {
-            result = rows.advance(file);
-            let rate = rows.tokens as f64 / begun.elapsed().as_secs_f64().max(1e-9);
-            progress.show_rows(file.lines() as u64, rate, file.errors().0);
+        while rows.next < rows.own.len() || !rows.unfinished.is_empty() || !rows.held.is_empty() {
+            rows.advance(lines)?;
+            lines.step_done(rows.tokens);
         }
-        progress.finish();
-        result.map(|()| rows.tokens)
+        Ok(rows.tokens)
     }
 
-    fn prefetcher(&self, first: usize) -> Prefetcher<RowPrompts> {
-        let rows = self.prompts.row_count();
-        let (order, threads) = (RowOrder::file_order(rows), decoding_threads());
-        let positions = first as u64..rows as u64;
+    fn prefetcher(&self, own: &[usize]) -> Prefetcher<OwnRows> {
+        let (order, threads) = (RowOrder::file_order(own.len()), decoding_threads());
+        let positions = 0..own.len() as u64;
+        let source = Arc::new(OwnRows::new(self.prompts.clone(), own.to_vec()));
         // The decoded frames of a row may take 50 MB, so only a few rows are prepared ahead.
-        Prefetcher::new(self.prompts.clone(), order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
+        Prefetcher::new(source, order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
     }
 
     /// The generation request of a row. Returns an error if the row's prompt leaves no position for an answer.
@@ -198,8 +262,10 @@ struct UnfinishedRow {
 struct RowsInProgress<'r, 'a> {
     run: &'r PredictionRun<'a>,
     batch: ContinuousBatch<'r, 'a, 'static>,
-    ahead: Prefetcher<RowPrompts>,
-    /// The next row to add to the batch.
+    ahead: Prefetcher<OwnRows>,
+    /// The rows that this process answers.
+    own: Vec<usize>,
+    /// The index in `own` of the next row to add to the batch.
     next: usize,
     /// Rows that did not fit into memory together with other rows. Each is computed again alone.
     held: VecDeque<(usize, Arc<ModelInput>)>,
@@ -213,19 +279,19 @@ struct RowsInProgress<'r, 'a> {
 
 impl RowsInProgress<'_, '_> {
     /// Adds rows to the batch and does one step.
-    fn advance(&mut self, file: &mut PredictionFile) -> Result<()> {
+    fn advance(&mut self, lines: &mut impl FinishedLines) -> Result<()> {
         error_if_stopped(self.run.stop)?;
-        self.add_rows_while_there_is_room(file)?;
+        self.add_rows_while_there_is_room(lines)?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
         DeviceLender(self.run.server).lend();
         for (row, e) in failed {
-            self.fail_running_row(row, e, file)?;
+            self.fail_running_row(row, e, lines)?;
         }
-        completions.into_iter().try_for_each(|completion| self.finish_completion(completion, file))
+        completions.into_iter().try_for_each(|completion| self.finish_completion(completion, lines))
     }
 
     /// Adds rows to the batch. Waits for the media of a row only if the batch is idle.
-    fn add_rows_while_there_is_room(&mut self, file: &mut PredictionFile) -> Result<()> {
+    fn add_rows_while_there_is_room(&mut self, lines: &mut impl FinishedLines) -> Result<()> {
         if self.alone.is_some() {
             return Ok(());
         }
@@ -233,15 +299,15 @@ impl RowsInProgress<'_, '_> {
             && let Some((row, prompt)) = self.held.pop_front()
         {
             self.alone = Some(row);
-            return self.add_row(row, prompt, file);
+            return self.add_row(row, prompt, lines);
         }
-        while self.held.is_empty() && self.next < self.run.prompts.row_count() && self.batch.has_free_slot() {
+        while self.held.is_empty() && self.next < self.own.len() && self.batch.has_free_slot() {
             let patience = if self.batch.is_idle() { PATIENCE } else { Duration::ZERO };
             let Some(prompt) = self.ahead.get_within(self.next as u64, patience) else { return Ok(()) };
-            let row = self.next;
+            let row = self.own[self.next];
             match prompt {
-                Ok(prompt) => self.add_row(row, Arc::new(prompt), file)?,
-                Err(e) if is_row_error(&e) => self.fail_row(row, e.into(), file)?,
+                Ok(prompt) => self.add_row(row, Arc::new(prompt), lines)?,
+                Err(e) if is_row_error(&e) => self.fail_row(row, e.into(), lines)?,
                 Err(e) => return Err(e.into()),
             }
             self.next += 1;
@@ -250,7 +316,7 @@ impl RowsInProgress<'_, '_> {
     }
 
     /// Adds a row to the batch, or writes a line with its error.
-    fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, file: &mut PredictionFile) -> Result<()> {
+    fn add_row(&mut self, row: usize, prompt: Arc<ModelInput>, lines: &mut impl FinishedLines) -> Result<()> {
         let request = self.run.request(prompt.clone(), row, self.stop_strings.as_ref());
         match request.map_err(EngineError::Request).and_then(|request| self.batch.add(row, request)) {
             Ok(()) => {
@@ -258,7 +324,7 @@ impl RowsInProgress<'_, '_> {
                 Ok(())
             }
             Err(EngineError::Request(fault)) => {
-                self.fail_row(row, TrainError::Row(fault.at(self.run.prompts.location(row).0)), file)
+                self.fail_row(row, TrainError::Row(fault.at(self.run.prompts.location(row).0)), lines)
             }
             Err(e) => Err(e.into()),
         }
@@ -266,7 +332,7 @@ impl RowsInProgress<'_, '_> {
 
     /// Accepts the error of a row that the batch has dropped. A row that does not fit into memory together with other
     /// rows is computed again alone.
-    fn fail_running_row(&mut self, row: usize, e: EngineError, file: &mut PredictionFile) -> Result<()> {
+    fn fail_running_row(&mut self, row: usize, e: EngineError, lines: &mut impl FinishedLines) -> Result<()> {
         let Some(unfinished) = self.unfinished.remove(&row) else { return Ok(()) };
         if !e.is_out_of_memory() {
             return Err(e.into());
@@ -278,21 +344,21 @@ impl RowsInProgress<'_, '_> {
         self.alone = None;
         let what = format!("does not fit into memory ({e})");
         let help = "give fewer frames or pixels, or lower --n or --max-new-tokens";
-        self.fail_row(row, TrainError::row(self.run.prompts.location(row).0, what, help), file)
+        self.fail_row(row, TrainError::row(self.run.prompts.location(row).0, what, help), lines)
     }
 
     /// Writes a line with `error` for a row that cannot be used. With `strict`, returns the error instead.
-    fn fail_row(&self, row: usize, error: TrainError, file: &mut PredictionFile) -> Result<()> {
+    fn fail_row(&self, row: usize, error: TrainError, lines: &mut impl FinishedLines) -> Result<()> {
         if self.run.strict {
             return Err(error);
         }
         let text = error.to_string();
         let line = error_line(self.run.prompts.rows().columns(row), &text);
-        file.put(row, line, Some(text)).map(drop)
+        lines.put(row, line, Some(text))
     }
 
     /// Accepts a finished completion. Writes the line of its row if all completions of the row are then finished.
-    fn finish_completion(&mut self, completion: Completion, file: &mut PredictionFile) -> Result<()> {
+    fn finish_completion(&mut self, completion: Completion, lines: &mut impl FinishedLines) -> Result<()> {
         let row = completion.request;
         let Some(unfinished) = self.unfinished.get_mut(&row) else { return Ok(()) };
         self.tokens += completion.ids.len() as u64;
@@ -309,6 +375,6 @@ impl RowsInProgress<'_, '_> {
         let texts = completions.iter().map(text).collect();
         let result =
             RowResult { completions: &completions, texts, prompt_tokens: prompt.len(), seed: prompts.rows().seed(row) };
-        file.put(row, prediction_line(prompts.rows().columns(row), &result), None).map(drop)
+        lines.put(row, prediction_line(prompts.rows().columns(row), &result), None)
     }
 }

@@ -207,6 +207,28 @@ impl PredictionSettings {
         Ok(())
     }
 
+    /// Returns what differs between these settings and those of rank 0, such as `--model`. All ranks must answer the
+    /// same questions in the same way.
+    pub(super) fn difference_from_rank_0(&self, rank_0: &Self) -> Option<String> {
+        let fingerprint = |input: &Option<Input>| input.as_ref().map(|input| input.fingerprint.clone());
+        let differs = [
+            ("version of reel", self.version != rank_0.version),
+            ("--model", self.model.fingerprint != rank_0.model.fingerprint),
+            ("--adapter", fingerprint(&self.adapter) != fingerprint(&rank_0.adapter)),
+            ("--data", self.data.fingerprint != rank_0.data.fingerprint || self.rows != rank_0.rows),
+            ("--device", self.device != rank_0.device),
+            ("instruction set", self.instruction_set != rank_0.instruction_set),
+        ];
+        let option = || {
+            let mut names = self.options.keys().chain(rank_0.options.keys());
+            names.find(|name| self.options.get(*name) != rank_0.options.get(*name)).map(|name| name.replace('_', "-"))
+        };
+        match differs.iter().find(|(_, differs)| *differs) {
+            Some((name, _)) => Some(name.to_string()),
+            None => option().map(|name| format!("--{name}")),
+        }
+    }
+
     /// Returns a warning if the results of a run with these settings may differ bit by bit from those of a run with the
     /// settings `earlier`.
     pub(super) fn difference_in_bits(&self, earlier: &Self, device: &reel_device::Device) -> Option<String> {

@@ -85,7 +85,7 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
         stop: &AtomicBool::new(false),
         server: None,
     };
-    run.run(file)
+    run.run(file.into()).map(|summary| summary.expect("one process writes the file"))
 }
 
 /// Bytes of a KV block of the model: keys and values of 64 tokens in f32.
@@ -309,4 +309,29 @@ fn output_must_be_a_regular_file_that_no_other_process_writes() {
     assert_eq!(fs::read(&out).unwrap(), b"earlier");
     predict(&data, &out, overwrite).unwrap();
     assert_ne!(fs::read(&out).unwrap(), b"earlier");
+}
+
+/// The test changes recorded answers, which shows that the continued run does not generate them again.
+#[test]
+fn lines_before_their_order_are_kept_by_a_run_that_continues_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("out.jsonl"));
+    let [_, _, _, early] = companion_paths(&out);
+    write_rows(&data, &rows());
+    predict(&data, &out, OPTIONS).unwrap();
+    assert!(!early.exists());
+    let text = String::from_utf8(EXPECTED.clone()).unwrap();
+    let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for row in [1, 3, 5] {
+        lines[row]["output"] = json!(format!("recorded {row}"));
+    }
+    let text = |row: usize| format!("{}\n", lines[row]);
+    kill_after(&out, text(0).len());
+    // The process was killed after it had written row 1 as an early line and before it wrote row 1 in its order.
+    let early_line = |row: usize| format!("{}\n", json!({"row": row, "line": lines[row]}));
+    fs::write(&early, [3, 1, 5].map(early_line).concat() + "{\"row\": 4, ").unwrap();
+    let done = predict(&data, &out, Options { slots: 1, ..RESUME }).unwrap();
+    assert_eq!((done.rows, done.resumed_after), (6, 1));
+    assert_eq!(fs::read_to_string(&out).unwrap(), (0..6).map(text).collect::<String>());
+    assert!(!early.exists());
 }

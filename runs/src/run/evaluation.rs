@@ -13,6 +13,9 @@
 //! OUT. They are answers of the same weights, because a resumed run gives the same bits as an uninterrupted run. The
 //! process then writes the checkpoint again.
 //!
+//! With several ranks, all of them evaluate at the same time: each answers its share of the questions with its own copy
+//! of the weights, and rank 0 writes.
+//!
 //! An evaluation reads the weights and does not change the training. Its engine, KV cache and cache of vision tokens
 //! are its own and are freed at its end, and no random number of the training depends on it.
 
@@ -59,8 +62,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             0 => self.trainer.weights_fingerprint()?,
             _ => self.state.hash.clone(),
         };
-        let known = evaluations::read(out, step)?.into_iter().rfind(|line| line.step == step && line.hash == hash);
-        if let Some(line) = known {
+        if let Some(line) = self.recorded_evaluation(&hash)? {
             return Ok(line);
         }
         let begun = Instant::now();
@@ -73,6 +75,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             hash: &hash,
             server: self.setup.server,
             stop: self.setup.stop,
+            ranks: self.setup.ranks,
         };
         let benchmarks = evaluator.evaluate(&policy, &evaluations::step_folder(out, step))?;
         let line = EvaluationLine::new(step, benchmarks, hash, begun.elapsed().as_secs_f64());
@@ -80,6 +83,18 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             log.append(&line)?;
         }
         Ok(line)
+    }
+
+    /// Returns the line in `eval.jsonl` about the last finished step and the weights with the fingerprint `hash`, if
+    /// there is one. Rank 0 reads the file for all ranks.
+    fn recorded_evaluation(&self, hash: &str) -> Result<Option<EvaluationLine>> {
+        let (out, step) = (&self.setup.options.out, self.state.step);
+        let is_recorded = |line: &EvaluationLine| line.step == step && line.hash == hash;
+        let find = || Ok(evaluations::read(out, step)?.into_iter().rfind(is_recorded));
+        match self.setup.ranks {
+            None => find(),
+            Some(run) => run.broadcast("recorded evaluation", if run.is_rank_0() { Some(find()?) } else { None }),
+        }
     }
 
     /// Evaluates before the first step of this process: in a new run the initial model, in a resumed run the

@@ -1,0 +1,183 @@
+//! The predictions file of a run and the rows that this process answers. If several processes (ranks) share the rows,
+//! rank 0 alone has the file, and tells the others which rows have no line in it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use reel_input::ModelInput;
+use reel_samples::conversations::RowConversations;
+use reel_samples::feed::SampleSource;
+use reel_train::setup::RunRanks;
+use reel_train::{Result, TrainError};
+use serde::{Deserialize, Serialize};
+
+use crate::file::PredictionFile;
+use crate::prompts::RowPrompts;
+use crate::settings::PredictionSettings;
+
+/// Rows about one video stay together on a rank unless they are more than this part of a rank's rows.
+const MAX_PART_OF_A_RANK: usize = 4;
+
+/// Where the lines of a run go, and the rows that this process answers.
+#[derive(Debug)]
+pub struct PredictionOutput<'a> {
+    /// The file; `None` on ranks other than 0.
+    pub(super) file: Option<PredictionFile>,
+    /// The rows that this process answers, in the order of the data.
+    pub(super) rows: Vec<usize>,
+    pub(super) ranks: Option<RunRanks<'a>>,
+    is_complete: bool,
+}
+
+/// What rank 0 tells the others before a run.
+#[derive(Serialize, Deserialize)]
+struct Work {
+    settings: PredictionSettings,
+    /// The rows without a line; `None` if an earlier run has completed the file.
+    missing: Option<Vec<usize>>,
+}
+
+impl From<PredictionFile> for PredictionOutput<'_> {
+    /// The output of a run of one process, which answers all rows that have no line in `file`.
+    fn from(file: PredictionFile) -> Self {
+        Self { rows: file.rows_without_line(), is_complete: file.is_complete(), file: Some(file), ranks: None }
+    }
+}
+
+impl<'a> PredictionOutput<'a> {
+    /// Opens the file with `open` and takes the rows that have no line in it. If there are several ranks, rank 0 opens
+    /// the file, all ranks call this, and each takes its share of the rows. `settings` are those of this rank, and
+    /// `rows` are all rows of the data.
+    ///
+    /// # Errors
+    /// `open` fails; the settings are not those of rank 0; another rank has failed.
+    pub fn open(
+        ranks: Option<RunRanks<'a>>,
+        settings: &PredictionSettings,
+        rows: &RowConversations,
+        open: impl FnOnce() -> Result<PredictionFile>,
+    ) -> Result<Self> {
+        let Some(run) = ranks else { return open().map(Self::from) };
+        let file = if run.is_rank_0() { Some(open()?) } else { None };
+        let work = file.as_ref().map(|file| Work {
+            settings: file.settings().clone(),
+            missing: (!file.is_complete()).then(|| file.rows_without_line()),
+        });
+        let Work { settings: of_rank_0, missing } = run.broadcast("rows to answer", work)?;
+        if let Some(difference) = settings.difference_from_rank_0(&of_rank_0) {
+            let help = "start all ranks with the same program, options, model and data";
+            return Err(TrainError::output(difference, "is another one on this rank than on rank 0", help));
+        }
+        let is_complete = missing.is_none();
+        let video = |row| rows.columns(row).get("path")?.as_str().filter(|path| !path.is_empty()).map(String::from);
+        let rows = rows_of_rank(&missing.unwrap_or_default(), video, run.ranks.rank(), run.ranks.size());
+        Ok(Self { file, rows, ranks, is_complete })
+    }
+
+    /// The file, on the process that writes it.
+    pub fn file(&self) -> Option<&PredictionFile> {
+        self.file.as_ref()
+    }
+
+    /// Whether an earlier run has written all rows, so that no rank has anything to do.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+}
+
+/// Divides the rows `missing` among `ranks` ranks and returns those of `rank`. A row goes to the rank with the fewest
+/// rows so far. Rows about the same video go to the same rank, which then decodes the video and computes its vision
+/// tokens only once; but if a large part of the rows is about one video, several ranks share it. `video` returns the
+/// video of a row.
+fn rows_of_rank(missing: &[usize], video: impl Fn(usize) -> Option<String>, rank: usize, ranks: usize) -> Vec<usize> {
+    let most = (missing.len() / (MAX_PART_OF_A_RANK * ranks)).max(1);
+    let mut counts = vec![0; ranks];
+    // The rank that answers the next row about a video, and how many rows about it that rank has got.
+    let mut videos: HashMap<String, (usize, usize)> = HashMap::new();
+    let mut own = Vec::new();
+    for &row in missing {
+        let idlest = (0..ranks).min_by_key(|&other| counts[other]).unwrap_or(0);
+        let owner = match video(row) {
+            None => idlest,
+            Some(video) => {
+                let (owner, rows) = videos.entry(video).or_insert((idlest, 0));
+                if *rows == most {
+                    (*owner, *rows) = (idlest, 0);
+                }
+                *rows += 1;
+                *owner
+            }
+        };
+        counts[owner] += 1;
+        if owner == rank {
+            own.push(row);
+        }
+    }
+    own
+}
+
+/// Some rows of a data file, counted from 0, as a source of prompts.
+pub(super) struct OwnRows {
+    prompts: Arc<RowPrompts>,
+    rows: Vec<usize>,
+}
+
+impl OwnRows {
+    pub(super) fn new(prompts: Arc<RowPrompts>, rows: Vec<usize>) -> Self {
+        Self { prompts, rows }
+    }
+}
+
+impl SampleSource for OwnRows {
+    type Sample = ModelInput;
+
+    fn row_count(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn sample(&self, index: usize) -> reel_samples::Result<ModelInput> {
+        self.prompts.sample(self.rows[index])
+    }
+
+    fn token_count(sample: &ModelInput) -> usize {
+        RowPrompts::token_count(sample)
+    }
+
+    fn location(&self, index: usize) -> (String, usize) {
+        self.prompts.location(self.rows[index])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_share_all_rows_and_keep_the_rows_of_a_video_together() {
+        let missing: Vec<usize> = (5..125).filter(|row| row % 7 != 0).collect();
+        // Three rows follow each other for each video; every fifth row has none.
+        let video = |row: usize| (!row.is_multiple_of(5)).then(|| format!("{}.mp4", row / 3));
+        for ranks in [1, 2, 3, 4, 7] {
+            let parts: Vec<Vec<usize>> = (0..ranks).map(|rank| rows_of_rank(&missing, video, rank, ranks)).collect();
+            let mut all: Vec<usize> = parts.iter().flatten().copied().collect();
+            all.sort_unstable();
+            assert_eq!(all, missing);
+            assert!(parts.iter().all(|part| part.is_sorted()));
+            let lengths = parts.iter().map(Vec::len);
+            assert!(lengths.clone().max().unwrap() - lengths.min().unwrap() <= 3, "{parts:?}");
+            let owner = |row| parts.iter().position(|part| part.contains(row)).unwrap();
+            for (row, next) in missing.iter().zip(&missing[1..]) {
+                assert!(video(*row).is_none() || video(*row) != video(*next) || owner(row) == owner(next), "{row}");
+            }
+        }
+    }
+
+    #[test]
+    fn ranks_share_the_rows_of_a_single_video() {
+        let missing: Vec<usize> = (0..64).collect();
+        for rank in 0..4 {
+            assert_eq!(rows_of_rank(&missing, |_| Some("a.mp4".into()), rank, 4).len(), 16);
+        }
+        assert_eq!(rows_of_rank(&[3], |_| Some("a.mp4".into()), 1, 2), [0usize; 0]);
+    }
+}

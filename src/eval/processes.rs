@@ -1,0 +1,39 @@
+//! An evaluation as one process or as several, which share the questions: by `--gpus N` or by a launcher.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::{EvalRun, EvalWhat};
+use crate::common::CommonOptions;
+use crate::ranks::RunProcess;
+use crate::{launch, ranks};
+
+/// Calls `evaluate` with the options of this process, and with its place if it is one of several; or starts the
+/// processes of `--gpus N` and waits for them. Returns what `evaluate` returns on the process that prints, else `None`.
+pub(super) fn run<T>(
+    what: &EvalWhat,
+    options: &EvalRun,
+    common: &CommonOptions,
+    evaluate: impl FnOnce(Option<&RunProcess>, &CommonOptions) -> Result<T>,
+) -> Result<Option<T>> {
+    if options.endpoint.is_some() {
+        ranks::refuse_several_processes("eval --endpoint")?;
+    }
+    match (ranks::world()?, options.gpus) {
+        (Some(world), gpus) => {
+            ranks::refuse_other_count(gpus, &world)?;
+            options.validate(what)?;
+            let out = what.out.as_deref().unwrap_or(Path::new(""));
+            let process = RunProcess::join_evaluation(world, out, common)?;
+            let prints = process.prints();
+            let done = evaluate(Some(&process), &process.common_options(common));
+            process.finish(done).map(|done| prints.then_some(done))
+        }
+        (None, Some(count @ 2..)) => {
+            options.validate(what)?;
+            launch::run(count as usize).map(|()| None)
+        }
+        (None, _) => evaluate(None, common).map(Some),
+    }
+}
