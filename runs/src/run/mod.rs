@@ -213,6 +213,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
                 self.save()?;
                 self.checkpoints.writer.wait()?;
+                if let (TrainError::Reward(_), Some(run)) = (&e, self.setup.ranks) {
+                    // All ranks have this error. The first that ends would end rank 0 while it writes the checkpoint.
+                    // If this call fails, another rank has ended, too; this rank's own error is returned.
+                    let _ = run.ranks.barrier("checkpoint before the end");
+                }
                 let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
                 return Err(match saved.contains_key(&self.state.step) {
                     true => e.with_help_to_resume(self.setup.options.strict),
