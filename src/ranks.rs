@@ -36,7 +36,7 @@ pub fn world() -> Result<Option<World>> {
 
 /// Refuses a command that runs as one process if a launcher has started several.
 pub fn refuse_several_processes(command: &str) -> Result<()> {
-    const OF_SEVERAL: [&str; 3] = ["sft", "eval", "doctor"];
+    const OF_SEVERAL: [&str; 4] = ["sft", "grpo", "eval", "doctor"];
     // These write nothing that several processes would write at once.
     const HARMLESS: [&str; 4] = ["help", "completions", "man", "plan"];
     if OF_SEVERAL.contains(&command) || HARMLESS.contains(&command) {

@@ -198,10 +198,6 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         world: World,
         run: impl FnOnce(&RunSetup<O>) -> reel_train::Result<RunSummary>,
     ) -> Result<()> {
-        if O::COMMAND != "sft" {
-            let what = format!("runs as one process, but {} has started {}", world.launcher, world.size);
-            return Err(failed(format!("reel {}", O::COMMAND), what, "start one process"));
-        }
         self.options.validate()?;
         let process = RunProcess::join(world, &self.options, &self.common)?;
         let mut own = self.clone();

@@ -1,5 +1,7 @@
 //! `reel sft` as several processes (ranks): by `--gpus`, and by the variables of other launchers.
 
+#[path = "support/ranks.rs"]
+mod ranks;
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
 mod support;
@@ -9,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ranks::{children, same_results, wait_for_steps};
 use sft_rows::{about, media, training_folder};
 use support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, run, with_options};
 
@@ -39,29 +42,6 @@ fn sft(folder: &Path, out: &str, more: &[&str]) -> Command {
 
 fn train(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
     finished_run(sft(folder, out, more).output().expect("the binary starts"))
-}
-
-/// The metrics of a run, without times and memory, which depend on the number of processes.
-fn metrics(out: &Path) -> Vec<serde_json::Value> {
-    let mut lines = metrics_without_times(out);
-    lines.iter_mut().filter_map(|line| line.as_object_mut()).for_each(|line| drop(line.remove("peak_bytes")));
-    lines
-}
-
-/// Asserts that two runs have the same metrics, and a checkpoint with the same weights and optimizer state.
-#[track_caller]
-fn same_results(a: &Path, b: &Path, checkpoint: &str) {
-    assert_eq!(metrics(a), metrics(b));
-    for folder in [checkpoint.to_string(), format!("{checkpoint}/training")] {
-        let files = file_names_in(&a.join(&folder));
-        assert_eq!(files, file_names_in(&b.join(&folder)));
-        let tensors: Vec<&String> = files.iter().filter(|name| name.ends_with(".safetensors")).collect();
-        assert!(!tensors.is_empty(), "{folder}: {files:?}");
-        for name in tensors {
-            let bytes = |out: &Path| fs::read(out.join(&folder).join(name)).expect("a file");
-            assert!(bytes(a) == bytes(b), "{folder}/{name} differs");
-        }
-    }
 }
 
 #[test]
@@ -110,15 +90,6 @@ fn a_run_changes_its_number_of_processes_at_a_resume() {
         train(w.path(), "changing", &[&["--max-steps", steps, "--gpus", gpus], more].concat()).ok();
     }
     same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-6");
-}
-
-/// Waits until `metrics.jsonl` has `steps` lines.
-fn wait_for_steps(out: &Path, steps: usize) {
-    let begun = Instant::now();
-    while fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default().lines().count() < steps {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the run did not do {steps} steps in a minute");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -255,10 +226,9 @@ fn what_several_processes_cannot_do_is_refused_in_one_line() {
         assert!(done.code.is_some_and(|code| code == 1 || code == 2), "{}", done.stderr);
         assert!(words.iter().all(|word| done.stderr.contains(word)), "{args:?}: {}", done.stderr);
     };
-    refused(&["generate", "--model", "tiny", "--prompt", "x"], &["reel generate: runs as one process", "rank 0"]);
     refused(
-        &["grpo", "--model", "tiny", "--data", "rows.jsonl", "--out", "g"],
-        &["reel grpo: runs as one process", "torchrun"],
+        &["generate", "--model", "tiny", "--prompt", "x"],
+        &["reel generate: runs as one process", "rank 0", "torchrun"],
     );
     refused(&[&SFT[..], &["--out", "x", "--gpus", "3"]].concat(), &["--gpus: is 3", "has started 2"]);
     let wrong = finished_run(

@@ -5,6 +5,7 @@
 //! Read `step/sft.rs` and `step/grpo.rs` first.
 
 mod error;
+pub mod exchange;
 pub mod file_names;
 pub mod live_server;
 pub mod metrics;

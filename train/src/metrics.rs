@@ -37,7 +37,8 @@ pub struct GrpoMetrics {
     /// of the JSON line.
     #[serde(flatten, with = "rewards_by_name")]
     pub rewards: Vec<(String, f64)>,
-    /// Frames that SigLIP encoded for this step.
+    /// Frames that SigLIP encoded for this step. The value depends on which frames are still in the cache of each
+    /// process, so a resumed run or another number of processes gives another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frames_encoded: Option<u64>,
     /// Number of groups that dynamic sampling left out because all their completions had the same reward.

@@ -190,14 +190,14 @@ impl TextDecoder {
         }
     }
 
-    /// All weights and LoRA matrices of the decoder, each once.
+    /// All weights and LoRA matrices of the decoder, each once, in the order in which a forward pass uses them.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let head = self.head.tensors().filter(|t| t.id() != self.embed_tokens.id());
         let layers = self.layers.iter().flat_map(|layer| {
             let linears = layer.linear_layers().into_iter().flat_map(Linear::tensors);
             [&layer.input_norm, &layer.post_norm].into_iter().chain(linears)
         });
-        [&self.embed_tokens, &self.norm].into_iter().chain(head).chain(layers)
+        [&self.embed_tokens].into_iter().chain(layers).chain([&self.norm]).chain(head)
     }
 
     /// The linear layers, all of which can have LoRA adapters.

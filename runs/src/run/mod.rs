@@ -210,8 +210,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
             // If a custom reward fails, media are unavailable, or a row cannot be used, the finished steps are saved
             // before the run ends.
-            // One of several ranks cannot save alone; the others end, too.
-            Err(e) if self.setup.ranks.is_some() => return Err(e),
+            // One of several ranks cannot save alone. If a reward fails, all ranks have the error.
+            Err(e) if self.setup.ranks.is_some() && !matches!(e, TrainError::Reward(_)) => return Err(e),
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
                 self.save()?;
                 self.checkpoints.writer.wait()?;
@@ -367,10 +367,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if let Some(RunRanks { ranks, out: shared, .. }) = self.setup.ranks {
             let meet = |name: &str| Ok(ranks.barrier(name)?);
             if ranks.rank() > 0 {
-                return snapshot.write_cells(shared, &meet);
+                snapshot.write_cells(shared, &meet)?;
+            } else {
+                snapshot.write_with(&out, &meet)?;
+                finish()?;
             }
-            snapshot.write_with(&out, &meet)?;
-            return finish();
+            // A rank that ended now would end rank 0 before the checkpoint is complete.
+            return meet("complete checkpoint");
         }
         let bytes = checkpoint::checkpoint_bytes(&self.trainer);
         let copied = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes) && snapshot.copy_tensors()?;

@@ -86,6 +86,9 @@ pub struct RolloutSet {
     pub old_log_probs: Vec<Vec<f32>>,
     /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the reference weights.
     pub ref_log_probs: Vec<Vec<f32>>,
+    /// `ref_log_probs` of the micro-batches of this process, if they were computed while custom rewards were computed.
+    /// The first step on the set takes them.
+    pub own_ref_log_probs: Option<Vec<Vec<f32>>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,
     /// Time that the reference model computed while custom rewards were computed. The first step on this
@@ -146,6 +149,7 @@ impl RolloutSet {
             uses: stored.uses,
             old_log_probs: stored.old_log_probs,
             ref_log_probs: stored.ref_log_probs,
+            own_ref_log_probs: None,
             metrics: stored.metrics,
             while_scoring: Duration::ZERO,
             preview: None,

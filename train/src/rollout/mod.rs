@@ -9,6 +9,7 @@ pub mod records;
 pub mod sampler;
 pub mod scorer;
 pub mod siglip;
+pub mod spread;
 pub mod worker;
 
 pub use group::{CompletionTokens, Group, RolloutSet};

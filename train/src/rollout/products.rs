@@ -5,6 +5,7 @@
 //! with the same bits, because weights and tokens are the same. If the outputs fit into memory, the rollout keeps them
 //! ([`RolloutOutputStore::for_requests`]) and the forward pass reuses them ([`StoredRolloutOutputs::of_micro_batch`]).
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use reel_device::{DType, Device};
@@ -35,8 +36,9 @@ pub struct RolloutOutputStore {
 pub struct StoredRolloutOutputs {
     /// The kept outputs.
     pub products: Arc<StoredOutputs>,
-    /// For each prompt, the rows in `products` of the prompt's tokens and of its completions' tokens.
-    groups: Vec<StoredRows>,
+    /// For each prompt, by its index among all prompts of the rollout, the rows in `products` of the prompt's tokens and
+    /// of its completions' tokens. There are no rows of prompts that another process samples.
+    groups: BTreeMap<usize, StoredRows>,
 }
 
 impl RolloutOutputStore {
@@ -59,8 +61,12 @@ impl RolloutOutputStore {
     }
 
     /// Allocates memory for the outputs of a rollout of `requests`, and sets in each request the rows to write them to.
-    /// Returns `None` if there is too little memory.
-    pub fn for_requests(&self, requests: &mut [GenerationRequest]) -> Result<Option<StoredRolloutOutputs>> {
+    /// `indices` are the indices of the requests' prompts in the rollout. Returns `None` if there is too little memory.
+    pub fn for_requests(
+        &self,
+        requests: &mut [GenerationRequest],
+        indices: impl Iterator<Item = usize>,
+    ) -> Result<Option<StoredRolloutOutputs>> {
         let (mut groups, mut end) = (Vec::new(), 0);
         for request in requests.iter() {
             let rows = StoredRows::new(end, request.prompt.input_ids.len(), request.max_new_tokens);
@@ -77,16 +83,18 @@ impl RolloutOutputStore {
             request.kept = Some(*rows);
         }
         let products = Arc::new(StoredOutputs::new(&self.device, &self.config, self.layout, self.dtype, end)?);
-        Ok(Some(StoredRolloutOutputs { products, groups }))
+        Ok(Some(StoredRolloutOutputs { products, groups: indices.zip(groups).collect() }))
     }
 }
 
 impl StoredRolloutOutputs {
     /// Returns the outputs for a micro-batch of `groups`; `first` is the index of its first group in the rollout. The
-    /// rows are in the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix.
-    pub fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<ReusedOutputs> {
+    /// rows are in the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix. Returns `None`
+    /// if this process has not sampled the groups.
+    pub fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<Option<ReusedOutputs>> {
         let (mut tokens, mut learned) = (Vec::new(), Vec::new());
-        for (rows, group) in self.groups[first..].iter().zip(groups) {
+        for (index, group) in (first..).zip(groups) {
+            let Some(rows) = self.groups.get(&index) else { return Ok(None) };
             tokens.extend(rows.prompt().map(|row| row as i32));
             for (index, completion) in group.completions.iter().enumerate() {
                 let of_completion = rows.completion(index, completion.learned_len).map(|row| row as i32);
@@ -94,6 +102,6 @@ impl StoredRolloutOutputs {
                 learned.extend(of_completion);
             }
         }
-        Ok(self.products.outputs_of_batch(cx, &tokens, &learned)?)
+        Ok(Some(self.products.outputs_of_batch(cx, &tokens, &learned)?))
     }
 }

@@ -69,38 +69,39 @@ impl<'a> CompletionSampler<'a> {
         Self { engine, options, stop_token_ids: stop_token_ids.to_vec(), seed, lender, keeper }
     }
 
-    /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Calls
-    /// `prefilled` once, when every completion has its first token.
+    /// Samples completions for the prompts of step `n` in round `round` of dynamic sampling (0 without it). Each prompt
+    /// comes with its index among all prompts of the round, some of which other processes sample. Calls `prefilled`
+    /// once, when every completion has its first token.
     ///
     /// # Errors
     /// A prompt does not fit into the KV cache, a logit is NaN, the run is interrupted, or the device fails.
     pub fn sample_completions(
         &self,
-        prompts: &[&ModelInput],
+        prompts: &[(usize, &ModelInput)],
         n: u64,
         round: u64,
         mut prefilled: impl FnMut(),
     ) -> Result<SampledPrompts> {
         let prompt_index = |i: usize| (round << 32) + i as u64;
-        let shuffle = |(i, tokens): (usize, &&ModelInput)| -> Option<ModelInput> {
+        let shuffle = |&(i, tokens): &(usize, &ModelInput)| -> Option<ModelInput> {
             let wanted = self.options.temporal && !tokens.frames.videos.is_empty();
             wanted.then(|| with_shuffled_frames(tokens, self.seed_of(n, prompt_index(i), RandomStream::Frames)))
         };
-        let shuffled: Vec<Option<ModelInput>> = prompts.iter().enumerate().map(shuffle).collect();
+        let shuffled: Vec<Option<ModelInput>> = prompts.iter().map(shuffle).collect();
         let group = self.options.num_generations;
         let request = |tokens, completions, i, stream| {
             self.request(tokens, completions, self.seed_of(n, prompt_index(i), stream))
         };
         let mut requests = Vec::new();
-        for (i, tokens) in prompts.iter().enumerate() {
-            requests.push(request(*tokens, group, i, RandomStream::Completions));
+        for &(i, tokens) in prompts {
+            requests.push(request(tokens, group, i, RandomStream::Completions));
         }
         let products = match &self.keeper {
-            Some(keeper) => keeper.for_requests(&mut requests)?,
+            Some(keeper) => keeper.for_requests(&mut requests, prompts.iter().map(|(i, _)| *i))?,
             None => None,
         };
-        for (i, tokens) in shuffled.iter().enumerate() {
-            requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, i, RandomStream::Shuffled)));
+        for ((i, _), tokens) in prompts.iter().zip(&shuffled) {
+            requests.extend(tokens.as_ref().map(|tokens| request(tokens, group / 2, *i, RandomStream::Shuffled)));
         }
         let (mut first_tokens, all) = (0, requests.iter().map(|r| r.stop_conditions.len()).sum::<usize>());
         let kept = products.as_ref().map(|products| products.products.clone());

@@ -4,8 +4,10 @@
 //! ```text
 //! for each round, up to 10 with --dynamic-sampling, else 1:
 //!     prompts  = next rows of the data
-//!     rollouts = engine.generate(prompts × num_generations), decoded to text
+//!     own      = the prompts that this process samples; all, if it is the only one
+//!     rollouts = engine.generate(own × num_generations), decoded to text
 //!     scores   = rewards of each completion; the reference model computes while slow custom rewards do
+//!     the rollouts and scores of all prompts, from all processes
 //!     record rollouts and scores in OUT/rollouts/STEP.jsonl
 //!     keep the groups whose rewards differ (all groups without --dynamic-sampling)
 //!     stop when there are enough groups
@@ -26,6 +28,7 @@ use super::prompts::{Prompt, PromptSource};
 use super::records::{FrameStripSchedule, RolloutRecorder};
 use super::sampler::{CompletionSampler, SampledPrompts};
 use super::scorer::CompletionScorer;
+use super::spread::{PromptSpread, ScoredRollouts};
 use crate::live_server::DeviceLender;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -40,7 +43,9 @@ pub struct RolloutWorker<'a> {
     options: &'a GrpoOptions,
     prompts: Arc<PromptSource>,
     scorer: CompletionScorer<'a>,
-    recorder: RolloutRecorder,
+    spread: PromptSpread<'a>,
+    /// `None` if another process records the rollouts.
+    recorder: Option<RolloutRecorder>,
     stop: &'a AtomicBool,
     lender: DeviceLender<'a>,
 }
@@ -83,6 +88,15 @@ impl<'a> RolloutWorker<'a> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         let lender = DeviceLender(setup.server);
+        let spread = PromptSpread {
+            ranks: setup.ranks.map(|run| &**run.ranks),
+            groups_per_micro_batch: setup.options.groups_per_micro_batch(),
+        };
+        let strips = FrameStripSchedule::new(
+            trainer.hyperparameters.schedule.max_steps,
+            setup.options.logging_steps,
+            setup.options.num_iterations,
+        );
         Ok(Self {
             sampler: CompletionSampler::new(
                 engine,
@@ -94,14 +108,8 @@ impl<'a> RolloutWorker<'a> {
             ),
             options: setup.options,
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop, lender)?,
-            recorder: RolloutRecorder::new(
-                &setup.options.out,
-                FrameStripSchedule::new(
-                    trainer.hyperparameters.schedule.max_steps,
-                    setup.options.logging_steps,
-                    setup.options.num_iterations,
-                ),
-            ),
+            recorder: spread.records().then(|| RolloutRecorder::new(&setup.options.out, strips)),
+            spread,
             prompts,
             stop: setup.stop,
             lender,
@@ -109,8 +117,8 @@ impl<'a> RolloutWorker<'a> {
     }
 
     /// Samples the groups of step `n` from the next rows; `None` at the end of the data. If custom rewards are slow,
-    /// calls `while_scoring` during their computation with the groups, which have no rewards yet. With
-    /// `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide which groups are used.
+    /// calls `while_scoring` during their computation with the groups that this process samples, which have no rewards
+    /// yet. With `--dynamic-sampling`, `while_scoring` is not called, because the rewards decide which groups are used.
     pub fn next_groups(
         &mut self,
         n: u64,
@@ -118,7 +126,7 @@ impl<'a> RolloutWorker<'a> {
         cursor: &mut StepRowCursor,
         mut while_scoring: impl FnMut(&[Group]) -> Result<()>,
     ) -> Result<Option<RolloutBatch>> {
-        let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded());
+        let (begun, encoded_before) = (Instant::now(), self.scorer.frames_encoded().unwrap_or(0));
         let dynamic = self.options.dynamic_sampling;
         let is_kept = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
@@ -128,32 +136,30 @@ impl<'a> RolloutWorker<'a> {
                 data_ended = true;
                 break;
             };
-            let rollouts;
-            (rollouts, products) = self.sample(batch.samples, n, round)?;
-            let groups: Vec<Group> = rollouts.iter().map(|rollout| self.group(rollout)).collect();
-            let scores = match dynamic {
-                true => self.scorer.score(&rollouts, || Ok(()))?,
-                false => {
-                    // Frees the engine's memory for scoring and the reference model. With dynamic sampling, further
-                    // rounds need this memory.
-                    self.sampler.release_memory();
-                    self.scorer.score(&rollouts, || {
-                        let begun = Instant::now();
-                        while_scoring(&groups)?;
-                        took = begun.elapsed();
-                        Ok(())
-                    })?
-                }
-            };
-            self.recorder.record_groups(n, round, &rollouts, &scores, is_kept)?;
+            let prompts: Vec<Arc<Prompt>> = batch.samples.into_iter().map(Arc::new).collect();
+            let own = self.sample_and_score(&prompts, n, round, |groups| {
+                let begun = Instant::now();
+                while_scoring(groups)?;
+                took = begun.elapsed();
+                Ok(())
+            });
+            let own = own.map(|(own, kept_outputs)| {
+                products = kept_outputs;
+                own
+            });
+            let (rollouts, scores): (Vec<Rollout>, Vec<Scores>) =
+                self.spread.gather(&prompts, own)?.into_iter().unzip();
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
-            if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
-                preview.text = preview_text(rollout, scores);
-                preview.strip = self.recorder.write_frame_strip(n, rollout)?;
+            if let Some(recorder) = &mut self.recorder {
+                recorder.record_groups(n, round, &rollouts, &scores, is_kept)?;
+                if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
+                    preview.text = preview_text(rollout, scores);
+                    preview.strip = recorder.write_frame_strip(n, rollout)?;
+                }
             }
-            for (group, scores) in groups.into_iter().zip(scores) {
+            for (rollout, scores) in rollouts.iter().zip(scores) {
                 if is_kept(&scores) {
-                    kept.push(Group { rewards: scores.reward.clone(), ..group });
+                    kept.push(Group { rewards: scores.reward.clone(), ..self.group(rollout) });
                 } else {
                     dropped += 1;
                 }
@@ -169,9 +175,10 @@ impl<'a> RolloutWorker<'a> {
             return if dropped == 0 || data_ended && n > 1 { Ok(None) } else { Err(equal_rewards(n, dropped)) };
         }
         kept.truncate(self.options.groups_per_step());
+        let encoded = self.scorer.frames_encoded().map(|frames| self.spread.sum("frames", frames - encoded_before));
         let metrics = GrpoMetrics {
             rewards: mean_rewards(&all_scores),
-            frames_encoded: self.scorer.frames_encoded().map(|frames| frames - encoded_before.unwrap_or(0)),
+            frames_encoded: encoded.transpose()?,
             dropped_groups: dynamic.then_some(dropped),
             rollout_seconds: Some((begun.elapsed() - took).as_secs_f64()),
             ..GrpoMetrics::default()
@@ -181,7 +188,7 @@ impl<'a> RolloutWorker<'a> {
 
     /// Waits until the records of the rollouts are on the disk.
     pub fn wait_for_records(&mut self) -> Result<()> {
-        self.recorder.wait_until_written()
+        self.recorder.as_mut().map_or(Ok(()), RolloutRecorder::wait_until_written)
     }
 
     /// Makes the group of a rollout, still without rewards and advantages.
@@ -196,15 +203,51 @@ impl<'a> RolloutWorker<'a> {
         }
     }
 
-    /// Samples completions for `prompts` in sampling round `round` of step `n`. Also returns the outputs of matrix
-    /// products that were kept.
-    fn sample(&self, prompts: Vec<Prompt>, n: u64, round: u64) -> Result<(Vec<Rollout>, Option<StoredRolloutOutputs>)> {
-        let inputs: Vec<&ModelInput> = prompts.iter().map(|prompt| &prompt.tokens).collect();
+    /// Samples and scores completions for this process's share of `prompts`, the prompts of sampling round `round` of
+    /// step `n`. Calls `while_scoring` as [`Self::next_groups`] does. Also returns the outputs of matrix products that
+    /// were kept.
+    fn sample_and_score(
+        &mut self,
+        prompts: &[Arc<Prompt>],
+        n: u64,
+        round: u64,
+        while_scoring: impl FnOnce(&[Group]) -> Result<()>,
+    ) -> Result<(ScoredRollouts, Option<StoredRolloutOutputs>)> {
+        let (rollouts, products) = self.sample(prompts, n, round)?;
+        if rollouts.is_empty() {
+            return Ok((Vec::new(), products));
+        }
+        let scores = match self.options.dynamic_sampling {
+            true => self.scorer.score(&rollouts, || Ok(()))?,
+            false => {
+                let groups: Vec<Group> = rollouts.iter().map(|rollout| self.group(rollout)).collect();
+                // Frees the engine's memory for scoring and the reference model. With dynamic sampling, further rounds
+                // need this memory.
+                self.sampler.release_memory();
+                self.scorer.score(&rollouts, || while_scoring(&groups))?
+            }
+        };
+        Ok((rollouts.into_iter().zip(scores).collect(), products))
+    }
+
+    /// Samples completions for this process's share of `prompts`. Also returns the outputs of matrix products that were
+    /// kept.
+    fn sample(
+        &self,
+        prompts: &[Arc<Prompt>],
+        n: u64,
+        round: u64,
+    ) -> Result<(Vec<Rollout>, Option<StoredRolloutOutputs>)> {
+        let own = || prompts.iter().enumerate().filter(|(index, _)| self.spread.has_own(*index));
+        let inputs: Vec<(usize, &ModelInput)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
+        if inputs.is_empty() {
+            return Ok((Vec::new(), None));
+        }
         let SampledPrompts { prompts: sampled, products } =
             self.sampler.sample_completions(&inputs, n, round, || {})?;
         let texts = |all: &[Completion]| all.iter().map(|c| self.prompts.decode_completion(&c.ids)).collect();
-        let rollouts = prompts.into_iter().zip(sampled).map(|(prompt, sampled)| Rollout {
-            prompt: Arc::new(prompt),
+        let rollouts = own().zip(sampled).map(|((_, prompt), sampled)| Rollout {
+            prompt: prompt.clone(),
             texts: texts(&sampled.completions),
             shuffled_texts: texts(&sampled.shuffled),
             completions: sampled.completions,

@@ -1,15 +1,19 @@
 //! Does one training step of GRPO. [`sft`](super::sft) has the same structure with other data and another loss.
+//!
+//! Of several processes (ranks) each has all groups and computes some of the micro-batches. What a step needs of the
+//! other micro-batches is exchanged: their gradients, their statistics and, for further steps on the same groups, the
+//! log-probabilities of their tokens.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use reel_device::{DType, Device, MemoryCategory};
-use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::{Checkpointing, Cx, Tensor, ops};
 
 use super::packing::PackedGroups;
 use crate::Result;
+use crate::exchange::gather_in_order;
 use crate::live_server::DeviceLender;
 use crate::metrics::GrpoMetrics;
 use crate::options::{GrpoOptions, ImportanceSamplingLevel, LossType, Recipe};
@@ -28,62 +32,50 @@ pub fn step(
     n: u64,
     lender: DeviceLender,
 ) -> Result<StepResult> {
-    t.grads.clear();
+    t.begin_step();
     let device = t.device.clone();
     let part = |name| device.profiler().set_work_part(name);
-    let (first, begun, mut stats) = (set.uses == 0, Instant::now(), StepStats::default());
+    let (first, begun) = (set.uses == 0, Instant::now());
     if let Some(model) = reference.filter(|_| first && set.ref_log_probs.is_empty()) {
-        set.ref_log_probs = reference_log_probs(t, options, model, &set.groups, lender)?;
+        let own = match set.own_ref_log_probs.take() {
+            Some(own) => own,
+            None => {
+                let micro_batches = set.groups.chunks(options.groups_per_micro_batch()).enumerate();
+                let own = micro_batches.filter(|(i, _)| t.computes_micro_batch(*i)).map(|(_, groups)| groups);
+                reference_log_probs(t, options, model, own, lender)?
+            }
+        };
+        set.ref_log_probs = gather_in_order(t.ranks(), "log-probabilities of the reference model", own)?;
     }
     let loss_weights = LossWeights::new(options, &set.groups);
-    for (i, groups) in set.groups.chunks(options.groups_per_micro_batch()).enumerate() {
-        lender.lend();
-        let pack_on = |on: &Device| PackedGroups::new(on, &t.model.config, groups, options.shared_prefix);
-        let packed = pack_on(&device)?; // S tokens, of which L are learned
-        part("forward");
-        let mut choose = || {
-            let size = (&packed.batch, packed.targets.count());
-            t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
-        };
-        let mut kept = choose()?;
-        if kept == Checkpointing::Full && set.products.take().is_some() {
-            // Without the kept outputs of matrix products, which have just been freed, activations may fit into memory.
-            kept = choose()?;
+    let count = set.groups.chunks(options.groups_per_micro_batch()).len();
+    let (mut own_stats, mut own_log_probs) = (Vec::new(), Vec::new());
+    for i in 0..count {
+        if t.computes_micro_batch(i) {
+            lender.lend();
+            let is_last = !(i + 1..count).any(|later| t.computes_micro_batch(later));
+            let (stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights, is_last)?;
+            own_stats.push(vec![stats]);
+            own_log_probs.push(log_probs);
         }
-        let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
-        let first_group = i * options.groups_per_micro_batch();
-        let outputs_of_batch = |products: &Arc<StoredRolloutOutputs>| products.of_micro_batch(&cx, first_group, groups);
-        let known = set.products.as_ref().map(outputs_of_batch).transpose()?;
-        if first_group + groups.len() == set.groups.len() {
-            // Drops this reference at the last micro-batch, so that each kept output is freed as soon as the forward
-            // pass has used it.
-            set.products = None;
+        if (i + 1).is_multiple_of(t.round_len()) || i + 1 == count {
+            t.end_round()?; // several ranks: the sums of the gradients so far
         }
-        let learned = ForwardOptions { rows: Some(&packed.positions), known: known.as_ref(), ..Default::default() };
-        let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
-        let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
-        stats.add_entropy(&entropy.to_f32()?);
-        let inputs = grpo_inputs(&t.device, options, groups, &packed, &loss_weights, set.old_and_ref_log_probs(i))?;
-        let (loss, loss_stats) = ops::grpo_loss(&cx, &log_probs, &inputs)?; // [1], [completions, 4]
-        if first {
-            let now = log_probs.to_f32()?;
-            stats.add_drift(groups, &now);
-            set.old_log_probs.extend((options.num_iterations > 1).then_some(now));
-        }
-        drop((hidden, log_probs));
-        part("backward");
-        t.backward(&cx, &loss, 1.0)?;
-        stats.add(&packed.batch, loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
     }
+    if first && options.num_iterations > 1 {
+        set.old_log_probs = gather_in_order(t.ranks(), "log-probabilities", own_log_probs)?;
+    }
+    let stats = gather_in_order(t.ranks(), "statistics of the micro-batches", own_stats)?.concat();
     part("optimizer");
     let clip = t.norm_and_clip_factor(1.0)?; // [norm, factor]
-    let loss = stats.losses.iter().map(|&x| f64::from(x)).sum();
-    let mut result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), stats.tokens)?;
+    let loss = stats.iter().map(|batch| f64::from(batch.loss)).sum();
+    let tokens = stats.iter().map(|batch| batch.tokens as usize).sum();
+    let mut result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), tokens)?;
     if result.is_finite() {
         t.update_weights(n, &clip)?;
     }
     part("");
-    result.grpo = stats.metrics(set, reference.is_some());
+    result.grpo = metrics(&stats, set, options.importance_sampling_level, reference.is_some());
     result.preview = set.preview.take();
     set.uses += 1;
     t.device.synchronize()?;
@@ -92,12 +84,65 @@ pub fn step(
     Ok(result)
 }
 
-/// Computes the log-probabilities of the learned tokens of `groups` under `reference`: f32 `[L]` per micro-batch.
-pub fn reference_log_probs(
+/// Adds the gradients of micro-batch `i` of the step to those of the trainer. Returns the statistics of the micro-batch
+/// and the log-probabilities of its L learned tokens under the current weights, f32 `[L]`. `is_last` tells whether this
+/// process computes no later micro-batch of the step.
+fn forward_and_backward(
+    t: &mut Trainer,
+    options: &GrpoOptions,
+    set: &mut RolloutSet,
+    i: usize,
+    loss_weights: &LossWeights,
+    is_last: bool,
+) -> Result<(MicroBatchStats, Vec<f32>)> {
+    let device = t.device.clone();
+    let part = |name| device.profiler().set_work_part(name);
+    let first_group = i * options.groups_per_micro_batch();
+    let groups = set.groups.chunks(options.groups_per_micro_batch()).nth(i).unwrap_or_default();
+    let pack_on = |on: &Device| PackedGroups::new(on, &t.model.config, groups, options.shared_prefix);
+    let packed = pack_on(&device)?; // S tokens, of which L are learned
+    part("forward");
+    let mut choose = || {
+        let size = (&packed.batch, packed.targets.count());
+        t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
+    };
+    let mut kept = choose()?;
+    if kept == Checkpointing::Full && set.products.take().is_some() {
+        // Without the kept outputs of matrix products, which have just been freed, activations may fit into memory.
+        kept = choose()?;
+    }
+    let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
+    let outputs_of_batch = |products: &Arc<StoredRolloutOutputs>| products.of_micro_batch(&cx, first_group, groups);
+    let known = set.products.as_ref().map(outputs_of_batch).transpose()?.flatten();
+    if is_last {
+        // Drops this reference at the last micro-batch, so that each kept output is freed as soon as the forward pass
+        // has used it.
+        set.products = None;
+    }
+    let learned = ForwardOptions { rows: Some(&packed.positions), known: known.as_ref(), ..Default::default() };
+    let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
+    let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
+    let inputs = grpo_inputs(&t.device, options, groups, &packed, loss_weights, set.old_and_ref_log_probs(i))?;
+    let (loss, loss_stats) = ops::grpo_loss(&cx, &log_probs, &inputs)?; // [1], [completions, 4]
+    let (now, entropy) = (log_probs.to_f32()?, entropy.to_f32()?);
+    drop((hidden, log_probs));
+    part("backward");
+    t.backward(&cx, &loss, 1.0)?;
+    let mut stats = MicroBatchStats::new(loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
+    stats.tokens = packed.batch.token_count() as u32;
+    stats.entropy = mean(entropy.into_iter().map(f64::from));
+    if set.uses == 0 {
+        stats.set_drift(groups, &now);
+    }
+    Ok((stats, now))
+}
+
+/// Computes the log-probabilities of the learned tokens of `micro_batches` under `reference`: f32 `[L]` for each.
+pub fn reference_log_probs<'a>(
     t: &Trainer,
     options: &GrpoOptions,
     reference: &Qwen25Vl,
-    groups: &[Group],
+    micro_batches: impl Iterator<Item = &'a [Group]>,
     lender: DeviceLender,
 ) -> Result<Vec<Vec<f32>>> {
     t.device.profiler().set_work_part("reference");
@@ -109,7 +154,7 @@ pub fn reference_log_probs(
         let hidden = reference.forward(&cx, &packed.batch, learned)?;
         Ok(log_probs(&cx, reference, &hidden, &packed, options)?.to_f32()?)
     };
-    groups.chunks(options.groups_per_micro_batch()).map(of_micro_batch).collect()
+    micro_batches.map(of_micro_batch).collect()
 }
 
 /// Computes the log-probability of each of the L learned tokens, `log softmax(logits / temperature)`: f32 `[L]`.
@@ -136,8 +181,10 @@ fn log_probs_with_entropy(
     Ok(ops::linear_log_prob_with_entropy(cx, hidden, model.text.lm_head()?, &packed.targets, inverse)?)
 }
 
-fn mean(x: &[f64]) -> f64 {
-    x.iter().sum::<f64>() / x.len().max(1) as f64
+/// The mean of `values`; 0 if there are none.
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let values: Vec<f64> = values.collect();
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 /// Makes the inputs of one micro-batch's loss other than the policy's log-probabilities.
@@ -223,77 +270,85 @@ impl LossWeights {
     }
 }
 
-/// Statistics of the micro-batches of a step. Means over tokens leave out micro-batches without learned tokens.
-#[derive(Default)]
-struct StepStats {
-    losses: Vec<f32>,
-    kl: Vec<f64>,
-    clipped: Vec<f64>,
-    entropy: Vec<f64>,
-    tokens: usize,
-    /// Largest absolute difference between a token's log-probability during sampling and during training; `None` if the
-    /// completions come from a `--rollouts` file.
-    drift: Option<f32>,
+/// Statistics of a micro-batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct MicroBatchStats {
+    /// Mean KL term of the learned tokens.
+    kl: f64,
+    /// Share of the learned tokens, or with importance ratios per sequence of the completions, whose ratio was clipped.
+    clipped: f64,
+    /// Mean entropy of the learned tokens, in nats.
+    entropy: f64,
+    loss: f32,
+    /// Number of tokens in the forward and backward pass.
+    tokens: u32,
+    /// Number of tokens that the loss counts.
+    learned: u32,
+    /// 1 if `drift` is known, else 0: the completions come from a `--rollouts` file, or an earlier step has trained on
+    /// them.
+    has_drift: u32,
+    /// Largest absolute difference between a token's log-probability during sampling and during training.
+    drift: f32,
+    /// Always 0; fills the size of the struct up to a multiple of 8 bytes.
+    padding: u32,
 }
 
-impl StepStats {
-    /// Adds the statistics of a micro-batch. `loss_stats` is the second result of [`ops::grpo_loss`], `[completions,
-    /// 4]`.
-    fn add(&mut self, batch: &Batch, loss: f32, loss_stats: &[f32], level: ImportanceSamplingLevel) {
+impl MicroBatchStats {
+    /// Makes the statistics of the loss. `loss_stats` is the second result of [`ops::grpo_loss`], `[completions, 4]`.
+    fn new(loss: f32, loss_stats: &[f32], level: ImportanceSamplingLevel) -> Self {
         let rows: &[[f32; 4]] = loss_stats.as_chunks().0;
         let sum = |column: usize| rows.iter().map(|row| f64::from(row[column])).sum::<f64>();
         let tokens = sum(3);
-        self.losses.push(loss);
-        self.kl.extend((tokens > 0.0).then(|| sum(1) / tokens));
-        self.clipped.extend(match level {
-            ImportanceSamplingLevel::Token => (tokens > 0.0).then(|| sum(2) / tokens),
+        let clipped = match level {
+            ImportanceSamplingLevel::Token => sum(2) / tokens.max(1.0),
             ImportanceSamplingLevel::Sequence => {
-                Some(rows.iter().filter(|row| row[2] > 0.0).count() as f64 / rows.len() as f64)
+                rows.iter().filter(|row| row[2] > 0.0).count() as f64 / rows.len() as f64
             }
-        });
-        self.tokens += batch.token_count();
-    }
-
-    /// Adds the mean of the entropies of a micro-batch's learned tokens.
-    fn add_entropy(&mut self, entropies: &[f32]) {
-        let entropies: Vec<f64> = entropies.iter().copied().map(f64::from).collect();
-        self.entropy.extend((!entropies.is_empty()).then(|| mean(&entropies)));
+        };
+        Self { loss, kl: sum(1) / tokens.max(1.0), clipped, learned: tokens as u32, ..Self::default() }
     }
 
     /// Compares the log-probabilities of the learned tokens in training (`now`, all completions concatenated) with
     /// those recorded when the tokens were sampled.
-    fn add_drift(&mut self, groups: &[Group], now: &[f32]) {
+    fn set_drift(&mut self, groups: &[Group], now: &[f32]) {
         let sampled = groups.iter().flat_map(|g| &g.completions).filter(|c| !c.log_probs.is_empty());
         let sampled: Vec<f32> = sampled.flat_map(|c| &c.log_probs[..c.learned_len]).copied().collect();
         if sampled.len() == now.len() {
-            let max = sampled.iter().zip(now).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            self.drift = Some(self.drift.map_or(max, |drift| drift.max(max)));
+            self.has_drift = 1;
+            self.drift = sampled.iter().zip(now).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         }
     }
+}
 
-    /// Returns the metrics of the step, together with the metrics of sampling the rollout set.
-    fn metrics(&self, set: &RolloutSet, with_kl: bool) -> GrpoMetrics {
-        let groups = &set.groups;
-        let rewards: Vec<f64> = groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))).collect();
-        let lengths: Vec<f64> = groups.iter().flat_map(|g| g.completions.iter().map(|c| c.ids.len() as f64)).collect();
-        let std_dev = |g: &Group| {
-            let rewards: Vec<f64> = g.rewards.iter().map(|&r| f64::from(r)).collect();
-            let center = mean(&rewards);
-            (rewards.iter().map(|r| (r - center).powi(2)).sum::<f64>() / (rewards.len() - 1).max(1) as f64).sqrt()
-        };
-        // The sampling time is counted in the first step on the set only.
-        let rollout_seconds = set.metrics.rollout_seconds.filter(|_| set.uses == 0).unwrap_or(0.0);
-        GrpoMetrics {
-            rollout_seconds: Some(rollout_seconds),
-            reward: Some(mean(&rewards)),
-            reward_std: Some(mean(&groups.iter().map(std_dev).collect::<Vec<_>>())),
-            kl: with_kl.then(|| mean(&self.kl)),
-            completion_length: Some(mean(&lengths)),
-            clip_ratio: Some(mean(&self.clipped)),
-            entropy: Some(mean(&self.entropy)),
-            rollout_drift: self.drift.map(f64::from),
-            ..set.metrics.clone()
-        }
+/// Returns the metrics of a step from the statistics of its micro-batches, together with the metrics of sampling the
+/// rollout set. Means over tokens leave out micro-batches without learned tokens.
+fn metrics(stats: &[MicroBatchStats], set: &RolloutSet, level: ImportanceSamplingLevel, with_kl: bool) -> GrpoMetrics {
+    let groups = &set.groups;
+    let learned = || stats.iter().filter(|batch| batch.learned > 0);
+    let clip_ratio = match level {
+        ImportanceSamplingLevel::Token => mean(learned().map(|batch| batch.clipped)),
+        ImportanceSamplingLevel::Sequence => mean(stats.iter().map(|batch| batch.clipped)),
+    };
+    let std_dev = |g: &Group| {
+        let rewards = || g.rewards.iter().map(|&r| f64::from(r));
+        let center = mean(rewards());
+        let squares: f64 = rewards().map(|r| (r - center).powi(2)).sum();
+        (squares / (g.rewards.len() - 1).max(1) as f64).sqrt()
+    };
+    let drifts = stats.iter().filter(|batch| batch.has_drift != 0).map(|batch| batch.drift);
+    // The sampling time is counted in the first step on the set only.
+    let rollout_seconds = set.metrics.rollout_seconds.filter(|_| set.uses == 0).unwrap_or(0.0);
+    GrpoMetrics {
+        rollout_seconds: Some(rollout_seconds),
+        reward: Some(mean(groups.iter().flat_map(|g| g.rewards.iter().map(|&r| f64::from(r))))),
+        reward_std: Some(mean(groups.iter().map(std_dev))),
+        kl: with_kl.then(|| mean(learned().map(|batch| batch.kl))),
+        completion_length: Some(mean(groups.iter().flat_map(|g| g.completions.iter().map(|c| c.ids.len() as f64)))),
+        clip_ratio: Some(clip_ratio),
+        entropy: Some(mean(learned().map(|batch| batch.entropy))),
+        rollout_drift: drifts.reduce(f32::max).map(f64::from),
+        ..set.metrics.clone()
     }
 }
 
@@ -302,10 +357,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_micro_batch_without_learned_tokens_does_not_lower_the_entropy() {
-        let mut stats = StepStats::default();
-        stats.add_entropy(&[1.0, 3.0]);
-        stats.add_entropy(&[]);
-        assert_eq!(mean(&stats.entropy), 2.0);
+    fn micro_batches_without_learned_tokens_do_not_lower_the_means() {
+        let batch = MicroBatchStats { entropy: 2.0, kl: 0.5, clipped: 0.25, learned: 4, ..Default::default() };
+        let of = |level| metrics(&[batch, MicroBatchStats::default()], &RolloutSet::default(), level, true);
+        let token = of(ImportanceSamplingLevel::Token);
+        assert_eq!((token.entropy, token.kl, token.clip_ratio), (Some(2.0), Some(0.5), Some(0.25)));
+        // A sequence without learned tokens counts as one whose ratio was not clipped.
+        assert_eq!(of(ImportanceSamplingLevel::Sequence).clip_ratio, Some(0.125));
+        assert_eq!(token.rollout_drift, None);
+    }
+
+    #[test]
+    fn statistics_of_the_loss_are_means_over_tokens_or_completions() {
+        let of_completions = [9.0, 3.0, 1.0, 4.0, 9.0, 1.0, 0.0, 4.0];
+        let token = MicroBatchStats::new(1.5, &of_completions, ImportanceSamplingLevel::Token);
+        assert_eq!((token.loss, token.kl, token.clipped, token.learned), (1.5, 0.5, 0.125, 8));
+        let sequence = MicroBatchStats::new(1.5, &of_completions, ImportanceSamplingLevel::Sequence);
+        assert_eq!(sequence.clipped, 0.5);
     }
 }

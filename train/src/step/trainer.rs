@@ -136,6 +136,11 @@ impl Trainer {
         Ok(Self { device, dtype, model, optimizer, grads, hyperparameters, checkpointing, gradient_sum })
     }
 
+    /// All ranks of the run; `None` in a single process.
+    pub fn ranks(&self) -> Option<&Ranks> {
+        self.gradient_sum.as_ref().map(GradientSum::ranks)
+    }
+
     /// Begins a step: there is no gradient yet.
     pub fn begin_step(&mut self) {
         self.grads.clear();

@@ -201,7 +201,7 @@ impl<'a> Counter<'a> {
     fn count_sampling(&mut self, prompts: &[Prompt]) -> Result<Option<StoredRolloutOutputs>> {
         let Some(sampler) = &self.sampler else { return Ok(None) };
         let device = &self.trainer.device;
-        let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).collect();
+        let tokens: Vec<_> = prompts.iter().map(|prompt| &prompt.tokens).enumerate().collect();
         device.profiler().clear();
         let mut prefill = Ok(OpCosts::new());
         let sampled = sampler.sample_completions(&tokens, 1, 0, || prefill = device.profiler().totals())?;

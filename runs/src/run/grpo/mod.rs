@@ -150,18 +150,19 @@ impl GrpoLoop<'_> {
             let groups = |samples| group::groups_from_file(options, samples, &self.rows.end_tokens());
             return Ok(batch.map(|batch| RolloutSet::new(groups(batch.samples), options.scale_rewards)));
         };
-        let mut ref_log_probs = Vec::new();
+        let mut own_ref_log_probs = None;
         let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
             if let Some(model) = &self.reference {
                 // Frees the gradients' memory for the reference model's activations. The next step would clear the
                 // gradients anyway.
                 trainer.grads.clear();
-                ref_log_probs = step::reference_log_probs(trainer, options, model, groups, lender)?;
+                let micro_batches = groups.chunks(options.groups_per_micro_batch());
+                own_ref_log_probs = Some(step::reference_log_probs(trainer, options, model, micro_batches, lender)?);
             }
             Ok(())
         })?;
         Ok(batch.map(|batch| RolloutSet {
-            ref_log_probs,
+            own_ref_log_probs,
             metrics: batch.metrics,
             while_scoring: batch.while_scoring,
             preview: Some(batch.preview),
