@@ -2,10 +2,10 @@
 //! holds the model, its gradients and its optimizer; [`hyperparameters`] the learning rates and weight decays.
 
 pub mod checkpointing;
-mod exchange;
 mod gradient_sum;
 pub mod grpo;
 pub mod hyperparameters;
 pub mod packing;
 pub mod sft;
+mod tensor_exchange;
 pub mod trainer;

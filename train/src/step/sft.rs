@@ -7,6 +7,7 @@ use reel_runtime::{Cx, ops};
 use reel_samples::sample::Sample;
 
 use crate::Result;
+use crate::exchange::gather_in_order;
 use crate::step::trainer::{ComputedMicroBatch, MicroBatchInput, StepResult, Trainer};
 
 /// Does step `n`, counted from 1, on the micro-batches that `next` returns; `None` if `next` returns no micro-batch.
@@ -38,7 +39,7 @@ pub fn step(
             let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
             part("backward");
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
-            own.push(ComputedMicroBatch { loss: loss.to_f32()?[0], tokens: packed.batch.token_count() as u32 });
+            own.push(vec![ComputedMicroBatch { loss: loss.to_f32()?[0], tokens: packed.batch.token_count() as u32 }]);
         }
         t.end_round()?; // several ranks: the sums of the gradients so far
         count += in_round;
@@ -46,7 +47,7 @@ pub fn step(
     if count == 0 {
         return Ok(None);
     }
-    let all = t.of_all_ranks(own)?;
+    let all = gather_in_order(t.ranks(), "losses", own)?.concat();
     part("optimizer");
     // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
     // micro-batches; then this factor makes up for it.

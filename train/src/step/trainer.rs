@@ -166,20 +166,6 @@ impl Trainer {
         self.gradient_sum.as_mut().map_or(Ok(()), |sum| sum.end_round(&mut self.grads))
     }
 
-    /// All micro-batches of the step, in order; `own` are those that this rank has computed.
-    ///
-    /// # Errors
-    /// Another rank has failed.
-    pub fn of_all_ranks(&self, own: Vec<ComputedMicroBatch>) -> Result<Vec<ComputedMicroBatch>> {
-        let Some(sum) = &self.gradient_sum else { return Ok(own) };
-        let gathered = sum.ranks().all_gather("losses", bytemuck::cast_slice(&own))?;
-        let of_ranks: Vec<Vec<ComputedMicroBatch>> =
-            gathered.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
-        // Rank 0 has micro-batches 0, N, 2 N …, rank 1 has 1, N + 1 ….
-        let rounds = of_ranks.first().map_or(0, Vec::len);
-        Ok((0..rounds).flat_map(|round| of_ranks.iter().filter_map(move |own| own.get(round).copied())).collect())
-    }
-
     /// Adds the gradients of `scale * loss` to the gradients of the step. If only the vision tower or its adapters are
     /// trained, the loss of a micro-batch without media depends on no trained parameter and adds nothing. One of several
     /// ranks exchanges the gradients with the others meanwhile, so it calls this once in a round.

@@ -32,7 +32,7 @@ use reel_runtime::optim::{AdamW, Cell, GradientSource, Partition};
 use reel_runtime::{Grads, RuntimeError, Tensor};
 
 use crate::Result;
-use crate::step::exchange::{Exchange, HostExchange};
+use crate::step::tensor_exchange::{Exchange, HostExchange};
 
 /// The number of weights that each rank owns in a bucket, about.
 const BUCKET: usize = 4 << 20;
