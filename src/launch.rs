@@ -36,7 +36,7 @@ struct Process {
 /// A process cannot be started, or has failed.
 pub fn run(count: usize) -> Result<()> {
     // From here on the first Ctrl-C sets the flag and does not end this process.
-    let stop = interrupt::stop_flag();
+    let (stop, save) = (interrupt::stop_flag(), interrupt::save_flag());
     let program = std::env::current_exe().map_err(|e| failed("--gpus", e, "start the processes by torchrun"))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let job = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
@@ -54,7 +54,7 @@ pub fn run(count: usize) -> Result<()> {
         match started {
             Ok(child) => processes.push(Process::new(rank, child)),
             Err(e) => {
-                end_all(&mut processes, Signal::KILL);
+                send_all(&processes, Signal::KILL);
                 return Err(failed("--gpus", format!("process {rank} cannot be started: {e}"), "give fewer"));
             }
         }
@@ -69,12 +69,15 @@ pub fn run(count: usize) -> Result<()> {
             failure = failure.or(ended.filter(|status| !status.success()).map(|status| (process.rank, status)));
         }
         if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut passed_on, true) {
-            end_all(&mut processes, Signal::INT);
+            send_all(&processes, Signal::INT);
+        }
+        if save.swap(false, Ordering::SeqCst) {
+            send_all(&processes, Signal::USR1);
         }
         if failure.is_some() {
             let (since, signal) = *ending.get_or_insert((Instant::now(), Signal::TERM));
             if since.elapsed() > PATIENCE {
-                end_all(&mut processes, signal);
+                send_all(&processes, signal);
                 ending = Some((Instant::now(), Signal::KILL));
             }
         }
@@ -107,7 +110,7 @@ impl Process {
 }
 
 /// Sends a signal to each process that runs.
-fn end_all(processes: &mut [Process], signal: Signal) {
+fn send_all(processes: &[Process], signal: Signal) {
     for process in processes.iter().filter(|process| process.status.is_none()) {
         if let Some(pid) = i32::try_from(process.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, signal);

@@ -153,7 +153,7 @@ impl PredictionRun<'_> {
 
     fn prefetcher(&self, first: usize) -> Prefetcher<RowPrompts> {
         let rows = self.prompts.row_count();
-        let (order, threads) = (RowOrder::file_order(rows), decoding_threads());
+        let (order, threads) = (RowOrder::file_order(rows), decoding_threads(1));
         let positions = first as u64..rows as u64;
         // The decoded frames of a row may take 50 MB, so only a few rows are prepared ahead.
         Prefetcher::new(self.prompts.clone(), order, &BTreeSet::new(), positions, threads, 2 * threads + 2)
