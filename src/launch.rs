@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -64,10 +64,10 @@ pub fn run(count: usize) -> Result<()> {
     let mut ending: Option<(Instant, Signal)> = None;
     while processes.iter().any(|process| process.status.is_none()) {
         thread::sleep(INTERVAL);
-        for process in &mut processes {
-            let ended = process.look();
-            failure = failure.or(ended.filter(|status| !status.success()).map(|status| (process.rank, status)));
-        }
+        let ended = processes.iter_mut().filter_map(|process| Some((process.rank, process.look()?)));
+        let failed = ended.filter(|(_, status)| !status.success()).collect::<Vec<_>>();
+        // If several have ended since the last look, one that a signal has killed is the cause.
+        failure = failure.or(failed.into_iter().min_by_key(|(_, status)| status.signal().is_none()));
         if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut passed_on, true) {
             send_all(&processes, Signal::INT);
         }

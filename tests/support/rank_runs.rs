@@ -1,0 +1,78 @@
+//! Runs of `reel sft` as several processes (ranks).
+#![allow(dead_code, reason = "no test program uses all of this module")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use super::support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, with_options};
+
+/// The words of a run of `reel sft` that several ranks can do.
+pub const SFT: [&str; 15] = [
+    "sft",
+    "--model",
+    "tiny",
+    "--data",
+    "rows.jsonl",
+    "--device",
+    "cpu",
+    "--learning-rate",
+    "1e-3",
+    "--lr-scheduler-type",
+    "constant",
+    "--gradient-accumulation-steps",
+    "8",
+    "--save-steps",
+    "2",
+];
+
+/// A command that trains in `folder`, with more options, which replace others of the same name.
+pub fn sft(folder: &Path, out: &str, more: &[&str]) -> Command {
+    let mut command = reel();
+    command.current_dir(folder).args(with_options(&SFT, more)).args(["--out", out]);
+    command
+}
+
+pub fn train(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
+    finished_run(sft(folder, out, more).output().expect("the binary starts"))
+}
+
+/// The metrics of a run, without times and memory, which depend on the number of processes.
+pub fn metrics(out: &Path) -> Vec<serde_json::Value> {
+    let mut lines = metrics_without_times(out);
+    lines.iter_mut().filter_map(|line| line.as_object_mut()).for_each(|line| drop(line.remove("peak_bytes")));
+    lines
+}
+
+/// Asserts that two runs have the same metrics, and a checkpoint with the same weights and optimizer state.
+#[track_caller]
+pub fn same_results(a: &Path, b: &Path, checkpoint: &str) {
+    assert_eq!(metrics(a), metrics(b));
+    for folder in [checkpoint.to_string(), format!("{checkpoint}/training")] {
+        let files = file_names_in(&a.join(&folder));
+        assert_eq!(files, file_names_in(&b.join(&folder)));
+        let tensors: Vec<&String> = files.iter().filter(|name| name.ends_with(".safetensors")).collect();
+        assert!(!tensors.is_empty(), "{folder}: {files:?}");
+        for name in tensors {
+            let bytes = |out: &Path| fs::read(out.join(&folder).join(name)).expect("a file");
+            assert!(bytes(a) == bytes(b), "{folder}/{name} differs");
+        }
+    }
+}
+
+/// Waits until `metrics.jsonl` has `steps` lines.
+pub fn wait_for_steps(out: &Path, steps: usize) {
+    let begun = Instant::now();
+    while fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default().lines().count() < steps {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the run did not do {steps} steps in a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The processes that `parent` has started, in the order of their ranks.
+pub fn children(parent: &Child) -> Vec<u32> {
+    let id = parent.id();
+    let text = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("a list of processes");
+    text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
+}
