@@ -2,13 +2,16 @@
 //! continue to the next safe point and stop there; a second Ctrl-C ends the process at once. The exit code is 128 plus
 //! the signal's number, as in a shell: 130 for SIGINT, 143 for SIGTERM. Exceeding the file size limit (`ulimit -f`) is
 //! a write error.
+//!
+//! SIGUSR1, with which Slurm announces the end of a job's time (`--signal=USR1@120`), ends no command: a training run
+//! writes a checkpoint after its current step and goes on.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use reel_diagnostic::remove_unfinished_files;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 /// The flag with which a signal asks training or generation to stop at the next safe point; empty until [`stop_flag`]
@@ -70,6 +73,17 @@ fn ignored_signals() -> u64 {
 /// ends the process.
 pub fn stop_flag() -> Arc<AtomicBool> {
     Arc::clone(STOP.get_or_init(Arc::default))
+}
+
+/// The flag that SIGUSR1 sets. From the first call on, the signal does not end this process.
+pub fn save_flag() -> Arc<AtomicBool> {
+    static SAVE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    let register = || {
+        let flag = Arc::new(AtomicBool::new(false));
+        let _ = signal_hook::flag::register(SIGUSR1, flag.clone());
+        flag
+    };
+    Arc::clone(SAVE.get_or_init(register))
 }
 
 /// Blocks forever if a signal is ending the process, so that errors caused by the ending are not printed.

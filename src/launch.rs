@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -36,7 +36,7 @@ struct Process {
 /// A process cannot be started, or has failed.
 pub fn run(count: usize) -> Result<()> {
     // From here on the first Ctrl-C sets the flag and does not end this process.
-    let stop = interrupt::stop_flag();
+    let (stop, save) = (interrupt::stop_flag(), interrupt::save_flag());
     let program = std::env::current_exe().map_err(|e| failed("--gpus", e, "start the processes by torchrun"))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let job = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
@@ -54,7 +54,7 @@ pub fn run(count: usize) -> Result<()> {
         match started {
             Ok(child) => processes.push(Process::new(rank, child)),
             Err(e) => {
-                end_all(&mut processes, Signal::KILL);
+                send_all(&processes, Signal::KILL);
                 return Err(failed("--gpus", format!("process {rank} cannot be started: {e}"), "give fewer"));
             }
         }
@@ -64,17 +64,20 @@ pub fn run(count: usize) -> Result<()> {
     let mut ending: Option<(Instant, Signal)> = None;
     while processes.iter().any(|process| process.status.is_none()) {
         thread::sleep(INTERVAL);
-        for process in &mut processes {
-            let ended = process.look();
-            failure = failure.or(ended.filter(|status| !status.success()).map(|status| (process.rank, status)));
-        }
+        let ended = processes.iter_mut().filter_map(|process| Some((process.rank, process.look()?)));
+        let failed = ended.filter(|(_, status)| !status.success()).collect::<Vec<_>>();
+        // If several have ended since the last look, one that a signal has killed is the cause.
+        failure = failure.or(failed.into_iter().min_by_key(|(_, status)| status.signal().is_none()));
         if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut passed_on, true) {
-            end_all(&mut processes, Signal::INT);
+            send_all(&processes, Signal::INT);
+        }
+        if save.swap(false, Ordering::SeqCst) {
+            send_all(&processes, Signal::USR1);
         }
         if failure.is_some() {
             let (since, signal) = *ending.get_or_insert((Instant::now(), Signal::TERM));
             if since.elapsed() > PATIENCE {
-                end_all(&mut processes, signal);
+                send_all(&processes, signal);
                 ending = Some((Instant::now(), Signal::KILL));
             }
         }
@@ -107,7 +110,7 @@ impl Process {
 }
 
 /// Sends a signal to each process that runs.
-fn end_all(processes: &mut [Process], signal: Signal) {
+fn send_all(processes: &[Process], signal: Signal) {
     for process in processes.iter().filter(|process| process.status.is_none()) {
         if let Some(pid) = i32::try_from(process.child.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, signal);

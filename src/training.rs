@@ -125,6 +125,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             quiet,
             // Several processes agree on when to stop.
             stop: process.map_or(&*stop, |process| &process.stop),
+            save: Some(&*interrupt::save_flag()),
             server: server.as_ref().map(|server| server as &dyn LiveServer),
             evaluator: evaluator.as_ref().map(|evaluator| evaluator as &dyn PolicyEvaluator),
             ranks: process.map(RunProcess::ranks),

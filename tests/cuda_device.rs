@@ -113,6 +113,7 @@ fn step<O, S>(
         stop: &AtomicBool::new(false),
         server: None,
         evaluator: None,
+        save: None,
         ranks: None,
     };
     run(&setup).expect("a step");

@@ -1,7 +1,7 @@
 //! `reel sft` as several processes (ranks): by `--gpus`, and by the variables of other launchers.
 
-#[path = "support/ranks.rs"]
-mod ranks;
+#[path = "support/rank_runs.rs"]
+mod rank_runs;
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
 mod support;
@@ -9,48 +9,18 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use ranks::{children, same_results, wait_for_steps};
+use rank_runs::{SFT, same_results, sft, train};
 use sft_rows::{about, media, training_folder};
-use support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, run, with_options};
-
-const SFT: [&str; 15] = [
-    "sft",
-    "--model",
-    "tiny",
-    "--data",
-    "rows.jsonl",
-    "--device",
-    "cpu",
-    "--learning-rate",
-    "1e-3",
-    "--lr-scheduler-type",
-    "constant",
-    "--gradient-accumulation-steps",
-    "8",
-    "--save-steps",
-    "2",
-];
-
-/// A command that trains in `folder`, with more options, which replace others of the same name.
-fn sft(folder: &Path, out: &str, more: &[&str]) -> Command {
-    let mut command = reel();
-    command.current_dir(folder).args(with_options(&SFT, more)).args(["--out", out]);
-    command
-}
-
-fn train(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
-    finished_run(sft(folder, out, more).output().expect("the binary starts"))
-}
+use support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, run};
 
 #[test]
 fn any_number_of_processes_gives_the_bits_of_one() {
     let w = training_folder(9);
     media(w.path());
     let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
-    fs::write(w.path().join("media.jsonl"), [text, about("video", "good.mp4"), about("image", "good.png")].concat())
-        .expect("written");
+    let more = [about("video", "good.mp4"), about("image", "missing.png"), about("image", "good.png")].concat();
+    fs::write(w.path().join("media.jsonl"), text + &more).expect("written");
     let runs: [(&str, &[&str], &[&str]); 5] = [
         ("full", &[], &["2", "3", "4", "8"]),
         ("bf16", &["--dtype", "bf16", "--optim", "adamw-8bit"], &["3"]),
@@ -68,6 +38,9 @@ fn any_number_of_processes_gives_the_bits_of_one() {
             let done = train(w.path(), &out, &[&options[..], &["--gpus", size]].concat());
             assert_eq!(done.ok(), format!("{out}: {}", train_summary(&w.path().join(&one))), "{name}");
             same_results(&w.path().join(&one), &w.path().join(&out), "checkpoint-2");
+            let skipped = |out: &str| fs::read_to_string(w.path().join(out).join("skipped.jsonl")).expect("a list");
+            assert_eq!(skipped(&out), skipped(&one), "{name}");
+            assert_eq!(skipped(&one).is_empty(), name != "media", "{name}: {}", skipped(&one));
             let left = file_names_in(&w.path().join(&out));
             assert!(!left.iter().any(|file| file.starts_with("ranks-")), "{left:?}");
         }
@@ -90,53 +63,6 @@ fn a_run_changes_its_number_of_processes_at_a_resume() {
         train(w.path(), "changing", &[&["--max-steps", steps, "--gpus", gpus], more].concat()).ok();
     }
     same_results(&w.path().join("straight"), &w.path().join("changing"), "checkpoint-6");
-}
-
-#[test]
-fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
-    let w = training_folder(9);
-    train(w.path(), "straight", &["--max-steps", "12"]).ok();
-    for rank in [0, 2] {
-        let out = format!("killed{rank}");
-        let mut command = sft(w.path(), &out, &["--max-steps", "400", "--gpus", "3"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
-        wait_for_steps(&w.path().join(&out), 3);
-        support::send_signal(support::child_processes(&child)[rank], "-KILL");
-        let killed = Instant::now();
-        let done = finished_run(child.wait_with_output().expect("it ends"));
-        assert!(killed.elapsed() < Duration::from_secs(60));
-        assert_eq!(done.code, Some(1), "{}", done.stderr);
-        let last = done.stderr.lines().last().unwrap_or_default();
-        assert!(last.starts_with(&format!("error: rank {rank}: ended with signal: 9")), "{}", done.stderr);
-        let survivors = (0..3).filter(|survivor| *survivor != rank);
-        for survivor in survivors {
-            let line = done.stderr.lines().find(|line| line.starts_with(&format!("[rank {survivor}] error: ")));
-            assert!(line.is_some_and(|line| line.contains(&format!("rank {rank}"))), "{}", done.stderr);
-        }
-        let resumed = ["--max-steps", "12", "--gpus", "2", "--resume-from-checkpoint", "last"];
-        train(w.path(), &out, &resumed).ok();
-        same_results(&w.path().join("straight"), &w.path().join(&out), "checkpoint-12");
-    }
-}
-
-#[test]
-fn a_signal_stops_all_processes_after_the_same_step() {
-    let w = training_folder(9);
-    support::let_children_receive_sigint();
-    for (name, signal, code) in [("interrupted", "-INT", 130), ("terminated", "-TERM", 143)] {
-        let mut command = sft(w.path(), name, &["--max-steps", "400", "--gpus", "2", "--save-steps", "100"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
-        wait_for_steps(&w.path().join(name), 3);
-        support::send_signal(child.id(), signal);
-        let done = finished_run(child.wait_with_output().expect("it ends"));
-        assert_eq!(done.code, Some(code), "{}", done.stderr);
-        for rank in 0..2 {
-            let line = done.stderr.lines().find(|line| line.starts_with(&format!("[rank {rank}] error: ")));
-            assert!(line.is_some_and(|line| line.contains("stopped after step")), "{}", done.stderr);
-        }
-        let steps = metrics_without_times(&w.path().join(name)).len();
-        assert!(w.path().join(name).join(format!("checkpoint-{steps}")).is_dir(), "{steps}");
-    }
 }
 
 /// Starts two processes with the variables that `variables(rank)` gives, and returns what they print.
@@ -191,6 +117,44 @@ fn launchers_start_processes_by_their_variables() {
         let doctor = finished_run(reel().arg("doctor").envs(variables(1)).output().expect("the binary starts"));
         assert!(doctor.ok().contains("rank 1 of 2, 1 of 2 on this machine, started by "), "{name}: {}", doctor.stdout);
     }
+}
+
+/// A row of rank 1 ends the run; rank 0 saves the steps before it, as a single process does.
+#[test]
+fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
+    let w = training_folder(9);
+    let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    fs::write(w.path().join("strict.jsonl"), text + &about("image", "missing.png")).expect("written");
+    let options = ["--data", "strict.jsonl", "--strict", "--no-shuffle", "--per-device-train-batch-size", "1"];
+    let options = [&options[..], &["--gradient-accumulation-steps", "4", "--save-steps", "100"]].concat();
+    let one = train(w.path(), "one", &options);
+    assert!(one.code == Some(1) && one.stderr.contains("strict.jsonl:10: "), "{}", one.stderr);
+    let error = one.stderr.lines().find(|line| line.starts_with("error: ")).expect("an error");
+    assert!(error.contains("resume with --resume-from-checkpoint last"), "{error}");
+    let several = train(w.path(), "several", &[&options[..], &["--gpus", "3"]].concat());
+    assert_eq!(several.code, Some(1));
+    for rank in 0..3 {
+        let start = format!("[rank {rank}] error: ");
+        let line = several.stderr.lines().find(|line| line.starts_with(&start)).unwrap_or_default();
+        assert!(line.contains("strict.jsonl:10: "), "{rank}: {}", several.stderr);
+        assert!(rank > 0 || line.ends_with(error), "{}", several.stderr);
+    }
+    same_results(&w.path().join("one"), &w.path().join("several"), "checkpoint-2");
+}
+
+/// Open MPI's own mpirun, which `./x setup` installs.
+#[test]
+fn mpirun_starts_the_processes() {
+    let w = training_folder(9);
+    train(w.path(), "one", &["--max-steps", "2"]).ok();
+    let run = sft(w.path(), "two", &["--max-steps", "2"]);
+    let mut mpirun = Command::new("mpirun");
+    mpirun.args(["--allow-run-as-root", "--oversubscribe", "--mca", "plm", "isolated", "-n", "2"]);
+    mpirun.arg(run.get_program()).args(run.get_args()).current_dir(w.path());
+    mpirun.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let done = mpirun.output().expect("mpirun starts; ./x setup installs it (Debian's package openmpi-bin)");
+    assert!(finished_run(done).ok().starts_with("two: 2 steps, "));
+    same_results(&w.path().join("one"), &w.path().join("two"), "checkpoint-2");
 }
 
 #[test]

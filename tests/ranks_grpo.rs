@@ -1,7 +1,7 @@
 //! `reel grpo` as several processes (ranks).
 
-#[path = "support/ranks.rs"]
-mod ranks;
+#[path = "support/rank_runs.rs"]
+mod rank_runs;
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
 mod support;
@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use ranks::{children, same_results, wait_for_steps};
+use rank_runs::{same_results, wait_for_steps};
 use serde_json::{Value, json};
 use sft_rows::media;
 use support::{FinishedRun, file_names_in, finished_run, golden, read_metrics, reel, run_in, tiny_model, with_options};
@@ -179,7 +179,7 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
     let mut command = grpo(w.path(), "killed", &[&options[..], &["--max-steps", "400", "--gpus", "3"]].concat());
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
     wait_for_steps(&w.path().join("killed"), 3);
-    support::send_signal(children(&child)[1], "-KILL");
+    support::send_signal(support::child_processes(&child)[1], "-KILL");
     let done = finished_run(child.wait_with_output().expect("it ends"));
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     let last = done.stderr.lines().last().unwrap_or_default();

@@ -55,6 +55,9 @@ pub enum SampleError {
     /// The run was interrupted and stopped after a finished step.
     #[error("{0}")]
     Stopped(Diagnostic),
+    /// Another process of the run has failed, or cannot be reached.
+    #[error(transparent)]
+    Ranks(#[from] reel_ranks::RankError),
     /// An error of the model's folder or of its inputs.
     #[error(transparent)]
     Input(#[from] reel_input::InputError),

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 use reel_diagnostic::Diagnostic;
+use reel_ranks::Ranks;
 
-use crate::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, SampleSource, is_row_error};
+use crate::feed::{self, MicroBatchOptions, RowFailure, SampleSource, is_row_error};
 use crate::order::RowOrder;
 use crate::quarantine::{RowCheckResult, ScanJournal};
 use crate::skipped_row::SkippedRow;
@@ -21,6 +22,8 @@ pub struct RowScanResult {
     pub batches: u64,
     /// Unusable rows in file order; empty if the rows were not scanned.
     pub skipped: Vec<SkippedRow>,
+    /// Number of tokens of each usable row; empty if the rows were not scanned.
+    pub lengths: BTreeMap<usize, usize>,
 }
 
 /// The rows that a scan reads, with their images and videos, before the first step, to find unusable rows.
@@ -35,7 +38,8 @@ pub enum RowsToScan<'a> {
 }
 
 /// Reads the rows that `look` selects and finds the unusable ones. If `count` is true, also counts the micro-batches of
-/// all epochs. Returns an error when `stop` becomes true.
+/// all epochs. Returns an error when `stop` becomes true. Several processes (`ranks`) read each row in one of them; all
+/// return the same result.
 pub fn scan_and_count_batches<S: SampleSource>(
     batching: &MicroBatchOptions,
     count: bool,
@@ -43,14 +47,19 @@ pub fn scan_and_count_batches<S: SampleSource>(
     source: &Arc<S>,
     order: &RowOrder,
     stop: &AtomicBool,
+    ranks: Option<&Ranks>,
 ) -> Result<RowScanResult> {
     if matches!(look, RowsToScan::None) {
         let batches = batching.end.map_or(0, |end| end.div_ceil(batching.rows as u64));
-        return Ok(RowScanResult { batches, skipped: Vec::new() });
+        return Ok(RowScanResult { batches, ..RowScanResult::default() });
     }
-    let (lengths, skipped) = scan_all_rows(batching, look, source, stop)?;
-    let batches = if count { count_batches(*batching, lengths, &skipped, order)? } else { 0 };
-    Ok(RowScanResult { batches, skipped })
+    let (lengths, skipped) = scan_all_rows(batching, look, source, stop, ranks)?;
+    let unusable = || skipped.iter().map(|skipped| skipped.row).collect();
+    let batches = match count {
+        true => feed::count_micro_batches(source.clone(), order.clone(), *batching, &lengths, unusable())?,
+        false => 0,
+    };
+    Ok(RowScanResult { batches, skipped, lengths })
 }
 
 /// Reads the rows that `look` selects. Returns the token counts of the usable rows and the list of the unusable ones.
@@ -59,7 +68,8 @@ fn scan_all_rows<S: SampleSource>(
     look: RowsToScan,
     source: &Arc<S>,
     stop: &AtomicBool,
-) -> Result<(Lengths, Vec<SkippedRow>)> {
+    ranks: Option<&Ranks>,
+) -> Result<(BTreeMap<usize, usize>, Vec<SkippedRow>)> {
     let (known, journal) = match look {
         RowsToScan::Checking(journal) => (&[][..], Some(journal)),
         RowsToScan::AllBut(known) => (known, None),
@@ -97,7 +107,13 @@ fn scan_all_rows<S: SampleSource>(
         }
         Ok(looked)
     };
-    let all: Vec<Result<RowCheckResult>> = (0..source.row_count()).into_par_iter().map(looked).collect();
+    let (rank, size) = ranks.map_or((0, 1), |ranks| (ranks.rank(), ranks.size()));
+    let own: Vec<usize> = (rank..source.row_count()).step_by(size).collect();
+    let own: Vec<Result<RowCheckResult>> = own.into_par_iter().map(looked).collect();
+    let all = match ranks {
+        None => own,
+        Some(ranks) => results_of_all_ranks(ranks, own)?,
+    };
     let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
     for (row, looked) in all.into_iter().enumerate() {
         match looked? {
@@ -112,50 +128,23 @@ fn scan_all_rows<S: SampleSource>(
         Some(last) if lengths.is_empty() => {
             Err(SampleError::no_usable_row(&source.location(last.row).0, &last.reason, false))
         }
-        _ => Ok((Lengths { rows: source.row_count(), tokens: lengths }, skipped)),
+        _ => Ok((lengths, skipped)),
     }
 }
 
-fn count_batches(
-    batching: MicroBatchOptions,
-    lengths: Lengths,
-    skipped: &[SkippedRow],
-    order: &RowOrder,
-) -> Result<u64> {
-    let from = DataPosition { slot: 0, skipped: skipped.iter().map(|s| s.row).collect() };
-    let mut feed = MicroBatchFeed::new(Arc::new(lengths), order.clone(), batching, &from, 1, 64);
-    let mut count = 0;
-    while feed.next_micro_batch()?.is_some() {
-        count += 1;
-    }
-    Ok(count)
-}
-
-/// A sample source with only the token counts of the rows, so that counting micro-batches need not load rows again.
-struct Lengths {
-    rows: usize,
-    tokens: BTreeMap<usize, usize>,
-}
-
-impl SampleSource for Lengths {
-    type Sample = usize;
-
-    fn row_count(&self) -> usize {
-        self.rows
-    }
-
-    fn sample(&self, row: usize) -> Result<usize> {
-        self.tokens
-            .get(&row)
-            .copied()
-            .ok_or_else(|| SampleError::row(self.location(row).0, "cannot be used", "leave it out"))
-    }
-
-    fn token_count(sample: &usize) -> usize {
-        *sample
-    }
-
-    fn location(&self, row: usize) -> (String, usize) {
-        (format!("row {row}"), row)
-    }
+/// The results for all rows, in their order; `own` are those of the rows r, r + N, r + 2 N … on rank r.
+///
+/// # Errors
+/// A rank has failed, or this rank cannot read rows for a reason that does not concern them.
+fn results_of_all_ranks(ranks: &Ranks, own: Vec<Result<RowCheckResult>>) -> Result<Vec<Result<RowCheckResult>>> {
+    let portable = |result: Result<RowCheckResult>| match result {
+        Ok(looked) => Ok(Ok(looked)),
+        Err(e) => RowFailure::new(e).map(Err),
+    };
+    let own: Vec<Result<RowCheckResult, RowFailure>> = own.into_iter().map(portable).collect::<Result<_>>()?;
+    let of_ranks = feed::all_gather(ranks, "checked rows", &own)?;
+    let mut of_ranks: Vec<_> = of_ranks.into_iter().map(Vec::into_iter).collect();
+    let count: usize = of_ranks.iter().map(ExactSizeIterator::len).sum();
+    let results = (0..count).filter_map(|row| of_ranks[row % ranks.size()].next());
+    Ok(results.map(|result| result.map_err(|failure| failure.to_error())).collect())
 }

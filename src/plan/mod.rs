@@ -295,6 +295,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     stop: &std::sync::atomic::AtomicBool::new(false),
                     server: None,
                     evaluator: None,
+                    save: None,
                     ranks: None,
                 };
                 let tokenizer =

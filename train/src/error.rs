@@ -231,6 +231,7 @@ impl From<SampleError> for TrainError {
             SampleError::NoRoom { diagnostic, remedy } => Self::NoRoom { diagnostic, remedy },
             SampleError::MediaUnavailable(diagnostic) => Self::MediaUnavailable(diagnostic),
             SampleError::Stopped(diagnostic) => Self::Stopped(diagnostic),
+            SampleError::Ranks(e) => Self::Ranks(e),
             SampleError::Input(e) => e.into(),
         }
     }

@@ -40,6 +40,8 @@ pub struct RunSetup<'a, O> {
     pub quiet: bool,
     /// Set to true, by Ctrl-C, when the run must stop.
     pub stop: &'a AtomicBool,
+    /// Set to true, by SIGUSR1, when the run must write a checkpoint after the current step and go on.
+    pub save: Option<&'a AtomicBool>,
     /// The server that answers requests with the model in training (`--serve`), if any.
     pub server: Option<&'a dyn LiveServer>,
     /// The evaluator of the model in training (`--eval-steps`), if any.

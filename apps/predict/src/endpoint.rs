@@ -151,7 +151,7 @@ impl<'r, 'a> AskingLoop<'r, 'a> {
         file: &PredictionFile,
     ) -> Self {
         let rows = run.requests.row_count();
-        let (order, threads) = (RowOrder::file_order(rows), decoding_threads());
+        let (order, threads) = (RowOrder::file_order(rows), decoding_threads(1));
         let done: BTreeSet<usize> = (file.lines()..rows).filter(|&row| file.has_line(row)).collect();
         let positions = file.lines() as u64..rows as u64;
         let window = run.concurrency.clamp(1, 2 * threads + 2);

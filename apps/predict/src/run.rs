@@ -216,7 +216,7 @@ impl PredictionRun<'_> {
     }
 
     fn prefetcher(&self, own: &[usize]) -> Prefetcher<OwnRows> {
-        let (order, threads) = (RowOrder::file_order(own.len()), decoding_threads());
+        let (order, threads) = (RowOrder::file_order(own.len()), decoding_threads(1));
         let positions = 0..own.len() as u64;
         let source = Arc::new(OwnRows::new(self.prompts.clone(), own.to_vec()));
         // The decoded frames of a row may take 50 MB, so only a few rows are prepared ahead.

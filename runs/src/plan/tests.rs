@@ -36,6 +36,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         stop: &AtomicBool::new(false),
         server: None,
         evaluator: None,
+        save: None,
         ranks: None,
     };
     let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config())).unwrap();

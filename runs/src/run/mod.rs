@@ -215,6 +215,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
                 self.save()?;
                 self.checkpoints.writer.wait()?;
+                // All ranks have this error. One that ended now would end rank 0 while it writes the checkpoint.
+                let _ = self.setup.ranks.map(|run| run.ranks.barrier("checkpoint before an error"));
                 let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
                 return Err(match saved.contains_key(&self.state.step) {
                     true => e.with_help_to_resume(self.setup.options.strict),
@@ -255,7 +257,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
     fn one_step(&mut self) -> Result<bool> {
         let begun = Instant::now();
         let n = self.state.step + 1;
-        self.agree_to_stop()?;
+        self.save_or_stop_if_asked()?;
         self.checkpoints.writer.check_finished_job()?;
         self.trainer.device.reset_peak();
         let mut cursor = StepRowCursor { position: self.state.position.clone(), ..StepRowCursor::default() };
@@ -278,12 +280,23 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.setup.ranks.is_none_or(|run| run.ranks.rank() == 0)
     }
 
-    /// Makes all ranks stop before the same step if one of them was interrupted.
-    fn agree_to_stop(&self) -> Result<()> {
-        let Some(RunRanks { ranks, interrupted, .. }) = self.setup.ranks else { return Ok(()) };
-        let flags = ranks.all_gather("interruptions", &[u8::from(interrupted.load(Ordering::Relaxed))])?;
-        if flags.iter().flatten().any(|&flag| flag != 0) {
-            self.setup.stop.store(true, Ordering::Relaxed);
+    /// Writes a checkpoint if SIGUSR1 has asked for one, and makes all ranks stop before the same step if one of them was
+    /// interrupted. Several ranks agree on both.
+    fn save_or_stop_if_asked(&mut self) -> Result<()> {
+        let mut save = self.setup.save.is_some_and(|save| save.swap(false, Ordering::Relaxed));
+        if let Some(RunRanks { ranks, interrupted, .. }) = self.setup.ranks {
+            let own = [u8::from(interrupted.load(Ordering::Relaxed)), u8::from(save)];
+            let flags = ranks.all_gather("interruptions", &own)?;
+            let any = |index: usize| flags.iter().any(|flags| flags.get(index).is_some_and(|&flag| flag != 0));
+            if any(0) {
+                self.setup.stop.store(true, Ordering::Relaxed);
+            }
+            save = any(1);
+        }
+        // A replay writes no checkpoint.
+        if save && self.state.step > 0 && self.folder.lock.is_some() {
+            self.reports.progress.print_line(&format!("SIGUSR1: saving a checkpoint of step {}", self.state.step));
+            self.save()?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 //!
 //! So a run that fails in the first two stages does not change OUT.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use reel_train::{Result, TrainError};
 use serde_json::Value;
 
 use super::record::{Recorded, difference_in_bits};
-use super::validate::{count_steps_and_unusable_rows, unusable_rows};
+use super::validate::{ScannedRows, scan_rows, unusable_rows};
 use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
 use crate::folder::checkpoint::{self, BaseModel, CheckpointWriter};
 use crate::folder::logs::{self, RecordedLogs, RunLogs};
@@ -41,6 +42,8 @@ use crate::reporting::watch::Reporters;
 /// The inputs of a run that are read from disk.
 pub(super) struct Found<S> {
     rows: Arc<S>,
+    /// The numbers of tokens of rows that are known before the rows are prepared.
+    row_lengths: BTreeMap<usize, usize>,
     order: RowOrder,
     /// The state before the first step of this process.
     state: RunState,
@@ -98,7 +101,7 @@ fn find_fresh<'a, W: TrainLoop<'a>>(
 ) -> Result<Found<W::DataSource>> {
     let options = setup.options;
     let known = unusable_rows(options, &*rows)?;
-    let (steps, unusable) = count_steps_and_unusable_rows::<W>(setup, &rows, &order, known)?;
+    let ScannedRows { steps, unusable, lengths: row_lengths } = scan_rows::<W>(setup, &rows, &order, known)?;
     let share = format!("{} of {} rows", unusable.len(), rows.row_count());
     if options.check_data && !setup.quiet {
         reel_diagnostic::note!("{share} cannot be used (see {})", options.quarantine_list_path().display());
@@ -107,7 +110,7 @@ fn find_fresh<'a, W: TrainLoop<'a>>(
     }
     let state = resume::fresh_run_state(setup, &*rows, steps, &unusable)?;
     let lengths = vec![PlannedStepCount { after: 0, steps }];
-    Ok(Found { rows, order, state, lengths, unusable, resumed: None })
+    Ok(Found { rows, row_lengths, order, state, lengths, unusable, resumed: None })
 }
 
 fn find_checkpoint<'a, W: TrainLoop<'a>>(
@@ -118,9 +121,12 @@ fn find_checkpoint<'a, W: TrainLoop<'a>>(
 ) -> Result<Found<W::DataSource>> {
     let (options, home) = (setup.options, logs::home_of(&folder));
     let digests = digests::verify_checkpoint(&folder)?;
+    let mut row_lengths = BTreeMap::new();
     let count_steps = || {
         let known = unusable_rows(options, &*rows)?;
-        Ok(count_steps_and_unusable_rows::<W>(setup, &rows, &order, known)?.0)
+        let scanned = scan_rows::<W>(setup, &rows, &order, known)?;
+        row_lengths = scanned.lengths;
+        Ok(scanned.steps)
     };
     let mut state = resume::resumed_run_state(setup, &*rows, &folder, count_steps)?;
     if state.step == state.steps && output::has_final_model(&options.out, &folder)? {
@@ -142,7 +148,7 @@ fn find_checkpoint<'a, W: TrainLoop<'a>>(
     let lengths = resume::planned_step_counts(&folder, home, &state)?;
     let (run, has_digests) = (output::read_run_json(home).ok(), digests.is_some());
     let resumed = Some(Resumed { folder, has_digests, logs, later_skipped, run });
-    Ok(Found { rows, order, state, lengths, unusable: Vec::new(), resumed })
+    Ok(Found { rows, row_lengths, order, state, lengths, unusable: Vec::new(), resumed })
 }
 
 /// The parts of a run that are loaded before its first step.
@@ -178,9 +184,11 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
         restore_optimizer_state(&resumed.folder, &mut trainer, state, resumed.logs.last.as_ref())?;
     }
     let batching = W::batching(options, found.order.rows_per_pass());
-    let (threads, window) = (decoding_threads(), 2 * batching.rows.max(2));
+    let (threads, window) = (media_threads(setup), 2 * batching.rows.max(2));
     let (rows, order) = (found.rows.clone(), found.order.clone());
-    let mut feed = MicroBatchFeed::new(rows, order, batching, &state.position, threads, window);
+    let mut feed = MicroBatchFeed::new(rows, order, batching, &state.position, threads, window)
+        .shared_by(setup.ranks.and_then(|run| W::shared_feed(options, run.ranks)))
+        .expect_lengths(found.row_lengths.iter().map(|(row, tokens)| (*row, *tokens)));
     if let Some(resumed) = &found.resumed {
         feed = feed.skip_when_reached(resumed.later_skipped.clone());
     }
@@ -190,6 +198,15 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
     }
     let base = BaseModel { small_files, files: Arc::new(files), name: base_name(&options.model) };
     Ok(Opened { trainer, train_loop, base })
+}
+
+/// Number of threads of this process that load images and videos. The processes on this machine share its CPU cores and
+/// its memory: as many threads as can each decode a file that needs `--media-memory`, at least one.
+fn media_threads<O>(setup: &RunSetup<O>) -> usize {
+    let processes = setup.ranks.map_or(1, |run| run.ranks.world().local_size);
+    let free_mib = reel_device::free_host_bytes().map_or(u64::MAX, |bytes| bytes >> 20);
+    let by_memory = free_mib / processes as u64 / setup.media.decoder.memory_mib.max(1);
+    decoding_threads(processes).min(usize::try_from(by_memory).unwrap_or(usize::MAX)).max(1)
 }
 
 /// Begins the run in OUT, which `lock` protects. A replay has no lock.

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use reel_samples::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_ranks::Ranks;
+use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
 use reel_samples::source::DataSource;
 use reel_train::Result;
 use reel_train::options::TrainingOptions;
@@ -23,6 +24,8 @@ pub trait TrainLoop<'a>: Sized {
     fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
     /// Number of training steps of a run whose data gives `batches` micro-batches.
     fn step_count(options: &Self::Options, batches: u64) -> u64;
+    /// How the rows of a step's micro-batches are shared by the processes of a run; `None` if each process prepares all.
+    fn shared_feed(options: &Self::Options, ranks: &Arc<Ranks>) -> Option<FeedRanks>;
     /// Whether every row must be read with its media before the first step.
     fn must_scan_all_rows(options: &Self::Options) -> bool;
     /// Creates the training loop before the first step. `from` is the folder of the checkpoint if the run resumes.

@@ -1,6 +1,6 @@
 //! Checks the data before the first step: finds the rows that cannot be used, and the number of steps of the run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ pub fn check_data<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Res
     setup.options.validate()?;
     let rows = Arc::new(W::open_rows(setup)?);
     let order = row_order(true, &*rows, setup.seed);
-    let (_, bad) = count_steps_and_unusable_rows::<W>(setup, &rows, &order, Vec::new())?;
-    Ok(DataCheckResult { rows: rows.row_count(), bad: bad.len(), list: setup.options.quarantine_list_path() })
+    let unusable = scan_rows::<W>(setup, &rows, &order, Vec::new())?.unusable;
+    Ok(DataCheckResult { rows: rows.row_count(), bad: unusable.len(), list: setup.options.quarantine_list_path() })
 }
 
 /// Returns, in file order, the rows that are found to be unusable without loading media: rows in the `--quarantine`
@@ -64,14 +64,24 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     }
 }
 
-/// Returns the run's number of steps (`--max-steps`, else counted from the data) and its unusable rows. If the command
-/// reads every row before the first step, these are all unusable rows, otherwise the rows in `known`.
-pub(super) fn count_steps_and_unusable_rows<'a, W: TrainLoop<'a>>(
+/// What a run knows of its data before the first step.
+pub(super) struct ScannedRows {
+    /// The run's number of steps: `--max-steps`, else counted from the data.
+    pub steps: u64,
+    /// If the command reads every row before the first step, all unusable rows, otherwise those known before.
+    pub unusable: Vec<SkippedRow>,
+    /// If the command reads every row before the first step, the number of tokens of each usable row.
+    pub lengths: BTreeMap<usize, usize>,
+}
+
+/// Counts the run's steps, and reads every row before the first step if the command does so. `known` are the rows that
+/// are known to be unusable.
+pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     setup: &RunSetup<'a, W::Options>,
     rows: &Arc<W::DataSource>,
     order: &RowOrder,
     known: Vec<SkippedRow>,
-) -> Result<(u64, Vec<SkippedRow>)> {
+) -> Result<ScannedRows> {
     let options = setup.options;
     let batching = W::batching(options, order.rows_per_pass());
     let fixed = options.requested_step_count();
@@ -88,7 +98,10 @@ pub(super) fn count_steps_and_unusable_rows<'a, W: TrainLoop<'a>>(
         true => RowsToScan::AllBut(&known),
         false => RowsToScan::None,
     };
-    let found = length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, setup.stop)?;
-    let skipped = if every { found.skipped } else { known };
-    Ok((fixed.unwrap_or_else(|| W::step_count(options, found.batches)), skipped))
+    // Several ranks agree on `setup.stop` only between two steps.
+    let (stop, ranks) = setup.ranks.map_or((setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
+    let found = length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, stop, ranks)?;
+    let unusable = if every { found.skipped } else { known };
+    let steps = fixed.unwrap_or_else(|| W::step_count(options, found.batches));
+    Ok(ScannedRows { steps, unusable, lengths: found.lengths })
 }

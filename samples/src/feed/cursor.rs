@@ -34,7 +34,7 @@ impl StepRowCursor {
             self.position.advance_past(&batch);
             self.skipped.append(&mut batch.skipped);
             self.rows.extend(&batch.rows);
-            if !batch.samples.is_empty() {
+            if !batch.rows.is_empty() {
                 return Ok(Some(batch));
             }
         }

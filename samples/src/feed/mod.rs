@@ -1,18 +1,30 @@
 //! Makes micro-batches of rows: groups the rows, skips unusable rows, and tracks the position in the data. Threads
-//! prepare rows ahead of time. The micro-batches depend only on the rows, not on the number of threads.
+//! prepare rows ahead of time, and the processes (ranks) of a run share this work. The micro-batches depend only on the
+//! rows, not on the number of threads or ranks.
 
+mod compose;
 mod cursor;
+mod outcome;
 mod prefetch;
+mod preparer;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use reel_ranks::Ranks;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::order::RowOrder;
 use crate::skipped_row::SkippedRow;
 use crate::token_limit::check_token_count;
 use crate::{Result, SampleError};
+
+use compose::{Composer, Draft, DraftPosition};
+use outcome::RowOutcome;
+use preparer::RowPreparer;
+
+pub(crate) use outcome::RowFailure;
 
 pub use cursor::StepRowCursor;
 pub use prefetch::{Prefetcher, decoding_threads};
@@ -70,7 +82,7 @@ pub struct DataPosition {
 pub struct MicroBatch<S> {
     /// Row numbers in the data file, counted from 0.
     pub rows: Vec<usize>,
-    /// The samples made of the rows `rows`, in the same order.
+    /// The samples made of the rows `rows`, in the same order; none if the micro-batch belongs to another rank.
     pub samples: Vec<S>,
     /// Unusable rows found while this micro-batch was made.
     pub skipped: Vec<SkippedRow>,
@@ -86,16 +98,44 @@ impl DataPosition {
     }
 }
 
+/// The processes (ranks) of a run, which share the micro-batches and the work of preparing their rows: micro-batch i of
+/// a step, counted from 0, belongs to rank i mod N.
+#[derive(Clone, Debug)]
+pub struct FeedRanks {
+    /// All ranks.
+    pub ranks: Arc<Ranks>,
+    /// Number of micro-batches of a step, those of all ranks together.
+    pub per_step: usize,
+}
+
 /// Iterates over the micro-batches of a run.
+///
+/// Several ranks make the same micro-batches, and each prepares the rows of its own ones alone:
+///
+/// ```text
+/// repeat for the next N micro-batches of the step:
+///     draft them, as if all rows that are not prepared yet could be used
+///     prepare the rows of the own draft; tell the other ranks their token counts and errors
+/// until the drafts contain only rows that have been prepared by the rank to which the draft belongs
+/// ```
+///
+/// One repetition is enough unless a row is skipped or, with packing, has an unexpected number of tokens; then the rows
+/// after it can move to the micro-batch of another rank, which prepares them again.
 pub struct MicroBatchFeed<S: SampleSource> {
-    ahead: Prefetcher<S>,
+    rows: RowPreparer<S>,
     batching: MicroBatchOptions,
-    slot: u64,
-    bad: BTreeSet<usize>,
-    /// Whether any row has been used so far, by this process or, in a resumed run, by an earlier one.
-    used: bool,
-    /// Rows that the feed skips without preparing them, by row number (see [`Self::skip_when_reached`]).
-    expected: BTreeMap<usize, SkippedRow>,
+    /// Number of rows that the threads prepare ahead.
+    window: usize,
+    composer: Composer<S>,
+    ranks: Option<FeedRanks>,
+    /// The ranks that have prepared the row at a position, from the end of the last finished micro-batch on.
+    prepared_by: BTreeMap<u64, BTreeSet<usize>>,
+    /// Samples that this rank has prepared for micro-batches that are not finished.
+    samples: BTreeMap<u64, S::Sample>,
+    /// Index in its step of the micro-batch that is made next.
+    index: usize,
+    /// Finished micro-batches.
+    finished: VecDeque<MicroBatch<S::Sample>>,
 }
 
 impl<S: SampleSource> MicroBatchFeed<S> {
@@ -109,85 +149,218 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         threads: usize,
         window: usize,
     ) -> Self {
-        let bad: BTreeSet<usize> = from.skipped.iter().copied().collect();
-        let positions = from.slot..batching.end.unwrap_or(u64::MAX);
-        let ahead = Prefetcher::new(source, order, &bad, positions, threads, window);
-        Self { ahead, batching, slot: from.slot, bad, used: from.slot > 0, expected: BTreeMap::new() }
+        Self {
+            rows: RowPreparer::new(source.clone(), threads),
+            batching,
+            window: window.max(1),
+            composer: Composer::new(source, order, batching, from),
+            ranks: None,
+            prepared_by: BTreeMap::new(),
+            samples: BTreeMap::new(),
+            index: 0,
+            finished: VecDeque::new(),
+        }
     }
 
     /// Makes the feed skip `rows` when it reaches them, for the reasons that an earlier process of the run recorded.
     pub fn skip_when_reached(mut self, rows: Vec<SkippedRow>) -> Self {
-        self.ahead.skip_rows(rows.iter().map(|row| row.row));
-        self.expected = rows.into_iter().map(|row| (row.row, row)).collect();
+        self.composer.expect_skipped(rows);
+        self
+    }
+
+    /// Makes the feed share the rows with other ranks. The samples of a micro-batch are then present on the rank to which
+    /// it belongs, and all ranks call [`Self::next_micro_batch`] together. The position is that of the start of a step.
+    pub fn shared_by(mut self, ranks: Option<FeedRanks>) -> Self {
+        self.ranks = ranks.filter(|shared| shared.ranks.size() > 1);
+        self
+    }
+
+    /// Tells the feed numbers of tokens, by row, that are known before the rows are prepared. With packing, ranks then
+    /// need not prepare rows to find out to whose micro-batch they belong.
+    pub fn expect_lengths(mut self, lengths: impl IntoIterator<Item = (usize, usize)>) -> Self {
+        self.composer.expect_lengths(lengths);
         self
     }
 
     /// Returns the next micro-batch, or `None` after the last row of the last epoch.
+    ///
+    /// # Errors
+    /// No usable row is left; a row cannot be used in a strict run; another rank has failed.
     pub fn next_micro_batch(&mut self) -> Result<Option<MicroBatch<S::Sample>>> {
-        let mut batch = MicroBatch { rows: Vec::new(), samples: Vec::new(), skipped: Vec::new(), slot: self.slot };
-        let (mut filled, mut slot) = (0, self.slot);
-        while !self.is_full(&batch, slot, filled) {
-            let row = self.ahead.row(slot);
-            if self.bad.contains(&row) {
-                slot += 1;
-                continue;
-            }
-            let expected = self.expected.remove(&row);
-            match expected.map_or_else(|| self.sample_or_skip(slot, row), |skipped| Ok(Err(skipped)))? {
-                Err(skipped) => batch.skipped.push(self.skip(skipped)?),
-                Ok(sample) => {
-                    filled += S::token_count(&sample);
-                    if self.exceeds_max_length(&batch, filled) {
-                        self.ahead.put_back(slot, sample);
-                        break;
-                    }
-                    self.used = true;
-                    batch.rows.push(row);
-                    batch.samples.push(sample);
+        if self.finished.is_empty() {
+            self.make_micro_batches()?;
+        }
+        Ok(self.finished.pop_front())
+    }
+
+    /// Makes the next micro-batch of each rank, fewer at the end of a step, none at the end of the data.
+    fn make_micro_batches(&mut self) -> Result<()> {
+        let count = self.ranks.as_ref().map_or(1, |shared| shared.ranks.size().min(shared.per_step - self.index));
+        loop {
+            let mut at = self.composer.start();
+            let mut drafts = Vec::new();
+            for _ in 0..count {
+                let draft = self.composer.draft(&mut at);
+                if draft.is_end() {
+                    break;
+                }
+                let failed = draft.error.is_some();
+                drafts.push(draft);
+                if failed {
+                    break;
                 }
             }
-            slot += 1;
-            batch.slot = slot;
-        }
-        self.slot = batch.slot;
-        let ended = batch.rows.is_empty() && batch.skipped.is_empty();
-        Ok(if ended { None } else { Some(batch) })
-    }
-
-    fn is_full(&self, batch: &MicroBatch<S::Sample>, slot: u64, filled: usize) -> bool {
-        let MicroBatchOptions { rows, packing, max_length, end, .. } = self.batching;
-        let ended = end.is_some_and(|end| slot >= end);
-        ended || if packing { max_length.is_some_and(|max| filled >= max) } else { batch.rows.len() >= rows }
-    }
-
-    fn exceeds_max_length(&self, batch: &MicroBatch<S::Sample>, filled: usize) -> bool {
-        self.batching.packing && !batch.rows.is_empty() && self.batching.max_length.is_some_and(|m| filled > m)
-    }
-
-    /// Returns the sample of row `row`, which is at position `slot`, or the reason why the row is skipped.
-    fn sample_or_skip(&self, slot: u64, row: usize) -> Result<Result<S::Sample, SkippedRow>> {
-        match self.ahead.get(slot).and_then(|sample| self.check_token_count(row, sample)) {
-            Ok(sample) => Ok(Ok(sample)),
-            Err(e) if is_row_error(&e) && !self.batching.strict => {
-                Ok(Err(SkippedRow::new(row, self.ahead.location(row).1, &e)))
+            let missing = self.missing_rows(&drafts);
+            if missing.is_empty() {
+                return self.finish(drafts);
             }
-            Err(e) => Err(e),
+            let own = missing.into_iter().filter(|(_, _, rank)| *rank == self.rank());
+            let own: Vec<(u64, usize)> = own.map(|(slot, row, _)| (slot, row)).collect();
+            let mut wanted: BTreeMap<u64, usize> = own.iter().copied().collect();
+            self.add_rows_ahead(&mut wanted, at, drafts.len());
+            self.rows.prepare(wanted);
+            let prepare = |(slot, row)| Ok((slot, row, self.prepare(slot, row)?));
+            let own: Vec<(u64, usize, RowOutcome)> = own.into_iter().map(prepare).collect::<Result<_>>()?;
+            self.exchange(own)?;
         }
     }
 
-    fn check_token_count(&self, row: usize, sample: S::Sample) -> Result<S::Sample> {
+    /// Position, number and rank of the rows on which the next drafts depend and which the rank of their draft has not
+    /// prepared yet.
+    fn missing_rows(&self, drafts: &[Draft]) -> Vec<(u64, usize, usize)> {
+        let mut rows = BTreeMap::new();
+        for (i, draft) in drafts.iter().enumerate() {
+            rows.extend(draft.next.map(|(slot, row)| (slot, (row, self.rank_of(i + 1)))));
+            rows.extend(draft.rows.iter().map(|&(slot, row)| (slot, (row, self.rank_of(i)))));
+        }
+        let is_prepared =
+            |slot: u64, rank: usize| self.prepared_by.get(&slot).is_some_and(|ranks| ranks.contains(&rank));
+        let rows = rows.into_iter().map(|(slot, (row, rank))| (slot, row, rank));
+        rows.filter(|(slot, _, rank)| !is_prepared(*slot, *rank)).collect()
+    }
+
+    fn rank(&self) -> usize {
+        self.ranks.as_ref().map_or(0, |shared| shared.ranks.rank())
+    }
+
+    /// The rank to which a micro-batch belongs, the `i`-th after the last finished one.
+    fn rank_of(&self, i: usize) -> usize {
+        self.ranks.as_ref().map_or(0, |shared| (self.index + i) % shared.per_step % shared.ranks.size())
+    }
+
+    /// Adds rows of this rank's later micro-batches to `wanted`, until there are `window` of them. `at` is the position
+    /// after the first `count` drafts.
+    fn add_rows_ahead(&mut self, wanted: &mut BTreeMap<u64, usize>, mut at: DraftPosition, count: usize) {
+        let enough = wanted.len() + self.window;
+        let size = self.ranks.as_ref().map_or(1, |shared| shared.ranks.size());
+        for i in count..count + size * self.window {
+            let draft = self.composer.draft(&mut at);
+            if draft.is_end() || draft.error.is_some() {
+                return;
+            }
+            if self.rank_of(i) == self.rank() {
+                let missing = draft.rows.iter().filter(|(slot, _)| !self.samples.contains_key(slot));
+                wanted.extend(missing.copied().take(enough - wanted.len()));
+            }
+            if wanted.len() >= enough {
+                return;
+            }
+        }
+    }
+
+    /// Waits until this rank has prepared `row`, which is at position `slot`. Returns the outcome.
+    fn prepare(&mut self, slot: u64, row: usize) -> Result<RowOutcome> {
         let MicroBatchOptions { limit, max_length, .. } = self.batching;
-        check_token_count(|| self.ahead.location(row).0, S::token_count(&sample), limit, max_length)?;
-        Ok(sample)
-    }
-
-    fn skip(&mut self, skipped: SkippedRow) -> Result<SkippedRow> {
-        self.bad.insert(skipped.row);
-        match self.bad.len() >= self.ahead.row_count() {
-            true => Err(SampleError::no_usable_row(&self.ahead.location(skipped.row).0, &skipped.reason, self.used)),
-            false => Ok(skipped),
+        let sample = self.rows.take(slot, row).and_then(|sample| {
+            let location = || self.rows.source().location(row).0;
+            check_token_count(location, S::token_count(&sample), limit, max_length)?;
+            Ok(sample)
+        });
+        match sample {
+            Err(e) => Ok(RowOutcome::Failed(RowFailure::new(e)?)),
+            Ok(sample) => {
+                let tokens = S::token_count(&sample);
+                self.samples.insert(slot, sample);
+                Ok(RowOutcome::Usable(tokens))
+            }
         }
     }
+
+    /// Tells the other ranks the outcomes of the rows that this rank has prepared, and takes note of theirs.
+    fn exchange(&mut self, own: Vec<(u64, usize, RowOutcome)>) -> Result<()> {
+        let of_ranks = match &self.ranks {
+            None => vec![own],
+            Some(shared) => all_gather(&shared.ranks, "rows of micro-batches", &own)?,
+        };
+        for (rank, outcomes) in of_ranks.into_iter().enumerate() {
+            for (slot, row, outcome) in outcomes {
+                self.prepared_by.entry(slot).or_default().insert(rank);
+                self.composer.add_outcome(slot, row, outcome);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finishes the micro-batches of drafts whose rows are prepared.
+    fn finish(&mut self, drafts: Vec<Draft>) -> Result<()> {
+        for (i, draft) in drafts.into_iter().enumerate() {
+            if let Some(error) = draft.error {
+                return Err(error);
+            }
+            self.composer.finish(&draft);
+            let is_own = self.rank_of(i) == self.rank();
+            let samples = draft.rows.iter().filter(|_| is_own).filter_map(|(slot, _)| self.samples.remove(slot));
+            self.finished.push_back(MicroBatch {
+                samples: samples.collect(),
+                rows: draft.rows.into_iter().map(|(_, row)| row).collect(),
+                skipped: draft.skipped,
+                slot: draft.slot,
+            });
+            self.samples = self.samples.split_off(&draft.slot);
+            self.prepared_by = self.prepared_by.split_off(&draft.slot);
+            self.rows.drop_before(draft.slot);
+        }
+        let made = self.finished.len();
+        self.index = self.ranks.as_ref().map_or(0, |shared| (self.index + made) % shared.per_step);
+        Ok(())
+    }
+}
+
+/// Number of micro-batches of a run whose rows have these numbers of tokens; `unusable` are the other rows.
+pub(crate) fn count_micro_batches<S: SampleSource>(
+    source: Arc<S>,
+    order: RowOrder,
+    batching: MicroBatchOptions,
+    lengths: &BTreeMap<usize, usize>,
+    unusable: Vec<usize>,
+) -> Result<u64> {
+    let from = DataPosition { slot: 0, skipped: unusable };
+    let mut composer = Composer::new(source, order, batching, &from);
+    composer.expect_lengths(lengths.iter().map(|(row, tokens)| (*row, *tokens)));
+    let (mut at, mut count) = (composer.start(), 0);
+    loop {
+        match composer.draft(&mut at) {
+            Draft { error: Some(error), .. } => return Err(error),
+            draft if draft.is_end() => return Ok(count),
+            _ => count += 1,
+        }
+    }
+}
+
+/// Returns the values that all ranks pass, by rank.
+///
+/// # Errors
+/// A rank has failed, or is another version of the program.
+pub(crate) fn all_gather<T: Serialize + DeserializeOwned>(ranks: &Ranks, name: &str, own: &T) -> Result<Vec<T>> {
+    let bytes = serde_json::to_vec(own).map_err(|e| other_version(ranks.rank(), &e))?;
+    let gathered = ranks.all_gather(name, &bytes)?;
+    let read = |(rank, bytes): (usize, &Vec<u8>)| serde_json::from_slice(bytes).map_err(|e| other_version(rank, &e));
+    gathered.iter().enumerate().map(read).collect()
+}
+
+fn other_version(rank: usize, e: &serde_json::Error) -> SampleError {
+    let what = format!("its rows cannot be exchanged: {e}");
+    SampleError::output(format!("rank {rank}"), what, "start all ranks with the same version of the program")
 }
 
 #[cfg(test)]

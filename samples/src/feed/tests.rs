@@ -1,6 +1,7 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use proptest::prelude::*;
+use reel_ranks::{Ranks, Timeouts, World};
 
 use super::*;
 
@@ -183,4 +184,145 @@ fn expected_rows_are_skipped_without_being_tried() {
         batches.iter().map(|b| b.skipped.clone()).collect::<Vec<_>>(),
         [vec![skipped(1)], vec![skipped(3)], vec![]]
     );
+}
+
+/// A data source that counts how often its rows are prepared.
+struct Counting {
+    rows: DataSource,
+    prepared: Vec<AtomicUsize>,
+}
+
+impl SampleSource for Counting {
+    type Sample = (usize, usize);
+    fn row_count(&self) -> usize {
+        self.rows.row_count()
+    }
+    fn sample(&self, row: usize) -> Result<Self::Sample> {
+        self.prepared[row].fetch_add(1, Ordering::SeqCst);
+        self.rows.sample(row)
+    }
+    fn token_count(sample: &Self::Sample) -> usize {
+        DataSource::token_count(sample)
+    }
+    fn location(&self, row: usize) -> (String, usize) {
+        self.rows.location(row)
+    }
+}
+
+/// How several ranks share a feed in a test.
+#[derive(Clone, Copy, Debug)]
+struct Sharing {
+    size: usize,
+    per_step: usize,
+    /// Whether the feeds know all numbers of tokens from the start.
+    known: bool,
+}
+
+/// What a rank gets from a feed: rows, samples, skipped rows and position of each micro-batch, and the last error.
+type Fed = (Vec<(Vec<usize>, Vec<(usize, usize)>, Vec<SkippedRow>, u64)>, Option<String>);
+
+fn all_of(mut feed: MicroBatchFeed<Counting>, limit: usize) -> Fed {
+    let mut batches = Vec::new();
+    while batches.len() < limit {
+        match feed.next_micro_batch() {
+            Ok(Some(b)) => batches.push((b.rows, b.samples, b.skipped, b.slot)),
+            Ok(None) => break,
+            Err(e) => return (batches, Some(e.to_string())),
+        }
+    }
+    (batches, None)
+}
+
+/// Runs the feeds of all ranks, in threads. Returns what each gets.
+fn shared(
+    source: &Arc<Counting>,
+    order: &RowOrder,
+    batching: MicroBatchOptions,
+    from: &DataPosition,
+    sharing: Sharing,
+    limit: usize,
+) -> Vec<Fed> {
+    let Sharing { size, per_step, known } = sharing;
+    let folder = tempfile::tempdir().unwrap();
+    let run = |rank: usize| {
+        let text = move |name: &str| match name {
+            "RANK" | "LOCAL_RANK" => Some(rank.to_string()),
+            "WORLD_SIZE" | "LOCAL_WORLD_SIZE" => Some(size.to_string()),
+            "REEL_LAUNCH" => Some("1".to_string()),
+            "REEL_JOB" => Some("feed".to_string()),
+            _ => None,
+        };
+        let world = World::from_variables(text).unwrap().unwrap();
+        let ranks = Arc::new(Ranks::join(world, folder.path(), Timeouts::default(), Box::new(|_| ())).unwrap());
+        let lengths = source.rows.0.iter().enumerate().filter_map(|(row, n)| Some((row, (*n)?)));
+        let feed = MicroBatchFeed::new(source.clone(), order.clone(), batching, from, 2, 2)
+            .shared_by(Some(FeedRanks { ranks: ranks.clone(), per_step }))
+            .expect_lengths(lengths.filter(|_| known));
+        let fed = all_of(feed, limit);
+        Arc::into_inner(ranks).unwrap().leave().unwrap();
+        fed
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..size).map(|rank| scope.spawn(move || run(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn counting(rows: &[Option<usize>]) -> Arc<Counting> {
+    let prepared = rows.iter().map(|_| AtomicUsize::new(0)).collect();
+    Arc::new(Counting { rows: DataSource(rows.to_vec()), prepared })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Several ranks make the micro-batches, skip the rows and stop with the error of a single process, and each
+    /// micro-batch's samples are on its rank.
+    #[test]
+    fn ranks_make_the_micro_batches_of_one_process(
+        rows in prop::collection::vec(prop::option::weighted(0.85, 1usize..8), 1..24),
+        seed in prop::option::of(any::<u64>()),
+        batch in 1usize..4,
+        packing: bool,
+        strict in prop::bool::weighted(0.1),
+        limit in 5usize..16,
+        end in prop::option::of(1u64..50),
+        from in 0u64..8,
+        size in 2usize..5,
+        more in 0usize..4,
+        known: bool,
+    ) {
+        let order = seed.map_or_else(|| RowOrder::file_order(rows.len()), |s| RowOrder::shuffled(rows.len(), s));
+        let batching = MicroBatchOptions { rows: batch, packing, max_length: Some(limit), limit: "--max-length", end, strict };
+        let from = DataPosition { slot: end.map_or(from, |end| from.min(end)), skipped: Vec::new() };
+        let sharing = Sharing { size, per_step: size + more, known };
+        let count = 3 * sharing.per_step;
+        let one = all_of(MicroBatchFeed::new(counting(&rows), order.clone(), batching, &from, 1, 3), count);
+        for (rank, got) in shared(&counting(&rows), &order, batching, &from, sharing, count).into_iter().enumerate() {
+            // An error ends all ranks at the start of its round; a single process makes the micro-batches before it.
+            let made = got.0.len();
+            let as_many = made == one.0.len() || one.1.is_some() && made < one.0.len();
+            prop_assert!(as_many, "{} micro-batches, not {}", made, one.0.len());
+            prop_assert_eq!(&got.1, &one.1);
+            for (i, (got, want)) in got.0.into_iter().zip(&one.0).enumerate() {
+                let samples = if i % sharing.per_step % size == rank { want.1.clone() } else { Vec::new() };
+                prop_assert_eq!(got, (want.0.clone(), samples, want.2.clone(), want.3), "micro-batch {}", i);
+            }
+        }
+    }
+}
+
+/// If no row is skipped, each row is prepared once, on one rank, also with packing if the lengths are known.
+#[test]
+fn ranks_prepare_no_row_twice() {
+    let lengths: Vec<Option<usize>> = (0..60).map(|row| Some(1 + row * 7 % 5)).collect();
+    for (size, per_step, packing) in [(2, 2, false), (3, 4, false), (4, 6, false), (3, 5, true)] {
+        let source = counting(&lengths);
+        let batching = MicroBatchOptions { rows: 2, packing, max_length: Some(12), end: Some(60), ..PLAIN };
+        let sharing = Sharing { size, per_step, known: packing };
+        let order = RowOrder::shuffled(60, 5);
+        let fed = shared(&source, &order, batching, &DataPosition::default(), sharing, usize::MAX);
+        assert_eq!(fed[0].0.iter().map(|batch| batch.0.len()).sum::<usize>(), 60);
+        let prepared: Vec<usize> = source.prepared.iter().map(|n| n.load(Ordering::SeqCst)).collect();
+        assert_eq!(prepared, [1; 60], "{sharing:?}, packing {packing}");
+    }
 }

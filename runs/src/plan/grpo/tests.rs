@@ -94,6 +94,7 @@ fn plan_equals_the_peak_of_a_run() {
             stop: &never,
             server: None,
             evaluator: None,
+            save: None,
             ranks: None,
         };
         let config = ModelConfig::open(&model).unwrap();

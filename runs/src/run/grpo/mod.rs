@@ -22,7 +22,8 @@ use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
-use reel_samples::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_ranks::Ranks;
+use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
 use reel_train::Result;
 use reel_train::file_names::ROLLOUT_SET_FILE;
 use reel_train::live_server::DeviceLender;
@@ -87,6 +88,10 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 
     fn step_count(options: &GrpoOptions, batches: u64) -> u64 {
         batches * options.num_iterations
+    }
+
+    fn shared_feed(_: &GrpoOptions, _: &Arc<Ranks>) -> Option<FeedRanks> {
+        None
     }
 
     fn must_scan_all_rows(options: &GrpoOptions) -> bool {

@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 
 use reel_input::{MediaOptions, ModelFolder, SecondPerGrid};
 use reel_media::worker::DecodeWorker;
+use reel_ranks::Ranks;
 use reel_samples::dataset::Dataset;
-use reel_samples::feed::{MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
 use reel_samples::labels::TokenLabeler;
 use reel_samples::media_files::MediaFiles;
 use reel_samples::sample::{SampleCache, SftSource};
@@ -66,6 +67,10 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
 
     fn step_count(options: &SftOptions, batches: u64) -> u64 {
         batches.div_ceil(options.gradient_accumulation_steps as u64)
+    }
+
+    fn shared_feed(options: &SftOptions, ranks: &Arc<Ranks>) -> Option<FeedRanks> {
+        Some(FeedRanks { ranks: ranks.clone(), per_step: options.gradient_accumulation_steps })
     }
 
     /// True with `--check-data`. Also true with packing (unless `--max-steps` is given), because the number of

@@ -53,6 +53,7 @@ impl Case {
             stop: &self.stop,
             server: None,
             evaluator: None,
+            save: None,
             ranks: None,
         })
     }

@@ -52,6 +52,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         stop: &case.stop,
         server: None,
         evaluator: None,
+        save: None,
         ranks: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();

@@ -56,6 +56,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
         stop: &case.stop,
         server: None,
         evaluator: None,
+        save: None,
         ranks: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();

@@ -62,6 +62,7 @@ fn steps(lengths: &[Option<usize>], change: impl FnOnce(&mut SftOptions)) -> Res
         &Arc::new(Lengths { rows: lengths.len(), tokens }),
         &RowOrder::file_order(lengths.len()),
         &AtomicBool::new(false),
+        None,
     )?;
     let steps = asked.unwrap_or_else(|| SftLoop::step_count(&options, found.batches));
     Ok(Length { steps, skipped: found.skipped })

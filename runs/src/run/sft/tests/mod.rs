@@ -92,6 +92,7 @@ impl Case {
             stop: &self.stop,
             server: None,
             evaluator: None,
+            save: None,
             ranks: None,
         })
     }

@@ -63,6 +63,7 @@ fn check(case: &str, model: &str, dtype: DType, lora_r: usize, device: &Device) 
         stop: &case.stop,
         server: None,
         evaluator: None,
+        save: None,
         ranks: None,
     };
     let samples = open_samples(&setup).unwrap();

@@ -1,11 +1,42 @@
-//! Helpers of tests that run a training command as several processes.
+//! Training runs as several processes (ranks).
+#![allow(dead_code, reason = "no test program uses all of this module")]
 
 use std::fs;
 use std::path::Path;
-use std::process::Child;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::support::{file_names_in, metrics_without_times};
+use super::support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, with_options};
+
+/// The words of a run of `reel sft` that several ranks can do.
+pub const SFT: [&str; 15] = [
+    "sft",
+    "--model",
+    "tiny",
+    "--data",
+    "rows.jsonl",
+    "--device",
+    "cpu",
+    "--learning-rate",
+    "1e-3",
+    "--lr-scheduler-type",
+    "constant",
+    "--gradient-accumulation-steps",
+    "8",
+    "--save-steps",
+    "2",
+];
+
+/// A command that trains in `folder`, with more options, which replace others of the same name.
+pub fn sft(folder: &Path, out: &str, more: &[&str]) -> Command {
+    let mut command = reel();
+    command.current_dir(folder).args(with_options(&SFT, more)).args(["--out", out]);
+    command
+}
+
+pub fn train(folder: &Path, out: &str, more: &[&str]) -> FinishedRun {
+    finished_run(sft(folder, out, more).output().expect("the binary starts"))
+}
 
 /// The metrics of a run, without the values that depend on the clock or on the number of processes.
 pub fn metrics(out: &Path) -> Vec<serde_json::Value> {
@@ -39,11 +70,4 @@ pub fn wait_for_steps(out: &Path, steps: usize) {
         assert!(begun.elapsed() < Duration::from_secs(60), "the run did not do {steps} steps in a minute");
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// The processes that `parent` has started, in the order of their ranks.
-pub fn children(parent: &Child) -> Vec<u32> {
-    let id = parent.id();
-    let text = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("a list of processes");
-    text.split_whitespace().map(|pid| pid.parse().expect("a number")).collect()
 }

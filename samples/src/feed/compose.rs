@@ -1,0 +1,200 @@
+//! Decides which rows each micro-batch has. The decision depends only on the outcomes of preparing the rows, so all
+//! processes (ranks) of a run that know the outcomes make the same micro-batches. Rows that are not prepared yet are
+//! assumed to be usable: so a [`Draft`] says which rows to prepare next.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::outcome::RowOutcome;
+use super::{DataPosition, MicroBatchOptions, SampleSource, is_row_error};
+use crate::order::RowOrder;
+use crate::skipped_row::SkippedRow;
+use crate::{Result, SampleError};
+
+/// Makes drafts of micro-batches.
+pub(super) struct Composer<S> {
+    source: Arc<S>,
+    order: RowOrder,
+    batching: MicroBatchOptions,
+    /// The position after the last finished micro-batch.
+    slot: u64,
+    /// Unusable rows before that position.
+    bad: BTreeSet<usize>,
+    /// Whether any row has been used so far, by this process or, in a resumed run, by an earlier one.
+    used: bool,
+    /// Rows to skip without preparing them when they are reached.
+    expected: BTreeMap<usize, SkippedRow>,
+    /// The outcomes that are known, by position, from `slot` on.
+    outcomes: BTreeMap<u64, RowOutcome>,
+    /// With packing, the number of tokens of each row that has been prepared.
+    lengths: HashMap<usize, usize>,
+    /// Sum of `lengths`.
+    total_length: usize,
+}
+
+/// Where the next draft begins.
+#[derive(Debug)]
+pub(super) struct DraftPosition {
+    slot: u64,
+    /// Rows that the drafts before it skip.
+    skipped: BTreeSet<usize>,
+    /// Whether any row is used before it.
+    used: bool,
+}
+
+/// A micro-batch that is final if the outcomes of all rows that it depends on are known.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    /// Position and number of its rows.
+    pub rows: Vec<(u64, usize)>,
+    /// With packing, position and number of the row that does not fit. The next micro-batch begins with it.
+    pub next: Option<(u64, usize)>,
+    /// Unusable rows that were found while it was made.
+    pub skipped: Vec<SkippedRow>,
+    /// The position after it.
+    pub slot: u64,
+    /// The error that ends the run, if one of its rows has one.
+    pub error: Option<SampleError>,
+}
+
+impl Draft {
+    /// Whether the data ended before it.
+    pub fn is_end(&self) -> bool {
+        self.rows.is_empty() && self.skipped.is_empty() && self.error.is_none()
+    }
+}
+
+impl<S: SampleSource> Composer<S> {
+    pub fn new(source: Arc<S>, order: RowOrder, batching: MicroBatchOptions, from: &DataPosition) -> Self {
+        Self {
+            source,
+            order,
+            batching,
+            slot: from.slot,
+            bad: from.skipped.iter().copied().collect(),
+            used: from.slot > 0,
+            expected: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            lengths: HashMap::new(),
+            total_length: 0,
+        }
+    }
+
+    /// Adds rows to skip when they are reached.
+    pub fn expect_skipped(&mut self, rows: Vec<SkippedRow>) {
+        self.expected.extend(rows.into_iter().map(|row| (row.row, row)));
+    }
+
+    /// Adds numbers of tokens that are known before the rows are prepared.
+    pub fn expect_lengths(&mut self, lengths: impl IntoIterator<Item = (usize, usize)>) {
+        for (row, tokens) in lengths {
+            if self.lengths.insert(row, tokens).is_none() {
+                self.total_length += tokens;
+            }
+        }
+    }
+
+    /// Adds the outcome of preparing `row`, which is at `slot`. If several ranks have prepared it, a failure of any of
+    /// them counts.
+    pub fn add_outcome(&mut self, slot: u64, row: usize, outcome: RowOutcome) {
+        if let (RowOutcome::Usable(tokens), true) = (&outcome, self.batching.packing) {
+            self.expect_lengths([(row, *tokens)]);
+        }
+        if matches!(self.outcomes.get(&slot), None | Some(RowOutcome::Usable(_))) {
+            self.outcomes.insert(slot, outcome);
+        }
+    }
+
+    /// The position after the last finished micro-batch, where the next draft begins.
+    pub fn start(&self) -> DraftPosition {
+        DraftPosition { slot: self.slot, skipped: BTreeSet::new(), used: self.used }
+    }
+
+    /// Makes the draft at `at`, and moves `at` behind it.
+    pub fn draft(&mut self, at: &mut DraftPosition) -> Draft {
+        let mut draft = Draft { slot: at.slot, ..Draft::default() };
+        let (mut filled, mut slot) = (0, at.slot);
+        while !self.is_full(&draft, slot, filled) {
+            let row = self.order.row_at(slot);
+            if self.bad.contains(&row) || at.skipped.contains(&row) {
+                slot += 1;
+                continue;
+            }
+            match self.tokens_or_skip(slot, row) {
+                Err(error) => {
+                    draft.error = Some(error);
+                    break;
+                }
+                Ok(Err(skipped)) => {
+                    at.skipped.insert(row);
+                    draft.error = self.error_if_no_row_is_left(at, &skipped);
+                    if draft.error.is_some() {
+                        break;
+                    }
+                    draft.skipped.push(skipped);
+                }
+                Ok(Ok(tokens)) => {
+                    filled += tokens;
+                    if self.exceeds_max_length(&draft, filled) {
+                        draft.next = Some((slot, row));
+                        break;
+                    }
+                    at.used = true;
+                    draft.rows.push((slot, row));
+                }
+            }
+            slot += 1;
+            draft.slot = slot;
+        }
+        at.slot = draft.slot;
+        draft
+    }
+
+    /// Makes a draft final, whose outcomes are all known.
+    pub fn finish(&mut self, draft: &Draft) {
+        self.slot = draft.slot;
+        self.used |= !draft.rows.is_empty();
+        for skipped in &draft.skipped {
+            self.bad.insert(skipped.row);
+            self.expected.remove(&skipped.row);
+        }
+        self.outcomes = self.outcomes.split_off(&self.slot);
+    }
+
+    fn is_full(&self, draft: &Draft, slot: u64, filled: usize) -> bool {
+        let MicroBatchOptions { rows, packing, max_length, end, .. } = self.batching;
+        let ended = end.is_some_and(|end| slot >= end);
+        ended || if packing { max_length.is_some_and(|max| filled >= max) } else { draft.rows.len() >= rows }
+    }
+
+    fn exceeds_max_length(&self, draft: &Draft, filled: usize) -> bool {
+        self.batching.packing && !draft.rows.is_empty() && self.batching.max_length.is_some_and(|m| filled > m)
+    }
+
+    /// The number of tokens of the row at `slot`, or why it is skipped.
+    fn tokens_or_skip(&self, slot: u64, row: usize) -> Result<Result<usize, SkippedRow>> {
+        if let Some(skipped) = self.expected.get(&row) {
+            return Ok(Err(skipped.clone()));
+        }
+        let failure = match self.outcomes.get(&slot) {
+            None => return Ok(Ok(self.expected_tokens(row))),
+            Some(RowOutcome::Usable(tokens)) => return Ok(Ok(*tokens)),
+            Some(RowOutcome::Failed(failure)) => failure.to_error(),
+        };
+        match is_row_error(&failure) && !self.batching.strict {
+            true => Ok(Err(SkippedRow::new(row, self.source.location(row).1, &failure))),
+            false => Err(failure),
+        }
+    }
+
+    /// The number of tokens of a row that is not prepared yet: that of an earlier epoch, or the mean of the known ones.
+    fn expected_tokens(&self, row: usize) -> usize {
+        let mean = self.total_length.checked_div(self.lengths.len());
+        self.lengths.get(&row).copied().or(mean).or(self.batching.max_length).unwrap_or(1)
+    }
+
+    fn error_if_no_row_is_left(&self, at: &DraftPosition, last: &SkippedRow) -> Option<SampleError> {
+        let none_left = self.bad.len() + at.skipped.len() >= self.source.row_count();
+        none_left.then(|| SampleError::no_usable_row(&self.source.location(last.row).0, &last.reason, at.used))
+    }
+}

@@ -1,0 +1,147 @@
+//! `reel sft` as several processes (ranks), of which one is killed or gets a signal.
+
+#[path = "support/rank_runs.rs"]
+mod rank_runs;
+#[path = "support/sft_rows.rs"]
+mod sft_rows;
+mod support;
+
+use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rank_runs::{same_results, sft, train, wait_for_steps};
+use sft_rows::training_folder;
+use support::{file_names_in, finished_run, let_children_receive_sigint, metrics_without_times, send_signal};
+
+/// A fault that a test chooses at random.
+#[derive(Debug)]
+struct Fault {
+    ranks: usize,
+    killed: usize,
+    /// The rank is killed so long after this step.
+    step: usize,
+    pause: Duration,
+    /// The number of ranks of the resumed run.
+    resumed: usize,
+}
+
+impl Fault {
+    fn random(index: usize) -> Self {
+        let random = RandomState::new();
+        let below = |n: u64, what: &str| (random.hash_one((index, what)) % n) as usize;
+        let ranks = 2 + below(3, "ranks");
+        Self {
+            ranks,
+            killed: below(ranks as u64, "killed"),
+            step: 3 + below(6, "step"),
+            pause: Duration::from_micros(below(30_000, "pause") as u64),
+            resumed: 1 + below(4, "resumed"),
+        }
+    }
+}
+
+/// Options of short steps, each with a checkpoint.
+const SHORT_STEPS: [&str; 6] =
+    ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "4", "--save-steps", "1"];
+
+/// Kills a rank at a random time, several times. The variable `REEL_TEST_KILLS` sets how often.
+#[test]
+fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
+    let kills = std::env::var("REEL_TEST_KILLS").map_or(5, |text| text.parse().expect("a number of kills"));
+    let w = training_folder(9);
+    let options = |more: &[&'static str]| [&SHORT_STEPS[..], more].concat();
+    train(w.path(), "straight", &options(&["--max-steps", "24"])).ok();
+    let mut longest = Duration::ZERO;
+    for index in 0..kills {
+        let fault = Fault::random(index);
+        println!("{index}: {fault:?}");
+        let out = format!("killed{index}");
+        let size = ["1", "2", "3", "4"].map(|size| ["--gpus", size]);
+        let (before, after) = (size[fault.ranks - 1], size[fault.resumed - 1]);
+        let mut command = sft(w.path(), &out, &[&options(&["--max-steps", "400"])[..], &before].concat());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        wait_for_steps(&w.path().join(&out), fault.step);
+        std::thread::sleep(fault.pause);
+        send_signal(support::child_processes(&child)[fault.killed], "-KILL");
+        let killed = Instant::now();
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        longest = longest.max(killed.elapsed());
+        assert!(killed.elapsed() < Duration::from_secs(60), "{fault:?}");
+        assert_eq!(done.code, Some(1), "{fault:?}: {}", done.stderr);
+        let last = done.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with(&format!("error: rank {}: ended with signal: 9", fault.killed)), "{}", done.stderr);
+        for survivor in (0..fault.ranks).filter(|survivor| *survivor != fault.killed) {
+            let line = done.stderr.lines().find(|line| line.starts_with(&format!("[rank {survivor}] error: ")));
+            let names = line.is_some_and(|line| line.contains(&format!("rank {}", fault.killed)));
+            assert!(names, "{fault:?}: {}", done.stderr);
+        }
+        let resumed = options(&["--max-steps", "24", "--resume-from-checkpoint", "last"]);
+        train(w.path(), &out, &[&resumed[..], &after].concat()).ok();
+        same_results(&w.path().join("straight"), &w.path().join(&out), "checkpoint-24");
+    }
+    println!("{kills} kills: the others ended after {longest:?} at most");
+}
+
+#[test]
+fn a_signal_stops_all_processes_after_the_same_step() {
+    let w = training_folder(9);
+    let_children_receive_sigint();
+    for (name, signal, code) in [("interrupted", "-INT", 130), ("terminated", "-TERM", 143)] {
+        let mut command = sft(w.path(), name, &["--max-steps", "400", "--gpus", "2", "--save-steps", "100"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        wait_for_steps(&w.path().join(name), 3);
+        send_signal(child.id(), signal);
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        assert_eq!(done.code, Some(code), "{}", done.stderr);
+        for rank in 0..2 {
+            let line = done.stderr.lines().find(|line| line.starts_with(&format!("[rank {rank}] error: ")));
+            assert!(line.is_some_and(|line| line.contains("stopped after step")), "{}", done.stderr);
+        }
+        let steps = metrics_without_times(&w.path().join(name)).len();
+        assert!(w.path().join(name).join(format!("checkpoint-{steps}")).is_dir(), "{steps}");
+    }
+}
+
+/// Waits until OUT has a checkpoint. Returns its step.
+fn wait_for_checkpoint(out: &Path) -> usize {
+    let begun = Instant::now();
+    loop {
+        let step = file_names_in(out).iter().find_map(|name| name.strip_prefix("checkpoint-")?.parse().ok());
+        if let Some(step) = step {
+            return step;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint in a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// SIGUSR1, with which Slurm announces the end of a job's time, to the only process, to the starting process, and to one
+/// rank of two.
+#[test]
+fn sigusr1_writes_a_checkpoint_and_the_run_goes_on() {
+    let w = training_folder(9);
+    let_children_receive_sigint();
+    type Target = fn(&Child) -> u32;
+    let cases: [(&str, &str, Target); 3] = [
+        ("one", "1", Child::id),
+        ("starter", "2", Child::id),
+        ("rank", "2", |child| support::child_processes(child)[1]),
+    ];
+    for (name, gpus, target) in cases {
+        let out = w.path().join(name);
+        let mut command = sft(w.path(), name, &["--max-steps", "4000", "--gpus", gpus, "--save-steps", "4000"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        wait_for_steps(&out, 3);
+        send_signal(target(&child), "-USR1");
+        let saved = wait_for_checkpoint(&out);
+        wait_for_steps(&out, saved + 3);
+        send_signal(child.id(), "-TERM");
+        let done = finished_run(child.wait_with_output().expect("it ends"));
+        assert_eq!(done.code, Some(143), "{}", done.stderr);
+        assert!(done.stderr.contains(&format!("SIGUSR1: saving a checkpoint of step {saved}")), "{}", done.stderr);
+        let last = metrics_without_times(&out).len();
+        assert!(saved >= 3 && last >= saved + 3 && out.join(format!("checkpoint-{last}")).is_dir(), "{saved} {last}");
+    }
+}
