@@ -1,4 +1,4 @@
-//! Exchanges of memory with other ranks as a device implements them, in addresses ([`Exchanges`]), and how far they are.
+//! Exchanges of memory with other ranks as a device implements them, by address ([`Exchanges`]), and their progress.
 #![allow(unsafe_code)]
 
 use crate::error::Result;
@@ -41,7 +41,7 @@ pub(crate) trait Exchanges: Send + Sync {
     ///
     /// # Safety
     /// The ranges are memory of the device that stays allocated until [`Exchanges::wait`].
-    unsafe fn start(&self, name: &str, send: &[Span], receive: &[Span]) -> Result<u64>;
+    unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64>;
     /// Makes later launches run after the exchange.
     fn wait(&self, ticket: u64) -> Result<()>;
     fn wait_for_all(&self) -> Result<()>;

@@ -468,7 +468,7 @@ impl Exchanges for Communicator {
         self.size()
     }
 
-    unsafe fn start(&self, name: &str, send: &[Span], receive: &[Span]) -> Result<u64> {
+    unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64> {
         // SAFETY: the caller guarantees the ranges.
         unsafe { self.start(name, send, receive) }.map_err(device_error)
     }

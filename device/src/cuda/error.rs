@@ -126,6 +126,6 @@ fn version(number: u32) -> String {
 }
 
 /// Returns a version number of NCCL as text: `2.18.1` for 21801.
-fn nccl_version(number: u32) -> String {
+pub(super) fn nccl_version(number: u32) -> String {
     format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
 }

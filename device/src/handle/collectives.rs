@@ -1,9 +1,9 @@
 //! Exchanges of device memory between the ranks of a job ([`Collectives`]), and their implementation by NCCL.
 //!
 //! ```text
-//! let exchange = ranks.start_exchange("layers.3 gradients", &send, &receive)?;   runs beside the next launches
-//! device.launch(...)                                                            neither writes `send` nor uses `receive`
-//! exchange.wait()?;                                                             later launches see what was received
+//! let exchange = ranks.start_exchange("gradients", &send, &receive)?;   runs beside the next launches
+//! device.launch(...)                                                   neither writes `send` nor uses `receive`
+//! exchange.wait()?;                                                    later launches see what was received
 //! ```
 #![allow(unsafe_code)]
 
@@ -16,10 +16,9 @@ use crate::error::{DeviceError, Result};
 use crate::exchanges::{ExchangeStatus, Exchanges, Span};
 
 /// A range of device memory that a rank sends or receives. It keeps the memory allocated.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DeviceRange {
-    /// `None` for a range without memory.
-    buffer: Option<Arc<Buffer>>,
+    buffer: Arc<Buffer>,
     offset: usize,
     bytes: usize,
 }
@@ -32,17 +31,12 @@ impl DeviceRange {
     pub fn new(buffer: &Arc<Buffer>, offset: usize, bytes: usize) -> DeviceRange {
         let is_inside = offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes());
         assert!(is_inside, "{bytes} bytes at offset {offset} are not in {buffer:?}");
-        DeviceRange { buffer: Some(buffer.clone()), offset, bytes }
+        DeviceRange { buffer: buffer.clone(), offset, bytes }
     }
 
-    /// A range of 0 bytes, for a rank that nothing is sent to or received from.
-    pub fn empty() -> DeviceRange {
-        DeviceRange::default()
-    }
-
-    /// The device address of the first byte; 0 for an empty range.
+    /// The device address of the first byte.
     pub fn addr(&self) -> u64 {
-        self.buffer.as_ref().filter(|_| self.bytes > 0).map_or(0, |buffer| buffer.addr() + self.offset as u64)
+        self.buffer.addr() + self.offset as u64
     }
 
     /// The size in bytes.
@@ -63,23 +57,29 @@ pub trait Collectives: fmt::Debug + Send + Sync {
     /// The number of ranks.
     fn size(&self) -> usize;
 
-    /// Starts an exchange: sends `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
-    /// `receive[from]`, for all ranks, this one included. A range may be empty; the sizes of a send and of its receive
-    /// must be equal. Several sends may have the same range. `name` appears in messages.
+    /// Starts an exchange: sends the ranges `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
+    /// the ranges `receive[from]`, for all ranks, this one included. The k-th range that is not empty in a list is
+    /// received in the k-th such range of the other rank's list, which has the same size. Ranges that are sent may
+    /// overlap. `name` appears in messages.
     ///
     /// The exchange sends what the launches before this call have written. It may run beside the launches between this
     /// call and [`PendingExchange::wait`], which must not write the sent ranges nor use the received ones.
     ///
     /// # Errors
-    /// A received range overlaps another range (except that `send[rank]` and `receive[rank]` may be the same); an
-    /// exchange has failed before; the device is capturing a graph.
-    fn start_exchange(&self, name: &str, send: &[DeviceRange], receive: &[DeviceRange]) -> Result<PendingExchange>;
+    /// A received range overlaps another range (except that a rank may receive its own ranges in place); an exchange has
+    /// failed before; the device is capturing a graph.
+    fn start_exchange(
+        &self,
+        name: &str,
+        send: &[Vec<DeviceRange>],
+        receive: &[Vec<DeviceRange>],
+    ) -> Result<PendingExchange>;
 
     /// Exchanges ranges in the order of the launches: as [`Collectives::start_exchange`] and [`PendingExchange::wait`].
     ///
     /// # Errors
     /// Those of [`Collectives::start_exchange`].
-    fn exchange(&self, name: &str, send: &[DeviceRange], receive: &[DeviceRange]) -> Result<()> {
+    fn exchange(&self, name: &str, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Result<()> {
         self.start_exchange(name, send, receive)?.wait()
     }
 
@@ -181,9 +181,10 @@ impl fmt::Debug for NcclCollectives {
 
 impl NcclCollectives {
     /// Returns why ranges cannot be exchanged.
-    fn invalid_buffer(&self, send: &[DeviceRange], receive: &[DeviceRange]) -> Option<String> {
-        let buffers = |ranges: &[DeviceRange]| {
-            ranges.iter().filter(|r| r.bytes > 0).filter_map(|r| r.buffer.clone()).collect::<Vec<_>>()
+    fn invalid_buffer(&self, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Option<String> {
+        let buffers = |of_ranks: &[Vec<DeviceRange>]| {
+            let ranges = of_ranks.iter().flatten().filter(|range| range.bytes > 0);
+            ranges.map(|range| range.buffer.clone()).collect::<Vec<_>>()
         };
         let (sent, received) = (buffers(send), buffers(receive));
         let is_foreign = |buffer: &&Arc<Buffer>| !Arc::ptr_eq(&buffer.device().0, &self.device.0);
@@ -203,16 +204,23 @@ impl Collectives for NcclCollectives {
         self.exchanges.size()
     }
 
-    fn start_exchange(&self, name: &str, send: &[DeviceRange], receive: &[DeviceRange]) -> Result<PendingExchange> {
+    fn start_exchange(
+        &self,
+        name: &str,
+        send: &[Vec<DeviceRange>],
+        receive: &[Vec<DeviceRange>],
+    ) -> Result<PendingExchange> {
         self.device.refuse_during_capture("an exchange between ranks")?;
         if let Some(why) = self.invalid_buffer(send, receive) {
             return Err(DeviceError::Failed(format!("exchange '{name}': {why}")));
         }
-        let spans = |ranges: &[DeviceRange]| ranges.iter().map(DeviceRange::span).collect::<Vec<_>>();
+        let spans = |of_ranks: &[Vec<DeviceRange>]| {
+            of_ranks.iter().map(|ranges| ranges.iter().map(DeviceRange::span).collect()).collect::<Vec<_>>()
+        };
         // SAFETY: the pending exchange owns the ranges, which keep their buffers allocated.
         let ticket = unsafe { self.exchanges.start(name, &spans(send), &spans(receive)) }?;
         let (exchanges, device) = (self.exchanges.clone(), self.device.clone());
-        let ranges: Vec<DeviceRange> = send.iter().chain(receive).cloned().collect();
+        let ranges: Vec<DeviceRange> = send.iter().chain(receive).flatten().cloned().collect();
         Ok(PendingExchange::new(move || {
             let waited = exchanges.wait(ticket);
             // In this order: the memory may be reused when the launches wait, and the device is the last.
@@ -237,7 +245,6 @@ impl Collectives for NcclCollectives {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MemoryCategory;
 
     fn status(started: u64, finished: u64) -> ExchangeStatus {
         ExchangeStatus { started, finished, unfinished: (started > finished).then(|| "weights".into()) }
@@ -262,12 +269,5 @@ mod tests {
         let e = device.join_nccl(0, 1, &[0; 128], Duration::ZERO).unwrap_err().to_string();
         assert_eq!(e, "NCCL: moves memory between GPUs, and device cpu is none; use --device cuda");
         assert_eq!(device.nccl_id().unwrap_err().to_string(), e);
-    }
-
-    #[test]
-    fn empty_ranges_have_no_address() {
-        let buffer = Arc::new(Device::cpu(1).alloc(64, MemoryCategory::Gradients).unwrap());
-        assert_eq!((DeviceRange::empty().addr(), DeviceRange::new(&buffer, 64, 0).addr()), (0, 0));
-        assert_eq!(DeviceRange::new(&buffer, 16, 48).addr(), buffer.addr() + 16);
     }
 }

@@ -138,9 +138,9 @@ impl Communicator {
         self.size
     }
 
-    /// Starts an exchange: sends `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
-    /// `receive[from]`, for all ranks. Returns its ticket for [`Communicator::wait`]. The exchange runs after the work
-    /// that is enqueued on the compute stream now.
+    /// Starts an exchange: sends the ranges `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
+    /// the ranges `receive[from]`, for all ranks. Returns its ticket for [`Communicator::wait`]. The exchange runs after
+    /// the work that is enqueued on the compute stream now.
     ///
     /// # Safety
     /// The ranges are memory of this GPU that stays allocated until [`Communicator::wait`], and the work between does
@@ -148,7 +148,7 @@ impl Communicator {
     ///
     /// # Errors
     /// The ranges overlap, or NCCL or an earlier exchange has failed.
-    pub unsafe fn start(&self, name: &str, send: &[Span], receive: &[Span]) -> Result<u64, CudaError> {
+    pub unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64, CudaError> {
         let _one_at_a_time = lock(&self.starting);
         self.check()?;
         if let Some(what) = self.invalid_ranges(send, receive) {
@@ -263,22 +263,22 @@ impl Communicator {
     ///
     /// # Safety
     /// As [`Communicator::start`].
-    unsafe fn enqueue(&self, send: &[Span], receive: &[Span]) -> Result<(), String> {
-        let (from, to) = (send[self.rank], receive[self.rank]);
+    unsafe fn enqueue(&self, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<(), String> {
         // SAFETY: this value owns stream and event; the caller guarantees the ranges.
         let copied = unsafe {
             self.driver.record(self.ready, self.compute).and_then(|()| {
                 self.driver.stream_wait(self.stream, self.ready)?;
-                match from.bytes > 0 && from != to {
-                    true => self.driver.copy(to.addr, from.addr, from.bytes, self.stream),
-                    false => Ok(()),
-                }
+                let pairs = send[self.rank].iter().zip(&receive[self.rank]).filter(|(from, to)| is_copy(from, to));
+                pairs
+                    .into_iter()
+                    .try_for_each(|(from, to)| self.driver.copy(to.addr, from.addr, from.bytes, self.stream))
             })
         };
         copied.map_err(|e| e.to_string())?;
-        let transfers = |ranges: &[Span]| {
-            let ranges = ranges.iter().copied().enumerate();
-            ranges.filter(|(peer, range)| *peer != self.rank && range.bytes > 0).collect::<Vec<_>>()
+        let transfers = |of_ranks: &[Vec<Span>]| {
+            let of_peers = of_ranks.iter().enumerate().filter(|(peer, _)| *peer != self.rank);
+            let ranges = of_peers.flat_map(|(peer, ranges)| ranges.iter().map(move |range| (peer, *range)));
+            ranges.filter(|(_, range)| range.bytes > 0).collect::<Vec<_>>()
         };
         let (sends, receives) = (transfers(send), transfers(receive));
         if sends.is_empty() && receives.is_empty() {
@@ -326,20 +326,25 @@ impl Communicator {
     }
 
     /// Returns why ranges cannot be exchanged.
-    fn invalid_ranges(&self, send: &[Span], receive: &[Span]) -> Option<String> {
-        for (what, ranges) in [("sends", send), ("receives", receive)] {
-            if ranges.len() != self.size {
-                return Some(format!("{} {what} for {} ranks", ranges.len(), self.size));
+    fn invalid_ranges(&self, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Option<String> {
+        for (what, of_ranks) in [("sends", send), ("receives", receive)] {
+            if of_ranks.len() != self.size {
+                return Some(format!("{what} for {} ranks, but there are {}", of_ranks.len(), self.size));
             }
         }
-        let (own_from, own_to) = (send[self.rank], receive[self.rank]);
-        if own_from.bytes != own_to.bytes {
-            return Some(format!("{} bytes to itself, but {} bytes from itself", own_from.bytes, own_to.bytes));
+        let sizes = |ranges: &[Span]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
+        let [sent, received] = [&send[self.rank], &receive[self.rank]].map(|ranges| sizes(ranges));
+        if sent != received {
+            return Some(format!(
+                "ranges of {sent:?} bytes to this rank itself, but of {received:?} bytes from itself"
+            ));
         }
-        let in_place = own_from == own_to;
-        let written = receive.iter().enumerate().filter(|(from, _)| !(in_place && *from == self.rank));
-        let mut ranges: Vec<(Span, bool)> = written.map(|(_, range)| (*range, true)).collect();
-        ranges.extend(send.iter().map(|range| (*range, false)));
+        let mut ranges: Vec<(Span, bool)> = Vec::new();
+        for (rank, (sent, received)) in send.iter().zip(receive).enumerate() {
+            ranges.extend(sent.iter().map(|range| (*range, false)));
+            let is_written = |i: usize| rank != self.rank || is_copy(&sent[i], &received[i]);
+            ranges.extend(received.iter().enumerate().filter(|(i, _)| is_written(*i)).map(|(_, range)| (*range, true)));
+        }
         ranges.retain(|(range, _)| range.bytes > 0);
         ranges.sort_by_key(|(range, _)| range.addr);
         // The ends of the ranges so far: of all of them, and of those that are written.
@@ -454,6 +459,11 @@ impl Drop for Communicator {
             self.driver.destroy_stream(self.stream);
         }
     }
+}
+
+/// Whether a range that a rank sends to itself has to be copied: it is not received in place.
+fn is_copy(from: &Span, to: &Span) -> bool {
+    from.bytes > 0 && from != to
 }
 
 /// Pauses between two polls of a wait that began at `start`.

@@ -69,6 +69,18 @@ fn whole(buffer: &Arc<Buffer>) -> DeviceRange {
     DeviceRange::new(buffer, 0, buffer.bytes())
 }
 
+/// Lists of one range for each rank.
+fn one_each(ranges: &[DeviceRange]) -> Vec<Vec<DeviceRange>> {
+    ranges.iter().map(|range| vec![range.clone()]).collect()
+}
+
+/// Lists for two ranks: `range` for the rank `peer`, nothing for the other.
+fn only_for(peer: usize, range: DeviceRange) -> Vec<Vec<DeviceRange>> {
+    let mut lists = vec![Vec::new(); 2];
+    lists[peer].push(range);
+    lists
+}
+
 /// What rank `from` sends to rank `to` in a round: its size depends on both and may be 0.
 fn message(from: usize, to: usize, round: usize) -> Vec<u8> {
     let bytes = (from * 5 + to * 3) % 7 * 100 + from % 2;
@@ -81,7 +93,14 @@ fn exchange_messages(size: usize) {
         let rank = ranks.rank();
         let send: Vec<_> = (0..size).map(|to| buffer(device, &message(rank, to, 0))).collect();
         let receive: Vec<_> = (0..size).map(|from| buffer(device, &vec![0; message(from, rank, 0).len()])).collect();
-        let range = |buffers: &[Arc<Buffer>]| buffers.iter().map(whole).collect::<Vec<_>>();
+        // A message is sent as two ranges, of which one or both may be empty.
+        let range = |buffers: &[Arc<Buffer>]| {
+            let halves = |buffer: &Arc<Buffer>| {
+                let middle = buffer.bytes() / 3;
+                vec![DeviceRange::new(buffer, 0, middle), DeviceRange::new(buffer, middle, buffer.bytes() - middle)]
+            };
+            buffers.iter().map(halves).collect::<Vec<_>>()
+        };
         let mut in_use = Vec::new();
         for round in 0..4 {
             send.iter().enumerate().for_each(|(to, b)| b.upload(0, &message(rank, to, round)).unwrap());
@@ -117,8 +136,10 @@ fn parts_of_a_buffer_are_gathered_in_place() {
         let own = DeviceRange::new(&buffer(device, &[9; 12]), 0, 12);
         let all = buffer(device, &[ranks.rank() as u8; 12]);
         let parts: Vec<_> = (0..3).map(|from| DeviceRange::new(&all, from * 4, 4)).collect();
-        ranks.exchange("weights", &vec![parts[ranks.rank()].clone(); 3], &parts).unwrap();
-        let overlapping = ranks.exchange("overlap", &vec![own.clone(); 3], &vec![own; 3]).unwrap_err().to_string();
+        let mine = vec![vec![parts[ranks.rank()].clone()]; 3];
+        ranks.exchange("weights", &mine, &one_each(&parts)).unwrap();
+        let same = vec![vec![own]; 3];
+        let overlapping = ranks.exchange("overlap", &same, &same).unwrap_err().to_string();
         assert!(
             overlapping.contains("exchange 'overlap': a range that is received overlaps another one"),
             "{overlapping}"
@@ -130,20 +151,37 @@ fn parts_of_a_buffer_are_gathered_in_place() {
 }
 
 #[test]
+fn host_is_at_most_256_exchanges_ahead() {
+    let gpus = fake_gpus(2);
+    on_ranks(&gpus, LONG, |device, ranks| {
+        let (sent, received) = (buffer(device, &[ranks.rank() as u8; 4]), buffer(device, &[7; 8]));
+        let receive: Vec<_> = (0..2).map(|from| vec![DeviceRange::new(&received, from * 4, 4)]).collect();
+        for _ in 0..300 {
+            ranks.exchange("many", &vec![vec![whole(&sent)]; 2], &receive).unwrap();
+            let ExchangeStatus { started, finished, .. } = ranks.status();
+            assert!(started - finished <= 256);
+        }
+        assert_eq!(bytes_of(&received), [0, 0, 0, 0, 1, 1, 1, 1]);
+    });
+    assert_clean(&gpus);
+}
+
+#[test]
 fn calls_that_cannot_work_are_refused() {
     let gpus = fake_gpus(1);
     let other = device_of(&FakeDriver::new(Arch::H100, 4 << 20));
     on_ranks(&gpus, LONG, |device, ranks| {
         let (own, foreign) = (whole(&buffer(device, &[1; 8])), whole(&buffer(&other, &[2; 8])));
-        let fails = |send: &[DeviceRange], receive: &[DeviceRange], words: &str| {
+        let fails = |send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>], words: &str| {
             let e = ranks.exchange("part 1", send, receive).unwrap_err().to_string();
             assert!(e.contains(words) && e.contains("exchange 'part 1'"), "{words} in {e}");
         };
-        fails(&[foreign], std::slice::from_ref(&own), "8 bytes of gradients on cuda belongs to another device");
-        fails(&[], std::slice::from_ref(&own), "0 sends for 1 ranks");
-        fails(std::slice::from_ref(&own), &[DeviceRange::empty()], "8 bytes to itself, but 0 bytes from itself");
+        let own = [vec![own]];
+        fails(&[vec![foreign]], &own, "8 bytes of gradients on cuda belongs to another device");
+        fails(&[], &own, "sends for 0 ranks, but there are 1");
+        fails(&own, &[Vec::new()], "ranges of [8] bytes to this rank itself, but of [] bytes from itself");
         assert_eq!(ranks.status().started, 0);
-        ranks.exchange("part 1", std::slice::from_ref(&own), std::slice::from_ref(&own)).unwrap();
+        ranks.exchange("part 1", &own, &own).unwrap();
     });
 }
 
@@ -154,8 +192,7 @@ fn memory_of_a_pending_exchange_stays_allocated() {
     on_ranks(&gpus, LONG, |device, ranks| {
         let other = 1 - ranks.rank();
         let (sent, received) = (buffer(device, &[ranks.rank() as u8 + 1; 300]), buffer(device, &[0; 300]));
-        let (mut send, mut receive) = (vec![DeviceRange::empty(); 2], vec![DeviceRange::empty(); 2]);
-        (send[other], receive[other]) = (whole(&sent), whole(&received));
+        let (send, receive) = (only_for(other, whole(&sent)), only_for(other, whole(&received)));
         let pending = ranks.start_exchange("gradients", &send, &receive).unwrap();
         let addr = sent.addr();
         drop((sent, send, receive));
@@ -178,8 +215,7 @@ fn writing_to_a_pending_exchange_is_reported() {
         on_ranks(&gpus, LONG, |device, ranks| {
             let other = 1 - ranks.rank();
             let (sent, received) = (buffer(device, &[1; 16]), buffer(device, &[2; 16]));
-            let (mut send, mut receive) = (vec![DeviceRange::empty(); 2], vec![DeviceRange::empty(); 2]);
-            (send[other], receive[other]) = (whole(&sent), whole(&received));
+            let (send, receive) = (only_for(other, whole(&sent)), only_for(other, whole(&received)));
             if ranks.rank() == 1 {
                 written.wait();
             }
@@ -206,8 +242,8 @@ fn loss_of_a_rank_is_an_asynchronous_error() {
         let part = whole(&buffer(device, &[ranks.rank() as u8; 16]));
         let parts = |range: &DeviceRange| {
             let all = buffer(device, &[0; 48]);
-            let receive: Vec<_> = (0..3).map(|from| DeviceRange::new(&all, from * 16, 16)).collect();
-            (vec![range.clone(); 3], receive)
+            let receive: Vec<_> = (0..3).map(|from| vec![DeviceRange::new(&all, from * 16, 16)]).collect();
+            (vec![vec![range.clone()]; 3], receive)
         };
         let (send, receive) = parts(&part);
         ranks.exchange("layers.0", &send, &receive).unwrap();
@@ -241,7 +277,8 @@ fn watchdog_names_the_exchange_and_the_missing_rank() {
     let over = Barrier::new(2);
     let results = on_ranks(&gpus, Duration::from_millis(300), |device, ranks| {
         let part = whole(&buffer(device, &[1; 16]));
-        let (send, receive) = (vec![part; 2], vec![whole(&buffer(device, &[0; 16])), whole(&buffer(device, &[0; 16]))]);
+        let received = [0, 1].map(|_| whole(&buffer(device, &[0; 16])));
+        let (send, receive) = (vec![vec![part]; 2], one_each(&received));
         ranks.exchange("layers.0", &send, &receive).unwrap();
         ranks.wait_for_all().unwrap();
         let mut found = (String::new(), ranks.status());
@@ -356,14 +393,15 @@ fn run_program(device: &Device, ranks: &NcclCollectives, program: &[Step], waits
     let array = |value: f32| buffer(device, bytemuck::cast_slice(&[value; 4]));
     let (own, one, beside) = (array(ranks.rank() as f32), array(1.0), array(0.0));
     let received: Vec<_> = (0..ranks.size()).map(|_| array(0.0)).collect();
-    let receive: Vec<_> = received.iter().map(whole).collect();
+    let receive: Vec<_> = received.iter().map(|buffer| vec![whole(buffer)]).collect();
+    let send = vec![vec![whole(&own)]; ranks.size()];
     for (i, step) in program.iter().enumerate() {
         match *step {
             Step::AddOne => launch(device, &ADD, &own, &one),
             Step::Halve => launch(device, &HALVE, &own, &one),
-            Step::Sum => ranks.exchange("own", &vec![whole(&own); ranks.size()], &receive).unwrap(),
+            Step::Sum => ranks.exchange("own", &send, &receive).unwrap(),
             Step::SumBeside(launches) => {
-                let pending = ranks.start_exchange("own", &vec![whole(&own); ranks.size()], &receive).unwrap();
+                let pending = ranks.start_exchange("own", &send, &receive).unwrap();
                 (0..launches).for_each(|_| launch(device, &ADD, &beside, &one));
                 pending.wait().unwrap();
             }
@@ -426,9 +464,10 @@ fn launch_after_an_exchange_waits_for_it() {
                 let memory = gpu.alloc(16).unwrap();
                 gpu.fill(&memory, rank as u8).unwrap();
                 let span = |offset| crate::exchanges::Span { addr: memory.address() + offset, bytes: 8 };
-                let parts = [span(0), span(8)];
+                let parts = [vec![span(0)], vec![span(8)]];
+                let send = [parts[rank].clone(), parts[rank].clone()];
                 // SAFETY: the memory is allocated until the GPU is done.
-                let ticket = unsafe { ranks.start("halves", &[parts[rank]; 2], &parts) }.unwrap();
+                let ticket = unsafe { ranks.start("halves", &send, &parts) }.unwrap();
                 gpu.next_may_start_early.store(true, std::sync::atomic::Ordering::Relaxed);
                 ranks.wait(ticket).unwrap();
                 assert!(!gpu.next_may_start_early.load(std::sync::atomic::Ordering::Relaxed));
@@ -452,7 +491,7 @@ fn nccl_of_one_gpu() {
     };
     let ranks = device.join_nccl(0, 1, &id, LONG).unwrap();
     let (sent, received) = (buffer(&device, &[5; 1000]), buffer(&device, &[0; 1000]));
-    ranks.exchange("itself", &[whole(&sent)], &[whole(&received)]).unwrap();
+    ranks.exchange("itself", &[vec![whole(&sent)]], &[vec![whole(&received)]]).unwrap();
     ranks.wait_for_all().unwrap();
     assert_eq!(bytes_of(&received), [5; 1000]);
     drop(ranks);
