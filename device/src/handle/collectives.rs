@@ -141,7 +141,9 @@ impl Drop for PendingExchange {
     }
 }
 
-/// Exchanges by NCCL. Dropping it leaves the job, which waits for the other ranks for up to 10 s.
+/// Exchanges by NCCL. The first exchange between two ranks makes their connection, so the host may wait in it until both
+/// have started it. Dropping the value leaves the job. All ranks drop it together, because it waits for the others for up
+/// to 10 s, and a rank that is still exchanging then gets an error.
 pub struct NcclCollectives {
     // Dropped before the device, whose stream it uses.
     exchanges: Arc<dyn Exchanges>,

@@ -250,14 +250,18 @@ impl Driver for FakeDriver {
         }
     }
 
-    // cuEventQuery: an event that was never recorded counts as complete. A host that asks repeatedly waits, so the
-    // work runs after the first question, and the next answer is yes.
+    // cuEventQuery: an event that was never recorded counts as complete. A host that asks again, and has enqueued
+    // nothing meanwhile, waits: then the work runs, and a later answer is yes.
     unsafe fn is_complete(&self, event: EventHandle) -> Result<bool, CudaError> {
         let call = "querying an event";
         let Some((ticket, stream)) = self.0.recorded(call, event)? else { return Ok(true) };
         let mut s = self.0.state_unless_faulted(call)?;
         if s.reached.contains_key(&ticket) {
             return Ok(true);
+        }
+        let enqueued = s.streams.values().map(|queue| queue.enqueued).sum();
+        if s.last_query.replace((ticket, enqueued)) != Some((ticket, enqueued)) {
+            return Ok(false);
         }
         let blocked = self.0.run_stream(&mut s, stream, Until::Event(ticket));
         drop(s);

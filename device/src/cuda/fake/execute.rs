@@ -43,11 +43,12 @@ impl Inner {
     /// other ranks, if the stream cannot go on because of them.
     pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: Until) -> Option<Blocked> {
         while state.faulted.is_none() && !until.is_reached(state) {
-            let work = state.streams.get_mut(&stream).map(|q| &mut q.work);
-            let op = work.as_ref().and_then(|work| work.front().cloned())?;
-            // A wait stays in the queue while the other stream runs, so that the work behind it counts as ordered.
-            if !matches!(op, Op::Wait(_)) {
-                work?.pop_front();
+            let op = state.streams.get(&stream).and_then(|queue| queue.work.front().cloned())?;
+            // Work that may have to wait stays in the queue until it is done. While a wait runs another stream, the
+            // work behind it then counts as ordered.
+            let may_wait = matches!(op, Op::Wait(_) | Op::Transfer(_));
+            if !may_wait {
+                state.remove_first(stream);
             }
             let used_by_transfers = if op.writes() { state.used_by_transfers(stream) } else { Vec::new() };
             state.clock += TICK;
@@ -55,15 +56,12 @@ impl Inner {
                 Ok(None) => state.report_changes(&used_by_transfers),
                 Ok(Some(blocked)) => {
                     state.clock -= TICK;
-                    if !matches!(op, Op::Wait(_)) {
-                        state.streams.entry(stream).or_default().work.push_front(op);
-                    }
                     return Some(blocked);
                 }
                 Err(why) => state.faulted = Some(why),
             }
-            if matches!(op, Op::Wait(_)) {
-                state.streams.entry(stream).or_default().work.pop_front();
+            if may_wait {
+                state.remove_first(stream);
             }
             if matches!((until, op), (Until::Transfer, Op::Transfer(_))) {
                 return None;
@@ -225,6 +223,11 @@ impl Ready {
 }
 
 impl State {
+    /// Removes the first operation of a stream.
+    fn remove_first(&mut self, stream: usize) {
+        self.streams.get_mut(&stream).and_then(|queue| queue.work.pop_front());
+    }
+
     /// Returns the memory of sends and receives on other streams that no event orders after the work of `stream`.
     fn used_by_transfers(&self, stream: usize) -> Vec<UsedRange> {
         let mut ranges = Vec::new();

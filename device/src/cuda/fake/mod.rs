@@ -130,6 +130,8 @@ struct State {
     events: BTreeMap<usize, Option<EventRecord>>,
     /// The time at which each recording of an event completed, keyed by [`EventRecord::ticket`].
     reached: HashMap<u64, f64>,
+    /// The newest recording that the host has asked for, and how many operations were enqueued then.
+    last_query: Option<(u64, u64)>,
     modules: BTreeMap<usize, Arc<Program>>,
     functions: BTreeMap<usize, LoadedFunction>,
     graphs: BTreeMap<usize, Vec<Op>>,

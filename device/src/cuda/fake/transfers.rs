@@ -18,7 +18,7 @@ use reel_sim::memory::SimMemory;
 use super::Inner;
 
 /// A rank that waits for another one for this time is reported as hanging, even if the other one may still compute.
-const HANG_TIME: Duration = Duration::from_secs(300);
+const HANG_TIME: Duration = Duration::from_secs(1200);
 
 /// The ranks of one communicator.
 #[derive(Debug)]

@@ -47,7 +47,7 @@ pub(crate) struct Communicator {
     stream: StreamHandle,
     /// Recorded on the compute stream when an exchange starts. Waits for an earlier recording stay valid.
     ready: EventHandle,
-    /// Held during each call to NCCL, which allows one thread at a time. `None` after the end.
+    /// Held during each call to NCCL, which allows one thread at a time. `None` before the start and after the end.
     comm: Mutex<Option<CommHandle>>,
     /// Held while an exchange is enqueued: no other may begin before NCCL has enqueued it.
     starting: Mutex<()>,
@@ -89,11 +89,6 @@ impl Communicator {
         time_limit: Duration,
     ) -> Result<Communicator, CudaError> {
         let (driver, nccl) = (gpu.driver.clone(), gpu.driver.nccl()?);
-        let failed = |result: NcclResult| {
-            let what = format!("cannot join: {} ({})", result.name(), nccl.describe(result));
-            CudaError::Exchange { rank, size, what }
-        };
-        let comm = nccl.init_rank(size, id, rank).map_err(failed)?;
         let stream = driver.stream()?;
         // SAFETY: the stream was just created.
         let ready = driver.event().inspect_err(|_| unsafe { driver.destroy_stream(stream) })?;
@@ -115,10 +110,14 @@ impl Communicator {
             nccl,
             stream,
             ready,
-            comm: Mutex::new(Some(comm)),
+            comm: Mutex::default(),
             starting: Mutex::default(),
             progress: Mutex::new(progress),
         };
+        match communicator.nccl.init_rank(size, id, rank) {
+            Ok(comm) => *lock(&communicator.comm) = Some(comm),
+            Err(error) => return Err(communicator.fail(format!("cannot join: {}", communicator.error_text(error)))),
+        }
         match communicator.wait_for_nccl(time_limit) {
             Ok(NcclResult::SUCCESS) => Ok(communicator),
             Ok(NcclResult::IN_PROGRESS) => {
@@ -181,15 +180,15 @@ impl Communicator {
     /// An exchange has failed.
     pub fn wait(&self, ticket: u64) -> Result<(), CudaError> {
         let progress = lock(&self.progress);
-        if let Some(failure) = &progress.failure {
-            return Err(failure.clone());
-        }
         // An exchange that is not in flight has completed.
-        let Some(exchange) = progress.in_flight.iter().find(|e| e.sequence == ticket) else { return Ok(()) };
-        // Launches that start early read weights before they wait, and the exchange may write weights.
-        self.next_may_start_early.store(false, Ordering::Relaxed);
-        // SAFETY: this value owns the event, and the compute stream is live.
-        unsafe { self.driver.stream_wait(self.compute, exchange.done) }
+        if let Some(exchange) = progress.in_flight.iter().find(|e| e.sequence == ticket) {
+            // Launches that start early read weights before they wait, and the exchange may write weights.
+            self.next_may_start_early.store(false, Ordering::Relaxed);
+            // Also after a failure: an aborted exchange uses its memory until the abort is done.
+            // SAFETY: this value owns the event, and the compute stream is live.
+            unsafe { self.driver.stream_wait(self.compute, exchange.done)? }
+        }
+        progress.failure.clone().map_or(Ok(()), Err)
     }
 
     /// Returns an error if an exchange has failed, if another rank has ended, or if no exchange has completed for the
@@ -268,10 +267,8 @@ impl Communicator {
         let copied = unsafe {
             self.driver.record(self.ready, self.compute).and_then(|()| {
                 self.driver.stream_wait(self.stream, self.ready)?;
-                let pairs = send[self.rank].iter().zip(&receive[self.rank]).filter(|(from, to)| is_copy(from, to));
-                pairs
-                    .into_iter()
-                    .try_for_each(|(from, to)| self.driver.copy(to.addr, from.addr, from.bytes, self.stream))
+                let mut pairs = send[self.rank].iter().zip(&receive[self.rank]).filter(|(from, to)| is_copy(from, to));
+                pairs.try_for_each(|(from, to)| self.driver.copy(to.addr, from.addr, from.bytes, self.stream))
             })
         };
         copied.map_err(|e| e.to_string())?;
