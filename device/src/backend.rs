@@ -1,9 +1,10 @@
 //! The operations that each device implements ([`Backend`]), and what they return.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::capabilities::{Capabilities, Kernels};
 use crate::error::{DeviceError, Result};
+use crate::exchanges::Exchanges;
 use crate::host_memory::free_host_bytes;
 use crate::launch::Launch;
 use crate::profile::{LaunchRecord, TimedLaunch};
@@ -161,4 +162,22 @@ pub(crate) trait Backend: Send + Sync {
         Ok(())
     }
     fn destroy_graph(&self, _handle: u64) {}
+    /// Creates the id by which the ranks of a job find each other.
+    fn exchange_id(&self) -> Result<[u8; 128]> {
+        Err(no_exchanges(self.name()))
+    }
+    /// Joins the exchanges of the ranks that have this id. Returns when all `size` ranks have joined.
+    fn join_exchanges(
+        &self,
+        _rank: usize,
+        _size: usize,
+        _id: &[u8; 128],
+        _time_limit: Duration,
+    ) -> Result<Box<dyn Exchanges>> {
+        Err(no_exchanges(self.name()))
+    }
+}
+
+fn no_exchanges(device: &str) -> DeviceError {
+    DeviceError::Failed(format!("NCCL: moves memory between GPUs, and device {device} is none; use --device cuda"))
 }

@@ -4,6 +4,7 @@
 //! - What is a launch? Plain data: [`launch`].
 //! - What does a program call? [`Device`] allocates a [`Buffer`], runs a [`Launch`], captures a [`CapturedGraph`], and
 //!   has a [`Profiler`]. Each device implements `Backend` (`backend.rs`).
+//! - How do the ranks of a job exchange device memory? [`Collectives`].
 //! - How does CUDA become machine code? [`compile`].
 //! - How does a launch run on a GPU, real or fake? [`cuda`]; on the simulator: [`simulate`]; on the CPU: [`Team`] and
 //!   [`cpu`].
@@ -17,6 +18,7 @@ pub mod cpu;
 pub mod cuda;
 mod dry;
 mod error;
+mod exchanges;
 mod handle;
 mod host_memory;
 pub mod launch;
@@ -32,7 +34,11 @@ pub use backend::{Hardware, MatmulLibrary};
 pub use capabilities::{Capabilities, Kernels};
 pub use cuda::Products;
 pub use error::{DeviceError, Result, format_bytes};
-pub use handle::{Buffer, CapturedGraph, Device, Download, GraphCache, Profiler};
+pub use exchanges::ExchangeStatus;
+pub use handle::{
+    Buffer, CapturedGraph, Collectives, Device, DeviceRange, Download, GraphCache, NcclCollectives, PendingExchange,
+    Profiler,
+};
 pub use host_memory::free_host_bytes;
 pub use launch::{Addr, Arch, Cost, DType, Element, Kernel, KernelLaunch, Launch, Source, Stage};
 pub use mapped_file::MappedFile;

@@ -135,10 +135,7 @@ struct Prepared {
 
 impl Functions {
     fn open(path: &Path) -> Result<Functions, CudaError> {
-        let failed = |e: libloading::Error| CudaError::Call {
-            call: format!("opening {}", path.display()),
-            what: e.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
-        };
+        let failed = |e: libloading::Error| CudaError::of_library(path.as_os_str(), &e);
         // SAFETY: the initialisers of NVIDIA's library have no preconditions.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(failed)?;
         macro_rules! get {

@@ -1,12 +1,13 @@
 //! Device `cuda`: all launches go to one stream; memory comes from one pool (`memory.rs`); weights are copied to the
-//! GPU once.
+//! GPU once. Exchanges with other ranks have a stream of their own (`nccl/communicator.rs`).
 //!
 //! One stream gives one order: a freed block can be given to another tensor while earlier launches still use it,
-//! because launches on that tensor run later.
+//! because launches on that tensor run later. The memory of an exchange stays allocated until the stream waits for it.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use super::copy_ring::{CopyRing, MAX_ASYNC_COPY_BYTES};
 use super::memory::MemoryPool;
@@ -15,8 +16,10 @@ use super::timeline::{LaunchTimeline, MAX_LAUNCHES_IN_FLIGHT};
 use crate::backend::{Backend, Hardware, MatmulLibrary, PendingCopy, only_on_a_cpu};
 use crate::capabilities::Kernels;
 use crate::cuda::blas::{Blas, WORKSPACE_BYTES};
+use crate::cuda::nccl::Communicator;
 use crate::cuda::{AlgorithmFingerprint, CudaError, Gpu, GpuGraph};
 use crate::error::{DeviceError, Result};
+use crate::exchanges::{ExchangeStatus, Exchanges, Span};
 use crate::launch::Matmul;
 use crate::profile::{LaunchRecord, TimedLaunch};
 use crate::{Addr, DType, KernelLaunch, Launch};
@@ -433,6 +436,57 @@ impl Backend for Cuda {
         if let Some((at, bytes)) = buffer {
             self.free(at, bytes);
         }
+    }
+
+    fn exchange_id(&self) -> Result<[u8; 128]> {
+        let nccl = self.gpu.driver().nccl().map_err(device_error)?;
+        nccl.unique_id().map_err(|error| {
+            let call = "creating an id of NCCL".into();
+            let what = format!("{} ({})", error.name(), nccl.describe(error));
+            device_error(CudaError::Call { call, what })
+        })
+    }
+
+    fn join_exchanges(
+        &self,
+        rank: usize,
+        size: usize,
+        id: &[u8; 128],
+        time_limit: Duration,
+    ) -> Result<Box<dyn Exchanges>> {
+        let joined = Communicator::join(&self.gpu, (rank, size), id, time_limit).map_err(device_error)?;
+        Ok(Box::new(joined))
+    }
+}
+
+impl Exchanges for Communicator {
+    fn rank(&self) -> usize {
+        self.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.size()
+    }
+
+    unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64> {
+        // SAFETY: the caller guarantees the ranges.
+        unsafe { self.start(name, send, receive) }.map_err(device_error)
+    }
+
+    fn wait(&self, ticket: u64) -> Result<()> {
+        self.wait(ticket).map_err(device_error)
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        self.wait_for_all().map_err(device_error)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.check().map_err(device_error)
+    }
+
+    fn status(&self) -> ExchangeStatus {
+        self.status()
     }
 }
 

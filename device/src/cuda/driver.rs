@@ -5,6 +5,7 @@
 
 use super::blas::Blas;
 use super::error::CudaError;
+use super::nccl::Nccl;
 pub use super::types::{
     CompiledCode, EventHandle, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
     LaunchLimits, ModuleHandle, PhysicalMemoryHandle, StreamHandle,
@@ -71,6 +72,8 @@ pub trait Driver: Send + Sync {
     unsafe fn record(&self, event: EventHandle, stream: StreamHandle) -> Result<(), CudaError>;
     /// Blocks the host until the event completes.
     unsafe fn wait(&self, event: EventHandle) -> Result<(), CudaError>;
+    /// Tells whether the event has completed, without waiting. Returns the error of a kernel that faulted.
+    unsafe fn is_complete(&self, event: EventHandle) -> Result<bool, CudaError>;
     /// Makes later work of the stream wait until the event completes.
     unsafe fn stream_wait(&self, stream: StreamHandle, event: EventHandle) -> Result<(), CudaError>;
     /// Returns the seconds between two completed events, with a resolution of half a microsecond; negative if `end`
@@ -121,4 +124,6 @@ pub trait Driver: Send + Sync {
 
     /// Opens the library for matrix products on this GPU.
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError>;
+    /// Opens the library for exchanges of this GPU's memory with other GPUs.
+    fn nccl(&self) -> Result<Box<dyn Nccl>, CudaError>;
 }

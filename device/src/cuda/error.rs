@@ -1,5 +1,8 @@
 //! Errors of a GPU and its driver.
 
+use std::error::Error;
+use std::ffi::OsStr;
+
 use crate::compile::CompileError;
 use crate::launch::TensorMapError;
 
@@ -58,12 +61,42 @@ pub enum CudaError {
         "cuda: cuBLASLt not found: no libcublasLt.so.13; install CUDA 13 or the Python package nvidia-cublas, or set CUDA_HOME; details: `reel doctor`"
     )]
     NoBlas,
+    /// NCCL is not installed.
+    #[error(
+        "cuda: NCCL not found: no libnccl.so.2; install NVIDIA's package libnccl2 or the Python package nvidia-nccl-cu13, or add the library's folder to LD_LIBRARY_PATH"
+    )]
+    NoNccl,
+    /// NCCL is too old.
+    #[error("cuda: NCCL {} is too old; install NCCL {} or newer", nccl_version(*.has), nccl_version(*.needs))]
+    OldNccl {
+        /// The version that is installed, for example 21403 for 2.14.3.
+        has: u32,
+        /// The oldest supported version.
+        needs: u32,
+    },
+    /// An exchange between ranks failed.
+    #[error("NCCL: rank {rank} of {size}: {what}")]
+    Exchange {
+        /// This process's rank.
+        rank: usize,
+        /// The number of ranks.
+        size: usize,
+        /// What failed, and in which exchange.
+        what: String,
+    },
     /// A kernel does not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),
 }
 
 impl CudaError {
+    /// The error of a library, named `library`, that cannot be opened or lacks a function.
+    pub(super) fn of_library(library: &OsStr, error: &libloading::Error) -> CudaError {
+        let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        let what = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+        CudaError::Call { call: format!("opening {}", library.display()), what }
+    }
+
     /// Returns what is wrong and how to get a GPU if the error means that no GPU can be opened. The printed message
     /// also names the devices `cpu` and `sim`, which not every command supports.
     pub fn missing_gpu(&self) -> Option<(String, String)> {
@@ -90,4 +123,9 @@ impl CudaError {
 /// Returns a CUDA version number as text: `13.0` for 13000.
 fn version(number: u32) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
+/// Returns a version number of NCCL as text: `2.18.1` for 21801.
+pub(super) fn nccl_version(number: u32) -> String {
+    format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
 }

@@ -26,7 +26,7 @@ pub struct Gpu {
     pub(super) stream: StreamHandle,
     modules: Mutex<HashMap<&'static str, Loaded>>,
     /// Whether the newest work of the stream is a launch of a kernel in [`FOLDERS_BEFORE_EARLY_LAUNCHES`].
-    next_may_start_early: AtomicBool,
+    pub(super) next_may_start_early: Arc<AtomicBool>,
 }
 
 /// A loaded translation unit, and those of its functions that have been used.
@@ -71,7 +71,7 @@ impl Gpu {
     /// Makes a GPU from its driver and creates the stream.
     pub fn from_driver(driver: Arc<dyn Driver>) -> Result<Gpu, CudaError> {
         let stream = driver.stream()?;
-        Ok(Gpu { driver, stream, modules: Mutex::default(), next_may_start_early: AtomicBool::new(false) })
+        Ok(Gpu { driver, stream, modules: Mutex::default(), next_may_start_early: Arc::default() })
     }
 
     /// Returns the driver of the GPU.

@@ -19,6 +19,7 @@ pub mod fake;
 mod gpu;
 mod graph;
 mod memory;
+pub mod nccl;
 mod nvidia;
 pub mod rules;
 mod staging;

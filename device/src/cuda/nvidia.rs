@@ -16,6 +16,7 @@ use super::driver::{
     LaunchLimits, ModuleHandle, PhysicalMemoryHandle, StreamHandle,
 };
 use super::error::CudaError;
+use super::nccl::{Nccl, NcclLibrary};
 use crate::launch::Arch;
 
 /// The oldest CUDA version whose driver loads code of this toolkit, times 1000: CUDA 13.0.
@@ -391,6 +392,13 @@ impl Driver for Nvidia {
         self.call("running the enqueued work", || unsafe { driver::event::synchronize(event.raw()) })
     }
 
+    unsafe fn is_complete(&self, event: EventHandle) -> Result<bool, CudaError> {
+        self.call("querying an event", || match unsafe { driver::event::query(event.raw()) } {
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            done => done.map(|()| true),
+        })
+    }
+
     unsafe fn stream_wait(&self, stream: StreamHandle, event: EventHandle) -> Result<(), CudaError> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         self.call("waiting for an event", || unsafe { driver::stream::wait_event(stream.raw(), event.raw(), flags) })
@@ -555,6 +563,10 @@ impl Driver for Nvidia {
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
         self.current()?;
         Ok(Box::new(CublasLt::open(Context(self.context as usize))?))
+    }
+
+    fn nccl(&self) -> Result<Box<dyn Nccl>, CudaError> {
+        Ok(Box::new(NcclLibrary::open(Context(self.context as usize))?))
     }
 }
 

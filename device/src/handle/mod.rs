@@ -1,7 +1,9 @@
-//! The handle of a device ([`Device`]) and what belongs to a device: buffers, downloads, captured graphs, the profiler.
+//! The handle of a device ([`Device`]) and what belongs to a device: buffers, downloads, captured graphs, exchanges with
+//! other ranks, the profiler.
 
 mod buffer;
 mod captured_graph;
+mod collectives;
 mod download;
 mod graph_cache;
 mod profiler;
@@ -11,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 pub use buffer::Buffer;
 pub use captured_graph::CapturedGraph;
+pub use collectives::{Collectives, DeviceRange, NcclCollectives, PendingExchange};
 pub use download::Download;
 pub use graph_cache::GraphCache;
 pub use profiler::Profiler;

@@ -6,11 +6,15 @@ use reel_sim::program::Program;
 use reel_sim::tensor_map::TensorMap;
 
 use super::capture::Capture;
+use super::execute::Until;
+use super::nccl::FakeNccl;
 use super::products::FakeBlas;
-use super::{EnqueuedLaunch, EventRecord, FakeDriver, GRANULARITY, LoadedFunction, Op, Queue, failed, invalid};
+use super::transfers::Blocked;
+use super::{EnqueuedLaunch, EventRecord, FakeDriver, GRANULARITY, Inner, LoadedFunction, Op, Queue, failed, invalid};
 use crate::cuda::blas::Blas;
 use crate::cuda::driver::Driver;
 use crate::cuda::error::CudaError;
+use crate::cuda::nccl::Nccl;
 use crate::cuda::rules;
 use crate::cuda::types::{
     CompiledCode, EventHandle, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
@@ -45,8 +49,11 @@ impl Driver for FakeDriver {
     // cuMemFree: waits for all enqueued work. Freeing an address that `alloc` did not return is recorded as a
     // violation.
     unsafe fn free(&self, at: u64) {
+        let waited = self.0.wait_for_all_streams("freeing GPU memory");
         let mut s = self.0.state();
-        self.0.run_all_streams(&mut s);
+        if let (Err(e), None) = (waited, &s.faulted) {
+            s.add_violation(e.to_string());
+        }
         if s.allocated.remove(&at).is_none() {
             s.add_violation(format!("freeing {at:#x}, which was not allocated"));
         }
@@ -151,8 +158,11 @@ impl Driver for FakeDriver {
 
     // cuStreamDestroy: work that is already enqueued on the stream still runs.
     unsafe fn destroy_stream(&self, stream: StreamHandle) {
+        let waited = self.0.wait_for_stream("destroying a stream", stream.0, Until::End);
         let mut s = self.0.state();
-        self.0.run_stream(&mut s, stream.0, None);
+        if let (Err(e), None) = (waited, &s.faulted) {
+            s.add_violation(e.to_string());
+        }
         if s.streams.remove(&stream.0).is_none() {
             s.add_violation("destroying a stream that does not exist".into());
         }
@@ -168,9 +178,8 @@ impl Driver for FakeDriver {
         if !s.streams.contains_key(&stream.0) {
             return Err(failed("running the enqueued work", "CUDA_ERROR_INVALID_HANDLE"));
         }
-        self.0.run_stream(&mut s, stream.0, None);
         drop(s);
-        self.0.state_unless_faulted("running the enqueued work").map(|_| ())
+        self.0.wait_for_stream("running the enqueued work", stream.0, Until::End)
     }
 
     unsafe fn copy_in(&self, to: u64, from: *const u8, bytes: usize, stream: StreamHandle) -> Result<(), CudaError> {
@@ -235,15 +244,31 @@ impl Driver for FakeDriver {
     // cuEventSynchronize: an event that was never recorded counts as complete.
     unsafe fn wait(&self, event: EventHandle) -> Result<(), CudaError> {
         let call = "running the enqueued work";
-        let mut s = self.0.state_unless_faulted(call)?;
-        let recorded = *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
-        let Some(EventRecord { ticket, stream, captured }) = recorded else { return Ok(()) };
-        if captured {
-            return Err(failed(call, "CUDA_ERROR_CAPTURED_EVENT"));
+        match self.0.recorded(call, event)? {
+            Some((ticket, stream)) => self.0.wait_for_stream(call, stream, Until::Event(ticket)),
+            None => Ok(()),
         }
-        self.0.run_stream(&mut s, stream, Some(ticket));
+    }
+
+    // cuEventQuery: an event that was never recorded counts as complete. A host that asks again, and has enqueued
+    // nothing meanwhile, waits: then the work runs, and a later answer is yes.
+    unsafe fn is_complete(&self, event: EventHandle) -> Result<bool, CudaError> {
+        let call = "querying an event";
+        let Some((ticket, stream)) = self.0.recorded(call, event)? else { return Ok(true) };
+        let mut s = self.0.state_unless_faulted(call)?;
+        if s.reached.contains_key(&ticket) {
+            return Ok(true);
+        }
+        let enqueued = s.streams.values().map(|queue| queue.enqueued).sum();
+        if s.last_query.replace((ticket, enqueued)) != Some((ticket, enqueued)) {
+            return Ok(false);
+        }
+        let blocked = self.0.run_stream(&mut s, stream, Until::Event(ticket));
         drop(s);
-        self.0.state_unless_faulted(call).map(|_| ())
+        if let Some((group, rank)) = blocked.as_ref().map(Blocked::waiting_rank) {
+            group.run_other_gpus(rank);
+        }
+        Ok(false)
     }
 
     // cuStreamWaitEvent: a captured stream must not wait for work outside the capture, nor an uncaptured stream for
@@ -461,5 +486,20 @@ impl Driver for FakeDriver {
 
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
         Ok(Box::new(FakeBlas::new(self.clone())))
+    }
+
+    fn nccl(&self) -> Result<Box<dyn Nccl>, CudaError> {
+        Ok(Box::new(FakeNccl(self.clone())))
+    }
+}
+
+impl Inner {
+    /// Returns the newest recording of an event and its stream; `None` if it was never recorded.
+    fn recorded(&self, call: &str, event: EventHandle) -> Result<Option<(u64, usize)>, CudaError> {
+        let s = self.state_unless_faulted(call)?;
+        match *s.events.get(&event.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))? {
+            Some(EventRecord { captured: true, .. }) => Err(failed(call, "CUDA_ERROR_CAPTURED_EVENT")),
+            recorded => Ok(recorded.map(|r| (r.ticket, r.stream))),
+        }
     }
 }

@@ -6,19 +6,91 @@ use std::sync::Arc;
 use reel_sim::exec::{self, CompletionTiming, ExecOptions};
 use reel_sim::program::{Kernel, Program};
 
-use super::{EnqueuedLaunch, Inner, Op, Queue, State, TICK};
+use super::transfers::{Blocked, RankGroup};
+use super::{EnqueuedLaunch, Inner, Op, Queue, State, TICK, failed};
+use crate::cuda::error::CudaError;
 use crate::simulate;
 
+/// How far a stream runs.
+#[derive(Clone, Copy)]
+pub(super) enum Until {
+    /// To the end of its work.
+    End,
+    /// Up to this recording of an event.
+    Event(u64),
+    /// Up to the next sends and receives between ranks.
+    Transfer,
+}
+
+impl Until {
+    fn is_reached(self, state: &State) -> bool {
+        matches!(self, Until::Event(ticket) if state.reached.contains_key(&ticket))
+    }
+}
+
+impl Op {
+    /// Whether the operation itself writes memory of the GPU.
+    fn writes(&self) -> bool {
+        matches!(self, Op::CopyIn { .. } | Op::Copy { .. } | Op::Fill { .. } | Op::Launch(_) | Op::Product(_))
+    }
+}
+
+/// Memory that unfinished sends and receives of another stream use, and its contents; `None` if it was never written.
+type UsedRange = (u64, usize, Option<Vec<u8>>);
+
 impl Inner {
-    /// Runs the work of a stream: all of it, or up to the recorded event `until`.
-    pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: Option<u64>) {
-        while state.faulted.is_none() && until.is_none_or(|t| !state.reached.contains_key(&t)) {
-            let Some(op) = state.streams.get_mut(&stream).and_then(|q| q.work.pop_front()) else { return };
+    /// Runs the work of a stream: all of it, or up to `until`. Returns the sends and receives that have to wait for
+    /// other ranks, if the stream cannot go on because of them.
+    pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: Until) -> Option<Blocked> {
+        while state.faulted.is_none() && !until.is_reached(state) {
+            let op = state.streams.get(&stream).and_then(|queue| queue.work.front().cloned())?;
+            // Work that may have to wait stays in the queue until it is done. While a wait runs another stream, the
+            // work behind it then counts as ordered.
+            let may_wait = matches!(op, Op::Wait(_) | Op::Transfer(_));
+            if !may_wait {
+                state.remove_first(stream);
+            }
+            let used_by_transfers = if op.writes() { state.used_by_transfers(stream) } else { Vec::new() };
             state.clock += TICK;
-            if let Err(why) = self.run_operation(state, stream, &op) {
-                state.faulted = Some(why);
+            match self.run_operation(state, stream, &op) {
+                Ok(None) => state.report_changes(&used_by_transfers),
+                Ok(Some(blocked)) => {
+                    state.clock -= TICK;
+                    return Some(blocked);
+                }
+                Err(why) => state.faulted = Some(why),
+            }
+            if may_wait {
+                state.remove_first(stream);
+            }
+            if matches!((until, op), (Until::Transfer, Op::Transfer(_))) {
+                return None;
             }
         }
+        None
+    }
+
+    /// Waits until the work of a stream is done: all of it, or up to `until`. Meanwhile the other ranks of its
+    /// communicators may run.
+    pub(super) fn wait_for_stream(&self, call: &str, stream: usize, until: Until) -> Result<(), CudaError> {
+        loop {
+            let blocked = self.run_stream(&mut self.state(), stream, until);
+            let Some(blocked) = blocked else { return self.state_unless_faulted(call).map(|_| ()) };
+            blocked.wait().map_err(|hang| failed(call, &hang))?;
+        }
+    }
+
+    /// Runs each stream that has sends or receives of this communicator, until the next of them are posted or done.
+    /// Returns whether some were not done before.
+    pub(super) fn run_to_next_transfers(&self, group: &RankGroup) -> bool {
+        let mut state = self.state();
+        let mine = |op: &Op| matches!(op, Op::Transfer(t) if std::ptr::eq(&*t.group, group));
+        let streams = state.streams.iter().filter(|(_, queue)| queue.work.iter().any(mine)).map(|(s, _)| *s);
+        let streams: Vec<usize> = streams.collect();
+        for &stream in &streams {
+            self.run_stream(&mut state, stream, Until::Transfer);
+        }
+        !streams.is_empty()
     }
 
     /// Returns how many blocks can be resident on one multiprocessor, as limited by threads and shared memory.
@@ -36,12 +108,13 @@ impl Inner {
         exec::resident_blocks(kernel, &launch, &ExecOptions { gpu, ..ExecOptions::default() }) / all
     }
 
-    pub(super) fn run_all_streams(&self, state: &mut State) {
-        let streams: Vec<usize> = state.streams.keys().copied().collect();
-        streams.into_iter().for_each(|s| self.run_stream(state, s, None));
+    /// Waits until the work of all streams is done.
+    pub(super) fn wait_for_all_streams(&self, call: &str) -> Result<(), CudaError> {
+        let streams: Vec<usize> = self.state().streams.keys().copied().collect();
+        streams.into_iter().try_for_each(|stream| self.wait_for_stream(call, stream, Until::End))
     }
 
-    pub(super) fn run_operation(&self, state: &mut State, stream: usize, op: &Op) -> Result<(), String> {
+    fn run_operation(&self, state: &mut State, stream: usize, op: &Op) -> Result<Option<Blocked>, String> {
         let illegal = |what: String| format!("CUDA_ERROR_ILLEGAL_ADDRESS ({what})");
         match *op {
             Op::CopyIn { to, from, bytes } => {
@@ -80,17 +153,18 @@ impl Inner {
             Op::Wait(ticket) => {
                 let work = |q: &Queue| q.work.iter().any(|op| matches!(op, Op::Record(t) if *t == ticket));
                 if let Some(other) = state.streams.iter().find(|(_, q)| work(q)).map(|(s, _)| *s) {
-                    self.run_stream(state, other, Some(ticket));
+                    return Ok(self.run_stream(state, other, Until::Event(ticket)));
                 }
             }
+            Op::Transfer(ref transfer) => return transfer.run(&mut state.memory).map_err(illegal),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Runs a kernel, together with the next launch of its stream if that launch may begin before the kernel has ended
     /// (programmatic dependent launch). The simulator runs at most two launches together: the third launch of a chain
     /// begins when the second has ended.
-    pub(super) fn run_kernel(&self, state: &mut State, stream: usize, launch: &EnqueuedLaunch) -> Result<(), String> {
+    fn run_kernel(&self, state: &mut State, stream: usize, launch: &EnqueuedLaunch) -> Result<(), String> {
         const MOMENTS: [CompletionTiming; 3] =
             [CompletionTiming::Latest, CompletionTiming::Earliest, CompletionTiming::Random];
         let next = state.streams.get_mut(&stream).map(|q| &mut q.work);
@@ -149,6 +223,40 @@ impl Ready {
 }
 
 impl State {
+    /// Removes the first operation of a stream.
+    fn remove_first(&mut self, stream: usize) {
+        self.streams.get_mut(&stream).and_then(|queue| queue.work.pop_front());
+    }
+
+    /// Returns the memory of sends and receives on other streams that no event orders after the work of `stream`.
+    fn used_by_transfers(&self, stream: usize) -> Vec<UsedRange> {
+        let mut ranges = Vec::new();
+        for queue in self.streams.iter().filter(|(s, _)| **s != stream).map(|(_, queue)| queue) {
+            let is_unordered = |op: &&Op| !matches!(op, Op::Wait(ticket) if !self.reached.contains_key(ticket));
+            for op in queue.work.iter().take_while(is_unordered) {
+                if let Op::Transfer(transfer) = op {
+                    ranges.extend(transfer.ranges());
+                }
+            }
+        }
+        ranges.into_iter().map(|(at, bytes)| (at, bytes, self.contents(at, bytes))).collect()
+    }
+
+    /// Adds a violation for each range whose contents have changed.
+    fn report_changes(&mut self, ranges: &[UsedRange]) {
+        for (at, bytes, before) in ranges {
+            if self.contents(*at, *bytes) != *before {
+                self.add_violation(format!(
+                    "writing to {bytes} bytes at {at:#x}, which sends or receives on another stream still use"
+                ));
+            }
+        }
+    }
+
+    fn contents(&self, at: u64, bytes: usize) -> Option<Vec<u8>> {
+        self.memory.read(at, bytes).ok().map(<[u8]>::to_vec)
+    }
+
     /// Returns a launch with its compiled code, or an error if the function or module was unloaded.
     fn ready(&self, work: &EnqueuedLaunch) -> Result<Ready, String> {
         let known =

@@ -48,7 +48,10 @@ impl State {
         let queue = self.streams.get_mut(&stream.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;
         match &mut queue.capture {
             Some(capture) => return capture.record_operation(op).map_err(|code| failed(call, code)),
-            None => queue.work.push_back(op),
+            None => {
+                queue.work.push_back(op);
+                queue.enqueued += 1;
+            }
         }
         if elsewhere {
             self.add_violation(format!("{call} on a stream outside the capture in progress"));

@@ -1,6 +1,7 @@
 //! A driver for machines without a GPU, used to test the code above the driver.
 //!
-//! It enforces the driver's documented rules and runs launches on the simulator. Enqueued work runs as late as the
+//! It enforces the driver's documented rules and runs launches on the simulator. Several fake GPUs of one process
+//! exchange memory by a fake NCCL (`nccl.rs`). Enqueued work runs as late as the
 //! rules allow: when the host waits for it. So three kinds of errors show here that a fast GPU would mostly hide: a
 //! host buffer that is changed too early, memory that is freed while a launch still needs it, and a missing wait
 //! between streams.
@@ -15,7 +16,11 @@ mod capture;
 mod driver;
 mod execute;
 mod memory;
+mod nccl;
+#[cfg(test)]
+mod nccl_tests;
 mod products;
+mod transfers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,6 +33,7 @@ use super::types::{GpuProperties, LaunchConfig, LaunchLimits};
 use crate::Team;
 use crate::launch::{Arch, Matmul};
 use capture::Capture;
+use transfers::Transfer;
 
 /// Granularity of mapped memory in bytes: its addresses and sizes are multiples. On NVIDIA's GPUs it is 2 MiB.
 const GRANULARITY: usize = 64 << 10;
@@ -73,6 +79,8 @@ enum Op {
     Wait(u64),
     /// Marks the end of a launched graph.
     Launched(usize),
+    /// Sends and receives of the fake NCCL.
+    Transfer(Arc<Transfer>),
 }
 
 /// An enqueued launch.
@@ -86,6 +94,8 @@ struct EnqueuedLaunch {
 #[derive(Default)]
 struct Queue {
     work: VecDeque<Op>,
+    /// The number of operations that were ever added to `work`.
+    enqueued: u64,
     capture: Option<Capture<Op>>,
 }
 
@@ -120,6 +130,8 @@ struct State {
     events: BTreeMap<usize, Option<EventRecord>>,
     /// The time at which each recording of an event completed, keyed by [`EventRecord::ticket`].
     reached: HashMap<u64, f64>,
+    /// The newest recording that the host has asked for, and how many operations were enqueued then.
+    last_query: Option<(u64, u64)>,
     modules: BTreeMap<usize, Arc<Program>>,
     functions: BTreeMap<usize, LoadedFunction>,
     graphs: BTreeMap<usize, Vec<Op>>,
@@ -162,11 +174,19 @@ impl FakeDriver {
         self.0.state().allocated_bytes()
     }
 
+    /// Ends the process that uses this GPU, as a signal would: nothing runs on the GPU any more, every call fails, and
+    /// the other ranks of its communicators lose the connection.
+    pub fn kill_process(&self) {
+        self.0.state().faulted = Some("the process was killed".into());
+        nccl::kill_ranks(&self.0);
+    }
+
     /// Returns the number of resources that were created and not destroyed: streams, events, modules, graphs,
-    /// allocations, page-locked host memory.
+    /// allocations, page-locked host memory, communicators.
     pub fn open_handle_count(&self) -> usize {
+        let communicators = nccl::open_communicators(&self.0);
         let s = self.0.state();
-        let handles = s.streams.len() + s.events.len() + s.modules.len() + s.graphs.len();
+        let handles = communicators + s.streams.len() + s.events.len() + s.modules.len() + s.graphs.len();
         handles + s.allocated.len() + s.reserved.len() + s.backed.len() + s.host.len()
     }
 }

@@ -1,0 +1,473 @@
+//! Exchanges of GPU memory between ranks, on a stream of their own beside the GPU's compute stream.
+//!
+//! ```text
+//! start:   event `ready` on the compute stream; the exchange's stream waits for it
+//!          one group of sends and receives, and a copy of the part for this rank
+//!          event `done` on the exchange's stream
+//! wait:    the compute stream waits for `done`
+//! ```
+//!
+//! So an exchange runs beside the launches between `start` and `wait`. These must not write what it sends, nor use what
+//! it receives, and its memory must not be reused before `wait`. Work that is enqueued after `wait` runs after it.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::{CommHandle, Nccl, NcclResult, UniqueId};
+use crate::cuda::driver::{Driver, EventHandle, StreamHandle};
+use crate::cuda::error::CudaError;
+use crate::cuda::gpu::Gpu;
+use crate::exchanges::{ExchangeStatus, Span};
+
+/// The most exchanges that the host enqueues before it waits for the oldest.
+const MAX_IN_FLIGHT: usize = 256;
+/// The longest time that a rank waits for the others when it leaves.
+const LEAVE_TIME: Duration = Duration::from_secs(10);
+/// A wait polls without pause for this time, then pauses between polls.
+const POLL_TIME: Duration = Duration::from_millis(1);
+/// The pause between two polls of a long wait.
+const POLL_PAUSE: Duration = Duration::from_micros(200);
+
+/// One rank of a group of ranks that exchange GPU memory. Any thread may call it.
+pub(crate) struct Communicator {
+    rank: usize,
+    size: usize,
+    /// The longest time in which no exchange completes although one is in flight.
+    time_limit: Duration,
+    driver: Arc<dyn Driver>,
+    /// The stream of the GPU's launches.
+    compute: StreamHandle,
+    /// See `Gpu::next_launch_waits`.
+    next_may_start_early: Arc<AtomicBool>,
+    nccl: Box<dyn Nccl>,
+    /// The stream of the exchanges.
+    stream: StreamHandle,
+    /// Recorded on the compute stream when an exchange starts. Waits for an earlier recording stay valid.
+    ready: EventHandle,
+    /// Held during each call to NCCL, which allows one thread at a time. `None` before the start and after the end.
+    comm: Mutex<Option<CommHandle>>,
+    /// Held while an exchange is enqueued: no other may begin before NCCL has enqueued it.
+    starting: Mutex<()>,
+    progress: Mutex<Progress>,
+}
+
+/// The exchanges so far.
+struct Progress {
+    started: u64,
+    finished: u64,
+    /// The exchanges that may not have completed, oldest first.
+    in_flight: VecDeque<InFlight>,
+    /// Events that no exchange uses.
+    free_events: Vec<EventHandle>,
+    /// When the newest completed exchange was found to be complete, or the oldest one in flight was started.
+    last_progress: Instant,
+    /// The first error. All later calls return it.
+    failure: Option<CudaError>,
+}
+
+struct InFlight {
+    sequence: u64,
+    name: String,
+    done: EventHandle,
+    /// Whether `done` is recorded, that is, the exchange is enqueued.
+    is_enqueued: bool,
+}
+
+impl Communicator {
+    /// Joins the communicator with this id, and returns when all ranks have joined. `time_limit` holds for joining and
+    /// for exchanges, see [`Communicator::check`]. The communicator must be dropped before the GPU.
+    ///
+    /// # Errors
+    /// NCCL is missing or fails, or a rank is missing after the time limit.
+    pub fn join(
+        gpu: &Gpu,
+        (rank, size): (usize, usize),
+        id: &UniqueId,
+        time_limit: Duration,
+    ) -> Result<Communicator, CudaError> {
+        let (driver, nccl) = (gpu.driver.clone(), gpu.driver.nccl()?);
+        let stream = driver.stream()?;
+        // SAFETY: the stream was just created.
+        let ready = driver.event().inspect_err(|_| unsafe { driver.destroy_stream(stream) })?;
+        let progress = Progress {
+            started: 0,
+            finished: 0,
+            in_flight: VecDeque::new(),
+            free_events: Vec::new(),
+            last_progress: Instant::now(),
+            failure: None,
+        };
+        let communicator = Communicator {
+            rank,
+            size,
+            time_limit,
+            driver,
+            compute: gpu.stream,
+            next_may_start_early: gpu.next_may_start_early.clone(),
+            nccl,
+            stream,
+            ready,
+            comm: Mutex::default(),
+            starting: Mutex::default(),
+            progress: Mutex::new(progress),
+        };
+        match communicator.nccl.init_rank(size, id, rank) {
+            Ok(comm) => *lock(&communicator.comm) = Some(comm),
+            Err(error) => return Err(communicator.fail(format!("cannot join: {}", communicator.error_text(error)))),
+        }
+        match communicator.wait_for_nccl(time_limit) {
+            Ok(NcclResult::SUCCESS) => Ok(communicator),
+            Ok(NcclResult::IN_PROGRESS) => {
+                let what = format!("not all ranks have joined within {time_limit:?}; start all ranks");
+                Err(communicator.fail(what))
+            }
+            Ok(error) => Err(communicator.fail(format!("cannot join: {}", communicator.error_text(error)))),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Starts an exchange: sends the ranges `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
+    /// the ranges `receive[from]`, for all ranks. Returns its ticket for [`Communicator::wait`]. The exchange runs after
+    /// the work that is enqueued on the compute stream now.
+    ///
+    /// # Safety
+    /// The ranges are memory of this GPU that stays allocated until [`Communicator::wait`], and the work between does
+    /// not write what is sent nor use what is received.
+    ///
+    /// # Errors
+    /// The ranges overlap, or NCCL or an earlier exchange has failed.
+    pub unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64, CudaError> {
+        let _one_at_a_time = lock(&self.starting);
+        self.check()?;
+        if let Some(what) = self.invalid_ranges(send, receive) {
+            let what = format!("exchange '{name}': {what}");
+            return Err(CudaError::Exchange { rank: self.rank, size: self.size, what });
+        }
+        while lock(&self.progress).in_flight.len() >= MAX_IN_FLIGHT {
+            self.check()?;
+            std::thread::sleep(POLL_PAUSE);
+        }
+        let (ticket, done) = self.begin(name)?;
+        // SAFETY: the caller guarantees the ranges.
+        let enqueued = unsafe { self.enqueue(send, receive) };
+        // SAFETY: this value owns event and stream.
+        let enqueued =
+            enqueued.and_then(|()| unsafe { self.driver.record(done, self.stream) }.map_err(|e| e.to_string()));
+        match enqueued {
+            Ok(()) => {
+                let mut progress = lock(&self.progress);
+                progress.in_flight.iter_mut().filter(|e| e.sequence == ticket).for_each(|e| e.is_enqueued = true);
+                Ok(ticket)
+            }
+            Err(what) => Err(self.fail(format!("exchange {ticket} '{name}': {what}"))),
+        }
+    }
+
+    /// Makes the work that is enqueued on the compute stream after this call run after the exchange.
+    ///
+    /// # Errors
+    /// An exchange has failed.
+    pub fn wait(&self, ticket: u64) -> Result<(), CudaError> {
+        let progress = lock(&self.progress);
+        // An exchange that is not in flight has completed.
+        if let Some(exchange) = progress.in_flight.iter().find(|e| e.sequence == ticket) {
+            // Launches that start early read weights before they wait, and the exchange may write weights.
+            self.next_may_start_early.store(false, Ordering::Relaxed);
+            // Also after a failure: an aborted exchange uses its memory until the abort is done.
+            // SAFETY: this value owns the event, and the compute stream is live.
+            unsafe { self.driver.stream_wait(self.compute, exchange.done)? }
+        }
+        progress.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// Returns an error if an exchange has failed, if another rank has ended, or if no exchange has completed for the
+    /// time limit although one is in flight. Does not wait. The communicator is then aborted, and all later calls
+    /// return the error.
+    ///
+    /// # Errors
+    /// As above. The message names the oldest exchange in flight.
+    pub fn check(&self) -> Result<(), CudaError> {
+        let state = self.poll_nccl()?;
+        let (oldest, waited) = {
+            let mut progress = lock(&self.progress);
+            progress.release_completed(&*self.driver)?;
+            let oldest = progress.in_flight.front().map(|e| format!("exchange {} '{}'", e.sequence, e.name));
+            (oldest, progress.last_progress.elapsed())
+        };
+        let named = || oldest.clone().unwrap_or_else(|| "between exchanges".into());
+        if !state.is_accepted() {
+            return Err(self.fail(format!("{}: {}", named(), self.error_text(state))));
+        }
+        if oldest.is_some() && waited > self.time_limit {
+            let what = format!(
+                "{}: not done after {:?}; a rank has ended, has not started this exchange, or computes for longer",
+                named(),
+                self.time_limit
+            );
+            return Err(self.fail(what));
+        }
+        Ok(())
+    }
+
+    /// Waits until all exchanges so far have completed.
+    ///
+    /// # Errors
+    /// Those of [`Communicator::check`].
+    pub fn wait_for_all(&self) -> Result<(), CudaError> {
+        let start = Instant::now();
+        loop {
+            self.check()?;
+            if lock(&self.progress).in_flight.is_empty() {
+                return Ok(());
+            }
+            pause(start);
+        }
+    }
+
+    /// Returns how many exchanges this rank has started and finished.
+    pub fn status(&self) -> ExchangeStatus {
+        let progress = lock(&self.progress);
+        let unfinished = progress.in_flight.front().map(|e| e.name.clone());
+        ExchangeStatus { started: progress.started, finished: progress.finished, unfinished }
+    }
+
+    /// Adds an exchange to those in flight. Returns its ticket and the event that is recorded at its end.
+    fn begin(&self, name: &str) -> Result<(u64, EventHandle), CudaError> {
+        let mut progress = lock(&self.progress);
+        let done = match progress.free_events.pop() {
+            Some(event) => event,
+            None => self.driver.event()?,
+        };
+        if progress.in_flight.is_empty() {
+            progress.last_progress = Instant::now();
+        }
+        progress.started += 1;
+        let sequence = progress.started;
+        progress.in_flight.push_back(InFlight { sequence, name: name.to_string(), done, is_enqueued: false });
+        Ok((sequence, done))
+    }
+
+    /// Enqueues an exchange on its stream.
+    ///
+    /// # Safety
+    /// As [`Communicator::start`].
+    unsafe fn enqueue(&self, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<(), String> {
+        // SAFETY: this value owns stream and event; the caller guarantees the ranges.
+        let copied = unsafe {
+            self.driver.record(self.ready, self.compute).and_then(|()| {
+                self.driver.stream_wait(self.stream, self.ready)?;
+                let mut pairs = send[self.rank].iter().zip(&receive[self.rank]).filter(|(from, to)| is_copy(from, to));
+                pairs.try_for_each(|(from, to)| self.driver.copy(to.addr, from.addr, from.bytes, self.stream))
+            })
+        };
+        copied.map_err(|e| e.to_string())?;
+        let transfers = |of_ranks: &[Vec<Span>]| {
+            let of_peers = of_ranks.iter().enumerate().filter(|(peer, _)| *peer != self.rank);
+            let ranges = of_peers.flat_map(|(peer, ranges)| ranges.iter().map(move |range| (peer, *range)));
+            ranges.filter(|(_, range)| range.bytes > 0).collect::<Vec<_>>()
+        };
+        let (sends, receives) = (transfers(send), transfers(receive));
+        if sends.is_empty() && receives.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the caller guarantees the ranges.
+        let result = unsafe { self.enqueue_group(&sends, &receives) }?;
+        if !result.is_accepted() {
+            return Err(self.error_text(result));
+        }
+        match self.wait_for_nccl(self.time_limit) {
+            Ok(NcclResult::SUCCESS) => Ok(()),
+            Ok(NcclResult::IN_PROGRESS) => Err(format!("NCCL has not enqueued it within {:?}", self.time_limit)),
+            Ok(error) => Err(self.error_text(error)),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// Makes the calls of one group.
+    ///
+    /// # Safety
+    /// As [`Communicator::start`].
+    unsafe fn enqueue_group(&self, sends: &[(usize, Span)], receives: &[(usize, Span)]) -> Result<NcclResult, String> {
+        let comm = lock(&self.comm);
+        let handle = comm.ok_or("the communicator was aborted")?;
+        let started = self.nccl.group_start();
+        if started != NcclResult::SUCCESS {
+            return Ok(started);
+        }
+        let mut first_error = None;
+        // SAFETY: the communicator and its stream are live; the caller guarantees the ranges.
+        unsafe {
+            for &(peer, Span { addr, bytes }) in sends {
+                let result = self.nccl.send(addr, bytes, peer, handle, self.stream);
+                first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
+            }
+            for &(peer, Span { addr, bytes }) in receives {
+                let result = self.nccl.receive(addr, bytes, peer, handle, self.stream);
+                first_error = first_error.or(Some(result).filter(|r| !r.is_accepted()));
+            }
+        }
+        // The group ends also after an error, because groups belong to the thread.
+        let ended = self.nccl.group_end();
+        Ok(first_error.unwrap_or(ended))
+    }
+
+    /// Returns why ranges cannot be exchanged.
+    fn invalid_ranges(&self, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Option<String> {
+        for (what, of_ranks) in [("sends", send), ("receives", receive)] {
+            if of_ranks.len() != self.size {
+                return Some(format!("{what} for {} ranks, but there are {}", of_ranks.len(), self.size));
+            }
+        }
+        let sizes = |ranges: &[Span]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
+        let [sent, received] = [&send[self.rank], &receive[self.rank]].map(|ranges| sizes(ranges));
+        if sent != received {
+            return Some(format!(
+                "ranges of {sent:?} bytes to this rank itself, but of {received:?} bytes from itself"
+            ));
+        }
+        let mut ranges: Vec<(Span, bool)> = Vec::new();
+        for (rank, (sent, received)) in send.iter().zip(receive).enumerate() {
+            ranges.extend(sent.iter().map(|range| (*range, false)));
+            let is_written = |i: usize| rank != self.rank || is_copy(&sent[i], &received[i]);
+            ranges.extend(received.iter().enumerate().filter(|(i, _)| is_written(*i)).map(|(_, range)| (*range, true)));
+        }
+        ranges.retain(|(range, _)| range.bytes > 0);
+        ranges.sort_by_key(|(range, _)| range.addr);
+        // The ends of the ranges so far: of all of them, and of those that are written.
+        let (mut end, mut written_end) = (0, 0);
+        for (Span { addr, bytes }, is_written) in ranges {
+            if addr < written_end || is_written && addr < end {
+                return Some(format!("a range that is received overlaps another one at {addr:#x}"));
+            }
+            end = end.max(addr + bytes as u64);
+            if is_written {
+                written_end = written_end.max(addr + bytes as u64);
+            }
+        }
+        None
+    }
+
+    /// Waits until NCCL has done or enqueued what it does in the background. Returns NCCL's state:
+    /// [`NcclResult::IN_PROGRESS`] if the time is over.
+    fn wait_for_nccl(&self, time: Duration) -> Result<NcclResult, CudaError> {
+        let start = Instant::now();
+        loop {
+            let state = self.poll_nccl()?;
+            if state != NcclResult::IN_PROGRESS || start.elapsed() > time {
+                return Ok(state);
+            }
+            pause(start);
+        }
+    }
+
+    /// Returns NCCL's state, or the failure if there is one.
+    fn poll_nccl(&self) -> Result<NcclResult, CudaError> {
+        if let Some(failure) = &lock(&self.progress).failure {
+            return Err(failure.clone());
+        }
+        let comm = lock(&self.comm);
+        // SAFETY: the communicator is live, and the lock keeps other threads away.
+        Ok(comm.map_or(NcclResult::SUCCESS, |comm| unsafe { self.nccl.async_error(comm) }))
+    }
+
+    fn error_text(&self, result: NcclResult) -> String {
+        format!("{} ({})", result.name(), self.nccl.describe(result))
+    }
+
+    /// Aborts the communicator, so that nothing waits for its exchanges any more, and returns the first failure.
+    fn fail(&self, what: String) -> CudaError {
+        let error = CudaError::Exchange { rank: self.rank, size: self.size, what };
+        let failure = lock(&self.progress).failure.get_or_insert(error).clone();
+        self.abort();
+        failure
+    }
+
+    fn abort(&self) {
+        if let Some(comm) = lock(&self.comm).take() {
+            // SAFETY: the communicator is live, and no other call uses it later.
+            unsafe { self.nccl.abort(comm) };
+        }
+    }
+
+    /// Ends the communicator together with the other ranks. Returns false if they do not end it in time.
+    fn leave(&self) -> bool {
+        let deadline = Instant::now() + LEAVE_TIME;
+        while !lock(&self.progress).in_flight.is_empty() {
+            if self.check().is_err() || Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(POLL_PAUSE);
+        }
+        let Some(comm) = *lock(&self.comm) else { return false };
+        // SAFETY: the communicator is live, and no exchange is in flight.
+        let ended = unsafe { self.nccl.finalize(comm) };
+        if !ended.is_accepted() || !matches!(self.wait_for_nccl(LEAVE_TIME), Ok(NcclResult::SUCCESS)) {
+            return false;
+        }
+        *lock(&self.comm) = None;
+        // SAFETY: the communicator has ended, and no other call uses it later.
+        unsafe { self.nccl.destroy(comm) };
+        true
+    }
+}
+
+impl Progress {
+    /// Removes the exchanges that have completed.
+    fn release_completed(&mut self, driver: &dyn Driver) -> Result<(), CudaError> {
+        while let Some(oldest) = self.in_flight.front().filter(|e| e.is_enqueued) {
+            // SAFETY: the event is live.
+            if !unsafe { driver.is_complete(oldest.done) }? {
+                break;
+            }
+            self.free_events.push(oldest.done);
+            self.in_flight.pop_front();
+            self.finished += 1;
+            self.last_progress = Instant::now();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Communicator {
+    fn drop(&mut self) {
+        if std::thread::panicking() || !self.leave() {
+            self.abort();
+        }
+        let mut progress = lock(&self.progress);
+        // SAFETY: after the wait nothing uses the stream and the events. The wait ends, because the communicator has
+        // ended or was aborted. After a failed kernel the wait fails too, and nothing runs.
+        unsafe {
+            let _ = self.driver.synchronize(self.stream);
+            let in_flight: Vec<_> = progress.in_flight.drain(..).map(|e| e.done).collect();
+            for event in progress.free_events.drain(..).chain(in_flight).chain([self.ready]) {
+                self.driver.destroy_event(event);
+            }
+            self.driver.destroy_stream(self.stream);
+        }
+    }
+}
+
+/// Whether a range that a rank sends to itself has to be copied: it is not received in place.
+fn is_copy(from: &Span, to: &Span) -> bool {
+    from.bytes > 0 && from != to
+}
+
+/// Pauses between two polls of a wait that began at `start`.
+fn pause(start: Instant) {
+    if start.elapsed() < POLL_TIME { std::thread::yield_now() } else { std::thread::sleep(POLL_PAUSE) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}

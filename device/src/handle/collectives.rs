@@ -1,0 +1,275 @@
+//! Exchanges of device memory between the ranks of a job ([`Collectives`]), and their implementation by NCCL.
+//!
+//! ```text
+//! let exchange = ranks.start_exchange("gradients", &send, &receive)?;   runs beside the next launches
+//! device.launch(...)                                                   neither writes `send` nor uses `receive`
+//! exchange.wait()?;                                                    later launches see what was received
+//! ```
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Buffer, Device};
+use crate::error::{DeviceError, Result};
+use crate::exchanges::{ExchangeStatus, Exchanges, Span};
+
+/// A range of device memory that a rank sends or receives. It keeps the memory allocated.
+#[derive(Clone, Debug)]
+pub struct DeviceRange {
+    buffer: Arc<Buffer>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl DeviceRange {
+    /// The bytes `offset .. offset + bytes` of a buffer.
+    ///
+    /// # Panics
+    /// The range is beyond the buffer's end.
+    pub fn new(buffer: &Arc<Buffer>, offset: usize, bytes: usize) -> DeviceRange {
+        let is_inside = offset.checked_add(bytes).is_some_and(|end| end <= buffer.bytes());
+        assert!(is_inside, "{bytes} bytes at offset {offset} are not in {buffer:?}");
+        DeviceRange { buffer: buffer.clone(), offset, bytes }
+    }
+
+    /// The device address of the first byte.
+    pub fn addr(&self) -> u64 {
+        self.buffer.addr() + self.offset as u64
+    }
+
+    /// The size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn span(&self) -> Span {
+        Span { addr: self.addr(), bytes: self.bytes }
+    }
+}
+
+/// Exchanges of device memory between the ranks of a job. All ranks make the same calls in the same order.
+pub trait Collectives: fmt::Debug + Send + Sync {
+    /// This rank: 0 for the first.
+    fn rank(&self) -> usize;
+
+    /// The number of ranks.
+    fn size(&self) -> usize;
+
+    /// Starts an exchange: sends the ranges `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
+    /// the ranges `receive[from]`, for all ranks, this one included. The k-th range that is not empty in a list is
+    /// received in the k-th such range of the other rank's list, which has the same size. Ranges that are sent may
+    /// overlap. `name` appears in messages.
+    ///
+    /// The exchange sends what the launches before this call have written. It may run beside the launches between this
+    /// call and [`PendingExchange::wait`], which must not write the sent ranges nor use the received ones.
+    ///
+    /// # Errors
+    /// A received range overlaps another range (except that a rank may receive its own ranges in place); an exchange has
+    /// failed before; the device is capturing a graph.
+    fn start_exchange(
+        &self,
+        name: &str,
+        send: &[Vec<DeviceRange>],
+        receive: &[Vec<DeviceRange>],
+    ) -> Result<PendingExchange>;
+
+    /// Exchanges ranges in the order of the launches: as [`Collectives::start_exchange`] and [`PendingExchange::wait`].
+    ///
+    /// # Errors
+    /// Those of [`Collectives::start_exchange`].
+    fn exchange(&self, name: &str, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Result<()> {
+        self.start_exchange(name, send, receive)?.wait()
+    }
+
+    /// Waits until all exchanges so far are done on this rank. Call it before the host waits for the device in another
+    /// way, which would wait forever for a rank that has ended.
+    ///
+    /// # Errors
+    /// Those of [`Collectives::check`].
+    fn wait_for_all(&self) -> Result<()>;
+
+    /// Returns an error if an exchange has failed, if a rank has ended, or if an exchange has taken longer than the
+    /// time limit; the message names the exchange. Does not wait, so a watchdog thread may call it once a second.
+    ///
+    /// # Errors
+    /// As above. The error stays: all later calls return it.
+    fn check(&self) -> Result<()>;
+
+    /// How many exchanges this rank has started and finished, from which [`ExchangeStatus::missing_ranks`] finds the
+    /// ranks that the others wait for.
+    fn status(&self) -> ExchangeStatus;
+}
+
+/// An exchange that may not be done. Dropping it is like [`PendingExchange::wait`], without the error.
+#[must_use = "launches after the exchange need `wait`"]
+pub struct PendingExchange(Option<Box<dyn FnOnce() -> Result<()> + Send>>);
+
+impl PendingExchange {
+    /// An exchange that is done.
+    pub fn done() -> PendingExchange {
+        PendingExchange(None)
+    }
+
+    /// An exchange for which `wait` makes the launches after it wait. `wait` owns the exchanged ranges.
+    pub fn new(wait: impl FnOnce() -> Result<()> + Send + 'static) -> PendingExchange {
+        PendingExchange(Some(Box::new(wait)))
+    }
+
+    /// Makes the launches after this call run after the exchange, and releases its ranges. Does not wait on the host.
+    ///
+    /// # Errors
+    /// An exchange has failed.
+    pub fn wait(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), |wait| wait())
+    }
+}
+
+impl fmt::Debug for PendingExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "a pending exchange" } else { "an exchange that is done" })
+    }
+}
+
+impl Drop for PendingExchange {
+    fn drop(&mut self) {
+        if let Some(wait) = self.0.take() {
+            // The error stays, so the next call of `Collectives` returns it.
+            let _ = wait();
+        }
+    }
+}
+
+/// Exchanges by NCCL. The first exchange between two ranks makes their connection, so the host may wait in it until both
+/// have started it. Dropping the value leaves the job. All ranks drop it together, because it waits for the others for up
+/// to 10 s, and a rank that is still exchanging then gets an error.
+pub struct NcclCollectives {
+    // Dropped before the device, whose stream it uses.
+    exchanges: Arc<dyn Exchanges>,
+    device: Device,
+}
+
+impl Device {
+    /// Creates the id by which the ranks of a job find each other. Rank 0 creates it and sends it to the other ranks;
+    /// each id serves for one call of [`Device::join_nccl`] by each rank.
+    ///
+    /// # Errors
+    /// The device is no GPU, or NCCL is missing, too old or fails.
+    pub fn nccl_id(&self) -> Result<[u8; 128]> {
+        self.0.backend.exchange_id()
+    }
+
+    /// Joins the exchanges of `size` ranks as rank `rank`, and returns when all have joined. Each rank has a GPU of its
+    /// own. An exchange fails if none is done for `time_limit`, and so does joining.
+    ///
+    /// # Errors
+    /// The device is no GPU; NCCL is missing, too old or fails; a rank does not join in time.
+    ///
+    /// # Panics
+    /// `rank` is not less than `size`.
+    pub fn join_nccl(&self, rank: usize, size: usize, id: &[u8; 128], time_limit: Duration) -> Result<NcclCollectives> {
+        assert!(rank < size, "rank {rank} of {size}");
+        let exchanges = self.0.backend.join_exchanges(rank, size, id, time_limit)?;
+        Ok(NcclCollectives { exchanges: exchanges.into(), device: self.clone() })
+    }
+}
+
+impl fmt::Debug for NcclCollectives {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {} by NCCL", self.rank(), self.size())
+    }
+}
+
+impl NcclCollectives {
+    /// Returns why ranges cannot be exchanged.
+    fn invalid_buffer(&self, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Option<String> {
+        let buffers = |of_ranks: &[Vec<DeviceRange>]| {
+            let ranges = of_ranks.iter().flatten().filter(|range| range.bytes > 0);
+            ranges.map(|range| range.buffer.clone()).collect::<Vec<_>>()
+        };
+        let (sent, received) = (buffers(send), buffers(receive));
+        let is_foreign = |buffer: &&Arc<Buffer>| !Arc::ptr_eq(&buffer.device().0, &self.device.0);
+        if let Some(foreign) = sent.iter().chain(&received).find(is_foreign) {
+            return Some(format!("{foreign:?} belongs to another device"));
+        }
+        received.iter().find(|buffer| !buffer.is_writable()).map(|buffer| format!("{buffer:?} cannot be written"))
+    }
+}
+
+impl Collectives for NcclCollectives {
+    fn rank(&self) -> usize {
+        self.exchanges.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.exchanges.size()
+    }
+
+    fn start_exchange(
+        &self,
+        name: &str,
+        send: &[Vec<DeviceRange>],
+        receive: &[Vec<DeviceRange>],
+    ) -> Result<PendingExchange> {
+        self.device.refuse_during_capture("an exchange between ranks")?;
+        if let Some(why) = self.invalid_buffer(send, receive) {
+            return Err(DeviceError::Failed(format!("exchange '{name}': {why}")));
+        }
+        let spans = |of_ranks: &[Vec<DeviceRange>]| {
+            of_ranks.iter().map(|ranges| ranges.iter().map(DeviceRange::span).collect()).collect::<Vec<_>>()
+        };
+        // SAFETY: the pending exchange owns the ranges, which keep their buffers allocated.
+        let ticket = unsafe { self.exchanges.start(name, &spans(send), &spans(receive)) }?;
+        let (exchanges, device) = (self.exchanges.clone(), self.device.clone());
+        let ranges: Vec<DeviceRange> = send.iter().chain(receive).flatten().cloned().collect();
+        Ok(PendingExchange::new(move || {
+            let waited = exchanges.wait(ticket);
+            // In this order: the memory may be reused when the launches wait, and the device is the last.
+            drop((ranges, exchanges, device));
+            waited
+        }))
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        self.exchanges.wait_for_all()
+    }
+
+    fn check(&self) -> Result<()> {
+        self.exchanges.check()
+    }
+
+    fn status(&self) -> ExchangeStatus {
+        self.exchanges.status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(started: u64, finished: u64) -> ExchangeStatus {
+        ExchangeStatus { started, finished, unfinished: (started > finished).then(|| "weights".into()) }
+    }
+
+    #[test]
+    fn ranks_that_have_not_started_an_unfinished_exchange_are_missing() {
+        let missing = |of_ranks: &[(u64, u64)]| {
+            let of_ranks: Vec<_> = of_ranks.iter().map(|(started, finished)| status(*started, *finished)).collect();
+            ExchangeStatus::missing_ranks(&of_ranks)
+        };
+        assert_eq!(missing(&[(42, 41), (41, 41), (43, 41), (40, 40)]), [1, 3]);
+        assert_eq!(missing(&[(42, 41), (42, 41)]), [0; 0]);
+        assert_eq!(missing(&[(42, 42), (41, 41)]), [0; 0]);
+        // Rank 1 is behind by more exchanges than rank 2, and both wait for rank 3.
+        assert_eq!(missing(&[(7, 6), (6, 4), (6, 5), (4, 4)]), [3]);
+    }
+
+    #[test]
+    fn devices_without_nccl_say_so() {
+        let device = Device::cpu(1);
+        let e = device.join_nccl(0, 1, &[0; 128], Duration::ZERO).unwrap_err().to_string();
+        assert_eq!(e, "NCCL: moves memory between GPUs, and device cpu is none; use --device cuda");
+        assert_eq!(device.nccl_id().unwrap_err().to_string(), e);
+    }
+}
