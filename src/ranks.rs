@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Result;
+use reel_device::cuda::Nvidia;
 use reel_diagnostic::remove_unfinished_files;
 use reel_ranks::{RankError, Ranks, Timeouts, World};
 use reel_runs::folder::output;
@@ -87,7 +88,7 @@ impl RunProcess {
     /// # Errors
     /// A process is missing; the command or the device is not one of several processes; rank 0 refuses OUT.
     pub fn join(world: World, options: &RunOptions, common: &CommonOptions) -> Result<Self> {
-        refuse_other_devices(common)?;
+        refuse_other_devices(common, &world)?;
         if options.serve.is_some() {
             return Err(usage_error("--serve", "is not possible with several processes", "leave it out"));
         }
@@ -110,7 +111,7 @@ impl RunProcess {
     /// # Errors
     /// A process is missing; the device is not one of several processes; `out` cannot be written.
     pub fn join_evaluation(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
-        refuse_other_devices(common)?;
+        refuse_other_devices(common, &world)?;
         Self::connect(world, out)
     }
 
@@ -152,6 +153,9 @@ impl RunProcess {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let share = (cpus / self.ranks.world().local_size).max(1);
         let mut own = CommonOptions { threads: common.threads.or(Some(share)), ..common.clone() };
+        if let (Ok(DeviceName::Cuda(_)), true) = (common.device(), self.ranks.world().local_size > 1) {
+            own.device = gpu_of(self.ranks.world(), Nvidia::count()).ok().map(|number| format!("cuda:{number}"));
+        }
         if !self.prints() {
             (own.quiet, own.json) = (true, false);
         }
@@ -192,12 +196,36 @@ impl RunProcess {
     }
 }
 
-fn refuse_other_devices(common: &CommonOptions) -> Result<()> {
-    if common.device()? == DeviceName::Cpu {
-        return Ok(());
+/// Refuses a device that several processes cannot use, or GPUs that do not suffice.
+fn refuse_other_devices(common: &CommonOptions, world: &World) -> Result<()> {
+    let device = common.device()?;
+    let World { local_size, .. } = *world;
+    match device {
+        DeviceName::Cpu => Ok(()),
+        DeviceName::Cuda(_) if common.device.as_ref().is_some_and(|name| name.contains(':')) && local_size > 1 => {
+            let what = format!("names one GPU, but {local_size} processes on this machine need one each");
+            Err(usage_error("--device", what, "give --device cuda"))
+        }
+        DeviceName::Cuda(_) => gpu_of(world, Nvidia::count()).map(drop),
+        DeviceName::Sim | DeviceName::Dry => {
+            let help = "give --device cpu or cuda, or start one process";
+            Err(usage_error("--device", "several processes compute on CPUs or GPUs only", help))
+        }
     }
-    let help = "give --device cpu, or start one process";
-    Err(usage_error("--device", "several processes compute on CPUs only", help))
+}
+
+/// The index of the GPU of this process, among the `visible` ones of the machine. A launcher such as srun may show each
+/// process only its own.
+fn gpu_of(world: &World, visible: usize) -> Result<usize> {
+    let World { local_rank, local_size, .. } = *world;
+    match visible {
+        1 => Ok(0),
+        _ if visible >= local_size => Ok(local_rank),
+        _ => {
+            let what = format!("has {visible} GPUs for {local_size} processes of this machine");
+            Err(usage_error("--device", what, "start one process for each GPU, or give --device cpu"))
+        }
+    }
 }
 
 /// Whether an error says that another rank has failed.
@@ -210,4 +238,34 @@ fn end_process(e: &RankError) {
     remove_unfinished_files();
     let _ = writeln!(std::io::stderr(), "error: {e}");
     signal_hook::low_level::exit(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use reel_ranks::Launcher;
+
+    use super::*;
+
+    #[test]
+    fn each_process_of_a_machine_has_a_gpu_of_its_own() {
+        let world = |local_rank: usize, local_size: usize| World {
+            rank: 8 + local_rank,
+            size: 16,
+            local_rank,
+            local_size,
+            launcher: Launcher::Srun,
+            job: String::new(),
+            address: None,
+        };
+        let gpu = |local_rank: usize, local_size: usize, visible: usize| {
+            gpu_of(&world(local_rank, local_size), visible).map_err(|e| e.to_string())
+        };
+        assert_eq!(gpu(3, 4, 4), Ok(3));
+        assert_eq!(gpu(3, 4, 8), Ok(3));
+        // The launcher shows this process only its own GPU.
+        assert_eq!(gpu(3, 4, 1), Ok(0));
+        let missing = "--device: has 2 GPUs for 4 processes of this machine";
+        assert!(gpu(3, 4, 2).is_err_and(|e| e.starts_with(missing)));
+        assert!(gpu(0, 1, 0).is_err());
+    }
 }

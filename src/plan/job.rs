@@ -332,6 +332,7 @@ fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &Mac
         memory: counts.memory.clone(),
         parameters: training.trained.parameters,
         weight_bytes: training.trained.bytes,
+        largest_parameter: training.trained.largest,
         compute_seconds: step - optimizer_seconds,
         backward_seconds: seconds_of("backward"),
         optimizer_seconds,

@@ -79,9 +79,15 @@ fn memory<T>(bytes: usize, call: &str, result: Result<T, driver::DriverError>) -
 impl Nvidia {
     /// Tells whether the machine has an NVIDIA driver and a GPU. Opening the GPU may still fail.
     pub fn is_present() -> bool {
+        Self::count() > 0
+    }
+
+    /// The number of GPUs that this process can use; 0 without a driver.
+    pub fn count() -> usize {
         // SAFETY: only looks for the library.
         let library = unsafe { sys::is_culib_present() };
-        library && driver::init().is_ok() && driver::device::get_count().is_ok_and(|n| n > 0)
+        let count = if library && driver::init().is_ok() { driver::device::get_count().ok() } else { None };
+        count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
     }
 
     /// Opens the GPU with this index.

@@ -72,17 +72,23 @@ pub struct TrainedSize {
     pub parameters: u64,
     /// Bytes of these elements.
     pub bytes: u64,
+    /// Elements of the largest parameter.
+    pub largest: u64,
 }
 
 impl TrainedSize {
     fn of(trainer: &Trainer) -> Self {
-        trainer.optimizer.parameter_states().fold(Self { parameters: 0, bytes: 0 }, |sum, (_, parameter, _)| {
-            let elements = parameter.count();
-            Self {
-                parameters: sum.parameters + elements as u64,
-                bytes: sum.bytes + (elements * parameter.dtype().size()) as u64,
-            }
-        })
+        trainer.optimizer.parameter_states().fold(
+            Self { parameters: 0, bytes: 0, largest: 0 },
+            |sum, (_, parameter, _)| {
+                let elements = parameter.count();
+                Self {
+                    parameters: sum.parameters + elements as u64,
+                    bytes: sum.bytes + (elements * parameter.dtype().size()) as u64,
+                    largest: sum.largest.max(elements as u64),
+                }
+            },
+        )
     }
 }
 

@@ -15,13 +15,23 @@ use std::ops::Range;
 
 use reel_kernels::{adamw, reduce};
 
-/// The number of weights of a cell. A whole number of the chunks of all kernels, so that a chunk of a parameter is the
-/// same, whether the parameter is cut or not.
-const WEIGHTS_PER_CELL: usize = 1 << 20;
+/// The number of weights of a cell in a small job.
+const LARGEST_CELL: usize = 1 << 20;
 
-const _: () = assert!(WEIGHTS_PER_CELL.is_multiple_of(adamw::WEIGHTS_PER_CHUNK));
-const _: () = assert!(WEIGHTS_PER_CELL.is_multiple_of(adamw::WEIGHTS_PER_SCALE));
-const _: () = assert!(WEIGHTS_PER_CELL.is_multiple_of(reduce::ELEMENTS_PER_CHUNK));
+/// Cells of many ranks are smaller, so that each rank owns some of this number of consecutive weights.
+const WEIGHTS_OF_ALL_RANKS: usize = 16 << 20;
+
+/// A cell is a whole number of the chunks of all kernels, so that a chunk of a parameter is the same, whether the parameter
+/// is cut or not.
+const CHUNK: usize = reduce::ELEMENTS_PER_CHUNK;
+
+const _: () = assert!(CHUNK.is_multiple_of(adamw::WEIGHTS_PER_CHUNK));
+const _: () = assert!(CHUNK.is_multiple_of(adamw::WEIGHTS_PER_SCALE));
+
+/// The number of weights of a cell, at most.
+fn cell_size(ranks: usize) -> usize {
+    (WEIGHTS_OF_ALL_RANKS / ranks / CHUNK * CHUNK).clamp(CHUNK, LARGEST_CELL)
+}
 
 /// A part of a parameter that belongs to one rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +64,7 @@ pub struct Partition {
 impl Partition {
     /// The partition for rank `rank` of `ranks`; `sizes` are those of the parameters in the order of their names.
     pub fn new(sizes: &[ParameterSize], rank: usize, ranks: usize) -> Self {
-        Self::with_cell_size(sizes, rank, ranks, WEIGHTS_PER_CELL)
+        Self::with_cell_size(sizes, rank, ranks, cell_size(ranks))
     }
 
     pub(crate) fn with_cell_size(sizes: &[ParameterSize], rank: usize, ranks: usize, cell_size: usize) -> Self {

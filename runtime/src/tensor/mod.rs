@@ -13,7 +13,7 @@ pub mod tape;
 
 use std::sync::Arc;
 
-use reel_device::{Addr, Buffer, DType, Device, DeviceError, Download, Element, MemoryCategory};
+use reel_device::{Addr, Buffer, DType, Device, DeviceError, DeviceRange, Download, Element, MemoryCategory};
 
 use crate::error::{Result, RuntimeError, shape_error};
 pub use meta::TensorMeta;
@@ -181,6 +181,11 @@ impl Tensor {
     /// The device of the tensor.
     pub fn device(&self) -> &Device {
         self.0.buffer.device()
+    }
+
+    /// The tensor's memory, for exchanges between ranks.
+    pub fn device_range(&self) -> DeviceRange {
+        DeviceRange::new(&self.0.buffer, self.0.offset, self.bytes())
     }
 
     /// Whether other tensors share this tensor's memory.

@@ -9,3 +9,5 @@ pub mod packing;
 pub mod sft;
 mod tensor_exchange;
 pub mod trainer;
+
+pub use gradient_sum::BUCKET_WEIGHTS;

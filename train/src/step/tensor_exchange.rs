@@ -1,34 +1,101 @@
-//! Exchanges tensors between the ranks of a job.
+//! Exchanges tensors between the ranks of a job: by NCCL between GPUs, else through host memory.
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
+use reel_device::{Collectives, Device, DeviceRange, NcclCollectives, PendingExchange};
 use reel_ranks::Ranks;
 use reel_runtime::Tensor;
 
 use crate::Result;
 
+/// How long an exchange of GPU memory may take. It includes waiting for the other ranks, of which one may decode long
+/// videos. PyTorch's limit for NCCL is the same.
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+
 /// Exchanges tensors between the ranks of a job. All ranks call the same functions with the same names in the same
-/// order. What one rank sends to another has as many bytes as that one receives from it.
+/// order. The lists of tensors that one rank sends to another and that this one receives from it have the same sizes.
+/// Nothing is exchanged with the rank itself: its own lists are empty.
 pub trait Exchange: Debug {
-    /// Sends the tensors `send[to]` to rank `to`, and fills the tensors `receive[from]` with those that rank `from` sends.
-    /// Nothing is exchanged with the rank itself: its own lists are empty.
+    /// Starts to send the tensors `send[to]` to rank `to`, and to fill the tensors `receive[from]` with those that rank
+    /// `from` sends. Until [`PendingExchange::wait`], launches must not write the sent tensors nor use the received ones.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
-    fn all_to_all(&mut self, name: &str, send: &[Vec<Tensor>], receive: &[Vec<Tensor>]) -> Result<()>;
+    fn start_all_to_all(
+        &mut self,
+        name: &str,
+        send: &[Vec<Tensor>],
+        receive: &[Vec<Tensor>],
+    ) -> Result<PendingExchange>;
 
     /// Sends the tensors `send` to every other rank, and fills the tensors `receive[from]` with those that rank `from`
-    /// sends. The rank's own list in `receive` is empty.
+    /// sends, in the order of the launches.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
     fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()>;
+
+    /// Waits until all exchanges are done, so that one that hangs is an error with a name.
+    ///
+    /// # Errors
+    /// An exchange has failed or takes too long.
+    fn wait_for_all(&self) -> Result<()>;
+}
+
+/// Connects the ranks. All ranks call it together.
+///
+/// # Errors
+/// NCCL is missing, or a rank does not join in time; another rank has failed.
+pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn Exchange>> {
+    if !device.capabilities().own_memory {
+        return Ok(Box::new(HostExchange::new(ranks.clone())));
+    }
+    let (rank, size) = (ranks.rank(), ranks.size());
+    let id = if rank == 0 { Some(device.nccl_id()?.to_vec()) } else { None };
+    let id = ranks.broadcast("id of NCCL", 0, id)?;
+    let mut bytes = [0; 128];
+    bytes.iter_mut().zip(id).for_each(|(to, from)| *to = from);
+    Ok(Box::new(NcclExchange(device.join_nccl(rank, size, &bytes, TIME_LIMIT)?)))
+}
+
+/// Exchanges tensors in the memory of GPUs by NCCL.
+#[derive(Debug)]
+struct NcclExchange(NcclCollectives);
+
+fn ranges(tensors: &[Tensor]) -> Vec<DeviceRange> {
+    tensors.iter().map(Tensor::device_range).collect()
+}
+
+fn ranges_of_ranks(of_ranks: &[Vec<Tensor>]) -> Vec<Vec<DeviceRange>> {
+    of_ranks.iter().map(|tensors| ranges(tensors)).collect()
+}
+
+impl Exchange for NcclExchange {
+    fn start_all_to_all(
+        &mut self,
+        name: &str,
+        send: &[Vec<Tensor>],
+        receive: &[Vec<Tensor>],
+    ) -> Result<PendingExchange> {
+        Ok(self.0.start_exchange(name, &ranges_of_ranks(send), &ranges_of_ranks(receive))?)
+    }
+
+    fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()> {
+        let to = |rank: usize| if rank == self.0.rank() { Vec::new() } else { ranges(send) };
+        let send: Vec<Vec<DeviceRange>> = (0..self.0.size()).map(to).collect();
+        Ok(self.0.exchange(name, &send, &ranges_of_ranks(receive))?)
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        Ok(self.0.wait_for_all()?)
+    }
 }
 
 /// Exchanges tensors through host memory and the sockets of [`Ranks`].
 #[derive(Debug)]
-pub struct HostExchange {
+struct HostExchange {
     ranks: Arc<Ranks>,
     /// The bytes for and from each rank. The buffers keep their memory between calls.
     sent: Vec<Vec<u8>>,
@@ -36,8 +103,7 @@ pub struct HostExchange {
 }
 
 impl HostExchange {
-    /// Exchanges between these ranks.
-    pub fn new(ranks: Arc<Ranks>) -> Self {
+    fn new(ranks: Arc<Ranks>) -> Self {
         let buffers = || vec![Vec::new(); ranks.size()];
         Self { sent: buffers(), received: buffers(), ranks }
     }
@@ -65,17 +131,27 @@ impl HostExchange {
 }
 
 impl Exchange for HostExchange {
-    fn all_to_all(&mut self, name: &str, send: &[Vec<Tensor>], receive: &[Vec<Tensor>]) -> Result<()> {
+    fn start_all_to_all(
+        &mut self,
+        name: &str,
+        send: &[Vec<Tensor>],
+        receive: &[Vec<Tensor>],
+    ) -> Result<PendingExchange> {
         for (buffer, tensors) in self.sent.iter_mut().zip(send) {
             read_into(tensors, buffer)?;
         }
-        self.exchange(name, |to| to, receive)
+        self.exchange(name, |to| to, receive)?;
+        Ok(PendingExchange::done())
     }
 
     fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()> {
         let here = self.ranks.rank();
         read_into(send, &mut self.sent[here])?;
         self.exchange(name, |_| here, receive)
+    }
+
+    fn wait_for_all(&self) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -6,18 +6,20 @@
 //!
 //! ```text
 //! R = ceil(A / N) rounds: every rank computes one micro-batch       forward and backward pass of one process
-//!     after each round: parts of the gradient go to their owners    G (N - 1) / N bytes sent by each rank
+//!     in each round: parts of the gradient go to their owners       G (N - 1) / N bytes sent by each rank
 //! owners step on their parts                                        optimizer step of one process / N
 //! updated weights go to all ranks (all-gather)                      W (N - 1) / N bytes sent by each rank
 //! ```
 //!
-//! Every rank keeps all weights and the whole gradient of its micro-batch; of optimizer state and of the sums of
-//! gradients it keeps 1/N. The exchange does not overlap with computing, so all of its time is exposed. Not counted:
-//! latency of messages, buffers of the exchange, and waiting for ranks that compute a longer micro-batch.
+//! Every rank keeps all weights; of optimizer state and of the sums of gradients it keeps 1/N. Gradients are exchanged
+//! and freed during the backward pass, so a rank has those of a bucket and of a parameter at a time, and a buffer for
+//! those of other ranks. The backward pass waits for each exchange, so all of its time is exposed. Not counted: latency of
+//! messages, and waiting for ranks that compute a longer micro-batch.
 
 use std::ops::Range;
 
 use reel_device::{MemoryCategory, MemoryUse};
+use reel_train::step::BUCKET_WEIGHTS;
 
 use crate::links::Links;
 
@@ -37,6 +39,8 @@ pub struct ProcessCosts {
     pub parameters: u64,
     /// Bytes of the trained parameters.
     pub weight_bytes: u64,
+    /// Number of elements of the largest trained parameter.
+    pub largest_parameter: u64,
     /// Seconds of a step without the optimizer.
     pub compute_seconds: f64,
     /// Seconds of the backward passes of a step, a part of `compute_seconds`.
@@ -167,8 +171,14 @@ impl JobShape {
         for (_, bytes) in memory.iter_mut().filter(|(name, _)| *name == optimizer) {
             *bytes = self.owned(rank..rank + 1, *bytes, parameters);
         }
-        let sums = self.owned(rank..rank + 1, GRADIENT_ELEMENT * parameters, parameters);
         let gradients = MemoryCategory::Gradients.name();
+        let bucket = BUCKET_WEIGHTS as u64;
+        let in_flight = parameters.min(bucket + process.largest_parameter);
+        let of_others = parameters.min(bucket) / self.ranks as u64 * (self.ranks as u64 - 1);
+        for (_, bytes) in memory.iter_mut().filter(|(name, _)| *name == gradients) {
+            *bytes = (*bytes).min(GRADIENT_ELEMENT * in_flight) + GRADIENT_ELEMENT * of_others;
+        }
+        let sums = self.owned(rank..rank + 1, GRADIENT_ELEMENT * parameters, parameters);
         let at = memory.iter().position(|(name, _)| *name == gradients).map_or(memory.len(), |at| at + 1);
         memory.insert(at, (SUMS_CATEGORY, sums));
         memory

@@ -25,17 +25,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use reel_device::{Addr, DType, Device, MemoryCategory};
+use reel_device::{Addr, DType, Device, MemoryCategory, PendingExchange};
 use reel_kernels::{elementwise, reduce};
 use reel_ranks::Ranks;
 use reel_runtime::optim::{AdamW, Cell, GradientSource, Partition};
 use reel_runtime::{Grads, RuntimeError, Tensor};
 
 use crate::Result;
-use crate::step::tensor_exchange::{Exchange, HostExchange};
+use crate::step::tensor_exchange::{self, Exchange};
 
-/// The number of weights that each rank owns in a bucket, about.
-const BUCKET: usize = 4 << 20;
+/// The number of weights whose gradients the ranks exchange at a time, at most, unless a single cell has more.
+pub const BUCKET_WEIGHTS: usize = 32 << 20;
 
 /// The sum of the gradients of a step's micro-batches, of which this rank has the cells that it owns.
 #[derive(Debug)]
@@ -62,17 +62,35 @@ pub struct GradientSum {
 /// The state of a round. The values are by parameter.
 #[derive(Debug, Default)]
 struct Round {
-    /// The number of buckets that were exchanged.
+    /// The number of buckets whose exchange was started.
     exchanged: usize,
+    /// The last bucket, whose gradients are not added yet. On GPUs its exchange runs beside the backward pass.
+    pending: Option<PendingBucket>,
     /// Whether this rank's gradient is finished.
     finished: Vec<bool>,
     /// Whether the micro-batch of any rank had a gradient.
     reached: Vec<bool>,
 }
 
+/// A bucket whose exchange was started.
+#[derive(Debug)]
+struct PendingBucket {
+    exchange: PendingExchange,
+    /// For each owned cell, the gradients of all ranks in the order of micro-batches: (gradient, sum to which it is added,
+    /// whether the sum has a value).
+    added: Vec<(Tensor, Tensor, bool)>,
+}
+
+impl PendingBucket {
+    fn add(self) -> Result<()> {
+        self.exchange.wait()?;
+        self.added.iter().try_for_each(|(gradient, sum, has_sum)| add(gradient, sum, *has_sum))
+    }
+}
+
 impl Round {
     fn new(parameters: usize) -> Self {
-        Self { exchanged: 0, finished: vec![false; parameters], reached: vec![false; parameters] }
+        Self { exchanged: 0, pending: None, finished: vec![false; parameters], reached: vec![false; parameters] }
     }
 }
 
@@ -83,7 +101,7 @@ impl GradientSum {
     /// # Errors
     /// The device is out of memory.
     pub fn new(ranks: Arc<Ranks>, device: &Device, optimizer: &AdamW, model_order: &[Tensor]) -> Result<Self> {
-        Self::with_buckets_of(BUCKET, ranks, device, optimizer, model_order)
+        Self::with_buckets_of(BUCKET_WEIGHTS, ranks, device, optimizer, model_order)
     }
 
     fn with_buckets_of(
@@ -114,7 +132,7 @@ impl GradientSum {
             received: (0..ranks.size()).map(received).collect::<reel_runtime::Result<_>>()?,
             reached: vec![false; parameters.len()],
             round: Round::new(parameters.len()),
-            exchange: Box::new(HostExchange::new(ranks.clone())),
+            exchange: tensor_exchange::connect(&ranks, device)?,
             ranks,
             partition,
             parameters,
@@ -174,14 +192,19 @@ impl GradientSum {
         while self.round.exchanged < self.buckets.len() {
             self.exchange_bucket(own)?;
         }
+        self.round.pending.take().map_or(Ok(()), PendingBucket::add)?;
+        self.exchange.wait_for_all()?;
         let round = std::mem::replace(&mut self.round, Round::new(self.parameters.len()));
         self.reached.iter_mut().zip(round.reached).for_each(|(reached, now)| *reached |= now);
         own.clear();
         Ok(())
     }
 
-    /// Exchanges the next bucket, adds the gradients of the owned cells to the sums, and frees those in `own`.
+    /// Starts to exchange the next bucket, after adding the gradients of the one before to the sums. The gradients in `own`
+    /// are freed when they were sent and added.
     fn exchange_bucket(&mut self, own: &mut Grads) -> Result<()> {
+        // The buckets share the buffers of received gradients.
+        self.round.pending.take().map_or(Ok(()), PendingBucket::add)?;
         let (rank, size) = (self.ranks.rank(), self.ranks.size());
         let bucket = &self.buckets[self.round.exchanged];
         let gradient = |cell: &Cell| own.get(&self.parameters[cell.parameter].0);
@@ -189,7 +212,6 @@ impl GradientSum {
         let flags = self.ranks.all_gather("cells with a gradient", &flags)?;
         let mut send = vec![Vec::new(); size];
         let mut receive = vec![Vec::new(); size];
-        // What is added to the sum of each owned cell, in the order of micro-batches.
         let mut added = Vec::new();
         let mut start = 0;
         for (index, cell) in bucket.iter().enumerate() {
@@ -214,9 +236,8 @@ impl GradientSum {
             }
             start += cell.range.len();
         }
-        self.exchange.all_to_all("gradients", &send, &receive)?;
-        added.iter().try_for_each(|(gradient, sum, has_sum)| add(gradient, sum, *has_sum))?;
-        drop((send, added));
+        let exchange = self.exchange.start_all_to_all("gradients", &send, &receive)?;
+        self.round.pending = Some(PendingBucket { exchange, added });
         for (index, cell) in bucket.iter().enumerate() {
             let (name, parameter) = &self.parameters[cell.parameter];
             self.round.reached[cell.parameter] |= flags.iter().any(|flags| flags[index] != 0);
@@ -269,7 +290,7 @@ impl GradientSum {
             let own = std::mem::take(&mut of_ranks[rank]);
             self.exchange.all_gather("weights", &own, &of_ranks)?;
         }
-        Ok(())
+        self.exchange.wait_for_all()
     }
 }
 
@@ -286,14 +307,14 @@ impl GradientSource for GradientSum {
     }
 }
 
-/// Cuts the cells of the parameters, in the order `order` of their indices, into buckets of at most `weights` weights for
-/// each rank, on average. The buckets are the same on every rank.
+/// Cuts the cells of the parameters, in the order `order` of their indices, into buckets of at most `weights` weights. The
+/// buckets are the same on every rank.
 fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<Cell>> {
-    let (limit, mut buckets, mut in_last) = (weights * partition.ranks(), Vec::<Vec<Cell>>::new(), 0);
+    let (mut buckets, mut in_last) = (Vec::<Vec<Cell>>::new(), 0);
     let cells_of = |&parameter: &usize| partition.cells().iter().filter(move |cell| cell.parameter == parameter);
     for cell in order.iter().flat_map(cells_of) {
         in_last += cell.range.len();
-        match buckets.last_mut().filter(|_| in_last <= limit) {
+        match buckets.last_mut().filter(|_| in_last <= weights) {
             Some(bucket) => bucket.push(cell.clone()),
             None => {
                 buckets.push(vec![cell.clone()]);

@@ -178,7 +178,7 @@ fn buckets_have_all_cells_in_the_order_of_the_parameters() {
     let sizes = [5, 70, 0, 9].map(|weights| reel_runtime::optim::ParameterSize { weights, divisible: true });
     let partition = Partition::new(&sizes, 0, 2);
     let order = [3, 1, 0, 2];
-    let made = buckets(&partition, &order, 10);
+    let made = buckets(&partition, &order, 20);
     let parameters: Vec<usize> = made.iter().flatten().map(|cell| cell.parameter).collect();
     assert_eq!(parameters, order);
     assert_eq!(made.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 2]);
