@@ -228,8 +228,14 @@ fn commands_of_add_a_kernel_run_as_printed() {
 }
 
 #[test]
+fn commands_of_the_cluster_page_run_as_printed() {
+    run_page("docs/cluster.md");
+}
+
+#[test]
 fn pages_with_commands_are_all_tested() {
-    const TESTED: [&str; 9] = [
+    const TESTED: [&str; 10] = [
+        "docs/cluster.md",
         "docs/curation.md",
         "docs/evaluation.md",
         "docs/add-a-kernel.md",

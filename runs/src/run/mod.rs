@@ -84,6 +84,9 @@ fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<Fold
     let done = run.steps();
     run.reports.progress.finish();
     let done = done.and_then(|()| run.finish_folder());
+    // The ranks end together: NCCL would report a rank that leaves early.
+    let end = || setup.ranks.map_or(Ok(()), |run| Ok(run.ranks.barrier("end of the run")?));
+    let done = done.and_then(|()| end());
     let reported = run.reports.reporters.finish(&done);
     if let Err(e) = done.and(reported) {
         // If the run failed before the end of its first step, OUT is restored to its earlier state. The run's threads

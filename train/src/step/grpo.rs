@@ -125,10 +125,10 @@ fn forward_and_backward(
     let inputs = grpo_inputs(&t.device, options, groups, &packed, loss_weights, set.old_and_ref_log_probs(i))?;
     let (loss, loss_stats) = ops::grpo_loss(&cx, &log_probs, &inputs)?; // [1], [completions, 4]
     let (now, entropy) = (log_probs.to_f32()?, entropy.to_f32()?);
+    let mut stats = MicroBatchStats::new(loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
     drop((hidden, log_probs));
     part("backward");
     t.backward(&cx, &loss, 1.0)?;
-    let mut stats = MicroBatchStats::new(loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
     stats.tokens = packed.batch.token_count() as u32;
     stats.entropy = mean(entropy.into_iter().map(f64::from));
     if set.uses == 0 {

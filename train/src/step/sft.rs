@@ -26,6 +26,7 @@ pub fn step(
     while count < t.hyperparameters.gradient_accumulation_steps {
         // Of several ranks, each computes one micro-batch of a round.
         let Some((in_round, samples)) = next_round(t, count, &mut next)? else { break };
+        let mut computed = None;
         if let Some(samples) = samples {
             part("forward");
             let pack_on = |device: &Device| MicroBatchInput::new(device, &t.model.config, &samples);
@@ -39,9 +40,13 @@ pub fn step(
             let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
             part("backward");
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
-            own.push(vec![ComputedMicroBatch { loss: loss.to_f32()?[0], tokens: packed.batch.token_count() as u32 }]);
+            computed = Some((loss, packed.batch.token_count() as u32));
         }
         t.end_round()?; // several ranks: the sums of the gradients so far
+        // Read only now: a device that waits for a rank that hangs would make this wait forever.
+        if let Some((loss, tokens)) = computed {
+            own.push(vec![ComputedMicroBatch { loss: loss.to_f32()?[0], tokens }]);
+        }
         count += in_round;
     }
     if count == 0 {
