@@ -66,8 +66,8 @@ pub trait Collectives: fmt::Debug + Send + Sync {
     /// call and [`PendingExchange::wait`], which must not write the sent ranges nor use the received ones.
     ///
     /// # Errors
-    /// A received range overlaps another range (except that a rank may receive its own ranges in place); an exchange has
-    /// failed before; the device is capturing a graph.
+    /// A received range overlaps another range (except that a rank may receive its own ranges in place); an exchange
+    /// has failed before; the device is capturing a graph.
     fn start_exchange(
         &self,
         name: &str,
@@ -141,9 +141,9 @@ impl Drop for PendingExchange {
     }
 }
 
-/// Exchanges by NCCL. The first exchange between two ranks makes their connection, so the host may wait in it until both
-/// have started it. Dropping the value leaves the job. All ranks drop it together, because it waits for the others for up
-/// to 10 s, and a rank that is still exchanging then gets an error.
+/// Exchanges by NCCL. The first exchange between two ranks makes their connection, so the host may wait in it until
+/// both have started it. Dropping the value leaves the job. All ranks drop it together, because it waits for the others
+/// for up to 10 s, and a rank that is still exchanging then gets an error.
 pub struct NcclCollectives {
     // Dropped before the device, whose stream it uses.
     exchanges: Arc<dyn Exchanges>,

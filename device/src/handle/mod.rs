@@ -1,5 +1,5 @@
-//! The handle of a device ([`Device`]) and what belongs to a device: buffers, downloads, captured graphs, exchanges with
-//! other ranks, the profiler.
+//! The handle of a device ([`Device`]) and what belongs to a device: buffers, downloads, captured graphs, exchanges
+//! with other ranks, the profiler.
 
 mod buffer;
 mod captured_graph;

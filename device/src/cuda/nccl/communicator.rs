@@ -138,8 +138,8 @@ impl Communicator {
     }
 
     /// Starts an exchange: sends the ranges `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
-    /// the ranges `receive[from]`, for all ranks. Returns its ticket for [`Communicator::wait`]. The exchange runs after
-    /// the work that is enqueued on the compute stream now.
+    /// the ranges `receive[from]`, for all ranks. Returns its ticket for [`Communicator::wait`]. The exchange runs
+    /// after the work that is enqueued on the compute stream now.
     ///
     /// # Safety
     /// The ranges are memory of this GPU that stays allocated until [`Communicator::wait`], and the work between does

@@ -1,7 +1,7 @@
 //! NCCL, which moves memory between the GPUs of several ranks (processes, or threads in tests). Each rank has one GPU.
 //!
 //! The trait [`Nccl`] has the library's calls. `library.rs` implements it with NVIDIA's library, which is opened at run
-//! time; the fake driver implements it for machines without a GPU (`fake/nccl.rs`). [`Communicator`] is the interface
+//! time; the fake driver implements it for machines without a GPU (`fake/nccl.rs`). `Communicator` is the interface
 //! for the rest of the program.
 //!
 //! Rules of NCCL that the code relies on and that the fake enforces. Source: NVIDIA's NCCL user guide 2.32, sections
@@ -23,7 +23,7 @@
 //! - One thread at a time may use a communicator, and one thread makes all calls of a group.
 //!
 //! NCCL's kernels run on a stream while they wait for other ranks, so the host must not wait for the GPU without a time
-//! limit. [`Communicator::check`] is the watchdog.
+//! limit. `Communicator::check` is the watchdog.
 #![allow(unsafe_code)]
 
 mod communicator;
