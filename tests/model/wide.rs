@@ -119,6 +119,29 @@ fn all_weights_are_trained_saved_and_resumed_with_every_optimizer() {
     reel(at, "generate --model adamw --messages m.json --max-new-tokens 3");
 }
 
+/// The embedding and the output layer have more weights than a cell, so several processes share them.
+#[test]
+fn several_processes_train_and_save_the_bits_of_one() {
+    let folder = wide_folder();
+    let at = folder.path();
+    let train = |out: &str, optim: &str, more: &str| {
+        let command = format!(
+            "sft --model wide --data sft.json --out {out} --optim {optim} --dtype bf16 --num-train-epochs 3 --max-steps 1 \
+             --save-steps 1 --gradient-accumulation-steps 3 --learning-rate 1e-3 {more}"
+        );
+        reel(at, &command);
+    };
+    for optim in ["adamw", "adamw-8bit"] {
+        let [one, three] = ["1", "3"].map(|processes| format!("{optim}-{processes}"));
+        train(&one, optim, "");
+        train(&three, optim, "--gpus 3");
+        for file in ["model.safetensors", "checkpoint-1/training/optimizer.safetensors"] {
+            let bytes = |out: &str| fs::read(at.join(out).join(file)).expect("a file");
+            assert!(bytes(&one) == bytes(&three), "{optim}: {file} differs");
+        }
+    }
+}
+
 #[test]
 fn adapters_of_all_layers_are_trained_merged_and_served_with_every_optimizer() {
     let folder = wide_folder();

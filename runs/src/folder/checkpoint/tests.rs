@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
-use reel_device::Device;
+use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
 use reel_input::InputError;
 use reel_input::config::ModelConfig;
@@ -10,9 +10,11 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::save::ConfigAndTokenizerFiles;
 use reel_train::options::RunOptions;
 use reel_train::step::hyperparameters::Hyperparameters;
+use reel_train::step::trainer::Trainer;
 
 use super::optimizer::OPTIMIZER;
 use super::*;
+use crate::folder::resume::RunState;
 use crate::testing::{assert_same_files, golden};
 
 /// Makes a trainer and the base model of its checkpoints.
