@@ -112,6 +112,25 @@ fn launchers_start_processes_by_their_variables() {
     }
 }
 
+/// Without `--max-steps`, all rows are read before a packed run, each by one rank.
+#[test]
+fn ranks_share_the_scan_before_a_packed_run() {
+    let w = training_folder(9);
+    media(w.path());
+    let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    let more = [about("image", "missing.png"), about("image", "good.png")].concat();
+    fs::write(w.path().join("media.jsonl"), more + &text).expect("written");
+    let options = ["--data", "media.jsonl", "--packing", "--max-length", "60", "--num-train-epochs", "2"];
+    let options = [&options[..], &["--gradient-accumulation-steps", "3", "--save-steps", "1"]].concat();
+    let printed = train(w.path(), "one", &options);
+    for size in ["2", "3"] {
+        let done = train(w.path(), size, &[&options[..], &["--gpus", size]].concat());
+        assert_eq!(done.ok(), printed.ok().replace("one", size));
+        assert!(done.stderr.contains("of 11 rows are skipped"), "{}", done.stderr);
+        same_results(&w.path().join("one"), &w.path().join(size), "checkpoint-2");
+    }
+}
+
 /// A row of rank 1 ends the run; rank 0 saves the steps before it, as a single process does.
 #[test]
 fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
