@@ -117,8 +117,8 @@ fn wait_for_checkpoint(out: &Path) -> usize {
     }
 }
 
-/// SIGUSR1, with which Slurm announces the end of a job's time, to the only process, to the starting process, and to one
-/// rank of two.
+/// SIGUSR1, with which Slurm announces the end of a job's time, to the only process, to the starting process, and to
+/// one rank of two.
 #[test]
 fn sigusr1_writes_a_checkpoint_and_the_run_goes_on() {
     let w = training_folder(9);

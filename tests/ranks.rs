@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use rank_runs::{SFT, same_results, sft, train};
 use sft_rows::{about, media, training_folder};
-use support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, run};
+use support::{FinishedRun, file_names_in, finished_run, reel, run};
 
 #[test]
 fn any_number_of_processes_gives_the_bits_of_one() {
@@ -32,11 +32,11 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     for (name, options, sizes) in runs {
         let options = [&["--max-steps", "2"], options].concat();
         let one = format!("{name}1");
-        train(w.path(), &one, &options).ok();
+        let printed = train(w.path(), &one, &options);
         for size in sizes {
             let out = format!("{name}{size}");
             let done = train(w.path(), &out, &[&options[..], &["--gpus", size]].concat());
-            assert_eq!(done.ok(), format!("{out}: {}", train_summary(&w.path().join(&one))), "{name}");
+            assert_eq!(done.ok(), printed.ok().replace(&one, &out), "{name}");
             same_results(&w.path().join(&one), &w.path().join(&out), "checkpoint-2");
             let skipped = |out: &str| fs::read_to_string(w.path().join(out).join("skipped.jsonl")).expect("a list");
             assert_eq!(skipped(&out), skipped(&one), "{name}");
@@ -45,13 +45,6 @@ fn any_number_of_processes_gives_the_bits_of_one() {
             assert!(!left.iter().any(|file| file.starts_with("ranks-")), "{left:?}");
         }
     }
-}
-
-/// The result that `reel sft` prints after OUT.
-fn train_summary(out: &Path) -> String {
-    let metrics = metrics_without_times(out);
-    let last = metrics.last().expect("a step");
-    format!("{} steps, last loss {:.4}\n", metrics.len(), last["loss"].as_f64().expect("a loss"))
 }
 
 #[test]
@@ -116,6 +109,25 @@ fn launchers_start_processes_by_their_variables() {
         same_results(&w.path().join("one"), &w.path().join(name), "checkpoint-2");
         let doctor = finished_run(reel().arg("doctor").envs(variables(1)).output().expect("the binary starts"));
         assert!(doctor.ok().contains("rank 1 of 2, 1 of 2 on this machine, started by "), "{name}: {}", doctor.stdout);
+    }
+}
+
+/// Without `--max-steps`, all rows are read before a packed run, each by one rank.
+#[test]
+fn ranks_share_the_scan_before_a_packed_run() {
+    let w = training_folder(9);
+    media(w.path());
+    let text = fs::read_to_string(w.path().join("rows.jsonl")).expect("rows");
+    let more = [about("image", "missing.png"), about("image", "good.png")].concat();
+    fs::write(w.path().join("media.jsonl"), more + &text).expect("written");
+    let options = ["--data", "media.jsonl", "--packing", "--max-length", "60", "--num-train-epochs", "2"];
+    let options = [&options[..], &["--gradient-accumulation-steps", "3", "--save-steps", "1"]].concat();
+    let printed = train(w.path(), "one", &options);
+    for size in ["2", "3"] {
+        let done = train(w.path(), size, &[&options[..], &["--gpus", size]].concat());
+        assert_eq!(done.ok(), printed.ok().replace("one", size));
+        assert!(done.stderr.contains("of 11 rows are skipped"), "{}", done.stderr);
+        same_results(&w.path().join("one"), &w.path().join(size), "checkpoint-2");
     }
 }
 

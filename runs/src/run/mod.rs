@@ -283,8 +283,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.setup.ranks.is_none_or(|run| run.ranks.rank() == 0)
     }
 
-    /// Writes a checkpoint if SIGUSR1 has asked for one, and makes all ranks stop before the same step if one of them was
-    /// interrupted. Several ranks agree on both.
+    /// Writes a checkpoint if SIGUSR1 has asked for one, and makes all ranks stop before the same step if one of them
+    /// was interrupted. Several ranks agree on both.
     fn save_or_stop_if_asked(&mut self) -> Result<()> {
         let mut save = self.setup.save.is_some_and(|save| save.swap(false, Ordering::Relaxed));
         if let Some(RunRanks { ranks, interrupted, .. }) = self.setup.ranks {

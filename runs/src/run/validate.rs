@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use reel_samples::SampleError;
 use reel_samples::feed::SampleSource;
 use reel_samples::length::{self, RowsToScan};
@@ -100,8 +101,18 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     };
     // Several ranks agree on `setup.stop` only between two steps.
     let (stop, ranks) = setup.ranks.map_or((setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
-    let found = length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, stop, ranks)?;
+    let scan = || length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, stop, ranks);
+    let found = match ranks.and_then(|ranks| threads_for_one_of(ranks.world().local_size)) {
+        Some(threads) => threads.install(scan)?,
+        None => scan()?,
+    };
     let unusable = if every { found.skipped } else { known };
     let steps = fixed.unwrap_or_else(|| W::step_count(options, found.batches));
     Ok(ScannedRows { steps, unusable, lengths: found.lengths })
+}
+
+/// A pool with the threads of one of several processes on this machine; `None` if they cannot be started.
+fn threads_for_one_of(processes: usize) -> Option<ThreadPool> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    ThreadPoolBuilder::new().num_threads((cores / processes).max(1)).build().ok()
 }

@@ -168,8 +168,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self
     }
 
-    /// Makes the feed share the rows with other ranks. The samples of a micro-batch are then present on the rank to which
-    /// it belongs, and all ranks call [`Self::next_micro_batch`] together. The position is that of the start of a step.
+    /// Makes the feed share the rows with other ranks. The samples of a micro-batch are then present on the rank to
+    /// which it belongs, and all ranks call [`Self::next_micro_batch`] together. The first one begins a step.
     pub fn shared_by(mut self, ranks: Option<FeedRanks>) -> Self {
         self.ranks = ranks.filter(|shared| shared.ranks.size() > 1);
         self

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::SampleSource;
 use crate::{Result, SampleError};
 
-/// Threads that prepare the rows that they are asked for, the row with the lowest position first. Positions are those in
-/// the sequence of all epochs' rows.
+/// Threads that prepare the rows that they are asked for, the row with the lowest position first. Positions are those
+/// in the sequence of all epochs' rows.
 pub(super) struct RowPreparer<S: SampleSource>(Arc<Shared<S>>);
 
 struct Shared<S: SampleSource> {

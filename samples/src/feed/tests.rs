@@ -292,7 +292,7 @@ proptest! {
         known: bool,
     ) {
         let order = seed.map_or_else(|| RowOrder::file_order(rows.len()), |s| RowOrder::shuffled(rows.len(), s));
-        let batching = MicroBatchOptions { rows: batch, packing, max_length: Some(limit), limit: "--max-length", end, strict };
+        let batching = MicroBatchOptions { rows: batch, packing, max_length: Some(limit), end, strict, ..PLAIN };
         let from = DataPosition { slot: end.map_or(from, |end| from.min(end)), skipped: Vec::new() };
         let sharing = Sharing { size, per_step: size + more, known };
         let count = 3 * sharing.per_step;
