@@ -104,7 +104,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     // Many groups have equal rewards.
     let parity = ["--reward-command", "while read -r line; do row=${line%,*_batch*}; echo $((${#row} % 2)); done"];
     let dynamic = ["--dynamic-sampling", "--lora-r", "4", "--lora-target-modules", "all-linear"];
-    // The last step has one group, so that some ranks have none.
+    // The last step has two groups, so that some ranks have none.
     let temporal = [
         "--temporal",
         "--siglip",
@@ -112,7 +112,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
         "--data",
         "media.jsonl",
         "--num-train-epochs",
-        "1",
+        "2",
         "--max-pixels",
         "12544",
     ];
@@ -120,7 +120,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
         ("iterations", [&REWARD[..], &iterations].concat(), &["2", "3", "4", "8"]),
         ("dapo", [&REWARD[..], &two_groups, &dapo, &["--max-steps", "2"]].concat(), &["3"]),
         ("dynamic", [&parity[..], &four, &dynamic, &["--max-steps", "2"]].concat(), &["3"]),
-        ("temporal", [&REWARD[..], &four, &temporal].concat(), &["2", "3"]),
+        ("temporal", [&REWARD[..], &temporal].concat(), &["2", "3", "4", "8"]),
     ];
     for (name, options, sizes) in &runs {
         let one = at.join(format!("{name}1"));
@@ -142,10 +142,10 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     let dropped: u64 =
         read_metrics(&at.join("dynamic3")).iter().filter_map(|line| line["dropped_groups"].as_u64()).sum();
     assert!(dropped > 0, "{}", last("dynamic3"));
-    let (steps, record) = (read_metrics(&at.join("temporal3")).len(), &rollouts(&at.join("temporal3"))[1].1);
-    assert_eq!((steps, record.iter().filter(|byte| **byte == b'\n').count()), (2, 1));
-    assert!(last("temporal3")["rewards/temporal"].is_number(), "{}", last("temporal3"));
-    let skipped = fs::read_to_string(at.join("temporal3/skipped.jsonl")).expect("skipped rows");
+    let (steps, record) = (read_metrics(&at.join("temporal8")).len(), &rollouts(&at.join("temporal8"))[1].1);
+    assert_eq!((steps, record.iter().filter(|byte| **byte == b'\n').count()), (2, 2));
+    assert!(last("temporal8")["rewards/temporal"].is_number(), "{}", last("temporal8"));
+    let skipped = fs::read_to_string(at.join("temporal8/skipped.jsonl")).expect("skipped rows");
     assert!(skipped.contains("bad.png") && skipped.lines().count() == 1, "{skipped}");
 
     // The recorded completions are given to runs that sample nothing; a step of several processes is replayed by one.

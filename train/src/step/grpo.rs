@@ -85,8 +85,8 @@ pub fn step(
 }
 
 /// Adds the gradients of micro-batch `i` of the step to those of the trainer. Returns the statistics of the micro-batch
-/// and the log-probabilities of its L learned tokens under the current weights, f32 `[L]`. `is_last` tells whether this
-/// process computes no later micro-batch of the step.
+/// and, in the first step on the set, the log-probabilities of its L learned tokens under the current weights, f32
+/// `[L]`. `is_last` tells whether this process computes no later micro-batch of the step.
 fn forward_and_backward(
     t: &mut Trainer,
     options: &GrpoOptions,
@@ -124,7 +124,9 @@ fn forward_and_backward(
     let (log_probs, entropy) = log_probs_with_entropy(&cx, &t.model, &hidden, &packed, options)?; // [L] each
     let inputs = grpo_inputs(&t.device, options, groups, &packed, loss_weights, set.old_and_ref_log_probs(i))?;
     let (loss, loss_stats) = ops::grpo_loss(&cx, &log_probs, &inputs)?; // [1], [completions, 4]
-    let (now, entropy) = (log_probs.to_f32()?, entropy.to_f32()?);
+    let entropy = entropy.to_f32()?;
+    // Later steps on the set do not need these log-probabilities.
+    let now = if set.uses == 0 { log_probs.to_f32()? } else { Vec::new() };
     let mut stats = MicroBatchStats::new(loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
     drop((hidden, log_probs));
     part("backward");
