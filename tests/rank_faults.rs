@@ -35,7 +35,7 @@ impl Fault {
         Self {
             ranks,
             killed: below(ranks as u64, "killed"),
-            step: 3 + below(6, "step"),
+            step: 3 + below(4, "step"),
             pause: Duration::from_micros(below(30_000, "pause") as u64),
             resumed: 1 + below(4, "resumed"),
         }
@@ -49,10 +49,10 @@ const SHORT_STEPS: [&str; 6] =
 /// Kills a rank at a random time, several times. The variable `REEL_TEST_KILLS` sets how often.
 #[test]
 fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
-    let kills = std::env::var("REEL_TEST_KILLS").map_or(5, |text| text.parse().expect("a number of kills"));
+    let kills = std::env::var("REEL_TEST_KILLS").map_or(4, |text| text.parse().expect("a number of kills"));
     let w = training_folder(9);
     let options = |more: &[&'static str]| [&SHORT_STEPS[..], more].concat();
-    train(w.path(), "straight", &options(&["--max-steps", "24"])).ok();
+    train(w.path(), "straight", &options(&["--max-steps", "16"])).ok();
     let mut longest = Duration::ZERO;
     for index in 0..kills {
         let fault = Fault::random(index);
@@ -77,9 +77,9 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
             let names = line.is_some_and(|line| line.contains(&format!("rank {}", fault.killed)));
             assert!(names, "{fault:?}: {}", done.stderr);
         }
-        let resumed = options(&["--max-steps", "24", "--resume-from-checkpoint", "last"]);
+        let resumed = options(&["--max-steps", "16", "--resume-from-checkpoint", "last"]);
         train(w.path(), &out, &[&resumed[..], &after].concat()).ok();
-        same_results(&w.path().join("straight"), &w.path().join(&out), "checkpoint-24");
+        same_results(&w.path().join("straight"), &w.path().join(&out), "checkpoint-16");
     }
     println!("{kills} kills: the others ended after {longest:?} at most");
 }
