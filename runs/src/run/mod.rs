@@ -213,13 +213,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             Err(TrainError::Stopped(_)) => return Err(self.stopped()?),
             // If a custom reward fails, media are unavailable, or a row cannot be used, the finished steps are saved
             // before the run ends.
-            // One of several ranks cannot save alone. If a reward fails, all ranks have the error.
-            Err(e) if self.setup.ranks.is_some() && !matches!(e, TrainError::Reward(_)) => return Err(e),
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
-                self.save()?;
+                match self.save() {
+                    // Several ranks save together. If this rank alone has the error, the others do something else.
+                    Err(_) if self.setup.ranks.is_some() => return Err(e),
+                    saved => saved?,
+                }
                 self.checkpoints.writer.wait()?;
-                // All ranks have this error. One that ended now would end rank 0 while it writes the checkpoint.
-                let _ = self.setup.ranks.map(|run| run.ranks.barrier("checkpoint before an error"));
                 let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
                 return Err(match saved.contains_key(&self.state.step) {
                     true => e.with_help_to_resume(self.setup.options.strict),
