@@ -54,7 +54,15 @@ pub(crate) fn traffic_launches(arrays: &mut TrafficArrays) -> TrafficLaunches {
         let entries = [(); 2].map(|()| {
             let [w, m, v] = [(); 3].map(|()| arrays.f32(count));
             let low = if dtype == BF16 { arrays.elements(count, 2) } else { Addr::NULL };
-            ParameterEntry { w, low, m, v, scales: arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE)), n, first: 0 }
+            ParameterEntry {
+                w,
+                low,
+                m,
+                v,
+                scales: arrays.f32(2 * count.div_ceil(adamw::WEIGHTS_PER_SCALE)),
+                n,
+                first: 0,
+            }
         });
         let parameters = arrays.structs(&entries);
         let params = adamw::Params { parameters, gradients: gradients.0, steps, chunks, clip, seed: 3, chunk_count };

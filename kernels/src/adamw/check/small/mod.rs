@@ -75,7 +75,11 @@ impl State {
                 low: at(whole.low, 2),
                 m: at(whole.m, moment_bytes),
                 v: at(whole.v, moment_bytes),
-                scales: if whole.scales.is_null() { Addr::NULL } else { whole.scales.offset(8 * first / WEIGHTS_PER_SCALE) },
+                scales: if whole.scales.is_null() {
+                    Addr::NULL
+                } else {
+                    whole.scales.offset(8 * first / WEIGHTS_PER_SCALE)
+                },
                 n: part_len.min(g.len() - first) as u64,
                 first: first as u64,
             };
