@@ -9,6 +9,7 @@ use anyhow::Result;
 use clap::Args;
 use reel_device::compile::toolkit::Toolkit;
 use reel_device::cpu::simd;
+use reel_device::cuda::nccl;
 use reel_device::{Team, compile};
 use reel_kernels::limits;
 use reel_media::libraries;
@@ -228,6 +229,12 @@ fn gpu() -> Vec<Finding> {
             "cuBLASLt",
             Toolkit::from_environment().cublas_lt().map(|p| p.display().to_string()),
             toolkit,
+        ),
+        Finding::new(
+            group,
+            "NCCL",
+            nccl::library_beside_toolkit().or_else(|| find_library("libnccl.so.2")).map(|p| p.display().to_string()),
+            "only a job of several GPUs needs it; install libnccl2, or the wheel nvidia-nccl-cu13 beside nvidia-cublas",
         ),
         Finding::new(
             group,

@@ -158,6 +158,12 @@ fn places_beside_toolkit() -> Vec<PathBuf> {
         .collect()
 }
 
+/// Returns the library beside the CUDA libraries, for example in the same Python environment; `None` if there is none.
+/// The loader may find one elsewhere. Opens nothing.
+pub fn library_beside_toolkit() -> Option<PathBuf> {
+    places_beside_toolkit().into_iter().find(|path| path.is_file())
+}
+
 /// Returns the version of the installed NCCL library, for example `2.32.3`. Needs no GPU.
 ///
 /// # Errors

@@ -34,7 +34,7 @@ mod tests;
 use super::types::StreamHandle;
 pub(crate) use communicator::Communicator;
 pub(super) use library::NcclLibrary;
-pub use library::installed_version;
+pub use library::{installed_version, library_beside_toolkit};
 
 /// The id by which the ranks of a communicator find each other (`ncclUniqueId`).
 pub type UniqueId = [u8; 128];
