@@ -1,5 +1,5 @@
 //! The predictions file of a run and the rows that this process answers. If several processes (ranks) share the rows,
-//! rank 0 alone has the file, and tells the others which rows have no line in it.
+//! only rank 0 has the file, and it tells the others which rows have no line in it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::file::PredictionFile;
 use crate::prompts::RowPrompts;
 use crate::settings::PredictionSettings;
 
-/// Rows about one video stay together on a rank unless they are more than this part of a rank's rows.
+/// Rows about one video stay together on a rank unless they are more than 1 / 4 of a rank's share of the rows.
 const MAX_PART_OF_A_RANK: usize = 4;
 
 /// Where the lines of a run go, and the rows that this process answers.
@@ -46,7 +46,7 @@ impl From<PredictionFile> for PredictionOutput<'_> {
 
 impl<'a> PredictionOutput<'a> {
     /// Opens the file with `open` and takes the rows that have no line in it. If there are several ranks, rank 0 opens
-    /// the file, all ranks call this, and each takes its share of the rows. `settings` are those of this rank, and
+    /// the file, all ranks call this, and each takes its share of the rows. `settings` are this rank's settings, and
     /// `rows` are all rows of the data.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl<'a> PredictionOutput<'a> {
         let Work { settings: of_rank_0, missing } = run.broadcast("rows to answer", work)?;
         if let Some(difference) = settings.difference_from_rank_0(&of_rank_0) {
             let help = "start all ranks with the same program, options, model and data";
-            return Err(TrainError::output(difference, "is another one on this rank than on rank 0", help));
+            return Err(TrainError::output(difference, "differs between this rank and rank 0", help));
         }
         let is_complete = missing.is_none();
         let video = |row| rows.columns(row).get("path")?.as_str().filter(|path| !path.is_empty()).map(String::from);
@@ -92,7 +92,7 @@ impl<'a> PredictionOutput<'a> {
 fn rows_of_rank(missing: &[usize], video: impl Fn(usize) -> Option<String>, rank: usize, ranks: usize) -> Vec<usize> {
     let most = (missing.len() / (MAX_PART_OF_A_RANK * ranks)).max(1);
     let mut counts = vec![0; ranks];
-    // The rank that answers the next row about a video, and how many rows about it that rank has got.
+    // By video: the rank that answers its next row, and the number of rows about it that this rank already has.
     let mut videos: HashMap<String, (usize, usize)> = HashMap::new();
     let mut own = Vec::new();
     for &row in missing {

@@ -144,8 +144,8 @@ impl Functions {
     }
 }
 
-/// Returns where the library can be besides the loader's search path: in the folder of NVRTC or cuBLASLt, and in the
-/// package `nvidia-nccl` of the same Python environment.
+/// Returns the paths at which the library may be, apart from the loader's search path: in the folder of NVRTC or
+/// cuBLASLt, and in the package `nvidia-nccl` of the same Python environment.
 fn places_beside_toolkit() -> Vec<PathBuf> {
     let toolkit = Toolkit::from_environment();
     let libraries = [toolkit.nvrtc(), toolkit.cublas_lt()].into_iter().flatten();
@@ -169,7 +169,7 @@ pub fn installed_version() -> Result<String, CudaError> {
 /// NCCL for one GPU.
 pub(in crate::cuda) struct NcclLibrary {
     functions: &'static Functions,
-    /// The GPU's context. Calls make it current, because NCCL takes the GPU of the calling thread.
+    /// The GPU's context. Each call makes it current, because NCCL uses the current GPU of the calling thread.
     context: Context,
 }
 
@@ -184,7 +184,7 @@ impl NcclLibrary {
 
     /// Calls `f` with the GPU's context current on this thread.
     fn call(&self, f: impl FnOnce(&Functions) -> Status) -> NcclResult {
-        // SAFETY: who opened the library keeps the context retained.
+        // SAFETY: the caller of `open` keeps the context retained.
         match unsafe { self.context.make_current() } {
             Ok(()) => NcclResult(f(self.functions)),
             Err(_) => NcclResult::UNHANDLED_CUDA_ERROR,
