@@ -249,7 +249,7 @@ fn jobs_of_the_largest_presets() {
 }
 
 #[test]
-fn jobs_that_cannot_be_are_refused() {
+fn impossible_jobs_are_refused() {
     let sizes = "plan sft --preset tiny --tokens 64 --gradient-accumulation-steps 8";
     for (more, words) in [
         (

@@ -162,7 +162,7 @@ impl Job {
         vec![
             format!(
                 "Weak scaling: every GPU computes {} in a step, so the global batch grows with the GPUs. Efficiency is \
-                 the step time of one GPU divided by that of N.",
+                 the step time of one GPU divided by the step time of N GPUs.",
                 counted(self.shape.rounds(), "micro-batch", "es")
             ),
             format!(

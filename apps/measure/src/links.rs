@@ -1,6 +1,6 @@
 //! The links between the GPUs of a job: their rates, the sources of the rates, and which links a job uses.
 //!
-//! A rate is that of one GPU in one direction, because the ranks of a job send and receive at the same time.
+//! A rate is for one GPU in one direction, because the ranks of a job send and receive at the same time.
 
 use crate::error::{Result, bad_option};
 

@@ -215,7 +215,7 @@ impl PredictionFile {
         let early_lines = File::options().create(true).append(true).open(early).map_err(failed)?;
         early_lines.set_len(self.early_bytes).map_err(failed)?;
         self.early = Some(early_lines);
-        // A process that was killed between two lines may have left the next line among the early ones.
+        // A process that was killed between two lines may have left the next line among the early lines.
         self.write_waiting_lines().map(drop)
     }
 

@@ -15,8 +15,9 @@ use crate::file::PredictionFile;
 use crate::prompts::RowPrompts;
 use crate::settings::PredictionSettings;
 
-/// Rows about one video stay together on a rank unless they are more than 1 / 4 of a rank's share of the rows.
-const MAX_PART_OF_A_RANK: usize = 4;
+/// Rows about one video stay together on a rank unless they are more than 1 / PARTS_PER_RANK of a rank's share of the
+/// rows.
+const PARTS_PER_RANK: usize = 4;
 
 /// Where the lines of a run go, and the rows that this process answers.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub struct PredictionOutput<'a> {
 
 /// What rank 0 tells the others before a run.
 #[derive(Serialize, Deserialize)]
-struct Work {
+struct RowsToAnswer {
     settings: PredictionSettings,
     /// The rows without a line; `None` if an earlier run has completed the file.
     missing: Option<Vec<usize>>,
@@ -50,7 +51,7 @@ impl<'a> PredictionOutput<'a> {
     /// `rows` are all rows of the data.
     ///
     /// # Errors
-    /// `open` fails; the settings are not those of rank 0; another rank has failed.
+    /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
     pub fn open(
         ranks: Option<RunRanks<'a>>,
         settings: &PredictionSettings,
@@ -59,11 +60,11 @@ impl<'a> PredictionOutput<'a> {
     ) -> Result<Self> {
         let Some(run) = ranks else { return open().map(Self::from) };
         let file = if run.is_rank_0() { Some(open()?) } else { None };
-        let work = file.as_ref().map(|file| Work {
+        let work = file.as_ref().map(|file| RowsToAnswer {
             settings: file.settings().clone(),
             missing: (!file.is_complete()).then(|| file.rows_without_line()),
         });
-        let Work { settings: of_rank_0, missing } = run.broadcast("rows to answer", work)?;
+        let RowsToAnswer { settings: of_rank_0, missing } = run.broadcast("rows to answer", work)?;
         if let Some(difference) = settings.difference_from_rank_0(&of_rank_0) {
             let help = "start all ranks with the same program, options, model and data";
             return Err(TrainError::output(difference, "differs between this rank and rank 0", help));
@@ -85,12 +86,12 @@ impl<'a> PredictionOutput<'a> {
     }
 }
 
-/// Divides the rows `missing` among `ranks` ranks and returns those of `rank`. A row goes to the rank with the fewest
-/// rows so far. Rows about the same video go to the same rank, which then decodes the video and computes its vision
-/// tokens only once; but if a large part of the rows is about one video, several ranks share it. `video` returns the
-/// video of a row.
+/// Divides the rows `missing` among `ranks` ranks and returns the rows of `rank`. A row goes to the rank with the
+/// fewest rows so far. Rows about the same video go to the same rank, which then decodes the video and computes its
+/// vision tokens only once; but if a large part of the rows is about one video, several ranks share it. `video` returns
+/// the video of a row.
 fn rows_of_rank(missing: &[usize], video: impl Fn(usize) -> Option<String>, rank: usize, ranks: usize) -> Vec<usize> {
-    let most = (missing.len() / (MAX_PART_OF_A_RANK * ranks)).max(1);
+    let most = (missing.len() / (PARTS_PER_RANK * ranks)).max(1);
     let mut counts = vec![0; ranks];
     // By video: the rank that answers its next row, and the number of rows about it that this rank already has.
     let mut videos: HashMap<String, (usize, usize)> = HashMap::new();

@@ -103,7 +103,7 @@ pub trait Collectives: fmt::Debug + Send + Sync {
     fn status(&self) -> ExchangeStatus;
 }
 
-/// An exchange that may not be done. Dropping it is like [`PendingExchange::wait`], without the error.
+/// An exchange that may be in progress. Dropping it calls [`PendingExchange::wait`] and ignores the error.
 #[must_use = "launches after the exchange need `wait`"]
 pub struct PendingExchange(Option<Box<dyn FnOnce() -> Result<()> + Send>>);
 
@@ -193,7 +193,7 @@ impl NcclCollectives {
         let (sent, received) = (buffers(send), buffers(receive));
         let is_foreign = |buffer: &&Arc<Buffer>| !Arc::ptr_eq(&buffer.device().0, &self.device.0);
         if let Some(foreign) = sent.iter().chain(&received).find(is_foreign) {
-            return Some(format!("{foreign:?} belongs to another device"));
+            return Some(format!("{foreign:?} belong to another device"));
         }
         received.iter().find(|buffer| !buffer.is_writable()).map(|buffer| format!("{buffer:?} cannot be written"))
     }

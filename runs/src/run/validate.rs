@@ -103,7 +103,7 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     // Several ranks agree on `setup.stop` only between two steps.
     let (stop, ranks) = setup.ranks.map_or((setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
     let scan = || length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, stop, ranks);
-    let found = match ranks.and_then(|ranks| threads_for_one_of(ranks.world().local_size)) {
+    let found = match ranks.and_then(|ranks| thread_pool_of_one(ranks.world().local_size)) {
         Some(threads) => threads.install(scan)?,
         None => scan()?,
     };
@@ -114,7 +114,7 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
 
 /// A thread pool with the share of this machine's cores that one of `processes` processes has; `None` if its threads
 /// cannot be started.
-fn threads_for_one_of(processes: usize) -> Option<ThreadPool> {
+fn thread_pool_of_one(processes: usize) -> Option<ThreadPool> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     ThreadPoolBuilder::new().num_threads((cores / processes).max(1)).build().ok()
 }

@@ -142,7 +142,9 @@ mod tests {
         }
 
         #[test]
-        fn ranks_have_equal_shares_but_for_one_cell(weights in prop::collection::vec(0usize..50, 0..12), ranks in 1usize..6) {
+        fn shares_of_ranks_differ_by_at_most_one_cell(
+            weights in prop::collection::vec(0usize..50, 0..12), ranks in 1usize..6,
+        ) {
             let sizes: Vec<ParameterSize> =
                 weights.iter().map(|&weights| ParameterSize { weights, divisible: true }).collect();
             let share = |rank| -> usize {

@@ -7,7 +7,7 @@
 //!     own      = the prompts that this process samples; all prompts in a single process
 //!     rollouts = engine.generate(own × num_generations), decoded to text
 //!     scores   = rewards of each completion; the reference model computes while slow custom rewards do
-//!     rollouts, scores = those of all prompts, gathered from all processes
+//!     gather the rollouts and scores of all prompts from all processes
 //!     record rollouts and scores in OUT/rollouts/STEP.jsonl
 //!     keep the groups whose rewards differ (all groups without --dynamic-sampling)
 //!     stop when there are enough groups

@@ -84,9 +84,9 @@ pub fn step(
     Ok(result)
 }
 
-/// Adds the gradients of micro-batch `i` of the step to those of the trainer. Returns the statistics of the micro-batch
-/// and, in the first step on the set, the log-probabilities of its L learned tokens under the current weights, f32
-/// `[L]`. `is_last` tells whether this process computes no later micro-batch of the step.
+/// Adds the gradients of micro-batch `i` of the step to the trainer's gradients. Returns the statistics of the
+/// micro-batch and, in the first step on the set, the log-probabilities of its L learned tokens under the current
+/// weights, f32 `[L]`. `is_last` tells whether this process computes no later micro-batch of the step.
 fn forward_and_backward(
     t: &mut Trainer,
     options: &GrpoOptions,

@@ -35,7 +35,7 @@ type OfComm = unsafe extern "C" fn(Comm) -> Status;
 #[derive(Clone, Copy)]
 struct Id([u8; 128]);
 
-/// `ncclConfig_t` as of version 2.18. Newer versions append fields and take their defaults if `size` is that of an
+/// `ncclConfig_t` as of version 2.18. Newer versions append fields and take their defaults if `size` is the size of an
 /// older version.
 #[repr(C)]
 struct Config {
@@ -192,7 +192,7 @@ impl NcclLibrary {
     }
 }
 
-// SAFETY (of each call below): the conditions that `Nccl` requires of its callers are those of the library's calls.
+// SAFETY (of each call below): `Nccl` requires of its callers what the library requires of its callers.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Nccl for NcclLibrary {
     fn version(&self) -> u32 {

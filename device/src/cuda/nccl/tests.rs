@@ -177,7 +177,7 @@ fn calls_that_cannot_work_are_refused() {
             assert!(e.contains(words) && e.contains("exchange 'part 1'"), "{words} in {e}");
         };
         let own = [vec![own]];
-        fails(&[vec![foreign]], &own, "8 bytes of gradients on cuda belongs to another device");
+        fails(&[vec![foreign]], &own, "8 bytes of gradients on cuda belong to another device");
         fails(&[], &own, "sends are given for 0 ranks, but there are 1");
         fails(&own, &[Vec::new()], "sends ranges of [8] bytes to itself, but receives [] bytes from itself");
         assert_eq!(ranks.status().started, 0);
