@@ -338,7 +338,7 @@ impl Job {
     }
 
     fn error_of(&self, rank: usize, what: &str) -> RankError {
-        let diagnostic = Diagnostic::new(self.members[rank].to_string(), what, "read the output of all ranks");
+        let diagnostic = Diagnostic::new(self.members[rank].to_string(), what, "look at the output of all ranks");
         RankError { diagnostic, rank: Some(rank) }
     }
 

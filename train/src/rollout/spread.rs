@@ -83,7 +83,7 @@ fn share_reward_error<T>(ranks: &Ranks, own: Result<T>) -> Result<T> {
             RewardError::Row(diagnostic) | RewardError::Option(diagnostic) | RewardError::Custom(diagnostic) => {
                 diagnostic.clone()
             }
-            RewardError::Semantic(e) => Diagnostic::new("--siglip", e.to_string(), "read the output of all ranks"),
+            RewardError::Semantic(e) => Diagnostic::new("--siglip", e.to_string(), "look at the output of all ranks"),
         }),
         Err(_) => return own,
     };

@@ -213,7 +213,7 @@ impl Communicator {
         if oldest.is_some() && waited > self.time_limit {
             let what = format!(
                 "{}: not done after {:?}; a rank has ended, has not started this exchange, or computes for longer: \
-                 read the output of all ranks",
+                 look at the output of all ranks",
                 named(),
                 self.time_limit
             );
