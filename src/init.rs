@@ -27,7 +27,8 @@ const MAX_VOCAB: usize = 1 << 24;
 /// Create a model folder with random weights, in the layout of the Hugging Face hub.
 #[derive(Args, Debug)]
 #[command(mut_arg("preset", |a| {
-    a.required(true).help("Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b (as published, bf16), or siglip-tiny (a SigLIP for --siglip, f32)")
+    a.required(true).help("Model size: tiny (1 M parameters, f32), 3b, 7b, 32b or 72b (as published, bf16), or \
+        siglip-tiny (a SigLIP for --siglip, f32)")
 }))]
 #[command(after_help = "Example:\n  reel init --preset tiny --out tiny")]
 pub struct InitArgs {

@@ -66,7 +66,7 @@ pub fn run(count: usize) -> Result<()> {
         thread::sleep(INTERVAL);
         let ended = processes.iter_mut().filter_map(|process| Some((process.rank, process.look()?)));
         let failed = ended.filter(|(_, status)| !status.success()).collect::<Vec<_>>();
-        // If several have ended since the last look, one that a signal has killed is the cause.
+        // If several processes have failed since the last look, the cause is one that a signal has killed.
         failure = failure.or(failed.into_iter().min_by_key(|(_, status)| status.signal().is_none()));
         if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut passed_on, true) {
             send_all(&processes, Signal::INT);

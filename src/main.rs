@@ -59,7 +59,7 @@ use reel_measure::trace;
 
 fn main() -> ExitCode {
     interrupt::make_file_size_limit_an_error();
-    // Slurm sends SIGUSR1 to all processes of a job step, those that decode media among them.
+    // Slurm sends SIGUSR1 to all processes of a job step, including the workers that decode media.
     interrupt::save_flag();
     let kinds = [&reel_media::worker::WORKER, &chat::TEMPLATE_WORKER, &reel_data::worker::WORKER];
     if let Some(code) = reel_worker::run_if_worker(&kinds) {

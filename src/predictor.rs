@@ -72,7 +72,7 @@ pub struct PredictionJob<'j> {
 
 impl<'c> Predictor<'c> {
     /// Opens the model folder on a device that is already open. `place` is where the weights are on a CPU (see
-    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`. `process` is this process, if several share the rows
+    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`. `process` is this process if several share the rows
     /// of each job.
     pub fn open(
         flags: &ModelFlags,

@@ -23,7 +23,7 @@ use crate::common::{CommonOptions, DeviceName};
 use crate::fail::{failed, usage_error};
 use crate::{interrupt, output as print};
 
-/// How long a rank waits for the others between two steps. Rank 0 may write a checkpoint or a report meanwhile.
+/// How long a rank waits for the others in one call. Between two steps rank 0 may write a checkpoint or a report.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Returns which process of which job this is, by the environment variables of a launcher; `None` for a single process.
@@ -68,13 +68,13 @@ pub fn description() -> String {
     }
 }
 
-/// This process of a training run or an evaluation of several.
+/// This process, one of several of a training run or an evaluation.
 pub struct RunProcess {
     ranks: Arc<Ranks>,
     /// Set when all ranks have agreed to stop.
     pub stop: AtomicBool,
     interrupted: Arc<AtomicBool>,
-    /// OUT, which all ranks see, absolute.
+    /// The absolute path of OUT, which all ranks see.
     out: PathBuf,
     /// The output folder of a rank other than 0.
     scratch: Option<TempDir>,
@@ -94,7 +94,7 @@ impl RunProcess {
         }
         let accumulated = options.gradient_accumulation_steps;
         if accumulated < world.size {
-            let what = format!("is {accumulated}, so {} processes would leave some without a micro-batch", world.size);
+            let what = format!("is {accumulated}, so some of the {} processes would have no micro-batch", world.size);
             let help = format!("give at least {}; it counts the micro-batches of all processes", world.size);
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
@@ -106,7 +106,7 @@ impl RunProcess {
         Ok(process)
     }
 
-    /// Waits until all processes of `world` are there, for an evaluation with the output folder `out`.
+    /// Joins an evaluation with the output folder `out`. Returns when all processes of `world` have joined.
     ///
     /// # Errors
     /// A process is missing; the device is not one of several processes; `out` cannot be written.
@@ -148,7 +148,8 @@ impl RunProcess {
         self.ranks.world().local_size as u64
     }
 
-    /// The common options of this rank: it has its share of this machine's CPUs, and only rank 0 prints.
+    /// The common options of this rank: it has its share of this machine's CPUs, or a GPU of its own, and only rank 0
+    /// prints.
     pub fn common_options(&self, common: &CommonOptions) -> CommonOptions {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let share = (cpus / self.ranks.world().local_size).max(1);
@@ -176,7 +177,7 @@ impl RunProcess {
         RunRanks { ranks: &self.ranks, out: &self.out, interrupted: &self.interrupted }
     }
 
-    /// Whether this rank, which is rank 0, writes OUT and prints the result.
+    /// Whether this is rank 0, which writes OUT and prints the result.
     pub fn prints(&self) -> bool {
         self.ranks.rank() == 0
     }
@@ -185,7 +186,8 @@ impl RunProcess {
     pub fn finish<T>(self, done: Result<T>) -> Result<T> {
         match &done {
             Err(e) if is_of_another_rank(e) => {}
-            // All ranks have agreed to stop. Rank 0 may still write a checkpoint, which a failure would end.
+            // All ranks have agreed to stop. Rank 0 may still write a checkpoint, so this rank must not report a
+            // failure, which would end rank 0.
             Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
                 let _ = Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave);
             }
@@ -196,7 +198,7 @@ impl RunProcess {
     }
 }
 
-/// Refuses a device that several processes cannot use, or GPUs that do not suffice.
+/// Refuses a device that several processes cannot use, and fewer GPUs than processes.
 fn refuse_other_devices(common: &CommonOptions, world: &World) -> Result<()> {
     let device = common.device()?;
     let World { local_size, .. } = *world;
@@ -209,20 +211,20 @@ fn refuse_other_devices(common: &CommonOptions, world: &World) -> Result<()> {
         DeviceName::Cuda(_) => gpu_of(world, Nvidia::count()).map(drop),
         DeviceName::Sim | DeviceName::Dry => {
             let help = "give --device cpu or cuda, or start one process";
-            Err(usage_error("--device", "several processes compute on CPUs or GPUs only", help))
+            Err(usage_error("--device", "is not possible with several processes, which compute on CPUs or GPUs", help))
         }
     }
 }
 
-/// The index of the GPU of this process, among the `visible` ones of the machine. A launcher such as srun may show each
-/// process only its own.
+/// The index of this process's GPU among the `visible` GPUs of the machine. If only one GPU is visible, it is this GPU:
+/// a launcher such as srun may show each process its own GPU only.
 fn gpu_of(world: &World, visible: usize) -> Result<usize> {
     let World { local_rank, local_size, .. } = *world;
     match visible {
         1 => Ok(0),
         _ if visible >= local_size => Ok(local_rank),
         _ => {
-            let what = format!("has {visible} GPUs for {local_size} processes of this machine");
+            let what = format!("{visible} GPUs are visible to {local_size} processes of this machine");
             Err(usage_error("--device", what, "start one process for each GPU, or give --device cpu"))
         }
     }
@@ -262,9 +264,9 @@ mod tests {
         };
         assert_eq!(gpu(3, 4, 4), Ok(3));
         assert_eq!(gpu(3, 4, 8), Ok(3));
-        // The launcher shows this process only its own GPU.
+        // The launcher shows each process its own GPU only.
         assert_eq!(gpu(3, 4, 1), Ok(0));
-        let missing = "--device: has 2 GPUs for 4 processes of this machine";
+        let missing = "--device: 2 GPUs are visible to 4 processes of this machine";
         assert!(gpu(3, 4, 2).is_err_and(|e| e.starts_with(missing)));
         assert!(gpu(0, 1, 0).is_err());
     }

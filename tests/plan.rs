@@ -1,5 +1,5 @@
-//! `reel plan` of training: its planned memory equals the memory of the run, the launches and the time of a 7B step, and
-//! jobs of several GPUs.
+//! `reel plan` of training: the planned memory equals the memory of the run; the launches and the time of a 7B step;
+//! and jobs of several GPUs.
 
 #[path = "support/sft_rows.rs"]
 mod sft_rows;
@@ -157,7 +157,7 @@ fn job_of_one_gpu_is_the_plain_plan() {
         assert_eq!((&one["peak_bytes"], &one["memory"]), (&plain["peak_bytes"], &plain["memory"]), "{command}");
         assert!((number(&one, "/seconds") / number(&plain, "/seconds") - 1.0).abs() < 1e-9, "{one}");
         assert_eq!((number(&one, "/exposed_seconds"), number(&one, "/rounds")), (0.0, 3.0), "{command}");
-        // The rank of a larger job with as many rounds differs in the optimizer state and the sums of gradients alone.
+        // In a larger job with as many rounds, only the optimizer state and the sums of gradients of a rank differ.
         let four = plan("12 --world 4");
         let parts = |name: &str| [&plain["memory"], &four["job"]["memory"]].map(|memory| memory[name].as_f64());
         for name in ["weights", "gradients", "activations", "kv_cache", "inputs", "workspace"] {
@@ -185,8 +185,8 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     let (parameters, weights) = (of("/trained_parameters"), of("/trained_bytes"));
     assert!(parameters > 2.6e9 && weights == 2.0 * parameters, "{job}");
     let near = |got: f64, wanted: f64| assert!((got / wanted - 1.0).abs() < 1e-6, "{got} {wanted}: {job}");
-    // Rank 0 sends the gradients of two micro-batches. It receives its own part of the 18 others, 7 of them from the
-    // other GPUs of its machine in the first round, and 3 in the second.
+    // Rank 0 sends the gradients of its two micro-batches. It receives the part that it owns of the other 18: from its
+    // own machine of 7 in the first round and 3 in the second, from the other machine of 8 in the first round.
     let part = 4.0 * parameters / 16.0;
     near(of("/bytes/gradients/within_node/sent"), 2.0 * 7.0 * part);
     near(of("/bytes/gradients/between_nodes/sent"), 2.0 * 8.0 * part);
@@ -224,8 +224,8 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     }
 }
 
-/// The largest presets are planned without weights: all weights of 72B do not fit a GPU, also not with any number of
-/// ranks; of an adapter only its own weights are exchanged.
+/// The largest presets are planned without weights. Training all weights of 32B or 72B does not fit a GPU; training an
+/// adapter of 32B does, and exchanges only the weights of the adapter.
 #[test]
 fn jobs_of_the_largest_presets() {
     let job = |preset: &str, more: &str| {
@@ -249,14 +249,14 @@ fn jobs_of_the_largest_presets() {
 }
 
 #[test]
-fn jobs_that_cannot_be_are_refused() {
+fn impossible_jobs_are_refused() {
     let sizes = "plan sft --preset tiny --tokens 64 --gradient-accumulation-steps 8";
     for (more, words) in [
         (
             "--gpu h200 --world 16",
-            "--gradient-accumulation-steps: is 8, so 16 GPUs would leave some without a micro-batch",
+            "--gradient-accumulation-steps: is 8, so some of the 16 GPUs would have no micro-batch",
         ),
-        ("--gpu h200 --world 8 --nodes 3", "--nodes: is 3, by which the 8 GPUs of --world cannot be divided"),
+        ("--gpu h200 --world 8 --nodes 3", "--nodes: is 3, which does not divide the 8 GPUs of --world"),
         ("--gpu h200 --gpus 4 --world 8", "--gpus: is 4, but --world is 8; "),
         ("--gpu h200 --nodes 2", "--nodes: is for a job of several GPUs; give --world N as well"),
         ("--gpu h200 --html job.html", "--html: is for a job of several GPUs"),

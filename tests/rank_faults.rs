@@ -20,7 +20,7 @@ use support::{file_names_in, finished_run, let_children_receive_sigint, metrics_
 struct Fault {
     ranks: usize,
     killed: usize,
-    /// The rank is killed so long after this step.
+    /// The rank is killed after this step and this pause.
     step: usize,
     pause: Duration,
     /// The number of ranks of the resumed run.
@@ -46,7 +46,7 @@ impl Fault {
 const SHORT_STEPS: [&str; 6] =
     ["--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "4", "--save-steps", "1"];
 
-/// Kills a rank at a random time, several times. The variable `REEL_TEST_KILLS` sets how often.
+/// Kills a rank at a random time, in several runs. The environment variable `REEL_TEST_KILLS` sets their number.
 #[test]
 fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
     let kills = std::env::var("REEL_TEST_KILLS").map_or(4, |text| text.parse().expect("a number of kills"));
@@ -117,8 +117,8 @@ fn wait_for_checkpoint(out: &Path) -> usize {
     }
 }
 
-/// SIGUSR1, with which Slurm announces the end of a job's time, to the only process, to the starting process, and to
-/// one rank of two.
+/// Slurm announces the end of a job's time by SIGUSR1. The test sends it to a single process, to the process that has
+/// started two ranks, and to one of two ranks.
 #[test]
 fn sigusr1_writes_a_checkpoint_and_the_run_goes_on() {
     let w = training_folder(9);

@@ -131,7 +131,7 @@ fn ranks_share_the_scan_before_a_packed_run() {
     }
 }
 
-/// A row of rank 1 ends the run; rank 0 saves the steps before it, as a single process does.
+/// A row that one rank prepares ends the run. Rank 0 saves the steps before it, as a single process does.
 #[test]
 fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
     let w = training_folder(9);
@@ -154,7 +154,7 @@ fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
     same_results(&w.path().join("one"), &w.path().join("several"), "checkpoint-2");
 }
 
-/// Open MPI's own mpirun, which `./x setup` installs.
+/// Open MPI's own mpirun starts the processes; `./x setup` installs it.
 #[test]
 fn mpirun_starts_the_processes() {
     let w = training_folder(9);

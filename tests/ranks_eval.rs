@@ -84,7 +84,7 @@ fn any_number_of_processes_writes_the_files_of_one() {
     let at = folder.path();
     let small = ["--nframes", "4", "--max-pixels", "12544", "--min-pixels", "3136"];
     let one = eval(at, &[&small[..], &["--out", "1"]].concat());
-    // The video of three rows is missing, so they have errors.
+    // The video of three rows is missing, so these rows have errors.
     assert_eq!(one.code, Some(1), "{}", one.stderr);
     for count in ["2", "3"] {
         let done = eval(at, &[&small[..], &["--out", count, "--gpus", count]].concat());
@@ -93,7 +93,7 @@ fn any_number_of_processes_writes_the_files_of_one() {
         assert!(!done.stderr.contains("[rank 1]"), "{}", done.stderr);
         same_files(&at.join("1"), &at.join(count));
     }
-    // As torchrun starts the processes; one of them has the rows of a part.
+    // The processes start with the variables of torchrun, and share the rows of one part.
     let text = ["--text-only", "--quiet", "--batch-size", "2"];
     eval(at, &[&text[..], &["--shard", "1/3", "--out", "part"]].concat()).ok();
     let start = |rank: usize| {
@@ -317,7 +317,7 @@ fn ranks_with_different_models_are_refused() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts")
     };
     let [first, second] = [("0", "tiny"), ("1", "other")].map(start);
-    let words = "--model: is another one on this rank than on rank 0";
+    let words = "--model: differs between this rank and rank 0";
     for (child, words) in [(first, format!("rank 1: {words}")), (second, words.to_string())] {
         finished_run(child.wait_with_output().expect("it ends")).refused(1, &[&words]);
     }

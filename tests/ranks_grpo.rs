@@ -23,7 +23,7 @@ const GRPO: &str = "grpo --model tiny --data rows.jsonl --device cpu --num-gener
 const REWARD: [&str; 2] =
     ["--reward-command", "while read -r line; do row=${line%,*_batch*}; echo $((${#row} % 7)); done"];
 
-/// The name of the checkpoint's file with the rollouts and log-probabilities that further steps train on.
+/// The file of a checkpoint with the rollouts and log-probabilities that further steps train on.
 const SET: &str = "training/set.json";
 
 /// A command that trains in `folder`, with more options, which replace others of the same name.
@@ -135,7 +135,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
             assert!(!left.iter().any(|file| file.starts_with("ranks-")), "{left:?}");
         }
     }
-    // The runs have what they are to test.
+    // The runs above have reached the cases that they test.
     let last = |name: &str| read_metrics(&at.join(name)).pop().expect("a step");
     assert!(at.join("iterations8/checkpoint-3").join(SET).exists());
     assert!(last("iterations8")["kl"].as_f64().expect("kl") > 0.0);
@@ -148,7 +148,7 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     let skipped = fs::read_to_string(at.join("temporal8/skipped.jsonl")).expect("skipped rows");
     assert!(skipped.contains("bad.png") && skipped.lines().count() == 1, "{skipped}");
 
-    // The recorded completions are given to runs that sample nothing; a step of several processes is replayed by one.
+    // Runs with `--rollouts` train on recorded completions and sample nothing. One process replays a step of several.
     let given = ["--rollouts", "iterations8/rollouts/000001.jsonl", "--max-steps", "2"];
     train(at, "given1", &given).ok();
     train(at, "given4", &[&given[..], &["--gpus", "4"]].concat()).ok();

@@ -166,7 +166,7 @@ pub(crate) trait Backend: Send + Sync {
     fn exchange_id(&self) -> Result<[u8; 128]> {
         Err(no_exchanges(self.name()))
     }
-    /// Joins the exchanges of the ranks that have this id. Returns when all `size` ranks have joined.
+    /// Joins the exchanges of the `size` ranks that have this id. Returns when all of them have joined.
     fn join_exchanges(
         &self,
         _rank: usize,
@@ -179,5 +179,5 @@ pub(crate) trait Backend: Send + Sync {
 }
 
 fn no_exchanges(device: &str) -> DeviceError {
-    DeviceError::Failed(format!("NCCL: moves memory between GPUs, and device {device} is none; use --device cuda"))
+    DeviceError::Failed(format!("NCCL: moves memory between GPUs, but device {device} is not a GPU; use --device cuda"))
 }

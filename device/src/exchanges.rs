@@ -16,9 +16,9 @@ pub struct ExchangeStatus {
 }
 
 impl ExchangeStatus {
-    /// Returns the ranks that others wait for, from the status of each rank: those that have not started an exchange
-    /// that another rank has started and not finished. Returns none if all ranks have started the oldest such exchange;
-    /// then a GPU still computes, or the network is at fault.
+    /// Returns the ranks that other ranks wait for: the ranks that have not started the oldest exchange that another
+    /// rank has started and not finished. `of_ranks` has the status of each rank. If all ranks have started this
+    /// exchange, the result is empty: a GPU still computes, or the network is at fault.
     pub fn missing_ranks(of_ranks: &[ExchangeStatus]) -> Vec<usize> {
         let waiting = of_ranks.iter().filter(|status| status.started > status.finished);
         let Some(oldest) = waiting.map(|status| status.finished + 1).min() else { return Vec::new() };

@@ -38,8 +38,8 @@ pub enum RowsToScan<'a> {
 }
 
 /// Reads the rows that `look` selects and finds the unusable ones. If `count` is true, also counts the micro-batches of
-/// all epochs. Returns an error when `stop` becomes true. Several processes (`ranks`) read each row in one of them; all
-/// return the same result.
+/// all epochs. Returns an error when `stop` becomes true. With several processes (`ranks`), each row is read by one of
+/// them, and all return the same result.
 pub fn scan_and_count_batches<S: SampleSource>(
     batching: &MicroBatchOptions,
     count: bool,
@@ -132,10 +132,11 @@ fn scan_all_rows<S: SampleSource>(
     }
 }
 
-/// The results for all rows, in their order; `own` are those of the rows r, r + N, r + 2 N … on rank r.
+/// Gathers the results for all rows, in the order of the rows. On rank r, `own` has the results for the rows r, r + N,
+/// r + 2 N, ….
 ///
 /// # Errors
-/// A rank has failed, or this rank cannot read rows for a reason that does not concern them.
+/// A rank has failed, or an error of this rank is not about a row.
 fn results_of_all_ranks(ranks: &Ranks, own: Vec<Result<RowCheckResult>>) -> Result<Vec<Result<RowCheckResult>>> {
     let portable = |result: Result<RowCheckResult>| match result {
         Ok(looked) => Ok(Ok(looked)),

@@ -9,8 +9,9 @@ use crate::common::CommonOptions;
 use crate::ranks::RunProcess;
 use crate::{launch, ranks};
 
-/// Calls `evaluate` with the options of this process, and with its place if it is one of several; or starts the
-/// processes of `--gpus N` and waits for them. Returns what `evaluate` returns on the process that prints, else `None`.
+/// Calls `evaluate` with the options of this process and, if it is one of several, with the process. With `--gpus N`
+/// and no launcher, starts N processes instead and waits for them. Returns the result of `evaluate` on the process that
+/// prints, else `None`.
 pub(super) fn run<T>(
     what: &EvalWhat,
     options: &EvalRun,

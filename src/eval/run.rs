@@ -39,8 +39,8 @@ pub(super) fn run(what: &EvalWhat, options: &EvalRun, common: &CommonOptions) ->
 }
 
 /// Answers and scores the benchmarks, writes the results and prints the scores. With `--shard` there are no scores. If
-/// `process` is one of several, all of them call this: each answers its share of the questions, and rank 0 does the
-/// rest.
+/// several processes share the rows, all of them call this with their `process`: each answers its share of the
+/// questions, and rank 0 writes and prints.
 pub(super) fn evaluate(
     what: &EvalWhat,
     options: &EvalRun,

@@ -21,18 +21,18 @@ use crate::common::{CommonOptions, DeviceName};
 use crate::fail::usage_error;
 use crate::output;
 
-/// Options of a job of several GPUs.
+/// Options for planning a job of several GPUs.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Plan options")]
 pub struct JobFlags {
     /// Plan a job of N GPUs with a process for each, which share the micro-batches of --gradient-accumulation-steps
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     world: Option<u32>,
-    /// Machines of the job; each has the same number of its GPUs
+    /// Number of machines of the job, each of which has the same number of GPUs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     nodes: Option<u32>,
-    /// Link within machines (nvlink, pcie4, pcie5), between them (ib400, ib200, eth100), or both with a comma
-    /// [default: nvlink or, for GPUs without it, pcie4; ib400]
+    /// Link within machines (nvlink, pcie4, pcie5), link between them (ib400, ib200, eth100), or both, divided by a
+    /// comma [default: nvlink, or pcie4 for GPUs without it; and ib400]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     link: Vec<String>,
     /// HTML page to write, with charts of step time and efficiency for 1 to 1024 GPUs
@@ -49,10 +49,10 @@ pub struct Job {
 
 impl JobFlags {
     /// Returns the job of `--world`, or of `--gpus` of the planned command; `None` for a single process. Changes
-    /// `options` to those of one process that computes the micro-batches of one rank.
+    /// `options` to the options of one process that computes the micro-batches of the rank that computes most.
     ///
     /// # Errors
-    /// The GPU is not known, the numbers contradict each other, or the links are not those of the GPU.
+    /// The GPU is not known, the numbers contradict each other, or the GPU does not have the links.
     pub fn take_one_rank(
         &self,
         options: &mut RunOptions,
@@ -78,22 +78,22 @@ impl JobFlags {
             }
         };
         if sizes.gpu.is_none() && !matches!(common.device()?, DeviceName::Cuda(_)) {
-            let what = "plans GPUs and the links between them, and the machine is none of the known GPUs";
+            let what = "plans GPUs and the links between them, but neither --gpu nor --device cuda says which GPUs";
             return Err(usage_error(option, what, "give --gpu NAME"));
         }
         let nodes = self.nodes.map_or(1, |nodes| nodes as usize);
         if !ranks.is_multiple_of(nodes) {
-            let what = format!("is {nodes}, by which the {ranks} GPUs of {option} cannot be divided");
-            return Err(usage_error("--nodes", what, "give machines with the same number of GPUs"));
+            let what = format!("is {nodes}, which does not divide the {ranks} GPUs of {option}");
+            return Err(usage_error("--nodes", what, "give a number that divides the GPUs"));
         }
         let micro_batches = options.gradient_accumulation_steps;
         if micro_batches < ranks {
-            let what = format!("is {micro_batches}, so {ranks} GPUs would leave some without a micro-batch");
+            let what = format!("is {micro_batches}, so some of the {ranks} GPUs would have no micro-batch");
             let help = format!("give at least {ranks}; it counts the micro-batches of all GPUs");
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
         let links = Links::new(&sizes.machine(common)?.name, &self.link)?;
-        // A job on one machine does not say how many GPUs the machines of larger jobs would have.
+        // If the job is on one machine, its options do not say how many GPUs the machines of larger jobs would have.
         let gpus_per_node = if nodes > 1 { ranks / nodes } else { ranks.max(GPUS_PER_NODE) };
         let shape = JobShape { ranks, gpus_per_node, micro_batches };
         options.gradient_accumulation_steps = shape.rounds();
@@ -101,7 +101,7 @@ impl JobFlags {
     }
 }
 
-/// What is predicted of a job.
+/// The predictions for a job.
 struct Prediction {
     process: ProcessCosts,
     /// Peak bytes of the rank that needs most, by category.
@@ -117,7 +117,7 @@ struct Prediction {
 }
 
 impl Job {
-    /// Prints the job and writes its page, if `--html` is given. `counts` are those of one process with the
+    /// Prints the plan of the job and, with `--html`, writes its page. `counts` are the counts of one process with the
     /// micro-batches of one rank.
     pub fn print(&self, common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
         let Some(training) = &counts.training else { return table::print_plan(common, counts, machine) };
@@ -155,20 +155,20 @@ impl Job {
         }
     }
 
-    /// What a reader of the table of scaling must know, a paragraph each.
+    /// The assumptions that a reader of the table of weak scaling must know, one paragraph each.
     fn notes(&self) -> Vec<String> {
         let Links { within_node, between_nodes } = self.links;
         let link = |link: &Link| format!("{}, {:.1} GB/s", link.title, link.bytes_per_second / 1e9);
         vec![
             format!(
                 "Weak scaling: every GPU computes {} in a step, so the global batch grows with the GPUs. Efficiency is \
-                 the step time of one GPU divided by that of N.",
+                 the step time of one GPU divided by the step time of N GPUs.",
                 counted(self.shape.rounds(), "micro-batch", "es")
             ),
             format!(
-                "Links of a GPU in one direction: {} within a machine of {} GPUs, {} between machines; {:.0} % of these \
-                 rates are assumed. All of the exchange is exposed, as in the program. Latency of messages, buffers of \
-                 the exchange and waiting for slower ranks are not counted.",
+                "Links of a GPU in one direction: {} within a machine of {} GPUs, {} between machines; exchanges are \
+                 assumed to reach {:.0} % of these rates. All of the exchange is counted as exposed. Latency of \
+                 messages, buffers of NCCL and waiting for slower ranks are not counted.",
                 link(within_node),
                 self.shape.gpus_per_node,
                 link(between_nodes),
@@ -246,8 +246,8 @@ impl Job {
             prediction.tokens_per_second
         ))?;
         output::print_line(format!(
-            "of which computing {}, optimizer {}, exchange {} (gradients {}, weights {}), all of it exposed; {} of the \
-             exchange could be hidden behind the backward pass",
+            "of which computing {}, optimizer {}, exchange {} (gradients {}, weights {}), all of it counted as \
+             exposed; {} of the exchange could be hidden behind the backward pass",
             duration(time.compute),
             duration(time.optimizer),
             duration(time.exposed()),
@@ -320,7 +320,7 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
 /// The costs of the process of `counts` per step.
 fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &MachineSpec) -> ProcessCosts {
     let step: f64 = table::phase_seconds(counts, machine).iter().map(|(_, seconds)| seconds).sum();
-    // The parts may be those of fewer steps, so only their shares of the time count.
+    // The parts may have been counted in fewer steps, so only their shares of the time are used.
     let parts = table::seconds_of_phases(&training.parts, counts, machine);
     let all: f64 = parts.iter().map(|(_, seconds)| seconds).sum();
     let seconds_of = |wanted: &str| {

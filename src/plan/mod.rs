@@ -339,7 +339,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 }
 
 impl PlanSftArgs {
-    /// Counts the process of one rank.
+    /// Counts the costs of the process of one rank.
     fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<(DryRunCounts, Option<Job>)> {
         let mut resolved = self.sft.resolved(common, matches)?;
         let job = self.job.take_one_rank(&mut resolved.options, &self.sizes, common)?;
@@ -354,7 +354,7 @@ impl PlanSftArgs {
 }
 
 impl PlanGrpoArgs {
-    /// Counts the process of one rank.
+    /// Counts the costs of the process of one rank.
     fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<(DryRunCounts, Option<Job>)> {
         let mut resolved = self.grpo.resolved(common, matches)?;
         let job = self.job.take_one_rank(&mut resolved.options, &self.sizes, common)?;

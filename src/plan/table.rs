@@ -25,17 +25,17 @@ pub struct DryRunCounts {
     pub units: u64,
     pub unit: &'static str,
     pub tokens: u64,
-    /// What only training commands have.
+    /// The counts that only a plan of a training command has.
     pub training: Option<TrainingCounts>,
 }
 
-/// The counts that only a plan of a training command has.
+/// Counts of a plan of a training command.
 pub struct TrainingCounts {
     /// Size of a checkpoint in bytes.
     pub checkpoint: u64,
-    /// The costs by part of the work, among them `backward` and `optimizer`, of some of the steps.
+    /// The costs of some of the steps by part of the work, such as `backward` and `optimizer`.
     pub parts: PhaseCosts,
-    /// What is trained.
+    /// The size of what is trained.
     pub trained: TrainedSize,
 }
 
@@ -50,7 +50,7 @@ struct Line<'a> {
     bound: &'static str,
 }
 
-/// The lines of `phases`, costs of the command of `counts`.
+/// The lines of the table for `phases`, which are costs of the command of `counts`.
 fn lines<'a>(phases: &'a PhaseCosts, counts: &DryRunCounts, machine: &MachineSpec) -> Vec<Line<'a>> {
     let each = counts.units as f64;
     let record = record_of_gpu(&machine.name);
@@ -96,7 +96,8 @@ pub fn phase_seconds(counts: &DryRunCounts, machine: &MachineSpec) -> Vec<(&'sta
     seconds_of_phases(&counts.phases, counts, machine)
 }
 
-/// The predicted time of each phase of `phases`, costs of the command of `counts`, in seconds per step or call.
+/// The predicted time of each phase of `phases`, which are costs of the command of `counts`, in seconds per step or
+/// call.
 pub fn seconds_of_phases(
     phases: &PhaseCosts,
     counts: &DryRunCounts,
@@ -239,7 +240,8 @@ pub fn print_memory(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> 
     print_peak("peak memory", &parts, machine)
 }
 
-/// Prints the sum of `parts`, bytes by category, after the word `title`; whether it fits; and the parts.
+/// Prints the sum of `parts`, which are bytes by category, after `title`; whether it fits into the memory; and the
+/// parts.
 pub fn print_peak(title: &str, parts: &[(&str, u64)], machine: &MachineSpec) -> Result<()> {
     let peak = parts.iter().map(|(_, bytes)| bytes).sum::<u64>() as f64;
     let verdict = match machine.memory {
@@ -299,8 +301,8 @@ pub fn print_basis(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
             let [ceiling, record, model] = BASES.map(|basis| duration(seconds_by(&lines, phase, basis)));
             let predicted = lines.iter().filter(|l| l.phase == *phase).map(|l| l.price.seconds).sum();
             output::print_line(format!(
-                "{phase}: {} predicted; by ceilings alone {ceiling}, by the record also of changed code {record}, by the \
-                 model {model}",
+                "{phase}: {} predicted; by ceilings alone {ceiling}, by the record also of changed code {record}, by \
+                 the model {model}",
                 duration(predicted)
             ))?;
         }

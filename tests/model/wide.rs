@@ -119,7 +119,7 @@ fn all_weights_are_trained_saved_and_resumed_with_every_optimizer() {
     reel(at, "generate --model adamw --messages m.json --max-new-tokens 3");
 }
 
-/// The embedding and the output layer have more weights than a cell, so several processes share them.
+/// The embedding and the output layer have more weights than a cell, so several processes own parts of them.
 #[test]
 fn several_processes_train_and_save_the_bits_of_one() {
     let folder = wide_folder();

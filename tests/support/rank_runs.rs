@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::support::{FinishedRun, file_names_in, finished_run, metrics_without_times, reel, with_options};
 
-/// The words of a run of `reel sft` that several ranks can do.
+/// A command line of `reel sft` that several ranks can run.
 pub const SFT: [&str; 15] = [
     "sft",
     "--model",

@@ -6,8 +6,8 @@ use reel_ranks::Ranks;
 
 use crate::Result;
 
-/// Returns one list for each micro-batch of a step, in the order of the micro-batches. `own` are the lists of the
-/// micro-batches of this rank, in order; without `ranks`, they are those of all micro-batches. `name` is the name of
+/// Gathers one list for each micro-batch of a step, in the order of the micro-batches. `own` has the lists of this
+/// rank's micro-batches, in order; without `ranks`, it has the lists of all micro-batches and is returned. `name` names
 /// the call in messages. All ranks call it together.
 ///
 /// # Errors
@@ -25,8 +25,8 @@ pub fn gather_in_order<T: Pod>(ranks: Option<&Ranks>, name: &str, own: Vec<Vec<T
     Ok(interleave(lengths.into_iter().zip(items).map(lists).collect()))
 }
 
-/// Returns the items of all ranks in the order of their micro-batches: rank 0 has those of 0, N, 2 N …, rank 1 those of
-/// 1, N + 1 ….
+/// Returns the items of all ranks in the order of their micro-batches. Rank 0 has the items of micro-batches 0, N, 2 N
+/// …, rank 1 the items of micro-batches 1, N + 1, ….
 fn interleave<T>(of_ranks: Vec<Vec<T>>) -> Vec<T> {
     let mut of_ranks: Vec<_> = of_ranks.into_iter().map(Vec::into_iter).collect();
     let (mut all, size) = (Vec::new(), of_ranks.len());

@@ -55,7 +55,7 @@ pub struct RunSetup<'a, O> {
 pub struct RunRanks<'a> {
     /// All ranks.
     pub ranks: &'a Arc<Ranks>,
-    /// OUT of rank 0, in which all ranks write checkpoints together.
+    /// The output folder of rank 0, in which all ranks write checkpoints together.
     pub out: &'a Path,
     /// Set to true, by Ctrl-C, on this rank. All ranks stop before the same step: they agree on [`RunSetup::stop`].
     pub interrupted: &'a AtomicBool,
@@ -70,7 +70,7 @@ impl RunRanks<'_> {
     /// Returns the value of rank 0 on all ranks. Rank 0 passes `Some`, the others `None`.
     ///
     /// # Errors
-    /// Another rank has failed, or is of another version of the program.
+    /// Another rank has failed, or rank 0 runs another version of the program.
     pub fn broadcast<T: Serialize + DeserializeOwned>(&self, name: &str, value: Option<T>) -> Result<T> {
         let bytes = value.as_ref().map(|value| serde_json::to_vec(value).unwrap_or_default());
         let bytes = self.ranks.broadcast(name, 0, bytes)?;
@@ -81,11 +81,11 @@ impl RunRanks<'_> {
     /// Parses a value that rank `rank` has sent as JSON.
     ///
     /// # Errors
-    /// The rank is of another version of the program.
+    /// The rank runs another version of the program.
     pub fn parse<T: DeserializeOwned>(rank: usize, bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes).map_err(|e| {
             let help = "start all ranks with the same version of the program";
-            TrainError::output(format!("rank {rank}"), format!("sends what this rank cannot read: {e}"), help)
+            TrainError::output(format!("rank {rank}"), format!("sent data that this rank cannot read: {e}"), help)
         })
     }
 }
@@ -110,8 +110,8 @@ pub trait PolicyEvaluator: std::fmt::Debug {
     fn benchmarks(&self) -> Vec<String>;
     /// Answers and scores the questions of all benchmarks. Writes answers and scores into `folder`, which is created if
     /// it does not exist. Continues an unfinished evaluation in `folder` if it is of the same weights and options, else
-    /// replaces it. Returns the scores by benchmark. With several ranks, each of them calls it and answers its share of
-    /// the questions; rank 0 writes.
+    /// replaces it. Returns the scores by benchmark. All ranks call it together: each answers its share of the
+    /// questions, and rank 0 writes the files.
     ///
     /// # Errors
     /// [`TrainError::Stopped`] when `policy.stop` becomes true; a file cannot be written; a logit is NaN.

@@ -7,8 +7,8 @@ use reel_report::table::Table;
 
 use crate::job::ScalingPoint;
 
-/// Returns the page of the table of weak scaling `points`. `title` names the job, `notes` are paragraphs above the
-/// charts; both are plain texts.
+/// Returns the page with charts and a table of weak scaling, `points`. `title` names the job; `notes` are the
+/// paragraphs above the charts. Both are plain text.
 pub fn job_page(title: &str, notes: &[String], points: &[ScalingPoint]) -> String {
     let mut page = Page::new(title);
     for note in notes {

@@ -1,6 +1,6 @@
-//! The links between the GPUs of a job: their rates, where these come from, and which of them a job uses.
+//! The links between the GPUs of a job: their rates, the sources of the rates, and which links a job uses.
 //!
-//! A rate is that of one GPU in one direction, because the ranks of a job send and receive at the same time.
+//! A rate is for one GPU in one direction, because the ranks of a job send and receive at the same time.
 
 use crate::error::{Result, bad_option};
 
@@ -11,7 +11,7 @@ use crate::error::{Result, bad_option};
 /// InfiniBand HDR (<https://github.com/NVIDIA/nccl-tests/issues/119>).
 pub const ATTAINABLE_SHARE: f64 = 0.8;
 
-/// Number of GPUs in a machine, if a job does not say it: that of DGX and HGX machines.
+/// Number of GPUs in a machine if a job does not determine it: the number in DGX and HGX machines.
 pub const GPUS_PER_NODE: usize = 8;
 
 /// What a link connects.
@@ -26,7 +26,7 @@ pub enum Reach {
 /// A kind of link.
 #[derive(Debug, PartialEq)]
 pub struct Link {
-    /// The name on the command line. Two generations of NVLink share one; the GPU decides.
+    /// The name on the command line. Two generations of NVLink have the same name; the GPU decides which one is meant.
     pub name: &'static str,
     /// What the link is, in words.
     pub title: &'static str,
@@ -63,7 +63,7 @@ static PCIE_5: Link = within_node("pcie5", "PCIe 5.0 x16", 64e9);
 static IB_400: Link = between_nodes("ib400", "InfiniBand 400 Gb/s (NDR)", 50e9);
 // ConnectX-6: one port of 200 Gb/s (HDR). DGX A100 has one for each GPU.
 static IB_200: Link = between_nodes("ib200", "InfiniBand 200 Gb/s (HDR)", 25e9);
-// IEEE 802.3: 100 Gb/s, here one port for each GPU. GPUs that share a port get their part of it.
+// IEEE 802.3: 100 Gb/s. One port for each GPU is assumed; GPUs that share a port are slower than predicted.
 static ETHERNET_100: Link = between_nodes("eth100", "Ethernet 100 Gb/s", 12.5e9);
 
 /// The names of all links on the command line.
@@ -79,11 +79,12 @@ pub struct Links {
 }
 
 impl Links {
-    /// The links of a job of GPUs with the short name `gpu`. `names` replaces the usual ones: NVLink, or PCIe for GPUs
-    /// without it, within a machine, and InfiniBand 400 Gb/s between machines.
+    /// Returns the links of a job on GPUs with the short name `gpu`. `names` replaces the default links: within a
+    /// machine NVLink, or PCIe for GPUs without it; between machines InfiniBand 400 Gb/s.
     ///
     /// # Errors
-    /// A name is unknown, or not a link of this GPU; two names are links of the same place.
+    /// A name is unknown, or the GPU does not have this link; two names are both links within a machine, or both
+    /// between machines.
     pub fn new(gpu: &str, names: &[String]) -> Result<Self> {
         let nvlink = match gpu {
             "h200" | "h100" => Some(&NVLINK_4),
@@ -112,7 +113,7 @@ impl Links {
             };
             if let Some(first) = place.replace(link).map(|first: &Link| first.name) {
                 let what = format!("has {first} and {name}, which connect the same GPUs");
-                return Err(bad_option("--link", what, "give one link within nodes and one between them"));
+                return Err(bad_option("--link", what, "give one link within machines and one between them"));
             }
         }
         let usual = nvlink.unwrap_or(&PCIE_4);

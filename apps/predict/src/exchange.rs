@@ -1,16 +1,16 @@
-//! A prediction run of several processes (ranks). Each rank generates the lines of its own rows; rank 0 writes the
+//! A prediction run of several processes (ranks). Each rank generates the lines of its own rows. Rank 0 writes the
 //! lines of all ranks soon after they are finished, so that few answers are lost if a process is killed.
 //!
 //! ```text
-//! main thread of each rank:       generate the own rows, put their lines into the outbox
+//! main thread of each rank:       generate the rank's own rows, put their lines into the outbox
 //! second thread of each rank:     every 0.1 s, until no rank has a row left:
 //!                                     send the lines of the outbox to all ranks
 //!                                     rank 0: write the lines of all ranks to the file
 //!                                     if a rank was interrupted, stop the main thread
 //! ```
 //!
-//! Only the second threads make calls of the ranks meanwhile. So all ranks make these calls in the same order, and no
-//! decode step waits for another rank.
+//! Only the second threads call the other ranks during generation. So all ranks make these calls in the same order, and
+//! no decode step waits for another rank.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -67,7 +67,7 @@ struct Outbox {
 #[derive(Debug, Default)]
 struct OutboxState {
     next: Message,
-    /// Set if the main thread has ended with an error, so that this rank makes no more exchange.
+    /// Set if the main thread has ended with an error. This rank then makes no further exchange.
     is_abandoned: bool,
 }
 
@@ -85,8 +85,8 @@ impl Outbox {
         std::mem::take(&mut self.lock().next.lines)
     }
 
-    /// Waits for the time between two exchanges, or until the main thread has ended. Returns the next message; `None`
-    /// if the main thread has ended with an error.
+    /// Waits for [`INTERVAL`], or until the main thread has ended. Returns the next message; `None` if the main thread
+    /// has ended with an error.
     fn next_message(&self) -> Option<Message> {
         let is_running = |state: &mut OutboxState| state.next.end.is_none() && !state.is_abandoned;
         let waited = self.ended.wait_timeout_while(self.lock(), INTERVAL, is_running);
@@ -125,7 +125,7 @@ impl Drop for AbandonOnDrop<'_> {
 enum Outcome {
     /// The lines of all rows are written. Holds the number of tokens of all ranks.
     Complete(u64),
-    /// The ranks have agreed to stop.
+    /// A rank was interrupted, so all ranks have stopped.
     Stopped,
     /// The main thread of this rank has ended with an error.
     Abandoned,
@@ -140,7 +140,8 @@ struct Exchange<'e> {
 }
 
 impl Exchange<'_> {
-    /// Exchanges lines until all ranks have ended. `file` is that of rank 0. After an error, stops the main thread.
+    /// Exchanges lines until the main threads of all ranks have ended. `file` is the predictions file, on rank 0 only.
+    /// After an error, stops the main thread of this rank.
     fn until_all_have_ended(&self, file: Option<&mut FileWithProgress>) -> Result<Outcome> {
         let done = self.exchange(file);
         if done.is_err() {
@@ -184,7 +185,8 @@ fn put_all(file: &mut FileWithProgress, lines: impl IntoIterator<Item = Finished
 }
 
 impl PredictionRun<'_> {
-    /// Generates the rows `own` of this rank while other ranks generate theirs. `file` is that of rank 0.
+    /// Generates the rows `own` of this rank while the other ranks generate their rows. `file` is the predictions file,
+    /// on rank 0 only. Returns the summary on rank 0.
     pub(super) fn run_with_ranks(
         &self,
         run: RunRanks<'_>,

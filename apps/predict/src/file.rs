@@ -157,7 +157,8 @@ impl PredictionFile {
         row < self.lines || self.waiting.contains_key(&row)
     }
 
-    /// The rows whose line is not ready, in the order of the data; none if an earlier run has completed the file.
+    /// The rows that have no line in the file or among the early lines, in the order of the data. Empty if an earlier
+    /// run has completed the file.
     pub fn rows_without_line(&self) -> Vec<usize> {
         (self.lines..self.settings.rows()).filter(|&row| !self.has_line(row)).collect()
     }
@@ -214,7 +215,7 @@ impl PredictionFile {
         let early_lines = File::options().create(true).append(true).open(early).map_err(failed)?;
         early_lines.set_len(self.early_bytes).map_err(failed)?;
         self.early = Some(early_lines);
-        // A process that was killed between two lines may have left the next line among the early ones.
+        // A process that was killed between two lines may have left the next line among the early lines.
         self.write_waiting_lines().map(drop)
     }
 

@@ -1,5 +1,5 @@
 //! The predictions file of a run and the rows that this process answers. If several processes (ranks) share the rows,
-//! rank 0 alone has the file, and tells the others which rows have no line in it.
+//! only rank 0 has the file, and it tells the others which rows have no line in it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,8 +15,9 @@ use crate::file::PredictionFile;
 use crate::prompts::RowPrompts;
 use crate::settings::PredictionSettings;
 
-/// Rows about one video stay together on a rank unless they are more than this part of a rank's rows.
-const MAX_PART_OF_A_RANK: usize = 4;
+/// Rows about one video stay together on a rank unless they are more than 1 / PARTS_PER_RANK of a rank's share of the
+/// rows.
+const PARTS_PER_RANK: usize = 4;
 
 /// Where the lines of a run go, and the rows that this process answers.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub struct PredictionOutput<'a> {
 
 /// What rank 0 tells the others before a run.
 #[derive(Serialize, Deserialize)]
-struct Work {
+struct RowsToAnswer {
     settings: PredictionSettings,
     /// The rows without a line; `None` if an earlier run has completed the file.
     missing: Option<Vec<usize>>,
@@ -46,11 +47,11 @@ impl From<PredictionFile> for PredictionOutput<'_> {
 
 impl<'a> PredictionOutput<'a> {
     /// Opens the file with `open` and takes the rows that have no line in it. If there are several ranks, rank 0 opens
-    /// the file, all ranks call this, and each takes its share of the rows. `settings` are those of this rank, and
+    /// the file, all ranks call this, and each takes its share of the rows. `settings` are this rank's settings, and
     /// `rows` are all rows of the data.
     ///
     /// # Errors
-    /// `open` fails; the settings are not those of rank 0; another rank has failed.
+    /// `open` fails; the settings differ from rank 0's settings; another rank has failed.
     pub fn open(
         ranks: Option<RunRanks<'a>>,
         settings: &PredictionSettings,
@@ -59,14 +60,14 @@ impl<'a> PredictionOutput<'a> {
     ) -> Result<Self> {
         let Some(run) = ranks else { return open().map(Self::from) };
         let file = if run.is_rank_0() { Some(open()?) } else { None };
-        let work = file.as_ref().map(|file| Work {
+        let work = file.as_ref().map(|file| RowsToAnswer {
             settings: file.settings().clone(),
             missing: (!file.is_complete()).then(|| file.rows_without_line()),
         });
-        let Work { settings: of_rank_0, missing } = run.broadcast("rows to answer", work)?;
+        let RowsToAnswer { settings: of_rank_0, missing } = run.broadcast("rows to answer", work)?;
         if let Some(difference) = settings.difference_from_rank_0(&of_rank_0) {
             let help = "start all ranks with the same program, options, model and data";
-            return Err(TrainError::output(difference, "is another one on this rank than on rank 0", help));
+            return Err(TrainError::output(difference, "differs between this rank and rank 0", help));
         }
         let is_complete = missing.is_none();
         let video = |row| rows.columns(row).get("path")?.as_str().filter(|path| !path.is_empty()).map(String::from);
@@ -85,14 +86,14 @@ impl<'a> PredictionOutput<'a> {
     }
 }
 
-/// Divides the rows `missing` among `ranks` ranks and returns those of `rank`. A row goes to the rank with the fewest
-/// rows so far. Rows about the same video go to the same rank, which then decodes the video and computes its vision
-/// tokens only once; but if a large part of the rows is about one video, several ranks share it. `video` returns the
-/// video of a row.
+/// Divides the rows `missing` among `ranks` ranks and returns the rows of `rank`. A row goes to the rank with the
+/// fewest rows so far. Rows about the same video go to the same rank, which then decodes the video and computes its
+/// vision tokens only once; but if a large part of the rows is about one video, several ranks share it. `video` returns
+/// the video of a row.
 fn rows_of_rank(missing: &[usize], video: impl Fn(usize) -> Option<String>, rank: usize, ranks: usize) -> Vec<usize> {
-    let most = (missing.len() / (MAX_PART_OF_A_RANK * ranks)).max(1);
+    let most = (missing.len() / (PARTS_PER_RANK * ranks)).max(1);
     let mut counts = vec![0; ranks];
-    // The rank that answers the next row about a video, and how many rows about it that rank has got.
+    // By video: the rank that answers its next row, and the number of rows about it that this rank already has.
     let mut videos: HashMap<String, (usize, usize)> = HashMap::new();
     let mut own = Vec::new();
     for &row in missing {

@@ -73,7 +73,7 @@ pub struct PredictionSummary {
     pub first_error: Option<String>,
     /// Number of tokens that this run generated, on all ranks.
     pub completion_tokens: u64,
-    /// Seconds from the start of this run's loop to its last line.
+    /// Seconds from the start of this run to its last line.
     pub seconds: f64,
     /// Rows of this run per second.
     pub rows_per_second: f64,
@@ -118,7 +118,7 @@ pub(super) trait FinishedLines {
     /// The line cannot be written.
     fn put(&mut self, row: usize, line: Vec<u8>, error: Option<String>) -> Result<()>;
 
-    /// Is called after each decode step. `tokens` is the number of tokens that the loop has generated so far.
+    /// Reports progress after each decode step. `tokens` is the number of tokens that the loop has generated so far.
     fn step_done(&mut self, tokens: u64);
 }
 

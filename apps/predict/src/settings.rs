@@ -207,8 +207,8 @@ impl PredictionSettings {
         Ok(())
     }
 
-    /// Returns what differs between these settings and those of rank 0, such as `--model`. All ranks must answer the
-    /// same questions in the same way.
+    /// Returns the name of a setting that differs from rank 0's settings, such as `--model`; `None` if none differs.
+    /// All ranks must answer the same questions in the same way.
     pub(super) fn difference_from_rank_0(&self, rank_0: &Self) -> Option<String> {
         let fingerprint = |input: &Option<Input>| input.as_ref().map(|input| input.fingerprint.clone());
         let differs = [

@@ -311,7 +311,8 @@ fn output_must_be_a_regular_file_that_no_other_process_writes() {
     assert_ne!(fs::read(&out).unwrap(), b"earlier");
 }
 
-/// The test changes recorded answers, which shows that the continued run does not generate them again.
+/// The test changes the recorded answers. If they are in the final file, the continued run has not generated them
+/// again.
 #[test]
 fn lines_before_their_order_are_kept_by_a_run_that_continues_the_file() {
     let dir = tempfile::tempdir().unwrap();

@@ -181,7 +181,7 @@
       },
     );
 
-  // An axis with a tick at each point, for lines of few points.
+  // An axis with a tick at each point, for charts with few points.
   const pointAxis = (name) =>
     axis(
       2,

@@ -58,12 +58,12 @@ pub trait Collectives: fmt::Debug + Send + Sync {
     fn size(&self) -> usize;
 
     /// Starts an exchange: sends the ranges `send[to]` to rank `to`, and writes what rank `from` sends to this rank to
-    /// the ranges `receive[from]`, for all ranks, this one included. The k-th range that is not empty in a list is
-    /// received in the k-th such range of the other rank's list, which has the same size. Ranges that are sent may
-    /// overlap. `name` appears in messages.
+    /// the ranges `receive[from]`, for all ranks, this one included. The k-th non-empty range that a rank sends to
+    /// another rank is received in the k-th non-empty range of that rank's list, which has the same size. Ranges that
+    /// are sent may overlap. `name` appears in messages.
     ///
     /// The exchange sends what the launches before this call have written. It may run beside the launches between this
-    /// call and [`PendingExchange::wait`], which must not write the sent ranges nor use the received ones.
+    /// call and [`PendingExchange::wait`], which must neither write the sent ranges nor use the received ones.
     ///
     /// # Errors
     /// A received range overlaps another range (except that a rank may receive its own ranges in place); an exchange
@@ -75,19 +75,20 @@ pub trait Collectives: fmt::Debug + Send + Sync {
         receive: &[Vec<DeviceRange>],
     ) -> Result<PendingExchange>;
 
-    /// Exchanges ranges in the order of the launches: as [`Collectives::start_exchange`] and [`PendingExchange::wait`].
+    /// Exchanges ranges in the order of the launches: calls [`Collectives::start_exchange`] and
+    /// [`PendingExchange::wait`].
     ///
     /// # Errors
-    /// Those of [`Collectives::start_exchange`].
+    /// The errors of [`Collectives::start_exchange`].
     fn exchange(&self, name: &str, send: &[Vec<DeviceRange>], receive: &[Vec<DeviceRange>]) -> Result<()> {
         self.start_exchange(name, send, receive)?.wait()
     }
 
     /// Waits until all exchanges so far are done on this rank. Call it before the host waits for the device in another
-    /// way, which would wait forever for a rank that has ended.
+    /// way: such a wait never ends if a rank has ended.
     ///
     /// # Errors
-    /// Those of [`Collectives::check`].
+    /// The errors of [`Collectives::check`].
     fn wait_for_all(&self) -> Result<()>;
 
     /// Returns an error if an exchange has failed, if a rank has ended, or if an exchange has taken longer than the
@@ -102,7 +103,7 @@ pub trait Collectives: fmt::Debug + Send + Sync {
     fn status(&self) -> ExchangeStatus;
 }
 
-/// An exchange that may not be done. Dropping it is like [`PendingExchange::wait`], without the error.
+/// An exchange that may be in progress. Dropping it calls [`PendingExchange::wait`] and ignores the error.
 #[must_use = "launches after the exchange need `wait`"]
 pub struct PendingExchange(Option<Box<dyn FnOnce() -> Result<()> + Send>>);
 
@@ -112,7 +113,8 @@ impl PendingExchange {
         PendingExchange(None)
     }
 
-    /// An exchange for which `wait` makes the launches after it wait. `wait` owns the exchanged ranges.
+    /// An exchange in progress. [`PendingExchange::wait`] calls `wait`, which makes later launches run after the
+    /// exchange and owns the exchanged ranges.
     pub fn new(wait: impl FnOnce() -> Result<()> + Send + 'static) -> PendingExchange {
         PendingExchange(Some(Box::new(wait)))
     }
@@ -142,8 +144,8 @@ impl Drop for PendingExchange {
 }
 
 /// Exchanges by NCCL. The first exchange between two ranks makes their connection, so the host may wait in it until
-/// both have started it. Dropping the value leaves the job. All ranks drop it together, because it waits for the others
-/// for up to 10 s, and a rank that is still exchanging then gets an error.
+/// both have started it. Dropping the value leaves the job. All ranks must drop it at about the same time: the drop
+/// waits up to 10 s for the others, and a rank that still exchanges after that gets an error.
 pub struct NcclCollectives {
     // Dropped before the device, whose stream it uses.
     exchanges: Arc<dyn Exchanges>,
@@ -161,7 +163,7 @@ impl Device {
     }
 
     /// Joins the exchanges of `size` ranks as rank `rank`, and returns when all have joined. Each rank has a GPU of its
-    /// own. An exchange fails if none is done for `time_limit`, and so does joining.
+    /// own. Joining fails after `time_limit`; exchanges fail if one is in flight and none completes for `time_limit`.
     ///
     /// # Errors
     /// The device is no GPU; NCCL is missing, too old or fails; a rank does not join in time.
@@ -191,7 +193,7 @@ impl NcclCollectives {
         let (sent, received) = (buffers(send), buffers(receive));
         let is_foreign = |buffer: &&Arc<Buffer>| !Arc::ptr_eq(&buffer.device().0, &self.device.0);
         if let Some(foreign) = sent.iter().chain(&received).find(is_foreign) {
-            return Some(format!("{foreign:?} belongs to another device"));
+            return Some(format!("{foreign:?} belong to another device"));
         }
         received.iter().find(|buffer| !buffer.is_writable()).map(|buffer| format!("{buffer:?} cannot be written"))
     }
@@ -225,7 +227,7 @@ impl Collectives for NcclCollectives {
         let ranges: Vec<DeviceRange> = send.iter().chain(receive).flatten().cloned().collect();
         Ok(PendingExchange::new(move || {
             let waited = exchanges.wait(ticket);
-            // In this order: the memory may be reused when the launches wait, and the device is the last.
+            // The ranges are dropped after the call above, because then their memory may be reused; the device is last.
             drop((ranges, exchanges, device));
             waited
         }))
@@ -269,7 +271,7 @@ mod tests {
     fn devices_without_nccl_say_so() {
         let device = Device::cpu(1);
         let e = device.join_nccl(0, 1, &[0; 128], Duration::ZERO).unwrap_err().to_string();
-        assert_eq!(e, "NCCL: moves memory between GPUs, and device cpu is none; use --device cuda");
+        assert_eq!(e, "NCCL: moves memory between GPUs, but device cpu is not a GPU; use --device cuda");
         assert_eq!(device.nccl_id().unwrap_err().to_string(), e);
     }
 }

@@ -45,10 +45,10 @@ pub struct Plan {
     pub memory: MemoryUse,
     /// Costs of the ops of all planned steps, by phase.
     pub phases: PhaseCosts,
-    /// The same costs by part of the work, among them `backward` and `optimizer`. Those of `sft` are of the first step
-    /// alone.
+    /// The same costs by part of the work, such as `backward` and `optimizer`. For `sft` these are the costs of the
+    /// first step only.
     pub parts: PhaseCosts,
-    /// What is trained.
+    /// The size of what is trained.
     pub trained: TrainedSize,
     /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
     pub steps: u64,
@@ -68,7 +68,7 @@ pub struct Plan {
 /// Number and size of the trained parameters: the model's own weights or those of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TrainedSize {
-    /// Elements of all trained parameters, with the zeros by which a GPU pads them.
+    /// Elements of all trained parameters, with the zeros that pad them for kernels of a GPU.
     pub parameters: u64,
     /// Bytes of these elements.
     pub bytes: u64,

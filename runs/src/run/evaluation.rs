@@ -14,7 +14,7 @@
 //! process then writes the checkpoint again.
 //!
 //! With several ranks, all of them evaluate at the same time: each answers its share of the questions with its own copy
-//! of the weights, and rank 0 writes.
+//! of the weights, and rank 0 writes the files.
 //!
 //! An evaluation reads the weights and does not change the training. Its engine, KV cache and cache of vision tokens
 //! are its own and are freed at its end, and no random number of the training depends on it.

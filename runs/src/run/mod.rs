@@ -84,7 +84,7 @@ fn train<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>, lock: &Arc<Fold
     let done = run.steps();
     run.reports.progress.finish();
     let done = done.and_then(|()| run.finish_folder());
-    // The ranks end together: NCCL would report a rank that leaves early.
+    // All ranks leave together, because NCCL reports a rank that leaves early as an error to the others.
     let end = || setup.ranks.map_or(Ok(()), |run| Ok(run.ranks.barrier("end of the run")?));
     let done = done.and_then(|()| end());
     let reported = run.reports.reporters.finish(&done);
@@ -215,7 +215,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             // before the run ends.
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
                 match self.save() {
-                    // Several ranks save together. If this rank alone has the error, the others do something else.
+                    // All ranks have to save together. If only this rank has the error, the others make other calls, so
+                    // saving fails, and the first error is the cause.
                     Err(_) if self.setup.ranks.is_some() => return Err(e),
                     saved => saved?,
                 }
@@ -278,13 +279,13 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         Ok(true)
     }
 
-    /// Whether this process writes the trained model: rank 0 does, which has the same weights as all.
+    /// Whether this process writes the trained model. Rank 0 does; all ranks have the same weights.
     fn writes_model(&self) -> bool {
         self.setup.ranks.is_none_or(|run| run.ranks.rank() == 0)
     }
 
-    /// Writes a checkpoint if SIGUSR1 has asked for one, and makes all ranks stop before the same step if one of them
-    /// was interrupted. Several ranks agree on both.
+    /// Writes a checkpoint if a process has received SIGUSR1, and makes all ranks stop before the same step if one of
+    /// them was interrupted. The ranks exchange both flags, so that all do the same.
     fn save_or_stop_if_asked(&mut self) -> Result<()> {
         let mut save = self.setup.save.is_some_and(|save| save.swap(false, Ordering::Relaxed));
         if let Some(RunRanks { ranks, interrupted, .. }) = self.setup.ranks {
@@ -388,7 +389,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
                 snapshot.write_with(&out, &meet)?;
                 finish()?;
             }
-            // A rank that ended now would end rank 0 before the checkpoint is complete.
+            // If a rank ended before the checkpoint is complete, rank 0 would end with it.
             return meet("complete checkpoint");
         }
         let bytes = checkpoint::checkpoint_bytes(&self.trainer);

@@ -42,7 +42,7 @@ use crate::reporting::watch::Reporters;
 /// The inputs of a run that are read from disk.
 pub(super) struct Found<S> {
     rows: Arc<S>,
-    /// The numbers of tokens of rows that are known before the rows are prepared.
+    /// The numbers of tokens, by row, that are known before the rows are prepared.
     row_lengths: BTreeMap<usize, usize>,
     order: RowOrder,
     /// The state before the first step of this process.
@@ -200,8 +200,8 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
     Ok(Opened { trainer, train_loop, base })
 }
 
-/// Number of threads of this process that load images and videos. The processes on this machine share its CPU cores and
-/// its memory: as many threads as can each decode a file that needs `--media-memory`, at least one.
+/// Number of threads of this process that load images and videos, at least one. The processes on this machine share its
+/// CPU cores and its memory, so memory limits the number, too: each thread may need `--media-memory` for a file.
 fn media_threads<O>(setup: &RunSetup<O>) -> usize {
     let processes = setup.ranks.map_or(1, |run| run.ranks.world().local_size);
     let free_mib = reel_device::free_host_bytes().map_or(u64::MAX, |bytes| bytes >> 20);

@@ -65,13 +65,14 @@ pub(crate) fn unusable_rows<R: DataSource>(options: &RunOptions, rows: &R) -> Re
     }
 }
 
-/// What a run knows of its data before the first step.
+/// What a run knows about its data before the first step.
 pub(super) struct ScannedRows {
     /// The run's number of steps: `--max-steps`, else counted from the data.
     pub steps: u64,
-    /// If the command reads every row before the first step, all unusable rows, otherwise those known before.
+    /// All unusable rows if the command reads every row before the first step, else the rows in `known` of
+    /// [`scan_rows`].
     pub unusable: Vec<SkippedRow>,
-    /// If the command reads every row before the first step, the number of tokens of each usable row.
+    /// The number of tokens of each usable row if the command reads every row before the first step, else empty.
     pub lengths: BTreeMap<usize, usize>,
 }
 
@@ -102,7 +103,7 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     // Several ranks agree on `setup.stop` only between two steps.
     let (stop, ranks) = setup.ranks.map_or((setup.stop, None), |run| (run.interrupted, Some(&**run.ranks)));
     let scan = || length::scan_and_count_batches(&batching, fixed.is_none(), scan, rows, order, stop, ranks);
-    let found = match ranks.and_then(|ranks| threads_for_one_of(ranks.world().local_size)) {
+    let found = match ranks.and_then(|ranks| thread_pool_of_one(ranks.world().local_size)) {
         Some(threads) => threads.install(scan)?,
         None => scan()?,
     };
@@ -111,8 +112,9 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     Ok(ScannedRows { steps, unusable, lengths: found.lengths })
 }
 
-/// A pool with the threads of one of several processes on this machine; `None` if they cannot be started.
-fn threads_for_one_of(processes: usize) -> Option<ThreadPool> {
+/// A thread pool with the share of this machine's cores that one of `processes` processes has; `None` if its threads
+/// cannot be started.
+fn thread_pool_of_one(processes: usize) -> Option<ThreadPool> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     ThreadPoolBuilder::new().num_threads((cores / processes).max(1)).build().ok()
 }

@@ -1,7 +1,7 @@
 //! Which rank of a job has the optimizer state of which weights (ZeRO: Rajbhandari et al., arXiv 1910.02054).
 //!
-//! Each parameter is cut into cells, and each cell belongs to one rank: the rank that keeps the moments and the low
-//! halves of its weights, sums its gradients and updates its weights. Example, two ranks, cells of 4 weights:
+//! Each parameter is cut into cells, and each cell belongs to one rank, its owner: the owner keeps the moments and the
+//! low halves of its weights, adds up its gradients and updates its weights. Example, two ranks, cells of 4 weights:
 //!
 //! ```text
 //! parameter   a (10 weights)     b (3)    c (6)
@@ -15,20 +15,21 @@ use std::ops::Range;
 
 use reel_kernels::{adamw, reduce};
 
-/// The number of weights of a cell in a small job.
+/// The largest number of weights of a cell, which jobs of up to 16 ranks have.
 const LARGEST_CELL: usize = 1 << 20;
 
-/// Cells of many ranks are smaller, so that each rank owns some of this number of consecutive weights.
+/// Jobs of more ranks have smaller cells, so that each rank owns a part of about this number of consecutive weights,
+/// and all ranks take part in the exchange of a bucket.
 const WEIGHTS_OF_ALL_RANKS: usize = 16 << 20;
 
-/// A cell is a whole number of the chunks of all kernels, so that a chunk of a parameter is the same, whether the parameter
-/// is cut or not.
+/// A cell is a whole number of the chunks in which kernels process parameters. So the chunks of a parameter are the
+/// same whether it is cut or not, and so are the bits of sums over chunks.
 const CHUNK: usize = reduce::ELEMENTS_PER_CHUNK;
 
 const _: () = assert!(CHUNK.is_multiple_of(adamw::WEIGHTS_PER_CHUNK));
 const _: () = assert!(CHUNK.is_multiple_of(adamw::WEIGHTS_PER_SCALE));
 
-/// The number of weights of a cell, at most.
+/// The largest number of weights of a cell in a job of this many ranks.
 fn cell_size(ranks: usize) -> usize {
     (WEIGHTS_OF_ALL_RANKS / ranks / CHUNK * CHUNK).clamp(CHUNK, LARGEST_CELL)
 }
@@ -38,7 +39,7 @@ fn cell_size(ranks: usize) -> usize {
 pub struct Cell {
     /// Index of the parameter in the order of names.
     pub parameter: usize,
-    /// Its weights, as indices into the parameter.
+    /// The weights of the cell, as indices into the parameter.
     pub range: Range<usize>,
     /// The rank that the cell belongs to.
     pub owner: usize,
@@ -49,7 +50,8 @@ pub struct Cell {
 pub struct ParameterSize {
     /// Number of weights, padding included.
     pub weights: usize,
-    /// Whether the parameter may be cut. A padded one is whole, because files have its weights without the padding.
+    /// Whether the parameter may be cut. A padded parameter stays whole, because files have its weights without
+    /// padding.
     pub divisible: bool,
 }
 
@@ -62,7 +64,8 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// The partition for rank `rank` of `ranks`; `sizes` are those of the parameters in the order of their names.
+    /// Creates the partition for rank `rank` of `ranks`. `sizes` has the sizes of the parameters, in the order of their
+    /// names.
     pub fn new(sizes: &[ParameterSize], rank: usize, ranks: usize) -> Self {
         Self::with_cell_size(sizes, rank, ranks, cell_size(ranks))
     }
@@ -74,7 +77,7 @@ impl Partition {
             let len = if ranks > 1 && size.divisible { cell_size } else { size.weights.max(1) };
             for start in (0..size.weights.max(1)).step_by(len) {
                 let range = start..(start + len).min(size.weights);
-                // The rank with the fewest weights so far, the lowest of several.
+                // The owner is the rank with the fewest weights so far; of several such ranks, the lowest.
                 let owner = (0..ranks).min_by_key(|&rank| weights_of_ranks[rank]).unwrap_or(0);
                 weights_of_ranks[owner] += range.len();
                 cells.push(Cell { parameter, range, owner });
@@ -139,7 +142,9 @@ mod tests {
         }
 
         #[test]
-        fn ranks_have_equal_shares_but_for_one_cell(weights in prop::collection::vec(0usize..50, 0..12), ranks in 1usize..6) {
+        fn shares_of_ranks_differ_by_at_most_one_cell(
+            weights in prop::collection::vec(0usize..50, 0..12), ranks in 1usize..6,
+        ) {
             let sizes: Vec<ParameterSize> =
                 weights.iter().map(|&weights| ParameterSize { weights, divisible: true }).collect();
             let share = |rank| -> usize {

@@ -206,11 +206,12 @@ impl Cx {
         self.backward_with(loss, scale, grads, &mut |_, _| Ok(()))
     }
 
-    /// [`Cx::backward`] for the first micro-batch of a step, which calls `finished` with the parameters whose gradients are
-    /// finished, while the pass goes on. `finished` may [release](Grads::release) them.
+    /// Like [`Cx::backward`], and calls `finished` during the pass with the names of the parameters whose gradients are
+    /// finished. `finished` may use these gradients and [release](Grads::release) them, if `grads` had no gradient
+    /// before the pass. Else some of them are added to the earlier gradients only at the end of the pass.
     ///
     /// # Errors
-    /// As for [`Cx::backward`]; an error of `finished`.
+    /// The errors of [`Cx::backward`]; an error of `finished`.
     pub fn backward_with<E: From<RuntimeError>>(
         &self,
         loss: &Tensor,

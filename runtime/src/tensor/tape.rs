@@ -13,8 +13,8 @@
 //! are in [`Grads`]: f32, one buffer per parameter, summed over all micro-batches of a step: `(g1 + g2) + g3 …`, where g2
 //! is the whole gradient of the second micro-batch. Ops are recorded by [`super::cx::Cx::record`].
 //!
-//! A gradient of a parameter is finished when no node is left that uses the parameter. The caller hears of it, so that a
-//! job of several ranks can exchange gradients and free their memory while the backward pass goes on.
+//! The gradient of a parameter is finished when no node is left that uses the parameter. The backward pass then calls a
+//! function of the caller, so that several ranks can exchange gradients and free their memory during the pass.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -80,8 +80,8 @@ impl Tape {
         parameters.filter(|name| !seen.insert(Arc::clone(name))).cloned().collect()
     }
 
-    /// Runs the backward pass from `output` with the gradient `dy`. Calls `finished` with the parameters whose gradients
-    /// are finished, in the order of the pass. Returns the gradients of leaves that are not parameters.
+    /// Runs the backward pass from `output` with the gradient `dy`. Calls `finished` with the names of the parameters
+    /// whose gradients are finished, in the order of the pass. Returns the gradients of leaves that are not parameters.
     pub(super) fn backward<E: From<RuntimeError>>(
         self,
         output: &Tensor,
@@ -147,7 +147,7 @@ pub struct BackwardContext<'a> {
     by_id: &'a mut HashMap<u64, Tensor>,
     grads: &'a mut Grads,
     sums: &'a mut PendingColumnSums,
-    /// The parameters of the ops that the rule has computed again, with finished gradients.
+    /// The parameters whose gradients were finished by ops that the rule has computed again.
     of_recomputed: &'a mut Vec<Arc<str>>,
 }
 
@@ -398,8 +398,8 @@ impl Grads {
         self.reached.clear();
     }
 
-    /// Frees the memory of a parameter's gradient, which is forgotten. Memory that joined parameters share is freed with
-    /// the last of them.
+    /// Removes the gradient of a parameter and frees its memory. Joined parameters share memory, which is freed when
+    /// the last of them is released.
     pub fn release(&mut self, name: &str) {
         self.buffers.remove(name);
         self.reached.remove(name);

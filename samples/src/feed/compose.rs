@@ -1,6 +1,6 @@
 //! Decides which rows each micro-batch has. The decision depends only on the outcomes of preparing the rows, so all
-//! processes (ranks) of a run that know the outcomes make the same micro-batches. Rows that are not prepared yet are
-//! assumed to be usable: so a [`Draft`] says which rows to prepare next.
+//! processes (ranks) of a run that know the outcomes make the same micro-batches. As long as a row is not prepared, it
+//! is assumed to be usable. The resulting micro-batch is a [`Draft`], which says which rows to prepare next.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -49,16 +49,16 @@ pub(super) struct Draft {
     pub rows: Vec<(u64, usize)>,
     /// With packing, position and number of the row that does not fit. The next micro-batch begins with it.
     pub next: Option<(u64, usize)>,
-    /// Unusable rows that were found while it was made.
+    /// Unusable rows that were found while the draft was made.
     pub skipped: Vec<SkippedRow>,
-    /// The position after it.
+    /// The position after the draft.
     pub slot: u64,
     /// The error that ends the run, if one of its rows has one.
     pub error: Option<SampleError>,
 }
 
 impl Draft {
-    /// Whether the data ended before it.
+    /// Whether the data ended before the draft.
     pub fn is_end(&self) -> bool {
         self.rows.is_empty() && self.skipped.is_empty() && self.error.is_none()
     }
@@ -94,8 +94,8 @@ impl<S: SampleSource> Composer<S> {
         }
     }
 
-    /// Adds the outcome of preparing `row`, which is at `slot`. If several ranks have prepared it, a failure of any of
-    /// them counts.
+    /// Adds the outcome of preparing `row`, which is at `slot`. If several ranks have prepared the row, a failure on
+    /// any of them counts.
     pub fn add_outcome(&mut self, slot: u64, row: usize, outcome: RowOutcome) {
         if let (RowOutcome::Usable(tokens), true) = (&outcome, self.batching.packing) {
             self.expect_lengths([(row, *tokens)]);
@@ -150,7 +150,7 @@ impl<S: SampleSource> Composer<S> {
         draft
     }
 
-    /// Makes a draft final, whose outcomes are all known.
+    /// Makes a draft final. The outcomes of all rows that it depends on must be known.
     pub fn finish(&mut self, draft: &Draft) {
         self.slot = draft.slot;
         self.used |= !draft.rows.is_empty();
@@ -187,7 +187,8 @@ impl<S: SampleSource> Composer<S> {
         }
     }
 
-    /// The number of tokens of a row that is not prepared yet: that of an earlier epoch, or the mean of the known ones.
+    /// The assumed number of tokens of a row that is not prepared yet: its number in an earlier epoch, else the mean of
+    /// the known numbers.
     fn expected_tokens(&self, row: usize) -> usize {
         let mean = self.total_length.checked_div(self.lengths.len());
         self.lengths.get(&row).copied().or(mean).or(self.batching.max_length).unwrap_or(1)

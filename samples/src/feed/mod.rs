@@ -82,7 +82,7 @@ pub struct DataPosition {
 pub struct MicroBatch<S> {
     /// Row numbers in the data file, counted from 0.
     pub rows: Vec<usize>,
-    /// The samples made of the rows `rows`, in the same order; none if the micro-batch belongs to another rank.
+    /// The samples made of the rows `rows`, in the same order; empty if the micro-batch belongs to another rank.
     pub samples: Vec<S>,
     /// Unusable rows found while this micro-batch was made.
     pub skipped: Vec<SkippedRow>,
@@ -104,22 +104,22 @@ impl DataPosition {
 pub struct FeedRanks {
     /// All ranks.
     pub ranks: Arc<Ranks>,
-    /// Number of micro-batches of a step, those of all ranks together.
+    /// Number of micro-batches of a step, of all ranks together.
     pub per_step: usize,
 }
 
 /// Iterates over the micro-batches of a run.
 ///
-/// Several ranks make the same micro-batches, and each prepares the rows of its own ones alone:
+/// Several ranks make the same micro-batches, and each prepares only the rows of its own micro-batches:
 ///
 /// ```text
 /// repeat for the next N micro-batches of the step:
 ///     draft them, as if all rows that are not prepared yet could be used
-///     prepare the rows of the own draft; tell the other ranks their token counts and errors
-/// until the drafts contain only rows that have been prepared by the rank to which the draft belongs
+///     prepare the rows of this rank's draft; send their token counts and errors to the other ranks
+/// until each row of each draft has been prepared by the rank to which the draft belongs
 /// ```
 ///
-/// One repetition is enough unless a row is skipped or, with packing, has an unexpected number of tokens; then the rows
+/// One repetition is enough unless a row is skipped or, with packing, has an unexpected number of tokens. Then the rows
 /// after it can move to the micro-batch of another rank, which prepares them again.
 pub struct MicroBatchFeed<S: SampleSource> {
     rows: RowPreparer<S>,
@@ -130,7 +130,7 @@ pub struct MicroBatchFeed<S: SampleSource> {
     ranks: Option<FeedRanks>,
     /// The ranks that have prepared the row at a position, from the end of the last finished micro-batch on.
     prepared_by: BTreeMap<u64, BTreeSet<usize>>,
-    /// Samples that this rank has prepared for micro-batches that are not finished.
+    /// Samples that this rank has prepared for micro-batches that are not finished, by position.
     samples: BTreeMap<u64, S::Sample>,
     /// Index in its step of the micro-batch that is made next.
     index: usize,
@@ -169,7 +169,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     }
 
     /// Makes the feed share the rows with other ranks. The samples of a micro-batch are then present on the rank to
-    /// which it belongs, and all ranks call [`Self::next_micro_batch`] together. The first one begins a step.
+    /// which it belongs, and all ranks call [`Self::next_micro_batch`] together. The first call begins a step.
     pub fn shared_by(mut self, ranks: Option<FeedRanks>) -> Self {
         self.ranks = ranks.filter(|shared| shared.ranks.size() > 1);
         self
@@ -225,8 +225,8 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         }
     }
 
-    /// Position, number and rank of the rows on which the next drafts depend and which the rank of their draft has not
-    /// prepared yet.
+    /// The rows on which `drafts` depend and which the rank of their draft has not prepared yet: position, row number
+    /// and this rank.
     fn missing_rows(&self, drafts: &[Draft]) -> Vec<(u64, usize, usize)> {
         let mut rows = BTreeMap::new();
         for (i, draft) in drafts.iter().enumerate() {
@@ -243,7 +243,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self.ranks.as_ref().map_or(0, |shared| shared.ranks.rank())
     }
 
-    /// The rank to which a micro-batch belongs, the `i`-th after the last finished one.
+    /// The rank to which the `i`-th micro-batch after the last finished one belongs.
     fn rank_of(&self, i: usize) -> usize {
         self.ranks.as_ref().map_or(0, |shared| (self.index + i) % shared.per_step % shared.ranks.size())
     }
@@ -326,7 +326,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     }
 }
 
-/// Number of micro-batches of a run whose rows have these numbers of tokens; `unusable` are the other rows.
+/// Counts the micro-batches of a run. `lengths` has the number of tokens of each usable row, `unusable` the other rows.
 pub(crate) fn count_micro_batches<S: SampleSource>(
     source: Arc<S>,
     order: RowOrder,
@@ -347,10 +347,10 @@ pub(crate) fn count_micro_batches<S: SampleSource>(
     }
 }
 
-/// Returns the values that all ranks pass, by rank.
+/// Returns the values that all ranks pass, by rank. `name` names the call in messages.
 ///
 /// # Errors
-/// A rank has failed, or is another version of the program.
+/// A rank has failed, or runs another version of the program.
 pub(crate) fn all_gather<T: Serialize + DeserializeOwned>(ranks: &Ranks, name: &str, own: &T) -> Result<Vec<T>> {
     let bytes = serde_json::to_vec(own).map_err(|e| other_version(ranks.rank(), &e))?;
     let gathered = ranks.all_gather(name, &bytes)?;
@@ -359,7 +359,7 @@ pub(crate) fn all_gather<T: Serialize + DeserializeOwned>(ranks: &Ranks, name: &
 }
 
 fn other_version(rank: usize, e: &serde_json::Error) -> SampleError {
-    let what = format!("its rows cannot be exchanged: {e}");
+    let what = format!("sent data about its rows that this rank cannot read: {e}");
     SampleError::output(format!("rank {rank}"), what, "start all ranks with the same version of the program")
 }
 

@@ -14,7 +14,7 @@ pub(super) enum RowOutcome {
     Failed(RowFailure),
 }
 
-/// An error that all ranks handle in the same way: all skip the row, or all end the run.
+/// The error of a row. All ranks handle it in the same way: all skip the row, or all end the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct RowFailure {
     kind: FailureKind,
@@ -32,10 +32,10 @@ enum FailureKind {
 }
 
 impl RowFailure {
-    /// The failure with the error `e`.
+    /// Makes the failure of a row from its error `e`.
     ///
     /// # Errors
-    /// Returns `e` if it is about this process, such as a worker that cannot be started.
+    /// Returns `e` if the error is about this process and not about the row, such as a worker that cannot be started.
     pub fn new(e: SampleError) -> Result<Self> {
         let (kind, diagnostic) = match e {
             SampleError::Data(diagnostic) => (FailureKind::Data, diagnostic),

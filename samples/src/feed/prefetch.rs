@@ -22,9 +22,9 @@ pub struct Prefetcher<S: SampleSource> {
 }
 
 /// Number of threads that decode images and videos in each of `processes` processes on this machine: a quarter of the
-/// process's CPU cores, at least 2 and at most 8. The other cores are left for computing. With a single thread, an
-/// evaluation of short videos would wait for the decoder while cores are idle. Several processes that have fewer than
-/// 8 cores each use a single thread.
+/// process's CPU cores, at most 8. The other cores are left for computing. A process that is alone has at least 2
+/// threads, because with one thread an evaluation of short videos would wait for the decoder while cores are idle. If
+/// there are several processes, each has at least 1.
 pub fn decoding_threads(processes: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(8, usize::from) / processes.max(1);
     (cores / 4).clamp(if processes > 1 { 1 } else { 2 }, 8)

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::SampleSource;
 use crate::{Result, SampleError};
 
-/// Threads that prepare the rows that they are asked for, the row with the lowest position first. Positions are those
-/// in the sequence of all epochs' rows.
+/// Threads that prepare the requested rows, the row with the lowest position first. A position is an index in the
+/// sequence of the rows of all epochs.
 pub(super) struct RowPreparer<S: SampleSource>(Arc<Shared<S>>);
 
 struct Shared<S: SampleSource> {
@@ -24,9 +24,9 @@ struct PreparerState<T> {
     wanted: BTreeMap<u64, usize>,
     /// Positions of the rows that threads prepare now.
     begun: BTreeSet<u64>,
-    /// Prepared rows that nobody has taken.
+    /// Prepared rows that have not been taken yet, by position.
     ready: BTreeMap<u64, Result<T>>,
-    /// Samples at positions before it are dropped.
+    /// Samples at positions before this one are dropped.
     first: u64,
     closed: bool,
     /// The error if no thread could be started.
@@ -63,12 +63,13 @@ impl<S: SampleSource> RowPreparer<S> {
         Self(shared)
     }
 
-    /// The rows that are prepared.
+    /// The source of the rows.
     pub fn source(&self) -> &S {
         &self.0.source
     }
 
-    /// Asks for `rows`, by position, in place of the rows asked for before. Rows that are prepared already stay.
+    /// Requests `rows`, by position, in place of the rows that were requested before. Rows that are already prepared
+    /// stay.
     pub fn prepare(&self, mut rows: BTreeMap<u64, usize>) {
         let mut state = self.0.lock();
         rows.retain(|slot, _| !state.begun.contains(slot) && !state.ready.contains_key(slot));
@@ -125,7 +126,7 @@ impl<S: SampleSource> Shared<S> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// The loop of a worker thread: prepares the next row that is wanted.
+    /// The loop of a worker thread: prepares one wanted row after the other.
     fn run_worker(&self) {
         let _close = CloseOnPanic(self);
         loop {

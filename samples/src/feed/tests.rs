@@ -275,8 +275,8 @@ fn counting(rows: &[Option<usize>]) -> Arc<Counting> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
-    /// Several ranks make the micro-batches, skip the rows and stop with the error of a single process, and each
-    /// micro-batch's samples are on its rank.
+    /// Several ranks make the same micro-batches, skip the same rows and stop with the same error as a single process,
+    /// and the samples of each micro-batch are on its rank.
     #[test]
     fn ranks_make_the_micro_batches_of_one_process(
         rows in prop::collection::vec(prop::option::weighted(0.85, 1usize..8), 1..24),
@@ -298,7 +298,8 @@ proptest! {
         let count = 3 * sharing.per_step;
         let one = all_of(MicroBatchFeed::new(counting(&rows), order.clone(), batching, &from, 1, 3), count);
         for (rank, got) in shared(&counting(&rows), &order, batching, &from, sharing, count).into_iter().enumerate() {
-            // An error ends all ranks at the start of its round; a single process makes the micro-batches before it.
+            // An error ends all ranks at the start of its round. A single process first makes the micro-batches of the
+            // round that come before the error.
             let made = got.0.len();
             let as_many = made == one.0.len() || one.1.is_some() && made < one.0.len();
             prop_assert!(as_many, "{} micro-batches, not {}", made, one.0.len());

@@ -86,8 +86,8 @@ pub struct RolloutSet {
     pub old_log_probs: Vec<Vec<f32>>,
     /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the reference weights.
     pub ref_log_probs: Vec<Vec<f32>>,
-    /// `ref_log_probs` of the micro-batches of this process, if they were computed while custom rewards were computed.
-    /// The first step on the set takes them.
+    /// The `ref_log_probs` of this process's micro-batches only, if they were computed while custom rewards were
+    /// computed. The first step on the set takes them and gathers `ref_log_probs` from all processes.
     pub own_ref_log_probs: Option<Vec<Vec<f32>>>,
     /// Metrics of sampling and scoring.
     pub metrics: GrpoMetrics,

@@ -36,8 +36,8 @@ pub struct RolloutOutputStore {
 pub struct StoredRolloutOutputs {
     /// The kept outputs.
     pub products: Arc<StoredOutputs>,
-    /// For each prompt, by its index among all prompts of the rollout, the rows in `products` of the prompt's tokens and
-    /// of its completions' tokens. There are no rows of prompts that another process samples.
+    /// The rows in `products` of the tokens of each prompt and of its completions, by the prompt's index among all
+    /// prompts of the rollout. Prompts that another process samples have no rows.
     groups: BTreeMap<usize, StoredRows>,
 }
 
@@ -89,8 +89,8 @@ impl RolloutOutputStore {
 
 impl StoredRolloutOutputs {
     /// Returns the outputs for a micro-batch of `groups`; `first` is the index of its first group in the rollout. The
-    /// rows are in the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix. Returns `None`
-    /// if this process has not sampled the groups.
+    /// rows are in the order of [`PackedGroups`](crate::step::packing::PackedGroups) with a shared prefix. Returns
+    /// `None` if this process has not sampled the groups.
     pub fn of_micro_batch(&self, cx: &Cx, first: usize, groups: &[Group]) -> Result<Option<ReusedOutputs>> {
         let (mut tokens, mut learned) = (Vec::new(), Vec::new());
         for (index, group) in (first..).zip(groups) {

@@ -1,9 +1,9 @@
 //! Spreads the prompts of a sampling round over the processes (ranks) of a run.
 //!
 //! A rank samples and scores the completions of the prompts whose groups it trains on. Then the ranks exchange
-//! completions and scores, so that every rank has the groups of all prompts: the groups that dynamic sampling keeps,
-//! the advantages and the weights of the loss depend on all of them. Each rank computes these from the same numbers in
-//! the same order as one process does, and rank 0 records them.
+//! completions and scores, so that every rank has the groups of all prompts. Every rank needs all groups, because the
+//! choice of dynamic sampling, the advantages and the weights of the loss depend on all of them. Each rank computes
+//! these from the same numbers and in the same order as one process does. Rank 0 writes the rollout files.
 //!
 //! Example: 6 prompts, 2 groups per micro-batch, 2 ranks. Rank 0 samples the prompts 0, 1, 4, 5 (micro-batches 0 and
 //! 2), rank 1 the prompts 2 and 3.
@@ -45,11 +45,11 @@ impl PromptSpread<'_> {
         self.ranks.is_none_or(|ranks| ranks.rank() == 0)
     }
 
-    /// Returns the rollouts of all `prompts` with their scores, in the order of the prompts. `own` are those of this
-    /// rank's prompts. All ranks call it together.
+    /// Gathers the rollouts of all `prompts` with their scores, in the order of the prompts. `own` has the rollouts of
+    /// this rank's prompts. All ranks call it together.
     ///
     /// # Errors
-    /// The error of `own`; the rewards of another rank failed; another rank has failed.
+    /// The error of `own`; a reward has failed on another rank; another rank has failed.
     pub fn gather(&self, prompts: &[Arc<Prompt>], own: Result<ScoredRollouts>) -> Result<ScoredRollouts> {
         let Some(ranks) = self.ranks else { return own };
         let own: Vec<SentRollout> = share_reward_error(ranks, own)?.into_iter().map(SentRollout::new).collect();
@@ -62,7 +62,8 @@ impl PromptSpread<'_> {
         Ok(all.into_iter().zip(prompts).map(|(sent, prompt)| sent.with_prompt(prompt.clone())).collect())
     }
 
-    /// Returns the sum of a number of each rank. All ranks call it together.
+    /// Returns the sum of the numbers `own` of all ranks. `name` names the call in messages. All ranks call it
+    /// together.
     ///
     /// # Errors
     /// Another rank has failed.
@@ -73,8 +74,8 @@ impl PromptSpread<'_> {
     }
 }
 
-/// Returns an error on every rank if the rewards of one rank failed, so that all ranks end after the same step and rank
-/// 0 saves it. Another error ends this rank, and then the others.
+/// Returns an error on every rank if a reward has failed on one rank, so that all ranks save the finished steps
+/// together before they end. Any other error is returned on this rank alone, which then ends the job.
 fn share_reward_error<T>(ranks: &Ranks, own: Result<T>) -> Result<T> {
     let failed = match &own {
         Ok(_) => None,
@@ -98,8 +99,8 @@ fn share_reward_error<T>(ranks: &Ranks, own: Result<T>) -> Result<T> {
 
 /// The error of rollouts that cannot be exchanged.
 fn invalid(e: &serde_json::Error) -> TrainError {
-    let what = format!("cannot be exchanged between the ranks: {e}");
-    TrainError::Ranks(RankError::from(Diagnostic::new("rollouts", what, "start all ranks with the same program")))
+    let (what, help) = (format!("cannot be read: {e}"), "start all ranks with the same version of the program");
+    TrainError::Ranks(RankError::from(Diagnostic::new("rollouts of the ranks", what, help)))
 }
 
 /// The completions and scores of a prompt as the ranks send them. Numbers of type f32 are sent as their bits.

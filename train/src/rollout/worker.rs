@@ -4,10 +4,10 @@
 //! ```text
 //! for each round, up to 10 with --dynamic-sampling, else 1:
 //!     prompts  = next rows of the data
-//!     own      = the prompts that this process samples; all, if it is the only one
+//!     own      = the prompts that this process samples; all prompts in a single process
 //!     rollouts = engine.generate(own × num_generations), decoded to text
 //!     scores   = rewards of each completion; the reference model computes while slow custom rewards do
-//!     the rollouts and scores of all prompts, from all processes
+//!     gather the rollouts and scores of all prompts from all processes
 //!     record rollouts and scores in OUT/rollouts/STEP.jsonl
 //!     keep the groups whose rewards differ (all groups without --dynamic-sampling)
 //!     stop when there are enough groups

@@ -53,8 +53,8 @@ struct MemoryPlan {
     model: Qwen25Vl,
     dtype: DType,
     grads: Grads,
-    /// For one of several ranks, the bytes of the largest bucket of gradients: these are freed as soon as they are
-    /// exchanged. `None` if all gradients stay in memory.
+    /// With several ranks, the number of bytes of the largest bucket of gradients: gradients are freed as soon as their
+    /// bucket is exchanged. `None` if all gradients stay in memory, as in a single process.
     bucket_bytes: Option<u64>,
     /// Micro-batches planned so far: (numbers of tokens, patches and learned tokens; what is recomputed; bytes of the
     /// activations).
@@ -63,8 +63,8 @@ struct MemoryPlan {
 
 impl CheckpointingPolicy {
     /// Creates a choice for a device with `free` bytes of free memory before the model was loaded. With `None`
-    /// (unknown), `auto` recomputes every layer. With `bucket_bytes`, gradients are freed during the backward pass, but for
-    /// so many bytes. `on_dry_device` makes the model of the run on the given device.
+    /// (unknown), `auto` recomputes every layer. With `bucket_bytes`, the plan frees gradients during the backward pass
+    /// and counts that many bytes for them instead. `on_dry_device` makes the model of the run on the given device.
     pub fn new(
         setting: GradientCheckpointing,
         device: &Device,
@@ -163,7 +163,7 @@ impl MemoryPlan {
     }
 
     /// Returns the peak number of bytes that the forward and backward pass of a micro-batch hold, counted on device
-    /// `dry`, without gradients that stay in memory.
+    /// `dry`. Gradients that stay in memory are not counted; of gradients that are freed, one bucket is counted.
     fn activation_bytes(&mut self, micro_batch: &LearnedTokens, checkpointing: Checkpointing) -> Result<usize> {
         let device = micro_batch.positions.device();
         if self.bucket_bytes.is_none() {

@@ -1,8 +1,8 @@
 //! Does one training step of GRPO. [`sft`](super::sft) has the same structure with other data and another loss.
 //!
-//! Of several processes (ranks) each has all groups and computes some of the micro-batches. What a step needs of the
-//! other micro-batches is exchanged: their gradients, their statistics and, for further steps on the same groups, the
-//! log-probabilities of their tokens.
+//! With several processes (ranks), each has all groups and computes some of the micro-batches. The ranks exchange what
+//! a step needs from the other micro-batches: gradients, statistics and, for further steps on the same groups, the
+//! log-probabilities of the tokens.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -59,7 +59,7 @@ pub fn step(
             own_log_probs.push(log_probs);
         }
         if (i + 1).is_multiple_of(t.round_len()) || i + 1 == count {
-            t.end_round()?; // several ranks: the sums of the gradients so far
+            t.end_round()?; // several ranks: adds the gradients of the round to the sums
         }
     }
     if first && options.num_iterations > 1 {
@@ -84,9 +84,9 @@ pub fn step(
     Ok(result)
 }
 
-/// Adds the gradients of micro-batch `i` of the step to those of the trainer. Returns the statistics of the micro-batch
-/// and, in the first step on the set, the log-probabilities of its L learned tokens under the current weights, f32
-/// `[L]`. `is_last` tells whether this process computes no later micro-batch of the step.
+/// Adds the gradients of micro-batch `i` of the step to the trainer's gradients. Returns the statistics of the
+/// micro-batch and, in the first step on the set, the log-probabilities of its L learned tokens under the current
+/// weights, f32 `[L]`. `is_last` tells whether this process computes no later micro-batch of the step.
 fn forward_and_backward(
     t: &mut Trainer,
     options: &GrpoOptions,
@@ -287,8 +287,8 @@ struct MicroBatchStats {
     tokens: u32,
     /// Number of tokens that the loss counts.
     learned: u32,
-    /// 1 if `drift` is known, else 0: the completions come from a `--rollouts` file, or an earlier step has trained on
-    /// them.
+    /// 1 if `drift` is known, else 0. It is unknown if the completions come from a `--rollouts` file, or if an earlier
+    /// step has trained on them.
     has_drift: u32,
     /// Largest absolute difference between a token's log-probability during sampling and during training.
     drift: f32,

@@ -24,7 +24,7 @@ pub fn step(
     let part = |name| device.profiler().set_work_part(name);
     let (mut own, mut count) = (Vec::new(), 0);
     while count < t.hyperparameters.gradient_accumulation_steps {
-        // Of several ranks, each computes one micro-batch of a round.
+        // With several ranks, each computes one micro-batch of the round.
         let Some((in_round, samples)) = next_round(t, count, &mut next)? else { break };
         let mut computed = None;
         if let Some(samples) = samples {
@@ -42,8 +42,9 @@ pub fn step(
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
             computed = Some((loss, packed.batch.token_count() as u32));
         }
-        t.end_round()?; // several ranks: the sums of the gradients so far
-        // Read only now: a device that waits for a rank that hangs would make this wait forever.
+        t.end_round()?; // several ranks: adds the gradients of the round to the sums
+        // The loss is read only now. If another rank hangs, `end_round` returns an error after its time limit, but a
+        // read before it would wait for the device forever.
         if let Some((loss, tokens)) = computed {
             own.push(vec![ComputedMicroBatch { loss: loss.to_f32()?[0], tokens }]);
         }
@@ -67,8 +68,8 @@ pub fn step(
     Ok(Some(result))
 }
 
-/// The number of micro-batches of the round that begins with micro-batch `first` of the step, and the rows of this rank's,
-/// if it computes one. `None` if `next` returns no micro-batch.
+/// Takes the micro-batches of the round that begins with micro-batch `first` of the step. Returns their number, and the
+/// samples of the one that this rank computes, if any; `None` if `next` returns no micro-batch.
 fn next_round(
     t: &Trainer,
     first: usize,

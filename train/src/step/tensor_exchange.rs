@@ -1,4 +1,5 @@
-//! Exchanges tensors between the ranks of a job: by NCCL between GPUs, else through host memory.
+//! Exchanges tensors between the ranks of a job: by NCCL if they are in the memory of GPUs, else through host memory
+//! and sockets.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -10,16 +11,17 @@ use reel_runtime::Tensor;
 
 use crate::Result;
 
-/// How long an exchange of GPU memory may take. It includes waiting for the other ranks, of which one may decode long
-/// videos. PyTorch's limit for NCCL is the same.
+/// How long an exchange of GPU memory may take, with the time of waiting for the other ranks, of which one may decode
+/// long videos. It is PyTorch's default for NCCL.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// Exchanges tensors between the ranks of a job. All ranks call the same functions with the same names in the same
-/// order. The lists of tensors that one rank sends to another and that this one receives from it have the same sizes.
-/// Nothing is exchanged with the rank itself: its own lists are empty.
+/// order. If one rank sends a list of tensors to another rank, that rank receives it in a list of tensors of the same
+/// sizes. A rank sends nothing to itself: the lists at its own index are empty.
 pub trait Exchange: Debug {
-    /// Starts to send the tensors `send[to]` to rank `to`, and to fill the tensors `receive[from]` with those that rank
-    /// `from` sends. Until [`PendingExchange::wait`], launches must not write the sent tensors nor use the received ones.
+    /// Starts to send the tensors `send[to]` to rank `to`, and to fill the tensors `receive[from]` with what rank
+    /// `from` sends. Until [`PendingExchange::wait`], launches must neither write the sent tensors nor use the received
+    /// ones.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
@@ -30,14 +32,14 @@ pub trait Exchange: Debug {
         receive: &[Vec<Tensor>],
     ) -> Result<PendingExchange>;
 
-    /// Sends the tensors `send` to every other rank, and fills the tensors `receive[from]` with those that rank `from`
-    /// sends, in the order of the launches.
+    /// Sends the tensors `send` to every other rank, and fills the tensors `receive[from]` with what rank `from` sends.
+    /// Launches before the call run before the exchange, launches after the call run after it.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
     fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()>;
 
-    /// Waits until all exchanges are done, so that one that hangs is an error with a name.
+    /// Waits until all exchanges are done, so that an exchange that hangs becomes an error that names it.
     ///
     /// # Errors
     /// An exchange has failed or takes too long.
@@ -108,7 +110,7 @@ impl HostExchange {
         Self { sent: buffers(), received: buffers(), ranks }
     }
 
-    /// Exchanges `sent[of(to)]` for each rank `to`.
+    /// Sends the bytes `sent[of(to)]` to each other rank `to`, and writes the received bytes to the tensors `receive`.
     fn exchange(&mut self, name: &str, of: impl Fn(usize) -> usize, receive: &[Vec<Tensor>]) -> Result<()> {
         for (buffer, tensors) in self.received.iter_mut().zip(receive) {
             buffer.resize(tensors.iter().map(|t| t.bytes()).sum(), 0);

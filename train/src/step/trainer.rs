@@ -42,7 +42,7 @@ pub struct Trainer {
     pub hyperparameters: Hyperparameters,
     /// Which activations each micro-batch keeps.
     pub checkpointing: CheckpointingPolicy,
-    /// The sum over the micro-batches of all ranks, and their exchanges; `None` in a single process, which sums in `grads`.
+    /// The sum of the gradients of all ranks' micro-batches; `None` in a single process, which adds them in `grads`.
     pub gradient_sum: Option<GradientSum>,
 }
 
@@ -100,7 +100,7 @@ impl Trainer {
     }
 
     /// Like [`Self::new`]. With LoRA, loads the weights of `adapter` (from a checkpoint) if it is given, else makes a
-    /// new adapter. One of several `ranks` has the optimizer state of its cells only.
+    /// new adapter. If there are several `ranks`, each has the optimizer state of its cells only.
     fn build(
         device: &Device,
         config: &ModelConfig,
@@ -147,7 +147,7 @@ impl Trainer {
         self.gradient_sum.iter_mut().for_each(GradientSum::clear);
     }
 
-    /// The number of micro-batches of a round: of each round, every rank computes one.
+    /// The number of micro-batches of a full round: the number of ranks, because every rank computes one.
     pub fn round_len(&self) -> usize {
         self.gradient_sum.as_ref().map_or(1, |sum| sum.ranks().size())
     }
@@ -157,8 +157,8 @@ impl Trainer {
         self.gradient_sum.as_ref().is_none_or(|sum| sum.computes_micro_batch(index))
     }
 
-    /// Ends a round. After the last one, which may have fewer micro-batches, each rank has the gradient of the step for the
-    /// weights that it updates. All ranks call it together.
+    /// Ends a round. After the last round of a step, which may have fewer micro-batches, each rank has the gradient of
+    /// the step for the weights that it updates. All ranks call it together.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
@@ -167,8 +167,8 @@ impl Trainer {
     }
 
     /// Adds the gradients of `scale * loss` to the gradients of the step. If only the vision tower or its adapters are
-    /// trained, the loss of a micro-batch without media depends on no trained parameter and adds nothing. One of several
-    /// ranks exchanges the gradients with the others meanwhile, so it calls this once in a round.
+    /// trained, the loss of a micro-batch without media depends on no trained parameter and adds nothing. With several
+    /// ranks, this call also exchanges gradients, so each rank calls it at most once in a round.
     ///
     /// # Errors
     /// The model has no trained parameter at all; the device fails.
@@ -200,8 +200,8 @@ impl Trainer {
     }
 
     /// Opens a run's weights. A new run loads the weights from the folder `model`, a resumed run from the checkpoint.
-    /// With LoRA the checkpoint has only the adapter, and the base weights come from `model`. One of several `ranks`
-    /// computes some of the micro-batches of each step. Also returns the opened weight files.
+    /// With LoRA the checkpoint has only the adapter, and the base weights come from `model`. If there are several
+    /// `ranks`, each computes some of the micro-batches of each step. Also returns the opened weight files.
     pub fn resume(
         device: &Device,
         config: &ModelConfig,
@@ -248,8 +248,8 @@ impl Trainer {
         Ok(Tensor::from_f32(&self.device, &[2], DType::F32, &pair, MemoryCategory::Workspace)?)
     }
 
-    /// Updates the weights in step `n`, counted from 1. `clip` is the return value of [`Self::norm_and_clip_factor`]. All
-    /// ranks call it together; each updates its weights and gets those of the others.
+    /// Updates the weights in step `n`, counted from 1. `clip` is the return value of [`Self::norm_and_clip_factor`].
+    /// All ranks call it together: each updates the weights of its cells and receives the other weights.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.

@@ -6,14 +6,17 @@
 //!
 //! ```text
 //! R = ceil(A / N) rounds: every rank computes one micro-batch       forward and backward pass of one process
-//!     in each round: parts of the gradient go to their owners       G (N - 1) / N bytes sent by each rank
-//! owners step on their parts                                        optimizer step of one process / N
+//!     in each round: gradients go to the owners of their cells      G (N - 1) / N bytes sent by each rank
+//! owners update the weights of their cells                          optimizer step of one process / N
 //! updated weights go to all ranks (all-gather)                      W (N - 1) / N bytes sent by each rank
 //! ```
 //!
-//! Every rank keeps all weights; of optimizer state and of the sums of gradients it keeps 1/N. Gradients are exchanged
-//! and freed during the backward pass, so a rank has those of a bucket and of a parameter at a time, and a buffer for
-//! those of other ranks. The backward pass waits for each exchange, so all of its time is exposed. Not counted: latency of
+//! Every rank keeps all weights, and 1/N of the optimizer state and of the sums of gradients. Gradients are exchanged
+//! in buckets and freed during the backward pass, so a rank has at most the gradients of a bucket and of the largest
+//! parameter at a time, and a buffer for the gradients that it receives.
+//!
+//! All of the exchange is counted as exposed, which is the longest possible step: on GPUs the exchange of gradients
+//! runs beside the backward pass, and [`StepTime::hideable`] says how much of it can be hidden. Not counted: latency of
 //! messages, and waiting for ranks that compute a longer micro-batch.
 
 use std::ops::Range;
@@ -51,14 +54,15 @@ pub struct ProcessCosts {
     pub tokens: f64,
 }
 
-/// How many ranks a job has, where they are, and what they compute in a step. A rank is a process with a GPU of its own.
+/// How many ranks a job has, on which machines they are, and how much they compute in a step. A rank is a process with
+/// a GPU of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobShape {
     /// Number of ranks, at least 1.
     pub ranks: usize,
-    /// Number of GPUs in a machine, at least 1; the last machine may have fewer.
+    /// Number of GPUs in a machine (a node), at least 1; the last machine may have fewer.
     pub gpus_per_node: usize,
-    /// Micro-batches of a step, of all ranks together; at least `ranks`.
+    /// Number of micro-batches of a step, of all ranks together; at least `ranks`.
     pub micro_batches: usize,
 }
 
@@ -71,7 +75,7 @@ pub struct LinkBytes {
     pub received: u64,
 }
 
-/// Bytes that a rank exchanges with the ranks of its own machine and with those of others.
+/// Bytes that a rank exchanges with the other ranks on its machine and with the ranks on other machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// With ranks of the same machine.
@@ -85,19 +89,19 @@ pub struct Traffic {
 pub struct StepTime {
     /// Forward and backward passes, and the rollouts of GRPO.
     pub compute: f64,
-    /// The optimizer on the part of a rank.
+    /// The optimizer step on the weights that one rank owns.
     pub optimizer: f64,
     /// The exchange of gradients of all rounds.
     pub gradients: f64,
     /// The exchange of updated weights.
     pub weights: f64,
-    /// The part of `gradients` that is not longer than the backward pass of its round, so that it could be hidden
-    /// behind it.
+    /// The part of `gradients` that the backward passes can hide: in each round, the exchange as far as it is not
+    /// longer than the backward pass.
     pub hideable: f64,
 }
 
 impl StepTime {
-    /// Seconds of the exchange that no computation hides: all of it.
+    /// Seconds of the exchange that are counted as exposed, that is, hidden by no computation: all of them.
     pub fn exposed(&self) -> f64 {
         self.gradients + self.weights
     }
@@ -115,8 +119,8 @@ pub struct ScalingPoint {
     pub shape: JobShape,
     /// Predicted seconds of a step.
     pub time: StepTime,
-    /// Step time of one GPU, divided by that of this number. Above 1 if the exchange takes less time than the optimizer
-    /// step saves.
+    /// The step time of one GPU divided by the step time of this number of GPUs. It is above 1 if the exchange takes
+    /// less time than the ranks save by sharing the optimizer step.
     pub efficiency: f64,
     /// Peak bytes of a rank.
     pub peak_bytes: u64,
@@ -130,7 +134,7 @@ impl JobShape {
         self.ranks.div_ceil(self.gpus_per_node)
     }
 
-    /// Micro-batches of the ranks that compute most.
+    /// Number of rounds of a step: the number of micro-batches of the ranks that compute most.
     pub fn rounds(&self) -> usize {
         self.micro_batches.div_ceil(self.ranks)
     }
@@ -159,7 +163,8 @@ impl JobShape {
         until(ranks.end) - until(ranks.start)
     }
 
-    /// Peak bytes of a rank by category, in the order of reports. With one rank, those of the process itself.
+    /// Peak bytes of a rank by category, in the order of reports. A job of one rank has the memory of the process
+    /// itself.
     pub fn memory_of(&self, rank: usize, process: &ProcessCosts) -> Vec<(&'static str, u64)> {
         let mut memory: Vec<(&'static str, u64)> =
             process.memory.at_peak.iter().map(|(name, bytes)| (*name, *bytes as u64)).collect();
@@ -222,8 +227,8 @@ impl JobShape {
     /// Predicted seconds of a step. `process` has the costs of [`Self::rounds`] micro-batches.
     pub fn step_time(&self, process: &ProcessCosts, links: &Links) -> StepTime {
         let rounds = self.rounds() as f64;
-        // In a round each rank computes one micro-batch. The last round may have fewer; those who send then send as
-        // much as in any other.
+        // In a round each rank computes one micro-batch. The last round may have fewer micro-batches; a rank that has
+        // one then sends as many bytes as in any other round.
         let round = JobShape { micro_batches: self.ranks, ..*self };
         let slowest = |traffic: &dyn Fn(usize) -> Traffic| {
             (0..self.ranks).map(|rank| traffic(rank).seconds(links)).fold(0.0, f64::max)
@@ -247,8 +252,8 @@ impl Traffic {
     }
 }
 
-/// Weak scaling: step time and efficiency for 1, 2, 4, … 1024 GPUs, each of which computes `rounds` micro-batches in a
-/// step, so that the global batch grows with the number of GPUs. `process` has the costs of `rounds` micro-batches.
+/// Predicts weak scaling: step time and efficiency for 1, 2, 4, … 1024 GPUs. Each GPU computes `rounds` micro-batches
+/// in a step, so the global batch grows with the number of GPUs. `process` has the costs of `rounds` micro-batches.
 pub fn weak_scaling(process: &ProcessCosts, rounds: usize, gpus_per_node: usize, links: &Links) -> Vec<ScalingPoint> {
     let shape = |ranks: usize| JobShape { ranks, gpus_per_node, micro_batches: rounds * ranks };
     let alone = shape(1).step_time(process, links).total();

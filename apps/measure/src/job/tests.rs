@@ -42,8 +42,8 @@ fn sum(traffic: impl Iterator<Item = Traffic>) -> [u64; 4] {
 }
 
 proptest! {
-    /// On each link, the ranks together receive what they send: the parts of all gradients that other ranks own, and
-    /// each updated weight at all ranks but its owner.
+    /// On each link, the ranks together receive as many bytes as they send. Gradients go to the owners of their cells,
+    /// each updated weight goes to all ranks but its owner.
     #[test]
     fn all_ranks_receive_what_all_send(
         shape in shapes(), parameters in 1u64..1_000_000, bytes in prop_oneof![Just(2u64), Just(4)],
@@ -61,7 +61,7 @@ proptest! {
         prop_assert_eq!(gradients[0] + gradients[2] + kept, 4 * parameters * shape.micro_batches as u64);
     }
 
-    /// One node has no traffic between nodes; nodes of one GPU have none within.
+    /// A job on one machine has no traffic between machines; a job on machines with one GPU has none within machines.
     #[test]
     fn bytes_cross_only_links_between_different_places(shape in shapes(), parameters in 1u64..1_000_000) {
         let total = |shape: JobShape| sum((0..shape.ranks).map(|rank| shape.gradient_traffic(rank, parameters)));
@@ -73,10 +73,12 @@ proptest! {
         prop_assert_eq!(apart[2], together[0]);
     }
 
-    /// A rank of more ranks needs no more memory, if the model is larger than a bucket. The first step, from one rank to
-    /// two, adds the sums of gradients and buffers, which moments of f32 and of bf16 outweigh.
+    /// If the model is larger than a bucket, a rank needs no more memory in a job of more ranks. Two ranks, compared
+    /// with one, need sums of gradients and buffers, but save more memory by sharing moments of f32 or bf16.
     #[test]
-    fn memory_falls_with_the_number_of_ranks(parameters in 300_000_000u64..80_000_000_000, moments in prop_oneof![Just(6u64), Just(10)]) {
+    fn memory_falls_with_the_number_of_ranks(
+        parameters in 300_000_000u64..80_000_000_000, moments in prop_oneof![Just(6u64), Just(10)],
+    ) {
         let process = process(parameters, 2, moments);
         let peak = |ranks| JobShape { ranks, gpus_per_node: 8, micro_batches: ranks }.peak_bytes(&process);
         prop_assert_eq!(peak(1), process.memory.peak as u64);
@@ -120,7 +122,7 @@ fn exchange_of_two_nodes_is_bound_by_the_network() {
     let links = Links::new("h200", &[]).unwrap();
     let of = |sent: u64, received: u64| LinkBytes { sent, received };
     let gb = 1_000_000_000;
-    // Per round 1 GB to each other rank: 7 of the own machine, 8 of the other one.
+    // In each round, a rank sends 1 GB to each other rank: 7 on its own machine, 8 on the other machine.
     let gradients = Traffic { within_node: of(14 * gb, 14 * gb), between_nodes: of(16 * gb, 16 * gb) };
     assert_eq!(shape.gradient_traffic(5, process.parameters), gradients);
     // 0.5 GB of weights to each other rank.
@@ -150,7 +152,7 @@ fn weak_scaling_goes_to_1024_gpus() {
     let gpus: Vec<usize> = points.iter().map(|p| p.shape.ranks).collect();
     assert_eq!(gpus, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);
     assert_eq!((points[0].efficiency, points[10].shape.nodes(), points[10].shape.rounds()), (1.0, 128, 2));
-    // Between machines the exchange is longer, and its time tends to G / rate.
+    // Beyond one machine the exchange takes longer. With more GPUs, its time tends to G / rate.
     assert!(points.windows(2).all(|two| two[1].time.exposed() >= two[0].time.exposed()), "{points:?}");
     assert!(points[4].efficiency < points[3].efficiency && points[10].efficiency > 0.3, "{points:?}");
     assert!(points.windows(2).all(|two| two[1].tokens_per_second > two[0].tokens_per_second), "{points:?}");

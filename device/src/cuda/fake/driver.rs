@@ -250,8 +250,8 @@ impl Driver for FakeDriver {
         }
     }
 
-    // cuEventQuery: an event that was never recorded counts as complete. A host that asks again, and has enqueued
-    // nothing meanwhile, waits: then the work runs, and a later answer is yes.
+    // cuEventQuery: an event that was never recorded counts as complete. If the host queries the same event twice and
+    // has enqueued nothing in between, it waits for the event. Then the work runs, and a later query returns true.
     unsafe fn is_complete(&self, event: EventHandle) -> Result<bool, CudaError> {
         let call = "querying an event";
         let Some((ticket, stream)) = self.0.recorded(call, event)? else { return Ok(true) };

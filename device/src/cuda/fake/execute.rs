@@ -35,17 +35,18 @@ impl Op {
     }
 }
 
-/// Memory that unfinished sends and receives of another stream use, and its contents; `None` if it was never written.
+/// A range of memory that unfinished sends or receives on another stream use: address, bytes, and contents (`None` if
+/// it was never written).
 type UsedRange = (u64, usize, Option<Vec<u8>>);
 
 impl Inner {
-    /// Runs the work of a stream: all of it, or up to `until`. Returns the sends and receives that have to wait for
-    /// other ranks, if the stream cannot go on because of them.
+    /// Runs the work of a stream up to `until`. If the stream cannot go on because sends and receives have to wait for
+    /// other ranks, returns these.
     pub(super) fn run_stream(&self, state: &mut State, stream: usize, until: Until) -> Option<Blocked> {
         while state.faulted.is_none() && !until.is_reached(state) {
             let op = state.streams.get(&stream).and_then(|queue| queue.work.front().cloned())?;
-            // Work that may have to wait stays in the queue until it is done. While a wait runs another stream, the
-            // work behind it then counts as ordered.
+            // Work that may have to wait stays in the queue until it is done. So while a wait runs another stream,
+            // `used_by_transfers` sees that the work behind the wait is ordered after that stream.
             let may_wait = matches!(op, Op::Wait(_) | Op::Transfer(_));
             if !may_wait {
                 state.remove_first(stream);
@@ -70,8 +71,7 @@ impl Inner {
         None
     }
 
-    /// Waits until the work of a stream is done: all of it, or up to `until`. Meanwhile the other ranks of its
-    /// communicators may run.
+    /// Waits until the work of a stream is done up to `until`. Meanwhile the other ranks of its communicators may run.
     pub(super) fn wait_for_stream(&self, call: &str, stream: usize, until: Until) -> Result<(), CudaError> {
         loop {
             let blocked = self.run_stream(&mut self.state(), stream, until);
@@ -80,8 +80,8 @@ impl Inner {
         }
     }
 
-    /// Runs each stream that has sends or receives of this communicator, until the next of them are posted or done.
-    /// Returns whether some were not done before.
+    /// Runs each stream that has sends or receives of this communicator, until the next group of them is posted or
+    /// done. Returns whether there was such a stream.
     pub(super) fn run_to_next_transfers(&self, group: &RankGroup) -> bool {
         let mut state = self.state();
         let mine = |op: &Op| matches!(op, Op::Transfer(t) if std::ptr::eq(&*t.group, group));

@@ -1,10 +1,9 @@
 //! A driver for machines without a GPU, used to test the code above the driver.
 //!
 //! It enforces the driver's documented rules and runs launches on the simulator. Several fake GPUs of one process
-//! exchange memory by a fake NCCL (`nccl.rs`). Enqueued work runs as late as the
-//! rules allow: when the host waits for it. So three kinds of errors show here that a fast GPU would mostly hide: a
-//! host buffer that is changed too early, memory that is freed while a launch still needs it, and a missing wait
-//! between streams.
+//! exchange memory by a fake NCCL (`nccl.rs`). Enqueued work runs as late as the rules allow: when the host waits for
+//! it. So three kinds of errors show here that a fast GPU would mostly hide: a host buffer that is changed too early,
+//! memory that is freed while a launch still needs it, and a missing wait between streams.
 //!
 //! If a call breaks a rule and NVIDIA's driver returns an error for it, this driver returns the same error. If the
 //! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of
@@ -130,7 +129,7 @@ struct State {
     events: BTreeMap<usize, Option<EventRecord>>,
     /// The time at which each recording of an event completed, keyed by [`EventRecord::ticket`].
     reached: HashMap<u64, f64>,
-    /// The newest recording that the host has asked for, and how many operations were enqueued then.
+    /// The recording of an event that the host has queried last, and the number of operations that were enqueued then.
     last_query: Option<(u64, u64)>,
     modules: BTreeMap<usize, Arc<Program>>,
     functions: BTreeMap<usize, LoadedFunction>,

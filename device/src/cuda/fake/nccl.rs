@@ -35,9 +35,10 @@ struct Comm {
     group: Arc<RankGroup>,
     rank: usize,
     gpu: FakeDriver,
-    /// The group that is to be enqueued, its stream, and how many operations the stream had.
+    /// The group that is being enqueued, its stream, and the `Queue::enqueued` of this stream at the
+    /// end of the group.
     in_progress: Option<(Arc<Transfer>, StreamHandle, u64)>,
-    /// The error that the communicator has got.
+    /// The error of the communicator, if it has one.
     error: Option<NcclResult>,
     /// Whether all ranks have joined.
     is_created: bool,
@@ -108,7 +109,8 @@ impl FakeNccl {
         }
     }
 
-    /// Adds a send or a receive to this thread's group, or makes a group of it.
+    /// Adds a send or a receive to this thread's group. If the thread has begun no group, the call is a group by
+    /// itself.
     fn add(&self, is_send: bool, part: Part, handle: CommHandle, stream: StreamHandle) -> NcclResult {
         let comm = match self.comm(handle) {
             Ok(comm) => comm,
@@ -265,7 +267,7 @@ impl Nccl for FakeNccl {
         let mut known = registry();
         if known.used.contains(id) {
             drop(known);
-            return Err(self.violation(NcclResult::SYSTEM_ERROR, "a second communicator with one id"));
+            return Err(self.violation(NcclResult::SYSTEM_ERROR, "a second communicator with the same id"));
         }
         let group = known.joining.entry(*id).or_insert_with(|| Arc::new(RankGroup::new(size))).clone();
         let mut state = group.state();

@@ -8,7 +8,7 @@ use crate::cuda::Driver;
 use crate::cuda::nccl::{CommHandle, Nccl, NcclResult};
 use crate::cuda::types::StreamHandle;
 
-/// A rank with a stream and 64 bytes of memory, which are its number.
+/// A rank with a stream and 64 bytes of memory, all of which have the rank's number as their value.
 struct Rank {
     gpu: FakeDriver,
     nccl: Box<dyn Nccl>,

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A thread that waits for its stream also runs the streams of the other ranks up to their next group, as their GPUs
-//! would do by themselves. If no rank can go on, the wait ends with an error that says who waits for whom: a hang.
+//! would do by themselves. If no rank can go on, this is a hang: the wait ends with an error that says which rank waits
+//! for which other rank.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
@@ -17,7 +18,7 @@ use reel_sim::memory::SimMemory;
 
 use super::Inner;
 
-/// A rank that waits for another one for this time is reported as hanging, even if the other one may still compute.
+/// A rank that waits for this time is reported as hanging, even if the rank that it waits for may still compute.
 const HANG_TIME: Duration = Duration::from_secs(1200);
 
 /// The ranks of one communicator.
@@ -32,11 +33,11 @@ pub(super) struct RankGroup {
 pub(super) struct GroupState {
     /// The ranks that have joined.
     pub members: HashMap<usize, Member>,
-    /// The messages from a rank to a rank.
+    /// The messages between ranks, by sender and receiver.
     channels: HashMap<(usize, usize), Channel>,
     /// Counts the changes after which a waiting rank may be able to go on.
     version: u64,
-    /// Who waits for whom, if all ranks wait.
+    /// If all ranks wait: which rank waits for which other rank.
     hang: Option<String>,
 }
 
@@ -51,7 +52,7 @@ pub(super) struct Member {
     waits: Option<(u64, String)>,
 }
 
-/// What a rank does with its communicator.
+/// The state of a rank's communicator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
     Active,
@@ -63,7 +64,7 @@ pub(super) enum Life {
 }
 
 impl Life {
-    /// Why a rank of this life sends and receives nothing more.
+    /// Why a rank in this state sends and receives nothing more; `None` if it still may.
     fn end(self) -> Option<&'static str> {
         match self {
             Life::Active => None,
@@ -77,10 +78,10 @@ impl Life {
 
 #[derive(Debug, Default)]
 struct Channel {
-    /// The number of posted sends, and the bytes of those that are not done, by their number.
+    /// The number of posted sends, and the bytes of unfinished sends, by the number of the send.
     sent: u64,
     messages: HashMap<u64, Vec<u8>>,
-    /// The number of posted receives, and the size of those that are not done, by their number.
+    /// The number of posted receives, and the sizes of unfinished receives, by the number of the receive.
     received: u64,
     sizes: HashMap<u64, usize>,
 }
@@ -115,7 +116,7 @@ pub(super) struct Posted {
 /// A group of sends and receives that has to wait for other ranks.
 pub(super) struct Blocked {
     transfer: Arc<Transfer>,
-    /// [`GroupState::version`] when it was found.
+    /// [`GroupState::version`] when the group was found to wait.
     version: u64,
     waits: String,
 }
@@ -267,7 +268,7 @@ impl Blocked {
     /// Waits until the group may be able to go on. No lock may be held.
     ///
     /// # Errors
-    /// Who waits for whom, if nothing can go on.
+    /// No rank can go on. The error says which rank waits for which other rank.
     pub fn wait(self) -> Result<(), String> {
         let (group, rank) = self.waiting_rank();
         group.run_other_gpus(rank);

@@ -22,7 +22,7 @@ use crate::cuda::error::CudaError;
 use crate::cuda::gpu::Gpu;
 use crate::exchanges::{ExchangeStatus, Span};
 
-/// The most exchanges that the host enqueues before it waits for the oldest.
+/// The largest number of exchanges in flight. Before the host enqueues another one, it waits for the oldest.
 const MAX_IN_FLIGHT: usize = 256;
 /// The longest time that a rank waits for the others when it leaves.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ const POLL_PAUSE: Duration = Duration::from_micros(200);
 pub(crate) struct Communicator {
     rank: usize,
     size: usize,
-    /// The longest time in which no exchange completes although one is in flight.
+    /// The longest time that may pass without a completed exchange while one is in flight.
     time_limit: Duration,
     driver: Arc<dyn Driver>,
     /// The stream of the GPU's launches.
@@ -62,7 +62,8 @@ struct Progress {
     in_flight: VecDeque<InFlight>,
     /// Events that no exchange uses.
     free_events: Vec<EventHandle>,
-    /// When the newest completed exchange was found to be complete, or the oldest one in flight was started.
+    /// The time at which the last completed exchange was found to be complete or, if none was in flight then, at which
+    /// the oldest exchange in flight was started.
     last_progress: Instant,
     /// The first error. All later calls return it.
     failure: Option<CudaError>,
@@ -77,8 +78,8 @@ struct InFlight {
 }
 
 impl Communicator {
-    /// Joins the communicator with this id, and returns when all ranks have joined. `time_limit` holds for joining and
-    /// for exchanges, see [`Communicator::check`]. The communicator must be dropped before the GPU.
+    /// Joins the communicator with this id, and returns when all ranks have joined. `time_limit` is the limit of
+    /// joining and of exchanges, see [`Communicator::check`]. The communicator must be dropped before the GPU.
     ///
     /// # Errors
     /// NCCL is missing or fails, or a rank is missing after the time limit.
@@ -211,7 +212,8 @@ impl Communicator {
         }
         if oldest.is_some() && waited > self.time_limit {
             let what = format!(
-                "{}: not done after {:?}; a rank has ended, has not started this exchange, or computes for longer",
+                "{}: not done after {:?}; a rank has ended, has not started this exchange, or computes for longer: \
+                 look at the output of all ranks",
                 named(),
                 self.time_limit
             );
@@ -326,14 +328,14 @@ impl Communicator {
     fn invalid_ranges(&self, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Option<String> {
         for (what, of_ranks) in [("sends", send), ("receives", receive)] {
             if of_ranks.len() != self.size {
-                return Some(format!("{what} for {} ranks, but there are {}", of_ranks.len(), self.size));
+                return Some(format!("{what} are given for {} ranks, but there are {}", of_ranks.len(), self.size));
             }
         }
         let sizes = |ranges: &[Span]| ranges.iter().map(|range| range.bytes).collect::<Vec<_>>();
         let [sent, received] = [&send[self.rank], &receive[self.rank]].map(|ranges| sizes(ranges));
         if sent != received {
             return Some(format!(
-                "ranges of {sent:?} bytes to this rank itself, but of {received:?} bytes from itself"
+                "this rank sends ranges of {sent:?} bytes to itself, but receives {received:?} bytes from itself"
             ));
         }
         let mut ranges: Vec<(Span, bool)> = Vec::new();
@@ -344,7 +346,7 @@ impl Communicator {
         }
         ranges.retain(|(range, _)| range.bytes > 0);
         ranges.sort_by_key(|(range, _)| range.addr);
-        // The ends of the ranges so far: of all of them, and of those that are written.
+        // The end of all ranges so far, and the end of the ranges that are written.
         let (mut end, mut written_end) = (0, 0);
         for (Span { addr, bytes }, is_written) in ranges {
             if addr < written_end || is_written && addr < end {
@@ -358,8 +360,8 @@ impl Communicator {
         None
     }
 
-    /// Waits until NCCL has done or enqueued what it does in the background. Returns NCCL's state:
-    /// [`NcclResult::IN_PROGRESS`] if the time is over.
+    /// Waits until NCCL has finished or enqueued the last call, which it does in the background. Returns NCCL's state;
+    /// [`NcclResult::IN_PROGRESS`] means that `time` has passed.
     fn wait_for_nccl(&self, time: Duration) -> Result<NcclResult, CudaError> {
         let start = Instant::now();
         loop {
@@ -445,8 +447,8 @@ impl Drop for Communicator {
             self.abort();
         }
         let mut progress = lock(&self.progress);
-        // SAFETY: after the wait nothing uses the stream and the events. The wait ends, because the communicator has
-        // ended or was aborted. After a failed kernel the wait fails too, and nothing runs.
+        // SAFETY: after `synchronize` nothing uses the stream and the events. The call returns, because the
+        // communicator has ended or was aborted. After a failed kernel the call fails, and nothing runs any more.
         unsafe {
             let _ = self.driver.synchronize(self.stream);
             let in_flight: Vec<_> = progress.in_flight.drain(..).map(|e| e.done).collect();

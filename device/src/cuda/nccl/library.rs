@@ -35,7 +35,7 @@ type OfComm = unsafe extern "C" fn(Comm) -> Status;
 #[derive(Clone, Copy)]
 struct Id([u8; 128]);
 
-/// `ncclConfig_t` as of version 2.18. Newer versions append fields and take their defaults if `size` is that of an
+/// `ncclConfig_t` as of version 2.18. Newer versions append fields and take their defaults if `size` is the size of an
 /// older version.
 #[repr(C)]
 struct Config {
@@ -144,8 +144,8 @@ impl Functions {
     }
 }
 
-/// Returns where the library can be besides the loader's search path: in the folder of NVRTC or cuBLASLt, and in the
-/// package `nvidia-nccl` of the same Python environment.
+/// Returns the paths at which the library may be, apart from the loader's search path: in the folder of NVRTC or
+/// cuBLASLt, and in the package `nvidia-nccl` of the same Python environment.
 fn places_beside_toolkit() -> Vec<PathBuf> {
     let toolkit = Toolkit::from_environment();
     let libraries = [toolkit.nvrtc(), toolkit.cublas_lt()].into_iter().flatten();
@@ -175,7 +175,7 @@ pub fn installed_version() -> Result<String, CudaError> {
 /// NCCL for one GPU.
 pub(in crate::cuda) struct NcclLibrary {
     functions: &'static Functions,
-    /// The GPU's context. Calls make it current, because NCCL takes the GPU of the calling thread.
+    /// The GPU's context. Each call makes it current, because NCCL uses the current GPU of the calling thread.
     context: Context,
 }
 
@@ -190,7 +190,7 @@ impl NcclLibrary {
 
     /// Calls `f` with the GPU's context current on this thread.
     fn call(&self, f: impl FnOnce(&Functions) -> Status) -> NcclResult {
-        // SAFETY: who opened the library keeps the context retained.
+        // SAFETY: the caller of `open` keeps the context retained.
         match unsafe { self.context.make_current() } {
             Ok(()) => NcclResult(f(self.functions)),
             Err(_) => NcclResult::UNHANDLED_CUDA_ERROR,
@@ -198,7 +198,7 @@ impl NcclLibrary {
     }
 }
 
-// SAFETY (of each call below): the conditions that `Nccl` requires of its callers are those of the library's calls.
+// SAFETY (of each call below): `Nccl` requires of its callers what the library requires of its callers.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Nccl for NcclLibrary {
     fn version(&self) -> u32 {

@@ -13,8 +13,9 @@
 //! - A call returns when its work is enqueued on the stream. The work runs in stream order.
 //! - A send waits on the GPU for a receive of the same size by the other rank, and a receive for a send. The sends and
 //!   receives between [`Nccl::group_start`] and [`Nccl::group_end`] wait for each other; without a group, two ranks
-//!   that first send and then receive wait forever. Those with the same peer match in the order of the calls.
-//! - This project's communicators are nonblocking, because only those can be aborted at any time. A call may then
+//!   that first send and then receive wait forever. Sends and receives with the same peer match in the order of the
+//!   calls.
+//! - This project's communicators are nonblocking, because only these can be aborted at any time. A call may then
 //!   return [`NcclResult::IN_PROGRESS`]. Until [`Nccl::async_error`] returns success, no other call is allowed on the
 //!   communicator, and nothing may be enqueued on its stream.
 //! - When another rank ends or the network fails, the calls succeed, and [`Nccl::async_error`] returns the error. Work

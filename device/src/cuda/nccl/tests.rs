@@ -177,15 +177,16 @@ fn calls_that_cannot_work_are_refused() {
             assert!(e.contains(words) && e.contains("exchange 'part 1'"), "{words} in {e}");
         };
         let own = [vec![own]];
-        fails(&[vec![foreign]], &own, "8 bytes of gradients on cuda belongs to another device");
-        fails(&[], &own, "sends for 0 ranks, but there are 1");
-        fails(&own, &[Vec::new()], "ranges of [8] bytes to this rank itself, but of [] bytes from itself");
+        fails(&[vec![foreign]], &own, "8 bytes of gradients on cuda belong to another device");
+        fails(&[], &own, "sends are given for 0 ranks, but there are 1");
+        fails(&own, &[Vec::new()], "sends ranges of [8] bytes to itself, but receives [] bytes from itself");
         assert_eq!(ranks.status().started, 0);
         ranks.exchange("part 1", &own, &own).unwrap();
     });
 }
 
-/// The buffers are dropped while the exchange is pending. Their memory is not reused before `wait`, and at once after.
+/// The buffers are dropped while the exchange is pending. Their memory is not reused before `wait`, and is reused at
+/// once after it.
 #[test]
 fn memory_of_a_pending_exchange_stays_allocated() {
     let gpus = fake_gpus(2);
@@ -322,7 +323,7 @@ fn joining_fails_without_all_ranks_and_with_one_gpu_for_two() {
     let id = device.nccl_id().unwrap();
     drop(device.join_nccl(0, 1, &id, LONG).unwrap());
     let used = other.join_nccl(0, 1, &id, LONG).unwrap_err().to_string();
-    assert!(used.contains("ncclSystemError (a second communicator with one id)"), "{used}");
+    assert!(used.contains("ncclSystemError (a second communicator with the same id)"), "{used}");
     drop((device, other));
     assert_eq!(gpus[0].violations(), [""; 0]);
     assert!(gpus.iter().all(|gpu| gpu.open_handle_count() == 0));

@@ -1,6 +1,6 @@
-//! The file of a checkpoint that has the optimizer state: `training/optimizer.safetensors`, with moments, their scales
-//! and low bits of the master weights. Tensors have the shapes of whole parameters, without padding, whatever the number
-//! of ranks: each rank writes the bytes of its cells at their offsets, so that any number of ranks resumes from the file.
+//! The file of a checkpoint with the optimizer state, `training/optimizer.safetensors`: moments, their scales, and low
+//! bits of the master weights. For any number of ranks, its tensors have the shapes of whole parameters, without
+//! padding: each rank writes the bytes of its cells at their offsets. So any number of ranks can resume from the file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -37,10 +37,10 @@ impl StateTensor {
     }
 }
 
-/// The bytes that this rank writes of one tensor of the file, in one run.
+/// Consecutive bytes of the file that this rank writes: one cell of one tensor.
 #[derive(Debug)]
 struct CellBytes {
-    /// The first byte in the file.
+    /// The position of the first byte in the file.
     offset: u64,
     held: TensorBytes,
 }
@@ -88,7 +88,7 @@ impl OptimizerFile {
         self.cells.iter_mut().map(|cell| &mut cell.held)
     }
 
-    /// Creates the file with its header and its full length. One rank does it, before all write their cells.
+    /// Creates the file with its header and its full length. Rank 0 calls it before all ranks write their cells.
     pub fn create(&self, path: &Path) -> io::Result<()> {
         fs::write(path, &self.header)?;
         File::options().write(true).open(path)?.set_len(self.len)
@@ -121,7 +121,7 @@ enum Kind {
 impl Kind {
     const ALL: [Self; 4] = [Self::FirstMoment, Self::SecondMoment, Self::Scales, Self::LowBits];
 
-    /// What the tensor's name has before that of the parameter.
+    /// The prefix of the tensor's name; the parameter's name follows.
     fn prefix(self) -> &'static str {
         match self {
             Self::FirstMoment => "m/",
@@ -131,7 +131,7 @@ impl Kind {
         }
     }
 
-    /// The tensor of a cell; `None` if the optimizer has none of this kind.
+    /// The tensor of this kind in the state of a cell; `None` if the optimizer has none of this kind.
     fn of(self, cell: &CellState) -> Option<&Tensor> {
         match self {
             Self::FirstMoment => Some(&cell.m),
@@ -141,7 +141,7 @@ impl Kind {
         }
     }
 
-    /// The element type in the file and its bytes; `None` if the optimizer has no tensor of this kind.
+    /// The element type in the file and its size in bytes; `None` if the optimizer has no tensor of this kind.
     fn dtype(self, moments: MomentFormat, weights: DType) -> Option<(&'static str, usize)> {
         match (self, moments) {
             (Self::FirstMoment | Self::SecondMoment, MomentFormat::F32) => Some(("F32", 4)),
@@ -154,7 +154,7 @@ impl Kind {
         }
     }
 
-    /// The bytes of a cell in the tensor of its parameter.
+    /// The range of bytes of a cell in the tensor of its parameter.
     fn bytes_of(self, cell: &CellState, tensor: &StateTensor) -> Range<usize> {
         let start = match self {
             Self::Scales => cell.range.start / WEIGHTS_PER_SCALE * 2 * tensor.element_bytes,
@@ -180,7 +180,7 @@ fn state_tensors(t: &Trainer) -> Vec<(Kind, StateTensor)> {
     tensors
 }
 
-/// Number of bytes of the state that this rank has: the memory that a copy of it for a checkpoint takes.
+/// Number of bytes of the optimizer state that this rank has: the memory that a copy of it for a checkpoint takes.
 pub(super) fn state_bytes(t: &Trainer) -> u64 {
     let cells = t.optimizer.parameter_states().flat_map(|(_, _, state)| &state.cells);
     let tensors = cells.flat_map(|cell| Kind::ALL.iter().filter_map(move |kind| kind.of(cell)));

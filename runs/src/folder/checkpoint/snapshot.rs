@@ -40,8 +40,9 @@ pub struct BaseModel {
     pub name: String,
 }
 
-/// The names of the two waits of all ranks that write a checkpoint together.
-const BEGUN: &str = "begin of a checkpoint";
+/// The names, in messages, of the two barriers of ranks that write a checkpoint together: after rank 0 has created the
+/// optimizer file, and after all ranks have written their cells.
+const BEGUN: &str = "start of a checkpoint";
 const WRITTEN: &str = "end of a checkpoint";
 
 /// Tests whether `bytes` bytes can be allocated. Elsewhere a failed allocation would end the process.
@@ -252,7 +253,8 @@ impl CheckpointSnapshot {
         self.write_with(out, &|_| Ok(()))
     }
 
-    /// [`Self::write`] on rank 0 of several, which the others meet by [`Self::write_cells`]. `meet` waits for all ranks.
+    /// [`Self::write`] on rank 0 of several, while the other ranks call [`Self::write_cells`]. `meet` is a barrier of
+    /// all ranks; its argument names it in messages.
     ///
     /// # Errors
     /// A file cannot be written; the incomplete checkpoint is removed. Another rank has failed.
@@ -263,7 +265,8 @@ impl CheckpointSnapshot {
         self.write_draft(out, &name, &target, meet).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
     }
 
-    /// Writes the optimizer state of this rank into the checkpoint in `out` that rank 0 writes by [`Self::write_with`].
+    /// Writes the optimizer state of this rank, which is not rank 0, into the checkpoint that rank 0 writes in `out` by
+    /// [`Self::write_with`].
     ///
     /// # Errors
     /// A file cannot be written; another rank has failed.

@@ -75,7 +75,7 @@ impl MomentFormat {
 /// The optimizer state of one parameter.
 #[derive(Clone, Debug, Default)]
 pub struct ParameterState {
-    /// The state of this rank's cells of the parameter; in a single process, that of the whole parameter.
+    /// The states of the parameter's cells that this rank owns; in a single process, one cell for the whole parameter.
     pub cells: Vec<CellState>,
     /// The number of steps in which this parameter had a gradient.
     pub steps: u64,
@@ -97,7 +97,7 @@ pub struct CellState {
 }
 
 impl CellState {
-    /// Zero moments, and master weights equal to the weights.
+    /// Creates the state of a cell: zero moments, and master weights equal to the weights.
     fn new(p: &Tensor, range: &Range<usize>, moments: MomentFormat) -> Result<Self> {
         let (device, n) = (p.device(), range.len());
         let is_whole = n == p.count();
@@ -129,7 +129,7 @@ impl CellState {
 pub trait GradientSource {
     /// The names of the parameters that have a gradient.
     fn names(&self) -> impl Iterator<Item = &str>;
-    /// The gradient of a parameter from element `start` on, f32; null if the parameter has none.
+    /// The address of a parameter's gradient, f32, from its element `start` on; null if the parameter has no gradient.
     fn address(&self, parameter: &str, start: usize) -> Addr;
 }
 
@@ -143,7 +143,7 @@ impl GradientSource for Grads {
     }
 }
 
-/// The AdamW optimizer with the state of all parameters.
+/// The AdamW optimizer with the state of all parameters or, on one of several ranks, of the cells that the rank owns.
 #[derive(Debug)]
 pub struct AdamW {
     moments: MomentFormat,
@@ -166,10 +166,10 @@ impl AdamW {
         Self::of_rank(parameters, moments, seed, 0, 1)
     }
 
-    /// The part of [`Self::new`] that rank `rank` of `ranks` has: the state of its cells.
+    /// Like [`Self::new`], for rank `rank` of `ranks`: creates the state of the cells that this rank owns.
     ///
     /// # Errors
-    /// As for [`Self::new`].
+    /// The errors of [`Self::new`].
     pub fn of_rank(
         parameters: &[Tensor],
         moments: MomentFormat,
@@ -265,9 +265,9 @@ impl AdamW {
         clip_factor(device, &partials, max_norm)
     }
 
-    /// The sums of the squares of the gradients of this rank's cells, one for each chunk of
+    /// Computes the sums of squares of the gradients of this rank's cells, one for each chunk of
     /// [`reduce::ELEMENTS_PER_CHUNK`] elements, in the order of the cells: f64 `[chunks]`, stored as f32 `[chunks, 2]`.
-    /// A chunk without gradient has the sum 0.
+    /// A chunk without a gradient has the sum 0.
     ///
     /// # Errors
     /// A gradient of a tensor that is not among the optimizer's parameters; a device error.
@@ -375,8 +375,9 @@ impl AdamW {
     }
 }
 
-/// The L2 norm of gradients from the sums of their squares ([`AdamW::sums_of_squares`] of all cells in their order), and
-/// the factor that clips them: f32 `[2]`, as [`AdamW::norm_and_clip_factor`] returns it.
+/// Computes the L2 norm of gradients from their sums of squares, and the factor that clips them to `max_norm`: f32
+/// `[2]`, as [`AdamW::norm_and_clip_factor`] returns it. `partials` has the [`AdamW::sums_of_squares`] of all cells, in
+/// the order of the cells.
 ///
 /// # Errors
 /// A device error.

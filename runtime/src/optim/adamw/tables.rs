@@ -11,8 +11,8 @@ use super::ParameterState;
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 
-/// All tables of an optimizer. The entries of this rank's cells are in the order of the parameters' names, then of their
-/// weights.
+/// All tables of an optimizer. The entries are this rank's cells, sorted by the parameter's name, then by the first
+/// weight.
 #[derive(Debug)]
 pub(super) struct ParameterTables {
     /// The weights and the optimizer state of each cell.

@@ -357,8 +357,8 @@ fn moments_of_8_bits_refuse_filled_up_columns() {
     assert!(e.contains("load its weights without padding"), "{e}");
 }
 
-/// Each rank of a job updates its cells. The weights, moments and hashes that they have together are those of a single
-/// process, and so is the norm of the gradients, from the ranks' sums of squares in the order of the cells.
+/// Each rank of a job updates its cells. Together the ranks have the weights, moments and hashes of a single process.
+/// The norm of the gradients, computed from all ranks' sums of squares in the order of the cells, also agrees.
 #[test]
 fn cells_of_several_ranks_have_the_bits_of_one_process() {
     let counts = [700, 5, 256, 1300, 0, 513];
@@ -377,7 +377,7 @@ fn cells_of_several_ranks_have_the_bits_of_one_process() {
             };
             let whole = make();
             let mut one = AdamW::new(&whole, moments, 3).unwrap();
-            // The ranks of a test share one process, so each has a copy of all weights, of which it updates a part.
+            // The ranks of this test are in one process, so each has a copy of all weights and updates a part of it.
             let mut all: Vec<(Vec<Tensor>, AdamW)> = (0..ranks)
                 .map(|rank| {
                     let weights = make();
@@ -414,8 +414,7 @@ fn cells_of_several_ranks_have_the_bits_of_one_process() {
                 }
                 let shape = [ordered.len() / 2, 2];
                 let ordered = Tensor::from_f32(&device, &shape, DType::F32, &ordered, MemoryCategory::Workspace);
-                // Chunks are longer than these cells, so the partial sums are others than those of one process, and
-                // only the norm is compared.
+                // Chunks are longer than these cells, so one process has other partial sums. Only the norm is compared.
                 let norm = clip_factor(&device, &ordered.unwrap(), 0.5).unwrap().to_f32().unwrap()[0];
                 let want = clip.to_f32().unwrap()[0];
                 assert!((norm / want - 1.0).abs() < 1e-6, "{norm}, want {want}");

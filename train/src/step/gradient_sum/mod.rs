@@ -5,22 +5,27 @@
 //! gradient of each cell to the owner of the cell, and the owner adds them in the order of their micro-batches:
 //!
 //! ```text
-//! rank 0   g0 ─┐ all to all        cells of rank 0: sum = ((g0 + g1) + g2) + g3 …
-//! rank 1   g1 ─┤ ───────────>      cells of rank 1: the same sums of other elements
-//! rank 2   g2 ─┘ in a round        cells of rank 2
+//! rank 0   g0 ─┐ all-to-all        cells of rank 0: sum = ((g0 + g1) + g2) + g3 …
+//! rank 1   g1 ─┤ ───────────>      cells of rank 1: the same sum, of other weights
+//! rank 2   g2 ─┘ in each round     cells of rank 2: the same sum, of other weights
 //! ```
 //!
-//! The ranks exchange a bucket of cells as soon as their backward passes have finished its gradients, and free them. The
-//! buckets are in the reverse order of the model, in which backward passes finish gradients. So a rank has the gradients
-//! of a few buckets in memory, not those of the whole model.
+//! The ranks exchange the cells in buckets. A bucket is exchanged as soon as the backward pass has finished the
+//! gradients of all its cells, and these gradients are freed. On GPUs the exchange runs beside the backward pass. The
+//! buckets are in the reverse order of the model, because a backward pass finishes the gradients of the last layers
+//! first. So a rank has the gradients of a few buckets in memory, not the gradients of the whole model.
 //!
 //! The owner clips the sum, updates the weights of its cells ([`AdamW`] has the state of these only) and sends the new
-//! weights to all ranks. A sum has the bits that one process computes, because that adds whole gradients of micro-batches
-//! in the same order ([`reel_runtime::Grads`]); so the trained weights do not depend on the number of ranks.
+//! weights to all ranks. A sum has the same bits as in one process, because one process also adds whole gradients of
+//! micro-batches in this order ([`reel_runtime::Grads`]). So the trained weights do not depend on the number of ranks.
 //!
-//! Bytes that a rank sends in a step of R rounds, and about as many that it receives, for a gradient of G bytes and
-//! trained weights of W bytes: `R · G · (N - 1) / N` for the sums (those of a reduce-scatter in each round), and `W · (N -
-//! 1) / N` for the new weights.
+//! With a gradient of G bytes and trained weights of W bytes, each rank sends in a step of R rounds, and receives about
+//! as many bytes:
+//!
+//! ```text
+//! gradients     R · G · (N - 1) / N     as many as a reduce-scatter in each round
+//! new weights       W · (N - 1) / N     as many as an all-gather
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +39,8 @@ use reel_runtime::{Grads, RuntimeError, Tensor};
 use crate::Result;
 use crate::step::tensor_exchange::{self, Exchange};
 
-/// The number of weights whose gradients the ranks exchange at a time, at most, unless a single cell has more.
+/// The largest number of weights of a bucket, that is, of the cells whose gradients the ranks exchange at a time. A
+/// single cell with more weights is a bucket of its own.
 pub const BUCKET_WEIGHTS: usize = 32 << 20;
 
 /// The sum of the gradients of a step's micro-batches, of which this rank has the cells that it owns.
@@ -45,30 +51,31 @@ pub struct GradientSum {
     partition: Partition,
     /// The trained parameters, by index in the partition.
     parameters: Vec<(String, Tensor)>,
-    /// The cells, in the order in which they are exchanged.
+    /// The cells in buckets, in the order in which the buckets are exchanged.
     buckets: Vec<Vec<Cell>>,
     /// f32 `[n]`: the sums of the owned cells, one after the other.
     sums: Tensor,
-    /// For each parameter with owned cells, its index, and where the sum of each cell begins in `sums`, by the cell's first
-    /// weight.
+    /// By name of each parameter with owned cells: the parameter's index, and the position in `sums` at which the sum
+    /// of each cell begins, by the cell's first weight.
     starts: BTreeMap<String, (usize, BTreeMap<usize, usize>)>,
-    /// For each other rank, f32: its gradients of the owned cells in one bucket.
+    /// For each other rank, f32: its gradients of the owned cells in one bucket. Empty for this rank.
     received: Vec<Tensor>,
-    /// For each parameter, whether a micro-batch of an earlier round had a gradient.
+    /// For each parameter, whether it had a gradient in an earlier round of the step, on any rank.
     reached: Vec<bool>,
     round: Round,
 }
 
-/// The state of a round. The values are by parameter.
+/// The state of a round.
 #[derive(Debug, Default)]
 struct Round {
     /// The number of buckets whose exchange was started.
     exchanged: usize,
-    /// The last bucket, whose gradients are not added yet. On GPUs its exchange runs beside the backward pass.
+    /// The last of these buckets, until its gradients are added to the sums. On GPUs its exchange runs beside the
+    /// backward pass.
     pending: Option<PendingBucket>,
-    /// Whether this rank's gradient is finished.
+    /// For each parameter, whether this rank's gradient is finished.
     finished: Vec<bool>,
-    /// Whether the micro-batch of any rank had a gradient.
+    /// For each parameter, whether it had a gradient in this round, on any rank.
     reached: Vec<bool>,
 }
 
@@ -76,8 +83,8 @@ struct Round {
 #[derive(Debug)]
 struct PendingBucket {
     exchange: PendingExchange,
-    /// For each owned cell, the gradients of all ranks in the order of micro-batches: (gradient, sum to which it is added,
-    /// whether the sum has a value).
+    /// The gradients of the owned cells, of all ranks in the order of their micro-batches: (gradient, sum to which it
+    /// is added, whether the sum has a value before).
     added: Vec<(Tensor, Tensor, bool)>,
 }
 
@@ -95,8 +102,8 @@ impl Round {
 }
 
 impl GradientSum {
-    /// The sum for the parameters of an optimizer, which is that of this rank. `model_order` has all trained parameters
-    /// of the model in the order in which a forward pass uses them, about.
+    /// Creates the sum for the parameters of `optimizer`, the optimizer of this rank. `model_order` has all trained
+    /// parameters of the model, roughly in the order in which a forward pass uses them.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -146,7 +153,7 @@ impl GradientSum {
         &self.ranks
     }
 
-    /// The bytes of the gradients in the largest bucket.
+    /// The number of bytes of the gradients in the largest bucket.
     pub fn largest_bucket_bytes(&self) -> u64 {
         let weights = |bucket: &Vec<Cell>| bucket.iter().map(|cell| cell.range.len()).sum::<usize>();
         (self.buckets.iter().map(weights).max().unwrap_or(0) * DType::F32.size()) as u64
@@ -162,11 +169,12 @@ impl GradientSum {
         self.reached.fill(false);
     }
 
-    /// Takes gradients that a backward pass of this rank has finished. Exchanges the buckets that are complete, and frees
-    /// their gradients in `own`. All ranks exchange the same buckets in the same order.
+    /// Takes note that this rank's backward pass has finished the gradients of the parameters `names`. Exchanges the
+    /// buckets that are then complete, and frees their gradients in `own`. All ranks exchange the same buckets in the
+    /// same order.
     ///
     /// # Errors
-    /// A gradient grew after it was sent; another rank has failed; the device fails.
+    /// A parameter is finished twice in a round; another rank has failed; the device fails.
     pub fn add_finished(&mut self, names: &[Arc<str>], own: &mut Grads) -> Result<()> {
         for name in names {
             let found = self.parameters.binary_search_by_key(&&**name, |(name, _)| name);
@@ -183,8 +191,8 @@ impl GradientSum {
         Ok(())
     }
 
-    /// Ends a round: exchanges the remaining buckets. All ranks call it together, also those without a micro-batch in the
-    /// round. Then `own` has no gradient.
+    /// Ends a round: exchanges the remaining buckets and removes all gradients from `own`. All ranks call it together,
+    /// also ranks without a micro-batch in the round.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
@@ -200,8 +208,8 @@ impl GradientSum {
         Ok(())
     }
 
-    /// Starts to exchange the next bucket, after adding the gradients of the one before to the sums. The gradients in `own`
-    /// are freed when they were sent and added.
+    /// Adds the gradients of the bucket before to the sums, then starts to exchange the next bucket. Removes its
+    /// gradients from `own`; their memory is freed when they are sent and added.
     fn exchange_bucket(&mut self, own: &mut Grads) -> Result<()> {
         // The buckets share the buffers of received gradients.
         self.round.pending.take().map_or(Ok(()), PendingBucket::add)?;
@@ -256,8 +264,8 @@ impl GradientSum {
         Ok(self.sums.rows(start, cell.range.len())?)
     }
 
-    /// The sums of the squares of all ranks' cells, in the order of the cells, from those of this rank
-    /// ([`AdamW::sums_of_squares`]). All ranks call it together.
+    /// Gathers the sums of squares of all cells, in the order of the cells: f64 `[chunks]`, stored as f32 `[chunks,
+    /// 2]`. `own` has the sums of this rank's cells ([`AdamW::sums_of_squares`]). All ranks call it together.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
@@ -275,8 +283,8 @@ impl GradientSum {
         Ok(Tensor::from_slice(own.device(), &shape, DType::F32, &all, MemoryCategory::Workspace)?)
     }
 
-    /// Sends the weights of this rank's cells to all ranks, after a step of the optimizer, and receives theirs. All ranks
-    /// call it together.
+    /// Sends the weights of this rank's cells to all ranks, and receives the weights of their cells. All ranks call it
+    /// together after a step of the optimizer.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
@@ -307,8 +315,8 @@ impl GradientSource for GradientSum {
     }
 }
 
-/// Cuts the cells of the parameters, in the order `order` of their indices, into buckets of at most `weights` weights. The
-/// buckets are the same on every rank.
+/// Divides the cells into buckets of at most `weights` weights, in the order of `order`, a list of parameter indices.
+/// The buckets are the same on every rank.
 fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<Cell>> {
     let (mut buckets, mut in_last) = (Vec::<Vec<Cell>>::new(), 0);
     let cells_of = |&parameter: &usize| partition.cells().iter().filter(move |cell| cell.parameter == parameter);

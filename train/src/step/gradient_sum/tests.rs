@@ -15,7 +15,7 @@ use crate::step::hyperparameters::Hyperparameters;
 use crate::step::sft;
 use crate::step::trainer::Trainer;
 
-/// Micro-batches of a step. The last round of 2, 3 and 4 ranks has fewer than the others.
+/// Micro-batches of a step. With 2, 3 and 4 ranks, the last round has fewer micro-batches than the others.
 const MICRO_BATCHES: usize = 5;
 const STEPS: u64 = 3;
 
@@ -42,7 +42,7 @@ struct Trained {
     results: Vec<(f64, f64, usize)>,
     /// Bytes of all allocated memory after each step.
     current: Vec<usize>,
-    /// Bytes of gradients when most memory was in use.
+    /// Bytes of gradients at the peak of all memory.
     gradient_bytes: usize,
     optimizer_bytes: usize,
     traffic: Traffic,
@@ -154,7 +154,7 @@ fn a_rank_exchanges_gradients_and_weights_once_and_keeps_its_share_of_memory() {
             let exchanged = rank.traffic.all_to_all.sent + rank.traffic.all_to_all.received;
             let limit = 2.05 * (STEPS * (rounds * gradients + weights)) as f64;
             assert!(exchanged > STEPS * gradients && exchanged as f64 <= limit, "{size} ranks: {rank:?}");
-            // Flags, losses and sums of squares.
+            // The all-gathers carry flags, losses and sums of squares only.
             let small = rank.traffic.all_gather.sent + rank.traffic.all_gather.received;
             assert!(small < exchanged / 10, "{rank:?}");
             // A step leaves no memory behind.

@@ -56,8 +56,7 @@ impl State {
         run_step(dtype, moments, &[(entry, addr(g), step_entry(scalars))], Addr::NULL, threads);
     }
 
-    /// Like [`State::step`], with an entry of its own for each part of the weights. Parts begin at 0, at the multiples
-    /// of `part_len`, and end at the end of the weights.
+    /// Like [`State::step`], with one table entry for each part of `part_len` weights; the last part may be shorter.
     fn step_in_parts(
         &mut self,
         dtype: DType,
@@ -209,7 +208,7 @@ pub(super) fn a_split_master_takes_the_same_small_steps() {
     }
 }
 
-/// Ranks of a job update parts of a parameter each.
+/// In a job of several ranks, each rank updates a part of a parameter.
 pub(super) fn parts_step_as_the_whole_parameter() {
     for (n, part_len) in [(17, WEIGHTS_PER_SCALE), (8191, 3 * WEIGHTS_PER_SCALE), (8192, 8 * WEIGHTS_PER_SCALE)] {
         let start = normal_numbers(n, 1, 0.1);
