@@ -133,6 +133,8 @@ impl RunProcess {
     fn find_start(&self, options: &RunOptions) -> Result<Option<String>> {
         let found = match self.ranks.rank() {
             0 => {
+                // Puts back an earlier run that a killed process was replacing, as the run itself does later.
+                let _lock = output::lock(&options.out)?;
                 let start = output::find_run_start(options)?;
                 let path = start.checkpoint().map(|path| path.canonicalize().unwrap_or(path.to_path_buf()));
                 Some(path.map(|path| path.display().to_string()).unwrap_or_default().into_bytes())
