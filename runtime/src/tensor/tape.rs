@@ -406,7 +406,7 @@ impl Grads {
         let buffers = &self.buffers;
         let has = |joined: &JoinedParameters| joined.parts.iter().any(|(part, _)| **part == *name);
         let is_left = |joined: &JoinedParameters| joined.parts.iter().any(|(part, _)| buffers.contains_key(part));
-        self.joined.retain(|_, (joined, _)| !has(joined) || is_left(joined));
+        self.joined.retain(|_, entry| !has(&entry.0) || is_left(&entry.0));
     }
 
     /// The gradient of a parameter; `None` if it got none in this step.
