@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 use reel_device::cuda::Nvidia;
 use reel_diagnostic::remove_unfinished_files;
+use reel_measure::trace;
 use reel_ranks::{RankError, Ranks, Timeouts, World};
 use reel_runs::folder::output;
 use reel_train::TrainError;
@@ -117,6 +118,9 @@ impl RunProcess {
 
     fn connect(world: World, out: &Path) -> Result<Self> {
         fs::create_dir_all(out).map_err(|e| print::cannot_write(out, e))?;
+        if world.rank > 0 {
+            trace::leave_trace_to_another_process();
+        }
         let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
         let ranks = Arc::new(Ranks::join(world, out, timeouts, Box::new(end_process))?);
         Ok(Self {
