@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use reel_measure::trace;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::fail::failed;
@@ -35,6 +36,8 @@ struct Process {
 /// # Errors
 /// A process cannot be started, or has failed.
 pub fn run(count: usize) -> Result<()> {
+    // Rank 0 writes the file of `--trace`.
+    trace::leave_trace_to_another_process();
     // From here on the first Ctrl-C sets the flag and does not end this process.
     let (stop, save) = (interrupt::stop_flag(), interrupt::save_flag());
     let program = std::env::current_exe().map_err(|e| failed("--gpus", e, "start the processes by torchrun"))?;

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use reel_device::cuda::Nvidia;
-use reel_diagnostic::remove_unfinished_files;
+use reel_diagnostic::{TemporaryPaths, remove_unfinished_files};
+use reel_measure::trace;
 use reel_ranks::{RankError, Ranks, Timeouts, World};
 use reel_runs::folder::output;
 use reel_train::TrainError;
@@ -78,6 +79,8 @@ pub struct RunProcess {
     out: PathBuf,
     /// The output folder of a rank other than 0.
     scratch: Option<TempDir>,
+    /// Removes `scratch` if a signal or the end of another rank ends this process.
+    _unfinished: Option<TemporaryPaths>,
     /// The checkpoint that the run resumes from.
     checkpoint: Option<String>,
 }
@@ -100,7 +103,11 @@ impl RunProcess {
         }
         let mut process = Self::connect(world, &options.out)?;
         if !process.prints() {
-            process.scratch = Some(tempfile::tempdir().map_err(|e| print::cannot_write(&std::env::temp_dir(), e))?);
+            // A hidden name, so that the folder is removed with its contents if this process is ended.
+            let scratch = tempfile::Builder::new().prefix(".reel-rank-").suffix(".part").tempdir();
+            let scratch = scratch.map_err(|e| print::cannot_write(&std::env::temp_dir(), e))?;
+            process._unfinished = Some(TemporaryPaths::new([scratch.path().to_path_buf()]));
+            process.scratch = Some(scratch);
         }
         process.checkpoint = process.find_start(options).inspect_err(|e| process.ranks.fail(&format!("{e:#}")))?;
         Ok(process)
@@ -117,6 +124,9 @@ impl RunProcess {
 
     fn connect(world: World, out: &Path) -> Result<Self> {
         fs::create_dir_all(out).map_err(|e| print::cannot_write(out, e))?;
+        if world.rank > 0 {
+            trace::leave_trace_to_another_process();
+        }
         let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
         let ranks = Arc::new(Ranks::join(world, out, timeouts, Box::new(end_process))?);
         Ok(Self {
@@ -125,6 +135,7 @@ impl RunProcess {
             interrupted: interrupt::stop_flag(),
             out: std::path::absolute(out).unwrap_or_else(|_| out.to_path_buf()),
             scratch: None,
+            _unfinished: None,
             checkpoint: None,
         })
     }
@@ -133,6 +144,8 @@ impl RunProcess {
     fn find_start(&self, options: &RunOptions) -> Result<Option<String>> {
         let found = match self.ranks.rank() {
             0 => {
+                // Puts back an earlier run that a killed process was replacing, as the run itself does later.
+                let _lock = output::lock(&options.out)?;
                 let start = output::find_run_start(options)?;
                 let path = start.checkpoint().map(|path| path.canonicalize().unwrap_or(path.to_path_buf()));
                 Some(path.map(|path| path.display().to_string()).unwrap_or_default().into_bytes())

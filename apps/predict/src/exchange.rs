@@ -202,7 +202,7 @@ impl PredictionRun<'_> {
                 .name("answers".into())
                 .spawn_scoped(scope, move || exchange.until_all_have_ended(written))
                 .map_err(|e| TrainError::cannot_start_thread("answers", &e))?;
-            let generated = self.generate_rows(own, &mut &outbox);
+            let generated = self.generate_rows(own, run.ranks.world().local_size, &mut &outbox);
             match &generated {
                 Ok(_) => outbox.end(End::Complete),
                 Err(e) if is_interruption(e) => outbox.end(End::Stopped),

@@ -186,16 +186,22 @@ impl PredictionRun<'_> {
         match (ranks, file) {
             (Some(ranks), file) => self.run_with_ranks(ranks, file, rows),
             (None, None) => Ok(None),
-            (None, Some(mut file)) => match self.generate_rows(rows, &mut file) {
+            (None, Some(mut file)) => match self.generate_rows(rows, 1, &mut file) {
                 Err(e) if is_interruption(&e) => Err(file.file.stopped()),
                 generated => file.finish(generated?).map(Some),
             },
         }
     }
 
-    /// Generates the lines of `own` rows and puts them into `lines`. Returns the number of generated tokens.
-    pub(super) fn generate_rows(&self, own: Vec<usize>, lines: &mut impl FinishedLines) -> Result<u64> {
-        let ahead = self.prefetcher(&own);
+    /// Generates the lines of `own` rows and puts them into `lines`. `processes` on this machine do so at the same time.
+    /// Returns the number of generated tokens.
+    pub(super) fn generate_rows(
+        &self,
+        own: Vec<usize>,
+        processes: usize,
+        lines: &mut impl FinishedLines,
+    ) -> Result<u64> {
+        let ahead = self.prefetcher(&own, processes);
         let mut rows = RowsInProgress {
             run: self,
             batch: self.engine.continuous_batch(self.max_kv_bytes)?,
@@ -215,8 +221,8 @@ impl PredictionRun<'_> {
         Ok(rows.tokens)
     }
 
-    fn prefetcher(&self, own: &[usize]) -> Prefetcher<OwnRows> {
-        let (order, threads) = (RowOrder::file_order(own.len()), decoding_threads(1));
+    fn prefetcher(&self, own: &[usize], processes: usize) -> Prefetcher<OwnRows> {
+        let (order, threads) = (RowOrder::file_order(own.len()), decoding_threads(processes));
         let positions = 0..own.len() as u64;
         let source = Arc::new(OwnRows::new(self.prompts.clone(), own.to_vec()));
         // The decoded frames of a row may take 50 MB, so only a few rows are prepared ahead.

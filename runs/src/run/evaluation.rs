@@ -43,8 +43,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let line = match self.evaluate(evaluator) {
             Err(e @ TrainError::Stopped(_)) => return Err(e),
             Err(e) => {
-                self.save()?;
-                self.checkpoints.writer.wait()?;
+                self.save_before_error()?;
                 return Err(e);
             }
             Ok(line) => line,

@@ -214,13 +214,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             // If a custom reward fails, media are unavailable, or a row cannot be used, the finished steps are saved
             // before the run ends.
             Err(e) if matches!(e, TrainError::Reward(_) | TrainError::MediaUnavailable(_)) || e.is_row_error() => {
-                match self.save() {
-                    // All ranks have to save together. If only this rank has the error, the others make other calls, so
-                    // saving fails, and the first error is the cause.
-                    Err(_) if self.setup.ranks.is_some() => return Err(e),
-                    saved => saved?,
-                }
-                self.checkpoints.writer.wait()?;
+                self.save_before_error()?;
                 let saved = checkpoint::checkpoints_by_step(&self.setup.options.out)?;
                 return Err(match saved.contains_key(&self.state.step) {
                     true => e.with_help_to_resume(self.setup.options.strict),
@@ -399,6 +393,15 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             finish()
         };
         if copied { self.checkpoints.writer.start(job) } else { job() }
+    }
+
+    /// Saves the finished steps before the run ends with an error. If this rank alone has the error, nothing is saved,
+    /// because several ranks save together: the others do something else, and the job fails.
+    fn save_before_error(&mut self) -> Result<()> {
+        match self.save() {
+            Err(_) if self.setup.ranks.is_some() => Ok(()),
+            saved => saved.and_then(|()| self.checkpoints.writer.wait()),
+        }
     }
 
     /// Checks that OUT is still the folder that the run has locked and in which its logs are.

@@ -349,8 +349,8 @@ fn accumulate(device: &Device, from: &Tensor, to: &Tensor) -> Result<()> {
 #[derive(Debug, Default)]
 pub struct Grads {
     buffers: BTreeMap<Arc<str>, Tensor>,
-    /// The buffers of joined parameters, keyed by the name of the first parameter of each.
-    joined: BTreeMap<Arc<str>, Tensor>,
+    /// Joined parameters and their buffer, keyed by the name of the first parameter of each.
+    joined: BTreeMap<Arc<str>, (Arc<JoinedParameters>, Tensor)>,
     /// The parameters that got a gradient since the last [`Grads::clear`].
     reached: BTreeSet<Arc<str>>,
     pass: Pass,
@@ -398,12 +398,15 @@ impl Grads {
         self.reached.clear();
     }
 
-    /// Removes the gradient of a parameter and frees its memory. Joined parameters share memory, which is freed when
-    /// the last of them is released.
+    /// Removes the gradient of a parameter, and frees its memory unless the caller has a tensor of it. Joined parameters
+    /// share memory, which is freed when the last of them is released.
     pub fn release(&mut self, name: &str) {
         self.buffers.remove(name);
         self.reached.remove(name);
-        self.joined.retain(|_, whole| whole.is_shared());
+        let buffers = &self.buffers;
+        let has = |joined: &JoinedParameters| joined.parts.iter().any(|(part, _)| **part == *name);
+        let is_left = |joined: &JoinedParameters| joined.parts.iter().any(|(part, _)| buffers.contains_key(part));
+        self.joined.retain(|_, entry| !has(&entry.0) || is_left(&entry.0));
     }
 
     /// The gradient of a parameter; `None` if it got none in this step.
@@ -463,7 +466,7 @@ impl Grads {
         let is_first: Vec<bool> = names.iter().map(|name| self.reached.insert(name.clone())).collect();
         match (&parameter.grad, &names[..]) {
             (Grad::Joined(_), [first, ..]) => {
-                let whole = self.joined[first].clone();
+                let whole = self.joined[first].1.clone();
                 let all = is_first.iter().all(|first| *first);
                 // If some of the parameters have had a gradient in this step, the others must start at zero.
                 for (name, _) in names.iter().zip(is_first).filter(|(_, is_first)| *is_first && !all) {
@@ -491,7 +494,11 @@ impl Grads {
     }
 
     /// Allocates the buffer of joined parameters with `empty`, unless it exists.
-    fn reserve_joined(&mut self, joined: &JoinedParameters, empty: impl Fn(&[usize]) -> Result<Tensor>) -> Result<()> {
+    fn reserve_joined(
+        &mut self,
+        joined: &Arc<JoinedParameters>,
+        empty: impl Fn(&[usize]) -> Result<Tensor>,
+    ) -> Result<()> {
         let Some((first, _)) = joined.parts.first() else { return Ok(()) };
         if self.joined.contains_key(first) {
             return Ok(());
@@ -502,7 +509,7 @@ impl Grads {
             self.buffers.insert(name.clone(), whole.rows(start, *rows)?);
             start += rows;
         }
-        self.joined.insert(first.clone(), whole);
+        self.joined.insert(first.clone(), (joined.clone(), whole));
         Ok(())
     }
 }

@@ -26,8 +26,10 @@ pub struct RolloutOutputStore {
     config: TextConfig,
     layout: ProductLayout,
     dtype: DType,
-    /// Maximum number of bytes for the outputs of one rollout: a quarter of the memory that is free at the first
-    /// rollout.
+    /// Number of processes of the run on this machine, which share its memory.
+    processes: u64,
+    /// Maximum number of bytes for the outputs of one rollout: this process's part of a quarter of the memory that is
+    /// free at the first rollout.
     limit: OnceLock<u64>,
 }
 
@@ -51,11 +53,13 @@ impl RolloutOutputStore {
             && trainer.checkpointing.may_keep_activations()
             && options.shared_prefix
             && !options.dynamic_sampling;
+        let processes = trainer.ranks().map_or(1, |ranks| ranks.world().local_size as u64);
         is_used.then(|| Self {
             device: trainer.device.clone(),
             config: trainer.model.config.text.clone(),
             layout,
             dtype: trainer.dtype,
+            processes: processes.max(1),
             limit: OnceLock::new(),
         })
     }
@@ -75,7 +79,8 @@ impl RolloutOutputStore {
         }
         // Device `dry`, which only counts memory, has no limit. The number of rows must fit an i32, because row numbers
         // are i32.
-        let limit = *self.limit.get_or_init(|| self.device.free_bytes().map_or(u64::MAX, |free| free / 4));
+        let part = 4 * self.processes;
+        let limit = *self.limit.get_or_init(|| self.device.free_bytes().map_or(u64::MAX, |free| free / part));
         if StoredOutputs::bytes(&self.config, self.layout, self.dtype, end) > limit || i32::try_from(end).is_err() {
             return Ok(None);
         }

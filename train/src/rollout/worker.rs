@@ -132,7 +132,9 @@ impl<'a> RolloutWorker<'a> {
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
         let (mut preview, mut took, mut products) = (RolloutPreview::default(), Duration::ZERO, None);
         for round in 0..MAX_ROUNDS {
-            let Some(batch) = self.lender.during(|| cursor.next_micro_batch(feed, self.stop))? else {
+            let batch = self.lender.during(|| cursor.next_micro_batch(feed, self.stop))?;
+            self.spread.ranks.map_or(Ok(()), |ranks| cursor.check_same_rows(ranks))?;
+            let Some(batch) = batch else {
                 data_ended = true;
                 break;
             };

@@ -53,9 +53,9 @@ struct MemoryPlan {
     model: Qwen25Vl,
     dtype: DType,
     grads: Grads,
-    /// With several ranks, the number of bytes of the largest bucket of gradients: gradients are freed as soon as their
-    /// bucket is exchanged. `None` if all gradients stay in memory, as in a single process.
-    bucket_bytes: Option<u64>,
+    /// With several ranks, the largest number of bytes of finished gradients: gradients are freed when their bucket was
+    /// exchanged. `None` if all gradients stay in memory, as in a single process.
+    finished_bytes: Option<u64>,
     /// Micro-batches planned so far: (numbers of tokens, patches and learned tokens; what is recomputed; bytes of the
     /// activations).
     planned: Vec<([usize; 3], Checkpointing, u64)>,
@@ -63,14 +63,14 @@ struct MemoryPlan {
 
 impl CheckpointingPolicy {
     /// Creates a choice for a device with `free` bytes of free memory before the model was loaded. With `None`
-    /// (unknown), `auto` recomputes every layer. With `bucket_bytes`, the plan frees gradients during the backward pass
+    /// (unknown), `auto` recomputes every layer. With `finished_bytes`, the plan frees gradients during the backward pass
     /// and counts that many bytes for them instead. `on_dry_device` makes the model of the run on the given device.
     pub fn new(
         setting: GradientCheckpointing,
         device: &Device,
         dtype: DType,
         free: Option<u64>,
-        bucket_bytes: Option<u64>,
+        finished_bytes: Option<u64>,
         on_dry_device: impl FnOnce(&Device) -> Result<Qwen25Vl>,
     ) -> Result<Self> {
         let memory = match (setting, free) {
@@ -79,7 +79,7 @@ impl CheckpointingPolicy {
                 model: on_dry_device(&device.dry_like())?,
                 dtype,
                 grads: Grads::new(),
-                bucket_bytes,
+                finished_bytes,
                 planned: Vec::new(),
             }),
             _ => None,
@@ -163,10 +163,10 @@ impl MemoryPlan {
     }
 
     /// Returns the peak number of bytes that the forward and backward pass of a micro-batch hold, counted on device
-    /// `dry`. Gradients that stay in memory are not counted; of gradients that are freed, one bucket is counted.
+    /// `dry`. Gradients that stay in memory are not counted; of gradients that are freed, those of the pending exchange are counted.
     fn activation_bytes(&mut self, micro_batch: &LearnedTokens, checkpointing: Checkpointing) -> Result<usize> {
         let device = micro_batch.positions.device();
-        if self.bucket_bytes.is_none() {
+        if self.finished_bytes.is_none() {
             self.grads.reserve(self.model.parameters())?;
         }
         device.reset_peak();
@@ -178,14 +178,14 @@ impl MemoryPlan {
         let (log_probs, _) = ops::linear_log_prob_with_entropy(&cx, &hidden, head, &micro_batch.targets, 1.0)?;
         let weights = Tensor::empty(device, log_probs.shape(), DType::F32, MemoryCategory::Inputs)?;
         let loss = ops::weighted_sum(&cx, &log_probs, &weights)?;
-        let is_freed = self.bucket_bytes.is_some();
+        let is_freed = self.finished_bytes.is_some();
         cx.backward_with(&loss, 1.0, &mut self.grads, &mut |finished, grads| {
             finished.iter().filter(|_| is_freed).for_each(|name| grads.release(name));
             Ok::<(), TrainError>(())
         })?;
         let held = device.memory().peak - before;
         device.profiler().clear();
-        Ok(held + self.bucket_bytes.unwrap_or(0) as usize)
+        Ok(held + self.finished_bytes.unwrap_or(0) as usize)
     }
 }
 

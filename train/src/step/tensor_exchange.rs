@@ -57,6 +57,8 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn Exchange>>
     let (rank, size) = (ranks.rank(), ranks.size());
     let id = if rank == 0 { Some(device.nccl_id()?.to_vec()) } else { None };
     let id = ranks.broadcast("id of NCCL", 0, id)?;
+    // NCCL waits for less time than a rank may take to load its model.
+    ranks.barrier("start of NCCL")?;
     let mut bytes = [0; 128];
     bytes.iter_mut().zip(id).for_each(|(to, from)| *to = from);
     Ok(Box::new(NcclExchange(device.join_nccl(rank, size, &bytes, TIME_LIMIT)?)))

@@ -127,8 +127,8 @@ impl Trainer {
             grads.reserve(&parameters)?;
         }
         let setting = hyperparameters.gradient_checkpointing;
-        let bucket_bytes = gradient_sum.as_ref().map(GradientSum::largest_bucket_bytes);
-        let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, bucket_bytes, |dry| {
+        let finished_bytes = gradient_sum.as_ref().map(GradientSum::most_finished_bytes);
+        let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, finished_bytes, |dry| {
             load_model(dry, config, WeightSource::Uninitialised(weights.dtype()), None, dtype, &hyperparameters)
         })?;
         device.reset_peak();

@@ -152,6 +152,7 @@ impl GrpoLoop<'_> {
         let (options, lender) = (self.options, self.lender);
         let Some(worker) = &mut self.worker else {
             let batch = lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
+            trainer.ranks().map_or(Ok(()), |ranks| cursor.check_same_rows(ranks))?;
             let groups = |samples| group::groups_from_file(options, samples, &self.rows.end_tokens());
             return Ok(batch.map(|batch| RolloutSet::new(groups(batch.samples), options.scale_rewards)));
         };

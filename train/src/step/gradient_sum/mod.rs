@@ -153,10 +153,14 @@ impl GradientSum {
         &self.ranks
     }
 
-    /// The number of bytes of the gradients in the largest bucket.
-    pub fn largest_bucket_bytes(&self) -> u64 {
+    /// The largest number of bytes of finished gradients that a backward pass has in memory: those of a bucket that is
+    /// not complete, and those of the bucket whose exchange is pending, which keeps its parameters' gradients whole.
+    pub fn most_finished_bytes(&self) -> u64 {
         let weights = |bucket: &Vec<Cell>| bucket.iter().map(|cell| cell.range.len()).sum::<usize>();
-        (self.buckets.iter().map(weights).max().unwrap_or(0) * DType::F32.size()) as u64
+        let bucket = self.buckets.iter().map(weights).max().unwrap_or(0);
+        let counts = || self.parameters.iter().map(|(_, parameter)| parameter.count());
+        let most = counts().sum::<usize>().min(2 * bucket + counts().max().unwrap_or(0));
+        (most * DType::F32.size()) as u64
     }
 
     /// Whether this rank computes micro-batch `index` of a step.
