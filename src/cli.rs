@@ -25,8 +25,8 @@ const STYLES: Styles = Styles::styled()
 
 Environment: RUST_LOG=info (or debug, trace) has the effect of --verbose.
 Exit codes: 0 done, 1 failed, 2 bad usage, 130 stopped by Ctrl-C.
-Signals: SIGINT and SIGTERM stop training after the current step, with a checkpoint. SIGUSR1 writes a checkpoint, and
-training goes on.
+Signals: SIGINT and SIGTERM stop training after the current step, with a
+  checkpoint. SIGUSR1 writes a checkpoint, and training goes on.
 
 Example:
   reel doctor")]

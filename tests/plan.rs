@@ -157,10 +157,10 @@ fn job_of_one_gpu_is_the_plain_plan() {
         assert_eq!((&one["peak_bytes"], &one["memory"]), (&plain["peak_bytes"], &plain["memory"]), "{command}");
         assert!((number(&one, "/seconds") / number(&plain, "/seconds") - 1.0).abs() < 1e-9, "{one}");
         assert_eq!((number(&one, "/exposed_seconds"), number(&one, "/rounds")), (0.0, 3.0), "{command}");
-        // In a larger job with as many rounds, only the optimizer state and the sums of gradients of a rank differ.
+        // In a larger job with as many rounds, only the optimizer state and the gradients of a rank differ.
         let four = plan("12 --world 4");
         let parts = |name: &str| [&plain["memory"], &four["job"]["memory"]].map(|memory| memory[name].as_f64());
-        for name in ["weights", "gradients", "activations", "kv_cache", "inputs", "workspace"] {
+        for name in ["weights", "activations", "kv_cache", "inputs", "workspace"] {
             let [before, now] = parts(name);
             assert_eq!(before, now, "{command}: {name}");
         }
@@ -168,6 +168,9 @@ fn job_of_one_gpu_is_the_plain_plan() {
         let (before, now) = (before.expect("bytes"), now.expect("bytes"));
         assert!((now - before / 4.0).abs() <= 16.0, "{command}: {before} {now}");
         assert!((number(&four, "/job/memory/gradient_sums") - trained).abs() <= 16.0, "{command}: {four}");
+        // All gradients of this small model are in one bucket: those of the rank, and its cells of three other ranks.
+        let gradients = number(&four, "/job/memory/gradients");
+        assert!((gradients - (4.0 + 3.0) * trained).abs() <= 16.0, "{command}: {gradients} {trained}");
     }
 }
 
@@ -224,8 +227,8 @@ fn job_of_two_machines_exchanges_what_the_formulas_say() {
     }
 }
 
-/// The largest presets are planned without weights. Training all weights of 32B or 72B does not fit a GPU; training an
-/// adapter of 32B does, and exchanges only the weights of the adapter.
+/// The largest presets are planned without weights. Training all weights of 32B fits 64 GPUs, of which each has its part of
+/// the optimizer state; all weights of 72B do not fit a GPU. Training an adapter exchanges only its weights.
 #[test]
 fn jobs_of_the_largest_presets() {
     let job = |preset: &str, more: &str| {
@@ -233,12 +236,12 @@ fn jobs_of_the_largest_presets() {
         let job = format!("plan sft --preset {preset} {sizes} --world 64 --nodes 8{more}");
         run(job.split(' ')).json()["job"].clone()
     };
-    for (preset, parameters) in [("32b", 33_452_718_336.0), ("72b", 73_410_777_344.0)] {
+    for (preset, parameters, fits) in [("32b", 33_452_718_336.0, true), ("72b", 73_410_777_344.0, false)] {
         let job = job(preset, "");
         // Kernels pad some weights.
         let trained = number(&job, "/trained_parameters");
         assert!((parameters..1.001 * parameters).contains(&trained), "{preset}: {trained}");
-        assert!(number(&job, "/peak_bytes") > 6.0 * parameters && job["fits"] == false, "{preset}: {job}");
+        assert!(number(&job, "/peak_bytes") > 2.0 * parameters && job["fits"] == fits, "{preset}: {job}");
     }
     let adapter = job("32b", " --lora-r 16");
     assert!(number(&adapter, "/trained_parameters") < 0.01 * 33.45e9 && adapter["fits"] == true, "{adapter}");

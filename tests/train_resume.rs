@@ -271,8 +271,8 @@ fn checkpoint_above_the_limit_on_file_sizes_says_how_to_go_on() {
         command.args(OPTIONS.split(' ')).args(more).env("CUDA_VISIBLE_DEVICES", "");
         support::finished_run(command.current_dir(w.path()).output().expect("bash starts"))
     };
-    let words = "out/checkpoint-1/model.safetensors: cannot be written: it would be larger than the limit on file sizes; \
-                 raise the limit on file sizes (ulimit -f), then start the run again with --overwrite";
+    let words = "out/checkpoint-1/training/optimizer.safetensors: cannot be written: it would be larger than the limit on file \
+                 sizes; raise the limit on file sizes (ulimit -f), then start the run again with --overwrite";
     limited(&["--max-steps", "2"]).refused(1, &[words]);
     sft(w.path(), "out", &["--max-steps", "1", "--save-steps", "1", "--overwrite"]).ok();
     let resume = ["--max-steps", "2", "--resume-from-checkpoint", "last"];

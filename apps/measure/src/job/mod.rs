@@ -178,7 +178,7 @@ impl JobShape {
         }
         let gradients = MemoryCategory::Gradients.name();
         let bucket = BUCKET_WEIGHTS as u64;
-        let in_flight = parameters.min(bucket + process.largest_parameter);
+        let in_flight = parameters.min(2 * bucket + process.largest_parameter);
         let of_others = parameters.min(bucket) / self.ranks as u64 * (self.ranks as u64 - 1);
         for (_, bytes) in memory.iter_mut().filter(|(name, _)| *name == gradients) {
             *bytes = (*bytes).min(GRADIENT_ELEMENT * in_flight) + GRADIENT_ELEMENT * of_others;
