@@ -1,6 +1,8 @@
 //! Device `cuda`: its host code with a fake driver that enforces the rules of the driver API, and the binary on a GPU
 //! if there is one.
 
+#[path = "support/fake_gpu.rs"]
+mod fake_gpu;
 mod support;
 #[path = "support/tensors.rs"]
 mod tensors;
@@ -8,12 +10,11 @@ mod tensors;
 mod training;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::cuda::Nvidia;
 use reel_device::cuda::fake::FakeDriver;
-use reel_device::cuda::{Gpu, Nvidia};
-use reel_device::{Arch, DType, Device, SimOptions, compile};
+use reel_device::{DType, Device, SimOptions, compile};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaOptions, ModelInput};
 use reel_model::batch::Batch;
@@ -25,14 +26,12 @@ use reel_train::RunSetup;
 use reel_train::options::{GrpoOptions, RunOptions, SftOptions};
 use serde_json::Value;
 
+use fake_gpu::assert_clean;
 use support::{file_names_in, finished_run, golden, reel_on_gpu};
 use tensors::{Tensor, gathered_rows, read_tensors, relative_distance};
 
-/// A fake driver that checks every call against the rules of the driver API, and a device `cuda` on it.
 fn fake_cuda() -> (FakeDriver, Device) {
-    let fake = FakeDriver::new(Arch::A100, 512 << 20);
-    let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
-    (fake, Device::on_gpu(gpu).expect("a device"))
+    fake_gpu::fake_cuda(512 << 20)
 }
 
 fn simulated() -> Device {
@@ -62,7 +61,7 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
             "{dtype}"
         );
         drop(device);
-        assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+        assert_clean(&fake, &dtype.to_string());
     }
 }
 
@@ -164,7 +163,7 @@ fn check_step_on_the_fake_driver(name: &str, step: impl Fn(&Device) -> Step) -> 
     assert!(algorithms.as_u64() > Some(20) && hash.as_str().is_some_and(|h| h.len() == 16), "{name}");
     assert_eq!(want.products, Value::Null);
     drop(device);
-    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()), "{name}");
+    assert_clean(&fake, name);
     got.products
 }
 

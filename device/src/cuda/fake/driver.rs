@@ -257,6 +257,7 @@ impl Driver for FakeDriver {
         let Some((ticket, stream)) = self.0.recorded(call, event)? else { return Ok(true) };
         let mut s = self.0.state_unless_faulted(call)?;
         if s.reached.contains_key(&ticket) {
+            s.overlap.end_transfers_before(ticket);
             return Ok(true);
         }
         let enqueued = s.streams.values().map(|queue| queue.enqueued).sum();
@@ -388,6 +389,7 @@ impl Driver for FakeDriver {
         stream: StreamHandle,
     ) -> Result<(), CudaError> {
         let call = "launching";
+        self.count_launch();
         let attributes = unsafe { self.function_attributes(function)? };
         let mut s = self.0.state_unless_faulted(call)?;
         let known = s.functions.get(&function.0).ok_or_else(|| failed(call, "CUDA_ERROR_INVALID_HANDLE"))?;

@@ -49,6 +49,7 @@ impl State {
         match &mut queue.capture {
             Some(capture) => return capture.record_operation(op).map_err(|code| failed(call, code)),
             None => {
+                self.overlap.count(stream.0, &op);
                 queue.work.push_back(op);
                 queue.enqueued += 1;
             }

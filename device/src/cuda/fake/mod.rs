@@ -18,6 +18,7 @@ mod memory;
 mod nccl;
 #[cfg(test)]
 mod nccl_tests;
+mod overlap;
 mod products;
 mod transfers;
 
@@ -32,6 +33,7 @@ use super::types::{GpuProperties, LaunchConfig, LaunchLimits};
 use crate::Team;
 use crate::launch::{Arch, Matmul};
 use capture::Capture;
+use overlap::Overlap;
 use transfers::Transfer;
 
 /// Granularity of mapped memory in bytes: its addresses and sizes are multiples. On NVIDIA's GPUs it is 2 MiB.
@@ -138,6 +140,11 @@ struct State {
     clock: f64,
     launches: u64,
     programmatic_launches: u64,
+    /// The number of launches and matrix products that were enqueued.
+    enqueued_launches: u64,
+    /// The launch at which the process is killed, counted from 1.
+    killed_at_launch: Option<u64>,
+    overlap: Overlap,
     /// The error of a kernel that faulted; every later call returns it.
     faulted: Option<String>,
     violations: Vec<String>,
@@ -168,6 +175,13 @@ impl FakeDriver {
         self.0.state().programmatic_launches
     }
 
+    /// Returns the number of launches and matrix products that may run at the same time as sends or receives on
+    /// another stream: these were enqueued before, and neither the stream of the launch nor the host has waited for
+    /// them.
+    pub fn launches_beside_transfers(&self) -> u64 {
+        self.0.state().overlap.launches
+    }
+
     /// Returns the bytes of allocated GPU memory.
     pub fn bytes_in_use(&self) -> u64 {
         self.0.state().allocated_bytes()
@@ -178,6 +192,23 @@ impl FakeDriver {
     pub fn kill_process(&self) {
         self.0.state().faulted = Some("the process was killed".into());
         nccl::kill_ranks(&self.0);
+    }
+
+    /// Ends the process as [`FakeDriver::kill_process`] does, when it enqueues its n-th launch or matrix product,
+    /// counted from 1.
+    pub fn kill_process_at_launch(&self, n: u64) {
+        self.0.state().killed_at_launch = Some(n);
+    }
+
+    /// Counts a launch that is about to be enqueued.
+    fn count_launch(&self) {
+        let mut state = self.0.state();
+        state.enqueued_launches += 1;
+        let is_killed = state.killed_at_launch == Some(state.enqueued_launches);
+        drop(state);
+        if is_killed {
+            self.kill_process();
+        }
     }
 
     /// Returns the number of resources that were created and not destroyed: streams, events, modules, graphs,

@@ -39,6 +39,7 @@ impl Blas for FakeBlas {
         if let Some(why) = blas::unsupported_reason(p) {
             return Err(blas::product_error(p, why));
         }
+        self.fake.count_launch();
         let mut s = self.fake.0.state_unless_faulted("launching a product")?;
         let mut operands = vec![
             (p.a.addr.0, p.m * p.k * p.a.dtype.size(), p.a.dtype.size()),

@@ -150,7 +150,7 @@ impl Communicator {
     /// The ranges overlap, or NCCL or an earlier exchange has failed.
     pub unsafe fn start(&self, name: &str, send: &[Vec<Span>], receive: &[Vec<Span>]) -> Result<u64, CudaError> {
         let _one_at_a_time = lock(&self.starting);
-        self.check()?;
+        self.check_at(|| format!("before exchange '{name}'"))?;
         if let Some(what) = self.invalid_ranges(send, receive) {
             let what = format!("exchange '{name}': {what}");
             return Err(CudaError::Exchange { rank: self.rank, size: self.size, what });
@@ -199,6 +199,12 @@ impl Communicator {
     /// # Errors
     /// As above. The message names the oldest exchange in flight.
     pub fn check(&self) -> Result<(), CudaError> {
+        self.check_at(|| "between exchanges".into())
+    }
+
+    /// As [`Communicator::check`]. `place` describes the place in the program for the message if no exchange is in
+    /// flight.
+    fn check_at(&self, place: impl Fn() -> String) -> Result<(), CudaError> {
         let state = self.poll_nccl()?;
         let (oldest, waited) = {
             let mut progress = lock(&self.progress);
@@ -206,7 +212,7 @@ impl Communicator {
             let oldest = progress.in_flight.front().map(|e| format!("exchange {} '{}'", e.sequence, e.name));
             (oldest, progress.last_progress.elapsed())
         };
-        let named = || oldest.clone().unwrap_or_else(|| "between exchanges".into());
+        let named = || oldest.clone().unwrap_or_else(&place);
         if !state.is_accepted() {
             return Err(self.fail(format!("{}: {}", named(), self.error_text(state))));
         }

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reel_device::MemoryCategory::{Gradients, Optimizer};
+use reel_device::cuda::Gpu;
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::{Arch, compile};
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_ranks::{Launcher, Timeouts, Traffic, World};
@@ -44,6 +47,8 @@ struct Trained {
     current: Vec<usize>,
     /// Bytes of gradients at the peak of all memory.
     gradient_bytes: usize,
+    /// The most bytes that `gradient_bytes` may be: the sums, the buffers for other ranks, and finished gradients.
+    gradient_limit: usize,
     optimizer_bytes: usize,
     traffic: Traffic,
     /// Bytes of the gradient of a micro-batch and of the weights that it changes.
@@ -92,6 +97,10 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
         hashes: t.tensor_hashes().unwrap(),
         results,
         current,
+        gradient_limit: t.gradient_sum.as_ref().map_or(usize::MAX, |sum| {
+            let buffers = sum.received.iter().map(|t| t.bytes()).sum::<usize>();
+            sum.sums.bytes() + buffers + sum.most_finished_bytes() as usize
+        }),
         gradient_bytes: bytes_of(Gradients, &device.memory().at_peak),
         optimizer_bytes: bytes_of(Optimizer, &device.memory().now),
         traffic: Traffic {
@@ -109,6 +118,11 @@ fn bytes_of(category: MemoryCategory, bytes: &[(&str, usize)]) -> usize {
 }
 
 fn train_on(size: usize, checkpointing: GradientCheckpointing, bucket: usize) -> Vec<Trained> {
+    on_ranks(size, |ranks| train(Some(ranks), checkpointing, bucket))
+}
+
+/// Calls `f` for each rank on a thread of its own. Returns the results by rank.
+fn on_ranks<T: Send>(size: usize, f: impl Fn(Arc<Ranks>) -> T + Sync) -> Vec<T> {
     let folder = tempfile::tempdir().unwrap();
     let timeouts = Timeouts { join: Duration::from_secs(60), ..Timeouts::default() };
     std::thread::scope(|scope| {
@@ -116,12 +130,12 @@ fn train_on(size: usize, checkpointing: GradientCheckpointing, bucket: usize) ->
             let (launcher, job) = (Launcher::Reel, "test".to_string());
             let (local_rank, local_size, address) = (rank, size, None);
             let world = World { rank, size, local_rank, local_size, launcher, job, address };
-            let folder = folder.path();
+            let (folder, f) = (folder.path(), &f);
             scope.spawn(move || {
                 let ranks = Arc::new(Ranks::join(world, folder, timeouts, Box::new(|_| {})).unwrap());
-                let trained = train(Some(ranks.clone()), checkpointing, bucket);
+                let done = f(ranks.clone());
                 Arc::into_inner(ranks).unwrap().leave().unwrap();
-                trained
+                done
             })
         };
         let threads: Vec<_> = (0..size).map(start).collect();
@@ -166,10 +180,58 @@ fn a_rank_exchanges_gradients_and_weights_once_and_keeps_its_share_of_memory() {
                 rank.optimizer_bytes,
                 one.optimizer_bytes
             );
-            assert!(rank.gradient_bytes < one.gradient_bytes, "{} {}", rank.gradient_bytes, one.gradient_bytes);
+            assert!(rank.gradient_bytes <= rank.gradient_limit, "{} {}", rank.gradient_bytes, rank.gradient_limit);
+        }
+        // With one bucket, all gradients stay until the end of the backward pass.
+        let in_one_bucket = train_on(size, GradientCheckpointing::None, 1 << 20);
+        for (rank, all) in all.iter().zip(&in_one_bucket) {
+            assert!(rank.gradient_bytes < all.gradient_bytes, "{} {}", rank.gradient_bytes, all.gradient_bytes);
         }
         let total = |part: fn(&Trained) -> u64| all.iter().map(part).sum::<u64>();
         assert_eq!(total(|r| r.traffic.all_to_all.sent), total(|r| r.traffic.all_to_all.received));
+    }
+}
+
+/// A step of two micro-batches of a rank on a fake GPU, with buckets of at most `bucket` weights. Returns the hashes of
+/// the trained weights, the number of launches of the backward pass, and how many of all launches may run at the same
+/// time as an exchange.
+fn train_on_fake_gpu(ranks: Option<Arc<Ranks>>, bucket: usize) -> (Vec<(String, u64)>, usize, u64) {
+    let fake = FakeDriver::new(Arch::A100, 48 << 20);
+    let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
+    let config = ModelConfig::open(&model()).unwrap();
+    let options = RunOptions { learning_rate: 1e-3, ..RunOptions::default() };
+    let hyperparameters = Hyperparameters::new(&options, 1);
+    let opened = Trainer::resume(&device, &config, &model(), None, DType::F32, hyperparameters, ranks.clone());
+    let (mut t, _files) = opened.unwrap();
+    if let Some(ranks) = ranks {
+        let parameters: Vec<Tensor> = t.model.parameters().cloned().collect();
+        let sum = GradientSum::with_buckets_of(bucket, ranks, &device, &t.optimizer, &parameters).unwrap();
+        t.gradient_sum = Some(sum);
+    }
+    device.profiler().record_timeline(true);
+    let mut samples = (0..2).map(|i| vec![sample(1, i)]);
+    sft::step(&mut t, 1, || Ok(samples.next())).unwrap();
+    let launches = device.profiler().launch_events().unwrap();
+    let backward = launches.iter().filter(|launch| launch.part == "backward").count();
+    let hashes = t.tensor_hashes().unwrap();
+    drop((t, device));
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+    (hashes, backward, fake.launches_beside_transfers())
+}
+
+/// The GPU does not wait for the exchange of a bucket before it computes the gradients of the next bucket.
+#[test]
+fn simulated_gpus_exchange_buckets_beside_the_backward_pass() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let (alone, _, beside) = train_on_fake_gpu(None, 1);
+    assert_eq!(beside, 0);
+    for (hashes, backward, beside) in on_ranks(2, |ranks| train_on_fake_gpu(Some(ranks), 10_000)) {
+        assert_eq!(hashes, alone);
+        assert!(beside as usize > backward / 2, "{beside} of {backward} launches run beside an exchange");
+    }
+    // With a single bucket, which is exchanged after the backward pass, no launch runs beside an exchange.
+    for (hashes, _, beside) in on_ranks(2, |ranks| train_on_fake_gpu(Some(ranks), BUCKET_WEIGHTS)) {
+        assert_eq!((hashes, beside), (alone.clone(), 0));
     }
 }
 

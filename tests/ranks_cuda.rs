@@ -1,0 +1,260 @@
+//! Training steps of several ranks on GPUs, without GPUs: each rank is a thread of the test with a fake GPU of its own,
+//! and the ranks exchange gradients and weights by the fake NCCL. Both enforce the documented rules and do everything
+//! as late as they allow.
+
+#[path = "support/fake_gpu.rs"]
+mod fake_gpu;
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::{DType, Device, compile};
+use reel_input::ModelInput;
+use reel_input::config::ModelConfig;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_ranks::{Launcher, Ranks, Timeouts, Traffic, Volume, World};
+use reel_samples::sample::Sample;
+use reel_train::live_server::DeviceLender;
+use reel_train::options::{GrpoOptions, RunOptions};
+use reel_train::rollout::{CompletionTokens, Group, Prompt, RolloutSet};
+use reel_train::step::hyperparameters::Hyperparameters;
+use reel_train::step::trainer::{StepResult, Trainer};
+use reel_train::step::{grpo, sft};
+use reel_train::{Result, TrainError};
+
+use fake_gpu::{assert_clean, fake_cuda};
+use support::golden;
+
+/// Memory of a fake GPU. It suffices for the workspace of matrix products, 32 MiB, and for the model.
+const GPU_BYTES: u64 = 48 << 20;
+/// Micro-batches of a step. The last round of 2 and of 8 ranks has one.
+const MICRO_BATCHES: usize = 9;
+/// The micro-batch of SFT that has an image. In the others, the vision tower has no gradient.
+const WITH_IMAGE: usize = 2;
+
+/// What a rank has after a step.
+#[derive(Clone, Debug, PartialEq)]
+struct Trained {
+    /// Name and hash of each trained tensor.
+    hashes: Vec<(String, u64)>,
+    result: StepResult,
+}
+
+/// The hyperparameters of a run of one step.
+fn hyperparameters(options: &RunOptions) -> Hyperparameters {
+    Hyperparameters::new(
+        &RunOptions { learning_rate: 1e-3, weight_decay: 0.1, max_grad_norm: 0.5, ..options.clone() },
+        1,
+    )
+}
+
+/// Opens the trainer of a rank, or of a single process. Several ranks connect by NCCL.
+fn open_trainer(device: &Device, dtype: DType, options: &RunOptions, ranks: Option<Arc<Ranks>>) -> Result<Trainer> {
+    let model = golden("train").join("model_a");
+    let config = ModelConfig::open(&model).expect("a configuration");
+    Ok(Trainer::resume(device, &config, &model, None, dtype, hyperparameters(options), ranks)?.0)
+}
+
+/// Some token ids of text.
+fn text(tokens: usize, seed: usize) -> Vec<u32> {
+    (0..tokens).map(|t| (1 + (t * 7 + seed * 31) % 350) as u32).collect()
+}
+
+/// Inputs of a model with these token ids. Images, if any, have one merged patch each.
+fn inputs(input_ids: Vec<u32>) -> ModelInput {
+    let positions: Vec<i64> = (0..input_ids.len() as i64).collect();
+    ModelInput { input_ids, position_ids: [positions.clone(), positions.clone(), positions], ..ModelInput::default() }
+}
+
+/// The sample of micro-batch `index`: 3 to 8 tokens of text, or an image of 2 × 2 patches and 2 tokens of text.
+fn sample(index: usize) -> Sample {
+    let mut ids = text(3 + index % 6, index);
+    let mut media = ModelInput::default();
+    if index == WITH_IMAGE {
+        // The tokens of model_a that begin an image, stand for its patches, and end it.
+        ids.splice(..1, [409, 412, 410]);
+        let values = 4 * 3 * 2 * 14 * 14;
+        media.pixel_values = Some((0..values).map(|i| (i % 17) as f32 / 8.0 - 1.0).collect());
+        media.image_grid_thw = vec![[1, 2, 2]];
+    }
+    let mut targets: Vec<i32> = ids.iter().skip(1).map(|&id| if id < 400 { id as i32 } else { -1 }).collect();
+    targets.push(-1);
+    let ModelInput { input_ids, position_ids, .. } = inputs(ids);
+    Sample { tokens: ModelInput { input_ids, position_ids, ..media }, targets }
+}
+
+/// A step of SFT on `micro_batches` micro-batches.
+fn sft_step(device: &Device, dtype: DType, micro_batches: usize, ranks: Option<Arc<Ranks>>) -> Result<Trained> {
+    let options = RunOptions { gradient_accumulation_steps: micro_batches, ..RunOptions::default() };
+    let mut trainer = open_trainer(device, dtype, &options, ranks)?;
+    let mut samples = (0..micro_batches).map(|index| vec![sample(index)]);
+    let result = sft::step(&mut trainer, 1, || Ok(samples.next()))?.expect("a step");
+    Ok(Trained { hashes: trainer.tensor_hashes()?, result })
+}
+
+/// Group `index` of a step of GRPO: a prompt of 3 or 4 tokens and two completions of 2 or 3.
+fn group(index: usize) -> Group {
+    let completion = |number: usize| {
+        let ids = text(2 + (index + number) % 2, index * 5 + number);
+        CompletionTokens { learned_len: ids.len(), log_probs: vec![-6.0; ids.len()], ids }
+    };
+    let prompt = Arc::new(Prompt::of_size(inputs(text(3 + index % 2, index))));
+    let rewards = vec![index as f32, 2.0];
+    Group { prompt, completions: vec![completion(0), completion(1)], rewards, advantages: Vec::new() }
+}
+
+/// A step of GRPO with a reference model, whose micro-batches have one group each.
+fn grpo_step(device: &Device, dtype: DType, ranks: Option<Arc<Ranks>>) -> Result<Trained> {
+    let options = GrpoOptions {
+        run: RunOptions { per_device_train_batch_size: 2, ..RunOptions::default() },
+        num_generations: 2,
+        ..GrpoOptions::default()
+    };
+    let mut trainer = open_trainer(device, dtype, &options.run, ranks)?;
+    let files = Checkpoint::open(&golden("train").join("model_a")).expect("weights");
+    let reference = Qwen25Vl::open(device, &files, &trainer.model.config, dtype).expect("a reference model");
+    let mut set = RolloutSet::new((0..MICRO_BATCHES).map(group).collect(), options.scale_rewards);
+    let mut result = grpo::step(&mut trainer, &options, Some(&reference), &mut set, 1, DeviceLender(None))?;
+    (result.grpo.rollout_seconds, result.grpo.train_seconds) = (None, None);
+    Ok(Trained { hashes: trainer.tensor_hashes()?, result })
+}
+
+/// A step of a single process on a fake GPU.
+fn train_alone(dtype: DType, step: impl Fn(&Device, Option<Arc<Ranks>>) -> Result<Trained>) -> Trained {
+    let (fake, device) = fake_cuda(GPU_BYTES);
+    let before = open_trainer(&device, dtype, &RunOptions::default(), None).expect("a trainer");
+    let before = before.tensor_hashes().expect("hashes");
+    let trained = step(&device, None).expect("a step");
+    let changed = before.iter().zip(&trained.hashes).filter(|(before, after)| before != after).count();
+    assert!(changed > 20, "the step has changed {changed} of {} tensors", before.len());
+    assert!(trained.result.loss.is_finite() && trained.result.grad_norm > 0.0, "{:?}", trained.result);
+    drop(device);
+    assert_clean(&fake, "one process");
+    trained
+}
+
+/// Runs `step` on as many ranks as there are devices, and returns what each rank gets. A rank whose step fails ends: it
+/// reports its error to the others, unless its process was killed.
+fn on_ranks<T: Send>(
+    devices: Vec<Device>,
+    step: impl Fn(&Device, Arc<Ranks>) -> Result<T> + Sync,
+) -> Vec<(Result<T>, Traffic)> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (size, seconds) = (devices.len(), Duration::from_secs);
+    let timeouts = Timeouts { join: seconds(60), heartbeat: Duration::from_millis(200), ..Timeouts::default() };
+    std::thread::scope(|scope| {
+        let start = |(rank, device): (usize, Device)| {
+            let (local_rank, local_size, job) = (rank, size, "ranks_cuda".to_string());
+            let world = World { rank, size, local_rank, local_size, launcher: Launcher::Reel, job, address: None };
+            let (folder, step) = (folder.path(), &step);
+            scope.spawn(move || {
+                let ranks = Ranks::join(world, folder, timeouts, Box::new(|_| {})).expect("all ranks join");
+                let ranks = Arc::new(ranks);
+                let done = step(&device, ranks.clone());
+                let (ranks, traffic) = (Arc::into_inner(ranks).expect("the step has ended"), ranks.traffic());
+                match &done {
+                    Ok(_) => drop(ranks.leave()),
+                    Err(TrainError::Ranks(_)) => drop(ranks),
+                    Err(e) if is_killed(e) => drop(ranks),
+                    Err(e) => ranks.fail(&e.to_string()),
+                }
+                (done, traffic)
+            })
+        };
+        let threads: Vec<_> = devices.into_iter().enumerate().map(start).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a rank panicked")).collect()
+    })
+}
+
+/// Whether an error is that of a process on whose fake GPU [`FakeDriver::kill_process`] was called.
+fn is_killed(e: &TrainError) -> bool {
+    e.to_string().contains("the process was killed")
+}
+
+fn fake_gpus(size: usize) -> (Vec<FakeDriver>, Vec<Device>) {
+    (0..size).map(|_| fake_cuda(GPU_BYTES)).unzip()
+}
+
+/// Checks that `size` ranks train what one process trains, exchange tensors by NCCL only, break no rule and free
+/// everything.
+fn check_ranks(size: usize, alone: &Trained, step: impl Fn(&Device, Option<Arc<Ranks>>) -> Result<Trained> + Sync) {
+    let (fakes, devices) = fake_gpus(size);
+    let all = on_ranks(devices, |device, ranks| step(device, Some(ranks)));
+    for (rank, (trained, traffic)) in all.into_iter().enumerate() {
+        let name = format!("rank {rank} of {size}");
+        assert_eq!(&trained.unwrap_or_else(|e| panic!("{name}: {e}")), alone, "{name}");
+        assert_eq!(traffic.all_to_all, Volume::default(), "{name}: tensors went through host memory");
+    }
+    fakes.iter().for_each(|fake| assert_clean(fake, &format!("{size} ranks")));
+}
+
+#[test]
+fn sft_step_of_2_and_8_ranks_on_fake_gpus_trains_what_one_process_trains() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let step = |device: &Device, ranks| sft_step(device, DType::F32, MICRO_BATCHES, ranks);
+    let alone = train_alone(DType::F32, step);
+    [2, 8].into_iter().for_each(|size| check_ranks(size, &alone, step));
+}
+
+#[test]
+fn sft_step_in_bf16_of_2_ranks_on_fake_gpus_trains_what_one_process_trains() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let step = |device: &Device, ranks| sft_step(device, DType::BF16, 3, ranks);
+    check_ranks(2, &train_alone(DType::BF16, step), step);
+}
+
+#[test]
+fn grpo_step_of_2_and_8_ranks_on_fake_gpus_trains_what_one_process_trains() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let step = |device: &Device, ranks| grpo_step(device, DType::F32, ranks);
+    let alone = train_alone(DType::F32, step);
+    assert!(alone.result.grpo.kl.is_some_and(|kl| kl >= 0.0), "{:?}", alone.result.grpo);
+    [2, 8].into_iter().for_each(|size| check_ranks(size, &alone, step));
+}
+
+/// The names of the calls between ranks in a step of SFT, of which an error names the one that has failed.
+const CALLS: [&str; 5] = ["cells with a gradient", "gradients", "losses", "sums of squares", "weights"];
+
+/// The process of a rank is killed at several points of its step. All others get an error that names the call in which
+/// they miss it.
+#[test]
+fn ranks_on_fake_gpus_end_when_the_process_of_one_is_killed() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    const SIZE: usize = 3;
+    let train = |device: &Device, ranks| {
+        let options = RunOptions { gradient_accumulation_steps: SIZE, ..RunOptions::default() };
+        let mut trainer = open_trainer(device, DType::F32, &options, Some(ranks))?;
+        let mut samples = [0, 1, 3].into_iter().map(|index| vec![sample(index)]);
+        sft::step(&mut trainer, 1, || Ok(samples.next())).map(drop)
+    };
+    let (fakes, devices) = fake_gpus(SIZE);
+    for (done, _) in on_ranks(devices, |device, ranks| train(device, ranks)) {
+        done.expect("a step");
+    }
+    let launches: Vec<u64> = fakes.iter().map(FakeDriver::launch_count).collect();
+    // The last launch of a rank updates its weights, before all exchange them.
+    for (killed, share) in [(1, 0.1), (2, 0.35), (0, 0.7), (1, 0.95), (2, 1.0)] {
+        let (fakes, devices) = fake_gpus(SIZE);
+        let at = (launches[killed] as f64 * share) as u64;
+        fakes[killed].kill_process_at_launch(at);
+        let start = Instant::now();
+        let all = on_ranks(devices, |device, ranks| train(device, ranks));
+        let name = format!("rank {killed} killed at launch {at} of {}", launches[killed]);
+        assert!(start.elapsed() < Duration::from_secs(60), "{name}: {:?}", start.elapsed());
+        for (rank, (done, _)) in all.into_iter().enumerate() {
+            let e = done.expect_err(&name);
+            println!("{name}: rank {rank} after {:?}: {e}", start.elapsed());
+            if rank == killed {
+                assert!(is_killed(&e), "{name}: {e}");
+                continue;
+            }
+            let said = e.to_string();
+            assert!(CALLS.iter().any(|call| said.contains(&format!("'{call}'"))), "{name}: rank {rank}: {said}");
+            assert!(share < 1.0 || said.contains("'weights': ncclRemoteError"), "{name}: rank {rank}: {said}");
+            assert_clean(&fakes[rank], &name);
+        }
+    }
+}

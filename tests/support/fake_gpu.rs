@@ -1,0 +1,21 @@
+//! Fake GPUs: device `cuda` on a driver that enforces the rules of the driver API.
+
+use std::sync::Arc;
+
+use reel_device::cuda::Gpu;
+use reel_device::cuda::fake::FakeDriver;
+use reel_device::{Arch, Device};
+
+/// A fake GPU with `memory` bytes, and a device `cuda` on it.
+pub fn fake_cuda(memory: u64) -> (FakeDriver, Device) {
+    let fake = FakeDriver::new(Arch::A100, memory);
+    let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
+    (fake, Device::on_gpu(gpu).expect("a device"))
+}
+
+/// Checks that no rule of the driver API and of NCCL was broken, and that everything was freed. Call it after the
+/// device was dropped.
+#[track_caller]
+pub fn assert_clean(fake: &FakeDriver, name: &str) {
+    assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()), "{name}");
+}
