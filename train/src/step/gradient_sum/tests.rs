@@ -227,6 +227,7 @@ fn simulated_gpus_exchange_buckets_beside_the_backward_pass() {
     assert_eq!(beside, 0);
     for (hashes, backward, beside) in on_ranks(2, |ranks| train_on_fake_gpu(Some(ranks), 10_000)) {
         assert_eq!(hashes, alone);
+        println!("of {backward} launches of the backward pass, {beside} run beside an exchange");
         assert!(beside as usize > backward / 2, "{beside} of {backward} launches run beside an exchange");
     }
     // With a single bucket, which is exchanged after the backward pass, no launch runs beside an exchange.
