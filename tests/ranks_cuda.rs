@@ -189,7 +189,11 @@ fn check_ranks(size: usize, alone: &Trained, step: impl Fn(&Device, Option<Arc<R
         assert_eq!(&trained.unwrap_or_else(|e| panic!("{name}: {e}")), alone, "{name}");
         assert_eq!(traffic.all_to_all, Volume::default(), "{name}: tensors went through host memory");
     }
-    fakes.iter().for_each(|fake| assert_clean(fake, &format!("{size} ranks")));
+    for fake in &fakes {
+        assert_clean(fake, &format!("{size} ranks"));
+        // The model is one bucket, so each launch follows an exchange that the stream of launches waits for.
+        assert_eq!(fake.launches_beside_transfers(), 0, "{size} ranks: launches that do not wait for an exchange");
+    }
 }
 
 #[test]
