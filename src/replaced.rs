@@ -255,7 +255,8 @@ pub fn refuse_run_folder(option: &str, folder: &Path, input_option: &str, input:
     let Some(first) = input.strip_prefix(&folder).ok().and_then(|rest| rest.components().next()) else { return Ok(()) };
     let first = first.as_os_str().to_string_lossy();
     if input.is_file() && (RUN_FILES.contains(&&*first) || first.starts_with("checkpoint-")) {
-        let what = format!("is the folder of {}, the file of {input_option}, which would be replaced", input.display());
+        let what =
+            format!("is a folder that would be replaced, and with it {}, which {input_option} reads", input.display());
         return Err(usage_error(option, what, "choose another folder"));
     }
     Ok(())

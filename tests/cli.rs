@@ -135,7 +135,7 @@ fn errors_of_unavailable_devices_name_alternatives() {
     };
     advice(&["kernels", "bench"], "reel bench op NAME --device cpu", "--device sim");
     advice(&["bench", "op", "swiglu"], "choose --device cpu", "--device sim");
-    advice(&["kernels", "check", "--compare"], "without --compare on --device sim", "--device cpu");
+    advice(&["kernels", "check", "--compare"], "give --device sim, and leave out --compare", "--device cpu");
     kernels(&["kernels", "check"]).refused(1, &["choose --device cpu or --device sim"]);
     // Without --device, `kernels bench` wants a GPU as well.
     run(["kernels", "bench"]).refused(1, &["reel bench op NAME --device cpu"]);

@@ -157,7 +157,8 @@ fn job_of_one_gpu_is_the_plain_plan() {
         assert_eq!((&one["peak_bytes"], &one["memory"]), (&plain["peak_bytes"], &plain["memory"]), "{command}");
         assert!((number(&one, "/seconds") / number(&plain, "/seconds") - 1.0).abs() < 1e-9, "{one}");
         assert_eq!((number(&one, "/exposed_seconds"), number(&one, "/rounds")), (0.0, 3.0), "{command}");
-        // In a larger job with as many rounds, only the optimizer state and the gradients of a rank differ.
+        // With four ranks and four times as many micro-batches, each rank computes three, as the one rank above. So only its
+        // optimizer state and its gradients differ.
         let four = plan("12 --world 4");
         let parts = |name: &str| [&plain["memory"], &four["job"]["memory"]].map(|memory| memory[name].as_f64());
         for name in ["weights", "activations", "kv_cache", "inputs", "workspace"] {

@@ -500,8 +500,8 @@ fn blocks_that_poll_together_are_no_deadlock() {
     }
 }
 
-/// In the block of rank 1, the leading byte offset of the descriptor contains the rank; an H200 then reads two rows
-/// further in columns 64 to 127.
+/// The simulator reports a wgmma descriptor whose leading byte offset contains the block's rank in its cluster. Measured on
+/// an H200: the block of rank 1 then reads two rows too far in columns 64 to 127.
 #[test]
 fn a_descriptor_with_a_rank_is_reported() {
     let text = include_str!("../sim/tests/corpus_async/rank_in_shared_address.ptx");

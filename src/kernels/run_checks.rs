@@ -31,7 +31,7 @@ pub fn run(common: &CommonOptions, kernel: Option<&str>, compare_with_simulator:
         }
         Some(name) if name == "cuda" || name.starts_with("cuda:") => {
             let alternative = match compare_with_simulator {
-                true => "check without --compare on --device sim",
+                true => "give --device sim, and leave out --compare",
                 false => "choose --device cpu or --device sim",
             };
             CheckDevice::Gpu(Rc::new(open_gpu(name, alternative)?))

@@ -196,7 +196,7 @@ impl Job {
         let point = |p: &ScalingPoint| {
             json!({
                 "gpus": p.shape.ranks, "nodes": p.shape.nodes(), "seconds": p.time.total(),
-                "exposed_seconds": p.time.exposed(), "hideable_seconds": p.time.hideable, "efficiency": p.efficiency,
+                "exposed_seconds": p.time.exposed_seconds(), "hideable_seconds": p.time.hideable, "efficiency": p.efficiency,
                 "tokens_per_second": p.tokens_per_second, "peak_bytes": p.peak_bytes, "fits": fits(p.peak_bytes),
             })
         };
@@ -210,7 +210,7 @@ impl Job {
             "bytes": {"gradients": traffic(gradients), "weights": traffic(weights)},
             "seconds": time.total(), "compute_seconds": time.compute, "optimizer_seconds": time.optimizer,
             "gradient_exchange_seconds": time.gradients, "weight_exchange_seconds": time.weights,
-            "exposed_seconds": time.exposed(), "hideable_seconds": time.hideable,
+            "exposed_seconds": time.exposed_seconds(), "hideable_seconds": time.hideable,
             "tokens_per_second": tokens_per_second,
             "scaling": scaling.iter().map(point).collect::<Vec<_>>(),
         })
@@ -250,7 +250,7 @@ impl Job {
              exposed; {} of the exchange could be hidden behind the backward pass",
             duration(time.compute),
             duration(time.optimizer),
-            duration(time.exposed()),
+            duration(time.exposed_seconds()),
             duration(time.gradients),
             duration(time.weights),
             duration(time.hideable)
@@ -307,7 +307,7 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
             shape.ranks,
             shape.nodes(),
             seconds(time.total()),
-            seconds(time.exposed()),
+            seconds(time.exposed_seconds()),
             seconds(time.hideable),
             100.0 * efficiency,
             tokens_per_second,

@@ -21,7 +21,7 @@ pub fn job_page(title: &str, notes: &[String], points: &[ScalingPoint]) -> Strin
     };
     chart("step time", "s", &|point| point.time.total());
     chart("weak scaling efficiency", "", &|point| point.efficiency);
-    chart("exposed exchange", "s", &|point| point.time.exposed());
+    chart("exposed exchange", "s", &|point| point.time.exposed_seconds());
     chart("peak memory of a GPU", "B", &|point| point.peak_bytes as f64);
     chart("tokens per second of all GPUs", "", &|point| point.tokens_per_second);
     page.add_table(&table(points));
@@ -49,7 +49,7 @@ fn table(points: &[ScalingPoint]) -> Table {
             seconds(time.total()),
             seconds(time.compute),
             seconds(time.optimizer),
-            seconds(time.exposed()),
+            seconds(time.exposed_seconds()),
             seconds(time.hideable),
             format!("{:.1} %", 100.0 * efficiency),
             format!("{tokens_per_second:.0}"),

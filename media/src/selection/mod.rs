@@ -163,7 +163,9 @@ fn stride(first: u64, last: u64, video_fps: f64) -> Result<Vec<u64>> {
     if step < 1.0 {
         return Err(MediaError::setting_error(
             "video_fps",
-            format!("a video of {video_fps} frames per second is too slow to select every `round(fps)`-th frame"),
+            format!(
+                "the video has {video_fps} frames per second, which rounds to 0, so `every round(fps)-th frame` selects none"
+            ),
             "use a profile with a fixed number of frames, such as uniform-16",
         ));
     }

@@ -74,7 +74,7 @@ pub(crate) fn replay<'a, W: TrainLoop<'a>>(
     if then.is_some() && first.is_none() {
         let location = recorded.join(METRICS_FILE).display().to_string();
         let what = format!(
-            "is damaged: its hash of step {step} is {want}, but the repeated weights match the hashes in {HASHES_FILE}"
+            "is damaged: its hash of step {step} is {want}, but the weights of the replay have the hashes in {HASHES_FILE}"
         );
         return Err(TrainError::Damaged(Diagnostic::new(location, what, "restore the file from a copy")));
     }

@@ -41,7 +41,7 @@ impl PromptSpread<'_> {
     }
 
     /// Whether this process records the rollouts.
-    pub fn records(&self) -> bool {
+    pub fn writes_records(&self) -> bool {
         self.ranks.is_none_or(|ranks| ranks.rank() == 0)
     }
 

@@ -108,7 +108,7 @@ impl<'a> RolloutWorker<'a> {
             ),
             options: setup.options,
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop, lender)?,
-            recorder: spread.records().then(|| RolloutRecorder::new(&setup.options.out, strips)),
+            recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out, strips)),
             spread,
             prompts,
             stop: setup.stop,

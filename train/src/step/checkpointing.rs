@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(choose(&mut trainer, 40, 2 * none), (Checkpointing::None, 0));
         assert_eq!(choose(&mut trainer, 30, 2 * none), (Checkpointing::None, 0));
         assert_eq!(choose(&mut trainer, 60, selective - 1), (Checkpointing::Full, 0));
-        // Planned again, because the known bytes plus a tenth exceed the memory left.
+        // The second call plans again, because the planned bytes of the activations plus a tenth exceed the free memory.
         assert_eq!(choose(&mut trainer, 40, none), (Checkpointing::None, 1));
         assert_eq!(choose(&mut trainer, 40, none - 1), (Checkpointing::Selective, 0));
     }

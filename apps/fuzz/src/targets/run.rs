@@ -89,7 +89,9 @@ pub const RUN_FOLDER: Target = Target {
             let page = value_of(run_page_html(&out))?;
             if let Some(page) = &page {
                 require(!page.contains("\u{1b}"), || "the page has a control character".to_string())?;
-                require(!page.contains("<script>alert"), || "the page has markup of a file".to_string())?;
+                require(!page.contains("<script>alert"), || {
+                    "the page contains markup from an input file that was not escaped".to_string()
+                })?;
             }
             let replay = accepted(find_replay_start(&out, 2))?;
             accepted(recorded_command_and_options(&out))?;

@@ -102,13 +102,13 @@ pub struct StepTime {
 
 impl StepTime {
     /// Seconds of the exchange that are counted as exposed, that is, hidden by no computation: all of them.
-    pub fn exposed(&self) -> f64 {
+    pub fn exposed_seconds(&self) -> f64 {
         self.gradients + self.weights
     }
 
     /// Seconds of a step.
     pub fn total(&self) -> f64 {
-        self.compute + self.optimizer + self.exposed()
+        self.compute + self.optimizer + self.exposed_seconds()
     }
 }
 

@@ -111,7 +111,7 @@ fn one_rank_is_the_process_itself() {
     assert_eq!(shape.gradient_traffic(0, 1000), Traffic::default());
     assert_eq!(shape.weight_traffic(0, &process), Traffic::default());
     let time = shape.step_time(&process, &Links::new("h200", &[]).unwrap());
-    assert_eq!((time.total(), time.exposed(), time.hideable), (1.1, 0.0, 0.0));
+    assert_eq!((time.total(), time.exposed_seconds(), time.hideable), (1.1, 0.0, 0.0));
 }
 
 /// 16 GPUs in two machines, two rounds, a gradient of 16 GB, weights of 8 GB; each number by hand.
@@ -153,7 +153,7 @@ fn weak_scaling_goes_to_1024_gpus() {
     assert_eq!(gpus, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);
     assert_eq!((points[0].efficiency, points[10].shape.nodes(), points[10].shape.rounds()), (1.0, 128, 2));
     // Beyond one machine the exchange takes longer. With more GPUs, its time tends to G / rate.
-    assert!(points.windows(2).all(|two| two[1].time.exposed() >= two[0].time.exposed()), "{points:?}");
+    assert!(points.windows(2).all(|two| two[1].time.exposed_seconds() >= two[0].time.exposed_seconds()), "{points:?}");
     assert!(points[4].efficiency < points[3].efficiency && points[10].efficiency > 0.3, "{points:?}");
     assert!(points.windows(2).all(|two| two[1].tokens_per_second > two[0].tokens_per_second), "{points:?}");
 }

@@ -167,8 +167,8 @@ impl Modelled {
 fn inputs_of(symbol: &str) -> Option<&'static KernelInputs> {
     static TABLE: OnceLock<BTreeMap<String, KernelInputs>> = OnceLock::new();
     let table = TABLE.get_or_init(|| {
-        let rows: Vec<KernelInputs> =
-            serde_json::from_str(include_str!("inputs.json")).expect("the table is part of the source");
+        let rows: Vec<KernelInputs> = serde_json::from_str(include_str!("inputs.json"))
+            .expect("inputs.json, which is part of the program, has valid values");
         rows.into_iter().map(|row| (row.symbol.clone(), row)).collect()
     });
     table.get(symbol)

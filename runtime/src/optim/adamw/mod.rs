@@ -97,7 +97,8 @@ pub struct CellState {
 }
 
 impl CellState {
-    /// Creates the state of a cell: zero moments, and master weights equal to the weights.
+    /// Creates the optimizer state of a cell, the range of a parameter's weights that one rank updates: zero moments, and
+    /// master weights equal to the weights.
     fn new(p: &Tensor, range: &Range<usize>, moments: MomentFormat) -> Result<Self> {
         let (device, n) = (p.device(), range.len());
         let is_whole = n == p.count();
