@@ -59,7 +59,6 @@ pub struct ParameterSize {
 #[derive(Clone, Debug)]
 pub struct Partition {
     rank: usize,
-    ranks: usize,
     cells: Vec<Cell>,
 }
 
@@ -83,17 +82,7 @@ impl Partition {
                 cells.push(Cell { parameter, range, owner });
             }
         }
-        Self { rank, ranks, cells }
-    }
-
-    /// This process's rank.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// The number of ranks.
-    pub fn ranks(&self) -> usize {
-        self.ranks
+        Self { rank, cells }
     }
 
     /// All cells, in the order of parameters and weights.

@@ -158,7 +158,7 @@ fn places_beside_toolkit() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Returns the library beside the CUDA libraries, for example in the same Python environment; `None` if there is none.
+/// Returns the path of the NCCL library beside the CUDA libraries, as in one Python environment; `None` if not found.
 /// The loader may find one elsewhere. Opens nothing.
 pub fn library_beside_toolkit() -> Option<PathBuf> {
     places_beside_toolkit().into_iter().find(|path| path.is_file())

@@ -342,7 +342,7 @@ fn part(t: &Tensor, cell: &Cell) -> Result<Tensor> {
     Ok(t.reshape(&[t.count()])?.rows(cell.range.start, cell.range.len())?)
 }
 
-/// Adds a gradient to a sum, or copies it to the sum if there is none yet: `-0.0` stays `-0.0`.
+/// Adds a gradient to a sum. Copies it if the sum has no value before, because `0.0 + -0.0` would change its sign.
 fn add(gradient: &Tensor, sum: &Tensor, has_sum: bool) -> Result<()> {
     let (src, dst, count) = (gradient.addr(), sum.addr(), sum.count() as u64);
     let launch = match has_sum {
