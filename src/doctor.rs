@@ -11,6 +11,7 @@ use reel_device::compile::toolkit::Toolkit;
 use reel_device::cpu::simd;
 use reel_device::cuda::nccl;
 use reel_device::{Team, compile};
+use reel_hub::Hub;
 use reel_kernels::limits;
 use reel_media::libraries;
 use serde::Serialize;
@@ -280,25 +281,29 @@ fn find_library(name: &str) -> Option<PathBuf> {
     })
 }
 
-/// The Hugging Face hub cache: $HF_HUB_CACHE, else $HF_HOME/hub, else ~/.cache/huggingface/hub.
-fn cache_folder() -> PathBuf {
-    let home = || PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache").join("huggingface");
-    env::var_os("HF_HUB_CACHE")
-        .map_or_else(|| env::var_os("HF_HOME").map_or_else(home, PathBuf::from).join("hub"), PathBuf::from)
-}
-
-/// Models in the Hugging Face hub cache.
+/// Models and data sets in the Hugging Face hub cache, and the token for downloads.
 fn hub_cache() -> Vec<Finding> {
-    let folder = cache_folder();
-    let models: Vec<String> = fs::read_dir(&folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|e| Some(e.file_name().to_string_lossy().strip_prefix("models--")?.replace("--", "/")))
-        .collect();
-    let what = match models.len() {
-        0 => format!("{}: no models yet; --model with a Hugging Face id downloads one", folder.display()),
-        n => format!("{}: {n} models: {}", folder.display(), models.join(", ")),
+    let hub = Hub::from_environment();
+    let folder = hub.cache.display();
+    let of_kind = |prefix: &str| {
+        let entries = fs::read_dir(&hub.cache).into_iter().flatten().flatten();
+        let name = |e: fs::DirEntry| Some(e.file_name().to_string_lossy().strip_prefix(prefix)?.replacen("--", "/", 1));
+        let mut names: Vec<String> = entries.filter_map(name).collect();
+        names.sort();
+        names
     };
-    vec![Finding::new("Hub cache", "models", Some(what), "")]
+    let list = |names: Vec<String>, kind: &str, option: &str| match names.len() {
+        0 => format!("{folder}: no {kind} yet; {option} with a Hugging Face id downloads one"),
+        n => format!("{folder}: {n} {kind}: {}", names.join(", ")),
+    };
+    let token = match &hub.token_source {
+        Some(source) => format!("from {source}"),
+        None => "none; only public models and data sets can be downloaded (hf auth login, or HF_TOKEN)".to_string(),
+    };
+    let group = "Hub cache";
+    vec![
+        Finding::new(group, "models", Some(list(of_kind("models--"), "models", "--model")), ""),
+        Finding::new(group, "data sets", Some(list(of_kind("datasets--"), "data sets", "--data")), ""),
+        Finding::new(group, "token", Some(token), ""),
+    ]
 }

@@ -19,6 +19,7 @@ mod frames;
 mod generate;
 mod grpo;
 mod help;
+mod hub;
 mod init;
 mod interrupt;
 mod kernels;

@@ -1,7 +1,6 @@
 //! Command line options that name a model and a prompt. The prompt is a file of chat messages, or a question about a
 //! video or an image.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -15,7 +14,6 @@ use reel_input::messages::{ContentPart, Conversation, ImagePart, MediaSource, Vi
 use reel_input::request::RequestSettings;
 use reel_measure::trace;
 use reel_media::profile::{MediaOverrides, MediaProfile};
-use reel_model::hub::{DownloadProgress, resolve};
 use reel_model::lora::{Adapter, is_adapter_folder};
 use reel_train::options::Recipe;
 
@@ -23,7 +21,7 @@ use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaAccessFlags, MediaFlags, TrainingMediaSettings, WorkerFlags};
 use crate::request::read_chat_request;
-use crate::{output, replaced};
+use crate::{hub, output, replaced};
 
 /// Options that select a model and, optionally, a LoRA adapter.
 #[derive(Args, Clone, Debug)]
@@ -121,21 +119,7 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
     {
         return Err(output::cannot_read(Path::new(model), e));
     }
-    let mut printed = Instant::now();
-    let mut progress = |p: DownloadProgress| {
-        if output::stderr_is_terminal() && (printed.elapsed().as_millis() > 200 || p.total == Some(p.done)) {
-            printed = Instant::now();
-            let of = p.total.map_or(String::new(), |t| format!(" of {:.1}", t as f64 / 1e6));
-            let end = if p.total == Some(p.done) { "\n" } else { "" };
-            let _ = write!(
-                std::io::stderr(),
-                "\rdownloading {}: {:.1}{of} MB{end}",
-                escape_controls(p.file),
-                p.done as f64 / 1e6
-            );
-        }
-    };
-    Ok(resolve(model, &mut progress)?)
+    hub::model_folder(model)
 }
 
 impl MessageFlags {

@@ -24,7 +24,7 @@ use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::ranks::{self, RunProcess};
 use crate::training_evaluator::{EvaluationSetup, RunEvaluator};
 use crate::training_server::RunServer;
-use crate::{interrupt, launch, model, output, prompt, replaced};
+use crate::{hub, interrupt, launch, model, output, prompt, replaced};
 
 /// Every option of a run, as configuration files contain them and run.json records them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -71,6 +71,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run.config.clone_from(&options.config);
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
         run.overwrite = options.overwrite || start.overwrite;
+        run.data = hub::local_data(&run.data)?;
         let CommonOptions { json, quiet, verbose, offline, .. } = *common;
         resolved.common =
             CommonOptions { json, quiet, verbose, offline, trace: common.trace.clone(), ..resolved.common };

@@ -249,3 +249,40 @@ fn a_video_may_be_the_folder_of_its_frames() {
     fs::write(dir.join("clip/times.txt"), "0").expect("written");
     check("folder.jsonl").refused(1, &["clip: is a folder with `times.txt`"]);
 }
+
+/// A data set of the hub is read from the local cache by its id, its split, its revision and the name of its file.
+#[test]
+fn data_sets_of_the_hub_are_read_from_the_cache() {
+    let folder = folder();
+    let dir = folder.path();
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let store = "hub/datasets--org--name";
+    let snapshot = format!("{store}/snapshots/{commit}");
+    write(dir, &format!("{store}/refs/main"), commit);
+    write(dir, &format!("{store}/refs/v1"), commit);
+    write(dir, &format!("{snapshot}/train.jsonl"), [CHAT; 3].join("\n"));
+    write(dir, &format!("{snapshot}/test.jsonl"), [CHAT; 2].join("\n"));
+    write(dir, "more.jsonl", CHAT);
+    let rows = |data: &[&str]| {
+        let mut reel = support::reel();
+        reel.current_dir(dir).env("HF_HUB_CACHE", "hub").args(["data", "stats", "--json"]).args(data);
+        support::finished_run(reel.output().expect("it starts"))
+    };
+    // Other clients of the hub leave no sign that a data set is whole.
+    let got = rows(&["org/name"]);
+    assert!(got.stderr.contains("was not downloaded by reel and may be incomplete"), "{}", got.stderr);
+    write(dir, &format!("{snapshot}/.reel-complete"), "");
+    for (data, wanted) in [
+        (&["org/name"][..], 3),
+        (&["org/name@test"], 2),
+        (&["hf://datasets/org/name@v1/test.jsonl"], 2),
+        (&["org/name", "more.jsonl"], 4),
+    ] {
+        let got = rows(data);
+        assert_eq!((got.code, got.stderr.as_str()), (Some(0), ""), "{data:?}");
+        assert_eq!(json_of(&got.stdout)["rows"], wanted, "{data:?}: {}", got.stdout);
+    }
+    rows(&["org/other"]).refused(1, &["org/other: is not complete", "HF_HUB_OFFLINE"]);
+    // A file that does not exist is no data set.
+    rows(&["org/none.jsonl"]).refused(1, &["org/none.jsonl", "there is no such file"]);
+}

@@ -21,9 +21,6 @@ pub enum ModelError {
     /// An option of the command line has a value that does not fit the other options.
     #[error(transparent)]
     Option(Diagnostic),
-    /// A hub id could not be resolved.
-    #[error(transparent)]
-    Hub(Diagnostic),
     /// An error of a device, a tensor or the autograd tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
@@ -54,7 +51,6 @@ constructors! {
     tokenizer => |d| Self::Input(InputError::Tokenizer(d)),
     inputs => |d| Self::Input(InputError::Inputs(d)),
     weights => Self::Weights,
-    hub => Self::Hub,
     option => Self::Option,
 }
 
@@ -91,7 +87,7 @@ impl ModelError {
     pub fn into_diagnostic(self) -> Diagnostic {
         match self {
             Self::Input(e) => e.into_diagnostic(),
-            Self::Weights(d) | Self::Option(d) | Self::Hub(d) => d,
+            Self::Weights(d) | Self::Option(d) => d,
             Self::Runtime(e) => Diagnostic::new("", e.to_string(), ""),
         }
     }

@@ -9,7 +9,6 @@ pub mod checkpoint;
 pub mod chunked_prompt;
 pub mod error;
 pub mod features;
-pub mod hub;
 pub mod init;
 mod linear;
 pub mod linear_weight;

@@ -25,7 +25,7 @@ use super::stage_value::of_stage;
 use super::{CurateRun, status};
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
-use crate::{interrupt, model, output};
+use crate::{hub, interrupt, model, output};
 
 /// The HTML page about a curation: file name in OUT.
 const REPORT_FILE: &str = "report.html";
@@ -214,7 +214,7 @@ fn plan(
 
 impl CurateRun {
     fn curation_options(&self, common: &CommonOptions) -> Result<CurationOptions> {
-        let list = self.videos.clone().unwrap_or_default();
+        let list = hub::local_data(self.videos.as_deref().unwrap_or(Path::new("")))?;
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&list));
         if self.limit == Some(0) {
             return Err(usage_error("--limit", "is 0", "give 1 or more"));

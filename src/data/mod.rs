@@ -16,6 +16,7 @@ use reel_samples::inspect::{DataStats, Inspection, TrainingCommand};
 use reel_train::options::Recipe;
 
 use crate::common::CommonOptions;
+use crate::hub;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::prompt::find_or_download_model;
 
@@ -86,7 +87,7 @@ impl InspectFlags {
 
     /// Inspects all rows: whether `command` can use each row, or, if it is `None`, any training command.
     fn inspect(&self, common: &CommonOptions, command: Option<TrainingCommand>) -> Result<DataStats> {
-        let data = self.data();
+        let data = hub::local_data(&self.data())?;
         let profile = self.media.profile(MediaProfile::VideorftTrain)?;
         let media_root = self.media_root.clone().unwrap_or_else(|| reel_data::media_root(&data));
         let media = MediaOptions {

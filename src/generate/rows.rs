@@ -18,7 +18,7 @@ use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
 use crate::predictor::{self, PredictionJob, Predictor};
 use crate::prompt::media_files;
-use crate::{model, output, replaced};
+use crate::{hub, model, output, replaced};
 
 /// Options for generating answers to the rows of a data file.
 #[derive(Args, Clone, Debug)]
@@ -82,6 +82,8 @@ impl RowFlags {
 impl GenerateArgs {
     /// Generates the completions of all rows of the file `data` and writes them to `--out`.
     pub(super) fn run_rows(&self, data: &Path, common: &CommonOptions) -> Result<()> {
+        let data = hub::local_data(data)?;
+        let data = data.as_path();
         let out = self.rows.out.as_deref().unwrap_or(Path::new(""));
         self.messages.validate()?;
         let device = model::open_device(common)?;

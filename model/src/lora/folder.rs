@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use reel_device::MappedFile;
 use reel_files::write_unfinished;
+use reel_hub::{Hub, Repository};
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{HeaderTensor, StoredDType, read_header};
 
@@ -16,7 +17,6 @@ use super::config::{AdapterConfig, adapter_config_json};
 use super::{ADAPTER_CONFIG_FILE, LinearLayer, LoraSpec, linear_layers};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
-use crate::hub;
 use crate::save::{ConfigAndTokenizerFiles, TensorSpec, write_tensor_file_and};
 use crate::weights::widen_to_f32;
 
@@ -96,7 +96,9 @@ impl Adapter {
         let Some(base) = self.base_model() else {
             return Err(ModelError::config(location, "is missing", help));
         };
-        hub::find_local(base).ok_or_else(|| {
+        let cached = || Hub::from_environment().cached(&Repository::parse_model(base)?);
+        let local = Path::new(base).is_dir().then(|| PathBuf::from(base)).or_else(cached);
+        local.ok_or_else(|| {
             let what = format!("names {base}, which is neither a folder nor in the hub cache");
             ModelError::config(location, what, help)
         })

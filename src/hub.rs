@@ -1,0 +1,90 @@
+//! Models and data sets that options name by their id on the hub: found in the local cache, or downloaded into it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use reel_data::{WeightedPath, parse_data_paths};
+use reel_diagnostic::escape_controls;
+use reel_hub::{DatasetReference, DownloadProgress, Hub, Repository};
+use reel_input::network;
+
+use crate::fail::failed;
+use crate::output;
+
+/// How often the line of a download is written again.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Endings of names of data files. `data/train.jsonl` has the form of an id, but is a file that does not exist.
+const DATA_FILES: [&str; 8] = [".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".xlsx"];
+
+/// Returns the folder of a model: a folder, `ORG/NAME` or `ORG/NAME@REVISION`, which is looked up in the hub cache and
+/// downloaded if it is not there.
+pub fn model_folder(model: &str) -> Result<PathBuf> {
+    let folder = Path::new(model);
+    if folder.is_dir() {
+        return Ok(folder.to_path_buf());
+    }
+    match Repository::parse_model(model).filter(|_| !folder.exists()) {
+        Some(repository) => download(&repository),
+        None => {
+            let what = if folder.exists() { "is not a folder" } else { "there is no such folder" };
+            Err(failed(model, what, "give a model folder, or a hub id like Qwen/Qwen2.5-VL-3B-Instruct"))
+        }
+    }
+}
+
+/// Replaces each data set of the hub in the value of `--data` (`ORG/NAME`, `hf://datasets/ORG/NAME@REVISION/FILE`) by its
+/// folder or file in the hub cache, and downloads it if it is not there. Files and folders stay as they are.
+pub fn local_data(data: &Path) -> Result<PathBuf> {
+    let Ok(paths) = parse_data_paths(data) else { return Ok(data.to_path_buf()) };
+    let references: Vec<_> = paths.iter().map(dataset_of).collect();
+    if references.iter().all(Option::is_none) {
+        return Ok(data.to_path_buf());
+    }
+    let mut local = Vec::new();
+    for (WeightedPath { path, weight }, reference) in paths.iter().zip(references) {
+        let path = match reference {
+            Some(reference) => {
+                let folder = download(&reference.repository)?;
+                let place = reference.file.map_or(folder.clone(), |file| folder.join(file));
+                format!("{}{}", place.display(), reference.selection)
+            }
+            None => path.display().to_string(),
+        };
+        local.push(weight.map_or(path.clone(), |weight| format!("{path}:{weight}")));
+    }
+    Ok(local.join(",").into())
+}
+
+/// The data set that a path names, if it names no file or folder.
+fn dataset_of(path: &WeightedPath) -> Option<DatasetReference> {
+    let text =
+        path.path.to_str().filter(|text| !DATA_FILES.iter().any(|end| text.ends_with(end)) || has_scheme(text))?;
+    let is_local =
+        !has_scheme(text) && text.split(['@', '#', '/']).next().is_some_and(|first| Path::new(first).exists());
+    DatasetReference::parse(text).filter(|_| !is_local)
+}
+
+fn has_scheme(text: &str) -> bool {
+    text.starts_with("hf://")
+}
+
+fn download(repository: &Repository) -> Result<PathBuf> {
+    let hub = Hub::from_environment();
+    let hub = if network::is_forbidden() { hub.without_downloads("--offline") } else { hub };
+    let mut printed = Instant::now();
+    let mut progress = |progress: DownloadProgress| {
+        let is_whole = progress.total == Some(progress.done);
+        if !output::stderr_is_terminal() || (printed.elapsed() < INTERVAL && !is_whole) {
+            return;
+        }
+        printed = Instant::now();
+        let of = progress.total.map_or(String::new(), |total| format!(" of {:.1}", total as f64 / 1e6));
+        let end = if is_whole { "\n" } else { "" };
+        let (file, done) = (escape_controls(progress.file), progress.done as f64 / 1e6);
+        let _ = write!(std::io::stderr(), "\rdownloading {file}: {done:.1}{of} MB{end}");
+    };
+    Ok(hub.folder(repository, &mut progress)?)
+}

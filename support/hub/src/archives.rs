@@ -1,0 +1,282 @@
+//! Unpacks the archives of a data set: `x.zip`, `x.tar`, `x.tar.gz` and `x.tgz` into the folder that they are in, as the
+//! scripts of VideoRFT and Video-R1 unpack their data.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek};
+use std::path::{Component, Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use reel_diagnostic::{catch_panic, note};
+use reel_files::AtomicFile;
+
+use crate::error::{HubError, Result};
+
+/// The largest number of files in an archive.
+const MAX_FILES: usize = 10_000_000;
+
+/// Whether the name of a file is that of an archive.
+pub(crate) fn is_archive(path: &str) -> bool {
+    unpacker_of(path).is_some()
+}
+
+/// Unpacks an archive. Files that have the size of the archive's file are kept, so that an interrupted unpacking
+/// continues.
+///
+/// # Errors
+/// The archive is damaged, has a file outside its folder, or needs more room than the disk has.
+pub(crate) fn unpack(path: &Path) -> Result<()> {
+    let Some(unpack) = unpacker_of(&path.to_string_lossy()) else { return Ok(()) };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let file = File::open(path).map_err(|e| HubError::cannot_read(path, &e))?;
+    let unpacked = catch_panic(|| unpack(file, &mut Unpacker { archive: path, folder, files: 0, links: 0 }));
+    unpacked.unwrap_or_else(|panic| Err(damaged(path, format!("is damaged ({panic})"))))
+}
+
+/// What unpacks an archive of this name.
+fn unpacker_of(path: &str) -> Option<fn(File, &mut Unpacker) -> Result<()>> {
+    let path = path.to_ascii_lowercase();
+    match () {
+        () if path.ends_with(".zip") => Some(unpack_zip),
+        () if path.ends_with(".tar") => Some(unpack_tar),
+        () if path.ends_with(".tar.gz") || path.ends_with(".tgz") => Some(unpack_tar_gz),
+        () => None,
+    }
+}
+
+/// Writes the files of one archive.
+struct Unpacker<'a> {
+    archive: &'a Path,
+    folder: &'a Path,
+    files: usize,
+    /// The number of links, devices and other things that are neither files nor folders. They are left out.
+    links: usize,
+}
+
+impl Unpacker<'_> {
+    /// Where the file `name` of the archive is written.
+    fn target(&self, name: &Path) -> Result<PathBuf> {
+        let parts = name.components().filter(|part| *part != Component::CurDir);
+        let parts: Vec<Component> = parts.collect();
+        let is_safe = !parts.is_empty() && parts.iter().all(|part| matches!(part, Component::Normal(_)));
+        let has_links = |target: &Path| {
+            let below = target.ancestors().take_while(|path| *path != self.folder);
+            below.into_iter().any(|path| path.symlink_metadata().is_ok_and(|found| found.is_symlink()))
+        };
+        let target = self.folder.join(parts.iter().collect::<PathBuf>());
+        match is_safe && !has_links(&target) {
+            true => Ok(target),
+            false => {
+                let what = format!("has the file \"{}\", which is outside the archive's folder", name.display());
+                Err(damaged(self.archive, reel_diagnostic::one_line(&what).to_string()))
+            }
+        }
+    }
+
+    fn folder(&self, name: &Path) -> Result<()> {
+        // The archive's own folder may be named `./`.
+        if name.components().all(|part| part == Component::CurDir) {
+            return Ok(());
+        }
+        let target = self.target(name)?;
+        fs::create_dir_all(&target).map_err(|e| HubError::cannot_write(&target, &e))
+    }
+
+    fn file(&mut self, name: &Path, bytes: u64, content: &mut dyn Read) -> Result<()> {
+        self.files += 1;
+        if self.files > MAX_FILES {
+            return Err(damaged(self.archive, format!("has more than {MAX_FILES} files")));
+        }
+        let target = self.target(name)?;
+        if target == self.archive {
+            return Err(damaged(self.archive, "has a file with its own name"));
+        }
+        if fs::metadata(&target).is_ok_and(|found| found.is_file() && found.len() == bytes) {
+            return Ok(());
+        }
+        let parent = target.parent().unwrap_or(self.folder);
+        fs::create_dir_all(parent).map_err(|e| HubError::cannot_write(parent, &e))?;
+        let mut out = AtomicFile::create(&target)?;
+        // One byte more shows that the archive has more than it says.
+        let written = io::copy(&mut content.take(bytes.saturating_add(1)), &mut out);
+        match written {
+            Ok(written) if written == bytes => Ok(out.commit()?),
+            Ok(_) => Err(damaged(self.archive, format!("is damaged: {} has another size", name.display()))),
+            Err(e) if reel_diagnostic::no_room_help(e.kind()).is_some() => Err(HubError::cannot_write(&target, &e)),
+            Err(e) => Err(damaged(self.archive, format!("is damaged at {} ({e})", name.display()))),
+        }
+    }
+
+    fn tell_links(&self) {
+        if self.links > 0 {
+            let (archive, links) = (self.archive.display(), self.links);
+            note!("{archive}: {links} entries were left out, which are neither files nor folders");
+        }
+    }
+}
+
+fn damaged(archive: &Path, what: impl Into<String>) -> HubError {
+    HubError::new(archive.display().to_string(), what, "remove it and run the command again, or unpack it by hand")
+}
+
+fn unpack_zip(file: File, to: &mut Unpacker) -> Result<()> {
+    let archive = to.archive;
+    let broken = |e: &dyn std::fmt::Display| damaged(archive, format!("is not a ZIP archive that can be read ({e})"));
+    let mut zip = zip::ZipArchive::new(BufReader::new(file)).map_err(|e| broken(&e))?;
+    for index in 0..zip.len() {
+        let mut entry = zip.by_index(index).map_err(|e| broken(&e))?;
+        // The name as it is in the archive: a name that is not safe is an error and is not repaired.
+        let name = PathBuf::from(entry.name().map_err(|e| broken(&e))?.into_owned());
+        let bytes = entry.size();
+        match () {
+            () if entry.is_dir() => to.folder(&name)?,
+            () if entry.is_file() => to.file(&name, bytes, &mut entry)?,
+            () => to.links += 1,
+        }
+    }
+    to.tell_links();
+    Ok(())
+}
+
+fn unpack_tar_gz(file: File, to: &mut Unpacker) -> Result<()> {
+    read_tar(MultiGzDecoder::new(BufReader::new(file)), to)
+}
+
+fn unpack_tar(mut file: File, to: &mut Unpacker) -> Result<()> {
+    // Some data sets name a compressed archive `.tar`.
+    let mut magic = [0; 2];
+    let read = file.read(&mut magic).and_then(|n| file.rewind().map(|()| n));
+    match read.map_err(|e| HubError::cannot_read(to.archive, &e))? {
+        2 if magic == [0x1f, 0x8b] => unpack_tar_gz(file, to),
+        _ => read_tar(BufReader::new(file), to),
+    }
+}
+
+fn read_tar(from: impl Read, to: &mut Unpacker) -> Result<()> {
+    let archive = to.archive;
+    let broken = |e: io::Error| damaged(archive, format!("is not a tar archive that can be read ({e})"));
+    let mut tar = tar::Archive::new(from);
+    for entry in tar.entries().map_err(broken)? {
+        let mut entry = entry.map_err(broken)?;
+        let name = entry.path().map_err(broken)?.into_owned();
+        let bytes = entry.size();
+        match entry.header().entry_type() {
+            tar::EntryType::Directory => to.folder(&name)?,
+            tar::EntryType::Regular | tar::EntryType::Continuous => to.file(&name, bytes, &mut entry)?,
+            tar::EntryType::XGlobalHeader => {}
+            _ => to.links += 1,
+        }
+    }
+    to.tell_links();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use proptest::prelude::*;
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    fn zip_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut zip = ZipWriter::new(io::Cursor::new(Vec::new()));
+        for (name, content) in files {
+            zip.start_file(*name, SimpleFileOptions::default()).unwrap();
+            zip.write_all(content).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            // `set_path` refuses names that leave the folder.
+            header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            header.set_cksum();
+            tar.append(&header, *content).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    fn gz_of(bytes: &[u8]) -> Vec<u8> {
+        let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
+        gz.write_all(bytes).unwrap();
+        gz.finish().unwrap()
+    }
+
+    fn unpacked(name: &str, archive: &[u8]) -> (tempfile::TempDir, Result<()>) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("below");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join(name), archive).unwrap();
+        let result = unpack(&folder.join(name));
+        (dir, result)
+    }
+
+    const FILES: [(&str, &[u8]); 3] = [("a.mp4", b"frames"), ("b/c.png", b""), ("./b/d.txt", b"text")];
+
+    #[test]
+    fn archives_of_all_kinds_are_unpacked_beside_themselves() {
+        for (name, archive) in [
+            ("x.zip", zip_of(&FILES)),
+            ("x.tar", tar_of(&FILES)),
+            ("X.TAR", gz_of(&tar_of(&FILES))),
+            ("x.tar.gz", gz_of(&tar_of(&FILES))),
+            ("x.tgz", gz_of(&tar_of(&FILES))),
+        ] {
+            let (dir, result) = unpacked(name, &archive);
+            result.unwrap();
+            for (file, content) in FILES {
+                assert_eq!(fs::read(dir.path().join("below").join(file)).unwrap(), content, "{name}: {file}");
+            }
+            // A second call finds all files.
+            unpack(&dir.path().join("below").join(name)).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_outside_the_folder_are_refused() {
+        for name in ["../x", "/tmp/x", "a/../../x"] {
+            for (file, archive) in [("x.zip", zip_of(&[(name, b"bad")])), ("x.tar", tar_of(&[(name, b"bad")]))] {
+                let (dir, result) = unpacked(file, &archive);
+                let error = result.unwrap_err().to_string();
+                assert!(error.contains("outside the archive's folder") && !error.contains('\n'), "{error}");
+                assert!(!dir.path().join("x").exists());
+            }
+        }
+    }
+
+    #[test]
+    fn files_are_not_written_through_links() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("below")).unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("below/link")).unwrap();
+        let archive = dir.path().join("below/x.zip");
+        fs::write(&archive, zip_of(&[("link/x", b"bad")])).unwrap();
+        assert!(unpack(&archive).unwrap_err().to_string().contains("outside"));
+        assert!(!dir.path().join("x").exists());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn damaged_archives_end_with_one_line(at in 0usize..400, value: u8, cut in 0usize..400) {
+            for (name, archive) in [("x.zip", zip_of(&FILES)), ("x.tgz", gz_of(&tar_of(&FILES)))] {
+                let mut archive = archive;
+                let at = at % archive.len();
+                archive[at] = value;
+                archive.truncate(archive.len() - cut % archive.len());
+                if let (_, Err(error)) = unpacked(name, &archive) {
+                    prop_assert!(!error.to_string().contains('\n'), "{}", error);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The variables of the Hugging Face clients: where the cache and the token are, which hub is asked, and whether it may
+//! be asked.
+
+use std::path::{Path, PathBuf};
+
+use reel_diagnostic::input;
+
+/// A hub and its local cache.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    /// The folder of the cache.
+    pub cache: PathBuf,
+    /// The address of the hub, without a slash at its end.
+    pub(crate) endpoint: String,
+    /// The access token of the user.
+    pub(crate) token: Option<String>,
+    /// Where the token was found, for messages.
+    pub token_source: Option<String>,
+    /// What forbids downloads, if anything does: an environment variable, or an option of the program.
+    pub(crate) offline: Option<&'static str>,
+}
+
+impl Hub {
+    /// Reads `HF_HUB_CACHE`, `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH` and `HF_HUB_OFFLINE`, with the meaning
+    /// that `huggingface_hub` gives them. Without `HF_TOKEN` the token is that of the file that `hf auth login` writes.
+    pub fn from_environment() -> Self {
+        Self::from_variables(|name| std::env::var(name).ok())
+    }
+
+    pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let home = || variable("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let path = |name: &str| {
+            variable(name).map(|value| {
+                match value.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+                    Some(rest) => home().join(rest.trim_start_matches('/')),
+                    None => PathBuf::from(value),
+                }
+            })
+        };
+        let hub_home = path("HF_HOME")
+            .unwrap_or_else(|| path("XDG_CACHE_HOME").unwrap_or_else(|| home().join(".cache")).join("huggingface"));
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        let of_variable = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]
+            .into_iter()
+            .find_map(|name| Some((variable(name)?.trim().to_string(), name.to_string())));
+        let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| hub_home.join("token"));
+        let token = of_variable.or_else(|| Some((read_token(&token_file)?, token_file.display().to_string())));
+        let (token, token_source) = token.filter(|(token, _)| !token.is_empty()).unzip();
+        let yes = |value: String| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string());
+        Self {
+            cache: cache.unwrap_or_else(|| hub_home.join("hub")),
+            endpoint: endpoint.trim_end_matches('/').to_string(),
+            token,
+            token_source,
+            offline: variable("HF_HUB_OFFLINE").is_some_and(yes).then_some("HF_HUB_OFFLINE"),
+        }
+    }
+
+    /// Forbids downloads. `cause` is what forbids them, for messages.
+    pub fn without_downloads(self, cause: &'static str) -> Self {
+        Self { offline: self.offline.or(Some(cause)), ..self }
+    }
+}
+
+/// The text of the token file, without white space around it.
+fn read_token(file: &Path) -> Option<String> {
+    Some(input::read_text(file, input::MAX_CONFIG_BYTES).ok()?.trim().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn hub(variables: &[(&str, &str)]) -> Hub {
+        let variables: BTreeMap<_, _> = variables.iter().copied().collect();
+        Hub::from_variables(|name| variables.get(name).map(|value| value.to_string()))
+    }
+
+    #[test]
+    fn folders_are_those_of_the_hugging_face_clients() {
+        for (variables, cache) in [
+            (&[("HOME", "/h")][..], "/h/.cache/huggingface/hub"),
+            (&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub"),
+            (&[("HOME", "/h"), ("HF_HOME", "~/hf")], "/h/hf/hub"),
+            (&[("HOME", "/h"), ("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")], "/c"),
+        ] {
+            assert_eq!(hub(variables).cache, Path::new(cache), "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn token_is_that_of_the_variable_else_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap();
+        assert_eq!(hub(&[("HF_HOME", home)]).token, None);
+        std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();
+        let found = hub(&[("HF_HOME", home)]);
+        assert_eq!(found.token.as_deref(), Some("hf_file"));
+        assert_eq!(found.token_source, Some(format!("{home}/token")));
+        let found = hub(&[("HF_HOME", home), ("HF_TOKEN", "hf_variable")]);
+        assert_eq!((found.token.as_deref(), found.token_source.as_deref()), (Some("hf_variable"), Some("HF_TOKEN")));
+        let path = format!("{home}/other");
+        std::fs::write(&path, "hf_other").unwrap();
+        assert_eq!(hub(&[("HF_HOME", home), ("HF_TOKEN_PATH", &path)]).token.as_deref(), Some("hf_other"));
+    }
+}

@@ -1,0 +1,95 @@
+//! Models and data sets of the Hugging Face hub.
+//!
+//! The cache is that of the Hugging Face clients: `models--ORG--NAME/refs/REVISION` names a commit, and
+//! `snapshots/COMMIT` holds its files. What is there is not asked for again. What is missing is downloaded: several files
+//! at a time, in pieces that are requested again when they fail, continued after a stop, and compared with the hub's
+//! checksums. Archives of a data set are unpacked where they are.
+
+mod archives;
+mod checksum;
+mod download;
+mod environment;
+mod error;
+mod fetch;
+mod listing;
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use reel_diagnostic::input;
+use serde_json::Value;
+
+pub use download::DownloadProgress;
+pub use environment::Hub;
+pub use error::{HubError, Result};
+pub use reference::{DatasetReference, Kind, Repository};
+
+/// The file in the snapshot of a data set that says that all its files are there and its archives are unpacked.
+const COMPLETE_FILE: &str = ".reel-complete";
+
+impl Hub {
+    /// Returns the folder of a model or a data set. Downloads the files that are missing in the cache, and calls
+    /// `progress` again and again meanwhile.
+    ///
+    /// # Errors
+    /// Files are missing and must not or cannot be downloaded; a file differs from the hub's checksum; an archive cannot
+    /// be unpacked; the disk has no room.
+    pub fn folder(&self, repository: &Repository, progress: &mut dyn FnMut(DownloadProgress)) -> Result<PathBuf> {
+        if let Some(snapshot) = self.cached(repository) {
+            return Ok(snapshot);
+        }
+        let Some(cause) = self.offline else { return self.fetch(repository, progress) };
+        // Other clients write no file that says whether the snapshot is whole.
+        if repository.kind == Kind::Dataset
+            && let Some(snapshot) = self.snapshot(repository).filter(|snapshot| snapshot.is_dir())
+        {
+            let (name, folder) = (repository.name(), snapshot.display());
+            reel_diagnostic::note!("{name}: {folder} was not downloaded by reel and may be incomplete");
+            return Ok(snapshot);
+        }
+        let cache = self.cache.display();
+        let what = format!("is not complete in the hub cache {cache} and is not downloaded, because {cause} is set");
+        Err(HubError::new(repository.name(), what, format!("remove {cause}, or give a folder")))
+    }
+
+    /// The folder of a model or a data set that is complete in the cache.
+    pub fn cached(&self, repository: &Repository) -> Option<PathBuf> {
+        self.snapshot(repository).filter(|snapshot| match repository.kind {
+            Kind::Model => is_whole_model(snapshot),
+            Kind::Dataset => snapshot.join(COMPLETE_FILE).is_file(),
+        })
+    }
+
+    /// The folder of a repository in the cache.
+    fn store(&self, repository: &Repository) -> PathBuf {
+        self.cache.join(format!("{}--{}", repository.kind.plural(), repository.id.replace('/', "--")))
+    }
+
+    /// Where the files of the repository's revision are or will be; `None` if its commit is not known.
+    fn snapshot(&self, repository: &Repository) -> Option<PathBuf> {
+        let store = self.store(repository);
+        let snapshots = store.join("snapshots");
+        if repository.is_commit() {
+            return Some(snapshots.join(&repository.revision));
+        }
+        let commit = input::read_text(store.join("refs").join(&repository.revision), input::MAX_CONFIG_BYTES).ok()?;
+        reference::is_commit(commit.trim()).then(|| snapshots.join(commit.trim()))
+    }
+}
+
+/// Whether a folder has a config, a tokenizer and all weight files.
+fn is_whole_model(snapshot: &Path) -> bool {
+    let has = |name: &str| snapshot.join(name).is_file();
+    if !has("config.json") || !has("tokenizer.json") {
+        return false;
+    }
+    if has("model.safetensors") {
+        return true;
+    }
+    let index = input::read_text(snapshot.join("model.safetensors.index.json"), input::MAX_CONFIG_BYTES).ok();
+    let index: Option<Value> = index.and_then(|text| serde_json::from_str(&text).ok());
+    let map = index.as_ref().and_then(|index| index.get("weight_map")?.as_object());
+    map.is_some_and(|map| !map.is_empty() && map.values().all(|file| file.as_str().is_some_and(has)))
+}
