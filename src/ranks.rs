@@ -181,7 +181,7 @@ impl RunProcess {
         if let Some(scratch) = &self.scratch {
             run.out = scratch.path().join("out");
             run.resume_from_checkpoint.clone_from(&self.checkpoint);
-            (run.overwrite, run.report_to) = (false, vec![ReportTo::None]);
+            (run.overwrite, run.report_to, run.report_command) = (false, vec![ReportTo::None], None);
         }
     }
 

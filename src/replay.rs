@@ -88,6 +88,7 @@ impl ReplayArgs {
         run.out = folder.path().join("out");
         run.save_steps = 0;
         run.report_to = vec![ReportTo::None];
+        run.report_command = None;
         run.evaluation = EvaluationOptions::default();
         // The run may still be going on and use the port of its server.
         run.serve = None;

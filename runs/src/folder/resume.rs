@@ -109,6 +109,7 @@ const NOT_COMPARED: [&str; 31] = [
     "folder_format",
     "logging_steps",
     "report_to",
+    "report_command",
     "run_name",
     "wandb_project",
     "gradient_checkpointing",

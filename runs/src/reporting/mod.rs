@@ -1,5 +1,6 @@
-//! Reports of a run while it trains: progress on the terminal, TensorBoard and Weights & Biases.
+//! Reports of a run while it trains: progress on the terminal, TensorBoard, Weights & Biases, and a command of the user.
 
+pub mod command;
 pub mod events;
 pub mod progress;
 pub mod protobuf;

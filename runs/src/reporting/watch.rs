@@ -1,8 +1,10 @@
-//! Sends the metrics and rollout previews of each step to the reporters that `--report-to` names: TensorBoard and
-//! Weights & Biases.
+//! Sends the metrics and rollout previews of each step to the reporters that `--report-to` names, TensorBoard and Weights
+//! & Biases, and the metrics to the command of `--report-command`.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
+use reel_diagnostic::note;
 use reel_files::log;
 use reel_train::file_names::METRICS_FILE;
 use reel_train::metrics::{RolloutPreview, StepMetrics};
@@ -10,7 +12,9 @@ use reel_train::options::{ReportTo, RunOptions};
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
+use crate::reporting::command::ReportCommand;
 use crate::reporting::events::TensorboardEventFile;
+use crate::reporting::wandb::environment::{WandbEnvironment, WandbMode};
 use crate::reporting::wandb::{Wandb, WandbStart};
 
 /// The TensorBoard and W&B name of the histogram of a step's rewards.
@@ -25,6 +29,9 @@ pub const FRAMES_TAG: &str = "rollouts/frames";
 pub struct Reporters {
     events: Option<TensorboardEventFile>,
     wandb: Option<Wandb>,
+    /// Whether `wandb sync` uploads the folder of `wandb` at the end.
+    uploads: bool,
+    command: Option<ReportCommand>,
 }
 
 impl Reporters {
@@ -35,8 +42,14 @@ impl Reporters {
             .reports_to(ReportTo::Tensorboard)
             .then(|| TensorboardEventFile::create(&options.out))
             .transpose()?;
+        let command = options.report_command.as_deref().map(ReportCommand::start).transpose()?;
         if !options.reports_to(ReportTo::Wandb) {
-            return Ok(Self { events, wandb: None });
+            return Ok(Self { events, wandb: None, uploads: false, command });
+        }
+        let environment = WandbEnvironment::read()?;
+        if environment.mode == WandbMode::Disabled {
+            note!("--report-to wandb: has no effect, because WANDB_MODE is disabled");
+            return Ok(Self { events, wandb: None, uploads: false, command });
         }
         let logged = |m: &StepMetrics| m.step <= step && m.step.is_multiple_of(options.logging_steps);
         let lines = log::read_matching_lines(&options.out.join(METRICS_FILE), logged)?;
@@ -48,9 +61,11 @@ impl Reporters {
             done: &done,
             project: &options.wandb_project(),
             name: options.run_name.as_deref(),
+            environment: &environment,
             run,
         };
-        Ok(Self { events, wandb: Some(Wandb::begin(&begin)?) })
+        let uploads = environment.mode == WandbMode::Online;
+        Ok(Self { events, wandb: Some(Wandb::begin(&begin)?), uploads, command })
     }
 
     /// The folder that `wandb sync` uploads; `None` without `--report-to wandb`.
@@ -64,6 +79,9 @@ impl Reporters {
             events.write_scalars(step, values)?;
             preview.map_or(Ok(()), |preview| events.write_preview(step, preview))?;
         }
+        if let Some(command) = &self.command {
+            command.report_step(step, values);
+        }
         self.wandb.as_mut().map_or(Ok(()), |wandb| wandb.log_step(step, values, preview))
     }
 
@@ -76,7 +94,28 @@ impl Reporters {
             Err(TrainError::Stopped(_)) => 255,
             Err(_) => 1,
         };
-        self.wandb.take().map_or(Ok(()), |wandb| wandb.finish(code))
+        if let Some(command) = self.command.take() {
+            command.finish();
+        }
+        let Some(wandb) = self.wandb.take() else { return Ok(()) };
+        let folder = wandb.folder().to_path_buf();
+        wandb.finish(code)?;
+        if self.uploads {
+            upload(&folder);
+        }
+        Ok(())
+    }
+}
+
+/// Uploads the folder of a run by the W&B client, which reads `WANDB_API_KEY`, `WANDB_BASE_URL` and its login. A run is
+/// complete without it, so a failed upload is told in a note.
+fn upload(folder: &Path) {
+    let shown = folder.display();
+    let status = Command::new("wandb").arg("sync").arg(folder).stdin(Stdio::null()).stdout(Stdio::null()).status();
+    match status {
+        Ok(status) if status.success() => note!("Weights & Biases: uploaded {shown}"),
+        Ok(status) => note!("Weights & Biases: `wandb sync {shown}` ended with {status}; run it again"),
+        Err(e) => note!("Weights & Biases: cannot start `wandb` ({e}); install it, then run `wandb sync {shown}`"),
     }
 }
 

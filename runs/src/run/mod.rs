@@ -26,7 +26,7 @@ use reel_samples::feed::{SampleSource, StepRowCursor};
 use reel_samples::skipped_row::SkippedRow;
 use reel_train::file_names::SKIPPED_FILE;
 use reel_train::metrics::{RolloutPreview, StepMetrics};
-use reel_train::options::TrainingOptions;
+use reel_train::options::{ReportTo, TrainingOptions};
 use reel_train::setup::{RunRanks, RunSetup};
 use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::{StepResult, Trainer, combined_fingerprint};
@@ -41,6 +41,7 @@ use crate::folder::output;
 use crate::folder::previous::PreviousRun;
 use crate::folder::resume::{self, PlannedStepCount, RunState};
 use crate::reporting::progress::Progress;
+use crate::reporting::wandb::environment::WandbEnvironment;
 use crate::reporting::watch::Reporters;
 use record::Recorded;
 pub use record::difference_in_bits;
@@ -70,6 +71,10 @@ pub struct RunSummary {
 /// Trains to the last step, or until `setup.stop` becomes true. OUT is locked during the run.
 pub fn run<'a, W: TrainLoop<'a>>(setup: &RunSetup<'a, W::Options>) -> Result<RunSummary> {
     setup.options.validate()?;
+    if setup.options.reports_to(ReportTo::Wandb) {
+        // Wrong variables are an error before OUT is changed.
+        WandbEnvironment::read()?;
+    }
     let out = &setup.options.out;
     let lock = Arc::new(output::lock(out)?);
     train::<W>(setup, &lock).map_err(|e| output::with_help_to_continue(e, out))

@@ -176,7 +176,11 @@ pub struct RunOptions {
     /// sync`), or to none
     #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',', default_value = "tensorboard")]
     pub report_to: Vec<ReportTo>,
-    /// Run name in Weights & Biases [default: the name of OUT]
+    /// Shell command that gets the metrics of each reported step on its standard input, one JSON object a line (see
+    /// examples/report.py)
+    #[arg(long, value_name = "CMD")]
+    pub report_command: Option<String>,
+    /// Run name in Weights & Biases [default: $WANDB_NAME, else the name of OUT]
     #[arg(long, value_name = "NAME")]
     pub run_name: Option<String>,
     /// Project in Weights & Biases [default: $WANDB_PROJECT, else uncategorized]

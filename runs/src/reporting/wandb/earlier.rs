@@ -42,7 +42,8 @@ impl RunPart {
     fn of(name: &str) -> Option<Self> {
         let (time, id) = name.strip_prefix(PREFIX)?.split_once('-')?;
         let start = NaiveDateTime::parse_from_str(time, TIME).ok()?.and_utc();
-        let whole = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric());
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let whole = !id.is_empty() && id.bytes().all(allowed);
         whole.then(|| Self { start, id: id.to_string() })
     }
 

@@ -14,9 +14,10 @@
 //!
 //! The new folder has the run id of the previous folder. The previous folder is marked as uploaded (`.synced`), so that
 //! the client skips it. If the previous folder was already uploaded or lies in another OUT, the new folder gets a new
-//! id.
+//! id. `WANDB_RUN_ID` sets the id. With `WANDB_MODE=online` the folder is uploaded by `wandb sync` when the run ends.
 
 mod earlier;
+pub mod environment;
 mod log;
 mod record;
 
@@ -28,6 +29,7 @@ use std::time::Instant;
 
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use earlier::{LoggedStep, RunPart};
+use environment::WandbEnvironment;
 use log::WandbLogFile;
 use record::{Record, UploadedFileKind};
 use reel_media::strip::PngImage;
@@ -55,8 +57,10 @@ pub struct WandbStart<'a> {
     pub done: &'a [StepMetrics],
     /// The W&B project.
     pub project: &'a str,
-    /// The run name; with `None`, the name of OUT is used.
+    /// The run name; with `None`, `WANDB_NAME` or else the name of OUT is used.
     pub name: Option<&'a str>,
+    /// What the environment says about the run.
+    pub environment: &'a WandbEnvironment,
     /// The content of run.json.
     pub run: &'a Value,
 }
@@ -100,7 +104,8 @@ impl Wandb {
         let before = if begin.step > 0 { earlier::newest_run_part(&there)? } else { None };
         let newest = earlier::newest_run_part(&here)?;
         let same = newest.as_ref().filter(|part| begin.step > 0 && !part.is_uploaded(&here));
-        let id = same.map_or_else(new_id, |part| part.id.clone());
+        let given = begin.environment.run_id.clone();
+        let id = given.or_else(|| same.map(|part| part.id.clone())).unwrap_or_else(new_id);
         // `wandb sync` uploads folders in the order of the start times in their names, which are whole seconds. So a
         // part starts at least one second after the part before it.
         let start = newest.map_or_else(Utc::now, |part| Utc::now().max(part.start + TimeDelta::seconds(1)));
@@ -137,8 +142,12 @@ impl Wandb {
         self.add(&Record::run(&record::RunInfo {
             id: &part.id,
             project: begin.project,
-            name: begin.name.unwrap_or(&name),
-            job: command,
+            name: begin.name.or(begin.environment.name.as_deref()).unwrap_or(&name),
+            entity: begin.environment.entity.as_deref(),
+            group: begin.environment.group.as_deref(),
+            notes: begin.environment.notes.as_deref(),
+            tags: &begin.environment.tags,
+            job: begin.environment.job_type.as_deref().unwrap_or(command),
             host,
             start: part.start,
             config: &config(begin.run),
@@ -292,6 +301,7 @@ fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
     config.shift_remove("reward_command");
+    config.shift_remove("report_command");
     config.extend(map(run).into_iter().filter(|(name, _)| name != "options"));
     config
 }

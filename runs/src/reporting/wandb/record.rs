@@ -4,7 +4,8 @@
 //! | message | fields |
 //! |---|---|
 //! | `HeaderRecord` | version_info 1: producer 1 |
-//! | `RunRecord` | run_id 1, project 3, config 4 (update 1), job_type 7, display_name 8, host 13, start_time 17 |
+//! | `RunRecord` | run_id 1, entity 2, project 3, config 4 (update 1), run_group 6, job_type 7, display_name 8, |
+//! | | notes 9, tags 10, host 13, start_time 17 |
 //! | start_time of `RunRecord` | seconds 1, nanos 2 |
 //! | `ConfigItem` | key 1, value_json 16 |
 //! | `HistoryRecord` | item 1, step 2 (num 1) |
@@ -42,7 +43,15 @@ pub struct RunInfo<'a> {
     pub project: &'a str,
     /// The displayed name.
     pub name: &'a str,
-    /// The job type: the command.
+    /// The user or the team; `None` is the one that the client has as its default.
+    pub entity: Option<&'a str>,
+    /// The group of runs.
+    pub group: Option<&'a str>,
+    /// Notes of the user.
+    pub notes: Option<&'a str>,
+    /// Tags.
+    pub tags: &'a [String],
+    /// The job type: the command, unless the user names another.
     pub job: &'a str,
     /// The host name, if known.
     pub host: Option<&'a str>,
@@ -79,9 +88,15 @@ impl Record {
         let start = ProtoMessage::default()
             .varint(1, run.start.timestamp().max(0) as u64)
             .varint(2, u64::from(run.start.timestamp_subsec_nanos()));
-        let body = ProtoMessage::default().bytes(1, run.id).bytes(3, run.project).bytes(4, config);
-        let body = body.bytes(7, run.job).bytes(8, run.name);
-        let body = run.host.into_iter().fold(body, |body, host| body.bytes(13, host));
+        // An optional text is a field of its own; a repeated one is a field for each text.
+        let texts = |body: ProtoMessage, number: u32, texts: &[&str]| {
+            texts.iter().fold(body, |body, text| body.bytes(number, text))
+        };
+        let tags: Vec<&str> = run.tags.iter().map(String::as_str).collect();
+        let body = texts(ProtoMessage::default().bytes(1, run.id), 2, run.entity.as_slice());
+        let body = texts(body.bytes(3, run.project).bytes(4, config), 6, run.group.as_slice());
+        let body = texts(body.bytes(7, run.job).bytes(8, run.name), 9, run.notes.as_slice());
+        let body = texts(texts(body, 10, &tags), 13, run.host.as_slice());
         Self::new(RUN, body.bytes(17, start))
     }
 

@@ -32,7 +32,9 @@ fn preview(step: u64) -> RolloutPreview {
 fn part(out: &Path, home: &Path, step: u64, last: u64, pictures: bool) -> Wandb {
     let run = json!({"command": "grpo", "steps": 9, "options": {"learning_rate": 0.5}});
     let done: Vec<StepMetrics> = (1..=step).map(line).collect();
-    let begin = WandbStart { out, home, step, done: &done, project: "p", name: None, run: &run };
+    let environment = WandbEnvironment::default();
+    let begin =
+        WandbStart { out, home, step, done: &done, project: "p", name: None, environment: &environment, run: &run };
     let mut wandb = Wandb::begin(&begin).unwrap();
     for n in step + 1..=last {
         wandb.log_step(n, &line(n).named_metric_values(), pictures.then(|| preview(n)).as_ref()).unwrap();

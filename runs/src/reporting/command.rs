@@ -1,0 +1,153 @@
+//! `--report-command`: a shell command that gets the metrics of each reported step on its standard input, one JSON object
+//! a line, such as `{"step": 3, "train/loss": 1.25}`. With a few lines it sends them to MLflow, SwanLab, trackio or any
+//! other service (`examples/report.py`).
+//!
+//! The command cannot delay or end the training: a thread writes the lines, and a command that exits early or cannot be
+//! started is told once in a note.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use reel_diagnostic::{Diagnostic, note};
+use reel_train::{Result, TrainError};
+use serde_json::{Map, Value, json};
+
+/// How long the command may run on after the last line.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often the end of the command is looked for.
+const EXIT_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A running command.
+#[derive(Debug)]
+pub struct ReportCommand {
+    child: Child,
+    /// Lines to write; the thread ends when this is dropped.
+    lines: Option<Sender<String>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl ReportCommand {
+    /// Starts `sh -c command`. What it prints goes to the standard error of this process.
+    ///
+    /// # Errors
+    /// The shell cannot be started.
+    pub fn start(command: &str) -> Result<Self> {
+        let failed = |e: io::Error| {
+            let what = format!("cannot be started: {e}");
+            TrainError::Option(Diagnostic::new("--report-command", what, "check that the shell `sh` is installed"))
+        };
+        let output = io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
+        let mut child = Command::new("sh")
+            .args(["-c", command])
+            .stdin(Stdio::piped())
+            .stdout(output)
+            // A process group of its own: Ctrl-C ends the training, and then the command gets its last lines.
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        let (sender, receiver) = channel::<String>();
+        let writer = child.stdin.take().map(|mut input| {
+            thread::spawn(move || {
+                let written = receiver.iter().try_for_each(|line| write_line(&mut input, &line));
+                if let Err(e) = written {
+                    note!("--report-command: gets no more metrics, because it closed its input ({e})");
+                }
+            })
+        });
+        Ok(Self { child, lines: Some(sender), writer })
+    }
+
+    /// Sends the numbers of a step.
+    pub fn report_step(&self, step: u64, values: &[(String, f64)]) {
+        let mut line = Map::from_iter([("step".to_string(), json!(step))]);
+        line.extend(values.iter().map(|(name, value)| (name.clone(), json!(value))));
+        if let Some(lines) = &self.lines {
+            // The thread has ended and told why if the line cannot be sent.
+            let _ = lines.send(format!("{}\n", Value::Object(line)));
+        }
+    }
+
+    /// Closes the command's input and waits until it has ended. After [`EXIT_TIMEOUT`] it is killed.
+    pub fn finish(mut self) {
+        self.end(EXIT_TIMEOUT);
+    }
+
+    fn end(&mut self, timeout: Duration) {
+        self.lines = None;
+        let begun = Instant::now();
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) if status.success() => break,
+                Ok(Some(status)) => {
+                    note!("--report-command: ended with {status}");
+                    break;
+                }
+                Ok(None) if begun.elapsed() < timeout => thread::sleep(EXIT_INTERVAL),
+                Ok(None) | Err(_) => {
+                    note!("--report-command: was ended, because it ran for {timeout:?} after its last line");
+                    let _ = self.child.kill();
+                    let _ = self.child.wait();
+                    break;
+                }
+            }
+        }
+        // A child of the command may hold the pipe open and read nothing, so a blocked thread is not waited for.
+        if let Some(writer) = self.writer.take().filter(JoinHandle::is_finished) {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Drop for ReportCommand {
+    fn drop(&mut self) {
+        // Only a run that failed before its end comes here with a command that runs.
+        if self.lines.is_some() {
+            self.end(Duration::from_secs(1));
+        }
+    }
+}
+
+fn write_line(input: &mut ChildStdin, line: &str) -> io::Result<()> {
+    input.write_all(line.as_bytes())?;
+    input.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_gets_each_step_as_a_line_of_json() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lines");
+        let command = ReportCommand::start(&format!("cat > '{}'", file.display())).unwrap();
+        for step in 1..=3 {
+            command.report_step(step, &[("train/loss".to_string(), 0.5 * step as f64)]);
+        }
+        command.finish();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[2], json!({"step": 3, "train/loss": 1.5}));
+    }
+
+    #[test]
+    fn command_that_exits_or_reads_nothing_delays_nothing() {
+        for command in ["exit 3", "head -n 1 > /dev/null", "exec sleep 100"] {
+            let mut command = ReportCommand::start(command).unwrap();
+            let begun = Instant::now();
+            // More than a pipe holds.
+            for step in 0..20_000 {
+                command.report_step(step, &[("train/loss".to_string(), 0.5)]);
+            }
+            command.end(Duration::from_millis(200));
+            assert!(begun.elapsed() < Duration::from_secs(20));
+        }
+    }
+}

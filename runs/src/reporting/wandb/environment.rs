@@ -1,0 +1,112 @@
+//! The variables of the environment with which users of the W&B client set up a run.
+
+use reel_diagnostic::Diagnostic;
+use reel_train::{Result, TrainError};
+
+/// The longest run id, and the longest tag, that the client accepts (`wandb_settings.py`).
+const LONGEST_ID: usize = 128;
+const LONGEST_TAG: usize = 64;
+
+/// What `WANDB_MODE` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WandbMode {
+    /// The folder is written, and the user uploads it. Unlike the client's, this is the default, because this program
+    /// uploads nothing by itself.
+    #[default]
+    Offline,
+    /// At the end of the run `wandb sync` uploads the folder.
+    Online,
+    /// Nothing is written.
+    Disabled,
+}
+
+/// What the variables say about a run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WandbEnvironment {
+    /// `WANDB_MODE`.
+    pub mode: WandbMode,
+    /// `WANDB_RUN_ID`: the run that the steps belong to.
+    pub run_id: Option<String>,
+    /// `WANDB_ENTITY`: the user or the team.
+    pub entity: Option<String>,
+    /// `WANDB_NAME`: the displayed name.
+    pub name: Option<String>,
+    /// `WANDB_RUN_GROUP`.
+    pub group: Option<String>,
+    /// `WANDB_JOB_TYPE`.
+    pub job_type: Option<String>,
+    /// `WANDB_NOTES`.
+    pub notes: Option<String>,
+    /// `WANDB_TAGS`: texts with commas between them.
+    pub tags: Vec<String>,
+}
+
+impl WandbEnvironment {
+    /// Reads the variables of this process.
+    ///
+    /// # Errors
+    /// A variable has a value that the client refuses.
+    pub fn read() -> Result<Self> {
+        Self::from_variables(|name| std::env::var(name).ok())
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let refused = |name: &str, value: &str, help: &str| {
+            TrainError::Option(Diagnostic::new(name, format!("is {value:?}"), help))
+        };
+        let mode = match variable("WANDB_MODE").as_deref() {
+            None | Some("offline" | "dryrun") => WandbMode::Offline,
+            Some("online" | "run" | "shared") => WandbMode::Online,
+            Some("disabled") => WandbMode::Disabled,
+            Some(other) => return Err(refused("WANDB_MODE", other, "give online, offline or disabled")),
+        };
+        let run_id = variable("WANDB_RUN_ID");
+        let fits = |id: &str| {
+            let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            id.len() <= LONGEST_ID && !id.starts_with('.') && id.chars().all(allowed)
+        };
+        if let Some(id) = run_id.as_ref().filter(|id| !fits(id)) {
+            return Err(refused("WANDB_RUN_ID", id, "give up to 128 letters, digits, - , _ and ."));
+        }
+        let tags: Vec<String> =
+            variable("WANDB_TAGS").map_or_else(Vec::new, |tags| tags.split(',').map(|tag| tag.trim().into()).collect());
+        if let Some(tag) = tags.iter().find(|tag| tag.is_empty() || tag.chars().count() > LONGEST_TAG) {
+            return Err(refused("WANDB_TAGS", tag, "give tags of 1 to 64 characters with commas between them"));
+        }
+        Ok(Self {
+            mode,
+            run_id,
+            entity: variable("WANDB_ENTITY"),
+            name: variable("WANDB_NAME"),
+            group: variable("WANDB_RUN_GROUP"),
+            job_type: variable("WANDB_JOB_TYPE"),
+            notes: variable("WANDB_NOTES"),
+            tags,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<WandbEnvironment> {
+        let find = |name: &str| variables.iter().find(|(own, _)| *own == name).map(|(_, value)| value.to_string());
+        WandbEnvironment::from_variables(find)
+    }
+
+    #[test]
+    fn values_are_those_that_the_client_takes() {
+        let found = read(&[("WANDB_MODE", "online"), ("WANDB_TAGS", "a, b"), ("WANDB_RUN_ID", "my-run_1")]).unwrap();
+        assert_eq!((found.mode, found.tags), (WandbMode::Online, vec!["a".to_string(), "b".to_string()]));
+        assert_eq!(found.run_id.as_deref(), Some("my-run_1"));
+        assert_eq!(read(&[("WANDB_NAME", "")]).unwrap(), WandbEnvironment::default());
+        for (name, value) in
+            [("WANDB_MODE", "on"), ("WANDB_RUN_ID", "a/b"), ("WANDB_RUN_ID", "../a"), ("WANDB_TAGS", "a,,b")]
+        {
+            let error = read(&[(name, value)]).unwrap_err().to_string();
+            assert!(error.starts_with(name) && !error.contains('\n'), "{error}");
+        }
+    }
+}
