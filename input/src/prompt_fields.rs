@@ -302,6 +302,10 @@ impl MediaFields {
             let what = "asks for every frame of the video (num_frames -1)";
             return Err(wrong(location, MEDIA_IO, what, "give fps too, or a number of frames"));
         }
+        if self.num_frames == Some(NumFrames::AtMost(1)) {
+            let what = "asks for 1 frame (num_frames), but a video file is read by two frames at a time";
+            return Err(wrong(location, MEDIA_IO, what, "ask for 2 frames or more, or send the frame as an image"));
+        }
         Ok(())
     }
 }
@@ -501,6 +505,7 @@ mod tests {
             (json!({PROCESSOR: {"num_frames": 4}}), list(), "part 0: is a list of 2 frames"),
             (json!({MEDIA_IO: {"video": {"num_frames": 0}}}), file(), "r: media_io_kwargs.video.num_frames: is 0"),
             (json!({MEDIA_IO: {"video": {"num_frames": -1}}}), file(), "part 0: media_io_kwargs: asks for every frame"),
+            (json!({MEDIA_IO: {"video": {"num_frames": 1}}}), file(), "part 0: media_io_kwargs: asks for 1 frame"),
             (json!({MEDIA_IO: {"video": {"backend": "x"}}}), file(), "r: media_io_kwargs.video.backend: is not"),
             (json!({MEDIA_IO: {"audio": {"rate": 1}}}), file(), "r: media_io_kwargs.audio.rate: is not"),
             (json!({MEDIA_IO: {"video": 3}}), file(), "r: media_io_kwargs.video: is 3"),
