@@ -6,7 +6,8 @@
 lay_out() {
     local root=$1 program=$2 build=$3 doc=$1/share/doc/reel
     rm -rf "$root"
-    mkdir -p "$root"/{bin,lib/reel,share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d,man/man1}} "$doc"
+    mkdir -p "$root"/{bin,lib/reel,share/man/man1} "$doc"
+    mkdir -p "$root"/share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d}
     strip -o "$root/bin/reel" "$program"
     cp "$build"/ffmpeg/lib/*.so.* "$root/lib/reel/"
     ffmpeg_licences "$root/lib/reel" "$build/sources" "$build/ffmpeg"
@@ -27,7 +28,7 @@ readme_excerpt() {
 
 # Prints name, version and licence of each crate in the program, and the texts of their licences, equal ones once.
 crate_licences() {
-    local crates files name version file
+    local crates files name version file hash last=''
     crates=$(cargo tree --locked -p reel --edges normal --prefix none --format '{p} {l}' \
         --target x86_64-unknown-linux-gnu | grep -v ' (/' | sed 's/ (proc-macro)//; s/ (\*)$//; s/ v/ /' | sort -u)
     printf 'reel contains these crates:\n\n%s\n' "$crates"
@@ -37,11 +38,11 @@ crate_licences() {
             [ ! -f "$file" ] || printf '%s %s %s\n' "$(sha256sum <"$file" | cut -c-64)" "$name-$version" "$file"
         done
     done <<<"$crates" >"$files"
-    local hash last='' crate
     sort "$files" | while read -r hash crate file; do
         [ "$hash" != "$last" ] || continue
         last=$hash
-        printf '\n%s\n%s:\n\n' "$(printf '=%.0s' {1..120})" "$(awk -v h="$hash" '$1 == h { print $2 }' "$files" | sort -u | xargs | fold -s -w 118)"
+        printf '\n%s\n' "$(printf '=%.0s' {1..120})"
+        printf '%s:\n\n' "$(awk -v h="$hash" '$1 == h { print $2 }' "$files" | sort -u | xargs | fold -s -w 118)"
         cat "$file"
     done
     rm "$files"
@@ -67,7 +68,8 @@ write_wheel() {
     cp "$root/bin/reel" "$data/scripts/"
     cp -r "$root/lib" "$root/share" "$data/data/"
     cp LICENSE "$info/licenses/"
-    printf '%s\n' 'Wheel-Version: 1.0' 'Generator: reel' 'Root-Is-Purelib: false' "Tag: py3-none-$WHEEL_PLATFORM" >"$info/WHEEL"
+    printf '%s\n' 'Wheel-Version: 1.0' 'Generator: reel' 'Root-Is-Purelib: false' \
+        "Tag: py3-none-$WHEEL_PLATFORM" >"$info/WHEEL"
     {
         printf '%s\n' 'Metadata-Version: 2.1' 'Name: reel' "Version: $version" \
             "Summary: $(sed -n '/^\[package\]/,/^\[/s/^description = "\(.*\)"/\1/p' Cargo.toml)" \
@@ -78,13 +80,14 @@ write_wheel() {
     write_record "$stage" "reel-$version.dist-info/RECORD"
     # Equal times in equal wheels; a zip archive stores none before 1980.
     find "$stage" -exec touch -d '1980-01-01 12:00Z' {} +
-    python=$(command -v python3) || die "dist: python3 is not installed, and its zipfile writes the wheel; install python3"
+    python=$(command -v python3) ||
+        die "dist: python3 is not installed, and its zipfile writes the wheel; install python3"
     rm -f "$wheel"
     (cd "$stage" && "$python" -m zipfile -c "$wheel" "reel-$version.data" "reel-$version.dist-info")
 }
 
-# Writes the list of the files of a wheel, with their hashes (SHA-256 in URL-safe base64) and sizes, to the file $2 in the
-# folder $1.
+# Writes the list of the files of a wheel, with their hashes (SHA-256 in URL-safe base64) and sizes, to the file $2 in
+# the folder $1.
 write_record() {
     local stage=$1 record=$2 file hash
     (

@@ -63,8 +63,8 @@ xz xz-utils'
     [ "${#packages[@]}" = 0 ] || install_packages "${packages[@]}"
 }
 
-# Builds the program $1 for the old glibc, with the headers of the FFmpeg in $2 and the kernels' machine code inside. The
-# variable REEL_KERNELS may name the file of an earlier `reel kernels pack`, which saves one of the two builds.
+# Builds the program $1 for the old glibc, with the headers of the FFmpeg in $2 and the kernels' machine code inside.
+# The variable REEL_KERNELS may name the file of an earlier `reel kernels pack`, which saves one of the two builds.
 build_program() {
     local program=$1 pack=${REEL_KERNELS:-}
     # FFmpeg's structs differ between major versions: the program is compiled with the headers of the libraries that it
@@ -87,8 +87,8 @@ build_program() {
     check_glibc "$program"
 }
 
-# Packs every crate that can be published, in the folder $1, and checks the size of each: a package registry takes 10 MB.
-# The packed sources are those of the build above, so they are not compiled again.
+# Packs every crate that can be published, in the folder $1, and checks the size of each: a package registry takes
+# 10 MB. The packed sources are those of the build, so they are not compiled again.
 check_crates() {
     local folder=$1 file
     say "packing the crates"
@@ -96,7 +96,8 @@ check_crates() {
     cargo package --workspace --exclude reel-benches --exclude reel-fuzz --locked --no-verify --allow-dirty --quiet \
         --target-dir "$folder" 2>"$folder.log" || die "dist: cargo package failed: $(grep -m 1 '^error' "$folder.log")"
     for file in "$folder"/package/*.crate; do
-        [ "$(stat -c %s "$file")" -le 10000000 ] || die "dist: $file is larger than 10 MB; leave files out in its Cargo.toml"
+        [ "$(stat -c %s "$file")" -le 10000000 ] ||
+            die "dist: $file is larger than 10 MB; leave files out in its Cargo.toml"
     done
 }
 

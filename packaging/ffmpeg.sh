@@ -3,16 +3,21 @@
 # The source is that of this system's package, so the libraries are those of the distribution without the GPL parts.
 # FFmpeg is LGPL 2.1 or later, and dav1d, which is linked into libavcodec and decodes AV1, has the BSD 2-clause licence.
 
-# What the libraries can read and write: the containers of media/src/video/ffmpeg/demux.rs, the video codecs in them, and
-# the codecs and containers in which reel writes videos.
-FFMPEG_DEMUXERS=mov,matroska,avi,gif,mpegts,mpegtsraw,mpegps,mpegvideo,flv,asf,ogg,h264,hevc,ivf,obu,m4v,mjpeg,nut,mxf,wtv,rm,yuv4mpegpipe,apng
-FFMPEG_DECODERS=h264,hevc,vp8,vp9,libdav1d,mpeg4,mpeg1video,mpeg2video,mpegvideo,msmpeg4v1,msmpeg4v2,msmpeg4v3,h261,h263,h263i,h263p,flv,wmv1,wmv2,wmv3,vc1,rv10,rv20,rv30,rv40,mjpeg,mjpegb,gif,theora,vp3,vp6,vp6f,prores,dnxhd,dvvideo,ffv1,huffyuv,ffvhuff,rawvideo,qtrle,svq1,svq3,cinepak,msvideo1,utvideo
-FFMPEG_PARSERS=h264,hevc,vp8,vp9,av1,mpeg4video,mpegvideo,h261,h263,vc1,rv30,rv40,mjpeg,gif,vp3,dnxhd,aac,aac_latm,ac3,mpegaudio,opus,vorbis,flac
-FFMPEG_BSFS=vp9_superframe,vp9_superframe_split,av1_frame_merge,av1_frame_split,extract_extradata,h264_mp4toannexb,hevc_mp4toannexb,mpeg4_unpack_bframes,null
+# What the libraries can read and write: the containers of media/src/video/ffmpeg/demux.rs, the video codecs in them,
+# and the codecs and containers in which reel writes videos.
+FFMPEG_DEMUXERS=mov,matroska,avi,gif,mpegts,mpegtsraw,mpegps,mpegvideo,flv,asf,ogg,h264,hevc,ivf,obu,m4v,mjpeg,nut,\
+mxf,wtv,rm,yuv4mpegpipe,apng
+FFMPEG_DECODERS=h264,hevc,vp8,vp9,libdav1d,mpeg4,mpeg1video,mpeg2video,mpegvideo,msmpeg4v1,msmpeg4v2,msmpeg4v3,h261,\
+h263,h263i,h263p,flv,wmv1,wmv2,wmv3,vc1,rv10,rv20,rv30,rv40,mjpeg,mjpegb,gif,theora,vp3,vp6,vp6f,prores,dnxhd,dvvideo,\
+ffv1,huffyuv,ffvhuff,rawvideo,qtrle,svq1,svq3,cinepak,msvideo1,utvideo
+FFMPEG_PARSERS=h264,hevc,vp8,vp9,av1,mpeg4video,mpegvideo,h261,h263,vc1,rv30,rv40,mjpeg,gif,vp3,dnxhd,aac,aac_latm,\
+ac3,mpegaudio,opus,vorbis,flac
+FFMPEG_BSFS=vp9_superframe,vp9_superframe_split,av1_frame_merge,av1_frame_split,extract_extradata,h264_mp4toannexb,\
+hevc_mp4toannexb,mpeg4_unpack_bframes,null
 FFMPEG_ENCODERS=mpeg4,gif
 FFMPEG_MUXERS=mp4,mov,matroska,webm,avi,gif
 
-# Runs apt-get with lists of source packages below $1, an absolute path, so that the system's configuration stays as it is.
+# Runs apt-get with lists of source packages below $1, an absolute path; the system's configuration stays as it is.
 apt_source() {
     local folder=$1
     shift
@@ -104,8 +109,8 @@ ffmpeg_licences() {
         echo "reel opens them at run time. To use your own build of the same major versions, replace the files, or delete"
         echo "this folder: reel then opens the system's libraries of these versions."
         echo
-        echo "Sources: $(cd "$sources" && echo ./*.dsc | sed 's|\./||g; s|\.dsc||g'), as in the archive of sources that is published beside"
-        echo "reel. To rebuild, unpack them with dpkg-source -x, build dav1d with meson as a static library, then run in"
+        echo "Sources: $(cd "$sources" && echo ./*.dsc | sed 's|\./||g; s|\.dsc||g'), as in the archive of sources"
+        echo "that is published beside reel. To rebuild, unpack them with dpkg-source -x, build dav1d with meson as a static library, then run in"
         echo "FFmpeg's folder, where zig-cc is \`zig cc -target x86_64-linux-gnu.$GLIBC\`:"
         echo
         sed -nE "s|^#define FFMPEG_CONFIGURATION \"(.*)\"|./configure \1|p" "$work/ffmpeg/config.h" |

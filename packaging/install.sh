@@ -76,7 +76,8 @@ trap 'exit 1' HUP INT TERM
 
 if [ -n "$uninstall" ]; then
     [ -z "$archive" ] || die "$archive: --uninstall needs no archive; leave it out"
-    [ -e "$prefix/$list" ] || die "$prefix: has no installation of reel by this script; give the --prefix of the installation"
+    [ -e "$prefix/$list" ] ||
+        die "$prefix: has no installation of reel by this script; give the --prefix of the installation"
     remove_all_but /dev/null
     echo "reel is removed from $prefix"
     exit 0
@@ -92,16 +93,20 @@ fi
 [ -f "$archive" ] || die "$archive: no such file; give the path of reel-VERSION-x86_64-linux.tar.xz"
 [ -f "$archive.sha256" ] || die "$archive.sha256: no such file; download it to the archive's folder"
 for program in tar xz sha256sum; do
-    command -v "$program" >/dev/null || die "$program: is not installed; install it (xz is in the package xz-utils or xz), then try again"
+    command -v "$program" >/dev/null ||
+        die "$program: is not installed; install it (xz is in the package xz-utils or xz), then try again"
 done
 stated=$(cut -c-64 "$archive.sha256")
 found=$(sha256sum <"$archive" | cut -c-64)
-[ "$stated" = "$found" ] || die "$archive: its SHA-256 is $found, not $stated as in the .sha256 file; download both again"
+[ "$stated" = "$found" ] ||
+    die "$archive: its SHA-256 is $found, not $stated as in the .sha256 file; download both again"
 
 mkdir -p "$prefix" 2>/dev/null || die "$prefix: cannot be created; give another --prefix"
 # In the same file system as the prefix, so that each file is renamed into its place, also while reel runs.
-stage=$(mktemp -d "$prefix/.reel-install.XXXXXX" 2>/dev/null) || die "$prefix: cannot be written to; give another --prefix"
-xz -dc "$archive" | tar -x --no-same-owner -C "$stage" --strip-components=1 || die "$archive: could not be unpacked into $prefix; check the space on its disk"
+stage=$(mktemp -d "$prefix/.reel-install.XXXXXX" 2>/dev/null) ||
+    die "$prefix: cannot be written to; give another --prefix"
+xz -dc "$archive" | tar -x --no-same-owner -C "$stage" --strip-components=1 ||
+    die "$archive: could not be unpacked into $prefix; check the space on its disk"
 "$stage/bin/reel" --version >"$work/version" 2>"$work/error" ||
     die "this machine cannot run reel, which needs x86-64 Linux with glibc 2.28 or newer: $(head -n 1 "$work/error")"
 (cd "$stage" && find . ! -type d | sed 's|^\./||'; echo "$list") | sort -u >"$work/list"

@@ -20,7 +20,8 @@ toolchain() {
         say "fetching the compilers for glibc $GLIBC into $tools"
         rm -rf "$tools"
         "$python" -m venv "$tools"
-        "$tools/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: "${BUILD_WHEELS[@]}" ||
+        "$tools/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+            "${BUILD_WHEELS[@]}" ||
             die "dist: pip could not fetch ${BUILD_WHEELS[*]}; check the network and pip's index"
         printf '%s\n' "${BUILD_WHEELS[*]}" >"$tools/wheels"
     fi
@@ -40,13 +41,14 @@ TEXT
 # Fails if one of the programs or shared libraries needs a newer glibc, or a library that is neither glibc's nor beside
 # it. Prints the newest symbol version that each needs.
 check_glibc() {
-    local file newest other beside
+    local file newest other beside symbols
     beside=$(for file in "$@"; do basename "$file"; done)
     for file in "$@"; do
         newest=$(objdump -T "$file" | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -n 1)
         [ -n "$newest" ] || die "dist: $file names no symbol of glibc; it was not linked as expected"
+        symbols=$(objdump -T "$file" | awk -v version="$newest" 'index($0, version) { print $NF }' | sort -u | xargs)
         [ "$(printf '%s\n' "GLIBC_$GLIBC" "$newest" | sort -V | tail -n 1)" = "GLIBC_$GLIBC" ] ||
-            die "dist: $file needs $newest, newer than glibc $GLIBC: $(objdump -T "$file" | awk -v v="$newest" 'index($0, v) { print $NF }' | head -n 5 | xargs)"
+            die "dist: $file needs $newest, newer than glibc $GLIBC, for $symbols; link it by packaging/toolchain.sh"
         other=$(objdump -p "$file" | awk '$1 == "NEEDED" { print $2 }' |
             grep -vE '^(lib(c|m|dl|pthread|rt|util)\.so\.[0-9]+|ld-linux-x86-64\.so\.2)$' |
             grep -vxF "$beside" || true)

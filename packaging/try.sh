@@ -1,7 +1,7 @@
-# `./x dist --try`: runs what `./x dist` made on bare root file systems, from the wheel and as the image's files. Sourced
-# by packaging/dist.sh.
+# `./x dist --try`: runs what `./x dist` made on bare root file systems, from the wheel and as the image's files.
+# Sourced by packaging/dist.sh.
 
-# Releases of Debian, of which apt's own mirror has root file systems; their versions of glibc are 2.28, 2.31, 2.36, 2.41.
+# Releases of Debian, if apt's own mirror has them; their versions of glibc are 2.28, 2.31, 2.36 and 2.41.
 TRY_SUITES=(buster bullseye bookworm trixie)
 
 # Tries the files in $1; $2 is scratch, $3 the version. Prints a table of times, also into target/dist-build/tried.
@@ -9,10 +9,11 @@ try_dist() {
     local out=$1 build=$2 version=$3 suite root
     shift 3
     local suites=("${@:-${TRY_SUITES[@]}}") tried=$build/tried
-    [ -e "$out/reel-$version-$DIST_PLATFORM.tar.xz" ] || die "dist --try: target/dist has no archive; run ./x dist first"
+    [ -e "$out/reel-$version-$DIST_PLATFORM.tar.xz" ] ||
+        die "dist --try: target/dist has no archive; run ./x dist first"
     command -v mmdebstrap >/dev/null || install_packages mmdebstrap
     mkdir -p "$build/roots"
-    printf '%-22s %-6s %8s %8s %8s %8s %8s\n' 'root file system' glibc install doctor start demo serve >"$tried"
+    printf '%-22s %-6s %8s %8s %8s %8s %8s\n' 'root file system' glibc install doctor start train serve >"$tried"
     for suite in "${suites[@]}"; do
         root=$build/roots/$suite
         if ! bare_root "$suite" "$root"; then
@@ -25,7 +26,8 @@ try_dist() {
     done
     try_image "$out" "$build" "$tried"
     try_wheel "$out" "$build" "$tried"
-    say "times in seconds: installing, reel doctor, reel --version with nothing cached, reel demo --steps 20, and one request to reel serve from its start"
+    say "times in seconds: installing; reel doctor; reel --version, not in the file cache; reel sft of 20 steps (from" \
+        "the wheel: reel demo --steps 20); starting reel serve and one request"
     cat "$tried"
     ! grep -q failed "$tried" || die "dist --try: a command failed; its output is above"
 }
@@ -46,8 +48,8 @@ bare_root() {
     tar -x --no-same-owner --exclude='./dev/*' -C "$root" -f "$root.tar"
 }
 
-# Stores the words of a command in `in_root`, which runs the shell command $2 in the root file system $1, as its root and
-# with its own process numbers.
+# Stores the words of a command in `in_root`, which runs the shell command $2 in the root file system $1, as its root
+# and with its own process numbers.
 enter() {
     in_root=(unshare --map-root-user --mount --pid --fork --kill-child sh -c '
         mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount -t tmpfs tmpfs "$0/tmp" || exit 1
@@ -92,18 +94,30 @@ try_root() {
     program=$root$(in_root "$root" 'readlink -f "$(command -v reel)"')
     forget "$program"
     times+=("$(seconds_of in_root "$root" 'reel --version')")
-    times+=("$(seconds_of in_root "$root" 'reel demo --steps 20 --held-out 8 --out demo')")
+    training_folder "$root/root"
+    times+=("$(seconds_of in_root "$root" "$TRY_TRAINING")")
     times+=("$(seconds_of serve_once "$root")")
     printf '%-22s %-6s %8s %8s %8s %8s %8s\n' "$name" "$glibc" "${times[@]}" >>"$tried"
 }
 
-# Starts reel serve in the root file system $1 on the model that the demo trained, and asks it for one completion.
+# Trains a tiny model on the rows of `training_folder`.
+TRY_TRAINING='reel init --preset tiny --out tiny && reel sft --model tiny --data rows.jsonl --media-root . --out run \
+    --max-steps 20 --max-frames 4 --learning-rate 1e-3 --device cpu --report-to none && test ! -s run/skipped.jsonl'
+
+# Puts videos in H.264, VP9 and MPEG-4, in three containers, and a row about each into the folder $1.
+training_folder() {
+    local name
+    for name in h264_709.mp4 h264_bframes_audio.mp4 h264_vfr.mp4 vp9.webm mpeg4_odd.avi; do
+        cp "tests/golden/clips/$name" "$1/"
+        printf '{"messages": [{"role": "user", "content": [{"type": "video", "video": "%s"}, %s]}, %s]}\n' "$name" \
+            '{"type": "text", "text": "What happens?"}' '{"role": "assistant", "content": "A ball rolls."}'
+    done >"$1/rows.jsonl"
+}
+
+# Starts reel serve in the root file system $1 on the trained model, and asks it for one completion.
 serve_once() {
-    local root=$1 port=$((20000 + RANDOM % 10000)) server answer='' model
-    model=$(cd "$root/root" && find demo -name model.safetensors | sort | head -n 1)
-    [ -n "$model" ] || return 1
-    local in_root
-    enter "$root" "exec reel serve --model $(dirname "$model") --device cpu --port $port"
+    local root=$1 port=$((20000 + RANDOM % 10000)) server answer='' in_root
+    enter "$root" "exec reel serve --model run --device cpu --port $port"
     "${in_root[@]}" &
     server=$!
     local body='{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}'
@@ -121,8 +135,9 @@ serve_once() {
 # Sends one chat request to a port of this machine and prints the answer.
 request() {
     exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
-    printf 'POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s' \
-        "${#2}" "$2" >&3
+    printf '%s\r\n' 'POST /v1/chat/completions HTTP/1.1' 'Host: localhost' 'Content-Type: application/json' \
+        "Content-Length: ${#2}" 'Connection: close' '' >&3
+    printf '%s' "$2" >&3
     cat <&3
     exec 3>&-
 }
