@@ -21,19 +21,19 @@ FFMPEG_MUXERS=mp4,mov,matroska,webm,avi,gif
 apt_source() {
     local folder=$1
     shift
-    apt-get -o Dir::Etc::sourcelist="$folder/none.list" -o Dir::Etc::sourceparts="$folder/sources" \
-        -o Dir::State::lists="$folder/lists" -o APT::Sandbox::User=root "$@"
+    apt-get -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$folder/sources" \
+        -o Dir::State::lists="$folder/lists" -o Dir::Cache="$folder/cache" -o APT::Sandbox::User=root "$@"
 }
 
 # Downloads the source packages of FFmpeg and dav1d into the folder $1, an absolute path. apt checks their signatures.
 ffmpeg_sources() {
     local out=$1 apt=$1.apt file
-    if compgen -G "$out/ffmpeg_*.dsc" >/dev/null && compgen -G "$out/dav1d_*.dsc" >/dev/null; then return 0; fi
+    [ ! -e "$out" ] || return 0
     command -v apt-get >/dev/null ||
         die "dist: FFmpeg's source comes from apt-get, which this system has not; build on Debian 12 or Ubuntu 24.04"
     say "fetching the sources of FFmpeg and dav1d"
-    rm -rf "$out" "$apt"
-    mkdir -p "$out" "$apt/lists/partial" "$apt/sources"
+    rm -rf "$out.part" "$apt"
+    mkdir -p "$out.part" "$apt/lists/partial" "$apt/cache" "$apt/sources"
     for file in /etc/apt/sources.list.d/*.sources; do
         [ ! -e "$file" ] || sed -E 's/^Types:.*/Types: deb-src/' "$file" >"$apt/sources/${file##*/}"
     done
@@ -41,9 +41,11 @@ ffmpeg_sources() {
         [ ! -e "$file" ] || sed -nE 's/^deb(-src)?[[:space:]]/deb-src /p' "$file" | sort -u >"$apt/sources/${file##*/}"
     done
     apt_source "$apt" update -qq || die "dist: apt-get update of source packages failed; check the network"
-    (cd "$out" && apt_source "$apt" source -qq --download-only ffmpeg dav1d) ||
+    (cd "$out.part" && apt_source "$apt" source -qq --download-only ffmpeg dav1d) ||
         die "dist: apt-get source ffmpeg dav1d failed; check that the distribution offers source packages"
     rm -rf "$apt"
+    # So the folder is complete or absent.
+    mv "$out.part" "$out"
 }
 
 # Builds the libraries from the source packages in $1, in the folder $2: headers and pkg-config files in $2/install,
@@ -69,7 +71,7 @@ build_ffmpeg() {
         export PKG_CONFIG_PATH=$work/install/lib/pkgconfig
         ./configure --prefix="$work/install" --cc=zig-cc --enable-shared --disable-static --disable-programs \
             --disable-doc --disable-debug --disable-autodetect --disable-network --disable-everything \
-            --disable-avdevice --disable-avfilter --disable-swresample --disable-postproc \
+            --disable-avdevice --disable-avfilter --disable-swresample \
             --enable-libdav1d --pkg-config-flags=--static --enable-protocol=file \
             --enable-demuxer="$FFMPEG_DEMUXERS" --enable-decoder="$FFMPEG_DECODERS" --enable-parser="$FFMPEG_PARSERS" \
             --enable-bsf="$FFMPEG_BSFS" --enable-encoder="$FFMPEG_ENCODERS" --enable-muxer="$FFMPEG_MUXERS"

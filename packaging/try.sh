@@ -126,7 +126,8 @@ serve_once() {
         if answer=$(request "$port" "$body" 2>/dev/null) && [ -n "$answer" ]; then break; fi
         sleep 0.1
     done
-    kill "$server" 2>/dev/null
+    # unshare ignores SIGTERM while its child runs.
+    kill -KILL "$server" 2>/dev/null
     wait "$server" || true
     printf '%s\n' "$answer"
     grep -q '"choices"' <<<"$answer"
