@@ -66,7 +66,7 @@ xz xz-utils'
 # Builds the program $1 for the old glibc, with the headers of the FFmpeg in $2 and the kernels' machine code inside.
 # The variable REEL_KERNELS may name the file of an earlier `reel kernels pack`, which saves one of the two builds.
 build_program() {
-    local program=$1 pack=${REEL_KERNELS:-}
+    local program=$1 pack=${REEL_KERNELS:+$(realpath "$REEL_KERNELS")} kernels
     # FFmpeg's structs differ between major versions: the program is compiled with the headers of the libraries that it
     # will open.
     export PKG_CONFIG_PATH=$2/install/lib/pkgconfig
@@ -80,7 +80,6 @@ build_program() {
     fi
     say "building for glibc $GLIBC with the kernels inside"
     REEL_KERNELS=$pack zigbuild
-    local kernels
     kernels=$("$program" doctor | grep 'built-in kernels' || true)
     [[ $kernels == *yes* && $kernels != *"out of date"* ]] ||
         die "dist: $pack is not that of this program's kernels; unset REEL_KERNELS, or run reel kernels pack again"

@@ -8,6 +8,8 @@ TRY_SUITES=(buster bullseye bookworm trixie)
 try_dist() {
     local out=$1 build=$2 version=$3 suite root
     shift 3
+    # Times have a decimal point.
+    local -x LC_ALL=C
     local suites=("${@:-${TRY_SUITES[@]}}") tried=$build/tried
     [ -e "$out/reel-$version-$DIST_PLATFORM.tar.xz" ] ||
         die "dist --try: target/dist has no archive; run ./x dist first"
