@@ -145,7 +145,14 @@ fn ffmpeg() -> Vec<Finding> {
             return vec![Finding { what: what.to_string(), ..install }];
         }
     };
-    let missing_codec = "this FFmpeg was built without this codec; install the distribution's full FFmpeg libraries";
+    let folder = libraries::installed_folder();
+    let missing_codec = if folder.is_some() {
+        "reel's own FFmpeg lacks it; delete its folder, and reel uses the system's FFmpeg of the same version"
+    } else {
+        "this FFmpeg was built without this codec; install the distribution's full FFmpeg libraries"
+    };
+    let folder = folder.map_or_else(|| "the system's libraries".to_string(), |f| f.display().to_string());
+    let folder = Finding::new("FFmpeg", "FFmpeg", Some(folder), "");
     let decoders = [
         ("reads H.264", &["h264"][..]),
         ("reads HEVC", &["hevc"]),
@@ -160,7 +167,7 @@ fn ffmpeg() -> Vec<Finding> {
         decoders.map(|(n, names)| Finding::new("FFmpeg", n, find(names, libraries::has_decoder), missing_codec));
     let encoders =
         encoders.map(|(n, names)| Finding::new("FFmpeg", n, find(names, libraries::has_encoder), missing_codec));
-    versions.chain(decoders).chain(encoders).collect()
+    std::iter::once(folder).chain(versions).chain(decoders).chain(encoders).collect()
 }
 
 /// Looks for the programs and libraries that compile kernels and inspect their machine code, by file name only. The

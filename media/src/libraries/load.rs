@@ -18,6 +18,7 @@
 
 use std::arch::global_asm;
 use std::ffi::c_void;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -98,16 +99,34 @@ extern "C" fn not_loaded() {
     std::process::abort();
 }
 
+/// The file name of a library, such as `libavutil.so.57`. The major version is that of the headers which the program
+/// was compiled with: libraries of another one have other structs.
+fn file_name((name, version, _): &(&str, i64, &[Function])) -> String {
+    format!("{name}.so.{version}")
+}
+
+/// The folder `../lib/reel` of the program's folder, if it has FFmpeg's libraries of the right version. An installed
+/// release has them there. They are preferred to the system's libraries, all of them or none.
+pub(super) fn installed_folder() -> Option<PathBuf> {
+    installed_folder_of(&std::env::current_exe().ok()?)
+}
+
+fn installed_folder_of(program: &Path) -> Option<PathBuf> {
+    let folder = program.parent()?.parent()?.join("lib/reel");
+    folder.join(file_name(LIBRARIES.first()?)).is_file().then_some(folder)
+}
+
 /// Loads FFmpeg's libraries, at the first call. The error says which library is missing.
 pub(super) fn load() -> Result<(), &'static str> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
-        LIBRARIES.iter().try_for_each(|(name, version, functions)| {
-            let file = format!("{name}.so.{version}");
+        let folder = installed_folder().unwrap_or_default();
+        LIBRARIES.iter().try_for_each(|library| {
+            let (file, functions) = (file_name(library), library.2);
             // SAFETY: the libraries of this name and version are FFmpeg's; their initialisers have no conditions.
-            let library = unsafe { Library::open(Some(&file), RTLD_LAZY | RTLD_LOCAL) };
+            let library = unsafe { Library::open(Some(folder.join(&file)), RTLD_LAZY | RTLD_LOCAL) };
             let library = library.map_err(|e| format!("{file} cannot be loaded ({e})"))?;
-            for function in *functions {
+            for function in functions {
                 let name = || String::from_utf8_lossy(&function.name[..function.name.len() - 1]).into_owned();
                 // SAFETY: only the address is taken. The crate `ffmpeg-sys-next` declares the function as the headers
                 // of this version do.
@@ -124,4 +143,21 @@ pub(super) fn load() -> Result<(), &'static str> {
         })
     });
     loaded.as_ref().copied().map_err(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_beside_the_program_are_found_by_their_major_version() {
+        let prefix = tempfile::tempdir().unwrap();
+        let (program, folder) = (prefix.path().join("bin/reel"), prefix.path().join("lib/reel"));
+        std::fs::create_dir_all(&folder).unwrap();
+        assert_eq!(installed_folder_of(&program), None, "an empty folder has no libraries");
+        std::fs::write(folder.join("libavutil.so.1"), "").unwrap();
+        assert_eq!(installed_folder_of(&program), None, "another major version does not fit");
+        std::fs::write(folder.join(file_name(&LIBRARIES[0])), "").unwrap();
+        assert_eq!(installed_folder_of(&program), Some(folder));
+    }
 }

@@ -9,6 +9,7 @@ use ffmpeg_next as ffmpeg;
 
 #[cfg(feature = "ffmpeg")]
 use std::path::Path;
+use std::path::PathBuf;
 
 /// Name of this program's FFmpeg in error messages about a missing codec.
 pub const FFMPEG_BUILD_NAME: &str = if cfg!(feature = "ffmpeg") { "this FFmpeg" } else { "this build without FFmpeg" };
@@ -36,9 +37,19 @@ pub(crate) fn load_for(path: &Path) -> crate::Result<()> {
         crate::MediaError::file_error(
             path,
             format!("is a video, and FFmpeg is not usable: {what}"),
-            "install the FFmpeg libraries of this version, build reel on this machine, or give images",
+            "install the FFmpeg libraries of this version, take a release of reel (it contains them), build reel on this \
+             machine, or give images",
         )
     })
+}
+
+/// The folder of the FFmpeg libraries that were installed together with this program (`lib/reel` beside its `bin`).
+/// `None`: FFmpeg is the system's.
+pub fn installed_folder() -> Option<PathBuf> {
+    #[cfg(all(feature = "ffmpeg", target_arch = "x86_64"))]
+    return load::installed_folder();
+    #[cfg(not(all(feature = "ffmpeg", target_arch = "x86_64")))]
+    None
 }
 
 /// Names and versions (`major.minor.micro`) of the FFmpeg libraries; empty in a build without FFmpeg.
