@@ -24,6 +24,9 @@ pub enum ModelError {
     /// A hub id could not be resolved.
     #[error(transparent)]
     Hub(Diagnostic),
+    /// An exchange with the other processes that compute the model failed.
+    #[error(transparent)]
+    Rank(Diagnostic),
     /// An error of a device, a tensor or the autograd tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
@@ -91,7 +94,7 @@ impl ModelError {
     pub fn into_diagnostic(self) -> Diagnostic {
         match self {
             Self::Input(e) => e.into_diagnostic(),
-            Self::Weights(d) | Self::Option(d) | Self::Hub(d) => d,
+            Self::Weights(d) | Self::Option(d) | Self::Hub(d) | Self::Rank(d) => d,
             Self::Runtime(e) => Diagnostic::new("", e.to_string(), ""),
         }
     }
