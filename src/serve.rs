@@ -118,8 +118,9 @@ struct LimitFlags {
     /// Maximum number of completions that decode together [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Memory for the keys and values of all requests and of earlier prompts, in MiB [default: half of the free memory;
-    /// on a CPU at most 4096 tokens per completion of --batch-size]
+    /// Memory for the keys and values of all requests and of earlier prompts, in MiB, of all processes of
+    /// --tensor-parallel-size together [default: half of the free memory; on a CPU at most 4096 tokens per completion of
+    /// --batch-size]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: Option<u32>,
     /// Maximum number of requests that run or wait; further ones get status 503

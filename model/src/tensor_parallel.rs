@@ -205,9 +205,6 @@ fn indivisible(text: &TextConfig, ranks: usize) -> Option<(&'static str, usize, 
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use reel_device::{Arch, DType, Device, MemoryCategory, SimOptions, compile};
-
     use super::*;
     use crate::init::{InitOptions, Preset, preset_config};
 
@@ -226,75 +223,6 @@ mod tests {
         assert_eq!(error(Preset::B7, 3).unwrap_err(), of_7b);
         assert_eq!(error(Preset::B32, 8), Ok(()));
         assert_eq!(error(Preset::B72, 8), Ok(()));
-    }
-
-    /// Numbers that differ from each other, between -1 and 1.
-    fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        (0..count as u64).map(|i| ((i * 2_654_435_761 + seed * 40_503) % 65_521) as f32 / 32_760.5 - 1.0).collect()
-    }
-
-    fn tensor(device: &Device, shape: [usize; 2], dtype: DType, seed: u64) -> Tensor {
-        let values = numbers(shape[0] * shape[1], seed);
-        Tensor::from_f32(device, &shape, dtype, &values, MemoryCategory::Weights).unwrap()
-    }
-
-    /// The bits of the columns `own` of y `[rows, columns]`.
-    fn columns(y: &Tensor, own: Range<usize>) -> Vec<u32> {
-        let width = y.shape()[1];
-        let values = y.to_f32().unwrap();
-        values.chunks_exact(width).flat_map(|row| row[own.clone()].iter().map(|value| value.to_bits())).collect()
-    }
-
-    /// Checks that a rank's part of each kind of product has the bits of these columns of the whole product.
-    fn check_columns(device: &Device, dtype: DType, [rows, n, k]: [usize; 3], count: usize) {
-        let cx = Cx::inference(device, dtype);
-        let (x, w, up) =
-            (tensor(device, [rows, k], dtype, 1), tensor(device, [n, k], dtype, 2), tensor(device, [n, k], dtype, 3));
-        let bias = tensor(device, [1, n], dtype, 4).reshape(&[n]).unwrap();
-        let norm = tensor(device, [1, k], dtype, 5).reshape(&[k]).unwrap();
-        let norm = ops::InputNorm { weight: &norm, eps: 1e-6 };
-        type Product<'p> = Box<dyn Fn(&Tensor, &Tensor, &Tensor) -> Tensor + 'p>;
-        let products: [(&str, Product); 5] = [
-            ("linear", Box::new(|w, _, bias| ops::linear(&cx, &x, w, Some(bias)).unwrap())),
-            ("logits of a prompt", Box::new(|w, _, _| ops::matmul(&cx, &x, w, DType::F32).unwrap())),
-            ("skinny linear", Box::new(|w, _, bias| ops::skinny_linear(&cx, &x, w, Some(bias), None).unwrap())),
-            ("skinny logits", Box::new(|w, _, _| ops::skinny_logits(&cx, &x, w).unwrap())),
-            ("skinny swiglu", Box::new(|w, up, _| ops::skinny_swiglu(&cx, &x, Some(norm), w, up).unwrap())),
-        ];
-        for (name, product) in products {
-            let whole = product(&w, &up, &bias);
-            for index in 0..count {
-                let own = RowShare { index, count }.of(n);
-                let part = |t: &Tensor| t.rows(own.start, own.len()).unwrap();
-                let of_rank = product(&part(&w), &part(&up), &part(&bias));
-                let same = columns(&of_rank, 0..own.len()) == columns(&whole, own);
-                assert!(same, "{name} on {device:?}, {dtype}, [{rows}, {n}, {k}], part {index} of {count}");
-            }
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-        #[test]
-        fn the_bits_of_a_column_do_not_depend_on_the_number_of_columns_on_a_cpu(
-            rows in 1usize..40, parts in 1usize..12, k in 1usize..80, count in 1usize..5, bf16: bool,
-        ) {
-            let dtype = if bf16 { DType::BF16 } else { DType::F32 };
-            check_columns(&Device::cpu(2), dtype, [rows, parts * count * COLUMN_STEP, k * 8], count);
-        }
-    }
-
-    #[test]
-    fn the_bits_of_a_column_do_not_depend_on_the_number_of_columns_on_the_simulator() {
-        let Some(()) = compile::skip_without_nvrtc() else { return };
-        for arch in [Arch::A100, Arch::H100] {
-            let device = Device::sim(SimOptions { arch, threads: 1, ..SimOptions::default() }).unwrap();
-            for dtype in [DType::BF16, DType::F32] {
-                for (rows, n, k) in [(1, 96, 64), (9, 48, 128), (20, 96, 64)] {
-                    check_columns(&device, dtype, [rows, n, k], 2);
-                }
-            }
-        }
     }
 
     #[test]

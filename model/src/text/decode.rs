@@ -66,13 +66,6 @@ impl TextDecoder {
     }
 }
 
-impl KvCache {
-    /// Fills the cache with zeros, for benchmarks of attention to keys that were never computed.
-    pub fn fill_with_zeros(&self) -> Result<()> {
-        Ok(self.tensors().try_for_each(ops::fill_zero)?)
-    }
-}
-
 impl Layer {
     fn decode(
         &self,

@@ -17,12 +17,13 @@
 //! A decoder may be divided among several processes; see [`crate::tensor_parallel`] for what they gather.
 
 mod decode;
+mod kv_cache;
 pub mod products;
 
 use std::sync::Arc;
 
 use reel_device::in_layer;
-use reel_device::{DType, Device, MemoryCategory};
+use reel_device::{DType, Device};
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_runtime::ops::{self, CuSeqlens, KvDestination, KvPages, RotaryTable};
 use reel_runtime::{Checkpointing, Cx, Tensor};
@@ -35,6 +36,8 @@ use crate::tensor_parallel::{RowShare, TensorParallel};
 use crate::text::products::{LayerProduct, OutputDestination, ProductLayout, ReusedOutputs};
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
+
+pub use kv_cache::KvCache;
 
 /// The name of the decoder's layers in profiles and traces.
 const STACK: &str = "decoder";
@@ -75,54 +78,6 @@ struct Layer {
     head_dim: usize,
     eps: f32,
     parallel: Option<TensorParallel>,
-}
-
-/// The KV cache: keys and values of past tokens, in blocks of [`KvPages::BLOCK_TOKENS`] tokens. A block table assigns
-/// blocks to sequences.
-#[derive(Debug)]
-pub struct KvCache {
-    /// Keys and values of each layer, each `[blocks, BLOCK_TOKENS, Hkv, D]`.
-    layers: Vec<(Tensor, Tensor)>,
-    blocks: usize,
-}
-
-impl KvCache {
-    /// Allocates memory for `blocks` blocks of keys and values in every layer.
-    pub fn new(device: &Device, config: &TextConfig, dtype: DType, blocks: usize) -> Result<KvCache> {
-        let shape = [blocks, KvPages::BLOCK_TOKENS, config.num_key_value_heads, config.head_dim];
-        let one = || -> Result<Tensor> {
-            let tensor = Tensor::empty(device, &shape, dtype, MemoryCategory::KvCache)?;
-            if device.capabilities().reads_unused_kv_rows && dtype == DType::BF16 {
-                ops::fill_zero(&tensor)?;
-            }
-            Ok(tensor)
-        };
-        let layers = (0..config.num_hidden_layers).map(|_| Ok((one()?, one()?))).collect::<Result<_>>()?;
-        Ok(KvCache { layers, blocks })
-    }
-
-    /// Makes the operating system provide the physical memory of all blocks now; see [`Tensor::populate`].
-    pub fn populate(&self) {
-        self.tensors().for_each(Tensor::populate);
-    }
-
-    /// The keys and the values of each layer: `[blocks, BLOCK_TOKENS, Hkv, D]`.
-    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        self.layers.iter().flat_map(|(k, v)| [k, v])
-    }
-
-    /// Copies the keys and values of the first `tokens` tokens of one block to another, for each pair (from, to). No
-    /// block may be written twice, or both read and written.
-    pub fn copy_blocks(&self, cx: &Cx, pairs: &[(i32, i32)], tokens: usize) -> Result<()> {
-        let blocks: Vec<i32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
-        let pairs = Tensor::from_i32(cx.device(), &[pairs.len(), 2], &blocks)?;
-        self.layers.iter().try_for_each(|(k, v)| Ok(ops::copy_kv_blocks(cx, (k, v), &pairs, tokens)?))
-    }
-
-    /// The number of blocks in each layer.
-    pub fn block_count(&self) -> usize {
-        self.blocks
-    }
 }
 
 /// Which keys and values the tokens of a forward pass attend to, and which product outputs the pass reuses or stores.
