@@ -1,4 +1,5 @@
-//! `--gpus N`: starts N processes of this command on this machine, as `torchrun --nproc-per-node N` does.
+//! `--gpus N` and `--tensor-parallel-size N`: starts N processes of this command on this machine, as `torchrun
+//! --nproc-per-node N` does.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
@@ -31,16 +32,17 @@ struct Process {
 }
 
 /// Runs `count` processes of this command, with its arguments, until all have ended. Each finds its rank in the
-/// variables that torchrun sets. Signals go to all of them, and when one fails, all end.
+/// variables that torchrun sets. Signals go to all of them, and when one fails, all end. `option` is the option that
+/// asks for the processes.
 ///
 /// # Errors
 /// A process cannot be started, or has failed.
-pub fn run(count: usize) -> Result<()> {
+pub fn run(option: &str, count: usize) -> Result<()> {
     // Rank 0 writes the file of `--trace`.
     trace::leave_trace_to_another_process();
     // From here on the first Ctrl-C sets the flag and does not end this process.
     let (stop, save) = (interrupt::stop_flag(), interrupt::save_flag());
-    let program = std::env::current_exe().map_err(|e| failed("--gpus", e, "start the processes by torchrun"))?;
+    let program = std::env::current_exe().map_err(|e| failed(option, e, "start the processes by torchrun"))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let job = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
     let mut processes = Vec::new();
@@ -58,7 +60,7 @@ pub fn run(count: usize) -> Result<()> {
             Ok(child) => processes.push(Process::new(rank, child)),
             Err(e) => {
                 send_all(&processes, Signal::KILL);
-                return Err(failed("--gpus", format!("process {rank} cannot be started: {e}"), "give fewer"));
+                return Err(failed(option, format!("process {rank} cannot be started: {e}"), "give fewer"));
             }
         }
     }
@@ -72,7 +74,10 @@ pub fn run(count: usize) -> Result<()> {
         // If several processes have failed since the last look, the cause is one that a signal has killed.
         failure = failure.or(failed.into_iter().min_by_key(|(_, status)| status.signal().is_none()));
         if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut passed_on, true) {
-            send_all(&processes, Signal::INT);
+            // The signal that has come, because a process may ignore another one: those that a shell script starts in
+            // the background ignore SIGINT.
+            let number = interrupt::exit_code().map_or(0, |code| i32::from(code & 127));
+            send_all(&processes, Signal::from_named_raw(number).unwrap_or(Signal::INT));
         }
         if save.swap(false, Ordering::SeqCst) {
             send_all(&processes, Signal::USR1);

@@ -46,6 +46,7 @@ mod score;
 mod serve;
 mod sft;
 mod sim;
+mod tensor_parallel;
 mod tokenize;
 mod training;
 mod training_evaluator;

@@ -13,6 +13,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource};
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::tensor_parallel::TensorParallel;
 use reel_runtime::Cx;
 
 use crate::common::{self, CommonOptions};
@@ -85,11 +86,14 @@ impl LoadedModel {
         quantization: Quantization,
         common: &CommonOptions,
     ) -> Result<Self> {
-        Self::open_on(&open_device(common)?, folder, adapter, config, quantization, Some(WeightPlace::Mapped), common)
+        let place = Some(WeightPlace::Mapped);
+        Self::open_on(&open_device(common)?, folder, adapter, config, quantization, place, None, common)
     }
 
     /// Like [`Self::open_with_adapter`], on a device that is already open. If `place` is `None`, weights are copied if
-    /// their files take at most half of the device's free memory.
+    /// their files take at most half of the device's free memory. With `parallel`, opens only this process's part of
+    /// the decoder.
+    #[expect(clippy::too_many_arguments, reason = "each is an option of the command line or a file")]
     pub fn open_on(
         device: &Device,
         folder: &Path,
@@ -97,6 +101,7 @@ impl LoadedModel {
         config: &ModelConfig,
         quantization: Quantization,
         place: Option<WeightPlace>,
+        parallel: Option<&TensorParallel>,
         common: &CommonOptions,
     ) -> Result<Self> {
         let begun = Instant::now();
@@ -106,12 +111,13 @@ impl LoadedModel {
             let files = Checkpoint::open(folder)?;
             is_copied = match place {
                 Some(place) => place == WeightPlace::Copied,
+                // All processes of a machine share its memory, and together they have about one copy.
                 None => device.free_bytes().is_some_and(|free| files.bytes() <= free / 2),
             };
             let files = files.copied(is_copied);
             let adapter = adapter.map(Adapter::open).transpose()?;
             adapter.iter().try_for_each(|adapter| adapter.check(config))?;
-            let base = Qwen25Vl::open_quantized(device, &files, config, dtype, quantization)?;
+            let base = Qwen25Vl::open_quantized(device, &files, config, dtype, quantization, parallel)?;
             Ok(match &adapter {
                 Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false)?,
                 None => base,

@@ -19,6 +19,7 @@ use reel_predict::{
 use reel_samples::SampleError;
 use reel_samples::conversations::RowConversations;
 use reel_train::TrainError;
+use reel_train::setup::RunRanks;
 use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
@@ -26,10 +27,37 @@ use crate::fail::usage_error;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::prompt::{ModelFlags, find_or_download_model};
 use crate::ranks::RunProcess;
+use crate::tensor_parallel::DividedProcess;
 use crate::{generate, interrupt};
 
 /// Maximum bytes of vision tokens that are kept for later rows about the same images and videos (256 MiB).
 pub const MAX_FEATURE_CACHE_BYTES: usize = 256 << 20;
+
+/// The processes of a run.
+#[derive(Clone, Copy)]
+pub enum Processes<'c> {
+    One,
+    /// Several processes, each with a whole model, share the rows.
+    ShareRows(&'c RunProcess),
+    /// Several processes, each with a part of the model, answer all rows together.
+    DivideModel(&'c DividedProcess),
+}
+
+impl<'c> Processes<'c> {
+    fn sharing_rows(self) -> Option<&'c RunProcess> {
+        match self {
+            Processes::ShareRows(process) => Some(process),
+            Processes::One | Processes::DivideModel(_) => None,
+        }
+    }
+
+    fn dividing_model(self) -> Option<&'c DividedProcess> {
+        match self {
+            Processes::DivideModel(process) => Some(process),
+            Processes::One | Processes::ShareRows(_) => None,
+        }
+    }
+}
 
 /// A model that answers the rows of data files. Its weights are opened when the first row needs them.
 pub struct Predictor<'c> {
@@ -46,8 +74,7 @@ pub struct Predictor<'c> {
     batch_size: usize,
     model: Option<LoadedModel>,
     common: &'c CommonOptions,
-    /// This process, if several share the rows.
-    process: Option<&'c RunProcess>,
+    processes: Processes<'c>,
 }
 
 /// The rows of a run and how they are answered.
@@ -72,8 +99,7 @@ pub struct PredictionJob<'j> {
 
 impl<'c> Predictor<'c> {
     /// Opens the model folder on a device that is already open. `place` is where the weights are on a CPU (see
-    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`. `process` is this process if several share the rows
-    /// of each job.
+    /// [`LoadedModel::open_on`]), `batch_size` is `--batch-size`.
     pub fn open(
         flags: &ModelFlags,
         quantize: QuantizeFlag,
@@ -81,13 +107,13 @@ impl<'c> Predictor<'c> {
         device: Device,
         batch_size: Option<usize>,
         common: &'c CommonOptions,
-        process: Option<&'c RunProcess>,
+        processes: Processes<'c>,
     ) -> Result<Self> {
         let batch_size = checked_batch_size(batch_size, &device)?;
         let (base, adapter) = flags.base_model_and_adapter_folder()?;
         let folder = find_or_download_model(&base)?;
         let bundle = Arc::new(trace::span("open", || ModelFolder::open(&folder))?);
-        Ok(Self { device, folder, adapter, bundle, quantize, place, batch_size, model: None, common, process })
+        Ok(Self { device, folder, adapter, bundle, quantize, place, batch_size, model: None, common, processes })
     }
 
     /// The folder that the training run wrote: the adapter's folder, else the model's.
@@ -120,10 +146,16 @@ impl<'c> Predictor<'c> {
         if let Some(folder) = job.media_root {
             settings = settings.with_media_root(folder);
         }
-        let ranks = self.process.map(RunProcess::ranks);
-        let output = PredictionOutput::open(ranks, &settings, &job.rows, || {
-            PredictionFile::open(job.out, job.existing, settings.clone(), |row| job.rows.columns(row))
-        })?;
+        let own_stop = interrupt::stop_flag();
+        let ranks = self.processes.sharing_rows().map(RunProcess::ranks);
+        let divided = self.processes.dividing_model();
+        let divided_ranks =
+            divided.map(|process| RunRanks { ranks: process.ranks(), out: job.out, interrupted: &own_stop });
+        let open = || PredictionFile::open(job.out, job.existing, settings.clone(), |row| job.rows.columns(row));
+        let output = match divided_ranks {
+            Some(ranks) => PredictionOutput::open_together(ranks, &settings, open)?,
+            None => PredictionOutput::open(ranks, &settings, &job.rows, open)?,
+        };
         if output.is_complete() {
             return Ok(output.file().and_then(PredictionSummary::of_complete_file));
         }
@@ -134,19 +166,27 @@ impl<'c> Predictor<'c> {
             Some(model) => model,
             None => self.open_model()?,
         };
-        let own_stop = interrupt::stop_flag();
         // Several processes agree on when to stop.
-        let stop = self.process.map_or(&*own_stop, |process| &process.stop);
-        let engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size).interrupt_flag(stop);
+        let stop = self.processes.sharing_rows().map_or(&*own_stop, |process| &process.stop);
+        let mut engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size);
+        if divided.is_none() {
+            engine = engine.interrupt_flag(stop);
+        }
+        let kv_bytes = model::kv_bytes(&self.device) / self.processes_on_machine();
+        let max_kv_bytes = match divided {
+            Some(process) => process.smallest("memory for the KV cache", kv_bytes)?,
+            None => kv_bytes,
+        };
         let run = PredictionRun {
             prompts: Arc::new(RowPrompts::new(job.rows, self.bundle.clone())),
             engine: &engine,
             sampling: job.sampling,
-            max_kv_bytes: model::kv_bytes(&self.device) / self.process.map_or(1, RunProcess::processes_on_machine),
+            max_kv_bytes,
             strict: job.strict,
             quiet: self.common.quiet || self.common.json,
             stop,
             server: None,
+            divided: divided_ranks,
         };
         let summary = trace::span("rows", || run.run(output)).map_err(|e| generation_error(&model, e));
         drop(engine);
@@ -154,11 +194,31 @@ impl<'c> Predictor<'c> {
         summary
     }
 
+    /// The number of processes that share this machine's memory.
+    fn processes_on_machine(&self) -> u64 {
+        match self.processes {
+            Processes::One => 1,
+            Processes::ShareRows(process) => process.processes_on_machine(),
+            // Each GPU has its own memory.
+            Processes::DivideModel(_) if self.device.capabilities().own_memory => 1,
+            Processes::DivideModel(process) => process.ranks().size() as u64,
+        }
+    }
+
     fn open_model(&self) -> Result<LoadedModel> {
         let (config, quantization) = (&self.bundle.config, self.quantize.quantization());
-        let adapter = self.adapter.as_deref();
-        let mut model =
-            LoadedModel::open_on(&self.device, &self.folder, adapter, config, quantization, self.place, self.common)?;
+        let (adapter, device) = (self.adapter.as_deref(), &self.device);
+        let parallel = self.processes.dividing_model().map(|process| process.divide(config, device)).transpose()?;
+        let mut model = LoadedModel::open_on(
+            device,
+            &self.folder,
+            adapter,
+            config,
+            quantization,
+            self.place,
+            parallel.as_ref(),
+            self.common,
+        )?;
         model.weights.features = Some(Arc::new(FeatureCache::new(MAX_FEATURE_CACHE_BYTES)));
         Ok(model)
     }

@@ -123,6 +123,11 @@ pub fn find_or_download_model(model: &str) -> Result<PathBuf> {
 }
 
 impl MessageFlags {
+    /// Whether the chat messages come from standard input.
+    pub fn reads_standard_input(&self) -> bool {
+        self.messages.as_deref().is_some_and(|path| path == Path::new("-"))
+    }
+
     /// Reads the chat messages from their file (default: stdin) and encodes them for the model.
     ///
     /// Frame and pixel limits are those of the run that trained the model, or its adapter in the folder `adapter`,

@@ -12,9 +12,11 @@ use std::time::Duration;
 use anyhow::Result;
 use reel_device::cuda::Nvidia;
 use reel_diagnostic::{TemporaryPaths, remove_unfinished_files};
+use reel_engine::EngineError;
 use reel_measure::trace;
 use reel_ranks::{RankError, Ranks, Timeouts, World};
 use reel_runs::folder::output;
+use reel_serve::ServeError;
 use reel_train::TrainError;
 use reel_train::options::{ReportTo, RunOptions};
 use reel_train::setup::RunRanks;
@@ -38,16 +40,25 @@ pub fn world() -> Result<Option<World>> {
 
 /// Refuses a command that runs as one process if a launcher has started several.
 pub fn refuse_several_processes(command: &str) -> Result<()> {
-    const OF_SEVERAL: [&str; 4] = ["sft", "grpo", "eval", "doctor"];
+    // `generate` and `serve` refuse a launcher themselves if they do not divide the model.
+    const OF_SEVERAL: [&str; 6] = ["sft", "grpo", "eval", "doctor", "generate", "serve"];
     // These write nothing that several processes would write at once.
     const HARMLESS: [&str; 4] = ["help", "completions", "man", "plan"];
     if OF_SEVERAL.contains(&command) || HARMLESS.contains(&command) {
         return Ok(());
     }
-    let Some(world) = world()? else { return Ok(()) };
+    world()?.map_or(Ok(()), |world| Err(one_process_only(command, &world)))
+}
+
+/// The error of a command that runs as one process although a launcher has started several.
+pub fn one_process_only(command: &str, world: &World) -> anyhow::Error {
     let World { rank, size, launcher, .. } = world;
     let what = format!("runs as one process, but {launcher} has started {size}, of which this is rank {rank}");
-    Err(failed(format!("reel {command}"), what, "start it without the launcher"))
+    let help = match command {
+        "generate" | "serve" => format!("start it without the launcher, or give --tensor-parallel-size {size}"),
+        _ => "start it without the launcher".to_string(),
+    };
+    failed(format!("reel {command}"), what, help)
 }
 
 /// Refuses a value of `--gpus` that is not the number of processes of the launcher.
@@ -164,16 +175,7 @@ impl RunProcess {
     /// The common options of this rank: it has its share of this machine's CPUs, or a GPU of its own, and only rank 0
     /// prints.
     pub fn common_options(&self, common: &CommonOptions) -> CommonOptions {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let share = (cpus / self.ranks.world().local_size).max(1);
-        let mut own = CommonOptions { threads: common.threads.or(Some(share)), ..common.clone() };
-        if let (Ok(DeviceName::Cuda(_)), true) = (common.device(), self.ranks.world().local_size > 1) {
-            own.device = gpu_of(self.ranks.world(), Nvidia::count()).ok().map(|number| format!("cuda:{number}"));
-        }
-        if !self.prints() {
-            (own.quiet, own.json) = (true, false);
-        }
-        own
+        common_options(self.ranks.world(), common)
     }
 
     /// Makes the options of a run those of this rank: ranks other than 0 write nothing outside a folder of their own.
@@ -211,8 +213,23 @@ impl RunProcess {
     }
 }
 
+/// The common options of one of several processes: it has its share of this machine's CPUs, or a GPU of its own, and
+/// only rank 0 prints.
+pub fn common_options(world: &World, common: &CommonOptions) -> CommonOptions {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = (cpus / world.local_size).max(1);
+    let mut own = CommonOptions { threads: common.threads.or(Some(share)), ..common.clone() };
+    if let (Ok(DeviceName::Cuda(_)), true) = (common.device(), world.local_size > 1) {
+        own.device = gpu_of(world, Nvidia::count()).ok().map(|number| format!("cuda:{number}"));
+    }
+    if world.rank > 0 {
+        (own.quiet, own.json) = (true, false);
+    }
+    own
+}
+
 /// Refuses a device that several processes cannot use, and fewer GPUs than processes.
-fn refuse_other_devices(common: &CommonOptions, world: &World) -> Result<()> {
+pub fn refuse_other_devices(common: &CommonOptions, world: &World) -> Result<()> {
     let device = common.device()?;
     let World { local_size, .. } = *world;
     match device {
@@ -244,12 +261,22 @@ fn gpu_of(world: &World, visible: usize) -> Result<usize> {
 }
 
 /// Whether an error says that another rank has failed.
-fn is_of_another_rank(e: &anyhow::Error) -> bool {
-    matches!(e.downcast_ref::<TrainError>(), Some(TrainError::Ranks(_))) || e.is::<RankError>()
+pub fn is_of_another_rank(e: &anyhow::Error) -> bool {
+    let of_engine = |e: &EngineError| e.is_of_another_rank();
+    let of_training = |e: &TrainError| match e {
+        TrainError::Ranks(_) => true,
+        TrainError::Engine(e) => of_engine(e),
+        _ => false,
+    };
+    let of_server = |e: &ServeError| matches!(e, ServeError::Engine(e) if of_engine(e));
+    e.is::<RankError>()
+        || e.downcast_ref().is_some_and(of_training)
+        || e.downcast_ref().is_some_and(of_engine)
+        || e.downcast_ref().is_some_and(of_server)
 }
 
 /// Ends this process after another rank has failed, if the main thread has not noticed it.
-fn end_process(e: &RankError) {
+pub fn end_process(e: &RankError) {
     remove_unfinished_files();
     let _ = writeln!(std::io::stderr(), "error: {e}");
     signal_hook::low_level::exit(1);

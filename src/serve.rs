@@ -13,7 +13,10 @@ use reel_input::encode::ModelFolder;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
 use reel_model::features::FeatureCache;
 use reel_model::lora::{ADAPTER_CONFIG_FILE, is_adapter_folder};
-use reel_serve::{ConnectionLimits, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, Tls, folder_name};
+use reel_model::tensor_parallel::TensorParallel;
+use reel_serve::{
+    ConnectionLimits, DividedModel, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, Tls, folder_name,
+};
 use serde_json::json;
 
 use crate::common::CommonOptions;
@@ -21,6 +24,7 @@ use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
+use crate::tensor_parallel::{DividedProcess, TensorParallelFlag};
 use crate::{interrupt, output};
 
 /// The options of `reel serve`.
@@ -40,6 +44,8 @@ pub struct ServeArgs {
     model: ModelFlags,
     #[command(flatten)]
     quantize: QuantizeFlag,
+    #[command(flatten)]
+    parallel: TensorParallelFlag,
     /// Where the weights are on a CPU [default: copied, if their files take at most half of the free memory]
     #[arg(long, value_name = "PLACE", value_enum)]
     weights: Option<WeightPlace>,
@@ -112,8 +118,9 @@ struct LimitFlags {
     /// Maximum number of completions that decode together [default: 256 on cuda, else 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Memory for the keys and values of all requests and of earlier prompts, in MiB [default: half of the free memory;
-    /// on a CPU at most 4096 tokens per completion of --batch-size]
+    /// Memory for the keys and values of all requests and of earlier prompts, in MiB, of all processes of
+    /// --tensor-parallel-size together [default: half of the free memory; on a CPU at most 4096 tokens per completion of
+    /// --batch-size]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: Option<u32>,
     /// Maximum number of requests that run or wait; further ones get status 503
@@ -159,6 +166,11 @@ const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 
 impl ServeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        self.parallel.run("serve", &self.model, common, |process, common| self.serve(process, common))
+    }
+
+    /// Serves the model. `process` is this process if several serve it together; only rank 0 listens.
+    fn serve(&self, process: Option<&DividedProcess>, common: &CommonOptions) -> Result<()> {
         let address = self.listen.address()?;
         let api_keys = self.listen.api_keys(address.ip())?;
         self.listen.check_model_name()?;
@@ -172,6 +184,13 @@ impl ServeArgs {
         let bundle = ModelFolder::open(&folder)?;
         let device = model::open_device(common)?;
         let quantization = self.quantize.quantization();
+        let divided = match process {
+            Some(process) => {
+                let parallel = process.divide(&bundle.config, &device)?;
+                Some(DividedModel { parallel, ranks: process.ranks().clone() })
+            }
+            None => None,
+        };
         let loaded = LoadedModel::open_on(
             &device,
             &folder,
@@ -179,12 +198,25 @@ impl ServeArgs {
             &bundle.config,
             quantization,
             self.weights,
+            divided.as_ref().map(|divided| &divided.parallel),
             common,
         )?;
         let dtype = model::activation_dtype(common);
         let batch = self.limits.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
-        let default_kv_bytes =
-            || model::serving_kv_bytes(&device, device.free_bytes(), &bundle.config.text, dtype, batch);
+        let ranks = process.map_or(1, |process| process.ranks().size());
+        let default_kv_bytes = || {
+            let text = TensorParallel::own_sizes(&bundle.config.text, ranks);
+            // Processes on CPUs share the memory of the machine.
+            let sharers = if device.capabilities().own_memory { 1 } else { ranks as u64 };
+            model::serving_kv_bytes(&device, device.free_bytes().map(|free| free / sharers), &text, dtype, batch)
+        };
+        let kv_bytes = match self.limits.kv_memory {
+            // The option counts the memory of all processes, each of which has its part of every key.
+            Some(mib) => (u64::from(mib) << 20) / ranks as u64,
+            None => default_kv_bytes(),
+        };
+        // The engines of all processes must have the same number of blocks.
+        let kv_bytes = process.map_or(Ok(kv_bytes), |process| process.smallest("memory for the KV cache", kv_bytes))?;
         let name =
             self.listen.served_model_name.clone().unwrap_or_else(|| folder_name(adapter.as_ref().unwrap_or(&folder)));
         let options = ServeOptions {
@@ -196,7 +228,7 @@ impl ServeArgs {
                 requests: self.limits.max_requests.into(),
                 encoders: self.limits.max_encoders.map_or_else(default_encoders, usize::from),
                 body_bytes: usize::from(self.limits.max_body) << 20,
-                kv_bytes: self.limits.kv_memory.map_or_else(default_kv_bytes, |mib| u64::from(mib) << 20),
+                kv_bytes,
                 new_tokens: self.limits.max_new_tokens as usize,
                 request_time: self.limits.request_timeout.map(|seconds| Duration::from_secs(seconds.into())),
             },
@@ -211,7 +243,18 @@ impl ServeArgs {
         // Vision tokens are cached, so that repeated requests about a video do not compute them again.
         weights.features = Some(Arc::new(FeatureCache::new(VISION_CACHE_BYTES)));
         let is_copied = loaded.is_copied;
-        let served = ServedModel { name: name.clone(), folder: bundle, device, dtype, quantization, is_copied };
+        let served = ServedModel {
+            name: name.clone(),
+            folder: bundle,
+            device,
+            dtype,
+            quantization,
+            is_copied,
+            divided: divided.clone(),
+        };
+        if let Some(divided) = divided.filter(|divided| divided.ranks.rank() > 0) {
+            return Ok(reel_serve::follow(served, weights, &divided, options.limits)?);
+        }
         let weights = ServedWeights { weights, name: folder_name(&adapter.unwrap_or(folder)) };
         let scheme = if options.tls.is_some() { "https" } else { "http" };
         let listening = |address| {

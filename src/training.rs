@@ -188,7 +188,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             }
             (None, Some(count @ 2..)) => {
                 self.options.validate()?;
-                launch::run(count as usize)
+                launch::run("--gpus", count as usize)
             }
             (None, _) => self.print(&self.with_setup(None, |setup| Ok(run(setup)?))?),
         }

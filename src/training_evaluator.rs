@@ -152,6 +152,7 @@ impl RunEvaluator {
                 quiet: true,
                 stop: policy.stop,
                 server: policy.server,
+                divided: None,
             };
             run.run(output)?;
         }

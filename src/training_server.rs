@@ -56,6 +56,7 @@ impl RunServer {
             dtype,
             quantization: Quantization::None,
             is_copied: false,
+            divided: None,
         };
         let access = MediaAccess { remote: RemoteMedia::Refused, confined_to: None };
         let limits = Limits {

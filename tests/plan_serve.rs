@@ -50,6 +50,35 @@ fn numbers_of_a_plan_fit_each_other() {
 }
 
 #[test]
+fn the_gpus_of_a_divided_model_share_its_memory_and_gather_its_columns() {
+    const LAYERS: f64 = 80.0;
+    let plan = |ranks: u32, more: &str| {
+        let line =
+            format!("--preset 72b --tokens 2048 --gpu h200 --batch-size 4 --tensor-parallel-size {ranks} {more}");
+        plan(line.trim_end())
+    };
+    let (one, eight) = (plan(1, ""), plan(8, ""));
+    // Each GPU has 1/8 of the layers and of the output layer, and the whole vision tower and embedding table.
+    let (hidden, inner, vocab) = (8192.0, 29_568.0, 152_064.0);
+    let divided =
+        2.0 * (LAYERS * (2.0 * hidden * hidden + 2.0 * hidden * 1024.0 + 3.0 * hidden * inner) + vocab * hidden);
+    let saved = number(&one, "/memory/weights") - number(&eight, "/memory/weights");
+    assert!((saved / (divided * 7.0 / 8.0) - 1.0).abs() < 0.001, "{saved} of {divided}");
+    // A step of 4 sequences gathers bf16 columns in each layer, and the logits in f32, of 7 other GPUs.
+    let of_layers = LAYERS * 4.0 * 2.0 * (3.0 * hidden + inner) * 7.0 / 8.0;
+    assert_eq!(number(&eight, "/gathers/decode/bytes"), of_layers + 4.0 * 4.0 * vocab * 7.0 / 8.0);
+    assert_eq!(number(&eight, "/gathers/decode/exchanges"), 4.0 * LAYERS + 1.0);
+    assert_eq!(number(&one, "/gathers/decode/bytes"), 0.0);
+    let pcie = plan(8, "--link pcie5");
+    let (fast, slow) = ("/gathers/decode_seconds", number(&pcie, "/gathers/decode_seconds"));
+    assert!((slow / number(&eight, fast) - 450.0 / 64.0).abs() < 1e-9);
+    run("plan serve --preset 72b --tokens 9 --gpu h200 --link pcie5".split(' '))
+        .refused(2, &["--link: is for several"]);
+    let of_3b = "plan serve --preset 3b --tokens 9 --gpu h200 --tensor-parallel-size 4";
+    run(of_3b.split(' ')).refused(1, &["config.json: num_key_value_heads: is 2"]);
+}
+
+#[test]
 fn a_decode_step_has_five_launches_a_layer() {
     let launches = |layers: f64, more: &str| {
         let plan = plan(&format!("--preset 7b --tokens 100 --gpu h200 {more}"));

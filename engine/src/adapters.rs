@@ -14,6 +14,18 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdapterId(pub(crate) u64);
 
+impl AdapterId {
+    /// The number of the id. Engines that load the same adapters in the same order give them the same numbers.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The id with a number that [`AdapterId::number`] has returned.
+    pub fn from_number(number: u64) -> AdapterId {
+        AdapterId(number)
+    }
+}
+
 #[derive(Clone, Debug)]
 struct LoadedAdapter {
     id: AdapterId,

@@ -12,7 +12,6 @@ use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_model::text::KvCache;
 use reel_runtime::ops::{DecodeSlot, KvPages, RowSampling, SequencePages};
 use reel_runtime::{Cx, Tensor};
 
@@ -111,7 +110,7 @@ pub fn time_prefill(model: &Qwen25Vl, cx: &Cx, prompt: &Prompt, batch: usize, ro
     let tables = block_tables(batch, blocks);
     let sequences: Vec<SequencePages> =
         tables.iter().map(|blocks| SequencePages { cached_tokens: 0, new_tokens: tokens, blocks }).collect();
-    let cache = KvCache::new(cx.device(), &model.config.text, cx.dtype(), blocks * batch)?;
+    let cache = model.text.kv_cache(cx.device(), cx.dtype(), blocks * batch)?;
     let last_rows: Vec<i32> = (1..=batch).map(|b| (b * tokens - 1) as i32).collect();
     (0..rounds)
         .map(|_| {

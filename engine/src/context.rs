@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runtime::ops::KvPages;
 use reel_runtime::{Cx, Tensor};
 
 use crate::error::{EngineError, Result};
@@ -75,10 +74,7 @@ impl EngineContext<'_> {
 
     /// The bytes of the keys and values of one KV block in all layers.
     pub(crate) fn kv_block_bytes(&self) -> u64 {
-        let model = self.model();
-        let text = &model.config.text;
-        let values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * KvPages::BLOCK_TOKENS;
-        (values * self.cx.dtype().size()) as u64
+        self.model().text.kv_block_bytes(self.cx.dtype()) as u64
     }
 
     /// Whether one forward pass may compute several prompts. On a GPU the bits of a matrix product depend on its number

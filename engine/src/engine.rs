@@ -59,7 +59,8 @@ impl<'a> Engine<'a> {
             max_slots: MAX_SLOTS,
             lookahead: usize::from(cx.device().capabilities().async_launches),
             chunk_tokens: cx.device().capabilities().prefill_chunk_tokens,
-            capture: true,
+            // A captured step cannot wait for other processes.
+            capture: !model.text.is_divided(),
             batch: Mutex::default(),
         };
         Ok(Engine { context, packs_trained_weights: false, has_room_for_copies: OnceLock::new() })

@@ -54,6 +54,22 @@ impl EngineError {
         matches!(self, Self::Request(diagnostic) if diagnostic.location == KV_CACHE)
     }
 
+    /// Whether all processes that compute a divided model get this error for the same request, so that each of them can
+    /// drop the request and go on.
+    pub(crate) fn is_same_on_all_ranks(&self) -> bool {
+        let is_of_input = |e: &ModelError| matches!(e, ModelError::Input(_));
+        match self {
+            Self::Request(_) | Self::NotANumber { .. } | Self::NotANumberInPrompt => true,
+            Self::Model(e) => is_of_input(e),
+            Self::Runtime(_) | Self::DeadlineExceeded | Self::Interrupted => false,
+        }
+    }
+
+    /// Whether an exchange with the other processes that compute the model has failed.
+    pub fn is_of_another_rank(&self) -> bool {
+        matches!(self, Self::Model(ModelError::Rank(_)))
+    }
+
     /// Whether the device had too little free memory.
     pub fn is_out_of_memory(&self) -> bool {
         let (Self::Runtime(cause) | Self::Model(ModelError::Runtime(cause))) = self else { return false };

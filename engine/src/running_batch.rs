@@ -224,7 +224,7 @@ impl RunningBatch {
         capture: bool,
     ) -> Result<RunningBatch> {
         let (device, capacity) = (cx.device(), capacity.rounded());
-        let cache = Arc::new(KvCache::new(device, &model.config.text, cx.dtype(), capacity.blocks)?);
+        let cache = Arc::new(model.text.kv_cache(device, cx.dtype(), capacity.blocks)?);
         let state = StepState {
             decoder: model.text.clone(),
             rows: model.text.decode_rows(device, capacity.slots, capacity.blocks_per_slot)?,

@@ -1,9 +1,10 @@
 //! The grammar that a completion must follow, as a request states it; the engine compiles it.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A grammar that a completion must follow.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum GrammarSpec {
     /// A JSON value that satisfies a JSON schema, without white space between its parts.
     JsonSchema(Value),
@@ -18,7 +19,7 @@ pub enum GrammarSpec {
 }
 
 /// The grammar of an answer with tool calls; see [`crate::tools`] for the form of a call.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ToolCallGrammar {
     /// The name and the JSON schema of the arguments of each function that may be called; at least one.
     pub functions: Vec<(String, Value)>,
@@ -29,7 +30,7 @@ pub struct ToolCallGrammar {
 }
 
 /// What an answer may contain instead of tool calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AnswerWithoutCalls {
     /// Nothing: the answer must consist of calls.
     None,

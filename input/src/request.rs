@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::error::{InputError, Result};
@@ -31,7 +32,7 @@ pub struct ChatRequest {
 }
 
 /// The sampling fields of an OpenAI or vLLM chat request.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RequestSettings {
     /// The sampling temperature; 0 is greedy.
     pub temperature: Option<f32>,

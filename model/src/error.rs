@@ -21,6 +21,9 @@ pub enum ModelError {
     /// An option of the command line has a value that does not fit the other options.
     #[error(transparent)]
     Option(Diagnostic),
+    /// An exchange with the other processes that compute the model failed.
+    #[error(transparent)]
+    Rank(Diagnostic),
     /// An error of a device, a tensor or the autograd tape.
     #[error(transparent)]
     Runtime(#[from] reel_runtime::RuntimeError),
@@ -87,7 +90,7 @@ impl ModelError {
     pub fn into_diagnostic(self) -> Diagnostic {
         match self {
             Self::Input(e) => e.into_diagnostic(),
-            Self::Weights(d) | Self::Option(d) => d,
+            Self::Weights(d) | Self::Option(d) | Self::Rank(d) => d,
             Self::Runtime(e) => Diagnostic::new("", e.to_string(), ""),
         }
     }

@@ -18,6 +18,7 @@ pub mod qwen2_5_vl;
 mod residual;
 pub mod save;
 pub mod siglip;
+pub mod tensor_parallel;
 #[cfg(test)]
 mod testing;
 pub mod text;

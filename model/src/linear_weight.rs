@@ -15,6 +15,7 @@ use reel_runtime::{Cx, Tensor};
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};
 use crate::quantization::Quantization;
+use crate::tensor_parallel::RowShare;
 use crate::weights::{WeightLoader, WeightSource, Width, widen_to_f32};
 
 /// The LoRA adapters of a layer in a decode step.
@@ -37,19 +38,23 @@ pub(crate) enum Weight {
 }
 
 impl Weight {
-    /// Loads tensor `name`: quantised if the loader quantises, else as [`Weight::load_unquantized`] loads it.
+    /// Loads a share of the rows of tensor `name`, which has shape `shape` in the files: quantised if the loader
+    /// quantises, packed if [`WeightLoader::packed_dtype`] returns a dtype, else plain.
     ///
     /// # Errors
     /// The tensor is missing or has another shape, or it has a NaN or an infinity, which cannot be quantised; out of
     /// memory.
-    pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2]) -> Result<Weight> {
+    pub(crate) fn load(from: &WeightLoader, name: &str, shape: [usize; 2], share: RowShare) -> Result<Weight> {
         Ok(match (from.quantization, from.source) {
-            (Quantization::None, _) => Weight::load_unquantized(from, name, shape.map(Width::from))?,
+            (Quantization::None, _) => match Weight::load_packed(from, name, shape, share)? {
+                Some(packed) => packed,
+                None => Weight::Dense(from.load_share(name, shape, share)?),
+            },
             (Quantization::Int8, WeightSource::Files(files)) => {
-                Weight::Packed(quantize(from.device, files, name, shape)?)
+                Weight::Packed(quantize(from.device, files, name, shape, share)?)
             }
             (Quantization::Int8, WeightSource::Uninitialised(_)) => {
-                Weight::Packed(PackedWeight::int8(from.device, shape)?)
+                Weight::Packed(PackedWeight::int8(from.device, share.shape(shape))?)
             }
         })
     }
@@ -62,16 +67,21 @@ impl Weight {
     pub(crate) fn load_unquantized(from: &WeightLoader, name: &str, widths: [Width; 2]) -> Result<Weight> {
         let is_filled_up = widths.iter().any(|width| width.stored != width.padded);
         let shape = widths.map(|width| width.stored);
-        if let WeightSource::Files(files) = from.source
-            && !is_filled_up
-            && let Some(dtype) = from.packed_dtype(files, name, &shape)
-        {
-            return Ok(Weight::Packed(match dtype {
-                DType::F32 => pack::<f32>(from.device, files, name, shape)?,
-                _ => pack::<bf16>(from.device, files, name, shape)?,
-            }));
+        let packed = if is_filled_up { None } else { Weight::load_packed(from, name, shape, RowShare::WHOLE)? };
+        match packed {
+            Some(packed) => Ok(packed),
+            None => Ok(Weight::Dense(from.load_padded(name, &widths)?)),
         }
-        Ok(Weight::Dense(from.load_padded(name, &widths)?))
+    }
+
+    /// Loads a share of the rows of tensor `name` packed; `None` if it is not to be packed.
+    fn load_packed(from: &WeightLoader, name: &str, shape: [usize; 2], share: RowShare) -> Result<Option<Weight>> {
+        let WeightSource::Files(files) = from.source else { return Ok(None) };
+        Ok(match from.packed_dtype(files, name, &shape) {
+            None => None,
+            Some(DType::F32) => Some(Weight::Packed(pack::<f32>(from.device, files, name, shape, share)?)),
+            Some(_) => Some(Weight::Packed(pack::<bf16>(from.device, files, name, shape, share)?)),
+        })
     }
 
     /// The weight if it is trained and the device reads packed weights of its dtype faster.
@@ -197,11 +207,17 @@ fn for_each_part(view: &TensorView, columns: usize, write: impl Fn(usize, &[u8])
     Ok(())
 }
 
-/// Packs a stored tensor with elements of type T. Pages of the file that were read are dropped from the process's
-/// memory.
-fn pack<T: Element>(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<PackedWeight> {
-    let view = files.tensor_with_shape(name, &shape)?;
-    let weight = PackedWeight::in_groups(device, shape, T::DTYPE)?;
+/// Packs a share of the rows of a stored tensor with elements of type T. Pages of the file that were read are dropped
+/// from the process's memory.
+fn pack<T: Element>(
+    device: &Device,
+    files: &Checkpoint,
+    name: &str,
+    shape: [usize; 2],
+    share: RowShare,
+) -> Result<PackedWeight> {
+    let view = files.tensor_with_shape(name, &shape)?.share_of_rows(share);
+    let weight = PackedWeight::in_groups(device, share.shape(shape), T::DTYPE)?;
     let row_bytes = (shape[1] * size_of::<T>()).max(1);
     let rows_at_once = (BYTES_AT_ONCE / row_bytes).next_multiple_of(PackedWeight::ROWS).max(PackedWeight::ROWS);
     for (i, stored) in view.bytes.chunks(rows_at_once * row_bytes).enumerate() {
@@ -213,13 +229,20 @@ fn pack<T: Element>(device: &Device, files: &Checkpoint, name: &str, shape: [usi
     Ok(weight)
 }
 
-/// Quantises a stored tensor.
-fn quantize(device: &Device, files: &Checkpoint, name: &str, shape: [usize; 2]) -> Result<PackedWeight> {
-    let view = files.tensor_with_shape(name, &shape)?;
-    let weight = PackedWeight::int8(device, shape)?;
+/// Quantises a share of the rows of a stored tensor.
+fn quantize(
+    device: &Device,
+    files: &Checkpoint,
+    name: &str,
+    shape: [usize; 2],
+    share: RowShare,
+) -> Result<PackedWeight> {
+    let view = files.tensor_with_shape(name, &shape)?.share_of_rows(share);
+    let weight = PackedWeight::int8(device, share.shape(shape))?;
+    let before = share.of(shape[0]).start;
     for_each_part(&view, shape[1], |first, stored| {
         let (elements, scales) =
-            quantize_stored_rows(view.dtype, stored, shape[1]).map_err(|row| not_finite(name, first + row))?;
+            quantize_stored_rows(view.dtype, stored, shape[1]).map_err(|row| not_finite(name, before + first + row))?;
         Ok(weight.write_int8_rows(first, &elements, &scales)?)
     })?;
     Ok(weight)

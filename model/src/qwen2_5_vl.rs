@@ -21,6 +21,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::features::{FeatureCache, VisionFeatures};
 use crate::quantization::Quantization;
+use crate::tensor_parallel::TensorParallel;
 use crate::text::products::{OutputDestination, ReusedOutputs};
 use crate::text::{AttentionContext, KvCache, TextDecoder};
 use crate::vision::VisionTower;
@@ -67,7 +68,7 @@ impl Qwen25Vl {
     pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<Qwen25Vl> {
         Ok(Qwen25Vl {
             vision: VisionTower::load(from, &config.vision)?,
-            text: TextDecoder::load(from, config)?,
+            text: TextDecoder::load(from, config, None)?,
             config: config.clone(),
             features: None,
         })
@@ -79,10 +80,11 @@ impl Qwen25Vl {
     /// # Errors
     /// The errors of [`Qwen25Vl::load`]; weights that do not match the config.
     pub fn open(device: &Device, files: &Checkpoint, config: &ModelConfig, dtype: DType) -> Result<Qwen25Vl> {
-        Qwen25Vl::open_quantized(device, files, config, dtype, Quantization::None)
+        Qwen25Vl::open_quantized(device, files, config, dtype, Quantization::None, None)
     }
 
-    /// Like [`Qwen25Vl::open`], but quantises the weights of the decoder's linear layers and of the output layer.
+    /// Like [`Qwen25Vl::open`], but quantises the weights of the decoder's linear layers and of the output layer. With
+    /// `parallel`, loads only this rank's part of the decoder.
     ///
     /// # Errors
     /// The errors of [`Qwen25Vl::open`]; a NaN or an infinity in a weight that would be quantised.
@@ -92,13 +94,17 @@ impl Qwen25Vl {
         config: &ModelConfig,
         dtype: DType,
         quantization: Quantization,
+        parallel: Option<&TensorParallel>,
     ) -> Result<Qwen25Vl> {
         files.check(config)?;
         let source = WeightSource::Files(files);
-        Qwen25Vl::load(
-            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false },
-            config,
-        )
+        let from = WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false };
+        Ok(Qwen25Vl {
+            vision: VisionTower::load(&from, &config.vision)?,
+            text: TextDecoder::load(&from, config, parallel)?,
+            config: config.clone(),
+            features: None,
+        })
     }
 
     /// Returns a model whose weights are uninitialised memory, for device `dry`. The weights have the sizes that they
@@ -201,6 +207,6 @@ impl Qwen25Vl {
 
     /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. Has no backward rule.
     pub fn logits(&self, cx: &Cx, hidden: &Tensor) -> Result<Tensor> {
-        self.text.head.logits(cx, hidden, false)
+        self.text.logits(cx, hidden, false)
     }
 }

@@ -11,6 +11,7 @@ use reel_runtime::ops::PackedWeight;
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::error::{ModelError, Result};
 use crate::quantization::Quantization;
+use crate::tensor_parallel::RowShare;
 
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
@@ -142,16 +143,37 @@ impl WeightLoader<'_> {
     /// # Errors
     /// The tensor is missing or has another shape; out of memory.
     pub fn load(&self, name: &str, file_shape: &[usize], shape: &[usize]) -> Result<Tensor> {
-        let copied = matches!(self.source, WeightSource::Files(files) if files.is_copied());
-        self.load_placed(name, file_shape, shape, copied)
+        self.load_placed(name, file_shape, shape, self.copies(), RowShare::WHOLE)
     }
 
-    /// [`WeightLoader::load`]; with `copied`, a weight is copied even if it could be read in place.
-    fn load_placed(&self, name: &str, file_shape: &[usize], shape: &[usize], copied: bool) -> Result<Tensor> {
+    /// Loads a share of the rows of tensor `name`, which has shape `shape` in the files.
+    ///
+    /// # Errors
+    /// The errors of [`WeightLoader::load`].
+    pub(crate) fn load_share<const D: usize>(&self, name: &str, shape: [usize; D], share: RowShare) -> Result<Tensor> {
+        self.load_placed(name, &shape, &share.shape(shape), self.copies(), share)
+    }
+
+    /// Whether weights are copied even if they could be read in place.
+    fn copies(&self) -> bool {
+        matches!(self.source, WeightSource::Files(files) if files.is_copied())
+    }
+
+    /// [`WeightLoader::load`] for a share of the rows; with `copied`, a weight is copied even if it could be read in
+    /// place.
+    fn load_placed(
+        &self,
+        name: &str,
+        file_shape: &[usize],
+        shape: &[usize],
+        copied: bool,
+        share: RowShare,
+    ) -> Result<Tensor> {
         let trained = (self.trainable)(name);
         let t = match self.source {
             WeightSource::Files(files) => {
-                self.read(files.tensor_with_shape(name, file_shape)?, name, shape, trained, copied || trained)?
+                let view = files.tensor_with_shape(name, file_shape)?.share_of_rows(share);
+                self.read(view, name, shape, trained, copied || trained)?
             }
             WeightSource::Uninitialised(dtype) => {
                 let kept = self.kept_dtype(dtype, shape, trained);
@@ -171,7 +193,7 @@ impl WeightLoader<'_> {
     /// # Errors
     /// The errors of [`WeightLoader::load`].
     pub(crate) fn load_table(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.load_placed(name, shape, shape, false)
+        self.load_placed(name, shape, shape, false, RowShare::WHOLE)
     }
 
     /// Loads trained tensors as the rows of one tensor. `parts` has the name and number of rows of each tensor, `row`

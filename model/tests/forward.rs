@@ -77,7 +77,7 @@ fn relative(got: &[f32], want: &[f32]) -> f64 {
 
 /// Logits `[S, V]` of a forward pass over packed sequences.
 fn packed(case: &Case, device: &Device, dtype: DType, quantization: Quantization) -> Vec<f32> {
-    let model = Qwen25Vl::open_quantized(device, &case.files, &case.config, dtype, quantization).unwrap();
+    let model = Qwen25Vl::open_quantized(device, &case.files, &case.config, dtype, quantization, None).unwrap();
     let cx = Cx::inference(device, dtype);
     let batch = Batch::new(device, &case.config, &[case.sequence()], "case").unwrap();
     let hidden = model.forward(&cx, &batch, ForwardOptions::default()).unwrap();
@@ -124,7 +124,8 @@ fn bits_do_not_depend_on_threads_batch_or_cache() {
             let device = Device::cpu(3);
             assert_eq!(want, packed(&device), "{}: 3 threads", case.name);
             let vocab = case.config.text.vocab_size;
-            let model = Qwen25Vl::open_quantized(&device, &case.files, &case.config, dtype, quantization).unwrap();
+            let model =
+                Qwen25Vl::open_quantized(&device, &case.files, &case.config, dtype, quantization, None).unwrap();
             let kept = if stored == StoredDType::Bf16 { DType::BF16 } else { DType::F32 };
             let is_packed = copied && (kept, dtype) != (DType::F32, DType::BF16) && PackedWeight::suits(&device);
             assert_eq!(model.text.lm_head().is_err(), is_packed || quantization == Quantization::Int8);
@@ -279,8 +280,9 @@ fn weights_that_int8_cannot_store_are_refused_by_name() {
                 values[2 * shape[1] + 1] = bad;
             }
         });
-        let open =
-            |quantization| Qwen25Vl::open_quantized(&Device::cpu(1), &files, &case.config, DType::F32, quantization);
+        let open = |quantization| {
+            Qwen25Vl::open_quantized(&Device::cpu(1), &files, &case.config, DType::F32, quantization, None)
+        };
         let e = open(Quantization::Int8).unwrap_err().to_string();
         assert!(e.contains(tensor) && e.contains("row 2 has a NaN or an infinity") && !e.contains('\n'), "{e}");
         open(Quantization::None).unwrap();
@@ -292,7 +294,7 @@ fn weights_that_int8_cannot_store_are_refused_by_name() {
 fn a_quantised_head_is_refused_where_training_needs_it() {
     let case = Case::open(&cases()[0]);
     let open = |quantization| {
-        Qwen25Vl::open_quantized(&Device::cpu(1), &case.files, &case.config, DType::F32, quantization).unwrap()
+        Qwen25Vl::open_quantized(&Device::cpu(1), &case.files, &case.config, DType::F32, quantization, None).unwrap()
     };
     assert!(open(Quantization::None).text.lm_head().is_ok());
     let e = open(Quantization::Int8).text.lm_head().unwrap_err().to_string();

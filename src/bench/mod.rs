@@ -417,7 +417,8 @@ impl RoundsArgs {
         let folder = prompt::find_or_download_model(&self.model)?;
         let config = ModelConfig::open(&folder)?;
         let (device, quantization) = (model::open_device(common)?, quantize.quantization());
-        let model = LoadedModel::open_on(&device, &folder, None, &config, quantization, Some(self.weights), common)?;
+        let model =
+            LoadedModel::open_on(&device, &folder, None, &config, quantization, Some(self.weights), None, common)?;
         let (device, dtype) = (model.cx.device(), model.cx.dtype());
         let measured = rounds::time_rounds(device, dtype, self.rounds, || round(&model))?;
         let model = folder.display().to_string();

@@ -41,7 +41,7 @@ impl LocalServer {
         let bundle = ModelFolder::open(&folder)?;
         let device = model::open_device(common)?;
         let quantization = Quantization::None;
-        let loaded = LoadedModel::open_on(&device, &folder, None, &bundle.config, quantization, None, common)?;
+        let loaded = LoadedModel::open_on(&device, &folder, None, &bundle.config, quantization, None, None, common)?;
         let dtype = model::activation_dtype(common);
         let batch = concurrency.min(model::default_batch_size(&device));
         let kv_bytes = model::serving_kv_bytes(&device, device.free_bytes(), &bundle.config.text, dtype, batch);
@@ -69,6 +69,7 @@ impl LocalServer {
             dtype,
             quantization,
             is_copied: loaded.is_copied,
+            divided: None,
         };
         let weights = ServedWeights { weights: loaded.weights, name };
         let (sender, receiver) = channel();

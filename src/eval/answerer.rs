@@ -16,7 +16,7 @@ use crate::endpoint::model_name;
 use crate::fail::usage_error;
 use crate::media::MediaFlags;
 use crate::model::WeightPlace;
-use crate::predictor::{PredictionJob, Predictor, decimal, sampling_options};
+use crate::predictor::{PredictionJob, Predictor, Processes, decimal, sampling_options};
 use crate::prompt::{ModelFlags, media_options};
 use crate::ranks::RunProcess;
 use crate::{interrupt, model};
@@ -53,8 +53,9 @@ impl<'c> AnswerSource<'c> {
                 // they share the memory-mapped files.
                 let has_others = options.shard.is_some() || process.is_some_and(|p| p.processes_on_machine() > 1);
                 let place = has_others.then_some(WeightPlace::Mapped);
+                let processes = process.map_or(Processes::One, Processes::ShareRows);
                 let (quantize, batch) = (options.quantize, options.batch_size);
-                let predictor = Predictor::open(&flags, quantize, place, device, batch, common, process)?;
+                let predictor = Predictor::open(&flags, quantize, place, device, batch, common, processes)?;
                 Ok(Self::Model(Box::new(predictor)))
             }
             (None, Some(url)) => {

@@ -33,7 +33,7 @@ pub(super) fn run<T>(
         }
         (None, Some(count @ 2..)) => {
             options.validate(what)?;
-            launch::run(count as usize).map(|()| None)
+            launch::run("--gpus", count as usize).map(|()| None)
         }
         (None, _) => evaluate(None, common).map(Some),
     }

@@ -12,6 +12,7 @@ use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::model::QuantizeFlag;
 use crate::prompt::{MessageFlags, ModelFlags, QuestionFlags};
+use crate::tensor_parallel::TensorParallelFlag;
 use rows::RowFlags;
 
 /// The options of `reel generate`.
@@ -30,6 +31,8 @@ pub struct GenerateArgs {
     model: ModelFlags,
     #[command(flatten)]
     quantize: QuantizeFlag,
+    #[command(flatten)]
+    parallel: TensorParallelFlag,
     #[command(flatten)]
     question: QuestionFlags,
     #[command(flatten)]
@@ -124,9 +127,23 @@ impl GenerateArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         self.n.map_or(Ok(()), refuse_completion_count)?;
         self.sampling.validate()?;
-        match &self.rows.data {
-            Some(data) => self.run_rows(data, common),
-            None => self.rows.refuse_without_data().and_then(|()| self.run_prompt(common)),
+        if self.rows.data.is_none() {
+            self.rows.refuse_without_data()?;
+            self.refuse_standard_input_of_several()?;
+        }
+        self.parallel.run("generate", &self.model, common, |process, common| match &self.rows.data {
+            Some(data) => self.run_rows(data, process, common),
+            None => self.run_prompt(process, common),
+        })
+    }
+
+    /// Refuses messages from standard input if several processes would have to read it.
+    fn refuse_standard_input_of_several(&self) -> Result<()> {
+        match self.parallel.is_several() && self.messages.reads_standard_input() {
+            true => {
+                Err(usage_error("--messages", "is standard input, which several processes cannot read", "give a file"))
+            }
+            false => Ok(()),
         }
     }
 }

@@ -17,8 +17,9 @@ use serde_json::json;
 use super::{GenerateArgs, refuse_completion_count};
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
-use crate::model::LoadedModel;
+use crate::model::{self, LoadedModel, WeightPlace};
 use crate::prompt::EncodedPrompt;
+use crate::tensor_parallel::DividedProcess;
 use crate::{interrupt, output};
 
 /// Default of the maximum number of tokens of an answer.
@@ -36,8 +37,9 @@ struct Timing {
 }
 
 impl GenerateArgs {
-    /// Generates and prints the completions. A single completion is printed while it is generated.
-    pub(super) fn run_prompt(&self, common: &CommonOptions) -> Result<()> {
+    /// Generates and prints the completions. A single completion is printed while it is generated. `process` is this
+    /// process if several compute the model together.
+    pub(super) fn run_prompt(&self, process: Option<&DividedProcess>, common: &CommonOptions) -> Result<()> {
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let prompt = self.messages.encode_messages_or_question(&self.question, &base, adapter.as_deref(), common)?;
         let settings = self.sampling.settings(&prompt.settings, common.seed);
@@ -46,10 +48,25 @@ impl GenerateArgs {
         let max_new_tokens = Some(self.new_tokens(&prompt, settings.max_new_tokens)?);
         let settings = RequestSettings { n: Some(n), max_new_tokens, ..settings };
         let (config, quantization) = (&prompt.bundle.config, self.quantize.quantization());
-        let model = LoadedModel::open_with_adapter(&prompt.folder, adapter.as_deref(), config, quantization, common)?;
-        let mut printer = Printer::new(&prompt.bundle, &settings.stop, n == 1 && !common.json);
-        let (completions, timing) = complete(&prompt, &model, &settings, |id| printer.push(id))?;
+        let device = model::open_device(common)?;
+        let parallel = process.map(|process| process.divide(config, &device)).transpose()?;
+        let model = LoadedModel::open_on(
+            &device,
+            &prompt.folder,
+            adapter.as_deref(),
+            config,
+            quantization,
+            Some(WeightPlace::Mapped),
+            parallel.as_ref(),
+            common,
+        )?;
+        let prints = process.is_none_or(DividedProcess::prints);
+        let mut printer = Printer::new(&prompt.bundle, &settings.stop, prints && n == 1 && !common.json);
+        let (completions, timing) = complete(&prompt, &model, &settings, prints, |id| printer.push(id))?;
         printer.finish()?;
+        if !prints {
+            return Ok(());
+        }
         let texts: Vec<String> =
             completions.iter().map(|c| completion_text(&prompt.bundle.tokenizer, &c.ids, &settings.stop)).collect();
         if common.json {
@@ -99,11 +116,13 @@ impl GenerateArgs {
     }
 }
 
-/// Generates the completions; calls `on_token` with each token id as it is sampled.
+/// Generates the completions; calls `on_token` with each token id as it is sampled. With `is_interruptible`, Ctrl-C
+/// stops the generation.
 fn complete(
     prompt: &EncodedPrompt,
     model: &LoadedModel,
     settings: &RequestSettings,
+    is_interruptible: bool,
     mut on_token: impl FnMut(u32),
 ) -> Result<(Vec<Completion>, Timing)> {
     let (bundle, text) = (&prompt.bundle, TokenText::new(&prompt.bundle));
@@ -115,7 +134,10 @@ fn complete(
     };
     let request = GenerationRequest { grammar, ..request };
     let flag = interrupt::stop_flag();
-    let engine = Engine::new(&model.weights, &model.cx)?.interrupt_flag(&flag);
+    let mut engine = Engine::new(&model.weights, &model.cx)?;
+    if is_interruptible {
+        engine = engine.interrupt_flag(&flag);
+    }
     let begun = Instant::now();
     let generated = engine.generate(vec![request], |t| on_token(t.id));
     let (completions, t) = generated.map_err(|e| model.generation_error(e))?;

@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 use super::GenerateArgs;
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
-use crate::predictor::{self, PredictionJob, Predictor};
+use crate::predictor::{self, PredictionJob, Predictor, Processes};
 use crate::prompt::media_files;
+use crate::tensor_parallel::DividedProcess;
 use crate::{hub, model, output, replaced};
 
 /// Options for generating answers to the rows of a data file.
@@ -80,10 +81,12 @@ impl RowFlags {
 }
 
 impl GenerateArgs {
-    /// Generates the completions of all rows of the file `data` and writes them to `--out`.
-    pub(super) fn run_rows(&self, data: &Path, common: &CommonOptions) -> Result<()> {
+    /// Generates the completions of all rows of the file `data` and writes them to `--out`. `process` is this process if
+    /// several compute the model together.
+    pub(super) fn run_rows(&self, data: &Path, process: Option<&DividedProcess>, common: &CommonOptions) -> Result<()> {
         let data = hub::local_data(data)?;
         let data = data.as_path();
+        let processes = process.map_or(Processes::One, Processes::DivideModel);
         let out = self.rows.out.as_deref().unwrap_or(Path::new(""));
         self.messages.validate()?;
         let device = model::open_device(common)?;
@@ -96,7 +99,7 @@ impl GenerateArgs {
         let dataset = Dataset::open(data)?;
         dataset.refuse_weights()?;
         let mut predictor =
-            Predictor::open(&self.model, self.quantize, None, device, self.rows.batch_size, common, None)?;
+            Predictor::open(&self.model, self.quantize, None, device, self.rows.batch_size, common, processes)?;
         let media_root = &self.messages.media_root_of_rows(data);
         let access = self.messages.media_access(media_root);
         let media = self.messages.media_options(predictor.trained_folder(), access, !common.quiet, common)?;

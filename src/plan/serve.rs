@@ -5,19 +5,30 @@
 //! KV blocks                               as reel serve takes of the memory that the weights leave, or --kv-memory
 //! a prompt, alone                         → time to first token
 //! a decode step of all that decode        → inter-token latency, in the middle of answers
+//! gathers of a divided model              bytes over the link between the GPUs (--tensor-parallel-size)
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use clap::Args;
 use reel_device::{DType, Device};
+use reel_diagnostic::Diagnostic;
 use reel_engine::Engine;
 use reel_input::config::TextConfig;
+use reel_measure::links::{ATTAINABLE_SHARE, Links};
+use reel_measure::machine::MachineSpec;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::tensor_parallel::{ShardExchange, TensorParallel};
+use reel_model::text::TextDecoder;
+use reel_model::vision::VisionTower;
+use reel_model::weights::{WeightLoader, WeightSource};
 use reel_runs::plan::{OpCosts, PhaseCosts, RowShape};
-use reel_runtime::Cx;
 use reel_runtime::ops::KvPages;
+use reel_runtime::{Cx, Tensor};
+use serde::Serialize;
 use serde_json::json;
 
 use super::table::{self, DryRunCounts, Wording, duration};
@@ -49,10 +60,56 @@ pub struct PlanServeArgs {
     /// Tokens of each answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_new_tokens: usize,
+    /// Divide the model among N GPUs of a machine, as reel serve --tensor-parallel-size N does: the memory is that of
+    /// each GPU
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    tensor_parallel_size: u32,
+    /// Link between the GPUs of --tensor-parallel-size: nvlink, pcie4 or pcie5 [default: nvlink, or pcie4 for GPUs
+    /// without it]
+    #[arg(long, value_name = "NAME")]
+    link: Option<String>,
     #[command(flatten)]
     quantize: QuantizeFlag,
     #[command(flatten)]
     sizes: Sizes,
+}
+
+/// Counts what a rank of a divided model receives from the others, on device `dry`.
+#[derive(Debug)]
+struct CountedExchange {
+    ranks: usize,
+    bytes: AtomicU64,
+    exchanges: AtomicU64,
+}
+
+impl ShardExchange for CountedExchange {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        self.ranks
+    }
+
+    fn all_gather(&self, _name: &str, own: &Tensor, parts: &[Tensor]) -> Result<(), Diagnostic> {
+        self.bytes.fetch_add(((parts.len() - 1) * own.bytes()) as u64, Ordering::Relaxed);
+        self.exchanges.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl CountedExchange {
+    /// The bytes and exchanges since the last call.
+    fn take(&self) -> Gathers {
+        Gathers { bytes: self.bytes.swap(0, Ordering::Relaxed), exchanges: self.exchanges.swap(0, Ordering::Relaxed) }
+    }
+}
+
+/// What each rank receives in a phase.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Gathers {
+    bytes: u64,
+    exchanges: u64,
 }
 
 /// The sizes of a server on device `dry`: what its memory has room for.
@@ -64,6 +121,8 @@ struct ServingPlan {
     sequences: usize,
     /// Number of sequences in the decode step whose costs are counted.
     decoding: usize,
+    /// What a rank of a divided model receives for a prompt and in a decode step.
+    gathers: [Gathers; 2],
 }
 
 impl PlanServeArgs {
@@ -71,11 +130,19 @@ impl PlanServeArgs {
         let machine = self.sizes.machine(common)?;
         let (counts, plan) = self.count(common, machine.memory)?;
         let seconds: BTreeMap<&str, f64> = table::phase_seconds(&counts, &machine).into_iter().collect();
-        let (prompt, step) = (seconds["prefill"], seconds["decode"]);
-        let rate = plan.decoding as f64 / step;
-        let ServingPlan { batch, kv_bytes, blocks, sequences, decoding } = plan;
+        let ServingPlan { batch, kv_bytes, blocks, sequences, decoding, gathers } = plan;
+        let ranks = self.tensor_parallel_size;
+        let link = self.links(&machine)?.within_node;
+        let [of_prompt, of_step] = gathers.map(|gathers| link.seconds(gathers.bytes));
+        let (prompt, step) = (seconds["prefill"] + of_prompt, seconds["decode"] + of_step);
+        let rate = decoding as f64 / step;
         if common.json {
             return output::print_json(&json!({
+                "tensor_parallel_size": ranks,
+                "gathers": {
+                    "link": link.name, "prefill": gathers[0], "prefill_seconds": of_prompt, "decode": gathers[1],
+                    "decode_seconds": of_step,
+                },
                 "command": "serve", "subject": counts.subject, "dtype": counts.dtype.name(), "device": machine.name,
                 "peak_bytes": counts.memory.peak,
                 "memory": counts.memory.at_peak.iter().copied().collect::<BTreeMap<_, _>>(),
@@ -97,6 +164,21 @@ impl PlanServeArgs {
              together (--batch-size {batch})",
             KvPages::BLOCK_TOKENS
         ))?;
+        if ranks > 1 {
+            let [prompt, step] = gathers;
+            output::print_line(format!(
+                "the model is divided among {ranks} GPUs, and all figures are those of each: it receives {:.3} GB for a \
+                 prompt and {:.2} MB in a decode step, in {} exchanges each, over {} at {:.0} % of its rate: {} and {}; \
+                 the latency of exchanges is not counted",
+                prompt.bytes as f64 / 1e9,
+                step.bytes as f64 / 1e6,
+                step.exchanges,
+                link.title,
+                100.0 * ATTAINABLE_SHARE,
+                duration(of_prompt),
+                duration(of_step),
+            ))?;
+        }
         let Wording { time, rate: about } = Wording::for_machine(&machine);
         output::print_line(format!(
             "time to first token of one request {time} {}; between two tokens of {decoding} {time} {} in the middle of \
@@ -105,6 +187,15 @@ impl PlanServeArgs {
             duration(step),
         ))?;
         table::print_ops(&counts, &machine)
+    }
+
+    /// The links between the GPUs.
+    fn links(&self, machine: &MachineSpec) -> Result<Links> {
+        if self.link.is_some() && self.tensor_parallel_size == 1 {
+            return Err(usage_error("--link", "is for several GPUs", "give --tensor-parallel-size N as well"));
+        }
+        let names: Vec<String> = self.link.iter().cloned().collect();
+        Ok(Links::new(&machine.name, &names)?)
     }
 
     /// Runs the engine of a server on device `dry`, for a machine with `memory` bytes.
@@ -121,13 +212,25 @@ impl PlanServeArgs {
         }
         let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
         let device = sizes.device(common)?;
-        let weights = Qwen25Vl::uninitialised(&device, files, &config, dtype, self.quantize.quantization())?;
+        let ranks = self.tensor_parallel_size as usize;
+        let exchange =
+            Arc::new(CountedExchange { ranks, bytes: AtomicU64::default(), exchanges: AtomicU64::default() });
+        let parallel = if ranks > 1 { Some(TensorParallel::new(exchange.clone(), &config)?) } else { None };
+        let (source, quantization) = (WeightSource::Uninitialised(files), self.quantize.quantization());
+        let from = WeightLoader { device: &device, source, dtype, quantization, may_pad: true, trainable: &|_| false };
+        let weights = Qwen25Vl {
+            vision: VisionTower::load(&from, &config.vision)?,
+            text: TextDecoder::load(&from, &config, parallel.as_ref())?,
+            config: config.clone(),
+            features: None,
+        };
+        let text = TensorParallel::own_sizes(&config.text, ranks);
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));
-        let default_kv_bytes = || model::serving_kv_bytes(&device, free, &config.text, dtype, batch);
+        let default_kv_bytes = || model::serving_kv_bytes(&device, free, &text, dtype, batch);
         let engine = Engine::new(&weights, &Cx::inference(&device, dtype))?.max_slots(batch);
-        let mut running =
-            engine.continuous_batch(kv_memory.map_or_else(default_kv_bytes, |mib| u64::from(mib) << 20))?;
+        let mut running = engine
+            .continuous_batch(kv_memory.map_or_else(default_kv_bytes, |mib| (u64::from(mib) << 20) / ranks as u64))?;
         let (blocks, kv_bytes) = (running.stats().blocks, bytes_now(&device, KV_CATEGORY));
         let planned = (*new).max(MIN_NEW_TOKENS);
         // The last token of an answer is never read, so it has no place in the KV cache.
@@ -139,16 +242,19 @@ impl PlanServeArgs {
             running.step(&mut |_| {})?;
         }
         let prefill = device.profiler().totals()?;
+        let of_prompt = exchange.take();
         // Completions of one prompt have the same decode costs as completions of different prompts.
         running.add(1, request(&config, &shape, planned, decoding))?;
         while running.stats().running < decoding && !running.is_idle() {
             running.step(&mut |_| {})?;
         }
         device.profiler().clear();
+        exchange.take();
         running.step(&mut |_| {})?;
+        let gathers = [of_prompt, exchange.take()];
         let mut decode = device.profiler().totals()?;
         let keys = decoding as f64 * (tokens as f64 + *new as f64 / 2.0);
-        count_keys(&mut decode, &config.text, dtype, keys);
+        count_keys(&mut decode, &text, dtype, keys);
         let counts = DryRunCounts {
             command: "serve",
             subject: format!("{name}, prompts of {tokens} tokens, answers of {new} tokens"),
@@ -160,7 +266,7 @@ impl PlanServeArgs {
             tokens: (tokens + decoding) as u64,
             training: None,
         };
-        Ok((counts, ServingPlan { batch, kv_bytes, blocks, sequences, decoding }))
+        Ok((counts, ServingPlan { batch, kv_bytes, blocks, sequences, decoding, gathers }))
     }
 }
 

@@ -59,6 +59,33 @@ impl<'a> PredictionOutput<'a> {
         open: impl FnOnce() -> Result<PredictionFile>,
     ) -> Result<Self> {
         let Some(run) = ranks else { return open().map(Self::from) };
+        let (file, missing) = Self::open_on_rank_0(run, settings, open)?;
+        let is_complete = missing.is_none();
+        let video = |row| rows.columns(row).get("path")?.as_str().filter(|path| !path.is_empty()).map(String::from);
+        let rows = rows_of_rank(&missing.unwrap_or_default(), video, run.ranks.rank(), run.ranks.size());
+        Ok(Self { file, rows, ranks, is_complete })
+    }
+
+    /// Opens the file on rank 0, and takes all rows that have no line in it on every rank: the ranks compute one model
+    /// together. All ranks call this.
+    ///
+    /// # Errors
+    /// The errors of [`PredictionOutput::open`].
+    pub fn open_together(
+        run: RunRanks<'_>,
+        settings: &PredictionSettings,
+        open: impl FnOnce() -> Result<PredictionFile>,
+    ) -> Result<Self> {
+        let (file, missing) = Self::open_on_rank_0(run, settings, open)?;
+        Ok(Self { is_complete: missing.is_none(), rows: missing.unwrap_or_default(), file, ranks: None })
+    }
+
+    /// Opens the file on rank 0 and tells all ranks which rows have no line in it; `None` if the file is complete.
+    fn open_on_rank_0(
+        run: RunRanks<'_>,
+        settings: &PredictionSettings,
+        open: impl FnOnce() -> Result<PredictionFile>,
+    ) -> Result<(Option<PredictionFile>, Option<Vec<usize>>)> {
         let file = if run.is_rank_0() { Some(open()?) } else { None };
         let work = file.as_ref().map(|file| RowsToAnswer {
             settings: file.settings().clone(),
@@ -69,10 +96,7 @@ impl<'a> PredictionOutput<'a> {
             let help = "start all ranks with the same program, options, model and data";
             return Err(TrainError::output(difference, "differs between this rank and rank 0", help));
         }
-        let is_complete = missing.is_none();
-        let video = |row| rows.columns(row).get("path")?.as_str().filter(|path| !path.is_empty()).map(String::from);
-        let rows = rows_of_rank(&missing.unwrap_or_default(), video, run.ranks.rank(), run.ranks.size());
-        Ok(Self { file, rows, ranks, is_complete })
+        Ok((file, missing))
     }
 
     /// The file, on the process that writes it.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use reel_diagnostic::Diagnostic;
@@ -16,6 +16,7 @@ use reel_samples::error_if_stopped;
 use reel_samples::feed::{Prefetcher, SampleSource, decoding_threads, is_row_error};
 use reel_samples::order::RowOrder;
 use reel_train::live_server::{DeviceLender, LiveServer};
+use reel_train::setup::RunRanks;
 use reel_train::{Result, TrainError};
 use serde::Serialize;
 
@@ -58,6 +59,9 @@ pub struct PredictionRun<'a> {
     pub stop: &'a AtomicBool,
     /// If given, the server that answers requests with the same weights between the decode steps.
     pub server: Option<&'a dyn LiveServer>,
+    /// The processes that compute the model together with this one, if there are several. All of them answer the same
+    /// rows in the same steps, and rank 0 decides when a row begins.
+    pub divided: Option<RunRanks<'a>>,
 }
 
 /// The result of a run.
@@ -167,6 +171,17 @@ impl Drop for FileWithProgress {
     }
 }
 
+/// Drops the lines: rank 0 of the processes that compute the model together has the same ones and writes them.
+struct NoLines;
+
+impl FinishedLines for NoLines {
+    fn put(&mut self, _row: usize, _line: Vec<u8>, _error: Option<String>) -> Result<()> {
+        Ok(())
+    }
+
+    fn step_done(&mut self, _tokens: u64) {}
+}
+
 /// Whether an error says that a run was interrupted.
 pub(super) fn is_interruption(e: &TrainError) -> bool {
     matches!(e, TrainError::Engine(EngineError::Interrupted) | TrainError::Stopped(_))
@@ -183,10 +198,11 @@ impl PredictionRun<'_> {
     pub fn run(&self, output: PredictionOutput<'_>) -> Result<Option<PredictionSummary>> {
         let PredictionOutput { file, rows, ranks, .. } = output;
         let file = file.map(|file| FileWithProgress::begin(file, self.quiet)).transpose()?;
+        let processes = self.divided.map_or(1, |divided| divided.ranks.size());
         match (ranks, file) {
             (Some(ranks), file) => self.run_with_ranks(ranks, file, rows),
-            (None, None) => Ok(None),
-            (None, Some(mut file)) => match self.generate_rows(rows, 1, &mut file) {
+            (None, None) => self.generate_rows(rows, processes, &mut NoLines).map(|_| None),
+            (None, Some(mut file)) => match self.generate_rows(rows, processes, &mut file) {
                 Err(e) if is_interruption(&e) => Err(file.file.stopped()),
                 generated => file.finish(generated?).map(Some),
             },
@@ -286,7 +302,7 @@ struct RowsInProgress<'r, 'a> {
 impl RowsInProgress<'_, '_> {
     /// Adds rows to the batch and does one step.
     fn advance(&mut self, lines: &mut impl FinishedLines) -> Result<()> {
-        error_if_stopped(self.run.stop)?;
+        self.error_if_stopped()?;
         self.add_rows_while_there_is_room(lines)?;
         let StepOutput { completions, failed } = self.batch.step(&mut |_| {})?;
         DeviceLender(self.run.server).lend();
@@ -294,6 +310,33 @@ impl RowsInProgress<'_, '_> {
             self.fail_running_row(row, e, lines)?;
         }
         completions.into_iter().try_for_each(|completion| self.finish_completion(completion, lines))
+    }
+
+    /// Returns an error if the run is to stop. Rank 0 decides for the processes that compute the model together.
+    fn error_if_stopped(&self) -> Result<()> {
+        let Some(divided) = self.run.divided else { return Ok(error_if_stopped(self.run.stop)?) };
+        let stops = divided.is_rank_0().then(|| self.run.stop.load(Ordering::Relaxed));
+        let stops = AtomicBool::new(divided.broadcast("end of the run", stops)?);
+        Ok(error_if_stopped(&stops)?)
+    }
+
+    /// The prompt of the next row; `None` if its media are not decoded within `patience`. Rank 0 decides for the
+    /// processes that compute the model together; the others wait for their media if rank 0 has its own.
+    fn next_prompt(&mut self, patience: Duration) -> Result<Option<reel_samples::Result<ModelInput>>> {
+        let index = self.next as u64;
+        let Some(divided) = self.run.divided else { return Ok(self.ahead.get_within(index, patience)) };
+        let mut prompt = if divided.is_rank_0() { self.ahead.get_within(index, patience) } else { None };
+        let is_usable = divided.is_rank_0().then(|| prompt.as_ref().map(|prompt| prompt.is_ok()));
+        let Some(is_usable) = divided.broadcast::<Option<bool>>("next row", is_usable)? else { return Ok(None) };
+        while prompt.is_none() {
+            prompt = self.ahead.get_within(index, PATIENCE);
+        }
+        if prompt.as_ref().is_some_and(|prompt| prompt.is_ok() != is_usable) {
+            let location = self.run.prompts.location(self.own[self.next]).0;
+            let help = "check that no other program changes its files";
+            return Err(TrainError::row(location, "can be read by some of the processes only", help));
+        }
+        Ok(prompt)
     }
 
     /// Adds rows to the batch. Waits for the media of a row only if the batch is idle.
@@ -309,7 +352,7 @@ impl RowsInProgress<'_, '_> {
         }
         while self.held.is_empty() && self.next < self.own.len() && self.batch.has_free_slot() {
             let patience = if self.batch.is_idle() { PATIENCE } else { Duration::ZERO };
-            let Some(prompt) = self.ahead.get_within(self.next as u64, patience) else { return Ok(()) };
+            let Some(prompt) = self.next_prompt(patience)? else { return Ok(()) };
             let row = self.own[self.next];
             match prompt {
                 Ok(prompt) => self.add_row(row, Arc::new(prompt), lines)?,

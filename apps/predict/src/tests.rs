@@ -84,6 +84,7 @@ fn predict(data: &Path, out: &Path, options: Options) -> Result<PredictionSummar
         quiet: true,
         stop: &AtomicBool::new(false),
         server: None,
+        divided: None,
     };
     run.run(file.into()).map(|summary| summary.expect("one process writes the file"))
 }

@@ -13,12 +13,14 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use reel_device::{DType, Device};
+use reel_diagnostic::Diagnostic;
 use reel_engine::{
     AdapterId, Completion, ContinuousBatch, Engine, EngineError, GenerationRequest, Grammar, StepOutput, TokenEvent,
     TokenLogProbs, TokenText,
@@ -35,6 +37,7 @@ use tokio::sync::oneshot;
 use crate::device_turns::Borrower;
 use crate::metrics::EngineGauges;
 use crate::settings::{Limits, ServeError, ServedModel};
+use crate::step_message::StepWriter;
 
 /// What the engine tells the handler of a request.
 #[derive(Debug)]
@@ -73,8 +76,13 @@ pub(crate) struct Job {
 /// the engine is captured or launched at the same time. Checks that can be made earlier have been made before.
 pub(crate) type LoadWeights = Box<dyn FnOnce(&Device, DType) -> Result<Qwen25Vl, ModelError> + Send>;
 
+/// Opens an adapter, on the engine's thread.
+pub(crate) type OpenAdapter = Box<dyn FnOnce() -> Result<Adapter, ModelError> + Send>;
+
 /// A command to replace the weights.
 pub(crate) struct NewWeights {
+    /// The folder of the weights.
+    pub(crate) folder: PathBuf,
     /// Loads the new weights. If this fails, the old weights stay in service.
     pub(crate) load: LoadWeights,
     /// Receives the number of unfinished requests that continue with the new weights.
@@ -83,17 +91,23 @@ pub(crate) struct NewWeights {
 
 /// A command to load a LoRA adapter.
 pub(crate) struct NewAdapter {
-    /// The adapter. It was checked to fit the model.
-    pub(crate) adapter: Adapter,
+    /// The folder of the adapter.
+    pub(crate) folder: PathBuf,
+    /// Opens the adapter and checks that it fits the model, unless that was done before.
+    pub(crate) open: OpenAdapter,
     /// Gets the adapter's id.
     pub(crate) done: oneshot::Sender<Result<AdapterId, EngineError>>,
 }
 
-enum Command {
+/// A command to the engine's thread.
+pub(crate) enum Command {
     /// A request, and the channel that receives its events.
     Generate(Box<Job>, UnboundedSender<Event>),
+    /// Replaces the weights.
     ReplaceWeights(NewWeights),
+    /// Loads an adapter.
     LoadAdapter(Box<NewAdapter>),
+    /// Unloads an adapter.
     UnloadAdapter(AdapterId),
 }
 
@@ -200,7 +214,7 @@ fn run(
     // `start` waits for it.
     let _ = channels.ready.send(());
     batch.populate_kv_blocks();
-    let mut requests = Requests { model, text, batch, running: BTreeMap::new(), next: 0 };
+    let mut requests = Requests::new(model, text, batch);
     loop {
         let mut first = None;
         if requests.running.is_empty() {
@@ -215,10 +229,18 @@ fn run(
             requests.weights_changed()?;
             version = now;
         }
-        first.into_iter().chain(channels.commands.try_iter()).try_for_each(|command| requests.take(command))?;
-        requests.cancel_abandoned()?;
+        let commands: Vec<Command> = first.into_iter().chain(channels.commands.try_iter()).collect();
+        let dropped = requests.abandoned_or_late();
+        if let Some(divided) = &model.divided {
+            divided.send(step_message(&commands, &dropped)?)?;
+        }
+        commands.into_iter().try_for_each(|command| requests.take(command))?;
+        requests.drop_requests(&dropped)?;
         requests.step()?;
         gauges.set(requests.batch.stats());
+    }
+    if let Some(divided) = &model.divided {
+        divided.send(Vec::new())?;
     }
     // Freeing the memory uses the device, so the thread waits for a turn first.
     if let Some(turns) = &turns {
@@ -227,13 +249,33 @@ fn run(
     Ok(())
 }
 
+/// The message about a step for the other processes that serve the model.
+fn step_message(commands: &[Command], dropped: &[u64]) -> Result<Vec<u8>, EngineError> {
+    let mut message = StepWriter::new(commands.len(), dropped);
+    for command in commands {
+        match command {
+            Command::Generate(job, _) => {
+                let written = message.generate(&job.prompt, &job.settings, job.adapter);
+                written.map_err(|e| EngineError::Request(Diagnostic::new("request", e.to_string(), "")))?;
+            }
+            Command::ReplaceWeights(weights) => message.replace_weights(&weights.folder),
+            Command::LoadAdapter(adapter) => message.load_adapter(&adapter.folder),
+            Command::UnloadAdapter(id) => message.unload_adapter(*id),
+        }
+    }
+    Ok(message.into_bytes())
+}
+
 /// A request in the batch: its channel, and the number of its unfinished completions.
 struct Running {
     events: UnboundedSender<Event>,
     unfinished: usize,
+    /// The deadline, if the engine's thread and not the batch watches it.
+    deadline: Option<Instant>,
 }
 
-struct Requests<'e> {
+/// The requests of the batch, and the channels that receive their results.
+pub(crate) struct Requests<'e> {
     model: &'e ServedModel,
     text: &'e TokenText,
     batch: ContinuousBatch<'e, 'e, 'static>,
@@ -242,7 +284,11 @@ struct Requests<'e> {
     next: usize,
 }
 
-impl Requests<'_> {
+impl<'e> Requests<'e> {
+    pub(crate) fn new(model: &'e ServedModel, text: &'e TokenText, batch: ContinuousBatch<'e, 'e, 'static>) -> Self {
+        Requests { model, text, batch, running: BTreeMap::new(), next: 0 }
+    }
+
     /// Makes running requests continue with weights that were changed in place.
     fn weights_changed(&mut self) -> Result<(), EngineError> {
         let running = &self.running;
@@ -253,7 +299,11 @@ impl Requests<'_> {
         self.batch.weights_changed(&mut |token| send_event(running, token))
     }
 
-    fn take(&mut self, command: Command) -> Result<(), EngineError> {
+    /// Executes a command.
+    ///
+    /// # Errors
+    /// A device error; another process that serves the model has failed.
+    pub(crate) fn take(&mut self, command: Command) -> Result<(), EngineError> {
         match command {
             Command::Generate(job, events) => self.add(*job, events),
             Command::ReplaceWeights(weights) => self.replace_weights(weights)?,
@@ -269,14 +319,20 @@ impl Requests<'_> {
     /// Loads an adapter. An error about the adapter itself is sent to the request; an error of the device is returned
     /// and ends the server.
     fn load_adapter(&mut self, adapter: NewAdapter) -> Result<(), EngineError> {
-        let NewAdapter { adapter, done } = adapter;
+        let NewAdapter { open, done, .. } = adapter;
         let ServedModel { device, dtype, .. } = self.model;
-        let source = AdapterSource::Files(&adapter);
+        let with_adapter =
+            |adapter| self.batch.model().with_adapter(device, *dtype, AdapterSource::Files(&adapter), false);
+        let adapted = match self.agree("an adapter", open().and_then(with_adapter).map_err(EngineError::Model))? {
+            Ok(adapted) => adapted,
+            Err(e) => {
+                let _ = done.send(Err(e));
+                return Ok(());
+            }
+        };
         let running = &self.running;
-        let adapted = self.batch.model().with_adapter(device, *dtype, source, false).map_err(EngineError::Model);
-        let loaded = adapted.and_then(|model| self.batch.load_adapter(model, &mut |token| send_event(running, token)));
-        let loaded = match loaded {
-            Err(e) if matches!(e, EngineError::Request(_) | EngineError::Model(_)) || e.is_out_of_memory() => Err(e),
+        let loaded = match self.batch.load_adapter(adapted, &mut |token| send_event(running, token)) {
+            Err(e) if matches!(e, EngineError::Request(_)) || self.may_fail_alone(&e) => Err(e),
             other => Ok(other?),
         };
         // Sending fails only if the request that waits for the result is gone.
@@ -287,11 +343,12 @@ impl Requests<'_> {
     /// Loads new weights and continues with them. If loading fails, the old weights stay. A later error is an error of
     /// the device, and is returned.
     fn replace_weights(&mut self, weights: NewWeights) -> Result<(), EngineError> {
-        let NewWeights { load, done } = weights;
-        let loaded = match load(&self.model.device, self.model.dtype) {
+        let NewWeights { load, done, .. } = weights;
+        let loaded = load(&self.model.device, self.model.dtype).map_err(EngineError::Model);
+        let loaded = match self.agree("new weights", loaded)? {
             Ok(loaded) => loaded,
             Err(e) => {
-                let _ = done.send(Err(e.into()));
+                let _ = done.send(Err(e));
                 return Ok(());
             }
         };
@@ -299,12 +356,26 @@ impl Requests<'_> {
         let replaced = self.batch.replace_weights(loaded, &mut |token| send_event(running, token));
         let replaced = match replaced {
             // Nothing has changed then.
-            Err(e) if matches!(e, EngineError::Request(_)) || e.is_out_of_memory() => Err(e),
+            Err(e) if matches!(e, EngineError::Request(_)) || self.may_fail_alone(&e) => Err(e),
             other => Ok(other?),
         };
         // Sending fails only if the request that waits for the result is gone.
         let _ = done.send(replaced);
         Ok(())
+    }
+
+    /// Returns `loaded` if it has succeeded on all processes that serve the model.
+    fn agree<T>(&self, name: &str, loaded: Result<T, EngineError>) -> Result<Result<T, EngineError>, EngineError> {
+        match &self.model.divided {
+            Some(divided) => divided.agree(name, loaded),
+            None => Ok(loaded),
+        }
+    }
+
+    /// Whether the server continues without the change that caused this error. If several processes serve the model, the
+    /// others have made the change.
+    fn may_fail_alone(&self, e: &EngineError) -> bool {
+        self.model.divided.is_none() && (matches!(e, EngineError::Model(_)) || e.is_out_of_memory())
     }
 
     fn add(&mut self, job: Job, events: UnboundedSender<Event>) {
@@ -314,25 +385,40 @@ impl Requests<'_> {
         let (generation, eos) = (&self.model.folder.generation, self.model.folder.stop_token_ids());
         // The settings already contain a limit of new tokens, so the default of 0 is not used.
         let request = GenerationRequest::from_settings(prompt, &settings, generation, eos, 0, self.text);
-        match self.batch.add(number, GenerationRequest { grammar, adapter, deadline, ..request }) {
-            Ok(()) => drop(self.running.insert(number, Running { events, unfinished })),
+        // The clocks of several processes differ, so rank 0 decides for all which requests are late.
+        let (of_batch, deadline) = if self.model.divided.is_some() { (None, deadline) } else { (deadline, None) };
+        match self.batch.add(number, GenerationRequest { grammar, adapter, deadline: of_batch, ..request }) {
+            Ok(()) => drop(self.running.insert(number, Running { events, unfinished, deadline })),
             // Sending fails only if the request's handler is gone.
             Err(e) => drop(events.send(Event::Failed(e))),
         }
     }
 
-    /// Drops the requests whose channel is closed.
-    fn cancel_abandoned(&mut self) -> Result<(), EngineError> {
-        let abandoned = |(&request, running): (&usize, &Running)| running.events.is_closed().then_some(request);
-        let abandoned: Vec<usize> = self.running.iter().filter_map(abandoned).collect();
-        abandoned.into_iter().try_for_each(|request| {
+    /// The requests whose channel is closed, and those whose deadline is over. The latter fail.
+    fn abandoned_or_late(&self) -> Vec<u64> {
+        let now = Instant::now();
+        let is_late = |running: &Running| running.deadline.is_some_and(|deadline| deadline <= now);
+        let dropped = self.running.iter().filter(|(_, running)| running.events.is_closed() || is_late(running));
+        // Sending to a closed channel has no effect.
+        dropped
+            .inspect(|(_, running)| drop(running.events.send(Event::Failed(EngineError::DeadlineExceeded))))
+            .map(|(&request, _)| request as u64)
+            .collect()
+    }
+
+    /// Drops requests.
+    ///
+    /// # Errors
+    /// A device error.
+    pub(crate) fn drop_requests(&mut self, dropped: &[u64]) -> Result<(), EngineError> {
+        dropped.iter().map(|&request| request as usize).try_for_each(|request| {
             self.running.remove(&request);
             self.batch.cancel(request)
         })
     }
 
     /// Does one step for all requests. A returned error is an error of the device, which ends the server.
-    fn step(&mut self) -> Result<(), EngineError> {
+    pub(crate) fn step(&mut self) -> Result<(), EngineError> {
         let running = &self.running;
         let StepOutput { completions, failed } = self.batch.step(&mut |token| send_event(running, token))?;
         completions.into_iter().for_each(|completion| self.finish(completion));

@@ -9,26 +9,33 @@
 //! One thread owns the model and runs the engine's continuous batch (`engine_thread.rs`). Requests reach this thread
 //! through a queue, in the order in which they were encoded. Each request has a channel for its tokens. If the client
 //! closes the connection, the channel's receiver is dropped, and the engine drops the request before its next step. A
-//! training run can serve the model that it trains (`training_server.rs`): the training thread lends the device to the
+//! process may serve a part of the model, together with others (`divided_model.rs`, `follower.rs`). A training run can
+//! serve the model that it trains (`training_server.rs`): the training thread lends the device to the
 //! engine's thread.
 
 mod api;
 mod device_turns;
+mod divided_model;
 mod engine_thread;
+mod follower;
 mod histogram;
 mod http;
 mod metrics;
 mod new_weights;
 #[cfg(test)]
 mod panic_tests;
+mod prompt_bytes;
 #[cfg(test)]
 mod request_tests;
 mod server;
 mod settings;
+mod step_message;
 #[cfg(test)]
 mod tiny_server;
 mod training_server;
 
+pub use divided_model::DividedModel;
+pub use follower::follow;
 pub use http::{ConnectionLimits, Tls};
 pub use server::serve;
 pub use settings::{Limits, RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights, folder_name};

@@ -12,6 +12,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource, is_adapter_folder};
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::tensor_parallel::TensorParallel;
 
 use crate::settings::ServedModel;
 
@@ -24,6 +25,7 @@ pub(crate) struct CheckedFiles {
     files: Checkpoint,
     adapter: Option<Adapter>,
     quantization: Quantization,
+    parallel: Option<TensorParallel>,
 }
 
 impl CheckedFiles {
@@ -57,7 +59,8 @@ impl CheckedFiles {
         files.check(&config)?;
         files.check_values()?;
         adapter.iter().try_for_each(|adapter| adapter.check(&config))?;
-        Ok(Self { config, files, adapter, quantization: served.quantization })
+        let parallel = served.divided.as_ref().map(|divided| divided.parallel.clone());
+        Ok(Self { config, files, adapter, quantization: served.quantization, parallel })
     }
 
     /// Loads the weights.
@@ -65,7 +68,8 @@ impl CheckedFiles {
     /// # Errors
     /// The device is out of memory.
     pub(crate) fn load(&self, device: &Device, dtype: DType) -> Result<Qwen25Vl, ModelError> {
-        let base = Qwen25Vl::open_quantized(device, &self.files, &self.config, dtype, self.quantization)?;
+        let parallel = self.parallel.as_ref();
+        let base = Qwen25Vl::open_quantized(device, &self.files, &self.config, dtype, self.quantization, parallel)?;
         match &self.adapter {
             Some(adapter) => base.with_adapter(device, dtype, AdapterSource::Files(adapter), false),
             None => Ok(base),

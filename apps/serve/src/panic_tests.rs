@@ -46,7 +46,11 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
         assert_ne!(streamed.read_line(&mut line).unwrap(), 0, "the stream has ended");
     }
     let (done, result) = oneshot::channel();
-    engine.replace_weights(NewWeights { load: Box::new(|_, _| panic!("wanted by this test")), done });
+    engine.replace_weights(NewWeights {
+        folder: PathBuf::new(),
+        load: Box::new(|_, _| panic!("wanted by this test")),
+        done,
+    });
     assert!(result.blocking_recv().is_err());
     // The streamed answer ends with an error event; the other request gets status 500.
     let text = rest(streamed);
@@ -62,7 +66,11 @@ fn a_panic_of_the_engine_fails_requests_and_ends_the_server() {
     while engine.is_alive() {
         std::thread::yield_now();
     }
-    engine.replace_weights(NewWeights { load: Box::new(|_, _| unreachable!("the thread has ended")), done });
+    engine.replace_weights(NewWeights {
+        folder: PathBuf::new(),
+        load: Box::new(|_, _| unreachable!("the thread has ended")),
+        done,
+    });
     assert!(result.blocking_recv().is_err());
     // While the server ends, `/ready` returns 503 and new requests are refused.
     let not_ready = error(&rest(send(address, "GET /ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")), 503);

@@ -13,6 +13,7 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
+use crate::divided_model::DividedModel;
 use crate::http::{ConnectionLimits, Tls};
 
 /// The model that a server answers with, without its weights. The engine's thread owns the weights.
@@ -30,6 +31,8 @@ pub struct ServedModel {
     pub quantization: Quantization,
     /// Whether the weights on a CPU are copied into memory instead of being mapped from their files.
     pub is_copied: bool,
+    /// The processes that serve the model together with this one, if there are several.
+    pub divided: Option<DividedModel>,
 }
 
 impl ServedModel {
@@ -43,7 +46,10 @@ impl ServedModel {
         let weights = Qwen25Vl::open(&device, &Checkpoint::open(folder)?, &bundle.config, dtype)?;
         let (name, quantization) = (folder_name(folder), Quantization::None);
         let weights = ServedWeights { weights, name: name.clone() };
-        Ok((ServedModel { name, folder: bundle, device, dtype, quantization, is_copied: false }, weights))
+        Ok((
+            ServedModel { name, folder: bundle, device, dtype, quantization, is_copied: false, divided: None },
+            weights,
+        ))
     }
 }
 

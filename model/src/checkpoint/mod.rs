@@ -20,6 +20,7 @@ use reel_input::config::ModelConfig;
 use reel_input::tensor_file::{StoredDType, read_header};
 
 use crate::error::{ModelError, Result};
+use crate::tensor_parallel::RowShare;
 
 pub use expected::expected_tensors;
 
@@ -74,6 +75,16 @@ pub struct TensorView<'a> {
     pub file: Arc<MappedFile>,
     /// The byte offset of the elements in the file.
     pub offset: usize,
+}
+
+impl TensorView<'_> {
+    /// The elements of a share of the rows; `shape` stays that of all rows.
+    pub(crate) fn share_of_rows(self, share: RowShare) -> Self {
+        let rows = self.shape.first().copied().unwrap_or(1).max(1);
+        let (own, row_bytes) = (share.of(rows), self.bytes.len() / rows);
+        let (begin, end) = (own.start * row_bytes, own.end * row_bytes);
+        TensorView { bytes: &self.bytes[begin..end], offset: self.offset + begin, ..self }
+    }
 }
 
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use reel_runtime::{Cx, Tensor};
 
 use crate::error::Result;
 use crate::linear_weight::{LayerAdapter, Weight};
+use crate::tensor_parallel::RowShare;
 use crate::weights::{WeightLoader, Width};
 
 /// `y = x · weightᵀ + bias`, with weight `[out, in]`. An adapter adds `scale · up · down · x`.
@@ -16,6 +17,8 @@ pub(crate) struct Linear {
     pub(crate) name: Arc<str>,
     weight: Weight,       // [out, in]
     bias: Option<Tensor>, // [out]
+    /// Which of the layer's output columns this process computes; `out` is their number.
+    pub(crate) share: RowShare,
     pub(crate) adapter: Option<Lora>,
     /// The adapters of the rows of a decode step: each row may have one of these instead of `adapter`.
     pub(crate) row_adapters: Option<LoraStack>,
@@ -76,6 +79,7 @@ impl Linear {
             name: layers[i].0.into(),
             weight: Weight::Dense(weights[i].clone()),
             bias: biases.as_ref().map(|biases| biases[i].clone()),
+            share: RowShare::WHOLE,
             adapter: None,
             row_adapters: None,
         });
@@ -91,24 +95,23 @@ impl Linear {
     ) -> Result<Linear> {
         let (rows, cols) = (out_features.into(), in_features.into());
         let weight = Weight::load_unquantized(from, &format!("{name}.weight"), [rows, cols])?;
-        Self::with_weight(from, name, weight, rows, has_bias)
+        let bias = if has_bias { Some(from.load_padded(&format!("{name}.bias"), &[rows])?) } else { None };
+        Ok(Linear { name: name.into(), weight, bias, share: RowShare::WHOLE, adapter: None, row_adapters: None })
     }
 
-    /// [`Linear::load`] for a layer of the decoder, which may be quantised.
+    /// [`Linear::load`] for a share of the outputs of a layer of the decoder, which may be quantised. `shape` is
+    /// `[out, in]` with all outputs.
     pub(crate) fn load_decoder(
         from: &WeightLoader,
         name: &str,
-        out_features: usize,
-        in_features: usize,
+        shape: [usize; 2],
         has_bias: bool,
+        share: RowShare,
     ) -> Result<Linear> {
-        let weight = Weight::load(from, &format!("{name}.weight"), [out_features, in_features])?;
-        Self::with_weight(from, name, weight, out_features.into(), has_bias)
-    }
-
-    fn with_weight(from: &WeightLoader, name: &str, weight: Weight, rows: Width, has_bias: bool) -> Result<Linear> {
-        let bias = if has_bias { Some(from.load_padded(&format!("{name}.bias"), &[rows])?) } else { None };
-        Ok(Linear { name: name.into(), weight, bias, adapter: None, row_adapters: None })
+        let weight = Weight::load(from, &format!("{name}.weight"), shape, share)?;
+        let bias = || from.load_share(&format!("{name}.bias"), [shape[0]], share);
+        let bias = if has_bias { Some(bias()?) } else { None };
+        Ok(Linear { name: name.into(), weight, bias, share, adapter: None, row_adapters: None })
     }
 
     /// The weight if it is trained and the device reads packed weights faster ([`Weight::worth_packing`]).

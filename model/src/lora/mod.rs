@@ -27,6 +27,7 @@ use crate::error::Result;
 use crate::init::weights::fnv1a_hash;
 use crate::linear::Linear;
 use crate::qwen2_5_vl::Qwen25Vl;
+use crate::tensor_parallel::RowShare;
 use crate::weights::{Width, shapes};
 
 pub use config::{ADAPTER_CONFIG_FILE, is_adapter_folder};
@@ -140,9 +141,10 @@ pub enum AdapterSource<'a> {
 }
 
 impl AdapterSource<'_> {
-    /// Returns the matrices A and B for the layer `name`; `None` if the adapter does not change this layer. `widths`
-    /// are the stored and padded sizes of the layer's weight: A and B are padded with zeros where the weight is.
-    fn of(&self, device: &Device, dtype: DType, name: &str, widths: Option<[Width; 2]>) -> Result<Option<Lora>> {
+    /// Returns the matrices A and B for a layer; `None` if the adapter does not change this layer. A and B are padded
+    /// with zeros where the layer's weight is, and B has the layer's share of the rows.
+    fn of(&self, device: &Device, dtype: DType, linear: &Linear) -> Result<Option<Lora>> {
+        let (name, widths, share) = (&*linear.name, linear.widths(), linear.share);
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
         // The size of dimension `i`: with the weight's padding if the weight has `stored` unpadded elements there.
         let width = |i: usize, stored: usize| {
@@ -159,7 +161,7 @@ impl AdapterSource<'_> {
             Ok(t)
         };
         let of_down = |r: usize, inner: usize| [r.into(), width(1, inner)];
-        let of_up = |out: usize, r: usize| [width(0, out), r.into()];
+        let of_up = |out: usize, r: usize| [width(0, share.of(out).len()), r.into()];
         Ok(match *self {
             AdapterSource::New(layers, spec, seed) => match find(layers) {
                 Some(LinearLayer { out, inner, .. }) => Some(Lora {
@@ -167,7 +169,7 @@ impl AdapterSource<'_> {
                         of_down(spec.r, inner),
                         &uniform(seed, name, spec.r * inner, 1.0 / (inner as f32).sqrt()),
                     )?,
-                    up: put(of_up(out, spec.r), &vec![0.0; out * spec.r])?,
+                    up: put(of_up(out, spec.r), &vec![0.0; share.of(out).len() * spec.r])?,
                     scale: spec.scale(),
                 }),
                 None => None,
@@ -183,13 +185,19 @@ impl AdapterSource<'_> {
             AdapterSource::Files(adapter) => match adapter.matrices(name)? {
                 Some(pair) => Some(Lora {
                     down: put(of_down(pair.r, pair.inner), &pair.down)?,
-                    up: put(of_up(pair.out, pair.r), &pair.up)?,
+                    up: put(of_up(pair.out, pair.r), share_of_rows(&pair.up, pair.out, share))?,
                     scale: adapter.scale(),
                 }),
                 None => None,
             },
         })
     }
+}
+
+/// A share of the rows of a matrix that has `rows` rows.
+fn share_of_rows(matrix: &[f32], rows: usize, share: RowShare) -> &[f32] {
+    let (own, columns) = (share.of(rows), matrix.len() / rows.max(1));
+    &matrix[own.start * columns..own.end * columns]
 }
 
 /// `n` random numbers, uniform in `-bound .. bound`.
@@ -219,7 +227,7 @@ impl Qwen25Vl {
             let part = |t: Tensor, part: &str| -> Result<Tensor> {
                 Ok(if trained { t.into_parameter(&format!("{name}.{part}.weight"))? } else { t })
             };
-            linear.adapter = match source.of(device, dtype, &linear.name, linear.widths())? {
+            linear.adapter = match source.of(device, dtype, linear)? {
                 Some(Lora { down, up, scale }) => {
                     Some(Lora { down: part(down, "lora_A")?, up: part(up, "lora_B")?, scale })
                 }

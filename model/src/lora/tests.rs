@@ -84,7 +84,7 @@ fn logits_with_peft_adapters_equal_peft() {
 fn adapters_work_with_an_int8_base() {
     let device = Device::cpu(2);
     let files = Checkpoint::open(&base()).unwrap();
-    let int8 = || Qwen25Vl::open_quantized(&device, &files, &config(), DType::F32, Quantization::Int8).unwrap();
+    let int8 = || Qwen25Vl::open_quantized(&device, &files, &config(), DType::F32, Quantization::Int8, None).unwrap();
     let rounding = off(&logits(&device, &int8()), &expected("base"));
     assert!((1e-4..0.05).contains(&rounding), "{rounding:.2e}");
     for name in PEFTS {

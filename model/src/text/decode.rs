@@ -55,21 +55,14 @@ impl TextDecoder {
             // The fused kernels below do not write the outputs of single products. The unfused kernels have the same
             // bits on device `cpu`.
             let context = AttentionContext::Cached { cache, pages: &pages, keep };
-            return self.head.logits(cx, &self.forward_rotated(cx, &x, &rotary, context, None)?, true);
+            return self.logits(cx, &self.forward_rotated(cx, &x, &rotary, context, None)?, true);
         }
         for (layer, (k, v)) in self.layers.iter().zip(&cache.layers) {
             let _layer = in_layer(STACK, layer.index);
             x = layer.decode(cx, &x, rows.adapters(), &rotary, (k, v), &pages)?;
         }
         let x = ops::rms_norm(cx, &x, &self.norm, self.config.rms_norm_eps as f32)?;
-        self.head.logits(cx, &x, true)
-    }
-}
-
-impl KvCache {
-    /// Fills the cache with zeros, for benchmarks of attention to keys that were never computed.
-    pub fn fill_with_zeros(&self) -> Result<()> {
-        Ok(self.tensors().try_for_each(ops::fill_zero)?)
+        self.logits(cx, &x, true)
     }
 }
 
@@ -89,8 +82,25 @@ impl Layer {
         let q = Linear::qkv_skinny(cx, x, norm(&self.input_norm), adapters, layers, to)?;
         let o = ops::paged_attention(cx, &q, caches, pages)?.reshape(&[r, self.heads * self.head_dim])?;
         drop(q);
-        let x = self.o.forward_skinny(cx, &o, adapters, Some(x))?;
+        let o = self.gathered(cx, "attention", o)?;
+        let x = self.add_skinny(cx, "o_proj", x, &o, adapters, &self.o)?;
         let inner = Linear::swiglu_skinny(cx, &x, norm(&self.post_norm), adapters, &self.gate, &self.up)?;
-        self.down.forward_skinny(cx, &inner, adapters, Some(&x))
+        let inner = self.gathered(cx, "gate_proj and up_proj", inner)?;
+        self.add_skinny(cx, "down_proj", &x, &inner, adapters, &self.down)
+    }
+
+    /// Returns x `[R, H]` plus the output of a linear layer for `input`.
+    fn add_skinny(
+        &self,
+        cx: &Cx,
+        name: &str,
+        x: &Tensor,
+        input: &Tensor,
+        adapters: Option<&Tensor>,
+        linear: &Linear,
+    ) -> Result<Tensor> {
+        let Some(parallel) = &self.parallel else { return linear.forward_skinny(cx, input, adapters, Some(x)) };
+        let own = parallel.own_columns(cx, x)?;
+        parallel.gather(cx, name, &linear.forward_skinny(cx, input, adapters, Some(&own))?)
     }
 }

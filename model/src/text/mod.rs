@@ -13,14 +13,17 @@
 //!     x = x + down(silu(gate(norm(x))) · up(norm(x)))
 //! return norm(x)
 //! ```
+//!
+//! A decoder may be divided among several processes; see [`crate::tensor_parallel`] for what they gather.
 
 mod decode;
+mod kv_cache;
 pub mod products;
 
 use std::sync::Arc;
 
 use reel_device::in_layer;
-use reel_device::{DType, Device, MemoryCategory};
+use reel_device::{DType, Device};
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_runtime::ops::{self, CuSeqlens, KvDestination, KvPages, RotaryTable};
 use reel_runtime::{Checkpointing, Cx, Tensor};
@@ -29,9 +32,12 @@ use crate::error::{ModelError, Result};
 use crate::linear::{JoinedWeights, Linear};
 use crate::linear_weight::Weight;
 use crate::residual::Residual;
+use crate::tensor_parallel::{RowShare, TensorParallel};
 use crate::text::products::{LayerProduct, OutputDestination, ProductLayout, ReusedOutputs};
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
+
+pub use kv_cache::KvCache;
 
 /// The name of the decoder's layers in profiles and traces.
 const STACK: &str = "decoder";
@@ -39,13 +45,16 @@ const STACK: &str = "decoder";
 /// The decoder with its weights.
 #[derive(Clone, Debug)]
 pub struct TextDecoder {
+    /// The sizes, with the number of heads that this process computes.
     config: TextConfig,
     /// The embedding table `[V, H]`.
     pub embed_tokens: Tensor,
     layers: Vec<Arc<Layer>>,
     norm: Tensor, // [H]
     /// The weight of the output layer, `[V, H]`; with tied embeddings this is the embedding table, or its packed copy.
-    pub(crate) head: Weight,
+    head: Weight,
+    /// The other processes that compute this decoder, if there are any.
+    parallel: Option<TensorParallel>,
 }
 
 #[derive(Clone, Debug)]
@@ -68,54 +77,7 @@ struct Layer {
     kv_heads: usize,
     head_dim: usize,
     eps: f32,
-}
-
-/// The KV cache: keys and values of past tokens, in blocks of [`KvPages::BLOCK_TOKENS`] tokens. A block table assigns
-/// blocks to sequences.
-#[derive(Debug)]
-pub struct KvCache {
-    /// Keys and values of each layer, each `[blocks, BLOCK_TOKENS, Hkv, D]`.
-    layers: Vec<(Tensor, Tensor)>,
-    blocks: usize,
-}
-
-impl KvCache {
-    /// Allocates memory for `blocks` blocks of keys and values in every layer.
-    pub fn new(device: &Device, config: &TextConfig, dtype: DType, blocks: usize) -> Result<KvCache> {
-        let shape = [blocks, KvPages::BLOCK_TOKENS, config.num_key_value_heads, config.head_dim];
-        let one = || -> Result<Tensor> {
-            let tensor = Tensor::empty(device, &shape, dtype, MemoryCategory::KvCache)?;
-            if device.capabilities().reads_unused_kv_rows && dtype == DType::BF16 {
-                ops::fill_zero(&tensor)?;
-            }
-            Ok(tensor)
-        };
-        let layers = (0..config.num_hidden_layers).map(|_| Ok((one()?, one()?))).collect::<Result<_>>()?;
-        Ok(KvCache { layers, blocks })
-    }
-
-    /// Makes the operating system provide the physical memory of all blocks now; see [`Tensor::populate`].
-    pub fn populate(&self) {
-        self.tensors().for_each(Tensor::populate);
-    }
-
-    /// The keys and the values of each layer: `[blocks, BLOCK_TOKENS, Hkv, D]`.
-    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        self.layers.iter().flat_map(|(k, v)| [k, v])
-    }
-
-    /// Copies the keys and values of the first `tokens` tokens of one block to another, for each pair (from, to). No
-    /// block may be written twice, or both read and written.
-    pub fn copy_blocks(&self, cx: &Cx, pairs: &[(i32, i32)], tokens: usize) -> Result<()> {
-        let blocks: Vec<i32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
-        let pairs = Tensor::from_i32(cx.device(), &[pairs.len(), 2], &blocks)?;
-        self.layers.iter().try_for_each(|(k, v)| Ok(ops::copy_kv_blocks(cx, (k, v), &pairs, tokens)?))
-    }
-
-    /// The number of blocks in each layer.
-    pub fn block_count(&self) -> usize {
-        self.blocks
-    }
+    parallel: Option<TensorParallel>,
 }
 
 /// Which keys and values the tokens of a forward pass attend to, and which product outputs the pass reuses or stores.
@@ -147,31 +109,67 @@ impl AttentionContext<'_> {
 }
 
 impl TextDecoder {
-    /// Loads the tensors `model.*` and `lm_head.weight`.
+    /// Loads the tensors `model.*` and `lm_head.weight`; with `parallel`, only this rank's part of them.
     ///
     /// # Errors
     /// A tensor is missing or has another shape; out of memory.
-    pub fn load(from: &WeightLoader, config: &ModelConfig) -> Result<TextDecoder> {
+    pub fn load(from: &WeightLoader, config: &ModelConfig, parallel: Option<&TensorParallel>) -> Result<TextDecoder> {
         let text = &config.text;
+        let share = parallel.map_or(RowShare::WHOLE, TensorParallel::share);
         let table = [text.vocab_size, text.hidden_size];
         let name = "model.embed_tokens.weight";
         // The output layer reads its whole weight in every step, so it may be packed; an embedding reads one row.
         let (embed_tokens, head) = match config.tie_word_embeddings {
-            true => match Weight::load(from, name, table)? {
-                Weight::Dense(shared) => (shared.clone(), Weight::Dense(shared)),
+            true => match Weight::load(from, name, table, share)? {
+                Weight::Dense(shared) if share == RowShare::WHOLE => (shared.clone(), Weight::Dense(shared)),
+                Weight::Dense(_) => {
+                    let shared = from.load(name, &table, &table)?;
+                    let own = share.of(text.vocab_size);
+                    (shared.clone(), Weight::Dense(shared.rows(own.start, own.len())?))
+                }
                 packed => (from.load_table(name, &table)?, packed),
             },
-            false => (from.load_table(name, &table)?, Weight::load(from, "lm_head.weight", table)?),
+            false => (from.load_table(name, &table)?, Weight::load(from, "lm_head.weight", table, share)?),
         };
         Ok(TextDecoder {
             layers: (0..text.num_hidden_layers)
-                .map(|i| Layer::load(from, text, i).map(Arc::new))
+                .map(|i| Layer::load(from, text, i, parallel).map(Arc::new))
                 .collect::<Result<_>>()?,
             norm: from.load("model.norm.weight", &[text.hidden_size], &[text.hidden_size])?,
             embed_tokens,
             head,
-            config: text.clone(),
+            config: TensorParallel::own_sizes(text, share.count),
+            parallel: parallel.cloned(),
         })
+    }
+
+    /// Whether several processes compute this decoder, each a part of it.
+    pub fn is_divided(&self) -> bool {
+        self.parallel.is_some()
+    }
+
+    /// The bytes of the keys and values of a KV block in all layers, on this process.
+    pub fn kv_block_bytes(&self, dtype: DType) -> usize {
+        let TextConfig { num_hidden_layers, num_key_value_heads, head_dim, .. } = self.config;
+        2 * num_hidden_layers * num_key_value_heads * head_dim * KvPages::BLOCK_TOKENS * dtype.size()
+    }
+
+    /// Allocates a KV cache of `blocks` blocks for the heads that this process computes.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn kv_cache(&self, device: &Device, dtype: DType, blocks: usize) -> Result<KvCache> {
+        KvCache::new(device, &self.config, dtype, blocks)
+    }
+
+    /// Computes logits, f32 `[R, V]`, of hidden states `[R, H]`. If `skinny` is true, uses the ops for decode steps. Has
+    /// no backward rule.
+    pub(crate) fn logits(&self, cx: &Cx, hidden: &Tensor, skinny: bool) -> Result<Tensor> {
+        let own = self.head.logits(cx, hidden, skinny)?;
+        match &self.parallel {
+            Some(parallel) => parallel.gather(cx, "logits", &own),
+            None => Ok(own),
+        }
     }
 
     /// The weight of the output layer in the dtype of the model, `[V, H]`; with tied embeddings this is the embedding
@@ -260,6 +258,10 @@ impl TextDecoder {
         context: AttentionContext,
         rows: Option<&Tensor>,
     ) -> Result<Tensor> {
+        if self.is_divided() && context.keep().is_some() {
+            let help = "generate with one process";
+            return Err(ModelError::inputs("products", "cannot be stored by one of several processes", help));
+        }
         let mut residual = Residual::new(x);
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
@@ -304,7 +306,14 @@ impl Layer {
         self.gate_up.take_if(|_| is_packed(&self.gate));
     }
 
-    fn load(from: &WeightLoader, config: &TextConfig, index: usize) -> Result<Layer> {
+    fn load(
+        from: &WeightLoader,
+        config: &TextConfig,
+        index: usize,
+        parallel: Option<&TensorParallel>,
+    ) -> Result<Layer> {
+        let share = parallel.map_or(RowShare::WHOLE, TensorParallel::share);
+        let own = TensorParallel::own_sizes(config, share.count);
         let (h, inner) = (config.hidden_size, config.intermediate_size);
         let q_dim = config.num_attention_heads * config.head_dim;
         let kv_dim = config.num_key_value_heads * config.head_dim;
@@ -315,14 +324,14 @@ impl Layer {
         let (q, k, v, qkv) = match Linear::load_joined(from, [(q, q_dim), (k, kv_dim), (v, kv_dim)], h, true)? {
             Some(([q, k, v], joined)) => (q, k, v, Some(joined)),
             None => {
-                let load = |name: &str, dim| Linear::load_decoder(from, name, dim, h, true);
+                let load = |name: &str, dim| Linear::load_decoder(from, name, [dim, h], true, share);
                 (load(q, q_dim)?, load(k, kv_dim)?, load(v, kv_dim)?, None)
             }
         };
         let (gate, up, gate_up) = match Linear::load_joined(from, [(gate, inner), (up, inner)], h, false)? {
             Some(([gate, up], joined)) => (gate, up, Some(joined)),
             None => {
-                let load = |name: &str| Linear::load_decoder(from, name, inner, h, false);
+                let load = |name: &str| Linear::load_decoder(from, name, [inner, h], false, share);
                 (load(gate)?, load(up)?, None)
             }
         };
@@ -334,15 +343,16 @@ impl Layer {
             k,
             v,
             qkv,
-            o: Linear::load_decoder(from, &name("self_attn.o_proj"), h, q_dim, false)?,
+            o: Linear::load_decoder(from, &name("self_attn.o_proj"), [h, q_dim], false, share)?,
             gate,
             up,
             gate_up,
-            down: Linear::load_decoder(from, &name("mlp.down_proj"), h, inner, false)?,
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
+            down: Linear::load_decoder(from, &name("mlp.down_proj"), [h, inner], false, share)?,
+            heads: own.num_attention_heads,
+            kv_heads: own.num_key_value_heads,
             head_dim: config.head_dim,
             eps: config.rms_norm_eps as f32,
+            parallel: parallel.cloned(),
         })
     }
 
@@ -404,16 +414,41 @@ impl Layer {
             Some(rows) => (ops::gather_rows(cx, &x, rows)?, ops::gather_rows(cx, &o, rows)?),
             None => (x, o),
         };
+        let o = self.gathered(cx, "attention", o)?;
         let o = self.o.forward_unless_known(cx, &o, known(LayerProduct::O).pop())?;
+        let o = self.gathered(cx, "o_proj", o)?;
         if let Some(keep) = context.keep() {
             keep.write(cx, (self.index, LayerProduct::O), &[&o], rows.is_some())?;
             let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
             return Ok(Residual::with_delta(x, self.kept_mlp(cx, &normed, keep, rows.is_some())?));
         }
         let (x, normed) = Residual::with_delta(x, o).sum_and_norm(cx, &self.post_norm, self.eps)?;
+        if self.parallel.is_some() {
+            return Ok(Residual::with_delta(x, self.divided_mlp(cx, normed)?));
+        }
         let mlp = [&self.gate, &self.up, &self.down];
         let known = [LayerProduct::GateUp, LayerProduct::Down].into_iter().flat_map(known);
         Ok(Residual::with_delta(x, Linear::gated_mlp(cx, normed, mlp, self.gate_up.as_ref(), known)?))
+    }
+
+    /// Returns `part` of all processes side by side, or `part` itself if there is one process.
+    fn gathered(&self, cx: &Cx, name: &str, part: Tensor) -> Result<Tensor> {
+        match &self.parallel {
+            Some(parallel) => parallel.gather(cx, name, &part),
+            None => Ok(part),
+        }
+    }
+
+    /// Computes the MLP together with the other processes.
+    fn divided_mlp(&self, cx: &Cx, normed: Tensor) -> Result<Tensor> {
+        let (gate, up) = (self.gate.forward(cx, &normed)?, self.up.forward(cx, &normed)?);
+        drop(normed);
+        let inner = ops::swiglu(cx, &gate, &up)?;
+        drop((gate, up));
+        let inner = self.gathered(cx, "gate_proj and up_proj", inner)?;
+        let down = self.down.forward(cx, &inner)?;
+        drop(inner);
+        self.gathered(cx, "down_proj", down)
     }
 
     /// Computes the MLP and stores the outputs of its matrix products. `of_needed`: `normed` has only the needed

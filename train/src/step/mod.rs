@@ -7,6 +7,7 @@ pub mod grpo;
 pub mod hyperparameters;
 pub mod packing;
 pub mod sft;
+pub mod shard_exchange;
 mod tensor_exchange;
 pub mod trainer;
 

@@ -17,8 +17,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// Exchanges tensors between the ranks of a job. All ranks call the same functions with the same names in the same
 /// order. If one rank sends a list of tensors to another rank, that rank receives it in a list of tensors of the same
-/// sizes. A rank sends nothing to itself: the lists at its own index are empty.
-pub trait Exchange: Debug {
+/// sizes. In [`Exchange::start_all_to_all`] a rank sends nothing to itself: the lists at its own index are empty.
+pub trait Exchange: Debug + Send {
     /// Starts to send the tensors `send[to]` to rank `to`, and to fill the tensors `receive[from]` with what rank
     /// `from` sends. Until [`PendingExchange::wait`], launches must neither write the sent tensors nor use the received
     /// ones.
@@ -33,7 +33,7 @@ pub trait Exchange: Debug {
     ) -> Result<PendingExchange>;
 
     /// Sends the tensors `send` to every other rank, and fills the tensors `receive[from]` with what rank `from` sends.
-    /// Launches before the call run before the exchange, launches after the call run after it.
+    /// The list at the rank's own index may be empty; otherwise it is filled, too. Launches before the call run before the exchange, launches after the call run after it.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
@@ -87,7 +87,8 @@ impl Exchange for NcclExchange {
     }
 
     fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()> {
-        let to = |rank: usize| if rank == self.0.rank() { Vec::new() } else { ranges(send) };
+        let own = self.0.rank();
+        let to = |rank: usize| if rank == own && receive[own].is_empty() { Vec::new() } else { ranges(send) };
         let send: Vec<Vec<DeviceRange>> = (0..self.0.size()).map(to).collect();
         Ok(self.0.exchange(name, &send, &ranges_of_ranks(receive))?)
     }
@@ -118,8 +119,9 @@ impl HostExchange {
             buffer.resize(tensors.iter().map(|t| t.bytes()).sum(), 0);
         }
         let here = self.ranks.rank();
-        let sent: Vec<&[u8]> =
-            (0..self.ranks.size()).map(|to| if to == here { &[][..] } else { &self.sent[of(to)] }).collect();
+        let sent: Vec<&[u8]> = (0..self.ranks.size())
+            .map(|to| if receive[to].is_empty() && to == here { &[][..] } else { &self.sent[of(to)] })
+            .collect();
         let mut received: Vec<&mut [u8]> = self.received.iter_mut().map(Vec::as_mut_slice).collect();
         self.ranks.all_to_all_into(name, &sent, &mut received)?;
         for (buffer, tensors) in self.received.iter().zip(receive) {

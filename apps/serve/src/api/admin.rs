@@ -87,7 +87,8 @@ async fn replace(shared: Arc<Shared>, folder: PathBuf, turn: OwnedSemaphorePermi
     let checked = checked.await.map_err(|_| ApiError::internal("checking the files has panicked"))?;
     let files = checked.map_err(|e| wrong_files(EngineError::Model(e), "model"))?;
     let (done, replaced) = oneshot::channel();
-    shared.engine.replace_weights(NewWeights { load: Box::new(move |device, dtype| files.load(device, dtype)), done });
+    let load = Box::new(move |device: &_, dtype| files.load(device, dtype));
+    shared.engine.replace_weights(NewWeights { folder: folder.clone(), load, done });
     let ended = || ApiError::internal("the engine has ended; start the server again");
     let requests = replaced.await.map_err(|_| ended())?.map_err(|e| wrong_files(e, "model"))?;
     shared.set_weights(folder_name(&folder));

@@ -84,7 +84,7 @@ pub(crate) async fn load(shared: &Arc<Shared>, name: &str, folder: &Path, replac
     let checked = checked.await.map_err(|_| ApiError::internal("checking the adapter has panicked"))?;
     let adapter = checked.map_err(|e| wrong_files(EngineError::Model(e), "lora_path"))?;
     let (done, loaded) = oneshot::channel();
-    shared.engine.load_adapter(NewAdapter { adapter, done });
+    shared.engine.load_adapter(NewAdapter { folder: folder.to_path_buf(), open: Box::new(|| Ok(adapter)), done });
     let loaded = loaded.await.map_err(|_| ApiError::internal("the engine has ended; start the server again"))?;
     let id = loaded.map_err(|e| wrong_files(e, "lora_path"))?;
     let adapter = NamedAdapter { id, folder: folder.to_path_buf(), created: seconds_since_1970() };

@@ -95,8 +95,9 @@ impl Checked {
         prompts: Vec<ModelInput>,
         default_tokens: usize,
     ) -> Result<Response, ApiError> {
-        let Self { form, model, stream, mut settings, names, calls, include_reasoning, begun, permit } = self;
-        let grammar = match settings.grammar.take() {
+        let Self { form, model, stream, settings, names, calls, include_reasoning, begun, permit } = self;
+        // The settings keep the grammar for other processes that compute the model.
+        let grammar = match settings.grammar.clone() {
             Some(spec) => {
                 Some(encode::on_blocking_thread(shared, move |shared| compile(shared, &spec, names.grammar)).await?)
             }

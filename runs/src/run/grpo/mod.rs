@@ -199,7 +199,7 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
         // If the vision tower is frozen, policy and reference share the vision tower and its feature cache.
-        (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config)?, ..policy.clone() },
+        (false, false) => Qwen25Vl { text: TextDecoder::load(&loader, config, None)?, ..policy.clone() },
         (false, true) => Qwen25Vl::load(&loader, config)?,
     };
     reference.features.get_or_insert_with(features);

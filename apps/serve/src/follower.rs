@@ -1,0 +1,93 @@
+//! The ranks other than 0 of the processes that serve a model together: they do the steps of rank 0's engine.
+
+use std::sync::Arc;
+
+use reel_diagnostic::Diagnostic;
+use reel_engine::{Engine, EngineError, GrammarCompiler, TokenText};
+use reel_model::ModelError;
+use reel_model::lora::Adapter;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runtime::Cx;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::divided_model::DividedModel;
+use crate::engine_thread::{Command, Job, NewAdapter, NewWeights, Requests};
+use crate::new_weights::CheckedFiles;
+use crate::settings::{Limits, ServedModel};
+use crate::step_message::{Change, NewRequest, StepMessage};
+
+/// Does the steps of rank 0's engine until rank 0's server ends. `divided` are the processes that serve the model.
+///
+/// # Errors
+/// The device is out of memory; a device error; another rank has failed.
+pub fn follow(
+    model: ServedModel,
+    weights: Qwen25Vl,
+    divided: &DividedModel,
+    limits: Limits,
+) -> Result<(), EngineError> {
+    let model = Arc::new(model);
+    let text = TokenText::new(&model.folder);
+    let cx = Cx::inference(&model.device, model.dtype);
+    let engine = Engine::new(&weights, &cx)?.max_slots(limits.batch);
+    drop(weights);
+    let batch = engine.continuous_batch(limits.kv_bytes)?;
+    batch.populate_kv_blocks();
+    let mut requests = Requests::new(&model, &text, batch);
+    let mut grammars = None;
+    loop {
+        let bytes = divided.receive()?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let message = StepMessage::parse(&bytes).ok_or_else(|| {
+            let help = "start all ranks with the same version of the program";
+            ModelError::Rank(Diagnostic::new("rank 0", "has sent a step that this rank cannot read", help))
+        })?;
+        for change in message.changes {
+            requests.take(command(change, &model, &mut grammars)?)?;
+        }
+        requests.drop_requests(&message.dropped)?;
+        requests.step()?;
+    }
+}
+
+/// The engine's command for a change. Nobody receives its results, which rank 0 has, too.
+fn command(
+    change: Change,
+    model: &Arc<ServedModel>,
+    grammars: &mut Option<GrammarCompiler>,
+) -> Result<Command, EngineError> {
+    Ok(match change {
+        Change::Generate(request) => {
+            let NewRequest { prompt, settings, adapter } = *request;
+            let grammar = match &settings.grammar {
+                None => None,
+                Some(spec) => {
+                    let compiler = match grammars.take() {
+                        Some(compiler) => compiler,
+                        None => GrammarCompiler::new(&model.folder)?,
+                    };
+                    Some(grammars.insert(compiler).compile(spec)?)
+                }
+            };
+            let job = Job { prompt, settings, grammar, adapter, deadline: None };
+            Command::Generate(Box::new(job), mpsc::unbounded_channel().0)
+        }
+        Change::ReplaceWeights(folder) => {
+            let (from, model) = (folder.clone(), model.clone());
+            let load = Box::new(move |device: &_, dtype| CheckedFiles::open(&from, &model)?.load(device, dtype));
+            Command::ReplaceWeights(NewWeights { folder, load, done: oneshot::channel().0 })
+        }
+        Change::LoadAdapter(folder) => {
+            let (from, model) = (folder.clone(), model.clone());
+            let open = Box::new(move || {
+                let adapter = Adapter::open(&from)?;
+                adapter.check(&model.folder.config)?;
+                Ok(adapter)
+            });
+            Command::LoadAdapter(Box::new(NewAdapter { folder, open, done: oneshot::channel().0 }))
+        }
+        Change::UnloadAdapter(id) => Command::UnloadAdapter(id),
+    })
+}

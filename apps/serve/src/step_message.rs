@@ -1,0 +1,187 @@
+//! What rank 0 of the processes that serve a model together tells the others before each step of the engine, so that all
+//! of them do the same step.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use reel_engine::AdapterId;
+use reel_input::ModelInput;
+use reel_input::TokenId;
+use reel_input::request::RequestSettings;
+
+use crate::prompt_bytes::{ByteReader, ByteWriter};
+
+/// A change before a step.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Change {
+    /// A new request.
+    Generate(Box<NewRequest>),
+    /// The weights are replaced by those in this folder.
+    ReplaceWeights(PathBuf),
+    /// The adapter in this folder is loaded.
+    LoadAdapter(PathBuf),
+    /// An adapter is unloaded.
+    UnloadAdapter(AdapterId),
+}
+
+/// A request with everything that the engine needs. `settings` has the request's grammar.
+#[derive(Debug, PartialEq)]
+pub(crate) struct NewRequest {
+    pub(crate) prompt: ModelInput,
+    pub(crate) settings: RequestSettings,
+    pub(crate) adapter: Option<AdapterId>,
+}
+
+/// What happens before a step.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct StepMessage {
+    /// The changes, in order.
+    pub(crate) changes: Vec<Change>,
+    /// The numbers of the requests that are dropped after the changes.
+    pub(crate) dropped: Vec<u64>,
+}
+
+const GENERATE: u64 = 0;
+const REPLACE_WEIGHTS: u64 = 1;
+const LOAD_ADAPTER: u64 = 2;
+const UNLOAD_ADAPTER: u64 = 3;
+
+/// Writes the bytes of a [`StepMessage`].
+#[derive(Debug)]
+pub(crate) struct StepWriter(ByteWriter);
+
+impl StepWriter {
+    /// Begins the message of a step with `changes` changes, after which the requests `dropped` are dropped.
+    pub(crate) fn new(changes: usize, dropped: &[u64]) -> Self {
+        let mut bytes = ByteWriter::default();
+        bytes.list(dropped);
+        bytes.number(changes as u64);
+        Self(bytes)
+    }
+
+    /// Adds a new request.
+    ///
+    /// # Errors
+    /// A setting cannot be written.
+    pub(crate) fn generate(
+        &mut self,
+        prompt: &ModelInput,
+        settings: &RequestSettings,
+        adapter: Option<AdapterId>,
+    ) -> serde_json::Result<()> {
+        let Self(bytes) = self;
+        // JSON has no infinity, which forbids a token, so the biases are written as bits.
+        let biases: Vec<[u32; 2]> = settings.logit_bias.iter().map(|(id, bias)| [*id, bias.to_bits()]).collect();
+        let settings = RequestSettings { logit_bias: Vec::new(), ..settings.clone() };
+        bytes.number(GENERATE);
+        bytes.list(&serde_json::to_vec(&settings)?);
+        bytes.list(&biases);
+        bytes.list(&adapter.map(AdapterId::number).into_iter().collect::<Vec<_>>());
+        bytes.prompt(prompt);
+        Ok(())
+    }
+
+    /// Adds the replacement of the weights by those in `folder`.
+    pub(crate) fn replace_weights(&mut self, folder: &Path) {
+        self.0.number(REPLACE_WEIGHTS);
+        self.0.list(folder.as_os_str().as_bytes());
+    }
+
+    /// Adds the loading of the adapter in `folder`.
+    pub(crate) fn load_adapter(&mut self, folder: &Path) {
+        self.0.number(LOAD_ADAPTER);
+        self.0.list(folder.as_os_str().as_bytes());
+    }
+
+    /// Adds the unloading of an adapter.
+    pub(crate) fn unload_adapter(&mut self, id: AdapterId) {
+        self.0.number(UNLOAD_ADAPTER);
+        self.0.number(id.number());
+    }
+
+    /// The bytes of the message; not empty.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0.into_bytes()
+    }
+}
+
+impl StepMessage {
+    /// Reads a message; `None` if the bytes are not one.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<StepMessage> {
+        let mut bytes = ByteReader(bytes);
+        let dropped = bytes.list()?;
+        let changes = (0..bytes.number()?).map(|_| change(&mut bytes)).collect::<Option<_>>()?;
+        bytes.0.is_empty().then_some(StepMessage { changes, dropped })
+    }
+}
+
+fn change(bytes: &mut ByteReader) -> Option<Change> {
+    let kind = bytes.number()?;
+    let folder = |bytes: &mut ByteReader| Some(PathBuf::from(OsStr::from_bytes(&bytes.list()?)));
+    Some(match kind {
+        GENERATE => {
+            let settings: RequestSettings = serde_json::from_slice(&bytes.list::<u8>()?).ok()?;
+            let logit_bias: Vec<(TokenId, f32)> =
+                bytes.list::<[u32; 2]>()?.into_iter().map(|[id, bits]| (id, f32::from_bits(bits))).collect();
+            let adapter = bytes.list::<u64>()?.first().map(|&number| AdapterId::from_number(number));
+            let settings = RequestSettings { logit_bias, ..settings };
+            Change::Generate(Box::new(NewRequest { prompt: bytes.prompt()?, settings, adapter }))
+        }
+        REPLACE_WEIGHTS => Change::ReplaceWeights(folder(bytes)?),
+        LOAD_ADAPTER => Change::LoadAdapter(folder(bytes)?),
+        UNLOAD_ADAPTER => Change::UnloadAdapter(AdapterId::from_number(bytes.number()?)),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use reel_input::grammar::GrammarSpec;
+    use reel_media::frames::FrameBuf;
+    use serde_json::json;
+
+    use super::*;
+
+    fn request() -> NewRequest {
+        let mut prompt = ModelInput::from_text_tokens(vec![5, 7, 9]);
+        prompt.rope_delta = -3;
+        prompt.frames.videos = vec![FrameBuf { data: vec![1, 2, 255], frames: 1, height: 1, width: 1 }];
+        prompt.frames.video_times = vec![vec![0.1, 1.0 / 3.0]];
+        prompt.frames.processor.rescale_factor = 1.0 / 255.0;
+        prompt.video_grid_thw = vec![[1, 2, 4]];
+        prompt.pixel_values = Some(vec![0.25, f32::MIN_POSITIVE]);
+        let settings = RequestSettings {
+            temperature: Some(0.7),
+            top_p: Some(0.1 + 0.2),
+            seed: Some(u64::MAX),
+            stop: vec!["é\n".into()],
+            logit_bias: vec![(3, f32::NEG_INFINITY), (4, 0.1)],
+            grammar: Some(GrammarSpec::JsonSchema(json!({"b": 1, "a": [0.1, null]}))),
+            ..RequestSettings::default()
+        };
+        NewRequest { prompt, settings, adapter: Some(AdapterId::from_number(4)) }
+    }
+
+    #[test]
+    fn a_message_is_read_as_it_was_written() {
+        let of = request();
+        let mut writer = StepWriter::new(4, &[3, 8]);
+        writer.generate(&of.prompt, &of.settings, of.adapter).unwrap();
+        writer.replace_weights(Path::new("a/ b"));
+        writer.load_adapter(Path::new(OsStr::from_bytes(b"\xff")));
+        writer.unload_adapter(AdapterId::from_number(9));
+        let bytes = writer.into_bytes();
+        let changes = vec![
+            Change::Generate(Box::new(of)),
+            Change::ReplaceWeights("a/ b".into()),
+            Change::LoadAdapter(OsStr::from_bytes(b"\xff").into()),
+            Change::UnloadAdapter(AdapterId::from_number(9)),
+        ];
+        assert_eq!(StepMessage::parse(&bytes), Some(StepMessage { changes, dropped: vec![3, 8] }));
+        for end in 0..bytes.len() {
+            assert_eq!(StepMessage::parse(&bytes[..end]), None, "{end} of {} bytes", bytes.len());
+        }
+        assert_eq!(StepMessage::parse(&[&bytes[..], &[0]].concat()), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! Tensor parallelism: N processes (ranks) compute one model, each with 1/N of the decoder's weights and KV cache.
+//!
+//! Every matrix product is divided by its output columns, so a rank has some rows of each weight and the whole k. No
+//! sum is divided: the ranks gather outputs and never add them. Each element is computed by the kernel, and in the order
+//! of k, of a single process, so the bits do not depend on N.
+//!
+//! ```text
+//! q, k, v = x · the rows of this rank's heads              [S, heads / N · D]
+//! a       = gather(attention(q, k, v))                     [S, heads · D]
+//! x       = x + gather(a · own rows of o)                  [S, H]
+//! inner   = gather(silu(x · own rows of gate) · (x · own rows of up))
+//! x       = x + gather(inner · own rows of down)           [S, H]
+//! logits  = gather(x · own rows of the head)               [R, V]
+//! ```
+//!
+//! The vision tower, the embedding table and the norms are whole on every rank.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reel_diagnostic::Diagnostic;
+use reel_input::config::{ModelConfig, TextConfig};
+use reel_runtime::{Cx, Tensor, ops};
+
+use crate::error::{ModelError, Result};
+
+/// Each rank's part of a width is a multiple of this, so that rows of bf16 begin at multiples of 16 bytes, as kernels
+/// with bulk tensor copies need.
+const COLUMN_STEP: usize = 8;
+
+/// The number of rows up to which the index tensors of a gather are kept for the next gather: those of decode steps.
+const MAX_KEPT_ROWS: usize = 256;
+
+/// The most ranks that the help of an error lists.
+const MAX_LISTED_RANKS: usize = 16;
+
+/// Exchanges of tensors between the ranks that compute a model together. All ranks make the same calls in the same
+/// order.
+pub trait ShardExchange: std::fmt::Debug + Send + Sync {
+    /// This rank: 0 for the first.
+    fn rank(&self) -> usize;
+
+    /// The number of ranks.
+    fn size(&self) -> usize;
+
+    /// Fills `parts[r]` with the tensor `own` of rank r, for all ranks, this one included. `name` appears in messages.
+    ///
+    /// # Errors
+    /// Another rank has failed; a device error.
+    fn all_gather(&self, name: &str, own: &Tensor, parts: &[Tensor]) -> Result<(), Diagnostic>;
+}
+
+/// The part of the rows of a weight that a rank has: part `index` of `count` equal parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowShare {
+    pub(crate) index: usize,
+    pub(crate) count: usize,
+}
+
+impl RowShare {
+    /// All rows.
+    pub(crate) const WHOLE: RowShare = RowShare { index: 0, count: 1 };
+
+    /// The rows of this part, of `rows` in total.
+    pub(crate) fn of(self, rows: usize) -> Range<usize> {
+        rows * self.index / self.count..rows * (self.index + 1) / self.count
+    }
+
+    /// The shape of this part of a tensor of shape `whole`, whose rows are its first dimension.
+    pub(crate) fn shape<const D: usize>(self, mut whole: [usize; D]) -> [usize; D] {
+        whole.iter_mut().take(1).for_each(|rows| *rows = self.of(*rows).len());
+        whole
+    }
+}
+
+/// The index tensors for gathers of a number of rows R among N ranks.
+#[derive(Clone, Debug)]
+struct GatherIndices {
+    /// i32 `[R · N]`: for each row and rank, the row of the staging buffer `[N · R, columns / N]`.
+    join: Tensor,
+    /// i32 `[R]`: for each row, the row of `[R · N, columns / N]` that has this rank's columns.
+    own: Tensor,
+}
+
+/// The division of a model among ranks, as one of them sees it.
+#[derive(Clone, Debug)]
+pub struct TensorParallel {
+    exchange: Arc<dyn ShardExchange>,
+    indices: Arc<Mutex<BTreeMap<usize, GatherIndices>>>,
+}
+
+impl TensorParallel {
+    /// Divides a model among the ranks of `exchange`.
+    ///
+    /// # Errors
+    /// A size in `config` cannot be divided among so many ranks; the error names the field.
+    pub fn new(exchange: Arc<dyn ShardExchange>, config: &ModelConfig) -> Result<TensorParallel> {
+        Self::check(config, exchange.size())?;
+        Ok(TensorParallel { exchange, indices: Arc::default() })
+    }
+
+    /// Checks that the decoder can be divided among `ranks` ranks.
+    ///
+    /// # Errors
+    /// A size in `config` cannot be divided; the error names the field and the numbers of ranks that are possible.
+    pub fn check(config: &ModelConfig, ranks: usize) -> Result<()> {
+        let Some((field, size, step)) = indivisible(&config.text, ranks) else { return Ok(()) };
+        let possible: Vec<String> = (1..=MAX_LISTED_RANKS)
+            .filter(|&ranks| indivisible(&config.text, ranks).is_none())
+            .map(|ranks| ranks.to_string())
+            .collect();
+        let unit = if step > 1 { format!(" in multiples of {step}") } else { String::new() };
+        let what = format!("is {size}, which {ranks} processes cannot share equally{unit}");
+        Err(ModelError::config(
+            format!("config.json: {field}"),
+            what,
+            format!("give --tensor-parallel-size {}", possible.join(" or ")),
+        ))
+    }
+
+    /// The part of each weight's rows that this rank has.
+    pub(crate) fn share(&self) -> RowShare {
+        RowShare { index: self.exchange.rank(), count: self.exchange.size() }
+    }
+
+    /// The number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.exchange.size()
+    }
+
+    /// The sizes of this rank's part of the decoder: the number of its heads instead of all heads.
+    pub fn own_sizes(text: &TextConfig, ranks: usize) -> TextConfig {
+        TextConfig {
+            num_attention_heads: text.num_attention_heads / ranks,
+            num_key_value_heads: text.num_key_value_heads / ranks,
+            ..text.clone()
+        }
+    }
+
+    /// Returns the parts `[R, columns / N]` of all ranks side by side, `[R, columns]`. `part` is the part of this rank.
+    ///
+    /// # Errors
+    /// Another rank has failed; out of memory.
+    pub(crate) fn gather(&self, cx: &Cx, name: &str, part: &Tensor) -> Result<Tensor> {
+        let (rows, columns, ranks) = (part.shape()[0], part.shape()[1], self.exchange.size());
+        if rows == 0 {
+            return Ok(cx.empty(&[0, columns * ranks], part.dtype())?);
+        }
+        let staged = cx.empty(&[ranks * rows, columns], part.dtype())?;
+        let parts = (0..ranks).map(|rank| staged.rows(rank * rows, rows)).collect::<Result<Vec<_>, _>>()?;
+        self.exchange.all_gather(name, part, &parts).map_err(ModelError::Rank)?;
+        // The parts of a single row follow each other already.
+        let joined = match rows {
+            1 => staged,
+            _ => ops::gather_rows(cx, &staged, &self.indices(cx, rows)?.join)?,
+        };
+        Ok(joined.reshape(&[rows, columns * ranks])?)
+    }
+
+    /// The columns of x `[R, columns]` that belong to this rank, `[R, columns / N]`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(crate) fn own_columns(&self, cx: &Cx, x: &Tensor) -> Result<Tensor> {
+        let (rows, ranks) = (x.shape()[0], self.exchange.size());
+        let cut = x.reshape(&[rows * ranks, x.shape()[1] / ranks])?;
+        Ok(match rows {
+            1 => cut.rows(self.exchange.rank(), 1)?,
+            _ => ops::gather_rows(cx, &cut, &self.indices(cx, rows)?.own)?,
+        })
+    }
+
+    fn indices(&self, cx: &Cx, rows: usize) -> Result<GatherIndices> {
+        let mut kept = self.indices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(indices) = kept.get(&rows) {
+            return Ok(indices.clone());
+        }
+        let (rank, ranks) = (self.exchange.rank(), self.exchange.size());
+        let join: Vec<i32> = (0..rows).flat_map(|row| (0..ranks).map(move |r| (r * rows + row) as i32)).collect();
+        let own: Vec<i32> = (0..rows).map(|row| (row * ranks + rank) as i32).collect();
+        let indices = GatherIndices {
+            join: Tensor::from_i32(cx.device(), &[join.len()], &join)?,
+            own: Tensor::from_i32(cx.device(), &[own.len()], &own)?,
+        };
+        if rows <= MAX_KEPT_ROWS {
+            kept.insert(rows, indices.clone());
+        }
+        Ok(indices)
+    }
+}
+
+/// The first field of the config that `ranks` ranks cannot share, its value, and the number of which each rank's part
+/// must be a multiple.
+fn indivisible(text: &TextConfig, ranks: usize) -> Option<(&'static str, usize, usize)> {
+    let fields = [
+        ("num_attention_heads", text.num_attention_heads, 1),
+        ("num_key_value_heads", text.num_key_value_heads, 1),
+        ("hidden_size", text.hidden_size, COLUMN_STEP),
+        ("intermediate_size", text.intermediate_size, COLUMN_STEP),
+        ("vocab_size", text.vocab_size, COLUMN_STEP),
+    ];
+    fields.into_iter().find(|(_, size, step)| ranks > 1 && !size.is_multiple_of(ranks * step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::{InitOptions, Preset, preset_config};
+
+    fn config(preset: Preset) -> ModelConfig {
+        preset_config(&InitOptions { preset, layers: None, vocab: None, dtype: None, seed: 0 }).unwrap()
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_the_numbers_of_ranks_that_work() {
+        let error = |preset, ranks| TensorParallel::check(&config(preset), ranks).map_err(|e| e.to_string());
+        let of_3b = "config.json: num_key_value_heads: is 2, which 4 processes cannot share equally; \
+                     give --tensor-parallel-size 1 or 2";
+        assert_eq!(error(Preset::B3, 4).unwrap_err(), of_3b);
+        let of_7b = "config.json: num_attention_heads: is 28, which 3 processes cannot share equally; \
+                     give --tensor-parallel-size 1 or 2 or 4";
+        assert_eq!(error(Preset::B7, 3).unwrap_err(), of_7b);
+        assert_eq!(error(Preset::B32, 8), Ok(()));
+        assert_eq!(error(Preset::B72, 8), Ok(()));
+    }
+
+    #[test]
+    fn the_parts_of_all_ranks_are_all_rows() {
+        let parts: Vec<Range<usize>> = (0..4).map(|index| RowShare { index, count: 4 }.of(24)).collect();
+        assert_eq!(parts, [0..6, 6..12, 12..18, 18..24]);
+        assert_eq!(RowShare::WHOLE.of(7), 0..7);
+        assert_eq!(RowShare { index: 1, count: 2 }.shape([8, 3]), [4, 3]);
+    }
+}

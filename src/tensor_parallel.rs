@@ -1,0 +1,174 @@
+//! `--tensor-parallel-size N`: N processes (ranks) of this machine compute one model together, each with 1/N of the
+//! decoder's weights and KV cache. Every rank runs the same command; only rank 0 prints, writes files and listens.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Args;
+use reel_device::Device;
+use reel_input::config::ModelConfig;
+use reel_measure::trace;
+use reel_model::tensor_parallel::TensorParallel;
+use reel_ranks::{Launcher, Ranks, Timeouts, World};
+use reel_train::step::shard_exchange;
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use crate::common::CommonOptions;
+use crate::fail::usage_error;
+use crate::prompt::{ModelFlags, find_or_download_model};
+use crate::{interrupt, launch, ranks};
+
+/// The name of the option.
+const OPTION: &str = "--tensor-parallel-size";
+
+/// How long a rank waits for the others in one call. The ranks of a server wait for its next request, so this is long.
+/// A rank that has ended is noticed much earlier.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// How long a process waits for its own threads before it leaves the others.
+const LONGEST_LEAVE: Duration = Duration::from_secs(5);
+
+/// The option that divides a model among several processes.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct TensorParallelFlag {
+    /// Divide the model among N processes of this machine, each on a GPU of its own with 1/N of the decoder's weights
+    /// and KV cache; the results have the bits of one process [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    tensor_parallel_size: Option<u32>,
+}
+
+/// This process, one of several that compute a model together.
+pub struct DividedProcess {
+    ranks: Arc<Ranks>,
+}
+
+impl TensorParallelFlag {
+    /// Whether the model is divided among several processes.
+    pub fn is_several(self) -> bool {
+        self.tensor_parallel_size.is_some_and(|size| size > 1)
+    }
+
+    /// Calls `work` in this process, or in each of N processes with its place among them. Without a launcher, starts
+    /// the N processes and waits for them.
+    ///
+    /// # Errors
+    /// The model of `model` cannot be divided by N; the device does not suit N processes; the errors of `work`; another
+    /// process has failed.
+    pub fn run(
+        self,
+        command: &str,
+        model: &ModelFlags,
+        common: &CommonOptions,
+        work: impl FnOnce(Option<&DividedProcess>, &CommonOptions) -> Result<()>,
+    ) -> Result<()> {
+        let size = self.tensor_parallel_size.map_or(1, |size| size as usize);
+        match ranks::world()? {
+            None if size == 1 => work(None, common),
+            None => {
+                // Checked, and downloaded, once here and not in each process.
+                let (base, _) = model.base_model_and_adapter_folder()?;
+                TensorParallel::check(&ModelConfig::open(&find_or_download_model(&base)?)?, size)?;
+                ranks::refuse_other_devices(common, &processes_of_this_machine(size))?;
+                launch::run(OPTION, size)
+            }
+            Some(world) if size == 1 => Err(ranks::one_process_only(command, &world)),
+            Some(world) => {
+                let process = DividedProcess::join(world, size, common)?;
+                let own = ranks::common_options(process.ranks.world(), common);
+                let done = work(Some(&process), &own);
+                process.finish(done)
+            }
+        }
+    }
+}
+
+/// The place of the first of `size` processes that this program starts.
+fn processes_of_this_machine(size: usize) -> World {
+    let (rank, local_rank, launcher) = (0, 0, Launcher::Reel);
+    World { rank, size, local_rank, local_size: size, launcher, job: String::new(), address: None }
+}
+
+impl DividedProcess {
+    fn join(world: World, size: usize, common: &CommonOptions) -> Result<Self> {
+        let World { launcher, size: started, local_size, .. } = &world;
+        if *started != size {
+            let what = format!("is {size}, but {launcher} has started {started} processes");
+            return Err(usage_error(OPTION, what, format!("give {started}")));
+        }
+        if *local_size != size {
+            let what = format!("is {size}, but {launcher} has started {local_size} of the processes on this machine");
+            return Err(usage_error(OPTION, what, "start all processes on one machine"));
+        }
+        ranks::refuse_other_devices(common, &world)?;
+        if world.rank > 0 {
+            trace::leave_trace_to_another_process();
+        }
+        // The first signal only sets the flag, of which rank 0 tells the others.
+        interrupt::stop_flag();
+        if world.launcher == Launcher::Reel {
+            // If the process that has started this one is killed, nothing else would end a server.
+            let _ = set_parent_process_death_signal(Some(Signal::TERM));
+        }
+        let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
+        let ranks = Ranks::join(world, &std::env::temp_dir(), timeouts, Box::new(ranks::end_process))?;
+        Ok(Self { ranks: Arc::new(ranks) })
+    }
+
+    /// The processes.
+    pub fn ranks(&self) -> &Arc<Ranks> {
+        &self.ranks
+    }
+
+    /// Whether this is rank 0, which prints and writes files.
+    pub fn prints(&self) -> bool {
+        self.ranks.rank() == 0
+    }
+
+    /// Divides a model among the processes, which exchange activations from now on. All of them call this once.
+    ///
+    /// # Errors
+    /// The model cannot be divided; NCCL is missing; another process has failed.
+    pub fn divide(&self, config: &ModelConfig, device: &Device) -> Result<TensorParallel> {
+        Ok(TensorParallel::new(shard_exchange::connect(&self.ranks, device)?, config)?)
+    }
+
+    /// Returns the smallest `number` of all processes. All of them call this.
+    ///
+    /// # Errors
+    /// Another process has failed.
+    pub fn smallest(&self, name: &str, number: u64) -> Result<u64> {
+        let all = self.ranks.all_gather(name, &number.to_le_bytes())?;
+        let of_rank = |bytes: &Vec<u8>| bytes.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        Ok(all.iter().filter_map(of_rank).min().unwrap_or(number))
+    }
+
+    /// Ends this process's part: tells the others of an error, or waits until they have left, too.
+    fn finish(self, done: Result<()>) -> Result<()> {
+        match &done {
+            // All processes have received the signal, and rank 0 has reported it.
+            Err(e) if ranks::is_of_another_rank(e) && interrupt::exit_code().is_some() && !self.prints() => {
+                return Ok(());
+            }
+            Err(e) if ranks::is_of_another_rank(e) => {}
+            Err(e) => self.ranks.fail(&format!("{e:#}")),
+            Ok(()) => leave(self.ranks)?,
+        }
+        done
+    }
+}
+
+/// Leaves the other processes at the normal end, when all of them have done their work.
+fn leave(mut ranks: Arc<Ranks>) -> Result<()> {
+    ranks.barrier("end of the command")?;
+    // Threads of a server may hold clones for a moment.
+    let begun = Instant::now();
+    while begun.elapsed() < LONGEST_LEAVE {
+        match Arc::try_unwrap(ranks) {
+            Ok(ranks) => return Ok(ranks.leave()?),
+            Err(shared) => ranks = shared,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

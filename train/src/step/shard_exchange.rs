@@ -1,0 +1,48 @@
+//! Exchanges of the processes that compute one model together ([`reel_model::tensor_parallel`]), by NCCL or by sockets.
+
+use std::slice;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reel_device::Device;
+use reel_diagnostic::Diagnostic;
+use reel_model::tensor_parallel::ShardExchange;
+use reel_ranks::Ranks;
+use reel_runtime::Tensor;
+
+use super::tensor_exchange::{self, Exchange};
+use crate::{Result, TrainError};
+
+/// Connects the ranks that compute a model together on `device`. All ranks call it together.
+///
+/// # Errors
+/// NCCL is missing, or a rank does not join in time; another rank has failed.
+pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Arc<dyn ShardExchange>> {
+    let exchange = Mutex::new(tensor_exchange::connect(ranks, device)?);
+    Ok(Arc::new(RankExchange { rank: ranks.rank(), size: ranks.size(), exchange }))
+}
+
+#[derive(Debug)]
+struct RankExchange {
+    rank: usize,
+    size: usize,
+    exchange: Mutex<Box<dyn Exchange>>,
+}
+
+impl ShardExchange for RankExchange {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn all_gather(&self, name: &str, own: &Tensor, parts: &[Tensor]) -> Result<(), Diagnostic> {
+        let receive: Vec<Vec<Tensor>> = parts.iter().map(|part| vec![part.clone()]).collect();
+        let mut exchange = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        exchange.all_gather(name, slice::from_ref(own), &receive).map_err(|e| match e {
+            TrainError::Ranks(e) => e.diagnostic,
+            e => Diagnostic::new("", e.to_string(), ""),
+        })
+    }
+}
