@@ -323,8 +323,7 @@ impl GradientSource for GradientSum {
 /// The buckets are the same on every rank.
 fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<Cell>> {
     let (mut buckets, mut in_last) = (Vec::<Vec<Cell>>::new(), 0);
-    let cells_of = |&parameter: &usize| partition.cells().iter().filter(move |cell| cell.parameter == parameter);
-    for cell in order.iter().flat_map(cells_of) {
+    for cell in order.iter().flat_map(|&parameter| partition.cells_of(parameter)) {
         in_last += cell.range.len();
         match buckets.last_mut().filter(|_| in_last <= weights) {
             Some(bucket) => bucket.push(cell.clone()),
