@@ -142,7 +142,8 @@ impl<'c> Predictor<'c> {
             prompts: Arc::new(RowPrompts::new(job.rows, self.bundle.clone())),
             engine: &engine,
             sampling: job.sampling,
-            max_kv_bytes: model::kv_bytes(&self.device) / self.process.map_or(1, RunProcess::processes_on_machine),
+            max_kv_bytes: model::kv_bytes(&self.device)
+                / self.process.map_or(1, |process| process.processes_on_device(&self.device)),
             strict: job.strict,
             quiet: self.common.quiet || self.common.json,
             stop,
