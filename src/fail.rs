@@ -67,7 +67,16 @@ const SUCCESS: u8 = 0;
 /// The exit code after a failure.
 const FAILURE: u8 = 1;
 /// The exit code after an error in the command line.
-const WRONG_OPTIONS: u8 = 2;
+pub const WRONG_OPTIONS: u8 = 2;
+/// A process that a signal has stopped has this exit code plus the number of the signal.
+pub const SIGNALS: u8 = 128;
+
+/// An error whose message another process has printed. The exit code is `code`.
+#[derive(Debug, thiserror::Error)]
+#[error("another process of the command has ended with exit code {code}")]
+pub struct ReportedElsewhere {
+    pub code: u8,
+}
 
 /// Runs a command, prints its error, and returns the process's exit code.
 pub fn run_and_exit_code(command: impl FnOnce() -> anyhow::Result<()>, verbose: bool) -> u8 {
@@ -80,6 +89,9 @@ fn print_error_and_exit_code(result: anyhow::Result<()>, verbose: bool) -> u8 {
     crate::interrupt::wait_if_ending();
     if closed_pipe(&e) {
         return SUCCESS;
+    }
+    if let Some(ReportedElsewhere { code }) = e.downcast_ref() {
+        return crate::interrupt::exit_code().unwrap_or(*code);
     }
     let _ = writeln!(io::stderr(), "error: {}", redact_urls(&one_line(&e.to_string())));
     if verbose {

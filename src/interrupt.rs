@@ -61,6 +61,12 @@ pub fn exit_code() -> Option<u8> {
     }
 }
 
+/// Makes this process end with the exit code of another process of its job that a signal has stopped, unless it has
+/// received a signal itself.
+pub fn adopt_exit_code(code: u8) {
+    let _ = SIGNAL.compare_exchange(0, code & 127, Ordering::SeqCst, Ordering::SeqCst);
+}
+
 /// Bit mask of the signals that were ignored when this process started, bit 0 for signal 1; 0 if /proc cannot be
 /// read.
 fn ignored_signals() -> u64 {

@@ -1,6 +1,7 @@
 //! `--gpus N` and `--tensor-parallel-size N`: starts N processes of this command on this machine, as `torchrun
 //! --nproc-per-node N` does.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,11 +12,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use reel_diagnostic::TemporaryPaths;
 use reel_measure::trace;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::fail::failed;
-use crate::interrupt;
+use crate::fail::{self, ReportedElsewhere, failed};
+use crate::{interrupt, output};
+
+/// The environment variable that names a folder for temporary files of the ranks. This process removes it at the end,
+/// because a rank that is killed cannot remove its files.
+pub const TEMPORARY_FOLDER: &str = "REEL_TEMPORARY_FOLDER";
 
 /// How long the other processes may take to end by themselves after one has failed; after the same time again, those
 /// that are still there are killed.
@@ -27,8 +33,9 @@ struct Process {
     rank: usize,
     child: Child,
     status: Option<ExitStatus>,
-    /// The threads that print what the process prints.
-    printers: Vec<JoinHandle<()>>,
+    /// The threads that print what the process prints. The thread of stderr returns the process's last line if that is
+    /// an error message.
+    printers: Vec<JoinHandle<Option<Vec<u8>>>>,
 }
 
 /// Runs `count` processes of this command, with its arguments, until all have ended. Each finds its rank in the
@@ -36,7 +43,8 @@ struct Process {
 /// asks for the processes.
 ///
 /// # Errors
-/// A process cannot be started, or has failed.
+/// A process cannot be started, or has failed. If it has ended by itself because of wrong options or a signal, this
+/// process ends with the same exit code and prints nothing more.
 pub fn run(option: &str, count: usize) -> Result<()> {
     // Rank 0 writes the file of `--trace`.
     trace::leave_trace_to_another_process();
@@ -45,10 +53,15 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     let program = std::env::current_exe().map_err(|e| failed(option, e, "start the processes by torchrun"))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let job = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+    // A hidden name, so that the folder is removed with its contents if a signal ends this process.
+    let temporary = tempfile::Builder::new().prefix(".reel-ranks-").suffix(".part").tempdir();
+    let temporary = temporary.map_err(|e| output::cannot_write(&std::env::temp_dir(), e))?;
+    let _unfinished = TemporaryPaths::new([temporary.path().to_path_buf()]);
     let mut processes = Vec::new();
     for rank in 0..count {
         let mut command = Command::new(&program);
         command.args(&arguments).envs([("REEL_LAUNCH", "1"), ("REEL_JOB", &job)]);
+        command.env(TEMPORARY_FOLDER, temporary.path());
         for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", count), ("LOCAL_WORLD_SIZE", count)]
         {
             command.env(name, value.to_string());
@@ -67,10 +80,12 @@ pub fn run(option: &str, count: usize) -> Result<()> {
     let mut passed_on = false;
     let mut failure: Option<(usize, ExitStatus)> = None;
     let mut ending: Option<(Instant, Signal)> = None;
+    let mut usage_errors = BTreeSet::new();
     while processes.iter().any(|process| process.status.is_none()) {
         thread::sleep(INTERVAL);
         let ended = processes.iter_mut().filter_map(|process| Some((process.rank, process.look()?)));
         let failed = ended.filter(|(_, status)| !status.success()).collect::<Vec<_>>();
+        processes.iter_mut().for_each(|process| process.print_last_lines(&mut usage_errors, false));
         // If several processes have failed since the last look, the cause is one that a signal has killed.
         failure = failure.or(failed.into_iter().min_by_key(|(_, status)| status.signal().is_none()));
         if stop.load(Ordering::SeqCst) && !std::mem::replace(&mut passed_on, true) {
@@ -90,10 +105,11 @@ pub fn run(option: &str, count: usize) -> Result<()> {
             }
         }
     }
-    processes.into_iter().flat_map(|process| process.printers).for_each(|printer| drop(printer.join()));
-    match failure {
-        None => Ok(()),
-        Some((rank, status)) => Err(failed(format!("rank {rank}"), format!("ended with {status}"), "see its message")),
+    processes.iter_mut().for_each(|process| process.print_last_lines(&mut usage_errors, true));
+    let Some((rank, status)) = failure else { return Ok(()) };
+    match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) if code == fail::WRONG_OPTIONS || code > fail::SIGNALS => Err(ReportedElsewhere { code }.into()),
+        _ => Err(failed(format!("rank {rank}"), format!("ended with {status}"), "see its message")),
     }
 }
 
@@ -115,6 +131,21 @@ impl Process {
         self.status = self.child.try_wait().ok().flatten();
         self.status
     }
+
+    /// Prints the last error message of the process if it has ended and its output was read to the end, which `wait`
+    /// waits for. All ranks find the same wrong options, so such a message is printed once: `usage_errors` has those
+    /// that were printed.
+    fn print_last_lines(&mut self, usage_errors: &mut BTreeSet<Vec<u8>>, wait: bool) {
+        let Some(status) = self.status.filter(|_| wait || self.printers.iter().all(JoinHandle::is_finished)) else {
+            return;
+        };
+        let is_usage = status.code() == Some(i32::from(fail::WRONG_OPTIONS));
+        for line in self.printers.drain(..).filter_map(|printer| printer.join().ok().flatten()) {
+            if !is_usage || usage_errors.insert(line.clone()) {
+                print_line(&line, self.rank, true);
+            }
+        }
+    }
 }
 
 /// Sends a signal to each process that runs.
@@ -126,15 +157,26 @@ fn send_all(processes: &[Process], signal: Signal) {
     }
 }
 
-/// Prints the lines of a process: rank 0's results as they are, all else after the number of its rank.
-fn print_lines(from: Box<dyn Read + Send>, rank: usize, is_error: bool) {
+/// Prints the lines of a process, except for an error message at the end of its stderr, which is returned.
+fn print_lines(from: Box<dyn Read + Send>, rank: usize, is_error: bool) -> Option<Vec<u8>> {
     let mut lines = BufReader::new(from);
     let mut line = Vec::new();
+    let mut held: Option<Vec<u8>> = None;
     while lines.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
-        let prefix = if rank == 0 && !is_error { String::new() } else { format!("[rank {rank}] ") };
-        let text = [prefix.as_bytes(), &line].concat();
-        // A closed stream must not end the processes.
-        let _ = if is_error { std::io::stderr().write_all(&text) } else { std::io::stdout().write_all(&text) };
+        held.take().iter().for_each(|line| print_line(line, rank, is_error));
+        match is_error && line.starts_with(b"error: ") {
+            true => held = Some(std::mem::take(&mut line)),
+            false => print_line(&line, rank, is_error),
+        }
         line.clear();
     }
+    held
+}
+
+/// Prints a line of a process: rank 0's results as they are, all else after the number of its rank.
+fn print_line(line: &[u8], rank: usize, is_error: bool) {
+    let prefix = if rank == 0 && !is_error { String::new() } else { format!("[rank {rank}] ") };
+    let text = [prefix.as_bytes(), line].concat();
+    // A closed stream must not end the processes.
+    let _ = if is_error { std::io::stderr().write_all(&text) } else { std::io::stdout().write_all(&text) };
 }

@@ -26,7 +26,7 @@ use crate::common::CommonOptions;
 use crate::fail::usage_error;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::prompt::{ModelFlags, find_or_download_model};
-use crate::ranks::RunProcess;
+use crate::ranks::{RunProcess, processes_on_device};
 use crate::tensor_parallel::DividedProcess;
 use crate::{generate, interrupt};
 
@@ -172,7 +172,7 @@ impl<'c> Predictor<'c> {
         if divided.is_none() {
             engine = engine.interrupt_flag(stop);
         }
-        let kv_bytes = model::kv_bytes(&self.device) / self.processes_on_machine();
+        let kv_bytes = model::kv_bytes(&self.device) / self.processes_on_device();
         let max_kv_bytes = match divided {
             Some(process) => process.smallest("memory for the KV cache", kv_bytes)?,
             None => kv_bytes,
@@ -194,14 +194,12 @@ impl<'c> Predictor<'c> {
         summary
     }
 
-    /// The number of processes that share this machine's memory.
-    fn processes_on_machine(&self) -> u64 {
+    /// The number of processes that share the memory of the device.
+    fn processes_on_device(&self) -> u64 {
         match self.processes {
             Processes::One => 1,
-            Processes::ShareRows(process) => process.processes_on_machine(),
-            // Each GPU has its own memory.
-            Processes::DivideModel(_) if self.device.capabilities().own_memory => 1,
-            Processes::DivideModel(process) => process.ranks().size() as u64,
+            Processes::ShareRows(process) => process.processes_on_device(&self.device),
+            Processes::DivideModel(process) => processes_on_device(process.ranks(), &self.device),
         }
     }
 

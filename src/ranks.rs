@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Result;
+use reel_device::Device;
 use reel_device::cuda::Nvidia;
 use reel_diagnostic::{TemporaryPaths, remove_unfinished_files};
 use reel_engine::EngineError;
@@ -24,7 +25,7 @@ use tempfile::TempDir;
 
 use crate::common::{CommonOptions, DeviceName};
 use crate::fail::{failed, usage_error};
-use crate::{interrupt, output as print};
+use crate::{interrupt, launch, output as print};
 
 /// How long a rank waits for the others in one call. Between two steps rank 0 may write a checkpoint or a report.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
@@ -112,11 +113,12 @@ impl RunProcess {
             let help = format!("give at least {}; it counts the micro-batches of all processes", world.size);
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
-        let mut process = Self::connect(world, &options.out)?;
+        let mut process = Self::connect(world, &options.out, common)?;
         if !process.prints() {
             // A hidden name, so that the folder is removed with its contents if this process is ended.
-            let scratch = tempfile::Builder::new().prefix(".reel-rank-").suffix(".part").tempdir();
-            let scratch = scratch.map_err(|e| print::cannot_write(&std::env::temp_dir(), e))?;
+            let folder = std::env::var_os(launch::TEMPORARY_FOLDER).map_or_else(std::env::temp_dir, PathBuf::from);
+            let scratch = tempfile::Builder::new().prefix(".reel-rank-").suffix(".part").tempdir_in(&folder);
+            let scratch = scratch.map_err(|e| print::cannot_write(&folder, e))?;
             process._unfinished = Some(TemporaryPaths::new([scratch.path().to_path_buf()]));
             process.scratch = Some(scratch);
         }
@@ -130,18 +132,38 @@ impl RunProcess {
     /// A process is missing; the device is not one of several processes; `out` cannot be written.
     pub fn join_evaluation(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
         refuse_other_devices(common, &world)?;
-        Self::connect(world, out)
+        Self::connect(world, out, common)
     }
 
-    fn connect(world: World, out: &Path) -> Result<Self> {
+    /// Joins a check of data whose list of unusable rows is in `folder`. Returns when all processes of `world` have
+    /// joined.
+    ///
+    /// # Errors
+    /// A process is missing; the device is not one of several processes; `folder` cannot be written.
+    pub fn join_data_check(world: World, folder: &Path, common: &CommonOptions) -> Result<Self> {
+        refuse_other_devices(common, &world)?;
+        Self::connect(world, folder, common)
+    }
+
+    fn connect(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
         fs::create_dir_all(out).map_err(|e| print::cannot_write(out, e))?;
         if world.rank > 0 {
             trace::leave_trace_to_another_process();
         }
         let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
-        let ranks = Arc::new(Ranks::join(world, out, timeouts, Box::new(end_process))?);
+        let ranks = Ranks::join(world, out, timeouts, Box::new(end_process))?;
+        if let DeviceName::Cuda(named) = common.device()? {
+            let world = ranks.world();
+            let own = if world.local_size > 1 { gpu_of(world, Nvidia::count())? } else { named };
+            let gpus = ranks.all_gather("GPUs", Nvidia::uuid(own).unwrap_or_default().as_bytes())?;
+            if let Err(e) = refuse_shared_gpu(&gpus) {
+                // All ranks return the same error. They leave first, so that none reports the end of another.
+                ranks.leave()?;
+                return Err(e);
+            }
+        }
         Ok(Self {
-            ranks,
+            ranks: Arc::new(ranks),
             stop: AtomicBool::new(false),
             interrupted: interrupt::stop_flag(),
             out: std::path::absolute(out).unwrap_or_else(|_| out.to_path_buf()),
@@ -170,6 +192,12 @@ impl RunProcess {
     /// The number of processes on this machine.
     pub fn processes_on_machine(&self) -> u64 {
         self.ranks.world().local_size as u64
+    }
+
+    /// The number of processes that share the memory of `device`: those of this machine on CPUs, 1 on GPUs, because each
+    /// process has a GPU of its own.
+    pub fn processes_on_device(&self, device: &Device) -> u64 {
+        processes_on_device(&self.ranks, device)
     }
 
     /// The common options of this rank: it has its share of this machine's CPUs, or a GPU of its own, and only rank 0
@@ -202,8 +230,11 @@ impl RunProcess {
         match &done {
             Err(e) if is_of_another_rank(e) => {}
             // All ranks have agreed to stop. Rank 0 may still write a checkpoint, so this rank must not report a
-            // failure, which would end rank 0.
+            // failure, which would end rank 0. The signal may have reached one rank only; all end with its exit code.
             Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
+                let own = [interrupt::exit_code().unwrap_or(0)];
+                let codes = self.ranks.all_gather("exit codes", &own).unwrap_or_default();
+                codes.into_iter().flatten().find(|code| *code > 0).into_iter().for_each(interrupt::adopt_exit_code);
                 let _ = Arc::into_inner(self.ranks).map_or(Ok(()), Ranks::leave);
             }
             Err(e) => self.ranks.fail(&format!("{e:#}")),
@@ -226,6 +257,11 @@ pub fn common_options(world: &World, common: &CommonOptions) -> CommonOptions {
         (own.quiet, own.json) = (true, false);
     }
     own
+}
+
+/// The number of processes that share the memory of `device`, see [`RunProcess::processes_on_device`].
+pub fn processes_on_device(ranks: &Ranks, device: &Device) -> u64 {
+    if device.capabilities().own_memory { 1 } else { ranks.world().local_size as u64 }
 }
 
 /// Refuses a device that several processes cannot use, and fewer GPUs than processes.
@@ -258,6 +294,16 @@ fn gpu_of(world: &World, visible: usize) -> Result<usize> {
             Err(usage_error("--device", what, "start one process for each GPU, or give --device cpu"))
         }
     }
+}
+
+/// Refuses two ranks that compute on the same GPU, which NCCL does not support. `gpus` has the identity of each rank's
+/// GPU; it is empty if the driver does not tell it.
+fn refuse_shared_gpu(gpus: &[Vec<u8>]) -> Result<()> {
+    let earlier = |rank: usize| gpus[..rank].iter().position(|other| *other == gpus[rank] && !other.is_empty());
+    let Some((rank, other)) = (0..gpus.len()).find_map(|rank| Some((rank, earlier(rank)?))) else { return Ok(()) };
+    let gpu = String::from_utf8_lossy(&gpus[rank]);
+    let what = format!("gives ranks {other} and {rank} the same GPU, {gpu}, but each rank needs one of its own");
+    Err(usage_error("--device", what, "start one process for each GPU, and let the launcher show each its own or all"))
 }
 
 /// Whether an error says that another rank has failed.
@@ -309,5 +355,18 @@ mod tests {
         let missing = "--device: 2 GPUs are visible to 4 processes of this machine";
         assert!(gpu(3, 4, 2).is_err_and(|e| e.starts_with(missing)));
         assert!(gpu(0, 1, 0).is_err());
+    }
+
+    #[test]
+    fn two_ranks_on_one_gpu_are_refused_with_their_numbers() {
+        let refused = |gpus: &[&str]| {
+            let gpus: Vec<Vec<u8>> = gpus.iter().map(|gpu| gpu.as_bytes().to_vec()).collect();
+            refuse_shared_gpu(&gpus).map_err(|e| e.to_string())
+        };
+        assert_eq!(refused(&["GPU-1", "GPU-2", "GPU-3"]), Ok(()));
+        // Drivers that do not tell the identity.
+        assert_eq!(refused(&["", "GPU-2", ""]), Ok(()));
+        let e = refused(&["GPU-1", "GPU-2", "GPU-3", "GPU-2"]).unwrap_err();
+        assert!(e.starts_with("--device: gives ranks 1 and 3 the same GPU, GPU-2, "), "{e}");
     }
 }

@@ -2,6 +2,7 @@
 //! printing the result.
 
 use std::ops::DerefMut;
+use std::path::Path;
 
 use anyhow::Result;
 use clap::ArgMatches;
@@ -19,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::common::CommonOptions;
-use crate::fail::{failed, usage_error};
+use crate::fail::failed;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::ranks::{self, RunProcess};
 use crate::training_evaluator::{EvaluationSetup, RunEvaluator};
@@ -167,30 +168,22 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             ));
         }
         let world = ranks::world()?;
-        if self.options.check_data && world.is_some() {
-            let help = "check the data first, as one process, with --check-data and without --out";
-            return Err(usage_error(
-                "--check-data",
-                "is work of one process, but a launcher has started several",
-                help,
-            ));
+        if let Some(world) = &world {
+            ranks::refuse_other_count(self.options.gpus, world)?;
         }
-        if self.options.is_check_only() {
-            return self.check(check);
-        }
-        if self.options.max_steps == Some(0) && !self.common.quiet && !self.common.json {
+        let is_check_only = self.options.is_check_only();
+        if self.options.max_steps == Some(0) && !is_check_only && !self.common.quiet && !self.common.json {
             reel_diagnostic::note!("--max-steps 0 sets no limit, as in TRL: the number of epochs decides");
         }
-        match (world, self.options.gpus) {
-            (Some(world), gpus) => {
-                ranks::refuse_other_count(gpus, &world)?;
-                self.run_as_rank(world, run)
-            }
-            (None, Some(count @ 2..)) => {
-                self.options.validate()?;
-                launch::run("--gpus", count as usize)
-            }
-            (None, _) => self.print(&self.with_setup(None, |setup| Ok(run(setup)?))?),
+        if let Some(count) = self.options.gpus.filter(|&count| count > 1 && world.is_none()) {
+            self.options.validate()?;
+            return launch::run("--gpus", count as usize);
+        }
+        match (world, is_check_only) {
+            (None, true) => self.print_check(self.with_setup(None, |setup| Ok(check(setup)?))?),
+            (Some(world), true) => self.check_as_rank(world, check),
+            (None, false) => self.print(&self.with_setup(None, |setup| Ok(run(setup)?))?),
+            (Some(world), false) => self.run_as_rank(world, run),
         }
     }
 
@@ -209,6 +202,22 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let prints = process.prints();
         let summary = process.finish(done)?;
         if prints { self.print(&summary) } else { Ok(()) }
+    }
+
+    /// Checks a share of the data as one process of several.
+    fn check_as_rank(
+        &self,
+        world: World,
+        check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheckResult>,
+    ) -> Result<()> {
+        self.options.validate()?;
+        let list = std::path::absolute(self.options.quarantine_list_path())?;
+        let process = RunProcess::join_data_check(world, list.parent().unwrap_or(Path::new("")), &self.common)?;
+        let own = Self { common: process.common_options(&self.common), ..self.clone() };
+        let done = own.with_setup(Some(&process), |setup| Ok(check(setup)?));
+        let prints = process.prints();
+        let result = process.finish(done)?;
+        if prints { self.print_check(result) } else { Ok(()) }
     }
 
     /// Prints the result of a run.
@@ -238,8 +247,8 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
     }
 
     /// Prints the result of `--check-data`; an error (exit code 1) if rows cannot be used.
-    fn check(&self, check: impl FnOnce(&RunSetup<O>) -> reel_train::Result<DataCheckResult>) -> Result<()> {
-        let DataCheckResult { rows, bad, list } = self.with_setup(None, |setup| Ok(check(setup)?))?;
+    fn print_check(&self, result: DataCheckResult) -> Result<()> {
+        let DataCheckResult { rows, bad, list } = result;
         let data = self.options.data.display();
         if self.common.json {
             output::print_json(&serde_json::json!({"rows": rows, "bad": bad, "quarantine": list}))?;

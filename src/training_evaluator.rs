@@ -35,6 +35,7 @@ use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
 use crate::model;
 use crate::predictor::{MAX_FEATURE_CACHE_BYTES, checked_batch_size, sampling_options};
 use crate::prompt::media_options;
+use crate::ranks::processes_on_device;
 
 /// Evaluates the model that a training run trains.
 #[derive(Debug)]
@@ -142,7 +143,7 @@ impl RunEvaluator {
         let (task, questions, _) = benchmark;
         let output = self.predictions(benchmark, policy, folder)?;
         if !output.is_complete() {
-            let processes = policy.ranks.map_or(1, |run| run.ranks.world().local_size as u64);
+            let processes = policy.ranks.map_or(1, |run| processes_on_device(run.ranks, policy.device));
             let run = PredictionRun {
                 prompts: Arc::new(RowPrompts::new(questions.rows.clone(), self.bundle.clone())),
                 engine,

@@ -12,8 +12,8 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rank_runs::{same_results, sft, train, wait_for_steps};
-use sft_rows::training_folder;
-use support::{file_names_in, finished_run, let_children_receive_sigint, metrics_without_times, send_signal};
+use sft_rows::{about, media, training_folder};
+use support::{file_names_in, finished_run, let_children_receive_sigint, metrics_without_times, reel, send_signal};
 
 /// A fault that a test chooses at random.
 #[derive(Debug)]
@@ -61,7 +61,14 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
         let size = ["1", "2", "3", "4"].map(|size| ["--gpus", size]);
         let (before, after) = (size[fault.ranks - 1], size[fault.resumed - 1]);
         let mut command = sft(w.path(), &out, &[&options(&["--max-steps", "400"])[..], &before].concat());
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let temporary = w.path().join(format!("temporary{index}"));
+        std::fs::create_dir(&temporary).expect("a folder");
+        let child = command
+            .env("TMPDIR", &temporary)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
         wait_for_steps(&w.path().join(&out), fault.step);
         std::thread::sleep(fault.pause);
         send_signal(support::child_processes(&child)[fault.killed], "-KILL");
@@ -70,6 +77,8 @@ fn a_killed_process_ends_the_others_and_the_run_resumes_to_the_same_bits() {
         longest = longest.max(killed.elapsed());
         assert!(killed.elapsed() < Duration::from_secs(60), "{fault:?}");
         assert_eq!(done.code, Some(1), "{fault:?}: {}", done.stderr);
+        let left: Vec<String> = file_names_in(&temporary);
+        assert!(!left.iter().any(|name| name.starts_with(".reel-rank")), "{fault:?}: {left:?}");
         let last = done.stderr.lines().last().unwrap_or_default();
         assert!(last.starts_with(&format!("error: rank {}: ended with signal: 9", fault.killed)), "{}", done.stderr);
         for survivor in (0..fault.ranks).filter(|survivor| *survivor != fault.killed) {
@@ -102,6 +111,40 @@ fn a_signal_stops_all_processes_after_the_same_step() {
         let steps = metrics_without_times(&w.path().join(name)).len();
         assert!(w.path().join(name).join(format!("checkpoint-{steps}")).is_dir(), "{steps}");
     }
+}
+
+/// A signal to one rank during a check of data ends all ranks with the exit code of the signal. The rows that they have
+/// checked are in the journal.
+#[test]
+fn a_signal_to_one_process_stops_a_check_of_data() {
+    let w = training_folder(2);
+    media(w.path());
+    let rows = about("video", "good.mp4").repeat(6000);
+    std::fs::write(w.path().join("many.jsonl"), rows).expect("written");
+    let_children_receive_sigint();
+    let check = ["sft", "--model", "tiny", "--data", "many.jsonl", "--device", "cpu", "--check-data"];
+    let mut command = reel();
+    command.current_dir(w.path()).args(check).args(["--quarantine", "q.jsonl", "--gpus", "2"]);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let journal = || std::fs::read_to_string(w.path().join("q.jsonl.journal")).unwrap_or_default();
+    let begun = Instant::now();
+    while journal().lines().count() < 5 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no row was checked in a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    send_signal(support::child_processes(&child)[1], "-TERM");
+    let done = finished_run(child.wait_with_output().expect("it ends"));
+    assert_eq!(done.code, Some(143), "{}", done.stderr);
+    for rank in 0..2 {
+        let line = done.stderr.lines().find(|line| line.starts_with(&format!("[rank {rank}] error: ")));
+        assert!(line.is_some_and(|line| line.contains("stopped before the first step")), "{}", done.stderr);
+    }
+    let journal = journal();
+    let is_of_rank = |rank: u64| {
+        let row = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["row"].as_u64();
+        journal.lines().filter_map(row).any(|row| row % 2 == rank)
+    };
+    assert!(is_of_rank(0) && is_of_rank(1), "{journal}");
 }
 
 /// Waits until OUT has a checkpoint. Returns its step.

@@ -131,6 +131,44 @@ fn ranks_share_the_scan_before_a_packed_run() {
     }
 }
 
+/// Each rank checks a share of the rows, and rank 0 writes the list of one process and prints its messages.
+#[test]
+fn ranks_share_a_check_of_data() {
+    let w = training_folder(9);
+    let at = w.path();
+    media(at);
+    let text = fs::read_to_string(at.join("rows.jsonl")).expect("rows");
+    let bad = [about("image", "missing.png"), about("video", "good.png"), "{\"messages\": []}\n".into()].concat();
+    let good = [about("video", "good.mp4"), about("image", "good.png")].concat();
+    fs::write(at.join("media.jsonl"), bad + &text + &good + &about("video", "gone.mp4")).expect("written");
+    let check = |list: &str, data: &str, gpus: &str| {
+        let args = ["sft", "--model", "tiny", "--data", data, "--device", "cpu", "--check-data", "--quarantine", list];
+        let gpus: &[&str] = if gpus == "1" { &[] } else { &["--gpus", gpus] };
+        finished_run(reel().current_dir(at).args(args).args(gpus).output().expect("the binary starts"))
+    };
+    let list = |name: &str| fs::read_to_string(at.join(name)).expect("a list");
+    let one = check("one.jsonl", "media.jsonl", "1");
+    assert!(one.code == Some(1) && list("one.jsonl").lines().count() == 4, "{}", one.stderr);
+    for size in ["2", "3"] {
+        let (name, of_two) =
+            (format!("{size}.jsonl"), |text: &str| text.replace("one.jsonl", &format!("{size}.jsonl")));
+        let done = check(&name, "media.jsonl", size);
+        assert_eq!((done.code, list(&name)), (Some(1), list("one.jsonl")), "{}", done.stderr);
+        let error = one.stderr.lines().find(|line| line.starts_with("error: ")).expect("an error");
+        let said: Vec<&str> = done.stderr.lines().filter(|line| line.contains("cannot be used")).collect();
+        assert_eq!(said, [format!("[rank 0] {}", of_two(error))], "{}", done.stderr);
+        assert!(!file_names_in(at).iter().any(|name| name.starts_with("ranks-") || name.ends_with(".journal")));
+    }
+    let (one, two) = (check("a.jsonl", "rows.jsonl", "1"), check("b.jsonl", "rows.jsonl", "2"));
+    assert_eq!((one.ok(), list("a.jsonl")), (two.ok(), list("b.jsonl")));
+    // A run checks its data first and then skips the unusable rows.
+    for (out, gpus) in [("run1", "1"), ("run2", "2")] {
+        train(at, out, &["--check-data", "--data", "media.jsonl", "--max-steps", "2", "--gpus", gpus]).ok();
+        assert_eq!(list(&format!("{out}/quarantine.jsonl")), list("one.jsonl"));
+    }
+    same_results(&at.join("run1"), &at.join("run2"), "checkpoint-2");
+}
+
 /// A row that one rank prepares ends the run. Rank 0 saves the steps before it, as a single process does.
 #[test]
 fn a_row_that_ends_a_strict_run_is_named_by_each_rank() {
@@ -172,8 +210,7 @@ fn mpirun_starts_the_processes() {
 #[test]
 fn what_several_processes_cannot_do_is_refused_in_one_line() {
     let w = training_folder(9);
-    let more: [(&[&str], &[&str]); 4] = [
-        (&["--check-data", "--gpus", "2"], &["--check-data: is work of one process"]),
+    let more: [(&[&str], &[&str]); 3] = [
         (
             &["--gradient-accumulation-steps", "2", "--gpus", "3"],
             &["--gradient-accumulation-steps: is 2", "at least 3"],
@@ -182,10 +219,12 @@ fn what_several_processes_cannot_do_is_refused_in_one_line() {
         (&["--serve", "0", "--gpus", "2"], &["--serve"]),
     ];
     for (options, words) in more {
+        // All ranks find the same wrong option; the command says it once, and ends with their exit code.
         let done = train(w.path(), "out", options);
-        assert!(done.code.is_some_and(|code| code == 1 || code == 2), "{}", done.stderr);
-        let said = done.stderr.lines().find(|line| line.starts_with("[rank 0] error: ")).unwrap_or_default();
-        assert!(words.iter().all(|word| said.contains(word)), "{options:?}: {}", done.stderr);
+        assert_eq!(done.code, Some(2), "{}", done.stderr);
+        let said: Vec<&str> = done.stderr.lines().filter(|line| line.contains("error: ")).collect();
+        assert_eq!(said.len(), 1, "{options:?}: {}", done.stderr);
+        assert!(said[0].starts_with("[rank ") && words.iter().all(|word| said[0].contains(word)), "{}", done.stderr);
     }
     // OUT has files: rank 0 says so, and the others say that rank 0 did.
     train(w.path(), "full", &["--max-steps", "1"]).ok();

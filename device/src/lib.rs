@@ -26,6 +26,7 @@ mod mapped_file;
 mod memory;
 mod nvtx;
 mod profile;
+mod shared_library;
 mod sim;
 pub mod simulate;
 mod team;

@@ -113,7 +113,7 @@ impl Default for MediaOptions {
 
 impl MediaOptions {
     /// The limits of an image or a video whose message part sets the keys `part`.
-    fn limits(&self, part: MediaOverrides) -> MediaOverrides {
+    pub(crate) fn limits(&self, part: MediaOverrides) -> MediaOverrides {
         self.overrides.or_fallback(part).or_fallback(self.trained)
     }
 }

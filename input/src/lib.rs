@@ -10,6 +10,7 @@ pub mod chat;
 pub mod config;
 pub mod encode;
 pub mod error;
+pub mod expected_tokens;
 pub mod fetch;
 pub mod frame_folder;
 pub mod grammar;

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use reel_diagnostic::Diagnostic;
 use reel_ranks::Ranks;
+use serde::{Deserialize, Serialize};
 
 use crate::feed::{self, MicroBatchOptions, RowFailure, SampleSource, is_row_error};
 use crate::order::RowOrder;
@@ -33,13 +35,18 @@ pub enum RowsToScan<'a> {
     None,
     /// All rows except these, which are already known to be unusable.
     AllBut(&'a [SkippedRow]),
-    /// All rows except those that the journal of an earlier, interrupted `--check-data` lists.
-    Checking(Box<ScanJournal>),
+    /// All rows except those that the journal of an earlier, interrupted `--check-data` lists. Of several processes,
+    /// rank 0 has the journal, and the others have `None`.
+    Checking(Option<Box<ScanJournal>>),
 }
+
+/// Time between two exchanges of results of several processes. An interrupted check loses the results since the last
+/// exchange, and a signal to one process ends the others after this time and that of the rows that they read.
+const EXCHANGE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Reads the rows that `look` selects and finds the unusable ones. If `count` is true, also counts the micro-batches of
 /// all epochs. Returns an error when `stop` becomes true. With several processes (`ranks`), each row is read by one of
-/// them, and all return the same result.
+/// them, and all return the same result; `stop` of any of them stops all.
 pub fn scan_and_count_batches<S: SampleSource>(
     batching: &MicroBatchOptions,
     count: bool,
@@ -70,58 +77,32 @@ fn scan_all_rows<S: SampleSource>(
     stop: &AtomicBool,
     ranks: Option<&Ranks>,
 ) -> Result<(BTreeMap<usize, usize>, Vec<SkippedRow>)> {
-    let (known, journal) = match look {
-        RowsToScan::Checking(journal) => (&[][..], Some(journal)),
-        RowsToScan::AllBut(known) => (known, None),
-        RowsToScan::None => (&[][..], None),
+    let (known, journal, checks) = match look {
+        RowsToScan::Checking(journal) => (&[][..], journal, true),
+        RowsToScan::AllBut(known) => (known, None, false),
+        RowsToScan::None => (&[][..], None, false),
     };
-    let known: BTreeMap<usize, &SkippedRow> = known.iter().map(|bad| (bad.row, bad)).collect();
-    let length = |row: usize| -> Result<usize> {
-        let tokens = S::token_count(&source.sample(row)?);
-        check_token_count(|| source.location(row).0, tokens, batching.limit, batching.max_length)?;
-        Ok(tokens)
-    };
-    let looked = |row: usize| -> Result<RowCheckResult> {
-        let before = || journal.as_ref().and_then(|journal| journal.earlier_check(row).cloned());
-        if let Some(looked) = known.get(&row).map(|bad| Err((*bad).clone())).or_else(before) {
-            return Ok(looked);
-        }
-        if stop.load(Ordering::Relaxed) {
-            let help = match journal {
-                Some(_) => "run the command again: it continues after the checked rows",
-                None => "run the command again",
-            };
-            return Err(SampleError::Stopped(Diagnostic::new(
-                source.location(row).0,
-                "stopped before the first step",
-                help,
-            )));
-        }
-        let looked = match length(row) {
-            Ok(tokens) => Ok(tokens),
-            Err(e) if is_row_error(&e) && !batching.strict => Err(SkippedRow::new(row, source.location(row).1, &e)),
-            Err(e) => return Err(e),
-        };
-        if let Some(journal) = &journal {
-            journal.record(row, &looked, source.row_count())?;
-        }
-        Ok(looked)
-    };
-    let (rank, size) = ranks.map_or((0, 1), |ranks| (ranks.rank(), ranks.size()));
-    let own: Vec<usize> = (rank..source.row_count()).step_by(size).collect();
-    let own: Vec<Result<RowCheckResult>> = own.into_par_iter().map(looked).collect();
+    let mut found: BTreeMap<usize, RowCheckResult> = known.iter().map(|bad| (bad.row, Err(bad.clone()))).collect();
+    if let Some(journal) = &journal {
+        found.extend(journal.earlier_checks().clone());
+    }
+    if let (true, Some(ranks)) = (checks, ranks) {
+        found = results_of_rank_0(ranks, found)?;
+    }
+    let scan = RowScan { batching, source, stop, checks, journal };
+    let rest = (0..source.row_count()).filter(|row| !found.contains_key(row)).collect();
     let all = match ranks {
-        None => own,
-        Some(ranks) => results_of_all_ranks(ranks, own)?,
+        None => scan.alone(found, rest)?,
+        Some(ranks) => scan.with_others(ranks, found, rest)?,
     };
     let (mut lengths, mut skipped) = (BTreeMap::new(), Vec::new());
-    for (row, looked) in all.into_iter().enumerate() {
-        match looked? {
+    for (row, looked) in all {
+        match looked {
             Ok(tokens) => drop(lengths.insert(row, tokens)),
             Err(bad) => skipped.push(bad),
         }
     }
-    if let Some(journal) = journal {
+    if let Some(journal) = scan.journal {
         journal.finish(&skipped)?;
     }
     match skipped.last() {
@@ -132,20 +113,129 @@ fn scan_all_rows<S: SampleSource>(
     }
 }
 
-/// Gathers the results for all rows, in the order of the rows. On rank r, `own` has the results for the rows r, r + N,
-/// r + 2 N, ….
-///
-/// # Errors
-/// A rank has failed, or an error of this rank is not about a row.
-fn results_of_all_ranks(ranks: &Ranks, own: Vec<Result<RowCheckResult>>) -> Result<Vec<Result<RowCheckResult>>> {
-    let portable = |result: Result<RowCheckResult>| match result {
-        Ok(looked) => Ok(Ok(looked)),
-        Err(e) => RowFailure::new(e).map(Err),
-    };
-    let own: Vec<Result<RowCheckResult, RowFailure>> = own.into_iter().map(portable).collect::<Result<_>>()?;
-    let of_ranks = feed::all_gather(ranks, "checked rows", &own)?;
-    let mut of_ranks: Vec<_> = of_ranks.into_iter().map(Vec::into_iter).collect();
-    let count: usize = of_ranks.iter().map(ExactSizeIterator::len).sum();
-    let results = (0..count).filter_map(|row| of_ranks[row % ranks.size()].next());
-    Ok(results.map(|result| result.map_err(|failure| failure.to_error())).collect())
+/// A scan of rows.
+struct RowScan<'a, S> {
+    batching: &'a MicroBatchOptions,
+    source: &'a Arc<S>,
+    stop: &'a AtomicBool,
+    /// Whether the scan is that of `--check-data`.
+    checks: bool,
+    journal: Option<Box<ScanJournal>>,
+}
+
+/// The results of a rank since the last exchange.
+#[derive(Serialize, Deserialize)]
+struct Exchanged {
+    looked: Vec<(usize, Result<RowCheckResult, RowFailure>)>,
+    /// Whether the rank was interrupted.
+    is_interrupted: bool,
+    /// Number of rows that the rank has not read yet.
+    rest: usize,
+}
+
+impl<S: SampleSource> RowScan<'_, S> {
+    /// Reads the rows `rest` in a single process, and adds the results to `found`. Returns the error of the first row
+    /// that ends the scan, if any.
+    fn alone(
+        &self,
+        mut found: BTreeMap<usize, RowCheckResult>,
+        rest: Vec<usize>,
+    ) -> Result<BTreeMap<usize, RowCheckResult>> {
+        let look = |row: usize| match self.stop.load(Ordering::Relaxed) {
+            true => (row, Err(self.stopped_at(row))),
+            false => (row, self.look_and_record(row)),
+        };
+        for (row, looked) in rest.into_par_iter().map(look).collect::<Vec<_>>() {
+            found.insert(row, looked?);
+        }
+        Ok(found)
+    }
+
+    /// Reads a share of the rows `rest` as one of several ranks, and adds the results of all ranks to `found`. The ranks
+    /// exchange results every few seconds, so that rank 0 can record them, and so that an interruption of one rank stops
+    /// all.
+    fn with_others(
+        &self,
+        ranks: &Ranks,
+        mut found: BTreeMap<usize, RowCheckResult>,
+        rest: Vec<usize>,
+    ) -> Result<BTreeMap<usize, RowCheckResult>> {
+        let mut own: Vec<usize> = rest.into_iter().skip(ranks.rank()).step_by(ranks.size()).collect();
+        let mut failed: BTreeMap<usize, RowFailure> = BTreeMap::new();
+        loop {
+            let begun = Instant::now();
+            let goes_on = || begun.elapsed() < EXCHANGE_INTERVAL && !self.stop.load(Ordering::Relaxed);
+            let look = |row: usize| (row, goes_on().then(|| self.look_and_record(row)));
+            let (mut looked, mut unread) = (Vec::new(), Vec::new());
+            for (row, result) in own.into_par_iter().map(look).collect::<Vec<_>>() {
+                match result {
+                    None => unread.push(row),
+                    Some(Ok(result)) => looked.push((row, Ok(result))),
+                    Some(Err(e)) => looked.push((row, Err(RowFailure::new(e)?))),
+                }
+            }
+            own = unread;
+            let is_interrupted = self.stop.load(Ordering::Relaxed);
+            let here = Exchanged { looked, is_interrupted, rest: own.len() };
+            let of_ranks = feed::all_gather(ranks, "checked rows", &here)?;
+            let is_interrupted = of_ranks.iter().any(|of_rank| of_rank.is_interrupted);
+            let is_done = of_ranks.iter().all(|of_rank| of_rank.rest == 0);
+            for (rank, Exchanged { looked, .. }) in of_ranks.into_iter().enumerate() {
+                for (row, result) in looked {
+                    match result {
+                        Ok(result) => {
+                            if rank != ranks.rank() {
+                                self.record(row, &result)?;
+                            }
+                            found.insert(row, result);
+                        }
+                        Err(failure) => drop(failed.insert(row, failure)),
+                    }
+                }
+            }
+            if is_done {
+                return failed.into_values().next().map_or(Ok(found), |failure| Err(failure.to_error()));
+            }
+            if is_interrupted {
+                return Err(self.stopped_at(own.first().copied().unwrap_or(0)));
+            }
+        }
+    }
+
+    /// Reads a row. Returns its token count or why the row is skipped, and records it in the journal.
+    fn look_and_record(&self, row: usize) -> Result<RowCheckResult> {
+        let MicroBatchOptions { limit, max_length, strict, .. } = *self.batching;
+        let length = || {
+            let tokens = S::token_count(&self.source.sample(row)?);
+            check_token_count(|| self.source.location(row).0, tokens, limit, max_length)?;
+            Ok(tokens)
+        };
+        let looked = match length() {
+            Ok(tokens) => Ok(tokens),
+            Err(e) if is_row_error(&e) && !strict => Err(SkippedRow::new(row, self.source.location(row).1, &e)),
+            Err(e) => return Err(e),
+        };
+        self.record(row, &looked)?;
+        Ok(looked)
+    }
+
+    fn record(&self, row: usize, looked: &RowCheckResult) -> Result<()> {
+        self.journal.as_ref().map_or(Ok(()), |journal| journal.record(row, looked, self.source.row_count()))
+    }
+
+    /// The error of a scan that was stopped before row `row`.
+    fn stopped_at(&self, row: usize) -> SampleError {
+        let help = match self.checks {
+            true => "run the command again: it continues after the checked rows",
+            false => "run the command again",
+        };
+        SampleError::Stopped(Diagnostic::new(self.source.location(row).0, "stopped before the first step", help))
+    }
+}
+
+/// Returns the results that rank 0 passes on all ranks.
+fn results_of_rank_0(ranks: &Ranks, found: BTreeMap<usize, RowCheckResult>) -> Result<BTreeMap<usize, RowCheckResult>> {
+    let own: Vec<(usize, RowCheckResult)> = if ranks.rank() == 0 { found.into_iter().collect() } else { Vec::new() };
+    let of_ranks = feed::all_gather(ranks, "rows that were checked before", &own)?;
+    Ok(of_ranks.into_iter().flatten().collect())
 }

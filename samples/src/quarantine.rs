@@ -112,9 +112,9 @@ impl ScanJournal {
         Ok(Self { list: list.to_path_buf(), path, known, state: Mutex::new(state), quiet, _lock: lock })
     }
 
-    /// The result that an earlier, interrupted check recorded for a row.
-    pub fn earlier_check(&self, row: usize) -> Option<&RowCheckResult> {
-        self.known.get(&row)
+    /// The results that an earlier, interrupted check recorded, by row.
+    pub fn earlier_checks(&self) -> &BTreeMap<usize, RowCheckResult> {
+        &self.known
     }
 
     /// Appends the result of checking row `row`. `rows` is the number of all rows, for progress messages.
@@ -213,13 +213,13 @@ mod tests {
             let cut = (bytes.len() as f64 * share) as usize;
             fs::write(&path, &bytes[..cut]).unwrap();
             let journal = ScanJournal::open(&list, "a", true).unwrap();
-            let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.earlier_check(row).is_some()).collect();
+            let known: Vec<usize> = (0..rows.len()).filter(|&row| journal.earlier_checks().contains_key(&row)).collect();
             // The first complete line is the fingerprint, not a row. A last line of which only the line break was cut
             // off counts as a row, too.
             let whole = bytes[..cut].iter().filter(|b| **b == b'\n').count();
             prop_assert!(known.len() + 1 == whole.max(1) || known.len() == whole, "{} of {whole}", known.len());
             for row in 0..rows.len() {
-                match journal.earlier_check(row) {
+                match journal.earlier_checks().get(&row) {
                     Some(known) => prop_assert_eq!(known, &checked(row)),
                     None => journal.record(row, &checked(row), rows.len()).unwrap(),
                 }
@@ -236,9 +236,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let list = dir.path().join("sub/q.jsonl");
         ScanJournal::open(&list, "a", true).unwrap().record(3, &Ok(1), 9).unwrap();
-        assert!(ScanJournal::open(&list, "a", true).unwrap().earlier_check(3).is_some());
-        assert!(ScanJournal::open(&list, "b", true).unwrap().earlier_check(3).is_none());
-        assert!(ScanJournal::open(&list, "a", true).unwrap().earlier_check(3).is_none());
+        assert!(ScanJournal::open(&list, "a", true).unwrap().earlier_checks().contains_key(&3));
+        assert!(!ScanJournal::open(&list, "b", true).unwrap().earlier_checks().contains_key(&3));
+        assert!(!ScanJournal::open(&list, "a", true).unwrap().earlier_checks().contains_key(&3));
     }
 
     #[test]

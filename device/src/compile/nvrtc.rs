@@ -8,9 +8,8 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr;
 
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-
 use super::{CompileError, Unit, toolkit};
+use crate::shared_library::SharedLibrary;
 
 type Status = c_int;
 type Program = *mut c_void;
@@ -37,7 +36,7 @@ pub(super) struct Nvrtc {
     cubin_size: Get<usize>,
     cubin: Get<c_char>,
     // Keeps the libraries open, because the function pointers above point into them.
-    _libraries: Vec<Library>,
+    _libraries: Vec<SharedLibrary>,
 }
 
 /// The output of a compilation: PTX, and a CUBIN if a real architecture was requested.
@@ -51,18 +50,16 @@ pub(super) struct CompilerOutput {
 impl Nvrtc {
     /// Opens the library at `path`.
     pub fn open(path: &Path) -> Result<Nvrtc, CompileError> {
-        let failed =
-            |p: &Path, e: libloading::Error| CompileError::Unusable { path: p.to_path_buf(), reason: one_line(&e) };
+        let failed = |path: &Path, reason: String| CompileError::Unusable { path: path.to_path_buf(), reason };
         let mut libraries = Vec::new();
         for p in toolkit::nvrtc_builtins_libraries(path).iter().map(|p| p.as_path()).chain([path]) {
-            // SAFETY: the initialisers of NVIDIA's libraries have no preconditions.
-            libraries.push(unsafe { Library::open(Some(p), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| failed(p, e))?);
+            libraries.push(SharedLibrary::open(p).map_err(|reason| failed(p, reason))?);
         }
         let library = libraries.last().expect("NVRTC itself was pushed");
         macro_rules! get {
             ($name:literal) => {
                 // SAFETY: the field's type is the function's type in nvrtc.h of CUDA 13.
-                *unsafe { library.get($name) }.map_err(|e| failed(path, e))?
+                unsafe { library.function($name) }.map_err(|reason| failed(path, reason))?
             };
         }
         Ok(Nvrtc {
@@ -178,10 +175,4 @@ fn text_of(mut bytes: Vec<u8>) -> String {
         bytes.pop();
     }
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn one_line(e: &libloading::Error) -> String {
-    // libloading's error wraps the message of the system's loader, which says more.
-    let text = std::error::Error::source(e).map_or_else(|| e.to_string(), ToString::to_string);
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -15,8 +15,6 @@ use std::ffi::{c_int, c_void};
 use std::path::Path;
 use std::sync::Mutex;
 
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-
 use super::algorithms::{AlgorithmFingerprint, ProductShape};
 use super::blas::{Blas, WORKSPACE_BYTES, product_error, unsupported_reason};
 use super::error::CudaError;
@@ -25,6 +23,7 @@ use super::types::StreamHandle;
 use crate::DType;
 use crate::compile::toolkit::Toolkit;
 use crate::launch::Matmul;
+use crate::shared_library::SharedLibrary;
 
 type Status = c_int;
 type Handle = *mut c_void;
@@ -121,7 +120,7 @@ struct Functions {
         *mut c_void,
     ) -> Status,
     // Keeps the library open, because the function pointers above point into it.
-    _library: Library,
+    _library: SharedLibrary,
 }
 
 /// cuBLASLt's descriptors and the algorithm for one product shape.
@@ -135,13 +134,12 @@ struct Prepared {
 
 impl Functions {
     fn open(path: &Path) -> Result<Functions, CudaError> {
-        let failed = |e: libloading::Error| CudaError::of_library(path.as_os_str(), &e);
-        // SAFETY: the initialisers of NVIDIA's library have no preconditions.
-        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map_err(failed)?;
+        let failed = |reason: String| CudaError::of_library(path.as_os_str(), reason);
+        let library = SharedLibrary::open(path).map_err(failed)?;
         macro_rules! get {
             ($name:literal) => {
                 // SAFETY: the field's type is the function's type in cublasLt.h of CUDA 13.
-                *unsafe { library.get($name) }.map_err(failed)?
+                unsafe { library.function($name) }.map_err(failed)?
             };
         }
         Ok(Functions {

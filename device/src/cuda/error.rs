@@ -1,6 +1,5 @@
 //! Errors of a GPU and its driver.
 
-use std::error::Error;
 use std::ffi::OsStr;
 
 use crate::compile::CompileError;
@@ -90,11 +89,9 @@ pub enum CudaError {
 }
 
 impl CudaError {
-    /// The error of a library, named `library`, that cannot be opened or lacks a function.
-    pub(super) fn of_library(library: &OsStr, error: &libloading::Error) -> CudaError {
-        let reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-        let what = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-        CudaError::Call { call: format!("opening {}", library.display()), what }
+    /// The error of a library, named `library`, that cannot be opened or lacks a function for this reason.
+    pub(super) fn of_library(library: &OsStr, reason: String) -> CudaError {
+        CudaError::Call { call: format!("opening {}", library.display()), what: reason }
     }
 
     /// Returns what is wrong and how to get a GPU if the error means that no GPU can be opened. The printed message

@@ -90,6 +90,19 @@ impl Nvidia {
         count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
     }
 
+    /// The identity of the GPU with this index, as `nvidia-smi -L` prints it (`GPU-…`): the same in all processes, which
+    /// may number GPUs differently. `None` if the driver does not tell it.
+    pub fn uuid(ordinal: usize) -> Option<String> {
+        if ordinal >= Self::count() {
+            return None;
+        }
+        let device = driver::device::get(c_int::try_from(ordinal).ok()?).ok()?;
+        let uuid = driver::device::get_uuid(device).ok()?;
+        let digits: String = uuid.bytes.iter().map(|&byte| format!("{:02x}", byte as u8)).collect();
+        let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|range| &digits[range]);
+        Some(format!("GPU-{}", parts.join("-")))
+    }
+
     /// Opens the GPU with this index.
     ///
     /// # Errors

@@ -184,10 +184,11 @@ pub(super) fn open<'a, W: TrainLoop<'a>>(
         restore_optimizer_state(&resumed.folder, &mut trainer, state, resumed.logs.last.as_ref())?;
     }
     let batching = W::batching(options, found.order.rows_per_pass());
-    let (threads, window) = (media_threads(setup), 2 * batching.rows.max(2));
+    let processes = setup.ranks.map_or(1, |run| run.ranks.size());
+    let (threads, window) = (media_threads(setup), W::rows_ahead(options, processes));
     let (rows, order) = (found.rows.clone(), found.order.clone());
     let mut feed = MicroBatchFeed::new(rows, order, batching, &state.position, threads, window)
-        .shared_by(setup.ranks.and_then(|run| W::shared_feed(options, run.ranks)))
+        .shared_by(setup.ranks.map(|run| W::shared_feed(options, run.ranks)))
         .expect_lengths(found.row_lengths.iter().map(|(row, tokens)| (*row, *tokens)));
     if let Some(resumed) = &found.resumed {
         feed = feed.skip_when_reached(resumed.later_skipped.clone());

@@ -24,8 +24,10 @@ pub trait TrainLoop<'a>: Sized {
     fn batching(options: &Self::Options, rows: usize) -> MicroBatchOptions;
     /// Number of training steps of a run whose data gives `batches` micro-batches.
     fn step_count(options: &Self::Options, batches: u64) -> u64;
-    /// How the processes of a run share the rows of a step's micro-batches; `None` if each process prepares all rows.
-    fn shared_feed(options: &Self::Options, ranks: &Arc<Ranks>) -> Option<FeedRanks>;
+    /// Number of rows that a process prepares ahead, one of `processes`.
+    fn rows_ahead(options: &Self::Options, processes: usize) -> usize;
+    /// How the processes of a run share the rows of a step's micro-batches.
+    fn shared_feed(options: &Self::Options, ranks: &Arc<Ranks>) -> FeedRanks;
     /// Whether every row must be read with its media before the first step.
     fn must_scan_all_rows(options: &Self::Options) -> bool;
     /// Creates the training loop before the first step. `from` is the folder of the checkpoint if the run resumes.

@@ -93,9 +93,16 @@ pub(super) fn scan_rows<'a, W: TrainLoop<'a>>(
     }
     let scan = match every {
         true if options.check_data => {
-            let list = options.quarantine_list_path();
-            let fingerprint = resume::data_check_fingerprint(setup, &**rows)?;
-            RowsToScan::Checking(Box::new(ScanJournal::open(&list, &fingerprint, setup.quiet)?))
+            // Rank 0 writes the list.
+            let journal = match setup.ranks.is_none_or(|run| run.is_rank_0()) {
+                true => {
+                    let fingerprint = resume::data_check_fingerprint(setup, &**rows)?;
+                    let list = options.quarantine_list_path();
+                    Some(Box::new(ScanJournal::open(&list, &fingerprint, setup.quiet)?))
+                }
+                false => None,
+            };
+            RowsToScan::Checking(journal)
         }
         true => RowsToScan::AllBut(&known),
         false => RowsToScan::None,

@@ -7,6 +7,7 @@ mod cursor;
 mod outcome;
 mod prefetch;
 mod preparer;
+mod rank_loads;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub(crate) use outcome::RowFailure;
 
 pub use cursor::StepRowCursor;
 pub use prefetch::{Prefetcher, decoding_threads};
+pub use rank_loads::{RankLoads, ranks_of_micro_batches};
 
 /// A source of training samples: one sample for each row of the data. An error for which [`is_row_error`] is true
 /// concerns one row, which can be skipped.
@@ -42,6 +44,12 @@ pub trait SampleSource: Send + Sync + 'static {
     fn token_count(sample: &Self::Sample) -> usize;
     /// Returns where a row is in its file: `FILE:LINE` for messages, and the line number.
     fn location(&self, row: usize) -> (String, usize);
+    /// The expected work of row `row`, by which ranks share micro-batches ([`RankAssignment::ByExpectedLength`]): the
+    /// number of tokens that a training pass is expected to compute. It is known without loading the row's media, and
+    /// equal on all ranks.
+    fn expected_length(&self, _row: usize) -> u64 {
+        1
+    }
 }
 
 /// Whether an error concerns a single row. If so, the run can skip that row.
@@ -84,6 +92,8 @@ pub struct MicroBatch<S> {
     pub rows: Vec<usize>,
     /// The samples made of the rows `rows`, in the same order; empty if the micro-batch belongs to another rank.
     pub samples: Vec<S>,
+    /// The rank to which the micro-batch belongs; 0 in a single process.
+    pub rank: usize,
     /// Unusable rows found while this micro-batch was made.
     pub skipped: Vec<SkippedRow>,
     /// The data position after this micro-batch (see [`DataPosition::slot`]).
@@ -98,14 +108,26 @@ impl DataPosition {
     }
 }
 
-/// The processes (ranks) of a run, which share the micro-batches and the work of preparing their rows: micro-batch i of
-/// a step, counted from 0, belongs to rank i mod N.
+/// The processes (ranks) of a run, which share the micro-batches and the work of preparing their rows. N ranks make the
+/// micro-batches of a step in rounds of N, in each of which every rank has one.
 #[derive(Clone, Debug)]
 pub struct FeedRanks {
     /// All ranks.
     pub ranks: Arc<Ranks>,
     /// Number of micro-batches of a step, of all ranks together.
     pub per_step: usize,
+    /// Which rank has which micro-batch of a round.
+    pub assignment: RankAssignment,
+}
+
+/// Which rank has which micro-batch of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RankAssignment {
+    /// Micro-batch i of a step, counted from 0, belongs to rank i mod N.
+    InTurn,
+    /// The longest micro-batch belongs to the rank with the least load in this step ([`RankLoads`]). The length of a
+    /// micro-batch is the sum of its rows' [`SampleSource::expected_length`].
+    ByExpectedLength,
 }
 
 /// Iterates over the micro-batches of a run.
@@ -134,6 +156,8 @@ pub struct MicroBatchFeed<S: SampleSource> {
     samples: BTreeMap<u64, S::Sample>,
     /// Index in its step of the micro-batch that is made next.
     index: usize,
+    /// The loads of the ranks by the micro-batches of the step that are finished.
+    loads: RankLoads,
     /// Finished micro-batches.
     finished: VecDeque<MicroBatch<S::Sample>>,
 }
@@ -158,6 +182,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
             prepared_by: BTreeMap::new(),
             samples: BTreeMap::new(),
             index: 0,
+            loads: RankLoads::new(1),
             finished: VecDeque::new(),
         }
     }
@@ -172,6 +197,7 @@ impl<S: SampleSource> MicroBatchFeed<S> {
     /// which it belongs, and all ranks call [`Self::next_micro_batch`] together. The first call begins a step.
     pub fn shared_by(mut self, ranks: Option<FeedRanks>) -> Self {
         self.ranks = ranks.filter(|shared| shared.ranks.size() > 1);
+        self.loads = RankLoads::new(self.size());
         self
     }
 
@@ -195,7 +221,10 @@ impl<S: SampleSource> MicroBatchFeed<S> {
 
     /// Makes the next micro-batch of each rank, fewer at the end of a step, none at the end of the data.
     fn make_micro_batches(&mut self) -> Result<()> {
-        let count = self.ranks.as_ref().map_or(1, |shared| shared.ranks.size().min(shared.per_step - self.index));
+        if self.index == 0 {
+            self.loads = RankLoads::new(self.size());
+        }
+        let count = self.round_len(self.index);
         loop {
             let mut at = self.composer.start();
             let mut drafts = Vec::new();
@@ -210,14 +239,17 @@ impl<S: SampleSource> MicroBatchFeed<S> {
                     break;
                 }
             }
-            let missing = self.missing_rows(&drafts);
+            let mut loads = self.loads.clone();
+            let ranks = self.ranks_of_round(self.index, &drafts, &mut loads);
+            let missing = self.missing_rows(&drafts, &ranks);
             if missing.is_empty() {
-                return self.finish(drafts);
+                self.loads = loads;
+                return self.finish(drafts, &ranks);
             }
             let own = missing.into_iter().filter(|(_, _, rank)| *rank == self.rank());
             let own: Vec<(u64, usize)> = own.map(|(slot, row, _)| (slot, row)).collect();
             let mut wanted: BTreeMap<u64, usize> = own.iter().copied().collect();
-            self.add_rows_ahead(&mut wanted, at, drafts.len());
+            self.add_rows_ahead(&mut wanted, at, self.index + drafts.len(), loads);
             self.rows.prepare(wanted);
             let prepare = |(slot, row)| Ok((slot, row, self.prepare(slot, row)?));
             let own: Vec<(u64, usize, RowOutcome)> = own.into_iter().map(prepare).collect::<Result<_>>()?;
@@ -225,13 +257,14 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         }
     }
 
-    /// The rows on which `drafts` depend and which the rank of their draft has not prepared yet: position, row number
-    /// and this rank.
-    fn missing_rows(&self, drafts: &[Draft]) -> Vec<(u64, usize, usize)> {
+    /// The rows on which `drafts` depend and which the rank of their draft (`ranks`) has not prepared yet: position, row
+    /// number and that rank.
+    fn missing_rows(&self, drafts: &[Draft], ranks: &[usize]) -> Vec<(u64, usize, usize)> {
         let mut rows = BTreeMap::new();
         for (i, draft) in drafts.iter().enumerate() {
-            rows.extend(draft.next.map(|(slot, row)| (slot, (row, self.rank_of(i + 1)))));
-            rows.extend(draft.rows.iter().map(|&(slot, row)| (slot, (row, self.rank_of(i)))));
+            let next = || ranks.get(i + 1).copied().unwrap_or_else(|| self.rank_in_turn(self.index + i + 1));
+            rows.extend(draft.next.map(|(slot, row)| (slot, (row, next()))));
+            rows.extend(draft.rows.iter().map(|&(slot, row)| (slot, (row, ranks[i]))));
         }
         let is_prepared =
             |slot: u64, rank: usize| self.prepared_by.get(&slot).is_some_and(|ranks| ranks.contains(&rank));
@@ -243,28 +276,61 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         self.ranks.as_ref().map_or(0, |shared| shared.ranks.rank())
     }
 
-    /// The rank to which the `i`-th micro-batch after the last finished one belongs.
-    fn rank_of(&self, i: usize) -> usize {
-        self.ranks.as_ref().map_or(0, |shared| (self.index + i) % shared.per_step % shared.ranks.size())
+    fn size(&self) -> usize {
+        self.ranks.as_ref().map_or(1, |shared| shared.ranks.size())
+    }
+
+    /// The number of micro-batches of the round that begins with micro-batch `index` of a step.
+    fn round_len(&self, index: usize) -> usize {
+        self.ranks.as_ref().map_or(1, |shared| shared.ranks.size().min(shared.per_step - index % shared.per_step))
+    }
+
+    /// The rank of micro-batch `index` of a step if the ranks take turns.
+    fn rank_in_turn(&self, index: usize) -> usize {
+        self.ranks.as_ref().map_or(0, |shared| index % shared.per_step % shared.ranks.size())
+    }
+
+    /// The ranks to which the micro-batches of a round belong, of which `drafts[0]` is micro-batch `index` of a step.
+    /// Adds their lengths to `loads`.
+    fn ranks_of_round(&self, index: usize, drafts: &[Draft], loads: &mut RankLoads) -> Vec<usize> {
+        match &self.ranks {
+            Some(FeedRanks { assignment: RankAssignment::ByExpectedLength, .. }) => {
+                let expected = |&(_, row): &(u64, usize)| self.rows.source().expected_length(row);
+                let lengths: Vec<u64> = drafts.iter().map(|draft| draft.rows.iter().map(expected).sum()).collect();
+                loads.assign_round(&lengths)
+            }
+            _ => (index..index + drafts.len()).map(|index| self.rank_in_turn(index)).collect(),
+        }
     }
 
     /// Adds rows of this rank's later micro-batches to `wanted`, until there are `window` of them. `at` is the position
-    /// after the first `count` drafts.
-    fn add_rows_ahead(&mut self, wanted: &mut BTreeMap<u64, usize>, mut at: DraftPosition, count: usize) {
+    /// before micro-batch `index`, counted from the start of the step, and `loads` are the loads at this position.
+    fn add_rows_ahead(
+        &mut self,
+        wanted: &mut BTreeMap<u64, usize>,
+        mut at: DraftPosition,
+        mut index: usize,
+        mut loads: RankLoads,
+    ) {
         let enough = wanted.len() + self.window;
-        let size = self.ranks.as_ref().map_or(1, |shared| shared.ranks.size());
-        for i in count..count + size * self.window {
-            let draft = self.composer.draft(&mut at);
-            if draft.is_end() || draft.error.is_some() {
-                return;
+        let end = index + self.size() * self.window;
+        while index < end {
+            if self.ranks.as_ref().is_some_and(|shared| index.is_multiple_of(shared.per_step)) {
+                loads = RankLoads::new(self.size());
             }
-            if self.rank_of(i) == self.rank() {
+            let count = self.round_len(index);
+            let drafts = || self.composer.draft(&mut at);
+            let usable = |draft: &Draft| !draft.is_end() && draft.error.is_none();
+            let drafts: Vec<Draft> = std::iter::repeat_with(drafts).take(count).take_while(usable).collect();
+            let ranks = self.ranks_of_round(index, &drafts, &mut loads);
+            for (draft, _) in drafts.iter().zip(ranks).filter(|(_, rank)| *rank == self.rank()) {
                 let missing = draft.rows.iter().filter(|(slot, _)| !self.samples.contains_key(slot));
                 wanted.extend(missing.copied().take(enough - wanted.len()));
             }
-            if wanted.len() >= enough {
+            if wanted.len() >= enough || drafts.len() < count {
                 return;
             }
+            index += count;
         }
     }
 
@@ -301,17 +367,18 @@ impl<S: SampleSource> MicroBatchFeed<S> {
         Ok(())
     }
 
-    /// Finishes the micro-batches of drafts whose rows are prepared.
-    fn finish(&mut self, drafts: Vec<Draft>) -> Result<()> {
-        for (i, draft) in drafts.into_iter().enumerate() {
+    /// Finishes the micro-batches of drafts whose rows are prepared. `ranks` are the ranks to which they belong.
+    fn finish(&mut self, drafts: Vec<Draft>, ranks: &[usize]) -> Result<()> {
+        for (draft, &rank) in drafts.into_iter().zip(ranks) {
             if let Some(error) = draft.error {
                 return Err(error);
             }
             self.composer.finish(&draft);
-            let is_own = self.rank_of(i) == self.rank();
+            let is_own = rank == self.rank();
             let samples = draft.rows.iter().filter(|_| is_own).filter_map(|(slot, _)| self.samples.remove(slot));
             self.finished.push_back(MicroBatch {
                 samples: samples.collect(),
+                rank,
                 rows: draft.rows.into_iter().map(|(_, row)| row).collect(),
                 skipped: draft.skipped,
                 slot: draft.slot,

@@ -207,6 +207,10 @@ impl SampleSource for Counting {
     fn location(&self, row: usize) -> (String, usize) {
         self.rows.location(row)
     }
+    /// Other numbers than those of tokens, because an expected length is only an estimate.
+    fn expected_length(&self, row: usize) -> u64 {
+        1 + row as u64 * 7919 % 13
+    }
 }
 
 /// How several ranks share a feed in a test.
@@ -214,18 +218,22 @@ impl SampleSource for Counting {
 struct Sharing {
     size: usize,
     per_step: usize,
+    assignment: RankAssignment,
     /// Whether the feeds know all numbers of tokens from the start.
     known: bool,
 }
 
-/// What a rank gets from a feed: rows, samples, skipped rows and position of each micro-batch, and the last error.
-type Fed = (Vec<(Vec<usize>, Vec<(usize, usize)>, Vec<SkippedRow>, u64)>, Option<String>);
+/// Rows, samples, skipped rows, position and rank of a micro-batch.
+type FedBatch = (Vec<usize>, Vec<(usize, usize)>, Vec<SkippedRow>, u64, usize);
+
+/// What a rank gets from a feed: the micro-batches, and the last error.
+type Fed = (Vec<FedBatch>, Option<String>);
 
 fn all_of(mut feed: MicroBatchFeed<Counting>, limit: usize) -> Fed {
     let mut batches = Vec::new();
     while batches.len() < limit {
         match feed.next_micro_batch() {
-            Ok(Some(b)) => batches.push((b.rows, b.samples, b.skipped, b.slot)),
+            Ok(Some(b)) => batches.push((b.rows, b.samples, b.skipped, b.slot, b.rank)),
             Ok(None) => break,
             Err(e) => return (batches, Some(e.to_string())),
         }
@@ -242,7 +250,7 @@ fn shared(
     sharing: Sharing,
     limit: usize,
 ) -> Vec<Fed> {
-    let Sharing { size, per_step, known } = sharing;
+    let Sharing { size, per_step, assignment, known } = sharing;
     let folder = tempfile::tempdir().unwrap();
     let run = |rank: usize| {
         let text = move |name: &str| match name {
@@ -256,7 +264,7 @@ fn shared(
         let ranks = Arc::new(Ranks::join(world, folder.path(), Timeouts::default(), Box::new(|_| ())).unwrap());
         let lengths = source.rows.0.iter().enumerate().filter_map(|(row, n)| Some((row, (*n)?)));
         let feed = MicroBatchFeed::new(source.clone(), order.clone(), batching, from, 2, 2)
-            .shared_by(Some(FeedRanks { ranks: ranks.clone(), per_step }))
+            .shared_by(Some(FeedRanks { ranks: ranks.clone(), per_step, assignment }))
             .expect_lengths(lengths.filter(|_| known));
         let fed = all_of(feed, limit);
         Arc::into_inner(ranks).unwrap().leave().unwrap();
@@ -290,11 +298,13 @@ proptest! {
         size in 2usize..5,
         more in 0usize..4,
         known: bool,
+        by_length: bool,
     ) {
         let order = seed.map_or_else(|| RowOrder::file_order(rows.len()), |s| RowOrder::shuffled(rows.len(), s));
         let batching = MicroBatchOptions { rows: batch, packing, max_length: Some(limit), end, strict, ..PLAIN };
         let from = DataPosition { slot: end.map_or(from, |end| from.min(end)), skipped: Vec::new() };
-        let sharing = Sharing { size, per_step: size + more, known };
+        let assignment = if by_length && !packing { RankAssignment::ByExpectedLength } else { RankAssignment::InTurn };
+        let sharing = Sharing { size, per_step: size + more, assignment, known };
         let count = 3 * sharing.per_step;
         let one = all_of(MicroBatchFeed::new(counting(&rows), order.clone(), batching, &from, 1, 3), count);
         for (rank, got) in shared(&counting(&rows), &order, batching, &from, sharing, count).into_iter().enumerate() {
@@ -305,25 +315,48 @@ proptest! {
             prop_assert!(as_many, "{} micro-batches, not {}", made, one.0.len());
             prop_assert_eq!(&got.1, &one.1);
             for (i, (got, want)) in got.0.into_iter().zip(&one.0).enumerate() {
-                let samples = if i % sharing.per_step % size == rank { want.1.clone() } else { Vec::new() };
-                prop_assert_eq!(got, (want.0.clone(), samples, want.2.clone(), want.3), "micro-batch {}", i);
+                prop_assert!(assignment != RankAssignment::InTurn || got.4 == i % sharing.per_step % size);
+                let samples = if got.4 == rank { want.1.clone() } else { Vec::new() };
+                prop_assert_eq!(&got, &(want.0.clone(), samples, want.2.clone(), want.3, got.4), "micro-batch {}", i);
             }
         }
     }
+}
+
+/// Asserts that the loads of all ranks in a step are within the longest micro-batch of each other.
+#[track_caller]
+fn assert_even(source: &Counting, step: &[FedBatch], size: usize) {
+    let length = |rows: &[usize]| rows.iter().map(|&row| source.expected_length(row)).sum::<u64>();
+    let load = |rank: usize| step.iter().filter(|batch| batch.4 == rank).map(|batch| length(&batch.0)).sum::<u64>();
+    let loads: Vec<u64> = (0..size).map(load).collect();
+    let longest = step.iter().map(|batch| length(&batch.0)).max().unwrap();
+    assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= longest, "{loads:?}, longest {longest}");
 }
 
 /// If no row is skipped, each row is prepared once, on one rank, also with packing if the lengths are known.
 #[test]
 fn ranks_prepare_no_row_twice() {
     let lengths: Vec<Option<usize>> = (0..60).map(|row| Some(1 + row * 7 % 5)).collect();
-    for (size, per_step, packing) in [(2, 2, false), (3, 4, false), (4, 6, false), (3, 5, true)] {
+    use RankAssignment::{ByExpectedLength, InTurn};
+    let cases = [
+        (2, 2, InTurn, false),
+        (3, 4, InTurn, false),
+        (4, 6, InTurn, false),
+        (3, 5, InTurn, true),
+        (2, 6, ByExpectedLength, false),
+        (4, 10, ByExpectedLength, false),
+    ];
+    for (size, per_step, assignment, packing) in cases {
         let source = counting(&lengths);
         let batching = MicroBatchOptions { rows: 2, packing, max_length: Some(12), end: Some(60), ..PLAIN };
-        let sharing = Sharing { size, per_step, known: packing };
+        let sharing = Sharing { size, per_step, assignment, known: packing };
         let order = RowOrder::shuffled(60, 5);
         let fed = shared(&source, &order, batching, &DataPosition::default(), sharing, usize::MAX);
         assert_eq!(fed[0].0.iter().map(|batch| batch.0.len()).sum::<usize>(), 60);
         let prepared: Vec<usize> = source.prepared.iter().map(|n| n.load(Ordering::SeqCst)).collect();
         assert_eq!(prepared, [1; 60], "{sharing:?}, packing {packing}");
+        if assignment == ByExpectedLength {
+            fed[0].0.chunks(per_step).for_each(|step| assert_even(&source, step, size));
+        }
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
+use super::spread::GroupSpread;
 use crate::file_names::ROLLOUT_SET_FILE;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -79,6 +80,8 @@ pub struct Group {
 pub struct RolloutSet {
     /// The groups.
     pub groups: Vec<Group>,
+    /// The rank that computes each micro-batch of groups, and has prepared their prompts; empty in a single process.
+    pub ranks_of_micro_batches: Vec<usize>,
     /// Number of training steps that have used this set.
     pub uses: u64,
     /// For each micro-batch, f32 `[L]`: log-probabilities of its L learned tokens under the weights at the first step
@@ -123,8 +126,9 @@ impl RolloutSet {
         (old.map(Vec::as_slice), self.ref_log_probs.get(micro_batch).map(Vec::as_slice))
     }
 
-    /// Reads the rollout set of a checkpoint and tokenizes its prompts again.
-    pub fn read(path: &Path, prompts: &PromptSource) -> Result<Self> {
+    /// Reads the rollout set of a checkpoint. Spreads its micro-batches over the ranks, and prepares the prompts of this
+    /// rank's micro-batches again.
+    pub fn read(path: &Path, prompts: &PromptSource, spread: &GroupSpread) -> Result<Self> {
         let damaged =
             |what: String| TrainError::output(path.display().to_string(), what, "resume from another checkpoint");
         let text = input::read_file(path, input::MAX_ROWS_BYTES).map_err(|e| TrainError::cannot_read(path, e))?;
@@ -141,11 +145,13 @@ impl RolloutSet {
                     g.row
                 )));
             }
-            let prompt = Arc::new(prompts.prompt(g.row)?);
+            let prompt = Arc::new(prompts.unprepared_prompt_of_row(g.row)?);
             groups.push(Group { prompt, completions: g.completions, rewards: g.rewards, advantages: g.advantages });
         }
+        let ranks_of_micro_batches = spread.spread_groups(&mut groups, prompts)?;
         Ok(Self {
             groups,
+            ranks_of_micro_batches,
             uses: stored.uses,
             old_log_probs: stored.old_log_probs,
             ref_log_probs: stored.ref_log_probs,

@@ -1,6 +1,7 @@
 //! Turns prompts into groups of completions with rewards and advantages, sampled by the engine or read from a file.
 //! Read [`worker`] first: it samples, scores, records and groups the completions of one step.
 
+mod expected_lengths;
 pub mod given;
 pub mod group;
 pub mod products;

@@ -2,11 +2,12 @@
 //! inputs.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reel_files::fingerprint::bytes_fingerprint;
 use reel_input::config::ModelConfig;
 use reel_input::encode::LoadedMedia;
+use reel_input::expected_tokens::expected_tokens;
 use reel_input::{Conversation, MediaOptions, ModelFolder, ModelInput, SecondPerGrid};
 use reel_samples::SampleError;
 use reel_samples::dataset::{DataFile, Dataset};
@@ -19,6 +20,7 @@ use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_wi
 use reel_samples::source::DataSource;
 use serde_json::{Map, Value};
 
+use super::expected_lengths::ExpectedLengths;
 use super::given::{RolloutFile, RolloutLine};
 use super::group::EndTokens;
 use crate::Result;
@@ -32,7 +34,7 @@ pub struct Prompt {
     pub row: usize,
     /// File and line, for messages.
     pub location: String,
-    /// The model's inputs, P tokens.
+    /// The model's inputs, P tokens; no tokens if another process prepares this prompt.
     pub tokens: ModelInput,
     /// The `prompt` of the row: chat messages or a text.
     pub content: Value,
@@ -46,6 +48,11 @@ impl Prompt {
     /// Makes a prompt with model inputs only, without row, text and columns.
     pub fn of_size(tokens: ModelInput) -> Self {
         Self { row: 0, location: String::new(), tokens, content: Value::Null, columns: Map::new(), given: None }
+    }
+
+    /// Whether this process has the model's inputs of the prompt.
+    pub fn is_prepared(&self) -> bool {
+        !self.tokens.input_ids.is_empty()
     }
 
     /// Whether the completions come from a `--rollouts` file.
@@ -69,6 +76,7 @@ pub struct PromptSource {
     custom_reward: bool,
     /// The `--rollouts` file. If it is given, the run goes through the lines of this file instead of the data rows.
     given: Option<RolloutFile>,
+    lengths: Mutex<ExpectedLengths>,
 }
 
 impl PromptSource {
@@ -94,6 +102,7 @@ impl PromptSource {
             parity: options.parity,
             custom_reward: options.has_custom_reward(),
             given,
+            lengths: Mutex::new(ExpectedLengths::default()),
         })
     }
 
@@ -141,6 +150,53 @@ impl PromptSource {
         }
     }
 
+    fn lengths(&self) -> MutexGuard<'_, ExpectedLengths> {
+        self.lengths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The expected number of tokens of the prompt of row `row` of the data file: the number in an earlier rollout, else
+    /// an estimate by [`expected_tokens`].
+    pub fn expected_prompt_length(&self, row: usize) -> u64 {
+        if let Some(tokens) = self.lengths().prompt(row) {
+            return tokens;
+        }
+        let tokens = match self.content_and_columns(row) {
+            Ok((PromptContent::Chat(messages), _)) => self
+                .conversation(&self.data.location(row), &messages)
+                .map_or(0, |conversation| expected_tokens(&conversation, &self.media)),
+            Ok((PromptContent::Text(text), _)) => text.len().div_ceil(4) as u64,
+            Err(_) => 0, // A row that cannot be used.
+        };
+        self.lengths().estimate_prompt(row, tokens);
+        tokens
+    }
+
+    /// Records the numbers of tokens of a prompt and of all its completions together, from which
+    /// [`SampleSource::expected_length`] predicts the row's length in later epochs. All ranks record the same numbers.
+    pub fn record_lengths(&self, row: usize, prompt: usize, completions: usize) {
+        self.lengths().record(row, prompt as u64, completions as u64);
+    }
+
+    /// Makes the prompt of row `index` without model inputs, for a row that another process prepares.
+    ///
+    /// # Errors
+    /// The row is malformed.
+    pub fn unprepared_prompt(&self, index: usize) -> Result<Prompt, SampleError> {
+        let Some(given) = &self.given else { return self.unprepared_prompt_of_row(index) };
+        let line = given.line(index);
+        Ok(Prompt { given: Some(line.clone()), ..self.unprepared_prompt_of_row(line.row)? })
+    }
+
+    /// Makes the prompt of row `row` of the data file without model inputs.
+    ///
+    /// # Errors
+    /// The row is malformed.
+    pub fn unprepared_prompt_of_row(&self, row: usize) -> Result<Prompt, SampleError> {
+        let (content, columns) = self.content_and_columns(row)?;
+        let (location, content) = (self.data.location(row), content.into_json());
+        Ok(Prompt { row, location, content, columns, given: None, tokens: ModelInput::default() })
+    }
+
     /// Makes the prompt of row `row` of the data file: tokenizes its text and loads its media.
     pub fn prompt(&self, row: usize) -> Result<Prompt, SampleError> {
         let location = self.data.location(row);
@@ -184,6 +240,20 @@ impl SampleSource for PromptSource {
         match &self.given {
             Some(given) => (given.location(row), given.line_number(row)),
             None => (self.data.location(row), self.data.line_number(row)),
+        }
+    }
+
+    /// The expected number of tokens of a group: its prompt and all its completions. The completions of a `--rollouts`
+    /// file are counted; those that are sampled are as long as those of the row's last rollout, else as the mean of all
+    /// rollouts so far.
+    fn expected_length(&self, row: usize) -> u64 {
+        match &self.given {
+            Some(given) => {
+                let line = given.line(row);
+                let completions = line.completions.iter().map(|ids| ids.len() as u64).sum::<u64>();
+                self.expected_prompt_length(line.row) + completions
+            }
+            None => self.expected_prompt_length(row) + self.lengths().completions(row),
         }
     }
 }

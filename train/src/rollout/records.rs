@@ -9,7 +9,7 @@ use std::{fs, io};
 use reel_diagnostic::{Diagnostic, input};
 use reel_engine::Completion;
 use reel_files::{json, write_synced};
-use reel_input::TokenId;
+use reel_input::{MediaFrames, TokenId};
 use reel_media::strip::{PngImage, frame_strip};
 use reel_rewards::Scores;
 use serde::Deserialize;
@@ -48,16 +48,21 @@ impl FrameStripSchedule {
 
     /// Whether the rollouts sampled in step `step` get a strip: true for step 1, and if a strip is due at a step that
     /// trains on these rollouts.
-    fn has_strip(self, step: u64) -> bool {
+    pub fn has_strip(self, step: u64) -> bool {
         let last = step + self.iterations - 1;
         step == 1 || last / self.every > (step - 1) / self.every || (step..=last).contains(&self.steps)
     }
 }
 
+/// Draws the strip of a prompt: some of its frames side by side. `None` if the prompt has no media.
+pub fn frame_strip_of(frames: &MediaFrames) -> Result<Option<PngImage>> {
+    let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
+    Ok(Some(frame_strip(seen, 8, 96).map_err(reel_input::InputError::from)?))
+}
+
 /// Writes the rollouts of each step to a file.
 pub struct RolloutRecorder {
     folder: PathBuf,
-    strips: FrameStripSchedule,
     /// The step that is being recorded; `text` holds the lines of this step so far.
     step: u64,
     text: String,
@@ -75,22 +80,14 @@ impl Drop for RolloutRecorder {
 impl RolloutRecorder {
     /// Creates a recorder for a run with the output folder `out`. The rollouts folder is created with the first record,
     /// so that a run that fails to start leaves no files.
-    pub fn new(out: &Path, strips: FrameStripSchedule) -> Self {
-        Self { folder: out.join(ROLLOUTS_FOLDER), strips, step: 0, text: String::new(), writing: None }
+    pub fn new(out: &Path) -> Self {
+        Self { folder: out.join(ROLLOUTS_FOLDER), step: 0, text: String::new(), writing: None }
     }
 
-    /// Writes the strip of a step: some frames of its first prompt side by side, which `reel report` shows. Returns
-    /// `None` if the prompt has no media or the step gets no strip.
-    pub fn write_frame_strip(&self, step: u64, rollout: &Rollout) -> Result<Option<PngImage>> {
-        let frames = &rollout.prompt.tokens.frames;
-        let Some(seen) = frames.videos.first().or(frames.images.first()) else { return Ok(None) };
-        if !self.strips.has_strip(step) {
-            return Ok(None);
-        }
-        let strip = frame_strip(seen, 8, 96).map_err(reel_input::InputError::from)?;
+    /// Writes the strip of a step, which `reel report` shows.
+    pub fn write_frame_strip(&self, step: u64, strip: &PngImage) -> Result<()> {
         let path = self.folder.join(FRAME_STRIPS_FOLDER).join(format!("{step:06}.png"));
-        write_synced(&path, &strip.bytes).map_err(|e| TrainError::cannot_write(&path, e))?;
-        Ok(Some(strip))
+        write_synced(&path, &strip.bytes).map_err(|e| TrainError::cannot_write(&path, e))
     }
 
     /// Records the groups of one sampling round of a step; `used(scores)` tells whether the step trains on the group. A

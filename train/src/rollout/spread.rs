@@ -1,65 +1,175 @@
-//! Spreads the prompts of a sampling round over the processes (ranks) of a run.
+//! Spreads the prompts of a step over the processes (ranks) of a run.
 //!
-//! A rank samples and scores the completions of the prompts whose groups it trains on. Then the ranks exchange
-//! completions and scores, so that every rank has the groups of all prompts. Every rank needs all groups, because the
-//! choice of dynamic sampling, the advantages and the weights of the loss depend on all of them. Each rank computes
-//! these from the same numbers and in the same order as one process does. Rank 0 writes the rollout files.
+//! A rank prepares, samples and scores the prompts whose groups it trains on; the feed of micro-batches assigns them by
+//! their expected length ([`RankLoads`](reel_samples::feed::RankLoads)). Then the ranks exchange completions and scores,
+//! so that every rank has those of all groups. Every rank needs them, because the choice of dynamic sampling, the
+//! advantages and the weights of the loss depend on all groups. Each rank computes these from the same numbers and in
+//! the same order as one process does. Rank 0 writes the rollout files.
 //!
-//! Example: 6 prompts, 2 groups per micro-batch, 2 ranks. Rank 0 samples the prompts 0, 1, 4, 5 (micro-batches 0 and
-//! 2), rank 1 the prompts 2 and 3.
+//! Example: 6 prompts, 2 groups per micro-batch, 2 ranks. If the prompts 2 and 3 are longer than the prompts 0 and 1,
+//! rank 0 has the prompts 2 and 3 (micro-batch 1), rank 1 the prompts 0 and 1, and also 4 and 5 (micro-batch 2), because
+//! its load is lower.
 
 use std::sync::Arc;
 
 use reel_diagnostic::Diagnostic;
 use reel_engine::{Completion, FinishReason};
 use reel_input::TokenId;
+use reel_media::strip::PngImage;
 use reel_ranks::{RankError, Ranks};
 use reel_rewards::{RewardError, Scores};
+use reel_samples::feed::{MicroBatch, ranks_of_micro_batches};
 use serde::{Deserialize, Serialize};
 
-use super::prompts::Prompt;
+use super::group::Group;
+use super::prompts::{Prompt, PromptSource};
 use super::worker::Rollout;
 use crate::exchange::gather_in_order;
+use crate::options::GrpoOptions;
 use crate::{Result, TrainError};
 
 /// Rollouts, each with the scores of its completions.
 pub type ScoredRollouts = Vec<(Rollout, Scores)>;
 
-/// How the prompts of a sampling round are spread over the ranks.
+/// How the groups of a step are spread over the ranks.
 #[derive(Clone, Copy, Debug)]
-pub struct PromptSpread<'a> {
-    /// All ranks; `None` in a single process, which samples all prompts.
+pub struct GroupSpread<'a> {
+    /// All ranks; `None` in a single process, which has all groups.
     pub ranks: Option<&'a Ranks>,
     /// Number of groups in a micro-batch, at least 1.
     pub groups_per_micro_batch: usize,
+    /// Number of micro-batches in a step.
+    pub micro_batches: usize,
 }
 
-impl PromptSpread<'_> {
-    /// Whether this rank samples the prompt at `index` of the round.
-    pub fn has_own(&self, index: usize) -> bool {
-        self.ranks.is_none_or(|ranks| index / self.groups_per_micro_batch % ranks.size() == ranks.rank())
+/// The prompts of a sampling round, in the order of the data.
+pub struct RoundPrompts<P> {
+    /// The prompts. Those of other ranks are not prepared.
+    pub prompts: Vec<P>,
+    /// The rank that each micro-batch of prompts belongs to.
+    pub ranks_of_micro_batches: Vec<usize>,
+}
+
+impl<'a> GroupSpread<'a> {
+    /// The spread of a run with `options`.
+    pub fn new(options: &GrpoOptions, ranks: Option<&'a Ranks>) -> Self {
+        Self {
+            ranks: ranks.filter(|ranks| ranks.size() > 1),
+            groups_per_micro_batch: options.groups_per_micro_batch().max(1),
+            micro_batches: options.gradient_accumulation_steps,
+        }
+    }
+
+    fn rank(&self) -> usize {
+        self.ranks.map_or(0, Ranks::rank)
     }
 
     /// Whether this process records the rollouts.
     pub fn writes_records(&self) -> bool {
-        self.ranks.is_none_or(|ranks| ranks.rank() == 0)
+        self.rank() == 0
     }
 
-    /// Gathers the rollouts of all `prompts` with their scores, in the order of the prompts. `own` has the rollouts of
-    /// this rank's prompts. All ranks call it together.
+    /// Takes the prompts of a round from `next`, which returns the next micro-batch of rows; none at the end of the
+    /// data.
+    ///
+    /// # Errors
+    /// The errors of `next`.
+    pub fn take_prompts(
+        &self,
+        source: &PromptSource,
+        mut next: impl FnMut() -> Result<Option<MicroBatch<Prompt>>>,
+    ) -> Result<RoundPrompts<Prompt>> {
+        let (mut prompts, mut ranks_of_micro_batches) = (Vec::new(), Vec::new());
+        while ranks_of_micro_batches.len() < self.micro_batches {
+            let Some(batch) = next()? else { break };
+            ranks_of_micro_batches.push(batch.rank);
+            match batch.rank == self.rank() {
+                true => prompts.extend(batch.samples),
+                false => {
+                    for row in batch.rows {
+                        prompts.push(source.unprepared_prompt(row)?);
+                    }
+                }
+            }
+        }
+        Ok(RoundPrompts { prompts, ranks_of_micro_batches })
+    }
+
+    /// The prompts of this rank with their indices.
+    pub fn own<'r, P>(&'r self, round: &'r RoundPrompts<P>) -> impl Iterator<Item = (usize, &'r P)> {
+        let rank_of = |index: usize| round.ranks_of_micro_batches.get(index / self.groups_per_micro_batch).copied();
+        round.prompts.iter().enumerate().filter(move |(index, _)| rank_of(*index) == Some(self.rank()))
+    }
+
+    /// Spreads `groups`, whose completions are known, over the ranks by their numbers of tokens. Prepares the prompts of
+    /// this rank that are not prepared yet. Returns the rank of each micro-batch.
+    ///
+    /// # Errors
+    /// A prompt cannot be prepared.
+    pub fn spread_groups(&self, groups: &mut [Group], source: &PromptSource) -> Result<Vec<usize>> {
+        let length = |group: &Group| {
+            let completions: usize = group.completions.iter().map(|completion| completion.ids.len()).sum();
+            source.expected_prompt_length(group.prompt.row) + completions as u64
+        };
+        let micro_batches = groups.chunks(self.groups_per_micro_batch);
+        let ranks = match self.ranks {
+            None => vec![0; micro_batches.len()],
+            Some(ranks) => {
+                let lengths: Vec<u64> = micro_batches.map(|groups| groups.iter().map(length).sum()).collect();
+                ranks_of_micro_batches(&lengths, ranks.size())
+            }
+        };
+        for (groups, _) in
+            groups.chunks_mut(self.groups_per_micro_batch).zip(&ranks).filter(|(_, r)| **r == self.rank())
+        {
+            for group in groups.iter_mut().filter(|group| !group.prompt.is_prepared()) {
+                group.prompt = Arc::new(source.prompt(group.prompt.row)?);
+            }
+        }
+        Ok(ranks)
+    }
+
+    /// Gathers the rollouts of all prompts of `round` with their scores, in the order of the prompts. `own` has the
+    /// rollouts of this rank's prompts. All ranks call it together.
     ///
     /// # Errors
     /// The error of `own`; a reward has failed on another rank; another rank has failed.
-    pub fn gather(&self, prompts: &[Arc<Prompt>], own: Result<ScoredRollouts>) -> Result<ScoredRollouts> {
+    pub fn gather(
+        &self,
+        round: &RoundPrompts<Arc<Prompt>>,
+        own: Result<ScoredRollouts>,
+        source: &PromptSource,
+    ) -> Result<ScoredRollouts> {
         let Some(ranks) = self.ranks else { return own };
         let own: Vec<SentRollout> = share_reward_error(ranks, own)?.into_iter().map(SentRollout::new).collect();
         let of_micro_batch = |groups: &[SentRollout]| serde_json::to_vec(groups).map_err(|e| invalid(&e));
         let own = own.chunks(self.groups_per_micro_batch).map(of_micro_batch).collect::<Result<_>>()?;
+        let rank_of = |index: usize| round.ranks_of_micro_batches.get(index).copied().unwrap_or(0);
         let mut all = Vec::new();
-        for bytes in gather_in_order(Some(ranks), "rollouts", own)? {
+        for bytes in gather_in_order(Some(ranks), "rollouts", own, rank_of)? {
             all.extend(serde_json::from_slice::<Vec<SentRollout>>(&bytes).map_err(|e| invalid(&e))?);
         }
-        Ok(all.into_iter().zip(prompts).map(|(sent, prompt)| sent.with_prompt(prompt.clone())).collect())
+        for (sent, prompt) in all.iter().zip(&round.prompts) {
+            source.record_lengths(prompt.row, sent.prompt_tokens, sent.completions.iter().map(|c| c.ids.len()).sum());
+        }
+        Ok(all.into_iter().zip(&round.prompts).map(|(sent, prompt)| sent.with_prompt(prompt.clone())).collect())
+    }
+
+    /// Returns an image that the rank of the round's first prompt makes by `make`; `None` if it makes none. All ranks
+    /// call it together.
+    ///
+    /// # Errors
+    /// The error of `make`; another rank has failed.
+    pub fn image_of_first_prompt<P>(
+        &self,
+        round: &RoundPrompts<P>,
+        make: impl FnOnce() -> Result<Option<PngImage>>,
+    ) -> Result<Option<PngImage>> {
+        let Some(ranks) = self.ranks else { return make() };
+        let root = round.ranks_of_micro_batches.first().copied().unwrap_or(0);
+        let own = if root == self.rank() { Some(make()?) } else { None };
+        let sent = own.map(|image| image.map_or(Vec::new(), |image| image_to_bytes(&image)));
+        Ok(image_from_bytes(&ranks.broadcast("frame strip", root, sent)?))
     }
 
     /// Returns the sum of the numbers `own` of all ranks. `name` names the call in messages. All ranks call it
@@ -72,6 +182,20 @@ impl PromptSpread<'_> {
         let all = ranks.all_gather(name, bytemuck::bytes_of(&own))?;
         Ok(all.iter().flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, u64>(bytes)).sum())
     }
+}
+
+/// Width and height as u64 each, then the PNG file.
+fn image_to_bytes(image: &PngImage) -> Vec<u8> {
+    let size = [image.width as u64, image.height as u64].map(u64::to_le_bytes);
+    [size.as_flattened(), &image.bytes].concat()
+}
+
+/// Reads what [`image_to_bytes`] returns; `None` if there is no image.
+fn image_from_bytes(bytes: &[u8]) -> Option<PngImage> {
+    let (size, png) = bytes.split_first_chunk::<16>()?;
+    let (width, height) = size.split_at(8);
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0usize, |number, &byte| number << 8 | usize::from(byte));
+    Some(PngImage { width: number(width), height: number(height), bytes: png.to_vec() })
 }
 
 /// Returns an error on every rank if a reward has failed on one rank, so that all ranks save the finished steps
@@ -106,6 +230,7 @@ fn invalid(e: &serde_json::Error) -> TrainError {
 /// The completions and scores of a prompt as the ranks send them. Numbers of type f32 are sent as their bits.
 #[derive(Serialize, Deserialize)]
 struct SentRollout {
+    prompt_tokens: usize,
     completions: Vec<SentCompletion>,
     texts: Vec<String>,
     shuffled_texts: Vec<String>,
@@ -131,6 +256,7 @@ impl SentRollout {
             is_stopped: c.finish_reason == FinishReason::Stop,
         };
         Self {
+            prompt_tokens: rollout.prompt.tokens.len(),
             completions: rollout.completions.into_iter().map(completion).collect(),
             texts: rollout.texts,
             shuffled_texts: rollout.shuffled_texts,
@@ -212,5 +338,13 @@ mod tests {
         assert_eq!((got.completions, got_scores), (completions, scores));
         assert_eq!(got.texts, ["a \"b\"\n", "é"]);
         assert_eq!(got.shuffled_texts, ["c"]);
+    }
+
+    #[test]
+    fn sent_images_keep_their_size() {
+        let image = PngImage { width: 300, height: 7, bytes: vec![9; 40] };
+        let got = image_from_bytes(&image_to_bytes(&image)).unwrap();
+        assert_eq!((got.width, got.height, got.bytes), (300, 7, vec![9; 40]));
+        assert!(image_from_bytes(&[]).is_none());
     }
 }

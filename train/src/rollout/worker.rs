@@ -4,7 +4,7 @@
 //! ```text
 //! for each round, up to 10 with --dynamic-sampling, else 1:
 //!     prompts  = next rows of the data
-//!     own      = the prompts that this process samples; all prompts in a single process
+//!     own      = the prompts that this process prepares and samples; all prompts in a single process
 //!     rollouts = engine.generate(own × num_generations), decoded to text
 //!     scores   = rewards of each completion; the reference model computes while slow custom rewards do
 //!     gather the rollouts and scores of all prompts from all processes
@@ -25,10 +25,10 @@ use reel_samples::feed::{MicroBatchFeed, StepRowCursor};
 
 use super::products::StoredRolloutOutputs;
 use super::prompts::{Prompt, PromptSource};
-use super::records::{FrameStripSchedule, RolloutRecorder};
+use super::records::{self, FrameStripSchedule, RolloutRecorder};
 use super::sampler::{CompletionSampler, SampledPrompts};
 use super::scorer::CompletionScorer;
-use super::spread::{PromptSpread, ScoredRollouts};
+use super::spread::{GroupSpread, RoundPrompts, ScoredRollouts};
 use crate::live_server::DeviceLender;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::options::GrpoOptions;
@@ -43,7 +43,8 @@ pub struct RolloutWorker<'a> {
     options: &'a GrpoOptions,
     prompts: Arc<PromptSource>,
     scorer: CompletionScorer<'a>,
-    spread: PromptSpread<'a>,
+    spread: GroupSpread<'a>,
+    strips: FrameStripSchedule,
     /// `None` if another process records the rollouts.
     recorder: Option<RolloutRecorder>,
     stop: &'a AtomicBool,
@@ -64,8 +65,10 @@ pub struct Rollout {
 
 /// The result of sampling for one step.
 pub struct RolloutBatch {
-    /// The groups to train on.
+    /// The groups to train on. Those of other ranks have prompts that are not prepared.
     pub groups: Vec<Group>,
+    /// The rank that computes each micro-batch of groups.
+    pub ranks_of_micro_batches: Vec<usize>,
     /// The metrics of sampling.
     pub metrics: GrpoMetrics,
     /// Time that the work done during scoring took (the `while_scoring` of [`RolloutWorker::next_groups`]).
@@ -88,10 +91,7 @@ impl<'a> RolloutWorker<'a> {
         let cx = Cx::inference(&trainer.device, trainer.dtype);
         let engine = Engine::new(&trainer.model, &cx)?.interrupt_flag(setup.stop);
         let lender = DeviceLender(setup.server);
-        let spread = PromptSpread {
-            ranks: setup.ranks.map(|run| &**run.ranks),
-            groups_per_micro_batch: setup.options.groups_per_micro_batch(),
-        };
+        let spread = GroupSpread::new(setup.options, setup.ranks.map(|run| &**run.ranks));
         let strips = FrameStripSchedule::new(
             trainer.hyperparameters.schedule.max_steps,
             setup.options.logging_steps,
@@ -108,7 +108,8 @@ impl<'a> RolloutWorker<'a> {
             ),
             options: setup.options,
             scorer: CompletionScorer::new(setup.options, &trainer.device, trainer.dtype, setup.stop, lender)?,
-            recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out, strips)),
+            recorder: spread.writes_records().then(|| RolloutRecorder::new(&setup.options.out)),
+            strips,
             spread,
             prompts,
             stop: setup.stop,
@@ -131,14 +132,18 @@ impl<'a> RolloutWorker<'a> {
         let is_kept = |scores: &Scores| !dynamic || scores.reward.windows(2).any(|pair| pair[0] != pair[1]);
         let (mut kept, mut all_scores, mut dropped, mut data_ended) = (Vec::new(), Vec::new(), 0, false);
         let (mut preview, mut took, mut products) = (RolloutPreview::default(), Duration::ZERO, None);
+        let mut ranks_of_micro_batches = Vec::new();
         for round in 0..MAX_ROUNDS {
-            let batch = self.lender.during(|| cursor.next_micro_batch(feed, self.stop))?;
-            self.spread.ranks.map_or(Ok(()), |ranks| cursor.check_same_rows(ranks))?;
-            let Some(batch) = batch else {
+            let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
+            let taken = self.lender.during(|| self.spread.take_prompts(&self.prompts, next))?;
+            if taken.prompts.is_empty() {
                 data_ended = true;
                 break;
+            }
+            let prompts = RoundPrompts {
+                prompts: taken.prompts.into_iter().map(Arc::new).collect(),
+                ranks_of_micro_batches: taken.ranks_of_micro_batches,
             };
-            let prompts: Vec<Arc<Prompt>> = batch.samples.into_iter().map(Arc::new).collect();
             let own = self.sample_and_score(&prompts, n, round, |groups| {
                 let begun = Instant::now();
                 while_scoring(groups)?;
@@ -150,15 +155,21 @@ impl<'a> RolloutWorker<'a> {
                 own
             });
             let (rollouts, scores): (Vec<Rollout>, Vec<Scores>) =
-                self.spread.gather(&prompts, own)?.into_iter().unzip();
+                self.spread.gather(&prompts, own, &self.prompts)?.into_iter().unzip();
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
+            if round == 0 && self.strips.has_strip(n) {
+                let frames = prompts.prompts.first().map(|prompt| &prompt.tokens.frames);
+                let make = || frames.map_or(Ok(None), records::frame_strip_of);
+                preview.strip = self.spread.image_of_first_prompt(&prompts, make)?;
+            }
             if let Some(recorder) = &mut self.recorder {
                 recorder.record_groups(n, round, &rollouts, &scores, is_kept)?;
                 if let (0, Some(rollout), Some(scores)) = (round, rollouts.first(), scores.first()) {
                     preview.text = preview_text(rollout, scores);
-                    preview.strip = recorder.write_frame_strip(n, rollout)?;
+                    preview.strip.as_ref().map_or(Ok(()), |strip| recorder.write_frame_strip(n, strip))?;
                 }
             }
+            ranks_of_micro_batches = prompts.ranks_of_micro_batches;
             for (rollout, scores) in rollouts.iter().zip(scores) {
                 if is_kept(&scores) {
                     kept.push(Group { rewards: scores.reward.clone(), ..self.group(rollout) });
@@ -177,6 +188,10 @@ impl<'a> RolloutWorker<'a> {
             return if dropped == 0 || data_ended && n > 1 { Ok(None) } else { Err(equal_rewards(n, dropped)) };
         }
         kept.truncate(self.options.groups_per_step());
+        if dynamic {
+            // The kept groups make other micro-batches than the prompts.
+            ranks_of_micro_batches = self.lender.during(|| self.spread.spread_groups(&mut kept, &self.prompts))?;
+        }
         let encoded = self.scorer.frames_encoded().map(|frames| self.spread.sum("frames", frames - encoded_before));
         let metrics = GrpoMetrics {
             rewards: mean_rewards(&all_scores),
@@ -185,7 +200,8 @@ impl<'a> RolloutWorker<'a> {
             rollout_seconds: Some((begun.elapsed() - took).as_secs_f64()),
             ..GrpoMetrics::default()
         };
-        Ok(Some(RolloutBatch { groups: kept, metrics, while_scoring: took, preview, products }))
+        let groups = kept;
+        Ok(Some(RolloutBatch { groups, ranks_of_micro_batches, metrics, while_scoring: took, preview, products }))
     }
 
     /// Waits until the records of the rollouts are on the disk.
@@ -210,7 +226,7 @@ impl<'a> RolloutWorker<'a> {
     /// were kept.
     fn sample_and_score(
         &mut self,
-        prompts: &[Arc<Prompt>],
+        prompts: &RoundPrompts<Arc<Prompt>>,
         n: u64,
         round: u64,
         while_scoring: impl FnOnce(&[Group]) -> Result<()>,
@@ -236,11 +252,11 @@ impl<'a> RolloutWorker<'a> {
     /// kept.
     fn sample(
         &self,
-        prompts: &[Arc<Prompt>],
+        prompts: &RoundPrompts<Arc<Prompt>>,
         n: u64,
         round: u64,
     ) -> Result<(Vec<Rollout>, Option<StoredRolloutOutputs>)> {
-        let own = || prompts.iter().enumerate().filter(|(index, _)| self.spread.has_own(*index));
+        let own = || self.spread.own(prompts);
         let inputs: Vec<(usize, &ModelInput)> = own().map(|(index, prompt)| (index, &prompt.tokens)).collect();
         if inputs.is_empty() {
             return Ok((Vec::new(), None));

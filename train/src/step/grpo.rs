@@ -1,6 +1,7 @@
 //! Does one training step of GRPO. [`sft`](super::sft) has the same structure with other data and another loss.
 //!
-//! With several processes (ranks), each has all groups and computes some of the micro-batches. The ranks exchange what
+//! With several processes (ranks), each has the completions of all groups and computes some of the micro-batches, whose
+//! prompts it has prepared. The ranks exchange what
 //! a step needs from the other micro-batches: gradients, statistics and, for further steps on the same groups, the
 //! log-probabilities of the tokens.
 
@@ -33,6 +34,7 @@ pub fn step(
     lender: DeviceLender,
 ) -> Result<StepResult> {
     t.begin_step();
+    t.assign_micro_batches(&set.ranks_of_micro_batches);
     let device = t.device.clone();
     let part = |name| device.profiler().set_work_part(name);
     let (first, begun) = (set.uses == 0, Instant::now());
@@ -45,7 +47,8 @@ pub fn step(
                 reference_log_probs(t, options, model, own, lender)?
             }
         };
-        set.ref_log_probs = gather_in_order(t.ranks(), "log-probabilities of the reference model", own)?;
+        let name = "log-probabilities of the reference model";
+        set.ref_log_probs = gather_in_order(t.ranks(), name, own, |index| t.rank_of_micro_batch(index))?;
     }
     let loss_weights = LossWeights::new(options, &set.groups);
     let count = set.groups.chunks(options.groups_per_micro_batch()).len();
@@ -63,9 +66,11 @@ pub fn step(
         }
     }
     if first && options.num_iterations > 1 {
-        set.old_log_probs = gather_in_order(t.ranks(), "log-probabilities", own_log_probs)?;
+        let rank_of = |index| t.rank_of_micro_batch(index);
+        set.old_log_probs = gather_in_order(t.ranks(), "log-probabilities", own_log_probs, rank_of)?;
     }
-    let stats = gather_in_order(t.ranks(), "statistics of the micro-batches", own_stats)?.concat();
+    let rank_of = |index| t.rank_of_micro_batch(index);
+    let stats = gather_in_order(t.ranks(), "statistics of the micro-batches", own_stats, rank_of)?.concat();
     part("optimizer");
     let clip = t.norm_and_clip_factor(1.0)?; // [norm, factor]
     let loss = stats.iter().map(|batch| f64::from(batch.loss)).sum();

@@ -53,7 +53,7 @@ pub fn step(
     if count == 0 {
         return Ok(None);
     }
-    let all = gather_in_order(t.ranks(), "losses", own)?.concat();
+    let all = gather_in_order(t.ranks(), "losses", own, |index| t.rank_of_micro_batch(index))?.concat();
     part("optimizer");
     // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
     // micro-batches; then this factor makes up for it.

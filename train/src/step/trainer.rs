@@ -152,9 +152,20 @@ impl Trainer {
         self.gradient_sum.as_ref().map_or(1, |sum| sum.ranks().size())
     }
 
+    /// Sets the rank that computes each micro-batch of the step, after [`Self::begin_step`]. Every rank has at most one
+    /// micro-batch of a round. Without this call, or with an empty list, micro-batch i belongs to rank i mod N.
+    pub fn assign_micro_batches(&mut self, ranks: &[usize]) {
+        self.gradient_sum.iter_mut().for_each(|sum| sum.assign_micro_batches(ranks));
+    }
+
+    /// The rank that computes micro-batch `index` of the step; 0 in a single process.
+    pub fn rank_of_micro_batch(&self, index: usize) -> usize {
+        self.gradient_sum.as_ref().map_or(0, |sum| sum.rank_of_micro_batch(index))
+    }
+
     /// Whether this rank computes micro-batch `index` of the step.
     pub fn computes_micro_batch(&self, index: usize) -> bool {
-        self.gradient_sum.as_ref().is_none_or(|sum| sum.computes_micro_batch(index))
+        self.ranks().is_none_or(|ranks| self.rank_of_micro_batch(index) == ranks.rank())
     }
 
     /// Ends a round. After the last round of a step, which may have fewer micro-batches, each rank has the gradient of

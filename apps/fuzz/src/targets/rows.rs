@@ -354,7 +354,7 @@ pub const QUARANTINE: Target = Target {
             fs::create_dir_all(journal.parent().unwrap_or(Path::new("."))).map_err(|e| e.to_string())?;
             fs::write(&journal, parts[parts.len() - 1]).map_err(|e| e.to_string())?;
             let journal = value_of(ScanJournal::open(&list, "f", true))?;
-            Ok(read && journal.is_some_and(|journal| journal.earlier_check(0).is_some()))
+            Ok(read && journal.is_some_and(|journal| journal.earlier_checks().contains_key(&0)))
         }))
     },
 };

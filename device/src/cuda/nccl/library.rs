@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use std::ptr::null;
 use std::sync::OnceLock;
 
-use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-
 use super::{CommHandle, Nccl, NcclResult, UniqueId};
 use crate::compile::toolkit::Toolkit;
 use crate::cuda::error::{CudaError, nccl_version};
 use crate::cuda::nvidia::Context;
 use crate::cuda::types::StreamHandle;
+use crate::shared_library::SharedLibrary;
 
 /// The oldest supported version, 2.18: the first whose `ncclConfig_t` has the fields of [`Config`].
 const OLDEST: u32 = 21_800;
@@ -81,7 +80,7 @@ struct Functions {
     destroy: OfComm,
     abort: OfComm,
     // Keeps the library open, because the function pointers above point into it.
-    _library: Library,
+    _library: SharedLibrary,
 }
 
 impl Functions {
@@ -101,17 +100,15 @@ impl Functions {
         let places = places_beside_toolkit();
         let file = places.into_iter().find(|path| path.is_file());
         let name = file.as_deref().map_or(OsStr::new(LIBRARY), |path| path.as_os_str());
-        let failed = |e: libloading::Error| CudaError::of_library(name, &e);
-        // SAFETY: the initialisers of NVIDIA's library have no preconditions.
-        let library = unsafe { Library::open(Some(name), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| {
-            let error = failed(e);
-            let is_missing = file.is_none() && error.to_string().contains("No such file");
-            if is_missing { CudaError::NoNccl } else { error }
+        let failed = |reason: String| CudaError::of_library(name, reason);
+        let library = SharedLibrary::open(name).map_err(|reason| {
+            let is_missing = file.is_none() && reason.contains("No such file");
+            if is_missing { CudaError::NoNccl } else { failed(reason) }
         })?;
         macro_rules! get {
             ($name:literal) => {
                 // SAFETY: the field's type is the function's type in nccl.h.
-                *unsafe { library.get($name) }.map_err(failed)?
+                unsafe { library.function($name) }.map_err(failed)?
             };
         }
         let functions = Functions {

@@ -206,7 +206,11 @@ enum BatchFailure {
 
 /// Shell script of the guard process: waits for the end of its standard input, which only this process holds open,
 /// then kills the process group `$0`.
-const GUARD_SCRIPT: &str = "read -r _; kill -s KILL -- -\"$0\"";
+const GUARD_SCRIPT: &str = "trap '' USR1; read -r _; kill -s KILL -- -\"$0\"";
+
+/// Begins the shell script of the command. Slurm sends SIGUSR1 to all processes of a job step, also to those that the
+/// command starts; they inherit that the signal is ignored.
+const IGNORE_SIGUSR1: &str = "trap '' USR1; ";
 
 /// The running process. When `Running` is dropped, the process's input is closed and it has [`EXIT_GRACE`] to exit
 /// before it is killed.
@@ -233,7 +237,7 @@ impl Running {
             command.env_clear().envs(set);
         }
         let mut child = command
-            .args(["-c", command_line])
+            .args(["-c", &format!("{IGNORE_SIGUSR1}{command_line}")])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

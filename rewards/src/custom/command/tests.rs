@@ -240,6 +240,28 @@ fn killing_this_process_kills_the_command() {
     pids.iter().for_each(|pid| wait_until_exited(pid.trim()));
 }
 
+/// Slurm sends SIGUSR1 to all processes of a job step. It ends neither the command, nor a program that the command has
+/// started, nor the guard.
+#[test]
+fn sigusr1_does_not_disturb_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("pid");
+    // `cat` is a program that does not know the signal.
+    let shell = format!("echo $$ > '{}'; cat | while read -r line; do echo 2; done", mark.display());
+    let mut own = command_reward(&shell);
+    assert_eq!(own.score(&rows(2)).unwrap(), [2.0, 2.0]);
+    let group = std::fs::read_to_string(&mark).unwrap().trim().to_string();
+    let command_line = |pid: &str| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let is_guard = |pid: &String| command_line(pid).ends_with(format!("\0{group}\0").as_bytes());
+    let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let guard = all.filter(|name| name.bytes().all(|b| b.is_ascii_digit())).find(is_guard).unwrap();
+    let script = format!("kill -s USR1 -- -{group} -{guard}");
+    assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(own.score(&rows(3)).unwrap(), [2.0; 3]);
+    assert!(is_guard(&guard), "the guard was killed");
+}
+
 /// A process that is killed with SIGKILL when dropped.
 struct KilledOnDrop(std::process::Child);
 

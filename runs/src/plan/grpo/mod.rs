@@ -13,7 +13,7 @@ use reel_input::tensor_file::StoredDType;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::weights::WeightSource as Weights;
 use reel_runtime::Cx;
-use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
+use reel_samples::feed::{DataPosition, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
 use reel_samples::source::row_order;
 use reel_samples::token_limit::check_token_count;
 use reel_train::Result;
@@ -74,7 +74,9 @@ pub fn plan_run_on_data(setup: &GrpoSetup, stored: StoredDType) -> Result<Plan> 
     let prompts = Arc::new(GrpoLoop::open_rows(setup)?);
     let skipped: Vec<usize> = run::unusable_rows(options, &*prompts)?.into_iter().map(|row| row.row).collect();
     let order = row_order(options.no_shuffle, &*prompts, setup.seed);
-    let mut batching = GrpoLoop::batching(options, order.rows_per_pass());
+    let of_micro_batches = GrpoLoop::batching(options, order.rows_per_pass());
+    // The plan needs the prompts of a whole step at a time.
+    let mut batching = MicroBatchOptions { rows: options.groups_per_step(), ..of_micro_batches };
     let sets = MAX_ROWS.div_ceil(batching.rows as u64);
     let sets = options.requested_step_count().map_or(sets, |steps| sets.min(steps.div_ceil(options.num_iterations)));
     // Plans at least one whole step.

@@ -23,11 +23,12 @@ use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::TextDecoder;
 use reel_model::weights::{WeightLoader, WeightSource};
 use reel_ranks::Ranks;
-use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
 use reel_train::Result;
 use reel_train::file_names::ROLLOUT_SET_FILE;
 use reel_train::live_server::DeviceLender;
 use reel_train::options::GrpoOptions;
+use reel_train::rollout::spread::{GroupSpread, RoundPrompts};
 use reel_train::rollout::worker::RolloutWorker;
 use reel_train::rollout::{PromptSource, RolloutSet, group, records};
 use reel_train::step::grpo as step;
@@ -77,7 +78,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
 
     fn batching(options: &GrpoOptions, rows: usize) -> MicroBatchOptions {
         MicroBatchOptions {
-            rows: options.groups_per_step(),
+            rows: options.groups_per_micro_batch(),
             packing: false,
             max_length: options.max_prompt_length,
             limit: "--max-prompt-length",
@@ -87,11 +88,17 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
     }
 
     fn step_count(options: &GrpoOptions, batches: u64) -> u64 {
-        batches * options.num_iterations
+        batches.div_ceil(options.gradient_accumulation_steps as u64) * options.num_iterations
     }
 
-    fn shared_feed(_: &GrpoOptions, _: &Arc<Ranks>) -> Option<FeedRanks> {
-        None
+    /// The prompts of the next two sampling rounds.
+    fn rows_ahead(options: &GrpoOptions, processes: usize) -> usize {
+        (2 * options.groups_per_step().max(2)).div_ceil(processes)
+    }
+
+    fn shared_feed(options: &GrpoOptions, ranks: &Arc<Ranks>) -> FeedRanks {
+        let per_step = options.gradient_accumulation_steps;
+        FeedRanks { ranks: ranks.clone(), per_step, assignment: RankAssignment::ByExpectedLength }
     }
 
     fn must_scan_all_rows(options: &GrpoOptions) -> bool {
@@ -106,7 +113,7 @@ impl<'a> TrainLoop<'a> for GrpoLoop<'a> {
         from: Option<&Path>,
     ) -> Result<Self> {
         let set = match from.map(|folder| folder.join(ROLLOUT_SET_FILE)).filter(|path| path.exists()) {
-            Some(path) => Some(RolloutSet::read(&path, &rows)?),
+            Some(path) => Some(RolloutSet::read(&path, &rows, &GroupSpread::new(setup.options, trainer.ranks()))?),
             None => None,
         };
         add_feature_cache(trainer);
@@ -151,10 +158,16 @@ impl GrpoLoop<'_> {
         }
         let (options, lender) = (self.options, self.lender);
         let Some(worker) = &mut self.worker else {
-            let batch = lender.during(|| cursor.next_micro_batch(&mut self.feed, self.stop))?;
-            trainer.ranks().map_or(Ok(()), |ranks| cursor.check_same_rows(ranks))?;
-            let groups = |samples| group::groups_from_file(options, samples, &self.rows.end_tokens());
-            return Ok(batch.map(|batch| RolloutSet::new(groups(batch.samples), options.scale_rewards)));
+            let spread = GroupSpread::new(options, trainer.ranks());
+            let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
+            let RoundPrompts { prompts, ranks_of_micro_batches } =
+                lender.during(|| spread.take_prompts(&self.rows, next))?;
+            if prompts.is_empty() {
+                return Ok(None);
+            }
+            let groups = group::groups_from_file(options, prompts, &self.rows.end_tokens());
+            let set = RolloutSet::new(groups, options.scale_rewards);
+            return Ok(Some(RolloutSet { ranks_of_micro_batches, ..set }));
         };
         let mut own_ref_log_probs = None;
         let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
@@ -168,6 +181,7 @@ impl GrpoLoop<'_> {
             Ok(())
         })?;
         Ok(batch.map(|batch| RolloutSet {
+            ranks_of_micro_batches: batch.ranks_of_micro_batches,
             own_ref_log_probs,
             metrics: batch.metrics,
             while_scoring: batch.while_scoring,

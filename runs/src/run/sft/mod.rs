@@ -8,7 +8,7 @@ use reel_input::{MediaOptions, ModelFolder, SecondPerGrid};
 use reel_media::worker::DecodeWorker;
 use reel_ranks::Ranks;
 use reel_samples::dataset::Dataset;
-use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, StepRowCursor};
+use reel_samples::feed::{FeedRanks, MicroBatchFeed, MicroBatchOptions, RankAssignment, StepRowCursor};
 use reel_samples::labels::TokenLabeler;
 use reel_samples::media_files::MediaFiles;
 use reel_samples::sample::{SampleCache, SftSource};
@@ -69,8 +69,13 @@ impl<'a> TrainLoop<'a> for SftLoop<'a> {
         batches.div_ceil(options.gradient_accumulation_steps as u64)
     }
 
-    fn shared_feed(options: &SftOptions, ranks: &Arc<Ranks>) -> Option<FeedRanks> {
-        Some(FeedRanks { ranks: ranks.clone(), per_step: options.gradient_accumulation_steps })
+    fn rows_ahead(options: &SftOptions, _: usize) -> usize {
+        2 * options.per_device_train_batch_size.max(2)
+    }
+
+    fn shared_feed(options: &SftOptions, ranks: &Arc<Ranks>) -> FeedRanks {
+        let per_step = options.gradient_accumulation_steps;
+        FeedRanks { ranks: ranks.clone(), per_step, assignment: RankAssignment::InTurn }
     }
 
     /// True with `--check-data`. Also true with packing (unless `--max-steps` is given), because the number of

@@ -202,8 +202,8 @@ impl AdamW {
             |(p, _): &(Tensor, _)| ParameterSize { weights: p.count(), divisible: p.unpadded_shape() == p.shape() };
         let partition = partition(&all.values().map(size).collect::<Vec<_>>());
         for (index, (p, state)) in all.values_mut().enumerate() {
-            let owned = partition.owned().filter(|cell| cell.parameter == index);
-            state.cells = owned.map(|cell| CellState::new(p, &cell.range, moments)).collect::<Result<_>>()?;
+            state.cells =
+                partition.owned_of(index).map(|cell| CellState::new(p, &cell.range, moments)).collect::<Result<_>>()?;
         }
         let tables = match all.first_key_value() {
             Some((_, (first, _))) => Some(ParameterTables::new(first.device(), all.values())?),

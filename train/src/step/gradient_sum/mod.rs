@@ -1,8 +1,10 @@
 //! The gradient of a step whose micro-batches are computed by several processes (ranks), and the exchanges around it.
 //!
-//! Micro-batch i of a step, counted from 0, belongs to rank `i mod N`. N micro-batches make a round. The optimizer's
-//! parameters are cut into cells, each of which belongs to one rank ([`Partition`]). In a round, every rank sends its
-//! gradient of each cell to the owner of the cell, and the owner adds them in the order of their micro-batches:
+//! N micro-batches make a round, in which every rank computes one: micro-batch i of a step, counted from 0, belongs to
+//! rank `i mod N`, unless [`GradientSum::assign_micro_batches`] sets another order of the ranks in each round. The
+//! optimizer's parameters are cut into cells, each of which belongs to one rank ([`Partition`]). In a round, every rank
+//! sends its gradient of each cell to the owner of the cell, and the owner adds them in the order of their
+//! micro-batches:
 //!
 //! ```text
 //! rank 0   g0 ─┐ all-to-all        cells of rank 0: sum = ((g0 + g1) + g2) + g3 …
@@ -62,6 +64,10 @@ pub struct GradientSum {
     received: Vec<Tensor>,
     /// For each parameter, whether it had a gradient in an earlier round of the step, on any rank.
     reached: Vec<bool>,
+    /// The rank of each micro-batch of the step; empty if the ranks take turns.
+    assigned: Vec<usize>,
+    /// The number of rounds of the step that have ended.
+    ended_rounds: usize,
     round: Round,
 }
 
@@ -138,6 +144,8 @@ impl GradientSum {
             sums: f32s(total)?,
             received: (0..ranks.size()).map(received).collect::<reel_runtime::Result<_>>()?,
             reached: vec![false; parameters.len()],
+            assigned: Vec::new(),
+            ended_rounds: 0,
             round: Round::new(parameters.len()),
             exchange: tensor_exchange::connect(&ranks, device)?,
             ranks,
@@ -163,14 +171,31 @@ impl GradientSum {
         (most * DType::F32.size()) as u64
     }
 
-    /// Whether this rank computes micro-batch `index` of a step.
-    pub fn computes_micro_batch(&self, index: usize) -> bool {
-        index % self.ranks.size() == self.ranks.rank()
+    /// The rank that computes micro-batch `index` of the step.
+    pub fn rank_of_micro_batch(&self, index: usize) -> usize {
+        self.assigned.get(index).copied().unwrap_or(index % self.ranks.size())
     }
 
-    /// Begins a step: no micro-batch has been added.
+    /// Begins a step: no micro-batch has been added, and the ranks take turns.
     pub fn clear(&mut self) {
         self.reached.fill(false);
+        self.assigned.clear();
+        self.ended_rounds = 0;
+    }
+
+    /// Sets the rank of each micro-batch of the step. Every rank has at most one micro-batch of a round. All ranks pass
+    /// the same list.
+    pub fn assign_micro_batches(&mut self, ranks: &[usize]) {
+        self.assigned = ranks.to_vec();
+    }
+
+    /// The ranks in the order of their micro-batches in the current round.
+    fn ranks_of_round(&self) -> Vec<usize> {
+        let size = self.ranks.size();
+        match self.assigned.is_empty() {
+            true => (0..size).collect(),
+            false => self.assigned.iter().skip(self.ended_rounds * size).take(size).copied().collect(),
+        }
     }
 
     /// Takes note that this rank's backward pass has finished the gradients of the parameters `names`. Exchanges the
@@ -208,6 +233,7 @@ impl GradientSum {
         self.exchange.wait_for_all()?;
         let round = std::mem::replace(&mut self.round, Round::new(self.parameters.len()));
         self.reached.iter_mut().zip(round.reached).for_each(|(reached, now)| *reached |= now);
+        self.ended_rounds += 1;
         own.clear();
         Ok(())
     }
@@ -217,7 +243,7 @@ impl GradientSum {
     fn exchange_bucket(&mut self, own: &mut Grads) -> Result<()> {
         // The buckets share the buffers of received gradients.
         self.round.pending.take().map_or(Ok(()), PendingBucket::add)?;
-        let (rank, size) = (self.ranks.rank(), self.ranks.size());
+        let (rank, size, in_order) = (self.ranks.rank(), self.ranks.size(), self.ranks_of_round());
         let bucket = &self.buckets[self.round.exchanged];
         let gradient = |cell: &Cell| own.get(&self.parameters[cell.parameter].0);
         let flags: Vec<u8> = bucket.iter().map(|cell| u8::from(gradient(cell).is_some())).collect();
@@ -234,7 +260,7 @@ impl GradientSum {
             }
             let sum = self.sum_of(cell)?;
             let mut has_sum = self.reached[cell.parameter];
-            for from in (0..size).filter(|&from| flags[from][index] != 0) {
+            for from in in_order.iter().copied().filter(|&from| flags[from][index] != 0) {
                 let gradient = match &own {
                     Some(own) if from == rank => own.clone(),
                     _ => {
@@ -323,8 +349,7 @@ impl GradientSource for GradientSum {
 /// The buckets are the same on every rank.
 fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<Cell>> {
     let (mut buckets, mut in_last) = (Vec::<Vec<Cell>>::new(), 0);
-    let cells_of = |&parameter: &usize| partition.cells().iter().filter(move |cell| cell.parameter == parameter);
-    for cell in order.iter().flat_map(cells_of) {
+    for cell in order.iter().flat_map(|&parameter| partition.cells_of(parameter)) {
         in_last += cell.range.len();
         match buckets.last_mut().filter(|_| in_last <= weights) {
             Some(bucket) => bucket.push(cell.clone()),

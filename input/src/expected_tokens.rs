@@ -1,0 +1,112 @@
+//! Estimates the number of tokens of a conversation from its text and the limits of its media, without reading media.
+
+use reel_media::profile::{MediaOverrides, SelectionRule};
+
+use crate::MediaOptions;
+use crate::messages::{ContentPart, Conversation, ImagePart, MessageContent, VideoPart, VideoSource};
+
+/// Bytes of UTF-8 text per token, about the mean of English text.
+const BYTES_PER_TOKEN: usize = 4;
+/// Pixels of one vision token: 2 × 2 patches of 14 × 14 pixels.
+const TOKEN_PIXELS: u64 = 28 * 28;
+
+/// Estimates the number of tokens of a conversation. Texts have a token for each 4 bytes. An image or a video is assumed
+/// to be as large as its limits allow; the limits are those of `options` and of the keys of its message part. A video
+/// has as many frames as `nframes` or its frame rate asks for, if the part states its start and end, and else as many as
+/// the limits allow.
+pub fn expected_tokens(conversation: &Conversation, options: &MediaOptions) -> u64 {
+    let text = |text: &str| text.len().div_ceil(BYTES_PER_TOKEN) as u64;
+    let of_part = |part: &ContentPart| match part {
+        ContentPart::Text(part) => text(part),
+        ContentPart::Image(image) => image_tokens(image, options),
+        ContentPart::Video(video) => video_tokens(video, options),
+    };
+    let of_message = |content: &MessageContent| match content {
+        MessageContent::Text(content) => text(content),
+        MessageContent::Parts(parts) => parts.iter().map(of_part).sum(),
+    };
+    conversation.messages.iter().map(|message| of_message(&message.content)).sum()
+}
+
+/// The area in pixels that a part requests by `resized_height` and `resized_width`.
+fn requested_pixels(limits: &MediaOverrides) -> Option<u64> {
+    Some(limits.resized_height?.saturating_mul(limits.resized_width?))
+}
+
+fn image_tokens(image: &ImagePart, options: &MediaOptions) -> u64 {
+    let limits = options.limits(image.overrides);
+    let largest = limits.max_pixels.unwrap_or(options.profile.pixel_limits().image_max);
+    requested_pixels(&limits).unwrap_or(largest) / TOKEN_PIXELS
+}
+
+fn video_tokens(video: &VideoPart, options: &MediaOptions) -> u64 {
+    let (limits, of_profile) = (options.limits(video.overrides), options.profile.pixel_limits());
+    let total = limits.total_pixels.unwrap_or(of_profile.video_total) / TOKEN_PIXELS;
+    let frame = limits.max_pixels.map_or(of_profile.video_max, |most| most.min(of_profile.video_max));
+    let frame = requested_pixels(&limits).unwrap_or(frame) / TOKEN_PIXELS;
+    // Two frames share a temporal patch.
+    expected_frames(video, &limits, options).map_or(total, |frames| (frames.div_ceil(2) * frame).min(total))
+}
+
+/// The expected number of frames of a video; `None` if neither the limits nor the part of the message bound it.
+fn expected_frames(video: &VideoPart, limits: &MediaOverrides, options: &MediaOptions) -> Option<u64> {
+    if let VideoSource::Frames(frames) = &video.source {
+        return Some(frames.len() as u64);
+    }
+    let seconds = limits.video_end.map(|end| (end - limits.video_start.unwrap_or(0.0)).max(0.0));
+    let count = |frames: i64| frames.max(0) as u64;
+    match (limits.nframes, options.profile.selection_rule()) {
+        (Some(frames), _) => Some(count(frames)),
+        (None, SelectionRule::Uniform(frames)) if limits.fps.is_none() => Some(count(frames)),
+        (None, SelectionRule::Rate { fps, min_frames, max_frames }) => {
+            let most = limits.max_frames.unwrap_or(max_frames);
+            let least = limits.min_frames.unwrap_or(min_frames).min(most);
+            let at_rate = |seconds: f64| (seconds * limits.fps.unwrap_or(fps)) as i64;
+            Some(count(seconds.map_or(most, |seconds| at_rate(seconds).clamp(least, most))))
+        }
+        // One frame per second unless a rate is given.
+        (None, _) => seconds.map(|seconds| (seconds * limits.fps.unwrap_or(1.0)) as u64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use reel_media::profile::MediaProfile;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn tokens(content: Value, profile: MediaProfile) -> u64 {
+        let messages = json!([{"role": "user", "content": content}]);
+        let conversation = Conversation::from_json("test", &messages, Path::new("")).unwrap();
+        expected_tokens(&conversation, &MediaOptions { profile, ..MediaOptions::default() })
+    }
+
+    #[test]
+    fn media_are_as_large_as_their_limits_allow() {
+        use MediaProfile::{Qwen, VideorftTrain};
+        let with = |mut part: Value, keys: Value| {
+            part.as_object_mut().unwrap().extend(keys.as_object().cloned().unwrap());
+            json!([part])
+        };
+        let image = |keys: Value| with(json!({"type": "image", "image": "a.png"}), keys);
+        let video = |keys: Value| with(json!({"type": "video", "video": "a.mp4"}), keys);
+        assert_eq!(tokens(json!("ten bytes."), Qwen), 3);
+        assert_eq!(tokens(image(json!({})), VideorftTrain), 256);
+        assert_eq!(tokens(image(json!({"max_pixels": 78400})), Qwen), 100);
+        assert_eq!(tokens(image(json!({"resized_height": 56, "resized_width": 280})), Qwen), 20);
+        // 16 frames of 128 tokens, two of which share a patch.
+        assert_eq!(tokens(video(json!({})), VideorftTrain), 8 * 128);
+        assert_eq!(tokens(video(json!({"nframes": 4})), VideorftTrain), 2 * 128);
+        assert_eq!(tokens(video(json!({"nframes": 4, "max_pixels": 7840})), VideorftTrain), 2 * 10);
+        // At most 768 frames, or 24,576 tokens.
+        assert_eq!(tokens(video(json!({})), Qwen), 24_576);
+        // 2 frames per second from second 3 to second 8.
+        let section = json!({"video_start": 3.0, "video_end": 8.0, "max_pixels": 7840});
+        assert_eq!(tokens(video(section), Qwen), 5 * 10);
+        let listed = json!({"type": "video", "video": ["a.png", "b.png", "c.png"], "max_pixels": 7840});
+        assert_eq!(tokens(json!([listed]), Qwen), 2 * 10);
+    }
+}

@@ -1,0 +1,58 @@
+//! The expected numbers of tokens of rows, by which the ranks of a run share the prompts of a step.
+
+use std::collections::HashMap;
+
+/// The numbers of tokens that are known of each row of the data file.
+#[derive(Debug, Default)]
+pub(super) struct ExpectedLengths {
+    /// The prompts: the number in the row's last rollout, else an estimate.
+    prompts: HashMap<usize, u64>,
+    /// All completions of the row's last rollout together.
+    completions: HashMap<usize, u64>,
+    /// The sum of the completions of all rollouts so far, and the number of rollouts.
+    total: u64,
+    count: u64,
+}
+
+impl ExpectedLengths {
+    /// The number of tokens of the prompt of `row`, if it is known or was estimated.
+    pub fn prompt(&self, row: usize) -> Option<u64> {
+        self.prompts.get(&row).copied()
+    }
+
+    /// Keeps the estimate of a prompt, so that it is made once.
+    pub fn estimate_prompt(&mut self, row: usize, tokens: u64) {
+        self.prompts.insert(row, tokens);
+    }
+
+    /// The expected number of tokens of all completions of `row` together: that of its last rollout, else the mean of
+    /// all rollouts, else 0. In the first step this counts the same for all rows.
+    pub fn completions(&self, row: usize) -> u64 {
+        let mean = || self.total.checked_div(self.count).unwrap_or(0);
+        self.completions.get(&row).copied().unwrap_or_else(mean)
+    }
+
+    /// Records a rollout of `row`.
+    pub fn record(&mut self, row: usize, prompt: u64, completions: u64) {
+        self.prompts.insert(row, prompt);
+        self.completions.insert(row, completions);
+        (self.total, self.count) = (self.total + completions, self.count + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollout_replaces_the_estimate_of_its_row_and_adds_to_the_mean() {
+        let mut lengths = ExpectedLengths::default();
+        lengths.estimate_prompt(3, 1000);
+        assert_eq!((lengths.prompt(3), lengths.prompt(4), lengths.completions(3)), (Some(1000), None, 0));
+        lengths.record(3, 700, 40);
+        lengths.record(5, 10, 20);
+        assert_eq!((lengths.prompt(3), lengths.completions(3), lengths.completions(4)), (Some(700), 40, 30));
+        lengths.record(3, 700, 60);
+        assert_eq!((lengths.completions(3), lengths.completions(4)), (60, 40));
+    }
+}
