@@ -23,6 +23,7 @@ use crate::features::{FeatureCache, VisionFeatures};
 use crate::quantization::Quantization;
 use crate::text::products::{OutputDestination, ReusedOutputs};
 use crate::text::{AttentionContext, KvCache, TextDecoder};
+use crate::units;
 use crate::vision::VisionTower;
 use crate::weights::{WeightLoader, WeightSource};
 
@@ -96,7 +97,7 @@ impl Qwen25Vl {
         files.check(config)?;
         let source = WeightSource::Files(files);
         Qwen25Vl::load(
-            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false },
+            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None },
             config,
         )
     }
@@ -115,7 +116,7 @@ impl Qwen25Vl {
     ) -> Result<Qwen25Vl> {
         let source = WeightSource::Uninitialised(stored);
         Qwen25Vl::load(
-            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false },
+            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None },
             config,
         )
     }
@@ -158,11 +159,15 @@ impl Qwen25Vl {
     /// Embeddings `[S, H]`, with vision tokens in place of pad tokens.
     fn embed(&self, cx: &Cx, batch: &Batch, options: &ForwardOptions) -> Result<Tensor> {
         let table = &self.text.embed_tokens;
-        let Some(input) = &batch.vision else { return Ok(ops::embedding(cx, table, &batch.ids)?) };
+        let Some(input) = &batch.vision else {
+            cx.begin_unit(units::EMBEDDING)?;
+            return Ok(ops::embedding(cx, table, &batch.ids)?);
+        };
         let tokens = match options.vision {
             Some(tokens) => tokens.clone(),
             None => self.vision_tokens(cx, input)?,
         };
+        cx.begin_unit(units::EMBEDDING)?;
         Ok(ops::embedding_with_vision_tokens(cx, table, &batch.ids, &tokens, &input.vision_index)?)
     }
 

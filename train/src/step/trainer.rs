@@ -293,6 +293,7 @@ fn load_model(
             quantization: Quantization::None,
             may_pad: hyperparameters.may_pad_weights(),
             trainable: &trainable,
+            deferred: None,
         },
         config,
     )?;

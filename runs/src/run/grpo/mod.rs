@@ -195,6 +195,7 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
         quantization: Quantization::None,
         may_pad: trainer.hyperparameters.may_pad_weights(),
         trainable: &|_| false,
+        deferred: None,
     };
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),
