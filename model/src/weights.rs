@@ -102,8 +102,8 @@ impl<'a> DeferredWeights<'a> {
     }
 
     /// The collected weights, sorted by name.
-    pub fn into_sorted(self) -> Vec<DeferredWeight> {
-        let mut loaded = self.loaded.into_inner();
+    pub fn sorted(&self) -> Vec<DeferredWeight> {
+        let mut loaded = self.loaded.borrow().clone();
         loaded.sort_by(|a, b| a.name.cmp(&b.name));
         loaded
     }

@@ -111,7 +111,7 @@ fn forward_and_backward(
         // Without the kept outputs of matrix products, which have just been freed, activations may fit into memory.
         kept = choose()?;
     }
-    let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
+    let cx = t.training_cx(kept);
     let outputs_of_batch = |products: &Arc<StoredRolloutOutputs>| products.of_micro_batch(&cx, first_group, groups);
     let known = set.products.as_ref().map(outputs_of_batch).transpose()?.flatten();
     if is_last {
@@ -167,7 +167,9 @@ fn log_probs(
     packed: &PackedGroups,
     options: &GrpoOptions,
 ) -> Result<Tensor> {
-    Ok(ops::linear_log_prob(cx, hidden, model.text.lm_head()?, &packed.targets, 1.0 / options.temperature as f32)?)
+    let inverse = 1.0 / options.temperature as f32;
+    let of_head = |head: &_| ops::linear_log_prob(cx, hidden, head, &packed.targets, inverse);
+    Ok(model.text.with_lm_head(cx, of_head)?)
 }
 
 /// Computes the log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
@@ -180,7 +182,8 @@ fn log_probs_with_entropy(
     options: &GrpoOptions,
 ) -> Result<(Tensor, Tensor)> {
     let inverse = 1.0 / options.temperature as f32;
-    Ok(ops::linear_log_prob_with_entropy(cx, hidden, model.text.lm_head()?, &packed.targets, inverse)?)
+    let of_head = |head: &_| ops::linear_log_prob_with_entropy(cx, hidden, head, &packed.targets, inverse);
+    Ok(model.text.with_lm_head(cx, of_head)?)
 }
 
 /// The mean of `values`; 0 if there are none.

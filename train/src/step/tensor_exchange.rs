@@ -1,7 +1,9 @@
 //! Exchanges tensors between the ranks of a job: by NCCL if they are in the memory of GPUs, else through host memory
 //! and sockets.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,12 +34,12 @@ pub trait Exchange: Debug {
         receive: &[Vec<Tensor>],
     ) -> Result<PendingExchange>;
 
-    /// Sends the tensors `send` to every other rank, and fills the tensors `receive[from]` with what rank `from` sends.
-    /// Launches before the call run before the exchange, launches after the call run after it.
+    /// Starts to send the tensors `send` to every other rank, and to fill the tensors `receive[from]` with what rank
+    /// `from` sends, as [`Exchange::start_all_to_all`] does.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
-    fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()>;
+    fn start_all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<PendingExchange>;
 
     /// Waits until all exchanges are done, so that an exchange that hangs becomes an error that names it.
     ///
@@ -46,13 +48,17 @@ pub trait Exchange: Debug {
     fn wait_for_all(&self) -> Result<()>;
 }
 
+/// The exchange of a rank, which gradients and weights share: all ranks must start their exchanges in the same order.
+pub type SharedExchange = Rc<RefCell<Box<dyn Exchange>>>;
+
 /// Connects the ranks. All ranks call it together.
 ///
 /// # Errors
 /// NCCL is missing, or a rank does not join in time; another rank has failed.
-pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn Exchange>> {
+pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<SharedExchange> {
+    let shared = |exchange: Box<dyn Exchange>| Rc::new(RefCell::new(exchange));
     if !device.capabilities().own_memory {
-        return Ok(Box::new(HostExchange::new(ranks.clone())));
+        return Ok(shared(Box::new(HostExchange::new(ranks.clone()))));
     }
     let (rank, size) = (ranks.rank(), ranks.size());
     let id = if rank == 0 { Some(device.nccl_id()?.to_vec()) } else { None };
@@ -61,7 +67,7 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn Exchange>>
     ranks.barrier("start of NCCL")?;
     let mut bytes = [0; 128];
     bytes.iter_mut().zip(id).for_each(|(to, from)| *to = from);
-    Ok(Box::new(NcclExchange(device.join_nccl(rank, size, &bytes, TIME_LIMIT)?)))
+    Ok(shared(Box::new(NcclExchange(device.join_nccl(rank, size, &bytes, TIME_LIMIT)?))))
 }
 
 /// Exchanges tensors in the memory of GPUs by NCCL.
@@ -86,10 +92,10 @@ impl Exchange for NcclExchange {
         Ok(self.0.start_exchange(name, &ranges_of_ranks(send), &ranges_of_ranks(receive))?)
     }
 
-    fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()> {
+    fn start_all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<PendingExchange> {
         let to = |rank: usize| if rank == self.0.rank() { Vec::new() } else { ranges(send) };
         let send: Vec<Vec<DeviceRange>> = (0..self.0.size()).map(to).collect();
-        Ok(self.0.exchange(name, &send, &ranges_of_ranks(receive))?)
+        Ok(self.0.start_exchange(name, &send, &ranges_of_ranks(receive))?)
     }
 
     fn wait_for_all(&self) -> Result<()> {
@@ -148,10 +154,11 @@ impl Exchange for HostExchange {
         Ok(PendingExchange::done())
     }
 
-    fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()> {
+    fn start_all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<PendingExchange> {
         let here = self.ranks.rank();
         read_into(send, &mut self.sent[here])?;
-        self.exchange(name, |_| here, receive)
+        self.exchange(name, |_| here, receive)?;
+        Ok(PendingExchange::done())
     }
 
     fn wait_for_all(&self) -> Result<()> {

@@ -248,6 +248,11 @@ impl AdamW {
         self.moments
     }
 
+    /// Whether this rank has only the weights of its cells, not those of whole parameters (ZeRO-3).
+    pub fn has_only_cells(&self) -> bool {
+        self.has_only_cells
+    }
+
     /// Which cells of the parameters belong to which rank.
     pub fn partition(&self) -> &Partition {
         &self.partition
