@@ -37,6 +37,8 @@ pub fn step(
     let part = |name| device.profiler().set_work_part(name);
     let (first, begun) = (set.uses == 0, Instant::now());
     if let Some(model) = reference.filter(|_| first && set.ref_log_probs.is_empty()) {
+        // With an adapter, the reference model has the policy's base weights, of which a rank may have a part only.
+        let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
         let own = match set.own_ref_log_probs.take() {
             Some(own) => own,
             None => {

@@ -157,6 +157,8 @@ impl GrpoLoop<'_> {
             return Ok(batch.map(|batch| RolloutSet::new(groups(batch.samples), options.scale_rewards)));
         };
         let mut own_ref_log_probs = None;
+        // If each rank keeps a part of the weights, it has all of them while it samples.
+        let all_weights = trainer.gather_all_weights()?;
         let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
             if let Some(model) = &self.reference {
                 // Frees the gradients' memory for the reference model's activations. The next step would clear the
@@ -167,6 +169,7 @@ impl GrpoLoop<'_> {
             }
             Ok(())
         })?;
+        drop(all_weights);
         Ok(batch.map(|batch| RolloutSet {
             own_ref_log_probs,
             metrics: batch.metrics,
