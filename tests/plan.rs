@@ -252,6 +252,32 @@ fn jobs_of_the_largest_presets() {
     assert!((sent / wanted - 1.0).abs() < 1e-6, "{adapter}");
 }
 
+/// With ZeRO-3, full fine-tuning of 72B fits on 16 and 64 H200, and with 8-bit moments on 8.
+#[test]
+fn divided_weights_of_the_largest_preset_fit() {
+    let job = |more: &str| {
+        let sizes = "--tokens 1024 --vision-patches 1024 --gpu h200 --gradient-accumulation-steps 64 --json";
+        let job = format!("plan sft --preset 72b {sizes} --world 64 --nodes 8{more}");
+        run(job.split(' ')).json()["job"].clone()
+    };
+    let fits = |job: &Value, gpus: u64| {
+        let points = job["scaling"].as_array().expect("a table");
+        points.iter().find(|point| point["gpus"] == gpus).map(|point| point["fits"] == true).expect("a row")
+    };
+    let (whole, divided) = (job(""), job(" --zero-stage 3"));
+    assert!([8, 16, 64].iter().all(|gpus| !fits(&whole, *gpus)), "{whole}");
+    assert_eq!([8, 16, 64].map(|gpus| fits(&divided, gpus)), [false, true, true], "{divided}");
+    assert!(fits(&job(" --zero-stage 3 --optim adamw-8bit"), 8));
+    // A rank has 1/64 of 147 GB of weights, and two units of less than 2.5 GB.
+    let weights = number(&divided, "/memory/weights");
+    assert!((147e9 / 64.0..147e9 / 64.0 + 5.1e9).contains(&weights), "{weights}");
+    let sent =
+        |job: &Value| number(job, "/bytes/weights/within_node/sent") + number(job, "/bytes/weights/between_nodes/sent");
+    // One round: all weights are gathered for the forward pass, and again for the backward pass except for two tables.
+    let ratio = sent(&divided) / sent(&whole);
+    assert!((1.95..2.0).contains(&ratio) && divided["zero_stage"] == 3, "{ratio}: {divided}");
+}
+
 #[test]
 fn impossible_jobs_are_refused() {
     let sizes = "plan sft --preset tiny --tokens 64 --gradient-accumulation-steps 8";

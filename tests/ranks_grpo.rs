@@ -116,7 +116,11 @@ fn any_number_of_processes_gives_the_bits_of_one() {
         "--max-pixels",
         "12544",
     ];
-    let runs: [(&str, Vec<&str>, &[&str]); 4] = [
+    let divided = ["--zero-stage", "3", "--max-steps", "2", "--save-steps", "2"];
+    let adapter = ["--lora-r", "4", "--dtype", "bf16"];
+    let runs: [(&str, Vec<&str>, &[&str]); 6] = [
+        ("divided", [&REWARD[..], &divided, &["--num-iterations", "2"]].concat(), &["3"]),
+        ("divided_adapter", [&REWARD[..], &divided, &adapter, &["--beta", "0.04"]].concat(), &["2"]),
         ("iterations", [&REWARD[..], &iterations].concat(), &["2", "3", "4", "8"]),
         ("dapo", [&REWARD[..], &two_groups, &dapo, &["--max-steps", "2"]].concat(), &["3"]),
         ("dynamic", [&parity[..], &four, &dynamic, &["--max-steps", "2"]].concat(), &["3"]),

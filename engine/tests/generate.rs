@@ -121,6 +121,7 @@ fn packed_copies_of_trained_weights_change_no_completion() {
             quantization: Quantization::None,
             may_pad: true,
             trainable: &|_| true,
+            deferred: None,
         };
         let model = Qwen25Vl::load(&loader, &case.config).unwrap();
         let cx = Cx::inference(&device, dtype);

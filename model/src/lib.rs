@@ -22,6 +22,7 @@ pub mod tensor_parallel;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod units;
 pub mod vision;
 pub mod weights;
 

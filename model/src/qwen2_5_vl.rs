@@ -24,6 +24,7 @@ use crate::quantization::Quantization;
 use crate::tensor_parallel::TensorParallel;
 use crate::text::products::{OutputDestination, ReusedOutputs};
 use crate::text::{AttentionContext, KvCache, TextDecoder};
+use crate::units;
 use crate::vision::VisionTower;
 use crate::weights::{WeightLoader, WeightSource};
 
@@ -98,7 +99,8 @@ impl Qwen25Vl {
     ) -> Result<Qwen25Vl> {
         files.check(config)?;
         let source = WeightSource::Files(files);
-        let from = WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false };
+        let from =
+            WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None };
         Ok(Qwen25Vl {
             vision: VisionTower::load(&from, &config.vision)?,
             text: TextDecoder::load(&from, config, parallel)?,
@@ -121,7 +123,7 @@ impl Qwen25Vl {
     ) -> Result<Qwen25Vl> {
         let source = WeightSource::Uninitialised(stored);
         Qwen25Vl::load(
-            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false },
+            &WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None },
             config,
         )
     }
@@ -164,11 +166,15 @@ impl Qwen25Vl {
     /// Embeddings `[S, H]`, with vision tokens in place of pad tokens.
     fn embed(&self, cx: &Cx, batch: &Batch, options: &ForwardOptions) -> Result<Tensor> {
         let table = &self.text.embed_tokens;
-        let Some(input) = &batch.vision else { return Ok(ops::embedding(cx, table, &batch.ids)?) };
+        let Some(input) = &batch.vision else {
+            cx.begin_unit(units::EMBEDDING)?;
+            return Ok(ops::embedding(cx, table, &batch.ids)?);
+        };
         let tokens = match options.vision {
             Some(tokens) => tokens.clone(),
             None => self.vision_tokens(cx, input)?,
         };
+        cx.begin_unit(units::EMBEDDING)?;
         Ok(ops::embedding_with_vision_tokens(cx, table, &batch.ids, &tokens, &input.vision_index)?)
     }
 

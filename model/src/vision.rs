@@ -26,6 +26,7 @@ use crate::batch::{PatchSource, SequenceMedia};
 use crate::error::Result;
 use crate::linear::{JoinedWeights, Linear};
 use crate::residual::Residual;
+use crate::units;
 use crate::weights::WeightLoader;
 
 /// Base of the rotary frequencies. It is a constant in transformers and not part of the config.
@@ -104,11 +105,15 @@ impl VisionTower {
     pub(crate) fn forward(&self, cx: &Cx, media: &[SequenceMedia]) -> Result<Tensor> {
         let layout = PatchLayout::new(cx, media, &self.config)?;
         let rotary = self.rotary(cx, &layout.positions)?;
+        cx.begin_unit(units::PATCH_EMBEDDING)?;
         let mut residual = Residual::new(&self.embed(cx, media, &layout)?);
         for (i, block) in self.blocks.iter().enumerate() {
             let _layer = in_layer(STACK, i);
             let seqs = if self.config.is_full_attention(i) { &layout.frames } else { &layout.windows };
-            residual = if cx.checkpointing() == Checkpointing::Full {
+            residual = cx.with_unit(units::vision_block(i), || {
+                if cx.checkpointing() != Checkpointing::Full {
+                    return block.forward(cx, residual, &rotary, seqs);
+                }
                 // A block that the backward pass computes again takes one input tensor, so the residual and the
                 // previous block's output are added here, not in the next norm. The bits are the same.
                 let (block, rotary, seqs) = (block.clone(), rotary.clone(), seqs.clone());
@@ -117,15 +122,15 @@ impl VisionTower {
                     let out = block.forward(cx, Residual::new(&x[0]), &rotary, &seqs);
                     out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                 };
-                Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?)
-            } else {
-                block.forward(cx, residual, &rotary, seqs)?
-            };
+                Ok(Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?))
+            })?;
         }
         let x = residual.into_sum(cx)?;
         let (eps, square) = (self.config.rms_norm_eps as f32, self.config.patches_per_vision_token());
-        let x = ops::patch_merge(cx, &x, &layout.processor_order, &self.ln_q, eps, square)?;
-        self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)
+        cx.with_unit(units::MERGER, || {
+            let x = ops::patch_merge(cx, &x, &layout.processor_order, &self.ln_q, eps, square)?;
+            self.merge_out.forward(cx, &ops::gelu(cx, &self.merge_in.forward(cx, &x)?)?)
+        })
     }
 
     /// Patch embeddings `[N, C]` in window order.

@@ -1,6 +1,10 @@
 //! Loads weights onto a device. Weights are read in place from the memory-mapped files if their dtype allows it, and
 //! copied if they are trained, change dtype, are padded with zeros ([`Width`]) or if the checkpoint asks for copies
-//! ([`Checkpoint::copied`]). On device `dry` only the bytes of the weights are counted.
+//! ([`Checkpoint::copied`]). On device `dry` only the bytes of the weights are counted. Weights of which each rank keeps
+//! a part only ([`DeferredWeights`]) get no memory here.
+
+use std::cell::RefCell;
+use std::ops::Range;
 
 use half::{bf16, f16};
 use reel_device::{DType, Device, MemoryCategory};
@@ -73,6 +77,44 @@ impl Width {
     }
 }
 
+/// A weight that was loaded without memory.
+#[derive(Clone, Debug)]
+pub struct DeferredWeight {
+    /// The classic name.
+    pub name: String,
+    /// The weight, whose memory exists only while it is provided ([`Tensor::on_demand_memory`]).
+    pub tensor: Tensor,
+    /// The shape in the files.
+    file_shape: Vec<usize>,
+}
+
+/// Collects the weights that are loaded without memory. The caller reads them in parts
+/// ([`WeightLoader::read_deferred`]).
+pub struct DeferredWeights<'a> {
+    /// Whether a weight is loaded without memory, by its classic name.
+    includes: &'a dyn Fn(&str) -> bool,
+    loaded: RefCell<Vec<DeferredWeight>>,
+}
+
+impl<'a> DeferredWeights<'a> {
+    /// An empty collection. `includes` says by classic name which weights are loaded without memory.
+    pub fn new(includes: &'a dyn Fn(&str) -> bool) -> Self {
+        Self { includes, loaded: RefCell::default() }
+    }
+
+    /// The collected weights, sorted by name.
+    pub fn sorted(&self) -> Vec<DeferredWeight> {
+        let mut loaded = self.loaded.borrow().clone();
+        loaded.sort_by(|a, b| a.name.cmp(&b.name));
+        loaded
+    }
+
+    fn add(&self, name: &str, tensor: &Tensor, file_shape: &[usize]) {
+        let (name, file_shape) = (name.to_string(), file_shape.to_vec());
+        self.loaded.borrow_mut().push(DeferredWeight { name, tensor: tensor.clone(), file_shape });
+    }
+}
+
 /// What is needed to load weights: the device, the files, and the dtypes.
 #[derive(Clone, Copy)]
 pub struct WeightLoader<'a> {
@@ -89,9 +131,47 @@ pub struct WeightLoader<'a> {
     pub may_pad: bool,
     /// Whether a parameter is trained, by its classic name, which is the name on the Hugging Face hub.
     pub trainable: &'a dyn Fn(&str) -> bool,
+    /// The weights that are loaded without memory; `None` if there are none.
+    pub deferred: Option<&'a DeferredWeights<'a>>,
 }
 
 impl WeightLoader<'_> {
+    /// The collection of deferred weights, if weight `name` is one.
+    fn deferred(&self, name: &str) -> Option<&DeferredWeights<'_>> {
+        self.deferred.filter(|deferred| (deferred.includes)(name))
+    }
+
+    /// The dtype in which the source stores tensor `name`.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another shape.
+    fn stored_dtype(&self, name: &str, file_shape: &[usize]) -> Result<StoredDType> {
+        match self.source {
+            WeightSource::Files(files) => Ok(files.tensor_with_shape(name, file_shape)?.dtype),
+            WeightSource::Uninitialised(dtype) => Ok(dtype),
+        }
+    }
+
+    /// Copies the elements `range` of a deferred weight from the files to `to`, `[n]`. A padded weight is copied as a
+    /// whole: `to` then has its shape and its padding.
+    ///
+    /// # Errors
+    /// The tensor is missing or has another shape; a device error.
+    pub fn read_deferred(&self, weight: &DeferredWeight, range: &Range<usize>, to: &Tensor) -> Result<()> {
+        let WeightSource::Files(files) = self.source else { return Ok(()) };
+        let DeferredWeight { name, tensor, file_shape } = weight;
+        let (view, trained) = (files.tensor_with_shape(name, file_shape)?, (self.trainable)(name));
+        if tensor.unpadded_shape() != tensor.shape() {
+            return self.copy(name, view.dtype, view.bytes, trained, to);
+        }
+        let size = view.dtype.element_bytes();
+        let bytes = &view.bytes[range.start * size..range.end * size];
+        match self.kept_dtype(view.dtype, tensor.shape(), trained) {
+            Some(_) => to.write(bytes)?,
+            None => to.write_f32(&widen(name, view.dtype, bytes)?)?,
+        }
+        Ok(())
+    }
     /// The intermediate size of a gated MLP on the device.
     pub(crate) fn mlp_width(&self, size: usize) -> Width {
         if !self.may_pad {
@@ -110,6 +190,13 @@ impl WeightLoader<'_> {
             return self.load(name, &stored, &stored);
         }
         let trained = (self.trainable)(name);
+        if let Some(deferred) = self.deferred(name) {
+            let dtype = self.kept_dtype(self.stored_dtype(name, &stored)?, &stored, trained).unwrap_or(self.dtype);
+            let t = Tensor::on_demand(self.device, &padded, dtype).with_unpadded_shape(&stored)?;
+            let t = if trained { t.into_parameter(name)? } else { t };
+            deferred.add(name, &t, &stored);
+            return Ok(t);
+        }
         let empty = |dtype| {
             let t = Tensor::empty(self.device, &padded, dtype, MemoryCategory::Weights)?;
             t.with_unpadded_shape(&stored)
@@ -170,6 +257,13 @@ impl WeightLoader<'_> {
         share: RowShare,
     ) -> Result<Tensor> {
         let trained = (self.trainable)(name);
+        if let Some(deferred) = self.deferred(name) {
+            let dtype = self.kept_dtype(self.stored_dtype(name, file_shape)?, shape, trained).unwrap_or(self.dtype);
+            let t = Tensor::on_demand(self.device, shape, dtype);
+            let t = if trained { t.into_parameter(name)? } else { t };
+            deferred.add(name, &t, file_shape);
+            return Ok(t);
+        }
         let t = match self.source {
             WeightSource::Files(files) => {
                 let view = files.tensor_with_shape(name, file_shape)?.share_of_rows(share);
@@ -209,11 +303,20 @@ impl WeightLoader<'_> {
     ) -> Result<(Tensor, [Tensor; N])> {
         let shape_of = |rows: usize| [&[rows], row].concat();
         let rows = parts.iter().map(|(_, rows)| rows.padded).sum();
-        let joined = Tensor::empty(self.device, &shape_of(rows), self.dtype, MemoryCategory::Weights)?;
+        let deferred = self.deferred(parts.first().map_or("", |(name, _)| *name));
+        let joined = match deferred {
+            Some(_) => Tensor::on_demand(self.device, &shape_of(rows), self.dtype),
+            None => Tensor::empty(self.device, &shape_of(rows), self.dtype, MemoryCategory::Weights)?,
+        };
         let (joined, mut each) = joined.into_joined_parameters(parts.map(|(name, rows)| (name, rows.padded)))?;
         for ((name, rows), part) in parts.iter().zip(&mut each) {
             let shape = shape_of(rows.stored);
             *part = part.clone().with_unpadded_shape(&shape)?;
+            if let Some(deferred) = deferred {
+                self.stored_dtype(name, &shape)?;
+                deferred.add(name, part, &shape);
+                continue;
+            }
             if let WeightSource::Files(files) = self.source {
                 let view = files.tensor_with_shape(name, &shape)?;
                 self.copy(name, view.dtype, view.bytes, true, part)?;
@@ -225,7 +328,7 @@ impl WeightLoader<'_> {
     /// The dtype in which tensor `name`, of shape `shape`, is packed; `None` if it is not packed. A linear layer reads
     /// packed weights faster, so a weight is packed if it is copied, not trained, and keeps the dtype of the file.
     pub(crate) fn packed_dtype(&self, files: &Checkpoint, name: &str, shape: &[usize]) -> Option<DType> {
-        let may_pack = files.is_copied() && !(self.trainable)(name);
+        let may_pack = files.is_copied() && !(self.trainable)(name) && self.deferred(name).is_none();
         let stored = files.tensor(name).filter(|_| may_pack)?.dtype;
         self.kept_dtype(stored, shape, false).filter(|_| PackedWeight::suits(self.device))
     }

@@ -314,6 +314,7 @@ fn int8_takes_half_the_memory_of_bf16() {
             quantization,
             may_pad: true,
             trainable: &|_| false,
+            deferred: None,
         };
         let _model = Qwen25Vl::load(&from, &case.config).unwrap();
         device.memory().current

@@ -83,6 +83,7 @@ fn pass(dtype: DType, all: &[&ModelInput]) -> (Vec<f32>, Vec<f32>) {
         quantization: Quantization::None,
         may_pad: true,
         trainable: &trainable,
+        deferred: None,
     };
     let model = Qwen25Vl::load(&from, &config).unwrap();
     let cx = Cx::training(&device, dtype);

@@ -8,7 +8,7 @@ pub mod optim;
 pub mod tensor;
 
 pub use error::{Result, RuntimeError};
-pub use tensor::cx::{Checkpointing, Cx};
+pub use tensor::cx::{Checkpointing, Cx, GatheredWeights, WeightUnit};
 pub use tensor::ops;
-pub use tensor::tape::Grads;
-pub use tensor::{Saved, Tensor, TensorMeta, format_shape};
+pub use tensor::tape::{BackwardEvent, Grads};
+pub use tensor::{OnDemandMemory, Saved, Tensor, TensorMeta, format_shape};

@@ -8,10 +8,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_measure::job::{JobShape, ProcessCosts, ScalingPoint, StepTime, Traffic, weak_scaling};
+use reel_measure::job::{DividedBytes, JobShape, ProcessCosts, ScalingPoint, StepTime, Traffic, weak_scaling};
 use reel_measure::job_page::job_page;
 use reel_measure::links::{ATTAINABLE_SHARE, GPUS_PER_NODE, Link, Links};
 use reel_measure::machine::MachineSpec;
+use reel_runs::plan::DividedWeights;
 use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
@@ -43,6 +44,8 @@ pub struct JobFlags {
 /// A job to plan.
 pub struct Job {
     shape: JobShape,
+    /// Whether the ranks divide the weights (ZeRO-3).
+    divides_weights: bool,
     links: Links,
     html: Option<PathBuf>,
 }
@@ -97,7 +100,8 @@ impl JobFlags {
         let gpus_per_node = if nodes > 1 { ranks / nodes } else { ranks.max(GPUS_PER_NODE) };
         let shape = JobShape { ranks, gpus_per_node, micro_batches };
         options.gradient_accumulation_steps = shape.rounds();
-        Ok(Some(Job { shape, links, html: self.html.clone() }))
+        let divides_weights = options.zero_stage == 3;
+        Ok(Some(Job { shape, divides_weights, links, html: self.html.clone() }))
     }
 }
 
@@ -135,7 +139,10 @@ impl Job {
     }
 
     fn predict(&self, counts: &DryRunCounts, training: &TrainingCounts, machine: &MachineSpec) -> Prediction {
-        let process = process_costs(counts, training, machine);
+        let mut process = process_costs(counts, training, machine);
+        if !self.divides_weights {
+            process.divided = None;
+        }
         let shape = &self.shape;
         let memory_of = |rank| shape.memory_of(rank, &process);
         let peaks: Vec<u64> =
@@ -201,6 +208,7 @@ impl Job {
             })
         };
         json!({
+            "zero_stage": if self.divides_weights { 3 } else { 2 },
             "world": self.shape.ranks, "nodes": self.shape.nodes(), "gpus_per_node": self.shape.gpus_per_node,
             "micro_batches": self.shape.micro_batches, "rounds": self.shape.rounds(),
             "links": {"within_node": link(self.links.within_node), "between_nodes": link(self.links.between_nodes)},
@@ -225,14 +233,15 @@ impl Job {
     ) -> Result<()> {
         let JobShape { ranks, micro_batches, .. } = self.shape;
         output::print_line(format!(
-            "reel {} in {}: {}; {} on {}, {} in a step, at most {} on a GPU",
+            "reel {} in {}: {}; {} on {}, {} in a step, at most {} on a GPU{}",
             counts.command,
             counts.dtype,
             counts.subject,
             counted(ranks, "GPU", "s"),
             counted(self.shape.nodes(), "machine", "s"),
             counted(micro_batches, "micro-batch", "es"),
-            self.shape.rounds()
+            self.shape.rounds(),
+            if self.divides_weights { "; the GPUs divide the weights (ZeRO-3)" } else { "" }
         ))?;
         table::print_peak("peak memory of a GPU", &prediction.memory, machine)?;
         table::print_checkpoint(training)?;
@@ -328,11 +337,13 @@ fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &Mac
         if all > 0.0 { step * part / all } else { 0.0 }
     };
     let optimizer_seconds = seconds_of("optimizer");
+    let DividedWeights { all, most_gathered, gathered, are_trained } = training.divided;
     ProcessCosts {
         memory: counts.memory.clone(),
         parameters: training.trained.parameters,
         weight_bytes: training.trained.bytes,
         largest_parameter: training.trained.largest,
+        divided: Some(DividedBytes { all, most_gathered, gathered, are_trained }),
         compute_seconds: step - optimizer_seconds,
         backward_seconds: seconds_of("backward"),
         optimizer_seconds,

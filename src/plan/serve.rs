@@ -217,7 +217,15 @@ impl PlanServeArgs {
             Arc::new(CountedExchange { ranks, bytes: AtomicU64::default(), exchanges: AtomicU64::default() });
         let parallel = if ranks > 1 { Some(TensorParallel::new(exchange.clone(), &config)?) } else { None };
         let (source, quantization) = (WeightSource::Uninitialised(files), self.quantize.quantization());
-        let from = WeightLoader { device: &device, source, dtype, quantization, may_pad: true, trainable: &|_| false };
+        let from = WeightLoader {
+            device: &device,
+            source,
+            dtype,
+            quantization,
+            may_pad: true,
+            trainable: &|_| false,
+            deferred: None,
+        };
         let weights = Qwen25Vl {
             vision: VisionTower::load(&from, &config.vision)?,
             text: TextDecoder::load(&from, &config, parallel.as_ref())?,

@@ -7,7 +7,7 @@ use reel_device::{DType, MemoryUse};
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::pricing::{Basis, Price, record_of_gpu};
-use reel_runs::plan::{PhaseCosts, TrainedSize};
+use reel_runs::plan::{DividedWeights, PhaseCosts, TrainedSize};
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
@@ -37,6 +37,8 @@ pub struct TrainingCounts {
     pub parts: PhaseCosts,
     /// The size of what is trained.
     pub trained: TrainedSize,
+    /// The weights that ranks divide with ZeRO-3.
+    pub divided: DividedWeights,
 }
 
 /// One line of the table of ops: the costs of one op in one phase, per step or call.

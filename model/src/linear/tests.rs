@@ -93,6 +93,7 @@ fn pass(
         quantization: Quantization::None,
         may_pad,
         trainable: &|_| training == Training::Weights,
+        deferred: None,
     };
     let inner = from.mlp_width(inner);
     let joined = Linear::load_joined(&from, [("gate", inner), ("up", inner)], WIDTH, true).unwrap();
@@ -165,7 +166,9 @@ fn widths_of_mlps() {
     let width = |device: &Device, may_pad: bool, size: usize| {
         let source = WeightSource::Uninitialised(reel_input::tensor_file::StoredDType::Bf16);
         let (dtype, quantization) = (DType::BF16, Quantization::None);
-        WeightLoader { device, source, dtype, quantization, may_pad, trainable: &|_| false }.mlp_width(size).padded
+        WeightLoader { device, source, dtype, quantization, may_pad, trainable: &|_| false, deferred: None }
+            .mlp_width(size)
+            .padded
     };
     let [cpu, gpu] = [reel_device::Kernels::Cpu, reel_device::Kernels::Cuda].map(Device::dry);
     let sizes = [3420, 3424, 18_944, 4, 12, 60, 8, 1, 6, 3418];

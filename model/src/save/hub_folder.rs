@@ -1,4 +1,6 @@
-//! Writes a model folder in the hub's layout: weights in shards, and copies of the small files of the source folder.
+//! Writes a model folder in the hub's layout: weights in shards, and copies of the small files of the source folder. A
+//! training run creates the folder under a hidden name, its processes fill in the weights, and the finished files are
+//! moved to their place.
 
 use std::fs;
 use std::io::{self, Write};
@@ -6,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
 use reel_files::{AtomicFile, FinishedFile, write_atomically, write_unfinished};
-use reel_input::tensor_file::{HeaderEntry, StoredDType, write_safetensors_header};
-use serde_json::{Map, Value, json};
+use reel_input::tensor_file::StoredDType;
+use serde_json::{Value, json};
 
 use super::folder_format::{Companions, FolderFormat, convert};
+use super::weight_files::{INDEX, WeightFiles, header};
 use crate::checkpoint::TensorNaming;
 use crate::error::{ModelError, Result};
 
@@ -141,21 +144,38 @@ pub struct HubFolder<'a> {
     pub dtype: StoredDType,
 }
 
-/// Writes a model folder. All files get their final names together at the end, so that a full disk leaves no small
-/// files without weights.
+/// Creates a model folder whose weight files have their full length, but not yet the contents of the tensors. Several
+/// writers then write these at their [`WeightFiles::places`].
 ///
-/// `fill` writes the bytes of one tensor; it is called once per tensor, in the order of `tensors`.
-pub fn write_hub_folder(
-    out: &Path,
-    folder: HubFolder,
-    tensors: &[TensorSpec],
-    fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
-) -> Result<()> {
+/// # Errors
+/// A file cannot be written.
+pub fn create_hub_folder(out: &Path, folder: HubFolder, weight_files: &WeightFiles) -> Result<()> {
     fs::create_dir_all(out).map_err(|e| ModelError::cannot_write(out, e))?;
     let mut files = folder.small_files.write_tokenizer_and_processor_files(out)?;
     let config = folder.small_files.config_text(folder.dtype);
     files.push(write_unfinished(&out.join("config.json"), config.as_bytes())?);
-    write_weights_and(files, out, folder.naming, tensors, MAX_SHARD_BYTES, fill)
+    files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?;
+    weight_files.create(out)
+}
+
+/// Moves the files of the complete folder `from` to `to`, on the same disk. If they are a model, weight files of an
+/// earlier save in `to`, which loaders might read instead, are then removed.
+///
+/// # Errors
+/// A file cannot be moved or removed.
+pub fn move_hub_files(from: &Path, to: &Path) -> Result<()> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(from).map_err(|e| ModelError::cannot_read(from, e))? {
+        names.push(entry.map_err(|e| ModelError::cannot_read(from, e))?.file_name().to_string_lossy().into_owned());
+    }
+    for name in &names {
+        let target = to.join(name);
+        fs::rename(from.join(name), &target).map_err(|e| ModelError::cannot_write(&target, e))?;
+    }
+    match names.iter().any(|name| name == "config.json") {
+        true => remove_others(to, &names.iter().map(String::as_str).collect::<Vec<_>>()),
+        false => Ok(()),
+    }
 }
 
 pub(crate) fn is_same_folder(a: &Path, b: &Path) -> bool {
@@ -213,26 +233,15 @@ fn write_weights_and(
     shard_bytes: u64,
     mut fill: impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
-    let shards = cut(tensors, shard_bytes);
-    let mut names = Vec::with_capacity(shards.len() + 1);
-    let mut map = Map::new();
-    for (i, shard) in shards.iter().enumerate() {
-        let name = match shards.len() {
-            1 => "model.safetensors".to_string(),
-            n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
-        };
-        files.push(write_shard(&out.join(&name), |name| naming.from_classic_name(name), shard, &mut fill)?);
-        map.extend(shard.iter().map(|tensor| (naming.from_classic_name(&tensor.name), json!(name))));
-        names.push(name);
+    let weight_files = WeightFiles::new(naming, tensors, shard_bytes);
+    let mut names = Vec::new();
+    for (name, shard) in weight_files.shards() {
+        files.push(write_shard(&out.join(name), |name| naming.from_classic_name(name), shard, &mut fill)?);
+        names.push(name.as_str());
     }
-    if shards.len() > 1 {
-        let total: u64 = tensors.iter().map(TensorSpec::bytes).sum();
-        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
-        let name = "model.safetensors.index.json".to_string();
-        let mut file = AtomicFile::create(&out.join(&name))?;
-        writeln!(file, "{index:#}").map_err(|e| file.write_error(e))?;
-        files.push(file.finish()?);
-        names.push(name);
+    if let Some(index) = weight_files.index() {
+        files.push(write_unfinished(&out.join(INDEX), index.as_bytes())?);
+        names.push(INDEX);
     }
     files.into_iter().try_for_each(FinishedFile::rename_to_final_name)?;
     remove_others(out, &names)
@@ -257,15 +266,8 @@ fn write_shard(
     shard: &[TensorSpec],
     fill: &mut impl FnMut(&TensorSpec, &mut dyn Write) -> io::Result<()>,
 ) -> Result<FinishedFile> {
-    let names: Vec<String> = shard.iter().map(|t| rename(&t.name)).collect();
-    let entries = names.iter().zip(shard).map(|(name, t)| HeaderEntry {
-        name,
-        dtype: t.dtype.safetensors_name(),
-        shape: &t.shape,
-        bytes: t.bytes(),
-    });
     let mut file = AtomicFile::create(path)?;
-    write_safetensors_header(&mut file, entries).map_err(|e| file.write_error(e))?;
+    header(rename, shard).and_then(|header| file.write_all(&header)).map_err(|e| file.write_error(e))?;
     for tensor in shard {
         let mut counted = Counted { inner: &mut file, left: tensor.bytes() };
         let filled = fill(tensor, &mut counted).and_then(|()| counted.check());
@@ -274,30 +276,15 @@ fn write_shard(
     Ok(file.finish()?)
 }
 
-/// Splits the tensors, in order, into shards. A shard has at most `shard_bytes`, unless it is a single larger tensor.
-fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
-    let mut shards = Vec::new();
-    let (mut first, mut size) = (0, 0);
-    for (i, tensor) in tensors.iter().enumerate() {
-        if i > first && size + tensor.bytes() > shard_bytes {
-            shards.push(&tensors[first..i]);
-            (first, size) = (i, 0);
-        }
-        size += tensor.bytes();
-    }
-    shards.push(&tensors[first..]);
-    shards
-}
-
 /// Removes the weight files of an earlier save, which loaders might read instead of the new files.
-fn remove_others(out: &Path, names: &[String]) -> Result<()> {
+fn remove_others(out: &Path, names: &[&str]) -> Result<()> {
     for entry in fs::read_dir(out).map_err(|e| ModelError::cannot_read(out, e))? {
         let path = entry.map_err(|e| ModelError::cannot_read(out, e))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let is_ours = name == "model.safetensors"
-            || name == "model.safetensors.index.json"
+            || name == INDEX
             || (name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors"));
-        if is_ours && !names.iter().any(|kept| kept == name) {
+        if is_ours && !names.contains(&name) {
             fs::remove_file(&path).map_err(|e| ModelError::cannot_write(&path, e))?;
         }
     }

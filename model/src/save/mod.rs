@@ -7,9 +7,11 @@ mod folder_format;
 mod hub_folder;
 #[cfg(test)]
 mod tests;
+mod weight_files;
 
 pub use folder_format::FolderFormat;
 pub(crate) use hub_folder::write_tensor_file_and;
 pub use hub_folder::{
-    ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorSpec, write_hub_folder, write_weights,
+    ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorSpec, create_hub_folder, move_hub_files, write_weights,
 };
+pub use weight_files::WeightFiles;

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use reel_input::InputError;
 use reel_input::config::{ModelConfig, PreprocessorConfig};
 use reel_input::tensor_file::StoredDType;
 use serde_json::{Value, json};
@@ -21,6 +21,25 @@ fn specs(dtype: StoredDType) -> Vec<TensorSpec> {
 fn fill(spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
     let seed = spec.name.bytes().fold(7u8, |a, b| a.wrapping_mul(31).wrapping_add(b));
     out.write_all(&vec![seed; spec.bytes() as usize])
+}
+
+/// Creates a model folder in OUT/.part, writes its weights in two halves of each tensor, and moves it to OUT.
+fn write_hub_folder(out: &Path, folder: HubFolder, specs: &[TensorSpec], shard_bytes: u64) {
+    let (part, weight_files) = (out.join(".part"), WeightFiles::new(folder.naming, specs, shard_bytes));
+    create_hub_folder(&part, folder, &weight_files).unwrap();
+    for second_half in [true, false] {
+        for (spec, file, start) in weight_files.places().unwrap() {
+            let mut bytes = Vec::new();
+            fill(spec, &mut bytes).unwrap();
+            let half = bytes.len() / 2;
+            let (bytes, start) =
+                if second_half { (&bytes[half..], start + half as u64) } else { (&bytes[..half], start) };
+            let file = fs::File::options().write(true).open(part.join(file)).unwrap();
+            file.write_all_at(bytes, start).unwrap();
+        }
+    }
+    move_hub_files(&part, out).unwrap();
+    fs::remove_dir(part).unwrap();
 }
 
 fn source() -> tempfile::TempDir {
@@ -44,7 +63,7 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
         let out = tempfile::tempdir().unwrap();
         let small_files = ConfigAndTokenizerFiles::read(source.path()).unwrap();
         let folder = HubFolder { small_files: &small_files, naming, dtype: StoredDType::F32 };
-        write_hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
+        write_hub_folder(out.path(), folder, &specs(StoredDType::F32), MAX_SHARD_BYTES);
         assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);
         let config = ModelConfig::open(out.path()).unwrap();
         assert_eq!(config.dtype, Some(StoredDType::F32), "config.json said bfloat16 before");
@@ -59,24 +78,24 @@ fn saved_folder_reads_back_equal_in_both_naming_schemes() {
     }
 }
 
-/// A save on a full disk leaves no config.json without weights. The small files are saved as they were read, even if
-/// their source folder has been removed since.
+/// A created folder has the files that writing tensor by tensor gives, and replaces those of an earlier save. The small
+/// files are saved as they were read, even if their source folder has been removed since.
 #[test]
-fn small_files_get_their_names_together_with_the_weights() {
+fn several_writers_fill_in_the_files_of_one() {
     let source = source();
     let small_files = ConfigAndTokenizerFiles::read(source.path()).unwrap();
     drop(source);
-    let folder = HubFolder { small_files: &small_files, naming: TensorNaming::Classic, dtype: StoredDType::F32 };
-    let out = tempfile::tempdir().unwrap();
-    let full = |_: &TensorSpec, _: &mut dyn Write| Err(std::io::ErrorKind::StorageFull.into());
-    let e = write_hub_folder(out.path(), folder, &specs(StoredDType::F32), full).unwrap_err();
-    assert!(
-        matches!(e, crate::ModelError::Input(InputError::NoRoom { remedy: "free space on that disk", .. })),
-        "{e:?}"
-    );
-    assert_eq!(names(out.path()), [""; 0]);
-    write_hub_folder(out.path(), folder, &specs(StoredDType::F32), fill).unwrap();
-    assert_eq!(names(out.path()), ["config.json", "model.safetensors", "tokenizer.json"]);
+    let folder = HubFolder { small_files: &small_files, naming: TensorNaming::Nested, dtype: StoredDType::F32 };
+    let (out, want, tensors) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), specs(StoredDType::F32));
+    for shard_bytes in [40_000, MAX_SHARD_BYTES, 90_000] {
+        write_hub_folder(out.path(), folder, &tensors, shard_bytes);
+        write_weights(want.path(), TensorNaming::Nested, &tensors, shard_bytes, fill).unwrap();
+        let wanted = names(want.path());
+        assert_eq!(names(out.path()), [&["config.json".to_string()][..], &wanted, &["tokenizer.json".into()]].concat());
+        for name in wanted {
+            assert!(fs::read(out.path().join(&name)).unwrap() == fs::read(want.path().join(&name)).unwrap(), "{name}");
+        }
+    }
 }
 
 #[test]

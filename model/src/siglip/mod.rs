@@ -73,6 +73,7 @@ impl Siglip {
             quantization: Quantization::None,
             may_pad: true,
             trainable: &|_| false,
+            deferred: None,
         };
         Ok(Siglip {
             text: SiglipText::load(&from, &config.text)?,

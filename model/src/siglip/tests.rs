@@ -197,6 +197,7 @@ fn so400m_fits_and_takes_little() {
             quantization: Quantization::None,
             may_pad: true,
             trainable: &|_| false,
+            deferred: None,
         };
         let (text, vision) =
             (SiglipText::load(&from, &config.text).unwrap(), SiglipVision::load(&from, &config.vision).unwrap());

@@ -26,7 +26,7 @@ use reel_device::in_layer;
 use reel_device::{DType, Device};
 use reel_input::config::{ModelConfig, TextConfig};
 use reel_runtime::ops::{self, CuSeqlens, KvDestination, KvPages, RotaryTable};
-use reel_runtime::{Checkpointing, Cx, Tensor};
+use reel_runtime::{Checkpointing, Cx, Tensor, WeightUnit};
 
 use crate::error::{ModelError, Result};
 use crate::linear::{JoinedWeights, Linear};
@@ -34,6 +34,7 @@ use crate::linear_weight::Weight;
 use crate::residual::Residual;
 use crate::tensor_parallel::{RowShare, TensorParallel};
 use crate::text::products::{LayerProduct, OutputDestination, ProductLayout, ReusedOutputs};
+use crate::units;
 use crate::vision::{into_runtime_error, inverse_frequencies};
 use crate::weights::WeightLoader;
 
@@ -266,7 +267,7 @@ impl TextDecoder {
         for layer in &self.layers {
             let _layer = in_layer(STACK, layer.index);
             let rows = rows.filter(|_| layer.index + 1 == self.layers.len());
-            residual = match context {
+            residual = cx.with_unit(units::decoder_layer(layer.index), || match context {
                 AttentionContext::Packed { seqs, .. } if cx.checkpointing() == Checkpointing::Full => {
                     // A layer that the backward pass computes again takes one input tensor, so the residual and the
                     // previous layer's output are added here, not in the next norm. The bits are the same.
@@ -277,15 +278,31 @@ impl TextDecoder {
                         let out = layer.forward(cx, Residual::new(&x[0]), &rotary, context, rows.as_ref());
                         out.and_then(|out| out.into_sum(cx)).map_err(into_runtime_error)
                     };
-                    Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?)
+                    Ok(Residual::new(&cx.recompute(&[&residual.into_sum(cx)?], f)?))
                 }
-                context => layer.forward(cx, residual, rotary, context, rows)?,
-            };
+                context => layer.forward(cx, residual, rotary, context, rows),
+            })?;
         }
         if rows.is_some_and(|rows| rows.count() == 0) {
             return residual.into_sum(cx);
         }
-        residual.norm_after_last_layer(cx, &self.norm, self.config.rms_norm_eps as f32)
+        let eps = self.config.rms_norm_eps as f32;
+        cx.with_unit(self.output_unit(), || residual.norm_after_last_layer(cx, &self.norm, eps))
+    }
+
+    /// The unit of the last norm and the output layer.
+    fn output_unit(&self) -> WeightUnit {
+        units::output(self.head.tensors().any(|t| t.id() == self.embed_tokens.id()))
+    }
+
+    /// Calls `f` with the weight of the output layer ([`Self::lm_head`]), which is in memory meanwhile and during the
+    /// backward pass over its ops.
+    ///
+    /// # Errors
+    /// The layer is packed for inference; the errors of [`Cx::with_unit`].
+    pub fn with_lm_head<T>(&self, cx: &Cx, f: impl FnOnce(&Tensor) -> reel_runtime::Result<T>) -> Result<T> {
+        let head = self.lm_head()?;
+        Ok(cx.with_unit(self.output_unit(), || f(head))?)
     }
 
     /// The M-RoPE table for positions i32 `[3, S]`: each frequency rotates by the time, height or width position,

@@ -99,11 +99,12 @@ pub struct RunState {
 
 /// Options that a resumed run may change: options that do not influence the resulting weights, and paths of files whose
 /// fingerprints are compared instead.
-const NOT_COMPARED: [&str; 31] = [
+const NOT_COMPARED: [&str; 32] = [
     "model",
     "data",
     "media_root",
     "out",
+    "zero_stage",
     "save_steps",
     "save_total_limit",
     "folder_format",

@@ -17,10 +17,11 @@ use reel_input::window::GridThw;
 use reel_input::{MediaFrames, ModelInput};
 use reel_media::frames::FrameBuf;
 use reel_media::patches::PatchProcessor;
-use reel_model::checkpoint::Checkpoint;
+use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_model::units;
 use reel_model::weights::WeightSource as Weights;
-use reel_runtime::{Checkpointing, Cx};
+use reel_runtime::{Checkpointing, Cx, WeightUnit};
 use reel_samples::feed::{DataPosition, MicroBatchFeed, StepRowCursor};
 use reel_samples::sample::Sample;
 use reel_samples::source::row_order;
@@ -50,6 +51,8 @@ pub struct Plan {
     pub parts: PhaseCosts,
     /// The size of what is trained.
     pub trained: TrainedSize,
+    /// The weights that ranks divide with ZeRO-3.
+    pub divided: DividedWeights,
     /// Number of planned steps: all steps of the run, or only the first ones if there are too many to plan.
     pub steps: u64,
     /// Tokens of the planned steps.
@@ -89,6 +92,51 @@ impl TrainedSize {
                 }
             },
         )
+    }
+}
+
+/// The weights that several ranks divide with ZeRO-3, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DividedWeights {
+    /// All divided weights: without adapters and without a vision tower that is not trained.
+    pub all: u64,
+    /// The most weights that are gathered at a time: two units, such as layers, or all weights.
+    pub most_gathered: u64,
+    /// What is gathered in a round: once for the forward pass and once for the backward pass.
+    pub gathered: u64,
+    /// Whether these are the trained weights, not those that an adapter leaves frozen.
+    pub are_trained: bool,
+}
+
+impl DividedWeights {
+    /// The same weights for a run that gathers all of them at a time, for its rollouts.
+    fn with_all_gathered(self) -> Self {
+        Self { most_gathered: self.all, ..self }
+    }
+
+    fn of(trainer: &Trainer) -> Self {
+        let config = &trainer.model.config;
+        let with_vision = trainer.hyperparameters.trains_vision(config);
+        let element = trainer.model.text.embed_tokens.dtype().size() as u64;
+        let mut units = BTreeMap::<WeightUnit, u64>::new();
+        for (name, shape) in expected_tensors(config) {
+            if with_vision || !name.starts_with("visual.") {
+                *units.entry(units::unit_of(&name, config)).or_default() +=
+                    element * shape.iter().product::<usize>() as u64;
+            }
+        }
+        let forward = units::forward_units(config, with_vision);
+        let bytes = |unit: &WeightUnit| units.get(unit).copied().unwrap_or(0);
+        // The last unit of the forward pass stays in memory for the backward pass.
+        let backward = forward.iter().rev().skip(1).filter(|unit| units::is_used_backward(**unit));
+        let mut sizes: Vec<u64> = units.values().copied().collect();
+        sizes.sort_unstable();
+        Self {
+            all: units.values().sum(),
+            most_gathered: sizes.iter().rev().take(2).sum(),
+            gathered: forward.iter().chain(backward).map(bytes).sum(),
+            are_trained: trainer.hyperparameters.lora.is_none(),
+        }
     }
 }
 
@@ -351,6 +399,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         phases,
         parts,
         trained: TrainedSize::of(trainer),
+        divided: DividedWeights::of(trainer),
         steps: done,
         tokens,
         rows,

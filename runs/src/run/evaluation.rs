@@ -14,7 +14,7 @@
 //! process then writes the checkpoint again.
 //!
 //! With several ranks, all of them evaluate at the same time: each answers its share of the questions with its own copy
-//! of the weights, and rank 0 writes the files.
+//! of the weights, and rank 0 writes the files. With ZeRO-3 the weights are gathered for the evaluation.
 //!
 //! An evaluation reads the weights and does not change the training. Its engine, KV cache and cache of vision tokens
 //! are its own and are freed at its end, and no random number of the training depends on it.
@@ -66,6 +66,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
         let begun = Instant::now();
         self.reports.progress.print_line(&format!("step {step}: evaluating on {}", evaluator.benchmarks().join(", ")));
+        // If each rank keeps a part of the weights, it has all of them during the evaluation.
+        let _all_weights = self.trainer.gather_all_weights()?;
         let policy = EvaluatedPolicy {
             model: &self.trainer.model,
             device: &self.trainer.device,

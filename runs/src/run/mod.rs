@@ -249,11 +249,15 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.checkpoints.writer.wait()?;
         self.check_out_is_the_same()?;
         self.folder.previous.remove()?;
-        if !self.writes_model() {
-            return Ok(());
+        let weights = TrainedWeights::capture(&self.trainer, self.checkpoints.base.clone());
+        match self.setup.ranks {
+            None => weights.write(&self.setup.options.out, &|_| Ok(()))?,
+            Some(run) => weights.write(run.out, &|name| Ok(run.ranks.barrier(name)?))?,
         }
-        TrainedWeights::capture(&self.trainer, self.checkpoints.base.clone()).write(&self.setup.options.out)?;
-        later_skipped::remove(&self.setup.options.out)
+        match self.setup.ranks.is_none_or(|run| run.is_rank_0()) {
+            true => later_skipped::remove(&self.setup.options.out),
+            false => Ok(()),
+        }
     }
 
     /// Does one step, logs it, and writes a checkpoint if one is due. Returns false at the end of the data.
@@ -276,11 +280,6 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         }
         self.finish(n, result, begun)?;
         Ok(true)
-    }
-
-    /// Whether this process writes the trained model. Rank 0 does; all ranks have the same weights.
-    fn writes_model(&self) -> bool {
-        self.setup.ranks.is_none_or(|run| run.ranks.rank() == 0)
     }
 
     /// Writes a checkpoint if a process has received SIGUSR1, and makes all ranks stop before the same step if one of

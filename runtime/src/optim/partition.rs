@@ -17,6 +17,9 @@ use std::ops::Range;
 
 use reel_kernels::{adamw, reduce};
 
+use crate::error::Result;
+use crate::tensor::Tensor;
+
 /// The largest number of weights of a cell, which jobs of up to 16 ranks have.
 const LARGEST_CELL: usize = 1 << 20;
 
@@ -47,6 +50,19 @@ pub struct Cell {
     pub owner: usize,
 }
 
+impl Cell {
+    /// The cell's elements in a tensor of its parameter, `[n]`; the tensor itself if the cell is the whole parameter.
+    ///
+    /// # Errors
+    /// The tensor has fewer elements.
+    pub fn part_of(&self, t: &Tensor) -> Result<Tensor> {
+        if self.range == (0..t.count()) {
+            return Ok(t.detach());
+        }
+        t.reshape(&[t.count()])?.rows(self.range.start, self.range.len())
+    }
+}
+
 /// The size of a parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterSize {
@@ -55,6 +71,13 @@ pub struct ParameterSize {
     /// Whether the parameter may be cut. A padded parameter stays whole, because files have its weights without
     /// padding.
     pub divisible: bool,
+}
+
+impl ParameterSize {
+    /// The size of the parameter `p`.
+    pub fn of(p: &Tensor) -> Self {
+        Self { weights: p.count(), divisible: p.unpadded_shape() == p.shape() }
+    }
 }
 
 /// The cells of all parameters of an optimizer, as one rank of several sees them.

@@ -15,12 +15,13 @@
 //!     })
 //! ```
 
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::rc::Rc;
 
 use reel_device::{DType, Device, Launch, LaunchOrigin, MemoryCategory, current_origin, with_origin};
 
 use super::Tensor;
-use super::tape::{BackwardContext, Grads, RECOMPUTE, Tape};
+use super::tape::{BackwardContext, BackwardEvent, Grads, RECOMPUTE, Tape};
 use crate::error::{Result, RuntimeError};
 
 /// What the backward pass computes again instead of keeping it in memory (gradient checkpointing). Results have the
@@ -36,6 +37,24 @@ pub enum Checkpointing {
     Full,
 }
 
+/// A part of a model whose weights are used together, such as a layer. Units are ordered as a forward pass uses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WeightUnit {
+    /// The stack of layers, or the single layer, in the order of a forward pass.
+    pub stage: usize,
+    /// The index in a stack of layers; 0 for a single layer.
+    pub index: usize,
+}
+
+/// Provides the memory of weights that are gathered before they are used ([`super::OnDemandMemory`]).
+pub trait GatheredWeights: Debug {
+    /// Makes sure that the weights of `unit` have their memory. Frees the weights of other units.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device is out of memory; `unit` is used when it is not its turn.
+    fn gather(&self, unit: WeightUnit) -> Result<()>;
+}
+
 /// The device, the dtype of activations and, when training, the tape. Ops take it as their first argument.
 #[derive(Debug)]
 pub struct Cx {
@@ -43,22 +62,60 @@ pub struct Cx {
     dtype: DType,
     tape: Option<Tape>,
     checkpointing: Checkpointing,
+    /// Gathers the weights of units; `None` if all weights stay in memory.
+    weights: Option<Rc<dyn GatheredWeights>>,
 }
 
 impl Cx {
     /// A context without a tape. `dtype` is the dtype of activations, F32 or BF16.
     pub fn inference(device: &Device, dtype: DType) -> Cx {
-        Cx { device: device.clone(), dtype, tape: None, checkpointing: Checkpointing::None }
+        Cx { device: device.clone(), dtype, tape: None, checkpointing: Checkpointing::None, weights: None }
     }
 
     /// A context with an empty tape, which records what [`Cx::backward`] needs.
     pub fn training(device: &Device, dtype: DType) -> Cx {
-        Cx { device: device.clone(), dtype, tape: Some(Tape::default()), checkpointing: Checkpointing::None }
+        let tape = Some(Tape::default());
+        Cx { device: device.clone(), dtype, tape, checkpointing: Checkpointing::None, weights: None }
     }
 
     /// The same context with another kind of gradient checkpointing.
     pub fn with_checkpointing(self, checkpointing: Checkpointing) -> Cx {
         Cx { checkpointing, ..self }
+    }
+
+    /// The same context for a model whose weights are gathered by `weights`.
+    pub fn with_gathered_weights(self, weights: Option<Rc<dyn GatheredWeights>>) -> Cx {
+        Cx { weights, ..self }
+    }
+
+    /// Makes sure that the weights of `unit` are in memory. Ops that use them only in the forward pass follow.
+    ///
+    /// # Errors
+    /// The errors of [`GatheredWeights::gather`].
+    pub fn begin_unit(&self, unit: WeightUnit) -> Result<()> {
+        self.weights.as_ref().map_or(Ok(()), |weights| weights.gather(unit))
+    }
+
+    /// Calls `f`, whose ops use the weights of `unit` in the forward and in the backward pass. They are in memory during
+    /// `f`, and the backward pass reports [`BackwardEvent::Begins`] before the backward rules of these ops.
+    ///
+    /// # Errors
+    /// The errors of [`GatheredWeights::gather`] and of `f`.
+    pub fn with_unit<T, E: From<RuntimeError>>(
+        &self,
+        unit: WeightUnit,
+        f: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        if self.weights.is_none() {
+            return f();
+        }
+        self.begin_unit(unit)?;
+        let before = self.tape.as_ref().map_or(0, Tape::len);
+        let result = f()?;
+        if let Some(tape) = self.tape.as_ref().filter(|tape| tape.len() > before) {
+            tape.end_unit(unit);
+        }
+        Ok(result)
     }
 
     /// What the backward pass computes again. Models that keep only the inputs of their layers
@@ -206,18 +263,19 @@ impl Cx {
         self.backward_with(loss, scale, grads, &mut |_, _| Ok(()))
     }
 
-    /// Like [`Cx::backward`], and calls `finished` during the pass with the names of the parameters whose gradients are
-    /// finished. `finished` may use these gradients and [release](Grads::release) them, if `grads` had no gradient
-    /// before the pass. Else some of them are added to the earlier gradients only at the end of the pass.
+    /// Like [`Cx::backward`], and calls `observe` during the pass with the names of the parameters whose gradients are
+    /// finished, and before the ops of each unit of weights. `observe` may use the finished gradients and
+    /// [release](Grads::release) them, if `grads` had no gradient before the pass. Else some of them are added to the
+    /// earlier gradients only at the end of the pass.
     ///
     /// # Errors
-    /// The errors of [`Cx::backward`]; an error of `finished`.
+    /// The errors of [`Cx::backward`]; an error of `observe`.
     pub fn backward_with<E: From<RuntimeError>>(
         &self,
         loss: &Tensor,
         scale: f32,
         grads: &mut Grads,
-        finished: &mut impl FnMut(Vec<Arc<str>>, &mut Grads) -> std::result::Result<(), E>,
+        observe: &mut impl FnMut(BackwardEvent, &mut Grads) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let tape = self.tape.as_ref().map(Tape::take_nodes).unwrap_or_default();
         if !loss.needs_grad() {
@@ -225,7 +283,7 @@ impl Cx {
         }
         let dy = Tensor::from_f32(&self.device, &[1], DType::F32, &[scale], MemoryCategory::Activations)?;
         grads.begin_pass(tape.parameters_of_several_ops());
-        tape.backward(loss, dy, grads, finished)?;
+        tape.backward(loss, dy, grads, observe)?;
         Ok(grads.end_pass(&self.device)?)
     }
 }

@@ -2,10 +2,12 @@
 //! contiguous.
 //!
 //! [`cx`] is the context that ops compute in, [`tape`] the autograd tape, [`ops`] the ops. Module `meta` has tensors
-//! without memory, `saved` what a backward rule keeps of a tensor, `padding` tensors that are padded with zeros.
+//! without memory, `saved` what a backward rule keeps of a tensor, `padding` tensors that are padded with zeros,
+//! `on_demand` memory that exists only while it is needed.
 
 pub mod cx;
 mod meta;
+mod on_demand;
 pub mod ops;
 mod padding;
 mod saved;
@@ -18,16 +20,36 @@ use reel_device::{Addr, Buffer, DType, Device, DeviceError, DeviceRange, Downloa
 use crate::error::{Result, RuntimeError, shape_error};
 pub use meta::TensorMeta;
 use meta::{Grad, JoinedParameters};
+pub use on_demand::OnDemandMemory;
 use saved::Recipe;
 pub use saved::Saved;
 
 #[derive(Debug)]
 struct Inner {
     meta: TensorMeta,
-    buffer: Arc<Buffer>,
+    memory: Memory,
+    /// The position of the first byte in the memory.
     offset: usize,
     /// How the backward pass computes this tensor again, if it does not keep the memory.
     recipe: Option<Arc<Recipe>>,
+}
+
+/// The memory that a tensor is a part of.
+#[derive(Clone, Debug)]
+enum Memory {
+    /// Memory that is allocated as long as a tensor uses it.
+    Buffer(Arc<Buffer>),
+    /// Memory that exists only while it is needed.
+    OnDemand(OnDemandMemory),
+}
+
+impl Memory {
+    fn is_writable(&self) -> bool {
+        match self {
+            Memory::Buffer(buffer) => buffer.is_writable(),
+            Memory::OnDemand(_) => true,
+        }
+    }
 }
 
 /// A tensor on a device. Clones share its memory.
@@ -52,14 +74,25 @@ fn rounded_to_bf16(values: &[f32]) -> Vec<half::bf16> {
 }
 
 impl Tensor {
-    fn build(shape: &[usize], dtype: DType, buffer: Arc<Buffer>, offset: usize, grad: Grad) -> Tensor {
-        Tensor(Arc::new(Inner { meta: TensorMeta::new(shape, dtype, grad), buffer, offset, recipe: None }))
+    fn build(shape: &[usize], dtype: DType, memory: Memory, offset: usize, grad: Grad) -> Tensor {
+        Tensor(Arc::new(Inner { meta: TensorMeta::new(shape, dtype, grad), memory, offset, recipe: None }))
+    }
+
+    /// The buffer that holds the tensor, and the position of the tensor's first byte in it.
+    fn place(&self) -> (Arc<Buffer>, usize) {
+        match &self.0.memory {
+            Memory::Buffer(buffer) => (buffer.clone(), self.0.offset),
+            Memory::OnDemand(memory) => {
+                let (buffer, start) = memory.place();
+                (buffer, start + self.0.offset)
+            }
+        }
     }
 
     /// Returns a tensor with this tensor's memory and another shape or dtype, `meta`, that needs as many bytes.
     fn with_meta(&self, meta: TensorMeta) -> Tensor {
         debug_assert_eq!(meta.bytes(), self.bytes());
-        Tensor(Arc::new(Inner { meta, buffer: self.0.buffer.clone(), offset: self.0.offset, recipe: None }))
+        Tensor(Arc::new(Inner { meta, memory: self.0.memory.clone(), offset: self.0.offset, recipe: None }))
     }
 
     /// Allocates a tensor without initialising its elements.
@@ -71,13 +104,13 @@ impl Tensor {
             .iter()
             .try_fold(dtype.size(), |n, &d| n.checked_mul(d))
             .ok_or_else(|| shape_error("tensor", format!("{} is too large", format_shape(shape))))?;
-        Ok(Tensor::build(shape, dtype, Arc::new(device.alloc(bytes, category)?), 0, Grad::None))
+        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(device.alloc(bytes, category)?)), 0, Grad::None))
     }
 
     /// Makes the system provide the tensor's memory now. Without this call, a CPU gets each page at the first access.
     /// Contents do not change, so other threads may use the tensor meanwhile.
     pub fn populate(&self) {
-        self.0.buffer.populate();
+        self.place().0.populate();
     }
 
     /// A tensor over a whole buffer that already has contents (a mapped weight file).
@@ -96,7 +129,7 @@ impl Tensor {
                 ),
             ));
         }
-        Ok(Tensor::build(shape, dtype, Arc::new(buffer), 0, Grad::None))
+        Ok(Tensor::build(shape, dtype, Memory::Buffer(Arc::new(buffer)), 0, Grad::None))
     }
 
     /// Copies elements from host memory into a new tensor.
@@ -123,7 +156,7 @@ impl Tensor {
             ));
         }
         let t = Tensor::empty(device, shape, dtype, category)?;
-        t.0.buffer.upload(0, bytes)?;
+        t.place().0.upload(0, bytes)?;
         Ok(t)
     }
 
@@ -168,29 +201,37 @@ impl Tensor {
     /// Returns this tensor with a recipe: backward rules save the function `compute` instead of the tensor's memory.
     /// `compute` returns the same bits and must not hold this tensor's memory.
     pub(super) fn with_recipe(&self, compute: impl Fn() -> Result<Tensor> + Send + Sync + 'static) -> Tensor {
-        let Inner { ref meta, ref buffer, offset, .. } = *self.0;
+        let Inner { ref meta, ref memory, offset, .. } = *self.0;
         let recipe = Some(Arc::new(Recipe::new(compute)));
-        Tensor(Arc::new(Inner { meta: meta.clone(), buffer: buffer.clone(), offset, recipe }))
+        Tensor(Arc::new(Inner { meta: meta.clone(), memory: memory.clone(), offset, recipe }))
     }
 
     /// The address of the first element on its device.
     pub fn addr(&self) -> Addr {
-        Addr(self.0.buffer.addr() + self.0.offset as u64)
+        let (buffer, offset) = self.place();
+        Addr(buffer.addr() + offset as u64)
     }
 
     /// The device of the tensor.
     pub fn device(&self) -> &Device {
-        self.0.buffer.device()
+        match &self.0.memory {
+            Memory::Buffer(buffer) => buffer.device(),
+            Memory::OnDemand(memory) => memory.device(),
+        }
     }
 
     /// The tensor's memory, for exchanges between ranks.
     pub fn device_range(&self) -> DeviceRange {
-        DeviceRange::new(&self.0.buffer, self.0.offset, self.bytes())
+        let (buffer, offset) = self.place();
+        DeviceRange::new(&buffer, offset, self.bytes())
     }
 
     /// Whether other tensors share this tensor's memory.
     pub(crate) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1 || Arc::strong_count(&self.0.buffer) > 1
+        match &self.0.memory {
+            Memory::Buffer(buffer) => Arc::strong_count(&self.0) > 1 || Arc::strong_count(buffer) > 1,
+            Memory::OnDemand(_) => true,
+        }
     }
 
     /// Makes this tensor the trained parameter `name`. The memory stays the same.
@@ -223,14 +264,14 @@ impl Tensor {
         let each = std::array::from_fn(|index| {
             let first: usize = parts[..index].iter().map(|(_, rows)| rows).sum();
             let shape = [&[parts[index].1], &self.shape()[1..]].concat();
-            let (buffer, offset) = (self.0.buffer.clone(), self.0.offset + first * row_bytes);
-            Tensor::build(&shape, self.dtype(), buffer, offset, Grad::Part { joined: joined.clone(), index })
+            let (memory, offset) = (self.0.memory.clone(), self.0.offset + first * row_bytes);
+            Tensor::build(&shape, self.dtype(), memory, offset, Grad::Part { joined: joined.clone(), index })
         });
         Ok((self.with_grad(Grad::Joined(joined)), each))
     }
 
     fn check_trainable(&self, name: &str) -> Result<()> {
-        if self.0.buffer.is_writable() {
+        if self.0.memory.is_writable() {
             return Ok(());
         }
         let what = "is read from a mapped file, which cannot be trained in place; load it as trainable";
@@ -248,7 +289,7 @@ impl Tensor {
     }
 
     fn with_grad(&self, grad: Grad) -> Tensor {
-        let t = Tensor::build(self.shape(), self.dtype(), self.0.buffer.clone(), self.0.offset, grad);
+        let t = Tensor::build(self.shape(), self.dtype(), self.0.memory.clone(), self.0.offset, grad);
         t.with_unpadded(self.unpadded.clone())
     }
 
@@ -267,10 +308,10 @@ impl Tensor {
                 ),
             ));
         }
-        let Inner { ref meta, ref buffer, offset, ref recipe } = *self.0;
+        let Inner { ref meta, ref memory, offset, ref recipe } = *self.0;
         let unpadded = self.unpadded.clone().filter(|_| shape == self.shape());
         let meta = TensorMeta { shape: shape.to_vec(), unpadded, ..meta.clone() };
-        Ok(Tensor(Arc::new(Inner { meta, buffer: buffer.clone(), offset, recipe: recipe.clone() })))
+        Ok(Tensor(Arc::new(Inner { meta, memory: memory.clone(), offset, recipe: recipe.clone() })))
     }
 
     /// Rows `start .. start + len` of the first dimension, in the same memory; the result needs no gradient.
@@ -285,7 +326,7 @@ impl Tensor {
         let mut shape = self.shape().to_vec();
         shape[0] = len;
         let row = self.bytes().checked_div(total).unwrap_or(0);
-        let t = Tensor::build(&shape, self.dtype(), self.0.buffer.clone(), self.0.offset + start * row, Grad::None);
+        let t = Tensor::build(&shape, self.dtype(), self.0.memory.clone(), self.0.offset + start * row, Grad::None);
         Ok(t.with_unpadded(self.unpadded_rows(start, len)))
     }
 
@@ -295,13 +336,14 @@ impl Tensor {
     /// Data of another size, or memory of a mapped file.
     pub fn write<T: bytemuck::Pod>(&self, data: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        if bytes.len() != self.bytes() || !self.0.buffer.is_writable() {
+        if bytes.len() != self.bytes() || !self.0.memory.is_writable() {
             return Err(shape_error(
                 "write",
                 format!("{} bytes into {} of {}", bytes.len(), format_shape(self.shape()), self.dtype()),
             ));
         }
-        Ok(self.0.buffer.upload(self.0.offset, bytes)?)
+        let (buffer, offset) = self.place();
+        Ok(buffer.upload(offset, bytes)?)
     }
 
     /// Overwrites all elements with `values`, rounded to the tensor's dtype (F32 or BF16).
@@ -331,12 +373,14 @@ impl Tensor {
             let what = format!("{} bytes of {} of {}", to.len(), format_shape(self.shape()), self.dtype());
             return Err(shape_error("read", what));
         }
-        Ok(self.0.buffer.download(self.0.offset, to)?)
+        let (buffer, offset) = self.place();
+        Ok(buffer.download(offset, to)?)
     }
 
     /// Starts a copy of the elements to the host. The copy has the values after all launches so far.
     pub fn download_async(&self) -> Result<Download> {
-        Ok(self.0.buffer.download_async(self.0.offset, self.bytes())?)
+        let (buffer, offset) = self.place();
+        Ok(buffer.download_async(offset, self.bytes())?)
     }
 
     /// Copies the elements to the host as f32; BF16 elements are widened.
@@ -364,7 +408,8 @@ impl Tensor {
 
     fn read<T: bytemuck::Pod>(&self) -> Result<Vec<T>> {
         let mut out = vec![T::zeroed(); self.count()];
-        self.0.buffer.download(self.0.offset, bytemuck::cast_slice_mut(&mut out))?;
+        let (buffer, offset) = self.place();
+        buffer.download(offset, bytemuck::cast_slice_mut(&mut out))?;
         Ok(out)
     }
 }

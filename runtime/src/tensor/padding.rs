@@ -102,9 +102,9 @@ impl Tensor {
         if unpadded == self.unpadded {
             return self;
         }
-        let Inner { ref meta, ref buffer, offset, ref recipe } = *self.0;
+        let Inner { ref meta, ref memory, offset, ref recipe } = *self.0;
         let meta = TensorMeta { unpadded, ..meta.clone() };
-        Tensor(Arc::new(Inner { meta, buffer: buffer.clone(), offset, recipe: recipe.clone() }))
+        Tensor(Arc::new(Inner { meta, memory: memory.clone(), offset, recipe: recipe.clone() }))
     }
 
     /// Overwrites the tensor with `data`, which has the unpadded shape, and the padding with zeros.
@@ -142,7 +142,8 @@ impl Tensor {
         let runs = self.unpadded_runs();
         if runs.count == 1 {
             let mut out = vec![0; runs.bytes];
-            self.0.buffer.download(self.0.offset, &mut out)?;
+            let (buffer, offset) = self.place();
+            buffer.download(offset, &mut out)?;
             return Ok(out);
         }
         Ok(runs.gather(&self.read_bytes()?))

@@ -14,7 +14,8 @@
 //! is the whole gradient of the second micro-batch. Ops are recorded by [`super::cx::Cx::record`].
 //!
 //! The gradient of a parameter is finished when no node is left that uses the parameter. The backward pass then calls a
-//! function of the caller, so that several ranks can exchange gradients and free their memory during the pass.
+//! function of the caller, so that several ranks can exchange gradients and free their memory during the pass. It also
+//! calls it before the ops of each unit of weights ([`super::cx::Cx::with_unit`]), so that their memory can be gathered.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use reel_device::{DType, Device, Launch, LaunchOrigin, LayerOrigin, MemoryCategory, current_origin, with_origin};
 use reel_kernels::{column_sum, elementwise};
 
+use super::cx::WeightUnit;
 use super::meta::{Grad, JoinedParameters};
 use super::{Tensor, TensorMeta};
 use crate::error::{Result, RuntimeError, shape_error};
@@ -31,6 +33,22 @@ type BackwardFn = Box<dyn FnOnce(&mut BackwardContext<'_>) -> Result<()>>;
 
 /// The name of the node that computes the intermediate results of its ops again (gradient checkpointing).
 pub(super) const RECOMPUTE: &str = "recompute";
+
+/// What a backward pass tells its caller.
+#[derive(Debug)]
+pub enum BackwardEvent {
+    /// The gradients of these parameters are finished.
+    Finished(Vec<Arc<str>>),
+    /// The next ops may use the weights of this unit, and no weights of other units.
+    Begins(WeightUnit),
+}
+
+/// An entry of the tape.
+enum Entry {
+    Op(Node),
+    /// The ops before this entry, back to the previous one of this kind, use the weights of the unit.
+    EndOfUnit(WeightUnit),
+}
 
 struct Node {
     name: &'static str,
@@ -45,15 +63,34 @@ struct Node {
 
 /// The recorded ops, in the order in which they ran.
 #[derive(Default)]
-pub struct Tape(RefCell<Vec<Node>>);
+pub struct Tape(RefCell<Vec<Entry>>);
 
 impl std::fmt::Debug for Tape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.borrow().iter().map(|n| n.name)).finish()
+        f.debug_list().entries(self.0.borrow().iter().filter_map(Entry::op).map(|n| n.name)).finish()
+    }
+}
+
+impl Entry {
+    fn op(&self) -> Option<&Node> {
+        match self {
+            Entry::Op(node) => Some(node),
+            Entry::EndOfUnit(_) => None,
+        }
     }
 }
 
 impl Tape {
+    /// The number of entries.
+    pub(super) fn len(&self) -> usize {
+        self.0.borrow().len()
+    }
+
+    /// Records that the ops since the last call use the weights of `unit`.
+    pub(super) fn end_unit(&self, unit: WeightUnit) {
+        self.0.borrow_mut().push(Entry::EndOfUnit(unit));
+    }
+
     pub(super) fn push(
         &self,
         name: &'static str,
@@ -64,7 +101,8 @@ impl Tape {
         let parameters = inputs.iter().flat_map(|t| t.parameter_names()).collect();
         let outputs = outputs.iter().map(|t| t.id()).collect();
         let layer = current_origin().layer;
-        self.0.borrow_mut().push(Node { name, layer, outputs, parameters, backward: Box::new(backward) });
+        let node = Node { name, layer, outputs, parameters, backward: Box::new(backward) };
+        self.0.borrow_mut().push(Entry::Op(node));
     }
 
     /// Moves the recorded nodes to a new tape, which leaves this one empty.
@@ -76,18 +114,19 @@ impl Tape {
     pub(super) fn parameters_of_several_ops(&self) -> BTreeSet<Arc<str>> {
         let mut seen = BTreeSet::new();
         let nodes = self.0.borrow();
-        let parameters = nodes.iter().flat_map(|node| node.parameters.iter());
+        let parameters = nodes.iter().filter_map(Entry::op).flat_map(|node| node.parameters.iter());
         parameters.filter(|name| !seen.insert(Arc::clone(name))).cloned().collect()
     }
 
-    /// Runs the backward pass from `output` with the gradient `dy`. Calls `finished` with the names of the parameters
-    /// whose gradients are finished, in the order of the pass. Returns the gradients of leaves that are not parameters.
+    /// Runs the backward pass from `output` with the gradient `dy`. Calls `observe` with the names of the parameters
+    /// whose gradients are finished, and before the ops of each unit of weights, in the order of the pass. Returns the
+    /// gradients of leaves that are not parameters.
     pub(super) fn backward<E: From<RuntimeError>>(
         self,
         output: &Tensor,
         dy: Tensor,
         grads: &mut Grads,
-        finished: &mut impl FnMut(Vec<Arc<str>>, &mut Grads) -> std::result::Result<(), E>,
+        observe: &mut impl FnMut(BackwardEvent, &mut Grads) -> std::result::Result<(), E>,
     ) -> std::result::Result<LeafGrads, E> {
         let device = output.device().clone();
         let mut by_id = HashMap::from([(output.id(), dy)]);
@@ -95,16 +134,25 @@ impl Tape {
         // Each node is dropped after its rule ran. This frees the tensors that the rule kept.
         let mut nodes = self.0.into_inner();
         let mut uses_left = HashMap::<Arc<str>, usize>::new();
-        for name in nodes.iter().flat_map(|node| &node.parameters) {
+        for name in nodes.iter().filter_map(Entry::op).flat_map(|node| &node.parameters) {
             *uses_left.entry(name.clone()).or_default() += 1;
         }
         // The parameters that no further node uses, and to whose gradients only `sums` may still add.
         let mut complete = Vec::new();
-        while let Some(node) = nodes.pop() {
+        while let Some(entry) = nodes.pop() {
+            let node = match entry {
+                Entry::Op(node) => node,
+                Entry::EndOfUnit(unit) => {
+                    sums.launch(&device)?;
+                    observe(BackwardEvent::Finished(std::mem::take(&mut complete)), grads)?;
+                    observe(BackwardEvent::Begins(unit), grads)?;
+                    continue;
+                }
+            };
             if sums.layer != node.layer {
                 sums.launch(&device)?;
                 sums.layer = node.layer;
-                finished(std::mem::take(&mut complete), grads)?;
+                observe(BackwardEvent::Finished(std::mem::take(&mut complete)), grads)?;
             }
             let dys: Vec<Option<Tensor>> = node.outputs.iter().map(|id| by_id.remove(id)).collect();
             let mut of_recomputed = Vec::new();
@@ -126,7 +174,7 @@ impl Tape {
             complete.extend(of_recomputed.into_iter().filter(|name| uses_left.get(name).is_none_or(|uses| *uses == 0)));
         }
         sums.launch(&device)?;
-        finished(complete, grads)?;
+        observe(BackwardEvent::Finished(complete), grads)?;
         Ok(LeafGrads(by_id))
     }
 }
@@ -331,8 +379,10 @@ impl BackwardContext<'_> {
 
     /// Runs the backward pass over ops that the rule has computed again.
     pub(super) fn backward_recomputed(&mut self, tape: Tape, output: &Tensor, dy: Tensor) -> Result<LeafGrads> {
-        tape.backward(output, dy, self.grads, &mut |names, _| {
-            self.of_recomputed.extend(names);
+        tape.backward(output, dy, self.grads, &mut |event, _| {
+            if let BackwardEvent::Finished(names) = event {
+                self.of_recomputed.extend(names);
+            }
             Ok(())
         })
     }

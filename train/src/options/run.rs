@@ -67,6 +67,11 @@ pub struct RunOptions {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     #[serde(skip)]
     pub gpus: Option<u32>,
+    /// What several processes divide: 2 divides gradients and optimizer state (ZeRO-2); 3 also divides the weights and
+    /// gathers those of a layer when it computes (ZeRO-3). Results have the same bits; with one process, 3 is the same
+    /// as 2
+    #[arg(long, value_name = "STAGE", default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=3))]
+    pub zero_stage: u8,
     /// Training data: JSON, JSON lines, Parquet, or the folder of a data set (DIR, DIR@split, DIR#config@split;
     /// default split: train). Several are divided by commas and may have weights: a.parquet:0.7,b.jsonl:0.3
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, value_parser = path_or_none())]
@@ -363,6 +368,8 @@ impl RunOptions {
         ] {
             check((1..=MAX_ROWS).contains(&n), flag, format!("is {n}"), &format!("give 1 to {MAX_ROWS}"))?;
         }
+        let stage = self.zero_stage;
+        check((2..=3).contains(&stage), "--zero-stage", format!("is {stage}"), "give 2 or 3")?;
         some("--logging-steps", self.logging_steps)?;
         some("--save-total-limit", self.save_total_limit.unwrap_or(1) as u64)?;
         check(

@@ -12,7 +12,7 @@
 use reel_device::{DType, Device, MemoryCategory};
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{Checkpointing, Cx, Grads, Tensor, ops};
+use reel_runtime::{BackwardEvent, Checkpointing, Cx, Grads, Tensor, ops};
 
 use crate::options::GradientCheckpointing;
 use crate::{Result, TrainError};
@@ -53,8 +53,8 @@ struct MemoryPlan {
     model: Qwen25Vl,
     dtype: DType,
     grads: Grads,
-    /// With several ranks, the largest number of bytes of finished gradients: gradients are freed when their bucket was
-    /// exchanged. `None` if all gradients stay in memory, as in a single process.
+    /// With several ranks, the largest number of bytes of finished gradients, which are freed when their bucket was
+    /// exchanged, and of gathered weights. `None` if all gradients stay in memory, as in a single process.
     finished_bytes: Option<u64>,
     /// Micro-batches planned so far: (numbers of tokens, patches and learned tokens; what is recomputed; bytes of the
     /// activations).
@@ -179,8 +179,10 @@ impl MemoryPlan {
         let weights = Tensor::empty(device, log_probs.shape(), DType::F32, MemoryCategory::Inputs)?;
         let loss = ops::weighted_sum(&cx, &log_probs, &weights)?;
         let is_freed = self.finished_bytes.is_some();
-        cx.backward_with(&loss, 1.0, &mut self.grads, &mut |finished, grads| {
-            finished.iter().filter(|_| is_freed).for_each(|name| grads.release(name));
+        cx.backward_with(&loss, 1.0, &mut self.grads, &mut |event, grads| {
+            if let BackwardEvent::Finished(names) = event {
+                names.iter().filter(|_| is_freed).for_each(|name| grads.release(name));
+            }
             Ok::<(), TrainError>(())
         })?;
         let held = device.memory().peak - before;

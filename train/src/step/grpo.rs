@@ -39,6 +39,8 @@ pub fn step(
     let part = |name| device.profiler().set_work_part(name);
     let (first, begun) = (set.uses == 0, Instant::now());
     if let Some(model) = reference.filter(|_| first && set.ref_log_probs.is_empty()) {
+        // With an adapter, the reference model has the policy's base weights, of which a rank may have a part only.
+        let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
         let own = match set.own_ref_log_probs.take() {
             Some(own) => own,
             None => {
@@ -116,7 +118,7 @@ fn forward_and_backward(
         // Without the kept outputs of matrix products, which have just been freed, activations may fit into memory.
         kept = choose()?;
     }
-    let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
+    let cx = t.training_cx(kept);
     let outputs_of_batch = |products: &Arc<StoredRolloutOutputs>| products.of_micro_batch(&cx, first_group, groups);
     let known = set.products.as_ref().map(outputs_of_batch).transpose()?.flatten();
     if is_last {
@@ -172,7 +174,9 @@ fn log_probs(
     packed: &PackedGroups,
     options: &GrpoOptions,
 ) -> Result<Tensor> {
-    Ok(ops::linear_log_prob(cx, hidden, model.text.lm_head()?, &packed.targets, 1.0 / options.temperature as f32)?)
+    let inverse = 1.0 / options.temperature as f32;
+    let of_head = |head: &_| ops::linear_log_prob(cx, hidden, head, &packed.targets, inverse);
+    Ok(model.text.with_lm_head(cx, of_head)?)
 }
 
 /// Computes the log-probability of each of the L learned tokens (see [`log_probs`]), and the entropy in nats of the
@@ -185,7 +189,8 @@ fn log_probs_with_entropy(
     options: &GrpoOptions,
 ) -> Result<(Tensor, Tensor)> {
     let inverse = 1.0 / options.temperature as f32;
-    Ok(ops::linear_log_prob_with_entropy(cx, hidden, model.text.lm_head()?, &packed.targets, inverse)?)
+    let of_head = |head: &_| ops::linear_log_prob_with_entropy(cx, hidden, head, &packed.targets, inverse);
+    Ok(model.text.with_lm_head(cx, of_head)?)
 }
 
 /// The mean of `values`; 0 if there are none.

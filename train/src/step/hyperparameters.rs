@@ -1,6 +1,7 @@
 //! The hyperparameters of a run: learning rate and weight decay of each parameter in each step, gradient clipping,
 //! gradient accumulation.
 
+use reel_input::config::ModelConfig;
 use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{AdamWParams, LearningRateSchedule, MomentFormat, ScheduleKind};
 
@@ -24,6 +25,8 @@ pub struct Hyperparameters {
     pub lora: Option<LoraSpec>,
     /// How the optimizer stores its moments.
     pub moments: MomentFormat,
+    /// Whether each of several ranks keeps only a part of the weights (ZeRO-3).
+    pub shards_weights: bool,
     /// Seed of the stochastic rounding of bf16 moments.
     pub seed: u64,
     vision: f64,
@@ -57,6 +60,7 @@ impl Hyperparameters {
             freeze_vision: options.freeze_vision,
             lora: options.lora_spec(),
             moments: options.optim.moments(),
+            shards_weights: options.zero_stage == 3,
             seed: 0,
             vision: options.learning_rate_vision.unwrap_or(learning_rate),
             merger: options.learning_rate_merger.unwrap_or(learning_rate),
@@ -76,6 +80,17 @@ impl Hyperparameters {
     /// transformers 4.52 (`visual.…`, `model.…`).
     pub fn is_trained(&self, name: &str) -> bool {
         self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
+    }
+
+    /// Whether a weight of the vision tower or its merger, or an adapter of one, is trained.
+    pub fn trains_vision(&self, config: &ModelConfig) -> bool {
+        match &self.lora {
+            Some(spec) => {
+                let layers = spec.target_layers(config).unwrap_or_default();
+                layers.iter().any(|layer| layer.name.starts_with("visual."))
+            }
+            None => !self.freeze_vision,
+        }
     }
 
     /// Whether weights may be padded with zeros on a GPU. 8-bit moments have one scale per block of weights; with

@@ -6,9 +6,12 @@ mod gradient_sum;
 pub mod grpo;
 pub mod hyperparameters;
 pub mod packing;
+#[cfg(test)]
+mod rank_threads;
 pub mod sft;
 pub mod shard_exchange;
 mod tensor_exchange;
 pub mod trainer;
+pub mod weight_shards;
 
 pub use gradient_sum::BUCKET_WEIGHTS;

@@ -3,7 +3,7 @@
 
 use reel_device::Device;
 use reel_model::qwen2_5_vl::ForwardOptions;
-use reel_runtime::{Cx, ops};
+use reel_runtime::ops;
 use reel_samples::sample::Sample;
 
 use crate::Result;
@@ -33,10 +33,11 @@ pub fn step(
             let packed = pack_on(&device)?; // rows → one row of S tokens with cu_seqlens
             let size = (&packed.batch, packed.targets.count());
             let kept = t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))?;
-            let cx = Cx::training(&device, t.dtype).with_checkpointing(kept);
+            let cx = t.training_cx(kept);
             let learned = ForwardOptions { rows: Some(&packed.positions), ..Default::default() };
             let hidden = t.model.forward(&cx, &packed.batch, learned)?; // [L, H]
-            let log_probs = ops::linear_log_prob(&cx, &hidden, t.model.text.lm_head()?, &packed.targets, 1.0)?; // [L]
+            let log_prob = |head: &_| ops::linear_log_prob(&cx, &hidden, head, &packed.targets, 1.0);
+            let log_probs = t.model.text.with_lm_head(&cx, log_prob)?; // [L]
             let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
             part("backward");
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;

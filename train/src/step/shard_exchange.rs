@@ -40,7 +40,8 @@ impl ShardExchange for RankExchange {
     fn all_gather(&self, name: &str, own: &Tensor, parts: &[Tensor]) -> Result<(), Diagnostic> {
         let receive: Vec<Vec<Tensor>> = parts.iter().map(|part| vec![part.clone()]).collect();
         let mut exchange = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
-        exchange.all_gather(name, slice::from_ref(own), &receive).map_err(|e| match e {
+        let pending = exchange.start_all_gather(name, slice::from_ref(own), &receive);
+        pending.and_then(|pending| Ok(pending.wait()?)).map_err(|e| match e {
             TrainError::Ranks(e) => e.diagnostic,
             e => Diagnostic::new("", e.to_string(), ""),
         })

@@ -1,7 +1,9 @@
 //! Exchanges tensors between the ranks of a job: by NCCL if they are in the memory of GPUs, else through host memory
 //! and sockets.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,12 +34,13 @@ pub trait Exchange: Debug + Send {
         receive: &[Vec<Tensor>],
     ) -> Result<PendingExchange>;
 
-    /// Sends the tensors `send` to every other rank, and fills the tensors `receive[from]` with what rank `from` sends.
-    /// The list at the rank's own index may be empty; otherwise it is filled, too. Launches before the call run before the exchange, launches after the call run after it.
+    /// Starts to send the tensors `send` to every other rank, and to fill the tensors `receive[from]` with what rank
+    /// `from` sends, as [`Exchange::start_all_to_all`] does. The list at the rank's own index may be empty; otherwise it
+    /// is filled, too.
     ///
     /// # Errors
     /// Another rank has failed; a device error.
-    fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()>;
+    fn start_all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<PendingExchange>;
 
     /// Waits until all exchanges are done, so that an exchange that hangs becomes an error that names it.
     ///
@@ -45,6 +48,9 @@ pub trait Exchange: Debug + Send {
     /// An exchange has failed or takes too long.
     fn wait_for_all(&self) -> Result<()>;
 }
+
+/// The exchange of a rank, which gradients and weights share: all ranks must start their exchanges in the same order.
+pub type SharedExchange = Rc<RefCell<Box<dyn Exchange>>>;
 
 /// Connects the ranks. All ranks call it together.
 ///
@@ -62,6 +68,11 @@ pub fn connect(ranks: &Arc<Ranks>, device: &Device) -> Result<Box<dyn Exchange>>
     let mut bytes = [0; 128];
     bytes.iter_mut().zip(id).for_each(|(to, from)| *to = from);
     Ok(Box::new(NcclExchange(device.join_nccl(rank, size, &bytes, TIME_LIMIT)?)))
+}
+
+/// Makes the exchange of a rank one that gradients and weights share.
+pub fn shared(exchange: Box<dyn Exchange>) -> SharedExchange {
+    Rc::new(RefCell::new(exchange))
 }
 
 /// Exchanges tensors in the memory of GPUs by NCCL.
@@ -86,11 +97,11 @@ impl Exchange for NcclExchange {
         Ok(self.0.start_exchange(name, &ranges_of_ranks(send), &ranges_of_ranks(receive))?)
     }
 
-    fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()> {
+    fn start_all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<PendingExchange> {
         let own = self.0.rank();
         let to = |rank: usize| if rank == own && receive[own].is_empty() { Vec::new() } else { ranges(send) };
         let send: Vec<Vec<DeviceRange>> = (0..self.0.size()).map(to).collect();
-        Ok(self.0.exchange(name, &send, &ranges_of_ranks(receive))?)
+        Ok(self.0.start_exchange(name, &send, &ranges_of_ranks(receive))?)
     }
 
     fn wait_for_all(&self) -> Result<()> {
@@ -150,10 +161,11 @@ impl Exchange for HostExchange {
         Ok(PendingExchange::done())
     }
 
-    fn all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<()> {
+    fn start_all_gather(&mut self, name: &str, send: &[Tensor], receive: &[Vec<Tensor>]) -> Result<PendingExchange> {
         let here = self.ranks.rank();
         read_into(send, &mut self.sent[here])?;
-        self.exchange(name, |_| here, receive)
+        self.exchange(name, |_| here, receive)?;
+        Ok(PendingExchange::done())
     }
 
     fn wait_for_all(&self) -> Result<()> {

@@ -2,6 +2,7 @@
 //! [`sft`](super::sft) and [`grpo`](super::grpo) use it.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use reel_device::{DType, Device, MemoryCategory};
@@ -13,16 +14,18 @@ use reel_model::checkpoint::Checkpoint;
 use reel_model::lora::{Adapter, AdapterSource, LoraSpec};
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_model::weights::{WeightLoader, WeightSource};
+use reel_model::weights::{DeferredWeights, WeightLoader, WeightSource};
 use reel_ranks::Ranks;
 use reel_runtime::optim::{AdamW, clip_factor};
-use reel_runtime::{Checkpointing, Cx, Grads, RuntimeError, Tensor};
+use reel_runtime::{BackwardEvent, Checkpointing, Cx, GatheredWeights, Grads, RuntimeError, Tensor};
 use reel_samples::sample::Sample;
 
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::step::checkpointing::{CheckpointingPolicy, LearnedTokens};
 use crate::step::gradient_sum::GradientSum;
 use crate::step::hyperparameters::Hyperparameters;
+use crate::step::tensor_exchange;
+use crate::step::weight_shards::{AllWeights, WeightShards};
 use crate::{Result, TrainError};
 
 /// Model, gradients and optimizer of a run.
@@ -44,6 +47,8 @@ pub struct Trainer {
     pub checkpointing: CheckpointingPolicy,
     /// The sum of the gradients of all ranks' micro-batches; `None` in a single process, which adds them in `grads`.
     pub gradient_sum: Option<GradientSum>,
+    /// The weights of which this rank keeps a part; `None` if it has all weights.
+    pub weight_shards: Option<Rc<WeightShards>>,
 }
 
 /// A micro-batch that this rank has computed.
@@ -100,7 +105,9 @@ impl Trainer {
     }
 
     /// Like [`Self::new`]. With LoRA, loads the weights of `adapter` (from a checkpoint) if it is given, else makes a
-    /// new adapter. If there are several `ranks`, each has the optimizer state of its cells only.
+    /// new adapter. If there are several `ranks`, each has the optimizer state of its cells only. With
+    /// [`Hyperparameters::shards_weights`], it also has only its cells of the weights, except for adapters and a vision
+    /// tower that is not trained: ranks need that tower at different times, so it cannot be gathered from all of them.
     fn build(
         device: &Device,
         config: &ModelConfig,
@@ -117,23 +124,75 @@ impl Trainer {
             _ => 1,
         };
         let free = device.free_bytes().map(|free| free / sharing.max(1));
-        let model = load_model(device, config, weights, adapter, dtype, &hyperparameters)?;
+        let trains_vision = hyperparameters.trains_vision(config);
+        let is_divided = |name: &str| trains_vision || !name.starts_with("visual.");
+        let deferred =
+            ranks.as_ref().filter(|_| hyperparameters.shards_weights).map(|_| DeferredWeights::new(&is_divided));
+        let trainable = |name: &str| hyperparameters.is_trained(name);
+        let loader = WeightLoader {
+            device,
+            source: weights,
+            dtype,
+            quantization: Quantization::None,
+            may_pad: hyperparameters.may_pad_weights(),
+            trainable: &trainable,
+            deferred: deferred.as_ref(),
+        };
+        let model = load_model(&loader, config, adapter, &hyperparameters)?;
         let parameters: Vec<Tensor> = model.parameters().cloned().collect();
+        let exchange = ranks.as_ref().map(|ranks| tensor_exchange::connect(ranks, device)).transpose()?;
+        let exchange = exchange.map(tensor_exchange::shared);
+        let weight_shards = match (&ranks, &exchange, &deferred) {
+            (Some(ranks), Some(exchange), Some(deferred)) => {
+                let read = |weight: &_, range: &_, to: &_| Ok(loader.read_deferred(weight, range, to)?);
+                let divided = deferred.sorted();
+                let shards = WeightShards::new((device, config), ranks, exchange.clone(), &divided, read)?;
+                Some(Rc::new(shards))
+            }
+            _ => None,
+        };
         let (rank, size) = ranks.as_ref().map_or((0, 1), |ranks| (ranks.rank(), ranks.size()));
-        let optimizer = AdamW::of_rank(&parameters, hyperparameters.moments, hyperparameters.seed, rank, size)?;
-        let gradient_sum = ranks.map(|ranks| GradientSum::new(ranks, device, &optimizer, &parameters)).transpose()?;
+        let (moments, seed) = (hyperparameters.moments, hyperparameters.seed);
+        let optimizer = match weight_shards.as_ref().filter(|_| hyperparameters.lora.is_none()) {
+            Some(shards) => {
+                let weights_of = |name: &str, start: usize| shards.own_cell(name, start);
+                AdamW::of_rank_with_cells(&parameters, moments, seed, (rank, size), &weights_of)?
+            }
+            None => AdamW::of_rank(&parameters, moments, seed, rank, size)?,
+        };
+        let gradient_sum = ranks.zip(exchange).map(|(ranks, exchange)| {
+            GradientSum::new(ranks, (exchange, weight_shards.clone()), (device, config), &optimizer, &parameters)
+        });
+        let gradient_sum = gradient_sum.transpose()?;
         let mut grads = Grads::new();
         if gradient_sum.is_none() {
             grads.reserve(&parameters)?;
         }
         let setting = hyperparameters.gradient_checkpointing;
-        let finished_bytes = gradient_sum.as_ref().map(GradientSum::most_finished_bytes);
+        let gathered_bytes = weight_shards.as_ref().map_or(0, |shards| shards.most_gathered_bytes());
+        let finished_bytes = gradient_sum.as_ref().map(|sum| sum.most_finished_bytes() + gathered_bytes);
         let checkpointing = CheckpointingPolicy::new(setting, device, dtype, free, finished_bytes, |dry| {
-            load_model(dry, config, WeightSource::Uninitialised(weights.dtype()), None, dtype, &hyperparameters)
+            let source = WeightSource::Uninitialised(weights.dtype());
+            load_model(&WeightLoader { device: dry, source, deferred: None, ..loader }, config, None, &hyperparameters)
         })?;
         device.reset_peak();
         let device = device.clone();
-        Ok(Self { device, dtype, model, optimizer, grads, hyperparameters, checkpointing, gradient_sum })
+        Ok(Self { device, dtype, model, optimizer, grads, hyperparameters, checkpointing, gradient_sum, weight_shards })
+    }
+
+    /// The context of the forward pass of a micro-batch.
+    pub fn training_cx(&self, checkpointing: Checkpointing) -> Cx {
+        let shards = self.weight_shards.clone().map(|shards| shards as Rc<dyn GatheredWeights>);
+        Cx::training(&self.device, self.dtype).with_checkpointing(checkpointing).with_gathered_weights(shards)
+    }
+
+    /// Gathers all weights of which this rank keeps a part, until the result is dropped, for work other than training
+    /// steps. All ranks call it together.
+    ///
+    /// # Errors
+    /// The device has no memory for all weights; another rank has failed.
+    pub fn gather_all_weights(&self) -> Result<Option<AllWeights>> {
+        self.weight_shards.as_ref().map(|shards| shards.gather_all()).transpose()
     }
 
     /// All ranks of the run; `None` in a single process.
@@ -185,11 +244,12 @@ impl Trainer {
     /// The model has no trained parameter at all; the device fails.
     pub fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
         let sum = &mut self.gradient_sum;
-        let mut finished = |names: Vec<_>, grads: &mut Grads| match sum {
-            None => Ok(()),
-            Some(sum) => sum.add_finished(&names, grads),
+        let mut observe = |event: BackwardEvent, grads: &mut Grads| match (&mut *sum, event) {
+            (None, _) => Ok(()),
+            (Some(sum), BackwardEvent::Finished(names)) => sum.add_finished(&names, grads),
+            (Some(sum), BackwardEvent::Begins(unit)) => sum.begin_unit(unit, grads),
         };
-        match cx.backward_with(loss, scale, &mut self.grads, &mut finished) {
+        match cx.backward_with(loss, scale, &mut self.grads, &mut observe) {
             Err(TrainError::Runtime(RuntimeError::NothingToTrain)) if self.model.parameters().next().is_some() => {
                 Ok(())
             }
@@ -275,9 +335,19 @@ impl Trainer {
         }
     }
 
-    /// The name and the 64-bit hash of each trained tensor, sorted by name.
+    /// The name and the 64-bit hash of each trained tensor, sorted by name. All ranks call it together.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device fails.
     pub fn tensor_hashes(&self) -> Result<Vec<(String, u64)>> {
-        Ok(self.optimizer.parameter_hashes()?.into_iter().map(|(name, hash)| (name.to_string(), hash)).collect())
+        let (names, mut hashes): (Vec<&str>, Vec<u64>) = self.optimizer.parameter_hashes()?.into_iter().unzip();
+        if let Some(ranks) = self.ranks().filter(|_| self.optimizer.has_only_cells()) {
+            let of_ranks = ranks.all_gather("hashes of the weights", bytemuck::cast_slice(&hashes))?;
+            let of_ranks: Vec<Vec<u64>> = of_ranks.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
+            let sum = |index: usize| of_ranks.iter().filter_map(move |of_rank| of_rank.get(index)).copied();
+            hashes = (0..hashes.len()).map(|index| sum(index).fold(0, u64::wrapping_add)).collect();
+        }
+        Ok(names.into_iter().map(str::to_string).zip(hashes).collect())
     }
 
     /// Returns one fingerprint of all trained weights together.
@@ -288,37 +358,24 @@ impl Trainer {
 
 /// Loads the model of a run. With LoRA, attaches the matrices of `adapter`, or new matrices if it is `None`.
 fn load_model(
-    device: &Device,
+    from: &WeightLoader,
     config: &ModelConfig,
-    weights: WeightSource,
     adapter: Option<&Adapter>,
-    dtype: DType,
     hyperparameters: &Hyperparameters,
 ) -> Result<Qwen25Vl> {
-    let trainable = |name: &str| hyperparameters.is_trained(name);
-    let model = Qwen25Vl::load(
-        &WeightLoader {
-            device,
-            source: weights,
-            dtype,
-            quantization: Quantization::None,
-            may_pad: hyperparameters.may_pad_weights(),
-            trainable: &trainable,
-        },
-        config,
-    )?;
+    let model = Qwen25Vl::load(from, config)?;
     let Some(spec) = &hyperparameters.lora else { return Ok(model) };
     let layers = spec.target_layers(config).map_err(|unknown| {
         let what = format!("{} is not a linear layer of this model", unknown.target);
         let help = format!("choose from {}, or give all-linear", unknown.known.join(", "));
         TrainError::option("--lora-target-modules", what, help)
     })?;
-    let source = match (weights, adapter) {
+    let source = match (from.source, adapter) {
         (_, Some(adapter)) => AdapterSource::Files(adapter),
         (WeightSource::Uninitialised(_), None) => AdapterSource::Nothing(&layers, spec),
         (WeightSource::Files(_), None) => AdapterSource::New(&layers, spec, hyperparameters.seed),
     };
-    Ok(model.with_adapter(device, dtype, source, true)?)
+    Ok(model.with_adapter(from.device, from.dtype, source, true)?)
 }
 
 /// Combines the hashes of named tensors into one fingerprint.

@@ -11,7 +11,11 @@
 //! updated weights go to all ranks (all-gather)                      W (N - 1) / N bytes sent by each rank
 //! ```
 //!
-//! Every rank keeps all weights, and 1/N of the optimizer state and of the sums of gradients. Gradients are exchanged
+//! With ZeRO-3 ([`DividedBytes`]), a rank keeps 1/N of the divided weights and those of two units, such as layers. In each
+//! round, it gathers the units for the forward and for the backward pass; trained weights are then not sent after the
+//! optimizer step.
+//!
+//! Without it, every rank keeps all weights. It keeps 1/N of the optimizer state and of the sums of gradients. Gradients are exchanged
 //! in buckets and freed during the backward pass, so a rank has at most the gradients of a bucket and of the largest
 //! parameter at a time, and a buffer for the gradients that it receives.
 //!
@@ -44,6 +48,8 @@ pub struct ProcessCosts {
     pub weight_bytes: u64,
     /// Number of elements of the largest trained parameter.
     pub largest_parameter: u64,
+    /// The weights that the ranks divide; `None` if each rank keeps all weights (ZeRO-2).
+    pub divided: Option<DividedBytes>,
     /// Seconds of a step without the optimizer.
     pub compute_seconds: f64,
     /// Seconds of the backward passes of a step, a part of `compute_seconds`.
@@ -52,6 +58,19 @@ pub struct ProcessCosts {
     pub optimizer_seconds: f64,
     /// Tokens of a step.
     pub tokens: f64,
+}
+
+/// The weights that the ranks divide with ZeRO-3, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DividedBytes {
+    /// All divided weights.
+    pub all: u64,
+    /// The most weights that are gathered at a time: two units, such as layers, or all weights.
+    pub most_gathered: u64,
+    /// What is gathered in a round.
+    pub gathered: u64,
+    /// Whether these are the trained weights, not those that an adapter leaves frozen.
+    pub are_trained: bool,
 }
 
 /// How many ranks a job has, on which machines they are, and how much they compute in a step. A rank is a process with
@@ -176,6 +195,13 @@ impl JobShape {
         for (_, bytes) in memory.iter_mut().filter(|(name, _)| *name == optimizer) {
             *bytes = self.owned(rank..rank + 1, *bytes, parameters);
         }
+        let weights = MemoryCategory::Weights.name();
+        if let (Some(divided), Some((_, bytes))) =
+            (process.divided, memory.iter_mut().find(|(name, _)| *name == weights))
+        {
+            let own = self.owned(rank..rank + 1, divided.all, parameters);
+            *bytes = bytes.saturating_sub(divided.all) + own + divided.most_gathered;
+        }
         let gradients = MemoryCategory::Gradients.name();
         let bucket = BUCKET_WEIGHTS as u64;
         let in_flight = parameters.min(2 * bucket + process.largest_parameter);
@@ -212,9 +238,12 @@ impl JobShape {
         }
     }
 
-    /// Bytes of updated weights that a rank exchanges in a step.
+    /// Bytes of weights that a rank exchanges in a step: those that were updated and, with ZeRO-3, those that are gathered
+    /// in each round.
     pub fn weight_traffic(&self, rank: usize, process: &ProcessCosts) -> Traffic {
-        let ProcessCosts { parameters, weight_bytes: all, .. } = *process;
+        let ProcessCosts { parameters, weight_bytes, divided, .. } = *process;
+        let updated = if divided.is_some_and(|divided| divided.are_trained) { 0 } else { weight_bytes };
+        let all = updated + divided.map_or(0, |divided| self.rounds() as u64 * divided.gathered);
         let node = self.node_of(rank);
         let own = self.owned(rank..rank + 1, all, parameters);
         let of_node = self.owned(node.clone(), all, parameters);

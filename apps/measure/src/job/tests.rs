@@ -20,6 +20,7 @@ fn process(parameters: u64, bytes_per_weight: u64, bytes_of_moments: u64) -> Pro
         parameters,
         weight_bytes: parameters * bytes_per_weight,
         largest_parameter: parameters / 10,
+        divided: None,
         compute_seconds: 1.0,
         backward_seconds: 0.6,
         optimizer_seconds: 0.1,
@@ -135,6 +136,27 @@ fn exchange_of_two_nodes_is_bound_by_the_network() {
     // With NVLink alone, one machine: 15 GB per round at 80 % of 450 GB/s.
     let one = JobShape { gpus_per_node: 16, ..shape }.step_time(&process, &links);
     assert!((one.gradients - 2.0 * 15.0 / 360.0).abs() < 1e-9, "{one:?}");
+}
+
+/// 4 ranks that divide 80 of 100 bytes of weights; each number by hand.
+#[test]
+fn zero_3_divides_weights_and_gathers_them_in_each_round() {
+    let mut process = process(1000, 2, 10);
+    let shape = JobShape { ranks: 4, gpus_per_node: 8, micro_batches: 12 };
+    let weights = |process: &ProcessCosts| {
+        let memory = shape.memory_of(1, process);
+        memory.iter().find(|(name, _)| *name == MemoryCategory::Weights.name()).map_or(0, |(_, bytes)| *bytes)
+    };
+    let whole = weights(&process);
+    let divided = DividedBytes { all: 800, most_gathered: 300, gathered: 1200, are_trained: true };
+    process.divided = Some(divided);
+    assert_eq!(weights(&process), whole - 800 + 200 + 300);
+    // Three rounds; in each, a rank has a quarter of 1200 bytes, which it sends to three ranks.
+    let of = |bytes| Traffic { within_node: LinkBytes { sent: bytes, received: bytes }, ..Traffic::default() };
+    assert_eq!(shape.weight_traffic(1, &process), of(3 * 900));
+    // An adapter's weights are sent as well.
+    process.divided = Some(DividedBytes { are_trained: false, ..divided });
+    assert_eq!(shape.weight_traffic(1, &process), of(3 * 900 + 2000 * 3 / 4));
 }
 
 /// 33 micro-batches on 16 ranks need three rounds, of which the last has one micro-batch.

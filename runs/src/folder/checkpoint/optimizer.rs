@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Seek, SeekFrom};
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use safetensors::SafeTensors;
 
-use super::snapshot::TensorBytes;
+use super::parts::{Contents, FilePart, TensorBytes, write_parts};
 use crate::folder::resume::RunState;
 
 /// The path of the file in a checkpoint folder.
@@ -96,16 +96,12 @@ impl OptimizerFile {
 
     /// Writes this rank's cells to the created file.
     pub fn write_cells(&self, path: &Path) -> io::Result<()> {
-        let mut file = BufWriter::with_capacity(1 << 20, File::options().write(true).open(path)?);
-        let mut position = 0;
-        for cell in &self.cells {
-            if position != cell.offset {
-                file.seek(SeekFrom::Start(cell.offset))?;
-            }
-            cell.held.write(&mut file)?;
-            position = cell.offset + cell.held.len() as u64;
-        }
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+        let parts = self.cells.iter().map(|CellBytes { offset, held }| FilePart {
+            offset: *offset,
+            bytes: held.len() as u64,
+            contents: Contents::Held(held),
+        });
+        write_parts(path, parts)
     }
 }
 

@@ -14,16 +14,18 @@ use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_model::checkpoint::{Checkpoint, expected_tensors};
 use reel_model::lora::{self, AdapterFolder, LoraSpec};
-use reel_model::save::{ConfigAndTokenizerFiles, HubFolder, TensorSpec, write_hub_folder};
-use reel_model::weights::widen_to_f32;
+use reel_model::save::{
+    ConfigAndTokenizerFiles, HubFolder, MAX_SHARD_BYTES, TensorSpec, WeightFiles, create_hub_folder, move_hub_files,
+};
 use reel_runtime::Tensor;
+use reel_runtime::optim::{CellState, ParameterState};
 use reel_train::file_names::RUN_STATE_FILE;
 use reel_train::step::trainer::Trainer;
-use reel_train::tensor_bytes::tensor_byte_parts;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
 use super::optimizer::{self, OPTIMIZER, OptimizerFile};
+use super::parts::{Contents, FilePart, TensorBytes, has_memory_for, write_parts};
 use super::{FolderDraft, PREFIX, checkpoint_folder_name};
 use crate::folder::digests::{self, LogDigests};
 use crate::folder::resume::RunState;
@@ -40,57 +42,13 @@ pub struct BaseModel {
     pub name: String,
 }
 
-/// The names, in messages, of the two barriers of ranks that write a checkpoint together: after rank 0 has created the
-/// optimizer file, and after all ranks have written their cells.
+/// The names, in messages, of the two barriers of ranks that write files together: after rank 0 has created the files,
+/// and after all ranks have written their cells.
 const BEGUN: &str = "start of a checkpoint";
 const WRITTEN: &str = "end of a checkpoint";
 
-/// Tests whether `bytes` bytes can be allocated. Elsewhere a failed allocation would end the process.
-pub(super) fn has_memory_for(bytes: usize) -> bool {
-    Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
-}
-
-/// The bytes of a tensor without padding: a copy of the bytes, or the tensor to read them from.
-#[derive(Debug)]
-pub(super) enum TensorBytes {
-    /// Copied bytes.
-    Copy(Vec<u8>),
-    /// The tensor, whose bytes are read when the checkpoint is written.
-    Tensor(Tensor),
-}
-
-impl TensorBytes {
-    /// Copies the bytes of `t`. Returns `None` if `has_memory_for` says that there is no memory for them.
-    fn copy(t: &Tensor, has_memory_for: &dyn Fn(usize) -> bool) -> Result<Option<Self>> {
-        // Copying a padded tensor takes more memory, because the tensor is read with its padding first.
-        let padded = if t.bytes() == t.unpadded_bytes() { 0 } else { t.bytes() };
-        match has_memory_for(t.unpadded_bytes().saturating_add(padded)) {
-            true => Ok(Some(Self::Copy(t.read_unpadded_bytes()?))),
-            false => Ok(None),
-        }
-    }
-
-    /// Number of bytes.
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Copy(bytes) => bytes.len(),
-            Self::Tensor(t) => t.unpadded_bytes(),
-        }
-    }
-
-    pub(super) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
-        match self {
-            Self::Copy(bytes) => to.write_all(bytes),
-            Self::Tensor(t) => tensor_byte_parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
-        }
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct StoredTensor {
-    shape: Vec<usize>,
-    pub(super) held: TensorBytes,
-}
+/// The hidden folder in OUT in which the final model is written.
+const MODEL_DRAFT: &str = ".model.part";
 
 /// Number of bytes of the trained weights and optimizer state of `t`: the memory that a copy for a checkpoint takes.
 pub fn checkpoint_bytes(t: &Trainer) -> u64 {
@@ -98,7 +56,8 @@ pub fn checkpoint_bytes(t: &Trainer) -> u64 {
     weights as u64 + optimizer::state_bytes(t)
 }
 
-/// The trained weights of a run, ready to be written as a model folder or an adapter folder.
+/// The trained weights of a run, ready to be written as a model folder or an adapter folder. Each of several ranks writes
+/// the cells that it owns, and its share of the weights that are not trained. Rank 0 writes an adapter.
 #[derive(Debug)]
 pub struct TrainedWeights {
     dtype: StoredDType,
@@ -106,42 +65,118 @@ pub struct TrainedWeights {
     lora: Option<LoraSpec>,
     trained: BTreeMap<String, StoredTensor>,
     origin: BaseModel,
+    /// This rank, and the number of ranks.
+    rank: (usize, usize),
+}
+
+/// A trained weight.
+#[derive(Debug)]
+struct StoredTensor {
+    shape: Vec<usize>,
+    /// The parts of the weight that this rank writes, with the position of the first byte of each.
+    parts: Vec<(u64, TensorBytes)>,
 }
 
 impl TrainedWeights {
-    /// Captures the weights of `t` without copying them: [`Self::write`] must be called before the next step changes
-    /// them.
+    /// Captures the weights of `t` without copying them: they must be written before the next step changes them.
     pub fn capture(t: &Trainer, origin: BaseModel) -> Self {
-        let stored = |(name, weights, _): (&str, &Tensor, _)| {
-            let shape = weights.unpadded_shape().to_vec();
-            (name.to_string(), StoredTensor { shape, held: TensorBytes::Tensor(weights.clone()) })
+        let lora = t.hyperparameters.lora.clone();
+        let stored = |(name, weights, state): (&str, &Tensor, &ParameterState)| {
+            let part = |cell: &CellState| {
+                let start = (cell.range.start * weights.dtype().size()) as u64;
+                (start, TensorBytes::Tensor(cell.weights.clone()))
+            };
+            let parts = match lora {
+                Some(_) => vec![(0, TensorBytes::Tensor(weights.clone()))],
+                None => state.cells.iter().map(part).collect(),
+            };
+            (name.to_string(), StoredTensor { shape: weights.unpadded_shape().to_vec(), parts })
         };
         Self {
             dtype: if t.dtype == DType::BF16 { StoredDType::Bf16 } else { StoredDType::F32 },
             config: t.model.config.clone(),
-            lora: t.hyperparameters.lora.clone(),
             trained: t.optimizer.parameter_states().map(stored).collect(),
+            lora,
             origin,
+            rank: t.ranks().map_or((0, 1), |ranks| (ranks.rank(), ranks.size())),
         }
     }
 
-    /// Writes a model folder in the dtype of training, or an adapter folder if the run trains a LoRA adapter.
+    /// The parts of the trained weights that this rank writes.
+    fn held(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
+        self.trained.values_mut().flat_map(|stored| &mut stored.parts).map(|(_, held)| held)
+    }
+
+    /// The weights of a model folder, in the dtype of training.
+    fn specs(&self) -> Vec<TensorSpec> {
+        let spec = |(name, shape)| TensorSpec { name, dtype: self.dtype, shape };
+        expected_tensors(&self.config).into_iter().map(spec).collect()
+    }
+
+    /// Writes the trained model or adapter into OUT. If the run has several ranks, all call it together, with the same
+    /// `out`; `meet` is a barrier of all ranks, whose argument names it in messages.
     ///
     /// # Errors
-    /// A file cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        let Self { dtype, origin, .. } = self;
-        if let Some(spec) = &self.lora {
-            return self.write_adapter(folder, spec);
+    /// A file cannot be written; another rank has failed.
+    pub fn write(&self, out: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
+        // Errors name the final path, because the user does not know the hidden path.
+        let in_out = |e: TrainError| e.with_path_renamed(&out.join(MODEL_DRAFT), out);
+        if self.rank.0 > 0 {
+            meet(BEGUN)?;
+            self.write_cells(&out.join(MODEL_DRAFT)).map_err(in_out)?;
+            return meet(WRITTEN);
         }
-        let spec = |(name, shape)| TensorSpec { name, dtype: *dtype, shape };
-        let tensors: Vec<TensorSpec> = expected_tensors(&self.config).into_iter().map(spec).collect();
-        let fill = |spec: &TensorSpec, to: &mut dyn Write| match self.trained.get(&spec.name) {
-            Some(weights) => weights.held.write(to),
-            None => write_untrained(&origin.files, spec, to),
-        };
-        let about = HubFolder { small_files: &origin.small_files, naming: origin.files.naming(), dtype: *dtype };
-        write_hub_folder(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
+        let draft = FolderDraft::begin(out, MODEL_DRAFT).map_err(in_out)?;
+        self.create(&draft.0).map_err(in_out)?;
+        meet(BEGUN)?;
+        self.write_cells(&draft.0).map_err(in_out)?;
+        meet(WRITTEN)?;
+        move_hub_files(&draft.0, out).map_err(TrainError::cannot_save)
+    }
+
+    /// Creates the files of a model folder, without the contents of its weights. Rank 0 calls it before all ranks call
+    /// [`Self::write_cells`].
+    fn create(&self, folder: &Path) -> Result<()> {
+        if self.lora.is_some() {
+            return Ok(());
+        }
+        let (dtype, naming, small_files) = (self.dtype, self.origin.files.naming(), &*self.origin.small_files);
+        let specs = self.specs();
+        let weight_files = WeightFiles::new(naming, &specs, MAX_SHARD_BYTES);
+        create_hub_folder(folder, HubFolder { small_files, naming, dtype }, &weight_files)
+            .map_err(TrainError::cannot_save)
+    }
+
+    /// Writes what this rank writes of the weights into the created folder: its cells of the trained weights, and every
+    /// N-th of the other weights. Rank 0 writes the folder of an adapter.
+    fn write_cells(&self, folder: &Path) -> Result<()> {
+        let (rank, ranks) = self.rank;
+        if let Some(spec) = &self.lora {
+            return if rank == 0 { self.write_adapter(folder, spec) } else { Ok(()) };
+        }
+        let specs = self.specs();
+        let weight_files = WeightFiles::new(self.origin.files.naming(), &specs, MAX_SHARD_BYTES);
+        let places = weight_files.places().map_err(|e| TrainError::cannot_write(folder, e))?;
+        let mut by_file = BTreeMap::<&str, Vec<FilePart>>::new();
+        for (index, (spec, file, start)) in places.iter().enumerate() {
+            let parts = by_file.entry(*file).or_default();
+            match self.trained.get(&spec.name) {
+                Some(stored) => parts.extend(stored.parts.iter().map(|(first, held)| FilePart {
+                    offset: start + first,
+                    bytes: held.len() as u64,
+                    contents: Contents::Held(held),
+                })),
+                None if index % ranks == rank => {
+                    let contents = Contents::Original(&self.origin.files, spec);
+                    parts.push(FilePart { offset: *start, bytes: spec.bytes(), contents });
+                }
+                None => {}
+            }
+        }
+        by_file.into_iter().filter(|(_, parts)| !parts.is_empty()).try_for_each(|(file, parts)| {
+            let path = folder.join(file);
+            write_parts(&path, parts).map_err(|e| TrainError::cannot_write(&path, e))
+        })
     }
 
     fn write_adapter(&self, folder: &Path, spec: &LoraSpec) -> Result<()> {
@@ -156,26 +191,10 @@ impl TrainedWeights {
         let about = AdapterFolder { spec, base: &origin.name, small_files, naming };
         let missing = |name: &str| io::Error::other(format!("{name} is not trained"));
         let fill = |spec: &TensorSpec, to: &mut dyn Write| {
-            trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?.held.write(to)
+            let stored = trained.get(&spec.name).ok_or_else(|| missing(&spec.name))?;
+            stored.parts.iter().try_for_each(|(_, held)| held.write(to))
         };
         lora::save(folder, about, &tensors, fill).map_err(TrainError::cannot_save)
-    }
-}
-
-/// Writes a weight that is not trained: copies it from the original weight file, converted to the dtype of the new
-/// folder.
-fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
-    let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
-    let view = files.tensor(&spec.name).ok_or_else(missing)?;
-    if view.dtype == spec.dtype {
-        return to.write_all(view.bytes);
-    }
-    let wide = widen_to_f32(view.dtype, view.bytes).ok_or_else(missing)?;
-    match spec.dtype {
-        StoredDType::Bf16 => {
-            to.write_all(bytemuck::cast_slice(&wide.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()))
-        }
-        _ => to.write_all(bytemuck::cast_slice(&wide)),
     }
 }
 
@@ -236,7 +255,7 @@ impl CheckpointSnapshot {
     }
 
     pub(super) fn stored_tensors(&mut self) -> impl Iterator<Item = &mut TensorBytes> {
-        self.weights.trained.values_mut().map(|stored| &mut stored.held).chain(self.optimizer.held())
+        self.weights.held().chain(self.optimizer.held())
     }
 
     /// Adds the digests of the logs in OUT after the step, which a resume compares with the logs.
@@ -265,15 +284,16 @@ impl CheckpointSnapshot {
         self.write_draft(out, &name, &target, meet).map_err(|e| e.with_path_renamed(&out.join(&name), &target))
     }
 
-    /// Writes the optimizer state of this rank, which is not rank 0, into the checkpoint that rank 0 writes in `out` by
-    /// [`Self::write_with`].
+    /// Writes what this rank, which is not rank 0, writes of weights and optimizer state into the checkpoint that rank 0
+    /// writes in `out` by [`Self::write_with`].
     ///
     /// # Errors
     /// A file cannot be written; another rank has failed.
     pub fn write_cells(&self, out: &Path, meet: &dyn Fn(&str) -> Result<()>) -> Result<()> {
         meet(BEGUN)?;
-        let written = self.optimizer.write_cells(&out.join(self.draft_name()).join(OPTIMIZER));
-        let target = out.join(checkpoint_folder_name(self.state.step));
+        let (draft, target) = (out.join(self.draft_name()), out.join(checkpoint_folder_name(self.state.step)));
+        self.weights.write_cells(&draft).map_err(|e| e.with_path_renamed(&draft, &target))?;
+        let written = self.optimizer.write_cells(&draft.join(OPTIMIZER));
         written.map_err(|e| TrainError::cannot_write(target.join(OPTIMIZER), e))?;
         meet(WRITTEN)
     }
@@ -290,8 +310,9 @@ impl CheckpointSnapshot {
         let failed = |file: &str, e| TrainError::cannot_write(target.join(file), e);
         let optimizer = draft.0.join(OPTIMIZER);
         self.optimizer.create(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
+        self.weights.create(&draft.0)?;
         meet(BEGUN)?;
-        self.weights.write(&draft.0)?;
+        self.weights.write_cells(&draft.0)?;
         self.optimizer.write_cells(&optimizer).map_err(|e| failed(OPTIMIZER, e))?;
         let text = serde_json::to_vec_pretty(&self.state).map_err(|e| failed(RUN_STATE_FILE, e.into()))?;
         let private = holds_commands(&Value::Object(self.state.options.clone()));

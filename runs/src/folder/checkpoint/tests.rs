@@ -122,10 +122,10 @@ fn snapshot_without_memory_for_a_copy_is_written_from_the_tensors() {
     let left = std::cell::Cell::new(5_usize);
     let scarce = |_| left.replace(left.get().saturating_sub(1)) > 0;
     assert!(!snapshot.copy_tensors_if(&scarce).unwrap());
-    assert!(snapshot.stored_tensors().all(|stored| matches!(stored, snapshot::TensorBytes::Tensor(_))));
+    assert!(snapshot.stored_tensors().all(|stored| matches!(stored, parts::TensorBytes::Tensor(_))));
     snapshot.write(&got).unwrap();
     assert_same_files(&want, &got);
-    assert!(!snapshot::has_memory_for(usize::MAX));
+    assert!(!parts::has_memory_for(usize::MAX));
 }
 
 /// An error about a checkpoint names the checkpoint's final path, not the hidden path under which it is written.

@@ -28,7 +28,7 @@ use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
 use super::evaluation::with_evaluation;
-use super::{OpCosts, PhaseCosts, Plan, RowShape, TrainedSize};
+use super::{DividedWeights, OpCosts, PhaseCosts, Plan, RowShape, TrainedSize};
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, TrainLoop};
@@ -251,6 +251,7 @@ impl<'a> Counter<'a> {
             parts: phases.clone(),
             phases,
             trained: TrainedSize::of(&trainer),
+            divided: DividedWeights::of(&trainer).with_all_gathered(),
             steps,
             tokens,
             rows,

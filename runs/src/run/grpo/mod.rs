@@ -170,6 +170,8 @@ impl GrpoLoop<'_> {
             return Ok(Some(RolloutSet { ranks_of_micro_batches, ..set }));
         };
         let mut own_ref_log_probs = None;
+        // If each rank keeps a part of the weights, it has all of them while it samples.
+        let all_weights = trainer.gather_all_weights()?;
         let batch = worker.next_groups(n, &mut self.feed, cursor, |groups| {
             if let Some(model) = &self.reference {
                 // Frees the gradients' memory for the reference model's activations. The next step would clear the
@@ -180,6 +182,7 @@ impl GrpoLoop<'_> {
             }
             Ok(())
         })?;
+        drop(all_weights);
         Ok(batch.map(|batch| RolloutSet {
             ranks_of_micro_batches: batch.ranks_of_micro_batches,
             own_ref_log_probs,
@@ -209,6 +212,7 @@ pub(crate) fn reference_model(trainer: &Trainer, weights: WeightSource) -> Resul
         quantization: Quantization::None,
         may_pad: trainer.hyperparameters.may_pad_weights(),
         trainable: &|_| false,
+        deferred: None,
     };
     let mut reference = match (trainer.hyperparameters.lora.is_some(), policy.trains_vision()) {
         (true, _) => policy.without_adapter(),

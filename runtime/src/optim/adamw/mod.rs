@@ -8,6 +8,7 @@
 //! weights), whatever the number of parameters: tables in device memory list them (`tables.rs`).
 //!
 //! In a job of several ranks, each rank has the state of its [cells](super::partition) only and updates their weights.
+//! With ZeRO-3 it also has the weights of these cells only.
 
 mod tables;
 
@@ -17,13 +18,14 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 use reel_device::launch::ArrayEntry;
 use reel_device::{Addr, DType, Device, MemoryCategory};
+use reel_kernels::fingerprint::ByteRange;
 use reel_kernels::{adamw as kernel, fingerprint, reduce};
 
 use super::partition::{ParameterSize, Partition};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 use crate::tensor::tape::{Grads, fill_zero};
-use tables::ParameterTables;
+use tables::{ParameterTables, hashed_ranges};
 
 /// The AdamW hyperparameters of one parameter in one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,6 +88,8 @@ pub struct ParameterState {
 pub struct CellState {
     /// The weights of the cell, as indices into the parameter.
     pub range: Range<usize>,
+    /// The weights, `[n]`: a part of the parameter's memory, or memory of their own.
+    pub weights: Tensor,
     /// First moment, `[n]`: f32, bf16, or signed 8-bit codes (as U8).
     pub m: Tensor,
     /// Second moment, `[n]`: f32, bf16, or unsigned 8-bit codes.
@@ -99,7 +103,7 @@ pub struct CellState {
 impl CellState {
     /// Creates the optimizer state of a cell, the range of a parameter's weights that one rank updates: zero moments, and
     /// master weights equal to the weights.
-    fn new(p: &Tensor, range: &Range<usize>, moments: MomentFormat) -> Result<Self> {
+    fn new(p: &Tensor, range: &Range<usize>, weights: Tensor, moments: MomentFormat) -> Result<Self> {
         let (device, n) = (p.device(), range.len());
         let is_whole = n == p.count();
         let like = |dtype| match is_whole {
@@ -118,11 +122,11 @@ impl CellState {
         [&m, &v].into_iter().chain(&scales).try_for_each(fill_zero)?;
         let low = if p.dtype() == DType::BF16 { Some(like(DType::U16)?) } else { None };
         if let Some(low) = &low {
-            let w = p.addr().offset(range.start * p.dtype().size());
+            let w = weights.addr();
             let params = kernel::SplitParams { src: w, w, low: low.addr(), n: n as u64 };
             device.launch(&kernel::split_master(DType::BF16, &params))?;
         }
-        Ok(Self { range: range.clone(), m, v, scales, low })
+        Ok(Self { range: range.clone(), weights, m, v, scales, low })
     }
 }
 
@@ -151,6 +155,8 @@ pub struct AdamW {
     seed: u64,
     parameters: BTreeMap<String, (Tensor, ParameterState)>,
     partition: Partition,
+    /// Whether this rank has only the weights of its cells, not those of whole parameters (ZeRO-3).
+    has_only_cells: bool,
     /// The tables of the parameters; `None` if there are no parameters.
     tables: Option<ParameterTables>,
 }
@@ -178,7 +184,24 @@ impl AdamW {
         rank: usize,
         ranks: usize,
     ) -> Result<AdamW> {
-        Self::with_partition(parameters, moments, seed, |sizes| Partition::new(sizes, rank, ranks))
+        let partition = |sizes: &[ParameterSize]| Partition::new(sizes, rank, ranks);
+        Self::with_partition(parameters, moments, seed, partition, None)
+    }
+
+    /// Like [`Self::of_rank`], for parameters whose memory exists only while it is needed (ZeRO-3). `weights_of` has the
+    /// weights of each cell that this rank owns, by the parameter's name and the cell's first weight.
+    ///
+    /// # Errors
+    /// The errors of [`Self::new`]; a cell without weights.
+    pub fn of_rank_with_cells(
+        parameters: &[Tensor],
+        moments: MomentFormat,
+        seed: u64,
+        (rank, ranks): (usize, usize),
+        weights_of: &dyn Fn(&str, usize) -> Option<Tensor>,
+    ) -> Result<AdamW> {
+        let partition = |sizes: &[ParameterSize]| Partition::new(sizes, rank, ranks);
+        Self::with_partition(parameters, moments, seed, partition, Some(weights_of))
     }
 
     fn with_partition(
@@ -186,6 +209,7 @@ impl AdamW {
         moments: MomentFormat,
         seed: u64,
         partition: impl Fn(&[ParameterSize]) -> Partition,
+        weights_of: Option<&dyn Fn(&str, usize) -> Option<Tensor>>,
     ) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
@@ -198,23 +222,35 @@ impl AdamW {
             }
             all.insert(name.to_string(), (p.clone(), ParameterState::default()));
         }
-        let size =
-            |(p, _): &(Tensor, _)| ParameterSize { weights: p.count(), divisible: p.unpadded_shape() == p.shape() };
-        let partition = partition(&all.values().map(size).collect::<Vec<_>>());
-        for (index, (p, state)) in all.values_mut().enumerate() {
-            state.cells =
-                partition.owned_of(index).map(|cell| CellState::new(p, &cell.range, moments)).collect::<Result<_>>()?;
+        let partition = partition(&all.values().map(|(p, _)| ParameterSize::of(p)).collect::<Vec<_>>());
+        let names: Vec<String> = all.keys().cloned().collect();
+        for cell in partition.owned() {
+            let name = &names[cell.parameter];
+            let Some((p, state)) = all.get_mut(name) else { continue };
+            let weights = match weights_of {
+                None => cell.part_of(p)?,
+                Some(weights_of) => weights_of(name, cell.range.start).ok_or_else(|| {
+                    shape_error("adamw", format!("{name}: this rank has no weights {:?}", cell.range))
+                })?,
+            };
+            state.cells.push(CellState::new(p, &cell.range, weights, moments)?);
         }
+        let has_only_cells = weights_of.is_some();
         let tables = match all.first_key_value() {
-            Some((_, (first, _))) => Some(ParameterTables::new(first.device(), all.values())?),
+            Some((_, (first, _))) => Some(ParameterTables::new(first.device(), all.values(), has_only_cells)?),
             None => None,
         };
-        Ok(AdamW { moments, seed, parameters: all, partition, tables })
+        Ok(AdamW { moments, seed, parameters: all, partition, has_only_cells, tables })
     }
 
     /// The storage type of the moments.
     pub fn moments(&self) -> MomentFormat {
         self.moments
+    }
+
+    /// Whether this rank has only the weights of its cells, not those of whole parameters (ZeRO-3).
+    pub fn has_only_cells(&self) -> bool {
+        self.has_only_cells
     }
 
     /// Which cells of the parameters belong to which rank.
@@ -348,7 +384,8 @@ impl AdamW {
 
 impl AdamW {
     /// A 64-bit hash of the bits of each parameter, by name, in the order of the names, without its padding. The hashes
-    /// are computed on the device, so weights are not downloaded.
+    /// are computed on the device, so weights are not downloaded. If this rank has only its cells of the weights, these
+    /// are the hashes of the cells: the sums of all ranks' hashes, modulo 2^64, are the hashes of the parameters.
     ///
     /// # Errors
     /// The device is out of memory, or a launch fails.
@@ -362,17 +399,20 @@ impl AdamW {
         let sums = Tensor::empty(device, &shape, DType::I32, MemoryCategory::Workspace)?;
         let (arrays, chunks) = (tables.weights.addr(), tables.hash_chunks.addr());
         let params = fingerprint::Params { arrays, chunks, sums: sums.addr(), chunk_count };
-        let bytes = self.parameters.values().map(|(p, _)| p.unpadded_bytes() as u64).sum();
+        let mut ranges = Vec::new();
+        for (p, state) in self.parameters.values() {
+            ranges.push(hashed_ranges(p, state, self.has_only_cells)?);
+        }
+        let bytes = ranges.iter().flatten().map(|range| range.len).sum();
         device.launch(&fingerprint::fingerprint(&params, tables.weights.contents(), bytes))?;
         let words = sums.read_bytes()?;
         let mut rest = words.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
-        let mut hash = |p: &Tensor| {
-            let runs = p.unpadded_runs();
-            let chunks = runs.count * runs.bytes.div_ceil(fingerprint::BYTES_PER_CHUNK);
-            let count = chunks * fingerprint::SUMS_PER_CHUNK;
-            rest.by_ref().take(count).fold(0, u64::wrapping_add)
+        let mut hash = |ranges: &Vec<ByteRange>| {
+            let chunks: usize =
+                ranges.iter().map(|range| (range.len as usize).div_ceil(fingerprint::BYTES_PER_CHUNK)).sum();
+            rest.by_ref().take(chunks * fingerprint::SUMS_PER_CHUNK).fold(0, u64::wrapping_add)
         };
-        Ok(self.parameters.iter().map(|(name, (p, _))| (name.as_str(), hash(p))).collect())
+        Ok(self.parameters.keys().zip(&ranges).map(|(name, ranges)| (name.as_str(), hash(ranges))).collect())
     }
 }
 

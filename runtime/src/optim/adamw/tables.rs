@@ -7,7 +7,7 @@ use reel_device::{Addr, DType, Device, MemoryCategory};
 use reel_kernels::fingerprint::ByteRange;
 use reel_kernels::{adamw as kernel, fingerprint, reduce};
 
-use super::ParameterState;
+use super::{CellState, ParameterState};
 use crate::error::{Result, shape_error};
 use crate::tensor::Tensor;
 
@@ -17,7 +17,7 @@ use crate::tensor::Tensor;
 pub(super) struct ParameterTables {
     /// The weights and the optimizer state of each cell.
     pub parameters: DeviceTable,
-    /// The weights of each parameter as ranges of bytes: one range, or one for each row if the columns are padded.
+    /// The weights that this rank hashes, as ranges of bytes: see [`hashed_ranges`].
     pub weights: DeviceTable,
     /// The gradient of each cell in the current step; null if its parameter has none.
     pub gradients: DeviceTable,
@@ -32,15 +32,17 @@ pub(super) struct ParameterTables {
 }
 
 impl ParameterTables {
-    /// Makes the tables of `parameters`, which have no gradients yet.
+    /// Makes the tables of `parameters`, which have no gradients yet. With `has_only_cells`, this rank has only the
+    /// weights of its cells.
     pub fn new<'a>(
         device: &Device,
         parameters: impl Iterator<Item = &'a (Tensor, ParameterState)> + Clone,
+        has_only_cells: bool,
     ) -> Result<ParameterTables> {
         let address = |t: &Option<Tensor>| t.as_ref().map_or(Addr::NULL, Tensor::addr);
-        let cells = parameters.clone().flat_map(|(p, state)| state.cells.iter().map(move |cell| (p, cell)));
-        let entries = cells.clone().map(|(p, cell)| kernel::ParameterEntry {
-            w: p.addr().offset(cell.range.start * p.dtype().size()),
+        let cells = parameters.clone().flat_map(|(_, state)| &state.cells);
+        let entries = cells.clone().map(|cell| kernel::ParameterEntry {
+            w: cell.weights.addr(),
             low: address(&cell.low),
             m: cell.m.addr(),
             v: cell.v.addr(),
@@ -49,10 +51,10 @@ impl ParameterTables {
             first: cell.range.start as u64,
         });
         let mut weights = Vec::new();
-        for (p, _) in parameters.clone() {
-            weights.extend(hashed_ranges(p)?);
+        for (p, state) in parameters.clone() {
+            weights.extend(hashed_ranges(p, state, has_only_cells)?);
         }
-        let counts = cells.map(|(_, cell)| cell.range.len());
+        let counts = cells.map(|cell| cell.range.len());
         let gradients = counts.clone().map(|count| ArrayEntry { x: Addr::NULL, len: count as u64 });
         let steps = counts.clone().count() * size_of::<kernel::StepEntry>();
         let step_chunks = chunks(counts.clone(), kernel::WEIGHTS_PER_CHUNK);
@@ -70,23 +72,36 @@ impl ParameterTables {
     }
 }
 
-/// The ranges of bytes whose hashes add up to the hash of a parameter without its padding.
+/// The ranges of bytes whose hashes add up to the hash of a parameter without its padding, or with `has_only_cells` to
+/// this rank's part of it.
 ///
 /// # Errors
 /// The parameter has padded rows whose size is not a multiple of the hash's words of 8 bytes.
-fn hashed_ranges(p: &Tensor) -> Result<impl Iterator<Item = ByteRange>> {
-    let (runs, start) = (p.unpadded_runs(), p.addr());
+pub(super) fn hashed_ranges(p: &Tensor, state: &ParameterState, has_only_cells: bool) -> Result<Vec<ByteRange>> {
+    if !has_only_cells {
+        return ranges_of(p, 0, p.parameter_name().unwrap_or_default());
+    }
+    // A cell begins at a multiple of the hash's words, because it is a whole number of chunks.
+    let of_cell = |cell: &CellState| {
+        ranges_of(&cell.weights, cell.range.start * p.dtype().size() / 8, p.parameter_name().unwrap_or_default())
+    };
+    Ok(state.cells.iter().map(of_cell).collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// The ranges of bytes of a tensor, without its padding, whose first word of 8 bytes has the index `first_word`.
+fn ranges_of(t: &Tensor, first_word: usize, name: &str) -> Result<Vec<ByteRange>> {
+    let (runs, start) = (t.unpadded_runs(), t.addr());
     if runs.count > 1 && !runs.bytes.is_multiple_of(8) {
-        let name = p.parameter_name().unwrap_or_default();
         let what =
             format!("the padded rows of {name} have {} bytes of weights, which is not a multiple of 8", runs.bytes);
         return Err(shape_error("fingerprint", format!("{what}; load it without padding")));
     }
-    Ok((0..runs.count).map(move |i| ByteRange {
+    let range = |i: usize| ByteRange {
         x: start.offset(i * runs.pitch),
         len: runs.bytes as u64,
-        first_word: (i * runs.bytes / 8) as u64,
-    }))
+        first_word: (first_word + i * runs.bytes / 8) as u64,
+    };
+    Ok((0..runs.count).map(range).collect())
 }
 
 /// A table with addresses in device memory, and its contents.

@@ -382,7 +382,7 @@ fn cells_of_several_ranks_have_the_bits_of_one_process() {
                 .map(|rank| {
                     let weights = make();
                     let partition = |sizes: &[ParameterSize]| Partition::with_cell_size(sizes, rank, ranks, 256);
-                    let optimizer = AdamW::with_partition(&weights, moments, 3, partition).unwrap();
+                    let optimizer = AdamW::with_partition(&weights, moments, 3, partition, None).unwrap();
                     (weights, optimizer)
                 })
                 .collect();

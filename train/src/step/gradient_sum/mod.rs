@@ -28,18 +28,26 @@
 //! gradients     R · G · (N - 1) / N     as many as a reduce-scatter in each round
 //! new weights       W · (N - 1) / N     as many as an all-gather
 //! ```
+//!
+//! If each rank keeps only its cells of the weights ([`WeightShards`]), new weights are not sent. Then the schedule of
+//! the shards says when a bucket is exchanged: as soon as it is complete, but in one order with the gathers of weights
+//! on all ranks.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use reel_device::{Addr, DType, Device, MemoryCategory, PendingExchange};
+use reel_input::config::ModelConfig;
 use reel_kernels::{elementwise, reduce};
+use reel_model::units;
 use reel_ranks::Ranks;
 use reel_runtime::optim::{AdamW, Cell, GradientSource, Partition};
-use reel_runtime::{Grads, RuntimeError, Tensor};
+use reel_runtime::{Grads, RuntimeError, Tensor, WeightUnit};
 
 use crate::Result;
-use crate::step::tensor_exchange::{self, Exchange};
+use crate::step::tensor_exchange::SharedExchange;
+use crate::step::weight_shards::{Advance, WeightShards};
 
 /// The largest number of weights of a bucket, that is, of the cells whose gradients the ranks exchange at a time. A
 /// single cell with more weights is a bucket of its own.
@@ -49,7 +57,9 @@ pub const BUCKET_WEIGHTS: usize = 32 << 20;
 #[derive(Debug)]
 pub struct GradientSum {
     ranks: Arc<Ranks>,
-    exchange: Box<dyn Exchange>,
+    exchange: SharedExchange,
+    /// The weights that are gathered between the exchanges of buckets; `None` if each rank has all weights.
+    shards: Option<Rc<WeightShards>>,
     partition: Partition,
     /// The trained parameters, by index in the partition.
     parameters: Vec<(String, Tensor)>,
@@ -109,18 +119,25 @@ impl Round {
 
 impl GradientSum {
     /// Creates the sum for the parameters of `optimizer`, the optimizer of this rank. `model_order` has all trained
-    /// parameters of the model, roughly in the order in which a forward pass uses them.
+    /// parameters of the model, roughly in the order in which a forward pass uses them. `config` is the model's.
     ///
     /// # Errors
     /// The device is out of memory.
-    pub fn new(ranks: Arc<Ranks>, device: &Device, optimizer: &AdamW, model_order: &[Tensor]) -> Result<Self> {
-        Self::with_buckets_of(BUCKET_WEIGHTS, ranks, device, optimizer, model_order)
+    pub fn new(
+        ranks: Arc<Ranks>,
+        (exchange, shards): (SharedExchange, Option<Rc<WeightShards>>),
+        (device, config): (&Device, &ModelConfig),
+        optimizer: &AdamW,
+        model_order: &[Tensor],
+    ) -> Result<Self> {
+        Self::with_buckets_of(BUCKET_WEIGHTS, ranks, (exchange, shards), (device, config), optimizer, model_order)
     }
 
     fn with_buckets_of(
         weights: usize,
         ranks: Arc<Ranks>,
-        device: &Device,
+        (exchange, shards): (SharedExchange, Option<Rc<WeightShards>>),
+        (device, config): (&Device, &ModelConfig),
         optimizer: &AdamW,
         model_order: &[Tensor],
     ) -> Result<Self> {
@@ -136,6 +153,10 @@ impl GradientSum {
         let index = |t: &Tensor| parameters.binary_search_by_key(&t.parameter_name(), |(name, _)| Some(name)).ok();
         let order: Vec<usize> = model_order.iter().rev().filter_map(index).collect();
         let buckets = buckets(&partition, &order, weights);
+        if let Some(shards) = &shards {
+            let unit = |cell: &Cell| units::unit_of(&parameters[cell.parameter].0, config);
+            shards.set_buckets(buckets.iter().map(|bucket| bucket.iter().map(unit).collect()));
+        }
         let owned = |bucket: &Vec<Cell>| bucket.iter().filter(|c| c.owner == ranks.rank()).map(|c| c.range.len()).sum();
         let largest: usize = buckets.iter().map(owned).max().unwrap_or(0);
         let f32s = |count: usize| Tensor::empty(device, &[count], DType::F32, MemoryCategory::Gradients);
@@ -147,7 +168,8 @@ impl GradientSum {
             assigned: Vec::new(),
             ended_rounds: 0,
             round: Round::new(parameters.len()),
-            exchange: tensor_exchange::connect(&ranks, device)?,
+            exchange,
+            shards,
             ranks,
             partition,
             parameters,
@@ -213,8 +235,27 @@ impl GradientSum {
                 return Err(RuntimeError::Shape { op: "backward", what }.into());
             }
         }
-        let is_complete = |bucket: &Vec<Cell>, round: &Round| bucket.iter().all(|cell| round.finished[cell.parameter]);
-        while self.buckets.get(self.round.exchanged).is_some_and(|bucket| is_complete(bucket, &self.round)) {
+        while self.may_exchange_bucket() {
+            self.exchange_bucket(own)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the gradients of the next bucket are finished, and its exchange is the next one of the round.
+    fn may_exchange_bucket(&self) -> bool {
+        let is_complete = |bucket: &Vec<Cell>| bucket.iter().all(|cell| self.round.finished[cell.parameter]);
+        self.buckets.get(self.round.exchanged).is_some_and(is_complete)
+            && self.shards.as_ref().is_none_or(|shards| shards.is_bucket_next())
+    }
+
+    /// Gathers the weights of `unit`, whose ops the backward pass reaches next. Exchanges the buckets whose turn is
+    /// before, also if the micro-batch has no gradient for some of their parameters.
+    ///
+    /// # Errors
+    /// Another rank has failed; the device fails.
+    pub fn begin_unit(&mut self, unit: WeightUnit, own: &mut Grads) -> Result<()> {
+        let Some(shards) = self.shards.clone() else { return Ok(()) };
+        while shards.advance_to(unit)? == Advance::Bucket {
             self.exchange_bucket(own)?;
         }
         Ok(())
@@ -226,11 +267,16 @@ impl GradientSum {
     /// # Errors
     /// Another rank has failed; the device fails.
     pub fn end_round(&mut self, own: &mut Grads) -> Result<()> {
+        if let Some(shards) = self.shards.clone() {
+            while shards.advance_to_end()? == Advance::Bucket {
+                self.exchange_bucket(own)?;
+            }
+        }
         while self.round.exchanged < self.buckets.len() {
             self.exchange_bucket(own)?;
         }
         self.round.pending.take().map_or(Ok(()), PendingBucket::add)?;
-        self.exchange.wait_for_all()?;
+        self.exchange.borrow().wait_for_all()?;
         let round = std::mem::replace(&mut self.round, Round::new(self.parameters.len()));
         self.reached.iter_mut().zip(round.reached).for_each(|(reached, now)| *reached |= now);
         self.ended_rounds += 1;
@@ -253,7 +299,7 @@ impl GradientSum {
         let mut added = Vec::new();
         let mut start = 0;
         for (index, cell) in bucket.iter().enumerate() {
-            let own = gradient(cell).map(|gradient| part(gradient, cell)).transpose()?;
+            let own = gradient(cell).map(|gradient| cell.part_of(gradient)).transpose()?;
             if cell.owner != rank {
                 send[cell.owner].extend(own);
                 continue;
@@ -274,7 +320,8 @@ impl GradientSum {
             }
             start += cell.range.len();
         }
-        let exchange = self.exchange.start_all_to_all("gradients", &send, &receive)?;
+        let exchange = self.exchange.borrow_mut().start_all_to_all("gradients", &send, &receive)?;
+        self.shards.iter().for_each(|shards| shards.started_bucket());
         self.round.pending = Some(PendingBucket { exchange, added });
         for (index, cell) in bucket.iter().enumerate() {
             let (name, parameter) = &self.parameters[cell.parameter];
@@ -313,8 +360,8 @@ impl GradientSum {
         Ok(Tensor::from_slice(own.device(), &shape, DType::F32, &all, MemoryCategory::Workspace)?)
     }
 
-    /// Sends the weights of this rank's cells to all ranks, and receives the weights of their cells. All ranks call it
-    /// together after a step of the optimizer.
+    /// Sends the weights of this rank's cells to all ranks, and receives the weights of their cells. Does nothing for
+    /// parameters of which each rank keeps only its cells. All ranks call it together after a step of the optimizer.
     ///
     /// # Errors
     /// Another rank has failed; the device fails.
@@ -322,13 +369,19 @@ impl GradientSum {
         let (rank, size) = (self.ranks.rank(), self.ranks.size());
         for bucket in &self.buckets {
             let mut of_ranks = vec![Vec::new(); size];
-            for cell in bucket.iter().filter(|cell| self.reached[cell.parameter]) {
-                of_ranks[cell.owner].push(part(&self.parameters[cell.parameter].1, cell)?);
+            let is_sent = |cell: &&Cell| {
+                self.reached[cell.parameter] && self.parameters[cell.parameter].1.on_demand_memory().is_none()
+            };
+            for cell in bucket.iter().filter(is_sent) {
+                of_ranks[cell.owner].push(cell.part_of(&self.parameters[cell.parameter].1)?);
+            }
+            if of_ranks.iter().all(Vec::is_empty) {
+                continue;
             }
             let own = std::mem::take(&mut of_ranks[rank]);
-            self.exchange.all_gather("weights", &own, &of_ranks)?;
+            self.exchange.borrow_mut().start_all_gather("weights", &own, &of_ranks)?.wait()?;
         }
-        self.exchange.wait_for_all()
+        self.exchange.borrow().wait_for_all()
     }
 }
 
@@ -360,11 +413,6 @@ fn buckets(partition: &Partition, order: &[usize], weights: usize) -> Vec<Vec<Ce
         }
     }
     buckets
-}
-
-/// The elements of a cell in a tensor of its parameter.
-fn part(t: &Tensor, cell: &Cell) -> Result<Tensor> {
-    Ok(t.reshape(&[t.count()])?.rows(cell.range.start, cell.range.len())?)
 }
 
 /// Adds a gradient to a sum. Copies it if the sum has no value before, because `0.0 + -0.0` would change its sign.

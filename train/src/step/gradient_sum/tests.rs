@@ -1,42 +1,22 @@
 //! Training steps of several ranks, which are threads of the test.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
 use reel_device::MemoryCategory::{Gradients, Optimizer};
 use reel_device::cuda::Gpu;
 use reel_device::cuda::fake::FakeDriver;
 use reel_device::{Arch, compile};
-use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
-use reel_ranks::{Launcher, Timeouts, Traffic, World};
-use reel_samples::sample::Sample;
+use reel_ranks::Traffic;
 
 use super::*;
 use crate::options::{GradientCheckpointing, RunOptions};
 use crate::step::hyperparameters::Hyperparameters;
+use crate::step::rank_threads::{bytes_of, model, on_ranks, sample};
 use crate::step::sft;
 use crate::step::trainer::Trainer;
 
 /// Micro-batches of a step. With 2, 3 and 4 ranks, the last round has fewer micro-batches than the others.
 const MICRO_BATCHES: usize = 5;
 const STEPS: u64 = 3;
-
-fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
-}
-
-/// A sample of text, different for each micro-batch.
-fn sample(step: u64, micro_batch: usize) -> Sample {
-    let tokens = 5 + 2 * micro_batch;
-    let positions: Vec<i64> = (0..tokens as i64).collect();
-    let ids = (0..tokens).map(|t| (1 + (t * 7 + micro_batch * 3 + step as usize) % 90) as i32);
-    let input_ids: Vec<_> = ids.map(|id| id.try_into().unwrap()).collect();
-    let position_ids = [positions.clone(), positions.clone(), positions];
-    let inputs = ModelInput { input_ids, position_ids, ..ModelInput::default() };
-    let targets = (0..tokens).map(|t| if t + 1 < tokens { t as i32 + 2 } else { -1 }).collect();
-    Sample { tokens: inputs, targets }
-}
 
 /// What a rank has after its steps.
 #[derive(Debug)]
@@ -55,6 +35,14 @@ struct Trained {
     exchanged: [u64; 2],
 }
 
+/// The sum of a trainer, with buckets of at most `bucket` weights.
+fn with_buckets_of(bucket: usize, ranks: Arc<Ranks>, t: &Trainer) -> GradientSum {
+    let parameters: Vec<Tensor> = t.model.parameters().cloned().collect();
+    let exchange = t.gradient_sum.as_ref().unwrap().exchange.clone();
+    let (shared, model) = ((exchange, t.weight_shards.clone()), (&t.device, &t.model.config));
+    GradientSum::with_buckets_of(bucket, ranks, shared, model, &t.optimizer, &parameters).unwrap()
+}
+
 fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket: usize) -> Trained {
     let device = Device::cpu(1);
     let config = ModelConfig::open(&model()).unwrap();
@@ -68,9 +56,7 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
     let opened = Trainer::resume(&device, &config, &model(), None, DType::F32, hyperparameters, ranks.clone());
     let (mut t, _files) = opened.unwrap();
     if let Some(ranks) = &ranks {
-        let parameters: Vec<Tensor> = t.model.parameters().cloned().collect();
-        let sum = GradientSum::with_buckets_of(bucket, ranks.clone(), &device, &t.optimizer, &parameters).unwrap();
-        t.gradient_sum = Some(sum);
+        t.gradient_sum = Some(with_buckets_of(bucket, ranks.clone(), &t));
     }
     let before = ranks.as_ref().map(|ranks| ranks.traffic()).unwrap_or_default();
     device.reset_peak();
@@ -113,34 +99,8 @@ fn train(ranks: Option<Arc<Ranks>>, checkpointing: GradientCheckpointing, bucket
     }
 }
 
-fn bytes_of(category: MemoryCategory, bytes: &[(&str, usize)]) -> usize {
-    bytes.iter().find(|(name, _)| *name == category.name()).map_or(0, |(_, bytes)| *bytes)
-}
-
 fn train_on(size: usize, checkpointing: GradientCheckpointing, bucket: usize) -> Vec<Trained> {
     on_ranks(size, |ranks| train(Some(ranks), checkpointing, bucket))
-}
-
-/// Calls `f` for each rank on a thread of its own. Returns the results by rank.
-fn on_ranks<T: Send>(size: usize, f: impl Fn(Arc<Ranks>) -> T + Sync) -> Vec<T> {
-    let folder = tempfile::tempdir().unwrap();
-    let timeouts = Timeouts { join: Duration::from_secs(60), ..Timeouts::default() };
-    std::thread::scope(|scope| {
-        let start = |rank| {
-            let (launcher, job) = (Launcher::Reel, "test".to_string());
-            let (local_rank, local_size, address) = (rank, size, None);
-            let world = World { rank, size, local_rank, local_size, launcher, job, address };
-            let (folder, f) = (folder.path(), &f);
-            scope.spawn(move || {
-                let ranks = Arc::new(Ranks::join(world, folder, timeouts, Box::new(|_| {})).unwrap());
-                let done = f(ranks.clone());
-                Arc::into_inner(ranks).unwrap().leave().unwrap();
-                done
-            })
-        };
-        let threads: Vec<_> = (0..size).map(start).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
 }
 
 #[test]
@@ -204,9 +164,7 @@ fn train_on_fake_gpu(ranks: Option<Arc<Ranks>>, bucket: usize) -> (Vec<(String, 
     let opened = Trainer::resume(&device, &config, &model(), None, DType::F32, hyperparameters, ranks.clone());
     let (mut t, _files) = opened.unwrap();
     if let Some(ranks) = ranks {
-        let parameters: Vec<Tensor> = t.model.parameters().cloned().collect();
-        let sum = GradientSum::with_buckets_of(bucket, ranks, &device, &t.optimizer, &parameters).unwrap();
-        t.gradient_sum = Some(sum);
+        t.gradient_sum = Some(with_buckets_of(bucket, ranks, &t));
     }
     device.profiler().record_timeline(true);
     let mut samples = (0..2).map(|i| vec![sample(1, i)]);

@@ -1,0 +1,121 @@
+//! The weight files of a model folder: `model.safetensors`, or several shards with an index. They are written tensor by
+//! tensor (`hub_folder.rs`), or created with their full length and then filled by several writers ([`WeightFiles`]).
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use reel_input::tensor_file::{HeaderEntry, write_safetensors_header};
+use serde_json::{Map, json};
+
+use super::TensorSpec;
+use crate::checkpoint::TensorNaming;
+use crate::error::{ModelError, Result};
+
+/// The name of the index of several shards.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Which tensors are in which weight files.
+#[derive(Debug)]
+pub struct WeightFiles<'a> {
+    naming: TensorNaming,
+    /// Name and tensors of each file.
+    shards: Vec<(String, &'a [TensorSpec])>,
+}
+
+impl<'a> WeightFiles<'a> {
+    /// Divides the tensors, in order, into files. A file has at most `shard_bytes`, unless it has a single larger tensor.
+    pub fn new(naming: TensorNaming, tensors: &'a [TensorSpec], shard_bytes: u64) -> Self {
+        let shards = cut(tensors, shard_bytes);
+        let name = |i: usize| match shards.len() {
+            1 => "model.safetensors".to_string(),
+            n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+        };
+        let names: Vec<String> = (0..shards.len()).map(name).collect();
+        Self { naming, shards: names.into_iter().zip(shards).collect() }
+    }
+
+    /// Name and tensors of each file.
+    pub(super) fn shards(&self) -> &[(String, &'a [TensorSpec])] {
+        &self.shards
+    }
+
+    /// The text of the index; `None` if there is one file.
+    pub(super) fn index(&self) -> Option<String> {
+        if self.shards.len() == 1 {
+            return None;
+        }
+        let mut map = Map::new();
+        for (file, tensors) in &self.shards {
+            map.extend(tensors.iter().map(|tensor| (self.naming.from_classic_name(&tensor.name), json!(file))));
+        }
+        let total: u64 = self.shards.iter().flat_map(|(_, tensors)| *tensors).map(TensorSpec::bytes).sum();
+        Some(format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": map})))
+    }
+
+    /// Where each tensor begins: its name, the file and the position of the first byte, in the order of the tensors.
+    ///
+    /// # Errors
+    /// A header cannot be made.
+    pub fn places(&self) -> io::Result<Vec<(&'a TensorSpec, &str, u64)>> {
+        let mut places = Vec::new();
+        for (file, tensors) in &self.shards {
+            let mut at = header(|name| self.naming.from_classic_name(name), tensors)?.len() as u64;
+            for tensor in *tensors {
+                places.push((tensor, file.as_str(), at));
+                at += tensor.bytes();
+            }
+        }
+        Ok(places)
+    }
+
+    /// Creates the files in `folder` with their headers and their full length. The contents of the tensors are then
+    /// written at their [`Self::places`].
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn create(&self, folder: &Path) -> Result<()> {
+        for (file, tensors) in &self.shards {
+            let path = folder.join(file);
+            let create = || {
+                let header = header(|name| self.naming.from_classic_name(name), tensors)?;
+                fs::write(&path, &header)?;
+                let len = header.len() as u64 + tensors.iter().map(TensorSpec::bytes).sum::<u64>();
+                File::options().write(true).open(&path)?.set_len(len)
+            };
+            create().map_err(|e| ModelError::cannot_write(&path, e))?;
+        }
+        let Some(index) = self.index() else { return Ok(()) };
+        let path = folder.join(INDEX);
+        fs::write(&path, index).map_err(|e| ModelError::cannot_write(&path, e))
+    }
+}
+
+/// The header of a safetensors file of these tensors. `rename` gives each tensor its name in the file.
+pub(super) fn header(rename: impl Fn(&str) -> String, tensors: &[TensorSpec]) -> io::Result<Vec<u8>> {
+    let names: Vec<String> = tensors.iter().map(|t| rename(&t.name)).collect();
+    let entries = names.iter().zip(tensors).map(|(name, t)| HeaderEntry {
+        name,
+        dtype: t.dtype.safetensors_name(),
+        shape: &t.shape,
+        bytes: t.bytes(),
+    });
+    let mut header = Vec::new();
+    write_safetensors_header(&mut header, entries)?;
+    Ok(header)
+}
+
+/// Splits the tensors, in order, into shards. A shard has at most `shard_bytes`, unless it is a single larger tensor.
+fn cut(tensors: &[TensorSpec], shard_bytes: u64) -> Vec<&[TensorSpec]> {
+    let mut shards = Vec::new();
+    let (mut first, mut size) = (0, 0);
+    for (i, tensor) in tensors.iter().enumerate() {
+        if i > first && size + tensor.bytes() > shard_bytes {
+            shards.push(&tensors[first..i]);
+            (first, size) = (i, 0);
+        }
+        size += tensor.bytes();
+    }
+    shards.push(&tensors[first..]);
+    shards
+}

@@ -1,0 +1,112 @@
+//! The units of the model: the parts whose weights are used together, in the order of a forward pass. Training in which
+//! each rank has only a part of the weights (ZeRO-3) gathers the weights of one unit at a time.
+//!
+//! ```text
+//! vision tower   patch embedding, each block, merger
+//! decoder        embedding, each layer, output (the last norm and the output layer)
+//! ```
+
+use reel_input::config::ModelConfig;
+use reel_runtime::WeightUnit;
+
+const fn unit(stage: usize, index: usize) -> WeightUnit {
+    WeightUnit { stage, index }
+}
+
+/// The patch embedding of the vision tower.
+pub const PATCH_EMBEDDING: WeightUnit = unit(0, 0);
+
+/// A block of the vision tower.
+pub const fn vision_block(index: usize) -> WeightUnit {
+    unit(1, index)
+}
+
+/// The merger of the vision tower.
+pub const MERGER: WeightUnit = unit(2, 0);
+
+/// The embedding table. If it is also the weight of the output layer, it is the unit of the output, too.
+pub const EMBEDDING: WeightUnit = unit(3, 0);
+
+/// A layer of the decoder.
+pub const fn decoder_layer(index: usize) -> WeightUnit {
+    unit(4, index)
+}
+
+/// The last norm and the weight of the output layer, unless the embedding table is this weight.
+const OUTPUT: WeightUnit = unit(5, 0);
+
+/// The unit of the last norm and the output layer.
+pub const fn output(has_tied_embeddings: bool) -> WeightUnit {
+    if has_tied_embeddings { EMBEDDING } else { OUTPUT }
+}
+
+/// The unit of a weight, by its classic name, such as `model.layers.3.mlp.up_proj.weight`.
+pub fn unit_of(name: &str, config: &ModelConfig) -> WeightUnit {
+    let index = |rest: &str| rest.split('.').next().and_then(|index| index.parse().ok()).unwrap_or(0);
+    if let Some(rest) = name.strip_prefix("visual.blocks.") {
+        vision_block(index(rest))
+    } else if let Some(rest) = name.strip_prefix("model.layers.") {
+        decoder_layer(index(rest))
+    } else if name.starts_with("visual.merger.") {
+        MERGER
+    } else if name.starts_with("visual.") {
+        PATCH_EMBEDDING
+    } else if name.starts_with("model.embed_tokens.") {
+        EMBEDDING
+    } else {
+        output(config.tie_word_embeddings)
+    }
+}
+
+/// The units in the order in which a forward pass begins them, with or without the vision tower. A unit may occur twice.
+pub fn forward_units(config: &ModelConfig, with_vision: bool) -> Vec<WeightUnit> {
+    let mut units = Vec::new();
+    if with_vision {
+        units.push(PATCH_EMBEDDING);
+        units.extend((0..config.vision.depth).map(vision_block));
+        units.push(MERGER);
+    }
+    units.push(EMBEDDING);
+    units.extend((0..config.text.num_hidden_layers).map(decoder_layer));
+    units.push(output(config.tie_word_embeddings));
+    units
+}
+
+/// Whether the backward pass needs the weights of a unit. It does not for an embedding of ids or patches, which has no
+/// gradient for its input.
+pub fn is_used_backward(unit: WeightUnit) -> bool {
+    ![PATCH_EMBEDDING.stage, EMBEDDING.stage].contains(&unit.stage)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::checkpoint::expected_tensors;
+
+    #[test]
+    fn every_weight_is_in_a_unit_of_the_forward_pass() {
+        for model in ["train/model_a", "train/model_b"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(model);
+            let config = ModelConfig::open(&folder).unwrap();
+            let all = forward_units(&config, true);
+            let used: Vec<WeightUnit> =
+                expected_tensors(&config).iter().map(|(name, _)| unit_of(name, &config)).collect();
+            assert!(
+                used.iter().all(|unit| all.contains(unit)) && all.iter().all(|unit| used.contains(unit)),
+                "{model}"
+            );
+            assert_eq!(all.first(), Some(&PATCH_EMBEDDING));
+            assert_eq!(all.last(), Some(&unit_of("model.norm.weight", &config)));
+        }
+        let unit = |name: &str| unit_of(name, &ModelConfig::open(&golden()).unwrap());
+        assert_eq!(unit("visual.blocks.11.attn.qkv.weight"), vision_block(11));
+        assert_eq!(unit("model.layers.7.self_attn.q_proj.lora_A.weight"), decoder_layer(7));
+        assert!(MERGER < EMBEDDING && decoder_layer(9) < decoder_layer(10));
+    }
+
+    fn golden() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/train/model_a")
+    }
+}

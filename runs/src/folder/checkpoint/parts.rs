@@ -1,0 +1,130 @@
+//! Parts of files that have their full length: each rank writes the parts that it has, at their positions.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use reel_input::tensor_file::StoredDType;
+use reel_model::checkpoint::Checkpoint;
+use reel_model::save::TensorSpec;
+use reel_model::weights::widen_to_f32;
+use reel_runtime::Tensor;
+use reel_train::Result;
+use reel_train::tensor_bytes::tensor_byte_parts;
+
+/// Tests whether `bytes` bytes can be allocated. Elsewhere a failed allocation would end the process.
+pub(super) fn has_memory_for(bytes: usize) -> bool {
+    Vec::<u8>::new().try_reserve_exact(bytes).is_ok()
+}
+
+/// The bytes of a tensor without padding: a copy of the bytes, or the tensor to read them from.
+#[derive(Debug)]
+pub(super) enum TensorBytes {
+    /// Copied bytes.
+    Copy(Vec<u8>),
+    /// The tensor, whose bytes are read when the checkpoint is written.
+    Tensor(Tensor),
+}
+
+impl TensorBytes {
+    /// Copies the bytes of `t`. Returns `None` if `has_memory_for` says that there is no memory for them.
+    pub fn copy(t: &Tensor, has_memory_for: &dyn Fn(usize) -> bool) -> Result<Option<Self>> {
+        // Copying a padded tensor takes more memory, because the tensor is read with its padding first.
+        let padded = if t.bytes() == t.unpadded_bytes() { 0 } else { t.bytes() };
+        match has_memory_for(t.unpadded_bytes().saturating_add(padded)) {
+            true => Ok(Some(Self::Copy(t.read_unpadded_bytes()?))),
+            false => Ok(None),
+        }
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Copy(bytes) => bytes.len(),
+            Self::Tensor(t) => t.unpadded_bytes(),
+        }
+    }
+
+    pub fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Copy(bytes) => to.write_all(bytes),
+            Self::Tensor(t) => tensor_byte_parts(t).try_for_each(|part| to.write_all(&part.map_err(io::Error::other)?)),
+        }
+    }
+}
+
+/// Consecutive bytes of a file.
+pub(super) struct FilePart<'a> {
+    /// The position of the first byte in the file.
+    pub offset: u64,
+    /// The number of bytes.
+    pub bytes: u64,
+    pub contents: Contents<'a>,
+}
+
+/// The contents of a part of a file.
+pub(super) enum Contents<'a> {
+    /// A trained weight or optimizer state.
+    Held(&'a TensorBytes),
+    /// A weight that is not trained, from the files of the model that the run started from.
+    Original(&'a Checkpoint, &'a TensorSpec),
+}
+
+/// Counts the bytes that are written.
+struct Counted<W> {
+    to: W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Writes parts of an existing file, in the order of their positions, and flushes them to the disk.
+///
+/// # Errors
+/// The file cannot be written; a part has another number of bytes than it states.
+pub(super) fn write_parts<'a>(path: &Path, parts: impl IntoIterator<Item = FilePart<'a>>) -> io::Result<()> {
+    let mut file = BufWriter::with_capacity(1 << 20, File::options().write(true).open(path)?);
+    let mut position = 0;
+    for FilePart { offset, bytes, contents } in parts {
+        if position != offset {
+            file.seek(SeekFrom::Start(offset))?;
+        }
+        let mut to = Counted { to: &mut file, bytes: 0 };
+        match contents {
+            Contents::Held(held) => held.write(&mut to)?,
+            Contents::Original(files, spec) => write_untrained(files, spec, &mut to)?,
+        }
+        if to.bytes != bytes {
+            return Err(io::Error::other(format!("{} bytes were written for a tensor of {bytes} bytes", to.bytes)));
+        }
+        position = offset + bytes;
+    }
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+/// Writes a weight that is not trained: copies it from the original weight file, converted to the dtype of the new
+/// folder.
+fn write_untrained(files: &Checkpoint, spec: &TensorSpec, to: &mut dyn Write) -> io::Result<()> {
+    let missing = || io::Error::other(format!("{} is no longer in the model's files", spec.name));
+    let view = files.tensor(&spec.name).ok_or_else(missing)?;
+    if view.dtype == spec.dtype {
+        return to.write_all(view.bytes);
+    }
+    let wide = widen_to_f32(view.dtype, view.bytes).ok_or_else(missing)?;
+    match spec.dtype {
+        StoredDType::Bf16 => {
+            to.write_all(bytemuck::cast_slice(&wide.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>()))
+        }
+        _ => to.write_all(bytemuck::cast_slice(&wide)),
+    }
+}

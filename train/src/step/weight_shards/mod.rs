@@ -1,0 +1,308 @@
+//! The weights of a model of which each rank keeps a part (ZeRO-3). A rank has the weights of its cells
+//! ([`Partition`]); the weights of a unit, such as a layer, are gathered from all ranks before the unit computes and are
+//! freed after it:
+//!
+//! ```text
+//! forward    unit begins: wait for its weights, free those of the unit before, start to gather the next unit
+//! backward   the same, last unit first; gradients are exchanged between the gathers
+//! optimizer  the owner of a cell updates its weights; the next forward pass gathers them
+//! ```
+//!
+//! So a rank has 1/N of all weights, and those of two units. It gathers the same units in the same order in every round
+//! (`schedule.rs`), also without a micro-batch, because the other ranks need its cells.
+//!
+//! With weights of W bytes, a rank receives about `W (N - 1) / N` bytes in the forward pass of a round and about as many
+//! in its backward pass, and sends as many.
+
+mod schedule;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+use reel_device::{DType, Device, DeviceError, MemoryCategory, PendingExchange};
+use reel_input::config::ModelConfig;
+use reel_kernels::elementwise;
+use reel_model::units;
+use reel_model::weights::DeferredWeight;
+use reel_ranks::Ranks;
+use reel_runtime::optim::{Cell, ParameterSize, Partition};
+use reel_runtime::{GatheredWeights, OnDemandMemory, RuntimeError, Tensor, WeightUnit};
+
+use crate::step::tensor_exchange::SharedExchange;
+use crate::{Result, TrainError};
+use schedule::{Event, Schedule};
+
+/// The tensors of a unit begin at multiples of this number of bytes in the unit's memory, as allocations do.
+const ALIGNMENT: usize = 256;
+
+/// The weights of this rank's cells, and how the weights of whole units are gathered from all ranks.
+#[derive(Debug)]
+pub struct WeightShards {
+    device: Device,
+    exchange: SharedExchange,
+    ranks: usize,
+    /// The units in the order in which a forward pass begins them. A unit may occur twice.
+    forward: Vec<WeightUnit>,
+    units: BTreeMap<WeightUnit, UnitWeights>,
+    /// The weights of this rank's cells, by name and first weight.
+    own: BTreeMap<(String, usize), Tensor>,
+    round: RefCell<Round>,
+}
+
+/// The weights of a unit.
+#[derive(Debug, Default)]
+struct UnitWeights {
+    /// The memory of the unit's tensors, and where each lies in the memory of the unit.
+    memories: Vec<(OnDemandMemory, usize)>,
+    /// The bytes of all weights together.
+    bytes: usize,
+    /// All cells: the cell, its weight, and the memory of the cell if it belongs to this rank.
+    cells: Vec<(Cell, Tensor, Option<Tensor>)>,
+}
+
+/// The units that have memory, and the exchanges of the round so far.
+#[derive(Debug, Default)]
+struct Round {
+    schedule: Schedule,
+    /// The unit that computes, or did so last.
+    current: Option<WeightUnit>,
+    /// The unit that is being gathered.
+    prefetched: Option<(WeightUnit, PendingExchange)>,
+    /// Whether all units have memory ([`WeightShards::gather_all`]).
+    has_all: bool,
+}
+
+/// What must happen before the weights of a unit can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Advance {
+    /// Nothing: they are in memory.
+    Ready,
+    /// The next bucket of gradients must be exchanged.
+    Bucket,
+}
+
+impl WeightShards {
+    /// Makes the shards of the `weights`, which are sorted by name. `read` copies a range of a weight's elements into
+    /// the given tensor. [`Self::set_buckets`] must be called before the first round.
+    ///
+    /// # Errors
+    /// The device is out of memory; the errors of `read`.
+    pub fn new(
+        (device, config): (&Device, &ModelConfig),
+        ranks: &Ranks,
+        exchange: SharedExchange,
+        weights: &[DeferredWeight],
+        read: impl Fn(&DeferredWeight, &Range<usize>, &Tensor) -> Result<()>,
+    ) -> Result<Self> {
+        let sizes: Vec<ParameterSize> = weights.iter().map(|weight| ParameterSize::of(&weight.tensor)).collect();
+        let partition = Partition::new(&sizes, ranks.rank(), ranks.size());
+        let mut units = BTreeMap::<WeightUnit, UnitWeights>::new();
+        for DeferredWeight { name, tensor, .. } in weights {
+            units.entry(units::unit_of(name, config)).or_default().add_memory(tensor);
+        }
+        let mut own = BTreeMap::new();
+        for cell in partition.cells() {
+            let weight = &weights[cell.parameter];
+            let mut memory = None;
+            if cell.owner == ranks.rank() {
+                let to = memory_of(device, cell, &weight.tensor)?;
+                read(weight, &cell.range, &to)?;
+                own.insert((weight.name.clone(), cell.range.start), to.clone());
+                memory = Some(to);
+            }
+            let unit = units.entry(units::unit_of(&weight.name, config)).or_default();
+            unit.cells.push((cell.clone(), weight.tensor.clone(), memory));
+        }
+        let with_vision = units.contains_key(&units::PATCH_EMBEDDING);
+        let forward = units::forward_units(config, with_vision);
+        let (device, ranks) = (device.clone(), ranks.size());
+        Ok(Self { device, exchange, ranks, forward, units, own, round: RefCell::default() })
+    }
+
+    /// Sets the buckets in which gradients are exchanged between the gathers: the units of the parameters of each.
+    pub(super) fn set_buckets(&self, buckets: impl Iterator<Item = Vec<WeightUnit>>) {
+        self.round.borrow_mut().schedule = Schedule::new(&self.forward, units::is_used_backward, buckets);
+    }
+
+    /// The weights of a cell that belongs to this rank, by the weight's name and the cell's first element.
+    pub fn own_cell(&self, name: &str, start: usize) -> Option<Tensor> {
+        self.own.get(&(name.to_string(), start)).cloned()
+    }
+
+    /// The most bytes of gathered weights that a step has in memory: those of two units.
+    pub fn most_gathered_bytes(&self) -> u64 {
+        let mut bytes: Vec<usize> = self.units.values().map(|unit| unit.bytes).collect();
+        bytes.sort_unstable();
+        bytes.iter().rev().take(2).sum::<usize>() as u64
+    }
+
+    /// Gathers the weights of all units, until the result is dropped. All ranks call it together, between steps.
+    ///
+    /// # Errors
+    /// The device has no memory for all weights; another rank has failed.
+    pub fn gather_all(self: &Rc<Self>) -> Result<AllWeights> {
+        let all = AllWeights(self.clone());
+        self.round.borrow_mut().has_all = true;
+        for unit in self.units.keys() {
+            self.start_gather(*unit)?.wait()?;
+        }
+        self.exchange.borrow().wait_for_all()?;
+        Ok(all)
+    }
+
+    /// Exchanges what comes before the weights of `unit` in the round, gathers them, and starts to gather the weights
+    /// of the next unit. Frees the weights of other units.
+    ///
+    /// # Errors
+    /// The rest of the round does not gather the unit; the device is out of memory; another rank has failed.
+    pub(super) fn advance_to(&self, unit: WeightUnit) -> Result<Advance> {
+        let mut round = self.round.borrow_mut();
+        if round.has_all || round.current == Some(unit) {
+            return Ok(Advance::Ready);
+        }
+        let is_coming = round.prefetched.as_ref().is_some_and(|(prefetched, _)| *prefetched == unit);
+        if !is_coming && !round.schedule.will_gather(unit) {
+            let what = format!("the weights of {unit:?} are used when it is not their turn");
+            return Err(RuntimeError::Shape { op: "gather", what }.into());
+        }
+        while round.current != Some(unit) {
+            if self.gather_next(&mut round)? == Some(Event::Bucket) {
+                return Ok(Advance::Bucket);
+            }
+        }
+        if let Some(Event::Gather(next)) = round.schedule.next() {
+            round.schedule.advance();
+            round.prefetched = Some((next, self.start_gather(next)?));
+        }
+        Ok(Advance::Ready)
+    }
+
+    /// Exchanges what is left of the round. After [`Advance::Ready`], no weights are gathered and the next round begins.
+    ///
+    /// # Errors
+    /// The device is out of memory; another rank has failed.
+    pub(super) fn advance_to_end(&self) -> Result<Advance> {
+        let mut round = self.round.borrow_mut();
+        loop {
+            match self.gather_next(&mut round)? {
+                Some(Event::Bucket) => return Ok(Advance::Bucket),
+                Some(Event::Gather(_)) => {}
+                None => {
+                    round.schedule.restart();
+                    return Ok(Advance::Ready);
+                }
+            }
+        }
+    }
+
+    /// Whether the next exchange of the round is that of a bucket.
+    pub(super) fn is_bucket_next(&self) -> bool {
+        self.round.borrow().schedule.next() == Some(Event::Bucket)
+    }
+
+    /// Takes note that the exchange of the next bucket was started.
+    pub(super) fn started_bucket(&self) {
+        self.round.borrow_mut().schedule.advance();
+    }
+
+    /// Frees the weights of the current unit and makes the next unit the current one. Returns what is next in the round:
+    /// if it is a bucket, no unit is current; `None` at the end of the round.
+    fn gather_next(&self, round: &mut Round) -> Result<Option<Event>> {
+        if let Some(last) = round.current.take() {
+            self.release(last);
+        }
+        let next = match round.prefetched.take() {
+            Some((unit, pending)) => {
+                pending.wait()?;
+                unit
+            }
+            None => match round.schedule.next() {
+                Some(Event::Gather(unit)) => {
+                    round.schedule.advance();
+                    self.start_gather(unit)?.wait()?;
+                    unit
+                }
+                other => return Ok(other),
+            },
+        };
+        round.current = Some(next);
+        Ok(Some(Event::Gather(next)))
+    }
+
+    /// Gives the weights of a unit memory and starts to gather them.
+    fn start_gather(&self, unit: WeightUnit) -> Result<PendingExchange> {
+        let Some(weights) = self.units.get(&unit) else { return Ok(PendingExchange::done()) };
+        let memory = Tensor::empty(&self.device, &[weights.bytes], DType::U8, MemoryCategory::Weights)?;
+        for (part, start) in &weights.memories {
+            part.provide(memory.rows(*start, part.bytes())?);
+        }
+        let (mut sent, mut of_ranks) = (Vec::new(), vec![Vec::new(); self.ranks]);
+        for (cell, weight, own) in &weights.cells {
+            let part = cell.part_of(weight)?;
+            let Some(own) = own else {
+                of_ranks[cell.owner].push(part);
+                continue;
+            };
+            let params = elementwise::CopyParams { src: own.addr(), dst: part.addr(), bytes: own.bytes() as u64 };
+            self.device.launch(&elementwise::copy(&params))?;
+            sent.push(own.clone());
+        }
+        self.exchange.borrow_mut().start_all_gather("weights of a layer", &sent, &of_ranks)
+    }
+
+    fn release(&self, unit: WeightUnit) {
+        let memories = self.units.get(&unit).into_iter().flat_map(|unit| &unit.memories);
+        memories.for_each(|(memory, _)| memory.release());
+    }
+}
+
+impl GatheredWeights for WeightShards {
+    fn gather(&self, unit: WeightUnit) -> reel_runtime::Result<()> {
+        match self.advance_to(unit) {
+            Ok(Advance::Ready) => Ok(()),
+            Ok(Advance::Bucket) => {
+                let what = format!("the weights of {unit:?} are used after the backward pass has begun");
+                Err(RuntimeError::Shape { op: "gather", what })
+            }
+            Err(TrainError::Runtime(e)) => Err(e),
+            Err(other) => Err(DeviceError::Failed(other.to_string()).into()),
+        }
+    }
+}
+
+impl UnitWeights {
+    /// Adds the memory of a weight, which other weights may share.
+    fn add_memory(&mut self, weight: &Tensor) {
+        let Some(memory) = weight.on_demand_memory() else { return };
+        if self.memories.iter().any(|(other, _)| other.is_same(memory)) {
+            return;
+        }
+        let start = self.bytes.next_multiple_of(ALIGNMENT);
+        self.memories.push((memory.clone(), start));
+        self.bytes = start + memory.bytes();
+    }
+}
+
+/// Allocates memory for a cell of a weight. A cell that is a whole weight has its shape and padding.
+fn memory_of(device: &Device, cell: &Cell, weight: &Tensor) -> Result<Tensor> {
+    let is_whole = cell.range == (0..weight.count());
+    let shape = if is_whole { weight.shape().to_vec() } else { vec![cell.range.len()] };
+    let memory = Tensor::empty(device, &shape, weight.dtype(), MemoryCategory::Weights)?;
+    Ok(if is_whole { memory.with_unpadded_shape(weight.unpadded_shape())? } else { memory })
+}
+
+/// The gathered weights of all units. They are freed when it is dropped.
+#[must_use = "the weights are freed when it is dropped"]
+#[derive(Debug)]
+pub struct AllWeights(Rc<WeightShards>);
+
+impl Drop for AllWeights {
+    fn drop(&mut self) {
+        self.0.units.keys().for_each(|unit| self.0.release(*unit));
+        self.0.round.borrow_mut().has_all = false;
+    }
+}
