@@ -99,7 +99,7 @@ pub struct RunState {
 
 /// Options that a resumed run may change: options that do not influence the resulting weights, and paths of files whose
 /// fingerprints are compared instead.
-const NOT_COMPARED: [&str; 32] = [
+const NOT_COMPARED: [&str; 33] = [
     "model",
     "data",
     "media_root",

@@ -124,11 +124,6 @@ impl Partition {
         &self.cells[self.first_cells[parameter]..self.first_cells[parameter + 1]]
     }
 
-    /// The cells of the parameter with this index that belong to this rank.
-    pub fn owned_of(&self, parameter: usize) -> impl Iterator<Item = &Cell> + Clone {
-        self.cells_of(parameter).iter().filter(|cell| cell.owner == self.rank)
-    }
-
     /// The cells of this rank, in the same order.
     pub fn owned(&self) -> impl Iterator<Item = &Cell> + Clone {
         self.cells.iter().filter(|cell| cell.owner == self.rank)
