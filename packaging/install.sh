@@ -49,24 +49,31 @@ if [ -z "$prefix" ]; then
         prefix=${HOME:?is not set; give --prefix}/.local
     fi
 fi
-# The list of the installed files, relative to the prefix.
+# The list of the installed files, relative to the prefix, and of the folders made for them, which end with a slash.
 list=share/doc/reel/installed-files
 
-# Removes the files of the installation that are not in the list $1, and the folders that are then empty.
+# Removes the files of the installation that are not in the list $1, and the folders made for them that are empty.
 remove_all_but() {
     [ -e "$prefix/$list" ] || return 0
-    cp "$prefix/$list" "$work/installed"
-    sort "$work/installed" | comm -23 - "$1" >"$work/surplus"
+    sort "$prefix/$list" | comm -23 - "$1" >"$work/surplus"
     while IFS= read -r file; do
         case $file in
         /* | .. | ../* | */..*) die "$prefix/$list: names $file, which may be outside $prefix; remove the files by hand" ;;
+        */) ;;
+        *) rm -f -- "$prefix/$file" ;;
         esac
-        rm -f -- "$prefix/$file"
     done <"$work/surplus"
-    sed 's|/[^/]*$||' "$work/surplus" | sort -ru | while IFS= read -r folder; do
-        # A folder with other files stays, and so do its parents.
-        (cd "$prefix" && rmdir -p -- "$folder" 2>/dev/null) || true
+    sort -r "$work/surplus" | while IFS= read -r folder; do
+        case $folder in */) rmdir -- "$prefix/$folder" 2>/dev/null || true ;; esac
     done
+}
+
+# Makes a folder below the prefix, with those that it is in, and notes the new ones.
+make_folder() {
+    [ ! -d "$prefix/$1" ] || return 0
+    case $1 in */*) make_folder "${1%/*}" ;; esac
+    mkdir "$prefix/$1"
+    echo "$1/" >>"$work/folders"
 }
 
 work=$(mktemp -d) || die "no temporary folder can be created; set TMPDIR to a folder with space"
@@ -110,14 +117,15 @@ xz -dc "$archive" | tar -x --no-same-owner -C "$stage" --strip-components=1 ||
 "$stage/bin/reel" --version >"$work/version" 2>"$work/error" ||
     die "this machine cannot run reel, which needs x86-64 Linux with glibc 2.28 or newer: $(head -n 1 "$work/error")"
 (cd "$stage" && find . ! -type d | sed 's|^\./||'; echo "$list") | sort -u >"$work/list"
-# The files that an earlier version had and this one has not.
-remove_all_but "$work/list"
+# The folders of an earlier version stay, its files that this version has not are removed.
+{ [ ! -e "$prefix/$list" ] || grep '/$' "$prefix/$list" || true; } >"$work/folders"
+sort -u "$work/list" "$work/folders" >"$work/keep"
+remove_all_but "$work/keep"
 while IFS= read -r file; do
-    [ "$file" != "$list" ] || continue
-    mkdir -p "$(dirname "$prefix/$file")"
-    mv -f -- "$stage/$file" "$prefix/$file"
+    make_folder "${file%/*}"
+    [ "$file" = "$list" ] || mv -f -- "$stage/$file" "$prefix/$file"
 done <"$work/list"
-cp "$work/list" "$prefix/$list"
+sort -u "$work/list" "$work/folders" >"$prefix/$list"
 echo "$(cat "$work/version") is installed in $prefix/bin"
 case ":$PATH:" in
 *":$prefix/bin:"*) ;;

@@ -103,6 +103,7 @@ fn an_archive_is_installed_replaced_and_removed() {
     let (old, new) = (Made::new("1.2.3", "share/old page"), Made::new("1.3.0", "share/new/page"));
     let home = tempfile::tempdir().expect("a folder");
     let prefix = home.path().join("some prefix");
+    fs::create_dir_all(prefix.join("bin")).expect("a folder");
     let said = succeeds(&old.install(&prefix));
     assert!(said.contains("reel 1.2.3") && said.contains("PATH"), "{said}");
     fs::write(prefix.join("share/of another program"), "").expect("written");
@@ -126,6 +127,7 @@ fn an_archive_is_installed_replaced_and_removed() {
     succeeds(&install_script(&remove));
     assert_eq!(files_below(&prefix), BTreeSet::from(["share/of another program".to_owned()]));
     assert!(!prefix.join("lib").exists(), "an empty folder is left");
+    assert!(prefix.join("bin").exists(), "a folder that was there before is removed");
     refused(&install_script(&remove), &["no installation", "--prefix"]);
 }
 
