@@ -146,11 +146,11 @@ impl<'c> Predictor<'c> {
         if let Some(folder) = job.media_root {
             settings = settings.with_media_root(folder);
         }
-        let own_stop = interrupt::stop_flag();
         let ranks = self.processes.sharing_rows().map(RunProcess::ranks);
         let divided = self.processes.dividing_model();
+        let interrupted = divided.map(|_| interrupt::stop_flag()).unwrap_or_default();
         let divided_ranks =
-            divided.map(|process| RunRanks { ranks: process.ranks(), out: job.out, interrupted: &own_stop });
+            divided.map(|process| RunRanks { ranks: process.ranks(), out: job.out, interrupted: &interrupted });
         let open = || PredictionFile::open(job.out, job.existing, settings.clone(), |row| job.rows.columns(row));
         let output = match divided_ranks {
             Some(ranks) => PredictionOutput::open_together(ranks, &settings, open)?,
@@ -166,6 +166,7 @@ impl<'c> Predictor<'c> {
             Some(model) => model,
             None => self.open_model()?,
         };
+        let own_stop = interrupt::stop_flag();
         // Several processes agree on when to stop.
         let stop = self.processes.sharing_rows().map_or(&*own_stop, |process| &process.stop);
         let mut engine = Engine::new(&model.weights, &model.cx)?.max_slots(self.batch_size);

@@ -11,6 +11,7 @@ use reel_input::config::ModelConfig;
 use reel_measure::trace;
 use reel_model::tensor_parallel::TensorParallel;
 use reel_ranks::{Launcher, Ranks, Timeouts, World};
+use reel_train::TrainError;
 use reel_train::step::shard_exchange;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -151,6 +152,12 @@ impl DividedProcess {
                 return Ok(());
             }
             Err(e) if ranks::is_of_another_rank(e) => {}
+            // All processes have stopped before the same step, and rank 0 may still write its file.
+            Err(e) if matches!(e.downcast_ref(), Some(TrainError::Stopped(_))) => {
+                let prints = self.prints();
+                leave(self.ranks)?;
+                return if prints { done } else { Ok(()) };
+            }
             Err(e) => self.ranks.fail(&format!("{e:#}")),
             Ok(()) => leave(self.ranks)?,
         }

@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use server::{Server, question, serve_command, text, wait, write_request};
-use support::{FinishedRun, child_processes, finished_run, golden, reel, run, run_in, send_signal, with_options};
+use support::{
+    FinishedRun, child_processes, finished_run, golden, let_children_receive_sigint, reel, run, run_in, send_signal,
+    with_options,
+};
 use tempfile::TempDir;
 
 /// A folder with the model `four`, which has 8 heads and 4 key-value heads of 16 elements, and with a video.
@@ -125,6 +128,37 @@ fn the_rows_of_a_file_are_answered_with_the_bytes_of_one_process() {
     let alone = answers("1");
     assert_eq!(alone.iter().filter(|&&byte| byte == b'\n').count(), 7);
     assert!(answers("2") == alone && answers("4") == alone);
+}
+
+#[test]
+fn ctrl_c_stops_all_processes_and_another_number_of_them_continues() {
+    let_children_receive_sigint();
+    let folder = folder();
+    let at = folder.path();
+    let row = |i: usize| json!({"prompt": question(&format!("What is {i}?")), "solution": "a"}).to_string() + "\n";
+    fs::write(at.join("rows.jsonl"), (0..40).map(row).collect::<String>()).expect("written");
+    let words = |size: &'static str, out: &'static str| {
+        let words = ["generate", "--model", "four", "--device", "cpu", "--data", "rows.jsonl", "--batch-size", "2"];
+        [&words[..], &["--max-new-tokens", "300", "--tensor-parallel-size", size, "--out", out]].concat()
+    };
+    run_in(at, words("1", "whole.jsonl")).ok();
+    let mut command = reel();
+    command.current_dir(at).args(words("2", "out.jsonl")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    let begun = Instant::now();
+    let lines = || fs::read_to_string(at.join("out.jsonl.partial")).unwrap_or_default().lines().count();
+    while lines() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no row is finished");
+        thread::sleep(Duration::from_millis(5));
+    }
+    send_signal(child.id(), "-INT");
+    assert_eq!(wait(&mut child), Some(130));
+    let mut said = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    assert!(lines() < 40 && said.contains("--resume") && !said.contains("[rank 1]"), "{said}");
+    run_in(at, [&words("1", "out.jsonl")[..], &["--resume"]].concat()).ok();
+    let read = |name: &str| fs::read(at.join(name)).expect("a file");
+    assert!(read("out.jsonl") == read("whole.jsonl"));
 }
 
 #[test]
