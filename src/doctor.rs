@@ -3,13 +3,13 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::Result;
 use clap::Args;
-use reel_device::compile::toolkit::Toolkit;
+use reel_device::compile::driver_code::OLDEST_DRIVER;
+use reel_device::compile::toolkit::{Toolkit, major_of_library, program_version};
 use reel_device::cpu::simd;
-use reel_device::cuda::nccl;
+use reel_device::cuda::{DriverLibrary, cuda_version_text, nccl};
 use reel_device::{Team, compile};
 use reel_hub::Hub;
 use reel_kernels::limits;
@@ -180,30 +180,28 @@ fn compilers() -> Vec<Finding> {
         Ok((major, minor)) => format!("{major}.{minor}, {}", p.display()),
         Err(e) => format!("{}: {e}", p.display()),
     });
-    let program = |name: &str| {
-        let path = toolkit.program(name)?;
-        Some(format!("{}, {}", version_of(&path).unwrap_or_else(|| "no version".to_string()), path.display()))
+    let version_and_path = |path: PathBuf| {
+        format!("{}, {}", program_version(&path).unwrap_or_else(|| "no version".to_string()), path.display())
     };
+    let program = |name: &str| toolkit.program(name).map(version_and_path);
     let headers = toolkit.header_folders().first().map(|p| p.display().to_string());
     vec![
         Finding::new(group, "NVRTC", nvrtc, setup),
         Finding::new(group, "nvcc (host code in kernel files)", program("nvcc"), setup),
         Finding::new(group, "ptxas", program("ptxas"), setup),
+        Finding::new(
+            group,
+            "ptxas 12 (for drivers of CUDA 12)",
+            toolkit.ptxas_of_major(OLDEST_DRIVER / 1000).map(version_and_path),
+            "run ./x setup, or install the wheel nvidia-cuda-nvcc-cu12 and set REEL_CUDA",
+        ),
         Finding::new(group, "nvdisasm (machine code as text)", program("nvdisasm"), setup),
         Finding::new(group, "CUDA headers", headers, setup),
     ]
 }
 
-/// The version that a CUDA program prints with `--version`, such as `13.0.88`.
-fn version_of(program: &Path) -> Option<String> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let version = text.lines().find_map(|l| l.rsplit_once(", V"))?.1;
-    Some(version.trim().to_string())
-}
-
-/// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time, by file name only, without
-/// loading them.
+/// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time. Opens only the driver's
+/// library, for its CUDA version; looks for the others by file name.
 fn gpu() -> Vec<Finding> {
     let group = "GPU";
     let read = |path: &str| fs::read_to_string(path).ok();
@@ -219,7 +217,9 @@ fn gpu() -> Vec<Finding> {
         .filter_map(|e| fs::read_to_string(e.path().join("information")).ok())
         .filter_map(|text| Some(text.lines().find_map(|l| l.strip_prefix("Model:"))?.trim().to_string()))
         .collect();
-    let toolkit = "install CUDA 13, or install the wheel nvidia-cublas and set REEL_CUDA to its Python environment";
+    let toolkit = "install CUDA, or install the wheel nvidia-cublas (nvidia-cublas-cu12 with a driver of CUDA 12) and set REEL_CUDA to its Python environment";
+    let opened = DriverLibrary::open();
+    let cuda = opened.as_ref().map(|library| library.version);
     let driver = "install NVIDIA's driver, if there is an NVIDIA GPU";
     let library =
         |name: &str, install| Finding::new(group, name, find_library(name).map(|p| p.display().to_string()), install);
@@ -232,12 +232,8 @@ fn gpu() -> Vec<Finding> {
         ),
         Finding::new(group, "driver", version, driver),
         library("libcuda.so.1", driver),
-        Finding::new(
-            group,
-            "cuBLASLt",
-            Toolkit::from_environment().cublas_lt().map(|p| p.display().to_string()),
-            toolkit,
-        ),
+        driver_support(group, opened, driver),
+        Finding::new(group, "cuBLASLt", cublas_lt(cuda.map_or(u32::MAX, |version| version / 1000)), toolkit),
         Finding::new(
             group,
             "NCCL",
@@ -247,15 +243,42 @@ fn gpu() -> Vec<Finding> {
         Finding::new(
             group,
             "built-in kernels",
-            builtin(),
+            builtin(cuda),
             "none in this binary: NVRTC compiles each kernel at its first use",
         ),
     ]
 }
 
-/// Describes the kernels whose machine code is built into this binary; `None` if there are none.
-fn builtin() -> Option<String> {
+/// Describes which CUDA version the driver supports, and what a newer one would do better.
+fn driver_support(group: &'static str, library: Option<DriverLibrary>, no_driver: &'static str) -> Finding {
+    let name = "CUDA of the driver";
+    let Some(library) = library else { return Finding::new(group, name, None, no_driver) };
+    let version = cuda_version_text(library.version);
+    let lacks = |what: String, install| Finding { what, ..Finding::new(group, name, None, install) };
+    if library.version < OLDEST_DRIVER {
+        return lacks(version, "device `cuda` needs 12.0 or newer: update the driver");
+    }
+    if !library.missing.is_empty() {
+        return lacks(format!("{version}, without the calls {}", library.missing.join(", ")), "reinstall the driver");
+    }
+    let has_ptxas_12 = Toolkit::from_environment().ptxas_of_major(OLDEST_DRIVER / 1000).is_some();
+    let limitations = library.limitations(has_ptxas_12).into_iter().map(str::to_string);
+    Finding::new(group, name, Some([version].into_iter().chain(limitations).collect::<Vec<_>>().join("; ")), "")
+}
+
+/// Describes the cuBLASLt library for a driver of a CUDA major version.
+fn cublas_lt(driver: u32) -> Option<String> {
+    let path = Toolkit::from_environment().cublas_lt(driver)?;
+    Some(format!("{}, {}", major_of_library(&path).unwrap_or_default(), path.display()))
+}
+
+/// Describes the kernels whose machine code is built into this binary; `None` if there are none. `driver` is the CUDA
+/// version of the driver, times 1000, if there is one.
+fn builtin(driver: Option<u32>) -> Option<String> {
     let archive = compile::builtin::archive();
+    if driver.is_some_and(|version| !archive.suits_driver(version)) {
+        return Some("machine code of a newer CUDA release, which the driver does not load: run reel kernels pack without --cuda 13".into());
+    }
     match archive.fresh_and_stale_counts(&reel_kernels::catalogue::sources()) {
         (0, 0) => None,
         (fresh, 0) => Some(format!("machine code of {fresh} CUDA modules for {}", archive.architectures().join(", "))),

@@ -12,9 +12,10 @@ mod training;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::compile::toolkit::Toolkit;
 use reel_device::cuda::Nvidia;
 use reel_device::cuda::fake::FakeDriver;
-use reel_device::{DType, Device, SimOptions, compile};
+use reel_device::{Arch, DType, Device, SimOptions, compile};
 use reel_input::config::ModelConfig;
 use reel_input::{MediaOptions, ModelInput};
 use reel_model::batch::Batch;
@@ -67,7 +68,7 @@ fn forward_pass_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
 
 /// The results of a training step: values of the first line of metrics.jsonl, the bytes of the weights file, and the
 /// matrix-product library (`products`) in run.json.
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Step {
     metrics: Value,
     weights: Vec<u8>,
@@ -186,6 +187,27 @@ fn grpo_step_on_the_fake_driver_has_the_bits_of_sim_and_breaks_no_rule() {
             assert!(step.metrics[2].as_str().is_some_and(|hash| hash.len() == 16), "{}", step.metrics);
             step
         });
+    }
+}
+
+/// Steps of SFT and of GRPO (with sampled completions, so with captured decode steps) by the driver of each CUDA
+/// version. Each driver loads the code that is compiled for it, and computes the same bits.
+#[test]
+fn steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let has_ptxas_12 = Toolkit::from_environment().ptxas_of_major(12).is_some();
+    let mut first: Option<[Step; 2]> = None;
+    for version in [13_000, 12_080, 12_040, 12_000] {
+        if version == 12_000 && !has_ptxas_12 {
+            println!("skipped: steps on a driver of CUDA 12.0: no ptxas of CUDA 12; ./x setup fetches it");
+            continue;
+        }
+        let (fake, device) = fake_gpu::on_gpu(FakeDriver::of_version(Arch::A100, 512 << 20, version));
+        let steps = [sft_step(&device, DType::BF16, 4), grpo_step(&device, DType::BF16, true)];
+        drop(device);
+        assert_clean(&fake, &version.to_string());
+        let first = first.get_or_insert_with(|| steps.clone());
+        assert!(first.iter().zip(&steps).all(|(a, b)| a == b), "the steps of a driver of CUDA {version} differ");
     }
 }
 

@@ -5,6 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
+use reel_device::compile::toolkit::Toolkit;
 use reel_device::cuda::Gpu;
 use reel_device::cuda::fake::FakeDriver;
 use reel_device::{Arch, DType, Device, compile};
@@ -221,6 +222,37 @@ fn sixteen_steps_in_graphs_on_hopper_equal_sequences_alone() {
     assert_eq!((launches - launches_of_few, early - early_of_few), (14 * (5 * layers + 6), 14 * (5 * layers + 2)));
     drop((engine, on_gpu, cx, device));
     assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()));
+}
+
+/// Decode steps on a Hopper GPU by the driver of each CUDA version. Before 12.3, captured launches do not overlap; the
+/// bits are the same.
+#[test]
+fn decode_steps_on_the_drivers_of_cuda_12_and_13_have_the_same_bits() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let request =
+        TestRequest { prompt_tokens: 20, completions: 1, max_new_tokens: 4, min_new_tokens: 4, sampling: SAMPLED };
+    let has_ptxas_12 = Toolkit::from_environment().ptxas_of_major(12).is_some();
+    let mut of_versions = Vec::new();
+    for version in [13_000, 12_080, 12_040, 12_000] {
+        if version == 12_000 && !has_ptxas_12 {
+            println!("skipped: decode steps on a driver of CUDA 12.0: no ptxas of CUDA 12; ./x setup fetches it");
+            continue;
+        }
+        let fake = FakeDriver::of_version(Arch::H100, 512 << 20, version);
+        let device = Device::on_gpu(Gpu::from_driver(Arc::new(fake.clone())).unwrap()).unwrap();
+        let (on_gpu, cx) = (model(&device, DType::BF16), Cx::inference(&device, DType::BF16));
+        let engine = Engine::new(&on_gpu, &cx).unwrap();
+        let got = run(&engine, &[request], &[]);
+        assert!(engine.graph_capture_count() > 0);
+        of_versions.push((version, got, fake.programmatic_launch_count()));
+        drop((engine, on_gpu, cx, device));
+        assert_eq!((fake.open_handle_count(), fake.violations()), (0, Vec::new()), "{version}");
+    }
+    let (_, want, overlapping) = of_versions[0].clone();
+    for (version, got, programmatic) in of_versions {
+        assert_eq!(got, want, "{version}");
+        assert_eq!(programmatic < overlapping, version < 12_030, "{version}: {programmatic} of {overlapping}");
+    }
 }
 
 /// The model with a LoRA adapter on every layer.

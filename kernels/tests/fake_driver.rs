@@ -279,8 +279,14 @@ fn elapsed_needs_reached_events() {
 
 #[test]
 fn messages_format_versions_and_counts() {
-    let old = CudaError::OldDriver { has: 12_080, needs: 13_000 }.to_string();
-    assert!(old.contains("supports CUDA 12.8; update the driver to 13.0 or newer"), "{old}");
+    let old = CudaError::OldDriver { has: 11_080, needs: 12_000 }.to_string();
+    assert!(old.contains("supports CUDA 11.8; update the driver to 12.0 or newer"), "{old}");
+    let incomplete = CudaError::IncompleteDriver { version: 12_040, missing: vec!["cuInit", "cuMemMap"] }.to_string();
+    assert!(incomplete.contains("reports CUDA 12.4 but lacks cuInit, cuMemMap; reinstall it"), "{incomplete}");
+    for (driver, name) in [(12, "no libcublasLt.so.12;"), (13, "no libcublasLt.so.13 or .12;")] {
+        let blas = CudaError::NoBlas { driver }.to_string();
+        assert!(blas.contains(name), "{blas}");
+    }
     let none = CudaError::NoGpu(3, 1).to_string();
     assert!(none.contains("no GPU 3 (1 found); choose another"), "{none}");
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use reel_device::compile::builtin;
+use reel_device::compile::builtin::{self, ArchiveDrivers};
 use reel_kernels::catalogue::sources;
 use serde_json::json;
 
@@ -14,7 +14,8 @@ use crate::output;
 
 /// Compile every kernel, for every architecture or for some, into one file.
 ///
-/// A build with this file needs no NVRTC and starts without compiling: REEL_KERNELS=kernels.pack cargo build --release
+/// Drivers of CUDA 12.0 and newer load it. A build with this file needs no NVRTC and starts without compiling:
+/// REEL_KERNELS=kernels.pack cargo build --release
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  reel kernels pack --out kernels.pack")]
 pub struct KernelsPackArgs {
@@ -25,6 +26,10 @@ pub struct KernelsPackArgs {
     /// sm_89 sm_90a, and PTX for newer ones (compute_80)]
     #[arg(long, value_name = "ARCH", value_parser = PossibleValuesParser::new(builtin::all_architectures()))]
     arch: Vec<String>,
+    /// The oldest CUDA major version whose drivers load the machine code: 12 (compiled by ptxas 12, for drivers of CUDA
+    /// 12.0 and newer), or 13 (compiled by the toolkit that has NVRTC 13)
+    #[arg(long, value_name = "MAJOR", default_value = "12", value_parser = PossibleValuesParser::new(["12", "13"]))]
+    cuda: String,
 }
 
 impl KernelsPackArgs {
@@ -33,7 +38,8 @@ impl KernelsPackArgs {
             none if none.is_empty() => builtin::all_architectures(),
             some => some,
         };
-        let bytes = builtin::compile_archive(&sources(), &architectures, common.threads()?)?;
+        let drivers = if self.cuda == "12" { ArchiveDrivers::Every } else { ArchiveDrivers::OfToolkit };
+        let bytes = builtin::compile_archive(&sources(), &architectures, drivers, common.threads()?)?;
         output::write_file(&self.out, &bytes)?;
         let to = self.out.display().to_string();
         if common.json {

@@ -8,7 +8,11 @@ use reel_device::{Arch, Device};
 
 /// A fake GPU with `memory` bytes, and a device `cuda` on it.
 pub fn fake_cuda(memory: u64) -> (FakeDriver, Device) {
-    let fake = FakeDriver::new(Arch::A100, memory);
+    on_gpu(FakeDriver::new(Arch::A100, memory))
+}
+
+/// A device `cuda` on a fake GPU.
+pub fn on_gpu(fake: FakeDriver) -> (FakeDriver, Device) {
     let gpu = Gpu::from_driver(Arc::new(fake.clone())).expect("a fake GPU");
     (fake, Device::on_gpu(gpu).expect("a device"))
 }

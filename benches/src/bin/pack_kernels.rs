@@ -1,5 +1,6 @@
 //! Writes the machine code of every kernel for some architectures into one file, as `reel kernels pack` does. `./x
-//! gpu-bundle` uses this program because it is built from few crates.
+//! gpu-bundle` uses this program because it is built from few crates. The toolkit of NVRTC makes the machine code, as
+//! for the recorded measurements.
 //!
 //! `cargo run --release -p reel-benches --bin pack_kernels -- --out kernels.pack --arch sm_90a`
 
@@ -8,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
-use reel_device::compile::builtin;
+use reel_device::compile::builtin::{self, ArchiveDrivers};
 use reel_kernels::catalogue::sources;
 
 #[derive(Parser)]
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let architectures: Vec<&str> = arguments.arch.iter().map(String::as_str).collect();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let packed = builtin::compile_archive(&sources(), &architectures, threads).map_err(|e| e.to_string());
+    let packed = builtin::compile_archive(&sources(), &architectures, ArchiveDrivers::OfToolkit, threads)
+        .map_err(|e| e.to_string());
     let out = arguments.out.display();
     match packed.and_then(|bytes| std::fs::write(&arguments.out, bytes).map_err(|e| format!("{out}: {e}"))) {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,8 +3,9 @@
 //!
 //! The first line of an archive names its format. Then comes one entry for each kernel folder and architecture: a
 //! line `folder architecture hash length` and `length` bytes of deflated code. The hash covers everything that was
-//! compiled, so code of other sources than the binary's own is never run. The entries of [`PTX_ARCHITECTURE`] are PTX
-//! text, which drivers compile for newer GPUs.
+//! compiled, so code of other sources than the binary's own is never run. The machine code is made by ptxas 12, so that
+//! drivers of CUDA 12 and 13 load it (`driver_code.rs`), or by that of NVRTC's toolkit. The entries of
+//! [`PTX_ARCHITECTURE`] are PTX text of the oldest ISA, which drivers compile for newer GPUs.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -16,6 +17,9 @@ use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
 
 use super::cache::Cache;
+use super::driver_code::{
+    compile_for_every_driver, driver_reads_cubin, isa_of_ptx, newest_isa_of_driver, with_oldest_isa,
+};
 use super::{ARCHITECTURES, CompileError, compile_to_cubin, compile_to_ptx, cubin_unit, number_of, ptx_unit};
 use crate::Source;
 
@@ -78,17 +82,28 @@ impl<'a> Archive<'a> {
         Ok(Archive { entries })
     }
 
-    /// Returns the code of a kernel folder for a GPU's architecture such as `sm_86`: machine code for this
-    /// architecture, else for the nearest earlier one with the same major version, else PTX. `None` if the archive
-    /// has none of these, or has them only for sources other than `source`.
-    pub fn code_for_gpu(&self, source: &Source, sm: &str) -> Option<BuiltinCode> {
+    /// Returns the code of a kernel folder for a GPU's architecture such as `sm_86` and a driver of this CUDA version
+    /// (times 1000): machine code for this architecture, else for the nearest earlier one with the same major version,
+    /// else PTX. `None` if the archive has none of these that the driver loads, or has them only for sources other than
+    /// `source`.
+    pub fn code_for_gpu(&self, source: &Source, sm: &str, driver: u32) -> Option<BuiltinCode> {
         for architecture in runs_on(sm) {
             if let Some(entry) = self.entry(source, architecture) {
-                return Some(BuiltinCode::Cubin(entry.inflate()?));
+                let cubin = entry.inflate()?;
+                if driver_reads_cubin(driver, &cubin) {
+                    return Some(BuiltinCode::Cubin(cubin));
+                }
             }
         }
         let entry = self.entry(source, PTX_ARCHITECTURE).filter(|_| capability(sm) >= capability(PTX_ARCHITECTURE))?;
-        Some(BuiltinCode::Ptx(String::from_utf8(entry.inflate()?).ok()?))
+        let ptx = String::from_utf8(entry.inflate()?).ok()?;
+        isa_of_ptx(&ptx).is_some_and(|isa| isa <= newest_isa_of_driver(driver)).then_some(BuiltinCode::Ptx(ptx))
+    }
+
+    /// Whether all machine code of the archive can be loaded by a driver of this CUDA version (times 1000).
+    pub fn suits_driver(&self, driver: u32) -> bool {
+        let machine_code = self.entries.iter().filter(|e| e.architecture != PTX_ARCHITECTURE);
+        machine_code.into_iter().all(|e| e.inflate().is_some_and(|cubin| driver_reads_cubin(driver, &cubin)))
     }
 
     /// Counts the compiled kernels in the archive: first those that match one of `sources`, the sources of this binary
@@ -129,10 +144,20 @@ pub fn archive() -> Archive<'static> {
     Archive::parse(ARCHIVE).unwrap_or_default()
 }
 
-/// Returns the code that this binary contains for a kernel folder and a GPU's architecture; `None` if it contains no
-/// code for this folder.
-pub fn builtin_code(source: &Source, sm: &str) -> Option<BuiltinCode> {
-    if ARCHIVE.is_empty() { None } else { archive().code_for_gpu(source, sm) }
+/// Returns the code that this binary contains for a kernel folder, a GPU's architecture and a driver of this CUDA
+/// version (times 1000); `None` if it contains no code for this folder that the driver loads.
+pub fn builtin_code(source: &Source, sm: &str, driver: u32) -> Option<BuiltinCode> {
+    if ARCHIVE.is_empty() { None } else { archive().code_for_gpu(source, sm, driver) }
+}
+
+/// The drivers that load the machine code of an archive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArchiveDrivers {
+    /// Those of CUDA 12.0 and newer: the machine code is made by ptxas 12.
+    #[default]
+    Every,
+    /// Those of the toolkit's major version and newer: the machine code is made by the toolkit of NVRTC.
+    OfToolkit,
 }
 
 /// The architectures of an archive for every GPU: machine code for [`ARCHITECTURES`], and PTX.
@@ -141,17 +166,22 @@ pub fn all_architectures() -> Vec<&'static str> {
 }
 
 /// Compiles `sources`, one of each kernel folder, for each of `architectures`, which are among [`all_architectures`],
-/// on `threads` threads, and returns the bytes of an archive.
+/// on `threads` threads, and returns the bytes of an archive for `drivers`.
 ///
 /// # Errors
-/// NVRTC is missing, or a source does not compile.
-pub fn compile_archive(sources: &[&Source], architectures: &[&str], threads: usize) -> Result<Vec<u8>, CompileError> {
+/// NVRTC or a needed ptxas is missing, or a source does not compile.
+pub fn compile_archive(
+    sources: &[&Source],
+    architectures: &[&str],
+    drivers: ArchiveDrivers,
+    threads: usize,
+) -> Result<Vec<u8>, CompileError> {
     let all: Vec<(&Source, &str)> =
         sources.iter().flat_map(|source| architectures.iter().map(move |a| (*source, *a))).collect();
     let (next, parts) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let work = || {
         while let Some((i, (source, architecture))) = take(&next, &all) {
-            let part = part(source, architecture);
+            let part = part(source, architecture, drivers);
             parts.lock().unwrap_or_else(|e| e.into_inner()).insert(i, part);
         }
     };
@@ -169,11 +199,12 @@ fn take<T: Copy>(next: &AtomicUsize, all: &[T]) -> Option<(usize, T)> {
 }
 
 /// Compiles a kernel folder for an architecture and returns its entry of the archive.
-fn part(source: &Source, architecture: &str) -> Result<Vec<u8>, CompileError> {
+fn part(source: &Source, architecture: &str, drivers: ArchiveDrivers) -> Result<Vec<u8>, CompileError> {
     let unit = unit(source, architecture)?;
-    let code = match architecture.strip_prefix("compute_") {
-        Some(number) => compile_to_ptx(source, &format!("sm_{number}"))?.into_bytes(),
-        None => compile_to_cubin(source, architecture)?.image,
+    let code = match (architecture.strip_prefix("compute_"), drivers) {
+        (Some(number), _) => with_oldest_isa(&compile_to_ptx(source, &format!("sm_{number}"))?).into_bytes(),
+        (None, ArchiveDrivers::Every) => compile_for_every_driver(source, architecture)?.image,
+        (None, ArchiveDrivers::OfToolkit) => compile_to_cubin(source, architecture)?.image,
     };
     let mut out = Vec::new();
     append(&mut out, source.name, architecture, &Cache::content_hash(&unit), &code);
@@ -254,17 +285,37 @@ mod tests {
             (SMALL, PTX_ARCHITECTURE, b".version 9.0"),
         ]);
         let archive = Archive::parse(&bytes).unwrap();
+        let code = |source, sm| archive.code_for_gpu(source, sm, 13_000);
         let cubin = |code: &[u8]| Some(BuiltinCode::Cubin(code.to_vec()));
         let ptx = Some(BuiltinCode::Ptx(".version 9.0".to_string()));
-        assert_eq!(archive.code_for_gpu(SMALL, "sm_80"), cubin(b"eighty"));
-        assert_eq!(archive.code_for_gpu(SMALL, "sm_86"), cubin(b"eighty-six"));
-        assert_eq!(archive.code_for_gpu(SMALL, "sm_89"), cubin(b"eighty-six"), "89 has no entry here");
-        assert_eq!(archive.code_for_gpu(SMALL, "sm_90a"), cubin(b"ninety"));
-        assert_eq!(archive.code_for_gpu(SMALL, "sm_100a"), ptx);
-        assert_eq!(archive.code_for_gpu(SMALL, "sm_120a"), ptx);
-        assert_eq!(archive.code_for_gpu(SMALL, "sm_75"), None);
-        assert_eq!(archive.code_for_gpu(OTHER, "sm_80"), None);
+        assert_eq!(code(SMALL, "sm_80"), cubin(b"eighty"));
+        assert_eq!(code(SMALL, "sm_86"), cubin(b"eighty-six"));
+        assert_eq!(code(SMALL, "sm_89"), cubin(b"eighty-six"), "89 has no entry here");
+        assert_eq!(code(SMALL, "sm_90a"), cubin(b"ninety"));
+        assert_eq!(code(SMALL, "sm_100a"), ptx);
+        assert_eq!(code(SMALL, "sm_120a"), ptx);
+        assert_eq!(code(SMALL, "sm_75"), None);
+        assert_eq!(code(OTHER, "sm_80"), None);
         assert_eq!(archive.fresh_and_stale_counts(&BOTH), (4, 0));
+    }
+
+    #[test]
+    fn each_driver_gets_code_that_it_loads() {
+        let [old, new] = [0x33, 0x41].map(|abi| [b"\x7fELF\x02\x01\x01".as_slice(), &[abi, 0, 0]].concat());
+        let bytes = archive_of(&[
+            (SMALL, "sm_80", &old),
+            (SMALL, "sm_90a", &new),
+            (SMALL, PTX_ARCHITECTURE, b".version 7.0"),
+            (OTHER, PTX_ARCHITECTURE, b".version 9.0"),
+        ]);
+        let archive = Archive::parse(&bytes).unwrap();
+        let ptx = Some(BuiltinCode::Ptx(".version 7.0".to_string()));
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_80", 12_000), Some(BuiltinCode::Cubin(old.clone())));
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_90a", 12_090), ptx, "the machine code is of CUDA 13");
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_90a", 13_000), Some(BuiltinCode::Cubin(new)));
+        assert_eq!(archive.code_for_gpu(OTHER, "sm_90a", 12_090), None, "the PTX is of CUDA 13");
+        assert!(!archive.suits_driver(12_090) && archive.suits_driver(13_000));
+        assert!(Archive::parse(&archive_of(&[(SMALL, "sm_80", &old)])).unwrap().suits_driver(12_000));
     }
 
     #[test]
@@ -272,7 +323,7 @@ mod tests {
         let mut bytes = format!("{MAGIC}\n").into_bytes();
         append(&mut bytes, SMALL.name, "sm_80", &hash(OTHER, "sm_80").unwrap(), b"code");
         let archive = Archive::parse(&bytes).unwrap();
-        assert_eq!(archive.code_for_gpu(SMALL, "sm_80"), None);
+        assert_eq!(archive.code_for_gpu(SMALL, "sm_80", 13_000), None);
         assert_eq!(archive.fresh_and_stale_counts(&BOTH), (0, 1));
     }
 
@@ -287,8 +338,8 @@ mod tests {
         fn archives_hold_what_was_put_in(code in proptest::collection::vec(any::<u8>(), 0..4000), cut in any::<prop::sample::Index>()) {
             let bytes = archive_of(&[(SMALL, "sm_80", &code), (OTHER, "sm_90a", &code)]);
             let archive = Archive::parse(&bytes).unwrap();
-            prop_assert_eq!(archive.code_for_gpu(SMALL, "sm_80"), Some(BuiltinCode::Cubin(code.clone())));
-            prop_assert_eq!(archive.code_for_gpu(OTHER, "sm_90a"), Some(BuiltinCode::Cubin(code.clone())));
+            prop_assert_eq!(archive.code_for_gpu(SMALL, "sm_80", 13_000), Some(BuiltinCode::Cubin(code.clone())));
+            prop_assert_eq!(archive.code_for_gpu(OTHER, "sm_90a", 13_000), Some(BuiltinCode::Cubin(code.clone())));
             let part = &bytes[..cut.index(bytes.len())];
             if let Ok(archive) = Archive::parse(part) {
                 prop_assert!(archive.entries.len() < 2);

@@ -8,14 +8,17 @@
 //!
 //! With ptxas, one translation to PTX serves all architectures and the simulator; it takes two thirds of NVRTC's time.
 //! The two ways may give different machine code: for 12 kernel folders on four architectures it was the same in 46 of
-//! 48 cases; for sm_86 NVRTC translates `advance` and `elementwise` with other instructions.
+//! 48 cases; for sm_86 NVRTC translates `advance` and `elementwise` with other instructions. Drivers that are older
+//! than the compiler get code in another way (`driver_code.rs`).
 //!
 //! Results are cached on disk under `$XDG_CACHE_HOME/reel/kernels`; a cached unit is read without opening NVRTC.
-//! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0.
+//! Source: NVIDIA's NVRTC and PTX Compiler manuals of CUDA 13.0. NVRTC 12 has the same functions and is used where
+//! there is no NVRTC 13.
 
 pub mod builtin;
 mod cache;
 pub mod check;
+pub mod driver_code;
 mod foreign;
 mod nvrtc;
 pub mod ptxas;
@@ -48,17 +51,23 @@ const WARPGROUP_PRODUCT_ARCHITECTURE: &str = "sm_90a";
 pub enum CompileError {
     /// NVRTC is not installed on this machine.
     #[error(
-        "NVRTC not found: no libnvrtc.so.13; run `./x setup`, or install CUDA 13 and set CUDA_HOME; details: `reel doctor`"
+        "NVRTC not found: no libnvrtc.so.13 or .12; run `./x setup`, or install CUDA and set CUDA_HOME; details: `reel doctor`"
     )]
     NoNvrtc,
     /// NVRTC was found but cannot be opened or lacks a function.
-    #[error("{path}: cannot be used: {reason}; reinstall CUDA 13")]
+    #[error("{path}: cannot be used: {reason}; reinstall CUDA")]
     Unusable {
         /// Path of the library, or of nvcc.
         path: PathBuf,
         /// The error of the dynamic loader or of the system.
         reason: String,
     },
+    /// The driver (its CUDA version times 1000) loads no code of NVRTC's toolkit, and no ptxas of its version is there.
+    #[error(
+        "ptxas of CUDA {major} not found, which compiles the kernels for drivers of CUDA {major}.{minor}; run `./x setup`, install the package nvidia-cuda-nvcc-cu{major} and set REEL_CUDA, or use a binary with built-in kernels",
+        major = .0 / 1000, minor = .0 % 1000 / 10
+    )]
+    NoOlderPtxas(u32),
     /// A file that cannot be read.
     #[error("{path}: cannot be read: {reason}; check the path")]
     Unreadable {

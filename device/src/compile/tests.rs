@@ -74,9 +74,36 @@ fn ptxas_and_nvrtc_give_the_same_report() {
 }
 
 #[test]
-fn the_compiler_is_of_cuda_13() {
+fn the_library_has_the_major_version_of_its_name() {
     let Some(()) = skip_without_nvrtc() else { return };
-    assert_eq!(nvrtc_version().unwrap().0, toolkit::CUDA_MAJOR);
+    let library = Toolkit::from_environment().nvrtc().unwrap();
+    assert_eq!(Some(nvrtc_version().unwrap().0), toolkit::major_of_library(&library));
+}
+
+/// For a driver that is older than NVRTC, ptxas 12 or the driver compiles PTX of an ISA that the driver knows.
+#[test]
+fn older_drivers_get_code_that_they_load() {
+    use driver_code::{compile_for_driver, driver_reads_cubin, isa_of_ptx, newest_isa_of_driver};
+    let Some(()) = skip_without_nvrtc() else { return };
+    let nvrtc_major = nvrtc_version().unwrap().0;
+    let older_ptxas = Toolkit::from_environment().ptxas_of_major(12).is_some();
+    for (sm, driver) in [("sm_80", 12_000), ("sm_90a", 12_000), ("sm_90a", 12_040), ("sm_80", 13_000)] {
+        let code = match compile_for_driver(&SOURCE, sm, driver) {
+            Err(e) if !older_ptxas && nvrtc_major > 12 && driver == 12_000 => {
+                assert!(matches!(e, CompileError::NoOlderPtxas(12_000)), "{e}");
+                assert!(e.to_string().starts_with("ptxas of CUDA 12 not found"), "{e}");
+                continue;
+            }
+            code => code.unwrap(),
+        };
+        assert_eq!(code.cubin.is_empty(), nvrtc_major > driver / 1000 && !older_ptxas, "{sm} {driver}");
+        assert!(code.cubin.is_empty() || driver_reads_cubin(driver, &code.cubin), "{sm} {driver}");
+        let isa = isa_of_ptx(&code.ptx).unwrap();
+        assert!(!code.cubin.is_empty() || isa <= newest_isa_of_driver(driver), "{sm} {driver}");
+    }
+    if !older_ptxas {
+        println!("skipped: machine code for CUDA 12: no ptxas of CUDA 12; ./x setup fetches it");
+    }
 }
 
 #[test]
@@ -90,7 +117,7 @@ fn an_error_is_one_line_with_its_place() {
     assert!(e.starts_with("twice/sm80.cu:1: ") && e.contains("no.h"), "{e}");
     let e = compile_to_ptx(&Source { sm80: "a\0b", ..SOURCE }, "sm_80").unwrap_err().to_string();
     assert!(e.contains("NUL"), "{e}");
-    let e = compile_to_ptx(&SOURCE, "sm_70").unwrap_err().to_string();
+    let e = compile_to_ptx(&SOURCE, "sm_35").unwrap_err().to_string();
     assert!(e.contains("gpu-architecture"), "{e}");
     for sm in ["80", "sm_", "sm_80x", "sm_9000", "sm_aa", "sm_80 -I/"] {
         assert!(matches!(compile_to_ptx(&SOURCE, sm), Err(CompileError::Architecture(_))), "{sm}");

@@ -3,8 +3,9 @@
 //! Libraries, programs and headers are searched separately, in these folders and in this order: the folder that
 //! `REEL_CUDA` names (a CUDA toolkit, a Python environment with NVIDIA's wheels, or a folder that they were installed
 //! to), `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda*` (newest first), the loader's and the shell's search paths, and
-//! the folder that `./x setup` fills: `$XDG_CACHE_HOME/reel/cuda-13.0`. Folders with NVRTC 13 precede those without. A
-//! library that none of them has is searched in the packages of `python3`, where PyTorch's wheels install it.
+//! the folders that `./x setup` fills: `cuda-13.0` and `cuda-12.9` in `$XDG_CACHE_HOME/reel`. Folders with NVRTC 13
+//! precede those with NVRTC 12, and these precede the others. A library that none of them has is searched in the
+//! packages of `python3`, where PyTorch's wheels install it.
 
 use std::env;
 use std::ffi::OsStr;
@@ -14,8 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// The CUDA major version whose PTX the simulator reads and whose libraries are opened.
-pub const CUDA_MAJOR: u32 = 13;
+/// The CUDA major versions whose compilers and libraries are used, the preferred one first.
+pub const CUDA_MAJORS: [u32; 2] = [13, 12];
 
 /// The folders that may hold a CUDA toolkit or parts of one, in search order.
 #[derive(Clone, Debug, Default)]
@@ -46,40 +47,58 @@ impl Toolkit {
         let named = ["REEL_CUDA", "CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| var(name));
         let mut local = children(Path::new("/usr/local"), |name| name.starts_with("cuda"));
         local.sort_by_key(|p| std::cmp::Reverse(version_of_name(p)));
-        let mut places: Vec<Place> = named.chain(local).map(|root| Place::installation(&root)).collect();
+        let mut places: Vec<Place> = named.chain(local).flat_map(|root| Place::installations(&root)).collect();
 
         let listed = |name: &str| var(name).map(|v| env::split_paths(&v).collect()).unwrap_or_default();
         let mut paths = Place { libraries: listed("LD_LIBRARY_PATH"), programs: listed("PATH"), headers: Vec::new() };
         let system = [format!("/usr/lib/{}-linux-gnu", env::consts::ARCH), "/usr/lib64".into(), "/usr/lib".into()];
         paths.libraries.extend(system.map(PathBuf::from));
         places.push(paths);
-        places.extend(cache_of(&var).map(|cache| Place::installation(&cache.join("cuda-13.0"))));
-        // Installations with NVRTC 13 come first, so that programs and headers are taken from that release if
-        // possible, and not from an older one.
-        places.sort_by_key(|p| p.nvrtc().is_none());
+        let fetched =
+            cache_of(&var).into_iter().flat_map(|cache| ["cuda-13.0", "cuda-12.9"].map(|name| cache.join(name)));
+        places.extend(fetched.flat_map(|root| Place::installations(&root)));
+        // Programs and headers are taken from the release of the preferred NVRTC if possible.
+        let rank = |p: &Place| CUDA_MAJORS.iter().position(|major| p.library(&nvrtc_library(*major)).is_some());
+        places.sort_by_key(|p| rank(p).unwrap_or(CUDA_MAJORS.len()));
         Toolkit { places, last: None }
     }
 
-    /// Returns the first place that has the library `name`.
-    fn place_with(&self, name: &str) -> Option<&Place> {
-        let has = |p: &&Place| p.library(name).is_some();
-        self.places.iter().find(has).or_else(|| (self.last?)().iter().find(has))
+    /// Returns the first place that has the library `name`, and the library's path there.
+    fn place_with(&self, name: &str) -> Option<(&Place, PathBuf)> {
+        let has = |p: &'_ Place| p.library(name);
+        let here = self.places.iter().find_map(|p| Some((p, has(p)?)));
+        here.or_else(|| (self.last?)().iter().find_map(|p| Some((p, has(p)?))))
     }
 
-    /// Returns the path of the NVRTC library, `libnvrtc.so.13`.
+    /// Returns the place of the NVRTC library of the preferred major version, and the library's path.
+    fn place_of_nvrtc(&self) -> Option<(&Place, PathBuf)> {
+        CUDA_MAJORS.iter().find_map(|major| self.place_with(&nvrtc_library(*major)))
+    }
+
+    /// Returns the path of the NVRTC library: `libnvrtc.so.13`, else `libnvrtc.so.12`.
     pub fn nvrtc(&self) -> Option<PathBuf> {
-        self.place_with(&nvrtc_library())?.nvrtc()
+        Some(self.place_of_nvrtc()?.1)
     }
 
-    /// Returns the path of the cuBLASLt library, `libcublasLt.so.13`.
-    pub fn cublas_lt(&self) -> Option<PathBuf> {
-        let name = format!("libcublasLt.so.{CUDA_MAJOR}");
-        self.place_with(&name)?.library(&name)
+    /// Returns the path of the cuBLASLt library for a driver that supports CUDA versions up to the major version
+    /// `driver`: `libcublasLt.so.13` or `libcublasLt.so.12`. A library needs a driver of its own major version or a
+    /// newer one.
+    pub fn cublas_lt(&self, driver: u32) -> Option<PathBuf> {
+        let names = CUDA_MAJORS.iter().filter(|major| **major <= driver).map(|major| format!("libcublasLt.so.{major}"));
+        Some(names.into_iter().find_map(|name| self.place_with(&name))?.1)
     }
 
     /// Returns the program `ptxas` of the installation that has the NVRTC library; `None` if it has none.
     pub fn ptxas_of_nvrtc(&self) -> Option<PathBuf> {
-        self.place_with(&nvrtc_library())?.program("ptxas")
+        self.place_of_nvrtc()?.0.program("ptxas")
+    }
+
+    /// Returns the newest program `ptxas` of the CUDA major version `major`. Runs the programs that it finds, for their
+    /// versions.
+    pub fn ptxas_of_major(&self, major: u32) -> Option<PathBuf> {
+        let found = self.places.iter().filter_map(|p| p.program("ptxas"));
+        let versions = found.filter_map(|ptxas| Some((numbers(&program_version(&ptxas)?), ptxas)));
+        versions.filter(|(version, _)| version.first() == Some(&major)).max().map(|(_, ptxas)| ptxas)
     }
 
     /// Returns the path of a program, for example `ptxas`.
@@ -95,16 +114,25 @@ impl Toolkit {
 }
 
 impl Place {
-    /// Returns the folders of one installation, in any of the known layouts.
-    fn installation(root: &Path) -> Place {
+    /// Returns the folders below `root`, in any of the known layouts: first those of a toolkit and of NVIDIA's CUDA 13
+    /// wheels for Python, then those of the CUDA 12 wheels, which may be installed beside them.
+    fn installations(root: &Path) -> [Place; 2] {
+        // Wheels of CUDA 13 are all installed to one folder, which has the layout of a toolkit; each wheel of CUDA 12
+        // has a folder of its own.
+        const CUDA_12_WHEELS: [&str; 4] = ["cuda_nvrtc", "cuda_nvcc", "cuda_runtime", "cublas"];
         let mut packages = vec![root.to_path_buf()];
         for lib in ["lib", "lib64"] {
             let pythons = children(&root.join(lib), |name| name.starts_with("python3"));
             packages.extend(pythons.iter().map(|p| p.join("site-packages")));
         }
-        // NVIDIA's CUDA 13 wheels for Python are all installed to one folder, which has the layout of a toolkit.
-        let wheels = packages.iter().map(|p| p.join("nvidia").join(format!("cu{CUDA_MAJOR}")));
-        let roots: Vec<PathBuf> = [root.to_path_buf()].into_iter().chain(wheels).collect();
+        let nvidia: Vec<PathBuf> = packages.iter().map(|p| p.join("nvidia")).collect();
+        let newer = [root.to_path_buf()].into_iter().chain(nvidia.iter().map(|p| p.join("cu13")));
+        let older = nvidia.iter().flat_map(|p| CUDA_12_WHEELS.map(|wheel| p.join(wheel)));
+        [Place::of_roots(&newer.collect::<Vec<_>>()), Place::of_roots(&older.collect::<Vec<_>>())]
+    }
+
+    /// Returns the folders of one release, which is installed in one or several folders of a toolkit's layout.
+    fn of_roots(roots: &[PathBuf]) -> Place {
         let folders = |names: &[&str]| {
             roots.iter().flat_map(|r| names.iter().map(|n| r.join(n))).filter(|p| p.is_dir()).collect::<Vec<_>>()
         };
@@ -113,10 +141,6 @@ impl Place {
             programs: folders(&["bin"]),
             headers: folders(&["include", "include/cccl"]),
         }
-    }
-
-    fn nvrtc(&self) -> Option<PathBuf> {
-        self.library(&nvrtc_library())
     }
 
     fn program(&self, name: &str) -> Option<PathBuf> {
@@ -128,9 +152,23 @@ impl Place {
     }
 }
 
-/// Returns the file name of the NVRTC library.
-fn nvrtc_library() -> String {
-    format!("libnvrtc.so.{CUDA_MAJOR}")
+/// Returns the file name of the NVRTC library of a CUDA major version.
+fn nvrtc_library(major: u32) -> String {
+    format!("libnvrtc.so.{major}")
+}
+
+/// Returns the CUDA major version in a library's file name: 12 for `libnvrtc.so.12`.
+pub fn major_of_library(path: &Path) -> Option<u32> {
+    let (_, version) = path.file_name()?.to_str()?.rsplit_once(".so.")?;
+    version.split('.').next()?.parse().ok()
+}
+
+/// Returns the version that a CUDA program prints with `--version`, such as `13.0.88`; `None` if it cannot be run.
+pub fn program_version(program: &Path) -> Option<String> {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.lines().find_map(|l| l.rsplit_once(", V"))?.1;
+    Some(version.trim().to_string())
 }
 
 /// Returns the folders of the program `python3` in which NVIDIA's wheels may be: its prefix and its package folders.
@@ -142,7 +180,7 @@ fn python_packages() -> &'static [Place] {
             print(sys.prefix, sysconfig.get_path('purelib'), site.getusersitepackages(), sep='\\n')";
         let python = Command::new("python3").args(["-c", FOLDERS]).stdin(Stdio::null()).stderr(Stdio::null()).output();
         let folders = python.map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
-        folders.lines().map(|folder| Place::installation(Path::new(folder))).collect()
+        folders.lines().flat_map(|folder| Place::installations(Path::new(folder))).collect()
     })
 }
 
@@ -161,7 +199,8 @@ fn cache_of(var: &impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
 /// the loader would not find it there.
 pub(super) fn nvrtc_builtins_libraries(nvrtc: &Path) -> Vec<PathBuf> {
     let folder = nvrtc.parent().unwrap_or(Path::new("."));
-    let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{CUDA_MAJOR}.")));
+    let major = major_of_library(nvrtc).unwrap_or_default();
+    let mut found = children(folder, |name| name.starts_with(&format!("libnvrtc-builtins.so.{major}.")));
     // The shorter name comes first, `.so.13.0` before `.so.13.0.88`, because NVRTC asks for it.
     found.sort_by_key(|p| p.as_os_str().len());
     found.truncate(1);
@@ -182,7 +221,12 @@ fn version_of_name(path: &Path) -> Vec<u32> {
     if name == "cuda" {
         return vec![u32::MAX];
     }
-    name.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
+    numbers(name)
+}
+
+/// Returns the numbers in a text: 12, 9 and 86 of `12.9.86`.
+fn numbers(text: &str) -> Vec<u32> {
+    text.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
 }
 
 fn is_program(path: &Path) -> bool {
@@ -209,13 +253,13 @@ mod tests {
         let toolkit = touch(dir.path().join("toolkit/lib64/libnvrtc.so.13"));
         let venv = touch(dir.path().join("venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13"));
         let cache = touch(dir.path().join("cache/reel/cuda-13.0/nvidia/cu13/lib/libnvrtc.so.13"));
-        touch(dir.path().join("old/lib64/libnvrtc.so.12"));
+        let old = touch(dir.path().join("old/lib64/libnvrtc.so.12"));
         let header = touch(dir.path().join("venv/lib/python3.12/site-packages/nvidia/cu13/include/cuda_bf16.h"));
         fs::create_dir(header.with_file_name("cccl")).unwrap();
 
         assert_eq!(of(&[("CUDA_HOME", "toolkit"), ("REEL_CUDA", "venv")]).nvrtc(), Some(venv));
         assert_eq!(of(&[("CUDA_HOME", "toolkit"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(toolkit.clone()));
-        assert_eq!(of(&[("LD_LIBRARY_PATH", "toolkit/lib64")]).nvrtc(), Some(toolkit));
+        assert_eq!(of(&[("LD_LIBRARY_PATH", "toolkit/lib64")]).nvrtc(), Some(toolkit.clone()));
         let include = header.parent().unwrap().to_path_buf();
         assert_eq!(of(&[("REEL_CUDA", "venv")]).header_folders(), [include.clone(), include.join("cccl")]);
         // The programs and headers of an older toolkit are taken last, even if an environment variable names that
@@ -228,10 +272,44 @@ mod tests {
             (both.header_folders(), both.program("nvcc")),
             (vec![include.clone(), include.join("cccl")], Some(bin))
         );
+        // NVRTC 13 is preferred wherever it is.
+        assert_eq!(of(&[("REEL_CUDA", "old"), ("CUDA_HOME", "toolkit")]).nvrtc(), Some(toolkit));
         // A toolkit under /usr/local would be found before the cache, so the rest runs only on machines without one.
         if of(&[]).nvrtc().is_none() {
+            assert_eq!(of(&[("CUDA_HOME", "old")]).nvrtc(), Some(old));
             assert_eq!(of(&[("CUDA_PATH", "old"), ("XDG_CACHE_HOME", "cache")]).nvrtc(), Some(cache));
         }
+    }
+
+    /// Writes a program that prints the version of a ptxas.
+    fn fake_ptxas(path: PathBuf, version: &str) -> PathBuf {
+        touch(path.clone());
+        let text = format!("#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.1'\n");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn wheels_of_cuda_12_and_13_in_one_environment_are_kept_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join("nvidia").join(name);
+        let [old, new] = ["cuda_nvrtc/lib/libnvrtc.so.12", "cu13/lib/libnvrtc.so.13"].map(file);
+        let [old_blas, new_blas] = ["cublas/lib/libcublasLt.so.12", "cu13/lib/libcublasLt.so.13"].map(file);
+        touch(old.clone());
+        let old_ptxas = fake_ptxas(file("cuda_nvcc/bin/ptxas"), "12.9");
+        let find = || Toolkit { places: Place::installations(dir.path()).to_vec(), last: None };
+        assert_eq!((find().nvrtc(), find().ptxas_of_nvrtc()), (Some(old), Some(old_ptxas.clone())));
+        assert_eq!((find().cublas_lt(13), find().ptxas_of_major(13)), (None, None));
+        touch(new.clone());
+        let new_ptxas = fake_ptxas(file("cu13/bin/ptxas"), "13.0");
+        assert_eq!((find().nvrtc(), find().ptxas_of_nvrtc()), (Some(new), Some(new_ptxas.clone())));
+        assert_eq!((find().ptxas_of_major(12), find().ptxas_of_major(13)), (Some(old_ptxas), Some(new_ptxas)));
+        touch(old_blas.clone());
+        assert_eq!((find().cublas_lt(12), find().cublas_lt(13)), (Some(old_blas.clone()), Some(old_blas.clone())));
+        touch(new_blas.clone());
+        assert_eq!((find().cublas_lt(12), find().cublas_lt(13)), (Some(old_blas), Some(new_blas)));
+        assert_eq!(major_of_library(Path::new("/a/libnvrtc.so.12.9.86")), Some(12));
     }
 
     #[test]
@@ -241,14 +319,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let lib = |name: &str| dir.path().join("site-packages/nvidia/cu13/lib").join(name);
         let [_, blas] = ["libnvrtc.so.13", "libcublasLt.so.13"].map(|name| touch(lib(name)));
-        let packages = Place::installation(&dir.path().join("site-packages"));
-        LAST.set((dir, vec![packages])).unwrap();
+        let packages = Place::installations(&dir.path().join("site-packages")).to_vec();
+        LAST.set((dir, packages)).unwrap();
 
         let toolkit = tempfile::tempdir().unwrap();
         let nvrtc = touch(toolkit.path().join("lib64/libnvrtc.so.13"));
-        let found = Toolkit { places: vec![Place::installation(toolkit.path())], last: Some(last) };
-        assert_eq!((found.nvrtc(), found.cublas_lt()), (Some(nvrtc), Some(blas)));
-        assert_eq!(Toolkit { last: None, ..found }.cublas_lt(), None);
+        let found = Toolkit { places: Place::installations(toolkit.path()).to_vec(), last: Some(last) };
+        assert_eq!((found.nvrtc(), found.cublas_lt(13)), (Some(nvrtc), Some(blas)));
+        assert_eq!(Toolkit { last: None, ..found }.cublas_lt(13), None);
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! library give the same bits every time; partial sums are never added by atomics.
 //!
 //! No binding crate is used because the library must be opened from a folder found at run time, and preferred to an
-//! older one in the loader's search path. Source: NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; the
-//! constants are those of cublasLt.h and library_types.h.
+//! older one in the loader's search path. cuBLASLt 13 is used, or cuBLASLt 12, which a driver of CUDA 12 needs. Source:
+//! NVIDIA's cuBLAS manual 13.0, "Using the cuBLASLt API"; the constants are those of cublasLt.h and library_types.h.
+//! The headers of cuBLAS 12.0 and 13.0 agree in all constants, types and functions that are used here.
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
@@ -138,7 +139,7 @@ impl Functions {
         let library = SharedLibrary::open(path).map_err(failed)?;
         macro_rules! get {
             ($name:literal) => {
-                // SAFETY: the field's type is the function's type in cublasLt.h of CUDA 13.
+                // SAFETY: the field's type is the function's type in cublasLt.h of CUDA 12 and 13.
                 unsafe { library.function($name) }.map_err(failed)?
             };
         }
@@ -186,13 +187,14 @@ impl Drop for Parts<'_> {
 }
 
 impl CublasLt {
-    /// Opens the library for a GPU's context, which is current on this thread. The caller keeps the context retained
-    /// as long as it uses the library.
+    /// Opens the library for a GPU's context, which is current on this thread. `driver` is the major version of the
+    /// newest CUDA version that the driver supports. The caller keeps the context retained as long as it uses the
+    /// library.
     ///
     /// # Errors
     /// [`CudaError::NoBlas`] if it is not installed, or the library's own error.
-    pub(super) fn open(context: Context) -> Result<CublasLt, CudaError> {
-        let path = Toolkit::from_environment().cublas_lt().ok_or(CudaError::NoBlas)?;
+    pub(super) fn open(context: Context, driver: u32) -> Result<CublasLt, CudaError> {
+        let path = Toolkit::from_environment().cublas_lt(driver).ok_or(CudaError::NoBlas { driver })?;
         let functions = Functions::open(&path)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: `handle` is writable.

@@ -19,6 +19,14 @@ pub enum CudaError {
         /// The oldest supported CUDA version times 1000.
         needs: u32,
     },
+    /// The driver lacks calls that it must have.
+    #[error("{}", self.with_other_device())]
+    IncompleteDriver {
+        /// The newest CUDA version that the driver supports, times 1000.
+        version: u32,
+        /// The names of the missing calls.
+        missing: Vec<&'static str>,
+    },
     /// The machine has no GPU with this index: (index, number of GPUs).
     #[error("{}", self.with_other_device())]
     NoGpu(usize, usize),
@@ -55,14 +63,15 @@ pub enum CudaError {
         /// Why it cannot be computed.
         why: String,
     },
-    /// cuBLASLt is not installed.
-    #[error(
-        "cuda: cuBLASLt not found: no libcublasLt.so.13; install CUDA 13 or the Python package nvidia-cublas, or set CUDA_HOME; details: `reel doctor`"
-    )]
-    NoBlas,
+    /// No cuBLASLt is installed that the driver supports.
+    #[error("cuda: cuBLASLt not found: {}; details: `reel doctor`", missing_blas(*.driver))]
+    NoBlas {
+        /// The major version of the newest CUDA version that the driver supports.
+        driver: u32,
+    },
     /// NCCL is not installed.
     #[error(
-        "cuda: NCCL not found: no libnccl.so.2; install NVIDIA's package libnccl2 or the Python package nvidia-nccl-cu13, or add the library's folder to LD_LIBRARY_PATH"
+        "cuda: NCCL not found: no libnccl.so.2; install NVIDIA's package libnccl2 or the Python package nvidia-nccl-cu13 (nvidia-nccl-cu12 with a driver of CUDA 12), or add the library's folder to LD_LIBRARY_PATH"
     )]
     NoNccl,
     /// NCCL is too old.
@@ -103,6 +112,10 @@ impl CudaError {
                 format!("the driver supports CUDA {}", version(*has)),
                 format!("update the driver to {} or newer", version(*needs)),
             )),
+            Self::IncompleteDriver { version: has, missing } => Some((
+                format!("the driver reports CUDA {} but lacks {}", version(*has), missing.join(", ")),
+                "reinstall it".into(),
+            )),
             Self::NoGpu(number, count) => {
                 Some((format!("there is no GPU {number} ({count} found)"), "choose another GPU".into()))
             }
@@ -117,8 +130,17 @@ impl CudaError {
     }
 }
 
+/// Returns which cuBLASLt a driver of this CUDA major version needs, and how to install it.
+fn missing_blas(driver: u32) -> String {
+    match driver {
+        ..13 => "no libcublasLt.so.12; install CUDA 12 or the Python package nvidia-cublas-cu12, or set CUDA_HOME",
+        _ => "no libcublasLt.so.13 or .12; install CUDA 13 or the Python package nvidia-cublas, or set CUDA_HOME",
+    }
+    .into()
+}
+
 /// Returns a CUDA version number as text: `13.0` for 13000.
-fn version(number: u32) -> String {
+pub fn version(number: u32) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 

@@ -10,8 +10,9 @@ use super::driver::{
 use super::error::CudaError;
 use super::nvidia::Nvidia;
 use super::rules;
+use crate::compile::CompileError;
 use crate::compile::builtin::{self, BuiltinCode};
-use crate::compile::{self, CompileError};
+use crate::compile::driver_code::compile_for_driver;
 use crate::launch::{Arch, Kernel, Source, Stage};
 
 /// The kernel folders whose launches a following programmatic dependent launch ([`Stage::programmatic`]) may overlap.
@@ -27,6 +28,8 @@ pub struct Gpu {
     modules: Mutex<HashMap<&'static str, Loaded>>,
     /// Whether the newest work of the stream is a launch of a kernel in [`FOLDERS_BEFORE_EARLY_LAUNCHES`].
     pub(super) next_may_start_early: Arc<AtomicBool>,
+    /// Whether launches are captured by a driver whose graphs have no programmatic dependent launches.
+    pub(super) captures_without_overlap: AtomicBool,
 }
 
 /// A loaded translation unit, and those of its functions that have been used.
@@ -71,7 +74,8 @@ impl Gpu {
     /// Makes a GPU from its driver and creates the stream.
     pub fn from_driver(driver: Arc<dyn Driver>) -> Result<Gpu, CudaError> {
         let stream = driver.stream()?;
-        Ok(Gpu { driver, stream, modules: Mutex::default(), next_may_start_early: Arc::default() })
+        let (modules, next_may_start_early) = (Mutex::default(), Arc::default());
+        Ok(Gpu { driver, stream, modules, next_may_start_early, captures_without_overlap: AtomicBool::new(false) })
     }
 
     /// Returns the driver of the GPU.
@@ -200,8 +204,8 @@ impl Gpu {
     }
 
     /// Loads a kernel folder's code. Otherwise [`Gpu::launch`] loads the code at its first use. The code is, in order
-    /// of preference: the machine code in the binary for this GPU, the code that NVRTC compiles (cached on disk), or,
-    /// without NVRTC, the PTX in the binary.
+    /// of preference: the machine code in the binary for this GPU and driver, the code that NVRTC compiles (cached on
+    /// disk), or, without a compiler for this driver, the PTX in the binary.
     pub fn load(&self, source: &'static Source) -> Result<(), CudaError> {
         if self.modules().contains_key(source.name) {
             return Ok(());
@@ -224,14 +228,17 @@ impl Gpu {
     fn load_code(&self, source: &'static Source) -> Result<(ModuleHandle, bool), CudaError> {
         let sm = self.sm_name();
         let has_waits = self.arch().sm >= 90 && source.has_dependent_launches();
+        let version = self.driver.properties().version;
         let load = |cubin: &[u8], ptx: &str| self.driver.load(source.name, CompiledCode { cubin, ptx });
-        let builtin = if self.driver.needs_ptx() { None } else { builtin::builtin_code(source, &sm) };
+        let builtin = if self.driver.needs_ptx() { None } else { builtin::builtin_code(source, &sm, version) };
         if let Some(BuiltinCode::Cubin(cubin)) = &builtin {
             return Ok((load(cubin, "")?, has_waits));
         }
-        match (compile::compile_to_cubin(source, &sm), builtin) {
-            (Ok(built), _) => Ok((load(&built.image, &built.ptx)?, has_waits)),
-            (Err(CompileError::NoNvrtc), Some(BuiltinCode::Ptx(ptx))) => Ok((load(&[], &ptx)?, false)),
+        match (compile_for_driver(source, &sm, version), builtin) {
+            (Ok(code), _) => Ok((load(&code.cubin, &code.ptx)?, has_waits)),
+            (Err(CompileError::NoNvrtc | CompileError::NoOlderPtxas(_)), Some(BuiltinCode::Ptx(ptx))) => {
+                Ok((load(&[], &ptx)?, false))
+            }
             (Err(e), _) => Err(e.into()),
         }
     }
@@ -319,7 +326,8 @@ impl Gpu {
         }
         let params = stage.with_tensor_maps(params, |map| self.driver.encode(map))?;
         let next_may_start_early = FOLDERS_BEFORE_EARLY_LAUNCHES.contains(&source.name);
-        let early = self.next_may_start_early.swap(next_may_start_early, Ordering::Relaxed);
+        let early = self.next_may_start_early.swap(next_may_start_early, Ordering::Relaxed)
+            && !self.captures_without_overlap.load(Ordering::Relaxed);
         let has_waits = self.modules().get(source.name).is_some_and(|loaded| loaded.has_waits);
         let config = LaunchConfig { programmatic: stage.programmatic && early && has_waits, ..config(stage) };
         // SAFETY: the function takes one parameter struct; the caller guarantees the addresses in it.

@@ -5,10 +5,12 @@
 //! Capture".
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::driver::{Driver, GraphHandle, StreamHandle};
 use super::error::CudaError;
 use super::gpu::Gpu;
+use super::rules;
 use crate::launch::Kernel;
 
 /// A graph of captured launches; dropping it destroys the graph.
@@ -38,6 +40,8 @@ impl Gpu {
         // The work before the first captured launch is known only when the graph is launched, so this launch must wait
         // for it.
         self.next_launch_waits();
+        let overlaps = rules::graphs_have_programmatic_launches(self.driver.properties().version);
+        self.captures_without_overlap.store(!overlaps, Ordering::Relaxed);
         // SAFETY: the stream belongs to this GPU.
         unsafe { self.driver.begin_capture(self.stream) }
     }
@@ -49,6 +53,7 @@ impl Gpu {
     pub fn end_capture(&self) -> Result<GpuGraph, CudaError> {
         // SAFETY: the stream belongs to this GPU.
         let graph = unsafe { self.driver.end_capture(self.stream) };
+        self.captures_without_overlap.store(false, Ordering::Relaxed);
         self.next_launch_waits();
         let graph = graph?;
         Ok(GpuGraph { driver: self.driver.clone(), stream: self.stream, graph })

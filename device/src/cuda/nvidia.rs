@@ -1,4 +1,5 @@
-//! NVIDIA's driver, opened at run time. Source: NVIDIA's CUDA Driver API manual, 13.0.
+//! NVIDIA's driver, opened at run time. Source: NVIDIA's CUDA Driver API manual, 13.0. Only calls of CUDA 12.0 are made
+//! (`driver_calls.rs`).
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -15,12 +16,11 @@ use super::driver::{
     CompiledCode, Driver, EventHandle, FunctionAttributes, FunctionHandle, GpuProperties, GraphHandle, LaunchConfig,
     LaunchLimits, ModuleHandle, PhysicalMemoryHandle, StreamHandle,
 };
+use super::driver_calls::DriverLibrary;
 use super::error::CudaError;
 use super::nccl::{Nccl, NcclLibrary};
+use crate::compile::driver_code::OLDEST_DRIVER;
 use crate::launch::Arch;
-
-/// The oldest CUDA version whose driver loads code of this toolkit, times 1000: CUDA 13.0.
-const OLDEST: u32 = 13_000;
 
 /// NVIDIA's driver with the primary context of one GPU.
 pub struct Nvidia {
@@ -84,8 +84,8 @@ impl Nvidia {
 
     /// The number of GPUs that this process can use; 0 without a driver.
     pub fn count() -> usize {
-        // SAFETY: only looks for the library.
-        let library = unsafe { sys::is_culib_present() };
+        // An incomplete library may lack the calls below.
+        let library = DriverLibrary::open().is_some_and(|library| library.missing.is_empty());
         let count = if library && driver::init().is_ok() { driver::device::get_count().ok() } else { None };
         count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
     }
@@ -108,17 +108,14 @@ impl Nvidia {
     /// # Errors
     /// No driver, a driver that is too old, no such GPU, or the driver's own error.
     pub fn open(ordinal: usize) -> Result<Nvidia, CudaError> {
-        // SAFETY: only looks for the library.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(CudaError::NoDriver);
+        let DriverLibrary { version, missing } = DriverLibrary::open().ok_or(CudaError::NoDriver)?;
+        if version < OLDEST_DRIVER {
+            return Err(CudaError::OldDriver { has: version, needs: OLDEST_DRIVER });
+        }
+        if !missing.is_empty() {
+            return Err(CudaError::IncompleteDriver { version, missing });
         }
         named("initialising", driver::init())?;
-        let mut version: c_int = 0;
-        // SAFETY: the driver writes one number to `version`.
-        named("querying the driver version", unsafe { sys::cuDriverGetVersion(&mut version) }.result())?;
-        if (version as u32) < OLDEST {
-            return Err(CudaError::OldDriver { has: version as u32, needs: OLDEST });
-        }
         let count = named("counting GPUs", driver::device::get_count())? as usize;
         if ordinal >= count {
             return Err(CudaError::NoGpu(ordinal, count));
@@ -126,9 +123,9 @@ impl Nvidia {
         let device = named("opening the GPU", driver::device::get(ordinal as c_int))?;
         // SAFETY: `device` is valid; its primary context is released when the value is dropped.
         let context = named("opening a CUDA context", unsafe { driver::primary_ctx::retain(device) })?;
-        let mut opened = Nvidia { properties: GpuProperties::unknown(version as u32), device, context, granularity: 0 };
+        let mut opened = Nvidia { properties: GpuProperties::unknown(version), device, context, granularity: 0 };
         opened.current()?;
-        opened.properties = opened.query_properties(version as u32)?;
+        opened.properties = opened.query_properties(version)?;
         // A driver that cannot compile PTX cannot tell this number. With 0, launch plans use no such clusters and give
         // the same bits.
         opened.properties.arch.clusters_of_8 = opened.query_clusters_of_8().unwrap_or(0);
@@ -581,7 +578,7 @@ impl Driver for Nvidia {
 
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
         self.current()?;
-        Ok(Box::new(CublasLt::open(Context(self.context as usize))?))
+        Ok(Box::new(CublasLt::open(Context(self.context as usize), self.properties.version / 1000)?))
     }
 
     fn nccl(&self) -> Result<Box<dyn Nccl>, CudaError> {

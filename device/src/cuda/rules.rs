@@ -14,8 +14,16 @@ pub const MAX_PORTABLE_CLUSTER_BLOCKS: u32 = 8;
 pub const MAX_CLUSTER_BLOCKS: u32 = 16;
 /// Maximum bytes of a kernel's parameters in this project; the driver accepts 32764 from compute capability 7.0 on.
 pub const MAX_PARAMETER_BYTES: usize = 4096;
+/// The CUDA version, times 1000, from which graphs can hold programmatic dependent launches: the first whose driver API
+/// has edges of graphs with data (`CUgraphEdgeData`), by which such a launch follows another one.
+pub const PROGRAMMATIC_GRAPHS_SINCE: u32 = 12_030;
 /// A warp gets its registers in multiples of this number.
 const REGISTER_UNIT: u32 = 256;
+
+/// Whether programmatic dependent launches may be captured in a graph of a driver of this CUDA version (times 1000).
+pub fn graphs_have_programmatic_launches(version: u32) -> bool {
+    version >= PROGRAMMATIC_GRAPHS_SINCE
+}
 
 /// Returns which limit a launch exceeds, as text; `None` if the launch is possible.
 pub fn exceeded_launch_limit(

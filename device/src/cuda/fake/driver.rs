@@ -11,6 +11,7 @@ use super::nccl::FakeNccl;
 use super::products::FakeBlas;
 use super::transfers::Blocked;
 use super::{EnqueuedLaunch, EventRecord, FakeDriver, GRANULARITY, Inner, LoadedFunction, Op, Queue, failed, invalid};
+use crate::compile::driver_code;
 use crate::cuda::blas::Blas;
 use crate::cuda::driver::Driver;
 use crate::cuda::error::CudaError;
@@ -303,9 +304,19 @@ impl Driver for FakeDriver {
         true
     }
 
+    // cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE for machine code in a format that the driver does not know,
+    // CUDA_ERROR_UNSUPPORTED_PTX_VERSION for PTX that is newer than the driver's compiler.
     fn load(&self, name: &str, image: CompiledCode<'_>) -> Result<ModuleHandle, CudaError> {
         let call = format!("loading {name}");
         let mut s = self.0.state_unless_faulted(&call)?;
+        let version = self.0.properties.version;
+        if !image.cubin.is_empty() && !driver_code::driver_reads_cubin(version, image.cubin) {
+            return Err(failed(&call, "CUDA_ERROR_INVALID_IMAGE (machine code of a newer toolkit)"));
+        }
+        let newest = driver_code::newest_isa_of_driver(version);
+        if image.cubin.is_empty() && driver_code::isa_of_ptx(image.ptx).is_some_and(|isa| isa > newest) {
+            return Err(failed(&call, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"));
+        }
         let program = Program::parse(image.ptx).map_err(|e| failed(&call, &format!("CUDA_ERROR_INVALID_PTX ({e})")))?;
         let handle = s.new_handle();
         s.modules.insert(handle, Arc::new(program));
@@ -424,8 +435,12 @@ impl Driver for FakeDriver {
             }
         }
         let mut params = vec![0; known.kernel.param_bytes as usize];
-        // A programmatic edge of a graph connects two kernel nodes (CUgraphEdgeData).
+        // A programmatic edge of a graph connects two kernel nodes (CUgraphEdgeData), in CUDA 12.3 and newer.
         let capture = s.streams.get(&stream.0).and_then(|queue| queue.capture.as_ref());
+        let has_edges = rules::graphs_have_programmatic_launches(self.0.properties.version);
+        if config.programmatic && capture.is_some() && !has_edges {
+            return Err(failed(call, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED (a programmatic launch)"));
+        }
         if config.programmatic && capture.is_some_and(|c| !matches!(c.last_operation(), Some(Op::Launch(_)))) {
             s.add_violation("capturing a programmatic launch that does not follow a launch".into());
             return Err(invalid(call));

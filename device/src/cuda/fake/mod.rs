@@ -8,7 +8,9 @@
 //! If a call breaks a rule and NVIDIA's driver returns an error for it, this driver returns the same error. If the
 //! manual leaves the outcome undefined, the broken rule is added to [`FakeDriver::violations`]. After a finding of
 //! the simulator every later call fails, as after a faulting kernel. Source of each rule: CUDA Driver API manual
-//! 13.0, the function that the comment of the call names.
+//! 13.0, the function that the comment of the call names. A driver of an earlier CUDA version
+//! ([`FakeDriver::of_version`]) loads only the code that this version knows, and captures no programmatic launches
+//! before 12.3.
 #![allow(unsafe_code)]
 
 mod capture;
@@ -151,10 +153,16 @@ struct State {
 }
 
 impl FakeDriver {
-    /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory.
+    /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory and a driver of CUDA 13.0.
     pub fn new(arch: Arch, memory: u64) -> FakeDriver {
+        FakeDriver::of_version(arch, memory, 13_000)
+    }
+
+    /// Makes a simulated GPU of this architecture with `memory` bytes of GPU memory and a driver of a CUDA version,
+    /// times 1000: 12040 for 12.4.
+    pub fn of_version(arch: Arch, memory: u64, version: u32) -> FakeDriver {
         let limits = LaunchLimits::new(arch.sm, arch.shared_per_block);
-        let properties = GpuProperties { name: "fake GPU".into(), arch, limits, memory, version: 13_000 };
+        let properties = GpuProperties { name: "fake GPU".into(), arch, limits, memory, version };
         let state = State { memory: SimMemory::new(), handles: 1, ..State::default() };
         FakeDriver(Arc::new(Inner { properties, team: Team::new(1), state: Mutex::new(state) }))
     }

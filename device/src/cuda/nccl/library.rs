@@ -145,7 +145,8 @@ impl Functions {
 /// cuBLASLt, and in the package `nvidia-nccl` of the same Python environment.
 fn places_beside_toolkit() -> Vec<PathBuf> {
     let toolkit = Toolkit::from_environment();
-    let libraries = [toolkit.nvrtc(), toolkit.cublas_lt()].into_iter().flatten();
+    // All majors: a library for exchanges is found beside the cuBLASLt of any release.
+    let libraries = [toolkit.nvrtc(), toolkit.cublas_lt(u32::MAX)].into_iter().flatten();
     libraries
         .flat_map(|library| {
             let packages = library.ancestors().filter(|folder| folder.file_name() == Some(OsStr::new("nvidia")));

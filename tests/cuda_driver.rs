@@ -1,0 +1,90 @@
+//! The driver library of NVIDIA as the program opens it: a library that has the calls of CUDA 12.0 and no newer ones,
+//! made by the C compiler. Its launches compute nothing; what a driver of each version computes is tested on the fake
+//! driver (`cuda_device.rs`).
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use reel_device::compile::{self, toolkit::Toolkit};
+use serde_json::Value;
+use support::{FinishedRun, finished_run, golden, reel_on_gpu};
+
+/// Writes `libcuda.so.1` of a CUDA version (times 1000) into a folder.
+fn stub_driver(version: u32, options: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/stub_libcuda.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-w", "-O1", "-fvisibility=hidden"]).arg(format!("-DVERSION={version}"));
+    cc.args(options).arg("-o").arg(folder.path().join("libcuda.so.1")).arg(source);
+    let done = cc.output().expect("cc, which the build needs too");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    folder
+}
+
+/// Runs the program with a driver.
+fn run(driver: &Path, args: &[&str]) -> FinishedRun {
+    finished_run(reel_on_gpu().env("LD_LIBRARY_PATH", driver).args(args).output().expect("the binary starts"))
+}
+
+/// The line of `reel doctor` about the driver's CUDA version.
+fn doctor(driver: &Path) -> (bool, String) {
+    let report = run(driver, &["doctor", "--json"]).json();
+    let all = report["findings"].as_array().expect("findings");
+    let found = all.iter().find(|finding| finding["name"] == "CUDA of the driver").expect("the driver's line");
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_string();
+    (found["found"] == Value::Bool(true), format!("{}; {}", text("what"), text("install")))
+}
+
+#[test]
+fn doctor_tells_what_each_driver_lacks() {
+    let of = |version: u32, options: &[&str]| doctor(stub_driver(version, options).path());
+    for (version, has, lacks) in [
+        (12_000, "12.0; before 12.3 the launches of a decode step do not overlap", ""),
+        (12_040, "12.4; it needs cuBLASLt 12", "before 12.3"),
+        (12_080, "12.8; it needs cuBLASLt 12", "before 12.3"),
+        (13_000, "13.0; ", "cuBLASLt 12"),
+    ] {
+        let (found, text) = of(version, &[]);
+        assert!(found && text.starts_with(has) && (lacks.is_empty() || !text.contains(lacks)), "{version}: {text}");
+    }
+    let (found, text) = of(11_080, &[]);
+    assert!(!found && text.contains("needs 12.0 or newer: update the driver"), "{text}");
+    let (found, text) = of(12_040, &["-DINCOMPLETE"]);
+    assert!(!found && text.contains("without the calls cuLaunchKernelEx; reinstall the driver"), "{text}");
+}
+
+#[test]
+fn a_driver_that_lacks_a_call_is_one_error() {
+    let model = golden("model/image_hd128_bf16/model").display().to_string();
+    let generate = ["generate", "--device", "cuda", "--model", &model, "--prompt", "x"];
+    let driver = stub_driver(12_040, &["-DINCOMPLETE"]);
+    run(driver.path(), &generate).refused(1, &["reports CUDA 12.4 but lacks cuLaunchKernelEx", "--device cpu"]);
+    let driver = stub_driver(11_080, &[]);
+    run(driver.path(), &generate).refused(1, &["supports CUDA 11.8", "12.0 or newer"]);
+}
+
+/// Every call that the program makes, from opening the GPU to captured decode steps, is in the library of CUDA 12.0,
+/// and all kernels are compiled to code that each driver loads.
+#[test]
+fn generation_makes_only_calls_of_cuda_12_0() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let case = golden("model/image_hd128_bf16");
+    let (model, inputs) = (case.join("model").display().to_string(), case.join("inputs.safetensors"));
+    let has_ptxas_12 = Toolkit::from_environment().ptxas_of_major(12).is_some();
+    for version in [12_000, 12_040, 12_080, 13_000] {
+        let driver = stub_driver(version, &[]);
+        let out = driver.path().join("score.safetensors").display().to_string();
+        let inputs = inputs.display().to_string();
+        let options = ["--device", "cuda", "--dtype", "bf16", "--model", &model];
+        let score = run(driver.path(), &[&["score", "--inputs", &inputs, "--out", &out], &options[..]].concat());
+        if version == 12_000 && !has_ptxas_12 {
+            score.refused(1, &["ptxas of CUDA 12 not found", "./x setup"]);
+            continue;
+        }
+        score.ok();
+        let more = ["--prompt", "x", "--max-new-tokens", "5"];
+        run(driver.path(), &[&["generate"], &options[..], &more[..]].concat()).ok();
+    }
+}
