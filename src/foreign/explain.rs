@@ -14,6 +14,7 @@ pub fn with_explain_option(command: Command) -> Command {
     command.arg(
         Arg::new(OPTION)
             .long("explain-defaults")
+            .alias("explain_defaults")
             .value_name("PROGRAM")
             .value_parser(programs)
             .hide_possible_values(true)

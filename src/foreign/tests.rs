@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use reel_runs::foreign_options;
 use serde_json::Value;
@@ -48,9 +49,15 @@ fn published(folder: &Path) -> Vec<Published> {
     all.collect()
 }
 
+/// The parser of the command line; making it takes longer than using it.
+fn parser() -> &'static Command {
+    static PARSER: LazyLock<Command> = LazyLock::new(crate::cli::command);
+    &PARSER
+}
+
 fn translated(words: &[String], environment: &[(String, String)]) -> Outcome {
     let variable = |name: &str| environment.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
-    translate(&crate::cli::command(), words, &Surroundings { variable: &variable, processes: 1 })
+    translate(parser(), words, &Surroundings { variable: &variable, processes: 1 })
 }
 
 fn line(words: &str) -> Outcome {
@@ -104,7 +111,7 @@ fn check_corrected(id: &str, message: &str, environment: &[(String, String)]) {
     let words = corrected(message);
     let again = translated(&words, environment);
     assert!(!matches!(again, Outcome::Refused { .. }), "{id}: {message}\n{again:?}");
-    let parsed = crate::cli::command().try_get_matches_from(std::iter::once("reel".to_string()).chain(words));
+    let parsed = parser().clone().try_get_matches_from(std::iter::once("reel".to_string()).chain(words));
     assert!(parsed.is_ok(), "{id}: {message}\n{}", parsed.unwrap_err());
 }
 
@@ -120,7 +127,7 @@ fn published_commands_are_accepted_or_refused_once() {
             Outcome::Unchanged => at_once.push(command.id.as_str()),
             Outcome::Translated { words, .. } => {
                 let words = std::iter::once("reel".to_string()).chain(words);
-                let parsed = crate::cli::command().try_get_matches_from(words);
+                let parsed = parser().clone().try_get_matches_from(words);
                 assert!(parsed.is_ok(), "{}: {}", command.id, parsed.unwrap_err());
                 at_once.push(&command.id);
             }
@@ -333,7 +340,7 @@ fn defaults_of_the_program_are_stated_once() {
 /// Every rule of the table exists, and every option that the table sets is one of the command.
 #[test]
 fn the_table_names_rules_and_options_that_exist() {
-    let root = crate::cli::command();
+    let root = parser();
     for row in foreign_options::rows() {
         for command in &row.commands {
             let paths: &[&str] = match *command {
@@ -343,7 +350,7 @@ fn the_table_names_rules_and_options_that_exist() {
                 own => &[own],
             };
             let has = |path: &str, option: &str| {
-                let parser = path.split(' ').fold(&root, |parser, name| parser.find_subcommand(name).expect(path));
+                let parser = path.split(' ').fold(root, |parser, name| parser.find_subcommand(name).expect(path));
                 words::own_argument(parser, option).is_some()
             };
             for target in row.targets() {
@@ -354,7 +361,7 @@ fn the_table_names_rules_and_options_that_exist() {
             let command = if row.commands.contains(&"train") { "grpo" } else { row.commands[0] };
             let path = if command == "bench" { "bench serve" } else { command };
             let words: Vec<String> = path.split(' ').map(String::from).collect();
-            let line = words::split(&root, &words).expect("a command");
+            let line = words::split(root, &words).expect("a command");
             let surroundings = Surroundings { variable: &|_| None, processes: 1 };
             let mut translation = Translation::new(line, command.to_string(), &surroundings);
             let given = words::Given { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };

@@ -145,8 +145,7 @@ impl<'a> Translation<'a> {
 
     /// Sets an option in place of an earlier value.
     pub fn replace(&mut self, name: &str, value: &str, shown: &str) {
-        let setting =
-            Setting { name: name.to_string(), values: vec![value.to_string()], shown: shown.to_string() };
+        let setting = Setting { name: name.to_string(), values: vec![value.to_string()], shown: shown.to_string() };
         match self.settings.iter_mut().find(|setting| setting.name == name) {
             Some(earlier) => *earlier = setting,
             None => self.settings.push(setting),
