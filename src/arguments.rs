@@ -1,7 +1,7 @@
 //! Changes to the argument parser that clap derives from the structs, for all subcommands:
 //!
 //! - An option is accepted with underscores (`--learning_rate`), and by the names of other programs for it
-//!   (`--output_dir`; `reel_runs::option_names`).
+//!   (`--output_dir`; `reel_runs::foreign_options`).
 //! - A value may be a negative number ([`join_negative_numbers`]): `--fps -1` is an invalid rate, and no unknown
 //!   option.
 //! - A switch of a training command may have a value, as in TRL: `--temporal true`.
@@ -13,10 +13,10 @@ use std::ffi::OsString;
 
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, Command};
-use reel_runs::option_names;
+use reel_runs::foreign_options;
 
 use crate::fail::usage_error;
-use crate::init;
+use crate::{foreign, init};
 
 /// Joins an option and a negative number that follows it: `--fps -1e-6` becomes `--fps=-1e-6`. The parser would take
 /// the number for an option. Nothing is changed after `--`.
@@ -77,10 +77,11 @@ pub fn refuse_repeated_common_options(words: &[OsString], root: &Command) -> any
 /// Returns the parser with the changes that this module describes.
 pub fn adapt(root: Command) -> Command {
     let common: Vec<Arg> = root.get_arguments().filter(|a| a.is_global_set()).cloned().collect();
-    let common: Vec<Arg> = common.into_iter().map(|argument| adapt_argument(argument, |_| false)).collect();
-    root.mut_args(|argument| adapt_argument(argument, |_| false)).mut_subcommands(|inner| {
+    let common: Vec<Arg> = common.into_iter().map(|argument| adapt_argument(argument, "", |_| false)).collect();
+    root.mut_args(|argument| adapt_argument(argument, "", |_| false)).mut_subcommands(|inner| {
         let path = inner.get_name().to_string();
-        adapt_subcommand(inner, &path, &common)
+        let adapted = adapt_subcommand(inner, &path, &common);
+        if ["sft", "grpo"].contains(&path.as_str()) { foreign::with_explain_option(adapted) } else { adapted }
     })
 }
 
@@ -93,7 +94,7 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
     command = command.mut_args(|argument| {
         let is_switch = matches!(argument.get_action(), ArgAction::SetTrue);
         let argument = if trains && is_switch { with_optional_value(argument) } else { argument };
-        adapt_argument(argument, is_option)
+        adapt_argument(argument, path, is_option)
     });
     for argument in common.iter().filter(|argument| !is_option(argument.get_id().as_str())) {
         let argument = argument.clone().hide(!has_effect(argument.get_id().as_str(), path));
@@ -109,10 +110,12 @@ fn adapt_subcommand(mut command: Command, path: &str, common: &[Arg]) -> Command
 }
 
 /// Makes the parser accept underscores in an option's name, Python's words for true and false as its value, and the
-/// names that other programs give this option, unless such a name is another option of the command (`is_option`).
-fn adapt_argument(argument: Arg, is_option: impl Fn(&str) -> bool) -> Arg {
+/// names that other programs give this option of the subcommand `path`, unless such a name is another option of the
+/// command (`is_option`).
+fn adapt_argument(argument: Arg, path: &str, is_option: impl Fn(&str) -> bool) -> Arg {
     let option = argument.get_id().to_string();
-    let foreign = option_names::aliases_of(&option).filter(|alias| !is_option(alias));
+    let foreign =
+        foreign_options::aliases_of(&option, foreign_options::command_of(path)).filter(|alias| !is_option(alias));
     let own = argument.get_long().map(str::to_string);
     let mut aliases: Vec<String> = foreign.flat_map(|name| [name.to_string(), name.replace('_', "-")]).collect();
     aliases.extend(own.iter().map(|long| long.replace('-', "_")));

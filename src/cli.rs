@@ -6,8 +6,9 @@ use clap::{ArgMatches, CommandFactory, Parser, Subcommand};
 
 use crate::common::CommonOptions;
 use crate::{
-    arguments, bench, completions, curate, data, demo, doctor, eval, frames, generate, grpo, help, init, kernels, man,
-    merge, plan, preprocess, ranks, replaced, replay, report, resize, reward, score, serve, sft, sim, tokenize,
+    arguments, bench, completions, curate, data, demo, doctor, eval, foreign, frames, generate, grpo, help, init,
+    kernels, man, merge, output, plan, preprocess, ranks, replaced, replay, report, resize, reward, score, serve, sft,
+    sim, tokenize,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -110,6 +111,9 @@ pub fn command() -> clap::Command {
 pub fn run(cli: Cli, name: &str, matches: &ArgMatches) -> Result<()> {
     let common = &cli.common;
     common.validate()?;
+    if let Some(table) = foreign::explain_defaults(&command(), matches) {
+        return output::print_text(&table);
+    }
     ranks::refuse_several_processes(name)?;
     replaced::refuse_replaced_inputs(name, matches)?;
     match cli.command {

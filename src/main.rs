@@ -15,6 +15,7 @@ mod doctor;
 mod endpoint;
 mod eval;
 mod fail;
+mod foreign;
 mod frames;
 mod generate;
 mod grpo;
@@ -52,6 +53,7 @@ mod training;
 mod training_evaluator;
 mod training_server;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
@@ -78,7 +80,11 @@ fn main() -> ExitCode {
     if let Err(e) = arguments::refuse_repeated_common_options(&words, &parser) {
         return ExitCode::from(fail::run_and_exit_code(|| Err(e), false));
     }
-    let parsed = parser.try_get_matches_from(words).and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
+    let words = match translated_words(&parser, words) {
+        Ok(words) => words,
+        Err(code) => return code,
+    };
+    let parsed = parser.clone().try_get_matches_from(words).and_then(|m| Ok((cli::Cli::from_arg_matches(&m)?, m)));
     let (mut cli, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => return fail::print_usage_error(&e, &cli::command()),
@@ -103,4 +109,36 @@ fn main() -> ExitCode {
     }
     let run = || cli::run(cli, name, command_matches).and_then(|()| Ok(trace::finish_trace()?));
     ExitCode::from(fail::run_and_exit_code(run, common.verbose))
+}
+
+/// Translates a command of another program into options of reel (see [`foreign`]), and prints what there is to say about
+/// it. The error is the exit code after a refusal, which is printed.
+fn translated_words(parser: &clap::Command, words: Vec<OsString>) -> Result<Vec<OsString>, ExitCode> {
+    let texts: Vec<String> = words.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let world = ranks::world().ok().flatten();
+    let is_child = std::env::var_os("REEL_LAUNCH").is_some();
+    let surroundings = foreign::Surroundings {
+        variable: &|name| std::env::var(name).ok().filter(|value| !value.is_empty()),
+        // The processes of `--gpus` share the accumulation that its command names.
+        processes: world.as_ref().filter(|_| !is_child).map_or(1, |world| world.size),
+    };
+    let is_first = world.as_ref().is_none_or(|world| world.rank == 0) && !is_child;
+    match foreign::translate(parser, &texts, &surroundings) {
+        foreign::Outcome::Unchanged => Ok(words),
+        foreign::Outcome::Translated { words: translated, notes } => {
+            let is_quiet = texts.iter().any(|word| ["--quiet", "--json"].contains(&word.as_str()));
+            for note in notes.iter().filter(|_| is_first && !is_quiet) {
+                reel_diagnostic::note!("{}", reel_diagnostic::escape_controls(note));
+            }
+            Ok(words.into_iter().take(1).chain(translated.into_iter().map(OsString::from)).collect())
+        }
+        foreign::Outcome::Refused { message } => {
+            if is_first {
+                let lines: Vec<String> =
+                    message.lines().map(|l| reel_diagnostic::escape_controls(l).to_string()).collect();
+                reel_diagnostic::note!("error: {}", lines.join("\n"));
+            }
+            Err(ExitCode::from(fail::WRONG_OPTIONS))
+        }
+    }
 }

@@ -48,6 +48,18 @@ pub struct MediaFlags {
     /// Maximum pixels of all frames of a video together
     #[arg(long, value_name = "N")]
     total_pixels: Option<u64>,
+    /// Minimum pixels of an image, before --min-pixels
+    #[arg(long, value_name = "N")]
+    image_min_pixels: Option<u64>,
+    /// Maximum pixels of an image, before --max-pixels
+    #[arg(long, value_name = "N")]
+    image_max_pixels: Option<u64>,
+    /// Minimum pixels of a video frame, before --min-pixels
+    #[arg(long, value_name = "N")]
+    video_min_pixels: Option<u64>,
+    /// Maximum pixels of a video frame; unlike --max-pixels, it may raise the limit of the profile
+    #[arg(long, value_name = "N")]
+    video_max_pixels: Option<u64>,
 }
 
 impl MediaFlags {
@@ -81,6 +93,10 @@ impl MediaFlags {
             min_pixels: self.min_pixels,
             max_pixels: self.max_pixels,
             total_pixels: self.total_pixels,
+            image_min_pixels: self.image_min_pixels,
+            image_max_pixels: self.image_max_pixels,
+            video_min_pixels: self.video_min_pixels,
+            video_max_pixels: self.video_max_pixels,
             ..MediaOverrides::default()
         }
     }
@@ -120,6 +136,10 @@ impl fmt::Display for TrainingMediaSettings {
             ("min-pixels", o.min_pixels.map(|n| n as f64)),
             ("max-pixels", o.max_pixels.map(|n| n as f64)),
             ("total-pixels", o.total_pixels.map(|n| n as f64)),
+            ("image-min-pixels", o.image_min_pixels.map(|n| n as f64)),
+            ("image-max-pixels", o.image_max_pixels.map(|n| n as f64)),
+            ("video-min-pixels", o.video_min_pixels.map(|n| n as f64)),
+            ("video-max-pixels", o.video_max_pixels.map(|n| n as f64)),
         ];
         numbers.iter().filter_map(|(name, n)| Some((name, (*n)?))).try_for_each(|(name, n)| write!(f, " --{name} {n}"))
     }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use reel_model::tensor_parallel::TensorParallel;
 use reel_serve::{
     ConnectionLimits, DividedModel, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, Tls, folder_name,
 };
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
@@ -79,8 +80,8 @@ struct ListenFlags {
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
     port: u16,
-    /// Key that requests must carry (Authorization: Bearer KEY); may be given several times. Other users of this
-    /// machine can see it; --api-key-file hides it
+    /// Key that requests must carry (Authorization: Bearer KEY); may be given several times [default: $VLLM_API_KEY if
+    /// it is set]. Other users of this machine can see it; --api-key-file hides it
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
     /// File with one API key per line
@@ -89,9 +90,10 @@ struct ListenFlags {
     /// Allow an address that other machines can reach without an API key
     #[arg(long)]
     no_auth: bool,
-    /// Name of the model in requests and answers [default: the name of its folder]
+    /// Name of the model in requests and answers; may be given several times: the first is the name in answers [default:
+    /// the name of its folder; requests may also use the hub id]
     #[arg(long, value_name = "NAME")]
-    served_model_name: Option<String>,
+    served_model_name: Vec<String>,
     /// Also serve a LoRA adapter of the model, under its own model name; may be given several times
     #[arg(long, value_name = "NAME=DIR")]
     lora: Vec<String>,
@@ -136,9 +138,68 @@ struct LimitFlags {
     /// Maximum number of tokens of an answer if the request does not say
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
+    /// Maximum number of tokens of a prompt with its answer [default: the positions of the model]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_model_len: Option<u32>,
+    /// Maximum number of images and videos of a request: image=N,video=N, or {"image": N, "video": N} [default: no limit]
+    #[arg(long, value_name = "LIMITS")]
+    limit_mm_per_prompt: Option<MediaLimit>,
     /// Seconds after which a request that is not answered fails [default: no limit]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     request_timeout: Option<u32>,
+}
+
+/// The value of `--limit-mm-per-prompt`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct MediaLimit {
+    images: Option<usize>,
+    videos: Option<usize>,
+}
+
+impl FromStr for MediaLimit {
+    type Err = String;
+
+    /// Parses vLLM's two forms: `image=2,video=0`, and a JSON object, whose values may be objects with a `count`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let help = "give image=N,video=N";
+        let pairs: Vec<(String, Option<u64>)> = match serde_json::from_str::<Map<String, Value>>(text) {
+            Ok(object) => {
+                let count = |value: &Value| value.as_u64().or_else(|| value.get("count")?.as_u64());
+                object.iter().map(|(name, value)| (name.clone(), count(value))).collect()
+            }
+            Err(_) => {
+                let pair =
+                    |part: &str| part.split_once('=').map(|(name, n)| (name.trim().to_string(), n.trim().parse().ok()));
+                text.split(',').map(pair).collect::<Option<_>>().ok_or(help)?
+            }
+        };
+        let mut limit = Self::default();
+        for (name, count) in pairs {
+            let count = count.and_then(|count| usize::try_from(count).ok()).ok_or(help)?;
+            match name.as_str() {
+                "image" => limit.images = Some(count),
+                "video" => limit.videos = Some(count),
+                // The model has no audio, so no request can have more.
+                "audio" => {}
+                _ => return Err(format!("{name} is not a kind of media; {help}")),
+            }
+        }
+        Ok(limit)
+    }
+}
+
+impl LimitFlags {
+    /// Lowers the number of positions of the model to `--max-model-len`.
+    fn limit_positions(&self, bundle: &mut ModelFolder) -> Result<()> {
+        let Some(length) = self.max_model_len.map(|length| length as usize) else { return Ok(()) };
+        let positions = bundle.config.text.max_position_embeddings;
+        if length > positions {
+            let what = format!("is {length}, but the model has {positions} positions");
+            return Err(usage_error("--max-model-len", what, format!("give at most {positions}")));
+        }
+        bundle.config.text.max_position_embeddings = length;
+        Ok(())
+    }
 }
 
 /// Options that limit connections.
@@ -161,6 +222,9 @@ struct ConnectionFlags {
 /// Host memory for the vision tokens of images and videos (1 GiB).
 const VISION_CACHE_BYTES: usize = 1 << 30;
 
+/// The environment variable with the API key if no option has one, as in vLLM.
+const KEY_VARIABLE: &str = "VLLM_API_KEY";
+
 /// Maximum bytes of a file with API keys (1 MiB).
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 
@@ -181,7 +245,8 @@ impl ServeArgs {
         let adapters = self.listen.adapters(adapter.as_deref())?;
         let folder = find_or_download_model(&base)?;
         let media = self.media(adapter.as_deref().unwrap_or(&folder), common)?;
-        let bundle = ModelFolder::open(&folder)?;
+        let mut bundle = ModelFolder::open(&folder)?;
+        self.limits.limit_positions(&mut bundle)?;
         let device = model::open_device(common)?;
         let quantization = self.quantize.quantization();
         let divided = match process {
@@ -217,8 +282,13 @@ impl ServeArgs {
         };
         // The engines of all processes must have the same number of blocks.
         let kv_bytes = process.map_or(Ok(kv_bytes), |process| process.smallest("memory for the KV cache", kv_bytes))?;
-        let name =
-            self.listen.served_model_name.clone().unwrap_or_else(|| folder_name(adapter.as_ref().unwrap_or(&folder)));
+        let mut names = self.listen.served_model_name.clone();
+        if names.is_empty() {
+            names = vec![folder_name(adapter.as_ref().unwrap_or(&folder))];
+            // The hub id that the model was named or published by.
+            names.extend([base.clone()].into_iter().filter(|id| id.split('/').count() == 2 && !Path::new(id).exists()));
+        }
+        let (name, aliases) = (names.remove(0), names);
         let options = ServeOptions {
             address,
             api_keys,
@@ -245,6 +315,7 @@ impl ServeArgs {
         let is_copied = loaded.is_copied;
         let served = ServedModel {
             name: name.clone(),
+            aliases,
             folder: bundle,
             device,
             dtype,
@@ -279,7 +350,9 @@ impl ServeArgs {
             confined_to: self.media_root.clone(),
         };
         let options = media_options(&self.media, &self.worker, Some(trained_folder), access, !common.quiet, common)?;
-        Ok(RequestMedia { options, root: self.media_root.clone() })
+        let limit = self.limits.limit_mm_per_prompt.unwrap_or_default();
+        let (max_images, max_videos) = (limit.images, limit.videos);
+        Ok(RequestMedia { options, root: self.media_root.clone(), max_images, max_videos })
     }
 }
 
@@ -322,11 +395,11 @@ impl ListenFlags {
 
     /// Refuses an empty model name, which no request can use.
     fn check_model_name(&self) -> Result<()> {
-        match &self.served_model_name {
-            Some(name) if name.trim().is_empty() => {
+        match self.served_model_name.iter().find(|name| name.trim().is_empty()) {
+            Some(name) => {
                 Err(usage_error("--served-model-name", format!("is {name:?}"), "give a name, or leave it out"))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -338,6 +411,13 @@ impl ListenFlags {
             check_key(key).map_err(|what| usage_error("--api-key", what, "give a key, or leave it out"))?;
         }
         let mut keys = self.api_key.clone();
+        if keys.is_empty()
+            && self.api_key_file.is_none()
+            && let Some(key) = std::env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty())
+        {
+            check_key(&key).map_err(|what| usage_error(KEY_VARIABLE, what, "set it to a key, or unset it"))?;
+            keys.push(key);
+        }
         if let Some(file) = &self.api_key_file {
             let text = input::read_text(file, MAX_KEY_FILE_BYTES).map_err(|e| output::cannot_read(file, e))?;
             let lines = text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty());
@@ -479,6 +559,18 @@ mod tests {
         writeln!(file, "ké").unwrap();
         let e = keys(&["--api-key-file", &path]).unwrap_err();
         assert!(e.starts_with(&format!("--api-key-file: line 4 of {path} has characters")), "{e}");
+    }
+
+    #[test]
+    fn media_limits_have_the_forms_of_vllm() {
+        let parse = |text: &str| text.parse::<MediaLimit>();
+        let limit = |images, videos| Ok(MediaLimit { images, videos });
+        assert_eq!(parse("image=5,video=5"), limit(Some(5), Some(5)));
+        assert_eq!(parse("{\"image\":2,\"video\":0}"), limit(Some(2), Some(0)));
+        assert_eq!(parse("{\"image\": {\"count\": 3, \"width\": 512}, \"audio\": 0}"), limit(Some(3), None));
+        for wrong in ["image", "image=x", "{\"image\": -1}", "picture=1", ""] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

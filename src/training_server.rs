@@ -51,6 +51,7 @@ impl RunServer {
         let name = folder_name(&options.out);
         let model = ServedModel {
             name: name.clone(),
+            aliases: Vec::new(),
             folder: ModelFolder::open(folder)?,
             device: device.clone(),
             dtype,

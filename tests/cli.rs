@@ -254,17 +254,8 @@ fn closed_stdout_is_not_an_error() {
 #[test]
 fn suggestions_know_the_field() {
     for (command, words) in [
-        ("sft --lr 1e-5", &["--lr: ", "use --learning-rate"][..]),
-        ("sft --epochs 2", &["--epochs: ", "use --num-train-epochs"]),
-        ("grpo --batch-size 2", &["--batch-size: ", "use --per-device-train-batch-size"]),
-        ("grpo --use_peft", &["--use_peft: ", "use --lora-r"]),
-        ("grpo --use-vllm true", &["--use-vllm: has no effect here: reel samples with its own engine"]),
-        ("grpo --deepspeed zero3.json", &["--deepspeed: ", "among its processes"]),
-        ("grpo --attn_implementation flash_attention_2", &["--attn_implementation: ", "its own kernels"]),
-        ("grpo --bf16 true", &["--bf16: ", "use --dtype bf16"]),
-        ("grpo --semantic true", &["--semantic: ", "use --siglip"]),
         ("grpo --len_control maybe", &["--len-control: is \"maybe\"; give true or false"]),
-        ("generate --model m --question x", &["--question: ", "use --prompt"]),
+        ("grpo --num_generationz 2", &["--num_generationz: ", "did you mean --num-generations?"]),
         ("plan sft --gradient-acumulation-steps 1", &["did you mean --gradient-accumulation-steps?"]),
     ] {
         run(command.split(' ')).refused(2, words);

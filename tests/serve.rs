@@ -132,7 +132,7 @@ fn wrong_requests_get_openai_errors_and_the_server_goes_on() {
     let messages = question("x");
     for (body, status, param) in [
         (json!({"messages": messages, "temperature": "hot"}), 400, Some("temperature")),
-        (json!({"messages": messages, "temprature": 1}), 400, Some("temprature")),
+        (json!({"messages": messages, "best_of": 3}), 400, Some("best_of")),
         (json!({"messages": messages, "n": 0}), 400, Some("n")),
         (json!({"messages": messages, "n": 129}), 400, Some("n")),
         (json!({"messages": messages, "model": "gpt-4o"}), 404, Some("model")),

@@ -116,7 +116,7 @@ fn a_preview_of_many_frames_shows_64_of_them() {
 fn a_wrong_preview_gets_the_error_of_the_chat() {
     let server = Server::start(&["--max-body", "1", "--max-requests", "1"]);
     let mut wrong = user(json!("x"));
-    wrong["temprature"] = json!(1);
+    wrong["best_of"] = json!(3);
     let mut other_model = user(json!("x"));
     other_model["model"] = json!("gpt-4o");
     let bodies = [

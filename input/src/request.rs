@@ -1,7 +1,9 @@
 //! Parses a messages file, which holds a JSON list of chat messages or the whole body of an OpenAI chat request with
 //! its sampling fields.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -122,7 +124,7 @@ impl RequestSettings {
     /// absent. `continues_answer`: the last message is from the assistant, and the model continues this message.
     ///
     /// # Errors
-    /// A field is unknown to reel or not supported, or its value has the wrong type or is out of range.
+    /// A field is not supported, or its value has the wrong type or is out of range.
     fn from_body(location: &str, body: &Map<String, Value>, continues_answer: bool) -> Result<Self> {
         let mut settings = Self::default();
         for (name, value) in body.iter().filter(|(_, value)| !value.is_null()) {
@@ -194,7 +196,11 @@ impl RequestSettings {
             "include_reasoning" => drop(field.truth()?),
             name if ToolRequest::FIELDS.contains(&name) || PromptFields::FIELDS.contains(&name) => {}
             name if has_no_effect(name, value, continues_answer) => {}
-            _ => return Err(field.refused("is a field of the request that reel does not support", "remove it")),
+            name if UNSUPPORTED.contains(&name) => {
+                return Err(field.refused("is a field of the request that reel does not support", "remove it"));
+            }
+            // As in vLLM: a field that no server knows is ignored.
+            name => note_unknown_field(name),
         }
         Ok(())
     }
@@ -327,6 +333,60 @@ fn ends_with_assistant(messages: &Value) -> bool {
     messages.as_array().and_then(|list| list.last()).is_some_and(|last| last["role"] == "assistant")
 }
 
+/// Fields of OpenAI's and vLLM's requests that reel does not support, unless [`has_no_effect`].
+const UNSUPPORTED: [&str; 36] = [
+    "add_generation_prompt",
+    "add_special_tokens",
+    "allowed_token_ids",
+    "audio",
+    "bad_words",
+    "best_of",
+    "cache_salt",
+    "chat_template",
+    "continue_final_message",
+    "documents",
+    "echo",
+    "function_call",
+    "functions",
+    "guided_decoding_backend",
+    "guided_whitespace_pattern",
+    "include_stop_str_in_output",
+    "kv_transfer_params",
+    "length_penalty",
+    "logits_processors",
+    "messages",
+    "modalities",
+    "prediction",
+    "prompt",
+    "prompt_embeds",
+    "reasoning_effort",
+    "request_id",
+    "return_token_ids",
+    "return_tokens_as_token_ids",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "suffix",
+    "truncate_prompt_tokens",
+    "use_beam_search",
+    "verbosity",
+    "vllm_xargs",
+    "web_search_options",
+];
+
+/// Prints once that a field is ignored. Only the first few names are printed: requests come from strangers.
+fn note_unknown_field(name: &str) {
+    const MAX_NAMES: usize = 16;
+    static NAMES: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let short: String = name.chars().take(64).collect();
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if names.len() < MAX_NAMES && names.insert(short.clone()) {
+        reel_diagnostic::note!(
+            "note: the field {} of a request is unknown and ignored",
+            reel_diagnostic::escape_controls(&short)
+        );
+    }
+}
+
 /// Returns true if an unsupported field has the value that describes what reel does anyway, so the field can be
 /// ignored. `continues_answer`: the model continues the last message, so a field that asks for a new message is not
 /// ignored.
@@ -457,8 +517,15 @@ mod tests {
         }
     }
 
+    /// As in vLLM: the field of another server has no effect.
     #[test]
-    fn unknown_and_wrong_fields_are_refused_by_name() {
+    fn fields_that_no_server_knows_are_ignored() {
+        let body = json!({"messages": [], "my_own_field": {"a": [1]}, "temprature": 1});
+        assert_eq!(read(&body.to_string()).unwrap().settings, RequestSettings::default());
+    }
+
+    #[test]
+    fn unsupported_and_wrong_fields_are_refused_by_name() {
         for (field, value) in [
             ("tools", json!({"type": "function"})),
             ("presence_penalty", json!(2.5)),
@@ -471,7 +538,6 @@ mod tests {
             ("ignore_eos", json!(1)),
             ("top_logprobs", json!(3)),
             ("priority", json!(0.5)),
-            ("temprature", json!(1)),
             ("temperature", json!("hot")),
             ("n", json!(-1)),
             ("n", json!(0)),

@@ -153,6 +153,14 @@ pub struct MediaOverrides {
     pub max_pixels: Option<u64>,
     /// Maximum area of all frames of a video together in pixels.
     pub total_pixels: Option<u64>,
+    /// Minimum area of an image in pixels; before `min_pixels`.
+    pub image_min_pixels: Option<u64>,
+    /// Maximum area of an image in pixels; before `max_pixels`.
+    pub image_max_pixels: Option<u64>,
+    /// Minimum area of a video frame in pixels; before `min_pixels`.
+    pub video_min_pixels: Option<u64>,
+    /// Maximum area of a video frame in pixels. It replaces the profile's limit, and may raise it.
+    pub video_max_pixels: Option<u64>,
     /// Requested height in pixels; used only together with `resized_width`.
     pub resized_height: Option<u64>,
     /// Requested width in pixels; used only together with `resized_height`.
@@ -187,6 +195,10 @@ impl MediaOverrides {
             min_pixels: self.min_pixels.or(fallback.min_pixels),
             max_pixels: self.max_pixels.or(fallback.max_pixels),
             total_pixels: self.total_pixels.or(fallback.total_pixels),
+            image_min_pixels: self.image_min_pixels.or(fallback.image_min_pixels),
+            image_max_pixels: self.image_max_pixels.or(fallback.image_max_pixels),
+            video_min_pixels: self.video_min_pixels.or(fallback.video_min_pixels),
+            video_max_pixels: self.video_max_pixels.or(fallback.video_max_pixels),
             resized_height: self.resized_height.or(fallback.resized_height),
             resized_width: self.resized_width.or(fallback.resized_width),
             video_start: self.video_start.or(fallback.video_start),
@@ -217,6 +229,10 @@ impl MediaOverrides {
             min_pixels: one("min_pixels", self.min_pixels, other.min_pixels)?,
             max_pixels: one("max_pixels", self.max_pixels, other.max_pixels)?,
             total_pixels: one("total_pixels", self.total_pixels, other.total_pixels)?,
+            image_min_pixels: one("image_min_pixels", self.image_min_pixels, other.image_min_pixels)?,
+            image_max_pixels: one("image_max_pixels", self.image_max_pixels, other.image_max_pixels)?,
+            video_min_pixels: one("video_min_pixels", self.video_min_pixels, other.video_min_pixels)?,
+            video_max_pixels: one("video_max_pixels", self.video_max_pixels, other.video_max_pixels)?,
             resized_height: one("resized_height", self.resized_height, other.resized_height)?,
             resized_width: one("resized_width", self.resized_width, other.resized_width)?,
             video_start: one("video_start", self.video_start, other.video_start)?,
@@ -297,24 +313,43 @@ impl MediaOverrides {
         }
     }
 
+    /// The minimum and maximum area of a video frame: those of the profile, with what the overrides set. A maximum below
+    /// the profile's minimum lowers the minimum, so that frames (whose limit is at least 1.05 times the minimum) keep
+    /// within it.
+    pub fn video_frame_limits(&self, profile: MediaProfile) -> (u64, u64) {
+        let limits = profile.pixel_limits();
+        let max = self.video_max_pixels.unwrap_or(limits.video_max);
+        let default_min = match self.video_max_pixels {
+            Some(max) => limits.video_min.min((max as f64 / 1.05) as u64),
+            None => limits.video_min,
+        };
+        (self.video_min_pixels.or(self.min_pixels).unwrap_or(default_min), max)
+    }
+
     fn validate_pixels(&self, profile: MediaProfile) -> Result<()> {
         let error = |name: &str, what: String, help: &str| Err(MediaError::setting_error(name, what, help));
-        for (name, limit) in [("max_pixels", self.max_pixels), ("total_pixels", self.total_pixels)] {
+        for (name, limit) in [
+            ("max_pixels", self.max_pixels),
+            ("image_max_pixels", self.image_max_pixels),
+            ("video_max_pixels", self.video_max_pixels),
+            ("total_pixels", self.total_pixels),
+        ] {
             if let Some(n) = limit.filter(|n| *n < TOKEN_PIXELS) {
                 let what = format!("is {n}, fewer pixels than one vision token covers (28 x 28 = {TOKEN_PIXELS})");
                 return error(name, what, &format!("give {TOKEN_PIXELS} or more"));
             }
         }
-        if let (Some(min), Some(max)) = (self.min_pixels, self.max_pixels)
-            && min > max
-        {
-            return error(
-                "min_pixels",
-                format!("is {min}, more than max_pixels {max}"),
-                "lower it, or raise max_pixels",
-            );
+        for (name, min, of_max, max) in [
+            ("min_pixels", self.min_pixels, "max_pixels", self.max_pixels),
+            ("image_min_pixels", self.image_min_pixels, "image_max_pixels", self.image_max_pixels),
+            ("video_min_pixels", self.video_min_pixels, "video_max_pixels", self.video_max_pixels),
+        ] {
+            if let Some((min, max)) = min.zip(max).filter(|(min, max)| min > max) {
+                let help = format!("lower it, or raise {of_max}");
+                return error(name, format!("is {min}, more than {of_max} {max}"), &help);
+            }
         }
-        let min = self.min_pixels.unwrap_or(profile.pixel_limits().video_min);
+        let min = self.video_frame_limits(profile).0;
         match self.total_pixels.filter(|total| *total < min) {
             Some(total) => {
                 let what = format!("is {total}, less than the minimum of {min} pixels of a single frame");
@@ -384,6 +419,12 @@ mod tests {
             (Qwen, json!({"total_pixels": 783}), "total_pixels: is 783, "),
             (Qwen, json!({"total_pixels": 50_000}), "total_pixels: is 50000, less than the minimum of 100352"),
             (Qwen, json!({"min_pixels": 6272, "max_pixels": 3136}), "min_pixels: is 6272, more than max_pixels 3136"),
+            (Qwen, json!({"video_max_pixels": 5}), "video_max_pixels: is 5, "),
+            (
+                Qwen,
+                json!({"image_min_pixels": 6272, "image_max_pixels": 3136}),
+                "image_min_pixels: is 6272, more than image_max_pixels 3136",
+            ),
         ];
         for (profile, settings, start) in refused {
             let message = check(profile, settings.clone()).expect_err(&settings.to_string());
@@ -399,6 +440,7 @@ mod tests {
             (Qwen, json!({"nframes": 2, "min_pixels": 3136, "max_pixels": 3136})),
             (Qwen, json!({"max_pixels": 784, "total_pixels": 3136, "min_pixels": 784})),
             (VideorftTrain, json!({"max_pixels": 401_408})),
+            (VideorftTrain, json!({"video_max_pixels": 401_408, "image_max_pixels": 50_176})),
         ] {
             assert_eq!(check(profile, settings.clone()), Ok(()), "{settings}");
         }

@@ -18,6 +18,8 @@ pub struct Dataset {
     table: Table,
     files: Vec<DataFile>,
     mixture: Option<Mixture>,
+    /// The most rows of each file or folder that are used, if the user set a number.
+    max_rows: Option<usize>,
 }
 
 /// A file or folder of `--data`, as a run records it.
@@ -40,11 +42,22 @@ impl Dataset {
     /// # Errors
     /// A file cannot be opened; a weight is not a positive number, or is so small that an epoch has no row of its file.
     pub fn open(paths: &Path) -> Result<Self> {
+        Self::open_first_rows(paths, None)
+    }
+
+    /// Opens the paths as [`Self::open`] does, with the first `max_rows` rows of each file or folder.
+    ///
+    /// # Errors
+    /// Those of [`Self::open`].
+    pub fn open_first_rows(paths: &Path, max_rows: Option<usize>) -> Result<Self> {
         let in_option = |diagnostic: Diagnostic| SampleError::Option(diagnostic.at("--data"));
         let paths = parse_data_paths(paths).map_err(in_option)?;
         let (mut tables, mut files, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
         for WeightedPath { path, weight } in paths {
-            let table = Table::open(&path)?;
+            let mut table = Table::open(&path)?;
+            if let Some(count) = max_rows {
+                table = table.first_rows(count);
+            }
             let path = path.display().to_string();
             sizes.push((path.clone(), table.len(), weight.unwrap_or(1.0)));
             files.push(DataFile { path, fingerprint: table.fingerprint(), weight });
@@ -53,7 +66,7 @@ impl Dataset {
         // A single file is not a mixture, even if it has a weight.
         let is_mixture = files.len() > 1 && files.iter().all(|file| file.weight.is_some());
         let mixture = is_mixture.then(|| Mixture::new(&sizes)).transpose().map_err(in_option)?;
-        Ok(Self { table: Table::concatenate(tables), files, mixture })
+        Ok(Self { table: Table::concatenate(tables), files, mixture, max_rows })
     }
 
     /// Returns an error if a file has a weight, for commands that use each row exactly once.
@@ -79,7 +92,7 @@ impl Dataset {
 
     /// Finds the rows in the text of a JSON or JSONL file. `path` is for error messages.
     pub fn parse(path: &Path, text: String) -> Result<Self> {
-        Ok(Self { table: Table::parse(path, text)?, files: Vec::new(), mixture: None })
+        Ok(Self { table: Table::parse(path, text)?, files: Vec::new(), mixture: None, max_rows: None })
     }
 
     /// Adds the location of row `index` to an error of that row.
@@ -119,7 +132,10 @@ impl Dataset {
 
     /// Fingerprint of the data and of the files' weights. A resumed run compares it with the recorded one.
     pub fn fingerprint(&self) -> String {
-        let content = self.table.fingerprint();
+        let content = match self.max_rows {
+            None => self.table.fingerprint(),
+            Some(count) => bytes_fingerprint(format!("{} first {count}", self.table.fingerprint()).as_bytes()),
+        };
         if self.mixture.is_none() {
             return content;
         }
@@ -171,6 +187,21 @@ mod tests {
         }
         let e = Dataset::open(Path::new("/none.jsonl")).unwrap_err();
         assert!(matches!(e, SampleError::Io(_)), "{e:?}");
+    }
+
+    #[test]
+    fn the_first_rows_of_each_file_are_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let [a, b] = ["a.jsonl", "b.jsonl"].map(path);
+        std::fs::write(&a, format!("{ROW}\n{ROW}\n{ROW}\n")).unwrap();
+        std::fs::write(&b, format!("{ROW}\n")).unwrap();
+        let first = |data: &str, count| Dataset::open_first_rows(Path::new(data), Some(count)).unwrap();
+        let both = first(&format!("{a},{b}"), 2);
+        assert_eq!((both.len(), both.location(1), both.location(2)), (3, format!("{a}:2"), format!("{b}:1")));
+        assert!(both.row(2).is_ok());
+        assert_eq!(first(&a, 9).len(), 3);
+        assert_ne!(first(&a, 2).fingerprint(), first(&a, 3).fingerprint());
     }
 
     #[test]

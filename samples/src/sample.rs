@@ -30,6 +30,22 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// Leaves out the tokens after the first `length`. A sample stays whole if one of these tokens belongs to an image
+    /// or a video (`is_of_media`).
+    fn cut(&mut self, length: usize, is_of_media: impl Fn(u32) -> bool) {
+        let ids = &mut self.tokens.input_ids;
+        if ids.len() <= length || ids[length..].iter().any(|id| is_of_media(*id)) {
+            return;
+        }
+        ids.truncate(length);
+        self.tokens.position_ids.iter_mut().for_each(|positions| positions.truncate(length));
+        self.targets.truncate(length);
+        // The target of the last token was the first token that is left out.
+        if let Some(last) = self.targets.last_mut() {
+            *last = -1;
+        }
+    }
+
     /// The sample's model inputs, borrowed for a packed batch.
     pub fn sequence(&self) -> Sequence<'_> {
         self.tokens.sequence()
@@ -45,6 +61,8 @@ pub struct SftSource {
     pub bundle: Arc<ModelFolder>,
     /// The rule that chooses the tokens that count in the loss.
     pub labels: TokenLabeler,
+    /// The number of tokens after which a longer row is cut; `None` cuts no row.
+    pub cut_at: Option<usize>,
     /// Frame and pixel limits.
     pub media: MediaOptions,
     /// The folder that relative media paths refer to.
@@ -96,6 +114,12 @@ impl SftSource {
     /// Parses the fields of a row.
     fn row(&self, row: usize) -> Result<SupervisedRow> {
         self.data.add_location_to_error(row, self.data.row(row)?.supervised(self.parity))
+    }
+
+    /// Whether a token stands for an image or a video, or marks where one begins or ends.
+    fn is_of_media(&self, id: u32) -> bool {
+        const TOKENS: [&str; 4] = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"];
+        TOKENS.iter().any(|token| self.bundle.tokenizer.token_to_id(token) == Some(id))
     }
 
     fn conversation(&self, location: &str, messages: Vec<Value>) -> Result<Conversation> {
@@ -170,10 +194,13 @@ impl SampleSource for SftSource {
             return Ok(sample);
         }
         let location = self.data.location(row);
-        let sample = match self.row(row)? {
+        let mut sample = match self.row(row)? {
             SupervisedRow::Chat { messages, learned } => self.chat(&location, messages, &learned)?,
             SupervisedRow::Text { prompt, completion } => self.text(&location, &prompt, &completion)?,
         };
+        if let Some(length) = self.cut_at {
+            sample.cut(length, |id| self.is_of_media(id));
+        }
         if sample.targets.iter().all(|&t| t < 0) {
             return Err(nothing_to_learn(location));
         }
@@ -265,5 +292,30 @@ impl Vocabulary for Tokenizer {
 
     fn text(&self, ids: &[u32]) -> String {
         self.decode(ids, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_sample_is_cut_unless_media_would_be() {
+        let sample = |ids: [u32; 5]| {
+            let input_ids = ids.to_vec();
+            let positions = || (0..5).collect();
+            let tokens =
+                ModelInput { input_ids, position_ids: [positions(), positions(), positions()], ..Default::default() };
+            Sample { tokens, targets: vec![-1, 2, 3, 4, -1] }
+        };
+        let cut = |ids, length| {
+            let mut sample = sample(ids);
+            sample.cut(length, |id| id == 9);
+            assert!(sample.tokens.position_ids.iter().all(|positions| positions.len() == sample.tokens.len()));
+            sample.targets
+        };
+        assert_eq!(cut([9, 1, 2, 3, 4], 3), [-1, 2, -1]);
+        assert_eq!(cut([1, 1, 9, 3, 4], 2), [-1, 2, 3, 4, -1]);
+        assert_eq!(cut([1, 1, 2, 3, 4], 5), [-1, 2, 3, 4, -1]);
     }
 }

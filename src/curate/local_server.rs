@@ -64,6 +64,7 @@ impl LocalServer {
         let name = folder_name(&folder);
         let served = ServedModel {
             name: name.clone(),
+            aliases: Vec::new(),
             folder: bundle,
             device,
             dtype,

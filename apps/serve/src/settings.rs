@@ -21,6 +21,8 @@ use crate::http::{ConnectionLimits, Tls};
 pub struct ServedModel {
     /// The name of the model in answers and in `/v1/models`.
     pub name: String,
+    /// Further names by which requests may name the model.
+    pub aliases: Vec<String>,
     /// The tokenizer, chat template and configuration.
     pub folder: ModelFolder,
     /// The device that holds the weights.
@@ -36,6 +38,13 @@ pub struct ServedModel {
 }
 
 impl ServedModel {
+    /// Whether a request with the model name `name` means this model: its name, an alias, or a hub id whose last part
+    /// is its name (`Qwen/Qwen2.5-VL-7B-Instruct` for a folder `Qwen2.5-VL-7B-Instruct`).
+    pub fn is_named(&self, name: &str) -> bool {
+        let is_hub_id = || name.split_once('/').is_some_and(|(_, last)| last == self.name);
+        name == self.name || self.aliases.iter().any(|alias| alias == name) || is_hub_id()
+    }
+
     /// Opens the model in `folder` on one thread of the CPU, in f32, with weights that are mapped from their files. The
     /// model gets the name of the folder.
     ///
@@ -47,7 +56,16 @@ impl ServedModel {
         let (name, quantization) = (folder_name(folder), Quantization::None);
         let weights = ServedWeights { weights, name: name.clone() };
         Ok((
-            ServedModel { name, folder: bundle, device, dtype, quantization, is_copied: false, divided: None },
+            ServedModel {
+                name,
+                aliases: Vec::new(),
+                folder: bundle,
+                device,
+                dtype,
+                quantization,
+                is_copied: false,
+                divided: None,
+            },
             weights,
         ))
     }
@@ -69,6 +87,10 @@ pub struct RequestMedia {
     pub options: MediaOptions,
     /// The folder that file paths in requests are relative to. With `None`, requests may not name files.
     pub root: Option<PathBuf>,
+    /// Maximum number of images of a request.
+    pub max_images: Option<usize>,
+    /// Maximum number of videos of a request.
+    pub max_videos: Option<usize>,
 }
 
 /// Limits of the server and of one request.
@@ -129,7 +151,7 @@ impl ServeOptions {
             tls: None,
             allowed_origins: Vec::new(),
             access_log: false,
-            media: RequestMedia { options: media, root: None },
+            media: RequestMedia { options: media, root: None, max_images: None, max_videos: None },
             stop: Arc::new(AtomicBool::new(false)),
         }
     }

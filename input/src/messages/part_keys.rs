@@ -135,5 +135,7 @@ pub(crate) fn overrides(location: &str, map: &Map<String, Value>) -> Result<Medi
         resized_width: size("resized_width")?,
         video_start: number("video_start")?,
         video_end: number("video_end")?,
+        // A part is an image or a video, so it needs no limits for one of them alone.
+        ..MediaOverrides::default()
     })
 }

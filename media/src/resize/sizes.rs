@@ -79,8 +79,8 @@ impl ImagePixelLimits {
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
         Self {
-            min_pixels: overrides.min_pixels.unwrap_or(limits.image_min),
-            max_pixels: overrides.max_pixels.unwrap_or(limits.image_max),
+            min_pixels: overrides.image_min_pixels.or(overrides.min_pixels).unwrap_or(limits.image_min),
+            max_pixels: overrides.image_max_pixels.or(overrides.max_pixels).unwrap_or(limits.image_max),
             resized: RequestedSize::new(profile, overrides),
         }
     }
@@ -114,9 +114,10 @@ impl VideoPixelLimits {
     /// The limits of `profile`, with those replaced that `overrides` sets.
     pub fn new(profile: MediaProfile, overrides: &MediaOverrides) -> Self {
         let limits = profile.pixel_limits();
+        let (min_pixels, video_max_pixels) = overrides.video_frame_limits(profile);
         Self {
-            min_pixels: overrides.min_pixels.unwrap_or(limits.video_min),
-            video_max_pixels: limits.video_max,
+            min_pixels,
+            video_max_pixels,
             total_pixels: overrides.total_pixels.unwrap_or(limits.video_total),
             max_pixels: overrides.max_pixels,
             resized: RequestedSize::new(profile, overrides),

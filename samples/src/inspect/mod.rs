@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::dataset::Dataset;
-use crate::reward_columns::check_reward_columns;
+use crate::reward_columns::{check_reward_columns, complete_reward_columns};
 use crate::rows::layouts::Layout;
 use crate::rows::{DataRow, PromptContent, SupervisedRow};
 use crate::sample::{nothing_to_learn, to_row_error, tokenize_conversation, tokenize_text_with_media};
@@ -262,7 +262,11 @@ impl Inspection<'_> {
         columns: &Map<String, Value>,
     ) -> Option<(ProblemKind, SampleError)> {
         let missing = match self.command {
-            Some(TrainingCommand::Grpo) => data.add_location_to_error(row, check_reward_columns(columns, false)).err(),
+            Some(TrainingCommand::Grpo) => {
+                let mut columns = columns.clone();
+                complete_reward_columns(&mut columns);
+                data.add_location_to_error(row, check_reward_columns(&columns, false)).err()
+            }
             _ => (!has_answer(parsed, columns)).then(|| {
                 let help = "add the answer, use a custom reward (--reward-command or --reward-url), or use the row only with reel generate";
                 SampleError::row(data.location(row), "has no answer", help)

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use evaluation::{BestMetric, EvaluationOptions};
 pub use grpo::{GrpoOptions, ImportanceSamplingLevel, LossType};
 pub use run::{RunOptions, TrainingOptions};
-pub use sft::SftOptions;
+pub use sft::{SftOptions, TruncationStrategy};
 
 use crate::{Result, TrainError};
 

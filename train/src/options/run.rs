@@ -76,6 +76,9 @@ pub struct RunOptions {
     /// default split: train). Several are divided by commas and may have weights: a.parquet:0.7,b.jsonl:0.3
     #[arg(long, value_name = "FILE", default_value = "", hide_default_value = true, value_parser = path_or_none())]
     pub data: PathBuf,
+    /// Use only the first N rows of each file or data set of --data
+    #[arg(long, value_name = "N")]
+    pub max_samples: Option<usize>,
     /// Folder that media paths in the data are relative to [default: the folder of the first data file]
     #[arg(long, value_name = "DIR")]
     pub media_root: Option<PathBuf>,
@@ -109,9 +112,15 @@ pub struct RunOptions {
     /// q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj of the decoder]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub lora_target_modules: Option<Vec<String>>,
-    /// Freeze the vision tower and its merger
+    /// Freeze the vision tower and its merger (--freeze-merger false: the tower alone)
     #[arg(long)]
     pub freeze_vision: bool,
+    /// Freeze the merger between vision tower and decoder [default: as --freeze-vision]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub freeze_merger: Option<bool>,
+    /// Freeze the decoder with its embeddings: train the vision tower and its merger
+    #[arg(long)]
+    pub freeze_llm: bool,
     /// Learning rate schedule
     #[arg(long, value_enum, default_value_t)]
     pub lr_scheduler_type: LrScheduler,
@@ -326,6 +335,11 @@ impl RunOptions {
         })
     }
 
+    /// Whether the merger between vision tower and decoder is frozen.
+    pub fn is_merger_frozen(&self) -> bool {
+        self.freeze_merger.unwrap_or(self.freeze_vision)
+    }
+
     /// Number of rows that the run uses in all epochs, if the data file has `rows` rows; `None` if `--max-steps` is
     /// given.
     pub fn rows_in_all_epochs(&self, rows: usize) -> Option<u64> {
@@ -372,12 +386,21 @@ impl RunOptions {
         check((2..=3).contains(&stage), "--zero-stage", format!("is {stage}"), "give 2 or 3")?;
         some("--logging-steps", self.logging_steps)?;
         some("--save-total-limit", self.save_total_limit.unwrap_or(1) as u64)?;
+        let frozen_rate = self.freeze_vision && self.learning_rate_vision.is_some()
+            || self.is_merger_frozen() && self.learning_rate_merger.is_some();
         check(
-            !self.freeze_vision || (self.learning_rate_vision.is_none() && self.learning_rate_merger.is_none()),
-            "--freeze-vision",
+            !frozen_rate,
+            if self.freeze_vision { "--freeze-vision" } else { "--freeze-merger" },
             "is given together with a learning rate for the frozen vision tower or its merger".into(),
             "give one of the two",
         )?;
+        check(
+            !(self.freeze_vision && self.is_merger_frozen() && self.freeze_llm),
+            "--freeze-llm",
+            "leaves nothing to train: the vision tower and its merger are frozen, too".into(),
+            "train one of them",
+        )?;
+        some("--max-samples", self.max_samples.unwrap_or(1) as u64)?;
         let share = self.serve_share;
         range("--serve-share", share, share > 0.0 && share < 1.0, "give a share above 0 and below 1")?;
         check(self.serve_kv_memory > 0, "--serve-kv-memory", "is 0".into(), "give 1 or more")?;
@@ -410,6 +433,12 @@ impl RunOptions {
         ];
         for (flag, given) in for_one {
             check(r > 0 || !given, flag, "is for LoRA, but --lora-r is 0".into(), "give --lora-r too")?;
+        }
+        for (flag, given) in [("--freeze-llm", self.freeze_llm), ("--freeze-merger", self.freeze_merger.is_some())] {
+            let what =
+                "is for training of the weights themselves, but --lora-r trains an adapter beside frozen weights";
+            let help = "leave it out, or name the layers that get an adapter in --lora-target-modules";
+            check(r == 0 || !given, flag, what.into(), help)?;
         }
         let alpha = self.lora_alpha.unwrap_or(1.0);
         range("--lora-alpha", alpha, alpha > 0.0, "give a number above 0")?;

@@ -1,12 +1,23 @@
 //! The options of `sft`.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use reel_samples::labels::LabelRule;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{BestMetric, Recipe, RunOptions, TrainingOptions, check, run};
 use crate::Result;
+
+/// What happens to a row that is longer than `--max-length`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TruncationStrategy {
+    /// The row is skipped and counted
+    #[default]
+    Delete,
+    /// The tokens after --max-length are left out; a row whose images or videos do not fit is skipped
+    Right,
+}
 
 /// The options of `reel sft`, including those of all training commands.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,9 +35,13 @@ pub struct SftOptions {
     /// Packing: fill each micro-batch with whole rows up to --max-length tokens
     #[arg(long)]
     pub packing: bool,
-    /// Maximum tokens of a row; longer rows are skipped and counted [default: no limit]
+    /// Maximum tokens of a row; longer rows are skipped and counted, or cut with --truncation-strategy right [default:
+    /// no limit]
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
+    /// What happens to a row with more tokens than --max-length
+    #[arg(long, value_enum, default_value_t)]
+    pub truncation_strategy: TruncationStrategy,
 }
 
 run::extends_run_options!(SftOptions);
@@ -57,6 +72,12 @@ impl TrainingOptions for SftOptions {
             "--metric-for-best-model",
             "is reward, but sft has no rewards".into(),
             "give eval together with --eval-steps, or give none",
+        )?;
+        check(
+            self.truncation_strategy == TruncationStrategy::Delete || self.max_length.is_some(),
+            "--truncation-strategy",
+            "needs a maximum number of tokens of a row".into(),
+            "give --max-length too",
         )?;
         check(self.max_length != Some(0), "--max-length", "is 0".into(), "give 1 or more")?;
         check(

@@ -14,7 +14,7 @@ use reel_samples::dataset::{DataFile, Dataset};
 use reel_samples::feed::SampleSource;
 use reel_samples::media_files::MediaFiles;
 use reel_samples::order::mixture::Mixture;
-use reel_samples::reward_columns::check_reward_columns;
+use reel_samples::reward_columns::{check_reward_columns, complete_reward_columns};
 use reel_samples::rows::PromptContent;
 use reel_samples::sample::{to_row_error, tokenize_conversation, tokenize_text_with_media};
 use reel_samples::source::DataSource;
@@ -84,7 +84,7 @@ impl PromptSource {
     pub fn open(setup: &GrpoSetup) -> Result<Self> {
         let options = setup.options;
         let bundle = Arc::new(ModelFolder::open(setup.model)?);
-        let data = Dataset::open(&options.data)?;
+        let data = Dataset::open_first_rows(&options.data, options.max_samples)?;
         if options.rollouts.is_some() {
             data.refuse_weights()?;
         }
@@ -129,8 +129,11 @@ impl PromptSource {
     /// Returns the prompt of a row, and the columns that the rewards of its completions need. Checks these columns
     /// unless a `--rollouts` file gives the rewards.
     fn content_and_columns(&self, row: usize) -> Result<(PromptContent, Map<String, Value>), SampleError> {
-        let (content, columns) =
+        let (content, mut columns) =
             self.data.add_location_to_error(row, self.data.row(row)?.prompt_and_columns(self.parity))?;
+        if !self.custom_reward && self.given.is_none() {
+            complete_reward_columns(&mut columns);
+        }
         if self.given.is_none() {
             self.data.add_location_to_error(row, check_reward_columns(&columns, self.custom_reward))?;
         }

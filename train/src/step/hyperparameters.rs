@@ -19,8 +19,12 @@ pub struct Hyperparameters {
     pub max_grad_norm: f64,
     /// Which activations the backward pass recomputes instead of keeping them.
     pub gradient_checkpointing: GradientCheckpointing,
-    /// Whether the vision tower and its merger are frozen.
+    /// Whether the vision tower without its merger is frozen.
     pub freeze_vision: bool,
+    /// Whether the merger between vision tower and decoder is frozen.
+    pub freeze_merger: bool,
+    /// Whether the decoder with its embeddings and head is frozen.
+    pub freeze_llm: bool,
     /// The LoRA adapter to train; `None` trains the model's own weights.
     pub lora: Option<LoraSpec>,
     /// How the optimizer stores its moments.
@@ -58,6 +62,8 @@ impl Hyperparameters {
             max_grad_norm: options.max_grad_norm,
             gradient_checkpointing: options.gradient_checkpointing,
             freeze_vision: options.freeze_vision,
+            freeze_merger: options.is_merger_frozen(),
+            freeze_llm: options.freeze_llm,
             lora: options.lora_spec(),
             moments: options.optim.moments(),
             shards_weights: options.zero_stage == 3,
@@ -79,7 +85,14 @@ impl Hyperparameters {
     /// Whether the model weight `name` is trained; with LoRA no model weight is. Names have the form used before
     /// transformers 4.52 (`visual.…`, `model.…`).
     pub fn is_trained(&self, name: &str) -> bool {
-        self.lora.is_none() && !(self.freeze_vision && name.starts_with("visual."))
+        let is_frozen = if name.starts_with("visual.merger.") {
+            self.freeze_merger
+        } else if name.starts_with("visual.") {
+            self.freeze_vision
+        } else {
+            self.freeze_llm
+        };
+        self.lora.is_none() && !is_frozen
     }
 
     /// Whether a weight of the vision tower or its merger, or an adapter of one, is trained.
@@ -190,6 +203,20 @@ mod tests {
             (rate("lm_head.weight", 1), rate("lm_head.weight", 3), hyperparameters.decoder_learning_rate(3)),
             (1.0, 0.5, 0.5)
         );
+    }
+
+    #[test]
+    fn tower_merger_and_decoder_are_frozen_one_by_one() {
+        let names = ["visual.blocks.0.attn.qkv.weight", "visual.merger.mlp.0.weight", "model.embed_tokens.weight"];
+        for (tower, merger, decoder, trained) in [
+            (true, Some(false), false, [false, true, true]),
+            (false, Some(true), false, [true, false, true]),
+            (false, None, true, [true, true, false]),
+            (true, Some(false), true, [false, true, false]),
+        ] {
+            let own = hyperparameters(|o| (o.freeze_vision, o.freeze_merger, o.freeze_llm) = (tower, merger, decoder));
+            assert_eq!(names.map(|name| own.is_trained(name)), trained);
+        }
     }
 
     #[test]

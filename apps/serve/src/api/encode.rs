@@ -26,12 +26,28 @@ pub(crate) fn messages(
     let root = shared.media.root.clone().unwrap_or_default();
     let conversation = Conversation::from_request(LOCATION, messages, &root, tools, fields).map_err(wrong_messages)?;
     conversation.check_tool_results().map_err(wrong_messages)?;
+    refuse_many_media(shared, &conversation)?;
     if shared.media.root.is_none() {
         refuse_files(&conversation)?;
     }
     let encoded = encode_conversation(shared, &conversation, add_generation_prompt);
     // Hides the media folder in the error message, so that clients do not learn where it lies on this machine.
     encoded.map_err(|e| secret_folders(&root).iter().fold(e, |e, folder| e.hide(folder, "MEDIA_ROOT")))
+}
+
+/// Refuses a request with more images or videos than the server allows.
+fn refuse_many_media(shared: &Shared, conversation: &Conversation) -> Result<(), ApiError> {
+    let is_video = |part: &&ContentPart| matches!(part, ContentPart::Video(_));
+    let videos = conversation.media_parts().filter(is_video).count();
+    let images = conversation.media_parts().count() - videos;
+    for (count, max, kind) in [(images, shared.media.max_images, "images"), (videos, shared.media.max_videos, "videos")]
+    {
+        if let Some(max) = max.filter(|max| count > *max) {
+            let what = format!("have {count} {kind}, and this server allows {max} (--limit-mm-per-prompt)");
+            return Err(wrong_field("messages", &what, "send fewer"));
+        }
+    }
+    Ok(())
 }
 
 /// The absolute names of a folder, which error messages must not contain. A relative name such as `.` reveals nothing,

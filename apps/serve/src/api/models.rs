@@ -20,8 +20,8 @@ use crate::settings::folder_name;
 /// The server has no model or adapter with this name.
 pub(crate) fn adapter_of(shared: &Shared, model: &str) -> Result<Option<AdapterId>, ApiError> {
     match shared.adapters.get(model) {
-        _ if model == shared.model.name => Ok(None),
         Some(adapter) => Ok(Some(adapter.id)),
+        None if shared.model.is_named(model) => Ok(None),
         None => Err(unknown_model(shared, model)),
     }
 }
@@ -48,7 +48,10 @@ fn adapter(shared: &Shared, name: &str, adapter: &NamedAdapter) -> Value {
 pub(crate) async fn list(State(shared): State<Arc<Shared>>) -> Json<Value> {
     let adapters = shared.adapters.all();
     let adapters = adapters.iter().map(|(name, named)| adapter(&shared, name, named));
-    Json(json!({"object": "list", "data": std::iter::once(own_model(&shared)).chain(adapters).collect::<Vec<_>>()}))
+    let (root, created) = shared.weights();
+    let aliases = shared.model.aliases.iter().map(|name| entry(&shared, name, &root, created));
+    let all = std::iter::once(own_model(&shared)).chain(aliases).chain(adapters);
+    Json(json!({"object": "list", "data": all.collect::<Vec<_>>()}))
 }
 
 /// `GET /v1/models/NAME`
@@ -61,8 +64,8 @@ pub(crate) async fn one(
         ApiError::bad_request(diagnostic.to_string(), Some("model".into()))
     })?;
     match shared.adapters.get(&name) {
-        _ if name == shared.model.name => Ok(Json(own_model(&shared))),
         Some(named) => Ok(Json(adapter(&shared, &name, &named))),
+        None if shared.model.is_named(&name) => Ok(Json(own_model(&shared))),
         None => Err(unknown_model(&shared, &name)),
     }
 }

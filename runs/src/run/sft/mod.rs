@@ -13,7 +13,7 @@ use reel_samples::labels::TokenLabeler;
 use reel_samples::media_files::MediaFiles;
 use reel_samples::sample::{SampleCache, SftSource};
 use reel_train::live_server::DeviceLender;
-use reel_train::options::{Recipe, SftOptions};
+use reel_train::options::{Recipe, SftOptions, TruncationStrategy};
 use reel_train::step::sft::step;
 use reel_train::step::trainer::{StepResult, Trainer};
 use reel_train::{Result, TrainError};
@@ -123,9 +123,10 @@ pub fn open_samples(setup: &SftSetup) -> Result<SftSource> {
     // The decoder needs no cache of frames, because the sample cache already holds the frames.
     let decoder = DecodeWorker { cache: None, ..setup.media.decoder.clone() };
     Ok(SftSource {
-        data: Dataset::open(&options.data)?,
+        data: Dataset::open_first_rows(&options.data, options.max_samples)?,
         bundle,
         labels,
+        cut_at: options.max_length.filter(|_| options.truncation_strategy == TruncationStrategy::Right),
         media: MediaOptions { second_per_grid, decoder, ..setup.media.clone() },
         media_root: options.media_root(),
         parity: options.parity,

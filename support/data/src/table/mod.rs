@@ -62,7 +62,25 @@ impl Table {
 
     /// The rows of several tables, one after the other.
     pub fn concatenate(tables: Vec<Self>) -> Self {
-        Self::of_files(tables.into_iter().flat_map(|table| table.files).collect())
+        let mut all = Self { files: Vec::new(), starts: vec![0] };
+        for table in tables {
+            let before = all.len();
+            all.starts.extend(table.starts.iter().skip(1).map(|start| before + start));
+            all.files.extend(table.files);
+        }
+        all
+    }
+
+    /// The first `count` rows, at least one.
+    pub fn first_rows(mut self, count: usize) -> Self {
+        let count = count.max(1);
+        let files = self.starts.partition_point(|&start| start < count).max(1);
+        self.files.truncate(files);
+        self.starts.truncate(files + 1);
+        if let Some(end) = self.starts.last_mut() {
+            *end = count.min(*end);
+        }
+        self
     }
 
     /// Finds the rows in a JSON or JSONL text. `path` is for error messages.

@@ -1,0 +1,53 @@
+//! The defaults of other programs that differ from reel's (`defaults.txt`).
+
+use std::sync::LazyLock;
+
+/// A default of another program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerDefault {
+    /// The program, as in `options.txt`.
+    pub program: &'static str,
+    /// The command of reel: `sft`, `grpo` or `serve`.
+    pub command: &'static str,
+    /// The name of reel's option, as a field name.
+    pub option: &'static str,
+    /// The program's default as a value of reel's option.
+    pub value: &'static str,
+    /// The default in the program's own words.
+    pub words: &'static str,
+}
+
+/// The programs with defaults in the table, each with its full name and version.
+pub static PROGRAMS: LazyLock<Vec<(&'static str, &'static str)>> =
+    LazyLock::new(|| lines().filter_map(|line| line.split_once(" := ")).collect());
+
+static DEFAULTS: LazyLock<Vec<PeerDefault>> = LazyLock::new(|| {
+    let default = |line: &'static str| {
+        let columns: Vec<&'static str> = line.split('|').map(str::trim).collect();
+        let [program, command, option, value, words] = columns[..] else { return None };
+        Some(PeerDefault { program, command, option, value, words })
+    };
+    lines().filter_map(default).collect()
+});
+
+/// All rows of the table, program by program.
+pub fn defaults() -> &'static [PeerDefault] {
+    &DEFAULTS
+}
+
+fn lines() -> impl Iterator<Item = &'static str> {
+    include_str!("defaults.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_parsed_and_names_a_program_with_a_version() {
+        assert_eq!(lines().count(), PROGRAMS.len() + defaults().len());
+        for default in defaults() {
+            assert!(PROGRAMS.iter().any(|(program, _)| *program == default.program), "{default:?}");
+        }
+    }
+}

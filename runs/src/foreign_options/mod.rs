@@ -1,0 +1,241 @@
+//! The options of other programs: TRL, ms-swift, LLaMA-Factory, verl, EasyR1, the scripts of VideoRFT, Video-R1 and
+//! Qwen, vLLM, SGLang, lmms-eval and VLMEvalKit.
+//!
+//! `options.txt` says for each name (and, where it matters, value) which programs have it, and what it is in reel: an
+//! option with the same meaning, no effect on the result, a change of the result, or something that is off.
+//! `defaults.txt` has the defaults of these programs that differ from reel's. Both files describe their own format.
+
+mod defaults;
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+pub use defaults::{PROGRAMS, PeerDefault, defaults};
+
+/// What an option of another program is in reel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OptionClass {
+    /// It has the same meaning as an option of reel.
+    Same,
+    /// It has no effect on the result.
+    Harmless,
+    /// It changes the result, and reel has no option with the same meaning.
+    Result,
+    /// It switches something off that reel does not do either.
+    Off,
+}
+
+impl OptionClass {
+    /// The name of this class in `options.txt` and in the documentation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Harmless => "harmless",
+            Self::Result => "result",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// One row of `options.txt`: names with the same facts.
+#[derive(Clone, Debug)]
+pub struct OptionRow {
+    /// Names (`*` stands for any characters), each with the value that the row is for; `None` is every value.
+    pub names: Vec<(&'static str, Option<&'static str>)>,
+    /// The programs that have these options.
+    pub programs: Vec<&'static str>,
+    /// The commands of reel that the row is for.
+    pub commands: Vec<&'static str>,
+    /// What the options are in reel.
+    pub class: OptionClass,
+    /// The options of reel that stand for them: `name=$`, `name=value`, `name?=value`, `name`, or `@rule`.
+    pub becomes: Vec<&'static str>,
+    /// Why: for class `Harmless` a group of options, for class `Result` what is wrong and what to do, divided by "; ".
+    pub reason: &'static str,
+}
+
+static ROWS: LazyLock<Vec<OptionRow>> = LazyLock::new(|| parse_rows(include_str!("options.txt")));
+
+/// The options that are other names for an option of reel with the same values, by the name of reel's option.
+static ALIASES: LazyLock<HashMap<&'static str, Vec<(&'static str, usize)>>> = LazyLock::new(|| {
+    let mut aliases: HashMap<_, Vec<_>> = HashMap::new();
+    for (index, row) in ROWS.iter().enumerate() {
+        let [becomes] = row.becomes[..] else { continue };
+        let Some(option) = becomes.strip_suffix("=$").filter(|option| !option.ends_with('?')) else { continue };
+        let names = row.names.iter().filter(|(name, value)| value.is_none() && !name.contains(['*', '.']));
+        aliases.entry(option).or_default().extend(names.map(|(name, _)| (*name, index)));
+    }
+    aliases
+});
+
+/// All rows of `options.txt`.
+pub fn rows() -> &'static [OptionRow] {
+    &ROWS
+}
+
+/// The command, as the table names it, whose options the subcommand `path` takes: `reel plan sft` takes those of
+/// `reel sft`.
+pub fn command_of(path: &str) -> &str {
+    match path {
+        "bench serve" => "bench",
+        _ => path.strip_prefix("plan ").unwrap_or(path),
+    }
+}
+
+/// The other names of an option in the command `command` (such as `sft`), as field names.
+pub fn aliases_of(option: &str, command: &str) -> impl Iterator<Item = &'static str> {
+    let named = ALIASES.get(option).map_or(&[][..], Vec::as_slice).iter();
+    let command = command.to_string();
+    named.filter(move |(_, row)| ROWS[*row].is_for(&command)).map(|(name, _)| *name)
+}
+
+/// Finds the row for an option of another program. `name` is a field name, `value` its value if it has one; `accepts`
+/// tells whether a row can be used. A row for the exact name stands before a row with a pattern, and a row for the value
+/// before a row for all values.
+pub fn find(
+    name: &str,
+    value: Option<&str>,
+    command: &str,
+    accepts: impl Fn(&OptionRow, Option<&str>) -> bool,
+) -> Option<&'static OptionRow> {
+    let fits_value = |wanted: Option<&str>| wanted.is_none_or(|wanted| equal_values(wanted, value.unwrap_or("true")));
+    let mut best: Option<(u8, &'static OptionRow)> = None;
+    for row in ROWS.iter().filter(|row| row.is_for(command)) {
+        for (pattern, wanted) in &row.names {
+            let is_exact = *pattern == name;
+            let rank = 2 * u8::from(is_exact) + u8::from(wanted.is_some());
+            let is_better = best.is_none_or(|(best, _)| rank > best);
+            if is_better && (is_exact || matches(pattern, name)) && fits_value(*wanted) && accepts(row, *wanted) {
+                best = Some((rank, row));
+            }
+        }
+    }
+    best.map(|(_, row)| row)
+}
+
+impl OptionRow {
+    /// Whether the row is for this command.
+    pub fn is_for(&self, command: &str) -> bool {
+        let trains = ["sft", "grpo"].contains(&command);
+        self.commands.iter().any(|own| *own == command || *own == "all" || (*own == "train" && trains))
+    }
+
+    /// The names of reel's options that the row sets; none for a rule.
+    pub fn targets(&self) -> impl Iterator<Item = &'static str> {
+        let set = self.becomes.iter().filter(|becomes| !becomes.starts_with('@'));
+        set.map(|becomes| becomes.split(['=', '?']).next().unwrap_or(becomes))
+    }
+
+    /// What is wrong with an option of class `Result`, and what to do.
+    pub fn problem(&self) -> (&'static str, &'static str) {
+        self.reason.split_once("; ").unwrap_or((self.reason, "leave it out"))
+    }
+}
+
+/// Whether two values mean the same: letters in upper or lower case, and numbers by their value.
+pub fn equal_values(wanted: &str, value: &str) -> bool {
+    let number = |text: &str| text.parse::<f64>().ok();
+    match number(wanted).zip(number(value)) {
+        Some((a, b)) => a == b,
+        None => matches(&wanted.to_ascii_lowercase(), &value.to_ascii_lowercase()),
+    }
+}
+
+/// Whether `text` has the form `pattern`, in which `*` stands for any characters.
+fn matches(pattern: &str, text: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(text) = text.strip_prefix(start) else { return false };
+    (0..=text.len()).any(|at| text.get(at..).is_some_and(|text| matches(rest, text)))
+}
+
+/// Parses `options.txt`. A test checks that each line has the form that this function expects.
+fn parse_rows(text: &'static str) -> Vec<OptionRow> {
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let (reasons, rows): (Vec<&str>, Vec<&str>) = lines.partition(|line| !line.contains(" | "));
+    let reasons: HashMap<&str, &str> = reasons.iter().filter_map(|line| line.split_once(" := ")).collect();
+    let row = |line: &&'static str| {
+        let columns: Vec<&'static str> = line.split('|').map(str::trim).collect();
+        let [names, programs, commands, class, becomes, reason] = columns[..] else { return None };
+        Some(OptionRow {
+            names: words(names).map(|name| name.split_once('=').map_or((name, None), |(n, v)| (n, Some(v)))).collect(),
+            programs: words(programs).collect(),
+            commands: words(commands).collect(),
+            class: match class {
+                "same" => OptionClass::Same,
+                "harmless" => OptionClass::Harmless,
+                "result" => OptionClass::Result,
+                "off" => OptionClass::Off,
+                _ => return None,
+            },
+            becomes: words(becomes).filter(|word| *word != "-").collect(),
+            reason: reasons.get(reason).copied().unwrap_or(reason),
+        })
+    };
+    rows.iter().filter_map(row).collect()
+}
+
+fn words(text: &'static str) -> impl Iterator<Item = &'static str> {
+    text.split(' ').filter(|word| !word.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_the_table_is_parsed() {
+        let lines = include_str!("options.txt").lines().filter(|l| !l.starts_with('#') && l.contains(" | "));
+        assert_eq!(lines.count(), rows().len());
+        for row in rows() {
+            let text = format!("{:?}", row.names);
+            assert!(!row.names.is_empty() && !row.programs.is_empty() && !row.commands.is_empty(), "{text}");
+            match row.class {
+                OptionClass::Result => assert!(row.reason.contains("; "), "{text}: {}", row.reason),
+                OptionClass::Harmless => assert!(!row.reason.is_empty(), "{text}"),
+                OptionClass::Same | OptionClass::Off => assert!(row.reason.is_empty(), "{text}"),
+            }
+            assert!(row.reason.contains(' ') || ["", "cache", "memory"].iter().any(|r| row.reason.starts_with(r)));
+        }
+    }
+
+    /// The same name and value never has two rows for one command: the second would have no effect.
+    #[test]
+    fn no_row_is_hidden_by_another() {
+        let mut seen: HashMap<(&str, Option<&str>, &str), &OptionRow> = HashMap::new();
+        for row in
+            rows().iter().filter(|row| row.becomes.iter().all(|b| b.starts_with('@')) || row.class != OptionClass::Same)
+        {
+            for (name, value) in &row.names {
+                for command in &row.commands {
+                    let before = seen.insert((name, *value, command), row);
+                    assert!(before.is_none(), "{name}={value:?} for {command} has two rows");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exact_names_and_values_stand_before_patterns() {
+        let found = |name: &str, value: &str, command: &str| {
+            find(name, Some(value), command, |_, _| true).map(|row| (row.class, row.becomes.join(" ")))
+        };
+        assert_eq!(found("finetuning_type", "Full", "sft").unwrap().1, "@full");
+        assert_eq!(found("finetuning_type", "freeze", "sft").unwrap().0, OptionClass::Result);
+        assert_eq!(found("lora_dropout", "0.0", "grpo").unwrap().0, OptionClass::Off);
+        assert_eq!(found("lora_dropout", "0.05", "grpo").unwrap().0, OptionClass::Result);
+        assert_eq!(found("vllm_anything", "1", "grpo").unwrap().0, OptionClass::Harmless);
+        assert_eq!(found("actor_rollout_ref.rollout.n", "5", "grpo").unwrap().1, "num_generations=$");
+        assert_eq!(found("actor_rollout_ref.rollout.name", "vllm", "grpo").unwrap().0, OptionClass::Harmless);
+        assert!(found("nonsense", "1", "sft").is_none());
+    }
+
+    #[test]
+    fn patterns_and_values_are_compared() {
+        for (pattern, text, wanted) in
+            [("a*", "abc", true), ("a*c", "abc", true), ("a*d", "abc", false), ("*", "", true), ("a", "A", false)]
+        {
+            assert_eq!(matches(pattern, text), wanted, "{pattern} {text}");
+        }
+        assert!(equal_values("0", "0.0") && equal_values("true", "True") && !equal_values("0", "0.1"));
+    }
+}

@@ -1,0 +1,147 @@
+//! Variables of the environment that other programs read, and the size of a batch, which depends on the number of
+//! processes.
+
+use super::translation::Translation;
+use super::{Outcome, message, peers, totals};
+
+/// Variables of ms-swift and qwen-vl-utils, and the options that stand for them.
+const VARIABLES: [(&str, &str); 9] = [
+    ("MAX_PIXELS", "image_max_pixels"),
+    ("MIN_PIXELS", "image_min_pixels"),
+    ("VIDEO_MAX_PIXELS", "video_max_pixels"),
+    ("VIDEO_MIN_PIXELS", "video_min_pixels"),
+    ("VIDEO_TOTAL_PIXELS", "total_pixels"),
+    ("FPS_MAX_FRAMES", "max_frames"),
+    ("FPS_MIN_FRAMES", "min_frames"),
+    ("NFRAMES", "nframes"),
+    ("FPS", "fps"),
+];
+
+/// The commands for which the variables count: those that read images and videos for a model.
+const READERS: [&str; 5] = ["sft", "grpo", "serve", "eval", "generate"];
+
+/// Takes the options of [`VARIABLES`] that are not given.
+pub fn apply(t: &mut Translation) {
+    let path = t.line.path.join(" ");
+    if !READERS.contains(&path.as_str()) {
+        return;
+    }
+    let mut taken = Vec::new();
+    for (variable, option) in VARIABLES {
+        let value = (t.surroundings.variable)(variable).filter(|value| value.parse::<f64>().is_ok());
+        let Some(value) = value.filter(|_| t.has_option(option) && !t.is_set(option)) else { continue };
+        // The number of frames and their rate exclude each other; an option wins over a variable.
+        let other = match option {
+            "nframes" => Some("fps"),
+            "fps" => Some("nframes"),
+            _ => None,
+        };
+        if other.is_some_and(|other| t.is_set(other)) {
+            continue;
+        }
+        t.add(option, vec![value.clone()], variable);
+        taken.push(format!("--{} {value} ({variable})", option.replace('_', "-")));
+    }
+    if !taken.is_empty() {
+        t.notes.push(format!("note: from the environment: {}", taken.join(", ")));
+    }
+}
+
+/// The outcome for a command whose options are all reel's: only the environment may add some.
+pub fn only_variables(mut t: Translation) -> Outcome {
+    if !t.problems.is_empty() {
+        return Outcome::Unchanged;
+    }
+    let before = t.settings.len();
+    apply(&mut t);
+    if t.settings.len() == before && !t.is_changed {
+        return Outcome::Unchanged;
+    }
+    totals::apply(&mut t);
+    message::outcome(&t)
+}
+
+/// The size of a batch. In reel, as in TRL, `--per-device-train-batch-size` of GRPO counts completions, whole groups of
+/// them, and the accumulation counts the micro-batches of all processes. Other programs count prompts, or have groups
+/// that span several processes.
+pub fn batch(t: &mut Translation) {
+    let program = peers::program(t);
+    if t.command == "grpo" {
+        group_batch(t, program);
+    }
+    // Each process of a launcher has its own accumulation there.
+    let processes = t.surroundings.processes;
+    if t.is_foreign && processes > 1 {
+        let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
+        let all = steps * processes;
+        t.replace("gradient_accumulation_steps", &all.to_string(), "gradient_accumulation_steps");
+        t.notes.push(format!(
+            "note: --gradient-accumulation-steps is {all}, {steps} for each of {processes} processes: reel counts the \
+             micro-batches of all processes"
+        ));
+    }
+    let wanted = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse::<usize>().ok()).filter(|n| *n > 1);
+    if let Some(wanted) = wanted.filter(|_| processes == 1 && t.is_foreign && !t.is_set("gpus")) {
+        let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
+        let taken = t.parts.contains_key("processes_counted");
+        let all = if taken { steps } else { steps * wanted };
+        t.notes.push(format!(
+            "note: NPROC_PER_NODE={wanted}: reel starts this many processes with --gpus {wanted}; with any number of them \
+             --gradient-accumulation-steps {all} keeps the batch of {wanted}"
+        ));
+    }
+}
+
+fn group_batch(t: &mut Translation, program: &'static str) {
+    let group = t.number_of("num_generations").unwrap_or(8.0).max(2.0) as u64;
+    if let Some(prompts) = t.parts.remove("prompts_per_step").and_then(|n| n.parse::<u64>().ok()) {
+        let rollout = t.parts.remove("prompts_per_rollout").and_then(|n| n.parse::<u64>().ok());
+        let shown = t.parts.remove("prompts_per_rollout_shown").unwrap_or_default();
+        if let Some(rollout) = rollout.filter(|rollout| *rollout != prompts) {
+            let what = format!("samples {rollout} prompts at once for {} steps", rollout.div_ceil(prompts.max(1)));
+            let help = format!("leave it out: reel samples before each step, here {prompts} prompts");
+            t.refuse(&shown, &what, &help);
+        }
+        return set_groups(t, group, prompts);
+    }
+    if let Some(prompts) = t.parts.remove("prompts_per_rollout").and_then(|n| n.parse::<u64>().ok()) {
+        return set_groups(t, group, prompts);
+    }
+    let given = t.number_of("per_device_train_batch_size").map(|n| n as u64);
+    let rows = given.unwrap_or(8).max(1);
+    if rows.is_multiple_of(group) || !(t.is_foreign || t.has_underscores && given.is_some()) {
+        // In reel's own spelling reel's own rule and its message hold.
+        return;
+    }
+    let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as u64;
+    let processes = (t.surroundings.variable)("NPROC_PER_NODE").and_then(|n| n.parse::<u64>().ok()).unwrap_or(1).max(1);
+    let processes = processes.max(t.surroundings.processes as u64);
+    let (prompts, meaning) = match program {
+        "video-r1" => (rows * steps, "Video-R1 and VideoRFT count prompts, TRL completions"),
+        _ => {
+            t.parts.insert("processes_counted", String::new());
+            let all = rows * steps * processes / t.surroundings.processes.max(1) as u64;
+            (all.div_ceil(group).max(1), "TRL and ms-swift count completions of all processes, Video-R1 prompts")
+        }
+    };
+    let accumulation = if program == "video-r1" { steps } else { prompts };
+    let per_micro_batch = if program == "video-r1" { rows } else { 1 };
+    let rows_text = given.map_or("the default batch".to_string(), |rows| format!("a batch of {rows}"));
+    t.replace("per_device_train_batch_size", &(per_micro_batch * group).to_string(), "batch");
+    t.replace("gradient_accumulation_steps", &accumulation.to_string(), "batch");
+    t.notes.push(format!(
+        "note: {rows_text} with {group} generations ({meaning}) is a step of {prompts} prompts with {group} completions \
+         each: --per-device-train-batch-size {} --gradient-accumulation-steps {accumulation}",
+        per_micro_batch * group
+    ));
+}
+
+/// A step of `prompts` prompts: micro-batches of one group.
+fn set_groups(t: &mut Translation, group: u64, prompts: u64) {
+    t.replace("per_device_train_batch_size", &group.to_string(), "batch");
+    t.replace("gradient_accumulation_steps", &prompts.max(1).to_string(), "batch");
+    t.notes.push(format!(
+        "note: a step has {prompts} prompts with {group} completions each (--per-device-train-batch-size {group} \
+         --gradient-accumulation-steps {prompts})"
+    ));
+}

@@ -1,0 +1,54 @@
+//! `--explain-defaults PROGRAM`: the defaults of another program beside reel's.
+
+use clap::{Arg, ArgMatches, Command};
+use reel_runs::foreign_options::{PROGRAMS, defaults};
+
+use super::words::own_argument;
+
+/// The name of the option.
+const OPTION: &str = "explain_defaults";
+
+/// Adds `--explain-defaults` to a training command.
+pub fn with_explain_option(command: Command) -> Command {
+    let programs: Vec<&str> = PROGRAMS.iter().map(|(name, _)| *name).collect();
+    command.arg(
+        Arg::new(OPTION)
+            .long("explain-defaults")
+            .alias("explain_defaults")
+            .value_name("PROGRAM")
+            .value_parser(programs)
+            .hide_possible_values(true)
+            .help(
+                "Print the defaults of another program that differ from those of this command, and exit: trl, swift, \
+                 llamafactory, verl, easyr1, qwen-finetune or vllm",
+            )
+            .help_heading("Training options"),
+    )
+}
+
+/// The table that `--explain-defaults` asks for; `None` if it is not given. `command` is the parser of the whole
+/// command line.
+pub fn explain_defaults(root: &Command, matches: &ArgMatches) -> Option<String> {
+    let program = matches.try_get_one::<String>(OPTION).ok().flatten()?;
+    let version = PROGRAMS.iter().find(|(name, _)| name == program).map_or("", |(_, version)| version);
+    let mut text = format!("Defaults of {version}, where those of reel differ:\n");
+    for name in ["sft", "grpo", "serve"] {
+        let rows: Vec<_> = defaults().iter().filter(|d| d.program == *program && d.command == name).collect();
+        let command = root.find_subcommand(name);
+        for (at, row) in rows.iter().enumerate() {
+            if at == 0 {
+                text += &format!("\nreel {name}\n  {:<32} {:<16} {program}\n", "option", "reel");
+            }
+            let own = command.and_then(|c| own_argument(c, row.option)).map(default_text).unwrap_or_default();
+            text += &format!("  {:<32} {own:<16} {}\n", format!("--{}", row.option.replace('_', "-")), row.words);
+        }
+    }
+    Some(text)
+}
+
+/// The default of an option; a dash if it has none.
+fn default_text(argument: &Arg) -> String {
+    let values: Vec<String> =
+        argument.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
+    if values.is_empty() { "-".into() } else { values.join(",") }
+}

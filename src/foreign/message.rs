@@ -1,0 +1,75 @@
+//! The text about a translated command: notes, or all problems with the corrected command.
+
+use std::collections::BTreeMap;
+
+use super::Outcome;
+use super::translation::{Setting, Translation};
+use super::words::{option_words, quoted};
+
+/// The width that the corrected command is broken at.
+const WIDTH: usize = 100;
+
+/// The outcome of a translation.
+pub fn outcome(t: &Translation) -> Outcome {
+    if !t.problems.is_empty() {
+        return Outcome::Refused { message: refusal(t) };
+    }
+    Outcome::Translated { words: t.words(), notes: notes(t) }
+}
+
+/// All notes; the options without effect are one note, by groups.
+fn notes(t: &Translation) -> Vec<String> {
+    let mut groups: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, group) in &t.harmless {
+        groups.entry(group).or_default().push(name);
+    }
+    let mut notes = t.notes.clone();
+    if !groups.is_empty() {
+        let groups: Vec<String> =
+            groups.iter().map(|(group, names)| format!("{} ({group})", names.join(", "))).collect();
+        let count = t.harmless.len();
+        let options = if count == 1 { "option has" } else { "options have" };
+        notes.insert(0, format!("note: {count} {options} no effect here: {}", groups.join("; ")));
+    }
+    notes
+}
+
+fn refusal(t: &Translation) -> String {
+    let path = t.line.path.join(" ");
+    let count = t.problems.len();
+    let options =
+        if count == 1 { "1 option cannot be used".to_string() } else { format!("{count} options cannot be used") };
+    let mut text = format!("reel {path}: {options} as given; use the command below\n");
+    for problem in &t.problems {
+        text += &format!("  {}: {}; {}\n", problem.shown, problem.what, problem.help);
+    }
+    text += &format!("\n{}", corrected_command(t));
+    for note in notes(t) {
+        text += &format!("\n{note}");
+    }
+    text
+}
+
+/// The corrected command, ready to paste into a shell.
+pub fn corrected_command(t: &Translation) -> String {
+    let start: Vec<String> = std::iter::once("reel".to_string())
+        .chain(t.line.before.iter().chain(&t.line.path).map(|word| quoted(word)))
+        .collect();
+    // Messages do not contain keys.
+    let shown = |s: &Setting| if s.name == "api_key" { vec!["KEY".to_string()] } else { s.values.clone() };
+    let options =
+        t.settings.iter().map(|s| option_words(t.parser(), &s.name, &shown(s))).filter(|words| !words.is_empty());
+    let arguments = t.line.arguments.iter().map(|word| vec![word.clone()]);
+    let parts = options.chain(arguments).map(|words| words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "));
+    let mut text = String::new();
+    let mut line = format!("  {}", start.join(" "));
+    for part in parts {
+        if line.len() + 1 + part.len() + 2 > WIDTH {
+            text += &format!("{line} \\\n");
+            line = format!("    {part}");
+        } else {
+            line += &format!(" {part}");
+        }
+    }
+    text + &line + "\n"
+}

@@ -1,0 +1,93 @@
+//! Which program a command was written for, and that program's defaults.
+
+use reel_runs::foreign_options::{PROGRAMS, defaults};
+
+use super::translation::Translation;
+use super::words::own_argument;
+
+/// The program that has the most of the given options; the first one if several have as many.
+pub fn program(t: &Translation) -> &'static str {
+    const ORDER: [&str; 11] = [
+        "trl",
+        "video-r1",
+        "swift",
+        "llamafactory",
+        "qwen-finetune",
+        "verl",
+        "easyr1",
+        "vllm",
+        "sglang",
+        "lmms-eval",
+        "vlmevalkit",
+    ];
+    let votes = |name: &str| {
+        let own = t.votes.get(name).copied().unwrap_or_default();
+        // These two are options of reel as well, so they have no row.
+        let of_video_r1 = ["temporal", "len_control"].iter().filter(|option| t.is_set(option)).count();
+        own + if name == "video-r1" && t.is_foreign { 2 * of_video_r1 } else { 0 }
+    };
+    let most = ORDER.iter().map(|name| votes(name)).max().unwrap_or_default();
+    ORDER.into_iter().find(|name| most > 0 && votes(name) == most).unwrap_or_default()
+}
+
+/// Gives the output folder its default in another program.
+pub fn name_output(t: &mut Translation) {
+    if t.is_set("out") || t.is_set("config") || t.is_set("check_data") {
+        return;
+    }
+    let name = t.parts.remove("experiment_name");
+    let folder = match program(t) {
+        "swift" => "output".to_string(),
+        "trl" => "trainer_output".to_string(),
+        "verl" | "easyr1" => {
+            let project = t.value_of("wandb_project").unwrap_or("project").to_string();
+            format!("checkpoints/{project}/{}", name.unwrap_or_else(|| "experiment".into()))
+        }
+        _ => return,
+    };
+    t.notes.push(format!("note: --out {folder} (that program's default)"));
+    t.add("out", vec![folder], "the program's output folder");
+}
+
+/// Adds a note with the defaults of the other program that differ from reel's and are not given.
+pub fn state_defaults(t: &mut Translation) {
+    let program = program(t);
+    let Some((_, version)) = PROGRAMS.iter().find(|(name, _)| *name == program).filter(|_| t.is_foreign) else {
+        return;
+    };
+    let own = |option: &str| own_argument(t.parser(), option).map(|a| own_default(t, option, a)).unwrap_or_default();
+    let differs = |option: &&reel_runs::foreign_options::PeerDefault| {
+        option.program == program && option.command == t.command && !t.is_set(option.option) && {
+            // The program's defaults for LoRA are for runs without a word about it.
+            !(option.option == "lora_r" && t.weights.lora.is_some())
+        }
+    };
+    let listed: Vec<String> = defaults()
+        .iter()
+        .filter(differs)
+        .map(|d| format!("--{} {} ({})", d.option.replace('_', "-"), own(d.option), d.words))
+        .collect();
+    if !listed.is_empty() {
+        let name = version.split(' ').next().unwrap_or(program);
+        t.notes.push(format!(
+            "note: not given, and {name} has another default: {}; `reel {} --explain-defaults {program}` has the sources",
+            listed.join(", "),
+            t.command
+        ));
+    }
+}
+
+/// The value that reel takes for an option that is not given.
+fn own_default(t: &Translation, option: &str, argument: &clap::Arg) -> String {
+    match option {
+        "lora_r" => "0: all weights".into(),
+        "len_control" => "true".into(),
+        "profile" => "videorft-train".into(),
+        "max_length" | "max_prompt_length" | "image_max_pixels" | "video_max_pixels" | "fps" | "max_frames" => {
+            "of the profile, or no limit".into()
+        }
+        "epsilon_high" => t.value_of("epsilon").unwrap_or("0.2").into(),
+        "labels" => "assistant".into(),
+        _ => argument.get_default_values().iter().map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","),
+    }
+}

@@ -1,0 +1,180 @@
+//! Rules for the options of training commands.
+
+use super::rules::list;
+use super::translation::Translation;
+use super::words::Given;
+
+/// Applies a rule; `false` if the rule is not one of these.
+pub fn apply(rule: &str, value: &str, given: &Given, t: &mut Translation) -> bool {
+    let number = value.parse::<f64>().ok();
+    let is_true = is_true(value);
+    match rule {
+        // transformers 5 reads a number below 1 as a share of all steps.
+        "warmup_steps" => match number {
+            Some(share) if share > 0.0 && share < 1.0 => {
+                t.is_changed = true;
+                t.set("warmup_ratio", vec![value.into()], given);
+            }
+            Some(steps) if steps >= 0.0 => t.set("warmup_steps", vec![format!("{steps}")], given),
+            _ => t.set("warmup_steps", vec![value.into()], given),
+        },
+        "save_steps" => match number {
+            Some(share) if share > 0.0 && share < 1.0 => {
+                let help = "give --save-steps with a number of steps";
+                t.is_foreign = true;
+                t.refuse(&given.shown(), "is a share of all steps in transformers, and reel counts steps", help);
+            }
+            _ => t.set("save_steps", vec![value.trim_end_matches(".0").into()], given),
+        },
+        "save_freq" => match number {
+            Some(steps) if steps <= 0.0 => t.set("save_steps", vec!["0".into()], given),
+            _ => t.set("save_steps", vec![value.into()], given),
+        },
+        // One checkpoint for each epoch: the run's end has one, and the number of steps is not known here.
+        "save_each_epoch" => {
+            t.harmless
+                .push((given.written.clone(), "form of checkpoints: a checkpoint every --save-steps and at the end"));
+        }
+        "logging_steps" => match number {
+            Some(share) if share > 0.0 && share < 1.0 => {
+                t.is_foreign = true;
+                t.harmless.push((given.written.clone(), "logging and progress: OUT has the metrics of every step"));
+            }
+            _ => t.set("logging_steps", vec![value.trim_end_matches(".0").into()], given),
+        },
+        "eval_steps" => {
+            t.parts.insert("eval_steps", value.to_string());
+            t.parts.insert("eval_steps_shown", given.written.clone());
+        }
+        "report_to" => report_to(given, t),
+        "experiment_name" => {
+            t.set("run_name", vec![value.into()], given);
+            t.parts.insert("experiment_name", value.to_string());
+        }
+        "lora" => t.weights.lora = Some(is_true || given.name.ends_with("type")),
+        "full" => t.weights.lora = Some(false),
+        "lora_targets" => lora_targets(given, t),
+        "lora_exclusions" => {
+            // reel never adapts these layers, so they need not be excluded.
+            let excluded = ["lm_head", "embed_tokens", "visual", "-1"];
+            match excluded.iter().any(|name| value.contains(name)) {
+                true => t.harmless.push((given.written.clone(), "layers that have no adapter here either")),
+                false => t.refuse(
+                    &given.shown(),
+                    "excludes layers from LoRA",
+                    "name the layers that get an adapter in --lora-target-modules",
+                ),
+            }
+        }
+        "vision_lora" => {
+            if is_true {
+                t.set("lora_target_modules", vec!["all-linear".into()], given);
+            }
+        }
+        "freezing" => freezing(given, is_true, t),
+        "reward_funcs" => {
+            t.parts.insert("reward_funcs", list(given).join(","));
+            t.parts.insert("reward_funcs_shown", given.shown());
+        }
+        "reward_weights" => {
+            t.is_changed |= given.values.len() > 1;
+            t.parts.insert("reward_weights", list(given).join(","));
+            t.parts.insert("reward_weights_shown", given.shown());
+        }
+        "checkpointing" => {
+            t.set("gradient_checkpointing", vec![if is_true { "full" } else { "none" }.into()], given);
+        }
+        "scheduler" => match value {
+            "constant" | "linear" => t.set("lr_scheduler_type", vec![value.into()], given),
+            "cosine" | "null" => t.set("lr_scheduler_type", vec!["cosine".into()], given),
+            _ => t.refuse(
+                &given.shown(),
+                "is not a schedule of reel",
+                "use --lr-scheduler-type linear, cosine or constant",
+            ),
+        },
+        "prompts_per_rollout" => {
+            t.parts.insert("prompts_per_rollout", value.to_string());
+            t.parts.insert("prompts_per_rollout_shown", given.shown());
+        }
+        "prompts_per_step" => {
+            t.parts.insert("prompts_per_step", value.to_string());
+        }
+        "kl_coef" => {
+            t.parts.insert("kl_coef", value.to_string());
+            t.parts.insert("kl_coef_shown", given.shown());
+        }
+        "disable_kl" => {
+            let switches_off = is_true == given.name.ends_with("disable_kl");
+            if switches_off {
+                t.parts.insert("no_kl", given.shown());
+            }
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Whether a value switches an option on, as Python's programs write it.
+pub fn is_true(value: &str) -> bool {
+    ["true", "yes", "on", "1", "y", "t"].contains(&value.to_ascii_lowercase().as_str())
+}
+
+/// Places for reports that reel has not are left out, with a note.
+fn report_to(given: &Given, t: &mut Translation) {
+    let names = list(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect::<Vec<_>>();
+    let known = |name: &&String| ["tensorboard", "wandb", "none"].contains(&name.as_str());
+    let mut places: Vec<String> = names.iter().filter(known).cloned().collect();
+    if names.iter().any(|name| name == "all") || given.values.len() > 1 {
+        t.is_changed = true;
+    }
+    if names.iter().any(|name| name == "all") {
+        places = vec!["tensorboard".into(), "wandb".into()];
+    }
+    // verl's and EasyR1's console and file are what reel always does.
+    if names.iter().any(|name| !["tensorboard", "wandb", "none", "all", "console", "file"].contains(&name.as_str())) {
+        t.is_foreign = true;
+        t.harmless.push((given.shown(), "reports to other services: OUT has TensorBoard's event files"));
+    }
+    if places.is_empty() {
+        places = vec!["tensorboard".into()];
+    }
+    t.set("report_to", vec![places.join(",")], given);
+}
+
+/// The layers that get an adapter. `all` of LLaMA-Factory and `all-linear` of others leave the vision tower out where it
+/// is frozen, which is their default: these are the layers that reel adapts without a list.
+fn lora_targets(given: &Given, t: &mut Translation) {
+    let names: Vec<String> =
+        list(given).iter().flat_map(|text| text.split(',').map(|name| name.trim().to_string())).collect();
+    if names.iter().any(|name| ["all", "all-linear", "all_linear"].contains(&name.as_str())) {
+        // Whether the tower is frozen is known when all options are read.
+        t.parts.insert("all_linear", given.shown());
+        if given.name == "lora_target_modules" && given.written.starts_with("--lora-") {
+            t.parts.insert("all_linear_own", String::new());
+        }
+        return;
+    }
+    t.is_changed |= given.values.len() > 1;
+    t.set("lora_target_modules", vec![names.join(",")], given);
+}
+
+/// Which parts of the model are frozen, under the names of several programs.
+fn freezing(given: &Given, is_true: bool, t: &mut Translation) {
+    let name = given.name.as_str();
+    let frozen = if name.starts_with("tune_") || name.starts_with("unfreeze_") { !is_true } else { is_true };
+    let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+    if ends(&["llm", "language_model"]) {
+        t.weights.decoder_frozen = Some(frozen);
+        t.weights.decoder_shown = given.shown();
+    } else if ends(&["aligner", "merger", "projector", "mlp"]) {
+        t.weights.merger_frozen = Some(frozen);
+    } else {
+        t.weights.tower_frozen = Some(frozen);
+        t.weights.tower_shown = given.shown();
+    }
+    if name == "freeze_vision" {
+        // reel's own switch is for the tower and its merger.
+        t.weights.merger_frozen = t.weights.merger_frozen.or(Some(frozen));
+    }
+}

@@ -1,0 +1,437 @@
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use reel_runs::foreign_options;
+use serde_json::Value;
+
+use super::*;
+
+/// A published command: `tests/paste/commands.json` (`tests/paste/README.md` says how it was made).
+struct Published {
+    id: String,
+    /// The words after `reel`, with the files in the folder of the test.
+    words: Vec<String>,
+    environment: Vec<(String, String)>,
+}
+
+/// All published commands. Data and media are files in `tests/paste/rows`; configuration files are written to `folder`.
+fn published(folder: &Path) -> Vec<Published> {
+    let all: Value = serde_json::from_str(include_str!("../../tests/paste/commands.json")).unwrap();
+    let rows = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/paste/rows");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+    let all = all.as_array().unwrap().iter().map(|entry| {
+        let data = format!("{rows}/{}", text(&entry["rows"]));
+        let fill = |word: &str| match word {
+            "DATA" => data.clone(),
+            "MEDIA" => rows.to_string(),
+            _ => word.replace("=DATA", &format!("={data}")).replace("=MODEL", "=tiny").replace("MODEL", "tiny"),
+        };
+        let id = text(&entry["id"]);
+        let mut words: Vec<String> = text(&entry["command"]).split(' ').map(String::from).collect();
+        match entry["words"].as_array() {
+            Some(list) => words.extend(list.iter().map(|word| fill(word.as_str().unwrap_or_default()))),
+            None => {
+                let path = folder.join(format!("{id}.yaml"));
+                let published = text(&entry["config"]).replace("DATA", &data).replace("MODEL", "tiny");
+                let published = published.replace("hiyouga/math12k@train", &data);
+                fs::write(&path, published.replace("Qwen/Qwen2.5-7B-Instruct", "tiny")).unwrap();
+                words.extend(["--config".to_string(), path.display().to_string()]);
+            }
+        }
+        // The data set of this command is in its script.
+        if id == "C08" {
+            words.extend(["--dataset_name".into(), data.clone()]);
+        }
+        let environment = entry["environment"].as_object().unwrap();
+        Published { id, words, environment: environment.iter().map(|(k, v)| (k.clone(), text(v))).collect() }
+    });
+    all.collect()
+}
+
+/// The parser of the command line; making it takes longer than using it.
+fn parser() -> &'static Command {
+    static PARSER: LazyLock<Command> = LazyLock::new(crate::cli::command);
+    &PARSER
+}
+
+fn translated(words: &[String], environment: &[(String, String)]) -> Outcome {
+    let variable = |name: &str| environment.iter().find(|(own, _)| own == name).map(|(_, value)| value.clone());
+    translate(parser(), words, &Surroundings { variable: &variable, processes: 1 })
+}
+
+fn line(words: &str) -> Outcome {
+    translated(&words.split(' ').map(String::from).collect::<Vec<_>>(), &[])
+}
+
+/// The words that a translated command has; panics if it is refused.
+fn accepted(outcome: Outcome, shown: &str) -> (String, Vec<String>) {
+    match outcome {
+        Outcome::Translated { words, notes } => (words.join(" "), notes),
+        Outcome::Unchanged => panic!("unchanged: {shown}"),
+        Outcome::Refused { message } => panic!("{shown}: {message}"),
+    }
+}
+
+/// The message of a refused command.
+fn refused(outcome: Outcome, shown: &str) -> String {
+    match outcome {
+        Outcome::Refused { message } => message,
+        other => panic!("{shown}: {other:?}"),
+    }
+}
+
+/// The words of the corrected command in a message, after the program's name, as a shell splits them.
+fn corrected(message: &str) -> Vec<String> {
+    let start = message.find("\n  reel ").expect("a corrected command") + 3;
+    let text = message[start..].split("\nnote: ").next().unwrap_or_default().replace("\\\n", " ");
+    let (mut words, mut word, mut quoted, mut any) = (Vec::new(), String::new(), false, false);
+    let mut characters = text.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '\'' => (quoted, any) = (!quoted, true),
+            '\\' if !quoted => word.extend(characters.next()),
+            c if c.is_whitespace() && !quoted => {
+                if any || !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+                any = false;
+            }
+            c => word.push(c),
+        }
+    }
+    if any || !word.is_empty() {
+        words.push(word);
+    }
+    words.split_off(1)
+}
+
+/// A corrected command is accepted as it is, and has options of reel alone.
+fn check_corrected(id: &str, message: &str, environment: &[(String, String)]) {
+    let words = corrected(message);
+    let again = translated(&words, environment);
+    assert!(!matches!(again, Outcome::Refused { .. }), "{id}: {message}\n{again:?}");
+    let parsed = parser().clone().try_get_matches_from(std::iter::once("reel".to_string()).chain(words));
+    assert!(parsed.is_ok(), "{id}: {message}\n{}", parsed.unwrap_err());
+}
+
+#[test]
+fn published_commands_are_accepted_or_refused_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let all = published(folder.path());
+    assert_eq!(all.len(), 29);
+    let mut at_once = Vec::new();
+    for command in &all {
+        match translated(&command.words, &command.environment) {
+            Outcome::Refused { message } => check_corrected(&command.id, &message, &command.environment),
+            Outcome::Unchanged => at_once.push(command.id.as_str()),
+            Outcome::Translated { words, .. } => {
+                let words = std::iter::once("reel".to_string()).chain(words);
+                let parsed = parser().clone().try_get_matches_from(words);
+                assert!(parsed.is_ok(), "{}: {}", command.id, parsed.unwrap_err());
+                at_once.push(&command.id);
+            }
+        }
+    }
+    assert_eq!(at_once.join(" "), "C01 C05 C07 C08 C09 C15 C18 C20 C27 C32 C37");
+}
+
+/// Any part of a published command, in any order, is refused at most once.
+#[test]
+fn parts_of_published_commands_are_refused_at_most_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut state = 7u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let mut tried = 0;
+    for command in published(folder.path()).iter().filter(|command| !command.words.contains(&"--config".to_string())) {
+        let path = if command.words[0] == "bench" { 2 } else { 1 };
+        let mut groups: Vec<Vec<String>> = Vec::new();
+        for word in &command.words[path..] {
+            match groups.last_mut().filter(|_| !word.starts_with("--") && !word.contains(".yaml")) {
+                Some(group) if group[0].starts_with("--") => group.push(word.clone()),
+                _ => groups.push(vec![word.clone()]),
+            }
+        }
+        for _ in 0..12 {
+            let mut part: Vec<Vec<String>> = groups.iter().filter(|_| random(3) > 0).cloned().collect();
+            for at in (1..part.len()).rev() {
+                part.swap(at, random(at + 1));
+            }
+            // A model stands first, as a word behind a switch would be its value.
+            part.sort_by_key(|group| group[0].starts_with("--"));
+            let words: Vec<String> = command.words[..path].iter().cloned().chain(part.concat()).collect();
+            if let Outcome::Refused { message } = translated(&words, &command.environment) {
+                check_corrected(&format!("{} {words:?}", command.id), &message, &command.environment);
+            }
+            tried += 1;
+        }
+    }
+    assert!(tried > 300, "{tried}");
+}
+
+#[test]
+fn name_and_value_are_judged_together() {
+    let sft = |words: &str| line(&format!("sft --model m --data d --out o {words}"));
+    for (words, wanted) in [
+        ("--finetuning_type full", ""),
+        ("--finetuning_type lora --lora_rank 8", "--lora-r 8"),
+        ("--bf16 false --use_liger False", "--dtype f32"),
+        ("--bf16 True", "--dtype bf16"),
+        ("--fp16 False", ""),
+        ("--save_strategy no", "--save-steps 0"),
+        ("--save_strategy steps --save_steps 9", "--save-steps 9"),
+        ("--gradient_checkpointing True", "--gradient-checkpointing full"),
+        ("--optim paged_adamw_8bit", "--optim adamw-8bit"),
+        ("--report_to all", "--report-to tensorboard,wandb"),
+        ("--report_to tensorboard swanlab", "--report-to tensorboard"),
+        ("--warmup_steps 0.1 --use_vllm false", "--warmup-ratio 0.1"),
+        ("--resume_from_checkpoint True --tf32 true", "--resume-from-checkpoint last"),
+        ("--tune_mm_vision False --tune_mm_mlp True --tune_mm_llm True", "--freeze-vision true --freeze-merger false"),
+        ("--freeze_llm True --freeze_vit false", "--freeze-llm true"),
+        ("--cutoff_len 9", "--max-length 9 --truncation-strategy right"),
+        ("--use_peft --bf16", "--dtype bf16 --lora-r 16 --lora-alpha 32"),
+        ("--load_in_4bit false --push_to_hub False --eval_strategy no --streaming false", ""),
+        (
+            "--tuner_type lora --target_modules all-linear --freeze_vit true",
+            "--lora-r 8 --lora-alpha 32 --freeze-vision true",
+        ),
+        ("--lr 1e-5 --epochs 2", "--learning-rate 1e-5 --num-train-epochs 2"),
+        (
+            "--train_type lora --lora_rank 8 --target_modules q_proj v_proj",
+            "--lora-r 8 --lora-target-modules q_proj,v_proj",
+        ),
+    ] {
+        let (got, _) = accepted(sft(words), words);
+        let got = got.replacen("sft --model m --data d --out o", "", 1);
+        assert_eq!(got.trim(), wanted, "{words}");
+    }
+    for (words, problem) in [
+        ("--finetuning_type freeze", "--finetuning_type freeze: reel trains all weights, or LoRA adapters"),
+        ("--fp16 True", "--fp16 True: reel computes in bf16 or f32; use --dtype bf16"),
+        ("--optim adafactor", "--optim adafactor: reel's optimizer is AdamW"),
+        ("--torch_dtype float16", "--torch_dtype float16: reel computes in bf16 or f32"),
+        ("--lora_dropout 0.05", "--lora_dropout 0.05: reel trains without dropout; leave it out"),
+        ("--save_steps 0.5", "--save_steps 0.5: is a share of all steps"),
+        ("--load_in_4bit true", "--load_in_4bit true: reel trains weights that are not quantized"),
+        (
+            "--lr_scheduler_type cosine_with_min_lr",
+            "--lr_scheduler_type cosine_with_min_lr: reel's cosine schedule ends",
+        ),
+        ("--bf16 --frobnicate 3", "--frobnicate 3: is not an option of reel sft, nor known"),
+        ("--bf16 --learning_rat 3", "--learning_rat 3: is not an option of reel sft; did you mean --learning-rate?"),
+    ] {
+        let message = refused(sft(words), words);
+        assert!(message.contains(&format!("\n  {problem}")), "{words}: {message}");
+        check_corrected(words, &message, &[]);
+    }
+}
+
+#[test]
+fn batches_and_rewards_of_grpo_have_the_meaning_of_the_program() {
+    let grpo = |words: &str| accepted(line(&format!("grpo --model m --data d --out o {words}")), words);
+    let (words, notes) = grpo("--use_vllm true --per_device_train_batch_size 1 --num_generations 8");
+    assert!(
+        words.ends_with("--per-device-train-batch-size 8 --num-generations 8 --gradient-accumulation-steps 1"),
+        "{words}"
+    );
+    assert!(notes.iter().any(|note| note.contains("TRL and ms-swift count completions of all processes")), "{notes:?}");
+    let (words, notes) = grpo(
+        "--use_vllm true --temporal true --len_control true --per_device_train_batch_size 2 --gradient_accumulation_steps 3",
+    );
+    assert!(words.ends_with("--per-device-train-batch-size 16 --gradient-accumulation-steps 3"), "{words}");
+    assert!(notes.iter().any(|note| note.contains("Video-R1 and VideoRFT count prompts")), "{notes:?}");
+    let (words, _) =
+        grpo("--use_vllm true --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --num_generations 4");
+    let wanted = "--per-device-train-batch-size 4 --gradient-accumulation-steps 4 --num-generations 4";
+    assert!(words.ends_with(wanted), "{words}");
+    let (words, _) = grpo("--reward_funcs accuracy format --reward_weights 1 0.5");
+    assert!(words.ends_with("--reward-weights accuracy=1,format=0.5 --len-control false"), "{words}");
+    let message = refused(line("grpo --model m --data d --out o --reward_funcs accuracy cosine"), "cosine");
+    assert!(message.contains("has cosine, which is not a reward of reel"), "{message}");
+    // Reel's own spelling keeps reel's own rule.
+    assert_eq!(line("grpo --model m --data d --out o --per-device-train-batch-size 1"), Outcome::Unchanged);
+}
+
+#[test]
+fn nested_keys_are_translated() {
+    let words = "grpo data.train_files=d actor_rollout_ref.model.path=m actor_rollout_ref.rollout.n=4 \
+                 actor_rollout_ref.actor.ppo_mini_batch_size=3 algorithm.adv_estimator=grpo trainer.logger=['console','wandb'] \
+                 actor_rollout_ref.actor.use_kl_loss=False trainer.save_freq=-1 +trainer.nnodes=1";
+    let (got, _) = accepted(line(words), words);
+    for part in [
+        "--data d",
+        "--model m",
+        "--num-generations 4",
+        "--per-device-train-batch-size 4 --gradient-accumulation-steps 3",
+        "--report-to wandb",
+        "--beta 0",
+        "--save-steps 0",
+        "--out checkpoints/project/experiment",
+    ] {
+        assert!(got.contains(part), "{part}: {got}");
+    }
+    let message =
+        refused(line("grpo data.train_files=d actor_rollout_ref.model.path=m algorithm.adv_estimator=gae"), "gae");
+    assert!(message.contains("algorithm.adv_estimator=gae: reel's advantage is GRPO's"), "{message}");
+}
+
+#[test]
+fn servers_and_load_tests_are_translated() {
+    let (words, _) = accepted(line("serve m --max-model-len 4k --tensor-parallel-size 1 --max-num-seqs 8"), "serve");
+    assert_eq!(words, "serve --model m --max-model-len 4000 --batch-size 8");
+    let message = refused(line("serve m --host 0.0.0.0"), "host");
+    assert!(message.contains("--host 0.0.0.0: can be reached from other machines"), "{message}");
+    assert!(corrected(&message).contains(&"--no-auth".to_string()), "{message}");
+    let key = [("VLLM_API_KEY".to_string(), "k".to_string())];
+    let words: Vec<String> = "serve m --host 0.0.0.0".split(' ').map(String::from).collect();
+    accepted(translated(&words, &key), "with a key");
+    let (words, _) =
+        accepted(line("bench serve --host 0.0.0.0 --port 8001 --backend openai --random-input-len 9"), "bench");
+    assert_eq!(words, "bench serve --prompt-tokens 9 --url http://127.0.0.1:8001 --endpoint completions");
+}
+
+#[test]
+fn commands_of_reel_are_not_touched() {
+    for words in [
+        "sft --model m --data d --out o --lora-r 8 --lora-target-modules all-linear --report-to wandb,tensorboard",
+        "sft --model m --data d --out o --optim adamw-8bit --eval-steps 5 --eval-benchmark mmvu",
+        "grpo --model m --data d --out o --reward-weights accuracy=2 --top-k 0 --warmup-steps 3",
+        "serve --model m --host 0.0.0.0",
+        "eval --model m --benchmark mmvu --data d --out o",
+        "eval compare a b",
+        "resize --hight 3",
+        "bench --compare a b",
+        "sft --help --use_vllm",
+        "frobnicate",
+    ] {
+        assert_eq!(line(words), Outcome::Unchanged, "{words}");
+    }
+}
+
+#[test]
+fn variables_of_the_environment_set_options() {
+    let set = [("VIDEO_MAX_PIXELS", "50176"), ("FPS_MAX_FRAMES", "12"), ("NFRAMES", "x"), ("NPROC_PER_NODE", "8")];
+    let set = set.map(|(name, value)| (name.to_string(), value.to_string()));
+    let words: Vec<String> = "sft --model m --data d --out o --max-frames 6".split(' ').map(String::from).collect();
+    let (got, notes) = accepted(translated(&words, &set), "variables");
+    assert!(got.ends_with("--max-frames 6 --video-max-pixels 50176"), "{got}");
+    assert_eq!(notes, ["note: from the environment: --video-max-pixels 50176 (VIDEO_MAX_PIXELS)"]);
+    let words: Vec<String> = [words, vec!["--tf32".into()]].concat();
+    let (_, notes) = accepted(translated(&words, &set), "processes");
+    let wanted = "--gpus 8; with any number of them --gradient-accumulation-steps 8 keeps";
+    assert!(notes.iter().any(|note| note.contains(wanted)), "{notes:?}");
+}
+
+#[test]
+fn defaults_of_the_program_are_stated_once() {
+    let (_, notes) = accepted(line("sft --model m --data d --out o --use_liger_kernel --dataset_num_proc 4"), "trl");
+    let stated: Vec<_> = notes.iter().filter(|note| note.starts_with("note: not given, and TRL ")).collect();
+    assert_eq!(stated.len(), 1, "{notes:?}");
+    assert!(
+        stated[0].contains("--learning-rate 1e-6 (learning_rate 2e-5)") || stated[0].contains("0.000001"),
+        "{stated:?}"
+    );
+    assert!(!stated[0].contains("--out"), "{stated:?}");
+}
+
+/// Every rule of the table exists, and every option that the table sets is one of the command.
+#[test]
+fn the_table_names_rules_and_options_that_exist() {
+    let root = parser();
+    for row in foreign_options::rows() {
+        for command in &row.commands {
+            let paths: &[&str] = match *command {
+                "train" => &["sft", "grpo"],
+                "bench" => &["bench serve"],
+                "all" => continue,
+                own => &[own],
+            };
+            let has = |path: &str, option: &str| {
+                let parser = path.split(' ').fold(root, |parser, name| parser.find_subcommand(name).expect(path));
+                words::own_argument(parser, option).is_some()
+            };
+            for target in row.targets() {
+                assert!(paths.iter().any(|path| has(path, target)), "{:?}: {target}", row.names);
+            }
+        }
+        for rule in row.becomes.iter().filter_map(|becomes| becomes.strip_prefix('@')) {
+            let command = if row.commands.contains(&"train") { "grpo" } else { row.commands[0] };
+            let path = if command == "bench" { "bench serve" } else { command };
+            let words: Vec<String> = path.split(' ').map(String::from).collect();
+            let line = words::split(root, &words).expect("a command");
+            let surroundings = Surroundings { variable: &|_| None, processes: 1 };
+            let mut translation = Translation::new(line, command.to_string(), &surroundings);
+            let given = words::Given { name: row.names[0].0.into(), written: "--x".into(), values: vec!["1".into()] };
+            // A rule that is not there ends this test by an assertion.
+            let _ = rules::apply(rule, &given, &mut translation);
+        }
+    }
+}
+
+/// The page of the documentation has the table of options and of defaults.
+#[test]
+fn the_documentation_has_the_tables() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/coming-from.md");
+    let page = fs::read_to_string(path).unwrap();
+    let (before, rest) = page.split_once("<!-- tables -->\n").expect("the mark of the tables");
+    let wanted = format!("{before}<!-- tables -->\n{}", tables());
+    if rest != tables() && std::env::var_os("REEL_WRITE_DOCS").is_some() {
+        fs::write(path, wanted).unwrap();
+        return;
+    }
+    assert!(rest == tables(), "docs/coming-from.md differs from the tables; run this test with REEL_WRITE_DOCS=1");
+}
+
+/// The tables as Markdown: the options by class, then the defaults.
+fn tables() -> String {
+    use std::fmt::Write;
+    let mut text = String::new();
+    for class in [
+        foreign_options::OptionClass::Same,
+        foreign_options::OptionClass::Harmless,
+        foreign_options::OptionClass::Result,
+        foreign_options::OptionClass::Off,
+    ] {
+        let title = match class {
+            foreign_options::OptionClass::Same => "Same meaning: accepted",
+            foreign_options::OptionClass::Harmless => "No effect here: accepted, named in one note",
+            foreign_options::OptionClass::Result => "Changes the result: refused",
+            foreign_options::OptionClass::Off => "Off: as absent",
+        };
+        let _ = write!(text, "\n## {title}\n\n| options | programs | commands | in reel |\n|---|---|---|---|\n");
+        for row in foreign_options::rows().iter().filter(|row| row.class == class) {
+            let names = row.names.iter().map(|(name, value)| match value {
+                Some(value) => format!("`{name}={value}`"),
+                None => format!("`{name}`"),
+            });
+            let names = names.collect::<Vec<_>>().join(" ");
+            let becomes: Vec<String> = row
+                .becomes
+                .iter()
+                .filter(|b| !b.starts_with('@'))
+                .map(|b| format!("`{}`", b.replace("?=", "=").replace("=$", "")))
+                .collect();
+            let reel = match (becomes.is_empty(), row.reason.is_empty()) {
+                (true, true) if row.becomes.is_empty() => "as reel does".to_string(),
+                (true, true) => "by its value".to_string(),
+                (false, true) => becomes.join(" "),
+                _ => row.reason.replace('|', "/"),
+            };
+            let programs = row.programs.iter().map(|p| if *p == "guess" { "(users)" } else { p }).collect::<Vec<_>>();
+            let _ = writeln!(text, "| {names} | {} | {} | {reel} |", programs.join(", "), row.commands.join(", "));
+        }
+    }
+    let _ = write!(text, "\n## Defaults that differ\n");
+    for (program, version) in foreign_options::PROGRAMS.iter() {
+        let _ =
+            write!(text, "\n`{program}`: {version}\n\n| command | option of reel | default there |\n|---|---|---|\n");
+        for default in foreign_options::defaults().iter().filter(|default| default.program == *program) {
+            let option = default.option.replace('_', "-");
+            let _ = writeln!(text, "| {} | `--{option} {}` | {} |", default.command, default.value, default.words);
+        }
+    }
+    text
+}

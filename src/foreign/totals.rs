@@ -1,0 +1,287 @@
+//! What several options say together, when all of them are read: the weights that are trained, the batch, the rewards,
+//! the server's address.
+
+use super::translation::Translation;
+use super::{environment, peers};
+
+/// Combines the options.
+pub fn apply(t: &mut Translation) {
+    for fallback in std::mem::take(&mut t.fallbacks) {
+        if !t.is_set(&fallback.name) {
+            t.add(&fallback.name, fallback.values, &fallback.shown);
+        }
+    }
+    match t.command.as_str() {
+        "sft" | "grpo" => {
+            evaluation_of_training(t);
+            if t.is_foreign {
+                data(t);
+                peers::name_output(t);
+            }
+            trained_weights(t);
+            if t.command == "grpo" {
+                rewards(t);
+                divergence(t);
+            }
+            environment::batch(t);
+        }
+        "serve" if t.is_foreign => server(t),
+        "eval" if t.is_foreign => evaluation(t),
+        "bench" if t.is_foreign => load_test(t),
+        _ => {}
+    }
+}
+
+/// ms-swift's `DATA#1000` (the number of rows) and `DATA:all` (the subset).
+fn data(t: &mut Translation) {
+    let Some(setting) = t.settings.iter().find(|setting| setting.name == "data").cloned() else { return };
+    let path = setting.values.join(",");
+    let exists = |path: &str| std::path::Path::new(path).exists();
+    if !exists(&path)
+        && let Some((file, rows)) = path.split_once('#').filter(|(_, rows)| rows.parse::<u64>().is_ok())
+        && exists(file.trim_end_matches(":all"))
+    {
+        let (file, rows) = (file.trim_end_matches(":all").to_string(), rows.to_string());
+        t.replace("data", &file, &setting.shown);
+        if !t.is_set("max_samples") {
+            t.add("max_samples", vec![rows], &setting.shown);
+        }
+    } else if let Some(file) = path.strip_suffix(":all").filter(|file| !exists(&path) && exists(file)) {
+        t.replace("data", file, &setting.shown);
+    } else {
+        t.replace("data", &path, &setting.shown);
+    }
+}
+
+/// An interval of evaluation is reel's own if a benchmark is named; else it is for a loss that reel does not compute.
+fn evaluation_of_training(t: &mut Translation) {
+    let Some(steps) = t.parts.remove("eval_steps") else { return };
+    let shown = t.parts.remove("eval_steps_shown").unwrap_or_default();
+    match !t.is_foreign || t.is_set("eval_benchmark") || t.is_set("eval_data") {
+        true => t.add("eval_steps", vec![steps], &shown),
+        false => t.harmless.push((shown, "evaluation during training: it does not change the weights")),
+    }
+}
+
+/// LoRA or all weights, and which parts of the model are frozen.
+fn trained_weights(t: &mut Translation) {
+    let weights = t.weights.clone();
+    let program = peers::program(t);
+    let all_linear = t.parts.remove("all_linear");
+    let adapter_options = ["lora_r", "lora_alpha", "lora_target_modules"];
+    if t.number_of("lora_r") == Some(0.0) || weights.lora == Some(false) {
+        for name in adapter_options {
+            t.remove(name);
+        }
+    }
+    let names_an_adapter = t.is_set("lora_r") || t.is_set("lora_alpha") || t.is_set("lora_target_modules");
+    let wants = weights.lora == Some(true) || (t.is_foreign && weights.lora.is_none() && names_an_adapter);
+    if wants && !t.is_set("lora_r") {
+        let (rank, alpha) = if program == "trl" { ("16", "32") } else { ("8", "32") };
+        t.add("lora_r", vec![rank.into()], "LoRA");
+        if !t.is_set("lora_alpha") && program != "llamafactory" {
+            t.add("lora_alpha", vec![alpha.into()], "LoRA");
+        }
+    }
+    let is_adapter = t.is_set("lora_r");
+    if let Some(shown) = all_linear.filter(|_| is_adapter) {
+        // Without a list of layers, reel adapts all linear layers of the decoder.
+        let own = t.parts.contains_key("all_linear_own") || program == "trl";
+        let with_tower = weights.tower_frozen == Some(false) || (own && weights.tower_frozen.is_none());
+        if with_tower && !t.is_set("lora_target_modules") {
+            t.add("lora_target_modules", vec!["all-linear".into()], &shown);
+        }
+    }
+    if is_adapter { frozen_beside_an_adapter(t, program) } else { frozen_parts(t) }
+}
+
+/// With LoRA no weight of the model is trained, so freezing says which parts get no adapter.
+fn frozen_beside_an_adapter(t: &mut Translation, program: &str) {
+    let weights = t.weights.clone();
+    if weights.tower_frozen == Some(true) {
+        t.add("freeze_vision", vec!["true".into()], &weights.tower_shown);
+    }
+    let has_rates = t.is_set("learning_rate_vision") || t.is_set("learning_rate_merger");
+    if weights.tower_frozen == Some(false) && program == "qwen-finetune" {
+        let what = "trains the tower's own weights beside an adapter of the decoder, which reel cannot";
+        let help = "leave it out: the tower is frozen; or train all weights (no LoRA), or adapt the tower too with \
+                    --lora-target-modules all-linear";
+        t.refuse(&weights.tower_shown, what, help);
+    }
+    if has_rates && t.is_foreign && !t.is_set("lora_target_modules") {
+        for name in ["learning_rate_vision", "learning_rate_merger"] {
+            if let Some(setting) = t.remove(name) {
+                let what = "is a learning rate of weights that have no adapter";
+                t.refuse(&setting.shown, what, "leave it out, or name their layers in --lora-target-modules");
+            }
+        }
+    }
+    if weights.decoder_frozen == Some(true) && program != "qwen-finetune" {
+        let help = "leave it out, or name the layers that get an adapter in --lora-target-modules";
+        t.refuse(&weights.decoder_shown, "leaves the decoder without an adapter", help);
+    }
+}
+
+/// Without LoRA the tower, its merger and the decoder are trained unless they are frozen.
+fn frozen_parts(t: &mut Translation) {
+    let weights = t.weights.clone();
+    let tower = weights.tower_frozen.unwrap_or(false);
+    if tower {
+        t.add("freeze_vision", vec!["true".into()], &weights.tower_shown);
+    }
+    if let Some(merger) = weights.merger_frozen.filter(|merger| *merger != tower) {
+        t.add("freeze_merger", vec![merger.to_string()], "the merger");
+    }
+    if weights.decoder_frozen == Some(true) {
+        t.add("freeze_llm", vec!["true".into()], &weights.decoder_shown);
+    }
+    let merger = weights.merger_frozen.unwrap_or(tower);
+    for (frozen, name) in [(tower, "learning_rate_vision"), (merger, "learning_rate_merger")] {
+        if frozen
+            && t.is_foreign
+            && let Some(setting) = t.remove(name)
+        {
+            t.harmless.push((setting.shown, "learning rates of frozen weights"));
+        }
+    }
+}
+
+/// TRL's and ms-swift's names of rewards, as weights of reel's: a reward that is not named has the weight 0.
+fn rewards(t: &mut Translation) {
+    let weights = t.parts.remove("reward_weights");
+    let weights_shown = t.parts.remove("reward_weights_shown").unwrap_or_default();
+    let Some(names) = t.parts.remove("reward_funcs") else {
+        if let Some(weights) = weights {
+            t.add("reward_weights", vec![weights], &weights_shown);
+        }
+        return;
+    };
+    let shown = t.parts.remove("reward_funcs_shown").unwrap_or_default();
+    let numbers: Vec<String> = weights.iter().flat_map(|text| text.split(',').map(str::to_string)).collect();
+    let mut chosen: Vec<(&str, String)> = Vec::new();
+    for (at, name) in names.split(',').filter(|name| !name.is_empty()).enumerate() {
+        let weight = numbers.get(at).cloned().unwrap_or_else(|| "1".into());
+        match name {
+            "accuracy" | "accuracy_reward" | "external_accuracy" => chosen.push(("accuracy", weight)),
+            "format" | "think_format_reward" | "format_reward" | "external_format" => chosen.push(("format", weight)),
+            _ => {
+                let what = format!("has {name}, which is not a reward of reel (accuracy and format are)");
+                let help = "give --reward-command CMD (examples/rewards.py runs functions written for TRL)";
+                t.refuse(&shown, &what, help);
+            }
+        }
+    }
+    let weight = |name: &str| chosen.iter().find(|(own, _)| *own == name).map_or("0", |(_, weight)| weight);
+    let all = format!("accuracy={},format={}", weight("accuracy"), weight("format"));
+    if !chosen.is_empty() && !t.is_set("reward_command") {
+        if all != "accuracy=1,format=1" {
+            t.add("reward_weights", vec![all], &shown);
+        }
+        if !t.is_set("len_control") {
+            t.add("len_control", vec!["false".into()], &shown);
+        }
+    }
+}
+
+/// The coefficient of the KL term, and whether there is one.
+fn divergence(t: &mut Translation) {
+    let coefficient = t.parts.remove("kl_coef");
+    let shown = t.parts.remove("kl_coef_shown").unwrap_or_default();
+    match (t.parts.remove("no_kl"), coefficient) {
+        (Some(shown), _) if !t.is_set("beta") => t.add("beta", vec!["0".into()], &shown),
+        (None, Some(value)) if !t.is_set("beta") => t.add("beta", vec![value], &shown),
+        _ => {}
+    }
+}
+
+/// vLLM answers everybody that reaches it; reel wants a key, or the word that none is meant.
+fn server(t: &mut Translation) {
+    if !t.is_set("model") {
+        // A switch of another program with the model behind it.
+        let path = |text: &str| text.contains('/') || std::path::Path::new(text).exists();
+        let found = t.harmless_values.iter().find(|value| path(value)).cloned();
+        if let Some(model) = found {
+            t.add("model", vec![model], "model");
+        }
+    }
+    let host = t.value_of("host").unwrap_or("127.0.0.1").to_string();
+    let is_local = ["localhost", "::1"].contains(&host.as_str()) || host.starts_with("127.");
+    let has_key =
+        t.is_set("api_key") || t.is_set("api_key_file") || (t.surroundings.variable)("VLLM_API_KEY").is_some();
+    if !is_local && !has_key && !t.is_set("no_auth") {
+        let what = "can be reached from other machines, and there is no API key";
+        let help = "give --api-key-file FILE (or set VLLM_API_KEY), or --no-auth to serve everybody, as vLLM does";
+        t.refuse(&format!("--host {host}"), what, help);
+        t.add("no_auth", Vec::new(), "--host");
+    }
+}
+
+fn evaluation(t: &mut Translation) {
+    if t.parts.contains_key("model_args") {
+        // `--model` of lmms-eval names the class that runs the model.
+        t.remove("model");
+        let endpoint = t.is_set("endpoint");
+        match t.parts.remove("pretrained") {
+            Some(model) if !endpoint => t.add("model", vec![model], "--model_args pretrained"),
+            Some(model) if !t.is_set("endpoint_model") => t.add("endpoint_model", vec![model], "--model_args model"),
+            _ => {}
+        }
+        if !endpoint {
+            t.remove("endpoint_model");
+        }
+    }
+    let variable = |name: &str| (t.surroundings.variable)(name).filter(|value| !value.is_empty());
+    let base = variable("OPENAI_API_BASE").or(variable("OPENAI_BASE_URL"));
+    let data = variable("LMUData");
+    if t.parts.contains_key("vlmevalkit") {
+        let model = t.value_of("model").unwrap_or_default().to_string();
+        let is_served = ["gpt", "claude", "gemini", "qwen-vl-max", "lmdeploy"]
+            .iter()
+            .any(|start| model.to_ascii_lowercase().starts_with(start));
+        if is_served {
+            t.remove("model");
+            let url = base.unwrap_or_else(|| "http://127.0.0.1:8000/v1".into());
+            t.add("endpoint", vec![url.trim_end_matches("/chat/completions").to_string()], "OPENAI_API_BASE");
+            t.add("endpoint_model", vec![model], "--model");
+        } else if model.starts_with("Qwen2.5-VL-") && !std::path::Path::new(&model).exists() {
+            t.replace("model", &format!("Qwen/{model}"), "--model");
+        }
+        if !t.is_set("out") {
+            t.add("out", vec!["outputs".into()], "VLMEvalKit's folder for results");
+        }
+        t.parts.entry("eval_data").or_insert(data.unwrap_or_else(|| "LMUData".into()));
+    }
+    let needs_data = !t.is_set("data") && !t.is_set("score_only");
+    if needs_data && !t.parts.contains_key("eval_data") {
+        t.refuse("--data", "is missing", "give the folder with the benchmarks' own files, as published");
+        t.add("data", vec!["DATA".into()], "--data");
+    }
+    if let Some(folder) = t.parts.remove("eval_data").filter(|_| needs_data) {
+        t.add("data", vec![folder.clone()], "the program's folder of data");
+        if !std::path::Path::new(&folder).exists() {
+            let what = format!("is missing: that program downloads benchmarks, or reads them from {folder}");
+            t.refuse("--data", &what, "give the folder with the benchmarks' own files, as published");
+        }
+    }
+}
+
+/// The server's address, and the file for the result.
+fn load_test(t: &mut Translation) {
+    let (host, port) = (t.parts.remove("host"), t.parts.remove("port"));
+    if (host.is_some() || port.is_some()) && !t.is_set("url") {
+        // A client cannot reach the address that means all addresses of a server.
+        let host = host.filter(|host| !["0.0.0.0", "::"].contains(&host.as_str())).unwrap_or("127.0.0.1".into());
+        t.add("url", vec![format!("http://{host}:{}", port.unwrap_or("8000".into()))], "--host, --port");
+    }
+    if let Some(api) = t.parts.remove("endpoint").filter(|_| !t.is_set("endpoint")) {
+        t.add("endpoint", vec![api], "--backend");
+    }
+    let (folder, file) = (t.parts.remove("result_dir"), t.parts.remove("result_filename"));
+    if t.parts.remove("save_result").is_some() && !t.is_set("out") {
+        let file = file.unwrap_or_else(|| "reel-bench-serve.json".into());
+        let folder = folder.filter(|folder| std::path::Path::new(folder).is_dir());
+        let path = folder.map_or(file.clone(), |folder| format!("{}/{file}", folder.trim_end_matches('/')));
+        t.notes.push(format!("note: the result goes to {path} (--out)"));
+        t.add("out", vec![path], "--save-result");
+    }
+}

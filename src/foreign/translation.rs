@@ -1,0 +1,383 @@
+//! Turns the options of a command line and of its configuration file into options of reel, by the rows of the table.
+
+use std::collections::BTreeMap;
+
+use clap::{ArgAction, Command};
+use reel_runs::foreign_options::{self, OptionClass, OptionRow};
+use reel_runs::option_names;
+
+use super::words::{CommandLine, Given, option_words, own_argument};
+use super::{Surroundings, config, rules};
+use crate::number_kind::number_kind;
+
+/// An option of reel with its values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The field name.
+    pub name: String,
+    /// The values; none for a switch.
+    pub values: Vec<String>,
+    /// The option as it was given, for messages.
+    pub shown: String,
+}
+
+/// An option that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The option as it was given.
+    pub shown: String,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub help: String,
+}
+
+/// What the rows of several options say together about the weights that are trained.
+#[derive(Clone, Debug, Default)]
+pub struct TrainedWeights {
+    /// Whether LoRA is switched on or off by name.
+    pub lora: Option<bool>,
+    /// Whether the vision tower is frozen.
+    pub tower_frozen: Option<bool>,
+    /// Whether the merger is frozen.
+    pub merger_frozen: Option<bool>,
+    /// Whether the decoder is frozen.
+    pub decoder_frozen: Option<bool>,
+    /// The option that says that the tower is not frozen, for a message.
+    pub tower_shown: String,
+    /// The option that says that the decoder is frozen, for a message.
+    pub decoder_shown: String,
+}
+
+/// A command on its way from another program's options to reel's.
+pub struct Translation<'a> {
+    pub line: CommandLine<'a>,
+    /// The command as the table names it.
+    pub command: String,
+    pub surroundings: &'a Surroundings<'a>,
+    /// Whether an option, a value or an argument was given that is not one of reel's.
+    pub is_foreign: bool,
+    /// Whether a value of one of reel's options was written as another program writes it.
+    pub is_changed: bool,
+    pub settings: Vec<Setting>,
+    pub problems: Vec<Problem>,
+    /// Options without effect, each with its group.
+    pub harmless: Vec<(String, &'static str)>,
+    /// The last value of each option without effect: it may be an argument behind a switch.
+    pub harmless_values: Vec<String>,
+    pub notes: Vec<String>,
+    /// For each program, how many of the given options it has.
+    pub votes: BTreeMap<&'static str, usize>,
+    pub weights: TrainedWeights,
+    /// Values that a later stage combines, by a name of their own.
+    pub parts: BTreeMap<&'static str, String>,
+    /// Values of options that are set if the command does not set them.
+    pub fallbacks: Vec<Setting>,
+    /// The options that the configuration file sets, if it stays a file.
+    pub set_by_file: Vec<String>,
+    /// The options that were given by their own names.
+    own_names: Vec<String>,
+    /// Whether names are written with underscores, as in Python's programs.
+    pub has_underscores: bool,
+}
+
+/// The values with which another program switches an option off.
+const OFF: [&str; 6] = ["false", "no", "none", "null", "off", ""];
+
+impl<'a> Translation<'a> {
+    pub fn new(line: CommandLine<'a>, command: String, surroundings: &'a Surroundings<'a>) -> Self {
+        Self {
+            line,
+            command,
+            surroundings,
+            is_foreign: false,
+            is_changed: false,
+            settings: Vec::new(),
+            problems: Vec::new(),
+            harmless: Vec::new(),
+            harmless_values: Vec::new(),
+            notes: Vec::new(),
+            votes: BTreeMap::new(),
+            weights: TrainedWeights::default(),
+            parts: BTreeMap::new(),
+            fallbacks: Vec::new(),
+            set_by_file: Vec::new(),
+            own_names: Vec::new(),
+            has_underscores: false,
+        }
+    }
+
+    /// Reads the arguments, the options, and the configuration file if it has options of another program.
+    pub fn read_options(&mut self) {
+        self.read_arguments();
+        self.has_underscores = self.line.given.iter().any(|given| given.written.contains('_'));
+        let all_given = std::mem::take(&mut self.line.given);
+        if all_given.iter().any(|given| ["benchmark", "score_only"].contains(&given.name.as_str())) {
+            self.parts.insert("benchmark_given", String::new());
+        }
+        all_given.iter().for_each(|given| self.read(given));
+        config::read_file(self);
+    }
+
+    /// Whether the command has the option `name`, a field name.
+    pub fn has_option(&self, name: &str) -> bool {
+        own_argument(self.line.command, name).is_some()
+    }
+
+    pub fn is_set(&self, name: &str) -> bool {
+        self.settings.iter().any(|setting| setting.name == name) || self.set_by_file.iter().any(|set| set == name)
+    }
+
+    /// The value of an option that is set on the command line.
+    pub fn value_of(&self, name: &str) -> Option<&str> {
+        self.settings.iter().find(|setting| setting.name == name)?.values.first().map(String::as_str)
+    }
+
+    pub fn number_of(&self, name: &str) -> Option<f64> {
+        self.value_of(name)?.parse().ok()
+    }
+
+    /// Removes an option, and returns it.
+    pub fn remove(&mut self, name: &str) -> Option<Setting> {
+        let at = self.settings.iter().position(|setting| setting.name == name)?;
+        Some(self.settings.remove(at))
+    }
+
+    /// Sets an option in place of an earlier value.
+    pub fn replace(&mut self, name: &str, value: &str, shown: &str) {
+        let setting = Setting { name: name.to_string(), values: vec![value.to_string()], shown: shown.to_string() };
+        match self.settings.iter_mut().find(|setting| setting.name == name) {
+            Some(earlier) => *earlier = setting,
+            None => self.settings.push(setting),
+        }
+    }
+
+    pub fn add(&mut self, name: &str, values: Vec<String>, shown: &str) {
+        self.settings.push(Setting { name: name.to_string(), values, shown: shown.to_string() });
+    }
+
+    pub fn refuse(&mut self, shown: &str, what: &str, help: &str) {
+        self.problems.push(Problem { shown: shown.to_string(), what: what.to_string(), help: help.to_string() });
+    }
+
+    /// Whether an option of the command can be given several times.
+    fn is_list(&self, name: &str) -> bool {
+        own_argument(self.line.command, name).is_some_and(|a| matches!(a.get_action(), ArgAction::Append))
+    }
+
+    /// Sets an option of reel. A second value for the same option is refused, unless it is the same one.
+    pub fn set(&mut self, name: &str, values: Vec<String>, given: &Given) {
+        let earlier = self.settings.iter().find(|setting| setting.name == name).cloned();
+        match earlier.filter(|_| !self.is_list(name)) {
+            Some(_) if given.name == name && self.own_names.contains(&given.name) => {
+                self.refuse(&given.written, "is given more than once", "give it once");
+            }
+            Some(earlier) if earlier.values == values => {}
+            Some(earlier) => {
+                let what = format!("sets the same option as {}", earlier.shown);
+                self.refuse(
+                    &given.shown(),
+                    &what,
+                    &format!("keep one of the two (the command below has {})", earlier.shown),
+                );
+            }
+            None => self.add(name, values, &given.shown()),
+        }
+        if option_names::field_name(&given.written) == name {
+            self.own_names.push(name.to_string());
+        }
+    }
+
+    /// Reads arguments that are not options: vLLM's model, hydra's `key=value`, and a configuration file.
+    fn read_arguments(&mut self) {
+        let mut others = Vec::new();
+        let positionals = self.line.command.get_positionals().count();
+        for word in std::mem::take(&mut self.line.arguments) {
+            let trains = ["sft", "grpo"].contains(&self.command.as_str()) && positionals == 0;
+            let key = word.split_once('=').map(|(key, value)| (key.trim_start_matches('+'), value));
+            match key {
+                Some(("config", value)) if trains => self.given_as_argument("config", &word, value),
+                Some((key, value)) if trains && key.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)) => {
+                    let written = key.to_string();
+                    let given = Given { name: key.to_string(), written, values: vec![value.to_string()] };
+                    self.is_foreign = true;
+                    self.read(&given);
+                }
+                _ if trains && [".yaml", ".yml"].iter().any(|end| word.ends_with(end)) => {
+                    self.given_as_argument("config", &word, &word);
+                }
+                _ if self.command == "serve" && positionals == 0 && !self.is_set("model") => {
+                    self.given_as_argument("model", &word, &word);
+                    self.vote(&["vllm"]);
+                }
+                _ => others.push(word),
+            }
+        }
+        self.line.arguments = others;
+    }
+
+    fn given_as_argument(&mut self, name: &str, word: &str, value: &str) {
+        self.is_foreign = true;
+        self.add(name, vec![value.to_string()], word);
+    }
+
+    pub fn vote(&mut self, programs: &[&'static str]) {
+        for program in programs.iter().filter(|program| **program != "guess") {
+            *self.votes.entry(program).or_default() += 1;
+        }
+    }
+
+    /// Reads one option: one of reel's, or one that the table has.
+    pub fn read(&mut self, given: &Given) {
+        let is_own = self.has_option(&given.name);
+        let value = given.value();
+        let name = given.name.clone();
+        let usable = |row: &OptionRow, wanted: Option<&str>| {
+            let has_rule = row.becomes.first().is_some_and(|becomes| becomes.starts_with('@'));
+            let fits = row.targets().all(|target| self.has_option(target));
+            fits && (!is_own || wanted.is_some() || has_rule)
+        };
+        let row = foreign_options::find(&name, value.as_deref(), &self.command, usable);
+        match row {
+            None if is_own => self.read_own(given),
+            None => self.read_unknown(given),
+            Some(row) => self.read_row(row, given, is_own),
+        }
+    }
+
+    fn read_own(&mut self, given: &Given) {
+        let argument = own_argument(self.line.command, &given.name);
+        let takes_none = argument.is_some_and(|a| {
+            let names = a.get_possible_values();
+            let is = |value: &String| names.iter().any(|own| own.matches(value, true));
+            number_kind(a.get_value_parser()).is_some() || (!names.is_empty() && !given.values.iter().any(is))
+        });
+        let is_none =
+            given.value().is_some_and(|value| ["none", "null"].contains(&value.to_ascii_lowercase().as_str()));
+        if takes_none && is_none {
+            self.is_changed = true;
+            return;
+        }
+        let is_one_list = argument.is_some_and(|a| a.get_value_delimiter().is_some());
+        let values = match given.value().filter(|_| is_one_list && given.values.len() > 1) {
+            Some(joined) => {
+                self.is_changed = true;
+                vec![joined]
+            }
+            None => given.values.clone(),
+        };
+        self.set(&given.name, values, given);
+    }
+
+    fn read_row(&mut self, row: &'static OptionRow, given: &Given, is_own: bool) {
+        let value = given.value();
+        let is_off = value.as_deref().is_some_and(|value| OFF.contains(&value.to_ascii_lowercase().as_str()));
+        if !is_own {
+            self.is_foreign = true;
+            self.vote(&row.programs);
+        } else if row.class != OptionClass::Same {
+            self.is_foreign = true;
+        } else {
+            self.is_changed |= !row.becomes.iter().any(|becomes| becomes.starts_with('@'));
+        }
+        let names_off =
+            row.names.iter().any(|(name, value)| *name == given.name && value.is_some_and(|v| OFF.contains(&v)));
+        match row.class {
+            OptionClass::Off => {}
+            _ if row.class != OptionClass::Same && is_off && !names_off => {}
+            OptionClass::Harmless => {
+                self.harmless.push((given.written.clone(), row.reason));
+                self.harmless_values.extend(given.values.last().cloned());
+                self.set_targets(row, given);
+            }
+            OptionClass::Result => {
+                let (what, help) = row.problem();
+                self.refuse(&given.shown(), what, help);
+                self.set_targets(row, given);
+            }
+            OptionClass::Same => self.set_targets(row, given),
+        }
+    }
+
+    /// Sets the options that a row names.
+    fn set_targets(&mut self, row: &'static OptionRow, given: &Given) {
+        let value = given.value();
+        for becomes in &row.becomes {
+            if let Some(rule) = becomes.strip_prefix('@') {
+                match rules::apply(rule, given, self) {
+                    rules::Next::Stop => return,
+                    rules::Next::Continue => continue,
+                }
+            }
+            let (target, wanted) =
+                becomes.split_once('=').map_or((*becomes, None), |(name, value)| (name, Some(value)));
+            let (target, only_if_unset) = target.strip_suffix('?').map_or((target, false), |target| (target, true));
+            if only_if_unset {
+                let value = wanted.filter(|wanted| *wanted != "$").map(str::to_string).or(value.clone());
+                let values = value.into_iter().collect();
+                self.fallbacks.push(Setting { name: target.to_string(), values, shown: given.shown() });
+                continue;
+            }
+            let value = match wanted {
+                Some("$") => value.clone(),
+                other => other.map(str::to_string),
+            };
+            // An option of reel that is reached by another name has rules and values of its own.
+            match value {
+                Some(value) if target != given.name && wanted == Some("$") && is_absent(&value) => {}
+                Some(value) if target != given.name && wanted == Some("$") => {
+                    let renamed =
+                        Given { name: target.to_string(), written: given.written.clone(), values: vec![value] };
+                    self.read(&renamed);
+                }
+                value => self.set(target, value.into_iter().collect(), given),
+            }
+        }
+    }
+
+    fn read_unknown(&mut self, given: &Given) {
+        let is_number = given.value().map(|value| value.parse::<f64>().is_ok());
+        let fits = |argument: &&clap::Arg| match is_number {
+            Some(is_number) => {
+                argument.get_action().takes_values()
+                    && (is_number || number_kind(argument.get_value_parser()).is_none())
+            }
+            None => true,
+        };
+        let longs = self.line.command.get_arguments().filter(fits).filter_map(clap::Arg::get_long);
+        let names: Vec<String> = longs.map(|long| long.replace('-', "_")).collect();
+        let similar = option_names::most_similar(&given.name, names.iter().map(String::as_str));
+        let path = self.line.path.join(" ");
+        let what = format!("is not an option of reel {path}");
+        match similar {
+            Some(similar) => {
+                self.refuse(&given.shown(), &what, &format!("did you mean --{}?", similar.replace('_', "-")));
+                if !self.is_set(similar) {
+                    self.add(similar, given.values.clone(), &given.shown());
+                }
+            }
+            None => self.refuse(
+                &given.shown(),
+                &format!("{what}, nor known as an option of another program"),
+                "leave it out",
+            ),
+        }
+    }
+
+    /// The words of the translated command after the program's name.
+    pub fn words(&self) -> Vec<String> {
+        let options = self.settings.iter().flat_map(|s| option_words(self.line.command, &s.name, &s.values));
+        let own = self.line.before.iter().chain(&self.line.path).cloned();
+        own.chain(options).chain(self.line.arguments.iter().cloned()).collect()
+    }
+
+    /// The parser of the command.
+    pub fn parser(&self) -> &'a Command {
+        self.line.command
+    }
+}
+
+/// Whether a value means that the option is not given.
+pub fn is_absent(value: &str) -> bool {
+    ["none", "null", ""].contains(&value.to_ascii_lowercase().as_str())
+}

@@ -1,0 +1,162 @@
+//! Splits the words of a command line into options with their values, and writes options as words.
+
+use clap::{Arg, ArgAction, Command};
+use reel_runs::option_names;
+
+/// An option as it was given, before it is known whether reel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The field name: `learning_rate` for `--learning-rate`; the whole key for `data.train_files=…`.
+    pub name: String,
+    /// The name as it was written, for messages: `--use_vllm`, or `run.yaml: use_vllm`.
+    pub written: String,
+    /// The values; none for a switch without one.
+    pub values: Vec<String>,
+}
+
+/// A command line whose command is known.
+#[derive(Debug)]
+pub struct CommandLine<'a> {
+    /// The words before the command: common options.
+    pub before: Vec<String>,
+    /// The names of the command, such as `bench` and `serve`.
+    pub path: Vec<String>,
+    /// The parser of the command.
+    pub command: &'a Command,
+    /// The options, in order.
+    pub given: Vec<Given>,
+    /// Arguments that are not options.
+    pub arguments: Vec<String>,
+}
+
+impl Given {
+    /// All values as one text, with commas between them; `None` for a switch without a value.
+    pub fn value(&self) -> Option<String> {
+        match &self.values[..] {
+            [] => None,
+            [one] => Some(one.clone()),
+            several => {
+                let parts = several.iter().map(|value| value.trim_end_matches(',')).filter(|value| !value.is_empty());
+                Some(parts.collect::<Vec<_>>().join(","))
+            }
+        }
+    }
+
+    /// The option with its values, as a message shows it.
+    pub fn shown(&self) -> String {
+        match self.value() {
+            Some(value) if self.written.contains('.') && !self.written.starts_with("--") => {
+                let separator = if self.written.contains(": ") { ": " } else { "=" };
+                format!("{}{separator}{}", self.written, shortened(&value))
+            }
+            Some(value) => format!("{} {}", self.written, shortened(&value)),
+            None => self.written.clone(),
+        }
+    }
+}
+
+fn shortened(value: &str) -> String {
+    const MAX: usize = 60;
+    let mut text: String = value.chars().take(MAX).collect();
+    if value.chars().count() > MAX {
+        text.push('…');
+    }
+    text
+}
+
+/// Whether a word begins an option: `--name`, or one dash and a letter. Negative numbers do not.
+fn is_option(word: &str) -> bool {
+    let name = word.trim_start_matches('-');
+    word.starts_with('-') && name.starts_with(|c: char| c.is_ascii_alphabetic()) && !["inf", "nan"].contains(&name)
+}
+
+/// The argument of `command` with the long name or its alias `name`, a field name.
+pub fn own_argument<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    command.get_arguments().find(|argument| argument.get_long().is_some_and(|long| long.replace('-', "_") == name))
+}
+
+/// The most words that are values of an option of reel. Python's programs write lists as several words, so options of
+/// training take all words up to the next option, and so do the options of a server that may be repeated.
+fn max_values(argument: &Arg, path: &[String]) -> usize {
+    let trains = path.first().is_some_and(|name| ["sft", "grpo"].contains(&name.as_str()));
+    let is_repeated = matches!(argument.get_action(), ArgAction::Append);
+    match argument.get_action().takes_values() {
+        false => 0,
+        true if trains || (is_repeated && path.first().is_some_and(|name| name == "serve")) => usize::MAX,
+        true => argument.get_num_args().map_or(1, |range| range.max_values()),
+    }
+}
+
+/// Splits the words of a command line after the program's name. `None` if they name no command, or a group of commands.
+pub fn split<'a>(root: &'a Command, words: &[String]) -> Option<CommandLine<'a>> {
+    let start = words.iter().position(|word| root.find_subcommand(word).is_some())?;
+    let (mut command, mut path, mut at) = (root, Vec::new(), start);
+    while let Some(inner) = words.get(at).and_then(|word| command.find_subcommand(word)) {
+        command = inner;
+        path.push(words[at].clone());
+        at += 1;
+    }
+    if command.is_subcommand_required_set() {
+        return None;
+    }
+    let mut line =
+        CommandLine { before: words[..start].to_vec(), path, command, given: Vec::new(), arguments: Vec::new() };
+    while at < words.len() {
+        let word = &words[at];
+        at += 1;
+        if word == "--" {
+            line.arguments.extend(words[at..].iter().cloned());
+            break;
+        }
+        if !is_option(word) {
+            line.arguments.push(word.clone());
+            continue;
+        }
+        if let [b'-', letter] = word.as_bytes()
+            && letter.is_ascii_alphabetic()
+        {
+            line.before.push(word.clone());
+            continue;
+        }
+        let (written, joined) = match word.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_string())),
+            None => (word.as_str(), None),
+        };
+        let name = option_names::field_name(written);
+        let mut values: Vec<String> = joined.into_iter().collect();
+        let has_joined_value = !values.is_empty();
+        let most = own_argument(command, &name).map_or(usize::MAX, |argument| max_values(argument, &line.path));
+        while !has_joined_value && values.len() < most && words.get(at).is_some_and(|next| !is_option(next)) {
+            values.push(words[at].clone());
+            at += 1;
+        }
+        line.given.push(Given { name, written: written.to_string(), values });
+    }
+    Some(line)
+}
+
+/// Writes an option of reel with its values as words.
+pub fn option_words(command: &Command, name: &str, values: &[String]) -> Vec<String> {
+    let long = format!("--{}", name.replace('_', "-"));
+    let argument = own_argument(command, name);
+    let is_switch =
+        argument.is_some_and(|argument| matches!(argument.get_action(), ArgAction::SetTrue | ArgAction::Count));
+    match values {
+        [] => vec![long],
+        [value] if is_switch => match value.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "1" | "on" => vec![long],
+            _ => Vec::new(),
+        },
+        [value] if value.starts_with('-') => vec![format!("{long}={value}")],
+        values => std::iter::once(long).chain(values.iter().cloned()).collect(),
+    }
+}
+
+/// Quotes a word for a shell, if it needs it.
+pub fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_string(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}

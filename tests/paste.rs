@@ -1,0 +1,205 @@
+//! Published commands of other programs run on a tiny model, or end with one message whose corrected command runs.
+//! `tests/paste/README.md` says where the commands come from; `src/foreign/tests.rs` translates all of them.
+
+#[path = "support/server.rs"]
+mod server;
+mod support;
+#[path = "support/tensors.rs"]
+mod tensors;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use server::Server;
+use support::{FinishedRun, finished_run, reel, run_in, tiny_model};
+use tensors::read_tensors;
+
+/// Options that keep a run short.
+const SHORT: &str = "--max-steps 1 --device cpu --overwrite --save-steps 0";
+
+fn rows() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/paste/rows")
+}
+
+/// A folder with a tiny model `tiny`, and the rows with their media.
+fn workshop() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    tiny_model(folder.path());
+    for entry in std::fs::read_dir(rows()).expect("the rows") {
+        let path = entry.expect("an entry").path();
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("a copy");
+    }
+    folder
+}
+
+/// A published command, with MODEL and DATA filled in.
+fn published(folder: &Path, id: &str) -> (Vec<String>, Vec<(String, String)>) {
+    let all: Value = serde_json::from_str(include_str!("paste/commands.json")).expect("JSON");
+    let entry = all.as_array().expect("a list").iter().find(|entry| entry["id"] == id).expect("the command");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+    let data = text(&entry["rows"]);
+    let mut words: Vec<String> = text(&entry["command"]).split(' ').map(String::from).collect();
+    match entry["words"].as_array() {
+        Some(list) => words.extend(list.iter().map(|word| {
+            let word = text(word);
+            word.replace("DATA", &data).replace("MODEL", "tiny").replace("MEDIA", ".")
+        })),
+        None => {
+            let config = text(&entry["config"]).replace("DATA", &data).replace("MODEL", "tiny");
+            let config = config.replace("hiyouga/math12k@train", &data).replace("Qwen/Qwen2.5-7B-Instruct", "tiny");
+            std::fs::write(folder.join("run.yaml"), config).expect("a file");
+            words.extend(["--config".into(), "run.yaml".into()]);
+        }
+    }
+    let environment = entry["environment"].as_object().expect("an object");
+    // The number of visible GPUs is the test's own.
+    let environment = environment.iter().filter(|(name, _)| *name != "CUDA_VISIBLE_DEVICES");
+    (words, environment.map(|(name, value)| (name.clone(), text(value))).collect())
+}
+
+/// The corrected command in a message.
+fn corrected(message: &str) -> String {
+    let start =
+        message.find("\n  reel ").unwrap_or_else(|| panic!("no corrected command: {message}")) + "\n  reel ".len();
+    message[start..].split("\nnote: ").next().unwrap_or_default().trim().to_string()
+}
+
+/// Runs the words behind `reel` in a shell.
+fn shell(folder: &Path, words: &str) -> FinishedRun {
+    let program = reel();
+    let mut command = Command::new("sh");
+    command.current_dir(folder).args(["-c", &format!("\"$0\" {words}")]).arg(program.get_program());
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    finished_run(command.output().expect("a shell"))
+}
+
+/// Runs a published command with short options, or the corrected command of its one message. Returns what the first
+/// call printed.
+fn runs(folder: &Path, id: &str, more: &str) -> String {
+    let (words, environment) = published(folder, id);
+    let mut first = reel();
+    first
+        .current_dir(folder)
+        .envs(environment.clone())
+        .args(&words)
+        .args(more.split(' ').filter(|word| !word.is_empty()));
+    let first = finished_run(first.output().expect("the binary starts"));
+    if first.code == Some(0) {
+        return first.stderr;
+    }
+    assert_eq!(first.code, Some(2), "{id}: {}", first.stderr);
+    shell(folder, &corrected(&first.stderr)).ok();
+    first.stderr
+}
+
+#[test]
+fn commands_that_train_run() {
+    let folder = workshop();
+    // VideoRFT's SFT and ms-swift's, on videos, and LLaMA-Factory's file, on images.
+    let stderr = runs(folder.path(), "C01", SHORT);
+    assert!(stderr.contains("no effect here") && stderr.contains("--deepspeed"), "{stderr}");
+    let stderr = runs(folder.path(), "C15", SHORT);
+    assert!(stderr.contains("note: ") && folder.path().join("saves/qwen2_5vl-7b/lora/sft").exists(), "{stderr}");
+    let stderr = runs(folder.path(), "C11", SHORT);
+    assert!(stderr.contains("--split_dataset_ratio 0.01: holds rows back"), "{stderr}");
+    // 2U1's: the tower is frozen in part, by options of Qwen's script.
+    runs(folder.path(), "C20", SHORT);
+}
+
+#[test]
+fn commands_with_rewards_run() {
+    let folder = workshop();
+    let short = format!("{SHORT} --max-completion-length 8").replace("--max-steps 1", "--max_steps 1");
+    let (mut words, _) = published(folder.path(), "C13");
+    let at = words.iter().position(|word| word == "--max_completion_length").expect("the option");
+    words.drain(at..at + 2);
+    words.extend(short.split(' ').map(String::from));
+    let first = run_in(folder.path(), &words);
+    assert!(
+        first.code == Some(2) && first.stderr.contains("--system examples/train/grpo/prompt.txt: "),
+        "{}",
+        first.stderr
+    );
+    shell(folder.path(), &corrected(&first.stderr)).ok();
+    // verl's rows and keys: four prompts with two completions each.
+    let words = "grpo data.train_files=geo3k.jsonl actor_rollout_ref.model.path=tiny actor_rollout_ref.rollout.n=2 \
+                 actor_rollout_ref.actor.ppo_mini_batch_size=2 data.max_response_length=4 trainer.total_training_steps=1 \
+                 actor_rollout_ref.rollout.name=vllm trainer.logger=['console'] algorithm.adv_estimator=grpo --device cpu";
+    let done = run_in(folder.path(), words.split_whitespace());
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(done.stderr.contains("a step has 2 prompts with 2 completions each"), "{}", done.stderr);
+    assert!(folder.path().join("checkpoints/project/experiment/metrics.jsonl").exists());
+}
+
+/// Frozen parts keep their bits, trained parts change; the rows are cut.
+#[test]
+fn frozen_parts_do_not_change_and_long_rows_are_cut() {
+    let folder = workshop();
+    let train = |out: &str, more: &str| {
+        let words = format!(
+            "sft --model tiny --data llava.json --out {out} --max-steps 1 --device cpu --learning-rate 1e-2 --optim adamw \
+             --save-steps 0 {more}"
+        );
+        run_in(folder.path(), words.split_whitespace())
+    };
+    let changed = |out: &str| {
+        let names =
+            ["visual.blocks.0.attn.qkv.weight", "visual.merger.mlp.0.weight", "model.layers.0.mlp.up_proj.weight"];
+        let tensors = |folder: &Path| read_tensors(&folder.join("model.safetensors"));
+        let (before, after) = (tensors(&folder.path().join("tiny")), tensors(&folder.path().join(out)));
+        names.map(|name| before[name] != after[name])
+    };
+    train("a", "--freeze-llm --max-samples 1").ok();
+    assert_eq!(changed("a"), [true, true, false]);
+    train("b", "--freeze-vision --freeze-merger false").ok();
+    assert_eq!(changed("b"), [false, true, true]);
+    train("c", "--freeze-vision --freeze-llm").refused(2, &["--freeze-llm: leaves nothing to train"]);
+    // The rows have more than 100 tokens, most of them of the image; cut before its end they are skipped.
+    let long = train("d", "--max-length 20 --truncation-strategy right");
+    assert!(long.code != Some(0) && long.stderr.contains("more than --max-length 20 allows"), "{}", long.stderr);
+    let metrics = |out: &str| std::fs::read_to_string(folder.path().join(out).join("metrics.jsonl")).expect("metrics");
+    let tokens = |out: &str| {
+        serde_json::from_str::<Value>(metrics(out).lines().next().expect("a step")).expect("JSON")["tokens"].as_u64()
+    };
+    train("e", "--per-device-train-batch-size 1 --gradient-accumulation-steps 1").ok();
+    let whole = tokens("e").expect("tokens");
+    train("f", &format!("--per-device-train-batch-size 1 --gradient-accumulation-steps 1 --max-length {} --truncation-strategy right", whole - 2)).ok();
+    assert_eq!(tokens("f"), Some(whole - 2));
+}
+
+/// A server as vLLM's commands start it: names of the model, limits, unknown fields, a key from the environment.
+#[test]
+fn a_server_answers_as_pasted() {
+    let server = Server::start(&["--limit-mm-per-prompt", "image=1,video=0", "--max-model-len", "64"]);
+    let ask = |body: &str| server.send("POST", "/v1/chat/completions", "", body);
+    let text = |model: &str, more: &str| {
+        format!(
+            "{{\"model\": \"{model}\", \"max_tokens\": 2, {more} \"messages\": [{{\"role\": \"user\", \"content\": \"x\"}}]}}"
+        )
+    };
+    for (body, status) in [
+        (text("tiny", ""), 200),
+        (text("Qwen/tiny", ""), 200),
+        (text("other", ""), 404),
+        (text("tiny", "\"my_own_field\": 3,"), 200),
+        (text("tiny", "\"suffix\": \"x\","), 400),
+        (text("tiny", "\"max_completion_tokens\": 100,"), 400),
+    ] {
+        let reply = ask(&body);
+        assert_eq!(reply.status, status, "{body}: {}", reply.body);
+    }
+    let image = "{\"type\": \"image_url\", \"image_url\": {\"url\": \"data:image/png;base64,aGVsbG8=\"}}";
+    let body = format!("{{\"messages\": [{{\"role\": \"user\", \"content\": [{image}, {image}]}}]}}");
+    let reply = ask(&body);
+    assert!(reply.status == 400 && reply.body.contains("have 2 images, and this server allows 1"), "{}", reply.body);
+}
+
+#[test]
+fn defaults_are_explained() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let done = run_in(folder.path(), ["grpo", "--explain-defaults", "verl"]);
+    let text = done.ok();
+    assert!(text.starts_with("Defaults of verl 0.8.0.dev") && text.contains("--top-p"), "{text}");
+    run_in(folder.path(), ["sft", "--explain-defaults", "nothing"]).refused(2, &["--explain-defaults"]);
+}
