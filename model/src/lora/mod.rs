@@ -141,10 +141,16 @@ pub enum AdapterSource<'a> {
 }
 
 impl AdapterSource<'_> {
-    /// Returns the matrices A and B for a layer; `None` if the adapter does not change this layer. A and B are padded
-    /// with zeros where the layer's weight is, and B has the layer's share of the rows.
-    fn of(&self, device: &Device, dtype: DType, linear: &Linear) -> Result<Option<Lora>> {
-        let (name, widths, share) = (&*linear.name, linear.widths(), linear.share);
+    /// Returns the matrices A and B for the layer `name`; `None` if the adapter does not change this layer. `widths`
+    /// are the stored and padded sizes of the layer's weight: A and B are padded with zeros where the weight is. B has
+    /// the layer's share of the rows.
+    fn of(
+        &self,
+        device: &Device,
+        dtype: DType,
+        name: &str,
+        (widths, share): (Option<[Width; 2]>, RowShare),
+    ) -> Result<Option<Lora>> {
         let find = |layers: &[LinearLayer]| layers.iter().find(|layer| layer.name == name).cloned();
         // The size of dimension `i`: with the weight's padding if the weight has `stored` unpadded elements there.
         let width = |i: usize, stored: usize| {
@@ -227,7 +233,7 @@ impl Qwen25Vl {
             let part = |t: Tensor, part: &str| -> Result<Tensor> {
                 Ok(if trained { t.into_parameter(&format!("{name}.{part}.weight"))? } else { t })
             };
-            linear.adapter = match source.of(device, dtype, linear)? {
+            linear.adapter = match source.of(device, dtype, &linear.name, (linear.widths(), linear.share))? {
                 Some(Lora { down, up, scale }) => {
                     Some(Lora { down: part(down, "lora_A")?, up: part(up, "lora_B")?, scale })
                 }
