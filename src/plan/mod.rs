@@ -333,7 +333,12 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             units: plan.steps,
             unit: "step",
             tokens: plan.tokens,
-            training: Some(TrainingCounts { checkpoint: plan.checkpoint, parts: plan.parts, trained: plan.trained }),
+            training: Some(TrainingCounts {
+                checkpoint: plan.checkpoint,
+                parts: plan.parts,
+                backward: plan.backward,
+                trained: plan.trained,
+            }),
         })
     }
 }

@@ -48,7 +48,7 @@ pub struct Cell {
 }
 
 /// The size of a parameter.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParameterSize {
     /// Number of weights, padding included.
     pub weights: usize,

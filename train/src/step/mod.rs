@@ -11,3 +11,4 @@ mod tensor_exchange;
 pub mod trainer;
 
 pub use gradient_sum::BUCKET_WEIGHTS;
+pub use gradient_sum::order::{ExchangedBucket, FinishedGradients, GradientOrder};

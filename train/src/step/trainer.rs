@@ -22,6 +22,7 @@ use reel_samples::sample::Sample;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::step::checkpointing::{CheckpointingPolicy, LearnedTokens};
 use crate::step::gradient_sum::GradientSum;
+use crate::step::gradient_sum::order::FinishedGradients;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::{Result, TrainError};
 
@@ -44,6 +45,9 @@ pub struct Trainer {
     pub checkpointing: CheckpointingPolicy,
     /// The sum of the gradients of all ranks' micro-batches; `None` in a single process, which adds them in `grads`.
     pub gradient_sum: Option<GradientSum>,
+    /// If `Some`, a single process adds the gradients of each backward pass as they are finished, with the number of
+    /// launches in the profiler's totals. A plan of several ranks needs this order.
+    pub finished_gradients: Option<FinishedGradients>,
 }
 
 /// A micro-batch that this rank has computed.
@@ -133,7 +137,18 @@ impl Trainer {
         })?;
         device.reset_peak();
         let device = device.clone();
-        Ok(Self { device, dtype, model, optimizer, grads, hyperparameters, checkpointing, gradient_sum })
+        let finished_gradients = None;
+        Ok(Self {
+            device,
+            dtype,
+            model,
+            optimizer,
+            grads,
+            hyperparameters,
+            checkpointing,
+            gradient_sum,
+            finished_gradients,
+        })
     }
 
     /// All ranks of the run; `None` in a single process.
@@ -184,10 +199,15 @@ impl Trainer {
     /// # Errors
     /// The model has no trained parameter at all; the device fails.
     pub fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
-        let sum = &mut self.gradient_sum;
-        let mut finished = |names: Vec<_>, grads: &mut Grads| match sum {
-            None => Ok(()),
-            Some(sum) => sum.add_finished(&names, grads),
+        let (sum, log, device) = (&mut self.gradient_sum, &mut self.finished_gradients, &self.device);
+        let mut finished = |names: Vec<_>, grads: &mut Grads| match (&mut *sum, &mut *log) {
+            (Some(sum), _) => sum.add_finished(&names, grads),
+            (None, Some(log)) => {
+                let launches: u64 = device.profiler().totals()?.values().map(|totals| totals.launches).sum();
+                log.push((usize::try_from(launches).unwrap_or(usize::MAX), names));
+                Ok(())
+            }
+            (None, None) => Ok(()),
         };
         match cx.backward_with(loss, scale, &mut self.grads, &mut finished) {
             Err(TrainError::Runtime(RuntimeError::NothingToTrain)) if self.model.parameters().next().is_some() => {

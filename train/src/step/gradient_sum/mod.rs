@@ -29,6 +29,8 @@
 //! new weights       W · (N - 1) / N     as many as an all-gather
 //! ```
 
+pub(super) mod order;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
