@@ -281,7 +281,7 @@ fn nested_keys_are_translated() {
 #[test]
 fn servers_and_load_tests_are_translated() {
     let (words, _) = accepted(line("serve m --max-model-len 4k --tensor-parallel-size 1 --max-num-seqs 8"), "serve");
-    assert_eq!(words, "serve --model m --max-model-len 4000 --batch-size 8");
+    assert_eq!(words, "serve --model m --max-model-len 4000 --tensor-parallel-size 1 --batch-size 8");
     let message = refused(line("serve m --host 0.0.0.0"), "host");
     assert!(message.contains("--host 0.0.0.0: can be reached from other machines"), "{message}");
     assert!(corrected(&message).contains(&"--no-auth".to_string()), "{message}");

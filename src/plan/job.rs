@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use reel_measure::job::{DividedBytes, JobShape, ProcessCosts, ScalingPoint, StepTime, Traffic, weak_scaling};
+use reel_measure::job::{
+    BackwardTimes, DividedBytes, JobShape, ProcessCosts, ScalingPoint, StepTime, Traffic, weak_scaling,
+};
 use reel_measure::job_page::job_page;
 use reel_measure::links::{ATTAINABLE_SHARE, GPUS_PER_NODE, Link, Links};
 use reel_measure::machine::MachineSpec;
@@ -174,8 +176,9 @@ impl Job {
             ),
             format!(
                 "Links of a GPU in one direction: {} within a machine of {} GPUs, {} between machines; exchanges are \
-                 assumed to reach {:.0} % of these rates. All of the exchange is counted as exposed. Latency of \
-                 messages, buffers of NCCL and waiting for slower ranks are not counted.",
+                 assumed to reach {:.0} % of these rates. Exposed is the exchange that does not fit beside later \
+                 launches of the backward pass. Latency of messages, buffers of NCCL and waiting for slower ranks are \
+                 not counted.",
                 link(within_node),
                 self.shape.gpus_per_node,
                 link(between_nodes),
@@ -203,7 +206,7 @@ impl Job {
         let point = |p: &ScalingPoint| {
             json!({
                 "gpus": p.shape.ranks, "nodes": p.shape.nodes(), "seconds": p.time.total(),
-                "exposed_seconds": p.time.exposed_seconds(), "hideable_seconds": p.time.hideable, "efficiency": p.efficiency,
+                "exposed_seconds": p.time.exposed_seconds(), "hidden_seconds": p.time.hidden_seconds(), "efficiency": p.efficiency,
                 "tokens_per_second": p.tokens_per_second, "peak_bytes": p.peak_bytes, "fits": fits(p.peak_bytes),
             })
         };
@@ -218,7 +221,7 @@ impl Job {
             "bytes": {"gradients": traffic(gradients), "weights": traffic(weights)},
             "seconds": time.total(), "compute_seconds": time.compute, "optimizer_seconds": time.optimizer,
             "gradient_exchange_seconds": time.gradients, "weight_exchange_seconds": time.weights,
-            "exposed_seconds": time.exposed_seconds(), "hideable_seconds": time.hideable,
+            "exposed_seconds": time.exposed_seconds(), "hidden_seconds": time.hidden_seconds(),
             "tokens_per_second": tokens_per_second,
             "scaling": scaling.iter().map(point).collect::<Vec<_>>(),
         })
@@ -255,14 +258,14 @@ impl Job {
             prediction.tokens_per_second
         ))?;
         output::print_line(format!(
-            "of which computing {}, optimizer {}, exchange {} (gradients {}, weights {}), all of it counted as \
-             exposed; {} of the exchange could be hidden behind the backward pass",
+            "of which computing {}, optimizer {}, exposed exchange {}; the exchange takes {} for gradients, of which {} \
+             are hidden behind the backward pass, and {} for weights",
             duration(time.compute),
             duration(time.optimizer),
             duration(time.exposed_seconds()),
             duration(time.gradients),
-            duration(time.weights),
-            duration(time.hideable)
+            duration(time.hidden_seconds()),
+            duration(time.weights)
         ))?;
         table::print_basis(counts, machine)?;
         output::print_line("")?;
@@ -305,7 +308,7 @@ fn counted(number: usize, thing: &str, plural_end: &str) -> String {
 fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
     output::print_line(format!(
         "\n  {:>5} {:>6} {:>10} {:>10} {:>10} {:>11} {:>12} {:>12}",
-        "GPUs", "nodes", "step", "exposed", "hideable", "efficiency", "tokens/s", "memory"
+        "GPUs", "nodes", "step", "exposed", "hidden", "efficiency", "tokens/s", "memory"
     ))?;
     let seconds = |seconds: f64| if seconds > 0.0 { duration(seconds) } else { "-".to_string() };
     for ScalingPoint { shape, time, efficiency, peak_bytes, tokens_per_second } in points {
@@ -317,7 +320,7 @@ fn print_scaling(points: &[ScalingPoint], machine: &MachineSpec) -> Result<()> {
             shape.nodes(),
             seconds(time.total()),
             seconds(time.exposed_seconds()),
-            seconds(time.hideable),
+            seconds(time.hidden_seconds()),
             100.0 * efficiency,
             tokens_per_second,
             peak / 1e9
@@ -346,6 +349,10 @@ fn process_costs(counts: &DryRunCounts, training: &TrainingCounts, machine: &Mac
         divided: Some(DividedBytes { all, most_gathered, gathered, are_trained }),
         compute_seconds: step - optimizer_seconds,
         backward_seconds: seconds_of("backward"),
+        backward: BackwardTimes {
+            launches: table::backward_launch_seconds(training, counts.dtype, machine),
+            gradients: training.backward.gradients.clone(),
+        },
         optimizer_seconds,
         tokens: counts.tokens as f64 / counts.units as f64,
     }

@@ -336,6 +336,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             training: Some(TrainingCounts {
                 checkpoint: plan.checkpoint,
                 parts: plan.parts,
+                backward: plan.backward,
                 trained: plan.trained,
                 divided: plan.divided,
             }),

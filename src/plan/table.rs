@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use reel_device::{DType, MemoryUse};
+use reel_device::{DType, MemoryUse, OpTotals};
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
 use reel_measure::pricing::{Basis, Price, record_of_gpu};
-use reel_runs::plan::{DividedWeights, PhaseCosts, TrainedSize};
+use reel_runs::plan::{BackwardPass, DividedWeights, PhaseCosts, TrainedSize};
 use serde_json::{Value, json};
 
 use crate::common::CommonOptions;
@@ -35,6 +35,8 @@ pub struct TrainingCounts {
     pub checkpoint: u64,
     /// The costs of some of the steps by part of the work, such as `backward` and `optimizer`.
     pub parts: PhaseCosts,
+    /// The first backward pass.
+    pub backward: BackwardPass,
     /// The size of what is trained.
     pub trained: TrainedSize,
     /// The weights that ranks divide with ZeRO-3.
@@ -108,6 +110,16 @@ pub fn seconds_of_phases(
     let lines = lines(phases, counts, machine);
     let seconds = |phase: &str| lines.iter().filter(|l| l.phase == phase).map(|l| l.price.seconds).sum::<f64>();
     phases.0.iter().map(|(name, _)| (*name, seconds(name))).collect()
+}
+
+/// The predicted time in seconds of each launch of the backward pass in `training`.
+pub fn backward_launch_seconds(training: &TrainingCounts, dtype: DType, machine: &MachineSpec) -> Vec<f64> {
+    let record = record_of_gpu(&machine.name);
+    let seconds = |(op, totals): &(&'static str, OpTotals)| match record {
+        Some(record) => record.price(op, totals, &machine.ceilings, dtype).seconds,
+        None => machine.ceilings.roofline_seconds_of_launches(op, totals, dtype),
+    };
+    training.backward.launches.iter().map(seconds).collect()
 }
 
 /// Whether the peak memory fits the machine; `None` if the machine's memory is unknown.

@@ -36,7 +36,7 @@ fn table(points: &[ScalingPoint]) -> Table {
         "compute, s",
         "optimizer, s",
         "exposed exchange, s",
-        "could be hidden, s",
+        "hidden exchange, s",
         "efficiency",
         "tokens/s",
         "memory of a GPU, GB",
@@ -50,7 +50,7 @@ fn table(points: &[ScalingPoint]) -> Table {
             seconds(time.compute),
             seconds(time.optimizer),
             seconds(time.exposed_seconds()),
-            seconds(time.hideable),
+            seconds(time.hidden_seconds()),
             format!("{:.1} %", 100.0 * efficiency),
             format!("{tokens_per_second:.0}"),
             format!("{:.3}", *peak_bytes as f64 / 1e9),
@@ -68,7 +68,7 @@ mod tests {
     fn page_has_a_chart_and_a_row_for_each_number_of_gpus() {
         let point = |ranks: usize| ScalingPoint {
             shape: JobShape { ranks, gpus_per_node: 8, micro_batches: ranks },
-            time: StepTime { compute: 1.0, optimizer: 0.0, gradients: 0.5, weights: 0.25, hideable: 0.5 },
+            time: StepTime { compute: 1.0, optimizer: 0.0, gradients: 0.5, weights: 0.25, exposed_gradients: 0.5 },
             efficiency: 0.571,
             peak_bytes: 12_000_000_000,
             tokens_per_second: 1000.0,

@@ -1,6 +1,7 @@
 //! `reel plan`: predicts the memory and costs of a training run. The real steps run on the dry device, which counts
 //! buffers, floating-point operations and bytes, and computes nothing.
 
+mod backward;
 mod evaluation;
 pub mod grpo;
 
@@ -36,6 +37,7 @@ use reel_train::{Result, TrainError};
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::sft::{self, SftLoop, SftSetup};
 use crate::run::{self, TrainLoop};
+pub use backward::BackwardPass;
 use evaluation::with_evaluation;
 
 /// The predicted memory and the costs of a training run.
@@ -49,6 +51,8 @@ pub struct Plan {
     /// The same costs by part of the work, such as `backward` and `optimizer`. For `sft` these are the costs of the
     /// first step only.
     pub parts: PhaseCosts,
+    /// The first backward pass.
+    pub backward: BackwardPass,
     /// The size of what is trained.
     pub trained: TrainedSize,
     /// The weights that ranks divide with ZeRO-3.
@@ -376,7 +380,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
     device.profiler().clear();
     device.reset_peak();
     let (mut done, mut tokens, mut rows) = (0, 0, 0);
-    let mut parts = PhaseCosts::default();
+    let (mut parts, mut backward) = (PhaseCosts::default(), BackwardPass::default());
     let mut next = || -> Result<Option<Vec<Sample>>> {
         let batch = next()?;
         rows = batch.as_ref().map_or(rows, |batch| batch.len().max(rows));
@@ -384,9 +388,12 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
     };
     while done < steps {
         device.profiler().record_timeline(done == 0);
+        trainer.finished_gradients = (done == 0).then(Vec::new);
         let Some(result) = step(trainer, done + 1, &mut next)? else { break };
         if done == 0 {
-            device.profiler().launch_events()?.iter().for_each(|event| parts.add_launch(event, 1));
+            let events = device.profiler().launch_events()?;
+            events.iter().for_each(|event| parts.add_launch(event, 1));
+            backward = BackwardPass::of_step(trainer, &events);
         }
         done += 1;
         tokens += result.tokens as u64;
@@ -398,6 +405,7 @@ fn count(trainer: &mut Trainer, steps: u64, mut next: impl FnMut() -> Result<Opt
         memory: device.memory(),
         phases,
         parts,
+        backward,
         trained: TrainedSize::of(trainer),
         divided: DividedWeights::of(trainer),
         steps: done,

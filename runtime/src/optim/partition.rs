@@ -64,7 +64,7 @@ impl Cell {
 }
 
 /// The size of a parameter.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParameterSize {
     /// Number of weights, padding included.
     pub weights: usize,

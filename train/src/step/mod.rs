@@ -15,3 +15,4 @@ pub mod trainer;
 pub mod weight_shards;
 
 pub use gradient_sum::BUCKET_WEIGHTS;
+pub use gradient_sum::order::{ExchangedBucket, FinishedGradients, GradientOrder};

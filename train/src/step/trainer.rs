@@ -23,6 +23,7 @@ use reel_samples::sample::Sample;
 use crate::metrics::{GrpoMetrics, RolloutPreview};
 use crate::step::checkpointing::{CheckpointingPolicy, LearnedTokens};
 use crate::step::gradient_sum::GradientSum;
+use crate::step::gradient_sum::order::FinishedGradients;
 use crate::step::hyperparameters::Hyperparameters;
 use crate::step::tensor_exchange;
 use crate::step::weight_shards::{AllWeights, WeightShards};
@@ -49,6 +50,9 @@ pub struct Trainer {
     pub gradient_sum: Option<GradientSum>,
     /// The weights of which this rank keeps a part; `None` if it has all weights.
     pub weight_shards: Option<Rc<WeightShards>>,
+    /// If `Some`, a single process adds the gradients of each backward pass as they are finished, with the number of
+    /// launches in the profiler's totals. A plan of several ranks needs this order.
+    pub finished_gradients: Option<FinishedGradients>,
 }
 
 /// A micro-batch that this rank has computed.
@@ -177,7 +181,19 @@ impl Trainer {
         })?;
         device.reset_peak();
         let device = device.clone();
-        Ok(Self { device, dtype, model, optimizer, grads, hyperparameters, checkpointing, gradient_sum, weight_shards })
+        let finished_gradients = None;
+        Ok(Self {
+            device,
+            dtype,
+            model,
+            optimizer,
+            grads,
+            hyperparameters,
+            checkpointing,
+            gradient_sum,
+            weight_shards,
+            finished_gradients,
+        })
     }
 
     /// The context of the forward pass of a micro-batch.
@@ -243,11 +259,16 @@ impl Trainer {
     /// # Errors
     /// The model has no trained parameter at all; the device fails.
     pub fn backward(&mut self, cx: &Cx, loss: &Tensor, scale: f32) -> Result<()> {
-        let sum = &mut self.gradient_sum;
-        let mut observe = |event: BackwardEvent, grads: &mut Grads| match (&mut *sum, event) {
-            (None, _) => Ok(()),
-            (Some(sum), BackwardEvent::Finished(names)) => sum.add_finished(&names, grads),
-            (Some(sum), BackwardEvent::Begins(unit)) => sum.begin_unit(unit, grads),
+        let (sum, log, device) = (&mut self.gradient_sum, &mut self.finished_gradients, &self.device);
+        let mut observe = |event: BackwardEvent, grads: &mut Grads| match (&mut *sum, &mut *log, event) {
+            (Some(sum), _, BackwardEvent::Finished(names)) => sum.add_finished(&names, grads),
+            (Some(sum), _, BackwardEvent::Begins(unit)) => sum.begin_unit(unit, grads),
+            (None, Some(log), BackwardEvent::Finished(names)) => {
+                let launches: u64 = device.profiler().totals()?.values().map(|totals| totals.launches).sum();
+                log.push((usize::try_from(launches).unwrap_or(usize::MAX), names));
+                Ok(())
+            }
+            (None, ..) => Ok(()),
         };
         match cx.backward_with(loss, scale, &mut self.grads, &mut observe) {
             Err(TrainError::Runtime(RuntimeError::NothingToTrain)) if self.model.parameters().next().is_some() => {

@@ -19,14 +19,15 @@
 //! in buckets and freed during the backward pass, so a rank has at most the gradients of a bucket and of the largest
 //! parameter at a time, and a buffer for the gradients that it receives.
 //!
-//! All of the exchange is counted as exposed, which is the longest possible step: on GPUs the exchange of gradients
-//! runs beside the backward pass, and [`StepTime::hideable`] says how much of it can be hidden. Not counted: latency of
-//! messages, and waiting for ranks that compute a longer micro-batch.
+//! On GPUs the exchange of a bucket runs beside the launches after the last gradient of the bucket, in the order that
+//! the run on `dry` has recorded ([`BackwardTimes`]). Exposed is the time for which the backward pass waits for
+//! exchanges, and the whole exchange of weights. Not counted: latency of messages, the memory bandwidth that exchanges
+//! take from launches beside them, and waiting for ranks that compute a longer micro-batch.
 
 use std::ops::Range;
 
 use reel_device::{MemoryCategory, MemoryUse};
-use reel_train::step::BUCKET_WEIGHTS;
+use reel_train::step::{BUCKET_WEIGHTS, ExchangedBucket, GradientOrder};
 
 use crate::links::Links;
 
@@ -54,6 +55,8 @@ pub struct ProcessCosts {
     pub compute_seconds: f64,
     /// Seconds of the backward passes of a step, a part of `compute_seconds`.
     pub backward_seconds: f64,
+    /// One of these backward passes.
+    pub backward: BackwardTimes,
     /// Seconds of the optimizer in a step.
     pub optimizer_seconds: f64,
     /// Tokens of a step.
@@ -71,6 +74,42 @@ pub struct DividedBytes {
     pub gathered: u64,
     /// Whether these are the trained weights, not those that an adapter leaves frozen.
     pub are_trained: bool,
+}
+
+/// A backward pass on one time line with the exchanges of its buckets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BackwardTimes {
+    /// Seconds of each launch, in order.
+    pub launches: Vec<f64>,
+    /// When the gradients are finished, counted in launches.
+    pub gradients: GradientOrder,
+}
+
+impl BackwardTimes {
+    /// The seconds by which the exchanges of `buckets` make the pass longer. `seconds_of(weights)` is the time of an
+    /// exchange. As in a run, an exchange begins when its gradients are finished and the exchange before has ended, for
+    /// which the launches wait, too: the buckets share the buffers of received gradients. The pass ends with the last
+    /// exchange.
+    pub fn exposed_seconds(&self, buckets: &[ExchangedBucket], seconds_of: impl Fn(u64) -> f64) -> f64 {
+        let (mut now, mut launched, mut exchanged) = (0.0f64, 0, 0.0f64);
+        for bucket in buckets {
+            let after = bucket.after.min(self.launches.len());
+            now += self.launches[launched..after].iter().sum::<f64>();
+            launched = after;
+            now = now.max(exchanged);
+            exchanged = now + seconds_of(bucket.weights);
+        }
+        now += self.launches[launched..].iter().sum::<f64>();
+        now.max(exchanged) - self.launches.iter().sum::<f64>()
+    }
+
+    /// The pass with its launches scaled so that it takes `seconds`.
+    fn scaled_to(&self, seconds: f64) -> Self {
+        let all: f64 = self.launches.iter().sum();
+        let factor = if all > 0.0 { seconds / all } else { 0.0 };
+        let launches = self.launches.iter().map(|launch| launch * factor).collect();
+        Self { launches, gradients: self.gradients.clone() }
+    }
 }
 
 /// How many ranks a job has, on which machines they are, and how much they compute in a step. A rank is a process with
@@ -114,15 +153,19 @@ pub struct StepTime {
     pub gradients: f64,
     /// The exchange of updated weights.
     pub weights: f64,
-    /// The part of `gradients` that the backward passes can hide: in each round, the exchange as far as it is not
-    /// longer than the backward pass.
-    pub hideable: f64,
+    /// The part of `gradients` that does not fit beside the launches of the backward passes.
+    pub exposed_gradients: f64,
 }
 
 impl StepTime {
-    /// Seconds of the exchange that are counted as exposed, that is, hidden by no computation: all of them.
+    /// Seconds of the exchange that are exposed, that is, hidden by no computation.
     pub fn exposed_seconds(&self) -> f64 {
-        self.gradients + self.weights
+        self.exposed_gradients + self.weights
+    }
+
+    /// Seconds of the exchange of gradients that run beside the backward passes.
+    pub fn hidden_seconds(&self) -> f64 {
+        self.gradients - self.exposed_gradients
     }
 
     /// Seconds of a step.
@@ -263,12 +306,19 @@ impl JobShape {
             (0..self.ranks).map(|rank| traffic(rank).seconds(links)).fold(0.0, f64::max)
         };
         let round_seconds = slowest(&|rank| round.gradient_traffic(rank, process.parameters));
+        let exposed_in_round = if round_seconds > 0.0 {
+            let pass = process.backward.scaled_to(process.backward_seconds / rounds);
+            let seconds_per_weight = round_seconds / process.parameters.max(1) as f64;
+            pass.exposed_seconds(&pass.gradients.buckets(self.ranks), |weights| seconds_per_weight * weights as f64)
+        } else {
+            0.0
+        };
         StepTime {
             compute: process.compute_seconds,
             optimizer: process.optimizer_seconds / self.ranks as f64,
             gradients: rounds * round_seconds,
             weights: slowest(&|rank| self.weight_traffic(rank, process)),
-            hideable: rounds * round_seconds.min(process.backward_seconds / rounds),
+            exposed_gradients: rounds * exposed_in_round,
         }
     }
 }

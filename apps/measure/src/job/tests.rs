@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use reel_runtime::optim::ParameterSize;
 
 use super::*;
 
@@ -23,9 +24,43 @@ fn process(parameters: u64, bytes_per_weight: u64, bytes_of_moments: u64) -> Pro
         divided: None,
         compute_seconds: 1.0,
         backward_seconds: 0.6,
+        backward: backward(parameters, 125),
         optimizer_seconds: 0.1,
         tokens: 1000.0,
     }
+}
+
+/// A backward pass of `count` equal launches, each of which finishes one of `count` equal parameters.
+fn backward(weights: u64, count: usize) -> BackwardTimes {
+    let size = ParameterSize { weights: usize::try_from(weights).unwrap() / count, divisible: true };
+    let gradients =
+        GradientOrder { sizes: vec![size; count], order: (0..count).collect(), finished_after: (1..=count).collect() };
+    BackwardTimes { launches: vec![0.6 / count as f64; count], gradients }
+}
+
+/// The exchange of one huge bucket begins after the last launch, so all of it is exposed. Of many small buckets only the
+/// last one is, as long as each exchange is shorter than the launches up to the next bucket.
+#[test]
+fn small_buckets_hide_behind_later_launches_and_one_huge_bucket_does_not() {
+    let exchange = 0.3;
+    let bucket = |weights, after| ExchangedBucket { weights, after };
+    let times = BackwardTimes { launches: vec![0.01; 100], gradients: GradientOrder::default() };
+    let exposed = |buckets: &[ExchangedBucket], seconds: f64| {
+        let all: u64 = buckets.iter().map(|bucket| bucket.weights).sum();
+        times.exposed_seconds(buckets, |weights| seconds * weights as f64 / all as f64)
+    };
+    let near = |got: f64, wanted: f64| assert!((got - wanted).abs() < 1e-9, "{got} {wanted}");
+    near(exposed(&[bucket(500, 100)], exchange), exchange);
+    let small: Vec<ExchangedBucket> = (1..=50).map(|i| bucket(10, 2 * i)).collect();
+    near(exposed(&small, exchange), exchange / 50.0);
+    // An exchange of 2 s cannot hide behind a pass of 1 s. It begins after the first bucket, which is finished after
+    // 0.02 s.
+    near(exposed(&small, 2.0), 2.0 + 0.02 - 1.0);
+    // Two buckets, of which the first is finished halfway: of its 0.8 s, 0.5 s fit beside the launches.
+    near(exposed(&[bucket(4, 50), bucket(1, 100)], 1.0), 0.3 + 0.2);
+    // Buckets that are finished early are hidden whole.
+    near(exposed(&[bucket(4, 10), bucket(1, 50)], 0.4), 0.0);
+    near(exposed(&[], 1.0), 0.0);
 }
 
 fn shapes() -> impl Strategy<Value = JobShape> {
@@ -112,7 +147,7 @@ fn one_rank_is_the_process_itself() {
     assert_eq!(shape.gradient_traffic(0, 1000), Traffic::default());
     assert_eq!(shape.weight_traffic(0, &process), Traffic::default());
     let time = shape.step_time(&process, &Links::new("h200", &[]).unwrap());
-    assert_eq!((time.total(), time.exposed_seconds(), time.hideable), (1.1, 0.0, 0.0));
+    assert_eq!((time.total(), time.exposed_seconds(), time.hidden_seconds()), (1.1, 0.0, 0.0));
 }
 
 /// 16 GPUs in two machines, two rounds, a gradient of 16 GB, weights of 8 GB; each number by hand.
@@ -130,9 +165,12 @@ fn exchange_of_two_nodes_is_bound_by_the_network() {
     let weights = Traffic { within_node: of(7 * gb / 2, 7 * gb / 2), between_nodes: of(4 * gb, 4 * gb) };
     assert_eq!(shape.weight_traffic(5, &process), weights);
     let time = shape.step_time(&process, &links);
-    // 80 % of 50 GB/s; the backward pass of a round takes 0.3 s, an exchange 0.2 s.
+    // 80 % of 50 GB/s. The backward pass of a round takes 0.3 s, its exchange 0.2 s.
     assert!((time.gradients - 0.4).abs() < 1e-9 && (time.weights - 0.1).abs() < 1e-9, "{time:?}");
-    assert!((time.hideable - 0.4).abs() < 1e-9 && (time.total() - (1.0 + 0.1 / 16.0 + 0.5)).abs() < 1e-9, "{time:?}");
+    // A launch of 2.4 ms finishes a parameter of 32 million weights, which is almost a bucket, whose exchange takes 1.7 ms.
+    // So only the last bucket is exposed in each round.
+    assert!(time.exposed_gradients > 0.001 && time.exposed_gradients < 2.0 * 0.002, "{time:?}");
+    assert!((time.total() - (1.0 + 0.1 / 16.0 + 0.1 + time.exposed_gradients)).abs() < 1e-9, "{time:?}");
     // With NVLink alone, one machine: 15 GB per round at 80 % of 450 GB/s.
     let one = JobShape { gpus_per_node: 16, ..shape }.step_time(&process, &links);
     assert!((one.gradients - 2.0 * 15.0 / 360.0).abs() < 1e-9, "{one:?}");
@@ -175,7 +213,8 @@ fn weak_scaling_goes_to_1024_gpus() {
     assert_eq!(gpus, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);
     assert_eq!((points[0].efficiency, points[10].shape.nodes(), points[10].shape.rounds()), (1.0, 128, 2));
     // Beyond one machine the exchange takes longer. With more GPUs, its time tends to G / rate.
-    assert!(points.windows(2).all(|two| two[1].time.exposed_seconds() >= two[0].time.exposed_seconds()), "{points:?}");
+    let exchange = |point: &ScalingPoint| point.time.gradients + point.time.weights;
+    assert!(points.windows(2).all(|two| exchange(&two[1]) >= exchange(&two[0])), "{points:?}");
     assert!(points[4].efficiency < points[3].efficiency && points[10].efficiency > 0.3, "{points:?}");
     assert!(points.windows(2).all(|two| two[1].tokens_per_second > two[0].tokens_per_second), "{points:?}");
 }

@@ -28,7 +28,7 @@ use reel_train::step::hyperparameters::Hyperparameters;
 use reel_train::step::trainer::Trainer;
 
 use super::evaluation::with_evaluation;
-use super::{DividedWeights, OpCosts, PhaseCosts, Plan, RowShape, TrainedSize};
+use super::{BackwardPass, DividedWeights, OpCosts, PhaseCosts, Plan, RowShape, TrainedSize};
 use crate::folder::checkpoint::checkpoint_bytes;
 use crate::run::grpo::{GrpoLoop, GrpoSetup};
 use crate::run::{self, TrainLoop};
@@ -106,6 +106,8 @@ struct Counter<'a> {
     siglip: Option<SiglipScorer>,
     ends: EndTokens,
     phases: PhaseCosts,
+    /// The first backward pass, when it was computed.
+    backward: Option<BackwardPass>,
     steps: u64,
     tokens: u64,
     /// Largest number of prompts in a step so far.
@@ -156,6 +158,7 @@ impl<'a> Counter<'a> {
             siglip,
             ends,
             phases: PhaseCosts::default(),
+            backward: None,
             steps: 0,
             tokens: 0,
             rows: 0,
@@ -185,12 +188,15 @@ impl<'a> Counter<'a> {
             device.profiler().clear();
             device.profiler().record_timeline(true);
             let (options, reference) = (self.options, self.reference.as_ref());
+            self.trainer.finished_gradients = self.backward.is_none().then(Vec::new);
             let result = step(&mut self.trainer, options, reference, &mut set, 1, DeviceLender::default())?;
             device.profiler().record_timeline(false);
             // The last step that is computed here stands for itself and for all remaining steps on this rollout set.
             let times = if use_ == MAX_USES { self.options.num_iterations - use_ + 1 } else { 1 };
-            for event in device.profiler().launch_events()? {
-                self.phases.add_launch(&event, times);
+            let events = device.profiler().launch_events()?;
+            events.iter().for_each(|event| self.phases.add_launch(event, times));
+            if self.backward.is_none() {
+                self.backward = Some(BackwardPass::of_step(&mut self.trainer, &events));
             }
             self.steps += times;
             self.tokens += times * result.tokens as u64;
@@ -245,11 +251,12 @@ impl<'a> Counter<'a> {
     }
 
     fn plan(self, dtype: DType) -> Result<Plan> {
-        let Self { trainer, phases, steps, tokens, rows, options, longest, .. } = self;
+        let Self { trainer, phases, backward, steps, tokens, rows, options, longest, .. } = self;
         let plan = Plan {
             memory: trainer.device.memory(),
             parts: phases.clone(),
             phases,
+            backward: backward.unwrap_or_default(),
             trained: TrainedSize::of(&trainer),
             divided: DividedWeights::of(&trainer).with_all_gathered(),
             steps,

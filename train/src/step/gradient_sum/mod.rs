@@ -33,6 +33,8 @@
 //! the shards says when a bucket is exchanged: as soon as it is complete, but in one order with the gathers of weights
 //! on all ranks.
 
+pub(super) mod order;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
