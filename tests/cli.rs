@@ -254,7 +254,7 @@ fn closed_stdout_is_not_an_error() {
 #[test]
 fn suggestions_know_the_field() {
     for (command, words) in [
-        ("grpo --len_control maybe", &["--len-control: is \"maybe\"; give true or false"]),
+        ("grpo --len_control maybe", &["--len-control: is \"maybe\"; give true or false"][..]),
         ("grpo --num_generationz 2", &["--num_generationz: ", "did you mean --num-generations?"]),
         ("plan sft --gradient-acumulation-steps 1", &["did you mean --gradient-accumulation-steps?"]),
     ] {

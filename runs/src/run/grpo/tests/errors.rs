@@ -19,7 +19,6 @@ fn rows_that_cannot_be_scored_are_skipped() {
         (GOOD.replace("<answer>4</answer>", "4"), "rows.jsonl:2: solution: has no answer in <answer> tags"),
         (GOOD.replace("<answer>4<", "<answer>nan<"), "rows.jsonl:2: solution: `nan` is NaN, but the problem_type is numerical"),
         (GOOD.replace("numerical", "essay"), "rows.jsonl:2: problem_type: is `essay`, for which there is no accuracy rule"),
-        (GOOD.replace("problem_type", "kind"), "rows.jsonl:2: problem_type: is missing"),
         (
             r#"{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}"#.into(),
             "rows.jsonl:2: ends with an answer of the assistant",
