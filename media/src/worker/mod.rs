@@ -47,6 +47,7 @@ pub struct WorkerRequest {
 
 /// The work that is requested: only read properties of the video, or decode frames.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "there is one job for each video, and nearly all of them decode it")]
 enum WorkerJob {
     Probe,
     Decode { profile: MediaProfile, overrides: MediaOverrides, size: DecodedFrameSize },

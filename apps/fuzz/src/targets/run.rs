@@ -10,6 +10,7 @@ use reel_report::run_page::run_page_html;
 use reel_runs::folder::logs::recorded_logs;
 use reel_runs::folder::output::{find_run_start, read_run_json};
 use reel_runs::folder::{hashes, later_skipped, resume};
+use reel_runs::reporting::wandb::environment::WandbEnvironment;
 use reel_runs::reporting::wandb::{Wandb, WandbStart};
 use reel_runs::run::replay::{find_replay_start, recorded_command_and_options, recorded_working_directory};
 use reel_train::options::RunOptions;
@@ -180,7 +181,9 @@ pub const WANDB: Target = Target {
             let complaint = |e: std::io::Error| e.to_string();
             fs::write(part.join("run-abcdefgh.wandb"), correct_record_checksums(input)).map_err(complaint)?;
             let out = home.join("out");
-            let start = WandbStart { out: &out, home: &home, step: 2, done: &[], project: "p", name: None, run: &run };
+            let environment = WandbEnvironment::default();
+            let (out, home, environment) = (&out, &home, &environment);
+            let start = WandbStart { out, home, step: 2, done: &[], project: "p", name: None, environment, run: &run };
             let copied = value_of(copy_steps(&start))?;
             fs::remove_dir_all(&out).or_else(|e| if out.exists() { Err(e) } else { Ok(()) }).map_err(complaint)?;
             // A log without steps has about 3.5 KB: a larger log has copied steps.

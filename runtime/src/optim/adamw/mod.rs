@@ -83,6 +83,9 @@ pub struct ParameterState {
     pub steps: u64,
 }
 
+/// Finds the weights of a cell by its parameter's name and its first weight.
+type WeightsOfCell<'f> = &'f dyn Fn(&str, usize) -> Option<Tensor>;
+
 /// The optimizer state of a cell of n weights. A cell that is a whole parameter has tensors of the parameter's shape.
 #[derive(Clone, Debug)]
 pub struct CellState {
@@ -198,7 +201,7 @@ impl AdamW {
         moments: MomentFormat,
         seed: u64,
         (rank, ranks): (usize, usize),
-        weights_of: &dyn Fn(&str, usize) -> Option<Tensor>,
+        weights_of: WeightsOfCell<'_>,
     ) -> Result<AdamW> {
         let partition = |sizes: &[ParameterSize]| Partition::new(sizes, rank, ranks);
         Self::with_partition(parameters, moments, seed, partition, Some(weights_of))
@@ -209,7 +212,7 @@ impl AdamW {
         moments: MomentFormat,
         seed: u64,
         partition: impl Fn(&[ParameterSize]) -> Partition,
-        weights_of: Option<&dyn Fn(&str, usize) -> Option<Tensor>>,
+        weights_of: Option<WeightsOfCell<'_>>,
     ) -> Result<AdamW> {
         let mut all = BTreeMap::new();
         for p in parameters {
