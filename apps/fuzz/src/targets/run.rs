@@ -185,7 +185,7 @@ pub const WANDB: Target = Target {
             let (out, home, environment) = (&out, &home, &environment);
             let start = WandbStart { out, home, step: 2, done: &[], project: "p", name: None, environment, run: &run };
             let copied = value_of(copy_steps(&start))?;
-            fs::remove_dir_all(&out).or_else(|e| if out.exists() { Err(e) } else { Ok(()) }).map_err(complaint)?;
+            fs::remove_dir_all(out).or_else(|e| if out.exists() { Err(e) } else { Ok(()) }).map_err(complaint)?;
             // A log without steps has about 3.5 KB: a larger log has copied steps.
             Ok(copied.is_some_and(|bytes| bytes > 5_000))
         }))
