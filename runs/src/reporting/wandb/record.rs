@@ -183,9 +183,17 @@ mod tests {
         assert_eq!(hex(Record::exit(255, 9)), EXIT_HEX);
         let config = map(json!({"a": [1, "x"]}));
         let start = DateTime::from_timestamp(1_700_000_000, 5).unwrap();
-        let run =
-            RunInfo { id: "abcd1234", project: "p", name: "n", job: "sft", host: Some("h"), start, config: &config };
+        let (entity, group, notes, tags) = (None, None, None, &[][..]);
+        let (id, project, name, job, host, config) = ("abcd1234", "p", "n", "sft", Some("h"), &config);
+        let run = RunInfo { id, project, name, job, host, start, config, entity, group, notes, tags };
         assert_eq!(hex(Record::run(&run)), RUN_HEX);
+        let tags = &["t".to_string(), "u".to_string()][..];
+        let run = RunInfo { entity: Some("e"), group: Some("g"), notes: Some("o"), tags, ..run };
+        let with_texts = hex(Record::run(&run));
+        // Each is the field's number and type in one byte, the length, and the text.
+        for text in ["120165", "320167", "4a016f", "520174520175"] {
+            assert!(with_texts.contains(text) && !RUN_HEX.contains(text), "{text} in {with_texts}");
+        }
     }
 
     const HISTORY_HEX: &str =

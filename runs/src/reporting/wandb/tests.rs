@@ -179,7 +179,8 @@ fn write_errors_name_the_path() {
     fs::write(out.join(FOLDER), "a file").unwrap();
     remove_run(out);
     let run = json!({});
-    let begin = WandbStart { out, home: out, step: 0, done: &[], project: "p", name: None, run: &run };
+    let (home, environment) = (out, &WandbEnvironment::default());
+    let begin = WandbStart { out, home, step: 0, done: &[], project: "p", name: None, environment, run: &run };
     let e = Wandb::begin(&begin).unwrap_err().to_string();
     assert!(e.contains("wandb: cannot be written: ") && e.contains("; "), "{e}");
 }
