@@ -32,7 +32,7 @@ pub fn model(device: &Device, dtype: DType) -> Qwen25Vl {
 pub fn int8_model(device: &Device, dtype: DType) -> Qwen25Vl {
     let (folder, config) = (folder(), ModelConfig::open(&folder()).unwrap());
     let files = Checkpoint::open(&folder).unwrap();
-    Qwen25Vl::open_quantized(device, &files, &config, dtype, Quantization::Int8).unwrap()
+    Qwen25Vl::open_quantized(device, &files, &config, dtype, Quantization::Int8, None).unwrap()
 }
 
 /// A LoRA adapter with nonzero matrices.
