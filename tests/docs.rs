@@ -203,6 +203,11 @@ fn commands_of_the_curation_page_run_as_printed() {
 }
 
 #[test]
+fn commands_of_the_page_for_users_of_other_programs_run_as_printed() {
+    run_page("docs/coming-from.md");
+}
+
+#[test]
 fn commands_of_the_performance_guide_run_as_printed() {
     run_page("docs/guide-performance.md");
 }
@@ -234,7 +239,8 @@ fn commands_of_the_cluster_page_run_as_printed() {
 
 #[test]
 fn pages_with_commands_are_all_tested() {
-    const TESTED: [&str; 10] = [
+    const TESTED: [&str; 11] = [
+        "docs/coming-from.md",
         "docs/cluster.md",
         "docs/curation.md",
         "docs/evaluation.md",

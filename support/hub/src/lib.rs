@@ -19,6 +19,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
+use reference::is_safe_path;
 use serde_json::Value;
 
 pub use download::DownloadProgress;
@@ -75,7 +76,7 @@ impl Hub {
             return Some(snapshots.join(&repository.revision));
         }
         let commit = input::read_text(store.join("refs").join(&repository.revision), input::MAX_CONFIG_BYTES).ok()?;
-        reference::is_commit(commit.trim()).then(|| snapshots.join(commit.trim()))
+        is_safe_path(commit.trim()).then(|| snapshots.join(commit.trim()))
     }
 }
 
