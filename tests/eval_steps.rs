@@ -310,7 +310,5 @@ fn wrong_use_is_refused_before_the_first_step() {
     refused(&format!("{EVAL} --eval-media-root gone"), 2, &["--eval-media-root: is gone"]);
     refused(&format!("{EVAL} --eval-media-root tiny"), 1, &["has none of the 1 videos", "--eval-media-root"]);
     refused(&format!("{EVAL} --metric-for-best-model reward"), 2, &["--metric-for-best-model", "no rewards"]);
-    refused("--eval-strategy steps", 2, &["--eval-steps"]);
-    refused("--eval-accumulation-steps 2", 2, &["reel eval"]);
     refused("--load-best-model-at-end", 2, &["trainer_state.json"]);
 }

@@ -37,14 +37,19 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     let more = [about("video", "good.mp4"), about("image", "missing.png"), about("image", "good.png")].concat();
     fs::write(w.path().join("media.jsonl"), text + &more).expect("written");
     let lora = ["--lora-r", "4", "--lora-target-modules", "all-linear", "--gradient-checkpointing", "full"];
-    let runs: [(&str, &[&str], &[&str]); 6] = [
+    let with_media = ["--data", "media.jsonl", "--num-train-epochs", "1", "--max-pixels", "12544"];
+    let merger = [&["--freeze-vision", "--freeze-merger", "false"][..], &with_media].concat();
+    let tower = [&["--freeze-llm", "--freeze-merger"][..], &with_media].concat();
+    let runs: [(&str, &[&str], &[&str]); 8] = [
         ("full", &[], &["1", "2", "3", "4", "8"]),
         ("bf16", &["--dtype", "bf16", "--optim", "adamw-8bit"], &["3"]),
         ("lora", &lora, &["2"]),
         ("frozen", &["--freeze-vision", "--gradient-checkpointing", "selective"], &["2"]),
         ("packing", &["--packing", "--max-length", "60"], &["2"]),
         // Only some micro-batches have media, and the last step has fewer micro-batches than the others.
-        ("media", &["--data", "media.jsonl", "--num-train-epochs", "1", "--max-pixels", "12544"], &["2", "3"]),
+        ("media", &with_media, &["2", "3"]),
+        ("merger", &merger, &["2"]),
+        ("tower", &tower, &["3"]),
     ];
     for (name, options, sizes) in runs {
         let options = [&["--max-steps", "2"], options].concat();

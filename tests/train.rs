@@ -149,8 +149,8 @@ fn config_files_may_be_yaml_or_json_with_names_of_trl() {
         run_in(at, ["sft", "--config", &format!("c.{out}"), "--quiet"]).ok();
         assert_eq!(read_metrics(&at.join(out)).len(), 1, "{out}");
     }
-    fs::write(at.join("bad.yaml"), "max_steps: 1\nepochs: 3\n").expect("written");
-    run_in(at, ["sft", "--config", "bad.yaml"]).refused(2, &["bad.yaml: epochs: ", "use num-train-epochs"]);
+    fs::write(at.join("bad.yaml"), "max_steps: 1\nlearning_ratee: 3\n").expect("written");
+    run_in(at, ["sft", "--config", "bad.yaml"]).refused(2, &["bad.yaml: learning_ratee: "]);
     fs::write(at.join("bad.json"), "{\"max_steps\": }").expect("written");
     run_in(at, ["sft", "--config", "bad.json"]).refused(2, &["bad.json:1: is not a JSON object"]);
     let trl = "sft --model_name_or_path tiny --dataset_name rows.jsonl --output_dir trl --max_steps 1 --gradient_checkpointing true \

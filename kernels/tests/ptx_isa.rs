@@ -28,7 +28,7 @@ fn every_kernel_is_assembled_in_the_oldest_isa() {
             let target = cubin.ptx.lines().find_map(|line| line.strip_prefix(".target ")).expect("a target");
             let isa = isa_of_ptx(&cubin.ptx).expect("a version");
             let line = format!("{} {target} {}.{}", folder.name, isa / 10, isa % 10);
-            if !found.contains(&line) {
+            if !found.lines().any(|other| other == line) {
                 writeln!(found, "{line}").expect("a string");
             }
         }

@@ -39,11 +39,14 @@ pub fn read_file(t: &mut Translation) {
     }
     t.remove("config");
     t.is_foreign = true;
+    // Rules keep values outside the settings, so keys of the command line are not read from the file.
+    let (names, parts) = (t.read_names.clone(), t.parts.clone());
     let before = t.settings.clone();
     t.settings.clear();
-    for given in &entries {
+    for given in entries.iter().filter(|given| !names.contains(&given.name)) {
         t.read(given);
     }
+    t.parts.extend(parts);
     // Options of the command line replace those of the file.
     t.settings.retain(|setting| !on_command_line.contains(&setting.name));
     t.settings.extend(before);
@@ -59,7 +62,8 @@ fn is_known(t: &Translation, given: &Given) -> bool {
 fn flatten(file: &str, key: &str, value: &Value, entries: &mut Vec<Given>) {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     match value {
-        Value::Object(fields) => {
+        // `gradient_checkpointing_kwargs: {use_reentrant: false}` is one option, as on a command line.
+        Value::Object(fields) if key.contains('.') || !key.ends_with("_kwargs") => {
             for (inner, value) in fields {
                 flatten(file, &format!("{key}.{inner}"), value, entries);
             }

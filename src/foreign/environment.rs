@@ -23,7 +23,7 @@ const READERS: [&str; 5] = ["sft", "grpo", "serve", "eval", "generate"];
 /// Takes the options of [`VARIABLES`] that are not given.
 pub fn apply(t: &mut Translation) {
     let path = t.line.path.join(" ");
-    if !READERS.contains(&path.as_str()) {
+    if !READERS.contains(&path.strip_prefix("plan ").unwrap_or(&path)) {
         return;
     }
     let mut taken = Vec::new();
@@ -34,6 +34,9 @@ pub fn apply(t: &mut Translation) {
         let other = match option {
             "nframes" => Some("fps"),
             "fps" => Some("nframes"),
+            // --max-pixels and --min-pixels are for images and videos.
+            "image_max_pixels" | "video_max_pixels" => Some("max_pixels"),
+            "image_min_pixels" | "video_min_pixels" => Some("min_pixels"),
             _ => None,
         };
         if other.is_some_and(|other| t.is_set(other)) {
@@ -71,7 +74,8 @@ pub fn batch(t: &mut Translation) {
     }
     // Each process of a launcher has its own accumulation there.
     let processes = t.surroundings.processes;
-    if t.is_foreign && processes > 1 {
+    // The numbers of GRPO's groups may count all processes already.
+    if t.is_foreign && processes > 1 && !t.parts.contains_key("processes_counted") {
         let steps = t.number_of("gradient_accumulation_steps").unwrap_or(1.0).max(1.0) as usize;
         let all = steps * processes;
         t.replace("gradient_accumulation_steps", &all.to_string(), "gradient_accumulation_steps");
@@ -120,8 +124,10 @@ fn group_batch(t: &mut Translation, program: &'static str) {
         "video-r1" => (rows * steps, "Video-R1 and VideoRFT count prompts, TRL completions"),
         _ => {
             t.parts.insert("processes_counted", String::new());
-            let all = rows * steps * processes / t.surroundings.processes.max(1) as u64;
-            (all.div_ceil(group).max(1), "TRL and ms-swift count completions of all processes, Video-R1 prompts")
+            let all = rows * steps * processes;
+            // Each process of a launcher needs a micro-batch.
+            let fewest = t.surroundings.processes.max(1) as u64;
+            (all.div_ceil(group).max(fewest), "TRL and ms-swift count completions of all processes, Video-R1 prompts")
         }
     };
     let accumulation = if program == "video-r1" { steps } else { prompts };
@@ -138,6 +144,7 @@ fn group_batch(t: &mut Translation, program: &'static str) {
 
 /// A step of `prompts` prompts: micro-batches of one group.
 fn set_groups(t: &mut Translation, group: u64, prompts: u64) {
+    t.parts.insert("processes_counted", String::new());
     t.replace("per_device_train_batch_size", &group.to_string(), "batch");
     t.replace("gradient_accumulation_steps", &prompts.max(1).to_string(), "batch");
     t.notes.push(format!(

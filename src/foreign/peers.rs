@@ -72,7 +72,7 @@ pub fn state_defaults(t: &mut Translation) {
         t.notes.push(format!(
             "note: not given, and {name} has another default: {}; `reel {} --explain-defaults {program}` has the sources",
             listed.join(", "),
-            t.command
+            if t.command == "grpo" { "grpo" } else { "sft" }
         ));
     }
 }

@@ -120,10 +120,32 @@ pub fn is_true(value: &str) -> bool {
     ["true", "yes", "on", "1", "y", "t"].contains(&value.to_ascii_lowercase().as_str())
 }
 
-/// Places for reports that reel has not are left out, with a note.
+/// Services that other programs report to.
+const SERVICES: [&str; 13] = [
+    "swanlab",
+    "mlflow",
+    "comet_ml",
+    "clearml",
+    "trackio",
+    "neptune",
+    "azure_ml",
+    "codecarbon",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "vemlp_wandb",
+    "rerun",
+];
+
+/// Services that reel does not report to are left out, with a note. Any other name is refused by the parser.
 fn report_to(given: &Given, t: &mut Translation) {
     let names = list(given).iter().flat_map(|text| text.split(',').map(str::to_string)).collect::<Vec<_>>();
     let known = |name: &&String| ["tensorboard", "wandb", "none"].contains(&name.as_str());
+    // verl's and EasyR1's console and file are what reel always does.
+    let always = |name: &str| ["all", "console", "file"].contains(&name);
+    if names.iter().any(|name| !known(&name) && !always(name) && !SERVICES.contains(&name.as_str())) {
+        return t.set("report_to", vec![names.join(",")], given);
+    }
     let mut places: Vec<String> = names.iter().filter(known).cloned().collect();
     if names.iter().any(|name| name == "all") || given.values.len() > 1 {
         t.is_changed = true;
@@ -131,10 +153,9 @@ fn report_to(given: &Given, t: &mut Translation) {
     if names.iter().any(|name| name == "all") {
         places = vec!["tensorboard".into(), "wandb".into()];
     }
-    // verl's and EasyR1's console and file are what reel always does.
-    if names.iter().any(|name| !["tensorboard", "wandb", "none", "all", "console", "file"].contains(&name.as_str())) {
+    if names.iter().any(|name| SERVICES.contains(&name.as_str())) {
         t.is_foreign = true;
-        t.harmless.push((given.shown(), "reports to other services: OUT has TensorBoard's event files"));
+        t.harmless.push((given.shown(), "reports to other services: --report-command sends them (examples/report.py)"));
     }
     if places.is_empty() {
         places = vec!["tensorboard".into()];

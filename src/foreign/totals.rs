@@ -1,6 +1,8 @@
 //! What several options say together, when all of them are read: the weights that are trained, the batch, the rewards,
 //! the server's address.
 
+use std::collections::BTreeSet;
+
 use super::translation::Translation;
 use super::{environment, peers};
 
@@ -37,19 +39,23 @@ fn data(t: &mut Translation) {
     let Some(setting) = t.settings.iter().find(|setting| setting.name == "data").cloned() else { return };
     let path = setting.values.join(",");
     let exists = |path: &str| std::path::Path::new(path).exists();
-    if !exists(&path)
-        && let Some((file, rows)) = path.split_once('#').filter(|(_, rows)| rows.parse::<u64>().is_ok())
-        && exists(file.trim_end_matches(":all"))
-    {
-        let (file, rows) = (file.trim_end_matches(":all").to_string(), rows.to_string());
-        t.replace("data", &file, &setting.shown);
-        if !t.is_set("max_samples") {
-            t.add("max_samples", vec![rows], &setting.shown);
-        }
-    } else if let Some(file) = path.strip_suffix(":all").filter(|file| !exists(&path) && exists(file)) {
-        t.replace("data", file, &setting.shown);
-    } else {
-        t.replace("data", &path, &setting.shown);
+    if exists(&path) {
+        return t.replace("data", &path, &setting.shown);
+    }
+    let (mut counts, mut files) = (BTreeSet::new(), Vec::new());
+    for part in path.split(',') {
+        let counted = part.split_once('#').and_then(|(file, rows)| Some((file, rows.parse::<u64>().ok()?)));
+        let counted = counted.filter(|_| !exists(part));
+        let (file, rows) = counted.map_or((part, None), |(file, rows)| (file, Some(rows)));
+        counts.insert(rows);
+        files.push(if exists(file) { file } else { file.strip_suffix(":all").unwrap_or(file) });
+    }
+    t.replace("data", &files.join(","), &setting.shown);
+    if counts.len() > 1 {
+        let help = "give --max-samples N, the number of rows of all";
+        t.refuse(&setting.shown, "has different numbers of rows (#N) for its data sets", help);
+    } else if let Some(Some(rows)) = counts.first().filter(|_| !t.is_set("max_samples")) {
+        t.add("max_samples", vec![rows.to_string()], &setting.shown);
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Translation<'a> {
     pub weights: TrainedWeights,
     /// Values that a later stage combines, by a name of their own.
     pub parts: BTreeMap<&'static str, String>,
+    /// The names of all options that were read.
+    pub read_names: Vec<String>,
     /// Values of options that are set if the command does not set them.
     pub fallbacks: Vec<Setting>,
     /// The options that the configuration file sets, if it stays a file.
@@ -100,6 +102,7 @@ impl<'a> Translation<'a> {
             votes: BTreeMap::new(),
             weights: TrainedWeights::default(),
             parts: BTreeMap::new(),
+            read_names: Vec::new(),
             fallbacks: Vec::new(),
             set_by_file: Vec::new(),
             own_names: Vec::new(),
@@ -229,6 +232,7 @@ impl<'a> Translation<'a> {
 
     /// Reads one option: one of reel's, or one that the table has.
     pub fn read(&mut self, given: &Given) {
+        self.read_names.push(given.name.clone());
         let is_own = self.has_option(&given.name);
         let value = given.value();
         let name = given.name.clone();

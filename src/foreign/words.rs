@@ -45,6 +45,10 @@ impl Given {
     /// The option with its values, as a message shows it.
     pub fn shown(&self) -> String {
         match self.value() {
+            // Messages do not contain keys.
+            Some(_) if ["api_key", "token", "password"].iter().any(|end| self.name.ends_with(end)) => {
+                format!("{} …", self.written)
+            }
             Some(value) if self.written.contains('.') && !self.written.starts_with("--") => {
                 let separator = if self.written.contains(": ") { ": " } else { "=" };
                 format!("{}{separator}{}", self.written, shortened(&value))

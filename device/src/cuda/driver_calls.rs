@@ -16,13 +16,14 @@ use crate::compile::driver_code::OLDEST_PTX_COMPILER;
 
 /// The symbol of each call, and the CUDA version (times 1000) that introduced it. Source: `cudaTypedefs.h` of CUDA
 /// 13.0.
-const CALLS: [(&str, u32); 55] = [
+const CALLS: [(&str, u32); 56] = [
     ("cuCtxSetCurrent", 4000),
     ("cuDeviceGet", 2000),
     ("cuDeviceGetAttribute", 2000),
     ("cuDeviceGetCount", 2000),
     ("cuDeviceGetName", 2000),
     ("cuDeviceGetPCIBusId", 4010),
+    ("cuDeviceGetUuid", 9020),
     ("cuDevicePrimaryCtxRelease_v2", 11_000),
     ("cuDevicePrimaryCtxRetain", 7000),
     ("cuDeviceTotalMem_v2", 3020),

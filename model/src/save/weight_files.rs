@@ -87,7 +87,7 @@ impl<'a> WeightFiles<'a> {
         }
         let Some(index) = self.index() else { return Ok(()) };
         let path = folder.join(INDEX);
-        fs::write(&path, index).map_err(|e| ModelError::cannot_write(&path, e))
+        reel_files::write_synced(&path, index.as_bytes()).map_err(|e| ModelError::cannot_write(&path, e))
     }
 }
 

@@ -44,7 +44,8 @@ impl ReportCommand {
         };
         let output = io::stderr().as_fd().try_clone_to_owned().map_err(failed)?;
         let mut child = Command::new("sh")
-            .args(["-c", command])
+            // Slurm sends SIGUSR1 to all processes of a job step; the programs inherit that it is ignored.
+            .args(["-c", &format!("trap '' USR1; {command}")])
             .stdin(Stdio::piped())
             .stdout(output)
             // A process group of its own: Ctrl-C ends the training, and then the command gets its last lines.

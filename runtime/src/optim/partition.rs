@@ -193,15 +193,15 @@ mod tests {
         }
     }
 
-    /// The 72B model on 1024 ranks: 1,000 parameters, 4.4 million cells.
+    /// The 72B model on 1024 ranks: 1,000 parameters, 1.1 million cells.
     #[test]
     fn a_large_job_is_cut_in_a_short_time() {
         let sizes = vec![ParameterSize { weights: 72_000_000, divisible: true }; 1000];
         let begun = std::time::Instant::now();
         let partition = Partition::new(&sizes, 1023, 1024);
         let found: usize = (0..sizes.len()).map(|parameter| partition.cells_of(parameter).len()).sum();
-        assert!(found == partition.cells().len() && found > 4_000_000, "{found}");
-        // Searching all cells for each rank or each parameter would take 4 billion steps.
+        assert!(found == partition.cells().len() && found > 1_000_000, "{found}");
+        // Searching all cells for each rank or each parameter would take a billion steps.
         assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
     }
 }

@@ -33,6 +33,10 @@ impl Hub {
         fs::create_dir_all(&snapshot).map_err(|e| HubError::cannot_write(&snapshot, &e))?;
         // The processes of one job ask for the same files.
         let _lock = wait_for_lock(&store, repository)?;
+        // Another process may have finished meanwhile; its archives are not read again.
+        if let Some(done) = self.cached(repository) {
+            return Ok(done);
+        }
         let wanted: Vec<RemoteFile> = listing
             .files
             .into_iter()

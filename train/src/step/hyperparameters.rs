@@ -102,7 +102,7 @@ impl Hyperparameters {
                 let layers = spec.target_layers(config).unwrap_or_default();
                 layers.iter().any(|layer| layer.name.starts_with("visual."))
             }
-            None => !self.freeze_vision,
+            None => !self.freeze_vision || !self.freeze_merger,
         }
     }
 

@@ -300,8 +300,12 @@ fn values(step: u64, points: &[(String, f64)]) -> Map<String, Value> {
 fn config(run: &Value) -> Map<String, Value> {
     let map = |value: &Value| value.as_object().cloned().unwrap_or_default();
     let mut config = map(&run["options"]);
-    config.shift_remove("reward_command");
-    config.shift_remove("report_command");
+    // Commands may hold secrets.
+    for command in ["reward_command", "report_command"] {
+        if config.get(command).is_some_and(|command| !command.is_null()) {
+            config.shift_remove(command);
+        }
+    }
     config.extend(map(run).into_iter().filter(|(name, _)| name != "options"));
     config
 }

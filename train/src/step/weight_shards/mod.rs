@@ -98,24 +98,28 @@ impl WeightShards {
         weights: &[DeferredWeight],
         read: impl Fn(&DeferredWeight, &Range<usize>, &Tensor) -> Result<()>,
     ) -> Result<Self> {
-        let sizes: Vec<ParameterSize> = weights.iter().map(|weight| ParameterSize::of(&weight.tensor)).collect();
-        let partition = Partition::new(&sizes, ranks.rank(), ranks.size());
         let mut units = BTreeMap::<WeightUnit, UnitWeights>::new();
         for DeferredWeight { name, tensor, .. } in weights {
             units.entry(units::unit_of(name, config)).or_default().add_memory(tensor);
         }
         let mut own = BTreeMap::new();
-        for cell in partition.cells() {
-            let weight = &weights[cell.parameter];
-            let mut memory = None;
-            if cell.owner == ranks.rank() {
-                let to = memory_of(device, cell, &weight.tensor)?;
-                read(weight, &cell.range, &to)?;
-                own.insert((weight.name.clone(), cell.range.start), to.clone());
-                memory = Some(to);
+        // The optimizer divides the trained weights alone, so frozen weights must not change the owners of their cells.
+        let is_trained = |weight: &&DeferredWeight| weight.tensor.parameter_name().is_some();
+        let (trained, frozen): (Vec<_>, Vec<_>) = weights.iter().partition(is_trained);
+        for weights in [trained, frozen] {
+            let sizes: Vec<ParameterSize> = weights.iter().map(|weight| ParameterSize::of(&weight.tensor)).collect();
+            for cell in Partition::new(&sizes, ranks.rank(), ranks.size()).cells() {
+                let weight = weights[cell.parameter];
+                let mut memory = None;
+                if cell.owner == ranks.rank() {
+                    let to = memory_of(device, cell, &weight.tensor)?;
+                    read(weight, &cell.range, &to)?;
+                    own.insert((weight.name.clone(), cell.range.start), to.clone());
+                    memory = Some(to);
+                }
+                let unit = units.entry(units::unit_of(&weight.name, config)).or_default();
+                unit.cells.push((cell.clone(), weight.tensor.clone(), memory));
             }
-            let unit = units.entry(units::unit_of(&weight.name, config)).or_default();
-            unit.cells.push((cell.clone(), weight.tensor.clone(), memory));
         }
         let with_vision = units.contains_key(&units::PATCH_EMBEDDING);
         let forward = units::forward_units(config, with_vision);
