@@ -310,5 +310,6 @@ fn wrong_use_is_refused_before_the_first_step() {
     refused(&format!("{EVAL} --eval-media-root gone"), 2, &["--eval-media-root: is gone"]);
     refused(&format!("{EVAL} --eval-media-root tiny"), 1, &["has none of the 1 videos", "--eval-media-root"]);
     refused(&format!("{EVAL} --metric-for-best-model reward"), 2, &["--metric-for-best-model", "no rewards"]);
-    refused("--load-best-model-at-end", 2, &["trainer_state.json"]);
+    let of_trl = run_in(at, words(&[SFT, "--out o --quiet --load-best-model-at-end"]));
+    assert!(of_trl.code == Some(2) && of_trl.stderr.contains("trainer_state.json"), "{}", of_trl.stderr);
 }

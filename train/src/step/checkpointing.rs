@@ -12,7 +12,7 @@
 use reel_device::{DType, Device, MemoryCategory};
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
-use reel_runtime::{BackwardEvent, Checkpointing, Cx, Grads, Tensor, ops};
+use reel_runtime::{BackwardEvent, Checkpointing, Cx, Grads, RuntimeError, Tensor, ops};
 
 use crate::options::GradientCheckpointing;
 use crate::{Result, TrainError};
@@ -163,7 +163,8 @@ impl MemoryPlan {
     }
 
     /// Returns the peak number of bytes that the forward and backward pass of a micro-batch hold, counted on device
-    /// `dry`. Gradients that stay in memory are not counted; of gradients that are freed, those of the pending exchange are counted.
+    /// `dry`. Gradients that stay in memory are not counted; of gradients that are freed, those of the pending exchange
+    /// are counted.
     fn activation_bytes(&mut self, micro_batch: &LearnedTokens, checkpointing: Checkpointing) -> Result<usize> {
         let device = micro_batch.positions.device();
         if self.finished_bytes.is_none() {
@@ -179,12 +180,17 @@ impl MemoryPlan {
         let weights = Tensor::empty(device, log_probs.shape(), DType::F32, MemoryCategory::Inputs)?;
         let loss = ops::weighted_sum(&cx, &log_probs, &weights)?;
         let is_freed = self.finished_bytes.is_some();
-        cx.backward_with(&loss, 1.0, &mut self.grads, &mut |event, grads| {
+        let done = cx.backward_with(&loss, 1.0, &mut self.grads, &mut |event, grads| {
             if let BackwardEvent::Finished(names) = event {
                 names.iter().filter(|_| is_freed).for_each(|name| grads.release(name));
             }
             Ok::<(), TrainError>(())
-        })?;
+        });
+        match done {
+            // A micro-batch without media trains nothing if only the vision tower is trained.
+            Err(TrainError::Runtime(RuntimeError::NothingToTrain)) if self.model.parameters().next().is_some() => {}
+            done => done?,
+        }
         let held = device.memory().peak - before;
         device.profiler().clear();
         Ok(held + self.finished_bytes.unwrap_or(0) as usize)
