@@ -2,6 +2,7 @@
 //! decoder's weights and KV cache. Every rank runs the same command; only rank 0 prints, writes files and listens.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -42,6 +43,8 @@ pub struct TensorParallelFlag {
 /// This process, one of several that compute a model together.
 pub struct DividedProcess {
     ranks: Arc<Ranks>,
+    /// Whether the common work is done: an error after it is not the failure of a rank.
+    is_done: AtomicBool,
 }
 
 impl TensorParallelFlag {
@@ -113,12 +116,17 @@ impl DividedProcess {
         }
         let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
         let ranks = Ranks::join(world, &std::env::temp_dir(), timeouts, Box::new(ranks::end_process))?;
-        Ok(Self { ranks: Arc::new(ranks) })
+        Ok(Self { ranks: Arc::new(ranks), is_done: AtomicBool::new(false) })
     }
 
     /// The processes.
     pub fn ranks(&self) -> &Arc<Ranks> {
         &self.ranks
+    }
+
+    /// Records that the work that all processes share is done.
+    pub fn set_done(&self) {
+        self.is_done.store(true, Ordering::Relaxed);
     }
 
     /// Whether this is rank 0, which prints and writes files.
@@ -158,6 +166,7 @@ impl DividedProcess {
                 leave(self.ranks)?;
                 return if prints { done } else { Ok(()) };
             }
+            Err(_) if self.is_done.load(Ordering::Relaxed) => leave(self.ranks)?,
             Err(e) => self.ranks.fail(&format!("{e:#}")),
             Ok(()) => leave(self.ranks)?,
         }

@@ -132,6 +132,8 @@ impl GenerateArgs {
             sampling,
             strict,
         })?;
+        // Rows without an output are an error of the command, not of a process.
+        process.into_iter().for_each(DividedProcess::set_done);
         summary.map_or(Ok(()), |summary| report(out, &summary, common))
     }
 
