@@ -10,7 +10,7 @@ use reel_diagnostic::escape_controls;
 use reel_hub::{DatasetReference, DownloadProgress, Hub, Repository};
 use reel_input::network;
 
-use crate::fail::failed;
+use crate::fail::{failed, usage_error};
 use crate::output;
 
 /// How often the line of a download is written again.
@@ -40,6 +40,12 @@ pub fn model_folder(model: &str) -> Result<PathBuf> {
 pub fn local_data(data: &Path) -> Result<PathBuf> {
     let Ok(paths) = parse_data_paths(data) else { return Ok(data.to_path_buf()) };
     let references: Vec<_> = paths.iter().map(dataset_of).collect();
+    let strange =
+        paths.iter().zip(&references).find(|(path, found)| found.is_none() && has_scheme(&path.path.to_string_lossy()));
+    if let Some((WeightedPath { path, .. }, _)) = strange {
+        let what = format!("{} is not the address of a data set", path.display());
+        return Err(usage_error("--data", what, "give hf://datasets/ORG/NAME, with @REVISION and /FILE if needed"));
+    }
     if references.iter().all(Option::is_none) {
         return Ok(data.to_path_buf());
     }

@@ -283,6 +283,8 @@ fn data_sets_of_the_hub_are_read_from_the_cache() {
         assert_eq!(json_of(&got.stdout)["rows"], wanted, "{data:?}: {}", got.stdout);
     }
     rows(&["org/other"]).refused(1, &["org/other: is not complete", "HF_HUB_OFFLINE"]);
+    rows(&["hf://datasets/org"])
+        .refused(2, &["--data: hf://datasets/org is not the address", "hf://datasets/ORG/NAME"]);
     // A file that does not exist is no data set.
     rows(&["org/none.jsonl"]).refused(1, &["org/none.jsonl", "there is no such file"]);
 }

@@ -268,6 +268,7 @@ fn invalid_options_are_refused() {
     assert!(["foo", "--report-to", "tensorboard", "wandb"].iter().all(|word| refused.stderr.contains(word)));
     bad(&["--report-to", "none,wandb"], &["--report-to: is empty, or combines none with reporters"]);
     bad(&["--report-to", "wandb", "--wandb-project", "a/b"], &["--wandb-project: is \"a/b\""]);
+    bad(&["--report-command", " "], &["--report-command: is empty"]);
     fs::write(at.join("c.toml"), "report-to = [\"foo\"]\n").expect("written");
     bad(&["--config", "c.toml"], &["c.toml: report-to", "foo"]);
     fs::create_dir(at.join("out")).expect("a folder");

@@ -64,7 +64,8 @@ pub fn translate(root: &Command, words: &[String], surroundings: &Surroundings) 
         words.iter().take_while(|word| *word != "--").any(|word| ["--help", "-h"].contains(&word.as_str()));
     let Some(line) = words::split(root, words).filter(|_| !asks_for_help) else { return Outcome::Unchanged };
     let path = line.path.join(" ");
-    // Nobody pastes the other measurements, and the options of all measurements are not known to one of them.
+    // Other programs have no commands like the other measurements of `reel bench`. Their parsers lack the options that
+    // all measurements share, such as --with, so these would be refused here.
     if path.starts_with("bench") && path != "bench serve" {
         return Outcome::Unchanged;
     }

@@ -52,7 +52,8 @@ pub fn follow(
     }
 }
 
-/// The engine's command for a change. Nobody receives its results, which rank 0 has, too.
+/// Makes the command with which this rank's engine does the same as rank 0's. Its results are dropped: rank 0 has them,
+/// and answers the client.
 fn command(
     change: Change,
     model: &Arc<ServedModel>,

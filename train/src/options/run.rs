@@ -410,6 +410,9 @@ impl RunOptions {
     }
 
     fn validate_reports(&self) -> Result<()> {
+        let command = self.report_command.as_deref();
+        let is_command = command.is_none_or(|command| !command.trim().is_empty() && !command.contains('\0'));
+        check(is_command, "--report-command", "is empty or contains a zero byte".into(), "give a command for `sh -c`")?;
         let places = &self.report_to;
         let alone = places.len() == 1 || !places.contains(&ReportTo::None);
         let help = "give either none alone, or the names of reporters";
