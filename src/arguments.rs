@@ -209,13 +209,14 @@ fn has_effect(option: &str, path: &str) -> bool {
                 "replay",
                 "kernels check",
                 "sim run",
+                "bench op",
                 "bench serve",
                 "data convert",
                 "data stats",
             ];
             (one_of(&MODEL) && !plans) || one_of(&others)
         }
-        "trace" => {
+        "trace" | "folded" => {
             let others = ["frames", "preprocess", "bench op"];
             (one_of(&MODEL) && !plans) || one_of(&others)
         }

@@ -47,11 +47,15 @@ pub struct CommonOptions {
     #[serde(skip)]
     pub offline: bool,
     /// Write a trace of where the time went (Chrome trace events, for Perfetto or chrome://tracing) to this file
-    #[arg(long, global = true, value_name = "OUT", display_order = 909)]
+    #[arg(long, global = true, value_name = "OUT", visible_alias = "perfetto", display_order = 909)]
     #[serde(skip)]
     pub trace: Option<PathBuf>,
+    /// Write the launches of such a trace as folded stacks (for flamegraph.pl, inferno or speedscope) to this file
+    #[arg(long, global = true, value_name = "OUT", display_order = 910)]
+    #[serde(skip)]
+    pub folded: Option<PathBuf>,
     /// Verbose: print the causes of an error and more details
-    #[arg(short, long, global = true, display_order = 910)]
+    #[arg(short, long, global = true, display_order = 911)]
     #[serde(skip)]
     pub verbose: bool,
 }

@@ -92,7 +92,8 @@ impl DemoArgs {
             temporal: !self.no_temporal,
             quiet,
         };
-        let common = CommonOptions { seed: Some(seed), json: false, quiet, trace: None, ..common.clone() };
+        let common =
+            CommonOptions { seed: Some(seed), json: false, quiet, trace: None, folded: None, ..common.clone() };
         let prepared = demo.prepare()?;
         let mut sft_run = resolved(SftOptions::default(), &demo.path_in_folder("sft.toml"), &common)?;
         let mut grpo_run = resolved(GrpoOptions::default(), &demo.path_in_folder("grpo.toml"), &common)?;

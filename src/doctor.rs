@@ -10,6 +10,7 @@ use reel_device::compile::driver_code::OLDEST_DRIVER;
 use reel_device::compile::toolkit::{Toolkit, major_of_library, program_version};
 use reel_device::cpu::simd;
 use reel_device::cuda::{DriverLibrary, cuda_version_text, nccl};
+use reel_device::gpu_sensor::{NVML_LIBRARY, nvml_driver_version};
 use reel_device::{Team, compile};
 use reel_hub::Hub;
 use reel_kernels::limits;
@@ -201,7 +202,7 @@ fn compilers() -> Vec<Finding> {
 }
 
 /// Looks for the GPU, the driver and the libraries that device `cuda` opens at run time. Opens only the driver's
-/// library, for its CUDA version; looks for the others by file name.
+/// libraries, for their versions; looks for the others by file name.
 fn gpu() -> Vec<Finding> {
     let group = "GPU";
     let read = |path: &str| fs::read_to_string(path).ok();
@@ -234,6 +235,7 @@ fn gpu() -> Vec<Finding> {
         library("libcuda.so.1", driver),
         driver_support(group, opened, driver),
         Finding::new(group, "cuBLASLt", cublas_lt(cuda.map_or(u32::MAX, |version| version / 1000)), toolkit),
+        nvml(group),
         Finding::new(
             group,
             "NCCL",
@@ -247,6 +249,16 @@ fn gpu() -> Vec<Finding> {
             "none in this binary: NVRTC compiles each kernel at its first use",
         ),
     ]
+}
+
+/// Whether NVML can be used, from which power, clocks, temperature and throttling of a GPU are read.
+fn nvml(group: &'static str) -> Finding {
+    let install =
+        "without it power, clocks, temperature and throttling are not reported; it comes with NVIDIA's driver";
+    match nvml_driver_version() {
+        Ok(version) => Finding::new(group, "NVML", Some(format!("{NVML_LIBRARY} of driver {version}")), install),
+        Err(why) => Finding { what: why, ..Finding::new(group, "NVML", None, install) },
+    }
 }
 
 /// Describes which CUDA version the driver supports, and what a newer one would do better.

@@ -54,12 +54,13 @@ mod training_evaluator;
 mod training_server;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::FromArgMatches;
 use reel_device::cpu::simd;
 use reel_input::chat;
-use reel_measure::trace;
+use reel_measure::trace::{self, TraceOutputs};
 
 fn main() -> ExitCode {
     interrupt::make_file_size_limit_an_error();
@@ -99,14 +100,14 @@ fn main() -> ExitCode {
     let (name, command_matches) = matches.subcommand().unwrap_or(("", &matches));
     cli.common.verbose |= common::rust_log_asks_for_details();
     // Absolute, because `reel replay` changes the working directory.
-    cli.common.trace = cli.common.trace.map(|to| std::path::absolute(&to).unwrap_or(to));
+    let absolute = |to: PathBuf| std::path::absolute(&to).unwrap_or(to);
+    cli.common.trace = cli.common.trace.map(absolute);
+    cli.common.folded = cli.common.folded.map(absolute);
     let common = cli.common.clone();
     if common.offline {
         reel_input::network::forbid_downloads();
     }
-    if let Some(to) = &common.trace {
-        trace::start_trace(to);
-    }
+    trace::start_trace(TraceOutputs { trace: common.trace.clone(), folded: common.folded.clone() });
     let run = || cli::run(cli, name, command_matches).and_then(|()| Ok(trace::finish_trace()?));
     ExitCode::from(fail::run_and_exit_code(run, common.verbose))
 }

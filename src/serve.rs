@@ -12,6 +12,7 @@ use reel_device::Device;
 use reel_diagnostic::input;
 use reel_input::encode::ModelFolder;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
+use reel_measure::machine;
 use reel_model::features::FeatureCache;
 use reel_model::lora::{ADAPTER_CONFIG_FILE, is_adapter_folder};
 use reel_model::tensor_parallel::TensorParallel;
@@ -307,6 +308,7 @@ impl ServeArgs {
             allowed_origins,
             access_log: self.listen.access_log,
             media,
+            peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
             stop: interrupt::stop_flag(),
         };
         let mut weights = loaded.weights;

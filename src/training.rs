@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_input::{MediaOptions, SecondPerGrid};
-use reel_measure::trace;
+use reel_measure::{machine, trace};
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_ranks::World;
 use reel_runs::config_file::ConfigFile;
@@ -131,6 +131,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             server: server.as_ref().map(|server| server as &dyn LiveServer),
             evaluator: evaluator.as_ref().map(|evaluator| evaluator as &dyn PolicyEvaluator),
             ranks: process.map(RunProcess::ranks),
+            peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
         });
         server.iter().for_each(RunServer::finish);
         done
@@ -145,7 +146,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         let mut given: Vec<(String, String)> =
             texts.filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.clone(), text.to_string())).collect();
         // These two paths are not part of a run's description, so they are not among its recorded options.
-        for (name, path) in [("config", &run.config), ("trace", &self.common.trace)] {
+        for (name, path) in [("config", &run.config), ("trace", &self.common.trace), ("folded", &self.common.folded)] {
             given.extend(path.iter().map(|path| (name.to_string(), path.display().to_string())));
         }
         replaced::refuse_replaced_files(O::COMMAND, &given, run.check_data)

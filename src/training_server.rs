@@ -9,6 +9,7 @@ use reel_device::{DType, Device};
 use reel_input::MediaOptions;
 use reel_input::encode::ModelFolder;
 use reel_input::fetch::{MediaAccess, RemoteMedia};
+use reel_measure::machine;
 use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_serve::{ConnectionLimits, Limits, ServeError, ServeOptions, ServedModel, TrainingServer, folder_name};
@@ -75,6 +76,7 @@ impl RunServer {
         // server.
         let serve = ServeOptions {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+            peak_flops_per_second: machine::peak_flops_per_second(device, dtype),
             ..ServeOptions::local(limits, connections, MediaOptions { access, ..media.clone() })
         };
         Ok(Some(Self { server: TrainingServer::new(model, serve, options.serve_share), name, quiet }))

@@ -115,6 +115,7 @@ fn step<O, S>(
         evaluator: None,
         save: None,
         ranks: None,
+        peak_flops_per_second: None,
     };
     run(&setup).expect("a step");
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).expect("metrics.jsonl");

@@ -2,6 +2,8 @@
 //! made by the C compiler. Its launches compute nothing; what a driver of each version computes is tested on the fake
 //! driver (`cuda_device.rs`).
 
+#[path = "support/sft_rows.rs"]
+mod sft_rows;
 mod support;
 
 use std::path::Path;
@@ -9,18 +11,28 @@ use std::process::Command;
 
 use reel_device::compile::{self, toolkit::Toolkit};
 use serde_json::Value;
-use support::{FinishedRun, finished_run, golden, reel_on_gpu};
+use sft_rows::training_folder;
+use support::{FinishedRun, finished_run, golden, read_metrics, reel_on_gpu};
 
 /// Writes `libcuda.so.1` of a CUDA version (times 1000) into a folder.
 fn stub_driver(version: u32, options: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/stub_libcuda.c");
+    let version = format!("-DVERSION={version}");
+    compile_library(
+        "stub_libcuda.c",
+        &folder.path().join("libcuda.so.1"),
+        &[&["-fvisibility=hidden", &version], options].concat(),
+    );
+    folder
+}
+
+/// Compiles a library of `tests/support`.
+fn compile_library(source: &str, library: &Path, options: &[&str]) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support").join(source);
     let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-w", "-O1", "-fvisibility=hidden"]).arg(format!("-DVERSION={version}"));
-    cc.args(options).arg("-o").arg(folder.path().join("libcuda.so.1")).arg(source);
+    cc.args(["-shared", "-fPIC", "-w", "-O1"]).args(options).arg("-o").arg(library).arg(source);
     let done = cc.output().expect("cc, which the build needs too");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    folder
 }
 
 /// Runs the program with a driver.
@@ -86,5 +98,50 @@ fn generation_makes_only_calls_of_cuda_12_0() {
         score.ok();
         let more = ["--prompt", "x", "--max-new-tokens", "5"];
         run(driver.path(), &[&["generate"], &options[..], &more[..]].concat()).ok();
+    }
+}
+
+/// A training run records what NVML reports about its GPU, and its MFU by the GPU's data sheet. Without NVML the run is
+/// the same without these fields, and `reel doctor` says what is missing.
+#[test]
+fn training_records_power_clocks_and_utilization() {
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let at = training_folder(2);
+    let driver = stub_driver(13_000, &["-DNAME=\"NVIDIA H100 80GB HBM3\""]);
+    let (model, rows) = (at.path().join("tiny"), at.path().join("rows.jsonl"));
+    let train = |out: &str| {
+        let out = at.path().join(out).display().to_string();
+        let (model, rows) = (model.display().to_string(), rows.display().to_string());
+        let sft = ["sft", "--device", "cuda", "--model", &model, "--data", &rows, "--out", &out, "--max-steps", "1"];
+        run(driver.path(), &[&sft[..], &["--learning-rate", "1e-3", "--report-command", "cat >&2"]].concat()).ok();
+        read_metrics(Path::new(&out)).remove(0)
+    };
+    let nvml = |driver: &Path| {
+        let report = run(driver, &["doctor", "--json"]).json();
+        let all = report["findings"].as_array().expect("findings").clone();
+        all.into_iter().find(|finding| finding["name"] == "NVML").expect("the line of NVML")
+    };
+    let without = train("without");
+    assert!(nvml(driver.path())["install"].as_str().is_some_and(|text| text.contains("are not reported")));
+    compile_library("stub_nvml.c", &driver.path().join("libnvidia-ml.so.1"), &[]);
+    assert_eq!(nvml(driver.path())["what"], "libnvidia-ml.so.1 of driver 580.00");
+    let with = train("with");
+    let of_gpu = [
+        ("gpu_power_watts", 612.5),
+        ("gpu_sm_mhz", 1755.0),
+        ("gpu_memory_mhz", 2619.0),
+        ("gpu_temperature_celsius", 61.0),
+        ("gpu_busy_share", 0.97),
+        ("gpu_memory_used_bytes", 3e9),
+        ("gpu_throttled/sw_power_cap", 1.0),
+        ("gpu_throttled/hw_thermal_slowdown", 1.0),
+    ];
+    for (name, value) in of_gpu {
+        assert!((with[name].as_f64().expect(name) - value).abs() < 1e-9 * value, "{name}: {with}");
+        assert!(without.get(name).is_none(), "{name}: {without}");
+    }
+    for metrics in [&with, &without] {
+        assert!(metrics["mfu"].as_f64().is_some_and(|mfu| 0.0 < mfu && mfu < 1e-3), "{metrics}");
+        assert!(metrics["host_memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{metrics}");
     }
 }

@@ -391,6 +391,7 @@ fn metrics_count_tokens_ends_and_times() {
     assert_eq!(value("vllm:inter_token_latency_seconds_count"), 16.0);
     assert_eq!(value("vllm:e2e_request_latency_seconds_count"), 4.0);
     assert_eq!(value("vllm:request_generation_tokens_sum"), 20.0);
+    assert!(value("vllm:estimated_flops_per_gpu_total") > 0.0 && value("process_resident_memory_bytes") > 1e6);
     assert!(value("vllm:prefix_cache_queries_total") > 0.0 && value("vllm:num_preemptions_total") == 0.0);
     // A client that goes away aborts its completions.
     let mut stream = server.connect();

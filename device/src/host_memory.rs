@@ -1,4 +1,4 @@
-//! How much memory of the host is free.
+//! How much memory of the host is free, and how much this process uses.
 
 use std::fs;
 use std::path::Path;
@@ -15,6 +15,14 @@ pub fn free_host_bytes() -> Option<u64> {
     Some(group.map_or(machine, |group| group.min(machine)))
 }
 
+/// The bytes of host memory that this process has in use (its resident set), files that it has mapped included. `None`
+/// if they are unknown.
+pub fn resident_host_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
 /// Bytes that the process's cgroup can still allocate, if it has a memory limit. The page cache does not count as
 /// used.
 fn free_in_cgroup(limit: &str, used: &str, files: &str) -> Option<u64> {
@@ -25,4 +33,15 @@ fn free_in_cgroup(limit: &str, used: &str, files: &str) -> Option<u64> {
     let stat = fs::read_to_string(used_path.with_file_name("memory.stat")).ok()?;
     let files = stat.lines().find_map(|line| line.strip_prefix(files)?.trim().parse::<u64>().ok());
     Some(limit.saturating_sub(number(used)?.saturating_sub(files.unwrap_or(0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_was_written_is_resident() {
+        let block = vec![1u8; 64 << 20];
+        assert!(resident_host_bytes().unwrap() >= block.len() as u64);
+    }
 }

@@ -5,6 +5,7 @@
 //! - What does a program call? [`Device`] allocates a [`Buffer`], runs a [`Launch`], captures a [`CapturedGraph`], and
 //!   has a [`Profiler`]. Each device implements `Backend` (`backend.rs`).
 //! - How do the ranks of a job exchange device memory? [`Collectives`].
+//! - What power does a GPU draw, and is it throttled? [`gpu_sensor`].
 //! - How does CUDA become machine code? [`compile`].
 //! - How does a launch run on a GPU, real or fake? [`cuda`]; on the simulator: [`simulate`]; on the CPU: [`Team`] and
 //!   [`cpu`].
@@ -19,6 +20,7 @@ pub mod cuda;
 mod dry;
 mod error;
 mod exchanges;
+pub mod gpu_sensor;
 mod handle;
 mod host_memory;
 pub mod launch;
@@ -40,7 +42,7 @@ pub use handle::{
     Buffer, CapturedGraph, Collectives, Device, DeviceRange, Download, GraphCache, NcclCollectives, PendingExchange,
     Profiler,
 };
-pub use host_memory::free_host_bytes;
+pub use host_memory::{free_host_bytes, resident_host_bytes};
 pub use launch::{Addr, Arch, Cost, DType, Element, Kernel, KernelLaunch, Launch, Source, Stage};
 pub use mapped_file::MappedFile;
 pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use reel_diagnostic::Diagnostic;
+use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::text::KvCache;
 use reel_model::text::products::OutputDestination;
@@ -161,8 +162,11 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             let Some((job, sequence)) = self.scheduler.job(chunk.job) else { continue };
             if job.vision.is_none() && sequence.request.prompt.has_vision_tokens(chunk.range.clone()) {
                 let prompt = sequence.request.input.sequence();
-                let vision = self.model_of(sequence).prompt_vision_tokens(&self.context.cx, &prompt)?;
-                self.scheduler.set_vision(chunk.job, vision);
+                let model = self.model_of(sequence);
+                let vision = model.prompt_vision_tokens(&self.context.cx, &prompt)?;
+                let grids = [prompt.image_grid_thw, prompt.video_grid_thw].concat();
+                let flops = ForwardFlops::of_grids(&model.config, &grids).total();
+                self.scheduler.set_vision(chunk.job, vision, flops);
             }
         }
         let (mut inputs, mut ends, mut receivers) = (Vec::new(), Vec::new(), Vec::new());

@@ -267,8 +267,9 @@ impl<'r> Scheduler<'r> {
         Some((job, self.sequences.get(job.keys.first()?)?))
     }
 
-    /// Gives a job the vision tokens of its prompt.
-    pub(crate) fn set_vision(&mut self, rank: Rank, vision: Option<Tensor>) {
+    /// Gives a job the vision tokens of its prompt, which took `flops` floating-point operations.
+    pub(crate) fn set_vision(&mut self, rank: Rank, vision: Option<Tensor>, flops: f64) {
+        self.stats.vision_flops += flops as u64;
         if let Some(job) = self.queue.get_mut(&rank) {
             job.vision = vision;
         }
@@ -286,6 +287,8 @@ impl<'r> Scheduler<'r> {
     pub(crate) fn finish_chunk(&mut self, chunk: &ChunkPlan) -> Option<PrefillJob> {
         let job = self.queue.get_mut(&chunk.job)?;
         self.stats.prefill_tokens += chunk.range.len() as u64;
+        let keys_up_to = |end: usize| end as u64 * (end as u64 + 1) / 2;
+        self.stats.attended_keys += keys_up_to(chunk.range.end) - keys_up_to(chunk.range.start);
         job.computed = chunk.range.end;
         if let Some(table) = &job.block_table {
             let full = job.hashes.len().min(job.computed / BLOCK);
@@ -295,6 +298,7 @@ impl<'r> Scheduler<'r> {
             return None;
         }
         let mut job = self.queue.remove(&chunk.job)?;
+        self.stats.sampled_positions += 1;
         if let Some(sequence) = self.sequences.get(&job.keys[0]).filter(|s| s.wanted_prompt_log_probs().is_some()) {
             sequence.set_prompt_log_probs(std::mem::take(&mut job.log_probs));
         }
@@ -540,6 +544,8 @@ impl<'r> Scheduler<'r> {
             if sequence.is_finished() {
                 continue;
             }
+            self.stats.attended_keys += sequence.cached_tokens() as u64 + 1;
+            self.stats.sampled_positions += 1;
             if let Err(e) = sequence.push_token(token, on_token) {
                 failed.push((sequence.request.index, e));
                 continue;

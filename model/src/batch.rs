@@ -225,8 +225,12 @@ impl Batch {
 
     /// The number of patches of all images and videos.
     pub fn patch_count(&self) -> usize {
-        let media = self.vision.iter().flat_map(|vision| &vision.sequences);
-        media.flat_map(|media| &media.grids).map(|grid| grid.iter().product::<usize>()).sum()
+        self.grids().iter().map(|grid| grid.iter().product::<usize>()).sum()
+    }
+
+    /// The grid (time, height, width in patches) of each image and video.
+    pub fn grids(&self) -> Vec<GridThw> {
+        self.vision.iter().flat_map(|vision| &vision.sequences).flat_map(|media| &media.grids).copied().collect()
     }
 }
 

@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod chunked_prompt;
 pub mod error;
 pub mod features;
+pub mod flops;
 pub mod init;
 mod linear;
 pub mod linear_weight;

@@ -157,6 +157,7 @@ fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve,
         evaluator: None,
         save: None,
         ranks: None,
+        peak_flops_per_second: None,
     })?;
     let all: Vec<Sample> = (0..samples.row_count()).map(|row| samples.sample(row)).collect::<Result<_, _>>()?;
     let (held_out, learned) = all.split_at(HELD_OUT);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::weights::widen_to_f32;
 use reel_train::file_names::{DIGESTS_FILE, METRICS_FILE, RUN_FILE, TRAINER_STATE_FILE};
+use reel_train::hardware_metrics::HardwareMetrics;
 use reel_train::metrics::StepMetrics;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value};
@@ -78,7 +79,7 @@ pub(crate) fn metrics(out: &Path) -> Vec<StepMetrics> {
 pub(crate) fn metrics_without_times(out: &Path) -> Vec<StepMetrics> {
     let without_times = |mut m: StepMetrics| {
         (m.grpo.rollout_seconds, m.grpo.train_seconds) = (None, None);
-        StepMetrics { tokens_per_second: 0.0, step_seconds: 0.0, ..m }
+        StepMetrics { tokens_per_second: 0.0, step_seconds: 0.0, hardware: HardwareMetrics::default(), ..m }
     };
     metrics(out).into_iter().map(without_times).collect()
 }

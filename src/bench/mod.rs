@@ -1,6 +1,7 @@
 //! `reel bench`: measures throughput of a model or of single kernels against the limits of this machine, or of a
 //! server, and compares two results.
 
+mod progress;
 mod serve;
 mod turns;
 
@@ -34,6 +35,7 @@ use crate::generate::MAX_COMPLETIONS;
 use crate::kernels::open_gpu;
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
 use crate::{output, prompt};
+use progress::{Progress, timing_line};
 
 /// Measure throughput (tokens/s) of prefill, decode, rollouts, training or a server, or the speed of single kernels;
 /// compare two results.
@@ -83,9 +85,9 @@ enum What {
     /// Training: steps of full fine-tuning on text (forward, backward, AdamW)
     ///
     /// All sequences are packed into one micro-batch. `mfu` (model FLOPs utilization) is the model's operations per
-    /// second over the GPU's dense bf16 rate in its data sheet; null if reel does not know the rate of the GPU. The
+    /// second over the dense rate of the GPU's data sheet for the dtype; null if reel does not know the GPU. The
     /// model's operations are 6 per token and weight of the matrices that multiply the token, plus those of causal
-    /// attention; recomputed operations and the vision tower do not count. `busy` is the share of the profiled step in
+    /// attention; recomputed operations do not count. `busy` is the share of the profiled step in
     /// which a kernel ran; `parts` splits that step into forward, backward (with recomputation) and optimizer;
     /// `planned_peak_bytes` is the peak memory that `reel plan` gives.
     Train(TrainArgs),
@@ -436,7 +438,7 @@ impl RoundsArgs {
         if common.json {
             output::print_json(result)
         } else {
-            output::print_line(rounds::result_summary(measured, result))
+            output::print_line(rounds::result_summary(measured, result, common.verbose))
         }
     }
 }
@@ -495,14 +497,21 @@ impl OpArgs {
         let runs = self.runs as usize;
         let timers = op_timers(&self.name, &sizes, dtype, runs, self.variants, &device, &timing_device)?;
         if self.launch_only {
-            return timers.into_iter().try_for_each(|timer| Ok(timer().map(drop)?));
+            return timers.into_iter().try_for_each(|timer| Ok((timer.time)().map(drop)?));
         }
         let limits = PublishedLimits::of_device(&device);
+        let progress = Progress::new(common.quiet || common.json);
+        progress.show("measuring the ceilings of this machine");
         let mut ceilings = Ceilings::measure(&device)?;
+        progress.clear();
         let sampler = ClockSampler::start_on_gpu_of(&device, Duration::from_millis(20));
         let (mut rows, mut problems) = (Vec::new(), Vec::new());
-        for timer in timers {
-            match timer() {
+        let count = timers.len();
+        for (i, timer) in timers.into_iter().enumerate() {
+            progress.show(&timing_line(&timer.name, i + 1, count));
+            let timed = (timer.time)();
+            progress.clear();
+            match timed {
                 Ok(timed) => {
                     for row in timed {
                         ceilings = raised_ceilings(&row, ceilings, limits.as_ref());
@@ -530,8 +539,11 @@ impl OpArgs {
         trace::record_timed_kernels(device.name(), &device.hardware().name, &rows, |row| {
             roofline_share(row, &ceilings)
         });
-        let counters =
-            if device.capabilities().async_launches && !self.no_counters { self.counters(common) } else { Vec::new() };
+        let counters = if device.capabilities().async_launches && !self.no_counters {
+            self.counters(common, &progress)
+        } else {
+            Vec::new()
+        };
         if common.json {
             let products = timing_device.matmul_library_json().unwrap_or_else(|| rounds::matmul_library_json(&device));
             let results =
@@ -559,7 +571,7 @@ impl OpArgs {
 
     /// Reads the GPU's counters by running this measurement again under ncu. Without ncu, or if ncu fails, returns no
     /// counters and says why in one line on stderr.
-    fn counters(&self, common: &CommonOptions) -> Vec<KernelCounters> {
+    fn counters(&self, common: &CommonOptions, progress: &Progress) -> Vec<KernelCounters> {
         let Some(ncu) = counters::find_ncu() else {
             reel_diagnostic::note!(
                 "bench: counters are not read: ncu is not installed (it comes with CUDA's Nsight Compute)"
@@ -573,7 +585,10 @@ impl OpArgs {
         arguments.extend(common.device.iter().flat_map(|device| ["--device".into(), device.clone()]));
         arguments.extend(common.dtype.iter().flat_map(|dtype| ["--dtype".into(), dtype.to_dtype().name().to_string()]));
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
-        counters::read_counters(&ncu, &program, &arguments).unwrap_or_else(|why| {
+        progress.show("reading the GPU's counters by ncu");
+        let counters = counters::read_counters(&ncu, &program, &arguments);
+        progress.clear();
+        counters.unwrap_or_else(|why| {
             reel_diagnostic::note!("bench: counters are not read: {why}");
             Vec::new()
         })

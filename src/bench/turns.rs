@@ -46,7 +46,10 @@ impl TurnsArgs {
             return Err(usage_error("--turns", format!("is {}", self.turns), help));
         }
         let words: Vec<String> = std::env::args().skip(1).collect();
-        if let Some(option) = ["--html", "--trace"].into_iter().find(|option| value_at(&words, option).is_some()) {
+        if let Some(option) = ["--html", "--trace", "--perfetto", "--folded"]
+            .into_iter()
+            .find(|option| value_at(&words, option).is_some())
+        {
             return Err(usage_error(
                 option,
                 "cannot be used with --with, which runs several processes: the file would describe only one of them",

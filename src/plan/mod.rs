@@ -297,6 +297,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     evaluator: None,
                     save: None,
                     ranks: None,
+                    peak_flops_per_second: None,
                 };
                 let tokenizer =
                     if preset.is_some() { " (text tokenized with the small tokenizer of the preset)" } else { "" };

@@ -186,7 +186,7 @@ impl PlanServeArgs {
             duration(prompt),
             duration(step),
         ))?;
-        table::print_ops(&counts, &machine)
+        table::print_ops(&counts, &machine, common.verbose)
     }
 
     /// The links between the GPUs.

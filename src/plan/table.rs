@@ -6,6 +6,7 @@ use anyhow::Result;
 use reel_device::{DType, MemoryUse, OpTotals};
 use reel_measure::kernel_model;
 use reel_measure::machine::MachineSpec;
+use reel_measure::ops::{MIN_SHOWN_SHARE, hidden_ops_line};
 use reel_measure::pricing::{Basis, Price, record_of_gpu};
 use reel_runs::plan::{BackwardPass, DividedWeights, PhaseCosts, TrainedSize};
 use serde_json::{Value, json};
@@ -236,7 +237,7 @@ pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &Machi
         let texts: Vec<String> = phases.iter().map(|(name, s)| format!("{name} {}", duration(*s))).collect();
         output::print_line(format!("of which {}", texts.join(", ")))?;
     }
-    print_ops(counts, machine)
+    print_ops(counts, machine, common.verbose)
 }
 
 /// Prints the size of a checkpoint.
@@ -270,15 +271,18 @@ pub fn print_peak(title: &str, parts: &[(&str, u64)], machine: &MachineSpec) -> 
     Ok(())
 }
 
-/// Prints the ceilings, the basis of the predicted times, and the table of ops.
-pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+/// Prints the ceilings, the basis of the predicted times, and the table of ops. Ops below [`MIN_SHOWN_SHARE`] of the time
+/// are one line, unless `all` are shown.
+pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec, all: bool) -> Result<()> {
     print_basis(counts, machine)?;
     let lines = lines(&counts.phases, counts, machine);
     output::print_line(format!(
         "\n  {:9} {:34} {:>9} {:>12} {:>11} {:>10} {:>10} {:>10} {:>10} {:>6}  {:10}  priced by",
         "phase", "op", "launches", "TFLOP", "GB", "time", "ceiling", "record", "model", "share", "bound by"
     ))?;
-    for l in &lines {
+    let least = MIN_SHOWN_SHARE * lines.iter().map(|l| l.price.seconds).sum::<f64>();
+    let (shown, hidden): (Vec<&Line>, Vec<&Line>) = lines.iter().partition(|l| all || l.price.seconds >= least);
+    for l in shown {
         let of_basis = |seconds: Option<f64>| seconds.map_or("-".to_string(), duration);
         output::print_line(format!(
             "  {:9} {:34} {:>9.0} {:>12.4} {:>11.4} {:>10} {:>10} {:>10} {:>10} {:>6.2}  {:10}  {}",
@@ -296,7 +300,8 @@ pub fn print_ops(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
             l.price.origin()
         ))?;
     }
-    Ok(())
+    let rest = hidden_ops_line(hidden.len(), hidden.iter().map(|l| l.price.seconds).sum());
+    if rest.is_empty() { Ok(()) } else { output::print_line(rest.trim_end()) }
 }
 
 /// Prints the ceilings and the basis of the predicted times.

@@ -170,11 +170,12 @@ pub fn read_metrics(out: &Path) -> Vec<serde_json::Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
 }
 
-/// The lines of metrics.jsonl without the fields that depend on the clock.
+/// The lines of metrics.jsonl without the fields that depend on the clock or on the machine's state.
 pub fn metrics_without_times(out: &Path) -> Vec<serde_json::Value> {
     let mut lines = read_metrics(out);
     for line in lines.iter_mut().filter_map(serde_json::Value::as_object_mut) {
-        line.retain(|name, _| !name.ends_with("second") && !name.ends_with("_seconds"));
+        let of_machine = |name: &str| name == "mfu" || name == "host_memory_bytes" || name.starts_with("gpu_");
+        line.retain(|name, _| !name.ends_with("second") && !name.ends_with("_seconds") && !of_machine(name));
     }
     lines
 }

@@ -29,7 +29,10 @@ CALL cuGetErrorString(int error, const char** text) { *text = "refused by the st
 
 CALL cuDeviceGetCount(int* count) { *count = 1; return SUCCESS; }
 CALL cuDeviceGet(int* device, int ordinal) { *device = ordinal; return SUCCESS; }
-CALL cuDeviceGetName(char* name, int bytes, int device) { strncpy(name, "stub GPU", bytes); return SUCCESS; }
+#ifndef NAME
+#define NAME "stub GPU"
+#endif
+CALL cuDeviceGetName(char* name, int bytes, int device) { strncpy(name, NAME, bytes); return SUCCESS; }
 CALL cuDeviceGetUuid(void* id, int device) { memset(id, 7, 16); return SUCCESS; }
 CALL cuDeviceGetPCIBusId(char* id, int bytes, int device) { strncpy(id, "0000:00:00.0", bytes); return SUCCESS; }
 CALL cuDeviceTotalMem_v2(size_t* bytes, int device) { *bytes = (size_t)8 << 30; return SUCCESS; }

@@ -4,6 +4,8 @@ use reel_media::strip::PngImage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::hardware_metrics::HardwareMetrics;
+
 /// The metrics of one finished step: one line of `metrics.jsonl`, with the keys in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
@@ -25,6 +27,9 @@ pub struct StepMetrics {
     pub peak_bytes: u64,
     /// Fingerprint of the updated weights.
     pub hash: String,
+    /// The state of the machine during the step; the values differ between equal runs.
+    #[serde(flatten)]
+    pub hardware: HardwareMetrics,
     /// The metrics that only a GRPO step has; they are all absent for supervised fine-tuning.
     #[serde(flatten)]
     pub grpo: GrpoMetrics,
@@ -131,6 +136,7 @@ mod tests {
             step_seconds: 2.0,
             peak_bytes: 7,
             hash: "00".into(),
+            hardware: HardwareMetrics::default(),
             grpo: GrpoMetrics::default(),
         }
     }

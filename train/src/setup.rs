@@ -48,6 +48,8 @@ pub struct RunSetup<'a, O> {
     pub evaluator: Option<&'a dyn PolicyEvaluator>,
     /// The other processes of the run, if there are several.
     pub ranks: Option<RunRanks<'a>>,
+    /// Operations per second of the device for `dtype` by its data sheet, if known: MFU is measured against it.
+    pub peak_flops_per_second: Option<f64>,
 }
 
 /// The processes (ranks) of a run, of which rank 0 writes OUT.

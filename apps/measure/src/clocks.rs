@@ -1,120 +1,42 @@
-//! Samples power, clocks and temperature of a GPU during a measurement, through NVIDIA's management library (NVML),
-//! which is opened at run time.
+//! Samples power, clocks and temperature of a GPU during a measurement, and summarizes the readings.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nvml_wrapper::Nvml;
-use nvml_wrapper::bitmasks::device::ThrottleReasons;
-use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use reel_device::Device;
+use reel_device::gpu_sensor::{GpuReading, GpuSampler, NvmlGpu};
 use serde_json::{Map, Value, json};
 
 use crate::stats;
 
-/// Power, clocks and temperature of a GPU at one moment.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ClockReading {
-    /// The values in the order of [`READING_NAMES_AND_UNITS`]; `None` where the GPU does not report one.
-    pub values: [Option<f64>; READING_NAMES_AND_UNITS.len()],
-    /// Reasons why the GPU does not run at its highest clock at this moment.
-    pub throttled: Vec<&'static str>,
-}
-
-/// Names and units of the values in a [`ClockReading`].
+/// Names and units of the values in a [`ClockSummary`].
 pub const READING_NAMES_AND_UNITS: [(&str, &str); 4] =
     [("power_watts", "W"), ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_celsius", "°C")];
 
-/// A source of clock and power readings: a GPU, or a fake in tests.
-pub trait ClockSource: Send {
-    /// Reads the current values.
-    fn read(&mut self) -> ClockReading;
-}
-
-/// A GPU, identified by its PCI bus id, which does not depend on how CUDA numbers GPUs.
-struct Gpu {
-    nvml: Nvml,
-    bus_id: String,
-}
-
-impl ClockSource for Gpu {
-    fn read(&mut self) -> ClockReading {
-        let Ok(gpu) = self.nvml.device_by_pci_bus_id(self.bus_id.as_str()) else { return ClockReading::default() };
-        let clock = |which| gpu.clock_info(which).ok().map(f64::from);
-        ClockReading {
-            values: [
-                gpu.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
-                clock(Clock::SM),
-                clock(Clock::Memory),
-                gpu.temperature(TemperatureSensor::Gpu).ok().map(f64::from),
-            ],
-            throttled: gpu.current_throttle_reasons().map(reasons).unwrap_or_default(),
-        }
-    }
-}
-
-fn reasons(bits: ThrottleReasons) -> Vec<&'static str> {
-    let names = [
-        (ThrottleReasons::GPU_IDLE, "gpu_idle"),
-        (ThrottleReasons::APPLICATIONS_CLOCKS_SETTING, "applications_clocks_setting"),
-        (ThrottleReasons::SW_POWER_CAP, "sw_power_cap"),
-        (ThrottleReasons::HW_SLOWDOWN, "hw_slowdown"),
-        (ThrottleReasons::SYNC_BOOST, "sync_boost"),
-        (ThrottleReasons::SW_THERMAL_SLOWDOWN, "sw_thermal_slowdown"),
-        (ThrottleReasons::HW_THERMAL_SLOWDOWN, "hw_thermal_slowdown"),
-        (ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN, "hw_power_brake_slowdown"),
-        (ThrottleReasons::DISPLAY_CLOCK_SETTING, "display_clock_setting"),
-    ];
-    names.into_iter().filter(|(bit, _)| bits.contains(*bit)).map(|(_, name)| name).collect()
+/// The values of a reading in the order of [`READING_NAMES_AND_UNITS`].
+fn values(reading: &GpuReading) -> [Option<f64>; READING_NAMES_AND_UNITS.len()] {
+    [reading.power_watts, reading.sm_mhz, reading.memory_mhz, reading.temperature_celsius]
 }
 
 /// A thread that reads clocks and power at a fixed interval.
-pub struct ClockSampler {
-    end: Sender<()>,
-    thread: JoinHandle<Vec<ClockReading>>,
-}
+pub struct ClockSampler(GpuSampler);
 
 impl ClockSampler {
     /// Starts a thread that reads the clocks of a GPU device. Returns `None` for other devices. Also returns `None`,
     /// with a message on stderr, if NVML or the GPU cannot be opened.
     pub fn start_on_gpu_of(device: &Device, interval: Duration) -> Option<ClockSampler> {
-        let bus_id = device.hardware().bus_id?;
-        let found =
-            Nvml::init().map_err(|e| format!("NVML (libnvidia-ml.so.1) cannot be opened: {e}")).and_then(|nvml| {
-                let known = nvml.device_by_pci_bus_id(bus_id.as_str()).map(|_| ());
-                known.map_err(|e| format!("NVML does not know the GPU at PCI bus id {bus_id}: {e}"))?;
-                Ok(Gpu { nvml, bus_id })
-            });
-        match found {
-            Ok(gpu) => Some(ClockSampler::start(gpu, interval)),
+        match NvmlGpu::open(&device.hardware().bus_id?) {
+            Ok(gpu) => Some(ClockSampler(GpuSampler::start(gpu, interval))),
             Err(why) => {
-                reel_diagnostic::note!("bench: power and clocks are not recorded: {why}");
+                reel_diagnostic::note!("bench: power and clocks are not recorded, because NVML cannot be used: {why}");
                 None
             }
         }
     }
 
-    /// Starts a thread that reads `source` at once and then once per `interval`.
-    pub fn start(mut source: impl ClockSource + 'static, interval: Duration) -> ClockSampler {
-        let (end, ended) = mpsc::channel();
-        let thread = thread::spawn(move || {
-            let mut readings = vec![source.read()];
-            while ended.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                readings.push(source.read());
-            }
-            readings.push(source.read());
-            readings
-        });
-        ClockSampler { end, thread }
-    }
-
     /// Makes one last reading, ends the thread, and summarizes all readings.
     pub fn stop(self) -> ClockSummary {
-        // If the sampling thread has panicked, sending fails and the summary has no readings.
-        let _ = self.end.send(());
-        ClockSummary::summarize(&self.thread.join().unwrap_or_default())
+        ClockSummary::summarize(&self.0.stop())
     }
 }
 
@@ -132,9 +54,9 @@ pub struct ClockSummary {
 impl ClockSummary {
     /// Computes minimum, median and maximum of each value over these readings, and counts the reasons for lower
     /// clocks.
-    pub fn summarize(readings: &[ClockReading]) -> ClockSummary {
+    pub fn summarize(readings: &[GpuReading]) -> ClockSummary {
         let figure = |i: usize| {
-            let values: Vec<f64> = readings.iter().filter_map(|r| r.values[i]).collect();
+            let values: Vec<f64> = readings.iter().filter_map(|r| values(r)[i]).collect();
             (!values.is_empty()).then(|| stats::min_median_max(&values))
         };
         let mut throttled = BTreeMap::new();
@@ -171,17 +93,14 @@ impl ClockSummary {
 mod tests {
     use super::*;
 
-    /// A clock source for tests: returns these readings one after the other and then repeats the last one.
-    struct Fake(Vec<ClockReading>);
-
-    impl ClockSource for Fake {
-        fn read(&mut self) -> ClockReading {
-            if self.0.len() > 1 { self.0.remove(0) } else { self.0[0].clone() }
+    fn reading(watts: Option<f64>, mhz: f64, throttled: &[&'static str]) -> GpuReading {
+        GpuReading {
+            power_watts: watts,
+            sm_mhz: Some(mhz),
+            temperature_celsius: Some(40.0),
+            throttled: throttled.to_vec(),
+            ..GpuReading::default()
         }
-    }
-
-    fn reading(watts: Option<f64>, mhz: f64, throttled: &[&'static str]) -> ClockReading {
-        ClockReading { values: [watts, Some(mhz), None, Some(40.0)], throttled: throttled.to_vec() }
     }
 
     #[test]
@@ -202,24 +121,8 @@ mod tests {
         assert_eq!(ClockSummary::summarize(&[]).json()["power_watts"], Value::Null);
     }
 
-    /// Clocks are read at the start and at the end, however short the measured work is.
-    #[test]
-    fn sampler_reads_at_start_and_end() {
-        let source = Fake(vec![reading(Some(100.0), 500.0, &["gpu_idle"]), reading(Some(600.0), 1900.0, &[])]);
-        let clocks = ClockSampler::start(source, Duration::from_secs(3600)).stop();
-        assert_eq!(clocks.readings, 2);
-        assert_eq!(clocks.values[0], Some([100.0, 350.0, 600.0]));
-        assert_eq!(clocks.throttled, BTreeMap::from([("gpu_idle", 1)]));
-    }
-
     #[test]
     fn devices_without_a_gpu_have_no_sampler() {
         assert!(ClockSampler::start_on_gpu_of(&Device::cpu(1), Duration::from_secs(1)).is_none());
-    }
-
-    #[test]
-    fn every_throttle_reason_has_a_name() {
-        assert_eq!(reasons(ThrottleReasons::all()).len(), 9);
-        assert_eq!(reasons(ThrottleReasons::SW_POWER_CAP), ["sw_power_cap"]);
     }
 }

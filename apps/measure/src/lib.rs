@@ -6,7 +6,7 @@
 //! [`pricing`] predicts times by what was measured on a GPU, or by the model of [`kernel_model`]. [`timing`] times
 //! single kernels, [`counters`] reads the GPU's counters for them. [`compare`] tests whether two results differ by more
 //! than chance, [`turns`] whether two programs do. [`page`] and [`roofline_page`] write results as HTML. [`trace`]
-//! records where the time of any command went. [`job`] predicts training jobs of several GPUs, whose links are in
+//! records where the time of any command went, also as folded stacks for flame graphs. [`job`] predicts training jobs of several GPUs, whose links are in
 //! [`links`]; [`job_page`] is their page.
 
 pub mod cache;
@@ -16,6 +16,7 @@ pub mod clocks;
 pub mod compare;
 pub mod counters;
 mod error;
+mod folded;
 pub mod job;
 pub mod job_page;
 pub mod kernel_model;

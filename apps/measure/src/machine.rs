@@ -102,10 +102,11 @@ pub(crate) fn data_sheet_name(full_name: &str) -> Option<&'static str> {
     data_sheet(full_name).map(|s| s.name)
 }
 
-/// Operations per second of dense bf16 products in the data sheet of a GPU, by its full name; `None` if it is not in
-/// the table.
-pub fn dense_bf16_flops_per_second(full_name: &str) -> Option<f64> {
-    data_sheet(full_name).map(|s| s.bf16 * 1e12)
+/// Operations per second of the GPU `device` for products of `dtype` by its data sheet (dense, without sparsity): what
+/// MFU is measured against. `None` for a CPU and for a GPU that is not in the table.
+pub fn peak_flops_per_second(device: &Device, dtype: DType) -> Option<f64> {
+    let Ceilings { f32, bf16, .. } = PublishedLimits::of_device(device)?.rates;
+    Some(if dtype == DType::BF16 { bf16 } else { f32 })
 }
 
 /// The limits of a GPU by its data sheet. A launch that seems faster has wrongly counted operations or bytes.
@@ -218,10 +219,11 @@ mod tests {
 
     #[test]
     fn data_sheet_is_found_by_full_name() {
-        assert_eq!(dense_bf16_flops_per_second("NVIDIA H200"), Some(989.4e12));
-        assert_eq!(dense_bf16_flops_per_second("NVIDIA GeForce RTX 4090"), Some(165.2e12));
-        assert_eq!(dense_bf16_flops_per_second("AMD EPYC 7763"), None);
-        assert!(PublishedLimits::of_gpu("AMD EPYC 7763").is_none());
+        let bf16 = |name: &str| PublishedLimits::of_gpu(name).map(|limits| limits.rates.bf16);
+        assert_eq!(bf16("NVIDIA H200"), Some(989.4e12));
+        assert_eq!(bf16("NVIDIA GeForce RTX 4090"), Some(165.2e12));
+        assert_eq!(bf16("AMD EPYC 7763"), None);
+        assert_eq!(peak_flops_per_second(&Device::cpu(1), DType::F32), None);
     }
 
     #[test]

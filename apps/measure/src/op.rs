@@ -9,9 +9,13 @@ use crate::machine::PublishedLimits;
 use crate::timing::{TimedKernel, TimingDevice};
 use crate::{catalogue, lm_head};
 
-/// A closure that times something and returns one [`TimedKernel`] per kernel, or one per direction (forward,
-/// backward).
-pub type OpTimer<'a> = Box<dyn FnOnce() -> Result<Vec<TimedKernel>> + 'a>;
+/// Something that can be timed.
+pub struct OpTimer<'a> {
+    /// Name of the kernel, product or op, with its dtype where the name has none.
+    pub name: String,
+    /// Times it and returns one [`TimedKernel`] per kernel, or one per direction (forward, backward).
+    pub time: Box<dyn FnOnce() -> Result<Vec<TimedKernel>> + 'a>,
+}
 
 /// The error for `--size KEY=VALUE` if the timed op has no size of that KEY.
 pub fn unknown_size_error(e: SizeError) -> MeasureError {
@@ -41,13 +45,16 @@ pub fn op_timers<'a>(
         let shape = lm_head::LmHeadShape::from_sizes(sizes).map_err(unknown_size_error)?;
         for dtype in [DType::F32, DType::BF16].into_iter().filter(|t| wanted(Some(*t))) {
             let shape = shape.clone();
-            timers.push(Box::new(move || lm_head::time_lm_head(device, &shape, dtype, runs)));
+            let time = Box::new(move || lm_head::time_lm_head(device, &shape, dtype, runs));
+            timers.push(OpTimer { name: format!("{name} in {dtype}"), time });
         }
     } else if name.starts_with("matmul") {
         let all = example_products(sizes).map_err(unknown_size_error)?;
         let found = all.into_iter().filter(|p| name == "matmul" || p.name == name);
         for product in found.filter(|p| wanted(Some(p.dtype))) {
-            timers.push(Box::new(move || Ok(vec![timing_device.time_product_on_gpu(&product, runs)?])));
+            let name = product.name.to_string();
+            let time = Box::new(move || Ok(vec![timing_device.time_product_on_gpu(&product, runs)?]));
+            timers.push(OpTimer { name, time });
         }
     } else {
         let usual = catalogue::find_example_calls(name)?;
@@ -56,7 +63,12 @@ pub fn op_timers<'a>(
         let found = all.into_iter().filter(|e| names.contains(&e.launch.kernel.name));
         for example in found.filter(|e| wanted(catalogue::dtype_of_kernel(e.launch.kernel.name))) {
             let variants: Vec<_> = variants_of(example.launch.kernel).filter(|_| variants).collect();
-            timers.push(Box::new(move || timing_device.time_variants(&example, &variants, runs)));
+            let name = match variants.len() {
+                0 => example.launch.kernel.name.to_string(),
+                n => format!("{} and its {n} variants", example.launch.kernel.name),
+            };
+            let time = Box::new(move || timing_device.time_variants(&example, &variants, runs));
+            timers.push(OpTimer { name, time });
         }
     }
     if timers.is_empty() {

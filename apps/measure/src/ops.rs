@@ -90,13 +90,27 @@ pub fn share_text(share: Option<f64>) -> String {
     share.map_or_else(|| "wrong count".to_string(), |share| format!("{:.1} %", 100.0 * share))
 }
 
-/// The ops as a table of text. Its last line is the share of the round in which no launch ran.
-pub fn op_table(rows: &[OpTime]) -> String {
+/// Ops with a smaller share of the time are summed in one line of a table, unless all are asked for.
+pub const MIN_SHOWN_SHARE: f64 = 0.005;
+
+/// The line of a table that stands for `count` ops, which take `seconds` together. Empty if there are none.
+pub fn hidden_ops_line(count: usize, seconds: f64) -> String {
+    match count {
+        0 => String::new(),
+        1 => format!("  1 op below 0.5 %: {:.3} ms (-v shows it)\n", seconds * 1e3),
+        n => format!("  {n} ops below 0.5 %: {:.3} ms (-v shows them)\n", seconds * 1e3),
+    }
+}
+
+/// The ops as a table of text. Ops below [`MIN_SHOWN_SHARE`] of the round are one line, unless `all` are shown. The last
+/// line is the share of the round in which no launch ran.
+pub fn op_table(rows: &[OpTime], all: bool) -> String {
     let mut text = format!(
         "\n  {:34} {:>8} {:>11} {:>8} {:>10} {:>8}  of roofline\n",
         "op", "launches", "ms", "of step", "GFLOP/s", "GB/s"
     );
-    for r in rows {
+    let (shown, hidden): (Vec<&OpTime>, Vec<&OpTime>) = rows.iter().partition(|r| all || r.share >= MIN_SHOWN_SHARE);
+    for r in shown {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
@@ -111,6 +125,7 @@ pub fn op_table(rows: &[OpTime]) -> String {
         );
     }
     let rest = 1.0 - rows.iter().map(|r| r.share).sum::<f64>();
+    text += &hidden_ops_line(hidden.len(), hidden.iter().map(|r| r.seconds).sum());
     text + &format!("  {:34} {:>8} {:>11} {:>6.1} %", "between ops", "", "", 100.0 * rest)
 }
 
@@ -146,6 +161,19 @@ mod tests {
     }
 
     #[test]
+    fn small_ops_are_one_line_unless_all_are_shown() {
+        let op = |seconds| OpTotals { launches: 1, seconds, ..OpTotals::default() };
+        let totals = BTreeMap::from([("a", op(0.9)), ("b", op(0.005)), ("c", op(0.004)), ("d", op(0.0031))]);
+        let ceilings = Ceilings { f32: 1e9, bf16: 4e9, bytes: 1e8, cache: None };
+        let rows = op_times(&totals, &ceilings, None, DType::F32, 1.0);
+        let (short, all) = (op_table(&rows, false), op_table(&rows, true));
+        assert!(short.contains("  2 ops below 0.5 %: 7.100 ms (-v shows them)\n"), "{short}");
+        assert!(short.contains("\n  b ") && !short.contains("\n  c "), "{short}");
+        assert!(all.contains("\n  c ") && all.contains("\n  d ") && !all.contains("below"), "{all}");
+        assert_eq!(short.lines().last(), all.lines().last());
+    }
+
+    #[test]
     fn an_op_that_is_faster_than_the_data_sheet_has_no_share() {
         let limits = PublishedLimits::of_gpu("NVIDIA H200").unwrap();
         let op = |bytes: f64| OpTotals {
@@ -157,7 +185,7 @@ mod tests {
         let totals = BTreeMap::from([("add_bf16", op(5.186e12)), ("mul_bf16", op(4.8e12))]);
         let rows = op_times(&totals, &limits.rates, Some(&limits), DType::BF16, 2.0);
         assert_eq!(rows.iter().map(OpTime::roofline_share).collect::<Vec<_>>(), [None, Some(1.0)]);
-        assert!(op_table(&rows).contains("wrong count"));
+        assert!(op_table(&rows, false).contains("wrong count"));
         assert!(rows[0].json()["share_of_floor"].is_null() && rows[0].json()["is_miscounted"] == true);
     }
 }

@@ -240,8 +240,9 @@ pub fn result_headline(result: &Value) -> String {
     )
 }
 
-/// The result as text: headline, memory, clocks, and the tables of parts and ops.
-pub fn result_summary(measured: &MeasuredRounds, result: &Value) -> String {
+/// The result as text: headline, memory, clocks, and the tables of parts and ops; with `all_ops` also the ops that take
+/// little time.
+pub fn result_summary(measured: &MeasuredRounds, result: &Value, all_ops: bool) -> String {
     let mut text = result_headline(result) + "\n";
     if let Some(planned) = result["planned_peak_bytes"].as_f64() {
         let peak = measured.peak as f64;
@@ -253,7 +254,7 @@ pub fn result_summary(measured: &MeasuredRounds, result: &Value) -> String {
     if let Some(clocks) = &measured.clocks {
         text += &(clocks.summary_line() + "\n");
     }
-    text + &parts::part_table(&measured.parts, measured.profiled) + &ops::op_table(&measured.ops)
+    text + &parts::part_table(&measured.parts, measured.profiled) + &ops::op_table(&measured.ops, all_ops)
 }
 
 /// The library that computes matrix products, with a hash of its algorithms; null if reel's own kernels compute them.

@@ -29,6 +29,7 @@ use reel_files::AtomicFile;
 use serde_json::{Map, Value, json};
 
 use crate::ceilings::Ceilings;
+use crate::folded::folded_stacks;
 use crate::timing::TimedKernel;
 use crate::{MeasureError, Result};
 
@@ -54,9 +55,17 @@ struct Slice {
     args: Value,
 }
 
+/// The files that a trace is written to.
+#[derive(Clone, Debug, Default)]
+pub struct TraceOutputs {
+    /// `--trace`: the trace as Chrome trace events.
+    pub trace: Option<PathBuf>,
+    /// `--folded`: its launches as folded stacks.
+    pub folded: Option<PathBuf>,
+}
+
 struct Log {
-    /// The file that the trace is written to.
-    to: PathBuf,
+    outputs: TraceOutputs,
     begun: Instant,
     spans: Vec<Slice>,
     /// The device whose launches are recorded, and the dtype of activations.
@@ -82,13 +91,15 @@ fn log() -> MutexGuard<'static, Option<Log>> {
     LOG.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// Starts recording; [`finish_trace`] writes the trace to the file `to`.
-pub fn start_trace(to: &Path) {
+/// Starts recording if there is an output; [`finish_trace`] writes the files.
+pub fn start_trace(outputs: TraceOutputs) {
+    if outputs.trace.is_none() && outputs.folded.is_none() {
+        return;
+    }
     // Gives the thread that starts the trace the first thread number, so that viewers show it above the threads that it
     // starts.
     host_thread_number();
-    let (to, begun) = (to.to_path_buf(), Instant::now());
-    *log() = Some(Log { to, begun, spans: Vec::new(), device: None, ceilings: None, timed: None });
+    *log() = Some(Log { outputs, begun: Instant::now(), spans: Vec::new(), device: None, ceilings: None, timed: None });
 }
 
 /// Runs `work` and records its time as a named span of the trace.
@@ -159,16 +170,26 @@ pub fn leave_trace_to_another_process() {
     *log() = None;
 }
 
-/// Writes the trace, if [`start_trace`] was called. The file appears under its name only when it is complete.
+/// Writes the trace, if it was started. A file appears under its name only when it is complete.
 ///
 /// # Errors
-/// The file cannot be written, or the device cannot be measured.
+/// A file cannot be written, or the device cannot be measured.
 pub fn finish_trace() -> Result<()> {
     let Some(log) = log().take() else { return Ok(()) };
-    let to = log.to.clone();
-    let text = log.document()?.to_string();
-    let mut draft = AtomicFile::create(&to)?;
-    draft.write_all(text.as_bytes()).map_err(|e| MeasureError::Failed(Diagnostic::cannot_write(&to, &e)))?;
+    let TraceOutputs { trace, folded } = log.outputs.clone();
+    let document = log.document()?;
+    if let Some(to) = trace {
+        write(&to, &document.to_string())?;
+    }
+    if let Some(to) = folded {
+        write(&to, &folded_stacks(document["traceEvents"].as_array().map_or(&[][..], Vec::as_slice)))?;
+    }
+    Ok(())
+}
+
+fn write(to: &Path, text: &str) -> Result<()> {
+    let mut draft = AtomicFile::create(to)?;
+    draft.write_all(text.as_bytes()).map_err(|e| MeasureError::Failed(Diagnostic::cannot_write(to, &e)))?;
     Ok(draft.commit()?)
 }
 

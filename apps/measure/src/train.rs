@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use reel_device::{DType, Device};
-use reel_input::config::{ModelConfig, TextConfig};
+use reel_input::config::ModelConfig;
 use reel_input::{ModelInput, TokenId};
 use reel_runs::plan::{self, RowShape};
 use reel_runtime::Checkpointing;
@@ -62,14 +62,17 @@ pub fn measure_training(
     let (mut trainer, _files) = trace::span("load", || Trainer::open(device, config, folder, dtype, hyperparameters))?;
     trace::start_recording_launches(device, dtype);
     let samples = vec![sample(tokens); batch];
-    let mut n = 0;
+    let (mut n, mut flops) = (0, 0.0);
     let measured = time_rounds(device, dtype, count, || {
         n += 1;
         let begun = Instant::now();
         let result = step(&mut trainer, n, || Ok::<_, TrainError>(Some(samples.clone())))?;
         device.synchronize()?;
         match result {
-            Some(result) if result.is_finite() => Ok(begun.elapsed().as_secs_f64()),
+            Some(result) if result.is_finite() => {
+                flops = result.model_flops;
+                Ok(begun.elapsed().as_secs_f64())
+            }
             _ => {
                 let help = "use a model whose weights are finite";
                 Err(failed(folder.display().to_string(), "the loss is not finite", help))
@@ -92,9 +95,8 @@ pub fn measure_training(
     )?
     .memory;
     let weights = multiplied_weights(&trainer, config);
-    let flops = model_flops(&config.text, weights, tokens, batch);
     let median = stats::median(&measured.samples);
-    let peak = machine::dense_bf16_flops_per_second(&device.hardware().name);
+    let peak = machine::peak_flops_per_second(device, dtype);
     let figures = json!({
         "model_flops": flops,
         "model_flops_per_second": flops / median,
@@ -139,45 +141,9 @@ fn multiplied_weights(trainer: &Trainer, config: &ModelConfig) -> usize {
     matrices.map(|t| t.shape().iter().product::<usize>()).sum()
 }
 
-/// Operations of a training step, without recomputation.
-///
-/// Each weight takes 2 operations per token in the forward pass and 4 in the backward pass. Attention of a head, with S
-/// tokens and head size D: two products of 2 · S · S · D operations in the forward pass, of which the causal mask
-/// leaves half. The backward pass takes twice as many operations.
-fn model_flops(text: &TextConfig, weights: usize, tokens: usize, batch: usize) -> f64 {
-    let (tokens, batch) = (tokens as f64, batch as f64);
-    let width = (text.num_attention_heads * text.head_dim) as f64;
-    let attention = 3.0 * 2.0 * tokens * tokens * width * text.num_hidden_layers as f64;
-    batch * (6.0 * weights as f64 * tokens + attention)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The wanted values are for Qwen2.5-VL-7B at 8192 tokens: 6 · 7.07e9 · 8192 for weights, and 6 · 8192² · 3584 · 28
-    /// for attention.
-    #[test]
-    fn model_flops_of_qwen_7b_agree_with_a_hand_calculation() {
-        let text = TextConfig {
-            vocab_size: 152_064,
-            hidden_size: 3584,
-            intermediate_size: 18_944,
-            num_hidden_layers: 28,
-            num_attention_heads: 28,
-            num_key_value_heads: 4,
-            head_dim: 128,
-            rms_norm_eps: 1e-6,
-            rope_theta: 1e6,
-            mrope_section: [16, 24, 24],
-            max_position_embeddings: 128_000,
-        };
-        let layer = 3584 * (3584 + 2 * 512) + 3584 * 3584 + 3 * 3584 * 18_944;
-        let weights = 28 * layer + 152_064 * 3584;
-        let flops = model_flops(&text, weights, 8192, 1);
-        assert!((flops / 1e12 - (347.5 + 40.4)).abs() < 0.5, "{} TFLOP", flops / 1e12);
-        assert_eq!(model_flops(&text, weights, 8192, 3), 3.0 * flops);
-    }
 
     #[test]
     fn every_token_but_the_first_is_a_target() {

@@ -76,12 +76,15 @@ fn add_constants(page: &mut Page, runs: &[Run], metrics: Vec<(&String, Vec<Optio
 fn unit(metric: &str) -> &'static str {
     match metric {
         "tokens_per_second" => "tokens/s",
-        "peak_bytes" => "B",
+        "gpu_power_watts" => "W",
+        "gpu_sm_mhz" | "gpu_memory_mhz" => "MHz",
+        "gpu_temperature_celsius" => "°C",
         "completion_length" => "tokens",
         "entropy" | "kl" | "rollout_drift" => "nats",
         "frames_encoded" => "frames",
         "dropped_groups" => "groups",
         name if name.ends_with("_seconds") => "s",
+        name if name.ends_with("_bytes") => "B",
         _ => "",
     }
 }

@@ -18,6 +18,7 @@ mod device_turns;
 mod divided_model;
 mod engine_thread;
 mod follower;
+mod hardware_gauges;
 mod histogram;
 mod http;
 mod metrics;

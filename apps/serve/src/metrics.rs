@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use reel_engine::{EngineStats, FinishReason};
 
+use crate::hardware_gauges::HardwareGauges;
 use crate::histogram::Histogram;
 
 /// Upper bounds of the time to the first token, in seconds.
@@ -82,11 +83,12 @@ pub(crate) struct Metrics {
     first_token_seconds: Histogram,
     token_seconds: Histogram,
     request_seconds: Histogram,
+    hardware: HardwareGauges,
 }
 
 impl Metrics {
     /// Creates the metrics of the model `model`, which has `positions` positions.
-    pub(crate) fn new(model: &str, positions: usize) -> Self {
+    pub(crate) fn new(model: &str, positions: usize, hardware: HardwareGauges) -> Self {
         let escaped = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         Self {
             labels: format!("model_name=\"{escaped}\""),
@@ -100,6 +102,7 @@ impl Metrics {
             first_token_seconds: Histogram::new(&FIRST_TOKEN_SECONDS),
             token_seconds: Histogram::new(&TOKEN_SECONDS),
             request_seconds: Histogram::new(&REQUEST_SECONDS),
+            hardware,
         }
     }
 
@@ -134,7 +137,7 @@ impl Metrics {
         }
     }
 
-    /// All metrics as text.
+    /// All metrics as text. Reading the GPU takes milliseconds.
     pub(crate) fn text(&self) -> String {
         let (mut out, labels, engine) = (String::new(), &self.labels, self.engine.get());
         let mut family = |name: &str, kind: &str, help: &str, value: Option<f64>| {
@@ -182,17 +185,34 @@ impl Metrics {
         ] {
             histogram.write(&mut out, name, help, labels);
         }
+        self.hardware.write(&mut out, labels, engine);
         out
     }
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use reel_input::config::ModelConfig;
+
+    /// A small model configuration.
+    pub(crate) fn tiny_config() -> ModelConfig {
+        ModelConfig::parse("config.json", include_str!("../../../input/src/config/tiny.json")).expect("a configuration")
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::testing::tiny_config;
     use super::*;
+
+    /// Metrics of a server on a CPU.
+    fn new(model: &str) -> Metrics {
+        Metrics::new(model, 100, HardwareGauges::with_sensor(tiny_config(), None, None))
+    }
 
     #[test]
     fn gauges_appear_once_the_engine_has_set_them() {
-        let metrics = Metrics::new("a\"b", 100);
+        let metrics = new("a\"b");
         let before = metrics.text();
         assert!(!before.contains("vllm:num_requests_running") && !before.contains("vllm:kv_cache_usage_perc"));
         metrics.engine.set(EngineStats {
@@ -220,7 +240,7 @@ mod tests {
 
     #[test]
     fn completions_are_counted_by_how_they_ended() {
-        let metrics = Metrics::new("m", 100);
+        let metrics = new("m");
         metrics.first_token(5, 0.02);
         metrics.weights_replaced();
         metrics.token(None);

@@ -21,6 +21,7 @@ use crate::api::shared::Shared;
 use crate::api::{self, ApiError};
 use crate::device_turns::Borrower;
 use crate::engine_thread;
+use crate::hardware_gauges::HardwareGauges;
 use crate::http::{AccessLog, BodyMemory, ConnectionLimits, observe_request, serve_connections, usable_connections};
 use crate::metrics::Metrics;
 use crate::settings::{ServeError, ServeOptions, ServedModel, ServedWeights};
@@ -61,7 +62,8 @@ pub(crate) fn serve_in_turns(
     let model = Arc::new(model);
     let text = TokenText::new(&model.folder);
     let positions = model.folder.config.text.max_position_embeddings;
-    let metrics = Arc::new(Metrics::new(&model.name, positions));
+    let metrics =
+        Arc::new(Metrics::new(&model.name, positions, HardwareGauges::new(&model, options.peak_flops_per_second)));
     let tokenizer = &model.folder.tokenizer;
     let token_lengths = (0..model.folder.config.text.vocab_size as u32).map(|id| tokenizer.token_bytes(id).len());
     let longest_token_bytes = token_lengths.max().unwrap_or(0).max(1);

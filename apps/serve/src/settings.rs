@@ -134,6 +134,8 @@ pub struct ServeOptions {
     pub access_log: bool,
     /// Media of requests.
     pub media: RequestMedia,
+    /// Operations per second of the device by its data sheet, for `/metrics`; `None` if they are not known.
+    pub peak_flops_per_second: Option<f64>,
     /// Set to stop the server: it then refuses new requests, and ends when the running requests are answered.
     pub stop: Arc<AtomicBool>,
 }
@@ -152,6 +154,7 @@ impl ServeOptions {
             allowed_origins: Vec::new(),
             access_log: false,
             media: RequestMedia { options: media, root: None, max_images: None, max_videos: None },
+            peak_flops_per_second: None,
             stop: Arc::new(AtomicBool::new(false)),
         }
     }

@@ -38,6 +38,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         evaluator: None,
         save: None,
         ranks: None,
+        peak_flops_per_second: None,
     };
     let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config())).unwrap();
     (plan, sft::run(&setup).unwrap())

@@ -157,6 +157,8 @@ fn summary(m: &StepMetrics) -> String {
     parts.push(format!("grad {:.3}", m.grad_norm));
     parts.push(format!("lr {:.2e}", m.learning_rate));
     parts.push(format!("{:.0} tok/s", m.tokens_per_second));
+    parts.extend(m.hardware.mfu.map(|mfu| format!("mfu {:.1} %", 100.0 * mfu)));
+    parts.extend(m.hardware.gpu_power_watts.map(|watts| format!("{watts:.0} W")));
     parts.push(format_bytes(m.peak_bytes));
     parts.join("  ")
 }
@@ -173,6 +175,7 @@ fn time(t: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use reel_train::hardware_metrics::HardwareMetrics;
     use reel_train::metrics::GrpoMetrics;
 
     use super::*;
@@ -205,6 +208,7 @@ mod tests {
             step_seconds: 2.0,
             peak_bytes: 1536,
             hash: String::new(),
+            hardware: HardwareMetrics::default(),
             grpo,
         };
         let plain = "loss 0.5000  grad 2.000  lr 1.00e-6  5 tok/s  1.5 KiB";
@@ -216,5 +220,9 @@ mod tests {
             ..GrpoMetrics::default()
         };
         assert_eq!(summary(&line(grpo)), format!("reward 1.250  kl 1.25e-2  length 213  {plain}"));
+        let hardware =
+            HardwareMetrics { mfu: Some(0.4512), gpu_power_watts: Some(633.4), ..HardwareMetrics::default() };
+        let on_gpu = StepMetrics { hardware, ..line(GrpoMetrics::default()) };
+        assert_eq!(summary(&on_gpu), plain.replace("tok/s", "tok/s  mfu 45.1 %  633 W"));
     }
 }

@@ -4,6 +4,7 @@
 
 mod evaluation;
 pub mod grpo;
+mod hardware;
 mod record;
 pub mod replay;
 pub mod sft;
@@ -43,6 +44,7 @@ use crate::folder::resume::{self, PlannedStepCount, RunState};
 use crate::reporting::progress::Progress;
 use crate::reporting::wandb::environment::WandbEnvironment;
 use crate::reporting::watch::Reporters;
+use hardware::HardwareWatch;
 use record::Recorded;
 pub use record::difference_in_bits;
 pub use train_loop::TrainLoop;
@@ -176,6 +178,7 @@ struct Run<'a, W: TrainLoop<'a>> {
     last: Option<StepMetrics>,
     recorded: Recorded,
     logs: RunLogs,
+    hardware: HardwareWatch,
     reports: Reports,
     checkpoints: Checkpoints,
     /// Must be the last field, so that the run's files are closed before an earlier run is put back.
@@ -335,6 +338,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             step_seconds,
             peak_bytes: self.state.peak_bytes,
             hash,
+            hardware: self.hardware.of_step(&result, step_seconds),
             grpo: std::mem::take(&mut result.grpo),
         };
         self.logs.metrics.append(&line)?;

@@ -28,6 +28,7 @@ use reel_train::step::trainer::Trainer;
 use reel_train::{Result, TrainError};
 use serde_json::Value;
 
+use super::hardware::HardwareWatch;
 use super::record::{Recorded, difference_in_bits};
 use super::validate::{ScannedRows, scan_rows, unusable_rows};
 use super::{Checkpoints, OutFolder, Reports, Run, TrainLoop};
@@ -258,6 +259,7 @@ pub(super) fn begin<'a, W: TrainLoop<'a>>(
         last: None,
         recorded,
         logs,
+        hardware: HardwareWatch::start(setup),
         reports: Reports { reporters, progress, preview: None, unreported },
         checkpoints: Checkpoints { base, writer: CheckpointWriter::default(), saved: Some(state.step) },
         state,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use reel_device::{DType, Device, MemoryCategory};
+use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::{Checkpointing, Cx, Tensor, ops};
 
@@ -38,7 +39,8 @@ pub fn step(
     let device = t.device.clone();
     let part = |name| device.profiler().set_work_part(name);
     let (first, begun) = (set.uses == 0, Instant::now());
-    if let Some(model) = reference.filter(|_| first && set.ref_log_probs.is_empty()) {
+    let reference_to_run = reference.filter(|_| first && set.ref_log_probs.is_empty());
+    if let Some(model) = reference_to_run {
         // With an adapter, the reference model has the policy's base weights, of which a rank may have a part only.
         let _all_weights = if t.hyperparameters.lora.is_some() { t.gather_all_weights()? } else { None };
         let own = match set.own_ref_log_probs.take() {
@@ -59,7 +61,8 @@ pub fn step(
         if t.computes_micro_batch(i) {
             lender.lend();
             let is_last = !(i + 1..count).any(|later| t.computes_micro_batch(later));
-            let (stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights, is_last)?;
+            let (mut stats, log_probs) = forward_and_backward(t, options, set, i, &loss_weights, is_last)?;
+            stats.model_flops += if reference_to_run.is_some() { stats.forward_flops } else { 0.0 };
             own_stats.push(vec![stats]);
             own_log_probs.push(log_probs);
         }
@@ -77,7 +80,9 @@ pub fn step(
     let clip = t.norm_and_clip_factor(1.0)?; // [norm, factor]
     let loss = stats.iter().map(|batch| f64::from(batch.loss)).sum();
     let tokens = stats.iter().map(|batch| batch.tokens as usize).sum();
-    let mut result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), tokens)?;
+    let model_flops = stats.iter().map(|batch| batch.model_flops).sum();
+    let learning_rate = t.hyperparameters.decoder_learning_rate(n);
+    let mut result = StepResult::new(loss, &clip, learning_rate, tokens, model_flops)?;
     if result.is_finite() {
         t.update_weights(n, &clip)?;
     }
@@ -139,6 +144,9 @@ fn forward_and_backward(
     part("backward");
     t.backward(&cx, &loss, 1.0)?;
     stats.tokens = packed.batch.token_count() as u32;
+    let forward = ForwardFlops::of_batch(&t.model.config, &packed.batch, packed.targets.count());
+    stats.forward_flops = forward.total();
+    stats.model_flops = forward.of_training(t.hyperparameters.trained_parts(&t.model.config));
     stats.entropy = mean(entropy.into_iter().map(f64::from));
     if set.uses == 0 {
         stats.set_drift(groups, &now);
@@ -292,6 +300,11 @@ struct MicroBatchStats {
     clipped: f64,
     /// Mean entropy of the learned tokens, in nats.
     entropy: f64,
+    /// Floating-point operations of the model in the forward and the backward pass, and in the forward pass of the
+    /// reference model if this step has run it.
+    model_flops: f64,
+    /// Floating-point operations of the model in a forward pass.
+    forward_flops: f64,
     loss: f32,
     /// Number of tokens in the forward and backward pass.
     tokens: u32,

@@ -2,6 +2,7 @@
 //! gradient accumulation.
 
 use reel_input::config::ModelConfig;
+use reel_model::flops::TrainedParts;
 use reel_model::lora::LoraSpec;
 use reel_runtime::optim::{AdamWParams, LearningRateSchedule, MomentFormat, ScheduleKind};
 
@@ -103,6 +104,16 @@ impl Hyperparameters {
                 layers.iter().any(|layer| layer.name.starts_with("visual."))
             }
             None => !self.freeze_vision || !self.freeze_merger,
+        }
+    }
+
+    /// Which parts of the model get gradients.
+    pub fn trained_parts(&self, config: &ModelConfig) -> TrainedParts {
+        let own_weights = self.lora.is_none();
+        TrainedParts {
+            decoder: own_weights && !self.freeze_llm,
+            vision: own_weights && !self.freeze_vision,
+            through_vision: self.trains_vision(config) && (self.lora.is_some() || !self.freeze_vision),
         }
     }
 

@@ -2,6 +2,7 @@
 //! another loss.
 
 use reel_device::Device;
+use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_runtime::ops;
 use reel_samples::sample::Sample;
@@ -41,13 +42,15 @@ pub fn step(
             let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
             part("backward");
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
-            computed = Some((loss, packed.batch.token_count() as u32));
+            let forward = ForwardFlops::of_batch(&t.model.config, &packed.batch, packed.targets.count());
+            let model_flops = forward.of_training(t.hyperparameters.trained_parts(&t.model.config));
+            computed = Some((loss, packed.batch.token_count() as u32, model_flops));
         }
         t.end_round()?; // several ranks: adds the gradients of the round to the sums
         // The loss is read only now. If another rank hangs, `end_round` returns an error after its time limit, but a
         // read before it would wait for the device forever.
-        if let Some((loss, tokens)) = computed {
-            own.push(vec![ComputedMicroBatch { loss: loss.to_f32()?[0], tokens }]);
+        if let Some((loss, tokens, model_flops)) = computed {
+            own.push(vec![ComputedMicroBatch { model_flops, loss: loss.to_f32()?[0], tokens }]);
         }
         count += in_round;
     }
@@ -61,7 +64,9 @@ pub fn step(
     let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / count as f32)?; // [norm, factor]
     let loss = all.iter().map(|batch| f64::from(batch.loss)).sum::<f64>() / count as f64;
     let tokens = all.iter().map(|batch| batch.tokens as usize).sum();
-    let result = StepResult::new(loss, &clip, t.hyperparameters.decoder_learning_rate(n), tokens)?;
+    let model_flops = all.iter().map(|batch| batch.model_flops).sum();
+    let learning_rate = t.hyperparameters.decoder_learning_rate(n);
+    let result = StepResult::new(loss, &clip, learning_rate, tokens, model_flops)?;
     if result.is_finite() {
         t.update_weights(n, &clip)?;
     }

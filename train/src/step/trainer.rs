@@ -59,6 +59,8 @@ pub struct Trainer {
 #[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct ComputedMicroBatch {
+    /// Floating-point operations of the model, see [`reel_model::flops`].
+    pub model_flops: f64,
     /// Its loss.
     pub loss: f32,
     /// Number of tokens in its forward and backward pass.
@@ -76,6 +78,8 @@ pub struct StepResult {
     pub learning_rate: f64,
     /// Number of tokens in the forward and backward passes of the step.
     pub tokens: usize,
+    /// Floating-point operations of the model in the step, of all ranks together (see [`reel_model::flops`]).
+    pub model_flops: f64,
     /// The metrics that only a GRPO step has.
     pub grpo: GrpoMetrics,
     /// A preview of the step's rollouts for TensorBoard and Weights & Biases.
@@ -85,9 +89,9 @@ pub struct StepResult {
 impl StepResult {
     /// Makes the result of a step. `clip` is the return value of [`Trainer::norm_and_clip_factor`]; its first element
     /// is the gradient norm.
-    pub fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize) -> Result<Self> {
+    pub fn new(loss: f64, clip: &Tensor, learning_rate: f64, tokens: usize, model_flops: f64) -> Result<Self> {
         let grad_norm = clip.to_f32()?.first().copied().map_or(0.0, f64::from);
-        Ok(Self { loss, grad_norm, learning_rate, tokens, grpo: GrpoMetrics::default(), preview: None })
+        Ok(Self { loss, grad_norm, learning_rate, tokens, model_flops, grpo: GrpoMetrics::default(), preview: None })
     }
 
     /// Whether loss and gradient norm are finite. If not, the step did not update the weights.

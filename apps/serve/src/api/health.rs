@@ -29,6 +29,8 @@ pub(crate) async fn version() -> Json<Value> {
 }
 
 /// The metrics in the text format of Prometheus.
-pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shared.metrics.text())
+pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Result<impl IntoResponse, ApiError> {
+    let text = tokio::task::spawn_blocking(move || shared.metrics.text()).await;
+    let text = text.map_err(|_| ApiError::internal("reading the metrics has panicked"))?;
+    Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
 }

@@ -96,6 +96,7 @@ fn plan_equals_the_peak_of_a_run() {
             evaluator: None,
             save: None,
             ranks: None,
+            peak_flops_per_second: None,
         };
         let config = ModelConfig::open(&model).unwrap();
         let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config)).unwrap();

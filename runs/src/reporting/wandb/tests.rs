@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use reel_train::hardware_metrics::HardwareMetrics;
 use reel_train::metrics::GrpoMetrics;
 
 use super::*;
@@ -18,6 +19,7 @@ fn line(step: u64) -> StepMetrics {
         step_seconds: 2.0,
         peak_bytes: 7,
         hash: "00".into(),
+        hardware: HardwareMetrics::default(),
         grpo: GrpoMetrics::default(),
     }
 }

@@ -162,6 +162,7 @@ fn checkpoint_of_another_command_is_refused() {
         evaluator: None,
         save: None,
         ranks: None,
+        peak_flops_per_second: None,
     };
     let e = crate::run::sft::run(&setup).unwrap_err().to_string();
     assert!(e.contains("--data: differs from the data of the run") || e.contains("belongs to a run of grpo"), "{e}");

@@ -55,6 +55,7 @@ impl Case {
             evaluator: None,
             save: None,
             ranks: None,
+            peak_flops_per_second: None,
         })
     }
 }

@@ -54,6 +54,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         evaluator: None,
         save: None,
         ranks: None,
+        peak_flops_per_second: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();
     let samples = (0..options.groups_per_step())

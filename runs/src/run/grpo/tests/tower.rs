@@ -58,6 +58,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
         evaluator: None,
         save: None,
         ranks: None,
+        peak_flops_per_second: None,
     };
     let prompts = PromptSource::open(&setup).unwrap();
     [1, 0, 2].map(|row| prompts.prompt(row).unwrap().tokens).into()

@@ -94,6 +94,7 @@ impl Case {
             evaluator: None,
             save: None,
             ranks: None,
+            peak_flops_per_second: None,
         })
     }
 }

@@ -65,6 +65,7 @@ fn check(case: &str, model: &str, dtype: DType, lora_r: usize, device: &Device) 
         evaluator: None,
         save: None,
         ranks: None,
+        peak_flops_per_second: None,
     };
     let samples = open_samples(&setup).unwrap();
     let all: Vec<Sample> = (0..samples.row_count()).map(|row| samples.sample(row).unwrap()).collect();

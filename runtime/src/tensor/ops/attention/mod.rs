@@ -116,6 +116,14 @@ impl CuSeqlens {
         self.host.windows(2).map(|w| (w[1] - w[0]) as usize)
     }
 
+    /// The number of pairs of a token and a token that it attends to: itself, the earlier tokens of its sequence, and
+    /// the shared prefix.
+    pub fn attention_pairs(&self) -> f64 {
+        let prefix = |i: usize| self.prefix.as_ref().map_or(0, |p| p.host[i].1) as f64;
+        let pairs = |(i, n): (usize, usize)| n as f64 * ((n as f64 + 1.0) / 2.0 + prefix(i));
+        self.lengths().enumerate().map(pairs).sum()
+    }
+
     /// The device address of the offsets.
     pub(super) fn addr(&self) -> Addr {
         self.device.addr()

@@ -1,0 +1,42 @@
+//! Watches the machine during a run, for the metrics of each step.
+
+use std::time::Duration;
+
+use reel_device::gpu_sensor::{GpuSampler, NvmlGpu};
+use reel_device::resident_host_bytes;
+use reel_train::hardware_metrics::HardwareMetrics;
+use reel_train::setup::RunSetup;
+use reel_train::step::trainer::StepResult;
+
+/// Time between two readings of the GPU. A reading at the end of each step would see the GPU after its work, so the
+/// interval is fixed. NVML refreshes power and utilization a few times per second at most.
+const READING_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Makes the [`HardwareMetrics`] of each step.
+#[derive(Debug)]
+pub(super) struct HardwareWatch {
+    /// `None` on a CPU, and on a GPU that NVML cannot read.
+    gpu: Option<GpuSampler>,
+    /// Operations per second of all GPUs of the run by their data sheet, if known.
+    peak_flops_per_second: Option<f64>,
+}
+
+impl HardwareWatch {
+    /// Begins to watch the device of a run. Without NVML the values of the GPU are absent: `reel doctor` says why.
+    pub(super) fn start<O>(setup: &RunSetup<O>) -> Self {
+        let ranks = setup.ranks.map_or(1, |run| run.ranks.size());
+        let gpu = setup.device.hardware().bus_id.and_then(|bus_id| NvmlGpu::open(&bus_id).ok());
+        Self {
+            gpu: gpu.map(|gpu| GpuSampler::start(gpu, READING_INTERVAL)),
+            peak_flops_per_second: setup.peak_flops_per_second.map(|peak| peak * ranks as f64),
+        }
+    }
+
+    /// The metrics of a finished step that took `step_seconds`.
+    pub(super) fn of_step(&mut self, result: &StepResult, step_seconds: f64) -> HardwareMetrics {
+        let seconds = result.grpo.train_seconds.unwrap_or(step_seconds);
+        let mfu = self.peak_flops_per_second.map(|peak| result.model_flops / (seconds.max(1e-9) * peak));
+        let gpu = self.gpu.as_mut().map(|gpu| HardwareMetrics::of_gpu(&gpu.take()));
+        HardwareMetrics { mfu, host_memory_bytes: resident_host_bytes(), ..gpu.unwrap_or_default() }
+    }
+}
