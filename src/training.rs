@@ -74,8 +74,15 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         run.overwrite = options.overwrite || start.overwrite;
         run.data = hub::local_data(&run.data)?;
         let CommonOptions { json, quiet, verbose, offline, .. } = *common;
-        resolved.common =
-            CommonOptions { json, quiet, verbose, offline, trace: common.trace.clone(), ..resolved.common };
+        resolved.common = CommonOptions {
+            json,
+            quiet,
+            verbose,
+            offline,
+            trace: common.trace.clone(),
+            folded: common.folded.clone(),
+            ..resolved.common
+        };
         resolved.media.profile = Some(resolved.media.profile(MediaProfile::VideorftTrain)?.name().to_string());
         Ok(resolved)
     }

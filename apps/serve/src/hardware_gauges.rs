@@ -117,8 +117,10 @@ fn gauges(reading: &GpuReading) -> [(&'static str, &'static str, &'static str, O
 
 #[cfg(test)]
 impl HardwareGauges {
-    /// Gauges of a GPU with this sensor, for a model with this configuration.
-    pub(crate) fn with_sensor(config: ModelConfig, sensor: Option<Box<dyn GpuSensor>>, peak: Option<f64>) -> Self {
+    /// Gauges of a GPU with this sensor, for a small model.
+    pub(crate) fn with_sensor(sensor: Option<Box<dyn GpuSensor>>, peak: Option<f64>) -> Self {
+        let config = include_str!("../../../input/src/config/tiny.json");
+        let config = ModelConfig::parse("config.json", config).expect("a configuration");
         let labels = "UUID=\"GPU-1\",pci_bus_id=\"0000:1B:00.0\"".to_string();
         let gpu = sensor.map(|sensor| Gpu { sensor: Mutex::new(sensor), labels });
         Self { gpu, config, processes: 1, peak_flops_per_second: peak }
@@ -128,7 +130,6 @@ impl HardwareGauges {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::testing::tiny_config;
 
     struct Fixed(GpuReading);
 
@@ -154,7 +155,7 @@ mod tests {
             throttled: vec!["gpu_idle", "sw_power_cap"],
             ..GpuReading::default()
         };
-        let gauges = HardwareGauges::with_sensor(tiny_config(), Some(Box::new(Fixed(reading))), Some(989.4e12));
+        let gauges = HardwareGauges::with_sensor(Some(Box::new(Fixed(reading))), Some(989.4e12));
         let text = text(&gauges, None);
         for line in [
             "reel:gpu_power_watts{UUID=\"GPU-1\",pci_bus_id=\"0000:1B:00.0\",model_name=\"m\"} 612.5",
@@ -173,8 +174,7 @@ mod tests {
 
     #[test]
     fn operations_are_counted_without_a_gpu() {
-        let config = tiny_config();
-        let gauges = HardwareGauges::with_sensor(config.clone(), None, None);
+        let gauges = HardwareGauges::with_sensor(None, None);
         let stats = EngineStats {
             prefill_tokens: 4,
             generated_tokens: 2,
@@ -184,7 +184,7 @@ mod tests {
             ..EngineStats::default()
         };
         let text = text(&gauges, Some(stats));
-        let want = ForwardFlops::of_tokens(&config, 6.0, 21.0, 3.0).total() + 1000.0;
+        let want = ForwardFlops::of_tokens(&gauges.config, 6.0, 21.0, 3.0).total() + 1000.0;
         let line = format!("vllm:estimated_flops_per_gpu_total{{model_name=\"m\"}} {want}");
         assert!(text.lines().any(|other| other == line), "{line} is not in {text}");
         assert!(!text.contains("reel:gpu_") && text.contains("\nprocess_resident_memory_bytes "), "{text}");

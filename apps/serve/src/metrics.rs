@@ -191,23 +191,12 @@ impl Metrics {
 }
 
 #[cfg(test)]
-pub(crate) mod testing {
-    use reel_input::config::ModelConfig;
-
-    /// A small model configuration.
-    pub(crate) fn tiny_config() -> ModelConfig {
-        ModelConfig::parse("config.json", include_str!("../../../input/src/config/tiny.json")).expect("a configuration")
-    }
-}
-
-#[cfg(test)]
 mod tests {
-    use super::testing::tiny_config;
     use super::*;
 
     /// Metrics of a server on a CPU.
     fn new(model: &str) -> Metrics {
-        Metrics::new(model, 100, HardwareGauges::with_sensor(tiny_config(), None, None))
+        Metrics::new(model, 100, HardwareGauges::with_sensor(None, None))
     }
 
     #[test]
