@@ -47,3 +47,12 @@ fn sim_gradients_equal_cpu_and_plan_counts_the_workspace() {
         assert!(off <= 1e-2, "p{i}: relative L2 {off:.2e}");
     }
 }
+
+/// A prompt of 3 tokens, two completions of 2 and 1 tokens that see it, and a sequence of its own.
+#[test]
+fn attention_pairs_count_prefixes() {
+    let seqs = CuSeqlens::from_lengths(&Device::cpu(1), &[3, 2, 1, 4]).unwrap();
+    assert_eq!(seqs.attention_pairs(), 6.0 + 3.0 + 1.0 + 10.0);
+    let shared = seqs.with_prefixes(&[(0, 0), (0, 3), (0, 3), (0, 0)]).unwrap();
+    assert_eq!(shared.attention_pairs(), 6.0 + (3.0 + 6.0) + (1.0 + 3.0) + 10.0);
+}
