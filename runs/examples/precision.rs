@@ -156,6 +156,7 @@ fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve,
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
     })?;
     let all: Vec<Sample> = (0..samples.row_count()).map(|row| samples.sample(row)).collect::<Result<_, _>>()?;

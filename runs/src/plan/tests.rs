@@ -37,6 +37,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
     };
     let plan = plan_run_on_data(&setup, stored_weight_dtype(&model, &config())).unwrap();
