@@ -47,7 +47,7 @@ struct Process {
 /// process ends with the same exit code and prints nothing more.
 pub fn run(option: &str, count: usize) -> Result<()> {
     // Rank 0 writes the file of `--trace`.
-    trace::leave_trace_to_another_process();
+    trace::discard_trace();
     // From here on the first Ctrl-C sets the flag and does not end this process.
     let (stop, save) = (interrupt::stop_flag(), interrupt::save_flag());
     let program = std::env::current_exe().map_err(|e| failed(option, e, "start the processes by torchrun"))?;

@@ -35,6 +35,7 @@ mod output;
 mod plan;
 mod predictor;
 mod preprocess;
+mod profiler;
 mod prompt;
 mod ranks;
 mod replaced;
@@ -59,6 +60,7 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches;
 use reel_device::cpu::simd;
+use reel_device::{INJECTION_VARIABLE, attach_nvtx_tool};
 use reel_input::chat;
 use reel_measure::trace::{self, TraceOutputs};
 
@@ -106,6 +108,12 @@ fn main() -> ExitCode {
     let common = cli.common.clone();
     if common.offline {
         reel_input::network::forbid_downloads();
+    }
+    // A warning, not an error: the variable may be inherited from a job script or a container, and a run of days must
+    // not end for want of a profiler.
+    if let Err(reason) = attach_nvtx_tool() {
+        let reason = reel_diagnostic::escape_controls(&reason).to_string();
+        reel_diagnostic::note!("warning: {INJECTION_VARIABLE}: {reason}; no ranges are reported to a profiling tool");
     }
     trace::start_trace(TraceOutputs { trace: common.trace.clone(), folded: common.folded.clone() });
     let run = || cli::run(cli, name, command_matches).and_then(|()| Ok(trace::finish_trace()?));

@@ -148,7 +148,7 @@ impl RunProcess {
     fn connect(world: World, out: &Path, common: &CommonOptions) -> Result<Self> {
         fs::create_dir_all(out).map_err(|e| print::cannot_write(out, e))?;
         if world.rank > 0 {
-            trace::leave_trace_to_another_process();
+            trace::discard_trace();
         }
         let timeouts = Timeouts { call: LONGEST_PAUSE, ..Timeouts::default() };
         let ranks = Ranks::join(world, out, timeouts, Box::new(end_process))?;

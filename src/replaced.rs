@@ -399,8 +399,8 @@ mod tests {
     /// Every option whose value is a path is classified as an input, as an output, or as neither.
     #[test]
     fn every_path_option_has_a_class() {
-        // Options for folders in which inputs are looked up.
-        const NEITHER: [&str; 3] = ["media_root", "eval_media_root", "include"];
+        // Options for folders in which inputs are looked up, or files with new names are written.
+        const NEITHER: [&str; 4] = ["media_root", "eval_media_root", "include", "profile_dir"];
         fn paths(command: &Command, path: &str, found: &mut Vec<(String, String)>) {
             let is_path = |a: &&Arg| a.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();
             found.extend(command.get_arguments().filter(is_path).map(|a| (path.to_string(), a.get_id().to_string())));

@@ -17,7 +17,8 @@ use reel_model::features::FeatureCache;
 use reel_model::lora::{ADAPTER_CONFIG_FILE, is_adapter_folder};
 use reel_model::tensor_parallel::TensorParallel;
 use reel_serve::{
-    ConnectionLimits, DividedModel, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, Tls, folder_name,
+    ConnectionLimits, DividedModel, Limits, RequestMedia, ServeOptions, ServedModel, ServedWeights, ServerProfiler,
+    Tls, folder_name,
 };
 use serde_json::{Map, Value, json};
 
@@ -25,6 +26,7 @@ use crate::common::CommonOptions;
 use crate::fail::{failed, usage_error};
 use crate::media::{MediaFlags, WorkerFlags};
 use crate::model::{self, LoadedModel, QuantizeFlag, WeightPlace};
+use crate::profiler::FolderProfiler;
 use crate::prompt::{ModelFlags, find_or_download_model, media_options};
 use crate::tensor_parallel::{DividedProcess, TensorParallelFlag};
 use crate::{interrupt, output};
@@ -108,6 +110,9 @@ struct ListenFlags {
     /// every page
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
+    /// Let clients on this machine trace the server with POST /start_profile and /stop_profile, into files of this folder
+    #[arg(long, value_name = "DIR")]
+    profile_dir: Option<PathBuf>,
     /// Write a line of JSON to stderr for each request: time, request id, path, status, duration, tokens; never texts
     /// or keys
     #[arg(long)]
@@ -242,6 +247,7 @@ impl ServeArgs {
         let tls = self.listen.tls()?;
         let allowed_origins = self.listen.allowed_origins()?;
         let connections = self.connections.limits()?;
+        let profiler = self.listen.profiler(common)?;
         let (base, adapter) = self.model.base_model_and_adapter_folder()?;
         let adapters = self.listen.adapters(adapter.as_deref())?;
         let folder = find_or_download_model(&base)?;
@@ -309,6 +315,7 @@ impl ServeArgs {
             access_log: self.listen.access_log,
             media,
             peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
+            profiler,
             stop: interrupt::stop_flag(),
         };
         let mut weights = loaded.weights;
@@ -443,6 +450,17 @@ impl ListenFlags {
             ));
         }
         Ok(keys)
+    }
+
+    /// The profiler of `--profile-dir`, if given. There is one trace at a time, so it excludes `--trace` and
+    /// `--folded`.
+    fn profiler(&self, common: &CommonOptions) -> Result<Option<Arc<dyn ServerProfiler>>> {
+        let Some(folder) = &self.profile_dir else { return Ok(None) };
+        if common.trace.is_some() || common.folded.is_some() {
+            let what = "cannot record a part of the time while --trace or --folded records all of it";
+            return Err(usage_error("--profile-dir", what, "leave out one of them"));
+        }
+        Ok(Some(Arc::new(FolderProfiler::new(folder)?)))
     }
 
     /// The certificate and key, read before the model is loaded.

@@ -106,7 +106,7 @@ impl DividedProcess {
         }
         ranks::refuse_other_devices(common, &world)?;
         if world.rank > 0 {
-            trace::leave_trace_to_another_process();
+            trace::discard_trace();
         }
         // The first signal only sets the flag, of which rank 0 tells the others.
         interrupt::stop_flag();

@@ -8,20 +8,21 @@ use anyhow::Result;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use reel_input::{MediaOptions, SecondPerGrid};
-use reel_measure::{machine, trace};
+use reel_measure::{machine, trace::{self, TraceOutputs}};
 use reel_media::profile::{MediaOverrides, MediaProfile};
 use reel_ranks::World;
 use reel_runs::config_file::ConfigFile;
 use reel_runs::run::{DataCheckResult, RunSummary};
 use reel_train::live_server::LiveServer;
 use reel_train::options::{RunOptions, TrainingOptions};
-use reel_train::setup::{PolicyEvaluator, RunSetup};
+use reel_train::setup::{PolicyEvaluator, RunSetup, StepProfiler};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::common::CommonOptions;
 use crate::fail::failed;
 use crate::media::{MediaAccessFlags, MediaFlags, WorkerFlags};
+use crate::profiler::RunProfiler;
 use crate::ranks::{self, RunProcess};
 use crate::training_evaluator::{EvaluationSetup, RunEvaluator};
 use crate::training_server::RunServer;
@@ -65,13 +66,14 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             None => parsed,
             Some(file) => file.apply(&parsed, given)?,
         };
-        // `resume_from_checkpoint`, `overwrite` and the options for output are not part of a run's description. The
-        // merge above leaves them out, so they are set here.
+        // `resume_from_checkpoint`, `overwrite`, `profile_steps` and the options for output are not part of a run's
+        // description. The merge above leaves them out, so they are set here.
         let start = config.map(|file| file.start_flags()).transpose()?.unwrap_or_default();
         let run: &mut RunOptions = &mut resolved.options;
         run.config.clone_from(&options.config);
         run.resume_from_checkpoint = options.resume_from_checkpoint.clone().or(start.resume_from_checkpoint);
         run.overwrite = options.overwrite || start.overwrite;
+        run.profile_steps = options.profile_steps;
         run.data = hub::local_data(&run.data)?;
         let CommonOptions { json, quiet, verbose, offline, .. } = *common;
         resolved.common = CommonOptions {
@@ -123,6 +125,14 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
         };
         let evaluator = RunEvaluator::new(&self.options, evaluation)?;
         let server = RunServer::new(&self.options, &folder, &device, dtype, media, quiet)?;
+        let profiler = self.options.profile_steps.map(|steps| {
+            let default = || self.options.out.join(format!("trace-{steps}.json"));
+            let outputs = process.is_none_or(RunProcess::prints).then(|| TraceOutputs {
+                trace: Some(self.common.trace.clone().unwrap_or_else(default)),
+                folded: self.common.folded.clone(),
+            });
+            RunProfiler::new(steps, &device, dtype, outputs)
+        });
         let done = f(&RunSetup {
             options: &self.options,
             model: &folder,
@@ -137,11 +147,13 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
             save: Some(&*interrupt::save_flag()),
             server: server.as_ref().map(|server| server as &dyn LiveServer),
             evaluator: evaluator.as_ref().map(|evaluator| evaluator as &dyn PolicyEvaluator),
+            profiler: profiler.as_ref().map(|profiler| profiler as &dyn StepProfiler),
             ranks: process.map(RunProcess::ranks),
             peak_flops_per_second: machine::peak_flops_per_second(&device, dtype),
         });
         server.iter().for_each(RunServer::finish);
-        done
+        let profiled = profiler.as_ref().map_or(Ok(()), RunProfiler::finish);
+        done.and_then(|done| profiled.map(|()| done))
     }
 
     /// Refuses outputs that would replace inputs (see [`replaced`]), for the paths on the command line and in the

@@ -114,6 +114,7 @@ fn step<O, S>(
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
         peak_flops_per_second: None,
     };

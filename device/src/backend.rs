@@ -100,6 +100,14 @@ pub(crate) trait Backend: Send + Sync {
     fn collect_timings(&self) -> Result<Vec<TimedLaunch>> {
         Ok(Vec::new())
     }
+    /// Waits for the work so far, and tells a profiling tool of the GPU that waits for it to collect from now on.
+    fn start_external_profiler(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Waits for the work so far, and tells a profiling tool of the GPU to collect nothing more.
+    fn stop_external_profiler(&self) -> Result<()> {
+        Ok(())
+    }
     /// Waits until all enqueued launches and copies are done.
     fn synchronize(&self) -> Result<()> {
         Ok(())

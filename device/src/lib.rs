@@ -4,6 +4,7 @@
 //! - What is a launch? Plain data: [`launch`].
 //! - What does a program call? [`Device`] allocates a [`Buffer`], runs a [`Launch`], captures a [`CapturedGraph`], and
 //!   has a [`Profiler`]. Each device implements `Backend` (`backend.rs`).
+//! - Which training step, layer and op does the host work on? A [`range()`] says it to traces and to profiling tools.
 //! - How do the ranks of a job exchange device memory? [`Collectives`].
 //! - What power does a GPU draw, and is it throttled? [`gpu_sensor`].
 //! - How does CUDA become machine code? [`compile`].
@@ -26,8 +27,8 @@ mod host_memory;
 pub mod launch;
 mod mapped_file;
 mod memory;
-mod nvtx;
 mod profile;
+mod ranges;
 mod shared_library;
 mod sim;
 pub mod simulate;
@@ -40,16 +41,17 @@ pub use error::{DeviceError, Result, format_bytes};
 pub use exchanges::ExchangeStatus;
 pub use handle::{
     Buffer, CapturedGraph, Collectives, Device, DeviceRange, Download, GraphCache, NcclCollectives, PendingExchange,
-    Profiler,
+    PhaseGuard, Profiler,
 };
 pub use host_memory::{free_host_bytes, resident_host_bytes};
 pub use launch::{Addr, Arch, Cost, DType, Element, Kernel, KernelLaunch, Launch, Source, Stage};
 pub use mapped_file::MappedFile;
 pub use memory::{MEMORY_CATEGORIES, MemoryCategory, MemorySample, MemoryUse};
-pub use nvtx::{NvtxRange, nvtx_range};
-pub use profile::{
-    HostCall, LaunchEvent, LaunchOrigin, LayerOrigin, OpTotals, OperandRead, OperandReads, OriginGuard,
-    PlannedLaunches, PlannedStage, current_origin, host_thread_names, host_thread_number, in_layer, in_op, with_origin,
+pub use profile::{HostCall, LaunchEvent, OpTotals, OperandRead, OperandReads, PlannedLaunches, PlannedStage};
+pub use ranges::{
+    INJECTION_VARIABLE, LaunchOrigin, LayerOrigin, OriginGuard, Range, RangeEvent, RangeId, RangeName,
+    attach_nvtx_tool, current_origin, host_thread_names, host_thread_number, in_layer, in_op, range,
+    start_recording_ranges, take_recorded_ranges, with_origin,
 };
 pub use sim::SimOptions;
 pub use team::Team;

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use reel_device::{RangeName, range};
 use reel_diagnostic::Diagnostic;
 use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::Qwen25Vl;
@@ -135,6 +136,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
             if chunks.is_empty() {
                 return Ok(());
             }
+            let _range = range(RangeName::Phase("prefill"));
             let computed = chunks.iter().map(|chunk| chunk.range.len()).sum::<usize>();
             left = left.saturating_sub(computed);
             match self.forward(&chunks) {
@@ -262,6 +264,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
 
     /// Enqueues a decode step over all running sequences, then reads the tokens of the oldest enqueued step.
     fn decode(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
+        let _range = range(RangeName::Phase("decode step"));
         if self.scheduler.has_grammars() {
             while self.postprocess(on_token)? {}
         }
@@ -359,6 +362,7 @@ impl<'e, 'a, 'r> Run<'e, 'a, 'r> {
     /// enqueued.
     fn postprocess(&mut self, on_token: &mut dyn FnMut(TokenEvent)) -> Result<bool> {
         let Some((receivers, step)) = self.in_flight.pop_front() else { return Ok(false) };
+        let _range = range(RangeName::Task("wait for tokens"));
         let (freed, failed) = self.scheduler.append_step_tokens(&receivers, step.wait_for_tokens()?, on_token);
         for slot in freed {
             self.batch.clear_slots(slot, 1)?;

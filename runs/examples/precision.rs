@@ -156,6 +156,7 @@ fn train(way: &Storage, model: &Path, data: &Path) -> std::result::Result<Curve,
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
         peak_flops_per_second: None,
     })?;

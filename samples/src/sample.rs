@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use reel_device::{RangeName, range};
 use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
 use reel_input::tokenizer::Tokenizer;
 use reel_input::{Conversation, InputError, MediaOptions, ModelFolder, ModelInput, Sequence};
@@ -232,7 +233,9 @@ pub fn tokenize_conversation(
     location: &str,
 ) -> Result<ModelInput> {
     let text = bundle.template.render(conversation, generation_prompt).map_err(|e| to_row_error(location, e))?;
+    let decoding = range(RangeName::Phase("media decoding"));
     let media = load_media(bundle, conversation, media).map_err(|e| to_row_error(location, e))?;
+    drop(decoding);
     encode_row(bundle, &text, media, PromptOrigin::Conversation(conversation)).map_err(|e| to_row_error(location, e))
 }
 

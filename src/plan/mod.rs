@@ -296,6 +296,7 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
                     server: None,
                     evaluator: None,
                     save: None,
+                    profiler: None,
                     ranks: None,
                     peak_flops_per_second: None,
                 };

@@ -103,6 +103,8 @@ CALL cuMemsetD8Async(Address at, unsigned char byte, size_t bytes, Handle stream
 CALL cuStreamCreate(Handle* stream, unsigned flags) { return make(stream); }
 CALL cuStreamDestroy_v2(Handle stream) { return SUCCESS; }
 CALL cuStreamSynchronize(Handle stream) { return SUCCESS; }
+CALL cuProfilerStart(void) { return SUCCESS; }
+CALL cuProfilerStop(void) { return SUCCESS; }
 CALL cuStreamWaitEvent(Handle stream, Handle event, unsigned flags) { return SUCCESS; }
 CALL cuEventCreate(Handle* event, unsigned flags) { return make(event); }
 CALL cuEventDestroy_v2(Handle event) { return SUCCESS; }

@@ -24,14 +24,6 @@ int nvmlInit_v2(void) {
 
 int nvmlShutdown(void) { return 0; }
 
-const char *nvmlErrorString(int status) {
-    switch (status) {
-    case NOT_FOUND: return "Not Found";
-    case DRIVER_NOT_LOADED: return "Driver Not Loaded";
-    default: return "Not Supported";
-    }
-}
-
 int nvmlSystemGetDriverVersion(char *version, unsigned length) {
     strncpy(version, "580.00", length);
     return 0;
@@ -64,8 +56,9 @@ int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *celsius) { retu
 
 int nvmlDeviceGetUtilizationRates(void *device, unsigned percent[2]) { return percent[0] = 97, percent[1] = 40, STATUS; }
 
-int nvmlDeviceGetMemoryInfo(void *device, unsigned long long bytes[3]) {
-    return bytes[0] = 80000000000, bytes[1] = 77000000000, bytes[2] = 3000000000, STATUS;
+// The version, then total, reserved, free and used bytes.
+int nvmlDeviceGetMemoryInfo_v2(void *device, unsigned long long values[5]) {
+    return values[1] = 80000000000, values[3] = 77000000000, values[4] = 3000000000, STATUS;
 }
 
 int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *reasons) {

@@ -2,6 +2,7 @@
 //! the server between passes: between micro-batches, between the decode steps of rollouts, and while the run waits for
 //! data or rewards. The server does not change the run's results.
 
+use reel_device::{RangeName, range};
 use reel_model::qwen2_5_vl::Qwen25Vl;
 
 use crate::Result;
@@ -36,6 +37,7 @@ impl DeviceLender<'_> {
     /// Lets the server use the device for the server's share of the time. Called where the run holds no activations.
     pub fn lend(&self) {
         if let Some(server) = self.0 {
+            let _range = range(RangeName::Phase("serving"));
             server.lend_device();
         }
     }

@@ -46,10 +46,26 @@ pub struct RunSetup<'a, O> {
     pub server: Option<&'a dyn LiveServer>,
     /// The evaluator of the model in training (`--eval-steps`), if any.
     pub evaluator: Option<&'a dyn PolicyEvaluator>,
+    /// Profiles some of the steps (`--profile-steps`), if wanted.
+    pub profiler: Option<&'a dyn StepProfiler>,
     /// The other processes of the run, if there are several.
     pub ranks: Option<RunRanks<'a>>,
     /// Operations per second of the device for `dtype` by its data sheet, if known: MFU is measured against it.
     pub peak_flops_per_second: Option<f64>,
+}
+
+/// Profiles some steps of a run.
+pub trait StepProfiler: std::fmt::Debug {
+    /// Called before step `n` begins.
+    ///
+    /// # Errors
+    /// A launch in flight has failed.
+    fn before_step(&self, n: u64) -> Result<()>;
+    /// Called when step `n` is done, with its evaluation and its checkpoint.
+    ///
+    /// # Errors
+    /// A launch in flight has failed; the profile cannot be written.
+    fn after_step(&self, n: u64) -> Result<()>;
 }
 
 /// The processes (ranks) of a run, of which rank 0 writes OUT.

@@ -35,6 +35,7 @@ pub mod rounds;
 pub mod stats;
 pub mod timing;
 pub mod trace;
+mod trace_slices;
 pub mod train;
 pub mod turns;
 

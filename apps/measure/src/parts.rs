@@ -109,6 +109,7 @@ mod tests {
             name: "matmul_fwd",
             part,
             origin: LaunchOrigin::default(),
+            range: None,
             sizes: Vec::new(),
             cost: Cost { flops: 1e6, bytes: 1.0 },
             operand: None,

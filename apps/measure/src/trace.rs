@@ -2,12 +2,20 @@
 //! Perfetto.
 //!
 //! ```text
-//! track of a host thread    |--- decode ------------------------|      spans, and the ops that launch something
-//!                              |- rms_norm -|   |- linear -|
-//!                                  \\               \\                  flow events: which op made which launch
-//! track of the launches             |- rms_norm_fwd -| |- matmul_fwd -|
+//! track of a host thread    |--- step 3 ------------------------------------|   ranges: step, micro-batch, phase,
+//!                            |--- micro-batch 0 -----------------------------|  layer, op; then the calls that launch
+//!                             |--- forward ------------|--- backward -------|
+//!                              |--- decoder 0 --------| …
+//!                               |- rms_norm -| |- linear -|
+//!                                 |- rms_norm_fwd -|
+//!                                  \\                                            flow events: which call made which
+//! ranges on the device              |--- step 3 ------------------------------| launch
+//! launches on the device            |- rms_norm_fwd -| |- matmul_fwd -|
 //! memory                    ~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~~
 //! ```
+//!
+//! A trace is one of a whole command, or of a time window: [`start_trace`], then [`stop_trace`] and
+//! [`RecordedTrace::write`]. There is one trace at a time.
 //!
 //! Launches of kernels that are timed alone (`reel bench op`) do not pass through a device's profiler. Each of their
 //! timed runs is one launch of the trace, with a call at the same time on the track of the host thread.
@@ -22,7 +30,8 @@ use std::time::Instant;
 
 use reel_device::{DType, Device};
 use reel_device::{
-    LaunchEvent, LaunchOrigin, MEMORY_CATEGORIES, MemorySample, host_thread_names, host_thread_number, nvtx_range,
+    LaunchEvent, LaunchOrigin, MEMORY_CATEGORIES, MemorySample, RangeEvent, RangeName, host_thread_names,
+    host_thread_number, range, start_recording_ranges, take_recorded_ranges,
 };
 use reel_diagnostic::Diagnostic;
 use reel_files::AtomicFile;
@@ -31,29 +40,10 @@ use serde_json::{Map, Value, json};
 use crate::ceilings::Ceilings;
 use crate::folded::folded_stacks;
 use crate::timing::TimedKernel;
+use crate::trace_slices::{
+    DEVICE_RANGES, FIRST_HOST, LAUNCHES, Slice, complete, device_ranges, host_ranges, host_track, nested, position,
+};
 use crate::{MeasureError, Result};
-
-/// Thread id of the launches in the trace file. A viewer shows each thread id as a track.
-const LAUNCHES: u64 = 1;
-/// Thread id of the first host thread, and of the memory counters.
-const FIRST_HOST: u64 = 0;
-
-/// Returns the thread id of a host thread in the trace: 0, 2, 3, …; 1 is the thread id of the launches.
-fn host_track(thread: usize) -> u64 {
-    if thread == 0 { FIRST_HOST } else { LAUNCHES + thread as u64 }
-}
-
-/// A stretch of time on a track: a complete event.
-#[derive(Clone, Debug, PartialEq)]
-struct Slice {
-    name: String,
-    track: u64,
-    /// Microseconds since the start of the trace.
-    start: f64,
-    /// Microseconds since the start of the trace.
-    end: f64,
-    args: Value,
-}
 
 /// The files that a trace is written to.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +57,7 @@ pub struct TraceOutputs {
 struct Log {
     outputs: TraceOutputs,
     begun: Instant,
+    /// Spans that were measured by their callers.
     spans: Vec<Slice>,
     /// The device whose launches are recorded, and the dtype of activations.
     device: Option<(Device, DType)>,
@@ -99,23 +90,22 @@ pub fn start_trace(outputs: TraceOutputs) {
     // Gives the thread that starts the trace the first thread number, so that viewers show it above the threads that it
     // starts.
     host_thread_number();
-    *log() = Some(Log { outputs, begun: Instant::now(), spans: Vec::new(), device: None, ceilings: None, timed: None });
+    let begun = Instant::now();
+    start_recording_ranges();
+    *log() = Some(Log { outputs, begun, spans: Vec::new(), device: None, ceilings: None, timed: None });
 }
 
-/// Runs `work` and records its time as a named span of the trace.
-pub fn span<T>(name: &str, work: impl FnOnce() -> T) -> T {
-    let _range = nvtx_range(name);
-    let begun = Instant::now();
-    let result = work();
-    record_span(name, begun, begun.elapsed().as_secs_f64(), Value::Null);
-    result
+/// Runs `work` as a named range.
+pub fn span<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
+    let _range = range(RangeName::Task(name));
+    work()
 }
 
 /// Records a span of this thread. The caller has measured its time; a viewer shows `details` with the span.
 pub fn record_span(name: &str, begun: Instant, seconds: f64, details: Value) {
     if let Some(log) = log().as_mut() {
         let args = if details.is_null() { json!({}) } else { details };
-        let span = log.slice(name, host_track(host_thread_number()), begun, seconds, args);
+        let span = log.slice(name, "task", host_track(host_thread_number()), begun, seconds, args);
         log.spans.push(span);
     }
 }
@@ -156,8 +146,8 @@ pub fn record_timed_kernels(
                     "flops": kernel.cost.flops, "bytes": kernel.cost.bytes,
                     "share_of_ceiling": roofline_seconds.map(|least| (least / run.seconds).min(1.0)), "size": kernel.size,
                 });
-                let call = log.slice(&name, track, run.start, run.seconds, json!({}));
-                calls.push((call, log.slice(&name, LAUNCHES, run.start, run.seconds, args)));
+                let call = log.slice(&name, "launch", track, run.start, run.seconds, json!({}));
+                calls.push((call, log.slice(&name, "launch", LAUNCHES, run.start, run.seconds, args)));
             }
         }
         calls.sort_by(|(_, a), (_, b)| a.start.total_cmp(&b.start));
@@ -165,26 +155,135 @@ pub fn record_timed_kernels(
     }
 }
 
-/// Ends the trace without a file: another process writes it.
-pub fn leave_trace_to_another_process() {
-    *log() = None;
+/// Whether a trace is being recorded.
+pub fn is_tracing() -> bool {
+    log().is_some()
 }
 
-/// Writes the trace, if it was started. A file appears under its name only when it is complete.
+/// Ends the trace without a file: another process writes it, or only a part of the command is traced.
+pub fn discard_trace() {
+    if let Some(log) = log().take() {
+        take_recorded_ranges();
+        log.device.iter().for_each(|(device, _)| device.profiler().record_timeline(false));
+    }
+}
+
+/// Writes the trace, if [`start_trace`] was called. A file appears under its name only when it is complete. If no
+/// ceilings are set, the device is measured, so that each launch has its share of them.
 ///
 /// # Errors
 /// A file cannot be written, or the device cannot be measured.
 pub fn finish_trace() -> Result<()> {
-    let Some(log) = log().take() else { return Ok(()) };
-    let TraceOutputs { trace, folded } = log.outputs.clone();
-    let document = log.document()?;
-    if let Some(to) = trace {
-        write(&to, &document.to_string())?;
+    let Some(mut recorded) = stop_trace()? else { return Ok(()) };
+    if let (None, Some((device, ..))) = (recorded.log.ceilings, &recorded.log.device) {
+        // Launches on the simulator take no real GPU time, so they are not compared with ceilings.
+        let has_times = device.capabilities().real_times && !recorded.launches.is_empty();
+        recorded.log.ceilings = has_times.then(|| Ceilings::measure(device)).transpose()?;
     }
-    if let Some(to) = folded {
-        write(&to, &folded_stacks(document["traceEvents"].as_array().map_or(&[][..], Vec::as_slice)))?;
+    recorded.write()
+}
+
+/// Ends the recording, if [`start_trace`] was called, and returns what was recorded. Launches of a time window have no
+/// share of the ceilings, because measuring those would disturb the work that goes on.
+///
+/// # Errors
+/// A launch has failed.
+pub fn stop_trace() -> Result<Option<RecordedTrace>> {
+    let Some(log) = log().take() else { return Ok(None) };
+    let mut recorded = RecordedTrace { ranges: take_recorded_ranges(), launches: Vec::new(), memory: Vec::new(), log };
+    if let Some((device, _)) = &recorded.log.device {
+        let profile = device.profiler();
+        profile.record_timeline(false);
+        recorded.launches = profile.launch_events()?;
+        recorded.memory = profile.memory_samples();
+        // The next trace of this process begins without them.
+        profile.clear();
     }
-    Ok(())
+    Ok(Some(recorded))
+}
+
+/// A trace that is recorded but not written.
+pub struct RecordedTrace {
+    log: Log,
+    ranges: Vec<RangeEvent>,
+    launches: Vec<LaunchEvent>,
+    memory: Vec<MemorySample>,
+}
+
+impl RecordedTrace {
+    /// The files that the trace is written to.
+    pub fn outputs(&self) -> &TraceOutputs {
+        &self.log.outputs
+    }
+
+    /// Writes the trace to its files. Each appears under its name only when it is complete.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn write(self) -> Result<()> {
+        let TraceOutputs { trace, folded } = self.log.outputs.clone();
+        let document = self.document();
+        if let Some(to) = trace {
+            write(&to, &document.to_string())?;
+        }
+        if let Some(to) = folded {
+            write(&to, &folded_stacks(document["traceEvents"].as_array().map_or(&[][..], Vec::as_slice)))?;
+        }
+        Ok(())
+    }
+
+    fn document(self) -> Value {
+        let RecordedTrace { log, ranges, launches, memory } = self;
+        let mut events = vec![metadata("process_name", FIRST_HOST, &json!({"name": "reel"}))];
+        let mut about = json!({"version": env!("CARGO_PKG_VERSION")});
+        let (mut calls, mut on_device, mut track_names) = (Vec::new(), Vec::new(), Vec::new());
+        if let Some(timed) = &log.timed {
+            track_names.push((LAUNCHES, format!("launches on {}", timed.device)));
+            calls.clone_from(&timed.calls);
+            about["device"] = json!(timed.device);
+            about["machine"] = json!(timed.machine);
+            about["ceilings"] = json!(log.ceilings);
+        }
+        if let Some((device, dtype)) = &log.device {
+            track_names.push((LAUNCHES, format!("launches on {}", device.name())));
+            calls.extend(launches.iter().map(|e| {
+                let call =
+                    log.slice(e.name, "launch", host_track(e.host.thread), e.host.start, e.host.seconds, json!({}));
+                let args = args(e, log.ceilings.as_ref(), *dtype);
+                (call, log.slice(e.name, "launch", LAUNCHES, e.start, e.seconds, args))
+            }));
+            on_device = nested(device_ranges(&ranges, &launches, |moment| log.at(moment)));
+            if !on_device.is_empty() {
+                track_names.push((DEVICE_RANGES, format!("ranges on {}", device.name())));
+            }
+            about["device"] = json!(device.name());
+            about["machine"] = json!(device.hardware().name);
+            about["dtype"] = json!(dtype.name());
+            about["ceilings"] = json!(log.ceilings);
+        }
+        let (mut host, mut flows, mut launched) = (log.spans.clone(), Vec::new(), Vec::new());
+        host.extend(host_ranges(&ranges, |moment| log.at(moment)));
+        for (id, (call, launch)) in calls.into_iter().enumerate() {
+            flows.extend(flow(id, &call, &launch));
+            host.push(call);
+            launched.push(launch);
+        }
+        let host = nested(host);
+        let mut tracks: Vec<u64> = host.iter().map(|slice| slice.track).chain([FIRST_HOST]).collect();
+        tracks.sort_unstable();
+        tracks.dedup();
+        let names = host_thread_names().into_iter().enumerate();
+        let names = names.map(|(thread, name)| (host_track(thread), format!("host: {name}")));
+        track_names.extend(names.filter(|(track, _)| tracks.contains(track)));
+        for (track, name) in track_names {
+            events.push(metadata("thread_name", track, &json!({"name": name})));
+            events.push(metadata("thread_sort_index", track, &json!({"sort_index": position(track)})));
+        }
+        events.extend(host.iter().chain(&on_device).chain(&launched).map(complete));
+        events.extend(flows);
+        events.extend(log.counters(&memory));
+        json!({"traceEvents": events, "displayTimeUnit": "ms", "otherData": about})
+    }
 }
 
 fn write(to: &Path, text: &str) -> Result<()> {
@@ -199,61 +298,9 @@ impl Log {
         moment.saturating_duration_since(self.begun).as_secs_f64() * 1e6
     }
 
-    fn slice(&self, name: &str, track: u64, begun: Instant, seconds: f64, args: Value) -> Slice {
+    fn slice(&self, name: &str, kind: &'static str, track: u64, begun: Instant, seconds: f64, args: Value) -> Slice {
         let start = self.at(begun);
-        Slice { name: name.to_string(), track, start, end: start + seconds * 1e6, args }
-    }
-
-    fn document(self) -> Result<Value> {
-        let mut events = vec![named("process_name", FIRST_HOST, "reel")];
-        let mut about = json!({"version": env!("CARGO_PKG_VERSION")});
-        let (mut calls, mut memory) = (Vec::new(), Vec::new());
-        if let Some(timed) = &self.timed {
-            events.push(named("thread_name", LAUNCHES, &format!("launches on {}", timed.device)));
-            calls.clone_from(&timed.calls);
-            about["device"] = json!(timed.device);
-            about["machine"] = json!(timed.machine);
-            about["ceilings"] = json!(self.ceilings);
-        }
-        if let Some((device, dtype)) = &self.device {
-            let profile = device.profiler();
-            profile.record_timeline(false);
-            let launches = profile.launch_events()?;
-            // Launches on the simulator take no real GPU time, so they are not compared with ceilings.
-            let ceilings = match self.ceilings {
-                Some(known) => Some(known),
-                None if !device.capabilities().real_times || launches.is_empty() => None,
-                None => Some(Ceilings::measure(device)?),
-            };
-            events.push(named("thread_name", LAUNCHES, &format!("launches on {}", device.name())));
-            calls.extend(launches.iter().map(|e| {
-                let call = self.slice(&op_name(e), host_track(e.host.thread), e.host.start, e.host.seconds, json!({}));
-                (call, self.slice(e.name, LAUNCHES, e.start, e.seconds, args(e, ceilings.as_ref(), *dtype)))
-            }));
-            memory = self.counters(&profile.memory_samples());
-            about["device"] = json!(device.name());
-            about["machine"] = json!(device.hardware().name);
-            about["dtype"] = json!(dtype.name());
-            about["ceilings"] = json!(ceilings);
-        }
-        let (mut host, mut flows, mut launched) = (self.spans.clone(), Vec::new(), Vec::new());
-        for (id, (call, launch)) in calls.into_iter().enumerate() {
-            flows.extend(flow(id, &call, &launch));
-            host.push(call);
-            launched.push(launch);
-        }
-        let host = nested(host);
-        let mut tracks: Vec<u64> = host.iter().map(|slice| slice.track).chain([FIRST_HOST]).collect();
-        tracks.sort_unstable();
-        tracks.dedup();
-        let names = host_thread_names();
-        for (thread, name) in names.iter().enumerate().filter(|(thread, _)| tracks.contains(&host_track(*thread))) {
-            events.push(named("thread_name", host_track(thread), &format!("host: {name}")));
-        }
-        events.extend(host.iter().chain(&launched).map(complete));
-        events.extend(flows);
-        events.extend(memory);
-        Ok(json!({"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}))
+        Slice { name: name.to_string(), kind, track, start, end: start + seconds * 1e6, args }
     }
 
     /// One counter event per memory sample: bytes in use for each category that was ever used.
@@ -269,15 +316,6 @@ impl Log {
     }
 }
 
-/// The name of the op that made a launch; the kernel's name for launches outside of ops.
-fn op_name(e: &LaunchEvent) -> String {
-    match e.origin {
-        LaunchOrigin { op: "", .. } => e.name.to_string(),
-        LaunchOrigin { op, is_backward: true, .. } => format!("{op} backward"),
-        LaunchOrigin { op, .. } => op.to_string(),
-    }
-}
-
 /// Returns what the trace shows with a launch: its work, its share of the ceiling, sizes, op, layer and part.
 fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
     let share = ceilings.map(|c| c.roofline_seconds_of_launch(e, dtype) / e.seconds).filter(|s| s.is_finite());
@@ -285,8 +323,10 @@ fn args(e: &LaunchEvent, ceilings: Option<&Ceilings>, dtype: DType) -> Value {
     let share = share.map(|share| share.min(1.0));
     let sizes: Map<String, Value> = e.sizes.iter().map(|(name, size)| (name.to_string(), json!(size))).collect();
     let mut args = json!({"flops": e.cost.flops, "bytes": e.cost.bytes, "share_of_ceiling": share, "shape": sizes});
-    if !e.origin.op.is_empty() {
-        args["op"] = json!(op_name(e));
+    if let LaunchOrigin { op: name, is_backward, .. } = e.origin
+        && !name.is_empty()
+    {
+        args["op"] = json!(RangeName::Op { name, is_backward }.to_string());
     }
     if let Some(layer) = e.origin.layer {
         args["layer"] = json!(format!("{} {}", layer.stack, layer.index));
@@ -309,80 +349,12 @@ fn flow(id: usize, call: &Slice, launch: &Slice) -> [Value; 2] {
     [event("s", call.track, call.start), end]
 }
 
-/// Sorts slices by track and start, and shortens each slice that ends after the slice around it: viewers show only
-/// slices that are nested. Some spans are measured by a different clock than the launches inside them, so a launch can
-/// end microseconds after its span.
-fn nested(mut slices: Vec<Slice>) -> Vec<Slice> {
-    slices.sort_by(|a, b| {
-        let by_start = a.track.cmp(&b.track).then(a.start.total_cmp(&b.start));
-        by_start.then(b.end.total_cmp(&a.end))
-    });
-    // Track and end of each slice that encloses the present slice, the innermost last.
-    let mut open: Vec<(u64, f64)> = Vec::new();
-    for slice in &mut slices {
-        while open.last().is_some_and(|(track, end)| *track != slice.track || *end <= slice.start) {
-            open.pop();
-        }
-        if let Some((_, end)) = open.last() {
-            slice.end = slice.end.min(*end);
-        }
-        open.push((slice.track, slice.end));
-    }
-    slices
-}
-
-fn complete(slice: &Slice) -> Value {
-    json!({
-        "name": slice.name, "ph": "X", "pid": pid(), "tid": slice.track, "ts": slice.start,
-        "dur": slice.end - slice.start, "args": slice.args,
-    })
-}
-
-/// A metadata event that gives the process (`process_name`) or a thread id (`thread_name`) its name in the viewer.
-fn named(what: &str, track: u64, name: &str) -> Value {
-    json!({"name": what, "ph": "M", "pid": pid(), "tid": track, "args": {"name": name}})
+/// A metadata event: the name of the process (`process_name`), or the name (`thread_name`) or the position
+/// (`thread_sort_index`) of a track.
+fn metadata(what: &str, track: u64, args: &Value) -> Value {
+    json!({"name": what, "ph": "M", "pid": pid(), "tid": track, "args": args})
 }
 
 fn pid() -> u32 {
     std::process::id()
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Two slices of a track are disjoint, or one lies inside the other. No slice is lost, moved or made longer.
-        #[test]
-        fn slices_of_a_track_are_nested(times in prop::collection::vec((0u64..3, 0u32..100, 0u32..40), 0..60)) {
-            let slice = |(i, &(track, start, length)): (usize, &(u64, u32, u32))| Slice {
-                name: i.to_string(),
-                track,
-                start: start.into(),
-                end: (start + length).into(),
-                args: Value::Null,
-            };
-            let before: Vec<Slice> = times.iter().enumerate().map(slice).collect();
-            let after = nested(before.clone());
-            prop_assert_eq!(after.len(), before.len());
-            for a in &after {
-                let old = &before[a.name.parse::<usize>().unwrap()];
-                prop_assert!(a.start == old.start && a.track == old.track && a.end <= old.end && a.end >= a.start);
-                for b in after.iter().filter(|b| b.track == a.track) {
-                    let disjoint = a.end <= b.start || b.end <= a.start;
-                    let inside = a.start <= b.start && b.end <= a.end || b.start <= a.start && a.end <= b.end;
-                    prop_assert!(disjoint || inside, "{a:?} {b:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn host_threads_and_launches_have_different_tracks() {
-        let tracks: Vec<u64> = (0..5).map(host_track).collect();
-        assert_eq!(tracks, [0, 2, 3, 4, 5]);
-        assert!(!tracks.contains(&LAUNCHES));
-    }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use reel_device::{DType, Device};
+use reel_device::{DType, Device, RangeName, range};
 use reel_input::config::ModelConfig;
 use reel_input::{ModelInput, TokenId};
 use reel_runs::plan::{self, RowShape};
@@ -65,6 +65,7 @@ pub fn measure_training(
     let (mut n, mut flops) = (0, 0.0);
     let measured = time_rounds(device, dtype, count, || {
         n += 1;
+        let _step = range(RangeName::Step(n));
         let begun = Instant::now();
         let result = step(&mut trainer, n, || Ok::<_, TrainError>(Some(samples.clone())))?;
         device.synchronize()?;

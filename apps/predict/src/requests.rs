@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::ValueEnum;
 use reel_client::{ChatRequest, image_part};
+use reel_device::{RangeName, range};
 use reel_input::Conversation;
 use reel_input::encode::{LoadedMedia, load_media_with};
 use reel_input::messages::{ContentPart, Message, MessageContent};
@@ -97,6 +98,7 @@ impl SampleSource for ChatRequests {
         };
         let conversation = self.rows.parse_conversation(row, messages)?;
         // Frames are resized within the limits of Qwen2.5-VL's processor. The server's model may have other limits.
+        let _range = range(RangeName::Phase("media decoding"));
         let media = load_media_with(PatchProcessor::default(), &conversation, self.rows.media())
             .map_err(|e| to_row_error(&location, e))?;
         let messages = self.messages(&conversation, media, &location)?;

@@ -109,6 +109,8 @@ pub(crate) enum Command {
     LoadAdapter(Box<NewAdapter>),
     /// Unloads an adapter.
     UnloadAdapter(AdapterId),
+    /// Calls a function between two steps. Other processes that serve the model do not call it.
+    Call(Box<dyn FnOnce() + Send>),
 }
 
 /// The queue to the engine's thread.
@@ -133,6 +135,11 @@ impl EngineQueue {
     /// Loads an adapter. If the engine's thread has ended, `done` closes without a result.
     pub(crate) fn load_adapter(&self, adapter: NewAdapter) {
         let _ = self.commands.send(Command::LoadAdapter(Box::new(adapter)));
+    }
+
+    /// Calls `f` on the engine's thread, between two steps. If the thread has ended, drops `f`.
+    pub(crate) fn call(&self, f: Box<dyn FnOnce() + Send>) {
+        let _ = self.commands.send(Command::Call(f));
     }
 
     /// Unloads an adapter. Requests for this adapter that are queued or running are still answered.
@@ -229,7 +236,7 @@ fn run(
             requests.weights_changed()?;
             version = now;
         }
-        let commands: Vec<Command> = first.into_iter().chain(channels.commands.try_iter()).collect();
+        let commands = call_functions(first.into_iter().chain(channels.commands.try_iter()));
         let dropped = requests.abandoned_or_late();
         if let Some(divided) = &model.divided {
             divided.send(step_message(&commands, &dropped)?)?;
@@ -249,6 +256,18 @@ fn run(
     Ok(())
 }
 
+/// Calls the functions among `commands`, and returns the other commands.
+fn call_functions(commands: impl Iterator<Item = Command>) -> Vec<Command> {
+    let call = |command| match command {
+        Command::Call(f) => {
+            f();
+            None
+        }
+        other => Some(other),
+    };
+    commands.filter_map(call).collect()
+}
+
 /// The message about a step for the other processes that serve the model.
 fn step_message(commands: &[Command], dropped: &[u64]) -> Result<Vec<u8>, EngineError> {
     let mut message = StepWriter::new(commands.len(), dropped);
@@ -261,6 +280,7 @@ fn step_message(commands: &[Command], dropped: &[u64]) -> Result<Vec<u8>, Engine
             Command::ReplaceWeights(weights) => message.replace_weights(&weights.folder),
             Command::LoadAdapter(adapter) => message.load_adapter(&adapter.folder),
             Command::UnloadAdapter(id) => message.unload_adapter(*id),
+            Command::Call(_) => {}
         }
     }
     Ok(message.into_bytes())
@@ -312,6 +332,7 @@ impl<'e> Requests<'e> {
                 let running = &self.running;
                 self.batch.unload_adapter(id, &mut |token| send_event(running, token))?;
             }
+            Command::Call(f) => f(),
         }
         Ok(())
     }

@@ -39,5 +39,8 @@ pub use divided_model::DividedModel;
 pub use follower::follow;
 pub use http::{ConnectionLimits, Tls};
 pub use server::serve;
-pub use settings::{Limits, RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights, folder_name};
+pub use settings::{
+    Limits, RequestMedia, ServeError, ServeOptions, ServedModel, ServedWeights, ServerProfiler, WriteProfile,
+    folder_name,
+};
 pub use training_server::TrainingServer;

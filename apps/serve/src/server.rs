@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use reel_engine::TokenText;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::api::named_adapters::{self, AdapterNames};
@@ -97,6 +97,8 @@ pub(crate) fn serve_in_turns(
         encoders: Arc::new(Semaphore::new(options.limits.encoders)),
         started: api::seconds_since_1970(),
         api_keys: options.api_keys,
+        profiler: options.profiler,
+        is_profiling: AsyncMutex::new(false),
         stop: options.stop,
     });
     let observe = middleware::from_fn_with_state(log.as_ref().map(AccessLog::sender), observe_request);
@@ -184,6 +186,8 @@ fn routes(shared: Arc<Shared>) -> Router {
     let local = Router::new()
         .route("/admin/weights", post(api::admin::weights))
         .route("/v1/load_lora_adapter", post(api::adapters::load))
+        .route("/start_profile", post(api::profile::start))
+        .route("/stop_profile", post(api::profile::stop))
         .route("/v1/unload_lora_adapter", post(api::adapters::unload))
         .layer(middleware::from_fn_with_state(shared.clone(), check_key))
         // The outer layer runs first, so a client on another machine cannot find out whether its key is valid.

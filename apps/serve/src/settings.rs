@@ -1,5 +1,6 @@
 //! The settings of a server: the model, the limits, the addresses and keys. Also the errors of a server.
 
+use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -112,6 +113,23 @@ pub struct Limits {
     pub request_time: Option<Duration>,
 }
 
+/// Writes a profile to a file, and returns its path. The error is one line.
+pub type WriteProfile = Box<dyn FnOnce() -> Result<PathBuf, String> + Send>;
+
+/// Records profiles of a server. Both methods are called on the engine's thread, between two steps.
+pub trait ServerProfiler: Debug + Send + Sync {
+    /// Begins to record. `dtype` is the dtype of activations.
+    ///
+    /// # Errors
+    /// The device has failed; the reason in one line.
+    fn start(&self, device: &Device, dtype: DType) -> Result<(), String>;
+    /// Ends the recording. The returned function is called on another thread.
+    ///
+    /// # Errors
+    /// The device has failed; the reason in one line.
+    fn stop(&self, device: &Device) -> Result<WriteProfile, String>;
+}
+
 /// Where and how a server runs.
 #[derive(Debug)]
 pub struct ServeOptions {
@@ -136,6 +154,8 @@ pub struct ServeOptions {
     pub media: RequestMedia,
     /// Operations per second of the device by its data sheet, for `/metrics`; `None` if they are not known.
     pub peak_flops_per_second: Option<f64>,
+    /// Records profiles when a client asks for them.
+    pub profiler: Option<Arc<dyn ServerProfiler>>,
     /// Set to stop the server: it then refuses new requests, and ends when the running requests are answered.
     pub stop: Arc<AtomicBool>,
 }
@@ -155,6 +175,7 @@ impl ServeOptions {
             access_log: false,
             media: RequestMedia { options: media, root: None, max_images: None, max_videos: None },
             peak_flops_per_second: None,
+            profiler: None,
             stop: Arc::new(AtomicBool::new(false)),
         }
     }

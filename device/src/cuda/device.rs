@@ -420,6 +420,16 @@ impl Backend for Cuda {
         }
     }
 
+    fn start_external_profiler(&self) -> Result<()> {
+        self.gpu.synchronize().map_err(device_error)?;
+        self.gpu.driver().start_profiler().map_err(device_error)
+    }
+
+    fn stop_external_profiler(&self) -> Result<()> {
+        self.gpu.synchronize().map_err(device_error)?;
+        self.gpu.driver().stop_profiler().map_err(device_error)
+    }
+
     fn replay_graph(&self, handle: u64) -> Result<()> {
         let graphs = lock(&self.graphs);
         let Some((recorded, _)) = graphs.native.get(handle) else {

@@ -122,6 +122,11 @@ pub trait Driver: Send + Sync {
     /// Destroys a graph that is not running.
     unsafe fn destroy_graph(&self, graph: GraphHandle);
 
+    /// Tells a profiling tool that waits for it to collect from now on.
+    fn start_profiler(&self) -> Result<(), CudaError>;
+    /// Tells a profiling tool to collect nothing more.
+    fn stop_profiler(&self) -> Result<(), CudaError>;
+
     /// Opens the library for matrix products on this GPU.
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError>;
     /// Opens the library for exchanges of this GPU's memory with other GPUs.

@@ -16,7 +16,7 @@ use crate::compile::driver_code::OLDEST_PTX_COMPILER;
 
 /// The symbol of each call, and the CUDA version (times 1000) that introduced it. Source: `cudaTypedefs.h` of CUDA
 /// 13.0.
-const CALLS: [(&str, u32); 56] = [
+const CALLS: [(&str, u32); 58] = [
     ("cuCtxSetCurrent", 4000),
     ("cuDeviceGet", 2000),
     ("cuDeviceGetAttribute", 2000),
@@ -66,6 +66,8 @@ const CALLS: [(&str, u32); 56] = [
     ("cuModuleUnload", 2000),
     ("cuOccupancyMaxActiveBlocksPerMultiprocessor", 6050),
     ("cuOccupancyMaxActiveClusters", 11_070),
+    ("cuProfilerStart", 4000),
+    ("cuProfilerStop", 4000),
     ("cuStreamBeginCapture_v2", 10_010),
     ("cuStreamCreate", 2000),
     ("cuStreamDestroy_v2", 4000),

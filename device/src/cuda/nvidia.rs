@@ -576,6 +576,16 @@ impl Driver for Nvidia {
         let _ = self.call("destroying a graph", || unsafe { driver::graph::exec_destroy(graph.0 as sys::CUgraphExec) });
     }
 
+    fn start_profiler(&self) -> Result<(), CudaError> {
+        // SAFETY: the call has no preconditions but a current context.
+        self.call("starting the profiler", || unsafe { sys::cuProfilerStart() }.result())
+    }
+
+    fn stop_profiler(&self) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        self.call("stopping the profiler", || unsafe { sys::cuProfilerStop() }.result())
+    }
+
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
         self.current()?;
         Ok(Box::new(CublasLt::open(Context(self.context as usize), self.properties.version / 1000)?))

@@ -22,15 +22,14 @@ use super::Device;
 use crate::Launch;
 use crate::error::{DeviceError, Result};
 use crate::memory::MemoryCategory;
-use crate::profile::{LaunchOrigin, current_origin, with_origin};
+use crate::ranges::{LaunchOrigin, RangeName, current_origin, in_layer, range, with_origin};
 
 /// Captured launches, which [`Device::replay`] enqueues again.
 pub struct CapturedGraph {
     /// The native graph, on a device that has native graphs. Dropped before the memory that it uses.
     native: Option<NativeGraph>,
-    launches: Vec<Launch>,
-    /// The op and the layer of each launch.
-    origins: Vec<LaunchOrigin>,
+    /// The launches, each with its op and layer.
+    launches: Vec<(Launch, LaunchOrigin)>,
     memory: Arc<GraphMemory>,
     /// Owners of other memory that the launches use: weights, caches, state.
     _keep: Box<dyn Any + Send + Sync>,
@@ -143,16 +142,15 @@ pub(super) struct CaptureState {
     /// False in the first pass, which allocates memory and prepares launches; true in the second pass, which captures
     /// them.
     second: bool,
-    launches: Vec<Launch>,
-    origins: Vec<LaunchOrigin>,
+    launches: Vec<(Launch, LaunchOrigin)>,
 }
 
 /// A guard for one pass of a capture: ends the pass when dropped, also after an error or a panic.
 struct CapturePass<'a>(&'a Device);
 
 impl CapturePass<'_> {
-    fn end(&self) -> (Vec<Launch>, Vec<LaunchOrigin>) {
-        self.0.current_capture().take().map_or_else(Default::default, |r| (r.launches, r.origins))
+    fn end(&self) -> Vec<(Launch, LaunchOrigin)> {
+        self.0.current_capture().take().map_or_else(Vec::new, |r| r.launches)
     }
 }
 
@@ -183,7 +181,7 @@ impl Device {
         let done = f();
         // Ends the native capture also after an error: a stream that is still capturing refuses all other work.
         let handle = if native { Some(self.0.backend.end_capture()) } else { None };
-        let (launches, origins) = second.end();
+        let launches = second.end();
         let native = match (done, handle) {
             (Err(e), Some(Ok(handle))) => {
                 self.0.backend.destroy_graph(handle);
@@ -192,7 +190,7 @@ impl Device {
             (Err(e), _) => return Err(e),
             (Ok(()), handle) => handle.transpose()?.map(|handle| NativeGraph { device: self.clone(), handle }),
         };
-        Ok(CapturedGraph { native, launches, origins, memory, _keep: Box::new(keep) })
+        Ok(CapturedGraph { native, launches, memory, _keep: Box::new(keep) })
     }
 
     /// Enqueues the launches of a captured graph, in order.
@@ -205,12 +203,17 @@ impl Device {
                 "captured graph: belongs to another device; replay it on the device that captured it".into(),
             ));
         }
+        let _range = range(RangeName::Task("captured graph"));
         match &graph.native {
-            // The profiler needs the time of each launch, which a native graph does not give.
-            Some(native) if !self.0.profile.is_collecting() => self.0.backend.replay_graph(native.handle),
-            _ => graph.launches.iter().zip(&graph.origins).try_for_each(|(launch, origin)| {
-                let _origin = with_origin(*origin);
-                self.launch(launch)
+            Some(native) if !self.0.profile.needs_single_launches() => self.0.backend.replay_graph(native.handle),
+            // Each layer is one range, not one of each of its launches.
+            _ => graph.launches.chunk_by(|(_, a), (_, b)| a.layer == b.layer).try_for_each(|calls| {
+                let layer = calls.first().and_then(|(_, origin)| origin.layer);
+                let _layer = layer.map(|layer| in_layer(layer.stack, layer.index));
+                calls.iter().try_for_each(|(launch, origin)| {
+                    let _origin = with_origin(*origin);
+                    self.launch(launch)
+                })
             }),
         }
     }
@@ -227,8 +230,7 @@ impl Device {
             ));
         }
         let thread = thread::current().id();
-        *capture =
-            Some(CaptureState { thread, memory: memory.clone(), second, launches: Vec::new(), origins: Vec::new() });
+        *capture = Some(CaptureState { thread, memory: memory.clone(), second, launches: Vec::new() });
         Ok(CapturePass(self))
     }
 
@@ -269,8 +271,7 @@ impl Device {
             )));
         }
         if r.second {
-            r.launches.push(launch.clone());
-            r.origins.push(current_origin());
+            r.launches.push((launch.clone(), current_origin()));
             self.0.backend.capture_launch(launch)?;
         } else {
             self.0.backend.prepare_capture(launch)?;

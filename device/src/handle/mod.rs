@@ -16,7 +16,7 @@ pub use captured_graph::CapturedGraph;
 pub use collectives::{Collectives, DeviceRange, NcclCollectives, PendingExchange};
 pub use download::Download;
 pub use graph_cache::GraphCache;
-pub use profiler::Profiler;
+pub use profiler::{PhaseGuard, Profiler};
 
 use crate::backend::{Backend, Hardware, MatmulLibrary};
 use crate::capabilities::{Capabilities, Kernels};
@@ -27,8 +27,8 @@ use crate::error::{DeviceError, Result};
 use crate::launch::Launch;
 use crate::mapped_file::MappedFile;
 use crate::memory::{MemoryCategory, MemoryCounters, MemoryUse};
-use crate::nvtx::nvtx_range;
 use crate::profile::ProfileData;
+use crate::ranges::launch_range;
 use crate::sim::{Sim, SimOptions};
 use captured_graph::CaptureState;
 
@@ -238,7 +238,7 @@ impl Device {
         if self.capture_if_active(launch)? {
             return Ok(());
         }
-        let _range = nvtx_range(launch.name());
+        let _range = launch_range(launch.name());
         let profile = &self.0.profile;
         if !profile.is_collecting() {
             return self.0.backend.launch(launch);

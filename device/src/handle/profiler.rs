@@ -6,6 +6,22 @@ use super::Device;
 use crate::error::Result;
 use crate::memory::MemorySample;
 use crate::profile::{COUNT, LaunchEvent, OpTotals, ProfileData, RECORD};
+use crate::ranges::{Range, RangeName, range, record_details};
+
+/// A phase of the work, such as `forward`. Later launches belong to the part before it when it is dropped.
+#[derive(Debug)]
+#[must_use = "the phase ends when this value is dropped"]
+pub struct PhaseGuard {
+    device: Device,
+    outer: &'static str,
+    _range: Range,
+}
+
+impl Drop for PhaseGuard {
+    fn drop(&mut self) {
+        self.device.profiler().set_work_part(self.outer);
+    }
+}
 
 /// Collects the costs and times of a device's launches, and its bytes in use, while collecting is turned on.
 ///
@@ -21,8 +37,10 @@ impl Profiler<'_> {
         self.collected().switch(COUNT, on);
     }
 
-    /// Turns recording the timelines of launches and memory on or off.
+    /// Turns recording the timelines of launches and memory on or off. While it is on, recorded ranges include layers
+    /// and ops.
     pub fn record_timeline(&self, on: bool) {
+        record_details(on);
         self.collected().switch(RECORD, on);
         self.0.0.memory.record_samples(on);
     }
@@ -31,6 +49,29 @@ impl Profiler<'_> {
     /// empty.
     pub fn set_work_part(&self, name: &'static str) {
         self.collected().set_part(name);
+    }
+
+    /// Begins a phase of the work: a range, and the part of its launches. Both end when the guard is dropped.
+    pub fn phase(&self, name: &'static str) -> PhaseGuard {
+        let outer = self.collected().set_part(name);
+        PhaseGuard { device: self.0.clone(), outer, _range: range(RangeName::Phase(name)) }
+    }
+
+    /// Waits for the launches in flight. Then tells a profiling tool of the GPU, such as `nsys profile
+    /// --capture-range=cudaProfilerApi`, to collect from now on. Does nothing on other devices.
+    ///
+    /// # Errors
+    /// A launch in flight has failed.
+    pub fn start_external(&self) -> Result<()> {
+        self.0.0.backend.start_external_profiler()
+    }
+
+    /// Waits for the launches in flight, and tells a profiling tool of the GPU to collect nothing more.
+    ///
+    /// # Errors
+    /// A launch in flight has failed.
+    pub fn stop_external(&self) -> Result<()> {
+        self.0.0.backend.stop_external_profiler()
     }
 
     /// Waits for the launches in flight and deletes everything that was collected.

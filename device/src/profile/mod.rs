@@ -4,7 +4,6 @@
 //! event before and after each launch (see `cuda/timeline.rs`), so the profiler does not make the host wait.
 
 mod operand_reads;
-mod origin;
 mod planned_launches;
 
 use std::collections::BTreeMap;
@@ -13,14 +12,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use crate::launch::{Arch, Cost, Launch};
+use crate::ranges::{LaunchOrigin, RangeId, current_origin, current_range, host_thread_number, tool_is_attached};
 use operand_reads::OperandHistory;
 use planned_launches::planned_stages;
 
 pub use operand_reads::{OperandRead, OperandReads};
-pub use origin::{
-    LaunchOrigin, LayerOrigin, OriginGuard, current_origin, host_thread_names, host_thread_number, in_layer, in_op,
-    with_origin,
-};
 pub use planned_launches::{PlannedLaunches, PlannedStage};
 
 /// The bit of [`ProfileData::switch`] for totals.
@@ -64,6 +60,8 @@ pub struct LaunchEvent {
     pub part: &'static str,
     /// The op and the layer that the launch belongs to.
     pub origin: LaunchOrigin,
+    /// The innermost range of the host in which the launch was made, if ranges were recorded.
+    pub range: Option<RangeId>,
     /// The sizes among the launch's parameters, by name.
     pub sizes: Vec<(&'static str, u64)>,
     /// Operations and bytes, from the kernel's cost function.
@@ -128,6 +126,14 @@ impl ProfileData {
         self.mode.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether the launches of a captured graph must run one by one, because the profiler needs the time of each, which
+    /// a native graph does not give. A tool that is attached sees into native graphs, and must see what runs without
+    /// it; then a trace leaves their launches to the tool.
+    pub(crate) fn needs_single_launches(&self) -> bool {
+        let mode = self.mode.load(Ordering::Relaxed);
+        mode & COUNT != 0 || mode & RECORD != 0 && !tool_is_attached()
+    }
+
     /// Begins the record of a launch that the host is about to make.
     pub(crate) fn record(&self, launch: &Launch) -> LaunchRecord {
         let mode = self.mode.load(Ordering::Relaxed);
@@ -142,6 +148,7 @@ impl ProfileData {
             name: launch.name(),
             part: *self.part(),
             origin: current_origin(),
+            range: current_range(),
             sizes,
             cost: launch.cost(),
             operand,
@@ -178,9 +185,9 @@ impl ProfileData {
         *self.arch() = known.into_iter().rfind(|arch| arch.sm <= compute_capability);
     }
 
-    /// Sets the part of the work that the launches from now on belong to.
-    pub(crate) fn set_part(&self, name: &'static str) {
-        *self.part() = name;
+    /// Sets the part of the work that the launches from now on belong to. Returns the part before it.
+    pub(crate) fn set_part(&self, name: &'static str) -> &'static str {
+        std::mem::replace(&mut *self.part(), name)
     }
 
     /// Deletes everything that was collected.

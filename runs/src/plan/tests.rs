@@ -37,6 +37,7 @@ fn both(dtype: DType, change: impl Fn(&mut SftOptions)) -> (Plan, sft::RunSummar
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
         peak_flops_per_second: None,
     };

@@ -21,6 +21,7 @@
 
 use std::time::Instant;
 
+use reel_device::{RangeName, range};
 use reel_train::metrics::StepMetrics;
 use reel_train::options::BestMetric;
 use reel_train::setup::{EvaluatedPolicy, PolicyEvaluator};
@@ -64,7 +65,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if let Some(line) = self.recorded_evaluation(&hash)? {
             return Ok(line);
         }
-        let begun = Instant::now();
+        let (begun, _range) = (Instant::now(), range(RangeName::Phase("evaluation")));
         self.reports.progress.print_line(&format!("step {step}: evaluating on {}", evaluator.benchmarks().join(", ")));
         // If each rank keeps a part of the weights, it has all of them during the evaluation.
         let _all_weights = self.trainer.gather_all_weights()?;

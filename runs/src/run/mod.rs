@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use reel_device::{RangeName, range};
 use reel_diagnostic::Diagnostic;
 use reel_files::FolderLock;
 use reel_files::digest::ModelFiles;
@@ -249,6 +250,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Writes the trained model after the last step.
     fn finish_folder(&mut self) -> Result<()> {
+        let _range = range(RangeName::Phase("trained model"));
         self.checkpoints.writer.wait()?;
         self.check_out_is_the_same()?;
         self.folder.previous.remove()?;
@@ -265,9 +267,18 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Does one step, logs it, and writes a checkpoint if one is due. Returns false at the end of the data.
     fn one_step(&mut self) -> Result<bool> {
-        let begun = Instant::now();
         let n = self.state.step + 1;
         self.save_or_stop_if_asked()?;
+        self.setup.profiler.map_or(Ok(()), |profiler| profiler.before_step(n))?;
+        let is_done = self.one_step_in_range(n)?;
+        self.setup.profiler.map_or(Ok(()), |profiler| profiler.after_step(n))?;
+        Ok(is_done)
+    }
+
+    /// Does step `n` as [`Self::one_step`] says, as one range of a profile.
+    fn one_step_in_range(&mut self, n: u64) -> Result<bool> {
+        let _step = range(RangeName::Step(n));
+        let begun = Instant::now();
         self.checkpoints.writer.check_finished_job()?;
         self.trainer.device.reset_peak();
         let mut cursor = StepRowCursor { position: self.state.position.clone(), ..StepRowCursor::default() };
@@ -320,8 +331,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
 
     /// Logs and reports a finished step, and writes a checkpoint if one is due.
     fn finish(&mut self, n: u64, mut result: StepResult, begun: Instant) -> Result<()> {
+        let hashing = self.trainer.device.profiler().phase("fingerprint");
         let hashes = self.trainer.tensor_hashes()?;
         let hash = combined_fingerprint(&hashes);
+        drop(hashing);
+        let logging = range(RangeName::Phase("logging"));
         self.check_ranks_have_the_same_weights(n, &hash)?;
         self.logs.hashes.append(&hashes.into_iter().map(|h| h.1).collect::<Vec<_>>())?;
         let step_seconds = begun.elapsed().as_secs_f64();
@@ -350,8 +364,11 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if !self.recorded.has_products() {
             self.recorded.update_products(&self.setup, &self.state)?;
         }
+        drop(logging);
         let evaluation = self.evaluate_if_due(self.state.steps)?;
+        let logging = range(RangeName::Phase("logging"));
         self.report(n, Some(&line), evaluation.as_ref())?;
+        drop(logging);
         if !self.is_scheduled_checkpoint(n) {
             return Ok(());
         }
@@ -367,6 +384,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         if self.checkpoints.saved == Some(self.state.step) {
             return Ok(());
         }
+        let _range = range(RangeName::Phase("checkpoint"));
         // Waits for the previous checkpoint, so that at most one copy of the weights is in host memory.
         self.checkpoints.writer.wait()?;
         self.logs.sync()?;
@@ -397,6 +415,8 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         let bytes = checkpoint::checkpoint_bytes(&self.trainer);
         let copied = checkpoint::host_memory_has_room_for(&self.trainer.device, bytes) && snapshot.copy_tensors()?;
         let job = move || {
+            // On the thread of the writer this is a range of its own, beside the next steps.
+            let _range = range(RangeName::Phase("checkpoint files"));
             snapshot.write(&out)?;
             finish()
         };

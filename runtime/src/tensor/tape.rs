@@ -21,7 +21,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use reel_device::{DType, Device, Launch, LaunchOrigin, LayerOrigin, MemoryCategory, current_origin, with_origin};
+use reel_device::{
+    DType, Device, Launch, LaunchOrigin, LayerOrigin, MemoryCategory, current_origin, in_layer, with_origin,
+};
 use reel_kernels::{column_sum, elementwise};
 
 use super::cx::WeightUnit;
@@ -139,6 +141,8 @@ impl Tape {
         }
         // The parameters that no further node uses, and to whose gradients only `sums` may still add.
         let mut complete = Vec::new();
+        // The layer of the present node, which is one range for all of its nodes.
+        let mut layer = None;
         while let Some(entry) = nodes.pop() {
             let node = match entry {
                 Entry::Op(node) => node,
@@ -152,6 +156,8 @@ impl Tape {
             if sums.layer != node.layer {
                 sums.launch(&device)?;
                 sums.layer = node.layer;
+                drop(layer.take());
+                layer = node.layer.map(|layer| in_layer(layer.stack, layer.index));
                 observe(BackwardEvent::Finished(std::mem::take(&mut complete)), grads)?;
             }
             let dys: Vec<Option<Tensor>> = node.outputs.iter().map(|id| by_id.remove(id)).collect();

@@ -6,6 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
+use reel_device::{RangeName, range};
+
 use super::SampleSource;
 use crate::{Result, SampleError};
 
@@ -142,7 +144,9 @@ impl<S: SampleSource> Shared<S> {
             };
             state.begun.insert(slot);
             drop(state);
+            let preparing = range(RangeName::Phase("data preparation"));
             let result = self.source.sample(row);
+            drop(preparing);
             let mut state = self.lock();
             state.begun.remove(&slot);
             if slot >= state.first {

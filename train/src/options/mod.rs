@@ -5,6 +5,7 @@ mod evaluation;
 mod grpo;
 mod run;
 mod sft;
+mod step_range;
 
 use clap::ValueEnum;
 use reel_model::save::FolderFormat;
@@ -17,6 +18,7 @@ pub use evaluation::{BestMetric, EvaluationOptions};
 pub use grpo::{GrpoOptions, ImportanceSamplingLevel, LossType};
 pub use run::{RunOptions, TrainingOptions};
 pub use sft::{SftOptions, TruncationStrategy};
+pub use step_range::StepRange;
 
 use crate::{Result, TrainError};
 

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    EvaluationOptions, FolderFormatName, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, check, range,
+    EvaluationOptions, FolderFormatName, GradientCheckpointing, LrScheduler, Optim, Recipe, ReportTo, StepRange, check,
+    range,
 };
 use crate::Result;
 use crate::file_names::QUARANTINE_FILE;
@@ -200,6 +201,11 @@ pub struct RunOptions {
     /// Project in Weights & Biases [default: $WANDB_PROJECT, else uncategorized]
     #[arg(long, value_name = "NAME")]
     pub wandb_project: Option<String>,
+    /// Trace steps A to B, counted from 1, into OUT/trace-A-B.json or the file of --trace; on cuda a profiler that waits for
+    /// cuProfilerStart collects these steps
+    #[arg(long, value_name = "A-B")]
+    #[serde(skip)]
+    pub profile_steps: Option<StepRange>,
     /// Resume from a checkpoint folder, or from the last checkpoint in --out
     #[arg(long, value_name = "DIR|last", num_args = 0..=1, default_missing_value = "last")]
     #[serde(skip)]

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use reel_device::{RangeName, range};
 use reel_engine::{Completion, Engine};
 use reel_input::ModelInput;
 use reel_rewards::{RewardError, Scores};
@@ -135,7 +136,10 @@ impl<'a> RolloutWorker<'a> {
         let mut ranks_of_micro_batches = Vec::new();
         for round in 0..MAX_ROUNDS {
             let next = || Ok(cursor.next_micro_batch(feed, self.stop)?);
-            let taken = self.lender.during(|| self.spread.take_prompts(&self.prompts, next))?;
+            let taken = {
+                let _range = range(RangeName::Phase("data loading"));
+                self.lender.during(|| self.spread.take_prompts(&self.prompts, next))?
+            };
             if taken.prompts.is_empty() {
                 data_ended = true;
                 break;
@@ -154,6 +158,7 @@ impl<'a> RolloutWorker<'a> {
                 products = kept_outputs;
                 own
             });
+            let _recording = range(RangeName::Phase("rollout records"));
             let (rollouts, scores): (Vec<Rollout>, Vec<Scores>) =
                 self.spread.gather(&prompts, own, &self.prompts)?.into_iter().unzip();
             preview.rewards.extend(scores.iter().flat_map(|s| &s.reward));
@@ -206,6 +211,7 @@ impl<'a> RolloutWorker<'a> {
 
     /// Waits until the records of the rollouts are on the disk.
     pub fn wait_for_records(&mut self) -> Result<()> {
+        let _range = range(RangeName::Phase("rollout records"));
         self.recorder.as_mut().map_or(Ok(()), RolloutRecorder::wait_until_written)
     }
 
@@ -231,10 +237,13 @@ impl<'a> RolloutWorker<'a> {
         round: u64,
         while_scoring: impl FnOnce(&[Group]) -> Result<()>,
     ) -> Result<(ScoredRollouts, Option<StoredRolloutOutputs>)> {
+        let sampling = range(RangeName::Phase("rollout"));
         let (rollouts, products) = self.sample(prompts, n, round)?;
+        drop(sampling);
         if rollouts.is_empty() {
             return Ok((Vec::new(), products));
         }
+        let _scoring = range(RangeName::Phase("reward"));
         let scores = match self.options.dynamic_sampling {
             true => self.scorer.score(&rollouts, || Ok(()))?,
             false => {

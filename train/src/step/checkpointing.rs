@@ -9,7 +9,7 @@
 //! fits if   activations ≤ share · memory that was free before the model was loaded − what is allocated now
 //! ```
 
-use reel_device::{DType, Device, MemoryCategory};
+use reel_device::{DType, Device, MemoryCategory, RangeName, range};
 use reel_model::batch::Batch;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::{BackwardEvent, Checkpointing, Cx, Grads, RuntimeError, Tensor, ops};
@@ -131,6 +131,7 @@ impl MemoryPlan {
             let fits = match self.known_to_fit(size, checkpointing, left) {
                 Some(fits) => fits,
                 None => {
+                    let _range = range(RangeName::Phase("memory plan"));
                     let dry = self.model.text.embed_tokens.device();
                     let packed = match micro_batch.take() {
                         Some(packed) => packed,

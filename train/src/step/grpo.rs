@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use reel_device::{DType, Device, MemoryCategory};
+use reel_device::{DType, Device, MemoryCategory, RangeName, range};
 use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::{ForwardOptions, Qwen25Vl};
 use reel_runtime::{Checkpointing, Cx, Tensor, ops};
@@ -36,8 +36,6 @@ pub fn step(
 ) -> Result<StepResult> {
     t.begin_step();
     t.assign_micro_batches(&set.ranks_of_micro_batches);
-    let device = t.device.clone();
-    let part = |name| device.profiler().set_work_part(name);
     let (first, begun) = (set.uses == 0, Instant::now());
     let reference_to_run = reference.filter(|_| first && set.ref_log_probs.is_empty());
     if let Some(model) = reference_to_run {
@@ -51,6 +49,7 @@ pub fn step(
                 reference_log_probs(t, options, model, own, lender)?
             }
         };
+        let _range = range(RangeName::Phase("gather the log-probabilities"));
         let name = "log-probabilities of the reference model";
         set.ref_log_probs = gather_in_order(t.ranks(), name, own, |index| t.rank_of_micro_batch(index))?;
     }
@@ -74,9 +73,11 @@ pub fn step(
         let rank_of = |index| t.rank_of_micro_batch(index);
         set.old_log_probs = gather_in_order(t.ranks(), "log-probabilities", own_log_probs, rank_of)?;
     }
+    let gathering = range(RangeName::Phase("gather the statistics"));
     let rank_of = |index| t.rank_of_micro_batch(index);
     let stats = gather_in_order(t.ranks(), "statistics of the micro-batches", own_stats, rank_of)?.concat();
-    part("optimizer");
+    drop(gathering);
+    let optimizer = t.device.profiler().phase("optimizer");
     let clip = t.norm_and_clip_factor(1.0)?; // [norm, factor]
     let loss = stats.iter().map(|batch| f64::from(batch.loss)).sum();
     let tokens = stats.iter().map(|batch| batch.tokens as usize).sum();
@@ -86,11 +87,12 @@ pub fn step(
     if result.is_finite() {
         t.update_weights(n, &clip)?;
     }
-    part("");
+    t.device.synchronize()?;
+    drop(optimizer);
+    let _range = range(RangeName::Phase("metrics"));
     result.grpo = metrics(&stats, set, options.importance_sampling_level, reference.is_some());
     result.preview = set.preview.take();
     set.uses += 1;
-    t.device.synchronize()?;
     let while_scoring = if first { set.while_scoring.as_secs_f64() } else { 0.0 };
     result.grpo.train_seconds = Some(begun.elapsed().as_secs_f64() + while_scoring);
     Ok(result)
@@ -108,12 +110,12 @@ fn forward_and_backward(
     is_last: bool,
 ) -> Result<(MicroBatchStats, Vec<f32>)> {
     let device = t.device.clone();
-    let part = |name| device.profiler().set_work_part(name);
+    let _micro_batch = range(RangeName::MicroBatch(i));
+    let forward = device.profiler().phase("forward");
     let first_group = i * options.groups_per_micro_batch();
     let groups = set.groups.chunks(options.groups_per_micro_batch()).nth(i).unwrap_or_default();
     let pack_on = |on: &Device| PackedGroups::new(on, &t.model.config, groups, options.shared_prefix);
     let packed = pack_on(&device)?; // S tokens, of which L are learned
-    part("forward");
     let mut choose = || {
         let size = (&packed.batch, packed.targets.count());
         t.checkpointing.choose(&device, size, |dry| Ok(pack_on(dry)?.learned_tokens()))
@@ -141,7 +143,8 @@ fn forward_and_backward(
     let now = if set.uses == 0 { log_probs.to_f32()? } else { Vec::new() };
     let mut stats = MicroBatchStats::new(loss.to_f32()?[0], &loss_stats.to_f32()?, options.importance_sampling_level);
     drop((hidden, log_probs));
-    part("backward");
+    drop(forward);
+    let _backward = device.profiler().phase("backward");
     t.backward(&cx, &loss, 1.0)?;
     stats.tokens = packed.batch.token_count() as u32;
     let forward = ForwardFlops::of_batch(&t.model.config, &packed.batch, packed.targets.count());
@@ -162,7 +165,7 @@ pub fn reference_log_probs<'a>(
     micro_batches: impl Iterator<Item = &'a [Group]>,
     lender: DeviceLender,
 ) -> Result<Vec<Vec<f32>>> {
-    t.device.profiler().set_work_part("reference");
+    let _phase = t.device.profiler().phase("reference");
     let cx = Cx::inference(&t.device, t.dtype);
     let of_micro_batch = |groups: &[Group]| {
         lender.lend();

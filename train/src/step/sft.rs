@@ -1,7 +1,7 @@
 //! Does one training step of supervised fine-tuning. [`grpo`](super::grpo) has the same structure with other data and
 //! another loss.
 
-use reel_device::Device;
+use reel_device::{Device, RangeName, range};
 use reel_model::flops::ForwardFlops;
 use reel_model::qwen2_5_vl::ForwardOptions;
 use reel_runtime::ops;
@@ -22,14 +22,15 @@ pub fn step(
 ) -> Result<Option<StepResult>> {
     t.begin_step();
     let device = t.device.clone();
-    let part = |name| device.profiler().set_work_part(name);
     let (mut own, mut count) = (Vec::new(), 0);
     while count < t.hyperparameters.gradient_accumulation_steps {
         // With several ranks, each computes one micro-batch of the round.
         let Some((in_round, samples)) = next_round(t, count, &mut next)? else { break };
         let mut computed = None;
         if let Some(samples) = samples {
-            part("forward");
+            let index = (count..count + in_round).find(|&index| t.computes_micro_batch(index));
+            let _micro_batch = range(RangeName::MicroBatch(index.unwrap_or(count)));
+            let forward = device.profiler().phase("forward");
             let pack_on = |device: &Device| MicroBatchInput::new(device, &t.model.config, &samples);
             let packed = pack_on(&device)?; // rows → one row of S tokens with cu_seqlens
             let size = (&packed.batch, packed.targets.count());
@@ -40,7 +41,8 @@ pub fn step(
             let log_prob = |head: &_| ops::linear_log_prob(&cx, &hidden, head, &packed.targets, 1.0);
             let log_probs = t.model.text.with_lm_head(&cx, log_prob)?; // [L]
             let loss = ops::weighted_sum(&cx, &log_probs, &packed.weights)?; // −1/L · Σ log p
-            part("backward");
+            drop(forward);
+            let _backward = device.profiler().phase("backward");
             t.backward(&cx, &loss, 1.0 / t.hyperparameters.gradient_accumulation_steps as f32)?;
             let forward = ForwardFlops::of_batch(&t.model.config, &packed.batch, packed.targets.count());
             let model_flops = forward.of_training(t.hyperparameters.trained_parts(&t.model.config));
@@ -50,6 +52,7 @@ pub fn step(
         // The loss is read only now. If another rank hangs, `end_round` returns an error after its time limit, but a
         // read before it would wait for the device forever.
         if let Some((loss, tokens, model_flops)) = computed {
+            let _range = range(RangeName::Phase("read the loss"));
             own.push(vec![ComputedMicroBatch { model_flops, loss: loss.to_f32()?[0], tokens }]);
         }
         count += in_round;
@@ -57,8 +60,10 @@ pub fn step(
     if count == 0 {
         return Ok(None);
     }
+    let gathering = range(RangeName::Phase("gather the losses"));
     let all = gather_in_order(t.ranks(), "losses", own, |index| t.rank_of_micro_batch(index))?.concat();
-    part("optimizer");
+    drop(gathering);
+    let _optimizer = device.profiler().phase("optimizer");
     // Each gradient was divided by the number of micro-batches of a full step. The run's last step may have fewer
     // micro-batches; then this factor makes up for it.
     let clip = t.norm_and_clip_factor(t.hyperparameters.gradient_accumulation_steps as f32 / count as f32)?; // [norm, factor]
@@ -70,7 +75,6 @@ pub fn step(
     if result.is_finite() {
         t.update_weights(n, &clip)?;
     }
-    part("");
     Ok(Some(result))
 }
 
@@ -83,6 +87,7 @@ fn next_round(
 ) -> Result<Option<(usize, Option<Vec<Sample>>)>> {
     let len = t.round_len().min(t.hyperparameters.gradient_accumulation_steps - first);
     let (mut count, mut own) = (0, None);
+    let _range = range(RangeName::Phase("data loading"));
     while count < len {
         let Some(samples) = next()? else { break };
         own = if t.computes_micro_batch(first + count) { Some(samples) } else { own };

@@ -253,7 +253,9 @@ impl Trainer {
     /// # Errors
     /// Another rank has failed; the device fails.
     pub fn end_round(&mut self) -> Result<()> {
-        self.gradient_sum.as_mut().map_or(Ok(()), |sum| sum.end_round(&mut self.grads))
+        let Some(sum) = &mut self.gradient_sum else { return Ok(()) };
+        let _phase = self.device.profiler().phase("gradient exchange");
+        sum.end_round(&mut self.grads)
     }
 
     /// Adds the gradients of `scale * loss` to the gradients of the step. If only the vision tower or its adapters are

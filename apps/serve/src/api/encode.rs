@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use reel_device::{RangeName, range};
 use reel_input::encode::{LoadedMedia, PromptOrigin, encode_prompt, load_media, refuse_pads_without_media};
 use reel_input::messages::{ContentPart, Conversation, MediaSource, TEXT_TYPES, VideoSource};
 use reel_input::prompt_fields::PromptFields;
@@ -62,11 +63,14 @@ fn encode_conversation(
     conversation: &Conversation,
     add_generation_prompt: Option<bool>,
 ) -> Result<ModelInput, ApiError> {
+    let _range = range(RangeName::Phase("request encoding"));
     let folder = &shared.model.folder;
     let add = add_generation_prompt.unwrap_or(!conversation.ends_with_assistant());
     let text = folder.template.render(conversation, add).map_err(wrong_messages)?;
     refuse_long_text(shared, &text, "messages")?;
+    let decoding = range(RangeName::Phase("media decoding"));
     let media = load_media(folder, conversation, &shared.media.options).map_err(wrong_messages)?;
+    drop(decoding);
     let origin = PromptOrigin::Conversation(conversation);
     let input = encode_prompt(folder, &text, media, origin).map_err(wrong_messages)?;
     refuse_pads_without_media(folder, &input, origin).map_err(wrong_messages)?;

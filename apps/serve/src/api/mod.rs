@@ -14,6 +14,7 @@ pub(crate) mod models;
 pub(crate) mod named_adapters;
 pub(crate) mod page;
 pub(crate) mod preview;
+pub(crate) mod profile;
 mod prompt_log_probs;
 mod queue;
 mod reasoning;

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use reel_engine::{GrammarCompiler, TokenText};
 use reel_input::TokenId;
 use subtle::ConstantTimeEq;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
 
 use super::named_adapters::AdapterNames;
 use super::{ApiError, seconds_since_1970};
 use crate::engine_thread::EngineQueue;
 use crate::http::BodyMemory;
 use crate::metrics::Metrics;
-use crate::settings::{Limits, RequestMedia, ServedModel};
+use crate::settings::{Limits, RequestMedia, ServedModel, ServerProfiler};
 
 /// What all handlers share.
 pub(crate) struct Shared {
@@ -44,6 +44,10 @@ pub(crate) struct Shared {
     pub(crate) started: u64,
     /// The valid API keys. If the list is empty, requests need no key.
     pub(crate) api_keys: Vec<String>,
+    /// Records profiles; `None` if the server was started without a folder for them.
+    pub(crate) profiler: Option<Arc<dyn ServerProfiler>>,
+    /// Whether a profile is being recorded.
+    pub(crate) is_profiling: AsyncMutex<bool>,
     /// Whether the server is to stop.
     pub(crate) stop: Arc<AtomicBool>,
 }

@@ -501,6 +501,24 @@ impl Driver for FakeDriver {
         }
     }
 
+    // cuProfilerStart, cuProfilerStop: no effect on work, and none without a tool. A tool collects what the host
+    // enqueues between them, so both note how many launches were enqueued before.
+    fn start_profiler(&self) -> Result<(), CudaError> {
+        let mut s = self.0.state();
+        let before = s.enqueued_launches;
+        s.profiled.push(before..u64::MAX);
+        Ok(())
+    }
+
+    fn stop_profiler(&self) -> Result<(), CudaError> {
+        let mut s = self.0.state();
+        let before = s.enqueued_launches;
+        if let Some(window) = s.profiled.last_mut().filter(|window| window.end == u64::MAX) {
+            window.end = before;
+        }
+        Ok(())
+    }
+
     fn blas(&self) -> Result<Box<dyn Blas>, CudaError> {
         Ok(Box::new(FakeBlas::new(self.clone())))
     }

@@ -25,6 +25,7 @@ mod products;
 mod transfers;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use reel_sim::memory::SimMemory;
@@ -144,6 +145,8 @@ struct State {
     programmatic_launches: u64,
     /// The number of launches and matrix products that were enqueued.
     enqueued_launches: u64,
+    /// For each window between cuProfilerStart and cuProfilerStop: the numbers of the launches that were enqueued in it.
+    profiled: Vec<Range<u64>>,
     /// The launch at which the process is killed, counted from 1.
     killed_at_launch: Option<u64>,
     overlap: Overlap,
@@ -176,6 +179,12 @@ impl FakeDriver {
     /// Returns the number of kernel launches and matrix products that have run.
     pub fn launch_count(&self) -> u64 {
         self.0.state().launches
+    }
+
+    /// Returns, for each window in which a profiling tool was told to collect, the numbers of the launches and matrix
+    /// products that were enqueued in it, counted from 0. A window that was not ended ends at `u64::MAX`.
+    pub fn profiled_launches(&self) -> Vec<Range<u64>> {
+        self.0.state().profiled.clone()
     }
 
     /// Returns the number of programmatic dependent launches that have run.

@@ -95,6 +95,7 @@ fn plan_equals_the_peak_of_a_run() {
             server: None,
             evaluator: None,
             save: None,
+            profiler: None,
             ranks: None,
             peak_flops_per_second: None,
         };

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use reel_device::{RangeName, range};
 use reel_model::checkpoint::Checkpoint;
 use reel_model::features::FeatureCache;
 use reel_model::quantization::Quantization;
@@ -160,6 +161,7 @@ impl GrpoLoop<'_> {
         let Some(worker) = &mut self.worker else {
             let spread = GroupSpread::new(options, trainer.ranks());
             let next = || Ok(cursor.next_micro_batch(&mut self.feed, self.stop)?);
+            let _range = range(RangeName::Phase("data loading"));
             let RoundPrompts { prompts, ranks_of_micro_batches } =
                 lender.during(|| spread.take_prompts(&self.rows, next))?;
             if prompts.is_empty() {

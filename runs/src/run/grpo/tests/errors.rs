@@ -161,6 +161,7 @@ fn checkpoint_of_another_command_is_refused() {
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
         peak_flops_per_second: None,
     };

@@ -54,6 +54,7 @@ impl Case {
             server: None,
             evaluator: None,
             save: None,
+            profiler: None,
             ranks: None,
             peak_flops_per_second: None,
         })

@@ -53,6 +53,7 @@ fn gradients(name: &str, shared: bool) -> Vec<f32> {
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
         peak_flops_per_second: None,
     };

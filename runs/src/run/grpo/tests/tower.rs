@@ -57,6 +57,7 @@ fn prompts(dir: &Path) -> Vec<ModelInput> {
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
         peak_flops_per_second: None,
     };

@@ -64,6 +64,7 @@ fn check(case: &str, model: &str, dtype: DType, lora_r: usize, device: &Device) 
         server: None,
         evaluator: None,
         save: None,
+        profiler: None,
         ranks: None,
         peak_flops_per_second: None,
     };

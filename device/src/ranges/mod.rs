@@ -1,0 +1,115 @@
+//! Named ranges of host time: training step, micro-batch, phase, layer, op. A range begins with [`range`] (ops and
+//! layers: [`in_op`], [`in_layer`]) and ends when its guard is dropped, so the ranges of a thread are nested.
+//!
+//! ```text
+//! step 3
+//! ├── data loading
+//! ├── micro-batch 0
+//! │   ├── forward
+//! │   │   ├── decoder 0
+//! │   │   │   ├── rms_norm
+//! │   │   │   └── linear
+//! │   │   └── decoder 1 …
+//! │   └── backward
+//! │       └── decoder 1 …       the layers and ops whose forward pass made the rule
+//! └── optimizer
+//! ```
+//!
+//! There are two listeners: the recorder of a trace (`recorder.rs`) and a profiling tool that speaks NVTX (`nvtx.rs`).
+//! Without a listener a range costs one relaxed atomic load.
+
+mod name;
+mod nvtx;
+mod origin;
+mod recorder;
+mod threads;
+
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+pub use name::{LayerOrigin, RangeName};
+pub(crate) use nvtx::tool_is_attached;
+pub use nvtx::{INJECTION_VARIABLE, attach_nvtx_tool};
+pub use origin::{LaunchOrigin, OriginGuard, current_origin, in_layer, in_op, with_origin};
+pub use recorder::{RangeEvent, RangeId, current_range, start_recording_ranges, take_recorded_ranges};
+pub use threads::{host_thread_names, host_thread_number};
+
+/// The bit of [`LISTENERS`] for the recorder.
+const RECORDER: u8 = 1;
+/// The bit of [`LISTENERS`] for the layers and ops in the recorder.
+const DETAILS: u8 = 2;
+/// The bit of [`LISTENERS`] for a tool that speaks NVTX.
+const NVTX: u8 = 4;
+
+/// Who listens to ranges now: a sum of bits.
+static LISTENERS: AtomicU8 = AtomicU8::new(0);
+
+/// A range of host time that has begun. It ends when this value is dropped, on the thread that began it.
+#[derive(Debug)]
+#[must_use = "the range ends when this value is dropped"]
+pub struct Range {
+    /// Whether the range was reported to a tool that speaks NVTX, which must get its end as well.
+    in_nvtx: bool,
+    recorded: Option<recorder::OpenRange>,
+    /// A range belongs to one thread, so the guard must not be sent to another one.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Range {
+    /// A range that is not reported to any listener.
+    pub(crate) const NONE: Range = Range { in_nvtx: false, recorded: None, _thread: PhantomData };
+}
+
+impl Drop for Range {
+    fn drop(&mut self) {
+        if let Some(open) = self.recorded.take() {
+            recorder::end(open);
+        }
+        if self.in_nvtx {
+            nvtx::pop();
+        }
+    }
+}
+
+/// Begins a range on this thread.
+#[inline]
+pub fn range(name: RangeName) -> Range {
+    match LISTENERS.load(Ordering::Relaxed) {
+        0 => Range::NONE,
+        listeners => begin(name, listeners),
+    }
+}
+
+/// Begins the range of a launch. The recorder has launches in another way: with their times on the device
+/// ([`LaunchEvent`](crate::LaunchEvent)).
+#[inline]
+pub(crate) fn launch_range(name: &'static str) -> Range {
+    match LISTENERS.load(Ordering::Relaxed) & NVTX {
+        0 => Range::NONE,
+        nvtx => begin(RangeName::Launch(name), nvtx),
+    }
+}
+
+#[cold]
+fn begin(name: RangeName, listeners: u8) -> Range {
+    let in_nvtx = listeners & NVTX != 0;
+    if in_nvtx {
+        nvtx::push(&name);
+    }
+    let is_recorded = listeners & RECORDER != 0 && (listeners & DETAILS != 0 || !name.is_detail());
+    let recorded = if is_recorded { recorder::begin(name) } else { None };
+    Range { in_nvtx, recorded, _thread: PhantomData }
+}
+
+/// Turns the recording of layers and ops on or off. They are recorded while the launches of a device are.
+pub(crate) fn record_details(on: bool) {
+    listen(DETAILS, on);
+}
+
+fn listen(bit: u8, on: bool) {
+    if on {
+        LISTENERS.fetch_or(bit, Ordering::Relaxed);
+    } else {
+        LISTENERS.fetch_and(!bit, Ordering::Relaxed);
+    }
+}

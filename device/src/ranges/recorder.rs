@@ -1,0 +1,168 @@
+//! The recorder of ranges: it keeps all ranges of a time window, for a trace.
+
+use std::cell::Cell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::{RECORDER, RangeName, host_thread_number, listen};
+
+/// A recorded range.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RangeEvent {
+    /// What the range is about.
+    pub name: RangeName,
+    /// The index among the recorded ranges of the range around this one on the same thread. It is smaller than the
+    /// index of this range.
+    pub parent: Option<usize>,
+    /// The thread, see [`host_thread_number`].
+    pub thread: usize,
+    /// When the range began.
+    pub start: Instant,
+    /// Duration in seconds. A range that was still open at the end of the window ends there.
+    pub seconds: f64,
+}
+
+/// A range of a time window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeId {
+    /// The number of the window.
+    window: u64,
+    /// The index among the recorded ranges of the window.
+    pub index: usize,
+}
+
+/// A recorded range that has not ended.
+#[derive(Debug)]
+pub(super) struct OpenRange {
+    id: RangeId,
+    /// The range that was the innermost one before.
+    outer: Option<RangeId>,
+}
+
+#[derive(Default)]
+struct Recording {
+    /// The number of the present window, or of the last one.
+    window: u64,
+    is_on: bool,
+    /// The ranges of the window, each with whether it is still open.
+    events: Vec<(RangeEvent, bool)>,
+}
+
+static RECORDING: Mutex<Recording> = Mutex::new(Recording { window: 0, is_on: false, events: Vec::new() });
+
+thread_local! {
+    /// The innermost recorded range of this thread.
+    static INNERMOST: Cell<Option<RangeId>> = const { Cell::new(None) };
+}
+
+fn recording() -> MutexGuard<'static, Recording> {
+    RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Begins a time window: ranges that begin from now on are recorded, those of an earlier window are dropped.
+pub fn start_recording_ranges() {
+    let mut recording = recording();
+    *recording = Recording { window: recording.window + 1, is_on: true, events: Vec::new() };
+    listen(RECORDER, true);
+}
+
+/// Ends the time window and returns its ranges, in the order in which they began.
+pub fn take_recorded_ranges() -> Vec<RangeEvent> {
+    let mut recording = recording();
+    listen(RECORDER, false);
+    recording.is_on = false;
+    let seconds =
+        |event: &RangeEvent, is_open| if is_open { event.start.elapsed().as_secs_f64() } else { event.seconds };
+    let events = std::mem::take(&mut recording.events).into_iter();
+    events.map(|(event, is_open)| RangeEvent { seconds: seconds(&event, is_open), ..event }).collect()
+}
+
+/// The innermost range of this thread that is recorded now.
+pub fn current_range() -> Option<RangeId> {
+    INNERMOST.get()
+}
+
+pub(super) fn begin(name: RangeName) -> Option<OpenRange> {
+    let thread = host_thread_number();
+    let outer = INNERMOST.get();
+    let mut recording = recording();
+    if !recording.is_on {
+        return None;
+    }
+    let id = RangeId { window: recording.window, index: recording.events.len() };
+    let parent = outer.filter(|outer| outer.window == id.window).map(|outer| outer.index);
+    recording.events.push((RangeEvent { name, parent, thread, start: Instant::now(), seconds: 0.0 }, true));
+    INNERMOST.set(Some(id));
+    Some(OpenRange { id, outer })
+}
+
+pub(super) fn end(OpenRange { id, outer }: OpenRange) {
+    INNERMOST.set(outer);
+    let mut recording = recording();
+    if recording.window != id.window {
+        return;
+    }
+    // The range is not there if the window has ended.
+    if let Some((event, is_open)) = recording.events.get_mut(id.index) {
+        event.seconds = event.start.elapsed().as_secs_f64();
+        *is_open = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{in_layer, in_op, range, record_details};
+    use super::*;
+
+    /// The ranges of this thread: name, and name of the parent. Other tests of the program may record at the same time.
+    fn taken() -> Vec<(String, String)> {
+        let events = take_recorded_ranges();
+        let name = |event: &RangeEvent| event.name.to_string();
+        let parent = |event: &RangeEvent| event.parent.map_or(String::new(), |index| name(&events[index]));
+        let own = events.iter().filter(|event| event.thread == host_thread_number());
+        own.map(|event| (name(event), parent(event))).collect()
+    }
+
+    /// One test, because there is one recorder in the process.
+    #[test]
+    fn ranges_have_parents_and_windows() {
+        let outside = range(RangeName::Task("before the window"));
+        start_recording_ranges();
+        {
+            let _step = range(RangeName::Step(3));
+            let _layer = in_layer("decoder", 1);
+            let _op = in_op("not recorded without launches");
+        }
+        record_details(true);
+        {
+            let _phase = range(RangeName::Phase("forward"));
+            let _layer = in_layer("decoder", 1);
+            let _same = in_layer("decoder", 1);
+            {
+                let _op = in_op("lora_linear");
+                let _inner = in_op("linear");
+            }
+            let _op = in_op("add");
+        }
+        let open = range(RangeName::Phase("open at the end"));
+        drop(outside);
+        let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
+        let want = [
+            pair("step 3", ""),
+            pair("forward", ""),
+            pair("decoder 1", "forward"),
+            pair("lora_linear", "decoder 1"),
+            pair("add", "decoder 1"),
+            pair("open at the end", ""),
+        ];
+        assert_eq!(taken(), want);
+        // A range of an earlier window is no parent in the next window, and its end changes nothing there.
+        start_recording_ranges();
+        let next = range(RangeName::Task("next window"));
+        drop((next, open));
+        assert_eq!(taken(), [pair("next window", "")]);
+        record_details(false);
+        drop(range(RangeName::Task("nobody listens")));
+        assert_eq!((taken(), current_range()), (Vec::new(), None));
+    }
+}

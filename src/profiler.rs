@@ -1,0 +1,146 @@
+//! Traces of a time window: some steps of a training run (`--profile-steps`), or the time between two requests to a
+//! server (`--profile-dir`). In the same window, a profiling tool of the GPU that waits for it collects
+//! (cuProfilerStart).
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use reel_device::{DType, Device};
+use reel_measure::MeasureError;
+use reel_measure::trace::{self, TraceOutputs};
+use reel_runtime::RuntimeError;
+use reel_serve::{ServerProfiler, WriteProfile};
+use reel_train::TrainError;
+use reel_train::options::StepRange;
+use reel_train::setup::StepProfiler;
+
+use crate::output;
+
+/// Profiles the steps of a training run.
+#[derive(Debug)]
+pub struct RunProfiler {
+    steps: StepRange,
+    device: Device,
+    dtype: DType,
+    /// The files of the trace; `None` in a process of several that writes none.
+    outputs: Option<TraceOutputs>,
+    state: Cell<Window>,
+}
+
+/// Where a run is in relation to the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Window {
+    Before,
+    Open,
+    After,
+}
+
+impl RunProfiler {
+    /// Creates a profiler that writes its trace to these files. `dtype` is the dtype of activations.
+    pub fn new(steps: StepRange, device: &Device, dtype: DType, outputs: Option<TraceOutputs>) -> Self {
+        // A trace of the whole command would have to be written beside it.
+        trace::discard_trace();
+        Self { steps, device: device.clone(), dtype, outputs, state: Cell::new(Window::Before) }
+    }
+
+    /// Ends the window if the run has ended in it. Prints a note if the run did none of the steps.
+    pub fn finish(&self) -> Result<()> {
+        match self.state.get() {
+            Window::Open => Ok(self.close()?),
+            Window::Before if self.outputs.is_some() => {
+                let steps = self.steps;
+                reel_diagnostic::note!(
+                    "warning: --profile-steps: the run did no step of {steps}, so there is no trace"
+                );
+                Ok(())
+            }
+            Window::Before | Window::After => Ok(()),
+        }
+    }
+
+    fn close(&self) -> reel_train::Result<()> {
+        self.state.set(Window::After);
+        self.device.profiler().stop_external().map_err(RuntimeError::from)?;
+        match trace::stop_trace().map_err(into_train_error)? {
+            Some(recorded) => recorded.write().map_err(into_train_error),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StepProfiler for RunProfiler {
+    fn before_step(&self, n: u64) -> reel_train::Result<()> {
+        if self.state.get() != Window::Before || !self.steps.contains(n) {
+            return Ok(());
+        }
+        if let Some(outputs) = &self.outputs {
+            trace::start_trace(outputs.clone());
+            trace::start_recording_launches(&self.device, self.dtype);
+        }
+        self.state.set(Window::Open);
+        Ok(self.device.profiler().start_external().map_err(RuntimeError::from)?)
+    }
+
+    fn after_step(&self, n: u64) -> reel_train::Result<()> {
+        let is_last = self.state.get() == Window::Open && n >= self.steps.last;
+        if is_last { self.close() } else { Ok(()) }
+    }
+}
+
+fn into_train_error(e: MeasureError) -> TrainError {
+    match e {
+        MeasureError::Runtime(e) => TrainError::Runtime(e),
+        MeasureError::Failed(diagnostic) => TrainError::Io(diagnostic),
+        e => TrainError::output("--profile-steps", e.to_string(), "leave the option out"),
+    }
+}
+
+/// Profiles a server into files of a folder.
+#[derive(Debug)]
+pub struct FolderProfiler {
+    folder: PathBuf,
+    /// The number of profiles so far.
+    count: AtomicU64,
+}
+
+impl FolderProfiler {
+    /// Creates a profiler that writes into `folder`, which is created if it is missing.
+    ///
+    /// # Errors
+    /// The folder cannot be created.
+    pub fn new(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(|e| output::cannot_write(folder, e))?;
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+        Ok(Self { folder, count: AtomicU64::new(0) })
+    }
+
+    /// The file of the next profile: its name has the seconds since 1970 and the number of the profile.
+    fn next_file(&self) -> PathBuf {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        self.folder.join(format!("trace-{now}-{number}.json"))
+    }
+}
+
+impl ServerProfiler for FolderProfiler {
+    fn start(&self, device: &Device, dtype: DType) -> Result<(), String> {
+        trace::start_trace(TraceOutputs { trace: Some(self.next_file()), folded: None });
+        trace::start_recording_launches(device, dtype);
+        device.profiler().start_external().map_err(|e| e.to_string())
+    }
+
+    fn stop(&self, device: &Device) -> Result<WriteProfile, String> {
+        device.profiler().stop_external().map_err(|e| e.to_string())?;
+        let recorded = trace::stop_trace().map_err(|e| e.to_string())?;
+        Ok(Box::new(move || match recorded {
+            Some(recorded) => {
+                let file = recorded.outputs().trace.clone().unwrap_or_default();
+                recorded.write().map(|()| file).map_err(|e| e.to_string())
+            }
+            None => Err("the recording has ended already".into()),
+        }))
+    }
+}
