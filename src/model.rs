@@ -47,6 +47,11 @@ impl QuantizeFlag {
         self.quantize.map(|QuantizeName::Int8| "int8")
     }
 
+    /// The option `--quantize int8`.
+    pub fn int8() -> Self {
+        Self { quantize: Some(QuantizeName::Int8) }
+    }
+
     pub fn quantization(self) -> Quantization {
         match self.quantize {
             Some(QuantizeName::Int8) => Quantization::Int8,

@@ -187,6 +187,30 @@ fn commands_of_readme_run_as_printed() {
     run_page("README.md");
 }
 
+/// The first commands of README need only the program and the files of the repository: no model, no CUDA compiler.
+#[test]
+fn first_commands_of_readme_need_no_download() {
+    let text = fs::read_to_string(repository().join("README.md")).expect("a page");
+    let all = blocks(&text);
+    let first = all.iter().find(|block| block.info == "sh").expect("commands");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::os::unix::fs::symlink(repository().join("examples"), folder.path().join("examples")).expect("a link");
+    let shell = Workshop(folder);
+    let mut names = Vec::new();
+    for (line, command) in commands(first) {
+        let out = shell.shell(&command).env("HF_HUB_OFFLINE", "1").env("CUDA_HOME", "/none").output().expect("sh starts");
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "README.md:{line}: {command}\n{}\nstderr: {stderr}", out.status);
+        names.extend(command.split(' ').nth(1).map(str::to_string));
+        if command.starts_with("reel sim run") {
+            let stdout = String::from_utf8_lossy(&out.stdout);
+            let last = stdout.lines().last().unwrap_or_default();
+            assert!(last.ends_with("no defects found in 8 interleavings"), "{stdout}");
+        }
+    }
+    assert_eq!(names, ["init", "sft", "generate", "plan", "sim"]);
+}
+
 #[test]
 fn commands_of_the_research_guide_run_as_printed() {
     run_page("docs/guide-research.md");

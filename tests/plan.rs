@@ -302,3 +302,156 @@ fn impossible_jobs_are_refused() {
         run(format!("{sizes} {more}").split(' ')).refused(2, &[words]);
     }
 }
+
+/// Writes the file of a GPU with this memory in GB.
+fn gpu_file(folder: &std::path::Path, memory_gb: f64) -> String {
+    let figures = "name = \"mine\"\ncompute_capability = 8.9\nbandwidth_gb_s = 1000\nbf16_tflops = 165\n\
+                   multiprocessors = 128\nclock_mhz = 2520\nnvlink_gb_s = 100\n";
+    let path = folder.join(format!("gpu-{memory_gb}.toml"));
+    std::fs::write(&path, format!("{figures}memory_gb = {memory_gb}\n")).expect("written");
+    path.display().to_string()
+}
+
+/// Plans `command` with `more` on a GPU with `memory_gb`.
+fn plan_on(folder: &std::path::Path, memory_gb: f64, command: &str, more: &str) -> Value {
+    let line = format!("plan {command} --gpu {} --json {more}", gpu_file(folder, memory_gb));
+    run(line.split_whitespace()).json()
+}
+
+/// A plan on a GPU of a file has the memory and the rates of the file. Wrong files are refused in one line.
+#[test]
+fn figures_of_a_gpu_come_from_a_file() {
+    let w = tempfile::tempdir().expect("a folder");
+    let command = "sft --preset tiny --tokens 64";
+    let plan = plan_on(w.path(), 24.0, command, "");
+    assert_eq!((&plan["device"], &plan["capacity_bytes"]), (&"mine".into(), &24e9.into()));
+    assert!(number(&plan, "/ceilings/flops_bf16") == 0.8 * 165e12 && plan["fits"] == true, "{plan}");
+    let job = plan_on(w.path(), 24.0, command, "--world 2");
+    assert_eq!(job["job"]["links"]["within_node"]["bytes_per_second"], 100e9);
+    let b200 = run("plan sft --preset 7b --tokens 2048 --gpu b200 --json".split(' ')).json();
+    assert_eq!(b200["capacity_bytes"], 180e9);
+    let refused = |text: &str, words: &str| {
+        std::fs::write(w.path().join("bad.toml"), text).expect("written");
+        run_in(w.path(), format!("plan {command} --gpu bad.toml").split(' ')).refused(1, &[words]);
+    };
+    refused("name = \"mine\"\ncompute_capability = 8.9\n", "bad.toml: memory_gb: is missing; ");
+    refused("name = \"h200\"", "bad.toml: compute_capability: is missing; ");
+    let same_name = std::fs::read_to_string(gpu_file(w.path(), 24.0)).expect("text").replace("mine", "h200");
+    refused(&same_name, "bad.toml: name: is \"h200\", the name of a built-in GPU; give another name");
+    let plan = |gpu: &str| run_in(w.path(), format!("plan {command} --gpu {gpu}").split(' '));
+    plan("none.toml").refused(1, &["none.toml: cannot be read: "]);
+    plan("h300").refused(2, &["--gpu: there is no data sheet for a GPU named \"h300\"; give one of b200, "]);
+}
+
+/// Each choice that a plan names has, planned as a command, the memory and the time that the advice states, and fits.
+/// The smallest choices come first.
+#[test]
+fn advice_fits_when_it_is_planned() {
+    let w = tempfile::tempdir().expect("a folder");
+    let sft = "sft --preset tiny --tokens 300 --vision-patches 64 --per-device-train-batch-size 6 \
+               --gradient-checkpointing none";
+    let grpo = "grpo --preset tiny --tokens 100 --num-generations 4 --per-device-train-batch-size 8 \
+                --max-completion-length 24";
+    let serve = "serve --preset tiny --tokens 3000 --max-new-tokens 100 --batch-size 2";
+    let generate = "generate --preset tiny --tokens 3000 --max-new-tokens 64 --n 4";
+    let mut kinds = std::collections::BTreeSet::new();
+    for (command, shares) in [(sft, &[0.9, 0.6, 0.3][..]), (grpo, &[0.9, 0.5]), (generate, &[0.9])] {
+        let whole = number(&plan_on(w.path(), 24.0, command, ""), "/peak_bytes") / 1e9;
+        for share in shares {
+            let memory = share * whole;
+            let plan = plan_on(w.path(), memory, command, "");
+            let usable = number(&plan, "/advice/usable_bytes");
+            assert!(plan["fits"] == false && (usable / (0.94e9 * memory) - 1.0).abs() < 1e-6, "{plan}");
+            let choices = plan["advice"]["choices"].as_array().expect("choices");
+            assert!(choices.len() <= 3 && (!choices.is_empty() || *share < 0.5), "{command} {share}: {plan}");
+            assert!(choices.is_sorted_by_key(|choice| choice["changes"].as_u64()), "{plan}");
+            for choice in choices {
+                let options = choice["options"].as_str().expect("options");
+                kinds.extend(options.split(' ').filter(|word| word.starts_with("--")).map(str::to_string));
+                // An option that the command has already is replaced.
+                let words: Vec<&str> = options.split(' ').collect();
+                let mut changed: Vec<&str> = command.split_whitespace().collect();
+                for pair in words.chunks(2) {
+                    if let Some(at) = changed.iter().position(|word| *word == pair[0]) {
+                        changed.drain(at..at + 2);
+                    }
+                    changed.extend(pair);
+                }
+                let again = plan_on(w.path(), memory, &changed.join(" "), "");
+                let job = if again["job"].is_null() { &again } else { &again["job"] };
+                assert_eq!(job["peak_bytes"], choice["peak_bytes"], "{command} {options}: {again}");
+                assert!(job["fits"] == true && number(job, "/peak_bytes") <= usable, "{command} {options}: {again}");
+                if again["gathers"].is_null() {
+                    let seconds = number(job, "/seconds");
+                    assert!((seconds / number(choice, "/seconds") - 1.0).abs() < 1e-9, "{command} {options}: {again}");
+                }
+            }
+        }
+    }
+    for option in ["--lora-r", "--optim", "--per-device-train-batch-size", "--gradient-checkpointing", "--world"] {
+        assert!(kinds.contains(option), "no choice has {option}: {kinds:?}");
+    }
+    // Where nothing fits, the plan says by how much.
+    let plan = plan_on(w.path(), 0.001, sft, "");
+    let smallest = number(&plan, "/advice/smallest_peak_bytes");
+    assert!(plan["advice"]["choices"] == serde_json::json!([]) && smallest > 0.94e6, "{plan}");
+    let text = run(format!("plan {sft} --gpu {}", gpu_file(w.path(), 0.001)).split_whitespace());
+    let words =
+        format!("the smallest plan needs {:.3} GB, {:.3} GB too much", smallest / 1e9, (smallest - 0.94e6) / 1e9);
+    assert!(
+        text.ok().contains(&words) && text.stdout.contains("nothing that was tried fits (LoRA, "),
+        "{}",
+        text.stdout
+    );
+    // A server without room for one request fails, with the options that make room.
+    let line = format!("plan {serve} --gpu {} --json", gpu_file(w.path(), 0.01));
+    let refused = run(line.split_whitespace());
+    refused.refused(1, &["KV cache: has room for "]);
+    let plan: Value = serde_json::from_str(&refused.stdout).expect("JSON");
+    let choices = plan["advice"]["choices"].as_array().expect("choices");
+    assert!(!choices.is_empty(), "{plan}");
+    for choice in choices {
+        let options = choice["options"].as_str().expect("options");
+        let again = plan_on(w.path(), 0.01, serve, options);
+        assert!(again["peak_bytes"] == choice["peak_bytes"] && number(&again, "/sequences_that_fit") >= 1.0, "{again}");
+    }
+}
+
+/// The largest micro-batch fits, and the next one does not: planned by commands, both have the stated memory.
+#[test]
+fn the_largest_micro_batch_fits_and_the_next_does_not() {
+    let w = tempfile::tempdir().expect("a folder");
+    for (command, option, unit) in [
+        ("sft --preset tiny --tokens 200 --vision-patches 64", "--per-device-train-batch-size", 1.0),
+        (
+            "grpo --preset tiny --tokens 100 --num-generations 4 --max-completion-length 8 --lora-r 4",
+            "--per-device-train-batch-size",
+            4.0,
+        ),
+        ("sft --preset tiny --tokens 200 --packing", "--max-length", 200.0),
+    ] {
+        // With packing, a plan needs some --max-length, which the search replaces.
+        let start = if command.contains("--packing") { "--max-length 200" } else { "" };
+        let found = plan_on(w.path(), 0.06, command, &format!("{start} --find-batch-size"));
+        let of = |key: &str| number(&found, &format!("/find_batch_size/{key}"));
+        assert_eq!(found["find_batch_size"]["option"], option);
+        assert_eq!(of("next/value"), of("largest/value") + unit, "{found}");
+        assert!(
+            of("largest/value") >= 2.0 * unit
+                && found["peak_bytes"] == found["find_batch_size"]["largest"]["peak_bytes"]
+        );
+        let usable = of("usable_bytes");
+        assert!(of("largest/peak_bytes") <= usable && of("next/peak_bytes") > usable, "{found}");
+        let speed = of("largest/seconds_per_token") * number(&found, "/tokens_per_second");
+        assert!((speed - 1.0).abs() < 1e-9, "{found}");
+        for (which, value) in [("largest", of("largest/value")), ("next", of("next/value"))] {
+            let again = plan_on(w.path(), 0.06, command, &format!("{option} {value}"));
+            assert_eq!(number(&again, "/peak_bytes"), of(&format!("{which}/peak_bytes")), "{command} {value}");
+        }
+    }
+    // Not even one row fits: the plan says so, and what would fit.
+    let none = plan_on(w.path(), 0.01, "sft --preset tiny --tokens 2000", "--find-batch-size");
+    assert!(none["find_batch_size"]["largest"].is_null() && none["advice"]["tried"].is_array(), "{none}");
+    run("plan sft --preset tiny --data rows.jsonl --packing --max-length 9 --gpu h200 --find-batch-size".split(' '))
+        .refused(2, &["--find-batch-size: with --packing, rows of --data"]);
+}

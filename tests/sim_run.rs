@@ -48,7 +48,9 @@ fn correct_kernel_has_results_counts_and_no_findings() {
     let args = "--grid 3 --block 128 --arg buf:f32:300:arange --arg buf:f32:300:random --arg f32:-2.5 --arg u32:300";
     let got = sim(dir.path(), &format!("k.ptx --entry saxpy {args} --json --out r.safetensors")).json();
     let keys: Vec<&String> = got.as_object().unwrap().keys().collect();
-    assert_eq!(keys, ["ok", "findings", "notes", "counters", "interleavings"]);
+    assert_eq!(keys, ["ok", "findings", "remarks", "notes", "counters", "interleavings"]);
+    // In the warp that has the last 12 elements, the other 20 lanes are idle, but most warps are full.
+    assert_eq!(got["remarks"], serde_json::json!([]));
     assert_eq!(
         (&got["ok"], &got["findings"], &got["notes"]),
         (&true.into(), &serde_json::json!([]), &serde_json::json!([]))
@@ -114,15 +116,93 @@ fn race_is_reported_with_its_line_and_fails() {
         text.stdout
     );
     assert!(text.stdout.contains(&format!("{} | ld.shared.u32 %r5, [%r4];", line("ld.shared"))), "{}", text.stdout);
-    assert!(
-        text.stdout.contains("\ncounted in the first run:\n") && text.stdout.contains("\nmodelled, "),
-        "{}",
-        text.stdout
-    );
+    // The findings and the verdict are the last lines; counts come before them, and only with -v.
+    let last = "k.ptx: shift: 1 finding in 8 interleavings";
+    assert_eq!(text.stdout.lines().last(), Some(last));
+    assert!(text.stdout.lines().count() < 8 && !text.stdout.contains("counted in"), "{}", text.stdout);
+    let verbose = sim(dir.path(), &format!("{args} -v")).stdout;
+    let at = |part: &str| verbose.find(part).unwrap_or_else(|| panic!("no {part:?} in {verbose}"));
+    assert!(at("counted in the first run:\n") < at("\nmodelled, ") && at("\nmodelled, ") < at("race: k.ptx:"));
+    assert_eq!(verbose.lines().last(), Some(last));
     assert_eq!(
         sim(dir.path(), &format!("{args} --quiet")).stdout.lines().count(),
         3 + result["notes"].as_array().unwrap().len()
     );
+}
+
+/// PTX of a kernel that wastes time in three ways: each thread reads a word of a column of a matrix in shared memory and
+/// of one in global memory, both with rows of 128 bytes; then only lane 0 works.
+const WASTEFUL: &str = "
+.visible .entry wasteful(.param .u64 px) {
+    .reg .pred %p<2>; .reg .b32 %r<8>; .reg .b64 %rd<4>;
+    .shared .align 4 .b8 tile[4096];
+    ld.param.u64 %rd1, [px];
+    mov.u32 %r1, %tid.x;
+    shl.b32 %r2, %r1, 7;
+    mov.u32 %r3, tile;
+    add.u32 %r4, %r3, %r2;
+    st.shared.u32 [%r4], %r1;
+    ld.shared.u32 %r5, [%r4];
+    cvt.u64.u32 %rd2, %r2;
+    add.u64 %rd3, %rd1, %rd2;
+    st.global.u32 [%rd3], %r5;
+    setp.ne.u32 %p1, %r1, 0;
+    @%p1 bra DONE;
+    add.u32 %r6, %r5, 1;
+DONE:
+    ret;
+}";
+
+/// Lines that waste time are named, with what they take and what they need.
+#[test]
+fn slow_lines_are_remarked() {
+    let text = format!("{HEAD}{WASTEFUL}");
+    let line = |what: &str| text.lines().position(|l| l.contains(what)).unwrap() + 1;
+    let dir = folder(&[("k.ptx", text.clone())]);
+    let args = "k.ptx --grid 1 --block 32 --arg buf:u32:1024";
+    let got = sim(dir.path(), &format!("{args} --json")).json();
+    let remarks: Vec<(&str, u64)> = got["remarks"].as_array().unwrap().iter()
+        .map(|r| (r["kind"].as_str().unwrap(), r["line"].as_u64().unwrap())).collect();
+    let wanted = [
+        ("bank-conflicts", line("st.shared")),
+        ("bank-conflicts", line("ld.shared")),
+        ("uncoalesced", line("st.global")),
+        ("idle-lanes", line("add.u32 %r6")),
+    ];
+    assert_eq!(remarks, wanted.map(|(kind, line)| (kind, line as u64)));
+    let shown = sim(dir.path(), args);
+    for part in [
+        format!("bank-conflicts: k.ptx:{}: 32 passes through the banks of shared memory, where 1 would do\n", wanted[0].1),
+        format!("uncoalesced: k.ptx:{}: 32 sectors of 32 bytes of global memory, where 4 would do\n", wanted[2].1),
+        format!("idle-lanes: k.ptx:{}: 1 of 32 lanes work on average, in 1 warp instructions\n", wanted[3].1),
+        format!("{} | st.global.u32 [%rd3], %r5;\n", wanted[2].1),
+        "\nk.ptx: wasteful: no defects found in 8 interleavings\n".to_string(),
+    ] {
+        assert!(shown.ok().contains(&part), "no {part:?} in {}", shown.stdout);
+    }
+}
+
+/// A mutant names the line of the CUDA file if the PTX has line information, else the line of the PTX.
+#[test]
+fn mutants_name_the_source_line() {
+    let dir = folder(&[(
+        "k.ptx",
+        format!("{HEAD}{SHIFT}").replace("xor.b32", "bar.sync 0;\n    xor.b32"),
+    )]);
+    let mutants = |line: &str| run_in(dir.path(), ["sim", "mutants"].into_iter().chain(line.split_whitespace()));
+    let got = mutants("k.ptx --grid 1 --block 64 --arg buf:u32:64");
+    let barrier = fs::read_to_string(dir.path().join("k.ptx")).unwrap();
+    let at = barrier.lines().position(|l| l.contains("bar.sync")).unwrap() + 1;
+    assert!(got.ok().contains(&format!("killed by race               k.ptx:{at}: bar.sync deleted | bar.sync 0;")), "{}", got.stdout);
+    let Some(()) = compile::skip_without_nvrtc() else { return };
+    let text = "__global__ void k(int* x) {\n  __shared__ int s[64];\n  s[threadIdx.x] = 1;\n  __syncthreads();\n  \
+                x[threadIdx.x] = s[63 - threadIdx.x];\n}\n";
+    fs::write(dir.path().join("k.cu"), text).unwrap();
+    let line = "k.cu --grid 1 --block 64 --arg buf:i32:64";
+    let shown = mutants(line);
+    assert!(shown.ok().contains("k.cu:4: bar.sync deleted | __syncthreads();\n"), "{}", shown.stdout);
+    let json = mutants(&format!("{line} --json")).json();
+    assert_eq!((&json["verdicts"][0]["line"], &json["verdicts"][0]["of"]), (&4.into(), &"cuda".into()));
 }
 
 #[test]

@@ -23,7 +23,8 @@ Example:
   reel bench prefill --model tiny --tokens 64 --rounds 2 --json > times.json
   reel kernels report --times times.json")]
 pub struct KernelsReportArgs {
-    /// GPU: h200, h100, a100, l40s or rtx4090 [default: the machine of --times, else h200]
+    /// GPU: b200, h200, h100, a100, l40s, rtx4090, or a file NAME.toml with the figures of a GPU [default: the machine
+    /// of --times, else h200]
     #[arg(long, value_name = "GPU")]
     gpu: Option<String>,
     /// Measured times: the output of `reel kernels bench --json` or `reel bench … --json`, or a trace
@@ -40,7 +41,7 @@ pub struct KernelsReportArgs {
 impl KernelsReportArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         // An unknown GPU is refused before the kernels are compiled.
-        self.gpu.as_deref().map(MachineSpec::gpu_by_name).transpose()?;
+        self.gpu.as_deref().map(MachineSpec::gpu).transpose()?;
         let (gpu, times) = (self.gpu.as_deref(), self.times.as_deref());
         if is_page_of_gpu(gpu, times)? {
             // Compiles all kernels in parallel beforehand. The page asks for their register counts one by one, which

@@ -19,6 +19,8 @@ use reel_train::options::RunOptions;
 use serde_json::{Value, json};
 
 use super::Sizes;
+use super::advice::Additions;
+use super::search::Outcome;
 use super::table::{self, DryRunCounts, TrainingCounts, Wording, duration};
 use crate::common::{CommonOptions, DeviceName};
 use crate::fail::usage_error;
@@ -97,13 +99,42 @@ impl JobFlags {
             let help = format!("give at least {ranks}; it counts the micro-batches of all GPUs");
             return Err(usage_error("--gradient-accumulation-steps", what, help));
         }
-        let links = Links::new(&sizes.machine(common)?.name, &self.link)?;
+        let links = Links::new(&sizes.machine(common)?, &self.link)?;
         // If the job is on one machine, its options do not say how many GPUs the machines of larger jobs would have.
         let gpus_per_node = if nodes > 1 { ranks / nodes } else { ranks.max(GPUS_PER_NODE) };
         let shape = JobShape { ranks, gpus_per_node, micro_batches };
         options.gradient_accumulation_steps = shape.rounds();
         let divides_weights = options.zero_stage == 3;
         Ok(Some(Job { shape, divides_weights, links, html: self.html.clone() }))
+    }
+}
+
+impl JobFlags {
+    /// Number of GPUs that `--world`, or `--gpus` of the planned command, gives; 1 without.
+    pub fn ranks(&self, options: &RunOptions) -> u32 {
+        self.world.or(options.gpus).unwrap_or(1)
+    }
+
+    /// Sets the number of GPUs, with as many machines as are needed for them.
+    pub fn set_ranks(&mut self, options: &mut RunOptions, ranks: u32) {
+        let per_node = self.nodes.map_or(GPUS_PER_NODE as u32, |nodes| (self.ranks(options) / nodes).max(1));
+        self.nodes = self.nodes.map(|_| 1).into_iter().chain([ranks.div_ceil(per_node)]).max().filter(|n| *n > 1);
+        if options.gpus.is_some() {
+            options.gpus = Some(ranks);
+        }
+        if self.world.is_some() || options.gpus.is_none() {
+            self.world = Some(ranks);
+        }
+    }
+
+    /// The options that turn `before` into these flags, with the options of the command before and now.
+    pub fn options_since(&self, before: &Self, old: &RunOptions, new: &RunOptions) -> Vec<String> {
+        let changes = [("--world", before.world, self.world), ("--gpus", old.gpus, new.gpus)];
+        let changes = changes.into_iter().chain([("--nodes", before.nodes, self.nodes)]);
+        changes
+            .filter(|(_, old, new)| old != new)
+            .filter_map(|(name, _, new)| Some(format!("{name} {}", new?)))
+            .collect()
     }
 }
 
@@ -123,10 +154,32 @@ struct Prediction {
 }
 
 impl Job {
-    /// Prints the plan of the job and, with `--html`, writes its page. `counts` are the counts of one process with the
-    /// micro-batches of one rank.
-    pub fn print(&self, common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
-        let Some(training) = &counts.training else { return table::print_plan(common, counts, machine) };
+    /// The job's memory and speed; `None` if `counts` are not those of a training command. `fits` is whether a GPU has
+    /// so many bytes.
+    pub fn outcome(&self, counts: &DryRunCounts, machine: &MachineSpec, fits: impl Fn(u64) -> bool) -> Option<Outcome> {
+        let prediction = self.predict(counts, counts.training.as_ref()?, machine);
+        let peak = prediction.peaks.iter().copied().max().unwrap_or(0);
+        Some(Outcome {
+            peak,
+            seconds: prediction.time.total(),
+            tokens_per_second: prediction.tokens_per_second,
+            gpus: self.shape.ranks as u64,
+            fits: fits(peak),
+        })
+    }
+
+    /// Prints the plan of the job with `additions` and, with `--html`, writes its page. `counts` are the counts of one
+    /// process with the micro-batches of one rank.
+    pub fn print(
+        &self,
+        common: &CommonOptions,
+        counts: &DryRunCounts,
+        machine: &MachineSpec,
+        additions: Additions,
+    ) -> Result<()> {
+        let Some(training) = &counts.training else {
+            return table::print_plan_with(common, counts, machine, additions);
+        };
         let prediction = self.predict(counts, training, machine);
         if let Some(to) = &self.html {
             let title = format!("{} of {} on {}", counts.command, counts.subject, machine.name.to_uppercase());
@@ -135,9 +188,11 @@ impl Job {
         if common.json {
             let mut plan = table::plan_json(counts, machine);
             plan["job"] = self.json(&prediction, machine);
+            additions.merge_into(&mut plan);
             return output::print_json(&plan);
         }
-        self.print_text(&prediction, counts, training, machine)
+        self.print_text(&prediction, counts, training, machine)?;
+        additions.print_lines()
     }
 
     fn predict(&self, counts: &DryRunCounts, training: &TrainingCounts, machine: &MachineSpec) -> Prediction {
@@ -179,9 +234,9 @@ impl Job {
                  assumed to reach {:.0} % of these rates. Exposed is the exchange that does not fit beside later \
                  launches of the backward pass. Latency of messages, buffers of NCCL and waiting for slower ranks are \
                  not counted.",
-                link(within_node),
+                link(&within_node),
                 self.shape.gpus_per_node,
-                link(between_nodes),
+                link(&between_nodes),
                 100.0 * ATTAINABLE_SHARE,
             ),
         ]
@@ -214,7 +269,7 @@ impl Job {
             "zero_stage": if self.divides_weights { 3 } else { 2 },
             "world": self.shape.ranks, "nodes": self.shape.nodes(), "gpus_per_node": self.shape.gpus_per_node,
             "micro_batches": self.shape.micro_batches, "rounds": self.shape.rounds(),
-            "links": {"within_node": link(self.links.within_node), "between_nodes": link(self.links.between_nodes)},
+            "links": {"within_node": link(&self.links.within_node), "between_nodes": link(&self.links.between_nodes)},
             "trained_parameters": process.parameters, "trained_bytes": process.weight_bytes,
             "peak_bytes": peak, "fits": fits(peak), "memory": memory.iter().copied().collect::<BTreeMap<_, _>>(),
             "peak_bytes_by_rank": peaks,

@@ -5,24 +5,26 @@
 //! kernel reached in a record of measurements on this GPU; from a model of the kernel if its code has changed since
 //! (`reel_measure::pricing`); from the ceiling alone if there is no record.
 
+mod advice;
+mod generate;
 mod job;
+mod search;
 mod serve;
 mod table;
+mod training;
 
 use std::ops::DerefMut;
 
 use anyhow::Result;
 use clap::{ArgMatches, Args, Subcommand};
 use reel_device::{DType, Device, Kernels};
-use reel_engine::{Engine, GenerationRequest, StopCondition};
+use reel_engine::{GenerationRequest, StopCondition};
 use reel_input::ModelInput;
 use reel_input::config::ModelConfig;
 use reel_input::tensor_file::StoredDType;
 use reel_measure::machine::MachineSpec;
 use reel_model::init::{init_without_weights, preset_config};
-use reel_model::qwen2_5_vl::Qwen25Vl;
-use reel_runs::plan::{self, PhaseCosts, RowShape};
-use reel_runtime::Cx;
+use reel_runs::plan::{self, RowShape};
 use reel_train::RunSetup;
 use reel_train::options::{GradientCheckpointing, GrpoOptions, RunOptions, SftOptions, TrainingOptions};
 use serde::de::DeserializeOwned;
@@ -32,13 +34,14 @@ use crate::common::{self, CommonOptions};
 use crate::fail::{failed, usage_error};
 use crate::grpo::GrpoArgs;
 use crate::init::ModelSizeFlags;
-use crate::model::QuantizeFlag;
 use crate::sft::SftArgs;
 use crate::training::ResolvedOptions;
-use crate::{generate, model, prompt};
-use job::{Job, JobFlags};
+use crate::{model, prompt};
+use generate::PlanGenerateArgs;
+use job::JobFlags;
 use serve::PlanServeArgs;
-use table::{DryRunCounts, TrainingCounts, print_plan};
+use table::{DryRunCounts, TrainingCounts};
+use training::{Settings, TrainingPlanner};
 
 /// Predict peak memory, floating-point operations and the time of a command, without running it, without a GPU and
 /// without weights.
@@ -48,6 +51,10 @@ use table::{DryRunCounts, TrainingCounts, print_plan};
 /// the kernel. The table shows the time by each basis; `priced by` says which basis is used and what limits the model.
 /// Predicted steps of a 7B model are within 25 % of the measured ones. For other GPUs every op is predicted from the
 /// ceilings alone, which gives the least possible time.
+///
+/// A plan that does not fit ends with the nearest choices that would: LoRA, smaller moments of the optimizer,
+/// checkpointing, a smaller micro-batch, more GPUs; int8 weights, shorter requests, tensor parallel. `--find-batch-size`
+/// finds the largest micro-batch that fits.
 ///
 /// `--world N` plans a training job of N GPUs: memory of each rank, bytes on each link, step time, and a table of weak
 /// scaling to 1024 GPUs.
@@ -91,7 +98,8 @@ enum What {
 struct Sizes {
     #[command(flatten)]
     shape: ModelSizeFlags,
-    /// GPU to plan for: h200, h100, a100, l40s or rtx4090; --device cpu plans for this machine
+    /// GPU to plan for: b200, h200, h100, a100, l40s, rtx4090, or a file NAME.toml with the figures of a GPU
+    /// (docs/guide-performance.md); --device cpu plans for this machine
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
     /// Tokens per row (training example or prompt), including the vision tokens of its media
@@ -102,12 +110,23 @@ struct Sizes {
     vision_patches: usize,
 }
 
+/// The option `--find-batch-size` of plans of training commands.
+#[derive(Args, Clone, Copy, Debug)]
+#[command(next_help_heading = "Plan options")]
+struct BatchSizeFlag {
+    /// Find the largest micro-batch that fits the memory, and plan it: rows, completions, or tokens with --packing
+    #[arg(long)]
+    find_batch_size: bool,
+}
+
 #[derive(Args, Debug)]
 struct PlanSftArgs {
     #[command(flatten)]
     sft: SftArgs,
     #[command(flatten)]
     sizes: Sizes,
+    #[command(flatten)]
+    batch_size: BatchSizeFlag,
     #[command(flatten)]
     job: JobFlags,
 }
@@ -119,39 +138,19 @@ struct PlanGrpoArgs {
     #[command(flatten)]
     sizes: Sizes,
     #[command(flatten)]
+    batch_size: BatchSizeFlag,
+    #[command(flatten)]
     job: JobFlags,
-}
-
-#[derive(Args, Debug)]
-struct PlanGenerateArgs {
-    /// Model folder, or Hugging Face model id
-    #[arg(long, value_name = "MODEL")]
-    model: Option<String>,
-    /// Tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    max_new_tokens: usize,
-    /// Number of completions
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    n: usize,
-    #[command(flatten)]
-    quantize: QuantizeFlag,
-    #[command(flatten)]
-    sizes: Sizes,
 }
 
 impl PlanArgs {
     pub fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
         let matches = matches.subcommand().map_or(matches, |(_, m)| m);
-        let (sizes, (counted, job)) = match &self.what {
-            What::Sft(p) => (&p.sizes, p.count(common, matches)?),
-            What::Grpo(p) => (&p.sizes, p.count(common, matches)?),
-            What::Generate(p) => (&p.sizes, (p.count(common)?, None)),
-            What::Serve(p) => return p.run(common),
-        };
-        let machine = sizes.machine(common)?;
-        match job {
-            Some(job) => job.print(common, &counted, &machine),
-            None => print_plan(common, &counted, &machine),
+        match &self.what {
+            What::Sft(p) => p.run(common, matches),
+            What::Grpo(p) => p.run(common, matches),
+            What::Generate(p) => p.run(common),
+            What::Serve(p) => p.run(common),
         }
     }
 }
@@ -162,7 +161,7 @@ impl Sizes {
             Some(_) if common.device.as_deref().is_some_and(|device| !device.starts_with("cuda")) => {
                 Err(usage_error("--gpu", "is another machine than --device names", "give one of the two"))
             }
-            Some(name) => Ok(MachineSpec::gpu_by_name(name)?),
+            Some(name) => Ok(MachineSpec::gpu(name)?),
             None => match common.device()? {
                 common::DeviceName::Cpu => Ok(MachineSpec::this_cpu(common.threads()?)),
                 common::DeviceName::Cuda(number) => Ok(MachineSpec::this_gpu(number)?),
@@ -178,6 +177,11 @@ impl Sizes {
         }
     }
 
+    /// Whether the machine is a GPU.
+    fn plans_gpu(&self, common: &CommonOptions) -> bool {
+        self.gpu.is_some() || matches!(common.device(), Ok(common::DeviceName::Cuda(_)))
+    }
+
     /// The number of tokens of a prompt (`--tokens`); an error if the option is missing.
     fn prompt_tokens(&self) -> Result<usize> {
         self.tokens.ok_or_else(|| usage_error("--tokens", "is missing", "give the number of tokens of the prompt"))
@@ -190,7 +194,9 @@ impl Sizes {
             return Ok(Device::dry_machine(Kernels::Cpu, 0, Device::cpu(1).free_bytes()));
         }
         let machine = self.machine(common)?;
-        Ok(Device::dry_machine(Kernels::Cuda, machine.compute_capability, machine.memory.map(|bytes| bytes as u64)))
+        // Hopper's kernels run on no later architecture. Newer GPUs load the PTX of compute_80, that is, A100's kernels.
+        let capability = if machine.compute_capability > 90 { 80 } else { machine.compute_capability };
+        Ok(Device::dry_machine(Kernels::Cuda, capability, machine.memory.map(|bytes| bytes as u64)))
     }
 
     /// Creates a temporary model folder of the preset, without weights, if `wanted`; else returns `None`.
@@ -251,8 +257,8 @@ struct Counting<'a, O> {
 type WithShape<O> = fn(&O, &ModelConfig, StoredDType, DType, &RowShape, &Device) -> reel_train::Result<plan::Plan>;
 
 impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned> Counting<'_, O> {
-    fn count(&self, common: &CommonOptions) -> Result<DryRunCounts> {
-        let options = &self.resolved.options;
+    /// Counts the costs of the command with `options`.
+    fn count(&self, common: &CommonOptions, options: &O) -> Result<DryRunCounts> {
         let Self { resolved, sizes, rows, .. } = self;
         let dtype = sizes.dtype(common);
         let model = Some(options.model.as_str());
@@ -347,80 +353,27 @@ impl<O: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwn
 }
 
 impl PlanSftArgs {
-    /// Counts the costs of the process of one rank.
-    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<(DryRunCounts, Option<Job>)> {
-        let mut resolved = self.sft.resolved(common, matches)?;
-        let job = self.job.take_one_rank(&mut resolved.options, &self.sizes, common)?;
-        let resolved = &resolved;
+    fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
+        let resolved = &self.sft.resolved(common, matches)?;
         let (plan_rows_of_one_size, plan_run_on_data) = (plan::plan_rows_of_one_size, plan::plan_run_on_data);
         let wanted = |o: &SftOptions| (!o.packing).then_some(o.per_device_train_batch_size);
-        let (rows, unit) = ("rows", "micro-batch");
-        let counting =
-            Counting { resolved, sizes: &self.sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data };
-        Ok((counting.count(common)?, job))
+        let (sizes, rows, unit) = (&self.sizes, "rows", "micro-batch");
+        let counting = Counting { resolved, sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data };
+        let settings = Settings { options: resolved.options.clone(), job: self.job.clone() };
+        TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
 }
 
 impl PlanGrpoArgs {
-    /// Counts the costs of the process of one rank.
-    fn count(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<(DryRunCounts, Option<Job>)> {
-        let mut resolved = self.grpo.resolved(common, matches)?;
-        let job = self.job.take_one_rank(&mut resolved.options, &self.sizes, common)?;
-        let resolved = &resolved;
+    fn run(&self, common: &CommonOptions, matches: &ArgMatches) -> Result<()> {
+        let resolved = &self.grpo.resolved(common, matches)?;
         let (plan_rows_of_one_size, plan_run_on_data) =
             (plan::grpo::plan_rows_of_one_size, plan::grpo::plan_run_on_data);
         let wanted = |o: &GrpoOptions| Some(o.groups_per_step());
-        let (rows, unit) = ("prompts", "step");
-        let mut counted =
-            Counting { resolved, sizes: &self.sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data }
-                .count(common)?;
-        let o = &resolved.options;
-        let shuffled = if o.temporal { ", and half as many more with shuffled frames" } else { "" };
-        counted.subject +=
-            &format!("; {} completions of {} tokens per prompt{shuffled}", o.num_generations, o.max_completion_length);
-        Ok((counted, job))
-    }
-}
-
-impl PlanGenerateArgs {
-    fn count(&self, common: &CommonOptions) -> Result<DryRunCounts> {
-        let dtype = self.sizes.dtype(common);
-        let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
-        let tokens = self.sizes.prompt_tokens()?;
-        let positions = config.text.max_position_embeddings;
-        if tokens > positions {
-            let what = format!("is {tokens}, more than the model's {positions} positions");
-            return Err(usage_error("--tokens", what, "lower it"));
-        }
-        // Checked first, because device `dry` runs one forward pass per token, so a huge number would take very long.
-        refuse_new_tokens(self.max_new_tokens, &config)?;
-        generate::refuse_completion_count(self.n)?;
-        let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
-        let device = self.sizes.device(common)?;
-        let weights = Qwen25Vl::uninitialised(&device, files, &config, dtype, self.quantize.quantization())?;
-        let count = |new: usize| -> Result<plan::OpCosts> {
-            device.profiler().clear();
-            device.reset_peak();
-            generate_on(&device, &weights, dtype, &shape, new, self.n)?;
-            Ok(device.profiler().totals()?)
-        };
-        let prefill = count(1)?;
-        let mut decode = count(self.max_new_tokens)?;
-        plan::subtract_costs(&mut decode, &prefill);
-        Ok(DryRunCounts {
-            command: "generate",
-            subject: format!(
-                "{name}, a prompt of {tokens} tokens, {} completions of {} tokens",
-                self.n, self.max_new_tokens
-            ),
-            dtype,
-            memory: device.memory(),
-            phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
-            units: 1,
-            unit: "call",
-            tokens: (tokens + self.n * self.max_new_tokens) as u64,
-            training: None,
-        })
+        let (sizes, rows, unit) = (&self.sizes, "prompts", "step");
+        let counting = Counting { resolved, sizes, rows, unit, wanted, plan_rows_of_one_size, plan_run_on_data };
+        let settings = Settings { options: resolved.options.clone(), job: self.job.clone() };
+        TrainingPlanner { counting, sizes, common }.run(settings, self.batch_size.find_batch_size)
     }
 }
 
@@ -454,19 +407,4 @@ fn request(config: &ModelConfig, shape: &RowShape, new: usize, n: usize) -> Gene
         stop_conditions: (0..n).map(|_| StopCondition::none()).collect(),
         ..GenerationRequest::new(prompt)
     }
-}
-
-/// Runs the inference engine on device `dry`: samples `n` completions of `new` tokens for a prompt of the size
-/// `shape`.
-fn generate_on(
-    device: &Device,
-    weights: &Qwen25Vl,
-    dtype: DType,
-    shape: &RowShape,
-    new: usize,
-    n: usize,
-) -> Result<()> {
-    let request = request(&weights.config, shape, new, n);
-    Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;
-    Ok(())
 }

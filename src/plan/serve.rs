@@ -16,10 +16,12 @@ use anyhow::Result;
 use clap::Args;
 use reel_device::{DType, Device};
 use reel_diagnostic::Diagnostic;
-use reel_engine::Engine;
-use reel_input::config::TextConfig;
+use reel_engine::{Engine, EngineError};
+use reel_input::config::{ModelConfig, TextConfig};
+use reel_input::tensor_file::StoredDType;
 use reel_measure::links::{ATTAINABLE_SHARE, Links};
 use reel_measure::machine::MachineSpec;
+use reel_model::quantization::Quantization;
 use reel_model::qwen2_5_vl::Qwen25Vl;
 use reel_model::tensor_parallel::{ShardExchange, TensorParallel};
 use reel_model::text::TextDecoder;
@@ -31,6 +33,8 @@ use reel_runtime::{Cx, Tensor};
 use serde::Serialize;
 use serde_json::json;
 
+use super::advice::{Additions, UsableMemory, advise, push_changed};
+use super::search::{Change, Dimension, Outcome};
 use super::table::{self, DryRunCounts, Wording, duration};
 use super::{Sizes, refuse_new_tokens, request};
 use crate::common::CommonOptions;
@@ -45,7 +49,7 @@ const KV_CATEGORY: &str = "kv_cache";
 /// of a decode step are counted in the second step.
 const MIN_NEW_TOKENS: usize = 4;
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct PlanServeArgs {
     /// Model folder, or Hugging Face model id
     #[arg(long, value_name = "MODEL")]
@@ -60,6 +64,10 @@ pub struct PlanServeArgs {
     /// Tokens of each answer
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_new_tokens: usize,
+    /// Maximum tokens of a prompt with its answer, as reel serve --max-model-len: a longer prompt of --tokens is planned
+    /// with the rest that --max-new-tokens leaves
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    max_model_len: Option<u32>,
     /// Divide the model among N GPUs of a machine, as reel serve --tensor-parallel-size N does: the memory is that of
     /// each GPU
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
@@ -76,7 +84,7 @@ pub struct PlanServeArgs {
 
 /// Counts what a rank of a divided model receives from the others, on device `dry`.
 #[derive(Debug)]
-struct CountedExchange {
+pub struct CountedExchange {
     ranks: usize,
     bytes: AtomicU64,
     exchanges: AtomicU64,
@@ -100,16 +108,16 @@ impl ShardExchange for CountedExchange {
 
 impl CountedExchange {
     /// The bytes and exchanges since the last call.
-    fn take(&self) -> Gathers {
+    pub fn take(&self) -> Gathers {
         Gathers { bytes: self.bytes.swap(0, Ordering::Relaxed), exchanges: self.exchanges.swap(0, Ordering::Relaxed) }
     }
 }
 
 /// What each rank receives in a phase.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Gathers {
-    bytes: u64,
-    exchanges: u64,
+pub struct Gathers {
+    pub bytes: u64,
+    pub exchanges: u64,
 }
 
 /// The sizes of a server on device `dry`: what its memory has room for.
@@ -125,10 +133,40 @@ struct ServingPlan {
     gathers: [Gathers; 2],
 }
 
+/// The part of a model that a GPU of `ranks` GPUs has, without values, and the counts of what it receives.
+pub fn load_rank(
+    device: &Device,
+    files: StoredDType,
+    config: &ModelConfig,
+    dtype: DType,
+    quantization: Quantization,
+    ranks: usize,
+) -> Result<(Arc<CountedExchange>, Qwen25Vl)> {
+    let exchange = Arc::new(CountedExchange { ranks, bytes: AtomicU64::default(), exchanges: AtomicU64::default() });
+    let parallel = if ranks > 1 { Some(TensorParallel::new(exchange.clone(), config)?) } else { None };
+    let source = WeightSource::Uninitialised(files);
+    let from =
+        WeightLoader { device, source, dtype, quantization, may_pad: true, trainable: &|_| false, deferred: None };
+    let weights = Qwen25Vl {
+        vision: VisionTower::load(&from, &config.vision)?,
+        text: TextDecoder::load(&from, config, parallel.as_ref())?,
+        config: config.clone(),
+        features: None,
+    };
+    Ok((exchange, weights))
+}
+
 impl PlanServeArgs {
     pub fn run(&self, common: &CommonOptions) -> Result<()> {
         let machine = self.sizes.machine(common)?;
-        let (counts, plan) = self.count(common, machine.memory)?;
+        let (counts, plan) = match self.count(common, machine.memory) {
+            Err(e) if is_out_of_memory(&e) => return self.refuse_with_advice(common, &machine, e),
+            counted => counted?,
+        };
+        let mut additions = Additions::default();
+        if table::fits(&counts, &machine) == Some(false) {
+            additions = self.advice(common, &machine, Some(counts.memory.peak as u64))?;
+        }
         let seconds: BTreeMap<&str, f64> = table::phase_seconds(&counts, &machine).into_iter().collect();
         let ServingPlan { batch, kv_bytes, blocks, sequences, decoding, gathers } = plan;
         let ranks = self.tensor_parallel_size;
@@ -137,7 +175,7 @@ impl PlanServeArgs {
         let (prompt, step) = (seconds["prefill"] + of_prompt, seconds["decode"] + of_step);
         let rate = decoding as f64 / step;
         if common.json {
-            return output::print_json(&json!({
+            let mut all = json!({
                 "tensor_parallel_size": ranks,
                 "gathers": {
                     "link": link.name, "prefill": gathers[0], "prefill_seconds": of_prompt, "decode": gathers[1],
@@ -153,7 +191,9 @@ impl PlanServeArgs {
                 "ops": table::ops_json(&counts, &machine),
                 "phases_by_basis": table::phases_by_basis_json(&counts, &machine),
                 "ceilings": table::ceilings_json(&machine),
-            }));
+            });
+            additions.merge_into(&mut all);
+            return output::print_json(&all);
         }
         table::print_memory(&counts, &machine)?;
         output::print_line(
@@ -186,7 +226,89 @@ impl PlanServeArgs {
             duration(prompt),
             duration(step),
         ))?;
-        table::print_ops(&counts, &machine, common.verbose)
+        table::print_ops(&counts, &machine, common.verbose)?;
+        additions.print_lines()
+    }
+
+    /// Prints what would fit if not even one request has room, and fails with `error`.
+    fn refuse_with_advice(&self, common: &CommonOptions, machine: &MachineSpec, error: anyhow::Error) -> Result<()> {
+        let additions = self.advice(common, machine, None)?;
+        if common.json {
+            let mut plan = json!({"command": "serve", "device": machine.name, "fits": false});
+            additions.merge_into(&mut plan);
+            output::print_json(&plan)?;
+        } else {
+            additions.print_lines()?;
+        }
+        Err(error)
+    }
+
+    /// Searches for what would fit.
+    fn advice(&self, common: &CommonOptions, machine: &MachineSpec, peak: Option<u64>) -> Result<Additions> {
+        let Some(usable) = UsableMemory::of(&self.sizes, machine.memory, common)? else {
+            return Ok(Additions::default());
+        };
+        let options_of = |changed: &Self| {
+            let mut options = Vec::new();
+            if self.quantize.name() != changed.quantize.name() {
+                options.extend(changed.quantize.name().map(|name| format!("--quantize {name}")));
+            }
+            let length = |args: &Self| args.max_model_len.unwrap_or(0);
+            push_changed(&mut options, "--max-model-len", &length(self), &length(changed));
+            let (before, now) = (&self.tensor_parallel_size, &changed.tensor_parallel_size);
+            push_changed(&mut options, "--tensor-parallel-size", before, now);
+            options.join(" ")
+        };
+        let plan = |changed: &Self| changed.outcome(common, machine, usable);
+        Ok(advise(self, &self.dimensions(common), common, usable, peak, options_of, plan))
+    }
+
+    /// The ways to save memory that are left.
+    fn dimensions(&self, common: &CommonOptions) -> Vec<Dimension<Self>> {
+        let int8: Vec<Change<Self>> = match self.quantize.name() {
+            Some(_) => Vec::new(),
+            None => vec![Box::new(|args| args.quantize = QuantizeFlag::int8())],
+        };
+        // Halves of the planned length, as long as half of it is left for the prompt.
+        let now = self.prompt_and_answer();
+        let lengths = (1..16).map(|power| now >> power).take_while(|length| *length >= 2 * self.max_new_tokens);
+        let shorter = |length: usize| -> Change<Self> {
+            Box::new(move |args| args.max_model_len = Some(length.next_multiple_of(KvPages::BLOCK_TOKENS) as u32))
+        };
+        let lengths = lengths.filter(|length| length.next_multiple_of(KvPages::BLOCK_TOKENS) < now);
+        let mut all = vec![
+            Dimension { name: "int8 weights", group: "int8", levels: int8 },
+            Dimension { name: "shorter requests", group: "length", levels: lengths.map(shorter).collect() },
+        ];
+        if self.sizes.plans_gpu(common) {
+            let ranks = [2u32, 4, 8].into_iter().filter(|n| *n > self.tensor_parallel_size);
+            let level = |n: u32| -> Change<Self> { Box::new(move |args| args.tensor_parallel_size = n) };
+            all.push(Dimension { name: "tensor parallel", group: "gpus", levels: ranks.map(level).collect() });
+        }
+        all.retain(|dimension| !dimension.levels.is_empty());
+        all
+    }
+
+    /// What a decode step of all sequences needs.
+    fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<Outcome> {
+        let (counts, plan) = self.count(common, machine.memory)?;
+        let compute: f64 =
+            table::phase_seconds(&counts, machine).iter().filter(|(name, _)| *name == "decode").map(|(_, s)| s).sum();
+        let seconds = compute + self.links(machine)?.within_node.seconds(plan.gathers[1].bytes);
+        let peak = counts.memory.peak as u64;
+        Ok(Outcome {
+            peak,
+            seconds,
+            tokens_per_second: plan.decoding as f64 / seconds,
+            gpus: self.tensor_parallel_size.into(),
+            fits: peak <= usable.bytes() && plan.sequences > 0,
+        })
+    }
+
+    /// Tokens of a request with its answer.
+    fn prompt_and_answer(&self) -> usize {
+        let all = self.sizes.tokens.unwrap_or(0) + self.max_new_tokens;
+        self.max_model_len.map_or(all, |most| all.min(most as usize))
     }
 
     /// The links between the GPUs.
@@ -195,7 +317,7 @@ impl PlanServeArgs {
             return Err(usage_error("--link", "is for several GPUs", "give --tensor-parallel-size N as well"));
         }
         let names: Vec<String> = self.link.iter().cloned().collect();
-        Ok(Links::new(&machine.name, &names)?)
+        Ok(Links::new(machine, &names)?)
     }
 
     /// Runs the engine of a server on device `dry`, for a machine with `memory` bytes.
@@ -203,8 +325,13 @@ impl PlanServeArgs {
         let Self { sizes, max_new_tokens: new, kv_memory, .. } = self;
         let dtype = sizes.dtype(common);
         let (config, files, name) = sizes.config(self.model.as_deref(), common)?;
-        let tokens = sizes.prompt_tokens()?;
+        sizes.prompt_tokens()?;
         refuse_new_tokens(*new, &config)?;
+        let tokens = self.prompt_and_answer().saturating_sub(*new);
+        if tokens == 0 {
+            let what = format!("is {new}, which leaves no token of --max-model-len for the prompt");
+            return Err(usage_error("--max-new-tokens", what, "lower it, or raise --max-model-len"));
+        }
         let positions = config.text.max_position_embeddings;
         if tokens + new > positions {
             let what = format!("is {new}, and the prompt has {tokens} of the model's {positions} positions");
@@ -213,25 +340,7 @@ impl PlanServeArgs {
         let shape = RowShape::new(tokens, sizes.vision_patches, &config)?;
         let device = sizes.device(common)?;
         let ranks = self.tensor_parallel_size as usize;
-        let exchange =
-            Arc::new(CountedExchange { ranks, bytes: AtomicU64::default(), exchanges: AtomicU64::default() });
-        let parallel = if ranks > 1 { Some(TensorParallel::new(exchange.clone(), &config)?) } else { None };
-        let (source, quantization) = (WeightSource::Uninitialised(files), self.quantize.quantization());
-        let from = WeightLoader {
-            device: &device,
-            source,
-            dtype,
-            quantization,
-            may_pad: true,
-            trainable: &|_| false,
-            deferred: None,
-        };
-        let weights = Qwen25Vl {
-            vision: VisionTower::load(&from, &config.vision)?,
-            text: TextDecoder::load(&from, &config, parallel.as_ref())?,
-            config: config.clone(),
-            features: None,
-        };
+        let (exchange, weights) = load_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
         let text = TensorParallel::own_sizes(&config.text, ranks);
         let batch = self.batch_size.map_or_else(|| model::default_batch_size(&device), usize::from);
         let free = memory.map(|all| (all as u64).saturating_sub(device.memory().current as u64));
@@ -276,6 +385,11 @@ impl PlanServeArgs {
         };
         Ok((counts, ServingPlan { batch, kv_bytes, blocks, sequences, decoding, gathers }))
     }
+}
+
+/// Whether a plan failed because the KV cache has no room for one request.
+fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(EngineError::Request(e)) if e.to_string().starts_with("KV cache: "))
 }
 
 /// Replaces the number of keys that the attention of a decode step reads. The step was counted at the beginning of the

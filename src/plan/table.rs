@@ -11,6 +11,7 @@ use reel_measure::pricing::{Basis, Price, record_of_gpu};
 use reel_runs::plan::{BackwardPass, DividedWeights, PhaseCosts, TrainedSize};
 use serde_json::{Value, json};
 
+use super::advice::Additions;
 use crate::common::CommonOptions;
 use crate::output;
 
@@ -213,10 +214,24 @@ pub fn plan_json(counts: &DryRunCounts, machine: &MachineSpec) -> Value {
     })
 }
 
-pub fn print_plan(common: &CommonOptions, counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
+/// Prints a plan with `additions`.
+pub fn print_plan_with(
+    common: &CommonOptions,
+    counts: &DryRunCounts,
+    machine: &MachineSpec,
+    additions: Additions,
+) -> Result<()> {
     if common.json {
-        return output::print_json(&plan_json(counts, machine));
+        let mut plan = plan_json(counts, machine);
+        additions.merge_into(&mut plan);
+        return output::print_json(&plan);
     }
+    print_plan(counts, machine)?;
+    additions.print_lines()
+}
+
+/// Prints a plan as text.
+fn print_plan(counts: &DryRunCounts, machine: &MachineSpec) -> Result<()> {
     let Totals { flops, bytes, seconds, tokens } = Totals::of(counts, machine);
     let phases = phase_seconds(counts, machine);
     print_memory(counts, machine)?;

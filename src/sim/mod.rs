@@ -10,6 +10,7 @@ mod mutants;
 mod page;
 mod parameters;
 mod quote;
+mod remarks;
 mod run;
 mod show;
 

@@ -1,12 +1,17 @@
 //! `reel sim mutants`: tests whether each barrier, fence and wait of a kernel is needed, and whether the simulator
 //! detects a missing one.
 
+use std::path::Path;
+
 use anyhow::Result;
 use clap::Args;
 use reel_sim::exec::ExecOptions;
-use reel_sim::mutate::{self, MutantResult};
+use reel_sim::finding::{SourceLine, source_line};
+use reel_sim::mutate::{self, Mutant, MutantResult};
 use serde_json::json;
 
+use super::case::PreparedLaunch;
+use super::quote::SourceQuotes;
 use super::run::SimRunArgs;
 use crate::common::CommonOptions;
 use crate::fail::failed;
@@ -53,20 +58,35 @@ impl SimMutantsArgs {
         })?;
         let survivors = verdicts.iter().filter(|v| v.killed_by.is_none()).count();
         if common.json {
-            let rows: Vec<_> = verdicts.iter().map(|v| self.row(v)).collect();
+            let rows: Vec<_> = verdicts.iter().map(|v| row(v, &line_of(&case, &v.mutant))).collect();
             return output::print_json(&json!({"mutants": verdicts.len(), "survivors": survivors, "verdicts": rows}));
         }
+        let quotes = SourceQuotes::new(&case.program, &case.kernel.name, Path::new(&location), &case.ptx);
         for v in &verdicts {
             let outcome = v.killed_by.map_or("SURVIVED".to_string(), |kind| format!("killed by {}", kind.name()));
-            output::print_line(format!("{outcome:28} {}", v.mutant))?;
+            let (place, text) = quotes.place_and_text(&line_of(&case, &v.mutant));
+            let text = text.map_or(String::new(), |text| format!(" | {text}"));
+            output::print_line(format!("{outcome:28} {place}: {} {}{text}", v.mutant.opcode, v.mutant.change))?;
         }
         output::print_line(format!("{location}: {} of {} mutants survived", survivors, verdicts.len()))
     }
+}
 
-    fn row(&self, v: &MutantResult) -> serde_json::Value {
-        json!({
-            "line": v.mutant.line, "opcode": v.mutant.opcode, "change": v.mutant.change.to_string(),
-            "killed_by": v.killed_by.map(|kind| kind.name()),
-        })
+/// Returns the source line of the instruction that a mutant changes: of the CUDA file if the PTX has line information.
+fn line_of(case: &PreparedLaunch, mutant: &Mutant) -> SourceLine {
+    let name = case.program.module.functions.get(mutant.function).map(|function| &function.name);
+    let code = case.kernel.functions.iter().find(|code| Some(&code.name) == name);
+    match code {
+        Some(code) => source_line(&case.program, &case.kernel, code.first + mutant.instruction as u32),
+        None => SourceLine { file: None, line: mutant.line, cuda: false },
     }
+}
+
+fn row(v: &MutantResult, source: &SourceLine) -> serde_json::Value {
+    let SourceLine { file, line, cuda } = source;
+    json!({
+        "line": line, "file": file, "of": if *cuda { "cuda" } else { "ptx" }, "ptx_line": v.mutant.line,
+        "opcode": v.mutant.opcode, "change": v.mutant.change.to_string(),
+        "killed_by": v.killed_by.map(|kind| kind.name()),
+    })
 }

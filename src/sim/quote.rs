@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use reel_diagnostic::input;
-use reel_sim::finding;
+use reel_sim::finding::{self, SourceLine};
 use reel_sim::program::Program;
 
 /// A source file and its lines.
@@ -39,6 +39,16 @@ impl SourceQuotes {
     /// Returns all lines of the file, unchanged.
     pub fn lines(&self) -> &[String] {
         &self.lines
+    }
+
+    /// Returns the place of a line as `file:line`, and its text if the line is in this file. The file of a PTX line of
+    /// a kernel with line information is `ptx`.
+    pub fn place_and_text(&self, line: &SourceLine) -> (String, Option<&str>) {
+        match &line.file {
+            Some(file) => (format!("{file}:{}", line.line), None),
+            None if line.cuda == self.cuda => (format!("{}:{}", self.name, line.line), self.source_line(line.line)),
+            None => (format!("ptx:{}", line.line), None),
+        }
     }
 
     /// Returns a line, numbered from 1, without surrounding white space.

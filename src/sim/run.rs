@@ -56,7 +56,8 @@ Examples:
   --arg tmap:1:bf16:64,32:128:64,8:128 --arg buf:bf16:2048:random
       a 32 × 64 tensor of bf16, rows of 128 bytes, boxes of 8 × 64";
 
-/// Check a kernel of a PTX or CUDA file, and show its results, counts and estimated time bounds.
+/// Check a kernel of a PTX or CUDA file, and show its defects and the lines that waste time: bank conflicts, uncoalesced
+/// accesses, idle lanes. --verbose also shows all counts and estimated time bounds.
 #[derive(Args, Debug)]
 pub struct SimRunArgs {
     /// PTX, or CUDA C++ (needs NVRTC or nvcc)
@@ -156,7 +157,8 @@ impl SimRunArgs {
             );
             output::print_json(&shown.json())
         } else {
-            output::print_text(&report.printed).and_then(|()| output::print_text(&shown.text(common.quiet)))
+            output::print_text(&report.printed)
+                .and_then(|()| output::print_text(&shown.text(common.quiet, common.verbose)))
         };
         self.refuse_stopped(&report)?;
         let findings = report.findings.concat();

@@ -6,6 +6,7 @@ use reel_sim::check;
 use reel_sim::exec::{GpuSpec, LaunchConfig};
 use reel_sim::finding::Finding;
 use reel_sim::finding::FindingKind;
+use reel_sim::finding::SourceLine;
 use reel_sim::program::{Kernel, Program};
 use reel_sim::report::{CountReport, CountSummary, LineCounts};
 use reel_sim::roofline::{ESTIMATED_GPUS, NumberOrigin, Roofline};
@@ -13,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::entry::{demangle_symbols, signature};
 use super::quote::SourceQuotes;
+use super::remarks::{Remark, remarks};
 
 /// A checked kernel and its report, ready to be shown.
 #[derive(Debug)]
@@ -61,37 +63,49 @@ impl RunDisplay<'_> {
         json!({
             "ok": self.report.has_no_findings(),
             "findings": findings,
+            "remarks": self.remarks().iter().map(remark_json).collect::<Vec<_>>(),
             "notes": self.report.notes.iter().map(|note| demangle_symbols(note)).collect::<Vec<_>>(),
             "counters": { NumberOrigin::Counted.name(): total, "lines": lines, NumberOrigin::Modelled.name(): modelled },
             "interleavings": self.report.interleavings,
         })
     }
 
-    /// Returns the report as text; with `quiet`, only its findings.
-    pub fn text(&self, quiet: bool) -> String {
+    /// Returns the remarks on the speed of the first run.
+    pub fn remarks(&self) -> Vec<Remark> {
+        let threads = self.launch.block.into_iter().product();
+        self.report.counters.first().map_or_else(Vec::new, |c| remarks(self.program, self.kernel, c, threads))
+    }
+
+    /// Returns the report as text, whose last lines are the findings and the verdict: with `verbose` after all counts
+    /// and modelled times; with `quiet` the findings alone.
+    pub fn text(&self, quiet: bool, verbose: bool) -> String {
         let mut out = String::new();
-        for f in self.findings() {
-            self.add_finding(&mut out, f);
+        if verbose && !quiet {
+            self.add_counts(&mut out);
+            self.add_rooflines(&mut out);
+            out.push('\n');
+        }
+        if !quiet {
+            for remark in self.remarks() {
+                self.add_remark(&mut out, &remark);
+            }
         }
         for note in &self.report.notes {
             out += &format!("note: {}\n", demangle_symbols(note));
         }
-        if quiet {
-            return out;
+        for f in self.findings() {
+            self.add_finding(&mut out, f);
         }
-        if !out.is_empty() {
-            out.push('\n');
+        if !quiet {
+            out += &format!("{}: {}: {}\n", self.file, signature(&self.kernel.name), self.verdict());
         }
-        out += &format!("{}: {}: {}\n", self.file, signature(&self.kernel.name), self.verdict());
-        self.add_counts(&mut out);
-        self.add_rooflines(&mut out);
         out
     }
 
     /// Returns the number of findings and the number of runs as text, such as `1 finding in 8 interleavings`.
     pub fn verdict(&self) -> String {
         let verdict = match self.findings().count() {
-            0 => "no findings".to_string(),
+            0 => "no defects found".to_string(),
             1 => "1 finding".to_string(),
             n => format!("{n} findings"),
         };
@@ -120,10 +134,18 @@ impl RunDisplay<'_> {
         *out += &format!("  {}\n", readable_message(f));
     }
 
+    fn add_remark(&self, out: &mut String, remark: &Remark) {
+        let (place, quote) = self.quotes.place_and_text(&remark.line);
+        *out += &format!("{}: {place}: {}\n", remark.kind, remark.message);
+        if let Some(text) = quote {
+            *out += &format!("  {:>5} | {text}\n", remark.line.line);
+        }
+    }
+
     fn add_counts(&self, out: &mut String) {
         let counts = self.counts();
         let c = &counts.total.count;
-        *out += "\ncounted in the first run:\n";
+        *out += "counted in the first run:\n";
         let mut row = |name: &str, value: String| *out += &format!("  {name:<24}{value}\n");
         row("blocks, barriers", format!("{}, {}", counts.blocks, counts.barriers));
         row("instructions", format!("{} executed by warps, {} by threads", c.warps, c.threads));
@@ -213,6 +235,14 @@ fn finding_json(f: &Finding) -> Value {
     json!({
         "kind": f.kind.name(), "message": demangle_symbols(&f.message), "line": f.line, "block": f.block, "thread": f.thread,
         "space": f.space, "address": f.address, "count": f.count,
+    })
+}
+
+fn remark_json(remark: &Remark) -> Value {
+    let SourceLine { file, line, cuda } = &remark.line;
+    json!({
+        "kind": remark.kind, "line": line, "file": file, "of": if *cuda { "cuda" } else { "ptx" },
+        "message": remark.message,
     })
 }
 

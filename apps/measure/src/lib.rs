@@ -2,7 +2,7 @@
 //! results differ.
 //!
 //! [`rounds`] times work of a model and then profiles one more round, whose time it splits by op ([`ops`]) and by part
-//! ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the data sheets of GPUs,
+//! ([`parts`]). [`ceilings`] measures the highest rates of this machine; [`machine`] has the rates of GPUs by their data sheets ([`data_sheet`]),
 //! [`pricing`] predicts times by what was measured on a GPU, or by the model of [`kernel_model`]. [`timing`] times
 //! single kernels, [`counters`] reads the GPU's counters for them. [`compare`] tests whether two results differ by more
 //! than chance, [`turns`] whether two programs do. [`page`] and [`roofline_page`] write results as HTML. [`trace`]
@@ -15,6 +15,7 @@ pub mod ceilings;
 pub mod clocks;
 pub mod compare;
 pub mod counters;
+pub mod data_sheet;
 mod error;
 mod folded;
 pub mod job;

@@ -1,9 +1,12 @@
 //! Machines to plan for: GPUs by their data sheets, and the CPU of this machine.
 
+use std::path::Path;
+
 use reel_device::cuda::{Driver, Nvidia};
 use reel_device::{Cost, DType, Device, OpTotals};
 
 use crate::ceilings::Ceilings;
+use crate::data_sheet::{self, DataSheet};
 use crate::error::{Result, bad_option};
 
 /// A GPU or CPU with its arithmetic rates, memory bandwidth and memory size.
@@ -17,89 +20,23 @@ pub struct MachineSpec {
     pub compute_capability: u32,
     /// Memory in bytes, if known.
     pub memory: Option<f64>,
+    /// Bytes per second of NVLink in one direction; `None` without NVLink.
+    pub nvlink: Option<f64>,
+    /// Name of a GPU's PCIe link: `pcie4` or `pcie5`.
+    pub pcie: String,
     /// Where the rates come from, as text.
     pub source: String,
 }
 
-/// The data sheet of a GPU: dense rates (without sparsity) in TFLOP/s, bf16 with f32 sums and f32 without tensor cores;
-/// bandwidth in TB/s; memory in GB; L2 cache in MB.
-///
-/// The memory of the H200 is what its driver reports, which is more than the 141 GB of the data sheet.
-struct DataSheet {
-    name: &'static str,
-    compute_capability: u32,
-    bf16: f64,
-    f32: f64,
-    bandwidth: f64,
-    memory: f64,
-    l2: f64,
-    model: &'static str,
-}
-
-/// Data sheets by NVIDIA.
-const DATA_SHEETS: [DataSheet; 5] = [
-    DataSheet {
-        name: "h200",
-        compute_capability: 90,
-        bf16: 989.4,
-        f32: 66.9,
-        bandwidth: 4.8,
-        // 143771 MiB, as the driver reports it.
-        memory: 150.75482,
-        l2: 50.0,
-        model: "H200 SXM",
-    },
-    DataSheet {
-        name: "h100",
-        compute_capability: 90,
-        bf16: 989.4,
-        f32: 66.9,
-        bandwidth: 3.35,
-        memory: 80.0,
-        l2: 50.0,
-        model: "H100 SXM",
-    },
-    DataSheet {
-        name: "a100",
-        compute_capability: 80,
-        bf16: 312.0,
-        f32: 19.5,
-        bandwidth: 2.039,
-        memory: 80.0,
-        l2: 40.0,
-        model: "A100 SXM 80 GB",
-    },
-    DataSheet {
-        name: "l40s",
-        compute_capability: 89,
-        bf16: 362.0,
-        f32: 91.6,
-        bandwidth: 0.864,
-        memory: 48.0,
-        l2: 96.0,
-        model: "L40S",
-    },
-    DataSheet {
-        name: "rtx4090",
-        compute_capability: 89,
-        bf16: 165.2,
-        f32: 82.6,
-        bandwidth: 1.008,
-        memory: 24.0,
-        l2: 72.0,
-        model: "GeForce RTX 4090",
-    },
-];
-
 /// The data sheet of a GPU by its full name, such as `NVIDIA H200`.
 fn data_sheet(full_name: &str) -> Option<&'static DataSheet> {
     let plain = full_name.to_lowercase().replace(' ', "");
-    DATA_SHEETS.iter().find(|s| plain.contains(s.name))
+    data_sheet::built_in().iter().find(|sheet| plain.contains(&sheet.name))
 }
 
 /// The short name of a GPU, looked up by its full name; `None` if the table does not have the GPU.
 pub(crate) fn data_sheet_name(full_name: &str) -> Option<&'static str> {
-    data_sheet(full_name).map(|s| s.name)
+    data_sheet(full_name).map(|sheet| sheet.name.as_str())
 }
 
 /// Operations per second of the GPU `device` for products of `dtype` by its data sheet (dense, without sparsity): what
@@ -127,8 +64,8 @@ impl PublishedLimits {
     /// The limits of the GPU with this full name; `None` if the table does not have the GPU.
     pub fn of_gpu(full_name: &str) -> Option<Self> {
         let s = data_sheet(full_name)?;
-        let rates = Ceilings { f32: s.f32 * 1e12, bf16: s.bf16 * 1e12, bytes: s.bandwidth * 1e12, cache: None };
-        Some(Self { rates, l2_bytes: s.l2 * 1e6 })
+        let rates = Ceilings { f32: s.f32, bf16: s.bf16, bytes: s.bandwidth, cache: None };
+        Some(Self { rates, l2_bytes: s.l2.unwrap_or(0.0) })
     }
 
     /// Whether the launches of the kernel `name` took less time than the data sheet allows for their operations and for
@@ -149,36 +86,52 @@ const ACHIEVABLE_ARITHMETIC: f64 = 0.8;
 const ACHIEVABLE_BANDWIDTH: f64 = 0.9;
 
 impl MachineSpec {
-    /// A GPU by its short name.
+    /// The GPU of the option `--gpu`: the short name of a built-in GPU, or a file with the figures of a GPU (see
+    /// [`data_sheet`]).
     ///
     /// # Errors
-    /// The table has no GPU of that name; the error lists the names.
+    /// There is no built-in GPU of that name; the file cannot be read or has wrong figures.
+    pub fn gpu(name_or_file: &str) -> Result<Self> {
+        match DataSheet::is_file(name_or_file) {
+            true => Ok(Self::of_data_sheet(&DataSheet::read(Path::new(name_or_file))?, "file")),
+            false => Self::gpu_by_name(name_or_file),
+        }
+    }
+
+    /// A built-in GPU by its short name.
+    ///
+    /// # Errors
+    /// There is no built-in GPU of that name; the error lists the names.
     pub fn gpu_by_name(name: &str) -> Result<Self> {
-        let Some(s) = DATA_SHEETS.iter().find(|s| s.name == name) else {
-            let names: Vec<&str> = DATA_SHEETS.iter().map(|s| s.name).collect();
-            return Err(bad_option(
-                "--gpu",
-                format!("there is no data sheet for a GPU named {name:?}"),
-                format!("give one of {}", names.join(", ")),
-            ));
-        };
+        Ok(Self::of_data_sheet(data_sheet::by_name(name)?, "data sheet"))
+    }
+
+    /// `origin` is the word for where the figures come from.
+    fn of_data_sheet(s: &DataSheet, origin: &str) -> Self {
         let source = format!(
-            "assumes {:.0} % of the arithmetic rate and {:.0} % of the bandwidth that the data sheet states ({} TFLOP/s in bf16, {} TFLOP/s in f32, {} TB/s for {})",
+            "assumes {:.0} % of the arithmetic rate and {:.0} % of the bandwidth that the {origin} states ({} TFLOP/s in bf16, {:.3} TFLOP/s in f32, {} TB/s for {})",
             100.0 * ACHIEVABLE_ARITHMETIC,
             100.0 * ACHIEVABLE_BANDWIDTH,
-            s.bf16,
-            s.f32,
-            s.bandwidth,
-            s.model
+            s.bf16 / 1e12,
+            s.f32 / 1e12,
+            s.bandwidth / 1e12,
+            s.title
         );
         let ceilings = Ceilings {
-            f32: ACHIEVABLE_ARITHMETIC * s.f32 * 1e12,
-            bf16: ACHIEVABLE_ARITHMETIC * s.bf16 * 1e12,
-            bytes: ACHIEVABLE_BANDWIDTH * s.bandwidth * 1e12,
+            f32: ACHIEVABLE_ARITHMETIC * s.f32,
+            bf16: ACHIEVABLE_ARITHMETIC * s.bf16,
+            bytes: ACHIEVABLE_BANDWIDTH * s.bandwidth,
             cache: None,
         };
-        let compute_capability = s.compute_capability;
-        Ok(Self { name: name.to_string(), ceilings, compute_capability, memory: Some(s.memory * 1e9), source })
+        Self {
+            name: s.name.clone(),
+            ceilings,
+            compute_capability: s.compute_capability,
+            memory: Some(s.memory),
+            nvlink: s.nvlink,
+            pcie: s.pcie.clone(),
+            source,
+        }
     }
 
     /// GPU number `number` of this machine, with the rates of its data sheet.
@@ -189,9 +142,10 @@ impl MachineSpec {
         let gpu = Nvidia::open(number)?;
         let full_name = &gpu.properties().name;
         let Some(sheet) = data_sheet(full_name) else {
-            return Err(bad_option("--device", format!("there is no data sheet for {full_name}"), "give --gpu NAME"));
+            let help = "give --gpu with the name of a similar GPU, or with a file of its figures";
+            return Err(bad_option("--device", format!("there is no data sheet for {full_name}"), help));
         };
-        Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::gpu_by_name(sheet.name)? })
+        Ok(Self { memory: Some(gpu.properties().memory as f64), ..Self::of_data_sheet(sheet, "data sheet") })
     }
 
     /// Available host memory in bytes (`MemAvailable` of Linux), if known.
@@ -208,6 +162,8 @@ impl MachineSpec {
             ceilings: Ceilings::measure_cpu(threads),
             compute_capability: 0,
             memory: Self::host_memory_available(),
+            nvlink: None,
+            pcie: String::new(),
             source: format!("measured with {threads} threads"),
         }
     }

@@ -94,7 +94,7 @@ pub fn roofline_page(gpu: Option<&str>, times: Option<&Path>) -> Result<Roofline
 /// The machine whose roofline the page shows.
 fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec> {
     if let Some(gpu) = gpu {
-        return MachineSpec::gpu_by_name(gpu);
+        return MachineSpec::gpu(gpu);
     }
     let name = times.and_then(|t| t.machine.as_deref());
     match times.and_then(|t| t.ceilings) {
@@ -103,6 +103,8 @@ fn machine(gpu: Option<&str>, times: Option<&KernelTimes>) -> Result<MachineSpec
             ceilings,
             compute_capability: 0,
             memory: None,
+            nvlink: None,
+            pcie: String::new(),
             source: "measured with the times".to_string(),
         }),
         None => MachineSpec::gpu_by_name(name.and_then(data_sheet_name).unwrap_or("h200")),

@@ -132,7 +132,10 @@ fn count(target: &MutationTarget, verdict: &MutantVerdict, print: bool, tally: &
         let mutant = &target.mutant;
         println!(
             "{}",
-            json!({"function": target.function, "mutant": mutant.to_string(), "places": target.places, "verdict": what})
+            json!({
+                "function": target.function, "mutant": format!("{} {}", mutant.opcode, mutant.change),
+                "places": target.places, "ptx_line": mutant.line, "verdict": what,
+            })
         );
     }
 }

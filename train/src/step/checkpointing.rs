@@ -20,7 +20,7 @@ use crate::{Result, TrainError};
 /// The share of the free memory that a run may fill. In host memory (0.5), media workers and the copy of a checkpoint
 /// that is being written need the rest. In GPU memory (0.94), the driver and libraries need the rest, and gaps between
 /// allocated blocks are lost.
-fn usable_share(device: &Device) -> f64 {
+pub fn usable_share(device: &Device) -> f64 {
     if device.capabilities().own_memory { 0.94 } else { 0.5 }
 }
 

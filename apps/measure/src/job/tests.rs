@@ -2,6 +2,11 @@ use proptest::prelude::*;
 use reel_runtime::optim::ParameterSize;
 
 use super::*;
+use crate::machine::MachineSpec;
+
+fn h200() -> MachineSpec {
+    MachineSpec::gpu_by_name("h200").unwrap()
+}
 
 fn process(parameters: u64, bytes_per_weight: u64, bytes_of_moments: u64) -> ProcessCosts {
     let parts = [
@@ -146,7 +151,7 @@ fn one_rank_is_the_process_itself() {
     assert_eq!(shape.memory_of(0, &process), as_before);
     assert_eq!(shape.gradient_traffic(0, 1000), Traffic::default());
     assert_eq!(shape.weight_traffic(0, &process), Traffic::default());
-    let time = shape.step_time(&process, &Links::new("h200", &[]).unwrap());
+    let time = shape.step_time(&process, &Links::new(&h200(), &[]).unwrap());
     assert_eq!((time.total(), time.exposed_seconds(), time.hidden_seconds()), (1.1, 0.0, 0.0));
 }
 
@@ -155,7 +160,7 @@ fn one_rank_is_the_process_itself() {
 fn exchange_of_two_nodes_is_bound_by_the_network() {
     let process = process(4_000_000_000, 2, 10);
     let shape = JobShape { ranks: 16, gpus_per_node: 8, micro_batches: 32 };
-    let links = Links::new("h200", &[]).unwrap();
+    let links = Links::new(&h200(), &[]).unwrap();
     let of = |sent: u64, received: u64| LinkBytes { sent, received };
     let gb = 1_000_000_000;
     // In each round, a rank sends 1 GB to each other rank: 7 on its own machine, 8 on the other machine.
@@ -207,7 +212,7 @@ fn the_last_round_may_be_incomplete() {
 
 #[test]
 fn weak_scaling_goes_to_1024_gpus() {
-    let links = Links::new("h200", &["ib200".to_string()]).unwrap();
+    let links = Links::new(&h200(), &["ib200".to_string()]).unwrap();
     let points = weak_scaling(&process(4_000_000_000, 2, 10), 2, 8, &links);
     let gpus: Vec<usize> = points.iter().map(|p| p.shape.ranks).collect();
     assert_eq!(gpus, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]);

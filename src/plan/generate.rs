@@ -1,0 +1,192 @@
+//! `reel plan generate`: memory and time of sampling completions of one prompt.
+
+use anyhow::Result;
+use clap::Args;
+use reel_device::{DType, Device};
+use reel_engine::Engine;
+use reel_measure::links::Links;
+use reel_measure::machine::MachineSpec;
+use reel_model::qwen2_5_vl::Qwen25Vl;
+use reel_runs::plan::{self, PhaseCosts, RowShape};
+use reel_runtime::Cx;
+use serde_json::json;
+
+use super::advice::{Additions, UsableMemory, advise, push_changed};
+use super::search::{Change, Dimension, Outcome};
+use super::serve::load_rank;
+use super::table::{self, DryRunCounts};
+use super::{Sizes, refuse_new_tokens, request};
+use crate::common::CommonOptions;
+use crate::fail::usage_error;
+use crate::generate;
+use crate::model::QuantizeFlag;
+
+#[derive(Args, Clone, Debug)]
+pub struct PlanGenerateArgs {
+    /// Model folder, or Hugging Face model id
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    max_new_tokens: usize,
+    /// Number of completions
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    n: usize,
+    /// Divide the model among N GPUs of a machine, as reel generate --tensor-parallel-size N does: the memory is that
+    /// of each GPU
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    tensor_parallel_size: u32,
+    #[command(flatten)]
+    quantize: QuantizeFlag,
+    #[command(flatten)]
+    sizes: Sizes,
+}
+
+/// The counts of a call, and the bytes that each GPU receives from the others.
+struct Counted {
+    counts: DryRunCounts,
+    received: u64,
+}
+
+impl PlanGenerateArgs {
+    pub fn run(&self, common: &CommonOptions) -> Result<()> {
+        let machine = self.sizes.machine(common)?;
+        let counted = self.count(common)?;
+        let mut additions = self.gathers(&counted, &machine)?;
+        let usable = UsableMemory::of(&self.sizes, machine.memory, common)?;
+        if let Some(usable) = usable.filter(|_| table::fits(&counted.counts, &machine) == Some(false)) {
+            let options_of = |changed: &Self| {
+                let mut options = Vec::new();
+                if self.quantize.name() != changed.quantize.name() {
+                    options.extend(changed.quantize.name().map(|name| format!("--quantize {name}")));
+                }
+                push_changed(&mut options, "--max-new-tokens", &self.max_new_tokens, &changed.max_new_tokens);
+                let (before, now) = (&self.tensor_parallel_size, &changed.tensor_parallel_size);
+                push_changed(&mut options, "--tensor-parallel-size", before, now);
+                options.join(" ")
+            };
+            let peak = Some(counted.counts.memory.peak as u64);
+            let plan = |changed: &Self| changed.outcome(common, &machine, usable);
+            let advice = advise(self, &self.dimensions(common), common, usable, peak, options_of, plan);
+            additions.fields.extend(advice.fields);
+            additions.lines.extend(advice.lines);
+        }
+        table::print_plan_with(common, &counted.counts, &machine, additions)
+    }
+
+    /// What the GPUs of a divided model exchange.
+    fn gathers(&self, counted: &Counted, machine: &MachineSpec) -> Result<Additions> {
+        let ranks = self.tensor_parallel_size;
+        if ranks == 1 {
+            return Ok(Additions::default());
+        }
+        let link = Links::new(machine, &[])?.within_node;
+        let (bytes, seconds) = (counted.received, link.seconds(counted.received));
+        let serde_json::Value::Object(fields) = json!({
+            "tensor_parallel_size": ranks, "gathers": {"link": link.name, "bytes": bytes, "seconds": seconds},
+        }) else {
+            return Ok(Additions::default());
+        };
+        let line = format!(
+            "\nthe model is divided among {ranks} GPUs, and all figures are those of each: in the call it also receives \
+             {:.3} GB over {}, which takes {}; the latency of exchanges is not counted",
+            bytes as f64 / 1e9,
+            link.title,
+            table::duration(seconds)
+        );
+        Ok(Additions { fields, lines: vec![line] })
+    }
+
+    /// The ways to save memory that are left.
+    fn dimensions(&self, common: &CommonOptions) -> Vec<Dimension<Self>> {
+        let int8: Vec<Change<Self>> = match self.quantize.name() {
+            Some(_) => Vec::new(),
+            None => vec![Box::new(|args| args.quantize = QuantizeFlag::int8())],
+        };
+        let lengths = (1..8).map(|power| self.max_new_tokens >> power).take_while(|tokens| *tokens >= 16);
+        let shorter = |tokens: usize| -> Change<Self> { Box::new(move |args| args.max_new_tokens = tokens) };
+        let mut all = vec![
+            Dimension { name: "int8 weights", group: "int8", levels: int8 },
+            Dimension { name: "fewer new tokens", group: "length", levels: lengths.map(shorter).collect() },
+        ];
+        if self.sizes.plans_gpu(common) {
+            let ranks = [2u32, 4, 8].into_iter().filter(|n| *n > self.tensor_parallel_size);
+            let level = |n: u32| -> Change<Self> { Box::new(move |args| args.tensor_parallel_size = n) };
+            all.push(Dimension { name: "tensor parallel", group: "gpus", levels: ranks.map(level).collect() });
+        }
+        all.retain(|dimension| !dimension.levels.is_empty());
+        all
+    }
+
+    fn outcome(&self, common: &CommonOptions, machine: &MachineSpec, usable: UsableMemory) -> Result<Outcome> {
+        let Counted { counts, received } = self.count(common)?;
+        let compute: f64 = table::phase_seconds(&counts, machine).iter().map(|(_, seconds)| seconds).sum();
+        let exchange = if received > 0 { Links::new(machine, &[])?.within_node.seconds(received) } else { 0.0 };
+        let (seconds, peak) = (compute + exchange, counts.memory.peak as u64);
+        Ok(Outcome {
+            peak,
+            seconds,
+            tokens_per_second: counts.tokens as f64 / seconds,
+            gpus: self.tensor_parallel_size.into(),
+            fits: peak <= usable.bytes(),
+        })
+    }
+
+    fn count(&self, common: &CommonOptions) -> Result<Counted> {
+        let dtype = self.sizes.dtype(common);
+        let (config, files, name) = self.sizes.config(self.model.as_deref(), common)?;
+        let tokens = self.sizes.prompt_tokens()?;
+        let positions = config.text.max_position_embeddings;
+        if tokens > positions {
+            let what = format!("is {tokens}, more than the model's {positions} positions");
+            return Err(usage_error("--tokens", what, "lower it"));
+        }
+        // Checked first, because device `dry` runs one forward pass per token, so a huge number would take very long.
+        refuse_new_tokens(self.max_new_tokens, &config)?;
+        generate::refuse_completion_count(self.n)?;
+        let shape = RowShape::new(tokens, self.sizes.vision_patches, &config)?;
+        let device = self.sizes.device(common)?;
+        let ranks = self.tensor_parallel_size as usize;
+        let (exchange, weights) = load_rank(&device, files, &config, dtype, self.quantize.quantization(), ranks)?;
+        let count = |new: usize| -> Result<plan::OpCosts> {
+            device.profiler().clear();
+            device.reset_peak();
+            exchange.take();
+            generate_on(&device, &weights, dtype, &shape, new, self.n)?;
+            Ok(device.profiler().totals()?)
+        };
+        let prefill = count(1)?;
+        let mut decode = count(self.max_new_tokens)?;
+        plan::subtract_costs(&mut decode, &prefill);
+        let counts = DryRunCounts {
+            command: "generate",
+            subject: format!(
+                "{name}, a prompt of {tokens} tokens, {} completions of {} tokens",
+                self.n, self.max_new_tokens
+            ),
+            dtype,
+            memory: device.memory(),
+            phases: PhaseCosts(vec![("prefill", prefill), ("decode", decode)]),
+            units: 1,
+            unit: "call",
+            tokens: (tokens + self.n * self.max_new_tokens) as u64,
+            training: None,
+        };
+        Ok(Counted { counts, received: exchange.take().bytes })
+    }
+}
+
+/// Runs the inference engine on device `dry`: samples `n` completions of `new` tokens for a prompt of the size
+/// `shape`.
+fn generate_on(
+    device: &Device,
+    weights: &Qwen25Vl,
+    dtype: DType,
+    shape: &RowShape,
+    new: usize,
+    n: usize,
+) -> Result<()> {
+    let request = request(&weights.config, shape, new, n);
+    Engine::new(weights, &Cx::inference(device, dtype))?.generate(vec![request], |_| {})?;
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! Searches for the changes of a command with which it would fit: the fewest changes, then the least loss of speed.
+//!
+//! Each way to save memory is a [`Dimension`] with levels from the mildest to the strongest, such as checkpointing with
+//! `selective` and `full`. A choice sets some dimensions to a level:
+//!
+//! ```text
+//! for k in 1, 2, 3 changes, until there are three choices
+//!     for each set of k dimensions that contains no set that fits already
+//!         plan the strongest level of each                               does it fit? if not, next set
+//!         for each dimension of the set, the last first: plan milder levels; bisection finds the mildest that fits
+//! ```
+//!
+//! Every plan is a run of the command on device `dry`. A run on `dry` takes 0.1 to 3 seconds, so the search begins no
+//! further run after [`MAX_RUNS`] runs or [`MAX_SECONDS`].
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+/// Maximum number of runs on device `dry`.
+const MAX_RUNS: usize = 64;
+/// Seconds after which no further run begins.
+const MAX_SECONDS: Duration = Duration::from_secs(60);
+/// Number of choices after which no larger sets of changes are tried, and maximum number that is shown.
+pub const MAX_CHOICES: usize = 3;
+/// Maximum number of changes of a choice.
+const MAX_CHANGES: u32 = 3;
+
+/// What the plan of some settings says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    /// Peak bytes of a GPU (or of the CPU).
+    pub peak: u64,
+    /// Seconds of a step or call.
+    pub seconds: f64,
+    /// Tokens per second of all GPUs.
+    pub tokens_per_second: f64,
+    pub gpus: u64,
+    /// Whether the command runs with the usable memory.
+    pub fits: bool,
+}
+
+impl Outcome {
+    /// Tokens per second of each GPU.
+    pub fn speed(&self) -> f64 {
+        self.tokens_per_second / self.gpus as f64
+    }
+}
+
+/// A change of a command's settings `S`.
+pub type Change<S> = Box<dyn Fn(&mut S)>;
+
+/// A way to save memory.
+pub struct Dimension<S> {
+    /// What it is, in words, such as `gradient checkpointing`.
+    pub name: &'static str,
+    /// Dimensions of the same group exclude each other.
+    pub group: &'static str,
+    /// Changes from the mildest to the strongest, at least one.
+    pub levels: Vec<Change<S>>,
+}
+
+/// A set of changes with which the command fits.
+#[derive(Clone, Debug)]
+pub struct Choice<S> {
+    /// The settings with the changes.
+    pub settings: S,
+    pub changes: u32,
+    pub outcome: Outcome,
+}
+
+/// The result of a search.
+#[derive(Debug)]
+pub struct Found<S> {
+    /// At most [`MAX_CHOICES`] choices, the nearest first.
+    pub choices: Vec<Choice<S>>,
+    /// The smallest peak that was planned, in bytes.
+    pub smallest_peak: Option<u64>,
+    /// Number of runs on device `dry`.
+    pub runs: usize,
+    /// Whether the search ended at a limit of runs or time.
+    pub is_cut_short: bool,
+}
+
+/// Searches from `start`. `plan` plans settings; its error means that they do not fit together. `shows_progress` is
+/// whether to show progress on a terminal.
+pub fn search<S: Clone>(
+    start: &S,
+    dimensions: &[Dimension<S>],
+    shows_progress: bool,
+    plan: impl FnMut(&S) -> Result<Outcome>,
+) -> Found<S> {
+    let known = HashMap::new();
+    let began = Instant::now();
+    let mut search = Search {
+        start,
+        dimensions,
+        plan,
+        known,
+        runs: 0,
+        began,
+        smallest_peak: None,
+        is_cut_short: false,
+        shows_progress,
+    };
+    let choices = search.choices();
+    if shows_progress {
+        eprint!("\r\x1b[K");
+    }
+    let Search { runs, smallest_peak, is_cut_short, .. } = search;
+    Found { choices, smallest_peak, runs, is_cut_short }
+}
+
+/// The level of each dimension, from 1; 0 is unchanged.
+type Levels = Vec<usize>;
+
+struct Search<'a, S, P> {
+    start: &'a S,
+    dimensions: &'a [Dimension<S>],
+    plan: P,
+    /// Outcomes that are known; `None` if the settings cannot be planned.
+    known: HashMap<Levels, Option<Outcome>>,
+    runs: usize,
+    began: Instant,
+    smallest_peak: Option<u64>,
+    is_cut_short: bool,
+    shows_progress: bool,
+}
+
+impl<S: Clone, P: FnMut(&S) -> Result<Outcome>> Search<'_, S, P> {
+    fn choices(&mut self) -> Vec<Choice<S>> {
+        let (mut fitting, mut choices): (Vec<u32>, Vec<Choice<S>>) = (Vec::new(), Vec::new());
+        for changes in 1..=MAX_CHANGES {
+            let mut found = Vec::new();
+            for set in self.sets(changes) {
+                let has_smaller_choice = fitting.iter().any(|smaller| smaller & set == *smaller);
+                if has_smaller_choice {
+                    continue;
+                }
+                if let Some((levels, outcome)) = self.mildest(set) {
+                    fitting.push(set);
+                    found.push((set, Choice { settings: self.settings(&levels), changes, outcome }));
+                }
+            }
+            choices.extend(self.best_of_groups(found));
+            if choices.len() >= MAX_CHOICES {
+                break;
+            }
+        }
+        choices.truncate(MAX_CHOICES);
+        choices
+    }
+
+    /// All sets of this many dimensions that do not exclude each other, as masks.
+    fn sets(&self, changes: u32) -> Vec<u32> {
+        let of = |set: u32| (0..self.dimensions.len()).filter(move |at| set >> at & 1 == 1);
+        let excludes =
+            |set: u32| of(set).any(|a| of(set).any(|b| a < b && self.dimensions[a].group == self.dimensions[b].group));
+        let all = 1..1u32 << self.dimensions.len();
+        all.filter(|set| set.count_ones() == changes && !excludes(*set)).collect()
+    }
+
+    /// The mildest levels of a set of dimensions with which the command fits; `None` if it does not.
+    fn mildest(&mut self, set: u32) -> Option<(Levels, Outcome)> {
+        let strongest = |at: usize| if set >> at & 1 == 1 { self.dimensions[at].levels.len() } else { 0 };
+        let mut levels: Levels = (0..self.dimensions.len()).map(strongest).collect();
+        let mut outcome = self.fitting(&levels)?;
+        for at in (0..levels.len()).rev() {
+            // The level `fits` fits; levels below `next` do not.
+            let (mut next, mut fits) = (1, levels[at]);
+            while next < fits {
+                let middle = (next + fits) / 2;
+                let mut milder = levels.clone();
+                milder[at] = middle;
+                match self.fitting(&milder) {
+                    Some(of_milder) => (fits, outcome) = (middle, of_milder),
+                    None => next = middle + 1,
+                }
+            }
+            levels[at] = fits;
+        }
+        Some((levels, outcome))
+    }
+
+    fn settings(&self, levels: &Levels) -> S {
+        let mut settings = self.start.clone();
+        for (dimension, level) in self.dimensions.iter().zip(levels).filter(|(_, level)| **level > 0) {
+            dimension.levels[level - 1](&mut settings);
+        }
+        settings
+    }
+
+    /// The outcome of settings that fit; `None` if they do not, or if the search has ended.
+    fn fitting(&mut self, levels: &Levels) -> Option<Outcome> {
+        if let Some(known) = self.known.get(levels) {
+            return known.filter(|outcome| outcome.fits);
+        }
+        if self.runs >= MAX_RUNS || self.began.elapsed() >= MAX_SECONDS {
+            self.is_cut_short = true;
+            return None;
+        }
+        self.runs += 1;
+        if self.shows_progress {
+            eprint!("\r\x1b[Klooking for options that fit: run {} on device dry", self.runs);
+        }
+        let settings = self.settings(levels);
+        let outcome = (self.plan)(&settings).ok();
+        self.known.insert(levels.clone(), outcome);
+        if let Some(outcome) = outcome {
+            let least = self.smallest_peak.map_or(outcome.peak, |peak| peak.min(outcome.peak));
+            self.smallest_peak = Some(least);
+        }
+        outcome.filter(|outcome| outcome.fits)
+    }
+
+    /// Sorts choices by speed. Of those that differ only by the dimensions of one group, keeps the one with the fewest
+    /// GPUs, or the fastest of these.
+    fn best_of_groups(&self, found: Vec<(u32, Choice<S>)>) -> Vec<Choice<S>> {
+        let groups = |set: u32| -> Vec<&str> {
+            let of = (0..self.dimensions.len()).filter(|at| set >> at & 1 == 1);
+            of.map(|at| self.dimensions[at].group).collect()
+        };
+        let mut best: Vec<(Vec<&str>, Choice<S>)> = Vec::new();
+        for (set, choice) in found {
+            let key = |c: &Choice<S>| (c.outcome.gpus, -c.outcome.speed());
+            match best.iter_mut().find(|(of, _)| *of == groups(set)) {
+                Some((_, other)) if key(&choice) < key(other) => *other = choice,
+                Some(_) => {}
+                None => best.push((groups(set), choice)),
+            }
+        }
+        best.sort_by(|(_, a), (_, b)| b.outcome.speed().total_cmp(&a.outcome.speed()));
+        best.into_iter().map(|(_, choice)| choice).collect()
+    }
+}
+
+/// The largest number from `least` to `most` for which `fits` says that it fits, if it says so of `least`: found by
+/// doubling and then by bisection. Of this number and of the next one, `fits` has been asked.
+///
+/// # Errors
+/// That of `fits`.
+pub fn largest_that_fits(least: u64, most: u64, mut fits: impl FnMut(u64) -> Result<bool>) -> Result<Option<u64>> {
+    if !fits(least)? {
+        return Ok(None);
+    }
+    let (mut good, mut bad) = (least, None);
+    while bad.is_none() && good < most {
+        let next = good.saturating_mul(2).clamp(good + 1, most);
+        if fits(next)? { good = next } else { bad = Some(next) }
+    }
+    while let Some(end) = bad.filter(|end| end - good > 1) {
+        let middle = good + (end - good) / 2;
+        if fits(middle)? { good = middle } else { bad = Some(middle) }
+    }
+    Ok(Some(good))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Settings of a made-up command: a memory of 100 is divided by levels.
+    #[derive(Clone, Debug, Default, PartialEq)]
+    struct Settings {
+        a: u64,
+        b: u64,
+        gpus: u64,
+    }
+
+    fn dimensions() -> Vec<Dimension<Settings>> {
+        let a: Vec<Change<Settings>> = vec![Box::new(|s| s.a = 10), Box::new(|s| s.a = 20), Box::new(|s| s.a = 30)];
+        let b: Vec<Change<Settings>> = vec![Box::new(|s| s.b = 25)];
+        let gpus: Vec<Change<Settings>> = vec![Box::new(|s| s.gpus = 2), Box::new(|s| s.gpus = 4)];
+        vec![
+            Dimension { name: "a", group: "a", levels: a },
+            Dimension { name: "b", group: "b", levels: b },
+            Dimension { name: "gpus", group: "gpus", levels: gpus },
+        ]
+    }
+
+    fn found(memory: u64) -> Found<Settings> {
+        search(&Settings::default(), &dimensions(), false, |s| {
+            let gpus = s.gpus.max(1);
+            let peak = (100 - s.a - s.b) / gpus;
+            let seconds = 1.0 + s.a as f64;
+            Ok(Outcome { peak, seconds, tokens_per_second: gpus as f64 / seconds, gpus, fits: peak <= memory })
+        })
+    }
+
+    #[test]
+    fn the_mildest_levels_of_the_fewest_changes_are_found() {
+        let of = |memory| -> Vec<(u32, Settings)> {
+            found(memory).choices.into_iter().map(|choice| (choice.changes, choice.settings)).collect()
+        };
+        let settings = |a, b, gpus| Settings { a, b, gpus };
+        // One change each, the fastest first; 20 of `a` is enough.
+        assert_eq!(of(80), [(1, settings(0, 25, 0)), (1, settings(0, 0, 2)), (1, settings(20, 0, 0))]);
+        // One change is not enough without GPUs, so two follow; no choice has more GPUs than needed.
+        assert_eq!(of(50), [(1, settings(0, 0, 2)), (2, settings(30, 25, 0))]);
+        // A set that contains a smaller choice is no choice.
+        assert_eq!(of(30), [(1, settings(0, 0, 4))]);
+        assert_eq!(of(20), [(2, settings(0, 25, 4)), (2, settings(20, 0, 4))]);
+        let none = found(10);
+        assert!(none.choices.is_empty() && none.smallest_peak == Some(11) && !none.is_cut_short, "{none:?}");
+    }
+
+    #[test]
+    fn a_search_ends_at_its_limit_of_runs() {
+        let levels = || -> Vec<Change<u64>> {
+            (1..40u64).map(|n| Box::new(move |s: &mut u64| *s += n) as Change<u64>).collect()
+        };
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let dimensions = names.map(|name| Dimension { name, group: name, levels: levels() });
+        let mut runs = 0;
+        let found = search(&0, &dimensions, false, |sum| {
+            runs += 1;
+            let fits = *sum > 70;
+            Ok(Outcome { peak: 1000 - sum, seconds: 1.0, tokens_per_second: 1.0, gpus: 1, fits })
+        });
+        assert!(found.is_cut_short && runs == MAX_RUNS && found.runs == MAX_RUNS, "{found:?}");
+        assert!(found.choices.iter().all(|choice| choice.settings > 70 && choice.changes == 2));
+    }
+
+    #[test]
+    fn the_largest_number_is_found_with_its_neighbours() {
+        for limit in [0, 1, 2, 3, 7, 8, 9, 100, 4095, 4096, 9999] {
+            let mut asked = Vec::new();
+            let largest = largest_that_fits(1, 4096, |n| {
+                asked.push(n);
+                Ok(n <= limit)
+            });
+            let wanted = (limit > 0).then_some(limit.min(4096));
+            assert_eq!(largest.unwrap(), wanted);
+            assert!(wanted.is_none_or(|n| asked.contains(&n) && (n == 4096 || asked.contains(&(n + 1)))), "{asked:?}");
+            assert!(asked.len() <= 26, "{asked:?}");
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! `reel plan sft|grpo`: the plan, what would fit if it does not, and the largest micro-batch (`--find-batch-size`).
+
+use std::collections::BTreeMap;
+use std::ops::DerefMut;
+
+use anyhow::Result;
+use reel_measure::machine::MachineSpec;
+use reel_train::options::{GradientCheckpointing, GrpoOptions, Optim, RunOptions, SftOptions, TrainingOptions};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::advice::{Additions, UsableMemory, advise, push_changed, shows_progress};
+use super::job::{Job, JobFlags};
+use super::search::{Change, Dimension, Outcome, largest_that_fits};
+use super::table::{self, DryRunCounts};
+use super::{Counting, Sizes};
+use crate::common::CommonOptions;
+use crate::fail::usage_error;
+
+/// Rank of the adapter that advice names, that of the example in README.
+const LORA_RANK: usize = 16;
+/// The numbers of GPUs that advice tries.
+const GPU_COUNTS: [u32; 6] = [2, 4, 8, 16, 32, 64];
+
+/// Largest micro-batches that `--find-batch-size` tries: rows of one size; tokens, of which the host makes inputs for
+/// device `dry`; rows of a data file, of which a plan reads no more.
+const MAX_ROWS: usize = 4096;
+const MAX_TOKENS: usize = 1 << 22;
+const MAX_ROWS_OF_DATA: usize = 256;
+
+/// Options of a training command whose micro-batch `reel plan` changes.
+pub trait MicroBatch: TrainingOptions + DerefMut<Target = RunOptions> + Clone + DeserializeOwned {
+    /// Number of rows by which a micro-batch grows.
+    fn rows_of_unit(&self) -> usize;
+
+    /// With packing, the number of tokens that a micro-batch is filled up to; else `None`.
+    fn packed_tokens(&mut self) -> Option<&mut Option<usize>>;
+
+    /// What the plan's subject says about these options.
+    fn subject(&self) -> String;
+}
+
+impl MicroBatch for SftOptions {
+    fn rows_of_unit(&self) -> usize {
+        1
+    }
+
+    fn packed_tokens(&mut self) -> Option<&mut Option<usize>> {
+        self.packing.then_some(&mut self.max_length)
+    }
+
+    fn subject(&self) -> String {
+        String::new()
+    }
+}
+
+impl MicroBatch for GrpoOptions {
+    fn rows_of_unit(&self) -> usize {
+        self.num_generations.max(1)
+    }
+
+    fn packed_tokens(&mut self) -> Option<&mut Option<usize>> {
+        None
+    }
+
+    fn subject(&self) -> String {
+        let shuffled = if self.temporal { ", and half as many more with shuffled frames" } else { "" };
+        let (completions, tokens) = (self.num_generations, self.max_completion_length);
+        format!("; {completions} completions of {tokens} tokens per prompt{shuffled}")
+    }
+}
+
+/// What `reel plan` plans: the options of the command, and those of the job.
+#[derive(Clone, Debug)]
+pub struct Settings<O> {
+    pub options: O,
+    pub job: JobFlags,
+}
+
+/// Plans a training command with various settings.
+pub struct TrainingPlanner<'a, O> {
+    pub counting: Counting<'a, O>,
+    pub sizes: &'a Sizes,
+    pub common: &'a CommonOptions,
+}
+
+/// A plan: the counts of the process of one rank, and the job if there is one.
+struct Planned {
+    counts: DryRunCounts,
+    job: Option<Job>,
+}
+
+impl Planned {
+    fn outcome(&self, machine: &MachineSpec, usable: Option<UsableMemory>) -> Outcome {
+        let fits = |peak: u64| usable.is_none_or(|usable| peak <= usable.bytes());
+        if let Some(outcome) = self.job.as_ref().and_then(|job| job.outcome(&self.counts, machine, fits)) {
+            return outcome;
+        }
+        let seconds: f64 = table::phase_seconds(&self.counts, machine).iter().map(|(_, seconds)| seconds).sum();
+        let tokens_per_second = self.counts.tokens as f64 / self.counts.units as f64 / seconds;
+        let peak = self.counts.memory.peak as u64;
+        Outcome { peak, seconds, tokens_per_second, gpus: 1, fits: fits(peak) }
+    }
+}
+
+impl<O: MicroBatch> TrainingPlanner<'_, O> {
+    /// Plans and prints; `finds_batch_size` is the option `--find-batch-size`.
+    pub fn run(&self, settings: Settings<O>, finds_batch_size: bool) -> Result<()> {
+        if !finds_batch_size {
+            let planned = self.plan(&settings)?;
+            let machine = self.sizes.machine(self.common)?;
+            return self.print(&settings, &planned, &machine, Additions::default());
+        }
+        let machine = self.sizes.machine(self.common)?;
+        let Some(usable) = UsableMemory::of(self.sizes, machine.memory, self.common)? else {
+            return Err(usage_error("--find-batch-size", "the memory of this machine is unknown", "give --gpu NAME"));
+        };
+        let (settings, additions) = self.find_batch_size(settings, &machine, usable)?;
+        self.print(&settings, &self.plan(&settings)?, &machine, additions)
+    }
+
+    fn plan(&self, settings: &Settings<O>) -> Result<Planned> {
+        let mut options = settings.options.clone();
+        let job = settings.job.take_one_rank(&mut options, self.sizes, self.common)?;
+        let mut counts = self.counting.count(self.common, &options)?;
+        counts.subject += &options.subject();
+        Ok(Planned { counts, job })
+    }
+
+    /// Prints a plan with `additions` and, if it does not fit, with what would.
+    fn print(
+        &self,
+        settings: &Settings<O>,
+        planned: &Planned,
+        machine: &MachineSpec,
+        mut additions: Additions,
+    ) -> Result<()> {
+        let usable = UsableMemory::of(self.sizes, machine.memory, self.common)?;
+        let outcome = planned.outcome(machine, None);
+        if let Some(usable) = usable.filter(|usable| outcome.peak as f64 > usable.all) {
+            let advice = advise(
+                settings,
+                &self.dimensions(settings),
+                self.common,
+                usable,
+                Some(outcome.peak),
+                |changed| options_between(settings, changed),
+                |changed| Ok(self.plan(changed)?.outcome(machine, Some(usable))),
+            );
+            additions.fields.extend(advice.fields);
+            additions.lines.extend(advice.lines);
+        }
+        match &planned.job {
+            Some(job) => job.print(self.common, &planned.counts, machine, additions),
+            None => table::print_plan_with(self.common, &planned.counts, machine, additions),
+        }
+    }
+
+    /// The ways to save memory that are left. A search weakens the last ones first.
+    fn dimensions(&self, settings: &Settings<O>) -> Vec<Dimension<Settings<O>>> {
+        let mut all = vec![
+            Dimension { name: "LoRA", group: "lora", levels: lora_levels(&settings.options) },
+            Dimension { name: "smaller moments", group: "optim", levels: optimizer_levels(&settings.options) },
+            Dimension { name: "a smaller micro-batch", group: "batch", levels: micro_batch_levels(&settings.options) },
+            Dimension {
+                name: "checkpointing",
+                group: "checkpointing",
+                levels: checkpointing_levels(&settings.options),
+            },
+        ];
+        if self.sizes.plans_gpu(self.common) {
+            let levels = |stage| gpu_levels(settings, stage);
+            all.push(Dimension { name: "more GPUs (ZeRO-3)", group: "gpus", levels: levels(3) });
+            if settings.options.zero_stage == 2 {
+                all.push(Dimension { name: "more GPUs (ZeRO-2)", group: "gpus", levels: levels(2) });
+            }
+        }
+        all.retain(|dimension| !dimension.levels.is_empty());
+        all
+    }
+
+    /// Finds the largest micro-batch that fits. Returns the settings with it, or with the smallest one if none fits.
+    fn find_batch_size(
+        &self,
+        settings: Settings<O>,
+        machine: &MachineSpec,
+        usable: UsableMemory,
+    ) -> Result<(Settings<O>, Additions)> {
+        let unit = BatchUnit::of(&settings.options, self.sizes)?;
+        let mut planned: BTreeMap<u64, Outcome> = BTreeMap::new();
+        let with = |n: u64| {
+            let mut changed = settings.clone();
+            unit.set(&mut changed.options, n as usize);
+            changed
+        };
+        let shows_progress = shows_progress(self.common);
+        let largest = largest_that_fits(1, unit.most as u64, |n| {
+            if shows_progress {
+                eprint!("\r\x1b[Kplanning {} {}", unit.option, n as usize * unit.size);
+            }
+            let outcome = self.plan(&with(n))?.outcome(machine, Some(usable));
+            planned.insert(n, outcome);
+            Ok(outcome.fits)
+        });
+        if shows_progress {
+            eprint!("\r\x1b[K");
+        }
+        let largest = largest?;
+        let report = |n: u64| {
+            let o = planned.get(&n)?;
+            Some(json!({
+                "value": n as usize * unit.size, "peak_bytes": o.peak, "fits": o.fits,
+                "seconds_per_token": 1.0 / o.tokens_per_second,
+            }))
+        };
+        let next = largest.map_or(Some(1), |n| (n < unit.most as u64).then_some(n + 1));
+        let mut fields = Map::new();
+        fields.insert(
+            "find_batch_size".into(),
+            json!({
+                "option": unit.option, "largest": largest.and_then(report), "next": next.and_then(report),
+                "usable_bytes": usable.bytes(), "dry_runs": planned.len(),
+            }),
+        );
+        let value = |n: u64| n as usize * unit.size;
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        let limit = format!("usable are {:.1} GB, {:.0} % of the memory", gb(usable.bytes()), 100.0 * usable.share);
+        let peak = |n: u64| planned.get(&n).map_or(0.0, |o| gb(o.peak));
+        let line = match (largest, next) {
+            (None, _) => format!("\nnot even {} {} fits: {:.3} GB; {limit}", unit.option, value(1), peak(1)),
+            (Some(n), next) => {
+                let time = planned.get(&n).map_or(0.0, |o| 1.0 / o.tokens_per_second);
+                let beyond = match next {
+                    Some(next) => format!("{} would need {:.3} GB", value(next), peak(next)),
+                    None => "the search ends there".to_string(),
+                };
+                format!(
+                    "\nlargest micro-batch that fits: {} {}, {:.3} GB, {} for each token; {beyond} ({limit})",
+                    unit.option,
+                    value(n),
+                    peak(n),
+                    table::duration(time)
+                )
+            }
+        };
+        Ok((with(largest.unwrap_or(1)), Additions { fields, lines: vec![line] }))
+    }
+}
+
+/// How the size of a micro-batch is given.
+struct BatchUnit {
+    option: &'static str,
+    /// The value of the option for one unit.
+    size: usize,
+    /// Largest number of units that is tried.
+    most: usize,
+}
+
+impl BatchUnit {
+    fn of<O: MicroBatch>(options: &O, sizes: &Sizes) -> Result<Self> {
+        let mut options = options.clone();
+        let rows_of_unit = options.rows_of_unit();
+        let most = |tokens: usize, rows: usize| MAX_ROWS.min(MAX_TOKENS / tokens.max(1) / rows).max(1);
+        match (options.packed_tokens(), sizes.tokens) {
+            (Some(_), Some(tokens)) => Ok(Self { option: "--max-length", size: tokens.max(1), most: most(tokens, 1) }),
+            (Some(_), None) => Err(usage_error(
+                "--find-batch-size",
+                "with --packing, rows of --data that are longer than a smaller --max-length would be skipped",
+                "give --tokens N instead of --data",
+            )),
+            (None, tokens) => {
+                let most = tokens.map_or(MAX_ROWS_OF_DATA / rows_of_unit, |tokens| most(tokens, rows_of_unit));
+                Ok(Self { option: "--per-device-train-batch-size", size: rows_of_unit, most: most.max(1) })
+            }
+        }
+    }
+
+    fn set<O: MicroBatch>(&self, options: &mut O, units: usize) {
+        let value = units * self.size;
+        match options.packed_tokens() {
+            Some(tokens) => *tokens = Some(value),
+            None => options.per_device_train_batch_size = value,
+        }
+    }
+}
+
+fn lora_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
+    match options.lora_r {
+        0 if !options.freeze_llm => vec![Box::new(|s: &mut Settings<O>| s.options.lora_r = LORA_RANK)],
+        _ => Vec::new(),
+    }
+}
+
+fn optimizer_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
+    let smaller: &[Optim] = match options.optim {
+        Optim::Adamw => &[Optim::AdamwBf16, Optim::Adamw8bit],
+        Optim::AdamwBf16 => &[Optim::Adamw8bit],
+        Optim::Adamw8bit => &[],
+    };
+    let level = |&optim: &Optim| -> Change<Settings<O>> { Box::new(move |s| s.options.optim = optim) };
+    smaller.iter().map(level).collect()
+}
+
+/// `auto` has recomputed every layer already if the plan does not fit.
+fn checkpointing_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
+    use GradientCheckpointing::{Auto, Full, None, Selective};
+    let stronger: &[GradientCheckpointing] = match options.gradient_checkpointing {
+        None => &[Selective, Full],
+        Selective => &[Full],
+        Auto | Full => &[],
+    };
+    let level = |&mode: &GradientCheckpointing| -> Change<Settings<O>> {
+        Box::new(move |s| s.options.gradient_checkpointing = mode)
+    };
+    stronger.iter().map(level).collect()
+}
+
+/// Smaller micro-batches of which a whole number has the rows of the present one, so that a step keeps its rows.
+fn micro_batch_levels<O: MicroBatch>(options: &O) -> Vec<Change<Settings<O>>> {
+    let (rows, unit) = (options.per_device_train_batch_size, options.rows_of_unit());
+    if options.clone().packed_tokens().is_some() {
+        return Vec::new();
+    }
+    let units = rows / unit;
+    let level = |n: usize| -> Change<Settings<O>> {
+        Box::new(move |s| {
+            s.options.per_device_train_batch_size = n * unit;
+            s.options.gradient_accumulation_steps *= units / n;
+        })
+    };
+    (1..units).rev().filter(|n| units.is_multiple_of(*n)).map(level).collect()
+}
+
+/// More GPUs, with at least one micro-batch each.
+fn gpu_levels<O: MicroBatch>(settings: &Settings<O>, zero_stage: u8) -> Vec<Change<Settings<O>>> {
+    let now = settings.job.ranks(&settings.options);
+    let level = |ranks: u32| -> Change<Settings<O>> {
+        Box::new(move |s| {
+            s.job.set_ranks(&mut s.options, ranks);
+            s.options.zero_stage = zero_stage;
+            s.options.gradient_accumulation_steps = s.options.gradient_accumulation_steps.max(ranks as usize);
+        })
+    };
+    GPU_COUNTS.into_iter().filter(|n| *n > now && n.is_multiple_of(now)).map(level).collect()
+}
+
+/// The options that turn `before` into `after`.
+fn options_between<O: MicroBatch>(before: &Settings<O>, after: &Settings<O>) -> String {
+    let mut options = Vec::new();
+    let (old, new): (&RunOptions, &RunOptions) = (&before.options, &after.options);
+    push_changed(&mut options, "--lora-r", &old.lora_r, &new.lora_r);
+    if old.optim != new.optim {
+        let name = serde_json::to_value(new.optim).ok();
+        options.extend(name.as_ref().and_then(Value::as_str).map(|name| format!("--optim {name}")));
+    }
+    push_changed(
+        &mut options,
+        "--gradient-checkpointing",
+        &old.gradient_checkpointing.to_string(),
+        &new.gradient_checkpointing.to_string(),
+    );
+    push_changed(
+        &mut options,
+        "--per-device-train-batch-size",
+        &old.per_device_train_batch_size,
+        &new.per_device_train_batch_size,
+    );
+    options.extend(after.job.options_since(&before.job, old, new));
+    push_changed(&mut options, "--zero-stage", &old.zero_stage, &new.zero_stage);
+    push_changed(
+        &mut options,
+        "--gradient-accumulation-steps",
+        &old.gradient_accumulation_steps,
+        &new.gradient_accumulation_steps,
+    );
+    options.join(" ")
+}

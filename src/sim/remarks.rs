@@ -1,0 +1,117 @@
+//! Remarks on the speed of a kernel by source line: bank conflicts, uncoalesced accesses to global memory, and idle
+//! lanes. They are counted in the first run, and are no defects.
+
+use std::collections::BTreeMap;
+
+use reel_sim::counters::Counters;
+use reel_sim::finding::{SourceLine, source_line};
+use reel_sim::program::{Kernel, Program};
+
+/// The waste of a line is worth a remark from this multiple of what the accesses need.
+const WORTH_NAMING: f64 = 1.5;
+/// A line is not worth a remark if it has less than this share of the launch's sectors, wavefronts or instructions.
+const LEAST_SHARE: f64 = 0.02;
+/// Idle lanes are worth a remark if fewer lanes than this work on average.
+const FEW_LANES: f64 = 16.0;
+/// Maximum number of remarks of each kind; those that waste most are shown.
+const MAX_REMARKS: usize = 3;
+
+/// A line that wastes time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remark {
+    /// `bank-conflicts`, `uncoalesced` or `idle-lanes`.
+    pub kind: &'static str,
+    pub line: SourceLine,
+    /// What is wasted, in one sentence.
+    pub message: String,
+}
+
+/// What the accesses of a line took and needed at least.
+#[derive(Clone, Copy, Debug, Default)]
+struct LineUse {
+    sectors: u64,
+    sectors_least: u64,
+    wavefronts: u64,
+    wavefronts_least: u64,
+    warps: u64,
+    threads: u64,
+}
+
+/// Returns the remarks on a launch, by kind and then by waste. `threads` is the number of threads of a block.
+pub fn remarks(program: &Program, kernel: &Kernel, counters: &Counters, threads: u32) -> Vec<Remark> {
+    let mut lines: BTreeMap<SourceLine, LineUse> = BTreeMap::new();
+    let mut all = LineUse::default();
+    for (pc, count) in counters.by_instruction.iter().enumerate().filter(|(_, count)| count.warps > 0) {
+        // An access of a warp needs one sector, and no fewer than the sectors that its bytes fill. Lanes that read the
+        // same bytes need fewer.
+        let bytes = count.global_read + count.global_written;
+        let least = bytes.div_ceil(32).max(count.warps).min(count.sectors);
+        for sum in [&mut all, lines.entry(source_line(program, kernel, pc as u32)).or_default()] {
+            sum.sectors += count.sectors;
+            sum.sectors_least += least;
+            sum.wavefronts += count.wavefronts;
+            sum.wavefronts_least += count.wavefronts_least;
+            sum.warps += count.warps;
+            sum.threads += count.threads;
+        }
+    }
+    let mut found = worst(&lines, |line| {
+        let wasted = line.wavefronts.saturating_sub(line.wavefronts_least);
+        let is_much = is_multiple(line.wavefronts, line.wavefronts_least) && is_share(wasted, all.wavefronts);
+        is_much.then(|| {
+            let message = format!(
+                "{} passes through the banks of shared memory, where {} would do",
+                line.wavefronts, line.wavefronts_least
+            );
+            ("bank-conflicts", wasted, message)
+        })
+    });
+    found.extend(worst(&lines, |line| {
+        let wasted = line.sectors.saturating_sub(line.sectors_least);
+        (is_multiple(line.sectors, line.sectors_least) && is_share(wasted, all.sectors)).then(|| {
+            let message =
+                format!("{} sectors of 32 bytes of global memory, where {} would do", line.sectors, line.sectors_least);
+            ("uncoalesced", wasted, message)
+        })
+    }));
+    // A block of fewer threads than a warp has idle lanes everywhere.
+    let lanes = f64::from(threads.min(32));
+    found.extend(worst(&lines, |line| {
+        let working = line.threads as f64 / line.warps as f64;
+        let wasted = 32 * line.warps - line.threads.min(32 * line.warps);
+        let is_much = working < FEW_LANES.min(lanes / WORTH_NAMING) && is_share(line.warps, all.warps);
+        is_much.then(|| {
+            let message =
+                format!("{working:.0} of {lanes:.0} lanes work on average, in {} warp instructions", line.warps);
+            ("idle-lanes", wasted, message)
+        })
+    }));
+    found
+}
+
+fn is_multiple(used: u64, least: u64) -> bool {
+    used as f64 >= WORTH_NAMING * least as f64 && used > least
+}
+
+fn is_share(part: u64, all: u64) -> bool {
+    part as f64 >= LEAST_SHARE * all as f64
+}
+
+/// The lines that waste most, as remarks. `of` returns the kind, the waste and the message of a line that is worth a
+/// remark.
+fn worst(
+    lines: &BTreeMap<SourceLine, LineUse>,
+    of: impl Fn(&LineUse) -> Option<(&'static str, u64, String)>,
+) -> Vec<Remark> {
+    let mut found: Vec<(u64, Remark)> = lines
+        .iter()
+        .filter(|(line, _)| line.line > 0)
+        .filter_map(|(line, used)| {
+            let (kind, wasted, message) = of(used)?;
+            Some((wasted, Remark { kind, line: line.clone(), message }))
+        })
+        .collect();
+    found.sort_by_key(|(wasted, _)| std::cmp::Reverse(*wasted));
+    found.truncate(MAX_REMARKS);
+    found.into_iter().map(|(_, remark)| remark).collect()
+}
