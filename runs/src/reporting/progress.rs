@@ -206,6 +206,7 @@ mod tests {
             peak_bytes: 1536,
             hash: String::new(),
             grpo,
+            validation: None,
         };
         let plain = "loss 0.5000  grad 2.000  lr 1.00e-6  5 tok/s  1.5 KiB";
         assert_eq!(summary(&line(GrpoMetrics::default())), plain);

@@ -10,6 +10,7 @@ pub mod sft;
 mod start;
 mod train_loop;
 mod validate;
+mod validation;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -48,6 +49,7 @@ pub use record::difference_in_bits;
 pub use train_loop::TrainLoop;
 pub(crate) use validate::unusable_rows;
 pub use validate::{DataCheckResult, check_data};
+pub(crate) use validation::Validation;
 
 /// The result of a training run.
 #[derive(Clone, Debug, PartialEq)]
@@ -240,8 +242,12 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.evaluate_before_steps()?;
         while self.state.step < self.state.steps && self.one_step()? {}
         // If the data ended before the planned number of steps, the evaluation after the last step is still missing.
-        let last = self.evaluate_if_due(self.state.step)?;
-        last.map_or(Ok(()), |line| self.report(line.step, None, Some(&line)))
+        let validation = self.validate_if_due(self.state.step);
+        let Some(line) = self.evaluate_if_due(self.state.step, validation)? else { return Ok(()) };
+        if let Some(last) = self.last.clone() {
+            self.add_validation_to_metrics(last, &line)?;
+        }
+        self.report(line.step, None, Some(&line))
     }
 
     /// Writes the trained model after the last step.
@@ -325,7 +331,7 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
         self.state.step = n;
         self.state.hash.clone_from(&hash);
         self.state.peak_bytes = self.state.peak_bytes.max(self.trainer.device.memory().peak as u64);
-        let line = StepMetrics {
+        let mut line = StepMetrics {
             step: n,
             loss: result.loss,
             grad_norm: result.grad_norm,
@@ -336,17 +342,22 @@ impl<'a, W: TrainLoop<'a>> Run<'a, W> {
             peak_bytes: self.state.peak_bytes,
             hash,
             grpo: std::mem::take(&mut result.grpo),
+            validation: None,
         };
+        self.reports.progress.show_step(&line);
+        // The line of the step has its validation loss. If that cannot be computed, the line is written without it, so
+        // that a checkpoint of the step can be written.
+        let validation = self.validate_if_due(self.state.steps);
+        line.validation = validation.as_ref().ok().and_then(|done| Some(done.as_ref()?.0.clone()));
         self.logs.metrics.append(&line)?;
         self.folder.previous.remove()?;
-        self.reports.progress.show_step(&line);
         self.state.rewards.add_step_reward(&line);
         self.reports.preview = result.preview.take().or(self.reports.preview.take());
         self.last = Some(line.clone());
         if !self.recorded.has_products() {
             self.recorded.update_products(&self.setup, &self.state)?;
         }
-        let evaluation = self.evaluate_if_due(self.state.steps)?;
+        let evaluation = self.evaluate_if_due(self.state.steps, validation)?;
         self.report(n, Some(&line), evaluation.as_ref())?;
         if !self.is_scheduled_checkpoint(n) {
             return Ok(());

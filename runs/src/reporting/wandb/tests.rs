@@ -19,6 +19,7 @@ fn line(step: u64) -> StepMetrics {
         peak_bytes: 7,
         hash: "00".into(),
         grpo: GrpoMetrics::default(),
+        validation: None,
     }
 }
 
